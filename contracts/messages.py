@@ -1,0 +1,420 @@
+"""Requests and events as strict, frozen models (SPEC 6). Pure; no I/O.
+
+`parse_request` turns the bytes of a delivery into a request or one clear refusal. Its
+errors name fields and rules and never repeat a value: a value may be a secret that was
+put into the wrong field.
+"""
+
+import json
+from datetime import datetime
+from typing import Annotated, Any, Final, Literal, NoReturn
+
+import orjson
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+)
+
+from contracts import metadata as object_metadata
+from contracts.errors import KeyturnError, MalformedRequestError
+from contracts.names import (
+    PROJECT_PATTERN,
+    SHORT_NAME_PATTERN,
+    TIME_PATTERN,
+    UUID_PATTERN,
+    check_key,
+    is_uuid,
+    parse_time,
+)
+from contracts.sealing import b64_decode
+from contracts.topology import REQUEST_ID_FIELDS, REQUESTS
+
+INLINE_MAX_BYTES: Final = 256 * 1024
+_CODE_PATTERN: Final = r"^[a-z0-9_]{1,64}$"
+_STAGED_MAX_BYTES: Final = 2**53 - 1  # what every JSON implementation can count to
+_MAX_PROBLEMS: Final = 3
+
+
+def _check_time(text: str) -> str:
+    parse_time(text)
+    return text
+
+
+def _check_b64(text: str) -> str:
+    b64_decode(text)
+    return text
+
+
+def _check_content_type(text: str) -> str:
+    return _as_value_error(object_metadata.check_content_type, text)
+
+
+def _check_caller(caller: dict[str, str]) -> dict[str, str]:
+    _as_value_error(object_metadata.caller_to_wire, caller)
+    return caller
+
+
+def _as_value_error(check: Any, value: Any) -> Any:
+    try:
+        return check(value)
+    except MalformedRequestError as exc:
+        raise ValueError(exc.detail) from exc
+
+
+Project = Annotated[str, Field(pattern=PROJECT_PATTERN)]
+ShortName = Annotated[str, Field(pattern=SHORT_NAME_PATTERN)]
+RequestId = Annotated[str, Field(pattern=UUID_PATTERN)]
+Time = Annotated[str, Field(pattern=TIME_PATTERN), AfterValidator(_check_time)]
+Key = Annotated[
+    str,
+    Field(min_length=1, description="1-900 bytes of UTF-8; see SPEC 1 for what it must not hold"),
+    AfterValidator(check_key),
+]
+Base64 = Annotated[
+    str,
+    Field(json_schema_extra={"contentEncoding": "base64"}),
+    AfterValidator(_check_b64),
+]
+ContentType = Annotated[
+    str, Field(pattern=r"^[\x20-\x7e]{1,256}$"), AfterValidator(_check_content_type)
+]
+CallerMetadata = Annotated[
+    dict[Annotated[str, Field(pattern=r"^[a-z0-9-]+$")], str],
+    Field(description="At most 1 KiB of names and values on the wire; no name begins with enc-"),
+    AfterValidator(_check_caller),
+]
+Generation = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class SealedSecret(_Strict):
+    """A secret sealed to an intake key: HPKE's `enc ‖ ciphertext` (SPEC 3.2)."""
+
+    intake_key: ShortName
+    ciphertext: Base64
+
+
+class InlineBody(_Strict):
+    """A body of at most 256 KiB of plaintext, sealed with the transport key."""
+
+    inline: Base64
+
+
+class Staged(_Strict):
+    """The size in bytes of the sealed body that stands in staging."""
+
+    size: Annotated[int, Field(ge=1, le=_STAGED_MAX_BYTES)]
+
+
+class StagedBody(_Strict):
+    """A body put at `.keyturn/staging/{publisher}/{upload_id}` beforehand."""
+
+    staged: Staged
+
+
+class _Request(_Strict):
+    requested_at: Time
+
+    @property
+    def requested_at_instant(self) -> datetime:
+        """`requested_at` as an instant in UTC."""
+        return parse_time(self.requested_at)
+
+
+class UploadRequested(_Request):
+    """Encrypt this body and store it (SPEC 6.4)."""
+
+    type: Literal["upload.requested"] = "upload.requested"
+    upload_id: RequestId
+    project: Project
+    key: Key
+    content_type: ContentType | None = None
+    metadata: CallerMetadata | None = None
+    sealed_key: SealedSecret
+    body: InlineBody | StagedBody
+
+
+class EnrollRequested(_Request):
+    """Give a project its keyring (SPEC 6.5)."""
+
+    type: Literal["enroll.requested"] = "enroll.requested"
+    request_id: RequestId
+    project: Project
+    sealed_kek: SealedSecret
+    plaintext: Literal["allowed"] | None = None
+    v0: Literal["allowed"] | None = None
+    sealed_v0_kek: SealedSecret | None = None
+    adopt: bool = False
+
+
+class RotationRequested(_Request):
+    """Turn a project's user KEK (SPEC 6.5)."""
+
+    type: Literal["rotation.requested"] = "rotation.requested"
+    rotation_id: RequestId
+    project: Project
+    expected_generation: Generation | None = None
+    sealed_kek: SealedSecret
+
+
+class SweepRequested(_Request):
+    """Bring the objects of one project, or of all, to the desired state (SPEC 6.6)."""
+
+    type: Literal["sweep.requested"] = "sweep.requested"
+    sweep_id: RequestId
+    project: Project | Literal["*"]
+    master_key: ShortName | None = None
+    encrypt_plaintext: bool = False
+    repair: bool = False
+    dry_run: bool = False
+
+
+class DeleteRequested(_Request):
+    """Leave a tombstone in an object's place (SPEC 6.6, 8.7)."""
+
+    type: Literal["delete.requested"] = "delete.requested"
+    request_id: RequestId
+    project: Project
+    key: Key
+
+
+Request = UploadRequested | EnrollRequested | RotationRequested | SweepRequested | DeleteRequested
+REQUEST_MODELS: Final[dict[str, type[_Request]]] = {
+    "upload.requested": UploadRequested,
+    "enroll.requested": EnrollRequested,
+    "rotation.requested": RotationRequested,
+    "sweep.requested": SweepRequested,
+    "delete.requested": DeleteRequested,
+}
+
+
+class _Event(BaseModel):
+    # Readers ignore fields that they do not know (SPEC 6.7).
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore", hide_input_in_errors=True)
+
+    at: Time
+
+
+class _Rejected(_Event):
+    # As sent: what was refused may not even have a well-formed project.
+    project: str | None
+    code: Annotated[str, Field(pattern=_CODE_PATTERN)]
+    detail: str
+
+
+class ProjectEnrolled(_Event):
+    """The project's keyring stands."""
+
+    type: Literal["project.enrolled"] = "project.enrolled"
+    request_id: RequestId
+    project: Project
+    generation: Generation
+
+
+class EnrollRejected(_Rejected):
+    """The enrolment was refused."""
+
+    type: Literal["enroll.rejected"] = "enroll.rejected"
+    request_id: RequestId
+
+
+class UploadStored(_Event):
+    """The object stands, under wraps of this generation; `size` is in bytes of plaintext."""
+
+    type: Literal["upload.stored"] = "upload.stored"
+    upload_id: RequestId
+    project: Project
+    key: Key
+    size: Count
+    generation: Generation
+
+
+class UploadRejected(_Rejected):
+    """The upload was refused."""
+
+    type: Literal["upload.rejected"] = "upload.rejected"
+    upload_id: RequestId
+
+
+class RotationRejected(_Rejected):
+    """The rotation was refused."""
+
+    type: Literal["rotation.rejected"] = "rotation.rejected"
+    rotation_id: RequestId
+
+
+class SweepRejected(_Rejected):
+    """The sweep was refused."""
+
+    type: Literal["sweep.rejected"] = "sweep.rejected"
+    sweep_id: RequestId
+
+
+class DeleteRejected(_Rejected):
+    """The delete was refused."""
+
+    type: Literal["delete.rejected"] = "delete.rejected"
+    request_id: RequestId
+
+
+Event = (
+    ProjectEnrolled
+    | EnrollRejected
+    | UploadStored
+    | UploadRejected
+    | RotationRejected
+    | SweepRejected
+    | DeleteRejected
+)
+Rejected = EnrollRejected | UploadRejected | RotationRejected | SweepRejected | DeleteRejected
+EVENT_MODELS: Final[dict[str, type[_Event]]] = {
+    "project.enrolled": ProjectEnrolled,
+    "enroll.rejected": EnrollRejected,
+    "upload.stored": UploadStored,
+    "upload.rejected": UploadRejected,
+    "rotation.rejected": RotationRejected,
+    "sweep.rejected": SweepRejected,
+    "delete.rejected": DeleteRejected,
+}
+_EVENT_ADAPTER: Final[TypeAdapter[Event]] = TypeAdapter(
+    Annotated[Event, Field(discriminator="type")]
+)
+
+
+def id_field(message_type: str) -> str:
+    """The field that holds the request's id, in a request or an event of this type."""
+    if message_type in REQUEST_ID_FIELDS:
+        return REQUEST_ID_FIELDS[message_type]
+    return next(name for name in EVENT_MODELS[message_type].model_fields if name in _ID_FIELDS)
+
+
+_ID_FIELDS: Final = frozenset(REQUEST_ID_FIELDS.values())
+
+
+def request_id(message: Request | Event) -> str:
+    """The id of a request, or of the request that an event answers."""
+    value: str = getattr(message, id_field(message.type))
+    return value
+
+
+def encode(message: Request | Event) -> bytes:
+    """The bytes that are signed and sent. Optional fields that are not set are left out."""
+    exclude_none = not isinstance(message, _Rejected)  # its project may be null on purpose
+    return orjson.dumps(message.model_dump(mode="json", exclude_none=exclude_none))
+
+
+def parse_request(body: bytes) -> Request:
+    """The request that these bytes are.
+
+    Raises:
+        MalformedRequestError: names the fields and rules that fail, never a value.
+    """
+    document = load_json(body)
+    model = REQUEST_MODELS.get(_text(document.get("type")) or "")
+    if model is None:
+        raise MalformedRequestError(f"type must be one of {', '.join(REQUESTS)}")
+    try:
+        return model.model_validate(document)  # type: ignore[return-value]  # one of Request
+    except ValidationError as exc:
+        raise MalformedRequestError(_problems(exc)) from None  # the cause repeats values
+
+
+def parse_event(body: bytes) -> Event:
+    """The event that these bytes are.
+
+    Raises:
+        MalformedRequestError: not an event that this version knows.
+    """
+    try:
+        return _EVENT_ADAPTER.validate_python(load_json(body))
+    except ValidationError as exc:
+        raise MalformedRequestError(_problems(exc)) from None
+
+
+def identity(body: bytes) -> tuple[str, str, str | None] | None:
+    """The type, the id and the project that a refused request claims, where its id is readable.
+
+    A refusal is told only to a request whose id can be read; `project` is as sent (SPEC 6.3).
+    """
+    try:
+        document = load_json(body)
+    except MalformedRequestError:
+        return None
+    message_type = _text(document.get("type"))
+    if message_type not in REQUEST_ID_FIELDS:
+        return None
+    claimed = _text(document.get(REQUEST_ID_FIELDS[message_type]))
+    if claimed is None or not is_uuid(claimed):
+        return None
+    return message_type, claimed, _text(document.get("project"))
+
+
+def rejection(
+    message_type: str, claimed_id: str, project: str | None, error: KeyturnError, at: str
+) -> Rejected:
+    """The event that tells a refusal."""
+    model: Any = EVENT_MODELS[message_type.replace(".requested", ".rejected")]
+    fields = {"project": project, "at": at, "code": error.code, "detail": error.detail}
+    event: Rejected = model(**{id_field(message_type): claimed_id}, **fields)
+    return event
+
+
+def load_json(body: bytes) -> dict[str, Any]:
+    """One JSON object, as strict as SPEC's opening asks: UTF-8, no name twice, no NaN.
+
+    Raises:
+        MalformedRequestError: anything else.
+    """
+    try:
+        document = json.loads(
+            body.decode(), object_pairs_hook=_object, parse_constant=_refuse_constant
+        )
+    except (ValueError, RecursionError) as exc:
+        reason = str(exc) if isinstance(exc, _JsonError) else "the body is not a JSON object"
+        raise MalformedRequestError(reason) from None  # the cause repeats the body
+    if not isinstance(document, dict):
+        raise MalformedRequestError("the body is not a JSON object")
+    return document
+
+
+class _JsonError(ValueError):
+    """A rule of ours that JSON itself does not have."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        raise _JsonError("a name stands twice in one object")
+    for pair in pairs:
+        for text in pair:
+            if isinstance(text, str) and not text.isascii():
+                text.encode()  # a lone surrogate is no text: it raises a ValueError
+    return document
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise _JsonError(f"{name} is not JSON")
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _problems(error: ValidationError) -> str:
+    found = error.errors(include_url=False, include_input=False, include_context=False)
+    told = [f"{_path(problem['loc'])}: {problem['msg']}" for problem in found[:_MAX_PROBLEMS]]
+    more = len(found) - len(told)
+    return "; ".join(told) + (f"; and {more} more" if more else "")
+
+
+def _path(loc: tuple[int | str, ...]) -> str:
+    # A name of the sender's own (a metadata name, an unknown field) is cut short.
+    return ".".join(ascii(str(part))[1:-1][:40] for part in loc)

@@ -1,0 +1,108 @@
+"""The names of SPEC 1: projects, keys, ids, times, and where things stand in the bucket.
+
+Every check here is exact: a name that passes can be put into an S3 key, a seal's
+context or a log line without a second thought.
+"""
+
+import re
+import unicodedata
+from datetime import UTC, datetime
+from typing import Final
+
+PROJECT_PATTERN: Final = r"^[a-z0-9][a-z0-9-]{0,62}$"
+SHORT_NAME_PATTERN: Final = r"^[a-z0-9-]{1,32}$"  # master keys, publishers, deployments
+UUID_PATTERN: Final = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
+TIME_PATTERN: Final = r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(\.\d{0,6})?Z$"
+KEY_MAX_BYTES: Final = 900
+
+OWN_PREFIX: Final = ".keyturn/"
+KEYRINGS_PREFIX: Final = ".keyturn/keyrings/"
+STAGING_PREFIX: Final = ".keyturn/staging/"
+
+_PROJECT = re.compile(PROJECT_PATTERN[1:-1])
+_SHORT_NAME = re.compile(SHORT_NAME_PATTERN[1:-1])
+_UUID = re.compile(UUID_PATTERN[1:-1])
+_TIME = re.compile(TIME_PATTERN[1:-1], re.ASCII)
+
+
+def is_project(text: str) -> bool:
+    """Whether this is a project id (SPEC 1)."""
+    return _PROJECT.fullmatch(text) is not None
+
+
+def is_short_name(text: str) -> bool:
+    """Whether this can name a master key, an intake key, a publisher or a deployment."""
+    return _SHORT_NAME.fullmatch(text) is not None
+
+
+def is_uuid(text: str) -> bool:
+    """Whether this is a request's id: a UUID in lower case."""
+    return _UUID.fullmatch(text) is not None
+
+
+def check_key(key: str) -> str:
+    """The key itself where SPEC 1 allows it.
+
+    Raises:
+        ValueError: says which rule it breaks, without repeating the key.
+    """
+    try:
+        size_bytes = len(key.encode())
+    except UnicodeEncodeError as exc:
+        raise ValueError("a key must be valid UTF-8") from exc
+    if not 1 <= size_bytes <= KEY_MAX_BYTES:
+        raise ValueError(f"a key has 1 to {KEY_MAX_BYTES} bytes of UTF-8")
+    if has_control_characters(key):
+        raise ValueError("a key has no control characters")
+    if any(segment in ("", ".", "..") for segment in key.split("/")):
+        raise ValueError("a key has no empty, '.' or '..' segment, and no '/' at either end")
+    return key
+
+
+def is_key(key: str) -> bool:
+    """Whether SPEC 1 allows this key."""
+    try:
+        check_key(key)
+    except ValueError:
+        return False
+    return True
+
+
+def has_control_characters(text: str) -> bool:
+    """Whether a C0 or C1 control character or DEL stands in the text."""
+    if text.isascii():
+        return not text.isprintable()
+    return any(unicodedata.category(character) == "Cc" for character in text)
+
+
+def parse_time(text: str) -> datetime:
+    """The instant that a time of SPEC 1 names.
+
+    Raises:
+        ValueError: not of the form, or no such instant.
+    """
+    if _TIME.fullmatch(text) is None:
+        raise ValueError("a time reads like 2026-11-24T10:00:00.000000Z")
+    whole, _, fraction = text[:-1].partition(".")
+    instant = datetime.strptime(whole, "%Y-%m-%dT%H:%M:%S").replace(tzinfo=UTC)
+    return instant.replace(microsecond=int(fraction.ljust(6, "0")))
+
+
+def format_time(instant: datetime) -> str:
+    """An instant as SPEC 1 writes it, to the microsecond."""
+    return instant.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def object_key(project: str, key: str) -> str:
+    """Where an object stands in the bucket (SPEC 4.1)."""
+    return f"{project}/{key}"
+
+
+def keyring_key(project: str) -> str:
+    """Where a project's keyring stands (SPEC 5.2)."""
+    return f"{KEYRINGS_PREFIX}{project}.json"
+
+
+def staging_key(publisher: str, upload_id: str) -> str:
+    """Where a publisher puts a body above the inline limit (SPEC 6.4)."""
+    return f"{STAGING_PREFIX}{publisher}/{upload_id}"

@@ -1,0 +1,162 @@
+"""Exchange, queues and routing keys, in one place (SPEC 6.1, 6.2).
+
+Plain data: workers declare it (request queues first, so that `mandatory` tells the
+truth), publishers only name it. The arguments of a queue are part of its identity:
+the broker refuses a second declaration that differs, so a change here is a migration.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Final
+
+EXCHANGE: Final = "keyturn"
+
+UPLOAD_QUEUE: Final = "keyturn.upload"
+CONTROL_QUEUE: Final = "keyturn.control"
+SWEEP_QUEUE: Final = "keyturn.sweep"
+EVENTS_STREAM: Final = "keyturn.events"
+
+UPLOAD_REQUESTS: Final = ("upload.requested",)
+CONTROL_REQUESTS: Final = (
+    "enroll.requested",
+    "rotation.requested",
+    "sweep.requested",
+    "delete.requested",
+)
+REQUESTS: Final = UPLOAD_REQUESTS + CONTROL_REQUESTS
+EVENTS: Final = (
+    "project.enrolled",
+    "enroll.rejected",
+    "upload.stored",
+    "upload.rejected",
+    "rotation.accepted",
+    "rotation.rejected",
+    "rotation.completed",
+    "sweep.progressed",
+    "sweep.completed",
+    "sweep.rejected",
+    "object.deleted",
+    "delete.rejected",
+)
+
+REQUEST_ID_FIELDS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "enroll.requested": "request_id",
+        "upload.requested": "upload_id",
+        "rotation.requested": "rotation_id",
+        "sweep.requested": "sweep_id",
+        "delete.requested": "request_id",
+    }
+)
+REJECTED_EVENTS: Final[Mapping[str, str]] = MappingProxyType(
+    {request: request.replace(".requested", ".rejected") for request in REQUESTS}
+)
+
+PUBLISHER_HEADER: Final = "keyturn-publisher"
+SIGNATURE_HEADER: Final = "keyturn-signature"
+# Put on by workers; taken off again when a dead letter is replayed.
+CODE_HEADER: Final = "keyturn-code"
+DETAIL_HEADER: Final = "keyturn-detail"
+ATTEMPT_HEADER: Final = "keyturn-attempt"
+WORKER_HEADERS: Final = (CODE_HEADER, DETAIL_HEADER, ATTEMPT_HEADER)
+
+# SPEC 12, and SPEC 7.5 for unknown_project: seconds before the 1st, 2nd, … retry.
+RETRY_DELAYS_S: Final = (1, 5, 30, 120, 600)
+UNKNOWN_PROJECT_DELAYS_S: Final = (1, 5, 9)
+ALL_DELAYS_S: Final = tuple(sorted({*RETRY_DELAYS_S, *UNKNOWN_PROJECT_DELAYS_S}))
+
+EVENTS_MAX_BYTES: Final = 4 * 1024**3
+EVENTS_MAX_AGE: Final = "14D"
+_SEGMENT_BYTES: Final = 64 * 1024**2
+# A worker that dies costs a message one delivery; the broker's default of 20 is spent
+# by a bad afternoon of deploys, and what exceeds it goes to the dead letters.
+_DELIVERY_LIMIT: Final = 100
+_CONSUMER_TIMEOUT_MS: Final = 6 * 3600 * 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A durable queue, and the routing keys that bind it to the exchange."""
+
+    name: str
+    arguments: Mapping[str, str | int] = field(default_factory=dict)
+    bindings: tuple[str, ...] = ()
+
+
+def dead_letter_name(queue: str) -> str:
+    """The name of a queue's dead-letter queue (SPEC 6.2)."""
+    return f"{queue}.dead"
+
+
+def retry_name(queue: str, delay_s: int) -> str:
+    """The name of the queue in which a message waits `delay_s` seconds before it comes back."""
+    return f"{queue}.retry.{delay_s}s"
+
+
+def _work_queue(name: str, bindings: tuple[str, ...]) -> Queue:
+    return Queue(
+        name,
+        {
+            "x-queue-type": "quorum",
+            "x-delivery-limit": _DELIVERY_LIMIT,
+            "x-consumer-timeout": _CONSUMER_TIMEOUT_MS,
+            **_dead_letters_to(dead_letter_name(name)),
+        },
+        bindings,
+    )
+
+
+def _dead_letters_to(queue: str) -> dict[str, str | int]:
+    # at-least-once needs reject-publish; without it a message on its way from one
+    # queue to the other is lost when the broker dies in between.
+    return {
+        "x-dead-letter-exchange": "",
+        "x-dead-letter-routing-key": queue,
+        "x-dead-letter-strategy": "at-least-once",
+        "x-overflow": "reject-publish",
+    }
+
+
+def _dead_queue(name: str) -> Queue:
+    # No delivery limit: looking at a dead letter counts as a delivery, and a limit
+    # without a dead-letter exchange drops.
+    return Queue(dead_letter_name(name), {"x-queue-type": "quorum", "x-delivery-limit": -1})
+
+
+def _retry_queue(name: str, delay_s: int) -> Queue:
+    return Queue(
+        retry_name(name, delay_s),
+        {
+            "x-queue-type": "quorum",
+            "x-message-ttl": delay_s * 1000,
+            **_dead_letters_to(name),
+        },
+    )
+
+
+def queues() -> tuple[Queue, ...]:
+    """All queues in the order of their declaration: request queues first, the stream last.
+
+    The stream is bound to the events' keys alone, never to `#`: a stream that takes
+    requests would satisfy `mandatory` and lose them.
+    """
+    work = (
+        _work_queue(UPLOAD_QUEUE, UPLOAD_REQUESTS),
+        _work_queue(CONTROL_QUEUE, CONTROL_REQUESTS),
+        _work_queue(SWEEP_QUEUE, ()),
+    )
+    dead = tuple(_dead_queue(queue.name) for queue in work)
+    retry = tuple(_retry_queue(queue.name, s) for queue in work for s in ALL_DELAYS_S)
+    events = Queue(
+        EVENTS_STREAM,
+        {
+            "x-queue-type": "stream",
+            "x-max-length-bytes": EVENTS_MAX_BYTES,
+            "x-max-age": EVENTS_MAX_AGE,
+            "x-stream-max-segment-size-bytes": _SEGMENT_BYTES,
+        },
+        EVENTS,
+    )
+    # Dead-letter and retry queues stand before any work queue that points at them.
+    return (*dead, *retry, *work, events)

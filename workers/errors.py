@@ -1,0 +1,29 @@
+"""What only workers raise, on top of the contracts' errors: how the storage answered.
+
+These never leave a worker: whoever calls the storage decides which code of SPEC 12
+an answer means there (a missing object is `staged_body_missing` in staging and an
+empty place at an upload's target).
+"""
+
+
+class StorageAnswerError(Exception):
+    """A definite answer of the storage that is not the one hoped for. Nothing was written."""
+
+
+class MissingError(StorageAnswerError):
+    """404: no such object, or no such multipart upload."""
+
+
+class PreconditionError(StorageAnswerError):
+    """412 (or 409 between two conditional writers): the condition did not hold.
+
+    An HTTP client that resends can make this a false alarm: look whose object it is.
+    """
+
+
+class RefusedError(StorageAnswerError):
+    """403: not allowed, or, of a leased request, sent after its lease (SPEC 8.4)."""
+
+
+class UnsafeStorageError(Exception):
+    """The bucket misses something that SPEC 10 requires; the worker does not start."""

@@ -1,0 +1,24 @@
+"""What differs between S3 servers, named here and nowhere else (SPEC 10).
+
+Each field is measured by `workers.storage.probe` with requests to the bucket itself.
+The defaults are what works everywhere.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Differences:
+    """What the configured bucket does beyond what SPEC 10 requires."""
+
+    # Completing a multipart upload honours If-None-Match: *. Where it does not, two
+    # completions both succeed and the second body wins: large bodies then go as one
+    # streamed conditional put.
+    conditional_completion: bool = False
+    # A copy honours If-Match on its destination; where it does not, the header is not sent.
+    conditional_copy_destination: bool = False
+    # A self-copy keeps the tags; where it does not, they are read before and put back after.
+    copy_keeps_tags: bool = False
+
+
+WORKS_EVERYWHERE = Differences()

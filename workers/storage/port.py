@@ -1,0 +1,237 @@
+"""The one port through which everything reaches S3 (SPEC 8.4, 10).
+
+Implementations: `workers.storage.s3` (aioboto3 and leased requests) and
+`workers.storage.memory` (for tests). Whatever differs between servers is named in
+`workers.storage.differences` and measured by `workers.storage.probe`, never guessed
+from a server's name.
+
+Errors, of every method: `MissingError`, `PreconditionError`, `RefusedError` for
+definite answers; `contracts.errors.StorageUnavailableError` where the outcome of a
+write is unknown or a read failed after its retries. Writes are never resent here: a
+resent conditional write may meet its own first attempt.
+"""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Protocol
+
+from workers.storage.differences import Differences
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """How long a write may still arrive (SPEC 8.4): the storage itself refuses later ones.
+
+    `read_at` is the storage's own `Date` of the keyring read that the write rests on.
+    """
+
+    read_at: datetime
+    expires_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class Headers:
+    """What a write says of its object, and what a self-copy must restate (SPEC 8.2).
+
+    `metadata` is as on the wire: lower-case names without `x-amz-meta-`, ASCII values.
+    `restated` holds further request headers in lower case, by name (`cache-control`,
+    `x-amz-storage-class`, `x-amz-website-redirect-location`, ...).
+    """
+
+    metadata: Mapping[str, str]
+    content_type: str | None = None
+    restated: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What the storage tells of a stored object.
+
+    `etag` is without quotes. `date` is the storage's clock at the answer. `headers` is
+    what a self-copy has to restate so that everything else stays as it was.
+    """
+
+    size_bytes: int
+    etag: str
+    date: datetime
+    last_modified: datetime
+    headers: Headers
+    tag_count: int = 0
+    version_id: str | None = None
+    archived: bool = False
+    locked: bool = False
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """The object's metadata as on the wire, with lower-case names."""
+        return self.headers.metadata
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One row of a listing."""
+
+    key: str
+    size_bytes: int
+    etag: str
+    last_modified: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class OpenMultipart:
+    """A multipart upload that was neither completed nor aborted."""
+
+    key: str
+    upload_id: str
+    initiated: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A stored part of a multipart upload; `number` counts from 1."""
+
+    number: int
+    etag: str
+
+
+@dataclass(frozen=True, slots=True)
+class IfMatch:
+    """Write only over the body with this ETag (without quotes)."""
+
+    etag: str
+
+
+@dataclass(frozen=True, slots=True)
+class IfAbsent:
+    """Write only where nothing stands (`If-None-Match: *`)."""
+
+
+Condition = IfMatch | IfAbsent
+
+
+class Stream(Protocol):
+    """An object being read: its head, and its bytes in order."""
+
+    head: Head
+
+    def chunks(self, size_bytes: int) -> AsyncIterator[bytes]:
+        """Pieces of about `size_bytes`, the last one shorter.
+
+        Raises:
+            StorageUnavailableError: the connection broke before the object's end.
+        """
+        ...
+
+
+class Storage(Protocol):
+    """One bucket."""
+
+    differences: Differences
+
+    async def read(self, key: str) -> tuple[Head, bytes]:
+        """A small object whole (a record)."""
+        ...
+
+    async def read_start(self, key: str, length_bytes: int) -> tuple[Head, bytes]:
+        """The head and the first bytes in one ranged read; `b""` of an empty object."""
+        ...
+
+    async def head(self, key: str) -> Head:
+        """The head alone."""
+        ...
+
+    def stream(
+        self, key: str, *, start: int = 0, if_match: str | None = None
+    ) -> AbstractAsyncContextManager[Stream]:
+        """The object from byte `start` on, pinned to an ETag where one is given.
+
+        `head.size_bytes` is the whole object's. Leaving the context closes the connection.
+        """
+        ...
+
+    async def put(
+        self,
+        key: str,
+        body: bytes,
+        headers: Headers,
+        *,
+        condition: Condition | None = None,
+        lease: Lease | None = None,
+    ) -> str:
+        """One put of bytes; gives the new ETag."""
+        ...
+
+    async def put_stream(
+        self,
+        key: str,
+        chunks: AsyncIterator[bytes],
+        size_bytes: int,
+        headers: Headers,
+        *,
+        condition: Condition | None = None,
+        lease: Lease | None = None,
+    ) -> str:
+        """One put of known length in bounded memory; gives the new ETag.
+
+        Where `chunks` raises, the request is cut short (which stores nothing) and that
+        exception is raised unchanged.
+        """
+        ...
+
+    async def copy_onto_itself(
+        self, key: str, headers: Headers, *, source_etag: str, lease: Lease
+    ) -> None:
+        """Replace an object's metadata and leave its body (SPEC 8.2)."""
+        ...
+
+    async def begin_multipart(self, key: str, headers: Headers) -> str:
+        """The id of a new multipart upload."""
+        ...
+
+    async def put_part(self, key: str, upload_id: str, number: int, body: bytes) -> Part:
+        """One part, 5 MiB or more but for the last."""
+        ...
+
+    async def complete_multipart(
+        self,
+        key: str,
+        upload_id: str,
+        parts: Sequence[Part],
+        *,
+        condition: Condition | None = None,
+        lease: Lease | None = None,
+    ) -> str:
+        """Make the parts the object; gives the new ETag."""
+        ...
+
+    async def abort_multipart(self, key: str, upload_id: str) -> None:
+        """Drop an upload and its parts; one that is gone is fine."""
+        ...
+
+    def open_multiparts(self, prefix: str) -> AsyncIterator[OpenMultipart]:
+        """All open multipart uploads under a prefix."""
+        ...
+
+    async def delete(self, key: str) -> None:
+        """Remove an object; one that is gone is fine. Never used on a project's objects."""
+        ...
+
+    def list(
+        self, prefix: str, *, after: str = "", limit: int | None = None
+    ) -> AsyncIterator[Listed]:
+        """The objects under a prefix in the order of their keys' bytes."""
+        ...
+
+    async def read_tags(self, key: str) -> Mapping[str, str]:
+        """An object's tags."""
+        ...
+
+    async def write_tags(self, key: str, tags: Mapping[str, str]) -> None:
+        """Put an object's tags back."""
+        ...
+
+    async def versioning(self) -> bool:
+        """Whether the bucket keeps versions."""
+        ...
