@@ -1,0 +1,115 @@
+"""The cryptography of Keyturn: pure, synchronous, without I/O (SPEC 2 to 6).
+
+| module | what it holds |
+| --- | --- |
+| `cobblestone` | the one sealing primitive: whole, streamed, by the chunk (SPEC 3) |
+| `keys` | derivation of KEKs, and `Secret` (SPEC 2, 4.6, 5.1) |
+| `wraps` | DEK wraps, records, tombstones, v0 (SPEC 4, 5.1, 8.7) |
+| `intake` | HPKE from publishers to workers (SPEC 2.5, 3.2, 6.4, 6.5) |
+| `signatures` | Ed25519 on requests and events (SPEC 6.3, 6.7) |
+| `labels`, `base64`, `errors` | what these stand on |
+
+It must never read a setting, a clock, a file or the network, and never log. Its only
+effect is to draw random bytes from the system.
+"""
+
+from contracts.sealing.base64 import b64, b64_decode
+from contracts.sealing.cobblestone import (
+    CHUNK_BYTES,
+    COMMITMENT_BYTES,
+    HEADER_BYTES,
+    MAX_CHUNKS,
+    SALT_BYTES,
+    SEALED_CHUNK_BYTES,
+    TAG_BYTES,
+    ChunkReader,
+    Opener,
+    Sealer,
+    commits_to,
+    open_sealed,
+    plaintext_size,
+    seal,
+    sealed_size,
+)
+from contracts.sealing.errors import ChunkError, CommitmentError, SealError, SignatureError
+from contracts.sealing.intake import IntakeKey, IntakePublicKey, KekPurpose, kek_info, upload_info
+from contracts.sealing.keys import (
+    Kek,
+    Secret,
+    admin_kek,
+    kek_id,
+    new_api_key,
+    new_dek,
+    record_kek,
+    user_kek,
+    v0_admin_kek,
+    v0_user_kek,
+)
+from contracts.sealing.signatures import SigningKey, VerifyKey
+from contracts.sealing.wraps import (
+    BODY_CONTEXT,
+    Role,
+    open_record,
+    open_tombstone,
+    seal_record,
+    seal_tombstone,
+    transport_context,
+    unwrap_dek,
+    v0_open,
+    v0_seal,
+    v0_unwrap_dek,
+    wrap_dek,
+)
+
+__all__ = [
+    "BODY_CONTEXT",
+    "CHUNK_BYTES",
+    "COMMITMENT_BYTES",
+    "HEADER_BYTES",
+    "MAX_CHUNKS",
+    "SALT_BYTES",
+    "SEALED_CHUNK_BYTES",
+    "TAG_BYTES",
+    "ChunkError",
+    "ChunkReader",
+    "CommitmentError",
+    "IntakeKey",
+    "IntakePublicKey",
+    "Kek",
+    "KekPurpose",
+    "Opener",
+    "Role",
+    "SealError",
+    "Sealer",
+    "Secret",
+    "SignatureError",
+    "SigningKey",
+    "VerifyKey",
+    "admin_kek",
+    "b64",
+    "b64_decode",
+    "commits_to",
+    "kek_id",
+    "kek_info",
+    "new_api_key",
+    "new_dek",
+    "open_record",
+    "open_sealed",
+    "open_tombstone",
+    "plaintext_size",
+    "record_kek",
+    "seal",
+    "seal_record",
+    "seal_tombstone",
+    "sealed_size",
+    "transport_context",
+    "unwrap_dek",
+    "upload_info",
+    "user_kek",
+    "v0_admin_kek",
+    "v0_open",
+    "v0_seal",
+    "v0_unwrap_dek",
+    "v0_user_kek",
+    "wrap_dek",
+]

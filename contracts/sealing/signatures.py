@@ -1,0 +1,97 @@
+"""Who said it: Ed25519 over a message's bytes, for one deployment (SPEC 6.3, 6.7).
+
+A request's signature names the publisher, an event's does not; their labels differ, so
+that neither is ever valid as the other. Verification raises, and never returns a bool
+that a caller could forget to read.
+It must never parse a body: the bytes are checked before anything believes them.
+"""
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from contracts.sealing.base64 import b64, b64_decode
+from contracts.sealing.errors import SignatureError
+from contracts.sealing.labels import label
+
+
+class SigningKey:
+    """A publisher's key, or the deployment's event key."""
+
+    def __init__(self, key: Ed25519PrivateKey) -> None:
+        self._key = key
+
+    @classmethod
+    def from_seed(cls, seed: bytes) -> "SigningKey":
+        """Read an Ed25519 seed of 32 bytes (RFC 8032).
+
+        Raises:
+            ValueError: the seed has another length.
+        """
+        return cls(Ed25519PrivateKey.from_private_bytes(seed))
+
+    @property
+    def public_bytes(self) -> bytes:
+        """The public key, 32 bytes."""
+        return self._key.public_key().public_bytes_raw()
+
+    def sign_request(self, deployment: str, publisher: str, body: bytes) -> str:
+        """Return the header `keyturn-signature` of a request, in base64 (SPEC 6.3)."""
+        return b64(self._key.sign(_request(deployment, publisher) + body))
+
+    def sign_event(self, deployment: str, body: bytes) -> str:
+        """Return the header `keyturn-signature` of an event, in base64 (SPEC 6.7)."""
+        return b64(self._key.sign(_event(deployment) + body))
+
+
+class VerifyKey:
+    """The public half of a `SigningKey`."""
+
+    def __init__(self, key: Ed25519PublicKey) -> None:
+        self._key = key
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "VerifyKey":
+        """Read an Ed25519 public key of 32 bytes.
+
+        Raises:
+            ValueError: `data` is not such a key.
+        """
+        return cls(Ed25519PublicKey.from_public_bytes(data))
+
+    @property
+    def public_bytes(self) -> bytes:
+        """The 32 bytes that `from_bytes` reads."""
+        return self._key.public_bytes_raw()
+
+    def verify_request(
+        self, deployment: str, publisher: str, body: bytes, signature_b64: str
+    ) -> None:
+        """Return where `publisher` signed `body` for this deployment.
+
+        Raises:
+            SignatureError: it did not, or the signature is not 64 bytes in base64.
+        """
+        try:
+            self._key.verify(b64_decode(signature_b64), _request(deployment, publisher) + body)
+        # ValueError: no base64, or a publisher's name that no label can hold.
+        except (InvalidSignature, ValueError) as exc:
+            raise SignatureError from exc
+
+    def verify_event(self, deployment: str, body: bytes, signature_b64: str) -> None:
+        """Return where this deployment signed `body` as an event.
+
+        Raises:
+            SignatureError: it did not, or the signature is not 64 bytes in base64.
+        """
+        try:
+            self._key.verify(b64_decode(signature_b64), _event(deployment) + body)
+        except (InvalidSignature, ValueError) as exc:
+            raise SignatureError from exc
+
+
+def _request(deployment: str, publisher: str) -> bytes:
+    return label("keyturn/v1/request", deployment, publisher) + b"\0"
+
+
+def _event(deployment: str) -> bytes:
+    return label("keyturn/v1/event", deployment) + b"\0"

@@ -1,0 +1,141 @@
+"""What stands in the bucket beside a body: wraps, records, tombstones (SPEC 4.3, 4.6, 4.7, 5.1).
+
+Each is a small Cobblestone-256 message whose context names what it is and where it
+stands, so that one moved elsewhere does not open. v0 wraps are bound to nothing:
+whoever opens one asks the keyring first (SPEC 4.6).
+It must never decide which KEK to try, nor what a failure means: callers know that.
+"""
+
+import os
+from typing import Final, Literal, TypeAlias
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from contracts.sealing.cobblestone import TAG_BYTES, open_sealed, seal
+from contracts.sealing.errors import SealError
+from contracts.sealing.keys import DEK_BYTES, Kek
+from contracts.sealing.labels import label
+
+Role: TypeAlias = Literal["user", "admin"]
+"""Whose KEK a wrap stands under."""
+
+BODY_CONTEXT: Final = b"keyturn/v1/body"
+"""The context of an object's body (SPEC 4.2). It needs no more: a DEK has one body."""
+
+_V0_NONCE_BYTES: Final = 12
+
+
+def transport_context(upload_id: str) -> bytes:
+    """Return the context of a body on its way to the workers (SPEC 6.4)."""
+    return label("keyturn/v1/transport", upload_id)
+
+
+def wrap_dek(
+    kek: Kek, role: Role, *, algorithm: str, project: str, key: str, generation: int, dek: bytes
+) -> bytes:
+    """Return `dek` (32 bytes) wrapped for the object `project`/`key` (SPEC 4.3).
+
+    Args:
+        kek: the user KEK or the admin KEK, as `role` says.
+        role: whose wrap this is.
+        algorithm: the object's `enc-algo`.
+        project: the project's id.
+        key: the object's key, without its project.
+        generation: of the user KEK, for both wraps.
+        dek: the object's data key.
+
+    Raises:
+        ValueError: the DEK is not 32 bytes long.
+    """
+    if len(dek) != DEK_BYTES:
+        raise ValueError("a DEK is 32 bytes long")
+    return seal(kek.reveal(), _dek_context(role, algorithm, project, key, generation), dek)
+
+
+def unwrap_dek(
+    kek: Kek, role: Role, *, algorithm: str, project: str, key: str, generation: int, wrap: bytes
+) -> bytes:
+    """Return the DEK in a wrap made by `wrap_dek` with the same arguments.
+
+    Raises:
+        SealError: it does not open, or opens to anything but 32 bytes.
+    """
+    context = _dek_context(role, algorithm, project, key, generation)
+    return _dek(open_sealed(kek.reveal(), context, wrap))
+
+
+def seal_record(kek: Kek, record_key: str, payload: bytes) -> bytes:
+    """Return `payload` sealed for the record at S3 key `record_key` (SPEC 5.1)."""
+    return seal(kek.reveal(), label("keyturn/v1/record", record_key), payload)
+
+
+def open_record(kek: Kek, record_key: str, sealed: bytes) -> bytes:
+    """Return the payload of the record at S3 key `record_key`.
+
+    Raises:
+        SealError: it does not open under this KEK, or was sealed for another S3 key.
+    """
+    return open_sealed(kek.reveal(), label("keyturn/v1/record", record_key), sealed)
+
+
+def seal_tombstone(kek: Kek, project: str, key: str, time: str) -> bytes:
+    """Return the proof that `project`/`key` was deleted at `time` (RFC 3339, SPEC 8.7)."""
+    return seal(kek.reveal(), label("keyturn/v1/tombstone", project, key), time.encode())
+
+
+def open_tombstone(kek: Kek, project: str, key: str, sealed: bytes) -> str:
+    """Return the time at which `project`/`key` was deleted.
+
+    Raises:
+        SealError: it does not open under this admin KEK, or is no tombstone of this object.
+    """
+    time = open_sealed(kek.reveal(), label("keyturn/v1/tombstone", project, key), sealed)
+    try:
+        return time.decode()
+    except UnicodeDecodeError as exc:
+        raise SealError from exc
+
+
+def v0_seal(key: bytes, plaintext: bytes) -> bytes:
+    """Return nonce (12) ‖ AES-256-GCM of `plaintext`, as the earlier system wrote it (SPEC 4.6).
+
+    For fixtures of a migration alone: Keyturn never writes it.
+    """
+    nonce = os.urandom(_V0_NONCE_BYTES)
+    return nonce + AESGCM(key).encrypt(nonce, plaintext, None)
+
+
+def v0_open(key: bytes, sealed: bytes) -> bytes:
+    """Return the plaintext of a v0 body or wrap of less than 2 GiB, opened whole (SPEC 4.6).
+
+    Raises:
+        SealError: it does not open under this key of 32 bytes.
+    """
+    if len(key) != DEK_BYTES or len(sealed) < _V0_NONCE_BYTES + TAG_BYTES:
+        raise SealError
+    nonce, ciphertext = sealed[:_V0_NONCE_BYTES], memoryview(sealed)[_V0_NONCE_BYTES:]
+    try:
+        return AESGCM(key).decrypt(nonce, ciphertext, None)
+    except (InvalidTag, OverflowError) as exc:
+        raise SealError from exc
+
+
+def v0_unwrap_dek(kek: Kek, wrap: bytes) -> bytes:
+    """Return the DEK in a v0 wrap, which nothing binds to its object (SPEC 4.6).
+
+    Raises:
+        SealError: it does not open, or opens to anything but 32 bytes.
+    """
+    return _dek(v0_open(kek.reveal(), wrap))
+
+
+def _dek_context(role: Role, algorithm: str, project: str, key: str, generation: int) -> bytes:
+    return label("keyturn/v1/dek", role, algorithm, project, key, str(generation))
+
+
+def _dek(opened: bytes) -> bytes:
+    # Whoever holds a KEK can wrap bytes of any length, and a short key must not travel on.
+    if len(opened) != DEK_BYTES:
+        raise SealError
+    return opened
