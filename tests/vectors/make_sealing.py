@@ -1,0 +1,172 @@
+"""Makes `sealing_v1.json`: known answers for the formats of `docs/formats.md`.
+
+For whoever writes another reader or publisher, and so that a change of format cannot
+slip in. Everything here is a function of fixed inputs, but for the HPKE ciphertext,
+which no one can make twice: it was made once and is carried along.
+
+Run `python -m tests.vectors.make_sealing` to write the file again. It must never take
+an input that is somebody's secret: all keys are counted up or spelled out.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from contracts.sealing import (
+    BODY_CONTEXT,
+    IntakeKey,
+    Secret,
+    SigningKey,
+    admin_kek,
+    b64,
+    kek_id,
+    kek_info,
+    record_kek,
+    seal,
+    transport_context,
+    upload_info,
+    user_kek,
+    v0_admin_kek,
+    v0_user_kek,
+)
+
+PATH = Path(__file__).with_name("sealing_v1.json")
+
+API_KEY = "kt_0000000000000000000000000000000000000000000"
+PEPPER = "pepper"
+PROJECT = "acme"
+KEY = "reports/ünïcode q3.pdf"
+REQUEST_ID = "00000000-0000-4000-8000-000000000001"
+MASTER_KEY = bytes(range(32))
+DEK = bytes(range(32, 64))
+SALT = bytes(range(64, 88))
+SEED = bytes(range(96, 128))
+SIZES = (0, 1, 16383, 16384, 16385, 32768, 49159)
+
+
+def plaintext(size: int) -> bytes:
+    """Return `size` bytes that count up modulo 251, which no chunk size divides."""
+    return bytes(at % 251 for at in range(size))
+
+
+def build(carried: dict[str, Any]) -> dict[str, Any]:
+    """Return the vectors; `carried` is the file as it stands."""
+    return {
+        "provenance": "made by tests/vectors/make_sealing.py out of contracts.sealing; "
+        "the HPKE ciphertext once, all else again by every test run",
+        "inputs": {
+            "api_key": API_KEY,
+            "pepper": PEPPER,
+            "project": PROJECT,
+            "key": KEY,
+            "request_id": REQUEST_ID,
+            "master_key": MASTER_KEY.hex(),
+            "dek": DEK.hex(),
+            "salt": SALT.hex(),
+            "seed": SEED.hex(),
+            "plaintext": "byte number i is i modulo 251",
+        },
+        "keks": _keks(),
+        "bodies": [_body(size) for size in SIZES],
+        "sealed": _sealed(),
+        "intake": _intake(carried),
+        "signatures": _signatures(),
+    }
+
+
+def write(vectors: dict[str, Any]) -> str:
+    """Return the file's text."""
+    return json.dumps(vectors, indent=2, ensure_ascii=False) + "\n"
+
+
+def _keks() -> dict[str, Any]:
+    keks = {
+        "user": user_kek(API_KEY, PROJECT, PEPPER),
+        "user, no pepper": user_kek(API_KEY, PROJECT),
+        "admin": admin_kek(MASTER_KEY, PROJECT),
+        "record": record_kek(MASTER_KEY, PROJECT),
+        "v0 user": v0_user_kek(API_KEY, PEPPER),
+        "v0 admin": v0_admin_kek("an old master key"),
+    }
+    return {name: {"kek": kek.reveal().hex(), "id": kek_id(kek)} for name, kek in keks.items()}
+
+
+def _body(size: int) -> dict[str, Any]:
+    sealed = seal(DEK, BODY_CONTEXT, plaintext(size), salt=SALT)
+    return {
+        "plaintext_bytes": size,
+        "sealed_bytes": len(sealed),
+        "header": sealed[:56].hex(),
+        "sealed_sha256": hashlib.sha256(sealed).hexdigest(),
+    }
+
+
+def _sealed() -> dict[str, Any]:
+    """Return small messages with their contexts spelled out, apart from the code under test."""
+    user, admin = user_kek(API_KEY, PROJECT, PEPPER), admin_kek(MASTER_KEY, PROJECT)
+    record_key = f".keyturn/keyrings/{PROJECT}.json"
+    place = f"Cobblestone-256\0{PROJECT}\0{KEY}\x003"
+    messages: dict[str, tuple[Secret, str, bytes]] = {
+        "user wrap, generation 3": (user, f"keyturn/v1/dek\0user\0{place}", DEK),
+        "admin wrap, generation 3": (admin, f"keyturn/v1/dek\0admin\0{place}", DEK),
+        "record": (
+            record_kek(MASTER_KEY, PROJECT),
+            f"keyturn/v1/record\0{record_key}",
+            b'{"generation":"1"}',
+        ),
+        "tombstone": (
+            admin,
+            f"keyturn/v1/tombstone\0{PROJECT}\0{KEY}",
+            b"2026-11-24T10:00:00.000000Z",
+        ),
+        "inline body": (Secret(DEK), f"keyturn/v1/transport\0{REQUEST_ID}", b"hello"),
+    }
+    return {
+        name: {
+            "key": kek.reveal().hex(),
+            "context": context.encode().hex(),
+            "plaintext": message.hex(),
+            "sealed": b64(seal(kek.reveal(), context.encode(), message, salt=SALT)),
+        }
+        for name, (kek, context, message) in messages.items()
+    }
+
+
+def _intake(carried: dict[str, Any]) -> dict[str, Any]:
+    intake = IntakeKey.from_seed(SEED)
+    info = upload_info(REQUEST_ID, PROJECT, KEY)
+    old = carried.get("intake", {}).get("ciphertext")
+    return {
+        "public_key": b64(intake.public_bytes),
+        "transport_context": transport_context(REQUEST_ID).hex(),
+        "upload_info": info.hex(),
+        "enroll_info": kek_info("enroll", REQUEST_ID, PROJECT).hex(),
+        "v0_info": kek_info("v0", REQUEST_ID, PROJECT).hex(),
+        "rotation_info": kek_info("rotation", REQUEST_ID, PROJECT).hex(),
+        "ciphertext": old or b64(intake.public_key.seal(DEK, info)),
+        "opens_to": DEK.hex(),
+    }
+
+
+def _signatures() -> dict[str, Any]:
+    key = SigningKey.from_seed(SEED)
+    body = b'{"type":"upload.requested"}'
+    return {
+        "public_key": key.public_bytes.hex(),
+        "deployment": "default",
+        "publisher": "api",
+        "body": body.decode(),
+        "request": key.sign_request("default", "api", body),
+        "event": key.sign_event("default", body),
+    }
+
+
+def main() -> None:
+    """Write the file again, keeping the HPKE ciphertext that it holds."""
+    carried = json.loads(PATH.read_text(encoding="utf-8")) if PATH.is_file() else {}
+    PATH.write_text(write(build(carried)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
