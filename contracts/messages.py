@@ -6,6 +6,8 @@ put into the wrong field.
 """
 
 import json
+from collections import Counter
+from collections.abc import Callable
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal, NoReturn
 
@@ -50,7 +52,8 @@ def _check_b64(text: str) -> str:
 
 
 def _check_content_type(text: str) -> str:
-    return _as_value_error(object_metadata.check_content_type, text)
+    _as_value_error(object_metadata.check_content_type, text)
+    return text
 
 
 def _check_caller(caller: dict[str, str]) -> dict[str, str]:
@@ -58,9 +61,9 @@ def _check_caller(caller: dict[str, str]) -> dict[str, str]:
     return caller
 
 
-def _as_value_error(check: Any, value: Any) -> Any:
+def _as_value_error(check: Callable[[Any], object], value: object) -> None:
     try:
-        return check(value)
+        check(value)
     except MalformedRequestError as exc:
         raise ValueError(exc.detail) from exc
 
@@ -324,7 +327,7 @@ def parse_request(body: bytes) -> Request:
     try:
         return model.model_validate(document)  # type: ignore[return-value]  # one of Request
     except ValidationError as exc:
-        raise MalformedRequestError(_problems(exc)) from None  # the cause repeats values
+        raise MalformedRequestError(problems(exc)) from None  # the cause repeats values
 
 
 def parse_event(body: bytes) -> Event:
@@ -336,25 +339,45 @@ def parse_event(body: bytes) -> Event:
     try:
         return _EVENT_ADAPTER.validate_python(load_json(body))
     except ValidationError as exc:
-        raise MalformedRequestError(_problems(exc)) from None
+        raise MalformedRequestError(problems(exc)) from None
 
 
-def identity(body: bytes) -> tuple[str, str, str | None] | None:
+def identity(body: bytes, routed_as: str) -> tuple[str, str, str | None] | None:
     """The type, the id and the project that a refused request claims, where its id is readable.
 
     A refusal is told only to a request whose id can be read; `project` is as sent (SPEC 6.3).
+    `routed_as` is the type by which it came, and serves where its own `type` is none.
     """
     try:
-        document = load_json(body)
-    except MalformedRequestError:
+        document = json.loads(body.decode(), object_pairs_hook=_unambiguous)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(document, dict):
         return None
     message_type = _text(document.get("type"))
     if message_type not in REQUEST_ID_FIELDS:
+        message_type = routed_as
+    if message_type is None or message_type not in REQUEST_ID_FIELDS:
         return None
     claimed = _text(document.get(REQUEST_ID_FIELDS[message_type]))
     if claimed is None or not is_uuid(claimed):
         return None
-    return message_type, claimed, _text(document.get("project"))
+    project = _text(document.get("project"))
+    return message_type, claimed, project if project is None or _is_text(project) else None
+
+
+def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # A name that stands twice cannot be read.
+    names = Counter(name for name, _ in pairs)
+    return {name: value for name, value in pairs if names[name] == 1}
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False  # a lone surrogate, which no event can carry
+    return True
 
 
 def rejection(
@@ -408,7 +431,8 @@ def _text(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _problems(error: ValidationError) -> str:
+def problems(error: ValidationError) -> str:
+    """The fields and rules that fail, in one line and without a value."""
     found = error.errors(include_url=False, include_input=False, include_context=False)
     told = [f"{_path(problem['loc'])}: {problem['msg']}" for problem in found[:_MAX_PROBLEMS]]
     more = len(found) - len(told)

@@ -1,0 +1,181 @@
+"""From a delivery to its acknowledgement, the same for every role (SPEC 6.2, 6.3, 12).
+
+A message is acknowledged only after its effect and its event are durable, or after its
+copy stands in a retry or dead-letter queue. Whatever else happens, it comes again.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final, Protocol
+
+import structlog
+from aio_pika.abc import AbstractIncomingMessage
+
+from contracts.errors import (
+    BadSignatureError,
+    KeyturnError,
+    PermanentError,
+    StorageUnavailableError,
+)
+from contracts.messages import Event, Request, identity, rejection, request_id
+from contracts.names import format_time
+from contracts.topology import REQUESTS
+from workers.admission import Rules, admit, verify
+from workers.broker.delivery import attempts, retry_delay_s, was_put_off
+from workers.broker.teller import Teller
+
+# While disconnected, publishing fails at once; without a pause this would spin.
+_PAUSE_S: Final = 1
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A request that was served: the event to tell, what to log, and what follows the telling."""
+
+    event: Event
+    logged: dict[str, Any]
+    after: Callable[[], Awaitable[None]] | None = None
+
+
+class Role(Protocol):
+    """What serves the requests of one queue."""
+
+    queue: str
+    served: tuple[str, ...]
+
+    async def serve(self, request: Request, publisher: str, *, seen_before: bool) -> Done:
+        """Do what the request asks.
+
+        Raises:
+            KeyturnError: the refusal that it meets.
+        """
+        ...
+
+
+class Consumer:
+    """Takes the deliveries of one role's queue."""
+
+    def __init__(self, role: Role, rules: Rules, teller: Teller) -> None:
+        self._role = role
+        self._rules = rules
+        self._teller = teller
+        self.in_flight = 0
+
+    async def __call__(self, message: AbstractIncomingMessage) -> None:
+        """Serve one delivery to its end; raises only where it is cancelled."""
+        self.in_flight += 1
+        try:
+            await self._consume(message)
+        except Exception:
+            # The broker did not confirm, so nothing is acknowledged: the message comes again,
+            # from here or, where the connection is gone, from the broker itself.
+            _log.exception("delivery not finished", message_id=message.message_id)
+            await asyncio.sleep(_PAUSE_S)
+            await _give_back(message)
+        finally:
+            self.in_flight -= 1
+
+    async def _consume(self, message: AbstractIncomingMessage) -> None:
+        began = time.perf_counter()
+        try:
+            publisher = verify(message.body, message.headers, self._rules)
+        except BadSignatureError as exc:
+            # Nobody's word: told in no event, and its content is not looked at.
+            await self._refuse(message, exc, tell=False)
+            return
+        try:
+            request = self._admit(message, publisher)
+        except PermanentError as exc:
+            await self._refuse(message, exc)
+            return
+        await self._serve(message, request, publisher, began)
+
+    def _admit(self, message: AbstractIncomingMessage, publisher: str) -> Request:
+        return admit(
+            message.body,
+            publisher,
+            self._rules,
+            served=self._role.served,
+            routed_as=message.routing_key or "",
+            now=datetime.now(UTC),
+        )
+
+    async def _serve(
+        self, message: AbstractIncomingMessage, request: Request, publisher: str, began: float
+    ) -> None:
+        seen_before = bool(message.redelivered) or was_put_off(message.headers)
+        try:
+            done = await self._role.serve(request, publisher, seen_before=seen_before)
+        except KeyturnError as exc:
+            await self._put_off_or_refuse(message, request, exc)
+            return
+        except Exception as exc:
+            _log.exception("unexpected failure", request_id=request_id(request))
+            error = StorageUnavailableError(f"internal failure: {type(exc).__name__}")
+            await self._put_off_or_refuse(message, request, error)
+            return
+        await self._teller.tell(done.event)
+        if done.after is not None:
+            await done.after()
+        await message.ack()
+        _log.info(
+            done.event.type,
+            publisher=publisher,
+            ms=round((time.perf_counter() - began) * 1000, 1),
+            again=seen_before,
+            **done.logged,
+        )
+
+    async def _put_off_or_refuse(
+        self, message: AbstractIncomingMessage, request: Request, error: KeyturnError
+    ) -> None:
+        attempt = attempts(message.headers, error)
+        delay_s = retry_delay_s(
+            error,
+            attempt,
+            requested_at=request.requested_at_instant,
+            max_age=self._rules.max_age,
+            now=datetime.now(UTC),
+        )
+        if delay_s is None:
+            await self._refuse(message, error)
+            return
+        await self._teller.put_off(message, self._role.queue, error, attempt, delay_s)
+        await message.ack()
+        _log.warning(
+            "put off",
+            request_id=request_id(request),
+            code=error.code,
+            detail=error.detail,
+            delay_s=delay_s,
+        )
+
+    async def _refuse(
+        self, message: AbstractIncomingMessage, error: KeyturnError, *, tell: bool = True
+    ) -> None:
+        routed_as = message.routing_key if message.routing_key in REQUESTS else None
+        claimed = identity(message.body, routed_as or self._role.served[0]) if tell else None
+        # Dead first, told second: whoever hears of a refusal finds the letter.
+        await self._teller.dead_letter(message, self._role.queue, error)
+        if claimed is not None:
+            at = format_time(datetime.now(UTC))
+            await self._teller.tell(rejection(*claimed, error, at))
+        await message.ack()
+        _log.warning(
+            "refused",
+            request_id=claimed[1] if claimed else None,
+            code=error.code,
+            detail=error.detail,
+        )
+
+
+async def _give_back(message: AbstractIncomingMessage) -> None:
+    try:
+        await message.nack(requeue=True)
+    except Exception as exc:  # noqa: BLE001  # the channel is gone: the broker gives it again
+        _log.debug("delivery lost with its channel", problem=type(exc).__name__)

@@ -1,0 +1,86 @@
+"""What becomes of a delivery that failed: when it is tried again, and its copy. Pure; no I/O.
+
+A message that waits or is dead is a *copy*: confirmed by the broker before the original
+is acknowledged. The copy keeps the body and all headers as they were sent (SPEC 12), but
+for what would make the broker do something with it again.
+"""
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from aio_pika import DeliveryMode, Message
+from aio_pika.abc import AbstractIncomingMessage
+
+from contracts.errors import KeyturnError, UnknownProjectError
+from contracts.topology import (
+    ATTEMPT_HEADER,
+    RETRY_DELAYS_S,
+    UNKNOWN_PROJECT_DELAYS_S,
+    WORKER_HEADERS,
+)
+
+# The broker's own notes on a message's way; a copy starts anew. CC and BCC would route
+# every copy to wherever they name, so that a refused message came back for ever.
+_BROKER_HEADERS: Final = ("x-death", "x-delivery-count", "x-acquired-count", "CC", "BCC")
+_BROKER_PREFIXES: Final = ("x-first-death-", "x-last-death-")
+
+
+def attempts(headers: Mapping[str, Any], error: KeyturnError) -> int:
+    """How many times in a row the message was put off for this same code."""
+    code, _, count = str(headers.get(ATTEMPT_HEADER, "")).partition(":")
+    return int(count) if code == error.code and count.isascii() and count.isdigit() else 0
+
+
+def was_put_off(headers: Mapping[str, Any]) -> bool:
+    """Whether an earlier delivery of this message may have done part of it."""
+    return ATTEMPT_HEADER in headers or "x-delivery-count" in headers or "x-death" in headers
+
+
+def retry_delay_s(
+    error: KeyturnError, attempt: int, *, requested_at: datetime, max_age: timedelta, now: datetime
+) -> int | None:
+    """Seconds until the next try, or None where the error is final (SPEC 7.5, 12).
+
+    Transient errors are tried up to the longest age of a request.
+    """
+    if isinstance(error, UnknownProjectError):
+        late = attempt >= len(UNKNOWN_PROJECT_DELAYS_S)
+        return None if late else UNKNOWN_PROJECT_DELAYS_S[attempt]
+    if not error.transient:
+        return None
+    delay_s = RETRY_DELAYS_S[min(attempt, len(RETRY_DELAYS_S) - 1)]
+    return delay_s if now + timedelta(seconds=delay_s) <= requested_at + max_age else None
+
+
+def copy_of(message: AbstractIncomingMessage, more_headers: Mapping[str, str]) -> Message:
+    """The message as it was sent, with a worker's headers on top.
+
+    `expiration` is left out, since a copy must not vanish, and so is `user_id`, which the
+    broker holds against whoever publishes the copy.
+    """
+    return Message(
+        message.body,
+        headers={**sent_headers(message.headers), **more_headers},
+        delivery_mode=DeliveryMode.PERSISTENT,
+        content_type=message.content_type,
+        content_encoding=message.content_encoding,
+        message_id=message.message_id,
+        correlation_id=message.correlation_id,
+        reply_to=message.reply_to,
+        timestamp=message.timestamp,
+        type=message.type,
+        app_id=message.app_id,
+        priority=message.priority,
+    )
+
+
+def sent_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """A message's headers without those of workers and of the broker."""
+    return {
+        name: value
+        for name, value in headers.items()
+        if name not in WORKER_HEADERS
+        and name not in _BROKER_HEADERS
+        and not name.startswith(_BROKER_PREFIXES)
+    }

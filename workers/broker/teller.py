@@ -1,0 +1,78 @@
+"""Everything a worker publishes: events, messages put off, dead letters (SPEC 6.2, 6.7).
+
+Persistent, confirmed and mandatory: when a method returns, the broker has it on disk.
+"""
+
+from typing import Final
+
+from aio_pika import DeliveryMode, Message
+from aio_pika.abc import AbstractIncomingMessage
+from faststream.rabbit import RabbitBroker, RabbitExchange
+
+from contracts.errors import KeyturnError
+from contracts.messages import Event, encode, request_id
+from contracts.sealing import SigningKey
+from contracts.topology import (
+    ATTEMPT_HEADER,
+    CODE_HEADER,
+    DETAIL_HEADER,
+    EXCHANGE,
+    SIGNATURE_HEADER,
+    dead_letter_name,
+    retry_name,
+)
+from workers.broker.delivery import copy_of
+
+_TIMEOUT_S: Final = 30
+_DETAIL_MAX_CHARACTERS: Final = 500
+
+
+class Teller:
+    """Publishes on a worker's behalf.
+
+    Every method raises whatever aio-pika raises where the broker did not confirm; the
+    caller must then not acknowledge.
+    """
+
+    def __init__(self, broker: RabbitBroker, deployment: str, event_key: SigningKey) -> None:
+        self._broker = broker
+        self._deployment = deployment
+        self._event_key = event_key
+        self._exchange = RabbitExchange(EXCHANGE, declare=False)
+
+    async def tell(self, event: Event) -> None:
+        """Publish a signed event."""
+        body = encode(event)
+        signature = self._event_key.sign_event(self._deployment, body)
+        message = Message(
+            body,
+            headers={SIGNATURE_HEADER: signature},
+            content_type="application/json",
+            delivery_mode=DeliveryMode.PERSISTENT,
+            correlation_id=request_id(event),
+        )
+        await self._broker.publish(
+            message, exchange=self._exchange, routing_key=event.type, timeout=_TIMEOUT_S
+        )
+
+    async def put_off(
+        self,
+        message: AbstractIncomingMessage,
+        queue: str,
+        error: KeyturnError,
+        attempt: int,
+        delay_s: int,
+    ) -> None:
+        """Let the message come back to its queue after `delay_s` seconds."""
+        header = {ATTEMPT_HEADER: f"{error.code}:{attempt + 1}"}
+        await self._to_queue(copy_of(message, header), retry_name(queue, delay_s))
+
+    async def dead_letter(
+        self, message: AbstractIncomingMessage, queue: str, error: KeyturnError
+    ) -> None:
+        """Put the message into its queue's dead letters, with the code in a header."""
+        headers = {CODE_HEADER: error.code, DETAIL_HEADER: error.detail[:_DETAIL_MAX_CHARACTERS]}
+        await self._to_queue(copy_of(message, headers), dead_letter_name(queue))
+
+    async def _to_queue(self, message: Message, queue: str) -> None:
+        await self._broker.publish(message, queue, timeout=_TIMEOUT_S)

@@ -1,0 +1,35 @@
+"""Wrapping a DEK under both desired KEKs (SPEC 4.3). Pure; no I/O."""
+
+from collections.abc import Mapping
+
+from contracts import metadata as object_metadata
+from contracts.metadata import COBBLESTONE, Wraps
+from contracts.sealing import Role, Secret, wrap_dek
+from workers.keyring import Desired
+
+
+def wrap(desired: Desired, key: str, dek: bytes, *, algorithm: str = COBBLESTONE) -> Wraps:
+    """Both wraps of a 32-byte DEK, bound to the algorithm, project, key and generation."""
+    user = _wrap(desired, "user", desired.user_kek, key, dek, algorithm)
+    admin = _wrap(desired, "admin", desired.admin_kek, key, dek, algorithm)
+    generation = desired.generation
+    return Wraps(algorithm, user, admin, generation, desired.kek_id, desired.master_key)
+
+
+def _wrap(desired: Desired, role: Role, kek: Secret, key: str, dek: bytes, algorithm: str) -> bytes:
+    return wrap_dek(
+        kek,
+        role,
+        algorithm=algorithm,
+        project=desired.project,
+        key=key,
+        generation=desired.generation,
+        dek=dek,
+    )
+
+
+def metadata_for(
+    wraps: Wraps, *, upload_id: str | None, caller_wire: Mapping[str, str]
+) -> dict[str, str]:
+    """An object's whole metadata as it goes on the wire."""
+    return {**caller_wire, **object_metadata.build(wraps, upload_id=upload_id)}

@@ -1,0 +1,149 @@
+"""Reading keyrings: cached for a moment, or begun after an instant (SPEC 7.3, 8.4).
+
+Many uploads share one read. What matters is not how young an answer is but when its
+read *began*: only a read that began after a put was acknowledged can tell that the
+desired state had not moved before the put. `fresh` gives exactly that.
+"""
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from contracts.errors import UnknownProjectError
+from contracts.names import keyring_key
+from contracts.sealing import Secret
+from workers.errors import MissingError
+from workers.keyring.record import Desired, Keyring, parse
+from workers.storage import Lease, Storage
+
+_MAX_PROJECTS: Final = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """A keyring as one read showed it.
+
+    `etag` is the record's, for a conditional change; `lease` fences writes that rest on it.
+    """
+
+    keyring: Keyring
+    desired: Desired
+    etag: str
+    lease: Lease
+
+
+@dataclass(slots=True)
+class _Line:
+    """The reads of one project: the last answer, the read under way, the one after it."""
+
+    last: Observed | None = None
+    last_began: float = 0.0
+    last_body: bytes = b""
+    running: asyncio.Task[Observed] | None = None
+    waiting: asyncio.Task[Observed] | None = None
+
+
+class KeyringReader:
+    """Reads of keyrings for one process, shared by its uploads."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        master_keys: Mapping[str, Secret],
+        *,
+        lease_s: int,
+        cache_s: float,
+    ) -> None:
+        """`cache_s` must stay well below `lease_s`: what rests on a cached read is fenced by it."""
+        self._storage = storage
+        self._master_keys = master_keys
+        self._lease_s = lease_s
+        self._cache_s = cache_s
+        self._lines: OrderedDict[str, _Line] = OrderedDict()
+
+    async def recent(self, project: str) -> Observed:
+        """The keyring by a read that began at most `cache_s` seconds ago.
+
+        Raises:
+            UnknownProjectError: no keyring stands.
+            CorruptObjectError: it was forged, moved or damaged.
+            UnknownMasterKeyError, StorageUnavailableError: try again later.
+        """
+        line = self._line(project)
+        if line.last is not None and time.monotonic() - line.last_began <= self._cache_s:
+            return line.last
+        return await self.fresh(project)
+
+    async def fresh(self, project: str) -> Observed:
+        """The keyring by a read that begins after this call; errors as `recent`.
+
+        Calls that come while a read is under way share the next one.
+        """
+        line = self._line(project)
+        if line.running is None:
+            line.running = _shared(self._read(project, line))
+            return await asyncio.shield(line.running)
+        if line.waiting is None:
+            line.waiting = _shared(self._read_after(project, line, line.running))
+        return await asyncio.shield(line.waiting)
+
+    async def _read_after(
+        self, project: str, line: _Line, before: asyncio.Task[Observed]
+    ) -> Observed:
+        await asyncio.wait([before])
+        # From here on it is the running read: whoever calls now needs the one after it.
+        line.running, line.waiting = line.waiting, None
+        return await self._read(project, line)
+
+    async def _read(self, project: str, line: _Line) -> Observed:
+        began = time.monotonic()
+        task = asyncio.current_task()
+        try:
+            observed = await self._observe(project, line)
+        finally:
+            if line.running is task:
+                line.running = None
+        line.last, line.last_began = observed, began
+        return observed
+
+    async def _observe(self, project: str, line: _Line) -> Observed:
+        try:
+            head, body = await self._storage.read(keyring_key(project))
+        except MissingError as exc:
+            line.last = None
+            raise UnknownProjectError(project) from exc
+        lease = Lease(head.date, self._lease_s)
+        if line.last is not None and body == line.last_body:
+            return Observed(line.last.keyring, line.last.desired, head.etag, lease)
+        keyring = parse(body, project, self._master_keys)
+        line.last_body = body
+        return Observed(keyring, keyring.desired(self._master_keys), head.etag, lease)
+
+    def _line(self, project: str) -> _Line:
+        line = self._lines.get(project)
+        if line is None:
+            line = self._lines[project] = _Line()
+            self._forget_idle()
+        self._lines.move_to_end(project)
+        return line
+
+    def _forget_idle(self) -> None:
+        while len(self._lines) > _MAX_PROJECTS:
+            oldest = next(iter(self._lines))
+            if self._lines[oldest].running is not None:
+                return
+            del self._lines[oldest]
+
+
+def _shared(read: Coroutine[Any, Any, Observed]) -> asyncio.Task[Observed]:
+    """A read that outlives any one of its waiters.
+
+    Its error is looked at here as well: all its waiters may have been cancelled, and an
+    error that nobody takes is reported by asyncio as lost.
+    """
+    task = asyncio.create_task(read)
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return task

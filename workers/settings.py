@@ -1,0 +1,142 @@
+"""What workers and the operator's commands read from the environment (SPEC 11).
+
+Nothing else under `workers` reads it. Each process reads the class that it needs, so
+that a command that only lists a bucket never asks for a master key.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_settings import NoDecode
+
+from contracts.names import SHORT_NAME_PATTERN, is_project, is_short_name
+from contracts.sealing import IntakeKey, Secret, VerifyKey
+from contracts.settings import (
+    DeploymentSettings,
+    S3Settings,
+    Settings,
+    SigningKeySetting,
+    seed_from_b64,
+)
+from contracts.topology import REQUESTS
+
+_DAY_S: Final = 24 * 3600
+_GIB: Final = 1024**3
+_MIB: Final = 1024**2
+_ALL: Final = "*"
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What one publisher may do: its public keys, the types and the projects."""
+
+    keys: tuple[VerifyKey, ...]
+    may: frozenset[str]
+    projects: frozenset[str]
+
+    def allows(self, message_type: str, project: str) -> bool:
+        """Whether the publisher may send this type for this project (`*` is all of them)."""
+        # A request for all projects needs the right to all: "*" is then the project asked for.
+        return (_ALL in self.may or message_type in self.may) and (
+            _ALL in self.projects or project in self.projects
+        )
+
+
+def _json_object(value: object) -> dict[str, Any]:
+    try:
+        document = json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        raise ValueError("not a JSON object") from None
+    if not isinstance(document, dict):
+        raise ValueError("not a JSON object")  # noqa: TRY004  # pydantic wants ValueError
+    for name in document:
+        if not is_short_name(name):
+            raise ValueError("its names have 1 to 32 characters of a-z, 0-9 and -")
+    return document
+
+
+def _master_keys(value: object) -> dict[str, Secret]:
+    return {name: Secret(seed_from_b64(key)) for name, key in _json_object(value).items()}
+
+
+def _intake_keys(value: object) -> dict[str, IntakeKey]:
+    seeds = _json_object(value)
+    return {name: IntakeKey.from_seed(seed_from_b64(seed)) for name, seed in seeds.items()}
+
+
+def _publishers(value: object) -> dict[str, Grant]:
+    return {name: _grant(fields) for name, fields in _json_object(value).items()}
+
+
+def _grant(fields: object) -> Grant:
+    if not isinstance(fields, dict) or fields.keys() != {"keys", "may", "projects"}:
+        raise ValueError("each publisher has keys, may and projects")
+    lists = [fields["keys"], fields["may"], fields["projects"]]
+    if not all(
+        isinstance(items, list) and all(isinstance(i, str) for i in items) for items in lists
+    ):
+        raise ValueError("keys, may and projects are lists of strings")
+    if unknown := [item for item in fields["may"] if item not in (*REQUESTS, _ALL)]:
+        raise ValueError(f"may holds types of requests or *: {unknown[0]!a} is neither")
+    if not all(item == _ALL or is_project(item) for item in fields["projects"]):
+        raise ValueError("projects holds project ids or *")
+    keys = tuple(VerifyKey.from_bytes(seed_from_b64(key)) for key in fields["keys"])
+    return Grant(keys, frozenset(fields["may"]), frozenset(fields["projects"]))
+
+
+MasterKeys = Annotated[dict[str, Secret], NoDecode, BeforeValidator(_master_keys)]
+IntakeKeys = Annotated[dict[str, IntakeKey], NoDecode, BeforeValidator(_intake_keys)]
+Publishers = Annotated[dict[str, Grant], NoDecode, BeforeValidator(_publishers)]
+LogFormat = Literal["console", "json"]
+
+
+class LogSettings(Settings):
+    """How a process logs."""
+
+    log_format: LogFormat = "console"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class OperatorSettings(S3Settings):
+    """What opens everything: the bucket and the master keys."""
+
+    master_keys: MasterKeys
+
+
+class WorkerSettings(DeploymentSettings, OperatorSettings, LogSettings):
+    """What the upload worker and the control worker read."""
+
+    active_master_key: Annotated[str, Field(pattern=SHORT_NAME_PATTERN)]
+    intake_keys: IntakeKeys
+    event_key: SigningKeySetting
+    publishers: Publishers
+    encryption_enabled: bool = True
+    allow_unsafe_storage: bool = False
+    lease_s: Annotated[int, Field(ge=1, le=3600)] = 15
+    keyring_cache_s: Annotated[float, Field(ge=0)] = 2
+    request_max_age_s: Annotated[int, Field(ge=1)] = 7 * _DAY_S
+    # Staged bodies and abandoned multipart uploads go this long after the last moment
+    # at which a request could still have come for them.
+    staging_grace_s: Annotated[int, Field(ge=0)] = _DAY_S
+    staging_sweep_interval_s: Annotated[float, Field(gt=0)] = 3600
+    upload_concurrency: Annotated[int, Field(ge=1, le=2000)] = 64
+    # Bodies from staging stream a few at a time, so that memory stays bounded.
+    stream_concurrency: Annotated[int, Field(ge=1, le=200)] = 4
+    control_concurrency: Annotated[int, Field(ge=1, le=2000)] = 16
+    part_size_bytes: Annotated[int, Field(ge=5 * _MIB, le=_GIB)] = 8 * _MIB
+    copy_limit_bytes: Annotated[int, Field(ge=1)] = 5 * _GIB
+    upload_max_bytes: Annotated[int, Field(ge=1, le=5 * _GIB)] = 5 * _GIB
+    health_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    health_host: str = "127.0.0.1"
+    shutdown_grace_s: Annotated[float, Field(gt=0)] = 60
+    start_timeout_s: Annotated[float, Field(gt=0)] = 60
+
+    @model_validator(mode="after")
+    def _check_master_key(self) -> Self:
+        if self.active_master_key not in self.master_keys:
+            raise ValueError("ACTIVE_MASTER_KEY is not among MASTER_KEYS")
+        if self.lease_s <= self.keyring_cache_s:
+            raise ValueError("LEASE_S must be well above KEYRING_CACHE_S")
+        return self

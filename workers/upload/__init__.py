@@ -1,0 +1,5 @@
+"""The upload worker: accept, encrypt, store, tell (SPEC 7)."""
+
+from workers.upload.uploader import Limits, Settled, Uploader
+
+__all__ = ["Limits", "Settled", "Uploader"]

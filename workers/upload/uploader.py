@@ -1,0 +1,315 @@
+"""One upload: open, encrypt, store, settle (SPEC 7). What it answers is told by the consumer.
+
+An upload may be delivered again at any point. Whatever was done before, the second time
+looks at the target first and goes on from what stands there. Each attempt has a DEK of
+its own: two attempts never share one, so a lost answer costs nothing but a put.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+
+from contracts.errors import (
+    StagedBodyMissingError,
+    StorageUnavailableError,
+)
+from contracts.messages import InlineBody, StagedBody, UploadRequested
+from contracts.metadata import UPLOAD, caller_to_wire
+from contracts.names import object_key, staging_key
+from contracts.sealing import (
+    BODY_CONTEXT,
+    IntakeKey,
+    Secret,
+    new_dek,
+    seal,
+    sealed_size,
+    upload_info,
+)
+from workers.admission import open_secret
+from workers.envelope import metadata_for, wrap
+from workers.errors import MissingError, PreconditionError, RefusedError, StorageAnswerError
+from workers.keyring import KeyringReader, Observed
+from workers.reconcile import reconcile
+from workers.storage import Condition, Headers, IfAbsent, IfMatch, Storage
+from workers.upload import bodies
+from workers.upload.multipart import (
+    abort_leftovers,
+    multipart,
+    part_size,
+    put_parts,
+)
+from workers.upload.target import Standing, look
+
+# A put is tried once more where its lease had run out or the desired state moved.
+_MAX_ATTEMPTS: Final = 4
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Settings of the upload worker, in bytes where not said otherwise."""
+
+    encryption_enabled: bool
+    upload_max_bytes: int
+    part_size_bytes: int
+    stream_concurrency: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What a put of this process stored, by the keyring that it rested on."""
+
+    size_bytes: int
+    etag: str
+    observed: Observed
+    sealed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """The end of an upload: bytes of plaintext, and the generation of the wraps."""
+
+    size_bytes: int
+    generation: int
+
+
+class _MovedError(Exception):
+    """The desired state moved before a multipart upload was completed."""
+
+
+class Uploader:
+    """Serves upload requests against one bucket."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        keyrings: KeyringReader,
+        master_keys: Mapping[str, Secret],
+        intake_keys: Mapping[str, IntakeKey],
+        limits: Limits,
+    ) -> None:
+        self._storage = storage
+        self._keyrings = keyrings
+        self._master_keys = master_keys
+        self._intake_keys = intake_keys
+        self._limits = limits
+        self._streams = asyncio.Semaphore(limits.stream_concurrency)
+
+    async def serve(
+        self, request: UploadRequested, publisher: str, *, seen_before: bool
+    ) -> Settled:
+        """Store the request's object, once, under wraps of a state that held after the put.
+
+        `seen_before` says that an earlier delivery of the message may have done part of it.
+
+        Raises:
+            KeyturnError: the refusal of SPEC 12 that the request meets.
+        """
+        standing: Standing | None = None
+        # A staged body is gone once its upload is stored, so a request for one that was
+        # published twice is answered from its target.
+        if seen_before or isinstance(request.body, StagedBody):
+            standing = await self._look(request)
+        if seen_before:
+            await abort_leftovers(self._storage, object_key(request.project, request.key))
+        if standing is None:
+            return await self._store_and_settle(request, publisher)
+        return await self._settle_standing(request, standing)
+
+    async def discard_staged(self, request: UploadRequested, publisher: str) -> None:
+        """Delete a stored upload's staged body; what fails here is swept up later."""
+        if not isinstance(request.body, StagedBody):
+            return
+        try:
+            await self._storage.delete(staging_key(publisher, request.upload_id))
+        except (StorageUnavailableError, StorageAnswerError) as exc:
+            _log.warning(
+                "staged body not deleted",
+                upload_id=request.upload_id,
+                problem=type(exc).__name__,
+            )
+
+    async def _look(self, request: UploadRequested) -> Standing | None:
+        return await look(request, self._storage, self._keyrings, self._master_keys)
+
+    async def _store_and_settle(self, request: UploadRequested, publisher: str) -> Settled:
+        transport_key = open_secret(
+            request.sealed_key,
+            upload_info(request.upload_id, request.project, request.key),
+            self._intake_keys,
+        )
+        condition: Condition = IfAbsent()
+        for _ in range(_MAX_ATTEMPTS):
+            stored = await self._store(request, publisher, transport_key, condition)
+            if isinstance(stored, Standing):
+                return await self._settle_standing(request, stored)
+            after = await self._keyrings.fresh(request.project)
+            if after.desired.same_state(stored.observed.desired):
+                return Settled(stored.size_bytes, after.desired.generation)
+            if stored.sealed:
+                return await self._reconcile(request, stored.size_bytes)
+            if after.desired.plaintext_allowed:
+                return Settled(stored.size_bytes, after.desired.generation)
+            # Plaintext was forbidden meanwhile: seal it where it stands (SPEC 8.2).
+            condition = IfMatch(stored.etag)
+        raise StorageUnavailableError("the desired state kept moving")
+
+    async def _settle_standing(self, request: UploadRequested, standing: Standing) -> Settled:
+        if standing.current:
+            return Settled(standing.size_bytes, standing.observed.desired.generation)
+        return await self._reconcile(request, standing.size_bytes)
+
+    async def _reconcile(self, request: UploadRequested, size_bytes: int) -> Settled:
+        observed = await reconcile(
+            request.project, request.key, self._storage, self._keyrings, self._master_keys
+        )
+        return Settled(size_bytes, observed.desired.generation)
+
+    async def _store(
+        self,
+        request: UploadRequested,
+        publisher: str,
+        transport_key: bytes,
+        condition: Condition,
+    ) -> Stored | Standing:
+        """Put the object; or, where something stands, what stands if it is this upload's own."""
+        observed = await self._keyrings.recent(request.project)
+        for _ in range(_MAX_ATTEMPTS):
+            try:
+                return await self._put(request, publisher, transport_key, condition, observed)
+            except PreconditionError:
+                standing = await self._look(request)
+                if standing is not None:
+                    return standing
+                raise StorageUnavailableError("a put was refused where nothing stands") from None
+            except (RefusedError, _MovedError):
+                # Sent after its lease, or the desired state moved: again, by a new reading.
+                observed = await self._keyrings.fresh(request.project)
+            except MissingError as exc:
+                # Its parts were aborted by another delivery, or the bucket is gone.
+                raise StorageUnavailableError("the put's place is gone") from exc
+        raise StorageUnavailableError("the storage refuses the put")
+
+    async def _put(
+        self,
+        request: UploadRequested,
+        publisher: str,
+        transport_key: bytes,
+        condition: Condition,
+        observed: Observed,
+    ) -> Stored:
+        sealed = (
+            self._limits.encryption_enabled
+            or not observed.desired.plaintext_allowed
+            or isinstance(condition, IfMatch)
+        )
+        attempt = _Attempt(request, condition, observed, sealed=sealed)
+        if isinstance(request.body, InlineBody):
+            plaintext = bodies.open_inline(request.body, transport_key, request.upload_id)
+            return await self._put_inline(attempt, plaintext)
+        size_bytes = bodies.staged_plaintext_size(
+            request.body.staged.size, self._limits.upload_max_bytes
+        )
+        async with self._streams, self._staged(request, publisher) as staged:
+            plaintext_pieces = bodies.opened(staged, transport_key, request.upload_id)
+            return await self._put_staged(attempt, plaintext_pieces, size_bytes)
+
+    async def _put_inline(self, attempt: "_Attempt", plaintext: bytes) -> Stored:
+        body = seal(attempt.dek, BODY_CONTEXT, plaintext) if attempt.sealed else plaintext
+        etag = await self._storage.put(
+            attempt.s3_key,
+            body,
+            attempt.headers,
+            condition=attempt.condition,
+            lease=attempt.observed.lease,
+        )
+        return Stored(len(plaintext), etag, attempt.observed, attempt.sealed)
+
+    @asynccontextmanager
+    async def _staged(
+        self, request: UploadRequested, publisher: str
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """The sealed bytes that the publisher put into staging."""
+        if not isinstance(request.body, StagedBody):
+            raise TypeError("not a staged body")
+        told = request.body.staged.size
+        key = staging_key(publisher, request.upload_id)
+        async with AsyncExitStack() as stack:
+            try:
+                stream = await stack.enter_async_context(self._storage.stream(key))
+            except MissingError as exc:
+                raise StagedBodyMissingError("nothing stands in staging for this upload") from exc
+            if stream.head.size_bytes != told:
+                raise StagedBodyMissingError(
+                    f"{stream.head.size_bytes} bytes stand in staging, {told} were told"
+                )
+            yield stream.chunks(bodies.PIECE_BYTES)
+
+    async def _put_staged(
+        self, attempt: "_Attempt", plaintext: AsyncIterator[bytes], size_bytes: int
+    ) -> Stored:
+        pieces = bodies.resealed(plaintext, attempt.dek) if attempt.sealed else plaintext
+        body_bytes = sealed_size(size_bytes) if attempt.sealed else size_bytes
+        in_parts = (
+            self._storage.differences.conditional_completion
+            and isinstance(attempt.condition, IfAbsent)
+            and body_bytes > self._limits.part_size_bytes
+        )
+        if in_parts:
+            return await self._put_in_parts(attempt, pieces, body_bytes, size_bytes)
+        etag = await self._storage.put_stream(
+            attempt.s3_key,
+            pieces,
+            body_bytes,
+            attempt.headers,
+            condition=attempt.condition,
+            lease=attempt.observed.lease,
+        )
+        return Stored(size_bytes, etag, attempt.observed, attempt.sealed)
+
+    async def _put_in_parts(
+        self,
+        attempt: "_Attempt",
+        pieces: AsyncIterator[bytes],
+        body_bytes: int,
+        size_bytes: int,
+    ) -> Stored:
+        wished = part_size(body_bytes, self._limits.part_size_bytes)
+        storage, s3_key = self._storage, attempt.s3_key
+        async with multipart(storage, s3_key, attempt.headers) as upload_id:
+            parts = await put_parts(storage, s3_key, upload_id, bodies.in_parts(pieces, wished))
+            # The wraps were fixed when the upload began: they must still be the desired ones.
+            observed = await self._keyrings.fresh(attempt.request.project)
+            if not observed.desired.same_state(attempt.observed.desired):
+                raise _MovedError
+            etag = await storage.complete_multipart(
+                s3_key, upload_id, parts, condition=attempt.condition, lease=observed.lease
+            )
+        return Stored(size_bytes, etag, observed, attempt.sealed)
+
+
+class _Attempt:
+    """One attempt to store an object: its own DEK, and the wraps and headers that go with it."""
+
+    def __init__(
+        self, request: UploadRequested, condition: Condition, observed: Observed, *, sealed: bool
+    ) -> None:
+        self.request = request
+        self.condition = condition
+        self.observed = observed
+        self.sealed = sealed
+        self.s3_key = object_key(request.project, request.key)
+        self.dek = new_dek()
+        self.headers = Headers(self._metadata(), request.content_type)
+
+    def _metadata(self) -> dict[str, str]:
+        caller_wire = caller_to_wire(self.request.metadata or {})
+        if not self.sealed:
+            return {**caller_wire, UPLOAD: self.request.upload_id}
+        wraps = wrap(self.observed.desired, self.request.key, self.dek)
+        return metadata_for(wraps, upload_id=self.request.upload_id, caller_wire=caller_wire)
