@@ -93,6 +93,8 @@ def open_sealed(key: bytes, context: bytes, sealed: BytesLike) -> bytes:
     """
     view = memoryview(sealed).cast("B")
     aead, base_nonce = _checked(key, context, bytes(view[:HEADER_BYTES]))
+    if len(view) < HEADER_BYTES + SEALED_CHUNK_BYTES:
+        return _open_chunk(aead, base_nonce.to_bytes(_NONCE_BYTES, "big"), view[HEADER_BYTES:])
     stream = _ChunkStream(aead.decrypt_into, base_nonce, SEALED_CHUNK_BYTES, CHUNK_BYTES)
     out = io.BytesIO()
     try:
@@ -240,7 +242,9 @@ class ChunkReader:
         Raises:
             ChunkError: it is not the chunk of that number, or not of that length.
         """
-        if not 0 <= index < MAX_CHUNKS or (len(sealed_chunk) < SEALED_CHUNK_BYTES) != last:
+        size = len(sealed_chunk)
+        fits = size < SEALED_CHUNK_BYTES if last else size == SEALED_CHUNK_BYTES
+        if not fits or not 0 <= index < MAX_CHUNKS:
             raise ChunkError
         nonce = (self._base_nonce ^ index).to_bytes(_NONCE_BYTES, "big")
         return _open_chunk(self._aead, nonce, sealed_chunk)
@@ -367,9 +371,7 @@ def _split(derived: bytes) -> tuple[AESGCM, int]:
 
 
 def _open_chunk(aead: AESGCM, nonce: bytes, sealed_chunk: BytesLike) -> bytes:
-    """Open one chunk, whose length the caller has checked but for a missing tag."""
-    if not TAG_BYTES <= len(sealed_chunk) <= SEALED_CHUNK_BYTES:
-        raise ChunkError
+    """Open one chunk, of a length that fits its place. One without a tag is not authentic."""
     try:
         return aead.decrypt(nonce, sealed_chunk, None)
     except InvalidTag as exc:

@@ -116,7 +116,8 @@ class IntakeKey:
         """
         try:
             return _suite().decrypt(ciphertext, self._key, info=info)
-        # ValueError: an X25519 share of low order, where the library tells it apart.
+        # Today every failure is InvalidTag; elsewhere, as in `seal`, the library tells of bad
+        # shares by ValueError, and which one it is must not matter to whoever sent the bytes.
         except (InvalidTag, ValueError) as exc:
             raise SealError from exc
 

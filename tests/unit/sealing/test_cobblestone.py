@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable
 
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,6 +26,7 @@ from contracts.sealing import (
     seal,
     sealed_size,
 )
+from contracts.sealing.cobblestone import _derive
 
 KEY = bytes(range(32))
 SALT = bytes(range(24))
@@ -166,6 +168,16 @@ def test_random_access_checks_number_and_length() -> None:
     for index, chunk, is_last in refused:
         with pytest.raises(ChunkError):
             reader.open_chunk(index, chunk, last=is_last)
+
+
+@pytest.mark.parametrize("size", [CHUNK_BYTES - 1, CHUNK_BYTES + 1])
+def test_an_authentic_chunk_of_another_length_is_no_full_chunk(size: int) -> None:
+    """Whoever holds the DEK can make one; a stream and a range would then read differently."""
+    derived = _derive(KEY, CONTEXT, SALT)
+    header = SALT + derived[44:]
+    chunk = AESGCM(derived[:32]).encrypt(derived[32:44], bytes(size), None)
+    with pytest.raises(ChunkError):
+        ChunkReader(KEY, CONTEXT, header).open_chunk(0, chunk, last=False)
 
 
 def test_no_chunk_covers_nothing_and_nothing_is_negative() -> None:

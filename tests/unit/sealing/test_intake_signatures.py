@@ -68,6 +68,18 @@ def test_an_x25519_key_of_low_order_is_refused() -> None:
         INTAKE.open(sealed[:1088] + bytes(32) + sealed[ENC_BYTES:], INFO)
 
 
+def test_a_share_that_the_library_refuses_by_name_is_a_seal_error_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Refusing:
+        def decrypt(self, *_: object, **__: object) -> bytes:
+            raise ValueError("a share of low order")
+
+    monkeypatch.setattr("contracts.sealing.intake._suite", Refusing)
+    with pytest.raises(SealError, match="does not open"):
+        INTAKE.open(b"", INFO)
+
+
 @settings(max_examples=200)
 @given(
     st.binary(max_size=100)
