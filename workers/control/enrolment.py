@@ -1,0 +1,104 @@
+"""Enrolment: a project's first keyring (SPEC 5.4, 6.5).
+
+The keyring is created by one conditional put; everything before it only decides whether
+to try. The same request, however often it comes, finds its own keyring and is told again.
+"""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Final
+
+from contracts.errors import (
+    AlreadyEnrolledError,
+    StorageUnavailableError,
+    UnknownProjectError,
+)
+from contracts.messages import EnrollRequested
+from contracts.names import format_time
+from contracts.sealing import IntakeKey, Secret, kek_id, kek_info
+from workers.admission import open_secret
+from workers.keyring import Generation, Keyring, KeyringReader, create
+from workers.storage import Storage
+
+_FIRST_GENERATION: Final = 1
+
+
+class Enroller:
+    """Serves enrolments against one bucket, under the active master key."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        keyrings: KeyringReader,
+        master_keys: Mapping[str, Secret],
+        active_master_key: str,
+        intake_keys: Mapping[str, IntakeKey],
+    ) -> None:
+        self._storage = storage
+        self._keyrings = keyrings
+        self._master_keys = master_keys
+        self._active = active_master_key
+        self._intake_keys = intake_keys
+
+    async def enroll(self, request: EnrollRequested) -> int:
+        """Create the project's keyring; gives the generation that the enrolment brought.
+
+        Raises:
+            AlreadyEnrolledError: another enrolment's keyring, or objects, stand there.
+            UnknownIntakeKeyError, BadSealError: a KEK in the request does not open.
+            CorruptObjectError: a keyring stands that nobody here wrote.
+            StorageUnavailableError, UnknownMasterKeyError: try again later.
+        """
+        keyring = self._keyring(request)
+        if (standing := await self._standing(request)) is not None:
+            return standing
+        await self._refuse_where_objects_stand(request)
+        if await create(self._storage, keyring, self._master_keys):
+            return keyring.current.generation
+        # A lost race, or the answer to an earlier try of this very request was lost.
+        if (standing := await self._standing(request)) is not None:
+            return standing
+        raise StorageUnavailableError("a keyring was refused where none stands")
+
+    async def _standing(self, request: EnrollRequested) -> int | None:
+        try:
+            observed = await self._keyrings.fresh(request.project)
+        except UnknownProjectError:
+            return None
+        enrolment = observed.keyring.enrolment
+        if enrolment.rotation_id != request.request_id:
+            raise AlreadyEnrolledError(f"a keyring stands for {request.project}")
+        return enrolment.generation
+
+    async def _refuse_where_objects_stand(self, request: EnrollRequested) -> None:
+        async for _ in self._storage.list(f"{request.project}/", limit=1):
+            detail = f"objects stand under {request.project}/ without a keyring"
+            if request.adopt:
+                detail += "; adopting them takes a sweep, which this release does not have"
+            raise AlreadyEnrolledError(detail)
+
+    def _keyring(self, request: EnrollRequested) -> Keyring:
+        info = kek_info("enroll", request.request_id, request.project)
+        kek = Secret(open_secret(request.sealed_kek, info, self._intake_keys))
+        first = Generation(
+            generation=_FIRST_GENERATION,
+            kek_id=kek_id(kek),
+            kek=kek,
+            rotation_id=request.request_id,
+            requested_at=request.requested_at,
+            at=format_time(datetime.now(UTC)),
+        )
+        return Keyring(
+            project=request.project,
+            master_key=self._active,
+            current=first,
+            plaintext_allowed=request.plaintext == "allowed",
+            v0_allowed=request.v0 == "allowed",
+            v0_kek=self._v0_kek(request),
+        )
+
+    def _v0_kek(self, request: EnrollRequested) -> Secret | None:
+        if request.sealed_v0_kek is None:
+            return None
+        info = kek_info("v0", request.request_id, request.project)
+        return Secret(open_secret(request.sealed_v0_kek, info, self._intake_keys))
