@@ -45,8 +45,15 @@ class Done:
 class Role(Protocol):
     """What serves the requests of one queue."""
 
-    queue: str
-    served: tuple[str, ...]
+    @property
+    def queue(self) -> str:
+        """The queue's name."""
+        ...
+
+    @property
+    def served(self) -> tuple[str, ...]:
+        """The types of requests that the queue carries."""
+        ...
 
     async def serve(self, request: Request, publisher: str, *, seen_before: bool) -> Done:
         """Do what the request asks.
@@ -71,7 +78,7 @@ class Consumer:
         self.in_flight += 1
         try:
             await self._consume(message)
-        except Exception:
+        except Exception:  # noqa: BLE001  # nothing may be lost, whatever it was
             # The broker did not confirm, so nothing is acknowledged: the message comes again,
             # from here or, where the connection is gone, from the broker itself.
             _log.exception("delivery not finished", message_id=message.message_id)
@@ -114,7 +121,7 @@ class Consumer:
         except KeyturnError as exc:
             await self._put_off_or_refuse(message, request, exc)
             return
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001  # a bug of ours must not lose a message
             _log.exception("unexpected failure", request_id=request_id(request))
             error = StorageUnavailableError(f"internal failure: {type(exc).__name__}")
             await self._put_off_or_refuse(message, request, error)

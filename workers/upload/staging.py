@@ -17,11 +17,12 @@ from contracts.names import STAGING_PREFIX
 from workers.errors import StorageAnswerError
 from workers.storage import Storage
 
-
 _log = structlog.get_logger()
 
 
-async def sweep_staging(storage: Storage, *, older_than: timedelta, now: datetime) -> tuple[int, int]:
+async def sweep_staging(
+    storage: Storage, *, older_than: timedelta, now: datetime
+) -> tuple[int, int]:
     """Delete staged bodies, and abort multipart uploads, older than that.
 
     `now` is this machine's clock; ages are counted in days, so its drift does not matter.

@@ -1,0 +1,59 @@
+"""`/healthz` and `/readyz` of a worker, on `HEALTH_PORT` (SPEC 11).
+
+Alive means that the process answers. Ready means that the broker answered a ping, that
+every role has its consumer, and that the bucket answered, all just now.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Final
+
+from aiohttp import web
+
+_CHECK_TIMEOUT_S: Final = 5
+
+Check = Callable[[], Awaitable[bool]]
+
+
+@asynccontextmanager
+async def health_server(host: str, port: int, checks: dict[str, Check]) -> AsyncIterator[None]:
+    """Serve health while the block runs; port 0 serves nothing."""
+    if port == 0:
+        yield
+        return
+    app = web.Application()
+    app.router.add_get("/healthz", _alive)
+    app.router.add_get("/readyz", _readiness(checks))
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, host, port).start()
+        yield
+    finally:
+        await runner.cleanup()
+
+
+async def _alive(request: web.Request) -> web.Response:
+    del request
+    return web.json_response({"status": "alive"})
+
+
+def _readiness(checks: dict[str, Check]) -> Callable[[web.Request], Awaitable[web.Response]]:
+    async def ready(request: web.Request) -> web.Response:
+        del request
+        results = dict(
+            zip(checks, await asyncio.gather(*map(_holds, checks.values())), strict=True)
+        )
+        status = 200 if all(results.values()) else 503
+        return web.json_response({"ready": status == 200, "checks": results}, status=status)  # noqa: PLR2004
+
+    return ready
+
+
+async def _holds(check: Check) -> bool:
+    try:
+        async with asyncio.timeout(_CHECK_TIMEOUT_S):
+            return await check()
+    except Exception:  # noqa: BLE001  # whatever it was, the worker is not ready
+        return False
