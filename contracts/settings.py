@@ -169,3 +169,4 @@ class PublisherSettings(DeploymentSettings):
     intake_public_key: IntakePublicKeySetting
     event_public_key: VerifyKeySetting
     pepper: SecretStr = SecretStr("")
+    v0_pepper: SecretStr = SecretStr("")  # for enrolments that bring a v0 API key (SPEC 4.6)

@@ -1,0 +1,288 @@
+"""The publisher's client: what another service imports to hand its files to Keyturn.
+
+    async with Publisher.open(PublisherSettings.read(), s3=S3Settings.read()) as publisher:
+        upload_id = await publisher.upload("acme", "reports/q3.pdf", Path("q3.pdf"))
+        event = await publisher.wait(upload_id, timeout_s=60)
+
+It carries out the publisher's half of SPEC 6: it checks a request with the workers' own
+models, seals what is secret, signs, publishes with confirms, and believes only events
+that the deployment has signed. It never sends anything twice on its own.
+It must never log or raise a secret, a plaintext or a sealed body.
+"""
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final, Self
+
+from contracts.errors import BodyTooLargeError
+from contracts.messages import INLINE_MAX_BYTES, Event, InlineBody, Staged, StagedBody
+from contracts.names import staging_key
+from contracts.publisher.bodies import Body, blocks, head
+from contracts.publisher.errors import NotDeliveredError, OutcomeUnknownError
+from contracts.publisher.events import Verifier, follow
+from contracts.publisher.link import Link, persistent_json
+from contracts.publisher.requests import (
+    ApiKey,
+    SignedRequest,
+    UploadDraft,
+    build_enroll,
+    draft_upload,
+    new_id,
+    sign,
+)
+from contracts.publisher.staging import CONNECTIONS, Staging
+from contracts.publisher.waiting import Waiter
+from contracts.sealing import Sealer, b64, seal
+from contracts.settings import PublisherSettings, S3Settings
+
+PUBLISH_TIMEOUT_S: Final = 30.0
+_MAX_UNSETTLED: Final = 1024
+_UNSETTLED_MAX_AGE_S: Final = 24 * 3600.0
+_STAGING_ATTEMPTS: Final = 3  # a staged body may be put twice without harm
+
+
+@dataclass(frozen=True, slots=True)
+class _Unsettled:
+    """A staged upload that was sent without an answer; its body stands in staging."""
+
+    signed: SignedRequest
+    project: str
+    key: str
+    at_s: float
+
+
+class Publisher:
+    """A connection to one deployment of Keyturn. Made by `open`; safe for concurrent use."""
+
+    def __init__(self, settings: PublisherSettings, link: Link, staging: Staging | None) -> None:
+        self._settings = settings
+        self._link = link
+        self._staging = staging
+        self._verifier = Verifier(settings.deployment, settings.event_public_key)
+        self._waiter = Waiter(link, self._verifier)
+        self._unsettled: OrderedDict[str, _Unsettled] = OrderedDict()
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls,
+        settings: PublisherSettings,
+        *,
+        s3: S3Settings | None = None,
+        publish_timeout_s: float = PUBLISH_TIMEOUT_S,
+    ) -> AsyncIterator[Self]:
+        """Connect, for as long as the block lasts.
+
+        Args:
+            settings: `PublisherSettings.read()`, or made by hand.
+            s3: Where bodies above 256 KiB are staged; without it they are refused.
+            publish_timeout_s: Seconds for one publish, reconnecting and confirmation included.
+
+        Raises:
+            BrokerUnavailableError: the broker refuses, or does not answer in time.
+            SettingsError: staging is asked for and aioboto3 is not installed.
+        """
+        async with AsyncExitStack() as stack:
+            staging = None
+            if s3 is not None:
+                from contracts.s3 import open_client  # noqa: PLC0415  # an extra of its own
+
+                client = await stack.enter_async_context(
+                    open_client(
+                        s3, max_connections=CONNECTIONS, total_max_attempts=_STAGING_ATTEMPTS
+                    )
+                )
+                staging = Staging(client, s3.s3_bucket)
+            link = Link(settings.amqp_url.get_secret_value(), publish_timeout_s=publish_timeout_s)
+            stack.push_async_callback(link.close)
+            await link.connect()
+            publisher = cls(settings, link, staging)
+            stack.push_async_callback(publisher._waiter.close)
+            yield publisher
+
+    @property
+    def unverified_events(self) -> int:
+        """How many events were ignored because the deployment had not signed them."""
+        return self._verifier.refused
+
+    async def enroll(
+        self,
+        project: str,
+        *,
+        api_key: ApiKey,
+        plaintext: bool = False,
+        v0: bool = False,
+        v0_api_key: ApiKey | None = None,
+        adopt: bool = False,
+        request_id: str | None = None,
+    ) -> str:
+        """Ask for a project's keyring; return the request's id, for `wait`.
+
+        Args:
+            project: The project's id (SPEC 1).
+            api_key: Its secret; what is sent is a key derived from it, sealed to the workers.
+            plaintext: Whether unencrypted objects may stand in the project.
+            v0: Whether objects of the earlier system may; `v0_api_key` implies it.
+            v0_api_key: The API key that the earlier system's objects were wrapped under.
+            adopt: Enrol although objects already stand under the project's prefix.
+            request_id: The id of an earlier try that is repeated; a fresh one by default.
+
+        Raises:
+            MalformedRequestError: a name or an API key is not of the form that it must have.
+            NotDeliveredError: no worker serves enrolments, or the broker cannot be reached.
+            OutcomeUnknownError: not confirmed; repeat it with the same `request_id`.
+        """
+        request = build_enroll(
+            self._settings,
+            project,
+            api_key=api_key,
+            plaintext=plaintext,
+            v0=v0,
+            v0_api_key=v0_api_key,
+            adopt=adopt,
+            request_id=request_id or new_id(),
+        )
+        await self._publish(sign(self._settings, request))
+        return request.request_id
+
+    async def upload(
+        self,
+        project: str,
+        key: str,
+        body: Body,
+        *,
+        content_type: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        upload_id: str | None = None,
+    ) -> str:
+        """Hand in one object; return the upload's id, for `wait`.
+
+        Done means that the broker keeps the request, not that the object is stored.
+        A retry with the same `upload_id` and the same body stores the object once.
+
+        Args:
+            project: The project's id (SPEC 1).
+            key: The object's key, 1 to 900 bytes of UTF-8; objects are written once.
+            body: Bytes, a path, a binary file, or an async iterable of bytes of any length.
+            content_type: As in HTTP, at most 256 characters; not authenticated.
+            metadata: The caller's own, at most 1 KiB; not authenticated.
+            upload_id: The id of an earlier try that is repeated; a fresh one by default.
+
+        Raises:
+            MalformedRequestError: a name, the content type or the metadata is not allowed.
+            BodyTooLargeError: above 256 KiB, and there is no staging.
+            StorageUnavailableError: staging failed; nothing was published.
+            NotDeliveredError: no worker serves uploads, or the broker cannot be reached.
+            OutcomeUnknownError: not confirmed; repeat it with the same `upload_id`.
+        """
+        upload_id = upload_id or new_id()
+        draft = draft_upload(
+            self._settings,
+            project,
+            key,
+            content_type=content_type,
+            metadata=metadata,
+            upload_id=upload_id,
+        )
+        if (earlier := self._earlier(draft)) is not None:
+            await self._publish_staged(draft, earlier, fresh=False)
+            return upload_id
+        async with aclosing(blocks(body)) as source:
+            first, whole = await head(source, INLINE_MAX_BYTES)
+            if whole:
+                sealed = seal(draft.transport_key.reveal(), draft.context, first)
+                request = draft.with_body(InlineBody(inline=b64(sealed)))
+                await self._publish(sign(self._settings, request))
+                return upload_id
+            staged = StagedBody(staged=Staged(size=await self._stage(draft, first, source)))
+        await self._publish_staged(draft, sign(self._settings, draft.with_body(staged)), fresh=True)
+        return upload_id
+
+    async def wait(
+        self, request_id: str, *, timeout_s: float = 60.0, since: datetime | None = None
+    ) -> Event:
+        """The signed event that answers a request: told already, or still to come.
+
+        A refusal is an event too: look at its type. For a request that this publisher sent,
+        one shared reader serves all waits. Another's request needs `since`, a moment not
+        later than its answer (by default, when this publisher was opened), and reads the
+        stream on its own; to follow many such, use `events`.
+
+        Raises:
+            WaitTimeoutError: nothing was told in time; waiting again is fine.
+            EventsUnavailableError: no worker has ever declared the stream of events.
+        """
+        return await self._waiter.wait(request_id, since=since, timeout_s=timeout_s)
+
+    async def events(self, since: datetime | None = None) -> AsyncGenerator[Event, None]:
+        """Every signed event of the deployment that this version knows, in order, for ever.
+
+        Begins at `since`, perhaps a little earlier (the stream is cut in chunks), or with
+        the oldest event that the stream still holds. Close it with `contextlib.aclosing`.
+
+        Raises:
+            EventsUnavailableError: no worker has ever declared the stream of events.
+        """
+        async with aclosing(follow(self._link, since or "first")) as stream:
+            async for told in stream:
+                if (event := self._verifier.event(told)) is not None:
+                    yield event
+
+    async def _publish(self, signed: SignedRequest) -> None:
+        self._waiter.sending(signed.request_id)
+        message = persistent_json(signed.body, signed.request_id, signed.headers)
+        await self._link.publish(signed.request_id, signed.type, message)
+
+    def _staging_key(self, draft: UploadDraft) -> str:
+        return staging_key(self._settings.publisher_name, draft.request.upload_id)
+
+    async def _stage(
+        self, draft: UploadDraft, first: bytearray, rest: AsyncIterator[memoryview]
+    ) -> int:
+        if self._staging is None:
+            raise BodyTooLargeError(
+                f"a body above {INLINE_MAX_BYTES} bytes is staged in the bucket: give the "
+                "publisher S3 settings (KEYTURN_S3_BUCKET and what belongs to it)"
+            )
+        sealer = Sealer(draft.transport_key.reveal(), draft.context)
+        return await self._staging.put(self._staging_key(draft), sealer, first, rest)
+
+    async def _publish_staged(
+        self, draft: UploadDraft, signed: SignedRequest, *, fresh: bool
+    ) -> None:
+        try:
+            await self._publish(signed)
+        except NotDeliveredError:
+            # Not where an earlier try may stand on the queue: it would miss its body.
+            if fresh and self._staging is not None:
+                await self._staging.delete(self._staging_key(draft))
+            raise
+        except (OutcomeUnknownError, asyncio.CancelledError):
+            self._remember(draft, signed)
+            raise
+        self._unsettled.pop(signed.request_id, None)
+
+    def _earlier(self, draft: UploadDraft) -> SignedRequest | None:
+        """What was sent before under this id without an answer, to be sent again as it is.
+
+        Staging the body again would seal it under another transport key, and the first
+        message, should it stand on the queue after all, could not open it.
+        """
+        request = draft.request
+        earlier = self._unsettled.get(request.upload_id)
+        if earlier is None or (earlier.project, earlier.key) != (request.project, request.key):
+            return None
+        return earlier.signed if time.monotonic() - earlier.at_s < _UNSETTLED_MAX_AGE_S else None
+
+    def _remember(self, draft: UploadDraft, signed: SignedRequest) -> None:
+        request = draft.request
+        earlier = self._unsettled.pop(request.upload_id, None)
+        at_s = earlier.at_s if earlier and earlier.signed is signed else time.monotonic()
+        self._unsettled[request.upload_id] = _Unsettled(signed, request.project, request.key, at_s)
+        while len(self._unsettled) > _MAX_UNSETTLED:
+            self._unsettled.popitem(last=False)
