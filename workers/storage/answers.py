@@ -1,0 +1,203 @@
+"""What the storage's answers mean: errors and heads (SPEC 8.2, 12).
+
+    403                                  RefusedError
+    404                                  MissingError
+    412, 409 ConditionalRequestConflict  PreconditionError
+    416                                  RangeBeyondError, for the storage's own use
+    everything else, NoSuchBucket too    StorageUnavailableError
+
+Pure functions of status, code and headers. An error's text is the operation and the
+code alone: never a URL (it may hold a signature), a header or a body.
+"""
+
+import html
+import re
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+from typing import Final
+
+from contracts.errors import StorageUnavailableError
+from workers.errors import MissingError, PreconditionError, RefusedError, StorageAnswerError
+from workers.storage.port import Head, Headers
+
+
+class RangeBeyondError(StorageAnswerError):
+    """416: the range begins behind the object's end. It never leaves the storage."""
+
+
+META_PREFIX: Final = "x-amz-meta-"
+# What a self-copy with REPLACE would reset unless it is said again (SPEC 8.2).
+RESTATED: Final = frozenset(
+    {
+        "cache-control",
+        "content-disposition",
+        "content-encoding",
+        "content-language",
+        "expires",
+        "x-amz-object-lock-legal-hold",
+        "x-amz-object-lock-mode",
+        "x-amz-object-lock-retain-until-date",
+        "x-amz-server-side-encryption",
+        "x-amz-server-side-encryption-aws-kms-key-id",
+        "x-amz-server-side-encryption-bucket-key-enabled",
+        "x-amz-storage-class",
+        "x-amz-website-redirect-location",
+    }
+)
+_ARCHIVES: Final = frozenset({"GLACIER", "DEEP_ARCHIVE"})
+_CODE: Final = re.compile(rb"<Code>([A-Za-z0-9_.-]{1,64})</Code>")
+_ETAG: Final = re.compile(rb"<ETag>([^<]{1,200})</ETag>")
+# S3 answers a long copy or completion with 200 before it knows the outcome.
+_STATUS_OF_LATE_CODE: Final = {
+    "AccessDenied": 403,
+    "ConditionalRequestConflict": 409,
+    "NoSuchKey": 404,
+    "NoSuchUpload": 404,
+    "PreconditionFailed": 412,
+}
+
+
+def code_of(body: bytes) -> str:
+    """The `<Code>` of an error's body, or an empty text."""
+    found = _CODE.search(body)
+    return found.group(1).decode() if found else ""
+
+
+def error_of(
+    operation: str, status: int, code: str
+) -> StorageAnswerError | StorageUnavailableError:
+    """The error that an answer means; see the table above."""
+    detail = f"{operation}: {code or status}"
+    # Taken for a missing object, a missing bucket would read as "nothing stands there".
+    if status == 404 and code != "NoSuchBucket":  # noqa: PLR2004  # HTTP's own numbers
+        return MissingError(detail)
+    if status == 412 or (status == 409 and code == "ConditionalRequestConflict"):  # noqa: PLR2004
+        return PreconditionError(detail)
+    if status == 403:  # noqa: PLR2004
+        return RefusedError(detail)
+    if status == 416:  # noqa: PLR2004
+        return RangeBeyondError(detail)
+    return StorageUnavailableError(detail)
+
+
+def check_late_error(operation: str, body: bytes, wanted: bytes) -> None:
+    """Look into the 200 answer to a copy or a completion.
+
+    Args:
+        operation: For the error's text.
+        body: The answer's.
+        wanted: The element that a success holds.
+
+    Raises:
+        StorageAnswerError: a definite refusal.
+        StorageUnavailableError: a failure, or an answer that says neither.
+    """
+    if wanted in body and b"<Error>" not in body:
+        return
+    code = code_of(body)
+    raise error_of(operation, _STATUS_OF_LATE_CODE.get(code, 500), code or "answer without outcome")
+
+
+def etag_in(operation: str, body: bytes) -> str:
+    """The `<ETag>` of an answer's body, without quotes.
+
+    Raises:
+        StorageUnavailableError: there is none.
+    """
+    found = _ETAG.search(body)
+    if found is None:
+        raise StorageUnavailableError(f"{operation}: answer without ETag")
+    return html.unescape(found.group(1).decode()).strip('"')
+
+
+def text_in(operation: str, body: bytes, element: str) -> str:
+    """The text of an element of an answer's body.
+
+    Raises:
+        StorageUnavailableError: there is none.
+    """
+    found = re.search(rf"<{element}>([^<]+)</{element}>", body.decode())
+    if found is None:
+        raise StorageUnavailableError(f"{operation}: answer without {element}")
+    return html.unescape(found.group(1))
+
+
+def etag_of(operation: str, headers: Mapping[str, str]) -> str:
+    """The ETag header without quotes.
+
+    Raises:
+        StorageUnavailableError: there is none, so it was not S3 that answered.
+    """
+    etag = headers.get("ETag")
+    if etag is None:
+        raise StorageUnavailableError(f"{operation}: answer without ETag")
+    return etag.strip('"')
+
+
+def head_of(operation: str, headers: Mapping[str, str]) -> Head:
+    """The head that an answer to a read tells.
+
+    Args:
+        operation: For the error's text.
+        headers: The answer's, with names in any case.
+
+    Raises:
+        StorageUnavailableError: no ETag, Date, Last-Modified or length.
+    """
+    try:
+        last_modified = parsedate_to_datetime(headers["Last-Modified"])
+        date = parsedate_to_datetime(headers["Date"])
+        content_range = headers.get("Content-Range")
+        size_bytes = int(
+            headers["Content-Length"] if content_range is None else content_range.rpartition("/")[2]
+        )
+    except (KeyError, ValueError) as exc:
+        raise StorageUnavailableError(f"{operation}: answer without its times or length") from exc
+    told = _said(headers.items())
+    locked = _locked(told.restated, date)
+    return Head(
+        size_bytes=size_bytes,
+        etag=etag_of(operation, headers),
+        date=date,
+        last_modified=last_modified,
+        headers=told,
+        tag_count=int(headers.get("x-amz-tagging-count", 0)),
+        version_id=headers.get("x-amz-version-id"),
+        archived=_archived(told.restated, headers.get("x-amz-restore")),
+        locked=locked,
+    )
+
+
+def _said(items: Iterable[tuple[str, str]]) -> Headers:
+    """Metadata, content type and what must be restated, in one pass."""
+    metadata: dict[str, str] = {}
+    restated: dict[str, str] = {}
+    content_type = None
+    for name, value in items:
+        lowered = name.lower()
+        if lowered.startswith(META_PREFIX):
+            metadata[lowered[len(META_PREFIX) :]] = value
+        elif lowered in RESTATED:
+            restated[lowered] = value
+        elif lowered == "content-type":
+            content_type = value
+    return Headers(metadata, content_type, restated)
+
+
+def _archived(restated: Mapping[str, str], restore: str | None) -> bool:
+    if restated.get("x-amz-storage-class") not in _ARCHIVES:
+        return False
+    return restore is None or 'ongoing-request="true"' in restore
+
+
+def _locked(restated: Mapping[str, str], date: datetime) -> bool:
+    if restated.get("x-amz-object-lock-legal-hold") == "ON":
+        return True
+    until = restated.get("x-amz-object-lock-retain-until-date")
+    if until is None:
+        return False
+    try:
+        return datetime.fromisoformat(until) > date
+    except (ValueError, TypeError):  # unreadable, or without a zone: the careful answer
+        return True

@@ -1,0 +1,180 @@
+"""The cold half of S3 behind the port: listings, tags, versions, aborts, by aioboto3.
+
+Whatever is not called for each object, and has XML to read, goes through the generated
+client. Errors are mapped as on the hot path, and reads are tried again in the same way.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import stamina
+from aiohttp import ClientError as HttpError
+from botocore.exceptions import BotoCoreError, ClientError
+
+from contracts.errors import StorageUnavailableError
+from workers.errors import MissingError
+from workers.storage.answers import error_of
+from workers.storage.port import Listed, OpenMultipart
+
+if TYPE_CHECKING:
+    from types_aiobotocore_s3.client import S3Client
+
+_PAGE_KEYS: Final = 1000
+_READ_ATTEMPTS: Final = 4
+_READ_TOTAL_S: Final = 5.0
+
+_T = TypeVar("_T")
+
+
+async def _once(operation: str, call: Callable[..., Awaitable[_T]], **said: Any) -> _T:
+    """One call of the client with the port's errors."""
+    try:
+        return await call(**said)
+    except ClientError as exc:
+        status = exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
+        code = exc.response.get("Error", {}).get("Code", "")
+        raise error_of(operation, status, code) from exc
+    except (BotoCoreError, HttpError, OSError) as exc:
+        raise StorageUnavailableError(f"{operation}: {type(exc).__name__}") from exc
+
+
+@stamina.retry(
+    on=StorageUnavailableError,
+    attempts=_READ_ATTEMPTS,
+    timeout=_READ_TOTAL_S,
+    wait_initial=0.05,
+    wait_max=1.0,
+    wait_jitter=0.2,
+)
+async def _read(operation: str, call: Callable[..., Awaitable[_T]], **said: Any) -> _T:
+    """A read, tried again where the storage failed."""
+    return await _once(operation, call, **said)
+
+
+class ColdStorage:
+    """What an S3 storage does seldom."""
+
+    def __init__(self, client: "S3Client", bucket: str) -> None:
+        self._client = client
+        self._bucket = bucket
+
+    async def abort_multipart(self, key: str, upload_id: str) -> None:
+        """Drop an upload and its parts; one that is gone is fine."""
+        with suppress(MissingError):
+            await _once(
+                "abort multipart",
+                self._client.abort_multipart_upload,
+                Bucket=self._bucket,
+                Key=key,
+                UploadId=upload_id,
+            )
+
+    async def open_multiparts(self, prefix: str) -> AsyncIterator[OpenMultipart]:
+        """All open multipart uploads under a prefix."""
+        marker: dict[str, Any] = {}
+        while True:
+            page = await _read(
+                "list multiparts",
+                self._client.list_multipart_uploads,
+                Bucket=self._bucket,
+                Prefix=prefix,
+                **marker,
+            )
+            for row in page.get("Uploads", ()):
+                yield OpenMultipart(row["Key"], row["UploadId"], row["Initiated"])
+            if not page.get("IsTruncated"):
+                return
+            marker = {
+                "KeyMarker": page["NextKeyMarker"],
+                "UploadIdMarker": page["NextUploadIdMarker"],
+            }
+
+    async def delete(self, key: str) -> None:
+        """Remove an object; one that is gone is fine."""
+        with suppress(MissingError):
+            await _once("delete", self._client.delete_object, Bucket=self._bucket, Key=key)
+
+    async def list(
+        self, prefix: str, *, after: str = "", limit: int | None = None
+    ) -> AsyncIterator[Listed]:
+        """The objects under a prefix in the order of their keys' bytes."""
+        left = limit
+        where: dict[str, Any] = {"StartAfter": after} if after else {}
+        while left is None or left > 0:
+            size = _PAGE_KEYS if left is None else min(left, _PAGE_KEYS)
+            page = await _read(
+                "list",
+                self._client.list_objects_v2,
+                Bucket=self._bucket,
+                Prefix=prefix,
+                MaxKeys=size,
+                **where,
+            )
+            rows = page.get("Contents", [])
+            for row in rows:
+                yield Listed(row["Key"], row["Size"], row["ETag"].strip('"'), row["LastModified"])
+            if not page.get("IsTruncated"):
+                return
+            left = None if left is None else left - len(rows)
+            where = {"ContinuationToken": page["NextContinuationToken"]}
+
+    async def read_tags(self, key: str) -> Mapping[str, str]:
+        """An object's tags."""
+        told = await _read(
+            "read tags", self._client.get_object_tagging, Bucket=self._bucket, Key=key
+        )
+        return {tag["Key"]: tag["Value"] for tag in told["TagSet"]}
+
+    async def write_tags(self, key: str, tags: Mapping[str, str]) -> None:
+        """Put an object's tags back."""
+        await _once(
+            "write tags",
+            self._client.put_object_tagging,
+            Bucket=self._bucket,
+            Key=key,
+            Tagging={"TagSet": [{"Key": name, "Value": value} for name, value in tags.items()]},
+        )
+
+    async def versioning(self) -> bool:
+        """Whether the bucket keeps versions (also where that was suspended: old ones stay)."""
+        told = await _read("versioning", self._client.get_bucket_versioning, Bucket=self._bucket)
+        return told.get("Status") in {"Enabled", "Suspended"}
+
+    async def purge(self, prefix: str) -> None:
+        """Remove everything under a prefix: objects, all versions, open uploads.
+
+        For the probe's own prefix alone.
+        """
+        async for upload in self.open_multiparts(prefix):
+            await self.abort_multipart(upload.key, upload.upload_id)
+        if await self.versioning():
+            await self._purge_versions(prefix)
+        async for row in self.list(prefix):
+            await self.delete(row.key)
+
+    async def _purge_versions(self, prefix: str) -> None:
+        marker: dict[str, Any] = {}
+        while True:
+            page = await _read(
+                "list versions",
+                self._client.list_object_versions,
+                Bucket=self._bucket,
+                Prefix=prefix,
+                **marker,
+            )
+            for row in (*page.get("Versions", ()), *page.get("DeleteMarkers", ())):
+                key, version = row["Key"], row["VersionId"]
+                await _once(
+                    "delete version",
+                    self._client.delete_object,
+                    Bucket=self._bucket,
+                    Key=key,
+                    VersionId=version,
+                )
+            if not page.get("IsTruncated"):
+                return
+            marker = {
+                "KeyMarker": page["NextKeyMarker"],
+                "VersionIdMarker": page["NextVersionIdMarker"],
+            }

@@ -1,0 +1,409 @@
+"""A bucket in memory, for unit tests of everything above the port (SPEC 8.4, 10).
+
+Conditions, multipart, leases by a clock of its own, and the differences between servers
+behave as told; a test can make any operation fail before or after its effect, or let
+something else happen just before it. It must never be offered as a storage to run on.
+"""
+
+import asyncio
+import hashlib
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from typing import Final
+
+from contracts.errors import StorageUnavailableError
+from workers.errors import MissingError, PreconditionError, RefusedError
+from workers.storage.body import KnownLengthBody
+from workers.storage.differences import WORKS_EVERYWHERE, Differences
+from workers.storage.port import (
+    Condition,
+    Head,
+    Headers,
+    IfAbsent,
+    IfMatch,
+    Lease,
+    Listed,
+    OpenMultipart,
+    Part,
+    Stream,
+)
+
+DEFAULT_CONTENT_TYPE: Final = "binary/octet-stream"
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    body: bytes
+    headers: Headers
+    etag: str
+    last_modified: datetime
+    tags: Mapping[str, str] = field(default_factory=dict)
+    archived: bool = False
+    locked: bool = False
+
+
+@dataclass(slots=True)
+class _Upload:
+    key: str
+    headers: Headers
+    initiated: datetime
+    parts: dict[int, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    exception: Exception
+    after_effect: bool
+
+
+class MemoryStream:
+    """An object being read."""
+
+    def __init__(self, head: Head, body: bytes) -> None:
+        self.head = head
+        self._body = body
+
+    async def chunks(self, size_bytes: int) -> AsyncIterator[bytes]:
+        """Pieces of exactly `size_bytes`, the last one shorter."""
+        for start in range(0, len(self._body), size_bytes):
+            await asyncio.sleep(0)
+            yield self._body[start : start + size_bytes]
+
+
+class MemoryStorage:
+    """One bucket. See `workers.storage.port.Storage` for what each method promises.
+
+    Args:
+        differences: What this server honours, beyond what SPEC 10 requires.
+        versioned: What `versioning` answers; versions are not kept.
+    """
+
+    def __init__(
+        self, *, differences: Differences = WORKS_EVERYWHERE, versioned: bool = False
+    ) -> None:
+        self.differences = differences
+        self.versioned = versioned
+        self.calls: Counter[str] = Counter()
+        self._objects: dict[str, _Stored] = {}
+        self._uploads: dict[str, _Upload] = {}
+        self._ids = count(1)
+        self._skew = timedelta()
+        self._failures: dict[str, list[_Failure]] = {}
+        self._hooks: dict[str, list[Callable[[], Awaitable[object]]]] = {}
+
+    # What a test does to it.
+
+    def advance(self, seconds: float) -> None:
+        """Let the storage's clock run ahead."""
+        self._skew += timedelta(seconds=seconds)
+
+    @property
+    def now(self) -> datetime:
+        """The storage's clock, in whole seconds as in a `Date` header."""
+        return (datetime.now(UTC) + self._skew).replace(microsecond=0)
+
+    def fail_next(
+        self, operation: str, exception: Exception, *, after_effect: bool = False, times: int = 1
+    ) -> None:
+        """Let the next calls of a method raise, before or after they did what was asked."""
+        self._failures.setdefault(operation, []).extend([_Failure(exception, after_effect)] * times)
+
+    def before_next(self, operation: str, hook: Callable[[], Awaitable[object]]) -> None:
+        """Let something else happen just before the next call of a method takes effect."""
+        self._hooks.setdefault(operation, []).append(hook)
+
+    def plant(
+        self,
+        key: str,
+        body: bytes,
+        headers: Headers,
+        *,
+        tags: Mapping[str, str] | None = None,
+        archived: bool = False,
+        locked: bool = False,
+    ) -> None:
+        """Put an object there as someone else would have, past all hooks."""
+        stored = _Stored(
+            body, headers, _etag(body), self.now, dict(tags or {}), archived=archived, locked=locked
+        )
+        self._objects[key] = stored
+
+    def keys(self) -> Sequence[str]:
+        """All keys in the order of their bytes."""
+        return sorted(self._objects, key=str.encode)
+
+    # The port.
+
+    async def read(self, key: str) -> tuple[Head, bytes]:
+        """A small object whole."""
+        async with self._acting("read"):
+            return self._head(key), self._object(key).body
+
+    async def read_start(self, key: str, length_bytes: int) -> tuple[Head, bytes]:
+        """The head and the first bytes."""
+        async with self._acting("read_start"):
+            return self._head(key), self._object(key).body[:length_bytes]
+
+    async def head(self, key: str) -> Head:
+        """The head alone."""
+        async with self._acting("head"):
+            return self._head(key)
+
+    @asynccontextmanager
+    async def stream(
+        self, key: str, *, start: int = 0, if_match: str | None = None
+    ) -> AsyncIterator[Stream]:
+        """The object from byte `start` on."""
+        async with self._acting("stream"):
+            stored = self._object(key)
+            if if_match is not None and stored.etag != if_match:
+                raise PreconditionError("stream: PreconditionFailed")
+            opened = MemoryStream(self._head(key), stored.body[start:])
+        yield opened
+
+    async def put(
+        self,
+        key: str,
+        body: bytes,
+        headers: Headers,
+        *,
+        condition: Condition | None = None,
+        lease: Lease | None = None,
+    ) -> str:
+        """One put of bytes; gives the new ETag."""
+        async with self._acting("put", lease):
+            return self._store(key, body, headers, _etag(body), condition)
+
+    async def put_stream(
+        self,
+        key: str,
+        chunks: AsyncIterator[bytes],
+        size_bytes: int,
+        headers: Headers,
+        *,
+        condition: Condition | None = None,
+        lease: Lease | None = None,
+    ) -> str:
+        """One put of known length; the lease is looked at when it begins, as on a server."""
+        async with self._acting("put_stream", lease):
+            body = await KnownLengthBody(chunks, size_bytes).whole()
+            return self._store(key, body, headers, _etag(body), condition)
+
+    async def copy_onto_itself(
+        self, key: str, headers: Headers, *, source_etag: str, lease: Lease
+    ) -> None:
+        """Replace an object's metadata and leave its body."""
+        async with self._acting("copy_onto_itself", lease):
+            self._copy(key, headers, source_etag)
+
+    async def begin_multipart(self, key: str, headers: Headers) -> str:
+        """The id of a new multipart upload."""
+        async with self._acting("begin_multipart"):
+            upload_id = f"upload-{next(self._ids)}"
+            self._uploads[upload_id] = _Upload(key, headers, self.now)
+            return upload_id
+
+    async def put_part(self, key: str, upload_id: str, number: int, body: bytes) -> Part:
+        """One part."""
+        async with self._acting("put_part"):
+            self._upload(key, upload_id).parts[number] = body
+            return Part(number, _etag(body))
+
+    async def complete_multipart(
+        self,
+        key: str,
+        upload_id: str,
+        parts: Sequence[Part],
+        *,
+        condition: Condition | None = None,
+        lease: Lease | None = None,
+    ) -> str:
+        """Make the parts the object; gives the new ETag."""
+        async with self._acting("complete_multipart", lease):
+            upload = self._upload(key, upload_id)
+            pieces = [upload.parts.get(part.number, b"") for part in parts]
+            if [part.etag for part in parts] != [_etag(piece) for piece in pieces]:
+                raise StorageUnavailableError("complete multipart: InvalidPart")
+            honoured = condition if self.differences.conditional_completion else None
+            digests = b"".join(hashlib.md5(p, usedforsecurity=False).digest() for p in pieces)
+            etag = f"{_etag(digests)}-{len(pieces)}"
+            self._store(key, b"".join(pieces), upload.headers, etag, honoured)
+            del self._uploads[upload_id]
+            return etag
+
+    async def abort_multipart(self, key: str, upload_id: str) -> None:
+        """Drop an upload and its parts; one that is gone is fine."""
+        async with self._acting("abort_multipart"):
+            upload = self._uploads.get(upload_id)
+            if upload is not None and upload.key == key:
+                del self._uploads[upload_id]
+
+    async def open_multiparts(self, prefix: str) -> AsyncIterator[OpenMultipart]:
+        """All open multipart uploads under a prefix."""
+        async with self._acting("open_multiparts"):
+            rows = [
+                OpenMultipart(upload.key, upload_id, upload.initiated)
+                for upload_id, upload in self._uploads.items()
+                if upload.key.startswith(prefix)
+            ]
+        for row in sorted(rows, key=lambda row: row.key.encode()):
+            yield row
+
+    async def delete(self, key: str) -> None:
+        """Remove an object; one that is gone is fine."""
+        async with self._acting("delete"):
+            self._objects.pop(key, None)
+
+    async def list(
+        self, prefix: str, *, after: str = "", limit: int | None = None
+    ) -> AsyncIterator[Listed]:
+        """The objects under a prefix in the order of their keys' bytes."""
+        async with self._acting("list"):
+            keys = [
+                key
+                for key in self.keys()
+                if key.startswith(prefix) and key.encode() > after.encode()
+            ]
+            rows = [(key, self._objects[key]) for key in keys[:limit]]
+        for key, stored in rows:
+            yield Listed(key, len(stored.body), stored.etag, stored.last_modified)
+
+    async def read_tags(self, key: str) -> Mapping[str, str]:
+        """An object's tags."""
+        async with self._acting("read_tags"):
+            return dict(self._object(key).tags)
+
+    async def write_tags(self, key: str, tags: Mapping[str, str]) -> None:
+        """Put an object's tags back."""
+        async with self._acting("write_tags"):
+            self._objects[key] = replace(self._object(key), tags=dict(tags))
+
+    async def versioning(self) -> bool:
+        """Whether the bucket keeps versions."""
+        async with self._acting("versioning"):
+            return self.versioned
+
+    # What only the probe asks for.
+
+    async def copy_conditionally(
+        self,
+        key: str,
+        headers: Headers,
+        *,
+        source_etag: str | None,
+        destination: Condition | None,
+        lease: Lease,
+    ) -> None:
+        """A self-copy with the conditions that are named."""
+        async with self._acting("copy_conditionally", lease):
+            if self.differences.conditional_copy_destination:
+                self._check(key, destination)
+            self._copy(key, headers, source_etag)
+
+    async def copy_part(
+        self, key: str, upload_id: str, number: int, *, first: int, last: int, source_etag: str
+    ) -> Part:
+        """Bytes `first` to `last` (both included) of the object itself as a part."""
+        async with self._acting("copy_part"):
+            self._check(key, IfMatch(source_etag))
+            body = self._object(key).body[first : last + 1]
+            self._upload(key, upload_id).parts[number] = body
+            return Part(number, _etag(body))
+
+    async def delete_if_match(self, key: str, etag: str) -> None:
+        """A conditional delete."""
+        async with self._acting("delete_if_match"):
+            self._check(key, IfMatch(etag))
+            self._objects.pop(key, None)
+
+    async def purge(self, prefix: str) -> None:
+        """Remove everything under a prefix."""
+        async with self._acting("purge"):
+            self._objects = {k: v for k, v in self._objects.items() if not k.startswith(prefix)}
+            self._uploads = {
+                i: upload
+                for i, upload in self._uploads.items()
+                if not upload.key.startswith(prefix)
+            }
+
+    # How it is done.
+
+    @asynccontextmanager
+    async def _acting(self, operation: str, lease: Lease | None = None) -> AsyncIterator[None]:
+        self.calls[operation] += 1
+        await asyncio.sleep(0)  # other tasks get their turn, as over a network
+        if hooks := self._hooks.get(operation):
+            await hooks.pop(0)()
+        failures = self._failures.get(operation)
+        failure = failures.pop(0) if failures else None
+        if failure is not None and not failure.after_effect:
+            raise failure.exception
+        if lease is not None and self.now > lease.read_at + timedelta(seconds=lease.expires_s):
+            raise RefusedError(f"{operation}: AccessDenied")
+        yield
+        if failure is not None:
+            raise failure.exception
+
+    def _object(self, key: str) -> _Stored:
+        try:
+            return self._objects[key]
+        except KeyError as exc:
+            raise MissingError("NoSuchKey") from exc
+
+    def _upload(self, key: str, upload_id: str) -> _Upload:
+        upload = self._uploads.get(upload_id)
+        if upload is None or upload.key != key:
+            raise MissingError("NoSuchUpload")
+        return upload
+
+    def _head(self, key: str) -> Head:
+        stored = self._object(key)
+        return Head(
+            size_bytes=len(stored.body),
+            etag=stored.etag,
+            date=self.now,
+            last_modified=stored.last_modified,
+            headers=stored.headers,
+            tag_count=len(stored.tags),
+            archived=stored.archived,
+            locked=stored.locked,
+        )
+
+    def _check(self, key: str, condition: Condition | None) -> None:
+        match condition:
+            case IfAbsent() if key in self._objects:
+                raise PreconditionError("PreconditionFailed")
+            case IfMatch(etag) if self._object(key).etag != etag:
+                raise PreconditionError("PreconditionFailed")
+
+    def _store(
+        self, key: str, body: bytes, headers: Headers, etag: str, condition: Condition | None
+    ) -> str:
+        self._check(key, condition)
+        self._objects[key] = _Stored(body, _as_stored(headers), etag, self.now)
+        return etag
+
+    def _copy(self, key: str, headers: Headers, source_etag: str | None) -> None:
+        stored = self._object(key)
+        if source_etag is not None and stored.etag != source_etag:
+            raise PreconditionError("PreconditionFailed")
+        tags = stored.tags if self.differences.copy_keeps_tags else {}
+        self._objects[key] = replace(
+            stored, headers=_as_stored(headers), last_modified=self.now, tags=tags
+        )
+
+
+def _etag(body: bytes) -> str:
+    return hashlib.md5(body, usedforsecurity=False).hexdigest()
+
+
+def _as_stored(headers: Headers) -> Headers:
+    return Headers(
+        metadata={name.lower(): value for name, value in headers.metadata.items()},
+        content_type=headers.content_type or DEFAULT_CONTENT_TYPE,
+        restated=dict(headers.restated),
+    )
