@@ -1,0 +1,1 @@
+"""Tests of Keyturn, and the servers, demo and bench that they share."""

@@ -1,0 +1,92 @@
+"""Fixtures that give tests real servers: started when asked for, once a session.
+
+Unit tests that ask for none start none. Addresses in the environment are used as they are (SPEC
+11): there, `keyturn.*` queues are deleted before each test, since its vhost is shared.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import aio_pika
+import pytest
+
+from contracts import topology
+from tests.servers import RabbitMQ, S3Server, Servers
+from tests.servers import new_bucket as create_bucket
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+
+@pytest.fixture(scope="session")
+def broker() -> Iterator[Servers]:
+    """The session's broker, private where `KEYTURN_AMQP_URL` is not given."""
+    with Servers("none") as servers:
+        yield servers
+
+
+@pytest.fixture(scope="session")
+def amqp_url(broker: Servers) -> str:
+    """Address of the session's broker, default vhost."""
+    return broker.amqp_url
+
+
+@pytest.fixture
+async def vhost_url(broker: Servers) -> AsyncIterator[str]:
+    """Address of a vhost that no other test uses; of a given broker, the given one, emptied."""
+    if broker.rabbitmq is not None:
+        yield broker.rabbitmq.next_vhost_url()
+        return
+    await _empty(broker.amqp_url)
+    yield broker.amqp_url
+    await _empty(broker.amqp_url)
+
+
+@pytest.fixture
+def own_rabbitmq() -> Iterator[RabbitMQ]:
+    """A running broker for this test alone, to restart and to kill."""
+    with Servers("none", environ={}) as servers:
+        assert servers.rabbitmq is not None
+        yield servers.rabbitmq
+
+
+@pytest.fixture(scope="session")
+def ceph() -> Iterator[S3Server]:
+    """Ceph's S3 gateway, or the server that the environment gives."""
+    with Servers("ceph", broker=False) as servers:
+        yield servers.s3
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[S3Server]:
+    """Moto's S3, always private."""
+    with Servers("moto", broker=False, environ={}) as servers:
+        yield servers.s3
+
+
+@pytest.fixture
+def new_bucket() -> Callable[[S3Server], str]:
+    """Creates an empty bucket on a server and returns its name."""
+    return create_bucket
+
+
+@pytest.fixture
+def ceph_bucket(ceph: S3Server) -> str:
+    """A fresh bucket on `ceph`."""
+    return create_bucket(ceph)
+
+
+@pytest.fixture
+def moto_bucket(moto: S3Server) -> str:
+    """A fresh bucket on `moto`."""
+    return create_bucket(moto)
+
+
+async def _empty(url: str) -> None:
+    """Deletes every queue that the topology names, so that one test's leftovers end with it."""
+    async with await aio_pika.connect(url) as connection:
+        for queue in topology.queues():
+            # A channel each: the broker closes the channel on an error.
+            channel = await connection.channel()
+            await channel.queue_delete(queue.name)

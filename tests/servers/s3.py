@@ -1,0 +1,103 @@
+"""The address of an S3 server, and fresh buckets on it.
+
+Storage for tests, demo and bench (SPEC 10, 11). The secret key never shows in a repr.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, cast
+
+import botocore.session
+from botocore.config import Config
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mypy_boto3_s3.client import S3Client
+
+_REGION = "us-east-1"
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """Where an S3 server listens and how to sign for it; `kind` is `ceph`, `moto` or `given`."""
+
+    endpoint_url: str
+    access_key_id: str
+    secret_access_key: str = field(repr=False)
+    region: str
+    kind: str
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str]) -> S3Server | None:
+        """The server that `KEYTURN_S3_…` (SPEC 11) names, or None where no endpoint is given."""
+        endpoint_url = environ.get("KEYTURN_S3_ENDPOINT_URL")
+        if not endpoint_url:
+            return None
+        return cls(
+            endpoint_url=endpoint_url,
+            access_key_id=environ.get("KEYTURN_S3_ACCESS_KEY_ID", ""),
+            secret_access_key=environ.get("KEYTURN_S3_SECRET_ACCESS_KEY", ""),
+            region=environ.get("KEYTURN_S3_REGION", _REGION),
+            kind="given",
+        )
+
+    @classmethod
+    def private(cls, port: int, kind: str) -> S3Server:
+        """A server on loopback with fresh random credentials."""
+        return cls(
+            endpoint_url=f"http://127.0.0.1:{port}",
+            access_key_id=f"KT{secrets.token_hex(9).upper()}",
+            secret_access_key=secrets.token_hex(20),
+            region=_REGION,
+            kind=kind,
+        )
+
+    def environment(self, bucket: str) -> dict[str, str]:
+        """The settings of SPEC 11 by which a process finds this server and bucket."""
+        found = {
+            "KEYTURN_S3_ENDPOINT_URL": self.endpoint_url,
+            "KEYTURN_S3_ACCESS_KEY_ID": self.access_key_id,
+            "KEYTURN_S3_SECRET_ACCESS_KEY": self.secret_access_key,
+            "KEYTURN_S3_REGION": self.region,
+            "KEYTURN_S3_BUCKET": bucket,
+        }
+        return {name: value for name, value in found.items() if value}
+
+
+def sync_client(server: S3Server) -> S3Client:
+    """A plain botocore client, for setting up and for looking from outside."""
+    client = botocore.session.Session().create_client(
+        "s3",
+        endpoint_url=server.endpoint_url,
+        region_name=server.region,
+        # Empty means the standard AWS chain.
+        aws_access_key_id=server.access_key_id or None,
+        aws_secret_access_key=server.secret_access_key or None,
+        config=Config(
+            s3={"addressing_style": "path"},
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            connect_timeout=5,
+            read_timeout=60,
+        ),
+    )
+    return cast("S3Client", client)
+
+
+def new_bucket(server: S3Server) -> str:
+    """Creates an empty bucket with a random name and returns the name."""
+    name = f"keyturn-{secrets.token_hex(8)}"
+    client = sync_client(server)
+    try:
+        if server.region == _REGION:
+            client.create_bucket(Bucket=name)
+        else:
+            # AWS's enumeration of regions is theirs; what a private server calls its own is text.
+            where = {"LocationConstraint": server.region}
+            client.create_bucket(Bucket=name, CreateBucketConfiguration=where)  # type: ignore[arg-type]
+    finally:
+        client.close()
+    return name
