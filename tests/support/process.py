@@ -1,0 +1,102 @@
+"""Worker processes of a test: the real command, its log, signals, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+_ROOT = Path(__file__).parents[2]
+_START_TIMEOUT_S = 60
+_STOP_TIMEOUT_S = 30
+
+
+@dataclass
+class WorkerProcess:
+    """A running worker; `lines` is its log so far."""
+
+    process: asyncio.subprocess.Process
+    lines: list[str] = field(default_factory=list)
+    _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+    _reader: asyncio.Task[None] | None = None
+
+    async def logged(self, text: str, *, timeout_s: float = _START_TIMEOUT_S) -> str:
+        """The first log line that holds this text, now or later."""
+        async with asyncio.timeout(timeout_s), self._changed:
+            while True:
+                for line in self.lines:
+                    if text in line:
+                        return line
+                if self.process.returncode is not None and self._reader and self._reader.done():
+                    raise AssertionError(f"worker ended: {self.lines[-20:]}")
+                await self._changed.wait()
+
+    async def ended(self, *, timeout_s: float = _STOP_TIMEOUT_S) -> int:
+        """Wait for the process to end; its exit status."""
+        async with asyncio.timeout(timeout_s):
+            status = await self.process.wait()
+            if self._reader is not None:
+                await self._reader
+            return status
+
+    async def terminate(self) -> int:
+        """SIGTERM, and wait for the end."""
+        self.process.send_signal(signal.SIGTERM)
+        return await self.ended()
+
+    async def kill(self) -> None:
+        """SIGKILL, and wait for the end."""
+        self.process.kill()
+        await self.ended()
+
+    async def _read(self) -> None:
+        assert self.process.stderr is not None
+        async for line in self.process.stderr:
+            async with self._changed:
+                self.lines.append(line.decode().rstrip())
+                self._changed.notify_all()
+        await self.process.wait()
+        async with self._changed:
+            self._changed.notify_all()
+
+
+@asynccontextmanager
+async def worker(
+    env: dict[str, str],
+    role: str = "all",
+    *,
+    module: str = "workers",
+    arguments: tuple[str, ...] = (),
+    ready: bool = True,
+) -> AsyncIterator[WorkerProcess]:
+    """Run `keyturn worker ROLE` in this environment, ready to serve; killed afterwards."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        module,
+        "worker",
+        role,
+        *arguments,
+        cwd=_ROOT,
+        env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **env},
+        stdin=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    running = WorkerProcess(process)
+    running._reader = asyncio.create_task(running._read())
+    try:
+        if ready:
+            await running.logged("worker started")
+        yield running
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await running.ended()

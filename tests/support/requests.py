@@ -1,0 +1,94 @@
+"""Requests made by hand from the formats, so that a test can break any part of one."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from contracts.names import format_time
+from contracts.sealing import (
+    b64,
+    kek_info,
+    seal,
+    transport_context,
+    upload_info,
+    user_kek,
+)
+
+if TYPE_CHECKING:
+    from contracts.sealing import SigningKey
+    from tests.support.deployment import Deployment
+
+
+def new_id() -> str:
+    return str(uuid.uuid4())
+
+
+def now() -> str:
+    return format_time(datetime.now(UTC))
+
+
+@dataclass
+class Upload:
+    """An upload request in the making; every field can be changed before it is signed."""
+
+    document: dict[str, Any]
+    sealed_body: bytes
+    upload_id: str = field(default="")
+
+
+def upload(
+    deployment: Deployment, project: str, key: str, plaintext: bytes, *, staged: bool = False
+) -> Upload:
+    """A good upload request; a staged one's sealed body is in `sealed_body`."""
+    upload_id, transport_key = new_id(), os.urandom(32)
+    sealed = seal(transport_key, transport_context(upload_id), plaintext)
+    ciphertext = deployment.intake.public_key.seal(
+        transport_key, upload_info(upload_id, project, key)
+    )
+    body = {"staged": {"size": len(sealed)}} if staged else {"inline": b64(sealed)}
+    document = {
+        "type": "upload.requested",
+        "upload_id": upload_id,
+        "project": project,
+        "key": key,
+        "requested_at": now(),
+        "sealed_key": {"intake_key": "main", "ciphertext": b64(ciphertext)},
+        "body": body,
+    }
+    return Upload(document, sealed, upload_id)
+
+
+def enroll(deployment: Deployment, project: str, **more: Any) -> dict[str, Any]:
+    """A good enrolment of the deployment's API key."""
+    request_id = new_id()
+    kek = user_kek(deployment.api_key, project)
+    ciphertext = deployment.intake.public_key.seal(
+        kek.reveal(), kek_info("enroll", request_id, project)
+    )
+    return {
+        "type": "enroll.requested",
+        "request_id": request_id,
+        "project": project,
+        "requested_at": now(),
+        "sealed_kek": {"intake_key": "main", "ciphertext": b64(ciphertext)},
+        **more,
+    }
+
+
+def encode(document: dict[str, Any]) -> bytes:
+    return json.dumps(document).encode()
+
+
+def headers(
+    body: bytes, key: SigningKey, *, publisher: str = "api", deployment: str = "test"
+) -> dict[str, str]:
+    """The two headers of a signed request."""
+    return {
+        "keyturn-publisher": publisher,
+        "keyturn-signature": key.sign_request(deployment, publisher, body),
+    }
