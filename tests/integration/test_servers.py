@@ -82,12 +82,12 @@ async def test_a_quorum_message_outlives_the_node(own_rabbitmq: RabbitMQ, how: s
     if how == "restart":
         own_rabbitmq.restart()
     else:
+        own_rabbitmq.wait_until_registered("kept")
         own_rabbitmq.kill()
         own_rabbitmq.start()
     async with await aio_pika.connect(own_rabbitmq.url) as connection:
         channel = await connection.channel()
         queue = await channel.declare_queue("kept", durable=True, arguments=arguments)
-        # A consumer, since it waits for the queue's leader to be elected again.
         async with queue.iterator(timeout=60) as messages:
             message = await anext(messages)
             await message.ack()

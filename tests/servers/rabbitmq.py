@@ -61,6 +61,7 @@ class RabbitMQ:
         self._port = free_port()
         self._dist_port = free_port()
         self._epmd_port = free_port()
+        self._node = f"keyturn{self._port}@localhost"
         self._password = secrets.token_hex(16)
         self._spare: list[str] = []
         self._vhosts_made = 0
@@ -120,9 +121,25 @@ class RabbitMQ:
         self.start()
 
     def kill(self) -> None:
-        """Kills the node as a power cut would; its data stays, `start` brings it back."""
+        """Kills the node with SIGKILL; its data stays, `start` brings it back.
+
+        RabbitMQ itself writes the name of a new quorum queue to disk only every half second, and
+        a queue killed before that hangs for ever: see `wait_until_registered`.
+        """
         self.process.kill()
         self._process = None
+
+    def wait_until_registered(self, queue: str) -> None:
+        """Waits until a new quorum queue of the default vhost would survive `kill`.
+
+        Raises:
+            ServerError: its name does not come to disk.
+        """
+        names = self._folder / "data" / self._node / "quorum" / self._node / "names.dets"
+        self.process.wait_until(
+            lambda: f"%2F_{queue}".encode() in names.read_bytes(),
+            what=f"the registration of {queue}",
+        )
 
     def stop(self) -> None:
         """Ends the node for good and removes its data; nothing to do where it never ran."""
@@ -165,7 +182,7 @@ class RabbitMQ:
             "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "LANG": "C.UTF-8",
             "HOME": str(folder / "home"),
-            "RABBITMQ_NODENAME": f"keyturn{self._port}@localhost",
+            "RABBITMQ_NODENAME": self._node,
             "RABBITMQ_NODE_PORT": str(self._port),
             "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
             "RABBITMQ_DIST_PORT": str(self._dist_port),
