@@ -84,13 +84,14 @@ def parse_time(text: str) -> datetime:
     if _TIME.fullmatch(text) is None:
         raise ValueError("a time reads like 2026-11-24T10:00:00.000000Z")
     whole, _, fraction = text[:-1].partition(".")
-    instant = datetime.strptime(whole, "%Y-%m-%dT%H:%M:%S").replace(tzinfo=UTC)
+    instant = datetime.fromisoformat(whole).replace(tzinfo=UTC)
     return instant.replace(microsecond=int(fraction.ljust(6, "0")))
 
 
 def format_time(instant: datetime) -> str:
     """An instant as SPEC 1 writes it, to the microsecond."""
-    return instant.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    # Not strftime: it writes the year 999 with three digits.
+    return instant.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
 def object_key(project: str, key: str) -> str:

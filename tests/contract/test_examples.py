@@ -1,0 +1,120 @@
+"""Examples that pass do pass, by model and by schema; those that fail do fail (SPEC 6)."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from contracts import generate
+from contracts.errors import MalformedRequestError
+from contracts.generate.examples import compact
+from contracts.messages import (
+    EVENT_MODELS,
+    REQUEST_MODELS,
+    UploadRequested,
+    encode,
+    parse_event,
+    parse_request,
+)
+from contracts.sealing import (
+    IntakeKey,
+    SignatureError,
+    SigningKey,
+    VerifyKey,
+    b64_decode,
+    kek_info,
+    open_sealed,
+    transport_context,
+    upload_info,
+    user_kek,
+    v0_user_kek,
+)
+
+EXAMPLES = generate.ROOT / "examples"
+VALID = sorted(EXAMPLES.glob("*/valid/*.json"))
+INVALID = sorted(p for p in EXAMPLES.glob("*/invalid/*.json") if p.name != "index.json")
+SEALED: dict[str, str] = json.loads((EXAMPLES / "sealed.json").read_text(encoding="utf-8"))
+
+
+def _name(path: Path) -> str:
+    return f"{path.parent.parent.name}-{path.stem}"
+
+
+def _parse(message_type: str, body: bytes) -> Any:
+    return parse_request(body) if message_type in REQUEST_MODELS else parse_event(body)
+
+
+@pytest.mark.parametrize("path", VALID, ids=_name)
+def test_valid_example_passes_model_and_schema(path: Path) -> None:
+    message_type = path.parent.parent.name
+    message = _parse(message_type, path.read_bytes())
+    assert message.type == message_type
+    schema = json.loads((generate.ROOT / "schemas" / f"{message_type}.json").read_text("utf-8"))
+    Draft202012Validator.check_schema(schema)
+    validator = Draft202012Validator(schema)
+    validator.validate(json.loads(path.read_bytes()))
+    validator.validate(json.loads(encode(message)))
+
+
+@pytest.mark.parametrize("path", INVALID, ids=_name)
+def test_invalid_example_is_refused_with_the_code_that_the_index_tells(path: Path) -> None:
+    told = json.loads((path.parent / "index.json").read_text(encoding="utf-8"))[path.name]
+    with pytest.raises(MalformedRequestError) as refused:
+        _parse(path.parent.parent.name, path.read_bytes().rstrip(b"\n"))
+    assert refused.value.code == told["code"]
+    assert told["reason"]
+
+
+@pytest.mark.parametrize("message_type", [*REQUEST_MODELS, *EVENT_MODELS])
+def test_every_type_has_examples_that_pass_and_that_fail(message_type: str) -> None:
+    assert any(path.parent.parent.name == message_type for path in VALID)
+    assert any(path.parent.parent.name == message_type for path in INVALID)
+
+
+@pytest.mark.parametrize("message_type", [*REQUEST_MODELS, *EVENT_MODELS])
+def test_signed_example_verifies_for_its_deployment_and_no_other(message_type: str) -> None:
+    signed = json.loads((EXAMPLES / "signed.json").read_text("utf-8"))[message_type]
+    body, signature = signed["body"].encode(), signed["headers"]["keyturn-signature"]
+    assert body == compact(json.loads(body))
+    if message_type in REQUEST_MODELS:
+        key = _public("publisher_seed")
+        key.verify_request("default", signed["headers"]["keyturn-publisher"], body, signature)
+    else:
+        key = _public("event_seed")
+        key.verify_event("default", body, signature)
+    with pytest.raises(SignatureError):
+        key.verify_event("elsewhere", body, signature)
+
+
+def test_sealed_examples_open_with_the_examples_keys() -> None:
+    intake = IntakeKey.from_seed(b64_decode(SEALED["intake_seed"]))
+    upload = parse_request((EXAMPLES / "upload.requested/valid/inline.json").read_bytes())
+    assert isinstance(upload, UploadRequested)
+    info = upload_info(upload.upload_id, upload.project, upload.key)
+    transport_key = intake.open(b64_decode(upload.sealed_key.ciphertext), info)
+    assert transport_key == b64_decode(SEALED["transport_key"])
+    sealed = b64_decode(SEALED["inline"])
+    opened = open_sealed(transport_key, transport_context(upload.upload_id), sealed)
+    assert opened.decode() == SEALED["plaintext"]
+
+
+def test_sealed_keks_of_examples_are_those_of_their_api_keys() -> None:
+    intake = IntakeKey.from_seed(b64_decode(SEALED["intake_seed"]))
+    enroll: Any = parse_request((EXAMPLES / "enroll.requested/valid/adopting.json").read_bytes())
+    rotate: Any = parse_request((EXAMPLES / "rotation.requested/valid/minimal.json").read_bytes())
+
+    def opened(ciphertext: str, info: bytes) -> bytes:
+        return intake.open(b64_decode(ciphertext), info)
+
+    kek = opened(enroll.sealed_kek.ciphertext, kek_info("enroll", enroll.request_id, "acme"))
+    assert kek == user_kek(SEALED["api_key"], "acme").reveal()
+    v0_kek = opened(enroll.sealed_v0_kek.ciphertext, kek_info("v0", enroll.request_id, "acme"))
+    assert v0_kek == v0_user_kek(SEALED["v0_api_key"], "").reveal()
+    new = opened(rotate.sealed_kek.ciphertext, kek_info("rotation", rotate.rotation_id, "acme"))
+    assert new == user_kek(SEALED["new_api_key"], "acme").reveal()
+
+
+def _public(seed: str) -> VerifyKey:
+    return VerifyKey.from_bytes(SigningKey.from_seed(b64_decode(SEALED[seed])).public_bytes)

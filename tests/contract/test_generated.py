@@ -1,0 +1,74 @@
+"""Schemas, examples and AsyncAPI are what the models and the topology say (SPEC 6)."""
+
+import json
+from pathlib import PurePosixPath
+from typing import Any
+
+from contracts import generate
+from contracts.messages import EVENT_MODELS, REQUEST_MODELS
+from contracts.topology import EVENTS, REQUESTS, queues
+
+_BY_HAND = {PurePosixPath("examples/sealed.json")}
+
+
+def test_generated_files_are_what_is_committed() -> None:
+    """Where this fails: `python -m contracts.generate`, and look at the difference."""
+    for path, text in generate.files().items():
+        assert (generate.ROOT / path).read_text(encoding="utf-8") == text, path
+
+
+def test_nothing_stands_beside_the_generated_files() -> None:
+    found = {
+        PurePosixPath(path.relative_to(generate.ROOT).as_posix())
+        for folder in ("schemas", "examples")
+        for path in (generate.ROOT / folder).rglob("*.json")
+    }
+    below = {p for p in generate.files() if p.parts[0] in ("schemas", "examples")}
+    assert found == below | _BY_HAND
+
+
+def test_every_request_has_a_model_and_every_model_a_schema() -> None:
+    assert set(REQUEST_MODELS) == set(REQUESTS)
+    assert set(EVENT_MODELS) <= set(EVENTS)
+    schemas = {p.stem for p in generate.files() if p.parts[0] == "schemas"}
+    assert schemas == {*REQUEST_MODELS, *EVENT_MODELS}
+
+
+def test_asyncapi_names_the_topology() -> None:
+    document = json.loads((generate.ROOT / "asyncapi.json").read_text(encoding="utf-8"))
+    told = {queue["name"]: queue for queue in document["x-queues"]}
+    assert list(told) == [queue.name for queue in queues()]
+    for queue in queues():
+        assert told[queue.name]["arguments"] == dict(queue.arguments)
+        assert told[queue.name]["bindings"] == list(queue.bindings)
+    actions = {name: o["action"] for name, o in document["operations"].items()}
+    assert {n for n, action in actions.items() if action == "receive"} == set(REQUEST_MODELS)
+    assert {n for n, action in actions.items() if action == "send"} == set(EVENT_MODELS)
+
+
+def test_asyncapi_references_resolve() -> None:
+    document = json.loads((generate.ROOT / "asyncapi.json").read_text(encoding="utf-8"))
+    references = list(_references(document))
+    assert references
+    for reference in references:
+        file, _, pointer = reference.partition("#")
+        if file:
+            assert (generate.ROOT / file).is_file(), reference
+        else:
+            _resolve(document, pointer)
+
+
+def _references(node: Any) -> Any:
+    if isinstance(node, dict):
+        if "$ref" in node:
+            yield node["$ref"]
+        for value in node.values():
+            yield from _references(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _references(value)
+
+
+def _resolve(document: Any, pointer: str) -> None:
+    for part in pointer.strip("/").split("/"):
+        document = document[part]

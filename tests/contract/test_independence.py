@@ -1,0 +1,66 @@
+"""A service in another process needs `contracts` alone."""
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+_SCRIPT = """
+import importlib, pkgutil, sys
+
+class Refuse:
+    barred = ("workers", "faststream", "aioboto3", "aiobotocore", "botocore", "boto3", "aiohttp",
+              "structlog", "typer", "rich", "stamina", "uvloop", "yaml")
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in self.barred:
+            raise ModuleNotFoundError(f"barred: {name}", name=name)
+        return None
+
+sys.meta_path.insert(0, Refuse())
+import contracts
+names = [m.name for m in pkgutil.walk_packages(contracts.__path__, "contracts.")]
+for name in names:
+    if not name.endswith("__main__"):
+        importlib.import_module(name)
+assert "contracts.publisher.client" in sys.modules and "contracts.s3" in sys.modules
+
+import asyncio
+from contracts.publisher import BrokerUnavailableError, Publisher
+from contracts.sealing import IntakeKey, SigningKey, VerifyKey
+from contracts.settings import NamedIntakeKey, PublisherSettings, S3Settings, SettingsError
+
+key = SigningKey.from_seed(bytes(32))
+settings = PublisherSettings(
+    amqp_url="amqp://guest:sesame@127.0.0.1:1/", publisher_name="p", publisher_key=key,
+    intake_public_key=NamedIntakeKey("main", IntakeKey.from_seed(bytes(32)).public_key),
+    event_public_key=VerifyKey.from_bytes(key.public_bytes),
+)
+
+async def attempt(s3, expected):
+    try:
+        async with Publisher.open(settings, s3=s3, publish_timeout_s=5):
+            raise SystemExit("opened")
+    except expected as exc:
+        print(type(exc).__name__, exc)
+
+asyncio.run(attempt(None, BrokerUnavailableError))
+asyncio.run(attempt(S3Settings(s3_bucket="bucket"), SettingsError))
+"""
+
+
+def test_contracts_work_without_workers_and_without_what_only_workers_need() -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(_SCRIPT)],
+        cwd=ROOT,
+        env={"PATH": "", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0].startswith("BrokerUnavailableError the broker cannot be")
+    assert "keyturn[staging]" in done.stdout.splitlines()[1]
+    assert "sesame" not in done.stdout + done.stderr
