@@ -132,7 +132,7 @@ class MemoryStorage:
         )
         self._objects[key] = stored
 
-    def keys(self) -> Sequence[str]:
+    def stored_keys(self) -> Sequence[str]:
         """All keys in the order of their bytes."""
         return sorted(self._objects, key=str.encode)
 
@@ -265,7 +265,7 @@ class MemoryStorage:
         async with self._acting("list"):
             keys = [
                 key
-                for key in self.keys()
+                for key in self.stored_keys()
                 if key.startswith(prefix) and key.encode() > after.encode()
             ]
             rows = [(key, self._objects[key]) for key in keys[:limit]]

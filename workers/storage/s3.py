@@ -2,7 +2,7 @@
 
 Reads are tried again for a few seconds; writes are sent once, since a resent conditional
 write may meet its own first attempt. ETags are without quotes everywhere here, and
-`If-Match` is sent so too: Ceph's gateway takes no other, and all others take both.
+writes send `If-Match` so too, since Ceph's gateway takes no other there.
 Tags around a copy are the caller's business.
 """
 
@@ -144,7 +144,7 @@ class S3Storage(ColdStorage):
         self, key: str, *, start: int = 0, if_match: str | None = None
     ) -> AsyncIterator[Stream]:
         """The object from byte `start` on; nothing where it starts at or behind the end."""
-        headers = {} if if_match is None else {"if-match": if_match}
+        headers = {} if if_match is None else {"if-match": f'"{if_match}"'}
         ranged = {**headers, "range": f"bytes={start}-"} if start else headers
 
         async def once() -> tuple[aiohttp.ClientResponse, _Closing]:

@@ -1,0 +1,114 @@
+"""The probe on real servers tells what was measured of them by hand (SPEC 10, FACTS)."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from contracts.settings import SettingsError
+from tests.integration.storage.conftest import opened
+from tests.servers.s3 import sync_client
+from workers.errors import UnsafeStorageError
+from workers.storage import Differences
+from workers.storage.probe import PREFIX, probe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.servers import S3Server
+    from workers.storage.s3 import S3Storage
+
+pytestmark = pytest.mark.servers
+
+MISSING_ON_CEPH = {
+    "self-copy If-Match on the destination",
+    "completion If-None-Match: *",
+    "completion If-None-Match: *, two at once",
+    "tags kept on self-copy",
+    "delete If-Match",
+}
+MISSING_ON_MOTO = {
+    "self-copy with a source condition",
+    "self-copy If-Match on the destination",
+    "late put refused",
+    "late self-copy refused",
+    "late completion refused",
+    "ETag kept on self-copy, multipart",
+}
+
+
+async def test_ceph(on_ceph: S3Storage) -> None:
+    """Everything required holds; what is missing is what FACTS says, and nothing else."""
+    report = await probe(on_ceph)
+    assert {row.name for row in report.rows if not row.ok} == MISSING_ON_CEPH
+    assert report.unsafe == []
+    report.check()
+    assert report.differences == Differences()
+
+
+async def test_moto(moto: S3Server, new_bucket: Callable[[S3Server], str]) -> None:
+    """Served one request at a time, moto honours completions, and fences nothing."""
+    async with opened(moto, new_bucket(moto)) as storage:
+        report = await probe(storage)
+    assert {row.name for row in report.rows if not row.ok} == MISSING_ON_MOTO
+    assert report.differences == Differences(conditional_completion=True, copy_keeps_tags=True)
+
+
+async def test_quick_agrees_and_is_quick(on_ceph: S3Storage) -> None:
+    """A worker's start learns the same differences from fewer requests."""
+    started = time.monotonic()
+    report = await probe(on_ceph, quick=True)
+    assert time.monotonic() - started < 10  # about 0.7 s on an idle machine
+    whole = await probe(on_ceph)
+    assert report.differences == whole.differences
+    assert {row.name for row in report.rows} < {row.name for row in whole.rows}
+    assert [r.name for r in whole.rows if r.needed == "required"] == [
+        r.name for r in report.rows if r.needed == "required"
+    ]
+
+
+async def test_nothing_is_left(on_ceph: S3Storage) -> None:
+    """No object and no open upload stays behind."""
+    assert (await probe(on_ceph)).left_behind is None
+    assert [row async for row in on_ceph.list("")] == []
+    assert [row async for row in on_ceph.open_multiparts("")] == []
+
+
+async def test_versioned_bucket_on_ceph(
+    ceph: S3Server, new_bucket: Callable[[S3Server], str]
+) -> None:
+    """With versions Ceph's gateway ignores `If-None-Match`: unsafe, and the row says it."""
+    bucket = new_bucket(ceph)
+    client = sync_client(ceph)
+    try:
+        client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+        async with opened(ceph, bucket) as storage:
+            report = await probe(storage)
+            assert await storage.versioning() is True
+        assert "put If-None-Match: *" in {row.name for row in report.unsafe}
+        assert "no old versions kept" in {row.name for row in report.rows if not row.ok}
+        with pytest.raises(UnsafeStorageError, match="put If-None-Match"):
+            report.check()
+        versions = client.list_object_versions(Bucket=bucket, Prefix=PREFIX)
+        assert versions.get("Versions", []) == []
+        assert versions.get("DeleteMarkers", []) == []
+    finally:
+        client.close()
+
+
+async def test_missing_bucket(ceph: S3Server) -> None:
+    """Said as what it is, in one line."""
+    async with opened(ceph, "there-is-none-of-this-name") as storage:
+        with pytest.raises(SettingsError, match="KEYTURN_S3_BUCKET"):
+            await probe(storage)
+
+
+async def test_wrong_key(ceph: S3Server, ceph_bucket: str) -> None:
+    """Keys that may not write end the probe, not each of its rows."""
+    wrong = type(ceph)(ceph.endpoint_url, ceph.access_key_id, "w" * 40, ceph.region, ceph.kind)
+    async with opened(wrong, ceph_bucket) as storage:
+        with pytest.raises(SettingsError, match="not write") as caught:
+            await probe(storage)
+    assert "w" * 40 not in repr(caught.value)
