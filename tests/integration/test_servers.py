@@ -141,6 +141,20 @@ def test_a_large_body_comes_back_whole(
     client.close()
 
 
+@pytest.mark.parametrize(
+    "content_type", ["application/x-www-form-urlencoded", "multipart/form-data; boundary=x"]
+)
+def test_a_body_with_a_forms_content_type_is_kept(
+    storage: S3Server, new_bucket: Callable[[S3Server], str], content_type: str
+) -> None:
+    bucket = new_bucket(storage)
+    client = sync_client(storage)
+    client.put_object(Bucket=bucket, Key="k", Body=b"a=1&b", ContentType=content_type)
+    found = client.get_object(Bucket=bucket, Key="k")
+    assert (found["ContentType"], found["Body"].read()) == (content_type, b"a=1&b")
+    client.close()
+
+
 @pytest.fixture
 def by_hand() -> Iterator[subprocess.Popen[str]]:
     """`python -m tests.servers --storage moto`."""

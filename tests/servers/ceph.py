@@ -17,6 +17,7 @@ import time
 import uuid
 from pathlib import Path
 from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 from tests.servers.process import (
@@ -76,7 +77,7 @@ osd class dir = {classes}
 osd scrub min interval = 864000
 osd op num shards = 2
 [client.admin]
-rgw frontends = beast endpoint=127.0.0.1:{rgw_port} tcp_nodelay=1
+rgw frontends = beast endpoint={rgw_endpoint} tcp_nodelay=1
 rgw data = {folder}/rgw
 rgw thread pool size = 64
 rgw enable usage log = false
@@ -131,16 +132,24 @@ class CephRgw:
 
     Args:
         device_bytes: How much it can hold, in bytes; taken from memory only as it fills.
+        server: The gateway's port and keys; a free port and fresh keys by default.
+        listen: The gateway's address; everything else stays on loopback.
     """
 
-    def __init__(self, *, device_bytes: int = _DEFAULT_DEVICE_BYTES) -> None:
+    def __init__(
+        self,
+        *,
+        device_bytes: int = _DEFAULT_DEVICE_BYTES,
+        server: S3Server | None = None,
+        listen: str = "127.0.0.1",
+    ) -> None:
         self._folder = scratch_folder("ceph")
         self._device_bytes = device_bytes
         self._fsid = str(uuid.uuid4())
         self._mon_address = f"v2:127.0.0.1:{free_port()}/0"
-        self._rgw_port = free_port()
         self._daemons: list[GuardedProcess] = []
-        self.server = S3Server.private(self._rgw_port, "ceph")
+        self.server = server or S3Server.private(free_port(), "ceph")
+        self._rgw_endpoint = f"{listen}:{urlsplit(self.server.endpoint_url).port}"
 
     def start(self) -> S3Server:
         """Starts the cluster, makes the S3 user, waits until the gateway answers.
@@ -174,7 +183,7 @@ class CephRgw:
         config = _CONFIG.format(
             fsid=self._fsid,
             mon_address=self._mon_address,
-            rgw_port=self._rgw_port,
+            rgw_endpoint=self._rgw_endpoint,
             folder=self._folder,
             classes=_rados_classes(),
             device_bytes=self._device_bytes,

@@ -14,6 +14,7 @@ from tempfile import SpooledTemporaryFile
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from moto.moto_server.werkzeug_app import (
+    BackendRequest,
     MotoRequestHandler,
     create_backend_app,
 )
@@ -58,6 +59,18 @@ def _copy(environ: WSGIEnvironment, body: SpooledTemporaryFile[bytes]) -> None:
                 raise ConnectionError("the body ended early")
             body.write(block)
             left_bytes -= len(block)
+
+
+class _Request(BackendRequest):
+    """A request whose body is an object, even where its content type is that of a form.
+
+    Without this, flask eats such a body as form fields and moto stores an empty object.
+    """
+
+    @property
+    def want_form_data_parsed(self) -> bool:
+        """Whether flask looks for form fields: never."""
+        return False
 
 
 class _Handler(MotoRequestHandler):
@@ -118,8 +131,9 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     port: int = parser.parse_args().port
     os.environ["MOTO_PORT"] = str(port)
-    app = atomic(create_backend_app("s3"))
-    ThreadedWSGIServer("127.0.0.1", port, app, handler=_Handler).serve_forever()
+    app = create_backend_app("s3")
+    app.request_class = _Request
+    ThreadedWSGIServer("127.0.0.1", port, atomic(app), handler=_Handler).serve_forever()
 
 
 if __name__ == "__main__":

@@ -77,6 +77,7 @@ def sync_client(server: S3Server) -> S3Client:
         aws_access_key_id=server.access_key_id or None,
         aws_secret_access_key=server.secret_access_key or None,
         config=Config(
+            signature_version="s3v4",
             s3={"addressing_style": "path"},
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
