@@ -1,0 +1,37 @@
+# syntax=docker/dockerfile:1
+# Targets: `keyturn` (every role; the default) and `storage` (development storage alone).
+
+FROM debian:13-slim AS build
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends python3 python3-venv \
+ && python3 -m venv /opt/uv && /opt/uv/bin/pip install --no-cache-dir uv
+WORKDIR /app
+ENV UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1 UV_PYTHON=/usr/bin/python3
+COPY pyproject.toml uv.lock README.md LICENSE ./
+RUN /opt/uv/bin/uv sync --locked --extra workers --no-default-groups --no-install-project
+COPY contracts contracts
+COPY workers workers
+RUN /opt/uv/bin/uv sync --locked --extra workers --no-default-groups --no-editable
+
+# Ceph's own gateway from Debian's packages, all in memory: what the tests run against.
+# It needs root inside its container; nothing of Keyturn's runs in it.
+FROM build AS storage
+RUN apt-get install -y --no-install-recommends radosgw ceph-mon ceph-osd ceph-common \
+ && rm -rf /var/lib/apt/lists/*
+RUN /opt/uv/bin/uv sync --locked --all-extras --no-install-project
+COPY tests tests
+ENV PYTHONUNBUFFERED=1 PYTHONPATH=/app
+EXPOSE 8000
+CMD ["/app/.venv/bin/python", "-m", "tests.servers.development"]
+
+FROM debian:13-slim AS keyturn
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends python3 ca-certificates \
+ && rm -rf /var/lib/apt/lists/* \
+ && useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin keyturn
+COPY --from=build /app/.venv /app/.venv
+ENV PATH=/app/.venv/bin:/usr/bin:/bin PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
+    KEYTURN_LOG_FORMAT=json
+USER 10001
+ENTRYPOINT ["keyturn"]
+CMD ["worker", "all"]
