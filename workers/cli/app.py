@@ -1,0 +1,108 @@
+"""The root of the command line: its commands, its environment files, its one way out."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from dotenv import dotenv_values
+from typer.core import TyperGroup
+
+from contracts.settings import PREFIX
+from workers.cli import (
+    dead,
+    development,
+    doctor,
+    download,
+    ending,
+    enroll,
+    keygen,
+    objects,
+    upload,
+    worker,
+)
+
+
+class Door(TyperGroup):
+    """Every command ends here, whoever started it (a shell, a test)."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run, tell what failed in one line, and exit with its status."""
+        del standalone_mode  # typer's own way out prints boxes
+        run = super().main
+        status = ending.run(
+            lambda: run(
+                args,
+                prog_name,
+                complete_var,
+                standalone_mode=False,
+                windows_expand_args=windows_expand_args,
+                **extra,
+            )
+        )
+        sys.exit(status)
+
+
+app = typer.Typer(
+    name="keyturn",
+    cls=Door,
+    help="Envelope encryption for files in S3, with two keys an object.",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+
+def _load(paths: list[Path]) -> None:
+    for path in paths:
+        try:
+            with path.open(encoding="utf-8") as file:
+                values = dotenv_values(stream=file, interpolate=False)
+        except (OSError, UnicodeDecodeError) as exc:
+            reason = exc.strerror if isinstance(exc, OSError) else "not text"
+            raise typer.BadParameter(f"{path}: {reason}") from None
+        for name, value in values.items():
+            if name.startswith(PREFIX) and value is not None:
+                os.environ.setdefault(name, value)
+
+
+@app.callback()
+def root(
+    env_file: Annotated[
+        list[Path] | None,
+        typer.Option(
+            envvar="KEYTURN_ENV_FILE",
+            help="Read KEYTURN_ variables from this file too; those of the environment win, "
+            "and earlier files over later ones.",
+        ),
+    ] = None,
+) -> None:
+    """Envelope encryption for files in S3, with two keys an object."""
+    _load(env_file or [])
+
+
+app.command("init")(development.init)
+app.add_typer(keygen.app)
+app.add_typer(worker.app)
+app.command("enroll")(enroll.enroll)
+app.command("upload")(upload.upload)
+app.command("ls")(objects.ls)
+app.command("download")(download.download)
+app.command("inspect")(objects.inspect)
+app.command("doctor")(doctor.doctor)
+app.add_typer(dead.app)
+
+
+def main() -> None:
+    """The console script."""
+    app(prog_name="keyturn")

@@ -1,0 +1,90 @@
+"""Arguments that several commands take, and the reading of API keys (SPEC 1, 14).
+
+An API key comes from a file, the environment or a prompt, never from an argument, which
+every process list would show.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+from pydantic import SecretStr
+
+from contracts.names import check_key, is_project
+from contracts.sealing import user_kek
+from workers.cli.settings import ApiKeySettings
+
+_MAX_FILE_BYTES: Final = 4096
+
+
+def _checked_project(value: str) -> str:
+    if not is_project(value):
+        raise typer.BadParameter(
+            "malformed_request: a project id has 1 to 63 characters of a-z, 0-9 and -"
+        )
+    return value
+
+
+def checked_key(value: str) -> str:
+    """An object's key where SPEC 1 allows it.
+
+    Raises:
+        typer.BadParameter: it does not.
+    """
+    try:
+        return check_key(value)
+    except ValueError as exc:
+        raise typer.BadParameter(f"malformed_request: {exc}") from exc
+
+
+Project = Annotated[str, typer.Argument(help="The project's id.", callback=_checked_project)]
+Key = Annotated[
+    str, typer.Argument(help="The object's key, without its project.", callback=checked_key)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+ApiKeyFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="File that holds the project's API key. Without it: KEYTURN_API_KEY, then a prompt."
+    ),
+]
+
+
+def read_api_key(file: Path | None, project: str, *, twice: bool) -> SecretStr:
+    """The project's API key from the file, else the environment, else a hidden prompt.
+
+    Args:
+        file: What the option named.
+        project: Whose key it is.
+        twice: Whether a prompt asks again, to catch a slip.
+
+    Raises:
+        typer.BadParameter: there is none, or it is not of the form of SPEC 1.
+    """
+    key = _from_file(file) if file is not None else ApiKeySettings.read().api_key
+    if key is None:
+        key = _prompted(twice=twice)
+    try:
+        user_kek(key.get_secret_value(), project)
+    except ValueError as exc:  # its text names the rule, never the key
+        raise typer.BadParameter(str(exc)) from None
+    return key
+
+
+def _from_file(path: Path) -> SecretStr:
+    try:
+        with path.open("rb") as file:
+            return SecretStr(file.read(_MAX_FILE_BYTES).decode().strip())
+    except (OSError, UnicodeDecodeError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else "not text"
+        raise typer.BadParameter(f"{path}: {reason}") from None
+
+
+def _prompted(*, twice: bool) -> SecretStr:
+    if not sys.stdin.isatty():
+        raise typer.BadParameter(
+            "no API key: name a file with --api-key-file, set KEYTURN_API_KEY, or use a terminal"
+        )
+    typed: str = typer.prompt("API key", hide_input=True, confirmation_prompt=twice, err=True)
+    return SecretStr(typed)

@@ -1,0 +1,23 @@
+"""Opening the configured bucket for one command."""
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from contracts.settings import S3Settings
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from workers.storage.s3 import S3Storage
+
+
+@asynccontextmanager
+async def open_bucket(
+    settings: S3Settings, *, max_connections: int = 16
+) -> "AsyncIterator[S3Storage]":
+    """The bucket, for as long as the command lasts; errors as `workers.storage.s3.open_storage`."""
+    # Half a second of imports that `keyturn keygen` and `keyturn --help` do without.
+    from workers.storage.s3 import open_storage  # noqa: PLC0415
+
+    async with open_storage(settings, max_connections=max_connections) as storage:
+        yield storage

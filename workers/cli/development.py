@@ -1,0 +1,107 @@
+"""`keyturn init`: a fresh set of development secrets and settings (SPEC 11, 14).
+
+Two files of mode 0600: `keyturn.env` for workers and the operator, `publisher.env` for a
+service that publishes. A shell (`set -a; . ./keyturn.env`), compose's `env_file` and
+`keyturn --env-file` read them alike.
+It must never overwrite a secret unless told to: what was sealed under it would be lost.
+"""
+
+import secrets
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from workers.cli.ending import CommandError
+from workers.cli.files import write_secret
+from workers.cli.keygen import (
+    env_lines,
+    event_key_settings,
+    intake_key_settings,
+    master_key_settings,
+    publisher_key_settings,
+)
+from workers.cli.output import print_line
+
+WORKER_FILE: Final = "keyturn.env"
+PUBLISHER_FILE: Final = "publisher.env"
+_PUBLISHER: Final = "dev"
+_KEY_ID: Final = "main"
+_Part = tuple[str, dict[str, str]]
+
+
+def init(
+    directory: Annotated[
+        Path, typer.Option("--dir", help="Where to write keyturn.env and publisher.env.")
+    ] = Path(),
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Replace existing files: what they opened is then lost."),
+    ] = False,
+    amqp_url: Annotated[
+        str, typer.Option(help="The broker's address.")
+    ] = "amqp://guest:guest@127.0.0.1:5672/",
+    s3_endpoint_url: Annotated[
+        str, typer.Option(help="The storage's address.")
+    ] = "http://127.0.0.1:9000",
+    s3_bucket: Annotated[str, typer.Option(help="The bucket's name.")] = "keyturn",
+) -> None:
+    """Write fresh development secrets and settings.
+
+    The publisher `dev` may do everything. For production, make each key with
+    `keyturn keygen` and give each process only its own.
+    """
+    addresses = {
+        "KEYTURN_S3_ENDPOINT_URL": s3_endpoint_url,
+        "KEYTURN_S3_REGION": "us-east-1",
+        "KEYTURN_S3_BUCKET": s3_bucket,
+        "KEYTURN_S3_ACCESS_KEY_ID": "keyturn",
+        "KEYTURN_S3_SECRET_ACCESS_KEY": secrets.token_hex(20),
+    }
+    worker, publisher = _settings(amqp_url, addresses)
+    directory.mkdir(parents=True, exist_ok=True)
+    files = {
+        directory / WORKER_FILE: _text("Workers and operator", worker),
+        directory / PUBLISHER_FILE: _text("A service that publishes", publisher),
+    }
+    if not force and (standing := [path for path in files if path.exists()]):
+        raise CommandError(f"{standing[0]} stands already; --force replaces it, and its secrets")
+    for path, text in files.items():
+        write_secret(path, text, force=force)
+        print_line(f"written: {path}")
+
+
+def _settings(amqp_url: str, s3: dict[str, str]) -> tuple[list[_Part], list[_Part]]:
+    """The parts of both files, each with its comment."""
+    workers_intake, publishers_intake = intake_key_settings(_KEY_ID)
+    workers_event, publishers_event = event_key_settings()
+    grants, own = publisher_key_settings(_PUBLISHER, ["*"], ["*"])
+    shared: list[_Part] = [
+        ("The same in every process of one installation", {"KEYTURN_DEPLOYMENT": "dev"}),
+        ("The broker", {"KEYTURN_AMQP_URL": amqp_url}),
+        ("The bucket; leave the keys out where the standard AWS chain has them", s3),
+    ]
+    worker: list[_Part] = [
+        *shared,
+        ("The operator's keys, by id; they open everything", master_key_settings(_KEY_ID)),
+        ("What publishers' secrets are opened with", workers_intake),
+        ("What events are signed with", workers_event),
+        ("Who may publish what, for which projects", grants),
+    ]
+    publisher: list[_Part] = [
+        *shared,
+        ("Who this is, and what its requests are signed with", own),
+        ("What secrets to the workers are sealed to", publishers_intake),
+        ("What events are checked with", publishers_event),
+    ]
+    return worker, publisher
+
+
+def _text(title: str, parts: list[_Part]) -> str:
+    lines = [f"# {title}: development secrets, made by `keyturn init`. Never commit this file."]
+    for comment, settings in parts:
+        try:
+            lines += ["", f"# {comment}.", *env_lines(settings)]
+        except ValueError as exc:
+            raise typer.BadParameter(str(exc)) from exc
+    return "\n".join(lines) + "\n"

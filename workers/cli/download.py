@@ -1,0 +1,119 @@
+"""`keyturn download`: one object's plaintext, straight from the bucket (SPEC 9.1, 14).
+
+A file appears under its name only once the whole body has authenticated. Standard output
+gets authenticated chunks as they come; there only the exit status tells of the end.
+"""
+
+import asyncio
+import os
+import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from contracts.sealing import user_kek, v0_admin_kek
+from contracts.settings import S3Settings
+from workers.cli.arguments import ApiKeyFile, Key, Project, read_api_key
+from workers.cli.bucket import open_bucket
+from workers.cli.ending import CommandError, note
+from workers.cli.output import Gauge, gauge
+from workers.cli.settings import ReaderSettings
+from workers.download import Access, OpenObject, OperatorAccess, ProjectAccess, open_object
+from workers.settings import OperatorSettings
+
+_STDOUT: Final = Path("-")
+
+
+def download(
+    project: Project,
+    key: Key,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            help="File to write (mode 0600), or - for standard output. "
+            "By default the key's last segment, in the current folder.",
+        ),
+    ] = None,
+    as_operator: Annotated[
+        bool,
+        typer.Option("--as-operator", help="Open with KEYTURN_MASTER_KEYS, not the API key."),
+    ] = False,
+    api_key_file: ApiKeyFile = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+) -> None:
+    """Decrypt one object straight from the bucket."""
+    if as_operator and api_key_file is not None:
+        raise typer.BadParameter("--as-operator and --api-key-file exclude each other")
+    target = _target(key, output, force=force)
+    settings: S3Settings
+    if as_operator:
+        settings = operator = OperatorSettings.read()
+        access: Access = _operator(project, operator)
+    else:
+        settings = S3Settings.read()
+        access = _project(project, api_key_file)
+    asyncio.run(_download(settings, key, access, target))
+
+
+def _target(key: str, output: Path | None, *, force: bool) -> Path | None:
+    """The file to write, or None for standard output."""
+    if output == _STDOUT:
+        return None
+    target = output if output is not None else Path(key.rpartition("/")[2])
+    if target.exists() and not target.is_file():
+        raise typer.BadParameter(f"{target} is no file")
+    if target.exists() and not force:
+        raise CommandError(f"{target} stands already; --force replaces it")
+    return target
+
+
+def _operator(project: str, settings: OperatorSettings) -> OperatorAccess:
+    v0_master_key = ReaderSettings.read().v0_master_key
+    kek = None if v0_master_key is None else v0_admin_kek(v0_master_key.get_secret_value())
+    return OperatorAccess(project, settings.master_keys, kek)
+
+
+def _project(project: str, api_key_file: Path | None) -> ProjectAccess:
+    pepper = ReaderSettings.read().pepper.get_secret_value()
+    api_key = read_api_key(api_key_file, project, twice=False)
+    return ProjectAccess(project, user_kek(api_key.get_secret_value(), project, pepper))
+
+
+async def _download(settings: S3Settings, key: str, access: Access, target: Path | None) -> None:
+    async with (
+        open_bucket(settings, max_connections=2) as storage,
+        open_object(storage, key, access) as opened,
+    ):
+        with gauge(opened.size_bytes, wanted=target is not None) as bar:
+            bar.label(key)
+            if target is None:
+                await _to_stdout(opened)
+            else:
+                await _to_file(opened, target, bar)
+    if target is not None:
+        note(f"written to {target}")
+
+
+async def _to_stdout(opened: OpenObject) -> None:
+    async for piece in opened.chunks():
+        sys.stdout.buffer.write(piece)
+    sys.stdout.buffer.flush()
+
+
+async def _to_file(opened: OpenObject, target: Path, bar: Gauge) -> None:
+    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:100]}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            async for piece in opened.chunks():
+                await asyncio.to_thread(file.write, piece)
+                bar.advance(len(piece))
+        os.replace(temporary, target)  # noqa: PTH105  # a path as mkstemp gives it
+    finally:
+        # Gone already where it was renamed; else it holds part of a body that did not verify.
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)  # noqa: PTH108  # as above

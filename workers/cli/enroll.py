@@ -1,0 +1,127 @@
+"""`keyturn enroll`: ask for a project's keyring (SPEC 5.4, 6.5, 14).
+
+The API key itself never leaves this process: what is published is a key derived from it,
+sealed to the workers. A generated one is saved or shown before anything is published,
+since a project enrolled under a key that nobody has is lost to its users.
+"""
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import SecretStr
+
+from contracts.messages import Event, Rejected
+from contracts.publisher import OutcomeUnknownError, Publisher
+from contracts.publisher.requests import new_id
+from contracts.sealing import new_api_key
+from contracts.settings import PublisherSettings
+from workers.cli.arguments import ApiKeyFile, AsJson, Project, read_api_key
+from workers.cli.ending import CommandError, note
+from workers.cli.files import write_secret
+from workers.cli.output import print_json, print_line, print_table
+
+_PUBLISH_TRIES = 2
+
+
+def enroll(
+    project: Project,
+    api_key_file: ApiKeyFile = None,
+    generate: Annotated[
+        bool, typer.Option("--generate", help="Make a fresh API key, and save or show it first.")
+    ] = False,
+    save_to: Annotated[
+        Path | None,
+        typer.Option(help="New file (mode 0600) for the generated API key, instead of showing it."),
+    ] = None,
+    plaintext: Annotated[
+        bool, typer.Option("--plaintext", help="Allow unencrypted objects in the project.")
+    ] = False,
+    adopt: Annotated[
+        bool, typer.Option("--adopt", help="Enrol although objects stand under its prefix.")
+    ] = False,
+    wait: Annotated[bool, typer.Option(help="Wait until it is enrolled or refused.")] = True,
+    timeout_s: Annotated[float, typer.Option(min=0.1, help="Seconds to wait at most.")] = 60,
+    as_json: AsJson = False,
+) -> None:
+    """Enrol a project: give it its keyring."""
+    settings = PublisherSettings.read()
+    api_key = _api_key(project, api_key_file, save_to, generate=generate, as_json=as_json)
+    request_id = new_id()
+    event = asyncio.run(
+        _enroll(
+            settings,
+            project,
+            api_key,
+            request_id,
+            plaintext=plaintext,
+            adopt=adopt,
+            timeout_s=timeout_s if wait else None,
+        )
+    )
+    _tell(project, request_id, event, as_json=as_json)
+
+
+def _api_key(
+    project: str, file: Path | None, save_to: Path | None, *, generate: bool, as_json: bool
+) -> SecretStr:
+    if not generate:
+        if save_to is not None:
+            raise typer.BadParameter("--save-to goes with --generate")
+        return read_api_key(file, project, twice=True)
+    if file is not None:
+        raise typer.BadParameter("--generate and --api-key-file exclude each other")
+    if as_json and save_to is None:
+        raise typer.BadParameter("--generate with --json needs --save-to")
+    key = new_api_key()
+    if save_to is not None:
+        write_secret(save_to, key + "\n")
+        note(f"API key written to {save_to}")
+    else:
+        print_line(f"API key (shown this once): {key}")
+    return SecretStr(key)
+
+
+async def _enroll(
+    settings: PublisherSettings,
+    project: str,
+    api_key: SecretStr,
+    request_id: str,
+    *,
+    plaintext: bool,
+    adopt: bool,
+    timeout_s: float | None,
+) -> Event | None:
+    async with Publisher.open(settings) as publisher:
+        for tries_left in reversed(range(_PUBLISH_TRIES)):
+            try:
+                await publisher.enroll(
+                    project,
+                    api_key=api_key,
+                    plaintext=plaintext,
+                    adopt=adopt,
+                    request_id=request_id,
+                )
+                break
+            except OutcomeUnknownError:
+                if not tries_left:
+                    raise
+        if timeout_s is None:
+            return None
+        return await publisher.wait(request_id, timeout_s=timeout_s)
+
+
+def _tell(project: str, request_id: str, event: Event | None, *, as_json: bool) -> None:
+    rejected = isinstance(event, Rejected)
+    if as_json:
+        told = None if event is None else event.model_dump(mode="json")
+        status = "queued" if event is None else "rejected" if rejected else "enrolled"
+        print_json({"project": project, "request_id": request_id, "status": status, "event": told})
+    elif event is None:
+        print_table(("project", "status", "request_id"), [(project, "queued", request_id)])
+    elif not rejected:
+        row = (project, "enrolled", getattr(event, "generation", None), request_id)
+        print_table(("project", "status", "generation", "request_id"), [row])
+    if isinstance(event, Rejected):
+        raise CommandError(f"{event.code}: {event.detail}" if event.detail else event.code)

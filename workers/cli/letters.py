@@ -1,0 +1,230 @@
+"""Dead letters: reading them without taking them, and describing them safely (SPEC 12).
+
+Looking is `basic.get` without acknowledgement on one channel; closing it gives everything
+back in its order (dead-letter queues have no delivery limit, see `contracts.topology`).
+Nothing in a letter is anybody's word: its id, its headers and its code can be made up by
+whoever may write to the broker.
+It must never show a sealed body, nor a value of a field that may hold anything.
+"""
+
+import hashlib
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import aio_pika
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+from aio_pika.exceptions import ChannelNotFoundEntity
+
+from contracts.errors import MalformedRequestError
+from contracts.messages import load_json
+from contracts.names import has_control_characters, parse_time
+from contracts.topology import (
+    CODE_HEADER,
+    CONTROL_QUEUE,
+    DETAIL_HEADER,
+    PUBLISHER_HEADER,
+    SIGNATURE_HEADER,
+    SWEEP_QUEUE,
+    UPLOAD_QUEUE,
+    dead_letter_name,
+)
+from workers.cli.ending import CommandError
+
+WORK_QUEUES: Final = (UPLOAD_QUEUE, CONTROL_QUEUE, SWEEP_QUEUE)
+_DIGEST_DIGITS: Final = 16
+_ID_MAX_CHARACTERS: Final = 64
+# Fields that hold no secret in a well-formed request; all others are shown by their length.
+_SHOWN_FIELDS: Final = frozenset(
+    {
+        "type",
+        "upload_id",
+        "request_id",
+        "rotation_id",
+        "sweep_id",
+        "project",
+        "key",
+        "requested_at",
+        "content_type",
+        "expected_generation",
+        "plaintext",
+        "v0",
+        "adopt",
+        "master_key",
+        "encrypt_plaintext",
+        "repair",
+        "dry_run",
+    }
+)
+_SHOWN_INSIDE: Final = {
+    "sealed_key": ("intake_key",),
+    "sealed_kek": ("intake_key",),
+    "sealed_v0_kek": ("intake_key",),
+    "body": ("staged",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """What can be said of one dead letter."""
+
+    queue: str
+    message_id: str | None
+    digest: str
+    type: str | None
+    project: str | None
+    code: str | None
+    detail: str | None
+    publisher: str | None
+    requested_at: str | None
+    size_bytes: int
+
+    @property
+    def id(self) -> str:
+        """How commands name it: its message id, or its digest where that is none."""
+        return self.message_id or self.digest
+
+    def age(self, now: datetime) -> str | None:
+        """How long ago it was requested, roughly, as it says itself."""
+        try:
+            seconds = int((now - parse_time(self.requested_at or "")).total_seconds())
+        except ValueError:
+            return None
+        for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+            if abs(seconds) >= length:
+                return f"{seconds // length} {unit}"
+        return f"{seconds} s"
+
+
+def work_queue(name: str) -> str:
+    """The work queue that a queue's name means, with or without `.dead`.
+
+    Raises:
+        CommandError: none of ours.
+    """
+    work = name.removesuffix(".dead")
+    if work not in WORK_QUEUES:
+        known = ", ".join(dead_letter_name(queue) for queue in WORK_QUEUES)
+        raise CommandError(f"{name} is none of {known}")
+    return work
+
+
+def letter_of(message: AbstractIncomingMessage, queue: str) -> Letter:
+    """Describe a delivery of the work queue's dead letters."""
+    document = _document(message.body)
+    headers = message.headers
+    named = message.message_id
+    usable = (
+        named is not None
+        and 0 < len(named) <= _ID_MAX_CHARACTERS
+        and not has_control_characters(named)
+    )
+    return Letter(
+        queue=dead_letter_name(queue),
+        message_id=named if usable else None,
+        digest=_digest(message),
+        type=_text(document.get("type")),
+        project=_text(document.get("project")),
+        code=_text(headers.get(CODE_HEADER)) or _broker_reason(headers),
+        detail=_text(headers.get(DETAIL_HEADER)),
+        publisher=_text(headers.get(PUBLISHER_HEADER)),
+        requested_at=_text(document.get("requested_at")),
+        size_bytes=len(message.body),
+    )
+
+
+def _digest(message: AbstractIncomingMessage) -> str:
+    hashed = hashlib.sha256(message.body)
+    for name in (PUBLISHER_HEADER, SIGNATURE_HEADER, CODE_HEADER):
+        hashed.update(b"\0" + str(message.headers.get(name, "")).encode(errors="replace"))
+    return f"h-{hashed.hexdigest()[:_DIGEST_DIGITS]}"
+
+
+def _document(body: bytes) -> Mapping[str, Any]:
+    try:
+        return load_json(body)
+    except MalformedRequestError:
+        return {}
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _broker_reason(headers: Mapping[str, Any]) -> str | None:
+    """Why the broker itself moved a message here, such as `delivery_limit`."""
+    deaths = headers.get("x-death")
+    if isinstance(deaths, list) and deaths and isinstance(deaths[0], Mapping):
+        return _text(deaths[0].get("reason"))
+    return _text(headers.get("x-first-death-reason"))
+
+
+def shown_body(body: bytes) -> dict[str, Any]:
+    """A request's fields, the sealed and the unknown ones by their length alone."""
+    try:
+        document = load_json(body)
+    except MalformedRequestError as exc:
+        return {"unreadable": exc.detail, "bytes": len(body)}
+    return {name: _shown(name, value) for name, value in document.items()}
+
+
+def _shown(name: str, value: object) -> object:
+    if name in _SHOWN_FIELDS and not isinstance(value, dict | list):
+        return value
+    if name == "metadata" and isinstance(value, dict):
+        return value
+    if name in _SHOWN_INSIDE and isinstance(value, dict):
+        inside = _SHOWN_INSIDE[name]
+        return {part: v if part in inside else _elided(v) for part, v in value.items()}
+    return _elided(value)
+
+
+def _elided(value: object) -> str:
+    if isinstance(value, str):
+        return f"<{len(value)} characters>"
+    return f"<{len(json.dumps(value))} characters of JSON>"
+
+
+def shown_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """Headers as JSON can hold them."""
+    shown: dict[str, Any] = json.loads(json.dumps(dict(headers), default=str))
+    return shown
+
+
+def now() -> datetime:
+    """This machine's clock."""
+    return datetime.now(UTC)
+
+
+@asynccontextmanager
+async def connected(amqp_url: str) -> AsyncIterator[aio_pika.abc.AbstractConnection]:
+    """A connection for as long as one command lasts."""
+    connection = await aio_pika.connect(amqp_url)
+    async with connection:
+        yield connection
+
+
+async def deliveries(
+    channel: AbstractChannel, queue: str, limit: int
+) -> AsyncIterator[AbstractIncomingMessage]:
+    """The dead letters of a work queue, oldest first, unacknowledged.
+
+    At most as many as stand there now: one that is replayed and dies again is not met twice.
+
+    Raises:
+        CommandError: the queue does not stand.
+    """
+    name = dead_letter_name(queue)
+    try:
+        declared = await channel.declare_queue(name, passive=True)
+    except ChannelNotFoundEntity as exc:
+        raise CommandError(f"{name} does not stand on the broker; start a worker") from exc
+    standing = declared.declaration_result.message_count or 0
+    for _ in range(min(limit, standing)):
+        message = await declared.get(fail=False)
+        if message is None:
+            return
+        yield message

@@ -1,0 +1,117 @@
+"""Sending dead letters back to work: as they were sent, or signed anew (SPEC 12).
+
+The copy is confirmed by the broker before the letter is acknowledged, so that a crash in
+between gives two (which is harmless, SPEC 5.3) and never none.
+
+To sign anew is to lend one's name. It must never be done for a letter that its publisher
+did not sign or was not permitted to send: whoever may write to the broker could lay
+anything into a dead-letter queue and wait for an operator to give it a signature.
+"""
+
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final, Self
+
+from aio_pika import Message
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+
+from contracts.errors import StagedBodyMissingError
+from contracts.messages import Request, StagedBody, UploadRequested, encode, request_id
+from contracts.names import format_time, staging_key
+from contracts.publisher.link import persistent_json
+from contracts.settings import S3Settings
+from contracts.topology import PUBLISHER_HEADER, REQUESTS, SIGNATURE_HEADER
+from workers.admission import Rules, admit, verify
+from workers.broker.delivery import copy_of
+from workers.cli.bucket import open_bucket
+from workers.cli.letters import now
+from workers.cli.settings import ResignSettings
+from workers.errors import MissingError
+from workers.storage import Headers, Storage
+
+_CONFIRM_TIMEOUT_S: Final = 30
+_COPY_BYTES: Final = 1024 * 1024
+
+
+async def send_back(
+    channel: AbstractChannel, message: AbstractIncomingMessage, copy: Message, queue: str
+) -> None:
+    """Publish a copy to its work queue, confirmed, and acknowledge the letter."""
+    await channel.default_exchange.publish(copy, queue, mandatory=True, timeout=_CONFIRM_TIMEOUT_S)
+    await message.ack()
+
+
+def as_sent(message: AbstractIncomingMessage) -> Message:
+    """The copy of a letter without what workers and the broker added."""
+    return copy_of(message, {})
+
+
+@dataclass(frozen=True, slots=True)
+class _Signed:
+    request: Request
+    publisher: str
+
+
+class Resigner:
+    """Signs letters anew as the settings' publisher, with the time of now."""
+
+    def __init__(self, settings: ResignSettings) -> None:
+        self._settings = settings
+        self._stack = AsyncExitStack()
+        self._storage: Storage | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self._stack.aclose()
+
+    async def renewed(self, message: AbstractIncomingMessage) -> Message:
+        """The request in a letter under a new time and signature; its id stays.
+
+        Raises:
+            BadSignatureError, MalformedRequestError, NotPermittedError: its publisher did
+                not sign it, or may not send it.
+            StagedBodyMissingError: its staged body is gone.
+        """
+        old = self._believed(message)
+        await self._move_staged(old)
+        request = old.request.model_copy(update={"requested_at": format_time(now())})
+        body = encode(request)
+        name = self._settings.publisher_name
+        signature = self._settings.publisher_key.sign_request(self._settings.deployment, name, body)
+        headers = {PUBLISHER_HEADER: name, SIGNATURE_HEADER: signature}
+        return persistent_json(body, request_id(request), headers)
+
+    def _believed(self, message: AbstractIncomingMessage) -> _Signed:
+        rules = Rules(self._settings.deployment, self._settings.publishers, timedelta.max)
+        publisher = verify(message.body, message.headers, rules)
+        request = admit(message.body, publisher, rules, served=REQUESTS, routed_as="", now=now())
+        return _Signed(request, publisher)
+
+    async def _move_staged(self, old: _Signed) -> None:
+        request = old.request
+        if not isinstance(request, UploadRequested) or not isinstance(request.body, StagedBody):
+            return
+        storage = await self._opened_storage()
+        source = staging_key(old.publisher, request.upload_id)
+        target = staging_key(self._settings.publisher_name, request.upload_id)
+        size_bytes = request.body.staged.size
+        try:
+            if (await storage.head(source)).size_bytes != size_bytes:
+                raise StagedBodyMissingError(f"the staged body has not {size_bytes} bytes")
+            if source == target:
+                return
+            async with storage.stream(source) as stream:
+                pieces = stream.chunks(_COPY_BYTES)
+                await storage.put_stream(target, pieces, size_bytes, Headers({}))
+        except MissingError as exc:
+            raise StagedBodyMissingError("the staged body is gone") from exc
+
+    async def _opened_storage(self) -> Storage:
+        if self._storage is None:
+            self._storage = await self._stack.enter_async_context(
+                open_bucket(S3Settings.read(), max_connections=4)
+            )
+        return self._storage

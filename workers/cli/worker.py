@@ -1,0 +1,41 @@
+"""`keyturn worker`: a worker process (SPEC 6.2, 14)."""
+
+from typing import Final
+
+import typer
+import uvloop
+
+from workers.logs import configure
+from workers.settings import WorkerSettings
+
+app = typer.Typer(name="worker", help="Run a worker process.")
+
+_UPLOAD: Final = "upload"
+_CONTROL: Final = "control"
+
+
+def _run(*roles: str) -> None:
+    settings = WorkerSettings.read()
+    configure(settings.log_format, settings.log_level)
+    # FastStream alone takes a second to import; every other command does without.
+    from workers.runtime import run_worker  # noqa: PLC0415
+
+    uvloop.run(run_worker(settings, frozenset(roles)))
+
+
+@app.command("upload")
+def upload() -> None:
+    """Encrypt and store what is uploaded."""
+    _run(_UPLOAD)
+
+
+@app.command("control")
+def control() -> None:
+    """Serve enrolments."""
+    _run(_CONTROL)
+
+
+@app.command("all")
+def every_role() -> None:
+    """All roles in one process, for a small deployment."""
+    _run(_UPLOAD, _CONTROL)

@@ -1,0 +1,222 @@
+"""One object's plaintext straight from the bucket (SPEC 3.1, 4, 5.4, 8.7).
+
+A reader of its own: it trusts nothing that the upload worker told, and holds one piece of
+the body at a time (an object of the earlier system is opened whole, up to a limit).
+It must never give out a byte that is not authenticated, nor take the end of a stream for
+the end of a body.
+"""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from contracts import metadata as object_metadata
+from contracts.errors import (
+    ArchivedObjectError,
+    BodyTooLargeError,
+    CorruptObjectError,
+    KeyringRolledBackError,
+    NotFoundError,
+)
+from contracts.metadata import COBBLESTONE, V0_ALGORITHM, Envelope, Wraps
+from contracts.names import keyring_key, object_key
+from contracts.sealing import (
+    BODY_CONTEXT,
+    HEADER_BYTES,
+    ChunkError,
+    Opener,
+    SealError,
+    Secret,
+    plaintext_size,
+    v0_open,
+)
+from workers.envelope import OpenedDek, Reader, open_dek
+from workers.errors import MissingError
+from workers.keyring import Keyring
+from workers.keyring.record import parse
+from workers.storage import Head, Storage, Stream
+
+READ_BYTES: Final = 1024 * 1024
+V0_MAX_BYTES: Final = 512 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectAccess:
+    """A project's API key, as its user KEK. Only user wraps are opened.
+
+    The keyring cannot be read with it, so objects that only a keyring's permission makes
+    readable (plaintext, v0) are refused.
+    """
+
+    project: str
+    user_kek: Secret
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorAccess:
+    """The operator's master keys by id, and the earlier system's admin KEK where it is held.
+
+    Only admin wraps are opened, but for v0 bodies, where both wraps must agree.
+    """
+
+    project: str
+    master_keys: Mapping[str, Secret]
+    v0_admin_kek: Secret | None = field(default=None)
+
+
+Access = ProjectAccess | OperatorAccess
+
+
+class OpenObject:
+    """An object whose DEK is known; `size_bytes` is what its plaintext must come to."""
+
+    def __init__(
+        self, stream: Stream, start: bytes, rest: AsyncIterator[bytes], opened: OpenedDek | None
+    ) -> None:
+        self.head: Head = stream.head
+        self.opened = opened
+        self._start = start
+        self._rest = rest
+
+    @property
+    def size_bytes(self) -> int | None:
+        """Plaintext bytes as the stored length has it, or None where no body has that length."""
+        if self.opened is None:
+            return self.head.size_bytes
+        try:
+            if self.opened.algorithm == COBBLESTONE:
+                return plaintext_size(self.head.size_bytes)
+        except ChunkError:
+            return None
+        return max(self.head.size_bytes - _V0_OVERHEAD_BYTES, 0)
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The plaintext in order, each piece authenticated; it is whole only once this ends.
+
+        Raises:
+            CorruptObjectError: a chunk fails, or the body is cut.
+            BodyTooLargeError: a v0 body above the limit.
+            StorageUnavailableError: the connection broke.
+        """
+        if self.opened is None:
+            yield self._start
+            async for piece in self._rest:
+                yield piece
+            return
+        opening = self._v1 if self.opened.algorithm == COBBLESTONE else self._v0
+        try:
+            async for piece in opening(self.opened.dek):
+                if piece:
+                    yield piece
+        except SealError as exc:
+            raise CorruptObjectError("the body does not authenticate") from exc
+
+    async def _v1(self, dek: bytes) -> AsyncIterator[bytes]:
+        opener = Opener(dek, BODY_CONTEXT, self._start[:HEADER_BYTES])
+        yield opener.update(self._start[HEADER_BYTES:])
+        async for piece in self._rest:
+            yield opener.update(piece)
+        yield opener.finish()
+
+    async def _v0(self, dek: bytes) -> AsyncIterator[bytes]:
+        if self.head.size_bytes > V0_MAX_BYTES:
+            raise BodyTooLargeError(
+                f"an object of the earlier system is opened whole, up to {V0_MAX_BYTES} bytes"
+            )
+        sealed = bytearray(self._start)
+        async for piece in self._rest:
+            sealed += piece
+        yield v0_open(dek, bytes(sealed))
+
+
+_V0_OVERHEAD_BYTES: Final = 12 + 16
+
+
+@asynccontextmanager
+async def open_object(storage: Storage, key: str, access: Access) -> AsyncIterator[OpenObject]:
+    """Open an object with one GET, so that header, metadata and body are of one moment.
+
+    Raises:
+        NotFoundError: nothing stands there, or a tombstone.
+        NoUsableWrapError, CorruptObjectError, UnknownAlgorithmError: as SPEC 4 has it.
+        KeyringRolledBackError: the operator's keyring is older than the object (SPEC 5.4).
+        UnknownMasterKeyError: the keyring names a master key that is not at hand.
+        ArchivedObjectError: it must be restored first.
+        StorageUnavailableError: the storage failed.
+    """
+    try:
+        async with storage.stream(object_key(access.project, key)) as stream:
+            if stream.head.archived:
+                raise ArchivedObjectError(key)
+            pieces = stream.chunks(READ_BYTES)
+            start = await _start(pieces)
+            envelope = object_metadata.parse(stream.head.metadata)
+            # Read after the object: only then does a higher generation in it mean anything.
+            reader = await _reader(storage, envelope, access)
+            opened = open_dek(envelope, start[:HEADER_BYTES], key, reader.keys)
+            reader.check_not_rolled_back(envelope, opened)
+            yield OpenObject(stream, start, pieces, opened)
+    except MissingError as exc:
+        raise NotFoundError(key) from exc
+
+
+async def _start(pieces: AsyncIterator[bytes]) -> bytes:
+    """The first pieces, at least the header's bytes where the body has so many."""
+    start = b""
+    async for piece in pieces:
+        start += piece
+        if len(start) >= HEADER_BYTES:
+            break
+    return start
+
+
+@dataclass(frozen=True, slots=True)
+class _Keys:
+    keys: Reader
+    keyring: Keyring | None = None
+
+    def check_not_rolled_back(self, envelope: Envelope, opened: OpenedDek | None) -> None:
+        if self.keyring is None or opened is None or not isinstance(envelope, Wraps):
+            return
+        # The admin wrap opened, and it is bound to the generation of its label.
+        if envelope.generation > self.keyring.current.generation:
+            raise KeyringRolledBackError(
+                f"the object stands at generation {envelope.generation}, "
+                f"the keyring at {self.keyring.current.generation}"
+            )
+
+
+async def _reader(storage: Storage, envelope: Envelope, access: Access) -> _Keys:
+    match access:
+        case ProjectAccess(project, user_kek):
+            return _Keys(Reader(project, user_kek=user_kek))
+        case OperatorAccess(project, master_keys, v0_admin_kek):
+            keys = Reader(project, master_keys=master_keys, v0_admin_kek=v0_admin_kek)
+            keyring = await _keyring(storage, access)
+            if keyring is None:
+                return _Keys(keys)
+            allowed = replace(
+                keys,
+                plaintext_allowed=keyring.plaintext_allowed,
+                v0_allowed=keyring.v0_allowed,
+                v0_user_kek=keyring.v0_kek,
+                user_kek=_user_kek_of_v0_body(envelope, keyring),
+            )
+            return _Keys(allowed, keyring)
+
+
+async def _keyring(storage: Storage, access: OperatorAccess) -> Keyring | None:
+    try:
+        _, record = await storage.read(keyring_key(access.project))
+    except MissingError:
+        # Lost, perhaps: the master key still opens what it wrapped; nothing else is allowed.
+        return None
+    return parse(record, access.project, access.master_keys)
+
+
+def _user_kek_of_v0_body(envelope: Envelope, keyring: Keyring) -> Secret | None:
+    """A v0 body commits to no key, so both wraps are opened and must agree (SPEC 4.6)."""
+    if isinstance(envelope, Wraps) and envelope.algorithm == V0_ALGORITHM:
+        return keyring.user_keks.get(envelope.generation)
+    return None
