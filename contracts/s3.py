@@ -65,8 +65,9 @@ async def open_client(
     config = AioConfig(
         signature_version="s3v4",
         s3={
-            # A private endpoint seldom has a DNS name for each bucket.
-            "addressing_style": "auto" if settings.s3_endpoint_url is None else "path",
+            # A private endpoint seldom has a DNS name for each bucket. At AWS "auto" would
+            # presign for the global host, which redirects for the first hours of a bucket.
+            "addressing_style": "virtual" if settings.s3_endpoint_url is None else "path",
             "us_east_1_regional_endpoint": "regional",
         },
         # Trailing checksums are AWS's own; other servers store them in the body or refuse.

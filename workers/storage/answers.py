@@ -45,6 +45,7 @@ RESTATED: Final = frozenset(
         "x-amz-website-redirect-location",
     }
 )
+_RETENTION: Final = frozenset({"x-amz-object-lock-mode", "x-amz-object-lock-retain-until-date"})
 _ARCHIVES: Final = frozenset({"GLACIER", "DEEP_ARCHIVE"})
 _CODE: Final = re.compile(rb"<Code>([A-Za-z0-9_.-]{1,64})</Code>")
 _ETAG: Final = re.compile(rb"<ETag>([^<]{1,200})</ETag>")
@@ -155,7 +156,11 @@ def head_of(operation: str, headers: Mapping[str, str]) -> Head:
     except (KeyError, ValueError) as exc:
         raise StorageUnavailableError(f"{operation}: answer without its times or length") from exc
     told = _said(headers.items())
-    locked = _locked(told.restated, date)
+    retained = _retained(told.restated, date)
+    if not retained and _RETENTION & told.restated.keys():
+        # Over: said again, S3 would refuse it as lying in the past.
+        kept = {name: value for name, value in told.restated.items() if name not in _RETENTION}
+        told = Headers(told.metadata, told.content_type, kept)
     return Head(
         size_bytes=size_bytes,
         etag=etag_of(operation, headers),
@@ -165,7 +170,7 @@ def head_of(operation: str, headers: Mapping[str, str]) -> Head:
         tag_count=int(headers.get("x-amz-tagging-count", 0)),
         version_id=headers.get("x-amz-version-id"),
         archived=_archived(told.restated, headers.get("x-amz-restore")),
-        locked=locked,
+        locked=retained or told.restated.get("x-amz-object-lock-legal-hold") == "ON",
     )
 
 
@@ -191,9 +196,7 @@ def _archived(restated: Mapping[str, str], restore: str | None) -> bool:
     return restore is None or 'ongoing-request="true"' in restore
 
 
-def _locked(restated: Mapping[str, str], date: datetime) -> bool:
-    if restated.get("x-amz-object-lock-legal-hold") == "ON":
-        return True
+def _retained(restated: Mapping[str, str], date: datetime) -> bool:
     until = restated.get("x-amz-object-lock-retain-until-date")
     if until is None:
         return False
