@@ -102,7 +102,8 @@ async def _patiently(settings: WorkerSettings, start: Callable[[], Awaitable[_T]
 
 
 async def _check_storage(settings: WorkerSettings) -> Differences:
-    report = await probe(settings, quick=True)
+    async with open_storage(settings) as storage:
+        report = await probe(storage, quick=True)
     if report.unsafe:
         missing = ", ".join(row.name for row in report.unsafe)
         if not settings.allow_unsafe_storage:
