@@ -9,19 +9,19 @@ not checked.
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Literal
 
-from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+from aio_pika.abc import AbstractIncomingMessage
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS, ChannelNotFoundEntity
 from aiormq.exceptions import ChannelAccessRefused
 
 from contracts.errors import MalformedRequestError
 from contracts.messages import Event, parse_event
 from contracts.publisher.errors import EventsUnavailableError
-from contracts.publisher.link import Link
+from contracts.publisher.link import Link, named_losses, quietly
 from contracts.sealing import SealError, VerifyKey
 from contracts.topology import EVENTS_STREAM, SIGNATURE_HEADER
 
@@ -30,6 +30,7 @@ _log = logging.getLogger(__name__)
 PREFETCH: Final = 256
 _ACK_EVERY: Final = PREFETCH // 4  # one frame for many; the rest keeps the stream flowing
 _PAUSES_S: Final = (0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
+_KNOWN_AGAIN_S: Final = 5.0
 _LOST: Final = None
 
 Start = datetime | int | Literal["first"]
@@ -81,17 +82,20 @@ async def follow(link: Link, start: Start) -> AsyncGenerator[Told, None]:
         EventsUnavailableError: the stream cannot be read at the first try. Later losses are
             waited out.
     """
-    position = start
+    last: Told | None = None
     first, attempt = True, 0
     while True:
         try:
-            async with _consumer(link, position) as messages:
-                first, attempt = False, 0
-                async with aclosing(_drain(messages)) as drained:
-                    async for told in drained:
-                        if not isinstance(position, int) or told.offset >= position:
-                            position = told.offset + 1
-                            yield told
+            async with _consumer(link, start if last is None else last.offset) as messages:
+                first = False
+                async with aclosing(_after(last, _drain(messages))) as told_after:
+                    async for told in told_after:
+                        last, attempt = told, 0
+                        yield told
+        except _OtherStreamError:
+            _log.warning("the stream of events was made anew; reading it from the start")
+            last = None
+            continue
         except (TimeoutError, *CONNECTION_EXCEPTIONS) as exc:
             if first:
                 raise _unavailable(exc) from exc
@@ -100,6 +104,39 @@ async def follow(link: Link, start: Start) -> AsyncGenerator[Told, None]:
         attempt += 1
         _log.info("reading events was interrupted; again in %g s", pause_s)
         await asyncio.sleep(pause_s)
+
+
+class _OtherStreamError(Exception):
+    """A stream of that name stands, but not the one that was read before."""
+
+
+async def _after(
+    last: Told | None, messages: AsyncGenerator[Told, None]
+) -> AsyncGenerator[Told, None]:
+    """The messages after `last`, which the reader asks for once more to know the stream by.
+
+    A stream that was deleted and declared again counts from 0: without this, its events
+    would be taken for old ones and passed over in silence. Its tail is never removed for
+    age or size, so the same stream has at once something to say from `last` on.
+
+    Raises:
+        _OtherStreamError: `last` does not stand where it stood.
+    """
+    async with aclosing(messages):
+        if last is not None:
+            try:
+                async with asyncio.timeout(_KNOWN_AGAIN_S):
+                    again = await anext(messages, None)
+            except TimeoutError as exc:
+                raise _OtherStreamError from exc
+            if again is None:
+                return
+            if again.offset > last.offset:  # `last` itself was removed for its age
+                yield again
+            elif again != last:
+                raise _OtherStreamError
+        async for told in messages:
+            yield told
 
 
 _Messages = asyncio.Queue[AbstractIncomingMessage | None]
@@ -114,11 +151,12 @@ async def _consumer(link: Link, start: Start) -> AsyncIterator[_Messages]:
         channel.close_callbacks.add(lambda *_: messages.put_nowait(_LOST))
         underlay = await channel.get_underlay_channel()
         underlay.on_consumer_cancel_callbacks.add(lambda _: messages.put_nowait(_LOST))
-        queue = await channel.get_queue(EVENTS_STREAM, ensure=True)
-        await queue.consume(messages.put, arguments={"x-stream-offset": start})
+        with named_losses():
+            queue = await channel.get_queue(EVENTS_STREAM, ensure=True)
+            await queue.consume(messages.put, arguments={"x-stream-offset": start})
         yield messages
     finally:
-        await asyncio.shield(_close(channel))
+        await asyncio.shield(quietly(channel.close()))
 
 
 async def _drain(messages: _Messages) -> AsyncGenerator[Told, None]:
@@ -126,18 +164,13 @@ async def _drain(messages: _Messages) -> AsyncGenerator[Told, None]:
     while (message := await messages.get()) is not _LOST:
         unacknowledged += 1
         if unacknowledged >= _ACK_EVERY:
-            await message.ack(multiple=True)
+            with named_losses():
+                await message.ack(multiple=True)
             unacknowledged = 0
         offset = message.headers.get("x-stream-offset")
         signature = message.headers.get(SIGNATURE_HEADER)
         if isinstance(offset, int):
             yield Told(offset, message.body, signature if isinstance(signature, str) else "")
-
-
-async def _close(channel: AbstractChannel) -> None:
-    with suppress(TimeoutError, *CONNECTION_EXCEPTIONS):
-        async with asyncio.timeout(5):
-            await channel.close()
 
 
 def _unavailable(cause: BaseException) -> EventsUnavailableError:

@@ -9,8 +9,8 @@ a queue that nobody serves would swallow requests.
 
 import asyncio
 import logging
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Awaitable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Final, TypeGuard
 
 import aio_pika
@@ -64,8 +64,9 @@ class Link:
             BrokerUnavailableError: the broker refuses, or does not answer in time.
         """
         try:
-            async with asyncio.timeout(self._timeout_s):
-                await self._connect_once()
+            with named_losses():
+                async with asyncio.timeout(self._timeout_s):
+                    await self._connect_once()
         except (TimeoutError, *CONNECTION_EXCEPTIONS) as exc:
             raise _unavailable(exc) from exc
 
@@ -77,8 +78,7 @@ class Link:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._connection is not None:
-            with suppress(*CONNECTION_EXCEPTIONS):
-                await self._connection.close()
+            await quietly(self._connection.close())
 
     async def publish(self, request_id: str, routing_key: str, message: Message) -> None:
         """Publish to the exchange and wait for the broker's confirmation.
@@ -112,20 +112,22 @@ class Link:
         Raises:
             OSError, AMQPError, RuntimeError: the connection cannot be had, or was lost.
         """
-        async with asyncio.timeout(self._timeout_s):
-            connection = await self._connect_once()
-            channel = connection.channel(publisher_confirms=False)
-            await channel.initialize()
-            await channel.set_qos(prefetch_count=prefetch)
-            return channel
+        with named_losses():
+            async with asyncio.timeout(self._timeout_s):
+                connection = await self._connect_once()
+                channel = connection.channel(publisher_confirms=False)
+                await channel.initialize()
+                await channel.set_qos(prefetch_count=prefetch)
+                return channel
 
     async def _publish(self, routing_key: str, message: Message) -> None:
         deadline = asyncio.get_running_loop().time() + self._timeout_s
         channel = await self._publishing_channel(deadline)
         try:
-            async with asyncio.timeout_at(deadline):
-                exchange = await channel.get_exchange(EXCHANGE, ensure=False)
-                await exchange.publish(message, routing_key, mandatory=True)
+            with named_losses():
+                async with asyncio.timeout_at(deadline):
+                    exchange = await channel.get_exchange(EXCHANGE, ensure=False)
+                    await exchange.publish(message, routing_key, mandatory=True)
         except (TimeoutError, *CONNECTION_EXCEPTIONS) as exc:
             if isinstance(exc, TimeoutError):
                 self._retire(channel)
@@ -136,7 +138,7 @@ class Link:
         # own, so that a late answer is never taken for another message's.
         if self._channel is channel:
             self._channel = None
-        task = asyncio.create_task(_close(channel))
+        task = asyncio.create_task(quietly(channel.close()))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
@@ -145,8 +147,11 @@ class Link:
         attempt = 0
         while True:
             try:
-                async with asyncio.timeout_at(deadline):
-                    return await self._open_channel()
+                with named_losses():
+                    async with asyncio.timeout_at(deadline):
+                        return await self._open_channel()
+            except ChannelNotFoundEntity as exc:
+                raise _told(exc, "", self._timeout_s) from exc
             except (TimeoutError, *CONNECTION_EXCEPTIONS) as exc:
                 pause_s = _RECONNECT_PAUSES_S[min(attempt, len(_RECONNECT_PAUSES_S) - 1)]
                 attempt += 1
@@ -163,6 +168,9 @@ class Link:
             connection = await self._connect_once()
             channel = connection.channel(publisher_confirms=True, on_return_raises=True)
             await channel.initialize()
+            # Asked before anything is published: an exchange that is missing closes the
+            # channel under all who publish on it, and none of them would know its outcome.
+            await channel.get_exchange(EXCHANGE, ensure=True)
             self._channel = channel
             return channel
 
@@ -176,10 +184,24 @@ class Link:
             if connection is not None:
                 _log.info("connecting to the broker again")
                 self._connection = None
-                with suppress(*CONNECTION_EXCEPTIONS):
-                    await connection.close()
+                await quietly(connection.close())
             self._connection = await aio_pika.connect(self._url)
             return self._connection
+
+
+@contextmanager
+def named_losses() -> Iterator[None]:
+    """Some losses reach the client library's callers as a bare `Exception`: name them.
+
+    Raises:
+        ConnectionError: in place of such a one. Every other exception passes.
+    """
+    try:
+        yield
+    except Exception as exc:
+        if type(exc) is Exception:
+            raise ConnectionError("the connection was lost") from exc
+        raise
 
 
 def persistent_json(body: bytes, request_id: str, headers: Mapping[str, str]) -> Message:
@@ -210,10 +232,11 @@ def _told(exc: BaseException, routing_key: str, timeout_s: float) -> PublisherEr
             return OutcomeUnknownError("the connection was lost before the broker confirmed")
 
 
-async def _close(channel: AbstractChannel) -> None:
-    with suppress(TimeoutError, *CONNECTION_EXCEPTIONS):
+async def quietly(closing: Awaitable[object]) -> None:
+    """Close what may be gone already; never wait for it long."""
+    with suppress(TimeoutError, *CONNECTION_EXCEPTIONS), named_losses():
         async with asyncio.timeout(_CLOSE_TIMEOUT_S):
-            await channel.close()
+            await closing
 
 
 def _unavailable(cause: BaseException) -> BrokerUnavailableError:

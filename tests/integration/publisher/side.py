@@ -1,0 +1,229 @@
+"""A publisher's keys, a small worker's side to look at what arrives, and a broken network."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import aio_pika
+from yarl import URL
+
+from contracts import topology
+from contracts.messages import (
+    EnrollRequested,
+    Event,
+    UploadRequested,
+    UploadStored,
+    encode,
+    parse_request,
+)
+from contracts.names import format_time
+from contracts.sealing import (
+    IntakeKey,
+    SigningKey,
+    VerifyKey,
+    b64_decode,
+    kek_info,
+    open_sealed,
+    transport_context,
+    upload_info,
+)
+from contracts.settings import NamedIntakeKey, PublisherSettings
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from aio_pika.abc import AbstractChannel, AbstractExchange, AbstractIncomingMessage
+
+INTAKE = IntakeKey.from_seed(bytes(32))
+PUBLISHER = SigningKey.from_seed(b"p" * 32)
+EVENTS = SigningKey.from_seed(b"e" * 32)
+
+
+def settings_for(amqp_url: str) -> PublisherSettings:
+    """What the publisher `billing` of the deployment `test` would read."""
+    return PublisherSettings(
+        deployment="test",
+        amqp_url=amqp_url,
+        publisher_name="billing",
+        publisher_key=PUBLISHER,
+        intake_public_key=NamedIntakeKey("main", INTAKE.public_key),
+        event_public_key=VerifyKey.from_bytes(EVENTS.public_bytes),
+        pepper="pepper",
+        v0_pepper="old pepper",
+    )
+
+
+class WorkerSide:
+    """Declares the topology, takes requests and tells events as a worker would."""
+
+    def __init__(self, channel: AbstractChannel) -> None:
+        self._channel = channel
+        self.exchange: AbstractExchange
+
+    async def declare(self) -> None:
+        """Exchange, queues and bindings, in the order that SPEC 6.2 asks for."""
+        kind = aio_pika.ExchangeType.TOPIC
+        self.exchange = await self._channel.declare_exchange(topology.EXCHANGE, kind, durable=True)
+        for queue in topology.queues():
+            declared = await self._channel.declare_queue(
+                queue.name, durable=True, arguments=dict(queue.arguments)
+            )
+            for key in queue.bindings:
+                await declared.bind(self.exchange, key)
+
+    async def take(self, queue: str = topology.UPLOAD_QUEUE) -> AbstractIncomingMessage:
+        """The next message of a queue; publishers have confirmed it, so it is there."""
+        found = await (await self._channel.get_queue(queue)).get(no_ack=False)
+        await found.ack()
+        return found
+
+    async def count(self, queue: str = topology.UPLOAD_QUEUE) -> int:
+        """How many messages are left in a queue, by taking them all."""
+        handle, count = await self._channel.get_queue(queue), 0
+        while await handle.get(no_ack=True, fail=False) is not None:
+            count += 1
+        return count
+
+    async def delete(self, queue: str) -> None:
+        """Delete a queue, as if no worker had declared it."""
+        await self._channel.queue_delete(queue)
+
+    async def full_queue(self, name: str, binding: str) -> None:
+        """A queue that refuses whatever is published to it."""
+        arguments: Any = {"x-max-length": 0, "x-overflow": "reject-publish"}
+        queue = await self._channel.declare_queue(name, durable=True, arguments=arguments)
+        await queue.bind(self.exchange, binding)
+
+    async def tell(
+        self, event: Event, *, key: SigningKey = EVENTS, deployment: str = "test"
+    ) -> None:
+        """Publish an event, signed with this key for this deployment."""
+        body = encode(event)
+        await self.tell_raw(event.type, body, key.sign_event(deployment, body))
+
+    async def tell_raw(self, routing_key: str, body: bytes, signature: str | None) -> None:
+        """Publish any bytes as an event."""
+        headers: dict[str, Any] = {topology.SIGNATURE_HEADER: signature} if signature else {}
+        message = aio_pika.Message(body, headers=headers)
+        await self.exchange.publish(message, routing_key)
+
+
+@asynccontextmanager
+async def worker_side(url: str, *, declare: bool = True) -> AsyncIterator[WorkerSide]:
+    """A worker's side on a connection of its own."""
+    async with await aio_pika.connect(url) as connection:
+        worker = WorkerSide(await connection.channel())
+        if declare:
+            await worker.declare()
+        yield worker
+
+
+def stored(upload_id: str, *, key: str = "a", size: int = 1) -> UploadStored:
+    """The event of an upload that went well."""
+    now = format_time(datetime.now(UTC))
+    return UploadStored(
+        upload_id=upload_id, project="acme", key=key, size=size, generation=1, at=now
+    )
+
+
+def verified(message: AbstractIncomingMessage) -> Any:
+    """The request in a message, after the checks of SPEC 6.3."""
+    assert message.content_type == "application/json"
+    assert message.delivery_mode == aio_pika.DeliveryMode.PERSISTENT
+    assert set(message.headers) == {topology.PUBLISHER_HEADER, topology.SIGNATURE_HEADER}
+    publisher = str(message.headers[topology.PUBLISHER_HEADER])
+    signature = str(message.headers[topology.SIGNATURE_HEADER])
+    assert publisher == "billing"
+    key = VerifyKey.from_bytes(PUBLISHER.public_bytes)
+    key.verify_request("test", publisher, message.body, signature)
+    request = parse_request(message.body)
+    assert message.routing_key == request.type
+    return request
+
+
+def transport_key(request: UploadRequested) -> bytes:
+    """The transport key, opened as a worker would."""
+    assert request.sealed_key.intake_key == "main"
+    info = upload_info(request.upload_id, request.project, request.key)
+    opened = INTAKE.open(b64_decode(request.sealed_key.ciphertext), info)
+    assert len(opened) == 32
+    return opened
+
+
+def opened_body(request: UploadRequested, sealed: bytes) -> bytes:
+    """The plaintext of an upload's body, inline or staged."""
+    return open_sealed(transport_key(request), transport_context(request.upload_id), sealed)
+
+
+def opened_kek(request: EnrollRequested, purpose: Any, ciphertext: str) -> bytes:
+    """A KEK in an enrolment, opened as a worker would."""
+    info = kek_info(purpose, request.request_id, request.project)
+    return INTAKE.open(b64_decode(ciphertext), info)
+
+
+class Network:
+    """A relay between publisher and broker that can go silent and be cut."""
+
+    def __init__(self, url: str) -> None:
+        self._broker = URL(url)
+        self._passing = asyncio.Event()
+        self._passing.set()
+        self._server: asyncio.Server
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._relays: set[asyncio.Task[None]] = set()
+        self.waiting = asyncio.Event()
+        """Set when the broker has said something that a silent network holds back."""
+
+    async def start(self) -> str:
+        """Listen; return the address that leads through here."""
+        self._server = await asyncio.start_server(self._relay_both, "127.0.0.1", 0)
+        return str(self._broker.with_port(self._server.sockets[0].getsockname()[1]))
+
+    async def close(self) -> None:
+        """End it."""
+        self._server.close()
+        self.cut()
+        for relay in self._relays:
+            relay.cancel()
+        await asyncio.gather(*self._relays, return_exceptions=True)
+
+    def silence(self) -> None:
+        """From now on nothing that the broker says comes through."""
+        self.waiting.clear()
+        self._passing.clear()
+
+    def cut(self) -> None:
+        """Break every connection; new ones work, unless the network is silent."""
+        for writer in self._writers:
+            writer.transport.abort()
+        self._writers.clear()
+
+    def restore(self) -> None:
+        """Let everything through again."""
+        self._passing.set()
+
+    async def _relay_both(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._relays.add(task)
+        assert self._broker.host is not None
+        out_reader, out_writer = await asyncio.open_connection(self._broker.host, self._broker.port)
+        self._writers |= {writer, out_writer}
+        await asyncio.gather(
+            self._relay(reader, out_writer, back=False), self._relay(out_reader, writer, back=True)
+        )
+
+    async def _relay(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, back: bool
+    ) -> None:
+        with suppress(OSError):
+            while data := await reader.read(65536):
+                if back and not self._passing.is_set():
+                    self.waiting.set()
+                    await self._passing.wait()
+                writer.write(data)
+                await writer.drain()
+        writer.transport.abort()

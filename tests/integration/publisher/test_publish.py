@@ -1,0 +1,287 @@
+"""What a publisher puts on a real broker, and what it says when it cannot (SPEC 6.2 to 6.5)."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import aio_pika
+import pytest
+
+from contracts import topology
+from contracts.errors import BodyTooLargeError, MalformedRequestError
+from contracts.messages import INLINE_MAX_BYTES, EnrollRequested, InlineBody, UploadRequested
+from contracts.publisher import (
+    BrokerUnavailableError,
+    NotDeliveredError,
+    OutcomeUnknownError,
+    Publisher,
+)
+from contracts.sealing import b64_decode, user_kek, v0_user_kek
+from tests.integration.publisher.side import (
+    Network,
+    WorkerSide,
+    opened_body,
+    opened_kek,
+    settings_for,
+    transport_key,
+    verified,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from contracts.settings import PublisherSettings
+
+API_KEY = "kt_" + "k" * 43
+
+
+def _inline(request: UploadRequested) -> bytes:
+    assert isinstance(request.body, InlineBody)
+    return opened_body(request, b64_decode(request.body.inline))
+
+
+async def test_upload_is_sealed_signed_and_carries_what_was_given(
+    settings: PublisherSettings, worker: WorkerSide
+) -> None:
+    async with Publisher.open(settings) as publisher:
+        upload_id = await publisher.upload(
+            "acme",
+            "reports/q3.pdf",
+            b"numbers",
+            content_type="application/pdf",
+            metadata={"author": "kim"},
+        )
+    message = await worker.take()
+    request = verified(message)
+    assert message.message_id == upload_id == request.upload_id
+    assert (request.project, request.key) == ("acme", "reports/q3.pdf")
+    assert (request.content_type, request.metadata) == ("application/pdf", {"author": "kim"})
+    assert _inline(request) == b"numbers"
+    assert b"numbers" not in message.body
+    assert abs(datetime.now(UTC) - request.requested_at_instant) < timedelta(minutes=1)
+
+
+async def test_optional_fields_that_are_not_given_are_not_sent(
+    settings: PublisherSettings, worker: WorkerSide
+) -> None:
+    async with Publisher.open(settings) as publisher:
+        await publisher.upload("acme", "a", b"")
+    request = verified(await worker.take())
+    assert request.model_fields_set == {
+        "type", "upload_id", "project", "key", "requested_at", "sealed_key", "body",
+    }  # fmt: skip
+    assert _inline(request) == b""
+
+
+async def test_transport_key_is_fresh_for_each_upload(
+    settings: PublisherSettings, worker: WorkerSide
+) -> None:
+    upload_id = str(uuid.uuid4())
+    async with Publisher.open(settings) as publisher:
+        for _ in range(2):
+            await publisher.upload("acme", "a", b"x", upload_id=upload_id)
+    first, second = verified(await worker.take()), verified(await worker.take())
+    assert first.upload_id == second.upload_id == upload_id
+    assert transport_key(first) != transport_key(second)
+
+
+async def test_every_kind_of_body_up_to_the_limit_goes_inline(
+    settings: PublisherSettings, worker: WorkerSide, tmp_path: Path
+) -> None:
+    data = bytes(range(256)) * (INLINE_MAX_BYTES // 256)
+    path = tmp_path / "body"
+    path.write_bytes(data)
+
+    async def pieces() -> object:
+        for start in range(0, len(data), 1000):
+            yield data[start : start + 1000]
+
+    async with Publisher.open(settings) as publisher:
+        with path.open("rb") as file:
+            for body in (data, bytearray(data), memoryview(data), path, file, pieces()):
+                await publisher.upload("acme", "a", body)  # type: ignore[arg-type]
+    for _ in range(6):
+        assert _inline(verified(await worker.take())) == data
+
+
+async def test_enrolment_carries_the_keks_and_never_the_api_key(
+    settings: PublisherSettings, worker: WorkerSide
+) -> None:
+    async with Publisher.open(settings) as publisher:
+        request_id = await publisher.enroll(
+            "acme", api_key=API_KEY, plaintext=True, v0_api_key="old key", adopt=True
+        )
+        await publisher.enroll("beta", api_key=API_KEY)
+    message = await worker.take(topology.CONTROL_QUEUE)
+    request = verified(message)
+    assert isinstance(request, EnrollRequested)
+    assert message.message_id == request.request_id == request_id
+    assert (request.plaintext, request.v0, request.adopt) == ("allowed", "allowed", True)
+    kek = opened_kek(request, "enroll", request.sealed_kek.ciphertext)
+    assert kek == user_kek(API_KEY, "acme", "pepper").reveal()
+    assert request.sealed_v0_kek is not None
+    v0_kek = opened_kek(request, "v0", request.sealed_v0_kek.ciphertext)
+    assert v0_kek == v0_user_kek("old key", "old pepper").reveal()
+    assert API_KEY.encode() not in message.body
+    plain = verified(await worker.take(topology.CONTROL_QUEUE))
+    assert (plain.plaintext, plain.v0, plain.sealed_v0_kek) == (None, None, None)
+    assert plain.adopt is False
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"project": "Acme"}, "project"),
+        ({"key": "a/../b"}, "key"),
+        ({"metadata": {"enc-algo": "x"}}, "metadata"),
+        ({"content_type": "a\nb"}, "content_type"),
+        ({"upload_id": "not-an-id"}, "upload_id"),
+    ],
+)
+async def test_malformed_upload_is_refused_before_anything_is_sent_or_read(
+    settings: PublisherSettings, worker: WorkerSide, change: dict[str, object], named: str
+) -> None:
+    read = []
+
+    async def body() -> object:
+        read.append(True)
+        yield b""
+
+    given = {"project": "acme", "key": "a"} | change
+    async with Publisher.open(settings) as publisher:
+        with pytest.raises(MalformedRequestError, match=named):
+            await publisher.upload(body=body(), **given)  # type: ignore[arg-type]
+    assert not read
+    assert await worker.count() == 0
+
+
+async def test_malformed_api_key_is_refused_without_being_repeated(
+    settings: PublisherSettings, worker: WorkerSide
+) -> None:
+    async with Publisher.open(settings) as publisher:
+        with pytest.raises(MalformedRequestError, match="32 to 512") as refused:
+            await publisher.enroll("acme", api_key="hunter2")
+    assert "hunter2" not in repr(refused.value) + repr(refused.value.__cause__)
+    assert await worker.count(topology.CONTROL_QUEUE) == 0
+
+
+async def test_body_above_the_limit_without_staging_names_what_is_missing(
+    settings: PublisherSettings, worker: WorkerSide
+) -> None:
+    async with Publisher.open(settings) as publisher:
+        with pytest.raises(BodyTooLargeError, match="KEYTURN_S3_BUCKET"):
+            await publisher.upload("acme", "a", bytes(INLINE_MAX_BYTES + 1))
+    assert await worker.count() == 0
+
+
+async def test_without_any_worker_nothing_is_delivered_and_the_publisher_goes_on(
+    settings: PublisherSettings,
+) -> None:
+    """A missing exchange closes the channel: whoever publishes meanwhile hears the same."""
+    async with Publisher.open(settings) as publisher:
+        tries = (publisher.upload("acme", f"{n}", b"x") for n in range(10))
+        outcomes = await asyncio.gather(*tries, return_exceptions=True)
+        assert {type(outcome) for outcome in outcomes} == {NotDeliveredError}
+        assert "exchange keyturn" in str(outcomes[0])
+        async with await aio_pika.connect(settings.amqp_url.get_secret_value()) as connection:
+            worker = WorkerSide(await connection.channel())
+            await worker.declare()
+            await publisher.upload("acme", "a", b"x")
+            assert await worker.count() == 1
+
+
+async def test_unroutable_request_is_not_delivered(
+    settings: PublisherSettings, worker: WorkerSide
+) -> None:
+    """The stream of events takes no requests, so `mandatory` tells the truth."""
+    await worker.delete(topology.UPLOAD_QUEUE)
+    async with Publisher.open(settings) as publisher:
+        with pytest.raises(NotDeliveredError, match=r"upload\.requested; start one"):
+            await publisher.upload("acme", "a", b"x")
+        await publisher.enroll("acme", api_key=API_KEY)
+    assert await worker.count(topology.CONTROL_QUEUE) == 1
+
+
+async def test_two_of_one_id_at_once_both_hear_that_they_were_not_delivered(
+    settings: PublisherSettings, worker: WorkerSide
+) -> None:
+    """The client library finds a returned message by its id: neither may take the other's."""
+    await worker.delete(topology.UPLOAD_QUEUE)
+    upload_id = str(uuid.uuid4())
+    async with Publisher.open(settings) as publisher:
+        tries = (publisher.upload("acme", "a", b"x", upload_id=upload_id) for _ in range(20))
+        outcomes = await asyncio.gather(*tries, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {NotDeliveredError}
+
+
+async def test_refused_by_the_broker_leaves_the_outcome_unknown(
+    settings: PublisherSettings, worker: WorkerSide
+) -> None:
+    await worker.delete(topology.UPLOAD_QUEUE)
+    await worker.full_queue("full", "upload.requested")
+    async with Publisher.open(settings) as publisher:
+        with pytest.raises(OutcomeUnknownError, match="promise"):
+            await publisher.upload("acme", "a", b"x")
+
+
+async def test_silence_leaves_the_outcome_unknown_and_a_retry_works(
+    network: tuple[Network, PublisherSettings], worker: WorkerSide
+) -> None:
+    relay, settings = network
+    async with Publisher.open(settings, publish_timeout_s=1) as publisher:
+        await publisher.upload("acme", "a", b"x")
+        relay.silence()
+        upload_id = str(uuid.uuid4())
+        with pytest.raises(OutcomeUnknownError, match="did not confirm within 1 s"):
+            await publisher.upload("acme", "b", b"x", upload_id=upload_id)
+        relay.restore()
+        await publisher.upload("acme", "b", b"x", upload_id=upload_id)
+    ids = [verified(await worker.take()).upload_id for _ in range(3)]
+    assert ids[1:] == [upload_id] * 2
+
+
+async def test_lost_connection_leaves_the_outcome_unknown_and_comes_back(
+    network: tuple[Network, PublisherSettings], worker: WorkerSide
+) -> None:
+    relay, settings = network
+    async with Publisher.open(settings) as publisher:
+        await publisher.upload("acme", "a", b"x")
+        relay.silence()
+        publishing = asyncio.create_task(publisher.upload("acme", "b", b"x"))
+        await relay.waiting.wait()
+        relay.cut()
+        relay.restore()
+        with pytest.raises(OutcomeUnknownError, match="connection was lost"):
+            await publishing
+        await asyncio.gather(*(publisher.upload("acme", f"c{n}", b"x") for n in range(5)))
+    assert await worker.count() == 7
+
+
+async def test_cancelled_publish_still_arrives_once(
+    network: tuple[Network, PublisherSettings], worker: WorkerSide
+) -> None:
+    relay, settings = network
+    async with Publisher.open(settings) as publisher:
+        relay.silence()
+        publishing = asyncio.create_task(publisher.upload("acme", "b", b"x"))
+        await relay.waiting.wait()
+        publishing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await publishing
+        relay.restore()
+        await publisher.upload("acme", "c", b"x")
+    assert await worker.count() == 2
+
+
+async def test_unreachable_broker_is_told_at_the_door_without_its_password() -> None:
+    settings = settings_for("amqp://guest:sesame@127.0.0.1:1/")
+    with pytest.raises(BrokerUnavailableError, match="cannot be reached") as refused:
+        async with Publisher.open(settings):
+            raise AssertionError("opened")
+    error: BaseException | None = refused.value
+    while error is not None:
+        assert "sesame" not in repr(error)
+        error = error.__cause__ or error.__context__
