@@ -80,6 +80,16 @@ class WorkerSide:
         await found.ack()
         return found
 
+    async def next(self, queue: str) -> AbstractIncomingMessage:
+        """The next message of a queue, waited for."""
+        arrived: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
+        handle = await self._channel.get_queue(queue)
+        tag = await handle.consume(arrived.put)
+        message = await asyncio.wait_for(arrived.get(), timeout=60)
+        await message.ack()
+        await handle.cancel(tag)
+        return message
+
     async def count(self, queue: str = topology.UPLOAD_QUEUE) -> int:
         """How many messages are left in a queue, by taking them all."""
         handle, count = await self._channel.get_queue(queue), 0

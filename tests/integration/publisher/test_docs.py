@@ -1,0 +1,55 @@
+"""The example of docs/publishing.md is run as it stands there."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from contracts import topology
+from contracts.messages import INLINE_MAX_BYTES, ProjectEnrolled, StagedBody
+from contracts.sealing import b64
+from tests.integration.publisher.side import EVENTS, INTAKE, WorkerSide, stored, verified
+
+if TYPE_CHECKING:
+    from tests.servers.s3 import S3Server
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+async def test_example_in_the_documentation_runs(
+    vhost_url: str, worker: WorkerSide, moto: S3Server, moto_bucket: str, tmp_path: Path
+) -> None:
+    report = tmp_path / "q3.pdf"
+    report.write_bytes(bytes(INLINE_MAX_BYTES + 1))
+    text = (ROOT / "docs" / "publishing.md").read_text(encoding="utf-8")
+    found = re.search(r"```python\n(.*?)```", text, re.DOTALL)
+    assert found is not None
+    environment = moto.environment(moto_bucket) | {
+        "KEYTURN_DEPLOYMENT": "test",
+        "KEYTURN_AMQP_URL": vhost_url,
+        "KEYTURN_PUBLISHER_NAME": "billing",
+        "KEYTURN_PUBLISHER_KEY": b64(b"p" * 32),
+        "KEYTURN_INTAKE_PUBLIC_KEY": f"main:{b64(INTAKE.public_bytes)}",
+        "KEYTURN_EVENT_PUBLIC_KEY": b64(EVENTS.public_bytes),
+        "ACME_API_KEY": "k" * 40,
+        "REPORT": str(report),
+        "PYTHONPATH": str(ROOT),
+    }
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", found[1], env=environment, stdout=asyncio.subprocess.PIPE
+    )
+    enroll = verified(await worker.next(topology.CONTROL_QUEUE))
+    told = ProjectEnrolled(
+        request_id=enroll.request_id, project="acme", generation=1, at=enroll.requested_at
+    )
+    await worker.tell(told)
+    upload = verified(await worker.next(topology.UPLOAD_QUEUE))
+    assert isinstance(upload.body, StagedBody)
+    await worker.tell(stored(upload.upload_id, key=upload.key))
+    output, _ = await asyncio.wait_for(process.communicate(), timeout=60)
+    assert process.returncode == 0
+    assert b"project.enrolled" in output
+    assert b"stored: " in output
