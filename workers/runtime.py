@@ -129,7 +129,8 @@ def _roles(
     if UPLOAD in names:
         limits = Limits(
             encryption_enabled=settings.encryption_enabled,
-            upload_max_bytes=settings.upload_max_bytes,
+            # What could not be copied could not be brought to a new key either.
+            upload_max_bytes=min(settings.upload_max_bytes, settings.copy_limit_bytes),
             part_size_bytes=settings.part_size_bytes,
             stream_concurrency=settings.stream_concurrency,
         )

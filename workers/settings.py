@@ -78,8 +78,8 @@ def _grant(fields: object) -> Grant:
         isinstance(items, list) and all(isinstance(i, str) for i in items) for items in lists
     ):
         raise ValueError("keys, may and projects are lists of strings")
-    if unknown := [item for item in fields["may"] if item not in (*REQUESTS, _ALL)]:
-        raise ValueError(f"may holds types of requests or *: {unknown[0]!a} is neither")
+    if any(item not in (*REQUESTS, _ALL) for item in fields["may"]):
+        raise ValueError(f"may holds * or some of {', '.join(REQUESTS)}")
     if not all(item == _ALL or is_project(item) for item in fields["projects"]):
         raise ValueError("projects holds project ids or *")
     keys = tuple(VerifyKey.from_bytes(seed_from_b64(key)) for key in fields["keys"])
