@@ -1,0 +1,26 @@
+"""A worker for a whole module, on a vhost and a bucket of its own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest_asyncio
+
+from tests.support.serving import Serving, serving
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    import pytest
+
+    from tests.servers import S3Server, Servers
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def served(
+    request: pytest.FixtureRequest, broker: Servers, ceph: S3Server
+) -> AsyncIterator[Serving]:
+    """A worker of all roles on Ceph; the module's `WORKER_ENV` are further settings of it."""
+    env: dict[str, str] = getattr(request.module, "WORKER_ENV", {})
+    async with serving(broker, ceph, **env) as running:
+        yield running

@@ -1,0 +1,1 @@
+"""Tests of bad and repeated uploads on real servers."""

@@ -1,0 +1,108 @@
+"""Uploads that cannot be served yet: they wait on the broker, and are served later (SPEC 12)."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import pytest_asyncio
+
+from contracts.names import keyring_key
+from contracts.sealing import Secret, kek_id, user_kek
+from tests.support import reader, requests
+from tests.support.proxy import Proxy, proxy
+from tests.support.serving import Serving, serving, staged_key
+from workers.keyring.record import Generation, Keyring, build
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from tests.servers import S3Server, Servers
+
+pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def storage(ceph: S3Server) -> AsyncIterator[Proxy]:
+    """What stands between the worker and the storage."""
+    async with proxy(ceph.endpoint_url) as running:
+        yield running
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def served(broker: Servers, ceph: S3Server, storage: Proxy) -> AsyncIterator[Serving]:
+    """A worker that reaches its storage by way of the proxy."""
+    async with serving(broker, ceph, endpoint_url=storage.url) as running:
+        yield running
+
+
+def put_offs(served: Serving, request_id: str) -> list[tuple[str, int]]:
+    """Code and seconds of each time that the worker put the request off."""
+    rows: list[dict[str, Any]] = [json.loads(line) for line in served.process.lines]
+    return [
+        (row["code"], row["delay_s"])
+        for row in rows
+        if row["event"] == "put off" and row["request_id"] == request_id
+    ]
+
+
+async def test_unknown_project(served: Serving) -> None:
+    """Nobody enrols it: tried again after 1, 5 and 9 seconds, then final."""
+    sent = requests.upload(served.deployment, "nobody", "k", b"x")
+    await served.refuses(served.signed(sent.document), "unknown_project", "nobody")
+    waits = [("unknown_project", delay_s) for delay_s in (1, 5, 9)]
+    assert put_offs(served, sent.upload_id) == waits
+    assert not served.stands("nobody/k")
+
+
+async def test_enrolled_meanwhile(served: Serving) -> None:
+    """The enrolment was on its way on another queue: the upload finds it at its next try."""
+    sent = requests.upload(served.deployment, "late", "k", b"patience")
+    await served.publish(served.signed(sent.document), message_id=sent.upload_id)
+    await served.process.logged('"code":"unknown_project"')
+    await served.enroll("late")
+    event = await served.wire.outcome(sent.upload_id)
+    assert (event["type"], event["generation"]) == ("upload.stored", 1)
+    assert put_offs(served, sent.upload_id)[0] == ("unknown_project", 1)
+    assert reader.opened(served.deployment, "late", "k", "user") == b"patience"
+
+
+@pytest.mark.parametrize("staged", [False, True], ids=["inline", "staged"])
+async def test_storage_out_of_reach(served: Serving, storage: Proxy, *, staged: bool) -> None:
+    """Put off while the storage cannot be reached, stored when it can; told once."""
+    known = len(served.wire.events)
+    key = f"outage/{staged}"
+    sent = requests.upload(served.deployment, "acme", key, b"kept", staged=staged)
+    if staged:
+        served.stage(sent.upload_id, sent.sealed_body)
+    await storage.cut()
+    try:
+        await served.publish(served.signed(sent.document), message_id=sent.upload_id)
+        await served.process.logged(f'"request_id":"{sent.upload_id}"')
+    finally:
+        await storage.up()
+    event = await served.wire.outcome(sent.upload_id)
+    assert event["type"] == "upload.stored"
+    assert put_offs(served, sent.upload_id)[0] == ("storage_unavailable", 1)
+    assert reader.opened(served.deployment, "acme", key, "admin") == b"kept"
+    assert await served.serves_the_next() == served.wire.events[-1]
+    assert [e["type"] for e in served.wire.events[known:]] == ["upload.stored"] * 2
+    assert not served.stands(staged_key(sent.upload_id))
+
+
+async def test_keyring_under_an_unknown_master_key(served: Serving) -> None:
+    """Waits with a count of its tries, is told to nobody, and holds up nobody else."""
+    known = len(served.wire.events)
+    kek, now = user_kek(served.deployment.api_key, "newer"), requests.now()
+    ring = Keyring("newer", "m9", Generation(1, kek_id(kek), kek, requests.new_id(), now, now))
+    served.put(keyring_key("newer"), build(ring, {"m9": Secret(bytes(32))}))
+    sent = served.signed(requests.upload(served.deployment, "newer", "k", b"x").document)
+    await served.publish(sent, message_id=sent.request_id)
+    waiting = await served.wire.take("keyturn.upload.retry.5s")
+    assert waiting.headers == sent.headers | {"keyturn-attempt": "unknown_master_key:2"}
+    assert (waiting.body, waiting.message_id) == (sent.body, sent.request_id)
+    await served.serves_the_next()
+    assert [event["type"] for event in served.wire.events[known:]] == ["upload.stored"]
+    assert await served.wire.depth("keyturn.upload.dead") == 0
+    assert not served.stands("newer/k")

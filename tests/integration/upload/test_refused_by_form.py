@@ -1,0 +1,314 @@
+"""Uploads that are refused before anything is opened: signature, form, permission, age (SPEC 6.3).
+
+Each case goes through a real broker to a real worker, and ends in the dead-letter queue as
+it was sent, told or not told as SPEC 6.3 says, with the next good upload served.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from contracts.names import format_time
+from contracts.sealing import SigningKey
+from tests.support import requests
+from tests.support.serving import Sent, Serving
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
+
+Document = dict[str, Any]
+MALFORMED = "malformed_request"
+BAD_SIGNATURE = "bad_signature"
+
+
+def ago(**age: float) -> str:
+    return format_time(datetime.now(UTC) - timedelta(**age))
+
+
+def good(served: Serving, project: str = "acme") -> Document:
+    return requests.upload(served.deployment, project, f"form/{requests.new_id()}", b"x").document
+
+
+# What is changed in a good request, and what the refusal says of it.
+CHANGES: dict[str, tuple[Document, str]] = {
+    "number for a string": ({"key": 7}, "key: "),
+    "bool for a number": ({"body": {"staged": {"size": True}}}, "size: "),
+    "number in a string": ({"body": {"staged": {"size": "100"}}}, "size: "),
+    "fraction for a number": ({"body": {"staged": {"size": 100.0}}}, "size: "),
+    "staged size of nothing": ({"body": {"staged": {"size": 0}}}, "size: "),
+    "null for a field": ({"sealed_key": None}, "sealed_key: "),
+    "list for an object": ({"metadata": ["author"]}, "metadata: "),
+    "unknown field": ({"colour": "red"}, "colour: "),
+    "unknown field further in": ({"body": {"inline": "AA==", "size": 1}}, "size: "),
+    "body both ways": ({"body": {"inline": "AA==", "staged": {"size": 72}}}, "body."),
+    "body no way": ({"body": {}}, "body."),
+    "key of nothing": ({"key": ""}, "key: "),
+    "key of 901 bytes": ({"key": "k" * 901}, "900 bytes"),
+    "key of 901 bytes in 451 characters": ({"key": "k" + "ü" * 450}, "900 bytes"),
+    "key that climbs": ({"key": "a/../../other/b"}, "'..' segment"),
+    "key that is dots": ({"key": ".."}, "'..' segment"),
+    "key with a dot segment": ({"key": "a/./b"}, "'.' or '..' segment"),
+    "key with an empty segment": ({"key": "a//b"}, "empty"),
+    "key with a leading slash": ({"key": "/a"}, "'/' at either end"),
+    "key with a trailing slash": ({"key": "a/"}, "'/' at either end"),
+    "key with a line feed": ({"key": "a\nb"}, "control characters"),
+    "key with a zero": ({"key": "a\0b"}, "control characters"),
+    "key with a C1 control": ({"key": "a\u0085b"}, "control characters"),
+    "key of half a character": ({"key": "\ud800"}, "not a JSON object"),
+    "time of another form": ({"requested_at": "yesterday"}, "requested_at: "),
+    "time with an offset": ({"requested_at": "2026-11-24T10:00:00+00:00"}, "requested_at: "),
+    "time with 7 digits": ({"requested_at": "2026-11-24T10:00:00.0000000Z"}, "requested_at: "),
+    "time that never was": ({"requested_at": "2026-02-30T10:00:00Z"}, "requested_at: "),
+    "time as a number": ({"requested_at": 1_790_000_000}, "requested_at: "),
+    "metadata of Keyturn's own": ({"metadata": {"enc-algo": "none"}}, "enc-"),
+    "metadata name in capitals": ({"metadata": {"Author": "kim"}}, "metadata."),
+    "metadata value a number": ({"metadata": {"author": 7}}, "metadata.author: "),
+    "metadata of 1025 bytes": ({"metadata": {"a": "v" * 1024}}, "1025 bytes on the wire"),
+    "metadata too long once encoded": ({"metadata": {"a": "ü" * 400}}, "bytes on the wire"),
+    "metadata with a line feed": ({"metadata": {"a": "x\r\nx-amz-acl: y"}}, "control characters"),
+    "content type with a line feed": ({"content_type": "text/plain\r\nx: y"}, "content_type: "),
+    "content type not ASCII": ({"content_type": "text/plün"}, "content_type: "),
+    "content type of nothing": ({"content_type": ""}, "content_type: "),
+    "sealed key not base64": (
+        {"sealed_key": {"intake_key": "main", "ciphertext": "AA=A"}},
+        "sealed_key.ciphertext: ",
+    ),
+    "body not base64": ({"body": {"inline": "A-_A"}}, "inline: "),
+    "body with a line break": ({"body": {"inline": "AAAA\n"}}, "inline: "),
+    "intake key's name too long": (
+        {"sealed_key": {"intake_key": "k" * 33, "ciphertext": ""}},
+        "sealed_key.intake_key: ",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+async def test_form(served: Serving, name: str) -> None:
+    """One field is wrong: refused under the request's id, and told which field."""
+    change, said = CHANGES[name]
+    await served.refuses(served.signed(good(served) | change), MALFORMED, said)
+
+
+@pytest.mark.parametrize("missing", ["key", "requested_at", "sealed_key", "body"])
+async def test_missing_field(served: Serving, missing: str) -> None:
+    """A field that must be there is not."""
+    document = good(served)
+    del document[missing]
+    await served.refuses(served.signed(document), MALFORMED, f"{missing}: ")
+
+
+@pytest.mark.parametrize(
+    ("project", "told"),
+    [
+        ("ACME", "ACME"),
+        ("-acme", "-acme"),
+        ("a" * 64, "a" * 64),
+        ("", ""),
+        ("../other", "../other"),
+        (".keyturn", ".keyturn"),
+        ("acmé", "acmé"),
+        ("acme\n", "acme\n"),
+        (7, None),
+        (None, None),
+        (["acme"], None),
+    ],
+)
+async def test_project(served: Serving, project: object, told: str | None) -> None:
+    """A project that SPEC 1 does not allow is told as it was sent, or as null."""
+    sent = served.signed(good(served) | {"project": project})
+    assert sent.told is not None
+    await served.refuses(replace(sent, told=sent.told | {"project": told}), MALFORMED, "project: ")
+
+
+async def test_project_missing(served: Serving) -> None:
+    document = good(served)
+    sent = served.signed(document)
+    assert sent.told is not None
+    del document["project"]
+    body = requests.encode(document)
+    headers = requests.headers(body, served.deployment.publisher_key)
+    told = sent.told | {"project": None}
+    await served.refuses(Sent("upload.requested", body, dict(headers), told), MALFORMED)
+
+
+@pytest.mark.parametrize("upload_id", ["2F6C9A0E-1111-4111-8111-111111111111", "7", "", 7, None])
+async def test_id_that_cannot_be_read(served: Serving, upload_id: object) -> None:
+    """Without a readable id there is nobody to tell."""
+    sent = served.signed(good(served) | {"upload_id": upload_id})
+    await served.refuses(replace(sent, told=None), MALFORMED, "upload_id: ")
+
+
+def twice(name: str, value: str) -> Callable[[bytes], bytes]:
+    return lambda body: body[:-1] + f', "{name}": "{value}"}}'.encode()
+
+
+# What is done to the bytes of a good request, and the project told; None: nothing is told.
+BYTES: dict[str, tuple[Callable[[bytes], bytes], dict[str, Any] | None]] = {
+    "no JSON": (lambda _: b"key=value", None),
+    "cut short": (lambda body: body[:-1], None),
+    "more behind it": (lambda body: body + b"{}", None),
+    "nothing": (lambda _: b"", None),
+    "a list": (lambda body: b"[" + body + b"]", None),
+    "a string": (lambda _: b'"upload.requested"', None),
+    "not UTF-8": (lambda body: body.replace(b"acme", b"acm\xe9"), None),
+    "UTF-16": (lambda body: body.decode().encode("utf-16"), None),
+    "brackets beyond measure": (lambda _: b"[" * 100_000, None),
+    "not a number": (lambda body: body[:-1] + b', "n": NaN}', {"project": "acme"}),
+    "key twice": (twice("key", "other"), {"project": "acme"}),
+    "project twice": (twice("project", "other"), {"project": None}),
+    "id twice": (twice("upload_id", "2f6c9a0e-1111-4111-8111-111111111111"), None),
+    "a name twice further in": (
+        lambda body: body.replace(b'"inline"', b'"inline": "AA==", "inline"'),
+        {"project": "acme"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BYTES)
+async def test_bytes(served: Serving, name: str) -> None:
+    """Signed, but no unambiguous JSON object."""
+    change, told = BYTES[name]
+    sent = served.signed(good(served))
+    assert sent.told is not None
+    body = change(sent.body)
+    headers = requests.headers(body, served.deployment.publisher_key)
+    expected = None if told is None else sent.told | told
+    await served.refuses(Sent(sent.routing_key, body, dict(headers), expected), MALFORMED)
+
+
+@pytest.mark.parametrize("kind", ["upload.wished", "upload.stored", "", 7, None])
+async def test_unknown_type(served: Serving, kind: object) -> None:
+    """A type that is none is told to the uploader, since it came as an upload."""
+    sent = served.signed(good(served))
+    body = requests.encode(good(served) | {"type": kind, "upload_id": sent.request_id})
+    headers = requests.headers(body, served.deployment.publisher_key)
+    await served.refuses(
+        Sent(sent.routing_key, body, dict(headers), sent.told), MALFORMED, "type must be one of"
+    )
+
+
+@pytest.mark.parametrize("routing_key", ["enroll.requested", "delete.requested"])
+async def test_upload_on_the_control_queue(served: Serving, routing_key: str) -> None:
+    """The type is not the routing key: refused on the queue that it came to."""
+    sent = served.signed(good(served), routing_key=routing_key)
+    await served.refuses(sent, MALFORMED, "routing key")
+
+
+async def test_enrolment_on_the_upload_queue(served: Serving) -> None:
+    """Told as what it says that it is."""
+    document = requests.enroll(served.deployment, "elsewhere")
+    sent = served.signed(document, routing_key="upload.requested")
+    await served.refuses(sent, MALFORMED, "routing key")
+    assert not served.stands(".keyturn/keyrings/elsewhere.json")
+
+
+def _unsigned(sent: Sent) -> dict[str, Any]:
+    return {"keyturn-publisher": sent.headers["keyturn-publisher"]}
+
+
+def _with_narrow_key(served: Serving, sent: Sent) -> dict[str, Any]:
+    return dict(requests.headers(sent.body, served.deployment.narrow_key))
+
+
+SIGNATURES: dict[str, Callable[[Serving, Sent], dict[str, Any]]] = {
+    "no headers": lambda _s, _sent: {},
+    "not signed": lambda _s, sent: _unsigned(sent),
+    "no publisher": lambda _s, sent: {"keyturn-signature": sent.headers["keyturn-signature"]},
+    "unknown publisher": lambda _s, sent: sent.headers | {"keyturn-publisher": "nobody"},
+    "publisher a number": lambda _s, sent: sent.headers | {"keyturn-publisher": 7},
+    "signature a number": lambda _s, sent: sent.headers | {"keyturn-signature": 7},
+    "signature of nothing": lambda _s, sent: sent.headers | {"keyturn-signature": ""},
+    "signature not base64": lambda _s, sent: sent.headers | {"keyturn-signature": "ü!"},
+    "by a stranger": lambda _s, sent: dict(
+        requests.headers(sent.body, SigningKey.from_seed(os.urandom(32)))
+    ),
+    "by another publisher": _with_narrow_key,
+    "in another publisher's name": lambda _s, sent: sent.headers | {"keyturn-publisher": "narrow"},
+    "for another deployment": lambda s, sent: dict(
+        requests.headers(sent.body, s.deployment.publisher_key, deployment="production")
+    ),
+    "as an event": lambda s, sent: (
+        sent.headers
+        | {"keyturn-signature": s.deployment.publisher_key.sign_event("test", sent.body)}
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+async def test_signature(served: Serving, name: str) -> None:
+    """Nobody's word: dead, and told in no event."""
+    sent = served.signed(good(served))
+    headers = SIGNATURES[name](served, sent)
+    await served.refuses(replace(sent, headers=headers, told=None), BAD_SIGNATURE)
+
+
+async def test_bytes_changed_after_signing(served: Serving) -> None:
+    """One space more is another message; its refusal is not told to the id inside."""
+    sent = served.signed(good(served))
+    await served.refuses(replace(sent, body=sent.body + b" ", told=None), BAD_SIGNATURE)
+
+
+async def test_malformed_and_unsigned(served: Serving) -> None:
+    """The signature is checked first."""
+    await served.refuses(Sent("upload.requested", b"{", {}), BAD_SIGNATURE)
+
+
+def by_narrow(served: Serving, document: Document) -> Sent:
+    sent = served.signed(document)
+    headers = requests.headers(sent.body, served.deployment.narrow_key, publisher="narrow")
+    return replace(sent, headers=dict(headers))
+
+
+async def test_not_permitted_by_project(served: Serving) -> None:
+    sent = by_narrow(served, good(served, "acme"))
+    await served.refuses(sent, "not_permitted", "narrow may not send upload.requested")
+
+
+async def test_not_permitted_by_type(served: Serving) -> None:
+    sent = by_narrow(served, requests.enroll(served.deployment, "other"))
+    await served.refuses(sent, "not_permitted", "narrow may not send enroll.requested")
+    assert not served.stands(".keyturn/keyrings/other.json")
+
+
+EXPIRED: dict[str, tuple[dict[str, float], str]] = {
+    "last month": ({"days": 30}, "too long ago"),
+    "a minute too old": ({"days": 7, "minutes": 1}, "too long ago"),
+    "ten minutes ahead": ({"minutes": -10}, "in the future"),
+}
+
+
+@pytest.mark.parametrize("name", EXPIRED)
+async def test_expired(served: Serving, name: str) -> None:
+    age, said = EXPIRED[name]
+    sent = served.signed(good(served) | {"requested_at": ago(**age)})
+    await served.refuses(sent, "request_expired", said)
+
+
+@pytest.mark.parametrize("age", [{"days": 6.9}, {"minutes": -4}])
+async def test_not_expired(served: Serving, age: dict[str, float]) -> None:
+    """Within a week, and within what clocks may differ, a request is served."""
+    event = await served.served(good(served) | {"requested_at": ago(**age)})
+    assert event["type"] == "upload.stored"
+
+
+async def test_order_of_checks(served: Serving) -> None:
+    """Form before permission, permission before age, age before what is inside (SPEC 6.3)."""
+    wrong = good(served) | {
+        "key": "/",
+        "requested_at": ago(days=30),
+        "sealed_key": {"intake_key": "unheard-of", "ciphertext": ""},
+    }
+    await served.refuses(by_narrow(served, wrong), MALFORMED)
+    well_formed = wrong | {"key": "k", "upload_id": requests.new_id()}
+    await served.refuses(by_narrow(served, well_formed), "not_permitted")
+    permitted = well_formed | {"upload_id": requests.new_id()}
+    await served.refuses(served.signed(permitted), "request_expired")
+    timely = permitted | {"requested_at": requests.now(), "upload_id": requests.new_id()}
+    await served.refuses(served.signed(timely), "unknown_intake_key", "unheard-of")
