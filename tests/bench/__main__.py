@@ -1,0 +1,117 @@
+"""`python -m tests.bench`: measure, print a table, write JSON (see `docs/performance.md`).
+
+Exit status 0 where everything could be measured, whether the aims were met or not: the
+table and the JSON say so. 1 where a measurement failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from rich.console import Console
+
+from tests.bench import big, sealing, uploads
+from tests.bench.figures import Results, profile_table, table
+from tests.bench.processes import BenchError
+from tests.servers import Servers
+from tests.support.deployment import Deployment
+
+if TYPE_CHECKING:
+    from tests.servers import StorageKind
+
+_PARTS: Final = ("uploads", "big", "sealing")
+_KINDS: Final[tuple[StorageKind, ...]] = ("ceph", "moto")
+_MIB: Final = 2**20
+# moto answers a few hundred puts a second: fewer objects last as long there.
+_COUNTS: Final = {"ceph": 4000, "moto": 1500}
+_QUICK_COUNT: Final = 600
+
+
+def _arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measure Keyturn.")
+    parser.add_argument("--only", default=",".join(_PARTS), help="some of uploads,big,sealing")
+    parser.add_argument("--server", choices=["ceph", "moto", "both"], default="both")
+    parser.add_argument("--quick", action="store_true", help="smaller and fewer rounds")
+    parser.add_argument("--rounds", type=int, choices=range(1, 21), metavar="1-20")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
+    given = parser.parse_args(argv)
+    given.only = given.only.split(",")
+    if unknown := set(given.only) - set(_PARTS):
+        parser.error(f"--only knows {', '.join(_PARTS)}, not {', '.join(sorted(unknown))}")
+    return given
+
+
+async def _on(
+    kind: StorageKind, given: argparse.Namespace, results: Results, console: Console
+) -> None:
+    """All that needs servers, on one storage server."""
+    with (
+        Servers(kind, environ={}) as servers,
+        tempfile.TemporaryDirectory(prefix="keyturn-bench-") as folder,
+    ):
+        scratch = Path(folder)
+        deployment = Deployment(servers.amqp_url, servers.s3, servers.new_bucket())
+        if "uploads" in given.only:
+            console.print(f"4 KiB uploads on {kind} …")
+            count = _QUICK_COUNT if given.quick else _COUNTS[kind]
+            rounds = given.rounds or (1 if given.quick else 3)
+            rows, shares = await uploads.measure(deployment, scratch, count=count, rounds=rounds)
+            results.rows += rows
+            results.profiles[kind] = shares
+        if "big" in given.only and kind == "ceph":
+            console.print(f"a large staged upload on {kind} …")
+            if "uploads" not in given.only:
+                await uploads.enrol(deployment, scratch)
+            size_bytes = 128 * _MIB if given.quick else 1024 * _MIB
+            rounds = 1 if given.quick else 2
+            results.rows += await big.measure(
+                deployment, scratch, size_bytes=size_bytes, rounds=rounds
+            )
+
+
+def main(argv: list[str]) -> int:
+    """Measure what was asked for; gives the exit status."""
+    given = _arguments(argv)
+    console = Console(width=None if sys.stdout.isatty() else 150)
+    results = Results()
+    began = time.monotonic()
+    failed = False
+    if "sealing" in given.only:
+        console.print("sealing and opening …")
+        size_bytes = 32 * _MIB if given.quick else 256 * _MIB
+        rows, notes = sealing.measure(size_bytes, given.rounds or (2 if given.quick else 5))
+        results.rows += rows
+        results.notes += notes
+    kinds = _KINDS if given.server == "both" else (given.server,)
+    for kind in kinds:
+        # The large upload is measured on the real server alone.
+        if not set(given.only) & ({"uploads", "big"} if kind == "ceph" else {"uploads"}):
+            continue
+        try:
+            asyncio.run(_on(kind, given, results, console))
+        except BenchError as exc:
+            failed = True
+            results.notes.append(f"{kind}: not measured: {exc}")
+    results.notes.append(
+        f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f} at the end, "
+        f"{time.monotonic() - began:.0f} s in all"
+    )
+    console.print(table(results.rows))
+    for kind, shares in results.profiles.items():
+        console.print(profile_table(kind, shares))
+    for note in results.notes:
+        console.print(note, markup=False)
+    if given.json:
+        given.json.write_text(results.as_json())
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,129 @@
+"""The other side: plain aioboto3, default settings, in a process of its own.
+
+`python -m tests.bench.bare puts|multipart|get …`; where and with which keys it reads from
+`KEYTURN_S3_…`. It prints one JSON object: seconds of wall and CPU time, and how much was
+done. None of the product's own code runs here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import time
+from typing import Any
+
+import aioboto3
+from aiobotocore.config import AioConfig
+
+_BODY_BYTES = 4096
+_BLOCK_BYTES = 2**23
+# The names and lengths that an upload's object has.
+METADATA = {
+    "enc-algo": "Cobblestone-256",
+    "enc-dek-user": "A" * 140,
+    "enc-dek-admin": "B" * 140,
+    "enc-kek-user": "1:0123456789abcdef",
+    "enc-kek-admin": "m1",
+    "enc-upload": "00000000-0000-4000-8000-000000000000",
+}
+
+
+class Zeros:
+    """A file of random blocks, repeated; it takes no memory to speak of."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self._left = size_bytes
+        self._block = os.urandom(_BLOCK_BYTES)
+
+    def read(self, size: int = -1) -> bytes:
+        """Up to so many bytes."""
+        wanted = min(size if size >= 0 else self._left, self._left, _BLOCK_BYTES)
+        self._left -= wanted
+        return self._block[:wanted]
+
+
+def _client(connections: int | None) -> Any:
+    environ = os.environ
+    # The default pool of 10 would bound the concurrency below the worker's.
+    config = AioConfig(max_pool_connections=connections) if connections else None
+    return aioboto3.Session().client(
+        "s3",
+        endpoint_url=environ["KEYTURN_S3_ENDPOINT_URL"],
+        region_name=environ["KEYTURN_S3_REGION"],
+        aws_access_key_id=environ["KEYTURN_S3_ACCESS_KEY_ID"],
+        aws_secret_access_key=environ["KEYTURN_S3_SECRET_ACCESS_KEY"],
+        config=config,
+    )
+
+
+async def puts(prefix: str, count: int, warm: int, concurrency: int) -> dict[str, float]:
+    """`count` puts of 4 KiB, so many at once, after a few that do not count."""
+    bucket, body = os.environ["KEYTURN_S3_BUCKET"], os.urandom(_BODY_BYTES)
+    async with _client(concurrency) as client:
+
+        async def put(numbers: Any) -> None:
+            for number in numbers:
+                await client.put_object(
+                    Bucket=bucket, Key=f"{prefix}/{number}", Body=body, Metadata=METADATA
+                )
+
+        async def many(first: int, last: int) -> None:
+            numbers = iter(range(first, last))
+            await asyncio.gather(*(put(numbers) for _ in range(concurrency)))
+
+        await many(0, warm)
+        began, cpu = time.perf_counter(), time.process_time()
+        await many(warm, warm + count)
+        return _told(began, cpu, count)
+
+
+async def multipart(key: str, size_bytes: int) -> dict[str, float]:
+    """One `upload_fileobj` of a body that costs nothing to read."""
+    async with _client(None) as client:
+        began, cpu = time.perf_counter(), time.process_time()
+        await client.upload_fileobj(Zeros(size_bytes), os.environ["KEYTURN_S3_BUCKET"], key)
+        return _told(began, cpu, size_bytes)
+
+
+async def get(key: str) -> dict[str, float]:
+    """One `get_object`, read to its end in pieces of 1 MiB and thrown away."""
+    async with _client(None) as client:
+        began, cpu = time.perf_counter(), time.process_time()
+        answer = await client.get_object(Bucket=os.environ["KEYTURN_S3_BUCKET"], Key=key)
+        size_bytes = 0
+        async for piece in answer["Body"].iter_chunks(2**20):
+            size_bytes += len(piece)
+        return _told(began, cpu, size_bytes)
+
+
+def _told(began: float, cpu: float, done: int) -> dict[str, float]:
+    return {
+        "wall_s": time.perf_counter() - began,
+        "cpu_s": time.process_time() - cpu,
+        "done": done,
+    }
+
+
+def main() -> None:
+    """Do one of the three, and print what it took."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("what", choices=["puts", "multipart", "get"])
+    parser.add_argument("key")
+    parser.add_argument("--count", type=int, default=0)
+    parser.add_argument("--warm", type=int, default=0)
+    parser.add_argument("--concurrency", type=int, default=64)
+    parser.add_argument("--bytes", type=int, default=0)
+    given = parser.parse_args()
+    if given.what == "puts":
+        told = asyncio.run(puts(given.key, given.count, given.warm, given.concurrency))
+    elif given.what == "multipart":
+        told = asyncio.run(multipart(given.key, given.bytes))
+    else:
+        told = asyncio.run(get(given.key))
+    print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""An upload worker that samples its own stack: `python -m tests.bench.sampled FILE`.
+
+A timer of the process's CPU time interrupts it every few milliseconds, so that waiting
+costs nothing and counts for nothing. For a round of its own, which is never timed. On
+SIGTERM the worker ends as always, and the samples are written to FILE.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import uvloop
+
+from tests.bench.layers import shares
+from workers.logs import configure
+from workers.runtime import UPLOAD, run_worker
+from workers.settings import WorkerSettings
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+_INTERVAL_S = 0.002
+_DEPTH = 60
+
+
+class Sampler:
+    """Counts stacks of file names on SIGPROF."""
+
+    def __init__(self) -> None:
+        self.stacks: Counter[tuple[str, ...]] = Counter()
+        self.lines: Counter[str] = Counter()
+
+    def start(self) -> None:
+        """Begin; only the main thread can."""
+        signal.signal(signal.SIGPROF, self._sample)
+        signal.setitimer(signal.ITIMER_PROF, _INTERVAL_S, _INTERVAL_S)
+
+    def stop(self) -> None:
+        """End."""
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+    def _sample(self, _number: int, frame: FrameType | None) -> None:
+        stack: list[str] = []
+        if frame is not None:
+            self.lines[f"{frame.f_code.co_filename}:{frame.f_code.co_name}"] += 1
+        while frame is not None and len(stack) < _DEPTH:
+            stack.append(frame.f_code.co_filename)
+            frame = frame.f_back
+        self.stacks[tuple(stack)] += 1
+
+
+def main() -> None:
+    """Serve uploads until told to stop, then write what was seen."""
+    settings = WorkerSettings.read()
+    configure(settings.log_format, settings.log_level)
+    sampler = Sampler()
+    sampler.start()
+    try:
+        uvloop.run(run_worker(settings, frozenset({UPLOAD})))
+    finally:
+        sampler.stop()
+        found = {
+            "layers": shares(sampler.stacks),
+            "functions": dict(sampler.lines.most_common(60)),
+        }
+        Path(sys.argv[1]).write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
