@@ -22,6 +22,7 @@ from aio_pika.exceptions import (
     DeliveryError,
     PublishError,
 )
+from aiormq.abc import DeliveredMessage
 from aiormq.exceptions import ChannelAccessRefused
 
 from contracts.publisher.errors import (
@@ -38,6 +39,20 @@ _CLOSE_TIMEOUT_S: Final = 5.0
 _START: Final = "; start one, then publish again"
 
 
+class _NoBodies(logging.Filter):
+    """Keeps messages out of the client library's log: it prints a late return whole."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if isinstance(record.args, tuple):
+            record.args = tuple(
+                "a message" if isinstance(arg, DeliveredMessage) else arg for arg in record.args
+            )
+        return True
+
+
+_NO_BODIES: Final = _NoBodies()
+
+
 class Link:
     """A connection that comes back.
 
@@ -47,6 +62,7 @@ class Link:
     """
 
     def __init__(self, url: str, *, publish_timeout_s: float) -> None:
+        logging.getLogger("aiormq.channel").addFilter(_NO_BODIES)  # one filter, however often
         self._url = url
         self._timeout_s = publish_timeout_s
         self._connection: AbstractConnection | None = None

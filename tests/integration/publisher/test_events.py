@@ -139,6 +139,22 @@ async def test_retry_after_a_refusal_waits_for_the_new_answer(
         assert isinstance(await waiting, UploadStored)
 
 
+async def test_reader_that_begins_anew_passes_over_the_answer_to_an_earlier_try(
+    settings: PublisherSettings, worker: WorkerSide
+) -> None:
+    async with Publisher.open(settings) as publisher:
+        upload_id = await publisher.upload("acme", "a", b"x")
+        await worker.tell(_rejected(upload_id))
+        await publisher.wait(upload_id, timeout_s=20)
+        reader = publisher._waiter._reader
+        assert reader is not None
+        reader.cancel()
+        await asyncio.wait({reader})
+        await publisher.upload("acme", "a", b"x", upload_id=upload_id)
+        await worker.tell(stored(upload_id))
+        assert isinstance(await publisher.wait(upload_id, timeout_s=20), UploadStored)
+
+
 async def test_forgotten_request_is_still_found(
     settings: PublisherSettings, worker: WorkerSide
 ) -> None:

@@ -285,3 +285,22 @@ async def test_unreachable_broker_is_told_at_the_door_without_its_password() -> 
     while error is not None:
         assert "sesame" not in repr(error)
         error = error.__cause__ or error.__context__
+
+
+async def test_late_return_is_not_logged_with_its_body(
+    network: tuple[Network, PublisherSettings],
+    worker: WorkerSide,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The client library knows no more whose it is, and would print the message whole."""
+    relay, settings = network
+    await worker.delete(topology.UPLOAD_QUEUE)
+    async with Publisher.open(settings, publish_timeout_s=1) as publisher:
+        await publisher.enroll("acme", api_key=API_KEY)
+        relay.silence()
+        with pytest.raises(OutcomeUnknownError):
+            await publisher.upload("acme", "a", b"x")
+        relay.restore()
+        await publisher.enroll("acme", api_key=API_KEY)
+    assert "Unhandled message 'a message'" in caplog.text
+    assert "sealed_key" not in caplog.text
