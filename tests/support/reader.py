@@ -79,13 +79,26 @@ def opened(
 ) -> bytes:
     """The plaintext of an object by one key: `by` is "user" or "admin". Raises if it fails."""
     stored = shown(deployment, project, key)
+    return open_sealed(
+        _dek(deployment, project, key, by, stored, api_key), BODY_CONTEXT, stored.body
+    )
+
+
+def dek(deployment: Deployment, project: str, key: str) -> bytes:
+    """An object's data key, by the operator's wrap: to look for where it must not be."""
+    return _dek(deployment, project, key, "admin", shown(deployment, project, key), None)
+
+
+def _dek(
+    deployment: Deployment, project: str, key: str, by: str, stored: Shown, api_key: str | None
+) -> bytes:
     if by == "user":
         kek: Secret = user_kek(api_key or deployment.api_key, project)
     else:
         kek = admin_kek(deployment.master_key, project)
     label = re.fullmatch(r"(\d+):[0-9a-f]{16}", stored.metadata["enc-kek-user"])
     assert label is not None
-    dek = unwrap_dek(
+    return unwrap_dek(
         kek,
         "user" if by == "user" else "admin",
         algorithm=stored.metadata["enc-algo"],
@@ -94,7 +107,6 @@ def opened(
         generation=int(label[1]),
         wrap=base64.b64decode(stored.metadata[f"enc-dek-{by}"], validate=True),
     )
-    return open_sealed(dek, BODY_CONTEXT, stored.body)
 
 
 def sha256(data: bytes) -> str:

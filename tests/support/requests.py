@@ -39,6 +39,7 @@ class Upload:
     document: dict[str, Any]
     sealed_body: bytes
     upload_id: str = field(default="")
+    transport_key: bytes = field(default=b"", repr=False)
 
 
 def upload(
@@ -60,7 +61,7 @@ def upload(
         "sealed_key": {"intake_key": "main", "ciphertext": b64(ciphertext)},
         "body": body,
     }
-    return Upload(document, sealed, upload_id)
+    return Upload(document, sealed, upload_id, transport_key)
 
 
 def enroll(deployment: Deployment, project: str, **more: Any) -> dict[str, Any]:

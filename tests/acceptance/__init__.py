@@ -1,0 +1,1 @@
+"""Acceptance: real worker processes, killed, stopped and cut off; nothing may be lost."""

@@ -1,0 +1,72 @@
+"""What no log may hold (SPEC 13): secrets, plaintext and sealed bodies, in any usual spelling."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from contracts.sealing import admin_kek, user_kek
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from tests.support.deployment import Deployment
+
+MARKER = b"plaintext-canary-5b1d0c7e-do-not-log"
+"""Every plaintext of these tests begins with it."""
+
+# Enough to be sure, and short enough to find what was cut off.
+_SHOWN_BYTES = 24
+
+
+def spellings(value: bytes) -> set[str]:
+    """How a value shows in a log: raw, in hex, in base64, escaped; by its first 24 bytes."""
+    start = value[:_SHOWN_BYTES]
+    return {
+        start.decode("latin-1"),
+        repr(start)[2:-1],
+        start.hex(),
+        start.hex().upper(),
+        base64.b64encode(start).decode(),
+        base64.urlsafe_b64encode(start).decode(),
+    }
+
+
+@dataclass
+class Canaries:
+    """Secrets by name, and the logs that were looked through."""
+
+    secrets: dict[str, bytes] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, deployment: Deployment, *projects: str) -> Canaries:
+        """All lasting secrets of a deployment, and its projects' KEKs."""
+        canaries = cls()
+        canaries.secrets |= {
+            "API key": deployment.api_key.encode(),
+            "master key": deployment.master_key,
+            "intake seed": deployment.intake_seed,
+            "event seed": deployment.event_seed,
+            "publisher's seed": deployment.publisher_seed,
+            "S3 secret": deployment.s3.secret_access_key.encode(),
+            "broker's password": deployment.amqp_url.split("@")[0].rsplit(":", 1)[-1].encode(),
+            "plaintext": MARKER,
+        }
+        for project in projects:
+            user = user_kek(deployment.api_key, project)
+            admin = admin_kek(deployment.master_key, project)
+            canaries.secrets |= {
+                f"user KEK of {project}": user.reveal(),
+                f"admin KEK of {project}": admin.reveal(),
+            }
+        return canaries
+
+    def found(self, lines: Iterable[str]) -> list[str]:
+        """The names of the secrets that show in these lines."""
+        log = "\n".join(lines)
+        return [
+            name
+            for name, value in self.secrets.items()
+            if any(text in log for text in spellings(value))
+        ]

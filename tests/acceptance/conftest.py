@@ -1,0 +1,53 @@
+"""Scenes for acceptance tests: one enrolled project a server, a vhost of its own a test."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import pytest_asyncio
+
+from tests.acceptance.scene import Scene, enrolled
+from tests.servers import new_bucket
+from tests.support.deployment import Deployment
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from tests.servers import S3Server, Servers
+
+PROJECT = "acme"
+
+
+async def _enrolled(broker: Servers, server: S3Server) -> AsyncIterator[Scene]:
+    private = broker.rabbitmq
+    amqp_url = private.next_vhost_url() if private is not None else broker.amqp_url
+    deployment = Deployment(amqp_url, server, new_bucket(server))
+    async with enrolled(deployment, PROJECT) as scene:
+        yield scene
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def ceph_enrolled(broker: Servers, ceph: S3Server) -> AsyncIterator[Scene]:
+    """A project that was enrolled on Ceph."""
+    async for scene in _enrolled(broker, ceph):
+        yield scene
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def moto_enrolled(broker: Servers, moto: S3Server) -> AsyncIterator[Scene]:
+    """A project that was enrolled on moto."""
+    async for scene in _enrolled(broker, moto):
+        yield scene
+
+
+@pytest.fixture
+def scene(ceph_enrolled: Scene, vhost_url: str) -> Scene:
+    """The project on Ceph, on a fresh broker."""
+    return ceph_enrolled.on(vhost_url)
+
+
+@pytest.fixture
+def moto_scene(moto_enrolled: Scene, vhost_url: str) -> Scene:
+    """The project on moto, on a fresh broker."""
+    return moto_enrolled.on(vhost_url)

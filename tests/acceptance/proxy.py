@@ -1,0 +1,92 @@
+"""A TCP proxy on loopback whose connections a test can cut and slow down."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+_PIECE_BYTES = 64 * 1024
+
+
+@dataclass
+class Proxy:
+    """Forwards to one port; what clients send is held to `bytes_per_s` on each connection."""
+
+    target_port: int
+    bytes_per_s: float | None = None
+    port: int = 0
+    sent_bytes: int = 0
+    _writers: set[asyncio.StreamWriter] = field(default_factory=set)
+    _serving: set[asyncio.Task[None]] = field(default_factory=set)
+    _moved: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    def cut(self) -> int:
+        """Drop every connection as a broken network would; how many there were."""
+        clients = list(self._writers)
+        for writer in clients:
+            writer.transport.abort()
+        return len(clients)
+
+    async def has_sent(self, size_bytes: int, *, timeout_s: float = 30) -> None:
+        """Wait until clients have sent this much in all."""
+        async with asyncio.timeout(timeout_s), self._moved:
+            await self._moved.wait_for(lambda: self.sent_bytes >= size_bytes)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        serving = asyncio.create_task(self._serve(reader, writer))
+        self._serving.add(serving)
+        serving.add_done_callback(self._serving.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            behind_reader, behind = await asyncio.open_connection("127.0.0.1", self.target_port)
+        except OSError:
+            writer.transport.abort()
+            return
+        pair = {writer, behind}
+        self._writers |= pair
+        try:
+            async with asyncio.TaskGroup() as both:
+                both.create_task(self._forward(reader, behind))
+                both.create_task(self._forward(behind_reader, writer, back=True))
+        finally:
+            self._writers -= pair
+            for each in pair:
+                each.transport.abort()
+
+    async def _forward(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, back: bool = False
+    ) -> None:
+        with contextlib.suppress(OSError):
+            while piece := await reader.read(_PIECE_BYTES):
+                writer.write(piece)
+                await writer.drain()
+                if back:
+                    continue
+                async with self._moved:
+                    self.sent_bytes += len(piece)
+                    self._moved.notify_all()
+                if self.bytes_per_s is not None:
+                    await asyncio.sleep(len(piece) / self.bytes_per_s)
+            writer.write_eof()
+
+
+@contextlib.asynccontextmanager
+async def proxy(target_port: int) -> AsyncIterator[Proxy]:
+    """A proxy for as long as the block lasts."""
+    running = Proxy(target_port)
+    server = await asyncio.start_server(running._accept, "127.0.0.1", 0)
+    running.port = server.sockets[0].getsockname()[1]
+    try:
+        yield running
+    finally:
+        server.close()
+        running.cut()
+        for serving in running._serving:
+            serving.cancel()
+        await asyncio.gather(*running._serving, return_exceptions=True)

@@ -1,0 +1,151 @@
+"""What every acceptance test does: publish by hand, run watched workers, look at what landed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from contracts import topology
+from tests.acceptance.canaries import MARKER, Canaries
+from tests.support import reader
+from tests.support import requests as rq
+from tests.support.process import worker
+from tests.support.wire import open_wire
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from tests.support.deployment import Deployment
+    from tests.support.process import WorkerProcess
+    from tests.support.wire import Wire
+
+CRASHING = "tests.acceptance.crashing"
+
+
+@dataclass
+class Scene:
+    """A deployment with an enrolled project, on a broker of one test."""
+
+    deployment: Deployment
+    project: str
+    plaintexts: dict[str, bytes] = field(default_factory=dict, repr=False)
+    logs: list[list[str]] = field(default_factory=list, repr=False)
+    canaries: Canaries = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.canaries = Canaries.of(self.deployment, self.project)
+
+    def on(self, amqp_url: str) -> Scene:
+        """The same deployment on another broker."""
+        return Scene(replace(self.deployment, amqp_url=amqp_url), self.project)
+
+    @asynccontextmanager
+    async def worker(
+        self, role: str = "all", *, point: str | None = None, **settings: str
+    ) -> AsyncIterator[WorkerProcess]:
+        """A worker at its most talkative; with a point, one that dies there."""
+        env = self.deployment.worker_env(**{"LOG_LEVEL": "debug", **settings})
+        arguments: tuple[str, ...] = ()
+        module = "workers"
+        if point is not None:
+            module, arguments = CRASHING, ("--point", point)
+            if self.deployment.s3.kind == "moto":
+                arguments += ("--conditional-completion",)
+        async with worker(env, role, module=module, arguments=arguments) as running:
+            self.logs.append(running.lines)
+            yield running
+
+    async def upload(
+        self, wire: Wire, key: str, plaintext: bytes, *, staged: bool = False, times: int = 1
+    ) -> rq.Upload:
+        """Publish an upload of `MARKER` and this; put its staged body first."""
+        plaintext = MARKER + plaintext
+        made = rq.upload(self.deployment, self.project, key, plaintext, staged=staged)
+        self.canaries.secrets[f"transport key of {key}"] = made.transport_key
+        self.canaries.secrets[f"sealed body of {key}"] = made.sealed_body
+        self.plaintexts.setdefault(key, plaintext)
+        if staged:
+            await asyncio.to_thread(
+                reader.s3_client(self.deployment).put_object,
+                Bucket=self.deployment.bucket,
+                Key=staging_key(made),
+                Body=made.sealed_body,
+            )
+        for _ in range(times):
+            await self.publish(wire, made.document)
+        return made
+
+    async def publish(self, wire: Wire, document: dict[str, Any]) -> None:
+        """Sign a request as it is, and publish it."""
+        body = rq.encode(document)
+        signed = rq.headers(body, self.deployment.publisher_key)
+        await wire.publish(document["type"], body, signed)
+
+    def stands(self, key: str) -> reader.Shown | None:
+        """The object, or None."""
+        if f"{self.project}/{key}" not in reader.keys(self.deployment, f"{self.project}/{key}"):
+            return None
+        return reader.shown(self.deployment, self.project, key)
+
+    def check_object(self, key: str, upload_id: str | None = None) -> None:
+        """It opens by each key alone, to what was uploaded; its DEK is no log's."""
+        for by in ("user", "admin"):
+            opened = reader.opened(self.deployment, self.project, key, by)
+            assert opened == self.plaintexts[key], (key, by)
+        self.canaries.secrets[f"DEK of {key}"] = reader.dek(self.deployment, self.project, key)
+        if upload_id is not None:
+            shown = reader.shown(self.deployment, self.project, key)
+            assert shown.metadata["enc-upload"] == upload_id
+
+    def check_logs(self) -> None:
+        """No log of any worker shows a secret, and there are logs."""
+        lines = [line for log in self.logs for line in log]
+        assert lines
+        assert self.canaries.found(lines) == []
+
+    def check_nothing_left(self) -> None:
+        """No staged body and no open multipart upload anywhere in the bucket."""
+        assert reader.keys(self.deployment, ".keyturn/staging/") == []
+        assert reader.open_multiparts(self.deployment) == []
+
+
+async def check_queues_empty(wire: Wire, *but: str) -> None:
+    """Nothing waits, nothing is dead; call it once no worker runs, or unacked ones hide."""
+    depths = {
+        queue.name: await wire.depth(queue.name)
+        for queue in topology.queues()
+        if queue.name != topology.EVENTS_STREAM
+    }
+    assert {name: depth for name, depth in depths.items() if depth and name not in but} == {}
+
+
+def staging_key(made: rq.Upload) -> str:
+    return f".keyturn/staging/api/{made.upload_id}"
+
+
+def told(wire: Wire, request_id: str) -> list[dict[str, Any]]:
+    """All verified events of one request so far."""
+    return [event for event in wire.events if request_id in event.values()]
+
+
+def served(running: WorkerProcess) -> list[dict[str, Any]]:
+    """The log lines of uploads that a worker acknowledged."""
+    lines = [json.loads(line) for line in running.lines if '"upload.stored"' in line]
+    return [line for line in lines if line["event"] == "upload.stored"]
+
+
+@asynccontextmanager
+async def enrolled(deployment: Deployment, project: str) -> AsyncIterator[Scene]:
+    """A scene whose project was enrolled by a real worker."""
+    scene = Scene(deployment, project)
+    async with scene.worker("control") as running, open_wire(deployment) as wire:
+        document = rq.enroll(deployment, project)
+        await scene.publish(wire, document)
+        event = await wire.outcome(document["request_id"])
+        assert event["type"] == "project.enrolled"
+        assert await running.terminate() == 0
+    scene.check_logs()
+    yield scene

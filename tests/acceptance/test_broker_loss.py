@@ -1,0 +1,130 @@
+"""The broker goes away in the middle of the work, or the way to it does (SPEC 6.2)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import aio_pika
+import pytest
+
+from contracts.sealing import VerifyKey
+from tests.acceptance.proxy import proxy
+from tests.acceptance.scene import check_queues_empty, served
+from tests.support.wire import open_wire
+
+if TYPE_CHECKING:
+    from aio_pika.abc import AbstractIncomingMessage
+
+    from tests.acceptance.scene import Scene
+    from tests.servers import RabbitMQ
+    from tests.support.deployment import Deployment
+
+pytestmark = pytest.mark.servers
+
+_UPLOADS = 150
+_CUTS = 4
+
+
+async def _read_stream(deployment: Deployment, wanted: set[str], timeout_s: float) -> None:
+    """Read the events' stream from its beginning until it has told all of these uploads."""
+    verify = VerifyKey.from_bytes(deployment.event_key.public_bytes)
+    missing = set(wanted)
+    over = asyncio.Event()
+
+    async def take(message: AbstractIncomingMessage) -> None:
+        signature = str(message.headers.get("keyturn-signature"))
+        verify.verify_event(deployment.name, message.body, signature)
+        event = json.loads(message.body)
+        assert event["type"] == "upload.stored"
+        missing.discard(event["upload_id"])
+        if not missing:
+            over.set()
+        await message.ack()
+
+    async with await aio_pika.connect(deployment.amqp_url) as connection:
+        channel = await connection.channel()
+        await channel.set_qos(prefetch_count=100)
+        stream = await channel.get_queue("keyturn.events", ensure=False)
+        await stream.consume(take, arguments={"x-stream-offset": "first"})
+        async with asyncio.timeout(timeout_s):
+            await over.wait()
+
+
+@pytest.mark.parametrize("how", ["restart", "kill"])
+async def test_the_broker_comes_back(
+    ceph_enrolled: Scene, own_rabbitmq: RabbitMQ, how: str
+) -> None:
+    """The worker finds it again by itself; all that was confirmed is stored and told."""
+    scene = ceph_enrolled.on(own_rabbitmq.url)
+    async with scene.worker("upload", UPLOAD_CONCURRENCY="4") as running:
+        async with open_wire(scene.deployment) as wire:
+            uploads = [
+                await scene.upload(wire, f"{how}/{number}", os.urandom(1000))
+                for number in range(_UPLOADS)
+            ]
+            await wire.outcome(uploads[_UPLOADS // 10].upload_id)
+            before = len(served(running))
+            assert before < _UPLOADS
+            await asyncio.to_thread(_lose, own_rabbitmq, how)
+        ids = {made.upload_id for made in uploads}
+        await _read_stream(scene.deployment, ids, timeout_s=60)
+        async with open_wire(scene.deployment) as wire:
+            # It goes on serving what comes new.
+            after = await scene.upload(wire, f"{how}/after", b"new")
+            await wire.outcome(after.upload_id)
+            assert await running.terminate() == 0
+            await check_queues_empty(wire)
+    await asyncio.to_thread(_check, scene)
+
+
+def _lose(broker: RabbitMQ, how: str) -> None:
+    if how == "restart":
+        broker.restart()
+        return
+    for queue in ("keyturn.upload", "keyturn.upload.dead"):
+        broker.wait_until_registered(queue)
+    broker.kill()
+    broker.start()
+
+
+def _check(scene: Scene) -> None:
+    for key in scene.plaintexts:
+        scene.check_object(key)
+    scene.check_nothing_left()
+    scene.check_logs()
+
+
+async def test_cut_connections_are_made_again(scene: Scene) -> None:
+    """Cut several times under load: nothing is lost, nothing is stored twice."""
+    where = urlsplit(scene.deployment.amqp_url)
+    assert where.port is not None
+    async with proxy(where.port) as way:
+        url = where._replace(netloc=where.netloc.replace(f":{where.port}", f":{way.port}"))
+        through = replace(scene.deployment, amqp_url=url.geturl())
+        near = type(scene)(through, scene.project, scene.plaintexts, scene.logs)
+        async with (
+            near.worker("upload", UPLOAD_CONCURRENCY="4") as running,
+            open_wire(scene.deployment) as wire,
+        ):
+            for cut in range(_CUTS):
+                uploads = [
+                    await scene.upload(wire, f"cut/{cut}/{number}", os.urandom(50))
+                    for number in range(40)
+                ]
+                await wire.outcome(uploads[3].upload_id)
+                assert way.cut() > 0
+            for made in uploads:
+                await wire.outcome(made.upload_id)
+            last = await scene.upload(wire, "cut/last", b"still there")
+            await wire.outcome(last.upload_id)
+            assert await running.terminate() == 0
+            ids = {event["upload_id"] for event in wire.events}
+            assert len(ids) == len(scene.plaintexts)
+            assert {event["type"] for event in wire.events} == {"upload.stored"}
+            await check_queues_empty(wire)
+    await asyncio.to_thread(_check, scene)

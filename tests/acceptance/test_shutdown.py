@@ -1,0 +1,98 @@
+"""SIGTERM in the middle of the work: what is held is finished, the rest stays queued (SPEC 6.2)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.acceptance.proxy import proxy
+from tests.acceptance.scene import check_queues_empty, served, told
+from tests.support.wire import open_wire
+
+if TYPE_CHECKING:
+    from tests.acceptance.scene import Scene
+
+pytestmark = pytest.mark.servers
+
+_UPLOADS = 200
+_SLOW_BYTES = 6_000_000
+_SLOW_BYTES_PER_S = 2_000_000
+
+
+async def test_sigterm_finishes_what_is_held(scene: Scene) -> None:
+    """Exit 0; all that was told is acknowledged; another worker does the rest, each once."""
+    target = urlsplit(scene.deployment.s3.endpoint_url).port
+    assert target is not None
+    async with proxy(target) as slow:
+        endpoint = {"S3_ENDPOINT_URL": f"http://127.0.0.1:{slow.port}"}
+        async with (
+            scene.worker("upload", UPLOAD_CONCURRENCY="8", **endpoint) as first,
+            open_wire(scene.deployment) as wire,
+        ):
+            slow.bytes_per_s = _SLOW_BYTES_PER_S
+            before_bytes = slow.sent_bytes
+            big = await scene.upload(wire, "shutdown/big", os.urandom(_SLOW_BYTES), staged=True)
+            # Half of it has gone through the slow way, which takes seconds in all.
+            await slow.has_sent(before_bytes + _SLOW_BYTES // 2)
+            small = [
+                await scene.upload(wire, f"shutdown/{number}", os.urandom(1000))
+                for number in range(_UPLOADS)
+            ]
+            await wire.outcome(small[_UPLOADS // 10].upload_id)
+            first.process.send_signal(signal.SIGTERM)
+            assert await first.ended() == 0
+            all_ids = {big.upload_id, *(made.upload_id for made in small)}
+            done = {line["upload_id"] for line in served(first)}
+            told_by_first = {event["upload_id"] for event in wire.events}
+            assert big.upload_id in done
+            assert told_by_first == done
+            assert 0 < len(done) < len(all_ids)
+            assert await wire.depth("keyturn.upload") == len(all_ids) - len(done)
+
+            async with scene.worker("upload") as second:
+                for made in (big, *small):
+                    await wire.outcome(made.upload_id)
+                assert await second.terminate() == 0
+            rest = {line["upload_id"] for line in served(second)}
+            assert rest == all_ids - done
+            assert all(len(told(wire, upload_id)) == 1 for upload_id in all_ids)
+            await check_queues_empty(wire)
+    await asyncio.to_thread(_check_objects, scene)
+
+
+def _check_objects(scene: Scene) -> None:
+    for key in scene.plaintexts:
+        scene.check_object(key)
+    scene.check_nothing_left()
+    scene.check_logs()
+
+
+async def test_what_outlasts_the_grace_goes_back(scene: Scene) -> None:
+    """A body too slow for the grace is cut short, stores nothing, and is served by the next."""
+    target = urlsplit(scene.deployment.s3.endpoint_url).port
+    assert target is not None
+    async with proxy(target) as slow:
+        endpoint = {"S3_ENDPOINT_URL": f"http://127.0.0.1:{slow.port}"}
+        async with (
+            scene.worker("upload", SHUTDOWN_GRACE_S="1", **endpoint) as first,
+            open_wire(scene.deployment) as wire,
+        ):
+            slow.bytes_per_s = _SLOW_BYTES_PER_S / 20
+            before_bytes = slow.sent_bytes
+            made = await scene.upload(wire, "grace", os.urandom(_SLOW_BYTES), staged=True)
+            await slow.has_sent(before_bytes + 100_000)
+            assert await first.terminate() == 0
+            assert scene.stands("grace") is None
+            assert told(wire, made.upload_id) == []
+            assert await wire.depth("keyturn.upload") == 1
+            async with scene.worker("upload") as second:
+                await second.logged(made.upload_id)
+                assert await second.terminate() == 0
+            assert len(told(wire, made.upload_id)) == 1
+            await check_queues_empty(wire)
+    _check_objects(scene)
