@@ -187,6 +187,13 @@ class Uploader:
                 if standing is not None:
                     return standing
                 raise StorageUnavailableError("a put was refused where nothing stands") from None
+            except StagedBodyMissingError:
+                # Another delivery of this very upload may have stored it since the look at
+                # the target, and cleared staging.
+                standing = await self._look(request)
+                if standing is not None:
+                    return standing
+                raise
             except (RefusedError, _MovedError):
                 # Sent after its lease, or the desired state moved: again, by a new reading.
                 observed = await self._keyrings.fresh(request.project)
