@@ -28,11 +28,13 @@ class WorkerProcess:
     _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
     _reader: asyncio.Task[None] | None = None
 
-    async def logged(self, text: str, *, timeout_s: float = _START_TIMEOUT_S) -> str:
-        """The first log line that holds this text, now or later."""
+    async def logged(
+        self, text: str, *, after: int = 0, timeout_s: float = _START_TIMEOUT_S
+    ) -> str:
+        """The first log line that holds this text, now or later; `after` lines are left out."""
         async with asyncio.timeout(timeout_s), self._changed:
             while True:
-                for line in self.lines:
+                for line in self.lines[after:]:
                     if text in line:
                         return line
                 if self.process.returncode is not None and self._reader and self._reader.done():

@@ -81,15 +81,20 @@ class Serving:
         await self.wire.publish(sent.routing_key, sent.body, sent.headers, **properties)
 
     async def served(self, document: dict[str, Any]) -> dict[str, Any]:
-        """Publish a request, and wait for the next event that is told of it."""
-        known = len(self.wire.events)
+        """Publish a request; gives the next event of it, once the worker is done with it.
+
+        The log line comes last, after staging is cleared and the message acknowledged.
+        """
+        known, logged = len(self.wire.events), len(self.process.lines)
         sent = self.signed(document)
         await self.publish(sent, message_id=sent.request_id)
-        return await self.wire.event(
+        event = await self.wire.event(
             lambda event: (
                 sent.request_id in event.values() and event not in self.wire.events[:known]
             )
         )
+        await self.process.logged(sent.request_id, after=logged)
+        return event
 
     async def enroll(self, project: str, **more: Any) -> dict[str, Any]:
         """Enrol a project with the deployment's API key."""

@@ -88,6 +88,7 @@ async def test_storage_out_of_reach(served: Serving, storage: Proxy, *, staged: 
     assert reader.opened(served.deployment, "acme", key, "admin") == b"kept"
     assert await served.serves_the_next() == served.wire.events[-1]
     assert [e["type"] for e in served.wire.events[known:]] == ["upload.stored"] * 2
+    await served.process.logged(f'"again":true,"upload_id":"{sent.upload_id}"')
     assert not served.stands(staged_key(sent.upload_id))
 
 

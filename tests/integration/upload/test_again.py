@@ -1,0 +1,306 @@
+"""Uploads that come again, and objects that changed in between (SPEC 7.1, 7.2).
+
+An upload is stored once, however often its message comes. What stands at its key is told
+as stored only where its wraps verify: its id in the metadata is nobody's word.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from contracts.names import keyring_key
+from contracts.sealing import Secret, kek_id, user_kek
+from tests.support import reader, requests
+from tests.support.serving import Serving, staged_key
+from workers.keyring.record import Generation, build, parse
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.support.requests import Upload
+
+pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
+
+Metadata = dict[str, str]
+BOTH = pytest.mark.parametrize("staged", [False, True], ids=["inline", "staged"])
+
+
+def upload(served: Serving, data: bytes, *, staged: bool, project: str = "acme") -> Upload:
+    key = f"again/{requests.new_id()}"
+    sent = requests.upload(served.deployment, project, key, data, staged=staged)
+    if staged:
+        served.stage(sent.upload_id, sent.sealed_body)
+    return sent
+
+
+def state(served: Serving, key: str, project: str = "acme") -> tuple[object, ...]:
+    """All that would show a second put, or a rewrap."""
+    head = reader.s3_client(served.deployment).head_object(
+        Bucket=served.deployment.bucket, Key=f"{project}/{key}"
+    )
+    return head["ETag"], head["LastModified"], head["Metadata"], head["ContentLength"]
+
+
+@BOTH
+async def test_published_twice(served: Serving, *, staged: bool) -> None:
+    """The second delivery is told the same, from what stands: nothing is written again."""
+    sent = upload(served, b"once", staged=staged)
+    first = await served.served(sent.document)
+    before = state(served, sent.document["key"])
+    assert not served.stands(staged_key(sent.upload_id))
+    second = await served.served(sent.document)
+    assert second | {"at": ""} == first | {"at": ""}
+    assert state(served, sent.document["key"]) == before
+    assert await served.wire.depth("keyturn.upload.dead") == 0
+
+
+@BOTH
+async def test_published_many_times_at_once(served: Serving, *, staged: bool) -> None:
+    """Deliveries that race each other all end in the same event; one of them stored it."""
+    data = os.urandom(1_000_000 if staged else 1000)
+    sent = upload(served, data, staged=staged)
+    known = len(served.wire.events)
+    message = served.signed(sent.document)
+    await asyncio.gather(*(served.publish(message) for _ in range(8)))
+    await served.wire.event(lambda _event: len(served.wire.events) >= known + 8)
+    events = served.wire.events[known:]
+    assert [event | {"at": ""} for event in events] == [events[0] | {"at": ""}] * 8
+    assert events[0]["type"] == "upload.stored"
+    assert reader.opened(served.deployment, "acme", sent.document["key"], "user") == data
+    assert await served.wire.depth("keyturn.upload.dead") == 0
+
+
+@BOTH
+async def test_two_uploads_race_for_a_key(served: Serving, *, staged: bool) -> None:
+    """One is stored, the other is told that the key is taken."""
+    key = f"race/{requests.new_id()}"
+    rivals = [
+        requests.upload(served.deployment, "acme", key, name, staged=staged)
+        for name in (b"one", b"two")
+    ]
+    for rival in rivals:
+        if staged:
+            served.stage(rival.upload_id, rival.sealed_body)
+        await served.publish(served.signed(rival.document), message_id=rival.upload_id)
+    events = [await served.wire.outcome(rival.upload_id) for rival in rivals]
+    assert sorted(event["type"] for event in events) == ["upload.rejected", "upload.stored"]
+    winner = (b"one", b"two")[events[1]["type"] == "upload.stored"]
+    assert reader.opened(served.deployment, "acme", key, "admin") == winner
+    dead = await served.wire.take("keyturn.upload.dead")
+    assert dead.headers["keyturn-code"] == "already_exists"
+
+
+def change_metadata(served: Serving, key: str, change: Callable[[Metadata], Metadata]) -> None:
+    """Copy the object onto itself with other metadata, as a bucket writer can."""
+    client = reader.s3_client(served.deployment)
+    bucket, s3_key = served.deployment.bucket, f"acme/{key}"
+    metadata = change(client.head_object(Bucket=bucket, Key=s3_key)["Metadata"])
+    client.copy_object(
+        Bucket=bucket,
+        Key=s3_key,
+        CopySource={"Bucket": bucket, "Key": s3_key},
+        Metadata=metadata,
+        MetadataDirective="REPLACE",
+    )
+
+
+def flipped(metadata: Metadata, name: str) -> Metadata:
+    value = metadata[name]
+    other = "B" if value[40] == "A" else "A"
+    return metadata | {name: value[:40] + other + value[41:]}
+
+
+def without(metadata: Metadata, *names: str) -> Metadata:
+    return {name: value for name, value in metadata.items() if name not in names}
+
+
+# What a bucket writer did to the metadata of an upload's own object.
+CHANGED: dict[str, Callable[[Metadata], Metadata]] = {
+    "user wrap flipped": lambda m: flipped(m, "enc-dek-user"),
+    "admin wrap flipped": lambda m: flipped(m, "enc-dek-admin"),
+    "wraps swapped": lambda m: (
+        m | {"enc-dek-user": m["enc-dek-admin"], "enc-dek-admin": m["enc-dek-user"]}
+    ),
+    "user wrap gone": lambda m: without(m, "enc-dek-user"),
+    "admin wrap gone": lambda m: without(m, "enc-dek-admin"),
+    "label gone": lambda m: without(m, "enc-kek-user"),
+    "algorithm gone": lambda m: without(m, "enc-algo"),
+    "algorithm unknown": lambda m: m | {"enc-algo": "ROT13"},
+    "algorithm of the earlier system": lambda m: m | {"enc-algo": "AES-256-GCM"},
+    "all but the id gone": lambda m: {"enc-upload": m["enc-upload"]},
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+async def test_own_object_changed(served: Serving, name: str) -> None:
+    """It carries the upload's id and does not verify: corrupt, and the staged body stays."""
+    sent = upload(served, b"mine", staged=True)
+    await served.served(sent.document)
+    served.stage(sent.upload_id, sent.sealed_body)
+    key = sent.document["key"]
+    change_metadata(served, key, CHANGED[name])
+    before = state(served, key)
+    message = served.signed(sent.document)
+    await served.publish(message)
+    dead = await served.wire.take("keyturn.upload.dead")
+    assert dead.headers["keyturn-code"] == "corrupt_object"
+    event = await served.wire.event(
+        lambda event: (
+            event["type"] == "upload.rejected" and event.get("upload_id") == sent.upload_id
+        )
+    )
+    assert event["code"] == "corrupt_object"
+    assert served.stands(staged_key(sent.upload_id))
+    assert state(served, key) == before
+    await served.serves_the_next()
+
+
+# Labels are hints: a wrong one is rewritten, and never believed (SPEC 8.2).
+RELABELLED: dict[str, Metadata] = {
+    "another generation": {"enc-kek-user": "2:0000000000000000"},
+    "another KEK": {"enc-kek-user": "1:0000000000000000"},
+    "another master key": {"enc-kek-admin": "m9"},
+}
+
+
+@pytest.mark.parametrize("name", RELABELLED)
+async def test_own_object_relabelled(served: Serving, name: str) -> None:
+    """Both wraps still open: told as stored, with the labels mended."""
+    sent = upload(served, b"mine", staged=False)
+    first = await served.served(sent.document)
+    key = sent.document["key"]
+    before = reader.shown(served.deployment, "acme", key)
+    change_metadata(served, key, lambda m: m | RELABELLED[name])
+    second = await served.served(sent.document)
+    assert second | {"at": ""} == first | {"at": ""}
+    after = reader.shown(served.deployment, "acme", key)
+    assert after.body == before.body
+    for label in ("enc-kek-user", "enc-kek-admin"):
+        assert after.metadata[label] == before.metadata[label]
+
+
+async def test_wraps_of_another_object(served: Serving) -> None:
+    """Authentic wraps, of this project even, but of another key."""
+    mine, other = (upload(served, b"x", staged=True) for _ in range(2))
+    for sent in (mine, other):
+        await served.served(sent.document)
+    served.stage(mine.upload_id, mine.sealed_body)
+    moved = reader.shown(served.deployment, "acme", other.document["key"]).metadata
+    change_metadata(served, mine.document["key"], lambda m: moved | {"enc-upload": m["enc-upload"]})
+    await served.publish(served.signed(mine.document))
+    dead = await served.wire.take("keyturn.upload.dead")
+    assert dead.headers["keyturn-code"] == "corrupt_object"
+    assert served.stands(staged_key(mine.upload_id))
+
+
+@BOTH
+async def test_another_body_under_own_metadata(served: Serving, *, staged: bool) -> None:
+    """The header commits to no DEK in the wraps: nothing is told as stored."""
+    sent = upload(served, b"mine", staged=staged)
+    await served.served(sent.document)
+    stored = reader.shown(served.deployment, "acme", sent.document["key"])
+    other = bytes([stored.body[40] ^ 1])
+    body = stored.body[:40] + other + stored.body[41:]
+    served.put(f"acme/{sent.document['key']}", body, stored.metadata)
+    await served.publish(served.signed(sent.document))
+    dead = await served.wire.take("keyturn.upload.dead")
+    assert dead.headers["keyturn-code"] == "corrupt_object"
+
+
+async def test_id_stripped(served: Serving) -> None:
+    """Without its id it is somebody else's object."""
+    sent = upload(served, b"mine", staged=False)
+    await served.served(sent.document)
+    change_metadata(served, sent.document["key"], lambda m: without(m, "enc-upload"))
+    await served.publish(served.signed(sent.document))
+    dead = await served.wire.take("keyturn.upload.dead")
+    assert dead.headers["keyturn-code"] == "already_exists"
+
+
+async def test_deleted_meanwhile(served: Serving) -> None:
+    """A tombstone in its place: it does not come back."""
+    sent = upload(served, b"mine", staged=True)
+    await served.served(sent.document)
+    served.stage(sent.upload_id, sent.sealed_body)
+    key = sent.document["key"]
+    served.put(f"acme/{key}", b"", {"enc-algo": "deleted", "enc-dek-admin": "AAAA"})
+    await served.publish(served.signed(sent.document))
+    dead = await served.wire.take("keyturn.upload.dead")
+    assert dead.headers["keyturn-code"] == "deleted_key"
+    assert reader.shown(served.deployment, "acme", key).body == b""
+
+
+def turn(served: Serving, project: str) -> str:
+    """Turn the project's keyring by hand, as a rotation does; gives the new API key."""
+    client, bucket = reader.s3_client(served.deployment), served.deployment.bucket
+    answer = client.get_object(Bucket=bucket, Key=keyring_key(project))
+    held = {"m1": Secret(served.deployment.master_key)}
+    ring = parse(answer["Body"].read(), project, held)
+    api_key = f"{served.deployment.api_key}~{ring.current.generation}"
+    kek, now = user_kek(api_key, project), requests.now()
+    number = ring.current.generation + 1
+    current = Generation(number, kek_id(kek), kek, requests.new_id(), now, now)
+    turned = replace(ring, current=current, history=(*ring.history, ring.current))
+    served.put(keyring_key(project), build(turned, held))
+    return api_key
+
+
+@BOTH
+async def test_turned_before_it_came_again(served: Serving, *, staged: bool) -> None:
+    """A second delivery brings its own object to the desired state, body untouched."""
+    project = f"turned-{requests.new_id()[:8]}"
+    await served.enroll(project)
+    sent = upload(served, b"mine", staged=staged, project=project)
+    key = sent.document["key"]
+    assert (await served.served(sent.document))["generation"] == 1
+    body = reader.shown(served.deployment, project, key).body
+    api_key = turn(served, project)
+    second = await served.served(sent.document)
+    assert (second["type"], second["generation"]) == ("upload.stored", 2)
+    stored = reader.shown(served.deployment, project, key)
+    assert stored.metadata["enc-kek-user"].startswith("2:")
+    assert stored.metadata["enc-upload"] == sent.upload_id
+    assert stored.body == body
+    opened = reader.opened(served.deployment, project, key, "user", api_key=api_key)
+    assert opened == reader.opened(served.deployment, project, key, "admin") == b"mine"
+
+
+async def test_keyring_rolled_back(served: Serving) -> None:
+    """An object above its keyring: nothing goes on for it until an operator looks (SPEC 5.4)."""
+    project = "rolled"
+    await served.enroll(project)
+    client, bucket = reader.s3_client(served.deployment), served.deployment.bucket
+    earlier = client.get_object(Bucket=bucket, Key=keyring_key(project))["Body"].read()
+    turn(served, project)
+    sent = upload(served, b"mine", staged=True, project=project)
+    await served.served(sent.document)
+    served.put(keyring_key(project), earlier)
+    served.stage(sent.upload_id, sent.sealed_body)
+    await served.publish(served.signed(sent.document), message_id=sent.upload_id)
+    waiting = await served.wire.take("keyturn.upload.retry.5s")
+    assert waiting.headers["keyturn-attempt"] == "keyring_rolled_back:2"
+    assert served.stands(staged_key(sent.upload_id))
+
+
+async def test_logs_name_no_secret(served: Serving) -> None:
+    """The worker's log of all the above holds ids and codes, and no key of anybody."""
+    sent = upload(served, b"a plaintext of its own", staged=False)
+    await served.served(sent.document)
+    await served.process.logged(f'"upload_id":"{sent.upload_id}"')
+    log = "\n".join(served.process.lines)
+    assert all(isinstance(json.loads(line), dict) for line in served.process.lines)
+    secrets = [
+        served.deployment.api_key,
+        "a plaintext of its own",
+        sent.document["body"]["inline"],
+        sent.document["sealed_key"]["ciphertext"],
+        *served.deployment.worker_env().values(),
+    ]
+    public = {"json", "test", "m1", "us-east-1", served.deployment.bucket}
+    assert [text for text in secrets if text not in public and text in log] == []
