@@ -1,5 +1,6 @@
 """The root of the command line: its commands, its environment files, its one way out."""
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -76,8 +77,19 @@ def _load(paths: list[Path]) -> None:
                 os.environ.setdefault(name, value)
 
 
+def _hush() -> None:
+    """Let no library speak: what a person needs is in the one line that a failure tells.
+
+    Without a handler, Python itself writes their warnings to standard error.
+    """
+    logger = logging.getLogger()
+    if not logger.handlers:
+        logger.addHandler(logging.NullHandler())
+
+
 @app.callback()
 def root(
+    context: typer.Context,
     env_file: Annotated[
         list[Path] | None,
         typer.Option(
@@ -89,6 +101,8 @@ def root(
 ) -> None:
     """Envelope encryption for files in S3, with two keys an object."""
     _load(env_file or [])
+    if context.invoked_subcommand != "worker":  # which sets up logs of its own
+        _hush()
 
 
 app.command("init")(development.init)

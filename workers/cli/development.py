@@ -59,13 +59,13 @@ def init(
         "KEYTURN_S3_SECRET_ACCESS_KEY": secrets.token_hex(20),
     }
     worker, publisher = _settings(amqp_url, addresses)
-    directory.mkdir(parents=True, exist_ok=True)
     files = {
         directory / WORKER_FILE: _text("Workers and operator", worker),
         directory / PUBLISHER_FILE: _text("A service that publishes", publisher),
     }
     if not force and (standing := [path for path in files if path.exists()]):
         raise CommandError(f"{standing[0]} stands already; --force replaces it, and its secrets")
+    directory.mkdir(parents=True, exist_ok=True)
     for path, text in files.items():
         write_secret(path, text, force=force)
         print_line(f"written: {path}")

@@ -41,7 +41,10 @@ class Check:
 
 
 def doctor(as_json: AsJson = False) -> None:
-    """Probe the bucket, and the broker where KEYTURN_AMQP_URL is set."""
+    """Probe the bucket and the broker.
+
+    The broker where KEYTURN_AMQP_URL is set. Exits 1 where something required is missing.
+    """
     storage, broker = S3Settings.read(), BrokerSettings.read()
     checks = asyncio.run(_examine(storage, broker))
     if as_json:

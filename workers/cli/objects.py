@@ -138,7 +138,10 @@ def _plaintext_bytes(algorithm: str, stored_bytes: int) -> int | None:
 
 
 def inspect(project: Project, key: Key, as_json: AsJson = False) -> None:
-    """Show what an object's metadata says; no key is needed and no secret shown."""
+    """Show what an object's metadata says.
+
+    No key is needed, and no secret is shown.
+    """
     report = asyncio.run(_inspect(S3Settings.read(), project, key))
     if as_json:
         print_json(report)

@@ -1,0 +1,304 @@
+"""`keyturn dead` on a real broker: looking takes nothing, acting loses nothing (SPEC 12)."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import aio_pika
+import pytest
+
+from contracts.sealing import VerifyKey
+from tests.integration.cli.conftest import document
+from tests.servers.s3 import sync_client
+from tests.support import requests
+from workers.broker.declare import declare
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from aio_pika.abc import AbstractChannel
+
+    from contracts.sealing import SigningKey
+    from tests.integration.cli.conftest import Cli
+    from tests.support.requests import Upload
+
+pytestmark = pytest.mark.servers
+_DEAD = "keyturn.upload.dead"
+_WORK = "keyturn.upload"
+_LONG_AGO = "2026-01-01T00:00:00.000000Z"
+
+
+@asynccontextmanager
+async def _broker(cli: Cli) -> AsyncIterator[AbstractChannel]:
+    await declare(cli.deployment.amqp_url)
+    async with await aio_pika.connect(cli.deployment.amqp_url) as connection:
+        yield await connection.channel(on_return_raises=True)
+
+
+async def _bury(
+    channel: AbstractChannel,
+    body: bytes,
+    headers: dict[str, Any],
+    *,
+    message_id: str | None,
+    queue: str = _DEAD,
+) -> None:
+    message = aio_pika.Message(
+        body,
+        headers=headers,
+        message_id=message_id,
+        content_type="application/json",
+        delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+    )
+    await channel.default_exchange.publish(message, queue)
+
+
+async def _bury_upload(
+    cli: Cli,
+    channel: AbstractChannel,
+    *,
+    key: SigningKey | None = None,
+    publisher: str = "api",
+    project: str = "acme",
+    staged: bool = False,
+    requested_at: str | None = None,
+) -> Upload:
+    """A dead upload, with what a worker puts on a dead letter."""
+    made = requests.upload(cli.deployment, project, "k", b"hello", staged=staged)
+    if requested_at is not None:
+        made.document["requested_at"] = requested_at
+    body = requests.encode(made.document)
+    signed = requests.headers(body, key or cli.deployment.publisher_key, publisher=publisher)
+    worker = {"keyturn-code": "request_expired", "keyturn-detail": "too long ago"}
+    await _bury(channel, body, {**signed, **worker, "own": "kept"}, message_id=made.upload_id)
+    return made
+
+
+async def _depth(channel: AbstractChannel, queue: str) -> int:
+    declared = await channel.declare_queue(queue, passive=True)
+    return declared.declaration_result.message_count or 0
+
+
+async def _ids(channel: AbstractChannel, queue: str) -> list[str | None]:
+    """Take everything off a queue, in order."""
+    source = await channel.get_queue(queue, ensure=False)
+    ids = []
+    while (message := await source.get(fail=False)) is not None:
+        await message.ack()
+        ids.append(message.message_id)
+    return ids
+
+
+async def test_thirty_looks_lose_nothing_and_keep_the_order(cli: Cli) -> None:
+    async with _broker(cli) as channel:
+        made = [await _bury_upload(cli, channel) for _ in range(5)]
+        expected = [each.upload_id for each in made]
+        for _ in range(30):
+            result = await cli.arun("dead", "list", "--json")
+            assert [row["id"] for row in document(result)] == expected
+        shown = await cli.arun("dead", "show", expected[2])
+        assert shown.exit_code == 0
+        assert await _ids(channel, _DEAD) == expected
+
+
+async def test_list_tells_what_a_letter_is_and_stops_at_the_limit(cli: Cli) -> None:
+    async with _broker(cli) as channel:
+        made = [await _bury_upload(cli, channel) for _ in range(3)]
+        row = document(await cli.arun("dead", "list", _DEAD, "--json"))[0]
+        assert {n: row[n] for n in ("queue", "id", "type", "project", "code", "detail")} == {
+            "queue": _DEAD,
+            "id": made[0].upload_id,
+            "type": "upload.requested",
+            "project": "acme",
+            "code": "request_expired",
+            "detail": "too long ago",
+        }
+        assert row["publisher"] == "api"
+        some = await cli.arun("dead", "list", "--limit", "2")
+        assert made[1].upload_id in some.stdout
+        assert made[2].upload_id not in some.stdout
+        assert f"{_DEAD} holds more than 2" in some.stderr
+        assert await _depth(channel, _DEAD) == 3
+
+
+async def test_the_brokers_own_reason_stands_where_no_worker_gave_one(cli: Cli) -> None:
+    async with _broker(cli) as channel:
+        await _bury(channel, b"{}", {}, message_id="odd", queue=_WORK)
+        work = await channel.get_queue(_WORK, ensure=False)
+        async with work.iterator(timeout=30) as messages:
+            delivered = await anext(messages)
+            await delivered.reject(requeue=False)
+        # Dead-lettering is at least once, and so not at once: consume waits for it.
+        dead = await channel.get_queue(_DEAD, ensure=False)
+        async with dead.iterator(timeout=30) as letters:
+            await (await anext(letters)).nack(requeue=True)
+        rows = document(await cli.arun("dead", "list", "--json"))
+        assert [row["code"] for row in rows] == ["rejected"]
+
+
+async def test_show_elides_what_is_sealed_and_raw_writes_it_to_a_file(
+    cli: Cli, tmp_path: Path
+) -> None:
+    async with _broker(cli) as channel:
+        made = await _bury_upload(cli, channel)
+        target = tmp_path / "raw.json"
+        result = await cli.arun("dead", "show", made.upload_id, "--raw", str(target))
+        told = document(result)
+        inline = made.document["body"]["inline"]
+        assert inline not in result.stdout
+        assert made.document["sealed_key"]["ciphertext"] not in result.stdout
+        assert told["body"]["body"] == {"inline": f"<{len(inline)} characters>"}
+        assert told["body"]["sealed_key"]["intake_key"] == "main"
+        assert told["body"]["key"] == "k"
+        assert told["headers"]["keyturn-code"] == "request_expired"
+        assert json.loads(target.read_bytes()) == made.document
+        assert target.stat().st_mode & 0o777 == 0o600
+        assert await _depth(channel, _DEAD) == 1
+
+
+async def test_show_repeats_no_value_of_a_field_that_it_does_not_know(cli: Cli) -> None:
+    async with _broker(cli) as channel:
+        body = b'{"type": "upload.requested", "api_key": "kt_secret", "body": {"x": "kt_secret"}}'
+        await _bury(channel, body, {}, message_id="odd")
+        await _bury(channel, b"kt_secret, not JSON", {}, message_id="odder")
+        for letter in ("odd", "odder"):
+            result = await cli.arun("dead", "show", letter)
+            assert result.exit_code == 0
+            assert "kt_secret" not in result.output
+
+
+async def test_replay_sends_a_letter_back_as_it_was_sent(cli: Cli) -> None:
+    async with _broker(cli) as channel:
+        first = await _bury_upload(cli, channel)
+        second = await _bury_upload(cli, channel)
+        result = await cli.arun("dead", "replay", second.upload_id, "--json")
+        assert [row["status"] for row in document(result)] == ["replayed"]
+        work = await channel.get_queue(_WORK, ensure=False)
+        message = await work.get()
+        await message.ack()
+        assert message.body == requests.encode(second.document)
+        assert message.message_id == second.upload_id
+        assert message.delivery_mode == aio_pika.DeliveryMode.PERSISTENT
+        assert set(message.headers) == {"keyturn-publisher", "keyturn-signature", "own"}
+        assert await _ids(channel, _DEAD) == [first.upload_id]
+
+
+async def test_replay_all_sends_back_every_letter_to_its_own_queue(cli: Cli) -> None:
+    async with _broker(cli) as channel:
+        made = [(await _bury_upload(cli, channel)).upload_id for _ in range(4)]
+        await _bury(channel, b"{}", {}, message_id="control", queue="keyturn.control.dead")
+        result = await cli.arun("dead", "replay", "--all")
+        assert result.exit_code == 0, result.stderr
+        assert await _ids(channel, _WORK) == made
+        assert await _ids(channel, "keyturn.control") == ["control"]
+        assert await _depth(channel, _DEAD) == 0
+
+
+async def test_resign_gives_a_new_time_and_a_signature_that_verifies(cli: Cli) -> None:
+    async with _broker(cli) as channel:
+        made = await _bury_upload(cli, channel, requested_at=_LONG_AGO)
+        result = await cli.arun("dead", "replay", made.upload_id, "--resign")
+        assert result.exit_code == 0, result.stderr
+        work = await channel.get_queue(_WORK, ensure=False)
+        message = await work.get()
+        await message.ack()
+        renewed = json.loads(message.body)
+        assert renewed.pop("requested_at") > _LONG_AGO
+        assert renewed == {n: v for n, v in made.document.items() if n != "requested_at"}
+        verify = VerifyKey.from_bytes(cli.deployment.publisher_key.public_bytes)
+        verify.verify_request(
+            "test", "api", message.body, str(message.headers["keyturn-signature"])
+        )
+        assert "keyturn-code" not in message.headers
+
+
+async def test_resign_lends_no_signature_to_what_nobody_signed_or_may_send(cli: Cli) -> None:
+    forger = replace(cli.deployment, publisher_seed=os.urandom(32)).publisher_key
+    narrow = cli.deployment.narrow_key
+    async with _broker(cli) as channel:
+        forged = await _bury_upload(cli, channel, key=forger, requested_at=_LONG_AGO)
+        beyond = await _bury_upload(
+            cli, channel, key=narrow, publisher="narrow", requested_at=_LONG_AGO
+        )
+        result = await cli.arun("dead", "replay", "--all", "--resign", "--json")
+        assert result.exit_code == 1
+        assert [(row["status"], row["code"]) for row in document(result)] == [
+            ("kept", "bad_signature"),
+            ("kept", "not_permitted"),
+        ]
+        assert await _depth(channel, _WORK) == 0
+        assert await _ids(channel, _DEAD) == [forged.upload_id, beyond.upload_id]
+
+
+async def test_resign_as_another_publisher_takes_the_staged_body_along(cli: Cli) -> None:
+    async with _broker(cli) as channel:
+        made = await _bury_upload(
+            cli,
+            channel,
+            key=cli.deployment.narrow_key,
+            publisher="narrow",
+            project="other",
+            staged=True,
+            requested_at=_LONG_AGO,
+        )
+        arguments = ("dead", "replay", made.upload_id, "--resign", "--json")
+        gone = await cli.arun(*arguments)
+        assert (gone.exit_code, document(gone)[0]["code"]) == (1, "staged_body_missing")
+        assert await _depth(channel, _DEAD) == 1
+        client = sync_client(cli.deployment.s3)
+        bucket, source = cli.deployment.bucket, f".keyturn/staging/narrow/{made.upload_id}"
+        client.put_object(Bucket=bucket, Key=source, Body=made.sealed_body)
+        moved = await cli.arun(*arguments)
+        assert moved.exit_code == 0, moved.stderr
+        copy = client.get_object(Bucket=bucket, Key=f".keyturn/staging/api/{made.upload_id}")
+        assert copy["Body"].read() == made.sealed_body
+        client.close()
+        assert await _ids(channel, _WORK) == [made.upload_id]
+
+
+async def test_discard_drops_what_is_named_and_nothing_else(cli: Cli) -> None:
+    async with _broker(cli) as channel:
+        made = [(await _bury_upload(cli, channel)).upload_id for _ in range(3)]
+        asked = await cli.arun("dead", "discard", made[1])
+        assert asked.exit_code == 2
+        assert await _depth(channel, _DEAD) == 3
+        result = await cli.arun("dead", "discard", made[1], "--yes")
+        assert result.exit_code == 0, result.stderr
+        assert await _ids(channel, _DEAD) == [made[0], made[2]]
+
+
+async def test_an_id_that_somebody_else_took_names_neither_letter(cli: Cli) -> None:
+    async with _broker(cli) as channel:
+        made = await _bury_upload(cli, channel)
+        await _bury(channel, b"{}", {}, message_id=made.upload_id)
+        refused = await cli.arun("dead", "discard", made.upload_id, "--yes")
+        assert refused.exit_code == 1
+        assert "names several" in refused.stderr
+        rows = document(await cli.arun("dead", "list", "--json"))
+        assert all(row["id"].startswith("h-") for row in rows)
+        forged = next(row["id"] for row in rows if row["type"] is None)
+        assert (await cli.arun("dead", "discard", forged, "--yes")).exit_code == 0
+        left = document(await cli.arun("dead", "list", "--json"))
+        assert [row["id"] for row in left] == [made.upload_id]
+
+
+async def test_what_is_not_there_is_one_line(cli: Cli) -> None:
+    nothing = await cli.arun("dead", "list")
+    assert nothing.exit_code == 1
+    assert "does not stand on the broker" in nothing.stderr
+    async with _broker(cli) as channel:
+        await _bury_upload(cli, channel)
+        missing = await cli.arun("dead", "replay", "no-such-id")
+        assert missing.exit_code == 1
+        assert missing.stderr == "keyturn: no dead letter has the id no-such-id\n"
+        other = await cli.arun("dead", "list", "somebody.elses.queue")
+        assert other.exit_code == 1
+        away = await cli.arun("dead", "list", AMQP_URL="amqp://u:secret@127.0.0.1:1/")
+        assert away.exit_code == 1
+        assert away.stderr.startswith("keyturn: the broker cannot be reached")
+        assert "secret" not in away.output

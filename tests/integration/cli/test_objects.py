@@ -1,0 +1,250 @@
+"""`ls`, `inspect` and `download` on a real bucket, with objects made from the formats."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from typing import TYPE_CHECKING
+
+import pytest
+
+from contracts.sealing import BODY_CONTEXT, HEADER_BYTES, Secret, kek_id, new_dek, seal, user_kek
+from tests.integration.cli.conftest import document
+from tests.servers.s3 import sync_client
+from workers.envelope import metadata_for, wrap
+from workers.keyring import Generation, Keyring
+from workers.keyring.record import build
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.integration.cli.conftest import Cli
+
+pytestmark = pytest.mark.servers
+_AT = "2026-11-24T10:00:00.000000Z"
+_ID = "2f6c9a0e-0000-4000-8000-000000000001"
+
+
+def _put(cli: Cli, s3_key: str, body: bytes, metadata: dict[str, str] | None = None) -> None:
+    client = sync_client(cli.deployment.s3)
+    try:
+        client.put_object(
+            Bucket=cli.deployment.bucket,
+            Key=s3_key,
+            Body=body,
+            Metadata=metadata or {},
+            ContentType="text/plain",
+        )
+    finally:
+        client.close()
+
+
+def _masters(cli: Cli) -> dict[str, Secret]:
+    return {"m1": Secret(cli.deployment.master_key)}
+
+
+def _keyring(cli: Cli, *, pepper: str = "", plaintext: bool = False) -> Keyring:
+    kek = user_kek(cli.deployment.api_key, "acme", pepper)
+    current = Generation(1, kek_id(kek), kek, _ID, _AT, _AT)
+    return Keyring("acme", "m1", current, plaintext_allowed=plaintext)
+
+
+def _store(cli: Cli, key: str, plaintext: bytes, *, pepper: str = "") -> bytes:
+    """Put an object as a worker would; gives its body."""
+    dek = new_dek()
+    wraps = wrap(_keyring(cli, pepper=pepper).desired(_masters(cli)), key, dek)
+    body = seal(dek, BODY_CONTEXT, plaintext)
+    caller = {"author": "=?utf-8?b?w6k=?=", "topic": "q3"}
+    _put(cli, f"acme/{key}", body, metadata_for(wraps, upload_id=_ID, caller_wire=caller))
+    return body
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("who", ["project", "operator"])
+@pytest.mark.parametrize("size", [0, 5, 3 * 2**20 + 7])
+def test_download_writes_what_was_stored(
+    bucket_cli: Cli, tmp_path: Path, who: str, size: int
+) -> None:
+    plaintext = os.urandom(size)
+    _store(bucket_cli, "a/b.bin", plaintext)
+    target = tmp_path / "out.bin"
+    arguments = ["download", "acme", "a/b.bin", "-o", str(target)]
+    if who == "operator":
+        result = bucket_cli.run(*arguments, "--as-operator")
+    else:
+        result = bucket_cli.run(*arguments, API_KEY=bucket_cli.deployment.api_key)
+    assert result.exit_code == 0, result.stderr
+    assert hashlib.sha256(target.read_bytes()).digest() == hashlib.sha256(plaintext).digest()
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+    assert _files(tmp_path) == ["out.bin"]
+
+
+def test_download_to_standard_output_and_by_a_key_file_with_pepper(
+    bucket_cli: Cli, tmp_path: Path
+) -> None:
+    _store(bucket_cli, "k", b"hello\n", pepper="hot")
+    key_file = tmp_path / "api-key"
+    key_file.write_text(bucket_cli.deployment.api_key + "\n")
+    arguments = ["download", "acme", "k", "-o", "-", "--api-key-file", str(key_file)]
+    result = bucket_cli.run(*arguments, PEPPER="hot")
+    assert (result.exit_code, result.stdout_bytes, result.stderr) == (0, b"hello\n", "")
+    cold = bucket_cli.run(*arguments)
+    assert (cold.exit_code, cold.stdout_bytes) == (1, b"")
+    assert cold.stderr == "keyturn: no_usable_wrap\n"
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "metadata"])
+def test_a_corrupt_object_exits_1_and_leaves_no_file_behind(
+    bucket_cli: Cli, tmp_path: Path, damage: str
+) -> None:
+    plaintext = os.urandom(2 * 2**20)
+    body = bytearray(_store(bucket_cli, "k", plaintext))
+    wraps = wrap(_keyring(bucket_cli).desired(_masters(bucket_cli)), "k", new_dek())
+    client = sync_client(bucket_cli.deployment.s3)
+    metadata = client.head_object(Bucket=bucket_cli.deployment.bucket, Key="acme/k")["Metadata"]
+    client.close()
+    if damage == "flip":
+        body[-100] ^= 1
+    elif damage == "cut":
+        del body[-100:]
+    else:
+        metadata = metadata_for(wraps, upload_id=_ID, caller_wire={})
+    _put(bucket_cli, "acme/k", bytes(body), metadata)
+    for who in (["--as-operator"], []):
+        result = bucket_cli.run(
+            "download",
+            "acme",
+            "k",
+            "-o",
+            str(tmp_path / "out"),
+            *who,
+            API_KEY=bucket_cli.deployment.api_key,
+        )
+        assert result.exit_code == 1
+        assert result.stderr.startswith("keyturn: corrupt_object: ")
+        assert result.stderr.count("\n") == 1
+        assert _files(tmp_path) == []
+        piped = bucket_cli.run(
+            "download", "acme", "k", "-o", "-", *who, API_KEY=bucket_cli.deployment.api_key
+        )
+        assert piped.exit_code == 1
+        assert plaintext.startswith(piped.stdout_bytes)
+        assert len(piped.stdout_bytes) < len(plaintext)
+
+
+def test_download_replaces_a_file_only_when_forced_and_only_by_a_whole_one(
+    bucket_cli: Cli, tmp_path: Path
+) -> None:
+    _store(bucket_cli, "k", b"new")
+    target = tmp_path / "out"
+    target.write_bytes(b"old")
+    arguments = ["download", "acme", "k", "-o", str(target), "--as-operator"]
+    assert bucket_cli.run(*arguments).exit_code == 1
+    assert target.read_bytes() == b"old"
+    missing = bucket_cli.run("download", "acme", "none", *arguments[3:], "--force")
+    assert (missing.exit_code, missing.stderr) == (1, "keyturn: not_found: none\n")
+    assert target.read_bytes() == b"old"
+    assert bucket_cli.run(*arguments, "--force").exit_code == 0
+    assert target.read_bytes() == b"new"
+
+
+def test_the_operator_reads_plaintext_where_the_keyring_allows_it(bucket_cli: Cli) -> None:
+    record = build(_keyring(bucket_cli, plaintext=True), _masters(bucket_cli))
+    _put(bucket_cli, "acme/p", b"as it is")
+    arguments = ["download", "acme", "p", "-o", "-", "--as-operator"]
+    refused = bucket_cli.run(*arguments)
+    assert (refused.exit_code, refused.stdout_bytes) == (1, b"")
+    _put(bucket_cli, ".keyturn/keyrings/acme.json", record)
+    assert bucket_cli.run(*arguments).stdout_bytes == b"as it is"
+
+
+def test_inspect_says_what_metadata_says_and_shows_no_wrap(bucket_cli: Cli) -> None:
+    body = _store(bucket_cli, "k", b"hello")
+    ring = _keyring(bucket_cli)
+    result = bucket_cli.run("inspect", "acme", "k", "--json")
+    assert result.exit_code == 0
+    told = document(result)
+    modified, etag = told.pop("modified"), told.pop("etag")
+    assert modified.endswith("+00:00")
+    assert etag == hashlib.md5(body).hexdigest()  # noqa: S324  # what S3 calls a body
+    assert told == {
+        "project": "acme",
+        "key": "k",
+        "kind": "encrypted",
+        "algorithm": "Cobblestone-256",
+        "plaintext_bytes": 5,
+        "stored_bytes": len(body),
+        "generation": 1,
+        "kek_id": ring.current.kek_id,
+        "master_key": "m1",
+        "wrap_bytes_user": 104,
+        "wrap_bytes_admin": 104,
+        "commitment": body[24:HEADER_BYTES].hex(),
+        "content_type": "text/plain",
+        "upload_id": _ID,
+        "tags": 0,
+        "metadata": {"author": "é", "topic": "q3"},
+    }
+    table = bucket_cli.run("inspect", "acme", "k")
+    assert "metadata: author" in table.stdout
+    assert "\x1b" not in table.stdout
+
+
+@pytest.mark.parametrize(
+    ("metadata", "kind"),
+    [
+        ({}, "plaintext"),
+        ({"enc-upload": _ID}, "plaintext"),
+        ({"enc-algo": "deleted", "enc-dek-admin": "AAAA"}, "tombstone"),
+        ({"enc-algo": "AES-256-GCM", "enc-dek-user": "AAAA"}, "v0"),
+        ({"enc-algo": "ROT13"}, "unknown"),
+        ({"enc-dek-user": "AAAA"}, "corrupt"),
+        ({"enc-algo": "Cobblestone-256"}, "corrupt"),
+    ],
+)
+def test_inspect_names_every_other_kind(
+    bucket_cli: Cli, metadata: dict[str, str], kind: str
+) -> None:
+    _put(bucket_cli, "acme/k", b"x" * 40, metadata)
+    told = document(bucket_cli.run("inspect", "acme", "k", "--json"))
+    assert (told["kind"], told["commitment"]) == (kind, None)
+    row = document(bucket_cli.run("ls", "acme", "-l", "--json"))[0]
+    assert row["kind"] == kind
+
+
+def test_ls_lists_one_project_in_order_and_no_further_than_asked(bucket_cli: Cli) -> None:
+    for key in ("b", "a/2", "a/1"):
+        _store(bucket_cli, key, b"hello")
+    _put(bucket_cli, "acme-2/other", b"")
+    rows = document(bucket_cli.run("ls", "acme", "--json"))
+    assert [row["key"] for row in rows] == ["a/1", "a/2", "b"]
+    assert {row["stored_bytes"] for row in rows} == {56 + 5 + 16}
+    rows = document(bucket_cli.run("ls", "acme", "a/", "--json", "--long"))
+    assert [(r["key"], r["plaintext_bytes"], r["master_key"]) for r in rows] == [
+        ("a/1", 5, "m1"),
+        ("a/2", 5, "m1"),
+    ]
+    some = bucket_cli.run("ls", "acme", "--limit", "2")
+    assert [line.split()[0] for line in some.stdout.splitlines()] == ["key", "a/1", "a/2"]
+    assert "more than 2" in some.stderr
+    exact = bucket_cli.run("ls", "acme", "--limit", "3")
+    assert exact.stderr == ""
+
+
+def test_a_key_cannot_steer_the_terminal(bucket_cli: Cli) -> None:
+    _put(bucket_cli, "acme/\x1b[2Jx", b"")
+    for arguments in (["ls", "acme"], ["ls", "acme", "--json"]):
+        result = bucket_cli.run(*arguments)
+        assert result.exit_code == 0, result.stderr
+        assert "\x1b" not in result.output
+
+
+def test_an_unreachable_storage_is_one_line(bucket_cli: Cli) -> None:
+    result = bucket_cli.run("ls", "acme", S3_ENDPOINT_URL="http://127.0.0.1:1")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("keyturn: storage_unavailable: ")
+    assert result.stderr.count("\n") == 1

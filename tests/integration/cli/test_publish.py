@@ -1,0 +1,149 @@
+"""`enroll`, `upload` and `doctor` with a real worker, and every file read back."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import stat
+import sys
+from typing import TYPE_CHECKING
+
+import aio_pika
+import pytest
+
+from tests.integration.cli.conftest import document
+from tests.support.process import worker
+from workers.broker.declare import declare
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.integration.cli.conftest import Cli
+
+pytestmark = pytest.mark.servers
+
+
+async def test_from_a_generated_key_to_a_folder_read_back(cli: Cli, tmp_path: Path) -> None:
+    key_file, folder = tmp_path / "api-key", tmp_path / "d"
+    (folder / "sub").mkdir(parents=True)
+    bodies = {"d/a.txt": b"hello", "d/sub/big.bin": os.urandom(700_000), "d/empty": b""}
+    for name, body in bodies.items():
+        (tmp_path / name).write_bytes(body)
+    (folder / "bad\nname").write_bytes(b"x")
+    async with worker(cli.deployment.worker_env()):
+        enrolled = await cli.arun(
+            "enroll", "acme", "--generate", "--save-to", str(key_file), "--json"
+        )
+        assert enrolled.exit_code == 0, enrolled.stderr
+        assert document(enrolled)["event"]["generation"] == 1
+        api_key = key_file.read_text().strip()
+        assert api_key not in enrolled.output
+        assert stat.S_IMODE(key_file.stat().st_mode) == 0o600
+
+        sent = await cli.arun("upload", "acme", str(folder), "--wait", "--json")
+        assert sent.exit_code == 1  # one of the names is no key
+        rows = {row["key"]: row for row in document(sent)}
+        assert rows["d/bad\nname"]["code"] == "malformed_request"
+        assert {key: rows[key]["event"]["size"] for key in bodies} == {
+            key: len(body) for key, body in bodies.items()
+        }
+        for key, body in bodies.items():
+            arguments = ["download", "acme", key, "-o", "-"]
+            for result in (
+                await cli.arun(*arguments, "--api-key-file", str(key_file)),
+                await cli.arun(*arguments, "--as-operator"),
+            ):
+                assert (result.exit_code, result.stdout_bytes) == (0, body)
+        told = document(await cli.arun("inspect", "acme", "d/a.txt", "--json"))
+        assert told["content_type"] == "text/plain"
+
+        again = await cli.arun(
+            "upload", "acme", str(folder / "a.txt"), "--key", "d/a.txt", "--wait"
+        )
+        assert again.exit_code == 1
+        assert again.stderr.startswith("keyturn: already_exists: ")
+        piped = await cli.arun(
+            "upload",
+            "acme",
+            "-",
+            "--key",
+            "piped",
+            "--metadata",
+            "from=stdin",
+            "--wait",
+            stdin=b"through a pipe",
+        )
+        assert piped.exit_code == 0, piped.stderr
+        read = await cli.arun("download", "acme", "piped", "-o", "-", "--as-operator")
+        assert read.stdout_bytes == b"through a pipe"
+
+        second = await cli.arun("enroll", "acme", API_KEY=api_key)
+        assert second.exit_code == 1
+        assert second.stderr.startswith("keyturn: already_enrolled: ")
+
+
+async def test_a_generated_key_is_shown_before_anything_is_published(cli: Cli) -> None:
+    # Nothing serves here: publishing fails, and the key has been shown all the same.
+    result = await cli.arun("enroll", "acme", "--generate")
+    assert result.exit_code == 1
+    assert result.stdout.startswith("API key (shown this once): kt_")
+    assert "no worker has declared" in result.stderr
+
+
+async def test_without_waiting_the_broker_keeps_the_requests(cli: Cli, tmp_path: Path) -> None:
+    await declare(cli.deployment.amqp_url)
+    (tmp_path / "a").write_bytes(b"a")
+    sent = await cli.arun("upload", "acme", str(tmp_path / "a"), "--json")
+    assert (sent.exit_code, document(sent)[0]["status"]) == (0, "queued")
+    enrolled = await cli.arun(
+        "enroll", "acme", "--no-wait", "--json", API_KEY=cli.deployment.api_key
+    )
+    assert (enrolled.exit_code, document(enrolled)["status"]) == (0, "queued")
+    untold = await cli.arun("upload", "acme", str(tmp_path / "a"), "--wait", "--timeout-s", "0.5")
+    assert untold.exit_code == 1
+    assert "nothing was told" in untold.stderr
+
+
+async def test_doctor_tells_what_it_found_of_bucket_and_broker(cli: Cli) -> None:
+    before = await cli.arun("doctor", "--json")
+    rows = {row["check"]: row for row in document(before)}
+    assert rows["broker"]["ok"]
+    assert not rows["queues declared"]["ok"]
+    required = [row for row in rows.values() if row["needed"] == "required"]
+    assert before.exit_code == (0 if all(row["ok"] for row in required) else 1)
+    await declare(cli.deployment.amqp_url)
+    after = {row["check"]: row for row in document(await cli.arun("doctor", "--json"))}
+    assert after["queues declared"]["ok"]
+    away = await cli.arun("doctor", AMQP_URL="amqp://u:secret@127.0.0.1:1/")
+    assert away.exit_code == 1
+    assert "broker" in away.stderr
+    assert "secret" not in away.output
+
+
+async def test_an_interrupted_command_exits_130_quietly(cli: Cli, tmp_path: Path) -> None:
+    await declare(cli.deployment.amqp_url)
+    (tmp_path / "a").write_bytes(b"a")
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "workers",
+        "upload",
+        "acme",
+        str(tmp_path / "a"),
+        "--wait",
+        env={**os.environ, **cli.env},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    # Once its request stands on the queue it can only be waiting for the event.
+    async with await aio_pika.connect(cli.deployment.amqp_url) as connection:
+        channel = await connection.channel()
+        queue = await channel.get_queue("keyturn.upload", ensure=False)
+        async with queue.iterator(timeout=60) as messages:
+            async for message in messages:
+                await message.ack()
+                break
+    process.send_signal(signal.SIGINT)
+    out, err = await process.communicate()
+    assert (process.returncode, out, err) == (130, b"", b"")
