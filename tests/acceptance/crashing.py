@@ -136,17 +136,16 @@ async def _struck_midway(
 
 
 class Stalled:
-    """Stopped by SIGSTOP right before an object's first put, and told what became of the put."""
+    """Stopped by SIGSTOP, once, right before an object's put, and told what became of the put."""
 
     def install(self, strike: Callable[[], None]) -> None:
         del strike
+        stalled: list[bool] = []
         for name in ("put", "put_stream"):
-            setattr(S3Storage, name, _stalling(getattr(S3Storage, name)))
+            setattr(S3Storage, name, _stalling(getattr(S3Storage, name), stalled))
 
 
-def _stalling(original: Any) -> Any:
-    stalled: list[bool] = []
-
+def _stalling(original: Any, stalled: list[bool]) -> Any:
     async def stalling(this: S3Storage, key: str, *arguments: Any, **named: Any) -> Any:
         if stalled or not _of_an_object((key,)):
             return await original(this, key, *arguments, **named)

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import aio_pika
 import pytest
+from aio_pika.exceptions import ChannelNotFoundEntity
 
 from contracts.sealing import VerifyKey
 from tests.acceptance.proxy import proxy
@@ -18,7 +19,7 @@ from tests.acceptance.scene import check_queues_empty, served
 from tests.support.wire import open_wire
 
 if TYPE_CHECKING:
-    from aio_pika.abc import AbstractIncomingMessage
+    from aio_pika.abc import AbstractConnection, AbstractIncomingMessage, AbstractQueue
 
     from tests.acceptance.scene import Scene
     from tests.servers import RabbitMQ
@@ -46,13 +47,25 @@ async def _read_stream(deployment: Deployment, wanted: set[str], timeout_s: floa
             over.set()
         await message.ack()
 
-    async with await aio_pika.connect(deployment.amqp_url) as connection:
+    async with (
+        asyncio.timeout(timeout_s),
+        await aio_pika.connect(deployment.amqp_url) as connection,
+    ):
+        stream = await _recovered(connection, "keyturn.events")
+        await stream.consume(take, arguments={"x-stream-offset": "first"})
+        await over.wait()
+
+
+async def _recovered(connection: AbstractConnection, name: str) -> AbstractQueue:
+    """A queue once its home is up: a killed broker takes connections before its streams."""
+    while True:
+        # A channel each: the broker closes the channel on an error.
         channel = await connection.channel()
         await channel.set_qos(prefetch_count=100)
-        stream = await channel.get_queue("keyturn.events", ensure=False)
-        await stream.consume(take, arguments={"x-stream-offset": "first"})
-        async with asyncio.timeout(timeout_s):
-            await over.wait()
+        try:
+            return await channel.declare_queue(name, passive=True)
+        except ChannelNotFoundEntity:
+            await asyncio.sleep(0.2)
 
 
 @pytest.mark.parametrize("how", ["restart", "kill"])

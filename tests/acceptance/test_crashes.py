@@ -195,8 +195,10 @@ async def test_a_refusal_survives(scene: Scene, point: str) -> None:
     scene.check_logs()
 
 
-@pytest.mark.parametrize("point", ["put-off-before", "put-off-after", "ack-before"])
-async def test_an_upload_that_was_put_off_survives(scene: Scene, point: str) -> None:
+@pytest.mark.parametrize(
+    ("point", "copies"), [("put-off-before", 1), ("put-off-after", 2), ("ack-before", 2)]
+)
+async def test_an_upload_that_was_put_off_survives(scene: Scene, point: str, copies: int) -> None:
     """Its project is enrolled only later; one copy or two of it wait, and it is stored once."""
     scene.project = f"late-{point}"
     async with (
@@ -207,9 +209,10 @@ async def test_an_upload_that_was_put_off_survives(scene: Scene, point: str) -> 
         assert await dying.ended() == -signal.SIGKILL
         async with scene.worker("all") as plain:
             await scene.publish(wire, rq.enroll(scene.deployment, scene.project))
-            event = await wire.outcome(made.upload_id)
-            assert event["type"] == "upload.stored"
-            # Whatever copy still waits is served before the next request that waits as long.
-            await plain.logged(made.upload_id)
+            # Each copy ends in an event of its own: then none waits any more.
+            await wire.event(lambda _: len(told(wire, made.upload_id)) == copies)
+            assert await plain.terminate() == 0
+        assert {event["type"] for event in told(wire, made.upload_id)} == {"upload.stored"}
+        await check_queues_empty(wire)
     scene.check_object("early", made.upload_id)
     scene.check_logs()
