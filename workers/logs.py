@@ -42,7 +42,21 @@ def configure(log_format: LogFormat, level: str) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(name)s: %(message)s")
+    _configure_libraries([*shared, structlog.stdlib.add_logger_name], renderers)
+
+
+def _configure_libraries(
+    before: list[structlog.typing.Processor], renderers: list[structlog.typing.Processor]
+) -> None:
+    """What libraries log, in the same form as our own lines."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=before,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
+        )
+    )
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.ERROR)
 
