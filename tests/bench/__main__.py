@@ -30,7 +30,7 @@ _PARTS: Final = ("uploads", "big", "sealing")
 _KINDS: Final[tuple[StorageKind, ...]] = ("ceph", "moto")
 _MIB: Final = 2**20
 # moto answers a few hundred puts a second: fewer objects last as long there.
-_COUNTS: Final = {"ceph": 4000, "moto": 1500}
+_COUNTS: Final = {"ceph": 3000, "moto": 1200}
 _QUICK_COUNT: Final = 600
 
 

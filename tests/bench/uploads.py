@@ -137,9 +137,11 @@ async def ours(
         env = deployment.worker_env(UPLOAD_CONCURRENCY=str(CONCURRENCY))
         async with worker(env, scratch / f"{name}.log", samples=samples) as running:
             seen = await _drain(wire, running)
+            # The queue is empty before the last ones are done: a worker told to stop then
+            # gives back what it has not begun.
+            told = await _told(connection, deployment, name, count)
         stood = len(reader.keys(deployment, f"{PROJECT}/{name}/"))
         dead = await wire.depth(dead_letter_name(UPLOAD_QUEUE))
-        told = await _told(connection, deployment, name, count)
     if (stood, told, dead) != (count, count, 0):
         raise BenchError(f"of {count} uploads {stood} stand, {told} were told, {dead} are dead")
     return steady(seen, count)
