@@ -5,6 +5,7 @@ is acknowledged. The copy keeps the body and all headers as they were sent (SPEC
 for what would make the broker do something with it again.
 """
 
+import re
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -20,6 +21,7 @@ from contracts.topology import (
     WORKER_HEADERS,
 )
 
+_ATTEMPT: Final = re.compile(r"(?P<code>[a-z_]+):(?P<count>[0-9]{1,9})")
 # The broker's own notes on a message's way; a copy starts anew. CC and BCC would route
 # every copy to wherever they name, so that a refused message came back for ever.
 _BROKER_HEADERS: Final = ("x-death", "x-delivery-count", "x-acquired-count", "CC", "BCC")
@@ -28,8 +30,10 @@ _BROKER_PREFIXES: Final = ("x-first-death-", "x-last-death-")
 
 def attempts(headers: Mapping[str, Any], error: KeyturnError) -> int:
     """How many times in a row the message was put off for this same code."""
-    code, _, count = str(headers.get(ATTEMPT_HEADER, "")).partition(":")
-    return int(count) if code == error.code and count.isascii() and count.isdigit() else 0
+    # No sender's word: the header is not signed. More digits than any count of ours has
+    # would make int() itself refuse.
+    found = _ATTEMPT.fullmatch(str(headers.get(ATTEMPT_HEADER, "")))
+    return int(found["count"]) if found is not None and found["code"] == error.code else 0
 
 
 def was_put_off(headers: Mapping[str, Any]) -> bool:
