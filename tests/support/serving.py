@@ -35,6 +35,7 @@ QUEUES = {
     "delete.requested": "keyturn.control",
 }
 _WORKER_HEADERS = {"keyturn-code", "keyturn-detail", "keyturn-attempt"}
+_ID_FIELDS = sorted(set(topology.REQUEST_ID_FIELDS.values()))
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Sent:
     def request_id(self) -> str:
         """The id under which its refusal is told."""
         assert self.told is not None
-        return str(next(self.told[n] for n in ("upload_id", "request_id") if n in self.told))
+        return str(next(self.told[n] for n in _ID_FIELDS if n in self.told))
 
 
 @dataclass(frozen=True)

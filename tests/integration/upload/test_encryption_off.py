@@ -1,0 +1,63 @@
+"""Encryption switched off: plaintext where the keyring allows it, sealed elsewhere (SPEC 7.4)."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.support import reader, requests
+from tests.support.serving import Serving, staged_key
+
+WORKER_ENV = {"ENCRYPTION_ENABLED": "false"}
+pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
+
+BODIES = pytest.mark.parametrize(
+    ("size_bytes", "staged"),
+    [(0, False), (5, False), (0, True), (3_000_000, True)],
+    ids=["inline-empty", "inline", "staged-empty", "staged"],
+)
+
+
+@BODIES
+async def test_allowed(served: Serving, size_bytes: int, *, staged: bool) -> None:
+    """The body as it is, with the upload's id as the only `enc-` metadata; once, too."""
+    project = f"plain-{requests.new_id()[:8]}"
+    await served.enroll(project, plaintext="allowed")
+    data = os.urandom(size_bytes)
+    sent = requests.upload(served.deployment, project, "k", data, staged=staged)
+    sent.document |= {"content_type": "text/plain", "metadata": {"author": "kim"}}
+    if staged:
+        served.stage(sent.upload_id, sent.sealed_body)
+    event = await served.served(sent.document)
+    assert (event["type"], event["size"], event["generation"]) == ("upload.stored", size_bytes, 1)
+    shown = reader.shown(served.deployment, project, "k")
+    assert shown == reader.Shown(
+        data, {"author": "kim", "enc-upload": sent.upload_id}, "text/plain"
+    )
+    assert not served.stands(staged_key(sent.upload_id))
+    again = await served.served(sent.document)
+    assert again | {"at": ""} == event | {"at": ""}
+
+
+@BODIES
+async def test_forbidden(served: Serving, size_bytes: int, *, staged: bool) -> None:
+    """A project that does not allow plaintext is encrypted all the same."""
+    data = os.urandom(size_bytes)
+    key = f"sealed/{requests.new_id()}"
+    sent = requests.upload(served.deployment, "acme", key, data, staged=staged)
+    if staged:
+        served.stage(sent.upload_id, sent.sealed_body)
+    assert (await served.served(sent.document))["type"] == "upload.stored"
+    assert reader.shown(served.deployment, "acme", key).metadata["enc-algo"] == "Cobblestone-256"
+    for role in ("user", "admin"):
+        assert reader.opened(served.deployment, "acme", key, role) == data
+
+
+async def test_damaged(served: Serving) -> None:
+    """A body that does not open is not stored as plaintext either."""
+    await served.enroll("plain", plaintext="allowed")
+    sent = requests.upload(served.deployment, "plain", "k", os.urandom(2_000_000), staged=True)
+    served.stage(sent.upload_id, sent.sealed_body[:-1] + b"\0")
+    await served.refuses(served.signed(sent.document), "bad_seal")
+    assert reader.keys(served.deployment, "plain/") == []

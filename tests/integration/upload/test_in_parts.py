@@ -1,0 +1,78 @@
+"""Large bodies where the server's completion honours conditions: multipart (SPEC 7.2).
+
+On moto, which does; Ceph's gateway does not, and gets one streamed put instead. Nothing
+here depends on a race.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+import pytest_asyncio
+
+from tests.support import reader, requests
+from tests.support.serving import Serving, serving, staged_key
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from tests.servers import S3Server, Servers
+
+PART_BYTES = 5 * 2**20
+pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def served(broker: Servers, moto: S3Server) -> AsyncIterator[Serving]:
+    """A worker of all roles on moto, with the smallest parts."""
+    async with serving(broker, moto, PART_SIZE_BYTES=str(PART_BYTES)) as running:
+        yield running
+
+
+async def staged(served: Serving, data: bytes, damage: int = 0) -> tuple[str, dict[str, object]]:
+    """Send a staged upload whose last byte is changed by `damage`; its key and its event."""
+    key = f"parts/{requests.new_id()}"
+    sent = requests.upload(served.deployment, "acme", key, data, staged=True)
+    body = sent.sealed_body[:-1] + bytes([sent.sealed_body[-1] ^ damage])
+    served.stage(sent.upload_id, body)
+    event = await served.served(sent.document)
+    assert served.stands(staged_key(sent.upload_id)) == (event["type"] == "upload.rejected")
+    return key, event
+
+
+async def test_stored_in_parts(served: Serving) -> None:
+    """Three parts, one object, no upload left open."""
+    data = os.urandom(2 * PART_BYTES + 1000)
+    key, event = await staged(served, data)
+    assert (event["type"], event["size"]) == ("upload.stored", len(data))
+    head = reader.s3_client(served.deployment).head_object(
+        Bucket=served.deployment.bucket, Key=f"acme/{key}"
+    )
+    assert head["ETag"].strip('"').endswith("-3")
+    for role in ("user", "admin"):
+        assert reader.opened(served.deployment, "acme", key, role) == data
+    assert reader.open_multiparts(served.deployment) == []
+
+
+async def test_damaged_in_its_last_chunk(served: Serving) -> None:
+    """All parts but the last were put: none of them becomes an object, and none stays."""
+    key, event = await staged(served, os.urandom(2 * PART_BYTES + 1000), damage=1)
+    assert (event["type"], event["code"]) == ("upload.rejected", "bad_seal")
+    dead = await served.wire.take("keyturn.upload.dead")
+    assert dead.headers["keyturn-code"] == "bad_seal"
+    assert not served.stands(f"acme/{key}")
+    assert reader.open_multiparts(served.deployment) == []
+    await served.serves_the_next()
+
+
+async def test_key_taken_at_completion(served: Serving) -> None:
+    """An object of another upload stands there: refused, and the parts are gone."""
+    first = os.urandom(PART_BYTES + 1000)
+    key, _ = await staged(served, first)
+    rival = requests.upload(served.deployment, "acme", key, first, staged=True)
+    served.stage(rival.upload_id, rival.sealed_body)
+    await served.refuses(served.signed(rival.document), "already_exists")
+    assert reader.opened(served.deployment, "acme", key, "user") == first
+    assert reader.open_multiparts(served.deployment) == []
