@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from contracts.names import keyring_key
-from contracts.sealing import Secret, b64, kek_id, kek_info, user_kek
+from contracts.sealing import KekPurpose, Secret, b64, kek_id, kek_info, user_kek
 from tests.support import reader, requests
 from tests.support.serving import Sent, Serving
 from workers.keyring.record import Generation, Keyring, build
@@ -164,8 +164,8 @@ async def test_v0_kek(served: Serving) -> None:
     document["sealed_v0_kek"] = dict(document["sealed_kek"])
     await refused(served, document, "bad_seal")
     document["request_id"] = requests.new_id()
-    for name, purpose in (("sealed_kek", "enroll"), ("sealed_v0_kek", "v0")):
-        assert purpose in ("enroll", "v0")
+    purposes: dict[str, KekPurpose] = {"sealed_kek": "enroll", "sealed_v0_kek": "v0"}
+    for name, purpose in purposes.items():
         info = kek_info(purpose, document["request_id"], document["project"])
         document[name]["ciphertext"] = sealed(served, document, info)
     assert (await served.served(document))["type"] == "project.enrolled"

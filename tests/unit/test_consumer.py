@@ -1,0 +1,320 @@
+"""The order of things around one delivery (SPEC 6.2): the acknowledgement comes last.
+
+Each step that can fail is made to fail. Whatever had not become durable by then, the
+message was not acknowledged, and comes again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from contracts.errors import (
+    AlreadyExistsError,
+    KeyturnError,
+    StorageUnavailableError,
+    UnknownProjectError,
+)
+from contracts.messages import UploadStored
+from contracts.names import format_time
+from contracts.sealing import SigningKey, VerifyKey
+from workers.admission import Rules
+from workers.broker import Consumer, Done, Teller, consumer
+from workers.settings import Grant
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from aio_pika.abc import AbstractIncomingMessage
+
+    from contracts.messages import Event, Request
+
+KEY = SigningKey.from_seed(bytes(32))
+ALL = frozenset("*")
+RULES = Rules(
+    "test",
+    {"api": Grant((VerifyKey.from_bytes(KEY.public_bytes),), ALL, ALL)},
+    timedelta(days=7),
+)
+UPLOAD_ID = "2f6c9a0e-1111-4111-8111-111111111111"
+
+
+class BrokerError(Exception):
+    """What aio-pika raises where a publish was not confirmed."""
+
+
+@dataclass
+class Scene:
+    """Notes what happens, in order; `failing` names the step that raises."""
+
+    failing: str = ""
+    steps: list[str] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+
+    def step(self, name: str) -> None:
+        if name == self.failing:
+            self.steps.append(f"{name} failed")
+            raise BrokerError
+        self.steps.append(name)
+
+
+@dataclass
+class FakeTeller:
+    """Publishes nothing, and notes what it was asked for."""
+
+    scene: Scene
+
+    async def tell(self, event: Event) -> None:
+        self.scene.step("told")
+        self.scene.events.append(event)
+
+    async def put_off(
+        self, _message: object, queue: str, error: KeyturnError, attempt: int, delay_s: int
+    ) -> None:
+        self.scene.step("put off")
+        self.scene.steps.append(f"{queue} {error.code} {attempt} {delay_s}s")
+
+    async def dead_letter(self, _message: object, queue: str, error: KeyturnError) -> None:
+        self.scene.step("dead")
+        self.scene.steps.append(f"{queue} {error.code}")
+
+
+@dataclass
+class FakeMessage:
+    """A delivery that notes its acknowledgement."""
+
+    scene: Scene
+    body: bytes
+    headers: dict[str, Any]
+    routing_key: str = "upload.requested"
+    redelivered: bool = False
+    message_id: str = UPLOAD_ID
+
+    async def ack(self) -> None:
+        self.scene.step("ack")
+
+    async def nack(self, *, requeue: bool) -> None:
+        assert requeue
+        self.scene.step("given back")
+
+
+@dataclass
+class FakeRole:
+    """Serves uploads by doing nothing, or by raising."""
+
+    scene: Scene
+    error: Exception | None = None
+    queue: str = "keyturn.upload"
+    served: tuple[str, ...] = ("upload.requested",)
+    seen_before: bool | None = None
+    gate: asyncio.Event | None = None
+    entered: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def serve(self, request: Request, publisher: str, *, seen_before: bool) -> Done:
+        assert (request.type, publisher) == ("upload.requested", "api")
+        self.seen_before = seen_before
+        self.entered.set()
+        if self.gate is not None:
+            await self.gate.wait()
+        self.scene.step("served")
+        if self.error is not None:
+            raise self.error
+        event = UploadStored(
+            upload_id=UPLOAD_ID,
+            project="acme",
+            at=format_time(datetime.now(UTC)),
+            key="k",
+            size=1,
+            generation=1,
+        )
+
+        async def after() -> None:
+            self.scene.step("after")
+
+        return Done(event, {}, after)
+
+
+def document(**changes: Any) -> bytes:
+    fields = {
+        "type": "upload.requested",
+        "upload_id": UPLOAD_ID,
+        "project": "acme",
+        "key": "k",
+        "requested_at": format_time(datetime.now(UTC)),
+        "sealed_key": {"intake_key": "main", "ciphertext": ""},
+        "body": {"inline": ""},
+    }
+    return json.dumps(fields | changes).encode()
+
+
+def message(
+    scene: Scene, body: bytes | None = None, headers: dict[str, Any] | None = None
+) -> FakeMessage:
+    """A signed delivery, with further headers."""
+    body = document() if body is None else body
+    signature = KEY.sign_request("test", "api", body)
+    signed = {"keyturn-publisher": "api", "keyturn-signature": signature}
+    return FakeMessage(scene, body, signed | (headers or {}))
+
+
+async def consume(role: FakeRole, delivery: FakeMessage) -> list[str]:
+    """The steps in their order."""
+    taken = Consumer(role, RULES, cast("Teller", FakeTeller(role.scene)))
+    await taken(cast("AbstractIncomingMessage", delivery))
+    assert taken.in_flight == 0
+    return role.scene.steps
+
+
+@pytest.fixture(autouse=True)
+def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(consumer, "_PAUSE_S", 0)
+
+
+async def test_served() -> None:
+    """Served, told, cleared up, acknowledged."""
+    scene = Scene()
+    assert await consume(FakeRole(scene), message(scene)) == ["served", "told", "after", "ack"]
+
+
+async def test_refused() -> None:
+    """Dead first, told second, acknowledged last."""
+    scene = Scene()
+    role = FakeRole(scene, AlreadyExistsError("k"))
+    refused = ["dead", "keyturn.upload already_exists", "told", "ack"]
+    assert await consume(role, message(scene)) == ["served", *refused]
+    assert [(event.type, getattr(event, "code", "")) for event in scene.events] == [
+        ("upload.rejected", "already_exists")
+    ]
+
+
+async def test_malformed() -> None:
+    """Refused without being served."""
+    scene = Scene()
+    refused = ["dead", "keyturn.upload malformed_request", "told", "ack"]
+    assert await consume(FakeRole(scene), message(scene, document(key="/"))) == refused
+
+
+async def test_malformed_by_nobody_in_particular() -> None:
+    """Without an id there is nobody to tell; it is dead all the same."""
+    scene = Scene()
+    refused = ["dead", "keyturn.upload malformed_request", "ack"]
+    assert await consume(FakeRole(scene), message(scene, b"{")) == refused
+
+
+async def test_bad_signature() -> None:
+    """Told in no event, however well-formed it is."""
+    scene = Scene()
+    forged = message(scene, headers={"keyturn-publisher": "other"})
+    refused = ["dead", "keyturn.upload bad_signature", "ack"]
+    assert await consume(FakeRole(scene), forged) == refused
+
+
+async def test_put_off() -> None:
+    """Its copy waits before it is acknowledged; nothing is told."""
+    scene = Scene()
+    role = FakeRole(scene, StorageUnavailableError("x"))
+    delivery = message(scene, headers={"keyturn-attempt": "storage_unavailable:2"})
+    waits = ["put off", "keyturn.upload storage_unavailable 2 30s", "ack"]
+    assert await consume(role, delivery) == ["served", *waits]
+
+
+async def test_put_off_no_more() -> None:
+    scene = Scene()
+    role = FakeRole(scene, UnknownProjectError("acme"))
+    delivery = message(scene, headers={"keyturn-attempt": "unknown_project:3"})
+    refused = ["dead", "keyturn.upload unknown_project", "told", "ack"]
+    assert await consume(role, delivery) == ["served", *refused]
+
+
+async def test_a_bug_of_ours() -> None:
+    """What nobody thought of is put off like a failure of the storage, and never lost."""
+    scene = Scene()
+    role = FakeRole(scene, ZeroDivisionError("secret"))
+    waits = ["put off", "keyturn.upload storage_unavailable 0 1s", "ack"]
+    assert await consume(role, message(scene)) == ["served", *waits]
+
+
+Case = tuple[Exception | None, bytes | None]
+SERVED: Case = (None, None)
+REFUSED: Case = (AlreadyExistsError("k"), None)
+WAITING: Case = (StorageUnavailableError("x"), None)
+MALFORMED: Case = (None, b"{")
+
+
+@pytest.mark.parametrize(
+    ("case", "failing", "expected"),
+    [
+        (SERVED, "told", ["served", "told failed", "given back"]),
+        (SERVED, "after", ["served", "told", "after failed", "given back"]),
+        (SERVED, "ack", ["served", "told", "after", "ack failed", "given back"]),
+        (REFUSED, "dead", ["served", "dead failed", "given back"]),
+        (REFUSED, "told", ["served", "dead", "*", "told failed", "given back"]),
+        (REFUSED, "ack", ["served", "dead", "*", "told", "ack failed", "given back"]),
+        (WAITING, "put off", ["served", "put off failed", "given back"]),
+        (WAITING, "ack", ["served", "put off", "*", "ack failed", "given back"]),
+        (MALFORMED, "dead", ["dead failed", "given back"]),
+    ],
+)
+async def test_nothing_is_acknowledged_before_it_is_durable(
+    case: Case, failing: str, expected: list[str]
+) -> None:
+    """A step that the broker did not confirm: the message goes back to its queue."""
+    error, body = case
+    scene = Scene(failing)
+    steps = await consume(FakeRole(scene, error), message(scene, body))
+    assert [step if "keyturn." not in step else "*" for step in steps] == expected
+    assert "ack" not in steps
+
+
+async def test_the_channel_is_gone() -> None:
+    """Not even the giving back works: the broker gives the message again by itself."""
+    scene = Scene("told")
+    delivery = message(scene)
+
+    async def nack(*, requeue: bool) -> None:
+        raise BrokerError(requeue)
+
+    delivery.nack = nack  # type: ignore[method-assign]  # a channel that is closed
+    assert await consume(FakeRole(scene), delivery) == ["served", "told failed"]
+
+
+async def test_cancelled() -> None:
+    """A worker that is told to stop neither acknowledges nor gives back: the broker does."""
+    scene = Scene()
+    role = FakeRole(scene, gate=asyncio.Event())
+    running = asyncio.create_task(consume(role, message(scene)))
+    await role.entered.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert scene.steps == []
+
+
+def redelivered(delivery: FakeMessage) -> None:
+    delivery.redelivered = True
+
+
+def waited(delivery: FakeMessage) -> None:
+    delivery.headers["keyturn-attempt"] = "unknown_project:1"
+
+
+def counted(delivery: FakeMessage) -> None:
+    delivery.headers["x-delivery-count"] = 1
+
+
+@pytest.mark.parametrize(
+    ("change", "seen_before"),
+    [(lambda _: None, False), (redelivered, True), (waited, True), (counted, True)],
+)
+async def test_seen_before(change: Callable[[FakeMessage], None], *, seen_before: bool) -> None:
+    """Whatever shows that an earlier delivery may have done part of it is told to the role."""
+    scene = Scene()
+    role, delivery = FakeRole(scene), message(scene)
+    change(delivery)
+    await consume(role, delivery)
+    assert role.seen_before is seen_before
