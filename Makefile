@@ -8,6 +8,8 @@ PYTHON := .venv/bin/python
 UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
 SYNC := $(UV) sync --locked --all-extras --quiet
 FILES ?=
+# Each process of the suite has servers of its own; given ones cannot be shared out.
+PROCESSES := $(if $(KEYTURN_AMQP_URL)$(KEYTURN_S3_ENDPOINT_URL),0,3)
 ARGS ?=
 
 .PHONY: help
@@ -20,7 +22,7 @@ setup: $(UV)  ## Make the locked environment in .venv
 
 .PHONY: test
 test: setup  ## Run all tests on private servers; ARGS="-k upload -x" goes to pytest
-	@$(PYTHON) -m pytest $(ARGS)
+	@$(PYTHON) -m pytest -n $(PROCESSES) --dist worksteal $(ARGS)
 
 .PHONY: check
 check: setup  ## Lint, formatting, types and import rules
