@@ -12,6 +12,8 @@ import os
 import sys
 import tempfile
 import time
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -21,9 +23,12 @@ from tests.bench import big, sealing, uploads
 from tests.bench.figures import Results, profile_table, table
 from tests.bench.processes import BenchError
 from tests.servers import Servers
+from tests.servers.process import ServerError
 from tests.support.deployment import Deployment
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from tests.servers import StorageKind
 
 _PARTS: Final = ("uploads", "big", "sealing")
@@ -48,32 +53,51 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     return given
 
 
-async def _on(
-    kind: StorageKind, given: argparse.Namespace, results: Results, console: Console
-) -> None:
-    """All that needs servers, on one storage server."""
+@contextmanager
+def _served(kind: StorageKind) -> Iterator[tuple[Deployment, Path]]:
+    """Servers of one's own, a deployment on them, and a scratch folder."""
     with (
         Servers(kind, environ={}) as servers,
         tempfile.TemporaryDirectory(prefix="keyturn-bench-") as folder,
     ):
-        scratch = Path(folder)
-        deployment = Deployment(servers.amqp_url, servers.s3, servers.new_bucket())
-        if "uploads" in given.only:
-            console.print(f"4 KiB uploads on {kind} …")
-            count = _QUICK_COUNT if given.quick else _COUNTS[kind]
-            rounds = given.rounds or (1 if given.quick else 3)
-            rows, shares = await uploads.measure(deployment, scratch, count=count, rounds=rounds)
-            results.rows += rows
-            results.profiles[kind] = shares
-        if "big" in given.only and kind == "ceph":
-            console.print(f"a large staged upload on {kind} …")
-            if "uploads" not in given.only:
-                await uploads.enrol(deployment, scratch)
-            size_bytes = 128 * _MIB if given.quick else 1024 * _MIB
-            rounds = 1 if given.quick else 2
-            results.rows += await big.measure(
-                deployment, scratch, size_bytes=size_bytes, rounds=rounds
-            )
+        yield Deployment(servers.amqp_url, servers.s3, servers.new_bucket()), Path(folder)
+
+
+def _uploads(kind: StorageKind, given: argparse.Namespace, results: Results) -> None:
+    count = _QUICK_COUNT if given.quick else _COUNTS[kind]
+    rounds = given.rounds or (1 if given.quick else 3)
+    with _served(kind) as (deployment, scratch):
+        measuring = uploads.measure(deployment, scratch, count=count, rounds=rounds)
+        rows, results.profiles[kind] = asyncio.run(measuring)
+        results.rows += rows
+
+
+def _big(kind: StorageKind, given: argparse.Namespace, results: Results) -> None:
+    size_bytes = 128 * _MIB if given.quick else 1024 * _MIB
+    found = big.Rounds()
+    for _ in range(given.rounds or (1 if given.quick else 2)):
+        big.check_memory(size_bytes)
+        with _served(kind) as (deployment, scratch):
+            asyncio.run(big.one_round(deployment, scratch, found, size_bytes=size_bytes))
+    results.rows += big.rows(kind, found, size_bytes)
+
+
+def _sealing(given: argparse.Namespace, results: Results) -> None:
+    size_bytes = 32 * _MIB if given.quick else 256 * _MIB
+    rows, notes = sealing.measure(size_bytes, given.rounds or (2 if given.quick else 5))
+    results.rows += rows
+    results.notes += notes
+
+
+def _measurements(given: argparse.Namespace) -> Iterator[tuple[str, Callable[[Results], None]]]:
+    kinds = _KINDS if given.server == "both" else (given.server,)
+    if "sealing" in given.only:
+        yield "sealing and opening", partial(_sealing, given)
+    for kind in kinds if "uploads" in given.only else ():
+        yield f"4 KiB uploads on {kind}", partial(_uploads, kind, given)
+    # A figure of speed on moto would be one of moto.
+    if "big" in given.only and "ceph" in kinds:
+        yield "a large staged upload on ceph", partial(_big, "ceph", given)
 
 
 def main(argv: list[str]) -> int:
@@ -83,22 +107,16 @@ def main(argv: list[str]) -> int:
     results = Results()
     began = time.monotonic()
     failed = False
-    if "sealing" in given.only:
-        console.print("sealing and opening …")
-        size_bytes = 32 * _MIB if given.quick else 256 * _MIB
-        rows, notes = sealing.measure(size_bytes, given.rounds or (2 if given.quick else 5))
-        results.rows += rows
-        results.notes += notes
-    kinds = _KINDS if given.server == "both" else (given.server,)
-    for kind in kinds:
-        # The large upload is measured on the real server alone.
-        if not set(given.only) & ({"uploads", "big"} if kind == "ceph" else {"uploads"}):
-            continue
+    for name, measure in _measurements(given):
+        console.print(f"{name} …")
         try:
-            asyncio.run(_on(kind, given, results, console))
-        except BenchError as exc:
+            measure(results)
+        except (BenchError, ServerError) as exc:
             failed = True
-            results.notes.append(f"{kind}: not measured: {exc}")
+            results.notes.append(f"{name}: NOT MEASURED: {exc}")
+        # At once: a run that is cut short keeps what it has.
+        if given.json:
+            given.json.write_text(results.as_json())
     results.notes.append(
         f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f} at the end, "
         f"{time.monotonic() - began:.0f} s in all"
