@@ -434,7 +434,10 @@ def _text(value: object) -> str | None:
 def problems(error: ValidationError) -> str:
     """The fields and rules that fail, in one line and without a value."""
     found = error.errors(include_url=False, include_input=False, include_context=False)
-    told = [f"{_path(problem['loc'])}: {problem['msg']}" for problem in found[:_MAX_PROBLEMS]]
+    told = [
+        f"{_path(problem['loc'])}: {problem['msg'].removeprefix('Value error, ')}"
+        for problem in found[:_MAX_PROBLEMS]
+    ]
     more = len(found) - len(told)
     return "; ".join(told) + (f"; and {more} more" if more else "")
 
