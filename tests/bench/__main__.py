@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -103,6 +104,8 @@ def _measurements(given: argparse.Namespace) -> Iterator[tuple[str, Callable[[Re
 def main(argv: list[str]) -> int:
     """Measure what was asked for; gives the exit status."""
     given = _arguments(argv)
+    # Told to stop, it still ends the workers and servers that it started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     console = Console(width=None if sys.stdout.isatty() else 150)
     results = Results()
     began = time.monotonic()
