@@ -38,6 +38,7 @@ from contracts.topology import REQUEST_ID_FIELDS, REQUESTS
 INLINE_MAX_BYTES: Final = 256 * 1024
 _CODE_PATTERN: Final = r"^[a-z0-9_]{1,64}$"
 _STAGED_MAX_BYTES: Final = 2**53 - 1  # what every JSON implementation can count to
+_TOLD_MAX_CHARACTERS: Final = 256
 _MAX_PROBLEMS: Final = 3
 
 
@@ -83,7 +84,7 @@ Base64 = Annotated[
     AfterValidator(_check_b64),
 ]
 ContentType = Annotated[
-    str, Field(pattern=r"^[\x20-\x7e]{1,256}$"), AfterValidator(_check_content_type)
+    str, Field(pattern=r"^[\x20-\x7e]{0,1024}$"), AfterValidator(_check_content_type)
 ]
 CallerMetadata = Annotated[
     dict[Annotated[str, Field(pattern=r"^[a-z0-9-]+$")], str],
@@ -349,7 +350,10 @@ def identity(body: bytes, routed_as: str) -> tuple[str, str, str | None] | None:
     `routed_as` is the type by which it came, and serves where its own `type` is none.
     """
     try:
-        document = json.loads(body.decode(), object_pairs_hook=_unambiguous)
+        # Numbers are not converted: no field that is read here is one.
+        document = json.loads(
+            body.decode(), object_pairs_hook=_unambiguous, parse_int=str, parse_float=str
+        )
     except (ValueError, RecursionError):
         return None
     if not isinstance(document, dict):
@@ -363,7 +367,7 @@ def identity(body: bytes, routed_as: str) -> tuple[str, str, str | None] | None:
     if claimed is None or not is_uuid(claimed):
         return None
     project = _text(document.get("project"))
-    return message_type, claimed, project if project is None or _is_text(project) else None
+    return message_type, claimed, project if project is not None and _is_tellable(project) else None
 
 
 def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -372,7 +376,10 @@ def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return {name: value for name, value in pairs if names[name] == 1}
 
 
-def _is_text(text: str) -> bool:
+def _is_tellable(text: str) -> bool:
+    # An event goes to every reader: it carries no megabytes of somebody's mistake.
+    if len(text) > _TOLD_MAX_CHARACTERS:
+        return False
     try:
         text.encode()
     except UnicodeEncodeError:

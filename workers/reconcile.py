@@ -11,8 +11,8 @@ from typing import Final
 import structlog
 
 from contracts import metadata as object_metadata
-from contracts.errors import CorruptObjectError, StorageUnavailableError
-from contracts.metadata import UPLOAD, Wraps
+from contracts.errors import CorruptObjectError, DeletedKeyError, StorageUnavailableError
+from contracts.metadata import UPLOAD, Tombstone, Wraps
 from contracts.names import object_key
 from contracts.sealing import HEADER_BYTES, Secret
 from workers.envelope import examine, metadata_for, wrap
@@ -48,6 +48,8 @@ async def reconcile(
         except MissingError as exc:
             raise StorageUnavailableError("the object to reconcile is gone") from exc
         envelope = object_metadata.parse(head.metadata)
+        if isinstance(envelope, Tombstone):
+            raise DeletedKeyError(f"{key} was deleted")
         if not isinstance(envelope, Wraps):
             raise CorruptObjectError("the object to reconcile has no wraps")
         # Begun after the object was read, and after any copy of the turn before.

@@ -18,6 +18,7 @@ from faststream.rabbit import Channel, QueueType, RabbitBroker, RabbitQueue
 from faststream.rabbit.message import RabbitMessage
 from faststream.rabbit.subscriber import RabbitSubscriber
 
+from contracts.amqp import tolerate_odd_properties
 from contracts.errors import StorageUnavailableError
 from contracts.names import KEYRINGS_PREFIX
 from workers.admission import Rules
@@ -56,6 +57,7 @@ async def run_worker(settings: WorkerSettings, roles: frozenset[str]) -> None:
         StorageUnavailableError, StorageAnswerError, OSError, AMQPException: storage or
             broker could not be reached within `START_TIMEOUT_S`.
     """
+    tolerate_odd_properties()
     amqp_url = settings.amqp_url.get_secret_value()
     differences = await _patiently(settings, lambda: _check_storage(settings))
     await _patiently(settings, lambda: declare(amqp_url))

@@ -4,13 +4,14 @@ Nothing else under `workers` reads it. Each process reads the class that it need
 that a command that only lists a bucket never asks for a master key.
 """
 
-import json
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_settings import NoDecode
 
+from contracts.errors import MalformedRequestError
+from contracts.messages import load_json
 from contracts.names import SHORT_NAME_PATTERN, is_project, is_short_name
 from contracts.sealing import IntakeKey, Secret, VerifyKey
 from contracts.settings import (
@@ -46,9 +47,9 @@ class Grant:
 
 def _json_object(value: object) -> dict[str, Any]:
     try:
-        document = json.loads(value) if isinstance(value, str) else value
-    except ValueError:
-        raise ValueError("not a JSON object") from None
+        document = load_json(value.encode()) if isinstance(value, str) else value
+    except (MalformedRequestError, UnicodeEncodeError):
+        raise ValueError("not a JSON object, or a name stands in it twice") from None
     if not isinstance(document, dict):
         raise ValueError("not a JSON object")  # noqa: TRY004  # pydantic wants ValueError
     for name in document:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Self
 
+from contracts.amqp import tolerate_odd_properties
 from contracts.errors import BodyTooLargeError
 from contracts.messages import INLINE_MAX_BYTES, Event, InlineBody, Staged, StagedBody
 from contracts.names import staging_key
@@ -87,6 +88,7 @@ class Publisher:
             BrokerUnavailableError: the broker refuses, or does not answer in time.
             SettingsError: staging is asked for and aioboto3 is not installed.
         """
+        tolerate_odd_properties()
         async with AsyncExitStack() as stack:
             staging = None
             if s3 is not None:

@@ -12,11 +12,14 @@ from typing import Any, Final
 
 from aio_pika import DeliveryMode, Message
 from aio_pika.abc import AbstractIncomingMessage
+from pamqp import encode
 
 from contracts.errors import KeyturnError, UnknownProjectError
 from contracts.topology import (
     ATTEMPT_HEADER,
+    PUBLISHER_HEADER,
     RETRY_DELAYS_S,
+    SIGNATURE_HEADER,
     UNKNOWN_PROJECT_DELAYS_S,
     WORKER_HEADERS,
 )
@@ -25,6 +28,9 @@ _ATTEMPT: Final = re.compile(r"(?P<code>[a-z_]+):(?P<count>[0-9]{1,9})")
 # The broker's own notes on a message's way; a copy starts anew. CC and BCC would route
 # every copy to wherever they name, so that a refused message came back for ever.
 _BROKER_HEADERS: Final = ("x-death", "x-delivery-count", "x-acquired-count", "CC", "BCC")
+# RabbitMQ takes headers of one frame of 128 KiB at most; a worker's own come on top.
+_HEADERS_MAX_BYTES: Final = 96 * 1024
+SPECIFIED_HEADERS: Final = (PUBLISHER_HEADER, SIGNATURE_HEADER)
 _BROKER_PREFIXES: Final = ("x-first-death-", "x-last-death-")
 
 
@@ -65,7 +71,7 @@ def copy_of(message: AbstractIncomingMessage, more_headers: Mapping[str, str]) -
     """
     return Message(
         message.body,
-        headers={**sent_headers(message.headers), **more_headers},
+        headers={**_fitting(sent_headers(message.headers)), **more_headers},
         delivery_mode=DeliveryMode.PERSISTENT,
         content_type=message.content_type,
         content_encoding=message.content_encoding,
@@ -77,6 +83,26 @@ def copy_of(message: AbstractIncomingMessage, more_headers: Mapping[str, str]) -
         app_id=message.app_id,
         priority=message.priority,
     )
+
+
+def _fitting(headers: dict[str, Any]) -> dict[str, Any]:
+    """The headers that leave room for a worker's own in one frame.
+
+    All of them, but where they nearly fill the frame: a copy that does not fit would cut
+    the connection each time. The largest go first, and never those that SPEC 6.3 names.
+    """
+    try:
+        size_bytes = len(encode.field_table(headers))
+    except (TypeError, ValueError, OverflowError):
+        return {name: headers[name] for name in SPECIFIED_HEADERS if name in headers}
+    if size_bytes <= _HEADERS_MAX_BYTES:
+        return headers
+    by_size = sorted(headers, key=lambda name: len(encode.field_table({name: headers[name]})))
+    kept: dict[str, Any] = {}
+    for name in sorted(by_size, key=lambda name: name not in SPECIFIED_HEADERS):
+        if len(encode.field_table({**kept, name: headers[name]})) <= _HEADERS_MAX_BYTES:
+            kept[name] = headers[name]
+    return kept
 
 
 def sent_headers(headers: Mapping[str, Any]) -> dict[str, Any]:

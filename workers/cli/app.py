@@ -11,6 +11,7 @@ import typer
 from dotenv import dotenv_values
 from typer.core import TyperGroup
 
+from contracts.amqp import tolerate_odd_properties
 from contracts.settings import PREFIX
 from workers.cli import (
     dead,
@@ -101,6 +102,7 @@ def root(
 ) -> None:
     """Envelope encryption for files in S3, with two keys an object."""
     _load(env_file or [])
+    tolerate_odd_properties()
     if context.invoked_subcommand != "worker":  # which sets up logs of its own
         _hush()
 

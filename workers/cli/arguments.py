@@ -72,10 +72,32 @@ def read_api_key(file: Path | None, project: str, *, twice: bool) -> SecretStr:
     return key
 
 
+def read_v0_api_key(file: Path) -> SecretStr:
+    """The API key of the earlier system's objects: the file's text without its line's end.
+
+    Nothing can tell a wrong one (SPEC 4.6 gives these keys no form), and it would show only
+    when the users' wraps do not open: so no other character is taken off, and none cut off.
+
+    Raises:
+        typer.BadParameter: the file cannot be read, is empty, or is too long to be one.
+    """
+    text = _text_of(file).rstrip("\r\n")
+    if not text:
+        raise typer.BadParameter(f"{file}: empty")
+    return SecretStr(text)
+
+
 def _from_file(path: Path) -> SecretStr:
+    return SecretStr(_text_of(path).strip())
+
+
+def _text_of(path: Path) -> str:
     try:
         with path.open("rb") as file:
-            return SecretStr(file.read(_MAX_FILE_BYTES).decode().strip())
+            data = file.read(_MAX_FILE_BYTES + 1)
+        if len(data) > _MAX_FILE_BYTES:
+            raise typer.BadParameter(f"{path}: longer than {_MAX_FILE_BYTES} bytes")
+        return data.decode()
     except (OSError, UnicodeDecodeError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) else "not text"
         raise typer.BadParameter(f"{path}: {reason}") from None

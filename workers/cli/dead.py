@@ -133,8 +133,12 @@ def show(
     raw: Annotated[
         Path | None, typer.Option(help="Write the body, sealed as it is, to this new file.")
     ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON, as without it: a letter is no table.")
+    ] = False,
 ) -> None:
     """Show one dead letter as JSON: headers, and the body without its sealed parts."""
+    del as_json  # for scripts that say --json to every command; the output is the same
     asyncio.run(_show(DeploymentSettings.read(), letter_id, _queues(queue), raw))
 
 

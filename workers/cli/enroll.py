@@ -17,7 +17,7 @@ from contracts.publisher import OutcomeUnknownError, Publisher
 from contracts.publisher.requests import new_id
 from contracts.sealing import new_api_key
 from contracts.settings import PublisherSettings
-from workers.cli.arguments import ApiKeyFile, AsJson, Project, read_api_key
+from workers.cli.arguments import ApiKeyFile, AsJson, Project, read_api_key, read_v0_api_key
 from workers.cli.ending import CommandError, note
 from workers.cli.files import write_secret
 from workers.cli.output import print_json, print_line, print_table
@@ -38,6 +38,16 @@ def enroll(
     plaintext: Annotated[
         bool, typer.Option("--plaintext", help="Allow unencrypted objects in the project.")
     ] = False,
+    v0: Annotated[
+        bool, typer.Option("--v0", help="Allow the earlier system's objects in the project.")
+    ] = False,
+    v0_api_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="File that holds the API key under which the earlier system's objects are "
+            "wrapped (KEYTURN_V0_PEPPER goes with it). Implies --v0."
+        ),
+    ] = None,
     adopt: Annotated[
         bool, typer.Option("--adopt", help="Enrol although objects stand under its prefix.")
     ] = False,
@@ -47,6 +57,8 @@ def enroll(
 ) -> None:
     """Enrol a project: give it its keyring."""
     settings = PublisherSettings.read()
+    # Before a key is generated: what cannot be read must not leave a saved key behind.
+    v0_api_key = None if v0_api_key_file is None else read_v0_api_key(v0_api_key_file)
     api_key = _api_key(project, api_key_file, save_to, generate=generate, as_json=as_json)
     request_id = new_id()
     event = asyncio.run(
@@ -56,6 +68,8 @@ def enroll(
             api_key,
             request_id,
             plaintext=plaintext,
+            v0=v0,
+            v0_api_key=v0_api_key,
             adopt=adopt,
             timeout_s=timeout_s if wait else None,
         )
@@ -90,6 +104,8 @@ async def _enroll(
     request_id: str,
     *,
     plaintext: bool,
+    v0: bool,
+    v0_api_key: SecretStr | None,
     adopt: bool,
     timeout_s: float | None,
 ) -> Event | None:
@@ -100,6 +116,8 @@ async def _enroll(
                     project,
                     api_key=api_key,
                     plaintext=plaintext,
+                    v0=v0,
+                    v0_api_key=v0_api_key,
                     adopt=adopt,
                     request_id=request_id,
                 )

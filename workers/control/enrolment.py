@@ -49,9 +49,9 @@ class Enroller:
             CorruptObjectError: a keyring stands that nobody here wrote.
             StorageUnavailableError, UnknownMasterKeyError: try again later.
         """
-        keyring = self._keyring(request)
         if (standing := await self._standing(request)) is not None:
             return standing
+        keyring = self._keyring(request)
         await self._refuse_where_objects_stand(request)
         if await create(self._storage, keyring, self._master_keys):
             return keyring.current.generation

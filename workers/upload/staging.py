@@ -8,12 +8,13 @@ multipart uploads that nobody completed.
 
 import asyncio
 import random
+from collections.abc import Awaitable
 from datetime import datetime, timedelta
 
 import structlog
 
 from contracts.errors import StorageUnavailableError
-from contracts.names import STAGING_PREFIX
+from contracts.names import OWN_PREFIX, STAGING_PREFIX, is_project
 from workers.errors import StorageAnswerError
 from workers.storage import Storage
 
@@ -31,13 +32,26 @@ async def sweep_staging(
     bodies = uploads = 0
     async for body in storage.list(STAGING_PREFIX):
         if now - body.last_modified > older_than:
-            await storage.delete(body.key)
-            bodies += 1
+            bodies += await _went(storage.delete(body.key))
     async for upload in storage.open_multiparts(""):
-        if now - upload.initiated > older_than:
-            await storage.abort_multipart(upload.key, upload.upload_id)
-            uploads += 1
+        if _is_ours(upload.key) and now - upload.initiated > older_than:
+            uploads += await _went(storage.abort_multipart(upload.key, upload.upload_id))
     return bodies, uploads
+
+
+def _is_ours(s3_key: str) -> bool:
+    # Outside of projects and .keyturn/ the bucket may be somebody else's (SPEC 10).
+    return s3_key.startswith(OWN_PREFIX) or is_project(s3_key.partition("/")[0])
+
+
+async def _went(removal: Awaitable[None]) -> bool:
+    """Whether it could be removed; one that could not does not keep the others."""
+    try:
+        await removal
+    except (StorageUnavailableError, StorageAnswerError) as exc:
+        _log.warning("not swept", problem=type(exc).__name__)
+        return False
+    return True
 
 
 async def keep_sweeping(storage: Storage, *, older_than: timedelta, interval_s: float) -> None:
@@ -48,7 +62,7 @@ async def keep_sweeping(storage: Storage, *, older_than: timedelta, interval_s: 
             bodies, uploads = await sweep_staging(
                 storage, older_than=older_than, now=datetime.now().astimezone()
             )
-        except (StorageUnavailableError, StorageAnswerError) as exc:
+        except Exception as exc:  # noqa: BLE001  # whatever it was: the next round is an hour away
             _log.warning("staging not swept", problem=type(exc).__name__)
             continue
         if bodies or uploads:

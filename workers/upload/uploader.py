@@ -113,10 +113,11 @@ class Uploader:
         standing: Standing | None = None
         # A staged body is gone once its upload is stored, so a request for one that was
         # published twice is answered from its target.
+        if seen_before:
+            # Before the look, which may end in a refusal: no parts are left behind then either.
+            await abort_leftovers(self._storage, object_key(request.project, request.key))
         if seen_before or isinstance(request.body, StagedBody):
             standing = await self._look(request)
-        if seen_before:
-            await abort_leftovers(self._storage, object_key(request.project, request.key))
         if standing is None:
             return await self._store_and_settle(request, publisher)
         return await self._settle_standing(request, standing)
@@ -178,6 +179,19 @@ class Uploader:
         condition: Condition,
     ) -> Stored | Standing:
         """Put the object; or, where something stands, what stands if it is this upload's own."""
+        if isinstance(request.body, InlineBody):
+            return await self._try_to_store(request, publisher, transport_key, condition)
+        # The slot comes first: a keyring reading that waited for one would outlive its lease.
+        async with self._streams:
+            return await self._try_to_store(request, publisher, transport_key, condition)
+
+    async def _try_to_store(
+        self,
+        request: UploadRequested,
+        publisher: str,
+        transport_key: bytes,
+        condition: Condition,
+    ) -> Stored | Standing:
         observed = await self._keyrings.recent(request.project)
         for _ in range(_MAX_ATTEMPTS):
             try:
@@ -222,7 +236,7 @@ class Uploader:
         size_bytes = bodies.staged_plaintext_size(
             request.body.staged.size, self._limits.upload_max_bytes
         )
-        async with self._streams, self._staged(request, publisher) as staged:
+        async with self._staged(request, publisher) as staged:
             plaintext_pieces = bodies.opened(staged, transport_key, request.upload_id)
             return await self._put_staged(attempt, plaintext_pieces, size_bytes)
 
@@ -312,7 +326,7 @@ class _Attempt:
         self.sealed = sealed
         self.s3_key = object_key(request.project, request.key)
         self.dek = new_dek()
-        self.headers = Headers(self._metadata(), request.content_type)
+        self.headers = Headers(self._metadata(), (request.content_type or "").strip(" ") or None)
 
     def _metadata(self) -> dict[str, str]:
         caller_wire = caller_to_wire(self.request.metadata or {})
