@@ -36,6 +36,7 @@ _USAGE = [
     (["dead", "list"], "KEYTURN_AMQP_URL is missing"),
     (["dead", "replay"], "name ids, or --all"),
     (["dead", "replay", "x", "--all"], "name ids, or --all"),
+    (["dead", "show", "x", "--json"], "KEYTURN_AMQP_URL is missing"),
     (["dead", "discard", "x"], "needs --yes"),
     (["enroll", "acme"], "KEYTURN_AMQP_URL is missing"),
     (["upload", "acme", "nowhere.txt"], "KEYTURN_AMQP_URL is missing"),
