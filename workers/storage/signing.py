@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from botocore.auth import SIGV4_TIMESTAMP, UNSIGNED_PAYLOAD, S3SigV4Auth, S3SigV4QueryAuth
+from botocore.auth import (
+    SIGNED_HEADERS_BLACKLIST,
+    SIGV4_TIMESTAMP,
+    UNSIGNED_PAYLOAD,
+    S3SigV4Auth,
+    S3SigV4QueryAuth,
+    _host_from_url,
+)
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import ReadOnlyCredentials
 
@@ -19,14 +26,41 @@ from workers.storage.port import Lease
 _SERVICE: Final = "s3"
 
 
-class _HeaderSigner(S3SigV4Auth):
+class _PlainHeaders:
+    """Canonical headers from one dict, made once a request.
+
+    botocore makes them twice, each time as an email message; for the dozen headers of a
+    put that is a third of what signing costs. Nothing else of the signature is ours.
+    """
+
+    def headers_to_sign(self, request: AWSRequest) -> dict[str, str]:
+        made: dict[str, str] | None = request.context.get("headers_to_sign")
+        if made is None:
+            made = {name.lower(): value for name, value in request.headers.items()}
+            for name in SIGNED_HEADERS_BLACKLIST:
+                made.pop(name, None)
+            made["host"] = _host_from_url(request.url)
+            request.context["headers_to_sign"] = made
+        return made
+
+    def canonical_headers(self, headers_to_sign: dict[str, str]) -> str:
+        return "\n".join(
+            f"{name}:{' '.join(str(headers_to_sign[name]).split())}"
+            for name in sorted(headers_to_sign)
+        )
+
+    def signed_headers(self, headers_to_sign: dict[str, str]) -> str:
+        return ";".join(sorted(headers_to_sign))
+
+
+class _HeaderSigner(_PlainHeaders, S3SigV4Auth):  # type: ignore[misc]  # stubs want HTTPHeaders
     """Signs in the `Authorization` header, with a payload hash that is known already."""
 
     def payload(self, request: AWSRequest) -> Any:
         return request.context["payload_sha256"]
 
 
-class _LeaseSigner(S3SigV4QueryAuth):
+class _LeaseSigner(_PlainHeaders, S3SigV4QueryAuth):  # type: ignore[misc]  # as above
     """Signs in the query, as of the lease's beginning and until its end."""
 
     def __init__(self, credentials: ReadOnlyCredentials, region: str, lease: Lease) -> None:
