@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from botocore.auth import (
+from botocore.auth import (  # type: ignore[attr-defined]  # _host_from_url: see the pin
     SIGNED_HEADERS_BLACKLIST,
     SIGV4_TIMESTAMP,
     UNSIGNED_PAYLOAD,
