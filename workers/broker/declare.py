@@ -1,13 +1,13 @@
 """Declaring the topology on the broker (SPEC 6.2): request queues before anything publishes."""
 
 from aio_pika import ExchangeType, connect
-from aio_pika.exceptions import AMQPException
+from aiormq.exceptions import ChannelAccessRefused, ChannelPreconditionFailed
 
 from contracts import topology
 
 
 class TopologyError(Exception):
-    """The broker holds an exchange or a queue of ours with other arguments."""
+    """The broker holds one of ours with other arguments, or does not let us declare it."""
 
 
 async def declare(amqp_url: str) -> None:
@@ -15,7 +15,7 @@ async def declare(amqp_url: str) -> None:
 
     Raises:
         TopologyError: one stands with other arguments.
-        OSError, AMQPException: the broker is not reachable.
+        OSError, AMQPException: the broker is not reachable, or still bringing its queues back.
     """
     async with await connect(amqp_url) as connection:
         channel = await connection.channel()
@@ -29,6 +29,6 @@ async def declare(amqp_url: str) -> None:
                 )
                 for routing_key in queue.bindings:
                     await declared.bind(exchange, routing_key)
-        except AMQPException as exc:
+        except (ChannelPreconditionFailed, ChannelAccessRefused) as exc:
             # The broker's text names the argument that differs.
             raise TopologyError(f"{name} cannot be declared: {exc}") from exc

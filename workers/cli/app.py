@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import stamina
 import typer
 from dotenv import dotenv_values
 from typer.core import TyperGroup
@@ -83,6 +84,7 @@ def _hush() -> None:
 
     Without a handler, Python itself writes their warnings to standard error.
     """
+    stamina.instrumentation.set_on_retry_hooks([])
     logger = logging.getLogger()
     if not logger.handlers:
         logger.addHandler(logging.NullHandler())

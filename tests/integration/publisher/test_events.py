@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
+from aio_pika.exceptions import ChannelNotFoundEntity
 
 from contracts.messages import ProjectEnrolled, UploadRejected, UploadStored, encode
 from contracts.publisher import (
@@ -248,6 +249,17 @@ async def test_deleted_stream_comes_back_when_a_worker_declares_it(
         assert isinstance(await waiting, UploadStored)
 
 
+async def _stream_is_back(url: str) -> None:
+    """A broker that accepts connections again may still be bringing its streams back."""
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                async with worker_side(url):
+                    return
+            except ChannelNotFoundEntity:
+                await asyncio.sleep(0.2)
+
+
 async def test_publisher_outlives_a_restart_of_the_broker(own_rabbitmq: RabbitMQ) -> None:
     url = own_rabbitmq.url
     async with Publisher.open(settings_for(url)) as publisher:
@@ -259,6 +271,7 @@ async def test_publisher_outlives_a_restart_of_the_broker(own_rabbitmq: RabbitMQ
         waiting = asyncio.create_task(publisher.wait(late, timeout_s=90))
         await asyncio.to_thread(own_rabbitmq.restart)
         after = await publisher.upload("acme", "after", b"x")
+        await _stream_is_back(url)
         async with worker_side(url) as worker:
             await worker.tell(stored(late))
             await worker.tell(stored(after))

@@ -75,7 +75,7 @@ CHANGES: dict[str, tuple[Document, str]] = {
     "metadata with a line feed": ({"metadata": {"a": "x\r\nx-amz-acl: y"}}, "control characters"),
     "content type with a line feed": ({"content_type": "text/plain\r\nx: y"}, "content_type: "),
     "content type not ASCII": ({"content_type": "text/plün"}, "content_type: "),
-    "content type of nothing": ({"content_type": ""}, "content_type: "),
+    "content type too long": ({"content_type": "t" * 1025}, "content_type: "),
     "sealed key not base64": (
         {"sealed_key": {"intake_key": "main", "ciphertext": "AA=A"}},
         "sealed_key.ciphertext: ",
