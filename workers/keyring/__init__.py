@@ -2,6 +2,20 @@
 
 from workers.keyring.reader import KeyringReader, Observed
 from workers.keyring.record import Desired, Generation, Keyring
-from workers.keyring.store import create
+from workers.keyring.store import change, create
+from workers.keyring.turn import brought_by, check_turn, resealed, settled, turned
 
-__all__ = ["Desired", "Generation", "Keyring", "KeyringReader", "Observed", "create"]
+__all__ = [
+    "Desired",
+    "Generation",
+    "Keyring",
+    "KeyringReader",
+    "Observed",
+    "brought_by",
+    "change",
+    "check_turn",
+    "create",
+    "resealed",
+    "settled",
+    "turned",
+]

@@ -4,29 +4,17 @@ A record that does not open under its own master key, or that belongs to another
 project, was forged or moved: nothing may be wrapped by it.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
-from contracts.errors import CorruptObjectError, MalformedRequestError, UnknownMasterKeyError
-from contracts.messages import load_json
-from contracts.names import is_short_name, is_uuid, keyring_key, parse_time
-from contracts.sealing import (
-    SealError,
-    Secret,
-    admin_kek,
-    b64,
-    b64_decode,
-    kek_id,
-    open_record,
-    record_kek,
-    seal_record,
-)
+from contracts.errors import CorruptObjectError
+from contracts.names import is_uuid, keyring_key, parse_time
+from contracts.sealing import Secret, admin_kek, b64, b64_decode, kek_id
+from workers import records
 
-_VERSION: Final = 1
 _KEK_BYTES: Final = 32
 _KEK_ID: Final = re.compile(r"[0-9a-f]{16}")
 _MAX_GENERATION: Final = 10**18
@@ -108,16 +96,9 @@ class Keyring:
             kek_id=self.current.kek_id,
             user_kek=self.current.kek,
             master_key=self.master_key,
-            admin_kek=admin_kek(_held(master_keys, self.master_key), self.project),
+            admin_kek=admin_kek(records.held(master_keys, self.master_key), self.project),
             plaintext_allowed=self.plaintext_allowed,
         )
-
-
-def _held(master_keys: Mapping[str, Secret], name: str) -> bytes:
-    try:
-        return master_keys[name].reveal()
-    except KeyError as exc:
-        raise UnknownMasterKeyError(name) from exc
 
 
 def build(keyring: Keyring, master_keys: Mapping[str, Secret]) -> bytes:
@@ -126,7 +107,6 @@ def build(keyring: Keyring, master_keys: Mapping[str, Secret]) -> bytes:
     Raises:
         UnknownMasterKeyError: this process lacks it.
     """
-    kek = record_kek(_held(master_keys, keyring.master_key), keyring.project)
     rest = {
         **_entry_json(keyring.current),
         "plaintext": _permission(allowed=keyring.plaintext_allowed),
@@ -134,14 +114,9 @@ def build(keyring: Keyring, master_keys: Mapping[str, Secret]) -> bytes:
         "v0_kek": _kek_json(keyring.v0_kek),
         "history": [_entry_json(entry) for entry in keyring.history],
     }
-    sealed = seal_record(kek, keyring_key(keyring.project), json.dumps(rest).encode())
-    record = {
-        "v": _VERSION,
-        "project": keyring.project,
-        "master_key": keyring.master_key,
-        "sealed": b64(sealed),
-    }
-    return json.dumps(record).encode()
+    return records.build(
+        keyring_key(keyring.project), keyring.project, keyring.master_key, rest, master_keys
+    )
 
 
 def _entry_json(entry: Generation) -> dict[str, Any]:
@@ -170,28 +145,12 @@ def parse(body: bytes, project: str, master_keys: Mapping[str, Secret]) -> Keyri
         UnknownMasterKeyError: this process lacks the master key that the record names.
         CorruptObjectError: forged, moved from another project, or damaged.
     """
+    master_key, rest = records.parse(body, keyring_key(project), project, master_keys)
     try:
-        master_key, sealed = _outer(load_json(body), project)
-    except (MalformedRequestError, ValueError, TypeError) as exc:
-        raise CorruptObjectError("the keyring is no record of this project") from exc
-    kek = record_kek(_held(master_keys, master_key), project)
-    try:
-        rest = load_json(open_record(kek, keyring_key(project), sealed))
         return _keyring(project, master_key, rest)
-    except (SealError, MalformedRequestError, ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError):
         # No cause: what was opened holds keys, and an exception may repeat it.
-        raise CorruptObjectError("the keyring does not open") from None
-
-
-def _outer(record: Mapping[str, Any], project: str) -> tuple[str, bytes]:
-    """The master key's id and the sealed part of a record."""
-    if record.keys() != {"v", "project", "master_key", "sealed"}:
-        raise ValueError("fields")
-    if (type(record["v"]), record["v"], record["project"]) != (int, _VERSION, project):
-        raise ValueError("version or project")
-    if not is_short_name(record["master_key"]):
-        raise ValueError("master key")
-    return record["master_key"], b64_decode(record["sealed"])
+        raise CorruptObjectError("the keyring does not hold what it must") from None
 
 
 def _keyring(project: str, master_key: str, rest: Mapping[str, Any]) -> Keyring:

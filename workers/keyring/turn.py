@@ -1,0 +1,68 @@
+"""What becomes of a keyring: turned, re-sealed, settled (SPEC 8.1, 8.6). Pure; no I/O."""
+
+from dataclasses import replace
+
+from contracts.errors import GenerationMismatchError, KekReusedError
+from contracts.names import parse_time
+from contracts.sealing import Secret, kek_id
+from workers.keyring.record import Generation, Keyring
+
+
+def check_turn(keyring: Keyring, *, requested_at: str, expected_generation: int | None) -> None:
+    """Whether a rotation asked for at that time, of that generation, may turn the keyring.
+
+    Raises:
+        GenerationMismatchError: it is older than the last one accepted, or not from the
+            generation that it expects.
+    """
+    current = keyring.current
+    if parse_time(requested_at) < parse_time(current.requested_at):
+        raise GenerationMismatchError("a rotation requested later was accepted already")
+    if expected_generation is not None and expected_generation != current.generation:
+        raise GenerationMismatchError(
+            f"the project stands at generation {current.generation}, not {expected_generation}"
+        )
+
+
+def turned(
+    keyring: Keyring, *, kek: Secret, rotation_id: str, requested_at: str, at: str
+) -> Keyring:
+    """The keyring after a user rotation: one generation on, the one before in the history.
+
+    Raises:
+        KekReusedError: the KEK is the current one or stands in the history.
+    """
+    label = kek_id(kek)
+    if label in {entry.kek_id for entry in (*keyring.history, keyring.current)}:
+        raise KekReusedError("the project has or had this key")
+    current = Generation(
+        generation=keyring.current.generation + 1,
+        kek_id=label,
+        kek=kek,
+        rotation_id=rotation_id,
+        requested_at=requested_at,
+        at=at,
+    )
+    return replace(keyring, current=current, history=(*keyring.history, keyring.current))
+
+
+def brought_by(keyring: Keyring, rotation_id: str) -> int | None:
+    """The generation that this request brought, or None where it brought none yet."""
+    for entry in (keyring.current, *keyring.history):
+        if entry.rotation_id == rotation_id:
+            return entry.generation
+    return None
+
+
+def resealed(keyring: Keyring, master_key: str) -> Keyring:
+    """The keyring under another master key."""
+    return replace(keyring, master_key=master_key)
+
+
+def settled(keyring: Keyring, *, forbid_plaintext: bool) -> Keyring:
+    """The keyring after a clean sweep: no wrap needs an earlier KEK or v0 any more."""
+    history = tuple(replace(entry, kek=None) for entry in keyring.history)
+    plaintext = keyring.plaintext_allowed and not forbid_plaintext
+    return replace(
+        keyring, history=history, v0_allowed=False, v0_kek=None, plaintext_allowed=plaintext
+    )
