@@ -214,6 +214,30 @@ class _Rejected(_Event):
     detail: str
 
 
+class CountedEvent(_Event):
+    """An event of a sweep, with the counts of SPEC 8.6.
+
+    `objects` counts all keys of the last look but `foreign`; `rewrapped` and `encrypted` add
+    up over the whole sweep; the others are of the last look. In progress, `clean` tells what
+    is so far; at the end it is the proof's verdict.
+    """
+
+    objects: Count
+    rewrapped: Count
+    current: Count
+    plaintext: Count
+    encrypted: Count
+    deleted: Count
+    foreign: Count
+    failed: Count
+    noncurrent_stale: Count
+    clean: bool
+
+
+COUNT_FIELDS: Final = tuple(name for name in CountedEvent.__annotations__ if name != "clean")
+"""The counts of SPEC 8.6, in its order."""
+
+
 class ProjectEnrolled(_Event):
     """The project's keyring stands."""
 
@@ -248,6 +272,23 @@ class UploadRejected(_Rejected):
     upload_id: RequestId
 
 
+class RotationAccepted(_Event):
+    """The keyring has turned to this generation; the sweep begins (SPEC 8.1)."""
+
+    type: Literal["rotation.accepted"] = "rotation.accepted"
+    rotation_id: RequestId
+    project: Project
+    generation: Generation
+
+
+class RotationCompleted(CountedEvent):
+    """The rotation's sweep has ended (SPEC 8.1); only `clean` says that no old wrap is left."""
+
+    type: Literal["rotation.completed"] = "rotation.completed"
+    rotation_id: RequestId
+    project: Project
+
+
 class RotationRejected(_Rejected):
     """The rotation was refused."""
 
@@ -255,11 +296,36 @@ class RotationRejected(_Rejected):
     rotation_id: RequestId
 
 
+class SweepProgressed(CountedEvent):
+    """How far a sweep of one project is; a rotation's has its `rotation_id` as `sweep_id`."""
+
+    type: Literal["sweep.progressed"] = "sweep.progressed"
+    sweep_id: RequestId
+    project: Project
+
+
+class SweepCompleted(CountedEvent):
+    """The sweep of one project, or with `*` of all, has ended; then the counts are sums."""
+
+    type: Literal["sweep.completed"] = "sweep.completed"
+    sweep_id: RequestId
+    project: Project | Literal["*"]
+
+
 class SweepRejected(_Rejected):
     """The sweep was refused."""
 
     type: Literal["sweep.rejected"] = "sweep.rejected"
     sweep_id: RequestId
+
+
+class ObjectDeleted(_Event):
+    """A tombstone stands in the object's place (SPEC 8.7)."""
+
+    type: Literal["object.deleted"] = "object.deleted"
+    request_id: RequestId
+    project: Project
+    key: Key
 
 
 class DeleteRejected(_Rejected):
@@ -274,8 +340,13 @@ Event = (
     | EnrollRejected
     | UploadStored
     | UploadRejected
+    | RotationAccepted
     | RotationRejected
+    | RotationCompleted
+    | SweepProgressed
+    | SweepCompleted
     | SweepRejected
+    | ObjectDeleted
     | DeleteRejected
 )
 Rejected = EnrollRejected | UploadRejected | RotationRejected | SweepRejected | DeleteRejected
@@ -284,8 +355,13 @@ EVENT_MODELS: Final[dict[str, type[_Event]]] = {
     "enroll.rejected": EnrollRejected,
     "upload.stored": UploadStored,
     "upload.rejected": UploadRejected,
+    "rotation.accepted": RotationAccepted,
     "rotation.rejected": RotationRejected,
+    "rotation.completed": RotationCompleted,
+    "sweep.progressed": SweepProgressed,
+    "sweep.completed": SweepCompleted,
     "sweep.rejected": SweepRejected,
+    "object.deleted": ObjectDeleted,
     "delete.rejected": DeleteRejected,
 }
 _EVENT_ADAPTER: Final[TypeAdapter[Event]] = TypeAdapter(

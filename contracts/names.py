@@ -18,6 +18,9 @@ KEY_MAX_BYTES: Final = 900
 OWN_PREFIX: Final = ".keyturn/"
 KEYRINGS_PREFIX: Final = ".keyturn/keyrings/"
 STAGING_PREFIX: Final = ".keyturn/staging/"
+SWEEPS_PREFIX: Final = ".keyturn/sweeps/"
+ALL_PROJECTS: Final = "*"
+ALL_PROJECTS_FOLDER: Final = "_all"  # no project id begins with _
 
 _PROJECT = re.compile(PROJECT_PATTERN[1:-1])
 _SHORT_NAME = re.compile(SHORT_NAME_PATTERN[1:-1])
@@ -107,3 +110,9 @@ def keyring_key(project: str) -> str:
 def staging_key(publisher: str, upload_id: str) -> str:
     """Where a publisher puts a body above the inline limit (SPEC 6.4)."""
     return f"{STAGING_PREFIX}{publisher}/{upload_id}"
+
+
+def sweep_folder(sweep_id: str, project: str) -> str:
+    """Where the records of a sweep of one project, or of all (`*`), stand (SPEC 8.5)."""
+    folder = ALL_PROJECTS_FOLDER if project == ALL_PROJECTS else project
+    return f"{SWEEPS_PREFIX}{sweep_id}/{folder}/"

@@ -15,6 +15,7 @@ EXCHANGE: Final = "keyturn"
 UPLOAD_QUEUE: Final = "keyturn.upload"
 CONTROL_QUEUE: Final = "keyturn.control"
 SWEEP_QUEUE: Final = "keyturn.sweep"
+PLAN_QUEUE: Final = "keyturn.plan"  # a sweep's steps: planning never waits behind pages
 EVENTS_STREAM: Final = "keyturn.events"
 
 UPLOAD_REQUESTS: Final = ("upload.requested",)
@@ -145,6 +146,7 @@ def queues() -> tuple[Queue, ...]:
         _work_queue(UPLOAD_QUEUE, UPLOAD_REQUESTS),
         _work_queue(CONTROL_QUEUE, CONTROL_REQUESTS),
         _work_queue(SWEEP_QUEUE, ()),
+        _work_queue(PLAN_QUEUE, ()),
     )
     dead = tuple(_dead_queue(queue.name) for queue in work)
     retry = tuple(_retry_queue(queue.name, s) for queue in work for s in ALL_DELAYS_S)

@@ -23,7 +23,7 @@ from contracts.generate.sealed import (
     UPLOAD_ID,
     headers,
 )
-from contracts.messages import EVENT_MODELS
+from contracts.messages import COUNT_FIELDS, EVENT_MODELS
 from contracts.sealing import sealed_size
 
 _REQUESTED_AT: Final = "2026-11-24T10:00:00.000000Z"
@@ -140,15 +140,43 @@ def events() -> dict[str, dict[str, Document]]:
         "upload.stored": {"stored": stored, "with-a-later-field": stored | {"region": "eu"}},
         "enroll.rejected": _rejected("request_id", ENROLL_ID, "already_enrolled"),
         "upload.rejected": _rejected("upload_id", UPLOAD_ID, "already_exists"),
-        "rotation.rejected": _rejected("rotation_id", ROTATION_ID, "generation_mismatch"),
-        "sweep.rejected": _rejected("sweep_id", SWEEP_ID, "unknown_project"),
-        "delete.rejected": _rejected("request_id", DELETE_ID, "not_permitted"),
+        **_control_events(),
     }
     return {
         name: {title: {"type": name} | document for title, document in told[name].items()}
         for name in EVENT_MODELS
-        if name in told
     }
+
+
+def _control_events() -> dict[str, dict[str, Document]]:
+    rotation: Document = {"rotation_id": ROTATION_ID, "project": PROJECT, "at": _AT}
+    sweep: Document = {"sweep_id": SWEEP_ID, "project": PROJECT, "at": _AT}
+    deleted: Document = {"request_id": DELETE_ID, "project": PROJECT, "key": KEY, "at": _AT}
+    under_way = _counts(objects=1500, rewrapped=1480, current=20, clean=True)
+    clean = _counts(objects=1502, rewrapped=1495, current=1500, deleted=2, clean=True)
+    failing = clean | {"current": 1499, "failed": 1, "clean": False}
+    return {
+        "rotation.accepted": {"accepted": rotation | {"generation": 4}},
+        "rotation.completed": {"clean": rotation | clean, "failing": rotation | failing},
+        "rotation.rejected": _rejected("rotation_id", ROTATION_ID, "generation_mismatch"),
+        "sweep.progressed": {
+            "under-way": sweep | under_way,
+            "of-a-rotation": sweep | under_way | {"sweep_id": ROTATION_ID},
+        },
+        "sweep.completed": {
+            "clean": sweep | clean,
+            "all-projects": sweep | clean | {"project": "*"},
+            "stale-versions": sweep | clean | {"noncurrent_stale": 3, "clean": False},
+        },
+        "sweep.rejected": _rejected("sweep_id", SWEEP_ID, "unknown_project"),
+        "object.deleted": {"deleted": deleted},
+        "delete.rejected": _rejected("request_id", DELETE_ID, "not_permitted"),
+    }
+
+
+def _counts(*, clean: bool, **counts: int) -> Document:
+    """The counts of SPEC 8.6, zero where not named."""
+    return dict.fromkeys(COUNT_FIELDS, 0) | counts | {"clean": clean}
 
 
 def _rejected(id_field: str, request_id: str, code: str) -> dict[str, Document]:

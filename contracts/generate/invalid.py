@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import Any, Final
 
-from contracts.messages import REQUEST_MODELS, id_field
+from contracts.messages import EVENT_MODELS, REQUEST_MODELS, CountedEvent, id_field
 
 Document = dict[str, Any]
 Case = tuple[str, str, str]
@@ -33,6 +33,24 @@ def cases(name: str, valid: Document) -> Iterator[Case]:
         yield _changed(valid, "dry-run-as-number", "a boolean, not a number", dry_run=1)
     elif name == "upload.stored":
         yield _changed(valid, "size-negative", "a count of bytes", size=-1)
+    elif name == "rotation.accepted":
+        yield _changed(valid, "generation-zero", "generations begin at 1", generation=0)
+        yield _without(valid, "generation")
+    elif name == "object.deleted":
+        yield _changed(valid, "key-dots", "a '..' segment", key="reports/../q3.pdf")
+        yield _without(valid, "key")
+    elif issubclass(EVENT_MODELS.get(name, type), CountedEvent):
+        yield from _of_counts(name, valid)
+
+
+def _of_counts(name: str, valid: Document) -> Iterator[Case]:
+    yield _changed(valid, "failed-negative", "a count", failed=-1)
+    yield _changed(valid, "objects-as-text", "a number", objects="1500")
+    yield _changed(valid, "clean-as-number", "a boolean, not a number", clean=1)
+    yield _without(valid, "rewrapped")
+    yield _without(valid, "clean")
+    if name != "sweep.completed":
+        yield _changed(valid, "all-projects", "one project", project="*")
 
 
 def _of_every_message(name: str, valid: Document) -> Iterator[Case]:

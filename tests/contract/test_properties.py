@@ -14,7 +14,9 @@ from contracts import generate, metadata
 from contracts.errors import CorruptObjectError, MalformedRequestError, UnknownAlgorithmError
 from contracts.generate.examples import events, requests
 from contracts.messages import (
+    COUNT_FIELDS,
     REQUEST_MODELS,
+    CountedEvent,
     UploadStored,
     encode,
     identity,
@@ -23,7 +25,17 @@ from contracts.messages import (
     parse_request,
     rejection,
 )
-from contracts.names import TIME_PATTERN, check_key, format_time, is_key, parse_time
+from contracts.names import (
+    ALL_PROJECTS,
+    ALL_PROJECTS_FOLDER,
+    TIME_PATTERN,
+    check_key,
+    format_time,
+    is_key,
+    is_project,
+    parse_time,
+    sweep_folder,
+)
 
 _SEALED = json.loads((generate.ROOT / "examples" / "sealed.json").read_text("utf-8"))
 _REQUESTS = [d for by_title in requests(_SEALED).values() for d in by_title.values()]
@@ -133,6 +145,13 @@ def test_a_key_is_measured_in_bytes(key: str, allowed: bool) -> None:
     assert is_key(key) is allowed
 
 
+def test_the_records_of_a_sweep_of_all_stand_beside_those_of_any_project() -> None:
+    sweep_id = next(d["sweep_id"] for d in _EVENTS if d["type"] == "sweep.completed")
+    assert sweep_folder(sweep_id, "acme") == f".keyturn/sweeps/{sweep_id}/acme/"
+    assert sweep_folder(sweep_id, ALL_PROJECTS) == f".keyturn/sweeps/{sweep_id}/_all/"
+    assert not is_project(ALL_PROJECTS_FOLDER)
+
+
 @given(st.datetimes(timezones=st.just(UTC)))
 def test_times_survive_a_round_trip(instant: datetime) -> None:
     assert parse_time(format_time(instant)) == instant
@@ -205,6 +224,16 @@ def test_events_survive_a_round_trip(size: int, generation: int) -> None:
     valid = next(d for d in _EVENTS if d["type"] == "upload.stored")
     event = UploadStored(**(valid | {"size": size, "generation": generation}))
     assert parse_event(encode(event)) == event
+
+
+@given(st.fixed_dictionaries(dict.fromkeys(COUNT_FIELDS, st.integers(0, 2**53))), st.booleans())
+def test_counts_survive_a_round_trip_as_flat_fields(counts: dict[str, int], clean: bool) -> None:
+    """Whoever tells a sweep's counts and whoever reads them means the same nine (SPEC 8.6)."""
+    for valid in (d for d in _EVENTS if "clean" in d):
+        told = json.dumps(valid | counts | {"clean": clean}).encode()
+        event = parse_event(told)
+        assert isinstance(event, CountedEvent)
+        assert json.loads(encode(event)) == json.loads(told)
 
 
 @given(st.sampled_from(_REQUESTS), st.data())

@@ -26,6 +26,7 @@ from contracts.topology import (
     CODE_HEADER,
     CONTROL_QUEUE,
     DETAIL_HEADER,
+    PLAN_QUEUE,
     PUBLISHER_HEADER,
     SIGNATURE_HEADER,
     SWEEP_QUEUE,
@@ -34,7 +35,7 @@ from contracts.topology import (
 )
 from workers.cli.ending import CommandError
 
-WORK_QUEUES: Final = (UPLOAD_QUEUE, CONTROL_QUEUE, SWEEP_QUEUE)
+WORK_QUEUES: Final = (UPLOAD_QUEUE, CONTROL_QUEUE, SWEEP_QUEUE, PLAN_QUEUE)
 _DIGEST_DIGITS: Final = 16
 _ID_MAX_CHARACTERS: Final = 64
 # Fields that hold no secret in a well-formed request; all others are shown by their length.
