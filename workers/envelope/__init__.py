@@ -1,16 +1,37 @@
 """One object: its wraps made, opened and brought to the desired state (SPEC 4, 8.2)."""
 
+from workers.envelope.decide import (
+    Decision,
+    Encrypt,
+    Keep,
+    Looked,
+    Options,
+    Reseal,
+    Rewrap,
+    decide,
+)
 from workers.envelope.examine import Examined, examine, verify_own
+from workers.envelope.keys import OperatorKeys
 from workers.envelope.open import OpenedDek, Reader, open_dek
-from workers.envelope.wrap import metadata_for, wrap
+from workers.envelope.wrap import metadata_for, tombstone_metadata, wrap
 
 __all__ = [
+    "Decision",
+    "Encrypt",
     "Examined",
+    "Keep",
+    "Looked",
     "OpenedDek",
+    "OperatorKeys",
+    "Options",
     "Reader",
+    "Reseal",
+    "Rewrap",
+    "decide",
     "examine",
     "metadata_for",
     "open_dek",
+    "tombstone_metadata",
     "verify_own",
     "wrap",
 ]

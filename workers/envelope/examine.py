@@ -1,23 +1,23 @@
-"""What must become of one object: a function of values (SPEC 5.4, 7.1, 8.2). Pure; no I/O.
+"""Whether one object's wraps and header hold together (SPEC 5.4, 7.1). Pure; no I/O.
 
-Labels are hints, never proof: what counts is which KEK opens a wrap, and that the
-header commits to the DEK inside.
+What must become of the object is `workers.envelope.decide`'s question.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from contracts.errors import CorruptObjectError, KeyringRolledBackError, NoUsableWrapError
+from contracts.errors import CorruptObjectError
 from contracts.metadata import Wraps
-from contracts.sealing import (
-    BODY_CONTEXT,
-    HEADER_BYTES,
-    Role,
-    SealError,
-    Secret,
-    admin_kek,
-    commits_to,
-    unwrap_dek,
+from contracts.sealing import BODY_CONTEXT, HEADER_BYTES, Secret, commits_to
+from workers.envelope.keys import OperatorKeys
+from workers.envelope.unwrap import (
+    Opened,
+    agreed,
+    is_current,
+    open_admin,
+    open_user,
+    past_generations,
+    try_wrap,
 )
 from workers.keyring import Desired, Keyring
 
@@ -33,13 +33,6 @@ class Examined:
     current: bool
 
 
-@dataclass(frozen=True, slots=True)
-class _Opened:
-    dek: bytes
-    generation: int
-    master_key: str = ""
-
-
 def examine(
     wraps: Wraps, header: bytes, key: str, desired: Desired, master_keys: Mapping[str, Secret]
 ) -> Examined:
@@ -53,89 +46,8 @@ def examine(
         KeyringRolledBackError: the admin wrap opens at a higher generation than the
             keyring's. Only meaningful where the keyring was read after the object.
     """
-    admin = _open_admin(wraps, key, desired, master_keys)
-    if admin is not None and admin.generation > desired.generation:
-        raise KeyringRolledBackError(
-            f"an object stands at generation {admin.generation}, "
-            f"the keyring at {desired.generation}"
-        )
-    user = _open_user(wraps, key, desired)
-    if admin is None and user is None:
-        raise NoUsableWrapError
-    dek = _agreed(admin, user)
-    if len(header) != HEADER_BYTES or not commits_to(dek, BODY_CONTEXT, header):
-        raise CorruptObjectError("the header does not commit to the DEK")
-    return Examined(dek, current=_is_current(wraps, admin, user, desired))
-
-
-def _agreed(admin: _Opened | None, user: _Opened | None) -> bytes:
-    if admin is not None and user is not None and admin.dek != user.dek:
-        raise CorruptObjectError("the wraps hold different DEKs")
-    opened = admin or user
-    if opened is None:
-        raise NoUsableWrapError
-    return opened.dek
-
-
-def _is_current(
-    wraps: Wraps, admin: _Opened | None, user: _Opened | None, desired: Desired
-) -> bool:
-    if admin is None or user is None:
-        return False
-    opened = (admin.generation, user.generation, admin.master_key)
-    labels = (wraps.generation, wraps.kek_id, wraps.master_key)
-    return opened == (desired.generation, desired.generation, desired.master_key) and labels == (
-        desired.generation,
-        desired.kek_id,
-        desired.master_key,
-    )
-
-
-def _open_user(wraps: Wraps, key: str, desired: Desired) -> _Opened | None:
-    generations = (desired.generation, wraps.generation)
-    return _open(wraps, "user", wraps.user, key, desired.project, desired.user_kek, generations)
-
-
-def _open_admin(
-    wraps: Wraps, key: str, desired: Desired, master_keys: Mapping[str, Secret]
-) -> _Opened | None:
-    # The desired master key first, then the one that the label names, then the others.
-    names = dict.fromkeys((desired.master_key, wraps.master_key, *master_keys))
-    for name in names:
-        if name not in master_keys:
-            continue
-        kek = admin_kek(master_keys[name].reveal(), desired.project)
-        generations = (desired.generation, wraps.generation)
-        opened = _open(wraps, "admin", wraps.admin, key, desired.project, kek, generations)
-        if opened is not None:
-            return _Opened(opened.dek, opened.generation, name)
-    return None
-
-
-def _open(
-    wraps: Wraps,
-    role: Role,
-    wrap: bytes,
-    key: str,
-    project: str,
-    kek: Secret,
-    generations: Iterable[int],
-) -> _Opened | None:
-    for generation in dict.fromkeys(generations):
-        try:
-            dek = unwrap_dek(
-                kek,
-                role,
-                algorithm=wraps.algorithm,
-                project=project,
-                key=key,
-                generation=generation,
-                wrap=wrap,
-            )
-        except SealError:
-            continue
-        return _Opened(dek, generation)
-    return None
+    admin = open_admin(wraps, key, desired, OperatorKeys(master_keys), ())
+    return _examined(wraps, header, admin, open_user(wraps, key, desired, ()), desired)
 
 
 def verify_own(
@@ -152,17 +64,32 @@ def verify_own(
         KeyringRolledBackError: as `examine`.
         UnknownMasterKeyError: this process lacks the keyring's master key.
     """
-    desired = keyring.desired(master_keys)
-    admin = _open_admin(wraps, key, desired, master_keys)
+    desired, past = keyring.desired(master_keys), past_generations(keyring)
+    admin = open_admin(wraps, key, desired, OperatorKeys(master_keys), past)
     if admin is None:
         raise CorruptObjectError("the admin wrap does not open")
     kek = keyring.user_keks.get(wraps.generation)
     if kek is not None:
-        own = _open(wraps, "user", wraps.user, key, keyring.project, kek, (wraps.generation,))
+        own = try_wrap(wraps, "user", key, keyring.project, kek, (wraps.generation,))
         if own is None:
             raise CorruptObjectError("the user wrap does not open")
-        _agreed(admin, own)
-    try:
-        return examine(wraps, header, key, desired, master_keys)
-    except NoUsableWrapError as exc:
-        raise CorruptObjectError("no wrap opens") from exc
+        agreed(admin, own)
+    return _examined(wraps, header, admin, open_user(wraps, key, desired, past), desired)
+
+
+def _examined(
+    wraps: Wraps, header: bytes, admin: Opened | None, user: Opened | None, desired: Desired
+) -> Examined:
+    dek = agreed(admin, user)
+    check_header(dek, header)
+    return Examined(dek, current=is_current(wraps, admin, user, desired))
+
+
+def check_header(dek: bytes, header: bytes) -> None:
+    """Nothing is wrapped anew before the body commits to it (SPEC 3.1, 8.2).
+
+    Raises:
+        CorruptObjectError: the first 56 bytes are cut, or commit to another DEK.
+    """
+    if len(header) != HEADER_BYTES or not commits_to(dek, BODY_CONTEXT, header):
+        raise CorruptObjectError("the header does not commit to the DEK")

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 
 from contracts import metadata as object_metadata
-from contracts.metadata import COBBLESTONE, Wraps
-from contracts.sealing import Role, Secret, wrap_dek
+from contracts.metadata import COBBLESTONE, DELETED, Wraps
+from contracts.sealing import Role, Secret, b64, wrap_dek
 from workers.keyring import Desired
 
 
@@ -33,3 +33,8 @@ def metadata_for(
 ) -> dict[str, str]:
     """An object's whole metadata as it goes on the wire."""
     return {**caller_wire, **object_metadata.build(wraps, upload_id=upload_id)}
+
+
+def tombstone_metadata(sealed: bytes) -> dict[str, str]:
+    """A tombstone's whole metadata, around the bytes of `seal_tombstone` (SPEC 8.7)."""
+    return {object_metadata.ALGO: DELETED, object_metadata.DEK_ADMIN: b64(sealed)}
