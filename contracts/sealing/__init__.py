@@ -49,6 +49,7 @@ from contracts.sealing.signatures import SigningKey, VerifyKey
 from contracts.sealing.wraps import (
     BODY_CONTEXT,
     Role,
+    V0Opener,
     open_record,
     open_tombstone,
     seal_record,
@@ -84,6 +85,7 @@ __all__ = [
     "Secret",
     "SignatureError",
     "SigningKey",
+    "V0Opener",
     "VerifyKey",
     "admin_kek",
     "b64",

@@ -10,9 +10,12 @@ import os
 from typing import Final, Literal, TypeAlias
 
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers import AEADDecryptionContext, Cipher
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.ciphers.algorithms import AES
+from cryptography.hazmat.primitives.ciphers.modes import GCM
 
-from contracts.sealing.cobblestone import TAG_BYTES, open_sealed, seal
+from contracts.sealing.cobblestone import TAG_BYTES, BytesLike, open_sealed, seal
 from contracts.sealing.errors import SealError
 from contracts.sealing.keys import DEK_BYTES, Kek
 from contracts.sealing.labels import label
@@ -119,6 +122,75 @@ def v0_open(key: bytes, sealed: bytes) -> bytes:
         return AESGCM(key).decrypt(nonce, ciphertext, None)
     except (InvalidTag, OverflowError) as exc:
         raise SealError from exc
+
+
+class V0Opener:
+    """Tells whether a v0 body of any size opens under a key, in bounded memory (SPEC 4.6, 8.2).
+
+    AES-256-GCM authenticates a body by one tag at its end, and not a byte of the plaintext
+    may be believed before that: so none of it is ever given out here. It is deciphered
+    piece by piece, thrown away, and the tag alone tells.
+
+    Args:
+        key: the body's DEK, 32 bytes.
+
+    Raises:
+        SealError: the key has another length.
+    """
+
+    def __init__(self, key: bytes) -> None:
+        if len(key) != DEK_BYTES:
+            raise SealError
+        self._cipher = AES(key)
+        self._decryptor: AEADDecryptionContext | None = None
+        self._held = b""  # the nonce until it is whole; then what may yet be the tag
+        self._over = False
+
+    def feed(self, data: BytesLike) -> None:
+        """Take more of the sealed body.
+
+        Raises:
+            SealError: the body is longer than GCM allows (64 GiB), or this is over.
+        """
+        if self._over:
+            raise SealError
+        view = memoryview(data).cast("B")
+        if self._decryptor is None:
+            missing = _V0_NONCE_BYTES - len(self._held)
+            self._held += view[:missing]
+            if len(self._held) < _V0_NONCE_BYTES:
+                return
+            self._decryptor = Cipher(self._cipher, GCM(self._held)).decryptor()
+            self._held, view = b"", view[missing:]
+        self._take(self._decryptor, view)
+
+    def _take(self, decryptor: AEADDecryptionContext, view: memoryview) -> None:
+        # The last 16 bytes so far are held back, since they are the tag if nothing follows.
+        if len(view) < TAG_BYTES:
+            view = memoryview(self._held + view)
+            self._held = b""
+        try:
+            decryptor.update(self._held)
+            decryptor.update(view[:-TAG_BYTES])
+        except ValueError as exc:  # more than one nonce may cipher
+            self._over = True
+            raise SealError from exc
+        self._held = bytes(view[-TAG_BYTES:])
+
+    def finish(self) -> None:
+        """Return where all that was fed is one authentic body of this key.
+
+        Raises:
+            SealError: it is not, it was cut short, or this is over.
+        """
+        if self._over or self._decryptor is None or len(self._held) != TAG_BYTES:
+            self._over = True
+            raise SealError
+        self._over = True
+        try:
+            self._decryptor.finalize_with_tag(self._held)
+        except InvalidTag as exc:
+            raise SealError from exc
 
 
 def v0_unwrap_dek(kek: Kek, wrap: bytes) -> bytes:
