@@ -32,7 +32,7 @@ from contracts.sealing import (
     v0_open,
 )
 from workers.envelope import OpenedDek, Reader, open_dek
-from workers.errors import MissingError
+from workers.errors import ArchivedError, MissingError
 from workers.keyring import Keyring
 from workers.keyring.record import parse
 from workers.storage import Head, Storage, Stream
@@ -147,8 +147,6 @@ async def open_object(storage: Storage, key: str, access: Access) -> AsyncIterat
     """
     try:
         async with storage.stream(object_key(access.project, key)) as stream:
-            if stream.head.archived:
-                raise ArchivedObjectError(key)
             pieces = stream.chunks(READ_BYTES)
             start = await _start(pieces)
             envelope = object_metadata.parse(stream.head.metadata)
@@ -159,6 +157,8 @@ async def open_object(storage: Storage, key: str, access: Access) -> AsyncIterat
             yield OpenObject(stream, start, pieces, opened)
     except MissingError as exc:
         raise NotFoundError(key) from exc
+    except ArchivedError as exc:
+        raise ArchivedObjectError(key) from exc
 
 
 async def _start(pieces: AsyncIterator[bytes]) -> bytes:

@@ -25,5 +25,9 @@ class RefusedError(StorageAnswerError):
     """403: not allowed, or, of a leased request, sent after its lease (SPEC 8.4)."""
 
 
+class ArchivedError(StorageAnswerError):
+    """403 InvalidObjectState: the object's bytes lie in an archive; its head can be read."""
+
+
 class UnsafeStorageError(Exception):
     """The bucket misses something that SPEC 10 requires; the worker does not start."""

@@ -13,6 +13,7 @@ from workers.storage.port import (
     Part,
     Storage,
     Stream,
+    Version,
 )
 
 __all__ = [
@@ -28,4 +29,5 @@ __all__ = [
     "Part",
     "Storage",
     "Stream",
+    "Version",
 ]

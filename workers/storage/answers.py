@@ -1,6 +1,7 @@
 """What the storage's answers mean: errors and heads (SPEC 8.2, 12).
 
     403                                  RefusedError
+    403 InvalidObjectState               ArchivedError
     404                                  MissingError
     412, 409 ConditionalRequestConflict  PreconditionError
     416                                  RangeBeyondError, for the storage's own use
@@ -18,7 +19,13 @@ from email.utils import parsedate_to_datetime
 from typing import Final
 
 from contracts.errors import StorageUnavailableError
-from workers.errors import MissingError, PreconditionError, RefusedError, StorageAnswerError
+from workers.errors import (
+    ArchivedError,
+    MissingError,
+    PreconditionError,
+    RefusedError,
+    StorageAnswerError,
+)
 from workers.storage.port import Head, Headers
 
 
@@ -27,6 +34,7 @@ class RangeBeyondError(StorageAnswerError):
 
 
 META_PREFIX: Final = "x-amz-meta-"
+LEGAL_HOLD: Final = "x-amz-object-lock-legal-hold"
 # What a self-copy with REPLACE would reset unless it is said again (SPEC 8.2).
 RESTATED: Final = frozenset(
     {
@@ -35,7 +43,7 @@ RESTATED: Final = frozenset(
         "content-encoding",
         "content-language",
         "expires",
-        "x-amz-object-lock-legal-hold",
+        LEGAL_HOLD,
         "x-amz-object-lock-mode",
         "x-amz-object-lock-retain-until-date",
         "x-amz-server-side-encryption",
@@ -53,6 +61,7 @@ _ETAG: Final = re.compile(rb"<ETag>([^<]{1,200})</ETag>")
 _STATUS_OF_LATE_CODE: Final = {
     "AccessDenied": 403,
     "ConditionalRequestConflict": 409,
+    "InvalidObjectState": 403,
     "NoSuchKey": 404,
     "NoSuchUpload": 404,
     "PreconditionFailed": 412,
@@ -76,7 +85,7 @@ def error_of(
     if status == 412 or (status == 409 and code == "ConditionalRequestConflict"):  # noqa: PLR2004
         return PreconditionError(detail)
     if status == 403:  # noqa: PLR2004
-        return RefusedError(detail)
+        return ArchivedError(detail) if code == "InvalidObjectState" else RefusedError(detail)
     if status == 416:  # noqa: PLR2004
         return RangeBeyondError(detail)
     return StorageUnavailableError(detail)
@@ -155,12 +164,7 @@ def head_of(operation: str, headers: Mapping[str, str]) -> Head:
         )
     except (KeyError, ValueError) as exc:
         raise StorageUnavailableError(f"{operation}: answer without its times or length") from exc
-    told = _said(headers.items())
-    retained = _retained(told.restated, date)
-    if not retained and _RETENTION & told.restated.keys():
-        # Over: said again, S3 would refuse it as lying in the past.
-        kept = {name: value for name, value in told.restated.items() if name not in _RETENTION}
-        told = Headers(told.metadata, told.content_type, kept)
+    told, locked = lock_of(_said(headers.items()), date)
     return Head(
         size_bytes=size_bytes,
         etag=etag_of(operation, headers),
@@ -169,9 +173,38 @@ def head_of(operation: str, headers: Mapping[str, str]) -> Head:
         headers=told,
         tag_count=int(headers.get("x-amz-tagging-count", 0)),
         version_id=headers.get("x-amz-version-id"),
-        archived=_archived(told.restated, headers.get("x-amz-restore")),
-        locked=retained or told.restated.get("x-amz-object-lock-legal-hold") == "ON",
+        archived=is_archived(
+            told.restated,
+            restore=headers.get("x-amz-restore"),
+            status=headers.get("x-amz-archive-status"),
+        ),
+        locked=locked,
     )
+
+
+def lock_of(told: Headers, date: datetime) -> tuple[Headers, bool]:
+    """Whether a lock holds at `date`, and the headers without a retention that is over."""
+    retained = _retained(told.restated, date)
+    if not retained and _RETENTION & told.restated.keys():
+        # Said again, S3 would refuse it as lying in the past.
+        kept = {name: value for name, value in told.restated.items() if name not in _RETENTION}
+        told = Headers(told.metadata, told.content_type, kept)
+    return told, retained or told.restated.get(LEGAL_HOLD) == "ON"
+
+
+def is_archived(
+    restated: Mapping[str, str], *, restore: str | None = None, status: str | None = None
+) -> bool:
+    """Whether the object's bytes cannot be read now.
+
+    Args:
+        restated: With the storage class.
+        restore: `x-amz-restore`: a copy of an archived object that is or was asked for.
+        status: `x-amz-archive-status`: an archive tier within another storage class.
+    """
+    if status is None and restated.get("x-amz-storage-class") not in _ARCHIVES:
+        return False
+    return restore is None or 'ongoing-request="true"' in restore
 
 
 def _said(items: Iterable[tuple[str, str]]) -> Headers:
@@ -188,12 +221,6 @@ def _said(items: Iterable[tuple[str, str]]) -> Headers:
         elif lowered == "content-type":
             content_type = value
     return Headers(metadata, content_type, restated)
-
-
-def _archived(restated: Mapping[str, str], restore: str | None) -> bool:
-    if restated.get("x-amz-storage-class") not in _ARCHIVES:
-        return False
-    return restore is None or 'ongoing-request="true"' in restore
 
 
 def _retained(restated: Mapping[str, str], date: datetime) -> bool:

@@ -4,7 +4,7 @@ Whatever is not called for each object, and has XML to read, goes through the ge
 client. Errors are mapped as on the hot path, and reads are tried again in the same way.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -15,10 +15,11 @@ from botocore.exceptions import BotoCoreError, ClientError
 from contracts.errors import StorageUnavailableError
 from workers.errors import MissingError
 from workers.storage.answers import error_of
-from workers.storage.port import Listed, OpenMultipart
+from workers.storage.port import Listed, OpenMultipart, Version
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3.client import S3Client
+    from types_aiobotocore_s3.type_defs import ListObjectVersionsOutputTypeDef
 
 _PAGE_KEYS: Final = 1000
 _READ_ATTEMPTS: Final = 4
@@ -50,6 +51,37 @@ async def _once(operation: str, call: Callable[..., Awaitable[_T]], **said: Any)
 async def _read(operation: str, call: Callable[..., Awaitable[_T]], **said: Any) -> _T:
     """A read, tried again where the storage failed."""
     return await _once(operation, call, **said)
+
+
+def _versions_of(page: "ListObjectVersionsOutputTypeDef") -> Sequence[Version]:
+    """A page's rows in the listing's order, which botocore splits into two lists."""
+    rows = [
+        Version(
+            key=row["Key"],
+            version_id=row["VersionId"],
+            is_latest=row["IsLatest"],
+            is_delete_marker=False,
+            size_bytes=row["Size"],
+            etag=row["ETag"].strip('"'),
+            last_modified=row["LastModified"],
+        )
+        for row in page.get("Versions", ())
+    ] + [
+        Version(
+            key=row["Key"],
+            version_id=row["VersionId"],
+            is_latest=row["IsLatest"],
+            is_delete_marker=True,
+            size_bytes=0,
+            etag="",
+            last_modified=row["LastModified"],
+        )
+        for row in page.get("DeleteMarkers", ())
+    ]
+    # Of one second's rows of a key only the latest is told; the others keep their order.
+    return sorted(
+        rows, key=lambda v: (v.key.encode(), not v.is_latest, -v.last_modified.timestamp())
+    )
 
 
 class ColdStorage:
@@ -119,6 +151,44 @@ class ColdStorage:
             left = None if left is None else left - len(rows)
             where = {"ContinuationToken": page["NextContinuationToken"]}
 
+    async def list_versions(
+        self, prefix: str, *, after: str = "", limit: int | None = None
+    ) -> AsyncIterator[Version]:
+        """All versions and delete markers under a prefix, of one key the newest first."""
+        left = limit
+        marker: dict[str, Any] = {"KeyMarker": after} if after else {}
+        while left is None or left > 0:
+            size = _PAGE_KEYS if left is None else min(left, _PAGE_KEYS)
+            page = await _read(
+                "list versions",
+                self._client.list_object_versions,
+                Bucket=self._bucket,
+                Prefix=prefix,
+                MaxKeys=size,
+                **marker,
+            )
+            rows = _versions_of(page)
+            for row in rows:
+                yield row
+            if not page.get("IsTruncated"):
+                return
+            left = None if left is None else left - len(rows)
+            marker = {
+                "KeyMarker": page["NextKeyMarker"],
+                "VersionIdMarker": page["NextVersionIdMarker"],
+            }
+
+    async def delete_version(self, key: str, version_id: str) -> None:
+        """Remove one version or delete marker for good; one that is gone is fine."""
+        with suppress(MissingError):
+            await _once(
+                "delete version",
+                self._client.delete_object,
+                Bucket=self._bucket,
+                Key=key,
+                VersionId=version_id,
+            )
+
     async def read_tags(self, key: str) -> Mapping[str, str]:
         """An object's tags."""
         told = await _read(
@@ -149,32 +219,7 @@ class ColdStorage:
         async for upload in self.open_multiparts(prefix):
             await self.abort_multipart(upload.key, upload.upload_id)
         if await self.versioning():
-            await self._purge_versions(prefix)
+            async for version in self.list_versions(prefix):
+                await self.delete_version(version.key, version.version_id)
         async for row in self.list(prefix):
             await self.delete(row.key)
-
-    async def _purge_versions(self, prefix: str) -> None:
-        marker: dict[str, Any] = {}
-        while True:
-            page = await _read(
-                "list versions",
-                self._client.list_object_versions,
-                Bucket=self._bucket,
-                Prefix=prefix,
-                **marker,
-            )
-            for row in (*page.get("Versions", ()), *page.get("DeleteMarkers", ())):
-                key, version = row["Key"], row["VersionId"]
-                await _once(
-                    "delete version",
-                    self._client.delete_object,
-                    Bucket=self._bucket,
-                    Key=key,
-                    VersionId=version,
-                )
-            if not page.get("IsTruncated"):
-                return
-            marker = {
-                "KeyMarker": page["NextKeyMarker"],
-                "VersionIdMarker": page["NextVersionIdMarker"],
-            }

@@ -1,8 +1,9 @@
 """A bucket in memory, for unit tests of everything above the port (SPEC 8.4, 10).
 
-Conditions, multipart, leases by a clock of its own, and the differences between servers
-behave as told; a test can make any operation fail before or after its effect, or let
-something else happen just before it. It must never be offered as a storage to run on.
+Conditions, multipart, versions, locks, leases by a clock of its own, and the differences
+between servers behave as told; a test can make any operation fail before or after its
+effect, or let something else happen just before it. What the bucket holds is in
+`workers.storage.memory_bucket`. It must never be offered as a storage to run on.
 """
 
 import asyncio
@@ -10,40 +11,28 @@ import hashlib
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from itertools import count
-from typing import Final
+from itertools import count, islice
 
 from contracts.errors import StorageUnavailableError
 from workers.errors import MissingError, PreconditionError, RefusedError
+from workers.storage.answers import LEGAL_HOLD, lock_of
 from workers.storage.body import KnownLengthBody
 from workers.storage.differences import WORKS_EVERYWHERE, Differences
+from workers.storage.memory_bucket import Bucket, Stored, etag_of, new_version
 from workers.storage.port import (
     Condition,
     Head,
     Headers,
-    IfAbsent,
     IfMatch,
     Lease,
     Listed,
     OpenMultipart,
     Part,
     Stream,
+    Version,
 )
-
-DEFAULT_CONTENT_TYPE: Final = "binary/octet-stream"
-
-
-@dataclass(frozen=True, slots=True)
-class _Stored:
-    body: bytes
-    headers: Headers
-    etag: str
-    last_modified: datetime
-    tags: Mapping[str, str] = field(default_factory=dict)
-    archived: bool = False
-    locked: bool = False
 
 
 @dataclass(slots=True)
@@ -79,16 +68,25 @@ class MemoryStorage:
 
     Args:
         differences: What this server honours, beyond what SPEC 10 requires.
-        versioned: What `versioning` answers; versions are not kept.
+        versioned: Whether writes and deletes leave the earlier versions where they are.
+            Conditions are honoured there too.
+        atomic_copies: Where not, a self-copy takes its source, lets other tasks run, and
+            then writes what it took whatever happened meanwhile, as Ceph's gateway does:
+            it brings a deleted or replaced body back, and tells that all is well.
     """
 
     def __init__(
-        self, *, differences: Differences = WORKS_EVERYWHERE, versioned: bool = False
+        self,
+        *,
+        differences: Differences = WORKS_EVERYWHERE,
+        versioned: bool = False,
+        atomic_copies: bool = True,
     ) -> None:
         self.differences = differences
         self.versioned = versioned
+        self.atomic_copies = atomic_copies
         self.calls: Counter[str] = Counter()
-        self._objects: dict[str, _Stored] = {}
+        self._bucket = Bucket(versioned=versioned)
         self._uploads: dict[str, _Upload] = {}
         self._ids = count(1)
         self._skew = timedelta()
@@ -113,7 +111,10 @@ class MemoryStorage:
         self._failures.setdefault(operation, []).extend([_Failure(exception, after_effect)] * times)
 
     def before_next(self, operation: str, hook: Callable[[], Awaitable[object]]) -> None:
-        """Let something else happen just before the next call of a method takes effect."""
+        """Let something else happen just before the next call of a method takes effect.
+
+        `mid_copy` is the moment within a self-copy that is not atomic.
+        """
         self._hooks.setdefault(operation, []).append(hook)
 
     def plant(
@@ -126,32 +127,40 @@ class MemoryStorage:
         archived: bool = False,
         locked: bool = False,
     ) -> None:
-        """Put an object there as someone else would have, past all hooks."""
-        stored = _Stored(
-            body, headers, _etag(body), self.now, dict(tags or {}), archived=archived, locked=locked
-        )
-        self._objects[key] = stored
+        """Put an object there as someone else would have, past all hooks and locks.
+
+        `locked` is a legal hold, where the headers tell of no lock.
+        """
+        if locked and not lock_of(headers, self.now)[1]:
+            held = {**headers.restated, LEGAL_HOLD: "ON"}
+            headers = Headers(headers.metadata, headers.content_type, held)
+        stored = Stored(body, headers, etag_of(body), self.now, dict(tags or {}), archived=archived)
+        self._bucket.plant(key, stored)
 
     def stored_keys(self) -> Sequence[str]:
-        """All keys in the order of their bytes."""
-        return sorted(self._objects, key=str.encode)
+        """The keys of all objects in the order of their bytes."""
+        return self._bucket.keys()
 
     # The port.
 
     async def read(self, key: str) -> tuple[Head, bytes]:
         """A small object whole."""
         async with self._acting("read"):
-            return self._head(key), self._object(key).body
+            stored = self._bucket.get(key)
+            return stored.head(self.now), stored.opened()
 
-    async def read_start(self, key: str, length_bytes: int) -> tuple[Head, bytes]:
+    async def read_start(
+        self, key: str, length_bytes: int, *, version_id: str | None = None
+    ) -> tuple[Head, bytes]:
         """The head and the first bytes."""
         async with self._acting("read_start"):
-            return self._head(key), self._object(key).body[:length_bytes]
+            stored = self._bucket.get(key, version_id)
+            return stored.head(self.now), stored.opened()[:length_bytes]
 
     async def head(self, key: str) -> Head:
         """The head alone."""
         async with self._acting("head"):
-            return self._head(key)
+            return self._bucket.get(key).head(self.now)
 
     @asynccontextmanager
     async def stream(
@@ -159,10 +168,10 @@ class MemoryStorage:
     ) -> AsyncIterator[Stream]:
         """The object from byte `start` on."""
         async with self._acting("stream"):
-            stored = self._object(key)
+            stored = self._bucket.get(key)
             if if_match is not None and stored.etag != if_match:
                 raise PreconditionError("stream: PreconditionFailed")
-            opened = MemoryStream(self._head(key), stored.body[start:])
+            opened = MemoryStream(stored.head(self.now), stored.opened()[start:])
         yield opened
 
     async def put(
@@ -176,7 +185,7 @@ class MemoryStorage:
     ) -> str:
         """One put of bytes; gives the new ETag."""
         async with self._acting("put", lease):
-            return self._store(key, body, headers, _etag(body), condition)
+            return self._store(key, body, headers, etag_of(body), condition)
 
     async def put_stream(
         self,
@@ -191,14 +200,14 @@ class MemoryStorage:
         """One put of known length; the lease is looked at when it begins, as on a server."""
         async with self._acting("put_stream", lease):
             body = await KnownLengthBody(chunks, size_bytes).whole()
-            return self._store(key, body, headers, _etag(body), condition)
+            return self._store(key, body, headers, etag_of(body), condition)
 
     async def copy_onto_itself(
         self, key: str, headers: Headers, *, source_etag: str, lease: Lease
     ) -> None:
         """Replace an object's metadata and leave its body."""
         async with self._acting("copy_onto_itself", lease):
-            self._copy(key, headers, source_etag)
+            await self._copy(key, headers, source_etag)
 
     async def begin_multipart(self, key: str, headers: Headers) -> str:
         """The id of a new multipart upload."""
@@ -211,7 +220,17 @@ class MemoryStorage:
         """One part."""
         async with self._acting("put_part"):
             self._upload(key, upload_id).parts[number] = body
-            return Part(number, _etag(body))
+            return Part(number, etag_of(body))
+
+    async def copy_part(
+        self, key: str, upload_id: str, number: int, *, first: int, last: int, source_etag: str
+    ) -> Part:
+        """Bytes `first` to `last` (both included) of the object itself as a part."""
+        async with self._acting("copy_part"):
+            self._check(key, IfMatch(source_etag))
+            body = self._bucket.get(key).opened()[first : last + 1]
+            self._upload(key, upload_id).parts[number] = body
+            return Part(number, etag_of(body))
 
     async def complete_multipart(
         self,
@@ -226,11 +245,11 @@ class MemoryStorage:
         async with self._acting("complete_multipart", lease):
             upload = self._upload(key, upload_id)
             pieces = [upload.parts.get(part.number, b"") for part in parts]
-            if [part.etag for part in parts] != [_etag(piece) for piece in pieces]:
+            if [part.etag for part in parts] != [etag_of(piece) for piece in pieces]:
                 raise StorageUnavailableError("complete multipart: InvalidPart")
             honoured = condition if self.differences.conditional_completion else None
             digests = b"".join(hashlib.md5(p, usedforsecurity=False).digest() for p in pieces)
-            etag = f"{_etag(digests)}-{len(pieces)}"
+            etag = f"{etag_of(digests)}-{len(pieces)}"
             self._store(key, b"".join(pieces), upload.headers, etag, honoured)
             del self._uploads[upload_id]
             return etag
@@ -256,31 +275,42 @@ class MemoryStorage:
     async def delete(self, key: str) -> None:
         """Remove an object; one that is gone is fine."""
         async with self._acting("delete"):
-            self._objects.pop(key, None)
+            self._bucket.delete(key, self.now)
 
     async def list(
         self, prefix: str, *, after: str = "", limit: int | None = None
     ) -> AsyncIterator[Listed]:
         """The objects under a prefix in the order of their keys' bytes."""
         async with self._acting("list"):
-            keys = [
-                key
-                for key in self.stored_keys()
-                if key.startswith(prefix) and key.encode() > after.encode()
-            ]
-            rows = [(key, self._objects[key]) for key in keys[:limit]]
+            keys = [key for key in self.stored_keys() if _behind(key, prefix, after)][:limit]
+            rows = [(key, self._bucket.get(key)) for key in keys]
         for key, stored in rows:
             yield Listed(key, len(stored.body), stored.etag, stored.last_modified)
+
+    async def list_versions(
+        self, prefix: str, *, after: str = "", limit: int | None = None
+    ) -> AsyncIterator[Version]:
+        """All versions and delete markers under a prefix."""
+        async with self._acting("list_versions"):
+            found = (row for row in self._bucket.versions() if _behind(row.key, prefix, after))
+            rows = list(islice(found, limit))
+        for row in rows:
+            yield row
+
+    async def delete_version(self, key: str, version_id: str) -> None:
+        """Remove one version or delete marker for good; one that is gone is fine."""
+        async with self._acting("delete_version"):
+            self._bucket.delete_version(key, version_id, self.now)
 
     async def read_tags(self, key: str) -> Mapping[str, str]:
         """An object's tags."""
         async with self._acting("read_tags"):
-            return dict(self._object(key).tags)
+            return dict(self._bucket.get(key).tags)
 
     async def write_tags(self, key: str, tags: Mapping[str, str]) -> None:
         """Put an object's tags back."""
         async with self._acting("write_tags"):
-            self._objects[key] = replace(self._object(key), tags=dict(tags))
+            self._bucket.change_tags(key, tags)
 
     async def versioning(self) -> bool:
         """Whether the bucket keeps versions."""
@@ -302,28 +332,18 @@ class MemoryStorage:
         async with self._acting("copy_conditionally", lease):
             if self.differences.conditional_copy_destination:
                 self._check(key, destination)
-            self._copy(key, headers, source_etag)
-
-    async def copy_part(
-        self, key: str, upload_id: str, number: int, *, first: int, last: int, source_etag: str
-    ) -> Part:
-        """Bytes `first` to `last` (both included) of the object itself as a part."""
-        async with self._acting("copy_part"):
-            self._check(key, IfMatch(source_etag))
-            body = self._object(key).body[first : last + 1]
-            self._upload(key, upload_id).parts[number] = body
-            return Part(number, _etag(body))
+            await self._copy(key, headers, source_etag)
 
     async def delete_if_match(self, key: str, etag: str) -> None:
         """A conditional delete."""
         async with self._acting("delete_if_match"):
             self._check(key, IfMatch(etag))
-            self._objects.pop(key, None)
+            self._bucket.delete(key, self.now)
 
     async def purge(self, prefix: str) -> None:
         """Remove everything under a prefix."""
         async with self._acting("purge"):
-            self._objects = {k: v for k, v in self._objects.items() if not k.startswith(prefix)}
+            self._bucket.purge(prefix)
             self._uploads = {
                 i: upload
                 for i, upload in self._uploads.items()
@@ -336,8 +356,7 @@ class MemoryStorage:
     async def _acting(self, operation: str, lease: Lease | None = None) -> AsyncIterator[None]:
         self.calls[operation] += 1
         await asyncio.sleep(0)  # other tasks get their turn, as over a network
-        if hooks := self._hooks.get(operation):
-            await hooks.pop(0)()
+        await self._hook(operation)
         failures = self._failures.get(operation)
         failure = failures.pop(0) if failures else None
         if failure is not None and not failure.after_effect:
@@ -348,11 +367,9 @@ class MemoryStorage:
         if failure is not None:
             raise failure.exception
 
-    def _object(self, key: str) -> _Stored:
-        try:
-            return self._objects[key]
-        except KeyError as exc:
-            raise MissingError("NoSuchKey") from exc
+    async def _hook(self, operation: str) -> None:
+        if hooks := self._hooks.get(operation):
+            await hooks.pop(0)()
 
     def _upload(self, key: str, upload_id: str) -> _Upload:
         upload = self._uploads.get(upload_id)
@@ -360,50 +377,27 @@ class MemoryStorage:
             raise MissingError("NoSuchUpload")
         return upload
 
-    def _head(self, key: str) -> Head:
-        stored = self._object(key)
-        return Head(
-            size_bytes=len(stored.body),
-            etag=stored.etag,
-            date=self.now,
-            last_modified=stored.last_modified,
-            headers=stored.headers,
-            tag_count=len(stored.tags),
-            archived=stored.archived,
-            locked=stored.locked,
-        )
-
     def _check(self, key: str, condition: Condition | None) -> None:
-        match condition:
-            case IfAbsent() if key in self._objects:
-                raise PreconditionError("PreconditionFailed")
-            case IfMatch(etag) if self._object(key).etag != etag:
-                raise PreconditionError("PreconditionFailed")
+        self._bucket.check(key, condition)
 
     def _store(
         self, key: str, body: bytes, headers: Headers, etag: str, condition: Condition | None
     ) -> str:
         self._check(key, condition)
-        self._objects[key] = _Stored(body, _as_stored(headers), etag, self.now)
+        self._bucket.store(key, new_version(body, headers, etag, self.now))
         return etag
 
-    def _copy(self, key: str, headers: Headers, source_etag: str | None) -> None:
-        stored = self._object(key)
-        if source_etag is not None and stored.etag != source_etag:
+    async def _copy(self, key: str, headers: Headers, source_etag: str | None) -> None:
+        source = self._bucket.get(key)
+        if source_etag is not None and source.etag != source_etag:
             raise PreconditionError("PreconditionFailed")
-        tags = stored.tags if self.differences.copy_keeps_tags else {}
-        self._objects[key] = replace(
-            stored, headers=_as_stored(headers), last_modified=self.now, tags=tags
-        )
+        body = source.opened()
+        if not self.atomic_copies:
+            await asyncio.sleep(0)
+            await self._hook("mid_copy")
+        tags = source.tags if self.differences.copy_keeps_tags else {}
+        self._bucket.store(key, new_version(body, headers, source.etag, self.now, tags))
 
 
-def _etag(body: bytes) -> str:
-    return hashlib.md5(body, usedforsecurity=False).hexdigest()
-
-
-def _as_stored(headers: Headers) -> Headers:
-    return Headers(
-        metadata={name.lower(): value for name, value in headers.metadata.items()},
-        content_type=headers.content_type or DEFAULT_CONTENT_TYPE,
-        restated=dict(headers.restated),
-    )
+def _behind(key: str, prefix: str, after: str) -> bool:
+    return key.startswith(prefix) and key.encode() > after.encode()

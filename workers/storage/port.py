@@ -5,10 +5,11 @@ Implementations: `workers.storage.s3` (aioboto3 and leased requests) and
 `workers.storage.differences` and measured by `workers.storage.probe`, never guessed
 from a server's name.
 
-Errors, of every method: `MissingError`, `PreconditionError`, `RefusedError` for
-definite answers; `contracts.errors.StorageUnavailableError` where the outcome of a
-write is unknown or a read failed after its retries. Writes are never resent here: a
-resent conditional write may meet its own first attempt.
+Errors, of every method: `MissingError`, `PreconditionError`, `RefusedError`, and of
+reads and copies `ArchivedError`, for definite answers;
+`contracts.errors.StorageUnavailableError` where the outcome of a write is unknown or a
+read failed after its retries. Writes are never resent here: a resent conditional write
+may meet its own first attempt.
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -80,6 +81,22 @@ class Listed:
 
 
 @dataclass(frozen=True, slots=True)
+class Version:
+    """One version of an object, or a delete marker (which has no body and no ETag).
+
+    `version_id` is `null` of what was written while the bucket kept no versions.
+    """
+
+    key: str
+    version_id: str
+    is_latest: bool
+    is_delete_marker: bool
+    size_bytes: int
+    etag: str
+    last_modified: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class OpenMultipart:
     """A multipart upload that was neither completed nor aborted."""
 
@@ -134,8 +151,17 @@ class Storage(Protocol):
         """A small object whole (a record)."""
         ...
 
-    async def read_start(self, key: str, length_bytes: int) -> tuple[Head, bytes]:
-        """The head and the first bytes in one ranged read; `b""` of an empty object."""
+    async def read_start(
+        self, key: str, length_bytes: int, *, version_id: str | None = None
+    ) -> tuple[Head, bytes]:
+        """The head and the first bytes in one ranged read; `b""` of an empty object.
+
+        Of the latest version, or of the one named.
+
+        Raises:
+            MissingError: no object, no such version, or a delete marker.
+            ArchivedError: its bytes cannot be read; `head` still can.
+        """
         ...
 
     async def head(self, key: str) -> Head:
@@ -183,7 +209,14 @@ class Storage(Protocol):
     async def copy_onto_itself(
         self, key: str, headers: Headers, *, source_etag: str, lease: Lease
     ) -> None:
-        """Replace an object's metadata and leave its body (SPEC 8.2)."""
+        """Replace an object's metadata and leave its body (SPEC 8.2).
+
+        Not atomic on every server: a put or a delete that comes between may be undone.
+
+        Raises:
+            ArchivedError: the body cannot be copied from where it lies.
+            RefusedError: a lock forbids it, or it came after its lease.
+        """
         ...
 
     async def begin_multipart(self, key: str, headers: Headers) -> str:
@@ -192,6 +225,12 @@ class Storage(Protocol):
 
     async def put_part(self, key: str, upload_id: str, number: int, body: bytes) -> Part:
         """One part, 5 MiB or more but for the last."""
+        ...
+
+    async def copy_part(
+        self, key: str, upload_id: str, number: int, *, first: int, last: int, source_etag: str
+    ) -> Part:
+        """Bytes `first` to `last` (both included) of the object itself as a part."""
         ...
 
     async def complete_multipart(
@@ -221,7 +260,29 @@ class Storage(Protocol):
     def list(
         self, prefix: str, *, after: str = "", limit: int | None = None
     ) -> AsyncIterator[Listed]:
-        """The objects under a prefix in the order of their keys' bytes."""
+        """The objects under a prefix in the order of their keys' bytes.
+
+        Keys come as they are, whatever a foreign writer put into them. `after` leaves out
+        the keys up to and including it.
+        """
+        ...
+
+    def list_versions(
+        self, prefix: str, *, after: str = "", limit: int | None = None
+    ) -> AsyncIterator[Version]:
+        """All versions and delete markers under a prefix, as `list` gives objects.
+
+        In the order of the keys' bytes, and of one key the newest first. A bucket that
+        keeps no versions shows each object as its one version `null`.
+        """
+        ...
+
+    async def delete_version(self, key: str, version_id: str) -> None:
+        """Remove one version or delete marker for good; one that is gone is fine.
+
+        Raises:
+            RefusedError: a lock forbids it.
+        """
         ...
 
     async def read_tags(self, key: str) -> Mapping[str, str]:

@@ -6,7 +6,7 @@ Nothing but `workers.storage.probe` and its checks may need this.
 from dataclasses import dataclass
 from typing import Protocol
 
-from workers.storage.port import Condition, Headers, Lease, Part, Storage
+from workers.storage.port import Condition, Headers, Lease, Storage
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +30,6 @@ class Probed(Storage, Protocol):
         lease: Lease,
     ) -> None:
         """A self-copy with exactly these conditions, whatever `differences` says."""
-        ...
-
-    async def copy_part(
-        self, key: str, upload_id: str, number: int, *, first: int, last: int, source_etag: str
-    ) -> Part:
-        """Bytes `first` to `last` (both included) of the object itself as a part."""
         ...
 
     async def delete_if_match(self, key: str, etag: str) -> None:

@@ -113,28 +113,34 @@ class S3Storage(ColdStorage):
         answer = await self._get("read", key, {})
         return head_of("read", answer.headers), answer.body
 
-    async def read_start(self, key: str, length_bytes: int) -> tuple[Head, bytes]:
+    async def read_start(
+        self, key: str, length_bytes: int, *, version_id: str | None = None
+    ) -> tuple[Head, bytes]:
         """The head and the first bytes in one ranged read."""
+        ranged = {"range": f"bytes=0-{length_bytes - 1}"}
+        query = "" if version_id is None else f"versionId={quote(version_id, safe='-_.~')}"
         try:
-            answer = await self._get("read", key, {"range": f"bytes=0-{length_bytes - 1}"})
+            answer = await self._get("read", key, ranged, query)
         except RangeBeyondError:
-            return await self.head(key), b""
+            return await self._head(key, {}, query), b""
         return head_of("read", answer.headers), answer.body
 
     async def head(self, key: str) -> Head:
         """The head alone."""
         return await self._head(key, {})
 
-    async def _head(self, key: str, headers: dict[str, str]) -> Head:
+    async def _head(self, key: str, headers: dict[str, str], query: str = "") -> Head:
         async def once() -> Answer:
-            return await self._raw.call("head", "HEAD", key, dict(headers))
+            return await self._raw.call("head", "HEAD", key, dict(headers), query=query)
 
         return head_of("head", (await _retried(once)).headers)
 
-    async def _get(self, operation: str, key: str, headers: dict[str, str]) -> Answer:
+    async def _get(
+        self, operation: str, key: str, headers: dict[str, str], query: str = ""
+    ) -> Answer:
         async def once() -> Answer:
             return await self._raw.call(
-                operation, "GET", key, dict(headers), timeout_s=_READ_TOTAL_S
+                operation, "GET", key, dict(headers), query=query, timeout_s=_READ_TOTAL_S
             )
 
         return await _retried(once)
