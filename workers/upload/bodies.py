@@ -10,11 +10,9 @@ from typing import Final
 from contracts.errors import BadSealError, BodyTooLargeError
 from contracts.messages import INLINE_MAX_BYTES, InlineBody
 from contracts.sealing import (
-    BODY_CONTEXT,
     HEADER_BYTES,
     ChunkError,
     Opener,
-    Sealer,
     SealError,
     b64_decode,
     open_sealed,
@@ -85,16 +83,6 @@ async def opened(
         yield opener.finish()
     except SealError as exc:
         raise BadSealError("the body does not open for this upload") from exc
-
-
-async def resealed(plaintext: AsyncIterator[bytes], dek: bytes) -> AsyncIterator[bytes]:
-    """An object's body: the same plaintext, sealed under its DEK."""
-    sealer = Sealer(dek, BODY_CONTEXT)
-    yield sealer.header
-    async for piece in plaintext:
-        if sealed := sealer.update(piece):
-            yield sealed
-    yield sealer.finish()
 
 
 async def in_parts(pieces: AsyncIterator[bytes], part_bytes: int) -> AsyncIterator[bytes]:

@@ -1,50 +1,25 @@
 """A large body as a multipart upload, where the backend's completion honours conditions (SPEC 7.2).
 
-An upload that does not end in an object is aborted, whatever ended it. One whose worker
-was killed is aborted by the delivery that comes again (`abort_leftovers`).
+An upload that does not end in an object is aborted, whatever ended it
+(`workers.storage.multipart`). One whose worker was killed is aborted by the delivery that
+comes again (`abort_leftovers`).
 """
 
 import asyncio
-import contextlib
 import math
 from collections.abc import AsyncIterator
 from typing import Final
 
-import structlog
-
-from contracts.errors import StorageUnavailableError
-from workers.errors import StorageAnswerError
-from workers.storage import Headers, Part, Storage
+from workers.storage import Part, Storage
+from workers.storage.multipart import abort
 
 _MAX_PARTS: Final = 10_000
 _PARTS_IN_FLIGHT: Final = 3
-
-_log = structlog.get_logger()
 
 
 def part_size(size_bytes: int, wished_bytes: int) -> int:
     """The size of a part: as wished, or what 10,000 parts need."""
     return max(wished_bytes, math.ceil(size_bytes / _MAX_PARTS))
-
-
-@contextlib.asynccontextmanager
-async def multipart(storage: Storage, s3_key: str, headers: Headers) -> AsyncIterator[str]:
-    """A multipart upload that is aborted where the block does not end well."""
-    upload_id = await storage.begin_multipart(s3_key, headers)
-    try:
-        yield upload_id
-    except BaseException:
-        # Shielded: a cancelled upload must not leave its parts behind either.
-        await asyncio.shield(abort(storage, s3_key, upload_id))
-        raise
-
-
-async def abort(storage: Storage, s3_key: str, upload_id: str) -> None:
-    """Abort one upload; what fails here is swept up later."""
-    try:
-        await storage.abort_multipart(s3_key, upload_id)
-    except (StorageUnavailableError, StorageAnswerError) as exc:
-        _log.warning("multipart upload not aborted", s3_key=s3_key, problem=type(exc).__name__)
 
 
 async def abort_leftovers(storage: Storage, s3_key: str) -> None:

@@ -31,17 +31,14 @@ from contracts.sealing import (
 )
 from workers.admission import open_secret
 from workers.envelope import metadata_for, wrap
+from workers.envelope.stream import sealed_pieces
 from workers.errors import MissingError, PreconditionError, RefusedError, StorageAnswerError
 from workers.keyring import KeyringReader, Observed
 from workers.reconcile import reconcile
 from workers.storage import Condition, Headers, IfAbsent, IfMatch, Storage
+from workers.storage.multipart import multipart
 from workers.upload import bodies
-from workers.upload.multipart import (
-    abort_leftovers,
-    multipart,
-    part_size,
-    put_parts,
-)
+from workers.upload.multipart import abort_leftovers, part_size, put_parts
 from workers.upload.target import Standing, look
 
 # A put is tried once more where its lease had run out or the desired state moved.
@@ -274,7 +271,7 @@ class Uploader:
     async def _put_staged(
         self, attempt: "_Attempt", plaintext: AsyncIterator[bytes], size_bytes: int
     ) -> Stored:
-        pieces = bodies.resealed(plaintext, attempt.dek) if attempt.sealed else plaintext
+        pieces = sealed_pieces(plaintext, attempt.dek) if attempt.sealed else plaintext
         body_bytes = sealed_size(size_bytes) if attempt.sealed else size_bytes
         in_parts = (
             self._storage.differences.conditional_completion

@@ -1,0 +1,157 @@
+"""Carry out what was decided about one object (SPEC 8.2, 8.4, 8.7).
+
+The ciphertext never passes through here: an object gets new wraps by being copied onto
+itself, and everything else that it had is restated. It must never write without a lease,
+nor under a condition weaker than the backend takes.
+Tags are the caller's business: `tags_at_risk` says when to note them before.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Final
+
+from contracts.errors import ArchivedObjectError, LockedObjectError
+from contracts.metadata import OWN_PREFIX, UPLOAD, V0_ALGORITHM, Wraps
+from contracts.names import object_key
+from contracts.sealing import new_dek
+from workers.envelope import (
+    Decision,
+    Encrypt,
+    Keep,
+    Looked,
+    Reseal,
+    Rewrap,
+    metadata_for,
+    tombstone_metadata,
+    wrap,
+)
+from workers.errors import ArchivedError, RefusedError
+from workers.keyring import KeyringReader, Observed
+from workers.reconcile.bodies import check_v0_body, encrypt
+from workers.reconcile.copying import copy_in_parts
+from workers.reconcile.fences import check_unchanged, refused_by_lock, still
+from workers.storage import Head, Headers, IfMatch, Lease, Storage
+
+COPY_LIMIT_BYTES: Final = 5 * 1024**3
+"""What one copy takes on S3; larger objects are copied in parts (SPEC 8.2, 11)."""
+
+
+def tags_at_risk(
+    storage: Storage, looked: Looked, decision: Decision, copy_limit_bytes: int
+) -> bool:
+    """Whether carrying the decision out would drop tags that the object has.
+
+    A put drops them everywhere, and so does a copy in parts; a plain copy on some servers.
+    """
+    if looked.head.tag_count == 0:
+        return False
+    match decision:
+        case Keep():
+            return False
+        case Rewrap():
+            in_parts = looked.head.size_bytes > copy_limit_bytes
+            return in_parts or not storage.differences.copy_keeps_tags
+        case Encrypt() | Reseal():
+            return True
+
+
+class Effects:
+    """Writes decisions into one bucket.
+
+    Args:
+        storage: the bucket.
+        keyrings: read again where a write takes longer than its lease.
+        copy_limit_bytes: what one copy takes; larger objects are copied in parts.
+    """
+
+    def __init__(self, storage: Storage, keyrings: KeyringReader, copy_limit_bytes: int) -> None:
+        self._storage = storage
+        self._keyrings = keyrings
+        self._copy_limit_bytes = copy_limit_bytes
+
+    async def carry_out(
+        self, project: str, key: str, looked: Looked, decision: Decision, observed: Observed
+    ) -> None:
+        """Do what was decided about `looked` by the keyring `observed`.
+
+        Raises:
+            MissingError, PreconditionError: the object or the desired state moved: look again.
+            RefusedError: it came after its lease: read the keyring and look again.
+            LockedObjectError, ArchivedObjectError: the object's lock or archive refuses it.
+            CorruptObjectError: a v0 body does not open under the DEK of its wraps.
+            BodyTooLargeError: plaintext that one put cannot hold once it is sealed.
+            StorageUnavailableError: it may or may not be done: look again.
+        """
+        s3_key, head = object_key(project, key), looked.head
+        try:
+            match decision:
+                case Keep():
+                    return
+                case Rewrap():
+                    await self._rewrap(s3_key, head, decision, observed)
+                case Encrypt():
+                    await self._encrypt(s3_key, key, head, observed)
+                case Reseal():
+                    await self._reseal(s3_key, head, decision, observed)
+        except ArchivedError as exc:
+            raise ArchivedObjectError("its storage class must be restored first") from exc
+
+    async def _rewrap(self, s3_key: str, head: Head, decision: Rewrap, observed: Observed) -> None:
+        if decision.body_key is not None:
+            await check_v0_body(self._storage, s3_key, head, decision.body_key)
+            # Reading a large body outlives the lease: the copy rests on a new one.
+            observed = await still(self._keyrings, observed)
+        headers = _restated(head, decision.wraps)
+        if head.size_bytes > self._copy_limit_bytes:
+            await copy_in_parts(
+                self._storage,
+                self._keyrings,
+                s3_key,
+                head,
+                headers,
+                observed,
+                copy_limit_bytes=self._copy_limit_bytes,
+            )
+            return
+        async with self._lock_told(s3_key, head, observed.lease):
+            await self._storage.copy_onto_itself(
+                s3_key, headers, source_etag=head.etag, lease=observed.lease
+            )
+
+    async def _encrypt(self, s3_key: str, key: str, head: Head, observed: Observed) -> None:
+        dek = new_dek()
+        headers = _restated(head, wrap(observed.desired, key, dek))
+        if head.size_bytes == 0:
+            # A tombstone is empty too: it has the same ETag, and the condition would let
+            # this put bring the object back. See `copy_in_parts` for the order.
+            observed = await still(self._keyrings, observed)
+            await check_unchanged(self._storage, s3_key, head)
+        async with self._lock_told(s3_key, head, observed.lease):
+            await encrypt(self._storage, s3_key, head, headers, dek, observed.lease)
+
+    async def _reseal(self, s3_key: str, head: Head, decision: Reseal, observed: Observed) -> None:
+        headers = replace(head.headers, metadata=tombstone_metadata(decision.sealed))
+        async with self._lock_told(s3_key, head, observed.lease):
+            await self._storage.put(
+                s3_key, b"", headers, condition=IfMatch(head.etag), lease=observed.lease
+            )
+
+    @asynccontextmanager
+    async def _lock_told(self, s3_key: str, head: Head, lease: Lease) -> AsyncIterator[None]:
+        """A write under this lease; where the object's lock refused it, that is told."""
+        try:
+            yield
+        except RefusedError as exc:
+            if await refused_by_lock(self._storage, s3_key, head, lease):
+                raise LockedObjectError("the storage refuses to write a locked object") from exc
+            raise
+
+
+def _restated(head: Head, wraps: Wraps) -> Headers:
+    """Everything that the object had, under new wraps (SPEC 8.2)."""
+    caller = {n: v for n, v in head.metadata.items() if not n.startswith(OWN_PREFIX)}
+    # An object of the earlier system has no upload's id of its own (SPEC 4.6).
+    upload_id = None if wraps.algorithm == V0_ALGORITHM else head.metadata.get(UPLOAD)
+    metadata = metadata_for(wraps, upload_id=upload_id, caller_wire=caller)
+    return replace(head.headers, metadata=metadata)
