@@ -2,8 +2,9 @@
 
 | module | what it holds |
 | --- | --- |
-| `client` | `Publisher`: enroll, upload, wait, events |
+| `client` | `Publisher`: enroll, upload, rotate, sweep, delete, wait, progress, events |
 | `requests`, `bodies`, `staging` | building requests; bodies as streams; the claim check |
+| `unsettled` | staged uploads sent without an answer, to be sent again as they were |
 | `link` | one connection to the broker, confirmed publishing |
 | `events`, `waiting` | the stream of events, and waiting for the answer to a request |
 | `errors` | how publishing and waiting can end |

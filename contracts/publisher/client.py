@@ -11,11 +11,8 @@ It must never log or raise a secret, a plaintext or a sealed body.
 """
 
 import asyncio
-import time
-from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Self
 
@@ -31,30 +28,22 @@ from contracts.publisher.requests import (
     ApiKey,
     SignedRequest,
     UploadDraft,
+    build_delete,
     build_enroll,
+    build_rotation,
+    build_sweep,
     draft_upload,
     new_id,
     sign,
 )
 from contracts.publisher.staging import CONNECTIONS, Staging
+from contracts.publisher.unsettled import Unsettled
 from contracts.publisher.waiting import Waiter
 from contracts.sealing import Sealer, b64, seal
 from contracts.settings import PublisherSettings, S3Settings
 
 PUBLISH_TIMEOUT_S: Final = 30.0
-_MAX_UNSETTLED: Final = 1024
-_UNSETTLED_MAX_AGE_S: Final = 24 * 3600.0
 _STAGING_ATTEMPTS: Final = 3  # a staged body may be put twice without harm
-
-
-@dataclass(frozen=True, slots=True)
-class _Unsettled:
-    """A staged upload that was sent without an answer; its body stands in staging."""
-
-    signed: SignedRequest
-    project: str
-    key: str
-    at_s: float
 
 
 class Publisher:
@@ -66,7 +55,7 @@ class Publisher:
         self._staging = staging
         self._verifier = Verifier(settings.deployment, settings.event_public_key)
         self._waiter = Waiter(link, self._verifier)
-        self._unsettled: OrderedDict[str, _Unsettled] = OrderedDict()
+        self._unsettled = Unsettled()
 
     @classmethod
     @asynccontextmanager
@@ -191,7 +180,7 @@ class Publisher:
             metadata=metadata,
             upload_id=upload_id,
         )
-        if (earlier := self._earlier(draft)) is not None:
+        if (earlier := self._unsettled.earlier(draft.request)) is not None:
             await self._publish_staged(draft, earlier, fresh=False)
             return upload_id
         async with aclosing(blocks(body)) as source:
@@ -205,21 +194,142 @@ class Publisher:
         await self._publish_staged(draft, sign(self._settings, draft.with_body(staged)), fresh=True)
         return upload_id
 
+    async def rotate(
+        self,
+        project: str,
+        *,
+        api_key: ApiKey,
+        expected_generation: int | None = None,
+        rotation_id: str | None = None,
+    ) -> str:
+        """Ask for a project's key to be turned; return the rotation's id.
+
+        `wait` tells whether it is accepted: from then on the new API key opens the project
+        and the old one does not. `wait_completed` tells that no object is left under it.
+
+        Args:
+            project: The project's id (SPEC 1).
+            api_key: Its new secret; save it before this is called.
+            expected_generation: Refuse unless the project stands at this generation.
+            rotation_id: The id of an earlier try that is repeated; a fresh one by default.
+
+        Raises:
+            MalformedRequestError: a name or the API key is not of the form that it must have.
+            NotDeliveredError: no worker serves rotations, or the broker cannot be reached.
+            OutcomeUnknownError: not confirmed; repeat it with the same `rotation_id`.
+        """
+        request = build_rotation(
+            self._settings,
+            project,
+            api_key=api_key,
+            expected_generation=expected_generation,
+            rotation_id=rotation_id or new_id(),
+        )
+        await self._publish(sign(self._settings, request))
+        return request.rotation_id
+
+    async def sweep(
+        self,
+        project: str,
+        *,
+        master_key: str | None = None,
+        encrypt_plaintext: bool = False,
+        repair: bool = False,
+        dry_run: bool = False,
+        sweep_id: str | None = None,
+    ) -> str:
+        """Ask for every object to be brought to the desired state; return the sweep's id.
+
+        Args:
+            project: The project's id, or `*` for all.
+            master_key: The id of the master key to re-seal keyrings under first.
+            encrypt_plaintext: Encrypt unencrypted objects where they stand.
+            repair: Use earlier user KEKs for objects that open by nothing else (SPEC 8.2).
+            dry_run: Only look and count.
+            sweep_id: The id of an earlier try that is repeated; a fresh one by default.
+
+        Raises:
+            MalformedRequestError: a name is not of the form that it must have.
+            NotDeliveredError: no worker serves sweeps, or the broker cannot be reached.
+            OutcomeUnknownError: not confirmed; repeat it with the same `sweep_id`.
+        """
+        request = build_sweep(
+            project,
+            master_key=master_key,
+            encrypt_plaintext=encrypt_plaintext,
+            repair=repair,
+            dry_run=dry_run,
+            sweep_id=sweep_id or new_id(),
+        )
+        await self._publish(sign(self._settings, request))
+        return request.sweep_id
+
+    async def delete(self, project: str, key: str, *, request_id: str | None = None) -> str:
+        """Ask for an object to be deleted, for good; return the request's id, for `wait`.
+
+        A tombstone takes its place: the key never takes another body (SPEC 8.7).
+
+        Args:
+            project: The project's id (SPEC 1).
+            key: The object's key; one that holds nothing gets a tombstone too.
+            request_id: The id of an earlier try that is repeated; a fresh one by default.
+
+        Raises:
+            MalformedRequestError: a name is not of the form that it must have.
+            NotDeliveredError: no worker serves deletes, or the broker cannot be reached.
+            OutcomeUnknownError: not confirmed; repeat it with the same `request_id`.
+        """
+        request = build_delete(project, key, request_id=request_id or new_id())
+        await self._publish(sign(self._settings, request))
+        return request.request_id
+
     async def wait(
         self, request_id: str, *, timeout_s: float = 60.0, since: datetime | None = None
     ) -> Event:
         """The signed event that answers a request: told already, or still to come.
 
-        A refusal is an event too: look at its type. For a request that this publisher sent,
-        one shared reader serves all waits. Another's request needs `since`, a moment not
-        later than its answer (by default, when this publisher was opened), and reads the
-        stream on its own; to follow many such, use `events`.
+        A refusal is an event too: look at its type. A rotation is answered by
+        `rotation.accepted`, long before its end; a sweep only by its end. For a request that
+        this publisher sent, one shared reader serves all waits. Another's request needs
+        `since`, a moment not later than its answer (by default, when this publisher was
+        opened), and reads the stream on its own; to follow many such, use `events`.
 
         Raises:
             WaitTimeoutError: nothing was told in time; waiting again is fine.
             EventsUnavailableError: no worker has ever declared the stream of events.
         """
         return await self._waiter.wait(request_id, since=since, timeout_s=timeout_s)
+
+    async def wait_completed(
+        self, request_id: str, *, timeout_s: float, since: datetime | None = None
+    ) -> Event:
+        """The signed event after which no more is told of a request.
+
+        That is `rotation.completed`, `sweep.completed` or a refusal; of every other request
+        the end is its answer. Only `clean` says whether a rotation or a sweep did all.
+        `since` is as for `wait`.
+
+        Raises:
+            WaitTimeoutError: it has not ended in time; waiting again is fine.
+            EventsUnavailableError: no worker has ever declared the stream of events.
+        """
+        return await self._waiter.wait(request_id, since=since, timeout_s=timeout_s, ended=True)
+
+    async def progress(
+        self, request_id: str, *, since: datetime | None = None
+    ) -> AsyncGenerator[Event, None]:
+        """Every signed event of one request in order, the last one being its end.
+
+        It reads the stream on its own, from `since` on (by default from when the request was
+        sent here, else from when this publisher was opened). Close it with
+        `contextlib.aclosing`.
+
+        Raises:
+            EventsUnavailableError: no worker has ever declared the stream of events.
+        """
+        async with aclosing(self._waiter.progress(request_id, since)) as events:
+            async for event in events:
+                yield event
 
     async def events(self, since: datetime | None = None) -> AsyncGenerator[Event, None]:
         """Every signed event of the deployment that this version knows, in order, for ever.
@@ -265,26 +375,6 @@ class Publisher:
                 await self._staging.delete(self._staging_key(draft))
             raise
         except (OutcomeUnknownError, asyncio.CancelledError):
-            self._remember(draft, signed)
+            self._unsettled.remember(draft.request, signed)
             raise
-        self._unsettled.pop(signed.request_id, None)
-
-    def _earlier(self, draft: UploadDraft) -> SignedRequest | None:
-        """What was sent before under this id without an answer, to be sent again as it is.
-
-        Staging the body again would seal it under another transport key, and the first
-        message, should it stand on the queue after all, could not open it.
-        """
-        request = draft.request
-        earlier = self._unsettled.get(request.upload_id)
-        if earlier is None or (earlier.project, earlier.key) != (request.project, request.key):
-            return None
-        return earlier.signed if time.monotonic() - earlier.at_s < _UNSETTLED_MAX_AGE_S else None
-
-    def _remember(self, draft: UploadDraft, signed: SignedRequest) -> None:
-        request = draft.request
-        earlier = self._unsettled.pop(request.upload_id, None)
-        at_s = earlier.at_s if earlier and earlier.signed is signed else time.monotonic()
-        self._unsettled[request.upload_id] = _Unsettled(signed, request.project, request.key, at_s)
-        while len(self._unsettled) > _MAX_UNSETTLED:
-            self._unsettled.popitem(last=False)
+        self._unsettled.forget(signed.request_id)

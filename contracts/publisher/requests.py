@@ -1,4 +1,4 @@
-"""Building requests: checked, sealed, signed (SPEC 6.3 to 6.5). Pure but for random bytes.
+"""Building requests: checked, sealed, signed (SPEC 6.3 to 6.6). Pure but for random bytes.
 
 Names and metadata are checked by the very models that workers check with, before a
 secret is derived or a byte of a body is read.
@@ -16,11 +16,14 @@ from pydantic import BaseModel, SecretStr, ValidationError
 
 from contracts.errors import MalformedRequestError
 from contracts.messages import (
+    DeleteRequested,
     EnrollRequested,
     InlineBody,
     Request,
+    RotationRequested,
     SealedSecret,
     StagedBody,
+    SweepRequested,
     UploadRequested,
     encode,
     problems,
@@ -143,19 +146,95 @@ def build_enroll(
         adopt=adopt,
     )
 
-    def seal_kek(kek: Secret, purpose: KekPurpose) -> SealedSecret:
-        return _seal(settings, kek, kek_info(purpose, request_id, project))
+    update = {"sealed_kek": _sealed_kek(settings, api_key, "enroll", request_id, project)}
+    if v0_api_key is not None:
+        update["sealed_v0_kek"] = _sealed_kek(settings, v0_api_key, "v0", request_id, project)
+    return checked.model_copy(update=update)
 
-    update: dict[str, SealedSecret] = {}
+
+def build_rotation(
+    settings: PublisherSettings,
+    project: str,
+    *,
+    api_key: ApiKey,
+    expected_generation: int | None,
+    rotation_id: str,
+) -> RotationRequested:
+    """A rotation to the KEK of a new API key, which is derived and sealed as an enrolment's.
+
+    Raises:
+        MalformedRequestError: a name or the API key is not of the form that SPEC 1 asks for.
+    """
+    checked = _checked(
+        RotationRequested,
+        rotation_id=rotation_id,
+        project=project,
+        requested_at=format_time(datetime.now(UTC)),
+        expected_generation=expected_generation,
+        sealed_kek=_placeholder(settings),
+    )
+    sealed = _sealed_kek(settings, api_key, "rotation", rotation_id, project)
+    return checked.model_copy(update={"sealed_kek": sealed})
+
+
+def build_sweep(
+    project: str,
+    *,
+    master_key: str | None,
+    encrypt_plaintext: bool,
+    repair: bool,
+    dry_run: bool,
+    sweep_id: str,
+) -> SweepRequested:
+    """A sweep of one project, or of all (`*`).
+
+    Raises:
+        MalformedRequestError: a name is not of the form that SPEC 1 asks for.
+    """
+    return _checked(
+        SweepRequested,
+        sweep_id=sweep_id,
+        project=project,
+        requested_at=format_time(datetime.now(UTC)),
+        master_key=master_key,
+        encrypt_plaintext=encrypt_plaintext,
+        repair=repair,
+        dry_run=dry_run,
+    )
+
+
+def build_delete(project: str, key: str, *, request_id: str) -> DeleteRequested:
+    """A delete of one object.
+
+    Raises:
+        MalformedRequestError: a name is not of the form that SPEC 1 asks for.
+    """
+    return _checked(
+        DeleteRequested,
+        request_id=request_id,
+        project=project,
+        key=key,
+        requested_at=format_time(datetime.now(UTC)),
+    )
+
+
+def _sealed_kek(
+    settings: PublisherSettings,
+    api_key: ApiKey,
+    purpose: KekPurpose,
+    request_id: str,
+    project: str,
+) -> SealedSecret:
+    """The user KEK of an API key, sealed to the workers for this request alone."""
+    text = _text(api_key)
     try:
-        kek = user_kek(_text(api_key), project, settings.pepper.get_secret_value())
-        update["sealed_kek"] = seal_kek(kek, "enroll")
-        if v0_api_key is not None:
-            v0_kek = v0_user_kek(_text(v0_api_key), settings.v0_pepper.get_secret_value())
-            update["sealed_v0_kek"] = seal_kek(v0_kek, "v0")
+        if purpose == "v0":
+            kek = v0_user_kek(text, settings.v0_pepper.get_secret_value())
+        else:
+            kek = user_kek(text, project, settings.pepper.get_secret_value())
     except ValueError as exc:  # its text names the rule, never the key
         raise MalformedRequestError(str(exc)) from exc
-    return checked.model_copy(update=update)
+    return _seal(settings, kek, kek_info(purpose, request_id, project))
 
 
 def _checked(model: type[_Model], **fields: Any) -> _Model:

@@ -4,6 +4,9 @@ One reader of the stream serves every wait for what this publisher itself has se
 begins a little before the publication, so that an event told before anyone waited is
 found all the same. A wait for somebody else's request reads the stream on its own.
 
+Most requests are answered once, and that ends them. A rotation is answered by
+`rotation.accepted` and ended by `rotation.completed`; `sweep.progressed` answers nothing.
+
 Memory is bounded: of at most `max_tracked` requests sent here is it known when they
 were sent and how they were answered; the oldest are forgotten first, and a wait for a
 forgotten one is as a wait for somebody else's.
@@ -12,6 +15,7 @@ It must never believe an event by its id alone: the signature is checked first.
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -19,7 +23,7 @@ from typing import Final
 
 import orjson
 
-from contracts.messages import Event
+from contracts.messages import Event, Rejected, RotationAccepted, SweepProgressed
 from contracts.publisher.errors import PublisherError, WaitTimeoutError
 from contracts.publisher.events import Start, Told, Verifier, follow
 from contracts.publisher.link import Link
@@ -33,14 +37,52 @@ _SCANS_AT_ONCE: Final = 64
 _ID_FIELDS: Final = tuple(dict.fromkeys(REQUEST_ID_FIELDS.values()))
 
 
+def is_answer(event: Event) -> bool:
+    """Whether the event says what became of its request, be it only that it was accepted."""
+    return not isinstance(event, SweepProgressed)
+
+
+def is_end(event: Event) -> bool:
+    """Whether nothing more is told of its request."""
+    return not isinstance(event, (SweepProgressed, RotationAccepted))
+
+
 @dataclass(slots=True)
 class _Sent:
     """What is known of a request that was sent here."""
 
     at: datetime
-    told: Told | None = None
     # Sent again: what was told up to here answers an earlier try.
     after_offset: int = -1
+    accepted: Told | None = None
+    end: Told | None = None
+    refused: bool = False
+
+    def take(self, told: Told, event: Event) -> None:
+        """Keep the event that answers the request, and the one that ends it."""
+        if isinstance(event, RotationAccepted):
+            self.accepted = told
+            if self.refused:  # a refused one was replayed by an operator: it goes on
+                self.end, self.refused = None, False
+        elif is_end(event):
+            self.end, self.refused = told, isinstance(event, Rejected)
+
+    def told(self, *, ended: bool) -> Told | None:
+        """What there is to say to a wait for the answer, or for the end."""
+        return self.end if ended else self.accepted or self.end
+
+    def last_offset(self) -> int:
+        """Up to where the stream tells of this try and of those before it."""
+        known = [told.offset for told in (self.accepted, self.end) if told is not None]
+        return max((self.after_offset, *known))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Wait:
+    """Somebody who waits for the shared reader."""
+
+    future: asyncio.Future[Event]
+    wanted: Callable[[Event], bool]
 
 
 class Waiter:
@@ -58,7 +100,7 @@ class Waiter:
         self._max_tracked = max_tracked
         self._opened_at = datetime.now(UTC)
         self._sent: OrderedDict[str, _Sent] = OrderedDict()
-        self._waiting: dict[str, set[asyncio.Future[Event]]] = {}
+        self._waiting: dict[str, set[_Wait]] = {}
         self._reader: asyncio.Task[None] | None = None
         self._reader_from = self._opened_at
         self._scans = asyncio.Semaphore(_SCANS_AT_ONCE)
@@ -66,15 +108,15 @@ class Waiter:
     def sending(self, request_id: str) -> None:
         """Remember that this request is being sent now, by this publisher."""
         before = self._sent.pop(request_id, None)
-        after_offset = -1
-        if before is not None:
-            after_offset = before.told.offset if before.told else before.after_offset
+        after_offset = -1 if before is None else before.last_offset()
         self._sent[request_id] = _Sent(datetime.now(UTC), after_offset=after_offset)
         while len(self._sent) > self._max_tracked:
             self._sent.popitem(last=False)
 
-    async def wait(self, request_id: str, *, since: datetime | None, timeout_s: float) -> Event:
-        """The event that answers this request.
+    async def wait(
+        self, request_id: str, *, since: datetime | None, timeout_s: float, ended: bool = False
+    ) -> Event:
+        """The event that answers this request, or with `ended` the one that ends it.
 
         Raises:
             WaitTimeoutError: nothing was told in time.
@@ -85,13 +127,35 @@ class Waiter:
             async with timeout:
                 sent = self._sent.get(request_id)
                 if sent is not None and self._covers(sent):
-                    return await self._answer(request_id, sent)
-                begin = since or (sent.at if sent else self._opened_at)
-                return await self._scan(request_id, begin, sent.after_offset if sent else -1)
+                    return await self._answer(request_id, sent, ended=ended)
+                return await self._scan(request_id, since, ended=ended)
         except TimeoutError as exc:
             if not timeout.expired():
                 raise
             raise WaitTimeoutError(f"nothing was told of {request_id} in {timeout_s:g} s") from exc
+
+    async def progress(
+        self, request_id: str, since: datetime | None
+    ) -> AsyncGenerator[Event, None]:
+        """Every event of this request, read from the stream for it alone; ends with its end.
+
+        Raises:
+            EventsUnavailableError: there is no stream to read.
+        """
+        sent = self._sent.get(request_id)
+        begin = since or (sent.at if sent else self._opened_at)
+        after_offset = sent.after_offset if sent else -1
+        async with self._scans, aclosing(follow(self._link, _before(begin))) as stream:
+            async for told in stream:
+                if told.offset <= after_offset or _claimed_id(told.body) != request_id:
+                    continue
+                event = self._verifier.event(told)
+                if event is None:
+                    continue
+                yield event
+                if is_end(event):
+                    return
+        raise PublisherError("the stream of events ended")  # it never does
 
     async def close(self) -> None:
         """Stop reading; waits that are under way end with an error."""
@@ -108,16 +172,17 @@ class Waiter:
             self._reader = asyncio.create_task(self._read(_before(self._reader_from)))
         return sent.at >= self._reader_from
 
-    async def _answer(self, request_id: str, sent: _Sent) -> Event:
-        if sent.told is not None and (event := self._verifier.event(sent.told)) is not None:
+    async def _answer(self, request_id: str, sent: _Sent, *, ended: bool) -> Event:
+        told = sent.told(ended=ended)
+        if told is not None and (event := self._verifier.event(told)) is not None:
             return event
-        future: asyncio.Future[Event] = asyncio.get_running_loop().create_future()
+        wait = _Wait(asyncio.get_running_loop().create_future(), is_end if ended else is_answer)
         waiting = self._waiting.setdefault(request_id, set())
-        waiting.add(future)
+        waiting.add(wait)
         try:
-            return await future
+            return await wait.future
         finally:
-            waiting.discard(future)
+            waiting.discard(wait)
             if not waiting and self._waiting.get(request_id) is waiting:
                 del self._waiting[request_id]
 
@@ -145,25 +210,24 @@ class Waiter:
         if event is None:
             return
         if sent is not None:
-            sent.told = told
-        for future in waiting:
-            if not future.done():
-                future.set_result(event)
+            sent.take(told, event)
+        for wait in waiting:
+            if wait.wanted(event) and not wait.future.done():
+                wait.future.set_result(event)
 
     def _fail(self, error: PublisherError) -> None:
         for waiting in self._waiting.values():
-            for future in waiting:
-                if not future.done():
-                    future.set_exception(error)
+            for wait in waiting:
+                if not wait.future.done():
+                    wait.future.set_exception(error)
 
-    async def _scan(self, request_id: str, begin: datetime, after_offset: int) -> Event:
+    async def _scan(self, request_id: str, since: datetime | None, *, ended: bool) -> Event:
         """Read the stream for one request alone."""
-        async with self._scans, aclosing(follow(self._link, _before(begin))) as stream:
-            async for told in stream:
-                if told.offset > after_offset and _claimed_id(told.body) == request_id:
-                    event = self._verifier.event(told)
-                    if event is not None:
-                        return event
+        wanted = is_end if ended else is_answer
+        async with aclosing(self.progress(request_id, since)) as events:
+            async for event in events:
+                if wanted(event):
+                    return event
         raise PublisherError("the stream of events ended")  # it never does
 
 

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from contracts.errors import MalformedRequestError
-from contracts.messages import InlineBody, parse_request
+from contracts.messages import InlineBody, RotationRequested, SweepRequested, parse_request
 from contracts.publisher import requests
-from contracts.publisher.waiting import Waiter, _claimed_id
 from contracts.sealing import (
     IntakeKey,
     SealError,
@@ -62,6 +61,28 @@ def _enroll(**change: Any) -> Any:
         "request_id": requests.new_id(),
     }
     return requests.build_enroll(SETTINGS, **(given_ | change))
+
+
+def _rotation(**change: Any) -> RotationRequested:
+    given_: dict[str, Any] = {
+        "project": "acme",
+        "api_key": API_KEY,
+        "expected_generation": None,
+        "rotation_id": requests.new_id(),
+    }
+    return requests.build_rotation(SETTINGS, **(given_ | change))
+
+
+def _sweep(**change: Any) -> SweepRequested:
+    given_: dict[str, Any] = {
+        "project": "acme",
+        "master_key": None,
+        "encrypt_plaintext": False,
+        "repair": False,
+        "dry_run": False,
+        "sweep_id": requests.new_id(),
+    }
+    return requests.build_sweep(**(given_ | change))
 
 
 def test_drafts_transport_key_is_sealed_for_this_upload_alone() -> None:
@@ -118,12 +139,77 @@ def test_v0_is_allowed_with_and_without_its_key() -> None:
     assert _enroll(v0_api_key="old").sealed_v0_kek is not None
 
 
+def test_a_rotation_seals_the_kek_of_the_new_key_for_this_rotation_alone() -> None:
+    request = _rotation(expected_generation=3)
+    assert request.expected_generation == 3
+    sealed = b64_decode(request.sealed_kek.ciphertext)
+    kek = INTAKE.open(sealed, kek_info("rotation", request.rotation_id, "acme"))
+    assert kek == user_kek(API_KEY, "acme", "pepper").reveal()
+    for wrong in (
+        kek_info("enroll", request.rotation_id, "acme"),
+        kek_info("rotation", request.rotation_id, "other"),
+        kek_info("rotation", str(uuid.uuid4()), "acme"),
+    ):
+        with pytest.raises(SealError):
+            INTAKE.open(sealed, wrong)
+
+
+@pytest.mark.parametrize("build", [_enroll, _rotation])
+def test_no_api_key_shows_in_what_is_sent(build: Any) -> None:
+    body = requests.sign(SETTINGS, build(api_key=SecretStr(API_KEY))).body
+    assert API_KEY.encode() not in body
+    assert user_kek(API_KEY, "acme", "pepper").reveal().hex() not in body.decode()
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda project: _rotation(project=project),
+        lambda project: _sweep(project=project),
+        lambda project: requests.build_delete(project, "a", request_id=requests.new_id()),
+    ],
+)
+@pytest.mark.parametrize("project", ["", "Acme", "_all", "a" * 64, "a/b"])
+def test_control_requests_check_the_project_as_workers_do(build: Any, project: str) -> None:
+    with pytest.raises(MalformedRequestError, match="project"):
+        build(project)
+
+
+def test_a_sweep_of_all_projects_says_what_to_do() -> None:
+    request = _sweep(project="*", master_key="2027", repair=True)
+    assert parse_request(requests.sign(SETTINGS, request).body) == request
+    assert (request.project, request.master_key, request.repair) == ("*", "2027", True)
+    assert (request.encrypt_plaintext, request.dry_run) == (False, False)
+
+
+@pytest.mark.parametrize("change", [{"master_key": "No Name"}, {"sweep_id": "A" * 36}])
+def test_a_sweep_of_wrong_names_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(MalformedRequestError, match=next(iter(change))):
+        _sweep(**change)
+
+
+@pytest.mark.parametrize("generation", [0, -1])
+def test_a_rotation_from_no_generation_is_refused(generation: int) -> None:
+    with pytest.raises(MalformedRequestError, match="expected_generation"):
+        _rotation(expected_generation=generation)
+
+
+@given(st.text(max_size=80))
+def test_any_key_is_deleted_or_refused_as_malformed(key: str) -> None:
+    try:
+        request = requests.build_delete("acme", key, request_id=requests.new_id())
+    except MalformedRequestError:
+        return
+    assert parse_request(requests.sign(SETTINGS, request).body) == request
+
+
+@pytest.mark.parametrize("build", [_enroll, _rotation])
 @pytest.mark.parametrize(
     "api_key", ["", "k" * 31, "k" * 513, "k" * 31 + " ", "k" * 32 + "\n", "ü" * 40]
 )
-def test_api_key_of_a_wrong_form_is_refused_and_not_repeated(api_key: str) -> None:
+def test_api_key_of_a_wrong_form_is_refused_and_not_repeated(build: Any, api_key: str) -> None:
     with pytest.raises(MalformedRequestError, match="32 to 512") as refused:
-        _enroll(api_key=api_key)
+        build(api_key=api_key)
     assert not api_key or api_key not in str(refused.value)
 
 
@@ -149,15 +235,3 @@ def test_any_metadata_is_taken_or_refused_as_malformed(
         return
     request = draft.with_body(InlineBody(inline=""))
     assert parse_request(requests.sign(SETTINGS, request).body) == request
-
-
-@given(st.binary(max_size=80))
-def test_any_bytes_claim_an_id_or_none(body: bytes) -> None:
-    assert _claimed_id(body) is None
-
-
-def test_memory_of_what_was_sent_is_bounded() -> None:
-    waiter = Waiter(None, None, max_tracked=100)  # type: ignore[arg-type]  # neither is used
-    for number in range(1000):
-        waiter.sending(str(number))
-    assert list(waiter._sent) == [str(number) for number in range(900, 1000)]
