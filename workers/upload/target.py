@@ -26,15 +26,19 @@ from workers.storage import Head, Storage
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """This upload's own object, verified: `size_bytes` of plaintext, made for `observed`.
+    """This upload's own object: `size_bytes` of plaintext, made for `observed`.
 
-    `current` is False where its wraps are not as `observed` wants them.
+    Verified, but for `unsealed`: plaintext that carries this upload's id where `observed`
+    forbids plaintext. That proves nothing about its bytes; it is to be replaced by the
+    request's own body, over its ETag, never sealed as it stands.
+    `current` is False where the object is not as `observed` wants it.
     """
 
     size_bytes: int
     etag: str
     observed: Observed
     current: bool
+    unsealed: bool = False
 
 
 async def look(
@@ -77,8 +81,12 @@ def _verified(
     except UnknownAlgorithmError as exc:
         raise CorruptObjectError(f"unknown algorithm {exc.detail}") from exc
     match envelope:
-        case Plaintext() if observed.keyring.plaintext_allowed:
-            return Standing(head.size_bytes, head.etag, observed, current=True)
+        case Plaintext():
+            # Put while plaintext was allowed, by a delivery that died before it was told.
+            allowed = observed.desired.plaintext_allowed
+            return Standing(
+                head.size_bytes, head.etag, observed, current=allowed, unsealed=not allowed
+            )
         case Wraps():
             examined = verify_own(envelope, header, request.key, observed.keyring, master_keys)
             return Standing(_plaintext_size(head), head.etag, observed, examined.current)

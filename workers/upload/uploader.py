@@ -14,6 +14,7 @@ from typing import Final
 import structlog
 
 from contracts.errors import (
+    CorruptObjectError,
     StagedBodyMissingError,
     StorageUnavailableError,
 )
@@ -34,7 +35,7 @@ from workers.envelope import metadata_for, wrap
 from workers.envelope.stream import sealed_pieces
 from workers.errors import MissingError, PreconditionError, RefusedError, StorageAnswerError
 from workers.keyring import KeyringReader, Observed
-from workers.reconcile import reconcile
+from workers.reconcile import COPY_LIMIT_BYTES, reconcile
 from workers.storage import Condition, Headers, IfAbsent, IfMatch, Storage
 from workers.storage.multipart import multipart
 from workers.upload import bodies
@@ -55,6 +56,7 @@ class Limits:
     upload_max_bytes: int
     part_size_bytes: int
     stream_concurrency: int
+    copy_limit_bytes: int = COPY_LIMIT_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +118,9 @@ class Uploader:
         if seen_before or isinstance(request.body, StagedBody):
             standing = await self._look(request)
         if standing is None:
-            return await self._store_and_settle(request, publisher)
+            return await self._store_and_settle(request, publisher, IfAbsent())
+        if standing.unsealed:
+            return await self._store_and_settle(request, publisher, IfMatch(standing.etag))
         return await self._settle_standing(request, standing)
 
     async def discard_staged(self, request: UploadRequested, publisher: str) -> None:
@@ -135,16 +139,20 @@ class Uploader:
     async def _look(self, request: UploadRequested) -> Standing | None:
         return await look(request, self._storage, self._keyrings, self._master_keys)
 
-    async def _store_and_settle(self, request: UploadRequested, publisher: str) -> Settled:
+    async def _store_and_settle(
+        self, request: UploadRequested, publisher: str, condition: Condition
+    ) -> Settled:
         transport_key = open_secret(
             request.sealed_key,
             upload_info(request.upload_id, request.project, request.key),
             self._intake_keys,
         )
-        condition: Condition = IfAbsent()
         for _ in range(_MAX_ATTEMPTS):
             stored = await self._store(request, publisher, transport_key, condition)
             if isinstance(stored, Standing):
+                if stored.unsealed:
+                    condition = IfMatch(stored.etag)
+                    continue
                 return await self._settle_standing(request, stored)
             after = await self._keyrings.fresh(request.project)
             if after.desired.same_state(stored.observed.desired):
@@ -164,7 +172,12 @@ class Uploader:
 
     async def _reconcile(self, request: UploadRequested, size_bytes: int) -> Settled:
         observed = await reconcile(
-            request.project, request.key, self._storage, self._keyrings, self._master_keys
+            request.project,
+            request.key,
+            self._storage,
+            self._keyrings,
+            self._master_keys,
+            copy_limit_bytes=self._limits.copy_limit_bytes,
         )
         return Settled(size_bytes, observed.desired.generation)
 
@@ -191,20 +204,25 @@ class Uploader:
     ) -> Stored | Standing:
         observed = await self._keyrings.recent(request.project)
         for _ in range(_MAX_ATTEMPTS):
+            if isinstance(condition, IfMatch):
+                # An empty body and a tombstone have one ETag, so the condition alone could
+                # bring a deleted object back. Looked at after the keyring reading whose
+                # lease fences the put: a delete that comes later waits for that lease.
+                standing = await self._look(request)
+                if standing is not None and not standing.unsealed:
+                    return standing
             try:
                 return await self._put(request, publisher, transport_key, condition, observed)
-            except PreconditionError:
-                standing = await self._look(request)
-                if standing is not None:
-                    return standing
-                raise StorageUnavailableError("a put was refused where nothing stands") from None
-            except StagedBodyMissingError:
+            except PreconditionError as exc:
+                refused = StorageUnavailableError("a put was refused where nothing stands")
+                return await self._must_stand(request, refused, exc)
+            except StagedBodyMissingError as exc:
                 # Another delivery of this very upload may have stored it since the look at
                 # the target, and cleared staging.
-                standing = await self._look(request)
-                if standing is not None:
-                    return standing
-                raise
+                standing = await self._must_stand(request, exc, None)
+                if standing.unsealed:
+                    raise CorruptObjectError("plaintext is forbidden, none is staged") from exc
+                return standing
             except (RefusedError, _MovedError):
                 # Sent after its lease, or the desired state moved: again, by a new reading.
                 observed = await self._keyrings.fresh(request.project)
@@ -212,6 +230,15 @@ class Uploader:
                 # Its parts were aborted by another delivery, or the bucket is gone.
                 raise StorageUnavailableError("the put's place is gone") from exc
         raise StorageUnavailableError("the storage refuses the put")
+
+    async def _must_stand(
+        self, request: UploadRequested, otherwise: Exception, cause: Exception | None
+    ) -> Standing:
+        """What stands, where a put ended in a way that says that something does."""
+        standing = await self._look(request)
+        if standing is None:
+            raise otherwise from cause
+        return standing
 
     async def _put(
         self,
