@@ -4,7 +4,7 @@ What must become of the object is `workers.envelope.decide`'s question.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from contracts.errors import CorruptObjectError
 from contracts.metadata import Wraps
@@ -29,7 +29,7 @@ class Examined:
     `current` says that both wraps, and their labels, are as desired.
     """
 
-    dek: bytes
+    dek: bytes = field(repr=False)
     current: bool
 
 

@@ -42,7 +42,7 @@ class Reader:
 class OpenedDek:
     """A DEK, whose wrap gave it (None: a plaintext object has neither), and the body's form."""
 
-    dek: bytes
+    dek: bytes = field(repr=False)
     role: Role
     algorithm: str
 

@@ -6,7 +6,7 @@ no object unreadable. What counts is what opened.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from contracts.errors import CorruptObjectError, KeyringRolledBackError, NoUsableWrapError
 from contracts.metadata import Wraps
@@ -19,7 +19,7 @@ from workers.keyring import Desired, Keyring
 class Opened:
     """A DEK, and where its wrap opened; `master_key` is empty for a user wrap."""
 
-    dek: bytes
+    dek: bytes = field(repr=False)
     generation: int
     master_key: str = ""
 
