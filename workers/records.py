@@ -95,6 +95,32 @@ def _outer(record: Mapping[str, Any], project: str) -> tuple[str, bytes]:
     return record["master_key"], b64_decode(record["sealed"])
 
 
+async def reseal(
+    storage: Storage, key: str, master_key: str, master_keys: Mapping[str, Secret]
+) -> bool:
+    """Seal a record under another master key; False where it changed meanwhile, or is gone.
+
+    Raises:
+        UnknownMasterKeyError: this process lacks the key that it stands under, or the new one.
+        CorruptObjectError: it was forged, moved or damaged.
+        StorageUnavailableError: the outcome is unknown.
+    """
+    try:
+        head, body = await storage.read(key)
+    except MissingError:
+        return False
+    try:
+        project = load_json(body)["project"]
+    except (MalformedRequestError, KeyError) as exc:
+        raise CorruptObjectError("no record") from exc
+    name, rest = parse(body, key, project, master_keys)
+    if name == master_key:
+        return True
+    return await replace(
+        storage, key, build(key, project, master_key, rest, master_keys), head.etag
+    )
+
+
 async def create(storage: Storage, key: str, body: bytes) -> bool:
     """Put a new record; False where another stands already.
 

@@ -74,5 +74,15 @@ class Teller:
         headers = {CODE_HEADER: error.code, DETAIL_HEADER: error.detail[:_DETAIL_MAX_CHARACTERS]}
         await self._to_queue(copy_of(message, headers), dead_letter_name(queue))
 
+    async def send(self, body: bytes, queue: str, delay_s: int) -> None:
+        """Put a message of the workers' own into a queue, now or after so many seconds.
+
+        `delay_s` is 0 or one of `contracts.topology.ALL_DELAYS_S`.
+        """
+        message = Message(
+            body, content_type="application/json", delivery_mode=DeliveryMode.PERSISTENT
+        )
+        await self._to_queue(message, retry_name(queue, delay_s) if delay_s else queue)
+
     async def _to_queue(self, message: Message, queue: str) -> None:
         await self._broker.publish(message, queue, timeout=_TIMEOUT_S)

@@ -59,10 +59,12 @@ def resealed(keyring: Keyring, master_key: str) -> Keyring:
     return replace(keyring, master_key=master_key)
 
 
-def settled(keyring: Keyring, *, forbid_plaintext: bool) -> Keyring:
+def forbidden_plaintext(keyring: Keyring) -> Keyring:
+    """The keyring once all plaintext was encrypted."""
+    return replace(keyring, plaintext_allowed=False)
+
+
+def settled(keyring: Keyring) -> Keyring:
     """The keyring after a clean sweep: no wrap needs an earlier KEK or v0 any more."""
     history = tuple(replace(entry, kek=None) for entry in keyring.history)
-    plaintext = keyring.plaintext_allowed and not forbid_plaintext
-    return replace(
-        keyring, history=history, v0_allowed=False, v0_kek=None, plaintext_allowed=plaintext
-    )
+    return replace(keyring, history=history, v0_allowed=False, v0_kek=None)

@@ -1,0 +1,19 @@
+"""Sweeps: every object of a project brought to the desired state, and that proven (SPEC 8).
+
+| module | what it does |
+| --- | --- |
+| `start` | begins a sweep: its record, its first step |
+| `steps`, `planner`, `judge` | planner and prover: list keys as pages, judge what pages tell |
+| `pages`, `listing` | one take of one page: look, bring to the desired state, tell |
+| `everyone` | a sweep of all projects |
+| `plan`, `counts`, `store` | records: as values, and in the bucket |
+| `messages`, `outbox`, `consumer`, `role` | hints on the broker, and events |
+| `rescue` | sweeps whose messages were lost |
+"""
+
+from workers.sweep.outbox import Outbox
+from workers.sweep.plan import ALL, Ask
+from workers.sweep.start import Starter
+from workers.sweep.store import SweepStore
+
+__all__ = ["ALL", "Ask", "Outbox", "Starter", "SweepStore"]

@@ -1,0 +1,127 @@
+"""From a hint's delivery to its acknowledgement (SPEC 6.2, 8.5, 12).
+
+As with requests: acknowledged only after what it asks for is durable, or after its copy
+stands in a retry or dead-letter queue. A hint is nobody's word: what is no hint, or names
+no sweep, changes nothing.
+"""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+import structlog
+from aio_pika.abc import AbstractIncomingMessage
+
+from contracts.errors import (
+    KeyturnError,
+    MalformedRequestError,
+    NotFoundError,
+    StorageUnavailableError,
+)
+from contracts.topology import ATTEMPT_HEADER, RETRY_DELAYS_S
+from workers.broker import Teller
+from workers.broker.delivery import attempts, retry_delay_s
+from workers.errors import StorageAnswerError
+from workers.sweep.messages import Hint, SweepPage, SweepStep, parse, queue_of
+from workers.sweep.role import SweepRole
+
+_PAUSE_S: Final = 1
+
+_log = structlog.get_logger()
+
+
+class HintConsumer:
+    """Takes the deliveries of one of the sweep's queues."""
+
+    def __init__(self, role: SweepRole, teller: Teller, queue: str, max_age: timedelta) -> None:
+        self._role = role
+        self._teller = teller
+        self._queue = queue
+        self._max_age = max_age
+        self.in_flight = 0
+
+    async def __call__(self, message: AbstractIncomingMessage) -> None:
+        """Serve one delivery to its end; raises only where it is cancelled."""
+        self.in_flight += 1
+        try:
+            await self._consume(message)
+            await message.ack()
+        except Exception:  # noqa: BLE001  # nothing may be lost, whatever it was
+            _log.exception("delivery not finished")
+            await asyncio.sleep(_PAUSE_S)
+            try:
+                await message.nack(requeue=True)
+            except Exception as exc:  # noqa: BLE001  # the channel is gone: it comes again
+                _log.debug("delivery lost with its channel", problem=type(exc).__name__)
+        finally:
+            self.in_flight -= 1
+
+    async def _consume(self, message: AbstractIncomingMessage) -> None:
+        try:
+            hint = _parsed(message.body, self._queue)
+        except MalformedRequestError as exc:
+            await self._teller.dead_letter(message, self._queue, exc)
+            _log.warning("refused", queue=self._queue, code=exc.code, detail=exc.detail)
+            return
+        try:
+            await self._serve(hint, message)
+        except NotFoundError as exc:
+            # Forged, or left over from a sweep whose records were removed.
+            _log.warning("hint without a sweep", sweep_id=hint.sweep_id, detail=exc.detail)
+        except KeyturnError as exc:
+            await self._put_off_or_fail(hint, message, exc)
+        except StorageAnswerError as exc:
+            error = StorageUnavailableError(f"{type(exc).__name__}: {exc}")
+            await self._put_off_or_fail(hint, message, error)
+
+    async def _serve(self, hint: Hint, message: AbstractIncomingMessage) -> None:
+        # The delay queues leave their own marks on every step: only what the broker or this
+        # consumer says of a second try counts.
+        again = bool(message.redelivered) or ATTEMPT_HEADER in message.headers
+        match hint:
+            case SweepStep():
+                await self._role.step(hint, again=again)
+            case SweepPage():
+                await self._role.page(hint)
+
+    async def _put_off_or_fail(
+        self, hint: Hint, message: AbstractIncomingMessage, error: KeyturnError
+    ) -> None:
+        attempt = attempts(message.headers, error)
+        delay_s = self._delay_s(hint, error, attempt)
+        said = {"sweep_id": hint.sweep_id, "project": hint.project, "code": error.code}
+        if delay_s is not None:
+            await self._teller.put_off(message, self._queue, error, attempt, delay_s)
+            log = _log.error if error.code == "keyring_rolled_back" else _log.warning
+            log("put off", **said, detail=error.detail, delay_s=delay_s)
+            return
+        await self._teller.dead_letter(message, self._queue, error)
+        _log.error("gave up", **said, detail=error.detail)
+        if isinstance(hint, SweepStep):
+            await self._role.fail(hint, error)
+
+    def _delay_s(self, hint: Hint, error: KeyturnError, attempt: int) -> int | None:
+        """Seconds until the next try, or None where the sweep ends here.
+
+        A page never ends a sweep: what it meets for good, the next step meets as well.
+        """
+        now = datetime.now(UTC)
+        if isinstance(hint, SweepPage) and not error.transient:
+            error = StorageUnavailableError(error.detail)
+        waited = timedelta(seconds=sum(_delays(attempt)))
+        return retry_delay_s(
+            error, attempt, requested_at=now - waited, max_age=self._max_age, now=now
+        )
+
+
+def _parsed(body: bytes, queue: str) -> Hint:
+    hint = parse(body)
+    if queue_of(hint) != queue:
+        raise MalformedRequestError("this hint travels on another queue")
+    return hint
+
+
+def _delays(attempt: int) -> list[int]:
+    """The delays of the tries before this one."""
+    last = RETRY_DELAYS_S[-1]
+    return [*RETRY_DELAYS_S[:attempt], *[last] * max(0, attempt - len(RETRY_DELAYS_S))]

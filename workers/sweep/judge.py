@@ -1,0 +1,144 @@
+"""What becomes of a page once a take of it is told, and which pages are sent (SPEC 8.5). Pure.
+
+A page is proven by a take that observed the desired state which the sweep proves, later
+than any stalled worker could still have set an object back, with nothing to change. Only
+what stands in sealed records counts here; no counter and no message does.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Final
+
+from workers.sweep.counts import Counts
+from workers.sweep.plan import KeyRange, Live, Plan, Result, State
+
+# Looks at an object that fails, before it is recorded as failed.
+TRIES: Final = 3
+# From this take on a page that always finds something to change waits between takes.
+_CALM_TAKES: Final = 4
+_MAX_PAUSE_S: Final = 600
+# A page whose result does not come is sent again: its message may have been lost.
+RESEND_AFTER_S: Final = 900
+MIN_WIDTH: Final = 16
+MAX_WIDTH: Final = 512
+_RESULTS_TO_WIDTH: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A plan after its results were looked at; `failing` are the proven pages with failures."""
+
+    plan: Plan
+    proven: tuple[Live, ...]
+    failing: Mapping[int, Result]
+
+
+def moved(plan: Plan, state: State, at: datetime) -> Plan:
+    """The plan for another desired state: everything is to be looked at again.
+
+    What was written stays counted. A page of an earlier round proves nothing any more.
+    """
+    return replace(
+        plan,
+        state=state,
+        turned_at=at,
+        round=plan.round + 1,
+        next_page=0,
+        ranges=tuple(
+            KeyRange(through=start, end=keys.end)
+            for start, keys in zip(_starts(plan.ranges), plan.ranges, strict=True)
+        ),
+        live=(),
+        proven=Counts(),
+    )
+
+
+def _starts(ranges: Sequence[KeyRange]) -> Sequence[str]:
+    return ("", *(keys.end for keys in ranges[:-1]))
+
+
+def judge(plan: Plan, results: Mapping[int, Result], now: datetime, lease_s: int) -> Judged:
+    """The plan after these results, by page; each is of its page's current take.
+
+    `now` is the storage's clock.
+    """
+    kept: list[Live] = []
+    proven: list[Live] = []
+    failing: dict[int, Result] = {}
+    seen, written = plan.proven, plan.written
+    for live in plan.live:
+        result = results.get(live.page)
+        if result is None:
+            kept.append(live)
+            continue
+        written += result.counts.written()
+        again = _again(plan, live, result, now, lease_s)
+        if again is not None:
+            kept.append(again)
+            continue
+        proven.append(live)
+        seen += result.counts.seen()
+        if result.failures:
+            failing[live.page] = result
+    width = min(MAX_WIDTH, max(MIN_WIDTH, _RESULTS_TO_WIDTH * len(results)))
+    after = replace(plan, live=tuple(kept), proven=seen, written=written, width=width)
+    return Judged(after, tuple(proven), failing)
+
+
+def _again(plan: Plan, live: Live, result: Result, now: datetime, lease_s: int) -> Live | None:
+    """The page as it is to be done again, or None where this take is the last."""
+    if plan.ask.dry_run:
+        return None  # it counts, and proves nothing
+    late = plan.proof_after(lease_s)
+    as_wanted = _is_as_wanted(plan, live, result) and result.observed_at > late
+    tries = live.tries + (1 if result.failures and as_wanted else 0)
+    if as_wanted and (not result.failures or tries >= TRIES):
+        return None
+    pause_s = min(_MAX_PAUSE_S, 2 ** max(0, live.take - _CALM_TAKES) - 1) + tries
+    # Until then a look would prove nothing; failing objects can wait for it as well.
+    return replace(
+        live,
+        take=live.take + 1,
+        tries=tries,
+        sends=0,
+        sent_at=None,
+        not_before=max(late, now + timedelta(seconds=pause_s)),
+        seen=result.counts.seen(),
+    )
+
+
+def _is_as_wanted(plan: Plan, live: Live, result: Result) -> bool:
+    """Whether the take observed just what the sweep proves, and found it so."""
+    its_own = (result.after, result.last) == (live.after, live.last)
+    return its_own and result.state == plan.state and not result.changed
+
+
+def due(plan: Plan, now: datetime) -> tuple[Plan, tuple[Live, ...]]:
+    """The plan with those pages marked as sent that may be sent now, and these pages."""
+    under_way = sum(live.sent_at is not None and not _may_go(live, now) for live in plan.live)
+    room = max(0, plan.width - under_way)
+    sent: list[Live] = []
+    every: list[Live] = []
+    for live in plan.live:
+        if _may_go(live, now) and len(sent) < room:
+            sent.append(replace(live, sent_at=now, sends=live.sends + 1))
+            every.append(sent[-1])
+        else:
+            every.append(live)
+    return replace(plan, live=tuple(every)), tuple(sent)
+
+
+def _may_go(live: Live, now: datetime) -> bool:
+    if live.sent_at is not None:
+        # Twice as late each time: a page of large bodies may take its time.
+        return now - live.sent_at > timedelta(seconds=RESEND_AFTER_S * 2 ** (live.sends - 1))
+    return live.not_before is None or now > live.not_before
+
+
+def waits_until(plan: Plan) -> datetime | None:
+    """The moment before which no page needs a step, or None where one is under way or due."""
+    if any(live.sent_at is not None or live.not_before is None for live in plan.live):
+        return None
+    moments = [live.not_before for live in plan.live if live.not_before is not None]
+    return min(moments, default=None) if plan.everything_planned else None

@@ -1,0 +1,87 @@
+"""What a sweep sends: its own hints, and the events that tell how far it is (SPEC 6.7, 8.6)."""
+
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from contracts.errors import KeyturnError
+from contracts.messages import EVENT_MODELS, Event, id_field, rejection
+from contracts.names import format_time
+from contracts.topology import ALL_DELAYS_S
+from workers.sweep.counts import Counts
+from workers.sweep.messages import Hint, SweepPage, SweepStep, encode, queue_of
+from workers.sweep.plan import AllPlan, Ask, Live, Plan
+
+
+class Sender(Protocol):
+    """How messages leave: `workers.broker.Teller`, or a queue in memory."""
+
+    async def tell(self, event: Event) -> None:
+        """Publish a signed event, and return once it is durable."""
+        ...
+
+    async def send(self, body: bytes, queue: str, delay_s: int) -> None:
+        """Put an own message into a queue, now or after so many seconds; durable then."""
+        ...
+
+
+class Outbox:
+    """Hints and events of sweeps."""
+
+    def __init__(self, sender: Sender) -> None:
+        self._sender = sender
+
+    async def step(self, plan: Plan | AllPlan, wait_s: float = 0) -> None:
+        """Ask for the step that the plan waits for, in about so many seconds."""
+        hint = SweepStep(sweep_id=plan.ask.sweep_id, project=plan.ask.project, step=plan.step)
+        await self._send(hint, _delay_s(wait_s))
+
+    async def page(self, plan: Plan, live: Live) -> None:
+        """Ask for the current take of a page."""
+        await self._send(
+            SweepPage(
+                sweep_id=plan.ask.sweep_id,
+                project=plan.ask.project,
+                round=plan.round,
+                page=live.page,
+                take=live.take,
+            ),
+            0,
+        )
+
+    async def _send(self, hint: Hint, delay_s: int) -> None:
+        await self._sender.send(encode(hint), queue_of(hint), delay_s)
+
+    async def progressed(self, ask: Ask, counts: Counts, *, clean: bool = False) -> None:
+        """Tell how far a sweep of one project is."""
+        await self._tell("sweep.progressed", ask, counts, clean=clean)
+
+    async def ended(self, ask: Ask, counts: Counts, *, clean: bool) -> None:
+        """Tell the end: a rotation's, a sweep's, or that of one part of a sweep of all."""
+        # A sweep of all tells one end, of the whole.
+        told = "sweep.progressed" if ask.of_all else f"{ask.kind}.completed"
+        await self._tell(told, ask, counts, clean=clean)
+
+    async def _tell(self, event_type: str, ask: Ask, counts: Counts, *, clean: bool) -> None:
+        fields: dict[str, Any] = {
+            id_field(event_type): ask.sweep_id,
+            "project": ask.project,
+            "at": _now(),
+            "clean": clean,
+            **counts.to_json(),
+        }
+        event: Any = EVENT_MODELS[event_type](**fields)
+        await self._sender.tell(event)
+
+    async def failed(self, ask: Ask, error: KeyturnError) -> None:
+        """Tell that a sweep could not go on."""
+        kind = f"{ask.kind}.requested"
+        await self._sender.tell(rejection(kind, ask.sweep_id, ask.project, error, _now()))
+
+
+def _delay_s(wait_s: float) -> int:
+    """The longest delay that there is a queue for and that is not longer than wanted."""
+    return max((delay for delay in ALL_DELAYS_S if delay <= wait_s), default=0)
+
+
+def _now() -> str:
+    return format_time(datetime.now(UTC))

@@ -1,0 +1,404 @@
+"""One take of one page: look at its objects, bring them to the desired state, tell (SPEC 8.2, 8.5).
+
+All objects of a batch are read and decided before the first of them is written: a keyring
+that was rolled back below them is then found before anything is wrapped by it, and tags
+that a copy drops are noted before that copy. A take that changed nothing, observed late
+enough, is the proof; this module only tells what it saw.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Coroutine, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
+
+import structlog
+
+from contracts.errors import (
+    KeyringRolledBackError,
+    KeyturnError,
+    LockedObjectError,
+    StorageUnavailableError,
+    UnknownMasterKeyError,
+)
+from contracts.metadata import OWN_PREFIX
+from contracts.names import is_key, object_key
+from contracts.sealing import HEADER_BYTES
+from workers.envelope import (
+    Decision,
+    Encrypt,
+    Keep,
+    Looked,
+    OperatorKeys,
+    Options,
+    Rewrap,
+    decide,
+)
+from workers.errors import (
+    ArchivedError,
+    MissingError,
+    PreconditionError,
+    RefusedError,
+    StorageAnswerError,
+)
+from workers.keyring import KeyringReader, Observed
+from workers.reconcile import Effects, tags_at_risk
+from workers.storage import Storage
+from workers.sweep.counts import Counts
+from workers.sweep.listing import Row, batches
+from workers.sweep.plan import Failure, Live, Plan, Result, State
+from workers.sweep.store import SweepStore
+from workers.sweep.wanted import wanted
+
+_BATCH_KEYS: Final = 500
+# Each turn means that the desired state moved, that somebody else wrote, or a late lease.
+_MAX_TURNS: Final = 8
+
+_T = TypeVar("_T")
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    """What is to become of one object, by the keyring read that it was decided by."""
+
+    key: str
+    looked: Looked
+    decision: Decision
+    observed: Observed
+
+    @property
+    def writes(self) -> bool:
+        return not isinstance(self.decision, Keep)
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What a take has found so far."""
+
+    objects: int = 0
+    rewrapped: int = 0
+    encrypted: int = 0
+    kept: Counter[str] = field(default_factory=Counter)
+    foreign: int = 0
+    noncurrent_stale: int = 0
+    changed: int = 0
+    failures: list[Failure] = field(default_factory=list)
+    moved: bool = False
+
+    def counts(self) -> Counts:
+        return Counts(
+            objects=self.objects,
+            rewrapped=self.rewrapped,
+            current=self.kept["current"],
+            plaintext=self.kept["plaintext"],
+            encrypted=self.encrypted,
+            deleted=self.kept["deleted"],
+            foreign=self.foreign,
+            failed=len({failure.key for failure in self.failures}),
+            noncurrent_stale=self.noncurrent_stale,
+        )
+
+
+class PageTaker:
+    """Does pages of sweeps; its concurrency is shared by all pages of a process.
+
+    Args:
+        storage: The bucket.
+        keyrings: The process's reads of keyrings.
+        keys: The operator's.
+        store: The records of sweeps.
+        concurrency: Objects that are worked on at once.
+        copy_limit_bytes: What one copy takes; larger objects are copied in parts.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        keyrings: KeyringReader,
+        keys: OperatorKeys,
+        store: SweepStore,
+        *,
+        concurrency: int,
+        copy_limit_bytes: int,
+    ) -> None:
+        self.storage = storage
+        self.keyrings = keyrings
+        self.keys = keys
+        self.store = store
+        self.effects = Effects(storage, keyrings, copy_limit_bytes)
+        self.copy_limit_bytes = copy_limit_bytes
+        self.slots = asyncio.Semaphore(concurrency)
+
+    async def take(self, plan: Plan, live: Live) -> Result:
+        """One look at the page, with what it takes to bring its objects to the desired state.
+
+        Raises:
+            KeyringRolledBackError, UnknownMasterKeyError, StorageUnavailableError: nothing is
+                told of the page; it is to be done again later.
+            CorruptObjectError, UnknownProjectError: the keyring was forged, or is gone.
+        """
+        return await _Take(self, plan, live).run()
+
+
+class _Take:
+    """One take under way."""
+
+    def __init__(self, by: PageTaker, plan: Plan, live: Live) -> None:
+        self._by = by
+        self._storage = by.storage
+        self._plan = plan
+        self._live = live
+        self._project = plan.ask.project
+        self._dry_run = plan.ask.dry_run
+        self._options = Options(plan.ask.encrypt_plaintext, plan.ask.repair)
+        self._tally = _Tally()
+        self._noted: dict[str, dict[str, str]] = {}
+        self._state: State | None = None
+
+    async def run(self) -> Result:
+        # It begins before everything else here, so that its date is no later than any of it.
+        began = self._observe(await self._by.keyrings.fresh(self._project))
+        self._state = State.of(began)
+        versioned = await self._storage.versioning()
+        notes = [note async for note in self._by.store.noted_tags(self._plan, self._live)]
+        self._noted = {key: tags for _, noted in notes for key, tags in noted.items()}
+        edges = (self._live.after, self._live.last)
+        async for batch in batches(
+            self._storage, self._project, *edges, versioned=versioned, size=_BATCH_KEYS
+        ):
+            await self._batch(batch)
+        if not self._tally.changed:
+            for note, _ in notes:
+                await self._by.store.forget_note(note)
+        return Result(
+            after=self._live.after,
+            last=self._live.last,
+            state=None if self._tally.moved else self._state,
+            observed_at=began.lease.read_at,
+            counts=self._tally.counts(),
+            changed=self._tally.changed,
+            failures=tuple(self._tally.failures),
+        )
+
+    def _observe(self, observed: Observed) -> Observed:
+        return wanted(self._plan.ask, observed, self._by.keys.master_keys)
+
+    async def _batch(self, batch: Sequence[Row]) -> None:
+        rows = [row for row in batch if is_key(row.key)]
+        # Keys that SPEC 1 does not allow: folder markers, somebody else's.
+        self._tally.foreign += sum(row.stands for row in batch if not is_key(row.key))
+        looks = await _all(
+            self._guarded(row.key, self._look(row.key)) for row in rows if row.stands
+        )
+        planned = [found for found in looks if found is not None]
+        if not self._dry_run:
+            await _all(self._restore_tags(each) for each in planned)
+            planned = await self._write(planned)
+        for each in planned:
+            self._tally.objects += 1
+            if isinstance(each.decision, Keep):
+                self._tally.kept[each.decision.kind] += 1
+        settled = {each.key for each in planned if _is_ours(each.decision)}
+        await _all(self._noncurrent(row, settled) for row in rows if row.noncurrent)
+
+    async def _guarded(
+        self, key: str, work: Coroutine[Any, Any, _Planned | None]
+    ) -> _Planned | None:
+        """One object's work in a slot; what fails for it alone is recorded, not raised."""
+        async with self._by.slots:
+            try:
+                return await work
+            except (KeyringRolledBackError, UnknownMasterKeyError):
+                raise
+            except KeyturnError as exc:
+                self._fail(key, exc)
+            except StorageAnswerError as exc:
+                self._fail(key, StorageUnavailableError(str(exc)))
+            return None
+
+    def _fail(self, key: str, error: KeyturnError) -> None:
+        self._tally.objects += 1
+        self._tally.failures.append(Failure(key, error.code))
+        _log.warning(
+            "object failed",
+            sweep_id=self._plan.ask.sweep_id,
+            project=self._project,
+            key=key,
+            code=error.code,
+            detail=error.detail,
+        )
+
+    async def _look(self, key: str) -> _Planned | None:
+        """Read an object and decide; None where nothing stands any more."""
+        s3_key = object_key(self._project, key)
+        try:
+            looked = Looked(*await self._storage.read_start(s3_key, HEADER_BYTES))
+        except MissingError:
+            return None
+        except ArchivedError:
+            looked = Looked(await self._storage.head(s3_key), b"")
+        observed = self._observe(await self._recent())
+        try:
+            decision = self._decide(key, looked, observed)
+        except KeyringRolledBackError:
+            # The keyring read may be older than the object: only a later one accuses anybody.
+            observed = self._observe(await self._fresh())
+            decision = self._decide(key, looked, observed)
+        self._tally.moved |= State.of(observed) != self._state
+        return _Planned(key, looked, decision, observed)
+
+    def _decide(self, key: str, looked: Looked, observed: Observed) -> Decision:
+        return decide(looked, key, observed.keyring, observed.desired, self._by.keys, self._options)
+
+    async def _write(self, planned: Sequence[_Planned]) -> list[_Planned]:
+        """Bring to the desired state what is not; gives what stands now, as far as it stands."""
+        kept = [each for each in planned if not each.writes]
+        todo = [each for each in planned if each.writes]
+        await self._note_tags(todo)
+        for _ in range(_MAX_TURNS):
+            if not todo:
+                return kept
+            done = await _all(self._guarded(each.key, self._bring(each)) for each in todo)
+            written = [each for each in done if each is not None]
+            # Begun after the last of the copies: only then does it tell that none rests on
+            # a state that was over.
+            after = self._observe(await self._fresh())
+            todo = [e for e in written if not e.observed.desired.same_state(after.desired)]
+            kept += [e for e in written if e.observed.desired.same_state(after.desired)]
+            looks = await _all(self._guarded(each.key, self._look(each.key)) for each in todo)
+            todo = [each for each in looks if each is not None]
+        raise StorageUnavailableError("the desired state kept moving")
+
+    async def _bring(self, planned: _Planned | None) -> _Planned | None:
+        """Write one object, looking again after each lost race; None where it is gone."""
+        for _ in range(_MAX_TURNS):
+            if planned is None or not planned.writes:
+                return planned
+            observed = self._observe(await self._recent())
+            if not observed.desired.same_state(planned.observed.desired):
+                planned = await self._look(planned.key)
+                continue
+            await self._note_tags([planned])
+            try:
+                await self._carry_out(planned)
+            except (MissingError, PreconditionError):
+                pass
+            except RefusedError:
+                # Sent after the lease of the reading that it was decided by. A later one is
+                # no lease for it: the object must be looked at again as well.
+                await self._fresh()
+            else:
+                return planned
+            planned = await self._look(planned.key)
+        raise StorageUnavailableError("the object kept changing")
+
+    async def _carry_out(self, planned: _Planned) -> None:
+        args = (self._project, planned.key, planned.looked, planned.decision, planned.observed)
+        await self._by.effects.carry_out(*args)
+        self._tally.changed += 1
+        match planned.decision:
+            case Rewrap():
+                self._tally.rewrapped += 1
+            case Encrypt():
+                self._tally.encrypted += 1
+        if tags := self._noted.get(planned.key):
+            await self._storage.write_tags(object_key(self._project, planned.key), tags)
+
+    # Tags that a write drops (SPEC 8.2).
+
+    async def _note_tags(self, todo: Sequence[_Planned]) -> None:
+        """Note the tags of objects whose write drops them, before the first such write."""
+        at_risk = [each for each in todo if each.key not in self._noted and self._drops_tags(each)]
+        if not at_risk:
+            return
+        read = await _all(self._tags(each.key) for each in at_risk)
+        tags = {each.key: found for each, found in zip(at_risk, read, strict=True) if found}
+        if tags:
+            master_key = at_risk[0].observed.desired.master_key
+            await self._by.store.note_tags(self._plan, self._live, tags, master_key)
+            self._noted |= tags
+
+    def _drops_tags(self, planned: _Planned) -> bool:
+        limit = self._by.copy_limit_bytes
+        return tags_at_risk(self._storage, planned.looked, planned.decision, limit)
+
+    async def _tags(self, key: str) -> dict[str, str]:
+        try:
+            return dict(await self._storage.read_tags(object_key(self._project, key)))
+        except MissingError:
+            return {}
+
+    async def _restore_tags(self, planned: _Planned) -> None:
+        """Put back tags that an earlier take noted and did not live to put back."""
+        tags = self._noted.get(planned.key)
+        if tags and not planned.looked.head.tag_count:
+            async with self._by.slots:
+                await self._storage.write_tags(object_key(self._project, planned.key), tags)
+            self._tally.changed += 1
+
+    # Noncurrent versions (SPEC 8.5).
+
+    async def _noncurrent(self, row: Row, settled: set[str]) -> None:
+        """Remove versions that the object's sealed state superseded; count what else is stale.
+
+        An object is written once, so its older versions with an envelope are the same body
+        under older wraps. Plaintext history, and versions under a delete marker (which Keyturn
+        never leaves), are somebody's business: they are counted, never removed.
+        """
+        for version in row.noncurrent:
+            async with self._by.slots:
+                stale, ours = await self._judged(row.key, version)
+                if ours and row.key in settled and not self._dry_run:
+                    await self._remove(row.key, version)
+                elif stale:
+                    self._tally.noncurrent_stale += 1
+
+    async def _remove(self, key: str, version: str) -> None:
+        try:
+            await self._storage.delete_version(object_key(self._project, key), version)
+        except RefusedError:
+            self._tally.noncurrent_stale += 1
+            self._tally.failures.append(Failure(key, LockedObjectError.code))
+        else:
+            self._tally.changed += 1
+
+    async def _judged(self, key: str, version: str) -> tuple[bool, bool]:
+        """Whether a version is not as desired, and whether it has an envelope of ours."""
+        s3_key = object_key(self._project, key)
+        try:
+            looked = Looked(
+                *await self._storage.read_start(s3_key, HEADER_BYTES, version_id=version)
+            )
+        except MissingError:
+            return False, False
+        except StorageAnswerError:
+            return True, False
+        ours = any(name.startswith(OWN_PREFIX) for name in looked.head.metadata)
+        try:
+            decision = self._decide(key, looked, self._observe(await self._recent()))
+        except KeyturnError:
+            return True, ours
+        return not isinstance(decision, Keep), ours
+
+    async def _recent(self) -> Observed:
+        return await self._by.keyrings.recent(self._project)
+
+    async def _fresh(self) -> Observed:
+        return await self._by.keyrings.fresh(self._project)
+
+
+def _is_ours(decision: Decision) -> bool:
+    """Whether what stands now is sealed by us, so that its older versions are superseded."""
+    return not (isinstance(decision, Keep) and decision.kind == "plaintext")
+
+
+async def _all(work: Iterable[Coroutine[Any, Any, _T]]) -> list[_T]:
+    """All results in order; the first failure ends the others and is raised as it is."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(each) for each in work]
+    except BaseExceptionGroup as exc:
+        raise exc.exceptions[0] from exc
+    return [task.result() for task in tasks]

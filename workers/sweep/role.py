@@ -1,0 +1,77 @@
+"""What a sweep worker does with the hints that it gets (SPEC 8.5)."""
+
+import structlog
+
+from contracts.errors import KeyturnError
+from workers.errors import MissingError
+from workers.sweep.everyone import Everyone
+from workers.sweep.messages import SweepPage, SweepStep
+from workers.sweep.pages import PageTaker
+from workers.sweep.plan import ALL
+from workers.sweep.steps import Steps
+from workers.sweep.store import SweepStore
+
+_log = structlog.get_logger()
+
+
+class SweepRole:
+    """Serves `keyturn.plan` and `keyturn.sweep`."""
+
+    def __init__(
+        self, store: SweepStore, steps: Steps, everyone: Everyone, pages: PageTaker
+    ) -> None:
+        self._store = store
+        self._steps = steps
+        self._everyone = everyone
+        self._pages = pages
+
+    async def step(self, hint: SweepStep, *, again: bool) -> None:
+        """Carry a sweep on by one step; errors as `Steps.serve`."""
+        serve = self._everyone.serve if hint.project == ALL else self._steps.serve
+        await serve(hint, again=again)
+
+    async def page(self, hint: SweepPage) -> None:
+        """Do one take of a page, if the sweep's record still waits for it.
+
+        Raises: as `PageTaker.take`.
+        """
+        try:
+            standing = await self._store.read(hint.sweep_id, hint.project)
+        except MissingError:
+            return  # the sweep ended, and its records went
+        plan = standing.plan
+        live = plan.page(hint.page)
+        if (
+            plan.status != "running"
+            or live is None
+            or (plan.round, live.take)
+            != (
+                hint.round,
+                hint.take,
+            )
+        ):
+            return
+        result = await self._pages.take(plan, live)
+        state = result.state or plan.state
+        await self._store.add_result(plan, live, result, state.master_key)
+        _log.info(
+            "page done",
+            sweep_id=hint.sweep_id,
+            project=hint.project,
+            page=hint.page,
+            take=hint.take,
+            changed=result.changed,
+            failed=len(result.failures),
+        )
+
+    async def fail(self, hint: SweepStep, error: KeyturnError) -> None:
+        """Record and tell that a sweep cannot go on."""
+        fail = self._everyone.fail if hint.project == ALL else self._steps.fail
+        await fail(hint, error)
+
+    async def hurry(self, sweep_id: str, project: str) -> None:
+        """Make sure that a sweep goes on whose messages may be lost."""
+        if project == ALL:
+            await self._everyone.hurry(sweep_id)
+        else:
+            await self._steps.hurry(sweep_id, project)

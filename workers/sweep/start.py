@@ -1,0 +1,109 @@
+"""Beginning a sweep: its record first, its first step second (SPEC 8.1, 8.5)."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Final
+
+from contracts.errors import MalformedRequestError, StorageUnavailableError, UnknownMasterKeyError
+from workers.envelope import OperatorKeys
+from workers.errors import MissingError
+from workers.keyring import KeyringReader, Observed, change, resealed
+from workers.storage import Storage
+from workers.sweep.outbox import Outbox
+from workers.sweep.plan import ALL, AllPlan, Ask, Plan, State
+from workers.sweep.store import SweepStore
+from workers.sweep.wanted import wanted
+
+_MAX_TURNS: Final = 8
+
+
+class Starter:
+    """Begins sweeps, or finds that they were begun already.
+
+    The records of a sweep of all that names no master key stand under the active one.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        keyrings: KeyringReader,
+        keys: OperatorKeys,
+        store: SweepStore,
+        outbox: Outbox,
+        *,
+        active_master_key: str,
+    ) -> None:
+        self._storage = storage
+        self._keyrings = keyrings
+        self._keys = keys
+        self._store = store
+        self._outbox = outbox
+        self._active = active_master_key
+
+    async def standing(self, ask: Ask) -> Plan | AllPlan | None:
+        """The plan of an earlier start of this very request, or None.
+
+        Raises:
+            MalformedRequestError: the id was used for something else.
+        """
+        try:
+            plan = await self._read(ask)
+        except MissingError:
+            return None
+        if replace(plan.ask, requested_at="") != replace(ask, requested_at=""):
+            raise MalformedRequestError("this id names another sweep")
+        return plan
+
+    async def start(self, ask: Ask) -> Plan | AllPlan:
+        """Make sure that a sweep exists and goes on; gives its plan.
+
+        A sweep that names a master key first re-seals the project's keyring under it.
+
+        Raises:
+            MalformedRequestError: the id was used for something else.
+            UnknownProjectError: no keyring stands.
+            CorruptObjectError: the keyring was forged.
+            UnknownMasterKeyError, StorageUnavailableError: try again later.
+        """
+        plan = await self.standing(ask)
+        if plan is None:
+            await (self._create_all(ask) if ask.project == ALL else self._create(ask))
+            # As it stands: another copy of this request may have been faster.
+            plan = await self._read(ask)
+        if not plan.told or plan.status == "failed":
+            await self._outbox.step(plan)
+        return plan
+
+    async def _read(self, ask: Ask) -> Plan | AllPlan:
+        if ask.project == ALL:
+            return (await self._store.read_all(ask.sweep_id)).plan
+        return (await self._store.read(ask.sweep_id, ask.project)).plan
+
+    async def _create(self, ask: Ask) -> None:
+        observed = wanted(ask, await self._under_its_master_key(ask), self._keys.master_keys)
+        plan = Plan(
+            ask=ask,
+            state=State.of(observed),
+            turned_at=observed.lease.read_at,
+            started_at=datetime.now(UTC),
+        )
+        await self._store.mark_running(ask)
+        await self._store.create(plan, observed.desired.master_key)
+
+    async def _under_its_master_key(self, ask: Ask) -> Observed:
+        """A keyring read that shows the master key that the sweep names, if it names one."""
+        name = ask.master_key
+        for _ in range(_MAX_TURNS):
+            observed = await self._keyrings.fresh(ask.project)
+            if ask.dry_run or name in (None, observed.keyring.master_key):
+                return observed
+            after = resealed(observed.keyring, str(name))
+            await change(self._storage, after, observed.etag, self._keys.master_keys)
+        raise StorageUnavailableError("the keyring kept changing")
+
+    async def _create_all(self, ask: Ask) -> None:
+        name = ask.master_key or self._active
+        if name not in self._keys.master_keys:
+            raise UnknownMasterKeyError(name)
+        await self._store.mark_running(ask)
+        await self._store.create(AllPlan(ask=ask, started_at=datetime.now(UTC)), name)

@@ -1,0 +1,307 @@
+"""Planner and prover: a sweep carried on by one step (SPEC 8.4 to 8.6).
+
+A step reads the sweep's record and the keyring, judges what the pages' results tell, plans
+further pages, changes the record by one conditional put, and only then sends what follows
+from it. A step that comes twice, late or out of order finds that the record waits for
+another one. Whoever dies leaves nothing behind but a message that comes again.
+"""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+import structlog
+
+from contracts.errors import (
+    KeyringRolledBackError,
+    KeyturnError,
+    NotFoundError,
+    StorageUnavailableError,
+    all_errors,
+)
+from contracts.names import object_key
+from workers.envelope import OperatorKeys
+from workers.errors import MissingError
+from workers.keyring import (
+    Keyring,
+    KeyringReader,
+    Observed,
+    change,
+    forbidden_plaintext,
+    settled,
+)
+from workers.storage import Storage
+from workers.sweep.counts import Counts
+from workers.sweep.judge import due, judge, moved, waits_until
+from workers.sweep.messages import SweepStep
+from workers.sweep.outbox import Outbox
+from workers.sweep.plan import Ask, Ended, Live, Plan, State
+from workers.sweep.planner import Planner
+from workers.sweep.store import Standing, SweepStore
+from workers.sweep.wanted import wanted
+
+# Steps of a sweep that has something to do: progress is told no more often than this.
+_BETWEEN_STEPS_S: Final = 1.0
+_BETWEEN_TOLD_OF_ALL_S: Final = 10
+_MAX_TURNS: Final = 8
+
+_log = structlog.get_logger()
+
+
+class Steps:
+    """Carries sweeps of single projects on.
+
+    Args:
+        storage: The bucket.
+        keyrings: The process's reads of keyrings.
+        keys: The operator's.
+        store: The records of sweeps.
+        planner: Lists keys as pages.
+        outbox: Hints and events.
+        lease_s: The same in all processes (SPEC 8.4).
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        keyrings: KeyringReader,
+        keys: OperatorKeys,
+        store: SweepStore,
+        planner: Planner,
+        outbox: Outbox,
+        *,
+        lease_s: int,
+    ) -> None:
+        self._storage = storage
+        self._keyrings = keyrings
+        self._keys = keys
+        self._store = store
+        self._planner = planner
+        self._outbox = outbox
+        self._lease_s = lease_s
+
+    async def serve(self, hint: SweepStep, *, again: bool) -> None:
+        """Carry the sweep on; `again` says that this very message may have been served before.
+
+        Raises:
+            NotFoundError: there is no such sweep.
+            CorruptObjectError, UnknownProjectError: the keyring was forged, or is gone.
+            KeyringRolledBackError, UnknownMasterKeyError, StorageUnavailableError: later.
+        """
+        try:
+            standing = await self._store.read(hint.sweep_id, hint.project)
+        except MissingError as exc:
+            # Nothing can be done for it; a request with the same id begins it anew.
+            raise NotFoundError("no record of this sweep stands in the bucket") from exc
+        plan = standing.plan
+        if plan.status == "done" or (plan.status == "failed" and hint.step != plan.step):
+            await self._tell_end(standing)
+        elif hint.step == plan.step:
+            # One that failed goes on here: its dead letter was replayed.
+            await self._step(replace(standing, plan=replace(plan, status="running", told=False)))
+        elif again and hint.step + 1 == plan.step:
+            await self._send_again(plan)
+
+    async def _send_again(self, plan: Plan) -> None:
+        """What the step before should have sent: whoever made it may have died before that."""
+        sent = [live for live in plan.live if live.sent_at == plan.stepped_at]
+        for live in sent:
+            await self._outbox.page(plan, live)
+        await self._outbox.step(plan)
+
+    async def _step(self, standing: Standing) -> None:
+        before = standing.plan
+        observed = self._wanted(before.ask, await self._keyrings.fresh(before.ask.project))
+        state, now = State.of(observed), observed.lease.read_at
+        if state.generation < before.state.generation:
+            raise KeyringRolledBackError(
+                f"the keyring stands at generation {state.generation}, "
+                f"and stood at {before.state.generation}"
+            )
+        if before.step == 0:
+            ranges = await self._planner.key_ranges(before.ask.project)
+            before = replace(before, ranges=ranges)
+        judged = judge(before, await self._store.results(before), now, self._lease_s)
+        plan = judged.plan
+        if state != plan.state:
+            plan = moved(plan, state, now)
+            _log.info("sweep overtaken", **_named(plan), round=plan.round)
+        else:
+            for page, result in judged.failing.items():
+                await self._store.add_failures(
+                    plan, page, result.failures, observed.desired.master_key
+                )
+        plan = await self._planner.extend(plan)
+        if plan.complete:
+            await self._settle(standing, plan, judged.proven)
+            return
+        plan, sent = due(plan, now)
+        await self._go_on(standing, plan, observed, sent, judged.proven)
+
+    async def _go_on(
+        self,
+        standing: Standing,
+        plan: Plan,
+        observed: Observed,
+        sent: tuple[Live, ...] = (),
+        proven: tuple[Live, ...] = (),
+    ) -> None:
+        """Change the record, and send what follows from it."""
+        now = observed.lease.read_at
+        plan = replace(plan, step=plan.step + 1, stepped_at=now)
+        if _has_news(standing.plan, plan, now):
+            plan = replace(plan, progressed_at=now)
+        if not await self._store.change(plan, standing.etag, observed.desired.master_key):
+            return  # another copy of this message made the step
+        for live in sent:
+            await self._outbox.page(plan, live)
+        waits = waits_until(plan)
+        wait_s = 0.0 if waits is None else (waits - now).total_seconds()
+        await self._outbox.step(plan, max(_BETWEEN_STEPS_S, wait_s))
+        if plan.progressed_at == now:
+            await self._outbox.progressed(plan.ask, plan.counts)
+        await self._store.forget(plan, proven)
+
+    async def hurry(self, sweep_id: str, project: str) -> None:
+        """Make sure that a sweep goes on whose messages may be lost.
+
+        Its record moves to the next step first, so that of many who hurry it one sends that
+        step, and whatever still travels is out of date.
+        """
+        try:
+            standing = await self._store.read(sweep_id, project)
+        except MissingError:
+            return
+        plan = standing.plan
+        if plan.status != "running":
+            await self._tell_end(standing)
+            return
+        plan = replace(plan, step=plan.step + 1)
+        if await self._store.change(plan, standing.etag, standing.master_key):
+            await self._outbox.step(plan)
+
+    async def _settle(self, standing: Standing, plan: Plan, proven: tuple[Live, ...]) -> None:
+        """Every page is proven: let the keyring show it, and end the sweep (SPEC 8.6)."""
+        await self._restore_noted_tags(plan)
+        named = plan.ask.master_key
+        clean = plan.counts.nothing_left and named in (None, plan.state.master_key)
+        for _ in range(_MAX_TURNS):
+            observed = await self._keyrings.fresh(plan.ask.project)
+            wanted = self._wanted(plan.ask, observed)
+            if State.of(wanted) != plan.state:
+                # It moved since this step began: what was proven is not what is wanted now.
+                after = moved(plan, State.of(wanted), observed.lease.read_at)
+                await self._go_on(standing, after, observed)
+                return
+            if not clean or plan.ask.dry_run:
+                break
+            if plan.ask.encrypt_plaintext and observed.keyring.plaintext_allowed:
+                # Forbidden first, and proven once more: an upload may have stored plaintext
+                # behind the look at its page, by a keyring that still allowed it.
+                if await self._change(observed, forbidden_plaintext(observed.keyring)):
+                    now = await self._keyrings.fresh(plan.ask.project)
+                    again = moved(plan, State.of(now), now.lease.read_at)
+                    await self._go_on(standing, again, now)
+                    return
+                continue
+            after_all = settled(observed.keyring)
+            if after_all == observed.keyring or await self._change(observed, after_all):
+                break
+        else:
+            raise StorageUnavailableError("the keyring kept changing")
+        ended = replace(plan, status="done", clean=clean, ended_at=observed.lease.read_at)
+        if not await self._store.change(ended, standing.etag, observed.desired.master_key):
+            return
+        _log.info("sweep ended", **_named(plan), clean=clean, **plan.counts.to_json())
+        await self._store.forget(plan, proven)
+        await self._tell_end(await self._store.read(plan.ask.sweep_id, plan.ask.project))
+
+    async def _change(self, observed: Observed, keyring: Keyring) -> bool:
+        return await change(self._storage, keyring, observed.etag, self._keys.master_keys)
+
+    async def _restore_noted_tags(self, plan: Plan) -> None:
+        """Put back what a worker that died left noted, of rounds that were given up too."""
+        async for note, tags_by_key in self._store.noted_tags(plan):
+            for key, tags in tags_by_key.items():
+                s3_key = object_key(plan.ask.project, key)
+                try:
+                    if not (await self._storage.head(s3_key)).tag_count:
+                        await self._storage.write_tags(s3_key, tags)
+                except MissingError:
+                    continue
+            await self._store.forget_note(note)
+
+    async def _tell_end(self, standing: Standing) -> None:
+        """Tell how a sweep ended, at least once."""
+        plan = standing.plan
+        if plan.told:
+            await self._store.unmark_running(plan.ask)
+            return
+        if plan.status == "failed":
+            await self._tell_failed(plan, standing.master_key)
+        else:
+            if plan.ask.of_all:
+                ended = Ended(plan.counts, plan.clean)
+                await self._store.add_ended(
+                    plan.ask.sweep_id, plan.ask.project, ended, standing.master_key
+                )
+            await self._outbox.ended(plan.ask, plan.counts, clean=plan.clean)
+        await self._store.forget_all_results(plan)
+        if await self._store.change(replace(plan, told=True), standing.etag, standing.master_key):
+            await self._store.unmark_running(plan.ask)
+
+    async def _tell_failed(self, plan: Plan, master_key: str) -> None:
+        if plan.ask.of_all:
+            # Of the whole it is one thing that failed; its own record says which code.
+            counts = plan.counts + Counts(failed=1)
+            ended = Ended(counts, clean=False)
+            await self._store.add_ended(plan.ask.sweep_id, plan.ask.project, ended, master_key)
+            await self._outbox.progressed(plan.ask, counts)
+        else:
+            await self._outbox.failed(plan.ask, error_of(plan))
+
+    async def fail(self, hint: SweepStep, error: KeyturnError) -> None:
+        """Record and tell that a sweep cannot go on; a replay of its message carries it on.
+
+        Raises:
+            StorageUnavailableError, UnknownMasterKeyError: its record cannot be changed.
+        """
+        try:
+            standing = await self._store.read(hint.sweep_id, hint.project)
+        except MissingError:
+            return
+        plan = standing.plan
+        if plan.status != "running" or hint.step != plan.step:
+            return
+        plan = replace(
+            plan,
+            status="failed",
+            told=False,
+            code=error.code,
+            detail=error.detail,
+            ended_at=datetime.now(UTC),
+        )
+        if await self._store.change(plan, standing.etag, standing.master_key):
+            _log.error("sweep failed", **_named(plan), code=error.code, detail=error.detail)
+            await self._tell_end(await self._store.read(hint.sweep_id, hint.project))
+
+    def _wanted(self, ask: Ask, observed: Observed) -> Observed:
+        return wanted(ask, observed, self._keys.master_keys)
+
+
+def error_of(plan: Plan) -> KeyturnError:
+    """The error with which a sweep failed."""
+    return all_errors().get(plan.code, StorageUnavailableError)(plan.detail)
+
+
+def _has_news(before: Plan, plan: Plan, now: datetime) -> bool:
+    """Whether progress is worth an event: not of the same counts, nor too often."""
+    if plan.counts == before.counts:
+        return False
+    # The parts of a sweep of all may be many.
+    pause = timedelta(seconds=_BETWEEN_TOLD_OF_ALL_S if plan.ask.of_all else 0)
+    return plan.progressed_at is None or now - plan.progressed_at >= pause
+
+
+def _named(plan: Plan) -> dict[str, str]:
+    return {"sweep_id": plan.ask.sweep_id, "project": plan.ask.project}

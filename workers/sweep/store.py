@@ -1,0 +1,346 @@
+"""The records of sweeps, under `.keyturn/sweeps/` (SPEC 5.1, 8.5).
+
+    {sweep_id}/{project}/sweep.json                         the plan
+    {sweep_id}/{project}/results/{round}-{page}-{take}.json  what one take found, written once
+    {sweep_id}/{project}/failures/{round}-{page}.json        of proven pages with failures
+    {sweep_id}/{project}/tags/{round}-{page}-{take}-{n}.json tags noted before they are dropped
+    {sweep_id}/_all/sweep.json                              a sweep of all projects
+    {sweep_id}/_all/done/{project}.json                     its parts that ended
+    _running/{sweep_id}/{project}                           a mark, until the end is told
+
+Every record is sealed and bound to its key: whoever writes the bucket can remove one, which
+means that its work is done again, but cannot make one up.
+"""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, Final, TypeVar
+from uuid import uuid4
+
+from contracts.errors import CorruptObjectError, UnknownMasterKeyError
+from contracts.names import (
+    ALL_PROJECTS_FOLDER,
+    SWEEPS_PREFIX,
+    is_project,
+    is_uuid,
+    sweep_folder,
+)
+from contracts.sealing import Secret
+from workers import records
+from workers.errors import MissingError
+from workers.storage import Headers, Storage
+from workers.sweep.plan import (
+    ALL,
+    AllPlan,
+    Ask,
+    Ended,
+    Failure,
+    Live,
+    Plan,
+    Result,
+    from_json,
+    to_json,
+)
+
+PLAN_NAME: Final = "sweep.json"
+_RESULTS: Final = "results/"
+_FAILURES: Final = "failures/"
+_TAGS: Final = "tags/"
+_DONE: Final = "done/"
+# Behind no id of a sweep: an id is a UUID.
+_RUNNING: Final = f"{SWEEPS_PREFIX}_running/"
+_RESULT: Final = re.compile(r"(?P<round>\d{6})-(?P<page>\d{8})-(?P<take>\d{6})\.json")
+# Small records that are read or removed at once.
+_CONCURRENCY: Final = 16
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A plan as it was read: `etag` for the conditional change, `master_key` it stands under."""
+
+    plan: Plan
+    etag: str
+    master_key: str
+
+
+@dataclass(frozen=True, slots=True)
+class StandingAll:
+    """As `Standing`, of a sweep of all projects."""
+
+    plan: AllPlan
+    etag: str
+    master_key: str
+
+
+class SweepStore:
+    """Reads and writes the records of all sweeps of one bucket.
+
+    Errors, of every method: those of the storage, `UnknownMasterKeyError` where this process
+    lacks a record's master key, `CorruptObjectError` where a record was not written by us.
+    """
+
+    def __init__(self, storage: Storage, master_keys: Mapping[str, Secret]) -> None:
+        self._storage = storage
+        self._master_keys = master_keys
+
+    # The plan of one project's sweep.
+
+    async def read(self, sweep_id: str, project: str) -> Standing:
+        """The plan; `MissingError` where there is none."""
+        key = sweep_folder(sweep_id, project) + PLAN_NAME
+        plan, master_key, etag = await self._read(key, project, Plan)
+        return Standing(plan, etag, master_key)
+
+    async def read_all(self, sweep_id: str) -> StandingAll:
+        """The plan of a sweep of all; `MissingError` where there is none."""
+        key = sweep_folder(sweep_id, ALL) + PLAN_NAME
+        plan, master_key, etag = await self._read(key, ALL, AllPlan)
+        return StandingAll(plan, etag, master_key)
+
+    async def create(self, plan: Plan | AllPlan, master_key: str) -> bool:
+        """Put a new plan; False where one stands already."""
+        key = self._plan_key(plan)
+        return await records.create(self._storage, key, self._sealed(key, plan, master_key))
+
+    async def change(self, plan: Plan | AllPlan, etag: str, master_key: str) -> bool:
+        """Put a plan over the one that was read with this ETag; False where that one changed."""
+        key = self._plan_key(plan)
+        return await records.replace(self._storage, key, self._sealed(key, plan, master_key), etag)
+
+    async def remove(self, sweep_id: str, project: str) -> None:
+        """Remove everything of a sweep; its plan goes last."""
+        folder = sweep_folder(sweep_id, project)
+        async for row in self._storage.list(folder):
+            if row.key != folder + PLAN_NAME:
+                await self._storage.delete(row.key)
+        await self._storage.delete(folder + PLAN_NAME)
+
+    # What takes found.
+
+    async def add_result(self, plan: Plan, live: Live, result: Result, master_key: str) -> bool:
+        """Put what this take of a page found; False where another worker's stands already."""
+        key = self._result_key(plan, live)
+        return await self._add(key, plan.ask.project, result, master_key)
+
+    async def results(self, plan: Plan) -> dict[int, Result]:
+        """The results that stand for the live pages' current takes, by page."""
+        folder = sweep_folder(plan.ask.sweep_id, plan.ask.project) + _RESULTS
+        wanted = {
+            (plan.round, live.page, live.take) for live in plan.live if live.sent_at is not None
+        }
+        if not wanted:
+            return {}
+        found: list[tuple[int, str]] = []
+        async for row in self._storage.list(f"{folder}{plan.round:06}-"):
+            name = _RESULT.fullmatch(row.key.removeprefix(folder))
+            if name is not None:
+                at = (int(name["round"]), int(name["page"]), int(name["take"]))
+                if at in wanted:
+                    found.append((at[1], row.key))
+        read = await self._each(self._result(plan, page, key) for page, key in found)
+        return {page: result for page, result in read if result is not None}
+
+    async def _result(self, plan: Plan, page: int, key: str) -> tuple[int, Result | None]:
+        try:
+            result, master_key, _ = await self._read(key, plan.ask.project, Result)
+        except MissingError:
+            return page, None
+        except (CorruptObjectError, UnknownMasterKeyError):
+            # Somebody who writes the bucket put it there: the page is taken as not done.
+            await self._storage.delete(key)
+            return page, None
+        # One under a master key that is being rotated out proves nothing for the new one.
+        if master_key != plan.state.master_key:
+            result = replace(result, state=None)
+        return page, result
+
+    async def forget(self, plan: Plan, pages: Iterable[Live]) -> None:
+        """Remove results and noted tags of proven pages."""
+        folder = sweep_folder(plan.ask.sweep_id, plan.ask.project)
+        keys = [
+            f"{folder}{_RESULTS}{plan.round:06}-{live.page:08}-{take:06}.json"
+            for live in pages
+            for take in range(live.take + 1)
+        ]
+        await self._each(self._storage.delete(key) for key in keys)
+
+    async def forget_all_results(self, plan: Plan) -> None:
+        """Remove what is left of results, of every round."""
+        folder = sweep_folder(plan.ask.sweep_id, plan.ask.project) + _RESULTS
+        async for row in self._storage.list(folder):
+            await self._storage.delete(row.key)
+
+    # Failures, for people.
+
+    async def add_failures(
+        self, plan: Plan, page: int, failures: tuple[Failure, ...], master_key: str
+    ) -> None:
+        """Keep the failures of a proven page."""
+        folder = sweep_folder(plan.ask.sweep_id, plan.ask.project)
+        key = f"{folder}{_FAILURES}{plan.round:06}-{page:08}.json"
+        await self._add(key, plan.ask.project, _Failures(failures), master_key)
+
+    async def failures(self, plan: Plan) -> AsyncIterator[Failure]:
+        """All failures of the last round, in the order of pages."""
+        folder = sweep_folder(plan.ask.sweep_id, plan.ask.project)
+        async for row in self._storage.list(f"{folder}{_FAILURES}{plan.round:06}-"):
+            page, _, _ = await self._read(row.key, plan.ask.project, _Failures)
+            for failure in page.failures:
+                yield failure
+
+    # Tags that a copy drops.
+
+    async def note_tags(
+        self, plan: Plan, live: Live, tags: Mapping[str, Mapping[str, str]], master_key: str
+    ) -> str:
+        """Note objects' tags before copies that drop them; gives the note's key."""
+        folder = sweep_folder(plan.ask.sweep_id, plan.ask.project)
+        at = f"{plan.round:06}-{live.page:08}-{live.take:06}-{uuid4().hex}"
+        key = f"{folder}{_TAGS}{at}.json"
+        note = _Tags({name: dict(value) for name, value in tags.items()})
+        await self._add(key, plan.ask.project, note, master_key)
+        return key
+
+    async def noted_tags(
+        self, plan: Plan, live: Live | None = None
+    ) -> AsyncIterator[tuple[str, dict[str, dict[str, str]]]]:
+        """Notes that still stand, of one page of this round or of all: key, tags by object."""
+        folder = sweep_folder(plan.ask.sweep_id, plan.ask.project) + _TAGS
+        at = "" if live is None else f"{plan.round:06}-{live.page:08}-"
+        async for row in self._storage.list(folder + at):
+            with suppress(MissingError):
+                note, _, _ = await self._read(row.key, plan.ask.project, _Tags)
+                yield row.key, note.tags
+
+    async def forget_note(self, key: str) -> None:
+        """Remove a note whose tags stand again."""
+        await self._storage.delete(key)
+
+    # The parts of a sweep of all.
+
+    async def add_ended(self, ask_id: str, project: str, ended: Ended, master_key: str) -> None:
+        """Keep how a project's part ended."""
+        key = f"{sweep_folder(ask_id, ALL)}{_DONE}{project}.json"
+        await self._add(key, ALL, ended, master_key)
+
+    async def ended(self, sweep_id: str, *, since: str = "") -> AsyncIterator[str]:
+        """The projects from `since` on whose parts ended, in the order of `{project}.json`."""
+        folder = sweep_folder(sweep_id, ALL) + _DONE
+        # A name without its ending stands before the name itself.
+        async for row in self._storage.list(folder, after=folder + since if since else ""):
+            yield row.key.removeprefix(folder).removesuffix(".json")
+
+    async def read_ended(self, sweep_id: str, project: str) -> Ended:
+        """How a project's part ended; `MissingError` where it did not."""
+        key = f"{sweep_folder(sweep_id, ALL)}{_DONE}{project}.json"
+        ended, _, _ = await self._read(key, ALL, Ended)
+        return ended
+
+    # Which sweeps there are.
+
+    async def mark_running(self, ask: Ask) -> None:
+        """Let `running` show the sweep; before its plan is put."""
+        key = _marker(ask.sweep_id, ask.project)
+        await self._storage.put(key, b"", Headers(metadata={}))
+
+    async def unmark_running(self, ask: Ask) -> None:
+        """The sweep's end is told."""
+        await self._storage.delete(_marker(ask.sweep_id, ask.project))
+
+    async def running(self) -> AsyncIterator[tuple[str, str]]:
+        """The ids and projects of sweeps that are under way, or whose end is not told."""
+        async for row in self._storage.list(_RUNNING):
+            sweep_id, _, folder = row.key.removeprefix(_RUNNING).partition("/")
+            if is_uuid(sweep_id) and (folder == ALL_PROJECTS_FOLDER or is_project(folder)):
+                yield sweep_id, ALL if folder == ALL_PROJECTS_FOLDER else folder
+
+    async def changed_at(self, sweep_id: str, project: str) -> datetime | None:
+        """When a plan was changed last, or None where there is none."""
+        try:
+            head = await self._storage.head(sweep_folder(sweep_id, project) + PLAN_NAME)
+        except MissingError:
+            return None
+        return head.last_modified
+
+    async def plans(self, sweep_id: str = "") -> AsyncIterator[tuple[str, str, datetime]]:
+        """All plans, or those of one sweep: id, project, when it was changed last."""
+        async for row in self._storage.list(SWEEPS_PREFIX + sweep_id):
+            if (named := _plan_of(row.key)) is not None:
+                yield *named, row.last_modified
+
+    async def reseal_ended(self, master_key: str) -> None:
+        """Seal the records of sweeps that ended under this master key.
+
+        Those of a sweep that is under way follow its project's keyring by themselves.
+        """
+        running = {sweep_folder(*named) async for named in self.running()}
+        async for row in self._storage.list(SWEEPS_PREFIX):
+            folder = row.key[: len(SWEEPS_PREFIX)] + "/".join(
+                row.key.removeprefix(SWEEPS_PREFIX).split("/")[:2]
+            )
+            if row.key.startswith(_RUNNING) or f"{folder}/" in running:
+                continue
+            with suppress(CorruptObjectError):
+                await records.reseal(self._storage, row.key, master_key, self._master_keys)
+
+    # How it is done.
+
+    def _plan_key(self, plan: Plan | AllPlan) -> str:
+        return sweep_folder(plan.ask.sweep_id, plan.ask.project) + PLAN_NAME
+
+    def _result_key(self, plan: Plan, live: Live) -> str:
+        folder = sweep_folder(plan.ask.sweep_id, plan.ask.project)
+        return f"{folder}{_RESULTS}{plan.round:06}-{live.page:08}-{live.take:06}.json"
+
+    def _sealed(self, key: str, plan: Plan | AllPlan, master_key: str) -> bytes:
+        return records.build(key, plan.ask.project, master_key, to_json(plan), self._master_keys)
+
+    async def _add(self, key: str, project: str, value: Any, master_key: str) -> bool:
+        body = records.build(key, project, master_key, to_json(value), self._master_keys)
+        return await records.create(self._storage, key, body)
+
+    async def _read(self, key: str, project: str, kind: type[_T]) -> tuple[_T, str, str]:
+        head, body = await self._storage.read(key)
+        master_key, rest = records.parse(body, key, project, self._master_keys)
+        try:
+            return from_json(kind, rest), master_key, head.etag
+        except ValueError as exc:
+            raise CorruptObjectError("the record is not of its kind") from exc
+
+    async def _each(self, calls: Iterable[Any]) -> list[Any]:
+        limit = asyncio.Semaphore(_CONCURRENCY)
+
+        async def one(call: Any) -> Any:
+            async with limit:
+                return await call
+
+        return await asyncio.gather(*(one(call) for call in calls))
+
+
+@dataclass(frozen=True, slots=True)
+class _Failures:
+    failures: tuple[Failure, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Tags:
+    tags: dict[str, dict[str, str]]
+
+
+def _marker(sweep_id: str, project: str) -> str:
+    return _RUNNING + sweep_folder(sweep_id, project).removeprefix(SWEEPS_PREFIX).removesuffix("/")
+
+
+def _plan_of(s3_key: str) -> tuple[str, str] | None:
+    """The sweep's id and its project where this is a plan's key; `*` for a sweep of all."""
+    sweep_id, _, rest = s3_key.removeprefix(SWEEPS_PREFIX).partition("/")
+    folder, _, name = rest.partition("/")
+    if name != PLAN_NAME or not is_uuid(sweep_id):
+        return None
+    return sweep_id, ALL if folder == ALL_PROJECTS_FOLDER else folder
