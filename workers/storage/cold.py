@@ -4,7 +4,7 @@ Whatever is not called for each object, and has XML to read, goes through the ge
 client. Errors are mapped as on the hot path, and reads are tried again in the same way.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -15,11 +15,11 @@ from botocore.exceptions import BotoCoreError, ClientError
 from contracts.errors import StorageUnavailableError
 from workers.errors import MissingError
 from workers.storage.answers import error_of
+from workers.storage.listing import BEFORE_PARSING, behind, make_speakable, versions_of
 from workers.storage.port import Listed, OpenMultipart, Version
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3.client import S3Client
-    from types_aiobotocore_s3.type_defs import ListObjectVersionsOutputTypeDef
 
 _PAGE_KEYS: Final = 1000
 _READ_ATTEMPTS: Final = 4
@@ -53,35 +53,8 @@ async def _read(operation: str, call: Callable[..., Awaitable[_T]], **said: Any)
     return await _once(operation, call, **said)
 
 
-def _versions_of(page: "ListObjectVersionsOutputTypeDef") -> Sequence[Version]:
-    """A page's rows in the listing's order, which botocore splits into two lists."""
-    rows = [
-        Version(
-            key=row["Key"],
-            version_id=row["VersionId"],
-            is_latest=row["IsLatest"],
-            is_delete_marker=False,
-            size_bytes=row["Size"],
-            etag=row["ETag"].strip('"'),
-            last_modified=row["LastModified"],
-        )
-        for row in page.get("Versions", ())
-    ] + [
-        Version(
-            key=row["Key"],
-            version_id=row["VersionId"],
-            is_latest=row["IsLatest"],
-            is_delete_marker=True,
-            size_bytes=0,
-            etag="",
-            last_modified=row["LastModified"],
-        )
-        for row in page.get("DeleteMarkers", ())
-    ]
-    # Of one second's rows of a key only the latest is told; the others keep their order.
-    return sorted(
-        rows, key=lambda v: (v.key.encode(), not v.is_latest, -v.last_modified.timestamp())
-    )
+def _page_keys(limit: int | None) -> int:
+    return _PAGE_KEYS if limit is None else max(1, min(limit, _PAGE_KEYS))
 
 
 class ColdStorage:
@@ -90,6 +63,7 @@ class ColdStorage:
     def __init__(self, client: "S3Client", bucket: str) -> None:
         self._client = client
         self._bucket = bucket
+        client.meta.events.register_first(BEFORE_PARSING, make_speakable)
 
     async def abort_multipart(self, key: str, upload_id: str) -> None:
         """Drop an upload and its parts; one that is gone is fine."""
@@ -115,32 +89,37 @@ class ColdStorage:
             )
             for row in page.get("Uploads", ()):
                 yield OpenMultipart(row["Key"], row["UploadId"], row["Initiated"])
-            if not page.get("IsTruncated"):
+            before, marker = (
+                marker,
+                {
+                    "KeyMarker": page.get("NextKeyMarker"),
+                    "UploadIdMarker": page.get("NextUploadIdMarker"),
+                },
+            )
+            # A key that was told wrongly could lead back to where this page began.
+            if not page.get("IsTruncated") or marker == before:
                 return
-            marker = {
-                "KeyMarker": page["NextKeyMarker"],
-                "UploadIdMarker": page["NextUploadIdMarker"],
-            }
 
     async def delete(self, key: str) -> None:
         """Remove an object; one that is gone is fine."""
         with suppress(MissingError):
             await _once("delete", self._client.delete_object, Bucket=self._bucket, Key=key)
 
-    async def list(
+    def list(
         self, prefix: str, *, after: str = "", limit: int | None = None
     ) -> AsyncIterator[Listed]:
         """The objects under a prefix in the order of their keys' bytes."""
-        left = limit
+        return behind(self._list(prefix, after, _page_keys(limit)), after, limit)
+
+    async def _list(self, prefix: str, after: str, page_keys: int) -> AsyncGenerator[Listed, None]:
         where: dict[str, Any] = {"StartAfter": after} if after else {}
-        while left is None or left > 0:
-            size = _PAGE_KEYS if left is None else min(left, _PAGE_KEYS)
+        while True:
             page = await _read(
                 "list",
                 self._client.list_objects_v2,
                 Bucket=self._bucket,
                 Prefix=prefix,
-                MaxKeys=size,
+                MaxKeys=page_keys,
                 **where,
             )
             rows = page.get("Contents", [])
@@ -148,33 +127,38 @@ class ColdStorage:
                 yield Listed(row["Key"], row["Size"], row["ETag"].strip('"'), row["LastModified"])
             if not page.get("IsTruncated"):
                 return
-            left = None if left is None else left - len(rows)
-            where = {"ContinuationToken": page["NextContinuationToken"]}
+            where = (
+                {"StartAfter": rows[-1]["Key"]}
+                if rows
+                else {"ContinuationToken": page["NextContinuationToken"]}
+            )
 
-    async def list_versions(
+    def list_versions(
         self, prefix: str, *, after: str = "", limit: int | None = None
     ) -> AsyncIterator[Version]:
         """All versions and delete markers under a prefix, of one key the newest first."""
-        left = limit
+        return behind(self._list_versions(prefix, after, _page_keys(limit)), after, limit)
+
+    async def _list_versions(
+        self, prefix: str, after: str, page_keys: int
+    ) -> AsyncGenerator[Version, None]:
         marker: dict[str, Any] = {"KeyMarker": after} if after else {}
-        while left is None or left > 0:
-            size = _PAGE_KEYS if left is None else min(left, _PAGE_KEYS)
+        while True:
             page = await _read(
                 "list versions",
                 self._client.list_object_versions,
                 Bucket=self._bucket,
                 Prefix=prefix,
-                MaxKeys=size,
+                MaxKeys=page_keys,
                 **marker,
             )
-            rows = _versions_of(page)
+            rows = versions_of(page)
             for row in rows:
                 yield row
             if not page.get("IsTruncated"):
                 return
-            left = None if left is None else left - len(rows)
             marker = {
-                "KeyMarker": page["NextKeyMarker"],
+                "KeyMarker": rows[-1].key if rows else page["NextKeyMarker"],
                 "VersionIdMarker": page["NextVersionIdMarker"],
             }
 

@@ -272,8 +272,9 @@ class Storage(Protocol):
     ) -> AsyncIterator[Version]:
         """All versions and delete markers under a prefix, as `list` gives objects.
 
-        In the order of the keys' bytes, and of one key the newest first. A bucket that
-        keeps no versions shows each object as its one version `null`.
+        In the order of the keys' bytes, and of one key the newest first, as far as their
+        times tell; the latest in any case. A bucket that keeps no versions shows each
+        object as its one version `null`.
         """
         ...
 

@@ -163,7 +163,7 @@ class RawClient:
             async with self._send(method, signed, body, _within(total_s)) as response:
                 answer = await response.read()
         if response.status >= 300:  # noqa: PLR2004  # HTTP's own number; a redirect is no success
-            raise error_of(operation, response.status, code_of(answer))
+            raise error_of(operation, _status(response), code_of(answer))
         return Answer(response.headers, answer)
 
     @asynccontextmanager
@@ -271,6 +271,11 @@ class RawClient:
             allow_redirects=False,
             expect100=expect100,
         )
+
+
+def _status(response: aiohttp.ClientResponse) -> int:
+    """The status of a refusal; a delete marker that is read by its id answers 405."""
+    return 404 if response.headers.get("x-amz-delete-marker") == "true" else response.status
 
 
 def _hashes(body: bytes, with_sha256: bool) -> tuple[str, str]:  # noqa: FBT001  # to_thread

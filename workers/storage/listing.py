@@ -1,0 +1,102 @@
+"""Listings as the port promises them, from what servers give (SPEC 8.5, 10).
+
+A foreign writer can put any character into a key. Servers encode the keys that they
+list, but not what they repeat of the request, nor the marker of the next page (which on
+Ceph's gateway is a key): a character that XML has not breaks the whole answer there. So
+these are made harmless, and a next page is asked for by the last key that was listed.
+"""
+
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from workers.storage.port import Listed, Version
+
+if TYPE_CHECKING:
+    from botocore.model import OperationModel
+    from types_aiobotocore_s3.type_defs import ListObjectVersionsOutputTypeDef
+
+# What no XML 1.0 document may hold, as it is or as a reference.
+_UNSPEAKABLE: Final = re.compile(
+    rb"[\x00-\x08\x0b\x0c\x0e-\x1f]|\xef\xbf[\xbe\xbf]"
+    rb"|&#(?:x0*(?:[0-8bce-f]|1[0-9a-f]|fff[ef])|0*(?:[0-8]|1[124-9]|2[0-9]|3[01]|6553[45]));",
+    re.IGNORECASE,
+)
+# Runs before botocore's own look into the answer, which hangs at `before-parse.s3.*`.
+BEFORE_PARSING: Final = "before-parse.*.*"
+_ENCODED: Final = b"<EncodingType>url</EncodingType>"
+
+_Row = TypeVar("_Row", Listed, Version)
+
+
+def make_speakable(
+    operation_model: "OperationModel", response_dict: dict[str, Any], **_event: object
+) -> None:
+    """Before botocore parses the answer to a listing: make it XML.
+
+    Where keys are encoded, only what the server repeats of the request and its markers
+    can then be wrong, and neither is used. Elsewhere the answer stays, and fails; but for
+    open uploads, whose keys not every server encodes: one that cannot be told is told
+    wrongly then, and found by nobody.
+    """
+    body: bytes = response_dict["body"]
+    match operation_model.name:
+        case "ListMultipartUploads":
+            pass
+        case "ListObjectsV2" | "ListObjectVersions" if _ENCODED in body:
+            pass
+        case _:
+            return
+    response_dict["body"] = _UNSPEAKABLE.sub(b"\t", body)
+
+
+async def behind(
+    rows: AsyncGenerator[_Row, None], after: str, limit: int | None
+) -> AsyncIterator[_Row]:
+    """The rows whose keys come behind `after`, as many as asked for.
+
+    Some servers begin a listing of versions in the middle of the key that they were
+    told to begin behind.
+    """
+    if limit is not None and limit <= 0:
+        return
+    given = 0
+    async with aclosing(rows):
+        async for row in rows:
+            if row.key.encode() <= after.encode():
+                continue
+            yield row
+            given += 1
+            if given == limit:
+                return
+
+
+def versions_of(page: "ListObjectVersionsOutputTypeDef") -> Sequence[Version]:
+    """A page's rows in the listing's order, which botocore splits into two lists."""
+    rows = [
+        Version(
+            key=row["Key"],
+            version_id=row["VersionId"],
+            is_latest=row["IsLatest"],
+            is_delete_marker=False,
+            size_bytes=row["Size"],
+            etag=row["ETag"].strip('"'),
+            last_modified=row["LastModified"],
+        )
+        for row in page.get("Versions", ())
+    ] + [
+        Version(
+            key=row["Key"],
+            version_id=row["VersionId"],
+            is_latest=row["IsLatest"],
+            is_delete_marker=True,
+            size_bytes=0,
+            etag="",
+            last_modified=row["LastModified"],
+        )
+        for row in page.get("DeleteMarkers", ())
+    ]
+    return sorted(
+        rows, key=lambda v: (v.key.encode(), not v.is_latest, -v.last_modified.timestamp())
+    )
