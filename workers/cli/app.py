@@ -16,6 +16,7 @@ from contracts.amqp import tolerate_odd_properties
 from contracts.settings import PREFIX
 from workers.cli import (
     dead,
+    delete,
     development,
     doctor,
     download,
@@ -23,6 +24,8 @@ from workers.cli import (
     enroll,
     keygen,
     objects,
+    rotate,
+    sweep,
     upload,
     worker,
 )
@@ -116,6 +119,9 @@ app.command("enroll")(enroll.enroll)
 app.command("upload")(upload.upload)
 app.command("ls")(objects.ls)
 app.command("download")(download.download)
+app.command("rotate")(rotate.rotate)
+app.command("sweep")(sweep.sweep)
+app.command("delete")(delete.delete)
 app.command("inspect")(objects.inspect)
 app.command("doctor")(doctor.doctor)
 app.add_typer(dead.app)

@@ -18,8 +18,8 @@ from workers.cli.settings import ApiKeySettings
 _MAX_FILE_BYTES: Final = 4096
 
 
-def _checked_project(value: str) -> str:
-    if not is_project(value):
+def _checked_project(value: str | None) -> str | None:
+    if value is not None and not is_project(value):
         raise typer.BadParameter(
             "malformed_request: a project id has 1 to 63 characters of a-z, 0-9 and -"
         )
@@ -39,6 +39,9 @@ def checked_key(value: str) -> str:
 
 
 Project = Annotated[str, typer.Argument(help="The project's id.", callback=_checked_project)]
+OptionalProject = Annotated[
+    str | None, typer.Argument(help="The project's id.", callback=_checked_project)
+]
 Key = Annotated[
     str, typer.Argument(help="The object's key, without its project.", callback=checked_key)
 ]
@@ -50,21 +53,37 @@ ApiKeyFile = Annotated[
     ),
 ]
 
+NewApiKeyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--api-key-file",
+        help="File that holds the new API key. Without it: KEYTURN_NEW_API_KEY, then a prompt.",
+    ),
+]
+TimeoutS = Annotated[float, typer.Option(min=0.1, help="Seconds to wait at most.")]
 
-def read_api_key(file: Path | None, project: str, *, twice: bool) -> SecretStr:
+
+def read_api_key(
+    file: Path | None, project: str, *, twice: bool, rotated: bool = False
+) -> SecretStr:
     """The project's API key from the file, else the environment, else a hidden prompt.
 
     Args:
         file: What the option named.
         project: Whose key it is.
         twice: Whether a prompt asks again, to catch a slip.
+        rotated: Whether it is the one that a rotation turns to.
 
     Raises:
         typer.BadParameter: there is none, or it is not of the form of SPEC 1.
     """
-    key = _from_file(file) if file is not None else ApiKeySettings.read().api_key
+    if file is not None:
+        key: SecretStr | None = _from_file(file)
+    else:
+        settings = ApiKeySettings.read()
+        key = settings.new_api_key if rotated else settings.api_key
     if key is None:
-        key = _prompted(twice=twice)
+        key = _prompted(twice=twice, rotated=rotated)
     try:
         user_kek(key.get_secret_value(), project)
     except ValueError as exc:  # its text names the rule, never the key
@@ -103,10 +122,12 @@ def _text_of(path: Path) -> str:
         raise typer.BadParameter(f"{path}: {reason}") from None
 
 
-def _prompted(*, twice: bool) -> SecretStr:
+def _prompted(*, twice: bool, rotated: bool) -> SecretStr:
+    name, setting = ("new API key", "NEW_API_KEY") if rotated else ("API key", "API_KEY")
     if not sys.stdin.isatty():
         raise typer.BadParameter(
-            "no API key: name a file with --api-key-file, set KEYTURN_API_KEY, or use a terminal"
+            f"no {name}: name a file with --api-key-file, set KEYTURN_{setting}, or use a terminal"
         )
-    typed: str = typer.prompt("API key", hide_input=True, confirmation_prompt=twice, err=True)
+    asked = name[0].upper() + name[1:]
+    typed: str = typer.prompt(asked, hide_input=True, confirmation_prompt=twice, err=True)
     return SecretStr(typed)

@@ -1,8 +1,7 @@
 """`keyturn enroll`: ask for a project's keyring (SPEC 5.4, 6.5, 14).
 
 The API key itself never leaves this process: what is published is a key derived from it,
-sealed to the workers. A generated one is saved or shown before anything is published,
-since a project enrolled under a key that nobody has is lost to its users.
+sealed to the workers.
 """
 
 import asyncio
@@ -13,28 +12,20 @@ import typer
 from pydantic import SecretStr
 
 from contracts.messages import Event, Rejected
-from contracts.publisher import OutcomeUnknownError, Publisher
+from contracts.publisher import Publisher
 from contracts.publisher.requests import new_id
-from contracts.sealing import new_api_key
 from contracts.settings import PublisherSettings
-from workers.cli.arguments import ApiKeyFile, AsJson, Project, read_api_key, read_v0_api_key
-from workers.cli.ending import CommandError, note
-from workers.cli.files import write_secret
-from workers.cli.output import print_json, print_line, print_table
-
-_PUBLISH_TRIES = 2
+from workers.cli.api_keys import Generate, SaveTo, given_or_generated
+from workers.cli.arguments import ApiKeyFile, AsJson, Project, TimeoutS, read_v0_api_key
+from workers.cli.output import print_json, print_table
+from workers.cli.publishing import publish_twice, refusal
 
 
 def enroll(
     project: Project,
     api_key_file: ApiKeyFile = None,
-    generate: Annotated[
-        bool, typer.Option("--generate", help="Make a fresh API key, and save or show it first.")
-    ] = False,
-    save_to: Annotated[
-        Path | None,
-        typer.Option(help="New file (mode 0600) for the generated API key, instead of showing it."),
-    ] = None,
+    generate: Generate = False,
+    save_to: SaveTo = None,
     plaintext: Annotated[
         bool, typer.Option("--plaintext", help="Allow unencrypted objects in the project.")
     ] = False,
@@ -52,14 +43,14 @@ def enroll(
         bool, typer.Option("--adopt", help="Enrol although objects stand under its prefix.")
     ] = False,
     wait: Annotated[bool, typer.Option(help="Wait until it is enrolled or refused.")] = True,
-    timeout_s: Annotated[float, typer.Option(min=0.1, help="Seconds to wait at most.")] = 60,
+    timeout_s: TimeoutS = 60,
     as_json: AsJson = False,
 ) -> None:
     """Enrol a project: give it its keyring."""
     settings = PublisherSettings.read()
     # Before a key is generated: what cannot be read must not leave a saved key behind.
     v0_api_key = None if v0_api_key_file is None else read_v0_api_key(v0_api_key_file)
-    api_key = _api_key(project, api_key_file, save_to, generate=generate, as_json=as_json)
+    api_key = given_or_generated(project, api_key_file, save_to, generate=generate, as_json=as_json)
     request_id = new_id()
     event = asyncio.run(
         _enroll(
@@ -77,26 +68,6 @@ def enroll(
     _tell(project, request_id, event, as_json=as_json)
 
 
-def _api_key(
-    project: str, file: Path | None, save_to: Path | None, *, generate: bool, as_json: bool
-) -> SecretStr:
-    if not generate:
-        if save_to is not None:
-            raise typer.BadParameter("--save-to goes with --generate")
-        return read_api_key(file, project, twice=True)
-    if file is not None:
-        raise typer.BadParameter("--generate and --api-key-file exclude each other")
-    if as_json and save_to is None:
-        raise typer.BadParameter("--generate with --json needs --save-to")
-    key = new_api_key()
-    if save_to is not None:
-        write_secret(save_to, key + "\n")
-        note(f"API key written to {save_to}")
-    else:
-        print_line(f"API key (shown this once): {key}")
-    return SecretStr(key)
-
-
 async def _enroll(
     settings: PublisherSettings,
     project: str,
@@ -110,21 +81,17 @@ async def _enroll(
     timeout_s: float | None,
 ) -> Event | None:
     async with Publisher.open(settings) as publisher:
-        for tries_left in reversed(range(_PUBLISH_TRIES)):
-            try:
-                await publisher.enroll(
-                    project,
-                    api_key=api_key,
-                    plaintext=plaintext,
-                    v0=v0,
-                    v0_api_key=v0_api_key,
-                    adopt=adopt,
-                    request_id=request_id,
-                )
-                break
-            except OutcomeUnknownError:
-                if not tries_left:
-                    raise
+        await publish_twice(
+            lambda: publisher.enroll(
+                project,
+                api_key=api_key,
+                plaintext=plaintext,
+                v0=v0,
+                v0_api_key=v0_api_key,
+                adopt=adopt,
+                request_id=request_id,
+            )
+        )
         if timeout_s is None:
             return None
         return await publisher.wait(request_id, timeout_s=timeout_s)
@@ -142,4 +109,4 @@ def _tell(project: str, request_id: str, event: Event | None, *, as_json: bool) 
         row = (project, "enrolled", getattr(event, "generation", None), request_id)
         print_table(("project", "status", "generation", "request_id"), [row])
     if isinstance(event, Rejected):
-        raise CommandError(f"{event.code}: {event.detail}" if event.detail else event.code)
+        raise refusal(event)

@@ -10,9 +10,14 @@ from workers.settings import Publishers
 
 
 class ApiKeySettings(Settings):
-    """A project's API key where no file names it and nobody types it."""
+    """A project's API key where no file names it and nobody types it.
+
+    The one that a rotation turns to has a name of its own: `api_key` may be set for
+    downloads, and must not become a key anew.
+    """
 
     api_key: SecretStr | None = None
+    new_api_key: SecretStr | None = None
 
 
 class ReaderSettings(Settings):

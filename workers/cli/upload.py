@@ -21,12 +21,12 @@ from contracts.publisher.bodies import blocks
 from contracts.publisher.requests import new_id
 from contracts.settings import PublisherSettings, S3Settings, SettingsError
 from workers.cli.arguments import AsJson, Project, checked_key
-from workers.cli.ending import CommandError, note
+from workers.cli.ending import note
 from workers.cli.output import Gauge, gauge, print_json, print_table
+from workers.cli.publishing import PUBLISH_TRIES, not_done
 from workers.cli.sources import Source, find, guessed_type
 
 _STDIN: Final = "-"
-_PUBLISH_TRIES: Final = 2
 _COLUMNS: Final = ("path", "key", "status", "size", "generation", "upload_id", "code", "detail")
 
 
@@ -70,15 +70,7 @@ def upload(
         used = [name for name in _COLUMNS if any(row.get(name) is not None for row in rows)]
         print_table(used, ([row.get(name) for name in used] for row in rows))
     if failed := [row for row in rows if row["status"] not in ("queued", "stored")]:
-        raise CommandError(_summary(failed, len(rows)))
-
-
-def _summary(failed: list[dict[str, Any]], count: int) -> str:
-    first = failed[0]
-    reason = ": ".join(part for part in (first["code"], first["detail"]) if part)
-    if count == 1:
-        return reason
-    return f"{len(failed)} of {count} not done; the first, {first['path']}: {reason}"
+        raise not_done(failed, len(rows), "path")
 
 
 def _metadata(pairs: list[str]) -> dict[str, str]:
@@ -179,7 +171,7 @@ async def _send(
         return False
     bar.label(source.shown)
     # A pipe cannot be read twice.
-    tries = 1 if source.path is None else _PUBLISH_TRIES
+    tries = 1 if source.path is None else PUBLISH_TRIES
     try:
         for tries_left in reversed(range(tries)):
             try:
