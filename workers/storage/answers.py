@@ -34,7 +34,8 @@ class RangeBeyondError(StorageAnswerError):
 
 
 META_PREFIX: Final = "x-amz-meta-"
-LEGAL_HOLD: Final = "x-amz-object-lock-legal-hold"
+LOCK_PREFIX: Final = "x-amz-object-lock-"
+LEGAL_HOLD: Final = LOCK_PREFIX + "legal-hold"
 # What a self-copy with REPLACE would reset unless it is said again (SPEC 8.2).
 RESTATED: Final = frozenset(
     {
@@ -182,6 +183,18 @@ def head_of(operation: str, headers: Mapping[str, str]) -> Head:
     )
 
 
+def _text(value: str) -> str:
+    """A header's value; bytes of a foreign writer's that are no UTF-8 are Latin-1.
+
+    aiohttp gives such bytes as lone surrogates, and could not send them again.
+    """
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return value.encode(errors="surrogateescape").decode("latin-1")
+    return value
+
+
 def lock_of(told: Headers, date: datetime) -> tuple[Headers, bool]:
     """Whether a lock holds at `date`, and the headers without a retention that is over."""
     retained = _retained(told.restated, date)
@@ -215,11 +228,11 @@ def _said(items: Iterable[tuple[str, str]]) -> Headers:
     for name, value in items:
         lowered = name.lower()
         if lowered.startswith(META_PREFIX):
-            metadata[lowered[len(META_PREFIX) :]] = value
+            metadata[lowered[len(META_PREFIX) :]] = _text(value)
         elif lowered in RESTATED:
-            restated[lowered] = value
+            restated[lowered] = _text(value)
         elif lowered == "content-type":
-            content_type = value
+            content_type = _text(value)
     return Headers(metadata, content_type, restated)
 
 

@@ -6,6 +6,8 @@ writes send `If-Match` so too, since Ceph's gateway takes no other there.
 Tags around a copy are the caller's business.
 """
 
+import hashlib
+from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -18,6 +20,7 @@ from contracts.errors import StorageUnavailableError
 from contracts.s3 import new_session, open_client
 from contracts.settings import S3Settings, SettingsError
 from workers.storage.answers import (
+    LOCK_PREFIX,
     META_PREFIX,
     RangeBeyondError,
     check_late_error,
@@ -48,6 +51,10 @@ if TYPE_CHECKING:
 _RETRIES_S: Final = 5.0
 _RETRIES: Final = 3
 _READ_TOTAL_S: Final = 60.0
+
+# Where a lock is asked for, or the bucket locks by itself, S3 wants a digest of the body,
+# also of one that is empty.
+_EMPTY_MD5: Final = b64encode(hashlib.md5(b"", usedforsecurity=False).digest()).decode()
 
 _T = TypeVar("_T")
 
@@ -182,6 +189,8 @@ class S3Storage(ColdStorage):
     ) -> str:
         """One put of bytes; gives the new ETag."""
         said = _request_headers(headers, condition)
+        if not body:
+            said["content-md5"] = _EMPTY_MD5
         answer = await self._raw.call(
             "put", "PUT", key, said, body=body, lease=lease, timeout_s=PLAIN_WRITE_TIMEOUT_S
         )
@@ -229,6 +238,8 @@ class S3Storage(ColdStorage):
         said["x-amz-metadata-directive"] = "REPLACE"
         if source_etag is not None:
             said["x-amz-copy-source-if-match"] = source_etag
+        if any(name.startswith(LOCK_PREFIX) for name in said):
+            said["content-md5"] = _EMPTY_MD5
         answer = await self._raw.call("copy", "PUT", key, said, lease=lease)
         check_late_error("copy", answer.body, b"<CopyObjectResult")
 
