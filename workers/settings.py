@@ -7,7 +7,7 @@ that a command that only lists a bucket never asks for a master key.
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import NoDecode
 
 from contracts.errors import MalformedRequestError
@@ -107,12 +107,13 @@ class OperatorSettings(S3Settings):
 
 
 class WorkerSettings(DeploymentSettings, OperatorSettings, LogSettings):
-    """What the upload worker and the control worker read."""
+    """What workers read, whatever their roles."""
 
     active_master_key: Annotated[str, Field(pattern=SHORT_NAME_PATTERN)]
     intake_keys: IntakeKeys
     event_key: SigningKeySetting
     publishers: Publishers
+    v0_master_key: SecretStr | None = None
     encryption_enabled: bool = True
     allow_unsafe_storage: bool = False
     lease_s: Annotated[int, Field(ge=1, le=3600)] = 15
@@ -125,6 +126,11 @@ class WorkerSettings(DeploymentSettings, OperatorSettings, LogSettings):
     upload_concurrency: Annotated[int, Field(ge=1, le=2000)] = 64
     # Bodies from staging stream a few at a time, so that memory stays bounded.
     stream_concurrency: Annotated[int, Field(ge=1, le=200)] = 4
+    # Objects that one process looks at, or copies, at once.
+    sweep_concurrency: Annotated[int, Field(ge=1, le=2000)] = 64
+    sweep_page_keys: Annotated[int, Field(ge=1, le=10_000)] = 500
+    # How often a sweep worker looks for sweeps whose messages were lost.
+    sweep_rescue_interval_s: Annotated[float, Field(gt=0)] = 600
     control_concurrency: Annotated[int, Field(ge=1, le=2000)] = 16
     part_size_bytes: Annotated[int, Field(ge=5 * _MIB, le=_GIB)] = 8 * _MIB
     copy_limit_bytes: Annotated[int, Field(ge=1)] = 5 * _GIB

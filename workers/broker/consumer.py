@@ -35,11 +35,26 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A request that was served: the event to tell, what to log, and what follows the telling."""
+    """A request that was served: the events to tell, what to log, and what follows the telling.
 
-    event: Event
+    `event` is None where nothing is told yet; `more` are told after it.
+    """
+
+    event: Event | None
     logged: dict[str, Any]
     after: Callable[[], Awaitable[None]] | None = None
+    more: tuple[Event, ...] = ()
+
+
+class NotYetError(Exception):
+    """The request is done, but for a wait: it is to come again in about so many seconds.
+
+    The wait is the broker's: whoever holds the request may die meanwhile.
+    """
+
+    def __init__(self, wait_s: float) -> None:
+        super().__init__(f"in {wait_s:.0f} s")
+        self.wait_s = wait_s
 
 
 class Role(Protocol):
@@ -60,6 +75,7 @@ class Role(Protocol):
 
         Raises:
             KeyturnError: the refusal that it meets.
+            NotYetError: it is to come again.
         """
         ...
 
@@ -118,6 +134,10 @@ class Consumer:
         seen_before = bool(message.redelivered) or was_put_off(message.headers)
         try:
             done = await self._role.serve(request, publisher, seen_before=seen_before)
+        except NotYetError as exc:
+            await self._teller.put_off_quietly(message, self._role.queue, exc.wait_s)
+            await message.ack()
+            return
         except KeyturnError as exc:
             await self._put_off_or_refuse(message, request, exc)
             return
@@ -126,12 +146,14 @@ class Consumer:
             error = StorageUnavailableError(f"internal failure: {type(exc).__name__}")
             await self._put_off_or_refuse(message, request, error)
             return
-        await self._teller.tell(done.event)
+        for event in (done.event, *done.more):
+            if event is not None:
+                await self._teller.tell(event)
         if done.after is not None:
             await done.after()
         await message.ack()
         _log.info(
-            done.event.type,
+            request.type if done.event is None else done.event.type,
             publisher=publisher,
             ms=round((time.perf_counter() - began) * 1000, 1),
             again=seen_before,

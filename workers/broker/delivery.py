@@ -16,6 +16,7 @@ from pamqp import encode
 
 from contracts.errors import KeyturnError, UnknownProjectError
 from contracts.topology import (
+    ALL_DELAYS_S,
     ATTEMPT_HEADER,
     PUBLISHER_HEADER,
     RETRY_DELAYS_S,
@@ -61,6 +62,11 @@ def retry_delay_s(
         return None
     delay_s = RETRY_DELAYS_S[min(attempt, len(RETRY_DELAYS_S) - 1)]
     return delay_s if now + timedelta(seconds=delay_s) <= requested_at + max_age else None
+
+
+def delay_up_to(wait_s: float) -> int:
+    """The longest delay in seconds that has a queue and is not longer than wanted; 0 for none."""
+    return max((delay for delay in ALL_DELAYS_S if delay <= wait_s), default=0)
 
 
 def copy_of(message: AbstractIncomingMessage, more_headers: Mapping[str, str]) -> Message:

@@ -13,6 +13,7 @@ from contracts.errors import KeyturnError
 from contracts.messages import Event, encode, request_id
 from contracts.sealing import SigningKey
 from contracts.topology import (
+    ALL_DELAYS_S,
     ATTEMPT_HEADER,
     CODE_HEADER,
     DETAIL_HEADER,
@@ -21,7 +22,7 @@ from contracts.topology import (
     dead_letter_name,
     retry_name,
 )
-from workers.broker.delivery import copy_of
+from workers.broker.delivery import copy_of, delay_up_to
 
 _TIMEOUT_S: Final = 30
 _DETAIL_MAX_CHARACTERS: Final = 500
@@ -65,6 +66,14 @@ class Teller:
     ) -> None:
         """Let the message come back to its queue after `delay_s` seconds."""
         header = {ATTEMPT_HEADER: f"{error.code}:{attempt + 1}"}
+        await self._to_queue(copy_of(message, header), retry_name(queue, delay_s))
+
+    async def put_off_quietly(
+        self, message: AbstractIncomingMessage, queue: str, wait_s: float
+    ) -> None:
+        """Let the message come back after about so many seconds, by no fault of anybody's."""
+        header = {ATTEMPT_HEADER: "waiting:1"}
+        delay_s = delay_up_to(wait_s) or min(ALL_DELAYS_S)
         await self._to_queue(copy_of(message, header), retry_name(queue, delay_s))
 
     async def dead_letter(

@@ -12,6 +12,7 @@ app = typer.Typer(name="worker", help="Run a worker process.")
 
 _UPLOAD: Final = "upload"
 _CONTROL: Final = "control"
+_SWEEP: Final = "sweep"
 
 
 def _run(*roles: str) -> None:
@@ -31,11 +32,17 @@ def upload() -> None:
 
 @app.command("control")
 def control() -> None:
-    """Serve enrolments."""
+    """Serve enrolments, rotations, sweeps and deletes."""
     _run(_CONTROL)
+
+
+@app.command("sweep")
+def sweep() -> None:
+    """Bring objects to the desired state: the pages of sweeps, and their proof."""
+    _run(_SWEEP)
 
 
 @app.command("all")
 def every_role() -> None:
     """All roles in one process, for a small deployment."""
-    _run(_UPLOAD, _CONTROL)
+    _run(_UPLOAD, _CONTROL, _SWEEP)

@@ -5,6 +5,7 @@ to try. The same request, however often it comes, finds its own keyring and is t
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
 
@@ -17,8 +18,11 @@ from contracts.messages import EnrollRequested
 from contracts.names import format_time
 from contracts.sealing import IntakeKey, Secret, kek_id, kek_info
 from workers.admission import open_secret
+from workers.control.adoption import highest_generation
+from workers.envelope import OperatorKeys
 from workers.keyring import Generation, Keyring, KeyringReader, create
 from workers.storage import Storage
+from workers.sweep import Ask, Starter
 
 _FIRST_GENERATION: Final = 1
 
@@ -33,12 +37,14 @@ class Enroller:
         master_keys: Mapping[str, Secret],
         active_master_key: str,
         intake_keys: Mapping[str, IntakeKey],
+        starter: Starter,
     ) -> None:
         self._storage = storage
         self._keyrings = keyrings
         self._master_keys = master_keys
         self._active = active_master_key
         self._intake_keys = intake_keys
+        self._starter = starter
 
     async def enroll(self, request: EnrollRequested) -> int:
         """Create the project's keyring; gives the generation that the enrolment brought.
@@ -49,10 +55,21 @@ class Enroller:
             CorruptObjectError: a keyring stands that nobody here wrote.
             StorageUnavailableError, UnknownMasterKeyError: try again later.
         """
+        generation = await self._generation(request)
+        if request.adopt:
+            # Objects may stand there under other wraps; the sweep is this request's own.
+            ask = Ask("sweep", request.request_id, request.project, request.requested_at)
+            await self._starter.start(ask)
+        return generation
+
+    async def _generation(self, request: EnrollRequested) -> int:
+        """The generation of this request's keyring, which is created where none stands."""
         if (standing := await self._standing(request)) is not None:
             return standing
         keyring = self._keyring(request)
-        await self._refuse_where_objects_stand(request)
+        keyring = replace(
+            keyring, current=replace(keyring.current, generation=await self._first(request))
+        )
         if await create(self._storage, keyring, self._master_keys):
             return keyring.current.generation
         # A lost race, or the answer to an earlier try of this very request was lost.
@@ -70,12 +87,17 @@ class Enroller:
             raise AlreadyEnrolledError(f"a keyring stands for {request.project}")
         return enrolment.generation
 
-    async def _refuse_where_objects_stand(self, request: EnrollRequested) -> None:
+    async def _first(self, request: EnrollRequested) -> int:
+        """The keyring's first generation: above all that stands there, where it is adopted."""
+        if request.adopt:
+            keys = OperatorKeys(self._master_keys)
+            return (await highest_generation(self._storage, request.project, keys) or 0) + 1
         async for _ in self._storage.list(f"{request.project}/", limit=1):
-            detail = f"objects stand under {request.project}/ without a keyring"
-            if request.adopt:
-                detail += "; adopting them takes a sweep, which this release does not have"
-            raise AlreadyEnrolledError(detail)
+            raise AlreadyEnrolledError(
+                f"objects stand under {request.project}/ without a keyring; "
+                "an enrolment with adopt takes them over"
+            )
+        return _FIRST_GENERATION
 
     def _keyring(self, request: EnrollRequested) -> Keyring:
         info = kek_info("enroll", request.request_id, request.project)

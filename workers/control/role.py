@@ -1,47 +1,111 @@
-"""Control requests as a role of a worker process (SPEC 6.1)."""
+"""Control requests as a role of a worker process (SPEC 6.1, 6.7)."""
 
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final
 
 from contracts.errors import MalformedRequestError
-from contracts.messages import EnrollRequested, ProjectEnrolled, Request
+from contracts.messages import (
+    DeleteRequested,
+    EnrollRequested,
+    Event,
+    ObjectDeleted,
+    ProjectEnrolled,
+    Request,
+    RotationAccepted,
+    RotationRequested,
+    SweepRequested,
+)
 from contracts.names import format_time
 from contracts.topology import CONTROL_QUEUE, CONTROL_REQUESTS
 from workers.broker import Done
+from workers.control.deletion import Deleter
 from workers.control.enrolment import Enroller
+from workers.control.rotation import Rotator
+from workers.sweep import AllPlan, Ask, Plan, Starter, end_of
 
 
 class ControlRole:
-    """Serves `keyturn.control`.
-
-    Rotations, sweeps and deletes are well-formed requests that this release cannot carry
-    out. They are refused aloud and kept as dead letters, which a later release's workers
-    serve when they are replayed.
-    """
+    """Serves `keyturn.control`: enrolments, rotations, sweeps and deletes."""
 
     queue: Final = CONTROL_QUEUE
     served: Final = CONTROL_REQUESTS
 
-    def __init__(self, enroller: Enroller) -> None:
+    def __init__(
+        self, enroller: Enroller, rotator: Rotator, starter: Starter, deleter: Deleter
+    ) -> None:
         self._enroller = enroller
+        self._rotator = rotator
+        self._starter = starter
+        self._deleter = deleter
 
     async def serve(self, request: Request, publisher: str, *, seen_before: bool) -> Done:
-        """Serve one enrolment; coming again changes nothing."""
+        """Serve one request; coming again changes nothing."""
         del publisher, seen_before
-        if not isinstance(request, EnrollRequested):
-            raise MalformedRequestError(
-                f"{request.type} is not served by this release; replay it to one that does"
-            )
+        match request:
+            case EnrollRequested():
+                return await self._enroll(request)
+            case RotationRequested():
+                return await self._rotate(request)
+            case SweepRequested():
+                return await self._sweep(request)
+            case DeleteRequested():
+                return await self._delete(request)
+        raise MalformedRequestError(f"{request.type} is not served here")
+
+    async def _enroll(self, request: EnrollRequested) -> Done:
         generation = await self._enroller.enroll(request)
         event = ProjectEnrolled(
             request_id=request.request_id,
             project=request.project,
-            at=format_time(datetime.now(UTC)),
+            at=_now(),
             generation=generation,
         )
-        logged = {
-            "request_id": request.request_id,
-            "project": request.project,
-            "generation": generation,
-        }
-        return Done(event, logged)
+        return Done(event, _logged(request, request_id=request.request_id, generation=generation))
+
+    async def _rotate(self, request: RotationRequested) -> Done:
+        generation, plan = await self._rotator.rotate(request)
+        event = RotationAccepted(
+            rotation_id=request.rotation_id,
+            project=request.project,
+            at=_now(),
+            generation=generation,
+        )
+        logged = _logged(request, rotation_id=request.rotation_id, generation=generation)
+        return Done(event, logged, more=_end(plan))
+
+    async def _sweep(self, request: SweepRequested) -> Done:
+        plan = await self._starter.start(
+            Ask(
+                "sweep",
+                request.sweep_id,
+                request.project,
+                request.requested_at,
+                master_key=request.master_key,
+                encrypt_plaintext=request.encrypt_plaintext,
+                repair=request.repair,
+                dry_run=request.dry_run,
+            )
+        )
+        return Done(None, _logged(request, sweep_id=request.sweep_id), more=_end(plan))
+
+    async def _delete(self, request: DeleteRequested) -> Done:
+        await self._deleter.delete(request)
+        event = ObjectDeleted(
+            request_id=request.request_id, project=request.project, at=_now(), key=request.key
+        )
+        return Done(event, _logged(request, request_id=request.request_id, key=request.key))
+
+
+def _end(plan: Plan | AllPlan) -> tuple[Event, ...]:
+    """The end of a sweep that was told before: whoever asks again is told again."""
+    return (end_of(plan),) if plan.told and plan.status == "done" else ()
+
+
+def _logged(
+    request: EnrollRequested | RotationRequested | SweepRequested | DeleteRequested, **more: Any
+) -> dict[str, Any]:
+    return {"project": request.project, **more}
+
+
+def _now() -> str:
+    return format_time(datetime.now(UTC))

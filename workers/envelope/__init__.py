@@ -13,6 +13,7 @@ from workers.envelope.decide import (
 from workers.envelope.examine import Examined, examine, verify_own
 from workers.envelope.keys import OperatorKeys
 from workers.envelope.open import OpenedDek, Reader, open_dek
+from workers.envelope.unwrap import admin_generation
 from workers.envelope.wrap import metadata_for, tombstone_metadata, wrap
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Reader",
     "Reseal",
     "Rewrap",
+    "admin_generation",
     "decide",
     "examine",
     "metadata_for",

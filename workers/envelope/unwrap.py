@@ -134,3 +134,15 @@ def is_current(wraps: Wraps, admin: Opened | None, user: Opened | None, desired:
         desired.kek_id,
         desired.master_key,
     )
+
+
+def admin_generation(wraps: Wraps, project: str, key: str, keys: OperatorKeys) -> int:
+    """The generation at which the admin wrap opens under any master key held; 0 for none.
+
+    For objects whose keyring is gone: the label alone says which generation to try.
+    """
+    for name in keys.master_keys:
+        kek = keys.admin_kek(name, project)
+        if kek is not None and try_wrap(wraps, "admin", key, project, kek, (wraps.generation,)):
+            return wraps.generation
+    return 0

@@ -11,9 +11,9 @@
 | `rescue` | sweeps whose messages were lost |
 """
 
-from workers.sweep.outbox import Outbox
-from workers.sweep.plan import ALL, Ask
+from workers.sweep.outbox import Outbox, end_of
+from workers.sweep.plan import ALL, AllPlan, Ask, Plan
 from workers.sweep.start import Starter
 from workers.sweep.store import SweepStore
 
-__all__ = ["ALL", "Ask", "Outbox", "Starter", "SweepStore"]
+__all__ = ["ALL", "AllPlan", "Ask", "Outbox", "Plan", "Starter", "SweepStore", "end_of"]

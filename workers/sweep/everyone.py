@@ -210,7 +210,7 @@ class Everyone:
     async def _tell_end(self, standing: StandingAll) -> None:
         plan = standing.plan
         if not plan.told:
-            await self._outbox.ended(plan.ask, plan.sums, clean=plan.clean)
+            await self._outbox.ended(plan)
             told = replace(plan, told=True)
             if not await self._store.change(told, standing.etag, standing.master_key):
                 return

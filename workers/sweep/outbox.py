@@ -6,7 +6,7 @@ from typing import Any, Protocol
 from contracts.errors import KeyturnError
 from contracts.messages import EVENT_MODELS, Event, id_field, rejection
 from contracts.names import format_time
-from contracts.topology import ALL_DELAYS_S
+from workers.broker.delivery import delay_up_to
 from workers.sweep.counts import Counts
 from workers.sweep.messages import Hint, SweepPage, SweepStep, encode, queue_of
 from workers.sweep.plan import AllPlan, Ask, Live, Plan
@@ -33,7 +33,7 @@ class Outbox:
     async def step(self, plan: Plan | AllPlan, wait_s: float = 0) -> None:
         """Ask for the step that the plan waits for, in about so many seconds."""
         hint = SweepStep(sweep_id=plan.ask.sweep_id, project=plan.ask.project, step=plan.step)
-        await self._send(hint, _delay_s(wait_s))
+        await self._send(hint, delay_up_to(wait_s))
 
     async def page(self, plan: Plan, live: Live) -> None:
         """Ask for the current take of a page."""
@@ -53,24 +53,11 @@ class Outbox:
 
     async def progressed(self, ask: Ask, counts: Counts, *, clean: bool = False) -> None:
         """Tell how far a sweep of one project is."""
-        await self._tell("sweep.progressed", ask, counts, clean=clean)
+        await self._sender.tell(_counted("sweep.progressed", ask, counts, clean=clean))
 
-    async def ended(self, ask: Ask, counts: Counts, *, clean: bool) -> None:
+    async def ended(self, plan: Plan | AllPlan) -> None:
         """Tell the end: a rotation's, a sweep's, or that of one part of a sweep of all."""
-        # A sweep of all tells one end, of the whole.
-        told = "sweep.progressed" if ask.of_all else f"{ask.kind}.completed"
-        await self._tell(told, ask, counts, clean=clean)
-
-    async def _tell(self, event_type: str, ask: Ask, counts: Counts, *, clean: bool) -> None:
-        fields: dict[str, Any] = {
-            id_field(event_type): ask.sweep_id,
-            "project": ask.project,
-            "at": _now(),
-            "clean": clean,
-            **counts.to_json(),
-        }
-        event: Any = EVENT_MODELS[event_type](**fields)
-        await self._sender.tell(event)
+        await self._sender.tell(end_of(plan))
 
     async def failed(self, ask: Ask, error: KeyturnError) -> None:
         """Tell that a sweep could not go on."""
@@ -78,9 +65,25 @@ class Outbox:
         await self._sender.tell(rejection(kind, ask.sweep_id, ask.project, error, _now()))
 
 
-def _delay_s(wait_s: float) -> int:
-    """The longest delay that there is a queue for and that is not longer than wanted."""
-    return max((delay for delay in ALL_DELAYS_S if delay <= wait_s), default=0)
+def end_of(plan: Plan | AllPlan) -> Event:
+    """The event that tells how a sweep ended."""
+    # A sweep of all tells one end, of the whole.
+    told = "sweep.progressed" if plan.ask.of_all else f"{plan.ask.kind}.completed"
+    counts = plan.counts if isinstance(plan, Plan) else plan.sums
+    return _counted(told, plan.ask, counts, clean=plan.clean)
+
+
+def _counted(event_type: str, ask: Ask, counts: Counts, *, clean: bool) -> Event:
+    fields: dict[str, Any] = {
+        id_field(event_type): ask.sweep_id,
+        "project": ask.project,
+        "at": _now(),
+        "clean": clean,
+        **counts.to_json(),
+    }
+    event: Any = EVENT_MODELS[event_type](**fields)
+    told: Event = event
+    return told
 
 
 def _now() -> str:

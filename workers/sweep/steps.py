@@ -245,7 +245,7 @@ class Steps:
                 await self._store.add_ended(
                     plan.ask.sweep_id, plan.ask.project, ended, standing.master_key
                 )
-            await self._outbox.ended(plan.ask, plan.counts, clean=plan.clean)
+            await self._outbox.ended(plan)
         await self._store.forget_all_results(plan)
         if await self._store.change(replace(plan, told=True), standing.etag, standing.master_key):
             await self._store.unmark_running(plan.ask)

@@ -1,0 +1,51 @@
+"""Adoption: objects that stand under a prefix whose keyring is gone (SPEC 5.4)."""
+
+import asyncio
+from collections.abc import Iterable
+from typing import Final
+
+from contracts import metadata as object_metadata
+from contracts.errors import KeyturnError
+from contracts.metadata import Wraps
+from contracts.names import is_key
+from workers.envelope import OperatorKeys, admin_generation
+from workers.errors import MissingError
+from workers.storage import Storage
+
+_BATCH: Final = 64
+
+
+async def highest_generation(storage: Storage, project: str, keys: OperatorKeys) -> int | None:
+    """The highest generation whose admin wrap opens under the project's prefix.
+
+    0 where objects stand and none opens; None where nothing stands.
+    """
+    highest: int | None = None
+    batch: list[str] = []
+    async for row in storage.list(f"{project}/"):
+        batch.append(row.key)
+        if len(batch) == _BATCH:
+            highest = max(highest or 0, await _highest(storage, project, batch, keys))
+            batch = []
+    if batch:
+        highest = max(highest or 0, await _highest(storage, project, batch, keys))
+    return highest
+
+
+async def _highest(
+    storage: Storage, project: str, s3_keys: Iterable[str], keys: OperatorKeys
+) -> int:
+    found = await asyncio.gather(*(_of_one(storage, project, at, keys) for at in s3_keys))
+    return max(found, default=0)
+
+
+async def _of_one(storage: Storage, project: str, s3_key: str, keys: OperatorKeys) -> int:
+    key = s3_key.removeprefix(f"{project}/")
+    try:
+        head = await storage.head(s3_key)
+        envelope = object_metadata.parse(head.metadata)
+    except (MissingError, KeyturnError):
+        return 0
+    if not isinstance(envelope, Wraps) or not is_key(key):
+        return 0
+    return admin_generation(envelope, project, key, keys)
