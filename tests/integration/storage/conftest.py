@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from typing import TYPE_CHECKING
 
 import pytest
 
 from contracts.settings import S3Settings
+from tests.servers.s3 import sync_client
 from workers.storage.memory import MemoryStorage
 from workers.storage.s3 import S3Storage, open_storage
 
@@ -56,6 +57,22 @@ async def storage(
         return
     server: S3Server = request.getfixturevalue(kind)
     async with opened(server, new_bucket(server)) as storage:
+        yield storage
+
+
+@pytest.fixture
+async def versioned(
+    kind: str, request: pytest.FixtureRequest, new_bucket: Callable[[S3Server], str]
+) -> AsyncIterator[AnyStorage]:
+    """An empty bucket of that kind that keeps versions."""
+    if kind == "memory":
+        yield MemoryStorage(versioned=True)
+        return
+    server: S3Server = request.getfixturevalue(kind)
+    bucket = new_bucket(server)
+    with closing(sync_client(server)) as client:
+        client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    async with opened(server, bucket) as storage:
         yield storage
 
 
