@@ -77,11 +77,11 @@ def open_user(wraps: Wraps, key: str, desired: Desired, past: Sequence[int]) -> 
 def open_user_by_earlier(wraps: Wraps, key: str, keyring: Keyring) -> Opened | None:
     """The user wrap under any earlier KEK that the keyring still holds: for a repair alone."""
     past = past_generations(keyring)
-    for generation, kek in reversed(keyring.user_keks.items()):
-        if generation == keyring.current.generation:
+    for entry in reversed(keyring.history):
+        if entry.kek is None:
             continue
-        generations = (generation, wraps.generation, *past)
-        opened = try_wrap(wraps, "user", key, keyring.project, kek, generations)
+        generations = (entry.generation, wraps.generation, *past)
+        opened = try_wrap(wraps, "user", key, keyring.project, entry.kek, generations)
         if opened is not None:
             return opened
     return None

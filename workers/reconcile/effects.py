@@ -124,8 +124,8 @@ class Effects:
         headers = _restated(head, wrap(observed.desired, key, dek))
         if head.size_bytes == 0:
             # A tombstone is empty too: it has the same ETag, and the condition would let
-            # this put bring the object back. See `copy_in_parts` for the order.
-            observed = await still(self._keyrings, observed)
+            # this put bring the object back. A delete that is put after this look waits
+            # for the lease, which began before it (SPEC 8.7).
             await check_unchanged(self._storage, s3_key, head)
         async with self._lock_told(s3_key, head, observed.lease):
             await encrypt(self._storage, s3_key, head, headers, dek, observed.lease)
