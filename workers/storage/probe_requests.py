@@ -225,10 +225,14 @@ async def conditional_delete(storage: Probed, key: str) -> Outcome:
     return _judge(refused, untouched=True)
 
 
-async def unversioned(storage: Probed, _key: str) -> Outcome:
-    """Whether the bucket keeps old versions."""
-    versioned = await storage.versioning()
-    return Outcome(ok=not versioned, said="versioned" if versioned else "not versioned")
+async def unversioned(storage: Probed, key: str) -> Outcome:
+    """Whether the bucket keeps old versions, and whether it honours conditions all the same."""
+    if not await storage.versioning():
+        return Outcome(ok=True, said="not versioned")
+    await storage.put(key, b"first", PLAIN, condition=IfAbsent())
+    if await _refused(storage.put(key, b"second", PLAIN, condition=IfAbsent())):
+        return Outcome(ok=False, said="versioned, and conditions are honoured")
+    return Outcome(ok=False, said="versioned, and the server ignores If-None-Match: * there")
 
 
 async def _lease(storage: Probed, key: str) -> Lease:

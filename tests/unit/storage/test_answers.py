@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from contracts.errors import StorageUnavailableError
-from workers.errors import MissingError, PreconditionError, RefusedError
+from workers.errors import ArchivedError, MissingError, PreconditionError, RefusedError
 from workers.storage.answers import (
     RESTATED,
     RangeBeyondError,
@@ -32,6 +32,7 @@ NEEDED = {
     [
         (403, "AccessDenied", RefusedError),
         (403, "SignatureDoesNotMatch", RefusedError),
+        (403, "InvalidObjectState", ArchivedError),
         (404, "NoSuchKey", MissingError),
         (404, "NoSuchUpload", MissingError),
         (404, "", MissingError),
@@ -77,6 +78,21 @@ def test_head() -> None:
     assert (head.archived, head.locked) == (False, False)
 
 
+def test_bytes_that_are_no_utf8() -> None:
+    """As aiohttp gives a foreign writer's Latin-1: told as a text that can be sent again."""
+    given = {
+        **NEEDED,
+        "x-amz-meta-latin": "Ren\udce9",
+        "x-amz-meta-utf": "René",
+        "Content-Type": "text/plain; n=\udce9",
+        "Content-Disposition": "inline; filename=\udcfc",
+    }
+    headers = head_of("read", given).headers
+    assert headers.metadata == {"latin": "René", "utf": "René"}
+    assert headers.content_type == "text/plain; n=é"
+    assert headers.restated == {"content-disposition": "inline; filename=ü"}
+
+
 def test_a_range_tells_the_whole_size() -> None:
     assert head_of("read", {**NEEDED, "Content-Range": "bytes 0-55/1234"}).size_bytes == 1234
 
@@ -107,6 +123,14 @@ def test_an_answer_without_what_is_needed(missing: str) -> None:
                 "x-amz-restore": 'ongoing-request="false", expiry-date="Fri, 27 Nov 2026"',
             },
             False,
+        ),
+        ({"x-amz-storage-class": "INTELLIGENT_TIERING"}, False),
+        (
+            {
+                "x-amz-storage-class": "INTELLIGENT_TIERING",
+                "x-amz-archive-status": "DEEP_ARCHIVE_ACCESS",
+            },
+            True,
         ),
     ],
 )
@@ -161,5 +185,7 @@ def test_late_errors() -> None:
     check_late_error("copy", b"<CopyObjectResult xmlns=''/>", b"<CopyObjectResult")
     with pytest.raises(StorageUnavailableError, match="without outcome"):
         check_late_error("copy", b"", b"<CopyObjectResult")
+    with pytest.raises(ArchivedError, match="InvalidObjectState"):
+        check_late_error("copy", b"<Error><Code>InvalidObjectState</Code></Error>", b"<CopyObject")
     with pytest.raises(StorageUnavailableError, match="InternalError"):
         check_late_error("copy", b"<Error><Code>InternalError</Code></Error>", b"<CopyObject")

@@ -228,12 +228,20 @@ async def test_a_storage_that_does_everything() -> None:
     assert len(set(names)) == len(names)
 
 
-async def test_versions_are_told() -> None:
-    """A versioned bucket is no failure, and is said."""
-    report = await probe(MemoryStorage(versioned=True))
-    row = next(row for row in report.rows if row.name == "no old versions kept")
-    assert (row.ok, row.needed, row.said) == (False, "info", "versioned")
+@pytest.mark.parametrize("quick", [False, True])
+async def test_versions_are_told(*, quick: bool) -> None:
+    """A versioned bucket is no failure where conditions hold there, and is said either way."""
+    storage = MemoryStorage(versioned=True, differences=EVERYTHING)
+    report = await probe(storage, quick=quick)
+    assert [row.name for row in report.rows if not row.ok] == ["no old versions kept"]
+    row = report.rows[-1]
+    assert (row.needed, row.said) == ("info", "versioned, and conditions are honoured")
     report.check()
+    assert [row async for row in storage.list_versions("")] == []
+    report = await probe(IgnoresIfAbsent(versioned=True), quick=quick)
+    assert report.rows[-1].said == "versioned, and the server ignores If-None-Match: * there"
+    with pytest.raises(UnsafeStorageError):
+        report.check()
 
 
 async def test_a_failing_request_fails_its_row_alone() -> None:
