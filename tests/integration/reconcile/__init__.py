@@ -1,0 +1,1 @@
+"""Bringing objects to the desired state, on real servers (SPEC 8.2)."""
