@@ -1,0 +1,1 @@
+"""Unit tests of sweeps: pure decisions, and records in memory."""
