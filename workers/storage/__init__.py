@@ -14,6 +14,7 @@ from workers.storage.port import (
     Storage,
     Stream,
     Version,
+    Versioning,
 )
 
 __all__ = [
@@ -30,4 +31,5 @@ __all__ = [
     "Storage",
     "Stream",
     "Version",
+    "Versioning",
 ]

@@ -16,7 +16,7 @@ from contracts.errors import StorageUnavailableError
 from workers.errors import MissingError
 from workers.storage.answers import error_of
 from workers.storage.listing import BEFORE_PARSING, behind, make_speakable, versions_of
-from workers.storage.port import Listed, OpenMultipart, Version
+from workers.storage.port import Listed, OpenMultipart, Version, Versioning
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3.client import S3Client
@@ -190,10 +190,11 @@ class ColdStorage:
             Tagging={"TagSet": [{"Key": name, "Value": value} for name, value in tags.items()]},
         )
 
-    async def versioning(self) -> bool:
-        """Whether the bucket keeps versions (also where that was suspended: old ones stay)."""
+    async def versioning(self) -> Versioning:
+        """Whether the bucket keeps versions; empty where it never did."""
         told = await _read("versioning", self._client.get_bucket_versioning, Bucket=self._bucket)
-        return told.get("Status") in {"Enabled", "Suspended"}
+        status: Versioning = told.get("Status", "")
+        return status
 
     async def purge(self, prefix: str) -> None:
         """Remove everything under a prefix: objects, all versions, open uploads.

@@ -32,6 +32,7 @@ from workers.storage.port import (
     Part,
     Stream,
     Version,
+    Versioning,
 )
 
 
@@ -312,10 +313,10 @@ class MemoryStorage:
         async with self._acting("write_tags"):
             self._bucket.change_tags(key, tags)
 
-    async def versioning(self) -> bool:
+    async def versioning(self) -> Versioning:
         """Whether the bucket keeps versions."""
         async with self._acting("versioning"):
-            return self.versioned
+            return "Enabled" if self.versioned else ""
 
     # What only the probe asks for.
 

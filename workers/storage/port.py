@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol
+from typing import Literal, Protocol
 
 from workers.storage.differences import Differences
 
@@ -126,6 +126,7 @@ class IfAbsent:
 
 
 Condition = IfMatch | IfAbsent
+Versioning = Literal["", "Enabled", "Suspended"]
 
 
 class Stream(Protocol):
@@ -294,6 +295,9 @@ class Storage(Protocol):
         """Put an object's tags back."""
         ...
 
-    async def versioning(self) -> bool:
-        """Whether the bucket keeps versions."""
+    async def versioning(self) -> Versioning:
+        """Whether the bucket keeps versions; empty where it never did.
+
+        Where that was suspended old versions stand, and a write replaces the one named `null`.
+        """
         ...

@@ -53,6 +53,7 @@ from workers.sweep.wanted import wanted
 _BATCH_KEYS: Final = 500
 # Each turn means that the desired state moved, that somebody else wrote, or a late lease.
 _MAX_TURNS: Final = 8
+NULL_VERSION: Final = "null"
 
 _T = TypeVar("_T")
 
@@ -156,17 +157,19 @@ class _Take:
         self._tally = _Tally()
         self._noted: dict[str, dict[str, str]] = {}
         self._state: State | None = None
+        self._null_is_current = False
 
     async def run(self) -> Result:
         # It begins before everything else here, so that its date is no later than any of it.
         began = self._observe(await self._by.keyrings.fresh(self._project))
         self._state = State.of(began)
-        versioned = await self._storage.versioning()
+        versioning = await self._storage.versioning()
+        self._null_is_current = versioning == "Suspended"
         notes = [note async for note in self._by.store.noted_tags(self._plan, self._live)]
         self._noted = {key: tags for _, noted in notes for key, tags in noted.items()}
         edges = (self._live.after, self._live.last)
         async for batch in batches(
-            self._storage, self._project, *edges, versioned=versioned, size=_BATCH_KEYS
+            self._storage, self._project, *edges, versioned=bool(versioning), size=_BATCH_KEYS
         ):
             await self._batch(batch)
         if not self._tally.changed:
@@ -350,7 +353,10 @@ class _Take:
         for version in row.noncurrent:
             async with self._by.slots:
                 stale, ours = await self._judged(row.key, version)
-                if ours and row.key in settled and not self._dry_run:
+                # Where versioning is suspended, a copy made since the listing stands under
+                # that name: it would be the object itself that is removed.
+                current = version == NULL_VERSION and self._null_is_current
+                if ours and row.key in settled and not self._dry_run and not current:
                     await self._remove(row.key, version)
                 elif stale:
                     self._tally.noncurrent_stale += 1

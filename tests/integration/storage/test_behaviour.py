@@ -438,7 +438,7 @@ async def test_tags(storage: AnyStorage) -> None:
 
 async def test_versioning(storage: AnyStorage) -> None:
     """A fresh bucket keeps none."""
-    assert await storage.versioning() is False
+    assert await storage.versioning() == ""
 
 
 async def test_long_listing_goes_over_pages(storage: AnyStorage) -> None:
