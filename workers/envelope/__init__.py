@@ -1,5 +1,6 @@
 """One object: its wraps made, opened and brought to the desired state (SPEC 4, 8.2)."""
 
+from workers.envelope.census import Stands, stands_under
 from workers.envelope.decide import (
     Decision,
     Encrypt,
@@ -28,11 +29,13 @@ __all__ = [
     "Reader",
     "Reseal",
     "Rewrap",
+    "Stands",
     "admin_generation",
     "decide",
     "examine",
     "metadata_for",
     "open_dek",
+    "stands_under",
     "tombstone_metadata",
     "verify_own",
     "wrap",
