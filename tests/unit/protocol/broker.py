@@ -1,0 +1,145 @@
+"""The queues: at least once, out of order, and again where a worker was lost."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from contracts.messages import Event, encode
+from contracts.topology import ATTEMPT_HEADER, CODE_HEADER
+from workers.broker.delivery import delay_up_to
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from contracts.errors import KeyturnError
+    from tests.unit.protocol.world import Process
+
+
+class Letter:
+    """A message in a queue; `copies` of it wait for the next try."""
+
+    def __init__(
+        self,
+        queue: str,
+        body: bytes,
+        headers: dict[str, Any] | None = None,
+        *,
+        routing_key: str = "",
+        ready_at: float = 0.0,
+    ) -> None:
+        self.queue = queue
+        self.body = body
+        self.headers = headers or {}
+        self.routing_key = routing_key
+        self.ready_at = ready_at
+        self.redelivered = False
+        self.acknowledged = False
+        self.copies: list[Letter] = []
+
+    @property
+    def settled(self) -> bool:
+        """Whether it is acknowledged, and no copy of it is still to be served."""
+        return self.acknowledged and all(copy.settled for copy in self.copies)
+
+    def copy(self, ready_at: float, more: dict[str, Any]) -> Letter:
+        kept = {k: v for k, v in self.headers.items() if k not in (ATTEMPT_HEADER, CODE_HEADER)}
+        routing_key = self.routing_key
+        headers = {**kept, **more}
+        return Letter(
+            self.queue, self.body, headers, routing_key=routing_key, ready_at=ready_at
+        )
+
+    def __repr__(self) -> str:
+        return f"<{self.queue} {self.body[:120]!r}>"
+
+
+class Delivery:
+    """One delivery of a letter to a process, as aio-pika would show it."""
+
+    def __init__(self, letter: Letter, process: Process) -> None:
+        self.letter = letter
+        self.process = process
+        self.body = letter.body
+        self.headers = letter.headers
+        self.redelivered = letter.redelivered
+        self.routing_key = letter.routing_key
+        self.message_id = ""
+        self.lost = False
+        self.task: asyncio.Task[None] | None = None
+
+    async def ack(self) -> None:
+        if self.lost:
+            raise ConnectionError("the channel is gone")
+        self.letter.acknowledged = True
+        self.process.deliveries.remove(self)
+        self.process.world.acknowledged(self)
+
+    async def nack(self, *, requeue: bool) -> None:
+        assert requeue
+        if self.lost:
+            raise ConnectionError("the channel is gone")
+        self.give_back()
+
+    def give_back(self) -> None:
+        """The broker puts the letter back into its queue."""
+        self.lost = True
+        self.process.deliveries.remove(self)
+        if not self.letter.acknowledged:
+            self.letter.redelivered = True
+            self.process.world.queue.append(self.letter)
+
+
+class Teller:
+    """What a worker publishes, in memory: `workers.broker.Teller` and `workers.sweep.Sender`."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._world = process.world
+
+    async def _publish(self, op: str, effect: Callable[[], None]) -> None:
+        if self._process.wire.dead:
+            raise asyncio.CancelledError
+
+        async def confirmed() -> None:
+            effect()
+
+        ask: Callable[..., Awaitable[Any]] = self._world.network.ask
+        await ask(self._process, op, "", confirmed)
+
+    async def tell(self, event: Event) -> None:
+        body = encode(event)
+        await self._publish(f"tell {event.type}", lambda: self._world.told(event, body))
+
+    async def send(self, body: bytes, queue: str, delay_s: int) -> None:
+        await self._publish(f"send {queue}", lambda: self._put(Letter(queue, body), delay_s))
+
+    async def put_off(
+        self, message: Delivery, queue: str, error: KeyturnError, attempt: int, delay_s: int
+    ) -> None:
+        del queue
+        if error.detail.startswith("internal failure"):
+            self._world.oracle.violated(error.detail)
+        self._world.put_off[error.code] += 1
+        header = {ATTEMPT_HEADER: f"{error.code}:{attempt + 1}"}
+        await self._publish("put off", lambda: self._copy(message, delay_s, header))
+
+    async def put_off_quietly(self, message: Delivery, queue: str, wait_s: float) -> None:
+        del queue
+        delay_s = delay_up_to(wait_s) or 1
+        header = {ATTEMPT_HEADER: "waiting:1"}
+        await self._publish("put off", lambda: self._copy(message, delay_s, header))
+
+    async def dead_letter(self, message: Delivery, queue: str, error: KeyturnError) -> None:
+        del queue
+        letter = message.letter
+        await self._publish("dead letter", lambda: self._world.dead.append((letter, error)))
+
+    def _copy(self, message: Delivery, delay_s: int, headers: dict[str, Any]) -> None:
+        copy = message.letter.copy(0, headers)
+        message.letter.copies.append(copy)
+        self._put(copy, delay_s)
+
+    def _put(self, letter: Letter, delay_s: int) -> None:
+        letter.ready_at = self._world.clock.seconds + delay_s
+        self._world.queue.append(letter)

@@ -1,0 +1,485 @@
+"""Several workers, one bucket, one broker, and a scheduler that decides who goes on.
+
+The classes are the workers' own, wired as `workers.runtime` wires them. Everything that they
+do to the world is a request on the network or a message in a queue; a test lets each one on,
+holds it, loses it, or kills whoever sent it. Nothing waits for real, nothing is random but
+the keys, so that one list of choices always gives one story.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections import Counter
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+import structlog
+
+from contracts.names import format_time, object_key, staging_key
+from contracts.sealing import (
+    IntakeKey,
+    Secret,
+    SigningKey,
+    VerifyKey,
+    b64,
+    kek_info,
+    seal,
+    transport_context,
+    upload_info,
+)
+from contracts.topology import CONTROL_QUEUE, PLAN_QUEUE, SWEEP_QUEUE, UPLOAD_QUEUE
+from tests.unit.protocol.broker import Delivery, Letter, Teller
+from tests.unit.protocol.clock import Clock, Loop
+from tests.unit.protocol.oracle import Oracle
+from tests.unit.protocol.wire import CURRENT, MID, SENT, Call, Network, Server, Wire
+from workers.admission import Rules
+from workers.broker.consumer import Consumer
+from workers.control.deletion import Deleter
+from workers.control.enrolment import Enroller
+from workers.control.role import ControlRole
+from workers.control.rotation import Rotator
+from workers.envelope import OperatorKeys
+from workers.keyring import KeyringReader
+from workers.settings import Grant
+from workers.storage import Differences, Headers
+from workers.sweep import Outbox, Starter, SweepStore
+from workers.sweep.consumer import HintConsumer
+from workers.sweep.everyone import Everyone
+from workers.sweep.pages import PageTaker
+from workers.sweep.planner import Planner
+from workers.sweep.role import SweepRole
+from workers.sweep.steps import Steps
+from workers.upload import Limits, Uploader, UploadRole
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from contracts.errors import KeyturnError
+    from contracts.messages import Event
+
+LEASE_S: Final = 6
+CACHE_S: Final = 2
+TICK_S: Final = 0.01
+MASTER_KEYS: Final = {"m1": Secret(bytes([1]) * 32), "m2": Secret(bytes([2]) * 32)}
+PUBLISHER: Final = SigningKey.from_seed(bytes([7]) * 32)
+_MAX_AGE: Final = timedelta(days=7)
+_STEPS: Final = 20_000
+ENDS: Final = {
+    "enroll.requested": {"project.enrolled", "enroll.rejected"},
+    "upload.requested": {"upload.stored", "upload.rejected"},
+    "rotation.requested": {"rotation.completed", "rotation.rejected"},
+    "sweep.requested": {"sweep.completed", "sweep.rejected"},
+    "delete.requested": {"object.deleted", "delete.rejected"},
+}
+_QUEUES: Final = {"upload.requested": UPLOAD_QUEUE}
+
+
+@cache
+def intake() -> IntakeKey:
+    return IntakeKey.from_seed(bytes(32))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The classes that a process is made of: a broken variant names another one."""
+
+    uploader: type[Uploader] = Uploader
+    enroller: type[Enroller] = Enroller
+    rotator: type[Rotator] = Rotator
+    deleter: type[Deleter] = Deleter
+    starter: type[Starter] = Starter
+    steps: type[Steps] = Steps
+    everyone: type[Everyone] = Everyone
+    page_taker: type[PageTaker] = PageTaker
+    planner: type[Planner] = Planner
+    store: type[SweepStore] = SweepStore
+    consumer: type[Consumer] = Consumer
+    hint_consumer: type[HintConsumer] = HintConsumer
+    wire: type[Wire] = Wire
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a world is set up."""
+
+    processes: int = 3
+    page_keys: int = 2
+    versioned: bool = False
+    differences: Differences = Differences()  # noqa: RUF009  # it is frozen
+    copy_limit_bytes: int = 10**9
+    # The processes that store plaintext where the project allows it.
+    unencrypted: frozenset[int] = frozenset()
+
+
+class Process:
+    """One worker process with all roles, as `workers.runtime` makes it."""
+
+    def __init__(self, world: World, number: int) -> None:
+        self.world = world
+        self.number = number
+        self.stalled = False
+        self.deliveries: list[Delivery] = []
+        self.wire = world.parts.wire(self, world.network, world.server)
+        storage: Any = self.wire
+        self.keyrings = KeyringReader(storage, MASTER_KEYS, lease_s=LEASE_S, cache_s=CACHE_S)
+        self._storage = storage
+        self._keys = OperatorKeys(MASTER_KEYS)
+        self._store = world.parts.store(storage, MASTER_KEYS)
+        self._teller: Any = Teller(self)
+        self._outbox = Outbox(self._teller)
+        self._starter = world.parts.starter(
+            storage, self.keyrings, self._keys, self._store, self._outbox, active_master_key="m1"
+        )
+        hints = world.parts.hint_consumer
+        self.sweep_role = self._sweep()
+        self.consumers: dict[str, Any] = {
+            UPLOAD_QUEUE: self._requests(self._upload()),
+            CONTROL_QUEUE: self._requests(self._control()),
+            PLAN_QUEUE: hints(self.sweep_role, self._teller, PLAN_QUEUE, _MAX_AGE),
+            SWEEP_QUEUE: hints(self.sweep_role, self._teller, SWEEP_QUEUE, _MAX_AGE),
+        }
+
+    def _requests(self, role: Any) -> Consumer:
+        key = VerifyKey.from_bytes(PUBLISHER.public_bytes)
+        grant = Grant((key,), frozenset("*"), frozenset("*"))
+        rules = Rules("test", {"api": grant}, _MAX_AGE)
+        return self.world.parts.consumer(role, rules, self._teller)
+
+    def _upload(self) -> UploadRole:
+        limits = Limits(
+            encryption_enabled=self.number not in self.world.options.unencrypted,
+            upload_max_bytes=10**9,
+            part_size_bytes=100,
+            stream_concurrency=2,
+            copy_limit_bytes=self.world.options.copy_limit_bytes,
+        )
+        intake_keys = {"main": intake()}
+        make = self.world.parts.uploader
+        return UploadRole(make(self._storage, self.keyrings, MASTER_KEYS, intake_keys, limits))
+
+    def _control(self) -> ControlRole:
+        storage, keyrings, intake_keys = self._storage, self.keyrings, {"main": intake()}
+        parts, starter = self.world.parts, self._starter
+        return ControlRole(
+            parts.enroller(storage, keyrings, MASTER_KEYS, "m1", intake_keys, starter),
+            parts.rotator(storage, keyrings, MASTER_KEYS, intake_keys, starter),
+            starter,
+            parts.deleter(storage, keyrings, self._keys, LEASE_S),
+        )
+
+    def _sweep(self) -> SweepRole:
+        storage, keyrings, keys = self._storage, self.keyrings, self._keys
+        parts, store, outbox = self.world.parts, self._store, self._outbox
+        options = self.world.options
+        planner = parts.planner(storage, options.page_keys)
+        steps = parts.steps(storage, keyrings, keys, store, planner, outbox, lease_s=LEASE_S)
+        everyone = parts.everyone(storage, keyrings, keys, store, self._starter, outbox)
+        limit = options.copy_limit_bytes
+        pages = parts.page_taker(
+            storage, keyrings, keys, store, concurrency=4, copy_limit_bytes=limit
+        )
+        return SweepRole(store, steps, everyone, pages)
+
+
+class World:
+    """All of it. Close it at the end: it patches clocks, and holds an event loop."""
+
+    def __init__(self, parts: Parts | None = None, options: Options | None = None) -> None:
+        self.parts = parts or Parts()
+        self.options = options or Options()
+        self.clock = Clock()
+        self._patch = pytest.MonkeyPatch()
+        self.clock.rule(self._patch)
+        self._logging = structlog.get_config()
+        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
+        self.loop = Loop(self.clock)
+        self.network = Network(self.loop, self.clock)
+        self.oracle = Oracle(MASTER_KEYS)
+        self.server = Server(
+            self.network,
+            self.oracle.wrote,
+            differences=self.options.differences,
+            versioned=self.options.versioned,
+        )
+        self.oracle.server = self.server
+        self.queue: list[Letter] = []
+        self.dead: list[tuple[Letter, KeyturnError]] = []
+        self.put_off: Counter[str] = Counter()
+        self.requests: dict[str, dict[str, Any]] = {}
+        self.processes = [Process(self, n) for n in range(self.options.processes)]
+        self._turn = 0
+        self._made = 0
+
+    def close(self) -> None:
+        """End every task, and put the clocks back."""
+        for process in self.processes:
+            process.wire.dead = True
+        for call in self.network.calls:
+            call.client.cancel()
+            if call.resume is not None:
+                call.resume.cancel()
+        for process in self.processes:
+            for delivery in process.deliveries:
+                if delivery.task is not None:
+                    delivery.task.cancel()
+        self.clock.seconds += 3600
+        self.loop.run_until_idle()
+        self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+        self.loop.close()
+        self._patch.undo()
+        structlog.configure(**self._logging)
+
+    def __enter__(self) -> World:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def events(self) -> list[Event]:
+        return self.oracle.events
+
+    def told(self, event: Event, body: bytes) -> None:
+        del body
+        self.oracle.told(event)
+
+    def acknowledged(self, delivery: Delivery) -> None:
+        self.oracle.acknowledged(delivery)
+
+    # Requests.
+
+    def _id(self) -> str:
+        self._made += 1
+        return str(uuid.UUID(int=self._made, version=4))
+
+    def _publish(self, document: dict[str, Any]) -> str:
+        document = {"requested_at": format_time(self.clock.now), **document}
+        body = json.dumps(document).encode()
+        signature = PUBLISHER.sign_request("test", "api", body)
+        headers = {"keyturn-publisher": "api", "keyturn-signature": signature}
+        kind = document["type"]
+        queue = _QUEUES.get(kind, CONTROL_QUEUE)
+        self.queue.append(Letter(queue, body, headers, routing_key=kind))
+        name = next(n for n in ("upload_id", "rotation_id", "sweep_id", "request_id") if n in document)
+        self.requests[document[name]] = document
+        return str(document[name])
+
+    def _kek(self, purpose: Any, request_id: str, project: str) -> dict[str, str]:
+        kek = hashlib.sha256(request_id.encode()).digest()
+        ciphertext = intake().public_key.seal(kek, kek_info(purpose, request_id, project))
+        return {"intake_key": "main", "ciphertext": b64(ciphertext)}
+
+    def enroll(self, project: str, **more: Any) -> str:
+        request_id = self._id()
+        sealed = self._kek("enroll", request_id, project)
+        document = {"type": "enroll.requested", "request_id": request_id, "project": project}
+        return self._publish({**document, "sealed_kek": sealed, **more})
+
+    def rotate(self, project: str, **more: Any) -> str:
+        rotation_id = self._id()
+        sealed = self._kek("rotation", rotation_id, project)
+        document = {"type": "rotation.requested", "rotation_id": rotation_id, "project": project}
+        return self._publish({**document, "sealed_kek": sealed, **more})
+
+    def sweep(self, project: str, **more: Any) -> str:
+        document = {"type": "sweep.requested", "sweep_id": self._id(), "project": project}
+        return self._publish({**document, **more})
+
+    def delete(self, project: str, key: str) -> str:
+        self.oracle.delete_asked.add(object_key(project, key))
+        document = {"type": "delete.requested", "request_id": self._id(), "project": project}
+        return self._publish({**document, "key": key})
+
+    def upload(self, project: str, key: str, plaintext: bytes, *, staged: bool = False) -> str:
+        upload_id = self._id()
+        transport_key = hashlib.sha256(upload_id.encode()).digest()
+        sealed = seal(transport_key, transport_context(upload_id), plaintext)
+        info = upload_info(upload_id, project, key)
+        ciphertext = intake().public_key.seal(transport_key, info)
+        if staged:
+            self.server.plant(staging_key("api", upload_id), sealed, Headers({}))
+        body = {"staged": {"size": len(sealed)}} if staged else {"inline": b64(sealed)}
+        self.oracle.plaintexts.setdefault(object_key(project, key), set()).add(plaintext)
+        return self._publish(
+            {
+                "type": "upload.requested",
+                "upload_id": upload_id,
+                "project": project,
+                "key": key,
+                "sealed_key": {"intake_key": "main", "ciphertext": b64(ciphertext)},
+                "body": body,
+            }
+        )
+
+    def replay(self, request_id: str, **more: Any) -> None:
+        """The publisher sends the same request once more."""
+        self._publish({**self.requests[request_id], **more})
+
+    # The scheduler.
+
+    @property
+    def calls(self) -> list[Call]:
+        return self.network.calls
+
+    def ready(self) -> list[Letter]:
+        """The messages that can be delivered now."""
+        return [letter for letter in self.queue if letter.ready_at <= self.clock.seconds]
+
+    def deliver(self, letter: Letter, process: Process | None = None) -> Delivery:
+        """Give a message to a process: the next one that takes any."""
+        if process is None:
+            awake = [each for each in self.processes if not each.stalled] or self.processes
+            self._turn += 1
+            process = awake[self._turn % len(awake)]
+        self.queue.remove(letter)
+        delivery = Delivery(letter, process)
+        process.deliveries.append(delivery)
+        consume = process.consumers[letter.queue]
+
+        async def consumed() -> None:
+            CURRENT.set(delivery)
+            await consume(delivery)
+
+        delivery.task = self.loop.create_task(consumed())
+        self.loop.run_until_idle()
+        return delivery
+
+    def step(self, call: Call, *, answer: bool = True) -> None:
+        self.clock.seconds += TICK_S
+        self._end_copies(self.clock.seconds)
+        if call in self.calls:
+            self.network.step(call, answer=answer)
+        self.loop.run_until_idle()
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass. A copy that the server began ends within a lease's time (SPEC 8.4)."""
+        until = self.clock.seconds + seconds
+        self._end_copies(until)
+        self.clock.seconds = until
+        self.loop.run_until_idle()
+
+    def _end_copies(self, until: float) -> None:
+        due = [call for call in self.calls if call.state == MID and call.op != "put_stream"]
+        for call in sorted(due, key=lambda call: call.began):
+            if call.began + LEASE_S <= until:
+                self.clock.seconds = max(self.clock.seconds, call.began + LEASE_S)
+                self.network.step(call)
+
+    def crash(self, process: Process, *, arriving: Callable[[Call], bool] = lambda _: True) -> None:
+        """Kill a process; `arriving` says which of its requests that were sent still arrive."""
+        process.wire.dead = True
+        for delivery in list(process.deliveries):
+            delivery.give_back()
+            assert delivery.task is not None
+            delivery.task.cancel()
+        for call in [call for call in self.calls if call.sender is process]:
+            if call.state == SENT and not arriving(call):
+                self.calls.remove(call)
+            call.client.cancel()
+        self.processes[process.number] = Process(self, process.number)
+        self.loop.run_until_idle()
+
+    def disconnect(self, process: Process, *, noticed: bool = True) -> None:
+        """The broker takes a process for lost; unnoticed, its work goes on all the same."""
+        for delivery in list(process.deliveries):
+            delivery.give_back()
+            if noticed:
+                assert delivery.task is not None
+                delivery.task.cancel()
+        self.loop.run_until_idle()
+
+    def duplicate(self, letter: Letter) -> None:
+        """The same message once more, as a publisher sends it that missed its confirmation."""
+        copy = Letter(
+            letter.queue, letter.body, dict(letter.headers), routing_key=letter.routing_key
+        )
+        copy.ready_at = letter.ready_at
+        self.queue.append(copy)
+
+    def run(
+        self,
+        *,
+        until: Callable[[], object] | None = None,
+        hold: Callable[[Call], object] = lambda _: False,
+        keep: Callable[[Letter], object] = lambda _: False,
+        seconds: float = float("inf"),
+    ) -> bool:
+        """Let all go on in the order in which it came; gives whether `until` came true.
+
+        Args:
+            until: Where to stop. Else: where nothing is left that can go on.
+            hold: Requests that are not let on.
+            keep: Messages that stay in their queue.
+            seconds: How much time may pass at most.
+        """
+        end = self.clock.seconds + seconds
+        for _ in range(_STEPS):
+            if until is not None and until():
+                return True
+            call = next((c for c in self.calls if not c.sender.stalled and not hold(c)), None)  # type: ignore[attr-defined]  # a process
+            if call is not None:
+                self.step(call)
+                continue
+            letter = next((each for each in self.ready() if not keep(each)), None)
+            if letter is not None:
+                self.deliver(letter)
+                continue
+            if not self._pass_time(end, keep):
+                return until is None
+        raise AssertionError(f"it never ends: {self.calls} {self.queue}")
+
+    def _pass_time(self, end: float, keep: Callable[[Letter], object]) -> bool:
+        moments = [letter.ready_at for letter in self.queue if not keep(letter)]
+        timer = self.loop.next_timer()
+        if timer is not None:
+            moments.append(timer)
+        later = [moment for moment in moments if moment > self.clock.seconds]
+        if not later or min(later) > end:
+            return False
+        self.advance(min(later) - self.clock.seconds + 0.001)
+        return True
+
+    # What came of it.
+
+    def ended(self, request_id: str) -> list[Event]:
+        """The events that end a request."""
+        ends = ENDS[self.requests[request_id]["type"]]
+        return [e for e in self.events if e.type in ends and _id_of(e) == request_id]
+
+    def told_of(self, event_type: str) -> list[Any]:
+        return [event for event in self.events if event.type == event_type]
+
+    def holds(self) -> bool:
+        """Whether nothing was violated so far."""
+        return not self.oracle.violations
+
+    def settle(self) -> None:
+        """Let all come to its end, sweep all projects, and look at the result."""
+        for process in self.processes:
+            process.stalled = False
+        self.run()
+        for request_id in list(self.requests):
+            letters = [json.loads(letter.body) for letter, _ in self.dead]
+            if not self.ended(request_id) and self.requests[request_id] not in letters:
+                self.oracle.violated(f"no end was told of {self.requests[request_id]['type']}")
+        last = [self.sweep(name) for name in sorted(self.oracle.projects)]
+        self.run()
+        for sweep_id in last:
+            ends: list[Any] = self.ended(sweep_id)
+            if not ends or not ends[-1].clean:
+                self.oracle.violated(f"the last sweep was not clean: {ends}")
+        for name in self.oracle.projects:
+            self.oracle.check_desired(name)
+
+
+def _id_of(event: Any) -> str | None:
+    for name in ("upload_id", "rotation_id", "sweep_id", "request_id"):
+        found: str | None = getattr(event, name, None)
+        if found is not None:
+            return found
+    return None
