@@ -3,7 +3,14 @@
 from workers.keyring.reader import KeyringReader, Observed
 from workers.keyring.record import Desired, Generation, Keyring
 from workers.keyring.store import change, create
-from workers.keyring.turn import brought_by, check_turn, forbidden_plaintext, resealed, settled, turned
+from workers.keyring.turn import (
+    brought_by,
+    check_turn,
+    forbidden_plaintext,
+    resealed,
+    settled,
+    turned,
+)
 
 __all__ = [
     "Desired",
