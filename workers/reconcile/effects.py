@@ -104,6 +104,9 @@ class Effects:
             observed = await still(self._keyrings, observed)
         headers = _restated(head, decision.wraps)
         if head.size_bytes > self._copy_limit_bytes:
+            if head.locked:
+                # Some servers drop the lock that a multipart upload begins with.
+                raise LockedObjectError("a locked object of this size cannot be copied as it is")
             await copy_in_parts(
                 self._storage,
                 self._keyrings,
@@ -120,6 +123,9 @@ class Effects:
             )
 
     async def _encrypt(self, s3_key: str, key: str, head: Head, observed: Observed) -> None:
+        if head.locked:
+            # A streamed put cannot tell the digest that a put with a lock must tell.
+            raise LockedObjectError("a locked object is not replaced")
         dek = new_dek()
         headers = _restated(head, wrap(observed.desired, key, dek))
         if head.size_bytes == 0:
