@@ -1,0 +1,281 @@
+"""The rotation protocol under a scheduler that means ill: whatever it does, the oracle's laws hold.
+
+Uploads, rotations, master key rotations, deletes and sweeps run at once on three workers.
+Requests are held, lost, answered late and answered never; workers are killed in the midst of
+anything, stall, and come back; messages come twice and in any order; time passes. At the end
+all is let go on, and every request must have come to its end. `KEYTURN_PROTOCOL_EXAMPLES` in
+the environment asks for so many stories, other ones each time; without it they are always
+the same ones.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Final
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from tests.unit.protocol.wire import MID, SENT
+from tests.unit.protocol.world import Options, World
+from workers.storage import Differences
+
+if TYPE_CHECKING:
+    from tests.unit.protocol.wire import Call
+
+_EXAMPLES: Final = os.environ.get("KEYTURN_PROTOCOL_EXAMPLES")
+_SETTINGS: Final = settings(
+    max_examples=int(_EXAMPLES or 80),
+    stateful_step_count=30,
+    derandomize=_EXAMPLES is None,
+    database=None,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=list(HealthCheck),
+)
+
+PROJECTS: Final = st.sampled_from(("acme", "beta"))
+KEYS: Final = st.sampled_from(("a", "b", "c/d", "e"))
+WORKERS: Final = st.integers(0, 2)
+PICKS: Final = st.integers(0, 1000)
+# Requests whose loss, delay or death is worth a story.
+MOMENTS: Final = st.sampled_from(
+    (
+        "put",
+        "put_stream",
+        "copy_onto_itself",
+        "complete_multipart",
+        "copy_part",
+        "read_start",
+        "read",
+        "head",
+        "list",
+        "tell",
+        "send",
+        "put off",
+        "write_tags",
+        "delete_version",
+    )
+)
+
+
+class Protocol(RuleBasedStateMachine):
+    """One story."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world: World | None = None
+        self.held: list[Call] = []
+
+    @property
+    def on(self) -> World:
+        assert self.world is not None
+        return self.world
+
+    @initialize(
+        versioned=st.booleans(),
+        completion=st.booleans(),
+        tags=st.booleans(),
+        in_parts=st.booleans(),
+        unencrypted=st.frozensets(WORKERS, max_size=2),
+        plaintext=st.booleans(),
+    )
+    def begin(
+        self,
+        *,
+        versioned: bool,
+        completion: bool,
+        tags: bool,
+        in_parts: bool,
+        unencrypted: frozenset[int],
+        plaintext: bool,
+    ) -> None:
+        differences = Differences(conditional_completion=completion, copy_keeps_tags=tags)
+        self.world = World(
+            options=Options(
+                versioned=versioned,
+                differences=differences,
+                copy_limit_bytes=200 if in_parts else 10**9,
+                unencrypted=unencrypted,
+            )
+        )
+        more = {"plaintext": "allowed"} if plaintext else {}
+        self.on.enroll("acme", **more)
+        self.on.upload("acme", "e", b"first")
+        self.go_on(seconds=30)
+
+    # What is asked for.
+
+    @rule(project=PROJECTS, plaintext=st.booleans())
+    def enroll(self, project: str, *, plaintext: bool) -> None:
+        self.on.enroll(project, **({"plaintext": "allowed"} if plaintext else {}))
+
+    @rule(
+        project=PROJECTS,
+        key=KEYS,
+        size=st.sampled_from((0, 5, 300)),
+        content=st.integers(0, 255),
+        staged=st.booleans(),
+    )
+    def upload(self, project: str, key: str, size: int, content: int, *, staged: bool) -> None:
+        self.on.upload(project, key, bytes([content]) * size, staged=staged)
+
+    @rule(project=PROJECTS)
+    def rotate(self, project: str) -> None:
+        self.on.rotate(project)
+
+    @rule(
+        project=st.sampled_from(("acme", "beta", "*")),
+        master_key=st.sampled_from((None, "m1", "m2")),
+        encrypt=st.booleans(),
+        dry_run=st.sampled_from((False, False, True)),
+    )
+    def sweep(self, project: str, master_key: str | None, *, encrypt: bool, dry_run: bool) -> None:
+        named: dict[str, Any] = {} if master_key is None else {"master_key": master_key}
+        self.on.sweep(project, encrypt_plaintext=encrypt, dry_run=dry_run, **named)
+
+    @rule(project=PROJECTS, key=KEYS)
+    def delete(self, project: str, key: str) -> None:
+        self.on.delete(project, key)
+
+    @rule(pick=PICKS)
+    def ask_again(self, pick: int) -> None:
+        names = list(self.on.requests)
+        self.on.replay(names[pick % len(names)])
+
+    # Who goes on.
+
+    @rule(picks=st.lists(PICKS, min_size=1, max_size=12))
+    def some_go_on(self, picks: list[int]) -> None:
+        for pick in picks:
+            calls = [call for call in self.on.calls if call not in self.held]
+            calls = [call for call in calls if not call.sender.stalled]  # type: ignore[attr-defined]  # a process
+            letters = self.on.ready()
+            if not calls and not letters:
+                return
+            at = pick % (len(calls) + len(letters))
+            if at < len(calls):
+                self.on.step(calls[at])
+            else:
+                self.on.deliver(letters[at - len(calls)])
+
+    @rule(seconds=st.sampled_from((0.5, 4, 20, 60)))
+    def go_on(self, seconds: float) -> None:
+        self.on.run(hold=self.held.__contains__, seconds=seconds)
+
+    @rule(seconds=st.sampled_from((0.6, 3, 7, 14)))
+    def time_passes(self, seconds: float) -> None:
+        self.on.advance(seconds)
+
+    # What goes wrong.
+
+    @rule(
+        moment=MOMENTS,
+        fate=st.sampled_from(("hold", "midst", "late", "lose", "lose after", "crash", "cut")),
+        skip=st.integers(0, 3),
+    )
+    def something_happens_at(self, moment: str, fate: str, skip: int) -> None:
+        """Go on until a request of this kind is sent; then it meets its fate."""
+        for _ in range(skip + 1):
+            call = self._next(moment)
+            if call is None:
+                return
+            if _ < skip:
+                self.on.step(call)
+        assert call is not None
+        self._meet(call, fate)
+
+    def _next(self, moment: str) -> Call | None:
+        def found() -> Call | None:
+            return next(
+                (
+                    call
+                    for call in self.on.calls
+                    if call.op.startswith(moment)
+                    and call.state == SENT
+                    and call not in self.held
+                    and not call.is_ghost
+                ),
+                None,
+            )
+
+        self.on.run(until=found, hold=self.held.__contains__, seconds=20)
+        return found()
+
+    def _meet(self, call: Call, fate: str) -> None:
+        process: Any = call.sender
+        match fate:
+            case "hold":
+                self.held.append(call)
+            case "midst":
+                self.on.step(call)
+                if call.state == MID:
+                    self.held.append(call)
+            case "late":
+                self.on.step(call, answer=False)
+                self.held.append(call)
+            case "lose":
+                self.on.network.lose(call)
+                self.held.append(call)
+            case "lose after":
+                self.on.step(call, answer=False)
+                if call in self.on.calls:
+                    self.on.network.lose(call)
+            case "crash":
+                self.held.append(call)
+                self.on.crash(process)
+            case "cut":
+                self.held.append(call)
+                self.on.disconnect(process, noticed=False)
+
+    @precondition(lambda self: self.held)
+    @rule(pick=PICKS)
+    def what_was_held_goes_on(self, pick: int) -> None:
+        call = self.held.pop(pick % len(self.held))
+        if call in self.on.calls:
+            self.on.step(call)
+
+    @rule(worker=WORKERS, arriving=st.booleans())
+    def crash(self, worker: int, *, arriving: bool) -> None:
+        self.on.crash(self.on.processes[worker], arriving=lambda _: arriving)
+
+    @rule(worker=WORKERS, noticed=st.booleans())
+    def disconnect(self, worker: int, *, noticed: bool) -> None:
+        self.on.disconnect(self.on.processes[worker], noticed=noticed)
+
+    @rule(worker=WORKERS)
+    def stall_or_come_back(self, worker: int) -> None:
+        process = self.on.processes[worker]
+        process.stalled = not process.stalled
+
+    @rule(pick=PICKS)
+    def duplicate(self, pick: int) -> None:
+        if self.on.queue:
+            self.on.duplicate(self.on.queue[pick % len(self.on.queue)])
+
+    @invariant()
+    def nothing_is_violated(self) -> None:
+        if self.world is not None:
+            assert self.world.oracle.violations == []
+
+    def teardown(self) -> None:
+        if self.world is None:
+            return
+        try:
+            if self.world.holds():
+                self.world.settle()
+                assert self.world.oracle.violations == []
+        finally:
+            self.world.close()
+
+
+def test_whatever_happens_nothing_is_violated() -> None:
+    run_state_machine_as_test(Protocol, settings=_SETTINGS)
