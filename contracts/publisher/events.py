@@ -83,18 +83,25 @@ async def follow(link: Link, start: Start) -> AsyncGenerator[Told, None]:
             waited out.
     """
     last: Told | None = None
-    first, attempt = True, 0
+    first, attempt, place = True, 0, start
     while True:
         try:
-            async with _consumer(link, start if last is None else last.offset) as messages:
+            if isinstance(place, datetime):
+                async with _consumer(link, place, prefetch=1) as messages:
+                    first = False
+                    place = await _first_offset(link, place, messages)
+                continue
+            async with _consumer(link, place if last is None else last.offset) as messages:
                 first = False
                 async with aclosing(_after(last, _drain(messages))) as told_after:
                     async for told in told_after:
                         last, attempt = told, 0
                         yield told
+        except _InterruptedError:
+            pass
         except _OtherStreamError:
             _log.warning("the stream of events was made anew; reading it from the start")
-            last = None
+            last, place = None, start
             continue
         except (TimeoutError, *CONNECTION_EXCEPTIONS) as exc:
             if first:
@@ -104,6 +111,47 @@ async def follow(link: Link, start: Start) -> AsyncGenerator[Told, None]:
         attempt += 1
         _log.info("reading events was interrupted; again in %g s", pause_s)
         await asyncio.sleep(pause_s)
+
+
+class _InterruptedError(Exception):
+    """The consumer was lost before it brought anything."""
+
+
+async def _first_offset(link: Link, since: datetime, messages: "_Messages") -> int:
+    """The offset of the first event since then, waited for.
+
+    A consumer that asks for a moment after the last event is put behind it, and misses for
+    good an event that is written while it attaches (seen with RabbitMQ 4.0). So a second
+    one attaches after `messages` has: either it finds what the first one missed, or there
+    was nothing to miss. Once anything is told, asking for the moment finds a place that
+    stands; but not where our clock runs ahead of the broker's, so that what was told
+    counts too.
+
+    Raises:
+        _InterruptedError: a consumer was lost.
+    """
+    async with _consumer(link, since, prefetch=1) as later:
+        told = await _first_of(messages, later)
+    async with _consumer(link, since, prefetch=1) as again:
+        try:
+            async with asyncio.timeout(_KNOWN_AGAIN_S):
+                return min(told, await _first_of(again))
+        except TimeoutError:
+            return told
+
+
+async def _first_of(*consumers: "_Messages") -> int:
+    """The offset of the first message of any of them."""
+    waits = [asyncio.ensure_future(messages.get()) for messages in consumers]
+    try:
+        done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        message = done.pop().result()
+    finally:
+        for wait in waits:
+            wait.cancel()
+    if message is _LOST or not isinstance(offset := message.headers.get("x-stream-offset"), int):
+        raise _InterruptedError
+    return offset
 
 
 class _OtherStreamError(Exception):
@@ -143,10 +191,12 @@ _Messages = asyncio.Queue[AbstractIncomingMessage | None]
 
 
 @asynccontextmanager
-async def _consumer(link: Link, start: Start) -> AsyncIterator[_Messages]:
+async def _consumer(
+    link: Link, start: Start, *, prefetch: int = PREFETCH
+) -> AsyncIterator[_Messages]:
     """A consumer's queue of messages; `_LOST` comes in it when no more will."""
     messages: _Messages = asyncio.Queue()  # holds no more than the prefetch
-    channel = await link.channel(PREFETCH)
+    channel = await link.channel(prefetch)
     try:
         channel.close_callbacks.add(lambda *_: messages.put_nowait(_LOST))
         underlay = await channel.get_underlay_channel()

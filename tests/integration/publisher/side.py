@@ -88,6 +88,8 @@ class WorkerSide:
         message = await asyncio.wait_for(arrived.get(), timeout=60)
         await message.ack()
         await handle.cancel(tag)
+        while not arrived.empty():  # what came along stays on the queue
+            await arrived.get_nowait().nack(requeue=True)
         return message
 
     async def count(self, queue: str = topology.UPLOAD_QUEUE) -> int:

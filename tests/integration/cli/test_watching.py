@@ -1,0 +1,160 @@
+"""`rotate`, `sweep` and `delete` on a real broker, where the test answers for the workers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from contracts import topology
+from contracts.messages import COUNT_FIELDS, Event, parse_event, parse_request
+from contracts.sealing import b64_decode, kek_info, new_api_key, user_kek
+from tests.integration.cli.conftest import document
+from tests.integration.publisher.side import WorkerSide, worker_side
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from tests.integration.cli.conftest import Cli
+
+pytestmark = pytest.mark.servers
+
+_AT = "2026-11-24T10:00:00Z"
+
+
+def _event(type_: str, **fields: Any) -> Event:
+    counts: dict[str, Any] = {}
+    if type_.endswith((".completed", ".progressed")):
+        counts = dict.fromkeys(COUNT_FIELDS, 0) | {"clean": True}
+    given = {"type": type_, "project": "acme", "at": _AT} | counts | fields
+    return parse_event(json.dumps(given).encode())
+
+
+class Workers:
+    """Takes control requests and tells signed events, as the deployment's workers would."""
+
+    def __init__(self, side: WorkerSide, cli: Cli) -> None:
+        self._side = side
+        self._cli = cli
+
+    async def request(self) -> Any:
+        """The next request, waited for."""
+        return parse_request((await self._side.next(topology.CONTROL_QUEUE)).body)
+
+    async def tell(self, type_: str, **fields: Any) -> None:
+        await self._side.tell(_event(type_, **fields), key=self._cli.deployment.event_key)
+
+
+@pytest.fixture
+async def workers(cli: Cli) -> AsyncIterator[Workers]:
+    async with worker_side(cli.deployment.amqp_url) as side:
+        yield Workers(side, cli)
+
+
+@asynccontextmanager
+async def _started(
+    cli: Cli, *arguments: str, **env: str
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    named = {f"KEYTURN_{name}": value for name, value in env.items()}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "workers",
+        *arguments,
+        env={**os.environ, **cli.env, **named},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def _line(process: asyncio.subprocess.Process, text: str) -> str:
+    assert process.stderr is not None
+    async with asyncio.timeout(60):
+        while line := await process.stderr.readline():
+            if text in line.decode():
+                return line.decode()
+    raise AssertionError(f"nothing said {text}")
+
+
+async def test_ctrl_c_leaves_a_rotation_running_and_says_how_to_pick_it_up(
+    cli: Cli, workers: Workers
+) -> None:
+    key = new_api_key()
+    async with _started(cli, "rotate", "acme", "--watch", NEW_API_KEY=key) as process:
+        request = await workers.request()
+        rotation_id = request.rotation_id
+        await workers.tell("rotation.accepted", rotation_id=rotation_id, generation=2)
+        await _line(process, "is at generation 2")
+        await workers.tell("sweep.progressed", sweep_id=rotation_id, objects=3)
+        process.send_signal(signal.SIGINT)
+        out, err = await process.communicate()
+    assert (process.returncode, out) == (130, b"")
+    assert err.decode().endswith(f"keyturn status {rotation_id} --watch\n")
+    info = kek_info("rotation", rotation_id, "acme")
+    kek = cli.deployment.intake.open(b64_decode(request.sealed_kek.ciphertext), info)
+    assert kek == user_kek(key, "acme").reveal()
+
+
+@pytest.mark.parametrize("clean", [True, False])
+async def test_a_watched_rotation_ends_as_its_sweep_does(
+    cli: Cli, workers: Workers, *, clean: bool
+) -> None:
+    arguments = ("rotate", "acme", "--watch", "--json")
+    running = asyncio.create_task(cli.arun(*arguments, NEW_API_KEY=new_api_key()))
+    rotation_id = (await workers.request()).rotation_id
+    await workers.tell("rotation.accepted", rotation_id=rotation_id, generation=2)
+    await workers.tell("sweep.progressed", sweep_id=rotation_id, objects=3, clean=False)
+    counts = {"objects": 3, "rewrapped": 3, "failed": int(not clean), "clean": clean}
+    await workers.tell("rotation.completed", rotation_id=rotation_id, **counts)
+    result = await running
+    assert result.exit_code == (0 if clean else 1), result.stderr
+    assert document(result)["event"]["rewrapped"] == 3
+
+
+async def test_a_rotation_is_done_when_it_is_accepted(cli: Cli, workers: Workers) -> None:
+    running = asyncio.create_task(cli.arun("rotate", "acme", NEW_API_KEY=new_api_key()))
+    rotation_id = (await workers.request()).rotation_id
+    await workers.tell("rotation.accepted", rotation_id=rotation_id, generation=7)
+    result = await running
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.splitlines()[1].split() == ["acme", "accepted", "7", rotation_id]
+
+
+async def test_a_watched_sweep_of_all_ends_with_the_sums(cli: Cli, workers: Workers) -> None:
+    running = asyncio.create_task(cli.arun("sweep", "--all", "--watch", "--json"))
+    request = await workers.request()
+    assert request.project == "*"
+    for project in ("acme", "other"):
+        await workers.tell(
+            "sweep.progressed", sweep_id=request.sweep_id, project=project, objects=3
+        )
+    await workers.tell("sweep.completed", sweep_id=request.sweep_id, project="*", objects=6)
+    result = await running
+    assert result.exit_code == 0, result.stderr
+    assert document(result)["event"]["objects"] == 6
+
+
+async def test_deletes_end_each_with_its_own_event(cli: Cli, workers: Workers) -> None:
+    running = asyncio.create_task(cli.arun("delete", "acme", "a", "b", "--json"))
+    for request in (await workers.request(), await workers.request()):
+        if request.key == "a":
+            fields = {"code": "unknown_project", "detail": ""}
+            await workers.tell("delete.rejected", request_id=request.request_id, **fields)
+        else:
+            await workers.tell("object.deleted", request_id=request.request_id, key=request.key)
+    result = await running
+    assert result.exit_code == 1
+    rows = {row["key"]: row["status"] for row in document(result)}
+    assert rows == {"a": "rejected", "b": "deleted"}

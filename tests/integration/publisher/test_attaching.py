@@ -1,0 +1,44 @@
+"""A reader that attaches while the stream's first event is written misses nothing (SPEC 6.7)."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from contracts.publisher import Publisher
+from contracts.publisher.requests import new_id
+from tests.integration.publisher.side import WorkerSide, stored
+
+if TYPE_CHECKING:
+    from contracts.settings import PublisherSettings
+
+
+async def test_an_event_told_while_a_quiet_stream_is_attached_to_is_found(
+    settings: PublisherSettings, worker: WorkerSide
+) -> None:
+    """The broker puts a consumer behind an event that is written in that moment."""
+    async with Publisher.open(settings) as publisher:
+        for _ in range(30):
+            await worker.delete("keyturn.events")
+            await worker.declare()
+            upload_id = new_id()
+            since = datetime.now(UTC)
+            told, events = stored(upload_id), publisher.progress(upload_id, since=since)
+            async with asyncio.timeout(20), aclosing(events):
+                _, event = await asyncio.gather(worker.tell(told), anext(events))
+            assert event == told
+
+
+async def test_a_clock_ahead_of_the_brokers_loses_no_later_event(
+    settings: PublisherSettings, worker: WorkerSide
+) -> None:
+    ahead = datetime.now(UTC) + timedelta(hours=1)
+    told = stored(new_id())
+    async with Publisher.open(settings) as publisher, aclosing(publisher.events(ahead)) as events:
+        reading = asyncio.create_task(anext(events))
+        async with asyncio.timeout(60):
+            while not reading.done():  # until the reader has attached
+                await worker.tell(told)
+        assert await reading == told
