@@ -1,0 +1,124 @@
+"""Points of rotations, sweeps and deletes at which a worker is struck (SPEC 8.1, 8.4 to 8.7).
+
+As `points`: for `crashing` alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from typing import TYPE_CHECKING, Any, Final
+
+from tests.acceptance.points import Installed, Point, Stalled
+from workers.broker import Teller
+from workers.storage.s3 import S3Storage
+from workers.sweep import Outbox, Starter, SweepStore, steps
+from workers.sweep.plan import AllPlan, Plan
+from workers.sweep.steps import Steps
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Arguments = tuple[Any, ...]
+
+
+def _changed_to(kind: type, status: str, *, told: bool = False) -> Callable[[Arguments], bool]:
+    """Changes of a sweep's record to this status."""
+
+    def matters(arguments: Arguments) -> bool:
+        plan = arguments[0]
+        return isinstance(plan, kind) and (plan.status, plan.told) == (status, told)  # type: ignore[attr-defined]
+
+    return matters
+
+
+def _wrote(arguments: Arguments) -> bool:
+    """A result of a take that changed something."""
+    return bool(arguments[2].changed)
+
+
+def _proved(arguments: Arguments) -> bool:
+    """Pages that are proven are forgotten."""
+    return bool(tuple(arguments[1]))
+
+
+def _of_all(arguments: Arguments) -> bool:
+    """An end of a whole sweep of all."""
+    return isinstance(arguments[0], AllPlan)
+
+
+def _begun_a_part(arguments: Arguments) -> bool:
+    return bool(arguments[0].of_all)
+
+
+class Judged:
+    """After the results of pages were judged, and before anything came of it."""
+
+    def install(self, strike: Callable[[], None]) -> None:
+        original: Any = getattr(steps, "judge")  # noqa: B009  # it is imported there, not exported
+
+        def judge(plan: Any, results: Any, *arguments: Any) -> Any:
+            judged = original(plan, results, *arguments)
+            if results:
+                strike()
+            return judged
+
+        setattr(steps, "judge", judge)  # noqa: B010  # mypy forbids the assignment
+
+
+class Terminated:
+    """Sent SIGTERM, once, right after a copy; where it hangs, that copy never answers."""
+
+    def __init__(self, *, hangs: bool) -> None:
+        self._hangs = hangs
+
+    def install(self, strike: Callable[[], None]) -> None:
+        del strike
+        original: Any = S3Storage.copy_onto_itself
+        struck: list[bool] = []
+
+        async def copy_onto_itself(this: S3Storage, *arguments: Any, **named: Any) -> None:
+            await original(this, *arguments, **named)
+            if not struck:
+                struck.append(True)
+                os.kill(os.getpid(), signal.SIGTERM)
+                if self._hangs:
+                    await asyncio.Event().wait()
+
+        setattr(S3Storage, "copy_onto_itself", copy_onto_itself)  # noqa: B010  # as above
+
+
+SWEEP_POINTS: Final[dict[str, Installed]] = {
+    # A rotation, or a sweep, is begun.
+    "sweep-recorded": Point(SweepStore, "create", after=True),
+    # A step.
+    "plan-changed": Point(SweepStore, "change", after=True, matters=_changed_to(Plan, "running")),
+    "first-page-sent": Point(Outbox, "page", after=True),
+    "results-judged": Judged(),
+    "proven-before-forgotten": Point(SweepStore, "forget", matters=_proved),
+    # A page.
+    "copy-before": Point(S3Storage, "copy_onto_itself"),
+    "copied-first": Point(S3Storage, "copy_onto_itself", after=True),
+    "copied-all": Point(SweepStore, "add_result", matters=_wrote),
+    "page-recorded": Point(SweepStore, "add_result", after=True, matters=_wrote),
+    "tags-dropped": Point(S3Storage, "write_tags"),
+    "copy-stalled": Stalled("copy_onto_itself"),
+    "copy-terminated": Terminated(hangs=False),
+    "copy-hanging": Terminated(hangs=True),
+    # The end.
+    "keyring-cleared": Point(Steps, "_change", after=True),
+    "plan-done": Point(SweepStore, "change", after=True, matters=_changed_to(Plan, "done")),
+    "end-told": Point(Outbox, "ended", after=True),
+    "end-recorded": Point(
+        SweepStore, "change", after=True, matters=_changed_to(Plan, "done", told=True)
+    ),
+    # A delete.
+    "quietly-put-off": Point(Teller, "put_off_quietly", after=True),
+    # A sweep of all.
+    "part-begun": Point(Starter, "start", after=True, matters=_begun_a_part),
+    "part-ended": Point(SweepStore, "add_ended", after=True),
+    "all-changed": Point(SweepStore, "change", after=True, matters=_changed_to(AllPlan, "running")),
+    "all-end-told": Point(Outbox, "ended", after=True, matters=_of_all),
+    "all-done": Point(SweepStore, "change", after=True, matters=_changed_to(AllPlan, "done")),
+}

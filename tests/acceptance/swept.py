@@ -1,0 +1,109 @@
+"""What tests of sweeps do: enrol projects, ask for rotations and sweeps, wait for their ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+from contracts import topology
+from contracts.sealing import b64
+from tests.acceptance.canaries import MARKER
+from tests.acceptance.scene import Scene, told
+from tests.acceptance.tenants import Tenant
+from tests.support import requests as rq
+from tests.support.wire import open_wire
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
+
+    from tests.support.wire import Wire
+
+
+def master_keys(masters: dict[str, bytes]) -> str:
+    """The setting that holds these."""
+    return json.dumps({name: b64(master) for name, master in masters.items()})
+
+
+def sweep_of_all(**more: Any) -> dict[str, Any]:
+    """A request to sweep all projects."""
+    return {
+        "type": "sweep.requested",
+        "sweep_id": rq.new_id(),
+        "project": "*",
+        "requested_at": rq.now(),
+        **more,
+    }
+
+
+def small(count: int, prefix: str = "small") -> dict[str, bytes]:
+    """So many small plaintexts, each a canary, one of them empty but for it."""
+    return {f"{prefix}/{n:03} ü.bin": MARKER + os.urandom(37 * n) for n in range(count)}
+
+
+async def enrol(scene: Scene, projects: Iterable[str]) -> list[Tenant]:
+    """Enrol projects of the scene's deployment by one real worker."""
+    tenants = [Tenant(scene.deployment, project) for project in projects]
+    async with scene.worker("control") as running, open_wire(scene.deployment) as wire:
+        documents = [rq.enroll(scene.deployment, tenant.project) for tenant in tenants]
+        for document in documents:
+            await scene.publish(wire, document)
+        for document in documents:
+            event = await wire.outcome(document["request_id"])
+            assert event["type"] == "project.enrolled"
+        assert await running.terminate() == 0
+    return tenants
+
+
+async def side_by_side(limit: int, cases: Mapping[str, Callable[[], Awaitable[None]]]) -> None:
+    """Run cases, a few at a time; all that failed are told, each by its name."""
+    slots = asyncio.Semaphore(limit)
+
+    async def one(case: Callable[[], Awaitable[None]]) -> None:
+        async with slots:
+            await case()
+
+    outcomes = await asyncio.gather(*map(one, cases.values()), return_exceptions=True)
+    failed = []
+    for name, outcome in zip(cases, outcomes, strict=True):
+        if isinstance(outcome, Exception):
+            outcome.add_note(f"in the case {name}")
+            failed.append(outcome)
+    if failed:
+        raise ExceptionGroup(f"{len(failed)} of {len(cases)} cases", failed)
+
+
+async def ended(wire: Wire, request_id: str, kind: str, *, timeout_s: float = 90) -> dict[str, Any]:
+    """The event of this kind that ends a request; a refusal fails the test at once."""
+    event = await wire.event(
+        lambda event: request_id in event.values() and _ends(event, kind), timeout_s=timeout_s
+    )
+    assert event["type"] == kind, event
+    return event
+
+
+def _ends(event: dict[str, Any], kind: str) -> bool:
+    return event["type"] in {kind, "rotation.rejected", "sweep.rejected", "delete.rejected"}
+
+
+def check_ends(wire: Wire, request_id: str, kind: str, objects: int) -> None:
+    """Every end that was told of a sweep was clean, and counted what there is."""
+    ends = [event for event in told(wire, request_id) if event["type"] == kind]
+    assert ends
+    for event in ends:
+        assert event["clean"] is True, event
+        assert event["objects"] == event["current"] + event["deleted"] == objects, event
+        assert (event["failed"], event["noncurrent_stale"]) == (0, 0), event
+
+
+async def drained(wire: Wire, *, timeout_s: float = 30) -> None:
+    """Wait until nothing waits to be served: leftovers of doubled steps take their delays to go."""
+    work = [topology.CONTROL_QUEUE, topology.PLAN_QUEUE, topology.SWEEP_QUEUE]
+    queues = [*work, *(topology.retry_name(queue, s) for queue in work for s in (1, 5, 9, 30))]
+    async with asyncio.timeout(timeout_s):
+        while True:
+            depths = [await wire.depth(queue) for queue in queues]
+            if not any(depths):
+                return
+            await asyncio.sleep(0.1)

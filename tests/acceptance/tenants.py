@@ -1,0 +1,311 @@
+"""Projects that are rotated: keys by generation, objects as they were put, records.
+
+All that is checked here is read with boto3 and the formats alone (`tests.support.reader`).
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from contracts.names import keyring_key, object_key, sweep_folder
+from contracts.sealing import (
+    BODY_CONTEXT,
+    SealError,
+    admin_kek,
+    b64,
+    kek_id,
+    kek_info,
+    new_api_key,
+    open_record,
+    open_sealed,
+    open_tombstone,
+    record_kek,
+    seal,
+    unwrap_dek,
+    user_kek,
+    wrap_dek,
+)
+from tests.acceptance.canaries import MARKER
+from tests.support import reader
+from tests.support import requests as rq
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from mypy_boto3_s3 import S3Client
+
+    from contracts.sealing import Kek, Role
+    from tests.support.deployment import Deployment
+    from tests.support.reader import Shown
+
+_THREADS = 8
+_ALGORITHM = "Cobblestone-256"
+_CALLERS = {"author": "kim", "note": "=?utf-8?q?=C3=BC?="}
+
+
+@dataclass(frozen=True)
+class Put:
+    """An object as it was put: what must be the same after any rotation."""
+
+    plaintext_sha256: str
+    body_sha256: str
+    etag: str
+    callers: dict[str, str] = field(default_factory=dict)
+    content_type: str = "binary/octet-stream"
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Tenant:
+    """A project of a deployment; `api_keys[0]` is that of generation 1.
+
+    `masters` are the operator's keys by id, oldest first: the last one is what must open.
+    """
+
+    deployment: Deployment
+    project: str
+    api_keys: list[str] = field(default_factory=list, repr=False)
+    masters: dict[str, bytes] = field(default_factory=dict, repr=False)
+    objects: dict[str, Put] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        self.api_keys = self.api_keys or [self.deployment.api_key]
+        self.masters = self.masters or {"m1": self.deployment.master_key}
+        self.client: S3Client = reader.s3_client(self.deployment)
+
+    # Requests.
+
+    def rotation(self, **more: Any) -> dict[str, Any]:
+        """A request to rotate to a new API key, which counts as the project's from now on."""
+        self.api_keys.append(new_api_key())
+        rotation_id = rq.new_id()
+        kek = user_kek(self.api_keys[-1], self.project)
+        ciphertext = self.deployment.intake.public_key.seal(
+            kek.reveal(), kek_info("rotation", rotation_id, self.project)
+        )
+        return {
+            "type": "rotation.requested",
+            "rotation_id": rotation_id,
+            "project": self.project,
+            "requested_at": rq.now(),
+            "sealed_kek": {"intake_key": "main", "ciphertext": b64(ciphertext)},
+            **more,
+        }
+
+    def delete(self, key: str) -> dict[str, Any]:
+        """A request to delete an object."""
+        return {
+            "type": "delete.requested",
+            "request_id": rq.new_id(),
+            "project": self.project,
+            "key": key,
+            "requested_at": rq.now(),
+        }
+
+    # Objects.
+
+    def put(self, key: str, plaintext: bytes, *, tags: dict[str, str] | None = None) -> None:
+        """Put a sealed object of generation 1 by hand, as an upload would have."""
+        dek = os.urandom(32)
+        body = seal(dek, BODY_CONTEXT, plaintext)
+        user, admin = self._user_kek(1), self._admin_kek(next(iter(self.masters)))
+        wraps: dict[str, tuple[Kek, Role]] = {
+            "enc-dek-user": (user, "user"),
+            "enc-dek-admin": (admin, "admin"),
+        }
+        metadata = {
+            name: b64(
+                wrap_dek(
+                    kek,
+                    role,
+                    algorithm=_ALGORITHM,
+                    project=self.project,
+                    key=key,
+                    generation=1,
+                    dek=dek,
+                )
+            )
+            for name, (kek, role) in wraps.items()
+        }
+        answer = self.client.put_object(
+            Bucket=self.deployment.bucket,
+            Key=object_key(self.project, key),
+            Body=body,
+            ContentType="text/x-canary",
+            Tagging="&".join(f"{name}={value}" for name, value in (tags or {}).items()),
+            Metadata={
+                **metadata,
+                **_CALLERS,
+                "enc-algo": _ALGORITHM,
+                "enc-kek-user": f"1:{kek_id(user)}",
+                "enc-kek-admin": next(iter(self.masters)),
+                "enc-upload": rq.new_id(),
+            },
+        )
+        self.objects[key] = Put(
+            reader.sha256(plaintext),
+            reader.sha256(body),
+            answer["ETag"],
+            _CALLERS,
+            "text/x-canary",
+            tags or {},
+        )
+
+    def put_all(self, plaintexts: dict[str, bytes], *, tags: dict[str, str] | None = None) -> None:
+        """Put many, in threads."""
+        with ThreadPoolExecutor(_THREADS) as pool:
+            list(pool.map(lambda item: self.put(*item, tags=tags), plaintexts.items()))
+
+    def remember(self, plaintexts: dict[str, bytes]) -> None:
+        """Take uploaded objects as they stand now for what must stay."""
+        for key, shown, etag in self._shown(plaintexts):
+            self.objects[key] = Put(reader.sha256(plaintexts[key]), reader.sha256(shown.body), etag)
+
+    def generations(self) -> list[int]:
+        """The generations that the labels of all objects tell, in the order of keys."""
+        heads = [
+            self.client.head_object(Bucket=self.deployment.bucket, Key=key)["Metadata"]
+            for key in reader.keys(self.deployment, f"{self.project}/")
+        ]
+        return [int(head["enc-kek-user"].split(":")[0]) for head in heads if "enc-kek-user" in head]
+
+    def _shown(self, keys: Iterable[str]) -> list[tuple[str, Shown, str]]:
+        def one(key: str) -> tuple[str, Shown, str]:
+            answer = self.client.get_object(
+                Bucket=self.deployment.bucket, Key=object_key(self.project, key)
+            )
+            shown = reader.Shown(answer["Body"].read(), answer["Metadata"], answer["ContentType"])
+            return key, shown, answer["ETag"]
+
+        with ThreadPoolExecutor(_THREADS) as pool:
+            return list(pool.map(one, keys))
+
+    # What must hold.
+
+    def check(self, *, generation: int, deleted: frozenset[str] = frozenset()) -> None:
+        """Every object opens by both keys and by no older one, and is else as it was put."""
+        standing = reader.keys(self.deployment, f"{self.project}/")
+        assert set(standing) == {object_key(self.project, k) for k in {*self.objects, *deleted}}
+        assert len(self.api_keys) == generation
+        for key, shown, etag in self._shown(self.objects):
+            self._check_opens(key, shown)
+            self._check_old_keys_open_nothing(key, shown)
+            self._check_unchanged(key, shown, etag)
+
+    def _check_opens(self, key: str, shown: Shown) -> None:
+        label = f"{len(self.api_keys)}:{kek_id(self._user_kek(len(self.api_keys)))}"
+        assert shown.metadata["enc-kek-user"] == label, key
+        assert shown.metadata["enc-kek-admin"] == list(self.masters)[-1], key
+        now = replace(self.deployment, master_key=self._master, api_key=self.api_keys[-1])
+        for by in ("user", "admin"):
+            dek = reader._dek(now, self.project, key, by, shown, None)
+            opened = open_sealed(dek, BODY_CONTEXT, shown.body)
+            assert reader.sha256(opened) == self.objects[key].plaintext_sha256, (key, by)
+
+    def _check_old_keys_open_nothing(self, key: str, shown: Shown) -> None:
+        old = [self._user_kek(number) for number in range(1, len(self.api_keys))]
+        old += [self._admin_kek(name) for name in list(self.masters)[:-1]]
+        for name, role in (("enc-dek-user", "user"), ("enc-dek-admin", "admin")):
+            wrap = base64.b64decode(shown.metadata[name], validate=True)
+            for kek in old:
+                for generation in range(1, len(self.api_keys) + 1):
+                    with pytest.raises(SealError):
+                        unwrap_dek(
+                            kek,
+                            role,  # type: ignore[arg-type]
+                            algorithm=_ALGORITHM,
+                            project=self.project,
+                            key=key,
+                            generation=generation,
+                            wrap=wrap,
+                        )
+
+    def _check_unchanged(self, key: str, shown: Shown, etag: str) -> None:
+        put = self.objects[key]
+        callers = {n: v for n, v in shown.metadata.items() if not n.startswith("enc-")}
+        now = Put(
+            put.plaintext_sha256,
+            reader.sha256(shown.body),
+            etag,
+            callers,
+            shown.content_type,
+            self._tags(key) if put.tags else {},
+        )
+        assert now == put, key
+
+    def _tags(self, key: str) -> dict[str, str]:
+        answer = self.client.get_object_tagging(
+            Bucket=self.deployment.bucket, Key=object_key(self.project, key)
+        )
+        return {tag["Key"]: tag["Value"] for tag in answer["TagSet"]}
+
+    def check_deleted(self, key: str) -> None:
+        """A tombstone stands there, which the operator's key opens, and it is empty."""
+        shown = reader.shown(self.deployment, self.project, key)
+        assert (shown.body, shown.metadata["enc-algo"]) == (b"", "deleted")
+        assert shown.metadata.keys() == {"enc-algo", "enc-dek-admin"}
+        sealed = base64.b64decode(shown.metadata["enc-dek-admin"], validate=True)
+        open_tombstone(admin_kek(self._master, self.project), self.project, key, sealed)
+
+    # Records.
+
+    def keyring(self) -> dict[str, Any]:
+        """What the project's keyring seals, and `master_key`."""
+        record = self._record(keyring_key(self.project), self.project)
+        assert record is not None
+        return record
+
+    def plan(self, sweep_id: str, project: str | None = None) -> dict[str, Any] | None:
+        """A sweep's record, or None."""
+        project = project or self.project
+        return self._record(f"{sweep_folder(sweep_id, project)}sweep.json", project)
+
+    def _record(self, key: str, project: str) -> dict[str, Any] | None:
+        if key not in reader.keys(self.deployment, key):
+            return None
+        answer = self.client.get_object(Bucket=self.deployment.bucket, Key=key)
+        record = json.loads(answer["Body"].read())
+        kek = record_kek(self.masters[record["master_key"]], project)
+        opened = open_record(kek, key, base64.b64decode(record["sealed"], validate=True))
+        return {**json.loads(opened), "master_key": record["master_key"]}
+
+    def left(self, sweep_id: str) -> list[str]:
+        """Records of a sweep that should be gone once its end is told."""
+        folder = sweep_folder(sweep_id, self.project)
+        leftovers = (f"{folder}results/", f"{folder}tags/", f".keyturn/sweeps/_running/{sweep_id}/")
+        everything = reader.keys(self.deployment, ".keyturn/sweeps/")
+        return [key for key in everything if key.startswith(leftovers)]
+
+    @property
+    def _master(self) -> bytes:
+        return list(self.masters.values())[-1]
+
+    def _user_kek(self, generation: int) -> Kek:
+        return user_kek(self.api_keys[generation - 1], self.project)
+
+    def _admin_kek(self, name: str) -> Kek:
+        return admin_kek(self.masters[name], self.project)
+
+    def secrets(self) -> dict[str, bytes]:
+        """All that no log may show of this project."""
+        found = {"plaintext": MARKER}
+        for number, api_key in enumerate(self.api_keys, 1):
+            found[f"API key {number} of {self.project}"] = api_key.encode()
+            found[f"user KEK {number} of {self.project}"] = self._user_kek(number).reveal()
+        for name, master in self.masters.items():
+            found[f"master key {name}"] = master
+            found[f"admin KEK {name} of {self.project}"] = self._admin_kek(name).reveal()
+            found[f"record KEK {name} of {self.project}"] = record_kek(
+                master, self.project
+            ).reveal()
+        for key in list(self.objects)[:20]:
+            now = replace(self.deployment, master_key=self._master)
+            found[f"DEK of {key}"] = reader.dek(now, self.project, key)
+        return found

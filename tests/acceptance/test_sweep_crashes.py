@@ -1,0 +1,319 @@
+"""Killed with SIGKILL at each point of a rotation, a sweep of all or a delete (SPEC 8).
+
+Each case has a project and a vhost of its own, and two real processes: one that dies at the
+point, and a plain worker that comes after it. The table says what must stand after the death, and
+what must not, so that a case also proves where it struck. Cases run side by side, since most of
+their time is waiting for leases. Objects are sealed and put by the test itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.acceptance.scene import Scene, check_queues_empty, told
+from tests.acceptance.swept import (
+    check_ends,
+    drained,
+    ended,
+    enrol,
+    master_keys,
+    side_by_side,
+    small,
+    sweep_of_all,
+)
+from tests.servers import new_bucket
+from tests.support import reader
+from tests.support.deployment import Deployment
+from tests.support.wire import open_wire
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.acceptance.tenants import Tenant
+    from tests.servers import S3Server, Servers
+    from tests.support.wire import Wire
+
+pytestmark = pytest.mark.servers
+
+_OBJECTS = 7
+_LEASE_S = 2
+_AT_ONCE = 4
+_SETTINGS = {"LEASE_S": str(_LEASE_S), "KEYRING_CACHE_S": "0.5", "SWEEP_PAGE_KEYS": "3"}
+_TAGS = {"team": "blue", "kept": "yes"}
+
+
+@dataclass(frozen=True)
+class Death:
+    """One point, and what stands and what does not when it strikes (see `_standing`)."""
+
+    point: str
+    stands: str
+    lacks: str
+    role: str = "all"
+    tags: bool = False
+
+
+# In the order in which a rotation comes by them.
+DEATHS = {
+    "begun": [
+        Death("keyring-put-before", "", "turned recorded accepted", "control"),
+        Death("keyring-put-after", "turned", "recorded accepted", "control"),
+        Death("sweep-recorded", "turned recorded", "stepped accepted", "control"),
+        Death("event-after", "turned recorded accepted", "stepped", "control"),
+        Death("ack-before", "turned recorded accepted", "stepped", "control"),
+    ],
+    "stepped": [
+        Death("plan-changed", "turned recorded stepped", "copied resulted done"),
+        Death("first-page-sent", "turned stepped", "copied resulted done"),
+        Death("results-judged", "turned stepped copied resulted", "cleared done"),
+        Death("proven-before-forgotten", "stepped copied resulted", "completed told"),
+    ],
+    "paged": [
+        Death("copied-first", "stepped copied", "cleared done"),
+        Death("copied-all", "stepped copied", "cleared done"),
+        Death("page-recorded", "stepped copied resulted", "cleared done"),
+        Death("tags-dropped", "stepped copied noted", "cleared done", tags=True),
+        Death("copied-all", "stepped copied noted", "cleared done", tags=True),
+    ],
+    "ended": [
+        Death("keyring-cleared", "stepped copied cleared", "done completed told"),
+        Death("plan-done", "copied cleared done", "completed told"),
+        Death("end-told", "copied cleared done completed", "told"),
+        Death("end-recorded", "copied cleared done completed told", ""),
+    ],
+}
+
+
+def _standing(tenant: Tenant, rotation_id: str, wire: Wire) -> set[str]:
+    """What a rotation has left behind so far, in words."""
+    keyring, plan = tenant.keyring(), tenant.plan(rotation_id) or {}
+    left = tenant.left(rotation_id)
+    types = {event["type"] for event in told(wire, rotation_id)}
+    found = {
+        "turned": keyring["generation"] == 2,
+        "cleared": keyring["generation"] == 2 and keyring["history"][0]["kek"] is None,
+        "recorded": bool(plan),
+        "stepped": plan.get("step", 0) > 0,
+        "copied": 2 in tenant.generations(),
+        "resulted": any("/results/" in key for key in left),
+        "noted": any("/tags/" in key for key in left),
+        "done": plan.get("status") == "done",
+        "told": plan.get("told", False),
+        "accepted": "rotation.accepted" in types,
+        "completed": "rotation.completed" in types,
+    }
+    return {word for word, holds in found.items() if holds}
+
+
+@pytest.fixture
+def vhosts(broker: Servers) -> Callable[[], str]:
+    """Addresses of vhosts that nobody has used yet."""
+    if broker.rabbitmq is None:
+        pytest.skip("cases run side by side, each on a vhost that only a private broker gives")
+    return broker.rabbitmq.next_vhost_url
+
+
+@pytest.mark.parametrize("when", DEATHS)
+async def test_a_rotation_survives(
+    ceph_enrolled: Scene, vhosts: Callable[[], str], when: str
+) -> None:
+    """Accepted, completed and clean; every object opens by both new keys alone, else as before."""
+    deaths = DEATHS[when]
+    scene = ceph_enrolled.on(vhosts())
+    names = [f"{when}-{number}-{death.point}" for number, death in enumerate(deaths)]
+    tenants = await enrol(scene, names)
+    cases = {
+        name: partial(_rotation_survives, scene.on(vhosts()), tenant, death)
+        for name, tenant, death in zip(names, tenants, deaths, strict=True)
+    }
+    await side_by_side(_AT_ONCE, cases)
+
+
+async def _rotation_survives(scene: Scene, tenant: Tenant, death: Death) -> None:
+    tags = _TAGS if death.tags else None
+    await asyncio.to_thread(tenant.put_all, small(_OBJECTS), tags=tags)
+    async with (
+        scene.worker(death.role, point=death.point, **_SETTINGS) as dying,
+        open_wire(scene.deployment) as wire,
+    ):
+        request = tenant.rotation(expected_generation=1)
+        rotation_id = request["rotation_id"]
+        await scene.publish(wire, request)
+        assert await dying.ended() == -signal.SIGKILL
+        await _check_death(tenant, rotation_id, wire, death)
+        async with scene.worker("all", **_SETTINGS) as plain:
+            await ended(wire, rotation_id, "rotation.completed")
+            await wire.event(lambda event: event["type"] == "rotation.accepted")
+            await drained(wire)
+            assert await plain.terminate() == 0
+        await check_queues_empty(wire)
+    check_ends(wire, rotation_id, "rotation.completed", _OBJECTS)
+    accepted = [e for e in told(wire, rotation_id) if e["type"] == "rotation.accepted"]
+    assert {event["generation"] for event in accepted} == {2}
+    await asyncio.to_thread(_check_rotated, scene, tenant, rotation_id)
+
+
+async def _check_death(tenant: Tenant, rotation_id: str, wire: Wire, death: Death) -> None:
+    events = {"accepted", "completed"} & set(death.stands.split())
+    for word in events:
+        await wire.event(lambda event, word=word: event["type"] == f"rotation.{word}")  # type: ignore[misc]
+    standing = await asyncio.to_thread(_standing, tenant, rotation_id, wire)
+    assert set(death.stands.split()) <= standing, (death, standing)
+    assert not set(death.lacks.split()) & standing, (death, standing)
+
+
+def _check_rotated(scene: Scene, tenant: Tenant, rotation_id: str) -> None:
+    keyring = tenant.keyring()
+    assert (keyring["generation"], keyring["history"][0]["kek"]) == (2, None)
+    assert tenant.left(rotation_id) == []
+    tenant.check(generation=2)
+    scene.canaries.secrets |= tenant.secrets()
+    scene.check_logs()
+
+
+# A delete: whether a tombstone stands, and whether object.deleted was told.
+DELETES = {
+    "put-before": (False, False),
+    "put-after": (True, False),
+    "quietly-put-off": (True, False),
+    "ack-before": (True, False),
+    "event-before": (True, False),
+    "event-after": (True, True),
+}
+
+
+async def test_a_delete_survives(ceph_enrolled: Scene, vhosts: Callable[[], str]) -> None:
+    """Told once two leases are over; its tombstone stands, the objects beside it too."""
+    scene = ceph_enrolled.on(vhosts())
+    tenants = await enrol(scene, [f"delete-{point}" for point in DELETES])
+    cases = {
+        tenant.project: partial(_delete_survives, scene.on(vhosts()), tenant, point)
+        for tenant, point in zip(tenants, DELETES, strict=True)
+    }
+    await side_by_side(_AT_ONCE, cases)
+
+
+async def _delete_survives(scene: Scene, tenant: Tenant, point: str) -> None:
+    await asyncio.to_thread(tenant.put_all, small(2))
+    key = next(iter(tenant.objects))
+    gone = tenant.objects.pop(key)
+    async with (
+        scene.worker("control", point=point, **_SETTINGS) as dying,
+        open_wire(scene.deployment) as wire,
+    ):
+        request = tenant.delete(key)
+        request_id = request["request_id"]
+        await scene.publish(wire, request)
+        assert await dying.ended() == -signal.SIGKILL
+        stands, was_told = DELETES[point]
+        shown = reader.shown(scene.deployment, tenant.project, key)
+        assert (shown.metadata["enc-algo"] == "deleted") is stands
+        assert (reader.sha256(shown.body) == gone.body_sha256) is not stands
+        if was_told:
+            await ended(wire, request_id, "object.deleted")
+        assert bool(told(wire, request_id)) is was_told
+        async with scene.worker("control", **_SETTINGS) as plain:
+            await ended(wire, request_id, "object.deleted")
+            await drained(wire)
+            assert await plain.terminate() == 0
+        assert {event["type"] for event in told(wire, request_id)} == {"object.deleted"}
+        await check_queues_empty(wire)
+    tenant.check_deleted(key)
+    tenant.check(generation=1, deleted=frozenset({key}))
+    scene.canaries.secrets |= tenant.secrets()
+    scene.check_logs()
+
+
+@dataclass(frozen=True)
+class AllDeath:
+    """One point; how many keyrings are under the new key, and how many parts are begun."""
+
+    point: str
+    resealed: int
+    parts: int
+    status: str = "running"
+
+
+ALL_DEATHS = [
+    AllDeath("keyring-put-after", resealed=1, parts=0),
+    AllDeath("part-begun", resealed=1, parts=1),
+    AllDeath("all-changed", resealed=3, parts=3),
+    AllDeath("part-ended", resealed=3, parts=3),
+    AllDeath("all-done", resealed=3, parts=3, status="done"),
+    AllDeath("all-end-told", resealed=3, parts=3, status="done"),
+]
+_PROJECTS = 3
+
+
+@pytest.mark.parametrize("half", [0, 1])
+async def test_a_sweep_of_all_survives(
+    ceph: S3Server, vhosts: Callable[[], str], half: int
+) -> None:
+    """Completed and clean with the sums; every keyring and object is under the new key alone."""
+    deaths = ALL_DEATHS[half::2]
+    await side_by_side(
+        _AT_ONCE, {death.point: partial(_all_survives, ceph, vhosts, death) for death in deaths}
+    )
+
+
+async def _all_survives(ceph: S3Server, vhosts: Callable[[], str], death: AllDeath) -> None:
+    bucket = await asyncio.to_thread(new_bucket, ceph)
+    scene = Scene(Deployment(await asyncio.to_thread(vhosts), ceph, bucket), "one")
+    tenants = await enrol(scene, ["one", "three", "two"])
+    for tenant in tenants:
+        await asyncio.to_thread(tenant.put_all, small(_OBJECTS))
+    masters = {"m1": scene.deployment.master_key, "m2": os.urandom(32)}
+    for tenant in tenants:
+        tenant.masters = masters
+    settings = {**_SETTINGS, "MASTER_KEYS": master_keys(masters)}
+    request = sweep_of_all(master_key="m2")
+    sweep_id = request["sweep_id"]
+    async with (
+        scene.worker("all", point=death.point, **settings) as dying,
+        open_wire(scene.deployment) as wire,
+    ):
+        await scene.publish(wire, request)
+        assert await dying.ended() == -signal.SIGKILL
+        assert await asyncio.to_thread(_all_standing, tenants, sweep_id, death.point) == death
+        async with scene.worker("all", **settings) as plain:
+            await wire.event(partial(_is_whole_end, sweep_id))
+            await drained(wire)
+            assert await plain.terminate() == 0
+        await check_queues_empty(wire)
+    ends = [event for event in wire.events if _is_whole_end(sweep_id, event)]
+    for event in ends:
+        assert (event["clean"], event["objects"]) == (True, _OBJECTS * _PROJECTS), event
+        assert (event["current"], event["failed"]) == (_OBJECTS * _PROJECTS, 0), event
+    await asyncio.to_thread(_check_all, scene, tenants, sweep_id)
+
+
+def _is_whole_end(sweep_id: str, event: dict[str, Any]) -> bool:
+    return (event["type"], event.get("sweep_id")) == ("sweep.completed", sweep_id)
+
+
+def _all_standing(tenants: list[Tenant], sweep_id: str, point: str) -> AllDeath:
+    """What a sweep of all has left behind so far."""
+    record = tenants[0].plan(sweep_id, "*")
+    assert record is not None
+    return AllDeath(
+        point,
+        resealed=[tenant.keyring()["master_key"] for tenant in tenants].count("m2"),
+        parts=sum(tenant.plan(sweep_id) is not None for tenant in tenants),
+        status=record["status"],
+    )
+
+
+def _check_all(scene: Scene, tenants: list[Tenant], sweep_id: str) -> None:
+    for tenant in tenants:
+        assert tenant.keyring()["master_key"] == "m2"
+        assert tenant.left(sweep_id) == []
+        tenant.check(generation=1)
+        scene.canaries.secrets |= tenant.secrets()
+    scene.check_logs()
