@@ -25,6 +25,7 @@ from contracts.sealing import Secret, user_kek
 from contracts.settings import PublisherSettings, S3Settings
 from contracts.topology import UPLOAD_QUEUE
 from tests.demo import files, looking
+from tests.demo.turning import turn_both
 from tests.servers import Servers
 from tests.servers.packages import MissingPackagesError
 from tests.servers.process import ServerError
@@ -75,7 +76,11 @@ async def run(deployment: Deployment, wanted: list[DemoFile], console: Console) 
             await second.terminate()
         console.print("[bold]4.[/] Everything below is read back from the broker and the bucket.\n")
         async with open_storage(S3Settings.read()) as storage:
-            return await _show(deployment, storage, uploads, queued, told, console)
+            good = await _show(deployment, storage, uploads, queued, told, console)
+            plain = {file.key: looking.file_sha256(file.path) for file in wanted}
+            return good and await turn_both(
+                deployment, publisher, storage, _PROJECT, plain, console
+            )
 
 
 async def _show(

@@ -90,6 +90,15 @@ async def opened_sha256(storage: Storage, key: str, access: Access) -> str:
     return digest.hexdigest()
 
 
+async def stored_sha256(storage: Storage, project: str, key: str) -> str:
+    """The SHA-256 of an object's bytes as they lie in the bucket."""
+    digest = hashlib.sha256()
+    async with storage.stream(object_key(project, key)) as stream:
+        async for piece in stream.chunks(_SAMPLE_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
 def file_sha256(path: Path) -> str:
     """The SHA-256 of a file on disk."""
     with path.open("rb") as file:
