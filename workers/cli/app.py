@@ -25,6 +25,7 @@ from workers.cli import (
     keygen,
     objects,
     rotate,
+    status,
     sweep,
     upload,
     worker,
@@ -123,6 +124,7 @@ app.command("rotate")(rotate.rotate)
 app.command("sweep")(sweep.sweep)
 app.command("delete")(delete.delete)
 app.command("inspect")(objects.inspect)
+app.command("status")(status.status)
 app.command("doctor")(doctor.doctor)
 app.add_typer(dead.app)
 

@@ -6,7 +6,7 @@ from pydantic import Field, SecretStr
 
 from contracts.names import SHORT_NAME_PATTERN
 from contracts.settings import DeploymentSettings, Settings, SigningKeySetting
-from workers.settings import Publishers
+from workers.settings import OperatorSettings, Publishers
 
 
 class ApiKeySettings(Settings):
@@ -39,3 +39,9 @@ class ResignSettings(DeploymentSettings):
     publisher_name: Annotated[str, Field(pattern=SHORT_NAME_PATTERN)]
     publisher_key: SigningKeySetting
     publishers: Publishers
+
+
+class StatusSettings(OperatorSettings):
+    """What opens everything, and the master key that new projects come under, where told."""
+
+    active_master_key: str | None = None
