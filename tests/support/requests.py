@@ -81,6 +81,45 @@ def enroll(deployment: Deployment, project: str, **more: Any) -> dict[str, Any]:
     }
 
 
+def rotation(deployment: Deployment, project: str, api_key: str, **more: Any) -> dict[str, Any]:
+    """A good rotation to the KEK of this API key."""
+    rotation_id = new_id()
+    ciphertext = deployment.intake.public_key.seal(
+        user_kek(api_key, project).reveal(), kek_info("rotation", rotation_id, project)
+    )
+    return {
+        "type": "rotation.requested",
+        "rotation_id": rotation_id,
+        "project": project,
+        "requested_at": now(),
+        "sealed_kek": {"intake_key": "main", "ciphertext": b64(ciphertext)},
+        **more,
+    }
+
+
+def sweep(project: str, **more: Any) -> dict[str, Any]:
+    """A good sweep of one project, or of all (`*`)."""
+    return {
+        "type": "sweep.requested",
+        "sweep_id": new_id(),
+        "project": project,
+        "requested_at": now(),
+        **more,
+    }
+
+
+def delete(project: str, key: str, **more: Any) -> dict[str, Any]:
+    """A good delete."""
+    return {
+        "type": "delete.requested",
+        "request_id": new_id(),
+        "project": project,
+        "key": key,
+        "requested_at": now(),
+        **more,
+    }
+
+
 def encode(document: dict[str, Any]) -> bytes:
     return json.dumps(document).encode()
 

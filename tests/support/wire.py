@@ -58,6 +58,11 @@ class Wire:
                         return event
                 await self._arrived.wait()
 
+    async def more(self, known: int) -> None:
+        """Wait until more than so many events were told."""
+        async with self._arrived:
+            await self._arrived.wait_for(lambda: len(self.events) > known)
+
     async def outcome(self, request_id: str, *, timeout_s: float = 60) -> dict[str, Any]:
         """The first event of a request."""
         return await self.event(lambda event: request_id in event.values(), timeout_s=timeout_s)
