@@ -54,7 +54,7 @@ async def encrypt(
     Raises:
         BodyTooLargeError: one put cannot hold it.
         PreconditionError, MissingError: another body, or none, stands there now.
-        RefusedError: a lock refuses it, or it came after its lease.
+        RefusedError: it came after its lease.
     """
     size_bytes = check_fits_one_put(head)
     async with storage.stream(s3_key, if_match=head.etag) as source:

@@ -9,10 +9,8 @@ import asyncio
 import math
 from typing import Final
 
-from contracts.errors import LockedObjectError
-from workers.errors import RefusedError
 from workers.keyring import KeyringReader, Observed
-from workers.reconcile.fences import check_unchanged, refused_by_lock, still
+from workers.reconcile.fences import check_unchanged, still
 from workers.storage import Head, Headers, IfMatch, Part, Storage
 from workers.storage.multipart import multipart
 
@@ -47,7 +45,6 @@ async def copy_in_parts(
     Raises:
         PreconditionError: the desired state or the object moved meanwhile: look again.
         MissingError: the object, or the upload's parts, are gone: look again.
-        LockedObjectError: a lock refuses it.
         RefusedError: it came after its lease.
     """
     ranges = part_ranges(head.size_bytes, copy_limit_bytes)
@@ -61,14 +58,9 @@ async def copy_in_parts(
         await check_unchanged(storage, s3_key, head)
         honoured = storage.differences.conditional_completion
         condition = IfMatch(head.etag) if honoured else None
-        try:
-            await storage.complete_multipart(
-                s3_key, upload_id, parts, condition=condition, lease=now.lease
-            )
-        except RefusedError as exc:
-            if await refused_by_lock(storage, s3_key, head, now.lease):
-                raise LockedObjectError("the storage refuses the copy of a locked object") from exc
-            raise
+        await storage.complete_multipart(
+            s3_key, upload_id, parts, condition=condition, lease=now.lease
+        )
 
 
 async def _copy_parts(

@@ -14,10 +14,10 @@ from contracts.errors import (
     DeletedKeyError,
     UnknownAlgorithmError,
 )
-from contracts.messages import UploadRequested
+from contracts.messages import InlineBody, StagedBody, UploadRequested
 from contracts.metadata import DELETED, UPLOAD, Plaintext, Wraps
 from contracts.names import object_key
-from contracts.sealing import HEADER_BYTES, ChunkError, Secret, plaintext_size
+from contracts.sealing import HEADER_BYTES, ChunkError, Secret, b64_decode, plaintext_size
 from workers.envelope import verify_own
 from workers.errors import MissingError
 from workers.keyring import KeyringReader, Observed
@@ -28,9 +28,9 @@ from workers.storage import Head, Storage
 class Standing:
     """This upload's own object: `size_bytes` of plaintext, made for `observed`.
 
-    Verified, but for `unsealed`: plaintext that carries this upload's id where `observed`
-    forbids plaintext. That proves nothing about its bytes; it is to be replaced by the
-    request's own body, over its ETag, never sealed as it stands.
+    Verified, but for `unsealed`: plaintext that carries this upload's id and is as long as
+    its body, where `observed` forbids plaintext. That proves nothing about its bytes; it is
+    to be replaced by the request's own body, over its ETag, never sealed as it stands.
     `current` is False where the object is not as `observed` wants it.
     """
 
@@ -81,12 +81,12 @@ def _verified(
     except UnknownAlgorithmError as exc:
         raise CorruptObjectError(f"unknown algorithm {exc.detail}") from exc
     match envelope:
-        case Plaintext():
+        case Plaintext() if observed.desired.plaintext_allowed:
+            return Standing(head.size_bytes, head.etag, observed, current=True)
+        case Plaintext() if head.size_bytes == _requested_size(request):
             # Put while plaintext was allowed, by a delivery that died before it was told.
-            allowed = observed.desired.plaintext_allowed
-            return Standing(
-                head.size_bytes, head.etag, observed, current=allowed, unsealed=not allowed
-            )
+            # Of another length, it is a sealed body whose metadata was stripped, or forged.
+            return Standing(head.size_bytes, head.etag, observed, current=False, unsealed=True)
         case Wraps():
             examined = verify_own(envelope, header, request.key, observed.keyring, master_keys)
             return Standing(_plaintext_size(head), head.etag, observed, examined.current)
@@ -99,3 +99,16 @@ def _plaintext_size(head: Head) -> int:
         return plaintext_size(head.size_bytes)
     except ChunkError as exc:
         raise CorruptObjectError("no sealed body has this length") from exc
+
+
+def _requested_size(request: UploadRequested) -> int | None:
+    """The bytes of plaintext in the request's body, by the length of its seal."""
+    match request.body:
+        case InlineBody(inline=inline):
+            sealed_bytes = len(b64_decode(inline))
+        case StagedBody(staged=staged):
+            sealed_bytes = staged.size
+    try:
+        return plaintext_size(sealed_bytes)
+    except ChunkError:
+        return None

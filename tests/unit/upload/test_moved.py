@@ -145,6 +145,7 @@ async def test_stored_by_another_delivery_while_this_one_waited() -> None:
         ({"enc-upload": OTHER_ID}, AlreadyExistsError),
         ({"enc-algo": "deleted"}, DeletedKeyError),
         ({"enc-algo": "deleted", "enc-upload": UPLOAD_ID}, DeletedKeyError),
+        ({"enc-upload": UPLOAD_ID}, CorruptObjectError),
         ({"enc-upload": UPLOAD_ID, "enc-algo": "ROT13"}, CorruptObjectError),
         ({"enc-upload": UPLOAD_ID, "enc-algo": "Cobblestone-256"}, CorruptObjectError),
     ],

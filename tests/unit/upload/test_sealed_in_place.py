@@ -1,7 +1,8 @@
 """Own plaintext, forbidden before its upload was told, is sealed where it stands (SPEC 8.2).
 
 What stands proves nothing: an upload's id is not authenticated, so a bucket writer can put
-plaintext of their own under it. What is sealed is always the request's own body.
+plaintext of their own under it. What is sealed is always the request's own body. Plaintext
+of another length than that is no plaintext of this upload.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 BY_ALL_WAYS = pytest.mark.parametrize("way", WAYS)
 OWN = Headers({"enc-upload": UPLOAD_ID})
+FORGED = bytes(len(DATA))
 DELETED = Headers({"enc-algo": "deleted", "enc-dek-admin": "AAAA"})
 
 
@@ -78,12 +80,25 @@ async def test_forged_plaintext_under_the_uploads_id_is_never_sealed(
     on = bench(way)
 
     async def forge() -> None:
-        on.storage.plant(TARGET, b"forged", OWN)
+        on.storage.plant(TARGET, FORGED, OWN)
 
     sent = request(on, way)
     on.storage.before_next("read_start" if seen_before else way, forge)
     assert await on.serve(sent, seen_before=seen_before) == Settled(len(DATA), 1)
     assert await on.opened() == DATA
+
+
+@BY_ALL_WAYS
+async def test_a_sealed_body_stripped_of_its_metadata_is_corrupt(way: str) -> None:
+    """It is longer than the plaintext, so it is told and left for someone to look at."""
+    on = bench(way)
+    sent = request(on, way)
+    await on.serve(sent)
+    sealed = (await on.storage.read(TARGET))[1]
+    on.storage.plant(TARGET, sealed, OWN)
+    with pytest.raises(CorruptObjectError):
+        await on.serve(sent, seen_before=True)
+    assert (await on.storage.read(TARGET))[1] == sealed
 
 
 async def test_nothing_staged_to_seal() -> None:
@@ -101,10 +116,10 @@ async def test_replaced_between_the_look_and_the_put() -> None:
     """The put is over the ETag that was seen: what came instead is looked at anew."""
     on = bench()
     sent = request(on)
-    on.storage.plant(TARGET, b"forged", OWN)
+    on.storage.plant(TARGET, FORGED, OWN)
 
     async def replace_it() -> None:
-        on.storage.plant(TARGET, b"another forgery", OWN)
+        on.storage.plant(TARGET, FORGED[1:] + b"x", OWN)
 
     on.storage.before_next("put", replace_it)
     assert await on.serve(sent, seen_before=True) == Settled(len(DATA), 1)
@@ -115,7 +130,7 @@ async def test_replaced_between_the_look_and_the_put() -> None:
 async def test_sealed_by_another_delivery_meanwhile() -> None:
     on = bench()
     sent = request(on)
-    on.storage.plant(TARGET, b"forged", OWN)
+    on.storage.plant(TARGET, FORGED, OWN)
 
     async def other() -> None:
         await on.serve(sent, seen_before=True)

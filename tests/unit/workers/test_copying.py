@@ -206,7 +206,8 @@ async def test_cancelled_while_it_is_copied() -> None:
     assert await on.open_uploads() == []
 
 
-async def test_a_lock_that_refuses_the_completion() -> None:
+async def test_a_locked_object_is_not_copied_in_parts() -> None:
+    """Not every server keeps the lock that a multipart upload begins with."""
     on = await due(locked=True)
     with pytest.raises(LockedObjectError):
         await on.bring()
