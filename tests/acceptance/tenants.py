@@ -166,7 +166,13 @@ class Tenant:
     def remember(self, plaintexts: dict[str, bytes]) -> None:
         """Take uploaded objects as they stand now for what must stay."""
         for key, shown, etag in self._shown(plaintexts):
-            self.objects[key] = Put(reader.sha256(plaintexts[key]), reader.sha256(shown.body), etag)
+            self.objects[key] = Put(
+                reader.sha256(plaintexts[key]),
+                reader.sha256(shown.body),
+                etag,
+                _callers(shown),
+                shown.content_type,
+            )
 
     def generations(self) -> list[int]:
         """The generations that the labels of all objects tell, in the order of keys."""
@@ -229,12 +235,11 @@ class Tenant:
 
     def _check_unchanged(self, key: str, shown: Shown, etag: str) -> None:
         put = self.objects[key]
-        callers = {n: v for n, v in shown.metadata.items() if not n.startswith("enc-")}
         now = Put(
             put.plaintext_sha256,
             reader.sha256(shown.body),
             etag,
-            callers,
+            _callers(shown),
             shown.content_type,
             self._tags(key) if put.tags else {},
         )
@@ -309,3 +314,7 @@ class Tenant:
             now = replace(self.deployment, master_key=self._master)
             found[f"DEK of {key}"] = reader.dek(now, self.project, key)
         return found
+
+
+def _callers(shown: Shown) -> dict[str, str]:
+    return {name: value for name, value in shown.metadata.items() if not name.startswith("enc-")}

@@ -1,0 +1,213 @@
+"""Two rotations and a master key sweep over 2,000 objects, under uploads and SIGKILL (SPEC 8).
+
+Most of the objects are sealed and put by the test itself, since what is tried here is what
+becomes of them; hundreds more come through the queue, before and all the while. One of four
+workers is always being killed: an upload worker, a control worker, two sweep workers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.acceptance.canaries import MARKER
+from tests.acceptance.scene import Scene, check_queues_empty, told
+from tests.acceptance.swept import (
+    drained,
+    ended,
+    enrol,
+    master_keys,
+    sweep_of_all,
+)
+from tests.servers import new_bucket
+from tests.support.deployment import Deployment
+from tests.support.wire import open_wire
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from tests.acceptance.tenants import Tenant
+    from tests.servers import S3Server
+    from tests.support.process import WorkerProcess
+    from tests.support.wire import Wire
+
+pytestmark = [pytest.mark.servers, pytest.mark.timeout(300)]
+
+_KIB = 1024
+_BY_HAND = 1700
+_UPLOADED_BEFORE = 300
+_EDGES = (0, 1, 16383, 16384, 16385)
+_HUNDREDS_OF_KIB = 40
+_MANY_MIB = 4
+_ROLES = ("upload", "control", "sweep", "sweep")
+_BETWEEN_UPLOADS_S = 0.1
+_CANARIES = 30
+_LEASE_S = 3
+_SETTINGS = {"LEASE_S": str(_LEASE_S), "KEYRING_CACHE_S": "0.5", "SWEEP_PAGE_KEYS": "100"}
+
+
+def _plaintexts(dice: random.Random) -> dict[str, bytes]:
+    """What is put by hand: mostly a few KiB, as the edges of the format have it, some large."""
+    sizes = [*_EDGES]
+    sizes += [dice.randint(100 * _KIB, 900 * _KIB) for _ in range(_HUNDREDS_OF_KIB)]
+    sizes += [dice.randint(3 * _KIB**2, 9 * _KIB**2) for _ in range(_MANY_MIB)]
+    sizes += [dice.randint(0, 8 * _KIB) for _ in range(_BY_HAND - len(sizes))]
+    dice.shuffle(sizes)
+    return {
+        f"by hand/{n:04}": (MARKER + dice.randbytes(size))[:size] for n, size in enumerate(sizes)
+    }
+
+
+class _Crew:
+    """Four workers, one of which is killed and replaced all the time."""
+
+    def __init__(self, scene: Scene, stack: AsyncExitStack, settings: dict[str, str]) -> None:
+        self._scene = scene
+        self._stack = stack
+        self._settings = settings
+        self._dice = random.Random(11)  # noqa: S311  # only chooses whom to kill
+        self._running: list[WorkerProcess] = []
+        self.kills: list[str] = []
+
+    async def start(self) -> None:
+        self._running = list(await asyncio.gather(*map(self._new, _ROLES)))
+
+    async def _new(self, role: str) -> WorkerProcess:
+        return await self._stack.enter_async_context(self._scene.worker(role, **self._settings))
+
+    async def keep_killing(self) -> None:
+        while True:
+            # Time to get into the middle of something: what is killed must not depend on it.
+            await asyncio.sleep(self._dice.uniform(0.3, 1.2))
+            at = self._dice.randrange(len(_ROLES))
+            await self._running[at].kill()
+            self.kills.append(_ROLES[at])
+            self._running[at] = await self._new(_ROLES[at])
+
+    async def end(self) -> None:
+        for running in self._running:
+            assert await running.terminate() == 0
+
+
+class _Uploads:
+    """Uploads through the queue, a few a second until told to stop."""
+
+    def __init__(self, scene: Scene, wire: Wire) -> None:
+        self._scene = scene
+        self._wire = wire
+        self._dice = random.Random(5)  # noqa: S311  # only spreads sizes
+        self.ids: list[str] = []
+
+    async def publish(self) -> None:
+        number = len(self.ids)
+        large = number % 100 == 7
+        size = 2_000_000 if large else self._dice.randint(0, 8 * _KIB)
+        made = await self._scene.upload(
+            self._wire, f"uploaded/{number:04}", os.urandom(size), staged=large or number % 50 == 9
+        )
+        self.ids.append(made.upload_id)
+        if number >= _CANARIES:
+            # Every log is searched for each of these: a sample is enough.
+            self._scene.canaries.secrets.popitem()
+            self._scene.canaries.secrets.popitem()
+
+    async def keep_coming(self) -> None:
+        while True:
+            await self.publish()
+            await asyncio.sleep(_BETWEEN_UPLOADS_S)  # a rate, not a wait
+
+    async def told(self) -> None:
+        for upload_id in self.ids:
+            event = await self._wire.outcome(upload_id)
+            assert event["type"] == "upload.stored", event
+
+
+@asynccontextmanager
+async def _meanwhile(*work: asyncio.Task[None]) -> AsyncIterator[None]:
+    """Work that goes on for as long as the block lasts, and may not end before it."""
+    try:
+        yield
+        assert not any(task.done() for task in work), [task.exception() for task in work]
+    finally:
+        for task in work:
+            task.cancel()
+        await asyncio.gather(*work, return_exceptions=True)
+
+
+async def _rotate_twice(scene: Scene, wire: Wire, tenant: Tenant) -> None:
+    """A rotation, another one in the middle of it, and the clean end of both."""
+    first = tenant.rotation(expected_generation=1)
+    await scene.publish(wire, first)
+    await wire.event(lambda event: event["type"] == "sweep.progressed")
+    second = tenant.rotation(expected_generation=2)
+    await scene.publish(wire, second)
+    await ended(wire, second["rotation_id"], "rotation.accepted")
+    assert "rotation.completed" not in {event["type"] for event in wire.events}
+    for rotation in (first, second):
+        event = await ended(wire, rotation["rotation_id"], "rotation.completed", timeout_s=120)
+        assert event["clean"] is True, event
+
+
+async def test_rotations_survive_a_killing_spree(ceph: S3Server, vhost_url: str) -> None:
+    """Each object opens by both keys and by no older one; its body is as it was; all is told."""
+    bucket = await asyncio.to_thread(new_bucket, ceph)
+    scene = Scene(Deployment(vhost_url, ceph, bucket), "fire")
+    (tenant,) = await enrol(scene, ["fire"])
+    masters = {"m1": scene.deployment.master_key, "m2": os.urandom(32)}
+    by_hand = _plaintexts(random.Random(3))  # noqa: S311  # plaintexts of a test
+    await asyncio.to_thread(tenant.put_all, by_hand)
+    async with AsyncExitStack() as stack:
+        crew = _Crew(scene, stack, {**_SETTINGS, "MASTER_KEYS": master_keys(masters)})
+        await crew.start()
+        wire = await stack.enter_async_context(open_wire(scene.deployment))
+        uploads = _Uploads(scene, wire)
+        for _ in range(_UPLOADED_BEFORE):
+            await uploads.publish()
+        await uploads.told()
+        await asyncio.to_thread(tenant.remember, dict(scene.plaintexts))
+        before = set(scene.plaintexts)
+        coming = asyncio.create_task(uploads.keep_coming())
+        killing = asyncio.create_task(crew.keep_killing())
+        async with _meanwhile(coming, killing):
+            await _rotate_twice(scene, wire, tenant)
+            sweep = sweep_of_all(master_key="m2")
+            await scene.publish(wire, sweep)
+            tenant.masters = masters
+            await ended(wire, sweep["sweep_id"], "sweep.completed", timeout_s=120)
+        await uploads.told()
+        await drained(wire)
+        await crew.end()
+        assert len(crew.kills) >= 8
+        assert len(uploads.ids) > _UPLOADED_BEFORE + 50
+        _check_told(wire, sweep["sweep_id"], uploads.ids)
+        await check_queues_empty(wire)
+    late = {key: plain for key, plain in scene.plaintexts.items() if key not in before}
+    await asyncio.to_thread(_check, scene, tenant, late)
+
+
+def _check_told(wire: Wire, sweep_id: str, upload_ids: list[str]) -> None:
+    """No refusal of anything; every end that was told, however often, was clean."""
+    assert not [event for event in wire.events if event["type"].endswith(".rejected")]
+    ends = [event for event in wire.events if event["type"].endswith(".completed")]
+    for event in ends:
+        assert event["clean"] is True, event
+        assert event["objects"] == event["current"] >= _BY_HAND + _UPLOADED_BEFORE, event
+    assert any(sweep_id in event.values() for event in ends)
+    for upload_id in upload_ids:
+        assert {event["type"] for event in told(wire, upload_id)} == {"upload.stored"}
+
+
+def _check(scene: Scene, tenant: Tenant, late: dict[str, bytes]) -> None:
+    keyring = tenant.keyring()
+    assert (keyring["generation"], keyring["master_key"]) == (3, "m2")
+    assert [entry["kek"] for entry in keyring["history"]] == [None, None]
+    tenant.remember(late)
+    tenant.check(generation=3)
+    scene.check_nothing_left()
+    scene.canaries.secrets |= tenant.secrets()
+    scene.check_logs()

@@ -1,0 +1,210 @@
+"""A sweep whose workers end, stall or lose their broker in the middle of a page (SPEC 8.4, 8.5)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from dataclasses import replace
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.acceptance.proxy import proxy
+from tests.acceptance.scene import Scene, check_queues_empty
+from tests.acceptance.swept import check_ends, drained, ended, enrol, small
+from tests.support.wire import open_wire
+
+if TYPE_CHECKING:
+    from tests.acceptance.proxy import Proxy
+    from tests.acceptance.tenants import Tenant
+    from tests.servers import RabbitMQ
+    from tests.support.wire import Wire
+
+pytestmark = pytest.mark.servers
+
+_OBJECTS = 12
+_SETTINGS = {"LEASE_S": "2", "KEYRING_CACHE_S": "0.5", "SWEEP_PAGE_KEYS": "4"}
+
+
+def _check(scene: Scene, tenant: Tenant, generation: int, *rotation_ids: str) -> None:
+    keyring = tenant.keyring()
+    assert keyring["generation"] == generation
+    assert {entry["kek"] for entry in keyring["history"]} == {None}
+    for rotation_id in rotation_ids:
+        assert tenant.left(rotation_id) == []
+    tenant.check(generation=generation)
+    scene.canaries.secrets |= tenant.secrets()
+    scene.check_logs()
+
+
+@pytest.mark.parametrize("point", ["copy-terminated", "copy-hanging"])
+async def test_sigterm_in_the_middle_of_a_page(scene: Scene, point: str) -> None:
+    """It ends well, its page finished or given back after the grace; another goes on."""
+    grace_s = 3 if point == "copy-hanging" else 20
+    (tenant,) = await enrol(scene, [f"sigterm-{point}"])
+    await asyncio.to_thread(tenant.put_all, small(_OBJECTS))
+    async with (
+        scene.worker("control", **_SETTINGS) as control,
+        # It alone until it has begun its page: the other one would take them all.
+        scene.worker("sweep", point=point, SHUTDOWN_GRACE_S=str(grace_s), **_SETTINGS) as ending,
+        open_wire(scene.deployment) as wire,
+    ):
+        request = tenant.rotation()
+        rotation_id = request["rotation_id"]
+        await scene.publish(wire, request)
+        assert await ending.ended(timeout_s=grace_s + 10) == 0
+        assert await asyncio.to_thread(_begun, tenant)
+        plan = await asyncio.to_thread(tenant.plan, rotation_id)
+        assert plan is not None
+        assert plan["status"] == "running"
+        async with scene.worker("sweep", **_SETTINGS) as other:
+            await ended(wire, rotation_id, "rotation.completed")
+            await drained(wire)
+            assert await other.terminate() == 0
+        assert await control.terminate() == 0
+        await check_queues_empty(wire)
+    check_ends(wire, rotation_id, "rotation.completed", _OBJECTS)
+    await asyncio.to_thread(_check, scene, tenant, 2, rotation_id)
+
+
+def _begun(tenant: Tenant) -> bool:
+    return 2 in tenant.generations()
+
+
+async def test_the_broker_restarts_in_the_middle_of_a_sweep(
+    ceph_enrolled: Scene, own_rabbitmq: RabbitMQ
+) -> None:
+    """The same workers find it again, and the sweep goes on to its clean end."""
+    scene = ceph_enrolled.on(own_rabbitmq.url)
+    (tenant,) = await enrol(scene, ["restarted"])
+    await asyncio.to_thread(tenant.put_all, small(60))
+    async with scene.worker("sweep", **_SETTINGS) as one, scene.worker("all", **_SETTINGS) as other:
+        async with open_wire(scene.deployment) as wire:
+            request = tenant.rotation()
+            rotation_id = request["rotation_id"]
+            await scene.publish(wire, request)
+            await wire.event(lambda event: event["type"] == "sweep.progressed")
+            await asyncio.to_thread(own_rabbitmq.restart)
+            assert "rotation.completed" not in {event["type"] for event in wire.events}
+        # Both serve on: the sweep ends, and who asks again is told so.
+        logs = [asyncio.create_task(each.logged("sweep ended")) for each in (one, other)]
+        done, _ = await asyncio.wait(logs, return_when=asyncio.FIRST_COMPLETED, timeout=60)
+        assert done
+        for log in logs:
+            log.cancel()
+        async with open_wire(scene.deployment) as wire:
+            await scene.publish(wire, request)
+            await ended(wire, rotation_id, "rotation.completed")
+            await drained(wire)
+            assert await one.terminate() == 0
+            assert await other.terminate() == 0
+            check_ends(wire, rotation_id, "rotation.completed", 60)
+            await check_queues_empty(wire)
+    await asyncio.to_thread(_check, scene, tenant, 2, rotation_id)
+
+
+def _through(scene: Scene, way: Proxy) -> Scene:
+    """The scene as a worker sees it that reaches the broker through a proxy."""
+    where = urlsplit(scene.deployment.amqp_url)
+    url = where._replace(netloc=where.netloc.replace(f":{where.port}", f":{way.port}"))
+    through = replace(scene.deployment, amqp_url=url.geturl())
+    return Scene(through, scene.project, scene.plaintexts, scene.logs)
+
+
+def _wait_until_stopped(pid: int) -> None:
+    """Wait until this child is stopped by a signal."""
+    seen = os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+    assert seen is not None
+    assert seen.si_code == os.CLD_STOPPED
+
+
+async def _rotate(scene: Scene, wire: Wire, tenant: Tenant) -> str:
+    request = tenant.rotation()
+    await scene.publish(wire, request)
+    rotation_id: str = request["rotation_id"]
+    return rotation_id
+
+
+async def test_a_worker_that_stalled_for_two_leases_sets_nothing_back(scene: Scene) -> None:
+    """Its late copy is refused by the storage: both clean answers were true, and stay true."""
+    broker_port = urlsplit(scene.deployment.amqp_url).port
+    assert broker_port is not None
+    (tenant,) = await enrol(scene, ["stalled"])
+    await asyncio.to_thread(tenant.put_all, small(_OBJECTS))
+    async with proxy(broker_port) as way:
+        near = _through(scene, way)
+        async with (
+            near.worker("sweep", point="copy-stalled", **_SETTINGS) as stalled,
+            scene.worker("control", **_SETTINGS) as control,
+            open_wire(scene.deployment) as wire,
+        ):
+            first = await _rotate(scene, wire, tenant)
+            await asyncio.to_thread(_wait_until_stopped, stalled.process.pid)
+            # The broker sees its connection break, and gives the page to another.
+            way.cut()
+            async with scene.worker("sweep", **_SETTINGS) as brisk:
+                await ended(wire, first, "rotation.completed")
+                await asyncio.to_thread(tenant.check, generation=2)
+                second = await _rotate(scene, wire, tenant)
+                await ended(wire, second, "rotation.completed")
+                await asyncio.to_thread(tenant.check, generation=3)
+                stalled.process.send_signal(signal.SIGCONT)
+                assert "RefusedError" in await stalled.logged("late copy_onto_itself")
+                # It works on: a third rotation is both workers' to do.
+                third = await _rotate(scene, wire, tenant)
+                await ended(wire, third, "rotation.completed")
+                await drained(wire)
+                for running in (brisk, stalled, control):
+                    assert await running.terminate() == 0
+            await check_queues_empty(wire)
+    for rotation_id in (first, second, third):
+        check_ends(wire, rotation_id, "rotation.completed", _OBJECTS)
+    await asyncio.to_thread(_check, scene, tenant, 4, first, second, third)
+
+
+async def test_what_a_stalled_worker_sets_back_within_its_lease_is_found(scene: Scene) -> None:
+    """Its copy lands on an object that had moved on; the proof looks later, and sees it."""
+    # Time for another worker to start and to bring all objects on before it is over.
+    settings = {**_SETTINGS, "LEASE_S": "10"}
+    broker_port = urlsplit(scene.deployment.amqp_url).port
+    assert broker_port is not None
+    (tenant,) = await enrol(scene, ["set-back"])
+    await asyncio.to_thread(tenant.put_all, small(_OBJECTS))
+    async with proxy(broker_port) as way:
+        near = _through(scene, way)
+        async with (
+            near.worker("sweep", point="copy-stalled", **settings) as stalled,
+            scene.worker("control", **settings) as control,
+            open_wire(scene.deployment) as wire,
+        ):
+            first = await _rotate(scene, wire, tenant)
+            await asyncio.to_thread(_wait_until_stopped, stalled.process.pid)
+            way.cut()
+            second = await _rotate(scene, wire, tenant)
+            await ended(wire, second, "rotation.accepted")
+            async with scene.worker("sweep", **settings) as brisk:
+                await _all_at(tenant, 3)
+                stalled.process.send_signal(signal.SIGCONT)
+                assert ": NoneType " in await stalled.logged("late copy_onto_itself")
+                assert await asyncio.to_thread(_begun, tenant)
+                for rotation_id in (first, second):
+                    await ended(wire, rotation_id, "rotation.completed")
+                await asyncio.to_thread(tenant.check, generation=3)
+                await drained(wire)
+                for running in (brisk, stalled, control):
+                    assert await running.terminate() == 0
+            await check_queues_empty(wire)
+    for rotation_id in (first, second):
+        check_ends(wire, rotation_id, "rotation.completed", _OBJECTS)
+    await asyncio.to_thread(_check, scene, tenant, 3, first, second)
+
+
+async def _all_at(tenant: Tenant, generation: int) -> None:
+    """Wait until every object's label tells this generation."""
+    async with asyncio.timeout(30):
+        while True:
+            if set(await asyncio.to_thread(tenant.generations)) == {generation}:
+                return
+            await asyncio.sleep(0.05)
