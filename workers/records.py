@@ -81,7 +81,7 @@ def parse(
         return master_key, load_json(open_record(kek, record_key, sealed))
     except (SealError, MalformedRequestError):
         # No cause: what was opened may hold keys, and an exception may repeat it.
-        raise CorruptObjectError("the record does not open") from None
+        raise CorruptObjectError("a record that does not open") from None
 
 
 def _outer(record: Mapping[str, Any], project: str) -> tuple[str, bytes]:

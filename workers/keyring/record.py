@@ -145,7 +145,10 @@ def parse(body: bytes, project: str, master_keys: Mapping[str, Secret]) -> Keyri
         UnknownMasterKeyError: this process lacks the master key that the record names.
         CorruptObjectError: forged, moved from another project, or damaged.
     """
-    master_key, rest = records.parse(body, keyring_key(project), project, master_keys)
+    try:
+        master_key, rest = records.parse(body, keyring_key(project), project, master_keys)
+    except CorruptObjectError as exc:
+        raise CorruptObjectError(f"the keyring is {exc.detail}") from None
     try:
         return _keyring(project, master_key, rest)
     except (ValueError, TypeError, KeyError):
