@@ -95,10 +95,18 @@ class HintConsumer:
             log = _log.error if error.code == "keyring_rolled_back" else _log.warning
             log("put off", **said, detail=error.detail, delay_s=delay_s)
             return
+        if isinstance(hint, SweepStep):
+            await self._fail(hint, error)
         await self._teller.dead_letter(message, self._queue, error)
         _log.error("gave up", **said, detail=error.detail)
-        if isinstance(hint, SweepStep):
+
+    async def _fail(self, hint: SweepStep, error: KeyturnError) -> None:
+        try:
             await self._role.fail(hint, error)
+        except (KeyturnError, StorageAnswerError) as exc:
+            # Its record cannot be changed (by this process, perhaps for want of a master
+            # key): the dead letter alone tells of it then.
+            _log.error("failure not recorded", sweep_id=hint.sweep_id, problem=type(exc).__name__)
 
     def _delay_s(self, hint: Hint, error: KeyturnError, attempt: int) -> int | None:
         """Seconds until the next try, or None where the sweep ends here.

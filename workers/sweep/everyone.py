@@ -214,7 +214,7 @@ class Everyone:
             told = replace(plan, told=True)
             if not await self._store.change(told, standing.etag, standing.master_key):
                 return
-        await self._store.unmark_running(plan.ask)
+        await self._store.unmark_running(plan.ask.sweep_id, plan.ask.project)
 
     async def fail(self, hint: SweepStep, error: KeyturnError) -> None:
         """Record and tell that the sweep cannot go on."""
@@ -235,7 +235,7 @@ class Everyone:
         )
         if await self._store.change(plan, standing.etag, standing.master_key):
             await self._outbox.failed(plan.ask, error)
-            await self._store.unmark_running(plan.ask)
+            await self._store.unmark_running(plan.ask.sweep_id, plan.ask.project)
 
 
 def _order(project: str) -> bytes:

@@ -29,11 +29,17 @@ async def rescue(
 
     `now` is this machine's clock: ages are long, so its drift does not matter.
     """
-    running = [named async for named in store.running()]
+    running: set[tuple[str, str]] = set()
     hurried = 0
-    for sweep_id, project in running:
+    async for sweep_id, project, marked in store.running():
+        running.add((sweep_id, project))
         changed = await store.changed_at(sweep_id, project)
-        if changed is None or now - changed > still_for:
+        if now - (changed or marked) <= still_for:
+            continue
+        if changed is None:
+            # Whoever marked it died before its plan stood; the request comes again.
+            await store.unmark_running(sweep_id, project)
+        else:
             await role.hurry(sweep_id, project)
             hurried += 1
     async for sweep_id, project, changed in store.plans():

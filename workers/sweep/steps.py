@@ -97,7 +97,9 @@ class Steps:
         if plan.status == "done" or (plan.status == "failed" and hint.step != plan.step):
             await self._tell_end(standing)
         elif hint.step == plan.step:
-            # One that failed goes on here: its dead letter was replayed.
+            if plan.status == "failed":
+                # Its dead letter was replayed, or its request came again.
+                await self._store.mark_running(plan.ask)
             await self._step(replace(standing, plan=replace(plan, status="running", told=False)))
         elif again and hint.step + 1 == plan.step:
             await self._send_again(plan)
@@ -235,7 +237,7 @@ class Steps:
         """Tell how a sweep ended, at least once."""
         plan = standing.plan
         if plan.told:
-            await self._store.unmark_running(plan.ask)
+            await self._store.unmark_running(plan.ask.sweep_id, plan.ask.project)
             return
         if plan.status == "failed":
             await self._tell_failed(plan, standing.master_key)
@@ -248,7 +250,7 @@ class Steps:
             await self._outbox.ended(plan)
         await self._store.forget_all_results(plan)
         if await self._store.change(replace(plan, told=True), standing.etag, standing.master_key):
-            await self._store.unmark_running(plan.ask)
+            await self._store.unmark_running(plan.ask.sweep_id, plan.ask.project)
 
     async def _tell_failed(self, plan: Plan, master_key: str) -> None:
         if plan.ask.of_all:

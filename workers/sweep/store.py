@@ -249,16 +249,17 @@ class SweepStore:
         key = _marker(ask.sweep_id, ask.project)
         await self._storage.put(key, b"", Headers(metadata={}))
 
-    async def unmark_running(self, ask: Ask) -> None:
+    async def unmark_running(self, sweep_id: str, project: str) -> None:
         """The sweep's end is told."""
-        await self._storage.delete(_marker(ask.sweep_id, ask.project))
+        await self._storage.delete(_marker(sweep_id, project))
 
-    async def running(self) -> AsyncIterator[tuple[str, str]]:
-        """The ids and projects of sweeps that are under way, or whose end is not told."""
+    async def running(self) -> AsyncIterator[tuple[str, str, datetime]]:
+        """Sweeps that are under way, or whose end is not told: id, project, marked when."""
         async for row in self._storage.list(_RUNNING):
             sweep_id, _, folder = row.key.removeprefix(_RUNNING).partition("/")
             if is_uuid(sweep_id) and (folder == ALL_PROJECTS_FOLDER or is_project(folder)):
-                yield sweep_id, ALL if folder == ALL_PROJECTS_FOLDER else folder
+                project = ALL if folder == ALL_PROJECTS_FOLDER else folder
+                yield sweep_id, project, row.last_modified
 
     async def changed_at(self, sweep_id: str, project: str) -> datetime | None:
         """When a plan was changed last, or None where there is none."""
@@ -279,7 +280,7 @@ class SweepStore:
 
         Those of a sweep that is under way follow its project's keyring by themselves.
         """
-        running = {sweep_folder(*named) async for named in self.running()}
+        running = {sweep_folder(*named) async for *named, _ in self.running()}
         async for row in self._storage.list(SWEEPS_PREFIX):
             folder = row.key[: len(SWEEPS_PREFIX)] + "/".join(
                 row.key.removeprefix(SWEEPS_PREFIX).split("/")[:2]
