@@ -1,0 +1,276 @@
+"""What a sweep may be asked for, and the objects that it cannot bring on (SPEC 6.6, 8.2, 8.6)."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from contracts.names import keyring_key
+from contracts.sealing import b64, new_api_key, seal_tombstone
+from tests.integration.sweep.scene import Project, Scene, counts
+from tests.support import requests
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Coroutine
+
+    from tests.support.bucket import Made
+
+pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
+
+MIB = 2**20
+
+
+def failures(scene: Scene, project: str, sweep_id: str) -> dict[str, str]:
+    """The failures that a sweep's records list: codes by key."""
+    found: dict[str, str] = {}
+    for s3_key in scene.bucket.keys(f".keyturn/sweeps/{sweep_id}/{project}/failures/"):
+        for row in scene.bucket.record(s3_key, project)["failures"]:
+            found[row["key"]] = row["code"]
+    return found
+
+
+def bad_objects(project: Project) -> dict[str, Made]:
+    """An object of each kind that fails, by its code."""
+    unknown, cut, other, stripped = (project.made(f"bad/{n}") for n in range(4))
+    unknown.metadata["enc-algo"] = "ROT-13"
+    cut.body = cut.body[:50]
+    # Somebody who holds the API key lets his own view of the object be another.
+    other.metadata["enc-dek-user"] = project.made(other.key).metadata["enc-dek-user"]
+    del stripped.metadata["enc-algo"]
+    moved = replace(project.made("k/000"), key="bad/4")
+    swapped = replace(project.made("bad/5"), body=project.made("bad/5").body)
+    tombstone = project.made("bad/6", b"")
+    sealed = seal_tombstone(project.admin_kek(), project.name, "another", requests.now())
+    tombstone.body = b""
+    tombstone.metadata = {"enc-algo": "deleted", "enc-dek-admin": b64(sealed)}
+    plain = replace(project.made("bad/7"), metadata={}, body=b"never allowed here")
+    return {
+        "unknown_algorithm": unknown,
+        "corrupt_object of a body cut short": cut,
+        "corrupt_object of wraps that differ": other,
+        "corrupt_object of metadata stripped": stripped,
+        "no_usable_wrap of an object moved": moved,
+        "corrupt_object of another body": swapped,
+        "no_usable_wrap of a forged tombstone": tombstone,
+        "corrupt_object of plaintext": plain,
+    }
+
+
+async def bad_objects_are_in_nobodys_way(scene: Scene) -> None:
+    """Each is told with its code and left alone, the rest is done; without them it is clean."""
+    project = await scene.enrolled("bad")
+    plaintexts = project.fill(20)
+    # Made for the generation to come, under which alone two wraps can be seen to differ.
+    document = project.rotation()
+    bad = bad_objects(project)
+    for made in bad.values():
+        project.bucket.put_made("bad", made)
+    for foreign in ("folder/", "a//b", "../up", "k/\x07", "x" * 901):
+        project.bucket.put(f"bad/{foreign}", b"", {})
+    before = {made.key: project.bucket.get(f"bad/{made.key}") for made in bad.values()}
+    await scene.send(document)
+    end = await scene.ended(document["rotation_id"])
+    assert counts(end) == {
+        "objects": 28,
+        "rewrapped": 20,
+        "current": 20,
+        "foreign": 5,
+        "failed": 8,
+        "clean": False,
+    }
+    expected = {made.key: code.partition(" ")[0] for code, made in bad.items()}
+    assert failures(scene, "bad", document["rotation_id"]) == expected
+    for key, (body, answer) in before.items():
+        now, head = project.bucket.get(f"bad/{key}")
+        assert (now, head["Metadata"]) == (body, answer["Metadata"])
+        assert head["LastModified"] == answer["LastModified"]
+    project.stands_as(plaintexts)
+    # The old KEK is kept: somebody may yet need it for a repair.
+    assert [entry["kek"] is None for entry in project.keyring()["history"]] == [False]
+    for made in bad.values():
+        project.bucket.delete(f"bad/{made.key}")
+    after = await scene.swept("bad")
+    assert counts(after) == {"objects": 20, "current": 20, "foreign": 5, "clean": True}
+    assert [entry["kek"] for entry in project.keyring()["history"]] == [None]
+
+
+async def a_dry_run_writes_nothing(scene: Scene) -> None:
+    """It counts what it would find, and touches no object and no keyring."""
+    project = await scene.enrolled("dry", plaintext="allowed")
+    project.fill(9)
+    unlabelled = project.made("unlabelled")
+    unlabelled.metadata["enc-kek-admin"] = "m0"
+    project.bucket.put_made("dry", unlabelled)
+    project.bucket.put("dry/plain", b"p", {})
+    broken = project.made("broken")
+    broken.metadata["enc-algo"] = "ROT-13"
+    project.bucket.put_made("dry", broken)
+    before = (project.keyring_bytes(), project.bucket.heads("dry/"))
+    keyring_head = project.bucket.head(keyring_key("dry"))
+    end = await scene.swept("dry", dry_run=True, encrypt_plaintext=True, repair=True)
+    assert counts(end) == {"objects": 12, "current": 9, "failed": 1, "clean": False}
+    assert (project.keyring_bytes(), project.bucket.heads("dry/")) == before
+    assert project.bucket.head(keyring_key("dry")) == keyring_head
+
+
+async def a_repair(scene: Scene) -> None:
+    """A wrap under an earlier KEK counts only where a repair is asked for.
+
+    Whoever holds a leaked API key could have made it (SPEC 8.2).
+    """
+    project = await scene.enrolled("repair")
+    lost = project.made("lost", b"under the old key alone")
+    lost.metadata["enc-dek-admin"] = b64(os.urandom(104))
+    document = project.rotation()
+    assert (await scene.told(document))["type"] == "rotation.accepted"
+    project.bucket.put_made("repair", lost)
+    project.bucket.put_made("repair", project.made("fine", b"fine", generation=1))
+    end = await scene.ended(document["rotation_id"])
+    assert counts(end) | {"rewrapped": 1} == {
+        "objects": 2,
+        "current": 1,
+        "rewrapped": 1,
+        "failed": 1,
+        "clean": False,
+    }
+    assert failures(scene, "repair", document["rotation_id"]) == {"lost": "no_usable_wrap"}
+    end = await scene.swept("repair", repair=True)
+    assert counts(end) == {"objects": 2, "current": 2, "rewrapped": 1, "clean": True}
+    project.stands_as({"lost": b"under the old key alone", "fine": b"fine"})
+    assert project.keyring()["history"][0]["kek"] is None
+
+
+async def adopted(scene: Scene) -> None:
+    """A keyring that was lost: enrolled anew, above all that stands there, and swept."""
+    project = await scene.enrolled("adopted")
+    plaintexts = project.fill(10)
+    await project.rotated()
+    project.bucket.delete(keyring_key("adopted"))
+    other = requests.enroll(scene.deployment, "adopted")
+    refused = await scene.told(other)
+    assert (refused["type"], refused["code"]) == ("enroll.rejected", "already_enrolled")
+    await scene.dead("keyturn.control", other["request_id"])
+    # The deployment's API key again: nothing tells the worker that it was one of this project.
+    document = requests.enroll(scene.deployment, "adopted", adopt=True)
+    enrolled = await scene.told(document)
+    assert (enrolled["type"], enrolled["generation"]) == ("project.enrolled", 3)
+    end = await scene.ended(document["request_id"])
+    assert end["type"] == "sweep.completed"
+    assert counts(end) == {"objects": 10, "current": 10, "rewrapped": 10, "clean": True}
+    now = Project(scene, "adopted", [new_api_key(), *project.api_keys[1:], project.api_keys[0]])
+    now.stands_as(plaintexts)
+    ring = now.keyring()
+    assert (ring["generation"], ring["history"]) == (3, [])
+    again = await scene.told(document)
+    assert (again["type"], again["generation"]) == ("project.enrolled", 3)
+
+
+async def plaintext_encrypted(scene: Scene) -> None:
+    """Encrypted where it stands, everything else kept; from then on plaintext is forbidden."""
+    project = await scene.enrolled("plain", plaintext="allowed")
+    bodies = {
+        "empty": b"",
+        "small": b"x",
+        "chunk": os.urandom(16 * 1024),
+        "large": os.urandom(6 * MIB + 1),
+    }
+    for key, body in bodies.items():
+        project.bucket.put(
+            f"plain/{key}",
+            body,
+            {"author": "kim"},
+            ContentType="text/csv",
+            CacheControl="no-store",
+            ContentDisposition="inline",
+            Tagging="team=legal",
+        )
+    project.put("sealed already", b"s")
+    without = await scene.swept("plain")
+    assert counts(without) == {"objects": 5, "current": 1, "plaintext": 4, "clean": True}
+    assert project.keyring()["plaintext"] == "allowed"
+    end = await scene.swept("plain", encrypt_plaintext=True)
+    assert counts(end) == {"objects": 5, "current": 5, "encrypted": 4, "clean": True}
+    project.stands_as(bodies | {"sealed already": b"s"})
+    for key in bodies:
+        head = project.bucket.head(f"plain/{key}")
+        kept = {name: v for name, v in head["Metadata"].items() if not name.startswith("enc-")}
+        assert kept == {"author": "kim"}
+        said = (head["ContentType"], head["CacheControl"], head["ContentDisposition"])
+        assert said == ("text/csv", "no-store", "inline")
+        tags = project.bucket.client.get_object_tagging(
+            Bucket=scene.deployment.bucket, Key=f"plain/{key}"
+        )["TagSet"]
+        assert tags == [{"Key": "team", "Value": "legal"}]
+    assert project.keyring()["plaintext"] == "forbidden"
+    project.bucket.put("plain/late", b"not by Keyturn", {})
+    late = await scene.swept("plain")
+    assert counts(late) == {"objects": 6, "current": 5, "failed": 1, "clean": False}
+
+
+async def labels_are_hints(scene: Scene) -> None:
+    """Wrong labels are rewritten, whatever they say, and lead nobody astray."""
+    project = await scene.enrolled("labels")
+    wrong = {
+        "generation": {"enc-kek-user": "7:0123456789abcdef"},
+        "id": {"enc-kek-user": "1:0123456789abcdef"},
+        "master": {"enc-kek-admin": "nobody"},
+        "none": {"enc-kek-admin": ""},
+    }
+    for key, labels in wrong.items():
+        made = project.made(key, key.encode())
+        made.metadata |= labels
+        project.bucket.put_made("labels", made)
+    end = await scene.swept("labels")
+    assert counts(end) == {"objects": 4, "current": 4, "rewrapped": 4, "clean": True}
+    project.stands_as({key: key.encode() for key in wrong})
+    right = project.made("x").metadata
+    for key in wrong:
+        metadata = project.bucket.head(f"labels/{key}")["Metadata"]
+        for name in ("enc-kek-user", "enc-kek-admin"):
+            assert metadata[name] == right[name]
+
+
+async def refused(scene: Scene) -> None:
+    """A sweep of a project that is not there, and an id that names another sweep."""
+    document = requests.sweep("nobody")
+    told = await scene.told(document)
+    assert (told["type"], told["code"]) == ("sweep.rejected", "unknown_project")
+    letter = await scene.dead("keyturn.control", document["sweep_id"])
+    assert json.loads(letter.body) == document
+    project = await scene.enrolled("once")
+    first = requests.sweep("once")
+    await scene.send(first)
+    await scene.ended(first["sweep_id"])
+    for change in ({"repair": True}, {"dry_run": True}, {"encrypt_plaintext": True}):
+        other: dict[str, Any] = {**first, **change}
+        told = await scene.told(other)
+        assert (told["type"], told["code"]) == ("sweep.rejected", "malformed_request")
+        await scene.dead("keyturn.control", first["sweep_id"])
+    again = await scene.told(first | {"requested_at": requests.now()})
+    assert again["type"] == "sweep.completed"
+    assert project.keyring()["generation"] == 1
+
+
+SCENARIOS: dict[str, Callable[[Scene], Coroutine[Any, Any, None]]] = {
+    play.__name__: play
+    for play in (
+        bad_objects_are_in_nobodys_way,
+        a_dry_run_writes_nothing,
+        a_repair,
+        adopted,
+        plaintext_encrypted,
+        labels_are_hints,
+        refused,
+    )
+}
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+async def test_sweep(running: dict[str, asyncio.Task[None]], scenario: str) -> None:
+    """The scenario of that name; see its docstring."""
+    await running[scenario]
