@@ -26,6 +26,7 @@ from contracts.names import (
     is_project,
     is_uuid,
     keyring_key,
+    parse_time,
 )
 from contracts.sealing import Secret
 from workers import records
@@ -242,8 +243,8 @@ def _keyring_row(keyring: Keyring) -> dict[str, Any]:
         "plaintext": "allowed" if keyring.plaintext_allowed else "forbidden",
         "v0": "allowed" if keyring.v0_allowed else "forbidden",
         "earlier_keks": sum(entry.kek is not None for entry in keyring.history),
-        "enrolled_at": first.at,
-        "turned_at": current.at if keyring.history else None,
+        "enrolled_at": seconds(parse_time(first.at)),
+        "turned_at": seconds(parse_time(current.at)) if keyring.history else None,
     }
 
 

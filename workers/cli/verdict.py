@@ -42,7 +42,7 @@ def master_key_rows(
         }
         rows.append(row | _told(row, recorded, census, project))
     for name in sorted(recorded.named):
-        told = f"{name}: not held here, and {_many(recorded.named[name], 'record')} name it"
+        told = f"{name}: not held here, but named by {_many(recorded.named[name], 'record')}"
         rows.append({"master_key": name, "held": False, "may_be_dropped": None, "told": told})
     return rows
 
