@@ -23,6 +23,8 @@ from rich.console import Console
 from tests.bench import big, sealing, uploads
 from tests.bench.figures import Results, profile_table, table
 from tests.bench.processes import BenchError
+from tests.bench.rotation import many, pages, scaling, sizes
+from tests.bench.rotation.world import LEASE_S
 from tests.servers import Servers
 from tests.servers.process import ServerError
 from tests.support.deployment import Deployment
@@ -32,26 +34,52 @@ if TYPE_CHECKING:
 
     from tests.servers import StorageKind
 
-_PARTS: Final = ("uploads", "big", "sealing")
+_ROTATION: Final = ("rotation-pages", "rotation-size", "rotation-scaling", "rotation-many")
+_PARTS: Final = ("uploads", "big", "sealing", *_ROTATION)
 _KINDS: Final[tuple[StorageKind, ...]] = ("ceph", "moto")
 _MIB: Final = 2**20
 # moto answers a few hundred puts a second: fewer objects last as long there.
 _COUNTS: Final = {"ceph": 3000, "moto": 1200}
 _QUICK_COUNT: Final = 600
+_MANY: Final = 10_000
+_QUICK_MANY: Final = 300
+_QUICK_LEASE_S: Final = 3
+_SCALING: Final = 800
+_QUICK_SCALING: Final = 100
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measure Keyturn.")
-    parser.add_argument("--only", default=",".join(_PARTS), help="some of uploads,big,sealing")
+    parser.add_argument(
+        "--only",
+        default=",".join(_PARTS),
+        metavar="PART,PART",
+        help=f"some of {', '.join(_PARTS)}; rotation is all of its four",
+    )
     parser.add_argument("--server", choices=["ceph", "moto", "both"], default="both")
     parser.add_argument("--quick", action="store_true", help="smaller and fewer rounds")
     parser.add_argument("--rounds", type=int, choices=range(1, 21), metavar="1-20")
+    parser.add_argument(
+        "--objects",
+        type=_numbers,
+        metavar="N,N",
+        help=f"objects of rotation-many, one rotation each ({_MANY} where not given)",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
     given = parser.parse_args(argv)
     given.only = given.only.split(",")
+    if "rotation" in given.only:
+        given.only = [*(part for part in given.only if part != "rotation"), *_ROTATION]
     if unknown := set(given.only) - set(_PARTS):
         parser.error(f"--only knows {', '.join(_PARTS)}, not {', '.join(sorted(unknown))}")
     return given
+
+
+def _numbers(text: str) -> list[int]:
+    numbers = [int(number) for number in text.split(",")]
+    if min(numbers) < 1:
+        raise ValueError("at least one object")
+    return numbers
 
 
 @contextmanager
@@ -90,6 +118,57 @@ def _sealing(given: argparse.Namespace, results: Results) -> None:
     results.notes += notes
 
 
+def _rotation_pages(kind: StorageKind, given: argparse.Namespace, results: Results) -> None:
+    count = _QUICK_COUNT if given.quick else _COUNTS[kind]
+    rounds = given.rounds or (1 if given.quick else 3)
+    with _served(kind) as (deployment, scratch):
+        measuring = pages.measure(deployment, scratch, count=count, rounds=rounds)
+        rows, shares = asyncio.run(measuring)
+        results.rows += rows
+        results.profiles |= {f"{kind}, {name} pass": share for name, share in shares.items()}
+
+
+def _rotation_size(kind: StorageKind, given: argparse.Namespace, results: Results) -> None:
+    of = sizes.QUICK_SIZES if given.quick else sizes.SIZES
+    rounds = given.rounds or (1 if given.quick else 3)
+    with _served(kind) as (deployment, _):
+        results.rows += asyncio.run(sizes.measure(deployment, sizes=of, rounds=rounds))
+
+
+def _rotation_scaling(kind: StorageKind, given: argparse.Namespace, results: Results) -> None:
+    with _served(kind) as (deployment, scratch):
+        measuring = scaling.measure(
+            deployment,
+            scratch,
+            workers=scaling.QUICK_WORKERS if given.quick else scaling.WORKERS,
+            objects_a_worker=_QUICK_SCALING if given.quick else _SCALING,
+            rounds=given.rounds or 1,
+        )
+        rows, notes = asyncio.run(measuring)
+        results.rows += rows
+        results.notes += notes
+
+
+def _rotation_many(kind: StorageKind, given: argparse.Namespace, results: Results) -> None:
+    lease_s = _QUICK_LEASE_S if given.quick else LEASE_S
+    found: dict[int, list[many.Found]] = {}
+    for count in given.objects or [_QUICK_MANY if given.quick else _MANY]:
+        for _ in range(given.rounds or 1):
+            # Servers of its own each time: what is left of the one before is in no page's way.
+            with _served(kind) as (deployment, scratch):
+                measuring = many.measure(deployment, scratch, count=count, lease_s=lease_s)
+                found.setdefault(count, []).append(asyncio.run(measuring))
+    results.rows += many.rows(kind, found)
+
+
+_OF_ROTATION: Final = {
+    "rotation-pages": _rotation_pages,
+    "rotation-size": _rotation_size,
+    "rotation-scaling": _rotation_scaling,
+    "rotation-many": _rotation_many,
+}
+
+
 def _measurements(given: argparse.Namespace) -> Iterator[tuple[str, Callable[[Results], None]]]:
     kinds = _KINDS if given.server == "both" else (given.server,)
     if "sealing" in given.only:
@@ -99,6 +178,11 @@ def _measurements(given: argparse.Namespace) -> Iterator[tuple[str, Callable[[Re
     # A figure of speed on moto would be one of moto.
     if "big" in given.only and "ceph" in kinds:
         yield "a large staged upload on ceph", partial(_big, "ceph", given)
+    # As above; where moto alone is asked for, it is somebody's own wish.
+    kind = "ceph" if "ceph" in kinds else kinds[0]
+    for part, measure in _OF_ROTATION.items():
+        if part in given.only:
+            yield f"{part} on {kind}", partial(measure, kind, given)
 
 
 def main(argv: list[str]) -> int:

@@ -1,8 +1,8 @@
 """The other side: plain aioboto3, default settings, in a process of its own.
 
-`python -m tests.bench.bare puts|multipart|get …`; where and with which keys it reads from
-`KEYTURN_S3_…`. It prints one JSON object: seconds of wall and CPU time, and how much was
-done. None of the product's own code runs here.
+`python -m tests.bench.bare puts|heads|copies|multipart|get …`; where and with which keys it
+reads from `KEYTURN_S3_…`. It prints one JSON object: seconds of wall and CPU time, and how
+much was done. None of the product's own code runs here.
 """
 
 from __future__ import annotations
@@ -12,10 +12,16 @@ import asyncio
 import json
 import os
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import aioboto3
 from aiobotocore.config import AioConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+    _Figures = dict[str, float]
+    _Once = Callable[[Any, int], Awaitable[None]]
 
 _BODY_BYTES = 4096
 _BLOCK_BYTES = 2**23
@@ -58,28 +64,68 @@ def _client(connections: int | None) -> Any:
     )
 
 
-async def puts(prefix: str, count: int, warm: int, concurrency: int) -> dict[str, float]:
-    """`count` puts of 4 KiB, so many at once, after a few that do not count."""
+async def _many(client: Any, once: _Once, count: int, warm: int, concurrency: int) -> _Figures:
+    """`once` for so many numbers, so many at once, after a few that do not count."""
+
+    async def work(numbers: Iterator[int]) -> None:
+        for number in numbers:
+            await once(client, number)
+
+    async def span(first: int, last: int) -> None:
+        numbers = iter(range(first, last))
+        await asyncio.gather(*(work(numbers) for _ in range(concurrency)))
+
+    await span(0, warm)
+    began, cpu = time.perf_counter(), time.process_time()
+    await span(warm, warm + count)
+    return _told(began, cpu, count)
+
+
+async def puts(prefix: str, count: int, warm: int, concurrency: int) -> _Figures:
+    """`count` puts of 4 KiB."""
     bucket, body = os.environ["KEYTURN_S3_BUCKET"], os.urandom(_BODY_BYTES)
+
+    async def put(client: Any, number: int) -> None:
+        await client.put_object(
+            Bucket=bucket, Key=f"{prefix}/{number}", Body=body, Metadata=METADATA
+        )
+
     async with _client(concurrency) as client:
-
-        async def put(numbers: Any) -> None:
-            for number in numbers:
-                await client.put_object(
-                    Bucket=bucket, Key=f"{prefix}/{number}", Body=body, Metadata=METADATA
-                )
-
-        async def many(first: int, last: int) -> None:
-            numbers = iter(range(first, last))
-            await asyncio.gather(*(put(numbers) for _ in range(concurrency)))
-
-        await many(0, warm)
-        began, cpu = time.perf_counter(), time.process_time()
-        await many(warm, warm + count)
-        return _told(began, cpu, count)
+        return await _many(client, put, count, warm, concurrency)
 
 
-async def multipart(key: str, size_bytes: int) -> dict[str, float]:
+async def heads(prefix: str, count: int, warm: int, concurrency: int) -> _Figures:
+    """`count` heads of what `puts` put."""
+    bucket = os.environ["KEYTURN_S3_BUCKET"]
+
+    async def head(client: Any, number: int) -> None:
+        await client.head_object(Bucket=bucket, Key=f"{prefix}/{number}")
+
+    async with _client(concurrency) as client:
+        return await _many(client, head, count, warm, concurrency)
+
+
+async def copies(prefix: str, count: int, warm: int, concurrency: int) -> _Figures:
+    """`count` objects of `puts`: a head, and a copy onto itself with other metadata."""
+    bucket = os.environ["KEYTURN_S3_BUCKET"]
+
+    async def copy(client: Any, number: int) -> None:
+        key = f"{prefix}/{number}"
+        head = await client.head_object(Bucket=bucket, Key=key)
+        await client.copy_object(
+            Bucket=bucket,
+            Key=key,
+            CopySource={"Bucket": bucket, "Key": key},
+            CopySourceIfMatch=head["ETag"].strip('"'),
+            MetadataDirective="REPLACE",
+            Metadata=METADATA,
+        )
+
+    async with _client(concurrency) as client:
+        return await _many(client, copy, count, warm, concurrency)
+
+
+async def multipart(key: str, size_bytes: int) -> _Figures:
     """One `upload_fileobj` of a body that costs nothing to read."""
     async with _client(None) as client:
         began, cpu = time.perf_counter(), time.process_time()
@@ -87,7 +133,7 @@ async def multipart(key: str, size_bytes: int) -> dict[str, float]:
         return _told(began, cpu, size_bytes)
 
 
-async def get(key: str) -> dict[str, float]:
+async def get(key: str) -> _Figures:
     """One `get_object`, read to its end in pieces of 1 MiB and thrown away."""
     async with _client(None) as client:
         began, cpu = time.perf_counter(), time.process_time()
@@ -98,7 +144,7 @@ async def get(key: str) -> dict[str, float]:
         return _told(began, cpu, size_bytes)
 
 
-def _told(began: float, cpu: float, done: int) -> dict[str, float]:
+def _told(began: float, cpu: float, done: int) -> _Figures:
     return {
         "wall_s": time.perf_counter() - began,
         "cpu_s": time.process_time() - cpu,
@@ -106,18 +152,22 @@ def _told(began: float, cpu: float, done: int) -> dict[str, float]:
     }
 
 
+_LOOPS = {"puts": puts, "heads": heads, "copies": copies}
+
+
 def main() -> None:
-    """Do one of the three, and print what it took."""
+    """Do one of them, and print what it took."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=["puts", "multipart", "get"])
+    parser.add_argument("what", choices=[*_LOOPS, "multipart", "get"])
     parser.add_argument("key")
     parser.add_argument("--count", type=int, default=0)
     parser.add_argument("--warm", type=int, default=0)
     parser.add_argument("--concurrency", type=int, default=64)
     parser.add_argument("--bytes", type=int, default=0)
     given = parser.parse_args()
-    if given.what == "puts":
-        told = asyncio.run(puts(given.key, given.count, given.warm, given.concurrency))
+    if given.what in _LOOPS:
+        loop = _LOOPS[given.what]
+        told = asyncio.run(loop(given.key, given.count, given.warm, given.concurrency))
     elif given.what == "multipart":
         told = asyncio.run(multipart(given.key, given.bytes))
     else:

@@ -124,13 +124,13 @@ async def _ours(
     return took_s, (peak - idle) / _MIB
 
 
-def check_memory(size_bytes: int) -> None:
+def check_memory(size_bytes: int, *, memory_a_byte: int = _MEMORY_A_BYTE) -> None:
     """See that the storage server, which keeps all in memory, has room for one round.
 
     Raises:
         BenchError: it has not; starting all the same would end other processes.
     """
-    needed = _MEMORY_A_BYTE * size_bytes
+    needed = memory_a_byte * size_bytes
     if (free := psutil.virtual_memory().available) < needed:
         raise BenchError(
             f"{needed // _MIB} MiB of free memory are needed, there are {free // _MIB}"

@@ -76,13 +76,15 @@ async def worker(
         env: Its whole environment.
         log: Where its log goes.
         role: Which worker.
-        samples: Where given, an upload worker that samples its own stack, and writes there.
+        samples: Where given, the worker samples its own stack, and writes there.
 
     Raises:
         BenchError: it ended by itself, or was not ready in time.
     """
     module = (
-        ["workers", "worker", role] if samples is None else ["tests.bench.sampled", str(samples)]
+        ["workers", "worker", role]
+        if samples is None
+        else ["tests.bench.sampled", str(samples), role]
     )
     with log.open("wb") as out:
         process = await asyncio.create_subprocess_exec(
@@ -128,34 +130,40 @@ async def _end(process: asyncio.subprocess.Process) -> None:
         await process.wait()
 
 
-async def bare(env: dict[str, str], what: str, key: str, **numbers: int) -> dict[str, Any]:
-    """Run one of `tests.bench.bare`'s loops; gives what it printed.
+async def printed(env: dict[str, str], module: str, *arguments: str, said: str = "") -> Any:
+    """Run one of the bench's modules; gives the JSON that it printed.
+
+    `said` goes to its standard input.
 
     Raises:
         BenchError: it failed, or took too long.
     """
-    options = [text for name, value in numbers.items() for text in (f"--{name}", str(value))]
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "tests.bench.bare",
-        what,
-        key,
-        *options,
+        module,
+        *arguments,
         cwd=_ROOT,
         env=_environment(env),
-        stdin=asyncio.subprocess.DEVNULL,
+        stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
+    name = " ".join((module, *arguments[:1]))
     try:
         async with asyncio.timeout(_BARE_S):
-            out, err = await process.communicate()
+            out, err = await process.communicate(said.encode())
     except TimeoutError as exc:
         process.kill()
         await process.wait()
-        raise BenchError(f"the bare {what} took longer than {_BARE_S} s") from exc
+        raise BenchError(f"{name} took longer than {_BARE_S} s") from exc
     if process.returncode != 0:
-        raise BenchError(f"the bare {what} failed:\n{err.decode()[-_SHOWN:]}")
-    told: dict[str, Any] = json.loads(out)
+        raise BenchError(f"{name} failed:\n{err.decode()[-_SHOWN:]}")
+    return json.loads(out)
+
+
+async def bare(env: dict[str, str], what: str, key: str, **numbers: int) -> dict[str, Any]:
+    """Run one of `tests.bench.bare`'s loops; gives what it printed; errors as `printed`."""
+    options = [text for name, value in numbers.items() for text in (f"--{name}", str(value))]
+    told: dict[str, Any] = await printed(env, "tests.bench.bare", what, key, *options)
     return told

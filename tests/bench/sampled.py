@@ -1,4 +1,4 @@
-"""An upload worker that samples its own stack: `python -m tests.bench.sampled FILE`.
+"""A worker that samples its own stack: `python -m tests.bench.sampled FILE ROLE`.
 
 A timer of the process's CPU time interrupts it every few milliseconds, so that waiting
 costs nothing and counts for nothing. For a round of its own, which is never timed. On
@@ -18,7 +18,7 @@ import uvloop
 
 from tests.bench.layers import shares
 from workers.logs import configure
-from workers.runtime import UPLOAD, run_worker
+from workers.runtime import run_worker
 from workers.settings import WorkerSettings
 
 if TYPE_CHECKING:
@@ -58,13 +58,13 @@ class Sampler:
 
 
 def main() -> None:
-    """Serve uploads until told to stop, then write what was seen."""
+    """Serve the role until told to stop, then write what was seen."""
     settings = WorkerSettings.read()
     configure(settings.log_format, settings.log_level)
     sampler = Sampler()
     sampler.start()
     try:
-        uvloop.run(run_worker(settings, frozenset({UPLOAD})))
+        uvloop.run(run_worker(settings, frozenset({sys.argv[2]})))
     finally:
         sampler.stop()
         found = {

@@ -1,0 +1,217 @@
+"""A storage that is further away: a proxy that holds every request back, and counts.
+
+`python -m tests.bench.rotation.delaying HOST PORT --delay-ms N --under PATH` listens on
+loopback, prints its port, and for each line on standard input prints what it saw since
+the line before; it ends with its input. Latency alone is added, not a lack of bandwidth:
+as many requests as come are under way at once. It keeps what it has not sent in memory,
+so it is for small bodies.
+
+A client here sends a request only after the answer to the one before on that connection,
+so what comes from it after an answer is a request's beginning. Nothing else is parsed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import urlsplit
+
+import psutil
+import uvloop
+
+from tests.bench.processes import BenchError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+_ROOT = Path(__file__).parents[3]
+_ANSWER_S = 30
+
+
+@dataclass
+class Seen:
+    """What went through: requests, those under the path that was named, bytes of answers."""
+
+    requests: int = 0
+    under: int = 0
+    received_bytes: int = 0
+
+
+class Connection(asyncio.Protocol):
+    """One client's connection, and the one to the server that it is given."""
+
+    def __init__(self, upstream: tuple[str, int], delay_s: float, under: bytes, seen: Seen) -> None:
+        self._upstream = upstream
+        self._delay_s = delay_s
+        self._under = under
+        self._seen = seen
+        self._client: asyncio.Transport | None = None
+        self._server: asyncio.Transport | None = None
+        self._waiting: list[bytes] = []
+        self._answered = True
+        self._task: asyncio.Task[None] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's transports are none of asyncio's classes.
+        self._client = cast("asyncio.Transport", transport)
+        self._task = asyncio.create_task(self._connect())
+
+    async def _connect(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            self._server, _ = await loop.create_connection(lambda: _Answers(self), *self._upstream)
+        except OSError:
+            self.close()
+            return
+        for data in self._waiting:
+            self._server.write(data)
+
+    def data_received(self, data: bytes) -> None:
+        if self._answered:
+            self._answered = False
+            self._seen.requests += 1
+            _, _, rest = data.partition(b" ")
+            self._seen.under += rest.startswith(self._under)
+        if self._delay_s:
+            asyncio.get_running_loop().call_later(self._delay_s, self._forward, data)
+        else:
+            self._forward(data)
+
+    def _forward(self, data: bytes) -> None:
+        if self._server is None:
+            self._waiting.append(data)
+        elif not self._server.is_closing():
+            self._server.write(data)
+
+    def answer(self, data: bytes) -> None:
+        """Bytes of the server, passed on at once."""
+        self._answered = True
+        self._seen.received_bytes += len(data)
+        if self._client is not None and not self._client.is_closing():
+            self._client.write(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
+        self.close()
+
+    def close(self) -> None:
+        """End both sides."""
+        for side in (self._client, self._server):
+            if side is not None:
+                side.close()
+
+
+class _Answers(asyncio.Protocol):
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def data_received(self, data: bytes) -> None:
+        self._connection.answer(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
+        self._connection.close()
+
+
+async def listen(
+    host: str, port: int, *, delay_s: float, under: str
+) -> tuple[asyncio.Server, int, Seen]:
+    """Begin to forward; the server, its port, and what it has seen."""
+    seen = Seen()
+    server = await asyncio.get_running_loop().create_server(
+        lambda: Connection((host, port), delay_s, under.encode(), seen), "127.0.0.1", 0
+    )
+    return server, server.sockets[0].getsockname()[1], seen
+
+
+async def _serve(given: argparse.Namespace) -> None:
+    delay_s = given.delay_ms / 1000
+    server, port, seen = await listen(given.host, given.port, delay_s=delay_s, under=given.under)
+    lines = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(lines), sys.stdin
+    )
+    print(json.dumps({"port": port}), flush=True)
+    while await lines.readline():
+        print(json.dumps(asdict(seen)), flush=True)
+        seen.requests = seen.under = seen.received_bytes = 0
+    server.close()
+
+
+@dataclass(frozen=True)
+class Delaying:
+    """The proxy's process; `url` stands for the server behind it."""
+
+    url: str
+    usage: psutil.Process
+    _process: asyncio.subprocess.Process
+
+    async def seen(self) -> Seen:
+        """What went through since this was asked before."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(b"\n")
+        return Seen(**await _line(self._process))
+
+    def cpu_s(self) -> float:
+        """User and system time so far, in seconds."""
+        times = self.usage.cpu_times()
+        return times.user + times.system
+
+
+async def _line(process: asyncio.subprocess.Process) -> dict[str, Any]:
+    assert process.stdout is not None
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_ANSWER_S):
+            if line := await process.stdout.readline():
+                told: dict[str, Any] = json.loads(line)
+                return told
+    raise BenchError("the proxy does not answer")
+
+
+@asynccontextmanager
+async def delaying(url: str, *, delay_ms: int, under: str) -> AsyncIterator[Delaying]:
+    """Run the proxy before the server at `url`, until the block ends.
+
+    Args:
+        url: The server's.
+        delay_ms: By which each request comes later.
+        under: The beginning of paths that are counted apart.
+
+    Raises:
+        BenchError: it did not start, or does not answer.
+    """
+    behind = urlsplit(url)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", __name__, str(behind.hostname), str(behind.port or 80)),
+        *("--delay-ms", str(delay_ms), "--under", under),
+        cwd=_ROOT,
+        env={"PATH": os.environ["PATH"]},
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        port = (await _line(process))["port"]
+        yield Delaying(f"http://127.0.0.1:{port}", psutil.Process(process.pid), process)
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+def main() -> None:
+    """Forward until standard input ends."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("host")
+    parser.add_argument("port", type=int)
+    parser.add_argument("--delay-ms", type=int, default=0)
+    parser.add_argument("--under", default="/")
+    uvloop.run(_serve(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()
