@@ -108,9 +108,11 @@ class Scene:
         """Every event of a request so far."""
         return [event for event in self.wire.events if request_id in event.values()]
 
-    async def dead(self, queue: str, wanted: str) -> AbstractIncomingMessage:
+    async def dead(
+        self, queue: str, wanted: str, *, timeout_s: float = 60
+    ) -> AbstractIncomingMessage:
         """Take the dead letter of this queue whose body holds this text; others stay for others."""
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(timeout_s):
             while True:
                 async with self._taking:
                     for row in self._dead:

@@ -1,0 +1,286 @@
+"""Keyrings and records that a bucket writer touched: told, and nothing wrapped by them (SPEC 13).
+
+A keyring that was forged, or moved from another project, does not open. One that was
+rolled back opens, and is found by the objects that stand above it. One that is gone is an
+unknown project. In the middle of a sweep each stops it; once the keyring is back, the
+sweep's dead letter, sent again, carries it on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+import aio_pika
+import pytest
+
+from contracts.names import keyring_key
+from contracts.sealing import Secret, b64, kek_id, record_kek, seal_record
+from tests.integration.sweep.scene import Project, Scene, counts
+from tests.support import requests
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from tests.integration.sweep.scene import Document, Event
+
+pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
+
+# Not one object of these tests may ever open by it.
+ATTACKERS_KEK = Secret(bytes([7]) * 32)
+
+
+def forged(project: Project) -> bytes:
+    """A keyring that names the right master key, and holds the attacker's KEK."""
+    now, s3_key = requests.now(), keyring_key(project.name)
+    sealed_part = {
+        "generation": project.generation,
+        "kek_id": kek_id(ATTACKERS_KEK),
+        "kek": b64(ATTACKERS_KEK.reveal()),
+        "rotation_id": requests.new_id(),
+        "requested_at": now,
+        "at": now,
+        "plaintext": "allowed",
+        "v0": "forbidden",
+        "v0_kek": None,
+        "history": [],
+    }
+    kek = record_kek(os.urandom(32), project.name)
+    sealed = seal_record(kek, s3_key, json.dumps(sealed_part).encode())
+    record = {"v": 1, "project": project.name, "master_key": "m1", "sealed": b64(sealed)}
+    return json.dumps(record).encode()
+
+
+async def moved(project: Project) -> bytes:
+    """Another project's own keyring, renamed where it names its project in the clear."""
+    other = await project.scene.enrolled(f"{project.name}-b")
+    return other.keyring_bytes().replace(other.name.encode(), project.name.encode())
+
+
+def nothing_of_the_attackers(project: Project, keys: list[str]) -> None:
+    for key in keys:
+        for generation in (1, 2, 3):
+            at = project.s3_key(key)
+            assert project.bucket.unwrapped(ATTACKERS_KEK, "user", at, generation) is None
+
+
+def replayed(letter: aio_pika.abc.AbstractIncomingMessage) -> aio_pika.Message:
+    """A dead letter as the operator sends it again (SPEC 12)."""
+    kept = {n: v for n, v in letter.headers.items() if n not in ("keyturn-code", "keyturn-detail")}
+    return aio_pika.Message(letter.body, headers=kept, content_type=letter.content_type)
+
+
+async def refused_by(scene: Scene, project: Project, record: bytes) -> None:
+    """Rotation, sweep, delete and upload are each refused; nothing anywhere is written."""
+    project.fill(8)
+    project.put_keyring(record)
+    before = project.bucket.heads(f"{project.name}/")
+    asked: list[Document] = [
+        project.rotation(),
+        requests.sweep(project.name),
+        requests.delete(project.name, "k/001"),
+        requests.upload(scene.deployment, project.name, "new", b"x").document,
+    ]
+    told = await asyncio.gather(*(scene.told(document) for document in asked))
+    assert [event["type"] for event in told] == [
+        "rotation.rejected",
+        "sweep.rejected",
+        "delete.rejected",
+        "upload.rejected",
+    ]
+    assert {event["code"] for event in told} == {"corrupt_object"}
+    for document, queue in zip(asked, ["control", "control", "control", "upload"], strict=True):
+        name = next(
+            n for n in ("rotation_id", "sweep_id", "request_id", "upload_id") if n in document
+        )
+        letter = await scene.dead(f"keyturn.{queue}", document[name])
+        assert letter.headers["keyturn-code"] == "corrupt_object"
+    assert project.bucket.heads(f"{project.name}/") == before
+    assert project.keyring_bytes() == record
+
+
+async def forged_before(scene: Scene) -> None:
+    """Nothing is served by a keyring that somebody made up."""
+    project = await scene.enrolled("forged")
+    await refused_by(scene, project, forged(project))
+
+
+async def moved_before(scene: Scene) -> None:
+    """Nor by another project's, though every master key opens it where it belongs."""
+    project = await scene.enrolled("moved")
+    await refused_by(scene, project, await moved(project))
+
+
+async def _stopped(scene: Scene, project: Project, touch: Callable[[], None], code: str) -> None:
+    """A sweep that meets a touched keyring in its middle: told, stopped, and carried on later."""
+    plaintexts = project.fill(20)
+    document = project.rotation()
+    assert (await scene.told(document))["type"] == "rotation.accepted"
+    right = project.keyring_bytes()
+    touch()
+
+    def rejected(event: Event) -> bool:
+        return event["type"] == "rotation.rejected" and document["rotation_id"] in event.values()
+
+    told = await scene.wire.event(rejected)
+    assert (told["code"], told["project"]) == (code, project.name)
+    letter = await scene.dead("keyturn.plan", document["rotation_id"])
+    assert letter.headers["keyturn-code"] == code
+    nothing_of_the_attackers(project, list(plaintexts))
+    stale = scene.bucket.record(
+        f".keyturn/sweeps/{document['rotation_id']}/{project.name}/sweep.json", project.name
+    )
+    assert (stale["status"], stale["code"], stale["clean"]) == ("failed", code, False)
+    project.put_keyring(right)
+    await scene.wire.channel.default_exchange.publish(replayed(letter), "keyturn.plan")
+    end = await scene.wire.event(
+        lambda event: (
+            event["type"] == "rotation.completed" and document["rotation_id"] in event.values()
+        )
+    )
+    # A take that was cut off after its copies never told how many they were.
+    assert counts(end) | {"rewrapped": 0} == {
+        "objects": 20,
+        "current": 20,
+        "rewrapped": 0,
+        "clean": True,
+    }
+    project.stands_as(plaintexts)
+
+
+async def forged_in_the_middle(scene: Scene) -> None:
+    """A forged keyring ends the sweep aloud."""
+    project = await scene.enrolled("forged-mid")
+    await _stopped(scene, project, lambda: project.put_keyring(forged(project)), "corrupt_object")
+
+
+async def moved_in_the_middle(scene: Scene) -> None:
+    """So does one from another project."""
+    project = await scene.enrolled("moved-mid")
+    record = await moved(project)
+    await _stopped(scene, project, lambda: project.put_keyring(record), "corrupt_object")
+
+
+async def deleted_in_the_middle(scene: Scene) -> None:
+    """And one that is gone, after the retries that an unknown project has."""
+    project = await scene.enrolled("deleted-mid")
+    await _stopped(
+        scene,
+        project,
+        lambda: project.bucket.delete(keyring_key(project.name)),
+        "unknown_project",
+    )
+
+
+def put_offs(scene: Scene, project: Project) -> list[dict[str, Any]]:
+    """What the worker's log says of this project's waiting for an operator."""
+    rows = [json.loads(line) for line in scene.served.process.lines if "keyring_rolled" in line]
+    return [row for row in rows if row["event"] == "put off" and row["project"] == project.name]
+
+
+async def rolled_back_in_the_middle(scene: Scene) -> None:
+    """Everything waits, with an error in the log; nothing falls back to the old key."""
+    project = await scene.enrolled("rolled-mid")
+    plaintexts = project.fill(20)
+    before = project.keyring_bytes()
+    document = project.rotation()
+    assert (await scene.told(document))["type"] == "rotation.accepted"
+    right = project.keyring_bytes()
+    await scene.wire.event(
+        lambda event: document["rotation_id"] in event.values() and event.get("rewrapped") == 20
+    )
+    heads = project.bucket.heads("rolled-mid/")
+    project.put_keyring(before)
+    await scene.served.process.logged('"project":"rolled-mid","code":"keyring_rolled_back"')
+    assert project.bucket.heads("rolled-mid/") == heads
+    project.put_keyring(right)
+    end = await scene.ended(document["rotation_id"])
+    assert counts(end) == {"objects": 20, "current": 20, "rewrapped": 20, "clean": True}
+    assert {row["level"] for row in put_offs(scene, project)} == {"error"}
+    project.stands_as(plaintexts)
+
+
+async def rolled_back_before(scene: Scene) -> None:
+    """A sweep by a keyring below its objects writes nothing, and waits for an operator."""
+    project = await scene.enrolled("rolled")
+    plaintexts = project.fill(10)
+    before = project.keyring_bytes()
+    await project.rotated()
+    right, heads = project.keyring_bytes(), project.bucket.heads("rolled/")
+    project.put_keyring(before)
+    document = requests.sweep("rolled", repair=True)
+    await scene.send(document)
+    await scene.served.process.logged('"project":"rolled","code":"keyring_rolled_back"')
+    assert project.bucket.heads("rolled/") == heads
+    project.put_keyring(right)
+    end = await scene.ended(document["sweep_id"])
+    assert counts(end) == {"objects": 10, "current": 10, "clean": True}
+    project.stands_as(plaintexts)
+
+
+async def forged_records_of_a_sweep(scene: Scene) -> None:
+    """Results that somebody made up prove nothing: the pages are done all the same."""
+    project = await scene.enrolled("records")
+    plaintexts = project.fill(20)
+    other = await scene.enrolled("records-b")
+    end = requests.sweep("records-b")
+    await scene.send(end)
+    await scene.ended(end["sweep_id"])
+    plan = scene.bucket.get(f".keyturn/sweeps/{end['sweep_id']}/records-b/sweep.json")[0]
+    document = project.rotation()
+    folder = f".keyturn/sweeps/{document['rotation_id']}/records"
+    for page in range(4):
+        for take in range(3):
+            body = b"{}" if take % 2 else plan.replace(other.name.encode(), b"records")
+            scene.bucket.put(f"{folder}/results/000000-{page:08}-{take:06}.json", body, {})
+    await scene.send(document)
+    told = await scene.ended(document["rotation_id"])
+    assert counts(told) == {"objects": 20, "current": 20, "rewrapped": 20, "clean": True}
+    project.stands_as(plaintexts)
+
+
+async def a_forged_plan(scene: Scene) -> None:
+    """A sweep whose record was overwritten ends in one dead letter, and starts anew without it."""
+    project = await scene.enrolled("plan")
+    plaintexts = project.fill(3)
+    document = project.rotation()
+    assert (await scene.told(document))["type"] == "rotation.accepted"
+    s3_key = f".keyturn/sweeps/{document['rotation_id']}/plan/sweep.json"
+    scene.bucket.put(s3_key, b'{"v": 1}', {})
+    letter = await scene.dead("keyturn.plan", document["rotation_id"])
+    assert letter.headers["keyturn-code"] == "corrupt_object"
+    # Served to its end: one step later, nothing of it is under way any more.
+    await scene.swept("plan")
+    assert await scene.wire.depth("keyturn.plan") == 0
+    with pytest.raises(TimeoutError):
+        await scene.dead("keyturn.plan", document["rotation_id"], timeout_s=1)
+    scene.bucket.delete(s3_key)
+    told = await scene.told(document)
+    assert (told["type"], told["generation"]) == ("rotation.accepted", 2)
+    end = await scene.ended(document["rotation_id"])
+    assert end["clean"]
+    project.stands_as(plaintexts)
+
+
+SCENARIOS: dict[str, Callable[[Scene], Coroutine[Any, Any, None]]] = {
+    play.__name__: play
+    for play in (
+        deleted_in_the_middle,
+        forged_before,
+        moved_before,
+        forged_in_the_middle,
+        moved_in_the_middle,
+        rolled_back_in_the_middle,
+        rolled_back_before,
+        forged_records_of_a_sweep,
+        a_forged_plan,
+    )
+}
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+async def test_keyring(running: dict[str, asyncio.Task[None]], scenario: str) -> None:
+    """The scenario of that name; see its docstring."""
+    await running[scenario]
