@@ -100,6 +100,9 @@ class Steps:
             if plan.status == "failed":
                 # Its dead letter was replayed, or its request came again.
                 await self._store.mark_running(plan.ask)
+                # Hints of pages that came meanwhile found it ended, and went with that.
+                unsent = tuple(replace(live, sent_at=None) for live in plan.live)
+                plan = replace(plan, live=unsent)
             await self._step(replace(standing, plan=replace(plan, status="running", told=False)))
         elif again and hint.step + 1 == plan.step:
             await self._send_again(plan)

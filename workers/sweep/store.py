@@ -126,6 +126,11 @@ class SweepStore:
     async def add_result(self, plan: Plan, live: Live, result: Result, master_key: str) -> bool:
         """Put what this take of a page found; False where another worker's stands already."""
         key = self._result_key(plan, live)
+        if await self._add(key, plan.ask.project, result, master_key):
+            return True
+        if (await self._result(plan, live.page, key))[1] is not None:
+            return False
+        # Somebody who writes the bucket had put it there; it is gone now.
         return await self._add(key, plan.ask.project, result, master_key)
 
     async def results(self, plan: Plan) -> dict[int, Result]:
