@@ -6,8 +6,9 @@ import logging
 import sys
 
 import pytest
+from botocore.utils import parse_timestamp
 
-from contracts.s3 import new_session, open_client
+from contracts.s3 import _timestamp, new_session, open_client
 from contracts.settings import S3Settings, SettingsError
 
 
@@ -58,3 +59,16 @@ def test_botocore_stays_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     new_session(settings())
     assert logging.getLogger("botocore.auth").getEffectiveLevel() >= logging.WARNING
     assert logging.getLogger("aiobotocore.endpoint").getEffectiveLevel() >= logging.WARNING
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2026-11-24T10:00:00.123Z",
+        "2026-11-24T10:00:00Z",
+        "2026-11-24T11:00:00+01:00",
+        "Tue, 24 Nov 2026 10:00:00 GMT",
+    ],
+)
+def test_times_are_read_as_botocore_reads_them(text: str) -> None:
+    assert _timestamp(text) == parse_timestamp(text)
