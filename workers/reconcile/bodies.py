@@ -4,12 +4,15 @@ Both stream in bounded memory and pin the body by its ETag, so that what was rea
 the write then stands on.
 """
 
+from collections.abc import AsyncIterator
 from typing import Final
 
 from contracts.errors import BodyTooLargeError, CorruptObjectError
 from contracts.sealing import SealError, Secret, V0Opener, sealed_size
 from workers.envelope.stream import sealed_pieces
-from workers.storage import Head, Headers, IfMatch, Lease, Storage
+from workers.keyring import KeyringReader, Observed
+from workers.reconcile.fences import still
+from workers.storage import Head, Headers, IfMatch, Storage
 
 PUT_MAX_BYTES: Final = 5 * 1024**3
 """What one put may hold on any server (SPEC 7.2)."""
@@ -47,22 +50,49 @@ def check_fits_one_put(head: Head) -> int:
 
 
 async def encrypt(
-    storage: Storage, s3_key: str, head: Head, headers: Headers, dek: bytes, lease: Lease
+    storage: Storage,
+    keyrings: KeyringReader,
+    s3_key: str,
+    head: Head,
+    headers: Headers,
+    dek: bytes,
+    observed: Observed,
 ) -> None:
     """Replace plaintext by its own sealed body, in one put over the body that was read.
 
+    `observed` is what the wraps in `headers` were made for.
+
     Raises:
         BodyTooLargeError: one put cannot hold it.
-        PreconditionError, MissingError: another body, or none, stands there now.
+        PreconditionError, MissingError: another body, or none, stands there now, or the
+            desired state moved meanwhile.
         RefusedError: it came after its lease.
     """
     size_bytes = check_fits_one_put(head)
     async with storage.stream(s3_key, if_match=head.etag) as source:
         await storage.put_stream(
             s3_key,
-            sealed_pieces(source.chunks(_PIECE_BYTES), dek),
+            _fenced(sealed_pieces(source.chunks(_PIECE_BYTES), dek), keyrings, observed),
             size_bytes,
             headers,
             condition=IfMatch(head.etag),
-            lease=lease,
+            lease=observed.lease,
         )
+
+
+async def _fenced(
+    pieces: AsyncIterator[bytes], keyrings: KeyringReader, observed: Observed
+) -> AsyncIterator[bytes]:
+    """The pieces, the last of them only if the desired state is still the one that they serve.
+
+    The lease bounds when a body begins, not when it ends: a large one could otherwise land,
+    under wraps that are past, long after a sweep has proven that there are none.
+    """
+    held: bytes | None = None
+    async for piece in pieces:
+        if held is not None:
+            yield held
+        held = piece
+    await still(keyrings, observed)
+    if held is not None:
+        yield held

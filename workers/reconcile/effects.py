@@ -133,7 +133,7 @@ class Effects:
             # this put bring the object back. A delete that is put after this look waits
             # for the lease, which began before it (SPEC 8.7).
             await check_unchanged(self._storage, s3_key, head)
-        await encrypt(self._storage, s3_key, head, headers, dek, observed.lease)
+        await encrypt(self._storage, self._keyrings, s3_key, head, headers, dek, observed)
 
     async def _reseal(self, s3_key: str, head: Head, decision: Reseal, observed: Observed) -> None:
         headers = replace(head.headers, metadata=tombstone_metadata(decision.sealed))

@@ -172,6 +172,17 @@ async def test_each_attempt_to_encrypt_has_its_own_dek() -> None:
     assert headers[0] != headers[1]
 
 
+@pytest.mark.parametrize("body", [b"hello", bytes(2_500_000)], ids=["small", "large"])
+async def test_no_body_lands_under_wraps_that_are_past(body: bytes) -> None:
+    """The lease bounds a put's beginning: the turn comes while the body is on its way."""
+    on = in_plaintext(body)
+    on.storage.before_next("stream", on.turn)
+    with pytest.raises(PreconditionError):
+        await on.bring(ENCRYPT)
+    assert await on.body() == body
+    assert isinstance(parse((await on.storage.head(TARGET)).metadata), Plaintext)
+
+
 @pytest.mark.parametrize("operation", ["stream", "put_stream"])
 async def test_plaintext_replaced_meanwhile_is_left_as_it_is_now(operation: str) -> None:
     on = in_plaintext()
