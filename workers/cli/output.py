@@ -6,7 +6,7 @@ in a key must not reach a terminal. Where output is no terminal it is plain colu
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -44,13 +44,18 @@ def print_line(text: str) -> None:
     print(printable(text))  # noqa: T201  # its purpose
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A table: framed on a terminal, plain columns elsewhere. None shows as `-`."""
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], *, whole: Collection[str] = ()
+) -> None:
+    """A table: framed on a terminal, plain columns elsewhere. None shows as `-`.
+
+    Columns in `whole` are never folded: ids that a person copies.
+    """
     terminal = sys.stdout.isatty()
     console = Console(file=sys.stdout, width=None if terminal else _PLAIN_WIDTH, highlight=False)
     table = Table(box=SIMPLE_HEAD if terminal else None, pad_edge=False, show_edge=False)
     for column in columns:
-        table.add_column(Text(column), overflow="fold", no_wrap=not terminal)
+        table.add_column(Text(column), overflow="fold", no_wrap=not terminal or column in whole)
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
     if terminal:

@@ -9,7 +9,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from contracts.errors import (
@@ -268,5 +268,7 @@ def sweep_row(plan: Plan | AllPlan) -> dict[str, Any]:
 
 
 def seconds(instant: datetime | None) -> str | None:
-    """A moment to the second."""
-    return None if instant is None else instant.isoformat(timespec="seconds")
+    """A moment to the second, as SPEC 1 writes it."""
+    if instant is None:
+        return None
+    return instant.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="seconds") + "Z"

@@ -62,7 +62,7 @@ def status(
     of: Annotated[
         str | None,
         typer.Argument(
-            metavar="[PROJECT | ID]",
+            metavar="PROJECT | ID",
             help="A project, or the id of a sweep or a rotation. Without it: everything.",
             callback=_checked,
         ),
@@ -197,7 +197,8 @@ def _table(title: str, columns: tuple[str, ...], rows: list[dict[str, Any]]) -> 
     if rows:
         # A code has a column only where something has one.
         shown = [name for name in columns if name != "code" or any(row[name] for row in rows)]
-        print_table(shown, ([row[name] for name in shown] for row in rows))
+        cells = ([row[name] for name in shown] for row in rows)
+        print_table(shown, cells, whole=("sweep_id",))
     else:
         print_line("none")
 

@@ -194,8 +194,8 @@ def test_a_keyring_shows_what_it_allows_and_what_it_still_holds(bucket: Bench) -
         "plaintext": "allowed",
         "v0": "allowed",
         "earlier_keks": 1,
-        "enrolled_at": "2026-11-24T10:00:00+00:00",
-        "turned_at": "2026-11-24T10:00:00+00:00",
+        "enrolled_at": "2026-11-24T10:00:00Z",
+        "turned_at": "2026-11-24T10:00:00Z",
         "code": None,
         "detail": None,
     }

@@ -99,7 +99,7 @@ def test_a_running_sweep_tells_how_far_it_is(bucket: Bench) -> None:
         "ranges_planned": 1,
         "pages": 3,
         "pages_not_proven": 1,
-        "proof_not_before": "2026-11-24T10:01:45+00:00",
+        "proof_not_before": "2026-11-24T10:01:45Z",
         "rate_per_s": 4.0,  # half of 50 seen and 30 proven, in ten seconds
         "left_s": 35.0,  # not the 5 s that the rate tells: the proof has to wait
         "failures": [],

@@ -1,0 +1,94 @@
+"""`status` on real servers while a worker rotates: by its id, and the census after it."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from contracts.sealing import b64, new_api_key
+from tests.integration.cli.conftest import Cli, cli_for, document
+from tests.support import reader, requests
+from tests.support.process import worker
+from tests.support.serving import serving
+
+if TYPE_CHECKING:
+    from tests.servers import S3Server, Servers
+    from tests.support.process import WorkerProcess
+    from tests.support.serving import Serving
+
+pytestmark = pytest.mark.servers
+
+_OBJECTS = 5
+
+
+async def _watched(
+    cli: Cli, process: WorkerProcess, *arguments: str, **env: str
+) -> tuple[int, dict[str, Any]]:
+    """Ask for something, and pick it up by its id; how the watching ended and what it told."""
+    asked = document(await cli.arun(*arguments, "--json", stdin=None, **env))
+    request_id = asked.get("rotation_id") or asked["sweep_id"]
+    await process.logged(request_id)  # once a worker has served it, it has a record
+    result = await cli.arun("status", request_id, "--watch", "--json")
+    return result.exit_code, document(result)
+
+
+def _census(told: dict[str, Any]) -> list[tuple[Any, ...]]:
+    names = ("kind", "generation", "master_key", "code", "objects")
+    return [tuple(row[name] for name in names) for row in told["objects"]]
+
+
+def _verdict(told: dict[str, Any], master_key: str) -> dict[str, Any]:
+    row: dict[str, Any] = next(r for r in told["master_keys"] if r["master_key"] == master_key)
+    return row
+
+
+async def _fill(running: Serving) -> None:
+    for number in range(_OBJECTS):
+        upload = requests.upload(running.deployment, "acme", f"k{number}", b"hello")
+        assert (await running.served(upload.document))["type"] == "upload.stored"
+
+
+async def test_a_rotation_then_a_new_master_key_until_the_old_one_may_be_dropped(
+    broker: Servers, ceph: S3Server
+) -> None:
+    held = {"m2": b64(os.urandom(32))}
+    env = {"LEASE_S": "2", "KEYRING_CACHE_S": "0.5"}
+    async with serving(broker, ceph, **env) as running:
+        await _fill(running)
+        cli = cli_for(running.deployment)
+        code, told = await _watched(
+            cli, running.process, "rotate", "acme", NEW_API_KEY=new_api_key()
+        )
+        assert (code, told["status"], told["clean"]) == (0, "done", True)
+        assert (told["counts"]["rewrapped"], told["failures"]) == (_OBJECTS, [])
+        told = document(await cli.arun("status", "acme", "--json"))
+        assert _census(told) == [("encrypted", 2, "m1", None, _OBJECTS)]
+        assert told["keyrings"][0]["earlier_keks"] == 0
+        assert not _verdict(told, "m1")["may_be_dropped"]
+        deployment, bucket = running.deployment, running.deployment.bucket
+        await running.process.terminate()
+    held["m1"] = b64(deployment.master_key)
+    env |= {"MASTER_KEYS": json.dumps(held), "ACTIVE_MASTER_KEY": "m2"}
+    cli = Cli(deployment, cli.env | {f"KEYTURN_{name}": value for name, value in env.items()})
+    client = reader.s3_client(deployment)
+    client.put_object(Bucket=bucket, Key="acme/odd", Body=b"", Metadata={"enc-algo": "ROT13"})
+    async with worker(deployment.worker_env(**env)) as process:
+        sweep = ("sweep", "--all", "--master-key", "m2")
+        code, told = await _watched(cli, process, *sweep)
+        assert (code, told["status"], told["clean"]) == (1, "done", False)
+        assert told["failures"] == [{"project": "acme", "key": "odd", "code": "unknown_algorithm"}]
+        told = document(await cli.arun("status", "--json"))
+        assert _census(told) == [
+            ("encrypted", 2, "m2", None, _OBJECTS),
+            ("unreadable", None, None, "unknown_algorithm", 1),
+        ]
+        assert not _verdict(told, "m1")["may_be_dropped"]
+        client.delete_object(Bucket=bucket, Key="acme/odd")
+        code, told = await _watched(cli, process, *sweep)
+        assert (code, told["clean"]) == (0, True)
+    told = document(await cli.arun("status", "--json"))
+    assert _verdict(told, "m1")["told"] == "m1: 0 objects, 0 records: may be dropped"
+    assert not _verdict(told, "m2")["may_be_dropped"]
