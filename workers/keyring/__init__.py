@@ -2,7 +2,7 @@
 
 from workers.keyring.reader import KeyringReader, Observed
 from workers.keyring.record import Desired, Generation, Keyring
-from workers.keyring.store import change, create
+from workers.keyring.store import change, create, forget_older
 from workers.keyring.turn import (
     brought_by,
     check_turn,
@@ -23,6 +23,7 @@ __all__ = [
     "check_turn",
     "create",
     "forbidden_plaintext",
+    "forget_older",
     "resealed",
     "settled",
     "turned",

@@ -30,3 +30,21 @@ async def change(
     """
     body = build(keyring, master_keys)
     return await records.replace(storage, keyring_key(keyring.project), body, etag)
+
+
+async def forget_older(storage: Storage, project: str) -> None:
+    """On a versioned bucket: remove older versions of a keyring, which hold earlier KEKs.
+
+    Raises:
+        RefusedError: a lock keeps one.
+        StorageUnavailableError
+    """
+    versioning = await storage.versioning()
+    if not versioning:
+        return
+    key = keyring_key(project)
+    async for version in storage.list_versions(key):
+        # Where versioning is suspended, a change of the keyring stands under that name.
+        null = version.version_id == "null" and versioning == "Suspended"
+        if version.key == key and not version.is_latest and not null:
+            await storage.delete_version(key, version.version_id)

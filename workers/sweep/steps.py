@@ -21,13 +21,14 @@ from contracts.errors import (
 )
 from contracts.names import object_key
 from workers.envelope import OperatorKeys
-from workers.errors import MissingError
+from workers.errors import MissingError, RefusedError
 from workers.keyring import (
     Keyring,
     KeyringReader,
     Observed,
     change,
     forbidden_plaintext,
+    forget_older,
     settled,
 )
 from workers.storage import Storage
@@ -214,12 +215,21 @@ class Steps:
                 break
         else:
             raise StorageUnavailableError("the keyring kept changing")
+        if clean and not plan.ask.dry_run:
+            await self._forget_older_keyrings(plan)
         ended = replace(plan, status="done", clean=clean, ended_at=observed.lease.read_at)
         if not await self._store.change(ended, standing.etag, observed.desired.master_key):
             return
         _log.info("sweep ended", **_named(plan), clean=clean, **plan.counts.to_json())
         await self._store.forget(plan, proven)
         await self._tell_end(await self._store.read(plan.ask.sweep_id, plan.ask.project))
+
+    async def _forget_older_keyrings(self, plan: Plan) -> None:
+        try:
+            await forget_older(self._storage, plan.ask.project)
+        except RefusedError as exc:
+            # They stay sealed under the master key; the objects are proven all the same.
+            _log.warning("an older version of the keyring stays", **_named(plan), problem=str(exc))
 
     async def _change(self, observed: Observed, keyring: Keyring) -> bool:
         return await change(self._storage, keyring, observed.etag, self._keys.master_keys)

@@ -1,0 +1,31 @@
+"""Older versions of a keyring hold earlier KEKs: a clean sweep removes them (SPEC 8.5)."""
+
+from __future__ import annotations
+
+import pytest
+
+from contracts.names import keyring_key
+from tests.unit.workers.factories import MASTER_KEYS, keyring, turned
+from workers.keyring import KeyringReader, change, create, forget_older
+from workers.storage.memory import MemoryStorage
+
+
+async def versions(storage: MemoryStorage) -> int:
+    return len([1 async for _ in storage.list_versions(keyring_key("acme"))])
+
+
+@pytest.mark.parametrize(("versioned", "left"), [(True, 1), (False, 1)])
+async def test_the_latest_version_alone_is_left(*, versioned: bool, left: int) -> None:
+    storage = MemoryStorage(versioned=versioned)
+    ring = keyring()
+    assert await create(storage, ring, MASTER_KEYS)
+    assert await create(storage, keyring("acme-2"), MASTER_KEYS)
+    keyrings = KeyringReader(storage, MASTER_KEYS, lease_s=15, cache_s=0)
+    for _ in range(3):
+        ring = turned(ring)
+        observed = await keyrings.fresh("acme")
+        assert await change(storage, ring, observed.etag, MASTER_KEYS)
+    assert await versions(storage) == (4 if versioned else 1)
+    await forget_older(storage, "acme")
+    assert await versions(storage) == left
+    assert (await keyrings.fresh("acme")).keyring == ring
