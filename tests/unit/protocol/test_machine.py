@@ -24,17 +24,20 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from contracts.names import KEYRINGS_PREFIX, SWEEPS_PREFIX
 from tests.unit.protocol.wire import MID, SENT
 from tests.unit.protocol.world import Options, World
 from workers.storage import Differences
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.unit.protocol.wire import Call
 
 _EXAMPLES: Final = os.environ.get("KEYTURN_PROTOCOL_EXAMPLES")
 _SETTINGS: Final = settings(
     max_examples=int(_EXAMPLES or 80),
-    stateful_step_count=30,
+    stateful_step_count=20,
     derandomize=_EXAMPLES is None,
     database=None,
     deadline=None,
@@ -47,24 +50,22 @@ KEYS: Final = st.sampled_from(("a", "b", "c/d", "e"))
 WORKERS: Final = st.integers(0, 2)
 PICKS: Final = st.integers(0, 1000)
 # Requests whose loss, delay or death is worth a story.
-MOMENTS: Final = st.sampled_from(
-    (
-        "put",
-        "put_stream",
-        "copy_onto_itself",
-        "complete_multipart",
-        "copy_part",
-        "read_start",
-        "read",
-        "head",
-        "list",
-        "tell",
-        "send",
-        "put off",
-        "write_tags",
-        "delete_version",
-    )
-)
+MOMENTS: Final[dict[str, Callable[[Call], bool]]] = {
+    "a copy": lambda call: call.op in ("copy_onto_itself", "copy_part"),
+    "an object's put": lambda call: call.is_write and not call.key.startswith(".keyturn/"),
+    "a keyring's put": lambda call: call.op == "put" and call.key.startswith(KEYRINGS_PREFIX),
+    "a plan's put": lambda call: call.op == "put" and call.key.endswith("sweep.json"),
+    "a result's put": lambda call: call.op == "put" and "/results/" in call.key,
+    "a keyring's read": lambda call: call.op == "read" and call.key.startswith(KEYRINGS_PREFIX),
+    "an object's read": lambda call: call.op in ("read_start", "head", "stream"),
+    "a record's read": lambda call: call.op == "read" and call.key.startswith(SWEEPS_PREFIX),
+    "a listing": lambda call: call.op.startswith("list"),
+    "an event": lambda call: call.op.startswith("tell"),
+    "a message": lambda call: call.op.startswith(("send", "put off")),
+    "a removal": lambda call: call.op.startswith("delete"),
+}
+MOMENT: Final = st.sampled_from(sorted(MOMENTS))
+WRITE: Final = st.sampled_from(("a copy", "a copy", "an object's put", "an object's read"))
 
 
 class Protocol(RuleBasedStateMachine):
@@ -109,7 +110,8 @@ class Protocol(RuleBasedStateMachine):
         )
         more = {"plaintext": "allowed"} if plaintext else {}
         self.on.enroll("acme", **more)
-        self.on.upload("acme", "e", b"first")
+        for key in ("a", "b", "e"):
+            self.on.upload("acme", key, key.encode() * 100)
         self.go_on(seconds=30)
 
     # What is asked for.
@@ -178,7 +180,7 @@ class Protocol(RuleBasedStateMachine):
     # What goes wrong.
 
     @rule(
-        moment=MOMENTS,
+        moment=MOMENT,
         fate=st.sampled_from(("hold", "midst", "late", "lose", "lose after", "crash", "cut")),
         skip=st.integers(0, 3),
     )
@@ -199,7 +201,7 @@ class Protocol(RuleBasedStateMachine):
                 (
                     call
                     for call in self.on.calls
-                    if call.op.startswith(moment)
+                    if MOMENTS[moment](call)
                     and call.state == SENT
                     and call not in self.held
                     and not call.is_ghost
@@ -235,6 +237,48 @@ class Protocol(RuleBasedStateMachine):
             case "cut":
                 self.held.append(call)
                 self.on.disconnect(process, noticed=False)
+
+    @rule(
+        first=st.sampled_from(("rotate", "rotate", "sweep", "encrypt", "upload", "delete")),
+        moment=st.one_of(WRITE, MOMENT),
+        fate=st.sampled_from(("hold", "hold", "midst", "midst", "late", "crash", "cut")),
+        then=st.lists(
+            st.sampled_from(("rotate", "rotate", "sweep", "delete", "upload", "encrypt")),
+            min_size=1,
+            max_size=2,
+        ),
+        seconds=st.sampled_from((0.5, 5, 8, 16, 40)),
+        key=KEYS,
+    )
+    def meanwhile(
+        self, first: str, moment: str, fate: str, then: list[str], seconds: float, key: str
+    ) -> None:
+        """One request is held up at a moment of its way; others come to pass; then it goes on."""
+        self._ask(first, key)
+        call = self._next(moment)
+        if call is None:
+            return
+        self._meet(call, fate)
+        for what in then:
+            self._ask(what, key)
+            self.go_on(seconds=seconds)
+        while self.held:
+            self.what_was_held_goes_on(0)
+        self.nothing_is_violated()
+
+    def _ask(self, what: str, key: str) -> None:
+        match what:
+            case "rotate":
+                self.on.rotate("acme")
+            case "sweep":
+                standing = self.on.oracle.projects["acme"].states[-1].master_key
+                self.on.sweep("acme", master_key="m2" if standing == "m1" else "m1")
+            case "encrypt":
+                self.on.sweep("acme", encrypt_plaintext=True)
+            case "upload":
+                self.on.upload("acme", key, key.encode() * 200, staged=True)
+            case "delete":
+                self.on.delete("acme", key)
 
     @precondition(lambda self: self.held)
     @rule(pick=PICKS)
