@@ -56,6 +56,7 @@ class Connection(asyncio.Protocol):
         self._server: asyncio.Transport | None = None
         self._waiting: list[bytes] = []
         self._answered = True
+        self._lost = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -64,14 +65,21 @@ class Connection(asyncio.Protocol):
         self._task = asyncio.create_task(self._connect())
 
     async def _connect(self) -> None:
+        """Connect to the server, and stay until both sides are lost."""
         loop = asyncio.get_running_loop()
+        answers = _Answers(self)
         try:
-            self._server, _ = await loop.create_connection(lambda: _Answers(self), *self._upstream)
+            self._server, _ = await loop.create_connection(lambda: answers, *self._upstream)
         except OSError:
             self.close()
+            await self._lost.wait()
             return
         for data in self._waiting:
             self._server.write(data)
+        if self._lost.is_set():
+            self.close()
+        await self._lost.wait()
+        await answers.lost.wait()
 
     def data_received(self, data: bytes) -> None:
         if self._answered:
@@ -98,6 +106,7 @@ class Connection(asyncio.Protocol):
             self._client.write(data)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
+        self._lost.set()
         self.close()
 
     def close(self) -> None:
@@ -106,41 +115,60 @@ class Connection(asyncio.Protocol):
             if side is not None:
                 side.close()
 
+    async def ended(self) -> None:
+        """Wait until nothing of it is left; of one that was made and never used, at once."""
+        if self._task is not None:
+            await self._task
+
 
 class _Answers(asyncio.Protocol):
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self.lost = asyncio.Event()
 
     def data_received(self, data: bytes) -> None:
         self._connection.answer(data)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
+        self.lost.set()
         self._connection.close()
 
 
-async def listen(
+@asynccontextmanager
+async def forwarding(
     host: str, port: int, *, delay_s: float, under: str
-) -> tuple[asyncio.Server, int, Seen]:
-    """Begin to forward; the server, its port, and what it has seen."""
-    seen = Seen()
-    server = await asyncio.get_running_loop().create_server(
-        lambda: Connection((host, port), delay_s, under.encode(), seen), "127.0.0.1", 0
-    )
-    return server, server.sockets[0].getsockname()[1], seen
+) -> AsyncIterator[tuple[int, Seen]]:
+    """Forward until the block ends; the port on loopback, and what goes through."""
+    seen, connections = Seen(), list[Connection]()
+
+    def connection() -> Connection:
+        connections.append(Connection((host, port), delay_s, under.encode(), seen))
+        return connections[-1]
+
+    server = await asyncio.get_running_loop().create_server(connection, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1], seen
+    finally:
+        server.close()
+        for each in connections:
+            each.close()
+        await asyncio.gather(*(each.ended() for each in connections))
 
 
 async def _serve(given: argparse.Namespace) -> None:
     delay_s = given.delay_ms / 1000
-    server, port, seen = await listen(given.host, given.port, delay_s=delay_s, under=given.under)
     lines = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(lines), sys.stdin
     )
-    print(json.dumps({"port": port}), flush=True)
-    while await lines.readline():
-        print(json.dumps(asdict(seen)), flush=True)
-        seen.requests = seen.under = seen.received_bytes = 0
-    server.close()
+    async with forwarding(given.host, given.port, delay_s=delay_s, under=given.under) as (
+        port,
+        seen,
+    ):
+        print(json.dumps({"port": port}), flush=True)
+        while await lines.readline():
+            print(json.dumps(asdict(seen)), flush=True)
+            seen.requests = seen.under = seen.received_bytes = 0
 
 
 @dataclass(frozen=True)
