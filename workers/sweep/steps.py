@@ -128,9 +128,10 @@ class Steps:
             ranges = await self._planner.key_ranges(before.ask.project)
             before = replace(before, ranges=ranges)
         judged = judge(before, await self._store.results(before), now, self._lease_s)
-        plan = judged.plan
+        plan, proven = judged.plan, judged.proven
         if state != plan.state:
-            plan = moved(plan, state, now)
+            # Pages of the new round bear the numbers of the old one's: none of them is done.
+            plan, proven = moved(plan, state, now), ()
             _log.info("sweep overtaken", **_named(plan), round=plan.round)
         else:
             for page, result in judged.failing.items():
@@ -139,10 +140,10 @@ class Steps:
                 )
         plan = await self._planner.extend(plan)
         if plan.complete:
-            await self._settle(standing, plan, judged.proven)
+            await self._settle(standing, plan, proven)
             return
         plan, sent = due(plan, now)
-        await self._go_on(standing, plan, observed, sent, judged.proven)
+        await self._go_on(standing, plan, observed, sent, proven)
 
     async def _go_on(
         self,
