@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
     from tests.support.wire import Wire
 
+Logs = list[list[str]]
+_SHOWN_LINES = 60
+
 
 def master_keys(masters: dict[str, bytes]) -> str:
     """The setting that holds these."""
@@ -56,20 +59,27 @@ async def enrol(scene: Scene, projects: Iterable[str]) -> list[Tenant]:
     return tenants
 
 
-async def side_by_side(limit: int, cases: Mapping[str, Callable[[], Awaitable[None]]]) -> None:
-    """Run cases, a few at a time; all that failed are told, each by its name."""
+async def side_by_side(limit: int, cases: Mapping[str, Callable[[Logs], Awaitable[None]]]) -> None:
+    """Run cases, a few at a time; all that failed are told, each by its name and its logs' ends.
+
+    A case is given the list into which its workers' logs go.
+    """
     slots = asyncio.Semaphore(limit)
 
-    async def one(case: Callable[[], Awaitable[None]]) -> None:
+    async def one(name: str, case: Callable[[Logs], Awaitable[None]]) -> Exception | None:
+        logs: Logs = []
         async with slots:
-            await case()
+            try:
+                await case(logs)
+            except Exception as exc:  # noqa: BLE001  # the other cases tell something too
+                exc.add_note(f"in the case {name}")
+                for log in logs:
+                    exc.add_note("\n".join(["its worker:", *log[-_SHOWN_LINES:]]))
+                return exc
+        return None
 
-    outcomes = await asyncio.gather(*map(one, cases.values()), return_exceptions=True)
-    failed = []
-    for name, outcome in zip(cases, outcomes, strict=True):
-        if isinstance(outcome, Exception):
-            outcome.add_note(f"in the case {name}")
-            failed.append(outcome)
+    outcomes = await asyncio.gather(*(one(name, case) for name, case in cases.items()))
+    failed = [outcome for outcome in outcomes if outcome is not None]
     if failed:
         raise ExceptionGroup(f"{len(failed)} of {len(cases)} cases", failed)
 

@@ -36,6 +36,7 @@ from tests.support.wire import open_wire
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tests.acceptance.swept import Logs
     from tests.acceptance.tenants import Tenant
     from tests.servers import S3Server, Servers
     from tests.support.wire import Wire
@@ -136,7 +137,8 @@ async def test_a_rotation_survives(
     await side_by_side(_AT_ONCE, cases)
 
 
-async def _rotation_survives(scene: Scene, tenant: Tenant, death: Death) -> None:
+async def _rotation_survives(scene: Scene, tenant: Tenant, death: Death, logs: Logs) -> None:
+    scene.logs = logs
     tags = _TAGS if death.tags else None
     await asyncio.to_thread(tenant.put_all, small(_OBJECTS), tags=tags)
     async with (
@@ -200,7 +202,8 @@ async def test_a_delete_survives(ceph_enrolled: Scene, vhosts: Callable[[], str]
     await side_by_side(_AT_ONCE, cases)
 
 
-async def _delete_survives(scene: Scene, tenant: Tenant, point: str) -> None:
+async def _delete_survives(scene: Scene, tenant: Tenant, point: str, logs: Logs) -> None:
+    scene.logs = logs
     await asyncio.to_thread(tenant.put_all, small(2))
     key = next(iter(tenant.objects))
     gone = tenant.objects.pop(key)
@@ -263,9 +266,11 @@ async def test_a_sweep_of_all_survives(
     )
 
 
-async def _all_survives(ceph: S3Server, vhosts: Callable[[], str], death: AllDeath) -> None:
+async def _all_survives(
+    ceph: S3Server, vhosts: Callable[[], str], death: AllDeath, logs: Logs
+) -> None:
     bucket = await asyncio.to_thread(new_bucket, ceph)
-    scene = Scene(Deployment(await asyncio.to_thread(vhosts), ceph, bucket), "one")
+    scene = Scene(Deployment(await asyncio.to_thread(vhosts), ceph, bucket), "one", logs=logs)
     tenants = await enrol(scene, ["one", "three", "two"])
     for tenant in tenants:
         await asyncio.to_thread(tenant.put_all, small(_OBJECTS))
