@@ -161,11 +161,10 @@ class Oracle:
     def _claimed(self, name: str, rest: dict[str, Any]) -> None:
         """A sweep says that it is clean: then so it must be, here and now."""
         project, ask = self.projects[name], rest["ask"]
-        etags = [state.etag for state in project.states]
-        if rest["state"]["etag"] not in etags:
+        at = self._index(project, rest["state"])
+        if at is None:
             self.violated(f"a sweep of {name} proved a state that never was")
             return
-        at = etags.index(rest["state"]["etag"])
         state = project.states[at]
         if ask["master_key"] not in (None, state.master_key):
             self.violated(f"a sweep of {name} is clean under another master key than named")
@@ -173,6 +172,21 @@ class Oracle:
             self.violated(f"a sweep of {name} ended, and plaintext is still allowed")
         project.floor = max(project.floor, at)
         self.check_all(name, f"at the end of a sweep of {name}", versions=True)
+
+    def _index(self, project: Project, told: dict[str, Any]) -> int | None:
+        """Which state a record speaks of: by its ETag, or else the last that reads the same."""
+        wraps = (told["generation"], told["kek_id"], told["master_key"])
+        every = list(enumerate(project.states))
+        found = [at for at, state in every if state.etag == told["etag"]]
+        found = found or [at for at, state in every if state.wraps == wraps]
+        return found[-1] if found else None
+
+    def plan(self, sweep_id: str, name: str) -> dict[str, Any] | None:
+        """A sweep's record as it stands."""
+        assert self.server is not None
+        s3_key = f"{SWEEPS_PREFIX}{sweep_id}/{name}/sweep.json"
+        stored = self.server.standing().get(s3_key)
+        return None if stored is None else self._record(s3_key, stored.body)[2]
 
     def _object(self, s3_key: str, stored: Stored) -> None:
         seen = self.look(s3_key, stored)

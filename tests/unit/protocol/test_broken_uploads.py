@@ -1,0 +1,137 @@
+"""Uploads and messages with a guard taken out: each is caught, and the real ones hold (SPEC 7)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from contracts.sealing import upload_info
+from tests.unit.protocol.stories import begin, stop_at, stop_within, violations, without
+from tests.unit.protocol.world import Parts, World
+from workers.admission import open_secret
+from workers.broker.consumer import Consumer
+from workers.sweep.consumer import HintConsumer
+from workers.upload import Settled, Uploader
+from workers.upload.target import Standing
+
+
+def a_put_that_outlasts_a_rotation(world: World) -> None:
+    begin(world, "a")
+    world.upload("acme", "late", b"x" * 300, staged=True)
+    put = stop_within(world, "put_stream", "acme/late")
+    rotation = world.rotate("acme")
+    without(world, put)
+    assert world.ended(rotation)
+    world.run()
+
+
+class _NoReread(Uploader):
+    """Tells what it stored by the keyring that it began with."""
+
+    async def _store_and_settle(self, request: Any, publisher: Any, condition: Any) -> Settled:
+        info = upload_info(request.upload_id, request.project, request.key)
+        key = open_secret(request.sealed_key, info, self._intake_keys)
+        stored = await self._store(request, publisher, key, condition)
+        if isinstance(stored, Standing):
+            return await self._settle_standing(request, stored)
+        return Settled(stored.size_bytes, stored.observed.desired.generation)
+
+
+def test_the_keyring_is_read_again_after_a_put() -> None:
+    assert violations(a_put_that_outlasts_a_rotation) == []
+    found = violations(a_put_that_outlasts_a_rotation, Parts(uploader=_NoReread))
+    assert any("acme/late stands under (1," in what for what in found)
+
+
+def an_upload_whose_worker_dies_at_its_put(world: World) -> None:
+    begin(world)
+    world.upload("acme", "a", b"x")
+    put = stop_at(world, "put", "acme/a")
+    world.crash(put.sender, arriving=lambda _: False)  # type: ignore[arg-type]  # a process
+
+
+class _AcknowledgesFirst(Consumer):
+    async def __call__(self, message: Any) -> None:
+        await message.ack()
+        message.ack = _nothing
+        await super().__call__(message)
+
+
+class _AcknowledgesHintsFirst(HintConsumer):
+    async def __call__(self, message: Any) -> None:
+        await message.ack()
+        message.ack = _nothing
+        await super().__call__(message)
+
+
+async def _nothing() -> None:
+    """In place of an acknowledgement."""
+
+
+def test_a_request_is_acknowledged_after_its_effect() -> None:
+    assert violations(an_upload_whose_worker_dies_at_its_put) == []
+    broken = Parts(consumer=_AcknowledgesFirst)
+    found = violations(an_upload_whose_worker_dies_at_its_put, broken)
+    assert found == ["no end was told of upload.requested"]
+
+
+@pytest.mark.parametrize("record", ["sweep.json", "results"])
+def test_a_hint_is_acknowledged_after_its_effect(record: str) -> None:
+    def story(world: World) -> None:
+        begin(world, "a")
+        world.rotate("acme")
+        # The request's own put of the record comes first: the sweep's begins behind it.
+        world.run(until=lambda: world.told_of("rotation.accepted"))
+        put = stop_at(world, "put", ".keyturn/sweeps/0")
+        while record not in put.key:
+            world.step(put)
+            put = stop_at(world, "put", ".keyturn/sweeps/0")
+        world.crash(put.sender, arriving=lambda _: False)  # type: ignore[arg-type]  # a process
+        # A page that was lost is sent again after a quarter of an hour; nobody waits for that.
+        world.run(seconds=120)
+        if not world.told_of("rotation.completed"):
+            world.oracle.violated("the sweep stands still")
+
+    assert violations(story) == []
+    found = violations(story, Parts(hint_consumer=_AcknowledgesHintsFirst))
+    assert found == ["the sweep stands still"]
+
+
+def an_upload_that_comes_after_a_delete(world: World) -> None:
+    begin(world, "a")
+    world.delete("acme", "a")
+    world.run()
+    world.upload("acme", "a", b"again")
+    world.run()
+
+
+class _Overwrites(Uploader):
+    """Puts whatever stands there, a tombstone too."""
+
+    async def _store_and_settle(self, request: Any, publisher: Any, condition: Any) -> Settled:
+        del condition
+        nothing: Any = None
+        return await super()._store_and_settle(request, publisher, nothing)
+
+
+def test_a_tombstone_refuses_every_later_upload() -> None:
+    assert violations(an_upload_that_comes_after_a_delete) == []
+    found = violations(an_upload_that_comes_after_a_delete, Parts(uploader=_Overwrites))
+    assert "acme/a came back after its delete was told" in found
+
+
+def a_rotation_whose_worker_dies_once_it_turned(world: World) -> None:
+    begin(world, "a")
+    world.rotate("acme")
+    put = stop_at(world, "put", ".keyturn/keyrings/")
+    world.step(put, answer=False)
+    world.crash(put.sender)  # type: ignore[arg-type]  # a process
+    world.run()
+
+
+def test_the_keyring_remembers_which_rotation_turned_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert violations(a_rotation_whose_worker_dies_once_it_turned) == []
+    monkeypatch.setattr("workers.control.rotation.brought_by", lambda *_: None)
+    found = violations(a_rotation_whose_worker_dies_once_it_turned)
+    assert found == ["a rotation was told as rejected, and had turned the keyring"]
