@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from contracts.sealing import IntakeKey, SigningKey, b64, new_api_key
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from tests.servers import S3Server
 
 
@@ -27,6 +29,12 @@ class Deployment:
     publisher_seed: bytes = field(default_factory=lambda: os.urandom(32))
     narrow_seed: bytes = field(default_factory=lambda: os.urandom(32))
     api_key: str = field(default_factory=new_api_key)
+    more_master_keys: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+
+    @property
+    def master_keys(self) -> dict[str, bytes]:
+        """All that workers hold; `m1` is the active one."""
+        return {"m1": self.master_key, **self.more_master_keys}
 
     @property
     def intake(self) -> IntakeKey:
@@ -72,7 +80,9 @@ class Deployment:
             **self.s3_env(),
             "KEYTURN_DEPLOYMENT": self.name,
             "KEYTURN_AMQP_URL": self.amqp_url,
-            "KEYTURN_MASTER_KEYS": json.dumps({"m1": b64(self.master_key)}),
+            "KEYTURN_MASTER_KEYS": json.dumps(
+                {name: b64(key) for name, key in self.master_keys.items()}
+            ),
             "KEYTURN_ACTIVE_MASTER_KEY": "m1",
             "KEYTURN_INTAKE_KEYS": json.dumps({"main": b64(self.intake_seed)}),
             "KEYTURN_EVENT_KEY": b64(self.event_seed),

@@ -179,16 +179,23 @@ async def fresh_amqp_url(broker: Servers) -> str:
 
 @asynccontextmanager
 async def serving(
-    broker: Servers, s3: S3Server, *, endpoint_url: str = "", bucket: str = "", **env: str
+    broker: Servers, s3: S3Server, *, endpoint_url: str = "", **env: str
 ) -> AsyncIterator[Serving]:
     """Serve a fresh deployment on these servers, with the project `acme` enrolled.
 
-    `endpoint_url` is where the worker finds the storage, if not directly; `bucket` one that
-    stands already; `env` is further settings of the worker, without their prefix.
+    `endpoint_url` is where the worker finds the storage, if not directly; `env` is
+    further settings of the worker, without their prefix.
     """
-    deployment = Deployment(await fresh_amqp_url(broker), s3, bucket or new_bucket(s3))
+    deployment = Deployment(await fresh_amqp_url(broker), s3, new_bucket(s3))
     if endpoint_url:
         env["S3_ENDPOINT_URL"] = endpoint_url
+    async with served_by_a_worker(deployment, **env) as running:
+        yield running
+
+
+@asynccontextmanager
+async def served_by_a_worker(deployment: Deployment, **env: str) -> AsyncIterator[Serving]:
+    """Serve this deployment, with the project `acme` enrolled."""
     async with (
         worker(deployment.worker_env(**env)) as process,
         open_wire(deployment) as wire,

@@ -33,7 +33,7 @@ Event = dict[str, Any]
 LEASE_S = 2
 WORKER_ENV = {"LEASE_S": str(LEASE_S), "KEYRING_CACHE_S": "0.5", "SWEEP_PAGE_KEYS": "7"}
 NO_COUNTS: dict[str, Any] = dict.fromkeys(COUNT_FIELDS, 0)
-_END_TIMEOUT_S = 120
+_END_TIMEOUT_S = 40
 
 
 def counts(event: Event) -> dict[str, Any]:
