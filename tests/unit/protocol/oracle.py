@@ -343,6 +343,9 @@ class Oracle:
 
     def _on_upload_stored(self, event: Any) -> None:
         s3_key = f"{event.project}/{event.key}"
+        delivery = self._streamed.get(s3_key)
+        if delivery and json.loads(delivery.letter.body).get("upload_id") == event.upload_id:
+            del self._streamed[s3_key]  # from here on nothing excuses it
         seen = self._check_standing(s3_key, "once its upload was told")
         if seen is None or (seen.kind == "tombstone" and s3_key not in self.delete_asked):
             self.violated(f"{s3_key} was told as stored, and does not stand")

@@ -1,0 +1,371 @@
+"""Sweeps with a guard taken out: each is caught, and the real ones hold (SPEC 8.1 to 8.6)."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from contracts.sealing import BODY_CONTEXT, Secret, b64, kek_id, seal, wrap_dek
+from contracts.topology import PLAN_QUEUE
+from tests.unit.protocol.broker import Letter
+from tests.unit.protocol.stories import (
+    begin,
+    hint,
+    is_page,
+    stop_at,
+    stop_within,
+    violations,
+    without,
+)
+from tests.unit.protocol.wire import Wire
+from tests.unit.protocol.world import LEASE_S, Options, Parts, World
+from workers.storage import Headers
+from workers.sweep import SweepStore, pages
+from workers.sweep.messages import SweepStep, encode
+from workers.sweep.plan import Plan, State
+from workers.sweep.planner import Planner
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from workers.storage.memory_bucket import Stored
+
+# The package gives the function of the same name.
+DECIDE = import_module("workers.envelope.decide")
+ONE_KEY_A_PAGE = Options(page_keys=1)
+ALL_PLAINTEXT = Options(unencrypted=frozenset({0, 1, 2}))
+
+
+def a_streamed_write_that_outlasts_a_rotation(world: World) -> None:
+    begin(world, "a", plaintext="allowed")
+    sweep = world.sweep("acme", encrypt_plaintext=True)
+    put = stop_within(world, "put_stream", "acme/a")
+    rotation = world.rotate("acme")
+    # Else the sweep sees the turn, and another worker does its page.
+    without(world, put, keep=lambda letter: hint(letter).get("sweep_id") == sweep)
+    assert world.ended(rotation)
+    world.run()
+
+
+async def _write_once(self: Any, planned: Any) -> Any:
+    """`_Take._write` without a look at the keyring after it."""
+    todo = [each for each in planned if each.writes]
+    await self._note_tags(todo)
+    done = [await self._guarded(each.key, self._bring(each)) for each in todo]
+    return [each for each in planned if not each.writes] + [each for each in done if each]
+
+
+def test_the_keyring_is_read_again_after_the_writes_of_a_page(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    story = a_streamed_write_that_outlasts_a_rotation
+    assert violations(story, options=ALL_PLAINTEXT) == []
+    monkeypatch.setattr(pages._Take, "_write", _write_once)
+    found = violations(story, options=ALL_PLAINTEXT)
+    assert any("acme/a stands under (1," in what and "message was done" in what for what in found)
+
+
+def a_user_wrap_of_another_dek(world: World) -> None:
+    """Whoever holds the API key and writes the bucket makes a wrap of a DEK of his own."""
+    begin(world, "a")
+    kek = world.oracle.projects["acme"].keks[1]
+    about = {"algorithm": "Cobblestone-256", "project": "acme", "key": "x", "generation": 1}
+    wrap = wrap_dek(kek, "user", dek=os.urandom(32), **about)  # type: ignore[arg-type]
+    metadata = {
+        "enc-algo": "Cobblestone-256",
+        "enc-dek-user": b64(wrap),
+        "enc-dek-admin": b64(bytes(104)),
+        "enc-kek-user": f"1:{kek_id(kek)}",
+        "enc-kek-admin": "m1",
+    }
+    body = seal(os.urandom(32), BODY_CONTEXT, b"of another DEK")
+    world.server.plant("acme/x", body, Headers(metadata))
+    sweep = world.sweep("acme")
+    world.run()
+    end: Any = world.ended(sweep)[0]
+    if end.clean:
+        world.oracle.violated("a sweep was clean over it")
+
+
+def test_a_dek_is_checked_against_the_header_before_it_is_wrapped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert violations(a_user_wrap_of_another_dek, settle=False) == []
+    monkeypatch.setattr(DECIDE, "check_header", lambda *_: None)
+    found = violations(a_user_wrap_of_another_dek, settle=False)
+    assert "the body of acme/x does not commit to its DEK" in found
+
+
+def a_master_key_that_is_turned(world: World) -> None:
+    begin(world, "a")
+    world.sweep("acme", master_key="m2")
+    world.run()
+
+
+def _user_wrap_is_current(wraps: Any, admin: Any, user: Any, desired: Any) -> bool:
+    del wraps, admin
+    return user is not None and user.generation == desired.generation
+
+
+def test_both_wraps_are_brought_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert violations(a_master_key_that_is_turned) == []
+    monkeypatch.setattr(DECIDE, "is_current", _user_wrap_is_current)
+    found = violations(a_master_key_that_is_turned)
+    assert any("'m1') at the end of a sweep of acme, after a clean" in what for what in found)
+
+
+def labels_that_are_ahead_of_their_wraps(world: World) -> None:
+    begin(world, "a")
+    world.rotate("acme")
+    world.run(until=lambda: len(world.oracle.projects["acme"].states) > 1)
+    now, stored = world.oracle.projects["acme"].states[-1], world.server.standing()["acme/a"]
+    labelled = {"enc-kek-user": f"{now.generation}:{now.kek_id}", "enc-kek-admin": now.master_key}
+    metadata = {**stored.headers.metadata, **labelled}
+    world.server.plant("acme/a", stored.body, replace(stored.headers, metadata=metadata))
+    world.run()
+
+
+def _labels_say_so(wraps: Any, admin: Any, user: Any, desired: Any) -> bool:
+    del admin, user
+    wanted = (desired.generation, desired.kek_id, desired.master_key)
+    return bool((wraps.generation, wraps.kek_id, wraps.master_key) == wanted)
+
+
+def test_wraps_are_opened_whatever_their_labels_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert violations(labels_that_are_ahead_of_their_wraps) == []
+    monkeypatch.setattr(DECIDE, "is_current", _labels_say_so)
+    found = violations(labels_that_are_ahead_of_their_wraps)
+    assert any("acme/a stands under (1," in what and "at the end of" in what for what in found)
+
+
+def a_copy_that_comes_within_its_lease(world: World) -> None:
+    """It rests on a keyring read just before a turn, and stalls for nearly as long as it may."""
+    begin(world, "a")
+    world.rotate("acme")
+    copy = stop_at(world, "copy_onto_itself")
+    world.rotate("acme")
+    without(world, copy, seconds=LEASE_S - 1)
+    world.step(copy)
+    world.run()
+
+
+def _set_back(found: list[str]) -> bool:
+    return any("acme/a stands under (2," in what and "by a write" in what for what in found)
+
+
+def test_a_look_before_two_leases_are_over_is_no_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert violations(a_copy_that_comes_within_its_lease) == []
+    monkeypatch.setattr(Plan, "proof_after", lambda self, _lease_s: self.turned_at)
+    assert _set_back(violations(a_copy_that_comes_within_its_lease))
+
+
+def test_pages_are_proven_by_what_they_found_not_by_their_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert violations(a_copy_that_comes_within_its_lease) == []
+    # Each page that told anything counts as done.
+    monkeypatch.setattr("workers.sweep.judge._again", lambda *_: None)
+    assert _set_back(violations(a_copy_that_comes_within_its_lease))
+
+
+def a_copy_that_comes_after_its_lease(world: World) -> None:
+    begin(world, "a")
+    world.rotate("acme")
+    copy = stop_at(world, "copy_onto_itself")
+    rotation = world.rotate("acme")
+    without(world, copy)
+    assert world.ended(rotation)
+    world.run()
+
+
+class _Unleased(Wire):
+    """Sends copies that the storage takes at any time."""
+
+    async def copy_onto_itself(self, key: str, headers: Any, *, source_etag: str, lease: Any) -> Any:
+        late = replace(lease, expires_s=10**6)
+        method = self._server.copy_onto_itself
+        effect = lambda: method(key, headers, source_etag=source_etag, lease=late)  # noqa: E731
+        return await self._ask("copy_onto_itself", key, effect)
+
+
+def test_the_storage_refuses_what_comes_after_its_lease() -> None:
+    assert violations(a_copy_that_comes_after_its_lease) == []
+    assert _set_back(violations(a_copy_that_comes_after_its_lease, Parts(wire=_Unleased)))
+
+
+def a_worker_that_stalls_between_deciding_and_writing(world: World) -> None:
+    begin(world, "a", "b")
+    world.rotate("acme")
+    # `a` of the same page is decided about, and waits for the look at `b`.
+    look = stop_at(world, "read_start", "acme/b")
+    rotation = world.rotate("acme")
+    without(world, look)
+    assert world.ended(rotation)
+    world.run()
+
+
+async def _bring_by_a_later_lease(self: Any, planned: Any) -> Any:
+    if planned.writes:
+        lease = (await self._fresh()).lease
+        observed = replace(planned.observed, lease=lease)
+        await self._carry_out(replace(planned, observed=observed))
+    return planned
+
+
+def test_a_lease_is_that_of_the_read_by_which_was_decided(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert violations(a_worker_that_stalls_between_deciding_and_writing) == []
+    monkeypatch.setattr(pages._Take, "_bring", _bring_by_a_later_lease)
+    assert _set_back(violations(a_worker_that_stalls_between_deciding_and_writing))
+
+
+def a_rotation_of_many_pages(world: World) -> None:
+    begin(world, "a", "b", "c", "d")
+    world.rotate("acme")
+    world.run()
+
+
+class _Gapped(Planner):
+    """Goes on behind the first key of each page."""
+
+    async def extend(self, plan: Plan) -> Plan:
+        after = await super().extend(plan)
+        return replace(
+            after,
+            live=tuple(
+                replace(live, after=live.last) if live.after and live.last else live
+                for live in after.live
+            ),
+        )
+
+
+def test_no_key_lies_between_two_pages() -> None:
+    assert violations(a_rotation_of_many_pages, options=ONE_KEY_A_PAGE) == []
+    found = violations(a_rotation_of_many_pages, Parts(planner=_Gapped), ONE_KEY_A_PAGE)
+    assert any("acme/b stands under (1," in what and "at the end of" in what for what in found)
+
+
+def a_master_key_that_comes_back(world: World) -> None:
+    """A proves a page under m2; B turns back to m1; C to m2; A goes on where it was."""
+    begin(world, "a", "b")
+    first = world.sweep("acme", master_key="m2")
+
+    def proven() -> Any:
+        plan = world.oracle.plan(first, "acme")
+        return plan is not None and plan["proven"]["objects"] == 1
+
+    def of_first(letter: Letter) -> bool:
+        return hint(letter).get("sweep_id") == first
+
+    world.run(until=proven, keep=lambda letter: is_page(letter, 1))
+    world.sweep("acme", master_key="m1")
+    world.run(until=lambda: _under(world, "acme/a") == "m1", keep=of_first)
+    third = world.sweep("acme", master_key="m2")
+    states = world.oracle.projects["acme"].states
+    world.run(until=lambda: states[-1].master_key == "m2", keep=lambda each: bool(hint(each)))
+    assert not world.ended(third)
+    ended = lambda: (first, "acme") in world.oracle.ended_sweeps  # noqa: E731
+    world.run(until=ended, keep=lambda each: bool(hint(each)) and not of_first(each))
+
+
+def _under(world: World, s3_key: str) -> str:
+    return world.server.standing()[s3_key].headers.metadata["enc-kek-admin"]
+
+
+def test_a_state_that_was_left_and_came_back_is_another_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert violations(a_master_key_that_comes_back, options=ONE_KEY_A_PAGE) == []
+    of: Callable[[Any], State] = State.of
+    monkeypatch.setattr(State, "of", lambda observed: replace(of(observed), etag=""))
+    found = violations(a_master_key_that_comes_back, options=ONE_KEY_A_PAGE)
+    assert any("acme/a" in what and "'m1') at the end of" in what for what in found)
+
+
+def a_plan_that_was_rolled_back(world: World) -> None:
+    """A bucket writer puts a sweep's first plan back, and removes a key: pages shift by one."""
+    begin(world, "a", "c")
+    rotation = world.rotate("acme")
+    world.run(until=lambda: world.oracle.plan(rotation, "acme"), keep=lambda each: bool(hint(each)))
+    folder = f".keyturn/sweeps/{rotation}/acme/"
+    first: Stored = world.server.standing()[f"{folder}sweep.json"]
+    world.upload("acme", "b", b"wrapped for the new generation")
+    world.run(keep=lambda each: bool(hint(each)))
+    world.run(keep=is_page, seconds=3 * LEASE_S)
+    page_1 = lambda: f"{folder}results/000000-00000001-000000.json" in world.server.standing()  # noqa: E731
+    assert world.run(until=page_1, keep=lambda each: bool(hint(each)) and not is_page(each, 1))
+    world.server.plant(f"{folder}sweep.json", first.body, first.headers)
+    world.server._bucket.purge("acme/a")
+    step = SweepStep(sweep_id=rotation, project="acme", step=0)
+    world.queue.append(Letter(PLAN_QUEUE, encode(step), ready_at=world.clock.seconds))
+    world.run(keep=lambda each: is_page(each, 1), seconds=60)
+
+
+def _whatever_the_range(plan: Any, live: Any, result: Any) -> bool:
+    del live
+    return bool(result.state == plan.state and not result.changed)
+
+
+def test_a_result_proves_no_other_range_of_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert violations(a_plan_that_was_rolled_back, options=ONE_KEY_A_PAGE) == []
+    monkeypatch.setattr("workers.sweep.judge._is_as_wanted", _whatever_the_range)
+    found = violations(a_plan_that_was_rolled_back, options=ONE_KEY_A_PAGE)
+    assert any("acme/c stands under (1," in what and "at the end of" in what for what in found)
+
+
+def a_worker_that_dies_before_it_puts_tags_back(world: World) -> None:
+    begin(world, "a")
+    world.server._bucket.change_tags("acme/a", {"team": "legal"})
+    world.rotate("acme")
+    tags = stop_at(world, "write_tags")
+    world.crash(tags.sender, arriving=lambda _: False)  # type: ignore[arg-type]  # a process
+    world.run()
+    if world.server.standing()["acme/a"].tags != {"team": "legal"}:
+        world.oracle.violated("the tags are gone")
+
+
+class _NotesNothing(SweepStore):
+    async def note_tags(self, *_args: Any, **_more: Any) -> str:
+        return ""
+
+
+def test_tags_are_noted_before_a_copy_drops_them() -> None:
+    assert violations(a_worker_that_dies_before_it_puts_tags_back) == []
+    broken = Parts(store=_NotesNothing)
+    assert violations(a_worker_that_dies_before_it_puts_tags_back, broken) == ["the tags are gone"]
+
+
+def an_upload_of_plaintext_behind_the_look_at_its_page(world: World) -> None:
+    """Its put rests on a keyring that allows plaintext, and ends once that was forbidden."""
+    begin(world, "a", plaintext="allowed")
+    world.upload("acme", "b", b"late" * 100, staged=True)
+    put = stop_within(world, "put_stream", "acme/b")
+    sweep = world.sweep("acme", encrypt_plaintext=True)
+    without(world, put, seconds=120)
+    assert world.ended(sweep)
+    world.run()
+
+
+def test_plaintext_that_was_forbidden_meanwhile_is_encrypted_before_it_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    story = an_upload_of_plaintext_behind_the_look_at_its_page
+    assert violations(story, options=ALL_PLAINTEXT) == []
+    monkeypatch.setattr("workers.keyring.Desired.same_state", lambda *_: True)
+    found = violations(story, options=ALL_PLAINTEXT)
+    assert any("acme/b is plaintext once its upload was told" in what for what in found)
+
+
+def test_the_oracle_opens_by_keys_of_its_own() -> None:
+    with World() as world:
+        begin(world, "a")
+        stored = world.server.standing()["acme/a"]
+        world.oracle.projects["acme"].keks[1] = Secret(os.urandom(32))
+        world.oracle._opened.clear()
+        world.oracle.look("acme/a", stored)
+        assert world.oracle.violations == [
+            "a wrap of acme/a does not open under any key that ever was"
+        ]
