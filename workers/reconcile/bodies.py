@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Final
 
 from contracts.errors import BodyTooLargeError, CorruptObjectError
-from contracts.sealing import SealError, Secret, V0Opener, sealed_size
+from contracts.sealing import BODY_CONTEXT, SealError, Secret, V0Opener, seal, sealed_size
 from workers.envelope.stream import sealed_pieces
 from workers.keyring import KeyringReader, Observed
 from workers.reconcile.fences import still
@@ -60,7 +60,10 @@ async def encrypt(
 ) -> None:
     """Replace plaintext by its own sealed body, in one put over the body that was read.
 
-    `observed` is what the wraps in `headers` were made for.
+    `observed` is what the wraps in `headers` were made for. A streamed put may end long
+    after its lease. A body of no bytes has the ETag of every tombstone, so that its condition
+    would then bring back what was deleted, and told, meanwhile: it goes as one plain put,
+    which is over within its lease.
 
     Raises:
         BodyTooLargeError: one put cannot hold it.
@@ -69,6 +72,10 @@ async def encrypt(
         RefusedError: it came after its lease.
     """
     size_bytes = check_fits_one_put(head)
+    if head.size_bytes == 0:
+        body = seal(dek, BODY_CONTEXT, b"")
+        await storage.put(s3_key, body, headers, condition=IfMatch(head.etag), lease=observed.lease)
+        return
     async with storage.stream(s3_key, if_match=head.etag) as source:
         await storage.put_stream(
             s3_key,

@@ -158,7 +158,8 @@ async def test_plaintext_is_encrypted_where_it_stands(body: bytes) -> None:
     assert await on.bring(ENCRYPT) == Encrypt()
     assert await opened(on) == body
     await on.check_the_rest()
-    assert on.storage.calls["put_stream"] == 1
+    # One of no bytes goes at once: streamed, it could outlast its lease.
+    assert on.storage.calls["put_stream"] == bool(body)
 
 
 async def test_each_attempt_to_encrypt_has_its_own_dek() -> None:
