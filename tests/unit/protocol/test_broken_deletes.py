@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from tests.unit.protocol.stories import begin, stop_at, stop_within, violations, without
-from tests.unit.protocol.wire import Wire
-from tests.unit.protocol.world import LEASE_S, Options, Parts, World
+import pytest
+
+from contracts.names import keyring_key
+from tests.unit.protocol.stories import begin, hint, stop_at, stop_within, violations, without
+from tests.unit.protocol.wire import MID, SENT, Wire
+from tests.unit.protocol.world import LEASE_S, MASTER_KEYS, Options, Parts, World
 from workers.control.deletion import Deleter
+from workers.keyring import forbidden_plaintext
+from workers.keyring.record import build, parse
+from workers.storage import Headers
+from workers.storage.memory_bucket import etag_of
 
 if TYPE_CHECKING:
-    import pytest
+    from collections.abc import AsyncIterator, Callable
+
+    from tests.unit.protocol.wire import Call
 
 
 def a_delete_while_a_copy_is_under_way(world: World) -> None:
@@ -88,20 +98,78 @@ def test_copied_parts_do_not_bring_back_what_was_deleted(monkeypatch: pytest.Mon
     assert "acme/a came back after its delete was told" in found
 
 
-def a_delete_of_an_object_of_no_bytes(world: World) -> None:
-    """An empty body and a tombstone have one ETag, so that no condition tells them apart."""
-    world.enroll("acme", plaintext="allowed")
+def _stop_at_the_put(world: World) -> Call:
+    """At the last moment at which a put of the object can be held up."""
+
+    def is_it(call: Call) -> bool:
+        return call.key == "acme/a" and (call.op, call.state) in (("put", SENT), ("put_stream", MID))
+
+    assert world.run(until=lambda: any(map(is_it, world.calls)), hold=is_it)
+    return next(filter(is_it, world.calls))
+
+
+def no_bytes_that_a_sweep_encrypts(world: World) -> None:
+    """An empty body and a tombstone have one ETag: no condition tells them apart."""
+    begin(world, plaintext="allowed")
     world.upload("acme", "a", b"")
     world.run()
     world.sweep("acme", encrypt_plaintext=True)
-    op = "put" if any(_is_encrypting(world, "put") for _ in range(1)) else "put_stream"
-    put = stop_at(world, op, "acme/a")
+    put = _stop_at_the_put(world)
     delete = world.delete("acme", "a")
-    without(world, put)
+    without(world, put, keep=lambda letter: bool(hint(letter)))
     assert world.ended(delete)
     world.run()
 
 
-def _is_encrypting(world: World, op: str) -> bool:
-    del world
-    return op == "put_stream"
+def no_bytes_that_an_upload_seals_in_their_place(world: World) -> None:
+    """Plaintext is forbidden while it is put, so that it is put once more, sealed."""
+    begin(world, plaintext="allowed")
+    world.upload("acme", "a", b"", staged=True)
+    put = _stop_at_the_put(world)
+    if put.state == SENT:
+        world.step(put, answer=False)
+    held = [put]
+    turned = _forbid_plaintext(world)
+    world.server.plant(turned[0], turned[1], Headers({}))
+    world.step(put)
+    held.append(_stop_at_the_put(world))
+    delete = world.delete("acme", "a")
+    without(world, *held)
+    assert world.ended(delete)
+    world.run()
+
+
+def _forbid_plaintext(world: World) -> tuple[str, bytes]:
+    """The keyring as a sweep leaves it once all plaintext is encrypted."""
+    s3_key = keyring_key("acme")
+    ring = parse(world.server.standing()[s3_key].body, "acme", MASTER_KEYS)
+    now = world.oracle.projects["acme"].states
+    body = build(forbidden_plaintext(ring), MASTER_KEYS)
+    now.append(replace(now[-1], plaintext=False, etag=etag_of(body)))
+    return s3_key, body
+
+
+class _Streams(Wire):
+    """Puts objects as streams, which may end long after their lease."""
+
+    async def put(self, key: str, body: bytes, headers: Any, **more: Any) -> Any:
+        if not key.startswith("acme/") or headers.metadata.get("enc-algo") == "deleted":
+            put = self._server.put
+            return await self._ask("put", key, lambda: put(key, body, headers, **more))
+
+        async def pieces() -> AsyncIterator[bytes]:
+            yield body
+
+        return await self.put_stream(key, pieces(), len(body), headers, **more)
+
+
+@pytest.mark.parametrize(
+    "story", [no_bytes_that_a_sweep_encrypts, no_bytes_that_an_upload_seals_in_their_place]
+)
+def test_no_bytes_are_put_as_a_stream_over_what_may_be_a_tombstone(
+    story: Callable[[World], None],
+) -> None:
+    options = Options(unencrypted=frozenset({0, 1, 2}))
+    assert violations(story, options=options) == []
+    found = violations(story, Parts(wire=_Streams), options)
+    assert "acme/a came back after its delete was told" in found

@@ -25,7 +25,7 @@ from hypothesis.stateful import (
 )
 
 from contracts.names import KEYRINGS_PREFIX, SWEEPS_PREFIX
-from tests.unit.protocol.wire import MID, SENT
+from tests.unit.protocol.wire import BEGUN, MID, SENT
 from tests.unit.protocol.world import Options, World
 from workers.storage import Differences
 
@@ -65,6 +65,7 @@ MOMENTS: Final[dict[str, Callable[[Call], bool]]] = {
     "a removal": lambda call: call.op.startswith("delete"),
 }
 MOMENT: Final = st.sampled_from(sorted(MOMENTS))
+FATES: Final = ("hold", "begun", "midst", "midst", "late", "lose", "lose after", "crash", "cut")
 WRITE: Final = st.sampled_from(("a copy", "a copy", "an object's put", "an object's read"))
 
 
@@ -158,8 +159,7 @@ class Protocol(RuleBasedStateMachine):
     @rule(picks=st.lists(PICKS, min_size=1, max_size=12))
     def some_go_on(self, picks: list[int]) -> None:
         for pick in picks:
-            calls = [call for call in self.on.calls if call not in self.held]
-            calls = [call for call in calls if not call.sender.stalled]  # type: ignore[attr-defined]  # a process
+            calls = [call for call in self.on.moving() if call not in self.held]
             letters = self.on.ready()
             if not calls and not letters:
                 return
@@ -181,7 +181,7 @@ class Protocol(RuleBasedStateMachine):
 
     @rule(
         moment=MOMENT,
-        fate=st.sampled_from(("hold", "midst", "late", "lose", "lose after", "crash", "cut")),
+        fate=st.sampled_from(FATES),
         skip=st.integers(0, 3),
     )
     def something_happens_at(self, moment: str, fate: str, skip: int) -> None:
@@ -219,8 +219,13 @@ class Protocol(RuleBasedStateMachine):
                 self.held.append(call)
             case "midst":
                 self.on.step(call)
+                if call.state == BEGUN:
+                    self.on.step(call)
                 if call.state == MID:
                     self.held.append(call)
+            case "begun":
+                self.on.step(call)
+                self.held.append(call)
             case "late":
                 self.on.step(call, answer=False)
                 self.held.append(call)
@@ -241,7 +246,7 @@ class Protocol(RuleBasedStateMachine):
     @rule(
         first=st.sampled_from(("rotate", "rotate", "sweep", "encrypt", "upload", "delete")),
         moment=st.one_of(WRITE, MOMENT),
-        fate=st.sampled_from(("hold", "hold", "midst", "midst", "late", "crash", "cut")),
+        fate=st.sampled_from(("hold", *FATES)),
         then=st.lists(
             st.sampled_from(("rotate", "rotate", "sweep", "delete", "upload", "encrypt")),
             min_size=1,

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from workers.storage import Version
 
 SENT: Final = "sent"
+# Of a streamed put: its lease was looked at, and its body is still to come; then it comes.
+BEGUN: Final = "begun"
+SENDING: Final = "sending"
 MID: Final = "mid"
 SERVED: Final = "served"
 # What a listing gives at once: it is no picture of one moment.
@@ -60,6 +63,11 @@ class Call:
         return self.client.done()
 
     @property
+    def can_go(self) -> bool:
+        """Whether it waits for the scheduler, and not for a sender that makes a body."""
+        return self.state != SENDING
+
+    @property
     def is_write(self) -> bool:
         return self.op in _WRITES
 
@@ -89,9 +97,13 @@ class Network:
             call.began = self.clock.seconds
             self.loop.create_task(self._serve(call))
             self.loop.run_until_idle()
-        elif call.state == MID:
+        elif call.state in (BEGUN, MID):
             assert call.resume is not None
-            call.resume.set_result(None)
+            resume, call.resume = call.resume, None
+            if call.state == BEGUN:
+                call.state = SENDING
+            if not resume.done():
+                resume.set_result(None)
             self.loop.run_until_idle()
         else:
             answer = True
@@ -104,6 +116,8 @@ class Network:
             call.result = await call.effect()
         except Exception as exc:  # noqa: BLE001  # whatever it is, it is the sender's
             call.failure = exc
+        except asyncio.CancelledError:
+            call.failure = StorageUnavailableError("its sender died")
         call.state = SERVED
 
     def _answer(self, call: Call) -> None:
@@ -129,13 +143,22 @@ class Network:
         self.lose(call)
         self.calls.remove(call)
 
-    async def midst(self) -> None:
+    async def midst(self, state: str = MID) -> None:
         """Called at the server: here it takes its time, and others run."""
         call = _SERVING.get()
         assert call is not None
-        call.state = MID
+        call.state = state
         call.resume = self.loop.create_future()
         await call.resume
+        if state == BEGUN:
+            self.check_sender()
+
+    def check_sender(self) -> None:
+        """Called at the server: a sender that is lost sends no more of a body."""
+        call = _SERVING.get()
+        assert call is not None
+        if call.is_ghost:
+            raise StorageUnavailableError("its sender was lost before it sent the whole body")
 
 
 class _Watched(Bucket):
@@ -173,16 +196,24 @@ class Server(MemoryStorage):
         if operation == "mid_copy":
             await self._network.midst()
 
-    async def put_whole(
+    async def put_stream(
         self,
         key: str,
-        body: bytes,
+        chunks: AsyncIterator[bytes],
+        size_bytes: int,
         headers: Headers,
-        condition: Condition | None,
-        lease: Lease | None,
+        *,
+        condition: Condition | None = None,
+        lease: Lease | None = None,
     ) -> str:
-        """A streamed put: its lease is looked at when it begins, its condition when it ends."""
+        """Its lease is looked at when it begins, its condition when it ends; any time between.
+
+        A sender that is lost before it sent the whole body stores nothing.
+        """
         async with self._acting("put_stream", lease):
+            await self._network.midst(BEGUN)
+            body = await KnownLengthBody(chunks, size_bytes).whole()
+            self._network.check_sender()
             await self._network.midst()
             return self._store(key, body, headers, etag_of(body), condition)
 
@@ -220,23 +251,6 @@ class Wire:
             return await self._ask(op, key, lambda: method(*args, **kwargs))
 
         return call
-
-    async def put_stream(
-        self,
-        key: str,
-        chunks: AsyncIterator[bytes],
-        size_bytes: int,
-        headers: Headers,
-        *,
-        condition: Condition | None = None,
-        lease: Lease | None = None,
-    ) -> Any:
-        body = await KnownLengthBody(chunks, size_bytes).whole()
-        return await self._ask(
-            "put_stream",
-            key,
-            lambda: self._server.put_whole(key, body, headers, condition, lease),
-        )
 
     @asynccontextmanager
     async def stream(

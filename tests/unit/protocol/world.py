@@ -326,6 +326,11 @@ class World:
     def calls(self) -> list[Call]:
         return self.network.calls
 
+    def moving(self) -> list[Call]:
+        """The requests that can go on; those of a worker that stalls cannot."""
+        stalled = [process for process in self.processes if process.stalled]
+        return [call for call in self.calls if call.can_go and call.sender not in stalled]
+
     def ready(self) -> list[Letter]:
         """The messages that can be delivered now."""
         return [letter for letter in self.queue if letter.ready_at <= self.clock.seconds]
@@ -352,7 +357,7 @@ class World:
     def step(self, call: Call, *, answer: bool = True) -> None:
         self.clock.seconds += TICK_S
         self._end_copies(self.clock.seconds)
-        if call in self.calls:
+        if call in self.calls and call.can_go:
             self.network.step(call, answer=answer)
         self.loop.run_until_idle()
 
@@ -421,7 +426,7 @@ class World:
         for _ in range(_STEPS):
             if until is not None and until():
                 return True
-            call = next((c for c in self.calls if not c.sender.stalled and not hold(c)), None)  # type: ignore[attr-defined]  # a process
+            call = next((c for c in self.moving() if not hold(c)), None)
             if call is not None:
                 self.step(call)
                 continue
