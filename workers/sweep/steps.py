@@ -102,8 +102,7 @@ class Steps:
                 # Its dead letter was replayed, or its request came again.
                 await self._store.mark_running(plan.ask)
                 # Hints of pages that came meanwhile found it ended, and went with that.
-                unsent = tuple(replace(live, sent_at=None) for live in plan.live)
-                plan = replace(plan, live=unsent)
+                plan = _unsent(plan)
             await self._step(replace(standing, plan=replace(plan, status="running", told=False)))
         elif again and hint.step + 1 == plan.step:
             await self._send_again(plan)
@@ -173,7 +172,7 @@ class Steps:
         """Make sure that a sweep goes on whose messages may be lost.
 
         Its record moves to the next step first, so that of many who hurry it one sends that
-        step, and whatever still travels is out of date.
+        step, and whatever still travels is out of date. Its pages are sent again as well.
         """
         try:
             standing = await self._store.read(sweep_id, project)
@@ -183,7 +182,7 @@ class Steps:
         if plan.status != "running":
             await self._tell_end(standing)
             return
-        plan = replace(plan, step=plan.step + 1)
+        plan = _unsent(replace(plan, step=plan.step + 1))
         if await self._store.change(plan, standing.etag, standing.master_key):
             await self._outbox.step(plan)
 
@@ -303,6 +302,11 @@ class Steps:
 
     def _wanted(self, ask: Ask, observed: Observed) -> Observed:
         return wanted(ask, observed, self._keys.master_keys)
+
+
+def _unsent(plan: Plan) -> Plan:
+    """The plan with every page to be sent again: a page done twice does no harm."""
+    return replace(plan, live=tuple(replace(live, sent_at=None) for live in plan.live))
 
 
 def error_of(plan: Plan) -> KeyturnError:
