@@ -11,6 +11,7 @@ import pytest
 
 from contracts.names import keyring_key
 from contracts.sealing import b64, new_api_key, seal_tombstone
+from tests.integration.sweep import v0
 from tests.integration.sweep.scene import Project, Scene, counts
 from tests.support import requests
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
 
 MIB = 2**20
+MORE_ENV = v0.MORE_ENV
 
 
 def failures(scene: Scene, project: str, sweep_id: str) -> dict[str, str]:
@@ -259,6 +261,7 @@ async def refused(scene: Scene) -> None:
 SCENARIOS: dict[str, Callable[[Scene], Coroutine[Any, Any, None]]] = {
     play.__name__: play
     for play in (
+        v0.migration,
         bad_objects_are_in_nobodys_way,
         a_dry_run_writes_nothing,
         a_repair,

@@ -1,0 +1,156 @@
+"""Sweeps whose workers and messages are lost: others go on from the records (SPEC 8.5).
+
+Here the roles run as processes of their own, so that a sweep worker can be killed.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import aio_pika
+import pytest
+from faststream.rabbit import RabbitBroker
+
+from contracts import topology
+from tests.integration.sweep.scene import WORKER_ENV, Project, Scene, counts
+from tests.servers import new_bucket
+from tests.support import requests
+from tests.support.deployment import Deployment
+from tests.support.process import worker
+from tests.support.serving import Serving, fresh_amqp_url
+from tests.support.wire import open_wire
+from workers.runtime import _Process
+from workers.settings import WorkerSettings
+from workers.storage import Differences
+from workers.storage.s3 import open_storage
+from workers.sweep.rescue import rescue
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from tests.servers import S3Server, Servers
+
+pytestmark = pytest.mark.servers
+
+SWEEP_QUEUES = [
+    name
+    for queue in (topology.PLAN_QUEUE, topology.SWEEP_QUEUE)
+    for name in (queue, *(topology.retry_name(queue, s) for s in topology.ALL_DELAYS_S))
+]
+
+
+@asynccontextmanager
+async def without_sweepers(broker: Servers, s3: S3Server) -> AsyncIterator[Scene]:
+    """A worker that takes requests; what they begin waits on the broker."""
+    deployment = Deployment(await fresh_amqp_url(broker), s3, new_bucket(s3))
+    async with (
+        worker(deployment.worker_env(**WORKER_ENV), "control") as process,
+        open_wire(deployment) as wire,
+    ):
+        yield Scene(Serving(deployment, process, wire))
+
+
+async def killed_in_the_middle(scene: Scene, project: Project) -> None:
+    """A sweep worker of its own, killed as soon as one page of the project is done."""
+    async with worker(scene.deployment.worker_env(**WORKER_ENV), "sweep") as process:
+        await process.logged(f'"project":"{project.name}","page"')
+        await process.kill()
+
+
+async def accepted(project: Project) -> str:
+    """Begin a rotation; gives its id."""
+    document = project.rotation()
+    event = await project.scene.told(document)
+    assert event["type"] == "rotation.accepted"
+    return str(document["rotation_id"])
+
+
+def is_done(end: dict[str, Any], objects: int) -> None:
+    # What a worker did that died before it could tell is in no count.
+    assert counts(end) | {"rewrapped": 0} == {
+        "objects": objects,
+        "current": objects,
+        "rewrapped": 0,
+        "clean": True,
+    }
+
+
+async def hurried(deployment: Deployment) -> int:
+    """Look after sweeps once, as a sweep worker of its own process does now and then."""
+    env = deployment.worker_env(**WORKER_ENV)
+    values = {name.removeprefix("KEYTURN_").lower(): value for name, value in env.items()}
+    settings = WorkerSettings.model_validate(values)
+    async with (
+        open_storage(settings, differences=Differences(), max_connections=8) as storage,
+        RabbitBroker(deployment.amqp_url, logger=None) as broker,
+    ):
+        process = _Process(settings, storage, broker)
+        return await rescue(
+            process._store,
+            process._sweep,
+            still_for=timedelta(0),
+            keep_for=timedelta(days=1),
+            now=datetime.now(UTC) + timedelta(seconds=5),
+        )
+
+
+async def test_a_worker_killed_and_messages_lost(broker: Servers, ceph: S3Server) -> None:
+    """Another process goes on: from what the broker gives back, and without any message too."""
+    async with without_sweepers(broker, ceph) as scene:
+        projects = [await scene.enrolled(name) for name in ("lost", "never", "killed")]
+        plaintexts = [project.fill(40) for project in projects]
+        lost, never, killed = projects
+        rotations = [await accepted(lost)]
+        await killed_in_the_middle(scene, lost)
+        rotations.append(await accepted(never))
+        # The broker loses what it holds: of one sweep in its middle, of one never begun.
+        for name in SWEEP_QUEUES:
+            queue = await scene.wire.channel.get_queue(name, ensure=False)
+            await queue.purge()
+        assert await hurried(scene.deployment) == 2
+        # This one's messages the broker keeps, and gives to the next worker.
+        rotations.append(await accepted(killed))
+        await killed_in_the_middle(scene, killed)
+        async with worker(scene.deployment.worker_env(**WORKER_ENV), "sweep") as process:
+            for rotation_id in rotations:
+                is_done(await scene.ended(rotation_id), 40)
+            await process.terminate()
+        for project, expected in zip(projects, plaintexts, strict=True):
+            project.stands_as(expected)
+        # What has ended needs nobody.
+        assert await hurried(scene.deployment) == 0
+
+
+async def test_forged_hints(broker: Servers, ceph: S3Server) -> None:
+    """Whoever writes the broker changes no key and proves nothing (SPEC 13)."""
+    async with without_sweepers(broker, ceph) as scene:
+        project = await scene.enrolled("hinted")
+        plaintexts = project.fill(10)
+        rotation_id = await accepted(project)
+        step = {"type": "sweep.step", "sweep_id": rotation_id, "project": "hinted", "step": 10**9}
+        page = {"type": "sweep.page", "sweep_id": rotation_id, "project": "hinted", "round": 0}
+        hints: list[tuple[str, dict[str, Any]]] = [
+            (topology.PLAN_QUEUE, step),
+            (topology.PLAN_QUEUE, step | {"step": 0, "project": "other"}),
+            (topology.PLAN_QUEUE, step | {"sweep_id": requests.new_id()}),
+            (topology.PLAN_QUEUE, step | {"project": "*"}),
+            *((topology.PLAN_QUEUE, step | {"step": n}) for n in range(20)),
+            (topology.SWEEP_QUEUE, page | {"page": 0, "take": 99}),
+            (topology.SWEEP_QUEUE, page | {"page": 99, "take": 0}),
+            (topology.SWEEP_QUEUE, page | {"page": 0, "take": 0, "project": "other"}),
+            (topology.SWEEP_QUEUE, step),
+            (topology.PLAN_QUEUE, {"type": "sweep.ended", "clean": True}),
+        ]
+        for queue, hint in hints:
+            message = aio_pika.Message(json.dumps(hint).encode())
+            await scene.wire.channel.default_exchange.publish(message, queue)
+        async with worker(scene.deployment.worker_env(**WORKER_ENV), "sweep"):
+            is_done(await scene.ended(rotation_id), 10)
+        project.stands_as(plaintexts)
+        for queue in (topology.PLAN_QUEUE, topology.SWEEP_QUEUE):
+            letter = await scene.wire.take(f"{queue}.dead")
+            assert letter.headers["keyturn-code"] == "malformed_request"
+            assert await scene.wire.depth(f"{queue}.dead") == 0

@@ -1,0 +1,126 @@
+"""A sweep worker that stalls before its copies: the storage itself refuses them (SPEC 8.4)."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from contracts.names import keyring_key, object_key
+from contracts.sealing import Secret, kek_id, new_api_key, user_kek
+from tests.integration.storage.conftest import opened
+from tests.support import requests
+from tests.support.bucket import Bucket
+from tests.support.deployment import Deployment
+from workers.envelope import OperatorKeys
+from workers.errors import RefusedError
+from workers.keyring import Generation, Keyring, KeyringReader, turned
+from workers.keyring.record import build
+from workers.sweep import Ask, Plan, SweepStore
+from workers.sweep.pages import PageTaker
+from workers.sweep.plan import Live, State
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from tests.servers import S3Server
+    from workers.storage import Headers, Lease
+    from workers.storage.s3 import S3Storage
+
+pytestmark = pytest.mark.servers
+
+LEASE_S = 1
+KEYS = [f"k{n}" for n in range(5)]
+
+
+class Stalling:
+    """A storage whose first copies are sent only once their lease is over, by its own clock."""
+
+    def __init__(self, storage: S3Storage, meanwhile: Callable[[], Awaitable[None]]) -> None:
+        self._storage = storage
+        self._meanwhile = meanwhile
+        self._stalled: set[str] = set()
+        self.refused = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._storage, name)
+
+    async def _until(self, key: str, over: datetime) -> None:
+        while (await self._storage.head(key)).date <= over:  # noqa: ASYNC110  # a server's clock
+            await asyncio.sleep(0.1)
+
+    async def copy_onto_itself(
+        self, key: str, headers: Headers, *, source_etag: str, lease: Lease
+    ) -> None:
+        """As the storage does, but late the first time."""
+        if key not in self._stalled:
+            self._stalled.add(key)
+            await self._meanwhile()
+            await self._until(key, lease.read_at + timedelta(seconds=lease.expires_s))
+        try:
+            await self._storage.copy_onto_itself(key, headers, source_etag=source_etag, lease=lease)
+        except RefusedError:
+            self.refused += 1
+            raise
+
+
+async def test_a_stalled_take(ceph: S3Server, ceph_bucket: str) -> None:
+    """Each late copy is refused, and done again by a keyring that was turned meanwhile."""
+    deployment = Deployment("", ceph, ceph_bucket)
+    bucket, master_keys = Bucket(deployment), {"m1": Secret(deployment.master_key)}
+    api_keys = [deployment.api_key, new_api_key(), new_api_key()]
+    keks = [user_kek(api_key, "acme") for api_key in api_keys]
+    now = requests.now()
+    ring = Keyring(
+        "acme", "m1", Generation(1, kek_id(keks[0]), keks[0], requests.new_id(), now, now)
+    )
+    for key in KEYS:
+        bucket.put_made("acme", bucket.made("acme", key, key.encode()))
+
+    def turn(before: Keyring, kek: Secret) -> Keyring:
+        after = turned(before, kek=kek, rotation_id=requests.new_id(), requested_at=now, at=now)
+        bucket.put(keyring_key("acme"), build(after, master_keys), {})
+        return after
+
+    second = turn(ring, keks[1])
+    turns: list[Keyring] = []
+
+    async def turn_once() -> None:
+        if not turns:
+            turns.append(turn(second, keks[2]))
+
+    async with opened(ceph, ceph_bucket) as storage:
+        stalling: Any = Stalling(storage, turn_once)
+        keyrings = KeyringReader(storage, master_keys, lease_s=LEASE_S, cache_s=0.5)
+        taker = PageTaker(
+            stalling,
+            keyrings,
+            OperatorKeys(master_keys),
+            SweepStore(storage, master_keys),
+            concurrency=8,
+            copy_limit_bytes=2**30,
+        )
+        observed = await keyrings.fresh("acme")
+        plan = Plan(
+            ask=Ask("sweep", requests.new_id(), "acme", now),
+            state=State.of(observed),
+            turned_at=observed.lease.read_at,
+            started_at=datetime.now(UTC),
+        )
+        result = await taker.take(plan, Live(page=0, after="", last=""))
+        again = await taker.take(
+            replace(plan, state=State.of(await keyrings.fresh("acme"))),
+            Live(page=0, after="", last=""),
+        )
+    assert stalling.refused == len(KEYS)
+    assert (result.changed, result.failures) == (len(KEYS), ())
+    # It saw two states, so it proves neither.
+    assert result.state is None
+    assert (again.changed, again.counts.current) == (0, len(KEYS))
+    for key in KEYS:
+        at = object_key("acme", key)
+        assert bucket.opened(at, keks[2], "user", 3) == key.encode()
+        assert bucket.unwrapped(keks[1], "user", at, 2) is None

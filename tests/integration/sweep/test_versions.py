@@ -1,0 +1,140 @@
+"""Versioned buckets: older versions hold older wraps, and must not outlive them (SPEC 8.5, 8.7).
+
+On moto, whose versioned buckets honour the conditions that Ceph's ignore there.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import pytest_asyncio
+
+from tests.integration.sweep.scene import WORKER_ENV, Project, Scene, counts
+from tests.servers import new_bucket
+from tests.servers.s3 import sync_client
+from tests.support import requests
+from tests.support.deployment import Deployment
+from tests.support.serving import fresh_amqp_url, served_by_a_worker
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import AsyncIterator, Callable, Coroutine
+
+    from tests.servers import S3Server, Servers
+
+pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def scene(broker: Servers, moto: S3Server) -> AsyncIterator[Scene]:
+    """A worker on a bucket that keeps versions."""
+    deployment = Deployment(await fresh_amqp_url(broker), moto, new_bucket(moto))
+    with closing(sync_client(moto)) as client:
+        client.put_bucket_versioning(
+            Bucket=deployment.bucket, VersioningConfiguration={"Status": "Enabled"}
+        )
+    async with served_by_a_worker(deployment, **WORKER_ENV) as running:
+        yield Scene(running)
+
+
+def versions(project: Project) -> Counter[str]:
+    """How many versions each key of the project has; delete markers apart."""
+    answer = project.bucket.client.list_object_versions(
+        Bucket=project.bucket.deployment.bucket, Prefix=f"{project.name}/"
+    )
+    rows: list[Any] = answer.get("Versions", [])
+    return Counter(row["Key"].partition("/")[2] for row in rows)
+
+
+async def superseded(scene: Scene) -> None:
+    """A rotation leaves one version of each object, and none that the old key opens."""
+    project = await scene.enrolled("superseded")
+    plaintexts = project.fill(10)
+    project.put("k/000", b"plaintext 0")  # a second version of the same, under the same key
+    assert versions(project)["k/000"] == 2
+    end = await project.rotated()
+    assert counts(end) == {"objects": 10, "current": 10, "rewrapped": 10, "clean": True}
+    assert versions(project) == Counter(plaintexts.keys())
+    project.stands_as(plaintexts)
+
+
+async def a_dry_run_counts_them(scene: Scene) -> None:
+    """What a sweep would remove is counted as stale, and stays."""
+    project = await scene.enrolled("counted")
+    project.fill(3)
+    project.bucket.put_made("counted", project.made("k/000"))
+    old = project.made("k/001")
+    old.metadata["enc-kek-admin"] = "m0"
+    project.bucket.put_made("counted", old)
+    project.put("k/001")
+    before = versions(project)
+    assert sum(before.values()) == 6
+    end = await scene.swept("counted", dry_run=True)
+    assert counts(end) == {"objects": 3, "current": 3, "noncurrent_stale": 1, "clean": False}
+    assert versions(project) == before
+
+
+async def deleted(scene: Scene) -> None:
+    """A delete leaves the tombstone alone: no version holds the body or a wrap of it."""
+    project = await scene.enrolled("deleted")
+    project.fill(3)
+    project.put("k/001")
+    assert versions(project)["k/001"] == 2
+    told = await scene.told(requests.delete("deleted", "k/001"))
+    assert told["type"] == "object.deleted"
+    assert versions(project) == {"k/000": 1, "k/001": 1, "k/002": 1}
+    scene.bucket.deleted_at("deleted/k/001", scene.deployment.master_key)
+
+
+async def under_a_delete_marker(scene: Scene) -> None:
+    """Keyturn leaves no delete marker; what lies under somebody else's is told, not removed."""
+    project = await scene.enrolled("marked")
+    project.fill(4)
+    project.bucket.delete("marked/k/002")
+    end = await project.rotated()
+    assert counts(end) == {
+        "objects": 3,
+        "current": 3,
+        "rewrapped": 3,
+        "noncurrent_stale": 1,
+        "clean": False,
+    }
+    assert versions(project) == {f"k/{n:03}": 1 for n in range(4)}
+    assert project.keyring()["history"][0]["kek"] is not None
+
+
+async def history_in_plaintext(scene: Scene) -> None:
+    """Plaintext that was encrypted: its history is somebody's business, and keeps it unclean."""
+    project = await scene.enrolled("history", plaintext="allowed")
+    project.bucket.put("history/plain", b"first", {})
+    end = await scene.swept("history", encrypt_plaintext=True)
+    assert counts(end) == {
+        "objects": 1,
+        "current": 1,
+        "encrypted": 1,
+        "noncurrent_stale": 1,
+        "clean": False,
+    }
+    assert versions(project) == {"plain": 2}
+    assert project.keyring()["plaintext"] == "allowed"
+
+
+SCENARIOS: dict[str, Callable[[Scene], Coroutine[Any, Any, None]]] = {
+    play.__name__: play
+    for play in (
+        superseded,
+        a_dry_run_counts_them,
+        deleted,
+        under_a_delete_marker,
+        history_in_plaintext,
+    )
+}
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+async def test_versioned(running: dict[str, asyncio.Task[None]], scenario: str) -> None:
+    """The scenario of that name; see its docstring."""
+    await running[scenario]
