@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from contracts.errors import KeyturnError
-    from tests.unit.protocol.world import Process
+    from tests.unit.protocol.process import Process
 
 
 class Letter:
@@ -46,9 +46,7 @@ class Letter:
         kept = {k: v for k, v in self.headers.items() if k not in (ATTEMPT_HEADER, CODE_HEADER)}
         routing_key = self.routing_key
         headers = {**kept, **more}
-        return Letter(
-            self.queue, self.body, headers, routing_key=routing_key, ready_at=ready_at
-        )
+        return Letter(self.queue, self.body, headers, routing_key=routing_key, ready_at=ready_at)
 
     def __repr__(self) -> str:
         return f"<{self.queue} {self.body[:120]!r}>"

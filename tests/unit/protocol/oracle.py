@@ -26,14 +26,13 @@ from contracts.sealing import (
     record_kek,
     unwrap_dek,
 )
-from tests.unit.protocol.broker import Letter
 from workers.storage.memory_bucket import etag_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from contracts.messages import Event
-    from tests.unit.protocol.broker import Delivery
+    from tests.unit.protocol.broker import Delivery, Letter
     from tests.unit.protocol.wire import Call, Server
     from workers.storage.memory_bucket import Stored
 

@@ -6,12 +6,13 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from tests.unit.protocol.wire import MID, SENT
-from tests.unit.protocol.world import Options, Parts, World
+from tests.unit.protocol.world import World
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.unit.protocol.broker import Letter
+    from tests.unit.protocol.process import Options, Parts
     from tests.unit.protocol.wire import Call
 
 
@@ -39,9 +40,7 @@ def begin(world: World, *keys: str, **more: Any) -> None:
     world.run()
 
 
-def stop_at(
-    world: World, op: str, key: str = "", *, state: str = SENT, **more: Any
-) -> Call:
+def stop_at(world: World, op: str, key: str = "", *, state: str = SENT, **more: Any) -> Call:
     """Let all go on until such a request is on its way; gives it, not let on."""
 
     def found() -> Call | None:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from contracts.names import keyring_key
+from tests.unit.protocol.process import LEASE_S, MASTER_KEYS, Options, Parts
 from tests.unit.protocol.stories import begin, hint, stop_at, stop_within, violations, without
 from tests.unit.protocol.wire import MID, SENT, Wire
-from tests.unit.protocol.world import LEASE_S, MASTER_KEYS, Options, Parts, World
 from workers.control.deletion import Deleter
 from workers.keyring import forbidden_plaintext
 from workers.keyring.record import build, parse
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from tests.unit.protocol.wire import Call
+    from tests.unit.protocol.world import World
 
 
 def a_delete_while_a_copy_is_under_way(world: World) -> None:
@@ -58,7 +59,9 @@ def a_delete_before_a_copy_arrives(world: World) -> None:
 class _Unconditional(Wire):
     """Copies whatever stands there by now."""
 
-    async def copy_onto_itself(self, key: str, headers: Any, *, source_etag: str, lease: Any) -> Any:
+    async def copy_onto_itself(
+        self, key: str, headers: Any, *, source_etag: str, lease: Any
+    ) -> Any:
         del source_etag
         copy = self._server.copy_conditionally
         return await self._ask(
@@ -81,7 +84,7 @@ def a_delete_while_parts_are_copied(world: World) -> None:
     part = stop_at(world, "copy_part")
     world.step(part, answer=False)
     delete = world.delete("acme", "a")
-    without(world, part)
+    without(world, part, seconds=60)
     assert world.ended(delete)
     world.run()
 
@@ -102,7 +105,10 @@ def _stop_at_the_put(world: World) -> Call:
     """At the last moment at which a put of the object can be held up."""
 
     def is_it(call: Call) -> bool:
-        return call.key == "acme/a" and (call.op, call.state) in (("put", SENT), ("put_stream", MID))
+        return call.key == "acme/a" and (call.op, call.state) in (
+            ("put", SENT),
+            ("put_stream", MID),
+        )
 
     assert world.run(until=lambda: any(map(is_it, world.calls)), hold=is_it)
     return next(filter(is_it, world.calls))

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-import pytest
-
-from contracts.sealing import BODY_CONTEXT, Secret, b64, kek_id, seal, wrap_dek
 from contracts.topology import PLAN_QUEUE
 from tests.unit.protocol.broker import Letter
+from tests.unit.protocol.process import LEASE_S, Options, Parts
 from tests.unit.protocol.stories import (
     begin,
     hint,
@@ -22,9 +18,7 @@ from tests.unit.protocol.stories import (
     without,
 )
 from tests.unit.protocol.wire import Wire
-from tests.unit.protocol.world import LEASE_S, Options, Parts, World
-from workers.storage import Headers
-from workers.sweep import SweepStore, pages
+from workers.sweep import pages
 from workers.sweep.messages import SweepStep, encode
 from workers.sweep.plan import Plan, State
 from workers.sweep.planner import Planner
@@ -32,10 +26,11 @@ from workers.sweep.planner import Planner
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import pytest
+
+    from tests.unit.protocol.world import World
     from workers.storage.memory_bucket import Stored
 
-# The package gives the function of the same name.
-DECIDE = import_module("workers.envelope.decide")
 ONE_KEY_A_PAGE = Options(page_keys=1)
 ALL_PLAINTEXT = Options(unencrypted=frozenset({0, 1, 2}))
 
@@ -67,79 +62,6 @@ def test_the_keyring_is_read_again_after_the_writes_of_a_page(
     monkeypatch.setattr(pages._Take, "_write", _write_once)
     found = violations(story, options=ALL_PLAINTEXT)
     assert any("acme/a stands under (1," in what and "message was done" in what for what in found)
-
-
-def a_user_wrap_of_another_dek(world: World) -> None:
-    """Whoever holds the API key and writes the bucket makes a wrap of a DEK of his own."""
-    begin(world, "a")
-    kek = world.oracle.projects["acme"].keks[1]
-    about = {"algorithm": "Cobblestone-256", "project": "acme", "key": "x", "generation": 1}
-    wrap = wrap_dek(kek, "user", dek=os.urandom(32), **about)  # type: ignore[arg-type]
-    metadata = {
-        "enc-algo": "Cobblestone-256",
-        "enc-dek-user": b64(wrap),
-        "enc-dek-admin": b64(bytes(104)),
-        "enc-kek-user": f"1:{kek_id(kek)}",
-        "enc-kek-admin": "m1",
-    }
-    body = seal(os.urandom(32), BODY_CONTEXT, b"of another DEK")
-    world.server.plant("acme/x", body, Headers(metadata))
-    sweep = world.sweep("acme")
-    world.run()
-    end: Any = world.ended(sweep)[0]
-    if end.clean:
-        world.oracle.violated("a sweep was clean over it")
-
-
-def test_a_dek_is_checked_against_the_header_before_it_is_wrapped(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    assert violations(a_user_wrap_of_another_dek, settle=False) == []
-    monkeypatch.setattr(DECIDE, "check_header", lambda *_: None)
-    found = violations(a_user_wrap_of_another_dek, settle=False)
-    assert "the body of acme/x does not commit to its DEK" in found
-
-
-def a_master_key_that_is_turned(world: World) -> None:
-    begin(world, "a")
-    world.sweep("acme", master_key="m2")
-    world.run()
-
-
-def _user_wrap_is_current(wraps: Any, admin: Any, user: Any, desired: Any) -> bool:
-    del wraps, admin
-    return user is not None and user.generation == desired.generation
-
-
-def test_both_wraps_are_brought_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert violations(a_master_key_that_is_turned) == []
-    monkeypatch.setattr(DECIDE, "is_current", _user_wrap_is_current)
-    found = violations(a_master_key_that_is_turned)
-    assert any("'m1') at the end of a sweep of acme, after a clean" in what for what in found)
-
-
-def labels_that_are_ahead_of_their_wraps(world: World) -> None:
-    begin(world, "a")
-    world.rotate("acme")
-    world.run(until=lambda: len(world.oracle.projects["acme"].states) > 1)
-    now, stored = world.oracle.projects["acme"].states[-1], world.server.standing()["acme/a"]
-    labelled = {"enc-kek-user": f"{now.generation}:{now.kek_id}", "enc-kek-admin": now.master_key}
-    metadata = {**stored.headers.metadata, **labelled}
-    world.server.plant("acme/a", stored.body, replace(stored.headers, metadata=metadata))
-    world.run()
-
-
-def _labels_say_so(wraps: Any, admin: Any, user: Any, desired: Any) -> bool:
-    del admin, user
-    wanted = (desired.generation, desired.kek_id, desired.master_key)
-    return bool((wraps.generation, wraps.kek_id, wraps.master_key) == wanted)
-
-
-def test_wraps_are_opened_whatever_their_labels_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert violations(labels_that_are_ahead_of_their_wraps) == []
-    monkeypatch.setattr(DECIDE, "is_current", _labels_say_so)
-    found = violations(labels_that_are_ahead_of_their_wraps)
-    assert any("acme/a stands under (1," in what and "at the end of" in what for what in found)
 
 
 def a_copy_that_comes_within_its_lease(world: World) -> None:
@@ -185,7 +107,9 @@ def a_copy_that_comes_after_its_lease(world: World) -> None:
 class _Unleased(Wire):
     """Sends copies that the storage takes at any time."""
 
-    async def copy_onto_itself(self, key: str, headers: Any, *, source_etag: str, lease: Any) -> Any:
+    async def copy_onto_itself(
+        self, key: str, headers: Any, *, source_etag: str, lease: Any
+    ) -> Any:
         late = replace(lease, expires_s=10**6)
         method = self._server.copy_onto_itself
         effect = lambda: method(key, headers, source_etag=source_etag, lease=late)  # noqa: E731
@@ -316,28 +240,6 @@ def test_a_result_proves_no_other_range_of_keys(monkeypatch: pytest.MonkeyPatch)
     assert any("acme/c stands under (1," in what and "at the end of" in what for what in found)
 
 
-def a_worker_that_dies_before_it_puts_tags_back(world: World) -> None:
-    begin(world, "a")
-    world.server._bucket.change_tags("acme/a", {"team": "legal"})
-    world.rotate("acme")
-    tags = stop_at(world, "write_tags")
-    world.crash(tags.sender, arriving=lambda _: False)  # type: ignore[arg-type]  # a process
-    world.run()
-    if world.server.standing()["acme/a"].tags != {"team": "legal"}:
-        world.oracle.violated("the tags are gone")
-
-
-class _NotesNothing(SweepStore):
-    async def note_tags(self, *_args: Any, **_more: Any) -> str:
-        return ""
-
-
-def test_tags_are_noted_before_a_copy_drops_them() -> None:
-    assert violations(a_worker_that_dies_before_it_puts_tags_back) == []
-    broken = Parts(store=_NotesNothing)
-    assert violations(a_worker_that_dies_before_it_puts_tags_back, broken) == ["the tags are gone"]
-
-
 def an_upload_of_plaintext_behind_the_look_at_its_page(world: World) -> None:
     """Its put rests on a keyring that allows plaintext, and ends once that was forbidden."""
     begin(world, "a", plaintext="allowed")
@@ -357,15 +259,3 @@ def test_plaintext_that_was_forbidden_meanwhile_is_encrypted_before_it_is_told(
     monkeypatch.setattr("workers.keyring.Desired.same_state", lambda *_: True)
     found = violations(story, options=ALL_PLAINTEXT)
     assert any("acme/b is plaintext once its upload was told" in what for what in found)
-
-
-def test_the_oracle_opens_by_keys_of_its_own() -> None:
-    with World() as world:
-        begin(world, "a")
-        stored = world.server.standing()["acme/a"]
-        world.oracle.projects["acme"].keks[1] = Secret(os.urandom(32))
-        world.oracle._opened.clear()
-        world.oracle.look("acme/a", stored)
-        assert world.oracle.violations == [
-            "a wrap of acme/a does not open under any key that ever was"
-        ]

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from contracts.sealing import upload_info
+from tests.unit.protocol.process import Parts
 from tests.unit.protocol.stories import begin, stop_at, stop_within, violations, without
-from tests.unit.protocol.world import Parts, World
 from workers.admission import open_secret
 from workers.broker.consumer import Consumer
 from workers.sweep.consumer import HintConsumer
 from workers.upload import Settled, Uploader
 from workers.upload.target import Standing
+
+if TYPE_CHECKING:
+    from tests.unit.protocol.world import World
 
 
 def a_put_that_outlasts_a_rotation(world: World) -> None:
@@ -48,7 +51,7 @@ def an_upload_whose_worker_dies_at_its_put(world: World) -> None:
     begin(world)
     world.upload("acme", "a", b"x")
     put = stop_at(world, "put", "acme/a")
-    world.crash(put.sender, arriving=lambda _: False)  # type: ignore[arg-type]  # a process
+    world.crash(put.sender, arriving=lambda _: False)
 
 
 class _AcknowledgesFirst(Consumer):
@@ -87,7 +90,7 @@ def test_a_hint_is_acknowledged_after_its_effect(record: str) -> None:
         while record not in put.key:
             world.step(put)
             put = stop_at(world, "put", ".keyturn/sweeps/0")
-        world.crash(put.sender, arriving=lambda _: False)  # type: ignore[arg-type]  # a process
+        world.crash(put.sender, arriving=lambda _: False)
         # A page that was lost is sent again after a quarter of an hour; nobody waits for that.
         world.run(seconds=120)
         if not world.told_of("rotation.completed"):
@@ -126,7 +129,7 @@ def a_rotation_whose_worker_dies_once_it_turned(world: World) -> None:
     world.rotate("acme")
     put = stop_at(world, "put", ".keyturn/keyrings/")
     world.step(put, answer=False)
-    world.crash(put.sender)  # type: ignore[arg-type]  # a process
+    world.crash(put.sender)
     world.run()
 
 

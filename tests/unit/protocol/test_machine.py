@@ -25,14 +25,15 @@ from hypothesis.stateful import (
 )
 
 from contracts.names import KEYRINGS_PREFIX, SWEEPS_PREFIX
-from tests.unit.protocol.wire import BEGUN, MID, SENT
-from tests.unit.protocol.world import Options, World
+from tests.unit.protocol.process import Options
+from tests.unit.protocol.wire import BEGUN, SENT
+from tests.unit.protocol.world import World
 from workers.storage import Differences
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.unit.protocol.wire import Call
+from tests.unit.protocol.wire import Call
 
 _EXAMPLES: Final = os.environ.get("KEYTURN_PROTOCOL_EXAMPLES")
 _SETTINGS: Final = settings(
@@ -213,35 +214,26 @@ class Protocol(RuleBasedStateMachine):
         return found()
 
     def _meet(self, call: Call, fate: str) -> None:
-        process: Any = call.sender
+        """Whatever is neither served nor forgotten by it is held from then on."""
         match fate:
-            case "hold":
-                self.held.append(call)
-            case "midst":
-                self.on.step(call)
-                if call.state == BEGUN:
-                    self.on.step(call)
-                if call.state == MID:
-                    self.held.append(call)
-            case "begun":
-                self.on.step(call)
-                self.held.append(call)
-            case "late":
-                self.on.step(call, answer=False)
-                self.held.append(call)
+            case "begun" | "midst" | "late":
+                self._serve_in_part(call, fate)
             case "lose":
                 self.on.network.lose(call)
-                self.held.append(call)
             case "lose after":
-                self.on.step(call, answer=False)
-                if call in self.on.calls:
-                    self.on.network.lose(call)
+                self._serve_in_part(call, "late")
+                self.on.network.lose(call)
             case "crash":
-                self.held.append(call)
-                self.on.crash(process)
+                self.on.crash(call.sender)
             case "cut":
-                self.held.append(call)
-                self.on.disconnect(process, noticed=False)
+                self.on.disconnect(call.sender, noticed=False)
+        if call in self.on.calls:
+            self.held.append(call)
+
+    def _serve_in_part(self, call: Call, fate: str) -> None:
+        self.on.step(call, answer=fate != "late")
+        if call.state == BEGUN and fate == "midst":
+            self.on.step(call)
 
     @rule(
         first=st.sampled_from(("rotate", "rotate", "sweep", "encrypt", "upload", "delete")),

@@ -18,14 +18,22 @@ from workers.storage.memory import MemoryStorage
 from workers.storage.memory_bucket import Bucket, Stored, etag_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
     from datetime import datetime
 
     from tests.unit.protocol.broker import Delivery
     from tests.unit.protocol.clock import Clock, Loop
-    from workers.storage import Condition, Differences, Headers, Lease, Listed, OpenMultipart
+    from tests.unit.protocol.process import Process
+    from workers.storage import (
+        Condition,
+        Differences,
+        Headers,
+        Lease,
+        Listed,
+        OpenMultipart,
+        Version,
+    )
     from workers.storage import Stream as StreamPort
-    from workers.storage import Version
 
 SENT: Final = "sent"
 # Of a streamed put: its lease was looked at, and its body is still to come; then it comes.
@@ -44,7 +52,9 @@ _SERVING: ContextVar[Call | None] = ContextVar("call", default=None)
 class Call:
     """One request: sent, at the server in the midst of its effect, or served and not answered."""
 
-    def __init__(self, sender: object, op: str, key: str, effect: Callable[[], Awaitable[Any]]):
+    def __init__(
+        self, sender: Process, op: str, key: str, effect: Callable[[], Awaitable[Any]]
+    ) -> None:
         self.sender = sender
         self.op = op
         self.key = key
@@ -84,7 +94,7 @@ class Network:
         self.calls: list[Call] = []
 
     async def ask(
-        self, sender: object, op: str, key: str, effect: Callable[[], Awaitable[Any]]
+        self, sender: Process, op: str, key: str, effect: Callable[[], Awaitable[Any]]
     ) -> Any:
         """What a worker's call waits for."""
         call = Call(sender, op, key, effect)
@@ -164,7 +174,9 @@ class Network:
 class _Watched(Bucket):
     """A bucket whose every new version is shown to the oracle."""
 
-    def __init__(self, *, versioned: bool, watch: Callable[[str, Stored, Call | None], None]):
+    def __init__(
+        self, *, versioned: bool, watch: Callable[[str, Stored, Call | None], None]
+    ) -> None:
         super().__init__(versioned=versioned)
         self._watch = watch
 
@@ -219,7 +231,7 @@ class Server(MemoryStorage):
 
     def standing(self) -> dict[str, Stored]:
         """All objects, as someone sees them who holds the bucket."""
-        return {key: self._bucket.get(key) for key in self._bucket.keys()}
+        return {key: self._bucket.get(key) for key in self.stored_keys()}
 
     def every_version(self) -> list[tuple[str, Stored]]:
         """All versions but delete markers."""
@@ -230,7 +242,7 @@ class Server(MemoryStorage):
 class Wire:
     """One worker's storage: every method is a request on the network."""
 
-    def __init__(self, sender: object, network: Network, server: Server) -> None:
+    def __init__(self, sender: Process, network: Network, server: Server) -> None:
         self._sender = sender
         self._network = network
         self._server = server
@@ -285,18 +297,13 @@ class Wire:
         for row in await self._rows("open_multiparts", prefix):
             yield row
 
-    async def _rows(self, op: str, prefix: str, **args: Any) -> list[Any]:
-        async def collected() -> list[Any]:
+    async def _rows(self, op: str, prefix: str, **args: Any) -> Sequence[Any]:
+        async def collected() -> Sequence[Any]:
             return [row async for row in getattr(self._server, op)(prefix, **args)]
 
-        rows: list[Any] = await self._ask(op, prefix, collected)
+        rows: Sequence[Any] = await self._ask(op, prefix, collected)
         return rows
 
 
 def _capped(limit: int | None) -> int:
     return _LIST_PAGE if limit is None else min(limit, _LIST_PAGE)
-
-
-def own_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
-    """The `enc-` names of an object."""
-    return {name: value for name, value in metadata.items() if name.startswith("enc-")}

@@ -1,0 +1,150 @@
+"""One worker process with all roles, of the workers' own classes, wired as `workers.runtime` does.
+
+Everything that it does to the world goes through its `Wire` and its `Teller`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final
+
+from contracts.sealing import IntakeKey, Secret, SigningKey, VerifyKey
+from contracts.topology import CONTROL_QUEUE, PLAN_QUEUE, SWEEP_QUEUE, UPLOAD_QUEUE
+from tests.unit.protocol.broker import Delivery, Teller
+from tests.unit.protocol.wire import Wire
+from workers.admission import Rules
+from workers.broker.consumer import Consumer
+from workers.control.deletion import Deleter
+from workers.control.enrolment import Enroller
+from workers.control.role import ControlRole
+from workers.control.rotation import Rotator
+from workers.envelope import OperatorKeys
+from workers.keyring import KeyringReader
+from workers.settings import Grant
+from workers.storage import Differences
+from workers.sweep import Outbox, Starter, SweepStore
+from workers.sweep.consumer import HintConsumer
+from workers.sweep.everyone import Everyone
+from workers.sweep.pages import PageTaker
+from workers.sweep.planner import Planner
+from workers.sweep.role import SweepRole
+from workers.sweep.steps import Steps
+from workers.upload import Limits, Uploader, UploadRole
+
+if TYPE_CHECKING:
+    from tests.unit.protocol.world import World
+
+LEASE_S: Final = 6
+CACHE_S: Final = 2
+MASTER_KEYS: Final = {"m1": Secret(bytes([1]) * 32), "m2": Secret(bytes([2]) * 32)}
+PUBLISHER: Final = SigningKey.from_seed(bytes([7]) * 32)
+_MAX_AGE: Final = timedelta(days=7)
+
+
+@cache
+def intake() -> IntakeKey:
+    return IntakeKey.from_seed(bytes(32))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The classes that a process is made of: a broken variant names another one."""
+
+    uploader: type[Uploader] = Uploader
+    enroller: type[Enroller] = Enroller
+    rotator: type[Rotator] = Rotator
+    deleter: type[Deleter] = Deleter
+    starter: type[Starter] = Starter
+    steps: type[Steps] = Steps
+    everyone: type[Everyone] = Everyone
+    page_taker: type[PageTaker] = PageTaker
+    planner: type[Planner] = Planner
+    store: type[SweepStore] = SweepStore
+    consumer: type[Consumer] = Consumer
+    hint_consumer: type[HintConsumer] = HintConsumer
+    wire: type[Wire] = Wire
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a world is set up."""
+
+    processes: int = 3
+    page_keys: int = 2
+    versioned: bool = False
+    differences: Differences = Differences()  # noqa: RUF009  # it is frozen
+    copy_limit_bytes: int = 10**9
+    # The processes that store plaintext where the project allows it.
+    unencrypted: frozenset[int] = frozenset()
+
+
+class Process:
+    """One worker process with all roles, as `workers.runtime` makes it."""
+
+    def __init__(self, world: World, number: int) -> None:
+        self.world = world
+        self.number = number
+        self.stalled = False
+        self.deliveries: list[Delivery] = []
+        self.wire = world.parts.wire(self, world.network, world.server)
+        storage: Any = self.wire
+        self.keyrings = KeyringReader(storage, MASTER_KEYS, lease_s=LEASE_S, cache_s=CACHE_S)
+        self._storage = storage
+        self._keys = OperatorKeys(MASTER_KEYS)
+        self._store = world.parts.store(storage, MASTER_KEYS)
+        self._teller: Any = Teller(self)
+        self._outbox = Outbox(self._teller)
+        self._starter = world.parts.starter(
+            storage, self.keyrings, self._keys, self._store, self._outbox, active_master_key="m1"
+        )
+        hints: Any = world.parts.hint_consumer
+        self.sweep_role = self._sweep()
+        self.consumers: dict[str, Any] = {
+            UPLOAD_QUEUE: self._requests(self._upload()),
+            CONTROL_QUEUE: self._requests(self._control()),
+            PLAN_QUEUE: hints(self.sweep_role, self._teller, PLAN_QUEUE, _MAX_AGE),
+            SWEEP_QUEUE: hints(self.sweep_role, self._teller, SWEEP_QUEUE, _MAX_AGE),
+        }
+
+    def _requests(self, role: Any) -> Consumer:
+        key = VerifyKey.from_bytes(PUBLISHER.public_bytes)
+        grant = Grant((key,), frozenset("*"), frozenset("*"))
+        rules = Rules("test", {"api": grant}, _MAX_AGE)
+        return self.world.parts.consumer(role, rules, self._teller)
+
+    def _upload(self) -> UploadRole:
+        limits = Limits(
+            encryption_enabled=self.number not in self.world.options.unencrypted,
+            upload_max_bytes=10**9,
+            part_size_bytes=100,
+            stream_concurrency=2,
+            copy_limit_bytes=self.world.options.copy_limit_bytes,
+        )
+        intake_keys = {"main": intake()}
+        make = self.world.parts.uploader
+        return UploadRole(make(self._storage, self.keyrings, MASTER_KEYS, intake_keys, limits))
+
+    def _control(self) -> ControlRole:
+        storage, keyrings, intake_keys = self._storage, self.keyrings, {"main": intake()}
+        parts, starter = self.world.parts, self._starter
+        return ControlRole(
+            parts.enroller(storage, keyrings, MASTER_KEYS, "m1", intake_keys, starter),
+            parts.rotator(storage, keyrings, MASTER_KEYS, intake_keys, starter),
+            starter,
+            parts.deleter(storage, keyrings, self._keys, LEASE_S),
+        )
+
+    def _sweep(self) -> SweepRole:
+        storage, keyrings, keys = self._storage, self.keyrings, self._keys
+        parts, store, outbox = self.world.parts, self._store, self._outbox
+        options = self.world.options
+        planner = parts.planner(storage, options.page_keys)
+        steps = parts.steps(storage, keyrings, keys, store, planner, outbox, lease_s=LEASE_S)
+        everyone = parts.everyone(storage, keyrings, keys, store, self._starter, outbox)
+        limit = options.copy_limit_bytes
+        pages = parts.page_taker(
+            storage, keyrings, keys, store, concurrency=4, copy_limit_bytes=limit
+        )
+        return SweepRole(store, steps, everyone, pages)
