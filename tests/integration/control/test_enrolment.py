@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from contracts.names import keyring_key
-from contracts.sealing import KekPurpose, Secret, b64, kek_id, kek_info, user_kek
+from contracts.sealing import KekPurpose, Secret, admin_kek, b64, kek_id, kek_info, user_kek
 from tests.support import reader, requests
+from tests.support.bucket import Bucket
 from tests.support.serving import Sent, Serving
 from workers.keyring.record import Generation, Keyring, build
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
+
+WORKER_ENV = {"LEASE_S": "2", "KEYRING_CACHE_S": "0.5"}
 
 Document = dict[str, Any]
 MALFORMED = "malformed_request"
@@ -105,13 +108,39 @@ async def test_many_at_once(served: Serving) -> None:
     await served.serves_the_next(project)
 
 
-@pytest.mark.parametrize("adopt", [False, True])
-async def test_objects_without_a_keyring(served: Serving, *, adopt: bool) -> None:
+async def test_objects_without_a_keyring(served: Serving) -> None:
     """Objects stand under the prefix: they may be under a key that a new one would orphan."""
     project = new_project()
     served.put(f"{project}/old", b"older than Keyturn")
-    document = requests.enroll(served.deployment, project, adopt=adopt)
+    document = requests.enroll(served.deployment, project)
     await refused(served, document, "already_enrolled", "without a keyring")
+
+
+async def test_adopted(served: Serving) -> None:
+    """Asked for aloud, they are taken over: above every generation whose wrap opens, and swept.
+
+    Generations that only a label claims raise nothing.
+    """
+    project, bucket = new_project(), Bucket(served.deployment)
+    for generation in (2, 5):
+        made = bucket.made(project, f"k{generation}", generation=generation)
+        bucket.put_made(project, made)
+    lying = bucket.made(project, "lying", generation=3)
+    lying.metadata["enc-kek-user"] = lying.metadata["enc-kek-user"].replace("3:", "900:")
+    bucket.put_made(project, lying)
+    document = requests.enroll(served.deployment, project, adopt=True)
+    event = await served.served(document)
+    assert (event["type"], event["generation"]) == ("project.enrolled", 6)
+    swept = await served.wire.event(
+        lambda told: (
+            told["type"] == "sweep.completed" and told["sweep_id"] == document["request_id"]
+        )
+    )
+    # The object with the lying label opens at no generation that can be known.
+    assert [swept[name] for name in ("objects", "current", "failed", "clean")] == [3, 2, 1, False]
+    kek = admin_kek(served.deployment.master_key, project)
+    for key in ("k2", "k5"):
+        assert bucket.opened(f"{project}/{key}", kek, "admin", 6) == b"hello"
 
 
 async def test_objects_of_a_namesake(served: Serving) -> None:
@@ -232,20 +261,3 @@ async def test_keyring_under_an_unknown_master_key(served: Serving) -> None:
     assert waiting.headers == sent.headers | {"keyturn-attempt": "unknown_master_key:2"}
     assert waiting.body == sent.body
     await served.serves_the_next()
-
-
-@pytest.mark.parametrize("kind", ["rotation", "sweep", "delete"])
-async def test_not_served_by_this_release(served: Serving, kind: str) -> None:
-    """Well-formed requests of later releases: refused aloud, and kept to be replayed."""
-    name = {"rotation": "rotation_id", "sweep": "sweep_id", "delete": "request_id"}[kind]
-    document: Document = {
-        "type": f"{kind}.requested",
-        name: requests.new_id(),
-        "project": "acme",
-        "requested_at": requests.now(),
-    }
-    if kind == "rotation":
-        document["sealed_kek"] = {"intake_key": "main", "ciphertext": ""}
-    if kind == "delete":
-        document["key"] = "k"
-    await served.refuses(served.signed(document), MALFORMED, "not served by this release")

@@ -1,0 +1,150 @@
+"""Deletes: a tombstone that stays, told when nothing can undo it any more (SPEC 8.7)."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from contracts.names import parse_time
+from contracts.sealing import admin_kek, b64, seal_tombstone
+from tests.support import requests
+from tests.support.bucket import Bucket
+
+if TYPE_CHECKING:
+    from tests.support.serving import Serving
+
+pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
+
+LEASE_S = 2
+WORKER_ENV = {"LEASE_S": str(LEASE_S), "KEYRING_CACHE_S": "0.5"}
+TWO_LEASES = timedelta(seconds=2 * LEASE_S)
+
+
+@pytest.fixture
+def bucket(served: Serving) -> Bucket:
+    """The deployment's bucket, by boto3."""
+    return Bucket(served.deployment)
+
+
+def written_at(bucket: Bucket, key: str) -> Any:
+    return bucket.head(f"acme/{key}")["LastModified"]
+
+
+def is_deleted(served: Serving, bucket: Bucket, key: str) -> None:
+    """A tombstone that tells when, and nothing else: no body, no wrap, no caller's metadata."""
+    told = bucket.deleted_at(f"acme/{key}", served.deployment.master_key)
+    assert abs(parse_time(told) - written_at(bucket, key)) < timedelta(seconds=30)
+
+
+async def deleted(served: Serving, key: str) -> dict[str, Any]:
+    """Ask for a delete, and wait until it is told."""
+    return await _end(served, requests.delete("acme", key))
+
+
+async def _end(served: Serving, document: dict[str, Any]) -> dict[str, Any]:
+    known = len(served.wire.events)
+    sent = served.signed(document)
+    await served.publish(sent, message_id=sent.request_id)
+    return await served.wire.event(
+        lambda event: sent.request_id in event.values() and event not in served.wire.events[:known]
+    )
+
+
+async def _tombstone_stands(bucket: Bucket, key: str) -> None:
+    async with asyncio.timeout(30):
+        while True:
+            metadata = bucket.head(f"acme/{key}")["Metadata"]
+            if metadata["enc-algo"] == "deleted":
+                return
+            await asyncio.sleep(0.05)  # a bucket tells nobody that it was written
+
+
+async def test_told_after_two_leases(served: Serving, bucket: Bucket) -> None:
+    """An object, a key that held nothing, one of somebody's plaintext, a forged tombstone.
+
+    By the storage's own clock, no sooner than two leases after the tombstone was put.
+    """
+    bucket.put_made("acme", bucket.made("acme", "object"))
+    bucket.put("acme/plain", b"somebody's", {"author": "kim"})
+    kek = admin_kek(served.deployment.master_key, "acme")
+    elsewhere = b64(seal_tombstone(kek, "acme", "another key", requests.now()))
+    bucket.put("acme/forged", b"", {"enc-algo": "deleted", "enc-dek-admin": elsewhere})
+    keys = ["object", "nothing", "plain", "forged", "reports/ü q3.pdf"]
+    events = await asyncio.gather(*(deleted(served, key) for key in keys))
+    for key, event in zip(keys, events, strict=True):
+        assert (event["type"], event["project"], event["key"]) == ("object.deleted", "acme", key)
+        is_deleted(served, bucket, key)
+        answer = bucket.client.head_object(Bucket=served.deployment.bucket, Key=f"acme/{key}")
+        now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+        assert now - answer["LastModified"] > TWO_LEASES
+        assert parse_time(event["at"]) - answer["LastModified"] > TWO_LEASES
+    assert await served.wire.depth("keyturn.control.dead") == 0
+
+
+async def test_told_again(served: Serving, bucket: Bucket) -> None:
+    """The same request, and another one: at once, from the tombstone that stands."""
+    bucket.put_made("acme", bucket.made("acme", "again"))
+    document = requests.delete("acme", "again")
+    first = await _end(served, document)
+    before = bucket.head("acme/again")
+    second = await _end(served, document)
+    assert second | {"at": ""} == first | {"at": ""}
+    other = await deleted(served, "again")
+    assert other["type"] == "object.deleted"
+    assert bucket.head("acme/again") == before
+
+
+async def test_brought_back_meanwhile(served: Serving, bucket: Bucket) -> None:
+    """A copy that was under way brings the object back: it is deleted again before it is told."""
+    made = bucket.made("acme", "undead", b"back again")
+    bucket.put_made("acme", made)
+    end = asyncio.create_task(deleted(served, "undead"))
+    await _tombstone_stands(bucket, "undead")
+    bucket.put_made("acme", made)
+    back_at = written_at(bucket, "undead")
+    event = await end
+    is_deleted(served, bucket, "undead")
+    assert written_at(bucket, "undead") >= back_at
+    assert parse_time(event["at"]) - written_at(bucket, "undead") > TWO_LEASES
+
+
+async def test_never_written_again(served: Serving, bucket: Bucket) -> None:
+    """An upload to a deleted key is refused, however late it comes."""
+    document = requests.upload(served.deployment, "acme", "gone", b"once").document
+    assert (await served.served(document))["type"] == "upload.stored"
+    assert (await deleted(served, "gone"))["type"] == "object.deleted"
+    for late in (document, requests.upload(served.deployment, "acme", "gone", b"x").document):
+        told = await served.served(late)
+        assert (told["type"], told["code"]) == ("upload.rejected", "deleted_key")
+        dead = await served.wire.take("keyturn.upload.dead")
+        assert dead.body == requests.encode(late)
+    is_deleted(served, bucket, "gone")
+
+
+BAD_KEYS = ["", "/a", "a/", "a//b", "a/../b", "./a", "a\n", "k" * 901]
+
+
+@pytest.mark.parametrize("key", BAD_KEYS)
+async def test_bad_key(served: Serving, bucket: Bucket, key: str) -> None:
+    """Nothing that is no key of an object can be deleted: no record, no folder."""
+    before = bucket.keys("")
+    sent = served.signed(requests.delete("acme", key))
+    dead = await served.refuses(sent, "malformed_request", "key: ")
+    assert dead.body == sent.body
+    assert [at for at in bucket.keys("") if not at.startswith("acme/good/")] == [
+        at for at in before if not at.startswith("acme/good/")
+    ]
+
+
+async def test_signed_by_a_stranger(served: Serving, bucket: Bucket) -> None:
+    bucket.put_made("acme", bucket.made("acme", "kept"))
+    before = bucket.head("acme/kept")
+    signed = served.signed(requests.delete("acme", "kept"))
+    signed.headers["keyturn-publisher"] = "nobody"
+    told_to_nobody = type(signed)(signed.routing_key, signed.body, signed.headers)
+    await served.refuses(told_to_nobody, "bad_signature")
+    assert bucket.head("acme/kept") == before

@@ -1,0 +1,196 @@
+"""Rotations that are refused: a code, a dead letter, and nothing changed (SPEC 8.1, 12)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from contracts.names import keyring_key
+from contracts.sealing import b64, kek_info, new_api_key, user_kek
+from tests.support import reader, requests
+from tests.support.serving import Sent, Serving
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
+
+WORKER_ENV = {"LEASE_S": "2", "KEYRING_CACHE_S": "0.5"}
+Document = dict[str, Any]
+PROJECT = "acme"
+OLD = "2026-01-01T00:00:00Z"
+
+
+def keyring(served: Serving, project: str = PROJECT) -> tuple[str, str]:
+    """ETag and time of the last write of a project's keyring."""
+    head = reader.s3_client(served.deployment).head_object(
+        Bucket=served.deployment.bucket, Key=keyring_key(project)
+    )
+    return head["ETag"], str(head["LastModified"])
+
+
+def rotation(
+    served: Serving, api_key: str | None = None, *, project: str = PROJECT, **more: Any
+) -> Document:
+    return requests.rotation(served.deployment, project, api_key or new_api_key(), **more)
+
+
+def sealed(served: Serving, document: Document, info: bytes, secret: bytes | None = None) -> None:
+    """Seal the request's KEK anew, for something else or with another secret."""
+    kek = user_kek(new_api_key(), PROJECT).reveal() if secret is None else secret
+    ciphertext = served.deployment.intake.public_key.seal(kek, info)
+    document["sealed_kek"] = {"intake_key": "main", "ciphertext": b64(ciphertext)}
+
+
+async def refused(served: Serving, document: Document, code: str, detail: str = "") -> None:
+    """Refused as SPEC 6.3 and 12 say, and the keyring stands as it did; no sweep was begun."""
+    project = document["project"] if document["project"] != "*" else PROJECT
+    before = keyring(served, project)
+    await served.refuses(served.signed(document), code, detail)
+    assert keyring(served, project) == before
+    assert not served.stands(f".keyturn/sweeps/{document['rotation_id']}/")
+
+
+SEALED_FOR: dict[str, Callable[[Document], bytes]] = {
+    "another project": lambda d: kek_info("rotation", d["rotation_id"], "other"),
+    "another request": lambda _: kek_info("rotation", requests.new_id(), PROJECT),
+    "an enrolment": lambda d: kek_info("enroll", d["rotation_id"], PROJECT),
+    "nothing": lambda _: b"",
+}
+
+
+@pytest.mark.parametrize("name", SEALED_FOR)
+async def test_kek_sealed_for(served: Serving, name: str) -> None:
+    """A sealed KEK is bound to its purpose, its request and its project."""
+    document = rotation(served)
+    sealed(served, document, SEALED_FOR[name](document))
+    await refused(served, document, "bad_seal", "does not open for this request")
+
+
+@pytest.mark.parametrize("size_bytes", [0, 31, 33])
+async def test_kek_of_another_length(served: Serving, size_bytes: int) -> None:
+    document = rotation(served)
+    info = kek_info("rotation", document["rotation_id"], PROJECT)
+    sealed(served, document, info, os.urandom(size_bytes))
+    await refused(served, document, "bad_seal", "not 32 bytes")
+
+
+async def test_unknown_intake_key(served: Serving) -> None:
+    document = rotation(served)
+    document["sealed_kek"]["intake_key"] = "retired"
+    await refused(served, document, "unknown_intake_key", "retired")
+
+
+CHANGES: dict[str, tuple[Document, str, str]] = {
+    "generation as text": ({"expected_generation": "1"}, "malformed_request", "expected_"),
+    "generation zero": ({"expected_generation": 0}, "malformed_request", "expected_"),
+    "unknown field": ({"api_key": "x"}, "malformed_request", "api_key: "),
+    "project of two": ({"project": "*"}, "malformed_request", "project: "),
+    "sealed KEK as text": ({"sealed_kek": "AA=="}, "malformed_request", "sealed_kek: "),
+    "not base64": (
+        {"sealed_kek": {"intake_key": "main", "ciphertext": "%%%"}},
+        "malformed_request",
+        "sealed_kek.ciphertext: ",
+    ),
+    "of last winter": ({"requested_at": OLD}, "request_expired", ""),
+    "another generation": ({"expected_generation": 7}, "generation_mismatch", "generation"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+async def test_form(served: Serving, name: str) -> None:
+    change, code, detail = CHANGES[name]
+    await refused(served, rotation(served) | change, code, detail)
+
+
+async def test_the_same_key(served: Serving) -> None:
+    await refused(served, rotation(served, served.deployment.api_key), "kek_reused")
+
+
+async def test_signed_by_a_stranger(served: Serving) -> None:
+    """Told to nobody; changes nothing."""
+    before = keyring(served)
+    body = requests.encode(rotation(served))
+    headers = requests.headers(body, served.deployment.event_key)
+    await served.refuses(Sent("rotation.requested", body, dict(headers)), "bad_signature")
+    await served.refuses(Sent("rotation.requested", body, {}), "bad_signature")
+    assert keyring(served) == before
+
+
+@pytest.mark.parametrize("kind", ["rotation", "sweep", "sweep of all", "delete"])
+async def test_not_permitted(served: Serving, kind: str) -> None:
+    """A publisher that may only upload, and only to another project."""
+    before = keyring(served)
+    documents: dict[str, Document] = {
+        "rotation": rotation(served),
+        "sweep": requests.sweep(PROJECT),
+        "sweep of all": requests.sweep("*"),
+        "delete": requests.delete(PROJECT, "k"),
+    }
+    signed = served.signed(documents[kind])
+    headers = requests.headers(signed.body, served.deployment.narrow_key, publisher="narrow")
+    sent = Sent(signed.routing_key, signed.body, dict(headers), signed.told)
+    await served.refuses(sent, "not_permitted")
+    assert keyring(served) == before
+    assert not served.stands("acme/k")
+
+
+async def test_of_another_type(served: Serving) -> None:
+    """Routed as what it is not: the signature is right, the message is malformed."""
+    document = rotation(served)
+    sent = served.signed(document, routing_key="sweep.requested")
+    refusal = Sent(sent.routing_key, sent.body, sent.headers)
+    before = keyring(served)
+    await served.publish(refusal, message_id=document["rotation_id"])
+    dead = await served.wire.take("keyturn.control.dead")
+    assert dead.headers["keyturn-code"] == "malformed_request"
+    assert keyring(served) == before
+
+
+async def test_after_a_turn(served: Serving) -> None:
+    """A KEK of the past, one generation too early, asked for too early, an id used elsewhere."""
+    await served.enroll("turned")
+    too_early = rotation(served, project="turned")
+    api_keys = [served.deployment.api_key, new_api_key()]
+    first = rotation(served, api_keys[1], project="turned", expected_generation=1)
+    accepted = await served.served(first)
+    assert (accepted["type"], accepted["generation"]) == ("rotation.accepted", 2)
+    ended = await served.wire.event(lambda event: event["type"] == "rotation.completed")
+    assert (ended["rotation_id"], ended["clean"]) == (first["rotation_id"], True)
+    # The clean sweep cleared the earlier key itself; its id is known for good.
+    for api_key in api_keys:
+        await refused(served, rotation(served, api_key, project="turned"), "kek_reused")
+    late = rotation(served, project="turned", expected_generation=1)
+    await refused(served, late, "generation_mismatch", "generation 2")
+    await refused(served, too_early, "generation_mismatch", "later")
+    sweep = requests.sweep("turned") | {"sweep_id": first["rotation_id"]}
+    told = await served.served(sweep)
+    assert (told["type"], told["code"]) == ("sweep.rejected", "malformed_request")
+    dead = await served.wire.take("keyturn.control.dead")
+    assert dead.body == served.signed(sweep).body
+
+
+async def test_unknown_project(served: Serving) -> None:
+    """Nobody enrols it: tried again after 1, 5 and 9 seconds, then final, for each kind at once."""
+    documents = [
+        requests.rotation(served.deployment, "nobody", new_api_key()),
+        requests.sweep("nobody"),
+        requests.delete("nobody", "k"),
+    ]
+    known = len(served.wire.events)
+    for document in documents:
+        sent = served.signed(document)
+        await served.publish(sent, message_id=sent.request_id)
+    told = await asyncio.gather(
+        *(served.wire.outcome(served.signed(document).request_id) for document in documents)
+    )
+    assert [event["code"] for event in told] == ["unknown_project"] * 3
+    assert len(served.wire.events) == known + 3
+    for _ in documents:
+        dead = await served.wire.take("keyturn.control.dead")
+        assert dead.headers["keyturn-code"] == "unknown_project"
+    assert not served.stands(".keyturn/keyrings/nobody.json")
+    assert reader.keys(served.deployment, "nobody/") == []
