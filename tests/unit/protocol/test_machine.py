@@ -240,7 +240,7 @@ class Protocol(RuleBasedStateMachine):
         moment=st.one_of(WRITE, MOMENT),
         fate=st.sampled_from(("hold", *FATES)),
         then=st.lists(
-            st.sampled_from(("rotate", "rotate", "sweep", "delete", "upload", "encrypt")),
+            st.sampled_from(("rotate", "delete", "rotate", "delete", "sweep", "upload", "encrypt")),
             min_size=1,
             max_size=2,
         ),
@@ -256,6 +256,8 @@ class Protocol(RuleBasedStateMachine):
         if call is None:
             return
         self._meet(call, fate)
+        if call.key.startswith("acme/"):
+            key = call.key.removeprefix("acme/")
         for what in then:
             self._ask(what, key)
             self.go_on(seconds=seconds)
