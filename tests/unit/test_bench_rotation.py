@@ -101,9 +101,9 @@ def test_requests_and_bytes_are_held_against_their_limits() -> None:
 def test_workers_are_compared_with_so_many_times_one_while_cores_are_free() -> None:
     found = scaling.Rounds()
     cores = os.cpu_count() or 1
-    found.add(1, Pass(100, 1.0, 0.1), scaling.Load(0.2 * cores, 0.1, 0.0))
-    found.add(2, Pass(150, 1.0, 0.1), scaling.Load(0.5 * cores, 0.2, 0.0))
-    found.add(4, Pass(160, 1.0, 0.1), scaling.Load(0.99 * cores, 0.4, 0.0))
+    found.add(1, Pass(100, 1.0, 0.1), scaling.Load(0.2 * cores, 0.1, 0.0, 0.1))
+    found.add(2, Pass(150, 1.0, 0.1), scaling.Load(0.5 * cores, 0.2, 0.0, 0.3))
+    found.add(4, Pass(160, 1.0, 0.1), scaling.Load(0.99 * cores, 0.4, 0.0, 0.6))
     one, two, four = scaling.rows("ceph", "writing pass", found)
     assert [row.ratios.median for row in (one, two, four) if row.ratios] == [1.0, 0.75, 0.4]
     assert [row.met for row in (one, two, four)] == [True, False, None]

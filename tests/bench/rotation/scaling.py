@@ -8,7 +8,7 @@ more workers stop to help.
 from __future__ import annotations
 
 import os
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -46,11 +46,12 @@ _FULL = 0.85
 
 @dataclass(frozen=True)
 class Load:
-    """What ran during a pass, in cores: all of the machine, the workers, the proxy."""
+    """What ran during a pass, in cores: all of the machine, and what of it was the bench's."""
 
     machine: float
     workers: float
     proxy: float
+    servers: float
 
 
 @dataclass
@@ -117,25 +118,39 @@ def _one(
 
 
 class Look:
-    """From its making on, what the machine and the proxy use."""
+    """From its making on, what the machine, the bench's processes and the proxy use."""
 
     def __init__(self, between: Delaying) -> None:
         self._between = between
         self._proxy_s = between.cpu_s()
+        self._ours_s = _started_by_us_s()
         self._busy_s = _busy_s()
 
     def load(self, done: Pass) -> Load:
         """Cores in use, on average, by the end of this pass."""
+        busy_s, ours_s = _busy_s() - self._busy_s, _started_by_us_s() - self._ours_s
+        proxy_s = self._between.cpu_s() - self._proxy_s
         return Load(
-            (_busy_s() - self._busy_s) / done.wall_s,
-            done.cpu_s / done.wall_s,
-            (self._between.cpu_s() - self._proxy_s) / done.wall_s,
+            machine=busy_s / done.wall_s,
+            workers=done.cpu_s / done.wall_s,
+            proxy=proxy_s / done.wall_s,
+            servers=max(0.0, ours_s - done.cpu_s - proxy_s) / done.wall_s,
         )
 
 
 def _busy_s() -> float:
     times = psutil.cpu_times()
     return float(sum(times) - times.idle - getattr(times, "iowait", 0.0))
+
+
+def _started_by_us_s() -> float:
+    """CPU time of every process that the bench started: servers, workers, proxy."""
+    total_s = 0.0
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            total_s += times.user + times.system
+    return total_s
 
 
 def rows(server: str, name: str, found: Rounds) -> list[Row]:
@@ -168,7 +183,7 @@ def notes(name: str, found: Rounds) -> list[str]:
     """What was busy, by the number of workers."""
     return [
         f"{name}, {workers} page workers: {number(load.machine)} of {os.cpu_count()} cores busy, "
-        f"of these {number(load.workers)} with the workers, {number(load.proxy)} with the proxy, "
-        f"the rest with storage, broker and whatever else ran"
+        f"of these {number(load.workers)} with the workers, {number(load.servers)} with storage "
+        f"and broker, {number(load.proxy)} with the proxy"
         for workers, load in found.load.items()
     ]
