@@ -171,7 +171,15 @@ class Installed(Protocol):
         ...
 
 
+class Nowhere:
+    """A worker that is never struck; it only starts without the probe, at half the cost."""
+
+    def install(self, strike: Callable[[], None]) -> None:
+        del strike
+
+
 POINTS: dict[str, Installed] = {
+    "nowhere": Nowhere(),
     "taken": Point(Consumer, "__call__"),
     "secret-opened": SecretOpened(),
     "keyring-read": Point(KeyringReader, "recent", after=True),

@@ -84,7 +84,9 @@ async def side_by_side(limit: int, cases: Mapping[str, Callable[[Logs], Awaitabl
         raise ExceptionGroup(f"{len(failed)} of {len(cases)} cases", failed)
 
 
-async def ended(wire: Wire, request_id: str, kind: str, *, timeout_s: float = 90) -> dict[str, Any]:
+async def ended(
+    wire: Wire, request_id: str, kind: str, *, timeout_s: float = 150
+) -> dict[str, Any]:
     """The event of this kind that ends a request; a refusal fails the test at once."""
     event = await wire.event(
         lambda event: request_id in event.values() and _ends(event, kind), timeout_s=timeout_s
@@ -107,7 +109,7 @@ def check_ends(wire: Wire, request_id: str, kind: str, objects: int) -> None:
         assert (event["failed"], event["noncurrent_stale"]) == (0, 0), event
 
 
-async def drained(wire: Wire, *, timeout_s: float = 30) -> None:
+async def drained(wire: Wire, *, timeout_s: float = 60) -> None:
     """Wait until nothing waits to be served: leftovers of doubled steps take their delays to go."""
     work = [topology.CONTROL_QUEUE, topology.PLAN_QUEUE, topology.SWEEP_QUEUE]
     queues = [*work, *(topology.retry_name(queue, s) for queue in work for s in (1, 5, 9, 30))]

@@ -43,7 +43,7 @@ _EDGES = (0, 1, 16383, 16384, 16385)
 _HUNDREDS_OF_KIB = 40
 _MANY_MIB = 4
 _ROLES = ("upload", "control", "sweep", "sweep")
-_BETWEEN_UPLOADS_S = 0.1
+_BETWEEN_UPLOADS_S = 0.2
 _CANARIES = 30
 _LEASE_S = 3
 # Of a machine that has little time for it: on an idle one the whole test takes a minute.
@@ -79,7 +79,8 @@ class _Crew:
         self._running = list(await asyncio.gather(*map(self._new, _ROLES)))
 
     async def _new(self, role: str) -> WorkerProcess:
-        return await self._stack.enter_async_context(self._scene.worker(role, **self._settings))
+        worker = self._scene.worker(role, point="nowhere", **self._settings)
+        return await self._stack.enter_async_context(worker)
 
     async def keep_killing(self) -> None:
         """Kill one and start another in its place, until `end`."""
@@ -87,7 +88,7 @@ class _Crew:
             # Time to get into the middle of something: whom it meets must not depend on what
             # is going on.
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._over.wait(), self._dice.uniform(0.3, 1.2))
+                await asyncio.wait_for(self._over.wait(), self._dice.uniform(1, 2))
             at = self._dice.randrange(len(_ROLES))
             await self._running[at].kill()
             self.kills.append(_ROLES[at])
@@ -188,7 +189,7 @@ async def test_rotations_survive_a_killing_spree(ceph: S3Server, vhost_url: str)
         await drained(wire)
         await crew.end(killing)
         assert len(crew.kills) >= 8
-        assert len(uploads.ids) > _UPLOADED_BEFORE + 50
+        assert len(uploads.ids) > _UPLOADED_BEFORE + 30
         _check_told(wire, sweep["sweep_id"], uploads.ids)
         await check_queues_empty(wire)
     late = {key: plain for key, plain in scene.plaintexts.items() if key not in before}
