@@ -100,7 +100,12 @@ async def run_worker(settings: WorkerSettings, roles: frozenset[str]) -> None:
             _subscribe(broker, queue, prefetch, consume)
             for queue, prefetch, consume in process.consumers(roles)
         ]
-        app = FastStream(broker, logger=None)
+
+        async def tell() -> None:
+            # Not before `run` has taken the signals: whoever reads it may send one at once.
+            _log.info("worker started", roles=sorted(roles), bucket=settings.s3_bucket)
+
+        app = FastStream(broker, logger=None, on_startup=[tell])
         checks = _checks(broker, subscribers, storage)
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(
@@ -111,7 +116,6 @@ async def run_worker(settings: WorkerSettings, roles: frozenset[str]) -> None:
             if SWEEP in roles:
                 await stack.enter_async_context(_meanwhile(process.rescue_sweeps()))
             _tame_garbage_collection()
-            _log.info("worker started", roles=sorted(roles), bucket=settings.s3_bucket)
             await app.run()
     _log.info("worker stopped", roles=sorted(roles))
 
