@@ -28,7 +28,9 @@ async def batches(
 ) -> AsyncIterator[list[Row]]:
     """The rows after `after` up to and including `last` (empty: to the end), `size` at a time."""
     batch: list[Row] = []
-    rows = _versioned(storage, project, after) if versioned else _plain(storage, project, after)
+    rows = (
+        _versioned(storage, project, after) if versioned else _plain(storage, project, after, size)
+    )
     async for row in rows:
         if last and row.key.encode() > last.encode():
             break
@@ -40,11 +42,18 @@ async def batches(
         yield batch
 
 
-async def _plain(storage: Storage, project: str, after: str) -> AsyncIterator[Row]:
+async def _plain(storage: Storage, project: str, after: str, size: int) -> AsyncIterator[Row]:
     prefix = f"{project}/"
     start = object_key(project, after) if after else ""
-    async for listed in storage.list(prefix, after=start):
-        yield Row(listed.key.removeprefix(prefix))
+    while True:
+        # One more than a page holds, which shows that it is over: servers give 1,000 else,
+        # and reading what is not looked at costs time.
+        rows = [row async for row in storage.list(prefix, after=start, limit=size + 1)]
+        for row in rows:
+            yield Row(row.key.removeprefix(prefix))
+        if len(rows) <= size:
+            return
+        start = rows[-1].key
 
 
 async def _versioned(storage: Storage, project: str, after: str) -> AsyncIterator[Row]:
