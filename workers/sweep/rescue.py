@@ -11,7 +11,7 @@ from typing import Final
 
 import structlog
 
-from contracts.errors import KeyturnError
+from contracts.errors import CorruptObjectError, KeyturnError, UnknownMasterKeyError
 from workers.errors import StorageAnswerError
 from workers.sweep.role import SweepRole
 from workers.sweep.store import SweepStore
@@ -39,8 +39,15 @@ async def rescue(
         if changed is None:
             # Whoever marked it died before its plan stood; the request comes again.
             await store.unmark_running(sweep_id, project)
-        else:
+            continue
+        try:
             await role.hurry(sweep_id, project)
+        except (CorruptObjectError, UnknownMasterKeyError) as exc:
+            # One whose record was forged, or that is another worker's: the others are not
+            # to wait for it.
+            said = {"sweep_id": sweep_id, "project": project, "code": exc.code}
+            _log.warning("sweep not hurried", **said, detail=exc.detail)
+        else:
             hurried += 1
     async for sweep_id, project, changed in store.plans():
         if (sweep_id, project) not in running and now - changed > keep_for:
