@@ -33,7 +33,7 @@ Event = dict[str, Any]
 LEASE_S = 2
 WORKER_ENV = {"LEASE_S": str(LEASE_S), "KEYRING_CACHE_S": "0.5", "SWEEP_PAGE_KEYS": "7"}
 NO_COUNTS: dict[str, Any] = dict.fromkeys(COUNT_FIELDS, 0)
-_END_TIMEOUT_S = 40
+_END_TIMEOUT_S = 100
 
 
 def counts(event: Event) -> dict[str, Any]:
@@ -108,11 +108,9 @@ class Scene:
         """Every event of a request so far."""
         return [event for event in self.wire.events if request_id in event.values()]
 
-    async def dead(
-        self, queue: str, wanted: str, *, timeout_s: float = 60
-    ) -> AbstractIncomingMessage:
+    async def dead(self, queue: str, wanted: str) -> AbstractIncomingMessage:
         """Take the dead letter of this queue whose body holds this text; others stay for others."""
-        async with asyncio.timeout(timeout_s):
+        async with asyncio.timeout(60):
             while True:
                 async with self._taking:
                     for row in self._dead:

@@ -154,3 +154,32 @@ async def test_forged_hints(broker: Servers, ceph: S3Server) -> None:
             letter = await scene.wire.take(f"{queue}.dead")
             assert letter.headers["keyturn-code"] == "malformed_request"
             assert await scene.wire.depth(f"{queue}.dead") == 0
+
+
+async def test_a_forged_plan(broker: Servers, ceph: S3Server) -> None:
+    """A sweep whose record was overwritten: one dead letter; nobody else is held up by it.
+
+    Without that record its request begins it anew.
+    """
+    async with without_sweepers(broker, ceph) as scene:
+        forged, other = await scene.enrolled("forged"), await scene.enrolled("other")
+        plaintexts = forged.fill(3)
+        other.fill(2)
+        document = forged.rotation()
+        await scene.told(document)
+        s3_key = f".keyturn/sweeps/{document['rotation_id']}/forged/sweep.json"
+        scene.bucket.put(s3_key, b'{"v": 1}', {})
+        async with worker(scene.deployment.worker_env(**WORKER_ENV), "sweep") as process:
+            letter = await scene.dead(topology.PLAN_QUEUE, document["rotation_id"])
+            assert letter.headers["keyturn-code"] == "corrupt_object"
+            # The mark of the forged one stands, and the rescue of others gets past it.
+            rotation_id = await accepted(other)
+            await hurried(scene.deployment)
+            is_done(await scene.ended(rotation_id), 2)
+            assert await scene.wire.depth(f"{topology.PLAN_QUEUE}.dead") == 0
+            scene.bucket.delete(s3_key)
+            again = await scene.told(document)
+            assert (again["type"], again["generation"]) == ("rotation.accepted", 2)
+            is_done(await scene.ended(document["rotation_id"]), 3)
+            await process.terminate()
+        forged.stands_as(plaintexts)

@@ -241,29 +241,6 @@ async def forged_records_of_a_sweep(scene: Scene) -> None:
     project.stands_as(plaintexts)
 
 
-async def a_forged_plan(scene: Scene) -> None:
-    """A sweep whose record was overwritten ends in one dead letter, and starts anew without it."""
-    project = await scene.enrolled("plan")
-    plaintexts = project.fill(3)
-    document = project.rotation()
-    assert (await scene.told(document))["type"] == "rotation.accepted"
-    s3_key = f".keyturn/sweeps/{document['rotation_id']}/plan/sweep.json"
-    scene.bucket.put(s3_key, b'{"v": 1}', {})
-    letter = await scene.dead("keyturn.plan", document["rotation_id"])
-    assert letter.headers["keyturn-code"] == "corrupt_object"
-    # Served to its end: one step later, nothing of it is under way any more.
-    await scene.swept("plan")
-    assert await scene.wire.depth("keyturn.plan") == 0
-    with pytest.raises(TimeoutError):
-        await scene.dead("keyturn.plan", document["rotation_id"], timeout_s=1)
-    scene.bucket.delete(s3_key)
-    told = await scene.told(document)
-    assert (told["type"], told["generation"]) == ("rotation.accepted", 2)
-    end = await scene.ended(document["rotation_id"])
-    assert end["clean"]
-    project.stands_as(plaintexts)
-
-
 SCENARIOS: dict[str, Callable[[Scene], Coroutine[Any, Any, None]]] = {
     play.__name__: play
     for play in (
@@ -275,7 +252,6 @@ SCENARIOS: dict[str, Callable[[Scene], Coroutine[Any, Any, None]]] = {
         rolled_back_in_the_middle,
         rolled_back_before,
         forged_records_of_a_sweep,
-        a_forged_plan,
     )
 }
 
