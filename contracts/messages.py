@@ -218,8 +218,8 @@ class CountedEvent(_Event):
     """An event of a sweep, with the counts of SPEC 8.6.
 
     `objects` counts all keys of the last look but `foreign`; `rewrapped` and `encrypted` add
-    up over the whole sweep; the others are of the last look. In progress, `clean` tells what
-    is so far; at the end it is the proof's verdict.
+    up over the whole sweep; the others are of the last look. `clean` is the verdict at the end;
+    in progress nothing is proven yet, and it is false.
     """
 
     objects: Count

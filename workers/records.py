@@ -96,7 +96,11 @@ def _outer(record: Mapping[str, Any], project: str) -> tuple[str, bytes]:
 
 
 async def reseal(
-    storage: Storage, key: str, master_key: str, master_keys: Mapping[str, Secret]
+    storage: Storage,
+    key: str,
+    project: str,
+    master_key: str,
+    master_keys: Mapping[str, Secret],
 ) -> bool:
     """Seal a record under another master key; False where it changed meanwhile, or is gone.
 
@@ -109,10 +113,6 @@ async def reseal(
         head, body = await storage.read(key)
     except MissingError:
         return False
-    try:
-        project = load_json(body)["project"]
-    except (MalformedRequestError, KeyError) as exc:
-        raise CorruptObjectError("no record") from exc
     name, rest = parse(body, key, project, master_keys)
     if name == master_key:
         return True

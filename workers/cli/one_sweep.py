@@ -124,6 +124,8 @@ async def _parts(store: SweepStore, plan: AllPlan) -> Parts:
         except KeyturnError as exc:
             parts.not_clean.append(_failed_part(project, exc))
             continue
+        if ended is None:
+            continue  # what stood there was nothing of ours
         if ended.clean:
             parts.clean += 1
             continue

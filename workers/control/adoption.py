@@ -5,11 +5,11 @@ from collections.abc import Iterable
 from typing import Final
 
 from contracts import metadata as object_metadata
-from contracts.errors import KeyturnError
+from contracts.errors import KeyturnError, StorageUnavailableError
 from contracts.metadata import Wraps
 from contracts.names import is_key
 from workers.envelope import OperatorKeys, admin_generation
-from workers.errors import MissingError
+from workers.errors import MissingError, RefusedError
 from workers.storage import Storage
 
 _BATCH: Final = 64
@@ -43,8 +43,14 @@ async def _of_one(storage: Storage, project: str, s3_key: str, keys: OperatorKey
     key = s3_key.removeprefix(f"{project}/")
     try:
         head = await storage.head(s3_key)
+    except MissingError:
+        return 0
+    except RefusedError as exc:
+        # Passed over, it could be the one at the highest generation.
+        raise StorageUnavailableError("an object to adopt cannot be read") from exc
+    try:
         envelope = object_metadata.parse(head.metadata)
-    except (MissingError, KeyturnError):
+    except KeyturnError:
         return 0
     if not isinstance(envelope, Wraps) or not is_key(key):
         return 0

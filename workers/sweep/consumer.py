@@ -11,6 +11,7 @@ from typing import Final
 
 import structlog
 from aio_pika.abc import AbstractIncomingMessage
+from aio_pika.exceptions import AMQPException
 
 from contracts.errors import (
     KeyturnError,
@@ -26,6 +27,7 @@ from workers.sweep.messages import Hint, SweepPage, SweepStep, parse, queue_of
 from workers.sweep.role import SweepRole
 
 _PAUSE_S: Final = 1
+_MAX_ATTEMPTS: Final = 100_000
 
 _log = structlog.get_logger()
 
@@ -73,6 +75,12 @@ class HintConsumer:
         except StorageAnswerError as exc:
             error = StorageUnavailableError(f"{type(exc).__name__}: {exc}")
             await self._put_off_or_fail(hint, message, error)
+        except AMQPException:
+            raise  # nothing was confirmed: the broker gives it again
+        except Exception as exc:  # noqa: BLE001  # a bug of ours must not make a loop
+            _log.exception("unexpected failure", sweep_id=hint.sweep_id)
+            error = StorageUnavailableError(f"internal failure: {type(exc).__name__}")
+            await self._put_off_or_fail(hint, message, error)
 
     async def _serve(self, hint: Hint, message: AbstractIncomingMessage) -> None:
         # The delay queues leave their own marks on every step: only what the broker or this
@@ -116,7 +124,7 @@ class HintConsumer:
         now = datetime.now(UTC)
         if isinstance(hint, SweepPage) and not error.transient:
             error = StorageUnavailableError(error.detail)
-        waited = timedelta(seconds=sum(_delays(attempt)))
+        waited = timedelta(seconds=_waited_s(attempt))
         return retry_delay_s(
             error, attempt, requested_at=now - waited, max_age=self._max_age, now=now
         )
@@ -129,7 +137,11 @@ def _parsed(body: bytes, queue: str) -> Hint:
     return hint
 
 
-def _delays(attempt: int) -> list[int]:
-    """The delays of the tries before this one."""
-    last = RETRY_DELAYS_S[-1]
-    return [*RETRY_DELAYS_S[:attempt], *[last] * max(0, attempt - len(RETRY_DELAYS_S))]
+def _waited_s(attempt: int) -> int:
+    """The delays of all tries before this one, added up.
+
+    The count stands in a header that nobody signed: it must not cost what it claims.
+    """
+    attempt = min(attempt, _MAX_ATTEMPTS)
+    more = max(0, attempt - len(RETRY_DELAYS_S))
+    return sum(RETRY_DELAYS_S[:attempt]) + RETRY_DELAYS_S[-1] * more

@@ -6,13 +6,20 @@ walk through a fresh listing finds no keyring whose part has not ended.
 """
 
 from collections.abc import AsyncIterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
 
 import structlog
 
-from contracts.errors import CorruptObjectError, KeyturnError, NotFoundError, UnknownProjectError
+from contracts.errors import (
+    CorruptObjectError,
+    KeyturnError,
+    MalformedRequestError,
+    NotFoundError,
+    UnknownMasterKeyError,
+    UnknownProjectError,
+)
 from contracts.names import KEYRINGS_PREFIX, is_project, parse_time
 from workers.envelope import OperatorKeys
 from workers.errors import MissingError
@@ -23,6 +30,7 @@ from workers.sweep.messages import SweepStep
 from workers.sweep.outbox import Outbox
 from workers.sweep.plan import AllPlan, Ask, Ended
 from workers.sweep.start import Starter
+from workers.sweep.steps import HURRY_STEPS, error_of
 from workers.sweep.store import StandingAll, SweepStore
 
 # Parts under way at once: each waits for two leases, whatever its size.
@@ -30,6 +38,8 @@ MAX_LIVE: Final = 512
 # Keyrings that one step looks at.
 _PROJECTS_A_STEP: Final = 2000
 _BETWEEN_STEPS_S: Final = 1.0
+# Before a walk that has only projects left whose master key nobody here has.
+_STUCK_S: Final = 30.0
 
 _log = structlog.get_logger()
 
@@ -75,10 +85,14 @@ class Everyone:
         except MissingError as exc:
             raise NotFoundError("no record of this sweep stands in the bucket") from exc
         plan = standing.plan
-        if plan.status != "running":
+        if plan.status == "done" or (plan.status == "failed" and hint.step != plan.step):
             await self._tell_end(standing)
         elif hint.step == plan.step:
-            await self._step(standing)
+            if plan.status == "failed":
+                # Its dead letter was replayed, or its request came again.
+                await self._store.mark_running(plan.ask)
+            plan = replace(plan, status="running", told=False)
+            await self._step(replace(standing, plan=plan))
         elif again and hint.step + 1 == plan.step:
             await self._outbox.step(plan)
 
@@ -91,51 +105,51 @@ class Everyone:
         if standing.plan.status != "running":
             await self._tell_end(standing)
             return
-        plan = replace(standing.plan, step=standing.plan.step + 1)
+        plan = replace(standing.plan, step=standing.plan.step + HURRY_STEPS)
         if await self._store.change(plan, standing.etag, standing.master_key):
             await self._outbox.step(plan)
 
     async def _step(self, standing: StandingAll) -> None:
-        plan = await self._gathered(standing.plan)
-        looked_at, over = 0, True
-        begun: list[str] = []
+        plan = await self._without_ended(standing.plan)
+        walk = _Walk()
         async for project in self._missing(plan):
-            if len(plan.live) >= MAX_LIVE or looked_at == _PROJECTS_A_STEP:
-                over = False
+            if len(plan.live) >= MAX_LIVE or walk.looked_at == _PROJECTS_A_STEP:
+                walk.over = False
                 break
-            looked_at += 1
+            walk.looked_at += 1
             plan = replace(plan, through=project)
-            if await self._begin(plan, project, standing.master_key):
+            if await self._begin(plan, project, standing.master_key, walk):
                 plan = replace(plan, live=(*plan.live, project))
-                begun.append(project)
-        plan = replace(plan, begun_in_walk=plan.begun_in_walk + len(begun))
-        if over and not plan.live:
-            if not plan.begun_in_walk:
-                await self._end(standing, plan)
-                return
+        plan = replace(plan, begun_in_walk=plan.begun_in_walk + walk.begun + walk.stuck)
+        if not walk.over or plan.live:
+            await self._go_on(standing, plan, _BETWEEN_STEPS_S)
+        elif plan.begun_in_walk:
             # Projects may have been enrolled behind the walk: once more from the beginning.
             plan = replace(plan, through="", begun_in_walk=0)
-        await self._go_on(standing, plan)
+            await self._go_on(standing, plan, _STUCK_S if walk.stuck else _BETWEEN_STEPS_S)
+        else:
+            await self._end(standing, plan)
 
-    async def _go_on(self, standing: StandingAll, plan: AllPlan) -> None:
+    async def _go_on(self, standing: StandingAll, plan: AllPlan, wait_s: float) -> None:
         plan = replace(plan, step=plan.step + 1, stepped_at=datetime.now(UTC))
         if await self._store.change(plan, standing.etag, standing.master_key):
-            await self._outbox.step(plan, _BETWEEN_STEPS_S)
+            await self._outbox.step(plan, wait_s)
 
-    async def _gathered(self, plan: AllPlan) -> AllPlan:
-        """The plan after the parts that ended since the last step."""
+    async def _without_ended(self, plan: AllPlan) -> AllPlan:
+        """The plan without the parts that ended since the last step."""
         if not plan.live:
             return plan
-        sums, clean, projects, left = plan.sums, plan.clean, plan.projects, set(plan.live)
+        left, sums, projects = set(plan.live), plan.sums, plan.projects
         async for project in self._store.ended(plan.ask.sweep_id, since=_first(plan.live)):
-            if project in left:
-                ended = await self._store.read_ended(plan.ask.sweep_id, project)
-                sums += ended.counts
-                clean &= ended.clean
-                projects += 1
+            if project not in left:
+                continue
+            ended = await self._store.read_ended(plan.ask.sweep_id, project)
+            if ended is not None:
                 left.discard(project)
+                # For people: what is told in the end is summed up anew.
+                sums, projects = sums + ended.counts, projects + 1
         live = tuple(project for project in plan.live if project in left)
-        return replace(plan, live=live, sums=sums, clean=clean, projects=projects)
+        return replace(plan, live=live, sums=sums, projects=projects)
 
     async def _missing(self, plan: AllPlan) -> AsyncIterator[str]:
         """The projects of the rest of the walk that have a keyring, and no part that ended."""
@@ -147,10 +161,14 @@ class Everyone:
             project = row.key.removeprefix(KEYRINGS_PREFIX).removesuffix(".json")
             while done is not None and _order(done) < _order(project):
                 done = await anext(ended, None)
-            if is_project(project) and project != done and project not in live:
-                yield project
+            if not is_project(project) or project in live:
+                continue
+            # A name proves nothing, whoever put it there: the record must open.
+            if project == done and await self._store.read_ended(plan.ask.sweep_id, project):
+                continue
+            yield project
 
-    async def _begin(self, plan: AllPlan, project: str, master_key: str) -> bool:
+    async def _begin(self, plan: AllPlan, project: str, master_key: str, walk: "_Walk") -> bool:
         """Begin a project's part; False where there is nothing to do, or it failed at once."""
         ask = plan.ask
         try:
@@ -162,37 +180,58 @@ class Everyone:
             await self._starter.start(replace(ask, project=project, of_all=True))
         except UnknownProjectError:
             return False  # removed since it was listed
-        except CorruptObjectError as exc:
-            # A keyring that somebody forged: nothing may be wrapped by it, the rest goes on.
-            _log.error(
-                "sweep failed",
-                sweep_id=ask.sweep_id,
-                project=project,
-                code=exc.code,
-                detail=exc.detail,
-            )
-            await self._outbox.progressed(replace(ask, project=project), Counts(failed=1))
-            ended = Ended(Counts(failed=1), clean=False)
-            await self._store.add_ended(ask.sweep_id, project, ended, master_key)
-        else:
-            return True
-        return False
+        except UnknownMasterKeyError as exc:
+            # The rest goes on; the walk comes by again, perhaps in a process that has the key.
+            _log.warning("project put off", project=project, code=exc.code, detail=exc.detail)
+            walk.stuck += 1
+            return False
+        except (CorruptObjectError, MalformedRequestError) as exc:
+            # A keyring that somebody forged, or another sweep of the project by the same id:
+            # nothing may be wrapped by it, and the rest goes on.
+            await self._note_failed(ask, project, exc, master_key)
+            return False
+        walk.begun += 1
+        return True
+
+    async def _note_failed(
+        self, ask: Ask, project: str, error: KeyturnError, master_key: str
+    ) -> None:
+        said = {"sweep_id": ask.sweep_id, "project": project, "code": error.code}
+        _log.error("sweep failed", **said, detail=error.detail)
+        await self._outbox.progressed(replace(ask, project=project), Counts(failed=1))
+        ended = Ended(Counts(failed=1), clean=False)
+        await self._store.add_ended(ask.sweep_id, project, ended, master_key)
 
     async def _end(self, standing: StandingAll, plan: AllPlan) -> None:
-        clean = plan.clean and await self._all_under(plan.ask)
+        """Nothing is missing: the sums of all parts, by their records, are the end."""
+        sums, projects, clean = await self._summed(plan.ask.sweep_id)
         if plan.ask.master_key is not None and not plan.ask.dry_run:
+            clean &= await self._all_under(plan.ask.master_key)
             # So that no record is left under the key that is to be dropped.
             await self._store.reseal_ended(plan.ask.master_key)
-        ended = replace(plan, status="done", clean=clean, ended_at=datetime.now(UTC))
+        ended = replace(
+            plan,
+            status="done",
+            clean=clean,
+            sums=sums,
+            projects=projects,
+            ended_at=datetime.now(UTC),
+        )
         if not await self._store.change(ended, standing.etag, standing.master_key):
             return
         _log.info("sweep of all ended", sweep_id=plan.ask.sweep_id, clean=clean)
         await self._tell_end(await self._store.read_all(plan.ask.sweep_id))
 
-    async def _all_under(self, ask: Ask) -> bool:
+    async def _summed(self, sweep_id: str) -> tuple[Counts, int, bool]:
+        sums, projects, clean = Counts(), 0, True
+        async for project in self._store.ended(sweep_id):
+            ended = await self._store.read_ended(sweep_id, project)
+            if ended is not None:
+                sums, projects, clean = sums + ended.counts, projects + 1, clean and ended.clean
+        return sums, projects, clean
+
+    async def _all_under(self, master_key: str) -> bool:
         """Whether a fresh listing shows every keyring under the master key that was named."""
-        if ask.master_key is None or ask.dry_run:
-            return True
         async for row in self._storage.list(KEYRINGS_PREFIX):
             project = row.key.removeprefix(KEYRINGS_PREFIX).removesuffix(".json")
             if not is_project(project):
@@ -201,41 +240,54 @@ class Everyone:
                 observed = await self._keyrings.fresh(project)
             except UnknownProjectError:
                 continue
-            except CorruptObjectError:
+            except (CorruptObjectError, UnknownMasterKeyError):
                 return False
-            if observed.keyring.master_key != ask.master_key:
+            if observed.keyring.master_key != master_key:
                 return False
         return True
 
     async def _tell_end(self, standing: StandingAll) -> None:
         plan = standing.plan
         if not plan.told:
-            await self._outbox.ended(plan)
+            if plan.status == "failed":
+                await self._outbox.failed(plan.ask, error_of(plan))
+            else:
+                await self._outbox.ended(plan)
             told = replace(plan, told=True)
             if not await self._store.change(told, standing.etag, standing.master_key):
                 return
         await self._store.unmark_running(plan.ask.sweep_id, plan.ask.project)
 
     async def fail(self, hint: SweepStep, error: KeyturnError) -> None:
-        """Record and tell that the sweep cannot go on."""
+        """Record and tell that the sweep cannot go on; as `Steps.fail`."""
         try:
             standing = await self._store.read_all(hint.sweep_id)
         except MissingError:
             return
-        if standing.plan.status != "running":
+        plan = standing.plan
+        if plan.status != "running" or hint.step != plan.step:
             return
         plan = replace(
-            standing.plan,
+            plan,
             status="failed",
+            told=False,
             clean=False,
-            told=True,
             code=error.code,
             detail=error.detail,
             ended_at=datetime.now(UTC),
         )
         if await self._store.change(plan, standing.etag, standing.master_key):
-            await self._outbox.failed(plan.ask, error)
-            await self._store.unmark_running(plan.ask.sweep_id, plan.ask.project)
+            await self._tell_end(await self._store.read_all(hint.sweep_id))
+
+
+@dataclass(slots=True)
+class _Walk:
+    """What one step's part of the walk came by."""
+
+    looked_at: int = 0
+    begun: int = 0
+    stuck: int = 0
+    over: bool = True
 
 
 def _order(project: str) -> bytes:

@@ -10,10 +10,12 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
 
+from contracts.errors import StorageUnavailableError
+from contracts.topology import RETRY_DELAYS_S
 from workers.sweep.counts import Counts
 from workers.sweep.plan import KeyRange, Live, Plan, Result, State
 
-# Looks at an object that fails, before it is recorded as failed.
+# Looks at an object that fails, before it is recorded as failed; more where it may pass.
 TRIES: Final = 3
 # From this take on a page that always finds something to change waits between takes.
 _CALM_TAKES: Final = 4
@@ -93,9 +95,13 @@ def _again(plan: Plan, live: Live, result: Result, now: datetime, lease_s: int) 
     late = plan.proof_after(lease_s)
     as_wanted = _is_as_wanted(plan, live, result) and result.observed_at > late
     tries = live.tries + (1 if result.failures and as_wanted else 0)
-    if as_wanted and (not result.failures or tries >= TRIES):
+    # A storage that fails for a moment is no fault of the object's (SPEC 12).
+    passing = any(failure.code == StorageUnavailableError.code for failure in result.failures)
+    if as_wanted and (not result.failures or tries >= (len(RETRY_DELAYS_S) if passing else TRIES)):
         return None
-    pause_s = min(_MAX_PAUSE_S, 2 ** max(0, live.take - _CALM_TAKES) - 1) + tries
+    pause_s = min(_MAX_PAUSE_S, 2 ** max(0, live.take - _CALM_TAKES) - 1)
+    if tries:
+        pause_s += RETRY_DELAYS_S[min(tries, len(RETRY_DELAYS_S)) - 1] if passing else tries
     # Until then a look would prove nothing; failing objects can wait for it as well.
     return replace(
         live,

@@ -8,7 +8,7 @@ enough, is the proof; this module only tells what it saw.
 
 import asyncio
 from collections import Counter
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
@@ -197,8 +197,10 @@ class _Take:
         )
         planned = [found for found in looks if found is not None]
         if not self._dry_run:
-            await _all(self._restore_tags(each) for each in planned)
-            planned = await self._write(planned)
+            restored = await _all(
+                self._guarded(each.key, self._with_tags(each)) for each in planned
+            )
+            planned = await self._write([each for each in restored if each is not None])
         for each in planned:
             self._tally.objects += 1
             if isinstance(each.decision, Keep):
@@ -242,15 +244,19 @@ class _Take:
             return None
         except ArchivedError:
             looked = Looked(await self._storage.head(s3_key), b"")
+        decision, observed = await self._decided(key, looked)
+        self._tally.moved |= State.of(observed) != self._state
+        return _Planned(key, looked, decision, observed)
+
+    async def _decided(self, key: str, looked: Looked) -> tuple[Decision, Observed]:
+        """What becomes of an object, and the keyring read that says so."""
         observed = self._observe(await self._recent())
         try:
-            decision = self._decide(key, looked, observed)
+            return self._decide(key, looked, observed), observed
         except KeyringRolledBackError:
             # The keyring read may be older than the object: only a later one accuses anybody.
             observed = self._observe(await self._fresh())
-            decision = self._decide(key, looked, observed)
-        self._tally.moved |= State.of(observed) != self._state
-        return _Planned(key, looked, decision, observed)
+            return self._decide(key, looked, observed), observed
 
     def _decide(self, key: str, looked: Looked, observed: Observed) -> Decision:
         return decide(looked, key, observed.keyring, observed.desired, self._by.keys, self._options)
@@ -258,8 +264,7 @@ class _Take:
     async def _write(self, planned: Sequence[_Planned]) -> list[_Planned]:
         """Bring to the desired state what is not; gives what stands now, as far as it stands."""
         kept = [each for each in planned if not each.writes]
-        todo = [each for each in planned if each.writes]
-        await self._note_tags(todo)
+        todo = await self._noted_first([each for each in planned if each.writes])
         for _ in range(_MAX_TURNS):
             if not todo:
                 return kept
@@ -283,7 +288,8 @@ class _Take:
             if not observed.desired.same_state(planned.observed.desired):
                 planned = await self._look(planned.key)
                 continue
-            await self._note_tags([planned])
+            if self._drops_tags(planned):
+                await self._note_tags({planned.key: await self._tags(planned.key)}, planned)
             try:
                 await self._carry_out(planned)
             except (MissingError, PreconditionError):
@@ -307,23 +313,39 @@ class _Take:
             case Encrypt():
                 self._tally.encrypted += 1
         if tags := self._noted.get(planned.key):
-            await self._storage.write_tags(object_key(self._project, planned.key), tags)
+            await self._put_tags(planned.key, tags)
 
     # Tags that a write drops (SPEC 8.2).
 
-    async def _note_tags(self, todo: Sequence[_Planned]) -> None:
-        """Note the tags of objects whose write drops them, before the first such write."""
-        at_risk = [each for each in todo if each.key not in self._noted and self._drops_tags(each)]
+    async def _noted_first(self, todo: Sequence[_Planned]) -> list[_Planned]:
+        """Note the tags of objects whose write drops them, before the first such write.
+
+        Gives what may be written: all but those whose tags cannot be read.
+        """
+        at_risk = [each for each in todo if self._drops_tags(each)]
         if not at_risk:
-            return
-        read = await _all(self._tags(each.key) for each in at_risk)
-        tags = {each.key: found for each, found in zip(at_risk, read, strict=True) if found}
+            return list(todo)
+        found: dict[str, dict[str, str]] = {}
+
+        async def read(planned: _Planned) -> _Planned:
+            found[planned.key] = await self._tags(planned.key)
+            return planned
+
+        await _all(self._guarded(each.key, read(each)) for each in at_risk)
+        await self._note_tags(found, at_risk[0])
+        failed = {each.key for each in at_risk} - found.keys()
+        return [each for each in todo if each.key not in failed]
+
+    async def _note_tags(self, found: Mapping[str, dict[str, str]], by: _Planned) -> None:
+        tags = {key: value for key, value in found.items() if value}
         if tags:
-            master_key = at_risk[0].observed.desired.master_key
+            master_key = by.observed.desired.master_key
             await self._by.store.note_tags(self._plan, self._live, tags, master_key)
             self._noted |= tags
 
     def _drops_tags(self, planned: _Planned) -> bool:
+        if planned.key in self._noted:
+            return False
         limit = self._by.copy_limit_bytes
         return tags_at_risk(self._storage, planned.looked, planned.decision, limit)
 
@@ -333,13 +355,21 @@ class _Take:
         except MissingError:
             return {}
 
-    async def _restore_tags(self, planned: _Planned) -> None:
+    async def _with_tags(self, planned: _Planned) -> _Planned:
         """Put back tags that an earlier take noted and did not live to put back."""
         tags = self._noted.get(planned.key)
-        if tags and not planned.looked.head.tag_count:
-            async with self._by.slots:
-                await self._storage.write_tags(object_key(self._project, planned.key), tags)
+        gone = isinstance(planned.decision, Keep) and planned.decision.kind == "deleted"
+        if tags and not planned.looked.head.tag_count and not gone:
+            await self._put_tags(planned.key, tags)
             self._tally.changed += 1
+        return planned
+
+    async def _put_tags(self, key: str, tags: Mapping[str, str]) -> None:
+        try:
+            await self._storage.write_tags(object_key(self._project, key), tags)
+        except RefusedError as exc:
+            # No lease bounds it: it is not for being late that it is refused.
+            raise StorageUnavailableError("the storage refuses the tags") from exc
 
     # Noncurrent versions (SPEC 8.5).
 
@@ -383,7 +413,9 @@ class _Take:
             return True, False
         ours = any(name.startswith(OWN_PREFIX) for name in looked.head.metadata)
         try:
-            decision = self._decide(key, looked, self._observe(await self._recent()))
+            decision, _ = await self._decided(key, looked)
+        except KeyringRolledBackError:
+            raise  # a version from above the keyring is what shows that
         except KeyturnError:
             return True, ours
         return not isinstance(decision, Keep), ours

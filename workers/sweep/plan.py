@@ -132,7 +132,8 @@ class Plan:
 
     `turned_at` is the storage's `Date` of the first answer that showed `state` as desired.
     `proven` adds up what the last look at each proven page found, `written` what all looks
-    wrote. `width` is how many pages may be under way at once.
+    wrote. `width` is how many pages may be under way at once. `idle` counts the steps since
+    one that found something to do.
     """
 
     ask: Ask
@@ -144,6 +145,7 @@ class Plan:
     step: int = 0
     stepped_at: datetime | None = None
     progressed_at: datetime | None = None
+    idle: int = 0
     round: int = 0
     next_page: int = 0
     ranges: tuple[KeyRange, ...] = (KeyRange(),)

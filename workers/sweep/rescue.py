@@ -11,8 +11,7 @@ from typing import Final
 
 import structlog
 
-from contracts.errors import CorruptObjectError, KeyturnError, UnknownMasterKeyError
-from workers.errors import StorageAnswerError
+from contracts.errors import CorruptObjectError, UnknownMasterKeyError
 from workers.sweep.role import SweepRole
 from workers.sweep.store import SweepStore
 
@@ -65,8 +64,8 @@ async def keep_rescuing(
             hurried = await rescue(
                 store, role, still_for=_STILL_FOR, keep_for=keep_for, now=datetime.now(UTC)
             )
-        except (KeyturnError, StorageAnswerError) as exc:
-            _log.warning("sweeps not looked after", problem=type(exc).__name__)
+        except Exception:  # noqa: BLE001  # the broker may be what is down: the next round comes
+            _log.exception("sweeps not looked after")
             continue
         if hurried:
             _log.warning("sweeps hurried", sweeps=hurried)

@@ -6,6 +6,7 @@ from it. A step that comes twice, late or out of order finds that the record wai
 another one. Whoever dies leaves nothing behind but a message that comes again.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -19,9 +20,10 @@ from contracts.errors import (
     StorageUnavailableError,
     all_errors,
 )
+from contracts.metadata import ALGO, DELETED
 from contracts.names import object_key
 from workers.envelope import OperatorKeys
-from workers.errors import MissingError, RefusedError
+from workers.errors import MissingError, RefusedError, StorageAnswerError
 from workers.keyring import (
     Keyring,
     KeyringReader,
@@ -36,14 +38,18 @@ from workers.sweep.counts import Counts
 from workers.sweep.judge import due, judge, moved, waits_until
 from workers.sweep.messages import SweepStep
 from workers.sweep.outbox import Outbox
-from workers.sweep.plan import Ask, Ended, Live, Plan, State
+from workers.sweep.plan import AllPlan, Ask, Ended, Live, Plan, State
 from workers.sweep.planner import Planner
 from workers.sweep.store import Standing, SweepStore
 from workers.sweep.wanted import wanted
 
 # Steps of a sweep that has something to do: progress is told no more often than this.
 _BETWEEN_STEPS_S: Final = 1.0
-_BETWEEN_TOLD_OF_ALL_S: Final = 10
+_BETWEEN_TOLD_OF_ALL_S: Final = 120
+# By two: what still travels of the step before is then no step before the current one.
+HURRY_STEPS: Final = 2
+# A step that found nothing to do comes again later and later: after so many of them, seconds.
+_IDLE_S: Final = ((60, 30.0), (10, 9.0), (3, 5.0), (0, _BETWEEN_STEPS_S))
 _MAX_TURNS: Final = 8
 
 _log = structlog.get_logger()
@@ -109,8 +115,9 @@ class Steps:
 
     async def _send_again(self, plan: Plan) -> None:
         """What the step before should have sent: whoever made it may have died before that."""
+        told = await self._store.results(plan)
         sent = [live for live in plan.live if live.sent_at == plan.stepped_at]
-        for live in sent:
+        for live in (live for live in sent if live.page not in told):
             await self._outbox.page(plan, live)
         await self._outbox.step(plan)
 
@@ -154,7 +161,8 @@ class Steps:
     ) -> None:
         """Change the record, and send what follows from it."""
         now = observed.lease.read_at
-        plan = replace(plan, step=plan.step + 1, stepped_at=now)
+        idle = 0 if _has_moved(standing.plan, plan) else plan.idle + 1
+        plan = replace(plan, step=plan.step + 1, stepped_at=now, idle=idle)
         if _has_news(standing.plan, plan, now):
             plan = replace(plan, progressed_at=now)
         if not await self._store.change(plan, standing.etag, observed.desired.master_key):
@@ -163,7 +171,8 @@ class Steps:
             await self._outbox.page(plan, live)
         waits = waits_until(plan)
         wait_s = 0.0 if waits is None else (waits - now).total_seconds()
-        await self._outbox.step(plan, max(_BETWEEN_STEPS_S, wait_s))
+        idle_s = next(pause_s for steps, pause_s in _IDLE_S if idle >= steps)
+        await self._outbox.step(plan, max(idle_s, wait_s))
         if plan.progressed_at == now:
             await self._outbox.progressed(plan.ask, plan.counts)
         await self._store.forget(plan, proven)
@@ -182,7 +191,7 @@ class Steps:
         if plan.status != "running":
             await self._tell_end(standing)
             return
-        plan = _unsent(replace(plan, step=plan.step + 1))
+        plan = _unsent(replace(plan, step=plan.step + HURRY_STEPS))
         if await self._store.change(plan, standing.etag, standing.master_key):
             await self._outbox.step(plan)
 
@@ -238,13 +247,18 @@ class Steps:
         """Put back what a worker that died left noted, of rounds that were given up too."""
         async for note, tags_by_key in self._store.noted_tags(plan):
             for key, tags in tags_by_key.items():
-                s3_key = object_key(plan.ask.project, key)
-                try:
-                    if not (await self._storage.head(s3_key)).tag_count:
-                        await self._storage.write_tags(s3_key, tags)
-                except MissingError:
-                    continue
+                await self._restore_tags(plan, object_key(plan.ask.project, key), tags)
             await self._store.forget_note(note)
+
+    async def _restore_tags(self, plan: Plan, s3_key: str, tags: Mapping[str, str]) -> None:
+        try:
+            head = await self._storage.head(s3_key)
+            if not head.tag_count and head.metadata.get(ALGO) != DELETED:
+                await self._storage.write_tags(s3_key, tags)
+        except MissingError:
+            return
+        except StorageAnswerError as exc:
+            _log.error("tags not put back", **_named(plan), s3_key=s3_key, problem=str(exc))
 
     async def _tell_end(self, standing: Standing) -> None:
         """Tell how a sweep ended, at least once."""
@@ -309,9 +323,19 @@ def _unsent(plan: Plan) -> Plan:
     return replace(plan, live=tuple(replace(live, sent_at=None) for live in plan.live))
 
 
-def error_of(plan: Plan) -> KeyturnError:
+def error_of(plan: Plan | AllPlan) -> KeyturnError:
     """The error with which a sweep failed."""
     return all_errors().get(plan.code, StorageUnavailableError)(plan.detail)
+
+
+def _has_moved(before: Plan, plan: Plan) -> bool:
+    """Whether a step did anything but come by."""
+    return (before.round, before.live, before.ranges, before.proven) != (
+        plan.round,
+        plan.live,
+        plan.ranges,
+        plan.proven,
+    )
 
 
 def _has_news(before: Plan, plan: Plan, now: datetime) -> bool:

@@ -15,11 +15,12 @@ means that its work is done again, but cannot make one up.
 import asyncio
 import re
 from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final, TypeVar
 from uuid import uuid4
+
+import structlog
 
 from contracts.errors import CorruptObjectError, UnknownMasterKeyError
 from contracts.names import (
@@ -58,6 +59,8 @@ _RESULT: Final = re.compile(r"(?P<round>\d{6})-(?P<page>\d{8})-(?P<take>\d{6})\.
 _CONCURRENCY: Final = 16
 
 _T = TypeVar("_T")
+
+_log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,8 +222,8 @@ class SweepStore:
         folder = sweep_folder(plan.ask.sweep_id, plan.ask.project) + _TAGS
         at = "" if live is None else f"{plan.round:06}-{live.page:08}-"
         async for row in self._storage.list(folder + at):
-            with suppress(MissingError):
-                note, _, _ = await self._read(row.key, plan.ask.project, _Tags)
+            note = await self._own(row.key, plan.ask.project, _Tags)
+            if note is not None:
                 yield row.key, note.tags
 
     async def forget_note(self, key: str) -> None:
@@ -232,7 +235,11 @@ class SweepStore:
     async def add_ended(self, ask_id: str, project: str, ended: Ended, master_key: str) -> None:
         """Keep how a project's part ended."""
         key = f"{sweep_folder(ask_id, ALL)}{_DONE}{project}.json"
-        await self._add(key, ALL, ended, master_key)
+        if not await self._add(key, ALL, ended, master_key) and not await self.read_ended(
+            ask_id, project
+        ):
+            # Somebody who writes the bucket had put it there; it is gone now.
+            await self._add(key, ALL, ended, master_key)
 
     async def ended(self, sweep_id: str, *, since: str = "") -> AsyncIterator[str]:
         """The projects from `since` on whose parts ended, in the order of `{project}.json`."""
@@ -241,11 +248,10 @@ class SweepStore:
         async for row in self._storage.list(folder, after=folder + since if since else ""):
             yield row.key.removeprefix(folder).removesuffix(".json")
 
-    async def read_ended(self, sweep_id: str, project: str) -> Ended:
-        """How a project's part ended; `MissingError` where it did not."""
+    async def read_ended(self, sweep_id: str, project: str) -> Ended | None:
+        """How a project's part ended; None where it did not, whatever stands there."""
         key = f"{sweep_folder(sweep_id, ALL)}{_DONE}{project}.json"
-        ended, _, _ = await self._read(key, ALL, Ended)
-        return ended
+        return await self._own(key, ALL, Ended)
 
     # Which sweeps there are.
 
@@ -281,19 +287,22 @@ class SweepStore:
                 yield *named, row.last_modified
 
     async def reseal_ended(self, master_key: str) -> None:
-        """Seal the records of sweeps that ended under this master key.
+        """Seal the records of sweeps under this master key.
 
-        Those of a sweep that is under way follow its project's keyring by themselves.
+        But for the plans of those under way, which follow their project's keyring by
+        themselves. What does not open stays as it is: the census of `keyturn status` tells.
         """
-        running = {sweep_folder(*named) async for *named, _ in self.running()}
+        running = {(sweep_id, project) async for sweep_id, project, _ in self.running()}
         async for row in self._storage.list(SWEEPS_PREFIX):
-            folder = row.key[: len(SWEEPS_PREFIX)] + "/".join(
-                row.key.removeprefix(SWEEPS_PREFIX).split("/")[:2]
-            )
-            if row.key.startswith(_RUNNING) or f"{folder}/" in running:
+            named = _named_in(row.key)
+            if named is None or (_plan_of(row.key) == named and named in running):
                 continue
-            with suppress(CorruptObjectError):
-                await records.reseal(self._storage, row.key, master_key, self._master_keys)
+            try:
+                await records.reseal(
+                    self._storage, row.key, named[1], master_key, self._master_keys
+                )
+            except (CorruptObjectError, UnknownMasterKeyError) as exc:
+                _log.warning("record not re-sealed", record=row.key, code=exc.code)
 
     # How it is done.
 
@@ -319,6 +328,17 @@ class SweepStore:
         except ValueError as exc:
             raise CorruptObjectError("the record is not of its kind") from exc
 
+    async def _own(self, key: str, project: str, kind: type[_T]) -> _T | None:
+        """A record that must be ours: what somebody else put there goes, and is None."""
+        try:
+            value, _, _ = await self._read(key, project, kind)
+        except MissingError:
+            return None
+        except CorruptObjectError:
+            await self._storage.delete(key)
+            return None
+        return value
+
     async def _each(self, calls: Iterable[Any]) -> list[Any]:
         limit = asyncio.Semaphore(_CONCURRENCY)
 
@@ -341,6 +361,16 @@ class _Tags:
 
 def _marker(sweep_id: str, project: str) -> str:
     return _RUNNING + sweep_folder(sweep_id, project).removeprefix(SWEEPS_PREFIX).removesuffix("/")
+
+
+def _named_in(s3_key: str) -> tuple[str, str] | None:
+    """The sweep's id and its project in the key of any of its records."""
+    sweep_id, _, rest = s3_key.removeprefix(SWEEPS_PREFIX).partition("/")
+    folder = rest.partition("/")[0]
+    project = ALL if folder == ALL_PROJECTS_FOLDER else folder
+    if not is_uuid(sweep_id) or not (project == ALL or is_project(project)):
+        return None
+    return sweep_id, project
 
 
 def _plan_of(s3_key: str) -> tuple[str, str] | None:

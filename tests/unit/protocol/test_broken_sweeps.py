@@ -48,8 +48,7 @@ def a_streamed_write_that_outlasts_a_rotation(world: World) -> None:
 
 async def _write_once(self: Any, planned: Any) -> Any:
     """`_Take._write` without a look at the keyring after it."""
-    todo = [each for each in planned if each.writes]
-    await self._note_tags(todo)
+    todo = await self._noted_first([each for each in planned if each.writes])
     done = [await self._guarded(each.key, self._bring(each)) for each in todo]
     return [each for each in planned if not each.writes] + [each for each in done if each]
 

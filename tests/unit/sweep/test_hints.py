@@ -11,6 +11,7 @@ from datetime import timedelta
 from typing import Any, cast
 
 import pytest
+from aio_pika.exceptions import AMQPConnectionError
 
 from contracts.errors import (
     CorruptObjectError,
@@ -193,14 +194,26 @@ async def test_a_hint_of_no_sweep_changes_nothing() -> None:
     assert await deliver(Scene(error=NotFoundError("x")), STEP) == ["step", "ack"]
 
 
-async def test_a_bug_loses_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_bug_loses_no_message_and_makes_no_loop() -> None:
+    steps = await deliver(Scene(error=ZeroDivisionError()), STEP)
+    assert steps == ["step", f"{PLAN_QUEUE} storage_unavailable 0 in 1 s", "ack"]
+
+
+async def test_what_the_broker_did_not_confirm_is_given_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("workers.sweep.consumer._PAUSE_S", 0)
-    scene = Scene(error=ZeroDivisionError())
     given_back: list[bool] = []
 
     async def nack(_self: Message, *, requeue: bool) -> None:
         given_back.append(requeue)
 
     monkeypatch.setattr(Message, "nack", nack, raising=False)
-    assert await deliver(scene, STEP) == ["step"]
+    assert await deliver(Scene(error=AMQPConnectionError()), STEP) == ["step"]
     assert given_back == [True]
+
+
+async def test_a_count_that_nobody_signed_costs_nothing() -> None:
+    header = {ATTEMPT_HEADER: "storage_unavailable:999999999"}
+    steps = await deliver(Scene(error=StorageUnavailableError("x")), STEP, headers=header)
+    assert steps[1] == "failed storage_unavailable"
