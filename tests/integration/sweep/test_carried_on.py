@@ -175,11 +175,11 @@ async def test_a_forged_plan(broker: Servers, ceph: S3Server) -> None:
             # The mark of the forged one stands, and the rescue of others gets past it.
             rotation_id = await accepted(other)
             await hurried(scene.deployment)
-            is_done(await scene.ended(rotation_id), 2)
-            assert await scene.wire.depth(f"{topology.PLAN_QUEUE}.dead") == 0
             scene.bucket.delete(s3_key)
             again = await scene.told(document)
             assert (again["type"], again["generation"]) == ("rotation.accepted", 2)
+            is_done(await scene.ended(rotation_id), 2)
+            assert await scene.wire.depth(f"{topology.PLAN_QUEUE}.dead") == 0
             is_done(await scene.ended(document["rotation_id"]), 3)
             await process.terminate()
         forged.stands_as(plaintexts)
