@@ -167,7 +167,7 @@ async def test_a_worker_that_stalled_for_two_leases_sets_nothing_back(scene: Sce
 async def test_what_a_stalled_worker_sets_back_within_its_lease_is_found(scene: Scene) -> None:
     """Its copy lands on an object that had moved on; the proof looks later, and sees it."""
     # Time for another worker to start and to bring all objects on before it is over.
-    settings = {**_SETTINGS, "LEASE_S": "10"}
+    settings = {**_SETTINGS, "LEASE_S": "20"}
     broker_port = urlsplit(scene.deployment.amqp_url).port
     assert broker_port is not None
     (tenant,) = await enrol(scene, ["set-back"])

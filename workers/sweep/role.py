@@ -53,7 +53,8 @@ class SweepRole:
             return
         result = await self._pages.take(plan, live)
         state = result.state or plan.state
-        await self._store.add_result(plan, live, result, state.master_key)
+        if await self._store.add_result(plan, live, result, state.master_key):
+            await self._store.forget_if_ended(plan, live)
         _log.info(
             "page done",
             sweep_id=hint.sweep_id,

@@ -136,6 +136,17 @@ class SweepStore:
         # Somebody who writes the bucket had put it there; it is gone now.
         return await self._add(key, plan.ask.project, result, master_key)
 
+    async def forget_if_ended(self, plan: Plan, live: Live) -> None:
+        """Remove a result that came after the sweep's end: nobody else would, for days."""
+        try:
+            standing = await self.read(plan.ask.sweep_id, plan.ask.project)
+        except MissingError:
+            ended = True
+        else:
+            ended = standing.plan.status != "running"
+        if ended:
+            await self._storage.delete(self._result_key(plan, live))
+
     async def results(self, plan: Plan) -> dict[int, Result]:
         """The results that stand for the live pages' current takes, by page."""
         folder = sweep_folder(plan.ask.sweep_id, plan.ask.project) + _RESULTS
