@@ -105,7 +105,12 @@ async def run_worker(settings: WorkerSettings, roles: frozenset[str]) -> None:
             # Not before `run` has taken the signals: whoever reads it may send one at once.
             _log.info("worker started", roles=sorted(roles), bucket=settings.s3_bucket)
 
-        app = FastStream(broker, logger=None, on_startup=[tell])
+        stopping = asyncio.Event()
+
+        async def note() -> None:
+            stopping.set()
+
+        app = FastStream(broker, logger=None, on_startup=[tell], on_shutdown=[note])
         checks = _checks(broker, subscribers, storage)
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(
@@ -116,7 +121,14 @@ async def run_worker(settings: WorkerSettings, roles: frozenset[str]) -> None:
             if SWEEP in roles:
                 await stack.enter_async_context(_meanwhile(process.rescue_sweeps()))
             _tame_garbage_collection()
-            await app.run()
+            try:
+                await app.run()
+            except Exception as exc:
+                if not stopping.is_set():
+                    raise
+                # Told to stop while its consumers were still starting: they then find the
+                # connection closed. What they had taken goes back to its queue.
+                _log.info("stopped while it started", problem=type(exc).__name__)
     _log.info("worker stopped", roles=sorted(roles))
 
 

@@ -52,7 +52,10 @@ class WorkerProcess:
     async def terminate(self) -> int:
         """SIGTERM, and wait for the end."""
         self.process.send_signal(signal.SIGTERM)
-        return await self.ended()
+        status = await self.ended()
+        if status != 0:
+            print("\n".join(self.lines[-40:]))  # pytest shows it where this fails a test
+        return status
 
     async def kill(self) -> None:
         """SIGKILL, and wait for the end."""
