@@ -88,7 +88,7 @@ class _Crew:
             # Time to get into the middle of something: whom it meets must not depend on what
             # is going on.
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._over.wait(), self._dice.uniform(1, 2))
+                await asyncio.wait_for(self._over.wait(), self._dice.uniform(2, 4))
             at = self._dice.randrange(len(_ROLES))
             await self._running[at].kill()
             self.kills.append(_ROLES[at])
