@@ -20,10 +20,10 @@ from contracts.errors import (
     UnknownMasterKeyError,
     UnknownProjectError,
 )
-from contracts.names import KEYRINGS_PREFIX, is_project, parse_time
+from contracts.names import KEYRINGS_PREFIX, is_project
 from workers.envelope import OperatorKeys
 from workers.errors import MissingError
-from workers.keyring import KeyringReader, Observed
+from workers.keyring import KeyringReader
 from workers.storage import Storage
 from workers.sweep.counts import Counts
 from workers.sweep.messages import SweepStep
@@ -172,11 +172,6 @@ class Everyone:
         """Begin a project's part; False where there is nothing to do, or it failed at once."""
         ask = plan.ask
         try:
-            observed = await self._keyrings.fresh(project)
-            if _needs_nothing(observed, ask, plan.started_at):
-                ended = Ended(Counts(), clean=True)
-                await self._store.add_ended(ask.sweep_id, project, ended, master_key)
-                return False
             await self._starter.start(replace(ask, project=project, of_all=True))
         except UnknownProjectError:
             return False  # removed since it was listed
@@ -297,18 +292,3 @@ def _order(project: str) -> bytes:
 
 def _first(projects: tuple[str, ...]) -> str:
     return min(projects, key=_order)
-
-
-def _needs_nothing(observed: Observed, ask: Ask, started_at: datetime) -> bool:
-    """Whether the project was enrolled since the sweep began, as the sweep would leave it.
-
-    Otherwise a sweep of all would never end where enrolments keep coming. Whoever adopts
-    objects sweeps them by that request.
-    """
-    keyring = observed.keyring
-    if keyring.history or keyring.v0_allowed or ask.dry_run:
-        return False
-    if ask.encrypt_plaintext and keyring.plaintext_allowed:
-        return False
-    named = ask.master_key in (None, keyring.master_key)
-    return named and parse_time(keyring.current.at) > started_at

@@ -19,6 +19,7 @@ from contracts.errors import (
     KeyturnError,
     LockedObjectError,
     StorageUnavailableError,
+    TransientError,
     UnknownMasterKeyError,
 )
 from contracts.metadata import OWN_PREFIX
@@ -414,8 +415,10 @@ class _Take:
         ours = any(name.startswith(OWN_PREFIX) for name in looked.head.metadata)
         try:
             decision, _ = await self._decided(key, looked)
-        except KeyringRolledBackError:
-            raise  # a version from above the keyring is what shows that
+        except TransientError:
+            # A keyring that cannot be read now, or one that this version shows rolled back,
+            # says nothing of the version.
+            raise
         except KeyturnError:
             return True, ours
         return not isinstance(decision, Keep), ours
