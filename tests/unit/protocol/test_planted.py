@@ -11,7 +11,11 @@ import pytest
 
 from contracts.messages import SweepCompleted
 from contracts.names import keyring_key, sweep_folder
+from tests.unit.protocol.process import MASTER_KEYS
+from tests.unit.protocol.stories import hint
 from tests.unit.protocol.world import World
+from workers.keyring import resealed
+from workers.keyring.record import build, parse
 from workers.storage import Headers
 
 if TYPE_CHECKING:
@@ -118,3 +122,20 @@ def test_parts_that_end_while_the_whole_waits_are_summed_up(world: World) -> Non
     world.run(hold=held)
     told = end(world, sweep)
     assert (told.clean, told.objects) == (True, 2)
+
+
+def test_a_project_enrolled_meanwhile_is_looked_at_whoever_re_sealed_it(world: World) -> None:
+    """Its keyring is under the new master key already; its object is not."""
+    sweep = world.sweep("*", master_key="m2")
+    world.run(keep=lambda letter: hint(letter).get("sweep_id") == sweep)
+    world.enroll("gamma")
+    world.run(keep=lambda letter: hint(letter).get("sweep_id") == sweep)
+    world.upload("gamma", "k", b"gamma")
+    world.run(keep=lambda letter: hint(letter).get("sweep_id") == sweep)
+    # As a step does that dies before the part's own record stands.
+    key = keyring_key("gamma")
+    ring = parse(world.server._bucket.get(key).opened(), "gamma", MASTER_KEYS)
+    assert (ring.master_key, ring.history) == ("m1", ())
+    plant(world, key, build(resealed(ring, "m2"), MASTER_KEYS))
+    told = end(world, sweep)
+    assert (told.clean, told.objects, told.rewrapped) == (True, 3, 3)
