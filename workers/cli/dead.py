@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
-from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+from aio_pika.abc import AbstractIncomingMessage
 from aio_pika.exceptions import DeliveryError
 
 from contracts.errors import KeyturnError
@@ -20,8 +20,8 @@ from workers.cli.files import write_secret
 from workers.cli.letters import (
     WORK_QUEUES,
     Letter,
+    Look,
     connected,
-    deliveries,
     letter_of,
     now,
     shown_body,
@@ -74,12 +74,17 @@ def _described(letter: Letter, among: list[Letter]) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def _channel(settings: DeploymentSettings) -> AsyncIterator[AbstractChannel]:
-    """One channel; what is not acknowledged on it goes back when it closes."""
+async def _look(settings: DeploymentSettings) -> AsyncIterator[Look]:
+    """One look at the letters; where the broker is lost, it takes them back by itself."""
     async with connected(settings.amqp_url.get_secret_value()) as connection:
         channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
         async with channel:
-            yield channel
+            look = Look(channel)
+            try:
+                yield look
+            finally:
+                if not channel.is_closed:
+                    await look.give_back()
 
 
 async def _list(
@@ -87,9 +92,9 @@ async def _list(
 ) -> tuple[list[Letter], list[str]]:
     letters: list[Letter] = []
     more: list[str] = []
-    async with _channel(settings) as channel:
+    async with _look(settings) as look:
         for queue in queues:
-            found = [letter_of(m, queue) async for m in deliveries(channel, queue, limit + 1)]
+            found = [letter_of(m, queue) async for m in look.deliveries(queue, limit + 1)]
             letters += found[:limit]
             if len(found) > limit:
                 more.append(found[0].queue)
@@ -103,7 +108,7 @@ class _Found:
     queue: str
 
 
-async def _find(channel: AbstractChannel, queues: list[str], ids: list[str]) -> list[_Found]:
+async def _find(look: Look, queues: list[str], ids: list[str]) -> list[_Found]:
     """The letters with these ids, or digests.
 
     Raises:
@@ -111,7 +116,7 @@ async def _find(channel: AbstractChannel, queues: list[str], ids: list[str]) -> 
     """
     found: list[_Found] = []
     for queue in queues:
-        async for message in deliveries(channel, queue, _SEARCH_LIMIT):
+        async for message in look.deliveries(queue, _SEARCH_LIMIT):
             letter = letter_of(message, queue)
             if letter.message_id in ids or letter.digest in ids:
                 found.append(_Found(letter, message, queue))
@@ -145,8 +150,8 @@ def show(
 async def _show(
     settings: DeploymentSettings, letter_id: str, queues: list[str], raw: Path | None
 ) -> None:
-    async with _channel(settings) as channel:
-        found = (await _find(channel, queues, [letter_id]))[0]
+    async with _look(settings) as look:
+        found = (await _find(look, queues, [letter_id]))[0]
         message = found.message
         document = {
             "queue": found.letter.queue,
@@ -195,19 +200,19 @@ async def _replay(
         resigner = None
         if isinstance(settings, ResignSettings):
             resigner = await stack.enter_async_context(Resigner(settings))
-        channel = await stack.enter_async_context(_channel(settings))
+        look = await stack.enter_async_context(_look(settings))
 
         async def act(message: AbstractIncomingMessage, queue: str) -> None:
             copy = as_sent(message) if resigner is None else await resigner.renewed(message)
-            await send_back(channel, message, copy, queue)
+            await send_back(look.channel, message, copy, queue)
 
         if ids:
-            found = await _find(channel, queues, ids)
+            found = await _find(look, queues, ids)
             return [await _done(act, f.message, f.letter, f.queue, "replayed") for f in found]
         return [
             await _done(act, message, letter_of(message, name), name, "replayed")
             for name in queues
-            async for message in deliveries(channel, name, limit)
+            async for message in look.deliveries(name, limit)
         ]
 
 
@@ -260,6 +265,6 @@ async def _discard(
         del queue
         await message.ack()
 
-    async with _channel(settings) as channel:
-        found = await _find(channel, queues, ids)
+    async with _look(settings) as look:
+        found = await _find(look, queues, ids)
         return [await _done(act, f.message, f.letter, f.queue, "discarded") for f in found]

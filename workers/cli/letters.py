@@ -1,16 +1,17 @@
 """Dead letters: reading them without taking them, and describing them safely (SPEC 12).
 
-Looking is `basic.get` without acknowledgement on one channel; closing it gives everything
-back in its order (dead-letter queues have no delivery limit, see `contracts.topology`).
+Looking is `basic.get` without acknowledgement on one channel; what was not acted on goes back
+in its order (dead-letter queues have no delivery limit, see `contracts.topology`).
 Nothing in a letter is anybody's word: its id, its headers and its code can be made up by
 whoever may write to the broker.
 It must never show a sealed body, nor a value of a field that may hold anything.
 """
 
+import asyncio
 import hashlib
 import json
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -38,6 +39,8 @@ from workers.cli.ending import CommandError
 WORK_QUEUES: Final = (UPLOAD_QUEUE, CONTROL_QUEUE, SWEEP_QUEUE, PLAN_QUEUE)
 _DIGEST_DIGITS: Final = 16
 _ID_MAX_CHARACTERS: Final = 64
+_GIVE_BACK_TIMEOUT_S: Final = 5
+_LOOK_AGAIN_S: Final = 0.02
 # Fields that hold no secret in a well-formed request; all others are shown by their length.
 _SHOWN_FIELDS: Final = frozenset(
     {
@@ -208,24 +211,62 @@ async def connected(amqp_url: str) -> AsyncIterator[aio_pika.abc.AbstractConnect
         yield connection
 
 
-async def deliveries(
-    channel: AbstractChannel, queue: str, limit: int
-) -> AsyncIterator[AbstractIncomingMessage]:
-    """The dead letters of a work queue, oldest first, unacknowledged.
+class Look:
+    """One look at dead letters, on one channel."""
 
-    At most as many as stand there now: one that is replayed and dies again is not met twice.
+    def __init__(self, channel: AbstractChannel) -> None:
+        self.channel = channel
+        self._taken: dict[str, list[AbstractIncomingMessage]] = {}
 
-    Raises:
-        CommandError: the queue does not stand.
-    """
-    name = dead_letter_name(queue)
-    try:
-        declared = await channel.declare_queue(name, passive=True)
-    except ChannelNotFoundEntity as exc:
-        raise CommandError(f"{name} does not stand on the broker; start a worker") from exc
-    standing = declared.declaration_result.message_count or 0
-    for _ in range(min(limit, standing)):
-        message = await declared.get(fail=False)
-        if message is None:
+    async def deliveries(self, queue: str, limit: int) -> AsyncIterator[AbstractIncomingMessage]:
+        """The dead letters of a work queue, oldest first, unacknowledged.
+
+        At most as many as stand there now: one that is replayed and dies again is not met twice.
+
+        Raises:
+            CommandError: the queue does not stand.
+        """
+        name = dead_letter_name(queue)
+        try:
+            declared = await self.channel.declare_queue(name, passive=True)
+        except ChannelNotFoundEntity as exc:
+            raise CommandError(f"{name} does not stand on the broker; start a worker") from exc
+        standing = declared.declaration_result.message_count or 0
+        taken = self._taken.setdefault(name, [])
+        for _ in range(min(limit, standing)):
+            message = await declared.get(fail=False)
+            if message is None:
+                return
+            taken.append(message)
+            yield message
+
+    async def give_back(self) -> None:
+        """Hand back what was not acted on, and wait until the next look can see it.
+
+        The broker takes letters back after it has answered, even to the channel's close: a
+        command that came next at once would find the queue empty. The wait is bounded,
+        because somebody else may take them meanwhile.
+        """
+        kept = {
+            name: [message for message in messages if not message.processed]
+            for name, messages in self._taken.items()
+        }
+        last = max(
+            (message for messages in kept.values() for message in messages),
+            key=lambda message: message.delivery_tag or 0,
+            default=None,
+        )
+        if last is None:
             return
-        yield message
+        await last.nack(multiple=True, requeue=True)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_GIVE_BACK_TIMEOUT_S):
+                for name, messages in kept.items():
+                    await self._seen(name, len(messages))
+
+    async def _seen(self, name: str, count: int) -> None:
+        while True:
+            declared = await self.channel.declare_queue(name, passive=True)
+            if (declared.declaration_result.message_count or 0) >= count:
+                return
+            await asyncio.sleep(_LOOK_AGAIN_S)

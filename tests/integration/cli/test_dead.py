@@ -16,6 +16,7 @@ from tests.integration.cli.conftest import document
 from tests.servers.s3 import sync_client
 from tests.support import requests
 from workers.broker.declare import declare
+from workers.cli.letters import Look, connected
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -104,6 +105,20 @@ async def test_thirty_looks_lose_nothing_and_keep_the_order(cli: Cli) -> None:
         shown = await cli.arun("dead", "show", expected[2])
         assert shown.exit_code == 0
         assert await _ids(channel, _DEAD) == expected
+
+
+async def test_what_was_looked_at_stands_there_for_whoever_looks_next(cli: Cli) -> None:
+    """Without the wait, the next look finds too few nearly every other time."""
+    async with _broker(cli) as channel:
+        for _ in range(50):
+            await _bury(channel, b"{}", {}, message_id=None)
+        for _ in range(20):
+            async with connected(cli.deployment.amqp_url) as connection:
+                look = Look(await connection.channel())
+                assert len([_ async for _ in look.deliveries(_WORK, 1000)]) == 50
+                await look.give_back()
+                await look.channel.close()
+                assert await _depth(channel, _DEAD) == 50
 
 
 async def test_list_tells_what_a_letter_is_and_stops_at_the_limit(cli: Cli) -> None:
