@@ -6,6 +6,7 @@ Unit tests that ask for none start none. Addresses in the environment are used a
 
 from __future__ import annotations
 
+import signal
 from typing import TYPE_CHECKING
 
 import aio_pika
@@ -17,6 +18,14 @@ from tests.servers import new_bucket as create_bucket
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C reach the processes that tests start."""
+    # A suite that a shell runs in the background inherits SIGINT ignored, and so would its
+    # processes, which are tested with Ctrl-C.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

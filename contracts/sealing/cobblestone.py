@@ -249,6 +249,35 @@ class ChunkReader:
         nonce = (self._base_nonce ^ index).to_bytes(_NONCE_BYTES, "big")
         return _open_chunk(self._aead, nonce, sealed_chunk)
 
+    def open_chunks(self, first: int, sealed_chunks: BytesLike) -> bytearray:
+        """Return the plaintext of consecutive chunks, none of which ends the message.
+
+        Args:
+            first: the number of the first of them.
+            sealed_chunks: whole chunks of 16400 bytes.
+
+        Raises:
+            ChunkError: they are not the chunks of these numbers; none of their plaintext is
+                given out.
+        """
+        view = memoryview(sealed_chunks).cast("B")
+        count, rest = divmod(len(view), SEALED_CHUNK_BYTES)
+        if rest or first < 0 or first + count >= MAX_CHUNKS:
+            raise ChunkError
+        plaintext = bytearray(count * CHUNK_BYTES)
+        target = memoryview(plaintext)
+        try:
+            for chunk in range(count):
+                self._aead.decrypt_into(
+                    (self._base_nonce ^ (first + chunk)).to_bytes(_NONCE_BYTES, "big"),
+                    view[chunk * SEALED_CHUNK_BYTES : (chunk + 1) * SEALED_CHUNK_BYTES],
+                    None,
+                    target[chunk * CHUNK_BYTES : (chunk + 1) * CHUNK_BYTES],
+                )
+        except InvalidTag as exc:
+            raise ChunkError from exc
+        return plaintext
+
     @staticmethod
     def chunk_range(offset: int, length: int) -> tuple[int, int]:
         """Return the first chunk and the number of chunks over plaintext `offset`, `length`.

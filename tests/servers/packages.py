@@ -7,17 +7,20 @@ own.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.servers import ceph, rabbitmq
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 RABBITMQ_PACKAGES = {str(rabbitmq.SCRIPT): "rabbitmq-server"}
 CEPH_PACKAGES = {
@@ -28,6 +31,7 @@ CEPH_PACKAGES = {
     "ceph-mon": "ceph-mon",
     "ceph-osd": "ceph-osd",
 }
+_LOCK_TIMEOUT_S = 300
 _SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -60,11 +64,21 @@ def ensure(programs: dict[str, str]) -> None:
     Raises:
         MissingPackagesError: something is missing and this user is not root, or apt failed.
     """
-    missing = missing_packages(programs)
-    if missing:
-        _install(missing)
+    if missing_packages(programs):
+        with _alone():
+            # Whoever came first, another process of this suite perhaps, has installed them.
+            if missing := missing_packages(programs):
+                _install(missing)
     if set(programs) & set(ceph.BINARIES) and not ceph.runs_here():
         raise MissingPackagesError("Ceph's daemons need root; run as root or choose moto")
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """One process at a time: apt's own locks make the second one fail, not wait."""
+    with Path(tempfile.gettempdir(), "keyturn-packages.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _install(packages: Iterable[str]) -> None:
@@ -75,7 +89,9 @@ def _install(packages: Iterable[str]) -> None:
         )
     print(f"installing {names}", file=sys.stderr)
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    install = ["apt-get", "install", "-y", "--no-install-recommends", *packages]
+    # For somebody else's apt: this machine's own updates, say.
+    patient = ["-o", f"DPkg::Lock::Timeout={_LOCK_TIMEOUT_S}"]
+    install = ["apt-get", "install", "-y", "--no-install-recommends", *patient, *packages]
     for command in (["apt-get", "update"], install):
         done = subprocess.run(
             command,

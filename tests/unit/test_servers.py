@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import io
 import os
 import struct
 import sys
+import tempfile
 import time
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.servers import S3Server, Servers
+from tests.servers import S3Server, Servers, packages
 from tests.servers.ceph import cephx_key, keyring_text
 from tests.servers.moto_server import read_body
 from tests.servers.packages import missing_packages, needed
 from tests.servers.process import GuardedProcess, ServerError, free_port
 from tests.servers.rabbitmq import definitions
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 # Detaches a grandchild as Erlang does with epmd, tells its id, and waits.
 _DETACHING = """
@@ -138,6 +137,14 @@ def test_nothing_is_started_where_all_addresses_are_given() -> None:
 
 def test_a_free_port_is_below_the_ephemeral_range() -> None:
     assert 20_000 <= free_port() <= 32_000
+
+
+def test_packages_are_installed_by_one_process_at_a_time() -> None:
+    """Three processes of a suite on a fresh machine: apt would refuse the second and the third."""
+    with packages._alone():
+        second = Path(tempfile.gettempdir(), "keyturn-packages.lock").open("a")
+        with second, pytest.raises(BlockingIOError):
+            fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_missing_packages_are_named_once() -> None:

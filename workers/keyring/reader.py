@@ -75,10 +75,14 @@ class KeyringReader:
             CorruptObjectError: it was forged, moved or damaged.
             UnknownMasterKeyError, StorageUnavailableError: try again later.
         """
+        return self.cached(project) or await self.fresh(project)
+
+    def cached(self, project: str) -> Observed | None:
+        """What `recent` would give at once, without a read."""
         line = self._line(project)
         if line.last is not None and time.monotonic() - line.last_began <= self._cache_s:
             return line.last
-        return await self.fresh(project)
+        return None
 
     async def fresh(self, project: str) -> Observed:
         """The keyring by a read that begins after this call; errors as `recent`.

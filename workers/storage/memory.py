@@ -165,15 +165,25 @@ class MemoryStorage:
 
     @asynccontextmanager
     async def stream(
-        self, key: str, *, start: int = 0, if_match: str | None = None
+        self,
+        key: str,
+        *,
+        start: int = 0,
+        length_bytes: int | None = None,
+        if_match: str | None = None,
     ) -> AsyncIterator[Stream]:
         """The object from byte `start` on."""
+        end = None if length_bytes is None else start + length_bytes
         async with self._acting("stream"):
             stored = self._bucket.get(key)
             if if_match is not None and stored.etag != if_match:
                 raise PreconditionError("stream: PreconditionFailed")
-            opened = MemoryStream(stored.head(self.now), stored.opened()[start:])
+            opened = MemoryStream(stored.head(self.now), stored.opened()[start:end])
         yield opened
+
+    async def presigned(self, key: str, lease: Lease) -> str:
+        """A URL that leads nowhere, as there is no server."""
+        return f"memory:///{key}?until={(lease.read_at + timedelta(seconds=lease.expires_s)):%FT%TZ}"
 
     async def put(
         self,

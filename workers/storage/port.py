@@ -170,12 +170,23 @@ class Storage(Protocol):
         ...
 
     def stream(
-        self, key: str, *, start: int = 0, if_match: str | None = None
+        self,
+        key: str,
+        *,
+        start: int = 0,
+        length_bytes: int | None = None,
+        if_match: str | None = None,
     ) -> AbstractAsyncContextManager[Stream]:
         """The object from byte `start` on, pinned to an ETag where one is given.
 
-        `head.size_bytes` is the whole object's. Leaving the context closes the connection.
+        With `length_bytes` (1 or more) no more than so many are asked for; fewer come where
+        the object ends. `head.size_bytes` is the whole object's. Leaving the context closes
+        the connection.
         """
+        ...
+
+    async def presigned(self, key: str, lease: Lease) -> str:
+        """A URL by which whoever has it may GET the object until the lease is over."""
         ...
 
     async def put(

@@ -229,6 +229,11 @@ class RawClient:
             raise error_of(operation, response.status, code_of(answer))
         return Answer(response.headers, answer)
 
+    async def presigned(self, method: str, key: str, lease: Lease) -> str:
+        """The URL of a request that somebody else will send, valid while the lease is."""
+        with _told("presign"):
+            return (await self._sign(method, key, "", {}, UNSIGNED_PAYLOAD, lease)).url
+
     async def _sign(
         self,
         method: str,

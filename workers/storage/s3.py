@@ -154,11 +154,18 @@ class S3Storage(ColdStorage):
 
     @asynccontextmanager
     async def stream(
-        self, key: str, *, start: int = 0, if_match: str | None = None
+        self,
+        key: str,
+        *,
+        start: int = 0,
+        length_bytes: int | None = None,
+        if_match: str | None = None,
     ) -> AsyncIterator[Stream]:
         """The object from byte `start` on; nothing where it starts at or behind the end."""
         headers = {} if if_match is None else {"if-match": f'"{if_match}"'}
-        ranged = {**headers, "range": f"bytes={start}-"} if start else headers
+        last = "" if length_bytes is None else start + length_bytes - 1
+        partial = bool(start) or length_bytes is not None
+        ranged = {**headers, "range": f"bytes={start}-{last}"} if partial else headers
 
         async def once() -> tuple[aiohttp.ClientResponse, _Closing]:
             opening = self._raw.opened("stream", key, dict(ranged))
@@ -172,11 +179,16 @@ class S3Storage(ColdStorage):
         try:
             head = head_of("stream", response.headers)
             # A server may answer a range with the whole object.
-            if start and response.status != 206:  # noqa: PLR2004  # HTTP's own number
+            if partial and response.status != 206:  # noqa: PLR2004  # HTTP's own number
                 raise StorageUnavailableError("stream: range not honoured")
-            yield S3Stream(head, response, head.size_bytes - start)
+            left = head.size_bytes - start
+            yield S3Stream(head, response, left if length_bytes is None else min(left, length_bytes))
         finally:
             await close(None, None, None)
+
+    async def presigned(self, key: str, lease: Lease) -> str:
+        """A URL by which whoever has it may GET the object until the lease is over."""
+        return await self._raw.presigned("GET", key, lease)
 
     async def put(
         self,

@@ -265,11 +265,9 @@ class Wire:
         return call
 
     @asynccontextmanager
-    async def stream(
-        self, key: str, *, start: int = 0, if_match: str | None = None
-    ) -> AsyncIterator[StreamPort]:
+    async def stream(self, key: str, **how: Any) -> AsyncIterator[StreamPort]:
         async def opened() -> StreamPort:
-            async with self._server.stream(key, start=start, if_match=if_match) as stream:
+            async with self._server.stream(key, **how) as stream:
                 return stream
 
         yield await self._ask("stream", key, opened)
