@@ -5,7 +5,7 @@ every role has its consumer, and that the bucket answered, all just now.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -42,13 +42,17 @@ async def _alive(request: web.Request) -> web.Response:
 def _readiness(checks: dict[str, Check]) -> Callable[[web.Request], Awaitable[web.Response]]:
     async def ready(request: web.Request) -> web.Response:
         del request
-        results = dict(
-            zip(checks, await asyncio.gather(*map(_holds, checks.values())), strict=True)
-        )
+        results = await holding(checks)
         status = 200 if all(results.values()) else 503
         return web.json_response({"ready": status == 200, "checks": results}, status=status)  # noqa: PLR2004
 
     return ready
+
+
+async def holding(checks: Mapping[str, Check]) -> dict[str, bool]:
+    """Which of the checks hold just now; one that fails or takes too long does not."""
+    results = await asyncio.gather(*map(_holds, checks.values()))
+    return dict(zip(checks, results, strict=True))
 
 
 async def _holds(check: Check) -> bool:

@@ -16,6 +16,7 @@ from contracts.names import SHORT_NAME_PATTERN, is_project, is_short_name
 from contracts.sealing import IntakeKey, Secret, VerifyKey
 from contracts.settings import (
     DeploymentSettings,
+    PublisherSettings,
     S3Settings,
     Settings,
     SigningKeySetting,
@@ -147,3 +148,25 @@ class WorkerSettings(DeploymentSettings, OperatorSettings, LogSettings):
         if self.lease_s <= self.keyring_cache_s:
             raise ValueError("LEASE_S must be well above KEYRING_CACHE_S")
         return self
+
+
+class GatewaySettings(PublisherSettings, OperatorSettings, LogSettings):
+    """What the gateway reads: it is a publisher, and it opens objects."""
+
+    v0_master_key: SecretStr | None = None
+    keyring_cache_s: Annotated[float, Field(ge=0, le=60)] = 2
+    presign_plaintext: bool = True
+    gateway_host: str = "127.0.0.1"
+    gateway_port: Annotated[int, Field(ge=0, le=65535)] = 8080
+    # Requests served at once; each download holds about 1 MiB.
+    gateway_concurrency: Annotated[int, Field(ge=1, le=10_000)] = 256
+    # Bodies taken in at once: about 4 parts of 8 MiB each.
+    gateway_upload_concurrency: Annotated[int, Field(ge=1, le=200)] = 8
+    # Objects of the earlier system are opened whole, a few at a time.
+    gateway_v0_max_bytes: Annotated[int, Field(ge=1)] = 64 * _MIB
+    gateway_v0_concurrency: Annotated[int, Field(ge=1, le=200)] = 4
+    # A client that takes or sends nothing for so long is cut off.
+    gateway_idle_timeout_s: Annotated[float, Field(gt=0)] = 60
+    gateway_wait_max_s: Annotated[float, Field(gt=0)] = 60
+    upload_max_bytes: Annotated[int, Field(ge=1, le=5 * _GIB)] = 5 * _GIB
+    shutdown_grace_s: Annotated[float, Field(gt=0)] = 60

@@ -65,6 +65,7 @@ class Publisher:
         *,
         s3: S3Settings | None = None,
         publish_timeout_s: float = PUBLISH_TIMEOUT_S,
+        connect: bool = True,
     ) -> AsyncIterator[Self]:
         """Connect, for as long as the block lasts.
 
@@ -72,6 +73,8 @@ class Publisher:
             settings: `PublisherSettings.read()`, or made by hand.
             s3: Where bodies above 256 KiB are staged; without it they are refused.
             publish_timeout_s: Seconds for one publish, reconnecting and confirmation included.
+            connect: Whether to connect now, so that a wrong address is told at the door, or
+                with the first use.
 
         Raises:
             BrokerUnavailableError: the broker refuses, or does not answer in time.
@@ -91,10 +94,19 @@ class Publisher:
                 staging = Staging(client, s3.s3_bucket)
             link = Link(settings.amqp_url.get_secret_value(), publish_timeout_s=publish_timeout_s)
             stack.push_async_callback(link.close)
-            await link.connect()
+            if connect:
+                await link.connect()
             publisher = cls(settings, link, staging)
             stack.push_async_callback(publisher._waiter.close)
             yield publisher
+
+    async def connect(self) -> None:
+        """Make sure of the connection to the broker, for health checks.
+
+        Raises:
+            BrokerUnavailableError: the broker refuses, or does not answer in time.
+        """
+        await self._link.connect()
 
     @property
     def unverified_events(self) -> int:

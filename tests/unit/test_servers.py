@@ -141,10 +141,9 @@ def test_a_free_port_is_below_the_ephemeral_range() -> None:
 
 def test_packages_are_installed_by_one_process_at_a_time() -> None:
     """Three processes of a suite on a fresh machine: apt would refuse the second and the third."""
-    with packages._alone():
-        second = Path(tempfile.gettempdir(), "keyturn-packages.lock").open("a")
-        with second, pytest.raises(BlockingIOError):
-            fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    file = Path(tempfile.gettempdir(), "keyturn-packages.lock")
+    with packages._alone(), file.open("a") as second, pytest.raises(BlockingIOError):
+        fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_missing_packages_are_named_once() -> None:

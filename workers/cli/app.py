@@ -22,6 +22,7 @@ from workers.cli import (
     download,
     ending,
     enroll,
+    gateway,
     keygen,
     objects,
     rotate,
@@ -109,13 +110,14 @@ def root(
     """Envelope encryption for files in S3, with two keys an object."""
     _load(env_file or [])
     tolerate_odd_properties()
-    if context.invoked_subcommand != "worker":  # which sets up logs of its own
+    if context.invoked_subcommand not in ("worker", "gateway"):  # which sets up logs of its own
         _hush()
 
 
 app.command("init")(development.init)
 app.add_typer(keygen.app)
 app.add_typer(worker.app)
+app.command("gateway")(gateway.gateway)
 app.command("enroll")(enroll.enroll)
 app.command("upload")(upload.upload)
 app.command("ls")(objects.ls)

@@ -1,11 +1,12 @@
 """`keyturn init`: a fresh set of development secrets and settings (SPEC 11, 14).
 
-Two files of mode 0600: `keyturn.env` for workers and the operator, `publisher.env` for a
-service that publishes. A shell (`set -a; . ./keyturn.env`), compose's `env_file` and
-`keyturn --env-file` read them alike.
+Three files of mode 0600: `keyturn.env` for workers and the operator, `gateway.env` for the
+gateway, `publisher.env` for a service that publishes. A shell (`set -a; . ./keyturn.env`),
+compose's `env_file` and `keyturn --env-file` read them alike.
 It must never overwrite a secret unless told to: what was sealed under it would be lost.
 """
 
+import json
 import secrets
 from pathlib import Path
 from typing import Annotated, Final
@@ -25,14 +26,20 @@ from workers.cli.output import print_line
 
 WORKER_FILE: Final = "keyturn.env"
 PUBLISHER_FILE: Final = "publisher.env"
+GATEWAY_FILE: Final = "gateway.env"
 _PUBLISHER: Final = "dev"
+_GATEWAY: Final = "gateway"
 _KEY_ID: Final = "main"
+GATEWAY_MAY: Final = ["upload.requested", "rotation.requested"]
+GATEWAY_READS: Final = ("KEYTURN_MASTER_KEYS",)
+PUBLISHERS: Final = "KEYTURN_PUBLISHERS"
 _Part = tuple[str, dict[str, str]]
 
 
 def init(
     directory: Annotated[
-        Path, typer.Option("--dir", help="Where to write keyturn.env and publisher.env.")
+        Path,
+        typer.Option("--dir", help="Where to write keyturn.env, gateway.env and publisher.env."),
     ] = Path(),
     force: Annotated[
         bool,
@@ -48,8 +55,8 @@ def init(
 ) -> None:
     """Write fresh development secrets and settings.
 
-    The publisher `dev` may do everything. For production, make each key with
-    `keyturn keygen` and give each process only its own.
+    The publisher `dev` may do everything, `gateway` may upload and rotate. For production,
+    make each key with `keyturn keygen` and give each process only its own.
     """
     addresses = {
         "KEYTURN_S3_ENDPOINT_URL": s3_endpoint_url,
@@ -58,9 +65,10 @@ def init(
         "KEYTURN_S3_ACCESS_KEY_ID": "keyturn",
         "KEYTURN_S3_SECRET_ACCESS_KEY": secrets.token_hex(20),
     }
-    worker, publisher = _settings(amqp_url, addresses)
+    worker, gateway, publisher = _settings(amqp_url, addresses)
     files = {
         directory / WORKER_FILE: _text("Workers and operator", worker),
+        directory / GATEWAY_FILE: _text("The HTTP gateway", gateway),
         directory / PUBLISHER_FILE: _text("A service that publishes", publisher),
     }
     if not force and (standing := [path for path in files if path.exists()]):
@@ -71,11 +79,13 @@ def init(
         print_line(f"written: {path}")
 
 
-def _settings(amqp_url: str, s3: dict[str, str]) -> tuple[list[_Part], list[_Part]]:
-    """The parts of both files, each with its comment."""
+def _settings(amqp_url: str, s3: dict[str, str]) -> tuple[list[_Part], list[_Part], list[_Part]]:
+    """The parts of the files, each with its comment."""
     workers_intake, publishers_intake = intake_key_settings(_KEY_ID)
     workers_event, publishers_event = event_key_settings()
+    master_keys = master_key_settings(_KEY_ID)
     grants, own = publisher_key_settings(_PUBLISHER, ["*"], ["*"])
+    gateways_grant, gateways_own = publisher_key_settings(_GATEWAY, GATEWAY_MAY, ["*"])
     shared: list[_Part] = [
         ("The same in every process of one installation", {"KEYTURN_DEPLOYMENT": "dev"}),
         ("The broker", {"KEYTURN_AMQP_URL": amqp_url}),
@@ -83,10 +93,20 @@ def _settings(amqp_url: str, s3: dict[str, str]) -> tuple[list[_Part], list[_Par
     ]
     worker: list[_Part] = [
         *shared,
-        ("The operator's keys, by id; they open everything", master_key_settings(_KEY_ID)),
+        ("The operator's keys, by id; they open everything", master_keys),
         ("What publishers' secrets are opened with", workers_intake),
         ("What events are signed with", workers_event),
-        ("Who may publish what, for which projects", grants),
+        ("Who may publish what, for which projects", _joined(grants, gateways_grant)),
+    ]
+    gateway: list[_Part] = [
+        *shared,
+        (
+            "The operator's keys, by id; they open everything",
+            {name: value for name, value in master_keys.items() if name in GATEWAY_READS},
+        ),
+        ("Who this is, and what its requests are signed with", gateways_own),
+        ("What secrets to the workers are sealed to", publishers_intake),
+        ("What events are checked with", publishers_event),
     ]
     publisher: list[_Part] = [
         *shared,
@@ -94,7 +114,15 @@ def _settings(amqp_url: str, s3: dict[str, str]) -> tuple[list[_Part], list[_Par
         ("What secrets to the workers are sealed to", publishers_intake),
         ("What events are checked with", publishers_event),
     ]
-    return worker, publisher
+    return worker, gateway, publisher
+
+
+def _joined(*grants: dict[str, str]) -> dict[str, str]:
+    """The grants of several publishers in one setting."""
+    joined: dict[str, object] = {}
+    for grant in grants:
+        joined |= json.loads(grant[PUBLISHERS])
+    return {PUBLISHERS: json.dumps(joined)}
 
 
 def _text(title: str, parts: list[_Part]) -> str:

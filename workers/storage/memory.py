@@ -183,7 +183,9 @@ class MemoryStorage:
 
     async def presigned(self, key: str, lease: Lease) -> str:
         """A URL that leads nowhere, as there is no server."""
-        return f"memory:///{key}?until={(lease.read_at + timedelta(seconds=lease.expires_s)):%FT%TZ}"
+        return (
+            f"memory:///{key}?until={(lease.read_at + timedelta(seconds=lease.expires_s)):%FT%TZ}"
+        )
 
     async def put(
         self,

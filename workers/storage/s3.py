@@ -182,7 +182,9 @@ class S3Storage(ColdStorage):
             if partial and response.status != 206:  # noqa: PLR2004  # HTTP's own number
                 raise StorageUnavailableError("stream: range not honoured")
             left = head.size_bytes - start
-            yield S3Stream(head, response, left if length_bytes is None else min(left, length_bytes))
+            yield S3Stream(
+                head, response, left if length_bytes is None else min(left, length_bytes)
+            )
         finally:
             await close(None, None, None)
 

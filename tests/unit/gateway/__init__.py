@@ -1,0 +1,1 @@
+"""The gateway's parts in memory: no network, no server."""

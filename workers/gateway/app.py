@@ -1,0 +1,200 @@
+"""The ASGI application: routes, refusals, counting (SPEC 9.6).
+
+Every request passes one door: it is counted, bounded in number, and whatever is raised
+becomes a problem document or, where an answer has begun, an aborted connection.
+"""
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
+
+import orjson
+import structlog
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from contracts.errors import KeyturnError
+from workers.gateway import docs
+from workers.gateway.client import ClientGoneError, ClientSlowError, abort
+from workers.gateway.metrics import GatewayMetrics
+from workers.gateway.objects import Objects
+from workers.gateway.openapi import document
+from workers.gateway.problems import problem, problem_of
+from workers.gateway.rotations import Rotations
+from workers.health import Check, holding
+
+OBJECTS: Final = "/v1/projects/{project}/objects/{key:path}"
+ROTATIONS: Final = "/v1/projects/{project}/rotations"
+ROTATION: Final = "/v1/projects/{project}/rotations/{rotation_id}"
+_NOT_FOUND: Final = 404
+_REQUEST_TIMEOUT: Final = 408
+_UNAVAILABLE: Final = 503
+_INTERNAL: Final = 500
+
+_log = structlog.get_logger()
+
+
+def application(
+    objects: Objects,
+    rotations: Rotations,
+    metrics: GatewayMetrics,
+    checks: Mapping[str, Check],
+    *,
+    concurrency: int,
+) -> ASGIApp:
+    """The whole application.
+
+    Args:
+        objects: Serves objects.
+        rotations: Serves rotations.
+        metrics: Counts, and is told at `/metrics`.
+        checks: What `/readyz` asks, by name.
+        concurrency: How many requests are served at once; more are refused.
+    """
+    text = orjson.dumps(document())
+    page = docs.page(document())
+
+    async def alive(request: Request) -> Response:
+        del request
+        return _json({"status": "alive"})
+
+    async def ready(request: Request) -> Response:
+        del request
+        results = await holding(checks)
+        status = 200 if all(results.values()) else _UNAVAILABLE
+        return _json({"ready": status != _UNAVAILABLE, "checks": results}, status)
+
+    async def told(request: Request) -> Response:
+        del request
+        body, content_type = metrics.exposition()
+        return Response(body, media_type=None, headers={"content-type": content_type})
+
+    async def described(request: Request) -> Response:
+        del request
+        return Response(text, media_type="application/json")
+
+    async def documented(request: Request) -> Response:
+        del request
+        return Response(page, headers=docs.HEADERS)
+
+    routes = [
+        Route(OBJECTS, objects, methods=["GET", "HEAD", "PUT"], name="objects"),
+        Route(ROTATIONS, rotations.post, methods=["POST"], name="rotations"),
+        Route(ROTATION, rotations.get, methods=["GET"], name="rotation"),
+        Route("/healthz", alive, name="healthz"),
+        Route("/readyz", ready, name="readyz"),
+        Route("/metrics", told, name="metrics"),
+        Route("/openapi.json", described, name="openapi"),
+        Route("/docs", documented, name="docs"),
+    ]
+    handlers: Mapping[Any, Callable[[Request, Any], Awaitable[Response]]] = {
+        HTTPException: _http_refusal,
+        KeyturnError: _refusal,
+        ClientGoneError: _silence,
+        Exception: _internal,
+    }
+    app = Starlette(routes=routes, exception_handlers=handlers)
+    app.router.redirect_slashes = False
+    return _Door(app, metrics, concurrency)
+
+
+def _json(value: object, status: int = 200) -> Response:
+    return Response(orjson.dumps(value), status, {"cache-control": "no-store"}, "application/json")
+
+
+async def _http_refusal(request: Request, error: HTTPException) -> Response:
+    del request
+    headers = dict(error.headers or {})
+    if error.status_code == _NOT_FOUND:
+        return problem(_NOT_FOUND, "nothing is served at this path", code="not_found")
+    return problem(error.status_code, headers=headers)
+
+
+async def _refusal(request: Request, error: KeyturnError) -> Response:
+    # What is left of a body is not read: the connection ends with the answer.
+    headers = {"connection": "close"} if request.method in ("PUT", "POST") else None
+    return problem_of(error, headers)
+
+
+async def _silence(request: Request, error: ClientGoneError) -> Response:
+    del request
+    return problem(_REQUEST_TIMEOUT, str(error), headers={"connection": "close"})
+
+
+async def _internal(request: Request, error: Exception) -> Response:
+    del request, error  # whatever it was, its text is not for a caller
+    return problem(_INTERNAL, "an internal failure", headers={"connection": "close"})
+
+
+class _Door:
+    """What every request passes."""
+
+    def __init__(self, app: ASGIApp, metrics: GatewayMetrics, concurrency: int) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._concurrency = concurrency
+        self._serving = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        answer = _Answer(scope, send, self._metrics)
+        self._serving += 1
+        self._metrics.in_flight.set(self._serving)
+        try:
+            if self._serving > self._concurrency and not _is_watching(scope):
+                await problem(_UNAVAILABLE, "too many requests at once")(scope, receive, answer)
+            else:
+                await self._app(scope, receive, answer)
+        except Exception as exc:  # noqa: BLE001  # the door: nothing passes it
+            if not isinstance(exc, ClientSlowError):
+                _log.exception("unexpected failure", route=_route(scope))
+            if not answer.ended:
+                abort(scope)
+        finally:
+            self._serving -= 1
+            self._metrics.in_flight.set(self._serving)
+            counted = (_route(scope), _method(scope), str(answer.status or "none"))
+            self._metrics.requests.labels(*counted).inc()
+
+
+class _Answer:
+    """`send`, which remembers how far an answer is."""
+
+    __slots__ = ("_began", "_metrics", "_scope", "_send", "ended", "status")
+
+    def __init__(self, scope: Scope, send: Send, metrics: GatewayMetrics) -> None:
+        self._scope = scope
+        self._send = send
+        self._metrics = metrics
+        self._began = time.perf_counter()
+        self.status = 0
+        self.ended = False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            waited_s = time.perf_counter() - self._began
+            self._metrics.first_byte_s.labels(_route(self._scope)).observe(waited_s)
+        await self._send(message)
+        self.ended = message["type"] == "http.response.body" and not message.get("more_body")
+
+
+def _route(scope: Scope) -> str:
+    route = scope.get("route")
+    return route.name if isinstance(route, Route) else "none"
+
+
+def _method(scope: Scope) -> str:
+    # A caller may send any word; only known ones become a label.
+    method: str = scope["method"]
+    return method if method in ("GET", "HEAD", "PUT", "POST") else "other"
+
+
+def _is_watching(scope: Scope) -> bool:
+    return scope["path"] in ("/healthz", "/readyz", "/metrics")

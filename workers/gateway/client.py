@@ -1,0 +1,93 @@
+"""The other end of a connection: it may be slow, silent or gone (SPEC 9.2).
+
+A reader that takes nothing for a while is cut off, and one that is gone is noticed while
+nothing is sent, so that the read from the storage ends too. An answer that cannot be
+completed is aborted: the connection is reset, never closed in order.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Final
+
+from starlette.types import Message, Receive, Scope, Send
+
+ABORT: Final = "keyturn.abort"
+"""In a request's state: the call that resets its connection."""
+
+
+class ClientGoneError(Exception):
+    """The client closed the connection, or sends nothing any more."""
+
+
+class ClientSlowError(Exception):
+    """The client took nothing for too long."""
+
+
+def abort(scope: Scope) -> None:
+    """Reset the request's connection: what was sent of an answer is not all of it."""
+    reset: Callable[[], None] | None = scope.get("state", {}).get(ABORT)
+    if reset is None:
+        raise RuntimeError("the server does not offer to reset a connection")
+    reset()
+
+
+def patient(send: Send, idle_timeout_s: float) -> Send:
+    """`send`, which gives up on a client that takes nothing for so long.
+
+    Raises, when called:
+        ClientSlowError: it took nothing.
+    """
+
+    async def sending(message: Message) -> None:
+        try:
+            async with asyncio.timeout(idle_timeout_s):
+                await send(message)
+        except TimeoutError as exc:
+            raise ClientSlowError from exc
+
+    return sending
+
+
+async def while_connected(receive: Receive, sending: Awaitable[None]) -> None:
+    """Send an answer for as long as there is somebody to take it.
+
+    Raises:
+        ClientGoneError: the client went; what was being sent is cancelled.
+        Exception: whatever `sending` raises.
+    """
+    task = asyncio.ensure_future(sending)
+    gone = asyncio.create_task(_gone(receive))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGoneError
+        await task
+    finally:
+        for each in (task, gone):
+            each.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass  # what is left of a request's body
+
+
+async def body_of(receive: Receive, idle_timeout_s: float) -> AsyncIterator[bytes]:
+    """A request's body as it comes.
+
+    Raises:
+        ClientGoneError: it ends before its end, or nothing comes for `idle_timeout_s`.
+    """
+    while True:
+        try:
+            async with asyncio.timeout(idle_timeout_s):
+                message: dict[str, Any] = dict(await receive())
+        except TimeoutError as exc:
+            raise ClientGoneError("nothing was sent for too long") from exc
+        if message["type"] == "http.disconnect":
+            raise ClientGoneError("the connection was closed")
+        if body := message.get("body", b""):
+            yield body
+        if not message.get("more_body", False):
+            return

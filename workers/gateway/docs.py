@@ -1,0 +1,71 @@
+"""`/docs`: the description as a page that loads nothing from anywhere (SPEC 9.6). Pure.
+
+The pages that come with web frameworks fetch their scripts from a network of somebody
+else's, on the host that API keys are sent to. This one has no script at all.
+"""
+
+from base64 import b64encode
+from collections.abc import Iterator
+from hashlib import sha256
+from html import escape
+from typing import Any, Final
+
+_STYLE: Final = (
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:56rem;margin:2rem auto;padding:0 1rem}"
+    "code{font-family:ui-monospace,monospace;font-size:.9em}"
+    "section{border-top:1px solid #8884;margin-top:2rem}"
+    "table{border-collapse:collapse;width:100%}"
+    "td,th{text-align:left;vertical-align:top;padding:.2rem 1rem .2rem 0;font-weight:normal}"
+    "th{white-space:nowrap}"
+    "h2 code:first-child{font-weight:bold}"
+    ":root{color-scheme:light dark}"
+)
+HEADERS: Final = {
+    "content-type": "text/html; charset=utf-8",
+    "content-security-policy": "default-src 'none'; style-src 'sha256-"
+    + b64encode(sha256(_STYLE.encode()).digest()).decode()
+    + "'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+}
+
+
+def page(document: dict[str, Any]) -> bytes:
+    """The page of an OpenAPI description."""
+    info = document["info"]
+    title = escape(f"{info['title']} {info['version']}")
+    body = "".join(
+        _operation(path, method, operation, item.get("parameters", []))
+        for path, item in document["paths"].items()
+        for method, operation in item.items()
+        if method != "parameters"
+    )
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head>'
+        f"<body><h1>{title}</h1><p>{escape(info['summary'])}</p>"
+        "<p>Send the project's API key as <code>Authorization: Bearer …</code>. "
+        'The same as <a href="/openapi.json">OpenAPI</a>.</p>'
+        f"{body}</body></html>"
+    ).encode()
+
+
+def _operation(path: str, method: str, operation: dict[str, Any], shared: list[Any]) -> str:
+    rows = "".join(_parameters([*shared, *operation.get("parameters", [])]))
+    answers = "".join(
+        f"<tr><th><code>{escape(status)}</code></th><td>{escape(answer['description'])}</td></tr>"
+        for status, answer in operation["responses"].items()
+    )
+    return (
+        f"<section><h2><code>{escape(method.upper())}</code> <code>{escape(path)}</code></h2>"
+        f"<p>{escape(operation['summary'])}. {escape(operation.get('description', ''))}</p>"
+        + (f"<h3>Asked with</h3><table>{rows}</table>" if rows else "")
+        + f"<h3>Answered with</h3><table>{answers}</table></section>"
+    )
+
+
+def _parameters(parameters: list[dict[str, Any]]) -> Iterator[str]:
+    for parameter in parameters:
+        name, place = escape(parameter["name"]), escape(parameter["in"])
+        said = escape(parameter.get("description", ""))
+        yield f"<tr><th><code>{name}</code> ({place})</th><td>{said}</td></tr>"

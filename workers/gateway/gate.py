@@ -1,0 +1,156 @@
+"""Who may read: the holder of a project's current API key, and nobody else (SPEC 9.1).
+
+The KEK that follows from the key must equal, in constant time, the KEK that the project's
+keyring seals. This is decided before anything about an object is read. A wrong key, a
+project that there is not and a key that was turned away are one refusal, in the same words
+and, by a floor under its time, about as fast as one another.
+It must never log or keep an API key.
+"""
+
+import asyncio
+import hmac
+import os
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Final
+
+from contracts.errors import UnauthorizedError, UnknownProjectError
+from contracts.names import is_project
+from contracts.sealing import Secret, user_kek
+from workers.keyring import KeyringReader, Observed
+
+# Longer than a keyring takes to be read, so that a refusal does not tell whether one was.
+REFUSAL_FLOOR_S: Final = 0.1
+_MAX_UNKNOWN: Final = 10_000
+_BEARER: Final = "bearer "
+_NOBODY: Final = "nobody"
+# A key of the right form that nobody has, so that a malformed one costs the same.
+_NO_KEY: Final = "0" * 43
+_NO_KEK: Final = Secret(os.urandom(32))
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A caller who holds the project's key, by the keyring as it was observed."""
+
+    project: str
+    observed: Observed
+    kek: Secret = field(repr=False)
+
+
+class Gate:
+    """Admits callers by the keyrings alone.
+
+    Args:
+        keyrings: Reads them, cached for as long as a turned key may still pass.
+        pepper: The deployment's (SPEC 2.1).
+        cache_s: How long a project is known to be unknown.
+        floor_s: The least time that a refusal takes.
+    """
+
+    def __init__(
+        self,
+        keyrings: KeyringReader,
+        pepper: Secret,
+        *,
+        cache_s: float,
+        floor_s: float = REFUSAL_FLOOR_S,
+    ) -> None:
+        self._keyrings = keyrings
+        self._pepper = pepper.reveal().decode()
+        self._cache_s = cache_s
+        self._floor_s = floor_s
+        self._unknown: OrderedDict[str, float] = OrderedDict()
+        self._reading: dict[str, asyncio.Task[Observed]] = {}
+
+    async def admit(self, project: str, authorization: list[str]) -> Admitted:
+        """The caller, if the key is the project's current one.
+
+        Args:
+            project: As the path names it.
+            authorization: The values of all `Authorization` headers.
+
+        Raises:
+            UnauthorizedError: it is not, or there is no such project.
+            CorruptObjectError: the keyring was forged, moved or damaged.
+            UnknownMasterKeyError, StorageUnavailableError: try again later.
+        """
+        began = time.monotonic()
+        # As much is computed for a project that there is not as for one that there is.
+        name = project if is_project(project) else _NOBODY
+        kek = self._kek_of(_bearer(authorization), name)
+        observed = await self._observed(project) if name == project else None
+        wanted = _NO_KEK if observed is None else observed.desired.user_kek
+        if _same(kek, wanted) and observed is not None:
+            return Admitted(project, observed, kek)
+        await asyncio.sleep(began + self._floor_s - time.monotonic())
+        raise UnauthorizedError
+
+    async def again(self, admitted: Admitted) -> Admitted:
+        """The same caller by a keyring read that begins now.
+
+        Raises:
+            UnauthorizedError: the key was turned meanwhile.
+        """
+        try:
+            observed = await self._keyrings.fresh(admitted.project)
+        except UnknownProjectError as exc:
+            raise UnauthorizedError from exc
+        if not _same(admitted.kek, observed.desired.user_kek):
+            raise UnauthorizedError
+        return Admitted(admitted.project, observed, admitted.kek)
+
+    def new_kek(self, api_key: str, project: str) -> Secret:
+        """The KEK that a project's API key leads to.
+
+        Raises:
+            ValueError: the key has not the form of SPEC 1.
+        """
+        return user_kek(api_key, project, self._pepper)
+
+    def _kek_of(self, api_key: str, project: str) -> Secret:
+        """The same; of a key that has not the form, nobody's KEK."""
+        try:
+            return self.new_kek(api_key, project)
+        except ValueError:
+            self.new_kek(_NO_KEY, project)
+            return Secret(os.urandom(32))
+
+    async def _observed(self, project: str) -> Observed | None:
+        """The project's keyring by a recent read, or None where there is none."""
+        cached = self._keyrings.cached(project)
+        if cached is not None:
+            return cached
+        since = self._unknown.get(project)
+        if since is not None and time.monotonic() - since <= self._cache_s:
+            return None
+        reading = self._reading.get(project)
+        if reading is None:
+            # One read for all who come while it is under way: it began recently enough.
+            reading = self._reading[project] = asyncio.create_task(self._keyrings.recent(project))
+            reading.add_done_callback(lambda done: self._read(project, done))
+        try:
+            return await asyncio.shield(reading)
+        except UnknownProjectError:
+            self._unknown[project] = time.monotonic()
+            self._unknown.move_to_end(project)
+            while len(self._unknown) > _MAX_UNKNOWN:
+                self._unknown.popitem(last=False)
+            return None
+
+    def _read(self, project: str, done: asyncio.Task[Observed]) -> None:
+        del self._reading[project]
+        if not done.cancelled():
+            done.exception()  # all who waited for it may be gone
+
+
+def _bearer(authorization: list[str]) -> str:
+    """The API key of the one `Authorization` header; an empty text where there is none."""
+    if len(authorization) != 1 or authorization[0][: len(_BEARER)].lower() != _BEARER:
+        return ""
+    return authorization[0][len(_BEARER) :].strip(" ")
+
+
+def _same(one: Secret, other: Secret) -> bool:
+    return hmac.compare_digest(one.reveal(), other.reveal())

@@ -1,0 +1,206 @@
+"""`GET`, `HEAD` and `PUT` of an object (SPEC 9.1 to 9.4).
+
+Who asks is decided first, what the key names second, and only then is anything read. An
+answer's length is told from the object's last chunk, but for a whole GET, which finds out at
+its end and is aborted where it was wrong.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import aclosing
+from typing import Final
+
+import structlog
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from contracts.errors import (
+    KeyturnError,
+    NotFoundError,
+    RangeNotSatisfiableError,
+)
+from contracts.sealing import HEADER_BYTES
+from workers.gateway import conditions
+from workers.gateway.answers import header_of, headers_of
+from workers.gateway.client import (
+    ClientGoneError,
+    ClientSlowError,
+    abort,
+    patient,
+    while_connected,
+)
+from workers.gateway.gate import Admitted, Gate
+from workers.gateway.metrics import GatewayMetrics
+from workers.gateway.paths import object_of
+from workers.gateway.problems import problem, problem_of, status_of
+from workers.gateway.ranges import ByteRange, Span, parse_range
+from workers.gateway.source import START_BYTES, Found, Pieces, Plain, Source
+
+PRESIGNED_S: Final = 60
+_AT_ONCE_BYTES: Final = 64 * 1024
+_OK: Final = 200
+_PARTIAL: Final = 206
+_NOT_MODIFIED: Final = 304
+_PRECONDITION_FAILED: Final = 412
+_BAD_GATEWAY: Final = 502
+
+_log = structlog.get_logger()
+
+Put = Callable[[Request, Admitted, str], Awaitable[Response]]
+
+
+class Objects:
+    """The ASGI application of objects.
+
+    Args:
+        gate: Decides who may ask.
+        source: Opens objects.
+        put: Takes bodies in.
+        metrics: Counts.
+        presign_plaintext: Whether plaintext is read from the storage itself.
+        idle_timeout_s: How long a client may take nothing.
+    """
+
+    def __init__(
+        self,
+        gate: Gate,
+        source: Source,
+        put: Put,
+        metrics: GatewayMetrics,
+        *,
+        presign_plaintext: bool,
+        idle_timeout_s: float,
+    ) -> None:
+        self._gate = gate
+        self._source = source
+        self._put = put
+        self._metrics = metrics
+        self._presign_plaintext = presign_plaintext
+        self._idle_timeout_s = idle_timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request; refusals before an answer has begun are raised."""
+        request = Request(scope, receive)
+        project, key = object_of(scope["raw_path"])
+        admitted = await self._gate.admit(project, request.headers.getlist("authorization"))
+        if key is None:
+            raise NotFoundError("no object can have this key")
+        if scope["method"] == "PUT":
+            response = await self._put(request, admitted, key)
+            await response(scope, receive, send)
+            return
+        try:
+            await self._read(scope, receive, patient(send, self._idle_timeout_s), admitted, key)
+        except KeyturnError as exc:
+            if status_of(exc.code) == _BAD_GATEWAY:
+                self._metrics.failures.labels(exc.code).inc()
+                _log.warning(
+                    "not given out", project=project, key=key, code=exc.code, detail=exc.detail
+                )
+            raise
+
+    async def _read(
+        self, scope: Scope, receive: Receive, send: Send, admitted: Admitted, key: str
+    ) -> None:
+        headers = Headers(scope=scope)
+        head_only = scope["method"] == "HEAD"
+        wanted = None if head_only else _range(headers)
+        # A plain GET is one stream from the first byte on; all else looks first.
+        looks = head_only or wanted is not None or conditions.are_asked(headers)
+        start_bytes = _start_bytes(wanted) if looks else None
+        async with self._source.open(admitted, key, start_bytes=start_bytes) as found:
+            span = await self._answer(headers, found, wanted, head_only=head_only)
+            if isinstance(span, Response):
+                await span(scope, receive, send)
+                return
+            await _begin(send, _OK if span is None else _PARTIAL, headers_of(found, span))
+            if head_only:
+                await send({"type": "http.response.body"})
+                return
+            pieces = found.whole() if span is None else found.pieces(span)
+            length = found.size_bytes if span is None else span.length
+            await self._send(scope, receive, send, pieces, length)
+
+    async def _answer(
+        self, headers: Headers, found: Found, wanted: ByteRange | None, *, head_only: bool
+    ) -> Response | Span | None:
+        """An answer without the object's bytes; or which bytes to send, None being all."""
+        etag, modified = found.etag, found.head.last_modified
+        match conditions.verdict(headers, etag, modified):
+            case "failed":
+                return problem(_PRECONDITION_FAILED, "the object is not the one that is meant")
+            case "not_modified":
+                return Response(None, _NOT_MODIFIED, header_of(found))
+            case _:
+                pass
+        if isinstance(found, Plain) and self._presign_plaintext and not head_only:
+            url = await self._source.presigned(found, PRESIGNED_S)
+            return RedirectResponse(url, headers={"cache-control": "no-store"})
+        if wanted is not None and not conditions.range_holds(headers, etag, modified):
+            wanted = None
+        if head_only or wanted is not None:
+            await found.prove()
+        if wanted is None or wanted.is_all_of_nothing(found.size_bytes):
+            return None
+        span = wanted.span(found.size_bytes)
+        if span is None:
+            refused = RangeNotSatisfiableError("the range lies outside the object")
+            beyond = {"content-range": f"bytes */{found.size_bytes}", "accept-ranges": "bytes"}
+            return problem_of(refused, beyond)
+        return span
+
+    async def _send(
+        self, scope: Scope, receive: Receive, send: Send, pieces: Pieces, length: int
+    ) -> None:
+        """Send the bytes of an answer that has begun; what fails now aborts it."""
+        sent = 0
+
+        async def sending() -> None:
+            nonlocal sent
+            async with aclosing(pieces):
+                async for piece in pieces:
+                    if piece:
+                        sent += len(piece)
+                        await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await send({"type": "http.response.body", "body": b""})
+
+        try:
+            if length <= _AT_ONCE_BYTES:
+                await sending()  # over before anybody could go
+            else:
+                await while_connected(receive, sending())
+        except ClientGoneError:
+            self._metrics.aborted.labels("client_gone").inc()
+        except ClientSlowError:
+            self._abort(scope, "client_slow")
+        except KeyturnError as exc:
+            self._metrics.failures.labels(exc.code).inc()
+            self._abort(scope, exc.code)
+        except Exception:
+            abort(scope)
+            raise
+        finally:
+            self._metrics.sent_bytes.inc(sent)
+
+    def _abort(self, scope: Scope, reason: str) -> None:
+        abort(scope)
+        self._metrics.aborted.labels(reason).inc()
+        project, key = object_of(scope["raw_path"])
+        _log.warning("answer aborted", reason=reason, project=project, key=key)
+
+
+def _range(headers: Headers) -> ByteRange | None:
+    values = headers.getlist("range")
+    return parse_range(values[0]) if len(values) == 1 else None
+
+
+def _start_bytes(wanted: ByteRange | None) -> int:
+    """How much to read at first: no chunk that the answer does not need (SPEC 9.2)."""
+    begins = wanted is None or wanted.first == 0
+    return START_BYTES if begins else HEADER_BYTES
+
+
+async def _begin(send: Send, status: int, headers: Mapping[str, str]) -> None:
+    raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": status, "headers": raw})

@@ -1,0 +1,202 @@
+"""Rotations over HTTP (SPEC 9.5): asked for by the holder of the current API key.
+
+What is published expects the generation that the caller's key was good for, so that two who
+ask at once do not turn the key twice. The state of a rotation is read from the keyring and
+from its sweep's record, which every gateway can; only that one was refused, or is still on
+its way, is known to the gateway alone that published it.
+"""
+
+import asyncio
+from collections import OrderedDict
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from contracts.errors import (
+    BodyTooLargeError,
+    KekReusedError,
+    MalformedRequestError,
+    NotFoundError,
+    StorageUnavailableError,
+)
+from contracts.messages import Event, Rejected, load_json, problems
+from contracts.names import is_uuid
+from contracts.publisher import Publisher, PublisherError
+from contracts.publisher.requests import new_id
+from contracts.sealing import kek_id
+from workers.errors import MissingError, StorageAnswerError
+from workers.gateway.client import body_of
+from workers.gateway.gate import Admitted, Gate
+from workers.gateway.paths import project_of
+from workers.gateway.uploads import refused, unpublished, wait_asked
+from workers.keyring import brought_by
+from workers.sweep import SweepStore
+
+_ACCEPTED: Final = 202
+_BODY_MAX_BYTES: Final = 8 * 1024
+_MAX_KNOWN: Final = 10_000
+# How long an answer is listened for; whoever asks later reads the keyring.
+_LISTEN_S: Final = 600.0
+
+
+class RotationAsk(BaseModel):
+    """The body of a `POST`."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    api_key: SecretStr
+
+
+class Rotations:
+    """Publishes rotations, and tells how far they are.
+
+    Args:
+        gate: Decides who may ask.
+        publisher: The gateway's own.
+        store: The records of sweeps.
+        idle_timeout_s: How long a client may send nothing.
+        wait_max_s: The longest wait that is granted.
+    """
+
+    def __init__(
+        self,
+        gate: Gate,
+        publisher: Publisher,
+        store: SweepStore,
+        *,
+        idle_timeout_s: float,
+        wait_max_s: float,
+    ) -> None:
+        self._gate = gate
+        self._publisher = publisher
+        self._store = store
+        self._idle_timeout_s = idle_timeout_s
+        self._wait_max_s = wait_max_s
+        self._known: OrderedDict[str, _Known] = OrderedDict()
+
+    async def close(self) -> None:
+        """Listen for no answer any more."""
+        tasks = [known.answer for known in self._known.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def post(self, request: Request) -> Response:
+        """Publish a rotation to the API key in the body."""
+        admitted = await self._admitted(request)
+        ask = await self._ask(request)
+        keyring = admitted.observed.keyring
+        self._check(admitted, ask.api_key)
+        rotation_id = new_id()
+        try:
+            await self._publisher.rotate(
+                admitted.project,
+                api_key=ask.api_key,
+                expected_generation=keyring.current.generation,
+                rotation_id=rotation_id,
+            )
+        except PublisherError as exc:
+            return unpublished(exc, {"rotation_id": rotation_id})
+        answer = self._listen(admitted.project, rotation_id)
+        wait_s = wait_asked(request.headers, self._wait_max_s)
+        said = {"location": f"{request.url.path}/{rotation_id}"}
+        if wait_s is not None:
+            said["preference-applied"] = f"wait={wait_s}"
+            await asyncio.wait((answer,), timeout=wait_s)
+            if (event := _told(answer)) is not None and isinstance(event, Rejected):
+                return refused(event, {"rotation_id": rotation_id})
+        return JSONResponse({"rotation_id": rotation_id}, _ACCEPTED, said)
+
+    async def get(self, request: Request) -> Response:
+        """How far a rotation is."""
+        admitted = await self._admitted(request)
+        rotation_id: str = request.path_params["rotation_id"]
+        if not is_uuid(rotation_id):
+            raise NotFoundError("no rotation has this id")
+        state = await self._state(admitted, rotation_id)
+        document = {"rotation_id": rotation_id, "project": admitted.project} | state
+        return JSONResponse(document, headers={"cache-control": "no-store"})
+
+    async def _admitted(self, request: Request) -> Admitted:
+        project = project_of(request.scope["raw_path"])
+        return await self._gate.admit(project, request.headers.getlist("authorization"))
+
+    async def _ask(self, request: Request) -> RotationAsk:
+        body = bytearray()
+        async for piece in body_of(request.receive, self._idle_timeout_s):
+            body += piece
+            if len(body) > _BODY_MAX_BYTES:
+                raise BodyTooLargeError(f"at most {_BODY_MAX_BYTES} bytes")
+        try:
+            return RotationAsk.model_validate(load_json(bytes(body)))
+        except ValidationError as exc:
+            raise MalformedRequestError(problems(exc)) from None  # the cause repeats values
+
+    def _check(self, admitted: Admitted, api_key: SecretStr) -> None:
+        """Refuse at once what the workers would refuse: a key of the project's past."""
+        keyring = admitted.observed.keyring
+        try:
+            label = kek_id(self._gate.new_kek(api_key.get_secret_value(), admitted.project))
+        except ValueError as exc:  # its text names the rule, never the key
+            raise MalformedRequestError(str(exc)) from None
+        if label in {entry.kek_id for entry in (keyring.current, *keyring.history)}:
+            raise KekReusedError("the project has or had this key")
+
+    def _listen(self, project: str, rotation_id: str) -> asyncio.Task[Event]:
+        waiting = self._publisher.wait(rotation_id, timeout_s=_LISTEN_S)
+        answer = asyncio.create_task(waiting)
+        answer.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self._known[rotation_id] = _Known(project, answer)
+        while len(self._known) > _MAX_KNOWN:
+            _, oldest = self._known.popitem(last=False)
+            oldest.answer.cancel()
+        return answer
+
+    async def _state(self, admitted: Admitted, rotation_id: str) -> dict[str, Any]:
+        generation = brought_by(admitted.observed.keyring, rotation_id)
+        if generation is None:
+            # Accepted since that reading, perhaps.
+            keyring = (await self._gate.again(admitted)).observed.keyring
+            generation = brought_by(keyring, rotation_id)
+        if generation is None:
+            return self._not_accepted(admitted.project, rotation_id)
+        state = {"state": "accepted", "generation": generation}
+        try:
+            plan = (await self._store.read(rotation_id, admitted.project)).plan
+        except MissingError:
+            return state  # its sweep is about to begin, or ended so long ago that it was removed
+        except StorageAnswerError as exc:
+            raise StorageUnavailableError(str(exc)) from exc
+        counts: dict[str, Any] = {**plan.counts.to_json(), "clean": plan.clean}
+        if plan.status == "running":
+            return state | {"state": "running", "counts": counts}
+        if plan.status == "failed":
+            return state | {"state": "failed", "code": plan.code, "detail": plan.detail}
+        return state | {"state": "completed", "counts": counts}
+
+    def _not_accepted(self, project: str, rotation_id: str) -> dict[str, Any]:
+        known = self._known.get(rotation_id)
+        if known is None or known.project != project:
+            raise NotFoundError("no rotation of this id was accepted")
+        event = _told(known.answer)
+        if isinstance(event, Rejected):
+            return {"state": "rejected", "code": event.code, "detail": event.detail}
+        return {"state": "requested"}
+
+
+class _Known:
+    """A rotation that was published here, and the answer that is listened for."""
+
+    __slots__ = ("answer", "project")
+
+    def __init__(self, project: str, answer: asyncio.Task[Event]) -> None:
+        self.project = project
+        self.answer = answer
+
+
+def _told(answer: asyncio.Task[Event]) -> Event | None:
+    if not answer.done() or answer.cancelled() or answer.exception() is not None:
+        return None
+    return answer.result()
