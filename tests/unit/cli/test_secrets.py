@@ -14,13 +14,15 @@ from typer.testing import CliRunner
 
 from contracts.sealing import IntakeKey, IntakePublicKey, SigningKey, b64_decode, user_kek
 from contracts.settings import PublisherSettings, S3Settings
+from contracts.topology import REQUESTS
 from workers.cli.app import app
-from workers.settings import WorkerSettings
+from workers.settings import GatewaySettings, WorkerSettings
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 runner = CliRunner()
+_FILES = ("keyturn.env", "gateway.env", "publisher.env")
 
 
 def _env(path: Path) -> dict[str, str]:
@@ -55,6 +57,25 @@ def test_init_satisfies_workers_and_publishers_that_know_each_other(
     assert s3.s3_secret_access_key == worker.s3_secret_access_key
 
 
+def test_init_satisfies_a_gateway_that_may_upload_and_rotate_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker_env, _ = _init(tmp_path)
+    with monkeypatch.context() as patch:
+        for name, value in _env(tmp_path / "gateway.env").items():
+            patch.setenv(name, value)
+        gateway = GatewaySettings.read()
+    with monkeypatch.context() as patch:
+        for name, value in worker_env.items():
+            patch.setenv(name, value)
+        worker = WorkerSettings.read()
+    assert gateway.master_keys == worker.master_keys
+    grant = worker.publishers[gateway.publisher_name]
+    assert [key.public_bytes for key in grant.keys] == [gateway.publisher_key.public_bytes]
+    allowed = {request for request in REQUESTS if grant.allows(request, "any-project")}
+    assert allowed == {"upload.requested", "rotation.requested"}
+
+
 def test_a_shell_reads_the_files_as_python_does(tmp_path: Path) -> None:
     worker_env, publisher_env = _init(tmp_path)
     for name, expected in (("keyturn.env", worker_env), ("publisher.env", publisher_env)):
@@ -84,12 +105,12 @@ def test_secret_files_are_their_owners_alone_whatever_the_umask(tmp_path: Path) 
         _init(tmp_path)
     finally:
         os.umask(before)
-    for name in ("keyturn.env", "publisher.env"):
+    for name in _FILES:
         assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["keyturn.env", "publisher.env"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(_FILES)
 
 
-@pytest.mark.parametrize("standing", ["keyturn.env", "publisher.env"])
+@pytest.mark.parametrize("standing", ["keyturn.env", "gateway.env", "publisher.env"])
 def test_init_overwrites_nothing_unless_forced(tmp_path: Path, standing: str) -> None:
     (tmp_path / standing).write_text("precious")
     result = runner.invoke(app, ["init", "--dir", str(tmp_path)])
