@@ -25,6 +25,7 @@ from contracts.sealing import Secret, user_kek
 from contracts.settings import PublisherSettings, S3Settings
 from contracts.topology import UPLOAD_QUEUE
 from tests.demo import files, looking
+from tests.demo.reading import read_all
 from tests.demo.turning import turn_both
 from tests.servers import Servers
 from tests.servers.packages import MissingPackagesError
@@ -45,7 +46,9 @@ _TIMEOUT_S = 600
 _WIDTH = 150
 
 
-async def run(deployment: Deployment, wanted: list[DemoFile], console: Console) -> bool:
+async def run(
+    deployment: Deployment, wanted: list[DemoFile], scratch: Path, console: Console
+) -> bool:
     """The whole demo; whether every cell came out as it should."""
     os.environ.update(deployment.publisher_env())
     async with Publisher.open(PublisherSettings.read(), s3=S3Settings.read()) as publisher:
@@ -78,9 +81,9 @@ async def run(deployment: Deployment, wanted: list[DemoFile], console: Console) 
         async with open_storage(S3Settings.read()) as storage:
             good = await _show(deployment, storage, uploads, queued, told, console)
             plain = {file.key: looking.file_sha256(file.path) for file in wanted}
-            return good and await turn_both(
-                deployment, publisher, storage, _PROJECT, plain, console
-            )
+            turned, keys = await turn_both(deployment, publisher, storage, _PROJECT, plain, console)
+            read = await read_all(deployment, keys, _PROJECT, plain, scratch, console)
+            return good and turned and read
 
 
 async def _show(
@@ -157,7 +160,7 @@ def main() -> int:
                 console.print(f"broker:  {'a private RabbitMQ' if private else 'the one given'}")
                 console.print(f"storage: {names.get(servers.s3.kind, servers.s3.kind)}\n")
                 deployment = Deployment(servers.amqp_url, servers.s3, servers.new_bucket())
-                good = asyncio.run(run(deployment, wanted, console))
+                good = asyncio.run(run(deployment, wanted, Path(scratch), console))
     except (files.DemoFilesError, MissingPackagesError, ServerError) as exc:
         print(exc, file=sys.stderr)
         return 1

@@ -36,7 +36,7 @@ _TIMEOUT_S = 600
 
 
 @dataclass(frozen=True)
-class _Keys:
+class Keys:
     """What opens the project's objects at one time: the API key, and master keys by id."""
 
     api_key: str
@@ -50,13 +50,15 @@ async def turn_both(
     project: str,
     plain: Mapping[str, str],
     console: Console,
-) -> bool:
-    """Rotate the project's key and then the master key; whether all is as it should be.
+) -> tuple[bool, tuple[Keys, Keys]]:
+    """Rotate the project's key and then the master key.
+
+    Gives whether all is as it should be, and the keys before and after.
 
     `plain` holds the SHA-256 of what was uploaded, by key.
     """
-    before = _Keys(deployment.api_key, {"m1": deployment.master_key})
-    after = _Keys(new_api_key(), {"m2": os.urandom(32)})
+    before = Keys(deployment.api_key, {"m1": deployment.master_key})
+    after = Keys(new_api_key(), {"m2": os.urandom(32)})
     who: dict[str, Access] = {
         "old API key": ProjectAccess(project, user_kek(before.api_key, project)),
         "new API key": ProjectAccess(project, user_kek(after.api_key, project)),
@@ -85,10 +87,10 @@ async def turn_both(
         "and a sweep of all projects."
     )
     good &= await _turn_master_key(deployment, publisher, before, after, console)
-    return good & await right({"new API key", "master key m2"})
+    return good & await right({"new API key", "master key m2"}), (before, after)
 
 
-def _operator(project: str, keys: _Keys) -> OperatorAccess:
+def _operator(project: str, keys: Keys) -> OperatorAccess:
     held = {name: Secret(key) for name, key in keys.master_keys.items()}
     return OperatorAccess(project, held)
 
@@ -106,7 +108,7 @@ async def _rotate(
 
 
 async def _turn_master_key(
-    deployment: Deployment, publisher: Publisher, before: _Keys, after: _Keys, console: Console
+    deployment: Deployment, publisher: Publisher, before: Keys, after: Keys, console: Console
 ) -> bool:
     both = {**before.master_keys, **after.master_keys}
     held = json.dumps({name: b64(key) for name, key in both.items()})

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sys
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 _ROOT = Path(__file__).parents[2]
 _START_TIMEOUT_S = 60
 _STOP_TIMEOUT_S = 30
+_Process = TypeVar("_Process", bound="WorkerProcess")
 
 
 @dataclass
@@ -83,23 +85,44 @@ async def worker(
     ready: bool = True,
 ) -> AsyncIterator[WorkerProcess]:
     """Run `keyturn worker ROLE` in this environment, ready to serve; killed afterwards."""
+    command = ("-m", module, "worker", role, *arguments)
+    async with _running(WorkerProcess, command, env) as running:
+        if ready:
+            await running.logged("worker started")
+        yield running
+
+
+@dataclass
+class GatewayProcess(WorkerProcess):
+    """A running gateway; `url` is where it listens."""
+
+    url: str = ""
+
+
+@asynccontextmanager
+async def gateway(env: dict[str, str]) -> AsyncIterator[GatewayProcess]:
+    """Run `keyturn gateway` in this environment, ready to serve; killed afterwards."""
+    async with _running(GatewayProcess, ("-m", "workers", "gateway"), env) as running:
+        told = json.loads(await running.logged("gateway started"))
+        running.url = f"http://{told['host']}:{told['port']}"
+        yield running
+
+
+@asynccontextmanager
+async def _running(
+    kind: type[_Process], command: tuple[str, ...], env: dict[str, str]
+) -> AsyncIterator[_Process]:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        "-m",
-        module,
-        "worker",
-        role,
-        *arguments,
+        *command,
         cwd=_ROOT,
         env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **env},
         stdin=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
     )
-    running = WorkerProcess(process)
+    running = kind(process)
     running._reader = asyncio.create_task(running._read())
     try:
-        if ready:
-            await running.logged("worker started")
         yield running
     finally:
         if process.returncode is None:
