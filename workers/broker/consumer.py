@@ -146,8 +146,8 @@ class Consumer:
                 done = await self._role.serve(request, publisher, seen_before=seen_before)
         except NotYetError as exc:
             await self._teller.put_off_quietly(message, self._role.queue, exc.wait_s)
-            await message.ack()
             self._metrics.waits()
+            await message.ack()
             return
         except KeyturnError as exc:
             await self._put_off_or_refuse(message, request, exc)
@@ -189,8 +189,8 @@ class Consumer:
             await self._refuse(message, error)
             return
         await self._teller.put_off(message, self._role.queue, error, attempt, delay_s)
-        await message.ack()
         self._metrics.put_off(error)
+        await message.ack()
         _log.warning(
             "put off",
             request_id=request_id(request),
@@ -206,11 +206,11 @@ class Consumer:
         claimed = identity(message.body, routed_as or self._role.served[0]) if tell else None
         # Dead first, told second: whoever hears of a refusal finds the letter.
         await self._teller.dead_letter(message, self._role.queue, error)
+        self._metrics.refused(error)
         if claimed is not None:
             at = format_time(datetime.now(UTC))
             await self._teller.tell(rejection(*claimed, error, at))
         await message.ack()
-        self._metrics.refused(error)
         _log.warning(
             "refused",
             request_id=claimed[1] if claimed else None,
