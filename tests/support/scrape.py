@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from workers.metrics import WorkerMetrics
+
+_NOTHING: Mapping[str, float] = MappingProxyType({})
 
 
 def samples(text: str) -> dict[str, float]:
@@ -14,10 +19,22 @@ def samples(text: str) -> dict[str, float]:
     return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
 
 
-def risen(metrics: WorkerMetrics) -> dict[str, float]:
-    """The counters and counts that are not at zero."""
+def rise(now: Mapping[str, float], since: Mapping[str, float]) -> dict[str, float]:
+    """By how much each of Keyturn's counters and counts is higher than it was."""
     return {
-        name: value
-        for name, value in samples(metrics.exposed()[0].decode()).items()
-        if ("_total" in name or "_count" in name) and value
+        name: value - since.get(name, 0)
+        for name, value in now.items()
+        if name.startswith("keyturn_")
+        and ("_total" in name or "_count" in name)
+        and value != since.get(name, 0)
     }
+
+
+def shown(metrics: WorkerMetrics) -> dict[str, float]:
+    """What a scrape shows."""
+    return samples(metrics.exposed()[0].decode())
+
+
+def risen(metrics: WorkerMetrics, since: Mapping[str, float] = _NOTHING) -> dict[str, float]:
+    """What was counted, in all or since an earlier scrape."""
+    return rise(shown(metrics), since)

@@ -23,7 +23,7 @@ from contracts.errors import (
 from contracts.messages import UploadStored
 from contracts.names import format_time
 from contracts.sealing import SigningKey, VerifyKey
-from tests.support.scrape import risen, samples
+from tests.support.scrape import risen, shown
 from workers.admission import Rules
 from workers.broker import Consumer, Done, NotYetError, Teller, consumer
 from workers.metrics import WorkerMetrics
@@ -356,9 +356,9 @@ async def test_a_request_in_flight_tells_its_age() -> None:
         consume(role, message(scene, document(requested_at=asked)), metrics)
     )
     await role.entered.wait()
-    shown = samples(metrics.exposed()[0].decode())
-    assert 600 <= shown['keyturn_oldest_message_age_seconds{queue="keyturn.upload"}'] < 660
-    assert shown['keyturn_messages_in_flight{queue="keyturn.upload"}'] == 1
+    found = shown(metrics)
+    assert 600 <= found['keyturn_oldest_message_age_seconds{queue="keyturn.upload"}'] < 660
+    assert found['keyturn_messages_in_flight{queue="keyturn.upload"}'] == 1
     assert role.gate is not None
     role.gate.set()
     await running

@@ -20,7 +20,7 @@ def is_registered(subscriber: RabbitSubscriber) -> bool:
     # otherwise would make every worker unready, which the tests of readiness see.
     queue, tag = subscriber._queue_obj, subscriber._consumer_tag  # noqa: SLF001
     channel = None if queue is None else queue.channel
-    if not subscriber.running or not isinstance(channel, aio_pika.Channel) or channel.is_closed:
+    if not isinstance(channel, aio_pika.Channel) or channel.is_closed:
         return False
     underlay = channel._channel  # noqa: SLF001
     opened = None if underlay is None else underlay.channel

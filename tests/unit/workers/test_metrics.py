@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import get_args
 
 import aiohttp
 import pytest
+import yaml
 
 from contracts.errors import AlreadyExistsError, KeyturnError, all_errors
 from contracts.names import format_time
 from contracts.topology import EVENTS, PLAN_QUEUE, UPLOAD_QUEUE
 from tests.servers.process import free_port
-from tests.support.scrape import risen, samples
+from tests.support.scrape import risen, shown
 from workers.health import health_server
-from workers.metrics import OUTCOMES, WorkerMetrics
+from workers.metrics import OUTCOMES, Stage, WorkerMetrics
 from workers.sweep.counts import Counts
 
+OPERATIONS = Path(__file__).parents[3] / "docs" / "operations.md"
 OLDEST = f'keyturn_oldest_message_age_seconds{{queue="{UPLOAD_QUEUE}"}}'
 IN_FLIGHT = f'keyturn_messages_in_flight{{queue="{UPLOAD_QUEUE}"}}'
-
-
-def shown(metrics: WorkerMetrics) -> dict[str, float]:
-    return samples(metrics.exposed()[0].decode())
 
 
 class _OddError(KeyturnError):
@@ -192,3 +193,19 @@ async def test_served_in_the_form_that_is_asked_for(
         assert f"\n{name}" in text
     assert text.endswith(end)
     assert "_created" not in text
+
+
+def test_the_documentation_lists_every_metric_and_stage() -> None:
+    """And none that is not there; alerts name no other metric of ours either."""
+    text = OPERATIONS.read_text()
+    exposed = WorkerMetrics().exposed()[0].decode()
+    names = set(re.findall(r"^# TYPE (\S+)", exposed, re.MULTILINE))
+    assert set(re.findall(r"^\| `(keyturn_\w+)` \|", text, re.MULTILINE)) == names
+    rules = re.search(r"```yaml\n(.*?)```", text, re.DOTALL)
+    assert rules is not None
+    expressions = [rule["expr"] for rule in yaml.safe_load(rules[1])["groups"][0]["rules"]]
+    alerted = set(re.findall(r"keyturn_\w+", " ".join(expressions)))
+    assert {name.removesuffix("_bucket") for name in alerted} <= names
+    stages = re.search(r"\| stage \|.*?\n\n", text, re.DOTALL)
+    assert stages is not None
+    assert set(re.findall(r"^\| `(\w+)` \|", stages[0], re.MULTILINE)) == set(get_args(Stage))
