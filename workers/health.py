@@ -1,7 +1,8 @@
-"""`/healthz` and `/readyz` of a worker, on `HEALTH_PORT` (SPEC 11).
+"""`/healthz`, `/readyz` and `/metrics` of a worker, on `HEALTH_PORT` (SPEC 11).
 
 Alive means that the process answers. Ready means that the broker answered a ping, that
-every role has its consumer, and that the bucket answered, all just now.
+every role has its consumer, and that the bucket answered, all just now. Metrics are of
+this process alone, and ask neither broker nor bucket.
 """
 
 import asyncio
@@ -11,20 +12,25 @@ from typing import Final
 
 from aiohttp import web
 
+from workers.metrics import WorkerMetrics
+
 _CHECK_TIMEOUT_S: Final = 5
 
 Check = Callable[[], Awaitable[bool]]
 
 
 @asynccontextmanager
-async def health_server(host: str, port: int, checks: dict[str, Check]) -> AsyncIterator[None]:
-    """Serve health while the block runs; port 0 serves nothing."""
+async def health_server(
+    host: str, port: int, checks: dict[str, Check], metrics: WorkerMetrics
+) -> AsyncIterator[None]:
+    """Serve health and metrics while the block runs; port 0 serves nothing."""
     if port == 0:
         yield
         return
     app = web.Application()
     app.router.add_get("/healthz", _alive)
     app.router.add_get("/readyz", _readiness(checks))
+    app.router.add_get("/metrics", _scrape(metrics))
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     try:
@@ -53,6 +59,14 @@ async def holding(checks: Mapping[str, Check]) -> dict[str, bool]:
     """Which of the checks hold just now; one that fails or takes too long does not."""
     results = await asyncio.gather(*map(_holds, checks.values()))
     return dict(zip(checks, results, strict=True))
+
+
+def _scrape(metrics: WorkerMetrics) -> Callable[[web.Request], Awaitable[web.Response]]:
+    async def scrape(request: web.Request) -> web.Response:
+        body, content_type = metrics.exposed(request.headers.get("Accept", ""))
+        return web.Response(body=body, headers={"Content-Type": content_type})
+
+    return scrape
 
 
 async def _holds(check: Check) -> bool:

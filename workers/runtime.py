@@ -6,10 +6,10 @@ On SIGTERM and SIGINT it takes no new message, finishes what it holds within
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Final, TypeVar
 
 import stamina
@@ -27,13 +27,14 @@ from contracts.names import KEYRINGS_PREFIX
 from contracts.sealing import v0_admin_kek
 from contracts.topology import PLAN_QUEUE, SWEEP_QUEUE
 from workers.admission import Rules
-from workers.broker import Consumer, Role, Teller
+from workers.broker import Consumer, Role, Teller, is_registered
 from workers.broker.declare import declare
 from workers.control import ControlRole, Deleter, Enroller, Rotator
 from workers.envelope import OperatorKeys
 from workers.errors import UnsafeStorageError
 from workers.health import Check, health_server
 from workers.keyring import KeyringReader
+from workers.metrics import WorkerMetrics
 from workers.settings import WorkerSettings
 from workers.storage import Differences, Storage
 from workers.storage.probe import probe
@@ -95,11 +96,14 @@ async def run_worker(settings: WorkerSettings, roles: frozenset[str]) -> None:
             logger=None,
             reconnect_interval=_RECONNECT_S,
         )
-        process = _Process(settings, storage, broker)
-        subscribers = [
-            _subscribe(broker, queue, prefetch, consume)
+        metrics = WorkerMetrics()
+        metrics.add_process()
+        process = _Process(settings, storage, broker, metrics)
+        subscribers = {
+            queue: _subscribe(broker, queue, prefetch, consume)
             for queue, prefetch, consume in process.consumers(roles)
-        ]
+        }
+        _expect(metrics, subscribers)
 
         async def tell() -> None:
             # Not before `run` has taken the signals: whoever reads it may send one at once.
@@ -114,7 +118,7 @@ async def run_worker(settings: WorkerSettings, roles: frozenset[str]) -> None:
         checks = _checks(broker, subscribers, storage)
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(
-                health_server(settings.health_host, settings.health_port, checks)
+                health_server(settings.health_host, settings.health_port, checks, metrics)
             )
             if UPLOAD in roles:
                 await stack.enter_async_context(_meanwhile(process.sweep_staging()))
@@ -176,9 +180,16 @@ _Consume = Callable[[AbstractIncomingMessage], Awaitable[None]]
 class _Process:
     """What the roles of one process share, and the consumers that they are."""
 
-    def __init__(self, settings: WorkerSettings, storage: Storage, broker: RabbitBroker) -> None:
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        storage: Storage,
+        broker: RabbitBroker,
+        metrics: WorkerMetrics,
+    ) -> None:
         self._settings = settings
         self._storage = storage
+        self._metrics = metrics
         self._teller = Teller(broker, settings.deployment, settings.event_key)
         self._keyrings = KeyringReader(
             storage,
@@ -216,7 +227,7 @@ class _Process:
         if SWEEP in roles:
             max_age = timedelta(seconds=settings.request_max_age_s)
             for queue, prefetch in ((PLAN_QUEUE, _STEPS_AT_ONCE), (SWEEP_QUEUE, _PAGES_AT_ONCE)):
-                hints = HintConsumer(self._sweep, self._teller, queue, max_age)
+                hints = HintConsumer(self._sweep, self._teller, queue, max_age, self._metrics)
                 yield queue, prefetch, hints
 
     def _requests(self, role: Role) -> Consumer:
@@ -226,7 +237,7 @@ class _Process:
             publishers=settings.publishers,
             max_age=timedelta(seconds=settings.request_max_age_s),
         )
-        return Consumer(role, rules, self._teller)
+        return Consumer(role, rules, self._teller, self._metrics)
 
     def _upload(self) -> UploadRole:
         settings = self._settings
@@ -239,7 +250,12 @@ class _Process:
         )
         return UploadRole(
             Uploader(
-                self._storage, self._keyrings, settings.master_keys, settings.intake_keys, limits
+                self._storage,
+                self._keyrings,
+                settings.master_keys,
+                settings.intake_keys,
+                limits,
+                self._metrics,
             )
         )
 
@@ -274,7 +290,7 @@ class _Process:
             concurrency=settings.sweep_concurrency,
             copy_limit_bytes=settings.copy_limit_bytes,
         )
-        return SweepRole(store, steps, everyone, pages)
+        return SweepRole(store, steps, everyone, pages, self._metrics)
 
     async def sweep_staging(self) -> None:
         """Remove what nobody came for, for ever (SPEC 6.4)."""
@@ -319,14 +335,21 @@ async def _undecoded(message: RabbitMessage) -> RabbitMessage:
     return message
 
 
+def _expect(metrics: WorkerMetrics, subscribers: Mapping[str, RabbitSubscriber]) -> None:
+    """Show the queues of this process from the first scrape on."""
+    for queue, subscriber in subscribers.items():
+        metrics.queue(queue).begin_at_zero()
+        metrics.queue(queue).consuming(partial(is_registered, subscriber))
+
+
 def _checks(
-    broker: RabbitBroker, subscribers: list[RabbitSubscriber], storage: Storage
+    broker: RabbitBroker, subscribers: Mapping[str, RabbitSubscriber], storage: Storage
 ) -> dict[str, Check]:
     async def broker_answers() -> bool:
         return await broker.ping(_BROKER_TIMEOUT_S)
 
     async def consuming() -> bool:
-        return all(subscriber.running for subscriber in subscribers)
+        return all(map(is_registered, subscribers.values()))
 
     async def storage_answers() -> bool:
         async for _ in storage.list(KEYRINGS_PREFIX, limit=1):

@@ -1,17 +1,21 @@
-"""Health endpoints with the broker there and gone; staging swept by a real worker."""
+"""Health endpoints with broker and consumers there and gone; staging swept by a real worker."""
 
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import TYPE_CHECKING, Any
 
+import aio_pika
 import aiohttp
 import pytest
 
+from contracts.topology import SWEEP_QUEUE
 from tests.servers.process import free_port
 from tests.support import reader
 from tests.support.deployment import Deployment
 from tests.support.process import worker
+from workers.broker.declare import declare
 
 if TYPE_CHECKING:
     from tests.servers import RabbitMQ, S3Server
@@ -27,11 +31,23 @@ async def _get(port: int, path: str) -> tuple[int, dict[str, Any]]:
         return answer.status, await answer.json()
 
 
-async def _until(port: int, status: int) -> dict[str, Any]:
+async def _consuming(port: int) -> dict[str, float]:
+    """By queue, whether the worker says that it consumes it."""
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(f"http://127.0.0.1:{port}/metrics") as answer,
+    ):
+        text = await answer.text()
+    found = re.findall(r'^keyturn_consuming\{queue="keyturn\.(\w+)"\} (\S+)$', text, re.MULTILINE)
+    return {queue: float(value) for queue, value in found}
+
+
+async def _until(port: int, status: int, *, missing: str = "") -> dict[str, Any]:
+    """Ask until it answers so and, where one is named, says that this check does not hold."""
     async with asyncio.timeout(60):
         while True:
             found, body = await _get(port, "/readyz")
-            if found == status:
+            if found == status and not body["checks"].get(missing, False):
                 return body
             await asyncio.sleep(0.1)
 
@@ -46,11 +62,33 @@ async def test_ready_while_the_broker_is_there(
         body = await _until(port, 200)
         assert body["checks"] == {"broker": True, "consumers": True, "storage": True}
         own_rabbitmq.process.end()
-        body = await _until(port, 503)
-        assert body["checks"]["broker"] is False
+        await _until(port, 503, missing="broker")
+        await _until(port, 503, missing="consumers")
         assert (await _get(port, "/healthz"))[0] == 200
         own_rabbitmq.start()
         await _until(port, 200)
+        assert await running.terminate() == 0
+
+
+async def test_not_ready_without_its_consumers(
+    vhost_url: str, ceph: S3Server, ceph_bucket: str
+) -> None:
+    """The broker ended a consumer, and the connection stands: not ready until it is back."""
+    deployment = Deployment(vhost_url, ceph, ceph_bucket)
+    port = free_port()
+    async with (
+        worker(deployment.worker_env(HEALTH_PORT=str(port))) as running,
+        await aio_pika.connect(vhost_url) as connection,
+    ):
+        await _until(port, 200)
+        await (await connection.channel()).queue_delete(SWEEP_QUEUE)
+        body = await _until(port, 503, missing="consumers")
+        assert body["checks"] == {"broker": True, "consumers": False, "storage": True}
+        assert (await _get(port, "/healthz"))[0] == 200
+        assert await _consuming(port) == {"upload": 1, "control": 1, "plan": 1, "sweep": 0}
+        await declare(vhost_url)
+        await _until(port, 200)
+        assert await _consuming(port) == {"upload": 1, "control": 1, "plan": 1, "sweep": 1}
         assert await running.terminate() == 0
 
 

@@ -23,8 +23,10 @@ from contracts.errors import (
 from contracts.messages import UploadStored
 from contracts.names import format_time
 from contracts.sealing import SigningKey, VerifyKey
+from tests.support.scrape import risen, shown
 from workers.admission import Rules
-from workers.broker import Consumer, Done, Teller, consumer
+from workers.broker import Consumer, Done, NotYetError, Teller, consumer
+from workers.metrics import WorkerMetrics
 from workers.settings import Grant
 
 if TYPE_CHECKING:
@@ -78,6 +80,10 @@ class FakeTeller:
     ) -> None:
         self.scene.step("put off")
         self.scene.steps.append(f"{queue} {error.code} {attempt} {delay_s}s")
+
+    async def put_off_quietly(self, _message: object, queue: str, wait_s: float) -> None:
+        self.scene.step("put off")
+        self.scene.steps.append(f"{queue} {wait_s}s")
 
     async def dead_letter(self, _message: object, queue: str, error: KeyturnError) -> None:
         self.scene.step("dead")
@@ -162,9 +168,11 @@ def message(
     return FakeMessage(scene, body, signed | (headers or {}))
 
 
-async def consume(role: FakeRole, delivery: FakeMessage) -> list[str]:
+async def consume(
+    role: FakeRole, delivery: FakeMessage, metrics: WorkerMetrics | None = None
+) -> list[str]:
     """The steps in their order."""
-    taken = Consumer(role, RULES, cast("Teller", FakeTeller(role.scene)))
+    taken = Consumer(role, RULES, cast("Teller", FakeTeller(role.scene)), metrics)
     await taken(cast("AbstractIncomingMessage", delivery))
     assert taken.in_flight == 0
     return role.scene.steps
@@ -293,6 +301,67 @@ async def test_cancelled() -> None:
     with pytest.raises(asyncio.CancelledError):
         await running
     assert scene.steps == []
+
+
+REFUSED_AS = 'requests_refused_total{code="%s",queue="keyturn.upload"}'
+RETRIED_AS = 'retries_total{code="%s",queue="keyturn.upload"}'
+
+
+@pytest.mark.parametrize(
+    ("error", "body", "stages", "ends"),
+    [
+        (None, None, "admit serve tell", ['requests_served_total{type="upload.stored"}']),
+        (AlreadyExistsError("k"), None, "admit serve", [REFUSED_AS % "already_exists"]),
+        (None, b"{", "admit", [REFUSED_AS % "malformed_request"]),
+        (StorageUnavailableError("x"), None, "admit serve", [RETRIED_AS % "storage_unavailable"]),
+        (ZeroDivisionError(), None, "admit serve", [RETRIED_AS % "storage_unavailable"]),
+        (NotYetError(3), None, "admit serve", [RETRIED_AS % "waiting"]),
+    ],
+    ids=["served", "refused", "malformed", "put off", "a bug", "waits"],
+)
+async def test_each_end_is_counted_once(
+    error: Exception | None, body: bytes | None, stages: str, ends: list[str]
+) -> None:
+    """By what became of it; and each stage that it came through was measured."""
+    metrics, scene = WorkerMetrics(), Scene()
+    await consume(FakeRole(scene, error), message(scene, body), metrics)
+    names = [
+        'messages_consumed_total{queue="keyturn.upload"}',
+        *(f'stage_seconds_count{{queue="keyturn.upload",stage="{s}"}}' for s in stages.split()),
+        *ends,
+    ]
+    assert risen(metrics) == {f"keyturn_{name}": 1 for name in names}
+
+
+async def test_what_did_not_become_durable_is_not_counted_as_done() -> None:
+    """It was taken, and comes again; its end is counted then."""
+    for error, failing in (
+        (None, "told"),
+        (None, "ack"),
+        (AlreadyExistsError("k"), "dead"),
+        (StorageUnavailableError("x"), "put off"),
+    ):
+        metrics, scene = WorkerMetrics(), Scene(failing)
+        await consume(FakeRole(scene, error), message(scene), metrics)
+        ends = ("served", "refused", "retries")
+        assert not [name for name in risen(metrics) if any(end in name for end in ends)]
+
+
+async def test_a_request_in_flight_tells_its_age() -> None:
+    """From its admission on, by what it says of itself: its sender is known by then."""
+    metrics, scene = WorkerMetrics(), Scene()
+    role = FakeRole(scene, gate=asyncio.Event())
+    asked = format_time(datetime.now(UTC) - timedelta(minutes=10))
+    running = asyncio.create_task(
+        consume(role, message(scene, document(requested_at=asked)), metrics)
+    )
+    await role.entered.wait()
+    found = shown(metrics)
+    assert 600 <= found['keyturn_oldest_message_age_seconds{queue="keyturn.upload"}'] < 660
+    assert found['keyturn_messages_in_flight{queue="keyturn.upload"}'] == 1
+    assert role.gate is not None
+    role.gate.set()
+    await running
 
 
 def redelivered(delivery: FakeMessage) -> None:

@@ -1,6 +1,7 @@
 """Between RabbitMQ and a role: deliveries, retries, dead letters, events (SPEC 6)."""
 
 from workers.broker.consumer import Consumer, Done, NotYetError, Role
+from workers.broker.registered import is_registered
 from workers.broker.teller import Teller
 
-__all__ = ["Consumer", "Done", "NotYetError", "Role", "Teller"]
+__all__ = ["Consumer", "Done", "NotYetError", "Role", "Teller", "is_registered"]

@@ -5,7 +5,6 @@ copy stands in a retry or dead-letter queue. Whatever else happens, it comes aga
 """
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,6 +25,7 @@ from contracts.topology import REQUESTS
 from workers.admission import Rules, admit, verify
 from workers.broker.delivery import attempts, retry_delay_s, was_put_off
 from workers.broker.teller import Teller
+from workers.metrics import Delivery, WorkerMetrics
 
 # While disconnected, publishing fails at once; without a pause this would spin.
 _PAUSE_S: Final = 1
@@ -83,40 +83,45 @@ class Role(Protocol):
 class Consumer:
     """Takes the deliveries of one role's queue."""
 
-    def __init__(self, role: Role, rules: Rules, teller: Teller) -> None:
+    def __init__(
+        self, role: Role, rules: Rules, teller: Teller, metrics: WorkerMetrics | None = None
+    ) -> None:
         self._role = role
         self._rules = rules
         self._teller = teller
-        self.in_flight = 0
+        self._metrics = (metrics or WorkerMetrics()).queue(role.queue)
+
+    @property
+    def in_flight(self) -> int:
+        """Deliveries being served."""
+        return self._metrics.in_flight
 
     async def __call__(self, message: AbstractIncomingMessage) -> None:
         """Serve one delivery to its end; raises only where it is cancelled."""
-        self.in_flight += 1
-        try:
-            await self._consume(message)
-        except Exception:  # noqa: BLE001  # nothing may be lost, whatever it was
-            # The broker did not confirm, so nothing is acknowledged: the message comes again,
-            # from here or, where the connection is gone, from the broker itself.
-            _log.exception("delivery not finished", message_id=message.message_id)
-            await asyncio.sleep(_PAUSE_S)
-            await _give_back(message)
-        finally:
-            self.in_flight -= 1
+        with self._metrics.delivery() as delivery:
+            try:
+                await self._consume(message, delivery)
+            except Exception:  # noqa: BLE001  # nothing may be lost, whatever it was
+                # The broker did not confirm, so nothing is acknowledged: the message comes
+                # again, from here or, where the connection is gone, from the broker itself.
+                _log.exception("delivery not finished", message_id=message.message_id)
+                await asyncio.sleep(_PAUSE_S)
+                await _give_back(message)
 
-    async def _consume(self, message: AbstractIncomingMessage) -> None:
-        began = time.perf_counter()
+    async def _consume(self, message: AbstractIncomingMessage, delivery: Delivery) -> None:
         try:
-            publisher = verify(message.body, message.headers, self._rules)
+            with self._metrics.stage("admit"):
+                publisher = verify(message.body, message.headers, self._rules)
+                request = self._admit(message, publisher)
         except BadSignatureError as exc:
             # Nobody's word: told in no event, and its content is not looked at.
             await self._refuse(message, exc, tell=False)
             return
-        try:
-            request = self._admit(message, publisher)
         except PermanentError as exc:
             await self._refuse(message, exc)
             return
-        await self._serve(message, request, publisher, began)
+        delivery.admitted(request.requested_at)
+        await self._serve(message, request, publisher, delivery)
 
     def _admit(self, message: AbstractIncomingMessage, publisher: str) -> Request:
         return admit(
@@ -129,13 +134,19 @@ class Consumer:
         )
 
     async def _serve(
-        self, message: AbstractIncomingMessage, request: Request, publisher: str, began: float
+        self,
+        message: AbstractIncomingMessage,
+        request: Request,
+        publisher: str,
+        delivery: Delivery,
     ) -> None:
         seen_before = bool(message.redelivered) or was_put_off(message.headers)
         try:
-            done = await self._role.serve(request, publisher, seen_before=seen_before)
+            with self._metrics.stage("serve"):
+                done = await self._role.serve(request, publisher, seen_before=seen_before)
         except NotYetError as exc:
             await self._teller.put_off_quietly(message, self._role.queue, exc.wait_s)
+            self._metrics.waits()
             await message.ack()
             return
         except KeyturnError as exc:
@@ -146,16 +157,19 @@ class Consumer:
             error = StorageUnavailableError(f"internal failure: {type(exc).__name__}")
             await self._put_off_or_refuse(message, request, error)
             return
-        for event in (done.event, *done.more):
-            if event is not None:
-                await self._teller.tell(event)
-        if done.after is not None:
-            await done.after()
-        await message.ack()
+        with self._metrics.stage("tell"):
+            for event in (done.event, *done.more):
+                if event is not None:
+                    await self._teller.tell(event)
+            if done.after is not None:
+                await done.after()
+            await message.ack()
+        told = request.type if done.event is None else done.event.type
+        self._metrics.served(told)
         _log.info(
-            request.type if done.event is None else done.event.type,
+            told,
             publisher=publisher,
-            ms=round((time.perf_counter() - began) * 1000, 1),
+            ms=round(delivery.held_s() * 1000, 1),
             again=seen_before,
             **done.logged,
         )
@@ -175,6 +189,7 @@ class Consumer:
             await self._refuse(message, error)
             return
         await self._teller.put_off(message, self._role.queue, error, attempt, delay_s)
+        self._metrics.put_off(error)
         await message.ack()
         _log.warning(
             "put off",
@@ -191,6 +206,7 @@ class Consumer:
         claimed = identity(message.body, routed_as or self._role.served[0]) if tell else None
         # Dead first, told second: whoever hears of a refusal finds the letter.
         await self._teller.dead_letter(message, self._role.queue, error)
+        self._metrics.refused(error)
         if claimed is not None:
             at = format_time(datetime.now(UTC))
             await self._teller.tell(rejection(*claimed, error, at))

@@ -23,6 +23,7 @@ from contracts.topology import ATTEMPT_HEADER, RETRY_DELAYS_S
 from workers.broker import Teller
 from workers.broker.delivery import attempts, retry_delay_s
 from workers.errors import StorageAnswerError
+from workers.metrics import WorkerMetrics
 from workers.sweep.messages import Hint, SweepPage, SweepStep, parse, queue_of
 from workers.sweep.role import SweepRole
 
@@ -35,38 +36,46 @@ _log = structlog.get_logger()
 class HintConsumer:
     """Takes the deliveries of one of the sweep's queues."""
 
-    def __init__(self, role: SweepRole, teller: Teller, queue: str, max_age: timedelta) -> None:
+    def __init__(
+        self,
+        role: SweepRole,
+        teller: Teller,
+        queue: str,
+        max_age: timedelta,
+        metrics: WorkerMetrics | None = None,
+    ) -> None:
         self._role = role
         self._teller = teller
         self._queue = queue
         self._max_age = max_age
-        self.in_flight = 0
+        self._metrics = (metrics or WorkerMetrics()).queue(queue)
+
+    @property
+    def in_flight(self) -> int:
+        """Deliveries being served."""
+        return self._metrics.in_flight
 
     async def __call__(self, message: AbstractIncomingMessage) -> None:
         """Serve one delivery to its end; raises only where it is cancelled."""
-        self.in_flight += 1
-        try:
-            await self._consume(message)
-            await message.ack()
-        except Exception:  # noqa: BLE001  # nothing may be lost, whatever it was
-            _log.exception("delivery not finished")
-            await asyncio.sleep(_PAUSE_S)
+        with self._metrics.delivery():
             try:
-                await message.nack(requeue=True)
-            except Exception as exc:  # noqa: BLE001  # the channel is gone: it comes again
-                _log.debug("delivery lost with its channel", problem=type(exc).__name__)
-        finally:
-            self.in_flight -= 1
+                await self._consume(message)
+                await message.ack()
+            except Exception:  # noqa: BLE001  # nothing may be lost, whatever it was
+                _log.exception("delivery not finished")
+                await asyncio.sleep(_PAUSE_S)
+                await _give_back(message)
 
     async def _consume(self, message: AbstractIncomingMessage) -> None:
         try:
             hint = _parsed(message.body, self._queue)
         except MalformedRequestError as exc:
-            await self._teller.dead_letter(message, self._queue, exc)
+            await self._dead_letter(message, exc)
             _log.warning("refused", queue=self._queue, code=exc.code, detail=exc.detail)
             return
         try:
-            await self._serve(hint, message)
+            with self._metrics.stage("serve"):
+                await self._serve(hint, message)
         except NotFoundError as exc:
             # Forged, or left over from a sweep whose records were removed.
             _log.warning("hint without a sweep", sweep_id=hint.sweep_id, detail=exc.detail)
@@ -100,13 +109,18 @@ class HintConsumer:
         said = {"sweep_id": hint.sweep_id, "project": hint.project, "code": error.code}
         if delay_s is not None:
             await self._teller.put_off(message, self._queue, error, attempt, delay_s)
+            self._metrics.put_off(error)
             log = _log.error if error.code == "keyring_rolled_back" else _log.warning
             log("put off", **said, detail=error.detail, delay_s=delay_s)
             return
         if isinstance(hint, SweepStep):
             await self._fail(hint, error)
-        await self._teller.dead_letter(message, self._queue, error)
+        await self._dead_letter(message, error)
         _log.error("gave up", **said, detail=error.detail)
+
+    async def _dead_letter(self, message: AbstractIncomingMessage, error: KeyturnError) -> None:
+        await self._teller.dead_letter(message, self._queue, error)
+        self._metrics.refused(error)
 
     async def _fail(self, hint: SweepStep, error: KeyturnError) -> None:
         try:
@@ -128,6 +142,13 @@ class HintConsumer:
         return retry_delay_s(
             error, attempt, requested_at=now - waited, max_age=self._max_age, now=now
         )
+
+
+async def _give_back(message: AbstractIncomingMessage) -> None:
+    try:
+        await message.nack(requeue=True)
+    except Exception as exc:  # noqa: BLE001  # the channel is gone: it comes again
+        _log.debug("delivery lost with its channel", problem=type(exc).__name__)
 
 
 def _parsed(body: bytes, queue: str) -> Hint:

@@ -3,7 +3,9 @@
 import structlog
 
 from contracts.errors import KeyturnError
+from contracts.topology import SWEEP_QUEUE
 from workers.errors import MissingError
+from workers.metrics import WorkerMetrics
 from workers.sweep.everyone import Everyone
 from workers.sweep.messages import SweepPage, SweepStep
 from workers.sweep.pages import PageTaker
@@ -18,12 +20,19 @@ class SweepRole:
     """Serves `keyturn.plan` and `keyturn.sweep`."""
 
     def __init__(
-        self, store: SweepStore, steps: Steps, everyone: Everyone, pages: PageTaker
+        self,
+        store: SweepStore,
+        steps: Steps,
+        everyone: Everyone,
+        pages: PageTaker,
+        metrics: WorkerMetrics | None = None,
     ) -> None:
         self._store = store
         self._steps = steps
         self._everyone = everyone
         self._pages = pages
+        self._metrics = metrics or WorkerMetrics()
+        self._stage = self._metrics.queue(SWEEP_QUEUE).stage
 
     async def step(self, hint: SweepStep, *, again: bool) -> None:
         """Carry a sweep on by one step; errors as `Steps.serve`."""
@@ -51,10 +60,15 @@ class SweepRole:
             )
         ):
             return
-        result = await self._pages.take(plan, live)
+        with self._stage("take"):
+            result = await self._pages.take(plan, live)
         state = result.state or plan.state
-        if await self._store.add_result(plan, live, result, state.master_key):
-            await self._store.forget_if_ended(plan, live)
+        with self._stage("record"):
+            if await self._store.add_result(plan, live, result, state.master_key):
+                await self._store.forget_if_ended(plan, live)
+        self._metrics.page_done(
+            result.counts.to_json(), (failure.code for failure in result.failures)
+        )
         _log.info(
             "page done",
             sweep_id=hint.sweep_id,

@@ -30,11 +30,13 @@ from contracts.sealing import (
     sealed_size,
     upload_info,
 )
+from contracts.topology import UPLOAD_QUEUE
 from workers.admission import open_secret
 from workers.envelope import metadata_for, wrap
 from workers.envelope.stream import sealed_pieces
 from workers.errors import MissingError, PreconditionError, RefusedError, StorageAnswerError
 from workers.keyring import KeyringReader, Observed
+from workers.metrics import WorkerMetrics
 from workers.reconcile import COPY_LIMIT_BYTES, reconcile
 from workers.storage import Condition, Headers, IfAbsent, IfMatch, Storage
 from workers.storage.multipart import multipart
@@ -91,6 +93,7 @@ class Uploader:
         master_keys: Mapping[str, Secret],
         intake_keys: Mapping[str, IntakeKey],
         limits: Limits,
+        metrics: WorkerMetrics | None = None,
     ) -> None:
         self._storage = storage
         self._keyrings = keyrings
@@ -98,6 +101,8 @@ class Uploader:
         self._intake_keys = intake_keys
         self._limits = limits
         self._streams = asyncio.Semaphore(limits.stream_concurrency)
+        self._metrics = metrics or WorkerMetrics()
+        self._stage = self._metrics.queue(UPLOAD_QUEUE).stage
 
     async def serve(
         self, request: UploadRequested, publisher: str, *, seen_before: bool
@@ -137,23 +142,36 @@ class Uploader:
             )
 
     async def _look(self, request: UploadRequested) -> Standing | None:
-        return await look(request, self._storage, self._keyrings, self._master_keys)
+        with self._stage("look"):
+            return await look(request, self._storage, self._keyrings, self._master_keys)
 
     async def _store_and_settle(
         self, request: UploadRequested, publisher: str, condition: Condition
     ) -> Settled:
-        transport_key = open_secret(
-            request.sealed_key,
-            upload_info(request.upload_id, request.project, request.key),
-            self._intake_keys,
-        )
+        with self._stage("open"):
+            transport_key = open_secret(
+                request.sealed_key,
+                upload_info(request.upload_id, request.project, request.key),
+                self._intake_keys,
+            )
         for _ in range(_MAX_ATTEMPTS):
-            stored = await self._store(request, publisher, transport_key, condition)
+            with self._stage("store"):
+                stored = await self._store(request, publisher, transport_key, condition)
             if isinstance(stored, Standing):
-                if stored.unsealed:
-                    condition = IfMatch(stored.etag)
-                    continue
-                return await self._settle_standing(request, stored)
+                if not stored.unsealed:
+                    return await self._settle_standing(request, stored)
+            else:
+                self._metrics.stored(stored.size_bytes)
+                settled = await self._settle_stored(request, stored)
+                if settled is not None:
+                    return settled
+            # Its plaintext stands, and none is allowed: seal it where it stands (SPEC 8.2).
+            condition = IfMatch(stored.etag)
+        raise StorageUnavailableError("the desired state kept moving")
+
+    async def _settle_stored(self, request: UploadRequested, stored: Stored) -> Settled | None:
+        """What is told of what was just stored; None where plaintext was forbidden meanwhile."""
+        with self._stage("settle"):
             after = await self._keyrings.fresh(request.project)
             if after.desired.same_state(stored.observed.desired):
                 return Settled(stored.size_bytes, after.desired.generation)
@@ -161,14 +179,13 @@ class Uploader:
                 return await self._reconcile(request, stored.size_bytes)
             if after.desired.plaintext_allowed:
                 return Settled(stored.size_bytes, after.desired.generation)
-            # Plaintext was forbidden meanwhile: seal it where it stands (SPEC 8.2).
-            condition = IfMatch(stored.etag)
-        raise StorageUnavailableError("the desired state kept moving")
+            return None
 
     async def _settle_standing(self, request: UploadRequested, standing: Standing) -> Settled:
         if standing.current:
             return Settled(standing.size_bytes, standing.observed.desired.generation)
-        return await self._reconcile(request, standing.size_bytes)
+        with self._stage("settle"):
+            return await self._reconcile(request, standing.size_bytes)
 
     async def _reconcile(self, request: UploadRequested, size_bytes: int) -> Settled:
         observed = await reconcile(

@@ -22,7 +22,9 @@ from contracts.errors import (
     UnknownProjectError,
 )
 from contracts.topology import ATTEMPT_HEADER, PLAN_QUEUE, SWEEP_QUEUE
+from tests.support.scrape import risen
 from workers.errors import RefusedError
+from workers.metrics import WorkerMetrics
 from workers.sweep.consumer import HintConsumer
 from workers.sweep.messages import Hint, SweepPage, SweepStep, encode
 
@@ -84,12 +86,16 @@ class Message:
 
 
 async def deliver(
-    scene: Scene, hint: Hint | bytes, queue: str | None = None, **more: Any
+    scene: Scene,
+    hint: Hint | bytes,
+    queue: str | None = None,
+    metrics: WorkerMetrics | None = None,
+    **more: Any,
 ) -> list[str]:
     queue = queue or (SWEEP_QUEUE if isinstance(hint, SweepPage) else PLAN_QUEUE)
     body = hint if isinstance(hint, bytes) else encode(hint)
     fake = cast("Any", scene)
-    consumer = HintConsumer(fake, fake, queue, timedelta(seconds=600))
+    consumer = HintConsumer(fake, fake, queue, timedelta(seconds=600), metrics)
     await consumer(cast("Any", Message(scene, body, **more)))
     assert consumer.in_flight == 0
     return scene.steps
@@ -211,6 +217,31 @@ async def test_what_the_broker_did_not_confirm_is_given_back(
     monkeypatch.setattr(Message, "nack", nack, raising=False)
     assert await deliver(Scene(error=AMQPConnectionError()), STEP) == ["step"]
     assert given_back == [True]
+
+
+REFUSED_AS = 'requests_refused_total{code="%s",queue="keyturn.plan"}'
+RETRIED_AS = 'retries_total{code="%s",queue="keyturn.plan"}'
+
+
+@pytest.mark.parametrize(
+    ("error", "hint", "ends"),
+    [
+        (None, STEP, []),
+        (None, b"{}", [REFUSED_AS % "malformed_request"]),
+        (CorruptObjectError("forged"), STEP, [REFUSED_AS % "corrupt_object"]),
+        (StorageUnavailableError("x"), STEP, [RETRIED_AS % "storage_unavailable"]),
+        (NotFoundError("x"), STEP, []),
+    ],
+    ids=["served", "no hint", "for good", "for now", "of no sweep"],
+)
+async def test_each_end_is_counted_once(
+    error: Exception | None, hint: Hint | bytes, ends: list[str]
+) -> None:
+    metrics = WorkerMetrics()
+    await deliver(Scene(error=error), hint, PLAN_QUEUE, metrics)
+    stage = ['stage_seconds_count{queue="keyturn.plan",stage="serve"}'] if hint is STEP else []
+    names = ['messages_consumed_total{queue="keyturn.plan"}', *stage, *ends]
+    assert risen(metrics) == {f"keyturn_{name}": 1 for name in names}
 
 
 async def test_a_count_that_nobody_signed_costs_nothing() -> None:

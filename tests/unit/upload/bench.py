@@ -27,6 +27,7 @@ from tests.unit.workers.factories import AT, MASTER_KEYS, keyring, turned
 from workers.envelope import examine
 from workers.keyring import Keyring, KeyringReader
 from workers.keyring.record import build
+from workers.metrics import WorkerMetrics
 from workers.storage import Differences, Headers
 from workers.storage.memory import MemoryStorage
 from workers.upload import Limits, Settled, Uploader
@@ -50,6 +51,7 @@ class Bench:
     storage: MemoryStorage
     ring: Keyring = field(default_factory=keyring)
     encryption_enabled: bool = True
+    metrics: WorkerMetrics = field(default_factory=WorkerMetrics)
 
     def __post_init__(self) -> None:
         self.write_keyring(self.ring)
@@ -60,7 +62,9 @@ class Bench:
             part_size_bytes=PART_BYTES,
             stream_concurrency=2,
         )
-        self.uploader = Uploader(self.storage, keyrings, MASTER_KEYS, {"main": INTAKE}, limits)
+        self.uploader = Uploader(
+            self.storage, keyrings, MASTER_KEYS, {"main": INTAKE}, limits, self.metrics
+        )
 
     def write_keyring(self, ring: Keyring) -> None:
         self.ring = ring
