@@ -171,6 +171,30 @@ class QueueMetrics:
         return max((each.age_s(now) for each in self._in_flight), default=0.0)
 
 
+class Registry(CollectorRegistry):
+    """Leaves out when each series began: twice as many series, which no alert here needs."""
+
+    def __init__(self) -> None:
+        super().__init__(auto_describe=False)
+
+    def add_process(self) -> None:
+        """Tell of the process itself as well: memory, CPU, open files, collections, Python."""
+        ProcessCollector(registry=self)
+        PlatformCollector(registry=self)
+        GCCollector(registry=self)
+
+    def exposed(self, accept: str = "") -> tuple[bytes, str]:
+        """All samples in the form that an `Accept` header asks for, and its content type."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self), content_type
+
+    def collect(self) -> Iterator[Metric]:
+        """What is registered, without the moments of its beginning."""
+        for metric in super().collect():
+            metric.samples = [each for each in metric.samples if not each.name.endswith("_created")]
+            yield metric
+
+
 class WorkerMetrics:
     """All metrics of one process, on a registry of its own.
 
@@ -178,7 +202,7 @@ class WorkerMetrics:
     """
 
     def __init__(self) -> None:
-        self._registry = _Registry(auto_describe=False)
+        self._registry = Registry()
         self._families = _Families(self._registry)
         self._queues: dict[str, QueueMetrics] = {}
 
@@ -203,26 +227,14 @@ class WorkerMetrics:
 
     def add_process(self) -> None:
         """Tell of the process itself as well: memory, CPU, open files, collections, Python."""
-        ProcessCollector(registry=self._registry)
-        PlatformCollector(registry=self._registry)
-        GCCollector(registry=self._registry)
+        self._registry.add_process()
 
     def exposed(self, accept: str = "") -> tuple[bytes, str]:
         """All samples as they are now, in the form that an `Accept` header asks for, and its type.
 
         Prometheus text 0.0.4 where it asks for nothing else.
         """
-        encode, content_type = choose_encoder(accept)
-        return encode(self._registry), content_type
-
-
-class _Registry(CollectorRegistry):
-    """Leaves out when each series began: twice as many series, which no alert here needs."""
-
-    def collect(self) -> Iterator[Metric]:
-        for metric in super().collect():
-            metric.samples = [each for each in metric.samples if not each.name.endswith("_created")]
-            yield metric
+        return self._registry.exposed(accept)
 
 
 class _Bounded:

@@ -6,11 +6,9 @@ else that a caller chose, which would tell of customers and grow without bound.
 
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
-from prometheus_client.gc_collector import GCCollector
-from prometheus_client.platform_collector import PlatformCollector
-from prometheus_client.process_collector import ProcessCollector
+from prometheus_client import Counter, Gauge, Histogram
+
+from workers.metrics import Registry
 
 _FIRST_BYTE_BUCKETS_S: Final = (
     0.001,
@@ -34,10 +32,7 @@ class GatewayMetrics:
     """The counters of one gateway process."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
-        PlatformCollector(registry=self.registry)
-        GCCollector(registry=self.registry)
+        self.registry = Registry()
         self.requests = Counter(
             "keyturn_gateway_requests_total",
             "Requests that were answered, by route, method and status",
@@ -80,6 +75,6 @@ class GatewayMetrics:
             registry=self.registry,
         )
 
-    def exposition(self) -> tuple[bytes, str]:
-        """The text of all counters, and its content type."""
-        return generate_latest(self.registry), CONTENT_TYPE_LATEST
+    def exposed(self, accept: str = "") -> tuple[bytes, str]:
+        """All counters in the form that an `Accept` header asks for, and its content type."""
+        return self.registry.exposed(accept)

@@ -62,6 +62,7 @@ async def run_gateway(settings: GatewaySettings) -> None:
     """
     tolerate_odd_properties()
     metrics = GatewayMetrics()
+    metrics.registry.add_process()
     async with opened(settings, metrics) as app:
         await _serve(settings, app)
     _log.info("gateway stopped")

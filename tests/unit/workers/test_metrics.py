@@ -16,6 +16,7 @@ from contracts.names import format_time
 from contracts.topology import EVENTS, PLAN_QUEUE, UPLOAD_QUEUE
 from tests.servers.process import free_port
 from tests.support.scrape import risen, shown
+from workers.gateway.metrics import GatewayMetrics
 from workers.health import health_server
 from workers.metrics import OUTCOMES, Stage, WorkerMetrics
 from workers.sweep.counts import Counts
@@ -198,7 +199,7 @@ async def test_served_in_the_form_that_is_asked_for(
 def test_the_documentation_lists_every_metric_and_stage() -> None:
     """And none that is not there; alerts name no other metric of ours either."""
     text = OPERATIONS.read_text()
-    exposed = WorkerMetrics().exposed()[0].decode()
+    exposed = (WorkerMetrics().exposed()[0] + GatewayMetrics().exposed()[0]).decode()
     names = set(re.findall(r"^# TYPE (\S+)", exposed, re.MULTILINE))
     assert set(re.findall(r"^\| `(keyturn_\w+)` \|", text, re.MULTILINE)) == names
     rules = re.search(r"```yaml\n(.*?)```", text, re.DOTALL)
