@@ -204,7 +204,12 @@ class Client:
         for name, value in caller_to_wire(metadata or {}).items():
             headers[META_PREFIX + name] = value
         status, told = await self._send(
-            "PUT", _object_path(project, key), headers, body, (_CREATED, _ACCEPTED), wait_s or 0
+            "PUT",
+            _object_path(project, key),
+            headers,
+            Sending(body),
+            (_CREATED, _ACCEPTED),
+            wait_s or 0,
         )
         return Uploaded(_told_id(status, told, "upload_id"), stored=status == _CREATED)
 
@@ -231,7 +236,7 @@ class Client:
             "POST",
             f"{_project_path(project)}/rotations",
             {"Content-Type": "application/json"},
-            orjson.dumps({"api_key": secret.get_secret_value()}),
+            Sending(orjson.dumps({"api_key": secret.get_secret_value()})),
             (_ACCEPTED,),
             secret=secret,
         )
@@ -249,7 +254,7 @@ class Client:
         if not is_uuid(rotation_id):
             raise MalformedRequestError("a rotation's id is a UUID in lower case")
         path = f"{_project_path(project)}/rotations/{rotation_id}"
-        answer = await self._transport.read("GET", path, self._authorization())
+        answer = await self._transport.read("GET", path, {}, self._api_key)
         try:
             body = await self._transport.body_of(answer)
             if body is None:
@@ -270,7 +275,7 @@ class Client:
         """The answer about an object, and whether it is the storage's own (SPEC 9.3)."""
         headers = {} if span.is_whole else {"Range": span.header}
         path = _object_path(project, key)
-        answer = await self._transport.read(method, path, headers | self._authorization())
+        answer = await self._transport.read(method, path, headers, self._api_key)
         try:
             if by_storage := answer.status == _REDIRECT:
                 onward = await self._transport.follow(answer, headers)
@@ -298,7 +303,7 @@ class Client:
         method: str,
         path: str,
         headers: dict[str, str],
-        body: Body,
+        sending: Sending,
         done: tuple[int, ...],
         wait_s: int = 0,
         *,
@@ -306,7 +311,7 @@ class Client:
     ) -> tuple[int, dict[str, Any]]:
         """Send a request; the status and the document of an answer that is `done`."""
         answer = await self._transport.send(
-            method, path, headers | self._authorization(), Sending(body), wait_s=wait_s
+            method, path, headers, self._api_key, sending, wait_s=wait_s
         )
         try:
             told = await self._transport.body_of(answer)
@@ -317,9 +322,6 @@ class Client:
             return answer.status, document(told)
         finally:
             answer.close()
-
-    def _authorization(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self._api_key.get_secret_value()}"}
 
     def _refusal(
         self, answer: "aiohttp.ClientResponse", body: bytes | None, secret: SecretStr | None = None

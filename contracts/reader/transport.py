@@ -17,6 +17,8 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 from urllib.parse import urlsplit
 
+from pydantic import SecretStr
+
 from contracts.errors import StorageUnavailableError
 from contracts.reader.answers import redirect_target
 from contracts.reader.errors import AnswerLostError, BodyCutError, GatewayUnavailableError
@@ -100,14 +102,14 @@ class Transport:
             )
 
     async def read(
-        self, method: str, path: str, headers: Mapping[str, str]
+        self, method: str, path: str, headers: Mapping[str, str], api_key: SecretStr
     ) -> "aiohttp.ClientResponse":
         """The answer to a request that changes nothing; its owner closes it.
 
         Raises:
             GatewayUnavailableError: there is none.
         """
-        answer = await self._get(method, self._base_url + path, headers)
+        answer = await self._get(method, self._base_url + path, headers, api_key)
         if isinstance(answer, _Failure):
             raise GatewayUnavailableError(f"the gateway did not answer ({answer.reason})")
         return answer
@@ -115,17 +117,19 @@ class Transport:
     async def follow(
         self, answer: "aiohttp.ClientResponse", headers: Mapping[str, str]
     ) -> "aiohttp.ClientResponse":
-        """What stands where a redirect leads (SPEC 9.3); its owner closes it.
+        """What stands where a redirect leads (SPEC 9.3), asked without the API key.
+
+        Its owner closes it.
 
         Args:
             answer: The redirect.
-            headers: What is asked there: never with the API key.
+            headers: What is asked there.
 
         Raises:
             UnexpectedAnswerError: it leads to no http or https address.
             StorageUnavailableError: nothing answers there.
         """
-        onward = await self._get(answer.method, redirect_target(answer.headers), headers)
+        onward = await self._get(answer.method, redirect_target(answer.headers), headers, None)
         if isinstance(onward, _Failure):
             raise StorageUnavailableError(f"the storage did not answer ({onward.reason})")
         return onward
@@ -135,6 +139,7 @@ class Transport:
         method: str,
         path: str,
         headers: Mapping[str, str],
+        api_key: SecretStr,
         sending: Sending,
         *,
         wait_s: float = 0,
@@ -149,7 +154,7 @@ class Transport:
             AnswerLostError: there is no answer.
             Exception: whatever the body's source raised, unchanged; nothing was stored.
         """
-        answer = await self._put(method, self._base_url + path, headers, sending, wait_s)
+        answer = await self._put(method, self._base_url + path, headers, api_key, sending, wait_s)
         if sending.failure is not None:
             if not isinstance(answer, _Failure):
                 answer.close()
@@ -174,7 +179,7 @@ class Transport:
         return None if isinstance(told, _Failure) else told
 
     async def _get(
-        self, method: str, url: str, headers: Mapping[str, str]
+        self, method: str, url: str, headers: Mapping[str, str], api_key: SecretStr | None
     ) -> "aiohttp.ClientResponse | _Failure":
         import aiohttp  # noqa: PLC0415  # an extra of its own
         from yarl import URL  # noqa: PLC0415  # comes with it
@@ -187,7 +192,7 @@ class Transport:
             return await self._session.request(
                 method,
                 URL(url, encoded=True),
-                headers=headers,
+                headers=_authorized(headers, api_key),
                 allow_redirects=False,
                 timeout=limits,
             )
@@ -195,7 +200,13 @@ class Transport:
         return await _settled(ask())
 
     async def _put(
-        self, method: str, url: str, headers: Mapping[str, str], sending: Sending, wait_s: float
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        api_key: SecretStr,
+        sending: Sending,
+        wait_s: float,
     ) -> "aiohttp.ClientResponse | _Failure":
         import aiohttp  # noqa: PLC0415  # an extra of its own
         from yarl import URL  # noqa: PLC0415  # comes with it
@@ -208,7 +219,7 @@ class Transport:
                 return await self._session.request(
                     method,
                     URL(url, encoded=True),
-                    headers={**headers, **sending.headers},
+                    headers=_authorized({**headers, **sending.headers}, api_key),
                     data=sending.watched(idle, self._idle_s, wait_s),
                     allow_redirects=False,
                     expect100=True,
@@ -218,6 +229,14 @@ class Transport:
                 )
 
         return await _settled(ask())
+
+
+def _authorized(headers: Mapping[str, str], api_key: SecretStr | None) -> Mapping[str, str]:
+    # Here and no earlier: reporters of errors show the variables of every frame that one
+    # passes, and none passes the callers of this.
+    if api_key is None:
+        return headers
+    return {**headers, "Authorization": f"Bearer {api_key.get_secret_value()}"}
 
 
 def _base(url: str) -> str:
