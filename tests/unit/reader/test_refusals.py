@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -141,6 +142,21 @@ async def test_what_is_no_problem_document_is_an_error_of_its_own(
     assert isinstance(error, UnexpectedAnswerError)
     assert error.status == status
     assert str(error) == f"answered {status} without a code of Keyturn"
+
+
+@pytest.mark.parametrize("how", ["open", "upload", "rotation"])
+async def test_a_page_without_an_end_is_not_read_to_it(how: str) -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(status=502)
+        response.enable_chunked_encoding()
+        await response.prepare(request)
+        with suppress(ConnectionError):
+            while True:
+                await response.write(b"x" * 2**16)
+        return response
+
+    error = await _refused(answer, how)
+    assert isinstance(error, UnexpectedAnswerError)
 
 
 async def test_a_problem_documents_type_may_have_parameters_and_odd_details() -> None:

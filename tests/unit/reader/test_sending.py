@@ -62,10 +62,11 @@ async def test_every_kind_of_body_arrives_as_it_is(size: int, tmp_path: Path) ->
     ]
     async with serving(_TAKEN) as gateway, Client.connect(gateway.url, API_KEY) as client:
         for kind in bodies:
-            assert await client.upload("acme", "a b", kind) == Uploaded(AN_ID, stored=False)
+            assert await client.upload("acme", "a b/%23#?&=é", kind) == Uploaded(AN_ID, stored=False)
     assert len(gateway.seen) == len(bodies)
     for number, seen in enumerate(gateway.seen):
-        assert (seen.method, seen.target) == ("PUT", "/v1/projects/acme/objects/a%20b")
+        assert seen.method == "PUT"
+        assert seen.target == "/v1/projects/acme/objects/a%20b/%2523%23%3F%26%3D%C3%A9"
         assert seen.body == body
         known = seen.headers.get("Content-Length")
         assert known == (str(size) if number < 3 else None)
@@ -221,6 +222,7 @@ async def _after(seconds: float) -> None:
 
 async def test_a_slow_source_is_no_fault_of_the_server() -> None:
     async def body() -> AsyncIterator[bytes]:
+        await _after(0.5)
         yield b"a"
         await _after(0.5)
         yield b"b"
