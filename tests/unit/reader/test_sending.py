@@ -62,7 +62,9 @@ async def test_every_kind_of_body_arrives_as_it_is(size: int, tmp_path: Path) ->
     ]
     async with serving(_TAKEN) as gateway, Client.connect(gateway.url, API_KEY) as client:
         for kind in bodies:
-            assert await client.upload("acme", "a b/%23#?&=é", kind) == Uploaded(AN_ID, stored=False)
+            assert await client.upload("acme", "a b/%23#?&=é", kind) == Uploaded(
+                AN_ID, stored=False
+            )
     assert len(gateway.seen) == len(bodies)
     for number, seen in enumerate(gateway.seen):
         assert seen.method == "PUT"
