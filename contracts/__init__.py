@@ -2,8 +2,9 @@
 
 A service in another process imports this package alone: the requests and events
 (`contracts.messages`), where they go (`contracts.topology`), how an object's
-metadata reads (`contracts.metadata`), the cryptography (`contracts.sealing`), and
-the client that publishes and waits (`contracts.publisher`).
+metadata reads (`contracts.metadata`), the cryptography (`contracts.sealing`), the
+client that publishes and waits (`contracts.publisher`), and the client that reads and
+sends through the gateway (`contracts.reader`).
 
 It must never import `workers`.
 """

@@ -73,10 +73,19 @@ def user_kek(api_key: str, project: str, pepper: str = "") -> Kek:
     Raises:
         ValueError: the API key is not 32 to 512 characters of ``[A-Za-z0-9._~+/=-]`` (SPEC 1).
     """
+    info = label("keyturn/v1/user-kek", project)
+    return _kek(check_api_key(api_key).encode("ascii"), _utf8(pepper), info)
+
+
+def check_api_key(api_key: str) -> str:
+    """Return the API key itself where it has the form of SPEC 1.
+
+    Raises:
+        ValueError: it is not 32 to 512 characters of ``[A-Za-z0-9._~+/=-]``.
+    """
     if not _API_KEY.fullmatch(api_key):
         raise ValueError("an API key is 32 to 512 characters of [A-Za-z0-9._~+/=-]")
-    info = label("keyturn/v1/user-kek", project)
-    return _kek(api_key.encode("ascii"), _utf8(pepper), info)
+    return api_key
 
 
 def admin_kek(master_key: bytes, project: str) -> Kek:

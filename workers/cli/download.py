@@ -1,7 +1,9 @@
-"""`keyturn download`: one object's plaintext, straight from the bucket (SPEC 9.1, 14).
+"""`keyturn download`: one object's plaintext, from the bucket or the gateway (SPEC 9.1, 14).
 
 A file appears under its name only once the whole body has authenticated. Standard output
 gets authenticated chunks as they come; there only the exit status tells of the end.
+Through the gateway it is the gateway that authenticates, and that ends the connection
+where it cannot: no access to the bucket is needed then, nor the pepper.
 """
 
 import asyncio
@@ -10,21 +12,44 @@ import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, Protocol
 
 import typer
+from pydantic import SecretStr
 
+from contracts.reader import Client
+from contracts.reader.transport import is_gateway_url
 from contracts.sealing import user_kek, v0_admin_kek
 from contracts.settings import S3Settings
 from workers.cli.arguments import ApiKeyFile, Key, Project, read_api_key
 from workers.cli.bucket import open_bucket
 from workers.cli.ending import CommandError, note
 from workers.cli.output import Gauge, gauge
-from workers.cli.settings import ReaderSettings
-from workers.download import Access, OpenObject, OperatorAccess, ProjectAccess, open_object
+from workers.cli.settings import GatewayUrlSettings, ReaderSettings
+from workers.download import Access, OperatorAccess, ProjectAccess, open_object
 from workers.settings import OperatorSettings
 
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
 _STDOUT: Final = Path("-")
+
+
+class _Opened(Protocol):
+    """An object that is being read, whoever opens it."""
+
+    @property
+    def size_bytes(self) -> int | None:
+        """Length of its plaintext, where it is told beforehand."""
+
+    def chunks(self) -> "AsyncIterator[bytes]":
+        """The plaintext; ends cleanly only where all of it authenticated."""
+
+
+def _checked_gateway(value: str | None) -> str | None:
+    if value is not None and not is_gateway_url(value):
+        raise typer.BadParameter("reads http://host or https://host, and no more than a path")
+    return value
 
 
 def download(
@@ -43,13 +68,30 @@ def download(
         bool,
         typer.Option("--as-operator", help="Open with KEYTURN_MASTER_KEYS, not the API key."),
     ] = False,
+    gateway: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            callback=_checked_gateway,
+            help="Read through the gateway there, with the API key and no S3 settings. "
+            "Without it: KEYTURN_GATEWAY_URL, then straight from the bucket.",
+        ),
+    ] = None,
     api_key_file: ApiKeyFile = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
-    """Decrypt one object straight from the bucket."""
-    if as_operator and api_key_file is not None:
-        raise typer.BadParameter("--as-operator and --api-key-file exclude each other")
+    """Decrypt one object.
+
+    Straight from the bucket, or through the gateway where one is named.
+    """
+    for name, value in (("--api-key-file", api_key_file), ("--gateway", gateway)):
+        if as_operator and value is not None:
+            raise typer.BadParameter(f"--as-operator and {name} exclude each other")
     target = _target(key, output, force=force)
+    if not as_operator and (url := gateway or GatewayUrlSettings.read().gateway_url):
+        api_key = read_api_key(api_key_file, project, twice=False)
+        asyncio.run(_through_gateway(url, api_key, project, key, target))
+        return
     settings: S3Settings
     if as_operator:
         settings = operator = OperatorSettings.read()
@@ -89,23 +131,34 @@ async def _download(settings: S3Settings, key: str, access: Access, target: Path
         open_bucket(settings, max_connections=2) as storage,
         open_object(storage, key, access) as opened,
     ):
-        with gauge(opened.size_bytes, wanted=target is not None) as bar:
-            bar.label(key)
-            if target is None:
-                await _to_stdout(opened)
-            else:
-                await _to_file(opened, target, bar)
+        await _write(opened, key, target)
+
+
+async def _through_gateway(
+    url: str, api_key: SecretStr, project: str, key: str, target: Path | None
+) -> None:
+    async with Client.connect(url, api_key) as client, client.open(project, key) as opened:
+        await _write(opened, key, target)
+
+
+async def _write(opened: _Opened, key: str, target: Path | None) -> None:
+    with gauge(opened.size_bytes, wanted=target is not None) as bar:
+        bar.label(key)
+        if target is None:
+            await _to_stdout(opened)
+        else:
+            await _to_file(opened, target, bar)
     if target is not None:
         note(f"written to {target}")
 
 
-async def _to_stdout(opened: OpenObject) -> None:
+async def _to_stdout(opened: _Opened) -> None:
     async for piece in opened.chunks():
         sys.stdout.buffer.write(piece)
     sys.stdout.buffer.flush()
 
 
-async def _to_file(opened: OpenObject, target: Path, bar: Gauge) -> None:
+async def _to_file(opened: _Opened, target: Path, bar: Gauge) -> None:
     descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:100]}.")
     try:
         with os.fdopen(descriptor, "wb") as file:

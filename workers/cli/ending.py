@@ -16,6 +16,7 @@ from aio_pika.exceptions import AMQPException
 
 from contracts.errors import KeyturnError
 from contracts.publisher.errors import PublisherError
+from contracts.reader.errors import GatewayError
 from contracts.settings import SettingsError
 from workers.cli.output import printable
 from workers.errors import StorageAnswerError, UnsafeStorageError
@@ -33,7 +34,7 @@ class CommandError(Exception):
     """A command could not do what it was asked to; the text is one line for a person."""
 
 
-_OWN: Final = (CommandError, KeyturnError, PublisherError, UnsafeStorageError)
+_OWN: Final = (CommandError, GatewayError, KeyturnError, PublisherError, UnsafeStorageError)
 
 
 def run(command: Callable[[], Any]) -> int:

@@ -2,11 +2,21 @@
 
 from typing import Annotated
 
-from pydantic import Field, SecretStr
+from pydantic import AfterValidator, Field, SecretStr
 
 from contracts.names import SHORT_NAME_PATTERN
+from contracts.reader.transport import is_gateway_url
 from contracts.settings import DeploymentSettings, Settings, SigningKeySetting
 from workers.settings import OperatorSettings, Publishers
+
+
+def _gateway_url(value: str) -> str:
+    if not is_gateway_url(value):
+        raise ValueError("reads http://host or https://host, and no more than a path")
+    return value
+
+
+GatewayUrl = Annotated[str, AfterValidator(_gateway_url)]
 
 
 class ApiKeySettings(Settings):
@@ -25,6 +35,12 @@ class ReaderSettings(Settings):
 
     pepper: SecretStr = SecretStr("")
     v0_master_key: SecretStr | None = None
+
+
+class GatewayUrlSettings(Settings):
+    """Where the gateway is, for a command that can do without."""
+
+    gateway_url: GatewayUrl | None = None
 
 
 class BrokerSettings(Settings):

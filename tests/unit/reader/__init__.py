@@ -1,0 +1,1 @@
+"""The gateway's client against a server on loopback that plays the gateway, or does worse."""

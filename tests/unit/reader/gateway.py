@@ -1,0 +1,168 @@
+"""A server that plays the gateway of SPEC 9, as a test tells it to, and keeps what it saw."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from multidict import CIMultiDictProxy
+
+API_KEY = "kt_" + "0123456789abcdefghijABCDEFGHIJ+/=-_.~xyz"
+NEW_API_KEY = "kt_" + "zyxwvutsrqponmlkjihgfedcba9876543210ZYXWVUT"
+AN_ID = "2f6c9a0e-0000-4000-8000-000000000001"
+HEADERS = {
+    "ETag": '"c0ffee"',
+    "Last-Modified": "Tue, 24 Nov 2026 10:00:00 GMT",
+    "Content-Type": "text/plain",
+    "X-Keyturn-Meta-Author": "kim",
+    "X-Keyturn-Meta-Title": "=?utf-8?b?w6nDqQ==?=",
+    "Accept-Ranges": "bytes",
+}
+Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A request as it arrived; `body` is None where its end did not come."""
+
+    method: str
+    target: str
+    headers: CIMultiDictProxy[str]
+    body: bytes | None
+
+
+@dataclass
+class FakeGateway:
+    """Answers every request by `answer`."""
+
+    answer: Answer
+    expect: Callable[[web.Request], Awaitable[web.StreamResponse | None]] | None = None
+    url: str = ""
+    seen: list[Seen] = field(default_factory=list)
+
+    @property
+    def methods(self) -> list[str]:
+        return [seen.method for seen in self.seen]
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        try:
+            body: bytes | None = await request.read()
+        except ConnectionError:
+            body = None
+        self.seen.append(Seen(request.method, request.raw_path, request.headers, body))
+        return await self.answer(request)
+
+    async def _expect(self, request: web.Request) -> web.StreamResponse | None:
+        if self.expect is not None:
+            return await self.expect(request)
+        assert request.transport is not None
+        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        return None
+
+
+@asynccontextmanager
+async def serving(answer: Answer) -> AsyncIterator[FakeGateway]:
+    fake = FakeGateway(answer)
+    app = web.Application(client_max_size=2**26)
+    app.router.add_route("*", "/{rest:.*}", fake._handle, expect_handler=fake._expect)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        fake.url = "http://{}:{}".format(*runner.addresses[0])
+        yield fake
+    finally:
+        await runner.cleanup()
+
+
+def always(status: int, body: bytes = b"", headers: Mapping[str, str] | None = None) -> Answer:
+    """The same answer to everything."""
+
+    async def answer(_: web.Request) -> web.StreamResponse:
+        return web.Response(status=status, body=body, headers=headers)
+
+    return answer
+
+
+def object_of(body: bytes, headers: Mapping[str, str] = HEADERS) -> Answer:
+    """One object at every key, whole or by one range, as SPEC 9.2 has it."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        asked = request.headers.get("Range")
+        if asked is None:
+            return web.Response(body=body, headers=headers)
+        found = re.fullmatch(r"bytes=(\d*)-(\d*)", asked)
+        assert found is not None
+        if found[1]:
+            first = int(found[1])
+            last = min(int(found[2] or len(body)), len(body) - 1)
+        else:
+            first, last = max(0, len(body) - int(found[2])), len(body) - 1
+        if first >= len(body):
+            return problem_answer(
+                416, "range_not_satisfiable", "", {"Content-Range": f"bytes */{len(body)}"}
+            )
+        told = {**headers, "Content-Range": f"bytes {first}-{last}/{len(body)}"}
+        return web.Response(status=206, body=body[first : last + 1], headers=told)
+
+    return answer
+
+
+def cut(body: bytes, length: int, headers: Mapping[str, str] | None = None) -> Answer:
+    """An answer that promises `length` bytes, sends these, and drops the connection."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={**(headers or {}), "Content-Length": str(length)})
+        await response.prepare(request)
+        await response.write(body)
+        drop(request)
+        return response
+
+    return answer
+
+
+def drop(request: web.Request) -> None:
+    """End the connection, after what was written to it."""
+    assert request.transport is not None
+    request.transport.close()
+
+
+def problem_answer(
+    status: int, code: str, detail: str = "", headers: Mapping[str, str] | None = None
+) -> web.Response:
+    """A problem document of RFC 9457."""
+    document = {"type": "about:blank", "status": status, "code": code, "detail": detail}
+    return json_answer(status, document, headers, content_type="application/problem+json")
+
+
+def problem(status: int, code: str, detail: str = "") -> Answer:
+    """The same refusal of everything."""
+
+    async def answer(_: web.Request) -> web.StreamResponse:
+        return problem_answer(status, code, detail)
+
+    return answer
+
+
+def json_answer(
+    status: int,
+    document: Any,
+    headers: Mapping[str, str] | None = None,
+    *,
+    content_type: str = "application/json",
+) -> web.Response:
+    """A JSON document."""
+    return web.Response(
+        status=status,
+        body=json.dumps(document).encode(),
+        headers={**(headers or {}), "Content-Type": content_type},
+    )
