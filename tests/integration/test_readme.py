@@ -1,4 +1,4 @@
-"""The README's example of a publishing service, run as it stands there."""
+"""The documents' examples of services that publish and that read, run as they stand there."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from tests.support import reader, requests
 from tests.support.deployment import Deployment
-from tests.support.process import worker
+from tests.support.process import gateway, worker
 from tests.support.wire import open_wire
 
 if TYPE_CHECKING:
@@ -23,38 +23,53 @@ _ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.servers
 
 
-def _example() -> str:
+def _example(document: str, name: str) -> str:
     found = re.search(
-        r"<!-- example: publish -->\n```python\n(.*?)```",
-        (_ROOT / "README.md").read_text(),
+        rf"<!-- example: {name} -->\n```python\n(.*?)```",
+        (_ROOT / document).read_text(),
         re.DOTALL,
     )
     assert found is not None
     return found[1]
 
 
-async def test_the_publishing_example(
+async def _run(program: str, folder: Path, env: dict[str, str]) -> tuple[int | None, str]:
+    """The exit status of a program, and what it printed."""
+    script = folder / "service.py"
+    script.write_text(program)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        str(script),
+        cwd=_ROOT,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(_ROOT), **env},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    told, _ = await process.communicate()
+    return process.returncode, told.decode()
+
+
+async def test_the_examples(
     vhost_url: str, ceph: S3Server, ceph_bucket: str, tmp_path: Path
 ) -> None:
-    """It stores its object, which the project's key opens, and says so."""
+    """The first stores its object, which the project's key opens; the second reads by HTTP."""
     deployment = Deployment(vhost_url, ceph, ceph_bucket)
-    script = tmp_path / "service.py"
-    script.write_text(_example())
-    async with worker(deployment.worker_env()), open_wire(deployment) as wire:
+    async with (
+        worker(deployment.worker_env()),
+        gateway(deployment.gateway_env()) as served,
+        open_wire(deployment) as wire,
+    ):
         body = requests.encode(requests.enroll(deployment, "acme"))
         await wire.publish(
             "enroll.requested", body, requests.headers(body, deployment.publisher_key)
         )
         await wire.event(lambda event: event["type"] == "project.enrolled")
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            str(script),
-            cwd=_ROOT,
-            env={"PATH": os.environ["PATH"], "PYTHONPATH": str(_ROOT)} | deployment.publisher_env(),
-            stdout=asyncio.subprocess.PIPE,
+        published = await _run(
+            _example("README.md", "publish"), tmp_path, deployment.publisher_env()
         )
-        told, _ = await process.communicate()
-    assert process.returncode == 0
-    assert told.decode() == "stored: reports/q3.txt, 17 bytes, generation 1\n"
+        assert published == (0, "stored: reports/q3.txt, 17 bytes, generation 1\n")
+        reading = {"KEYTURN_GATEWAY_URL": served.url, "KEYTURN_API_KEY": deployment.api_key}
+        read = await _run(_example("docs/reading.md", "read"), tmp_path, reading)
+    assert read == (0, "stored\n18 bytes by kim\nthe fourth quarter\nb'fourth'\n")
     assert reader.opened(deployment, "acme", "reports/q3.txt", "user") == b"the third quarter"
     assert reader.shown(deployment, "acme", "reports/q3.txt").metadata["author"] == "kim"
+    assert reader.opened(deployment, "acme", "reports/q4.txt", "user") == b"the fourth quarter"
