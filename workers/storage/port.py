@@ -149,7 +149,10 @@ class Storage(Protocol):
     differences: Differences
 
     async def read(self, key: str) -> tuple[Head, bytes]:
-        """A small object whole (a record)."""
+        """A small object whole (a record).
+
+        Of one that is larger than any record only the beginning may come, which opens as none.
+        """
         ...
 
     async def read_start(

@@ -18,7 +18,7 @@ from tests.unit.storage.scripted import DROP, ETAG, SECRET, SILENCE, Reply, scri
 from workers.errors import MissingError, PreconditionError, RefusedError
 from workers.storage import Headers, IfAbsent, IfMatch, Lease, Part
 from workers.storage import raw as raw_module
-from workers.storage.s3 import S3Storage, open_storage
+from workers.storage.s3 import RECORD_MAX_BYTES, S3Storage, open_storage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -123,6 +123,16 @@ async def streamed(storage: S3Storage) -> bytes:
 async def collected(stream: Stream, into: list[bytes]) -> None:
     async for chunk in stream.chunks(3):
         into.append(chunk)  # noqa: PERF401  # what came before an error stays
+
+
+async def test_no_more_of_a_record_is_asked_for_than_one_can_have(
+    server: ScriptedServer, storage: S3Storage
+) -> None:
+    """Whoever writes the bucket could put one there that fills the memory of all readers."""
+    server.script = [Reply(206, b"beginning", {"Content-Range": "bytes 0-8/999999999999"})]
+    head, body = await storage.read("a/k")
+    assert server.asked[0].headers["range"] == f"bytes=0-{RECORD_MAX_BYTES - 1}"
+    assert (head.size_bytes, body) == (999999999999, b"beginning")
 
 
 READS: dict[str, Callable[[S3Storage], Awaitable[object]]] = {
