@@ -15,9 +15,10 @@ from workers.gateway.source import Found, Plain
 
 META_PREFIX: Final = "x-keyturn-meta-"
 _DEFAULT_TYPE: Final = "application/octet-stream"
-# Of plaintext, which nothing authenticates, also how it is encoded.
+# Never a stored `cache-control`: a shared cache would keep what one key opens for all who ask.
 _CONTENT_HEADERS: Final = ("content-disposition", "content-language")
-_PLAIN_HEADERS: Final = (*_CONTENT_HEADERS, "content-encoding", "cache-control", "expires")
+# Of plaintext, which nothing authenticates, also how it is encoded.
+_PLAIN_HEADERS: Final = (*_CONTENT_HEADERS, "content-encoding")
 
 
 def header_of(found: Found) -> dict[str, str]:
