@@ -279,7 +279,7 @@ async def test_between_two_tries_a_read_waits_longer_each_time(
         await real_sleep(0, *more)
 
     monkeypatch.setattr(source_module, "_RESUME_PAUSES_S", (0.05, 0.3, 1.0))
-    monkeypatch.setattr(source_module.asyncio, "sleep", sleep)
+    monkeypatch.setattr(asyncio, "sleep", sleep)
     bench = Bench()
     bench.plant_sealed(PLAINTEXT)
     bench.storage.breaks = [HEADER_BYTES, 0, 0]
