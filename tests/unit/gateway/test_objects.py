@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from contracts.errors import StorageUnavailableError
-from contracts.sealing import HEADER_BYTES, SEALED_CHUNK_BYTES, new_dek
+from contracts.sealing import HEADER_BYTES, SEALED_CHUNK_BYTES, ChunkReader, new_dek
 from tests.unit.gateway.asgi import Connection
 from tests.unit.gateway.bench import API_KEY, CHUNK, KEY, NEW_API_KEY, TARGET, Bench
 from tests.unit.gateway.serving import PATH, Serving
@@ -244,7 +244,7 @@ async def test_an_unexpected_error_after_the_start_aborts_and_never_completes(
     def breaks(*_: object) -> bytearray:
         raise RuntimeError("a secret in an exception")
 
-    monkeypatch.setattr(source_module.ChunkReader, "open_chunks", breaks)
+    monkeypatch.setattr(ChunkReader, "open_chunks", breaks)
     got = await serving.ask()
     assert (got.status, got.ended, got.aborted) == (200, False, True)
     assert b"secret" not in got.content
