@@ -75,7 +75,7 @@ def _time(value: str | None) -> datetime | None:
         return None
     try:
         told = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):  # a year, or an offset, beyond all numbers
         return None
     return told if told.tzinfo is not None else told.replace(tzinfo=UTC)
 

@@ -62,7 +62,7 @@ class Gate:
         self._cache_s = cache_s
         self._floor_s = floor_s
         self._unknown: OrderedDict[str, float] = OrderedDict()
-        self._reading: dict[str, asyncio.Task[Observed]] = {}
+        self._reading: dict[str, tuple[float, asyncio.Task[Observed]]] = {}
 
     async def admit(self, project: str, authorization: list[str]) -> Admitted:
         """The caller, if the key is the project's current one.
@@ -125,19 +125,29 @@ class Gate:
         since = self._unknown.get(project)
         if since is not None and time.monotonic() - since <= self._cache_s:
             return None
-        reading = self._reading.get(project)
-        if reading is None:
-            # One read for all who come while it is under way: it began recently enough.
-            reading = self._reading[project] = asyncio.create_task(self._keyrings.recent(project))
-            reading.add_done_callback(lambda done: self._read(project, done))
         try:
-            return await asyncio.shield(reading)
+            return await self._joined(project)
         except UnknownProjectError:
             self._unknown[project] = time.monotonic()
             self._unknown.move_to_end(project)
             while len(self._unknown) > _MAX_UNKNOWN:
                 self._unknown.popitem(last=False)
             return None
+
+    async def _joined(self, project: str) -> Observed:
+        """One read for all who come while it is under way, and began recently enough.
+
+        An answer that stalls on its way shows what stood when its read began: joined late, it
+        would admit a key that was turned long ago.
+        """
+        began, reading = self._reading.get(project, (0.0, None))
+        if reading is None:
+            reading = asyncio.create_task(self._keyrings.recent(project))
+            self._reading[project] = time.monotonic(), reading
+            reading.add_done_callback(lambda done: self._read(project, done))
+        elif time.monotonic() - began > self._cache_s:
+            return await self._keyrings.fresh(project)
+        return await asyncio.shield(reading)
 
     def _read(self, project: str, done: asyncio.Task[Observed]) -> None:
         del self._reading[project]

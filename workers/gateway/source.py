@@ -348,6 +348,10 @@ class Source:
                 else:
                     head, start = await self._storage.read_start(s3_key, start_bytes)
                 opened = await self._dek(admitted, key, head, start)
+                if opened is None or opened.algorithm != COBBLESTONE:
+                    # Read anew, or by somebody else. Whoever held a second connection beside
+                    # this one could wait for it for ever, with as many others as the pool holds.
+                    await stack.aclose()
                 if opened is not None and opened.algorithm == V0_ALGORITHM:
                     await stack.enter_async_context(self._v0_slots)
                 yield await self._found(s3_key, head, start, opened, rest)

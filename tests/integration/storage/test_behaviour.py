@@ -10,7 +10,9 @@ import hashlib
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
+import aiohttp
 import pytest
+from yarl import URL
 
 from contracts.errors import StorageUnavailableError
 from workers.errors import MissingError, PreconditionError, RefusedError
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from tests.integration.storage.conftest import AnyStorage
+    from workers.storage.s3 import S3Storage
 
 PLAIN = Headers({})
 MIB = 2**20
@@ -213,6 +216,61 @@ async def test_stream(storage: AnyStorage) -> None:
         await everything(storage, "acme/k", if_match="0" * 32)
     with pytest.raises(PreconditionError):
         await everything(storage, "acme/k", start=5, if_match="0" * 32)
+
+
+async def test_a_bounded_stream(storage: AnyStorage) -> None:
+    """No more than was asked for, and fewer bytes where the object ends before."""
+    body = bytes(range(256)) * 400
+    etag = await storage.put("acme/k", body, PLAIN)
+    for start, length_bytes in ((0, 1), (0, len(body)), (56, 16400), (len(body) - 3, 100)):
+        async with storage.stream(
+            "acme/k", start=start, length_bytes=length_bytes, if_match=etag
+        ) as stream:
+            assert stream.head.size_bytes == len(body)
+            got = b"".join([chunk async for chunk in stream.chunks(7000)])
+        assert got == body[start : start + length_bytes]
+    with pytest.raises(PreconditionError):
+        await everything(storage, "acme/k", start=5, length_bytes=5, if_match="0" * 32)
+
+
+@pytest.mark.parametrize("key", ODD_KEYS)
+async def test_a_presigned_url_gives_its_object_to_whoever_has_it(
+    storage: AnyStorage, kind: str, key: str
+) -> None:
+    """Whole or in part, with any HTTP client and without a credential."""
+    if kind == "memory":
+        return  # there is no server
+    await storage.put(key, b"body", Headers({}, "text/x"))
+    signed = URL(await storage.presigned(key, lease_of(datetime.now(UTC), 60)), encoded=True)
+    async with aiohttp.ClientSession() as session:
+        async with session.get(signed) as answer:
+            assert (answer.status, await answer.read()) == (200, b"body")
+            assert answer.content_type == "text/x"
+        async with session.get(signed, headers={"range": "bytes=1-2"}) as answer:
+            assert (answer.status, await answer.read()) == (206, b"od")
+
+
+async def test_a_presigned_url_is_of_its_object_its_method_and_its_time(
+    on_ceph: S3Storage,
+) -> None:
+    """The storage itself refuses all else (moto does not look)."""
+    await on_ceph.put("acme/k", b"body", PLAIN)
+    await on_ceph.put("acme/other", b"other", PLAIN)
+    date = (await on_ceph.head("acme/k")).date
+    signed = await on_ceph.presigned("acme/k", lease_of(date, 60))
+    over = await on_ceph.presigned("acme/k", lease_of(date - timedelta(seconds=5), 1))
+    async with aiohttp.ClientSession() as session:
+        for method, url in (
+            ("GET", over),
+            ("GET", signed.replace("/acme/k", "/acme/other")),
+            ("GET", signed.replace("X-Amz-Expires=60", "X-Amz-Expires=600")),
+            ("PUT", signed),
+            ("DELETE", signed),
+        ):
+            async with session.request(method, URL(url, encoded=True)) as answer:
+                assert answer.status == 403, method
+        async with session.get(URL(signed, encoded=True)) as answer:
+            assert await answer.read() == b"body"
 
 
 async def test_a_stream_left_early_leaves_the_pool_usable(storage: AnyStorage) -> None:

@@ -180,6 +180,65 @@ def test_an_authentic_chunk_of_another_length_is_no_full_chunk(size: int) -> Non
         ChunkReader(KEY, CONTEXT, header).open_chunk(0, chunk, last=False)
 
 
+@given(st.integers(0, 3), st.integers(0, 3))
+def test_chunks_at_once_are_the_same_as_one_by_one(first: int, count: int) -> None:
+    count = min(count, 3 - first)
+    reader = ChunkReader(KEY, CONTEXT, SEALED[:HEADER_BYTES])
+    start, length = reader.sealed_span(first, count)
+    span = SEALED[start : start + length]
+    one_by_one = b"".join(
+        reader.open_chunk(
+            first + n, span[n * SEALED_CHUNK_BYTES :][:SEALED_CHUNK_BYTES], last=False
+        )
+        for n in range(count)
+    )
+    for kind in (bytes, bytearray, memoryview):
+        assert reader.open_chunks(first, kind(span)) == one_by_one
+    assert one_by_one == PLAINTEXT[first * CHUNK_BYTES : (first + count) * CHUNK_BYTES]
+
+
+def test_chunks_at_once_are_whole_ones_that_do_not_end_the_message() -> None:
+    reader = ChunkReader(KEY, CONTEXT, SEALED[:HEADER_BYTES])
+    body = SEALED[HEADER_BYTES:]
+    full, last = body[: 3 * SEALED_CHUNK_BYTES], body[3 * SEALED_CHUNK_BYTES :]
+    exact = seal(KEY, CONTEXT, PLAINTEXT[: 3 * CHUNK_BYTES], salt=SALT)
+    for first, chunks in (
+        (0, full[:-1]),
+        (0, full + b"x"),
+        (0, body),  # the last, short one along with the others
+        (3, last),
+        (3, last.ljust(SEALED_CHUNK_BYTES, b"\0")),
+        (1, full),
+        (-1, full),
+        (0, full[SEALED_CHUNK_BYTES:]),
+        (0, full[SEALED_CHUNK_BYTES : 2 * SEALED_CHUNK_BYTES] + full[:SEALED_CHUNK_BYTES]),
+        (0, exact[HEADER_BYTES : HEADER_BYTES + SEALED_CHUNK_BYTES]),  # another message's
+    ):
+        with pytest.raises(ChunkError):
+            reader.open_chunks(first, chunks)
+
+
+@given(st.integers(0, 3 * SEALED_CHUNK_BYTES * 8 - 1))
+def test_any_flipped_bit_fails_all_chunks_that_are_opened_with_it(bit: int) -> None:
+    broken = bytearray(SEALED[HEADER_BYTES : HEADER_BYTES + 3 * SEALED_CHUNK_BYTES])
+    broken[bit // 8] ^= 1 << bit % 8
+    with pytest.raises(ChunkError):
+        ChunkReader(KEY, CONTEXT, SEALED[:HEADER_BYTES]).open_chunks(0, broken)
+
+
+def test_chunks_at_once_leave_a_number_for_the_last_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = ChunkReader(KEY, CONTEXT, SEALED[:HEADER_BYTES])
+    full = SEALED[HEADER_BYTES : HEADER_BYTES + 3 * SEALED_CHUNK_BYTES]
+    monkeypatch.setattr("contracts.sealing.cobblestone.MAX_CHUNKS", 4)
+    assert reader.open_chunks(0, full) == PLAINTEXT[: 3 * CHUNK_BYTES]
+    monkeypatch.setattr("contracts.sealing.cobblestone.MAX_CHUNKS", 3)
+    with pytest.raises(ChunkError):
+        reader.open_chunks(0, full)
+    with pytest.raises(ChunkError):
+        reader.open_chunks(2, full[2 * SEALED_CHUNK_BYTES :])
+    assert reader.open_chunks(1, full[SEALED_CHUNK_BYTES : 2 * SEALED_CHUNK_BYTES])
+
+
 def test_no_chunk_covers_nothing_and_nothing_is_negative() -> None:
     assert ChunkReader.chunk_range(CHUNK_BYTES, 0) == (1, 0)
     assert ChunkReader.chunk_range(CHUNK_BYTES - 1, 2) == (0, 2)

@@ -237,3 +237,10 @@ async def test_a_put_in_the_middle_of_a_copy() -> None:
         storage.put("a/k", b"2", PLAIN, condition=IfMatch(etag)),
     )
     assert (await storage.read("a/k"))[1] == b"1"
+
+
+async def test_a_presigned_url_names_its_object_and_its_end() -> None:
+    """It leads nowhere, but tells what it was made of."""
+    storage = MemoryStorage()
+    lease = Lease(datetime.fromisoformat("2026-11-24T10:00:00+00:00"), 60)
+    assert await storage.presigned("a/k", lease) == "memory:///a/k?until=2026-11-24T10:01:00Z"

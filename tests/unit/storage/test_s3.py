@@ -191,6 +191,46 @@ async def test_an_ignored_range_is_no_answer(server: ScriptedServer, storage: S3
 
 
 @pytest.mark.parametrize(
+    ("start", "length_bytes", "asked"),
+    [(0, 4, "bytes=0-3"), (3, 1, "bytes=3-3"), (3, None, "bytes=3-"), (0, None, None)],
+)
+async def test_a_bounded_stream_asks_for_no_more(
+    server: ScriptedServer, storage: S3Storage, start: int, length_bytes: int | None, asked: str
+) -> None:
+    """And reads no more, whatever is still to come of the object."""
+    end = 10 if length_bytes is None else start + length_bytes
+    status = 206 if asked else 200
+    told = {"Content-Range": f"bytes {start}-{end - 1}/10"} if asked else {}
+    server.script = [Reply(status, b"0123456789"[start:end], told)]
+    async with storage.stream("a/k", start=start, length_bytes=length_bytes) as stream:
+        assert stream.head.size_bytes == 10
+        got = b"".join([chunk async for chunk in stream.chunks(3)])
+    assert got == b"0123456789"[start:end]
+    assert server.asked[0].headers.get("range") == asked
+
+
+async def test_a_bounded_stream_of_a_shorter_object_ends_with_it(
+    server: ScriptedServer, storage: S3Storage
+) -> None:
+    """Fewer bytes than were asked for are what there is."""
+    server.script = [Reply(206, b"789", {"Content-Range": "bytes 7-9/10"})]
+    async with storage.stream("a/k", start=7, length_bytes=100) as stream:
+        assert b"".join([chunk async for chunk in stream.chunks(70)]) == b"789"
+
+
+async def test_what_a_presigned_url_says(server: ScriptedServer, storage: S3Storage) -> None:
+    """A GET of this one object, from the read on, for as long as the lease; nothing is asked."""
+    signed = await storage.presigned("a/ü k?&", lease(60))
+    url = urlsplit(signed)
+    query = {name: value for name, (value,) in parse_qs(url.query).items()}
+    assert url.path == "/bucket/a/%C3%BC%20k%3F%26"
+    assert (query["X-Amz-Date"], query["X-Amz-Expires"]) == ("20261124T100000Z", "60")
+    assert query["X-Amz-SignedHeaders"] == "host"
+    assert SECRET not in signed
+    assert not server.asked
+
+
+@pytest.mark.parametrize(
     ("body", "raised"),
     [
         (error("InternalError"), StorageUnavailableError),

@@ -1,0 +1,99 @@
+"""The whole application over a bucket in memory, with a publisher that is the test."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+from tests.unit.gateway.asgi import Connection, ask
+from tests.unit.gateway.bench import API_KEY, KEY, Bench
+from tests.unit.gateway.publishing import FakePublisher
+from tests.unit.workers.factories import MASTER_KEYS
+from workers.gateway.app import application
+from workers.gateway.metrics import GatewayMetrics
+from workers.gateway.objects import Objects
+from workers.gateway.paths import object_path
+from workers.gateway.rotations import Rotations
+from workers.gateway.uploads import Uploads
+from workers.sweep import SweepStore
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from contracts.publisher import Publisher
+    from workers.health import Check
+
+BEARER = {"authorization": f"Bearer {API_KEY}"}
+PATH = object_path("acme", KEY)
+ROTATIONS = "/v1/projects/acme/rotations"
+
+
+async def _holds() -> bool:
+    return True
+
+
+@dataclass
+class Serving:
+    bench: Bench = field(default_factory=Bench)
+    publisher: FakePublisher = field(default_factory=FakePublisher)
+    concurrency: int = 64
+    idle_timeout_s: float = 30.0
+    wait_max_s: float = 20.0
+    max_bytes: int = 10**6
+    upload_concurrency: int = 4
+    presign_plaintext: bool = False
+    checks: Mapping[str, Check] = field(default_factory=lambda: {"storage": _holds})
+
+    def __post_init__(self) -> None:
+        self.metrics = GatewayMetrics()
+        publisher = cast("Publisher", self.publisher)
+        uploads = Uploads(
+            publisher,
+            self.metrics,
+            max_bytes=self.max_bytes,
+            concurrency=self.upload_concurrency,
+            idle_timeout_s=self.idle_timeout_s,
+            wait_max_s=self.wait_max_s,
+        )
+        objects = Objects(
+            self.bench.gate,
+            self.bench.source,
+            uploads.put,
+            self.metrics,
+            presign_plaintext=self.presign_plaintext,
+            idle_timeout_s=self.idle_timeout_s,
+        )
+        self.store = SweepStore(self.bench.storage, MASTER_KEYS)
+        self.rotations = Rotations(
+            self.bench.gate,
+            publisher,
+            self.store,
+            idle_timeout_s=self.idle_timeout_s,
+            wait_max_s=self.wait_max_s,
+        )
+        self.app = application(
+            objects, self.rotations, self.metrics, self.checks, concurrency=self.concurrency
+        )
+
+    async def ask(
+        self, method: str = "GET", target: str = PATH, *, key: str | None = API_KEY, **more: Any
+    ) -> Connection:
+        """One request, with the project's key where no other is given."""
+        headers = dict(more.pop("headers", {}))
+        if key is not None:
+            headers = {"authorization": f"Bearer {key}", **headers}
+        return await ask(self.app, method, target, headers=headers, **more)
+
+    def counted(self, name: str, **labels: str) -> float:
+        """A counter's value; 0 where nothing was counted."""
+        full = f"keyturn_gateway_{name}"
+        return self.metrics.registry.get_sample_value(full, labels) or 0.0
+
+    def label_values(self, name: str) -> set[str]:
+        """All values that a label has in any sample."""
+        return {
+            sample.labels[name]
+            for family in self.metrics.registry.collect()
+            for sample in family.samples
+            if name in sample.labels and family.name.startswith("keyturn")
+        }

@@ -1,0 +1,354 @@
+"""Rotations over HTTP: published for the holder of the current key, and told of (SPEC 9.5)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from contracts.errors import StorageUnavailableError, all_errors
+from contracts.messages import COUNT_FIELDS, RotationAccepted, RotationRejected
+from contracts.names import is_uuid
+from contracts.publisher import NotDeliveredError, OutcomeUnknownError
+from tests.unit.gateway.asgi import Connection
+from tests.unit.gateway.bench import API_KEY, NEW_API_KEY, turned_to
+from tests.unit.gateway.serving import ROTATIONS, Serving
+from tests.unit.gateway.test_problems import STATUSES
+from workers.gateway import rotations as rotations_module
+from workers.sweep import Ask, Plan
+from workers.sweep.counts import Counts
+from workers.sweep.plan import State
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from contracts.messages import Event
+
+_AT = "2026-11-24T10:00:00.000000Z"
+_NOW = datetime(2026, 11, 24, 10, tzinfo=UTC)
+THIRD_API_KEY = "kt_" + "3" * 43
+_ID = "2f6c9a0e-1111-4111-8111-111111111111"
+
+
+@pytest.fixture
+async def serving() -> AsyncIterator[Serving]:
+    serving = Serving()
+    yield serving
+    await serving.rotations.close()
+
+
+def _ask(api_key: Any = NEW_API_KEY) -> bytes:
+    return json.dumps({"api_key": api_key}).encode()
+
+
+def _accepted(rotation_id: str) -> Event:
+    return RotationAccepted(rotation_id=rotation_id, project="acme", generation=2, at=_AT)
+
+
+def _rejected(code: str) -> Any:
+    return lambda rotation_id: RotationRejected(
+        rotation_id=rotation_id, project="acme", code=code, detail="said so", at=_AT
+    )
+
+
+async def _state(serving: Serving, rotation_id: str, key: str = API_KEY) -> dict[str, Any]:
+    got = await serving.ask(target=f"{ROTATIONS}/{rotation_id}", key=key)
+    assert got.status == 200
+    assert got.headers["cache-control"] == "no-store"
+    document: dict[str, Any] = got.document()
+    assert (document.pop("rotation_id"), document.pop("project")) == (rotation_id, "acme")
+    return document
+
+
+async def test_a_rotation_is_published_expecting_the_callers_generation(serving: Serving) -> None:
+    got = await serving.ask("POST", ROTATIONS, body=_ask())
+    assert got.status == 202
+    (asked,) = serving.publisher.rotations
+    assert asked == {
+        "project": "acme",
+        "id": got.document()["rotation_id"],
+        "api_key": NEW_API_KEY,
+        "generation": 1,
+    }
+    assert is_uuid(asked["id"])
+    assert got.headers["location"] == f"{ROTATIONS}/{asked['id']}"
+    assert "preference-applied" not in got.headers
+    assert await _state(serving, asked["id"]) == {"state": "requested"}
+
+
+@pytest.mark.parametrize("host", ["a/b", "a?b", "[", "a:b]", "a#b", ""])
+async def test_where_it_is_told_does_not_hang_on_what_the_client_calls_this_host(
+    serving: Serving, host: str
+) -> None:
+    got = await serving.ask("POST", ROTATIONS, body=_ask(), headers={"host": host})
+    assert got.status == 202
+    assert got.headers["location"] == f"{ROTATIONS}/{got.document()['rotation_id']}"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"[]",
+        b"null",
+        b"{}",
+        b'"key"',
+        b"{",
+        b"\xff",
+        b"[" * 8000,
+        b'{"api_key": NaN}',
+        b'{"api_key": null}',
+        b'{"api_key": 7}',
+        b'{"api_key": ["a"]}',
+        b'{"api_key": "\\ud800aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"}',
+        b'{"API_KEY": "%s"}' % NEW_API_KEY.encode(),
+        b'{"api_key": "%s", "more": 1}' % NEW_API_KEY.encode(),
+        b'{"api_key": "%s", "api_key": "%s"}' % (NEW_API_KEY.encode(), NEW_API_KEY.encode()),
+        _ask("short"),
+        _ask("k" * 513),
+        _ask("k" * 40 + " "),
+        _ask("ü" * 40),
+        _ask("kt_" + "k" * 43 + "\n"),
+    ],
+)
+async def test_a_body_of_another_form_is_refused_and_no_key_repeated(
+    serving: Serving, body: bytes
+) -> None:
+    got = await serving.ask("POST", ROTATIONS, body=body)
+    assert (got.status, got.document()["code"]) == (400, "malformed_request")
+    assert got.headers["connection"] == "close"
+    for secret in (NEW_API_KEY, "k" * 40, "short", "aaaaaaa"):
+        assert secret not in got.content.decode()
+    assert not serving.publisher.rotations
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
+def test_whatever_the_body_it_is_refused_in_order(body: bytes) -> None:
+    async def asked() -> None:
+        serving = Serving()
+        got = await serving.ask("POST", ROTATIONS, body=body)
+        assert got.status == 400
+
+    asyncio.run(asked())
+
+
+async def test_a_body_may_come_in_pieces_but_not_without_end(serving: Serving) -> None:
+    whole = _ask()
+    pieces = [whole[at : at + 1] for at in range(len(whole))]
+    assert (await serving.ask("POST", ROTATIONS, body=pieces)).status == 202
+    got = await serving.ask("POST", ROTATIONS, body=[b" " * 8192, b" ", None])
+    assert (got.status, got.document()["code"]) == (413, "body_too_large")
+
+
+async def test_a_client_that_sends_no_body_is_given_up() -> None:
+    serving = Serving(idle_timeout_s=0.02)
+    got = await serving.ask("POST", ROTATIONS, body=[b"{", None])
+    assert got.status == 408
+
+
+async def test_who_holds_no_current_key_sends_no_body(serving: Serving) -> None:
+    for target, key in ((ROTATIONS, NEW_API_KEY), (ROTATIONS.replace("acme", "other"), API_KEY)):
+        for sent in (key, None):
+            got = await serving.ask("POST", target, key=sent, body=[None])
+            assert (got.status, got.document()["code"]) == (401, "unauthorized")
+    assert not serving.publisher.rotations
+
+
+async def test_a_key_of_the_projects_past_is_refused_at_once(serving: Serving) -> None:
+    serving.bench.write_keyring(turned_to(serving.bench.ring, NEW_API_KEY))
+    for key in (API_KEY, NEW_API_KEY):
+        got = await serving.ask("POST", ROTATIONS, key=NEW_API_KEY, body=_ask(key))
+        assert (got.status, got.document()["code"]) == (409, "kek_reused")
+        assert key not in got.content.decode()
+    # Also where a clean sweep has cleared the KEK itself: its id is kept.
+    ring = serving.bench.ring
+    cleared = replace(ring, history=(replace(ring.history[0], kek=None),))
+    other = Serving()
+    other.bench.write_keyring(cleared)
+    got = await other.ask("POST", ROTATIONS, key=NEW_API_KEY, body=_ask(API_KEY))
+    assert got.status == 409
+    assert not serving.publisher.rotations
+    assert not other.publisher.rotations
+
+
+async def test_who_waits_learns_of_a_refusal_or_that_it_was_handed_in(serving: Serving) -> None:
+    waiting = {"prefer": "wait=9"}
+    serving.publisher.tells = _accepted
+    got = await serving.ask("POST", ROTATIONS, body=_ask(), headers=waiting)
+    assert (got.status, got.headers["preference-applied"]) == (202, "wait=9")
+    for code in all_errors():
+        serving.publisher.tells = _rejected(code)
+        got = await serving.ask("POST", ROTATIONS, body=_ask(), headers=waiting)
+        assert (got.status, got.document()["code"]) == (STATUSES[code], code)
+        assert got.document()["rotation_id"] == serving.publisher.rotations[-1]["id"]
+
+
+async def test_who_waits_in_vain_is_told_that_it_was_handed_in(serving: Serving) -> None:
+    got = await serving.ask("POST", ROTATIONS, body=_ask(), headers={"prefer": "wait=0"})
+    assert (got.status, got.headers["preference-applied"]) == (202, "wait=0")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"), [(NotDeliveredError("no"), False), (OutcomeUnknownError("?"), True)]
+)
+async def test_what_cannot_be_published_is_for_later(
+    serving: Serving, error: Exception, *, told: bool
+) -> None:
+    serving.publisher.fails = error
+    got = await serving.ask("POST", ROTATIONS, body=_ask())
+    assert (got.status, got.headers["retry-after"]) == (503, "1")
+    assert ("rotation_id" in got.document()) is told
+
+
+# How far it is.
+
+
+def _plan(serving: Serving, rotation_id: str, **more: Any) -> Plan:
+    desired = serving.bench.desired
+    state = State(desired.generation, desired.kek_id, "m1", plaintext=False, etag="e")
+    ask = Ask("rotation", rotation_id, "acme", _AT)
+    return Plan(ask, state, _NOW, _NOW, **more)
+
+
+def _turn(serving: Serving) -> str:
+    serving.bench.write_keyring(turned_to(serving.bench.ring, NEW_API_KEY))
+    return serving.bench.ring.current.rotation_id
+
+
+async def test_each_status_of_its_record_is_a_state() -> None:
+    counts = Counts(objects=3, rewrapped=2, current=3)
+    told = {**asdict(counts), "clean": False}
+    assert set(told) == {*COUNT_FIELDS, "clean"}
+    failed = {"code": "unknown_master_key", "detail": "why"}
+    cases: list[tuple[dict[str, Any] | None, dict[str, Any]]] = [
+        (None, {"state": "accepted"}),
+        ({"status": "running"}, {"state": "running", "counts": told}),
+        ({"status": "failed", **failed}, {"state": "failed", **failed}),
+        ({"status": "done"}, {"state": "completed", "counts": told}),
+        (
+            {"status": "done", "clean": True},
+            {"state": "completed", "counts": {**told, "clean": True}},
+        ),
+    ]
+    for record, expected in cases:
+        serving = Serving()
+        rotation_id = _turn(serving)
+        if record is not None:
+            proven = {"proven": counts, "written": Counts(rewrapped=2)}
+            await serving.store.create(_plan(serving, rotation_id, **proven, **record), "m1")
+        assert await _state(serving, rotation_id, NEW_API_KEY) == expected | {"generation": 2}
+
+
+async def test_an_earlier_rotation_is_told_of_by_its_own_generation() -> None:
+    serving = Serving()
+    earlier = _turn(serving)
+    serving.bench.write_keyring(turned_to(serving.bench.ring, THIRD_API_KEY))
+    assert await _state(serving, earlier, THIRD_API_KEY) == {"state": "accepted", "generation": 2}
+
+
+async def test_one_that_was_accepted_a_moment_ago_is_found_by_a_second_look(
+    serving: Serving,
+) -> None:
+    """The keyring in the cache does not name it yet."""
+    await serving.ask("POST", ROTATIONS, body=_ask())
+    ring = serving.bench.ring
+    rotation_id = serving.publisher.rotations[0]["id"]
+    await serving.bench.admitted()
+    before = replace(ring.current, rotation_id=rotation_id)
+    serving.bench.write_keyring(replace(ring, current=before))
+    assert await _state(serving, rotation_id) == {"state": "accepted", "generation": 1}
+
+
+async def test_the_old_key_is_turned_away_once_it_is_accepted(serving: Serving) -> None:
+    await serving.ask("POST", ROTATIONS, body=_ask())
+    rotation_id = serving.publisher.rotations[0]["id"]
+    _turn(serving)
+    # Also within the cache's seconds: the second look shows that the key was turned.
+    got = await serving.ask(target=f"{ROTATIONS}/{rotation_id}")
+    assert got.status == 401
+
+
+async def test_a_refusal_is_told_by_the_gateway_that_published_it(serving: Serving) -> None:
+    serving.publisher.tells = _rejected("generation_mismatch")
+    await serving.ask("POST", ROTATIONS, body=_ask(), headers={"prefer": "wait=1"})
+    rotation_id = serving.publisher.rotations[0]["id"]
+    assert await _state(serving, rotation_id) == {
+        "state": "rejected",
+        "code": "generation_mismatch",
+        "detail": "said so",
+    }
+    elsewhere = Serving(bench=serving.bench)
+    got = await elsewhere.ask(target=f"{ROTATIONS}/{rotation_id}")
+    assert (got.status, got.document()["code"]) == (404, "not_found")
+
+
+async def test_a_rotation_of_another_project_is_nobodys(serving: Serving) -> None:
+    await serving.ask("POST", ROTATIONS, body=_ask())
+    rotation_id = serving.publisher.rotations[0]["id"]
+    serving.rotations._known[rotation_id].project = "other"
+    got = await serving.ask(target=f"{ROTATIONS}/{rotation_id}")
+    assert got.status == 404
+
+
+@pytest.mark.parametrize("rotation_id", ["x", _ID.upper(), _ID + "0", "%00"])
+async def test_what_is_no_id_is_not_found(serving: Serving, rotation_id: str) -> None:
+    got = await serving.ask(target=f"{ROTATIONS}/{rotation_id}")
+    assert (got.status, got.document()["code"]) == (404, "not_found")
+    assert (await serving.ask(target=f"{ROTATIONS}/{rotation_id}", key=None)).status == 401
+
+
+async def test_a_record_that_was_forged_or_cannot_be_read() -> None:
+    serving = Serving()
+    rotation_id = _turn(serving)
+    await serving.store.create(_plan(serving, rotation_id), "m1")
+    await serving.bench.admitted(NEW_API_KEY)
+    serving.bench.storage.fail_next("read", StorageUnavailableError("read: SlowDown"))
+    got = await serving.ask(target=f"{ROTATIONS}/{rotation_id}", key=NEW_API_KEY)
+    assert (got.status, got.document()["code"]) == (503, "storage_unavailable")
+    (plan_key,) = [k for k in serving.bench.storage.stored_keys() if k.endswith("sweep.json")]
+    head, body = await serving.bench.storage.read(plan_key)
+    forged = json.loads(body) | {"sealed": "AAAA"}
+    serving.bench.storage.plant(plan_key, json.dumps(forged).encode(), head.headers)
+    got = await serving.ask(target=f"{ROTATIONS}/{rotation_id}", key=NEW_API_KEY)
+    assert (got.status, got.document()["code"]) == (502, "corrupt_object")
+
+
+async def test_memory_of_what_was_published_is_bounded(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rotations_module, "_MAX_KNOWN", 3)
+    for _ in range(8):
+        await serving.ask("POST", ROTATIONS, body=_ask())
+    kept = [asked["id"] for asked in serving.publisher.rotations[-3:]]
+    assert list(serving.rotations._known) == kept
+
+
+async def test_nothing_listens_once_it_is_closed() -> None:
+    serving = Serving()
+    await serving.ask("POST", ROTATIONS, body=_ask())
+    answers = [known.answer for known in serving.rotations._known.values()]
+    await serving.rotations.close()
+    assert all(answer.done() for answer in answers)
+
+
+async def test_a_client_that_goes_while_it_waits_leaves_the_rotation_as_it_is(
+    serving: Serving,
+) -> None:
+    connection = Connection()
+    asking = asyncio.create_task(
+        serving.ask("POST", ROTATIONS, body=_ask(), headers={"prefer": "wait=20"}, on=connection)
+    )
+    for _ in range(20):
+        await asyncio.sleep(0)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    (asked,) = serving.publisher.rotations
+    assert await _state(serving, asked["id"]) == {"state": "requested"}
