@@ -28,8 +28,10 @@ class Deployment:
     event_seed: bytes = field(default_factory=lambda: os.urandom(32))
     publisher_seed: bytes = field(default_factory=lambda: os.urandom(32))
     narrow_seed: bytes = field(default_factory=lambda: os.urandom(32))
+    gateway_seed: bytes = field(default_factory=lambda: os.urandom(32))
     api_key: str = field(default_factory=new_api_key)
     more_master_keys: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    pepper: str = ""
 
     @property
     def master_keys(self) -> dict[str, bytes]:
@@ -47,6 +49,10 @@ class Deployment:
     @property
     def narrow_key(self) -> SigningKey:
         return SigningKey.from_seed(self.narrow_seed)
+
+    @property
+    def gateway_key(self) -> SigningKey:
+        return SigningKey.from_seed(self.gateway_seed)
 
     @property
     def event_key(self) -> SigningKey:
@@ -75,6 +81,11 @@ class Deployment:
                 "may": ["upload.requested"],
                 "projects": ["other"],
             },
+            "gateway": {
+                "keys": [b64(self.gateway_key.public_bytes)],
+                "may": ["upload.requested", "rotation.requested"],
+                "projects": ["*"],
+            },
         }
         env = {
             **self.s3_env(),
@@ -102,3 +113,18 @@ class Deployment:
             "KEYTURN_INTAKE_PUBLIC_KEY": f"main:{b64(self.intake.public_bytes)}",
             "KEYTURN_EVENT_PUBLIC_KEY": b64(self.event_key.public_bytes),
         }
+
+    def gateway_env(self, **more: str) -> dict[str, str]:
+        """The whole environment of a gateway on a free port; `more` without the prefix."""
+        env = {
+            **self.publisher_env(),
+            "KEYTURN_PUBLISHER_NAME": "gateway",
+            "KEYTURN_PUBLISHER_KEY": b64(self.gateway_seed),
+            "KEYTURN_MASTER_KEYS": json.dumps(
+                {name: b64(key) for name, key in self.master_keys.items()}
+            ),
+            "KEYTURN_PEPPER": self.pepper,
+            "KEYTURN_GATEWAY_PORT": "0",
+            "KEYTURN_LOG_FORMAT": "json",
+        }
+        return env | {f"KEYTURN_{name}": value for name, value in more.items()}

@@ -1,8 +1,9 @@
-"""Worker processes of a test: the real command, its log, signals, and its end."""
+"""Processes of a test, workers and gateways: the real command, its log, signals, its end."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sys
@@ -73,6 +74,37 @@ class WorkerProcess:
             self._changed.notify_all()
 
 
+@dataclass
+class GatewayProcess(WorkerProcess):
+    """A running gateway, and where it listens."""
+
+    host: str = ""
+    port: int = 0
+
+    @property
+    def url(self) -> str:
+        """Its address."""
+        return f"http://{self.host}:{self.port}"
+
+
+async def _started(env: dict[str, str], *arguments: str) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        *arguments,
+        cwd=_ROOT,
+        env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **env},
+        stdin=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+
+
+async def _end(running: WorkerProcess) -> None:
+    if running.process.returncode is None:
+        running.process.kill()
+    await running.ended()
+
+
 @asynccontextmanager
 async def worker(
     env: dict[str, str],
@@ -83,25 +115,24 @@ async def worker(
     ready: bool = True,
 ) -> AsyncIterator[WorkerProcess]:
     """Run `keyturn worker ROLE` in this environment, ready to serve; killed afterwards."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        module,
-        "worker",
-        role,
-        *arguments,
-        cwd=_ROOT,
-        env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **env},
-        stdin=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    running = WorkerProcess(process)
+    running = WorkerProcess(await _started(env, module, "worker", role, *arguments))
     running._reader = asyncio.create_task(running._read())
     try:
         if ready:
             await running.logged("worker started")
         yield running
     finally:
-        if process.returncode is None:
-            process.kill()
-        await running.ended()
+        await _end(running)
+
+
+@asynccontextmanager
+async def gateway(env: dict[str, str]) -> AsyncIterator[GatewayProcess]:
+    """Run `keyturn gateway` in this environment, once it listens; killed afterwards."""
+    running = GatewayProcess(await _started(env, "workers", "gateway"))
+    running._reader = asyncio.create_task(running._read())
+    try:
+        told = json.loads(await running.logged("gateway started"))
+        running.host, running.port = told["host"], told["port"]
+        yield running
+    finally:
+        await _end(running)
