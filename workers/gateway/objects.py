@@ -2,7 +2,8 @@
 
 Who asks is decided first, what the key names second, and only then is anything read. An
 answer's length is told from the object's last chunk, but for a whole GET, which finds out at
-its end and is aborted where it was wrong.
+its end and is aborted where it was wrong. No answer begins before the first piece of its body
+has authenticated.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
@@ -35,7 +36,7 @@ from workers.gateway.metrics import GatewayMetrics
 from workers.gateway.paths import object_of
 from workers.gateway.problems import problem, problem_of, status_of
 from workers.gateway.ranges import ByteRange, Span, parse_range
-from workers.gateway.source import START_BYTES, Found, Pieces, Plain, Source
+from workers.gateway.source import START_BYTES, Found, Piece, Pieces, Plain, Source
 
 PRESIGNED_S: Final = 60
 _AT_ONCE_BYTES: Final = 64 * 1024
@@ -114,13 +115,18 @@ class Objects:
             if isinstance(span, Response):
                 await span(scope, receive, send)
                 return
-            await _begin(send, _OK if span is None else _PARTIAL, headers_of(found, span))
+            status, said = _OK if span is None else _PARTIAL, headers_of(found, span)
             if head_only:
+                await _begin(send, status, said)
                 await send({"type": "http.response.body"})
                 return
-            pieces = found.whole() if span is None else found.pieces(span)
-            length = found.size_bytes if span is None else span.length
-            await self._send(scope, receive, send, pieces, length)
+            async with aclosing(found.whole() if span is None else found.pieces(span)) as pieces:
+                # Before the answer begins: a body cut down to an empty one would otherwise be
+                # told as an empty object, which is whole as soon as its head is there.
+                first = await anext(pieces, b"")
+                await _begin(send, status, said)
+                length = found.size_bytes if span is None else span.length
+                await self._send(scope, receive, send, _led_by(first, pieces), length)
 
     async def _answer(
         self, headers: Headers, found: Found, wanted: ByteRange | None, *, head_only: bool
@@ -199,6 +205,12 @@ def _start_bytes(wanted: ByteRange | None) -> int:
     """How much to read at first: no chunk that the answer does not need (SPEC 9.2)."""
     begins = wanted is None or wanted.first == 0
     return START_BYTES if begins else HEADER_BYTES
+
+
+async def _led_by(first: Piece, rest: Pieces) -> Pieces:
+    yield first
+    async for piece in rest:
+        yield piece
 
 
 async def _begin(send: Send, status: int, headers: Mapping[str, str]) -> None:
