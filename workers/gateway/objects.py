@@ -28,7 +28,6 @@ from workers.gateway.client import (
     ClientGoneError,
     ClientSlowError,
     abort,
-    patient,
     while_connected,
 )
 from workers.gateway.gate import Admitted, Gate
@@ -60,7 +59,6 @@ class Objects:
         put: Takes bodies in.
         metrics: Counts.
         presign_plaintext: Whether plaintext is read from the storage itself.
-        idle_timeout_s: How long a client may take nothing.
     """
 
     def __init__(
@@ -71,14 +69,12 @@ class Objects:
         metrics: GatewayMetrics,
         *,
         presign_plaintext: bool,
-        idle_timeout_s: float,
     ) -> None:
         self._gate = gate
         self._source = source
         self._put = put
         self._metrics = metrics
         self._presign_plaintext = presign_plaintext
-        self._idle_timeout_s = idle_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; refusals before an answer has begun are raised."""
@@ -92,7 +88,7 @@ class Objects:
             await response(scope, receive, send)
             return
         try:
-            await self._read(scope, receive, patient(send, self._idle_timeout_s), admitted, key)
+            await self._read(scope, receive, send, admitted, key)
         except KeyturnError as exc:
             if status_of(exc.code) == _BAD_GATEWAY:
                 self._metrics.failures.labels(exc.code).inc()
