@@ -119,32 +119,28 @@ class Client:
         self,
         project: str,
         key: str,
+        headers: Mapping[str, str] | None = None,
         *,
         method: str = "GET",
         token: str | None = None,
         body: bytes = b"",
-        **headers: str,
     ) -> Answer:
-        """Ask for an object; `headers` with `_` in place of `-`."""
-        return await self.send(
-            method, object_target(project, key), token=token, body=body, **headers
-        )
+        """Ask for an object, with the client's own API key or the one given."""
+        target = object_target(project, key)
+        return await self.send(method, target, headers, token=token, body=body)
 
     async def send(
         self,
         method: str,
         target: str,
+        headers: Mapping[str, str] | None = None,
         *,
         token: str | None = None,
         body: bytes = b"",
-        **headers: str,
     ) -> Answer:
         """Ask for any path."""
-        said = {"Authorization": f"Bearer {token or self.api_key}"}
-        said |= {name.replace("_", "-"): value for name, value in headers.items()}
+        said = {"Authorization": f"Bearer {token or self.api_key}", **(headers or {})}
         if body:
-            said["Content-Length"] = str(len(body))
+            said.setdefault("Content-Length", str(len(body)))
         raw = request(method, target, said, body)
-        return await exchange(
-            self.process.host, self.process.port, raw, head_only=method == "HEAD"
-        )
+        return await exchange(self.process.host, self.process.port, raw, head_only=method == "HEAD")

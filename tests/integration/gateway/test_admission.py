@@ -223,9 +223,7 @@ async def test_a_legal_key_is_looked_for_below_the_project_alone(scene: Scene, w
         ("/v1/projects/acme/objects/literal%252fpercent", 50, 1),
     ],
 )
-async def test_a_key_is_decoded_once(
-    scene: Scene, target: str, size_bytes: int, seed: int
-) -> None:
+async def test_a_key_is_decoded_once(scene: Scene, target: str, size_bytes: int, seed: int) -> None:
     answer = await _raw(scene, "GET", target, _bearer(scene.deployment.api_key))
     assert (answer.status, answer.body) == (200, plain(size_bytes, seed))
 
@@ -252,9 +250,7 @@ async def test_a_key_is_decoded_once(
         ("*", {400, 404}),
     ],
 )
-async def test_a_path_that_is_none_of_ours(
-    scene: Scene, target: str, statuses: set[int]
-) -> None:
+async def test_a_path_that_is_none_of_ours(scene: Scene, target: str, statuses: set[int]) -> None:
     """No other spelling of a path leads to an object."""
     answer = await _raw(scene, "GET", target, _bearer(scene.deployment.api_key))
     assert answer.status in statuses
