@@ -165,6 +165,8 @@ class GatewaySettings(PublisherSettings, OperatorSettings, LogSettings):
     # Objects of the earlier system are opened whole, a few at a time.
     gateway_v0_max_bytes: Annotated[int, Field(ge=1)] = 64 * _MIB
     gateway_v0_concurrency: Annotated[int, Field(ge=1, le=200)] = 4
+    # A client whose request's head takes longer is cut off.
+    gateway_head_timeout_s: Annotated[float, Field(gt=0)] = 15
     # A client that takes or sends nothing for so long is cut off.
     gateway_idle_timeout_s: Annotated[float, Field(gt=0)] = 60
     gateway_wait_max_s: Annotated[float, Field(gt=0)] = 60

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import uuid
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ from contracts.sealing import (
     open_tombstone,
     record_kek,
     seal,
+    seal_record,
     unwrap_dek,
     user_kek,
     wrap_dek,
@@ -110,7 +112,7 @@ class Bucket:
         """An object as a worker would have stored it at this generation."""
         dek = os.urandom(32)
         name, secret = master_key or ("m1", self.deployment.master_key)
-        user = user_kek(api_key or self.deployment.api_key, project)
+        user = user_kek(api_key or self.deployment.api_key, project, self.deployment.pepper)
         metadata = {
             "enc-algo": COBBLESTONE,
             "enc-dek-user": self.wrap(user, "user", project, key, generation, dek),
@@ -195,6 +197,41 @@ class Bucket:
         inner = json.loads(open_record(record_kek(secret, project), s3_key, sealed))
         assert isinstance(inner, dict)
         return inner
+
+    def put_record(
+        self,
+        s3_key: str,
+        project: str,
+        holds: dict[str, Any],
+        master_key: tuple[str, bytes] | None = None,
+    ) -> None:
+        """Put a record made by hand."""
+        name, secret = master_key or ("m1", self.deployment.master_key)
+        sealed = seal_record(record_kek(secret, project), s3_key, json.dumps(holds).encode())
+        outer = {"v": 1, "project": project, "master_key": name, "sealed": b64(sealed)}
+        self.put(s3_key, json.dumps(outer).encode(), {}, ContentType="application/json")
+
+    def put_keyring(self, project: str, *api_keys: str, **more: Any) -> None:
+        """Put a keyring made by hand: one generation an API key, the last one current.
+
+        Without any it is the deployment's; `more` is what the record says beside them.
+        """
+        entries = []
+        for generation, api_key in enumerate(api_keys or (self.deployment.api_key,), start=1):
+            kek = user_kek(api_key, project, self.deployment.pepper)
+            entries.append(
+                {
+                    "generation": generation,
+                    "kek_id": kek_id(kek),
+                    "kek": b64(kek.reveal()),
+                    "rotation_id": str(uuid.uuid4()),
+                    "requested_at": "2026-11-24T10:00:00.000000Z",
+                    "at": "2026-11-24T10:00:01.000000Z",
+                }
+            )
+        rest = {"plaintext": "forbidden", "v0": "forbidden", "v0_kek": None}
+        holds = {**entries.pop(), **rest, "history": entries, **more}
+        self.put_record(keyring_key(project), project, holds)
 
     def keyring(self, project: str, master_key: tuple[str, bytes] | None = None) -> dict[str, Any]:
         """A project's keyring."""

@@ -31,6 +31,7 @@ class Deployment:
     gateway_seed: bytes = field(default_factory=lambda: os.urandom(32))
     api_key: str = field(default_factory=new_api_key)
     more_master_keys: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    pepper: str = ""
 
     @property
     def master_keys(self) -> dict[str, bytes]:
@@ -75,15 +76,15 @@ class Deployment:
                 "may": ["*"],
                 "projects": ["*"],
             },
-            "gateway": {
-                "keys": [b64(self.gateway_key.public_bytes)],
-                "may": ["upload.requested", "rotation.requested"],
-                "projects": ["*"],
-            },
             "narrow": {
                 "keys": [b64(self.narrow_key.public_bytes)],
                 "may": ["upload.requested"],
                 "projects": ["other"],
+            },
+            "gateway": {
+                "keys": [b64(self.gateway_key.public_bytes)],
+                "may": ["upload.requested", "rotation.requested"],
+                "projects": ["*"],
             },
         }
         env = {
@@ -101,20 +102,6 @@ class Deployment:
         }
         return env | {f"KEYTURN_{name}": value for name, value in more.items()}
 
-    def gateway_env(self, **more: str) -> dict[str, str]:
-        """The whole environment of a gateway, on a free port; `more` without the prefix."""
-        env = {
-            **self.publisher_env(),
-            "KEYTURN_PUBLISHER_NAME": "gateway",
-            "KEYTURN_PUBLISHER_KEY": b64(self.gateway_seed),
-            "KEYTURN_MASTER_KEYS": json.dumps(
-                {name: b64(key) for name, key in self.master_keys.items()}
-            ),
-            "KEYTURN_GATEWAY_PORT": "0",
-            "KEYTURN_LOG_FORMAT": "json",
-        }
-        return env | {f"KEYTURN_{name}": value for name, value in more.items()}
-
     def publisher_env(self) -> dict[str, str]:
         """The whole environment of the publisher `api`."""
         return {
@@ -126,3 +113,18 @@ class Deployment:
             "KEYTURN_INTAKE_PUBLIC_KEY": f"main:{b64(self.intake.public_bytes)}",
             "KEYTURN_EVENT_PUBLIC_KEY": b64(self.event_key.public_bytes),
         }
+
+    def gateway_env(self, **more: str) -> dict[str, str]:
+        """The whole environment of a gateway on a free port; `more` without the prefix."""
+        env = {
+            **self.publisher_env(),
+            "KEYTURN_PUBLISHER_NAME": "gateway",
+            "KEYTURN_PUBLISHER_KEY": b64(self.gateway_seed),
+            "KEYTURN_MASTER_KEYS": json.dumps(
+                {name: b64(key) for name, key in self.master_keys.items()}
+            ),
+            "KEYTURN_PEPPER": self.pepper,
+            "KEYTURN_GATEWAY_PORT": "0",
+            "KEYTURN_LOG_FORMAT": "json",
+        }
+        return env | {f"KEYTURN_{name}": value for name, value in more.items()}

@@ -1,4 +1,4 @@
-"""Worker processes of a test: the real command, its log, signals, and its end."""
+"""Processes of a test, workers and gateways: the real command, its log, signals, its end."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 _ROOT = Path(__file__).parents[2]
 _START_TIMEOUT_S = 60
 _STOP_TIMEOUT_S = 30
-_Process = TypeVar("_Process", bound="WorkerProcess")
 
 
 @dataclass
@@ -75,6 +74,37 @@ class WorkerProcess:
             self._changed.notify_all()
 
 
+@dataclass
+class GatewayProcess(WorkerProcess):
+    """A running gateway, and where it listens."""
+
+    host: str = ""
+    port: int = 0
+
+    @property
+    def url(self) -> str:
+        """Its address."""
+        return f"http://{self.host}:{self.port}"
+
+
+async def _started(env: dict[str, str], *arguments: str) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        *arguments,
+        cwd=_ROOT,
+        env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **env},
+        stdin=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+
+
+async def _end(running: WorkerProcess) -> None:
+    if running.process.returncode is None:
+        running.process.kill()
+    await running.ended()
+
+
 @asynccontextmanager
 async def worker(
     env: dict[str, str],
@@ -85,46 +115,24 @@ async def worker(
     ready: bool = True,
 ) -> AsyncIterator[WorkerProcess]:
     """Run `keyturn worker ROLE` in this environment, ready to serve; killed afterwards."""
-    command = ("-m", module, "worker", role, *arguments)
-    async with _running(WorkerProcess, command, env) as running:
+    running = WorkerProcess(await _started(env, module, "worker", role, *arguments))
+    running._reader = asyncio.create_task(running._read())
+    try:
         if ready:
             await running.logged("worker started")
         yield running
-
-
-@dataclass
-class GatewayProcess(WorkerProcess):
-    """A running gateway; `url` is where it listens."""
-
-    url: str = ""
+    finally:
+        await _end(running)
 
 
 @asynccontextmanager
 async def gateway(env: dict[str, str]) -> AsyncIterator[GatewayProcess]:
-    """Run `keyturn gateway` in this environment, ready to serve; killed afterwards."""
-    async with _running(GatewayProcess, ("-m", "workers", "gateway"), env) as running:
-        told = json.loads(await running.logged("gateway started"))
-        running.url = f"http://{told['host']}:{told['port']}"
-        yield running
-
-
-@asynccontextmanager
-async def _running(
-    kind: type[_Process], command: tuple[str, ...], env: dict[str, str]
-) -> AsyncIterator[_Process]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *command,
-        cwd=_ROOT,
-        env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **env},
-        stdin=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    running = kind(process)
+    """Run `keyturn gateway` in this environment, once it listens; killed afterwards."""
+    running = GatewayProcess(await _started(env, "workers", "gateway"))
     running._reader = asyncio.create_task(running._read())
     try:
+        told = json.loads(await running.logged("gateway started"))
+        running.host, running.port = told["host"], told["port"]
         yield running
     finally:
-        if process.returncode is None:
-            process.kill()
-        await running.ended()
+        await _end(running)

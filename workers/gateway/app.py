@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from contracts.errors import KeyturnError
 from workers.gateway import docs
-from workers.gateway.client import ClientGoneError, ClientSlowError, abort
+from workers.gateway.client import ClientGoneError, ClientSlowError, abort, patient
 from workers.gateway.metrics import GatewayMetrics
 from workers.gateway.objects import Objects
 from workers.gateway.openapi import document
@@ -45,6 +45,7 @@ def application(
     checks: Mapping[str, Check],
     *,
     concurrency: int,
+    idle_timeout_s: float,
 ) -> ASGIApp:
     """The whole application.
 
@@ -54,6 +55,7 @@ def application(
         metrics: Counts, and is told at `/metrics`.
         checks: What `/readyz` asks, by name.
         concurrency: How many requests are served at once; more are refused.
+        idle_timeout_s: How long a client may take nothing.
     """
     text = orjson.dumps(document())
     page = docs.page(document())
@@ -98,7 +100,7 @@ def application(
     }
     app = Starlette(routes=routes, exception_handlers=handlers)
     app.router.redirect_slashes = False
-    return _Door(app, metrics, concurrency)
+    return _Door(app, metrics, concurrency, idle_timeout_s)
 
 
 def _json(value: object, status: int = 200) -> Response:
@@ -132,17 +134,21 @@ async def _internal(request: Request, error: Exception) -> Response:
 class _Door:
     """What every request passes."""
 
-    def __init__(self, app: ASGIApp, metrics: GatewayMetrics, concurrency: int) -> None:
+    def __init__(
+        self, app: ASGIApp, metrics: GatewayMetrics, concurrency: int, idle_timeout_s: float
+    ) -> None:
         self._app = app
         self._metrics = metrics
         self._concurrency = concurrency
+        self._idle_timeout_s = idle_timeout_s
         self._serving = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        answer = _Answer(scope, send, self._metrics)
+        # Every answer, whoever asks: one that nobody takes holds its place here.
+        answer = _Answer(scope, patient(send, self._idle_timeout_s), self._metrics)
         self._serving += 1
         self._metrics.in_flight.set(self._serving)
         try:

@@ -75,8 +75,8 @@ def _time(value: str | None) -> datetime | None:
         return None
     try:
         told = parsedate_to_datetime(value)
-    except (ValueError, OverflowError):  # a year, or an offset, beyond all numbers
-        return None
+    except (ValueError, OverflowError):
+        return None  # no date is none that was said (RFC 9110, 13.1.3)
     return told if told.tzinfo is not None else told.replace(tzinfo=UTC)
 
 

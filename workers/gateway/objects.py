@@ -2,11 +2,13 @@
 
 Who asks is decided first, what the key names second, and only then is anything read. An
 answer's length is told from the object's last chunk, but for a whole GET, which finds out at
-its end and is aborted where it was wrong.
+its end and is aborted where it was wrong. No answer begins before the first piece of its body
+has authenticated.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
+from functools import partial
 from typing import Final
 
 import structlog
@@ -27,7 +29,6 @@ from workers.gateway.client import (
     ClientGoneError,
     ClientSlowError,
     abort,
-    patient,
     while_connected,
 )
 from workers.gateway.gate import Admitted, Gate
@@ -35,7 +36,7 @@ from workers.gateway.metrics import GatewayMetrics
 from workers.gateway.paths import object_of
 from workers.gateway.problems import problem, problem_of, status_of
 from workers.gateway.ranges import ByteRange, Span, parse_range
-from workers.gateway.source import START_BYTES, Found, Pieces, Plain, Source
+from workers.gateway.source import START_BYTES, Found, Piece, Pieces, Plain, Source
 
 PRESIGNED_S: Final = 60
 _AT_ONCE_BYTES: Final = 64 * 1024
@@ -59,7 +60,6 @@ class Objects:
         put: Takes bodies in.
         metrics: Counts.
         presign_plaintext: Whether plaintext is read from the storage itself.
-        idle_timeout_s: How long a client may take nothing.
     """
 
     def __init__(
@@ -70,14 +70,12 @@ class Objects:
         metrics: GatewayMetrics,
         *,
         presign_plaintext: bool,
-        idle_timeout_s: float,
     ) -> None:
         self._gate = gate
         self._source = source
         self._put = put
         self._metrics = metrics
         self._presign_plaintext = presign_plaintext
-        self._idle_timeout_s = idle_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; refusals before an answer has begun are raised."""
@@ -91,7 +89,7 @@ class Objects:
             await response(scope, receive, send)
             return
         try:
-            await self._read(scope, receive, patient(send, self._idle_timeout_s), admitted, key)
+            await self._read(scope, receive, send, admitted, key)
         except KeyturnError as exc:
             if status_of(exc.code) == _BAD_GATEWAY:
                 self._metrics.failures.labels(exc.code).inc()
@@ -114,13 +112,15 @@ class Objects:
             if isinstance(span, Response):
                 await span(scope, receive, send)
                 return
-            await _begin(send, _OK if span is None else _PARTIAL, headers_of(found, span))
+            status, said = _OK if span is None else _PARTIAL, headers_of(found, span)
             if head_only:
+                await _begin(send, status, said)
                 await send({"type": "http.response.body"})
                 return
             pieces = found.whole() if span is None else found.pieces(span)
             length = found.size_bytes if span is None else span.length
-            await self._send(scope, receive, send, pieces, length)
+            begin = partial(_begin, send, status, said)
+            await self._send(scope, receive, send, _Body(pieces, length, begin))
 
     async def _answer(
         self, headers: Headers, found: Found, wanted: ByteRange | None, *, head_only: bool
@@ -150,38 +150,28 @@ class Objects:
             return problem_of(refused, beyond)
         return span
 
-    async def _send(
-        self, scope: Scope, receive: Receive, send: Send, pieces: Pieces, length: int
-    ) -> None:
-        """Send the bytes of an answer that has begun; what fails now aborts it."""
-        sent = 0
-
-        async def sending() -> None:
-            nonlocal sent
-            async with aclosing(pieces):
-                async for piece in pieces:
-                    if piece:
-                        sent += len(piece)
-                        await send({"type": "http.response.body", "body": piece, "more_body": True})
-            await send({"type": "http.response.body", "body": b""})
-
+    async def _send(self, scope: Scope, receive: Receive, send: Send, body: "_Body") -> None:
+        """Send an answer. What fails before it has begun is raised, what fails later aborts it."""
         try:
-            if length <= _AT_ONCE_BYTES:
-                await sending()  # over before anybody could go
+            if body.length <= _AT_ONCE_BYTES:
+                await body.send(send)  # over before anybody could go
             else:
-                await while_connected(receive, sending())
+                await while_connected(receive, body.send(send))
         except ClientGoneError:
             self._metrics.aborted.labels("client_gone").inc()
         except ClientSlowError:
             self._abort(scope, "client_slow")
         except KeyturnError as exc:
+            if not body.begun:
+                raise
             self._metrics.failures.labels(exc.code).inc()
             self._abort(scope, exc.code)
         except Exception:
-            abort(scope)
+            if body.begun:
+                abort(scope)
             raise
         finally:
-            self._metrics.sent_bytes.inc(sent)
+            self._metrics.sent_bytes.inc(body.sent_bytes)
 
     def _abort(self, scope: Scope, reason: str) -> None:
         abort(scope)
@@ -199,6 +189,32 @@ def _start_bytes(wanted: ByteRange | None) -> int:
     """How much to read at first: no chunk that the answer does not need (SPEC 9.2)."""
     begins = wanted is None or wanted.first == 0
     return START_BYTES if begins else HEADER_BYTES
+
+
+class _Body:
+    """The bytes of an answer, and how far they are sent."""
+
+    def __init__(self, pieces: Pieces, length: int, begin: Callable[[], Awaitable[None]]) -> None:
+        self._pieces = pieces
+        self._begin = begin
+        self.length = length
+        self.begun = False
+        self.sent_bytes = 0
+
+    async def send(self, send: Send) -> None:
+        """Begin the answer with its first piece, and send it to its end."""
+        async with aclosing(self._pieces) as pieces:
+            # Before the answer begins: a body cut down to an empty one would otherwise be told
+            # as an empty object, which is whole as soon as its head is there.
+            piece: Piece | None = await anext(pieces, None)
+            await self._begin()
+            self.begun = True
+            while piece is not None:
+                if piece:
+                    self.sent_bytes += len(piece)
+                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+                piece = await anext(pieces, None)
+        await send({"type": "http.response.body", "body": b""})
 
 
 async def _begin(send: Send, status: int, headers: Mapping[str, str]) -> None:

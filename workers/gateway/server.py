@@ -26,7 +26,7 @@ from workers.gateway.app import application
 from workers.gateway.gate import Gate
 from workers.gateway.metrics import GatewayMetrics
 from workers.gateway.objects import Objects
-from workers.gateway.protocol import GatewayProtocol
+from workers.gateway.protocol import bounded
 from workers.gateway.rotations import Rotations
 from workers.gateway.source import Keys, Source
 from workers.gateway.uploads import Uploads
@@ -91,6 +91,7 @@ async def opened(settings: GatewaySettings, metrics: GatewayMetrics) -> AsyncIte
                 metrics,
                 _checks(storage, publisher),
                 concurrency=settings.gateway_concurrency,
+                idle_timeout_s=settings.gateway_idle_timeout_s,
             )
         finally:
             await parts.rotations.close()
@@ -130,7 +131,6 @@ def _parts(
         uploads.put,
         metrics,
         presign_plaintext=settings.presign_plaintext,
-        idle_timeout_s=settings.gateway_idle_timeout_s,
     )
     rotations = Rotations(
         gate,
@@ -190,7 +190,7 @@ async def _serve(settings: GatewaySettings, app: ASGIApp) -> None:
         app,
         host=settings.gateway_host,
         port=settings.gateway_port,
-        http=GatewayProtocol,
+        http=bounded(settings.gateway_head_timeout_s, settings.gateway_idle_timeout_s),
         ws="none",
         lifespan="off",
         log_config=None,

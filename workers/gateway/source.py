@@ -186,12 +186,16 @@ class Sealed:
             offset += len(begun)
         failures = 0
         while offset < end:
+            began = offset
             try:
                 async with aclosing(self._read(offset, end, rest)) as read:
                     async for piece in read:
                         offset += len(piece)
                         yield piece
             except StorageUnavailableError:
+                # One that gets on may break as often as it likes: a long download meets more
+                # breaks than a short one.
+                failures = 0 if offset > began else failures
                 if failures == _RESUMES:
                     raise
                 await asyncio.sleep(_RESUME_PAUSES_S[failures])
@@ -340,13 +344,17 @@ class Source:
         s3_key = object_key(admitted.project, key)
         try:
             async with AsyncExitStack() as stack:
-                rest = None
+                rest: AsyncIterator[bytes] | None = None
                 if start_bytes is None:
                     stream = await stack.enter_async_context(self._storage.stream(s3_key))
                     rest = stream.chunks(_READ_BYTES)
-                    head, start = stream.head, await _first(rest)
-                else:
-                    head, start = await self._storage.read_start(s3_key, start_bytes)
+                    try:
+                        head, start = stream.head, await _first(rest)
+                    except StorageUnavailableError:
+                        rest = None  # it broke: begin anew, as later on
+                if rest is None:
+                    size_bytes = START_BYTES if start_bytes is None else start_bytes
+                    head, start = await self._storage.read_start(s3_key, size_bytes)
                 opened = await self._dek(admitted, key, head, start)
                 if opened is None or opened.algorithm != COBBLESTONE:
                     # Read anew, or by somebody else. Whoever held a second connection beside

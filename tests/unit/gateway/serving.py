@@ -61,7 +61,6 @@ class Serving:
             uploads.put,
             self.metrics,
             presign_plaintext=self.presign_plaintext,
-            idle_timeout_s=self.idle_timeout_s,
         )
         self.store = SweepStore(self.bench.storage, MASTER_KEYS)
         self.rotations = Rotations(
@@ -72,7 +71,12 @@ class Serving:
             wait_max_s=self.wait_max_s,
         )
         self.app = application(
-            objects, self.rotations, self.metrics, self.checks, concurrency=self.concurrency
+            objects,
+            self.rotations,
+            self.metrics,
+            self.checks,
+            concurrency=self.concurrency,
+            idle_timeout_s=self.idle_timeout_s,
         )
 
     async def ask(

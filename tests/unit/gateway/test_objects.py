@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from dataclasses import replace
+from itertools import count
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,7 +21,7 @@ from workers.gateway import source as source_module
 if TYPE_CHECKING:
     from typing import Any
 
-PLAINTEXT = os.urandom(20 * CHUNK + 7)
+PLAINTEXT = os.urandom(40 * CHUNK + 7)
 
 
 @pytest.fixture(autouse=True)
@@ -241,8 +242,12 @@ async def test_an_unexpected_error_after_the_start_aborts_and_never_completes(
 ) -> None:
     serving = _serving()
 
-    def breaks(*_: object) -> bytearray:
-        raise RuntimeError("a secret in an exception")
+    opens, opened = ChunkReader.open_chunks, count()
+
+    def breaks(reader: ChunkReader, first: int, sealed: bytes) -> bytearray:
+        if next(opened) == 2:
+            raise RuntimeError("a secret in an exception")
+        return opens(reader, first, sealed)
 
     monkeypatch.setattr(ChunkReader, "open_chunks", breaks)
     got = await serving.ask()

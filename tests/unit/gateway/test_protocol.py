@@ -10,7 +10,6 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from workers.gateway import protocol as protocol_module
 from workers.gateway.client import abort
 from workers.gateway.protocol import GatewayProtocol
 
@@ -75,7 +74,7 @@ async def _is_cut(reader: asyncio.StreamReader) -> bool:
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol_module, "HEAD_TIMEOUT_S", _SHORT_S)
+    monkeypatch.setattr(GatewayProtocol, "head_timeout_s", _SHORT_S)
 
 
 @pytest.mark.usefixtures("short")
@@ -112,7 +111,7 @@ async def test_a_next_request_has_its_time_too() -> None:
 
 
 async def test_what_follows_the_head_may_take_longer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol_module, "HEAD_TIMEOUT_S", _SHORT_S)
+    monkeypatch.setattr(GatewayProtocol, "head_timeout_s", _SHORT_S)
     headed = asyncio.Event()
 
     async def slow(scope: Scope, receive: Receive, send: Send) -> None:
@@ -170,7 +169,7 @@ async def test_each_request_has_its_own_way_to_be_cut() -> None:
 async def test_a_head_without_end_is_cut_off_before_it_fills_the_memory(
     begun: bytes, more: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(protocol_module, "HEAD_TIMEOUT_S", 60.0)
+    monkeypatch.setattr(GatewayProtocol, "head_timeout_s", 60.0)
     async with _connected(_answers) as (reader, writer):
         cut = asyncio.create_task(_is_cut(reader))
         writer.write(b"GET /" + begun)

@@ -1,0 +1,71 @@
+"""What the tests of the gateway share: a process to ask, and objects made by hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from contracts.names import object_key
+from tests.acceptance.canaries import MARKER, Canaries
+
+if TYPE_CHECKING:
+    from tests.support.bucket import Bucket, Made
+    from tests.support.deployment import Deployment
+    from tests.support.http import Client
+    from tests.support.process import GatewayProcess
+    from tests.support.serving import Serving
+
+OTHER_KEY = "other-key-" + "o" * 33
+CHUNK = 16 * 1024
+SEALED_CHUNK = CHUNK + 16
+HEADER = 56
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A running gateway, its bucket, and a client with the deployment's API key."""
+
+    deployment: Deployment
+    bucket: Bucket
+    process: GatewayProcess
+    client: Client
+
+    def put(self, key: str, plaintext: bytes, *, project: str = "acme", **more: Any) -> Made:
+        """Put a good object made by hand; `more` are arguments of boto3's `put_object`."""
+        made = self.bucket.made(project, key, plaintext)
+        self.bucket.put_made(project, made, **more)
+        return made
+
+    def replace(
+        self, made: Made, *, body: bytes | None = None, metadata: dict[str, str] | None = None
+    ) -> None:
+        """Put a changed form of an object in its place, as a bucket writer could."""
+        self.bucket.put(
+            object_key("acme", made.key),
+            made.body if body is None else body,
+            made.metadata if metadata is None else metadata,
+        )
+
+
+@dataclass(frozen=True)
+class Live:
+    """A gateway with a broker and a worker behind it."""
+
+    scene: Scene
+    served: Serving
+
+
+def plain(size_bytes: int, seed: int = 0) -> bytes:
+    """A plaintext that no log may show, different at every 16 bytes."""
+    counted = b"".join(b"%015x " % (seed * 2**32 + at) for at in range(size_bytes // 16 + 1))
+    return (MARKER + counted)[:size_bytes]
+
+
+def canaries(deployment: Deployment) -> Canaries:
+    """All that the gateway's log may not hold."""
+    found = Canaries.of(deployment, "acme", "other")
+    found.secrets["gateway's seed"] = deployment.gateway_seed
+    found.secrets["the other project's API key"] = OTHER_KEY.encode()
+    if deployment.pepper:
+        found.secrets["pepper"] = deployment.pepper.encode()
+    return found

@@ -1,0 +1,323 @@
+"""Who is let in, and what a path may name (SPEC 9.1, 13): every odd way to ask, as a table."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+import pytest_asyncio
+
+from tests.integration.gateway.scene import OTHER_KEY, plain
+from tests.support.http import exchange, object_target, request
+
+if TYPE_CHECKING:
+    from tests.integration.gateway.scene import Scene
+    from tests.support.http import Answer
+
+pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
+
+_KEY = "reports/q3.pdf"
+_PATH = object_target("acme", _KEY)
+_PERCENT_KEY = "literal%2fpercent"  # a legal key: its path says %252f
+_STRANGER = "kt_" + "s" * 40
+
+Fields = list[tuple[str, str]]
+
+
+def _bearer(api_key: str) -> Fields:
+    return [("Authorization", f"Bearer {api_key}")]
+
+
+async def _raw(scene: Scene, method: str, target: str, fields: Fields) -> Answer:
+    return await exchange(
+        scene.process.host,
+        scene.process.port,
+        request(method, target, fields),
+        head_only=method == "HEAD",
+    )
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", autouse=True)
+async def _objects(scene: Scene) -> None:
+    scene.put(_KEY, plain(100))
+    scene.put(_PERCENT_KEY, plain(50, seed=1))
+    # What a confused path could reach.
+    for s3_key in ("acme", "acme/", "acme//x", "acme/../other/x", "secret", "acme/a/./b"):
+        scene.bucket.put(s3_key, b"planted", {})
+
+
+# What stands in Authorization, of somebody who asks for an object that is there.
+_NOBODY: dict[str, Fields] = {
+    "no header": [],
+    "another project's key": _bearer(OTHER_KEY),
+    "a key that nobody has": _bearer(_STRANGER),
+    "another scheme": [("Authorization", "Basic YWNtZTpwYXNzd29yZA==")],
+    "no scheme": [("Authorization", "KEY")],
+    "the scheme alone": [("Authorization", "Bearer")],
+    "an empty key": [("Authorization", "Bearer ")],
+    "an empty header": [("Authorization", "")],
+    "two headers, both right": [("Authorization", "Bearer KEY"), ("Authorization", "Bearer KEY")],
+    "two headers, one right": [("Authorization", "Bearer KEY"), ("Authorization", "Bearer x")],
+    "a tab after the scheme": [("Authorization", "Bearer\tKEY")],
+    "two keys in one": [("Authorization", "Bearer KEY, Bearer KEY")],
+    "a key in upper case": [("Authorization", "Bearer UPPER")],
+    "the key and one character": [("Authorization", "Bearer KEYx")],
+    "10 KB of it": _bearer("k" * 10_240),
+    "a key in Latin-1": _bearer("k" * 40 + "\xe9"),
+    "another header": [("X-Authorization", "Bearer KEY")],
+    "the proxy's header": [("Proxy-Authorization", "Bearer KEY")],
+    "a cookie": [("Cookie", "Authorization=Bearer KEY")],
+}
+
+
+def _with_key(scene: Scene, fields: Fields) -> Fields:
+    api_key = scene.deployment.api_key
+    return [
+        (name, value.replace("KEY", api_key).replace("UPPER", api_key.upper()))
+        for name, value in fields
+    ]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def refusal(scene: Scene) -> Answer:
+    """The one refusal, of which all others are a copy."""
+    return await _raw(scene, "GET", _PATH, _bearer(_STRANGER))
+
+
+def _is_the_refusal(answer: Answer, refusal: Answer) -> None:
+    assert answer.status == 401
+    assert answer.code == "unauthorized"
+    assert answer.body == refusal.body
+    assert [f for f in answer.fields if f[0] != "date"] == [
+        f for f in refusal.fields if f[0] != "date"
+    ]
+    assert answer.headers["www-authenticate"] == 'Bearer realm="keyturn"'
+
+
+@pytest.mark.parametrize("who", _NOBODY)
+async def test_nobody_but_the_holder_of_the_key(scene: Scene, refusal: Answer, who: str) -> None:
+    """Whatever is wrong with a key, it is refused in the same bytes."""
+    answer = await _raw(scene, "GET", _PATH, _with_key(scene, _NOBODY[who]))
+    _is_the_refusal(answer, refusal)
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
+async def test_the_scheme_is_a_word_in_any_case(scene: Scene, scheme: str) -> None:
+    fields = [("authorization", f"{scheme} {scene.deployment.api_key}")]
+    answer = await _raw(scene, "GET", _PATH, fields)
+    assert (answer.status, answer.body, answer.end) == (200, plain(100), "clean")
+
+
+# Project names that are none, or nobody's; the caller holds the key of `acme`.
+_PROJECTS = {
+    "unknown": "nosuch",
+    "named like the stand-in": "nobody",
+    "upper case": "ACME",
+    "underscore": "ac_me",
+    "leading hyphen": "-acme",
+    "64 characters": "a" * 64,
+    "dot": "acme.",
+    "Keyturn's own": ".keyturn",
+    "Keyturn's own, encoded": "%2ekeyturn",
+    "parent": "..",
+    "parent, encoded": "%2e%2e",
+    "objects within": "acme%2fobjects%2fx",
+    "trailing space": "acme%20",
+    "NUL": "acme%00",
+    "no UTF-8": "%ff",
+    "all": "*",
+    "all, as a folder": "_all",
+    "fullwidth": "%EF%BD%81cme",
+}
+
+
+@pytest.mark.parametrize("what", _PROJECTS)
+@pytest.mark.parametrize("method", ["GET", "PUT"])
+async def test_no_project_but_ones_own(
+    scene: Scene, refusal: Answer, what: str, method: str
+) -> None:
+    """A project that there is not, or cannot be, is refused in the words for a wrong key."""
+    target = f"/v1/projects/{_PROJECTS[what]}/objects/{_KEY}"
+    answer = await _raw(scene, method, target, _bearer(scene.deployment.api_key))
+    if method == "PUT":
+        assert (answer.status, answer.body) == (401, refusal.body)
+    else:
+        _is_the_refusal(answer, refusal)
+
+
+# Paths of keys that SPEC 1 does not allow, as they are sent.
+_KEYS = {
+    "parent": "..",
+    "parent within": "a/../b",
+    "parent at the end": "a/..",
+    "parent, encoded": "%2e%2e",
+    "parent, encoded, and on": "%2e%2e/other/x",
+    "parent between encoded slashes": "a%2F..%2fb",
+    "self": ".",
+    "self within": "a/./b",
+    "self, encoded": "a/%2e/b",
+    "empty segment": "a//b",
+    "empty segment, encoded": "a%2f%2fb",
+    "leading slash": "/a",
+    "leading slash, encoded": "%2fa",
+    "leading slash, own records": "%2f.keyturn/keyrings/acme.json",
+    "trailing slash": "a/",
+    "trailing slash, encoded": "a%2f",
+    "NUL": "a%00b",
+    "carriage return": "a%0db",
+    "newline at the end": "a%0a",
+    "DEL": "a%7fb",
+    "C1 control": "a%c2%85b",
+    "no UTF-8": "a%ff",
+    "overlong slash": "a%c0%afb",
+    "lone surrogate": "a%ed%a0%80",
+    "nothing": "",
+    "901 bytes": "k" * 901,
+    "901 bytes of two-byte characters": "%c3%a9" * 450 + "k",
+}
+
+
+@pytest.mark.parametrize("what", _KEYS)
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT"])
+async def test_no_object_has_such_a_key(scene: Scene, what: str, method: str) -> None:
+    """404 for the key's holder, 401 for all others: nothing is resolved or joined."""
+    target = f"/v1/projects/acme/objects/{_KEYS[what]}"
+    answer = await _raw(scene, method, target, _bearer(scene.deployment.api_key))
+    assert answer.status == 404
+    if method != "HEAD":
+        assert answer.code == "not_found"
+    assert (await _raw(scene, method, target, _bearer(_STRANGER))).status == 401
+
+
+_NOT_THERE = {
+    "a key that nothing stands at": "nothing/here",
+    "own records, which no project can name": ".keyturn/keyrings/acme.json",
+    "900 bytes": "k" * 900,
+    "three dots": "...",
+    "a dot within a segment": "a/.b/c",
+    "a backslash": "a%5c..%5cb",
+    "decoded once": "%252e%252e/x",
+    "a key like an address": "https:%2f-evil",
+}
+
+
+@pytest.mark.parametrize("what", _NOT_THERE)
+async def test_a_legal_key_is_looked_for_below_the_project_alone(scene: Scene, what: str) -> None:
+    target = f"/v1/projects/acme/objects/{_NOT_THERE[what]}"
+    answer = await _raw(scene, "GET", target, _bearer(scene.deployment.api_key))
+    assert (answer.status, answer.code) == (404, "not_found")
+    assert answer.problem["detail"] == "nothing stands at this key"
+
+
+@pytest.mark.parametrize(
+    ("target", "size_bytes", "seed"),
+    [
+        (_PATH, 100, 0),
+        ("/v1/projects/acme/objects/reports%2Fq3.pdf", 100, 0),
+        ("/v1/projects/acme/objects/%72eports/q3%2epdf", 100, 0),
+        (f"{_PATH}?versionId=1&partNumber=2", 100, 0),
+        (f"http://elsewhere.example{_PATH}", 100, 0),
+        ("/v1/projects/acme/objects/literal%252fpercent", 50, 1),
+    ],
+)
+async def test_a_key_is_decoded_once(scene: Scene, target: str, size_bytes: int, seed: int) -> None:
+    answer = await _raw(scene, "GET", target, _bearer(scene.deployment.api_key))
+    assert (answer.status, answer.body) == (200, plain(size_bytes, seed))
+
+
+@pytest.mark.parametrize(
+    ("target", "statuses"),
+    [
+        ("//v1/projects/acme/objects/reports/q3.pdf", {404}),
+        ("/v1//projects/acme/objects/reports/q3.pdf", {404}),
+        ("/v1/projects//acme/objects/reports/q3.pdf", {404}),
+        ("/v1/projects/acme/./objects/reports/q3.pdf", {404}),
+        ("/v1/projects/other/../acme/objects/reports/q3.pdf", {404}),
+        ("/x/../v1/projects/acme/objects/reports/q3.pdf", {404}),
+        ("/V1/projects/acme/objects/reports/q3.pdf", {404}),
+        ("/%761/projects/acme/objects/reports/q3.pdf", {401}),
+        ("/v1/projects/acme/%6fbjects/reports/q3.pdf", {401}),
+        ("/v1/projects/acme%2fobjects/reports/q3.pdf", {401}),
+        ("/v1/projects/acme%2fother/objects/reports/q3.pdf", {404}),
+        ("/v1/projects/..%2f/objects/reports/q3.pdf", {404}),
+        ("/v1/projects/acme/objects/a%0ab", {404}),
+        ("/v1/projects/acme/objects", {404}),
+        ("/v1/projects/acme/objects/\xe9", {400}),
+        ("v1/projects/acme/objects/reports/q3.pdf", {400}),
+        ("*", {400, 404}),
+    ],
+)
+async def test_a_path_that_is_none_of_ours(scene: Scene, target: str, statuses: set[int]) -> None:
+    """No other spelling of a path leads to an object."""
+    answer = await _raw(scene, "GET", target, _bearer(scene.deployment.api_key))
+    assert answer.status in statuses
+    assert b"canary" not in answer.body
+
+
+@pytest.mark.parametrize("method", ["DELETE", "POST", "PATCH", "OPTIONS", "TRACE", "PROPFIND"])
+async def test_no_other_method(scene: Scene, method: str) -> None:
+    answer = await _raw(scene, method, _PATH, _bearer(scene.deployment.api_key))
+    assert answer.status == 405
+    assert set(answer.headers["allow"].replace(" ", "").split(",")) == {"GET", "HEAD", "PUT"}
+    assert answer.problem["title"] == "Method Not Allowed"
+
+
+_SMUGGLING = {
+    "length and chunks": "Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "two lengths": "Content-Length: 4\r\nContent-Length: 5\r\n\r\nabcde",
+    "chunked twice said": "Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n",
+    "a space before the colon": "Content-Length : 4\r\n\r\nabcd",
+    "a folded header": "X-A: b\r\n c\r\n\r\n",
+    "a bare CR": "X-A: b\rX-B: c\r\n\r\n",
+    "a NUL": "X-A: b\0c\r\n\r\n",
+    "a length below zero": "Content-Length: -1\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("what", _SMUGGLING)
+async def test_a_request_that_two_servers_read_differently(scene: Scene, what: str) -> None:
+    head = f"PUT {_PATH} HTTP/1.1\r\nHost: g\r\nAuthorization: Bearer {_STRANGER}\r\n"
+    raw = (head + _SMUGGLING[what]).encode("latin-1")
+    answer = await exchange(scene.process.host, scene.process.port, raw)
+    assert answer.status in (400, 401)
+
+
+async def test_a_refusal_takes_as_long_for_whatever_reason(scene: Scene) -> None:
+    """A wrong key of a project that there is, and of ones that there are not or cannot be.
+
+    Each unknown project is asked for once, so that none is known to be unknown.
+    """
+
+    async def took(target: str) -> float:
+        began = time.perf_counter()
+        answer = await _raw(scene, "GET", target, _bearer(_STRANGER))
+        assert answer.status == 401
+        return time.perf_counter() - began
+
+    rounds = [
+        await asyncio.gather(
+            took(_PATH),
+            took(object_target(f"nosuch-{number}", _KEY)),
+            took(object_target(f"NOSUCH-{number}", _KEY)),
+        )
+        for number in range(20)
+    ]
+    medians = [statistics.median(times) for times in zip(*rounds, strict=True)]
+    assert max(medians) < 1.2 * min(medians), medians
+
+
+async def test_an_unauthorised_request_reads_no_object(scene: Scene) -> None:
+    """An object that is corrupt, absent or deleted is refused like one that is there."""
+    made = scene.bucket.made("acme", "broken", plain(10))
+    scene.replace(made, body=b"x" * 10)
+    scene.bucket.put("acme/gone", b"", {"enc-algo": "deleted", "enc-dek-admin": "eA=="})
+    told = [
+        await scene.client.ask("acme", key, token=_STRANGER)
+        for key in ("broken", "gone", "absent", _KEY)
+    ]
+    assert {answer.body for answer in told} == {told[0].body}
+    by_holder = [await scene.client.ask("acme", key) for key in ("broken", "gone", "absent")]
+    assert [answer.status for answer in by_holder] == [502, 404, 404]

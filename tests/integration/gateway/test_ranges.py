@@ -1,0 +1,298 @@
+"""Parts of an object (SPEC 9.2; RFC 9110, 13 and 14): whatever is asked for is a slice, or told."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import re
+from datetime import UTC, timedelta
+from email.utils import format_datetime, parsedate_to_datetime
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import pytest_asyncio
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from tests.integration.gateway.conftest import reading
+from tests.integration.gateway.scene import CHUNK, HEADER, SEALED_CHUNK, Scene, plain
+from tests.servers import new_bucket
+from tests.support.bucket import Bucket
+from tests.support.counting import counting
+from tests.support.deployment import Deployment
+from tests.support.http import object_target
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.servers import S3Server
+
+pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
+
+_SIZES = (0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 5 * CHUNK + 7, 33 * CHUNK)
+_SIZE = 3 * CHUNK + 5
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", autouse=True)
+async def _objects(scene: Scene) -> None:
+    for size_bytes in _SIZES:
+        scene.put(f"size/{size_bytes}", plain(size_bytes))
+    scene.put("x", plain(_SIZE), ContentType="text/plain", Metadata={"author": "kim"})
+
+
+@pytest.fixture(scope="module")
+def connection(scene: Scene) -> Iterator[http.client.HTTPConnection]:
+    """One connection for many requests."""
+    opened = http.client.HTTPConnection(scene.process.host, scene.process.port, timeout=30)
+    yield opened
+    opened.close()
+
+
+def _near(size_bytes: int) -> st.SearchStrategy[int]:
+    """Numbers about the borders of an object and of its chunks, and far beyond them."""
+    borders = [0, CHUNK, 2 * CHUNK, 16 * CHUNK, 32 * CHUNK, size_bytes, 10**30]
+    about = st.builds(
+        lambda border, by: max(border + by, 0), st.sampled_from(borders), st.integers(-2, 2)
+    )
+    return about | st.integers(0, size_bytes + 2)
+
+
+@st.composite
+def _asked(draw: st.DrawFn) -> tuple[int, int | None, int | None]:
+    size_bytes = draw(st.sampled_from(_SIZES))
+    first = draw(st.none() | _near(size_bytes))
+    last = draw(_near(size_bytes)) if first is None else draw(st.none() | _near(size_bytes))
+    return size_bytes, first, last
+
+
+@given(asked=_asked())
+@example(asked=(0, None, 1))
+@example(asked=(0, 0, None))
+@example(asked=(CHUNK, CHUNK - 1, CHUNK - 1))
+@example(asked=(33 * CHUNK, 0, 33 * CHUNK - 1))
+@example(asked=(33 * CHUNK, None, 33 * CHUNK))
+@settings(
+    max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+async def test_any_range_is_a_slice(
+    scene: Scene,
+    connection: http.client.HTTPConnection,
+    asked: tuple[int, int | None, int | None],
+) -> None:
+    """Against the slice that Python makes of the plaintext."""
+    size_bytes, first, last = asked
+    spec = f"bytes={'' if first is None else first}-{'' if last is None else last}"
+    said = {"Authorization": f"Bearer {scene.deployment.api_key}", "Range": spec}
+    connection.request("GET", object_target("acme", f"size/{size_bytes}"), headers=said)
+    answer = connection.getresponse()
+    body, plaintext = answer.read(), plain(size_bytes)
+
+    if first is not None and last is not None and last < first:
+        assert (answer.status, body) == (200, plaintext)  # no range: it is passed over
+        return
+    start = max(size_bytes - (last or 0), 0) if first is None else first
+    end = size_bytes if first is None or last is None else min(last + 1, size_bytes)
+    if first is None and last and size_bytes == 0:
+        assert (answer.status, body) == (200, b"")  # all of nothing
+    elif start >= end:
+        assert answer.status == 416
+        assert answer.headers["content-range"] == f"bytes */{size_bytes}"
+    else:
+        assert (answer.status, body) == (206, plaintext[start:end])
+        assert answer.headers["content-range"] == f"bytes {start}-{end - 1}/{size_bytes}"
+        assert int(answer.headers["content-length"]) == end - start
+
+
+# Range headers and what of `x` they give; None is a 416.
+_RANGES: dict[str, slice | None] = {
+    "bytes=0-0": slice(0, 1),
+    "BYTES=0-0": slice(0, 1),
+    "Bytes=5-9": slice(5, 10),
+    "bytes= 5-9 ": slice(5, 10),
+    "bytes=5-": slice(5, _SIZE),
+    "bytes=-5": slice(_SIZE - 5, _SIZE),
+    f"bytes=-{10 * _SIZE}": slice(0, _SIZE),
+    f"bytes=5-{10**40 - 1}": slice(5, _SIZE),
+    "bytes=-0": None,
+    f"bytes={_SIZE}-": None,
+    f"bytes={_SIZE}-{_SIZE}": None,
+    f"bytes={10**39}-": None,
+    # What is to be passed over: the answer is the whole.
+    "bytes=5-2": slice(0, _SIZE),
+    "bytes=-": slice(0, _SIZE),
+    "bytes=": slice(0, _SIZE),
+    "bytes": slice(0, _SIZE),
+    "": slice(0, _SIZE),
+    "bytes=a-b": slice(0, _SIZE),
+    "bytes=1-2-3": slice(0, _SIZE),
+    "bytes=--5": slice(0, _SIZE),
+    "bytes=+1-2": slice(0, _SIZE),
+    "bytes=0x1-0x2": slice(0, _SIZE),
+    "bytes=\u00b2-\u00b3": slice(0, _SIZE),
+    "bytes=1 - 2": slice(0, _SIZE),
+    "bytes:0-1": slice(0, _SIZE),
+    "items=0-1": slice(0, _SIZE),
+    "bytes=0-0,2-2": slice(0, _SIZE),
+    "bytes=0-0, -1": slice(0, _SIZE),
+    "bytes=" + "0-0," * 500 + "1-1": slice(0, _SIZE),
+    f"bytes={'9' * 5000}-": slice(0, _SIZE),
+}
+
+
+@pytest.mark.parametrize("spec", _RANGES)
+async def test_a_range_header(scene: Scene, spec: str) -> None:
+    answer = await scene.client.ask("acme", "x", {"Range": spec})
+    wanted = _RANGES[spec]
+    if wanted is None:
+        assert (answer.status, answer.code) == (416, "range_not_satisfiable")
+        assert answer.headers["content-range"] == f"bytes */{_SIZE}"
+    else:
+        whole = wanted == slice(0, _SIZE) and spec != f"bytes=-{10 * _SIZE}"
+        assert answer.status == (200 if whole else 206)
+        assert answer.body == plain(_SIZE)[wanted]
+
+
+async def test_a_range_of_a_head_is_the_whole_head(scene: Scene) -> None:
+    """Range is defined for GET alone."""
+    answer = await scene.client.ask("acme", "x", {"Range": "bytes=0-0"}, method="HEAD")
+    assert (answer.status, answer.headers["content-length"]) == (200, str(_SIZE))
+
+
+async def test_what_is_told_of_an_object(scene: Scene) -> None:
+    """The same by GET and HEAD, whole and in part."""
+    whole = await scene.client.ask("acme", "x")
+    head = await scene.client.ask("acme", "x", method="HEAD")
+    part = await scene.client.ask("acme", "x", {"Range": "bytes=1-2"})
+    made_of = ("content-length", "date", "content-range")
+    told = [{n: v for n, v in a.headers.items() if n not in made_of} for a in (whole, head, part)]
+    assert told[0] == told[1] == told[2]
+    assert whole.headers["content-length"] == head.headers["content-length"] == str(_SIZE)
+    assert re.fullmatch(r'"[0-9a-f]{64}"', whole.headers["etag"])
+    assert whole.headers["content-type"] == "text/plain"
+    assert whole.headers["x-keyturn-meta-author"] == "kim"
+    assert whole.headers["x-content-type-options"] == "nosniff"
+    assert whole.headers["accept-ranges"] == "bytes"
+    assert not [name for name in whole.headers if "enc-" in name]
+
+
+async def _etag(scene: Scene) -> tuple[str, str]:
+    answer = await scene.client.ask("acme", "x", method="HEAD")
+    return answer.headers["etag"], answer.headers["last-modified"]
+
+
+def _shifted(date: str, seconds: int) -> str:
+    shifted = parsedate_to_datetime(date).astimezone(UTC) + timedelta(seconds=seconds)
+    return format_datetime(shifted, usegmt=True)
+
+
+# Conditions (E the ETag, D its date, one second before and after), and the answer's status.
+_CONDITIONS: list[tuple[dict[str, str], int]] = [
+    ({"If-None-Match": "E"}, 304),
+    ({"If-None-Match": "W/E"}, 304),
+    ({"If-None-Match": '"a", W/"b", E'}, 304),
+    ({"If-None-Match": '"a,b" ,E, "c"'}, 304),
+    ({"If-None-Match": "*"}, 304),
+    ({"If-None-Match": '"other"'}, 200),
+    ({"If-None-Match": "BARE"}, 200),
+    ({"If-None-Match": ""}, 200),
+    ({"If-None-Match": '"other"', "If-Modified-Since": "D"}, 200),
+    ({"If-Modified-Since": "D"}, 304),
+    ({"If-Modified-Since": "AFTER"}, 304),
+    ({"If-Modified-Since": "BEFORE"}, 200),
+    ({"If-Modified-Since": "yesterday"}, 200),
+    ({"If-Modified-Since": "Mon, 01 Jan 2024 00:00:00 +99999999999999999999"}, 200),
+    ({"If-Modified-Since": "Mon, 32 Foo 99999 99:99:99 GMT"}, 200),
+    ({"If-Match": "E"}, 200),
+    ({"If-Match": "*"}, 200),
+    ({"If-Match": '"a", E'}, 200),
+    ({"If-Match": "W/E"}, 412),
+    ({"If-Match": '"other"'}, 412),
+    ({"If-Match": "E", "If-None-Match": "E"}, 304),
+    ({"If-Match": '"other"', "If-None-Match": "E"}, 412),
+    ({"If-Unmodified-Since": "D"}, 200),
+    ({"If-Unmodified-Since": "BEFORE"}, 412),
+    ({"If-Unmodified-Since": "BEFORE", "If-Match": "E"}, 200),
+    ({"Range": "bytes=1-2", "If-Range": "E"}, 206),
+    ({"Range": "bytes=1-2", "If-Range": "W/E"}, 200),
+    ({"Range": "bytes=1-2", "If-Range": '"other"'}, 200),
+    ({"Range": "bytes=1-2", "If-Range": "BARE"}, 200),
+    ({"Range": "bytes=1-2", "If-Range": "D"}, 206),
+    ({"Range": "bytes=1-2", "If-Range": "AFTER"}, 200),
+    ({"Range": "bytes=1-2", "If-Range": "BEFORE"}, 200),
+    ({"Range": "bytes=1-2", "If-Range": "yesterday"}, 200),
+    ({"Range": "bytes=999999999-", "If-Range": '"other"'}, 200),
+    ({"Range": "bytes=1-2", "If-None-Match": "E"}, 304),
+    ({"Range": "bytes=1-2", "If-Match": '"other"'}, 412),
+    ({"If-Range": '"other"'}, 200),
+]
+
+
+@pytest.mark.parametrize("number", range(len(_CONDITIONS)), ids=lambda n: str(_CONDITIONS[n][0]))
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_a_condition(scene: Scene, number: int, method: str) -> None:
+    asked, status = _CONDITIONS[number]
+    etag, date = await _etag(scene)
+    words = {
+        "E": etag,
+        "W/E": f"W/{etag}",
+        "BARE": etag.strip('"'),
+        "D": date,
+        "AFTER": _shifted(date, 1),
+        "BEFORE": _shifted(date, -1),
+    }
+    said = {name: words.get(value, re.sub(r"\bE\b", etag, value)) for name, value in asked.items()}
+    if "D" in asked.values() and "If-Range" in asked:
+        await _strong(scene)
+    answer = await scene.client.ask("acme", "x", said, method=method)
+    if method == "HEAD" and status == 206:
+        status = 200
+    assert answer.status == status
+    if status == 304:
+        assert answer.body == b""
+        kept = {"etag", "last-modified", "cache-control", "accept-ranges"}
+        assert kept <= answer.headers.keys()
+        assert not {"content-type", "content-range"} & answer.headers.keys()
+        assert answer.headers.get("content-length", str(_SIZE)) in ("0", str(_SIZE))
+    elif method == "GET" and status in (200, 206):
+        assert answer.body == (plain(_SIZE) if status == 200 else plain(_SIZE)[1:3])
+
+
+async def _strong(scene: Scene) -> None:
+    """A date names one form of an object only once it is older than a second."""
+    async with asyncio.timeout(10):
+        while True:
+            told = (await scene.client.ask("acme", "x", method="HEAD")).headers
+            age = parsedate_to_datetime(told["date"]) - parsedate_to_datetime(told["last-modified"])
+            if age > timedelta(seconds=2):
+                return
+            await asyncio.sleep(0.2)
+
+
+async def test_a_byte_of_a_large_object_costs_two_chunks(ceph: S3Server) -> None:
+    """Header, last chunk and the one that is asked for: whatever the object's size."""
+    deployment = Deployment("amqp://nobody:no-such-password@127.0.0.1:1/", ceph, new_bucket(ceph))
+    bucket = Bucket(deployment)
+    bucket.put_keyring("acme")
+    size_bytes = 64 * 1024 * 1024
+    large: Any = bucket.made("acme", "large", bytes(size_bytes - 5) + b"close")
+    bucket.put_made("acme", large)
+    async with (
+        counting(ceph.endpoint_url) as counted,
+        reading(deployment, S3_ENDPOINT_URL=counted.url) as scene,
+    ):
+        await scene.client.ask("acme", "nothing")  # the keyring, and what a start costs
+        for spec, wanted, chunks in (
+            (f"bytes={size_bytes // 2}-{size_bytes // 2}", b"\0", 2),
+            ("bytes=0-0", b"\0", 2),
+            ("bytes=-1", b"e", 1),
+            (f"bytes={CHUNK - 1}-{CHUNK}", b"\0\0", 3),
+        ):
+            before = counted.received_bytes
+            answer = await scene.client.ask("acme", "large", {"Range": spec})
+            assert (answer.status, answer.body) == (206, wanted)
+            heads = 4 * 2048  # of the storage's answers, and a keyring
+            assert counted.received_bytes - before <= HEADER + chunks * SEALED_CHUNK + heads
+        before = counted.received_bytes
+        head = await scene.client.ask("acme", "large", method="HEAD")
+        assert head.headers["content-length"] == str(size_bytes)
+        assert counted.received_bytes - before <= HEADER + 2 * SEALED_CHUNK + 4 * 2048

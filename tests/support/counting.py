@@ -1,0 +1,105 @@
+"""A TCP proxy before a server: it counts what the server sends, holds it up, and cuts it off."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+_PIECE_BYTES = 64 * 1024
+
+
+@dataclass
+class Counting:
+    """Forwards to one server.
+
+    `received_bytes` is what the server sent in all; `cut_after` cuts each connection that has
+    brought so much, `cuts` times in all; `served` is how many connections there were.
+    """
+
+    host: str
+    port: int
+    url: str = ""
+    received_bytes: int = 0
+    cut_after: int | None = None
+    cuts: int = 0
+    was_cut: int = 0
+    served: int = 0
+    _open: set[asyncio.StreamWriter] = field(default_factory=set)
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _moved: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    @property
+    def connections(self) -> int:
+        """How many connections stand."""
+        return len(self._open)
+
+    async def has_received(self, size_bytes: int, *, timeout_s: float = 30) -> None:
+        """Wait until the server has sent this much in all."""
+        async with asyncio.timeout(timeout_s), self._moved:
+            await self._moved.wait_for(lambda: self.received_bytes >= size_bytes)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._serve(reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        behind_reader, behind = await asyncio.open_connection(self.host, self.port)
+        self._open.add(writer)
+        self.served += 1
+        there = asyncio.create_task(self._there(reader, behind))
+        back = asyncio.create_task(self._back(behind_reader, writer))
+        try:
+            await asyncio.wait((there, back), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._open.discard(writer)
+            for each in (there, back):
+                each.cancel()
+            await asyncio.gather(there, back, return_exceptions=True)
+            writer.transport.abort()
+            behind.transport.abort()
+
+    async def _there(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while piece := await reader.read(_PIECE_BYTES):
+                writer.write(piece)
+                await writer.drain()
+
+    async def _back(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        brought = 0
+        with contextlib.suppress(OSError):
+            while piece := await reader.read(_PIECE_BYTES):
+                writer.write(piece)
+                await writer.drain()
+                brought += len(piece)
+                async with self._moved:
+                    self.received_bytes += len(piece)
+                    self._moved.notify_all()
+                if self.cut_after is not None and brought > self.cut_after and self.cuts:
+                    self.cuts -= 1
+                    self.was_cut += 1
+                    return
+
+
+@asynccontextmanager
+async def counting(url: str) -> AsyncIterator[Counting]:
+    """A proxy before the server at this address."""
+    at = urlsplit(url)
+    assert at.hostname is not None
+    running = Counting(at.hostname, at.port or 80)
+    server = await asyncio.start_server(running._accept, "127.0.0.1", 0)
+    running.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    try:
+        yield running
+    finally:
+        server.close()
+        for task in running._tasks:
+            task.cancel()
+        await asyncio.gather(*running._tasks, return_exceptions=True)
