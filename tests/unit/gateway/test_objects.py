@@ -276,12 +276,13 @@ async def test_a_client_that_goes_ends_the_read_from_the_storage() -> None:
     assert serving.counted("aborted_total", reason="client_gone") == 1
 
 
-async def test_a_client_that_takes_nothing_is_cut_off() -> None:
+@pytest.mark.parametrize("headers", [{}, {"range": f"bytes=0-{18 * CHUNK}"}])
+async def test_a_client_that_takes_nothing_is_cut_off(headers: dict[str, str]) -> None:
     serving = _serving(idle_timeout_s=0.05)
     connection = Connection()
     connection.takes.clear()
     async with asyncio.timeout(5):
-        await serving.ask(on=connection)
+        await serving.ask(on=connection, headers=headers)
     assert (connection.aborted, connection.ended) == (True, False)
     assert serving.bench.storage.open_streams == 0
     assert serving.counted("aborted_total", reason="client_slow") == 1
