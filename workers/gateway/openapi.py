@@ -210,7 +210,7 @@ def _put() -> _Json:
         "responses": {
             "201": {"description": "Stored", "content": answer},
             "202": {"description": "Handed in", "content": answer},
-            **_problems(*_WRITE),
+            **_problems(*_WRITE, 412),
         },
     }
 

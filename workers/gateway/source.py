@@ -395,22 +395,24 @@ class Source:
         self, admitted: Admitted, key: str, head: Head, start: bytes
     ) -> OpenedDek | None:
         envelope = object_metadata.parse(head.metadata)
-        opened = open_dek(envelope, start[:HEADER_BYTES], key, self._reader(admitted, envelope))
         generation = admitted.observed.keyring.current.generation
+        if isinstance(envelope, Wraps) and envelope.generation > generation:
+            # Either the keyring was turned after it was read, or somebody put an old one there
+            # (or the label is a lie): a read that begins now tells.
+            admitted = await self._gate.again(admitted)
+            generation = admitted.observed.keyring.current.generation
+        opened = open_dek(envelope, start[:HEADER_BYTES], key, self._reader(admitted, envelope))
         if (
             opened is not None
             and opened.role == "admin"
             and isinstance(envelope, Wraps)
             and envelope.generation > generation
         ):
-            # The wrap is bound to its label. Either the keyring was turned after it was read,
-            # or somebody put an old one there: a read that begins now tells.
-            current = (await self._gate.again(admitted)).observed.keyring.current.generation
-            if envelope.generation > current:
-                raise KeyringRolledBackError(
-                    f"the object stands at generation {envelope.generation}, "
-                    f"the keyring at {current}"
-                )
+            # The wrap is bound to its label: this is no lie.
+            raise KeyringRolledBackError(
+                f"the object stands at generation {envelope.generation}, "
+                f"the keyring at {generation}"
+            )
         return opened
 
     def _reader(self, admitted: Admitted, envelope: Envelope) -> Reader:

@@ -34,6 +34,7 @@ from workers.gateway.problems import problem, status_of
 
 _CREATED: Final = 201
 _ACCEPTED: Final = 202
+_PRECONDITION_FAILED: Final = 412
 _UNAVAILABLE: Final = 503
 _LENGTH: Final = re.compile(r"[0-9]{1,18}")
 _WAIT: Final = re.compile(
@@ -80,6 +81,11 @@ class Uploads:
             ClientGoneError: the client sent no more.
         """
         headers = request.headers
+        if "if-match" in headers:
+            # A key is written once: there is no object that this could take the place of.
+            return problem(
+                _PRECONDITION_FAILED, "an object is never replaced", headers={"connection": "close"}
+            )
         self._check(headers)
         metadata, upload_id = _metadata(headers), new_id()
         try:

@@ -163,6 +163,17 @@ async def test_an_object_newer_than_the_keyring_in_the_cache_turns_its_old_key_a
         assert found.size_bytes == len(PLAINTEXT)
 
 
+async def test_a_v0_body_newer_than_the_keyring_in_the_cache_turns_its_old_key_away_too() -> None:
+    """Its user wrap opens by the KEK of its own generation, which the old reading lacks."""
+    bench = Bench()
+    await bench.admitted()
+    bench.write_keyring(turned_to(bench.ring, NEW_API_KEY))
+    bench.plant_swept_v0(PLAINTEXT, DEK, bench.desired)
+    await _raises(bench, UnauthorizedError)
+    async with bench.opened(api_key=NEW_API_KEY) as found:
+        assert found.size_bytes == len(PLAINTEXT)
+
+
 async def test_an_object_newer_than_the_keyring_that_stands_is_a_rollback() -> None:
     bench = Bench()
     before = bench.ring

@@ -113,6 +113,16 @@ async def test_what_an_object_cannot_keep_is_refused(headers: dict[str, str]) ->
     assert not serving.publisher.uploads
 
 
+async def test_what_is_to_replace_an_object_is_refused_at_once() -> None:
+    """A key is written once: no object can be the one that is meant (RFC 9110, 13.1.1)."""
+    serving = Serving()
+    got = await serving.ask("PUT", headers={"if-match": '"x"'}, body=b"body")
+    assert (got.status, got.headers["connection"]) == (412, "close")
+    assert not serving.publisher.uploads
+    created = await serving.ask("PUT", headers={"if-none-match": "*"}, body=b"body")
+    assert created.status == 202
+
+
 async def test_a_metadata_name_that_stands_twice_is_refused() -> None:
     serving = Serving()
     got = await serving.ask(
