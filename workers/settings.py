@@ -169,6 +169,8 @@ class GatewaySettings(PublisherSettings, OperatorSettings, LogSettings):
     gateway_head_timeout_s: Annotated[float, Field(gt=0)] = 15
     # A client that takes or sends nothing for so long is cut off.
     gateway_idle_timeout_s: Annotated[float, Field(gt=0)] = 60
+    # How long the broker may take to confirm, reconnecting included, before it is a 503.
+    gateway_publish_timeout_s: Annotated[float, Field(gt=0)] = 30
     gateway_wait_max_s: Annotated[float, Field(gt=0)] = 60
     upload_max_bytes: Annotated[int, Field(ge=1, le=5 * _GIB)] = 5 * _GIB
     shutdown_grace_s: Annotated[float, Field(gt=0)] = 60

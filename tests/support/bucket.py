@@ -211,7 +211,13 @@ class Bucket:
         outer = {"v": 1, "project": project, "master_key": name, "sealed": b64(sealed)}
         self.put(s3_key, json.dumps(outer).encode(), {}, ContentType="application/json")
 
-    def put_keyring(self, project: str, *api_keys: str, **more: Any) -> None:
+    def put_keyring(
+        self,
+        project: str,
+        *api_keys: str,
+        master_key: tuple[str, bytes] | None = None,
+        **more: Any,
+    ) -> None:
         """Put a keyring made by hand: one generation an API key, the last one current.
 
         Without any it is the deployment's; `more` is what the record says beside them.
@@ -231,7 +237,7 @@ class Bucket:
             )
         rest = {"plaintext": "forbidden", "v0": "forbidden", "v0_kek": None}
         holds = {**entries.pop(), **rest, "history": entries, **more}
-        self.put_record(keyring_key(project), project, holds)
+        self.put_record(keyring_key(project), project, holds, master_key)
 
     def keyring(self, project: str, master_key: tuple[str, bytes] | None = None) -> dict[str, Any]:
         """A project's keyring."""

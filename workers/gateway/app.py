@@ -148,7 +148,7 @@ class _Door:
             await self._app(scope, receive, send)
             return
         # Every answer, whoever asks: one that nobody takes holds its place here.
-        answer = _Answer(scope, patient(send, self._idle_timeout_s), self._metrics)
+        answer = _Answer(scope, patient(send, scope, self._idle_timeout_s), self._metrics)
         self._serving += 1
         self._metrics.in_flight.set(self._serving)
         try:
@@ -156,8 +156,8 @@ class _Door:
                 await problem(_UNAVAILABLE, "too many requests at once")(scope, receive, answer)
             else:
                 await self._app(scope, receive, answer)
-        except Exception as exc:  # noqa: BLE001  # the door: nothing passes it
-            if not isinstance(exc, ClientSlowError):
+        except Exception:  # noqa: BLE001  # the door: nothing passes it
+            if not answer.given_up:
                 _log.exception("unexpected failure", route=_route(scope))
             if not answer.ended:
                 abort(scope)
@@ -171,7 +171,7 @@ class _Door:
 class _Answer:
     """`send`, which remembers how far an answer is."""
 
-    __slots__ = ("_began", "_metrics", "_scope", "_send", "ended", "status")
+    __slots__ = ("_began", "_metrics", "_scope", "_send", "ended", "given_up", "status")
 
     def __init__(self, scope: Scope, send: Send, metrics: GatewayMetrics) -> None:
         self._scope = scope
@@ -180,13 +180,18 @@ class _Answer:
         self._began = time.perf_counter()
         self.status = 0
         self.ended = False
+        self.given_up = False
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             waited_s = time.perf_counter() - self._began
             self._metrics.first_byte_s.labels(_route(self._scope)).observe(waited_s)
-        await self._send(message)
+        try:
+            await self._send(message)
+        except (ClientGoneError, ClientSlowError):
+            self.given_up = True
+            raise
         self.ended = message["type"] == "http.response.body" and not message.get("more_body")
 
 

@@ -15,6 +15,10 @@ ABORT: Final = "keyturn.abort"
 """In a request's state: the call that resets its connection."""
 
 
+GONE: Final = "keyturn.gone"
+"""In a request's state: the call that tells whether its connection is closed."""
+
+
 class ClientGoneError(Exception):
     """The client closed the connection, or sends nothing any more."""
 
@@ -31,12 +35,14 @@ def abort(scope: Scope) -> None:
     reset()
 
 
-def patient(send: Send, idle_timeout_s: float) -> Send:
-    """`send`, which gives up on a client that takes nothing for so long.
+def patient(send: Send, scope: Scope, idle_timeout_s: float) -> Send:
+    """`send`, which gives up on a client that takes nothing for so long, or is gone.
 
     Raises, when called:
         ClientSlowError: it took nothing.
+        ClientGoneError: the connection is closed.
     """
+    gone: Callable[[], bool] = scope.get("state", {}).get(GONE, lambda: False)
 
     async def sending(message: Message) -> None:
         try:
@@ -44,6 +50,11 @@ def patient(send: Send, idle_timeout_s: float) -> Send:
                 await send(message)
         except TimeoutError as exc:
             raise ClientSlowError from exc
+        except RuntimeError as exc:
+            # The server writes on for a moment after a connection was closed.
+            if gone():
+                raise ClientGoneError("the connection was closed") from exc
+            raise
 
     return sending
 

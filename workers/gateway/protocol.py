@@ -7,13 +7,14 @@ also has no way for an application to reset a connection: one is put into each r
 """
 
 import asyncio
+import contextlib
 import socket
 import struct
 from typing import Any, Final
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from workers.gateway.client import ABORT
+from workers.gateway.client import ABORT, GONE
 
 # What every head fits in that a client of this gateway has a reason to send.
 HEAD_MAX_BYTES: Final = 64 * 1024
@@ -26,6 +27,7 @@ class GatewayProtocol(HttpToolsProtocol):
     head_timeout_s = 15.0
     idle_timeout_s = 60.0
     _head_timer: asyncio.TimerHandle | None = None
+    _cycles: tuple[RequestResponseCycle, ...] = ()
     # Since a head, or a piece of a body, was complete: of a head, of trailers, of framing.
     _unread_bytes = 0
 
@@ -36,9 +38,14 @@ class GatewayProtocol(HttpToolsProtocol):
         self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nothing is waited for any more."""
+        """Nothing is waited for any more, and every request of the connection hears of it."""
         self._head_came()
         super().connection_lost(exc)
+        # uvicorn tells the newest one alone, not one that others were sent behind.
+        for cycle in self._cycles:
+            if not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
 
     def data_received(self, data: bytes) -> None:
         """Take no more of a head than any honest one has."""
@@ -55,6 +62,7 @@ class GatewayProtocol(HttpToolsProtocol):
         super().on_message_begin()
         state: dict[str, Any] = self.scope["state"]
         state[ABORT] = self._reset
+        state[GONE] = self.transport.is_closing
         if self._head_timer is None:
             self._await_head()
 
@@ -63,6 +71,8 @@ class GatewayProtocol(HttpToolsProtocol):
         self._head_came()
         self._unread_bytes = 0
         super().on_headers_complete()
+        open_still = (cycle for cycle in self._cycles if not cycle.response_complete)
+        self._cycles = (*open_still, self.cycle)
 
     def on_body(self, body: bytes) -> None:
         """A piece of a body is there, and whatever framed it."""
@@ -90,8 +100,8 @@ class GatewayProtocol(HttpToolsProtocol):
     def _reset(self) -> None:
         """End the connection so that nobody takes it for the end of an answer."""
         sock = self.transport.get_extra_info("socket")
-        if sock is not None:
-            # Without this it would be closed in order, with what was written so far.
+        # Without this it would be closed in order, with what was written so far. It may be gone.
+        with contextlib.suppress(OSError, ValueError):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
         self.transport.abort()
 

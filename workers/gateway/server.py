@@ -22,6 +22,7 @@ from contracts.amqp import tolerate_odd_properties
 from contracts.names import KEYRINGS_PREFIX
 from contracts.publisher import Publisher
 from contracts.sealing import Secret, v0_admin_kek
+from contracts.settings import SettingsError
 from workers.gateway.app import application
 from workers.gateway.gate import Gate
 from workers.gateway.metrics import GatewayMetrics
@@ -49,7 +50,7 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 _log = structlog.get_logger()
 
 
-class AddressError(Exception):
+class AddressError(SettingsError):
     """The address to listen on cannot be had; the text is one line for a person."""
 
 
@@ -81,7 +82,12 @@ async def opened(settings: GatewaySettings, metrics: GatewayMetrics) -> AsyncIte
     connections = settings.gateway_concurrency + _SPARE_CONNECTIONS
     async with (
         open_storage(settings, max_connections=connections) as storage,
-        Publisher.open(settings, s3=settings, connect=False) as publisher,
+        Publisher.open(
+            settings,
+            s3=settings,
+            connect=False,
+            publish_timeout_s=settings.gateway_publish_timeout_s,
+        ) as publisher,
     ):
         parts = _parts(settings, storage, publisher, metrics)
         try:

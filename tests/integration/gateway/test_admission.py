@@ -135,17 +135,15 @@ _PROJECTS = {
 
 
 @pytest.mark.parametrize("what", _PROJECTS)
-@pytest.mark.parametrize("method", ["GET", "PUT"])
-async def test_no_project_but_ones_own(
-    scene: Scene, refusal: Answer, what: str, method: str
-) -> None:
+async def test_no_project_but_ones_own(scene: Scene, refusal: Answer, what: str) -> None:
     """A project that there is not, or cannot be, is refused in the words for a wrong key."""
     target = f"/v1/projects/{_PROJECTS[what]}/objects/{_KEY}"
-    answer = await _raw(scene, method, target, _bearer(scene.deployment.api_key))
-    if method == "PUT":
-        assert (answer.status, answer.body) == (401, refusal.body)
-    else:
-        _is_the_refusal(answer, refusal)
+    fields = _bearer(scene.deployment.api_key)
+    got, put = await asyncio.gather(
+        _raw(scene, "GET", target, fields), _raw(scene, "PUT", target, fields)
+    )
+    _is_the_refusal(got, refusal)
+    assert (put.status, put.body) == (401, refusal.body)
 
 
 # Paths of keys that SPEC 1 does not allow, as they are sent.
@@ -181,15 +179,17 @@ _KEYS = {
 
 
 @pytest.mark.parametrize("what", _KEYS)
-@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT"])
-async def test_no_object_has_such_a_key(scene: Scene, what: str, method: str) -> None:
+async def test_no_object_has_such_a_key(scene: Scene, what: str) -> None:
     """404 for the key's holder, 401 for all others: nothing is resolved or joined."""
     target = f"/v1/projects/acme/objects/{_KEYS[what]}"
-    answer = await _raw(scene, method, target, _bearer(scene.deployment.api_key))
-    assert answer.status == 404
-    if method != "HEAD":
-        assert answer.code == "not_found"
-    assert (await _raw(scene, method, target, _bearer(_STRANGER))).status == 401
+    methods = ("GET", "HEAD", "PUT")
+    known = _bearer(scene.deployment.api_key)
+    told = await asyncio.gather(
+        *(_raw(scene, method, target, known) for method in methods),
+        *(_raw(scene, method, target, _bearer(_STRANGER)) for method in methods),
+    )
+    assert [answer.status for answer in told] == [404] * 3 + [401] * 3
+    assert told[0].code == told[2].code == "not_found"
 
 
 _NOT_THERE = {

@@ -237,6 +237,27 @@ async def test_readers_that_go_leave_nothing_behind(scene: Scene) -> None:
     assert not [line for line in scene.process.lines if "unexpected" in line]
 
 
+async def test_requests_behind_one_another_whose_sender_goes(scene: Scene) -> None:
+    """Every one of them hears of it, also the one that is being answered: nothing is left over.
+
+    No failure of the gateway's own is logged for that, which anybody could fill a log with.
+    """
+    known = len(scene.process.lines)
+    authorization = [("Authorization", f"Bearer {scene.deployment.api_key}")]
+    asked = request("GET", object_target("acme", "large"), authorization)
+    for number in range(60):
+        async with _opened(scene) as (reader, writer):
+            writer.write((_OPENAPI if number % 2 else asked) * 8)
+            assert (await reader.readexactly(1024)).startswith(b"HTTP/1.1 ")
+    await _served(scene)
+
+    async def holds() -> bool:
+        return await _metric(scene, "keyturn_gateway_requests_in_flight") == 1
+
+    await _until(holds)
+    assert scene.process.lines[known:] == []
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module", autouse=True)
 async def _objects(scene: Scene) -> None:
     scene.put("small", plain(100))

@@ -261,10 +261,11 @@ async def test_a_rotation_over_http(live: Live) -> None:
     assert (event["type"], event["generation"]) == ("rotation.accepted", 2)
 
     await asyncio.sleep(_CACHE_S)  # what the cache may still hold, by its setting
-    for key in objects:
-        assert (await client.ask("turning", key, token=old)).status == 401
-        # Swept or not: the new key opens it.
-        assert (await client.ask("turning", key, token=new)).body == objects[key]
+    for key, plaintext in objects.items():
+        # Swept or not: the new key opens it, and the old one none.
+        assert (await client.ask("turning", key, token=new)).body == plaintext
+    for answered in await asyncio.gather(*(client.ask("turning", k, token=old) for k in objects)):
+        assert answered.status == 401
     assert (await client.send("GET", location, token=old)).status == 401
     done = await _state(live, location, new, "completed")
     assert done["counts"]["clean"] is True
@@ -342,8 +343,8 @@ async def test_the_location_names_this_gateway_alone(live: Live) -> None:
     body = json.dumps({"api_key": new}).encode()
     process = live.scene.process
     raw = (
-        f"POST {_rotations('hosted')} HTTP/1.1\r\nHost: [evil/x?y\r\nAuthorization: Bearer {old}\r\n"
-        f"Content-Length: {len(body)}\r\n\r\n"
+        f"POST {_rotations('hosted')} HTTP/1.1\r\nHost: [evil/x?y\r\n"
+        f"Authorization: Bearer {old}\r\nContent-Length: {len(body)}\r\n\r\n"
     ).encode() + body
     got, writer = await asyncio.open_connection(process.host, process.port)
     writer.write(raw)

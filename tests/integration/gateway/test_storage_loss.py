@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import socket
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
+from contracts.sealing import admin_kek, new_api_key, user_kek
 from tests.integration.gateway.conftest import NO_BROKER, reading
 from tests.integration.gateway.scene import plain
 from tests.servers import new_bucket
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
     from tests.integration.gateway.scene import Scene
     from tests.servers import S3Server
+    from tests.support.bucket import Made
 
 pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
 
@@ -35,11 +38,13 @@ Behind = tuple["Scene", Counting]
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def behind(ceph: S3Server) -> AsyncIterator[Behind]:
     """A gateway that reaches the storage by way of a proxy."""
-    deployment = Deployment(NO_BROKER, ceph, new_bucket(ceph))
+    deployment = Deployment(
+        NO_BROKER, ceph, new_bucket(ceph), more_master_keys={"m2": os.urandom(32)}
+    )
     Bucket(deployment).put_keyring("acme")
     async with (
         counting(ceph.endpoint_url) as proxy,
-        reading(deployment, S3_ENDPOINT_URL=proxy.url) as scene,
+        reading(deployment, S3_ENDPOINT_URL=proxy.url, KEYRING_CACHE_S="0") as scene,
     ):
         scene.put("film", _PLAINTEXT)
         yield scene, proxy
@@ -57,6 +62,45 @@ async def test_a_connection_that_breaks_in_mid_body(
     assert (answer.status, answer.end) == (206 if asked else 200, "clean")
     assert proxy.was_cut == cuts
     assert answer.body == (_PLAINTEXT[100:-1] if asked else _PLAINTEXT)
+
+
+def _turn_both_keys(scene: Scene, made: Made, new: str) -> None:
+    """As a rotation of both does: the keyring first, then a self-copy with new wraps."""
+    deployment, bucket = scene.deployment, scene.bucket
+    m2 = ("m2", deployment.more_master_keys["m2"])
+    bucket.put_keyring("turning", deployment.api_key, new, master_key=m2)
+    wraps = bucket.made("turning", made.key, generation=2, api_key=new, master_key=m2).metadata
+    user, admin = user_kek(new, "turning"), admin_kek(m2[1], "turning")
+    wraps["enc-dek-user"] = bucket.wrap(user, "user", "turning", made.key, 2, made.dek)
+    wraps["enc-dek-admin"] = bucket.wrap(admin, "admin", "turning", made.key, 2, made.dek)
+    bucket.client.copy_object(
+        Bucket=deployment.bucket,
+        Key=f"turning/{made.key}",
+        CopySource={"Bucket": deployment.bucket, "Key": f"turning/{made.key}"},
+        Metadata=wraps,
+        MetadataDirective="REPLACE",
+    )
+
+
+async def test_both_keys_are_turned_and_the_storage_breaks_in_mid_body(behind: Behind) -> None:
+    """A read that begins anew meets other wraps, and the same body under the same DEK."""
+    scene, proxy = behind
+    new = new_api_key()
+    scene.bucket.put_keyring("turning")
+    made = scene.put("film", _PLAINTEXT, project="turning")
+    proxy.cut_after, proxy.cuts, proxy.was_cut = None, 0, 0
+    reader, writer = await asyncio.open_connection(scene.process.host, scene.process.port)
+    before = proxy.received_bytes
+    writer.write(request("GET", object_target("turning", "film"), _authorized(scene)))
+    await proxy.has_received(before + 2 * _MIB)
+    _turn_both_keys(scene, made, new)
+    proxy.cut_after, proxy.cuts = 0, 1
+    answer = await read_answer(reader)
+    writer.transport.abort()
+    assert proxy.was_cut == 1
+    assert (answer.status, answer.end, answer.body == _PLAINTEXT) == (200, "clean", True)
+    after = await scene.client.ask("turning", "film", token=new)
+    assert (after.headers["etag"], after.body == _PLAINTEXT) == (answer.headers["etag"], True)
 
 
 async def test_another_object_in_its_place_while_it_is_read(behind: Behind) -> None:

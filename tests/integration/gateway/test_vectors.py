@@ -9,12 +9,14 @@ import base64
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from contracts.names import keyring_key, object_key
-from tests.integration.gateway.scene import Scene
+
+if TYPE_CHECKING:
+    from tests.integration.gateway.scene import Scene
 
 _FILE = Path(__file__).parents[3] / ".." / "shared" / "vectors" / "keyturn_v1.json"
 _MISSING = not _FILE.is_file()

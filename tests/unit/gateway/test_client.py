@@ -53,10 +53,10 @@ async def test_sending_is_given_up_where_nothing_is_taken() -> None:
         del message
         await _never()
 
-    await patient(takes, 5)(_BODY)
+    await patient(takes, {}, 5)(_BODY)
     assert sent == [_BODY]
     with pytest.raises(ClientSlowError):
-        await patient(takes_nothing, 0.01)(_BODY)
+        await patient(takes_nothing, {}, 0.01)(_BODY)
 
 
 async def test_what_fails_while_sending_is_raised_as_it_is() -> None:
@@ -64,7 +64,7 @@ async def test_what_fails_while_sending_is_raised_as_it_is() -> None:
         raise OSError(str(message["type"]))
 
     with pytest.raises(OSError, match="body"):
-        await patient(fails, 5)(_BODY)
+        await patient(fails, {}, 5)(_BODY)
 
 
 async def test_an_answer_is_sent_to_its_end_while_somebody_is_there() -> None:
