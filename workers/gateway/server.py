@@ -63,7 +63,7 @@ async def run_gateway(settings: GatewaySettings) -> None:
     tolerate_odd_properties()
     metrics = GatewayMetrics()
     async with opened(settings, metrics) as app:
-        await _serve(settings, app)
+        await serve(settings, app)
     _log.info("gateway stopped")
 
 
@@ -181,7 +181,12 @@ class _Server(uvicorn.Server):
         _log.info("gateway started", host=host, port=port)
 
 
-async def _serve(settings: GatewaySettings, app: ASGIApp) -> None:
+async def serve(settings: GatewaySettings, app: ASGIApp) -> None:
+    """Serve any application as the gateway is served, until the process is told to stop.
+
+    Raises:
+        AddressError: another process listens there, or there is no such address.
+    """
     # What is worth saying is said here; uvicorn's own lines hold paths, and so keys.
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
