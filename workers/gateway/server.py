@@ -22,6 +22,7 @@ from contracts.amqp import tolerate_odd_properties
 from contracts.names import KEYRINGS_PREFIX
 from contracts.publisher import Publisher
 from contracts.sealing import Secret, v0_admin_kek
+from workers.garbage import tame_garbage_collection
 from workers.gateway.app import application
 from workers.gateway.gate import Gate
 from workers.gateway.metrics import GatewayMetrics
@@ -190,6 +191,7 @@ async def serve(settings: GatewaySettings, app: ASGIApp) -> None:
     # What is worth saying is said here; uvicorn's own lines hold paths, and so keys.
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    tame_garbage_collection()
     config = uvicorn.Config(
         app,
         host=settings.gateway_host,

@@ -48,10 +48,9 @@ from workers.storage import Head, Lease, Storage
 Piece = bytes | bytearray | memoryview
 Pieces = AsyncGenerator[Piece, None]
 
-# 16 chunks: large enough to be fast, small enough that a slow reader holds little.
-PIECE_CHUNKS: Final = 16
-_PIECE_BYTES: Final = PIECE_CHUNKS * CHUNK_BYTES
-READ_BYTES: Final = PIECE_CHUNKS * SEALED_CHUNK_BYTES
+# Of what is not read as it comes: large enough to be fast, small enough that a slow reader
+# holds little.
+_PIECE_BYTES: Final = 256 * 1024
 # The header and a first chunk: a small object whole.
 START_BYTES: Final = HEADER_BYTES + SEALED_CHUNK_BYTES
 _RESUMES: Final = 3
@@ -208,7 +207,7 @@ class Sealed:
             else:
                 opening = self.storage.stream(self.s3_key, start=offset, length_bytes=end - offset)
                 async with opening as stream:
-                    async for piece in stream.chunks(READ_BYTES):
+                    async for piece in stream.chunks(None):
                         offset += len(piece)
                         yield piece
         except MissingError as exc:
@@ -343,7 +342,7 @@ class Source:
                 rest = None
                 if start_bytes is None:
                     stream = await stack.enter_async_context(self._storage.stream(s3_key))
-                    rest = stream.chunks(READ_BYTES)
+                    rest = stream.chunks(None)
                     head, start = stream.head, await _first(rest)
                 else:
                     head, start = await self._storage.read_start(s3_key, start_bytes)
@@ -424,7 +423,7 @@ class Source:
                 f"an object of the earlier system is opened whole, up to {self._v0_max_bytes} bytes"
             )
         async with self._storage.stream(s3_key, if_match=head.etag) as stream:
-            sealed = b"".join([piece async for piece in stream.chunks(READ_BYTES)])
+            sealed = b"".join([piece async for piece in stream.chunks(_PIECE_BYTES)])
         with _as_corrupt():
             if len(sealed) > _IN_THREAD_BYTES:
                 return await asyncio.to_thread(v0_open, dek, sealed)

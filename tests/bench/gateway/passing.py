@@ -15,7 +15,6 @@ import uvloop
 
 from workers.gateway.client import patient, while_connected
 from workers.gateway.server import serve
-from workers.gateway.source import READ_BYTES
 from workers.logs import configure
 from workers.settings import GatewaySettings
 from workers.storage.s3 import open_storage
@@ -43,7 +42,7 @@ class Passing:
             patiently = patient(send, self._idle_timeout_s)
 
             async def sending() -> None:
-                async for piece in stream.chunks(READ_BYTES):
+                async for piece in stream.chunks(None):
                     await patiently(
                         {"type": "http.response.body", "body": piece, "more_body": True}
                     )
