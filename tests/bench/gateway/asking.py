@@ -82,13 +82,17 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Before the answer's end that is a failure."""
-        if self._done is not None and not self._done.done():
-            self._done.set_exception(AskingError(f"the connection was closed: {exc}"))
+        self._fail(f"the connection was closed: {exc}")
 
     def on_headers_complete(self) -> None:
         """Only a good answer is counted."""
-        if self._parser.get_status_code() not in _GOOD:
-            raise AskingError(f"answered {self._parser.get_status_code()}")
+        status = self._parser.get_status_code()
+        if status not in _GOOD:
+            self._fail(f"answered {status}")
+
+    def _fail(self, why: str) -> None:
+        if self._done is not None and not self._done.done():
+            self._done.set_exception(AskingError(why))
 
     def on_body(self, body: bytes) -> None:
         """Count it; remember when the first came."""
@@ -110,7 +114,11 @@ class Connection(asyncio.Protocol):
         self._done = asyncio.get_running_loop().create_future()
         self._parser = httptools.HttpResponseParser(self)
         self._transport.write(head)
-        await self._done
+        try:
+            await self._done
+        except AskingError:
+            self.close()
+            raise
 
     def close(self) -> None:
         """At once, whatever is still to come."""
