@@ -107,6 +107,13 @@ async def test_every_range_is_its_bytes(span: Span, start_bytes: int) -> None:
     assert await _read(found, span) == PLAINTEXT[span.first : span.end]
 
 
+async def test_what_was_read_ahead_is_of_its_own_place() -> None:
+    """Another span of the same object is read for itself."""
+    found = await _sealed(Watched())
+    await found.prove(Span(MIDDLE, MIDDLE + 1))
+    assert await _read(found, Span(CHUNK_BYTES, CHUNK_BYTES + 9)) == PLAINTEXT[CHUNK_BYTES:][:9]
+
+
 async def test_a_long_range_is_not_read_ahead() -> None:
     """It would be held in memory whole."""
     storage = Watched()
