@@ -5,7 +5,6 @@ On SIGTERM and SIGINT it takes no new message, finishes what it holds within
 """
 
 import asyncio
-import gc
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
@@ -32,6 +31,7 @@ from workers.broker.declare import declare
 from workers.control import ControlRole, Deleter, Enroller, Rotator
 from workers.envelope import OperatorKeys
 from workers.errors import UnsafeStorageError
+from workers.garbage import tame_garbage_collection
 from workers.health import Check, health_server
 from workers.keyring import KeyringReader
 from workers.metrics import WorkerMetrics
@@ -61,7 +61,6 @@ _STEPS_AT_ONCE: Final = 16
 # Connections beyond one an object: keyring reads, records, the control role, health.
 _SPARE_CONNECTIONS: Final = 32
 _RECONNECT_S: Final = 1.0
-_GC_THRESHOLD: Final = 50_000
 _BROKER_TIMEOUT_S: Final = 5
 
 _T = TypeVar("_T")
@@ -124,7 +123,7 @@ async def run_worker(settings: WorkerSettings, roles: frozenset[str]) -> None:
                 await stack.enter_async_context(_meanwhile(process.sweep_staging()))
             if SWEEP in roles:
                 await stack.enter_async_context(_meanwhile(process.rescue_sweeps()))
-            _tame_garbage_collection()
+            tame_garbage_collection()
             try:
                 await app.run()
             except Exception as exc:
@@ -134,17 +133,6 @@ async def run_worker(settings: WorkerSettings, roles: frozenset[str]) -> None:
                 # connection closed. What they had taken goes back to its queue.
                 _log.info("stopped while it started", problem=type(exc).__name__)
     _log.info("worker stopped", roles=sorted(roles))
-
-
-def _tame_garbage_collection() -> None:
-    """Leave what was loaded at start out of collections, and collect less often.
-
-    What an upload makes is freed by reference counts; the cycles left over are few. With
-    Python's own threshold of 700 objects a busy worker collects hundreds of times a second.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(_GC_THRESHOLD)
 
 
 async def _patiently(settings: WorkerSettings, start: Callable[[], Awaitable[_T]]) -> _T:

@@ -22,6 +22,7 @@ from rich.console import Console
 
 from tests.bench import big, sealing, uploads
 from tests.bench.figures import Results, profile_table, table
+from tests.bench.gateway import measuring as gateway
 from tests.bench.processes import BenchError
 from tests.bench.rotation import many, pages, scaling, sizes
 from tests.bench.rotation.world import LEASE_S
@@ -35,8 +36,10 @@ if TYPE_CHECKING:
     from tests.servers import StorageKind
 
 _ROTATION: Final = ("rotation-pages", "rotation-size", "rotation-scaling", "rotation-many")
-_PARTS: Final = ("uploads", "big", "sealing", *_ROTATION)
+_GATEWAY: Final = ("gateway-large", "gateway-first", "gateway-bodies", "gateway-small")
+_PARTS: Final = ("uploads", "big", "sealing", *_ROTATION, *_GATEWAY)
 _KINDS: Final[tuple[StorageKind, ...]] = ("ceph", "moto")
+_NO_BROKER: Final = "amqp://127.0.0.1:1/"
 _MIB: Final = 2**20
 # moto answers a few hundred puts a second: fewer objects last as long there.
 _COUNTS: Final = {"ceph": 3000, "moto": 1200}
@@ -54,7 +57,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
         "--only",
         default=",".join(_PARTS),
         metavar="PART,PART",
-        help=f"some of {', '.join(_PARTS)}; rotation is all of its four",
+        help=f"some of {', '.join(_PARTS)}; rotation and gateway are all of their four",
     )
     parser.add_argument("--server", choices=["ceph", "moto", "both"], default="both")
     parser.add_argument("--quick", action="store_true", help="smaller and fewer rounds")
@@ -68,8 +71,9 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
     given = parser.parse_args(argv)
     given.only = given.only.split(",")
-    if "rotation" in given.only:
-        given.only = [*(part for part in given.only if part != "rotation"), *_ROTATION]
+    for name, parts in (("rotation", _ROTATION), ("gateway", _GATEWAY)):
+        if name in given.only:
+            given.only = [*(part for part in given.only if part != name), *parts]
     if unknown := set(given.only) - set(_PARTS):
         parser.error(f"--only knows {', '.join(_PARTS)}, not {', '.join(sorted(unknown))}")
     return given
@@ -83,13 +87,14 @@ def _numbers(text: str) -> list[int]:
 
 
 @contextmanager
-def _served(kind: StorageKind) -> Iterator[tuple[Deployment, Path]]:
+def _served(kind: StorageKind, *, broker: bool = True) -> Iterator[tuple[Deployment, Path]]:
     """Servers of one's own, a deployment on them, and a scratch folder."""
     with (
-        Servers(kind, environ={}) as servers,
+        Servers(kind, broker=broker, environ={}) as servers,
         tempfile.TemporaryDirectory(prefix="keyturn-bench-") as folder,
     ):
-        yield Deployment(servers.amqp_url, servers.s3, servers.new_bucket()), Path(folder)
+        amqp_url = servers.amqp_url if broker else _NO_BROKER
+        yield Deployment(amqp_url, servers.s3, servers.new_bucket()), Path(folder)
 
 
 def _uploads(kind: StorageKind, given: argparse.Namespace, results: Results) -> None:
@@ -169,6 +174,16 @@ _OF_ROTATION: Final = {
 }
 
 
+def _gateway(kind: StorageKind, given: argparse.Namespace, results: Results) -> None:
+    asked = frozenset(given.only) & frozenset(_GATEWAY)
+    with _served(kind, broker=False) as (deployment, scratch):
+        # As each is done: one that fails leaves those before it.
+        measuring = gateway.measure(
+            deployment, scratch, asked, results.rows, quick=given.quick, rounds=given.rounds
+        )
+        asyncio.run(measuring)
+
+
 def _measurements(given: argparse.Namespace) -> Iterator[tuple[str, Callable[[Results], None]]]:
     kinds = _KINDS if given.server == "both" else (given.server,)
     if "sealing" in given.only:
@@ -183,6 +198,8 @@ def _measurements(given: argparse.Namespace) -> Iterator[tuple[str, Callable[[Re
     for part, measure in _OF_ROTATION.items():
         if part in given.only:
             yield f"{part} on {kind}", partial(measure, kind, given)
+    if set(_GATEWAY) & set(given.only):
+        yield f"the gateway on {kind}", partial(_gateway, kind, given)
 
 
 def main(argv: list[str]) -> int:

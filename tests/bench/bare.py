@@ -1,6 +1,6 @@
 """The other side: plain aioboto3, default settings, in a process of its own.
 
-`python -m tests.bench.bare puts|heads|copies|multipart|get …`; where and with which keys it
+`python -m tests.bench.bare puts|heads|copies|gets|multipart|get …`; where and with which keys it
 reads from `KEYTURN_S3_…`. It prints one JSON object: seconds of wall and CPU time, and how
 much was done. None of the product's own code runs here.
 """
@@ -125,6 +125,19 @@ async def copies(prefix: str, count: int, warm: int, concurrency: int) -> _Figur
         return await _many(client, copy, count, warm, concurrency)
 
 
+async def gets(prefix: str, count: int, warm: int, concurrency: int) -> _Figures:
+    """`count` gets of what `puts` put, each read to its end."""
+    bucket = os.environ["KEYTURN_S3_BUCKET"]
+
+    async def get(client: Any, number: int) -> None:
+        answer = await client.get_object(Bucket=bucket, Key=f"{prefix}/{number}")
+        async with answer["Body"] as body:
+            await body.read()
+
+    async with _client(concurrency) as client:
+        return await _many(client, get, count, warm, concurrency)
+
+
 async def multipart(key: str, size_bytes: int) -> _Figures:
     """One `upload_fileobj` of a body that costs nothing to read."""
     async with _client(None) as client:
@@ -152,7 +165,7 @@ def _told(began: float, cpu: float, done: int) -> _Figures:
     }
 
 
-_LOOPS = {"puts": puts, "heads": heads, "copies": copies}
+_LOOPS = {"puts": puts, "heads": heads, "copies": copies, "gets": gets}
 
 
 def main() -> None:

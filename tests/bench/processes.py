@@ -1,4 +1,4 @@
-"""Processes of the bench: the real worker command and the bare loops, and what they use.
+"""Processes of the bench: the real commands and the bare loops, and what they use.
 
 A worker's log goes to a file, as it would to a journal: reading it through a pipe would
 take CPU time from what is measured. Every wait is bounded.
@@ -35,7 +35,7 @@ class BenchError(Exception):
 
 @dataclass(frozen=True)
 class Running:
-    """A worker that serves; `usage` looks at it from outside."""
+    """A process that serves; `usage` looks at it from outside."""
 
     process: asyncio.subprocess.Process
     usage: psutil.Process
@@ -86,6 +86,19 @@ async def worker(
         if samples is None
         else ["tests.bench.sampled", str(samples), role]
     )
+    async with serving(env, log, module, ready="worker started") as running:
+        yield running
+
+
+@asynccontextmanager
+async def serving(
+    env: dict[str, str], log: Path, module: list[str], *, ready: str
+) -> AsyncIterator[Running]:
+    """Run a module with its arguments until the block ends, once its log says `ready`.
+
+    Raises:
+        BenchError: it ended by itself, or was not ready in time.
+    """
     with log.open("wb") as out:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -98,24 +111,24 @@ async def worker(
             stderr=out,
         )
     try:
-        await _ready(process, log)
+        await _ready(process, log, ready)
         yield Running(process, psutil.Process(process.pid), log)
     finally:
         await _end(process)
 
 
-async def _ready(process: asyncio.subprocess.Process, log: Path) -> None:
+async def _ready(process: asyncio.subprocess.Process, log: Path, ready: str) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(_START_S):
             while process.returncode is None:
-                if "worker started" in _text(log):
+                if ready in _text(log):
                     return
                 await asyncio.sleep(_LOOK_S)
-    raise BenchError(f"the worker did not start:\n{_text(log)}")
+    raise BenchError(f"{ready!r} was not said:\n{_text(log)}")
 
 
 def _text(log: Path) -> str:
-    """The log of a worker that has hardly begun."""
+    """The log of a process that has hardly begun."""
     return log.read_text()[-_SHOWN:]
 
 

@@ -139,11 +139,11 @@ class Objects:
             return RedirectResponse(url, headers={"cache-control": "no-store"})
         if wanted is not None and not conditions.range_holds(headers, etag, modified):
             wanted = None
+        span = None if wanted is None else wanted.span(found.size_bytes)
         if head_only or wanted is not None:
-            await found.prove()
+            await found.prove(span)
         if wanted is None or wanted.is_all_of_nothing(found.size_bytes):
             return None
-        span = wanted.span(found.size_bytes)
         if span is None:
             refused = RangeNotSatisfiableError("the range lies outside the object")
             beyond = {"content-range": f"bytes */{found.size_bytes}", "accept-ranges": "bytes"}

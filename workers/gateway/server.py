@@ -23,6 +23,7 @@ from contracts.names import KEYRINGS_PREFIX
 from contracts.publisher import Publisher
 from contracts.sealing import Secret, v0_admin_kek
 from contracts.settings import SettingsError
+from workers.garbage import tame_garbage_collection
 from workers.gateway.app import application
 from workers.gateway.gate import Gate
 from workers.gateway.metrics import GatewayMetrics
@@ -65,7 +66,7 @@ async def run_gateway(settings: GatewaySettings) -> None:
     metrics = GatewayMetrics()
     metrics.registry.add_process()
     async with opened(settings, metrics) as app:
-        await _serve(settings, app)
+        await serve(settings, app)
     _log.info("gateway stopped")
 
 
@@ -188,10 +189,16 @@ class _Server(uvicorn.Server):
         _log.info("gateway started", host=host, port=port)
 
 
-async def _serve(settings: GatewaySettings, app: ASGIApp) -> None:
+async def serve(settings: GatewaySettings, app: ASGIApp) -> None:
+    """Serve any application as the gateway is served, until the process is told to stop.
+
+    Raises:
+        AddressError: another process listens there, or there is no such address.
+    """
     # What is worth saying is said here; uvicorn's own lines hold paths, and so keys.
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    tame_garbage_collection()
     config = uvicorn.Config(
         app,
         host=settings.gateway_host,

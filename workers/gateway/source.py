@@ -10,10 +10,10 @@ was checked: its chunks open under no other.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from contracts import metadata as object_metadata
 from contracts.errors import (
@@ -48,12 +48,13 @@ from workers.storage import Head, Lease, Storage
 Piece = bytes | bytearray | memoryview
 Pieces = AsyncGenerator[Piece, None]
 
-# 16 chunks: large enough to be fast, small enough that a slow reader holds little.
-PIECE_CHUNKS: Final = 16
-_PIECE_BYTES: Final = PIECE_CHUNKS * CHUNK_BYTES
-_READ_BYTES: Final = PIECE_CHUNKS * SEALED_CHUNK_BYTES
+# Of what is not read as it comes: large enough to be fast, small enough that a slow reader
+# holds little.
+_PIECE_BYTES: Final = 256 * 1024
 # The header and a first chunk: a small object whole.
 START_BYTES: Final = HEADER_BYTES + SEALED_CHUNK_BYTES
+# A range no longer than this is read while the object is proven.
+_AHEAD_CHUNKS: Final = 16
 _RESUMES: Final = 3
 _RESUME_PAUSES_S: Final = (0.05, 0.3, 1.0)
 # Beyond this opening a body would hold up the event loop.
@@ -84,14 +85,19 @@ class Sealed:
     size_bytes: int
     rest: AsyncIterator[bytes] | None = None
     _last: bytes | None = field(default=None, repr=False)
+    _ahead: list[bytes] = field(default_factory=list, repr=False)
+    _ahead_offset: int = 0
 
     @property
     def etag(self) -> str:
         """The commitment, which no rotation changes."""
         return f'"{self.start[SALT_BYTES:HEADER_BYTES].hex()}"'
 
-    async def prove(self) -> None:
+    async def prove(self, ahead: Span | None = None) -> None:
         """Open the last chunk: only then is the length known.
+
+        What `ahead` needs beside it is read at the same time where that is little: both take
+        as long as one. It is opened only once the last chunk was.
 
         Raises:
             CorruptObjectError: it does not open.
@@ -103,18 +109,30 @@ class Sealed:
             offset = _offset(index)
             sealed = self.start[offset:]
             if len(self.start) < self.head.size_bytes:
-                async with aclosing(self._bytes(offset, self.head.size_bytes, None)) as read:
-                    sealed = b"".join([piece async for piece in read])
+                first, until = (0, 0) if ahead is None else self._chunks(ahead)
+                reads = [self._stored(offset, self.head.size_bytes)]
+                if 0 < until - first <= _AHEAD_CHUNKS:
+                    reads.append(self._stored(_offset(first), _offset(until)))
+                sealed, *self._ahead = await _together(reads)
+                self._ahead_offset = _offset(first)
             with _as_corrupt():
                 self._last = self.reader.open_chunk(index, sealed, last=True)
+
+    def _chunks(self, span: Span) -> tuple[int, int]:
+        """The first of a span's chunks and the one behind them, the last chunk never among them."""
+        full = self.size_bytes // CHUNK_BYTES
+        return span.first // CHUNK_BYTES, min((span.end - 1) // CHUNK_BYTES + 1, full)
+
+    async def _stored(self, offset: int, end: int) -> bytes:
+        async with aclosing(self._bytes(offset, end, None)) as read:
+            return b"".join([piece async for piece in read])
 
     async def pieces(self, span: Span) -> Pieces:
         """The plaintext of a span of a proven object, each piece authenticated."""
         if self._last is None:
             raise RuntimeError("a range is read of a proven object alone")
         full = self.size_bytes // CHUNK_BYTES
-        first = span.first // CHUNK_BYTES
-        until = min((span.end - 1) // CHUNK_BYTES + 1, full)
+        first, until = self._chunks(span)
         at = first * CHUNK_BYTES
         if first < until:
             async with aclosing(self._full(first, until, None)) as opened:
@@ -180,8 +198,10 @@ class Sealed:
 
         A read that begins anew may meet another body at this key: its chunks do not open.
         """
-        if offset < len(self.start):
-            begun = self.start[offset:end]
+        begun: Piece = self.start[offset:end]
+        if self._ahead and offset == self._ahead_offset:
+            begun = self._ahead.pop()
+        if begun:
             yield begun
             offset += len(begun)
         failures = 0
@@ -212,7 +232,7 @@ class Sealed:
             else:
                 opening = self.storage.stream(self.s3_key, start=offset, length_bytes=end - offset)
                 async with opening as stream:
-                    async for piece in stream.chunks(_READ_BYTES):
+                    async for piece in stream.chunks(None):
                         offset += len(piece)
                         yield piece
         except MissingError as exc:
@@ -240,7 +260,7 @@ class Whole:
         """Of the plaintext."""
         return len(self.plaintext)
 
-    async def prove(self) -> None:
+    async def prove(self, ahead: Span | None = None) -> None:
         """It was opened whole."""
 
     async def pieces(self, span: Span) -> Pieces:
@@ -272,7 +292,7 @@ class Plain:
         """As stored."""
         return self.head.size_bytes
 
-    async def prove(self) -> None:
+    async def prove(self, ahead: Span | None = None) -> None:
         """There is nothing to prove it by."""
 
     async def pieces(self, span: Span) -> Pieces:
@@ -347,7 +367,7 @@ class Source:
                 rest: AsyncIterator[bytes] | None = None
                 if start_bytes is None:
                     stream = await stack.enter_async_context(self._storage.stream(s3_key))
-                    rest = stream.chunks(_READ_BYTES)
+                    rest = stream.chunks(None)
                     try:
                         head, start = stream.head, await _first(rest)
                     except StorageUnavailableError:
@@ -438,7 +458,7 @@ class Source:
                 f"an object of the earlier system is opened whole, up to {self._v0_max_bytes} bytes"
             )
         async with self._storage.stream(s3_key, if_match=head.etag) as stream:
-            sealed = b"".join([piece async for piece in stream.chunks(_READ_BYTES)])
+            sealed = b"".join([piece async for piece in stream.chunks(_PIECE_BYTES)])
         with _as_corrupt():
             if len(sealed) > _IN_THREAD_BYTES:
                 return await asyncio.to_thread(v0_open, dek, sealed)
@@ -453,6 +473,16 @@ async def _first(pieces: AsyncIterator[bytes]) -> bytes:
         if len(start) >= HEADER_BYTES:
             break
     return start
+
+
+async def _together(reads: Sequence[Coroutine[Any, Any, bytes]]) -> list[bytes]:
+    """All of these reads; the first that fails ends the others, and is raised as it is."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(read) for read in reads]
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+    return [task.result() for task in tasks]
 
 
 def _offset(chunk: int) -> int:

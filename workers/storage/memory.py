@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import count, islice
+from typing import Final
 
 from contracts.errors import StorageUnavailableError
 from workers.errors import MissingError, PreconditionError, RefusedError
@@ -44,6 +45,10 @@ class _Upload:
     parts: dict[int, bytes] = field(default_factory=dict)
 
 
+# No multiple of any length that means something, as on a wire.
+_AS_IT_COMES_BYTES: Final = 20_011
+
+
 @dataclass(frozen=True, slots=True)
 class _Failure:
     exception: Exception
@@ -57,11 +62,12 @@ class MemoryStream:
         self.head = head
         self._body = body
 
-    async def chunks(self, size_bytes: int) -> AsyncIterator[bytes]:
-        """Pieces of exactly `size_bytes`, the last one shorter."""
-        for start in range(0, len(self._body), size_bytes):
+    async def chunks(self, size_bytes: int | None) -> AsyncIterator[bytes]:
+        """Pieces of exactly `size_bytes`, the last one shorter; with None as if they came."""
+        step = size_bytes or _AS_IT_COMES_BYTES
+        for start in range(0, len(self._body), step):
             await asyncio.sleep(0)
-            yield self._body[start : start + size_bytes]
+            yield self._body[start : start + step]
 
 
 class MemoryStorage:

@@ -134,8 +134,8 @@ class Stream(Protocol):
 
     head: Head
 
-    def chunks(self, size_bytes: int) -> AsyncIterator[bytes]:
-        """Pieces of about `size_bytes`, the last one shorter.
+    def chunks(self, size_bytes: int | None) -> AsyncIterator[bytes]:
+        """Pieces of about `size_bytes`, the last one shorter; with None as they come.
 
         Raises:
             StorageUnavailableError: the connection broke before the object's end.

@@ -42,6 +42,8 @@ IDLE_TIMEOUT_S: Final = 60.0
 _KEEP_ALIVE_S: Final = 4.0
 # How long a streamed put without a lease may wait for its connection.
 _STREAM_SIGNATURE_S: Final = 300
+# aiohttp reads ahead twice this for each answer: enough to be busy, little with many readers.
+_READ_AHEAD_BYTES: Final = 64 * 2**10
 _UNRESERVED: Final = "/-_.~"
 _ERROR_BODY_BYTES: Final = 64 * 2**10
 # Beyond this hashing would hold up the event loop, and aiohttp wants a file.
@@ -304,6 +306,7 @@ async def open_session(max_connections: int) -> AsyncIterator[aiohttp.ClientSess
         middlewares=(_surface_loss,),
         cookie_jar=aiohttp.DummyCookieJar(),
         skip_auto_headers=_AUTOMATIC_HEADERS,
+        read_bufsize=_READ_AHEAD_BYTES,
         auto_decompress=False,  # a stored Content-Encoding is the object's own
     ) as session:
         yield session

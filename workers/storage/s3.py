@@ -89,8 +89,8 @@ class S3Stream:
         self._response = response
         self._left_bytes = left
 
-    async def chunks(self, size_bytes: int) -> AsyncIterator[bytes]:
-        """Pieces of exactly `size_bytes`, the last one shorter.
+    async def chunks(self, size_bytes: int | None) -> AsyncIterator[bytes]:
+        """Pieces of exactly `size_bytes`, the last one shorter; with None as they come.
 
         Raises:
             StorageUnavailableError: the connection broke before the object's end.
@@ -99,13 +99,22 @@ class S3Stream:
             return
         content = self._response.content
         while self._left_bytes:
-            wanted = min(size_bytes, self._left_bytes)
             try:
-                piece = await content.readexactly(wanted)
+                if size_bytes is None:
+                    # Uncut: what is cut to a length and joined again is copied each time.
+                    piece = _present(await content.readany())[: self._left_bytes]
+                else:
+                    piece = await content.readexactly(min(size_bytes, self._left_bytes))
             except (aiohttp.ClientError, OSError, EOFError) as exc:
                 raise StorageUnavailableError(f"stream: {type(exc).__name__}") from exc
-            self._left_bytes -= wanted
+            self._left_bytes -= len(piece)
             yield piece
+
+
+def _present(piece: bytes) -> bytes:
+    if not piece:
+        raise EOFError
+    return piece
 
 
 class S3Storage(ColdStorage):

@@ -7,6 +7,7 @@ stand as an upload leaves them.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -112,14 +113,17 @@ class World:
             for _ in range(_LOADED_AT_ONCE):
                 group.create_task(put(numbers))
 
-    async def load_large(self, project: str, key: str, size_bytes: int) -> None:
-        """Put one object of this size, streamed."""
+    async def load_large(self, project: str, key: str, size_bytes: int) -> str:
+        """Put one object of this size, streamed; gives the SHA-256 of its plaintext, in hex."""
         desired = (await self.keyrings.fresh(project)).desired
         dek, block = new_dek(), os.urandom(_PIECE_BYTES)
+        hashed = hashlib.sha256()
 
         async def plaintext() -> AsyncIterator[bytes]:
             for at in range(0, size_bytes, _PIECE_BYTES):
-                yield block[: min(_PIECE_BYTES, size_bytes - at)]
+                piece = block[: min(_PIECE_BYTES, size_bytes - at)]
+                hashed.update(piece)
+                yield piece
 
         await self.storage.put_stream(
             object_key(project, key),
@@ -127,6 +131,7 @@ class World:
             sealed_size(size_bytes),
             _headers(desired, key, dek),
         )
+        return hashed.hexdigest()
 
 
 def _headers(desired: Desired, key: str, dek: bytes) -> Headers:

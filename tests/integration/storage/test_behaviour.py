@@ -201,7 +201,7 @@ async def test_read_start(storage: AnyStorage) -> None:
 
 
 async def test_stream(storage: AnyStorage) -> None:
-    """From any byte on, in pieces of the size asked for; nothing behind the end."""
+    """From any byte on, in pieces of the size asked for or as they come, up to the end."""
     body = bytes(range(256)) * 1000
     etag = await storage.put("acme/k", body, PLAIN)
     async with storage.stream("acme/k", start=1000) as stream:
@@ -209,6 +209,8 @@ async def test_stream(storage: AnyStorage) -> None:
         found = [chunk async for chunk in stream.chunks(65_536)]
     assert b"".join(found) == body[1000:]
     assert {len(chunk) for chunk in found[:-1]} == {65_536}
+    async with storage.stream("acme/k", start=1000) as stream:
+        assert b"".join([chunk async for chunk in stream.chunks(None)]) == body[1000:]
     assert await everything(storage, "acme/k", if_match=etag) == body
     assert await everything(storage, "acme/k", start=len(body), if_match=etag) == b""
     assert await everything(storage, "acme/k", start=len(body) - 1) == body[-1:]

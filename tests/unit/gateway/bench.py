@@ -119,7 +119,7 @@ class _Watched:
         self._stream = stream
         self._breaks = breaks
 
-    async def chunks(self, size_bytes: int) -> AsyncIterator[bytes]:
+    async def chunks(self, size_bytes: int | None) -> AsyncIterator[bytes]:
         given = 0
         async for piece in self._stream.chunks(size_bytes):
             if self._breaks is not None and given + len(piece) > self._breaks:

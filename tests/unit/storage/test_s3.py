@@ -120,8 +120,8 @@ async def streamed(storage: S3Storage) -> bytes:
         return b"".join([chunk async for chunk in stream.chunks(3)])
 
 
-async def collected(stream: Stream, into: list[bytes]) -> None:
-    async for chunk in stream.chunks(3):
+async def collected(stream: Stream, into: list[bytes], size_bytes: int | None = 3) -> None:
+    async for chunk in stream.chunks(size_bytes):
         into.append(chunk)  # noqa: PERF401  # what came before an error stays
 
 
@@ -172,14 +172,43 @@ async def test_a_truncated_record_is_read_again(server: ScriptedServer, storage:
     assert (await storage.read("a/k"))[1] == b"whole record"
 
 
-async def test_a_truncated_stream_breaks(server: ScriptedServer, storage: S3Storage) -> None:
+@pytest.mark.parametrize(("size_bytes", "whole"), [(3, {b"012345", b"012"}), (None, {b"012345"})])
+async def test_a_truncated_stream_breaks(
+    server: ScriptedServer, storage: S3Storage, size_bytes: int | None, whole: set[bytes]
+) -> None:
     """What came before the break was given; the end never looks clean."""
     server.script = [Reply(200, b"0123456789", cut=4)]
     found: list[bytes] = []
     async with storage.stream("a/k") as stream:
         with pytest.raises(StorageUnavailableError):
-            await collected(stream, found)
-    assert b"".join(found) in {b"012345", b"012"}
+            await collected(stream, found, size_bytes)
+    assert b"".join(found) in whole
+
+
+async def test_a_stream_as_it_comes_ends_where_it_must(
+    server: ScriptedServer, storage: S3Storage
+) -> None:
+    """All of a body; and of a server that sends more than was asked for, no byte of that."""
+    server.script = [
+        Reply(200, b"0123456789"),
+        Reply(206, b"23456", {"Content-Range": "bytes 2-6/10"}),
+    ]
+    async with storage.stream("a/k") as stream:
+        assert b"".join([piece async for piece in stream.chunks(None)]) == b"0123456789"
+    async with storage.stream("a/k", start=2, length_bytes=3) as stream:
+        assert b"".join([piece async for piece in stream.chunks(None)]) == b"234"
+
+
+@pytest.mark.parametrize("size_bytes", [3, None])
+async def test_an_answer_shorter_than_it_told_breaks(
+    server: ScriptedServer, storage: S3Storage, size_bytes: int | None
+) -> None:
+    """One whose own length ends before the range that it says it is."""
+    server.script = [Reply(206, b"2", {"Content-Range": "bytes 2-4/10"})]
+    found: list[bytes] = []
+    async with storage.stream("a/k", start=2, length_bytes=3) as stream:
+        with pytest.raises(StorageUnavailableError):
+            await collected(stream, found, size_bytes)
 
 
 async def test_an_ignored_range_is_no_answer(server: ScriptedServer, storage: S3Storage) -> None:
