@@ -18,6 +18,7 @@ from workers.gateway.client import ABORT, GONE
 
 # What every head fits in that a client of this gateway has a reason to send.
 HEAD_MAX_BYTES: Final = 64 * 1024
+_UNSENT_BYTES: Final = 128 * 1024
 _NO_LINGER: Final = struct.pack("ii", 1, 0)
 
 
@@ -93,9 +94,15 @@ class GatewayProtocol(HttpToolsProtocol):
         Also when the answer is complete for the application, and its end lies in a buffer.
         """
         sock = self.transport.get_extra_info("socket")
-        if sock is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
+        if sock is None:
+            return
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
             waited_ms = int(self.idle_timeout_s * 1000)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, waited_ms)
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+            # Else megabytes wait in the kernel, and it says nothing while a slow reader takes
+            # the first of them: one that takes little would pass for one that takes nothing.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
 
     def _reset(self) -> None:
         """End the connection so that nobody takes it for the end of an answer."""

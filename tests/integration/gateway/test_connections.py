@@ -214,6 +214,23 @@ async def test_a_slow_reader_is_cut(scene: Scene) -> None:
     assert "client_slow" in await scene.process.logged("answer aborted")
 
 
+async def test_a_reader_that_takes_little_is_not_cut(scene: Scene) -> None:
+    """Four times its time to take nothing it takes a little, and more comes all the while."""
+    authorization = ("Authorization", f"Bearer {scene.deployment.api_key}")
+    loop = asyncio.get_running_loop()
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32 * 1024)
+        sock.setblocking(False)  # noqa: FBT003  # the socket module's own
+        await loop.sock_connect(sock, (scene.process.host, scene.process.port))
+        await loop.sock_sendall(
+            sock, request("GET", object_target("acme", "large"), [authorization])
+        )
+        until = loop.time() + 4
+        while loop.time() < until:
+            assert await loop.sock_recv(sock, 64 * 1024)
+            await asyncio.sleep(0.05)
+
+
 async def test_readers_that_go_leave_nothing_behind(scene: Scene) -> None:
     """Fifty of them, each in the middle of a download: none keeps a file open."""
     await _served(scene)

@@ -154,7 +154,7 @@ async def test_each_request_has_its_own_way_to_be_cut() -> None:
             await reader.readuntil(b"ok")
     assert len(seen) == 2
     assert seen[0] is not seen[1]
-    assert all(set(state) == {"keyturn.abort"} for state in seen)
+    assert all(set(state) == {"keyturn.abort", "keyturn.gone"} for state in seen)
 
 
 @pytest.mark.parametrize(
