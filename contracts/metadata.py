@@ -9,7 +9,7 @@ from base64 import b64decode, b64encode
 from binascii import Error as BinasciiError
 from collections.abc import Mapping
 from dataclasses import dataclass
-from email.errors import HeaderParseError
+from email.errors import MessageError
 from email.header import decode_header, make_header
 from typing import Final
 
@@ -30,6 +30,7 @@ OWN_PREFIX: Final = "enc-"
 
 CALLER_MAX_BYTES: Final = 1024
 CONTENT_TYPE_MAX_BYTES: Final = 1024
+_DECODED_MAX_CHARACTERS: Final = 4 * CALLER_MAX_BYTES
 
 _CALLER_NAME = re.compile(r"[a-z0-9-]+")
 _KEK_USER = re.compile(r"([1-9][0-9]{0,17}):([0-9a-f]{16})")
@@ -205,9 +206,10 @@ def caller_from_wire(metadata: Mapping[str, str]) -> dict[str, str]:
 
 
 def _decode(value: str) -> str:
-    if "=?" not in value:
+    # Decoding takes time that grows with the square of the length: no value of ours is so long.
+    if "=?" not in value or len(value) > _DECODED_MAX_CHARACTERS:
         return value
     try:
         return str(make_header(decode_header(value)))
-    except (HeaderParseError, LookupError, ValueError):
+    except (MessageError, LookupError, ValueError):
         return value

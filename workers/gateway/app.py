@@ -4,8 +4,10 @@ Every request passes one door: it is counted, bounded in number, and whatever is
 becomes a problem document or, where an answer has begun, an aborted connection.
 """
 
+import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final
 
 import orjson
@@ -19,11 +21,20 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from contracts.errors import KeyturnError
 from workers.gateway import docs
-from workers.gateway.client import ClientGoneError, ClientSlowError, abort, patient
+from workers.gateway.client import (
+    ClientGoneError,
+    ClientSlowError,
+    Receiving,
+    abort,
+    drained,
+    patient,
+)
+from workers.gateway.gate import RefusedError
 from workers.gateway.metrics import GatewayMetrics
 from workers.gateway.objects import Objects
 from workers.gateway.openapi import document
-from workers.gateway.problems import problem, problem_of
+from workers.gateway.paths import object_of
+from workers.gateway.problems import problem, problem_of, status_of
 from workers.gateway.rotations import Rotations
 from workers.health import Check, holding
 
@@ -34,6 +45,7 @@ _NOT_FOUND: Final = 404
 _REQUEST_TIMEOUT: Final = 408
 _UNAVAILABLE: Final = 503
 _INTERNAL: Final = 500
+_READY_FOR_S: Final = 1.0
 
 _log = structlog.get_logger()
 
@@ -57,6 +69,8 @@ def application(
         concurrency: How many requests are served at once; more are refused.
         idle_timeout_s: How long a client may take nothing.
     """
+    places = _Places(concurrency)
+    readiness = _Readiness(checks)
     text = orjson.dumps(document())
     page = docs.page(document())
 
@@ -66,7 +80,7 @@ def application(
 
     async def ready(request: Request) -> Response:
         del request
-        results = await holding(checks)
+        results = await readiness.results()
         status = 200 if all(results.values()) else _UNAVAILABLE
         return _json({"ready": status != _UNAVAILABLE, "checks": results}, status)
 
@@ -94,13 +108,13 @@ def application(
     ]
     handlers: Mapping[Any, Callable[[Request, Any], Awaitable[Response]]] = {
         HTTPException: _http_refusal,
-        KeyturnError: _refusal,
+        KeyturnError: _Refusals(metrics, places).answer,
         ClientGoneError: _silence,
         Exception: _internal,
     }
     app = Starlette(routes=routes, exception_handlers=handlers)
     app.router.redirect_slashes = False
-    return _Door(app, metrics, concurrency, idle_timeout_s)
+    return _Door(app, metrics, places, idle_timeout_s)
 
 
 def _json(value: object, status: int = 200) -> Response:
@@ -108,17 +122,75 @@ def _json(value: object, status: int = 200) -> Response:
 
 
 async def _http_refusal(request: Request, error: HTTPException) -> Response:
-    del request
-    headers = dict(error.headers or {})
+    headers = {**(error.headers or {}), **_closing(request.method)}
     if error.status_code == _NOT_FOUND:
-        return problem(_NOT_FOUND, "nothing is served at this path", code="not_found")
+        detail = "nothing is served at this path"
+        return problem(_NOT_FOUND, detail, code="not_found", headers=headers)
     return problem(error.status_code, headers=headers)
 
 
-async def _refusal(request: Request, error: KeyturnError) -> Response:
-    # What is left of a body is not read: the connection ends with the answer.
-    headers = {"connection": "close"} if request.method in ("PUT", "POST") else None
-    return problem_of(error, headers)
+def _closing(method: str) -> dict[str, str]:
+    """What is left of a body is not read: the connection ends with the answer."""
+    return {"connection": "close"} if method in ("PUT", "POST") else {}
+
+
+class _Places:
+    """How many requests are being served."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.taken = 0
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Stand aside for somebody who is to be served."""
+        self.taken -= 1
+        try:
+            yield
+        finally:
+            self.taken += 1
+
+
+class _Readiness:
+    """What the checks said a moment ago: anybody may ask, and each asks the storage."""
+
+    def __init__(self, checks: Mapping[str, Check]) -> None:
+        self._checks = checks
+        self._lock = asyncio.Lock()
+        self._at = -_READY_FOR_S
+        self._results: dict[str, bool] = {}
+
+    async def results(self) -> dict[str, bool]:
+        """Which checks hold."""
+        async with self._lock:
+            if time.monotonic() - self._at >= _READY_FOR_S:
+                self._results = await holding(self._checks)
+                self._at = time.monotonic()
+            return self._results
+
+
+class _Refusals:
+    """Answers to what is refused."""
+
+    def __init__(self, metrics: GatewayMetrics, places: _Places) -> None:
+        self._metrics = metrics
+        self._places = places
+
+    async def answer(self, request: Request, error: KeyturnError) -> Response:
+        """The problem document; a refused caller waits for it, and takes nobody's place."""
+        if status_of(error.code) >= _INTERNAL:
+            project, key = object_of(request.scope["raw_path"])
+            told = {"project": project, "key": key, "code": error.code, "detail": error.detail}
+            _log.warning("not served", **told)
+            self._metrics.failures.labels(error.code).inc()
+        if isinstance(error, RefusedError):
+            with self._places.aside():
+                await asyncio.sleep(error.not_before - time.monotonic())
+        headers = _closing(request.method)
+        # A client that waits for `100 Continue` sends nothing that would have to be read.
+        if headers and "expect" not in request.headers and await drained(request.receive):
+            headers = {}
+        return problem_of(error, headers)
 
 
 async def _silence(request: Request, error: ClientGoneError) -> Response:
@@ -135,25 +207,27 @@ class _Door:
     """What every request passes."""
 
     def __init__(
-        self, app: ASGIApp, metrics: GatewayMetrics, concurrency: int, idle_timeout_s: float
+        self, app: ASGIApp, metrics: GatewayMetrics, places: _Places, idle_timeout_s: float
     ) -> None:
         self._app = app
         self._metrics = metrics
-        self._concurrency = concurrency
+        self._places = places
         self._idle_timeout_s = idle_timeout_s
-        self._serving = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         # Every answer, whoever asks: one that nobody takes holds its place here.
+        receive = Receiving(receive)
         answer = _Answer(scope, patient(send, scope, self._idle_timeout_s), self._metrics)
-        self._serving += 1
-        self._metrics.in_flight.set(self._serving)
+        self._places.taken += 1
+        self._metrics.in_flight.set(self._places.taken)
         try:
-            if self._serving > self._concurrency and not _is_watching(scope):
-                await problem(_UNAVAILABLE, "too many requests at once")(scope, receive, answer)
+            if self._places.taken > self._places.most and not _is_watching(scope):
+                headers = _closing(scope["method"])
+                refusal = problem(_UNAVAILABLE, "too many requests at once", headers=headers)
+                await refusal(scope, receive, answer)
             else:
                 await self._app(scope, receive, answer)
         except Exception:  # noqa: BLE001  # the door: nothing passes it
@@ -162,8 +236,8 @@ class _Door:
             if not answer.ended:
                 abort(scope)
         finally:
-            self._serving -= 1
-            self._metrics.in_flight.set(self._serving)
+            self._places.taken -= 1
+            self._metrics.in_flight.set(self._places.taken)
             counted = (_route(scope), _method(scope), str(answer.status or "none"))
             self._metrics.requests.labels(*counted).inc()
 

@@ -7,13 +7,19 @@ completed is aborted: the connection is reset, never closed in order.
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from starlette.types import Message, Receive, Scope, Send
 
+MIN_BYTES_PER_S: Final = 8 * 1024
+"""What a sender may not stay below for long."""
+
+_DRAINED_BYTES: Final = 1024 * 1024
+_DRAINING_S: Final = 0.5
+_T = TypeVar("_T")
+
 ABORT: Final = "keyturn.abort"
 """In a request's state: the call that resets its connection."""
-
 
 GONE: Final = "keyturn.gone"
 """In a request's state: the call that tells whether its connection is closed."""
@@ -59,20 +65,22 @@ def patient(send: Send, scope: Scope, idle_timeout_s: float) -> Send:
     return sending
 
 
-async def while_connected(receive: Receive, sending: Awaitable[None]) -> None:
-    """Send an answer for as long as there is somebody to take it.
+async def while_connected(receive: Receive, work: Awaitable[_T]) -> _T:
+    """Do something for as long as there is a client that it is done for.
+
+    A request's body must have been read to its end: what comes of it here is lost.
 
     Raises:
-        ClientGoneError: the client went; what was being sent is cancelled.
-        Exception: whatever `sending` raises.
+        ClientGoneError: the client went; the work is cancelled.
+        Exception: whatever the work raises.
     """
-    task = asyncio.ensure_future(sending)
+    task = asyncio.ensure_future(work)
     gone = asyncio.create_task(_gone(receive))
     try:
         await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise ClientGoneError
-        await task
+            raise ClientGoneError("the connection was closed")
+        return await task
     finally:
         for each in (task, gone):
             each.cancel()
@@ -88,17 +96,58 @@ async def body_of(receive: Receive, idle_timeout_s: float) -> AsyncIterator[byte
     """A request's body as it comes.
 
     Raises:
-        ClientGoneError: it ends before its end, or nothing comes for `idle_timeout_s`.
+        ClientGoneError: it ends before its end, nothing comes for `idle_timeout_s`, or in all
+            so little that the client only holds its place.
     """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + idle_timeout_s
     while True:
         try:
-            async with asyncio.timeout(idle_timeout_s):
+            async with asyncio.timeout_at(min(deadline, loop.time() + idle_timeout_s)):
                 message: dict[str, Any] = dict(await receive())
         except TimeoutError as exc:
-            raise ClientGoneError("nothing was sent for too long") from exc
+            raise ClientGoneError("too little was sent for too long") from exc
         if message["type"] == "http.disconnect":
             raise ClientGoneError("the connection was closed")
         if body := message.get("body", b""):
+            deadline += len(body) / MIN_BYTES_PER_S
             yield body
         if not message.get("more_body", False):
             return
+
+
+class Receiving:
+    """`receive`, which remembers whether a request's body came to its end."""
+
+    __slots__ = ("_receive", "body_ended")
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self.body_ended = False
+
+    async def __call__(self) -> Message:
+        """What comes next."""
+        message = await self._receive()
+        if message["type"] == "http.request" and not message.get("more_body", False):
+            self.body_ended = True
+        return message
+
+
+async def drained(receive: Receive) -> bool:
+    """Read what is left of a small body that nobody wants; whether that was all of it.
+
+    A connection that is closed on unread bytes is reset, and its client may never see why.
+    """
+    if isinstance(receive, Receiving) and receive.body_ended:
+        return True
+    left = _DRAINED_BYTES
+    try:
+        async with asyncio.timeout(_DRAINING_S):
+            while left > 0:
+                message = await receive()
+                left -= len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return bool(message["type"] == "http.request")
+    except TimeoutError:
+        pass
+    return False

@@ -15,19 +15,31 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Final
 
-from contracts.errors import UnauthorizedError, UnknownProjectError
+import structlog
+
+from contracts.errors import (
+    CorruptObjectError,
+    KeyturnError,
+    StorageUnavailableError,
+    UnauthorizedError,
+    UnknownMasterKeyError,
+    UnknownProjectError,
+)
 from contracts.names import is_project
 from contracts.sealing import Secret, user_kek
+from workers.errors import StorageAnswerError
 from workers.keyring import KeyringReader, Observed
 
 # Longer than a keyring takes to be read, so that a refusal does not tell whether one was.
 REFUSAL_FLOOR_S: Final = 0.1
-_MAX_UNKNOWN: Final = 10_000
+_MAX_FAILED: Final = 10_000
 _BEARER: Final = "bearer "
 _NOBODY: Final = "nobody"
 # A key of the right form that nobody has, so that a malformed one costs the same.
 _NO_KEY: Final = "0" * 43
 _NO_KEK: Final = Secret(os.urandom(32))
+
+_log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +51,21 @@ class Admitted:
     kek: Secret = field(repr=False)
 
 
+class RefusedError(UnauthorizedError):
+    """The refusal of all; `not_before` is when it may be told, by `time.monotonic`."""
+
+    def __init__(self, not_before: float) -> None:
+        super().__init__()
+        self.not_before = not_before
+
+
 class Gate:
     """Admits callers by the keyrings alone.
 
     Args:
         keyrings: Reads them, cached for as long as a turned key may still pass.
         pepper: The deployment's (SPEC 2.1).
-        cache_s: How long a project is known to be unknown.
+        cache_s: How long it is known of a project that it has no keyring, or none that opens.
         floor_s: The least time that a refusal takes.
     """
 
@@ -61,7 +81,7 @@ class Gate:
         self._pepper = pepper.reveal().decode()
         self._cache_s = cache_s
         self._floor_s = floor_s
-        self._unknown: OrderedDict[str, float] = OrderedDict()
+        self._failed: OrderedDict[str, tuple[float, KeyturnError]] = OrderedDict()
         self._reading: dict[str, tuple[float, asyncio.Task[Observed]]] = {}
 
     async def admit(self, project: str, authorization: list[str]) -> Admitted:
@@ -72,7 +92,7 @@ class Gate:
             authorization: The values of all `Authorization` headers.
 
         Raises:
-            UnauthorizedError: it is not, or there is no such project.
+            RefusedError: it is not, or there is no such project.
             CorruptObjectError: the keyring was forged, moved or damaged.
             UnknownMasterKeyError, StorageUnavailableError: try again later.
         """
@@ -80,12 +100,25 @@ class Gate:
         # As much is computed for a project that there is not as for one that there is.
         name = project if is_project(project) else _NOBODY
         kek = self._kek_of(_bearer(authorization), name)
-        observed = await self._observed(project) if name == project else None
+        try:
+            observed = await self._observed(project) if name == project else None
+        except KeyturnError as exc:
+            _log.error("keyring not read", project=project, code=exc.code, detail=exc.detail)
+            await asyncio.sleep(self._not_before(began) - time.monotonic())
+            # The detail is for whoever is admitted, and nobody can be.
+            raise type(exc) from exc
         wanted = _NO_KEK if observed is None else observed.desired.user_kek
         if _same(kek, wanted) and observed is not None:
             return Admitted(project, observed, kek)
-        await asyncio.sleep(began + self._floor_s - time.monotonic())
-        raise UnauthorizedError
+        raise RefusedError(self._not_before(began))
+
+    def _not_before(self, began: float) -> float:
+        """When a refusal may be told: the floor, or the next multiple of it.
+
+        A read that took longer than the floor shows no more than in which multiple it ended.
+        """
+        waited = time.monotonic() - began
+        return began + self._floor_s * (waited // self._floor_s + 1) if self._floor_s else began
 
     async def again(self, admitted: Admitted) -> Admitted:
         """The same caller by a keyring read that begins now.
@@ -122,17 +155,25 @@ class Gate:
         cached = self._keyrings.cached(project)
         if cached is not None:
             return cached
-        since = self._unknown.get(project)
-        if since is not None and time.monotonic() - since <= self._cache_s:
+        since, failure = self._failed.get(project, (0.0, None))
+        if failure is None or time.monotonic() - since > self._cache_s:
+            try:
+                return await self._joined(project)
+            except StorageAnswerError as exc:
+                raise StorageUnavailableError(str(exc)) from exc
+            except (UnknownProjectError, CorruptObjectError, UnknownMasterKeyError) as exc:
+                self._remember(project, exc)
+                failure = exc
+        if isinstance(failure, UnknownProjectError):
             return None
-        try:
-            return await self._joined(project)
-        except UnknownProjectError:
-            self._unknown[project] = time.monotonic()
-            self._unknown.move_to_end(project)
-            while len(self._unknown) > _MAX_UNKNOWN:
-                self._unknown.popitem(last=False)
-            return None
+        raise type(failure)(failure.detail)
+
+    def _remember(self, project: str, failure: KeyturnError) -> None:
+        """For as long as a keyring would be: whoever asks again costs no read."""
+        self._failed[project] = time.monotonic(), failure
+        self._failed.move_to_end(project)
+        while len(self._failed) > _MAX_FAILED:
+            self._failed.popitem(last=False)
 
     async def _joined(self, project: str) -> Observed:
         """One read for all who come while it is under way, and began recently enough.

@@ -34,9 +34,9 @@ from workers.gateway.client import (
 from workers.gateway.gate import Admitted, Gate
 from workers.gateway.metrics import GatewayMetrics
 from workers.gateway.paths import object_of
-from workers.gateway.problems import problem, problem_of, status_of
+from workers.gateway.problems import problem, problem_of
 from workers.gateway.ranges import ByteRange, Span, parse_range
-from workers.gateway.source import START_BYTES, Found, Piece, Pieces, Plain, Source
+from workers.gateway.source import START_BYTES, Found, Piece, Pieces, Plain, Source, Whole
 
 PRESIGNED_S: Final = 60
 _AT_ONCE_BYTES: Final = 64 * 1024
@@ -44,7 +44,6 @@ _OK: Final = 200
 _PARTIAL: Final = 206
 _NOT_MODIFIED: Final = 304
 _PRECONDITION_FAILED: Final = 412
-_BAD_GATEWAY: Final = 502
 
 _log = structlog.get_logger()
 
@@ -88,15 +87,7 @@ class Objects:
             response = await self._put(request, admitted, key)
             await response(scope, receive, send)
             return
-        try:
-            await self._read(scope, receive, send, admitted, key)
-        except KeyturnError as exc:
-            if status_of(exc.code) == _BAD_GATEWAY:
-                self._metrics.failures.labels(exc.code).inc()
-                _log.warning(
-                    "not given out", project=project, key=key, code=exc.code, detail=exc.detail
-                )
-            raise
+        await self._read(scope, receive, send, admitted, key)
 
     async def _read(
         self, scope: Scope, receive: Receive, send: Send, admitted: Admitted, key: str
@@ -104,8 +95,11 @@ class Objects:
         headers = Headers(scope=scope)
         head_only = scope["method"] == "HEAD"
         wanted = None if head_only else _range(headers)
-        # A plain GET is one stream from the first byte on; all else looks first.
-        looks = head_only or wanted is not None or conditions.are_asked(headers)
+        # A plain GET is one stream from the first byte on; all else looks first, and so does a
+        # GET where there may be what is not sent by that stream.
+        keyring = admitted.observed.keyring
+        unsealed = keyring.plaintext_allowed or keyring.v0_allowed
+        looks = head_only or wanted is not None or unsealed or conditions.are_asked(headers)
         start_bytes = _start_bytes(wanted) if looks else None
         async with self._source.open(admitted, key, start_bytes=start_bytes) as found:
             span = await self._answer(headers, found, wanted, head_only=head_only)
@@ -140,7 +134,7 @@ class Objects:
         if wanted is not None and not conditions.range_holds(headers, etag, modified):
             wanted = None
         span = None if wanted is None else wanted.span(found.size_bytes)
-        if head_only or wanted is not None:
+        if head_only or wanted is not None or isinstance(found, Whole):
             await found.prove(span)
         if wanted is None or wanted.is_all_of_nothing(found.size_bytes):
             return None

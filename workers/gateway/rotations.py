@@ -23,11 +23,11 @@ from contracts.errors import (
 )
 from contracts.messages import Event, Rejected, load_json, problems
 from contracts.names import is_uuid
-from contracts.publisher import Publisher, PublisherError
+from contracts.publisher import OutcomeUnknownError, Publisher, PublisherError
 from contracts.publisher.requests import new_id
 from contracts.sealing import kek_id
 from workers.errors import MissingError, StorageAnswerError
-from workers.gateway.client import body_of
+from workers.gateway.client import body_of, while_connected
 from workers.gateway.gate import Admitted, Gate
 from workers.gateway.paths import project_of
 from workers.gateway.uploads import refused, unpublished, wait_asked
@@ -36,6 +36,7 @@ from workers.sweep import SweepStore
 
 _ACCEPTED: Final = 202
 _BODY_MAX_BYTES: Final = 8 * 1024
+_BODY_TIMEOUT_S: Final = 10.0
 _MAX_KNOWN: Final = 10_000
 # How long an answer is listened for; whoever asks later reads the keyring.
 _LISTEN_S: Final = 600.0
@@ -72,7 +73,7 @@ class Rotations:
         self._gate = gate
         self._publisher = publisher
         self._store = store
-        self._idle_timeout_s = idle_timeout_s
+        self._idle_timeout_s = min(idle_timeout_s, _BODY_TIMEOUT_S)
         self._wait_max_s = wait_max_s
         self._known: OrderedDict[str, _Known] = OrderedDict()
 
@@ -98,13 +99,16 @@ class Rotations:
                 rotation_id=rotation_id,
             )
         except PublisherError as exc:
+            if isinstance(exc, OutcomeUnknownError):
+                self._listen(admitted.project, rotation_id)
             return unpublished(exc, {"rotation_id": rotation_id})
         answer = self._listen(admitted.project, rotation_id)
         wait_s = wait_asked(request.headers, self._wait_max_s)
         said = {"location": f"{request.url.path}/{rotation_id}"}
         if wait_s is not None:
             said["preference-applied"] = f"wait={wait_s}"
-            await asyncio.wait((answer,), timeout=wait_s)
+            waiting = asyncio.wait((answer,), timeout=wait_s)
+            await while_connected(request.receive, waiting)
             if (event := _told(answer)) is not None and isinstance(event, Rejected):
                 return refused(event, {"rotation_id": rotation_id})
         return JSONResponse({"rotation_id": rotation_id}, _ACCEPTED, said)

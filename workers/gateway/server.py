@@ -203,7 +203,11 @@ async def serve(settings: GatewaySettings, app: ASGIApp) -> None:
         app,
         host=settings.gateway_host,
         port=settings.gateway_port,
-        http=bounded(settings.gateway_head_timeout_s, settings.gateway_idle_timeout_s),
+        http=bounded(
+            head_timeout_s=settings.gateway_head_timeout_s,
+            idle_timeout_s=settings.gateway_idle_timeout_s,
+            max_connections=settings.gateway_concurrency * _CONNECTIONS_A_REQUEST,
+        ),
         ws="none",
         lifespan="off",
         log_config=None,
@@ -211,7 +215,6 @@ async def serve(settings: GatewaySettings, app: ASGIApp) -> None:
         proxy_headers=False,
         server_header=False,
         backlog=_BACKLOG,
-        limit_concurrency=settings.gateway_concurrency * _CONNECTIONS_A_REQUEST,
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=int(settings.shutdown_grace_s),
     )

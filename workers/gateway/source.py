@@ -10,9 +10,18 @@ was checked: its chunks open under no other.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Mapping,
+    Sequence,
+)
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from contracts import metadata as object_metadata
@@ -32,7 +41,6 @@ from contracts.sealing import (
     HEADER_BYTES,
     SALT_BYTES,
     SEALED_CHUNK_BYTES,
-    ChunkError,
     ChunkReader,
     SealError,
     Secret,
@@ -59,6 +67,8 @@ _RESUMES: Final = 3
 _RESUME_PAUSES_S: Final = (0.05, 0.3, 1.0)
 # Beyond this opening a body would hold up the event loop.
 _IN_THREAD_BYTES: Final = 1024 * 1024
+_V0_OVERHEAD_BYTES: Final = 12 + 16
+_V0_WAIT_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,10 +255,14 @@ class Sealed:
 
 @dataclass(slots=True)
 class Whole:
-    """An object of the earlier system, opened whole."""
+    """An object of the earlier system, opened whole once it is proven.
+
+    `size_bytes` is what the stored length tells; that it opens proves it.
+    """
 
     head: Head
-    plaintext: bytes = field(repr=False)
+    read: Callable[[], Awaitable[bytes]] = field(repr=False)
+    _plaintext: bytes | None = field(default=None, repr=False)
 
     @property
     def etag(self) -> str:
@@ -258,20 +272,31 @@ class Whole:
     @property
     def size_bytes(self) -> int:
         """Of the plaintext."""
-        return len(self.plaintext)
+        return max(self.head.size_bytes - _V0_OVERHEAD_BYTES, 0)
 
     async def prove(self, ahead: Span | None = None) -> None:
-        """It was opened whole."""
+        """Open it.
+
+        Raises:
+            CorruptObjectError: it does not open.
+            BodyTooLargeError: it is larger than what is opened whole.
+            StorageUnavailableError: it changed meanwhile, the storage failed, or too many
+                of these are open.
+        """
+        del ahead
+        if self._plaintext is None:
+            self._plaintext = await self.read()
 
     async def pieces(self, span: Span) -> Pieces:
         """The plaintext of a span."""
-        view = memoryview(self.plaintext)[span.first : span.end]
+        await self.prove()
+        view = memoryview(self._plaintext or b"")[span.first : span.end]
         for at in range(0, len(view), _PIECE_BYTES):
             yield view[at : at + _PIECE_BYTES]
 
     def whole(self) -> Pieces:
         """All of the plaintext."""
-        return self.pieces(Span(0, len(self.plaintext)))
+        return self.pieces(Span(0, self.size_bytes))
 
 
 @dataclass(slots=True)
@@ -297,6 +322,8 @@ class Plain:
 
     async def pieces(self, span: Span) -> Pieces:
         """The bytes of a span of this very body."""
+        if not span.length:
+            return
         try:
             async with self.storage.stream(
                 self.s3_key,
@@ -380,9 +407,7 @@ class Source:
                     # Read anew, or by somebody else. Whoever held a second connection beside
                     # this one could wait for it for ever, with as many others as the pool holds.
                     await stack.aclose()
-                if opened is not None and opened.algorithm == V0_ALGORITHM:
-                    await stack.enter_async_context(self._v0_slots)
-                yield await self._found(s3_key, head, start, opened, rest)
+                yield self._found(s3_key, head, start, opened, rest, stack)
         except MissingError as exc:
             raise NotFoundError("nothing stands at this key") from exc
         except ArchivedError as exc:
@@ -394,18 +419,19 @@ class Source:
         """A URL by which the caller may read it from the storage itself."""
         return await self._storage.presigned(found.s3_key, Lease(found.head.date, lease_s))
 
-    async def _found(
+    def _found(
         self,
         s3_key: str,
         head: Head,
         start: bytes,
         opened: OpenedDek | None,
         rest: AsyncIterator[bytes] | None,
+        stack: AsyncExitStack,
     ) -> Found:
         if opened is None:
             return Plain(self._storage, s3_key, head)
         if opened.algorithm != COBBLESTONE:
-            return Whole(head, await self._v0_plaintext(s3_key, head, opened.dek))
+            return Whole(head, partial(self._v0_plaintext, s3_key, head, opened.dek, stack))
         with _as_corrupt():
             reader = ChunkReader(opened.dek, BODY_CONTEXT, start[:HEADER_BYTES])
             size_bytes = plaintext_size(head.size_bytes)
@@ -452,11 +478,19 @@ class Source:
             v0_allowed=keyring.v0_allowed,
         )
 
-    async def _v0_plaintext(self, s3_key: str, head: Head, dek: bytes) -> bytes:
+    async def _v0_plaintext(
+        self, s3_key: str, head: Head, dek: bytes, stack: AsyncExitStack
+    ) -> bytes:
+        """The plaintext; its place is held until the answer is sent, as its memory is."""
         if head.size_bytes > self._v0_max_bytes:
             raise BodyTooLargeError(
                 f"an object of the earlier system is opened whole, up to {self._v0_max_bytes} bytes"
             )
+        try:
+            async with asyncio.timeout(_V0_WAIT_S):
+                await stack.enter_async_context(self._v0_slots)
+        except TimeoutError as exc:
+            raise StorageUnavailableError("too many objects are opened whole just now") from exc
         async with self._storage.stream(s3_key, if_match=head.etag) as stream:
             sealed = b"".join([piece async for piece in stream.chunks(_PIECE_BYTES)])
         with _as_corrupt():
@@ -496,5 +530,5 @@ class _as_corrupt:  # noqa: N801  # a context manager, cheaper than a generator 
         pass
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
-        if kind is not None and issubclass(kind, (SealError, ChunkError)):
+        if kind is not None and issubclass(kind, SealError):
             raise CorruptObjectError("the body does not authenticate") from error  # type: ignore[misc]

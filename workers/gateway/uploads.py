@@ -8,6 +8,7 @@ what the worker told. It must never write a byte of plaintext anywhere.
 import asyncio
 import re
 from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
 
 from starlette.datastructures import Headers
@@ -16,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 
 from contracts.errors import BodyTooLargeError, MalformedRequestError
 from contracts.messages import Rejected, UploadStored
-from contracts.metadata import caller_from_wire
+from contracts.metadata import CALLER_MAX_BYTES, caller_from_wire
 from contracts.publisher import (
     NotDeliveredError,
     OutcomeUnknownError,
@@ -26,7 +27,7 @@ from contracts.publisher import (
 )
 from contracts.publisher.requests import new_id
 from workers.gateway.answers import META_PREFIX
-from workers.gateway.client import body_of
+from workers.gateway.client import body_of, while_connected
 from workers.gateway.gate import Admitted
 from workers.gateway.metrics import GatewayMetrics
 from workers.gateway.paths import object_path
@@ -37,9 +38,15 @@ _ACCEPTED: Final = 202
 _PRECONDITION_FAILED: Final = 412
 _UNAVAILABLE: Final = 503
 _LENGTH: Final = re.compile(r"[0-9]{1,18}")
-_WAIT: Final = re.compile(
-    r"(?:^|[,;\s])wait\s*=\s*\"?(?P<seconds>[0-9]{1,6})\"?(?=$|[,;\s])", re.IGNORECASE
-)
+# RFC 7240: preferences with their parameters, either of which may be quoted.
+_QUOTED: Final = r'"(?:[^"\\]|\\.)*"'
+_PREFERENCE: Final = re.compile(rf'(?:[^,;"]|{_QUOTED})+(?:;(?:[^,;"]|{_QUOTED})*)*')
+_WAIT: Final = re.compile(r"\s*wait\s*=\s*\"?(?P<seconds>[0-9]{1,18})\"?\s*(?:;.*)?", re.IGNORECASE)
+# What a client sends of a value is never longer than what the storage is sent, but for quoted
+# forms; and decoding takes time that grows with the square.
+_METADATA_MAX_BYTES: Final = 2 * CALLER_MAX_BYTES
+SLOT_WAIT_S: Final = 30.0
+_WAITING_A_SLOT: Final = 4
 
 
 class Uploads:
@@ -67,7 +74,7 @@ class Uploads:
         self._publisher = publisher
         self._metrics = metrics
         self._max_bytes = max_bytes
-        self._slots = asyncio.Semaphore(concurrency)
+        self._slots = _Slots(concurrency)
         self._idle_timeout_s = idle_timeout_s
         self._wait_max_s = wait_max_s
 
@@ -89,7 +96,7 @@ class Uploads:
         self._check(headers)
         metadata, upload_id = _metadata(headers), new_id()
         try:
-            async with self._slots:
+            async with self._slots.taken(admitted.project):
                 await self._publisher.upload(
                     admitted.project,
                     key,
@@ -98,6 +105,8 @@ class Uploads:
                     metadata=metadata,
                     upload_id=upload_id,
                 )
+        except NoSlotError:
+            return problem(_UNAVAILABLE, "too many bodies at once", headers={"connection": "close"})
         except PublisherError as exc:
             return unpublished(exc, {"upload_id": upload_id})
         return await self._answer(request, admitted.project, key, upload_id)
@@ -127,7 +136,8 @@ class Uploads:
             return accepted
         accepted.headers["preference-applied"] = f"wait={wait_s}"
         try:
-            event = await self._publisher.wait(upload_id, timeout_s=wait_s)
+            waiting = self._publisher.wait(upload_id, timeout_s=wait_s)
+            event = await while_connected(request.receive, waiting)
         except (WaitTimeoutError, PublisherError):
             return accepted
         if isinstance(event, Rejected):
@@ -138,14 +148,71 @@ class Uploads:
         return JSONResponse({"upload_id": upload_id}, _CREATED, place)
 
 
+class NoSlotError(Exception):
+    """Too many bodies are being taken in, or too many of one project."""
+
+
+class _Share:
+    """The places that one project may take, and how many use or want one."""
+
+    def __init__(self, count: int) -> None:
+        self.places = asyncio.Semaphore(count)
+        self.users = 0
+
+
+class _Slots:
+    """Places for bodies: no project has more than half of them, and nobody waits for long."""
+
+    def __init__(self, count: int) -> None:
+        self._all = asyncio.Semaphore(count)
+        self._share = max(1, count // 2)
+        self._waiting_max = count * _WAITING_A_SLOT
+        self._waiting = 0
+        self._shares: dict[str, _Share] = {}
+
+    @asynccontextmanager
+    async def taken(self, project: str) -> AsyncIterator[None]:
+        """A place for as long as the block runs.
+
+        Raises:
+            NoSlotError: none became free in time, or too many wait already.
+        """
+        if self._waiting >= self._waiting_max:
+            raise NoSlotError
+        share = self._shares.setdefault(project, _Share(self._share))
+        share.users += 1
+        try:
+            async with AsyncExitStack() as stack:
+                await self._wait(share, stack)
+                yield
+        finally:
+            share.users -= 1
+            if not share.users:
+                del self._shares[project]
+
+    async def _wait(self, share: _Share, stack: AsyncExitStack) -> None:
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(SLOT_WAIT_S):
+                # Its own first: who waits for it keeps none from the others meanwhile.
+                await stack.enter_async_context(share.places)
+                await stack.enter_async_context(self._all)
+        except TimeoutError as exc:
+            raise NoSlotError from exc
+        finally:
+            self._waiting -= 1
+
+
 def _metadata(headers: Headers) -> dict[str, str]:
+    sent = [item for item in headers.items() if item[0].startswith(META_PREFIX)]
+    if sum(len(name) - len(META_PREFIX) + len(value) for name, value in sent) > _METADATA_MAX_BYTES:
+        raise MalformedRequestError(f"metadata has more than {CALLER_MAX_BYTES} bytes on the wire")
     told: dict[str, str] = {}
-    for name, value in headers.items():
-        if name.startswith(META_PREFIX):
-            short = name.removeprefix(META_PREFIX)
-            if short in told:
-                raise MalformedRequestError("a metadata name stands twice")
-            told[short] = _utf8(value)
+    for name, value in sent:
+        short = name.removeprefix(META_PREFIX)
+        if short in told:
+            raise MalformedRequestError("a metadata name stands twice")
+        told[short] = _utf8(value)
     return caller_from_wire(told) | {n: v for n, v in told.items() if n.startswith("enc-")}
 
 
@@ -159,8 +226,11 @@ def _utf8(value: str) -> str:
 
 def wait_asked(headers: Headers, max_s: float) -> int | None:
     """The seconds of `Prefer: wait=N`, no more than `max_s`; None where none is asked for."""
-    found = _WAIT.search(",".join(headers.getlist("prefer")))
-    return None if found is None else int(min(int(found["seconds"]), max_s))
+    for preference in _PREFERENCE.findall(",".join(headers.getlist("prefer"))):
+        found = _WAIT.fullmatch(preference)
+        if found is not None:
+            return int(min(int(found["seconds"]), max_s))
+    return None
 
 
 def refused(event: Rejected, more: Mapping[str, str]) -> Response:

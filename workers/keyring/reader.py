@@ -20,6 +20,8 @@ from workers.keyring.record import Desired, Keyring, parse
 from workers.storage import Lease, Storage
 
 _MAX_PROJECTS: Final = 10_000
+# Some thousands of rotations. What somebody put there that is larger is not even parsed whole.
+_KEYRING_MAX_BYTES: Final = 2 * 1024**2
 # Reads of a busy project begin no closer together than this, so that more uploads share
 # one. An upload that comes alone never waits for it.
 _BETWEEN_READS_S: Final = 0.03
@@ -121,7 +123,9 @@ class KeyringReader:
 
     async def _observe(self, project: str, line: _Line) -> Observed:
         try:
-            head, body = await self._storage.read(keyring_key(project))
+            head, body = await self._storage.read(
+                keyring_key(project), max_bytes=_KEYRING_MAX_BYTES
+            )
         except MissingError as exc:
             line.last = None
             raise UnknownProjectError(project) from exc

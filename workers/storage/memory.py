@@ -23,6 +23,7 @@ from workers.storage.body import KnownLengthBody
 from workers.storage.differences import WORKS_EVERYWHERE, Differences
 from workers.storage.memory_bucket import Bucket, Stored, etag_of, new_version
 from workers.storage.port import (
+    RECORD_MAX_BYTES,
     Condition,
     Head,
     Headers,
@@ -150,11 +151,11 @@ class MemoryStorage:
 
     # The port.
 
-    async def read(self, key: str) -> tuple[Head, bytes]:
+    async def read(self, key: str, *, max_bytes: int = RECORD_MAX_BYTES) -> tuple[Head, bytes]:
         """A small object whole."""
         async with self._acting("read"):
             stored = self._bucket.get(key)
-            return stored.head(self.now), stored.opened()
+            return stored.head(self.now), stored.opened()[:max_bytes]
 
     async def read_start(
         self, key: str, length_bytes: int, *, version_id: str | None = None

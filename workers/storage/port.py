@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 from workers.storage.differences import Differences
 
@@ -126,6 +126,11 @@ class IfAbsent:
 
 
 Condition = IfMatch | IfAbsent
+
+RECORD_MAX_BYTES: Final = 64 * 1024**2
+"""No record of ours comes near. Whoever writes the bucket could put one there that fills the
+memory of all who read it."""
+
 Versioning = Literal["", "Enabled", "Suspended"]
 
 
@@ -148,10 +153,10 @@ class Storage(Protocol):
 
     differences: Differences
 
-    async def read(self, key: str) -> tuple[Head, bytes]:
+    async def read(self, key: str, *, max_bytes: int = RECORD_MAX_BYTES) -> tuple[Head, bytes]:
         """A small object whole (a record).
 
-        Of one that is larger than any record only the beginning may come, which opens as none.
+        Of one that is larger than `max_bytes` only the beginning may come, which opens as none.
         """
         ...
 

@@ -33,6 +33,7 @@ from workers.storage.body import KnownLengthBody
 from workers.storage.cold import ColdStorage
 from workers.storage.differences import WORKS_EVERYWHERE, Differences
 from workers.storage.port import (
+    RECORD_MAX_BYTES,
     Condition,
     Head,
     Headers,
@@ -48,9 +49,6 @@ if TYPE_CHECKING:
     from aiobotocore.credentials import AioCredentials
     from types_aiobotocore_s3.client import S3Client
 
-# No record of ours comes near. Whoever writes the bucket could put one there that fills the
-# memory of all who read it; of such a one what is read does not open.
-RECORD_MAX_BYTES: Final = 64 * 1024**2
 _RETRIES_S: Final = 5.0
 _RETRIES: Final = 3
 _READ_TOTAL_S: Final = 60.0
@@ -127,9 +125,9 @@ class S3Storage(ColdStorage):
         self._raw = raw
         self.differences = differences
 
-    async def read(self, key: str) -> tuple[Head, bytes]:
-        """A small object whole; of a larger one than any record the beginning."""
-        return await self.read_start(key, RECORD_MAX_BYTES)
+    async def read(self, key: str, *, max_bytes: int = RECORD_MAX_BYTES) -> tuple[Head, bytes]:
+        """A small object whole; of a larger one the beginning."""
+        return await self.read_start(key, max_bytes)
 
     async def read_start(
         self, key: str, length_bytes: int, *, version_id: str | None = None

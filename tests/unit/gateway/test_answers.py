@@ -29,8 +29,13 @@ def _head(metadata: dict[str, str], content_type: str | None = None, **restated:
     return Head(10, "e" * 32, AT, AT, Headers(metadata, content_type, named))
 
 
-def _whole(head: Head, plaintext: bytes = b"0123456789") -> Whole:
-    return Whole(head, plaintext)
+async def _unread() -> bytes:
+    raise AssertionError("headers need no plaintext")
+
+
+def _whole(head: Head) -> Whole:
+    # Nonce and tag beside the plaintext.
+    return Whole(replace(head, size_bytes=head.size_bytes + 28), _unread)
 
 
 def _plain(head: Head) -> Plain:
@@ -57,7 +62,7 @@ def test_the_whole_and_a_span() -> None:
 
 
 def test_the_length_is_the_plaintexts_and_not_the_stored_ones() -> None:
-    assert headers_of(_whole(_head({}), b"abc"), None)["content-length"] == "3"
+    assert headers_of(_whole(_head({})), None)["content-length"] == "10"
     assert headers_of(_plain(_head({})), None)["content-length"] == "10"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING
 
 import orjson
@@ -10,7 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.unit.gateway.asgi import Connection, ask
-from tests.unit.gateway.bench import API_KEY, CHUNK, kek_of
+from tests.unit.gateway.bench import API_KEY, CHUNK, NEW_API_KEY, Bench, kek_of, turned_to
 from tests.unit.gateway.serving import BEARER, PATH, ROTATIONS, Serving
 from tests.unit.workers.factories import MASTER_KEYS
 from workers.gateway import client, docs
@@ -227,3 +228,44 @@ def test_a_server_that_cannot_reset_a_connection_is_a_mistake_of_ours() -> None:
     scope: Scope = {"type": "http"}
     with pytest.raises(RuntimeError, match="reset"):
         client.abort(scope)
+
+
+async def test_who_is_refused_takes_nobodys_place() -> None:
+    """A refusal waits; those with a wrong key would else crowd out those with the right one."""
+    serving = Serving(concurrency=2, bench=Bench(floor_s=0.3))
+    serving.bench.plant_sealed(b"plaintext")
+    wrong = [asyncio.create_task(serving.ask(key="kt_" + "w" * 43)) for _ in range(10)]
+    for _ in range(50):
+        await asyncio.sleep(0)
+    began = time.monotonic()
+    assert (await serving.ask()).content == b"plaintext"
+    assert time.monotonic() - began < 0.25
+    refused = [got for got in await asyncio.gather(*wrong) if got.status == 401]
+    assert refused
+    assert time.monotonic() - began > 0.2
+
+
+async def test_readiness_is_asked_for_once_a_second_whoever_asks() -> None:
+    asked = 0
+
+    async def holds() -> bool:
+        nonlocal asked
+        asked += 1
+        return True
+
+    serving = Serving(checks={"storage": holds})
+    for _ in range(5):
+        assert (await serving.ask(target="/readyz", key=None)).status == 200
+    assert asked == 1
+
+
+async def test_a_keyring_below_its_objects_is_counted() -> None:
+    """It stops the project until an operator looks: who should see it must (SPEC 5.4)."""
+    serving = Serving()
+    before = serving.bench.ring
+    serving.bench.write_keyring(turned_to(before, NEW_API_KEY))
+    serving.bench.plant_sealed(b"plaintext")
+    serving.bench.write_keyring(before)
+    got = await serving.ask()
+    assert (got.status, got.document()["code"]) == (503, "keyring_rolled_back")
+    assert serving.counted("failures_total", code="keyring_rolled_back") == 1

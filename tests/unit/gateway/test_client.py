@@ -160,10 +160,22 @@ async def test_a_body_may_take_long_as_long_as_it_comes() -> None:
     async def receive() -> Message:
         await asyncio.sleep(0.02)
         left.pop()
-        return _piece(b"a", more=bool(left))
+        return _piece(b"a" * 1024, more=bool(left))
 
     left = [1] * 5
     assert len(await _taken(receive, 0.06)) == 5
+
+
+async def test_a_body_that_only_holds_its_place_is_given_up() -> None:
+    """A byte now and then: each would begin the time anew."""
+
+    async def receive() -> Message:
+        await asyncio.sleep(0.01)
+        return _piece(b"a", more=True)
+
+    async with asyncio.timeout(5):
+        with pytest.raises(ClientGoneError):
+            await _taken(receive, 0.1)
 
 
 def test_a_connection_is_reset_by_its_own_call() -> None:

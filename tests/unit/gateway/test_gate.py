@@ -19,6 +19,7 @@ from contracts.sealing import Secret
 from tests.unit.gateway.bench import API_KEY, NEW_API_KEY, Bench, kek_of, ring_of, turned_to
 from tests.unit.workers.factories import MASTER_KEYS
 from workers.gateway import gate as gate_module
+from workers.gateway.gate import RefusedError
 from workers.keyring import reader as reader_module
 from workers.keyring.record import build
 from workers.storage import Headers
@@ -165,8 +166,8 @@ async def test_a_reading_older_than_the_cache_is_joined_by_nobody(clock: Clock) 
     asked, answered = asyncio.Event(), asyncio.Event()
     real = bench.storage.read
 
-    async def stalls(key: str) -> object:
-        shown = await real(key)
+    async def stalls(key: str, **how: int) -> object:
+        shown = await real(key, **how)
         asked.set()
         await answered.wait()
         return shown
@@ -186,13 +187,46 @@ async def test_a_reading_older_than_the_cache_is_joined_by_nobody(clock: Clock) 
 
 @pytest.mark.parametrize("project", ["acme", "unknown", "No Project"])
 @pytest.mark.parametrize("authorization", [[], [f"Bearer {WRONG_KEY}"], ["Bearer short"]])
-async def test_no_refusal_comes_before_the_floor(project: str, authorization: list[str]) -> None:
+async def test_no_refusal_may_be_told_before_the_floor(
+    project: str, authorization: list[str]
+) -> None:
     bench = Bench(floor_s=0.03)
     for _ in range(2):  # not from the cache either
         began = time.monotonic()
-        with pytest.raises(UnauthorizedError):
+        with pytest.raises(RefusedError) as refused:
             await bench.gate.admit(project, authorization)
-        assert time.monotonic() - began >= 0.029
+        assert refused.value.not_before >= began + 0.03
+
+
+async def test_a_read_that_is_slower_than_the_floor_shows_in_multiples_of_it(clock: Clock) -> None:
+    bench = Bench(floor_s=0.5)
+    real = bench.storage.read
+
+    async def slow(key: str, **how: int) -> object:
+        clock.now += 0.7
+        return await real(key, **how)
+
+    bench.storage.read = slow  # type: ignore[method-assign, assignment]
+    began = clock.now
+    with pytest.raises(RefusedError) as refused:
+        await bench.gate.admit("acme", [])
+    assert refused.value.not_before == pytest.approx(began + 1.0)
+
+
+async def test_a_keyring_that_does_not_open_is_read_once_in_the_caches_seconds(
+    clock: Clock,
+) -> None:
+    """And tells nothing of itself to whoever cannot be admitted."""
+    bench = Bench()
+    bench.storage.plant(keyring_key("acme"), b"[]", Headers({}))
+    for _ in range(3):
+        with pytest.raises(CorruptObjectError) as refused:
+            await bench.gate.admit("acme", [])
+        assert refused.value.detail == ""
+    assert bench.storage.calls == {"read": 1}
+    clock.now += 2.001
+    bench.write_keyring(bench.ring)
+    assert await bench.admitted()
 
 
 async def test_who_is_admitted_does_not_wait() -> None:
@@ -255,11 +289,11 @@ async def test_no_project_is_remembered_for_the_caches_seconds(clock: Clock) -> 
 
 
 async def test_memory_of_what_there_is_not_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gate_module, "_MAX_UNKNOWN", 10)
+    monkeypatch.setattr(gate_module, "_MAX_FAILED", 10)
     bench = Bench()
     for number in range(50):
         await _refused(bench, f"made-up-{number}")
-    assert list(bench.gate._unknown) == [f"made-up-{number}" for number in range(40, 50)]
+    assert list(bench.gate._failed) == [f"made-up-{number}" for number in range(40, 50)]
     assert bench.gate._reading == {}
 
 

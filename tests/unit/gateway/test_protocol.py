@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from workers.gateway.client import abort
-from workers.gateway.protocol import GatewayProtocol
+from workers.gateway.protocol import PIPELINED_MAX, GatewayProtocol, bounded
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -202,3 +203,61 @@ async def test_a_long_body_is_no_long_head() -> None:
             writer.write(b"PUT / HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000\r\n\r\n")
             writer.write(bytes(1_000_000))
             assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+
+
+async def test_requests_behind_one_another_are_bounded() -> None:
+    """A server that queues whatever is sent fills its memory, for a caller without a key."""
+    begun: list[Scope] = []
+
+    async def hangs(scope: Scope, receive: Receive, send: Send) -> None:
+        del send
+        begun.append(scope)
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    async with _connected(hangs) as (reader, writer), asyncio.timeout(10):
+        writer.write(_HEAD * 1000)
+        assert await _is_cut(reader)
+    assert len(begun) == 1
+
+
+async def test_a_few_requests_behind_one_another_are_answered() -> None:
+    async with _connected(_answers) as (reader, writer):
+        writer.write(_HEAD * PIPELINED_MAX)
+        for _ in range(PIPELINED_MAX):
+            assert b"200" in await reader.readuntil(b"ok")
+
+
+async def test_what_is_no_request_is_told_as_a_problem() -> None:
+    async with _connected(_answers) as (reader, writer):
+        writer.write(b"\x16\x03\x01 no HTTP\r\n\r\n")
+        answer = await reader.read()
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"application/problem+json" in head
+    assert b"connection: close" in head
+    assert json.loads(body)["code"] == "malformed_request"
+    assert f"content-length: {len(body)}".encode() in head
+
+
+async def test_a_connection_that_nobody_uses_makes_room() -> None:
+    """Whoever opens many and says nothing keeps out nobody, nor a probe of this process."""
+    config = uvicorn.Config(_answers, lifespan="off", log_config=None, access_log=False)
+    config.load()
+    state, loop = ServerState(), asyncio.get_running_loop()
+    kind = bounded(head_timeout_s=60, idle_timeout_s=60, max_connections=3)
+    server = await loop.create_server(
+        lambda: kind(config=config, server_state=state, app_state={}), "127.0.0.1", 0
+    )
+    port = server.sockets[0].getsockname()[1]
+    silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(10)]
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(_HEAD)
+    assert b"200" in await reader.readuntil(b"ok")
+    assert len(state.connections) <= 3
+    for _, each in [*silent, (reader, writer)]:
+        each.transport.abort()
+    server.close()
+    for _ in range(500):
+        if not state.connections:
+            break
+        await asyncio.sleep(0.01)

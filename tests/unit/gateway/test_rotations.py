@@ -122,7 +122,7 @@ async def test_a_body_of_another_form_is_refused_and_no_key_repeated(
 ) -> None:
     got = await serving.ask("POST", ROTATIONS, body=body)
     assert (got.status, got.document()["code"]) == (400, "malformed_request")
-    assert got.headers["connection"] == "close"
+    assert "connection" not in got.headers  # all of the body was read
     for secret in (NEW_API_KEY, "k" * 40, "short", "aaaaaaa"):
         assert secret not in got.content.decode()
     assert not serving.publisher.rotations
@@ -205,6 +205,13 @@ async def test_what_cannot_be_published_is_for_later(
     got = await serving.ask("POST", ROTATIONS, body=_ask())
     assert (got.status, got.headers["retry-after"]) == (503, "1")
     assert ("rotation_id" in got.document()) is told
+
+
+async def test_one_that_the_broker_may_have_is_known_by_its_id(serving: Serving) -> None:
+    serving.publisher.fails = OutcomeUnknownError("?")
+    rotation_id = (await serving.ask("POST", ROTATIONS, body=_ask())).document()["rotation_id"]
+    got = await serving.ask(target=f"{ROTATIONS}/{rotation_id}")
+    assert (got.status, got.document()["state"]) == (200, "requested")
 
 
 # How far it is.

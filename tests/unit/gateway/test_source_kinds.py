@@ -41,13 +41,18 @@ PLAINTEXT = os.urandom(100_000)
 DEK = new_dek()
 
 
+async def _opened(bench: Bench, start_bytes: int | None, api_key: str) -> None:
+    async with bench.opened(start_bytes, api_key) as found:
+        assert isinstance(found, Whole)  # which opens only once it has to
+        await found.prove()
+
+
 async def _raises(bench: Bench, error: type[KeyturnError], api_key: str = API_KEY) -> str:
     """The error's detail, the same however the object is opened."""
     details = set()
     for start_bytes in (None, 56):
         with pytest.raises(error) as caught:
-            async with bench.opened(start_bytes, api_key):
-                pytest.fail("must not open")
+            await _opened(bench, start_bytes, api_key)
         details.add(caught.value.detail)
         assert bench.storage.open_streams == 0
     (detail,) = details
@@ -333,7 +338,8 @@ async def test_v0_bodies_are_held_a_few_at_once() -> None:
     leave, opened = asyncio.Event(), asyncio.Semaphore(0)
 
     async def reader() -> None:
-        async with bench.opened():
+        async with bench.opened() as found:
+            await found.prove()
             opened.release()
             await leave.wait()
 
@@ -358,8 +364,30 @@ async def test_a_v0_body_that_changes_meanwhile_is_told() -> None:
     await bench.admitted()
     bench.storage.before_next("stream", replaced)
     with pytest.raises(StorageUnavailableError):
-        async with bench.opened(56):
-            pytest.fail("must not open")
+        async with bench.opened(56) as found:
+            await found.prove()
+
+
+async def test_nobody_waits_long_for_a_place_among_v0_bodies(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(source_module, "_V0_WAIT_S", 0.02)
+    bench = Bench()
+    bench.allow(v0=True)
+    bench.plant_v0(PLAINTEXT, DEK, DEK)
+    async with bench.opened() as one, bench.opened() as two, bench.opened() as three:
+        await one.prove()
+        await two.prove()
+        assert three.size_bytes == len(PLAINTEXT)  # of what is not opened, too
+        with pytest.raises(StorageUnavailableError):
+            await three.prove()
+
+
+async def test_empty_plaintext_is_read_too() -> None:
+    bench = Bench()
+    bench.allow(plaintext=True)
+    bench.plant({}, b"")
+    assert await bench.read() == b""
 
 
 # Swept: v1 wraps over a v0 body.

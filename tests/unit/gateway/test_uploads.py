@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -24,7 +25,8 @@ from tests.unit.gateway.asgi import Connection
 from tests.unit.gateway.bench import KEY, NEW_API_KEY
 from tests.unit.gateway.serving import PATH, Serving
 from tests.unit.gateway.test_problems import STATUSES
-from workers.gateway.uploads import wait_asked
+from workers.gateway import uploads as uploads_module
+from workers.gateway.uploads import _Slots, wait_asked
 
 if TYPE_CHECKING:
     from contracts.messages import Event
@@ -109,8 +111,65 @@ async def test_what_an_object_cannot_keep_is_refused(headers: dict[str, str]) ->
     serving = Serving()
     got = await serving.ask("PUT", headers=headers, body=b"body")
     assert (got.status, got.document()["code"]) == (400, "malformed_request")
-    assert got.headers["connection"] == "close"
+    assert "connection" not in got.headers  # what was left of the body was little, and is read
     assert not serving.publisher.uploads
+
+
+@pytest.mark.parametrize(
+    "value", ["=?a?q?x" * 9000, "x" * 60_000, "=?\xe9?b?YQ==?="], ids=["coded", "long", "odd"]
+)
+async def test_metadata_that_takes_long_to_read_is_not_read(value: str) -> None:
+    """Decoding grows with the square of the length: 63 KB held up everybody for 3 seconds."""
+    serving = Serving()
+    began = time.monotonic()
+    got = await serving.ask("PUT", headers={"x-keyturn-meta-a": value}, body=b"body")
+    assert got.status in (202, 400)
+    assert time.monotonic() - began < 0.5
+
+
+async def test_who_waits_and_goes_is_waited_for_no_longer() -> None:
+    serving = Serving()
+    connection = Connection()
+    asking = asyncio.create_task(
+        serving.ask("PUT", body=b"x", headers={"prefer": "wait=20"}, on=connection)
+    )
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert serving.publisher.waits
+    connection.gone.set()
+    async with asyncio.timeout(5):
+        await asking
+
+
+async def test_a_project_has_no_more_than_half_of_the_places() -> None:
+    slots, leave = _Slots(4), asyncio.Event()
+    taken: list[str] = []
+
+    async def take(project: str) -> None:
+        async with slots.taken(project):
+            taken.append(project)
+            await leave.wait()
+
+    tasks = [asyncio.create_task(take(project)) for project in ("a", "a", "a", "b", "b")]
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert sorted(taken) == ["a", "a", "b", "b"]
+    leave.set()
+    await asyncio.gather(*tasks)
+    assert not slots._shares
+
+
+async def test_nobody_waits_long_for_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads_module, "SLOT_WAIT_S", 0.05)
+    serving = Serving(upload_concurrency=1)
+    first = Connection()
+    asking = asyncio.create_task(serving.ask("PUT", body=[b"bo", None], on=first))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    got = await serving.ask("PUT", body=[b"other"])
+    assert (got.status, got.headers["retry-after"]) == (503, "1")
+    first.gone.set()
+    await asking
 
 
 async def test_what_is_to_replace_an_object_is_refused_at_once() -> None:
@@ -278,7 +337,10 @@ async def test_another_event_of_that_id_says_nothing() -> None:
         (["wait=-5"], None),
         (["wait=5.5"], None),
         (["wait=5s"], None),
-        (["wait=1234567"], None),
+        (["wait=1234567"], 20),
+        (["foo;wait=5"], None),  # a parameter of another preference
+        (['foo="a, wait=5"'], None),
+        (['foo="a, wait=5", wait=7'], 7),
         (["await=5"], None),
         (["x-wait=5"], None),
         (["return=minimal"], None),

@@ -12,6 +12,7 @@ from contracts.settings import SettingsError
 from workers.errors import MissingError, RefusedError, UnsafeStorageError
 from workers.storage import Differences, Headers, IfAbsent, IfMatch
 from workers.storage.memory import MemoryStorage
+from workers.storage.port import RECORD_MAX_BYTES
 from workers.storage.probe import PREFIX, as_json, probe
 
 if TYPE_CHECKING:
@@ -120,8 +121,8 @@ class ReadsStale(MemoryStorage):
         super().__init__()
         self._seen: dict[str, tuple[Head, bytes]] = {}
 
-    async def read(self, key: str) -> tuple[Head, bytes]:
-        return self._seen.setdefault(key, await super().read(key))
+    async def read(self, key: str, *, max_bytes: int = RECORD_MAX_BYTES) -> tuple[Head, bytes]:
+        return self._seen.setdefault(key, await super().read(key, max_bytes=max_bytes))
 
 
 class KeepsMetadata(MemoryStorage):

@@ -18,7 +18,8 @@ from tests.unit.storage.scripted import DROP, ETAG, SECRET, SILENCE, Reply, scri
 from workers.errors import MissingError, PreconditionError, RefusedError
 from workers.storage import Headers, IfAbsent, IfMatch, Lease, Part
 from workers.storage import raw as raw_module
-from workers.storage.s3 import RECORD_MAX_BYTES, S3Storage, open_storage
+from workers.storage.port import RECORD_MAX_BYTES
+from workers.storage.s3 import S3Storage, open_storage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
