@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 _PIECE_BYTES = 64 * 1024
+_Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 @dataclass
@@ -51,20 +52,27 @@ class Counting:
         task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        behind_reader, behind = await asyncio.open_connection(self.host, self.port)
-        self._open.add(writer)
+        try:
+            behind_reader, behind = await asyncio.open_connection(self.host, self.port)
+            try:
+                await self._forward((reader, writer), (behind_reader, behind))
+            finally:
+                behind.transport.abort()
+        finally:
+            writer.transport.abort()
+
+    async def _forward(self, front: _Streams, behind: _Streams) -> None:
+        self._open.add(front[1])
         self.served += 1
-        there = asyncio.create_task(self._there(reader, behind))
-        back = asyncio.create_task(self._back(behind_reader, writer))
+        there = asyncio.create_task(self._there(front[0], behind[1]))
+        back = asyncio.create_task(self._back(behind[0], front[1]))
         try:
             await asyncio.wait((there, back), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            self._open.discard(writer)
+            self._open.discard(front[1])
             for each in (there, back):
                 each.cancel()
             await asyncio.gather(there, back, return_exceptions=True)
-            writer.transport.abort()
-            behind.transport.abort()
 
     async def _there(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
@@ -100,6 +108,8 @@ async def counting(url: str) -> AsyncIterator[Counting]:
         yield running
     finally:
         server.close()
-        for task in running._tasks:
-            task.cancel()
-        await asyncio.gather(*running._tasks, return_exceptions=True)
+        await asyncio.sleep(0)  # what was accepted a moment ago becomes a task now
+        while running._tasks:
+            for task in running._tasks:
+                task.cancel()
+            await asyncio.gather(*running._tasks, return_exceptions=True)

@@ -40,6 +40,8 @@ from workers.gateway.source import START_BYTES, Found, Piece, Pieces, Plain, Sou
 
 PRESIGNED_S: Final = 60
 _AT_ONCE_BYTES: Final = 64 * 1024
+# Up to here an answer begins once all of it has authenticated: what does not is a 502.
+_WHOLE_FIRST_BYTES: Final = 256 * 1024
 _OK: Final = 200
 _PARTIAL: Final = 206
 _NOT_MODIFIED: Final = 304
@@ -196,11 +198,16 @@ class _Body:
         self.sent_bytes = 0
 
     async def send(self, send: Send) -> None:
-        """Begin the answer with its first piece, and send it to its end."""
+        """Begin the answer with its first piece, and send it to its end.
+
+        A small one begins once all of it has authenticated.
+        """
         async with aclosing(self._pieces) as pieces:
             # Before the answer begins: a body cut down to an empty one would otherwise be told
             # as an empty object, which is whole as soon as its head is there.
             piece: Piece | None = await anext(pieces, None)
+            if self.length <= _WHOLE_FIRST_BYTES:
+                piece = b"".join([piece or b"", *[rest async for rest in pieces]])
             await self._begin()
             self.begun = True
             while piece is not None:

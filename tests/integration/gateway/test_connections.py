@@ -17,6 +17,7 @@ import pytest_asyncio
 
 from tests.integration.gateway.scene import plain
 from tests.support.http import object_target, read_answer, request
+from workers.gateway.protocol import PIPELINED_MAX
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -264,7 +265,7 @@ async def test_requests_behind_one_another_whose_sender_goes(scene: Scene) -> No
     asked = request("GET", object_target("acme", "large"), authorization)
     for number in range(60):
         async with _opened(scene) as (reader, writer):
-            writer.write((_OPENAPI if number % 2 else asked) * 8)
+            writer.write((_OPENAPI if number % 2 else asked) * PIPELINED_MAX)
             assert (await reader.readexactly(1024)).startswith(b"HTTP/1.1 ")
     await _served(scene)
 
