@@ -101,6 +101,7 @@ def _lose(broker: RabbitMQ, how: str) -> None:
         return
     for queue in ("keyturn.upload", "keyturn.upload.dead"):
         broker.wait_until_registered(queue)
+    broker.wait_until_streams_registered()
     broker.kill()
     broker.start()
 

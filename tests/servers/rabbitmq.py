@@ -141,6 +141,20 @@ class RabbitMQ:
             what=f"the registration of {queue}",
         )
 
+    def wait_until_streams_registered(self) -> None:
+        """Waits until new streams would survive `kill`, as above: what coordinates them would.
+
+        Killed before that, the node never brings any of its streams up again.
+
+        Raises:
+            ServerError: its name does not come to disk.
+        """
+        names = self._folder / "data" / self._node / "coordination" / self._node / "names.dets"
+        self.process.wait_until(
+            lambda: names.exists() and b"rabbit_stream_coordinator" in names.read_bytes(),
+            what="the registration of the coordinator of streams",
+        )
+
     def stop(self) -> None:
         """Ends the node for good and removes its data; nothing to do where it never ran."""
         if self._process is not None:
