@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Protocol
 import typer
 from pydantic import SecretStr
 
+from contracts.errors import NoUsableWrapError
 from contracts.reader import Client
 from contracts.reader.transport import is_gateway_url
 from contracts.sealing import user_kek, v0_admin_kek
@@ -127,11 +128,19 @@ def _project(project: str, api_key_file: Path | None) -> ProjectAccess:
 
 
 async def _download(settings: S3Settings, key: str, access: Access, target: Path | None) -> None:
-    async with (
-        open_bucket(settings, max_connections=2) as storage,
-        open_object(storage, key, access) as opened,
-    ):
-        await _write(opened, key, target)
+    try:
+        async with (
+            open_bucket(settings, max_connections=2) as storage,
+            open_object(storage, key, access) as opened,
+        ):
+            await _write(opened, key, target)
+    except NoUsableWrapError as exc:
+        if exc.detail or not isinstance(access, ProjectAccess):
+            raise
+        # What a person meets who holds an earlier key: nothing is wrong with the object then.
+        raise NoUsableWrapError(
+            "this API key does not open the object: an earlier one, or another project's?"
+        ) from exc
 
 
 async def _through_gateway(

@@ -94,7 +94,7 @@ def test_download_to_standard_output_and_by_a_key_file_with_pepper(
     assert (result.exit_code, result.stdout_bytes, result.stderr) == (0, b"hello\n", "")
     cold = bucket_cli.run(*arguments)
     assert (cold.exit_code, cold.stdout_bytes) == (1, b"")
-    assert cold.stderr == "keyturn: no_usable_wrap\n"
+    assert cold.stderr.startswith("keyturn: no_usable_wrap: this API key does not open the object")
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "metadata"])

@@ -6,7 +6,8 @@ import json
 import os
 import stat
 import subprocess
-from typing import TYPE_CHECKING
+from fnmatch import fnmatch
+from pathlib import Path
 
 import pytest
 from dotenv import dotenv_values
@@ -17,9 +18,6 @@ from contracts.settings import PublisherSettings, S3Settings
 from contracts.topology import REQUESTS
 from workers.cli.app import app
 from workers.settings import GatewaySettings, WorkerSettings
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 runner = CliRunner()
 _FILES = ("keyturn.env", "gateway.env", "publisher.env")
@@ -55,6 +53,14 @@ def test_init_satisfies_workers_and_publishers_that_know_each_other(
     assert worker.event_key.public_bytes == publisher.event_public_key.public_bytes
     assert worker.deployment == publisher.deployment
     assert s3.s3_secret_access_key == worker.s3_secret_access_key
+
+
+def test_what_init_writes_is_for_no_commit_and_for_no_image() -> None:
+    root = Path(__file__).parents[3]
+    for name, folder in ((".gitignore", "/"), (".dockerignore", "")):
+        patterns = (root / name).read_text().splitlines()
+        for secret in (*_FILES, "acme.key", "acme.header"):
+            assert any(fnmatch(folder + secret, pattern) for pattern in patterns), (name, secret)
 
 
 def test_init_satisfies_a_gateway_that_may_upload_and_rotate_and_no_more(

@@ -20,7 +20,7 @@ _ROOT = Path(__file__).parents[3]
 def _example() -> tuple[str, str]:
     """The program, and what the document says that it prints."""
     found = re.search(
-        r"<!-- example: read -->\n```python\n(.*?)```\n\nIt prints:\n\n(.*?)\n\nOne",
+        r"<!-- example: read -->\n```python\n(.*?)```\n\nIt prints[^\n]*:\n\n(.*?)\n\nOne",
         (_ROOT / "docs" / "reading.md").read_text(),
         re.DOTALL,
     )
