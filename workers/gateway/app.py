@@ -29,7 +29,7 @@ from workers.gateway.client import (
     drained,
     patient,
 )
-from workers.gateway.gate import RefusedError
+from workers.gateway.gate import NotAdmittedError
 from workers.gateway.metrics import GatewayMetrics
 from workers.gateway.objects import Objects
 from workers.gateway.openapi import document
@@ -183,13 +183,13 @@ class _Refusals:
             told = {"project": project, "key": key, "code": error.code, "detail": error.detail}
             _log.warning("not served", **told)
             self._metrics.failures.labels(error.code).inc()
-        if isinstance(error, RefusedError):
-            with self._places.aside():
-                await asyncio.sleep(error.not_before - time.monotonic())
         headers = _closing(request.method)
-        # A client that waits for `100 Continue` sends nothing that would have to be read.
-        if headers and "expect" not in request.headers and await drained(request.receive):
-            headers = {}
+        with self._places.aside():
+            if isinstance(error, NotAdmittedError):
+                await asyncio.sleep(error.not_before - time.monotonic())
+            # A client that waits for `100 Continue` sends nothing that would have to be read.
+            if headers and "expect" not in request.headers and await drained(request.receive):
+                headers = {}
         return problem_of(error, headers)
 
 

@@ -51,7 +51,7 @@ class Admitted:
     kek: Secret = field(repr=False)
 
 
-class RefusedError(UnauthorizedError):
+class NotAdmittedError(UnauthorizedError):
     """The refusal of all; `not_before` is when it may be told, by `time.monotonic`."""
 
     def __init__(self, not_before: float) -> None:
@@ -92,7 +92,7 @@ class Gate:
             authorization: The values of all `Authorization` headers.
 
         Raises:
-            RefusedError: it is not, or there is no such project.
+            NotAdmittedError: it is not, or there is no such project.
             CorruptObjectError: the keyring was forged, moved or damaged.
             UnknownMasterKeyError, StorageUnavailableError: try again later.
         """
@@ -103,14 +103,13 @@ class Gate:
         try:
             observed = await self._observed(project) if name == project else None
         except KeyturnError as exc:
-            _log.error("keyring not read", project=project, code=exc.code, detail=exc.detail)
             await asyncio.sleep(self._not_before(began) - time.monotonic())
             # The detail is for whoever is admitted, and nobody can be.
             raise type(exc) from exc
         wanted = _NO_KEK if observed is None else observed.desired.user_kek
         if _same(kek, wanted) and observed is not None:
             return Admitted(project, observed, kek)
-        raise RefusedError(self._not_before(began))
+        raise NotAdmittedError(self._not_before(began))
 
     def _not_before(self, began: float) -> float:
         """When a refusal may be told: the floor, or the next multiple of it.
@@ -125,11 +124,14 @@ class Gate:
 
         Raises:
             UnauthorizedError: the key was turned meanwhile.
+            CorruptObjectError, UnknownMasterKeyError, StorageUnavailableError: as `admit`.
         """
         try:
             observed = await self._keyrings.fresh(admitted.project)
         except UnknownProjectError as exc:
             raise UnauthorizedError from exc
+        except StorageAnswerError as exc:
+            raise StorageUnavailableError(str(exc)) from exc
         if not _same(admitted.kek, observed.desired.user_kek):
             raise UnauthorizedError
         return Admitted(admitted.project, observed, admitted.kek)
@@ -170,6 +172,9 @@ class Gate:
 
     def _remember(self, project: str, failure: KeyturnError) -> None:
         """For as long as a keyring would be: whoever asks again costs no read."""
+        if not isinstance(failure, UnknownProjectError):
+            told = {"code": failure.code, "detail": failure.detail}
+            _log.error("keyring does not open", project=project, **told)
         self._failed[project] = time.monotonic(), failure
         self._failed.move_to_end(project)
         while len(self._failed) > _MAX_FAILED:

@@ -18,8 +18,9 @@ from contracts.names import keyring_key
 from contracts.sealing import Secret
 from tests.unit.gateway.bench import API_KEY, NEW_API_KEY, Bench, kek_of, ring_of, turned_to
 from tests.unit.workers.factories import MASTER_KEYS
+from workers.errors import RefusedError as StorageRefusedError
 from workers.gateway import gate as gate_module
-from workers.gateway.gate import RefusedError
+from workers.gateway.gate import NotAdmittedError
 from workers.keyring import reader as reader_module
 from workers.keyring.record import build
 from workers.storage import Headers
@@ -193,7 +194,7 @@ async def test_no_refusal_may_be_told_before_the_floor(
     bench = Bench(floor_s=0.03)
     for _ in range(2):  # not from the cache either
         began = time.monotonic()
-        with pytest.raises(RefusedError) as refused:
+        with pytest.raises(NotAdmittedError) as refused:
             await bench.gate.admit(project, authorization)
         assert refused.value.not_before >= began + 0.03
 
@@ -208,9 +209,22 @@ async def test_a_read_that_is_slower_than_the_floor_shows_in_multiples_of_it(clo
 
     bench.storage.read = slow  # type: ignore[method-assign, assignment]
     began = clock.now
-    with pytest.raises(RefusedError) as refused:
+    with pytest.raises(NotAdmittedError) as refused:
         await bench.gate.admit("acme", [])
     assert refused.value.not_before == pytest.approx(began + 1.0)
+
+
+async def test_a_storage_that_refuses_the_second_look_is_for_later() -> None:
+    bench = Bench()
+    admitted = await bench.admitted()
+
+    async def refuses(key: str, **how: int) -> object:
+        del key, how
+        raise StorageRefusedError("read: AccessDenied")
+
+    bench.storage.read = refuses  # type: ignore[method-assign, assignment]
+    with pytest.raises(StorageUnavailableError):
+        await bench.gate.again(admitted)
 
 
 async def test_a_keyring_that_does_not_open_is_read_once_in_the_caches_seconds(
