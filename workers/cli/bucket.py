@@ -4,6 +4,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from contracts.settings import S3Settings
+from workers.cli.addresses import naming_storage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -15,9 +16,13 @@ if TYPE_CHECKING:
 async def open_bucket(
     settings: S3Settings, *, max_connections: int = 16
 ) -> "AsyncIterator[S3Storage]":
-    """The bucket, for as long as the command lasts; errors as `workers.storage.s3.open_storage`."""
+    """The bucket, for as long as the command lasts; errors as `workers.storage.s3.open_storage`.
+
+    One that does not answer is told with its address.
+    """
     # Half a second of imports that `keyturn keygen` and `keyturn --help` do without.
     from workers.storage.s3 import open_storage  # noqa: PLC0415
 
-    async with open_storage(settings, max_connections=max_connections) as storage:
-        yield storage
+    with naming_storage(settings):
+        async with open_storage(settings, max_connections=max_connections) as storage:
+            yield storage

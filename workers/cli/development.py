@@ -23,6 +23,7 @@ from workers.cli.keygen import (
     publisher_key_settings,
 )
 from workers.cli.output import print_line
+from workers.cli.settings import StorageKeySettings
 
 WORKER_FILE: Final = "keyturn.env"
 PUBLISHER_FILE: Final = "publisher.env"
@@ -46,24 +47,29 @@ def init(
         typer.Option("--force", help="Replace existing files: what they opened is then lost."),
     ] = False,
     amqp_url: Annotated[
-        str, typer.Option(help="The broker's address.")
+        str, typer.Option(envvar="KEYTURN_AMQP_URL", help="The broker's address.")
     ] = "amqp://guest:guest@127.0.0.1:5672/",
     s3_endpoint_url: Annotated[
-        str, typer.Option(help="The storage's address.")
+        str, typer.Option(envvar="KEYTURN_S3_ENDPOINT_URL", help="The storage's address.")
     ] = "http://127.0.0.1:9000",
-    s3_bucket: Annotated[str, typer.Option(help="The bucket's name.")] = "keyturn",
+    s3_bucket: Annotated[
+        str, typer.Option(envvar="KEYTURN_S3_BUCKET", help="The bucket's name.")
+    ] = "keyturn",
 ) -> None:
     """Write fresh development secrets and settings.
 
     The publisher `dev` may do everything, `gateway` may upload and rotate. For production,
     make each key with `keyturn keygen` and give each process only its own.
+
+    The storage's region and access keys come from KEYTURN_S3_REGION, _S3_ACCESS_KEY_ID and
+    _S3_SECRET_ACCESS_KEY; where no keys are set, new ones are made for a storage to come.
     """
+    given = StorageKeySettings.read()
     addresses = {
         "KEYTURN_S3_ENDPOINT_URL": s3_endpoint_url,
-        "KEYTURN_S3_REGION": "us-east-1",
+        "KEYTURN_S3_REGION": given.s3_region,
         "KEYTURN_S3_BUCKET": s3_bucket,
-        "KEYTURN_S3_ACCESS_KEY_ID": "keyturn",
-        "KEYTURN_S3_SECRET_ACCESS_KEY": secrets.token_hex(20),
+        **_access_keys(given),
     }
     worker, gateway, publisher = _settings(amqp_url, addresses)
     files = {
@@ -77,6 +83,16 @@ def init(
     for path, text in files.items():
         write_secret(path, text, force=force)
         print_line(f"written: {path}")
+
+
+def _access_keys(given: StorageKeySettings) -> dict[str, str]:
+    name, secret = given.s3_access_key_id, given.s3_secret_access_key
+    pair = ("keyturn", secrets.token_hex(20))
+    if name is not None and secret is not None:
+        pair = (name, secret.get_secret_value())
+    return dict(
+        zip(("KEYTURN_S3_ACCESS_KEY_ID", "KEYTURN_S3_SECRET_ACCESS_KEY"), pair, strict=True)
+    )
 
 
 def _settings(amqp_url: str, s3: dict[str, str]) -> tuple[list[_Part], list[_Part], list[_Part]]:

@@ -15,9 +15,10 @@ import typer
 from aio_pika.exceptions import AMQPException
 
 from contracts.errors import KeyturnError
-from contracts.publisher.errors import PublisherError
+from contracts.publisher.errors import BrokerUnavailableError, PublisherError
 from contracts.reader.errors import GatewayError
 from contracts.settings import SettingsError
+from workers.cli.addresses import broker_address, first_of
 from workers.cli.output import printable
 from workers.errors import StorageAnswerError, UnsafeStorageError
 
@@ -55,8 +56,7 @@ def run(command: Callable[[], Any]) -> int:
 
 def line_of(exc: BaseException) -> tuple[str, int]:
     """The line to tell for an error, and the exit status."""
-    while isinstance(exc, BaseExceptionGroup):
-        exc = exc.exceptions[0]
+    exc = first_of(exc)
     if isinstance(exc, SettingsError):
         return str(exc), WRONG_USAGE
     if isinstance(exc, UsageError):
@@ -69,16 +69,23 @@ def _failure(exc: BaseException) -> str:
     from workers.broker.declare import TopologyError  # noqa: PLC0415
 
     match exc:
+        case BrokerUnavailableError():
+            return f"{exc}{_at_broker()}"
         case _ if isinstance(exc, (*_OWN, TopologyError)):
             return str(exc)
         case StorageAnswerError():
             return f"the storage refuses: {exc}"
         case AMQPException() | ConnectionError():
-            return f"the broker cannot be reached ({type(exc).__name__})"
+            return f"the broker cannot be reached ({type(exc).__name__}){_at_broker()}"
         case OSError(strerror=reason, filename=name):
             return f"{name or type(exc).__name__}: {reason or 'no reason told'}"
         case _:
             return f"internal error: {type(exc).__name__}{_place(exc)}"
+
+
+def _at_broker() -> str:
+    address = broker_address()
+    return "" if address is None else f" at {address}"
 
 
 def _usage(exc: Exception) -> str:

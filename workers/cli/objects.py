@@ -55,6 +55,8 @@ def ls(
     else:
         columns = _LONG if long else _SHORT
         print_table(columns, ([row.get(column) for column in columns] for row in rows))
+    if not long and any(row["stored_bytes"] == 0 for row in rows):
+        note("what has no bytes was deleted for good, or is empty plaintext: --long tells")
     if more:
         note(f"there are more than {limit}; --limit shows them")
 

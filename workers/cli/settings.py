@@ -49,6 +49,14 @@ class BrokerSettings(Settings):
     amqp_url: SecretStr | None = None
 
 
+class StorageKeySettings(Settings):
+    """What a storage that stands already is asked with."""
+
+    s3_region: str = "us-east-1"
+    s3_access_key_id: str | None = None
+    s3_secret_access_key: SecretStr | None = None
+
+
 class ResignSettings(DeploymentSettings):
     """Who signs a dead letter anew, and by whom it may have been signed before."""
 

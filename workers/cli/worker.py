@@ -5,6 +5,7 @@ from typing import Final
 import typer
 import uvloop
 
+from workers.cli.addresses import naming_storage
 from workers.logs import configure
 from workers.settings import WorkerSettings
 
@@ -21,7 +22,8 @@ def _run(*roles: str) -> None:
     # FastStream alone takes a second to import; every other command does without.
     from workers.runtime import run_worker  # noqa: PLC0415
 
-    uvloop.run(run_worker(settings, frozenset(roles)))
+    with naming_storage(settings):
+        uvloop.run(run_worker(settings, frozenset(roles)))
 
 
 @app.command("upload")

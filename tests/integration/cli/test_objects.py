@@ -216,6 +216,14 @@ def test_inspect_names_every_other_kind(
     assert row["kind"] == kind
 
 
+def test_a_short_list_says_what_an_object_without_bytes_is(bucket_cli: Cli) -> None:
+    _put(bucket_cli, "acme/full", b"x", {})
+    assert bucket_cli.run("ls", "acme").stderr == ""
+    _put(bucket_cli, "acme/gone", b"", {"enc-algo": "deleted", "enc-dek-admin": "AAAA"})
+    assert "deleted for good, or is empty plaintext" in bucket_cli.run("ls", "acme").stderr
+    assert bucket_cli.run("ls", "acme", "--long").stderr == ""
+
+
 def test_ls_lists_one_project_in_order_and_no_further_than_asked(bucket_cli: Cli) -> None:
     for key in ("b", "a/2", "a/1"):
         _store(bucket_cli, key, b"hello")

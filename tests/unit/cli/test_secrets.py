@@ -127,6 +127,25 @@ def test_init_overwrites_nothing_unless_forced(tmp_path: Path, standing: str) ->
     assert first != _init(tmp_path, "--force")
 
 
+def test_init_takes_the_addresses_that_the_environment_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {
+        "KEYTURN_AMQP_URL": "amqp://u:p@broker.example:5673/v",
+        "KEYTURN_S3_ENDPOINT_URL": "http://storage.example:8001",
+        "KEYTURN_S3_REGION": "eu-north-1",
+        "KEYTURN_S3_BUCKET": "files-of-many",
+        "KEYTURN_S3_ACCESS_KEY_ID": "somebody",
+        "KEYTURN_S3_SECRET_ACCESS_KEY": "hers",
+    }
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    for written in _init(tmp_path):
+        assert written | given == written
+    worker_env, _ = _init(tmp_path, "--force", "--s3-bucket", "another")
+    assert worker_env["KEYTURN_S3_BUCKET"] == "another"
+
+
 def test_init_refuses_a_value_that_the_file_could_not_hold(tmp_path: Path) -> None:
     result = runner.invoke(app, ["init", "--dir", str(tmp_path / "n"), "--s3-bucket", "a'b"])
     assert result.exit_code == 2

@@ -11,10 +11,11 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from contracts.errors import AlreadyExistsError, all_errors
-from contracts.publisher import WaitTimeoutError
-from contracts.settings import SettingsError
+from contracts.errors import AlreadyExistsError, StorageUnavailableError, all_errors
+from contracts.publisher import BrokerUnavailableError, WaitTimeoutError
+from contracts.settings import S3Settings, SettingsError
 from workers.cli import ending
+from workers.cli.addresses import naming_storage
 from workers.cli.app import app
 from workers.cli.output import printable
 
@@ -117,6 +118,60 @@ def test_every_other_failure_is_one_line_that_repeats_nothing(
     error: Exception, line: str, status: int
 ) -> None:
     assert ending.line_of(error) == (line, status)
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionRefusedError("amqp://user:password@host"), BrokerUnavailableError("away")]
+)
+def test_a_broker_that_is_away_is_told_with_its_address_and_no_secret(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KEYTURN_AMQP_URL", "amqp://user:password@broker.example:5673/v?x=hidden")
+    line, status = ending.line_of(error)
+    assert line.endswith(" at amqp://broker.example:5673")
+    assert "password" not in line
+    assert status == 1
+
+
+@pytest.mark.parametrize("url", ["", "amqp://", "amqp://host:port/", "nonsense"])
+def test_an_address_that_is_none_is_left_out(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEYTURN_AMQP_URL", url)
+    line, _ = ending.line_of(ConnectionRefusedError())
+    assert line == "the broker cannot be reached (ConnectionRefusedError)"
+
+
+@pytest.mark.parametrize("command", [["ls", "acme"], ["inspect", "acme", "k"], ["doctor"]])
+def test_a_storage_that_is_away_is_told_with_its_address(
+    command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KEYTURN_S3_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("KEYTURN_S3_BUCKET", "files")
+    monkeypatch.setenv("KEYTURN_S3_ACCESS_KEY_ID", "id")
+    monkeypatch.setenv("KEYTURN_S3_SECRET_ACCESS_KEY", "not-to-show")
+    result = runner.invoke(app, command)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("keyturn: storage_unavailable: ")
+    assert result.stderr.endswith("(the storage at http://127.0.0.1:1, bucket files)\n")
+    assert "not-to-show" not in result.output
+
+
+def test_another_refusal_within_is_left_as_it_is() -> None:
+    settings = S3Settings(s3_bucket="files")
+    with pytest.raises(AlreadyExistsError, match=r"^already_exists: k$"), naming_storage(settings):
+        raise AlreadyExistsError("k")
+    group = ExceptionGroup("g", [AlreadyExistsError("k")])
+    with pytest.raises(ExceptionGroup) as raised, naming_storage(settings):
+        raise group
+    assert raised.value is group
+
+
+def test_one_of_a_group_is_told_with_the_address_too() -> None:
+    failed = ExceptionGroup("g", [ExceptionGroup("h", [StorageUnavailableError("head: Timeout")])])
+    with (
+        pytest.raises(StorageUnavailableError, match=r"head: Timeout \(the storage at AWS, region"),
+        naming_storage(S3Settings(s3_bucket="files")),
+    ):
+        raise failed
 
 
 def test_an_interrupt_exits_130_and_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
