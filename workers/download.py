@@ -6,9 +6,9 @@ It must never give out a byte that is not authenticated, nor take the end of a s
 the end of a body.
 """
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Final
 
 from contracts import metadata as object_metadata
@@ -16,14 +16,14 @@ from contracts.errors import (
     ArchivedObjectError,
     BodyTooLargeError,
     CorruptObjectError,
-    KeyringRolledBackError,
     NotFoundError,
 )
-from contracts.metadata import COBBLESTONE, V0_ALGORITHM, Envelope, Wraps
+from contracts.metadata import COBBLESTONE, Envelope
 from contracts.names import keyring_key, object_key
 from contracts.sealing import (
     BODY_CONTEXT,
     HEADER_BYTES,
+    V0_OVERHEAD_BYTES,
     ChunkError,
     Opener,
     SealError,
@@ -31,7 +31,14 @@ from contracts.sealing import (
     plaintext_size,
     v0_open,
 )
-from workers.envelope import OpenedDek, Reader, open_dek
+from workers.envelope import (
+    OpenedDek,
+    OperatorKeys,
+    Reader,
+    check_not_rolled_back,
+    first_bytes,
+    open_dek,
+)
 from workers.errors import ArchivedError, MissingError
 from workers.keyring import Keyring
 from workers.keyring.record import parse
@@ -55,14 +62,13 @@ class ProjectAccess:
 
 @dataclass(frozen=True, slots=True)
 class OperatorAccess:
-    """The operator's master keys by id, and the earlier system's admin KEK where it is held.
+    """What the operator holds.
 
     Only admin wraps are opened, but for v0 bodies, where both wraps must agree.
     """
 
     project: str
-    master_keys: Mapping[str, Secret]
-    v0_admin_kek: Secret | None = field(default=None)
+    keys: OperatorKeys
 
 
 Access = ProjectAccess | OperatorAccess
@@ -89,7 +95,7 @@ class OpenObject:
                 return plaintext_size(self.head.size_bytes)
         except ChunkError:
             return None
-        return max(self.head.size_bytes - _V0_OVERHEAD_BYTES, 0)
+        return max(self.head.size_bytes - V0_OVERHEAD_BYTES, 0)
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The plaintext in order, each piece authenticated; it is whole only once this ends.
@@ -130,9 +136,6 @@ class OpenObject:
         yield v0_open(dek, bytes(sealed))
 
 
-_V0_OVERHEAD_BYTES: Final = 12 + 16
-
-
 @asynccontextmanager
 async def open_object(storage: Storage, key: str, access: Access) -> AsyncIterator[OpenObject]:
     """Open an object with one GET, so that header, metadata and body are of one moment.
@@ -148,12 +151,14 @@ async def open_object(storage: Storage, key: str, access: Access) -> AsyncIterat
     try:
         async with storage.stream(object_key(access.project, key)) as stream:
             pieces = stream.chunks(READ_BYTES)
-            start = await _start(pieces)
+            start = await first_bytes(pieces)
             envelope = object_metadata.parse(stream.head.metadata)
             # Read after the object: only then does a higher generation in it mean anything.
-            reader = await _reader(storage, envelope, access)
-            opened = open_dek(envelope, start[:HEADER_BYTES], key, reader.keys)
-            reader.check_not_rolled_back(envelope, opened)
+            keyring = await _keyring(storage, access)
+            reader = _reader(access, keyring, envelope)
+            opened = open_dek(envelope, start[:HEADER_BYTES], key, reader)
+            if keyring is not None:
+                check_not_rolled_back(keyring, envelope, opened)
             yield OpenObject(stream, start, pieces, opened)
     except MissingError as exc:
         raise NotFoundError(key) from exc
@@ -161,62 +166,25 @@ async def open_object(storage: Storage, key: str, access: Access) -> AsyncIterat
         raise ArchivedObjectError(key) from exc
 
 
-async def _start(pieces: AsyncIterator[bytes]) -> bytes:
-    """The first pieces, at least the header's bytes where the body has so many."""
-    start = b""
-    async for piece in pieces:
-        start += piece
-        if len(start) >= HEADER_BYTES:
-            break
-    return start
-
-
-@dataclass(frozen=True, slots=True)
-class _Keys:
-    keys: Reader
-    keyring: Keyring | None = None
-
-    def check_not_rolled_back(self, envelope: Envelope, opened: OpenedDek | None) -> None:
-        if self.keyring is None or opened is None or not isinstance(envelope, Wraps):
-            return
-        # The admin wrap opened, and it is bound to the generation of its label.
-        if envelope.generation > self.keyring.current.generation:
-            raise KeyringRolledBackError(
-                f"the object stands at generation {envelope.generation}, "
-                f"the keyring at {self.keyring.current.generation}"
-            )
-
-
-async def _reader(storage: Storage, envelope: Envelope, access: Access) -> _Keys:
+def _reader(access: Access, keyring: Keyring | None, envelope: Envelope) -> Reader:
     match access:
         case ProjectAccess(project, user_kek):
-            return _Keys(Reader(project, user_kek=user_kek))
-        case OperatorAccess(project, master_keys, v0_admin_kek):
-            keys = Reader(project, master_keys=master_keys, v0_admin_kek=v0_admin_kek)
-            keyring = await _keyring(storage, access)
+            return Reader(project, user_kek=user_kek)
+        case OperatorAccess(project, keys):
             if keyring is None:
-                return _Keys(keys)
-            allowed = replace(
-                keys,
-                plaintext_allowed=keyring.plaintext_allowed,
-                v0_allowed=keyring.v0_allowed,
-                v0_user_kek=keyring.v0_kek,
-                user_kek=_user_kek_of_v0_body(envelope, keyring),
-            )
-            return _Keys(allowed, keyring)
+                return Reader(project, master_keys=keys.master_keys, v0_admin_kek=keys.v0_admin_kek)
+            return Reader.of(keyring, keys, envelope, None)
 
 
-async def _keyring(storage: Storage, access: OperatorAccess) -> Keyring | None:
+async def _keyring(storage: Storage, access: Access) -> Keyring | None:
+    """The keyring for whoever can read it, where it stands.
+
+    Where it was lost the master key still opens what it wrapped; nothing else is allowed.
+    """
+    if isinstance(access, ProjectAccess):
+        return None
     try:
         _, record = await storage.read(keyring_key(access.project))
     except MissingError:
-        # Lost, perhaps: the master key still opens what it wrapped; nothing else is allowed.
         return None
-    return parse(record, access.project, access.master_keys)
-
-
-def _user_kek_of_v0_body(envelope: Envelope, keyring: Keyring) -> Secret | None:
-    """A v0 body commits to no key, so both wraps are opened and must agree (SPEC 4.6)."""
-    if isinstance(envelope, Wraps) and envelope.algorithm == V0_ALGORITHM:
-        return keyring.user_keks.get(envelope.generation)
-    return None
+    return parse(record, access.project, access.keys.master_keys)

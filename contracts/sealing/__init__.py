@@ -49,6 +49,7 @@ from contracts.sealing.keys import (
 from contracts.sealing.signatures import SigningKey, VerifyKey
 from contracts.sealing.wraps import (
     BODY_CONTEXT,
+    V0_OVERHEAD_BYTES,
     Role,
     V0Opener,
     open_record,
@@ -72,6 +73,7 @@ __all__ = [
     "SALT_BYTES",
     "SEALED_CHUNK_BYTES",
     "TAG_BYTES",
+    "V0_OVERHEAD_BYTES",
     "ChunkError",
     "ChunkReader",
     "CommitmentError",

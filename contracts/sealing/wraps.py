@@ -27,6 +27,8 @@ BODY_CONTEXT: Final = b"keyturn/v1/body"
 """The context of an object's body (SPEC 4.2). It needs no more: a DEK has one body."""
 
 _V0_NONCE_BYTES: Final = 12
+V0_OVERHEAD_BYTES: Final = _V0_NONCE_BYTES + TAG_BYTES
+"""What a v0 body is longer than its plaintext."""
 
 
 def transport_context(upload_id: str) -> bytes:
@@ -115,7 +117,7 @@ def v0_open(key: bytes, sealed: bytes) -> bytes:
     Raises:
         SealError: it does not open under this key of 32 bytes.
     """
-    if len(key) != DEK_BYTES or len(sealed) < _V0_NONCE_BYTES + TAG_BYTES:
+    if len(key) != DEK_BYTES or len(sealed) < V0_OVERHEAD_BYTES:
         raise SealError
     nonce, ciphertext = sealed[:_V0_NONCE_BYTES], memoryview(sealed)[_V0_NONCE_BYTES:]
     try:

@@ -33,6 +33,7 @@ from tests.servers.process import ServerError
 from tests.support.deployment import Deployment
 from tests.support.process import worker
 from workers.download import OperatorAccess, ProjectAccess
+from workers.envelope import OperatorKeys
 from workers.storage.s3 import open_storage
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ async def _show(
     table.add_column("opened by the\nproject's key")
     table.add_column("opened by the\noperator's key")
     project = ProjectAccess(_PROJECT, user_kek(deployment.api_key, _PROJECT))
-    operator = OperatorAccess(_PROJECT, {"m1": Secret(deployment.master_key)})
+    operator = OperatorAccess(_PROJECT, OperatorKeys({"m1": Secret(deployment.master_key)}))
     good = True
     for file, upload_id in uploads.items():
         event, waited = told[file], queued.get(upload_id)

@@ -18,6 +18,7 @@ from contracts.sealing import Secret, b64, new_api_key, user_kek
 from tests.demo import looking
 from tests.support.process import worker
 from workers.download import OperatorAccess, ProjectAccess
+from workers.envelope import OperatorKeys
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -92,7 +93,7 @@ async def turn_both(
 
 def _operator(project: str, keys: Keys) -> OperatorAccess:
     held = {name: Secret(key) for name, key in keys.master_keys.items()}
-    return OperatorAccess(project, held)
+    return OperatorAccess(project, OperatorKeys(held))
 
 
 async def _rotate(

@@ -28,6 +28,7 @@ from workers.cli.ending import CommandError, note
 from workers.cli.output import Gauge, gauge
 from workers.cli.settings import GatewayUrlSettings, ReaderSettings
 from workers.download import Access, OperatorAccess, ProjectAccess, open_object
+from workers.envelope import OperatorKeys
 from workers.settings import OperatorSettings
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def _target(key: str, output: Path | None, *, force: bool) -> Path | None:
 def _operator(project: str, settings: OperatorSettings) -> OperatorAccess:
     v0_master_key = ReaderSettings.read().v0_master_key
     kek = None if v0_master_key is None else v0_admin_kek(v0_master_key.get_secret_value())
-    return OperatorAccess(project, settings.master_keys, kek)
+    return OperatorAccess(project, OperatorKeys(settings.master_keys, kek))
 
 
 def _project(project: str, api_key_file: Path | None) -> ProjectAccess:

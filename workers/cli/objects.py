@@ -16,7 +16,13 @@ from contracts import metadata as object_metadata
 from contracts.errors import CorruptObjectError, NotFoundError, UnknownAlgorithmError
 from contracts.metadata import COBBLESTONE, Plaintext, Tombstone, V0Wraps, Wraps
 from contracts.names import object_key
-from contracts.sealing import HEADER_BYTES, SALT_BYTES, ChunkError, plaintext_size
+from contracts.sealing import (
+    HEADER_BYTES,
+    SALT_BYTES,
+    V0_OVERHEAD_BYTES,
+    ChunkError,
+    plaintext_size,
+)
 from contracts.settings import S3Settings
 from workers.cli.arguments import AsJson, Key, Project
 from workers.cli.bucket import open_bucket
@@ -26,7 +32,6 @@ from workers.errors import MissingError
 from workers.storage import Head, Listed, Storage
 
 _HEADS_AT_ONCE: Final = 16
-_V0_OVERHEAD_BYTES: Final = 12 + 16
 _SHORT: Final = ("key", "stored_bytes", "modified")
 _LONG: Final = (
     *_SHORT,
@@ -113,7 +118,7 @@ def claims(metadata: Mapping[str, str], stored_bytes: int) -> dict[str, Any]:
             return {
                 "kind": "v0",
                 "algorithm": algorithm,
-                "plaintext_bytes": max(stored_bytes - _V0_OVERHEAD_BYTES, 0),
+                "plaintext_bytes": max(stored_bytes - V0_OVERHEAD_BYTES, 0),
                 "wrap_bytes_user": None if user is None else len(user),
                 "wrap_bytes_admin": None if admin is None else len(admin),
             }
@@ -132,7 +137,7 @@ def claims(metadata: Mapping[str, str], stored_bytes: int) -> dict[str, Any]:
 
 def _plaintext_bytes(algorithm: str, stored_bytes: int) -> int | None:
     if algorithm != COBBLESTONE:
-        return max(stored_bytes - _V0_OVERHEAD_BYTES, 0)
+        return max(stored_bytes - V0_OVERHEAD_BYTES, 0)
     try:
         return plaintext_size(stored_bytes)
     except ChunkError:

@@ -13,7 +13,8 @@ from workers.envelope.decide import (
 )
 from workers.envelope.examine import Examined, examine, verify_own
 from workers.envelope.keys import OperatorKeys
-from workers.envelope.open import OpenedDek, Reader, open_dek
+from workers.envelope.open import OpenedDek, Reader, check_not_rolled_back, open_dek
+from workers.envelope.stream import first_bytes
 from workers.envelope.unwrap import admin_generation
 from workers.envelope.wrap import metadata_for, tombstone_metadata, wrap
 
@@ -31,8 +32,10 @@ __all__ = [
     "Rewrap",
     "Stands",
     "admin_generation",
+    "check_not_rolled_back",
     "decide",
     "examine",
+    "first_bytes",
     "metadata_for",
     "open_dek",
     "stands_under",

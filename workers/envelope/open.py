@@ -6,9 +6,23 @@ commit is `corrupt_object`; the admin wrap serves only where the user wrap does 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Self
 
-from contracts.errors import CorruptObjectError, NotFoundError, NoUsableWrapError
-from contracts.metadata import COBBLESTONE, Envelope, Plaintext, Tombstone, V0Wraps, Wraps
+from contracts.errors import (
+    CorruptObjectError,
+    KeyringRolledBackError,
+    NotFoundError,
+    NoUsableWrapError,
+)
+from contracts.metadata import (
+    COBBLESTONE,
+    V0_ALGORITHM,
+    Envelope,
+    Plaintext,
+    Tombstone,
+    V0Wraps,
+    Wraps,
+)
 from contracts.sealing import (
     BODY_CONTEXT,
     HEADER_BYTES,
@@ -20,6 +34,8 @@ from contracts.sealing import (
     unwrap_dek,
     v0_unwrap_dek,
 )
+from workers.envelope.keys import OperatorKeys
+from workers.keyring import Keyring
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +52,28 @@ class Reader:
     v0_admin_kek: Secret | None = None
     plaintext_allowed: bool = False
     v0_allowed: bool = False
+
+    @classmethod
+    def of(
+        cls, keyring: Keyring, keys: OperatorKeys, envelope: Envelope, user_kek: Secret | None
+    ) -> Self:
+        """Who holds the operator's keys and a keyring, to read one object.
+
+        `user_kek` is what its user wrap is opened with, but for v0 bodies: such a body commits
+        to no key, so both wraps are opened, and one that was not yet swept has its user wrap
+        under the KEK of its own generation (SPEC 4.6).
+        """
+        if isinstance(envelope, Wraps) and envelope.algorithm == V0_ALGORITHM:
+            user_kek = keyring.user_keks.get(envelope.generation)
+        return cls(
+            keyring.project,
+            user_kek=user_kek,
+            master_keys=keys.master_keys,
+            v0_user_kek=keyring.v0_kek,
+            v0_admin_kek=keys.v0_admin_kek,
+            plaintext_allowed=keyring.plaintext_allowed,
+            v0_allowed=keyring.v0_allowed,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +109,24 @@ def open_dek(envelope: Envelope, header: bytes, key: str, reader: Reader) -> Ope
             return _open_v1(envelope, header, key, reader)
         case Wraps():
             return _open_v0_body(envelope, key, reader)
+
+
+def check_not_rolled_back(keyring: Keyring, envelope: Envelope, opened: OpenedDek | None) -> None:
+    """Make sure that an object which its admin wrap opened is no newer than its keyring.
+
+    The keyring must have been read after the object: only then does a higher generation mean
+    anything. The wrap is bound to its label, so that the generation is no lie.
+
+    Raises:
+        KeyringRolledBackError: somebody put an old keyring there (SPEC 5.4).
+    """
+    if opened is None or opened.role != "admin" or not isinstance(envelope, Wraps):
+        return
+    if envelope.generation > keyring.current.generation:
+        raise KeyringRolledBackError(
+            f"the object stands at generation {envelope.generation}, "
+            f"the keyring at {keyring.current.generation}"
+        )
 
 
 def _open_v1(wraps: Wraps, header: bytes, key: str, reader: Reader) -> OpenedDek:

@@ -1,8 +1,8 @@
-"""An object's body sealed piece by piece (SPEC 3, 4.2). No I/O of its own; bounded memory."""
+"""An object's body piece by piece (SPEC 3, 4.2). No I/O of its own; bounded memory."""
 
 from collections.abc import AsyncIterator
 
-from contracts.sealing import BODY_CONTEXT, Sealer
+from contracts.sealing import BODY_CONTEXT, HEADER_BYTES, Sealer
 
 
 async def sealed_pieces(plaintext: AsyncIterator[bytes], dek: bytes) -> AsyncIterator[bytes]:
@@ -13,3 +13,13 @@ async def sealed_pieces(plaintext: AsyncIterator[bytes], dek: bytes) -> AsyncIte
         if sealed := sealer.update(piece):
             yield sealed
     yield sealer.finish()
+
+
+async def first_bytes(pieces: AsyncIterator[bytes]) -> bytes:
+    """The first of a body's pieces, at least its header where it has so many bytes."""
+    start = b""
+    async for piece in pieces:
+        start += piece
+        if len(start) >= HEADER_BYTES:
+            break
+    return start

@@ -10,8 +10,8 @@ from typing import Final
 from contracts.errors import MalformedRequestError
 from contracts.metadata import OWN_PREFIX, caller_to_wire
 from workers.gateway.conditions import http_time
+from workers.gateway.found import Found, Plain
 from workers.gateway.ranges import Span
-from workers.gateway.source import Found, Plain
 
 META_PREFIX: Final = "x-keyturn-meta-"
 _DEFAULT_TYPE: Final = "application/octet-stream"

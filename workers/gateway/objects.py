@@ -31,12 +31,13 @@ from workers.gateway.client import (
     abort,
     while_connected,
 )
+from workers.gateway.found import Found, Piece, Pieces, Plain, Whole
 from workers.gateway.gate import Admitted, Gate
 from workers.gateway.metrics import GatewayMetrics
 from workers.gateway.paths import object_of
 from workers.gateway.problems import problem, problem_of
 from workers.gateway.ranges import ByteRange, Span, parse_range
-from workers.gateway.source import START_BYTES, Found, Piece, Pieces, Plain, Source, Whole
+from workers.gateway.source import START_BYTES, Source
 
 PRESIGNED_S: Final = 60
 _AT_ONCE_BYTES: Final = 64 * 1024

@@ -23,6 +23,7 @@ from contracts.names import KEYRINGS_PREFIX
 from contracts.publisher import Publisher
 from contracts.sealing import Secret, v0_admin_kek
 from contracts.settings import SettingsError
+from workers.envelope import OperatorKeys
 from workers.garbage import tame_garbage_collection
 from workers.gateway.app import application
 from workers.gateway.gate import Gate
@@ -30,7 +31,7 @@ from workers.gateway.metrics import GatewayMetrics
 from workers.gateway.objects import Objects
 from workers.gateway.protocol import bounded
 from workers.gateway.rotations import Rotations
-from workers.gateway.source import Keys, Source
+from workers.gateway.source import Source
 from workers.gateway.uploads import Uploads
 from workers.health import Check
 from workers.keyring import KeyringReader
@@ -116,7 +117,9 @@ def _parts(
         cache_s=settings.keyring_cache_s,
     )
     v0 = settings.v0_master_key
-    keys = Keys(settings.master_keys, None if v0 is None else v0_admin_kek(v0.get_secret_value()))
+    keys = OperatorKeys(
+        settings.master_keys, None if v0 is None else v0_admin_kek(v0.get_secret_value())
+    )
     source = Source(
         storage,
         gate,

@@ -30,7 +30,7 @@ from contracts.sealing import (
 from tests.unit.workers.factories import MASTER_KEYS, keyring, sealed_object, turned
 from workers import download
 from workers.download import OperatorAccess, ProjectAccess, open_object
-from workers.envelope import metadata_for, wrap
+from workers.envelope import OperatorKeys, metadata_for, wrap
 from workers.keyring import create
 from workers.storage import Headers
 from workers.storage.memory import MemoryStorage
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 _KEY = "a/b.bin"
 _CHUNK = 16 * 1024
-_OPERATOR = OperatorAccess("acme", MASTER_KEYS)
+_OPERATOR = OperatorAccess("acme", OperatorKeys(MASTER_KEYS))
 
 
 async def _read(storage: MemoryStorage, access: Access, key: str = _KEY) -> bytes:
@@ -105,7 +105,7 @@ async def test_wrong_keys_open_nothing() -> None:
     with pytest.raises(NoUsableWrapError):
         await _read(storage, ProjectAccess("acme", Secret(os.urandom(32))))
     with pytest.raises(UnknownMasterKeyError):
-        await _read(storage, OperatorAccess("acme", {"m1x": Secret(os.urandom(32))}))
+        await _read(storage, OperatorAccess("acme", OperatorKeys({"m1x": Secret(os.urandom(32))})))
 
 
 @pytest.mark.parametrize("change", [{"cut_bytes": 1}, {"cut_bytes": 200_000}, {"flip": -1}])
@@ -238,7 +238,7 @@ def _v0_metadata(dek: bytes, *, other_dek: bytes | None = None) -> dict[str, str
     return {"enc-algo": "AES-256-GCM", "enc-dek-user": b64(user), "enc-dek-admin": b64(admin)}
 
 
-_V0_OPERATOR = OperatorAccess("acme", MASTER_KEYS, v0_admin_kek("old master"))
+_V0_OPERATOR = OperatorAccess("acme", OperatorKeys(MASTER_KEYS, v0_admin_kek("old master")))
 
 
 async def test_the_earlier_systems_objects_are_opened_where_the_keyring_allows_it() -> None:

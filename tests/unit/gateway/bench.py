@@ -19,9 +19,9 @@ from tests.unit.workers.factories import (
     v0_metadata,
     v0_ring,
 )
-from workers.envelope import wrap
+from workers.envelope import OperatorKeys, wrap
 from workers.gateway.gate import Admitted, Gate
-from workers.gateway.source import Keys, Source
+from workers.gateway.source import Source
 from workers.keyring import Keyring, KeyringReader
 from workers.keyring.record import build
 from workers.storage import Headers
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import AsyncIterator
 
+    from workers.gateway.found import Found
     from workers.gateway.ranges import Span
-    from workers.gateway.source import Found
     from workers.keyring import Desired
     from workers.storage import Head, Lease, Stream
 
@@ -158,7 +158,7 @@ class Bench:
         self.keyrings = KeyringReader(self.storage, MASTER_KEYS, lease_s=1, cache_s=self.cache_s)
         pepper = Secret(PEPPER.encode())
         self.gate = Gate(self.keyrings, pepper, cache_s=self.cache_s, floor_s=self.floor_s)
-        keys = Keys(MASTER_KEYS, V0_ADMIN_KEK)
+        keys = OperatorKeys(MASTER_KEYS, V0_ADMIN_KEK)
         self.source = Source(
             self.storage, self.gate, keys, v0_max_bytes=self.v0_max_bytes, v0_concurrency=2
         )

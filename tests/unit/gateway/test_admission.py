@@ -10,10 +10,11 @@ import pytest
 
 from contracts.errors import KeyturnError, UnauthorizedError
 from contracts.sealing import Secret, kek_id, new_api_key, user_kek
+from workers.envelope import OperatorKeys
 from workers.gateway.gate import Gate
 from workers.gateway.metrics import GatewayMetrics
 from workers.gateway.objects import Objects
-from workers.gateway.source import Keys, Source
+from workers.gateway.source import Source
 from workers.keyring import Generation, Keyring, KeyringReader, create
 from workers.storage.memory import MemoryStorage
 
@@ -69,7 +70,7 @@ async def storage() -> AsyncIterator[_Watched]:
 async def _ask(storage: _Watched, method: str, project: str, authorization: str) -> None:
     keyrings = KeyringReader(storage, _MASTER, lease_s=1, cache_s=0)
     gate = Gate(keyrings, Secret(b""), cache_s=0, floor_s=0)
-    source = Source(storage, gate, Keys(_MASTER), v0_max_bytes=1, v0_concurrency=1)
+    source = Source(storage, gate, OperatorKeys(_MASTER), v0_max_bytes=1, v0_concurrency=1)
     objects = Objects(gate, source, _no_put, GatewayMetrics(), presign_plaintext=True)
     headers = [(b"authorization", authorization.encode())]
     raw = f"/v1/projects/{project}/objects/x".encode()

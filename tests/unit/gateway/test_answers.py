@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from contracts.metadata import caller_from_wire
 from workers.gateway.answers import META_PREFIX, header_of, headers_of
+from workers.gateway.found import Plain, Whole
 from workers.gateway.ranges import Span
-from workers.gateway.source import Plain, Whole
 from workers.storage import Head, Headers
 from workers.storage.memory import MemoryStorage
 

@@ -16,7 +16,7 @@ from tests.unit.gateway.asgi import Connection
 from tests.unit.gateway.bench import API_KEY, CHUNK, KEY, NEW_API_KEY, TARGET, Bench
 from tests.unit.gateway.serving import PATH, Serving
 from tests.unit.workers.factories import deleted, enc, sealed_object
-from workers.gateway import source as source_module
+from workers.gateway import found as found_module
 
 if TYPE_CHECKING:
     from typing import Any
@@ -26,7 +26,7 @@ PLAINTEXT = os.urandom(40 * CHUNK + 7)
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source_module, "_RESUME_PAUSES_S", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(found_module, "_RESUME_PAUSES_S", (0.0, 0.0, 0.0))
 
 
 def _serving(plaintext: bytes = PLAINTEXT, **more: Any) -> Serving:

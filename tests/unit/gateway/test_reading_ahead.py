@@ -18,8 +18,9 @@ from contracts.sealing import (
     ChunkReader,
     seal,
 )
+from workers.gateway.found import Sealed
 from workers.gateway.ranges import Span
-from workers.gateway.source import START_BYTES, Sealed
+from workers.gateway.source import START_BYTES
 from workers.storage import Headers
 from workers.storage.memory import MemoryStorage
 
@@ -149,7 +150,7 @@ async def test_a_read_that_fails_is_its_own_error(
     index: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whichever of the two it is, and the other one is over."""
-    monkeypatch.setattr("workers.gateway.source._RESUMES", 0)
+    monkeypatch.setattr("workers.gateway.found._RESUMES", 0)
     storage = Watched()
     storage.together = 2
     storage.fails_at = HEADER_BYTES + index * SEALED_CHUNK_BYTES

@@ -25,9 +25,10 @@ from contracts.sealing import HEADER_BYTES, SEALED_CHUNK_BYTES
 from tests.unit.gateway.bench import CHUNK, KEY, TARGET, Bench
 from tests.unit.workers.factories import deleted
 from workers.errors import RefusedError
-from workers.gateway import source as source_module
+from workers.gateway import found as found_module
+from workers.gateway.found import Sealed
 from workers.gateway.ranges import Span
-from workers.gateway.source import START_BYTES, Sealed
+from workers.gateway.source import START_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,7 +41,7 @@ PLAINTEXT = os.urandom(34 * CHUNK + 9)
 def _no_pauses() -> Iterator[None]:
     """Between two tries of a read nothing is waited for; no function's own, for Hypothesis."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(source_module, "_RESUME_PAUSES_S", (0.0, 0.0, 0.0))
+    patch.setattr(found_module, "_RESUME_PAUSES_S", (0.0, 0.0, 0.0))
     yield
     patch.undo()
 
@@ -278,7 +279,7 @@ async def test_between_two_tries_a_read_waits_longer_each_time(
             pauses.append(delay)
         await real_sleep(0, *more)
 
-    monkeypatch.setattr(source_module, "_RESUME_PAUSES_S", (0.05, 0.3, 1.0))
+    monkeypatch.setattr(found_module, "_RESUME_PAUSES_S", (0.05, 0.3, 1.0))
     monkeypatch.setattr(asyncio, "sleep", sleep)
     bench = Bench()
     bench.plant_sealed(PLAINTEXT)

@@ -31,8 +31,8 @@ from tests.unit.workers.factories import (
 )
 from workers.envelope import wrap
 from workers.gateway import source as source_module
+from workers.gateway.found import Plain, Whole
 from workers.gateway.ranges import Span
-from workers.gateway.source import Plain, Whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable
