@@ -25,11 +25,12 @@ test: setup  ## Run all tests on private servers; ARGS="-k upload -x" goes to py
 	@$(PYTHON) -m pytest -n $(PROCESSES) --dist worksteal $(ARGS)
 
 .PHONY: check
-check: setup  ## Lint, formatting, types and import rules
+check: setup  ## Lint, formatting, types, import rules and declared dependencies
 	@.venv/bin/ruff check
 	@.venv/bin/ruff format --check
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports
+	@.venv/bin/deptry .
 
 .PHONY: demo
 demo: setup  ## Upload real files on private servers and show what came of them; FILES="a b dir"
