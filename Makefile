@@ -36,6 +36,11 @@ check: setup  ## Lint, formatting, types, import rules and declared dependencies
 demo: setup  ## Upload real files on private servers and show what came of them; FILES="a b dir"
 	@$(PYTHON) -m tests.demo $(FILES)
 
+.PHONY: doctor
+doctor: $(UV)  ## Probe every S3 server that can be started here; compares the table, ARGS=--write renews it
+	@$(SYNC) --group doctor
+	@$(PYTHON) -m tests.doctor $(ARGS)
+
 .PHONY: bench
 bench: $(UV)  ## Measure; prints a table and writes JSON
 	@$(SYNC) --group bench
