@@ -36,11 +36,13 @@ check: setup  ## Lint, formatting, types, import rules and declared dependencies
 
 .PHONY: audit
 audit: setup  ## Ask for known vulnerabilities in what is shipped; passes where nobody answers
+	@mkdir -p dist
 	@$(EXPORT) --format requirements.txt --no-emit-project --output-file dist/requirements.txt >/dev/null
 	@$(PYTHON) -m tests.supply.audit dist/requirements.txt
 
 .PHONY: sbom
 sbom: setup  ## Write dist/keyturn.cdx.json: what is shipped, as CycloneDX, checked
+	@mkdir -p dist
 	@$(EXPORT) --format cyclonedx1.5 --output-file dist/keyturn.cdx.json >/dev/null
 	@$(PYTHON) -m tests.supply.sbom dist/keyturn.cdx.json
 
