@@ -73,9 +73,19 @@ def keyturn() -> Iterator[tuple[str, ...]]:
     folder = Path("/var/tmp") / f"keyturn-image-{os.getpid()}"  # noqa: S108  # made anew, by root
     folder.mkdir(mode=0o755)
     try:
+        # Built anew: uv would take a wheel that it made of an earlier state of these files.
         subprocess.run(
             [
-                *(uv, "sync", "--locked", "--extra", "workers", "--no-default-groups"),
+                *(
+                    uv,
+                    "sync",
+                    "--reinstall-package",
+                    "keyturn",
+                    "--locked",
+                    "--extra",
+                    "workers",
+                    "--no-default-groups",
+                ),
                 *("--no-editable", "--quiet", "--python", str(_INTERPRETER)),
             ],
             cwd=_ROOT,
