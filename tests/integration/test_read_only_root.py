@@ -76,16 +76,8 @@ def keyturn() -> Iterator[tuple[str, ...]]:
         # Built anew: uv would take a wheel that it made of an earlier state of these files.
         subprocess.run(
             [
-                *(
-                    uv,
-                    "sync",
-                    "--reinstall-package",
-                    "keyturn",
-                    "--locked",
-                    "--extra",
-                    "workers",
-                    "--no-default-groups",
-                ),
+                *(uv, "sync", "--locked", "--extra", "workers", "--no-default-groups"),
+                *("--reinstall-package", "keyturn"),
                 *("--no-editable", "--quiet", "--python", str(_INTERPRETER)),
             ],
             cwd=_ROOT,
