@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from typing import TYPE_CHECKING
 
 from tests.supply.dependencies import FILE, PURPOSES, generate, licence
@@ -28,6 +29,7 @@ _ALLOWED = {
     "PSF-2.0",
 }
 _FEW = 25
+_UV = r"(?:\buv|\$\(UV\))"
 
 
 def test_every_file_of_the_lock_has_its_hash() -> None:
@@ -61,16 +63,25 @@ def test_nothing_is_installed_that_is_not_locked() -> None:
     for name in ("Makefile", "Dockerfile", ".ci/run"):
         text = (ROOT / name).read_text()
         for line in text.splitlines():
-            if re.search(r"\b(uv|\$\(UV\)) (sync|export)\b", line):
+            if re.search(rf"{_UV} (sync|export)\b", line):
                 assert "--locked" in line, f"{name}: {line}"
             if re.search(r"\bpip install\b", line):
                 assert "--require-hashes" in line, f"{name}: {line}"
-            assert not re.search(r"\buv (run|tool|add|pip)\b|\buvx\b|curl|wget", line), (
+            assert not re.search(rf"{_UV} (run|tool|add|pip)\b|\buvx\b|curl|wget", line), (
                 f"{name}: {line}"
             )
     pinned = (ROOT / ".ci" / "uv.txt").read_text()
     assert re.findall(r"^([a-z]\S*)==", pinned, re.MULTILINE) == ["uv"]
     assert len(_SHA256.findall(pinned)) > 1
+
+
+def test_what_builds_the_wheel_is_pinned() -> None:
+    """By its version: uv's lock holds no hashes for what a build needs."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    pins = project["tool"]["uv"]["build-constraint-dependencies"]
+    assert all(re.fullmatch(r"[a-z-]+==[0-9.]+", pin) for pin in pins)
+    named = {pin.split("==")[0] for pin in pins}
+    assert set(project["build-system"]["requires"]) <= named
 
 
 def test_dependencies_are_few_told_and_free() -> None:
