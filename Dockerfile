@@ -2,16 +2,20 @@
 # Targets: `keyturn` (every role; the default) and `storage` (development storage alone).
 
 FROM debian:13-slim AS build
+WORKDIR /app
+COPY .ci/uv.txt ./
 RUN apt-get update \
  && apt-get install -y --no-install-recommends python3 python3-venv \
- && python3 -m venv /opt/uv && /opt/uv/bin/pip install --no-cache-dir uv
-WORKDIR /app
+ && python3 -m venv /opt/uv \
+ && /opt/uv/bin/pip install --no-cache-dir --require-hashes -r uv.txt
 ENV UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1 UV_PYTHON=/usr/bin/python3
 COPY pyproject.toml uv.lock README.md LICENSE ./
 RUN /opt/uv/bin/uv sync --locked --extra workers --no-default-groups --no-install-project
 COPY contracts contracts
 COPY workers workers
-RUN /opt/uv/bin/uv sync --locked --extra workers --no-default-groups --no-editable
+RUN /opt/uv/bin/uv sync --locked --extra workers --no-default-groups --no-editable \
+ && /opt/uv/bin/uv export --locked --extra workers --no-default-groups --quiet \
+      --format cyclonedx1.5 --output-file .venv/keyturn.cdx.json
 
 # Ceph's own gateway from Debian's packages, all in memory: what the tests run against.
 # It needs root inside its container; nothing of Keyturn's runs in it.

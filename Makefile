@@ -7,6 +7,8 @@ PYTHON := .venv/bin/python
 # uv from PATH where there is one, else its own copy below .tools.
 UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
 SYNC := $(UV) sync --locked --all-extras --quiet
+# The shipped set: what the image holds.
+EXPORT := $(UV) export --locked --extra workers --no-default-groups --quiet
 FILES ?=
 # Each process of the suite has servers of its own; given ones cannot be shared out.
 PROCESSES := $(if $(KEYTURN_AMQP_URL)$(KEYTURN_S3_ENDPOINT_URL),0,3)
@@ -25,15 +27,33 @@ test: setup  ## Run all tests on private servers; ARGS="-k upload -x" goes to py
 	@$(PYTHON) -m pytest -n $(PROCESSES) --dist worksteal $(ARGS)
 
 .PHONY: check
-check: setup  ## Lint, formatting, types and import rules
+check: setup  ## Lint, formatting, types, import rules and declared dependencies
 	@.venv/bin/ruff check
 	@.venv/bin/ruff format --check
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports
+	@.venv/bin/deptry .
+
+.PHONY: audit
+audit: setup  ## Ask for known vulnerabilities in what is shipped; passes where nobody answers
+	@mkdir -p dist
+	@$(EXPORT) --format requirements.txt --no-emit-project --output-file dist/requirements.txt >/dev/null
+	@$(PYTHON) -m tests.supply.audit dist/requirements.txt
+
+.PHONY: sbom
+sbom: setup  ## Write dist/keyturn.cdx.json: what is shipped, as CycloneDX, checked
+	@mkdir -p dist
+	@$(EXPORT) --format cyclonedx1.5 --output-file dist/keyturn.cdx.json >/dev/null
+	@$(PYTHON) -m tests.supply.sbom dist/keyturn.cdx.json
 
 .PHONY: demo
 demo: setup  ## Upload real files on private servers and show what came of them; FILES="a b dir"
 	@$(PYTHON) -m tests.demo $(FILES)
+
+.PHONY: doctor
+doctor: $(UV)  ## Probe every S3 server that can be started here; compares the table, ARGS=--write renews it
+	@$(SYNC) --group doctor
+	@$(PYTHON) -m tests.doctor $(ARGS)
 
 .PHONY: bench
 bench: $(UV)  ## Measure; prints a table and writes JSON
@@ -60,4 +80,4 @@ clean:  ## Remove the environment, the tools and all caches
 	  fi; \
 	fi
 	@rm -rf .tools && python3 -m venv .tools
-	@.tools/bin/pip install --quiet --disable-pip-version-check uv
+	@.tools/bin/pip install --quiet --disable-pip-version-check --require-hashes -r .ci/uv.txt

@@ -87,11 +87,9 @@ class GatewayProcess(WorkerProcess):
         return f"http://{self.host}:{self.port}"
 
 
-async def _started(env: dict[str, str], *arguments: str) -> asyncio.subprocess.Process:
+async def _started(env: dict[str, str], *command: str) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        *arguments,
+        *command,
         cwd=_ROOT,
         env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **env},
         stdin=asyncio.subprocess.DEVNULL,
@@ -111,11 +109,16 @@ async def worker(
     role: str = "all",
     *,
     module: str = "workers",
+    program: tuple[str, ...] | None = None,
     arguments: tuple[str, ...] = (),
     ready: bool = True,
 ) -> AsyncIterator[WorkerProcess]:
-    """Run `keyturn worker ROLE` in this environment, ready to serve; killed afterwards."""
-    running = WorkerProcess(await _started(env, module, "worker", role, *arguments))
+    """Run `keyturn worker ROLE` in this environment, ready to serve; killed afterwards.
+
+    `program` is another `keyturn` than this checkout's.
+    """
+    command = program or (sys.executable, "-m", module)
+    running = WorkerProcess(await _started(env, *command, "worker", role, *arguments))
     running._reader = asyncio.create_task(running._read())
     try:
         if ready:
@@ -126,9 +129,11 @@ async def worker(
 
 
 @asynccontextmanager
-async def gateway(env: dict[str, str]) -> AsyncIterator[GatewayProcess]:
+async def gateway(
+    env: dict[str, str], *, program: tuple[str, ...] = (sys.executable, "-m", "workers")
+) -> AsyncIterator[GatewayProcess]:
     """Run `keyturn gateway` in this environment, once it listens; killed afterwards."""
-    running = GatewayProcess(await _started(env, "workers", "gateway"))
+    running = GatewayProcess(await _started(env, *program, "gateway"))
     running._reader = asyncio.create_task(running._read())
     try:
         told = json.loads(await running.logged("gateway started"))

@@ -4,9 +4,11 @@ Each row is the outcome of requests just made, never of a server's name.
 """
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
+import typer
 from aio_pika import connect
 from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import AMQPException, ChannelClosed
@@ -21,7 +23,12 @@ from workers.cli.settings import BrokerSettings
 from workers.storage.probe import probe
 
 _CONNECT_TIMEOUT_S: Final = 10
+_TOPOLOGY: Final = (EXCHANGE, *(queue.name for queue in queues()))
 _COLUMNS: Final = ("check", "needed", "ok", "said", "consequence")
+
+Verbose = Annotated[
+    bool, typer.Option("--verbose", help="Name every queue that is missing, as --json does.")
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +40,8 @@ class Check:
     ok: bool
     said: str
     consequence: str
+    names: Sequence[str] = ()
+    """What `said` counts: told by `--verbose` and in JSON."""
 
     @property
     def broken(self) -> bool:
@@ -40,7 +49,7 @@ class Check:
         return not self.ok and self.needed == "required"
 
 
-def doctor(as_json: AsJson = False) -> None:
+def doctor(as_json: AsJson = False, verbose: Verbose = False) -> None:
     """Probe the bucket and the broker.
 
     The broker where KEYTURN_AMQP_URL is set. Exits 1 where something required is missing.
@@ -48,15 +57,18 @@ def doctor(as_json: AsJson = False) -> None:
     storage, broker = S3Settings.read(), BrokerSettings.read()
     checks = asyncio.run(_examine(storage, broker))
     if as_json:
-        print_json([_row(check) for check in checks])
+        print_json([_row(check, whole=True) for check in checks])
     else:
-        print_table(_COLUMNS, (list(_row(check).values()) for check in checks))
+        print_table(_COLUMNS, (list(_row(check, whole=verbose).values()) for check in checks))
     if broken := [check.check for check in checks if check.broken]:
         raise CommandError(f"missing: {', '.join(broken)}")
 
 
-def _row(check: Check) -> dict[str, Any]:
-    return {name: getattr(check, name) for name in _COLUMNS}
+def _row(check: Check, *, whole: bool) -> dict[str, Any]:
+    row = {name: getattr(check, name) for name in _COLUMNS}
+    if whole and check.names:
+        row["said"] += f": {', '.join(check.names)}"
+    return row
 
 
 async def _examine(storage: S3Settings, broker: BrokerSettings) -> list[Check]:
@@ -81,7 +93,7 @@ async def broker_checks(amqp_url: str) -> list[Check]:
         return [Check("broker", "required", ok=False, said=said, consequence="nothing works")]
     async with connection:
         missing = await _missing(connection)
-    said = f"{len(missing)} missing: {', '.join(missing)}" if missing else "all stand"
+    said = f"{len(missing)} of {len(_TOPOLOGY)} missing" if missing else "all stand"
     return [
         Check("broker", "required", ok=True, said="connected", consequence=""),
         Check(
@@ -90,6 +102,7 @@ async def broker_checks(amqp_url: str) -> list[Check]:
             ok=not missing,
             said=said,
             consequence="publishing fails until a worker has been started" if missing else "",
+            names=missing,
         ),
     ]
 
@@ -97,7 +110,7 @@ async def broker_checks(amqp_url: str) -> list[Check]:
 async def _missing(connection: AbstractConnection) -> list[str]:
     """What of the topology does not stand; asked passively, so that nothing is made."""
     missing = []
-    for name in (EXCHANGE, *(queue.name for queue in queues())):
+    for name in _TOPOLOGY:
         # A channel each: the broker closes it with the answer "not found".
         channel = await connection.channel()
         try:

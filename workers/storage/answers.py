@@ -1,6 +1,6 @@
 """What the storage's answers mean: errors and heads (SPEC 8.2, 12).
 
-    403                                  RefusedError
+    403, any 4xx AccessDenied            RefusedError
     403 InvalidObjectState               ArchivedError
     404                                  MissingError
     412, 409 ConditionalRequestConflict  PreconditionError
@@ -85,7 +85,8 @@ def error_of(
         return MissingError(detail)
     if status == 412 or (status == 409 and code == "ConditionalRequestConflict"):  # noqa: PLR2004
         return PreconditionError(detail)
-    if status == 403:  # noqa: PLR2004
+    # `rclone serve s3` tells AccessDenied with status 400.
+    if status == 403 or (400 <= status < 500 and code == "AccessDenied"):  # noqa: PLR2004
         return ArchivedError(detail) if code == "InvalidObjectState" else RefusedError(detail)
     if status == 416:  # noqa: PLR2004
         return RangeBeyondError(detail)

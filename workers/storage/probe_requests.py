@@ -22,9 +22,14 @@ _ROUNDS: Final = 4
 
 
 async def create(storage: Probed, key: str) -> Outcome:
-    """`If-None-Match: *` creates, and is refused where something stands."""
-    await storage.put(key, b"first", PLAIN, condition=IfAbsent())
-    refused = await _refused(storage.put(key, b"second", PLAIN, condition=IfAbsent()))
+    """`If-None-Match: *` creates, and is refused where something stands.
+
+    Under a lease, as every upload is put: a storage may treat query-signed requests otherwise.
+    """
+    await storage.put(f"{key}-clock", b"", PLAIN)
+    lease = await _lease(storage, f"{key}-clock")
+    await storage.put(key, b"first", PLAIN, condition=IfAbsent(), lease=lease)
+    refused = await _refused(storage.put(key, b"second", PLAIN, condition=IfAbsent(), lease=lease))
     return _judge(refused, untouched=(await storage.read(key))[1] == b"first")
 
 

@@ -14,6 +14,7 @@ import aio_pika
 import pytest
 
 from contracts.sealing import b64_decode, kek_info, v0_user_kek
+from contracts.topology import queues
 from tests.integration.cli.conftest import document
 from tests.support.process import worker
 from workers.broker.declare import declare
@@ -144,6 +145,12 @@ async def test_doctor_tells_what_it_found_of_bucket_and_broker(cli: Cli) -> None
     rows = {row["check"]: row for row in document(before)}
     assert rows["broker"]["ok"]
     assert not rows["queues declared"]["ok"]
+    count = len(queues()) + 1
+    assert rows["queues declared"]["said"].startswith(f"{count} of {count} missing: keyturn, ")
+    short, long = await cli.arun("doctor"), await cli.arun("doctor", "--verbose")
+    assert f"{count} of {count} missing" in short.stdout
+    assert "keyturn.upload.dead" not in short.stdout
+    assert all(queue.name in long.stdout for queue in queues())
     required = [row for row in rows.values() if row["needed"] == "required"]
     assert before.exit_code == (0 if all(row["ok"] for row in required) else 1)
     await declare(cli.deployment.amqp_url)

@@ -31,6 +31,8 @@ NEEDED = {
     ("status", "code", "error"),
     [
         (403, "AccessDenied", RefusedError),
+        (400, "AccessDenied", RefusedError),
+        (500, "AccessDenied", StorageUnavailableError),
         (403, "SignatureDoesNotMatch", RefusedError),
         (403, "InvalidObjectState", ArchivedError),
         (404, "NoSuchKey", MissingError),

@@ -1,0 +1,277 @@
+"""Where an attacker of SPEC 13 would look: bucket, the broker's disk, logs, metrics.
+
+One deployment lives through everything once, on a broker of its own: uploads inline and staged, a
+refusal, reads through the gateway, a new master key, a new API key, an upload after that. Then
+all that it left is searched for every secret that it ever had, and the keys of before are tried on
+all that stands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import pytest
+import pytest_asyncio
+
+from contracts import topology
+from contracts.sealing import (
+    SealError,
+    admin_kek,
+    open_record,
+    record_kek,
+    unwrap_dek,
+    user_kek,
+)
+from tests.acceptance.canaries import Canaries
+from tests.acceptance.scene import Scene, check_queues_empty
+from tests.acceptance.swept import drained, ended, enrol, master_keys, sweep_of_all
+from tests.servers import Servers, new_bucket
+from tests.servers.process import free_port
+from tests.support import reader
+from tests.support.deployment import Deployment
+from tests.support.http import Client
+from tests.support.process import gateway
+from tests.support.wire import open_wire
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
+
+    from tests.acceptance.tenants import Tenant
+    from tests.servers import RabbitMQ, S3Server
+    from tests.support.wire import Wire
+
+pytestmark = [
+    pytest.mark.servers,
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.timeout(300),
+]
+
+PROJECT = "searched"
+_STAGED_BYTES = 700_000
+_SETTINGS = {"LEASE_S": "2", "KEYRING_CACHE_S": "0.5"}
+
+
+@dataclass(frozen=True)
+class Left:
+    """All that one deployment left behind, as an attacker finds it."""
+
+    scene: Scene
+    tenant: Tenant
+    bucket: dict[str, tuple[bytes, dict[str, str]]]
+    disk: dict[Path, bytes]
+    letters: list[bytes]
+    logs: list[str]
+    metrics: list[str]
+    upload_ids: list[str]
+
+    def secrets(self, *, sealed_bodies: bool) -> Canaries:
+        """Every secret there was; in logs sealed bodies have no place either."""
+        found = self.scene.canaries.secrets | self.tenant.secrets()
+        return Canaries(
+            {
+                name: value
+                for name, value in found.items()
+                if sealed_bodies or not name.startswith("sealed body")
+            }
+        )
+
+
+def _texts(blobs: Iterator[bytes]) -> Iterator[str]:
+    return (blob.decode("latin-1") for blob in blobs)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def left(ceph: S3Server) -> AsyncIterator[Left]:
+    with Servers("none", environ={}) as servers:
+        assert servers.rabbitmq is not None
+        yield await _lived(servers.rabbitmq, ceph)
+
+
+async def _lived(rabbitmq: RabbitMQ, ceph: S3Server) -> Left:
+    masters = {"m1": os.urandom(32), "m2": os.urandom(32)}
+    deployment = Deployment(
+        rabbitmq.url,
+        ceph,
+        new_bucket(ceph),
+        master_key=masters["m1"],
+        more_master_keys={"m2": masters["m2"]},
+    )
+    scene = Scene(deployment, PROJECT)
+    (tenant,) = await enrol(scene, [PROJECT])
+    port = free_port()
+    settings = {
+        **_SETTINGS,
+        "MASTER_KEYS": master_keys(masters),
+        "HEALTH_PORT": str(port),
+    }
+    async with (
+        scene.worker(**settings),
+        gateway(deployment.gateway_env(KEYRING_CACHE_S="0.5", LOG_LEVEL="debug")) as serving,
+        open_wire(deployment) as wire,
+    ):
+        scene.logs.append(serving.lines)
+        ids = [await _stored(scene, wire, "inline"), await _stored(scene, wire, "staged")]
+        again = await scene.upload(wire, "inline", b"refused")
+        assert (await wire.outcome(again.upload_id))["code"] == "already_exists"
+        await asyncio.to_thread(tenant.remember, dict(scene.plaintexts))
+        sweep = sweep_of_all(master_key="m2")
+        await scene.publish(wire, sweep)
+        await ended(wire, sweep["sweep_id"], "sweep.completed")
+        tenant.masters = masters
+        rotation = tenant.rotation(expected_generation=1)
+        await scene.publish(wire, rotation)
+        await ended(wire, rotation["rotation_id"], "rotation.completed")
+        ids.append(await _stored(scene, wire, "afterwards"))
+        await asyncio.to_thread(tenant.remember, {"afterwards": scene.plaintexts["afterwards"]})
+        for api_key, status in ((tenant.api_keys[-1], 200), (tenant.api_keys[0], 401)):
+            for key in scene.plaintexts:
+                answer = await Client(serving, api_key).ask(PROJECT, key)
+                assert answer.status == status
+        await drained(wire)
+        metrics = [await _scraped(at) for at in (port, serving.port)]
+        disk = await asyncio.to_thread(_disk, rabbitmq)
+        dead = topology.dead_letter_name(topology.UPLOAD_QUEUE)
+        letter = await wire.take(dead)
+        await check_queues_empty(wire, dead)
+    return Left(
+        scene=scene,
+        tenant=tenant,
+        bucket=await asyncio.to_thread(_bucket, deployment),
+        disk=disk,
+        letters=[letter.body, repr(letter.headers).encode()],
+        logs=[line for log in scene.logs for line in log],
+        metrics=metrics,
+        upload_ids=ids,
+    )
+
+
+async def _stored(scene: Scene, wire: Wire, key: str) -> str:
+    staged = key == "staged"
+    body = os.urandom(_STAGED_BYTES if staged else 3000)
+    made = await scene.upload(wire, key, body, staged=staged)
+    assert (await wire.outcome(made.upload_id))["type"] == "upload.stored"
+    return made.upload_id
+
+
+async def _scraped(port: int) -> str:
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(f"http://127.0.0.1:{port}/metrics") as answer,
+    ):
+        return await answer.text()
+
+
+def _disk(rabbitmq: RabbitMQ) -> dict[Path, bytes]:
+    """The node's data and its log; its configuration and its cookie are not what it took."""
+    found = {}
+    for part in ("data", "log"):
+        for path in (rabbitmq._folder / part).rglob("*"):
+            with suppress(FileNotFoundError):  # it was rolled over meanwhile
+                if path.is_file():
+                    found[path] = path.read_bytes()
+    return found
+
+
+def _bucket(deployment: Deployment) -> dict[str, tuple[bytes, dict[str, str]]]:
+    client = reader.s3_client(deployment)
+    found = {}
+    for key in reader.keys(deployment):
+        answer = client.get_object(Bucket=deployment.bucket, Key=key)
+        found[key] = (answer["Body"].read(), answer["Metadata"])
+    return found
+
+
+async def test_the_bucket_shows_no_plaintext_and_no_key(left: Left) -> None:
+    """Objects with their metadata, keyrings, the records of sweeps."""
+    assert {f"{PROJECT}/{key}" for key in left.scene.plaintexts} <= set(left.bucket)
+    assert any(key.startswith(".keyturn/keyrings/") for key in left.bucket)
+    found = left.secrets(sealed_bodies=False).found(
+        text
+        for body, metadata in left.bucket.values()
+        for text in (body.decode("latin-1"), json.dumps(metadata))
+    )
+    assert found == []
+
+
+async def test_the_brokers_disk_and_dead_letters_show_no_plaintext_and_no_key(left: Left) -> None:
+    """The search sees what passed: each request's id, and the sealed body that was put inline."""
+    disk = list(_texts(iter(left.disk.values())))
+    for upload_id in left.upload_ids:
+        assert any(upload_id in text for text in disk)
+    assert "sealed body of inline" in Canaries(left.scene.canaries.secrets).found(disk)
+    secrets = left.secrets(sealed_bodies=False)
+    # The broker knows its own password, and logs it nowhere.
+    password = secrets.secrets.pop("broker's password")
+    logged = {path: data for path, data in left.disk.items() if "log" in path.parts}
+    assert Canaries({"password": password}).found(_texts(iter(logged.values()))) == []
+    assert secrets.found(disk) == []
+    assert secrets.found(_texts(iter(left.letters))) == []
+
+
+async def test_logs_and_metrics_show_no_secret_and_no_body(left: Left) -> None:
+    """Workers and gateway at their most talkative; ids and codes do show."""
+    assert any(left.upload_ids[0] in line for line in left.logs)
+    assert all("keyturn_" in text for text in left.metrics)
+    secrets = left.secrets(sealed_bodies=True)
+    assert secrets.found(left.logs) == []
+    assert secrets.found(left.metrics) == []
+    # Names of projects and objects are labels of no metric.
+    assert not any(name in text for text in left.metrics for name in (PROJECT, "afterwards"))
+
+
+async def test_the_old_api_keys_kek_opens_no_wrap_after_the_sweep(left: Left) -> None:
+    old, new = (user_kek(api_key, PROJECT) for api_key in left.tenant.api_keys)
+    assert not list(_opened(left, old, "user"))
+    assert not list(_opened(left, old, "admin"))
+    assert len(list(_opened(left, new, "user"))) == len(left.scene.plaintexts)
+
+
+async def test_a_master_key_that_was_rotated_out_opens_nothing_new(left: Left) -> None:
+    """Nor does the API key's KEK that it gave away while it was good: that was rotated since."""
+    old, new = left.tenant.masters.values()
+    assert not list(_opened(left, admin_kek(old, PROJECT), "admin"))
+    assert not list(_opened(left, admin_kek(old, PROJECT), "user"))
+    assert len(list(_opened(left, admin_kek(new, PROJECT), "admin"))) == len(left.scene.plaintexts)
+    records = [key for key in left.bucket if key.startswith(".keyturn/")]
+    assert records
+    for key in records:
+        record = json.loads(left.bucket[key][0])
+        project, sealed = record["project"], base64.b64decode(record["sealed"], validate=True)
+        assert record["master_key"] == "m2"
+        assert open_record(record_kek(new, project), key, sealed)
+        with pytest.raises(SealError):
+            open_record(record_kek(old, project), key, sealed)
+
+
+async def test_all_that_stands_opens_by_the_keys_of_now(left: Left) -> None:
+    """Else the two tests above would be content with a bucket that opens to nobody."""
+    left.tenant.check(generation=2)
+
+
+def _opened(left: Left, kek: Any, role: Any) -> Iterator[str]:
+    """The objects of which this KEK opens that wrap, whatever generation is tried."""
+    for s3_key, (_, metadata) in left.bucket.items():
+        project, _, key = s3_key.partition("/")
+        if project != PROJECT:
+            continue
+        wrap = base64.b64decode(metadata[f"enc-dek-{role}"], validate=True)
+        for generation in (1, 2):
+            with suppress(SealError):
+                unwrap_dek(
+                    kek,
+                    role,
+                    algorithm=metadata["enc-algo"],
+                    project=PROJECT,
+                    key=key,
+                    generation=generation,
+                    wrap=wrap,
+                )
+                yield s3_key

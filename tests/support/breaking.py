@@ -1,0 +1,199 @@
+"""An HTTP proxy before moto that breaks one promise of an S3 server and keeps all others.
+
+moto checks no signature, so that requests can be changed on their way.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from io import BytesIO
+from typing import TYPE_CHECKING
+
+from aiohttp import ClientSession, DummyCookieJar, web
+from yarl import URL
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+_MAX_BODY_BYTES = 64 * 2**20
+_HOP_BY_HOP = frozenset({"connection", "content-length", "host", "keep-alive", "transfer-encoding"})
+_COPIED = b"<CopyObjectResult><ETag>&quot;%s&quot;</ETag></CopyObjectResult>"
+
+
+@dataclass
+class Asked:
+    """One request on its way; a promise is broken by changing it."""
+
+    method: str
+    key: str
+    query: Mapping[str, str]
+    headers: dict[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer, whole."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+Send = Callable[[Asked], Awaitable[Answer]]
+
+
+class Honest:
+    """Passes on what it gets; the others break one promise each."""
+
+    async def serve(self, asked: Asked, send: Send) -> Answer:
+        """Answer a request, by sending it on or otherwise."""
+        return await send(asked)
+
+
+@dataclass
+class Ignores(Honest):
+    """Never sees this header on a put."""
+
+    header: str
+
+    async def serve(self, asked: Asked, send: Send) -> Answer:
+        if asked.method == "PUT":
+            asked.headers.pop(self.header, None)
+        return await send(asked)
+
+
+@dataclass
+class ChecksThenStores(Honest):
+    """Honours this header one request at a time, and lets those through that come meanwhile."""
+
+    header: str
+    _under_way: Counter[str] = field(default_factory=Counter)
+
+    async def serve(self, asked: Asked, send: Send) -> Answer:
+        if asked.method != "PUT" or self.header not in asked.headers:
+            return await send(asked)
+        if self._under_way[asked.key]:
+            del asked.headers[self.header]
+        self._under_way[asked.key] += 1
+        try:
+            return await send(asked)
+        finally:
+            self._under_way[asked.key] -= 1
+
+
+@dataclass
+class ReadsStale(Honest):
+    """Shows the first answer again for what is read once more."""
+
+    _first: dict[tuple[str, str], Answer] = field(default_factory=dict)
+
+    async def serve(self, asked: Asked, send: Send) -> Answer:
+        answer = await send(asked)
+        object_read = asked.method == "GET" and asked.key and "tagging" not in asked.query
+        if object_read and answer.status < web.HTTPMultipleChoices.status_code:
+            part = asked.key, asked.headers.get("range", "")
+            return self._first.setdefault(part, answer)
+        return answer
+
+
+@dataclass
+class ListsStale(Honest):
+    """Shows the first listing of a prefix for ever."""
+
+    _first: dict[str, Answer] = field(default_factory=dict)
+
+    async def serve(self, asked: Asked, send: Send) -> Answer:
+        answer = await send(asked)
+        if asked.method == "GET" and asked.query.get("list-type"):
+            return self._first.setdefault(asked.query.get("prefix", ""), answer)
+        return answer
+
+
+class LosesParts(Honest):
+    """Completes a multipart upload with its first part alone."""
+
+    async def serve(self, asked: Asked, send: Send) -> Answer:
+        if asked.method == "POST" and "uploadId" in asked.query:
+            first, *more = re.findall(rb"<Part>.*?</Part>", asked.body, re.DOTALL)
+            for part in more:
+                asked.body = asked.body.replace(part, b"")
+            assert first in asked.body
+        return await send(asked)
+
+
+class CopiesNothing(Honest):
+    """Says that it copied, and leaves the object as it was."""
+
+    async def serve(self, asked: Asked, send: Send) -> Answer:
+        if "x-amz-copy-source" not in asked.headers or "uploadId" in asked.query:
+            return await send(asked)
+        asked.method, asked.headers = "HEAD", {}
+        found = await send(asked)
+        etag = found.headers["ETag"].strip('"').encode()
+        return Answer(200, {"Date": found.headers["Date"]}, _COPIED % etag)
+
+
+class RefusesLeases(Honest):
+    """Takes no request that is signed in its query."""
+
+    async def serve(self, asked: Asked, send: Send) -> Answer:
+        if "X-Amz-Expires" in asked.query:
+            return Answer(403, {}, b"<Error><Code>AccessDenied</Code></Error>")
+        return await send(asked)
+
+
+@asynccontextmanager
+async def broken(url: str, promise: Honest) -> AsyncIterator[str]:
+    """The address of a proxy before the server at this one."""
+    server = URL(url)
+
+    async def handle(request: web.Request) -> web.Response:
+        async def send(asked: Asked) -> Answer:
+            target = server.join(URL(request.raw_path, encoded=True))
+            async with session.request(
+                asked.method,
+                target,
+                headers=asked.headers,
+                data=BytesIO(asked.body),
+                allow_redirects=False,
+            ) as answer:
+                return Answer(answer.status, dict(answer.headers), await answer.read())
+
+        _, _, key = request.path.lstrip("/").partition("/")
+        headers = {
+            name.lower(): value
+            for name, value in request.headers.items()
+            if name.lower() not in _HOP_BY_HOP
+        }
+        asked = Asked(request.method, key, request.query, headers, await request.read())
+        answer = await promise.serve(asked, send)
+        return _response(answer)
+
+    app = web.Application(client_max_size=_MAX_BODY_BYTES)
+    app.router.add_route("*", "/{path:.*}", handle)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    async with ClientSession(
+        cookie_jar=DummyCookieJar(), auto_decompress=False, skip_auto_headers=("User-Agent",)
+    ) as session:
+        try:
+            await site.start()
+            host, port = runner.addresses[0][:2]
+            yield f"http://{host}:{port}"
+        finally:
+            await runner.cleanup()
+
+
+def _response(answer: Answer) -> web.Response:
+    headers = {
+        name: value
+        for name, value in answer.headers.items()
+        if name.lower() not in _HOP_BY_HOP - {"content-length"}
+    }
+    return web.Response(status=answer.status, headers=headers, body=answer.body)
