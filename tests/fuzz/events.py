@@ -6,7 +6,6 @@ and what it gives is signed and comes back as it was read.
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 from typing import Final
@@ -15,6 +14,7 @@ from contracts.messages import Event, parse_event
 from contracts.publisher.events import Told, Verifier
 from contracts.sealing import VerifyKey
 from tests.fuzz import documents, odd, valid
+from tests.fuzz.harness import as_text
 from tests.fuzz.watch import MAX_CPU_S, Clock, Report, Watch
 
 _WARM_SHARE: Final = 0.3
@@ -84,4 +84,4 @@ def _one(watch: Watch, verifier: Verifier, told: Told) -> None:
 
 
 def _again(event: Event) -> Event:
-    return parse_event(json.dumps(event.model_dump(mode="json")).encode())
+    return parse_event(as_text(event))

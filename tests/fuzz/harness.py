@@ -7,9 +7,10 @@ raises is a finding: an exception that the product should not have let out, or
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from tests.fuzz import odd
 from tests.fuzz.watch import MAX_CPU_S, Clock, Report, Watch
@@ -43,6 +44,11 @@ def check(right: object, what: str) -> None:
     """Raise where this does not hold."""
     if not right:
         raise OracleError(what)
+
+
+def as_text(message: Any) -> bytes:
+    """A message as JSON that anybody may write who has read it: text, without escapes."""
+    return json.dumps(message.model_dump(mode="json"), ensure_ascii=False).encode()
 
 
 def code_of(error: KeyturnError, *allowed: str) -> str:

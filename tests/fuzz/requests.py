@@ -8,7 +8,6 @@ finding: another exception, a delivery given back, an error in the log, a secret
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import sys
 from typing import TYPE_CHECKING, Any, Final
@@ -22,6 +21,7 @@ from contracts.topology import ATTEMPT_HEADER, CODE_HEADER, DETAIL_HEADER, SIGNA
 from tests.acceptance.canaries import Canaries
 from tests.fuzz import valid
 from tests.fuzz.cases import Case, Cases
+from tests.fuzz.harness import as_text
 from tests.fuzz.letters import check_copy
 from tests.fuzz.watch import MAX_CPU_S, Clock, Report, Watch
 from tests.fuzz.worker import Channel, FrameError, Published, Worker, received
@@ -127,7 +127,7 @@ class Fuzzer:
         if code is not None:
             return code
         request = parse_request(case.body)
-        again = parse_request(json.dumps(request.model_dump(mode="json")).encode())
+        again = parse_request(as_text(request))
         if again != request:
             raise _ViolationError("a request that does not come back as it was read")
         return f"served {request.type}"

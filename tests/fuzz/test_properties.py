@@ -5,6 +5,7 @@ The harnesses are the judges: an error with a code, or the right value.
 
 from __future__ import annotations
 
+import copy
 import json
 from typing import Any, Final
 
@@ -45,8 +46,10 @@ def _changed(seed: bytes, data: st.DataObject) -> bytes:
     """The record with one or two values replaced, wherever they stand."""
     document = json.loads(seed[1:])
     for _ in range(data.draw(st.integers(1, 2))):
-        place, name = data.draw(st.sampled_from(_places(document)))
-        place[name] = data.draw(_values)
+        places = _places(document)
+        place, name = data.draw(st.sampled_from(places))
+        others = st.sampled_from([where[other] for where, other in places])
+        place[name] = copy.deepcopy(data.draw(_values | st.integers(0, 9) | others))
     return seed[:1] + json.dumps(document).encode()
 
 

@@ -94,9 +94,19 @@ def _by_chunk(sealed: bytes) -> bytes | None:
             start = HEADER_BYTES + index * SEALED_CHUNK_BYTES
             chunk = reader.open_chunk(index, sealed[start : start + SEALED_CHUNK_BYTES], last=False)
             check(chunk == _PLAIN[index * CHUNK_BYTES :][:CHUNK_BYTES], "a chunk of another place")
+            _check_refused(reader, index, sealed[start : start + SEALED_CHUNK_BYTES], last=True)
+        _check_refused(reader, last, sealed[at:], last=False)
     except SealError:
         return None
     return found
+
+
+def _check_refused(reader: ChunkReader, index: int, chunk: bytes, *, last: bool) -> None:
+    try:
+        reader.open_chunk(index, chunk, last=last)
+    except SealError:
+        return
+    check(right=False, what="a chunk that opens as what it is not")
 
 
 def _programmed(program: bytes) -> bytes:

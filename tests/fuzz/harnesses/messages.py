@@ -9,7 +9,7 @@ from contracts.errors import MalformedRequestError
 from contracts.messages import encode, identity, parse_event, parse_request, rejection
 from contracts.names import check_key, is_key, parse_time
 from tests.fuzz import documents, valid
-from tests.fuzz.harness import Harness, check
+from tests.fuzz.harness import Harness, as_text, check
 from tests.unit.workers.factories import AT
 from workers.sweep import messages as hints
 
@@ -33,7 +33,7 @@ def _read(data: bytes, parse: Any) -> list[str]:
     except MalformedRequestError as exc:
         check(len(exc.detail) < 1000, "an error that repeats what was sent")
         return []
-    again = parse(json.dumps(message.model_dump(mode="json")).encode())
+    again = parse(as_text(message))
     check(again == message, "a message that does not come back as it was read")
     return [message.type]
 

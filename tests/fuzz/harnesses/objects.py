@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from contracts import metadata as object_metadata
 from contracts.errors import KeyturnError
-from contracts.metadata import Plaintext
+from contracts.metadata import Wraps
 from contracts.sealing import (
     BODY_CONTEXT,
     HEADER_BYTES,
+    Role,
     SealError,
     seal,
     unwrap_dek,
@@ -32,7 +33,7 @@ from tests.fuzz.harnesses.metadata import lines, read_lines
 from tests.unit.gateway.bench import KEY, TARGET, Bench, kek_of, ring_of, turned_to
 from tests.unit.workers import factories
 from workers.download import Access, OperatorAccess, ProjectAccess, open_object
-from workers.envelope import OperatorKeys, Options, Rewrap, decide, wrap
+from workers.envelope import Keep, OperatorKeys, Options, Rewrap, decide, wrap
 from workers.gateway.ranges import Span
 from workers.storage import Headers
 
@@ -46,6 +47,7 @@ _DEK: Final = bytes(range(32))
 _API_KEY: Final = "kt_" + "k" * 43
 _OLD_API_KEY: Final = "kt_" + "o" * 43
 _KEYS: Final = OperatorKeys(factories.MASTER_KEYS, factories.V0_ADMIN_KEK)
+_ROLES: Final[tuple[Role, ...]] = ("user", "admin")
 _T = TypeVar("_T")
 _CODES: Final = (
     "corrupt_object",
@@ -108,10 +110,7 @@ def run(data: bytes) -> str:
 
 
 def _is_plain(metadata: dict[str, str]) -> bool:
-    try:
-        return isinstance(object_metadata.parse(metadata), Plaintext)
-    except KeyturnError:
-        return False
+    return all(name == "enc-upload" for name in metadata if name.startswith("enc-"))
 
 
 def _read(
@@ -162,22 +161,35 @@ def _swept(world: _World, metadata: dict[str, str], body: bytes) -> str:
         return code_of(exc, *_CODES)
     if isinstance(decision, Rewrap):
         _check_rewrap(decision, desired, body)
+    elif decision == Keep("current"):
+        _check_current(metadata, desired)
     return type(decision).__name__
 
 
-def _check_rewrap(decision: Rewrap, desired: Desired, body: bytes) -> None:
-    wraps = decision.wraps
-    dek = unwrap_dek(
-        desired.user_kek,
-        "user",
+def _unwrapped(wraps: Wraps, desired: Desired, role: Role) -> bytes:
+    return unwrap_dek(
+        desired.user_kek if role == "user" else desired.admin_kek,
+        role,
         algorithm=wraps.algorithm,
         project="acme",
         key=KEY,
         generation=desired.generation,
-        wrap=wraps.user,
+        wrap=wraps.user if role == "user" else wraps.admin,
     )
+
+
+def _check_current(metadata: dict[str, str], desired: Desired) -> None:
+    wraps = object_metadata.parse(metadata)
+    check(isinstance(wraps, Wraps), "an object without v1 wraps is as desired")
+    if isinstance(wraps, Wraps):
+        found = {_unwrapped(wraps, desired, role) for role in _ROLES}
+        check(found == {_DEK}, "wraps of other DEKs are as desired")
+
+
+def _check_rewrap(decision: Rewrap, desired: Desired, body: bytes) -> None:
     if decision.body_key is None:
-        check(dek == _DEK, "new wraps of a DEK that is not the body's")
+        found = {_unwrapped(decision.wraps, desired, role) for role in _ROLES}
+        check(found == {_DEK}, "new wraps of a DEK that is not the body's")
         return
     # The body is opened under it before anything is written.
     try:
@@ -199,6 +211,7 @@ def _seeds() -> list[bytes]:
         (factories.enc(replace(current, generation=7)), sealed),
         (factories.enc(wrap(desired, "another key", _DEK)), sealed),
         (factories.enc(replace(current, admin=wrap(desired, KEY, bytes(32)).admin)), sealed),
+        (factories.enc(replace(current, user=wrap(desired, KEY, bytes(32)).user)), sealed),
         (factories.v0_metadata(_DEK, _DEK), v0_body),
         (factories.v0_metadata(None, _DEK), v0_body),
         (factories.enc(wrap(desired, KEY, _DEK, algorithm="AES-256-GCM")), v0_body),
