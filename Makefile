@@ -60,6 +60,11 @@ bench: $(UV)  ## Measure; prints a table and writes JSON
 	@$(SYNC) --group bench
 	@$(PYTHON) -m tests.bench $(ARGS)
 
+.PHONY: fuzz
+fuzz: $(UV)  ## Mutate all that comes from outside; ARGS="--only metadata --seconds 60"
+	@$(SYNC) --group fuzz
+	@$(PYTHON) -m tests.fuzz $(ARGS)
+
 .PHONY: lock
 lock: $(UV)  ## Renew uv.lock from pyproject.toml
 	@$(UV) lock

@@ -6,6 +6,7 @@ for what would make the broker do something with it again.
 """
 
 import re
+import struct
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -31,6 +32,9 @@ _ATTEMPT: Final = re.compile(r"(?P<code>[a-z_]+):(?P<count>[0-9]{1,9})")
 _BROKER_HEADERS: Final = ("x-death", "x-delivery-count", "x-acquired-count", "CC", "BCC")
 # RabbitMQ takes headers of one frame of 128 KiB at most; a worker's own come on top.
 _HEADERS_MAX_BYTES: Final = 96 * 1024
+_TABLE_LENGTH_BYTES: Final = 4
+# Of tables and lists in one another: the stack's depth differs between two writings.
+_SPARE_LEVELS: Final = 50
 SPECIFIED_HEADERS: Final = (PUBLISHER_HEADER, SIGNATURE_HEADER)
 _BROKER_PREFIXES: Final = ("x-first-death-", "x-last-death-")
 
@@ -39,7 +43,8 @@ def attempts(headers: Mapping[str, Any], error: KeyturnError) -> int:
     """How many times in a row the message was put off for this same code."""
     # No sender's word: the header is not signed. More digits than any count of ours has
     # would make int() itself refuse.
-    found = _ATTEMPT.fullmatch(str(headers.get(ATTEMPT_HEADER, "")))
+    claimed = headers.get(ATTEMPT_HEADER)
+    found = _ATTEMPT.fullmatch(claimed) if isinstance(claimed, str) else None
     return int(found["count"]) if found is not None and found["code"] == error.code else 0
 
 
@@ -95,20 +100,34 @@ def _fitting(headers: dict[str, Any]) -> dict[str, Any]:
     """The headers that leave room for a worker's own in one frame.
 
     All of them, but where they nearly fill the frame: a copy that does not fit would cut
-    the connection each time. The largest go first, and never those that SPEC 6.3 names.
+    the connection each time. The largest go first, and those that SPEC 6.3 names last. What
+    cannot be written at all (nested too deep, say) goes alone.
     """
+    sizes = {name: _written_bytes(name, value) for name, value in headers.items()}
+    order = sorted(sizes, key=lambda name: (name not in SPECIFIED_HEADERS, sizes[name]))
+    left, kept = float(_HEADERS_MAX_BYTES), set()
+    for name in order:
+        if sizes[name] <= left:
+            left -= sizes[name]
+            kept.add(name)
+    return {name: value for name, value in headers.items() if name in kept}
+
+
+def _written_bytes(name: str, value: Any) -> float:
+    """The bytes that a header takes in a table; infinite where it cannot be written."""
     try:
-        size_bytes = len(encode.field_table(headers))
-    except (TypeError, ValueError, OverflowError):
-        return {name: headers[name] for name in SPECIFIED_HEADERS if name in headers}
-    if size_bytes <= _HEADERS_MAX_BYTES:
-        return headers
-    by_size = sorted(headers, key=lambda name: len(encode.field_table({name: headers[name]})))
-    kept: dict[str, Any] = {}
-    for name in sorted(by_size, key=lambda name: name not in SPECIFIED_HEADERS):
-        if len(encode.field_table({**kept, name: headers[name]})) <= _HEADERS_MAX_BYTES:
-            kept[name] = headers[name]
-    return kept
+        # Some levels deeper than it stands: what is just deep enough to be read could
+        # otherwise be too deep to be written, from further down the stack.
+        return len(encode.field_table({name: _deeper(value)})) - _TABLE_LENGTH_BYTES
+    except (TypeError, ValueError, OverflowError, RecursionError, struct.error):
+        return float("inf")
+
+
+def _deeper(value: Any) -> Any:
+    if isinstance(value, dict | list):
+        for _ in range(_SPARE_LEVELS):
+            value = [value]
+    return value
 
 
 def sent_headers(headers: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,87 @@
+"""Mutated events through what readers of the stream use (SPEC 6.7).
+
+A reader gets an event or nothing: whatever is on the stream, `Verifier.event` raises nothing,
+and what it gives is signed and comes back as it was read.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from typing import Final
+
+from contracts.messages import Event, parse_event
+from contracts.publisher.events import Told, Verifier
+from contracts.sealing import VerifyKey
+from tests.fuzz import documents, odd, valid
+from tests.fuzz.harness import as_text
+from tests.fuzz.watch import MAX_CPU_S, Clock, Report, Watch
+
+_WARM_SHARE: Final = 0.3
+_HUGE_EVERY: Final = 1000
+_BADLY_SIGNED_SHARE: Final = 0.1
+_DEPLOYMENT: Final = valid.deployment()
+
+
+def run(seed: int, count: int) -> Report:
+    """Mutated events, so many, from this seed."""
+    rng = random.Random(seed)  # noqa: S311  # no secret
+    watch, key, verifier = Watch("events", seed), _DEPLOYMENT.event_key, _verifier()
+    examples = valid.events()
+    for number in range(count):
+        if number == int(count * _WARM_SHARE):
+            watch.warmed_up()
+        body = _body(rng, examples, huge=number % _HUGE_EVERY == 1)
+        signature = key.sign_event(_DEPLOYMENT.name, body)
+        if rng.random() < _BADLY_SIGNED_SHARE:
+            signature = rng.choice((odd.text(rng), "", signature[:-1], signature[::-1]))
+        _one(watch, verifier, Told(number, body, signature))
+        if watch.over:
+            break
+    return watch.finish()
+
+
+def replay(body: bytes) -> Report:
+    """One event again, signed."""
+    watch = Watch("events", 0)
+    signature = _DEPLOYMENT.event_key.sign_event(_DEPLOYMENT.name, body)
+    _one(watch, _verifier(), Told(0, body, signature))
+    return watch.finish()
+
+
+def _verifier() -> Verifier:
+    logging.getLogger("contracts.publisher.events").setLevel(logging.ERROR)
+    key = VerifyKey.from_bytes(_DEPLOYMENT.event_key.public_bytes)
+    return Verifier(_DEPLOYMENT.name, key)
+
+
+def _body(rng: random.Random, examples: list[valid.Document], *, huge: bool) -> bytes:
+    document = rng.choice(examples)
+    if rng.random() < 0.9:
+        document = documents.mutated(rng, document, examples)
+    if huge:
+        document = document | {rng.choice(sorted(document)): odd.nested(rng, 100_000 // 4)}
+    try:
+        body = documents.encoded(rng, document)
+    except RecursionError:
+        body = b'{"type":' + rng.choice((b"[", b'{"a":')) * 100_000
+    return documents.broken(rng, body) if rng.random() < 0.12 else body
+
+
+def _one(watch: Watch, verifier: Verifier, told: Told) -> None:
+    clock = Clock()
+    try:
+        event = verifier.event(told)
+        cpu_s = clock.passed_s()
+        if event is not None and _again(event) != event:
+            watch.found("an event that does not come back as it was read", told.body)
+    except Exception as exc:  # noqa: BLE001  # whatever it is, it is the finding
+        watch.found(f"raised {exc!r}"[:300], told.body)
+        return
+    if cpu_s > MAX_CPU_S:
+        watch.found(f"{cpu_s * 1000:.0f} ms of CPU for one event", told.body)
+    watch.outcome("nothing" if event is None else event.type, cpu_s)
+
+
+def _again(event: Event) -> Event:
+    return parse_event(as_text(event))

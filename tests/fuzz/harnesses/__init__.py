@@ -1,0 +1,38 @@
+"""All harnesses, by name.
+
+| harness | what it reads |
+| --- | --- |
+| `metadata` | an object's `enc-` names and its caller's own (SPEC 4.3 to 4.7) |
+| `object` | a whole object that a bucket writer changed, by every reader there is (SPEC 13) |
+| `sealed` | Cobblestone-256: whole, streamed, by the chunk (SPEC 3) |
+| `v0` | bodies of the earlier system: whole and streamed (SPEC 4.6) |
+| `wraps` | wraps, tombstones, intake secrets and signatures (SPEC 3.2, 4.3, 6.3, 8.7) |
+| `records` | keyrings and sweeps' records, raw and sealed anew (SPEC 5, 8.5) |
+| `messages` | requests, events and a sweep's hints as bytes (SPEC 6) |
+| `amqp` | a message's properties, and its copy in the dead letters (SPEC 12) |
+| `http` | paths, ranges and conditions of the gateway (SPEC 9) |
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from tests.fuzz.harnesses import amqp, bodies, http, messages, metadata, objects, records, wraps
+
+if TYPE_CHECKING:
+    from tests.fuzz.harness import Harness
+
+ALL: Final[dict[str, Harness]] = {
+    harness.name: harness
+    for harness in (
+        metadata.HARNESS,
+        objects.HARNESS,
+        bodies.SEALED,
+        bodies.V0,
+        wraps.HARNESS,
+        records.HARNESS,
+        messages.HARNESS,
+        amqp.HARNESS,
+        http.HARNESS,
+    )
+}

@@ -1,0 +1,57 @@
+"""A message's properties as bytes: read, copied for the dead letters, and read again (SPEC 12)."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from contracts.amqp import tolerate_odd_properties
+from contracts.errors import UnknownProjectError
+from contracts.topology import CODE_HEADER
+from tests.fuzz import wire
+from tests.fuzz.harness import Harness, check
+from tests.fuzz.letters import check_copy
+from tests.fuzz.worker import Channel, FrameError, received
+from workers.broker.delivery import attempts, copy_of, was_put_off
+from workers.cli.letters import shown_headers
+
+
+def run(data: bytes) -> str:
+    """Everything that happens to a message that is refused, but for the network."""
+    tolerate_odd_properties()
+    try:
+        sent = received(data, b"body", "upload.requested", Channel())
+    except FrameError:
+        return "no frame"
+    attempts(sent.headers, UnknownProjectError())
+    was_put_off(sent.headers)
+    shown_headers(sent.headers)
+    written = copy_of(sent, {CODE_HEADER: "bad_signature"}).properties.marshal()
+    check(len(written) < wire.FRAME_BYTES, "a copy that does not fit a frame")
+    letter = received(written, b"body", "keyturn.upload.dead", Channel())
+    check(letter.headers[CODE_HEADER] == "bad_signature", "a copy without its code")
+    for problem in check_copy(sent, letter):
+        check(right=False, what=problem)
+    return "read" if sent.headers else "read without headers"
+
+
+def _seeds() -> list[bytes]:
+    signed = [
+        (b"keyturn-publisher", wire.text("api")),
+        (b"keyturn-signature", wire.text("x" * 88)),
+    ]
+    short = dict.fromkeys(("content_type", "message_id", "correlation_id", "app_id"), b"a")
+    values = [b"V", b"t\x01", b"l" + bytes(8), b"d" + bytes(8), b"D\x02" + bytes(4), b"b\xff"]
+    odd = [*signed, *((b"%d" % number, value) for number, value in enumerate(values))]
+    array = b"A\x00\x00\x00\x03Vt\x01"
+    return [
+        wire.header_bytes(signed, {}),
+        wire.header_bytes(signed, short | {"delivery_mode": b"\x02", "priority": b"\x00"}),
+        wire.header_bytes(odd, {"timestamp": bytes(8), "expiration": b"10000"}),
+        wire.header_bytes([*signed, (b"a", wire.nested(3)), (b"b", array)], {}),
+        wire.header_bytes([*signed, (b"a", wire.nested(460))], {}),
+    ]
+
+
+HARNESS: Final = Harness(
+    "amqp", run, _seeds, ("keyturn-publisher", "keyturn-signature", "keyturn-attempt", "x-death")
+)

@@ -1,0 +1,191 @@
+"""Bodies, by every reader of them: the same verdict from each, and never another plaintext.
+
+The first byte tells what the rest is: a sealed message itself, or a program that cuts,
+swaps, doubles and flips a good one, chunk by chunk. The next two say how a stream is cut.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from contracts.sealing import (
+    BODY_CONTEXT,
+    CHUNK_BYTES,
+    HEADER_BYTES,
+    SEALED_CHUNK_BYTES,
+    ChunkReader,
+    Opener,
+    SealError,
+    V0Opener,
+    open_sealed,
+    plaintext_size,
+    seal,
+    v0_open,
+    v0_seal,
+)
+from tests.fuzz.harness import Harness, check
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_KEY: Final = bytes(range(32))
+_OTHER_KEY: Final = bytes(range(1, 33))
+_PLAIN: Final = bytes(range(251)) * (2 * CHUNK_BYTES // 251 + 1)
+_SALT: Final = bytes(24)
+_SIZES: Final = (0, 1, 100, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 2 * CHUNK_BYTES + 100)
+_MESSAGES: Final = {size: seal(_KEY, BODY_CONTEXT, _PLAIN[:size], salt=_SALT) for size in _SIZES}
+_FOREIGN: Final = seal(_OTHER_KEY, BODY_CONTEXT, _PLAIN, salt=_SALT)
+_V0: Final = v0_seal(_KEY, _PLAIN[:5000])
+_STEP_BYTES: Final = 4
+
+
+def run_sealed(data: bytes) -> str:
+    """Open it whole, as a stream and by the chunk."""
+    if len(data) < 3:
+        return "too short"
+    sealed = data[3:] if data[0] % 2 == 0 else _programmed(data[3:])
+    whole = _whole(sealed)
+    check(_streamed(sealed, data[1], data[2]) == whole, "a stream opens otherwise than the whole")
+    check(_by_chunk(sealed) == whole, "chunks open otherwise than the whole")
+    if whole is None:
+        return "refused"
+    check(sealed == _MESSAGES.get(len(whole)), "bytes that nobody sealed were opened")
+    check(whole == _PLAIN[: len(whole)], "another plaintext")
+    return "opened"
+
+
+def _whole(sealed: bytes) -> bytes | None:
+    try:
+        return open_sealed(_KEY, BODY_CONTEXT, sealed)
+    except SealError:
+        return None
+
+
+def _streamed(sealed: bytes, first: int, step: int) -> bytes | None:
+    given = bytearray()
+    try:
+        opener = Opener(_KEY, BODY_CONTEXT, sealed[:HEADER_BYTES])
+        for piece in _cut(sealed[HEADER_BYTES:], first, step):
+            given += opener.update(piece)
+            check(given == _PLAIN[: len(given)], "a piece that is not the plaintext's")
+        given += opener.finish()
+    except SealError:
+        return None
+    return bytes(given)
+
+
+def _cut(data: bytes, first: int, step: int) -> Iterator[bytes]:
+    size = 1 + step * 97
+    yield data[:first]
+    for at in range(first, len(data), size):
+        yield data[at : at + size]
+
+
+def _by_chunk(sealed: bytes) -> bytes | None:
+    """The last chunk first, as the gateway does, then all the others at once."""
+    try:
+        reader = ChunkReader(_KEY, BODY_CONTEXT, sealed[:HEADER_BYTES])
+        size = plaintext_size(len(sealed))
+        last = size // CHUNK_BYTES
+        at = HEADER_BYTES + last * SEALED_CHUNK_BYTES
+        tail = reader.open_chunk(last, sealed[at:], last=True)
+        found = bytes(reader.open_chunks(0, sealed[HEADER_BYTES:at])) + tail
+        for index in range(last):
+            start = HEADER_BYTES + index * SEALED_CHUNK_BYTES
+            chunk = reader.open_chunk(index, sealed[start : start + SEALED_CHUNK_BYTES], last=False)
+            check(chunk == _PLAIN[index * CHUNK_BYTES :][:CHUNK_BYTES], "a chunk of another place")
+            _check_refused(reader, index, sealed[start : start + SEALED_CHUNK_BYTES], last=True)
+        _check_refused(reader, last, sealed[at:], last=False)
+    except SealError:
+        return None
+    return found
+
+
+def _check_refused(reader: ChunkReader, index: int, chunk: bytes, *, last: bool) -> None:
+    try:
+        reader.open_chunk(index, chunk, last=last)
+    except SealError:
+        return
+    check(right=False, what="a chunk that opens as what it is not")
+
+
+def _programmed(program: bytes) -> bytes:
+    """A good message, changed step by step: what to do, which chunk, and a number."""
+    size = _SIZES[program[0] % len(_SIZES)] if program else 0
+    pieces = _pieces(_MESSAGES[size])
+    for at in range(1, len(program) - _STEP_BYTES + 1, _STEP_BYTES):
+        what, which, high, low = program[at : at + _STEP_BYTES]
+        _step(pieces, what % 8, which, high * 256 + low)
+        if sum(map(len, pieces)) > 8 * SEALED_CHUNK_BYTES:
+            break
+    return b"".join(pieces)
+
+
+def _pieces(message: bytes) -> list[bytes]:
+    body = range(HEADER_BYTES, len(message), SEALED_CHUNK_BYTES)
+    return [message[:HEADER_BYTES], *(message[at : at + SEALED_CHUNK_BYTES] for at in body)]
+
+
+def _step(pieces: list[bytes], what: int, which: int, number: int) -> None:
+    if not pieces:
+        return
+    at = which % len(pieces)
+    piece = pieces[at]
+    match what:
+        case 0 if piece:
+            place = number % len(piece)
+            flipped = piece[place] ^ (1 << which % 8)
+            pieces[at] = piece[:place] + bytes([flipped]) + piece[place + 1 :]
+        case 1:
+            other = number % len(pieces)
+            pieces[at], pieces[other] = pieces[other], piece
+        case 2:
+            pieces.insert(number % (len(pieces) + 1), piece)
+        case 3:
+            del pieces[at]
+        case 4:
+            pieces[at] = piece[: number % (len(piece) + 1)]
+        case 5:
+            pieces[at] = piece + bytes(number % 64)
+        case 6:
+            foreign = _pieces(_FOREIGN)
+            pieces[at] = foreign[number % len(foreign)]
+        case 7:
+            other_size = _pieces(_MESSAGES[_SIZES[number % len(_SIZES)]])
+            pieces[at] = other_size[min(at, len(other_size) - 1)]
+
+
+def run_v0(data: bytes) -> str:
+    """Open a body of the earlier system whole, and as a stream of which the tag alone tells."""
+    if not data:
+        return "too short"
+    step, sealed = 1 + data[0] * 7, data[1:]
+    try:
+        whole = v0_open(_KEY, sealed)
+    except SealError:
+        whole = None
+    opener = V0Opener(_KEY)
+    try:
+        for at in range(0, len(sealed), step):
+            opener.feed(sealed[at : at + step])
+        opener.finish()
+    except SealError:
+        check(whole is None, "a stream is refused that opens as a whole")
+        return "refused"
+    check(whole is not None, "a stream passes that does not open as a whole")
+    check((sealed, whole) == (_V0, _PLAIN[:5000]), "bytes that nobody sealed were opened")
+    return "opened"
+
+
+def _sealed_seeds() -> list[bytes]:
+    small = [bytes([0, 56, 5]) + _MESSAGES[size] for size in (0, 1, 100)]
+    large = [bytes([0, 200, 255]) + _MESSAGES[2 * CHUNK_BYTES + 100]]
+    steps = [bytes([1, 0, 90, size, what, 1, 0, 2]) for size in range(7) for what in range(8)]
+    long = bytes([1, 9, 9, 6, 1, 1, 0, 2, 1, 1, 0, 2])
+    return [*small, *large, *steps, long, bytes([1, 9, 9, 6])]
+
+
+SEALED: Final = Harness("sealed", run_sealed, _sealed_seeds)
+V0: Final = Harness(
+    "v0", run_v0, lambda: [b"\x03" + _V0, b"\x00" + _V0[:100], b"\x05" + v0_seal(_OTHER_KEY, b"x")]
+)

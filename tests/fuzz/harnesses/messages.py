@@ -1,0 +1,84 @@
+"""Messages as bytes: requests, events, and a sweep's own hints (SPEC 6, 8.5)."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+from contracts.errors import MalformedRequestError
+from contracts.messages import encode, identity, parse_event, parse_request, rejection
+from contracts.names import check_key, is_key, parse_time
+from tests.fuzz import documents, valid
+from tests.fuzz.harness import Harness, as_text, check
+from tests.unit.workers.factories import AT
+from workers.sweep import messages as hints
+
+_ERROR: Final = MalformedRequestError("a reason")
+
+
+def run(data: bytes) -> str:
+    """Read it as each kind of message."""
+    claimed = identity(data, "upload.requested")
+    if claimed is not None:
+        told = rejection(*claimed, _ERROR, AT)
+        check(parse_event(encode(told)) == told, "a refusal that no reader can read")
+    _check_names(data)
+    read = [*_read(data, parse_request), *_read(data, parse_event), *_read(data, hints.parse)]
+    return "+".join(read) or "malformed_request"
+
+
+def _read(data: bytes, parse: Any) -> list[str]:
+    try:
+        message = parse(data)
+    except MalformedRequestError as exc:
+        check(len(exc.detail) < 1000, "an error that repeats what was sent")
+        return []
+    again = parse(as_text(message))
+    check(again == message, "a message that does not come back as it was read")
+    return [message.type]
+
+
+def _check_names(data: bytes) -> None:
+    text = data.decode("utf-8", "surrogatepass" if data[:1] == b"\xed" else "replace")
+    if is_key(text):
+        check(check_key(text) == text, "a key that is not itself")
+        check(len(text.encode()) <= 900, "a key that is too long")
+    try:
+        parse_time(text)
+    except ValueError:
+        return
+
+
+def _seeds() -> list[bytes]:
+    pool = valid.Pool()
+    valid.add_examples(pool)
+    step = {"type": "sweep.step", "sweep_id": "e0a4c6b8-7d92-4f31-8c55-2b9d0f6e1a74"}
+    page = step | {"type": "sweep.page", "round": 1, "page": 2, "take": 3}
+    found = [*pool.all, *valid.events(), step | {"project": "*", "step": 7}]
+    found.append(page | {"project": "acme"})
+    return [json.dumps(document).encode() for document in found] + [AT.encode(), b"a/b.pdf"]
+
+
+HARNESS: Final = Harness(
+    "messages",
+    run,
+    _seeds,
+    (
+        *(f'"{name}":' for name in documents.NAMES),
+        '"\\ud800"',
+        '"\\u0000"',
+        "NaN",
+        "1e999",
+        "-0",
+        "null",
+        "true",
+        "{}",
+        "[]",
+        "[[[[[[[[[[",
+        '"sweep.requested"',
+        '"delete.requested"',
+        '"upload.requested"',
+        '"enroll.requested"',
+        '"rotation.requested"',
+    ),
+)

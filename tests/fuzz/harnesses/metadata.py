@@ -1,0 +1,104 @@
+"""An object's metadata, as whoever writes the bucket may leave it (SPEC 4.3 to 4.7).
+
+The input is lines of `name=value`.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from contracts import metadata
+from contracts.errors import KeyturnError, MalformedRequestError
+from contracts.metadata import Wraps
+from contracts.names import is_short_name
+from contracts.sealing import Secret
+from tests.fuzz.harness import Harness, check, code_of
+from tests.unit.workers import factories
+from workers.envelope import OperatorKeys
+from workers.envelope.census import stands_under
+
+_KEYS: Final = OperatorKeys({"m1": Secret(bytes([1]) * 32)})
+
+
+def read_lines(data: bytes) -> dict[str, str]:
+    """Names and values as a client library gives them: text of one byte a character."""
+    lines = (line.partition("=") for line in data.decode("latin-1").split("\n") if line)
+    return {name.lower(): value for name, _, value in lines}
+
+
+def lines(metadata_of: dict[str, str]) -> bytes:
+    """The reverse."""
+    return "\n".join(f"{name}={value}" for name, value in metadata_of.items()).encode("latin-1")
+
+
+def run(data: bytes) -> str:
+    """Read it by everything that reads metadata alone."""
+    stored = read_lines(data)
+    _check_callers(stored)
+    try:
+        envelope = metadata.parse(stored)
+    except KeyturnError as exc:
+        return code_of(exc, "corrupt_object", "unknown_algorithm")
+    if isinstance(envelope, Wraps) and is_short_name(envelope.master_key):
+        again = metadata.parse(metadata.build(envelope, upload_id=None))
+        check(again == envelope, "wraps that do not come back as they were read")
+    try:
+        stands_under(stored, "acme", "k", _KEYS, range(1, 4))
+    except KeyturnError as exc:
+        code_of(exc, "no_usable_wrap")
+    return type(envelope).__name__
+
+
+def _check_callers(stored: dict[str, str]) -> None:
+    callers = metadata.caller_from_wire(stored)
+    check(all(not name.startswith("enc-") for name in callers), "an enc- name given to a caller")
+    for name, value in callers.items():
+        try:
+            wire = metadata.caller_to_wire({name: value})
+        except MalformedRequestError:
+            continue
+        check(metadata.caller_from_wire(wire) == {name: value}, "a value that comes back changed")
+
+
+def _seeds() -> list[bytes]:
+    ring = factories.keyring()
+    desired = ring.desired(factories.MASTER_KEYS)
+    wraps, _ = factories.sealed_object(desired, "k")
+    callers = {"author": "kim", "title": "=?utf-8?b?w7xiZXI=?=", "old": "=?iso-8859-1?q?=FC?= b"}
+    mine = factories.enc(wraps, "2f6c9a0e-1111-4111-8111-111111111111")
+    v0 = factories.v0_metadata(bytes(32), bytes(32))
+    return [
+        lines(mine | callers),
+        lines(mine | {"enc-algo": "AES-256-GCM"}),
+        lines(v0 | callers),
+        lines(factories.deleted(desired, "k")),
+        lines({"enc-upload": "2f6c9a0e-1111-4111-8111-111111111111"} | callers),
+        b"a==?utf-8?q?" + b"=41" * 300 + b"?=",
+    ]
+
+
+HARNESS: Final = Harness(
+    "metadata",
+    run,
+    _seeds,
+    (
+        "enc-algo=",
+        "enc-dek-user=",
+        "enc-dek-admin=",
+        "enc-kek-user=",
+        "enc-kek-admin=",
+        "enc-upload=",
+        "enc-x=",
+        "Cobblestone-256",
+        "AES-256-GCM",
+        "deleted",
+        "=?utf-8?b?",
+        "=?utf-8?q?",
+        "=?iso-2022-jp?b?",
+        "=?unknown-8bit?q?",
+        "=?utf-7?q?",
+        "=?idna?b?",
+        "?=",
+        "1:9f86d081884c7d65",
+    ),
+)

@@ -1,0 +1,228 @@
+"""A whole object that a bucket writer changed, read by every reader (SPEC 4, 5.4, 9, 13).
+
+The command line's reader under each of the two keys, the gateway whole and in a range, and
+what a sweep would decide: each ends in an error with a code or in the right plaintext. Where
+the project allows plaintext, an object without any `enc-` name is what it is.
+
+The input is a byte of settings, metadata as lines of `name=value`, an empty line, the body.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from contracts import metadata as object_metadata
+from contracts.errors import KeyturnError
+from contracts.metadata import Wraps
+from contracts.sealing import (
+    BODY_CONTEXT,
+    HEADER_BYTES,
+    Role,
+    SealError,
+    seal,
+    unwrap_dek,
+    v0_open,
+    v0_seal,
+)
+from tests.fuzz.harness import Harness, check, code_of
+from tests.fuzz.harnesses.metadata import HARNESS as METADATA
+from tests.fuzz.harnesses.metadata import lines, read_lines
+from tests.unit.gateway.bench import KEY, TARGET, Bench, kek_of, ring_of, turned_to
+from tests.unit.workers import factories
+from workers.download import Access, OperatorAccess, ProjectAccess, open_object
+from workers.envelope import Keep, OperatorKeys, Options, Rewrap, decide, wrap
+from workers.gateway.ranges import Span
+from workers.storage import Headers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from workers.keyring import Desired
+
+_PLAIN: Final = bytes(range(256)) * 70
+_DEK: Final = bytes(range(32))
+_API_KEY: Final = "kt_" + "k" * 43
+_OLD_API_KEY: Final = "kt_" + "o" * 43
+_KEYS: Final = OperatorKeys(factories.MASTER_KEYS, factories.V0_ADMIN_KEK)
+_ROLES: Final[tuple[Role, ...]] = ("user", "admin")
+_T = TypeVar("_T")
+_CODES: Final = (
+    "corrupt_object",
+    "unknown_algorithm",
+    "no_usable_wrap",
+    "not_found",
+    "keyring_rolled_back",
+    "storage_unavailable",
+)
+
+
+class _World:
+    """A project at its second generation, in which earlier objects are allowed or not."""
+
+    def __init__(self, *, plaintext: bool, v0: bool) -> None:
+        self.bench = Bench(ring=turned_to(ring_of(_OLD_API_KEY), _API_KEY), cache_s=60)
+        self.bench.allow(plaintext=plaintext, v0=v0)
+        self.plaintext = plaintext
+        self.admitted = _done(self.bench.admitted(_API_KEY))
+
+    def put(self, metadata: dict[str, str], body: bytes) -> None:
+        """The one object of this world."""
+        self.bench.storage.streamed.clear()
+        self.bench.storage.plant(TARGET, body, Headers(metadata))
+
+
+@cache
+def _worlds() -> tuple[_World, ...]:
+    return tuple(_World(plaintext=p, v0=v0) for p in (False, True) for v0 in (False, True))
+
+
+@cache
+def _runner() -> asyncio.Runner:
+    return asyncio.Runner()
+
+
+def _done(work: Coroutine[Any, Any, _T]) -> _T:
+    return _runner().run(work)
+
+
+def run(data: bytes) -> str:
+    """Read it by each reader."""
+    if not data:
+        return "too short"
+    world = _worlds()[data[0] % 4]
+    described, _, body = data[1:].partition(b"\n\n")
+    metadata = read_lines(described)
+    world.put(metadata, body)
+    as_it_is = body if world.plaintext and _is_plain(metadata) else None
+    project = ProjectAccess("acme", kek_of(_API_KEY))
+    operator = OperatorAccess("acme", factories.MASTER_KEYS, factories.V0_ADMIN_KEK)
+    outcomes = [
+        _read(lambda into: _download(world, project, into), as_it_is),
+        _read(lambda into: _download(world, operator, into), as_it_is),
+        _read(lambda into: _gateway(world, None, into), as_it_is),
+        _read(lambda into: _gateway(world, Span(16_000, 16_500), into), as_it_is, 16_000, 16_500),
+        _swept(world, metadata, body),
+    ]
+    return " ".join(sorted(set(outcomes)))
+
+
+def _is_plain(metadata: dict[str, str]) -> bool:
+    return all(name == "enc-upload" for name in metadata if name.startswith("enc-"))
+
+
+def _read(
+    reading: Callable[[bytearray], Coroutine[Any, Any, None]],
+    as_it_is: bytes | None,
+    first: int = 0,
+    end: int | None = None,
+) -> str:
+    right = (_PLAIN if as_it_is is None else as_it_is)[first:end]
+    given = bytearray()
+    try:
+        _done(reading(given))
+    except KeyturnError as exc:
+        check(right.startswith(given), "a piece that is not the plaintext's")
+        return code_of(exc, *_CODES)
+    check(given == right, "another plaintext")
+    return "opened" if as_it_is is None else "plain"
+
+
+async def _download(world: _World, access: Access, into: bytearray) -> None:
+    async with open_object(world.bench.storage, KEY, access) as found:
+        async for piece in found.chunks():
+            into += piece
+
+
+async def _gateway(world: _World, span: Span | None, into: bytearray) -> None:
+    start = None if span is None else HEADER_BYTES
+    async with world.bench.source.open(world.admitted, KEY, start_bytes=start) as found:
+        if span is None:
+            pieces = found.whole()
+        else:
+            await found.prove()
+            pieces = found.pieces(
+                Span(span.first, max(min(span.end, found.size_bytes), span.first))
+            )
+        async for piece in pieces:
+            into += piece
+
+
+def _swept(world: _World, metadata: dict[str, str], body: bytes) -> str:
+    """A sweep makes new wraps for the DEK of this very body, or none."""
+    ring = world.bench.ring
+    desired = ring.desired(factories.MASTER_KEYS)
+    looked = factories.looked(metadata, body)
+    try:
+        decision = decide(looked, KEY, ring, desired, _KEYS, Options(repair=True))
+    except KeyturnError as exc:
+        return code_of(exc, *_CODES)
+    if isinstance(decision, Rewrap):
+        _check_rewrap(decision, desired, body)
+    elif decision == Keep("current"):
+        _check_current(metadata, desired)
+    return type(decision).__name__
+
+
+def _unwrapped(wraps: Wraps, desired: Desired, role: Role) -> bytes:
+    return unwrap_dek(
+        desired.user_kek if role == "user" else desired.admin_kek,
+        role,
+        algorithm=wraps.algorithm,
+        project="acme",
+        key=KEY,
+        generation=desired.generation,
+        wrap=wraps.user if role == "user" else wraps.admin,
+    )
+
+
+def _check_current(metadata: dict[str, str], desired: Desired) -> None:
+    wraps = object_metadata.parse(metadata)
+    check(isinstance(wraps, Wraps), "an object without v1 wraps is as desired")
+    if isinstance(wraps, Wraps):
+        found = {_unwrapped(wraps, desired, role) for role in _ROLES}
+        check(found == {_DEK}, "wraps of other DEKs are as desired")
+
+
+def _check_rewrap(decision: Rewrap, desired: Desired, body: bytes) -> None:
+    if decision.body_key is None:
+        found = {_unwrapped(decision.wraps, desired, role) for role in _ROLES}
+        check(found == {_DEK}, "new wraps of a DEK that is not the body's")
+        return
+    # The body is opened under it before anything is written.
+    try:
+        check(v0_open(decision.body_key.reveal(), body) == _PLAIN, "another plaintext")
+    except SealError:
+        return
+
+
+def _seeds() -> list[bytes]:
+    world = _worlds()[3]
+    ring = world.bench.ring
+    desired = ring.desired(factories.MASTER_KEYS)
+    earlier = replace(ring, current=ring.history[0], history=()).desired(factories.MASTER_KEYS)
+    sealed, v0_body = seal(_DEK, BODY_CONTEXT, _PLAIN), v0_seal(_DEK, _PLAIN)
+    current = wrap(desired, KEY, _DEK)
+    found = [
+        (factories.enc(current), sealed),
+        (factories.enc(wrap(earlier, KEY, _DEK)), sealed),
+        (factories.enc(replace(current, generation=7)), sealed),
+        (factories.enc(wrap(desired, "another key", _DEK)), sealed),
+        (factories.enc(replace(current, admin=wrap(desired, KEY, bytes(32)).admin)), sealed),
+        (factories.enc(replace(current, user=wrap(desired, KEY, bytes(32)).user)), sealed),
+        (factories.v0_metadata(_DEK, _DEK), v0_body),
+        (factories.v0_metadata(None, _DEK), v0_body),
+        (factories.enc(wrap(desired, KEY, _DEK, algorithm="AES-256-GCM")), v0_body),
+        (factories.deleted(desired, KEY), b""),
+        ({}, _PLAIN),
+    ]
+    return [
+        bytes([settings]) + lines(metadata) + b"\n\n" + body
+        for metadata, body in found
+        for settings in range(4)
+    ]
+
+
+HARNESS: Final = Harness("object", run, _seeds, METADATA.words)

@@ -1,0 +1,156 @@
+"""Records: raw, as a bucket writer leaves them, and sealed anew, so that all is read (SPEC 5).
+
+The first byte tells which: the record's bytes themselves, or JSON that is sealed here.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any, Final
+
+from contracts.errors import KeyturnError
+from contracts.names import keyring_key
+from contracts.sealing import Secret, b64, record_kek, seal_record
+from tests.fuzz.harness import Harness, check, code_of
+from tests.unit.workers import factories
+from workers import records
+from workers.keyring.record import Keyring, build, parse
+from workers.sweep.counts import Counts
+from workers.sweep.plan import AllPlan, Ask, Failure, Live, Plan, Result, State, from_json, to_json
+
+_MASTER_KEYS: Final = {"m1": Secret(bytes([1]) * 32), "m2": Secret(bytes([2]) * 32)}
+_KEY: Final = keyring_key("acme")
+_RECORD_KEK: Final = record_kek(bytes([1]) * 32, "acme")
+_SWEEP_ID: Final = "e0a4c6b8-7d92-4f31-8c55-2b9d0f6e1a74"
+_KINDS: Final[tuple[type[Any], ...]] = (Plan, AllPlan, Result)
+
+
+def _ring() -> Keyring:
+    ring = factories.turned(factories.turned(factories.v0_ring(factories.keyring())))
+    first, second = ring.history
+    return replace(ring, history=(replace(first, kek=None), second))
+
+
+_RING: Final = _ring()
+_RAW: Final = build(_RING, _MASTER_KEYS)
+_REST: Final = records.parse(_RAW, _KEY, "acme", _MASTER_KEYS)[1]
+_SECRETS: Final = tuple(
+    b64(kek.reveal())[:24] for kek in (*_RING.user_keks.values(), factories.V0_USER_KEK)
+)
+
+
+def run(data: bytes) -> str:
+    """Read it as a keyring, or as a sweep's record."""
+    if not data:
+        return "too short"
+    match data[0] % 3:
+        case 0:
+            return _raw(data[1:])
+        case 1:
+            return _keyring(_sealed(data[1:]))
+    return _sweep(data[1:])
+
+
+def _raw(body: bytes) -> str:
+    try:
+        ring = parse(body, "acme", _MASTER_KEYS)
+    except KeyturnError as exc:
+        _check_shows_nothing(exc)
+        return code_of(exc, "corrupt_object", "unknown_master_key")
+    check(ring == _RING, "a keyring that nobody wrote")
+    return "keyring"
+
+
+def _sealed(payload: bytes) -> bytes:
+    sealed = seal_record(_RECORD_KEK, _KEY, payload)
+    outer = {"v": 1, "project": "acme", "master_key": "m1", "sealed": b64(sealed)}
+    return json.dumps(outer).encode()
+
+
+def _keyring(body: bytes) -> str:
+    try:
+        ring = parse(body, "acme", _MASTER_KEYS)
+    except KeyturnError as exc:
+        _check_shows_nothing(exc)
+        return code_of(exc, "corrupt_object")
+    check(parse(build(ring, _MASTER_KEYS), "acme", _MASTER_KEYS) == ring, "comes back changed")
+    desired = ring.desired(_MASTER_KEYS)
+    check(desired.generation == ring.current.generation, "an earlier generation is desired")
+    generations = [entry.generation for entry in (*ring.history, ring.current)]
+    check(generations == sorted(set(generations)), "generations that go back")
+    return "sealed keyring"
+
+
+def _sweep(payload: bytes) -> str:
+    body = _sealed(payload)
+    try:
+        _, rest = records.parse(body, _KEY, "acme", _MASTER_KEYS)
+    except KeyturnError as exc:
+        return code_of(exc, "corrupt_object")
+    read = []
+    for kind in _KINDS:
+        try:
+            value = from_json(kind, rest)
+        except ValueError:
+            continue
+        check(from_json(kind, to_json(value)) == value, "comes back changed")
+        read.append(kind.__name__)
+    return "+".join(read) or "no record of a sweep"
+
+
+def _check_shows_nothing(error: BaseException) -> None:
+    shown = ""
+    cause: BaseException | None = error
+    while cause is not None:
+        shown += f"{cause!r} {cause}"
+        cause = cause.__cause__
+    check(not any(secret in shown for secret in _SECRETS), "an error shows a key")
+
+
+def _seeds() -> list[bytes]:
+    ask = Ask("sweep", _SWEEP_ID, "acme", factories.AT, master_key="m2", repair=True)
+    state = State(3, "9f86d081884c7d65", "m1", plaintext=False, etag="e")
+    live = Live(3, "a", "b", take=1, sent_at=factories.DATE, not_before=factories.DATE)
+    plan = Plan(ask, state, factories.DATE, factories.DATE, live=(live,))
+    result = Result("a", "b", state, factories.DATE, Counts(objects=3), 1, (Failure("k", "c"),))
+    every = AllPlan(ask, factories.DATE, live=("acme",))
+    other = records.build(_KEY, "beta", "m1", _REST, _MASTER_KEYS)
+    return [
+        b"\x00" + _RAW,
+        b"\x00" + other,
+        b"\x00" + _RAW.replace(b'"m1"', b'"m2"'),
+        b"\x01" + json.dumps(_REST).encode(),
+        *(b"\x02" + json.dumps(to_json(value)).encode() for value in (plan, every, result)),
+        b'\x01{"generation": 1e999, "history": [' + b"[" * 2000,
+    ]
+
+
+HARNESS: Final = Harness(
+    "records",
+    run,
+    _seeds,
+    (
+        '"generation":',
+        '"kek":',
+        '"kek_id":',
+        '"rotation_id":',
+        '"requested_at":',
+        '"at":',
+        '"plaintext":"allowed"',
+        '"v0":"forbidden"',
+        '"v0_kek":',
+        '"history":[',
+        '"v":1,',
+        '"project":"acme",',
+        '"master_key":"m2",',
+        '"sealed":"',
+        "null",
+        "1e999",
+        "NaN",
+        "true",
+        '"\\ud800"',
+        '"9999-12-31T23:59:59Z"',
+        "Infinity",
+    ),
+)

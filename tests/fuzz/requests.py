@@ -1,0 +1,171 @@
+"""Mutated requests through a worker's own consumers (SPEC 6.3, 12).
+
+Each delivery must end in one of three ways: served, put off with a transient code, or in
+the dead letters with a code, its body and headers as they were sent. Anything else is a
+finding: another exception, a delivery given back, an error in the log, a secret shown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+
+from contracts.errors import all_errors
+from contracts.messages import parse_event, parse_request
+from contracts.sealing import VerifyKey
+from contracts.topology import ATTEMPT_HEADER, CODE_HEADER, DETAIL_HEADER, SIGNATURE_HEADER
+from tests.acceptance.canaries import Canaries
+from tests.fuzz import valid
+from tests.fuzz.cases import Case, Cases
+from tests.fuzz.harness import as_text
+from tests.fuzz.letters import check_copy
+from tests.fuzz.watch import MAX_CPU_S, Clock, Report, Watch
+from tests.fuzz.worker import Channel, FrameError, Published, Worker, received
+from workers.garbage import tame_garbage_collection
+
+if TYPE_CHECKING:
+    from collections.abc import MutableMapping
+
+    from aio_pika import IncomingMessage
+
+_FRESH: Final = 60
+_ANEW_EVERY: Final = 1000
+_REDELIVERED_EVERY: Final = 11
+_VERIFIED_EVERY: Final = 20
+_WARM_SHARE: Final = 0.3
+_CODES: Final = frozenset(all_errors())
+_FORM: Final = ("bad_signature", "malformed_request")
+# A sweep's id that an earlier mutation of the same request has taken.
+_ANOTHER: Final = "this id names another sweep"
+
+
+class _Logged(list[str]):
+    """Every log line since it was last cleared, as text."""
+
+    def __call__(self, logger: Any, name: str, line: MutableMapping[str, Any]) -> Any:
+        del logger
+        failed = repr(sys.exception()) if line.get("exc_info") else ""
+        self.append(f"{name} {dict(line)!r} {failed}".rstrip())
+        raise structlog.DropEvent
+
+
+class _ViolationError(Exception):
+    """What no delivery may do."""
+
+
+class Fuzzer:
+    """Takes deliveries one by one, and judges what came of each."""
+
+    def __init__(self, seed: int) -> None:
+        rng = random.Random(seed)  # noqa: S311  # no secret
+        deployment = valid.deployment()
+        pool = valid.pool(deployment, rng, fresh=_FRESH)
+        canaries = Canaries.of(deployment, valid.PROJECT, valid.OTHER_PROJECT)
+        canaries.secrets |= pool.secrets
+        self.watch = Watch("requests", seed, canaries.secrets.values())
+        self._cases = Cases(deployment, pool, rng)
+        self._worker = Worker(deployment, pool.staged)
+        self._event_key = VerifyKey.from_bytes(deployment.event_key.public_bytes)
+        self._deployment = deployment
+        self._logged = _Logged()
+        structlog.configure(processors=[self._logged], cache_logger_on_first_use=False)
+
+    async def run(self, count: int) -> Report:
+        """So many deliveries; ends early where enough was found."""
+        for number in range(count):
+            if number % _ANEW_EVERY == 0:
+                self._worker.begin()
+            if number == int(count * _WARM_SHARE):
+                self.watch.warmed_up()
+            case = self._cases.draw(f"m{number}")
+            await self.one(case, redelivered=number % _REDELIVERED_EVERY == 0)
+            if self.watch.over:
+                break
+        return self.watch.finish()
+
+    async def one(self, case: Case, *, redelivered: bool = False) -> None:
+        """One delivery, judged; slow only where it is slow again."""
+        outcome, cpu_s = await self._taken(case, redelivered=redelivered)
+        if cpu_s > MAX_CPU_S:
+            cpu_s = min(cpu_s, (await self._taken(case, redelivered=True))[1])
+        self.watch.outcome(outcome, cpu_s)
+        if cpu_s > MAX_CPU_S:
+            self.watch.found(f"{cpu_s * 1000:.0f} ms of CPU for one delivery", case.dump())
+
+    async def _taken(self, case: Case, *, redelivered: bool) -> tuple[str, float]:
+        self._logged.clear()
+        clock, channel = Clock(), Channel()
+        try:
+            sent = received(
+                case.header, case.body, case.routing_key, channel, redelivered=redelivered
+            )
+            await self._worker.take(case.queue, sent)
+            cpu_s = clock.passed_s()
+            return self._judged(case, sent, channel), cpu_s
+        except Exception as exc:  # noqa: BLE001  # whatever it is, it is the finding
+            if not case.sound and isinstance(exc, FrameError):
+                return "no frame", clock.passed_s()
+            told = str(exc) if isinstance(exc, _ViolationError) else f"raised {exc!r}"
+            self.watch.found(told[:500], case.dump())
+            return "finding", clock.passed_s()
+
+    def _judged(self, case: Case, sent: IncomingMessage, channel: Channel) -> str:
+        published = list(self._worker.broker.published)
+        lines = "\n".join(self._logged)
+        if (channel.acks, channel.nacks) != (1, 0) or "error {" in lines:
+            raise _ViolationError(f"not finished: {lines}")
+        letters = [one for one in published if one.queue.startswith("keyturn.")]
+        events = [one for one in published if one not in letters]
+        self.watch.told(lines + "".join(map(self._told, events)), case.dump)
+        code = self._code(case, sent, letters)
+        if case.as_made and code in _FORM and _ANOTHER not in lines:
+            raise _ViolationError(f"a good request was refused: {lines}")
+        if code is not None:
+            return code
+        request = parse_request(case.body)
+        again = parse_request(as_text(request))
+        if again != request:
+            raise _ViolationError("a request that does not come back as it was read")
+        return f"served {request.type}"
+
+    def _told(self, event: Published) -> str:
+        """The text of an event, which must be one that a reader believes."""
+        if self.watch.report.inputs % _VERIFIED_EVERY == 0:
+            signature = str(event.read().headers[SIGNATURE_HEADER])
+            self._event_key.verify_event(self._deployment.name, event.body, signature)
+        parse_event(event.body)
+        return event.body.decode()
+
+    def _code(self, case: Case, sent: IncomingMessage, letters: list[Published]) -> str | None:
+        """The code of the dead letter, or of the put-off; None where it was served."""
+        copies = [one for one in letters if one.body == case.body]
+        if not copies:
+            return None
+        (letter,) = copies
+        copy = letter.read()
+        for problem in check_copy(sent, copy):
+            raise _ViolationError(problem)
+        if not letter.queue.endswith(".dead"):
+            return f"put off {str(copy.headers[ATTEMPT_HEADER]).partition(':')[0]}"
+        code = str(copy.headers[CODE_HEADER])
+        if code not in _CODES or letter.queue != f"{case.queue}.dead":
+            raise _ViolationError(f"dead with {code} in {letter.queue}")
+        self.watch.told(str(copy.headers.get(DETAIL_HEADER)), case.dump)
+        return code
+
+
+def run(seed: int, count: int) -> Report:
+    """Mutated requests, so many, from this seed."""
+    tame_garbage_collection()
+    return asyncio.run(Fuzzer(seed).run(count))
+
+
+async def replay(case: Case) -> Report:
+    """One delivery again."""
+    fuzzer = Fuzzer(0)
+    await fuzzer.one(case)
+    return fuzzer.watch.finish()

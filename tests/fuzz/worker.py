@@ -1,0 +1,169 @@
+"""A worker process without its network: its own consumers, on a bucket in memory.
+
+Deliveries come in as the bytes of AMQP frames and are read by the client library, as they
+are in a worker; whatever the worker publishes is written back into frames. What stands
+between the two is the product alone.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from aio_pika import IncomingMessage
+from aiormq.abc import DeliveredMessage
+from pamqp import commands
+from pamqp.header import ContentHeader
+
+from contracts.amqp import tolerate_odd_properties
+from contracts.names import keyring_key
+from contracts.sealing import user_kek
+from contracts.topology import CONTROL_QUEUE, UPLOAD_QUEUE
+from tests.fuzz.valid import OTHER_PROJECT, PROJECT
+from tests.fuzz.wire import FRAME_BYTES
+from tests.unit.workers.factories import generation, keyring
+from workers import runtime
+from workers.keyring.record import build
+from workers.metrics import WorkerMetrics
+from workers.settings import WorkerSettings
+from workers.storage import Headers
+from workers.storage.memory import MemoryStorage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from aio_pika import Message
+
+    from tests.support.deployment import Deployment
+
+_CLASS_ID: Final = 60
+_FRAME_OVERHEAD_BYTES: Final = 8 + 12
+
+
+@dataclass(frozen=True)
+class Published:
+    """A message of the worker's."""
+
+    queue: str
+    body: bytes
+    header: bytes
+
+    def read(self) -> IncomingMessage:
+        """As whoever takes it off the broker reads it."""
+        return received(self.header, self.body, self.queue, Channel())
+
+
+class FrameError(Exception):
+    """Flags or lengths that no broker passes on: it closes the sender's connection."""
+
+
+@dataclass
+class Channel:
+    """Where a delivery came from: notes what was said about it."""
+
+    is_closed: bool = False
+    acks: int = 0
+    nacks: int = 0
+    connection: Any = None
+
+    async def basic_ack(self, **_: Any) -> None:
+        self.acks += 1
+
+    async def basic_nack(self, **_: Any) -> None:
+        self.nacks += 1
+
+
+@dataclass
+class Broker:
+    """What `workers.broker.Teller` needs of FastStream's: a queue or an exchange to publish to."""
+
+    published: list[Published] = field(default_factory=list)
+
+    async def publish(self, message: Message, queue: str, *, timeout: float) -> None:  # noqa: ASYNC109
+        del timeout
+        properties = message.properties.marshal()
+        if len(properties) + _FRAME_OVERHEAD_BYTES > FRAME_BYTES:
+            raise ValueError("a header that is larger than a frame")
+        self.published.append(Published(queue, message.body, properties))
+
+    async def declare_exchange(self, exchange: object) -> Broker:
+        del exchange
+        return self
+
+
+def received(
+    header: bytes, body: bytes, routing_key: str, channel: Channel, *, redelivered: bool = False
+) -> IncomingMessage:
+    """A delivery, out of the bytes of its content header and its body.
+
+    Raises:
+        FrameError: it is not cut as a content header is.
+    """
+    found = ContentHeader()
+    try:
+        found.unmarshal(struct.pack(">HHQ", _CLASS_ID, 0, len(body)) + header)
+    except (struct.error, ValueError) as exc:
+        raise FrameError(str(exc)) from exc
+    delivery = commands.Basic.Deliver("consumer", 1, redelivered, "keyturn", routing_key)
+    delivered = DeliveredMessage(
+        delivery=delivery, header=found, body=body, channel=cast("Any", channel)
+    )
+    return IncomingMessage(delivered)
+
+
+class Worker:
+    """One worker with the roles `upload` and `control`, and its bucket."""
+
+    def __init__(self, deployment: Deployment, staged: Mapping[str, bytes]) -> None:
+        self._staged = staged
+        self._settings = _settings(deployment)
+        self._rings = {
+            project: keyring(project, master_key="m1") for project in (PROJECT, OTHER_PROJECT)
+        }
+        kek = user_kek(deployment.api_key, PROJECT)
+        ring = self._rings[PROJECT]
+        self._rings[PROJECT] = type(ring)(PROJECT, "m1", generation(1, kek=kek))
+        self.begin()
+
+    def begin(self) -> None:
+        """A bucket as new, and a new process on it."""
+        self.broker = Broker()
+        self.storage = MemoryStorage()
+        for project, ring in self._rings.items():
+            record = build(ring, self._settings.master_keys)
+            self.storage.plant(keyring_key(project), record, Headers({}))
+        for key, body in self._staged.items():
+            self.storage.plant(key, body, Headers({}))
+        process = runtime._Process(
+            self._settings, self.storage, cast("Any", self.broker), WorkerMetrics()
+        )
+        roles = frozenset({runtime.UPLOAD, runtime.CONTROL})
+        self._consumers = {queue: consume for queue, _, consume in process.consumers(roles)}
+
+    async def take(self, queue: str, message: IncomingMessage) -> None:
+        """Let the worker take one delivery; what it publishes is in `broker.published`."""
+        self.broker.published.clear()
+        await self._consumers[queue](message)
+
+
+def _settings(deployment: Deployment) -> WorkerSettings:
+    tolerate_odd_properties()
+    with _environment(deployment.worker_env()):
+        return WorkerSettings.read()
+
+
+@contextmanager
+def _environment(env: Mapping[str, str]) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(env)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+QUEUES: Final = (UPLOAD_QUEUE, CONTROL_QUEUE)
