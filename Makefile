@@ -40,6 +40,10 @@ bench: $(UV)  ## Measure; prints a table and writes JSON
 	@$(SYNC) --group bench
 	@$(PYTHON) -m tests.bench $(ARGS)
 
+.PHONY: load
+load: setup  ## Drain 50,000 uploads by 1, 2 and 4 workers, and with workers and broker restarted
+	@$(PYTHON) -m tests.load $(ARGS)
+
 .PHONY: lock
 lock: $(UV)  ## Renew uv.lock from pyproject.toml
 	@$(UV) lock

@@ -16,6 +16,7 @@ import argparse
 import asyncio
 import json
 import os
+import re
 import sys
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -33,25 +34,42 @@ if TYPE_CHECKING:
 
 _ROOT = Path(__file__).parents[3]
 _ANSWER_S = 30
+_COPY = b"x-amz-copy-source:"
+_DONE = b"HTTP/1.1 2"
 
 
 @dataclass
 class Seen:
-    """What went through: requests, those under the path that was named, bytes of answers."""
+    """What went through: requests, those under the path that was named, bytes of answers.
+
+    `created` are puts under that path, copies apart, that were answered as done;
+    `created_again` those of them whose target had been put before, since the proxy began.
+    """
 
     requests: int = 0
     under: int = 0
     received_bytes: int = 0
+    created: int = 0
+    created_again: int = 0
 
 
 class Connection(asyncio.Protocol):
     """One client's connection, and the one to the server that it is given."""
 
-    def __init__(self, upstream: tuple[str, int], delay_s: float, under: bytes, seen: Seen) -> None:
+    def __init__(
+        self,
+        upstream: tuple[str, int],
+        delay_s: float,
+        under: bytes,
+        seen: Seen,
+        made: set[bytes],
+    ) -> None:
         self._upstream = upstream
         self._delay_s = delay_s
         self._under = under
         self._seen = seen
+        self._made = made
+        self._target = b""
         self._client: asyncio.Transport | None = None
         self._server: asyncio.Transport | None = None
         self._waiting: list[bytes] = []
@@ -85,8 +103,11 @@ class Connection(asyncio.Protocol):
         if self._answered:
             self._answered = False
             self._seen.requests += 1
-            _, _, rest = data.partition(b" ")
-            self._seen.under += rest.startswith(self._under)
+            method, _, rest = data.partition(b" ")
+            under = rest.startswith(self._under)
+            self._seen.under += under
+            puts = under and method == b"PUT" and _COPY not in data.lower()
+            self._target = re.split(rb"[? ]", rest, maxsplit=1)[0] if puts else b""
         if self._delay_s:
             asyncio.get_running_loop().call_later(self._delay_s, self._forward, data)
         else:
@@ -100,6 +121,11 @@ class Connection(asyncio.Protocol):
 
     def answer(self, data: bytes) -> None:
         """Bytes of the server, passed on at once."""
+        if self._target and data.startswith(_DONE):
+            self._seen.created += 1
+            self._seen.created_again += self._target in self._made
+            self._made.add(self._target)
+        self._target = b""
         self._answered = True
         self._seen.received_bytes += len(data)
         if self._client is not None and not self._client.is_closing():
@@ -139,10 +165,10 @@ async def forwarding(
     host: str, port: int, *, delay_s: float, under: str
 ) -> AsyncIterator[tuple[int, Seen]]:
     """Forward until the block ends; the port on loopback, and what goes through."""
-    seen, connections = Seen(), list[Connection]()
+    seen, connections, made = Seen(), list[Connection](), set[bytes]()
 
     def connection() -> Connection:
-        connections.append(Connection((host, port), delay_s, under.encode(), seen))
+        connections.append(Connection((host, port), delay_s, under.encode(), seen, made))
         return connections[-1]
 
     server = await asyncio.get_running_loop().create_server(connection, "127.0.0.1", 0)
@@ -168,7 +194,7 @@ async def _serve(given: argparse.Namespace) -> None:
         print(json.dumps({"port": port}), flush=True)
         while await lines.readline():
             print(json.dumps(asdict(seen)), flush=True)
-            seen.requests = seen.under = seen.received_bytes = 0
+            vars(seen).update(vars(Seen()))
 
 
 @dataclass(frozen=True)
