@@ -2,7 +2,8 @@
 
 `python -m tests.bench.rotation.delaying HOST PORT --delay-ms N --under PATH` listens on
 loopback, prints its port, and for each line on standard input prints what it saw since
-the line before; it ends with its input. Latency alone is added, not a lack of bandwidth:
+the line before; a line that holds a number is the delay from then on, in milliseconds. It
+ends with its input. Latency alone is added, not a lack of bandwidth:
 as many requests as come are under way at once. It keeps what it has not sent in memory,
 so it is for small bodies.
 
@@ -19,7 +20,7 @@ import os
 import re
 import sys
 from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
@@ -53,22 +54,22 @@ class Seen:
     created_again: int = 0
 
 
+@dataclass
+class Way:
+    """What all connections share: to where, how late, what is counted, and every target put."""
+
+    upstream: tuple[str, int]
+    delay_s: float
+    under: bytes
+    seen: Seen = field(default_factory=Seen)
+    made: set[bytes] = field(default_factory=set)
+
+
 class Connection(asyncio.Protocol):
     """One client's connection, and the one to the server that it is given."""
 
-    def __init__(
-        self,
-        upstream: tuple[str, int],
-        delay_s: float,
-        under: bytes,
-        seen: Seen,
-        made: set[bytes],
-    ) -> None:
-        self._upstream = upstream
-        self._delay_s = delay_s
-        self._under = under
-        self._seen = seen
-        self._made = made
+    def __init__(self, way: Way) -> None:
+        self._way = way
         self._target = b""
         self._client: asyncio.Transport | None = None
         self._server: asyncio.Transport | None = None
@@ -87,7 +88,7 @@ class Connection(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         answers = _Answers(self)
         try:
-            self._server, _ = await loop.create_connection(lambda: answers, *self._upstream)
+            self._server, _ = await loop.create_connection(lambda: answers, *self._way.upstream)
         except OSError:
             self.close()
             await self._lost.wait()
@@ -102,14 +103,14 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._answered:
             self._answered = False
-            self._seen.requests += 1
+            self._way.seen.requests += 1
             method, _, rest = data.partition(b" ")
-            under = rest.startswith(self._under)
-            self._seen.under += under
+            under = rest.startswith(self._way.under)
+            self._way.seen.under += under
             puts = under and method == b"PUT" and _COPY not in data.lower()
             self._target = re.split(rb"[? ]", rest, maxsplit=1)[0] if puts else b""
-        if self._delay_s:
-            asyncio.get_running_loop().call_later(self._delay_s, self._forward, data)
+        if self._way.delay_s:
+            asyncio.get_running_loop().call_later(self._way.delay_s, self._forward, data)
         else:
             self._forward(data)
 
@@ -122,12 +123,12 @@ class Connection(asyncio.Protocol):
     def answer(self, data: bytes) -> None:
         """Bytes of the server, passed on at once."""
         if self._target and data.startswith(_DONE):
-            self._seen.created += 1
-            self._seen.created_again += self._target in self._made
-            self._made.add(self._target)
+            self._way.seen.created += 1
+            self._way.seen.created_again += self._target in self._way.made
+            self._way.made.add(self._target)
         self._target = b""
         self._answered = True
-        self._seen.received_bytes += len(data)
+        self._way.seen.received_bytes += len(data)
         if self._client is not None and not self._client.is_closing():
             self._client.write(data)
 
@@ -163,17 +164,17 @@ class _Answers(asyncio.Protocol):
 @asynccontextmanager
 async def forwarding(
     host: str, port: int, *, delay_s: float, under: str
-) -> AsyncIterator[tuple[int, Seen]]:
+) -> AsyncIterator[tuple[int, Way]]:
     """Forward until the block ends; the port on loopback, and what goes through."""
-    seen, connections, made = Seen(), list[Connection](), set[bytes]()
+    way, connections = Way((host, port), delay_s, under.encode()), list[Connection]()
 
     def connection() -> Connection:
-        connections.append(Connection((host, port), delay_s, under.encode(), seen, made))
+        connections.append(Connection(way))
         return connections[-1]
 
     server = await asyncio.get_running_loop().create_server(connection, "127.0.0.1", 0)
     try:
-        yield server.sockets[0].getsockname()[1], seen
+        yield server.sockets[0].getsockname()[1], way
     finally:
         server.close()
         for each in connections:
@@ -189,12 +190,14 @@ async def _serve(given: argparse.Namespace) -> None:
     )
     async with forwarding(given.host, given.port, delay_s=delay_s, under=given.under) as (
         port,
-        seen,
+        way,
     ):
         print(json.dumps({"port": port}), flush=True)
-        while await lines.readline():
-            print(json.dumps(asdict(seen)), flush=True)
-            vars(seen).update(vars(Seen()))
+        while line := await lines.readline():
+            if line.strip():
+                way.delay_s = float(line) / 1000
+            print(json.dumps(asdict(way.seen)), flush=True)
+            vars(way.seen).update(vars(Seen()))
 
 
 @dataclass(frozen=True)
@@ -209,6 +212,12 @@ class Delaying:
         """What went through since this was asked before."""
         assert self._process.stdin is not None
         self._process.stdin.write(b"\n")
+        return Seen(**await _line(self._process))
+
+    async def delay(self, delay_ms: int) -> Seen:
+        """Hold requests back for so long from now on; gives what `seen` does."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{delay_ms}\n".encode())
         return Seen(**await _line(self._process))
 
     def cpu_s(self) -> float:
