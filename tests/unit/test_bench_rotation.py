@@ -218,7 +218,7 @@ async def test_the_proxy_delays_each_request_and_counts_them() -> None:
         asking = (*(_ask(port, "/b/p/key", 3) for _ in range(4)), _ask(port, "/b", 1))
         assert set(await asyncio.gather(*asking)) == {_ANSWER}
         took_s = time.perf_counter() - began
-    assert way.seen == Seen(requests=13, under=12, received_bytes=13 * len(_ANSWER))
+    assert way.seen == Seen(requests=13, under=12, received_bytes=13 * len(_ANSWER), reads=13)
     # Three one after another on each connection, and all connections at once.
     assert took_s >= 3 * _DELAY_S
 
@@ -239,6 +239,7 @@ async def test_the_proxy_counts_puts_that_made_something_by_their_target() -> No
         await _ask(port, "/b/q/key", 1, method="PUT")
         await _ask(port, "/b/p/key", 1, method="PUT", more="X-Amz-Copy-Source: /b/p/key\r\n")
     assert (way.seen.created, way.seen.created_again) == (3, 1)
+    assert (way.seen.requests, way.seen.reads) == (7, 2)
 
 
 async def test_a_put_that_was_refused_made_nothing() -> None:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 _ROOT = Path(__file__).parents[3]
 _ANSWER_S = 30
+_READS = (b"GET", b"HEAD")
 _COPY = b"x-amz-copy-source:"
 _DONE = b"HTTP/1.1 2"
 
@@ -43,13 +44,15 @@ _DONE = b"HTTP/1.1 2"
 class Seen:
     """What went through: requests, those under the path that was named, bytes of answers.
 
-    `created` are puts under that path, copies apart, that were answered as done;
-    `created_again` those of them whose target had been put before, since the proxy began.
+    `reads` are requests that only read. `created` are puts under that path, copies apart, that
+    were answered as done; `created_again` those of them whose target had been put before,
+    since the proxy began.
     """
 
     requests: int = 0
     under: int = 0
     received_bytes: int = 0
+    reads: int = 0
     created: int = 0
     created_again: int = 0
 
@@ -107,6 +110,7 @@ class Connection(asyncio.Protocol):
             method, _, rest = data.partition(b" ")
             under = rest.startswith(self._way.under)
             self._way.seen.under += under
+            self._way.seen.reads += method in _READS
             puts = under and method == b"PUT" and _COPY not in data.lower()
             self._target = re.split(rb"[? ]", rest, maxsplit=1)[0] if puts else b""
         if self._way.delay_s:
