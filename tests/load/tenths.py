@@ -57,8 +57,11 @@ class Drained:
 
     @property
     def growth(self) -> float:
-        """The largest growth of a worker's memory from the end of the first tenth on."""
-        first, *later = (tenth.rss_bytes for tenth in self.tenths)
+        """The largest growth of a worker's memory from the end of the second tenth on.
+
+        Before that its heap fills with what the garbage collector, which runs seldom, leaves.
+        """
+        _, first, *later = (tenth.rss_bytes for tenth in self.tenths)
         return max(rss / before for each in later for rss, before in zip(each, first, strict=True))
 
 
