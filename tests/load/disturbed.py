@@ -47,6 +47,7 @@ _START_S = 60
 _SLOWEST_PER_S = 40
 _SAMPLE_OPENED = 30
 _BACK_S = 60
+_MIB = 2**20
 
 GRACEFUL = ("restart", "deploy")
 BROKEN = ("broker", "broker-kill")
@@ -58,7 +59,8 @@ class Found:
 
     `times` is how often something was stopped, `created` puts that made an object,
     `created_again` those of a target that was made already, `served_again` deliveries that a
-    worker served to the end knowing that the message may have come before.
+    worker served to the end knowing that the message may have come before, `peak_mib` the
+    kernel's largest peak of a worker's memory.
     """
 
     part: str
@@ -67,6 +69,7 @@ class Found:
     created: int
     created_again: int
     served_again: int
+    peak_mib: float
     outcome: Outcome
 
     def check(self) -> None:
@@ -91,6 +94,8 @@ async def measure(
     workers: int,
     times: int,
     broker: RabbitMQ | None = None,
+    delay_ms: int = 0,
+    at_once: int = CONCURRENCY,
 ) -> Found:
     """Fill the queue, drain it with `times` disturbances spread over it, look at everything.
 
@@ -102,6 +107,8 @@ async def measure(
         workers: How many serve at once.
         times: Disturbances; of a deploy, rounds in which each worker is replaced.
         broker: Whom to stop; the deployment's.
+        delay_ms: By which the proxy holds each request to the storage back.
+        at_once: Uploads under way in a worker.
 
     Raises:
         BenchError: an upload was lost, stored twice, or told twice without need.
@@ -109,10 +116,8 @@ async def measure(
     await enrol(deployment, scratch)
     await fill(deployment, uploads)
     under = f"/{deployment.bucket}/{PROJECT}/"
-    async with delaying(deployment.s3.endpoint_url, delay_ms=0, under=under) as between:
-        env = deployment.worker_env(
-            UPLOAD_CONCURRENCY=str(CONCURRENCY), S3_ENDPOINT_URL=between.url
-        )
+    async with delaying(deployment.s3.endpoint_url, delay_ms=delay_ms, under=under) as between:
+        env = deployment.worker_env(UPLOAD_CONCURRENCY=str(at_once), S3_ENDPOINT_URL=between.url)
         async with crew(env, scratch) as running:
             await running.start(workers)
             disturb = _disturbance(part, running, workers, broker)
@@ -122,9 +127,10 @@ async def measure(
             await running.served_all(uploads)
             await running.stop()
             again = sum(bool(line["again"]) for line in running.served())
+            peak_mib = max(running.peaks_bytes) / _MIB
         seen = await between.seen()
     ended = await outcome(deployment, uploads, sample=_SAMPLE_OPENED)
-    found = Found(part, times, wall_s, seen.created, seen.created_again, again, ended)
+    found = Found(part, times, wall_s, seen.created, seen.created_again, again, peak_mib, ended)
     found.check()
     return found
 
@@ -216,6 +222,7 @@ def rows(server: str, found: Found) -> list[Row]:
             ("disturbances", "", found.times),
             ("time", "s", found.wall_s),
             ("served after an earlier delivery", "", found.served_again),
+            ("peak memory of a worker", "MiB", found.peak_mib),
         )
     ]
     return made + [

@@ -18,7 +18,14 @@ _DONE = Outcome(
     uploads=10, stand=10, told=10, told_again=0, other_events=0, waiting=0, dead=0, opened=3
 )
 _DEPLOYED = Found(
-    "deploy", times=2, wall_s=1.0, created=10, created_again=0, served_again=4, outcome=_DONE
+    "deploy",
+    times=2,
+    wall_s=1.0,
+    created=10,
+    created_again=0,
+    served_again=4,
+    peak_mib=1.0,
+    outcome=_DONE,
 )
 
 
