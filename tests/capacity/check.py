@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tests.bench.uploads import enrol
 from tests.capacity import model
 from tests.capacity.simulation import (
     AT_ONCE,
@@ -99,6 +100,7 @@ async def of_uploads(
 ) -> tuple[Calibrated, list[Compared]]:
     """Uploads of 4 KiB."""
     compared: list[Compared] = []
+    await enrol(deployment, scratch)
     async with upload_side(deployment, scratch) as side:
         near = await side.run(1, 0, _LEAST * 5)
         first = calibrated("uploads", near.per_s, near.cpu_ms)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from contracts.sealing import sealed_size
+from contracts.sealing import b64, sealed_size
 from tests.bench.gateway.sides import ask, opened
 from tests.bench.rotation import pages
 from tests.bench.rotation.delaying import delaying
@@ -30,7 +30,7 @@ from tests.load.uploads import Uploads
 from tests.support import requests
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from tests.bench.gateway.sides import Sides
     from tests.bench.rotation.delaying import Seen
@@ -39,14 +39,13 @@ if TYPE_CHECKING:
 
 _KIB, _MIB = 2**10, 2**20
 # Bytes of an upload, and how many of them.
-INLINE: Mapping[int, int] = {4 * _KIB: 4000, 64 * _KIB: 1000, 256 * _KIB: 400}
+INLINE: Mapping[int, int] = {4 * _KIB: 10_000, 64 * _KIB: 800, 256 * _KIB: 300}
 STAGED: Mapping[int, int] = {_MIB: 200, 16 * _MIB: 24}
 DOWNLOADED: Mapping[int, int] = {4 * _KIB: 3000, _MIB: 600, 16 * _MIB: 60}
 _SMALL = 4 * _KIB
-_FILLED = 10_000
 _FEW = 600
 _FEW_STAGED = 60
-_COUNTED = 1000
+_COUNTED = 500
 _SWEPT = 3000
 _READ_AT_ONCE = 32
 _PAGES, _READ = "costs-pages", "costs-read"
@@ -62,15 +61,23 @@ class _Uploaded:
 
 
 async def _uploaded(
-    deployment: Deployment, scratch: Path, size_bytes: int, count: int, *, url: str = ""
+    deployment: Deployment,
+    scratch: Path,
+    size_bytes: int,
+    count: int,
+    *,
+    full: Callable[[], None] = lambda: None,
 ) -> _Uploaded:
-    """So many uploads by one worker with its defaults, on a queue that is full before."""
-    more = {"S3_ENDPOINT_URL": url} if url else {}
-    uploads = Uploads(f"cost-{size_bytes}-{count}", count, size_bytes)
+    """So many uploads by one worker with its defaults, on a queue that is full before.
+
+    `full` is called while all of them wait.
+    """
+    uploads = Uploads(f"cost-{size_bytes}", count, size_bytes)
     folder = scratch / uploads.name
     folder.mkdir()
     filled = await fill(deployment, uploads)
-    async with crew(deployment.worker_env(**more), folder) as running:
+    full()
+    async with crew(deployment.worker_env(), folder) as running:
         await running.start()
         cpu_s = running.running[0].cpu_s()
         await running.served_all(uploads)
@@ -84,17 +91,24 @@ async def _uploaded(
 
 
 async def _counted(deployment: Deployment, scratch: Path, size_bytes: int, count: int) -> Seen:
-    """The requests of the worker for so many uploads."""
-    async with delaying(deployment.s3.endpoint_url, delay_ms=0, under="/") as between:
-        await _uploaded(deployment, scratch, size_bytes, count, url=between.url)
+    """The requests of a worker that serves already, for so many uploads."""
+    uploads = Uploads(f"counted-{size_bytes}", count, size_bytes)
+    async with (
+        delaying(deployment.s3.endpoint_url, delay_ms=0, under="/") as between,
+        crew(deployment.worker_env(S3_ENDPOINT_URL=between.url), scratch) as running,
+    ):
+        await running.start()
+        await between.seen()
+        await fill(deployment, uploads)
+        await running.served_all(uploads)
         return await between.seen()
 
 
-async def _upload(deployment: Deployment, scratch: Path) -> Operation:
-    cpu = [
-        AtSize(size, (await _uploaded(deployment, scratch, size, count)).cpu_ms)
-        for size, count in INLINE.items()
-    ]
+async def _upload(deployment: Deployment, scratch: Path, small: _Uploaded) -> Operation:
+    cpu = [AtSize(_SMALL, small.cpu_ms)]
+    for size, count in INLINE.items():
+        if size != _SMALL:
+            cpu.append(AtSize(size, (await _uploaded(deployment, scratch, size, count)).cpu_ms))
     counted = await _counted(deployment, scratch, _SMALL, _COUNTED)
     async with upload_side(deployment, scratch) as side:
         ran = await side.run(1, 0, _FEW)
@@ -188,38 +202,39 @@ async def _read(deployment: Deployment, scratch: Path) -> Operation:
 
 async def _asked(sides: Sides, keys: list[str], count: int, at_once: int) -> _Uploaded:
     targets = [sides.ours(key) for key in keys]
+    # What is imported or opened at first is there.
+    await ask("many", targets, count=at_once, concurrency=at_once, warm=0)
     cpu_s = sides.gateway.cpu_s()
     told = await ask("many", targets, count=count, concurrency=at_once, warm=0)
     cpu_s = sides.gateway.cpu_s() - cpu_s
     return _Uploaded(1000 * cpu_s / count, 0.0, told["done"] / told["wall_s"])
 
 
-async def _broker(deployment: Deployment, scratch: Path, rabbitmq: RabbitMQ) -> Broker:
-    """The broker's side of small uploads: what waits, and what an upload costs it."""
+async def _broker(
+    deployment: Deployment, scratch: Path, rabbitmq: RabbitMQ
+) -> tuple[Broker, _Uploaded]:
+    """The broker's side of small uploads, and the worker's."""
     empty = requests.upload(deployment, PROJECT, Uploads("size", 1).key(0), b"")
     body = requests.encode(empty.document)
     headers = requests.headers(body, deployment.publisher_key)
-    message_bytes = (
-        len(body) + sum(len(text) for pair in headers.items() for text in pair)
-    ) - 4 / 3 * sealed_size(0)
-    waiting_bytes = _FILLED * (message_bytes + 4 / 3 * sealed_size(_SMALL))
-    before = _Node(rabbitmq)
-    uploads = Uploads("broker", _FILLED)
-    filled = await fill(deployment, uploads)
-    full = _Node(rabbitmq)
-    async with crew(deployment.worker_env(), scratch) as running:
-        await running.start()
-        await running.served_all(uploads)
-        await running.stop()
-    after = _Node(rabbitmq)
-    return Broker(
+    message_bytes = len(body) + sum(len(text) for pair in headers.items() for text in pair)
+    message_bytes -= len(b64(empty.sealed_body))
+    count = INLINE[_SMALL]
+    waiting_bytes = count * (message_bytes + 4 / 3 * sealed_size(_SMALL))
+    looks = [_Node(rabbitmq)]
+    took = await _uploaded(
+        deployment, scratch, _SMALL, count, full=lambda: looks.append(_Node(rabbitmq))
+    )
+    before, full, after = *looks, _Node(rabbitmq)
+    found = Broker(
         message_bytes=message_bytes,
-        event_bytes=(after.stream_bytes - full.stream_bytes) / _FILLED,
+        event_bytes=(after.stream_bytes - full.stream_bytes) / count,
         disk_factor=(full.queue_bytes - before.queue_bytes) / waiting_bytes,
         memory_factor=(full.rss_bytes - before.rss_bytes) / waiting_bytes,
-        cpu_ms=1000 * (after.cpu_s - before.cpu_s) / _FILLED,
-        publisher_cpu_ms=1000 * filled["cpu_s"] / _FILLED,
+        cpu_ms=1000 * (after.cpu_s - before.cpu_s) / count,
+        publisher_cpu_ms=took.publisher_cpu_ms,
     )
+    return found, took
 
 
 class _Node:
@@ -244,8 +259,8 @@ async def measure(deployment: Deployment, scratch: Path, rabbitmq: RabbitMQ) -> 
     for folder in folders.values():
         folder.mkdir()
     await enrol(deployment, scratch)
-    broker = await _broker(deployment, folders["broker"], rabbitmq)
-    upload = await _upload(deployment, folders["upload"])
+    broker, small = await _broker(deployment, folders["broker"], rabbitmq)
+    upload = await _upload(deployment, folders["upload"], small)
     staged = await _staged(deployment, folders["staged"])
     writing, proving, page_requests = await _passes(deployment, folders["pages"])
     read = await _read(deployment, folders["read"])

@@ -20,7 +20,7 @@ from tests.bench.processes import worker
 from tests.bench.rotation.delaying import delaying
 from tests.bench.rotation.passes import Crew as PageCrew
 from tests.bench.rotation.world import key_of, open_world, pages_of
-from tests.bench.uploads import Sample, enrol, steady
+from tests.bench.uploads import Sample, steady
 from tests.load.crew import Crew, crew
 from tests.load.drain import watched
 from tests.load.filling import fill
@@ -101,8 +101,7 @@ class UploadSide:
 
 @asynccontextmanager
 async def upload_side(deployment: Deployment, scratch: Path) -> AsyncIterator[UploadSide]:
-    """No worker yet."""
-    await enrol(deployment, scratch)
+    """No worker yet; the project was enrolled."""
     async with (
         delaying(deployment.s3.endpoint_url, delay_ms=0, under="/") as between,
         await aio_pika.connect(deployment.amqp_url) as connection,
