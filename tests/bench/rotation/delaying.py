@@ -44,7 +44,7 @@ _DONE = b"HTTP/1.1 2"
 class Seen:
     """What went through: requests, those under the path that was named, bytes of answers.
 
-    `reads` are requests that only read. `created` are puts under that path, copies apart, that
+    `reads` are those of them that only read. `created` are puts among them, copies apart, that
     were answered as done; `created_again` those of them whose target had been put before,
     since the proxy began.
     """
@@ -110,7 +110,7 @@ class Connection(asyncio.Protocol):
             method, _, rest = data.partition(b" ")
             under = rest.startswith(self._way.under)
             self._way.seen.under += under
-            self._way.seen.reads += method in _READS
+            self._way.seen.reads += under and method in _READS
             puts = under and method == b"PUT" and _COPY not in data.lower()
             self._target = re.split(rb"[? ]", rest, maxsplit=1)[0] if puts else b""
         if self._way.delay_s:
