@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _STOP_S = 90
 _SERVED_S = 60
+_SLOWEST_PER_S = 40
 _LOOK_S = 0.5
 
 
@@ -81,10 +82,11 @@ class Crew:
         Raises:
             BenchError: it took too long.
         """
-        until = time.perf_counter() + _SERVED_S
+        wait_s = _SERVED_S + uploads.count / _SLOWEST_PER_S
+        until = time.perf_counter() + wait_s
         while len({line["upload_id"] for line in self.served()}) < uploads.count:
             if time.perf_counter() > until:
-                raise BenchError(f"not every upload was acknowledged in {_SERVED_S} s")
+                raise BenchError(f"not every upload was acknowledged in {wait_s:.0f} s")
             await asyncio.sleep(_LOOK_S)
 
     def served(self) -> list[dict[str, Any]]:

@@ -58,9 +58,9 @@ class Found:
     """What a disturbed drain ended in.
 
     `times` is how often something was stopped, `created` puts that made an object,
-    `created_again` those of a target that was made already, `served_again` deliveries that a
-    worker served to the end knowing that the message may have come before, `peak_mib` the
-    kernel's largest peak of a worker's memory.
+    `created_again` those of a target that was made already, `unheard` puts whose answer no
+    worker waited for, `served_again` deliveries that a worker served to the end knowing that
+    the message may have come before, `peak_mib` the kernel's largest peak of a worker's memory.
     """
 
     part: str
@@ -68,6 +68,7 @@ class Found:
     wall_s: float
     created: int
     created_again: int
+    unheard: int
     served_again: int
     peak_mib: float
     outcome: Outcome
@@ -79,7 +80,11 @@ class Found:
             BenchError: one was, or the outcome is not whole.
         """
         self.outcome.check()
-        if (self.created, self.created_again) != (self.outcome.uploads, 0):
+        # A broker that goes takes the worker's handlers with it: nobody hears of their puts.
+        heard = self.created + (self.unheard if self.part in BROKEN else 0)
+        if heard < self.outcome.uploads or self.created > self.outcome.uploads:
+            raise BenchError(f"{self.part}: the puts are not those of the uploads: {asdict(self)}")
+        if self.created_again:
             raise BenchError(f"{self.part}: an upload was stored twice: {asdict(self)}")
         if self.part in GRACEFUL and self.outcome.told_again:
             raise BenchError(f"{self.part}: an upload was told twice: {asdict(self)}")
@@ -130,7 +135,9 @@ async def measure(
             peak_mib = max(running.peaks_bytes) / _MIB
         seen = await between.seen()
     ended = await outcome(deployment, uploads, sample=_SAMPLE_OPENED)
-    found = Found(part, times, wall_s, seen.created, seen.created_again, again, peak_mib, ended)
+    found = Found(
+        part, times, wall_s, seen.created, seen.created_again, seen.unheard, again, peak_mib, ended
+    )
     found.check()
     return found
 
@@ -221,6 +228,8 @@ def rows(server: str, found: Found) -> list[Row]:
             ("uploads", "", ended.uploads),
             ("disturbances", "", found.times),
             ("time", "s", found.wall_s),
+            ("puts that made an object", "", found.created),
+            ("puts whose answer nobody heard", "", found.unheard),
             ("served after an earlier delivery", "", found.served_again),
             ("peak memory of a worker", "MiB", found.peak_mib),
         )

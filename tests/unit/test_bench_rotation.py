@@ -242,6 +242,28 @@ async def test_the_proxy_counts_puts_that_made_something_by_their_target() -> No
     assert (way.seen.requests, way.seen.reads) == (7, 2)
 
 
+async def test_a_put_whose_client_is_gone_is_told_apart() -> None:
+    asked = asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        asked.set()
+        await reader.read()
+        writer.close()
+        await writer.wait_closed()
+
+    server = await asyncio.start_server(silent, "127.0.0.1", 0)
+    behind = server.sockets[0].getsockname()[1]
+    async with server, forwarding("127.0.0.1", behind, delay_s=0.0, under="/") as (port, way):
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"PUT /b/p/key HTTP/1.1\r\n")
+        async with asyncio.timeout(10):
+            await asked.wait()
+        writer.close()
+        await writer.wait_closed()
+    assert (way.seen.created, way.seen.unheard) == (0, 1)
+
+
 async def test_a_put_that_was_refused_made_nothing() -> None:
     server = await asyncio.start_server(_answering, "127.0.0.1", 0)
     behind = server.sockets[0].getsockname()[1]

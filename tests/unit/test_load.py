@@ -23,6 +23,7 @@ _DEPLOYED = Found(
     wall_s=1.0,
     created=10,
     created_again=0,
+    unheard=0,
     served_again=4,
     peak_mib=1.0,
     outcome=_DONE,
@@ -91,9 +92,18 @@ def test_an_upload_that_is_not_done_fails_the_run(missing: dict[str, int]) -> No
 def test_an_upload_stored_twice_fails_the_run() -> None:
     _DEPLOYED.check()
     with pytest.raises(BenchError, match="stored twice"):
-        replace(_DEPLOYED, created=11, created_again=1).check()
-    with pytest.raises(BenchError, match="stored twice"):
+        replace(_DEPLOYED, created_again=1).check()
+    with pytest.raises(BenchError, match="not those"):
         replace(_DEPLOYED, created=11).check()
+
+
+def test_a_put_that_nobody_heard_of_is_one_only_where_the_broker_was_lost() -> None:
+    unheard = replace(_DEPLOYED, created=9, unheard=1)
+    with pytest.raises(BenchError, match="not those"):
+        unheard.check()
+    replace(unheard, part="broker").check()
+    with pytest.raises(BenchError, match="not those"):
+        replace(unheard, part="broker", unheard=0).check()
 
 
 def test_an_upload_told_twice_fails_a_run_in_which_nothing_crashed() -> None:

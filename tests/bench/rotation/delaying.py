@@ -46,7 +46,7 @@ class Seen:
 
     `reads` are those of them that only read. `created` are puts among them, copies apart, that
     were answered as done; `created_again` those of them whose target had been put before,
-    since the proxy began.
+    since the proxy began; `unheard` such puts whose client was gone before the answer.
     """
 
     requests: int = 0
@@ -55,6 +55,7 @@ class Seen:
     reads: int = 0
     created: int = 0
     created_again: int = 0
+    unheard: int = 0
 
 
 @dataclass
@@ -137,6 +138,8 @@ class Connection(asyncio.Protocol):
             self._client.write(data)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
+        self._way.seen.unheard += bool(self._target)
+        self._target = b""
         self._lost.set()
         self.close()
 
