@@ -114,7 +114,7 @@ def rows(server: str, found: Mapping[int, Found]) -> list[Row]:
         for figure, unit, value, at_least, at_most in (
             ("rate", "objects/s", drain.per_s, None, None),
             ("last tenth against first", "times", drain.steady, _STEADY_AIM, None),
-            ("memory from the second tenth on", "times", drain.growth, None, _FLAT_AIM),
+            ("memory in the second half", "times", drain.growth, None, _FLAT_AIM),
             ("peak memory of a worker", "MiB", one.peak_mib, None, None),
             ("CPU of all workers", "ms/object", drain.cpu_ms, None, None),
         ):

@@ -57,11 +57,12 @@ class Drained:
 
     @property
     def growth(self) -> float:
-        """The largest growth of a worker's memory from the end of the second tenth on.
+        """The largest growth of a worker's memory in the second half.
 
-        Before that its heap fills with what the garbage collector, which runs seldom, leaves.
+        In its first 10,000 uploads or so a worker's heap fills with what the garbage collector,
+        which runs seldom, leaves for later.
         """
-        _, first, *later = (tenth.rss_bytes for tenth in self.tenths)
+        first, *later = (tenth.rss_bytes for tenth in self.tenths[TENTHS // 2 - 1 :])
         return max(rss / before for each in later for rss, before in zip(each, first, strict=True))
 
 

@@ -64,11 +64,11 @@ def test_a_drain_is_cut_into_tenths_of_its_objects() -> None:
     assert found.steady == 2.0
 
 
-def test_memory_is_held_against_the_second_tenth() -> None:
+def test_memory_is_held_against_the_half() -> None:
     depths = [1000 - 100 * n for n in range(11)]
-    grown = [100, 150, 200, *[200] * 5, 230, 220, 220]
+    grown = [100, 110, 120, 130, 140, 200, 200, 200, 230, 220, 220]
     assert drained(_samples(depths, grown)).growth == pytest.approx(1.15)
-    assert drained(_samples(depths, [100, 150, *[200] * 9])).growth == 1.0
+    assert drained(_samples(depths, [100, 110, 120, 130, 140, *[200] * 6])).growth == 1.0
 
 
 def test_a_queue_that_was_drained_between_two_looks_gives_no_tenths() -> None:
