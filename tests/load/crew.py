@@ -70,12 +70,6 @@ class Crew:
             if status != 0:
                 raise BenchError(f"{each.log.name}: ended with status {status}")
 
-    async def replace_each(self) -> None:
-        """A rolling deploy: each in turn gets a successor that serves, and is told to stop."""
-        for each in list(self.running):
-            await self.start()
-            await self.stop(each)
-
     async def served_all(self, uploads: Uploads) -> None:
         """Wait until each upload was acknowledged: an empty queue says nothing of what they hold.
 

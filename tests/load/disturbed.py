@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
+    from tests.bench.rotation.delaying import Delaying
     from tests.load.crew import Crew
     from tests.load.uploads import Uploads
     from tests.servers import RabbitMQ
@@ -48,6 +49,7 @@ _SLOWEST_PER_S = 40
 _SAMPLE_OPENED = 30
 _BACK_S = 60
 _MIB = 2**20
+_HELD_MS = 1000
 
 GRACEFUL = ("restart", "deploy")
 BROKEN = ("broker", "broker-kill")
@@ -112,7 +114,8 @@ async def measure(
         workers: How many serve at once.
         times: Disturbances; of a deploy, rounds in which each worker is replaced.
         broker: Whom to stop; the deployment's.
-        delay_ms: By which the proxy holds each request to the storage back.
+        delay_ms: By which the proxy holds each request to the storage back; where it does, puts
+            are held back for longer while a successor starts.
         at_once: Uploads under way in a worker.
 
     Raises:
@@ -125,7 +128,7 @@ async def measure(
         env = deployment.worker_env(UPLOAD_CONCURRENCY=str(at_once), S3_ENDPOINT_URL=between.url)
         async with crew(env, scratch) as running:
             await running.start(workers)
-            disturb = _disturbance(part, running, workers, broker)
+            disturb = _disturbance(part, running, workers, broker, between, delay_ms)
             began = time.perf_counter()
             await _drain(deployment, uploads.count, times, disturb)
             wall_s = time.perf_counter() - began
@@ -143,11 +146,24 @@ async def measure(
 
 
 def _disturbance(
-    part: str, running: Crew, workers: int, broker: RabbitMQ | None
+    part: str,
+    running: Crew,
+    workers: int,
+    broker: RabbitMQ | None,
+    between: Delaying,
+    delay_ms: int,
 ) -> Callable[[], Awaitable[None]]:
     async def restart() -> None:
         await running.stop()
         await running.start(workers)
+
+    async def deploy() -> None:
+        for each in list(running.running):
+            # A short queue would be gone before a slow machine has started the successor.
+            await between.delay(delay_ms, under_ms=_HELD_MS if delay_ms else 0)
+            await running.start()
+            await between.delay(delay_ms)
+            await running.stop(each)
 
     async def restart_broker() -> None:
         assert broker is not None
@@ -159,7 +175,7 @@ def _disturbance(
 
     return {
         "restart": restart,
-        "deploy": running.replace_each,
+        "deploy": deploy,
         "broker": restart_broker,
         "broker-kill": kill_broker,
     }[part]

@@ -272,17 +272,23 @@ async def test_a_put_that_was_refused_made_nothing() -> None:
     assert (way.seen.under, way.seen.created) == (1, 0)
 
 
-async def test_the_proxys_delay_can_be_changed_while_it_runs() -> None:
+async def test_the_proxys_delays_can_be_changed_while_it_runs() -> None:
     server = await asyncio.start_server(_answering, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    async with server, delaying(url, delay_ms=0, under="/") as between:
+    async with server, delaying(url, delay_ms=0, under="/b/p/") as between:
         port = int(between.url.rpartition(":")[2])
         await _ask(port, "/", 1)
-        assert (await between.delay(100)).requests == 1
-        began = time.perf_counter()
-        await _ask(port, "/", 2)
-        assert time.perf_counter() - began >= 0.2
-        assert (await between.seen()).requests == 2
+        await between.delay(100, under_ms=200)
+        took_s = []
+        for path in ("/", "/b/p/key"):
+            began = time.perf_counter()
+            await _ask(port, path, 2)
+            took_s.append(time.perf_counter() - began)
+        assert took_s[0] >= 0.2
+        assert took_s[1] >= 0.6
+        # Other delays begin no new count.
+        assert (await between.seen()).requests == 5
+        assert (await between.seen()).requests == 0
 
 
 async def test_the_proxy_ends_a_connection_whose_server_cannot_be_reached() -> None:

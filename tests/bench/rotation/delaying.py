@@ -2,8 +2,9 @@
 
 `python -m tests.bench.rotation.delaying HOST PORT --delay-ms N --under PATH` listens on
 loopback, prints its port, and for each line on standard input prints what it saw since
-the line before; a line that holds a number is the delay from then on, in milliseconds. It
-ends with its input. Latency alone is added, not a lack of bandwidth:
+the line before. A line of two numbers begins no new count: these are the delays from then on,
+in milliseconds, of every request, and what comes on top of it under the path. It ends with
+its input. Latency alone is added, not a lack of bandwidth:
 as many requests as come are under way at once. It keeps what it has not sent in memory,
 so it is for small bodies.
 
@@ -60,11 +61,15 @@ class Seen:
 
 @dataclass
 class Way:
-    """What all connections share: to where, how late, what is counted, and every target put."""
+    """What all connections share: to where, how late, what is counted, and every target put.
+
+    `held_s` comes on top of the delay for requests under the path.
+    """
 
     upstream: tuple[str, int]
     delay_s: float
     under: bytes
+    held_s: float = 0.0
     seen: Seen = field(default_factory=Seen)
     made: set[bytes] = field(default_factory=set)
 
@@ -74,6 +79,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, way: Way) -> None:
         self._way = way
+        self._delay_s = 0.0
         self._target = b""
         self._client: asyncio.Transport | None = None
         self._server: asyncio.Transport | None = None
@@ -110,12 +116,13 @@ class Connection(asyncio.Protocol):
             self._way.seen.requests += 1
             method, _, rest = data.partition(b" ")
             under = rest.startswith(self._way.under)
+            self._delay_s = self._way.delay_s + (self._way.held_s if under else 0)
             self._way.seen.under += under
             self._way.seen.reads += under and method in _READS
             puts = under and method == b"PUT" and _COPY not in data.lower()
             self._target = re.split(rb"[? ]", rest, maxsplit=1)[0] if puts else b""
-        if self._way.delay_s:
-            asyncio.get_running_loop().call_later(self._way.delay_s, self._forward, data)
+        if self._delay_s:
+            asyncio.get_running_loop().call_later(self._delay_s, self._forward, data)
         else:
             self._forward(data)
 
@@ -201,10 +208,11 @@ async def _serve(given: argparse.Namespace) -> None:
     ):
         print(json.dumps({"port": port}), flush=True)
         while line := await lines.readline():
-            if line.strip():
-                way.delay_s = float(line) / 1000
             print(json.dumps(asdict(way.seen)), flush=True)
-            vars(way.seen).update(vars(Seen()))
+            if line.strip():
+                way.delay_s, way.held_s = (float(each) / 1000 for each in line.split())
+            else:
+                vars(way.seen).update(vars(Seen()))
 
 
 @dataclass(frozen=True)
@@ -221,11 +229,11 @@ class Delaying:
         self._process.stdin.write(b"\n")
         return Seen(**await _line(self._process))
 
-    async def delay(self, delay_ms: int) -> Seen:
-        """Hold requests back for so long from now on; gives what `seen` does."""
+    async def delay(self, delay_ms: int, *, under_ms: int = 0) -> None:
+        """Hold requests back for so long from now on, and those under the path for more."""
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{delay_ms}\n".encode())
-        return Seen(**await _line(self._process))
+        self._process.stdin.write(f"{delay_ms} {under_ms}\n".encode())
+        await _line(self._process)
 
     def cpu_s(self) -> float:
         """User and system time so far, in seconds."""
