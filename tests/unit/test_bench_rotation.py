@@ -188,6 +188,8 @@ _DELAY_S = 0.05
 
 async def _answering(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     while line := await reader.readline():
+        if b"waits" in line:
+            writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         await reader.readuntil(b"end")
         writer.write(_REFUSAL if b"refused" in line else _ANSWER)
         await writer.drain()
@@ -240,6 +242,21 @@ async def test_the_proxy_counts_puts_that_made_something_by_their_target() -> No
         await _ask(port, "/b/p/key", 1, method="PUT", more="X-Amz-Copy-Source: /b/p/key\r\n")
     assert (way.seen.created, way.seen.created_again) == (3, 1)
     assert (way.seen.requests, way.seen.reads) == (7, 2)
+
+
+async def test_a_body_that_waited_for_leave_is_no_request_of_its_own() -> None:
+    server = await asyncio.start_server(_answering, "127.0.0.1", 0)
+    behind = server.sockets[0].getsockname()[1]
+    async with server, forwarding("127.0.0.1", behind, delay_s=0.0, under="/") as (port, way):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for _ in range(2):
+            writer.write(b"PUT /b/p/waits HTTP/1.1\r\n")
+            assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+            writer.write(b"a body, end")
+            assert await reader.readexactly(len(_ANSWER)) == _ANSWER
+        writer.close()
+        await writer.wait_closed()
+    assert (way.seen.requests, way.seen.created, way.seen.created_again) == (2, 2, 1)
 
 
 async def test_a_put_whose_client_is_gone_is_told_apart() -> None:

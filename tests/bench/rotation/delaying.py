@@ -39,6 +39,7 @@ _ANSWER_S = 30
 _READS = (b"GET", b"HEAD")
 _COPY = b"x-amz-copy-source:"
 _DONE = b"HTTP/1.1 2"
+_CONTINUE = b"HTTP/1.1 100"
 
 
 @dataclass
@@ -134,15 +135,20 @@ class Connection(asyncio.Protocol):
 
     def answer(self, data: bytes) -> None:
         """Bytes of the server, passed on at once."""
+        # After that a body comes, and no request.
+        if not data.startswith(_CONTINUE):
+            self._count(data)
+        self._way.seen.received_bytes += len(data)
+        if self._client is not None and not self._client.is_closing():
+            self._client.write(data)
+
+    def _count(self, data: bytes) -> None:
         if self._target and data.startswith(_DONE):
             self._way.seen.created += 1
             self._way.seen.created_again += self._target in self._way.made
             self._way.made.add(self._target)
         self._target = b""
         self._answered = True
-        self._way.seen.received_bytes += len(data)
-        if self._client is not None and not self._client.is_closing():
-            self._client.write(data)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
         self._way.seen.unheard += bool(self._target)
