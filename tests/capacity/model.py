@@ -79,8 +79,11 @@ def upload_wait_ms(own_ms: float, latency_ms: float) -> float:
 
 
 def staged_wait_ms(own_ms: float, latency_ms: float) -> float:
-    """For how long a staged upload holds one of the few streams: staging's answer and the put's."""
-    return own_ms + 2 * latency_ms
+    """For how long a staged upload holds one of the few streams.
+
+    Staging's answer; the storage's leave to send the body (`Expect: 100-continue`); the put's.
+    """
+    return own_ms + 3 * latency_ms
 
 
 def writing_wait_ms(own_ms: float, latency_ms: float) -> float:
