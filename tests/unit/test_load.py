@@ -24,7 +24,7 @@ _DEPLOYED = Found(
     created=10,
     created_again=0,
     unheard=0,
-    served_again=4,
+    served_again=0,
     peak_mib=1.0,
     outcome=_DONE,
 )
@@ -104,6 +104,13 @@ def test_a_put_that_nobody_heard_of_is_one_only_where_the_broker_was_lost() -> N
     replace(unheard, part="broker").check()
     with pytest.raises(BenchError, match="not those"):
         replace(unheard, part="broker", unheard=0).check()
+
+
+@pytest.mark.parametrize("cut", [replace(_DEPLOYED, unheard=1), replace(_DEPLOYED, served_again=1)])
+def test_a_graceful_end_finishes_what_was_held(cut: Found) -> None:
+    with pytest.raises(BenchError, match="not finished"):
+        cut.check()
+    replace(cut, part="broker").check()
 
 
 def test_an_upload_told_twice_fails_a_run_in_which_nothing_crashed() -> None:
