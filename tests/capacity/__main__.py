@@ -28,8 +28,6 @@ from tests.support.deployment import Deployment
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_CHECKED = ("uploads", "pages")
-
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.capacity", description="Plan Keyturn.")
@@ -48,10 +46,11 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--measure", action="store_true", help="write measured.json anew")
     parser.add_argument(
         "--check",
+        type=_parts,
         nargs="?",
-        const=",".join(_CHECKED),
+        const=check.PARTS,
         metavar="PART,PART",
-        help=f"write checked.json anew; of {', '.join(_CHECKED)}, what is not named stays",
+        help=f"write checked.json anew; of {', '.join(check.PARTS)}, what is not named stays",
     )
     parser.add_argument("--document", action="store_true", help="make docs/capacity.md's tables")
     return parser.parse_args(argv)
@@ -62,6 +61,13 @@ def _positive(text: str) -> float:
     if not 0 < number < float("inf"):
         raise ValueError("more than nothing")
     return number
+
+
+def _parts(text: str) -> list[str]:
+    parts = text.split(",")
+    if unknown := set(parts) - set(check.PARTS):
+        raise argparse.ArgumentTypeError(f"no part: {', '.join(sorted(unknown))}")
+    return parts
 
 
 def _share(text: str) -> float:
@@ -92,16 +98,13 @@ def _measure() -> None:
 
 
 def _check(parts: list[str], console: Console) -> None:
-    with _served() as (_, deployment, scratch):
-        calibrations, compared = check.measure(deployment, scratch, committed(), parts)
-    console.print(document.compared(compared), markup=False)
-    console.print(document.claim(compared))
-    if check.CHECKED.exists():
-        before, rows = check.committed()
-        anew = {each.operation for each in calibrations}
-        calibrations += [each for each in before if each.operation not in anew]
-        compared += [row for row in rows if row.operation not in anew]
-    check.CHECKED.write_text(check.as_json(calibrations, compared))
+    for part in parts:
+        with _served() as (_, deployment, scratch):
+            calibrations, compared = check.measure(deployment, scratch, committed(), part)
+        console.print(document.compared(compared), markup=False)
+        console.print(document.claim(compared))
+        # At once: a run that is cut short keeps what it has.
+        check.keep(calibrations, compared)
 
 
 def _plan(given: argparse.Namespace, console: Console) -> None:
@@ -127,7 +130,7 @@ def main(argv: list[str]) -> int:
         if given.measure:
             _measure()
         if given.check:
-            _check(given.check.split(","), console)
+            _check(given.check, console)
     except (BenchError, ServerError) as exc:
         console.print(f"NOT MEASURED: {exc}", markup=False)
         return 1

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from tests.support.deployment import Deployment
 
 CHECKED = Path(__file__).with_name("checked.json")
+PARTS = ("uploads", "pages")
 DELAYS_MS = (5, 20, 80)
 WORKERS = (1, 2, 4)
 FULL = 0.85
@@ -175,17 +176,24 @@ def committed() -> tuple[list[Calibrated], list[Compared]]:
 
 
 def measure(
-    deployment: Deployment, scratch: Path, measured: Measured, parts: Sequence[str]
+    deployment: Deployment, scratch: Path, measured: Measured, part: str
 ) -> tuple[list[Calibrated], list[Compared]]:
-    """Uploads, pages or both, on one deployment."""
-    calibrations: list[Calibrated] = []
-    compared: list[Compared] = []
-    if "uploads" in parts:
-        first, rows = asyncio.run(of_uploads(deployment, scratch))
-        calibrations.append(first)
-        compared += rows
-    if "pages" in parts:
-        several, rows = asyncio.run(of_pages(deployment, scratch, measured))
-        calibrations += several
-        compared += rows
-    return calibrations, compared
+    """One of `PARTS`, on a deployment of its own.
+
+    Raises:
+        BenchError: something was not done.
+    """
+    if part == "pages":
+        return asyncio.run(of_pages(deployment, scratch, measured))
+    first, compared = asyncio.run(of_uploads(deployment, scratch))
+    return [first], compared
+
+
+def keep(calibrations: list[Calibrated], compared: list[Compared]) -> None:
+    """Write them into `checked.json`; what it holds of other operations stays."""
+    if CHECKED.exists():
+        before, rows = committed()
+        anew = {each.operation for each in calibrations}
+        calibrations = calibrations + [each for each in before if each.operation not in anew]
+        compared = compared + [row for row in rows if row.operation not in anew]
+    CHECKED.write_text(as_json(calibrations, compared))

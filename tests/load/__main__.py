@@ -28,7 +28,7 @@ from tests.support.deployment import Deployment
 _PARTS = ("drain", *disturbed.GRACEFUL, *disturbed.BROKEN)
 _COUNT = 50_000
 _DISTURBED = 20_000
-_QUICK = 3_000
+_QUICK = 6_000
 _CREW = 2
 _TIMES = {"restart": 5, "deploy": 5, "broker": 2, "broker-kill": 2}
 

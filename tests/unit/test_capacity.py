@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -14,6 +15,9 @@ from tests.capacity.check import Calibrated, Compared, calibrated, worst
 from tests.capacity.measured import AtSize, Broker, Measured, Operation, committed, parsed
 from tests.capacity.model import Setting
 from tests.capacity.plan import GIB, Ask, sections, size, span
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _MIB = 2**20
 
@@ -196,6 +200,19 @@ def test_checked_rows_survive_their_file() -> None:
     assert [Calibrated(**each) for each in text["calibrations"]] == calibrations
 
 
+def test_a_check_of_one_half_keeps_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check, "CHECKED", tmp_path / "checked.json")
+    old, new = Calibrated("uploads", 2.0, 10.0), Calibrated("uploads", 3.0, 5.0)
+    other = Calibrated("writing", 1.0, 7.0)
+    rows = [Compared("uploads", 20, n, 110.0, 100.0, 0.5) for n in (1, 2)]
+    kept = Compared("writing", 20, 1, 50.0, 50.0, 0.5)
+    check.keep([old, other], [rows[0], kept])
+    check.keep([new], [rows[1]])
+    assert check.committed() == ([new, other], [rows[1], kept])
+
+
 def test_the_document_holds_the_committed_figures() -> None:
     """Else: make capacity ARGS=--document."""
     _, rows = check.committed()
@@ -216,7 +233,14 @@ def test_the_command_answers_all_three_questions(capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize(
-    "wrong", [["--objects", "0"], ["--hours", "-1"], ["--share", "2"], ["--objects", "inf"]]
+    "wrong",
+    [
+        ["--objects", "0"],
+        ["--hours", "-1"],
+        ["--share", "2"],
+        ["--objects", "inf"],
+        ["--check", "page"],
+    ],
 )
 def test_what_is_no_amount_is_wrong_usage(wrong: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
