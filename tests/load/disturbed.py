@@ -59,7 +59,7 @@ BROKEN = ("broker", "broker-kill")
 class Found:
     """What a disturbed drain ended in.
 
-    `times` is how often something was stopped, `created` puts that made an object,
+    `times` is how often something was stopped with more in the queue, `created` puts that made an object,
     `created_again` those of a target that was made already, `unheard` puts whose answer no
     worker waited for, `served_again` deliveries that a worker served to the end knowing that
     the message may have come before, `peak_mib` the kernel's largest peak of a worker's memory.
@@ -116,7 +116,7 @@ async def measure(
         uploads: What is published first.
         part: One of the table above.
         workers: How many serve at once.
-        times: Disturbances; of a deploy, rounds in which each worker is replaced.
+        times: Disturbances at most; of a deploy, rounds in which each worker is replaced.
         broker: Whom to stop; the deployment's.
         delay_ms: By which the proxy holds each request to the storage back; where it does, puts
             are held back for longer while a successor starts.
@@ -134,7 +134,7 @@ async def measure(
             await running.start(workers)
             disturb = _disturbance(part, running, workers, broker, between, delay_ms)
             began = time.perf_counter()
-            await _drain(deployment, uploads.count, times, disturb)
+            under_load = await _drain(deployment, uploads.count, times, disturb)
             wall_s = time.perf_counter() - began
             await running.served_all(uploads)
             await running.stop()
@@ -195,14 +195,25 @@ def _kill(broker: RabbitMQ) -> None:
 
 async def _drain(
     deployment: Deployment, count: int, times: int, disturb: Callable[[], Awaitable[None]]
-) -> None:
-    """Wait for the queue's end; disturb while its first half is drained, or a little later."""
+) -> int:
+    """Wait for the queue's end; disturb while its first half is drained, or a little later.
+
+    Gives how many disturbances were over before the queue was: the last one may not count.
+
+    Raises:
+        BenchError: none was, or the queue is not drained in time.
+    """
+    under_load = 0
     for number in range(1, times + 1):
         await _down_to(deployment, count - number * count // (2 * times + 1), count)
         await disturb()
         if await _depth(deployment) == 0:
-            raise BenchError(f"the queue was empty at disturbance {number} of {times}")
+            break
+        under_load = number
+    if not under_load:
+        raise BenchError("the queue was empty before the first disturbance was over")
     await _down_to(deployment, 0, count)
+    return under_load
 
 
 async def _down_to(deployment: Deployment, wanted: int, count: int) -> None:
@@ -246,7 +257,7 @@ def rows(server: str, found: Found) -> list[Row]:
         Row(f"{found.part}: {figure}", server, unit, Spread((value,)))
         for figure, unit, value in (
             ("uploads", "", ended.uploads),
-            ("disturbances", "", found.times),
+            ("disturbances under load", "", found.times),
             ("time", "s", found.wall_s),
             ("puts that made an object", "", found.created),
             ("peak memory of a worker", "MiB", found.peak_mib),
