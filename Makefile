@@ -65,6 +65,14 @@ fuzz: $(UV)  ## Mutate all that comes from outside; ARGS="--only metadata --seco
 	@$(SYNC) --group fuzz
 	@$(PYTHON) -m tests.fuzz $(ARGS)
 
+.PHONY: load
+load: setup  ## Drain 50,000 uploads by 1, 2 and 4 workers, and with workers and broker restarted
+	@$(PYTHON) -m tests.load $(ARGS)
+
+.PHONY: capacity
+capacity: setup  ## Say how many processes do so many objects; ARGS="--objects 1e9 --hours 24"
+	@$(PYTHON) -m tests.capacity $(ARGS)
+
 .PHONY: lock
 lock: $(UV)  ## Renew uv.lock from pyproject.toml
 	@$(UV) lock

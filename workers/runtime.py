@@ -26,7 +26,7 @@ from contracts.names import KEYRINGS_PREFIX
 from contracts.sealing import v0_admin_kek
 from contracts.topology import PLAN_QUEUE, SWEEP_QUEUE
 from workers.admission import Rules
-from workers.broker import Consumer, Role, Teller, is_registered
+from workers.broker import Consumer, Role, Teller, is_registered, take_no_more
 from workers.broker.declare import declare
 from workers.control import ControlRole, Deleter, Enroller, Rotator
 from workers.envelope import OperatorKeys
@@ -110,10 +110,11 @@ async def run_worker(settings: WorkerSettings, roles: frozenset[str]) -> None:
 
         stopping = asyncio.Event()
 
-        async def note() -> None:
+        async def leave() -> None:
             stopping.set()
+            await asyncio.gather(*map(take_no_more, subscribers.values()))
 
-        app = FastStream(broker, logger=None, on_startup=[tell], on_shutdown=[note])
+        app = FastStream(broker, logger=None, on_startup=[tell], on_shutdown=[leave])
         checks = _checks(broker, subscribers, storage)
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(

@@ -72,6 +72,41 @@ def _check_objects(scene: Scene) -> None:
     scene.check_logs()
 
 
+async def test_a_worker_that_ends_keeps_nothing_from_the_others(scene: Scene) -> None:
+    """While it finishes a slow body after SIGTERM, another one serves all that waits."""
+    target = urlsplit(scene.deployment.s3.endpoint_url).port
+    assert target is not None
+    async with proxy(target) as slow:
+        endpoint = {"S3_ENDPOINT_URL": f"http://127.0.0.1:{slow.port}"}
+        async with (
+            scene.worker("upload", UPLOAD_CONCURRENCY="8", **endpoint) as first,
+            open_wire(scene.deployment) as wire,
+        ):
+            slow.bytes_per_s = _SLOW_BYTES_PER_S / 20
+            before_bytes = slow.sent_bytes
+            big = await scene.upload(wire, "leaving/big", os.urandom(_SLOW_BYTES), staged=True)
+            await slow.has_sent(before_bytes + 100_000)
+            small = [
+                await scene.upload(wire, f"leaving/{number}", os.urandom(1000))
+                for number in range(_UPLOADS)
+            ]
+            await wire.outcome(small[_UPLOADS // 10].upload_id)
+            first.process.send_signal(signal.SIGTERM)
+            async with scene.worker("upload") as second:
+                for made in small:
+                    await wire.outcome(made.upload_id)
+                assert told(wire, big.upload_id) == []
+                assert first.process.returncode is None
+                slow.bytes_per_s = None
+                assert await first.ended() == 0
+                assert await second.terminate() == 0
+            assert len(told(wire, big.upload_id)) == 1
+            # Nothing was given to the one that ended, and by it to the other.
+            assert not any(line["again"] for line in served(second))
+            await check_queues_empty(wire)
+    await asyncio.to_thread(_check_objects, scene)
+
+
 async def test_what_outlasts_the_grace_goes_back(scene: Scene) -> None:
     """A body too slow for the grace is cut short, stores nothing, and is served by the next."""
     target = urlsplit(scene.deployment.s3.endpoint_url).port

@@ -129,9 +129,13 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def table(rows: Sequence[Row]) -> Table:
+def table(
+    rows: Sequence[Row],
+    *,
+    title: str = "Keyturn bench: median (range) of the rounds; ratio 1 is par",
+) -> Table:
     """The rows for a person."""
-    shown = Table(title="Keyturn bench: median (range) of the rounds; ratio 1 is par")
+    shown = Table(title=title)
     for name in ("figure", "server", "ours", "theirs", "ratio", "aim", "met", "rounds"):
         shown.add_column(name, overflow="fold")
     words = {True: "[green]yes[/green]", False: "[red]NO[/red]", None: "-"}

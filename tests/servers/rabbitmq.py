@@ -155,6 +155,12 @@ class RabbitMQ:
             what="the registration of the coordinator of streams",
         )
 
+    def disk_bytes(self, part: str) -> int:
+        """Disk that a part of its data takes: `quorum` or `stream`."""
+        folder = self._folder / "data" / self._node / part
+        # Blocks, since it makes files larger than what it has written.
+        return sum(512 * path.stat().st_blocks for path in folder.rglob("*") if path.is_file())
+
     def stop(self) -> None:
         """Ends the node for good and removes its data; nothing to do where it never ran."""
         if self._process is not None:

@@ -2,7 +2,9 @@
 
 `python -m tests.bench.rotation.delaying HOST PORT --delay-ms N --under PATH` listens on
 loopback, prints its port, and for each line on standard input prints what it saw since
-the line before; it ends with its input. Latency alone is added, not a lack of bandwidth:
+the line before. A line of two numbers begins no new count: these are the delays from then on,
+in milliseconds, of every request, and what comes on top of it under the path. It ends with
+its input. Latency alone is added, not a lack of bandwidth:
 as many requests as come are under way at once. It keeps what it has not sent in memory,
 so it is for small bodies.
 
@@ -16,9 +18,10 @@ import argparse
 import asyncio
 import json
 import os
+import re
 import sys
 from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
@@ -33,25 +36,52 @@ if TYPE_CHECKING:
 
 _ROOT = Path(__file__).parents[3]
 _ANSWER_S = 30
+_READS = (b"GET", b"HEAD")
+_COPY = b"x-amz-copy-source:"
+_DONE = b"HTTP/1.1 2"
+_CONTINUE = b"HTTP/1.1 100"
 
 
 @dataclass
 class Seen:
-    """What went through: requests, those under the path that was named, bytes of answers."""
+    """What went through: requests, those under the path that was named, bytes of answers.
+
+    `reads` are those of them that only read. `created` are puts among them, copies apart, that
+    were answered as done; `created_again` those of them whose target had been put before,
+    since the proxy began; `unheard` such puts whose client was gone before the answer.
+    """
 
     requests: int = 0
     under: int = 0
     received_bytes: int = 0
+    reads: int = 0
+    created: int = 0
+    created_again: int = 0
+    unheard: int = 0
+
+
+@dataclass
+class Way:
+    """What all connections share: to where, how late, what is counted, and every target put.
+
+    `held_s` comes on top of the delay for requests under the path.
+    """
+
+    upstream: tuple[str, int]
+    delay_s: float
+    under: bytes
+    held_s: float = 0.0
+    seen: Seen = field(default_factory=Seen)
+    made: set[bytes] = field(default_factory=set)
 
 
 class Connection(asyncio.Protocol):
     """One client's connection, and the one to the server that it is given."""
 
-    def __init__(self, upstream: tuple[str, int], delay_s: float, under: bytes, seen: Seen) -> None:
-        self._upstream = upstream
-        self._delay_s = delay_s
-        self._under = under
-        self._seen = seen
+    def __init__(self, way: Way) -> None:
+        self._way = way
+        self._delay_s = 0.0
+        self._target = b""
         self._client: asyncio.Transport | None = None
         self._server: asyncio.Transport | None = None
         self._waiting: list[bytes] = []
@@ -69,7 +99,7 @@ class Connection(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         answers = _Answers(self)
         try:
-            self._server, _ = await loop.create_connection(lambda: answers, *self._upstream)
+            self._server, _ = await loop.create_connection(lambda: answers, *self._way.upstream)
         except OSError:
             self.close()
             await self._lost.wait()
@@ -84,9 +114,14 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._answered:
             self._answered = False
-            self._seen.requests += 1
-            _, _, rest = data.partition(b" ")
-            self._seen.under += rest.startswith(self._under)
+            self._way.seen.requests += 1
+            method, _, rest = data.partition(b" ")
+            under = rest.startswith(self._way.under)
+            self._delay_s = self._way.delay_s + (self._way.held_s if under else 0)
+            self._way.seen.under += under
+            self._way.seen.reads += under and method in _READS
+            puts = under and method == b"PUT" and _COPY not in data.lower()
+            self._target = re.split(rb"[? ]", rest, maxsplit=1)[0] if puts else b""
         if self._delay_s:
             asyncio.get_running_loop().call_later(self._delay_s, self._forward, data)
         else:
@@ -100,12 +135,24 @@ class Connection(asyncio.Protocol):
 
     def answer(self, data: bytes) -> None:
         """Bytes of the server, passed on at once."""
-        self._answered = True
-        self._seen.received_bytes += len(data)
+        # After that a body comes, and no request.
+        if not data.startswith(_CONTINUE):
+            self._count(data)
+        self._way.seen.received_bytes += len(data)
         if self._client is not None and not self._client.is_closing():
             self._client.write(data)
 
+    def _count(self, data: bytes) -> None:
+        if self._target and data.startswith(_DONE):
+            self._way.seen.created += 1
+            self._way.seen.created_again += self._target in self._way.made
+            self._way.made.add(self._target)
+        self._target = b""
+        self._answered = True
+
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
+        self._way.seen.unheard += bool(self._target)
+        self._target = b""
         self._lost.set()
         self.close()
 
@@ -137,17 +184,17 @@ class _Answers(asyncio.Protocol):
 @asynccontextmanager
 async def forwarding(
     host: str, port: int, *, delay_s: float, under: str
-) -> AsyncIterator[tuple[int, Seen]]:
+) -> AsyncIterator[tuple[int, Way]]:
     """Forward until the block ends; the port on loopback, and what goes through."""
-    seen, connections = Seen(), list[Connection]()
+    way, connections = Way((host, port), delay_s, under.encode()), list[Connection]()
 
     def connection() -> Connection:
-        connections.append(Connection((host, port), delay_s, under.encode(), seen))
+        connections.append(Connection(way))
         return connections[-1]
 
     server = await asyncio.get_running_loop().create_server(connection, "127.0.0.1", 0)
     try:
-        yield server.sockets[0].getsockname()[1], seen
+        yield server.sockets[0].getsockname()[1], way
     finally:
         server.close()
         for each in connections:
@@ -163,12 +210,15 @@ async def _serve(given: argparse.Namespace) -> None:
     )
     async with forwarding(given.host, given.port, delay_s=delay_s, under=given.under) as (
         port,
-        seen,
+        way,
     ):
         print(json.dumps({"port": port}), flush=True)
-        while await lines.readline():
-            print(json.dumps(asdict(seen)), flush=True)
-            seen.requests = seen.under = seen.received_bytes = 0
+        while line := await lines.readline():
+            print(json.dumps(asdict(way.seen)), flush=True)
+            if line.strip():
+                way.delay_s, way.held_s = (float(each) / 1000 for each in line.split())
+            else:
+                vars(way.seen).update(vars(Seen()))
 
 
 @dataclass(frozen=True)
@@ -184,6 +234,12 @@ class Delaying:
         assert self._process.stdin is not None
         self._process.stdin.write(b"\n")
         return Seen(**await _line(self._process))
+
+    async def delay(self, delay_ms: int, *, under_ms: int = 0) -> None:
+        """Hold requests back for so long from now on, and those under the path for more."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{delay_ms} {under_ms}\n".encode())
+        await _line(self._process)
 
     def cpu_s(self) -> float:
         """User and system time so far, in seconds."""
