@@ -1,7 +1,8 @@
 """Between RabbitMQ and a role: deliveries, retries, dead letters, events (SPEC 6)."""
 
 from workers.broker.consumer import Consumer, Done, NotYetError, Role
+from workers.broker.direct import consume_directly
 from workers.broker.registered import is_registered
 from workers.broker.teller import Teller
 
-__all__ = ["Consumer", "Done", "NotYetError", "Role", "Teller", "is_registered"]
+__all__ = ["Consumer", "Done", "NotYetError", "Role", "Teller", "consume_directly", "is_registered"]
