@@ -9,10 +9,9 @@ that nothing else publishes on; tests against a broker hold each use in place.
 import asyncio
 import struct
 import uuid
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import aiormq
-from aio_pika.abc import AbstractChannel
 from aiormq.exceptions import ChannelInvalidStateError
 from faststream.rabbit import RabbitBroker
 from pamqp import commands, constants, frame
@@ -20,8 +19,8 @@ from pamqp.header import ContentHeader
 
 from workers.broker.gathered import Gathered
 
-MAX_BODY_BYTES: Final = 64 * 1024
-"""What surely fits one frame: RabbitMQ's own limit is 128 KiB."""
+if TYPE_CHECKING:
+    from aio_pika.abc import AbstractChannel
 
 _FRAME: Final = struct.Struct(">BHI")
 
@@ -42,7 +41,7 @@ class Announcer:
     ) -> None:
         """Publish, mandatory; returns once the broker confirmed it.
 
-        `properties` gets a message id of its own; `body` has at most `MAX_BODY_BYTES`.
+        `properties` gets a message id of its own.
 
         Raises:
             DeliveryError, PublishError: the broker refused it, or had no queue for it.
@@ -50,8 +49,6 @@ class Announcer:
                 lost meanwhile.
             TimeoutError: no confirmation came in time.
         """
-        if len(body) > MAX_BODY_BYTES:
-            raise ValueError(f"a body of {len(body)} bytes does not fit one frame")
         lane = await self._open_lane()
         await lane.publish(routing_key, body, properties)
 
@@ -116,8 +113,13 @@ class _Lane:
             )
             method = self._methods[routing_key] = frame.marshal(publish, number)
         header = frame.marshal(ContentHeader(body_size=len(body), properties=properties), number)
-        start = _FRAME.pack(constants.FRAME_BODY, number, len(body))
-        return b"".join((method, header, start, body, constants.FRAME_END_CHAR))
+        frames = [method, header]
+        most = self.channel.max_content_size
+        for at in range(0, len(body), most):
+            part = body[at : at + most]
+            start = _FRAME.pack(constants.FRAME_BODY, number, len(part))
+            frames += (start, part, constants.FRAME_END_CHAR)
+        return b"".join(frames)
 
 
 def _time_out(confirmation: "asyncio.Future[object]") -> None:

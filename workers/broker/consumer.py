@@ -199,9 +199,7 @@ class Consumer:
             delay_s=delay_s,
         )
 
-    async def _refuse(
-        self, message: Delivered, error: KeyturnError, *, tell: bool = True
-    ) -> None:
+    async def _refuse(self, message: Delivered, error: KeyturnError, *, tell: bool = True) -> None:
         routed_as = message.routing_key if message.routing_key in REQUESTS else None
         claimed = identity(message.body, routed_as or self._role.served[0]) if tell else None
         # Dead first, told second: whoever hears of a refusal finds the letter.

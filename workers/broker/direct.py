@@ -27,15 +27,29 @@ class Delivered(Protocol):
     """A message that was delivered: what a consumer needs of it."""
 
     @property
-    def body(self) -> bytes: ...
+    def body(self) -> bytes:
+        """Its body."""
+        ...
+
     @property
-    def headers(self) -> dict[str, Any]: ...
+    def headers(self) -> dict[str, Any]:
+        """Its headers; empty where there are none."""
+        ...
+
     @property
-    def routing_key(self) -> str | None: ...
+    def routing_key(self) -> str | None:
+        """The key by which it was published."""
+        ...
+
     @property
-    def message_id(self) -> str | None: ...
+    def message_id(self) -> str | None:
+        """Its id, where it has one."""
+        ...
+
     @property
-    def redelivered(self) -> bool | None: ...
+    def redelivered(self) -> bool | None:
+        """Whether the broker gave it out before."""
+        ...
 
     async def ack(self) -> None:
         """Acknowledge it."""

@@ -14,8 +14,7 @@ from aiormq.abc import ChannelFrame
 
 
 class Gathered:
-    """The way out of one open channel. Whoever uses it sends nothing else on that channel
-    whose order matters."""
+    """The way out of one open channel, for frames whose order among themselves matters."""
 
     def __init__(self, channel: aiormq.Channel) -> None:
         self._queue: Final = channel.write_queue

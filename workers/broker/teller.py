@@ -67,17 +67,13 @@ class Teller:
         header = {ATTEMPT_HEADER: f"{error.code}:{attempt + 1}"}
         await self._to_queue(copy_of(whole(message), header), retry_name(queue, delay_s))
 
-    async def put_off_quietly(
-        self, message: Delivered, queue: str, wait_s: float
-    ) -> None:
+    async def put_off_quietly(self, message: Delivered, queue: str, wait_s: float) -> None:
         """Let the message come back after about so many seconds, by no fault of anybody's."""
         header = {ATTEMPT_HEADER: "waiting:1"}
         delay_s = delay_up_to(wait_s) or min(ALL_DELAYS_S)
         await self._to_queue(copy_of(whole(message), header), retry_name(queue, delay_s))
 
-    async def dead_letter(
-        self, message: Delivered, queue: str, error: KeyturnError
-    ) -> None:
+    async def dead_letter(self, message: Delivered, queue: str, error: KeyturnError) -> None:
         """Put the message into its queue's dead letters, with the code in a header."""
         headers = {CODE_HEADER: error.code, DETAIL_HEADER: error.detail[:_DETAIL_MAX_CHARACTERS]}
         await self._to_queue(copy_of(whole(message), headers), dead_letter_name(queue))

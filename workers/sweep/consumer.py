@@ -101,9 +101,7 @@ class HintConsumer:
             case SweepPage():
                 await self._role.page(hint)
 
-    async def _put_off_or_fail(
-        self, hint: Hint, message: Delivered, error: KeyturnError
-    ) -> None:
+    async def _put_off_or_fail(self, hint: Hint, message: Delivered, error: KeyturnError) -> None:
         attempt = attempts(message.headers, error)
         delay_s = self._delay_s(hint, error, attempt)
         said = {"sweep_id": hint.sweep_id, "project": hint.project, "code": error.code}

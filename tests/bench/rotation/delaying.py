@@ -3,8 +3,10 @@
 `python -m tests.bench.rotation.delaying HOST PORT --delay-ms N --under PATH` listens on
 loopback, prints its port, and for each line on standard input prints what it saw since
 the line before; it ends with its input. Latency alone is added, not a lack of bandwidth:
-as many requests as come are under way at once. It keeps what it has not sent in memory,
-so it is for small bodies.
+as many requests as come are under way at once. With `--at-once N` it is a server with N
+threads: so many requests are under way, each for as long as it is held and answered, and the
+others wait in the order in which they came. It keeps what it has not sent in memory, so it
+is for small bodies.
 
 A client here sends a request only after the answer to the one before on that connection,
 so what comes from it after an answer is a request's beginning. Nothing else is parsed.
@@ -17,6 +19,7 @@ import asyncio
 import json
 import os
 import sys
+from collections import deque
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,7 +32,7 @@ import uvloop
 from tests.bench.processes import BenchError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
 _ROOT = Path(__file__).parents[3]
 _ANSWER_S = 30
@@ -44,11 +47,45 @@ class Seen:
     received_bytes: int = 0
 
 
+class Places:
+    """How many requests may be under way at once; 0 is as many as come."""
+
+    def __init__(self, at_once: int) -> None:
+        self._limited = bool(at_once)
+        self._free = at_once
+        self._queue: deque[Callable[[], None]] = deque()
+
+    def take(self, begin: Callable[[], None]) -> None:
+        """Begin a request now, or when it is its turn."""
+        if self._limited and not self._free:
+            self._queue.append(begin)
+            return
+        self._free -= self._limited
+        begin()
+
+    def give_back(self) -> None:
+        """A request that had begun has ended."""
+        if self._queue:
+            self._queue.popleft()()
+        else:
+            self._free += self._limited
+
+
 class Connection(asyncio.Protocol):
     """One client's connection, and the one to the server that it is given."""
 
-    def __init__(self, upstream: tuple[str, int], delay_s: float, under: bytes, seen: Seen) -> None:
+    def __init__(
+        self,
+        upstream: tuple[str, int],
+        delay_s: float,
+        under: bytes,
+        seen: Seen,
+        places: Places | None = None,
+    ) -> None:
         self._upstream = upstream
+        self._places = places or Places(0)
+        self._begun = False
+        self._held: list[bytes] = []
         self._delay_s = delay_s
         self._under = under
         self._seen = seen
@@ -87,6 +124,29 @@ class Connection(asyncio.Protocol):
             self._seen.requests += 1
             _, _, rest = data.partition(b" ")
             self._seen.under += rest.startswith(self._under)
+            self._held = [data]
+            self._places.take(self._begin)
+        elif self._begun:
+            self._later(data)
+        else:
+            self._held.append(data)
+
+    def _begin(self) -> None:
+        """Its request has a place; what came of it meanwhile goes on its way."""
+        if self._lost.is_set():
+            self._places.give_back()
+            return
+        self._begun = True
+        for data in self._held:
+            self._later(data)
+        self._held = []
+
+    def _end(self) -> None:
+        if self._begun:
+            self._begun = False
+            self._places.give_back()
+
+    def _later(self, data: bytes) -> None:
         if self._delay_s:
             asyncio.get_running_loop().call_later(self._delay_s, self._forward, data)
         else:
@@ -101,12 +161,15 @@ class Connection(asyncio.Protocol):
     def answer(self, data: bytes) -> None:
         """Bytes of the server, passed on at once."""
         self._answered = True
+        # The answers here are small: the first bytes of one are nearly all of it.
+        self._end()
         self._seen.received_bytes += len(data)
         if self._client is not None and not self._client.is_closing():
             self._client.write(data)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
         self._lost.set()
+        self._end()
         self.close()
 
     def close(self) -> None:
@@ -136,13 +199,13 @@ class _Answers(asyncio.Protocol):
 
 @asynccontextmanager
 async def forwarding(
-    host: str, port: int, *, delay_s: float, under: str
+    host: str, port: int, *, delay_s: float, under: str, at_once: int = 0
 ) -> AsyncIterator[tuple[int, Seen]]:
     """Forward until the block ends; the port on loopback, and what goes through."""
-    seen, connections = Seen(), list[Connection]()
+    seen, connections, places = Seen(), list[Connection](), Places(at_once)
 
     def connection() -> Connection:
-        connections.append(Connection((host, port), delay_s, under.encode(), seen))
+        connections.append(Connection((host, port), delay_s, under.encode(), seen, places))
         return connections[-1]
 
     server = await asyncio.get_running_loop().create_server(connection, "127.0.0.1", 0)
@@ -161,10 +224,9 @@ async def _serve(given: argparse.Namespace) -> None:
     await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(lines), sys.stdin
     )
-    async with forwarding(given.host, given.port, delay_s=delay_s, under=given.under) as (
-        port,
-        seen,
-    ):
+    async with forwarding(
+        given.host, given.port, delay_s=delay_s, under=given.under, at_once=given.at_once
+    ) as (port, seen):
         print(json.dumps({"port": port}), flush=True)
         while await lines.readline():
             print(json.dumps(asdict(seen)), flush=True)
@@ -202,13 +264,16 @@ async def _line(process: asyncio.subprocess.Process) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def delaying(url: str, *, delay_ms: int, under: str) -> AsyncIterator[Delaying]:
+async def delaying(
+    url: str, *, delay_ms: int, under: str, at_once: int = 0
+) -> AsyncIterator[Delaying]:
     """Run the proxy before the server at `url`, until the block ends.
 
     Args:
         url: The server's.
         delay_ms: By which each request comes later.
         under: The beginning of paths that are counted apart.
+        at_once: How many requests may be under way; 0 for as many as come.
 
     Raises:
         BenchError: it did not start, or does not answer.
@@ -216,7 +281,7 @@ async def delaying(url: str, *, delay_ms: int, under: str) -> AsyncIterator[Dela
     behind = urlsplit(url)
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", __name__, str(behind.hostname), str(behind.port or 80)),
-        *("--delay-ms", str(delay_ms), "--under", under),
+        *("--delay-ms", str(delay_ms), "--under", under, "--at-once", str(at_once)),
         cwd=_ROOT,
         env={"PATH": os.environ["PATH"]},
         stdin=asyncio.subprocess.PIPE,
@@ -238,6 +303,7 @@ def main() -> None:
     parser.add_argument("port", type=int)
     parser.add_argument("--delay-ms", type=int, default=0)
     parser.add_argument("--under", default="/")
+    parser.add_argument("--at-once", type=int, default=0)
     uvloop.run(_serve(parser.parse_args()))
 
 
