@@ -8,14 +8,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import aio_pika
+import aiormq
 import pytest
 from aio_pika.exceptions import MessageProcessError
 from faststream import AckPolicy
 from faststream.rabbit import Channel, RabbitBroker, RabbitQueue
 from faststream.rabbit.subscriber import RabbitSubscriber
+from pamqp import commands, frame
 
 from workers.broker import consume_directly, is_registered
 from workers.broker.direct import Delivered, Delivery, whole
+from workers.broker.gathered import Gathered
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -191,3 +194,19 @@ async def test_after_a_lost_connection_all_comes_again_and_as_directly(
         assert is_registered(scene.subscriber)
         await scene.broker.stop()
         assert await scene.left() == 0
+
+
+async def test_an_acknowledgement_too_late_for_its_channel_costs_no_connection(
+    vhost_url: str,
+) -> None:
+    connection = await aiormq.connect(vhost_url)
+    channel = await connection.channel()
+    assert isinstance(channel, aiormq.Channel)
+    out = Gathered(channel)
+    with pytest.raises(aiormq.exceptions.ChannelNotFoundEntity):
+        await channel.basic_get("no such queue")
+    assert channel.number not in connection.channels
+    out.add(frame.marshal(commands.Basic.Ack(delivery_tag=1), channel.number))
+    another = await connection.channel()
+    assert (await another.queue_declare("after")).queue == "after"
+    await connection.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from types import SimpleNamespace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
 from workers.broker.gathered import Gathered
@@ -15,14 +15,32 @@ if TYPE_CHECKING:
     Queue = asyncio.Queue[ChannelFrame]
 
 
-def way_out(places: int) -> tuple[Gathered, Queue]:
-    queue: Queue = asyncio.Queue(places)
-    channel = SimpleNamespace(write_queue=queue, loop=asyncio.get_running_loop())
-    return Gathered(cast("aiormq.Channel", channel)), queue
+@dataclass(eq=False)
+class FakeConnection:
+    """The channels that the broker has open, by number."""
+
+    channels: dict[int, object] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class FakeChannel:
+    """What of a channel is used here."""
+
+    write_queue: Queue
+    connection: FakeConnection = field(default_factory=FakeConnection)
+    number: int = 7
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+
+    def __post_init__(self) -> None:
+        self.connection.channels[self.number] = self
+
+    def way_out(self) -> Gathered:
+        return Gathered(cast("aiormq.Channel", self))
 
 
 async def test_frames_of_one_turn_are_one_write() -> None:
-    out, queue = way_out(10)
+    channel = FakeChannel(asyncio.Queue(10))
+    out, queue = channel.way_out(), channel.write_queue
     for letter in (b"a", b"b", b"c"):
         out.add(letter)
     assert queue.empty()
@@ -35,7 +53,8 @@ async def test_frames_of_one_turn_are_one_write() -> None:
 
 
 async def test_what_comes_while_the_way_is_full_follows_in_order() -> None:
-    out, queue = way_out(1)
+    channel = FakeChannel(asyncio.Queue(1))
+    out, queue = channel.way_out(), channel.write_queue
     seen = b""
     for letter in b"abcdefgh":
         out.add(bytes([letter]))
@@ -50,3 +69,29 @@ async def test_what_comes_while_the_way_is_full_follows_in_order() -> None:
     async with asyncio.timeout(10):
         while not seen.endswith(b"i"):
             seen += (await queue.get()).payload
+
+
+async def test_nothing_is_sent_on_a_channel_that_was_closed() -> None:
+    channel = FakeChannel(asyncio.Queue(1))
+    out, queue = channel.way_out(), channel.write_queue
+    out.add(b"a")
+    channel.connection.channels.clear()
+    await asyncio.sleep(0)
+    assert queue.empty()
+    # Another one may have taken its number.
+    channel.connection.channels[channel.number] = object()
+    out.add(b"b")
+    await asyncio.sleep(0)
+    assert queue.empty()
+
+
+async def test_what_waits_for_its_place_is_not_sent_once_the_channel_was_closed() -> None:
+    channel = FakeChannel(asyncio.Queue(1))
+    out, queue = channel.way_out(), channel.write_queue
+    for letter in (b"a", b"b", b"c"):
+        out.add(letter)
+        await asyncio.sleep(0)
+    channel.connection.channels.clear()
+    assert [(await queue.get()).payload for _ in range(2)] == [b"a", b"b"]
+    await asyncio.sleep(0)
+    assert queue.empty()
