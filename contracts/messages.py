@@ -32,7 +32,7 @@ from contracts.names import (
     is_uuid,
     parse_time,
 )
-from contracts.sealing import b64_decode
+from contracts.sealing import b64_checked
 from contracts.topology import REQUEST_ID_FIELDS, REQUESTS
 
 INLINE_MAX_BYTES: Final = 256 * 1024
@@ -44,11 +44,6 @@ _MAX_PROBLEMS: Final = 3
 
 def _check_time(text: str) -> str:
     parse_time(text)
-    return text
-
-
-def _check_b64(text: str) -> str:
-    b64_decode(text)
     return text
 
 
@@ -81,7 +76,7 @@ Key = Annotated[
 Base64 = Annotated[
     str,
     Field(json_schema_extra={"contentEncoding": "base64"}),
-    AfterValidator(_check_b64),
+    AfterValidator(b64_checked),
 ]
 ContentType = Annotated[
     str, Field(pattern=r"^[\x20-\x7e]{0,1024}$"), AfterValidator(_check_content_type)

@@ -13,7 +13,6 @@ from typing import Any, Final, TypeVar
 
 import stamina
 import structlog
-from aio_pika.abc import AbstractIncomingMessage
 from aio_pika.exceptions import AMQPException
 from faststream import AckPolicy, FastStream
 from faststream.rabbit import Channel, QueueType, RabbitBroker, RabbitQueue
@@ -26,8 +25,16 @@ from contracts.names import KEYRINGS_PREFIX
 from contracts.sealing import v0_admin_kek
 from contracts.topology import PLAN_QUEUE, SWEEP_QUEUE
 from workers.admission import Rules
-from workers.broker import Consumer, Role, Teller, is_registered, take_no_more
+from workers.broker import (
+    Consumer,
+    Role,
+    Teller,
+    consume_directly,
+    is_registered,
+    take_no_more,
+)
 from workers.broker.declare import declare
+from workers.broker.direct import Delivered
 from workers.control import ControlRole, Deleter, Enroller, Rotator
 from workers.envelope import OperatorKeys
 from workers.errors import UnsafeStorageError
@@ -163,7 +170,7 @@ async def _check_storage(settings: WorkerSettings) -> Differences:
     return report.differences
 
 
-_Consume = Callable[[AbstractIncomingMessage], Awaitable[None]]
+_Consume = Callable[[Delivered], Awaitable[None]]
 
 
 class _Process:
@@ -316,6 +323,7 @@ def _subscribe(
         no_reply=True,
     )
     subscriber(take)
+    consume_directly(subscriber, consume)
     return subscriber
 
 

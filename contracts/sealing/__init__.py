@@ -13,7 +13,7 @@ It must never read a setting, a clock, a file or the network, and never log. Its
 effect is to draw random bytes from the system.
 """
 
-from contracts.sealing.base64 import b64, b64_decode
+from contracts.sealing.base64 import b64, b64_checked, b64_decode
 from contracts.sealing.cobblestone import (
     CHUNK_BYTES,
     COMMITMENT_BYTES,
@@ -92,6 +92,7 @@ __all__ = [
     "VerifyKey",
     "admin_kek",
     "b64",
+    "b64_checked",
     "b64_decode",
     "check_api_key",
     "commits_to",

@@ -14,6 +14,24 @@ def b64(data: bytes) -> str:
     return binascii.b2a_base64(data, newline=False).decode("ascii")
 
 
+class B64Text(str):
+    """A text that was found to be base64, and carries its bytes; made by `b64_checked` alone."""
+
+    __slots__ = ("data",)
+    data: bytes
+
+
+def b64_checked(text: str) -> B64Text:
+    """Return the text itself with its bytes, so that `b64_decode` need not read it again.
+
+    Raises:
+        ValueError: as `b64_decode`.
+    """
+    checked = B64Text(text)
+    checked.data = b64_decode(text)
+    return checked
+
+
 def b64_decode(text: str) -> bytes:
     """Return the bytes that `text` spells.
 
@@ -21,6 +39,8 @@ def b64_decode(text: str) -> bytes:
         ValueError: `text` holds a character outside the standard alphabet (white space too),
             is not padded to a multiple of four, or sets bits that no byte uses.
     """
+    if isinstance(text, B64Text):
+        return text.data
     try:
         data = binascii.a2b_base64(text, strict_mode=True)
     except ValueError:

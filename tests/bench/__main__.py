@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
 
-from tests.bench import big, sealing, uploads
+from tests.bench import big, limited, profiles, sealing, uploads
 from tests.bench.figures import Results, profile_table, table
 from tests.bench.gateway import measuring as gateway
 from tests.bench.processes import BenchError
@@ -37,13 +37,14 @@ if TYPE_CHECKING:
 
 _ROTATION: Final = ("rotation-pages", "rotation-size", "rotation-scaling", "rotation-many")
 _GATEWAY: Final = ("gateway-large", "gateway-first", "gateway-bodies", "gateway-small")
-_PARTS: Final = ("uploads", "big", "sealing", *_ROTATION, *_GATEWAY)
+_PARTS: Final = ("uploads", "uploads-limited", "layers", "big", "sealing", *_ROTATION, *_GATEWAY)
 _KINDS: Final[tuple[StorageKind, ...]] = ("ceph", "moto")
 _NO_BROKER: Final = "amqp://127.0.0.1:1/"
 _MIB: Final = 2**20
 # moto answers a few hundred puts a second: fewer objects last as long there.
 _COUNTS: Final = {"ceph": 3000, "moto": 1200}
 _QUICK_COUNT: Final = 600
+_LIMITED: Final = 1500
 _MANY: Final = 10_000
 _QUICK_MANY: Final = 300
 _QUICK_LEASE_S: Final = 3
@@ -102,8 +103,27 @@ def _uploads(kind: StorageKind, given: argparse.Namespace, results: Results) -> 
     rounds = given.rounds or (1 if given.quick else 3)
     with _served(kind) as (deployment, scratch):
         measuring = uploads.measure(deployment, scratch, count=count, rounds=rounds)
-        rows, results.profiles[kind] = asyncio.run(measuring)
+        rows, results.profiles[f"upload worker, {kind}"] = asyncio.run(measuring)
         results.rows += rows
+
+
+def _limited(kind: StorageKind, given: argparse.Namespace, results: Results) -> None:
+    with _served(kind) as (deployment, scratch):
+        measuring = limited.measure(
+            deployment,
+            scratch,
+            count=_QUICK_COUNT if given.quick else _LIMITED,
+            rounds=given.rounds or (1 if given.quick else 3),
+        )
+        rows, notes = asyncio.run(measuring)
+        results.rows += rows
+        results.notes += notes
+
+
+def _layers(kind: StorageKind, given: argparse.Namespace, results: Results) -> None:
+    count = _QUICK_COUNT if given.quick else _COUNTS[kind]
+    with _served(kind) as (deployment, scratch):
+        results.profiles |= asyncio.run(profiles.measure(deployment, scratch, count=count))
 
 
 def _big(kind: StorageKind, given: argparse.Namespace, results: Results) -> None:
@@ -128,9 +148,10 @@ def _rotation_pages(kind: StorageKind, given: argparse.Namespace, results: Resul
     rounds = given.rounds or (1 if given.quick else 3)
     with _served(kind) as (deployment, scratch):
         measuring = pages.measure(deployment, scratch, count=count, rounds=rounds)
-        rows, shares = asyncio.run(measuring)
+        rows, layers = asyncio.run(measuring)
         results.rows += rows
-        results.profiles |= {f"{kind}, {name} pass": share for name, share in shares.items()}
+        for name, by_layer in layers.items():
+            results.profiles[f"page worker, {name} pass, {kind}"] = by_layer
 
 
 def _rotation_size(kind: StorageKind, given: argparse.Namespace, results: Results) -> None:
@@ -190,6 +211,11 @@ def _measurements(given: argparse.Namespace) -> Iterator[tuple[str, Callable[[Re
         yield "sealing and opening", partial(_sealing, given)
     for kind in kinds if "uploads" in given.only else ():
         yield f"4 KiB uploads on {kind}", partial(_uploads, kind, given)
+    for kind in kinds if "layers" in given.only else ():
+        yield f"CPU time by layer on {kind}", partial(_layers, kind, given)
+    # The proxy is the limit, so which server is behind it hardly matters.
+    if "uploads-limited" in given.only:
+        yield f"uploads to a limited storage on {kinds[0]}", partial(_limited, kinds[0], given)
     # A figure of speed on moto would be one of moto.
     if "big" in given.only and "ceph" in kinds:
         yield "a large staged upload on ceph", partial(_big, "ceph", given)
@@ -226,8 +252,8 @@ def main(argv: list[str]) -> int:
         f"{time.monotonic() - began:.0f} s in all"
     )
     console.print(table(results.rows))
-    for kind, shares in results.profiles.items():
-        console.print(profile_table(kind, shares))
+    for process, layers in results.profiles.items():
+        console.print(profile_table(process, layers))
     for note in results.notes:
         console.print(note, markup=False)
     if given.json:

@@ -1,7 +1,7 @@
 """The other side: plain aioboto3, default settings, in a process of its own.
 
-`python -m tests.bench.bare puts|heads|copies|gets|multipart|get …`; where and with which keys it
-reads from `KEYTURN_S3_…`. It prints one JSON object: seconds of wall and CPU time, and how
+`python -m tests.bench.bare puts|uploads|heads|copies|gets|multipart|get …`; where and with which
+keys it reads from `KEYTURN_S3_…`. It prints one JSON object: seconds of wall and CPU time, and how
 much was done. None of the product's own code runs here.
 """
 
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 _BODY_BYTES = 4096
 _BLOCK_BYTES = 2**23
+# A keyring of one generation, and the range by which one is read.
+_RECORD_BYTES = 700
+_RECORD_MAX_BYTES = 2 * 2**20
 # The names and lengths that an upload's object has.
 METADATA = {
     "enc-algo": "Cobblestone-256",
@@ -92,6 +95,29 @@ async def puts(prefix: str, count: int, warm: int, concurrency: int) -> _Figures
 
     async with _client(concurrency) as client:
         return await _many(client, put, count, warm, concurrency)
+
+
+async def uploads(
+    prefix: str, count: int, warm: int, concurrency: int, reads: float = 0.0
+) -> _Figures:
+    """`count` puts, and for each so many gets of a small record: what an upload worker sends."""
+    bucket, body = os.environ["KEYTURN_S3_BUCKET"], os.urandom(_BODY_BYTES)
+    record = f"{prefix}/record"
+
+    async def upload(client: Any, number: int) -> None:
+        await client.put_object(
+            Bucket=bucket, Key=f"{prefix}/{number}", Body=body, Metadata=METADATA
+        )
+        for _ in range(int((number + 1) * reads) - int(number * reads)):
+            answer = await client.get_object(
+                Bucket=bucket, Key=record, Range=f"bytes=0-{_RECORD_MAX_BYTES - 1}"
+            )
+            async with answer["Body"] as stream:
+                await stream.read()
+
+    async with _client(concurrency) as client:
+        await client.put_object(Bucket=bucket, Key=record, Body=os.urandom(_RECORD_BYTES))
+        return await _many(client, upload, count, warm, concurrency)
 
 
 async def heads(prefix: str, count: int, warm: int, concurrency: int) -> _Figures:
@@ -171,16 +197,21 @@ _LOOPS = {"puts": puts, "heads": heads, "copies": copies, "gets": gets}
 def main() -> None:
     """Do one of them, and print what it took."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=[*_LOOPS, "multipart", "get"])
+    parser.add_argument("what", choices=[*_LOOPS, "uploads", "multipart", "get"])
     parser.add_argument("key")
     parser.add_argument("--count", type=int, default=0)
     parser.add_argument("--warm", type=int, default=0)
     parser.add_argument("--concurrency", type=int, default=64)
     parser.add_argument("--bytes", type=int, default=0)
+    parser.add_argument("--reads", type=float, default=0.0, help="gets for each put of uploads")
     given = parser.parse_args()
     if given.what in _LOOPS:
         loop = _LOOPS[given.what]
         told = asyncio.run(loop(given.key, given.count, given.warm, given.concurrency))
+    elif given.what == "uploads":
+        told = asyncio.run(
+            uploads(given.key, given.count, given.warm, given.concurrency, given.reads)
+        )
     elif given.what == "multipart":
         told = asyncio.run(multipart(given.key, given.bytes))
     else:

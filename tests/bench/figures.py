@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from tests.bench.layers import WAITING
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -98,7 +100,7 @@ class Row:
 
 @dataclass
 class Results:
-    """All rows of a run, where CPU time went, and what could not be measured."""
+    """All rows of a run, milliseconds an object by layer, and what could not be measured."""
 
     rows: list[Row] = field(default_factory=list)
     profiles: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -108,7 +110,7 @@ class Results:
         """The whole run as one JSON document."""
         document = {
             "rows": [row.as_json() for row in self.rows],
-            "cpu_shares": self.profiles,
+            "ms_an_object_by_layer": self.profiles,
             "notes": self.notes,
         }
         return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
@@ -154,11 +156,17 @@ def table(
     return shown
 
 
-def profile_table(server: str, shares: Mapping[str, float]) -> Table:
-    """Where the worker's CPU time went, by layer."""
-    shown = Table(title=f"CPU time of the worker by layer, {server}")
+def profile_table(process: str, layers: Mapping[str, float]) -> Table:
+    """CPU milliseconds an object by layer, the dearest first; `waiting` is none of them."""
+    total = sum(ms for layer, ms in layers.items() if layer != WAITING)
+    shown = Table(title=f"CPU time an object by layer: {process}")
     shown.add_column("layer")
+    shown.add_column("ms", justify="right")
     shown.add_column("share", justify="right")
-    for layer, share in sorted(shares.items(), key=lambda item: -item[1]):
-        shown.add_row(layer, f"{share:.1%}")
+    for layer, ms in sorted(layers.items(), key=lambda item: -item[1]):
+        if layer != WAITING:
+            shown.add_row(layer, f"{ms:.3f}", f"{ms / total:.1%}")
+    shown.add_row("all", f"{total:.3f}", "100%")
+    if WAITING in layers:
+        shown.add_row("waiting, by the clock", f"{layers[WAITING]:.3f}", "-")
     return shown

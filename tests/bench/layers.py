@@ -6,18 +6,25 @@ decides, so that a JSON parser's time counts for whoever called it.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
 OTHER = "other"
+WAITING = "waiting"
+"""Time by the clock in which the process's core had nothing to do: no CPU time, so no layer."""
 
 # The first entry whose text stands in the file's path wins: narrow ones come first.
 _OWNERS = (
     ("/contracts/sealing/base64", "validation"),
-    ("/contracts/sealing/", "crypto"),
+    ("/contracts/sealing/signatures", "crypto: signatures"),
+    ("/contracts/sealing/intake", "crypto: HPKE"),
+    ("/contracts/sealing/", "crypto: bodies, wraps, records"),
     ("/contracts/messages", "validation"),
     ("/contracts/names", "validation"),
     ("/contracts/metadata", "validation"),
@@ -34,15 +41,25 @@ _OWNERS = (
     ("/aiohttp/", "S3: requests"),
     ("/aiobotocore/", "S3: requests"),
     ("/botocore/", "S3: requests"),
-    ("/aiormq/", "AMQP: aio-pika"),
+    ("/aiormq/", "AMQP: aiormq, pamqp"),
+    ("/pamqp/", "AMQP: aiormq, pamqp"),
     ("/aio_pika/", "AMQP: aio-pika"),
-    ("/pamqp/", "AMQP: aio-pika"),
     ("/faststream/", "AMQP: FastStream"),
-    ("/workers/broker/teller", "AMQP: aio-pika"),
+    ("/workers/broker/consumer", "broker logic"),
+    ("/workers/broker/delivery", "broker logic"),
+    ("/workers/broker/", "AMQP: our own part"),
+    ("/prometheus_client/", "metrics"),
+    ("/workers/metrics", "metrics"),
+    ("/workers/gateway/metrics", "metrics"),
     ("/structlog/", "logs"),
     ("/workers/logs", "logs"),
+    ("/uvicorn/", "HTTP server"),
+    ("/starlette/", "HTTP server"),
+    ("/workers/gateway/protocol", "HTTP server"),
+    ("/workers/gateway/", "gateway logic"),
     ("/uvloop/", "event loop"),
     ("/asyncio/", "event loop"),
+    ("/workers/keyring/", "keyring"),
     ("/workers/envelope/", "envelope"),
     ("/workers/sweep/", "sweep logic"),
     ("/workers/reconcile/", "sweep logic"),
@@ -66,3 +83,23 @@ def shares(stacks: Mapping[tuple[str, ...], int]) -> Counter[str]:
     for stack, count in stacks.items():
         found[layer_of(stack)] += count
     return found
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What a sampled process wrote: samples a layer, and how many records it read."""
+
+    layers: Mapping[str, int]
+    reads: int
+
+    @classmethod
+    def written(cls, file: Path) -> Sampled:
+        """What stands in the file of `tests.bench.sampled`."""
+        found = json.loads(file.read_text())
+        return cls(found["layers"], found["reads"])
+
+    def an_object(self, *, per_s: float, cpu_ms: float) -> dict[str, float]:
+        """CPU milliseconds an object by layer, and those in which the process waited."""
+        total = sum(self.layers.values())
+        by_layer = {layer: cpu_ms * samples / total for layer, samples in self.layers.items()}
+        return {**by_layer, WAITING: max(0.0, 1000 / per_s - cpu_ms)}

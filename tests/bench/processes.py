@@ -87,7 +87,14 @@ async def worker(
         else ["tests.bench.sampled", str(samples), role]
     )
     async with serving(env, log, module, ready="worker started") as running:
+        if samples is not None:
+            sample_from_now(running)
         yield running
+
+
+def sample_from_now(running: Running) -> None:
+    """Let a sampled process forget what its start took."""
+    running.process.send_signal(signal.SIGUSR1)
 
 
 @asynccontextmanager
@@ -175,7 +182,7 @@ async def printed(env: dict[str, str], module: str, *arguments: str, said: str =
     return json.loads(out)
 
 
-async def bare(env: dict[str, str], what: str, key: str, **numbers: int) -> dict[str, Any]:
+async def bare(env: dict[str, str], what: str, key: str, **numbers: float) -> dict[str, Any]:
     """Run one of `tests.bench.bare`'s loops; gives what it printed; errors as `printed`."""
     options = [text for name, value in numbers.items() for text in (f"--{name}", str(value))]
     told: dict[str, Any] = await printed(env, "tests.bench.bare", what, key, *options)

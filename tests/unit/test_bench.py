@@ -15,9 +15,10 @@ from tests.bench.figures import (
     higher_is_better,
     lower_is_better,
     number,
+    profile_table,
     table,
 )
-from tests.bench.layers import layer_of, shares
+from tests.bench.layers import WAITING, Sampled, layer_of, shares
 from tests.bench.sealing import openssl_speed
 from tests.bench.uploads import Rate, Rounds, Sample, rows, steady
 
@@ -97,12 +98,15 @@ def test_a_round_that_was_over_too_soon_gives_no_rate() -> None:
 
 
 def test_upload_rows_divide_the_right_way_round() -> None:
-    found = Rounds([Rate(700.0, 1.0)], [Rate(1000.0, 0.9)])
-    throughput, cpu = rows("ceph", found)
+    found = Rounds([Rate(700.0, 1.0)], [Rate(1000.0, 1.2)], [Rate(1000.0, 1.3)], reads=0.25)
+    puts, puts_cpu, throughput, cpu = rows("ceph", found)
+    assert [row.ratios and row.ratios.median for row in (puts, puts_cpu)] == [0.7, 1.2]
+    assert (puts.met, puts_cpu.met) == (None, None)
     assert throughput.ratios is not None
     assert cpu.ratios is not None
     assert (throughput.ratios.median, throughput.met) == (0.7, True)
-    assert (cpu.ratios.median, cpu.met) == (0.9, True)
+    assert (cpu.ratios.median, cpu.met) == (1.3, True)
+    assert "0.25 GETs" in cpu.against
 
 
 def test_time_counts_for_the_innermost_layer_that_has_a_name() -> None:
@@ -114,6 +118,20 @@ def test_time_counts_for_the_innermost_layer_that_has_a_name() -> None:
         "S3: requests": 3,
         "upload logic": 1,
     }
+
+
+def test_layers_are_milliseconds_that_add_up_to_the_cpu_time() -> None:
+    by_layer = Sampled({"crypto: HPKE": 30, "logs": 10}, reads=3).an_object(per_s=500, cpu_ms=0.8)
+    assert by_layer == pytest.approx({"crypto: HPKE": 0.6, "logs": 0.2, WAITING: 1.2})
+    shown = profile_table("upload worker", by_layer)
+    cells = [list(column.cells) for column in shown.columns]
+    assert cells[0] == ["crypto: HPKE", "logs", "all", "waiting, by the clock"]
+    assert cells[1] == ["0.600", "0.200", "0.800", "1.200"]
+    assert cells[2] == ["75.0%", "25.0%", "100%", "-"]
+
+
+def test_no_time_is_waited_where_more_than_one_core_was_busy() -> None:
+    assert Sampled({"logs": 1}, reads=0).an_object(per_s=1000, cpu_ms=1.5)[WAITING] == 0.0
 
 
 def test_openssl_speed_is_read_as_bytes_a_second() -> None:

@@ -319,3 +319,28 @@ async def test_the_proxy_ends_a_connection_whose_server_cannot_be_reached() -> N
             assert await reader.read() == b""
         writer.close()
         await writer.wait_closed()
+
+
+async def test_a_limited_proxy_serves_so_many_requests_at_once_and_all_in_the_end() -> None:
+    server = await asyncio.start_server(_answering, "127.0.0.1", 0)
+    behind = server.sockets[0].getsockname()[1]
+    async with (
+        server,
+        forwarding("127.0.0.1", behind, delay_s=_DELAY_S, under="/", at_once=2) as (port, way),
+    ):
+        # One that goes away while it waits for its turn takes nobody's place.
+        gone = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
+        for _, writer in gone:
+            writer.write(b"GET /gone HTTP/1.1\r\n\r\n")
+            await writer.drain()
+        while way.seen.requests < len(gone):  # noqa: ASYNC110  # a counter tells nobody of itself
+            await asyncio.sleep(0)
+        for _, writer in gone:
+            writer.close()
+        began = time.perf_counter()
+        async with asyncio.timeout(30):
+            await asyncio.gather(*(_ask(port, "/key", 2) for _ in range(6)))
+        took_s = time.perf_counter() - began
+    assert way.seen.under == 12 + len(gone)
+    # Twelve requests, two at a time.
+    assert took_s >= 6 * _DELAY_S

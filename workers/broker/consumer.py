@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
 import structlog
-from aio_pika.abc import AbstractIncomingMessage
 
 from contracts.errors import (
     BadSignatureError,
@@ -24,6 +23,7 @@ from contracts.names import format_time
 from contracts.topology import REQUESTS
 from workers.admission import Rules, admit, verify
 from workers.broker.delivery import attempts, retry_delay_s, was_put_off
+from workers.broker.direct import Delivered
 from workers.broker.teller import Teller
 from workers.metrics import Delivery, WorkerMetrics
 
@@ -96,7 +96,7 @@ class Consumer:
         """Deliveries being served."""
         return self._metrics.in_flight
 
-    async def __call__(self, message: AbstractIncomingMessage) -> None:
+    async def __call__(self, message: Delivered) -> None:
         """Serve one delivery to its end; raises only where it is cancelled."""
         with self._metrics.delivery() as delivery:
             try:
@@ -108,7 +108,7 @@ class Consumer:
                 await asyncio.sleep(_PAUSE_S)
                 await _give_back(message)
 
-    async def _consume(self, message: AbstractIncomingMessage, delivery: Delivery) -> None:
+    async def _consume(self, message: Delivered, delivery: Delivery) -> None:
         try:
             with self._metrics.stage("admit"):
                 publisher = verify(message.body, message.headers, self._rules)
@@ -123,7 +123,7 @@ class Consumer:
         delivery.admitted(request.requested_at)
         await self._serve(message, request, publisher, delivery)
 
-    def _admit(self, message: AbstractIncomingMessage, publisher: str) -> Request:
+    def _admit(self, message: Delivered, publisher: str) -> Request:
         return admit(
             message.body,
             publisher,
@@ -135,7 +135,7 @@ class Consumer:
 
     async def _serve(
         self,
-        message: AbstractIncomingMessage,
+        message: Delivered,
         request: Request,
         publisher: str,
         delivery: Delivery,
@@ -175,7 +175,7 @@ class Consumer:
         )
 
     async def _put_off_or_refuse(
-        self, message: AbstractIncomingMessage, request: Request, error: KeyturnError
+        self, message: Delivered, request: Request, error: KeyturnError
     ) -> None:
         attempt = attempts(message.headers, error)
         delay_s = retry_delay_s(
@@ -199,9 +199,7 @@ class Consumer:
             delay_s=delay_s,
         )
 
-    async def _refuse(
-        self, message: AbstractIncomingMessage, error: KeyturnError, *, tell: bool = True
-    ) -> None:
+    async def _refuse(self, message: Delivered, error: KeyturnError, *, tell: bool = True) -> None:
         routed_as = message.routing_key if message.routing_key in REQUESTS else None
         claimed = identity(message.body, routed_as or self._role.served[0]) if tell else None
         # Dead first, told second: whoever hears of a refusal finds the letter.
@@ -219,7 +217,7 @@ class Consumer:
         )
 
 
-async def _give_back(message: AbstractIncomingMessage) -> None:
+async def _give_back(message: Delivered) -> None:
     try:
         await message.nack(requeue=True)
     except Exception as exc:  # noqa: BLE001  # the channel is gone: the broker gives it again

@@ -6,8 +6,8 @@ Persistent, confirmed and mandatory: when a method returns, the broker has it on
 from typing import Final
 
 from aio_pika import DeliveryMode, Message
-from aio_pika.abc import AbstractIncomingMessage
-from faststream.rabbit import RabbitBroker, RabbitExchange
+from faststream.rabbit import RabbitBroker
+from pamqp import commands
 
 from contracts.errors import KeyturnError
 from contracts.messages import Event, encode, request_id
@@ -22,7 +22,9 @@ from contracts.topology import (
     dead_letter_name,
     retry_name,
 )
+from workers.broker.announcer import Announcer
 from workers.broker.delivery import copy_of, delay_up_to
+from workers.broker.direct import Delivered, whole
 
 _TIMEOUT_S: Final = 30
 _DETAIL_MAX_CHARACTERS: Final = 500
@@ -39,26 +41,23 @@ class Teller:
         self._broker = broker
         self._deployment = deployment
         self._event_key = event_key
-        self._exchange = RabbitExchange(EXCHANGE, declare=False)
+        self._announcer = Announcer(broker, EXCHANGE, timeout_s=_TIMEOUT_S)
 
     async def tell(self, event: Event) -> None:
         """Publish a signed event."""
         body = encode(event)
         signature = self._event_key.sign_event(self._deployment, body)
-        message = Message(
-            body,
-            headers={SIGNATURE_HEADER: signature},
+        properties = commands.Basic.Properties(
             content_type="application/json",
+            headers={SIGNATURE_HEADER: signature},
             delivery_mode=DeliveryMode.PERSISTENT,
             correlation_id=request_id(event),
         )
-        # Not by the broker's own `publish`, which runs its middlewares around each message.
-        exchange = await self._broker.declare_exchange(self._exchange)
-        await exchange.publish(message, event.type, timeout=_TIMEOUT_S)
+        await self._announcer.publish(event.type, body, properties)
 
     async def put_off(
         self,
-        message: AbstractIncomingMessage,
+        message: Delivered,
         queue: str,
         error: KeyturnError,
         attempt: int,
@@ -66,22 +65,18 @@ class Teller:
     ) -> None:
         """Let the message come back to its queue after `delay_s` seconds."""
         header = {ATTEMPT_HEADER: f"{error.code}:{attempt + 1}"}
-        await self._to_queue(copy_of(message, header), retry_name(queue, delay_s))
+        await self._to_queue(copy_of(whole(message), header), retry_name(queue, delay_s))
 
-    async def put_off_quietly(
-        self, message: AbstractIncomingMessage, queue: str, wait_s: float
-    ) -> None:
+    async def put_off_quietly(self, message: Delivered, queue: str, wait_s: float) -> None:
         """Let the message come back after about so many seconds, by no fault of anybody's."""
         header = {ATTEMPT_HEADER: "waiting:1"}
         delay_s = delay_up_to(wait_s) or min(ALL_DELAYS_S)
-        await self._to_queue(copy_of(message, header), retry_name(queue, delay_s))
+        await self._to_queue(copy_of(whole(message), header), retry_name(queue, delay_s))
 
-    async def dead_letter(
-        self, message: AbstractIncomingMessage, queue: str, error: KeyturnError
-    ) -> None:
+    async def dead_letter(self, message: Delivered, queue: str, error: KeyturnError) -> None:
         """Put the message into its queue's dead letters, with the code in a header."""
         headers = {CODE_HEADER: error.code, DETAIL_HEADER: error.detail[:_DETAIL_MAX_CHARACTERS]}
-        await self._to_queue(copy_of(message, headers), dead_letter_name(queue))
+        await self._to_queue(copy_of(whole(message), headers), dead_letter_name(queue))
 
     async def send(self, body: bytes, queue: str, delay_s: int) -> None:
         """Put a message of the workers' own into a queue, now or after so many seconds.

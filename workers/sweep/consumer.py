@@ -10,7 +10,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import structlog
-from aio_pika.abc import AbstractIncomingMessage
 from aio_pika.exceptions import AMQPException
 
 from contracts.errors import (
@@ -22,6 +21,7 @@ from contracts.errors import (
 from contracts.topology import ATTEMPT_HEADER, RETRY_DELAYS_S
 from workers.broker import Teller
 from workers.broker.delivery import attempts, retry_delay_s
+from workers.broker.direct import Delivered
 from workers.errors import StorageAnswerError
 from workers.metrics import WorkerMetrics
 from workers.sweep.messages import Hint, SweepPage, SweepStep, parse, queue_of
@@ -55,7 +55,7 @@ class HintConsumer:
         """Deliveries being served."""
         return self._metrics.in_flight
 
-    async def __call__(self, message: AbstractIncomingMessage) -> None:
+    async def __call__(self, message: Delivered) -> None:
         """Serve one delivery to its end; raises only where it is cancelled."""
         with self._metrics.delivery():
             try:
@@ -66,7 +66,7 @@ class HintConsumer:
                 await asyncio.sleep(_PAUSE_S)
                 await _give_back(message)
 
-    async def _consume(self, message: AbstractIncomingMessage) -> None:
+    async def _consume(self, message: Delivered) -> None:
         try:
             hint = _parsed(message.body, self._queue)
         except MalformedRequestError as exc:
@@ -91,7 +91,7 @@ class HintConsumer:
             error = StorageUnavailableError(f"internal failure: {type(exc).__name__}")
             await self._put_off_or_fail(hint, message, error)
 
-    async def _serve(self, hint: Hint, message: AbstractIncomingMessage) -> None:
+    async def _serve(self, hint: Hint, message: Delivered) -> None:
         # The delay queues leave their own marks on every step: only what the broker or this
         # consumer says of a second try counts.
         again = bool(message.redelivered) or ATTEMPT_HEADER in message.headers
@@ -101,9 +101,7 @@ class HintConsumer:
             case SweepPage():
                 await self._role.page(hint)
 
-    async def _put_off_or_fail(
-        self, hint: Hint, message: AbstractIncomingMessage, error: KeyturnError
-    ) -> None:
+    async def _put_off_or_fail(self, hint: Hint, message: Delivered, error: KeyturnError) -> None:
         attempt = attempts(message.headers, error)
         delay_s = self._delay_s(hint, error, attempt)
         said = {"sweep_id": hint.sweep_id, "project": hint.project, "code": error.code}
@@ -118,7 +116,7 @@ class HintConsumer:
         await self._dead_letter(message, error)
         _log.error("gave up", **said, detail=error.detail)
 
-    async def _dead_letter(self, message: AbstractIncomingMessage, error: KeyturnError) -> None:
+    async def _dead_letter(self, message: Delivered, error: KeyturnError) -> None:
         await self._teller.dead_letter(message, self._queue, error)
         self._metrics.refused(error)
 
@@ -144,7 +142,7 @@ class HintConsumer:
         )
 
 
-async def _give_back(message: AbstractIncomingMessage) -> None:
+async def _give_back(message: Delivered) -> None:
     try:
         await message.nack(requeue=True)
     except Exception as exc:  # noqa: BLE001  # the channel is gone: it comes again

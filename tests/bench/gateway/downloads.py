@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from tests.bench.figures import Row, Spread, higher_is_better, lower_is_better
 from tests.bench.gateway.sides import ask, opened
-from tests.bench.processes import BenchError, bare
+from tests.bench.layers import Sampled
+from tests.bench.processes import BenchError, bare, sample_from_now
 from tests.bench.rotation.sizes import name_of
 from tests.bench.rotation.world import key_of
 
@@ -175,6 +176,19 @@ async def small(world: World, scratch: Path, *, count: int, rounds: int) -> list
         _rate_row(figure, kind, "objects/s", found.ours.per_s, bare_cpu.per_s, loop),
         _cpu_row(f"{figure}, CPU a request", kind, "ms/request", found.ours, bare_cpu, loop),
     ]
+
+
+async def sampled(world: World, scratch: Path, *, count: int) -> dict[str, float]:
+    """Milliseconds by layer of a 4 KiB object from the gateway, in a round of its own."""
+    samples, warm = scratch / "gateway.json", count // 10
+    job: dict[str, float] = {"count": count, "concurrency": _SMALL_AT_ONCE, "warm": 0}
+    async with opened(world, PROJECT, scratch, "sampled", samples=samples) as sides:
+        targets = [sides.ours(key_of(number)) for number in range(count)]
+        await ask("many", targets[:warm], **(job | {"count": warm}))
+        sample_from_now(sides.gateway)
+        told, cpu_s = await _served(sides.gateway, "many", targets, **job)
+    per_s, cpu_ms = told["done"] / told["wall_s"], 1000 * cpu_s / told["done"]
+    return Sampled.written(samples).an_object(per_s=per_s, cpu_ms=cpu_ms)
 
 
 def rows(

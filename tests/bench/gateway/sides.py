@@ -72,9 +72,23 @@ def _address(running: Running) -> str:
 
 @asynccontextmanager
 async def opened(
-    world: World, project: str, scratch: Path, name: str, **env: str
+    world: World,
+    project: str,
+    scratch: Path,
+    name: str,
+    *,
+    samples: Path | None = None,
+    **env: str,
 ) -> AsyncIterator[Sides]:
-    """Both servers, fresh; `env` is further settings of both, without their prefix."""
+    """Both servers, fresh; `env` is further settings of both, without their prefix.
+
+    Where `samples` is given the gateway samples its own stack, and writes there at its end.
+    """
+    module = (
+        ["workers", "gateway"]
+        if samples is None
+        else ["tests.bench.sampled", str(samples), "gateway"]
+    )
     deployment = world.deployment
     said = {
         **deployment.publisher_env(),
@@ -84,7 +98,7 @@ async def opened(
         **{f"KEYTURN_{setting}": value for setting, value in env.items()},
     }
     async with (
-        serving(said, scratch / f"{name}-gateway.log", ["workers", "gateway"], ready=_STARTED) as a,
+        serving(said, scratch / f"{name}-gateway.log", module, ready=_STARTED) as a,
         serving(
             said,
             scratch / f"{name}-passing.log",

@@ -5,8 +5,10 @@ loopback, prints its port, and for each line on standard input prints what it sa
 the line before. A line of two numbers begins no new count: these are the delays from then on,
 in milliseconds, of every request, and what comes on top of it under the path. It ends with
 its input. Latency alone is added, not a lack of bandwidth:
-as many requests as come are under way at once. It keeps what it has not sent in memory,
-so it is for small bodies.
+as many requests as come are under way at once. With `--at-once N` it is a server with N
+threads: so many requests are under way, each for as long as it is held and answered, and the
+others wait in the order in which they came. It keeps what it has not sent in memory, so it
+is for small bodies.
 
 A client here sends a request only after the answer to the one before on that connection,
 so what comes from it after an answer is a request's beginning. Nothing else is parsed.
@@ -20,6 +22,7 @@ import json
 import os
 import re
 import sys
+from collections import deque
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -32,7 +35,7 @@ import uvloop
 from tests.bench.processes import BenchError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
 _ROOT = Path(__file__).parents[3]
 _ANSWER_S = 30
@@ -60,6 +63,30 @@ class Seen:
     unheard: int = 0
 
 
+class Places:
+    """How many requests may be under way at once; 0 is as many as come."""
+
+    def __init__(self, at_once: int) -> None:
+        self._limited = bool(at_once)
+        self._free = at_once
+        self._queue: deque[Callable[[], None]] = deque()
+
+    def take(self, begin: Callable[[], None]) -> None:
+        """Begin a request now, or when it is its turn."""
+        if self._limited and not self._free:
+            self._queue.append(begin)
+            return
+        self._free -= self._limited
+        begin()
+
+    def give_back(self) -> None:
+        """A request that had begun has ended."""
+        if self._queue:
+            self._queue.popleft()()
+        else:
+            self._free += self._limited
+
+
 @dataclass
 class Way:
     """What all connections share: to where, how late, what is counted, and every target put.
@@ -73,6 +100,7 @@ class Way:
     held_s: float = 0.0
     seen: Seen = field(default_factory=Seen)
     made: set[bytes] = field(default_factory=set)
+    places: Places = field(default_factory=lambda: Places(0))
 
 
 class Connection(asyncio.Protocol):
@@ -80,6 +108,8 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, way: Way) -> None:
         self._way = way
+        self._begun = False
+        self._held: list[bytes] = []
         self._delay_s = 0.0
         self._target = b""
         self._client: asyncio.Transport | None = None
@@ -122,6 +152,29 @@ class Connection(asyncio.Protocol):
             self._way.seen.reads += under and method in _READS
             puts = under and method == b"PUT" and _COPY not in data.lower()
             self._target = re.split(rb"[? ]", rest, maxsplit=1)[0] if puts else b""
+            self._held = [data]
+            self._way.places.take(self._begin)
+        elif self._begun:
+            self._later(data)
+        else:
+            self._held.append(data)
+
+    def _begin(self) -> None:
+        """Its request has a place; what came of it meanwhile goes on its way."""
+        if self._lost.is_set():
+            self._way.places.give_back()
+            return
+        self._begun = True
+        for data in self._held:
+            self._later(data)
+        self._held = []
+
+    def _end(self) -> None:
+        if self._begun:
+            self._begun = False
+            self._way.places.give_back()
+
+    def _later(self, data: bytes) -> None:
         if self._delay_s:
             asyncio.get_running_loop().call_later(self._delay_s, self._forward, data)
         else:
@@ -138,6 +191,8 @@ class Connection(asyncio.Protocol):
         # After that a body comes, and no request.
         if not data.startswith(_CONTINUE):
             self._count(data)
+            # The answers here are small: the first bytes of one are nearly all of it.
+            self._end()
         self._way.seen.received_bytes += len(data)
         if self._client is not None and not self._client.is_closing():
             self._client.write(data)
@@ -154,6 +209,7 @@ class Connection(asyncio.Protocol):
         self._way.seen.unheard += bool(self._target)
         self._target = b""
         self._lost.set()
+        self._end()
         self.close()
 
     def close(self) -> None:
@@ -183,10 +239,11 @@ class _Answers(asyncio.Protocol):
 
 @asynccontextmanager
 async def forwarding(
-    host: str, port: int, *, delay_s: float, under: str
+    host: str, port: int, *, delay_s: float, under: str, at_once: int = 0
 ) -> AsyncIterator[tuple[int, Way]]:
     """Forward until the block ends; the port on loopback, and what goes through."""
-    way, connections = Way((host, port), delay_s, under.encode()), list[Connection]()
+    way = Way((host, port), delay_s, under.encode(), places=Places(at_once))
+    connections: list[Connection] = []
 
     def connection() -> Connection:
         connections.append(Connection(way))
@@ -208,10 +265,9 @@ async def _serve(given: argparse.Namespace) -> None:
     await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(lines), sys.stdin
     )
-    async with forwarding(given.host, given.port, delay_s=delay_s, under=given.under) as (
-        port,
-        way,
-    ):
+    async with forwarding(
+        given.host, given.port, delay_s=delay_s, under=given.under, at_once=given.at_once
+    ) as (port, way):
         print(json.dumps({"port": port}), flush=True)
         while line := await lines.readline():
             print(json.dumps(asdict(way.seen)), flush=True)
@@ -258,13 +314,16 @@ async def _line(process: asyncio.subprocess.Process) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def delaying(url: str, *, delay_ms: int, under: str) -> AsyncIterator[Delaying]:
+async def delaying(
+    url: str, *, delay_ms: int, under: str, at_once: int = 0
+) -> AsyncIterator[Delaying]:
     """Run the proxy before the server at `url`, until the block ends.
 
     Args:
         url: The server's.
         delay_ms: By which each request comes later.
         under: The beginning of paths that are counted apart.
+        at_once: How many requests may be under way; 0 for as many as come.
 
     Raises:
         BenchError: it did not start, or does not answer.
@@ -272,7 +331,7 @@ async def delaying(url: str, *, delay_ms: int, under: str) -> AsyncIterator[Dela
     behind = urlsplit(url)
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", __name__, str(behind.hostname), str(behind.port or 80)),
-        *("--delay-ms", str(delay_ms), "--under", under),
+        *("--delay-ms", str(delay_ms), "--under", under, "--at-once", str(at_once)),
         cwd=_ROOT,
         env={"PATH": os.environ["PATH"]},
         stdin=asyncio.subprocess.PIPE,
@@ -294,6 +353,7 @@ def main() -> None:
     parser.add_argument("port", type=int)
     parser.add_argument("--delay-ms", type=int, default=0)
     parser.add_argument("--under", default="/")
+    parser.add_argument("--at-once", type=int, default=0)
     uvloop.run(_serve(parser.parse_args()))
 
 

@@ -8,7 +8,6 @@ its own, by a proxy that stands between.
 
 from __future__ import annotations
 
-import json
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 import aio_pika
 
 from tests.bench.figures import Row, Spread, higher_is_better, lower_is_better
+from tests.bench.layers import Sampled
 from tests.bench.processes import bare, worker
 from tests.bench.rotation.delaying import delaying
 from tests.bench.rotation.passes import Crew
@@ -129,21 +129,21 @@ async def _counted(
         return written, Counted.of(await between.seen(), count)
 
 
-async def _sampled(world: World, scratch: Path, count: int) -> dict[str, dict[str, float]]:
-    """Where a page worker's CPU time goes, in passes that are not timed."""
+async def sampled(world: World, scratch: Path, count: int) -> dict[str, dict[str, float]]:
+    """Milliseconds an object by layer in a page worker, in passes that are not timed."""
     pages = pages_of([key_of(number) for number in range(count)], PAGE_KEYS)
-    shares: dict[str, dict[str, float]] = {}
+    layers: dict[str, dict[str, float]] = {}
     for name in ("writing", "proving"):
         samples = scratch / f"{name}.json"
         async with crew(world, scratch, name, samples=samples) as ours:
             if name == "writing":
                 await world.turn(PROJECT)
-                await ours.write(PROJECT, pages)
+                done = await ours.write(PROJECT, pages)
             else:
-                await ours.prove(PROJECT, pages)
-        layers: dict[str, int] = json.loads(samples.read_text())["layers"]
-        shares[name] = {layer: n / sum(layers.values()) for layer, n in layers.items()}
-    return shares
+                done = await ours.prove(PROJECT, pages)
+        seen = Sampled.written(samples)
+        layers[name] = seen.an_object(per_s=done.per_s, cpu_ms=done.cpu_ms)
+    return layers
 
 
 async def measure(
@@ -160,7 +160,7 @@ async def measure(
         found = await _rounds(world, scratch, count, warm, rounds)
         written, proven = await _counted(world, scratch, PROJECT, warm + count)
         retagged, _ = await _counted(world, scratch, _TAGGED, tagged)
-        shares = await _sampled(world, scratch, warm + count)
+        shares = await sampled(world, scratch, warm + count)
         keeps_tags = world.storage.differences.copy_keeps_tags
     server = deployment.s3.kind
     most = 2 if keeps_tags else 4

@@ -98,7 +98,7 @@ def run(data: bytes) -> str:
     world.put(metadata, body)
     as_it_is = body if world.plaintext and _is_plain(metadata) else None
     project = ProjectAccess("acme", kek_of(_API_KEY))
-    operator = OperatorAccess("acme", factories.MASTER_KEYS, factories.V0_ADMIN_KEK)
+    operator = OperatorAccess("acme", OperatorKeys(factories.MASTER_KEYS, factories.V0_ADMIN_KEK))
     outcomes = [
         _read(lambda into: _download(world, project, into), as_it_is),
         _read(lambda into: _download(world, operator, into), as_it_is),
