@@ -39,10 +39,19 @@ _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 @dataclass(frozen=True, slots=True)
 class Signed:
-    """A request ready to be sent once. A retry needs a new one."""
+    """A request ready to be sent once. A retry needs a new one.
 
-    url: str
+    `origin` is the URL's scheme, host and port, and `target` the rest of it.
+    """
+
+    origin: str
+    target: str
     headers: dict[str, str]
+
+    @property
+    def url(self) -> str:
+        """The whole URL."""
+        return self.origin + self.target
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -67,7 +76,7 @@ class Signer:
         parts = urlsplit(base_url)
         self._origin = f"{parts.scheme}://{parts.netloc}"
         self._path = parts.path
-        self._host = _host(base_url)
+        self._host = host_of(base_url)
         # Two: leases of yesterday are still in use a minute after midnight.
         self._day = lru_cache(maxsize=2)(_day_of(region))
 
@@ -120,8 +129,7 @@ class Signer:
             f"{_ALGORITHM} Credential={day.credential}, SignedHeaders={names}, "
             f"Signature={_signature(day, stamp, request)}"
         )
-        url = f"{self._origin}{target}"
-        return Signed(f"{url}?{query}" if query else url, sent)
+        return Signed(self._origin, f"{target}?{query}" if query else target, sent)
 
     def _in_query(
         self,
@@ -146,7 +154,7 @@ class Signer:
             said = f"{query}&{said}"
         request = f"{method}\n{target}\n{_sorted(said)}\n{canonical}\n\n{names}\n{UNSIGNED_PAYLOAD}"
         signature = _signature(day, stamp, request)
-        return Signed(f"{self._origin}{target}?{said}&X-Amz-Signature={signature}", headers)
+        return Signed(self._origin, f"{target}?{said}&X-Amz-Signature={signature}", headers)
 
     def _canonical(self, headers: dict[str, str]) -> tuple[str, str]:
         """The names that are signed, and the headers as they are signed."""
@@ -157,7 +165,7 @@ class Signer:
         return ";".join(names), "\n".join(lines)
 
 
-def _host(url: str) -> str:
+def host_of(url: str) -> str:
     """The Host header that an HTTP client sends for a URL."""
     parts = urlsplit(url)
     name = parts.hostname or ""

@@ -37,9 +37,12 @@ _BASE_URLS = [
 ]
 _token = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 _names = st.text(alphabet=_token.lower() + "!#$%&'*+-.^_`|~", min_size=1, max_size=20)
-_texts = st.text(st.characters(exclude_categories=("Cs",)), max_size=40)
+# All that UTF-8 can hold: no lone surrogates.
+_texts = st.text(st.characters(codec="utf-8"), max_size=40)
 # Of what a header can hold: no line ends, but spaces wherever, and bytes beyond ASCII.
-_values = st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=40) | st.sampled_from(
+_values = st.text(
+    st.characters(codec="utf-8", exclude_categories=["Cc"]), max_size=40
+) | st.sampled_from(
     ["", " ", "  two  spaces\t and a tab ", "a,b", "=?UTF-8?B?w6Q=?=", "\N{NO-BREAK SPACE}x"]
 )
 _known = st.sampled_from(
@@ -70,7 +73,7 @@ _queries = st.dictionaries(_texts.filter(bool), _texts, max_size=4)
 _credentials = st.builds(
     ReadOnlyCredentials,
     st.text(alphabet=_token, min_size=1, max_size=20) | _texts.filter(bool),
-    st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=40),
+    st.text(st.characters(codec="utf-8"), min_size=1, max_size=40),
     st.none() | st.text(alphabet=_token + "/+=", min_size=1, max_size=60),
 )
 _times = st.datetimes(
@@ -127,7 +130,7 @@ _cases = st.builds(
     path=(_texts | st.sampled_from(["a/../b", "./x", "//x//", "%41", "a b+c", "?#&="])).map(
         lambda key: quote(key, safe="/-_.~")
     ),
-    query=st.just("") | st.sampled_from(["uploads="]) | _queries.map(_query),
+    query=st.just("") | st.sampled_from(["uploads=", "a=x&a1=y&a-b=z"]) | _queries.map(_query),
     headers=_headers,
     credentials=_credentials,
 )
@@ -143,7 +146,7 @@ def _at(monkeypatch: pytest.MonkeyPatch, moment: datetime) -> None:
     moment=_times,
     payload=st.just(UNSIGNED_PAYLOAD) | st.from_regex(r"\A[0-9a-f]{64}\Z"),
 )
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1000, deadline=None)
 def test_signed_in_the_header_as_botocore_does(case: Case, moment: datetime, payload: str) -> None:
     request = case.request()
     theirs = S3SigV4Auth(case.credentials, "s3", case.region)
@@ -158,7 +161,7 @@ def test_signed_in_the_header_as_botocore_does(case: Case, moment: datetime, pay
 
 
 @given(case=_cases, read_at=_times, expires_s=st.integers(1, 604_800))
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1000, deadline=None)
 def test_signed_in_the_query_as_botocore_does(
     case: Case, read_at: datetime, expires_s: int
 ) -> None:
@@ -174,7 +177,7 @@ def test_signed_in_the_query_as_botocore_does(
 
 
 def test_a_content_type_is_signed_whatever_it_is() -> None:
-    """botocore takes this one for its own default and drops it: a copy would lose it."""
+    """Botocore takes this one for its own default and drops it: a copy would lose it."""
     kind = "application/x-www-form-urlencoded; charset=utf-8"
     case = Case(_BASE_URLS[0], "us-east-1", "PUT", "k", "", {"content-type": kind}, _EXAMPLE)
     ours = case.signed(lease=Lease(_EXAMPLE_TIME, 60))
@@ -232,5 +235,5 @@ def test_what_a_signer_knows_does_not_show() -> None:
     signer.sign("GET", "k", {}, credentials=_EXAMPLE, lease=Lease(_EXAMPLE_TIME, 60))
     day = signer._day(_EXAMPLE.access_key, _EXAMPLE.secret_key, "20130524")
     shown = f"{signer!r} {vars(signer)!r} {day!r}"
-    assert _EXAMPLE.secret_key not in shown
+    assert str(_EXAMPLE.secret_key) not in shown
     assert repr(day.key) not in shown
