@@ -148,11 +148,14 @@ class Signer:
             f"&X-Amz-Date={stamp}&X-Amz-Expires={lease.expires_s}"
             f"&X-Amz-SignedHeaders={_quoted(names)}"
         )
+        ordered = said  # as it is; what comes to it may not be
         if credentials.token:
             said += f"&X-Amz-Security-Token={quote(credentials.token, safe=_UNRESERVED)}"
         if query:
             said = f"{query}&{said}"
-        request = f"{method}\n{target}\n{_sorted(said)}\n{canonical}\n\n{names}\n{UNSIGNED_PAYLOAD}"
+        if said is not ordered:
+            ordered = _sorted(said)
+        request = f"{method}\n{target}\n{ordered}\n{canonical}\n\n{names}\n{UNSIGNED_PAYLOAD}"
         signature = _signature(day, stamp, request)
         return Signed(self._origin, f"{target}?{said}&X-Amz-Signature={signature}", headers)
 

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import aiohttp
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from workers.storage.exchange import Exchange
 from workers.storage.signing import Signed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
 _DONE = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nX-Told: yes\r\n\r\ndone"
 
@@ -181,3 +189,40 @@ async def test_answered_before_the_body_was_taken() -> None:
             assert (await exchange.ask("PUT", _signed(), body, total_s=20)).status == 200
             assert (await exchange.ask("GET", _signed(), b"", total_s=20)).body == b"done"
     assert server.connections == 2
+
+
+async def test_by_tls(tmp_path: Path) -> None:
+    """The pool speaks it, and checks whom it speaks to."""
+    certified, trusting = _certified(tmp_path), ssl.create_default_context(cafile=tmp_path / "cert")
+    script = Server()
+    async with await asyncio.start_server(script.serve, "127.0.0.1", 0, ssl=certified) as server:
+        base_url = f"https://localhost:{server.sockets[0].getsockname()[1]}/bucket/"
+        async with aiohttp.TCPConnector(ssl=trusting) as connector:
+            for body in (b"body", bytes(2**20)):
+                answer = await Exchange(connector, base_url).ask("PUT", _signed(), body, total_s=9)
+                assert answer.body == b"done"
+        async with aiohttp.TCPConnector() as connector:
+            with pytest.raises(aiohttp.ClientConnectorCertificateError):
+                await Exchange(connector, base_url).ask("PUT", _signed(), b"body", total_s=9)
+    assert script.connections == 1
+
+
+def _certified(folder: Path) -> ssl.SSLContext:
+    """A server for `localhost` with a certificate that it made itself, in `cert`."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, SHA256())
+    )
+    (folder / "cert").write_bytes(certificate.public_bytes(Encoding.PEM))
+    (folder / "key").write_bytes(
+        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "cert", folder / "key")
+    return context

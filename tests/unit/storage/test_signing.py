@@ -63,7 +63,13 @@ _known = st.sampled_from(
         "x-amzn-trace-id",
     ]
 )
-_ours = frozenset({"host", "date", "authorization", "content-length"})
+# What the signer, or the HTTP client, says itself.
+_ours = frozenset(
+    {
+        *("host", "date", "authorization", "content-length"),
+        *("x-amz-content-sha256", "x-amz-date", "x-amz-security-token"),
+    }
+)
 _headers = st.dictionaries(
     _known | _names.map("x-amz-meta-".__add__) | _names.filter(lambda n: n not in _ours),
     _values,
