@@ -45,7 +45,7 @@ _MIB: Final = 2**20
 # moto answers a few hundred puts a second: fewer objects last as long there.
 _COUNTS: Final = {"ceph": 3000, "moto": 1200}
 _QUICK_COUNT: Final = 600
-_CLIENTS: Final = {"ceph": 500, "moto": 200}
+_CLIENTS: Final = {"ceph": 400, "moto": 150}
 _QUICK_CLIENTS: Final = 50
 _MANY: Final = 10_000
 _QUICK_MANY: Final = 300
