@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 from rich.console import Console
 
 from tests.bench import big, limited, profiles, sealing, uploads
+from tests.bench.clients import measuring as clients
 from tests.bench.figures import Results, profile_table, table
 from tests.bench.gateway import measuring as gateway
 from tests.bench.processes import BenchError
@@ -37,7 +38,16 @@ if TYPE_CHECKING:
 
 _ROTATION: Final = ("rotation-pages", "rotation-size", "rotation-scaling", "rotation-many")
 _GATEWAY: Final = ("gateway-large", "gateway-first", "gateway-bodies", "gateway-small")
-_PARTS: Final = ("uploads", "uploads-limited", "layers", "big", "sealing", *_ROTATION, *_GATEWAY)
+_PARTS: Final = (
+    "uploads",
+    "uploads-limited",
+    "layers",
+    "clients",
+    "big",
+    "sealing",
+    *_ROTATION,
+    *_GATEWAY,
+)
 _KINDS: Final[tuple[StorageKind, ...]] = ("ceph", "moto")
 _NO_BROKER: Final = "amqp://127.0.0.1:1/"
 _MIB: Final = 2**20
@@ -45,6 +55,8 @@ _MIB: Final = 2**20
 _COUNTS: Final = {"ceph": 3000, "moto": 1200}
 _QUICK_COUNT: Final = 600
 _LIMITED: Final = 1500
+_CLIENTS: Final = {"ceph": 400, "moto": 150}
+_QUICK_CLIENTS: Final = 50
 _MANY: Final = 10_000
 _QUICK_MANY: Final = 300
 _QUICK_LEASE_S: Final = 3
@@ -143,6 +155,16 @@ def _sealing(given: argparse.Namespace, results: Results) -> None:
     results.notes += notes
 
 
+def _clients(kind: StorageKind, given: argparse.Namespace, results: Results) -> None:
+    with _served(kind, broker=False) as (deployment, _):
+        measuring = clients.measure(
+            deployment,
+            count=_QUICK_CLIENTS if given.quick else _CLIENTS[kind],
+            rounds=given.rounds or (1 if given.quick else 3),
+        )
+        results.clients[kind] = clients.rows(kind, asyncio.run(measuring))
+
+
 def _rotation_pages(kind: StorageKind, given: argparse.Namespace, results: Results) -> None:
     count = _QUICK_COUNT if given.quick else _COUNTS[kind]
     rounds = given.rounds or (1 if given.quick else 3)
@@ -216,6 +238,8 @@ def _measurements(given: argparse.Namespace) -> Iterator[tuple[str, Callable[[Re
     # The proxy is the limit, so which server is behind it hardly matters.
     if "uploads-limited" in given.only:
         yield f"uploads to a limited storage on {kinds[0]}", partial(_limited, kinds[0], given)
+    for kind in kinds if "clients" in given.only else ():
+        yield f"S3 clients on {kind}", partial(_clients, kind, given)
     # A figure of speed on moto would be one of moto.
     if "big" in given.only and "ceph" in kinds:
         yield "a large staged upload on ceph", partial(_big, "ceph", given)
@@ -251,7 +275,10 @@ def main(argv: list[str]) -> int:
         f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f} at the end, "
         f"{time.monotonic() - began:.0f} s in all"
     )
-    console.print(table(results.rows))
+    if results.rows:
+        console.print(table(results.rows))
+    for server, rows in results.clients.items():
+        console.print(clients.compared(server, rows))
     for process, layers in results.profiles.items():
         console.print(profile_table(process, layers))
     for note in results.notes:

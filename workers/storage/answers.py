@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from typing import Final
 
 from contracts.errors import StorageUnavailableError
@@ -158,8 +159,8 @@ def head_of(operation: str, headers: Mapping[str, str]) -> Head:
         StorageUnavailableError: no ETag, Date, Last-Modified or length.
     """
     try:
-        last_modified = parsedate_to_datetime(headers["Last-Modified"])
-        date = parsedate_to_datetime(headers["Date"])
+        last_modified = _moment(headers["Last-Modified"])
+        date = _moment(headers["Date"])
         content_range = headers.get("Content-Range")
         size_bytes = int(
             headers["Content-Length"] if content_range is None else content_range.rpartition("/")[2]
@@ -184,11 +185,17 @@ def head_of(operation: str, headers: Mapping[str, str]) -> Head:
     )
 
 
+# A second has many answers, and its objects too.
+_moment = lru_cache(maxsize=512)(parsedate_to_datetime)
+
+
 def _text(value: str) -> str:
     """A header's value; bytes of a foreign writer's that are no UTF-8 are Latin-1.
 
     aiohttp gives such bytes as lone surrogates, and could not send them again.
     """
+    if value.isascii():
+        return value
     try:
         value.encode()
     except UnicodeEncodeError:

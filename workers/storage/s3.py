@@ -32,6 +32,7 @@ from workers.storage.answers import (
 from workers.storage.body import KnownLengthBody
 from workers.storage.cold import ColdStorage
 from workers.storage.differences import WORKS_EVERYWHERE, Differences
+from workers.storage.exchange import Answer
 from workers.storage.port import (
     RECORD_MAX_BYTES,
     Condition,
@@ -43,7 +44,7 @@ from workers.storage.port import (
     Part,
     Stream,
 )
-from workers.storage.raw import PLAIN_WRITE_TIMEOUT_S, Answer, RawClient, open_session
+from workers.storage.raw import PLAIN_WRITE_TIMEOUT_S, RawClient, open_session
 
 if TYPE_CHECKING:
     from aiobotocore.credentials import AioCredentials

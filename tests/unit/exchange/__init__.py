@@ -1,0 +1,1 @@
+"""`workers.storage.exchange`, on both event loops."""
