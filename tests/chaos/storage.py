@@ -1,0 +1,287 @@
+"""A proxy before an S3 server that does harm to chosen requests, and counts what it did.
+
+It reads each request whole before it decides, and each answer whole before it gives it on, so
+bodies are held in memory: it is for tests whose bodies are small. It never sends a request
+twice. Of each harm:
+
+| harm | the client sees | the server |
+| --- | --- | --- |
+| `500`, `503` | that answer, the latter with `Retry-After` | hears nothing |
+| `slow` | its answer so many seconds later | hears of it so many seconds later |
+| `reset` | a connection that breaks | hears nothing |
+| `request cut` | a connection that breaks | half a request |
+| `answer cut` | half an answer | does it |
+| `answer lost` | a connection that breaks once it is done | does it |
+| `late` | a connection that breaks | does it so many seconds later |
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from tests.chaos.schedule import Action
+
+_LIMIT_BYTES = 1024 * 1024
+_BODILESS = frozenset({204, 304})
+_SAYS = {"500": ("500", "InternalError"), "503": ("503", "SlowDown")}
+
+
+class _GoneError(Exception):
+    """A connection ended where more was to come."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """A request or an answer: its head as it came, its body."""
+
+    first: tuple[str, str, str]
+    headers: dict[str, str]
+    head: bytes
+    body: bytes = b""
+
+    @property
+    def raw(self) -> bytes:
+        return self.head + self.body
+
+
+def kind_of(method: str, target: str, headers: dict[str, str]) -> str:
+    """What a request is for: a verb, and what it is about (`put object`, `read keyring` …)."""
+    path, _, query = target.partition("?")
+    key = unquote(path).removeprefix("/").partition("/")[2]
+    names = {part.partition("=")[0] for part in query.split("&")}
+    if not key:
+        return "list" if method == "GET" else "other"
+    if key.startswith(".keyturn/doctor/"):
+        return "doctor"
+    if names & {"uploadId", "uploads"}:
+        return "multipart"
+    if "tagging" in names:
+        return "tags"
+    verb = {"PUT": "put", "GET": "read", "HEAD": "read", "DELETE": "delete"}.get(method, "other")
+    return f"{'copy' if 'x-amz-copy-source' in headers else verb} {_about(key)}"
+
+
+def _about(key: str) -> str:
+    for prefix, name in (("keyrings", "keyring"), ("staging", "staged"), ("", "record")):
+        if key.startswith(f".keyturn/{prefix}"):
+            return name
+    return "object"
+
+
+@dataclass
+class _Storm:
+    action: Action
+    seen: int = 0
+    left: int = 0
+
+
+@dataclass
+class Harming:
+    """Forwards to one server; `seen` counts requests by kind, `done` harms by name and kind."""
+
+    host: str
+    port: int
+    url: str = ""
+    seen: Counter[str] = field(default_factory=Counter)
+    done: Counter[tuple[str, str]] = field(default_factory=Counter)
+    _storms: list[_Storm] = field(default_factory=list)
+    _serving: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def storm(self, action: Action) -> None:
+        """Let coming requests of a kind meet a harm, as the action says."""
+        self._storms.append(_Storm(action, left=action.times))
+
+    def calm(self) -> int:
+        """No more harm; how many storms had not had their number of requests."""
+        left, self._storms = len(self._storms), []
+        return left
+
+    def _next(self, kind: str) -> Action | None:
+        self.seen[kind] += 1
+        for storm in self._storms:
+            if storm.action.kind != kind:
+                continue
+            storm.seen += 1
+            if storm.seen % storm.action.every:
+                continue
+            storm.left -= 1
+            if not storm.left:
+                self._storms.remove(storm)
+            return storm.action
+        return None
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(_Connection(self, reader, writer).serve())
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
+
+
+class _Connection:
+    """One client's connection, and the one to the server that it is given."""
+
+    def __init__(
+        self, proxy: Harming, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self._proxy = proxy
+        self._reader = reader
+        self._writer = writer
+        self._behind: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def serve(self) -> None:
+        """Requests one after the other, until either side has enough."""
+        try:
+            with suppress(_GoneError, OSError, asyncio.IncompleteReadError):
+                while await self._one():
+                    pass
+        finally:
+            self._writer.transport.abort()
+            self._leave_server()
+
+    async def _one(self) -> bool:
+        request = await self._request()
+        method, target, _ = request.first
+        kind = kind_of(method, target, request.headers)
+        harm = self._proxy._next(kind)
+        if harm is None:
+            return await self._give(await self._ask(request))
+        self._proxy.done[harm.to, kind] += 1
+        return await self._harm(harm, request)
+
+    async def _harm(self, harm: Action, request: Message) -> bool:
+        match harm.to:
+            case "500" | "503":
+                return await self._give(_refusal(*_SAYS[harm.to], request.first[0]))
+            case "slow":
+                await asyncio.sleep(harm.seconds)
+                return await self._give(await self._ask(request))
+            case "request cut":
+                _, writer = await self._server()
+                writer.write(request.raw[: max(1, len(request.raw) // 2)])
+                await writer.drain()
+            case "answer cut":
+                answer = await self._ask(request)
+                half = answer.body[: len(answer.body) // 2]
+                self._writer.write(answer.head + half if half else answer.head[:20])
+                await self._writer.drain()
+                # An abort throws away what was not sent yet, and it is to be half an answer.
+                self._writer.close()
+            case "answer lost":
+                await self._ask(request)
+            case "late":
+                self._writer.transport.abort()
+                await asyncio.sleep(harm.seconds)
+                await self._ask(request)
+        return False
+
+    async def _request(self) -> Message:
+        message = await _head(self._reader)
+        if message.headers.get("expect", "").lower() == "100-continue":
+            self._writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            message = _without(message, "expect")
+        return await _with_body(self._reader, message)
+
+    async def _ask(self, request: Message) -> Message:
+        reader, writer = await self._server()
+        # It may refuse, and hang up, before it has read all of a body.
+        with suppress(OSError):
+            writer.write(request.raw)
+            await writer.drain()
+        answer = await _head(reader)
+        if request.first[0] == "HEAD" or int(answer.first[1]) in _BODILESS:
+            return answer
+        return await _with_body(reader, answer, to_its_end="content-length" not in answer.headers)
+
+    async def _give(self, answer: Message) -> bool:
+        self._writer.write(answer.raw)
+        await self._writer.drain()
+        return answer.headers.get("connection", "").lower() != "close"
+
+    async def _server(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if self._behind is None:
+            host, port = self._proxy.host, self._proxy.port
+            self._behind = await asyncio.open_connection(host, port, limit=_LIMIT_BYTES)
+        return self._behind
+
+    def _leave_server(self) -> None:
+        if self._behind is not None:
+            self._behind[1].transport.abort()
+
+
+async def _head(reader: asyncio.StreamReader) -> Message:
+    head = await reader.readuntil(b"\r\n\r\n")
+    first, *lines = head.decode("latin-1").rstrip("\r\n").split("\r\n")
+    one, two, three = (*first.split(" ", 2), "")[:3]
+    split = (line.partition(":") for line in lines)
+    headers = {name.lower(): value.strip() for name, _, value in split}
+    return Message((one, two, three), headers, head)
+
+
+def _without(message: Message, header: str) -> Message:
+    lines = message.head.split(b"\r\n")
+    kept = [line for line in lines if not line.lower().startswith(f"{header}:".encode())]
+    return Message(message.first, message.headers, b"\r\n".join(kept))
+
+
+async def _with_body(
+    reader: asyncio.StreamReader, message: Message, *, to_its_end: bool = False
+) -> Message:
+    """The message with its body, framed as it came."""
+    headers = message.headers
+    if headers.get("transfer-encoding", "").lower() == "chunked":
+        body = await _chunks(reader)
+    elif "content-length" in headers:
+        body = await reader.readexactly(int(headers["content-length"]))
+    else:
+        body = await reader.read() if to_its_end else b""
+    return Message(message.first, headers, message.head, body)
+
+
+async def _chunks(reader: asyncio.StreamReader) -> bytes:
+    raw = bytearray()
+    while True:
+        line = await reader.readuntil(b"\r\n")
+        size_bytes = int(line.split(b";")[0], 16)
+        raw += line + await reader.readexactly(size_bytes + 2)
+        if size_bytes == 0:
+            return bytes(raw)
+
+
+def _refusal(status: str, code: str, method: str) -> Message:
+    body = f"<?xml version='1.0'?><Error><Code>{code}</Code></Error>".encode()
+    sent = b"" if method == "HEAD" else body
+    lines = (
+        f"HTTP/1.1 {status} {code}",
+        "Content-Type: application/xml",
+        *(("Retry-After: 1",) if status == "503" else ()),
+        f"Content-Length: {len(sent)}",
+        "",
+        "",
+    )
+    return Message(("HTTP/1.1", status, code), {}, "\r\n".join(lines).encode(), sent)
+
+
+@asynccontextmanager
+async def harming(url: str) -> AsyncIterator[Harming]:
+    """A proxy before the server at this address, without any harm at first."""
+    at = urlsplit(url)
+    assert at.hostname is not None
+    running = Harming(at.hostname, at.port or 80)
+    server = await asyncio.start_server(running._accept, "127.0.0.1", 0, limit=_LIMIT_BYTES)
+    running.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    try:
+        yield running
+    finally:
+        server.close()
+        await asyncio.sleep(0)  # what was accepted a moment ago becomes a task now
+        while running._serving:
+            for task in running._serving:
+                task.cancel()
+            await asyncio.gather(*running._serving, return_exceptions=True)
