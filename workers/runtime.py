@@ -154,6 +154,10 @@ async def _check_storage(settings: WorkerSettings) -> Differences:
     if report.unsafe:
         missing = ", ".join(row.name for row in report.unsafe)
         if not settings.allow_unsafe_storage:
+            if all(row.undecided for row in report.unsafe):
+                # A request that failed says nothing of the bucket; asked again, it may not.
+                said = "; ".join(f"{row.name} {row.said}" for row in report.unsafe)
+                raise StorageUnavailableError(f"the bucket could not be tried out: {said}")
             raise UnsafeStorageError(
                 f"the bucket lacks: {missing}; `keyturn doctor` tells more, and "
                 "KEYTURN_ALLOW_UNSAFE_STORAGE=true starts all the same"

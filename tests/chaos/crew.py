@@ -24,7 +24,7 @@ from tests.servers.process import free_port
 from tests.support.process import gateway, worker
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from tests.servers import RabbitMQ
@@ -45,6 +45,8 @@ SETTINGS = {
     "LOG_LEVEL": "debug",
 }
 _END_S = 40
+_SWEPT_UP_S = 5
+_SWEEPS = 4
 _METRICS_EVERY_S = 2
 
 
@@ -105,16 +107,17 @@ class Crew:
                 env = through.worker_env(MASTER_KEYS=master_keys, HEALTH_PORT=str(port), **SETTINGS)
             self.posts[name] = Post(name, way, env, port)
         await asyncio.gather(*(self.start(name) for name in (*WORKERS, GATEWAY)))
-        for name in WORKERS:
+        for name in (*WORKERS, GATEWAY):
             running = self.posts[name].running
             assert running is not None
-            await running.logged("worker started")
+            await running.logged(" started")
 
     async def start(self, name: str) -> None:
-        """Start the process of a post; a worker may be far from ready then."""
+        """Start the process of a post; it may be far from ready then."""
         post = self.posts[name]
         if post.role == "gateway":
-            running: WorkerProcess = await self._stack.enter_async_context(gateway(post.env))
+            served = gateway(post.env, ready=False)
+            running: WorkerProcess = await self._stack.enter_async_context(served)
         else:
             started = worker(post.env, post.role, ready=False)
             running = await self._stack.enter_async_context(started)
@@ -181,6 +184,24 @@ class Crew:
         ends = [self.terminate(name, successor=False) for name in (*WORKERS, GATEWAY)]
         await asyncio.gather(*ends)
 
+    async def sweep_up(self, is_clean: Callable[[], bool]) -> None:
+        """Let one more worker remove what nobody will come for, at once and not after 8 days."""
+        env = {
+            **self.posts[WORKERS[0]].env,
+            "KEYTURN_REQUEST_MAX_AGE_S": "1",
+            "KEYTURN_STAGING_GRACE_S": "0",
+            "KEYTURN_STAGING_SWEEP_INTERVAL_S": "1",
+        }
+        async with worker(env, "upload") as running:
+            for _ in range(_SWEEPS):
+                seen = len(running.lines)
+                with suppress(TimeoutError):
+                    await running.logged("staging swept", after=seen, timeout_s=_SWEPT_UP_S)
+                if await asyncio.to_thread(is_clean):
+                    break
+            self.posts[WORKERS[0]].logs.append(running)
+            await running.terminate()
+
     async def keep_scraping(self) -> None:
         """Keep what `/metrics` of every process shows, until cancelled."""
         while True:
@@ -200,15 +221,12 @@ class Crew:
                     path = self.folder / "metrics" / f"{name}-{self.scrapes:05}.txt"
                     path.write_text(text)
 
-    def keep_logs(self) -> list[str]:
-        """Write every log to a file of its own; all lines."""
-        every: list[str] = []
+    def keep_logs(self) -> None:
+        """Write every log so far to a file of its own."""
         for post in self.posts.values():
             for number, running in enumerate(post.logs, start=1):
                 path = self.folder / "logs" / f"{post.name}.{number}.log"
                 path.write_text("".join(f"{line}\n" for line in running.lines))
-                every += running.lines
-        return every
 
 
 @asynccontextmanager
@@ -223,6 +241,7 @@ async def crew(deployment: Deployment, folder: Path) -> AsyncIterator[Crew]:
         finally:
             for post in hired.posts.values():
                 post.asked_to_end = True
+            hired.keep_logs()
 
 
 @dataclass

@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from tests.acceptance.tenants import Tenant
     from tests.chaos.evidence import Evidence
     from tests.chaos.load import Upload
+    from tests.support.deployment import Deployment
 
+DOCTOR_PREFIX = ".keyturn/doctor/"
 _THREADS = 8
 
 
@@ -166,12 +168,17 @@ def _look_at_keyring(tenant: Tenant, looked: Looked) -> None:
             looked.opened_by_old.append(f"the keyring of {tenant.project} holds KEK {number}")
 
 
-def _look_for_leftovers(evidence: Evidence, looked: Looked) -> None:
-    looked.left += reader.keys(evidence.deployment, STAGING_PREFIX)
-    looked.left += [
-        f"an open multipart upload of {upload['Key']}"
-        for upload in reader.open_multiparts(evidence.deployment)
+def leftovers(deployment: Deployment) -> list[str]:
+    """What killed processes left: staged bodies, open multipart uploads, a probe's objects."""
+    return [
+        *reader.keys(deployment, STAGING_PREFIX),
+        *reader.keys(deployment, DOCTOR_PREFIX),
+        *(f"open: {upload['Key']}" for upload in reader.open_multiparts(deployment)),
     ]
+
+
+def _look_for_leftovers(evidence: Evidence, looked: Looked) -> None:
+    looked.left += leftovers(evidence.deployment)
     swept = {asked.request_id for asked in evidence.asked}
     for sweep_id in swept:
         for tenant in evidence.tenants.values():

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _PAUSE_S = 0.02
 _READERS = 2
+_GONE_S = 0.5
 # After it is told that a rotation is accepted: the cache of SPEC 9.1, and some for the telling.
 _OLD_KEY_DIES_S = KEYRING_CACHE_S + 0.5
 _TIMEOUT = aiohttp.ClientTimeout(total=30)
@@ -58,6 +59,8 @@ class Reading:
             dead = old and time.monotonic() - accepted[generation] > _OLD_KEY_DIES_S
             status, body = await self._get(session, upload, keys[generation - 1])
             self._judge(upload, status, body, dead=dead, current=generation == len(keys))
+            if not status:
+                await asyncio.sleep(_GONE_S)
 
     async def _get(
         self, session: aiohttp.ClientSession, upload: Upload, api_key: str

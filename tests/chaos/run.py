@@ -15,6 +15,7 @@ from tests.acceptance.tenants import Tenant
 from tests.chaos.crew import Broker, Crew, crew
 from tests.chaos.evidence import Evidence, OnBroker, on_broker
 from tests.chaos.load import LATE_PROJECT, PROJECTS, UNTOLD
+from tests.chaos.objects import leftovers
 from tests.chaos.operator import Operator, new_masters
 from tests.chaos.reading import Reading
 from tests.chaos.schedule import GATEWAY, PUBLISHER
@@ -52,12 +53,22 @@ class Run:
     broker: Broker
     storage: Harming
     crew: Crew
-    say: Callable[[str], None]
+    print: Callable[[str], None]
     tenants: dict[str, Tenant] = field(default_factory=dict)
     masters: dict[str, bytes] = field(default_factory=dict)
     unsettled: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     _asking: list[asyncio.Task[None]] = field(default_factory=list)
+    _began: float = field(default_factory=time.monotonic)
+
+    @property
+    def elapsed_s(self) -> float:
+        """Since the beginning, to a tenth of a second."""
+        return round(time.monotonic() - self._began, 1)
+
+    def say(self, what: str) -> None:
+        """Tell what is going on, and since when."""
+        self.print(f"{self.elapsed_s:>6} s  {what}")
 
     async def to_its_end(self, timeout_s: float) -> Evidence:
         """Everything; where it does not settle in time, what did not is told in the evidence."""
@@ -67,6 +78,7 @@ class Run:
             name: Tenant(self.deployment, name, [new_api_key()], dict(self.masters))
             for name in every
         }
+        self.say("starting the processes")
         await self.crew.hire(self.storage.url, master_keys(self.masters))
         await asyncio.to_thread(self.broker.wait_until_it_survives)
         way = self.crew.url_of(self.crew.posts[PUBLISHER].way)
@@ -99,30 +111,30 @@ class Run:
         return await self._evidence(sending, operator, reading)
 
     async def _all(self, sending: Sending, operator: Operator, hearing: Hearing) -> None:
-        began = time.monotonic()
         for project in PROJECTS:
             await operator.enrol(project)
         async with asyncio.TaskGroup() as group:
             group.create_task(sending.send_all())
             group.create_task(self._keep_schedule(sending, operator))
-        self.seconds["sent"] = round(time.monotonic() - began, 1)
-        self.say(f"all sent after {self.seconds['sent']} s; waiting for what is under way")
+        self.seconds["until all was sent"] = self.elapsed_s
+        self.say("all sent; waiting for what is under way")
         for upload in self.plan.load.uploads:
             if upload.flaw not in UNTOLD:
                 await hearing.event(upload.upload_id)
+        self.say("all uploads told; waiting for rotations, sweeps and deletions")
         await asyncio.gather(*self._asking)
         self.storage.calm()
         await operator.sweep_again()
         async with open_wire(self.deployment) as wire:
             await drained(wire, timeout_s=_EMPTY_S)
-        self.seconds["settled"] = round(time.monotonic() - began, 1)
-        self.say(f"all settled after {self.seconds['settled']} s")
+        self.seconds["until all was settled"] = self.elapsed_s
+        self.say("all settled")
 
     async def _keep_schedule(self, sending: Sending, operator: Operator) -> None:
         for action in self.plan.actions:
             await sending.reached(action.at)
             if action.what != "storm":
-                self.say(f"  {sending.confirmed:>5} confirmed: {action.what} {action.to}")
+                self.say(f"{sending.confirmed:>5} confirmed: {action.what} {action.to}")
             await self._do(action, operator)
 
     async def _do(self, action: Action, operator: Operator) -> None:
@@ -184,6 +196,9 @@ class Run:
         await self.crew.scrape()
         self.say("ending the processes")
         await self.crew.end()
+        left = await asyncio.to_thread(leftovers, self.deployment)
+        if left:
+            await self.crew.sweep_up(lambda: not leftovers(self.deployment))
         self.crew.keep_logs()
         broker: OnBroker = await on_broker(self.deployment)
         await asyncio.to_thread(self.broker.end)
@@ -212,6 +227,7 @@ class Run:
                 "requests to the storage": dict(self.storage.seen.most_common()),
                 "publisher's repetitions": dict(sending.repeated),
                 "gateway's answers": dict(reading.seen),
+                "left by killed processes, and swept up": len(left),
                 "processes started": sum(len(post.logs) for post in self.crew.posts.values()),
                 "seconds": self.seconds,
             },
