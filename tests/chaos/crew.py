@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import signal
 from collections import Counter
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -151,8 +152,7 @@ class Crew:
         async with post.changing:
             assert post.running is not None
             post.asked_to_end = True
-            # One that was not listening for it yet ends by the signal itself.
-            was_ready = any(" started" in line for line in post.running.lines)
+            was_ready = _has_started(post.running.lines)
             with suppress(ProcessLookupError):
                 post.running.process.terminate()
             try:
@@ -161,7 +161,7 @@ class Crew:
                 status = None
                 await post.running.kill()
             self.done[f"SIGTERM of {post.role}"] += 1
-            if status != 0 and was_ready:
+            if status != 0 and (was_ready or status != -signal.SIGTERM):
                 self.statuses.append(f"{name} ended with {status} within {_END_S} s of SIGTERM")
             if successor:
                 await self.start(name)
@@ -227,6 +227,12 @@ class Crew:
             for number, running in enumerate(post.logs, start=1):
                 path = self.folder / "logs" / f"{post.name}.{number}.log"
                 path.write_text("".join(f"{line}\n" for line in running.lines))
+
+
+def _has_started(lines: list[str]) -> bool:
+    """Whether it listens for signals; one that is starting, or starts anew, ends by them."""
+    anew = max((at for at, line in enumerate(lines) if "LostAtStart" in line), default=-1)
+    return any(" started" in line for line in lines[anew + 1 :])
 
 
 @asynccontextmanager

@@ -37,8 +37,8 @@ KINDS = {
     "copy object": 3,
     "read object": 2,
     "read keyring": 2,
-    "put keyring": 2,
-    "put record": 3,
+    "put keyring": 3,
+    "put record": 4,
     "read record": 2,
     "delete record": 1,
     "list": 2,
@@ -49,6 +49,7 @@ KINDS = {
     "multipart": 2,
     "doctor": 1,
 }
+_SELDOM = frozenset({"put keyring", "put record"})
 # A put that comes late could overwrite a body that was staged anew: a publisher's own matter.
 _SENSELESS = {("late", "put staged"), ("late", "doctor")}
 
@@ -193,8 +194,8 @@ def _storm(dice: random.Random, whole: int, harm: str, kind: str) -> Action:
         "storm",
         harm,
         kind=kind,
-        # A few in a row would put a keyring's only writer off for minutes, and end the run there.
-        every=2 if kind == "put keyring" else dice.randint(1, 4),
-        times=1 if kind == "put keyring" else dice.randint(1, 6),
+        # Three in a row would put a rotation off for minutes, in which little else goes on.
+        every=2 if kind in _SELDOM else dice.randint(1, 4),
+        times=1 if kind in _SELDOM else dice.randint(1, 6),
         seconds=round(dice.uniform(0.3, 4), 2) if harm in {"slow", "late"} else 0,
     )
