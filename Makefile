@@ -40,6 +40,10 @@ bench: $(UV)  ## Measure; prints a table and writes JSON
 	@$(SYNC) --group bench
 	@$(PYTHON) -m tests.bench $(ARGS)
 
+.PHONY: chaos
+chaos: setup  ## Break everything on a schedule, then check every object and message; ARGS="--seed 7"
+	@$(PYTHON) -m tests.chaos $(ARGS)
+
 .PHONY: lock
 lock: $(UV)  ## Renew uv.lock from pyproject.toml
 	@$(UV) lock

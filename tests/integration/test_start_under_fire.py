@@ -23,7 +23,7 @@ from tests.support.process import worker
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tests.servers import S3Server
+    from tests.servers import RabbitMQ, S3Server
     from tests.support.counting import Counting
 
 pytestmark = pytest.mark.servers
@@ -110,9 +110,9 @@ async def test_a_broker_that_is_lost_while_consumers_start_is_found_again(
 
 
 async def test_sigterm_ends_a_worker_whose_broker_is_just_being_called(
-    vhost_url: str, moto: S3Server, moto_bucket: str
+    own_rabbitmq: RabbitMQ, moto: S3Server, moto_bucket: str
 ) -> None:
-    """Its connection was lost, and who takes the next one never says anything."""
+    """The broker has closed its connection, and who takes the next one never says anything."""
     called, over = asyncio.Event(), asyncio.Event()
 
     async def say_nothing(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -121,15 +121,15 @@ async def test_sigterm_ends_a_worker_whose_broker_is_just_being_called(
         writer.close()
 
     silent = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
-    at = urlsplit(vhost_url)
+    at = urlsplit(own_rabbitmq.url)
     assert at.port is not None
     async with proxy(at.port) as way:
         far = at._replace(netloc=at.netloc.replace(f":{at.port}", f":{way.port}")).geturl()
         deployment = Deployment(far, moto, moto_bucket)
         async with worker(deployment.worker_env(), "upload") as running:
-            await _until_consumed(Deployment(vhost_url, moto, moto_bucket))
+            await _until_consumed(Deployment(own_rabbitmq.url, moto, moto_bucket))
             way.target_port = silent.sockets[0].getsockname()[1]
-            assert way.cut() > 0
+            await asyncio.to_thread(own_rabbitmq.process.end)
             await asyncio.wait_for(called.wait(), 10)
             running.process.send_signal(signal.SIGTERM)
             assert await running.ended(timeout_s=15) == 0
