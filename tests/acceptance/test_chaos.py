@@ -28,10 +28,15 @@ if TYPE_CHECKING:
     from tests.chaos.load import Upload
     from tests.servers import S3Server
 
-pytestmark = [pytest.mark.servers, pytest.mark.timeout(400)]
+pytestmark = [
+    pytest.mark.servers,
+    pytest.mark.timeout(400),
+    # aio-pika's own, where a connection is lost while it is being made.
+    pytest.mark.filterwarnings("ignore:coroutine 'Connection.close' was never awaited"),
+]
 
 SEED = 20
-UPLOADS = 200
+UPLOADS = 150
 SETTLES_S = 240
 
 Change = Callable[[OnBroker], OnBroker]
@@ -77,9 +82,9 @@ def test_the_harm_was_done(evidence: Evidence) -> None:
     counts = evidence.counts
     assert counts["done to the broker"] == {"broker stopped": 1, "broker killed": 1}
     done = counts["done to processes"]
-    assert sum(n for name, n in done.items() if name.startswith("kill -9")) >= 4
+    assert sum(n for name, n in done.items() if name.startswith("kill -9")) >= 3
     assert sum(n for name, n in done.items() if name.startswith("SIGTERM")) >= 6
-    assert sum(counts["done to requests to the storage"].values()) >= 20
+    assert sum(counts["done to requests to the storage"].values()) >= 10
 
 
 # Each check fails where what it checks is broken.

@@ -15,6 +15,7 @@ import signal
 import sys
 import tempfile
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,6 +90,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     # Losses are what it is about: aio-pika's tracebacks of them say nothing new.
     logging.getLogger("aiormq").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "coroutine 'Connection.close' was never awaited")
     seed = random.SystemRandom().randrange(10**6) if said.seed is None else said.seed
     plan = make_plan(seed, said.uploads)
     print_schedule(plan)
