@@ -117,13 +117,13 @@ class Run:
             group.create_task(sending.send_all())
             group.create_task(self._keep_schedule(sending, operator))
         self.seconds["until all was sent"] = self.elapsed_s
-        self.say("all sent; waiting for what is under way")
+        self.storage.calm()
+        self.say("all sent, no more harm; waiting for what is under way")
         for upload in self.plan.load.uploads:
             if upload.flaw not in UNTOLD:
                 await hearing.event(upload.upload_id)
         self.say("all uploads told; waiting for rotations, sweeps and deletions")
         await asyncio.gather(*self._asking)
-        self.storage.calm()
         await operator.sweep_again()
         async with open_wire(self.deployment) as wire:
             await drained(wire, timeout_s=_EMPTY_S)
@@ -133,6 +133,7 @@ class Run:
     async def _keep_schedule(self, sending: Sending, operator: Operator) -> None:
         for action in self.plan.actions:
             await sending.reached(action.at)
+            self.storage.calm(sending.confirmed)
             if action.what != "storm":
                 self.say(f"{sending.confirmed:>5} confirmed: {action.what} {action.to}")
             await self._do(action, operator)

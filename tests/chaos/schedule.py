@@ -49,7 +49,6 @@ KINDS = {
     "multipart": 2,
     "doctor": 1,
 }
-_SELDOM = frozenset({"put keyring", "put record"})
 # A put that comes late could overwrite a body that was staged anew: a publisher's own matter.
 _SENSELESS = {("late", "put staged"), ("late", "doctor")}
 
@@ -60,13 +59,15 @@ class Action:
 
     `what` is `kill`, `terminate` or `cut` (`to` a process), `stop broker` or `kill broker`,
     `rotate`, `sweep` or `enrol` (a project), `delete` (the key of an upload), `new master key`;
-    or `storm`: the harm `to` every `every`-th coming request of a `kind`, `times` in all.
+    or `storm`: the harm `to` every `every`-th coming request of a `kind`, `times` in all, `until`
+    so many sendings are confirmed.
     """
 
     at: int
     what: str
     to: str = ""
     kind: str = ""
+    until: int = 0
     every: int = 0
     times: int = 0
     seconds: float = 0
@@ -189,13 +190,14 @@ def _harms(dice: random.Random, count: int) -> list[tuple[str, str]]:
 
 
 def _storm(dice: random.Random, whole: int, harm: str, kind: str) -> Action:
+    at = int(whole * dice.uniform(0.02, 0.95))
     return Action(
-        int(whole * dice.uniform(0.02, 0.95)),
+        at,
         "storm",
         harm,
         kind=kind,
-        # Three in a row would put a rotation off for minutes, in which little else goes on.
-        every=2 if kind in _SELDOM else dice.randint(1, 4),
-        times=1 if kind in _SELDOM else dice.randint(1, 6),
+        until=at + max(10, whole // 40),
+        every=dice.randint(1, 4),
+        times=dice.randint(1, 6),
         seconds=round(dice.uniform(0.3, 4), 2) if harm in {"slow", "late"} else 0,
     )

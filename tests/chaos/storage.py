@@ -93,19 +93,33 @@ class Harming:
     seen: Counter[str] = field(default_factory=Counter)
     done: Counter[tuple[str, str]] = field(default_factory=Counter)
     _storms: list[_Storm] = field(default_factory=list)
+    _spared: set[str] = field(default_factory=set)
     _serving: set[asyncio.Task[None]] = field(default_factory=set)
 
     def storm(self, action: Action) -> None:
         """Let coming requests of a kind meet a harm, as the action says."""
         self._storms.append(_Storm(action, left=action.times))
 
-    def calm(self) -> int:
-        """No more harm; how many storms had not had their number of requests."""
-        left, self._storms = len(self._storms), []
-        return left
+    def calm(self, confirmed: int | None = None) -> int:
+        """End the storms whose time is over by so many confirmed sendings, or all; how many."""
+        before = len(self._storms)
+        self._storms = [
+            storm
+            for storm in self._storms
+            if confirmed is not None and confirmed <= storm.action.until
+        ]
+        return before - len(self._storms)
 
     def _next(self, kind: str) -> Action | None:
+        """The harm for the next request of a kind; never for two of them in a row.
+
+        One that is done again at once would else meet one harm after the other, and be put off
+        for longer than a run takes: 1, 5, 30, 120, 600 seconds.
+        """
         self.seen[kind] += 1
+        if kind in self._spared:
+            self._spared.discard(kind)
+            return None
         for storm in self._storms:
             if storm.action.kind != kind:
                 continue
@@ -115,6 +129,7 @@ class Harming:
             storm.left -= 1
             if not storm.left:
                 self._storms.remove(storm)
+            self._spared.add(kind)
             return storm.action
         return None
 

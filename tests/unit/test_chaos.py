@@ -236,16 +236,25 @@ async def test_a_slow_answer_comes_after_its_time() -> None:
 
 
 async def test_a_storm_chooses_its_requests() -> None:
-    """Every second one of its kind, so many in all; `calm` ends what is left."""
+    """Every second one of its kind, so many in all, never two in a row; `calm` ends the rest."""
     async with _before_a_server() as (_, proxy):
         proxy.storm(Action(0, "storm", "500", kind="put object", every=2, times=2))
-        told = [(await _ask(proxy, *PUT, b"body"))[0] for _ in range(6)]
-        assert told == [200, 500, 200, 500, 200, 200]
+        told = [(await _ask(proxy, *PUT, b"body"))[0] for _ in range(7)]
+        assert told == [200, 500, 200, 200, 500, 200, 200]
         assert (await _ask(proxy, "GET", "/bucket/acme/a"))[0] == 200
         proxy.storm(Action(0, "storm", "500", kind="put object", every=1, times=9))
-        assert (await _ask(proxy, *PUT, b"body"))[0] == 500
+        assert [(await _ask(proxy, *PUT, b"body"))[0] for _ in range(3)] == [500, 200, 500]
         assert proxy.calm() == 1
-        assert (await _ask(proxy, *PUT, b"body"))[0] == 200
+        assert [(await _ask(proxy, *PUT, b"body"))[0] for _ in range(2)] == [200, 200]
+
+
+async def test_a_storm_ends_with_its_time() -> None:
+    async with _before_a_server() as (_, proxy):
+        proxy.storm(Action(0, "storm", "500", kind="put object", until=50, every=1, times=9))
+        assert proxy.calm(50) == 0
+        assert (await _ask(proxy, *PUT, b"body"))[0] == 500
+        assert proxy.calm(51) == 1
+        assert [(await _ask(proxy, *PUT, b"body"))[0] for _ in range(2)] == [200, 200]
 
 
 # The search.
