@@ -36,7 +36,7 @@ pytestmark = [
 ]
 
 SEED = 20
-UPLOADS = 150
+UPLOADS = 100
 SETTLES_S = 240
 
 Change = Callable[[OnBroker], OnBroker]
