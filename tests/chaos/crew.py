@@ -1,4 +1,4 @@
-"""The processes of a run: workers and a gateway, each behind ways that can be cut; the broker.
+"""The processes of a run: workers and a gateway, each behind ways that can be cut.
 
 Each process is the real command at its most talkative. One that is killed or told to end is
 started again at once, as a supervisor would, whether the broker is there or not. One that ends
@@ -8,7 +8,6 @@ by itself is started again too, and noted.
 from __future__ import annotations
 
 import asyncio
-import shutil
 import signal
 from collections import Counter
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -18,7 +17,6 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from contracts import topology
 from tests.acceptance.proxy import Proxy, proxy
 from tests.chaos.schedule import EVERYBODY, GATEWAY, PUBLISHER, WORKERS
 from tests.servers.process import free_port
@@ -28,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-    from tests.servers import RabbitMQ
     from tests.support.deployment import Deployment
     from tests.support.process import WorkerProcess
 
@@ -248,43 +245,3 @@ async def crew(deployment: Deployment, folder: Path) -> AsyncIterator[Crew]:
             for post in hired.posts.values():
                 post.asked_to_end = True
             hired.keep_logs()
-
-
-@dataclass
-class Broker:
-    """The private broker of a run; its disk is kept at each stop, to be searched later."""
-
-    rabbitmq: RabbitMQ
-    folder: Path
-    done: Counter[str] = field(default_factory=Counter)
-    stops: int = 0
-
-    def wait_until_it_survives(self) -> None:
-        """Wait until all names are on disk without which a killed node does not come back."""
-        for queue in topology.queues():
-            if queue.name != topology.EVENTS_STREAM:
-                self.rabbitmq.wait_until_registered(queue.name)
-        self.rabbitmq.wait_until_streams_registered()
-
-    def stop(self) -> None:
-        """Stop it gracefully, and start it again."""
-        self.rabbitmq.process.end()
-        self._keep_disk()
-        self.rabbitmq.start()
-        self.done["broker stopped"] += 1
-
-    def kill(self) -> None:
-        """SIGKILL, and start it again."""
-        self.rabbitmq.kill()
-        self._keep_disk()
-        self.rabbitmq.start()
-        self.done["broker killed"] += 1
-
-    def end(self) -> None:
-        """Stop it for good; its disk is kept once more."""
-        self.rabbitmq.process.end()
-        self._keep_disk()
-
-    def _keep_disk(self) -> None:
-        self.stops += 1
-        shutil.copytree(self.rabbitmq.data_folder, self.folder / "disk" / f"stop-{self.stops}")

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from contracts.sealing import new_api_key
 from tests.acceptance.swept import drained, master_keys
 from tests.acceptance.tenants import Tenant
-from tests.chaos.crew import Broker, Crew, crew
+from tests.chaos.broker import Broker
+from tests.chaos.crew import Crew, crew
 from tests.chaos.evidence import Evidence, OnBroker, on_broker
 from tests.chaos.load import LATE_PROJECT, PROJECTS, UNTOLD
 from tests.chaos.objects import leftovers

@@ -24,6 +24,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from tests.chaos.http import Message, head, refusal, with_body, without
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
@@ -31,25 +33,6 @@ if TYPE_CHECKING:
 
 _LIMIT_BYTES = 1024 * 1024
 _BODILESS = frozenset({204, 304})
-_SAYS = {"500": ("500", "InternalError"), "503": ("503", "SlowDown")}
-
-
-class _GoneError(Exception):
-    """A connection ended where more was to come."""
-
-
-@dataclass(frozen=True)
-class Message:
-    """A request or an answer: its head as it came, its body."""
-
-    first: tuple[str, str, str]
-    headers: dict[str, str]
-    head: bytes
-    body: bytes = b""
-
-    @property
-    def raw(self) -> bytes:
-        return self.head + self.body
 
 
 def kind_of(method: str, target: str, headers: dict[str, str]) -> str:
@@ -153,7 +136,7 @@ class _Connection:
     async def serve(self) -> None:
         """Requests one after the other, until either side has enough."""
         try:
-            with suppress(_GoneError, OSError, asyncio.IncompleteReadError):
+            with suppress(OSError, asyncio.IncompleteReadError):
                 while await self._one():
                     pass
         finally:
@@ -173,7 +156,7 @@ class _Connection:
     async def _harm(self, harm: Action, request: Message) -> bool:
         match harm.to:
             case "500" | "503":
-                return await self._give(_refusal(*_SAYS[harm.to], request.first[0]))
+                return await self._give(refusal(harm.to, request.first[0]))
             case "slow":
                 await asyncio.sleep(harm.seconds)
                 return await self._give(await self._ask(request))
@@ -197,11 +180,11 @@ class _Connection:
         return False
 
     async def _request(self) -> Message:
-        message = await _head(self._reader)
+        message = await head(self._reader)
         if message.headers.get("expect", "").lower() == "100-continue":
             self._writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            message = _without(message, "expect")
-        return await _with_body(self._reader, message)
+            message = without(message, "expect")
+        return await with_body(self._reader, message)
 
     async def _ask(self, request: Message) -> Message:
         reader, writer = await self._server()
@@ -209,10 +192,10 @@ class _Connection:
         with suppress(OSError):
             writer.write(request.raw)
             await writer.drain()
-        answer = await _head(reader)
+        answer = await head(reader)
         if request.first[0] == "HEAD" or int(answer.first[1]) in _BODILESS:
             return answer
-        return await _with_body(reader, answer, to_its_end="content-length" not in answer.headers)
+        return await with_body(reader, answer, to_its_end="content-length" not in answer.headers)
 
     async def _give(self, answer: Message) -> bool:
         self._writer.write(answer.raw)
@@ -228,59 +211,6 @@ class _Connection:
     def _leave_server(self) -> None:
         if self._behind is not None:
             self._behind[1].transport.abort()
-
-
-async def _head(reader: asyncio.StreamReader) -> Message:
-    head = await reader.readuntil(b"\r\n\r\n")
-    first, *lines = head.decode("latin-1").rstrip("\r\n").split("\r\n")
-    one, two, three = (*first.split(" ", 2), "")[:3]
-    split = (line.partition(":") for line in lines)
-    headers = {name.lower(): value.strip() for name, _, value in split}
-    return Message((one, two, three), headers, head)
-
-
-def _without(message: Message, header: str) -> Message:
-    lines = message.head.split(b"\r\n")
-    kept = [line for line in lines if not line.lower().startswith(f"{header}:".encode())]
-    return Message(message.first, message.headers, b"\r\n".join(kept))
-
-
-async def _with_body(
-    reader: asyncio.StreamReader, message: Message, *, to_its_end: bool = False
-) -> Message:
-    """The message with its body, framed as it came."""
-    headers = message.headers
-    if headers.get("transfer-encoding", "").lower() == "chunked":
-        body = await _chunks(reader)
-    elif "content-length" in headers:
-        body = await reader.readexactly(int(headers["content-length"]))
-    else:
-        body = await reader.read() if to_its_end else b""
-    return Message(message.first, headers, message.head, body)
-
-
-async def _chunks(reader: asyncio.StreamReader) -> bytes:
-    raw = bytearray()
-    while True:
-        line = await reader.readuntil(b"\r\n")
-        size_bytes = int(line.split(b";")[0], 16)
-        raw += line + await reader.readexactly(size_bytes + 2)
-        if size_bytes == 0:
-            return bytes(raw)
-
-
-def _refusal(status: str, code: str, method: str) -> Message:
-    body = f"<?xml version='1.0'?><Error><Code>{code}</Code></Error>".encode()
-    sent = b"" if method == "HEAD" else body
-    lines = (
-        f"HTTP/1.1 {status} {code}",
-        "Content-Type: application/xml",
-        *(("Retry-After: 1",) if status == "503" else ()),
-        f"Content-Length: {len(sent)}",
-        "",
-        "",
-    )
-    return Message(("HTTP/1.1", status, code), {}, "\r\n".join(lines).encode(), sent)
 
 
 @asynccontextmanager
