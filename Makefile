@@ -73,6 +73,10 @@ load: setup  ## Drain 50,000 uploads by 1, 2 and 4 workers, and with workers and
 capacity: setup  ## Say how many processes do so many objects; ARGS="--objects 1e9 --hours 24"
 	@$(PYTHON) -m tests.capacity $(ARGS)
 
+.PHONY: chaos
+chaos: setup  ## Break everything on a schedule, then check every object and message; ARGS="--seed 7"
+	@$(PYTHON) -m tests.chaos $(ARGS)
+
 .PHONY: lock
 lock: $(UV)  ## Renew uv.lock from pyproject.toml
 	@$(UV) lock

@@ -5,6 +5,7 @@ On SIGTERM and SIGINT it takes no new message, finishes what it holds within
 """
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
@@ -69,6 +70,8 @@ _STEPS_AT_ONCE: Final = 16
 _SPARE_CONNECTIONS: Final = 32
 _RECONNECT_S: Final = 1.0
 _BROKER_TIMEOUT_S: Final = 5
+_CANCELLATIONS: Final = 50
+_CANCELLATION_S: Final = 0.1
 
 _T = TypeVar("_T")
 
@@ -78,6 +81,9 @@ _log = structlog.get_logger()
 async def run_worker(settings: WorkerSettings, roles: frozenset[str]) -> None:
     """Serve the roles until the process is told to stop.
 
+    A broker that is lost while the consumers are started is waited for as one that is not there
+    yet. None of this leaves a task behind.
+
     Raises:
         UnsafeStorageError: the bucket misses something that SPEC 10 requires.
         TopologyError: a queue stands on the broker with other arguments.
@@ -85,6 +91,58 @@ async def run_worker(settings: WorkerSettings, roles: frozenset[str]) -> None:
             broker could not be reached within `START_TIMEOUT_S`.
     """
     tolerate_odd_properties()
+    try:
+        async for attempt in stamina.retry_context(
+            on=_LostAtStartError, attempts=None, timeout=settings.start_timeout_s, wait_max=3
+        ):
+            with attempt:
+                async with _leaving_nothing_behind():
+                    await _serve(settings, roles)
+    except _LostAtStartError as exc:
+        raise exc.cause from None
+    _log.info("worker stopped", roles=sorted(roles))
+
+
+class _LostAtStartError(Exception):
+    """The consumers could not be started: the client library has many errors for a lost broker."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(type(cause).__name__)
+        self.cause = cause
+
+
+class _App(FastStream):
+    """FastStream, which also tells whether it was told to end before it had started."""
+
+    told_to_end = False
+
+    def exit(self) -> None:
+        self.told_to_end = True
+        super().exit()
+
+
+@asynccontextmanager
+async def _leaving_nothing_behind() -> AsyncIterator[None]:
+    """End whatever tasks the block has left, once it is over.
+
+    A start that fails can leave a connection that nobody closes any more. It connects again for
+    ever, consumers and all, and takes a cancellation in the midst of that for one more failed
+    attempt: the process would never end. Cancelled once more, as it waits, it ends.
+    """
+    before = asyncio.all_tasks()
+    try:
+        yield
+    finally:
+        for _ in range(_CANCELLATIONS):
+            left = asyncio.all_tasks() - before - {asyncio.current_task()}
+            if not left:
+                break
+            for task in left:
+                task.cancel()
+            await asyncio.wait(left, timeout=_CANCELLATION_S)
+
+
+async def _serve(settings: WorkerSettings, roles: frozenset[str]) -> None:
     amqp_url = settings.amqp_url.get_secret_value()
     differences = await _patiently(settings, lambda: _check_storage(settings))
     await _patiently(settings, lambda: declare(amqp_url))
@@ -115,13 +173,21 @@ async def run_worker(settings: WorkerSettings, roles: frozenset[str]) -> None:
             # Not before `run` has taken the signals: whoever reads it may send one at once.
             _log.info("worker started", roles=sorted(roles), bucket=settings.s3_bucket)
 
-        stopping = asyncio.Event()
+        started = asyncio.Event()
+
+        async def note() -> None:
+            started.set()
 
         async def leave() -> None:
-            stopping.set()
             await asyncio.gather(*map(take_no_more, subscribers.values()))
 
-        app = FastStream(broker, logger=None, on_startup=[tell], on_shutdown=[leave])
+        app = _App(
+            broker,
+            logger=None,
+            on_startup=[tell],
+            after_startup=[note],
+            on_shutdown=[leave],
+        )
         checks = _checks(broker, subscribers, storage)
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(
@@ -135,12 +201,21 @@ async def run_worker(settings: WorkerSettings, roles: frozenset[str]) -> None:
             try:
                 await app.run()
             except Exception as exc:
-                if not stopping.is_set():
+                if app.told_to_end:
+                    # While its consumers were still starting: they then find the connection
+                    # closed. What they had taken goes back to its queue.
+                    _log.info("stopped while it started", problem=type(exc).__name__)
+                elif started.is_set():
                     raise
-                # Told to stop while its consumers were still starting: they then find the
-                # connection closed. What they had taken goes back to its queue.
-                _log.info("stopped while it started", problem=type(exc).__name__)
-    _log.info("worker stopped", roles=sorted(roles))
+                else:
+                    _forget_signals()
+                    raise _LostAtStartError(exc) from exc
+
+
+def _forget_signals() -> None:
+    """Let a signal end the process again: who took it last serves no more."""
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().remove_signal_handler(signal_number)
 
 
 async def _patiently(settings: WorkerSettings, start: Callable[[], Awaitable[_T]]) -> _T:
@@ -162,6 +237,10 @@ async def _check_storage(settings: WorkerSettings) -> Differences:
     if report.unsafe:
         missing = ", ".join(row.name for row in report.unsafe)
         if not settings.allow_unsafe_storage:
+            if all(row.undecided for row in report.unsafe):
+                # A request that failed says nothing of the bucket; asked again, it may not.
+                said = "; ".join(f"{row.name} {row.said}" for row in report.unsafe)
+                raise StorageUnavailableError(f"the bucket could not be tried out: {said}")
             raise UnsafeStorageError(
                 f"the bucket lacks: {missing}; `keyturn doctor` tells more, and "
                 "KEYTURN_ALLOW_UNSAFE_STORAGE=true starts all the same"

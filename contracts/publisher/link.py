@@ -207,7 +207,10 @@ class Link:
 
 @contextmanager
 def named_losses() -> Iterator[None]:
-    """Some losses reach the client library's callers as a bare `Exception`: name them.
+    """Name the losses that reach the client library's callers as no error of a connection.
+
+    A bare `Exception`, and `StopAsyncIteration` where the broker hangs up in the handshake. The
+    latter would end any `async for` around it in silence.
 
     Raises:
         ConnectionError: in place of such a one. Every other exception passes.
@@ -215,7 +218,7 @@ def named_losses() -> Iterator[None]:
     try:
         yield
     except Exception as exc:
-        if type(exc) is Exception:
+        if type(exc) is Exception or isinstance(exc, StopAsyncIteration):
             raise ConnectionError("the connection was lost") from exc
         raise
 

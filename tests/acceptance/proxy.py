@@ -62,7 +62,8 @@ class Proxy:
     async def _forward(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, back: bool = False
     ) -> None:
-        with contextlib.suppress(OSError):
+        # A transport that was aborted raises an OSError in asyncio, a RuntimeError in uvloop.
+        with contextlib.suppress(OSError, RuntimeError):
             while piece := await reader.read(_PIECE_BYTES):
                 writer.write(piece)
                 await writer.drain()

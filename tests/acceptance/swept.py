@@ -111,8 +111,14 @@ def check_ends(wire: Wire, request_id: str, kind: str, objects: int) -> None:
 
 async def drained(wire: Wire, *, timeout_s: float = 60) -> None:
     """Wait until nothing waits to be served: leftovers of doubled steps take their delays to go."""
-    work = [topology.CONTROL_QUEUE, topology.PLAN_QUEUE, topology.SWEEP_QUEUE]
-    queues = [*work, *(topology.retry_name(queue, s) for queue in work for s in (1, 5, 9, 30))]
+    work = (
+        topology.UPLOAD_QUEUE,
+        topology.CONTROL_QUEUE,
+        topology.PLAN_QUEUE,
+        topology.SWEEP_QUEUE,
+    )
+    waits = [topology.retry_name(queue, s) for queue in work for s in topology.ALL_DELAYS_S]
+    queues = [*work, *waits]
     async with asyncio.timeout(timeout_s):
         while True:
             depths = [await wire.depth(queue) for queue in queues]

@@ -11,17 +11,15 @@ from urllib.parse import urlsplit
 
 import aio_pika
 import pytest
-from aio_pika.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
 
 from contracts.sealing import VerifyKey
 from tests.acceptance.proxy import proxy
 from tests.acceptance.scene import check_queues_empty, served
+from tests.support.stream import consume_stream
 from tests.support.wire import open_wire
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    from aio_pika.abc import AbstractConnection, AbstractIncomingMessage
+    from aio_pika.abc import AbstractIncomingMessage
 
     from tests.acceptance.scene import Scene
     from tests.servers import RabbitMQ
@@ -53,28 +51,8 @@ async def _read_stream(deployment: Deployment, wanted: set[str], timeout_s: floa
         asyncio.timeout(timeout_s),
         await aio_pika.connect(deployment.amqp_url) as connection,
     ):
-        await _consume(connection, "keyturn.events", take)
+        await consume_stream(connection, "keyturn.events", take)
         await over.wait()
-
-
-async def _consume(
-    connection: AbstractConnection,
-    name: str,
-    take: Callable[[AbstractIncomingMessage], Awaitable[None]],
-) -> None:
-    """Read a stream once it is up: a killed broker takes connections before its streams."""
-    while True:
-        # A channel each: the broker closes the channel on an error.
-        channel = await connection.channel()
-        await channel.set_qos(prefetch_count=100)
-        try:
-            stream = await channel.declare_queue(name, passive=True)
-            await stream.consume(take, arguments={"x-stream-offset": "first"})
-        except (ChannelNotFoundEntity, ChannelPreconditionFailed):
-            # Its home is down, or it has no running replica yet.
-            await asyncio.sleep(0.2)
-        else:
-            return
 
 
 @pytest.mark.parametrize("how", ["restart", "kill"])

@@ -75,6 +75,11 @@ class RabbitMQ:
         return self._vhost_url("/")
 
     @property
+    def data_folder(self) -> Path:
+        """Where the node keeps all that it keeps on disk: to be read while it does not run."""
+        return self._folder / "data"
+
+    @property
     def process(self) -> GuardedProcess:
         """The running node.
 

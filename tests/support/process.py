@@ -130,14 +130,21 @@ async def worker(
 
 @asynccontextmanager
 async def gateway(
-    env: dict[str, str], *, program: tuple[str, ...] = (sys.executable, "-m", "workers")
+    env: dict[str, str],
+    *,
+    program: tuple[str, ...] = (sys.executable, "-m", "workers"),
+    ready: bool = True,
 ) -> AsyncIterator[GatewayProcess]:
-    """Run `keyturn gateway` in this environment, once it listens; killed afterwards."""
+    """Run `keyturn gateway` in this environment, once it listens; killed afterwards.
+
+    One that is not waited for has no address here.
+    """
     running = GatewayProcess(await _started(env, *program, "gateway"))
     running._reader = asyncio.create_task(running._read())
     try:
-        told = json.loads(await running.logged("gateway started"))
-        running.host, running.port = told["host"], told["port"]
+        if ready:
+            told = json.loads(await running.logged("gateway started"))
+            running.host, running.port = told["host"], told["port"]
         yield running
     finally:
         await _end(running)

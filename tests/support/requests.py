@@ -43,10 +43,16 @@ class Upload:
 
 
 def upload(
-    deployment: Deployment, project: str, key: str, plaintext: bytes, *, staged: bool = False
+    deployment: Deployment,
+    project: str,
+    key: str,
+    plaintext: bytes,
+    *,
+    staged: bool = False,
+    upload_id: str | None = None,
 ) -> Upload:
     """A good upload request; a staged one's sealed body is in `sealed_body`."""
-    upload_id, transport_key = new_id(), os.urandom(32)
+    upload_id, transport_key = upload_id or new_id(), os.urandom(32)
     sealed = seal(transport_key, transport_context(upload_id), plaintext)
     ciphertext = deployment.intake.public_key.seal(
         transport_key, upload_info(upload_id, project, key)

@@ -4,6 +4,7 @@ from aio_pika import ExchangeType, connect
 from aiormq.exceptions import ChannelAccessRefused, ChannelPreconditionFailed
 
 from contracts import topology
+from contracts.publisher.link import named_losses
 
 
 class TopologyError(Exception):
@@ -17,6 +18,11 @@ async def declare(amqp_url: str) -> None:
         TopologyError: one stands with other arguments.
         OSError, AMQPException: the broker is not reachable, or still bringing its queues back.
     """
+    with named_losses():
+        await _declare(amqp_url)
+
+
+async def _declare(amqp_url: str) -> None:
     async with await connect(amqp_url) as connection:
         channel = await connection.channel()
         name = topology.EXCHANGE

@@ -35,6 +35,8 @@ class Row:
     ok: bool
     said: str
     consequence: str
+    undecided: bool = False
+    """Not ok because a request of it failed at the storage, which may pass: nothing is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +223,15 @@ async def _row(storage: Probed, check: _Check, key: str) -> Row:
     try:
         outcome = await check.run(storage, key)
     except StorageUnavailableError as exc:
-        outcome = Outcome(ok=False, said=f"failed: {exc.detail}")
+        said = f"failed: {exc.detail}"
+        return Row(
+            check.name,
+            check.needed,
+            ok=False,
+            said=said,
+            consequence=check.consequence,
+            undecided=True,
+        )
     except StorageAnswerError as exc:
         outcome = Outcome(ok=False, said=f"failed: {exc}")
     return Row(check.name, check.needed, outcome.ok, outcome.said, check.consequence)

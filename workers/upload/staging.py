@@ -17,6 +17,7 @@ from contracts.errors import StorageUnavailableError
 from contracts.names import OWN_PREFIX, STAGING_PREFIX, is_project
 from workers.errors import StorageAnswerError
 from workers.storage import Storage
+from workers.storage.probe import PREFIX as DOCTOR_PREFIX
 
 _log = structlog.get_logger()
 
@@ -30,9 +31,10 @@ async def sweep_staging(
     Gives how many bodies and how many multipart uploads went.
     """
     bodies = uploads = 0
-    async for body in storage.list(STAGING_PREFIX):
-        if now - body.last_modified > older_than:
-            bodies += await _went(storage.delete(body.key))
+    for prefix in (STAGING_PREFIX, DOCTOR_PREFIX):
+        async for body in storage.list(prefix):
+            if now - body.last_modified > older_than:
+                bodies += await _went(storage.delete(body.key))
     async for upload in storage.open_multiparts(""):
         if _is_ours(upload.key) and now - upload.initiated > older_than:
             uploads += await _went(storage.abort_multipart(upload.key, upload.upload_id))

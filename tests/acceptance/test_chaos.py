@@ -1,0 +1,298 @@
+"""A small run of `make chaos`: everything holds, and each check can fail (SPEC 6, 7, 8, 13).
+
+One run serves all of these tests: what a check rests on is broken in it, one thing at a time,
+and put back.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+import pytest_asyncio
+
+from contracts import topology
+from contracts.names import STAGING_PREFIX, object_key
+from tests.chaos import checks, messages, objects, secrets
+from tests.chaos.evidence import Evidence, Letter, OnBroker
+from tests.chaos.run import run
+from tests.chaos.schedule import make_plan
+from tests.servers import Servers
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from tests.chaos.load import Upload
+    from tests.servers import S3Server
+
+pytestmark = [
+    pytest.mark.servers,
+    pytest.mark.timeout(400),
+    # aio-pika's own, where a connection is lost while it is being made.
+    pytest.mark.filterwarnings("ignore:coroutine 'Connection.close' was never awaited"),
+]
+
+SEED = 20
+UPLOADS = 100
+SETTLES_S = 240
+
+Change = Callable[[OnBroker], OnBroker]
+
+
+@pytest.fixture(scope="module")
+def own_servers() -> Iterator[Servers]:
+    """A broker to be killed; the storage is the session's."""
+    with Servers("none", environ={}) as servers:
+        yield servers
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def evidence(
+    own_servers: Servers, ceph: S3Server, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Evidence]:
+    """What one small run left."""
+    assert own_servers.rabbitmq is not None
+    folder = tmp_path_factory.mktemp("chaos")
+    plan = make_plan(SEED, UPLOADS)
+    yield await run(plan, own_servers.rabbitmq, ceph, folder, timeout_s=SETTLES_S)
+
+
+def _plain(evidence: Evidence) -> Upload:
+    return next(u for u in evidence.plan.load.uploads if u.is_plain and u.size_bytes > 100)
+
+
+def _refused(evidence: Evidence) -> Upload:
+    return next(u for u in evidence.plan.load.uploads if u.flaw == "expired")
+
+
+def test_everything_holds(evidence: Evidence) -> None:
+    found = checks.judge(evidence)
+    print(evidence.counts)
+    assert {name: broken for name, broken in found.items() if broken} == {}
+    assert evidence.counts["objects looked at"] > UPLOADS * 0.6
+    assert evidence.counts["secrets looked for"] > UPLOADS
+    assert evidence.counts["gateway's answers"]["200"] > UPLOADS / 4
+
+
+def test_the_harm_was_done(evidence: Evidence) -> None:
+    """A run that harmed nothing shows nothing."""
+    counts = evidence.counts
+    assert counts["done to the broker"] == {"broker stopped": 1, "broker killed": 1}
+    done = counts["done to processes"]
+    assert sum(n for name, n in done.items() if name.startswith("kill -9")) >= 3
+    assert sum(n for name, n in done.items() if name.startswith("SIGTERM")) >= 6
+    assert sum(counts["done to requests to the storage"].values()) >= 8
+
+
+# Each check fails where what it checks is broken.
+
+
+def _without_letter(broker: OnBroker, upload: Upload) -> OnBroker:
+    kept = [letter for letter in broker.letters if letter.request_id != upload.upload_id]
+    assert len(kept) < len(broker.letters)
+    return replace(broker, letters=kept)
+
+
+def _without_events(broker: OnBroker, upload: Upload) -> OnBroker:
+    kept = [event for event in broker.events if event.get("upload_id") != upload.upload_id]
+    assert len(kept) < len(broker.events)
+    return replace(broker, events=kept)
+
+
+def test_a_lost_dead_letter_is_found(evidence: Evidence) -> None:
+    lost = _refused(evidence)
+    broken = replace(evidence, broker=_without_letter(evidence.broker, lost))
+    (said,) = messages.ends(broken)
+    assert lost.upload_id in said
+
+
+def test_a_dead_letter_with_another_code_is_found(evidence: Evidence) -> None:
+    lost = _refused(evidence)
+    broker = _without_letter(evidence.broker, lost)
+    queue = topology.dead_letter_name(topology.UPLOAD_QUEUE)
+    broker.letters.append(Letter(queue, lost.upload_id, "bad_seal"))
+    (said,) = messages.ends(replace(evidence, broker=broker))
+    assert lost.upload_id in said
+
+
+def test_a_good_upload_among_the_dead_letters_is_found(evidence: Evidence) -> None:
+    queue = topology.dead_letter_name(topology.UPLOAD_QUEUE)
+    letter = Letter(queue, _plain(evidence).upload_id, "corrupt_object")
+    broker = replace(evidence.broker, letters=[*evidence.broker.letters, letter])
+    assert _plain(evidence).upload_id in messages.ends(replace(evidence, broker=broker))[0]
+
+
+def test_a_dead_step_of_a_sweep_is_found(evidence: Evidence) -> None:
+    letter = Letter(topology.dead_letter_name(topology.PLAN_QUEUE), "None", "corrupt_object")
+    broker = replace(evidence.broker, letters=[*evidence.broker.letters, letter])
+    assert messages.ends(replace(evidence, broker=broker)) == [
+        f"a dead letter of nobody's: {letter}"
+    ]
+
+
+@pytest.mark.parametrize("which", [_plain, _refused])
+def test_an_event_that_was_never_told_is_found(
+    evidence: Evidence, which: Callable[[Evidence], Upload]
+) -> None:
+    broker = _without_events(evidence.broker, which(evidence))
+    said = messages.events(replace(evidence, broker=broker))
+    assert which(evidence).upload_id in "".join(said)
+
+
+def test_an_end_of_a_rotation_that_was_never_told_is_found(evidence: Evidence) -> None:
+    kept = [e for e in evidence.broker.events if e["type"] != "rotation.completed"]
+    said = messages.events(replace(evidence, broker=replace(evidence.broker, events=kept)))
+    assert len(said) == 4
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda broker: replace(broker, unverified=1),
+        lambda broker: replace(
+            broker, events=[*broker.events, {"type": "upload.stored", "upload_id": "nobody's"}]
+        ),
+        lambda broker: replace(
+            broker,
+            events=[
+                {**event, "size": -1} if event["type"] == "upload.stored" else event
+                for event in broker.events
+            ],
+        ),
+    ],
+    ids=["unsigned", "nobody's", "untrue"],
+)
+def test_an_event_that_is_not_true_is_found(evidence: Evidence, change: Change) -> None:
+    assert messages.events(replace(evidence, broker=change(evidence.broker)))
+
+
+def test_both_of_a_pair_stored_is_found(evidence: Evidence) -> None:
+    pair = [upload for upload in evidence.plan.load.uploads if upload.pair is not None]
+    refused = next(u for u in pair if u.upload_id not in messages.stored_ids(evidence))
+    broker = _without_letter(evidence.broker, refused)
+    told = {"type": "upload.stored", "upload_id": refused.upload_id}
+    broker = replace(broker, events=[*broker.events, told])
+    said = messages.ends(replace(evidence, broker=broker))
+    assert f"pair {refused.pair}" in said[0]
+
+
+def test_a_message_that_is_left_is_found(evidence: Evidence) -> None:
+    depths = {**evidence.broker.depths, "keyturn.plan.retry.5s": 1}
+    broker = replace(evidence.broker, depths=depths)
+    assert messages.queues(replace(evidence, broker=broker)) == [
+        "1 messages are left in keyturn.plan.retry.5s"
+    ]
+
+
+@pytest.fixture
+def standing(evidence: Evidence) -> Iterator[tuple[Evidence, Upload, str]]:
+    """An object that a test may break; it is as it was afterwards."""
+    upload = _plain(evidence)
+    tenant, s3_key = evidence.tenants[upload.project], object_key(upload.project, upload.key)
+    before = tenant.client.get_object(Bucket=evidence.deployment.bucket, Key=s3_key)
+    body = before["Body"].read()
+    yield evidence, upload, s3_key
+    tenant.client.put_object(
+        Bucket=evidence.deployment.bucket,
+        Key=s3_key,
+        Body=body,
+        Metadata=before["Metadata"],
+        ContentType=before["ContentType"],
+    )
+
+
+def test_a_deleted_object_is_found(standing: tuple[Evidence, Upload, str]) -> None:
+    evidence, upload, s3_key = standing
+    bucket = evidence.deployment.bucket
+    evidence.tenants[upload.project].client.delete_object(Bucket=bucket, Key=s3_key)
+    assert f"{s3_key}: gone" in objects.look(evidence).not_opened
+
+
+@pytest.mark.parametrize("what", ["body", "user", "admin", "caller"])
+def test_a_changed_object_is_found(standing: tuple[Evidence, Upload, str], what: str) -> None:
+    """One bit of the body or of a wrap, or metadata of the caller's that he did not send."""
+    evidence, upload, s3_key = standing
+    client, bucket = evidence.tenants[upload.project].client, evidence.deployment.bucket
+    answer = client.get_object(Bucket=bucket, Key=s3_key)
+    body, metadata = bytearray(answer["Body"].read()), dict(answer["Metadata"])
+    if what == "body":
+        body[-1] ^= 1
+    elif what == "caller":
+        metadata["author"] = "somebody else"
+    else:
+        wrap = bytearray(base64.b64decode(metadata[f"enc-dek-{what}"]))
+        wrap[-1] ^= 1
+        metadata[f"enc-dek-{what}"] = base64.b64encode(wrap).decode()
+    client.put_object(
+        Bucket=bucket,
+        Key=s3_key,
+        Body=bytes(body),
+        Metadata=metadata,
+        ContentType=answer["ContentType"],
+    )
+    assert s3_key in "".join(objects.look(evidence).not_opened)
+
+
+def test_an_object_that_an_old_key_opens_is_found(evidence: Evidence) -> None:
+    """A tenant who never rotated, as far as the check knows, and one key that came before."""
+    project, tenant = next((p, t) for p, t in evidence.tenants.items() if len(t.api_keys) > 1)
+    again = replace(tenant, api_keys=[tenant.api_keys[-1], *tenant.api_keys[1:]])
+    looked = objects.look(replace(evidence, tenants={**evidence.tenants, project: again}))
+    assert f"{project}/" in looked.opened_by_old[0]
+    assert "user key 1 opens its wrap" in looked.opened_by_old[0]
+
+
+def test_an_object_of_nobodys_and_leftovers_are_found(evidence: Evidence) -> None:
+    client = next(iter(evidence.tenants.values())).client
+    bucket, staged = evidence.deployment.bucket, f"{STAGING_PREFIX}api/left"
+    client.put_object(Bucket=bucket, Key="amber/nobody's", Body=b"")
+    client.put_object(Bucket=bucket, Key=staged, Body=b"")
+    opened = client.create_multipart_upload(Bucket=bucket, Key="amber/open")
+    looked = objects.look(evidence)
+    client.delete_object(Bucket=bucket, Key="amber/nobody's")
+    client.delete_object(Bucket=bucket, Key=staged)
+    client.abort_multipart_upload(Bucket=bucket, Key="amber/open", UploadId=opened["UploadId"])
+    assert looked.not_opened == ["amber/nobody's: nobody's"]
+    assert looked.left == [staged, "open: amber/open"]
+
+
+@pytest.mark.parametrize("place", ["logs", "metrics", "disk"])
+def test_a_planted_secret_is_found(evidence: Evidence, place: str) -> None:
+    """A DEK, a transport key and a plaintext, each in another spelling."""
+    looked = objects.look(evidence)
+    secrets_by_name = secrets.all_secrets(evidence, looked)
+    dek = next(name for name in secrets_by_name if name.startswith("DEK"))
+    key = next(name for name in secrets_by_name if name.startswith("transport key"))
+    planted = evidence.folder / place / "planted"
+    planted.write_bytes(
+        b"\0\1".join(
+            (
+                secrets_by_name[dek].hex().encode(),
+                base64.urlsafe_b64encode(b"x" + secrets_by_name[key]),
+                secrets_by_name["plaintext"],
+            )
+        )
+    )
+    found = secrets.leaks(evidence, looked)
+    planted.unlink()
+    assert found == [f"{name} in planted of {place}" for name in sorted((dek, "plaintext", key))]
+
+
+def test_a_search_that_sees_nothing_says_so(evidence: Evidence) -> None:
+    """With nothing to look through the check fails: it would show nothing."""
+    empty = evidence.folder / "empty"
+    for place in ("logs", "metrics", "disk"):
+        (empty / place).mkdir(parents=True)
+    found = secrets.leaks(replace(evidence, folder=empty), objects.look(evidence))
+    assert [line.split(":")[0] for line in found] == ["the search is blind"] * 2
+
+
+def test_an_unexpected_failure_in_a_log_is_found(evidence: Evidence) -> None:
+    log = evidence.folder / "logs" / "planted.log"
+    log.write_text('{"event":"unexpected failure"}\n')
+    found = checks.judge(evidence)[checks.BUGS]
+    log.unlink()
+    assert found == ['planted.log: {"event":"unexpected failure"}']

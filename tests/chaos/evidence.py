@@ -1,0 +1,137 @@
+"""What is known at the end of a run, for the checks: read from the broker, not from the run.
+
+The stream of events is read from its beginning, the dead letters are taken, and queues are
+counted, all with aio-pika alone, once no worker runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import aio_pika
+
+from contracts import topology
+from contracts.sealing import SignatureError, VerifyKey
+from tests.support.requests import new_id
+from tests.support.stream import consume_stream
+from tests.support.wire import open_wire
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+
+    from contracts.publisher.requests import SignedRequest
+    from tests.acceptance.tenants import Tenant
+    from tests.chaos.operator import Asked
+    from tests.chaos.schedule import Plan
+    from tests.support.deployment import Deployment
+    from tests.support.wire import Wire
+
+_READ_S = 120
+
+
+@dataclass(frozen=True)
+class Letter:
+    """A dead letter: where it lies, whose it is, and why."""
+
+    queue: str
+    request_id: str
+    code: str
+
+
+@dataclass
+class OnBroker:
+    """What the broker holds: verified events, those that were not, letters, depths of queues."""
+
+    events: list[dict[str, Any]] = field(default_factory=list)
+    unverified: int = 0
+    letters: list[Letter] = field(default_factory=list)
+    depths: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class Evidence:
+    """A run: what was sent and asked, what is on the broker, and what the processes showed."""
+
+    plan: Plan
+    deployment: Deployment
+    folder: Path
+    tenants: dict[str, Tenant]
+    masters: dict[str, bytes] = field(repr=False)
+    confirmed: frozenset[str]
+    sent: dict[str, list[SignedRequest]] = field(repr=False)
+    asked: list[Asked]
+    tagged: dict[str, dict[str, str]]
+    broker: OnBroker
+    unsettled: list[str] = field(default_factory=list)
+    fallen: list[str] = field(default_factory=list)
+    statuses: list[str] = field(default_factory=list)
+    misread: list[str] = field(default_factory=list)
+    counts: dict[str, Any] = field(default_factory=dict)
+
+
+async def on_broker(deployment: Deployment) -> OnBroker:
+    """Read everything; the dead letters are gone from the broker then."""
+    found = OnBroker()
+    async with open_wire(deployment) as wire:
+        for queue in topology.queues():
+            if queue.name != topology.EVENTS_STREAM:
+                found.depths[queue.name] = await wire.depth(queue.name)
+        for name in (queue.name for queue in topology.queues() if queue.name.endswith(".dead")):
+            found.letters += await _letters(wire.channel, name)
+        await _read_events(wire, deployment, found)
+    return found
+
+
+async def _letters(channel: AbstractChannel, name: str) -> list[Letter]:
+    queue = await channel.get_queue(name, ensure=False)
+    letters = []
+    while (message := await queue.get(no_ack=True, fail=False)) is not None:
+        code = str(message.headers.get(topology.CODE_HEADER))
+        letters.append(Letter(name, str(message.message_id), code))
+    return letters
+
+
+async def _read_events(wire: Wire, deployment: Deployment, found: OnBroker) -> None:
+    """The stream from its beginning to a marker that is put to its end now."""
+    verify = VerifyKey.from_bytes(deployment.event_key.public_bytes)
+    marker, over = new_id().encode(), asyncio.Event()
+
+    async def take(message: AbstractIncomingMessage) -> None:
+        if message.body == marker:
+            over.set()
+            return
+        signature = str(message.headers.get(topology.SIGNATURE_HEADER))
+        try:
+            verify.verify_event(deployment.name, message.body, signature)
+        except SignatureError:
+            found.unverified += 1
+        else:
+            found.events.append(json.loads(message.body))
+        await message.ack()
+
+    await wire.publish("upload.stored", marker, {})
+    async with asyncio.timeout(_READ_S), await aio_pika.connect(deployment.amqp_url) as connection:
+        await consume_stream(connection, topology.EVENTS_STREAM, take)
+        await over.wait()
+
+
+def event_ids(event: dict[str, Any]) -> set[str]:
+    """The ids that an event is about."""
+    names = set(topology.REQUEST_ID_FIELDS.values())
+    return {value for name, value in event.items() if name in names}
+
+
+def told(broker: OnBroker) -> dict[str, Counter[str]]:
+    """How often each type of event was told of each request; a refusal's with its code."""
+    by_id: dict[str, Counter[str]] = {}
+    for event in broker.events:
+        what = f"{event['type']} {event['code']}" if "code" in event else event["type"]
+        for request_id in event_ids(event):
+            by_id.setdefault(request_id, Counter())[what] += 1
+    return by_id

@@ -1,0 +1,86 @@
+"""HTTP/1.1 messages as they come, whole and byte for byte, for a proxy that changes none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import asyncio
+
+_SAYS = {"500": "InternalError", "503": "SlowDown"}
+
+
+@dataclass(frozen=True)
+class Message:
+    """A request or an answer: its head as it came, its body."""
+
+    first: tuple[str, str, str]
+    headers: dict[str, str]
+    head: bytes
+    body: bytes = b""
+
+    @property
+    def raw(self) -> bytes:
+        return self.head + self.body
+
+
+async def head(reader: asyncio.StreamReader) -> Message:
+    """The next message's head.
+
+    Raises:
+        asyncio.IncompleteReadError: the connection ended.
+    """
+    raw = await reader.readuntil(b"\r\n\r\n")
+    first, *lines = raw.decode("latin-1").rstrip("\r\n").split("\r\n")
+    one, two, three = (*first.split(" ", 2), "")[:3]
+    split = (line.partition(":") for line in lines)
+    headers = {name.lower(): value.strip() for name, _, value in split}
+    return Message((one, two, three), headers, raw)
+
+
+def without(message: Message, header: str) -> Message:
+    """The message without a header."""
+    lines = message.head.split(b"\r\n")
+    kept = [line for line in lines if not line.lower().startswith(f"{header}:".encode())]
+    return Message(message.first, message.headers, b"\r\n".join(kept))
+
+
+async def with_body(
+    reader: asyncio.StreamReader, message: Message, *, to_its_end: bool = False
+) -> Message:
+    """The message with its body, framed as it came."""
+    headers = message.headers
+    if headers.get("transfer-encoding", "").lower() == "chunked":
+        body = await _chunks(reader)
+    elif "content-length" in headers:
+        body = await reader.readexactly(int(headers["content-length"]))
+    else:
+        body = await reader.read() if to_its_end else b""
+    return Message(message.first, headers, message.head, body)
+
+
+async def _chunks(reader: asyncio.StreamReader) -> bytes:
+    raw = bytearray()
+    while True:
+        line = await reader.readuntil(b"\r\n")
+        size_bytes = int(line.split(b";")[0], 16)
+        raw += line + await reader.readexactly(size_bytes + 2)
+        if size_bytes == 0:
+            return bytes(raw)
+
+
+def refusal(status: str, method: str) -> Message:
+    """An answer that refuses, as an S3 server in trouble gives it."""
+    code = _SAYS[status]
+    body = f"<?xml version='1.0'?><Error><Code>{code}</Code></Error>".encode()
+    sent = b"" if method == "HEAD" else body
+    lines = (
+        f"HTTP/1.1 {status} {code}",
+        "Content-Type: application/xml",
+        *(("Retry-After: 1",) if status == "503" else ()),
+        f"Content-Length: {len(sent)}",
+        "",
+        "",
+    )
+    return Message(("HTTP/1.1", status, code), {}, "\r\n".join(lines).encode(), sent)
