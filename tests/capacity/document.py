@@ -147,7 +147,7 @@ def claim(rows: Sequence[Compared]) -> str:
     """One sentence about the errors."""
     claimed = [row for row in rows if row.claimed]
     if not claimed:
-        return "No row left the cores room."
+        return f"None of {len(rows)} rows left the cores room: nothing is claimed."
     errors = sorted(abs(row.error) for row in claimed)
     return (
         f"Of {len(rows)} rows {len(claimed)} left the cores room; there the prediction was off by "

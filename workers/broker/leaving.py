@@ -12,9 +12,6 @@ import structlog
 from faststream.rabbit.subscriber import RabbitSubscriber
 
 _TIMEOUT_S: Final = 5
-# aio-pika hands a delivery on in a task of its own. Those that came just before the broker's
-# answer are begun after this, and so are finished instead of given back.
-_BEGUN_S: Final = 0.05
 
 _log = structlog.get_logger()
 
@@ -32,6 +29,5 @@ async def take_no_more(subscriber: RabbitSubscriber) -> None:
     try:
         async with asyncio.timeout(_TIMEOUT_S):
             await queue.cancel(tag)
-            await asyncio.sleep(_BEGUN_S)
     except Exception as exc:  # noqa: BLE001  # whatever it was: the process ends all the same
         _log.debug("consumer ended with its channel", problem=type(exc).__name__)
