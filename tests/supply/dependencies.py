@@ -17,7 +17,7 @@ PURPOSES = {
     "aiobotocore": "pinned with aioboto3; credentials that renew themselves",
     "aiohttp": "S3 on the hot path, and the reader's HTTP client",
     "aiormq": "errors and frames of the driver below aio-pika, which aio-pika passes on",
-    "botocore": "signatures and endpoints of S3; pinned, since its signers are no formal API",
+    "botocore": "S3 beside the hot path; what signatures are held against in tests",
     "cryptography": "AES-256-GCM, HKDF, HPKE with ML-KEM-768, Ed25519; all cryptography there is",
     "faststream": "the workers' consumers on RabbitMQ",
     "httptools": "uvicorn's HTTP parser in C; asked for by name, not imported",
