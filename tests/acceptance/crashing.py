@@ -18,6 +18,7 @@ from tests.acceptance import points
 from tests.acceptance.sweep_points import SWEEP_POINTS
 from workers import runtime
 from workers.logs import configure
+from workers.roles import ALL_ROLES
 from workers.settings import WorkerSettings
 from workers.storage import Differences
 
@@ -41,7 +42,7 @@ def main() -> None:
     """Run the worker."""
     parser = argparse.ArgumentParser(prog="crashing")
     parser.add_argument("command", choices=["worker"])
-    parser.add_argument("role", choices=[*runtime.ALL_ROLES, "all"])
+    parser.add_argument("role", choices=[*ALL_ROLES, "all"])
     parser.add_argument("--point", choices=POINTS, required=True)
     parser.add_argument("--conditional-completion", action="store_true")
     said = parser.parse_args()
@@ -49,7 +50,7 @@ def main() -> None:
     configure(settings.log_format, settings.log_level)
     _skip_probe(conditional_completion=said.conditional_completion)
     POINTS[said.point].install(_die)
-    roles = runtime.ALL_ROLES if said.role == "all" else frozenset({said.role})
+    roles = ALL_ROLES if said.role == "all" else frozenset({said.role})
     uvloop.run(runtime.run_worker(settings, roles))
 
 

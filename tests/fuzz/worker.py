@@ -25,9 +25,9 @@ from contracts.topology import CONTROL_QUEUE, UPLOAD_QUEUE
 from tests.fuzz.valid import OTHER_PROJECT, PROJECT
 from tests.fuzz.wire import FRAME_BYTES
 from tests.unit.workers.factories import generation, keyring
-from workers import runtime
 from workers.keyring.record import build
 from workers.metrics import WorkerMetrics
+from workers.roles import CONTROL, UPLOAD, Roles
 from workers.settings import WorkerSettings
 from workers.storage import Headers
 from workers.storage.memory import MemoryStorage
@@ -137,10 +137,8 @@ class Worker:
             self.storage.plant(keyring_key(project), record, Headers({}))
         for key, body in self._staged.items():
             self.storage.plant(key, body, Headers({}))
-        process = runtime._Process(
-            self._settings, self.storage, cast("Any", self.broker), WorkerMetrics()
-        )
-        roles = frozenset({runtime.UPLOAD, runtime.CONTROL})
+        process = Roles(self._settings, self.storage, cast("Any", self.broker), WorkerMetrics())
+        roles = frozenset({UPLOAD, CONTROL})
         self._consumers = {queue: consume for queue, _, consume in process.consumers(roles)}
 
     async def take(self, queue: str, message: IncomingMessage) -> None:

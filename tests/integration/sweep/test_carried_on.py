@@ -23,7 +23,7 @@ from tests.support.process import worker
 from tests.support.serving import Serving, fresh_amqp_url
 from tests.support.wire import open_wire
 from workers.metrics import WorkerMetrics
-from workers.runtime import _Process
+from workers.roles import Roles
 from workers.settings import WorkerSettings
 from workers.storage import Differences
 from workers.storage.s3 import open_storage
@@ -88,7 +88,7 @@ async def hurried(deployment: Deployment) -> int:
         open_storage(settings, differences=Differences(), max_connections=8) as storage,
         RabbitBroker(deployment.amqp_url, logger=None) as broker,
     ):
-        process = _Process(settings, storage, broker, WorkerMetrics())
+        process = Roles(settings, storage, broker, WorkerMetrics())
         return await rescue(
             process._store,
             process._sweep,

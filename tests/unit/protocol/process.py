@@ -1,4 +1,4 @@
-"""One worker process with all roles, of the workers' own classes, wired as `workers.runtime` does.
+"""One worker process with all roles, of the workers' own classes, wired as `workers.roles` does.
 
 Everything that it does to the world goes through its `Wire` and its `Teller`.
 """
@@ -81,7 +81,7 @@ class Options:
 
 
 class Process:
-    """One worker process with all roles, as `workers.runtime` makes it."""
+    """One worker process with all roles, as `workers.roles` makes it."""
 
     def __init__(self, world: World, number: int) -> None:
         self.world = world
