@@ -61,7 +61,14 @@ async def evidence(
 
 
 def _plain(evidence: Evidence) -> Upload:
-    return next(u for u in evidence.plan.load.uploads if u.is_plain and u.size_bytes > 100)
+    """One that must be stored; without tags, which a test that puts it back would lose."""
+    return next(
+        upload
+        for upload in evidence.plan.load.uploads
+        if upload.is_plain
+        and upload.size_bytes > 100
+        and object_key(upload.project, upload.key) not in evidence.tagged
+    )
 
 
 def _refused(evidence: Evidence) -> Upload:

@@ -92,9 +92,21 @@ class Everyone:
                 # Its dead letter was replayed, or its request came again.
                 await self._store.mark_running(plan.ask)
             plan = replace(plan, status="running", told=False)
-            await self._step(replace(standing, plan=plan))
+            if not await self._step(replace(standing, plan=plan)) and again:
+                await self._follow(hint)
         elif again and hint.step + 1 == plan.step:
             await self._outbox.step(plan)
+
+    async def _follow(self, hint: SweepStep) -> None:
+        """As `Steps._follow`."""
+        try:
+            standing = await self._store.read_all(hint.sweep_id)
+        except MissingError:
+            return
+        if standing.plan.status != "running":
+            await self._tell_end(standing)
+        elif hint.step + 1 == standing.plan.step:
+            await self._outbox.step(standing.plan)
 
     async def hurry(self, sweep_id: str) -> None:
         """As `Steps.hurry`."""
@@ -109,7 +121,8 @@ class Everyone:
         if await self._store.change(plan, standing.etag, standing.master_key):
             await self._outbox.step(plan)
 
-    async def _step(self, standing: StandingAll) -> None:
+    async def _step(self, standing: StandingAll) -> bool:
+        """Make the step; False where somebody else had changed the record meanwhile."""
         plan = await self._without_ended(standing.plan)
         walk = _Walk()
         async for project in self._missing(plan):
@@ -122,18 +135,20 @@ class Everyone:
                 plan = replace(plan, live=(*plan.live, project))
         plan = replace(plan, begun_in_walk=plan.begun_in_walk + walk.begun + walk.stuck)
         if not walk.over or plan.live:
-            await self._go_on(standing, plan, _BETWEEN_STEPS_S)
-        elif plan.begun_in_walk:
+            return await self._go_on(standing, plan, _BETWEEN_STEPS_S)
+        if plan.begun_in_walk:
             # Projects may have been enrolled behind the walk: once more from the beginning.
             plan = replace(plan, through="", begun_in_walk=0)
-            await self._go_on(standing, plan, _STUCK_S if walk.stuck else _BETWEEN_STEPS_S)
-        else:
-            await self._end(standing, plan)
+            wait_s = _STUCK_S if walk.stuck else _BETWEEN_STEPS_S
+            return await self._go_on(standing, plan, wait_s)
+        return await self._end(standing, plan)
 
-    async def _go_on(self, standing: StandingAll, plan: AllPlan, wait_s: float) -> None:
+    async def _go_on(self, standing: StandingAll, plan: AllPlan, wait_s: float) -> bool:
         plan = replace(plan, step=plan.step + 1, stepped_at=datetime.now(UTC))
-        if await self._store.change(plan, standing.etag, standing.master_key):
-            await self._outbox.step(plan, wait_s)
+        if not await self._store.change(plan, standing.etag, standing.master_key):
+            return False
+        await self._outbox.step(plan, wait_s)
+        return True
 
     async def _without_ended(self, plan: AllPlan) -> AllPlan:
         """The plan without the parts that ended since the last step."""
@@ -197,7 +212,7 @@ class Everyone:
         ended = Ended(Counts(failed=1), clean=False)
         await self._store.add_ended(ask.sweep_id, project, ended, master_key)
 
-    async def _end(self, standing: StandingAll, plan: AllPlan) -> None:
+    async def _end(self, standing: StandingAll, plan: AllPlan) -> bool:
         """Nothing is missing: the sums of all parts, by their records, are the end."""
         sums, projects, clean = await self._summed(plan.ask.sweep_id)
         if plan.ask.master_key is not None and not plan.ask.dry_run:
@@ -213,9 +228,10 @@ class Everyone:
             ended_at=datetime.now(UTC),
         )
         if not await self._store.change(ended, standing.etag, standing.master_key):
-            return
+            return False
         _log.info("sweep of all ended", sweep_id=plan.ask.sweep_id, clean=clean)
         await self._tell_end(await self._store.read_all(plan.ask.sweep_id))
+        return True
 
     async def _summed(self, sweep_id: str) -> tuple[Counts, int, bool]:
         sums, projects, clean = Counts(), 0, True

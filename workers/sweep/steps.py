@@ -109,9 +109,26 @@ class Steps:
                 await self._store.mark_running(plan.ask)
                 # Hints of pages that came meanwhile found it ended, and went with that.
                 plan = _unsent(plan)
-            await self._step(replace(standing, plan=replace(plan, status="running", told=False)))
+            standing = replace(standing, plan=replace(plan, status="running", told=False))
+            if not await self._step(standing) and again:
+                await self._follow(hint)
         elif again and hint.step + 1 == plan.step:
             await self._send_again(plan)
+
+    async def _follow(self, hint: SweepStep) -> None:
+        """Go on from a step that somebody else made just before this message could.
+
+        That may have been its own earlier try: a put that came late, from a worker that died,
+        or lost its connection, and sent nothing.
+        """
+        try:
+            standing = await self._store.read(hint.sweep_id, hint.project)
+        except MissingError:
+            return
+        if standing.plan.status != "running":
+            await self._tell_end(standing)
+        elif hint.step + 1 == standing.plan.step:
+            await self._send_again(standing.plan)
 
     async def _send_again(self, plan: Plan) -> None:
         """What the step before should have sent: whoever made it may have died before that."""
@@ -121,7 +138,8 @@ class Steps:
             await self._outbox.page(plan, live)
         await self._outbox.step(plan)
 
-    async def _step(self, standing: Standing) -> None:
+    async def _step(self, standing: Standing) -> bool:
+        """Make the step; False where somebody else had changed the record meanwhile."""
         before = standing.plan
         observed = self._wanted(before.ask, await self._keyrings.fresh(before.ask.project))
         state, now = State.of(observed), observed.lease.read_at
@@ -146,10 +164,9 @@ class Steps:
                 )
         plan = await self._planner.extend(plan)
         if plan.complete:
-            await self._settle(standing, plan, proven)
-            return
+            return await self._settle(standing, plan, proven)
         plan, sent = due(plan, now)
-        await self._go_on(standing, plan, observed, sent, proven)
+        return await self._go_on(standing, plan, observed, sent, proven)
 
     async def _go_on(
         self,
@@ -158,15 +175,15 @@ class Steps:
         observed: Observed,
         sent: tuple[Live, ...] = (),
         proven: tuple[Live, ...] = (),
-    ) -> None:
-        """Change the record, and send what follows from it."""
+    ) -> bool:
+        """Change the record, and send what follows from it; False as `_step`."""
         now = observed.lease.read_at
         idle = 0 if _has_moved(standing.plan, plan) else plan.idle + 1
         plan = replace(plan, step=plan.step + 1, stepped_at=now, idle=idle)
         if _has_news(standing.plan, plan, now):
             plan = replace(plan, progressed_at=now)
         if not await self._store.change(plan, standing.etag, observed.desired.master_key):
-            return  # another copy of this message made the step
+            return False
         for live in sent:
             await self._outbox.page(plan, live)
         waits = waits_until(plan)
@@ -176,6 +193,7 @@ class Steps:
         if plan.progressed_at == now:
             await self._outbox.progressed(plan.ask, plan.counts)
         await self._store.forget(plan, proven)
+        return True
 
     async def hurry(self, sweep_id: str, project: str) -> None:
         """Make sure that a sweep goes on whose messages may be lost.
@@ -195,8 +213,11 @@ class Steps:
         if await self._store.change(plan, standing.etag, standing.master_key):
             await self._outbox.step(plan)
 
-    async def _settle(self, standing: Standing, plan: Plan, proven: tuple[Live, ...]) -> None:
-        """Every page is proven: let the keyring show it, and end the sweep (SPEC 8.6)."""
+    async def _settle(self, standing: Standing, plan: Plan, proven: tuple[Live, ...]) -> bool:
+        """Every page is proven: let the keyring show it, and end the sweep (SPEC 8.6).
+
+        False as `_step`.
+        """
         await self._restore_noted_tags(plan)
         named = plan.ask.master_key
         clean = plan.counts.nothing_left and named in (None, plan.state.master_key)
@@ -206,8 +227,7 @@ class Steps:
             if State.of(wanted) != plan.state:
                 # It moved since this step began: what was proven is not what is wanted now.
                 after = moved(plan, State.of(wanted), observed.lease.read_at)
-                await self._go_on(standing, after, observed)
-                return
+                return await self._go_on(standing, after, observed)
             if not clean or plan.ask.dry_run:
                 break
             if plan.ask.encrypt_plaintext and observed.keyring.plaintext_allowed:
@@ -216,8 +236,7 @@ class Steps:
                 if await self._change(observed, forbidden_plaintext(observed.keyring)):
                     now = await self._keyrings.fresh(plan.ask.project)
                     again = moved(plan, State.of(now), now.lease.read_at)
-                    await self._go_on(standing, again, now)
-                    return
+                    return await self._go_on(standing, again, now)
                 continue
             after_all = settled(observed.keyring)
             if after_all == observed.keyring or await self._change(observed, after_all):
@@ -228,10 +247,11 @@ class Steps:
             await self._forget_older_keyrings(plan)
         ended = replace(plan, status="done", clean=clean, ended_at=observed.lease.read_at)
         if not await self._store.change(ended, standing.etag, observed.desired.master_key):
-            return
+            return False
         _log.info("sweep ended", **_named(plan), clean=clean, **plan.counts.to_json())
         await self._store.forget(plan, proven)
         await self._tell_end(await self._store.read(plan.ask.sweep_id, plan.ask.project))
+        return True
 
     async def _forget_older_keyrings(self, plan: Plan) -> None:
         try:

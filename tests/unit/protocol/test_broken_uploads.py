@@ -8,7 +8,7 @@ import pytest
 
 from contracts.sealing import upload_info
 from tests.unit.protocol.process import Parts
-from tests.unit.protocol.stories import begin, stop_at, stop_within, violations, without
+from tests.unit.protocol.stories import begin, hint, stop_at, stop_within, violations, without
 from workers.admission import open_secret
 from workers.broker.consumer import Consumer
 from workers.sweep.consumer import HintConsumer
@@ -99,6 +99,40 @@ def test_a_hint_is_acknowledged_after_its_effect(record: str) -> None:
     assert violations(story) == []
     found = violations(story, Parts(hint_consumer=_AcknowledgesHintsFirst))
     assert found == ["the sweep stands still"]
+
+
+@pytest.mark.parametrize("project", ["acme", "*"])
+@pytest.mark.parametrize("nth", range(4))
+def test_a_record_that_comes_late_is_gone_on_from(project: str, nth: int) -> None:
+    """A worker dies while its step's record is on the way; that arrives just before the next try's.
+
+    The next try then finds the step made, by nobody who could still send what follows.
+    """
+
+    def story(world: World) -> None:
+        begin(world, "a")
+        sweep = world.sweep(project)
+        world.run(until=lambda: any(hint(letter) for letter in world.ready()))
+        folder = "_all" if project == "*" else "acme"
+        record = f".keyturn/sweeps/{sweep}/{folder}/sweep.json"
+        late = stop_at(world, "put", record)
+        for _ in range(nth):
+            world.step(late)
+            late = stop_at(world, "put", record)
+        world.crash(late.sender)
+
+        def next_try() -> bool:
+            puts = [call for call in world.calls if (call.op, call.key) == ("put", record)]
+            return puts[1:] != []
+
+        assert world.run(until=next_try, hold=lambda call: call is late)
+        world.step(late)
+        # Lost messages are looked for after a quarter of an hour; nobody waits for that.
+        world.run(seconds=120)
+        if not world.ended(sweep):
+            world.oracle.violated("the sweep stands still")
+
+    assert violations(story) == []
 
 
 def an_upload_that_comes_after_a_delete(world: World) -> None:
