@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import json
 import random
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
+from unittest.mock import patch
 
 from tests.fuzz import odd
 from tests.fuzz.watch import MAX_CPU_S, Clock, Report, Watch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from contracts.errors import KeyturnError
 
@@ -44,6 +46,16 @@ def check(right: object, what: str) -> None:
     """Raise where this does not hold."""
     if not right:
         raise OracleError(what)
+
+
+@contextmanager
+def same_each_time() -> Iterator[None]:
+    """Salts and nonces that are drawn in here are the same in every run.
+
+    A corpus is kept from run to run: what one run sealed, the next must know as its own.
+    """
+    with patch("os.urandom", bytes):
+        yield
 
 
 def as_text(message: Any) -> bytes:

@@ -39,7 +39,10 @@ def _read(data: bytes, parse: Any) -> list[str]:
 
 
 def _check_names(data: bytes) -> None:
-    text = data.decode("utf-8", "surrogatepass" if data[:1] == b"\xed" else "replace")
+    try:
+        text = data.decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:
+        text = data.decode("latin-1")
     if is_key(text):
         check(check_key(text) == text, "a key that is not itself")
         check(len(text.encode()) <= 900, "a key that is too long")

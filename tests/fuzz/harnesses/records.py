@@ -12,7 +12,7 @@ from typing import Any, Final
 from contracts.errors import KeyturnError
 from contracts.names import keyring_key
 from contracts.sealing import Secret, b64, record_kek, seal_record
-from tests.fuzz.harness import Harness, check, code_of
+from tests.fuzz.harness import Harness, check, code_of, same_each_time
 from tests.unit.workers import factories
 from workers import records
 from workers.keyring.record import Keyring, build, parse
@@ -23,17 +23,22 @@ _MASTER_KEYS: Final = {"m1": Secret(bytes([1]) * 32), "m2": Secret(bytes([2]) * 
 _KEY: Final = keyring_key("acme")
 _RECORD_KEK: Final = record_kek(bytes([1]) * 32, "acme")
 _SWEEP_ID: Final = "e0a4c6b8-7d92-4f31-8c55-2b9d0f6e1a74"
+_ID: Final = "c4d9b7aa-1f0e-4a57-b1d2-93e86a7f4c33"
 _KINDS: Final[tuple[type[Any], ...]] = (Plan, AllPlan, Result)
 
 
 def _ring() -> Keyring:
-    ring = factories.turned(factories.turned(factories.v0_ring(factories.keyring())))
-    first, second = ring.history
-    return replace(ring, history=(replace(first, kek=None), second))
+    first, second, third = (
+        replace(factories.generation(number, kek=Secret(bytes([number]) * 32)), rotation_id=_ID)
+        for number in (1, 2, 3)
+    )
+    history = (replace(first, kek=None), second)
+    return factories.v0_ring(Keyring("acme", "m1", third, history=history))
 
 
-_RING: Final = _ring()
-_RAW: Final = build(_RING, _MASTER_KEYS)
+with same_each_time():
+    _RING: Final = _ring()
+    _RAW: Final = build(_RING, _MASTER_KEYS)
 _REST: Final = records.parse(_RAW, _KEY, "acme", _MASTER_KEYS)[1]
 _SECRETS: Final = tuple(
     b64(kek.reveal())[:24] for kek in (*_RING.user_keks.values(), factories.V0_USER_KEK)

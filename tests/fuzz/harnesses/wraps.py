@@ -27,7 +27,7 @@ from contracts.sealing import (
     v0_unwrap_dek,
     wrap_dek,
 )
-from tests.fuzz.harness import Harness, check
+from tests.fuzz.harness import Harness, check, same_each_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,11 +65,13 @@ def _wrapped(place: int) -> bytes:
     )
 
 
-_WRAPS: Final = tuple(_wrapped(place) for place in range(len(_PLACES)))
-_WRAP: Final = _WRAPS[0]
-_V0_WRAP: Final = v0_seal(_KEK.reveal(), _DEK)
-_SEALED_RECORD: Final = seal_record(_KEK, _RECORD, b"{}")
-_TOMBSTONE: Final = seal_tombstone(_KEK, "acme", "k", _AT)
+with same_each_time():
+    _WRAPS: Final = tuple(_wrapped(place) for place in range(len(_PLACES)))
+    _WRAP: Final = _WRAPS[0]
+    _V0_WRAP: Final = v0_seal(_KEK.reveal(), _DEK)
+    _SEALED_RECORD: Final = seal_record(_KEK, _RECORD, b"{}")
+    _TOMBSTONE: Final = seal_tombstone(_KEK, "acme", "k", _AT)
+# HPKE draws by itself: each run seals another one, and all of them open.
 _SECRET: Final = _INTAKE.public_key.seal(_DEK, upload_info(_UPLOAD, "acme", "k"))
 _SIGNATURE: Final = _SIGNING.sign_request("test", "api", b"body")
 
@@ -133,7 +135,10 @@ def run(data: bytes) -> str:
         return "refused"
     check(opened == holds, "another plaintext")
     rightly = _WRAPS[place] if opener is _open_wrap else right
-    check(sealed == rightly, "bytes that nobody sealed for this place were opened")
+    check(
+        sealed == rightly or opener is _open_secret,
+        "bytes that nobody sealed for this place were opened",
+    )
     check(opener in (_open_wrap, _open_v0) or place % 2 == 0, "opened in another place")
     return "opened"
 
