@@ -2,6 +2,14 @@
 
 from workers.broker.consumer import Consumer, Done, NotYetError, Role
 from workers.broker.registered import is_registered
-from workers.broker.teller import Teller
+from workers.broker.teller import NotConfirmedError, Teller
 
-__all__ = ["Consumer", "Done", "NotYetError", "Role", "Teller", "is_registered"]
+__all__ = [
+    "Consumer",
+    "Done",
+    "NotConfirmedError",
+    "NotYetError",
+    "Role",
+    "Teller",
+    "is_registered",
+]
