@@ -45,7 +45,7 @@ def judge(evidence: Evidence) -> dict[str, list[str]]:
 
 def _bugs(evidence: Evidence) -> list[str]:
     return [
-        f"{path.name}: {line[:300]}"
+        f"{path.name}: {line[:200]} … {line[-500:]}"
         for path in sorted((evidence.folder / "logs").iterdir())
         for line in path.read_text().splitlines()
         if _UNEXPECTED in line

@@ -13,6 +13,8 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+from aio_pika.exceptions import AMQPConnectionError, ChannelInvalidStateError
+from faststream.exceptions import IncorrectState
 
 from contracts.errors import (
     AlreadyExistsError,
@@ -25,7 +27,7 @@ from contracts.names import format_time
 from contracts.sealing import SigningKey, VerifyKey
 from tests.support.scrape import risen, shown
 from workers.admission import Rules
-from workers.broker import Consumer, Done, NotYetError, Teller, consumer
+from workers.broker import Consumer, Done, NotConfirmedError, NotYetError, Teller, consumer
 from workers.metrics import WorkerMetrics
 from workers.settings import Grant
 
@@ -245,6 +247,35 @@ async def test_a_bug_of_ours() -> None:
     role = FakeRole(scene, ZeroDivisionError("secret"))
     waits = ["put off", "keyturn.upload storage_unavailable 0 1s", "ack"]
     assert await consume(role, message(scene)) == ["served", *waits]
+
+
+async def test_a_lost_broker_is_no_bug_of_ours(capsys: pytest.CaptureFixture[str]) -> None:
+    """What a role sends while it serves was not confirmed: the request comes again as it is."""
+    scene = Scene()
+    role = FakeRole(scene, NotConfirmedError("ChannelInvalidStateError"))
+    assert await consume(role, message(scene)) == ["served", "given back"]
+    assert "unexpected failure" not in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        ChannelInvalidStateError("No active transport"),
+        AMQPConnectionError(),
+        TimeoutError(),
+        Exception("a bare one"),
+        IncorrectState("no producer"),
+    ],
+    ids=lambda loss: type(loss).__name__,
+)
+async def test_each_loss_is_told_as_one_error(loss: Exception) -> None:
+    class Lost:
+        async def publish(self, *_: object, **__: object) -> None:
+            raise loss
+
+    teller = Teller(cast("Any", Lost()), "test", KEY)
+    with pytest.raises(NotConfirmedError):
+        await teller.send(b"{}", "keyturn.plan", 0)
 
 
 Case = tuple[Exception | None, bytes | None]

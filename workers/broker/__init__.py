@@ -4,11 +4,12 @@ from workers.broker.consumer import Consumer, Done, NotYetError, Role
 from workers.broker.direct import consume_directly
 from workers.broker.leaving import take_no_more
 from workers.broker.registered import is_registered
-from workers.broker.teller import Teller
+from workers.broker.teller import NotConfirmedError, Teller
 
 __all__ = [
     "Consumer",
     "Done",
+    "NotConfirmedError",
     "NotYetError",
     "Role",
     "Teller",

@@ -24,7 +24,7 @@ from contracts.topology import REQUESTS
 from workers.admission import Rules, admit, verify
 from workers.broker.delivery import attempts, retry_delay_s, was_put_off
 from workers.broker.direct import Delivered
-from workers.broker.teller import Teller
+from workers.broker.teller import NotConfirmedError, Teller
 from workers.metrics import Delivery, WorkerMetrics
 
 # While disconnected, publishing fails at once; without a pause this would spin.
@@ -152,6 +152,8 @@ class Consumer:
         except KeyturnError as exc:
             await self._put_off_or_refuse(message, request, exc)
             return
+        except NotConfirmedError:
+            raise  # what it sends itself was not confirmed: the broker gives the request again
         except Exception as exc:  # noqa: BLE001  # a bug of ours must not lose a message
             _log.exception("unexpected failure", request_id=request_id(request))
             error = StorageUnavailableError(f"internal failure: {type(exc).__name__}")

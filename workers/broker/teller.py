@@ -3,14 +3,19 @@
 Persistent, confirmed and mandatory: when a method returns, the broker has it on disk.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from aio_pika import DeliveryMode, Message
+from aio_pika.exceptions import CONNECTION_EXCEPTIONS
+from faststream.exceptions import IncorrectState
 from faststream.rabbit import RabbitBroker
 from pamqp import commands
 
 from contracts.errors import KeyturnError
 from contracts.messages import Event, encode, request_id
+from contracts.publisher.link import named_losses
 from contracts.sealing import SigningKey
 from contracts.topology import (
     ALL_DELAYS_S,
@@ -30,11 +35,15 @@ _TIMEOUT_S: Final = 30
 _DETAIL_MAX_CHARACTERS: Final = 500
 
 
+class NotConfirmedError(Exception):
+    """The broker did not confirm: nobody can say whether it has the message."""
+
+
 class Teller:
     """Publishes on a worker's behalf.
 
-    Every method raises whatever aio-pika raises where the broker did not confirm; the
-    caller must then not acknowledge.
+    Every method raises `NotConfirmedError` where the broker did not confirm; the caller must
+    then not acknowledge.
     """
 
     def __init__(self, broker: RabbitBroker, deployment: str, event_key: SigningKey) -> None:
@@ -53,7 +62,8 @@ class Teller:
             delivery_mode=DeliveryMode.PERSISTENT,
             correlation_id=request_id(event),
         )
-        await self._announcer.publish(event.type, body, properties)
+        with _confirmed():
+            await self._announcer.publish(event.type, body, properties)
 
     async def put_off(
         self,
@@ -89,4 +99,15 @@ class Teller:
         await self._to_queue(message, retry_name(queue, delay_s) if delay_s else queue)
 
     async def _to_queue(self, message: Message, queue: str) -> None:
-        await self._broker.publish(message, queue, timeout=_TIMEOUT_S)
+        with _confirmed():
+            await self._broker.publish(message, queue, timeout=_TIMEOUT_S)
+
+
+@contextmanager
+def _confirmed() -> Iterator[None]:
+    """One error for the many that the client library has for a lost broker."""
+    try:
+        with named_losses():
+            yield
+    except (TimeoutError, IncorrectState, *CONNECTION_EXCEPTIONS) as exc:
+        raise NotConfirmedError(type(exc).__name__) from exc

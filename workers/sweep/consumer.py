@@ -19,7 +19,7 @@ from contracts.errors import (
     StorageUnavailableError,
 )
 from contracts.topology import ATTEMPT_HEADER, RETRY_DELAYS_S
-from workers.broker import Teller
+from workers.broker import NotConfirmedError, Teller
 from workers.broker.delivery import attempts, retry_delay_s
 from workers.broker.direct import Delivered
 from workers.errors import StorageAnswerError
@@ -84,7 +84,7 @@ class HintConsumer:
         except StorageAnswerError as exc:
             error = StorageUnavailableError(f"{type(exc).__name__}: {exc}")
             await self._put_off_or_fail(hint, message, error)
-        except AMQPException:
+        except (AMQPException, NotConfirmedError):
             raise  # nothing was confirmed: the broker gives it again
         except Exception as exc:  # noqa: BLE001  # a bug of ours must not make a loop
             _log.exception("unexpected failure", sweep_id=hint.sweep_id)
