@@ -78,20 +78,32 @@ class Channel:
 
 @dataclass
 class Broker:
-    """What `workers.broker.Teller` needs of FastStream's: a queue or an exchange to publish to."""
+    """What `workers.broker.Teller` needs of FastStream's: a queue to publish to."""
 
     published: list[Published] = field(default_factory=list)
 
     async def publish(self, message: Message, queue: str, *, timeout: float) -> None:  # noqa: ASYNC109
         del timeout
-        properties = message.properties.marshal()
-        if len(properties) + _FRAME_OVERHEAD_BYTES > FRAME_BYTES:
-            raise ValueError("a header that is larger than a frame")
-        self.published.append(Published(queue, message.body, properties))
+        self.keep(queue, message.body, message.properties)
 
-    async def declare_exchange(self, exchange: object) -> Broker:
-        del exchange
-        return self
+    def keep(self, queue: str, body: bytes, properties: commands.Basic.Properties) -> None:
+        """Note a message as the frames that it would be sent in."""
+        header = properties.marshal()
+        if len(header) + _FRAME_OVERHEAD_BYTES > FRAME_BYTES:
+            raise ValueError("a header that is larger than a frame")
+        self.published.append(Published(queue, body, header))
+
+
+@dataclass(frozen=True)
+class Announcer:
+    """What `workers.broker.Teller` publishes events by."""
+
+    broker: Broker
+
+    async def publish(
+        self, routing_key: str, body: bytes, properties: commands.Basic.Properties
+    ) -> None:
+        self.broker.keep(routing_key, body, properties)
 
 
 def received(
@@ -138,6 +150,7 @@ class Worker:
         for key, body in self._staged.items():
             self.storage.plant(key, body, Headers({}))
         process = Roles(self._settings, self.storage, cast("Any", self.broker), WorkerMetrics())
+        process._teller._announcer = cast("Any", Announcer(self.broker))
         roles = frozenset({UPLOAD, CONTROL})
         self._consumers = {queue: consume for queue, _, consume in process.consumers(roles)}
 
