@@ -114,7 +114,9 @@ class _Lane:
             method = self._methods[routing_key] = frame.marshal(publish, number)
         header = frame.marshal(ContentHeader(body_size=len(body), properties=properties), number)
         frames = [method, header]
-        most = self.channel.max_content_size
+        # A broker that sets no limit to a frame makes this one negative.
+        limit = self.channel.max_content_size
+        most = limit if limit > 0 else len(body) or 1
         for at in range(0, len(body), most):
             part = body[at : at + most]
             start = _FRAME.pack(constants.FRAME_BODY, number, len(part))

@@ -8,8 +8,8 @@ coming back after a lost connection, and at a stop the wait for what is being ha
 
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final, Protocol
-from weakref import WeakKeyDictionary
 
 import aiormq
 from aio_pika import IncomingMessage
@@ -126,7 +126,6 @@ _Consume = Callable[[Delivered], Awaitable[None]]
 
 def consume_directly(subscriber: RabbitSubscriber, consume: _Consume) -> None:
     """Let a subscriber that has not started give its deliveries to `consume` as they come."""
-    ways_out: WeakKeyDictionary[aiormq.abc.AbstractChannel, Gathered] = WeakKeyDictionary()
 
     async def handle(message: Delivered) -> None:
         # As FastStream's own: what is still delivered after a stop goes back to its queue.
@@ -136,18 +135,21 @@ def consume_directly(subscriber: RabbitSubscriber, consume: _Consume) -> None:
         with subscriber.lock:
             await consume(message)
 
-    async def straight(message: DeliveredMessage) -> None:
-        await handle(Delivery(message, ways_out[message.channel]))
+    async def straight(out: Gathered, message: DeliveredMessage) -> None:
+        await handle(Delivery(message, out))
 
     async def take(message: AbstractIncomingMessage) -> None:
         # The first delivery of each channel that was opened, and what came before it was
         # served: from now on aiormq gives them here at once.
         with suppress(ChannelInvalidStateError):
             channel = getattr(message, "channel", None)
-            if isinstance(channel, aiormq.Channel) and message.consumer_tag in channel.consumers:
-                if channel not in ways_out:
-                    ways_out[channel] = Gathered(channel)
-                channel.consumers[message.consumer_tag] = straight
+            tag = message.consumer_tag
+            if isinstance(channel, aiormq.Channel) and tag is not None:
+                before = channel.consumers.get(tag)
+                if before is not None and getattr(before, "func", None) is not straight:
+                    # Nothing but the channel holds it, so that both go with their connection.
+                    ours = partial(straight, Gathered(channel))
+                    channel.consumers[tag] = ours
         await handle(message)
 
     # `start` hands this method to the queue. Where a release hands another, or keeps its

@@ -6,7 +6,7 @@ else gets: behind a large upload that needs its whole grace, as many as are held
 """
 
 import asyncio
-from typing import Final
+from typing import Any, Final
 
 import structlog
 from faststream.rabbit.subscriber import RabbitSubscriber
@@ -26,8 +26,14 @@ async def take_no_more(subscriber: RabbitSubscriber) -> None:
     if queue is None or tag is None:
         return
     subscriber._consumer_tag = None  # noqa: SLF001
-    try:
-        async with asyncio.timeout(_TIMEOUT_S):
-            await queue.cancel(tag)
-    except Exception as exc:  # noqa: BLE001  # whatever it was: the process ends all the same
-        _log.debug("consumer ended with its channel", problem=type(exc).__name__)
+    # Not cancelled where it takes long: that would close the channel, and with it cut short
+    # whatever is being handled.
+    ending = asyncio.ensure_future(queue.cancel(tag))
+    ending.add_done_callback(_note)
+    await asyncio.wait({ending}, timeout=_TIMEOUT_S)
+
+
+def _note(ending: "asyncio.Future[Any]") -> None:
+    # Whatever it was: the process ends all the same.
+    if not ending.cancelled() and (problem := ending.exception()) is not None:
+        _log.debug("consumer ended with its channel", problem=type(problem).__name__)

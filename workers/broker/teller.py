@@ -3,6 +3,7 @@
 Persistent, confirmed and mandatory: when a method returns, the broker has it on disk.
 """
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -111,3 +112,9 @@ def _confirmed() -> Iterator[None]:
             yield
     except (TimeoutError, IncorrectState, *CONNECTION_EXCEPTIONS) as exc:
         raise NotConfirmedError(type(exc).__name__) from exc
+    except asyncio.CancelledError as exc:
+        # aiormq gives up its futures by one where a heartbeat fails; nobody cancelled this task.
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise NotConfirmedError("the connection was given up") from exc

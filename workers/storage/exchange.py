@@ -99,6 +99,10 @@ class Exchange:
         if protocol is None or transport is None:  # for the types: it was connected just now
             connection.close()
             raise aiohttp.ServerDisconnectedError
+        if protocol.should_close:
+            # Something came on it since its last answer: it would be taken for this one's.
+            connection.close()
+            raise aiohttp.ServerDisconnectedError
         try:
             protocol.set_response_params(
                 skip_payload=method == "HEAD",
@@ -111,11 +115,14 @@ class Exchange:
             protocol.start_timeout()
             answer = await _answer(protocol)
         except BaseException:
-            # Whatever still comes on it would be taken for the next request's answer.
+            # Whatever still comes on it would be taken for the next request's answer; and what
+            # is not sent by now must not be: it could take effect after the lease.
+            transport.abort()
             connection.close()
             raise
         if transport.get_write_buffer_size():
             # Answered before it took the body, the rest of which need not arrive as one.
+            transport.abort()
             connection.close()
         else:
             connection.release()
@@ -126,6 +133,7 @@ async def _answer(protocol: ResponseHandler) -> Answer:
     try:
         message, payload = await protocol.read()
         while message.code < 200:  # noqa: PLR2004  # HTTP's own number: only an interim answer
+            protocol.start_timeout()
             message, payload = await protocol.read()
     except HttpProcessingError as exc:
         # It repeats what the server sent.
