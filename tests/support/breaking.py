@@ -134,6 +134,8 @@ class CopiesNothing(Honest):
             return await send(asked)
         asked.method, asked.headers = "HEAD", {}
         found = await send(asked)
+        if "ETag" not in found.headers:
+            return found  # nothing stands there (any more), which no server would hide
         etag = found.headers["ETag"].strip('"').encode()
         return Answer(200, {"Date": found.headers["Date"]}, _COPIED % etag)
 
