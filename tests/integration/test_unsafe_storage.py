@@ -18,6 +18,7 @@ from tests.doctor.kinds import make_bucket
 from tests.servers import new_bucket
 from tests.support.breaking import (
     ChecksThenStores,
+    CopiesNothing,
     Honest,
     Ignores,
     ListsStale,
@@ -51,6 +52,7 @@ BROKEN: dict[str, tuple[Honest, set[str]]] = {
     "lets two replacers through": (ChecksThenStores("if-match"), {REPLACE_RACE}),
     "lists what was": (ListsStale(), {SEEN}),
     "loses parts": (LosesParts(), {MULTIPART}),
+    "copies nothing": (CopiesNothing(), {COPY}),
     "takes no lease": (RefusesLeases(), {CREATE, COPY}),
 }
 

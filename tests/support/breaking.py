@@ -134,8 +134,6 @@ class CopiesNothing(Honest):
             return await send(asked)
         asked.method, asked.headers = "HEAD", {}
         found = await send(asked)
-        if "ETag" not in found.headers:
-            return found  # nothing stands there (any more), which no server would hide
         etag = found.headers["ETag"].strip('"').encode()
         return Answer(200, {"Date": found.headers["Date"]}, _COPIED % etag)
 
@@ -151,8 +149,12 @@ class RefusesLeases(Honest):
 
 @asynccontextmanager
 async def broken(url: str, promise: Honest) -> AsyncIterator[str]:
-    """The address of a proxy before the server at this one."""
+    """The address of a proxy before the server at this one.
+
+    What fails in here is raised in the end: to the worker it would be one more broken storage.
+    """
     server = URL(url)
+    failures: list[Exception] = []
 
     async def handle(request: web.Request) -> web.Response:
         async def send(asked: Asked) -> Answer:
@@ -164,7 +166,8 @@ async def broken(url: str, promise: Honest) -> AsyncIterator[str]:
                 data=BytesIO(asked.body),
                 allow_redirects=False,
             ) as answer:
-                return Answer(answer.status, dict(answer.headers), await answer.read())
+                # As they came: servers spell the names of headers as they like.
+                return Answer(answer.status, answer.headers, await answer.read())
 
         _, _, key = request.path.lstrip("/").partition("/")
         headers = {
@@ -173,8 +176,11 @@ async def broken(url: str, promise: Honest) -> AsyncIterator[str]:
             if name.lower() not in _HOP_BY_HOP
         }
         asked = Asked(request.method, key, request.query, headers, await request.read())
-        answer = await promise.serve(asked, send)
-        return _response(answer)
+        try:
+            return _response(await promise.serve(asked, send))
+        except Exception as exc:
+            failures.append(exc)
+            raise
 
     app = web.Application(client_max_size=_MAX_BODY_BYTES)
     app.router.add_route("*", "/{path:.*}", handle)
@@ -190,6 +196,8 @@ async def broken(url: str, promise: Honest) -> AsyncIterator[str]:
             yield f"http://{host}:{port}"
         finally:
             await runner.cleanup()
+    if failures:
+        raise failures[0]
 
 
 def _response(answer: Answer) -> web.Response:
