@@ -278,6 +278,37 @@ async def test_each_loss_is_told_as_one_error(loss: Exception) -> None:
         await teller.send(b"{}", "keyturn.plan", 0)
 
 
+class _Waiting:
+    """A broker whose answer is what the future becomes."""
+
+    def __init__(self) -> None:
+        self.answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def publish(self, *_: object, **__: object) -> None:
+        await self.answer
+
+
+async def test_a_connection_that_was_given_up_is_no_cancellation() -> None:
+    """Aiormq lets go of its futures by one. A task that took it for its own would end unseen."""
+    broker = _Waiting()
+    teller = Teller(cast("Any", broker), "test", KEY)
+    sending = asyncio.create_task(teller.send(b"{}", "keyturn.plan", 0))
+    await asyncio.sleep(0)
+    broker.answer.set_exception(asyncio.CancelledError())
+    with pytest.raises(NotConfirmedError):
+        await sending
+
+
+async def test_a_cancellation_stays_one() -> None:
+    sending = asyncio.create_task(
+        Teller(cast("Any", _Waiting()), "test", KEY).send(b"{}", "keyturn.plan", 0)
+    )
+    await asyncio.sleep(0)
+    sending.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await sending
+
+
 Case = tuple[Exception | None, bytes | None]
 SERVED: Case = (None, None)
 REFUSED: Case = (AlreadyExistsError("k"), None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -189,6 +189,65 @@ async def test_answered_before_the_body_was_taken() -> None:
             assert (await exchange.ask("PUT", _signed(), body, total_s=20)).status == 200
             assert (await exchange.ask("GET", _signed(), b"", total_s=20)).body == b"done"
     assert server.connections == 2
+
+
+async def test_after_its_time_nothing_more_of_a_put_is_sent() -> None:
+    """A server that takes the rest of it later must not get a whole one: its lease is over."""
+    body = bytes(32 * 2**20)  # more than the kernel holds for both ends
+    later, took = asyncio.Event(), asyncio.get_running_loop().create_future()
+
+    async def stalls(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        await later.wait()
+        got = 0
+        with suppress(ConnectionError):
+            while piece := await reader.read(2**20):
+                got += len(piece)
+        writer.close()
+        took.set_result(got)
+
+    async with await asyncio.start_server(stalls, "127.0.0.1", 0, limit=2**16) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/bucket/"
+        async with aiohttp.TCPConnector() as connector, asyncio.timeout(30):
+            with pytest.raises(TimeoutError):
+                await Exchange(connector, url).ask("PUT", _signed(), body, total_s=0.3)
+            later.set()
+            assert await took < len(body)
+
+
+async def test_what_came_unasked_is_no_answer() -> None:
+    """Said on a kept connection after its last answer: no request is sent on that one."""
+    stale = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
+    writers: list[asyncio.StreamWriter] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            while await reader.readuntil(b"\r\n\r\n"):
+                writer.write(_DONE)
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/bucket/"
+        async with aiohttp.TCPConnector() as connector:
+            exchange = Exchange(connector, url)
+            assert (await exchange.ask("GET", _signed(), b"", total_s=5)).body == b"done"
+            writers[0].write(stale)
+            await writers[0].drain()
+            await asyncio.sleep(0.1)  # it lies there unread: nothing tells when it has come
+            with pytest.raises(aiohttp.ServerDisconnectedError):
+                await exchange.ask("GET", _signed(), b"", total_s=5)
+            assert (await exchange.ask("GET", _signed(), b"", total_s=5)).body == b"done"
+    assert len(writers) == 2
+
+
+async def test_silence_after_an_interim_answer_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It counts as one byte more, and not as the answer."""
+    monkeypatch.setattr("workers.storage.exchange.READ_TIMEOUT_S", 0.2)
+    async with _met(b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n") as (_, exchange):
+        async with asyncio.timeout(5):
+            with pytest.raises(aiohttp.ServerTimeoutError):
+                await exchange.ask("HEAD", _signed(), b"", total_s=None)
 
 
 async def test_by_tls(tmp_path: Path) -> None:
