@@ -259,6 +259,33 @@ async def test_a_body_that_waited_for_leave_is_no_request_of_its_own() -> None:
     assert (way.seen.requests, way.seen.created, way.seen.created_again) == (2, 2, 1)
 
 
+@pytest.mark.parametrize(("at_once", "holds"), [(1, 1), (0, 2)])
+async def test_a_limited_proxy_holds_a_request_once_in_however_many_pieces_it_comes(
+    at_once: int, holds: int
+) -> None:
+    """A body that waited for leave is no more work for a server; over a distance it is a way more.
+
+    Otherwise a client that asks for leave would be served half as often as the limit says.
+    """
+    server = await asyncio.start_server(_answering, "127.0.0.1", 0)
+    behind = server.sockets[0].getsockname()[1]
+    # So long that whatever else this machine does is little beside it.
+    delay_s = 1.0
+    between = forwarding("127.0.0.1", behind, delay_s=delay_s, under="/", at_once=at_once)
+    async with server, between as (port, way):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        began = time.perf_counter()
+        writer.write(b"PUT /b/p/waits HTTP/1.1\r\n")
+        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(b"a body, end")
+        assert await reader.readexactly(len(_ANSWER)) == _ANSWER
+        took_s = time.perf_counter() - began
+        writer.close()
+        await writer.wait_closed()
+    assert way.seen.requests == 1
+    assert holds * delay_s <= took_s < (holds + 1) * delay_s
+
+
 async def test_a_put_whose_client_is_gone_is_told_apart() -> None:
     asked = asyncio.Event()
 

@@ -6,9 +6,9 @@ the line before. A line of two numbers begins no new count: these are the delays
 in milliseconds, of every request, and what comes on top of it under the path. It ends with
 its input. Latency alone is added, not a lack of bandwidth:
 as many requests as come are under way at once. With `--at-once N` it is a server with N
-threads: so many requests are under way, each for as long as it is held and answered, and the
-others wait in the order in which they came. It keeps what it has not sent in memory, so it
-is for small bodies.
+threads: so many requests are under way, each for as long as it is held (once, in however many
+pieces it comes) and answered, and the others wait in the order in which they came. It keeps
+what it has not sent in memory, so it is for small bodies.
 
 A client here sends a request only after the answer to the one before on that connection,
 so what comes from it after an answer is a request's beginning. Nothing else is parsed.
@@ -67,16 +67,16 @@ class Places:
     """How many requests may be under way at once; 0 is as many as come."""
 
     def __init__(self, at_once: int) -> None:
-        self._limited = bool(at_once)
+        self.limited = bool(at_once)
         self._free = at_once
         self._queue: deque[Callable[[], None]] = deque()
 
     def take(self, begin: Callable[[], None]) -> None:
         """Begin a request now, or when it is its turn."""
-        if self._limited and not self._free:
+        if self.limited and not self._free:
             self._queue.append(begin)
             return
-        self._free -= self._limited
+        self._free -= self.limited
         begin()
 
     def give_back(self) -> None:
@@ -84,7 +84,7 @@ class Places:
         if self._queue:
             self._queue.popleft()()
         else:
-            self._free += self._limited
+            self._free += self.limited
 
 
 @dataclass
@@ -108,7 +108,8 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, way: Way) -> None:
         self._way = way
-        self._begun = False
+        self._placed = False
+        self._passing = False
         self._held: list[bytes] = []
         self._delay_s = 0.0
         self._target = b""
@@ -152,30 +153,39 @@ class Connection(asyncio.Protocol):
             self._way.seen.reads += under and method in _READS
             puts = under and method == b"PUT" and _COPY not in data.lower()
             self._target = re.split(rb"[? ]", rest, maxsplit=1)[0] if puts else b""
-            self._held = [data]
+            self._held, self._passing = [data], False
             self._way.places.take(self._begin)
-        elif self._begun:
-            self._later(data)
+        elif self._passing:
+            self._pass(data)
         else:
             self._held.append(data)
 
     def _begin(self) -> None:
-        """Its request has a place; what came of it meanwhile goes on its way."""
+        """Its request has a place."""
         if self._lost.is_set():
             self._way.places.give_back()
             return
-        self._begun = True
+        self._placed = True
+        if self._way.places.limited:
+            asyncio.get_running_loop().call_later(self._delay_s, self._go_on)
+        else:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """What came of the request meanwhile goes on its way, and so does what follows."""
+        self._passing = True
         for data in self._held:
-            self._later(data)
+            self._pass(data)
         self._held = []
 
     def _end(self) -> None:
-        if self._begun:
-            self._begun = False
+        if self._placed:
+            self._placed = False
             self._way.places.give_back()
 
-    def _later(self, data: bytes) -> None:
-        if self._delay_s:
+    def _pass(self, data: bytes) -> None:
+        # Latency is met by each piece that waits for an answer; a server's work is done once.
+        if self._delay_s and not self._way.places.limited:
             asyncio.get_running_loop().call_later(self._delay_s, self._forward, data)
         else:
             self._forward(data)
