@@ -40,6 +40,10 @@ class RefusedError(Exception):
     """An answer that is not the one of a request that was done."""
 
 
+class UnsupportedError(Exception):
+    """The client has no such request; its table shows a dash, and its text says why."""
+
+
 class Client(Protocol):
     """One way to do it. Each call raises where the server did not do what was asked."""
 

@@ -14,6 +14,7 @@ from tests.bench.clients.asking import (
     Answer,
     PlainHttp,
     RefusedError,
+    UnsupportedError,
 )
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class ObjectStore:
         await self._store.head_async(key)
 
     async def copy(self, key: str, etag: str) -> None:
-        raise NotImplementedError
+        raise UnsupportedError(f"{key}: a copy takes neither metadata nor a condition ({etag})")
 
 
 @asynccontextmanager
