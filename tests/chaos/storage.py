@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from tests.chaos.http import Message, head, refusal, with_body, without
+from tests.support.accepting import accepting
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -77,7 +78,6 @@ class Harming:
     done: Counter[tuple[str, str]] = field(default_factory=Counter)
     _storms: list[_Storm] = field(default_factory=list)
     _spared: set[str] = field(default_factory=set)
-    _serving: set[asyncio.Task[None]] = field(default_factory=set)
 
     def storm(self, action: Action) -> None:
         """Let coming requests of a kind meet a harm, as the action says."""
@@ -116,10 +116,8 @@ class Harming:
             return storm.action
         return None
 
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.create_task(_Connection(self, reader, writer).serve())
-        self._serving.add(task)
-        task.add_done_callback(self._serving.discard)
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await _Connection(self, reader, writer).serve()
 
 
 class _Connection:
@@ -219,14 +217,5 @@ async def harming(url: str) -> AsyncIterator[Harming]:
     at = urlsplit(url)
     assert at.hostname is not None
     running = Harming(at.hostname, at.port or 80)
-    server = await asyncio.start_server(running._accept, "127.0.0.1", 0, limit=_LIMIT_BYTES)
-    running.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    try:
+    async with accepting(running._serve, limit_bytes=_LIMIT_BYTES) as running.url:
         yield running
-    finally:
-        server.close()
-        await asyncio.sleep(0)  # what was accepted a moment ago becomes a task now
-        while running._serving:
-            for task in running._serving:
-                task.cancel()
-            await asyncio.gather(*running._serving, return_exceptions=True)

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from tests.support.accepting import accepting
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
@@ -33,7 +35,6 @@ class Counting:
     was_cut: int = 0
     served: int = 0
     _open: set[asyncio.StreamWriter] = field(default_factory=set)
-    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _moved: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     @property
@@ -45,11 +46,6 @@ class Counting:
         """Wait until the server has sent this much in all."""
         async with asyncio.timeout(timeout_s), self._moved:
             await self._moved.wait_for(lambda: self.received_bytes >= size_bytes)
-
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.create_task(self._serve(reader, writer))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -102,14 +98,5 @@ async def counting(url: str) -> AsyncIterator[Counting]:
     at = urlsplit(url)
     assert at.hostname is not None
     running = Counting(at.hostname, at.port or 80)
-    server = await asyncio.start_server(running._accept, "127.0.0.1", 0)
-    running.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    try:
+    async with accepting(running._serve) as running.url:
         yield running
-    finally:
-        server.close()
-        await asyncio.sleep(0)  # what was accepted a moment ago becomes a task now
-        while running._tasks:
-            for task in running._tasks:
-                task.cancel()
-            await asyncio.gather(*running._tasks, return_exceptions=True)
