@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from aio_pika.message import IncomingMessage
 
 from workers.broker import Consumer, Teller
+from workers.broker.direct import Delivery
 from workers.control import enrolment
 from workers.keyring import KeyringReader
 from workers.storage.s3 import S3Storage
@@ -202,5 +203,8 @@ POINTS: dict[str, Installed] = {
     "event-after": Point(Teller, "tell", after=True),
     "staged-delete-before": Point(S3Storage, "delete", matters=under(_STAGING)),
     "staged-delete-after": Point(S3Storage, "delete", after=True, matters=under(_STAGING)),
+    # aio-pika's is what a channel's first delivery is; all later ones are the worker's own.
     "ack-before": Point(IncomingMessage, "ack"),
+    "later-ack-before": Point(Delivery, "ack"),
+    "later-ack-after": Point(Delivery, "ack", after=True),
 }

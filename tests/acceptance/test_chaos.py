@@ -18,12 +18,14 @@ from contracts import topology
 from contracts.names import STAGING_PREFIX, object_key
 from tests.chaos import checks, messages, objects, secrets
 from tests.chaos.evidence import Evidence, Letter, OnBroker
+from tests.chaos.load import UNTOLD
 from tests.chaos.run import run
 from tests.chaos.schedule import make_plan
 from tests.servers import Servers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
 
     from tests.chaos.load import Upload
     from tests.servers import S3Server
@@ -304,3 +306,27 @@ def test_an_unexpected_failure_in_a_log_is_found(evidence: Evidence) -> None:
     log.unlink()
     assert len(found) == 1
     assert found[0].startswith('planted.log: {"event":"unexpected failure"}')
+
+
+async def test_what_does_not_settle_in_time_is_found(
+    evidence: Evidence, own_servers: Servers, ceph: S3Server, tmp_path: Path
+) -> None:
+    """A run that has three seconds: what was left open is named, and evidence taken all the same.
+
+    Last of all: it starts the broker of the run above again.
+    """
+    assert own_servers.rabbitmq is not None
+    own_servers.rabbitmq.start()
+    plan = make_plan(SEED + 1, UPLOADS)
+    cut = await run(plan, own_servers.rabbitmq, ceph, tmp_path, timeout_s=3)
+    found = checks.judge(cut)[checks.SETTLED]
+    assert found == cut.unsettled
+    sent, confirmed = len(plan.load.order), int(found[0].split()[0])
+    assert found[0] == f"{confirmed} sendings were not confirmed"
+    assert 0 < confirmed <= sent
+    untold = {line.split()[1] for line in found if line.endswith("nothing was told")}
+    told = {str(event.get("upload_id")) for event in cut.broker.events}
+    must_be_told = {u.upload_id for u in plan.load.uploads if u.flaw not in UNTOLD}
+    assert must_be_told - told <= untold <= must_be_told
+    assert untold
+    assert evidence.unsettled == []

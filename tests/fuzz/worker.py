@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from aio_pika import IncomingMessage
 from aiormq.abc import DeliveredMessage
-from pamqp import commands
+from pamqp import commands, frame
 from pamqp.header import ContentHeader
 
 from contracts.amqp import tolerate_odd_properties
@@ -25,6 +25,7 @@ from contracts.topology import CONTROL_QUEUE, UPLOAD_QUEUE
 from tests.fuzz.valid import OTHER_PROJECT, PROJECT
 from tests.fuzz.wire import FRAME_BYTES
 from tests.unit.workers.factories import generation, keyring
+from workers.broker.direct import Delivery
 from workers.keyring.record import build
 from workers.metrics import WorkerMetrics
 from workers.roles import CONTROL, UPLOAD, Roles
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from aio_pika import Message
 
     from tests.support.deployment import Deployment
+    from workers.broker.direct import Delivered
 
 _CLASS_ID: Final = 60
 _FRAME_OVERHEAD_BYTES: Final = 8 + 12
@@ -64,6 +66,7 @@ class FrameError(Exception):
 class Channel:
     """Where a delivery came from: notes what was said about it."""
 
+    number: int = 1
     is_closed: bool = False
     acks: int = 0
     nacks: int = 0
@@ -74,6 +77,13 @@ class Channel:
 
     async def basic_nack(self, **_: Any) -> None:
         self.nacks += 1
+
+    def add(self, frames: bytes) -> None:
+        """What `workers.broker.gathered.Gathered` does, for a delivery that has no other way."""
+        size, number, method = frame.unmarshal(frames)
+        assert (size, number) == (len(frames), self.number)
+        self.acks += isinstance(method, commands.Basic.Ack)
+        self.nacks += isinstance(method, commands.Basic.Nack)
 
 
 @dataclass
@@ -109,6 +119,19 @@ class Announcer:
 def received(
     header: bytes, body: bytes, routing_key: str, channel: Channel, *, redelivered: bool = False
 ) -> IncomingMessage:
+    """A delivery as aio-pika gives it; errors as `delivered`."""
+    message = delivered(header, body, routing_key, channel, redelivered=redelivered)
+    return IncomingMessage(message)
+
+
+def directly(message: DeliveredMessage, channel: Channel) -> Delivery:
+    """A delivery as a worker takes all but the first of its channel."""
+    return Delivery(message, cast("Any", channel))
+
+
+def delivered(
+    header: bytes, body: bytes, routing_key: str, channel: Channel, *, redelivered: bool = False
+) -> DeliveredMessage:
     """A delivery, out of the bytes of its content header and its body.
 
     Raises:
@@ -120,10 +143,9 @@ def received(
     except (struct.error, ValueError) as exc:
         raise FrameError(str(exc)) from exc
     delivery = commands.Basic.Deliver("consumer", 1, redelivered, "keyturn", routing_key)
-    delivered = DeliveredMessage(
+    return DeliveredMessage(
         delivery=delivery, header=found, body=body, channel=cast("Any", channel)
     )
-    return IncomingMessage(delivered)
 
 
 class Worker:
@@ -154,7 +176,7 @@ class Worker:
         roles = frozenset({UPLOAD, CONTROL})
         self._consumers = {queue: consume for queue, _, consume in process.consumers(roles)}
 
-    async def take(self, queue: str, message: IncomingMessage) -> None:
+    async def take(self, queue: str, message: Delivered) -> None:
         """Let the worker take one delivery; what it publishes is in `broker.published`."""
         self.broker.published.clear()
         await self._consumers[queue](message)
