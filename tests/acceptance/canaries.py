@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -21,16 +22,23 @@ _SHOWN_BYTES = 24
 
 
 def spellings(value: bytes) -> set[str]:
-    """How a value shows in a log: raw, in hex, in base64, escaped; by its first 24 bytes."""
+    """How a value shows in a log: raw, in hex, in base64, escaped; by its first 24 bytes.
+
+    Each also as it stands in a string of JSON.
+    """
     start = value[:_SHOWN_BYTES]
-    return {
+    # Python escapes an apostrophe only where both kinds of quotes are in the whole value.
+    escaped = repr(start + b"'\"")[2:-1].removesuffix("\\'\"")
+    texts = {
         start.decode("latin-1"),
-        repr(start)[2:-1],
+        escaped,
+        escaped.replace("\\'", "'"),
         start.hex(),
         start.hex().upper(),
         base64.b64encode(start).decode(),
         base64.urlsafe_b64encode(start).decode(),
     }
+    return texts | {json.dumps(text)[1:-1] for text in texts}
 
 
 @dataclass

@@ -3,29 +3,43 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.acceptance.canaries import Canaries
 
-SECRET = os.urandom(32)
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SECRETS = [
+    os.urandom(32),
+    b"it's \"both\" quotes, and \\' both",
+    b"'" * 24 + b'"' * 8,
+    b"'" * 32,
+    bytes(range(32)),
+]
 
 
+@pytest.mark.parametrize("secret", SECRETS, ids=range(len(SECRETS)))
 @pytest.mark.parametrize(
     "spelt",
     [
-        SECRET.hex(),
-        SECRET.hex().upper(),
-        base64.b64encode(SECRET).decode(),
-        base64.urlsafe_b64encode(SECRET).decode(),
-        repr(SECRET),
+        bytes.hex,
+        lambda secret: secret.hex().upper(),
+        lambda secret: base64.b64encode(secret).decode(),
+        lambda secret: base64.urlsafe_b64encode(secret).decode(),
+        repr,
+        lambda secret: json.dumps(repr(secret)),
+        lambda secret: json.dumps(secret.decode("latin-1")),
     ],
-    ids=["hex", "HEX", "base64", "urlsafe", "repr"],
+    ids=["hex", "HEX", "base64", "urlsafe", "repr", "repr in JSON", "JSON"],
 )
-def test_a_secret_in_a_log_is_found(spelt: str) -> None:
-    canaries = Canaries({"key": SECRET, "other": os.urandom(32)})
-    assert canaries.found(["nothing", f'{{"key": "{spelt}"}}']) == ["key"]
+def test_a_secret_in_a_log_is_found(secret: bytes, spelt: Callable[[bytes], str]) -> None:
+    canaries = Canaries({"key": secret, "other": os.urandom(32)})
+    assert canaries.found(["nothing", f"a line: {spelt(secret)} …"]) == ["key"]
 
 
 def test_a_text_in_a_log_is_found() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 import subprocess
 import tempfile
 from pathlib import Path
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 
 _LOOKED_FOR_BYTES = 12
 # grep takes patterns by lines, and a NUL ends some of its ways to read them.
-_NOT_IN_A_PATTERN = frozenset(b"\n\0")
+_NOT_IN_A_PATTERN = re.compile(rb"[\n\0]")
+_AT_LEAST_BYTES = 8
 _FOUND, _NOTHING = 0, 1
 
 
@@ -38,10 +40,9 @@ def patterns(secret: bytes) -> set[bytes]:
 
 
 def _plain_part(secret: bytes) -> bytes | None:
-    parts = (
-        secret[at : at + _LOOKED_FOR_BYTES] for at in range(len(secret) - _LOOKED_FOR_BYTES + 1)
-    )
-    return next((part for part in parts if _NOT_IN_A_PATTERN.isdisjoint(part)), None)
+    """The longest stretch that can be a pattern; of fewer bytes where newlines leave no more."""
+    longest = max(_NOT_IN_A_PATTERN.split(secret), key=len)
+    return longest[:_LOOKED_FOR_BYTES] if len(longest) >= _AT_LEAST_BYTES else None
 
 
 def found_in(folder: Path, secrets: Mapping[str, bytes]) -> list[str]:

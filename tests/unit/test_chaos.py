@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import http.client
+import json
 import os
 from collections import Counter
 from contextlib import asynccontextmanager, closing
@@ -269,11 +270,25 @@ async def test_a_storm_ends_with_its_time() -> None:
         base64.b64encode,
         base64.urlsafe_b64encode,
         lambda key: repr(key).encode(),
+        lambda key: json.dumps({"key": repr(key)}).encode(),
+        lambda key: json.dumps({"key": key.decode("latin-1")}).encode(),
         lambda key: base64.b64encode(b"1" + key),
         lambda key: base64.b64encode(b"22" + key),
         lambda key: base64.b64encode(b"333" + key + b"more"),
     ],
-    ids=["raw", "hex", "HEX", "base64", "urlsafe", "repr", "inside 1", "inside 2", "inside 3"],
+    ids=[
+        "raw",
+        "hex",
+        "HEX",
+        "base64",
+        "urlsafe",
+        "repr",
+        "repr in JSON",
+        "JSON",
+        "inside 1",
+        "inside 2",
+        "inside 3",
+    ],
 )
 def test_a_secret_in_a_file_is_found(tmp_path: Path, spelt: object) -> None:
     """However it is spelt, in a folder below, in the midst of other bytes; and no other one."""
@@ -291,7 +306,23 @@ def test_nothing_is_found_where_nothing_is(tmp_path: Path) -> None:
     assert search.found_in(tmp_path, {str(n): os.urandom(32) for n in range(2000)}) == []
 
 
-def test_a_key_full_of_newlines_is_found_all_the_same(tmp_path: Path) -> None:
-    key = b"\n\0" * 5 + b"\nabcdefghijklmnopqrst"
-    (tmp_path / "log").write_bytes(b"before" + key)
-    assert search.found_in(tmp_path, {"key": key}) == ["key in log"]
+@pytest.mark.parametrize(
+    "key",
+    [
+        b"\n\0" * 5 + b"\nabcdefghijklmnopqrst",
+        b"0123456789\n0123456789\x00ABCDEFGHIJ",
+        b"it's \"both\" quotes, and \\' both",
+        b"'" * 12 + b"one kind first" + b'"' * 6,
+        b"\"\\'" * 10 + b"!!",
+        bytes(range(32)),
+        bytes(range(0x22, 0x42)),
+        bytes(range(0x7F, 0x9F)),
+    ],
+    ids=range(8),
+)
+def test_a_key_that_is_hard_to_look_for_is_found_all_the_same(tmp_path: Path, key: bytes) -> None:
+    shown = [key, repr(key).encode(), json.dumps(repr(key)).encode()]
+    for number, text in enumerate(shown):
+        (tmp_path / f"log-{number}").write_bytes(b"before" + text + b"after")
+    found = search.found_in(tmp_path, {"key": key, "other": os.urandom(32)})
+    assert found == [f"key in log-{number}" for number in range(len(shown))]
