@@ -16,22 +16,19 @@ from contracts.errors import (
     CorruptObjectError,
     KeyturnError,
     MalformedRequestError,
-    NotFoundError,
     UnknownMasterKeyError,
     UnknownProjectError,
 )
 from contracts.names import KEYRINGS_PREFIX, is_project
 from workers.envelope import OperatorKeys
-from workers.errors import MissingError
 from workers.keyring import KeyringReader
 from workers.storage import Storage
+from workers.sweep.carrying import Carrier, error_of
 from workers.sweep.counts import Counts
-from workers.sweep.messages import SweepStep
 from workers.sweep.outbox import Outbox
 from workers.sweep.plan import AllPlan, Ask, Ended
 from workers.sweep.start import Starter
-from workers.sweep.steps import HURRY_STEPS, error_of
-from workers.sweep.store import StandingAll, SweepStore
+from workers.sweep.store import Standing, SweepStore
 
 # Parts under way at once: each waits for two leases, whatever its size.
 MAX_LIVE: Final = 512
@@ -44,7 +41,7 @@ _STUCK_S: Final = 30.0
 _log = structlog.get_logger()
 
 
-class Everyone:
+class Everyone(Carrier[AllPlan]):
     """Carries sweeps of all projects on.
 
     Args:
@@ -65,64 +62,20 @@ class Everyone:
         starter: Starter,
         outbox: Outbox,
     ) -> None:
+        super().__init__(store, outbox)
         self._storage = storage
         self._keyrings = keyrings
         self._keys = keys
-        self._store = store
         self._starter = starter
-        self._outbox = outbox
 
-    async def serve(self, hint: SweepStep, *, again: bool) -> None:
-        """Carry the sweep on, as `workers.sweep.steps.Steps.serve` does one project's.
+    async def _read(self, sweep_id: str, project: str) -> Standing[AllPlan]:
+        del project
+        return await self._store.read_all(sweep_id)
 
-        Raises:
-            NotFoundError: there is no such sweep.
-            CorruptObjectError: its record was forged.
-            UnknownMasterKeyError, StorageUnavailableError: later.
-        """
-        try:
-            standing = await self._store.read_all(hint.sweep_id)
-        except MissingError as exc:
-            raise NotFoundError("no record of this sweep stands in the bucket") from exc
-        plan = standing.plan
-        if plan.status == "done" or (plan.status == "failed" and hint.step != plan.step):
-            await self._tell_end(standing)
-        elif hint.step == plan.step:
-            if plan.status == "failed":
-                # Its dead letter was replayed, or its request came again.
-                await self._store.mark_running(plan.ask)
-            plan = replace(plan, status="running", told=False)
-            if not await self._step(replace(standing, plan=plan)) and again:
-                await self._follow(hint)
-        elif again and hint.step + 1 == plan.step:
-            await self._outbox.step(plan)
+    async def _send_again(self, plan: AllPlan) -> None:
+        await self._outbox.step(plan)
 
-    async def _follow(self, hint: SweepStep) -> None:
-        """As `Steps._follow`."""
-        try:
-            standing = await self._store.read_all(hint.sweep_id)
-        except MissingError:
-            return
-        if standing.plan.status != "running":
-            await self._tell_end(standing)
-        elif hint.step + 1 == standing.plan.step:
-            await self._outbox.step(standing.plan)
-
-    async def hurry(self, sweep_id: str) -> None:
-        """As `Steps.hurry`."""
-        try:
-            standing = await self._store.read_all(sweep_id)
-        except MissingError:
-            return
-        if standing.plan.status != "running":
-            await self._tell_end(standing)
-            return
-        plan = replace(standing.plan, step=standing.plan.step + HURRY_STEPS)
-        if await self._store.change(plan, standing.etag, standing.master_key):
-            await self._outbox.step(plan)
-
-    async def _step(self, standing: StandingAll) -> bool:
-        """Make the step; False where somebody else had changed the record meanwhile."""
+    async def _step(self, standing: Standing[AllPlan]) -> bool:
         plan = await self._without_ended(standing.plan)
         walk = _Walk()
         async for project in self._missing(plan):
@@ -143,7 +96,7 @@ class Everyone:
             return await self._go_on(standing, plan, wait_s)
         return await self._end(standing, plan)
 
-    async def _go_on(self, standing: StandingAll, plan: AllPlan, wait_s: float) -> bool:
+    async def _go_on(self, standing: Standing[AllPlan], plan: AllPlan, wait_s: float) -> bool:
         plan = replace(plan, step=plan.step + 1, stepped_at=datetime.now(UTC))
         if not await self._store.change(plan, standing.etag, standing.master_key):
             return False
@@ -212,7 +165,7 @@ class Everyone:
         ended = Ended(Counts(failed=1), clean=False)
         await self._store.add_ended(ask.sweep_id, project, ended, master_key)
 
-    async def _end(self, standing: StandingAll, plan: AllPlan) -> bool:
+    async def _end(self, standing: Standing[AllPlan], plan: AllPlan) -> bool:
         """Nothing is missing: the sums of all parts, by their records, are the end."""
         sums, projects, clean = await self._summed(plan.ask.sweep_id)
         if plan.ask.master_key is not None and not plan.ask.dry_run:
@@ -257,7 +210,7 @@ class Everyone:
                 return False
         return True
 
-    async def _tell_end(self, standing: StandingAll) -> None:
+    async def _tell_end(self, standing: Standing[AllPlan]) -> None:
         plan = standing.plan
         if not plan.told:
             if plan.status == "failed":
@@ -268,27 +221,6 @@ class Everyone:
             if not await self._store.change(told, standing.etag, standing.master_key):
                 return
         await self._store.unmark_running(plan.ask.sweep_id, plan.ask.project)
-
-    async def fail(self, hint: SweepStep, error: KeyturnError) -> None:
-        """Record and tell that the sweep cannot go on; as `Steps.fail`."""
-        try:
-            standing = await self._store.read_all(hint.sweep_id)
-        except MissingError:
-            return
-        plan = standing.plan
-        if plan.status != "running" or hint.step != plan.step:
-            return
-        plan = replace(
-            plan,
-            status="failed",
-            told=False,
-            clean=False,
-            code=error.code,
-            detail=error.detail,
-            ended_at=datetime.now(UTC),
-        )
-        if await self._store.change(plan, standing.etag, standing.master_key):
-            await self._tell_end(await self._store.read_all(hint.sweep_id))
 
 
 @dataclass(slots=True)

@@ -35,9 +35,8 @@ class SweepRole:
         self._stage = self._metrics.queue(SWEEP_QUEUE).stage
 
     async def step(self, hint: SweepStep, *, again: bool) -> None:
-        """Carry a sweep on by one step; errors as `Steps.serve`."""
-        serve = self._everyone.serve if hint.project == ALL else self._steps.serve
-        await serve(hint, again=again)
+        """Carry a sweep on by one step; errors as `Carrier.serve`."""
+        await self._carrier(hint.project).serve(hint, again=again)
 
     async def page(self, hint: SweepPage) -> None:
         """Do one take of a page, if the sweep's record still waits for it.
@@ -81,12 +80,11 @@ class SweepRole:
 
     async def fail(self, hint: SweepStep, error: KeyturnError) -> None:
         """Record and tell that a sweep cannot go on."""
-        fail = self._everyone.fail if hint.project == ALL else self._steps.fail
-        await fail(hint, error)
+        await self._carrier(hint.project).fail(hint, error)
 
     async def hurry(self, sweep_id: str, project: str) -> None:
         """Make sure that a sweep goes on whose messages may be lost."""
-        if project == ALL:
-            await self._everyone.hurry(sweep_id)
-        else:
-            await self._steps.hurry(sweep_id, project)
+        await self._carrier(project).hurry(sweep_id, project)
+
+    def _carrier(self, project: str) -> Steps | Everyone:
+        return self._everyone if project == ALL else self._steps

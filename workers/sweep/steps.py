@@ -8,17 +8,14 @@ another one. Whoever dies leaves nothing behind but a message that comes again.
 
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
 import structlog
 
 from contracts.errors import (
     KeyringRolledBackError,
-    KeyturnError,
-    NotFoundError,
     StorageUnavailableError,
-    all_errors,
 )
 from contracts.metadata import ALGO, DELETED
 from contracts.names import object_key
@@ -34,11 +31,11 @@ from workers.keyring import (
     settled,
 )
 from workers.storage import Storage
+from workers.sweep.carrying import Carrier, error_of
 from workers.sweep.counts import Counts
 from workers.sweep.judge import due, judge, moved, waits_until
-from workers.sweep.messages import SweepStep
 from workers.sweep.outbox import Outbox
-from workers.sweep.plan import AllPlan, Ask, Ended, Live, Plan, State
+from workers.sweep.plan import Ask, Ended, Live, Plan, State
 from workers.sweep.planner import Planner
 from workers.sweep.store import Standing, SweepStore
 from workers.sweep.wanted import wanted
@@ -46,8 +43,6 @@ from workers.sweep.wanted import wanted
 # Steps of a sweep that has something to do: progress is told no more often than this.
 _BETWEEN_STEPS_S: Final = 1.0
 _BETWEEN_TOLD_OF_ALL_S: Final = 120
-# By two: what still travels of the step before is then no step before the current one.
-HURRY_STEPS: Final = 2
 # A step that found nothing to do comes again later and later: after so many of them, seconds.
 _IDLE_S: Final = ((60, 30.0), (10, 9.0), (3, 5.0), (0, _BETWEEN_STEPS_S))
 _MAX_TURNS: Final = 8
@@ -55,7 +50,7 @@ _MAX_TURNS: Final = 8
 _log = structlog.get_logger()
 
 
-class Steps:
+class Steps(Carrier[Plan]):
     """Carries sweeps of single projects on.
 
     Args:
@@ -79,67 +74,28 @@ class Steps:
         *,
         lease_s: int,
     ) -> None:
+        super().__init__(store, outbox)
         self._storage = storage
         self._keyrings = keyrings
         self._keys = keys
-        self._store = store
         self._planner = planner
-        self._outbox = outbox
         self._lease_s = lease_s
 
-    async def serve(self, hint: SweepStep, *, again: bool) -> None:
-        """Carry the sweep on; `again` says that this very message may have been served before.
+    async def _read(self, sweep_id: str, project: str) -> Standing[Plan]:
+        return await self._store.read(sweep_id, project)
 
-        Raises:
-            NotFoundError: there is no such sweep.
-            CorruptObjectError, UnknownProjectError: the keyring was forged, or is gone.
-            KeyringRolledBackError, UnknownMasterKeyError, StorageUnavailableError: later.
-        """
-        try:
-            standing = await self._store.read(hint.sweep_id, hint.project)
-        except MissingError as exc:
-            # Nothing can be done for it; a request with the same id begins it anew.
-            raise NotFoundError("no record of this sweep stands in the bucket") from exc
-        plan = standing.plan
-        if plan.status == "done" or (plan.status == "failed" and hint.step != plan.step):
-            await self._tell_end(standing)
-        elif hint.step == plan.step:
-            if plan.status == "failed":
-                # Its dead letter was replayed, or its request came again.
-                await self._store.mark_running(plan.ask)
-                # Hints of pages that came meanwhile found it ended, and went with that.
-                plan = _unsent(plan)
-            standing = replace(standing, plan=replace(plan, status="running", told=False))
-            if not await self._step(standing) and again:
-                await self._follow(hint)
-        elif again and hint.step + 1 == plan.step:
-            await self._send_again(plan)
-
-    async def _follow(self, hint: SweepStep) -> None:
-        """Go on from a step that somebody else made just before this message could.
-
-        That may have been its own earlier try: a put that came late, from a worker that died,
-        or lost its connection, and sent nothing.
-        """
-        try:
-            standing = await self._store.read(hint.sweep_id, hint.project)
-        except MissingError:
-            return
-        if standing.plan.status != "running":
-            await self._tell_end(standing)
-        elif hint.step + 1 == standing.plan.step:
-            await self._send_again(standing.plan)
+    def _unsent(self, plan: Plan) -> Plan:
+        # A page done twice does no harm.
+        return replace(plan, live=tuple(replace(live, sent_at=None) for live in plan.live))
 
     async def _send_again(self, plan: Plan) -> None:
-        """What the step before should have sent: whoever made it may have died before that."""
         told = await self._store.results(plan)
         sent = [live for live in plan.live if live.sent_at == plan.stepped_at]
         for live in (live for live in sent if live.page not in told):
             await self._outbox.page(plan, live)
         await self._outbox.step(plan)
 
-    async def _step(self, standing: Standing) -> bool:
-        """Make the step; False where somebody else had changed the record meanwhile."""
+    async def _step(self, standing: Standing[Plan]) -> bool:
         before = standing.plan
         observed = self._wanted(before.ask, await self._keyrings.fresh(before.ask.project))
         state, now = State.of(observed), observed.lease.read_at
@@ -170,7 +126,7 @@ class Steps:
 
     async def _go_on(
         self,
-        standing: Standing,
+        standing: Standing[Plan],
         plan: Plan,
         observed: Observed,
         sent: tuple[Live, ...] = (),
@@ -195,25 +151,7 @@ class Steps:
         await self._store.forget(plan, proven)
         return True
 
-    async def hurry(self, sweep_id: str, project: str) -> None:
-        """Make sure that a sweep goes on whose messages may be lost.
-
-        Its record moves to the next step first, so that of many who hurry it one sends that
-        step, and whatever still travels is out of date. Its pages are sent again as well.
-        """
-        try:
-            standing = await self._store.read(sweep_id, project)
-        except MissingError:
-            return
-        plan = standing.plan
-        if plan.status != "running":
-            await self._tell_end(standing)
-            return
-        plan = _unsent(replace(plan, step=plan.step + HURRY_STEPS))
-        if await self._store.change(plan, standing.etag, standing.master_key):
-            await self._outbox.step(plan)
-
-    async def _settle(self, standing: Standing, plan: Plan, proven: tuple[Live, ...]) -> bool:
+    async def _settle(self, standing: Standing[Plan], plan: Plan, proven: tuple[Live, ...]) -> bool:
         """Every page is proven: let the keyring show it, and end the sweep (SPEC 8.6).
 
         False as `_step`.
@@ -280,8 +218,7 @@ class Steps:
         except StorageAnswerError as exc:
             _log.error("tags not put back", **_named(plan), s3_key=s3_key, problem=str(exc))
 
-    async def _tell_end(self, standing: Standing) -> None:
-        """Tell how a sweep ended, at least once."""
+    async def _tell_end(self, standing: Standing[Plan]) -> None:
         plan = standing.plan
         if plan.told:
             await self._store.unmark_running(plan.ask.sweep_id, plan.ask.project)
@@ -309,43 +246,8 @@ class Steps:
         else:
             await self._outbox.failed(plan.ask, error_of(plan))
 
-    async def fail(self, hint: SweepStep, error: KeyturnError) -> None:
-        """Record and tell that a sweep cannot go on; a replay of its message carries it on.
-
-        Raises:
-            StorageUnavailableError, UnknownMasterKeyError: its record cannot be changed.
-        """
-        try:
-            standing = await self._store.read(hint.sweep_id, hint.project)
-        except MissingError:
-            return
-        plan = standing.plan
-        if plan.status != "running" or hint.step != plan.step:
-            return
-        plan = replace(
-            plan,
-            status="failed",
-            told=False,
-            code=error.code,
-            detail=error.detail,
-            ended_at=datetime.now(UTC),
-        )
-        if await self._store.change(plan, standing.etag, standing.master_key):
-            _log.error("sweep failed", **_named(plan), code=error.code, detail=error.detail)
-            await self._tell_end(await self._store.read(hint.sweep_id, hint.project))
-
     def _wanted(self, ask: Ask, observed: Observed) -> Observed:
         return wanted(ask, observed, self._keys.master_keys)
-
-
-def _unsent(plan: Plan) -> Plan:
-    """The plan with every page to be sent again: a page done twice does no harm."""
-    return replace(plan, live=tuple(replace(live, sent_at=None) for live in plan.live))
-
-
-def error_of(plan: Plan | AllPlan) -> KeyturnError:
-    """The error with which a sweep failed."""
-    return all_errors().get(plan.code, StorageUnavailableError)(plan.detail)
 
 
 def _has_moved(before: Plan, plan: Plan) -> bool:

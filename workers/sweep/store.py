@@ -17,7 +17,7 @@ import re
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Generic, TypeVar
 from uuid import uuid4
 
 import structlog
@@ -59,24 +59,16 @@ _RESULT: Final = re.compile(r"(?P<round>\d{6})-(?P<page>\d{8})-(?P<take>\d{6})\.
 _CONCURRENCY: Final = 16
 
 _T = TypeVar("_T")
+PlanT = TypeVar("PlanT", Plan, AllPlan)
 
 _log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(Generic[PlanT]):
     """A plan as it was read: `etag` for the conditional change, `master_key` it stands under."""
 
-    plan: Plan
-    etag: str
-    master_key: str
-
-
-@dataclass(frozen=True, slots=True)
-class StandingAll:
-    """As `Standing`, of a sweep of all projects."""
-
-    plan: AllPlan
+    plan: PlanT
     etag: str
     master_key: str
 
@@ -94,17 +86,17 @@ class SweepStore:
 
     # The plan of one project's sweep.
 
-    async def read(self, sweep_id: str, project: str) -> Standing:
+    async def read(self, sweep_id: str, project: str) -> Standing[Plan]:
         """The plan; `MissingError` where there is none."""
         key = sweep_folder(sweep_id, project) + PLAN_NAME
         plan, master_key, etag = await self._read(key, project, Plan)
         return Standing(plan, etag, master_key)
 
-    async def read_all(self, sweep_id: str) -> StandingAll:
+    async def read_all(self, sweep_id: str) -> Standing[AllPlan]:
         """The plan of a sweep of all; `MissingError` where there is none."""
         key = sweep_folder(sweep_id, ALL) + PLAN_NAME
         plan, master_key, etag = await self._read(key, ALL, AllPlan)
-        return StandingAll(plan, etag, master_key)
+        return Standing(plan, etag, master_key)
 
     async def create(self, plan: Plan | AllPlan, master_key: str) -> bool:
         """Put a new plan; False where one stands already."""
