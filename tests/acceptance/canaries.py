@@ -7,6 +7,8 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import orjson
+
 from contracts.sealing import admin_kek, user_kek
 
 if TYPE_CHECKING:
@@ -38,7 +40,9 @@ def spellings(value: bytes) -> set[str]:
         base64.b64encode(start).decode(),
         base64.urlsafe_b64encode(start).decode(),
     }
-    return texts | {json.dumps(text)[1:-1] for text in texts}
+    # orjson, which workers log by, leaves as they are what json writes as \u00e9.
+    in_json = {text for each in texts for text in (json.dumps(each), orjson.dumps(each).decode())}
+    return texts | {text[1:-1] for text in in_json}
 
 
 @dataclass

@@ -206,5 +206,6 @@ POINTS: dict[str, Installed] = {
     # aio-pika's is what a channel's first delivery is; all later ones are the worker's own.
     "ack-before": Point(IncomingMessage, "ack"),
     "later-ack-before": Point(Delivery, "ack"),
+    # Which then waits for the end of its turn: the broker never sees it.
     "later-ack-after": Point(Delivery, "ack", after=True),
 }

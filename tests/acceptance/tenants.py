@@ -264,7 +264,7 @@ class Tenant:
     def keyring(self) -> dict[str, Any]:
         """What the project's keyring seals, and `master_key`."""
         record = self._record(keyring_key(self.project), self.project)
-        assert record is not None
+        assert record is not None, "none stands"
         return record
 
     def plan(self, sweep_id: str, project: str | None = None) -> dict[str, Any] | None:

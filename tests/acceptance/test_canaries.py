@@ -7,6 +7,7 @@ import json
 import os
 from typing import TYPE_CHECKING
 
+import orjson
 import pytest
 
 from tests.acceptance.canaries import Canaries
@@ -34,8 +35,20 @@ SECRETS = [
         repr,
         lambda secret: json.dumps(repr(secret)),
         lambda secret: json.dumps(secret.decode("latin-1")),
+        lambda secret: orjson.dumps(secret.decode("latin-1")).decode(),
+        lambda secret: orjson.dumps(repr(secret)).decode(),
     ],
-    ids=["hex", "HEX", "base64", "urlsafe", "repr", "repr in JSON", "JSON"],
+    ids=[
+        "hex",
+        "HEX",
+        "base64",
+        "urlsafe",
+        "repr",
+        "repr in JSON",
+        "JSON",
+        "orjson",
+        "repr in orjson",
+    ],
 )
 def test_a_secret_in_a_log_is_found(secret: bytes, spelt: Callable[[bytes], str]) -> None:
     canaries = Canaries({"key": secret, "other": os.urandom(32)})

@@ -133,6 +133,12 @@ class Crew:
         async with post.changing:
             await self.start(post.name)
 
+    async def watch_no_more(self) -> None:
+        """Nobody who ends is started again from now on."""
+        for task in self._watching:
+            task.cancel()
+        await asyncio.gather(*self._watching, return_exceptions=True)
+
     async def kill(self, name: str) -> None:
         """SIGKILL, and another one in its place."""
         post = self.posts[name]
@@ -244,4 +250,5 @@ async def crew(deployment: Deployment, folder: Path) -> AsyncIterator[Crew]:
         finally:
             for post in hired.posts.values():
                 post.asked_to_end = True
+            await hired.watch_no_more()
             hired.keep_logs()

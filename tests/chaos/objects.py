@@ -81,7 +81,10 @@ def look(evidence: Evidence) -> Looked:
         wanted = {s3_key for s3_key, upload in standing.items() if upload.project == name}
         looked.not_opened += [f"{s3_key}: gone" for s3_key in wanted - there]
         looked.not_opened += [f"{s3_key}: nobody's" for s3_key in there - wanted]
-        _look_at_keyring(tenant, looked)
+        try:
+            _look_at_keyring(tenant, looked)
+        except (AssertionError, SealError, ValueError, KeyError) as exc:
+            looked.not_opened.append(f"the keyring of {name}: {type(exc).__name__} {exc}")
     looked.objects = len(standing)
     _look_for_leftovers(evidence, looked)
     return looked

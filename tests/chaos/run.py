@@ -60,6 +60,7 @@ class Run:
     unsettled: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     _asking: list[asyncio.Task[None]] = field(default_factory=list)
+    _away: asyncio.Task[None] | None = None
     _began: float = field(default_factory=time.monotonic)
 
     @property
@@ -157,13 +158,18 @@ class Run:
             case "cut":
                 self.crew.cut(action.to)
             case "stop broker":
-                await asyncio.to_thread(self.broker.stop)
+                await self._at_broker(self.broker.stop)
             case "kill broker":
-                await asyncio.to_thread(self.broker.kill)
+                await self._at_broker(self.broker.kill)
             case "new master key":
                 self._ask(operator.turn_master(self.masters))
             case what:
                 self._ask(asked[what](action.to))
+
+    async def _at_broker(self, do: Callable[[], None]) -> None:
+        """Done to its end, where the run's time is over meanwhile too."""
+        self._away = asyncio.create_task(asyncio.to_thread(do))
+        await asyncio.shield(self._away)
 
     def _ask(self, request: Coroutine[Any, Any, None]) -> None:
         self._asking.append(asyncio.create_task(request))
@@ -195,6 +201,8 @@ class Run:
         return ends
 
     async def _evidence(self, sending: Sending, operator: Operator, reading: Reading) -> Evidence:
+        if self._away is not None:
+            await self._away
         await self.crew.scrape()
         self.say("ending the processes")
         await self.crew.end()

@@ -32,10 +32,12 @@ def patterns(secret: bytes) -> set[bytes]:
     start = secret[:_LOOKED_FOR_BYTES]
     # Inside of a longer text its groups of three may begin at its second or third byte.
     inside = (secret[shift : shift + _LOOKED_FOR_BYTES] for shift in (1, 2))
-    found = {text.encode("latin-1") for text in spellings(start)} - {start}
+    texts = spellings(start)
+    found = {text.encode(code) for text in texts for code in ("latin-1", "utf-8")} - {start}
     for part in inside:
         found |= {base64.b64encode(part), base64.urlsafe_b64encode(part)}
     raw = _plain_part(secret)
+    found = {text for text in found if not _NOT_IN_A_PATTERN.search(text)}
     return found | ({raw} if raw else set())
 
 

@@ -79,7 +79,7 @@ class Fuzzer:
         """So many deliveries; ends early where enough was found."""
         for number in range(count):
             if number % _ANEW_EVERY == 0:
-                self._worker.begin()
+                self.begin()
             if number == int(count * _WARM_SHARE):
                 self.watch.warmed_up()
             case = self._cases.draw(f"m{number}")
@@ -91,6 +91,10 @@ class Fuzzer:
             if self.watch.over:
                 break
         return self.watch.finish()
+
+    def begin(self) -> None:
+        """A new worker, on a bucket as new."""
+        self._worker.begin()
 
     async def one(self, case: Case, *, redelivered: bool = False, first: bool = False) -> None:
         """One delivery, judged; slow only where it is slow again. `first` is of its channel."""
@@ -172,8 +176,9 @@ def run(seed: int, count: int) -> Report:
 
 
 async def replay(case: Case) -> Report:
-    """One delivery again, in both ways in which a worker takes one."""
+    """One delivery again, in both ways in which a worker takes one, each time by a new worker."""
     fuzzer = Fuzzer(0)
-    for first in (True, False):
+    for first in (False, True):
+        fuzzer.begin()
         await fuzzer.one(case, first=first)
     return fuzzer.watch.finish()

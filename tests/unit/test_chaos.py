@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import aiohttp
+import orjson
 import pytest
 from aiohttp import web
 
@@ -272,6 +273,8 @@ async def test_a_storm_ends_with_its_time() -> None:
         lambda key: repr(key).encode(),
         lambda key: json.dumps({"key": repr(key)}).encode(),
         lambda key: json.dumps({"key": key.decode("latin-1")}).encode(),
+        lambda key: orjson.dumps({"key": key.decode("latin-1")}),
+        lambda key: key.decode("latin-1").encode(),
         lambda key: base64.b64encode(b"1" + key),
         lambda key: base64.b64encode(b"22" + key),
         lambda key: base64.b64encode(b"333" + key + b"more"),
@@ -285,6 +288,8 @@ async def test_a_storm_ends_with_its_time() -> None:
         "repr",
         "repr in JSON",
         "JSON",
+        "orjson",
+        "UTF-8",
         "inside 1",
         "inside 2",
         "inside 3",

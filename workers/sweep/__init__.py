@@ -6,6 +6,7 @@
 | `steps`, `planner`, `judge` | planner and prover: list keys as pages, judge what pages tell |
 | `pages`, `listing` | one take of one page: look, bring to the desired state, tell |
 | `everyone` | a sweep of all projects |
+| `carrying` | what a message does to a record, the same for both |
 | `plan`, `counts`, `store` | records: as values, and in the bucket |
 | `messages`, `outbox`, `consumer`, `role` | hints on the broker, and events |
 | `rescue` | sweeps whose messages were lost |

@@ -58,7 +58,7 @@ class Carrier(ABC, Generic[PlanT]):
         """Tell how a sweep ended, at least once."""
 
     def _unsent(self, plan: PlanT) -> PlanT:
-        """The plan as one of whose messages none can be counted on."""
+        """The plan with everything to be sent again; of a sweep of all that is its step alone."""
         return plan
 
     async def serve(self, hint: SweepStep, *, again: bool) -> None:

@@ -21,11 +21,11 @@ _MODULES: Final = (
     "workers.control.enrolment",
     "workers.control.role",
     "workers.control.rotation",
+    "workers.sweep.carrying",
     "workers.sweep.consumer",
     "workers.sweep.everyone",
     "workers.sweep.outbox",
     "workers.sweep.start",
-    "workers.sweep.steps",
     "workers.upload.role",
 )
 
