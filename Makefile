@@ -56,7 +56,7 @@ doctor: $(UV)  ## Probe every S3 server that can be started here; compares the t
 	@$(PYTHON) -m tests.doctor $(ARGS)
 
 .PHONY: bench
-bench: $(UV)  ## Measure; prints a table and writes JSON
+bench: $(UV)  ## Measure; prints a table (and writes JSON with ARGS="--json FILE")
 	@$(SYNC) --group bench
 	@$(PYTHON) -m tests.bench $(ARGS)
 

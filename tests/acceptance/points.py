@@ -150,7 +150,7 @@ def _stalling(original: Any, stalled: list[bool]) -> Any:
         os.kill(os.getpid(), signal.SIGSTOP)
         write = asyncio.create_task(original(this, key, *arguments, **named))
         write.add_done_callback(lambda done: _tell(original.__name__, key, done))
-        # The lost connection cancels this handler; a write that had left would not mind.
+        # Where the lost connection cancels this handler, a write that had left would not mind.
         return await asyncio.shield(write)
 
     return stalling

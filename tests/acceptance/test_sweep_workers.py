@@ -165,7 +165,10 @@ async def test_a_worker_that_stalled_for_two_leases_sets_nothing_back(scene: Sce
 
 
 async def test_what_a_stalled_worker_sets_back_within_its_lease_is_found(scene: Scene) -> None:
-    """Its copy lands on an object that had moved on; the proof looks later, and sees it."""
+    """Its copy lands on an object that had moved on; whoever looks later sees it, the proof does.
+
+    How long it stands so is nobody's promise: either sweep may come by at once.
+    """
     # Time for another worker to start and to bring all objects on before it is over.
     settings = {**_SETTINGS, "LEASE_S": "20"}
     broker_port = urlsplit(scene.deployment.amqp_url).port
@@ -187,8 +190,8 @@ async def test_what_a_stalled_worker_sets_back_within_its_lease_is_found(scene: 
             async with scene.worker("sweep", **settings) as brisk:
                 await _all_at(tenant, 3)
                 stalled.process.send_signal(signal.SIGCONT)
+                # Made: the wraps that it had signed before stand there again.
                 assert ": NoneType " in await stalled.logged("late copy_onto_itself")
-                assert await asyncio.to_thread(_begun, tenant)
                 for rotation_id in (first, second):
                     await ended(wire, rotation_id, "rotation.completed")
                 await asyncio.to_thread(tenant.check, generation=3)
