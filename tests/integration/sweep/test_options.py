@@ -172,6 +172,22 @@ async def adopted(scene: Scene) -> None:
     assert (again["type"], again["generation"]) == ("project.enrolled", 3)
 
 
+async def a_lost_master_key(scene: Scene) -> None:
+    """Nobody has it, and the keyring is gone: by the project's key all gets both wraps again."""
+    project = Project(scene, "orphaned", [new_api_key(), new_api_key(), scene.deployment.api_key])
+    plaintexts = {f"k/{n}": f"plaintext {n}".encode() for n in range(9)}
+    for key, plaintext in plaintexts.items():
+        made = project.made(key, plaintext, master_key=("lost", os.urandom(32)))
+        project.bucket.put_made(project.name, made)
+    document = requests.enroll(scene.deployment, project.name, adopt=True)
+    enrolled = await scene.told(document)
+    assert enrolled["type"] == "project.enrolled", enrolled
+    end = await scene.ended(document["request_id"])
+    assert counts(end) == {"objects": 9, "current": 9, "rewrapped": 9, "clean": True}
+    now = Project(scene, project.name, project.api_keys[-1:])
+    now.stands_as(plaintexts)
+
+
 async def plaintext_encrypted(scene: Scene) -> None:
     """Encrypted where it stands, everything else kept; from then on plaintext is forbidden."""
     project = await scene.enrolled("plain", plaintext="allowed")
@@ -266,6 +282,7 @@ SCENARIOS: dict[str, Callable[[Scene], Coroutine[Any, Any, None]]] = {
         a_dry_run_writes_nothing,
         a_repair,
         adopted,
+        a_lost_master_key,
         plaintext_encrypted,
         labels_are_hints,
         refused,
