@@ -165,7 +165,7 @@ async def test_a_worker_that_stalled_for_two_leases_sets_nothing_back(scene: Sce
 
 
 async def test_what_a_stalled_worker_sets_back_within_its_lease_is_found(scene: Scene) -> None:
-    """Its copy lands on an object that had moved on; whoever looks later sees it, the proof does.
+    """Its copy lands on an object that had moved on; the proof sees it, if no look before does.
 
     How long it stands so is nobody's promise: either sweep may come by at once.
     """

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import aiohttp
-import orjson
 import pytest
 from aiohttp import web
 
@@ -22,10 +21,11 @@ from tests.chaos.load import FLAWS, STORED, make_load, plaintext
 from tests.chaos.schedule import GATEWAY, HARMS, KINDS, WORKERS, Action, make_plan
 from tests.chaos.storage import Harming, harming, kind_of
 from tests.servers.process import free_port
+from tests.support.spelt import SPELT
 from tests.unit.storage.scripted import Reply, ScriptedServer, scripted_server
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
 COUNT = 3000
@@ -262,42 +262,19 @@ async def test_a_storm_ends_with_its_time() -> None:
 # The search.
 
 
-@pytest.mark.parametrize(
-    "spelt",
-    [
-        bytes,
-        lambda key: key.hex().encode(),
-        lambda key: key.hex().upper().encode(),
-        base64.b64encode,
-        base64.urlsafe_b64encode,
-        lambda key: repr(key).encode(),
-        lambda key: json.dumps({"key": repr(key)}).encode(),
-        lambda key: json.dumps({"key": key.decode("latin-1")}).encode(),
-        lambda key: orjson.dumps({"key": key.decode("latin-1")}),
-        lambda key: key.decode("latin-1").encode(),
-        lambda key: base64.b64encode(b"1" + key),
-        lambda key: base64.b64encode(b"22" + key),
-        lambda key: base64.b64encode(b"333" + key + b"more"),
-    ],
-    ids=[
-        "raw",
-        "hex",
-        "HEX",
-        "base64",
-        "urlsafe",
-        "repr",
-        "repr in JSON",
-        "JSON",
-        "orjson",
-        "UTF-8",
-        "inside 1",
-        "inside 2",
-        "inside 3",
-    ],
-)
-def test_a_secret_in_a_file_is_found(tmp_path: Path, spelt: object) -> None:
+IN_A_FILE: dict[str, Callable[[bytes], bytes]] = {
+    **SPELT,
+    "raw": bytes,
+    "UTF-8": lambda key: key.decode("latin-1").encode(),
+    "inside 1": lambda key: base64.b64encode(b"1" + key),
+    "inside 2": lambda key: base64.b64encode(b"22" + key),
+    "inside 3": lambda key: base64.b64encode(b"333" + key + b"more"),
+}
+
+
+@pytest.mark.parametrize("spelt", IN_A_FILE.values(), ids=IN_A_FILE)
+def test_a_secret_in_a_file_is_found(tmp_path: Path, spelt: Callable[[bytes], bytes]) -> None:
     """However it is spelt, in a folder below, in the midst of other bytes; and no other one."""
-    assert callable(spelt)
     keys = {f"key {number}": os.urandom(32) for number in range(300)}
     (tmp_path / "below").mkdir()
     noise = os.urandom(100_000)
