@@ -149,6 +149,12 @@ class CorruptObjectError(PermanentError):
     code = "corrupt_object"
 
 
+class ForeignObjectError(PermanentError):
+    """A name that SPEC 1 forbids, with an envelope that some key may open (SPEC 8.6)."""
+
+    code = "foreign_object"
+
+
 class LockedObjectError(PermanentError):
     """The object is under a lock that refuses the change."""
 
@@ -165,6 +171,18 @@ class StorageUnavailableError(TransientError):
     """The storage did not answer, or answered with a failure of its own."""
 
     code = "storage_unavailable"
+
+
+class LeaseMismatchError(TransientError):
+    """This worker's `LEASE_S` differs from the one that the sweep's record names (SPEC 8.4)."""
+
+    code = "lease_mismatch"
+
+
+class TooManyRequestsError(PermanentError):
+    """The project has its share of what the gateway serves at once (SPEC 9.3)."""
+
+    code = "too_many_requests"
 
 
 class UnauthorizedError(PermanentError):

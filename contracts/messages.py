@@ -5,11 +5,13 @@ errors name fields and rules and never repeat a value: a value may be a secret t
 put into the wrong field.
 """
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Any, Final, Literal, NoReturn
+from typing import Annotated, Any, Final, Literal, NoReturn, TypeVar
 
 import orjson
 from pydantic import (
@@ -86,12 +88,29 @@ CallerMetadata = Annotated[
     Field(description="At most 1 KiB of names and values on the wire; no name begins with enc-"),
     AfterValidator(_check_caller),
 ]
+RequestDigest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Generation = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestOrigin:
+    """Who signed a request, and which bytes: what its events name (SPEC 6.7).
+
+    `request` is the SHA-256 of the request's body as signed, in 64 hex digits.
+    """
+
+    publisher: str
+    request: str
+
+    @classmethod
+    def of(cls, publisher: str, body: bytes) -> "RequestOrigin":
+        """The origin of a request with these bytes."""
+        return cls(publisher, hashlib.sha256(body).hexdigest())
 
 
 class SealedSecret(_Strict):
@@ -200,6 +219,16 @@ class _Event(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore", hide_input_in_errors=True)
 
     at: Time
+    # The request's origin; absent where no request began it, and from workers before 0.5.
+    publisher: ShortName | None = None
+    request: RequestDigest | None = None
+
+    @property
+    def origin(self) -> RequestOrigin | None:
+        """Who signed the request that this event belongs to, and which bytes."""
+        if self.publisher is None or self.request is None:
+            return None
+        return RequestOrigin(self.publisher, self.request)
 
 
 class _Rejected(_Event):
@@ -207,6 +236,17 @@ class _Rejected(_Event):
     project: str | None
     code: Annotated[str, Field(pattern=_CODE_PATTERN)]
     detail: str
+
+
+class _Failed(_Event):
+    project: Project | Literal["*"]
+    code: Annotated[str, Field(pattern=_CODE_PATTERN)]
+    detail: str
+
+
+class _Completed(_Event):
+    # What the proof rests on: whether this storage refuses writes after their lease (SPEC 8.4).
+    late_writes_refused: bool | None = None
 
 
 class CountedEvent(_Event):
@@ -276,7 +316,14 @@ class RotationAccepted(_Event):
     generation: Generation
 
 
-class RotationCompleted(CountedEvent):
+class RotationFailed(_Failed):
+    """The rotation was accepted, and its sweep cannot end; an operator must look (SPEC 6.7)."""
+
+    type: Literal["rotation.failed"] = "rotation.failed"
+    rotation_id: RequestId
+
+
+class RotationCompleted(CountedEvent, _Completed):
     """The rotation's sweep has ended (SPEC 8.1); only `clean` says that no old wrap is left."""
 
     type: Literal["rotation.completed"] = "rotation.completed"
@@ -299,7 +346,14 @@ class SweepProgressed(CountedEvent):
     project: Project
 
 
-class SweepCompleted(CountedEvent):
+class SweepFailed(_Failed):
+    """The sweep was begun and cannot end; an operator must look (SPEC 6.7)."""
+
+    type: Literal["sweep.failed"] = "sweep.failed"
+    sweep_id: RequestId
+
+
+class SweepCompleted(CountedEvent, _Completed):
     """The sweep of one project, or with `*` of all, has ended; then the counts are sums."""
 
     type: Literal["sweep.completed"] = "sweep.completed"
@@ -338,12 +392,15 @@ Event = (
     | RotationAccepted
     | RotationRejected
     | RotationCompleted
+    | RotationFailed
     | SweepProgressed
     | SweepCompleted
+    | SweepFailed
     | SweepRejected
     | ObjectDeleted
     | DeleteRejected
 )
+Failed = RotationFailed | SweepFailed
 Rejected = EnrollRejected | UploadRejected | RotationRejected | SweepRejected | DeleteRejected
 EVENT_MODELS: Final[dict[str, type[_Event]]] = {
     "project.enrolled": ProjectEnrolled,
@@ -353,8 +410,10 @@ EVENT_MODELS: Final[dict[str, type[_Event]]] = {
     "rotation.accepted": RotationAccepted,
     "rotation.rejected": RotationRejected,
     "rotation.completed": RotationCompleted,
+    "rotation.failed": RotationFailed,
     "sweep.progressed": SweepProgressed,
     "sweep.completed": SweepCompleted,
+    "sweep.failed": SweepFailed,
     "sweep.rejected": SweepRejected,
     "object.deleted": ObjectDeleted,
     "delete.rejected": DeleteRejected,
@@ -380,10 +439,22 @@ def request_id(message: Request | Event) -> str:
     return value
 
 
+_EventT = TypeVar("_EventT", bound=_Event)
+
+
+def with_origin(event: _EventT, origin: RequestOrigin | None) -> _EventT:
+    """The event as the answer to the request of this origin."""
+    if origin is None:
+        return event
+    return event.model_copy(update={"publisher": origin.publisher, "request": origin.request})
+
+
 def encode(message: Request | Event) -> bytes:
     """The bytes that are signed and sent. Optional fields that are not set are left out."""
-    exclude_none = not isinstance(message, _Rejected)  # its project may be null on purpose
-    return orjson.dumps(message.model_dump(mode="json", exclude_none=exclude_none))
+    document = message.model_dump(mode="json", exclude_none=True)
+    if isinstance(message, _Rejected):
+        document["project"] = message.project  # it may be null on purpose
+    return orjson.dumps(document)
 
 
 def parse_request(body: bytes) -> Request:

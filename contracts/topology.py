@@ -17,6 +17,10 @@ CONTROL_QUEUE: Final = "keyturn.control"
 SWEEP_QUEUE: Final = "keyturn.sweep"
 PLAN_QUEUE: Final = "keyturn.plan"  # a sweep's steps: planning never waits behind pages
 EVENTS_STREAM: Final = "keyturn.events"
+# Between the exchange and the streams of single publishers, each bound by its header.
+PUBLISHER_EVENTS_EXCHANGE: Final = "keyturn.publisher-events"
+# Dead letters that no known publisher signed, bounded on their own (SPEC 6.9).
+UNSIGNED_DEAD_QUEUE: Final = "keyturn.unsigned.dead"
 
 UPLOAD_REQUESTS: Final = ("upload.requested",)
 CONTROL_REQUESTS: Final = (
@@ -34,8 +38,10 @@ EVENTS: Final = (
     "rotation.accepted",
     "rotation.rejected",
     "rotation.completed",
+    "rotation.failed",
     "sweep.progressed",
     "sweep.completed",
+    "sweep.failed",
     "sweep.rejected",
     "object.deleted",
     "delete.rejected",
@@ -56,11 +62,20 @@ REJECTED_EVENTS: Final[Mapping[str, str]] = MappingProxyType(
 
 PUBLISHER_HEADER: Final = "keyturn-publisher"
 SIGNATURE_HEADER: Final = "keyturn-signature"
+EVENT_KEY_HEADER: Final = "keyturn-event-key"  # the id of the key that signed an event
 # Put on by workers; taken off again when a dead letter is replayed.
 CODE_HEADER: Final = "keyturn-code"
 DETAIL_HEADER: Final = "keyturn-detail"
 ATTEMPT_HEADER: Final = "keyturn-attempt"
-WORKER_HEADERS: Final = (CODE_HEADER, DETAIL_HEADER, ATTEMPT_HEADER)
+NOT_BEFORE_HEADER: Final = "keyturn-not-before"
+RETRY_MAC_HEADER: Final = "keyturn-retry-mac"
+WORKER_HEADERS: Final = (
+    CODE_HEADER,
+    DETAIL_HEADER,
+    ATTEMPT_HEADER,
+    NOT_BEFORE_HEADER,
+    RETRY_MAC_HEADER,
+)
 
 # SPEC 12, and SPEC 7.5 for unknown_project: seconds before the 1st, 2nd, … retry.
 RETRY_DELAYS_S: Final = (1, 5, 30, 120, 600)
@@ -88,6 +103,11 @@ class Queue:
 def dead_letter_name(queue: str) -> str:
     """The name of a queue's dead-letter queue (SPEC 6.2)."""
     return f"{queue}.dead"
+
+
+def publisher_stream(publisher: str) -> str:
+    """The stream that holds the events of one publisher's own requests (SPEC 6.8)."""
+    return f"{EVENTS_STREAM}.{publisher}"
 
 
 def retry_name(queue: str, delay_s: int) -> str:

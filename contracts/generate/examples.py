@@ -6,6 +6,7 @@ the headers of each type's first valid example, over its bytes in compact form.
 It must never hold a secret of anybody's: its keys are those of `sealed.json`.
 """
 
+import hashlib
 import json
 from pathlib import PurePosixPath
 from typing import Any, Final
@@ -124,6 +125,11 @@ def _control_requests(rotation_kek: Document) -> dict[str, dict[str, Document]]:
     }
 
 
+_PUBLISHER: Final = "api"
+_REQUEST: Final = hashlib.sha256(b"the body of a request, as signed").hexdigest()
+_ORIGIN: Final[Document] = {"publisher": _PUBLISHER, "request": _REQUEST}
+
+
 def events() -> dict[str, dict[str, Document]]:
     """Valid events by type and title."""
     enrolled: Document = {"request_id": ENROLL_ID, "project": PROJECT, "generation": 1, "at": _AT}
@@ -137,13 +143,20 @@ def events() -> dict[str, dict[str, Document]]:
     }
     told: dict[str, dict[str, Document]] = {
         "project.enrolled": {"enrolled": enrolled},
-        "upload.stored": {"stored": stored, "with-a-later-field": stored | {"region": "eu"}},
+        "upload.stored": {
+            "stored": stored,
+            "with-a-later-field": stored | {"region": "eu"},
+            "without-origin": stored,
+        },
         "enroll.rejected": _rejected("request_id", ENROLL_ID, "already_enrolled"),
         "upload.rejected": _rejected("upload_id", UPLOAD_ID, "already_exists"),
         **_control_events(),
     }
     return {
-        name: {title: {"type": name} | document for title, document in told[name].items()}
+        name: {
+            title: {"type": name} | document | ({} if title == "without-origin" else _ORIGIN)
+            for title, document in told[name].items()
+        }
         for name in EVENT_MODELS
     }
 
@@ -157,16 +170,25 @@ def _control_events() -> dict[str, dict[str, Document]]:
     failing = clean | {"current": 1499, "failed": 1, "clean": False}
     return {
         "rotation.accepted": {"accepted": rotation | {"generation": 4}},
-        "rotation.completed": {"clean": rotation | clean, "failing": rotation | failing},
+        "rotation.completed": {
+            "clean": rotation | clean | {"late_writes_refused": True},
+            "failing": rotation | failing,
+        },
+        "rotation.failed": {"failed": rotation | _failed("unknown_project")},
         "rotation.rejected": _rejected("rotation_id", ROTATION_ID, "generation_mismatch"),
         "sweep.progressed": {
             "under-way": sweep | under_way,
             "of-a-rotation": sweep | under_way | {"sweep_id": ROTATION_ID},
         },
         "sweep.completed": {
-            "clean": sweep | clean,
+            "clean": sweep | clean | {"late_writes_refused": True},
+            "late-writes-accepted": sweep | clean | {"late_writes_refused": False},
             "all-projects": sweep | clean | {"project": "*"},
             "stale-versions": sweep | clean | {"noncurrent_stale": 3, "clean": False},
+        },
+        "sweep.failed": {
+            "failed": sweep | _failed("corrupt_object"),
+            "all-projects": sweep | _failed("storage_unavailable") | {"project": "*"},
         },
         "sweep.rejected": _rejected("sweep_id", SWEEP_ID, "unknown_project"),
         "object.deleted": {"deleted": deleted},
@@ -177,6 +199,10 @@ def _control_events() -> dict[str, dict[str, Document]]:
 def _counts(*, clean: bool, **counts: int) -> Document:
     """The counts of SPEC 8.6, zero where not named."""
     return dict.fromkeys(COUNT_FIELDS, 0) | counts | {"clean": clean}
+
+
+def _failed(code: str) -> Document:
+    return {"code": code, "detail": "see the code"}
 
 
 def _rejected(id_field: str, request_id: str, code: str) -> dict[str, Document]:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from aio_pika.abc import AbstractIncomingMessage
 
-    from contracts.messages import Event, Request
+    from contracts.messages import Event, Request, RequestOrigin
 
 KEY = SigningKey.from_seed(bytes(32))
 ALL = frozenset("*")
@@ -123,8 +123,8 @@ class FakeRole:
     gate: asyncio.Event | None = None
     entered: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def serve(self, request: Request, publisher: str, *, seen_before: bool) -> Done:
-        assert (request.type, publisher) == ("upload.requested", "api")
+    async def serve(self, request: Request, origin: RequestOrigin, *, seen_before: bool) -> Done:
+        assert (request.type, origin.publisher) == ("upload.requested", "api")
         self.seen_before = seen_before
         self.entered.set()
         if self.gate is not None:

@@ -34,7 +34,12 @@ def delays(error: KeyturnError, tries: int, *, age: timedelta = timedelta()) -> 
 
 
 def test_which_codes_are_transient() -> None:
-    assert TRANSIENT == ["keyring_rolled_back", "storage_unavailable", "unknown_master_key"]
+    assert TRANSIENT == [
+        "keyring_rolled_back",
+        "lease_mismatch",
+        "storage_unavailable",
+        "unknown_master_key",
+    ]
     assert all(issubclass(ERRORS[code], TransientError) for code in TRANSIENT)
 
 

@@ -18,7 +18,15 @@ from contracts.errors import (
     PermanentError,
     StorageUnavailableError,
 )
-from contracts.messages import Event, Request, identity, rejection, request_id
+from contracts.messages import (
+    Event,
+    Request,
+    RequestOrigin,
+    identity,
+    rejection,
+    request_id,
+    with_origin,
+)
 from contracts.names import format_time
 from contracts.topology import REQUESTS
 from workers.admission import Rules, admit, verify
@@ -70,7 +78,7 @@ class Role(Protocol):
         """The types of requests that the queue carries."""
         ...
 
-    async def serve(self, request: Request, publisher: str, *, seen_before: bool) -> Done:
+    async def serve(self, request: Request, origin: RequestOrigin, *, seen_before: bool) -> Done:
         """Do what the request asks.
 
         Raises:
@@ -121,7 +129,8 @@ class Consumer:
             await self._refuse(message, exc)
             return
         delivery.admitted(request.requested_at)
-        await self._serve(message, request, publisher, delivery)
+        origin = RequestOrigin.of(publisher, message.body)
+        await self._serve(message, request, origin, delivery)
 
     def _admit(self, message: Delivered, publisher: str) -> Request:
         return admit(
@@ -137,13 +146,13 @@ class Consumer:
         self,
         message: Delivered,
         request: Request,
-        publisher: str,
+        origin: RequestOrigin,
         delivery: Delivery,
     ) -> None:
         seen_before = bool(message.redelivered) or was_put_off(message.headers)
         try:
             with self._metrics.stage("serve"):
-                done = await self._role.serve(request, publisher, seen_before=seen_before)
+                done = await self._role.serve(request, origin, seen_before=seen_before)
         except NotYetError as exc:
             await self._teller.put_off_quietly(message, self._role.queue, exc.wait_s)
             self._metrics.waits()
@@ -162,7 +171,7 @@ class Consumer:
         with self._metrics.stage("tell"):
             for event in (done.event, *done.more):
                 if event is not None:
-                    await self._teller.tell(event)
+                    await self._teller.tell(with_origin(event, origin))
             if done.after is not None:
                 await done.after()
             await message.ack()
@@ -170,7 +179,7 @@ class Consumer:
         self._metrics.served(told)
         _log.info(
             told,
-            publisher=publisher,
+            publisher=origin.publisher,
             ms=round(delivery.held_s() * 1000, 1),
             again=seen_before,
             **done.logged,

@@ -11,6 +11,7 @@ from contracts.messages import (
     ObjectDeleted,
     ProjectEnrolled,
     Request,
+    RequestOrigin,
     RotationAccepted,
     RotationRequested,
     SweepRequested,
@@ -38,9 +39,9 @@ class ControlRole:
         self._starter = starter
         self._deleter = deleter
 
-    async def serve(self, request: Request, publisher: str, *, seen_before: bool) -> Done:
+    async def serve(self, request: Request, origin: RequestOrigin, *, seen_before: bool) -> Done:
         """Serve one request; coming again changes nothing."""
-        del publisher, seen_before
+        del origin, seen_before
         match request:
             case EnrollRequested():
                 return await self._enroll(request)

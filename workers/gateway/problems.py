@@ -36,6 +36,7 @@ _STATUS: Final[Mapping[str, int]] = {
     "archived_object": 409,
     "body_too_large": 413,
     "range_not_satisfiable": 416,
+    "too_many_requests": 429,
     "corrupt_object": 502,
     "no_usable_wrap": 502,
     "unknown_algorithm": 502,

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Final
 
 from contracts.errors import MalformedRequestError
-from contracts.messages import Request, UploadRequested, UploadStored
+from contracts.messages import Request, RequestOrigin, UploadRequested, UploadStored
 from contracts.names import format_time
 from contracts.topology import UPLOAD_QUEUE, UPLOAD_REQUESTS
 from workers.broker import Done
@@ -21,11 +21,11 @@ class UploadRole:
     def __init__(self, uploader: Uploader) -> None:
         self._uploader = uploader
 
-    async def serve(self, request: Request, publisher: str, *, seen_before: bool) -> Done:
+    async def serve(self, request: Request, origin: RequestOrigin, *, seen_before: bool) -> Done:
         """Store one upload; its staged body goes once the event is told."""
         if not isinstance(request, UploadRequested):
             raise MalformedRequestError(f"{request.type} is not served here")
-        settled = await self._uploader.serve(request, publisher, seen_before=seen_before)
+        settled = await self._uploader.serve(request, origin.publisher, seen_before=seen_before)
         event = UploadStored(
             upload_id=request.upload_id,
             project=request.project,
@@ -41,4 +41,6 @@ class UploadRole:
             "size_bytes": settled.size_bytes,
             "generation": settled.generation,
         }
-        return Done(event, logged, partial(self._uploader.discard_staged, request, publisher))
+        return Done(
+            event, logged, partial(self._uploader.discard_staged, request, origin.publisher)
+        )

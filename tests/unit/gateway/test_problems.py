@@ -34,12 +34,15 @@ STATUSES = {
     "archived_object": 409,
     "body_too_large": 413,
     "range_not_satisfiable": 416,
+    "too_many_requests": 429,
     "corrupt_object": 502,
     "no_usable_wrap": 502,
     "unknown_algorithm": 502,
     "keyring_rolled_back": 503,
     "unknown_master_key": 503,
     "storage_unavailable": 503,
+    "foreign_object": 503,
+    "lease_mismatch": 503,
 }
 
 

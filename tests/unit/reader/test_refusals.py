@@ -44,8 +44,9 @@ _STATUSES = {
     "locked_object archived_object",
     413: "body_too_large",
     416: "range_not_satisfiable",
+    429: "too_many_requests",
     502: "corrupt_object no_usable_wrap unknown_algorithm",
-    503: "keyring_rolled_back unknown_master_key storage_unavailable",
+    503: "keyring_rolled_back unknown_master_key storage_unavailable foreign_object lease_mismatch",
 }
 _CODES = {code: status for status, codes in _STATUSES.items() for code in codes.split()}
 
