@@ -6,12 +6,17 @@ that a caller could forget to read.
 It must never parse a body: the bytes are checked before anything believes them.
 """
 
+import hashlib
+from typing import Final
+
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from contracts.sealing.base64 import b64, b64_decode
 from contracts.sealing.errors import SignatureError
 from contracts.sealing.labels import label
+
+_KEY_ID_BYTES: Final = 8
 
 
 class SigningKey:
@@ -33,6 +38,11 @@ class SigningKey:
     def public_bytes(self) -> bytes:
         """The public key, 32 bytes."""
         return self._key.public_key().public_bytes_raw()
+
+    @property
+    def id(self) -> str:
+        """What header `keyturn-event-key` names this key by: 16 hex digits (SPEC 6.10)."""
+        return _key_id(self.public_bytes)
 
     def sign_request(self, deployment: str, publisher: str, body: bytes) -> str:
         """Return the header `keyturn-signature` of a request, in base64 (SPEC 6.3)."""
@@ -63,6 +73,11 @@ class VerifyKey:
         """The 32 bytes that `from_bytes` reads."""
         return self._key.public_bytes_raw()
 
+    @property
+    def id(self) -> str:
+        """The id of the `SigningKey` that this is the public half of."""
+        return _key_id(self.public_bytes)
+
     def verify_request(
         self, deployment: str, publisher: str, body: bytes, signature_b64: str
     ) -> None:
@@ -87,6 +102,11 @@ class VerifyKey:
             self._key.verify(b64_decode(signature_b64), _event(deployment) + body)
         except (InvalidSignature, ValueError) as exc:
             raise SignatureError from exc
+
+
+def _key_id(public_bytes: bytes) -> str:
+    # A hint of which key to try first, and no more: it is not signed.
+    return hashlib.sha256(public_bytes).digest()[:_KEY_ID_BYTES].hex()
 
 
 def _request(deployment: str, publisher: str) -> bytes:

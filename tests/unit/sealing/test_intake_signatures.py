@@ -138,6 +138,15 @@ def test_signing_keys_are_32_bytes(length: int) -> None:
             read(bytes(length))
 
 
+def test_a_key_is_named_by_its_public_half() -> None:
+    """RFC 8032's first test key; its id is that of `sha256sum`, cut to 8 bytes."""
+    seed = bytes.fromhex("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60")
+    signing = SigningKey.from_seed(seed)
+    assert signing.id == "21fe31dfa154a261"
+    assert VerifyKey.from_bytes(signing.public_bytes).id == signing.id
+    assert signing.id != SIGNING.id
+
+
 def test_private_keys_do_not_show() -> None:
     assert bytes(range(32)).hex() not in repr(SIGNING) + repr(INTAKE)
     assert not any("seed" in name for name in vars(SIGNING) | vars(INTAKE))
