@@ -14,7 +14,7 @@ from contracts.errors import (
     StorageUnavailableError,
     UnknownProjectError,
 )
-from contracts.messages import EnrollRequested
+from contracts.messages import EnrollRequested, RequestOrigin
 from contracts.names import format_time
 from contracts.sealing import IntakeKey, Secret, kek_id, kek_info
 from workers.admission import open_secret
@@ -46,7 +46,7 @@ class Enroller:
         self._intake_keys = intake_keys
         self._starter = starter
 
-    async def enroll(self, request: EnrollRequested) -> int:
+    async def enroll(self, request: EnrollRequested, origin: RequestOrigin) -> int:
         """Create the project's keyring; gives the generation that the enrolment brought.
 
         Raises:
@@ -55,22 +55,22 @@ class Enroller:
             CorruptObjectError: a keyring stands that nobody here wrote.
             StorageUnavailableError, UnknownMasterKeyError: try again later.
         """
-        generation = await self._generation(request)
+        generation = await self._generation(request, origin)
         if request.adopt:
             # Objects may stand there under other wraps; the sweep is this request's own.
             ask = Ask("sweep", request.request_id, request.project, request.requested_at)
             await self._starter.start(ask)
         return generation
 
-    async def _generation(self, request: EnrollRequested) -> int:
+    async def _generation(self, request: EnrollRequested, origin: RequestOrigin) -> int:
         """The generation of this request's keyring, which is created where none stands."""
         if (standing := await self._standing(request)) is not None:
             return standing
-        keyring = self._keyring(request)
+        keyring = self._keyring(request, origin)
         keyring = replace(
             keyring, current=replace(keyring.current, generation=await self._first(request))
         )
-        if await create(self._storage, keyring, self._master_keys):
+        if await create(self._storage, keyring, self._master_keys, lease_s=self._keyrings.lease_s):
             return keyring.current.generation
         # A lost race, or the answer to an earlier try of this very request was lost.
         if (standing := await self._standing(request)) is not None:
@@ -99,7 +99,7 @@ class Enroller:
             )
         return _FIRST_GENERATION
 
-    def _keyring(self, request: EnrollRequested) -> Keyring:
+    def _keyring(self, request: EnrollRequested, origin: RequestOrigin) -> Keyring:
         info = kek_info("enroll", request.request_id, request.project)
         kek = Secret(open_secret(request.sealed_kek, info, self._intake_keys))
         first = Generation(
@@ -117,6 +117,8 @@ class Enroller:
             plaintext_allowed=request.plaintext == "allowed",
             v0_allowed=request.v0 == "allowed",
             v0_kek=self._v0_kek(request),
+            publisher=origin.publisher,
+            request=origin.request,
         )
 
     def _v0_kek(self, request: EnrollRequested) -> Secret | None:

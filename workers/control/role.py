@@ -41,20 +41,20 @@ class ControlRole:
 
     async def serve(self, request: Request, origin: RequestOrigin, *, seen_before: bool) -> Done:
         """Serve one request; coming again changes nothing."""
-        del origin, seen_before
+        del seen_before
         match request:
             case EnrollRequested():
-                return await self._enroll(request)
+                return await self._enroll(request, origin)
             case RotationRequested():
-                return await self._rotate(request)
+                return await self._rotate(request, origin)
             case SweepRequested():
                 return await self._sweep(request)
             case DeleteRequested():
                 return await self._delete(request)
         raise MalformedRequestError(f"{request.type} is not served here")
 
-    async def _enroll(self, request: EnrollRequested) -> Done:
-        generation = await self._enroller.enroll(request)
+    async def _enroll(self, request: EnrollRequested, origin: RequestOrigin) -> Done:
+        generation = await self._enroller.enroll(request, origin)
         event = ProjectEnrolled(
             request_id=request.request_id,
             project=request.project,
@@ -63,8 +63,8 @@ class ControlRole:
         )
         return Done(event, _logged(request, request_id=request.request_id, generation=generation))
 
-    async def _rotate(self, request: RotationRequested) -> Done:
-        generation, plan = await self._rotator.rotate(request)
+    async def _rotate(self, request: RotationRequested, origin: RequestOrigin) -> Done:
+        generation, plan = await self._rotator.rotate(request, origin)
         event = RotationAccepted(
             rotation_id=request.rotation_id,
             project=request.project,

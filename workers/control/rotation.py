@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from contracts.errors import KeyringRolledBackError, StorageUnavailableError
-from contracts.messages import RotationRequested
+from contracts.messages import RequestOrigin, RotationRequested
 from contracts.names import format_time
 from contracts.sealing import IntakeKey, Secret, kek_info
 from workers.admission import open_secret
@@ -37,7 +37,9 @@ class Rotator:
         self._intake_keys = intake_keys
         self._starter = starter
 
-    async def rotate(self, request: RotationRequested) -> tuple[int, Plan | AllPlan]:
+    async def rotate(
+        self, request: RotationRequested, origin: RequestOrigin
+    ) -> tuple[int, Plan | AllPlan]:
         """Turn the keyring, and begin the sweep; gives the generation it brought, and the plan.
 
         Raises:
@@ -57,12 +59,20 @@ class Rotator:
                 return generation, await self._starter.start(ask)
             if begun is not None:
                 raise KeyringRolledBackError("the keyring does not know a rotation that it took")
-            after = self._turned(observed.keyring, request)
+            after = self._turned(observed.keyring, request, origin)
             # Lost or won: the keyring is read again, and says who turned it.
-            await change(self._storage, after, observed.etag, self._master_keys)
+            await change(
+                self._storage,
+                after,
+                observed.etag,
+                self._master_keys,
+                lease_s=self._keyrings.lease_s,
+            )
         raise StorageUnavailableError("the keyring kept changing")
 
-    def _turned(self, keyring: Keyring, request: RotationRequested) -> Keyring:
+    def _turned(
+        self, keyring: Keyring, request: RotationRequested, origin: RequestOrigin
+    ) -> Keyring:
         check_turn(
             keyring,
             requested_at=request.requested_at,
@@ -75,4 +85,5 @@ class Rotator:
             rotation_id=request.rotation_id,
             requested_at=request.requested_at,
             at=format_time(datetime.now(UTC)),
+            origin=origin,
         )

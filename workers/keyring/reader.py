@@ -69,6 +69,11 @@ class KeyringReader:
         self._cache_s = cache_s
         self._lines: OrderedDict[str, _Line] = OrderedDict()
 
+    @property
+    def lease_s(self) -> int:
+        """This process's lease, in seconds."""
+        return self._lease_s
+
     async def recent(self, project: str) -> Observed:
         """The keyring by a read that began at most `cache_s` seconds ago.
 

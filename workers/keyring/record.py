@@ -11,12 +11,15 @@ from functools import cached_property
 from typing import Any, Final
 
 from contracts.errors import CorruptObjectError
-from contracts.names import is_uuid, keyring_key, parse_time
+from contracts.messages import RequestOrigin
+from contracts.names import is_short_name, is_uuid, keyring_key, parse_time
 from contracts.sealing import Secret, admin_kek, b64, b64_decode, kek_id
 from workers import records
 
 _KEK_BYTES: Final = 32
 _KEK_ID: Final = re.compile(r"[0-9a-f]{16}")
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+_MAX_LEASE_S: Final = 10**6
 _MAX_GENERATION: Final = 10**18
 _PERMISSIONS: Final = ("allowed", "forbidden")
 
@@ -61,7 +64,13 @@ class Desired:
 
 @dataclass(frozen=True)
 class Keyring:
-    """The record of a project's keys; `current` is the desired generation."""
+    """The record of a project's keys; `current` is the desired generation.
+
+    `lease_s` is the longest lease, in seconds, of any worker that wrote this record.
+    `publisher` and `request` are the origin of the request that brought the current
+    generation, and `evidence` is the digest of the newest evidence. Records of 0.4 have none
+    of them.
+    """
 
     project: str
     master_key: str
@@ -70,6 +79,17 @@ class Keyring:
     v0_allowed: bool = False
     v0_kek: Secret | None = None
     history: tuple[Generation, ...] = ()
+    lease_s: int | None = None
+    publisher: str | None = None
+    request: str | None = None
+    evidence: str | None = None
+
+    @property
+    def origin(self) -> RequestOrigin | None:
+        """The request that brought the current generation; None in a record of 0.4."""
+        if self.publisher is None or self.request is None:
+            return None
+        return RequestOrigin(self.publisher, self.request)
 
     @property
     def enrolment(self) -> Generation:
@@ -113,6 +133,7 @@ def build(keyring: Keyring, master_keys: Mapping[str, Secret]) -> bytes:
         "v0": _permission(allowed=keyring.v0_allowed),
         "v0_kek": _kek_json(keyring.v0_kek),
         "history": [_entry_json(entry) for entry in keyring.history],
+        **_added_json(keyring),
     }
     return records.build(
         keyring_key(keyring.project), keyring.project, keyring.master_key, rest, master_keys
@@ -128,6 +149,17 @@ def _entry_json(entry: Generation) -> dict[str, Any]:
         "requested_at": entry.requested_at,
         "at": entry.at,
     }
+
+
+def _added_json(keyring: Keyring) -> dict[str, Any]:
+    """The fields that records of 0.4 lack, where they are set."""
+    added = {
+        "lease_s": keyring.lease_s,
+        "publisher": keyring.publisher,
+        "request": keyring.request,
+        "evidence": keyring.evidence,
+    }
+    return {name: value for name, value in added.items() if value is not None}
 
 
 def _kek_json(kek: Secret | None) -> str | None:
@@ -172,7 +204,29 @@ def _keyring(project: str, master_key: str, rest: Mapping[str, Any]) -> Keyring:
         v0_allowed=rest["v0"] == "allowed",
         v0_kek=_kek(rest["v0_kek"]),
         history=history,
+        lease_s=_lease_s(rest.get("lease_s")),
+        publisher=_publisher(rest.get("publisher")),
+        request=_digest(rest.get("request")),
+        evidence=_digest(rest.get("evidence")),
     )
+
+
+def _lease_s(value: Any) -> int | None:
+    if value is not None and (type(value) is not int or not 1 <= value <= _MAX_LEASE_S):
+        raise ValueError("lease")
+    return value
+
+
+def _publisher(value: str | None) -> str | None:
+    if value is not None and not is_short_name(value):
+        raise ValueError("publisher")
+    return value
+
+
+def _digest(value: str | None) -> str | None:
+    if value is not None and _DIGEST.fullmatch(value) is None:
+        raise ValueError("digest")
+    return value
 
 
 def _entry(fields: Mapping[str, Any]) -> Generation:

@@ -6,29 +6,42 @@ from contracts.names import keyring_key
 from contracts.sealing import Secret
 from workers import records
 from workers.keyring.record import Keyring, build
+from workers.keyring.turn import leased
 from workers.storage import Storage
 
 
-async def create(storage: Storage, keyring: Keyring, master_keys: Mapping[str, Secret]) -> bool:
-    """Put a project's first keyring; False where one stands already.
+async def create(
+    storage: Storage, keyring: Keyring, master_keys: Mapping[str, Secret], *, lease_s: int
+) -> bool:
+    """Put a project's first keyring; False where one exists already.
+
+    `lease_s` is this worker's lease, in seconds.
 
     Raises:
         StorageUnavailableError: the outcome is unknown, so read the keyring again.
         UnknownMasterKeyError: this process lacks the keyring's master key.
     """
-    return await records.create(storage, keyring_key(keyring.project), build(keyring, master_keys))
+    body = build(leased(keyring, lease_s), master_keys)
+    return await records.create(storage, keyring_key(keyring.project), body)
 
 
 async def change(
-    storage: Storage, keyring: Keyring, etag: str, master_keys: Mapping[str, Secret]
+    storage: Storage,
+    keyring: Keyring,
+    etag: str,
+    master_keys: Mapping[str, Secret],
+    *,
+    lease_s: int,
 ) -> bool:
     """Put a keyring over the one that was read with this ETag; False where that one changed.
+
+    `lease_s` is this worker's lease, in seconds.
 
     Raises:
         StorageUnavailableError: the outcome is unknown, so read the keyring again.
         UnknownMasterKeyError: this process lacks the keyring's master key.
     """
-    body = build(keyring, master_keys)
+    body = build(leased(keyring, lease_s), master_keys)
     return await records.replace(storage, keyring_key(keyring.project), body, etag)
 
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from contracts.errors import GenerationMismatchError, KekReusedError
+from contracts.messages import RequestOrigin
 from contracts.names import parse_time
 from contracts.sealing import Secret, kek_id
 from workers.keyring.record import Generation, Keyring
@@ -25,9 +26,17 @@ def check_turn(keyring: Keyring, *, requested_at: str, expected_generation: int 
 
 
 def turned(
-    keyring: Keyring, *, kek: Secret, rotation_id: str, requested_at: str, at: str
+    keyring: Keyring,
+    *,
+    kek: Secret,
+    rotation_id: str,
+    requested_at: str,
+    at: str,
+    origin: RequestOrigin,
 ) -> Keyring:
     """The keyring after a user rotation: one generation on, the one before in the history.
+
+    `origin` is that of the rotation's request.
 
     Raises:
         KekReusedError: the KEK is the current one or stands in the history.
@@ -43,7 +52,13 @@ def turned(
         requested_at=requested_at,
         at=at,
     )
-    return replace(keyring, current=current, history=(*keyring.history, keyring.current))
+    return replace(
+        keyring,
+        current=current,
+        history=(*keyring.history, keyring.current),
+        publisher=origin.publisher,
+        request=origin.request,
+    )
 
 
 def brought_by(keyring: Keyring, rotation_id: str) -> int | None:
@@ -52,6 +67,14 @@ def brought_by(keyring: Keyring, rotation_id: str) -> int | None:
         if entry.rotation_id == rotation_id:
             return entry.generation
     return None
+
+
+def leased(keyring: Keyring, lease_s: int) -> Keyring:
+    """The keyring as a worker with this lease, in seconds, writes it (SPEC 5.2).
+
+    It keeps the longest lease that was ever written: a worker with that one may still write.
+    """
+    return replace(keyring, lease_s=max(keyring.lease_s or 0, lease_s))
 
 
 def resealed(keyring: Keyring, master_key: str) -> Keyring:

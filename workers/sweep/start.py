@@ -98,7 +98,13 @@ class Starter:
             if ask.dry_run or name in (None, observed.keyring.master_key):
                 return observed
             after = resealed(observed.keyring, str(name))
-            await change(self._storage, after, observed.etag, self._keys.master_keys)
+            await change(
+                self._storage,
+                after,
+                observed.etag,
+                self._keys.master_keys,
+                lease_s=self._keyrings.lease_s,
+            )
         raise StorageUnavailableError("the keyring kept changing")
 
     async def _create_all(self, ask: Ask) -> None:

@@ -199,7 +199,13 @@ class Steps(Carrier[Plan]):
             _log.warning("an older version of the keyring stays", **_named(plan), problem=str(exc))
 
     async def _change(self, observed: Observed, keyring: Keyring) -> bool:
-        return await change(self._storage, keyring, observed.etag, self._keys.master_keys)
+        return await change(
+            self._storage,
+            keyring,
+            observed.etag,
+            self._keys.master_keys,
+            lease_s=self._lease_s,
+        )
 
     async def _restore_noted_tags(self, plan: Plan) -> None:
         """Put back what a worker that died left noted, of rounds that were given up too."""

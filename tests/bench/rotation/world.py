@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from contracts.messages import RequestOrigin
 from contracts.names import object_key
 from contracts.sealing import (
     BODY_CONTEXT,
@@ -72,7 +73,9 @@ class World:
         kek = self._new_kek(project)
         first = Generation(1, kek_id(kek), kek, new_id(), now(), now())
         keyring = Keyring(project, MASTER_KEY, first)
-        if not await create(self.storage, keyring, self.keys.master_keys):
+        if not await create(
+            self.storage, keyring, self.keys.master_keys, lease_s=self.keyrings.lease_s
+        ):
             raise BenchError(f"the project {project} stands already")
 
     async def turn(self, project: str) -> None:
@@ -84,8 +87,15 @@ class World:
             rotation_id=new_id(),
             requested_at=now(),
             at=now(),
+            origin=RequestOrigin("bench", "0" * 64),
         )
-        if not await change(self.storage, after, observed.etag, self.keys.master_keys):
+        if not await change(
+            self.storage,
+            after,
+            observed.etag,
+            self.keys.master_keys,
+            lease_s=self.keyrings.lease_s,
+        ):
             raise BenchError(f"the keyring of {project} was changed by somebody else")
 
     def _new_kek(self, project: str) -> Secret:

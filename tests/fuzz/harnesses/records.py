@@ -33,7 +33,9 @@ def _ring() -> Keyring:
         for number in (1, 2, 3)
     )
     history = (replace(first, kek=None), second)
-    return factories.v0_ring(Keyring("acme", "m1", third, history=history))
+    ring = Keyring("acme", "m1", third, history=history)
+    ring = replace(ring, lease_s=15, publisher="api", request="a" * 64, evidence="b" * 64)
+    return factories.v0_ring(ring)
 
 
 with same_each_time():

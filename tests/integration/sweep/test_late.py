@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from contracts.messages import RequestOrigin
 from contracts.names import keyring_key, object_key
 from contracts.sealing import Secret, kek_id, new_api_key, user_kek
 from tests.integration.storage.conftest import opened
@@ -81,7 +82,14 @@ async def test_a_stalled_take(ceph: S3Server, ceph_bucket: str) -> None:
         bucket.put_made("acme", bucket.made("acme", key, key.encode()))
 
     def turn(before: Keyring, kek: Secret) -> Keyring:
-        after = turned(before, kek=kek, rotation_id=requests.new_id(), requested_at=now, at=now)
+        after = turned(
+            before,
+            kek=kek,
+            rotation_id=requests.new_id(),
+            requested_at=now,
+            at=now,
+            origin=RequestOrigin("api", "0" * 64),
+        )
         bucket.put(keyring_key("acme"), build(after, master_keys), {})
         return after
 

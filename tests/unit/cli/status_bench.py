@@ -56,7 +56,7 @@ class Bench:
         return json.loads(result.stdout)
 
     def enroll(self, ring: Keyring) -> None:
-        assert asyncio.run(create(self.storage, ring, MASTER_KEYS))
+        assert asyncio.run(create(self.storage, ring, MASTER_KEYS, lease_s=15))
 
     def put(self, ring: Keyring, *keys: str, **labels: Any) -> None:
         """Objects wrapped as the keyring desires; `labels` replace what their metadata says."""

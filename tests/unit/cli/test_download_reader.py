@@ -54,7 +54,7 @@ async def _read(storage: MemoryStorage, access: Access, key: str = _KEY) -> byte
 
 async def _bucket(ring: Keyring, plaintext: bytes = b"hello", key: str = _KEY) -> MemoryStorage:
     storage = MemoryStorage()
-    assert await create(storage, ring, MASTER_KEYS)
+    assert await create(storage, ring, MASTER_KEYS, lease_s=15)
     _plant(storage, ring, plaintext, key)
     return storage
 

@@ -252,7 +252,7 @@ def test_a_keyring_that_turned_meanwhile_is_not_taken_for_a_rolled_back_one(buck
 
     async def turn() -> None:
         head = await bucket.storage.head(".keyturn/keyrings/acme.json")
-        assert await change(bucket.storage, _SECOND, head.etag, MASTER_KEYS)
+        assert await change(bucket.storage, _SECOND, head.etag, MASTER_KEYS, lease_s=15)
 
     bucket.storage.before_next("versioning", turn)
     assert bucket.told()["keyrings"][0]["code"] is None

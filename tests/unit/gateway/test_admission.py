@@ -62,7 +62,7 @@ async def storage() -> AsyncIterator[_Watched]:
     entry = Generation(
         1, kek_id(kek), kek, str(uuid.uuid4()), "2026-11-24T10:00:00Z", "2026-11-24T10:00:00Z"
     )
-    await create(watched, Keyring("acme", "m1", entry), _MASTER)
+    await create(watched, Keyring("acme", "m1", entry), _MASTER, lease_s=15)
     watched.seen.clear()
     return watched
 

@@ -10,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts.errors import CorruptObjectError, UnknownMasterKeyError
+from contracts.messages import RequestOrigin
 from contracts.names import keyring_key
 from contracts.sealing import Secret, b64, b64_decode, record_kek, seal_record
 from tests.unit.workers.factories import MASTER_KEYS, generation, keyring, turned
+from workers import records
 from workers.keyring.record import Keyring, build, parse
 
 
@@ -50,6 +52,23 @@ def test_round_trip(turns: int, plaintext: bool, v0: bool, with_v0_kek: bool, ma
     v0_kek = Secret(bytes(range(32))) if with_v0_kek else None
     ring = replace(ring, v0_allowed=v0, v0_kek=v0_kek)
     assert parse(build(ring, MASTER_KEYS), "acme", MASTER_KEYS) == ring
+
+
+def test_the_fields_that_0_4_lacks_round_trip_and_may_be_missing() -> None:
+    ring = replace(keyring(), lease_s=30, publisher="billing", request="a" * 64, evidence="b" * 64)
+    parsed = parse(build(ring, MASTER_KEYS), "acme", MASTER_KEYS)
+    assert parsed == ring
+    assert parsed.origin == RequestOrigin("billing", "a" * 64)
+    old = parse(_sealed(_payload(keyring())), "acme", MASTER_KEYS)
+    assert (old.lease_s, old.publisher, old.request, old.evidence) == (None, None, None, None)
+    assert old.origin is None
+
+
+def test_a_history_entry_has_the_fields_of_the_specification_alone() -> None:
+    ring = replace(turned(keyring()), lease_s=30, publisher="billing", request="a" * 64)
+    _, rest = records.parse(build(ring, MASTER_KEYS), keyring_key("acme"), "acme", MASTER_KEYS)
+    (entry,) = rest["history"]
+    assert list(entry) == ["generation", "kek_id", "kek", "rotation_id", "requested_at", "at"]
 
 
 def test_a_cleared_kek_of_the_history_round_trips() -> None:
@@ -137,6 +156,12 @@ def test_an_odd_outer_form_is_refused(change: dict[str, object]) -> None:
         {"v0": True},
         {"history": [{}]},
         {"requested_at": "yesterday"},
+        {"lease_s": 0},
+        {"lease_s": "15"},
+        {"lease_s": True},
+        {"publisher": "Not a name"},
+        {"request": "a" * 63},
+        {"evidence": 7},
     ],
     ids=repr,
 )

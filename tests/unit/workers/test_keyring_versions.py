@@ -7,6 +7,7 @@ import pytest
 from contracts.names import keyring_key
 from tests.unit.workers.factories import MASTER_KEYS, keyring, turned
 from workers.keyring import KeyringReader, change, create, forget_older
+from workers.keyring.turn import leased
 from workers.storage.memory import MemoryStorage
 
 
@@ -17,14 +18,14 @@ async def versions(storage: MemoryStorage) -> int:
 @pytest.mark.parametrize(("versioned", "left"), [(True, 1), (False, 1)])
 async def test_the_latest_version_alone_is_left(*, versioned: bool, left: int) -> None:
     storage = MemoryStorage(versioned=versioned)
-    ring = keyring()
-    assert await create(storage, ring, MASTER_KEYS)
-    assert await create(storage, keyring("acme-2"), MASTER_KEYS)
+    ring = leased(keyring(), 15)
+    assert await create(storage, ring, MASTER_KEYS, lease_s=15)
+    assert await create(storage, keyring("acme-2"), MASTER_KEYS, lease_s=15)
     keyrings = KeyringReader(storage, MASTER_KEYS, lease_s=15, cache_s=0)
     for _ in range(3):
         ring = turned(ring)
         observed = await keyrings.fresh("acme")
-        assert await change(storage, ring, observed.etag, MASTER_KEYS)
+        assert await change(storage, ring, observed.etag, MASTER_KEYS, lease_s=15)
     assert await versions(storage) == (4 if versioned else 1)
     await forget_older(storage, "acme")
     assert await versions(storage) == left
