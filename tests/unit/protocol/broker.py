@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from contracts.messages import Event, encode
 from contracts.topology import ATTEMPT_HEADER, CODE_HEADER
+from tests.unit.protocol.waiters import signed
 from workers.broker.delivery import delay_up_to
 
 if TYPE_CHECKING:
@@ -43,10 +44,10 @@ class Letter:
         return self.acknowledged and all(copy.settled for copy in self.copies)
 
     def copy(self, ready_at: float, more: dict[str, Any]) -> Letter:
+        """As it comes back from a retry queue: under its queue's own name."""
         kept = {k: v for k, v in self.headers.items() if k not in (ATTEMPT_HEADER, CODE_HEADER)}
-        routing_key = self.routing_key
         headers = {**kept, **more}
-        return Letter(self.queue, self.body, headers, routing_key=routing_key, ready_at=ready_at)
+        return Letter(self.queue, self.body, headers, routing_key=self.queue, ready_at=ready_at)
 
     def __repr__(self) -> str:
         return f"<{self.queue} {self.body[:120]!r}>"
@@ -106,8 +107,8 @@ class Teller:
         await ask(self._process, op, "", confirmed)
 
     async def tell(self, event: Event) -> None:
-        body = encode(event)
-        await self._publish(f"tell {event.type}", lambda: self._world.told(event, body))
+        record = signed(encode(event))
+        await self._publish(f"tell {event.type}", lambda: self._world.told(event, record))
 
     async def send(self, body: bytes, queue: str, delay_s: int) -> None:
         await self._publish(f"send {queue}", lambda: self._put(Letter(queue, body), delay_s))
@@ -140,4 +141,4 @@ class Teller:
 
     def _put(self, letter: Letter, delay_s: int) -> None:
         letter.ready_at = self._world.clock.seconds + delay_s
-        self._world.queue.append(letter)
+        self._world.put(letter)

@@ -8,6 +8,8 @@ from importlib import import_module
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from tests.unit.protocol.wire import CURRENT
+
 if TYPE_CHECKING:
     from datetime import tzinfo
 
@@ -48,7 +50,9 @@ class Clock:
             @classmethod
             def now(cls, tz: tzinfo | None = None) -> Any:
                 assert tz is UTC
-                return clock.now
+                delivery = CURRENT.get()
+                off_s = 0.0 if delivery is None else delivery.process.clock_s
+                return clock.now + timedelta(seconds=off_s)
 
         for name in _MODULES:
             patch.setattr(import_module(name), "datetime", Virtual)

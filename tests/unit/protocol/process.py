@@ -39,7 +39,19 @@ if TYPE_CHECKING:
 LEASE_S: Final = 6
 CACHE_S: Final = 2
 MASTER_KEYS: Final = {"m1": Secret(bytes([1]) * 32), "m2": Secret(bytes([2]) * 32)}
-PUBLISHER: Final = SigningKey.from_seed(bytes([7]) * 32)
+# Each with grants of its own: `api` may do anything, `other` acts in `beta` alone, and
+# `second` in `acme`, beside `api`.
+PUBLISHERS: Final = {
+    name: SigningKey.from_seed(bytes([seed]) * 32)
+    for name, seed in (("api", 7), ("other", 8), ("second", 10))
+}
+_PROJECTS: Final = {"api": "*", "other": "beta", "second": "acme"}
+GRANTS: Final = {
+    name: Grant(
+        (VerifyKey.from_bytes(key.public_bytes),), frozenset("*"), frozenset({_PROJECTS[name]})
+    )
+    for name, key in PUBLISHERS.items()
+}
 _MAX_AGE: Final = timedelta(days=7)
 
 
@@ -87,6 +99,8 @@ class Process:
         self.world = world
         self.number = number
         self.stalled = False
+        # By how many seconds its own clock is off.
+        self.clock_s = 0.0
         self.deliveries: list[Delivery] = []
         self.wire = world.parts.wire(self, world.network, world.server)
         storage: Any = self.wire
@@ -109,9 +123,7 @@ class Process:
         }
 
     def _requests(self, role: Any) -> Consumer:
-        key = VerifyKey.from_bytes(PUBLISHER.public_bytes)
-        grant = Grant((key,), frozenset("*"), frozenset("*"))
-        rules = Rules("test", {"api": grant}, _MAX_AGE)
+        rules = Rules("test", GRANTS, _MAX_AGE)
         return self.world.parts.consumer(role, rules, self._teller)
 
     def _upload(self) -> UploadRole:

@@ -110,7 +110,7 @@ class Protocol(RuleBasedStateMachine):
                 unencrypted=unencrypted,
             )
         )
-        more = {"plaintext": "allowed"} if plaintext else {}
+        more: dict[str, Any] = {"plaintext": "allowed"} if plaintext else {}
         self.on.enroll("acme", **more)
         for key in ("a", "b", "e"):
             self.on.upload("acme", key, key.encode() * 100)
@@ -120,7 +120,8 @@ class Protocol(RuleBasedStateMachine):
 
     @rule(project=PROJECTS, plaintext=st.booleans())
     def enroll(self, project: str, *, plaintext: bool) -> None:
-        self.on.enroll(project, **({"plaintext": "allowed"} if plaintext else {}))
+        more: dict[str, Any] = {"plaintext": "allowed"} if plaintext else {}
+        self.on.enroll(project, **more)
 
     @rule(
         project=PROJECTS,

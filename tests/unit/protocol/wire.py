@@ -10,9 +10,12 @@ from __future__ import annotations
 import asyncio
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from contracts.errors import StorageUnavailableError
+from tests.unit.protocol.faults import Fault, Missing, anything, reads_of
+from workers.storage.answers import error_of
 from workers.storage.body import KnownLengthBody
 from workers.storage.memory import MemoryStorage
 from workers.storage.memory_bucket import Bucket, Stored, etag_of
@@ -62,6 +65,7 @@ class Call:
         self.delivery = CURRENT.get()
         self.state = SENT
         self.began = 0.0
+        self.faults: list[Fault] = []
         self.client: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.resume: asyncio.Future[None] | None = None
         self.result: Any = None
@@ -92,6 +96,7 @@ class Network:
         self.loop = loop
         self.clock = clock
         self.calls: list[Call] = []
+        self.faults: list[Fault] = []
 
     async def ask(
         self, sender: Process, op: str, key: str, effect: Callable[[], Awaitable[Any]]
@@ -105,6 +110,7 @@ class Network:
         """Let a request on: to the midst of its effect, to its end, or its answer to its sender."""
         if call.state == SENT:
             call.began = self.clock.seconds
+            call.faults = [fault for fault in self.faults if fault.meets(call)]
             self.loop.create_task(self._serve(call))
             self.loop.run_until_idle()
         elif call.state in (BEGUN, MID):
@@ -202,11 +208,47 @@ class Server(MemoryStorage):
 
     @property
     def now(self) -> datetime:
-        return self._network.clock.now.replace(microsecond=0)
+        """The clock of the front end that serves this request, in whole seconds."""
+        call = _SERVING.get()
+        now = self._network.clock.now + self._skew
+        if call is not None:
+            if any(fault.dated_early for fault in call.faults):
+                now -= timedelta(seconds=self._network.clock.seconds - call.began)
+            now += timedelta(seconds=sum(fault.clock_s for fault in call.faults))
+        return now.replace(microsecond=0)
 
     async def _hook(self, operation: str) -> None:
         if operation == "mid_copy":
             await self._network.midst()
+            return
+        call = _SERVING.get()
+        for fault in [] if call is None else call.faults:
+            if fault.missing is not None:
+                raise error_of(operation, 404, fault.missing)
+
+    def hide(self, prefix: str, *, code: Missing = "NoSuchKey", times: int | None = None) -> Fault:
+        """Let reads under a prefix answer 404, with a code or as a proxy's page without one."""
+        fault = Fault(reads_of(prefix), times, missing=code)
+        self._network.faults.append(fault)
+        return fault
+
+    def front_end(
+        self,
+        clock_s: float = 0.0,
+        where: Callable[[Call], bool] = anything,
+        *,
+        times: int | None = None,
+        dated_early: bool = False,
+    ) -> Fault:
+        """Let these requests be served by a front end whose clock is off, or that dates early."""
+        fault = Fault(where, times, clock_s, dated_early)
+        self._network.faults.append(fault)
+        return fault
+
+    def mend(self, *faults: Fault) -> None:
+        """End these faults, or all."""
+        left = [fault for fault in self._network.faults if faults and fault not in faults]
+        self._network.faults[:] = left
 
     async def put_stream(
         self,

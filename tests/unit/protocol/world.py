@@ -22,16 +22,19 @@ from contracts.sealing import b64, kek_info, seal, transport_context, upload_inf
 from contracts.topology import CONTROL_QUEUE, UPLOAD_QUEUE
 from tests.unit.protocol.broker import Delivery, Letter
 from tests.unit.protocol.clock import Clock, Loop
+from tests.unit.protocol.hostile import BrokerWriter, BucketWriter
 from tests.unit.protocol.oracle import Oracle
 from tests.unit.protocol.process import (
+    GRANTS,
     LEASE_S,
     MASTER_KEYS,
-    PUBLISHER,
+    PUBLISHERS,
     Options,
     Parts,
     Process,
     intake,
 )
+from tests.unit.protocol.waiters import ENDS, Asked, Record, Waiter, verified
 from tests.unit.protocol.wire import CURRENT, MID, SENT, Call, Network, Server
 from workers.storage import Headers
 
@@ -43,13 +46,6 @@ if TYPE_CHECKING:
 
 TICK_S: Final = 0.01
 _STEPS: Final = 20_000
-ENDS: Final = {
-    "enroll.requested": {"project.enrolled", "enroll.rejected"},
-    "upload.requested": {"upload.stored", "upload.rejected"},
-    "rotation.requested": {"rotation.completed", "rotation.rejected"},
-    "sweep.requested": {"sweep.completed", "sweep.rejected"},
-    "delete.requested": {"object.deleted", "delete.rejected"},
-}
 _QUEUES: Final = {"upload.requested": UPLOAD_QUEUE}
 
 
@@ -75,9 +71,17 @@ class World:
         )
         self.oracle.server = self.server
         self.queue: list[Letter] = []
+        # Every message that was ever in a queue, and every record of the stream of events.
+        self.letters: list[Letter] = []
+        self.stream: list[Record] = []
         self.dead: list[tuple[Letter, KeyturnError]] = []
         self.put_off: Counter[str] = Counter()
         self.requests: dict[str, dict[str, Any]] = {}
+        # Every request by the digest of its bytes, and those who wait for the honest ones.
+        self.asked: dict[str, Asked] = {}
+        self.waiters: list[Waiter] = []
+        self.broker_writer = BrokerWriter(self)
+        self.bucket_writer = BucketWriter(self)
         self.processes = [Process(self, n) for n in range(self.options.processes)]
         self._turn = 0
         self._made = 0
@@ -111,9 +115,18 @@ class World:
     def events(self) -> list[Event]:
         return self.oracle.events
 
-    def told(self, event: Event, body: bytes) -> None:
-        del body
+    def told(self, event: Event, record: Record) -> None:
+        """A worker's event is durable."""
         self.oracle.told(event)
+        self.streamed(record)
+
+    def streamed(self, record: Record) -> None:
+        """The stream has one more record, from whoever published it: each waiter reads it."""
+        self.stream.append(record)
+        event = verified(record)
+        if event is not None:
+            for waiter in self.waiters:
+                waiter.hears(event)
 
     def acknowledged(self, delivery: Delivery) -> None:
         self.oracle.acknowledged(delivery)
@@ -124,70 +137,154 @@ class World:
         self._made += 1
         return str(uuid.UUID(int=self._made, version=4))
 
-    def _publish(self, document: dict[str, Any]) -> str:
-        document = {"requested_at": format_time(self.clock.now), **document}
-        body = json.dumps(document).encode()
-        signature = PUBLISHER.sign_request("test", "api", body)
-        headers = {"keyturn-publisher": "api", "keyturn-signature": signature}
-        kind = document["type"]
-        queue = _QUEUES.get(kind, CONTROL_QUEUE)
-        self.queue.append(Letter(queue, body, headers, routing_key=kind))
-        name = next(
-            n for n in ("upload_id", "rotation_id", "sweep_id", "request_id") if n in document
-        )
-        self.requests[document[name]] = document
-        return str(document[name])
+    def put(self, letter: Letter) -> None:
+        """A message comes into its queue."""
+        self.letters.append(letter)
+        self.queue.append(letter)
 
-    def _kek(self, purpose: Any, request_id: str, project: str) -> dict[str, str]:
-        kek = hashlib.sha256(request_id.encode()).digest()
+    def send(
+        self, body: bytes, publisher: str, routing_key: str, *, queue: str | None = None
+    ) -> None:
+        """Whatever bytes, signed by a publisher."""
+        signature = PUBLISHERS[publisher].sign_request("test", publisher, body)
+        headers = {"keyturn-publisher": publisher, "keyturn-signature": signature}
+        queue = queue or _QUEUES.get(routing_key, CONTROL_QUEUE)
+        self.put(Letter(queue, body, headers, routing_key=routing_key))
+
+    def _publish(
+        self,
+        document: dict[str, Any],
+        publisher: str = "api",
+        *,
+        honest: bool = True,
+        secret: bytes | None = None,
+    ) -> str:
+        """Sign a request and send it; of an honest one the answer is waited for."""
+        document = {"requested_at": format_time(self.clock.now), **document}
+        asked = Asked(publisher, document, json.dumps(document).encode(), honest, secret)
+        if asked.digest not in self.asked:
+            self.asked[asked.digest] = asked
+            if honest:
+                self.waiters += [Waiter(asked), Waiter(asked, restarted=True)]
+        if honest:
+            self.requests[asked.id] = document
+        self.send(asked.body, publisher, asked.kind)
+        return asked.id
+
+    def _kek(self, purpose: Any, request_id: str, project: str, kek: bytes) -> dict[str, str]:
         ciphertext = intake().public_key.seal(kek, kek_info(purpose, request_id, project))
         return {"intake_key": "main", "ciphertext": b64(ciphertext)}
 
-    def enroll(self, project: str, **more: Any) -> str:
-        request_id = self._id()
-        sealed = self._kek("enroll", request_id, project)
+    def enroll(
+        self,
+        project: str,
+        *,
+        publisher: str = "api",
+        request_id: str | None = None,
+        honest: bool = True,
+        kek: bytes | None = None,
+        **more: Any,
+    ) -> str:
+        """Ask for an enrolment; the KEK is that of the id, unless one is given."""
+        request_id = request_id or self._id()
+        kek = kek or hashlib.sha256(request_id.encode()).digest()
+        sealed = self._kek("enroll", request_id, project, kek)
         document = {"type": "enroll.requested", "request_id": request_id, "project": project}
-        return self._publish({**document, "sealed_kek": sealed, **more})
+        whole = {**document, "sealed_kek": sealed, **more}
+        return self._publish(whole, publisher, honest=honest, secret=kek)
 
-    def rotate(self, project: str, **more: Any) -> str:
-        rotation_id = self._id()
-        sealed = self._kek("rotation", rotation_id, project)
+    def rotate(
+        self,
+        project: str,
+        *,
+        publisher: str = "api",
+        request_id: str | None = None,
+        honest: bool = True,
+        kek: bytes | None = None,
+        **more: Any,
+    ) -> str:
+        """Ask for a rotation; the KEK is that of the id, unless one is given."""
+        rotation_id = request_id or self._id()
+        kek = kek or hashlib.sha256(rotation_id.encode()).digest()
+        sealed = self._kek("rotation", rotation_id, project, kek)
         document = {"type": "rotation.requested", "rotation_id": rotation_id, "project": project}
-        return self._publish({**document, "sealed_kek": sealed, **more})
+        whole = {**document, "sealed_kek": sealed, **more}
+        return self._publish(whole, publisher, honest=honest, secret=kek)
 
-    def sweep(self, project: str, **more: Any) -> str:
-        document = {"type": "sweep.requested", "sweep_id": self._id(), "project": project}
-        return self._publish({**document, **more})
+    def sweep(
+        self,
+        project: str,
+        *,
+        publisher: str = "api",
+        request_id: str | None = None,
+        honest: bool = True,
+        **more: Any,
+    ) -> str:
+        sweep_id = request_id or self._id()
+        document = {"type": "sweep.requested", "sweep_id": sweep_id, "project": project, **more}
+        return self._publish(document, publisher, honest=honest)
 
-    def delete(self, project: str, key: str) -> str:
-        self.oracle.delete_asked.add(object_key(project, key))
-        document = {"type": "delete.requested", "request_id": self._id(), "project": project}
-        return self._publish({**document, "key": key})
+    def delete(
+        self,
+        project: str,
+        key: str,
+        *,
+        publisher: str = "api",
+        request_id: str | None = None,
+        honest: bool = True,
+    ) -> str:
+        if GRANTS[publisher].allows("delete.requested", project):
+            self.oracle.delete_asked.add(object_key(project, key))
+        request_id = request_id or self._id()
+        document = {"type": "delete.requested", "request_id": request_id, "project": project}
+        return self._publish({**document, "key": key}, publisher, honest=honest)
 
-    def upload(self, project: str, key: str, plaintext: bytes, *, staged: bool = False) -> str:
-        upload_id = self._id()
+    def upload(
+        self,
+        project: str,
+        key: str,
+        plaintext: bytes,
+        *,
+        staged: bool = False,
+        publisher: str = "api",
+        request_id: str | None = None,
+        honest: bool = True,
+    ) -> str:
+        """Ask for an upload, with its body inside or staged beforehand."""
+        upload_id = request_id or self._id()
         transport_key = hashlib.sha256(upload_id.encode()).digest()
         sealed = seal(transport_key, transport_context(upload_id), plaintext)
         info = upload_info(upload_id, project, key)
         ciphertext = intake().public_key.seal(transport_key, info)
         if staged:
-            self.server.plant(staging_key("api", upload_id), sealed, Headers({}))
+            self.server.plant(staging_key(publisher, upload_id), sealed, Headers({}))
         body = {"staged": {"size": len(sealed)}} if staged else {"inline": b64(sealed)}
-        self.oracle.plaintexts.setdefault(object_key(project, key), set()).add(plaintext)
-        return self._publish(
-            {
-                "type": "upload.requested",
-                "upload_id": upload_id,
-                "project": project,
-                "key": key,
-                "sealed_key": {"intake_key": "main", "ciphertext": b64(ciphertext)},
-                "body": body,
-            }
-        )
+        if GRANTS[publisher].allows("upload.requested", project):
+            self.oracle.plaintexts.setdefault(object_key(project, key), set()).add(plaintext)
+        document = {
+            "type": "upload.requested",
+            "upload_id": upload_id,
+            "project": project,
+            "key": key,
+            "sealed_key": {"intake_key": "main", "ciphertext": b64(ciphertext)},
+            "body": body,
+        }
+        return self._publish(document, publisher, honest=honest, secret=plaintext)
 
     def replay(self, request_id: str, **more: Any) -> None:
-        """The publisher sends the same request once more."""
-        self._publish({**self.requests[request_id], **more})
+        """The publisher sends the same request once more, in the same bytes or with changes."""
+        asked = next(a for a in reversed(self.asked.values()) if a.id == request_id and a.honest)
+        self._publish({**asked.document, **more}, asked.publisher, secret=asked.secret)
+
+    def try_again(self, request_id: str) -> None:
+        """A new try under the same id, signed anew: its body is staged again, where it was."""
+        asked = next(a for a in reversed(self.asked.values()) if a.id == request_id and a.honest)
+        if "staged" in asked.document.get("body", {}):
+            assert asked.secret is not None
+            transport_key = hashlib.sha256(request_id.encode()).digest()
+            sealed = seal(transport_key, transport_context(request_id), asked.secret)
+            self.server.plant(staging_key(asked.publisher, request_id), sealed, Headers({}))
+        self.replay(request_id, requested_at=format_time(self.clock.now))
 
     # The scheduler.
 
@@ -273,7 +370,7 @@ class World:
             letter.queue, letter.body, dict(letter.headers), routing_key=letter.routing_key
         )
         copy.ready_at = letter.ready_at
-        self.queue.append(copy)
+        self.put(copy)
 
     def run(
         self,
@@ -336,10 +433,12 @@ class World:
         """Let all come to its end, sweep all projects, and look at the result."""
         for process in self.processes:
             process.stalled = False
+        self.server.mend()
         self.run()
+        dead = {letter.body for letter, error in self.dead if error.code != "bad_signature"}
         for request_id in list(self.requests):
-            letters = [json.loads(letter.body) for letter, _ in self.dead]
-            if not self.ended(request_id) and self.requests[request_id] not in letters:
+            tries = [asked for asked in self.asked.values() if asked.id == request_id]
+            if not self.ended(request_id) and dead.isdisjoint(asked.body for asked in tries):
                 self.oracle.violated(f"no end was told of {self.requests[request_id]['type']}")
         last = [self.sweep(name) for name in sorted(self.oracle.projects)]
         self.run()
