@@ -33,6 +33,7 @@ _BY_STATUS: Final = {
     401: "unauthorized",
     404: "not_found",
     416: "range_not_satisfiable",
+    429: "too_many_requests",
 }
 """The statuses that one code alone can mean: to a reader no project is unknown (SPEC 9.1)."""
 

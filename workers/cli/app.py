@@ -31,6 +31,7 @@ from workers.cli import (
     upload,
     worker,
 )
+from workers.core_dumps import forbid_core_dumps
 
 
 class Door(TyperGroup):
@@ -133,4 +134,5 @@ app.add_typer(dead.app)
 
 def main() -> None:
     """The console script."""
+    forbid_core_dumps()  # before the first secret is read
     app(prog_name="keyturn")

@@ -1,8 +1,9 @@
 """`keyturn init`: a fresh set of development secrets and settings (SPEC 11, 14).
 
-Three files of mode 0600: `keyturn.env` for workers and the operator, `gateway.env` for the
-gateway, `publisher.env` for a service that publishes. A shell (`set -a; . ./keyturn.env`),
-compose's `env_file` and `keyturn --env-file` read them alike.
+Four files of mode 0600: `keyturn.env` for workers and the operator, `gateway.env` for the
+gateway, `publisher.env` for a service that publishes, `storage.env` for compose's development
+storage, which needs the bucket's keys and none of the others. A shell
+(`set -a; . ./keyturn.env`), compose's `env_file` and `keyturn --env-file` read them alike.
 It must never overwrite a secret unless told to: what was sealed under it would be lost.
 """
 
@@ -28,6 +29,7 @@ from workers.cli.settings import StorageKeySettings
 WORKER_FILE: Final = "keyturn.env"
 PUBLISHER_FILE: Final = "publisher.env"
 GATEWAY_FILE: Final = "gateway.env"
+STORAGE_FILE: Final = "storage.env"
 _PUBLISHER: Final = "dev"
 _GATEWAY: Final = "gateway"
 _KEY_ID: Final = "main"
@@ -40,7 +42,9 @@ _Part = tuple[str, dict[str, str]]
 def init(
     directory: Annotated[
         Path,
-        typer.Option("--dir", help="Where to write keyturn.env, gateway.env and publisher.env."),
+        typer.Option(
+            "--dir", help="Where to write keyturn.env, gateway.env, publisher.env and storage.env."
+        ),
     ] = Path(),
     force: Annotated[
         bool,
@@ -76,6 +80,9 @@ def init(
         directory / WORKER_FILE: _text("Workers and operator", worker),
         directory / GATEWAY_FILE: _text("The HTTP gateway", gateway),
         directory / PUBLISHER_FILE: _text("A service that publishes", publisher),
+        directory / STORAGE_FILE: _text(
+            "The development storage", [("Where it serves, its bucket and its keys", addresses)]
+        ),
     }
     if not force and (standing := [path for path in files if path.exists()]):
         raise CommandError(f"{standing[0]} stands already; --force replaces it, and its secrets")

@@ -133,7 +133,8 @@ class Objects:
                 pass
         if isinstance(found, Plain) and self._presign_plaintext and not head_only:
             url = await self._source.presigned(found, PRESIGNED_S)
-            return RedirectResponse(url, headers={"cache-control": "no-store"})
+            said = {"cache-control": "no-store", "content-security-policy": "sandbox"}
+            return RedirectResponse(url, headers=said)
         if wanted is not None and not conditions.range_holds(headers, etag, modified):
             wanted = None
         span = None if wanted is None else wanted.span(found.size_bytes)

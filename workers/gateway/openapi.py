@@ -24,12 +24,13 @@ _DESCRIPTIONS: Final = {
     412: "The object is not the one that is meant",
     413: "Too large",
     416: "The range lies outside the object",
+    429: "The project has its share of what the gateway serves at once: try again later",
     500: "An internal failure",
     502: "What is stored does not open: altered, or not Keyturn's",
     503: "Try again later: storage or broker away, or too many requests",
 }
-_READ: Final = (401, 404, 409, 412, 413, 500, 502, 503)
-_WRITE: Final = (400, 401, 403, 404, 408, 409, 413, 500, 502, 503)
+_READ: Final = (401, 404, 409, 412, 413, 429, 500, 502, 503)
+_WRITE: Final = (400, 401, 403, 404, 408, 409, 413, 429, 500, 502, 503)
 _TAG: Final = {"schema": {"type": "string", "pattern": '^"[^"]*"$'}}
 
 
@@ -133,6 +134,7 @@ def _object_headers(**more: _Json) -> _Json:
         },
         "Last-Modified": {"schema": {"type": "string"}},
         "Accept-Ranges": {"schema": {"const": "bytes"}},
+        "Content-Security-Policy": {"schema": {"const": "sandbox"}},
         "Content-Length": {"schema": {"type": "integer", "minimum": 0}},
         **more,
     }
@@ -282,7 +284,7 @@ def _get_rotation() -> _Json:
         "description": "For the holder of the current API key: the new one, once it is accepted.",
         "responses": {
             "200": {"description": "Its state", "content": _json_content(schema)},
-            **_problems(401, 404, 500, 502, 503),
+            **_problems(401, 404, 429, 500, 502, 503),
         },
     }
 

@@ -43,6 +43,7 @@ _STATUS: Final[Mapping[str, int]] = {
 }
 _THE_REST: Final = 503
 _RETRY_AFTER_S: Final = 1
+_TRY_AGAIN: Final = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 
 
 def status_of(code: str) -> int:
@@ -81,6 +82,6 @@ def problem(
     said = {"cache-control": "no-store", "x-content-type-options": "nosniff", **(headers or {})}
     if status == HTTPStatus.UNAUTHORIZED:
         said["www-authenticate"] = 'Bearer realm="keyturn"'
-    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+    if status in _TRY_AGAIN:
         said["retry-after"] = str(_RETRY_AFTER_S)
     return Response(orjson.dumps(document | dict(more or {})), status, said, MEDIA_TYPE)

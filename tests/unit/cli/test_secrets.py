@@ -20,7 +20,7 @@ from workers.cli.app import app
 from workers.settings import GatewaySettings, WorkerSettings
 
 runner = CliRunner()
-_FILES = ("keyturn.env", "gateway.env", "publisher.env")
+_FILES = ("keyturn.env", "gateway.env", "publisher.env", "storage.env")
 
 
 def _env(path: Path) -> dict[str, str]:
@@ -116,7 +116,7 @@ def test_secret_files_are_their_owners_alone_whatever_the_umask(tmp_path: Path) 
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(_FILES)
 
 
-@pytest.mark.parametrize("standing", ["keyturn.env", "gateway.env", "publisher.env"])
+@pytest.mark.parametrize("standing", _FILES)
 def test_init_overwrites_nothing_unless_forced(tmp_path: Path, standing: str) -> None:
     (tmp_path / standing).write_text("precious")
     result = runner.invoke(app, ["init", "--dir", str(tmp_path)])

@@ -49,6 +49,7 @@ def test_what_every_answer_says() -> None:
         "accept-ranges": "bytes",
         "cache-control": "private, no-cache",
         "x-content-type-options": "nosniff",
+        "content-security-policy": "sandbox",
     }
 
 

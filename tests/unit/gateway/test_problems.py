@@ -81,8 +81,8 @@ def test_every_401_has_the_same_bytes_and_asks_for_a_key(error: KeyturnError) ->
 
 
 def test_what_may_be_tried_again_says_when() -> None:
-    for status in (400, 401, 404, 409, 502, 503):
-        assert ("retry-after" in problem(status).headers) == (status == 503)
+    for status in (400, 401, 404, 409, 429, 502, 503):
+        assert ("retry-after" in problem(status).headers) == (status in (429, 503))
 
 
 def test_no_problem_is_cached_or_sniffed() -> None:

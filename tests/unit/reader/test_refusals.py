@@ -99,7 +99,12 @@ async def test_head_is_refused_by_the_code_that_its_status_can_mean_alone(
 ) -> None:
     headers = {"Content-Type": "application/problem+json"} if typed else {}
     error = await _refused(always(status, b"", headers), "stat")
-    expected = {401: "unauthorized", 404: "not_found", 416: "range_not_satisfiable"}.get(status)
+    expected = {
+        401: "unauthorized",
+        404: "not_found",
+        416: "range_not_satisfiable",
+        429: "too_many_requests",
+    }.get(status)
     if expected is None:
         assert isinstance(error, UnexpectedAnswerError)
         assert error.status == status
@@ -107,7 +112,7 @@ async def test_head_is_refused_by_the_code_that_its_status_can_mean_alone(
         assert type(error) is all_errors()[expected]
 
 
-@pytest.mark.parametrize("status", [401, 404, 416])
+@pytest.mark.parametrize("status", [401, 404, 416, 429])
 async def test_a_page_is_no_refusal_of_the_gateway(status: int) -> None:
     """A proxy's own 404 says nothing about the object."""
     for how in _HOW:

@@ -7,13 +7,16 @@ what the image would hold under the same limits.
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
 
 from tests.supply.lock import ROOT
-from workers.cli.development import GATEWAY_FILE, PUBLISHER_FILE, WORKER_FILE
+from workers.cli.development import GATEWAY_FILE, PUBLISHER_FILE, STORAGE_FILE, WORKER_FILE, init
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 OURS = ("upload", "control", "sweep", "gateway")
@@ -88,7 +91,7 @@ def test_no_secret_is_built_in() -> None:
                 assert not _SECRET.search(re.sub(r"=\S+", "", rest)), rest
     ignored = (ROOT / ".dockerignore").read_text().split()
     assert {"*.env", "*.key", "*.header", ".git"} <= set(ignored)
-    for file in (WORKER_FILE, GATEWAY_FILE, PUBLISHER_FILE):
+    for file in (WORKER_FILE, GATEWAY_FILE, PUBLISHER_FILE, STORAGE_FILE):
         assert file.endswith(".env")
 
 
@@ -120,3 +123,25 @@ def test_no_other_service_is_ours(services: dict[str, dict[str, Any]]) -> None:
     assert set(services) == {*OURS, "broker", "storage"}
     for service in services.values():
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
+
+
+def test_only_the_processes_that_need_keys_get_their_file(
+    services: dict[str, dict[str, Any]],
+) -> None:
+    """The broker gets no file of ours, the development storage none but the bucket's keys."""
+    files = {name: service.get("env_file", []) for name, service in services.items()}
+    assert files["broker"] == []
+    assert files["storage"] == [STORAGE_FILE]
+
+
+def test_the_storage_container_learns_no_key_that_opens_anything(tmp_path: Path) -> None:
+    init(tmp_path, force=False)
+    lines = (tmp_path / STORAGE_FILE).read_text().splitlines()
+    names = {line.split("=")[0] for line in lines if line and not line.startswith("#")}
+    assert names == {
+        "KEYTURN_S3_ENDPOINT_URL",
+        "KEYTURN_S3_REGION",
+        "KEYTURN_S3_BUCKET",
+        "KEYTURN_S3_ACCESS_KEY_ID",
+        "KEYTURN_S3_SECRET_ACCESS_KEY",
+    }

@@ -1,0 +1,36 @@
+"""A started worker and a started gateway leave no core dump (SPEC 13)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.deployment import Deployment
+from tests.support.process import gateway, worker
+from tests.support.serving import fresh_amqp_url
+
+if TYPE_CHECKING:
+    from tests.servers import S3Server, Servers
+
+pytestmark = pytest.mark.servers
+
+
+def _core_limits(pid: int) -> list[str]:
+    """The soft and the hard limit of a core file's size."""
+    lines = Path(f"/proc/{pid}/limits").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith("Max core file size"))
+    return line.removeprefix("Max core file size").split()[:2]
+
+
+async def test_started_processes_have_a_core_limit_of_0(
+    broker: Servers, ceph: S3Server, ceph_bucket: str
+) -> None:
+    deployment = Deployment(await fresh_amqp_url(broker), ceph, ceph_bucket)
+    async with (
+        worker(deployment.worker_env()) as working,
+        gateway(deployment.gateway_env()) as serving,
+    ):
+        for process in (working, serving):
+            assert _core_limits(process.process.pid) == ["0", "0"]
