@@ -1,4 +1,8 @@
-"""Adoption: objects that stand under a prefix whose keyring is gone (SPEC 5.4)."""
+"""Adoption: objects that stand under a prefix whose keyring is gone (SPEC 5.4).
+
+Every object counts, under whatever name: one that SPEC 1 does not allow may be wrapped at
+the highest generation all the same.
+"""
 
 import asyncio
 from collections.abc import Iterable
@@ -7,7 +11,6 @@ from typing import Final
 from contracts import metadata as object_metadata
 from contracts.errors import KeyturnError, StorageUnavailableError
 from contracts.metadata import Wraps
-from contracts.names import is_key
 from workers.envelope import OperatorKeys, admin_generation
 from workers.errors import MissingError, RefusedError
 from workers.storage import Storage
@@ -43,8 +46,9 @@ async def _of_one(storage: Storage, project: str, s3_key: str, keys: OperatorKey
     key = s3_key.removeprefix(f"{project}/")
     try:
         head = await storage.head(s3_key)
-    except MissingError:
-        return 0
+    except MissingError as exc:
+        # Listed, and not found: a later listing decides whether it was removed (SPEC 8.6).
+        raise StorageUnavailableError("an object to adopt was listed and not found") from exc
     except RefusedError as exc:
         # Passed over, it could be the one at the highest generation.
         raise StorageUnavailableError("an object to adopt cannot be read") from exc
@@ -52,6 +56,6 @@ async def _of_one(storage: Storage, project: str, s3_key: str, keys: OperatorKey
         envelope = object_metadata.parse(head.metadata)
     except KeyturnError:
         return 0
-    if not isinstance(envelope, Wraps) or not is_key(key):
+    if not isinstance(envelope, Wraps):
         return 0
     return admin_generation(envelope, project, key, keys)

@@ -2,10 +2,13 @@
 
     403, any 4xx AccessDenied            RefusedError
     403 InvalidObjectState               ArchivedError
-    404                                  MissingError
+    404 NoSuchKey, NoSuchVersion,
+        NoSuchUpload                     MissingError
+    404 to a HEAD, which has no body     UnconfirmedError, for the storage's own use
     412, 409 ConditionalRequestConflict  PreconditionError
     416                                  RangeBeyondError, for the storage's own use
-    everything else, NoSuchBucket too    StorageUnavailableError
+    everything else, NoSuchBucket and
+        a proxy's own 404 too            StorageUnavailableError
 
 Pure functions of status, code and headers. An error's text is the operation and the
 code alone: never a URL (it may hold a signature), a header or a body.
@@ -34,6 +37,10 @@ class RangeBeyondError(StorageAnswerError):
     """416: the range begins behind the object's end. It never leaves the storage."""
 
 
+class UnconfirmedError(StorageAnswerError):
+    """404 to a HEAD: it carries no code, so a GET must decide. It never leaves the storage."""
+
+
 META_PREFIX: Final = "x-amz-meta-"
 LOCK_PREFIX: Final = "x-amz-object-lock-"
 LEGAL_HOLD: Final = LOCK_PREFIX + "legal-hold"
@@ -57,6 +64,9 @@ RESTATED: Final = frozenset(
 )
 _RETENTION: Final = frozenset({"x-amz-object-lock-mode", "x-amz-object-lock-retain-until-date"})
 _ARCHIVES: Final = frozenset({"GLACIER", "DEEP_ARCHIVE"})
+# Taken for a missing object, a missing bucket or the 404 of a proxy that was set up wrongly
+# would read as "there is nothing", and a sweep would pass over an object that an old key opens.
+_ABSENT: Final = frozenset({"NoSuchKey", "NoSuchVersion", "NoSuchUpload"})
 _CODE: Final = re.compile(rb"<Code>([A-Za-z0-9_.-]{1,64})</Code>")
 _ETAG: Final = re.compile(rb"<ETag>([^<]{1,200})</ETag>")
 # S3 answers a long copy or completion with 200 before it knows the outcome.
@@ -81,8 +91,7 @@ def error_of(
 ) -> StorageAnswerError | StorageUnavailableError:
     """The error that an answer means; see the table above."""
     detail = f"{operation}: {code or status}"
-    # Taken for a missing object, a missing bucket would read as "nothing stands there".
-    if status == 404 and code != "NoSuchBucket":  # noqa: PLR2004  # HTTP's own numbers
+    if status == 404 and code in _ABSENT:  # noqa: PLR2004  # HTTP's own numbers
         return MissingError(detail)
     if status == 412 or (status == 409 and code == "ConditionalRequestConflict"):  # noqa: PLR2004
         return PreconditionError(detail)

@@ -25,7 +25,8 @@ from botocore.exceptions import BotoCoreError
 from yarl import URL
 
 from contracts.errors import StorageUnavailableError
-from workers.storage.answers import code_of, error_of
+from workers.errors import StorageAnswerError
+from workers.storage.answers import UnconfirmedError, code_of, error_of
 from workers.storage.body import KnownLengthBody
 from workers.storage.exchange import (
     CONNECT_TIMEOUT_S,
@@ -164,7 +165,7 @@ class RawClient:
             else:
                 answer = await self._exchange.ask(method, signed, body, total_s=total_s)
         if not 200 <= answer.status < 300:  # noqa: PLR2004  # HTTP's own numbers; a redirect is no success
-            raise error_of(operation, _status(answer), code_of(answer.body))
+            raise _refusal(operation, method, answer)
         return answer
 
     @asynccontextmanager
@@ -278,9 +279,18 @@ class RawClient:
         )
 
 
-def _status(answer: Answer) -> int:
-    """The status of a refusal; a delete marker that is read by its id answers 405."""
-    return 404 if answer.headers.get("x-amz-delete-marker") == "true" else answer.status
+def _refusal(
+    operation: str, method: str, answer: Answer
+) -> StorageAnswerError | StorageUnavailableError:
+    """The error that a refusal means."""
+    code = code_of(answer.body)
+    is_marker = answer.headers.get("x-amz-delete-marker") == "true"
+    if method == "HEAD" and (answer.status == 404 or is_marker):  # noqa: PLR2004  # as above
+        return UnconfirmedError(f"{operation}: {answer.status}")
+    if is_marker and code == "MethodNotAllowed":
+        # A delete marker that is read by its id: 405.
+        return error_of(operation, 404, "NoSuchKey")
+    return error_of(operation, answer.status, code)
 
 
 def _hashes(body: bytes, with_sha256: bool) -> tuple[str, str]:  # noqa: FBT001  # to_thread

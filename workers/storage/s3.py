@@ -19,10 +19,12 @@ import stamina
 from contracts.errors import StorageUnavailableError
 from contracts.s3 import new_session, open_client
 from contracts.settings import S3Settings, SettingsError
+from workers.errors import ArchivedError
 from workers.storage.answers import (
     LOCK_PREFIX,
     META_PREFIX,
     RangeBeyondError,
+    UnconfirmedError,
     check_late_error,
     etag_in,
     etag_of,
@@ -150,7 +152,24 @@ class S3Storage(ColdStorage):
         async def once() -> Answer:
             return await self._raw.call("head", "HEAD", key, dict(headers), query=query)
 
-        return head_of("head", (await _retried(once)).headers)
+        try:
+            return head_of("head", (await _retried(once)).headers)
+        except UnconfirmedError:
+            return await self._confirmed(key, headers, query)
+
+    async def _confirmed(self, key: str, headers: dict[str, str], query: str) -> Head:
+        """The head by a ranged read, whose refusal names a code: a HEAD's 404 may be anybody's.
+
+        Raises:
+            MissingError: the storage itself says that nothing is there.
+            StorageUnavailableError: it does not, or cannot tell.
+        """
+        try:
+            answer = await self._get("head", key, {**headers, "range": "bytes=0-0"}, query)
+        except (RangeBeyondError, ArchivedError) as exc:
+            # It exists, as the HEAD said that it does not.
+            raise StorageUnavailableError(f"head: 404, and {exc}") from exc
+        return head_of("head", answer.headers)
 
     async def _get(
         self, operation: str, key: str, headers: dict[str, str], query: str = ""

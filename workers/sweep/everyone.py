@@ -3,10 +3,13 @@
 It walks through the listing of keyrings, lets each be re-sealed under the master key that
 is named, and begins the project's part, which is a sweep like any other. It ends when a
 walk through a fresh listing finds no keyring whose part has not ended.
+
+A keyring that is listed and answers 404 is not taken as gone: it is looked for in further
+walks, and recorded as failed where a listing still shows it after a few (SPEC 8.6).
 """
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Final
 
@@ -19,12 +22,13 @@ from contracts.errors import (
     UnknownMasterKeyError,
     UnknownProjectError,
 )
-from contracts.names import KEYRINGS_PREFIX, is_project
+from contracts.names import KEYRINGS_PREFIX, is_project, keyring_key
 from workers.envelope import OperatorKeys
 from workers.keyring import KeyringReader
 from workers.storage import Storage
 from workers.sweep.carrying import Carrier, error_of
 from workers.sweep.counts import Counts
+from workers.sweep.judge import TRIES
 from workers.sweep.outbox import Outbox
 from workers.sweep.plan import AllPlan, Ask, Ended
 from workers.sweep.start import Starter
@@ -37,6 +41,10 @@ _PROJECTS_A_STEP: Final = 2000
 _BETWEEN_STEPS_S: Final = 1.0
 # Before a walk that has only projects left whose master key nobody here has.
 _STUCK_S: Final = 30.0
+# Before a walk that has only keyrings left that were listed and not found.
+_NOT_FOUND_S: Final = 5.0
+# So many of those are counted at once; further ones wait for their turn.
+_MAX_NOT_FOUND: Final = 1000
 
 _log = structlog.get_logger()
 
@@ -77,7 +85,7 @@ class Everyone(Carrier[AllPlan]):
 
     async def _step(self, standing: Standing[AllPlan]) -> bool:
         plan = await self._without_ended(standing.plan)
-        walk = _Walk()
+        walk = _Walk(not_found=dict(plan.not_found))
         async for project in self._missing(plan):
             if len(plan.live) >= MAX_LIVE or walk.looked_at == _PROJECTS_A_STEP:
                 walk.over = False
@@ -86,14 +94,17 @@ class Everyone(Carrier[AllPlan]):
             plan = replace(plan, through=project)
             if await self._begin(plan, project, standing.master_key, walk):
                 plan = replace(plan, live=(*plan.live, project))
-        plan = replace(plan, begun_in_walk=plan.begun_in_walk + walk.begun + walk.stuck)
+        plan = replace(
+            plan,
+            begun_in_walk=plan.begun_in_walk + walk.begun + walk.stuck + walk.missed,
+            not_found=walk.not_found,
+        )
         if not walk.over or plan.live:
             return await self._go_on(standing, plan, _BETWEEN_STEPS_S)
         if plan.begun_in_walk:
             # Projects may have been enrolled behind the walk: once more from the beginning.
             plan = replace(plan, through="", begun_in_walk=0)
-            wait_s = _STUCK_S if walk.stuck else _BETWEEN_STEPS_S
-            return await self._go_on(standing, plan, wait_s)
+            return await self._go_on(standing, plan, walk.pause_s)
         return await self._end(standing, plan)
 
     async def _go_on(self, standing: Standing[AllPlan], plan: AllPlan, wait_s: float) -> bool:
@@ -141,8 +152,9 @@ class Everyone(Carrier[AllPlan]):
         ask = plan.ask
         try:
             await self._starter.start(replace(ask, project=project, of_all=True))
-        except UnknownProjectError:
-            return False  # removed since it was listed
+        except UnknownProjectError as exc:
+            await self._not_found(ask, project, exc, master_key, walk)
+            return False
         except UnknownMasterKeyError as exc:
             # The rest goes on; the walk comes by again, perhaps in a process that has the key.
             _log.warning("project put off", project=project, code=exc.code, detail=exc.detail)
@@ -155,6 +167,29 @@ class Everyone(Carrier[AllPlan]):
             return False
         walk.begun += 1
         return True
+
+    async def _not_found(
+        self,
+        ask: Ask,
+        project: str,
+        error: UnknownProjectError,
+        master_key: str,
+        walk: "_Walk",
+    ) -> None:
+        """A keyring that was listed does not exist, says the storage: perhaps it was removed.
+
+        The next walk's listing decides. Taken as gone, a whole project could be left under
+        the master key that is to be dropped.
+        """
+        tries = walk.not_found.get(project, 0) + 1
+        if tries >= TRIES:
+            walk.not_found.pop(project, None)
+            await self._note_failed(ask, project, error, master_key)
+            return
+        walk.missed += 1
+        if project in walk.not_found or len(walk.not_found) < _MAX_NOT_FOUND:
+            walk.not_found[project] = tries
+        _log.warning("keyring listed and not found", project=project, tries=tries)
 
     async def _note_failed(
         self, ask: Ask, project: str, error: KeyturnError, master_key: str
@@ -203,12 +238,19 @@ class Everyone(Carrier[AllPlan]):
             try:
                 observed = await self._keyrings.fresh(project)
             except UnknownProjectError:
-                continue
+                if await self._is_listed(project):
+                    return False
+                continue  # removed since it was listed
             except (CorruptObjectError, UnknownMasterKeyError):
                 return False
             if observed.keyring.master_key != master_key:
                 return False
         return True
+
+    async def _is_listed(self, project: str) -> bool:
+        """Whether a listing that begins now shows the project's keyring."""
+        key = keyring_key(project)
+        return any([row.key == key async for row in self._storage.list(key, limit=1)])
 
     async def _tell_end(self, standing: Standing[AllPlan]) -> None:
         plan = standing.plan
@@ -225,12 +267,25 @@ class Everyone(Carrier[AllPlan]):
 
 @dataclass(slots=True)
 class _Walk:
-    """What one step's part of the walk came by."""
+    """What one step's part of the walk came by.
+
+    `not_found` counts, by project, the walks in which its keyring was listed and not found;
+    `missed` are those of this part of the walk that another walk must look for.
+    """
 
     looked_at: int = 0
     begun: int = 0
     stuck: int = 0
+    missed: int = 0
     over: bool = True
+    not_found: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def pause_s(self) -> float:
+        """How long to wait before the next walk."""
+        if self.stuck:
+            return _STUCK_S
+        return _NOT_FOUND_S if self.missed else _BETWEEN_STEPS_S
 
 
 def _order(project: str) -> bytes:

@@ -15,9 +15,12 @@ from typing import Any, Final, TypeVar
 import structlog
 
 from contracts.errors import (
+    ArchivedObjectError,
+    ForeignObjectError,
     KeyringRolledBackError,
     KeyturnError,
     LockedObjectError,
+    NotFoundError,
     StorageUnavailableError,
     TransientError,
     UnknownMasterKeyError,
@@ -191,8 +194,7 @@ class _Take:
 
     async def _batch(self, batch: Sequence[Row]) -> None:
         rows = [row for row in batch if is_key(row.key)]
-        # Keys that SPEC 1 does not allow: folder markers, somebody else's.
-        self._tally.foreign += sum(row.stands for row in batch if not is_key(row.key))
+        await _all(self._foreign(row) for row in batch if not is_key(row.key))
         looks = await _all(
             self._guarded(row.key, self._look(row.key)) for row in rows if row.stands
         )
@@ -224,8 +226,9 @@ class _Take:
                 self._fail(key, StorageUnavailableError(str(exc)))
             return None
 
-    def _fail(self, key: str, error: KeyturnError) -> None:
-        self._tally.objects += 1
+    def _fail(self, key: str, error: KeyturnError, *, current: bool = True) -> None:
+        """Note a failure; of an older version (not `current`) the key is counted elsewhere."""
+        self._tally.objects += current
         self._tally.failures.append(Failure(key, error.code))
         _log.warning(
             "object failed",
@@ -236,13 +239,52 @@ class _Take:
             detail=error.detail,
         )
 
-    async def _look(self, key: str) -> _Planned | None:
-        """Read an object and decide; None where nothing stands any more."""
+    async def _foreign(self, row: Row) -> None:
+        """Count a name that SPEC 1 does not allow: a folder marker, another program's object.
+
+        Only such a one that no key of ours opens may stay beside a clean end: metadata of
+        ours, in an older version too, is a failure, since no rewrap can be bound to its name.
+        """
+        current = [None] if row.stands else []
+        for version in (*current, *row.noncurrent):
+            async with self._by.slots:
+                error = await self._foreign_error(row.key, version)
+            if error is not None:
+                self._fail(row.key, error, current=version is None)
+            elif version is None:
+                self._tally.foreign += 1
+
+    async def _foreign_error(self, key: str, version: str | None) -> KeyturnError | None:
+        s3_key = object_key(self._project, key)
+        try:
+            if version is None:
+                head = await self._storage.head(s3_key)
+            else:
+                head, _ = await self._storage.read_start(s3_key, 1, version_id=version)
+        except MissingError:
+            return _not_found()
+        except ArchivedError:
+            return ArchivedObjectError("its storage class must be restored first")
+        except StorageAnswerError as exc:
+            return StorageUnavailableError(str(exc))
+        except StorageUnavailableError as exc:
+            return exc
+        if any(name.startswith(OWN_PREFIX) for name in head.metadata):
+            return ForeignObjectError("metadata of ours under a name that no object can have")
+        return None
+
+    async def _look(self, key: str) -> _Planned:
+        """Read an object and decide.
+
+        Raises:
+            NotFoundError: the storage says that it does not exist. It was listed, and a delete
+                leaves a tombstone: until a listing no longer shows it, an old key may open it.
+        """
         s3_key = object_key(self._project, key)
         try:
             looked = Looked(*await self._storage.read_start(s3_key, HEADER_BYTES))
-        except MissingError:
-            return None
+        except MissingError as exc:
+            raise _not_found() from exc
         except ArchivedError:
             looked = Looked(await self._storage.head(s3_key), b"")
         decision, observed = await self._decided(key, looked)
@@ -280,10 +322,10 @@ class _Take:
             todo = [each for each in looks if each is not None]
         raise StorageUnavailableError("the desired state kept moving")
 
-    async def _bring(self, planned: _Planned | None) -> _Planned | None:
-        """Write one object, looking again after each lost race; None where it is gone."""
+    async def _bring(self, planned: _Planned) -> _Planned:
+        """Write one object, looking again after each lost race; errors as `_look`."""
         for _ in range(_MAX_TURNS):
-            if planned is None or not planned.writes:
+            if not planned.writes:
                 return planned
             observed = self._observe(await self._recent())
             if not observed.desired.same_state(planned.observed.desired):
@@ -383,7 +425,13 @@ class _Take:
         """
         for version in row.noncurrent:
             async with self._by.slots:
-                stale, ours = await self._judged(row.key, version)
+                try:
+                    stale, ours = await self._judged(row.key, version)
+                except MissingError:
+                    # Listed, as in `_look`. Removed by another attempt at this page, it is
+                    # in the next listing no more.
+                    self._fail(row.key, _not_found(), current=False)
+                    continue
                 # Where versioning is suspended, a copy made since the listing stands under
                 # that name: it would be the object itself that is removed.
                 current = version == NULL_VERSION and self._null_is_current
@@ -402,14 +450,18 @@ class _Take:
             self._tally.changed += 1
 
     async def _judged(self, key: str, version: str) -> tuple[bool, bool]:
-        """Whether a version is not as desired, and whether it has an envelope of ours."""
+        """Whether a version is not as desired, and whether it has an envelope of ours.
+
+        Raises:
+            MissingError: the storage says that there is no such version.
+        """
         s3_key = object_key(self._project, key)
         try:
             looked = Looked(
                 *await self._storage.read_start(s3_key, HEADER_BYTES, version_id=version)
             )
         except MissingError:
-            return False, False
+            raise
         except StorageAnswerError:
             return True, False
         ours = any(name.startswith(OWN_PREFIX) for name in looked.head.metadata)
@@ -428,6 +480,10 @@ class _Take:
 
     async def _fresh(self) -> Observed:
         return await self._by.keyrings.fresh(self._project)
+
+
+def _not_found() -> NotFoundError:
+    return NotFoundError("it was listed, and the storage answers that it does not exist")
 
 
 def _is_ours(decision: Decision) -> bool:

@@ -193,7 +193,8 @@ class AllPlan:
     """The record of a sweep of all projects: those under way, and the sums so far.
 
     `through` is the last project that was looked at in this walk through the listing of
-    keyrings, `begun_in_walk` how many were begun in it.
+    keyrings, `begun_in_walk` how many were begun in it, or are to be looked for again.
+    `not_found` counts the walks in which a project's keyring was listed and not found.
     """
 
     ask: Ask
@@ -211,6 +212,7 @@ class AllPlan:
     code: str = ""
     detail: str = ""
     ended_at: datetime | None = None
+    not_found: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from workers.errors import MissingError, PreconditionError, RefusedError
 from workers.storage import Headers, IfAbsent, IfMatch, Lease, Listed, Part
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from tests.integration.storage.conftest import AnyStorage
     from workers.storage.s3 import S3Storage
@@ -168,6 +168,20 @@ async def test_missing(storage: AnyStorage) -> None:
     upload_id = await storage.begin_multipart("acme/none", PLAIN)
     await storage.abort_multipart("acme/none", upload_id)
     await storage.abort_multipart("acme/none", upload_id)
+
+
+async def test_absence_is_named_by_the_storages_own_code(storage: AnyStorage) -> None:
+    """A 404 counts only with a code of S3's, and these servers send it (SPEC 8.6)."""
+    reads: list[Callable[[], Awaitable[object]]] = [
+        lambda: storage.read("acme/none"),
+        lambda: storage.read_start("acme/none", 56),
+        lambda: storage.head("acme/none"),
+        lambda: storage.read_tags("acme/none"),
+        lambda: everything(storage, "acme/none"),
+    ]
+    for read in reads:
+        with pytest.raises(MissingError, match="NoSuchKey"):
+            await read()
 
 
 async def test_an_upload_that_is_gone(storage: AnyStorage, kind: str) -> None:

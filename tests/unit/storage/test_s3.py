@@ -164,10 +164,69 @@ async def test_reads_give_up(server: ScriptedServer, storage: S3Storage, name: s
         await READS[name](storage)
     assert 2 <= len(server.asked) <= 5
     server.asked.clear()
-    server.script = [Reply(404, error("NoSuchKey"))]
+    # A HEAD's answer has no body, and so no code: a ranged read decides.
+    bodiless = [Reply(404)] if name == "head" else []
+    server.script = [*bodiless, Reply(404, error("NoSuchKey"))]
     with pytest.raises(MissingError):
         await READS[name](storage)
-    assert len(server.asked) == 1
+    assert len(server.asked) == 1 + len(bodiless)
+
+
+PROXY_PAGE = b"<html><body>404 Not Found</body></html>"
+
+
+@pytest.mark.parametrize("name", READS)
+@pytest.mark.parametrize(
+    "page", [PROXY_PAGE, b"", error("NoSuchBucket")], ids=["html", "empty", "bucket"]
+)
+async def test_a_404_that_is_not_the_storages_own_is_no_absence(
+    server: ScriptedServer, storage: S3Storage, name: str, page: bytes
+) -> None:
+    """A proxy's page, or a bucket that is gone: the object may exist all the same."""
+    server.script = [Reply(404, b"" if name == "head" else page), *[Reply(404, page)] * 9]
+    with pytest.raises(StorageUnavailableError):
+        await READS[name](storage)
+
+
+async def test_a_404_of_a_proxy_to_a_listing_or_tags_is_no_absence(
+    server: ScriptedServer, storage: S3Storage
+) -> None:
+    """The generated client has its own reading of answers: it must come to the same."""
+    server.script = [Reply(404, PROXY_PAGE)] * 20
+    with pytest.raises(StorageUnavailableError):
+        _ = [row async for row in storage.list("a/")]
+    with pytest.raises(StorageUnavailableError):
+        await storage.read_tags("a/k")
+    with pytest.raises(StorageUnavailableError):
+        await storage.delete("a/k")
+
+
+async def test_a_head_that_a_ranged_read_contradicts(
+    server: ScriptedServer, storage: S3Storage
+) -> None:
+    """What the read shows is believed: the head is that of the object."""
+    server.script = [Reply(404), Reply(206, b"b", {"Content-Range": "bytes 0-0/4"})]
+    assert (await storage.head("a/k")).size_bytes == 4
+    assert [asked.method for asked in server.asked] == ["HEAD", "GET"]
+    server.script = [Reply(404), Reply(416, error("InvalidRange"))]
+    with pytest.raises(StorageUnavailableError):
+        await storage.head("a/k")
+    server.script = [Reply(404), Reply(403, error("InvalidObjectState"))]
+    with pytest.raises(StorageUnavailableError):
+        await storage.head("a/k")
+
+
+async def test_a_delete_marker_that_is_read_by_its_id(
+    server: ScriptedServer, storage: S3Storage
+) -> None:
+    """S3 answers 405: nothing to read is there, and that is certain."""
+    marker = {"x-amz-delete-marker": "true"}
+    server.script = [Reply(405, error("MethodNotAllowed"), marker)]
+    with pytest.raises(MissingError):
+        await storage.read_start("a/k", 56, version_id="v")
+    server.script = [Reply(405, PROXY_PAGE, marker)] * 9
+    with pytest.raises(StorageUnavailableError):
+        await storage.read_start("a/k", 56, version_id="v")
 
 
 async def test_a_truncated_record_is_read_again(server: ScriptedServer, storage: S3Storage) -> None:
