@@ -485,24 +485,17 @@ def parse_event(body: bytes) -> Event:
         raise MalformedRequestError(problems(exc)) from None
 
 
-def identity(body: bytes, routed_as: str) -> tuple[str, str, str | None] | None:
-    """The type, the id and the project that a refused request claims, where its id is readable.
+def identity(body: bytes) -> tuple[str, str, str | None] | None:
+    """The type, the id and the project that a refused request claims, where all can be read.
 
-    A refusal is told only to a request whose id can be read; `project` is as sent (SPEC 6.3).
-    `routed_as` is the type by which it came, and serves where its own `type` is none.
+    A refusal answers a request whose type and id can be read; `project` is as sent. Nothing
+    but the signed bytes is read: by a routing key, which anybody who may write to the broker
+    chooses, a refusal could be published as another type's (SPEC 6.3).
     """
-    try:
-        # No field that is read here is a number, and one of thousands of digits does not convert.
-        document = json.loads(
-            body.decode(), object_pairs_hook=_unambiguous, parse_int=_unread, parse_float=_unread
-        )
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(document, dict):
+    document = _readable(body)
+    if document is None:
         return None
     message_type = _text(document.get("type"))
-    if message_type not in REQUEST_ID_FIELDS:
-        message_type = routed_as
     if message_type is None or message_type not in REQUEST_ID_FIELDS:
         return None
     claimed = _text(document.get(REQUEST_ID_FIELDS[message_type]))
@@ -510,6 +503,23 @@ def identity(body: bytes, routed_as: str) -> tuple[str, str, str | None] | None:
         return None
     project = _text(document.get("project"))
     return message_type, claimed, project if project is not None and _is_tellable(project) else None
+
+
+def claimed_type(body: bytes) -> str | None:
+    """The `type` that a request claims, well-formed or not; None where none can be read."""
+    return _text((_readable(body) or {}).get("type"))
+
+
+def _readable(body: bytes) -> dict[str, Any] | None:
+    """The names of a JSON object that stand in it once, whatever else is wrong with it."""
+    try:
+        # No field that is read here is a number, and one of thousands of digits does not convert.
+        document = json.loads(
+            body.decode(), object_pairs_hook=_unambiguous, parse_int=_unread, parse_float=_unread
+        )
+    except (ValueError, RecursionError):
+        return None
+    return document if isinstance(document, dict) else None
 
 
 def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -534,13 +544,18 @@ def _is_tellable(text: str) -> bool:
 
 
 def rejection(
-    message_type: str, claimed_id: str, project: str | None, error: KeyturnError, at: str
+    message_type: str,
+    claimed_id: str,
+    project: str | None,
+    error: KeyturnError,
+    at: str,
+    origin: RequestOrigin | None = None,
 ) -> Rejected:
-    """The event that tells a refusal."""
+    """The event that answers a request with a refusal; `origin` is the request's."""
     model: Any = EVENT_MODELS[message_type.replace(".requested", ".rejected")]
     fields = {"project": project, "at": at, "code": error.code, "detail": error.detail}
     event: Rejected = model(**{id_field(message_type): claimed_id}, **fields)
-    return event
+    return with_origin(event, origin)
 
 
 def load_json(body: bytes) -> dict[str, Any]:

@@ -109,6 +109,12 @@ def _signing_key(value: object) -> object:
     return value if isinstance(value, SigningKey) else SigningKey.from_seed(seed_from_b64(value))
 
 
+def _signing_keys(value: object) -> object:
+    if isinstance(value, tuple):
+        return value
+    return tuple(SigningKey.from_seed(seed_from_b64(seed)) for seed in str(value).split(","))
+
+
 def _verify_key(value: object) -> object:
     return value if isinstance(value, VerifyKey) else VerifyKey.from_bytes(seed_from_b64(value))
 
@@ -126,6 +132,7 @@ def _intake_public_key(value: object) -> object:
 
 
 SigningKeySetting = Annotated[SigningKey, NoDecode, BeforeValidator(_signing_key)]
+SigningKeysSetting = Annotated[tuple[SigningKey, ...], NoDecode, BeforeValidator(_signing_keys)]
 VerifyKeySetting = Annotated[VerifyKey, NoDecode, BeforeValidator(_verify_key)]
 IntakePublicKeySetting = Annotated[NamedIntakeKey, NoDecode, BeforeValidator(_intake_public_key)]
 Url = Annotated[str, Field(pattern=r"^https?://")]

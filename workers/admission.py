@@ -1,6 +1,8 @@
 """Who may ask for what: the checks of SPEC 6.3 in their order. Pure; no I/O.
 
-Signature, form, permission, age: the first that fails decides the code.
+Signature, routing, form, permission, age: the first that fails decides the code. What is not
+signed, which a routing key is not, decides nothing that is published: a request that arrived
+where its type does not belong was moved by an attacker, and is handled like a bad signature.
 """
 
 from collections.abc import Mapping
@@ -11,12 +13,22 @@ from typing import Any, Final
 from contracts.errors import (
     BadSealError,
     BadSignatureError,
+    KeyturnError,
     MalformedRequestError,
     NotPermittedError,
     RequestExpiredError,
     UnknownIntakeKeyError,
 )
-from contracts.messages import Request, SealedSecret, parse_request
+from contracts.messages import (
+    Rejected,
+    Request,
+    RequestOrigin,
+    SealedSecret,
+    claimed_type,
+    identity,
+    parse_request,
+    rejection,
+)
 from contracts.sealing import IntakeKey, SealError, SignatureError, b64_decode
 from contracts.topology import PUBLISHER_HEADER, REQUESTS, SIGNATURE_HEADER
 from workers.settings import Grant
@@ -34,12 +46,20 @@ class Rules:
     max_age: timedelta
 
 
-def verify(body: bytes, headers: Mapping[str, Any], rules: Rules) -> str:
-    """The name of the publisher who signed these bytes.
+@dataclass(frozen=True, slots=True)
+class Signer:
+    """The publisher that signed a request, and what it may do."""
+
+    name: str
+    grant: Grant
+
+
+def verify(body: bytes, headers: Mapping[str, Any], rules: Rules) -> Signer:
+    """Who signed these bytes.
 
     Raises:
         BadSignatureError: unknown publisher, or signed by none of its keys for this
-            deployment. Nothing in the message is anybody's word then.
+            deployment. Nothing in the message can be believed then.
     """
     name, signature = headers.get(PUBLISHER_HEADER), headers.get(SIGNATURE_HEADER)
     grant = rules.publishers.get(name) if isinstance(name, str) else None
@@ -52,37 +72,78 @@ def verify(body: bytes, headers: Mapping[str, Any], rules: Rules) -> str:
             key.verify_request(rules.deployment, name, body, signature)
         except SignatureError:
             continue
-        return name
+        return Signer(name, grant)
     raise BadSignatureError("no key of this publisher signed these bytes for this deployment")
 
 
-def admit(
-    body: bytes,
-    publisher: str,
-    rules: Rules,
-    *,
-    served: tuple[str, ...],
-    routed_as: str,
-    now: datetime,
-) -> Request:
-    """The request in these bytes, where its publisher may send it now.
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """Where a request arrived: the queue, the types that it carries, and the routing key."""
 
-    `served` are the types that the queue carries; `routed_as` is the delivery's routing key.
+    queue: str
+    served: tuple[str, ...]
+    routing_key: str
+
+    def suits(self, message_type: str) -> bool:
+        """Whether a request of this type belongs here.
+
+        The queue's own name is the routing key under which retries and replays return.
+        """
+        return message_type in self.served and self.routing_key in (message_type, self.queue)
+
+
+def permit(body: bytes, signer: Signer, arrival: Arrival) -> Request:
+    """The request in these bytes, where its publisher may send it, whatever its age.
 
     Raises:
-        MalformedRequestError, NotPermittedError, RequestExpiredError
+        BadSignatureError: it arrived where its type does not belong.
+        MalformedRequestError, NotPermittedError
     """
-    request = parse_request(body)
-    if request.type not in served or (routed_as in REQUESTS and routed_as != request.type):
-        raise MalformedRequestError("type is not the routing key that it was published with")
-    if not rules.publishers[publisher].allows(request.type, request.project):
-        raise NotPermittedError(f"{publisher} may not send {request.type} for this project")
+    try:
+        request = parse_request(body)
+    except MalformedRequestError:
+        claimed = claimed_type(body)
+        if claimed in REQUESTS:
+            _check_routing(claimed, arrival)
+        raise
+    _check_routing(request.type, arrival)
+    if not signer.grant.allows(request.type, request.project):
+        raise NotPermittedError(f"{signer.name} may not send {request.type} for this project")
+    return request
+
+
+def _check_routing(message_type: str, arrival: Arrival) -> None:
+    if not arrival.suits(message_type):
+        raise BadSignatureError(f"{message_type} was moved to another queue or routing key")
+
+
+def check_age(request: Request, max_age: timedelta, now: datetime) -> None:
+    """Return where the request is neither too old nor from the future.
+
+    Raises:
+        RequestExpiredError
+    """
     age = now - request.requested_at_instant
-    if age > rules.max_age:
+    if age > max_age:
         raise RequestExpiredError("requested_at is too long ago")
     if age < -MAX_AHEAD:
         raise RequestExpiredError("requested_at lies in the future")
-    return request
+
+
+def refusal_of(body: bytes, signer: Signer, error: KeyturnError, at: str) -> Rejected | None:
+    """The event that answers a refused request; None where its type or id cannot be read.
+
+    It names the project only where the publisher may ask for this type there: otherwise any
+    publisher could have a refusal signed in a project that is not its own (SPEC 6.3).
+    """
+    claimed = identity(body)
+    if claimed is None:
+        return None
+    message_type, claimed_id, project = claimed
+    if project is None or not signer.grant.allows(message_type, project):
+        project = None
+    origin = RequestOrigin.of(signer.name, body)
+    return rejection(message_type, claimed_id, project, error, at, origin)
 
 
 def open_secret(sealed: SealedSecret, info: bytes, intake_keys: Mapping[str, IntakeKey]) -> bytes:

@@ -19,7 +19,7 @@ from contracts.settings import (
     PublisherSettings,
     S3Settings,
     Settings,
-    SigningKeySetting,
+    SigningKeysSetting,
     seed_from_b64,
 )
 from contracts.topology import REQUESTS
@@ -112,7 +112,8 @@ class WorkerSettings(DeploymentSettings, OperatorSettings, LogSettings):
 
     active_master_key: Annotated[str, Field(pattern=SHORT_NAME_PATTERN)]
     intake_keys: IntakeKeys
-    event_key: SigningKeySetting
+    # The first signs; the others still verify what waits in the retry queues.
+    event_key: SigningKeysSetting
     publishers: Publishers
     v0_master_key: SecretStr | None = None
     encryption_enabled: bool = True

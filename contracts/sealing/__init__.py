@@ -7,6 +7,7 @@
 | `wraps` | DEK wraps, records, tombstones, v0 (SPEC 4, 5.1, 8.7) |
 | `intake` | HPKE from publishers to workers (SPEC 2.5, 3.2, 6.4, 6.5) |
 | `signatures` | Ed25519 on requests and events (SPEC 6.3, 6.7) |
+| `retries` | the MAC on what a worker notes on a message that waits (SPEC 6.3) |
 | `labels`, `base64`, `errors` | what these stand on |
 
 It must never read a setting, a clock, a file or the network, and never log. Its only
@@ -46,6 +47,7 @@ from contracts.sealing.keys import (
     v0_admin_kek,
     v0_user_kek,
 )
+from contracts.sealing.retries import RetryKey, RetryNote
 from contracts.sealing.signatures import SigningKey, VerifyKey
 from contracts.sealing.wraps import (
     BODY_CONTEXT,
@@ -82,6 +84,8 @@ __all__ = [
     "Kek",
     "KekPurpose",
     "Opener",
+    "RetryKey",
+    "RetryNote",
     "Role",
     "SealError",
     "Sealer",

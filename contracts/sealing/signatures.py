@@ -11,12 +11,17 @@ from typing import Final
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from contracts.sealing.base64 import b64, b64_decode
 from contracts.sealing.errors import SignatureError
+from contracts.sealing.keys import Secret
 from contracts.sealing.labels import label
+from contracts.sealing.retries import RetryKey
 
 _KEY_ID_BYTES: Final = 8
+_RETRY_KEY_BYTES: Final = 32
 
 
 class SigningKey:
@@ -51,6 +56,11 @@ class SigningKey:
     def sign_event(self, deployment: str, body: bytes) -> str:
         """Return the header `keyturn-signature` of an event, in base64 (SPEC 6.7)."""
         return b64(self._key.sign(_event(deployment) + body))
+
+    def retry_key(self) -> RetryKey:
+        """Return the key of the notes on retries, out of this event key's seed (SPEC 6.3)."""
+        hkdf = HKDF(SHA256(), _RETRY_KEY_BYTES, b"", b"keyturn/v1/retry-key")
+        return RetryKey(Secret(hkdf.derive(self._key.private_bytes_raw())))
 
 
 class VerifyKey:

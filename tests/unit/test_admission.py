@@ -18,11 +18,20 @@ from contracts.errors import (
     RequestExpiredError,
     UnknownIntakeKeyError,
 )
-from contracts.messages import SealedSecret
+from contracts.messages import RequestOrigin, SealedSecret
 from contracts.names import format_time
 from contracts.sealing import IntakeKey, SigningKey, VerifyKey, b64
-from contracts.topology import CONTROL_REQUESTS, UPLOAD_REQUESTS
-from workers.admission import Rules, admit, open_secret, verify
+from contracts.topology import CONTROL_QUEUE, CONTROL_REQUESTS, UPLOAD_QUEUE, UPLOAD_REQUESTS
+from workers.admission import (
+    Arrival,
+    Rules,
+    Signer,
+    check_age,
+    open_secret,
+    permit,
+    refusal_of,
+    verify,
+)
 from workers.settings import Grant
 
 NOW = datetime(2026, 11, 24, 10, tzinfo=UTC)
@@ -80,17 +89,27 @@ def sweep(project: str) -> bytes:
 
 
 def admitted(
-    body: bytes, publisher: str = "api", *, routed_as: str = "upload.requested", now: datetime = NOW
+    body: bytes,
+    publisher: str = "api",
+    *,
+    routed_as: str = "upload.requested",
+    queue: str = "",
+    now: datetime = NOW,
 ) -> str:
     """The type of the admitted request."""
-    served = CONTROL_REQUESTS if routed_as in CONTROL_REQUESTS else UPLOAD_REQUESTS
-    return admit(body, publisher, RULES, served=served, routed_as=routed_as, now=now).type
+    control = routed_as in CONTROL_REQUESTS or queue == CONTROL_QUEUE
+    served = CONTROL_REQUESTS if control else UPLOAD_REQUESTS
+    queue = queue or (CONTROL_QUEUE if control else UPLOAD_QUEUE)
+    signer = Signer(publisher, RULES.publishers[publisher])
+    request = permit(body, signer, Arrival(queue, served, routed_as))
+    check_age(request, RULES.max_age, now)
+    return request.type
 
 
 @pytest.mark.parametrize("key", [OLD, NEW], ids=["old key", "new key"])
 def test_either_key_of_a_publisher(key: SigningKey) -> None:
     """While a publisher changes its key, both are good."""
-    assert verify(b"body", headers(b"body", key), RULES) == "api"
+    assert verify(b"body", headers(b"body", key), RULES).name == "api"
 
 
 @pytest.mark.parametrize(
@@ -120,7 +139,7 @@ def test_nobodys_word(found: dict[str, Any]) -> None:
 def test_a_signature_names_its_publisher() -> None:
     """Two publishers with one key: what one signed is not the other's word."""
     signed = headers(b"body", NARROW, "narrow")
-    assert verify(b"body", signed, RULES) == "narrow"
+    assert verify(b"body", signed, RULES).name == "narrow"
     with pytest.raises(BadSignatureError):
         verify(b"body", signed | {"keyturn-publisher": "nothing"}, RULES)
 
@@ -171,23 +190,75 @@ def test_permission(publisher: str, body: bytes, *, permitted: bool) -> None:
 
 
 @pytest.mark.parametrize("routed_as", ["sweep.requested", "enroll.requested"])
-def test_type_and_routing_key(routed_as: str) -> None:
-    with pytest.raises(MalformedRequestError, match="routing key"):
-        admitted(upload(), routed_as=routed_as)
+@pytest.mark.parametrize("key", ["k", "/"], ids=["well-formed", "malformed"])
+def test_type_and_routing_key(routed_as: str, key: str) -> None:
+    """A genuine request that an attacker moved: its publisher said nothing wrong."""
+    with pytest.raises(BadSignatureError, match="routing key"):
+        admitted(upload(key=key), routed_as=routed_as)
 
 
 def test_routing_key_on_the_same_queue() -> None:
     """A type that the queue carries, under another type's routing key."""
-    with pytest.raises(MalformedRequestError, match="routing key"):
+    with pytest.raises(BadSignatureError, match="routing key"):
         admitted(sweep("acme"), routed_as="delete.requested")
 
 
-@pytest.mark.parametrize("routed_as", ["keyturn.upload", "", "anything"])
-def test_out_of_a_retry_queue(routed_as: str) -> None:
-    """What waited comes back under its queue's name; its type must be one of the queue's."""
-    assert admitted(upload(), routed_as=routed_as) == "upload.requested"
+def test_out_of_a_retry_queue() -> None:
+    """What waited comes back under its queue's name, which counts as right."""
+    assert admitted(upload(), routed_as="keyturn.upload") == "upload.requested"
+    assert admitted(sweep("acme"), routed_as="keyturn.control", queue="keyturn.control")
+    with pytest.raises(BadSignatureError):
+        admitted(sweep("acme"), routed_as="keyturn.upload")
+    with pytest.raises(BadSignatureError):
+        admitted(upload(), routed_as="keyturn.control", queue="keyturn.control")
+
+
+@pytest.mark.parametrize("routed_as", ["", "anything", "keyturn.control", "keyturn.upload.dead"])
+def test_any_other_routing_key(routed_as: str) -> None:
+    """Nothing of ours publishes under it."""
+    with pytest.raises(BadSignatureError):
+        admitted(upload(), routed_as=routed_as)
+
+
+@pytest.mark.parametrize("body", [b"{", b"[]", b'{"type": "x.requested"}', b'{"type": 7}'])
+def test_a_type_that_cannot_be_read_is_malformed(body: bytes) -> None:
+    """Its publisher signed it so: wherever it arrived, it belongs nowhere."""
     with pytest.raises(MalformedRequestError):
-        admitted(sweep("acme"), routed_as=routed_as)
+        admitted(body, routed_as="anything")
+
+
+def refusal(body: bytes, publisher: str) -> tuple[str, str | None] | None:
+    """The type and the project of a refusal's event."""
+    signer = Signer(publisher, RULES.publishers[publisher])
+    event = refusal_of(body, signer, MalformedRequestError("x"), format_time(NOW))
+    if event is None:
+        return None
+    assert event.origin == RequestOrigin.of(publisher, body)
+    return event.type, event.project
+
+
+@pytest.mark.parametrize(
+    ("publisher", "body", "told"),
+    [
+        ("api", upload(key="/"), ("upload.rejected", "acme")),
+        ("narrow", upload(key="/"), ("upload.rejected", "acme")),
+        ("narrow", upload(key="/", project="gamma"), ("upload.rejected", None)),
+        ("narrow", upload(project="gamma"), ("upload.rejected", None)),
+        ("narrow", sweep("acme"), ("sweep.rejected", None)),
+        ("sweeper", sweep("acme"), ("sweep.rejected", "acme")),
+        ("sweeper", sweep("*"), ("sweep.rejected", None)),
+        ("api", sweep("*"), ("sweep.rejected", "*")),
+        ("nothing", upload(), ("upload.rejected", None)),
+        ("api", upload(project=7), ("upload.rejected", None)),
+        ("api", upload(upload_id="x"), None),
+        ("api", upload(type="x"), None),
+    ],
+)
+def test_a_refusal_names_only_a_project_of_its_publisher(
+    publisher: str, body: bytes, told: tuple[str, str | None] | None
+) -> None:
+    """Issue 10, item 4: no publisher causes a refusal in a project that is not its own."""
+    assert refusal(body, publisher) == told
 
 
 def test_order() -> None:

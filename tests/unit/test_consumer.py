@@ -22,12 +22,13 @@ from contracts.errors import (
     StorageUnavailableError,
     UnknownProjectError,
 )
-from contracts.messages import UploadStored
+from contracts.messages import RequestOrigin, UploadStored
 from contracts.names import format_time
 from contracts.sealing import SigningKey, VerifyKey
 from tests.support.scrape import risen, shown
 from workers.admission import Rules
 from workers.broker import Consumer, Done, NotConfirmedError, NotYetError, Teller, consumer
+from workers.broker.delivery import Retry, RetryNotes, utc_now
 from workers.metrics import WorkerMetrics
 from workers.settings import Grant
 
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
     from aio_pika.abc import AbstractIncomingMessage
 
-    from contracts.messages import Event, Request, RequestOrigin
+    from contracts.messages import Event, Request
 
 KEY = SigningKey.from_seed(bytes(32))
 ALL = frozenset("*")
@@ -46,6 +47,15 @@ RULES = Rules(
     timedelta(days=7),
 )
 UPLOAD_ID = "2f6c9a0e-1111-4111-8111-111111111111"
+NOTES = RetryNotes("test", [KEY])
+STORED = UploadStored(
+    upload_id=UPLOAD_ID,
+    project="acme",
+    at=format_time(datetime.now(UTC)),
+    key="k",
+    size=1,
+    generation=1,
+)
 
 
 class BrokerError(Exception):
@@ -77,15 +87,34 @@ class FakeTeller:
         self.scene.step("told")
         self.scene.events.append(event)
 
+    def retry_of(self, message: FakeMessage, queue: str, publisher: str) -> Retry | None:
+        return NOTES.read(queue, publisher, message.body, message.headers)
+
     async def put_off(
-        self, _message: object, queue: str, error: KeyturnError, attempt: int, delay_s: int
+        self,
+        _message: object,
+        queue: str,
+        error: KeyturnError,
+        attempt: int,
+        delay_s: int,
+        *,
+        publisher: str,
     ) -> None:
+        assert publisher == "api"
         self.scene.step("put off")
         self.scene.steps.append(f"{queue} {error.code} {attempt} {delay_s}s")
 
-    async def put_off_quietly(self, _message: object, queue: str, wait_s: float) -> None:
+    async def put_off_quietly(
+        self, _message: object, queue: str, wait_s: float, *, publisher: str
+    ) -> None:
+        assert publisher == "api"
         self.scene.step("put off")
         self.scene.steps.append(f"{queue} {wait_s}s")
+
+    async def put_back(self, _message: object, queue: str, retry: Retry, *, publisher: str) -> None:
+        assert publisher == "api"
+        self.scene.step("put back")
+        self.scene.steps.append(f"{queue} {retry.code} {retry.attempt}")
 
     async def dead_letter(self, _message: object, queue: str, error: KeyturnError) -> None:
         self.scene.step("dead")
@@ -120,6 +149,7 @@ class FakeRole:
     queue: str = "keyturn.upload"
     served: tuple[str, ...] = ("upload.requested",)
     seen_before: bool | None = None
+    completed: bool = False
     gate: asyncio.Event | None = None
     entered: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -132,19 +162,24 @@ class FakeRole:
         self.scene.step("served")
         if self.error is not None:
             raise self.error
-        event = UploadStored(
-            upload_id=UPLOAD_ID,
-            project="acme",
-            at=format_time(datetime.now(UTC)),
-            key="k",
-            size=1,
-            generation=1,
-        )
 
         async def after() -> None:
             self.scene.step("after")
 
-        return Done(event, {}, after)
+        return Done(STORED, {}, after)
+
+    async def find_completed(self, request: Request, origin: RequestOrigin) -> Done | None:
+        assert (request.type, origin.publisher) == ("upload.requested", "api")
+        self.scene.step("looked up")
+        if self.error is not None:
+            raise self.error
+        return Done(STORED, {}) if self.completed else None
+
+    async def after_refusal(
+        self, request: Request, origin: RequestOrigin, error: KeyturnError
+    ) -> None:
+        assert (request.type, origin.publisher) == ("upload.requested", "api")
+        self.scene.step(f"cleared up {error.code}")
 
 
 def document(**changes: Any) -> bytes:
@@ -170,11 +205,23 @@ def message(
     return FakeMessage(scene, body, signed | (headers or {}))
 
 
+def noted(delivery: FakeMessage, code: str, attempt: int, in_s: float = 0) -> FakeMessage:
+    """The delivery as it comes back after a worker put it off."""
+    retry = Retry(code, attempt, datetime.now(UTC) + timedelta(seconds=in_s))
+    delivery.headers |= NOTES.headers("keyturn.upload", "api", delivery.body, retry)
+    delivery.routing_key = "keyturn.upload"
+    return delivery
+
+
 async def consume(
-    role: FakeRole, delivery: FakeMessage, metrics: WorkerMetrics | None = None
+    role: FakeRole,
+    delivery: FakeMessage,
+    metrics: WorkerMetrics | None = None,
+    *,
+    now: Callable[[], datetime] = utc_now,
 ) -> list[str]:
     """The steps in their order."""
-    taken = Consumer(role, RULES, cast("Teller", FakeTeller(role.scene)), metrics)
+    taken = Consumer(role, RULES, cast("Teller", FakeTeller(role.scene)), metrics, now=now)
     await taken(cast("AbstractIncomingMessage", delivery))
     assert taken.in_flight == 0
     return role.scene.steps
@@ -195,7 +242,7 @@ async def test_refused() -> None:
     """Dead first, told second, acknowledged last."""
     scene = Scene()
     role = FakeRole(scene, AlreadyExistsError("k"))
-    refused = ["dead", "keyturn.upload already_exists", "told", "ack"]
+    refused = ["dead", "keyturn.upload already_exists", "told", "cleared up already_exists", "ack"]
     assert await consume(role, message(scene)) == ["served", *refused]
     assert [(event.type, getattr(event, "code", "")) for event in scene.events] == [
         ("upload.rejected", "already_exists")
@@ -228,7 +275,7 @@ async def test_put_off() -> None:
     """Its copy waits before it is acknowledged; nothing is told."""
     scene = Scene()
     role = FakeRole(scene, StorageUnavailableError("x"))
-    delivery = message(scene, headers={"keyturn-attempt": "storage_unavailable:2"})
+    delivery = noted(message(scene), "storage_unavailable", 2)
     waits = ["put off", "keyturn.upload storage_unavailable 2 30s", "ack"]
     assert await consume(role, delivery) == ["served", *waits]
 
@@ -236,8 +283,14 @@ async def test_put_off() -> None:
 async def test_put_off_no_more() -> None:
     scene = Scene()
     role = FakeRole(scene, UnknownProjectError("acme"))
-    delivery = message(scene, headers={"keyturn-attempt": "unknown_project:3"})
-    refused = ["dead", "keyturn.upload unknown_project", "told", "ack"]
+    delivery = noted(message(scene), "unknown_project", 3)
+    refused = [
+        "dead",
+        "keyturn.upload unknown_project",
+        "told",
+        "cleared up unknown_project",
+        "ack",
+    ]
     assert await consume(role, delivery) == ["served", *refused]
 
 
@@ -273,7 +326,7 @@ async def test_each_loss_is_told_as_one_error(loss: Exception) -> None:
         async def publish(self, *_: object, **__: object) -> None:
             raise loss
 
-    teller = Teller(cast("Any", Lost()), "test", KEY)
+    teller = Teller(cast("Any", Lost()), "test", [KEY])
     with pytest.raises(NotConfirmedError):
         await teller.send(b"{}", "keyturn.plan", 0)
 
@@ -291,7 +344,7 @@ class _Waiting:
 async def test_a_connection_that_was_given_up_is_no_cancellation() -> None:
     """Aiormq lets go of its futures by one. A task that took it for its own would end unseen."""
     broker = _Waiting()
-    teller = Teller(cast("Any", broker), "test", KEY)
+    teller = Teller(cast("Any", broker), "test", [KEY])
     sending = asyncio.create_task(teller.send(b"{}", "keyturn.plan", 0))
     await asyncio.sleep(0)
     broker.answer.set_exception(asyncio.CancelledError())
@@ -301,7 +354,7 @@ async def test_a_connection_that_was_given_up_is_no_cancellation() -> None:
 
 async def test_a_cancellation_stays_one() -> None:
     sending = asyncio.create_task(
-        Teller(cast("Any", _Waiting()), "test", KEY).send(b"{}", "keyturn.plan", 0)
+        Teller(cast("Any", _Waiting()), "test", [KEY]).send(b"{}", "keyturn.plan", 0)
     )
     await asyncio.sleep(0)
     sending.cancel()
@@ -324,7 +377,7 @@ MALFORMED: Case = (None, b"{")
         (SERVED, "ack", ["served", "told", "after", "ack failed", "given back"]),
         (REFUSED, "dead", ["served", "dead failed", "given back"]),
         (REFUSED, "told", ["served", "dead", "*", "told failed", "given back"]),
-        (REFUSED, "ack", ["served", "dead", "*", "told", "ack failed", "given back"]),
+        (REFUSED, "ack", ["served", "dead", "*", "told", "cleared", "ack failed", "given back"]),
         (WAITING, "put off", ["served", "put off failed", "given back"]),
         (WAITING, "ack", ["served", "put off", "*", "ack failed", "given back"]),
         (MALFORMED, "dead", ["dead failed", "given back"]),
@@ -337,7 +390,8 @@ async def test_nothing_is_acknowledged_before_it_is_durable(
     error, body = case
     scene = Scene(failing)
     steps = await consume(FakeRole(scene, error), message(scene, body))
-    assert [step if "keyturn." not in step else "*" for step in steps] == expected
+    short = [step.removesuffix(" up already_exists") for step in steps]
+    assert [step if "keyturn." not in step else "*" for step in short] == expected
     assert "ack" not in steps
 
 
@@ -431,21 +485,142 @@ def redelivered(delivery: FakeMessage) -> None:
 
 
 def waited(delivery: FakeMessage) -> None:
+    noted(delivery, "unknown_project", 1)
+
+
+def forged(delivery: FakeMessage) -> None:
     delivery.headers["keyturn-attempt"] = "unknown_project:1"
 
 
+def of_another(delivery: FakeMessage) -> None:
+    retry = Retry("unknown_project", 1, datetime.now(UTC))
+    delivery.headers |= NOTES.headers("keyturn.upload", "other", delivery.body, retry)
+
+
 def counted(delivery: FakeMessage) -> None:
-    delivery.headers["x-delivery-count"] = 1
+    delivery.headers |= {"x-delivery-count": 1, "x-death": [{"count": 1}]}
 
 
 @pytest.mark.parametrize(
     ("change", "seen_before"),
-    [(lambda _: None, False), (redelivered, True), (waited, True), (counted, True)],
+    [
+        (lambda _: None, False),
+        (redelivered, True),
+        (waited, True),
+        (forged, False),
+        (of_another, False),
+        (counted, False),
+    ],
 )
 async def test_seen_before(change: Callable[[FakeMessage], None], *, seen_before: bool) -> None:
-    """Whatever shows that an earlier delivery may have done part of it is told to the role."""
+    """Only the broker and the workers can say that an earlier delivery may have done part of it.
+
+    Issue 10, item 3: by an unsigned header an upload aborted the multipart uploads at its key.
+    """
     scene = Scene()
     role, delivery = FakeRole(scene), message(scene)
     change(delivery)
     await consume(role, delivery)
     assert role.seen_before is seen_before
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        ("unknown_project", UnknownProjectError("acme")),
+        ("storage_unavailable", StorageUnavailableError("x")),
+    ],
+)
+async def test_a_forged_attempt_counts_for_nothing(code: str, error: KeyturnError) -> None:
+    """Issue 10, item 3: a copy with such a header was refused for good in 0.05 s."""
+    scene = Scene()
+    delivery = message(scene, headers={"keyturn-attempt": f"{code}:999999999"})
+    waits = ["put off", f"keyturn.upload {code} 0 1s", "ack"]
+    assert await consume(FakeRole(scene, error), delivery) == ["served", *waits]
+
+
+async def test_a_retry_that_comes_early_waits_on() -> None:
+    """An attacker who moves it out of its retry queue neither hurries nor uses up its tries."""
+    scene = Scene()
+    delivery = noted(message(scene), "unknown_project", 2, in_s=5)
+    waits = ["put back", "keyturn.upload unknown_project 2", "ack"]
+    assert await consume(FakeRole(scene, UnknownProjectError("acme")), delivery) == waits
+
+
+def expired(scene: Scene) -> FakeMessage:
+    asked = format_time(datetime.now(UTC) - timedelta(days=8) + timedelta(minutes=1))
+    return message(scene, document(requested_at=asked))
+
+
+async def test_past_its_age_what_is_done_is_published_as_done() -> None:
+    """Issue 10, item 6: a redelivery past the age was refused though its object is stored."""
+    scene = Scene()
+    role = FakeRole(scene, completed=True)
+    assert await consume(role, expired(scene)) == ["looked up", "told", "ack"]
+    assert [event.type for event in scene.events] == ["upload.stored"]
+
+
+async def test_past_its_age_and_not_done() -> None:
+    scene = Scene()
+    refused = ["dead", "keyturn.upload request_expired", "told", "cleared up request_expired"]
+    steps = await consume(FakeRole(scene), expired(scene))
+    assert steps == ["looked up", *refused, "ack"]
+
+
+async def test_past_its_age_while_the_storage_does_not_answer() -> None:
+    """Whether it is done cannot be said: it waits, up to a day, and is not refused."""
+    scene = Scene()
+    role = FakeRole(scene, StorageUnavailableError("x"))
+    waits = ["put off", "keyturn.upload storage_unavailable 0 1s", "ack"]
+    assert await consume(role, expired(scene)) == ["looked up", *waits]
+    scene.steps.clear()
+    old = message(scene, document(requested_at="2026-01-01T00:00:00Z"))
+    steps = await consume(role, old)
+    assert steps[:3] == ["looked up", "dead", "keyturn.upload storage_unavailable"]
+
+
+async def test_ages_are_by_the_clock_that_the_consumer_is_given() -> None:
+    """A worker whose own clock is 6 minutes slow refuses no fresh request (issue 10)."""
+
+    def storage_time() -> datetime:
+        return datetime.now(UTC) + timedelta(minutes=6)
+
+    scene = Scene()
+    asked = format_time(storage_time())
+    fresh = document(requested_at=asked)
+    done = ["served", "told", "after", "ack"]
+    assert await consume(FakeRole(scene), message(scene, fresh), now=storage_time) == done
+    scene.steps.clear()
+    steps = await consume(FakeRole(scene), message(scene, fresh))
+    assert "keyturn.upload request_expired" in steps
+
+
+@pytest.mark.parametrize("routing_key", ["enroll.requested", "", "anything", "keyturn.control"])
+async def test_a_genuine_request_under_another_routing_key(routing_key: str) -> None:
+    """Issue 10, item 2: it was answered with `malformed_request` while it was stored elsewhere."""
+    scene = Scene()
+    delivery = message(scene)
+    delivery.routing_key = routing_key
+    assert await consume(FakeRole(scene), delivery) == [
+        "dead",
+        "keyturn.upload bad_signature",
+        "ack",
+    ]
+    assert scene.events == []
+
+
+async def test_a_refusal_names_its_request() -> None:
+    """Issue 10, item 5: an old refusal is no answer to a new try, which has other bytes."""
+    scene = Scene()
+    delivery = message(scene)
+    await consume(FakeRole(scene, AlreadyExistsError("k")), delivery)
+    (event,) = scene.events
+    assert event.origin == RequestOrigin.of("api", delivery.body)
+
+
+async def test_what_cannot_be_cleared_up_costs_no_second_dead_letter() -> None:
+    """What it leaves is swept away by its age."""
+    scene = Scene("cleared up already_exists")
+    steps = await consume(FakeRole(scene, AlreadyExistsError("k")), message(scene))
+    assert steps.count("dead") == 1
+    assert steps[-2:] == ["cleared up already_exists failed", "ack"]

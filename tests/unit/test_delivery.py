@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import hmac
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +15,16 @@ from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
 from contracts.errors import KeyturnError, TransientError, UnknownProjectError, all_errors
+from contracts.sealing import SigningKey
 from contracts.topology import ALL_DELAYS_S, queues, retry_name
-from workers.broker.delivery import attempts, copy_of, retry_delay_s, sent_headers, was_put_off
+from workers.broker.delivery import (
+    Retry,
+    RetryNotes,
+    attempts,
+    copy_of,
+    retry_delay_s,
+    sent_headers,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -61,11 +72,10 @@ def test_final(code: str) -> None:
 
 
 def test_up_to_the_longest_age() -> None:
-    """A try that would come too late is not waited for."""
+    """The last try may come after it: that one looks at the target before it is refused."""
     error = ERRORS["storage_unavailable"]()
-    assert delays(error, 6, age=WEEK - timedelta(seconds=600)) == [1, 5, 30, 120, 600, 600]
-    assert delays(error, 6, age=WEEK - timedelta(seconds=599)) == [1, 5, 30, 120, None, None]
-    assert delays(error, 3, age=WEEK) == [None, None, None]
+    assert delays(error, 6, age=WEEK) == [1, 5, 30, 120, 600, 600]
+    assert delays(error, 3, age=WEEK + timedelta(microseconds=1)) == [None, None, None]
 
 
 def test_each_delay_has_its_queue() -> None:
@@ -78,49 +88,112 @@ def test_each_delay_has_its_queue() -> None:
     assert set(ALL_DELAYS_S) == {1, 5, 9, 30, 120, 600}
 
 
+SEED, LATER_SEED = b"e" * 32, b"f" * 32
+KEY, LATER_KEY = SigningKey.from_seed(SEED), SigningKey.from_seed(LATER_SEED)
+NOTES = RetryNotes("test", [KEY])
+RETRY = Retry("unknown_project", 2, NOW)
+NOTED = NOTES.headers("keyturn.upload", "api", b"body", RETRY)
+
+
+def read(headers: Mapping[str, Any], notes: RetryNotes = NOTES) -> Retry | None:
+    return notes.read("keyturn.upload", "api", b"body", headers)
+
+
+def test_the_mac_is_that_of_the_specification() -> None:
+    """Built here from SPEC 6.3 alone, with no code of the product."""
+    extracted = hmac.digest(bytes(32), SEED, "sha256")
+    key = hmac.digest(extracted, b"keyturn/v1/retry-key\x01", "sha256")
+    parts = [
+        "keyturn/v1/retry",
+        "test",
+        "keyturn.upload",
+        "api",
+        hashlib.sha256(b"body").hexdigest(),
+        "2",
+        "unknown_project",
+        "2026-11-24T10:00:00.000000Z",
+    ]
+    mac = hmac.digest(key, "\0".join(parts).encode(), "sha256")
+    assert {
+        "keyturn-attempt": "unknown_project:2",
+        "keyturn-not-before": "2026-11-24T10:00:00.000000Z",
+        "keyturn-retry-mac": base64.b64encode(mac).decode(),
+    } == NOTED
+
+
+def test_a_note_is_read_back() -> None:
+    assert read(NOTED) == RETRY
+    assert attempts(RETRY, UnknownProjectError()) == 2
+    assert attempts(RETRY, ERRORS["storage_unavailable"]()) == 0
+    assert attempts(None, UnknownProjectError()) == 0
+
+
 @pytest.mark.parametrize(
-    ("header", "expected"),
+    "changed",
     [
-        ("unknown_project:2", 2),
-        ("unknown_project:0", 0),
-        ("storage_unavailable:4", 0),
-        ("unknown_project", 0),
-        ("unknown_project:", 0),
-        ("unknown_project:-2", 0),
-        ("unknown_project:+2", 0),
-        ("unknown_project: 2", 0),
-        ("unknown_project:2\n", 0),
-        ("unknown_project:²", 0),
-        ("unknown_project:٢", 0),
-        ("unknown_project:" + "9" * 5000, 0),
-        ("", 0),
-        (None, 0),
-        (2, 0),
-        (["unknown_project:2"], 0),
-        (b"unknown_project:2", 0),
+        {"keyturn-attempt": "unknown_project:3"},
+        {"keyturn-attempt": "storage_unavailable:2"},
+        {"keyturn-attempt": "unknown_project:" + "9" * 5000},
+        {"keyturn-attempt": "unknown_project:-2"},
+        {"keyturn-attempt": "unknown_project:²"},
+        {"keyturn-attempt": "unknown_project:2\n"},
+        {"keyturn-attempt": "unknown_project"},
+        {"keyturn-attempt": ["unknown_project:2"]},
+        {"keyturn-attempt": 2},
+        {"keyturn-attempt": None},
+        {"keyturn-not-before": "2026-11-24T09:00:00.000000Z"},
+        {"keyturn-not-before": "2026-11-24T10:00:00Z"},
+        {"keyturn-not-before": "soon"},
+        {"keyturn-not-before": "\0"},
+        {"keyturn-not-before": NOW},
+        {"keyturn-retry-mac": NOTED["keyturn-retry-mac"][:-4]},
+        {"keyturn-retry-mac": base64.b64encode(bytes(32)).decode()},
+        {"keyturn-retry-mac": "ü"},
+        {"keyturn-retry-mac": b"x"},
     ],
 )
-def test_attempts(header: object, expected: int) -> None:
-    """Tries are counted for one code in a row; the header is no more than a hint of anybody."""
-    assert attempts({"keyturn-attempt": header}, UnknownProjectError()) == expected
-
-
-def test_attempts_of_a_first_delivery() -> None:
-    assert attempts({}, UnknownProjectError()) == 0
+def test_a_changed_note_is_none(changed: dict[str, Any]) -> None:
+    """Nobody without an event key writes one, nor changes a word of one."""
+    assert read(NOTED | changed) is None
+    for name in NOTED:
+        assert read({k: v for k, v in NOTED.items() if k != name}) is None
 
 
 @pytest.mark.parametrize(
-    ("headers", "expected"),
+    ("queue", "publisher", "body", "deployment"),
     [
-        ({}, False),
-        ({"keyturn-publisher": "api", "keyturn-signature": "x"}, False),
-        ({"keyturn-attempt": "storage_unavailable:1"}, True),
-        ({"x-delivery-count": 1}, True),
-        ({"x-death": [{}]}, True),
+        ("keyturn.control", "api", b"body", "test"),
+        ("keyturn.upload", "other", b"body", "test"),
+        ("keyturn.upload", "", b"body", "test"),
+        ("keyturn.upload", "api", b"other", "test"),
+        ("keyturn.upload", "api", b"body", "production"),
+        ("keyturn.upload\0api", "", b"body", "test"),
     ],
 )
-def test_was_put_off(headers: dict[str, Any], *, expected: bool) -> None:
-    assert was_put_off(headers) is expected
+def test_a_note_moved_elsewhere_is_none(
+    queue: str, publisher: str, body: bytes, deployment: str
+) -> None:
+    """It is bound to its queue, its publisher, its bytes and its deployment."""
+    notes = RetryNotes(deployment, [KEY])
+    if "\0" in queue:
+        with pytest.raises(ValueError, match="zero byte"):
+            notes.headers(queue, publisher, body, RETRY)
+    assert notes.read(queue, publisher, body, NOTED) is None
+
+
+def test_notes_survive_a_change_of_the_event_key() -> None:
+    """The first key writes; each key that is held verifies."""
+    changed = RetryNotes("test", [LATER_KEY, KEY])
+    assert read(NOTED, changed) == RETRY
+    later = changed.headers("keyturn.upload", "api", b"body", RETRY)
+    assert read(later, RetryNotes("test", [LATER_KEY])) == RETRY
+    assert read(later) is None
+
+
+def test_early() -> None:
+    """Up to a second is the difference of two workers' clocks."""
+    for seconds, early in ((-5, 0), (0, 0), (1, 0), (1.5, 1.5), (600, 600)):
+        assert RETRY.early_s(NOW - timedelta(seconds=seconds)) == early
 
 
 def delivered(headers: Mapping[str, Any], **properties: Any) -> aio_pika.IncomingMessage:
@@ -138,6 +211,8 @@ ADDED = {
     "keyturn-code": "already_exists",
     "keyturn-detail": "d",
     "keyturn-attempt": "storage_unavailable:1",
+    "keyturn-not-before": "2026-11-24T10:00:00.000000Z",
+    "keyturn-retry-mac": "x",
     "x-death": [{"queue": "keyturn.upload.retry.1s"}],
     "x-first-death-queue": "keyturn.upload.retry.1s",
     "x-last-death-reason": "expired",

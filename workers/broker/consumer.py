@@ -7,7 +7,7 @@ copy stands in a retry or dead-letter queue. Whatever else happens, it comes aga
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime, timedelta
 from typing import Any, Final, Protocol
 
 import structlog
@@ -16,27 +16,27 @@ from contracts.errors import (
     BadSignatureError,
     KeyturnError,
     PermanentError,
+    RequestExpiredError,
     StorageUnavailableError,
 )
 from contracts.messages import (
     Event,
     Request,
     RequestOrigin,
-    identity,
-    rejection,
     request_id,
     with_origin,
 )
 from contracts.names import format_time
-from contracts.topology import REQUESTS
-from workers.admission import Rules, admit, verify
-from workers.broker.delivery import attempts, retry_delay_s, was_put_off
+from workers.admission import Arrival, Rules, Signer, check_age, permit, refusal_of, verify
+from workers.broker.delivery import Retry, attempts, retry_delay_s, utc_now
 from workers.broker.direct import Delivered
 from workers.broker.teller import NotConfirmedError, Teller
 from workers.metrics import Delivery, WorkerMetrics
 
 # While disconnected, publishing fails at once; without a pause this would spin.
 _PAUSE_S: Final = 1
+# So long a request past its age waits for a storage that cannot say what is done of it.
+_LOOK_AT_LEAST: Final = timedelta(days=1)
 
 _log = structlog.get_logger()
 
@@ -87,17 +87,43 @@ class Role(Protocol):
         """
         ...
 
+    async def find_completed(self, request: Request, origin: RequestOrigin) -> Done | None:
+        """What is done already of a request past its age, by reading its target; else None.
+
+        It begins nothing that the request asks for (SPEC 6.3).
+
+        Raises:
+            KeyturnError: why it cannot be said; transient errors are tried again.
+        """
+        ...
+
+    async def after_refusal(
+        self, request: Request, origin: RequestOrigin, error: KeyturnError
+    ) -> None:
+        """Clear up after an admitted request was refused for good, and that was published.
+
+        It may come more than once. Never called for what is handled as a bad signature.
+        """
+        ...
+
 
 class Consumer:
     """Takes the deliveries of one role's queue."""
 
     def __init__(
-        self, role: Role, rules: Rules, teller: Teller, metrics: WorkerMetrics | None = None
+        self,
+        role: Role,
+        rules: Rules,
+        teller: Teller,
+        metrics: WorkerMetrics | None = None,
+        *,
+        now: Callable[[], datetime] = utc_now,
     ) -> None:
         self._role = role
         self._rules = rules
         self._teller = teller
         self._metrics = (metrics or WorkerMetrics()).queue(role.queue)
+        self._now = now
 
     @property
     def in_flight(self) -> int:
@@ -117,56 +143,54 @@ class Consumer:
                 await _give_back(message)
 
     async def _consume(self, message: Delivered, delivery: Delivery) -> None:
+        signer = None
         try:
             with self._metrics.stage("admit"):
-                publisher = verify(message.body, message.headers, self._rules)
-                request = self._admit(message, publisher)
+                signer = verify(message.body, message.headers, self._rules)
+                request = permit(message.body, signer, self._arrival(message))
         except BadSignatureError as exc:
-            # Nobody's word: told in no event, and its content is not looked at.
-            await self._refuse(message, exc, tell=False)
-            return
-        except PermanentError as exc:
+            # Forged, or genuine and moved by an attacker. No event says so: where it was moved,
+            # the request itself may be served elsewhere.
             await self._refuse(message, exc)
             return
+        except PermanentError as exc:
+            await self._refuse(message, exc, signer)
+            return
         delivery.admitted(request.requested_at)
-        origin = RequestOrigin.of(publisher, message.body)
-        await self._serve(message, request, origin, delivery)
+        retry = self._teller.retry_of(message, self._role.queue, signer.name)
+        taken = _Taken(message, request, signer, retry)
+        if retry is not None and retry.early_s(self._now()):
+            # Moved out of its retry queue: it neither counts nor shortens the wait.
+            await self._teller.put_back(message, self._role.queue, retry, publisher=signer.name)
+            self._metrics.waits()
+            await message.ack()
+            return
+        await self._serve(taken, delivery)
 
-    def _admit(self, message: Delivered, publisher: str) -> Request:
-        return admit(
-            message.body,
-            publisher,
-            self._rules,
-            served=self._role.served,
-            routed_as=message.routing_key or "",
-            now=datetime.now(UTC),
-        )
+    def _arrival(self, message: Delivered) -> Arrival:
+        return Arrival(self._role.queue, self._role.served, message.routing_key or "")
 
-    async def _serve(
-        self,
-        message: Delivered,
-        request: Request,
-        origin: RequestOrigin,
-        delivery: Delivery,
-    ) -> None:
-        seen_before = bool(message.redelivered) or was_put_off(message.headers)
+    async def _serve(self, taken: "_Taken", delivery: Delivery) -> None:
+        message, request, origin = taken.message, taken.request, taken.origin
         try:
             with self._metrics.stage("serve"):
-                done = await self._role.serve(request, origin, seen_before=seen_before)
+                done = await self._done(taken)
         except NotYetError as exc:
-            await self._teller.put_off_quietly(message, self._role.queue, exc.wait_s)
+            publisher = origin.publisher
+            queue = self._role.queue
+            await self._teller.put_off_quietly(message, queue, exc.wait_s, publisher=publisher)
             self._metrics.waits()
             await message.ack()
             return
         except KeyturnError as exc:
-            await self._put_off_or_refuse(message, request, exc)
+            await self._put_off_or_refuse(taken, exc)
             return
         except NotConfirmedError:
             raise  # what it sends itself was not confirmed: the broker gives the request again
         except Exception as exc:  # noqa: BLE001  # a bug of ours must not lose a message
             _log.exception("unexpected failure", request_id=request_id(request))
             error = StorageUnavailableError(f"internal failure: {type(exc).__name__}")
-            await self._put_off_or_refuse(message, request, error)
+            await self._put_off_or_refuse(taken, error)
             return
         with self._metrics.stage("tell"):
             for event in (done.event, *done.more):
@@ -181,25 +205,38 @@ class Consumer:
             told,
             publisher=origin.publisher,
             ms=round(delivery.held_s() * 1000, 1),
-            again=seen_before,
+            again=taken.seen_before,
             **done.logged,
         )
 
-    async def _put_off_or_refuse(
-        self, message: Delivered, request: Request, error: KeyturnError
-    ) -> None:
-        attempt = attempts(message.headers, error)
+    async def _done(self, taken: "_Taken") -> Done:
+        request, origin = taken.request, taken.origin
+        try:
+            check_age(request, self._rules.max_age, self._now())
+        except RequestExpiredError:
+            # A redelivery may have waited long for its turn: what is done is published as done.
+            done = await self._role.find_completed(request, origin)
+            if done is None:
+                raise
+            return done
+        return await self._role.serve(request, origin, seen_before=taken.seen_before)
+
+    async def _put_off_or_refuse(self, taken: "_Taken", error: KeyturnError) -> None:
+        message, request = taken.message, taken.request
+        attempt = attempts(taken.retry, error)
         delay_s = retry_delay_s(
             error,
             attempt,
             requested_at=request.requested_at_instant,
-            max_age=self._rules.max_age,
-            now=datetime.now(UTC),
+            max_age=self._rules.max_age + _LOOK_AT_LEAST,
+            now=self._now(),
         )
         if delay_s is None:
-            await self._refuse(message, error)
+            await self._refuse(message, error, taken.signer, request)
             return
-        await self._teller.put_off(message, self._role.queue, error, attempt, delay_s)
+        await self._teller.put_off(
+            message, self._role.queue, error, attempt, delay_s, publisher=taken.signer.name
+        )
         self._metrics.put_off(error)
         await message.ack()
         _log.warning(
@@ -210,22 +247,60 @@ class Consumer:
             delay_s=delay_s,
         )
 
-    async def _refuse(self, message: Delivered, error: KeyturnError, *, tell: bool = True) -> None:
-        routed_as = message.routing_key if message.routing_key in REQUESTS else None
-        claimed = identity(message.body, routed_as or self._role.served[0]) if tell else None
-        # Dead first, told second: whoever hears of a refusal finds the letter.
+    async def _refuse(
+        self,
+        message: Delivered,
+        error: KeyturnError,
+        signer: Signer | None = None,
+        request: Request | None = None,
+    ) -> None:
+        """Refuse for good: without a `signer`, whom the message is from, no event says so."""
+        at = format_time(self._now())
+        event = None if signer is None else refusal_of(message.body, signer, error, at)
+        # Dead first, published second: who hears of a refusal finds the letter.
         await self._teller.dead_letter(message, self._role.queue, error)
         self._metrics.refused(error)
-        if claimed is not None:
-            at = format_time(datetime.now(UTC))
-            await self._teller.tell(rejection(*claimed, error, at))
+        if event is not None:
+            await self._teller.tell(event)
+        if signer is not None and request is not None:
+            await self._clear_up(request, RequestOrigin.of(signer.name, message.body), error)
         await message.ack()
         _log.warning(
             "refused",
-            request_id=claimed[1] if claimed else None,
+            publisher=None if signer is None else signer.name,
+            request_id=None if event is None else request_id(event),
             code=error.code,
             detail=error.detail,
         )
+
+    async def _clear_up(self, request: Request, origin: RequestOrigin, error: KeyturnError) -> None:
+        try:
+            await self._role.after_refusal(request, origin, error)
+        except Exception as exc:  # noqa: BLE001  # what is left is swept away by its age
+            # Given back instead, each delivery would leave one more dead letter.
+            _log.warning(
+                "not cleared up", request_id=request_id(request), problem=type(exc).__name__
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """An admitted request, as it was delivered."""
+
+    message: Delivered
+    request: Request
+    signer: Signer
+    retry: Retry | None
+
+    @property
+    def origin(self) -> RequestOrigin:
+        return RequestOrigin.of(self.signer.name, self.message.body)
+
+    @property
+    def seen_before(self) -> bool:
+        # An unsigned header of a retry says nothing: by one, anyone who may write to the broker
+        # could have an upload abort the multipart uploads at its key.
+        return bool(self.message.redelivered) or self.retry is not None
 
 
 async def _give_back(message: Delivered) -> None:

@@ -5,10 +5,13 @@ is acknowledged. The copy keeps the body and all headers as they were sent (SPEC
 for what would make the broker do something with it again.
 """
 
+import hashlib
 import re
 import struct
-from collections.abc import Mapping
-from datetime import datetime, timedelta
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from aio_pika import DeliveryMode, Message
@@ -16,17 +19,23 @@ from aio_pika.abc import AbstractIncomingMessage
 from pamqp import encode
 
 from contracts.errors import KeyturnError, UnknownProjectError
+from contracts.names import format_time, parse_time
+from contracts.sealing import RetryNote, SignatureError, SigningKey
 from contracts.topology import (
     ALL_DELAYS_S,
     ATTEMPT_HEADER,
+    NOT_BEFORE_HEADER,
     PUBLISHER_HEADER,
     RETRY_DELAYS_S,
+    RETRY_MAC_HEADER,
     SIGNATURE_HEADER,
     UNKNOWN_PROJECT_DELAYS_S,
     WORKER_HEADERS,
 )
 
-_ATTEMPT: Final = re.compile(r"(?P<code>[a-z_]+):(?P<count>[0-9]{1,9})")
+_ATTEMPT: Final = re.compile(r"(?P<code>[a-z_]{1,64}):(?P<count>[0-9]{1,9})")
+# The storage's clock, by which not-before times are written and read, counts whole seconds.
+_CLOCKS_MAY_DIFFER_S: Final = 1
 # The broker's own notes on a message's way; a copy starts anew. CC and BCC would route
 # every copy to wherever they name, so that a refused message came back for ever.
 _BROKER_HEADERS: Final = ("x-death", "x-delivery-count", "x-acquired-count", "CC", "BCC")
@@ -39,18 +48,87 @@ SPECIFIED_HEADERS: Final = (PUBLISHER_HEADER, SIGNATURE_HEADER)
 _BROKER_PREFIXES: Final = ("x-first-death-", "x-last-death-")
 
 
-def attempts(headers: Mapping[str, Any], error: KeyturnError) -> int:
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """What a worker noted on a message that it put off: the tries in a row that met a code."""
+
+    code: str
+    attempt: int
+    not_before: datetime
+
+    def early_s(self, now: datetime) -> float:
+        """Seconds until the message is to be served; 0 where it is time."""
+        left_s = (self.not_before - now).total_seconds()
+        return left_s if left_s > _CLOCKS_MAY_DIFFER_S else 0
+
+
+class RetryNotes:
+    """Writes and reads the notes of retries under the deployment's event keys (SPEC 6.3).
+
+    The first key writes; a note of any key that is held is believed, so that an event key can
+    be replaced while messages wait. What carries no such note is a first delivery: anyone who
+    may write to the broker can put any header on a copy of a message.
+    """
+
+    def __init__(self, deployment: str, keys: Sequence[SigningKey]) -> None:
+        self._deployment = deployment
+        self._keys = tuple(key.retry_key() for key in keys)
+
+    def headers(self, queue: str, publisher: str, body: bytes, retry: Retry) -> dict[str, str]:
+        """The headers that note it; `publisher` is empty for the workers' own messages."""
+        note = RetryNote(
+            queue=queue,
+            publisher=publisher,
+            request=hashlib.sha256(body).hexdigest(),
+            attempt=retry.attempt,
+            code=retry.code,
+            not_before=format_time(retry.not_before),
+        )
+        return {
+            ATTEMPT_HEADER: f"{note.code}:{note.attempt}",
+            NOT_BEFORE_HEADER: note.not_before,
+            RETRY_MAC_HEADER: self._keys[0].mac(self._deployment, note),
+        }
+
+    def read(
+        self, queue: str, publisher: str, body: bytes, headers: Mapping[str, Any]
+    ) -> Retry | None:
+        """The note on a message, or None where no holder of an event key made one for it."""
+        claimed, not_before = headers.get(ATTEMPT_HEADER), headers.get(NOT_BEFORE_HEADER)
+        mac = headers.get(RETRY_MAC_HEADER)
+        if not (isinstance(claimed, str) and isinstance(not_before, str) and isinstance(mac, str)):
+            return None
+        # More digits than any count of ours has would make int() itself refuse.
+        found = _ATTEMPT.fullmatch(claimed)
+        if found is None:
+            return None
+        try:
+            instant = parse_time(not_before)
+        except ValueError:
+            return None
+        note = RetryNote(
+            queue=queue,
+            publisher=publisher,
+            request=hashlib.sha256(body).hexdigest(),
+            attempt=int(found["count"]),
+            code=found["code"],
+            not_before=not_before,
+        )
+        for key in self._keys:
+            with suppress(SignatureError):
+                key.verify(self._deployment, note, mac)
+                return Retry(note.code, note.attempt, instant)
+        return None
+
+
+def utc_now() -> datetime:
+    """This machine's clock."""
+    return datetime.now(UTC)
+
+
+def attempts(retry: Retry | None, error: KeyturnError) -> int:
     """How many times in a row the message was put off for this same code."""
-    # No sender's word: the header is not signed. More digits than any count of ours has
-    # would make int() itself refuse.
-    claimed = headers.get(ATTEMPT_HEADER)
-    found = _ATTEMPT.fullmatch(claimed) if isinstance(claimed, str) else None
-    return int(found["count"]) if found is not None and found["code"] == error.code else 0
-
-
-def was_put_off(headers: Mapping[str, Any]) -> bool:
-    """Whether an earlier delivery of this message may have done part of it."""
-    return ATTEMPT_HEADER in headers or "x-delivery-count" in headers or "x-death" in headers
+    return retry.attempt if retry is not None and retry.code == error.code else 0
 
 
 def retry_delay_s(
@@ -58,15 +136,17 @@ def retry_delay_s(
 ) -> int | None:
     """Seconds until the next try, or None where the error is final (SPEC 7.5, 12).
 
-    Transient errors are tried up to the longest age of a request.
+    Transient errors are retried up to the longest age of a request, so that the last try may
+    come after it: that one looks at what is done already, and is refused as expired only then.
     """
     if isinstance(error, UnknownProjectError):
         late = attempt >= len(UNKNOWN_PROJECT_DELAYS_S)
         return None if late else UNKNOWN_PROJECT_DELAYS_S[attempt]
     if not error.transient:
         return None
-    delay_s = RETRY_DELAYS_S[min(attempt, len(RETRY_DELAYS_S) - 1)]
-    return delay_s if now + timedelta(seconds=delay_s) <= requested_at + max_age else None
+    if now > requested_at + max_age:
+        return None
+    return RETRY_DELAYS_S[min(attempt, len(RETRY_DELAYS_S) - 1)]
 
 
 def delay_up_to(wait_s: float) -> int:

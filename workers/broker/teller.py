@@ -4,9 +4,10 @@ Persistent, confirmed and mandatory: when a method returns, the broker has it on
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final
+from datetime import datetime, timedelta
+from typing import Any, Final
 
 from aio_pika import DeliveryMode, Message
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS
@@ -20,17 +21,19 @@ from contracts.publisher.link import named_losses
 from contracts.sealing import SigningKey
 from contracts.topology import (
     ALL_DELAYS_S,
-    ATTEMPT_HEADER,
     CODE_HEADER,
     DETAIL_HEADER,
+    EVENT_KEY_HEADER,
     EXCHANGE,
+    PUBLISHER_HEADER,
     SIGNATURE_HEADER,
     dead_letter_name,
     retry_name,
 )
 from workers.broker.announcer import Announcer
-from workers.broker.delivery import copy_of, delay_up_to
+from workers.broker.delivery import Retry, RetryNotes, copy_of, delay_up_to, utc_now
 from workers.broker.direct import Delivered, whole
+from workers.metrics import WAITING
 
 _TIMEOUT_S: Final = 30
 _DETAIL_MAX_CHARACTERS: Final = 500
@@ -47,24 +50,46 @@ class Teller:
     then not acknowledge.
     """
 
-    def __init__(self, broker: RabbitBroker, deployment: str, event_key: SigningKey) -> None:
+    def __init__(
+        self,
+        broker: RabbitBroker,
+        deployment: str,
+        event_keys: Sequence[SigningKey],
+        now: Callable[[], datetime] = utc_now,
+    ) -> None:
         self._broker = broker
         self._deployment = deployment
-        self._event_key = event_key
+        self._event_key = event_keys[0]
+        self._event_key_id = self._event_key.id
+        self._notes = RetryNotes(deployment, event_keys)
+        self._now = now
         self._announcer = Announcer(broker, EXCHANGE, timeout_s=_TIMEOUT_S)
 
     async def tell(self, event: Event) -> None:
-        """Publish a signed event."""
+        """Publish a signed event.
+
+        The broker puts it into its publisher's stream by a header; readers believe the signed
+        body alone (SPEC 6.8).
+        """
         body = encode(event)
-        signature = self._event_key.sign_event(self._deployment, body)
+        headers: dict[str, Any] = {
+            SIGNATURE_HEADER: self._event_key.sign_event(self._deployment, body),
+            EVENT_KEY_HEADER: self._event_key_id,
+        }
+        if event.publisher is not None:
+            headers[PUBLISHER_HEADER] = event.publisher
         properties = commands.Basic.Properties(
             content_type="application/json",
-            headers={SIGNATURE_HEADER: signature},
+            headers=headers,
             delivery_mode=DeliveryMode.PERSISTENT,
             correlation_id=request_id(event),
         )
         with _confirmed():
             await self._announcer.publish(event.type, body, properties)
+
+    def retry_of(self, message: Delivered, queue: str, publisher: str = "") -> Retry | None:
+        """What a worker of this deployment noted on the message as it put it off, if one did."""
+        return self._notes.read(queue, publisher, message.body, message.headers)
 
     async def put_off(
         self,
@@ -73,16 +98,39 @@ class Teller:
         error: KeyturnError,
         attempt: int,
         delay_s: int,
+        *,
+        publisher: str = "",
     ) -> None:
-        """Let the message come back to its queue after `delay_s` seconds."""
-        header = {ATTEMPT_HEADER: f"{error.code}:{attempt + 1}"}
-        await self._to_queue(copy_of(whole(message), header), retry_name(queue, delay_s))
+        """Let the message come back to its queue after `delay_s` seconds.
 
-    async def put_off_quietly(self, message: Delivered, queue: str, wait_s: float) -> None:
-        """Let the message come back after about so many seconds, by no fault of anybody's."""
-        header = {ATTEMPT_HEADER: "waiting:1"}
+        `attempt` is how often it met the error before; `publisher` signed the message, and is
+        empty for the workers' own.
+        """
+        retry = Retry(error.code, attempt + 1, self._in(delay_s))
+        await self._retry(message, queue, publisher, retry, delay_s)
+
+    async def put_off_quietly(
+        self, message: Delivered, queue: str, wait_s: float, *, publisher: str = ""
+    ) -> None:
+        """Let the message come back after about `wait_s` seconds without counting an attempt."""
         delay_s = delay_up_to(wait_s) or min(ALL_DELAYS_S)
-        await self._to_queue(copy_of(whole(message), header), retry_name(queue, delay_s))
+        await self._retry(message, queue, publisher, Retry(WAITING, 1, self._in(delay_s)), delay_s)
+
+    async def put_back(
+        self, message: Delivered, queue: str, retry: Retry, *, publisher: str = ""
+    ) -> None:
+        """Let a message that came before its time wait on, with the note that it bears."""
+        delay_s = delay_up_to(retry.early_s(self._now())) or min(ALL_DELAYS_S)
+        await self._retry(message, queue, publisher, retry, delay_s)
+
+    async def _retry(
+        self, message: Delivered, queue: str, publisher: str, retry: Retry, delay_s: int
+    ) -> None:
+        headers = self._notes.headers(queue, publisher, message.body, retry)
+        await self._to_queue(copy_of(whole(message), headers), retry_name(queue, delay_s))
+
+    def _in(self, delay_s: int) -> datetime:
+        return self._now() + timedelta(seconds=delay_s)
 
     async def dead_letter(self, message: Delivered, queue: str, error: KeyturnError) -> None:
         """Put the message into its queue's dead letters, with the code in a header."""

@@ -203,7 +203,7 @@ async def _replay(
         look = await stack.enter_async_context(_look(settings))
 
         async def act(message: AbstractIncomingMessage, queue: str) -> None:
-            copy = as_sent(message) if resigner is None else await resigner.renewed(message)
+            copy = as_sent(message) if resigner is None else await resigner.renewed(message, queue)
             await send_back(look.channel, message, copy, queue)
 
         if ids:

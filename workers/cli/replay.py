@@ -22,7 +22,7 @@ from contracts.names import format_time, staging_key
 from contracts.publisher.link import persistent_json
 from contracts.settings import S3Settings
 from contracts.topology import PUBLISHER_HEADER, REQUESTS, SIGNATURE_HEADER
-from workers.admission import Rules, admit, verify
+from workers.admission import Arrival, Rules, permit, verify
 from workers.broker.delivery import copy_of
 from workers.cli.bucket import open_bucket
 from workers.cli.letters import now
@@ -67,7 +67,7 @@ class Resigner:
     async def __aexit__(self, *exc_info: object) -> None:
         await self._stack.aclose()
 
-    async def renewed(self, message: AbstractIncomingMessage) -> Message:
+    async def renewed(self, message: AbstractIncomingMessage, queue: str) -> Message:
         """The request in a letter under a new time and signature; its id stays.
 
         Raises:
@@ -75,7 +75,7 @@ class Resigner:
                 not sign it, or may not send it.
             StagedBodyMissingError: its staged body is gone.
         """
-        old = self._believed(message)
+        old = self._believed(message, queue)
         await self._move_staged(old)
         request = old.request.model_copy(update={"requested_at": format_time(now())})
         body = encode(request)
@@ -84,11 +84,11 @@ class Resigner:
         headers = {PUBLISHER_HEADER: name, SIGNATURE_HEADER: signature}
         return persistent_json(body, request_id(request), headers)
 
-    def _believed(self, message: AbstractIncomingMessage) -> _Signed:
+    def _believed(self, message: AbstractIncomingMessage, queue: str) -> _Signed:
         rules = Rules(self._settings.deployment, self._settings.publishers, timedelta.max)
-        publisher = verify(message.body, message.headers, rules)
-        request = admit(message.body, publisher, rules, served=REQUESTS, routed_as="", now=now())
-        return _Signed(request, publisher)
+        signer = verify(message.body, message.headers, rules)
+        request = permit(message.body, signer, Arrival(queue, REQUESTS, queue))
+        return _Signed(request, signer.name)
 
     async def _move_staged(self, old: _Signed) -> None:
         request = old.request

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from contracts.errors import MalformedRequestError
+from contracts.errors import KeyturnError, MalformedRequestError
 from contracts.messages import (
     DeleteRequested,
     EnrollRequested,
@@ -95,6 +95,17 @@ class ControlRole:
             request_id=request.request_id, project=request.project, at=_now(), key=request.key
         )
         return Done(event, _logged(request, request_id=request.request_id, key=request.key))
+
+    async def find_completed(self, request: Request, origin: RequestOrigin) -> Done | None:
+        """Nothing is looked up yet."""
+        del request, origin
+        return None
+
+    async def after_refusal(
+        self, request: Request, origin: RequestOrigin, error: KeyturnError
+    ) -> None:
+        """A refused control request leaves nothing behind."""
+        del request, origin, error
 
 
 def _end(plan: Plan | AllPlan) -> tuple[Event, ...]:

@@ -6,7 +6,8 @@ no sweep, changes nothing.
 """
 
 import asyncio
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable
+from datetime import datetime, timedelta
 from typing import Final
 
 import structlog
@@ -18,9 +19,9 @@ from contracts.errors import (
     NotFoundError,
     StorageUnavailableError,
 )
-from contracts.topology import ATTEMPT_HEADER, RETRY_DELAYS_S
+from contracts.topology import RETRY_DELAYS_S
 from workers.broker import NotConfirmedError, Teller
-from workers.broker.delivery import attempts, retry_delay_s
+from workers.broker.delivery import Retry, attempts, retry_delay_s, utc_now
 from workers.broker.direct import Delivered
 from workers.errors import StorageAnswerError
 from workers.metrics import WorkerMetrics
@@ -28,7 +29,6 @@ from workers.sweep.messages import Hint, SweepPage, SweepStep, parse, queue_of
 from workers.sweep.role import SweepRole
 
 _PAUSE_S: Final = 1
-_MAX_ATTEMPTS: Final = 100_000
 
 _log = structlog.get_logger()
 
@@ -43,7 +43,10 @@ class HintConsumer:
         queue: str,
         max_age: timedelta,
         metrics: WorkerMetrics | None = None,
+        *,
+        now: Callable[[], datetime] = utc_now,
     ) -> None:
+        self._now = now
         self._role = role
         self._teller = teller
         self._queue = queue
@@ -73,36 +76,43 @@ class HintConsumer:
             await self._dead_letter(message, exc)
             _log.warning("refused", queue=self._queue, code=exc.code, detail=exc.detail)
             return
+        retry = self._teller.retry_of(message, self._queue)
+        if retry is not None and retry.early_s(self._now()):
+            # Moved out of its retry queue: it neither counts nor shortens the wait.
+            await self._teller.put_back(message, self._queue, retry)
+            return
         try:
             with self._metrics.stage("serve"):
-                await self._serve(hint, message)
+                await self._serve(hint, message, retry)
         except NotFoundError as exc:
             # Forged, or left over from a sweep whose records were removed.
             _log.warning("hint without a sweep", sweep_id=hint.sweep_id, detail=exc.detail)
         except KeyturnError as exc:
-            await self._put_off_or_fail(hint, message, exc)
+            await self._put_off_or_fail(hint, message, retry, exc)
         except StorageAnswerError as exc:
             error = StorageUnavailableError(f"{type(exc).__name__}: {exc}")
-            await self._put_off_or_fail(hint, message, error)
+            await self._put_off_or_fail(hint, message, retry, error)
         except (AMQPException, NotConfirmedError):
             raise  # nothing was confirmed: the broker gives it again
         except Exception as exc:  # noqa: BLE001  # a bug of ours must not make a loop
             _log.exception("unexpected failure", sweep_id=hint.sweep_id)
             error = StorageUnavailableError(f"internal failure: {type(exc).__name__}")
-            await self._put_off_or_fail(hint, message, error)
+            await self._put_off_or_fail(hint, message, retry, error)
 
-    async def _serve(self, hint: Hint, message: Delivered) -> None:
-        # The delay queues leave their own marks on every step: only what the broker or this
-        # consumer says of a second try counts.
-        again = bool(message.redelivered) or ATTEMPT_HEADER in message.headers
+    async def _serve(self, hint: Hint, message: Delivered, retry: Retry | None) -> None:
+        # The delay queues leave their own marks on every step: only what the broker or a worker
+        # says of a second try counts.
+        again = bool(message.redelivered) or retry is not None
         match hint:
             case SweepStep():
                 await self._role.step(hint, again=again)
             case SweepPage():
                 await self._role.page(hint)
 
-    async def _put_off_or_fail(self, hint: Hint, message: Delivered, error: KeyturnError) -> None:
-        attempt = attempts(message.headers, error)
+    async def _put_off_or_fail(
+        self, hint: Hint, message: Delivered, retry: Retry | None, error: KeyturnError
+    ) -> None:
+        attempt = attempts(retry, error)
         delay_s = self._delay_s(hint, error, attempt)
         said = {"sweep_id": hint.sweep_id, "project": hint.project, "code": error.code}
         if delay_s is not None:
@@ -133,7 +143,7 @@ class HintConsumer:
 
         A page never ends a sweep: what it meets for good, the next step meets as well.
         """
-        now = datetime.now(UTC)
+        now = self._now()
         if isinstance(hint, SweepPage) and not error.transient:
             error = StorageUnavailableError(error.detail)
         waited = timedelta(seconds=_waited_s(attempt))
@@ -157,10 +167,6 @@ def _parsed(body: bytes, queue: str) -> Hint:
 
 
 def _waited_s(attempt: int) -> int:
-    """The delays of all tries before this one, added up.
-
-    The count stands in a header that nobody signed: it must not cost what it claims.
-    """
-    attempt = min(attempt, _MAX_ATTEMPTS)
+    """The delays of all tries before this one, added up."""
     more = max(0, attempt - len(RETRY_DELAYS_S))
     return sum(RETRY_DELAYS_S[:attempt]) + RETRY_DELAYS_S[-1] * more

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Final
 
-from contracts.errors import MalformedRequestError
+from contracts.errors import KeyturnError, MalformedRequestError
 from contracts.messages import Request, RequestOrigin, UploadRequested, UploadStored
 from contracts.names import format_time
 from contracts.topology import UPLOAD_QUEUE, UPLOAD_REQUESTS
@@ -44,3 +44,14 @@ class UploadRole:
         return Done(
             event, logged, partial(self._uploader.discard_staged, request, origin.publisher)
         )
+
+    async def find_completed(self, request: Request, origin: RequestOrigin) -> Done | None:
+        """Nothing is looked up yet."""
+        del request, origin
+        return None
+
+    async def after_refusal(
+        self, request: Request, origin: RequestOrigin, error: KeyturnError
+    ) -> None:
+        """Nothing is left to clear up."""
+        del request, origin, error

@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import Final
 
 from contracts.amqp import tolerate_odd_properties
-from contracts.errors import UnknownProjectError
+from contracts.sealing import SigningKey
 from contracts.topology import CODE_HEADER
 from tests.fuzz import wire
 from tests.fuzz.harness import Harness, check
 from tests.fuzz.letters import check_copy
 from tests.fuzz.worker import Channel, FrameError, received
-from workers.broker.delivery import attempts, copy_of, was_put_off
+from workers.broker.delivery import RetryNotes, copy_of
 from workers.cli.letters import shown_headers
+
+_NOTES: Final = RetryNotes("fuzz", [SigningKey.from_seed(b"e" * 32)])
 
 
 def run(data: bytes) -> str:
@@ -22,8 +24,10 @@ def run(data: bytes) -> str:
         sent = received(data, b"body", "upload.requested", Channel())
     except FrameError:
         return "no frame"
-    attempts(sent.headers, UnknownProjectError())
-    was_put_off(sent.headers)
+    check(
+        _NOTES.read("keyturn.upload", "api", sent.body, sent.headers) is None,
+        "a note of a retry that no worker made",
+    )
     shown_headers(sent.headers)
     written = copy_of(sent, {CODE_HEADER: "bad_signature"}).properties.marshal()
     check(len(written) < wire.FRAME_BYTES, "a copy that does not fit a frame")
@@ -53,5 +57,15 @@ def _seeds() -> list[bytes]:
 
 
 HARNESS: Final = Harness(
-    "amqp", run, _seeds, ("keyturn-publisher", "keyturn-signature", "keyturn-attempt", "x-death")
+    "amqp",
+    run,
+    _seeds,
+    (
+        "keyturn-publisher",
+        "keyturn-signature",
+        "keyturn-attempt",
+        "keyturn-not-before",
+        "keyturn-retry-mac",
+        "x-death",
+    ),
 )

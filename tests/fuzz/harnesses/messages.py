@@ -18,7 +18,7 @@ _ERROR: Final = MalformedRequestError("a reason")
 
 def run(data: bytes) -> str:
     """Read it as each kind of message."""
-    claimed = identity(data, "upload.requested")
+    claimed = identity(data)
     if claimed is not None:
         told = rejection(*claimed, _ERROR, AT)
         check(parse_event(encode(told)) == told, "a refusal that no reader can read")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from contracts.messages import Event, encode
-from contracts.topology import ATTEMPT_HEADER, CODE_HEADER
-from tests.unit.protocol.waiters import signed
-from workers.broker.delivery import delay_up_to
+from contracts.topology import WORKER_HEADERS
+from tests.unit.protocol.waiters import EVENT_KEY, signed
+from workers.broker.delivery import Retry, RetryNotes, delay_up_to
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -45,7 +46,7 @@ class Letter:
 
     def copy(self, ready_at: float, more: dict[str, Any]) -> Letter:
         """As it comes back from a retry queue: under its queue's own name."""
-        kept = {k: v for k, v in self.headers.items() if k not in (ATTEMPT_HEADER, CODE_HEADER)}
+        kept = {k: v for k, v in self.headers.items() if k not in WORKER_HEADERS}
         headers = {**kept, **more}
         return Letter(self.queue, self.body, headers, routing_key=self.queue, ready_at=ready_at)
 
@@ -95,6 +96,7 @@ class Teller:
     def __init__(self, process: Process) -> None:
         self._process = process
         self._world = process.world
+        self._notes = RetryNotes("test", [EVENT_KEY])
 
     async def _publish(self, op: str, effect: Callable[[], None]) -> None:
         if self._process.wire.dead:
@@ -113,21 +115,48 @@ class Teller:
     async def send(self, body: bytes, queue: str, delay_s: int) -> None:
         await self._publish(f"send {queue}", lambda: self._put(Letter(queue, body), delay_s))
 
+    def retry_of(self, message: Delivery, queue: str, publisher: str = "") -> Retry | None:
+        return self._notes.read(queue, publisher, message.body, message.headers)
+
     async def put_off(
-        self, message: Delivery, queue: str, error: KeyturnError, attempt: int, delay_s: int
+        self,
+        message: Delivery,
+        queue: str,
+        error: KeyturnError,
+        attempt: int,
+        delay_s: int,
+        *,
+        publisher: str = "",
     ) -> None:
-        del queue
         if error.detail.startswith("internal failure"):
             self._world.oracle.violated(error.detail)
         self._world.put_off[error.code] += 1
-        header = {ATTEMPT_HEADER: f"{error.code}:{attempt + 1}"}
-        await self._publish("put off", lambda: self._copy(message, delay_s, header))
+        await self._retry(message, queue, publisher, error.code, attempt + 1, delay_s)
 
-    async def put_off_quietly(self, message: Delivery, queue: str, wait_s: float) -> None:
-        del queue
-        delay_s = delay_up_to(wait_s) or 1
-        header = {ATTEMPT_HEADER: "waiting:1"}
-        await self._publish("put off", lambda: self._copy(message, delay_s, header))
+    async def put_off_quietly(
+        self, message: Delivery, queue: str, wait_s: float, *, publisher: str = ""
+    ) -> None:
+        await self._retry(message, queue, publisher, "waiting", 1, delay_up_to(wait_s) or 1)
+
+    async def put_back(
+        self, message: Delivery, queue: str, retry: Retry, *, publisher: str = ""
+    ) -> None:
+        delay_s = delay_up_to(retry.early_s(self._world.clock.now)) or 1
+        headers = self._notes.headers(queue, publisher, message.body, retry)
+        await self._publish("put back", lambda: self._copy(message, delay_s, headers))
+
+    async def _retry(
+        self,
+        message: Delivery,
+        queue: str,
+        publisher: str,
+        code: str,
+        attempt: int,
+        delay_s: int,
+    ) -> None:
+        retry = Retry(code, attempt, self._world.clock.now + timedelta(seconds=delay_s))
+        headers = self._notes.headers(queue, publisher, message.body, retry)
+        await self._publish("put off", lambda: self._copy(message, delay_s, headers))
 
     async def dead_letter(self, message: Delivery, queue: str, error: KeyturnError) -> None:
         del queue

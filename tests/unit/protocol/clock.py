@@ -18,13 +18,12 @@ if TYPE_CHECKING:
 EPOCH: Final = datetime(2026, 11, 24, 10, tzinfo=UTC)
 # Whatever asks the machine for its time of day.
 _MODULES: Final = (
-    "workers.broker.consumer",
+    "workers.broker.delivery",
     "workers.control.deletion",
     "workers.control.enrolment",
     "workers.control.role",
     "workers.control.rotation",
     "workers.sweep.carrying",
-    "workers.sweep.consumer",
     "workers.sweep.everyone",
     "workers.sweep.outbox",
     "workers.sweep.start",

@@ -7,7 +7,7 @@ dead-letter queue; what is no hint of ours changes nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 import pytest
@@ -21,16 +21,27 @@ from contracts.errors import (
     StorageUnavailableError,
     UnknownProjectError,
 )
+from contracts.sealing import SigningKey
 from contracts.topology import ATTEMPT_HEADER, PLAN_QUEUE, SWEEP_QUEUE
 from tests.support.scrape import risen
+from workers.broker.delivery import Retry, RetryNotes
 from workers.errors import RefusedError
 from workers.metrics import WorkerMetrics
 from workers.sweep.consumer import HintConsumer
 from workers.sweep.messages import Hint, SweepPage, SweepStep, encode
 
 SWEEP_ID = "2f6c9a0e-1111-4111-8111-111111111111"
+Headers = dict[str, Any]
 STEP = SweepStep(sweep_id=SWEEP_ID, project="acme", step=4)
 PAGE = SweepPage(sweep_id=SWEEP_ID, project="acme", round=0, page=2, take=1)
+NOTES = RetryNotes("test", [SigningKey.from_seed(b"e" * 32)])
+
+
+def noted(hint: Hint, code: str, attempt: int, in_s: float = 0, publisher: str = "") -> Headers:
+    """The headers of a hint that a worker put off."""
+    retry = Retry(code, attempt, datetime.now(UTC) + timedelta(seconds=in_s))
+    queue = SWEEP_QUEUE if isinstance(hint, SweepPage) else PLAN_QUEUE
+    return dict(NOTES.headers(queue, publisher, encode(hint), retry))
 
 
 @dataclass
@@ -63,6 +74,12 @@ class Scene:
             raise self.error
 
     # The teller.
+    def retry_of(self, message: Message, queue: str) -> Retry | None:
+        return NOTES.read(queue, "", message.body, message.headers)
+
+    async def put_back(self, _message: object, queue: str, retry: Retry) -> None:
+        self.steps.append(f"{queue} {retry.code} {retry.attempt} back")
+
     async def put_off(
         self, _message: object, queue: str, error: KeyturnError, attempt: int, delay_s: int
     ) -> None:
@@ -112,9 +129,12 @@ async def test_a_hint_is_acknowledged_after_it_was_served(hint: Hint, name: str)
         ({}, False),
         ({"headers": {"x-death": [{"count": 3}]}}, False),
         ({"redelivered": True}, True),
-        ({"headers": {ATTEMPT_HEADER: "storage_unavailable:2"}}, True),
+        ({"headers": noted(STEP, "storage_unavailable", 2)}, True),
+        ({"headers": {ATTEMPT_HEADER: "storage_unavailable:2"}}, False),
+        ({"headers": noted(STEP, "storage_unavailable", 2, publisher="api")}, False),
+        ({"headers": noted(PAGE, "storage_unavailable", 2)}, False),
     ],
-    ids=["new", "through a delay queue", "redelivered", "put off"],
+    ids=["new", "delayed", "redelivered", "put off", "forged", "a request's", "another hint's"],
 )
 async def test_a_step_learns_whether_it_may_have_been_made(
     more: dict[str, Any], *, again: bool
@@ -167,7 +187,7 @@ async def test_a_step_that_fails_for_good_ends_the_sweep_and_is_kept() -> None:
 async def test_an_unknown_project_is_given_a_moment() -> None:
     delays = []
     for attempt in range(4):
-        header = {ATTEMPT_HEADER: f"unknown_project:{attempt}"}
+        header = noted(STEP, "unknown_project", attempt)
         steps = await deliver(Scene(error=UnknownProjectError("acme")), STEP, headers=header)
         delays.append(steps[1])
     assert delays == [
@@ -180,7 +200,7 @@ async def test_an_unknown_project_is_given_a_moment() -> None:
 
 async def test_a_failure_that_lasts_ends_the_sweep() -> None:
     """Longer than the longest age of a request, here 600 s, added up over the tries."""
-    header = {ATTEMPT_HEADER: "storage_unavailable:4"}
+    header = noted(STEP, "storage_unavailable", 5)
     steps = await deliver(Scene(error=StorageUnavailableError("x")), STEP, headers=header)
     assert steps[1] == "failed storage_unavailable"
 
@@ -244,7 +264,15 @@ async def test_each_end_is_counted_once(
     assert risen(metrics) == {f"keyturn_{name}": 1 for name in names}
 
 
-async def test_a_count_that_nobody_signed_costs_nothing() -> None:
+async def test_a_count_that_nobody_signed_counts_for_nothing() -> None:
+    """By such a header alone a sweep was ended as failed (issue 10, item 3)."""
     header = {ATTEMPT_HEADER: "storage_unavailable:999999999"}
     steps = await deliver(Scene(error=StorageUnavailableError("x")), STEP, headers=header)
-    assert steps[1] == "failed storage_unavailable"
+    assert steps == ["step", f"{PLAN_QUEUE} storage_unavailable 0 in 1 s", "ack"]
+
+
+async def test_a_hint_that_comes_before_its_time_waits_on() -> None:
+    """Moved out of its retry queue by an attacker: that uses up none of its tries."""
+    header = noted(STEP, "storage_unavailable", 5, in_s=600)
+    steps = await deliver(Scene(error=StorageUnavailableError("x")), STEP, headers=header)
+    assert steps == [f"{PLAN_QUEUE} storage_unavailable 5 back", "ack"]
