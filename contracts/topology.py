@@ -105,6 +105,12 @@ def dead_letter_name(queue: str) -> str:
     return f"{queue}.dead"
 
 
+DEAD_QUEUES: Final = (
+    *map(dead_letter_name, (UPLOAD_QUEUE, CONTROL_QUEUE, SWEEP_QUEUE, PLAN_QUEUE)),
+    UNSIGNED_DEAD_QUEUE,
+)
+
+
 def publisher_stream(publisher: str) -> str:
     """The stream that holds the events of one publisher's own requests (SPEC 6.8)."""
     return f"{EVENTS_STREAM}.{publisher}"
@@ -140,9 +146,10 @@ def _dead_letters_to(queue: str) -> dict[str, str | int]:
 
 
 def _dead_queue(name: str) -> Queue:
-    # No delivery limit: looking at a dead letter counts as a delivery, and a limit
-    # without a dead-letter exchange drops.
-    return Queue(dead_letter_name(name), {"x-queue-type": "quorum", "x-delivery-limit": -1})
+    # No delivery limit: looking at a dead letter counts as a delivery, and a limit without a
+    # dead-letter exchange drops. Nor a bound of age or length: those are settings of the
+    # workers, which an argument, once declared, could not follow (SPEC 6.9).
+    return Queue(name, {"x-queue-type": "quorum", "x-delivery-limit": -1})
 
 
 def _retry_queue(name: str, delay_s: int) -> Queue:
@@ -168,7 +175,7 @@ def queues() -> tuple[Queue, ...]:
         _work_queue(SWEEP_QUEUE, ()),
         _work_queue(PLAN_QUEUE, ()),
     )
-    dead = tuple(_dead_queue(queue.name) for queue in work)
+    dead = tuple(map(_dead_queue, DEAD_QUEUES))
     retry = tuple(_retry_queue(queue.name, s) for queue in work for s in ALL_DELAYS_S)
     events = Queue(
         EVENTS_STREAM,

@@ -6,6 +6,7 @@ a whole module: each message is followed to its end before the next one is sent.
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ QUEUES = {
     "sweep.requested": "keyturn.control",
     "delete.requested": "keyturn.control",
 }
-_WORKER_HEADERS = {"keyturn-code", "keyturn-detail", "keyturn-attempt"}
+_WORKER_HEADERS = set(topology.WORKER_HEADERS)
 _ID_FIELDS = sorted(set(topology.REQUEST_ID_FIELDS.values()))
 
 
@@ -124,7 +125,9 @@ class Serving:
         properties.setdefault("message_id", str(uuid.uuid4()))
         await self.publish(sent, **properties)
         queue = QUEUES[sent.routing_key]
-        dead = await self.wire.take(f"{queue}.dead")
+        unsigned = code == "bad_signature"
+        dead_queue = topology.UNSIGNED_DEAD_QUEUE if unsigned else f"{queue}.dead"
+        dead = await self.wire.take(dead_queue)
         assert dead.headers["keyturn-code"] == code, dead.headers
         assert detail in str(dead.headers["keyturn-detail"])
         assert dead.body == sent.body
@@ -136,12 +139,19 @@ class Serving:
         if sent.told is not None:
             event = await self.wire.outcome(sent.request_id)
             assert detail in event["detail"]
-            told = {**sent.told, "code": code, "at": event["at"], "detail": event["detail"]}
+            told = {
+                **sent.told,
+                "code": code,
+                "at": event["at"],
+                "detail": event["detail"],
+                "publisher": sent.headers["keyturn-publisher"],
+                "request": hashlib.sha256(sent.body).hexdigest(),
+            }
             assert event == told
             expected.append(event)
         expected.append(await self.serves_the_next())
         assert self.wire.events[known:] == expected
-        assert [await self.wire.depth(q) for q in (queue, f"{queue}.dead")] == [0, 0]
+        assert [await self.wire.depth(q) for q in (queue, dead_queue)] == [0, 0]
         return dead
 
     def stage(self, upload_id: str, body: bytes, *, publisher: str = "api") -> None:

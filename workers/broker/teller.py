@@ -15,7 +15,7 @@ from faststream.exceptions import IncorrectState
 from faststream.rabbit import RabbitBroker
 from pamqp import commands
 
-from contracts.errors import KeyturnError
+from contracts.errors import BadSignatureError, KeyturnError
 from contracts.messages import Event, encode, request_id
 from contracts.publisher.link import named_losses
 from contracts.sealing import SigningKey
@@ -27,6 +27,7 @@ from contracts.topology import (
     EXCHANGE,
     PUBLISHER_HEADER,
     SIGNATURE_HEADER,
+    UNSIGNED_DEAD_QUEUE,
     dead_letter_name,
     retry_name,
 )
@@ -133,9 +134,14 @@ class Teller:
         return self._now() + timedelta(seconds=delay_s)
 
     async def dead_letter(self, message: Delivered, queue: str, error: KeyturnError) -> None:
-        """Put the message into its queue's dead letters, with the code in a header."""
+        """Put the message into the dead letters, with the code in a header.
+
+        What nobody signed has a queue of its own: a flood of it pushes out nothing signed.
+        """
         headers = {CODE_HEADER: error.code, DETAIL_HEADER: error.detail[:_DETAIL_MAX_CHARACTERS]}
-        await self._to_queue(copy_of(whole(message), headers), dead_letter_name(queue))
+        unsigned = isinstance(error, BadSignatureError)
+        dead_queue = UNSIGNED_DEAD_QUEUE if unsigned else dead_letter_name(queue)
+        await self._to_queue(copy_of(whole(message), headers), dead_queue)
 
     async def send(self, body: bytes, queue: str, delay_s: int) -> None:
         """Put a message of the workers' own into a queue, now or after so many seconds.

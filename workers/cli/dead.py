@@ -14,14 +14,15 @@ from aio_pika.exceptions import DeliveryError
 
 from contracts.errors import KeyturnError
 from contracts.settings import DeploymentSettings
+from contracts.topology import DEAD_QUEUES
 from workers.cli.arguments import AsJson
 from workers.cli.ending import CommandError, note
 from workers.cli.files import write_secret
 from workers.cli.letters import (
-    WORK_QUEUES,
     Letter,
     Look,
     connected,
+    dead_queue,
     letter_of,
     now,
     shown_body,
@@ -63,7 +64,7 @@ def list_letters(
 
 
 def _queues(name: str | None) -> list[str]:
-    return list(WORK_QUEUES) if name is None else [work_queue(name)]
+    return list(DEAD_QUEUES) if name is None else [dead_queue(name)]
 
 
 def _described(letter: Letter, among: list[Letter]) -> dict[str, Any]:
@@ -202,7 +203,8 @@ async def _replay(
             resigner = await stack.enter_async_context(Resigner(settings))
         look = await stack.enter_async_context(_look(settings))
 
-        async def act(message: AbstractIncomingMessage, queue: str) -> None:
+        async def act(message: AbstractIncomingMessage, dead: str) -> None:
+            queue = work_queue(message, dead)
             copy = as_sent(message) if resigner is None else await resigner.renewed(message, queue)
             await send_back(look.channel, message, copy, queue)
 

@@ -21,22 +21,22 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from aio_pika.exceptions import ChannelNotFoundEntity
 
 from contracts.errors import MalformedRequestError
-from contracts.messages import load_json
+from contracts.messages import claimed_type, load_json
 from contracts.names import has_control_characters, parse_time
 from contracts.topology import (
     CODE_HEADER,
     CONTROL_QUEUE,
+    DEAD_QUEUES,
     DETAIL_HEADER,
-    PLAN_QUEUE,
     PUBLISHER_HEADER,
+    REQUESTS,
     SIGNATURE_HEADER,
-    SWEEP_QUEUE,
+    UNSIGNED_DEAD_QUEUE,
     UPLOAD_QUEUE,
-    dead_letter_name,
+    UPLOAD_REQUESTS,
 )
 from workers.cli.ending import CommandError
 
-WORK_QUEUES: Final = (UPLOAD_QUEUE, CONTROL_QUEUE, SWEEP_QUEUE, PLAN_QUEUE)
 _DIGEST_DIGITS: Final = 16
 _ID_MAX_CHARACTERS: Final = 64
 _GIVE_BACK_TIMEOUT_S: Final = 5
@@ -103,21 +103,36 @@ class Letter:
         return f"{seconds} s"
 
 
-def work_queue(name: str) -> str:
-    """The work queue that a queue's name means, with or without `.dead`.
+def dead_queue(name: str) -> str:
+    """The dead-letter queue that a queue's name means, with or without `.dead`.
 
     Raises:
         CommandError: none of ours.
     """
-    work = name.removesuffix(".dead")
-    if work not in WORK_QUEUES:
-        known = ", ".join(dead_letter_name(queue) for queue in WORK_QUEUES)
-        raise CommandError(f"{name} is none of {known}")
-    return work
+    dead = f"{name.removesuffix('.dead')}.dead"
+    if dead not in DEAD_QUEUES:
+        raise CommandError(f"{name} is none of {', '.join(DEAD_QUEUES)}")
+    return dead
+
+
+def work_queue(message: AbstractIncomingMessage, dead: str) -> str:
+    """The work queue that a letter of this dead-letter queue is replayed to.
+
+    Of what nobody signed, the one that its type belongs to.
+
+    Raises:
+        MalformedRequestError: it was unsigned, and has no type of a request.
+    """
+    if dead != UNSIGNED_DEAD_QUEUE:
+        return dead.removesuffix(".dead")
+    claimed = claimed_type(message.body)
+    if claimed not in REQUESTS:
+        raise MalformedRequestError("has no type of a request, so no queue to replay it to")
+    return UPLOAD_QUEUE if claimed in UPLOAD_REQUESTS else CONTROL_QUEUE
 
 
 def letter_of(message: AbstractIncomingMessage, queue: str) -> Letter:
-    """Describe a delivery of the work queue's dead letters."""
+    """Describe a delivery of this dead-letter queue."""
     document = _document(message.body)
     headers = message.headers
     named = message.message_id
@@ -127,7 +142,7 @@ def letter_of(message: AbstractIncomingMessage, queue: str) -> Letter:
         and not has_control_characters(named)
     )
     return Letter(
-        queue=dead_letter_name(queue),
+        queue=queue,
         message_id=named if usable else None,
         digest=_digest(message),
         type=_text(document.get("type")),
@@ -219,20 +234,19 @@ class Look:
         self._taken: dict[str, list[AbstractIncomingMessage]] = {}
 
     async def deliveries(self, queue: str, limit: int) -> AsyncIterator[AbstractIncomingMessage]:
-        """The dead letters of a work queue, oldest first, unacknowledged.
+        """The letters of a dead-letter queue, oldest first, unacknowledged.
 
         At most as many as stand there now: one that is replayed and dies again is not met twice.
 
         Raises:
             CommandError: the queue does not stand.
         """
-        name = dead_letter_name(queue)
         try:
-            declared = await self.channel.declare_queue(name, passive=True)
+            declared = await self.channel.declare_queue(queue, passive=True)
         except ChannelNotFoundEntity as exc:
-            raise CommandError(f"{name} does not stand on the broker; start a worker") from exc
+            raise CommandError(f"{queue} does not exist on the broker; start a worker") from exc
         standing = declared.declaration_result.message_count or 0
-        taken = self._taken.setdefault(name, [])
+        taken = self._taken.setdefault(queue, [])
         for _ in range(min(limit, standing)):
             message = await declared.get(fail=False)
             if message is None:

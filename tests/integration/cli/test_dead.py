@@ -115,7 +115,7 @@ async def test_what_was_looked_at_stands_there_for_whoever_looks_next(cli: Cli) 
         for _ in range(20):
             async with connected(cli.deployment.amqp_url) as connection:
                 look = Look(await connection.channel())
-                assert len([_ async for _ in look.deliveries(_WORK, 1000)]) == 50
+                assert len([_ async for _ in look.deliveries(_DEAD, 1000)]) == 50
                 await look.give_back()
                 await look.channel.close()
                 assert await _depth(channel, _DEAD) == 50
@@ -310,7 +310,7 @@ async def test_an_id_that_somebody_else_took_names_neither_letter(cli: Cli) -> N
 async def test_what_is_not_there_is_one_line(cli: Cli) -> None:
     nothing = await cli.arun("dead", "list")
     assert nothing.exit_code == 1
-    assert "does not stand on the broker" in nothing.stderr
+    assert "does not exist on the broker" in nothing.stderr
     async with _broker(cli) as channel:
         await _bury_upload(cli, channel)
         missing = await cli.arun("dead", "replay", "no-such-id")

@@ -258,6 +258,7 @@ async def test_keyring_under_an_unknown_master_key(served: Serving) -> None:
     sent = served.signed(requests.enroll(served.deployment, project))
     await served.publish(sent, message_id=sent.request_id)
     waiting = await served.wire.take("keyturn.control.retry.5s")
-    assert waiting.headers == sent.headers | {"keyturn-attempt": "unknown_master_key:2"}
+    assert waiting.headers["keyturn-attempt"] == "unknown_master_key:2"
+    assert waiting.headers.items() >= sent.headers.items()
     assert waiting.body == sent.body
     await served.serves_the_next()

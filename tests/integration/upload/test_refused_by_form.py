@@ -185,27 +185,30 @@ async def test_bytes(served: Serving, name: str) -> None:
 
 @pytest.mark.parametrize("kind", ["upload.wished", "upload.stored", "", 7, None])
 async def test_unknown_type(served: Serving, kind: object) -> None:
-    """A type that is none is told to the uploader, since it came as an upload."""
+    """No event: which refusal it would be, only its unsigned routing key could say."""
     sent = served.signed(good(served))
     body = requests.encode(good(served) | {"type": kind, "upload_id": sent.request_id})
     headers = requests.headers(body, served.deployment.publisher_key)
     await served.refuses(
-        Sent(sent.routing_key, body, dict(headers), sent.told), MALFORMED, "type must be one of"
+        Sent(sent.routing_key, body, dict(headers)), MALFORMED, "type must be one of"
     )
 
 
 @pytest.mark.parametrize("routing_key", ["enroll.requested", "delete.requested"])
 async def test_upload_on_the_control_queue(served: Serving, routing_key: str) -> None:
-    """The type is not the routing key: refused on the queue that it came to."""
+    """A copy of a genuine request on another queue: a dead letter, and no event of any kind.
+
+    Issue 10, item 2: it was told as `malformed_request` while the original was stored.
+    """
     sent = served.signed(good(served), routing_key=routing_key)
-    await served.refuses(sent, MALFORMED, "routing key")
+    await served.refuses(replace(sent, told=None), "bad_signature", "routing key")
 
 
 async def test_enrolment_on_the_upload_queue(served: Serving) -> None:
-    """Told as what it says that it is."""
+    """As with an upload on the control queue."""
     document = requests.enroll(served.deployment, "elsewhere")
     sent = served.signed(document, routing_key="upload.requested")
-    await served.refuses(sent, MALFORMED, "routing key")
+    await served.refuses(replace(sent, told=None), "bad_signature", "routing key")
     assert not served.stands(".keyturn/keyrings/elsewhere.json")
 
 
@@ -261,9 +264,11 @@ async def test_malformed_and_unsigned(served: Serving) -> None:
 
 
 def by_narrow(served: Serving, document: Document) -> Sent:
+    """Signed by a publisher that may not ask for it: the refusal names no project (SPEC 6.3)."""
     sent = served.signed(document)
+    assert sent.told is not None
     headers = requests.headers(sent.body, served.deployment.narrow_key, publisher="narrow")
-    return replace(sent, headers=dict(headers))
+    return replace(sent, headers=dict(headers), told=sent.told | {"project": None})
 
 
 async def test_not_permitted_by_project(served: Serving) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def _letter(body: bytes = b"{}", message_id: str | None = None, **headers: Any) -> Letter:
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     message = SimpleNamespace(body=body, headers=named, message_id=message_id)
-    return letter_of(cast("AbstractIncomingMessage", message), "keyturn.upload")
+    return letter_of(cast("AbstractIncomingMessage", message), "keyturn.upload.dead")
 
 
 @pytest.mark.parametrize("message_id", [None, "", "a\x1b[2J", "x" * 65])
