@@ -9,12 +9,14 @@ from base64 import b64decode, b64encode
 from binascii import Error as BinasciiError
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from email.errors import MessageError
 from email.header import decode_header, make_header
 from typing import Final
 
 from contracts.errors import CorruptObjectError, MalformedRequestError, UnknownAlgorithmError
-from contracts.names import has_control_characters, is_short_name
+from contracts.names import format_time, has_control_characters, is_short_name, parse_time
+from contracts.sealing import UPLOAD_TAG_BYTES
 
 COBBLESTONE: Final = "Cobblestone-256"
 V0_ALGORITHM: Final = "AES-256-GCM"
@@ -26,8 +28,12 @@ DEK_ADMIN: Final = "enc-dek-admin"
 KEK_USER: Final = "enc-kek-user"
 KEK_ADMIN: Final = "enc-kek-admin"
 UPLOAD: Final = "enc-upload"
+UPLOAD_TAG: Final = "enc-upload-tag"
+STORED_AT: Final = "enc-stored-at"
 OWN_PREFIX: Final = "enc-"
 
+METADATA_MAX_BYTES: Final = 2048
+"""What S3 takes of names and values together, counted without `x-amz-meta-`."""
 CALLER_MAX_BYTES: Final = 1024
 CONTENT_TYPE_MAX_BYTES: Final = 1024
 _DECODED_MAX_CHARACTERS: Final = 4 * CALLER_MAX_BYTES
@@ -120,8 +126,21 @@ def _v0_wrap(metadata: Mapping[str, str], name: str) -> bytes | None:
     return _wrap(metadata, name) if metadata.get(name) else None
 
 
-def build(wraps: Wraps, *, upload_id: str | None) -> dict[str, str]:
-    """The `enc-` names of an object with these wraps (SPEC 4.3)."""
+def build(
+    wraps: Wraps,
+    *,
+    upload_id: str | None,
+    tag: str | None = None,
+    stored_at: datetime | None = None,
+) -> dict[str, str]:
+    """The `enc-` names of an object with these wraps (SPEC 4.3).
+
+    Args:
+        wraps: both, with their labels.
+        upload_id: of the upload that stored the object.
+        tag: as `format_upload_tag` writes it; a rewrap passes on what it found, as it is.
+        stored_at: when the object was stored, where rewraps have changed its `Last-Modified`.
+    """
     if not is_short_name(wraps.master_key):
         raise ValueError("a master key's id has 1 to 32 characters of a-z, 0-9 and -")
     built = {
@@ -131,7 +150,54 @@ def build(wraps: Wraps, *, upload_id: str | None) -> dict[str, str]:
         KEK_USER: f"{wraps.generation}:{wraps.kek_id}",
         KEK_ADMIN: wraps.master_key,
     }
-    return built | ({UPLOAD: upload_id} if upload_id is not None else {})
+    if upload_id is not None:
+        built[UPLOAD] = upload_id
+    if tag is not None:
+        built[UPLOAD_TAG] = tag
+    if stored_at is not None:
+        built[STORED_AT] = format_time(stored_at)
+    return built
+
+
+def size_bytes(metadata: Mapping[str, str]) -> int:
+    """The bytes that S3 counts against `METADATA_MAX_BYTES`."""
+    return sum(len(name.encode()) + len(value.encode()) for name, value in metadata.items())
+
+
+def format_upload_tag(tag: bytes) -> str:
+    """The value of `enc-upload-tag` for the tag of `contracts.sealing.upload_tag`."""
+    return b64encode(tag).decode()
+
+
+def upload_tag(metadata: Mapping[str, str]) -> bytes | None:
+    """The tag by which an upload recognises its own object; None where there is none.
+
+    A value that is no tag gives empty bytes, which equal no tag.
+    """
+    value = metadata.get(UPLOAD_TAG)
+    if value is None:
+        return None
+    try:
+        tag = b64decode(value.encode("ascii"), validate=True)
+    except (ValueError, BinasciiError):
+        return b""
+    return tag if len(tag) == UPLOAD_TAG_BYTES and format_upload_tag(tag) == value else b""
+
+
+def stored_at(metadata: Mapping[str, str], last_modified: datetime) -> datetime | None:
+    """When the object was stored, where a rewrap noted it (SPEC 4.3).
+
+    Not authenticated: a value that is no time of SPEC 1, or that is later than the storage's
+    own `last_modified`, is ignored.
+    """
+    value = metadata.get(STORED_AT)
+    if value is None:
+        return None
+    try:
+        instant = parse_time(value)
+    except ValueError:
+        return None
+    return instant if instant <= last_modified else None
 
 
 def caller_to_wire(caller: Mapping[str, str]) -> dict[str, str]:

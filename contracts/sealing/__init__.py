@@ -51,6 +51,7 @@ from contracts.sealing.retries import RetryKey, RetryNote
 from contracts.sealing.signatures import SigningKey, VerifyKey
 from contracts.sealing.wraps import (
     BODY_CONTEXT,
+    UPLOAD_TAG_BYTES,
     V0_OVERHEAD_BYTES,
     Role,
     V0Opener,
@@ -60,6 +61,7 @@ from contracts.sealing.wraps import (
     seal_tombstone,
     transport_context,
     unwrap_dek,
+    upload_tag,
     v0_open,
     v0_seal,
     v0_unwrap_dek,
@@ -75,6 +77,7 @@ __all__ = [
     "SALT_BYTES",
     "SEALED_CHUNK_BYTES",
     "TAG_BYTES",
+    "UPLOAD_TAG_BYTES",
     "V0_OVERHEAD_BYTES",
     "ChunkError",
     "ChunkReader",
@@ -116,6 +119,7 @@ __all__ = [
     "transport_context",
     "unwrap_dek",
     "upload_info",
+    "upload_tag",
     "user_kek",
     "v0_admin_kek",
     "v0_open",

@@ -6,6 +6,7 @@ whoever opens one asks the keyring first (SPEC 4.6).
 It must never decide which KEK to try, nor what a failure means: callers know that.
 """
 
+import hmac
 import os
 from typing import Final, Literal, TypeAlias
 
@@ -25,6 +26,8 @@ Role: TypeAlias = Literal["user", "admin"]
 
 BODY_CONTEXT: Final = b"keyturn/v1/body"
 """The context of an object's body (SPEC 4.2). It needs no more: a DEK has one body."""
+
+UPLOAD_TAG_BYTES: Final = 16
 
 _V0_NONCE_BYTES: Final = 12
 V0_OVERHEAD_BYTES: Final = _V0_NONCE_BYTES + TAG_BYTES
@@ -68,6 +71,26 @@ def unwrap_dek(
     """
     context = _dek_context(role, algorithm, project, key, generation)
     return _dek(open_sealed(kek.reveal(), context, wrap))
+
+
+def upload_tag(
+    dek: bytes, *, publisher: str, project: str, key: str, upload_id: str, size_bytes: int
+) -> bytes:
+    """Return the 16 bytes by which an upload recognises its own object (SPEC 4.3).
+
+    The DEK is the key: only the holder of one of the object's KEKs can make a tag, and an
+    object that is relabelled to another upload's id, publisher or size does not verify.
+
+    Args:
+        dek: the object's data key, 32 bytes.
+        publisher: who signed the upload's request.
+        project: the project's id.
+        key: the object's key, without its project.
+        upload_id: the upload's.
+        size_bytes: of the plaintext.
+    """
+    message = label("keyturn/v1/upload", publisher, project, key, upload_id, str(size_bytes))
+    return hmac.digest(dek, message, "sha256")[:UPLOAD_TAG_BYTES]
 
 
 def seal_record(kek: Kek, record_key: str, payload: bytes) -> bytes:

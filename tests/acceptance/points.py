@@ -25,6 +25,8 @@ from workers.upload import uploader
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from workers.storage import Written
+
 _RECORDS = ".keyturn/"
 KEYRINGS = ".keyturn/keyrings/"
 _STAGING = ".keyturn/staging/"
@@ -111,7 +113,7 @@ class Midway:
 
         async def put_stream(
             this: S3Storage, key: str, chunks: AsyncIterator[bytes], *arguments: Any, **named: Any
-        ) -> str:
+        ) -> Written:
             cut = _struck_midway(chunks, strike) if of_an_object((key,)) else chunks
             return await original(this, key, cut, *arguments, **named)
 

@@ -1,6 +1,7 @@
 """Wrapping a DEK under both desired KEKs (SPEC 4.3). Pure; no I/O."""
 
 from collections.abc import Mapping
+from datetime import datetime
 
 from contracts import metadata as object_metadata
 from contracts.metadata import COBBLESTONE, DELETED, Wraps
@@ -29,10 +30,23 @@ def _wrap(desired: Desired, role: Role, kek: Secret, key: str, dek: bytes, algor
 
 
 def metadata_for(
-    wraps: Wraps, *, upload_id: str | None, caller_wire: Mapping[str, str]
+    wraps: Wraps,
+    *,
+    upload_id: str | None,
+    caller_wire: Mapping[str, str],
+    tag: str | None = None,
+    stored_at: datetime | None = None,
 ) -> dict[str, str]:
-    """An object's whole metadata as it goes on the wire."""
-    return {**caller_wire, **object_metadata.build(wraps, upload_id=upload_id)}
+    """An object's whole metadata as it goes on the wire.
+
+    `stored_at` is information alone: it is left out where the storage would refuse the write
+    for its size (SPEC 4.3). The other arguments are those of `contracts.metadata.build`.
+    """
+    own = object_metadata.build(wraps, upload_id=upload_id, tag=tag, stored_at=stored_at)
+    whole = {**caller_wire, **own}
+    if object_metadata.size_bytes(whole) > object_metadata.METADATA_MAX_BYTES:
+        whole.pop(object_metadata.STORED_AT, None)
+    return whole
 
 
 def tombstone_metadata(sealed: bytes) -> dict[str, str]:

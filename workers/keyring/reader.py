@@ -6,18 +6,18 @@ desired state had not moved before the put. `fresh` gives exactly that.
 """
 
 import asyncio
-import time
 from collections import OrderedDict
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 
-from contracts.errors import UnknownProjectError
+from contracts.errors import StorageUnavailableError, UnknownProjectError
 from contracts.names import keyring_key
 from contracts.sealing import Secret
 from workers.errors import MissingError
 from workers.keyring.record import Desired, Keyring, parse
-from workers.storage import Lease, Storage
+from workers.storage import Lease, Storage, StorageClock
 
 _MAX_PROJECTS: Final = 10_000
 # Some thousands of rotations. What somebody put there that is larger is not even parsed whole.
@@ -31,13 +31,40 @@ _BETWEEN_READS_S: Final = 0.03
 class Observed:
     """A keyring as one read showed it.
 
-    `etag` is the record's, for a conditional change; `lease` fences writes that rest on it.
+    Attributes:
+        keyring: What the record says.
+        desired: The state that it asks for.
+        etag: The record's, for a conditional change.
+        read_at: The answer's `Date`. Information alone: what rests on it asks `lease`.
+        sent_s: When the read was sent, by the process's own clock.
+        lease_s: How long the lease is, in seconds.
+        leased: Whether the read gives a lease: it was prompt, and its `Date` agrees with the
+            storage's clock as this process knows it (SPEC 8.4).
+        proves: Whether its date may prove what was seen after it: it gives a lease, and this
+            process has known the storage's clock for two leases.
     """
 
     keyring: Keyring
     desired: Desired
     etag: str
-    lease: Lease
+    read_at: datetime
+    sent_s: float
+    lease_s: int
+    leased: bool
+    proves: bool
+
+    @property
+    def lease(self) -> Lease:
+        """What fences writes that rest on this read; its date may also be a `turned_at`.
+
+        Raises:
+            StorageUnavailableError: the read gives no lease: read again.
+        """
+        if not self.leased:
+            raise StorageUnavailableError(
+                "the keyring's reading gives no lease: it was slow, or the storage's clock differs"
+            )
+        return Lease(self.read_at, self.lease_s)
 
 
 @dataclass(slots=True)
@@ -45,7 +72,6 @@ class _Line:
     """The reads of one project: the last answer, the read under way, the one after it."""
 
     last: Observed | None = None
-    last_began: float = 0.0
     last_body: bytes = b""
     running: asyncio.Task[Observed] | None = None
     waiting: asyncio.Task[Observed] | None = None
@@ -61,8 +87,10 @@ class KeyringReader:
         *,
         lease_s: int,
         cache_s: float,
+        clock: StorageClock | None = None,
     ) -> None:
         """`cache_s` must stay well below `lease_s`: what rests on a cached read is fenced by it."""
+        self.clock = clock or StorageClock(lease_s)
         self._storage = storage
         self._master_keys = master_keys
         self._lease_s = lease_s
@@ -86,10 +114,15 @@ class KeyringReader:
 
     def cached(self, project: str) -> Observed | None:
         """What `recent` would give at once, without a read."""
-        line = self._line(project)
-        if line.last is not None and time.monotonic() - line.last_began <= self._cache_s:
-            return line.last
+        last = self._line(project).last
+        if last is not None and self.clock.own_s() - last.sent_s <= self._cache_s:
+            return last
         return None
+
+    async def leased(self, project: str) -> Observed:
+        """As `recent`, but read again where the cached read gives no lease."""
+        observed = await self.recent(project)
+        return observed if observed.leased else await self.fresh(project)
 
     async def fresh(self, project: str) -> Observed:
         """The keyring by a read that begins after this call; errors as `recent`.
@@ -110,23 +143,23 @@ class KeyringReader:
         await asyncio.wait([before])
         # It holds the line while it waits; it has not begun, so whoever calls now shares it.
         line.running = line.waiting
-        await asyncio.sleep(line.last_began + _BETWEEN_READS_S - time.monotonic())
+        if line.last is not None:
+            await asyncio.sleep(line.last.sent_s + _BETWEEN_READS_S - self.clock.own_s())
         # From here on it is the running read: whoever calls now needs the one after it.
         line.waiting = None
         return await self._read(project, line)
 
     async def _read(self, project: str, line: _Line) -> Observed:
-        began = time.monotonic()
         task = asyncio.current_task()
         try:
-            observed = await self._observe(project, line)
+            line.last = await self._observe(project, line)
         finally:
             if line.running is task:
                 line.running = None
-        line.last, line.last_began = observed, began
-        return observed
+        return line.last
 
     async def _observe(self, project: str, line: _Line) -> Observed:
+        sent_s = self.clock.own_s()
         try:
             head, body = await self._storage.read(
                 keyring_key(project), max_bytes=_KEYRING_MAX_BYTES
@@ -134,12 +167,25 @@ class KeyringReader:
         except MissingError as exc:
             line.last = None
             raise UnknownProjectError(project) from exc
-        lease = Lease(head.date, self._lease_s)
+        received_s = self.clock.own_s()
+        judged = self.clock.observe(head.date, sent_s, received_s)
         if line.last is not None and body == line.last_body:
-            return Observed(line.last.keyring, line.last.desired, head.etag, lease)
-        keyring = parse(body, project, self._master_keys)
-        line.last_body = body
-        return Observed(keyring, keyring.desired(self._master_keys), head.etag, lease)
+            keyring, desired = line.last.keyring, line.last.desired
+        else:
+            keyring = parse(body, project, self._master_keys)
+            desired = keyring.desired(self._master_keys)
+            line.last_body = body
+        leased = judged.agrees and received_s - sent_s <= self.clock.prompt_s
+        return Observed(
+            keyring,
+            desired,
+            head.etag,
+            read_at=head.date,
+            sent_s=sent_s,
+            lease_s=self._lease_s,
+            leased=leased,
+            proves=leased and judged.proves,
+        )
 
     def _line(self, project: str) -> _Line:
         line = self._lines.get(project)

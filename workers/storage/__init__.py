@@ -1,5 +1,6 @@
 """S3 behind one small port (SPEC 10)."""
 
+from workers.storage.clock import StorageClock
 from workers.storage.differences import Differences
 from workers.storage.port import (
     Condition,
@@ -9,12 +10,14 @@ from workers.storage.port import (
     IfMatch,
     Lease,
     Listed,
+    ListedPage,
     OpenMultipart,
     Part,
     Storage,
     Stream,
     Version,
     Versioning,
+    Written,
 )
 
 __all__ = [
@@ -26,10 +29,13 @@ __all__ = [
     "IfMatch",
     "Lease",
     "Listed",
+    "ListedPage",
     "OpenMultipart",
     "Part",
     "Storage",
+    "StorageClock",
     "Stream",
     "Version",
     "Versioning",
+    "Written",
 ]

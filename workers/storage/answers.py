@@ -17,7 +17,7 @@ code alone: never a URL (it may hold a signature), a header or a body.
 import html
 import re
 from collections.abc import Iterable, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import Final
@@ -194,8 +194,19 @@ def head_of(operation: str, headers: Mapping[str, str]) -> Head:
     )
 
 
-# A second has many answers, and its objects too.
-_moment = lru_cache(maxsize=512)(parsedate_to_datetime)
+def date_of(headers: Mapping[str, str]) -> datetime | None:
+    """The answer's `Date`; None where there is none that can be read."""
+    try:
+        return _moment(headers["Date"])
+    except (KeyError, ValueError):
+        return None
+
+
+@lru_cache(maxsize=512)  # a second has many answers, and its objects too
+def _moment(text: str) -> datetime:
+    moment = parsedate_to_datetime(text)
+    # `-0000` is UTC as well, of a server that does not know where it is (RFC 5322).
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
 
 
 def _text(value: str) -> str:

@@ -6,12 +6,16 @@ Ceph's gateway is a key): a character that XML has not breaks the whole answer t
 these are made harmless, and a next page is asked for by the last key that was listed.
 """
 
+import html
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, TypeVar
+from urllib.parse import quote, unquote_plus
 
-from workers.storage.port import Listed, Version
+from contracts.errors import StorageUnavailableError
+from workers.storage.port import Listed, ListedPage, Version
 
 if TYPE_CHECKING:
     from botocore.model import OperationModel
@@ -25,6 +29,9 @@ _UNSPEAKABLE: Final = re.compile(
 )
 # Runs before botocore's own look into the answer, which hangs at `before-parse.s3.*`.
 BEFORE_PARSING: Final = "before-parse.*.*"
+PAGE_KEYS: Final = 1000
+"""The most that one answer to a listing holds."""
+_CONTENTS: Final = re.compile(rb"<Contents>(.*?)</Contents>", re.DOTALL)
 _ENCODED: Final = b"<EncodingType>url</EncodingType>"
 
 _Row = TypeVar("_Row", Listed, Version)
@@ -49,6 +56,47 @@ def make_speakable(
         case _:
             return
     response_dict["body"] = _UNSPEAKABLE.sub(b"\t", body)
+
+
+def page_query(prefix: str, after: str) -> str:
+    """The query of one request for a listing, percent-encoded."""
+    said = f"encoding-type=url&list-type=2&max-keys={PAGE_KEYS}&prefix={quote(prefix, safe='-_.~')}"
+    return f"{said}&start-after={quote(after, safe='-_.~')}" if after else said
+
+
+def page_of(body: bytes, date: datetime | None) -> ListedPage:
+    """The rows of one answer to `page_query`.
+
+    Raises:
+        StorageUnavailableError: the answer is no whole listing.
+    """
+    if not body.rstrip().endswith(b"</ListBucketResult>"):
+        raise StorageUnavailableError("list: answer without outcome")
+    decode = unquote_plus if _ENCODED in body else str
+    try:
+        rows = [_row(found[1], decode) for found in _CONTENTS.finditer(body)]
+        is_last = _element(b"IsTruncated", body) != "true"
+    except ValueError as exc:
+        raise StorageUnavailableError("list: answer that cannot be read") from exc
+    return ListedPage(rows, is_last, date)
+
+
+def _row(row: bytes, decode: Callable[[str], str]) -> Listed:
+    return Listed(
+        key=decode(_element(b"Key", row)),
+        size_bytes=int(_element(b"Size", row)),
+        etag=_element(b"ETag", row).strip('"'),
+        last_modified=datetime.fromisoformat(_element(b"LastModified", row)),
+    )
+
+
+def _element(name: bytes, within: bytes) -> str:
+    _, opened, rest = within.partition(b"<%b>" % name)
+    text, closed, _ = rest.partition(b"</%b>" % name)
+    if not opened or not closed:
+        raise ValueError("an element is missing")
+    decoded = text.decode()
+    return html.unescape(decoded) if "&" in decoded else decoded
 
 
 async def behind(

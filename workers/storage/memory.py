@@ -20,6 +20,7 @@ from contracts.errors import StorageUnavailableError
 from workers.errors import MissingError, PreconditionError, RefusedError
 from workers.storage.answers import LEGAL_HOLD, lock_of
 from workers.storage.body import KnownLengthBody
+from workers.storage.clock import boottime_s
 from workers.storage.differences import WORKS_EVERYWHERE, Differences
 from workers.storage.memory_bucket import Bucket, Stored, etag_of, new_version
 from workers.storage.port import (
@@ -30,11 +31,13 @@ from workers.storage.port import (
     IfMatch,
     Lease,
     Listed,
+    ListedPage,
     OpenMultipart,
     Part,
     Stream,
     Version,
     Versioning,
+    Written,
 )
 
 
@@ -94,6 +97,7 @@ class MemoryStorage:
         self.versioned = versioned
         self.atomic_copies = atomic_copies
         self.calls: Counter[str] = Counter()
+        self.page_keys = 1000
         self._bucket = Bucket(versioned=versioned)
         self._uploads: dict[str, _Upload] = {}
         self._ids = count(1)
@@ -106,6 +110,10 @@ class MemoryStorage:
     def advance(self, seconds: float) -> None:
         """Let the storage's clock run ahead."""
         self._skew += timedelta(seconds=seconds)
+
+    def elapsed_s(self) -> float:
+        """The own clock of a process that `advance` stalls: for a `StorageClock`."""
+        return boottime_s() + self._skew.total_seconds()
 
     @property
     def now(self) -> datetime:
@@ -202,8 +210,8 @@ class MemoryStorage:
         *,
         condition: Condition | None = None,
         lease: Lease | None = None,
-    ) -> str:
-        """One put of bytes; gives the new ETag."""
+    ) -> Written:
+        """One put of bytes."""
         async with self._acting("put", lease):
             return self._store(key, body, headers, etag_of(body), condition)
 
@@ -216,7 +224,7 @@ class MemoryStorage:
         *,
         condition: Condition | None = None,
         lease: Lease | None = None,
-    ) -> str:
+    ) -> Written:
         """One put of known length; the lease is looked at when it begins, as on a server."""
         async with self._acting("put_stream", lease):
             body = await KnownLengthBody(chunks, size_bytes).whole()
@@ -260,8 +268,8 @@ class MemoryStorage:
         *,
         condition: Condition | None = None,
         lease: Lease | None = None,
-    ) -> str:
-        """Make the parts the object; gives the new ETag."""
+    ) -> Written:
+        """Make the parts the object."""
         async with self._acting("complete_multipart", lease):
             upload = self._upload(key, upload_id)
             pieces = [upload.parts.get(part.number, b"") for part in parts]
@@ -270,9 +278,9 @@ class MemoryStorage:
             honoured = condition if self.differences.conditional_completion else None
             digests = b"".join(hashlib.md5(p, usedforsecurity=False).digest() for p in pieces)
             etag = f"{etag_of(digests)}-{len(pieces)}"
-            self._store(key, b"".join(pieces), upload.headers, etag, honoured)
+            written = self._store(key, b"".join(pieces), upload.headers, etag, honoured)
             del self._uploads[upload_id]
-            return etag
+            return written
 
     async def abort_multipart(self, key: str, upload_id: str) -> None:
         """Drop an upload and its parts; one that is gone is fine."""
@@ -306,6 +314,14 @@ class MemoryStorage:
             rows = [(key, self._bucket.get(key)) for key in keys]
         for key, stored in rows:
             yield Listed(key, len(stored.body), stored.etag, stored.last_modified)
+
+    async def list_page(self, prefix: str, *, after: str = "") -> ListedPage:
+        """One request of `list`."""
+        async with self._acting("list_page"):
+            keys = [key for key in self.stored_keys() if _behind(key, prefix, after)]
+            rows = [(key, self._bucket.get(key)) for key in keys[: self.page_keys]]
+            listed = [Listed(k, len(s.body), s.etag, s.last_modified) for k, s in rows]
+            return ListedPage(listed, len(keys) <= self.page_keys, self.now)
 
     async def list_versions(
         self, prefix: str, *, after: str = "", limit: int | None = None
@@ -402,10 +418,10 @@ class MemoryStorage:
 
     def _store(
         self, key: str, body: bytes, headers: Headers, etag: str, condition: Condition | None
-    ) -> str:
+    ) -> Written:
         self._check(key, condition)
         self._bucket.store(key, new_version(body, headers, etag, self.now))
-        return etag
+        return Written(etag, self.now)
 
     async def _copy(self, key: str, headers: Headers, source_etag: str | None) -> None:
         source = self._bucket.get(key)

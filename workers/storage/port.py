@@ -71,6 +71,18 @@ class Head:
 
 
 @dataclass(frozen=True, slots=True)
+class Written:
+    """What the storage answers to a write of an object.
+
+    `etag` is the new body's, without quotes; `date` the storage's clock at the answer, None
+    where the answer has no `Date` that can be read.
+    """
+
+    etag: str
+    date: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
 class Listed:
     """One row of a listing."""
 
@@ -78,6 +90,18 @@ class Listed:
     size_bytes: int
     etag: str
     last_modified: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ListedPage:
+    """One answer to a listing: up to 1,000 rows in the order of the keys' bytes.
+
+    `is_last` says that no key follows under the prefix; `date` is as in `Written`.
+    """
+
+    rows: Sequence[Listed]
+    is_last: bool
+    date: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,8 +229,8 @@ class Storage(Protocol):
         *,
         condition: Condition | None = None,
         lease: Lease | None = None,
-    ) -> str:
-        """One put of bytes; gives the new ETag."""
+    ) -> Written:
+        """One put of bytes."""
         ...
 
     async def put_stream(
@@ -218,8 +242,8 @@ class Storage(Protocol):
         *,
         condition: Condition | None = None,
         lease: Lease | None = None,
-    ) -> str:
-        """One put of known length in bounded memory; gives the new ETag.
+    ) -> Written:
+        """One put of known length in bounded memory.
 
         Where `chunks` raises, the request is cut short (which stores nothing) and that
         exception is raised unchanged.
@@ -261,8 +285,8 @@ class Storage(Protocol):
         *,
         condition: Condition | None = None,
         lease: Lease | None = None,
-    ) -> str:
-        """Make the parts the object; gives the new ETag."""
+    ) -> Written:
+        """Make the parts the object."""
         ...
 
     async def abort_multipart(self, key: str, upload_id: str) -> None:
@@ -284,6 +308,13 @@ class Storage(Protocol):
 
         Keys come as they are, whatever a foreign writer put into them. `after` leaves out
         the keys up to and including it.
+        """
+        ...
+
+    async def list_page(self, prefix: str, *, after: str = "") -> ListedPage:
+        """One request of `list`, with the answer's `Date`.
+
+        Rows whose keys no XML document can hold may be missing.
         """
         ...
 

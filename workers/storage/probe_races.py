@@ -38,7 +38,7 @@ async def replacers(storage: Probed, key: str) -> Outcome:
     """Many puts with `If-Match` on the ETag that all of them have read."""
 
     async def begin(round_key: str) -> list[_Writer]:
-        etag = await storage.put(round_key, b"before", _PLAIN)
+        etag = (await storage.put(round_key, b"before", _PLAIN)).etag
         return [_putter(storage, round_key, IfMatch(etag))] * WRITERS
 
     return await _rounds(storage, key, begin)

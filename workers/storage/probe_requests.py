@@ -35,7 +35,7 @@ async def create(storage: Probed, key: str) -> Outcome:
 
 async def replace_body(storage: Probed, key: str) -> Outcome:
     """`If-Match` replaces the body it names, and none other."""
-    etag = await storage.put(key, b"first", PLAIN)
+    etag = (await storage.put(key, b"first", PLAIN)).etag
     wrong = await _refused(storage.put(key, b"wrong", PLAIN, condition=IfMatch(WRONG_ETAG)))
     untouched = (await storage.read(key))[1] == b"first"
     await storage.put(key, b"second", PLAIN, condition=IfMatch(etag))
@@ -49,7 +49,7 @@ async def read_after_write(storage: Probed, key: str) -> Outcome:
     """What was acknowledged is what the next read and the next listing show."""
     for number in range(_ROUNDS):
         body = b"%d" % number
-        etag = await storage.put(key, body, PLAIN)
+        etag = (await storage.put(key, body, PLAIN)).etag
         if (await storage.read(key))[1] != body:
             return Outcome(ok=False, said="a read showed an earlier body")
         if [row.etag async for row in storage.list(key)] != [etag]:
@@ -84,7 +84,7 @@ async def multipart(storage: Probed, key: str) -> Outcome:
 
 async def replace_metadata(storage: Probed, key: str) -> Outcome:
     """A self-copy replaces the metadata, takes headers anew, and leaves the body."""
-    etag = await storage.put(key, b"body", Headers({"a": "1", "b": "2"}, "text/plain"))
+    etag = (await storage.put(key, b"body", Headers({"a": "1", "b": "2"}, "text/plain"))).etag
     lease = await _lease(storage, key)
     turned = Headers({"a": "3"}, "text/plain", {"cache-control": "no-store"})
     await storage.copy_conditionally(key, turned, source_etag=etag, destination=None, lease=lease)
@@ -99,7 +99,7 @@ async def replace_metadata(storage: Probed, key: str) -> Outcome:
 
 async def copy_source(storage: Probed, key: str) -> Outcome:
     """A self-copy of a body that is no longer there is refused."""
-    etag = await storage.put(key, b"body", Headers({"a": "1"}))
+    etag = (await storage.put(key, b"body", Headers({"a": "1"}))).etag
     lease = await _lease(storage, key)
     refused = await _refused(
         storage.copy_conditionally(
@@ -113,7 +113,7 @@ async def copy_source(storage: Probed, key: str) -> Outcome:
 
 async def copy_destination(storage: Probed, key: str) -> Outcome:
     """A self-copy onto a body that is no longer there is refused."""
-    etag = await storage.put(key, b"body", Headers({"a": "1"}))
+    etag = (await storage.put(key, b"body", Headers({"a": "1"}))).etag
     lease = await _lease(storage, key)
     refused = await _refused(
         storage.copy_conditionally(
@@ -142,7 +142,7 @@ async def completion(storage: Probed, key: str) -> Outcome:
 
 async def multipart_copy(storage: Probed, key: str) -> Outcome:
     """An object becomes a part of its own successor."""
-    etag = await storage.put(key, b"0123456789", Headers({"a": "1"}))
+    etag = (await storage.put(key, b"0123456789", Headers({"a": "1"}))).etag
     upload_id = await storage.begin_multipart(key, Headers({"a": "2"}))
     part = await storage.copy_part(key, upload_id, 1, first=0, last=9, source_etag=etag)
     await storage.complete_multipart(key, upload_id, [part])
@@ -154,7 +154,7 @@ async def multipart_copy(storage: Probed, key: str) -> Outcome:
 
 async def tags(storage: Probed, key: str) -> Outcome:
     """Tags survive a self-copy, and reads tell how many there are."""
-    etag = await storage.put(key, b"body", PLAIN)
+    etag = (await storage.put(key, b"body", PLAIN)).etag
     await storage.write_tags(key, {"team": "a b"})
     told = await storage.head(key)
     lease = Lease(told.date, _LEASE_S)
@@ -175,7 +175,7 @@ async def late_put(storage: Probed, key: str) -> Outcome:
 
 async def late_copy(storage: Probed, key: str) -> Outcome:
     """A self-copy after its lease is refused."""
-    etag = await storage.put(key, b"body", PLAIN)
+    etag = (await storage.put(key, b"body", PLAIN)).etag
     lease = await _lease(storage, key)
     in_time = Headers({"a": "1"})
     await storage.copy_conditionally(key, in_time, source_etag=etag, destination=None, lease=lease)
@@ -202,14 +202,16 @@ async def late_completion(storage: Probed, key: str) -> Outcome:
 
 async def etag_of_put(storage: Probed, key: str) -> Outcome:
     """Whether a self-copy keeps the ETag of a body that was put."""
-    return await _etag_kept(storage, key, await storage.put(key, b"body", PLAIN))
+    written = await storage.put(key, b"body", PLAIN)
+    return await _etag_kept(storage, key, written.etag)
 
 
 async def etag_of_multipart(storage: Probed, key: str) -> Outcome:
     """Whether a self-copy keeps the ETag of a multipart upload."""
     upload_id = await storage.begin_multipart(key, PLAIN)
     part = await storage.put_part(key, upload_id, 1, b"body")
-    return await _etag_kept(storage, key, await storage.complete_multipart(key, upload_id, [part]))
+    written = await storage.complete_multipart(key, upload_id, [part])
+    return await _etag_kept(storage, key, written.etag)
 
 
 async def _etag_kept(storage: Probed, key: str, etag: str) -> Outcome:

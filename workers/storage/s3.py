@@ -26,6 +26,7 @@ from workers.storage.answers import (
     RangeBeyondError,
     UnconfirmedError,
     check_late_error,
+    date_of,
     etag_in,
     etag_of,
     head_of,
@@ -35,6 +36,7 @@ from workers.storage.body import KnownLengthBody
 from workers.storage.cold import ColdStorage
 from workers.storage.differences import WORKS_EVERYWHERE, Differences
 from workers.storage.exchange import Answer
+from workers.storage.listing import page_of, page_query
 from workers.storage.port import (
     RECORD_MAX_BYTES,
     Condition,
@@ -43,8 +45,10 @@ from workers.storage.port import (
     IfAbsent,
     IfMatch,
     Lease,
+    ListedPage,
     Part,
     Stream,
+    Written,
 )
 from workers.storage.raw import PLAIN_WRITE_TIMEOUT_S, RawClient, open_session
 
@@ -229,15 +233,15 @@ class S3Storage(ColdStorage):
         *,
         condition: Condition | None = None,
         lease: Lease | None = None,
-    ) -> str:
-        """One put of bytes; gives the new ETag."""
+    ) -> Written:
+        """One put of bytes."""
         said = _request_headers(headers, condition)
         if not body:
             said["content-md5"] = _EMPTY_MD5
         answer = await self._raw.call(
             "put", "PUT", key, said, body=body, lease=lease, timeout_s=PLAIN_WRITE_TIMEOUT_S
         )
-        return etag_of("put", answer.headers)
+        return Written(etag_of("put", answer.headers), date_of(answer.headers))
 
     async def put_stream(
         self,
@@ -248,12 +252,12 @@ class S3Storage(ColdStorage):
         *,
         condition: Condition | None = None,
         lease: Lease | None = None,
-    ) -> str:
-        """One put of known length in bounded memory; gives the new ETag."""
+    ) -> Written:
+        """One put of known length in bounded memory."""
         said = _request_headers(headers, condition)
         body = KnownLengthBody(chunks, size_bytes)
         answer = await self._raw.send_stream("put", key, said, body, lease=lease)
-        return etag_of("put", answer.headers)
+        return Written(etag_of("put", answer.headers), date_of(answer.headers))
 
     async def copy_onto_itself(
         self, key: str, headers: Headers, *, source_etag: str, lease: Lease
@@ -339,8 +343,8 @@ class S3Storage(ColdStorage):
         *,
         condition: Condition | None = None,
         lease: Lease | None = None,
-    ) -> str:
-        """Make the parts the object; gives the new ETag."""
+    ) -> Written:
+        """Make the parts the object."""
         answer = await self._raw.call(
             "complete multipart",
             "POST",
@@ -352,7 +356,12 @@ class S3Storage(ColdStorage):
             timeout_s=PLAIN_WRITE_TIMEOUT_S,
         )
         check_late_error("complete multipart", answer.body, b"<CompleteMultipartUploadResult")
-        return etag_in("complete multipart", answer.body)
+        return Written(etag_in("complete multipart", answer.body), date_of(answer.headers))
+
+    async def list_page(self, prefix: str, *, after: str = "") -> ListedPage:
+        """One request of a listing, with the answer's `Date`."""
+        answer = await self._get("list", "", {}, page_query(prefix, after))
+        return page_of(answer.body, date_of(answer.headers))
 
     async def delete_if_match(self, key: str, etag: str) -> None:
         """A conditional delete; for the probe alone, since few servers honour it."""

@@ -219,7 +219,7 @@ class Uploader:
         transport_key: bytes,
         condition: Condition,
     ) -> Stored | Standing:
-        observed = await self._keyrings.recent(request.project)
+        observed = await self._keyrings.leased(request.project)
         for _ in range(_MAX_ATTEMPTS):
             if isinstance(condition, IfMatch):
                 # An empty body and a tombstone have one ETag, so the condition alone could
@@ -283,14 +283,14 @@ class Uploader:
 
     async def _put_inline(self, attempt: "_Attempt", plaintext: bytes) -> Stored:
         body = seal(attempt.dek, BODY_CONTEXT, plaintext) if attempt.sealed else plaintext
-        etag = await self._storage.put(
+        written = await self._storage.put(
             attempt.s3_key,
             body,
             attempt.headers,
             condition=attempt.condition,
             lease=attempt.observed.lease,
         )
-        return Stored(len(plaintext), etag, attempt.observed, attempt.sealed)
+        return Stored(len(plaintext), written.etag, attempt.observed, attempt.sealed)
 
     @asynccontextmanager
     async def _staged(
@@ -329,7 +329,7 @@ class Uploader:
         )
         if in_parts:
             return await self._put_in_parts(attempt, pieces, body_bytes, size_bytes)
-        etag = await self._storage.put_stream(
+        written = await self._storage.put_stream(
             attempt.s3_key,
             pieces,
             body_bytes,
@@ -337,7 +337,7 @@ class Uploader:
             condition=attempt.condition,
             lease=attempt.observed.lease,
         )
-        return Stored(size_bytes, etag, attempt.observed, attempt.sealed)
+        return Stored(size_bytes, written.etag, attempt.observed, attempt.sealed)
 
     async def _put_in_parts(
         self,
@@ -354,10 +354,10 @@ class Uploader:
             observed = await self._keyrings.fresh(attempt.request.project)
             if not observed.desired.same_state(attempt.observed.desired):
                 raise _MovedError
-            etag = await storage.complete_multipart(
+            written = await storage.complete_multipart(
                 s3_key, upload_id, parts, condition=attempt.condition, lease=observed.lease
             )
-        return Stored(size_bytes, etag, observed, attempt.sealed)
+        return Stored(size_bytes, written.etag, observed, attempt.sealed)
 
 
 class _Attempt:

@@ -27,7 +27,8 @@ class Product:
         self._storage = storage
 
     async def put(self, key: str) -> str:
-        return await self._storage.put(key, BODY, _HEADERS, condition=IfAbsent(), lease=lease())
+        put = self._storage.put(key, BODY, _HEADERS, condition=IfAbsent(), lease=lease())
+        return (await put).etag
 
     async def get(self, key: str) -> None:
         await self._storage.read_start(key, RANGE_BYTES)

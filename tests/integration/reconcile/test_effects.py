@@ -29,7 +29,7 @@ from workers.errors import RefusedError
 from workers.keyring import Keyring, KeyringReader, Observed
 from workers.keyring.record import build
 from workers.reconcile import Effects, reconcile, tags_at_risk
-from workers.storage import Headers, Lease
+from workers.storage import Headers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -165,11 +165,9 @@ async def test_a_late_write_is_refused_by_the_server(
         place = Place(storage, keyring(plaintext=True))
         await place.make(kind)
         looked, decision, observed = await place.decide()
-        late = Lease(observed.lease.read_at - timedelta(seconds=60), 15)
+        late = replace(observed, read_at=observed.read_at - timedelta(seconds=60))
         with pytest.raises(RefusedError):
-            await place.effects.carry_out(
-                "acme", KEY, looked, decision, replace(observed, lease=late)
-            )
+            await place.effects.carry_out("acme", KEY, looked, decision, late)
         head, start = await storage.read_start(TARGET, HEADER_BYTES)
         assert (head.headers, start) == (looked.head.headers, looked.header)
         assert await storage.read_tags(TARGET) == TAGS

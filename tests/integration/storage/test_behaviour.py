@@ -62,13 +62,15 @@ async def test_put_and_read(storage: AnyStorage) -> None:
     """What was put comes back: bytes, metadata in lower case, content type, times, ETag."""
     said = Headers({"author": "kim", "enc-algo": "X"}, "application/pdf")
     before = datetime.now(UTC) - timedelta(seconds=2)
-    etag = await storage.put("acme/q3.pdf", b"abc", said)
+    written = await storage.put("acme/q3.pdf", b"abc", said)
     head, body = await storage.read("acme/q3.pdf")
     assert body == b"abc"
     assert head.metadata == {"author": "kim", "enc-algo": "X"}
     assert head.headers.content_type == "application/pdf"
-    assert (head.size_bytes, head.etag) == (3, etag)
-    assert etag == hashlib.md5(b"abc", usedforsecurity=False).hexdigest()
+    assert (head.size_bytes, head.etag) == (3, written.etag)
+    assert written.date is not None
+    assert before <= written.date <= datetime.now(UTC) + timedelta(seconds=2)
+    assert written.etag == hashlib.md5(b"abc", usedforsecurity=False).hexdigest()
     assert before <= head.date <= datetime.now(UTC) + timedelta(seconds=2)
     assert before <= head.last_modified
     assert (await storage.head("acme/q3.pdf")).headers == head.headers
@@ -77,7 +79,7 @@ async def test_put_and_read(storage: AnyStorage) -> None:
 @pytest.mark.parametrize("key", ODD_KEYS)
 async def test_odd_keys(storage: AnyStorage, key: str) -> None:
     """Every key that SPEC 1 allows is one object's alone, whatever its characters."""
-    etag = await storage.put(key, b"body", PLAIN, condition=IfAbsent())
+    etag = (await storage.put(key, b"body", PLAIN, condition=IfAbsent())).etag
     head, start = await storage.read_start(key, 2)
     assert start == b"bo"
     assert head.size_bytes == 4
@@ -108,7 +110,7 @@ async def test_odd_keys(storage: AnyStorage, key: str) -> None:
 async def test_odd_metadata(storage: AnyStorage, value: str) -> None:
     """Metadata is signed and stored as it is, leased or not, and a copy restates it as told."""
     for lease in (None, lease_of(datetime.now(UTC))):
-        etag = await storage.put("acme/k", b"1", Headers({"said": value}), lease=lease)
+        etag = (await storage.put("acme/k", b"1", Headers({"said": value}), lease=lease)).etag
         head = await storage.head("acme/k")
         assert head.metadata == {"said": value}
     await storage.copy_onto_itself(
@@ -217,7 +219,7 @@ async def test_read_start(storage: AnyStorage) -> None:
 async def test_stream(storage: AnyStorage) -> None:
     """From any byte on, in pieces of the size asked for or as they come, up to the end."""
     body = bytes(range(256)) * 1000
-    etag = await storage.put("acme/k", body, PLAIN)
+    etag = (await storage.put("acme/k", body, PLAIN)).etag
     async with storage.stream("acme/k", start=1000) as stream:
         assert stream.head.size_bytes == len(body)
         found = [chunk async for chunk in stream.chunks(65_536)]
@@ -237,7 +239,7 @@ async def test_stream(storage: AnyStorage) -> None:
 async def test_a_bounded_stream(storage: AnyStorage) -> None:
     """No more than was asked for, and fewer bytes where the object ends before."""
     body = bytes(range(256)) * 400
-    etag = await storage.put("acme/k", body, PLAIN)
+    etag = (await storage.put("acme/k", body, PLAIN)).etag
     for start, length_bytes in ((0, 1), (0, len(body)), (56, 16400), (len(body) - 3, 100)):
         async with storage.stream(
             "acme/k", start=start, length_bytes=length_bytes, if_match=etag
@@ -301,10 +303,10 @@ async def test_a_stream_left_early_leaves_the_pool_usable(storage: AnyStorage) -
 
 async def test_put_conditions(storage: AnyStorage) -> None:
     """Required by SPEC 10: `If-None-Match: *` and `If-Match`, and a refusal writes nothing."""
-    first = await storage.put("acme/k", b"1", PLAIN, condition=IfAbsent())
+    first = (await storage.put("acme/k", b"1", PLAIN, condition=IfAbsent())).etag
     with pytest.raises(PreconditionError):
         await storage.put("acme/k", b"2", PLAIN, condition=IfAbsent())
-    second = await storage.put("acme/k", b"3", PLAIN, condition=IfMatch(first))
+    second = (await storage.put("acme/k", b"3", PLAIN, condition=IfMatch(first))).etag
     with pytest.raises(PreconditionError):
         await storage.put("acme/k", b"4", PLAIN, condition=IfMatch(first))
     head, body = await storage.read("acme/k")
@@ -334,7 +336,7 @@ async def test_concurrency_of_32(storage: AnyStorage) -> None:
     async def one(number: int) -> None:
         key, body = f"acme/{number}", b"%d" % number * 100
         lease = lease_of(datetime.now(UTC))
-        etag = await storage.put(key, body, Headers({"n": str(number)}), lease=lease)
+        etag = (await storage.put(key, body, Headers({"n": str(number)}), lease=lease)).etag
         head, found = await storage.read(key)
         assert (head.etag, head.metadata, found) == (etag, {"n": str(number)}, body)
 
@@ -350,17 +352,17 @@ async def test_put_stream(storage: AnyStorage, size: int, *, leased: bool) -> No
     body = b"s" * size
     chunks = pieces(b"", *(body[at : at + 300_000] for at in range(0, size, 300_000)), b"")
     lease = lease_of(datetime.now(UTC)) if leased else None
-    etag = await storage.put_stream(
+    written = await storage.put_stream(
         "acme/k", chunks, size, Headers({"a": "1"}), condition=IfAbsent(), lease=lease
     )
     head, found = await storage.read("acme/k")
-    assert (head.etag, head.size_bytes, head.metadata) == (etag, size, {"a": "1"})
+    assert (head.etag, head.size_bytes, head.metadata) == (written.etag, size, {"a": "1"})
     assert found == body
 
 
 async def test_put_stream_conditions(storage: AnyStorage) -> None:
     """A streamed put honours its condition, and the storage goes on working."""
-    etag = await storage.put("acme/k", b"1", PLAIN)
+    etag = (await storage.put("acme/k", b"1", PLAIN)).etag
     big = b"2" * (2 * MIB)
     with pytest.raises(PreconditionError):
         await storage.put_stream("acme/k", pieces(big), len(big), PLAIN, condition=IfAbsent())
@@ -406,7 +408,7 @@ async def test_late_leased_writes_are_refused(storage: AnyStorage, kind: str) ->
     """SPEC 8.4: the storage itself refuses what arrives after its lease."""
     if kind in NO_FENCE:
         pytest.skip("moto does not look at the time of a signature")
-    etag = await storage.put("acme/k", b"1", Headers({"a": "1"}))
+    etag = (await storage.put("acme/k", b"1", Headers({"a": "1"}))).etag
     date = (await storage.head("acme/k")).date
     late = lease_of(date - timedelta(seconds=20))
     upload_id = await storage.begin_multipart("acme/m", PLAIN)
@@ -449,11 +451,11 @@ async def test_multipart(storage: AnyStorage, kind: str) -> None:
     if kind != "moto":  # which tells the same moment of 2010 of every upload
         assert abs(datetime.now(UTC) - opened[0].initiated) < timedelta(minutes=1)
     lease = lease_of(datetime.now(UTC))
-    etag = await storage.complete_multipart(
+    written = await storage.complete_multipart(
         "acme/k", upload_id, [first, second], condition=IfAbsent(), lease=lease
     )
     head = await storage.head("acme/k")
-    assert (head.etag, head.size_bytes) == (etag, 5 * MIB + 4)
+    assert (head.etag, head.size_bytes) == (written.etag, 5 * MIB + 4)
     assert head.metadata == {"author": "kim"}
     assert head.headers.content_type == "video/mp4"
     assert head.headers.restated["cache-control"] == "no-store"
@@ -477,7 +479,7 @@ async def test_conditional_completion(storage: AnyStorage, kind: str) -> None:
 
 async def test_copied_part(storage: AnyStorage) -> None:
     """A range of the object itself as a part, for bodies above the copy limit."""
-    etag = await storage.put("acme/k", b"0123456789", PLAIN)
+    etag = (await storage.put("acme/k", b"0123456789", PLAIN)).etag
     upload_id = await storage.begin_multipart("acme/k", Headers({"a": "2"}))
     part = await storage.copy_part("acme/k", upload_id, 1, first=0, last=9, source_etag=etag)
     await storage.complete_multipart("acme/k", upload_id, [part])

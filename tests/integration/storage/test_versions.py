@@ -28,7 +28,7 @@ async def all_versions(storage: AnyStorage, **where: str | int) -> list[Version]
 async def history(storage: AnyStorage) -> None:
     """Of `acme/k` six versions, two of them delete markers; of `acme/z` one."""
     await storage.put("acme/k", b"", Headers({"n": "1"}))
-    etag = await storage.put("acme/k", b"22", Headers({"n": "2"}))
+    etag = (await storage.put("acme/k", b"22", Headers({"n": "2"}))).etag
     date = (await storage.head("acme/k")).date
     turned = Headers({"n": "3"})
     await storage.copy_onto_itself("acme/k", turned, source_etag=etag, lease=Lease(date, 15))

@@ -23,6 +23,7 @@ _MODULES: Final = (
     "workers.control.enrolment",
     "workers.control.role",
     "workers.control.rotation",
+    "workers.storage.clock",
     "workers.sweep.carrying",
     "workers.sweep.everyone",
     "workers.sweep.outbox",
@@ -55,8 +56,9 @@ class Clock:
 
         for name in _MODULES:
             patch.setattr(import_module(name), "datetime", Virtual)
-        reader = import_module("workers.keyring.reader")
-        patch.setattr(reader, "time", SimpleNamespace(monotonic=lambda: clock.seconds))
+        storage_clock = import_module("workers.storage.clock")
+        boottime = SimpleNamespace(clock_gettime=lambda _: clock.seconds, CLOCK_BOOTTIME=None)
+        patch.setattr(storage_clock, "time", boottime)
 
 
 class Loop(asyncio.SelectorEventLoop):

@@ -133,8 +133,8 @@ def a_worker_that_stalls_between_deciding_and_writing(world: World) -> None:
 
 async def _bring_by_a_later_lease(self: Any, planned: Any) -> Any:
     if planned.writes:
-        lease = (await self._fresh()).lease
-        observed = replace(planned.observed, lease=lease)
+        later = await self._fresh()
+        observed = replace(planned.observed, read_at=later.read_at, leased=later.leased)
         await self._carry_out(replace(planned, observed=observed))
     return planned
 

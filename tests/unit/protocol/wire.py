@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         Listed,
         OpenMultipart,
         Version,
+        Written,
     )
     from workers.storage import Stream as StreamPort
 
@@ -259,7 +260,7 @@ class Server(MemoryStorage):
         *,
         condition: Condition | None = None,
         lease: Lease | None = None,
-    ) -> str:
+    ) -> Written:
         """Its lease is looked at when it begins, its condition when it ends; any time between.
 
         A sender that is lost before it sent the whole body stores nothing.

@@ -57,7 +57,7 @@ async def test_fails_after_the_effect() -> None:
 async def test_something_else_happens_first() -> None:
     """A race, at the point where a test wants it."""
     storage = MemoryStorage()
-    etag = await storage.put("a/k", b"1", PLAIN)
+    etag = (await storage.put("a/k", b"1", PLAIN)).etag
 
     async def someone_else() -> None:
         storage.plant("a/k", b"2", PLAIN)
@@ -150,7 +150,7 @@ async def shown(storage: MemoryStorage, after: str = "") -> list[tuple[str, bool
 async def test_versions() -> None:
     """Every way of writing adds one, a delete leaves a marker, and each can be removed."""
     storage = MemoryStorage(versioned=True)
-    etag = await storage.put("a/k", b"1", Headers({"n": "1"}), condition=IfAbsent())
+    etag = (await storage.put("a/k", b"1", Headers({"n": "1"}), condition=IfAbsent())).etag
     head = await storage.head("a/k")
     await storage.copy_onto_itself(
         "a/k", Headers({"n": "2"}), source_etag=etag, lease=lease_of(head)
@@ -218,7 +218,7 @@ async def test_tags_of_versions() -> None:
 async def test_a_delete_in_the_middle_of_a_copy(*, atomic: bool, versioned: bool) -> None:
     """FACTS: on a server whose copies are not atomic the deleted body comes back."""
     storage = MemoryStorage(versioned=versioned, atomic_copies=atomic)
-    etag = await storage.put("a/k", b"1", Headers({"n": "1"}))
+    etag = (await storage.put("a/k", b"1", Headers({"n": "1"}))).etag
     lease = lease_of(await storage.head("a/k"))
     storage.before_next("mid_copy", lambda: storage.delete("a/k"))
     await storage.copy_onto_itself("a/k", Headers({"n": "2"}), source_etag=etag, lease=lease)
@@ -230,7 +230,7 @@ async def test_a_delete_in_the_middle_of_a_copy(*, atomic: bool, versioned: bool
 async def test_a_put_in_the_middle_of_a_copy() -> None:
     """The new body is lost, without any condition and among tasks of their own."""
     storage = MemoryStorage(atomic_copies=False)
-    etag = await storage.put("a/k", b"1", PLAIN)
+    etag = (await storage.put("a/k", b"1", PLAIN)).etag
     lease = lease_of(await storage.head("a/k"))
     await asyncio.gather(
         storage.copy_onto_itself("a/k", PLAIN, source_etag=etag, lease=lease),

@@ -18,7 +18,7 @@ from workers.storage.probe import PREFIX, as_json, probe
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from workers.storage import Condition, Head, Lease, Listed, Part
+    from workers.storage import Condition, Head, Lease, Listed, Part, Written
 
 EVERYTHING = Differences(
     conditional_completion=True, conditional_copy_destination=True, copy_keeps_tags=True
@@ -36,7 +36,7 @@ class IgnoresIfAbsent(MemoryStorage):
         *,
         condition: Condition | None = None,
         lease: Lease | None = None,
-    ) -> str:
+    ) -> Written:
         kept = None if isinstance(condition, IfAbsent) else condition
         return await super().put(key, body, headers, condition=kept, lease=lease)
 
@@ -52,7 +52,7 @@ class IgnoresIfMatch(MemoryStorage):
         *,
         condition: Condition | None = None,
         lease: Lease | None = None,
-    ) -> str:
+    ) -> Written:
         kept = None if isinstance(condition, IfMatch) else condition
         return await super().put(key, body, headers, condition=kept, lease=lease)
 
@@ -68,7 +68,7 @@ class ChecksThenStores(MemoryStorage):
         *,
         condition: Condition | None = None,
         lease: Lease | None = None,
-    ) -> str:
+    ) -> Written:
         self._check(key, condition)
         await asyncio.sleep(0)
         return await super().put(key, body, headers, lease=lease)
@@ -85,7 +85,7 @@ class OverwritesOnFailure(MemoryStorage):
         *,
         condition: Condition | None = None,
         lease: Lease | None = None,
-    ) -> str:
+    ) -> Written:
         try:
             return await super().put(key, body, headers, condition=condition, lease=lease)
         except Exception as exc:
@@ -155,7 +155,7 @@ class LosesParts(MemoryStorage):
         *,
         condition: Condition | None = None,
         lease: Lease | None = None,
-    ) -> str:
+    ) -> Written:
         return await super().complete_multipart(
             key, upload_id, parts[:1], condition=condition, lease=lease
         )

@@ -372,7 +372,7 @@ async def test_a_slow_source_does_not_count_as_a_stall(
         await asyncio.sleep(0.3)  # the very thing under test
         yield b"2"
 
-    assert await storage.put_stream("a/k", slow(), 2, PLAIN) == ETAG
+    assert (await storage.put_stream("a/k", slow(), 2, PLAIN)).etag == ETAG
     assert server.asked[0].body == b"12"
 
 

@@ -28,7 +28,7 @@ from workers.envelope import examine
 from workers.keyring import Keyring, KeyringReader
 from workers.keyring.record import build
 from workers.metrics import WorkerMetrics
-from workers.storage import Differences, Headers
+from workers.storage import Differences, Headers, StorageClock
 from workers.storage.memory import MemoryStorage
 from workers.upload import Limits, Settled, Uploader
 
@@ -55,7 +55,8 @@ class Bench:
 
     def __post_init__(self) -> None:
         self.write_keyring(self.ring)
-        keyrings = KeyringReader(self.storage, MASTER_KEYS, lease_s=15, cache_s=2)
+        self.clock = StorageClock(15, self.storage.elapsed_s)
+        keyrings = KeyringReader(self.storage, MASTER_KEYS, lease_s=15, cache_s=2, clock=self.clock)
         limits = Limits(
             encryption_enabled=self.encryption_enabled,
             upload_max_bytes=10**9,

@@ -23,7 +23,7 @@ from workers.envelope import Decision, Keep, Looked, OperatorKeys, Options, deci
 from workers.keyring import Keyring, KeyringReader
 from workers.keyring.record import build
 from workers.reconcile import COPY_LIMIT_BYTES, Effects
-from workers.storage import Headers
+from workers.storage import Headers, StorageClock
 from workers.storage.memory import MemoryStorage
 
 if TYPE_CHECKING:
@@ -62,7 +62,8 @@ class Scene:
 
     def __post_init__(self) -> None:
         self.write_keyring(self.ring)
-        self.keyrings = KeyringReader(self.storage, MASTER_KEYS, lease_s=15, cache_s=2)
+        clock = StorageClock(15, self.storage.elapsed_s)
+        self.keyrings = KeyringReader(self.storage, MASTER_KEYS, lease_s=15, cache_s=2, clock=clock)
         self.effects = Effects(self.storage, self.keyrings, self.copy_limit_bytes)
 
     def write_keyring(self, ring: Keyring) -> None:

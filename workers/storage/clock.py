@@ -1,0 +1,181 @@
+"""The storage's clock, as its answers bound it by this process's own (SPEC 8.4). Pure; no I/O.
+
+Leases and proofs rest on the `Date` of the storage's answers, and one wrong `Date` must
+neither stretch a lease nor date a proof. Each answer bounds the storage's clock: its `Date`
+is no later than the receipt, and a second after its `Date` is no earlier than the sending.
+Answers that contradict those of the last ten minutes are not believed, whichever way they
+differ, until nothing but such answers came for two leases: then the clock was set, and they
+are the new reference.
+
+The process's own clock is CLOCK_BOOTTIME, which nobody sets and which goes on while the
+machine is suspended.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+import structlog
+
+_REFERENCE_S: Final = 600.0
+# Bounds are kept by spans of time, so that memory and work do not grow with the answers.
+_SPAN_S: Final = 10.0
+# A `Date` is cut to the whole second.
+_DATE_RESOLUTION_S: Final = 1.0
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+_log = structlog.get_logger()
+
+
+def boottime_s() -> float:
+    """Seconds since this machine was started, its suspensions included."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What one answer's `Date` is good for.
+
+    `agrees`: it may date a lease. `proves`: it may date a proof as well.
+    """
+
+    agrees: bool
+    proves: bool
+
+
+DISTRUSTED: Final = Judged(agrees=False, proves=False)
+
+
+@dataclass(slots=True)
+class _Bounds:
+    """The storage's clock minus the process's own, in seconds: at least `low`, at most `high`."""
+
+    since_s: float
+    low: float
+    high: float
+
+    def narrow(self, low: float, high: float) -> None:
+        self.low = max(self.low, low)
+        self.high = min(self.high, high)
+
+
+class _Reference:
+    """What the answers of the last ten minutes say together.
+
+    Args:
+        since_s: when it became the reference, by the process's own clock.
+        first: the bounds of its first answer.
+    """
+
+    def __init__(self, since_s: float, first: _Bounds) -> None:
+        self.since_s = since_s
+        self._spans = deque([first])
+        self.whole = _Bounds(first.since_s, first.low, first.high)
+
+    def forget_until(self, now_s: float) -> bool:
+        """Drop what is older than ten minutes; False where nothing is left."""
+        dropped = False
+        while self._spans and self._spans[0].since_s < now_s - _REFERENCE_S:
+            self._spans.popleft()
+            dropped = True
+        if dropped and self._spans:
+            low, high = max(s.low for s in self._spans), min(s.high for s in self._spans)
+            self.whole = _Bounds(self._spans[0].since_s, low, high)
+        return bool(self._spans)
+
+    def add(self, now_s: float, low: float, high: float) -> None:
+        # Of an answer that differs within what is tolerated, as much as the others leave: it
+        # must not push out those that it differs from.
+        low, high = min(low, self.whole.high), max(high, self.whole.low)
+        if now_s - self._spans[-1].since_s >= _SPAN_S:
+            self._spans.append(_Bounds(now_s, low, high))
+        else:
+            self._spans[-1].narrow(low, high)
+        self.whole.narrow(low, high)
+
+
+class StorageClock:
+    """What the answers to one process say about the storage's clock.
+
+    Args:
+        lease_s: the lease, in seconds; a sixth of it is how far answers may differ.
+        own_s: the process's own clock, in seconds; another one in tests.
+    """
+
+    def __init__(self, lease_s: float, own_s: Callable[[], float] = boottime_s) -> None:
+        self.own_s = own_s
+        self._tolerated_s = lease_s / 6
+        self._two_leases_s = 2 * lease_s
+        self._reference: _Reference | None = None
+        self._candidate: _Reference | None = None
+
+    @property
+    def prompt_s(self) -> float:
+        """How long a keyring read or listing may take at most to give a lease."""
+        return self._tolerated_s
+
+    def observe(self, date: datetime | None, sent_s: float, received_s: float) -> Judged:
+        """Take in one answer of the storage.
+
+        Args:
+            date: its `Date`; None where it has none that can be read.
+            sent_s: when its request was sent, by `own_s`; earlier does no harm.
+            received_s: when the answer was there, by `own_s`; later does no harm.
+        """
+        if date is None:
+            return DISTRUSTED
+        date_s = (date - _EPOCH).total_seconds()
+        low, high = date_s - received_s, date_s + _DATE_RESOLUTION_S - sent_s
+        reference = self._reference
+        if reference is None or not reference.forget_until(received_s):
+            self._candidate = None
+            reference = self._begin(received_s, low, high)
+        elif not self._within(reference, low, high):
+            return self._contradicted(received_s, low, high)
+        else:
+            # The reference still holds: what contradicted it was one front end of several.
+            self._candidate = None
+            reference.add(received_s, low, high)
+        return Judged(agrees=True, proves=received_s - reference.since_s >= self._two_leases_s)
+
+    def now(self) -> datetime:
+        """The storage's time as far as its answers tell, else this machine's."""
+        if self._reference is None:
+            return datetime.now(UTC)
+        bounds = self._reference.whole
+        return _EPOCH + timedelta(seconds=self.own_s() + (bounds.low + bounds.high) / 2)
+
+    def _within(self, reference: _Reference, low: float, high: float) -> bool:
+        bounds, tolerated = reference.whole, self._tolerated_s
+        return low <= bounds.high + tolerated and high >= bounds.low - tolerated
+
+    def _contradicted(self, received_s: float, low: float, high: float) -> Judged:
+        candidate = self._candidate
+        if (
+            candidate is None
+            or not candidate.forget_until(received_s)
+            or not self._within(candidate, low, high)
+        ):
+            _log.warning(
+                "the storage's clock contradicts its earlier answers", by_s=round(self._by(low), 1)
+            )
+            self._candidate = _Reference(received_s, _Bounds(received_s, low, high))
+            return DISTRUSTED
+        candidate.add(received_s, low, high)
+        if received_s - candidate.since_s < self._two_leases_s:
+            return DISTRUSTED
+        # Nothing but answers that agree with one another for two leases: the clock was set.
+        _log.warning("the storage's clock was set", by_s=round(self._by(low), 1))
+        self._candidate = None
+        self._begin(received_s, candidate.whole.low, candidate.whole.high)
+        return Judged(agrees=True, proves=False)
+
+    def _begin(self, received_s: float, low: float, high: float) -> _Reference:
+        self._reference = _Reference(received_s, _Bounds(received_s, low, high))
+        return self._reference
+
+    def _by(self, low: float) -> float:
+        return 0.0 if self._reference is None else low - self._reference.whole.low
