@@ -10,6 +10,7 @@ from typing import Final
 import pytest
 
 from contracts import metadata
+from contracts.errors import CorruptObjectError
 from contracts.metadata import Wraps
 from contracts.sealing import upload_tag
 from workers.envelope import metadata_for
@@ -64,7 +65,7 @@ def test_a_value_that_is_no_tag_equals_none(value: str) -> None:
 
 def test_plaintext_carries_no_tag() -> None:
     """Of `enc-` names a plaintext object has `enc-upload` alone: one with a tag was stripped."""
-    with pytest.raises(metadata.CorruptObjectError):
+    with pytest.raises(CorruptObjectError):
         metadata.parse({"enc-upload": UPLOAD_ID, "enc-upload-tag": "A" * 24})
 
 

@@ -21,9 +21,9 @@ from tests.unit.workers.factories import MASTER_KEYS
 from workers.errors import RefusedError as StorageRefusedError
 from workers.gateway import gate as gate_module
 from workers.gateway.gate import NotAdmittedError
-from workers.keyring import reader as reader_module
 from workers.keyring.record import build
 from workers.storage import Headers
+from workers.storage import clock as clock_module
 
 WRONG_KEY = "kt_" + "w" * 43
 
@@ -35,7 +35,8 @@ class Clock:
         self.now = 1000.0
         fake = SimpleNamespace(monotonic=lambda: self.now)
         patch.setattr(gate_module, "time", fake)
-        patch.setattr(reader_module, "time", fake)
+        own = SimpleNamespace(clock_gettime=lambda _: self.now, CLOCK_BOOTTIME=None)
+        patch.setattr(clock_module, "time", own)
 
 
 @pytest.fixture
