@@ -1,5 +1,7 @@
 """What a sweep worker does with the hints that it gets (SPEC 8.5)."""
 
+import asyncio
+
 import structlog
 
 from contracts.errors import KeyturnError
@@ -9,7 +11,7 @@ from workers.metrics import WorkerMetrics
 from workers.sweep.everyone import Everyone
 from workers.sweep.messages import SweepPage, SweepStep
 from workers.sweep.pages import PageTaker
-from workers.sweep.plan import ALL
+from workers.sweep.plan import ALL, Live, Plan, Result
 from workers.sweep.steps import Steps
 from workers.sweep.store import SweepStore
 
@@ -33,6 +35,8 @@ class SweepRole:
         self._pages = pages
         self._metrics = metrics or WorkerMetrics()
         self._stage = self._metrics.queue(SWEEP_QUEUE).stage
+        # The event loop holds no task by itself.
+        self._recording: set[asyncio.Task[None]] = set()
 
     async def step(self, hint: SweepStep, *, again: bool) -> None:
         """Carry a sweep on by one step; errors as `Carrier.serve`."""
@@ -61,10 +65,13 @@ class SweepRole:
             return
         with self._stage("take"):
             result = await self._pages.take(plan, live)
-        state = result.state or plan.state
         with self._stage("record"):
-            if await self._store.add_result(plan, live, result, state.master_key):
-                await self._store.forget_if_ended(plan, live)
+            # Whole even where this message's handler is cancelled, as it is when the broker's
+            # connection is lost: a result put and not looked after would stay for days.
+            recording = asyncio.create_task(self._record(plan, live, result))
+            self._recording.add(recording)
+            recording.add_done_callback(self._recording.discard)
+            await asyncio.shield(recording)
         self._metrics.page_done(
             result.counts.to_json(), (failure.code for failure in result.failures)
         )
@@ -77,6 +84,11 @@ class SweepRole:
             changed=result.changed,
             failed=len(result.failures),
         )
+
+    async def _record(self, plan: Plan, live: Live, result: Result) -> None:
+        state = result.state or plan.state
+        if await self._store.add_result(plan, live, result, state.master_key):
+            await self._store.forget_if_over(plan, live)
 
     async def fail(self, hint: SweepStep, error: KeyturnError) -> None:
         """Record and tell that a sweep cannot go on."""

@@ -8,8 +8,13 @@
     {sweep_id}/_all/done/{project}.json                     its parts that ended
     _running/{sweep_id}/{project}                           a mark, until the end is told
 
-Every record is sealed and bound to its key: whoever writes the bucket can remove one, which
-means that its work is done again, but cannot make one up.
+Every record is sealed and bound to its key: an attacker who writes the bucket can remove one,
+which means that its work is done again, but cannot make one up.
+
+The marks are no records: nothing seals them, and they prove nothing. They are hints that spare
+the periodic round the reading of every plan. A forged mark makes a sweep look stalled, so that
+it goes on sooner, or keeps the records of an ended one a little longer; without its mark, a
+sweep whose messages were lost as well is found by its plan, only later.
 """
 
 import asyncio
@@ -128,15 +133,20 @@ class SweepStore:
         # Somebody who writes the bucket had put it there; it is gone now.
         return await self._add(key, plan.ask.project, result, master_key)
 
-    async def forget_if_ended(self, plan: Plan, live: Live) -> None:
-        """Remove a result that came after the sweep's end: nobody else would, for days."""
+    async def forget_if_over(self, plan: Plan, live: Live) -> None:
+        """Remove a result that no step will look at any more.
+
+        It came after the sweep's end, or of an attempt at the page that another one overtook.
+        To be called after it was put: a step that ends the sweep later finds it in its listing.
+        """
         try:
-            standing = await self.read(plan.ask.sweep_id, plan.ask.project)
+            now = (await self.read(plan.ask.sweep_id, plan.ask.project)).plan
         except MissingError:
-            ended = True
+            over = True
         else:
-            ended = standing.plan.status != "running"
-        if ended:
+            page = now.page(live.page) if now.round == plan.round else None
+            over = now.status != "running" or page is None or page.take != live.take
+        if over:
             await self._storage.delete(self._result_key(plan, live))
 
     async def results(self, plan: Plan) -> dict[int, Result]:
@@ -183,9 +193,7 @@ class SweepStore:
 
     async def forget_all_results(self, plan: Plan) -> None:
         """Remove what is left of results, of every round."""
-        folder = sweep_folder(plan.ask.sweep_id, plan.ask.project) + _RESULTS
-        async for row in self._storage.list(folder):
-            await self._storage.delete(row.key)
+        await self.forget_results(plan.ask.sweep_id, plan.ask.project)
 
     # Failures, for people.
 
@@ -283,6 +291,39 @@ class SweepStore:
             return None
         return head.last_modified
 
+    async def folders(self) -> AsyncIterator["Folder"]:
+        """Every sweep that left records, by one listing."""
+        folder: Folder | None = None
+        async for row in self._storage.list(SWEEPS_PREFIX):
+            named = _named_in(row.key)
+            if named is None:
+                continue
+            if folder is None or named != (folder.sweep_id, folder.project):
+                if folder is not None:
+                    yield folder
+                folder = Folder(*named, touched_at=row.last_modified)
+            folder.touched_at = max(folder.touched_at, row.last_modified)
+            if _plan_of(row.key) == named:
+                folder.changed_at, folder.etag = row.last_modified, row.etag
+            elif f"/{_RESULTS}" in row.key:
+                folder.has_results = True
+        if folder is not None:
+            yield folder
+
+    async def plan_of(self, sweep_id: str, project: str) -> Plan | AllPlan | None:
+        """The plan of a sweep of either kind; None where there is none."""
+        try:
+            if project == ALL:
+                return (await self.read_all(sweep_id)).plan
+            return (await self.read(sweep_id, project)).plan
+        except MissingError:
+            return None
+
+    async def forget_results(self, sweep_id: str, project: str) -> None:
+        """Remove the results of a sweep that ended, or whose plan is gone."""
+        async for row in self._storage.list(sweep_folder(sweep_id, project) + _RESULTS):
+            await self._storage.delete(row.key)
+
     async def plans(self, sweep_id: str = "") -> AsyncIterator[tuple[str, str, datetime]]:
         """All plans, or those of one sweep: id, project, when it was changed last."""
         async for row in self._storage.list(SWEEPS_PREFIX + sweep_id):
@@ -350,6 +391,21 @@ class SweepStore:
                 return await call
 
         return await asyncio.gather(*(one(call) for call in calls))
+
+
+@dataclass(slots=True)
+class Folder:
+    """What a listing shows of one sweep: `changed_at` and `etag` are its plan's, if it has one.
+
+    `touched_at` is when the youngest of its records was written.
+    """
+
+    sweep_id: str
+    project: str
+    touched_at: datetime
+    changed_at: datetime | None = None
+    etag: str = ""
+    has_results: bool = False
 
 
 @dataclass(frozen=True, slots=True)
