@@ -161,8 +161,14 @@ class GatewaySettings(PublisherSettings, OperatorSettings, LogSettings):
     gateway_port: Annotated[int, Field(ge=0, le=65535)] = 8080
     # Requests served at once; each download holds about 1 MiB.
     gateway_concurrency: Annotated[int, Field(ge=1, le=10_000)] = 256
-    # Bodies taken in at once: about 4 parts of 8 MiB each.
+    # Bodies above 256 KiB taken in at once: about 4 parts of 8 MiB each.
     gateway_upload_concurrency: Annotated[int, Field(ge=1, le=200)] = 8
+    # Of what this gateway publishes: in staging and not stored yet.
+    gateway_staging_max_bytes: Annotated[int, Field(ge=1)] = 40 * _GIB
+    # What one project may hold of the three above; never less than 1 of each.
+    gateway_project_share: Annotated[float, Field(gt=0, le=1)] = 0.25
+    # Rotations of one project that are published or being swept.
+    gateway_project_rotations: Annotated[int, Field(ge=1, le=100)] = 3
     # Objects of the earlier system are opened whole, a few at a time.
     gateway_v0_max_bytes: Annotated[int, Field(ge=1)] = 64 * _MIB
     gateway_v0_concurrency: Annotated[int, Field(ge=1, le=200)] = 4

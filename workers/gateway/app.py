@@ -1,13 +1,13 @@
 """The ASGI application: routes, refusals, counting (SPEC 9.6).
 
-Every request passes one door: it is counted, bounded in number, and whatever is raised
-becomes a problem document or, where an answer has begun, an aborted connection.
+Every request passes one door: it is counted, and whatever is raised becomes a problem document
+or, where an answer has begun, an aborted connection. How many are served at once is bounded
+once it is known who asks (`ConcurrencyLimit`): who is refused takes no place.
 """
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 import orjson
@@ -29,6 +29,7 @@ from workers.gateway.client import (
     drained,
     patient,
 )
+from workers.gateway.fair_shares import GatewayBusyError
 from workers.gateway.gate import NotAdmittedError
 from workers.gateway.metrics import GatewayMetrics
 from workers.gateway.objects import Objects
@@ -56,7 +57,6 @@ def application(
     metrics: GatewayMetrics,
     checks: Mapping[str, Check],
     *,
-    concurrency: int,
     idle_timeout_s: float,
 ) -> ASGIApp:
     """The whole application.
@@ -66,10 +66,8 @@ def application(
         rotations: Serves rotations.
         metrics: Counts, and is told at `/metrics`.
         checks: What `/readyz` asks, by name.
-        concurrency: How many requests are served at once; more are refused.
         idle_timeout_s: How long a client may take nothing.
     """
-    places = _Places(concurrency)
     readiness = _Readiness(checks)
     text = orjson.dumps(document())
     page = docs.page(document())
@@ -108,13 +106,14 @@ def application(
     ]
     handlers: Mapping[Any, Callable[[Request, Any], Awaitable[Response]]] = {
         HTTPException: _http_refusal,
-        KeyturnError: _Refusals(metrics, places).answer,
+        KeyturnError: _Refusals(metrics).answer,
+        GatewayBusyError: _busy,
         ClientGoneError: _silence,
         Exception: _internal,
     }
     app = Starlette(routes=routes, exception_handlers=handlers)
     app.router.redirect_slashes = False
-    return _Door(app, metrics, places, idle_timeout_s)
+    return _Door(app, metrics, idle_timeout_s)
 
 
 def _json(value: object, status: int = 200) -> Response:
@@ -132,23 +131,6 @@ async def _http_refusal(request: Request, error: HTTPException) -> Response:
 def _closing(method: str) -> dict[str, str]:
     """What is left of a body is not read: the connection ends with the answer."""
     return {"connection": "close"} if method in ("PUT", "POST") else {}
-
-
-class _Places:
-    """How many requests are being served."""
-
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self.taken = 0
-
-    @contextmanager
-    def aside(self) -> Iterator[None]:
-        """Stand aside for somebody who is to be served."""
-        self.taken -= 1
-        try:
-            yield
-        finally:
-            self.taken += 1
 
 
 class _Readiness:
@@ -172,25 +154,29 @@ class _Readiness:
 class _Refusals:
     """Answers to what is refused."""
 
-    def __init__(self, metrics: GatewayMetrics, places: _Places) -> None:
+    def __init__(self, metrics: GatewayMetrics) -> None:
         self._metrics = metrics
-        self._places = places
 
     async def answer(self, request: Request, error: KeyturnError) -> Response:
-        """The problem document; a refused caller waits for it, and takes nobody's place."""
+        """The problem document."""
         if status_of(error.code) >= _INTERNAL:
             project, key = object_of(request.scope["raw_path"])
             told = {"project": project, "key": key, "code": error.code, "detail": error.detail}
             _log.warning("not served", **told)
             self._metrics.failures.labels(error.code).inc()
         headers = _closing(request.method)
-        with self._places.aside():
-            if isinstance(error, NotAdmittedError):
-                await asyncio.sleep(error.not_before - time.monotonic())
-            # A client that waits for `100 Continue` sends nothing that would have to be read.
-            if headers and "expect" not in request.headers and await drained(request.receive):
-                headers = {}
+        if isinstance(error, NotAdmittedError):
+            await asyncio.sleep(error.not_before - time.monotonic())
+        # A client that waits for `100 Continue` sends nothing that would have to be read.
+        if headers and "expect" not in request.headers and await drained(request.receive):
+            headers = {}
         return problem_of(error, headers)
+
+
+async def _busy(request: Request, error: GatewayBusyError) -> Response:
+    del error
+    headers = _closing(request.method)
+    return problem(_UNAVAILABLE, "too many requests at once", headers=headers)
 
 
 async def _silence(request: Request, error: ClientGoneError) -> Response:
@@ -206,29 +192,19 @@ async def _internal(request: Request, error: Exception) -> Response:
 class _Door:
     """What every request passes."""
 
-    def __init__(
-        self, app: ASGIApp, metrics: GatewayMetrics, places: _Places, idle_timeout_s: float
-    ) -> None:
+    def __init__(self, app: ASGIApp, metrics: GatewayMetrics, idle_timeout_s: float) -> None:
         self._app = app
         self._metrics = metrics
-        self._places = places
         self._idle_timeout_s = idle_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        # Every answer, whoever asks: one that nobody takes holds its place here.
         receive = Receiving(receive)
         answer = _Answer(scope, patient(send, scope, self._idle_timeout_s), self._metrics)
-        self._places.taken += 1
-        self._metrics.in_flight.set(self._places.taken)
         try:
-            if self._places.taken > self._places.most and not _is_watching(scope):
-                headers = _closing(scope["method"])
-                refusal = problem(_UNAVAILABLE, "too many requests at once", headers=headers)
-                await refusal(scope, receive, answer)
-            else:
+            with self._metrics.in_flight.track_inprogress():
                 await self._app(scope, receive, answer)
         except Exception:  # noqa: BLE001  # the door: nothing passes it
             if not answer.given_up:
@@ -236,8 +212,6 @@ class _Door:
             if not answer.ended:
                 abort(scope)
         finally:
-            self._places.taken -= 1
-            self._metrics.in_flight.set(self._places.taken)
             counted = (_route(scope), _method(scope), str(answer.status or "none"))
             self._metrics.requests.labels(*counted).inc()
 
@@ -278,7 +252,3 @@ def _method(scope: Scope) -> str:
     # A caller may send any word; only known ones become a label.
     method: str = scope["method"]
     return method if method in ("GET", "HEAD", "PUT", "POST") else "other"
-
-
-def _is_watching(scope: Scope) -> bool:
-    return scope["path"] in ("/healthz", "/readyz", "/metrics")

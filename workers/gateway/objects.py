@@ -31,6 +31,7 @@ from workers.gateway.client import (
     abort,
     while_connected,
 )
+from workers.gateway.fair_shares import ConcurrencyLimit
 from workers.gateway.found import Found, Piece, Pieces, Plain, Whole
 from workers.gateway.gate import Admitted, Gate
 from workers.gateway.metrics import GatewayMetrics
@@ -58,6 +59,7 @@ class Objects:
 
     Args:
         gate: Decides who may ask.
+        limit: Bounds what is served at once, of one project and in all.
         source: Opens objects.
         put: Takes bodies in.
         metrics: Counts.
@@ -67,6 +69,7 @@ class Objects:
     def __init__(
         self,
         gate: Gate,
+        limit: ConcurrencyLimit,
         source: Source,
         put: Put,
         metrics: GatewayMetrics,
@@ -74,6 +77,7 @@ class Objects:
         presign_plaintext: bool,
     ) -> None:
         self._gate = gate
+        self._limit = limit
         self._source = source
         self._put = put
         self._metrics = metrics
@@ -86,11 +90,12 @@ class Objects:
         admitted = await self._gate.admit(project, request.headers.getlist("authorization"))
         if key is None:
             raise NotFoundError("no object can have this key")
-        if scope["method"] == "PUT":
-            response = await self._put(request, admitted, key)
-            await response(scope, receive, send)
-            return
-        await self._read(scope, receive, send, admitted, key)
+        with self._limit.hold(project):
+            if scope["method"] == "PUT":
+                response = await self._put(request, admitted, key)
+                await response(scope, receive, send)
+                return
+            await self._read(scope, receive, send, admitted, key)
 
     async def _read(
         self, scope: Scope, receive: Receive, send: Send, admitted: Admitted, key: str

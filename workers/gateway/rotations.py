@@ -7,7 +7,7 @@ its way, is known to the gateway alone that published it.
 """
 
 import asyncio
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
@@ -16,10 +16,13 @@ from starlette.responses import JSONResponse, Response
 
 from contracts.errors import (
     BodyTooLargeError,
+    CorruptObjectError,
     KekReusedError,
     MalformedRequestError,
     NotFoundError,
     StorageUnavailableError,
+    TooManyRequestsError,
+    UnknownMasterKeyError,
 )
 from contracts.messages import Event, Rejected, load_json, problems
 from contracts.names import is_uuid
@@ -28,6 +31,7 @@ from contracts.publisher.requests import new_id
 from contracts.sealing import kek_id
 from workers.errors import MissingError, StorageAnswerError
 from workers.gateway.client import body_of, while_connected
+from workers.gateway.fair_shares import ConcurrencyLimit
 from workers.gateway.gate import Admitted, Gate
 from workers.gateway.paths import project_of
 from workers.gateway.uploads import refused, unpublished, wait_asked
@@ -55,8 +59,10 @@ class Rotations:
 
     Args:
         gate: Decides who may ask.
+        limit: Bounds what is served at once, of one project and in all.
         publisher: The gateway's own.
         store: The records of sweeps.
+        max_under_way: How many rotations of one project may be under way.
         idle_timeout_s: How long a client may send nothing.
         wait_max_s: The longest wait that is granted.
     """
@@ -64,15 +70,21 @@ class Rotations:
     def __init__(
         self,
         gate: Gate,
+        limit: ConcurrencyLimit,
         publisher: Publisher,
         store: SweepStore,
         *,
+        max_under_way: int,
         idle_timeout_s: float,
         wait_max_s: float,
     ) -> None:
         self._gate = gate
+        self._limit = limit
         self._publisher = publisher
         self._store = store
+        self._max_under_way = max_under_way
+        # How many of each project were published here and are not answered yet.
+        self._pending: Counter[str] = Counter()
         self._idle_timeout_s = min(idle_timeout_s, _BODY_TIMEOUT_S)
         self._wait_max_s = wait_max_s
         self._known: OrderedDict[str, _Known] = OrderedDict()
@@ -87,22 +99,22 @@ class Rotations:
     async def post(self, request: Request) -> Response:
         """Publish a rotation to the API key in the body."""
         admitted = await self._admitted(request)
+        with self._limit.hold(admitted.project):
+            return await self._post(request, admitted)
+
+    async def _post(self, request: Request, admitted: Admitted) -> Response:
         ask = await self._ask(request)
-        keyring = admitted.observed.keyring
         self._check(admitted, ask.api_key)
-        rotation_id = new_id()
-        try:
-            await self._publisher.rotate(
-                admitted.project,
-                api_key=ask.api_key,
-                expected_generation=keyring.current.generation,
-                rotation_id=rotation_id,
+        under_way = await self._running(admitted)
+        # From here to the publication nothing is awaited that others could pass by.
+        if under_way + self._pending[admitted.project] >= self._max_under_way:
+            raise TooManyRequestsError(
+                f"the project has {self._max_under_way} rotations under way: wait for their end"
             )
-        except PublisherError as exc:
-            if isinstance(exc, OutcomeUnknownError):
-                self._listen(admitted.project, rotation_id)
-            return unpublished(exc, {"rotation_id": rotation_id})
-        answer = self._listen(admitted.project, rotation_id)
+        rotation_id = new_id()
+        answer = await self._publish(admitted, ask, rotation_id)
+        if isinstance(answer, Response):
+            return answer
         wait_s = wait_asked(request.headers, self._wait_max_s)
         said = {"location": f"{request.url.path}/{rotation_id}"}
         if wait_s is not None:
@@ -113,9 +125,58 @@ class Rotations:
                 return refused(event, {"rotation_id": rotation_id})
         return JSONResponse({"rotation_id": rotation_id}, _ACCEPTED, said)
 
+    async def _publish(
+        self, admitted: Admitted, ask: RotationAsk, rotation_id: str
+    ) -> asyncio.Task[Event] | Response:
+        """Publish it: the answer that is listened for, or the refusal where it did not go out."""
+        project = admitted.project
+        self._pending[project] += 1
+        try:
+            await self._publisher.rotate(
+                project,
+                api_key=ask.api_key,
+                expected_generation=admitted.observed.keyring.current.generation,
+                rotation_id=rotation_id,
+            )
+        except BaseException as exc:
+            if isinstance(exc, OutcomeUnknownError):
+                self._listen(project, rotation_id)
+            else:
+                self._answered(project)
+            if isinstance(exc, PublisherError):
+                return unpublished(exc, {"rotation_id": rotation_id})
+            raise
+        return self._listen(project, rotation_id)
+
+    def _answered(self, project: str) -> None:
+        self._pending[project] -= 1
+        if not self._pending[project]:
+            del self._pending[project]
+
+    async def _running(self, admitted: Admitted) -> int:
+        """How many of the project's newest rotations are being swept, by their records."""
+        keyring = admitted.observed.keyring
+        if all(entry.kek is None for entry in keyring.history):
+            return 0  # a clean sweep has ended since the newest was accepted
+        newest = (keyring.current, *reversed(keyring.history))[: self._max_under_way]
+        states = [await self._is_running(entry.rotation_id, admitted.project) for entry in newest]
+        return sum(states)
+
+    async def _is_running(self, rotation_id: str, project: str) -> bool:
+        try:
+            return (await self._store.read(rotation_id, project)).plan.status == "running"
+        except (MissingError, CorruptObjectError, UnknownMasterKeyError):
+            return False  # who spoils a record must not keep a project at a key that leaked
+        except StorageAnswerError as exc:
+            raise StorageUnavailableError(str(exc)) from exc
+
     async def get(self, request: Request) -> Response:
         """How far a rotation is."""
         admitted = await self._admitted(request)
+        with self._limit.hold(admitted.project):
+            return await self._get(request, admitted)
+
+    async def _get(self, request: Request, admitted: Admitted) -> Response:
         rotation_id: str = request.path_params["rotation_id"]
         if not is_uuid(rotation_id):
             raise NotFoundError("no rotation has this id")
@@ -152,6 +213,7 @@ class Rotations:
         waiting = self._publisher.wait(rotation_id, timeout_s=_LISTEN_S)
         answer = asyncio.create_task(waiting)
         answer.add_done_callback(lambda done: done.cancelled() or done.exception())
+        answer.add_done_callback(lambda _: self._answered(project))
         self._known[rotation_id] = _Known(project, answer)
         while len(self._known) > _MAX_KNOWN:
             _, oldest = self._known.popitem(last=False)

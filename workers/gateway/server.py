@@ -26,12 +26,15 @@ from contracts.settings import SettingsError
 from workers.envelope import OperatorKeys
 from workers.garbage import tame_garbage_collection
 from workers.gateway.app import application
+from workers.gateway.fair_shares import ConcurrencyLimit, StagingLedger
 from workers.gateway.gate import Gate
 from workers.gateway.metrics import GatewayMetrics
 from workers.gateway.objects import Objects
 from workers.gateway.protocol import bounded
 from workers.gateway.rotations import Rotations
 from workers.gateway.source import Source
+from workers.gateway.staged_bodies import StagedBodies
+from workers.gateway.upload_limits import UploadLimits, UploadPlaces
 from workers.gateway.uploads import Uploads
 from workers.health import Check
 from workers.keyring import KeyringReader
@@ -98,7 +101,6 @@ async def opened(settings: GatewaySettings, metrics: GatewayMetrics) -> AsyncIte
                 parts.rotations,
                 metrics,
                 _checks(storage, publisher),
-                concurrency=settings.gateway_concurrency,
                 idle_timeout_s=settings.gateway_idle_timeout_s,
             )
         finally:
@@ -127,16 +129,25 @@ def _parts(
         v0_max_bytes=settings.gateway_v0_max_bytes,
         v0_concurrency=settings.gateway_v0_concurrency,
     )
+    share = settings.gateway_project_share
+    limit = ConcurrencyLimit(settings.gateway_concurrency, share, "requests")
+    ledger = StagingLedger(settings.gateway_staging_max_bytes, share)
+    limits = UploadLimits(
+        UploadPlaces(settings.gateway_upload_concurrency, share),
+        StagedBodies(storage, settings.publisher_name, ledger),
+    )
     uploads = Uploads(
         publisher,
+        source,
+        limits,
         metrics,
         max_bytes=settings.upload_max_bytes,
-        concurrency=settings.gateway_upload_concurrency,
         idle_timeout_s=settings.gateway_idle_timeout_s,
         wait_max_s=settings.gateway_wait_max_s,
     )
     objects = Objects(
         gate,
+        limit,
         source,
         uploads.put,
         metrics,
@@ -144,8 +155,10 @@ def _parts(
     )
     rotations = Rotations(
         gate,
+        limit,
         publisher,
         SweepStore(storage, settings.master_keys),
+        max_under_way=settings.gateway_project_rotations,
         idle_timeout_s=settings.gateway_idle_timeout_s,
         wait_max_s=settings.gateway_wait_max_s,
     )

@@ -8,8 +8,10 @@ from typing import Final
 
 from contracts import metadata as object_metadata
 from contracts.errors import (
+    AlreadyExistsError,
     ArchivedObjectError,
     BodyTooLargeError,
+    DeletedKeyError,
     NotFoundError,
     StorageUnavailableError,
 )
@@ -113,6 +115,28 @@ class Source:
             raise ArchivedObjectError("it must be restored from its archive first") from exc
         except StorageAnswerError as exc:
             raise StorageUnavailableError(str(exc)) from exc
+
+    async def check_free(self, admitted: Admitted, key: str) -> None:
+        """Refuse a key that holds something: it never takes another body (SPEC 4.4, 9.3).
+
+        Raises:
+            AlreadyExistsError: an object is there.
+            DeletedKeyError: a tombstone is.
+            StorageUnavailableError: the storage did not say.
+        """
+        try:
+            head, _ = await self._storage.read_start(
+                object_key(admitted.project, key), HEADER_BYTES
+            )
+        except MissingError:
+            return
+        except ArchivedError as exc:
+            raise AlreadyExistsError("the key holds an object") from exc
+        except StorageAnswerError as exc:
+            raise StorageUnavailableError(str(exc)) from exc
+        if head.metadata.get(object_metadata.ALGO) == object_metadata.DELETED:
+            raise DeletedKeyError("the key was deleted, and takes no other body")
+        raise AlreadyExistsError("the key holds an object")
 
     async def presigned(self, found: Plain, lease_s: int) -> str:
         """A URL by which the caller may read it from the storage itself."""

@@ -3,12 +3,14 @@
 The gateway is a publisher like any other: it signs as itself, and the workers decide. It
 never waits for a worker unless it is asked to (`Prefer: wait=N`, RFC 7240), and then answers
 what the worker told. It must never write a byte of plaintext anywhere.
+
+A key that holds something is refused before the body is taken. A body up to 256 KiB travels
+in the request itself; a larger one needs one of a few places, and room in staging, and no
+project has more than its share of either (SPEC 9.3).
 """
 
-import asyncio
 import re
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
 
 from starlette.datastructures import Headers
@@ -32,6 +34,8 @@ from workers.gateway.gate import Admitted
 from workers.gateway.metrics import GatewayMetrics
 from workers.gateway.paths import object_path
 from workers.gateway.problems import problem, status_of
+from workers.gateway.source import Source
+from workers.gateway.upload_limits import UploadClaim, UploadLimits
 
 _CREATED: Final = 201
 _ACCEPTED: Final = 202
@@ -45,8 +49,6 @@ _WAIT: Final = re.compile(r"\s*wait\s*=\s*\"?(?P<seconds>[0-9]{1,18})\"?\s*(?:;.
 # What a client sends of a value is never longer than what the storage is sent, but for quoted
 # forms; and decoding takes time that grows with the square.
 _METADATA_MAX_BYTES: Final = 2 * CALLER_MAX_BYTES
-SLOT_WAIT_S: Final = 30.0
-_WAITING_A_SLOT: Final = 4
 
 
 class Uploads:
@@ -54,9 +56,10 @@ class Uploads:
 
     Args:
         publisher: The gateway's own.
+        source: Tells whether a key holds something.
+        limits: Bounds what larger bodies hold, of one project and in all.
         metrics: Counts.
         max_bytes: The largest body.
-        concurrency: How many bodies at once; each holds some parts of 8 MiB.
         idle_timeout_s: How long a client may send nothing.
         wait_max_s: The longest wait that is granted.
     """
@@ -64,17 +67,19 @@ class Uploads:
     def __init__(
         self,
         publisher: Publisher,
+        source: Source,
+        limits: UploadLimits,
         metrics: GatewayMetrics,
         *,
         max_bytes: int,
-        concurrency: int,
         idle_timeout_s: float,
         wait_max_s: float,
     ) -> None:
         self._publisher = publisher
+        self._source = source
+        self._limits = limits
         self._metrics = metrics
         self._max_bytes = max_bytes
-        self._slots = _Slots(concurrency)
         self._idle_timeout_s = idle_timeout_s
         self._wait_max_s = wait_max_s
 
@@ -84,6 +89,9 @@ class Uploads:
         Raises:
             MalformedRequestError: its headers are not such as an object can keep.
             BodyTooLargeError: it is larger than what is taken.
+            AlreadyExistsError, DeletedKeyError: the key holds an object, or a tombstone.
+            TooManyRequestsError: the project has its share of places or of staging.
+            GatewayBusyError: there is no place, or no room in staging, for anybody.
             StorageUnavailableError: staging failed.
             ClientGoneError: the client sent no more.
         """
@@ -93,25 +101,29 @@ class Uploads:
             return problem(
                 _PRECONDITION_FAILED, "an object is never replaced", headers={"connection": "close"}
             )
-        self._check(headers)
+        told_bytes = self._check(headers)
         metadata, upload_id = _metadata(headers), new_id()
+        # Before a byte of the body is read: what would be refused fills neither staging nor the
+        # dead letters. Of two that pass here at once the workers refuse one.
+        await self._source.check_free(admitted, key)
         try:
-            async with self._slots.taken(admitted.project):
+            async with self._limits.hold(admitted.project, upload_id) as claim:
+                # What tells its length has its place before the client is asked for the body.
+                await claim.grow(told_bytes)
                 await self._publisher.upload(
                     admitted.project,
                     key,
-                    self._body(request),
+                    self._body(request, claim),
                     content_type=headers.get("content-type"),
                     metadata=metadata,
                     upload_id=upload_id,
                 )
-        except NoSlotError:
-            return problem(_UNAVAILABLE, "too many bodies at once", headers={"connection": "close"})
         except PublisherError as exc:
             return unpublished(exc, {"upload_id": upload_id})
         return await self._answer(request, admitted.project, key, upload_id)
 
-    def _check(self, headers: Headers) -> None:
+    def _check(self, headers: Headers) -> int:
+        """The length that the headers tell, 0 where they tell none."""
         # RFC 9110, 9.3.4 and 14.5: what is not understood of a PUT must not be passed over.
         for name in ("content-range", "content-encoding"):
             if name in headers:
@@ -119,13 +131,15 @@ class Uploads:
         told = headers.get("content-length", "0")
         if _LENGTH.fullmatch(told) is None or int(told) > self._max_bytes:
             raise BodyTooLargeError(f"at most {self._max_bytes} bytes")
+        return int(told)
 
-    async def _body(self, request: Request) -> AsyncIterator[bytes]:
+    async def _body(self, request: Request, claim: UploadClaim) -> AsyncIterator[bytes]:
         taken = 0
         async for piece in body_of(request.receive, self._idle_timeout_s):
             taken += len(piece)
             if taken > self._max_bytes:
                 raise BodyTooLargeError(f"at most {self._max_bytes} bytes")
+            await claim.grow(taken)
             self._metrics.received_bytes.inc(len(piece))
             yield piece
 
@@ -146,61 +160,6 @@ class Uploads:
             return accepted
         place = {"location": object_path(project, key), "preference-applied": f"wait={wait_s}"}
         return JSONResponse({"upload_id": upload_id}, _CREATED, place)
-
-
-class NoSlotError(Exception):
-    """Too many bodies are being taken in, or too many of one project."""
-
-
-class _Share:
-    """The places that one project may take, and how many use or want one."""
-
-    def __init__(self, count: int) -> None:
-        self.places = asyncio.Semaphore(count)
-        self.users = 0
-
-
-class _Slots:
-    """Places for bodies: no project has more than half of them, and nobody waits for long."""
-
-    def __init__(self, count: int) -> None:
-        self._all = asyncio.Semaphore(count)
-        self._share = max(1, count // 2)
-        self._waiting_max = count * _WAITING_A_SLOT
-        self._waiting = 0
-        self._shares: dict[str, _Share] = {}
-
-    @asynccontextmanager
-    async def taken(self, project: str) -> AsyncIterator[None]:
-        """A place for as long as the block runs.
-
-        Raises:
-            NoSlotError: none became free in time, or too many wait already.
-        """
-        if self._waiting >= self._waiting_max:
-            raise NoSlotError
-        share = self._shares.setdefault(project, _Share(self._share))
-        share.users += 1
-        try:
-            async with AsyncExitStack() as stack:
-                await self._wait(share, stack)
-                yield
-        finally:
-            share.users -= 1
-            if not share.users:
-                del self._shares[project]
-
-    async def _wait(self, share: _Share, stack: AsyncExitStack) -> None:
-        self._waiting += 1
-        try:
-            async with asyncio.timeout(SLOT_WAIT_S):
-                # Its own first: who waits for it keeps none from the others meanwhile.
-                await stack.enter_async_context(share.places)
-                await stack.enter_async_context(self._all)
-        except TimeoutError as exc:
-            raise NoSlotError from exc
-        finally:
-            self._waiting -= 1
 
 
 def _metadata(headers: Headers) -> dict[str, str]:

@@ -10,10 +10,13 @@ from tests.unit.gateway.bench import API_KEY, KEY, Bench
 from tests.unit.gateway.publishing import FakePublisher
 from tests.unit.workers.factories import MASTER_KEYS
 from workers.gateway.app import application
+from workers.gateway.fair_shares import ConcurrencyLimit, StagingLedger
 from workers.gateway.metrics import GatewayMetrics
 from workers.gateway.objects import Objects
 from workers.gateway.paths import object_path
 from workers.gateway.rotations import Rotations
+from workers.gateway.staged_bodies import StagedBodies
+from workers.gateway.upload_limits import UploadLimits, UploadPlaces
 from workers.gateway.uploads import Uploads
 from workers.sweep import SweepStore
 
@@ -41,22 +44,33 @@ class Serving:
     wait_max_s: float = 20.0
     max_bytes: int = 10**6
     upload_concurrency: int = 4
+    project_share: float = 1.0
+    staging_max_bytes: int = 2**30
+    max_rotations: int = 3
     presign_plaintext: bool = False
     checks: Mapping[str, Check] = field(default_factory=lambda: {"storage": _holds})
 
     def __post_init__(self) -> None:
         self.metrics = GatewayMetrics()
         publisher = cast("Publisher", self.publisher)
+        limit = ConcurrencyLimit(self.concurrency, self.project_share, "requests")
+        self.ledger = StagingLedger(self.staging_max_bytes, self.project_share)
+        limits = UploadLimits(
+            UploadPlaces(self.upload_concurrency, self.project_share),
+            StagedBodies(self.bench.storage, "gateway", self.ledger),
+        )
         uploads = Uploads(
             publisher,
+            self.bench.source,
+            limits,
             self.metrics,
             max_bytes=self.max_bytes,
-            concurrency=self.upload_concurrency,
             idle_timeout_s=self.idle_timeout_s,
             wait_max_s=self.wait_max_s,
         )
         objects = Objects(
             self.bench.gate,
+            limit,
             self.bench.source,
             uploads.put,
             self.metrics,
@@ -65,8 +79,10 @@ class Serving:
         self.store = SweepStore(self.bench.storage, MASTER_KEYS)
         self.rotations = Rotations(
             self.bench.gate,
+            limit,
             publisher,
             self.store,
+            max_under_way=self.max_rotations,
             idle_timeout_s=self.idle_timeout_s,
             wait_max_s=self.wait_max_s,
         )
@@ -75,7 +91,6 @@ class Serving:
             self.rotations,
             self.metrics,
             self.checks,
-            concurrency=self.concurrency,
             idle_timeout_s=self.idle_timeout_s,
         )
 

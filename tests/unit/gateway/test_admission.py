@@ -11,6 +11,7 @@ import pytest
 from contracts.errors import KeyturnError, UnauthorizedError
 from contracts.sealing import Secret, kek_id, new_api_key, user_kek
 from workers.envelope import OperatorKeys
+from workers.gateway.fair_shares import ConcurrencyLimit
 from workers.gateway.gate import Gate
 from workers.gateway.metrics import GatewayMetrics
 from workers.gateway.objects import Objects
@@ -71,7 +72,8 @@ async def _ask(storage: _Watched, method: str, project: str, authorization: str)
     keyrings = KeyringReader(storage, _MASTER, lease_s=1, cache_s=0)
     gate = Gate(keyrings, Secret(b""), cache_s=0, floor_s=0)
     source = Source(storage, gate, OperatorKeys(_MASTER), v0_max_bytes=1, v0_concurrency=1)
-    objects = Objects(gate, source, _no_put, GatewayMetrics(), presign_plaintext=True)
+    limit = ConcurrencyLimit(4, 1.0, "requests")
+    objects = Objects(gate, limit, source, _no_put, GatewayMetrics(), presign_plaintext=True)
     headers = [(b"authorization", authorization.encode())]
     raw = f"/v1/projects/{project}/objects/x".encode()
     scope = {"type": "http", "method": method, "raw_path": raw, "headers": headers}

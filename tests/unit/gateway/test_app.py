@@ -10,13 +10,25 @@ import orjson
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from contracts.names import keyring_key
 from tests.unit.gateway.asgi import Connection, ask
-from tests.unit.gateway.bench import API_KEY, CHUNK, NEW_API_KEY, Bench, kek_of, turned_to
+from tests.unit.gateway.bench import (
+    API_KEY,
+    CHUNK,
+    NEW_API_KEY,
+    Bench,
+    kek_of,
+    ring_of,
+    turned_to,
+)
 from tests.unit.gateway.serving import BEARER, PATH, ROTATIONS, Serving
 from tests.unit.workers.factories import MASTER_KEYS
 from workers.gateway import client, docs
 from workers.gateway.openapi import document
+from workers.gateway.paths import object_path
 from workers.gateway.problems import MEDIA_TYPE
+from workers.keyring.record import build
+from workers.storage import Headers
 
 if TYPE_CHECKING:
     from starlette.types import Scope
@@ -142,6 +154,32 @@ async def test_too_many_at_once_are_refused_while_health_still_answers() -> None
     assert [(await task).status for task in asking] == [200, 200]
     assert (await serving.ask()).status == 200
     assert serving.counted("requests_in_flight") == 0
+
+
+async def test_a_project_with_its_share_of_requests_takes_none_from_others() -> None:
+    """256 slow downloads with one key gave every other tenant 503."""
+    serving = Serving(concurrency=8, project_share=0.25)
+    serving.bench.plant_sealed(bytes(20 * CHUNK))
+    other = ring_of(NEW_API_KEY, "other")
+    serving.bench.storage.plant(keyring_key("other"), build(other, MASTER_KEYS), Headers({}))
+    slow = [Connection(), Connection()]
+    for connection in slow:
+        connection.takes.clear()
+    asking = [asyncio.create_task(serving.ask(on=connection)) for connection in slow]
+    for connection in slow:
+        await connection.began.wait()
+    for method, target in (("GET", PATH), ("HEAD", PATH), ("PUT", PATH), ("POST", ROTATIONS)):
+        refused = await serving.ask(method, target)
+        assert (refused.status, refused.headers["retry-after"]) == (429, "1")
+        assert refused.headers["content-type"] == MEDIA_TYPE
+        if method != "HEAD":
+            assert refused.document()["code"] == "too_many_requests"
+    theirs = await serving.ask(target=object_path("other", "x"), key=NEW_API_KEY)
+    assert theirs.status == 404
+    for connection in slow:
+        connection.takes.set()
+    assert [(await task).status for task in asking] == [200, 200]
+    assert (await serving.ask()).status == 200
 
 
 async def test_a_request_that_is_cancelled_leaves_its_place() -> None:

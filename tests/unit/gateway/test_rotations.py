@@ -14,13 +14,16 @@ from hypothesis import strategies as st
 
 from contracts.errors import StorageUnavailableError, all_errors
 from contracts.messages import COUNT_FIELDS, RotationAccepted, RotationRejected
-from contracts.names import is_uuid
-from contracts.publisher import NotDeliveredError, OutcomeUnknownError
+from contracts.names import is_uuid, keyring_key
+from contracts.publisher import NotDeliveredError, OutcomeUnknownError, PublisherError
 from tests.unit.gateway.asgi import Connection
-from tests.unit.gateway.bench import API_KEY, NEW_API_KEY, turned_to
+from tests.unit.gateway.bench import API_KEY, NEW_API_KEY, ring_of, turned_to
 from tests.unit.gateway.serving import ROTATIONS, Serving
 from tests.unit.gateway.test_problems import STATUSES
+from tests.unit.workers.factories import MASTER_KEYS
 from workers.gateway import rotations as rotations_module
+from workers.keyring.record import build
+from workers.storage import Headers
 from workers.sweep import Ask, Plan
 from workers.sweep.counts import Counts
 from workers.sweep.plan import State
@@ -212,6 +215,80 @@ async def test_one_that_the_broker_may_have_is_known_by_its_id(serving: Serving)
     rotation_id = (await serving.ask("POST", ROTATIONS, body=_ask())).document()["rotation_id"]
     got = await serving.ask(target=f"{ROTATIONS}/{rotation_id}")
     assert (got.status, got.document()["state"]) == (200, "requested")
+
+
+# How many are under way.
+
+
+async def test_what_is_not_answered_yet_is_a_few_a_project(serving: Serving) -> None:
+    """With the same generation expected all but one of them end as dead letters."""
+    others = ring_of(THIRD_API_KEY, "other")
+    serving.bench.storage.plant(keyring_key("other"), build(others, MASTER_KEYS), Headers({}))
+    for _ in range(3):
+        assert (await serving.ask("POST", ROTATIONS, body=_ask())).status == 202
+    refused = await serving.ask("POST", ROTATIONS, body=_ask())
+    assert (refused.status, refused.document()["code"]) == (429, "too_many_requests")
+    assert refused.headers["retry-after"] == "1"
+    assert len(serving.publisher.rotations) == 3
+    theirs = "/v1/projects/other/rotations"
+    assert (await serving.ask("POST", theirs, key=THIRD_API_KEY, body=_ask())).status == 202
+    # Answered: another may follow.
+    serving.publisher.tells = _rejected("generation_mismatch")
+    serving.publisher.telling.set()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert (await serving.ask("POST", ROTATIONS, body=_ask())).status == 202
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not serving.rotations._pending
+
+
+@pytest.mark.parametrize("error", [NotDeliveredError("no"), PublisherError("no")])
+async def test_one_that_was_not_published_is_not_under_way(
+    serving: Serving, error: Exception
+) -> None:
+    serving.publisher.fails = error
+    for _ in range(5):
+        assert (await serving.ask("POST", ROTATIONS, body=_ask())).status == 503
+    assert not serving.rotations._pending
+
+
+async def test_rotations_that_are_being_swept_are_a_few_a_project() -> None:
+    """14 rotations of 51 objects did 4,845 looks: each one's sweep goes over all objects."""
+    serving = Serving(max_rotations=2)
+    keys = [NEW_API_KEY, THIRD_API_KEY]
+    for number, key in enumerate(keys):
+        rotation_id = f"2f6c9a0e-1111-4111-8111-00000000000{number}"
+        ring = turned_to(serving.bench.ring, key)
+        ring = replace(ring, current=replace(ring.current, rotation_id=rotation_id))
+        serving.bench.write_keyring(ring)
+        await serving.store.create(_plan(serving, rotation_id), "m1")
+        serving.rotations._gate._keyrings._lines.clear()
+        got = await serving.ask("POST", ROTATIONS, key=key, body=_ask("kt_" + "4" * 43))
+        assert got.status == (202 if number == 0 else 429)
+        serving.rotations._pending.clear()
+    # The newest one ends clean, and clears what the history held: nothing is under way.
+    ring = serving.bench.ring
+    cleared = tuple(replace(entry, kek=None) for entry in ring.history)
+    serving.bench.write_keyring(replace(ring, history=cleared))
+    serving.rotations._gate._keyrings._lines.clear()
+    got = await serving.ask("POST", ROTATIONS, key=THIRD_API_KEY, body=_ask("kt_" + "4" * 43))
+    assert got.status == 202
+
+
+@pytest.mark.parametrize("status", ["done", "failed", "spoilt", "missing"])
+async def test_a_rotation_that_ended_unclean_is_not_under_way_for_ever(status: str) -> None:
+    """Or a project could not turn a key that leaked: old KEKs stay until a sweep is clean."""
+    serving = Serving(max_rotations=1)
+    rotation_id = _turn(serving)
+    if status != "missing":
+        more = {} if status == "spoilt" else {"status": status}
+        await serving.store.create(_plan(serving, rotation_id, **more), "m1")
+    if status == "spoilt":
+        (plan_key,) = [k for k in serving.bench.storage.stored_keys() if k.endswith("sweep.json")]
+        serving.bench.storage.plant(plan_key, b"{}", Headers({}))
+    got = await serving.ask("POST", ROTATIONS, key=NEW_API_KEY, body=_ask(THIRD_API_KEY))
+    assert got.status == 202
 
 
 # How far it is.

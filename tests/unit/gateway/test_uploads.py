@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers as HttpHeaders
 
 from contracts.errors import StorageUnavailableError, all_errors
-from contracts.messages import ProjectEnrolled, UploadRejected, UploadStored
-from contracts.names import is_uuid
+from contracts.messages import INLINE_MAX_BYTES, ProjectEnrolled, UploadRejected, UploadStored
+from contracts.names import is_uuid, keyring_key, staging_key
 from contracts.publisher import (
     BrokerUnavailableError,
     EventsUnavailableError,
@@ -22,15 +22,22 @@ from contracts.publisher import (
     PublisherError,
 )
 from tests.unit.gateway.asgi import Connection
-from tests.unit.gateway.bench import KEY, NEW_API_KEY
+from tests.unit.gateway.bench import KEY, NEW_API_KEY, ring_of
 from tests.unit.gateway.serving import PATH, Serving
 from tests.unit.gateway.test_problems import STATUSES
-from workers.gateway import uploads as uploads_module
-from workers.gateway.uploads import _Slots, wait_asked
+from tests.unit.workers.factories import MASTER_KEYS
+from workers.errors import ArchivedError
+from workers.errors import RefusedError as StorageRefusedError
+from workers.gateway import staged_bodies, upload_limits
+from workers.gateway.paths import object_path
+from workers.gateway.uploads import wait_asked
+from workers.keyring.record import build
+from workers.storage import Headers
 
 if TYPE_CHECKING:
     from contracts.messages import Event
 
+LARGE = bytes(INLINE_MAX_BYTES + 1)
 _AT = "2026-11-24T10:00:00.000000Z"
 
 
@@ -45,6 +52,13 @@ def _rejected(code: str) -> object:
         )
 
     return told
+
+
+async def until_taken(connection: Connection) -> None:
+    """Until all that there is of its body was taken."""
+    for _ in range(200):
+        await asyncio.sleep(0)
+    assert not [piece for piece in connection.body if piece]
 
 
 async def test_a_body_is_handed_in_under_its_key() -> None:
@@ -141,33 +155,19 @@ async def test_who_waits_and_goes_is_waited_for_no_longer() -> None:
         await asking
 
 
-async def test_a_project_has_no_more_than_half_of_the_places() -> None:
-    slots, leave = _Slots(4), asyncio.Event()
-    taken: list[str] = []
-
-    async def take(project: str) -> None:
-        async with slots.taken(project):
-            taken.append(project)
-            await leave.wait()
-
-    tasks = [asyncio.create_task(take(project)) for project in ("a", "a", "a", "b", "b")]
-    for _ in range(20):
-        await asyncio.sleep(0)
-    assert sorted(taken) == ["a", "a", "b", "b"]
-    leave.set()
-    await asyncio.gather(*tasks)
-    assert not slots._shares
-
-
 async def test_nobody_waits_long_for_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uploads_module, "SLOT_WAIT_S", 0.05)
-    serving = Serving(upload_concurrency=1)
+    monkeypatch.setattr(upload_limits, "PLACE_WAIT_S", 0.05)
+    serving = Serving(upload_concurrency=1, project_share=0.5)
+    other = ring_of(NEW_API_KEY, "other")
+    serving.bench.storage.plant(keyring_key("other"), build(other, MASTER_KEYS), Headers({}))
     first = Connection()
-    asking = asyncio.create_task(serving.ask("PUT", body=[b"bo", None], on=first))
-    for _ in range(20):
-        await asyncio.sleep(0)
-    got = await serving.ask("PUT", body=[b"other"])
-    assert (got.status, got.headers["retry-after"]) == (503, "1")
+    asking = asyncio.create_task(serving.ask("PUT", body=[LARGE, None], on=first))
+    await until_taken(first)
+    ours = await serving.ask("PUT", body=[LARGE])
+    assert (ours.status, ours.headers["retry-after"]) == (429, "1")
+    theirs = await serving.ask("PUT", object_path("other", KEY), key=NEW_API_KEY, body=[LARGE])
+    assert (theirs.status, theirs.headers["retry-after"]) == (503, "1")
+    assert "code" not in theirs.document()
     first.gone.set()
     await asking
 
@@ -238,14 +238,15 @@ async def test_a_client_that_goes_hands_in_nothing() -> None:
 async def test_a_few_bodies_are_taken_at_once() -> None:
     serving = Serving(upload_concurrency=1)
     first, second = Connection(), Connection()
-    asking = asyncio.create_task(serving.ask("PUT", body=[b"bo", None], on=first))
-    for _ in range(20):
-        await asyncio.sleep(0)
-    assert not first.body
-    waiting = asyncio.create_task(serving.ask("PUT", body=[b"other"], on=second))
-    for _ in range(20):
+    asking = asyncio.create_task(serving.ask("PUT", body=[LARGE, None], on=first))
+    await until_taken(first)
+    told = {"content-length": str(len(LARGE))}
+    waiting = asyncio.create_task(serving.ask("PUT", body=[LARGE], on=second, headers=told))
+    for _ in range(50):
         await asyncio.sleep(0)
     assert second.body  # not a byte of it is read yet
+    # One that travels in the request needs no place.
+    assert (await serving.ask("PUT", body=[b"small"])).status == 202
     first.gone.set()
     await asyncio.gather(asking, waiting)
     assert second.status == 202
@@ -347,11 +348,98 @@ async def test_another_event_of_that_id_says_nothing() -> None:
     ],
 )
 def test_the_seconds_that_are_asked_for(values: list[str], wait_s: int | None) -> None:
-    headers = Headers(raw=[(b"prefer", value.encode()) for value in values])
+    headers = HttpHeaders(raw=[(b"prefer", value.encode()) for value in values])
     assert wait_asked(headers, 20.0) == wait_s
 
 
 @given(st.text(st.characters(max_codepoint=255), max_size=60))
 def test_whatever_is_preferred_the_wait_is_bounded(value: str) -> None:
-    found = wait_asked(Headers(raw=[(b"prefer", value.encode("latin-1"))]), 20.0)
+    found = wait_asked(HttpHeaders(raw=[(b"prefer", value.encode("latin-1"))]), 20.0)
     assert found is None or 0 <= found <= 20
+
+
+# What a key holds, and what a project's other bodies hold.
+
+
+@pytest.mark.parametrize(
+    ("own", "code"),
+    [
+        ({"enc-algo": "Cobblestone-256"}, "already_exists"),
+        ({}, "already_exists"),
+        ({"enc-algo": "no such algorithm"}, "already_exists"),
+        ({"enc-algo": "deleted", "enc-dek-admin": "eA=="}, "deleted_key"),
+    ],
+)
+async def test_a_key_that_holds_something_is_refused_before_the_body_is_taken(
+    own: dict[str, str], code: str
+) -> None:
+    """400 refused bodies of 256 KiB left 400 dead letters for good, larger ones filled staging."""
+    serving = Serving()
+    serving.bench.plant(own, b"" if code == "deleted_key" else b"x" * 100)
+    connection = Connection()
+    got = await serving.ask("PUT", body=[LARGE, None], headers={"expect": ""}, on=connection)
+    assert (got.status, got.document()["code"]) == (409, code)
+    assert connection.body == [LARGE, None]  # not a byte of it was read
+    assert not serving.publisher.uploads
+    assert serving.ledger.used_bytes == 0
+
+
+async def test_an_archived_object_holds_its_key_too() -> None:
+    serving = Serving()
+    serving.bench.storage.fail_next("read_start", ArchivedError("GLACIER"))
+    got = await serving.ask("PUT", body=b"x")
+    assert (got.status, got.document()["code"]) == (409, "already_exists")
+
+
+async def test_a_storage_that_does_not_say_what_a_key_holds_is_for_later() -> None:
+    serving = Serving()
+    serving.bench.storage.fail_next("read_start", StorageRefusedError("AccessDenied"))
+    got = await serving.ask("PUT", body=b"x")
+    assert (got.status, got.document()["code"]) == (503, "storage_unavailable")
+    assert not serving.publisher.uploads
+
+
+async def test_bodies_that_are_not_stored_yet_count_until_they_have_left_staging(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Refused bodies of 1 MiB filled staging for 8 days."""
+    monkeypatch.setattr(staged_bodies, "_BETWEEN_LISTINGS_S", 0.0)
+    monkeypatch.setattr(staged_bodies, "_REST_A_LISTING", 0.0)
+    mib = 1024 * 1024
+    serving = Serving(staging_max_bytes=16 * mib, project_share=0.25, max_bytes=8 * mib)
+    other = ring_of(NEW_API_KEY, "other")
+    storage = serving.bench.storage
+    storage.plant(keyring_key("other"), build(other, MASTER_KEYS), Headers({}))
+    for number in range(4):
+        assert (await serving.ask("PUT", f"{PATH}-{number}", body=bytes(mib))).status == 202
+        staged = serving.publisher.uploads[-1]
+        storage.plant(staging_key("gateway", staged.upload_id), bytes(mib), Headers({}))
+    refused = await serving.ask("PUT", f"{PATH}-5", body=bytes(mib))
+    assert (refused.status, refused.document()["code"]) == (429, "too_many_requests")
+    assert refused.headers["retry-after"] == "1"
+    # Neither what is small, nor another project.
+    assert (await serving.ask("PUT", f"{PATH}-6", body=b"small")).status == 202
+    theirs = await serving.ask("PUT", object_path("other", KEY), key=NEW_API_KEY, body=bytes(mib))
+    assert theirs.status == 202
+    # A worker stored one: a listing shows it.
+    await storage.delete(staging_key("gateway", serving.publisher.uploads[0].upload_id))
+    assert (await serving.ask("PUT", f"{PATH}-7", body=bytes(mib))).status == 202
+
+
+@pytest.mark.parametrize(
+    ("error", "used"),
+    [(NotDeliveredError("no"), 0), (OutcomeUnknownError("perhaps"), 1), (None, 1)],
+)
+async def test_only_a_body_that_may_be_in_staging_is_counted(
+    error: PublisherError | None, used: int
+) -> None:
+    serving = Serving()
+    serving.publisher.fails = error
+    await serving.ask("PUT", body=[LARGE])
+    assert serving.ledger.used_bytes == used * 1024 * 1024
+
+
+async def test_a_body_that_broke_off_is_not_counted() -> None:
+    serving = Serving(idle_timeout_s=0.02)
+    assert (await serving.ask("PUT", body=[LARGE, None])).status == 408
+    assert serving.ledger.used_bytes == 0
