@@ -54,6 +54,22 @@ class Deleter:
             await self._put(s3_key, request, observed)
         raise StorageUnavailableError("the tombstone did not stay")
 
+    async def find_deleted(self, request: DeleteRequested) -> bool:
+        """Whether a tombstone stays in the key's place already; it puts none.
+
+        Raises:
+            NotYetError: it was put less than two leases ago.
+            Others: as `delete`.
+        """
+        s3_key = object_key(request.project, request.key)
+        observed = await self._keyrings.fresh(request.project)
+        head = await self._tombstone(s3_key, request, observed)
+        if head is None:
+            return False
+        await self._remove_older(s3_key)
+        self._check_settled(head)
+        return True
+
     async def _tombstone(
         self, s3_key: str, request: DeleteRequested, observed: Observed
     ) -> Head | None:

@@ -20,7 +20,7 @@ from contracts.sealing import IntakeKey, Secret, kek_id, kek_info
 from workers.admission import open_secret
 from workers.control.adoption import highest_generation
 from workers.envelope import OperatorKeys
-from workers.keyring import Generation, Keyring, KeyringReader, create
+from workers.keyring import Generation, Keyring, KeyringReader, create, is_same_request
 from workers.storage import Storage
 from workers.sweep import Ask, Starter
 
@@ -56,15 +56,28 @@ class Enroller:
             StorageUnavailableError, UnknownMasterKeyError: try again later.
         """
         generation = await self._generation(request, origin)
-        if request.adopt:
-            # Objects may stand there under other wraps; the sweep is this request's own.
-            ask = Ask("sweep", request.request_id, request.project, request.requested_at)
-            await self._starter.start(ask)
+        await self._adopt(request, origin)
         return generation
+
+    async def find_enrolled(self, request: EnrollRequested, origin: RequestOrigin) -> int | None:
+        """As `enroll` where this very request enrolled the project before; else None.
+
+        Raises: as `enroll`.
+        """
+        generation = await self._standing(request, origin)
+        if generation is not None:
+            await self._adopt(request, origin)
+        return generation
+
+    async def _adopt(self, request: EnrollRequested, origin: RequestOrigin) -> None:
+        if request.adopt:
+            # Objects may exist there under other wraps; the sweep is this request's own.
+            ask = Ask("sweep", request.request_id, request.project, request.requested_at)
+            await self._starter.start(ask, (origin,), adopting=True)
 
     async def _generation(self, request: EnrollRequested, origin: RequestOrigin) -> int:
         """The generation of this request's keyring, which is created where none stands."""
-        if (standing := await self._standing(request)) is not None:
+        if (standing := await self._standing(request, origin)) is not None:
             return standing
         keyring = self._keyring(request, origin)
         keyring = replace(
@@ -73,18 +86,21 @@ class Enroller:
         if await create(self._storage, keyring, self._master_keys, lease_s=self._keyrings.lease_s):
             return keyring.current.generation
         # A lost race, or the answer to an earlier try of this very request was lost.
-        if (standing := await self._standing(request)) is not None:
+        if (standing := await self._standing(request, origin)) is not None:
             return standing
         raise StorageUnavailableError("a keyring was refused where none stands")
 
-    async def _standing(self, request: EnrollRequested) -> int | None:
+    async def _standing(self, request: EnrollRequested, origin: RequestOrigin) -> int | None:
         try:
             observed = await self._keyrings.fresh(request.project)
         except UnknownProjectError:
             return None
-        enrolment = observed.keyring.enrolment
-        if enrolment.rotation_id != request.request_id:
-            raise AlreadyEnrolledError(f"a keyring stands for {request.project}")
+        keyring = observed.keyring
+        enrolment = keyring.enrolment
+        if enrolment.rotation_id != request.request_id or not is_same_request(
+            keyring, enrolment, kek=self._kek(request), origin=origin
+        ):
+            raise AlreadyEnrolledError(f"{request.project} has a keyring")
         return enrolment.generation
 
     async def _first(self, request: EnrollRequested) -> int:
@@ -100,8 +116,7 @@ class Enroller:
         return _FIRST_GENERATION
 
     def _keyring(self, request: EnrollRequested, origin: RequestOrigin) -> Keyring:
-        info = kek_info("enroll", request.request_id, request.project)
-        kek = Secret(open_secret(request.sealed_kek, info, self._intake_keys))
+        kek = self._kek(request)
         first = Generation(
             generation=_FIRST_GENERATION,
             kek_id=kek_id(kek),
@@ -120,6 +135,10 @@ class Enroller:
             publisher=origin.publisher,
             request=origin.request,
         )
+
+    def _kek(self, request: EnrollRequested) -> Secret:
+        info = kek_info("enroll", request.request_id, request.project)
+        return Secret(open_secret(request.sealed_kek, info, self._intake_keys))
 
     def _v0_kek(self, request: EnrollRequested) -> Secret | None:
         if request.sealed_v0_kek is None:

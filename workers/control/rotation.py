@@ -1,19 +1,33 @@
 """Rotations: the keyring turned once, and its sweep begun (SPEC 8.1).
 
 The keyring itself remembers which request turned it: however often one comes, and in
-whatever order, it turns the keyring once.
+whatever order, it turns the keyring once. An id is known only with the publisher and the key
+that it came with.
 """
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Final
 
-from contracts.errors import KeyringRolledBackError, StorageUnavailableError
+from contracts.errors import (
+    GenerationMismatchError,
+    KeyringRolledBackError,
+    StorageUnavailableError,
+)
 from contracts.messages import RequestOrigin, RotationRequested
 from contracts.names import format_time
 from contracts.sealing import IntakeKey, Secret, kek_info
 from workers.admission import open_secret
-from workers.keyring import Keyring, KeyringReader, brought_by, change, check_turn, turned
+from workers.keyring import (
+    Generation,
+    Keyring,
+    KeyringReader,
+    brought_by,
+    change,
+    check_turn,
+    is_same_request,
+    turned,
+)
 from workers.storage import Storage
 from workers.sweep import AllPlan, Ask, Plan, Starter
 
@@ -43,20 +57,20 @@ class Rotator:
         """Turn the keyring, and begin the sweep; gives the generation it brought, and the plan.
 
         Raises:
-            UnknownProjectError: no keyring stands.
+            UnknownProjectError: no keyring exists.
             GenerationMismatchError, KekReusedError: the keyring is not turned by this.
             UnknownIntakeKeyError, BadSealError: the KEK does not open.
             MalformedRequestError: the id was used for another sweep.
-            CorruptObjectError: a keyring stands that nobody here wrote.
+            CorruptObjectError: a keyring exists that no worker wrote.
             KeyringRolledBackError, StorageUnavailableError, UnknownMasterKeyError: later.
         """
-        ask = Ask("rotation", request.rotation_id, request.project, request.requested_at)
+        ask = _ask(request)
         begun = await self._starter.standing(ask)
         for _ in range(_MAX_TURNS):
             observed = await self._keyrings.fresh(request.project)
-            generation = brought_by(observed.keyring, request.rotation_id)
-            if generation is not None:
-                return generation, await self._starter.start(ask)
+            known = self._known(observed.keyring, request, origin)
+            if known is not None:
+                return known.generation, await self._starter.start(ask, (origin,))
             if begun is not None:
                 raise KeyringRolledBackError("the keyring does not know a rotation that it took")
             after = self._turned(observed.keyring, request, origin)
@@ -70,6 +84,35 @@ class Rotator:
             )
         raise StorageUnavailableError("the keyring kept changing")
 
+    async def find_rotated(
+        self, request: RotationRequested, origin: RequestOrigin
+    ) -> tuple[int, Plan | AllPlan] | None:
+        """As `rotate` where this very request turned the keyring before; else None.
+
+        Raises: as `rotate`.
+        """
+        observed = await self._keyrings.fresh(request.project)
+        known = self._known(observed.keyring, request, origin)
+        if known is None:
+            return None
+        return known.generation, await self._starter.start(_ask(request), (origin,))
+
+    def _known(
+        self, keyring: Keyring, request: RotationRequested, origin: RequestOrigin
+    ) -> Generation | None:
+        """The generation that this request brought; None where none has its id.
+
+        Raises:
+            GenerationMismatchError: another request with this id brought it.
+            UnknownIntakeKeyError, BadSealError: the KEK does not open.
+        """
+        entry = brought_by(keyring, request.rotation_id)
+        if entry is None:
+            return None
+        if not is_same_request(keyring, entry, kek=self._kek(request), origin=origin):
+            raise GenerationMismatchError("another request with this id turned the keyring")
+        return entry
+
     def _turned(
         self, keyring: Keyring, request: RotationRequested, origin: RequestOrigin
     ) -> Keyring:
@@ -78,12 +121,19 @@ class Rotator:
             requested_at=request.requested_at,
             expected_generation=request.expected_generation,
         )
-        info = kek_info("rotation", request.rotation_id, request.project)
         return turned(
             keyring,
-            kek=Secret(open_secret(request.sealed_kek, info, self._intake_keys)),
+            kek=self._kek(request),
             rotation_id=request.rotation_id,
             requested_at=request.requested_at,
             at=format_time(datetime.now(UTC)),
             origin=origin,
         )
+
+    def _kek(self, request: RotationRequested) -> Secret:
+        info = kek_info("rotation", request.rotation_id, request.project)
+        return Secret(open_secret(request.sealed_kek, info, self._intake_keys))
+
+
+def _ask(request: RotationRequested) -> Ask:
+    return Ask("rotation", request.rotation_id, request.project, request.requested_at)

@@ -61,12 +61,26 @@ def turned(
     )
 
 
-def brought_by(keyring: Keyring, rotation_id: str) -> int | None:
+def brought_by(keyring: Keyring, rotation_id: str) -> Generation | None:
     """The generation that this request brought, or None where it brought none yet."""
     for entry in (keyring.current, *keyring.history):
         if entry.rotation_id == rotation_id:
-            return entry.generation
+            return entry
     return None
+
+
+def is_same_request(
+    keyring: Keyring, entry: Generation, *, kek: Secret, origin: RequestOrigin
+) -> bool:
+    """Whether a request with the id of this generation is the one that brought it (SPEC 8.1).
+
+    Another publisher of the project may send a known id with a key of its own: it must not
+    learn from the answer that its key was accepted. The history keeps no publisher, nor does
+    a keyring of 0.4; there the KEK alone decides.
+    """
+    if entry is keyring.current and keyring.publisher not in (None, origin.publisher):
+        return False
+    return entry.kek_id == kek_id(kek)
 
 
 def leased(keyring: Keyring, lease_s: int) -> Keyring:

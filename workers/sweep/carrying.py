@@ -25,6 +25,7 @@ from workers.sweep.store import PlanT, Standing, SweepStore
 
 # By two: what still travels of the step before is then no step before the current one.
 _HURRY_STEPS: Final = 2
+_MAX_TURNS: Final = 8
 
 _log = structlog.get_logger()
 
@@ -54,8 +55,8 @@ class Carrier(ABC, Generic[PlanT]):
         """What the step before should have sent: whoever made it may have died before that."""
 
     @abstractmethod
-    async def _tell_end(self, standing: Standing[PlanT]) -> None:
-        """Tell how a sweep ended, at least once."""
+    async def _before_told(self, standing: Standing[PlanT]) -> None:
+        """What must be durable before the end counts as published, at least once."""
 
     def _unsent(self, plan: PlanT) -> PlanT:
         """The plan with everything to be sent again; of a sweep of all that is its step alone."""
@@ -94,7 +95,8 @@ class Carrier(ABC, Generic[PlanT]):
         """Go on from a step that somebody else made just before this message could.
 
         That may have been its own earlier try: a put that came late, from a worker that died,
-        or lost its connection, and sent nothing.
+        or lost its connection, and sent nothing. A request that joined the sweep meanwhile
+        changed no step, and sends it again by itself.
         """
         try:
             standing = await self._read(hint.sweep_id, hint.project)
@@ -104,6 +106,34 @@ class Carrier(ABC, Generic[PlanT]):
             await self._tell_end(standing)
         elif hint.step + 1 == standing.plan.step:
             await self._send_again(standing.plan)
+
+    async def _tell_end(self, standing: Standing[PlanT]) -> None:
+        """Publish how a sweep ended, at least once to each request that asked for it."""
+        first = 0
+        for _ in range(_MAX_TURNS):
+            plan = standing.plan
+            if not plan.told:
+                await self._before_told(standing)
+                if not plan.ask.of_all:
+                    await self._publish_end(plan, first)
+                    # Those who join meanwhile are the only ones left for the next turn.
+                    first = len(plan.origins)
+                told = replace(plan, told=True)
+                if not await self._store.change(told, standing.etag, standing.master_key):
+                    standing = await self._read(plan.ask.sweep_id, plan.ask.project)
+                    if standing.plan.status == "running":
+                        return  # its request came again after it had failed
+                    continue
+            await self._store.unmark_running(plan.ask.sweep_id, plan.ask.project)
+            return
+        raise StorageUnavailableError("the sweep's record kept changing")
+
+    async def _publish_end(self, plan: PlanT, first: int) -> None:
+        for origin in plan.origins[first:]:
+            if plan.status == "failed":
+                await self._outbox.failed(plan.ask, error_of(plan), origin)
+            else:
+                await self._outbox.ended(plan, origin)
 
     async def hurry(self, sweep_id: str, project: str) -> None:
         """Make sure that a sweep goes on whose messages may be lost.

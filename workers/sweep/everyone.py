@@ -26,11 +26,11 @@ from contracts.names import KEYRINGS_PREFIX, is_project, keyring_key
 from workers.envelope import OperatorKeys
 from workers.keyring import KeyringReader
 from workers.storage import Storage
-from workers.sweep.carrying import Carrier, error_of
+from workers.sweep.carrying import Carrier
 from workers.sweep.counts import Counts
 from workers.sweep.judge import TRIES
 from workers.sweep.outbox import Outbox
-from workers.sweep.plan import AllPlan, Ask, Ended
+from workers.sweep.plan import AllPlan, Ended
 from workers.sweep.start import Starter
 from workers.sweep.store import Standing, SweepStore
 
@@ -151,9 +151,10 @@ class Everyone(Carrier[AllPlan]):
         """Begin a project's part; False where there is nothing to do, or it failed at once."""
         ask = plan.ask
         try:
-            await self._starter.start(replace(ask, project=project, of_all=True))
+            part = replace(ask, project=project, of_all=True)
+            await self._starter.start(part, plan.origins)
         except UnknownProjectError as exc:
-            await self._not_found(ask, project, exc, master_key, walk)
+            await self._not_found(plan, project, exc, master_key, walk)
             return False
         except UnknownMasterKeyError as exc:
             # The rest goes on; the walk comes by again, perhaps in a process that has the key.
@@ -163,14 +164,14 @@ class Everyone(Carrier[AllPlan]):
         except (CorruptObjectError, MalformedRequestError) as exc:
             # A keyring that somebody forged, or another sweep of the project by the same id:
             # nothing may be wrapped by it, and the rest goes on.
-            await self._note_failed(ask, project, exc, master_key)
+            await self._note_failed(plan, project, exc, master_key)
             return False
         walk.begun += 1
         return True
 
     async def _not_found(
         self,
-        ask: Ask,
+        plan: AllPlan,
         project: str,
         error: UnknownProjectError,
         master_key: str,
@@ -184,7 +185,7 @@ class Everyone(Carrier[AllPlan]):
         tries = walk.not_found.get(project, 0) + 1
         if tries >= TRIES:
             walk.not_found.pop(project, None)
-            await self._note_failed(ask, project, error, master_key)
+            await self._note_failed(plan, project, error, master_key)
             return
         walk.missed += 1
         if project in walk.not_found or len(walk.not_found) < _MAX_NOT_FOUND:
@@ -192,11 +193,13 @@ class Everyone(Carrier[AllPlan]):
         _log.warning("keyring listed and not found", project=project, tries=tries)
 
     async def _note_failed(
-        self, ask: Ask, project: str, error: KeyturnError, master_key: str
+        self, plan: AllPlan, project: str, error: KeyturnError, master_key: str
     ) -> None:
+        ask = plan.ask
         said = {"sweep_id": ask.sweep_id, "project": project, "code": error.code}
         _log.error("sweep failed", **said, detail=error.detail)
-        await self._outbox.progressed(replace(ask, project=project), Counts(failed=1))
+        part = replace(ask, project=project)
+        await self._outbox.progressed(part, Counts(failed=1), plan.origins)
         ended = Ended(Counts(failed=1), clean=False)
         await self._store.add_ended(ask.sweep_id, project, ended, master_key)
 
@@ -252,17 +255,8 @@ class Everyone(Carrier[AllPlan]):
         key = keyring_key(project)
         return any([row.key == key async for row in self._storage.list(key, limit=1)])
 
-    async def _tell_end(self, standing: Standing[AllPlan]) -> None:
-        plan = standing.plan
-        if not plan.told:
-            if plan.status == "failed":
-                await self._outbox.failed(plan.ask, error_of(plan))
-            else:
-                await self._outbox.ended(plan)
-            told = replace(plan, told=True)
-            if not await self._store.change(told, standing.etag, standing.master_key):
-                return
-        await self._store.unmark_running(plan.ask.sweep_id, plan.ask.project)
+    async def _before_told(self, standing: Standing[AllPlan]) -> None:
+        """Nothing: its parts ended before it did."""
 
 
 @dataclass(slots=True)

@@ -4,12 +4,12 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from contracts.errors import KeyturnError
-from contracts.messages import EVENT_MODELS, Event, id_field, rejection
+from contracts.messages import EVENT_MODELS, Event, RequestOrigin, id_field, with_origin
 from contracts.names import format_time
 from workers.broker.delivery import delay_up_to
 from workers.sweep.counts import Counts
 from workers.sweep.messages import Hint, SweepPage, SweepStep, encode, queue_of
-from workers.sweep.plan import AllPlan, Ask, Live, Plan
+from workers.sweep.plan import AllPlan, Ask, Live, Origins, Plan, by_publisher
 
 
 class Sender(Protocol):
@@ -51,30 +51,46 @@ class Outbox:
     async def _send(self, hint: Hint, delay_s: int) -> None:
         await self._sender.send(encode(hint), queue_of(hint), delay_s)
 
-    async def progressed(self, ask: Ask, counts: Counts, *, clean: bool = False) -> None:
-        """Tell how far a sweep of one project is."""
-        await self._sender.tell(_counted("sweep.progressed", ask, counts, clean=clean))
+    async def progressed(
+        self, ask: Ask, counts: Counts, origins: Origins, *, clean: bool = False
+    ) -> None:
+        """Publish how far a sweep of one project is, once to each publisher that asked for it."""
+        event = _counted("sweep.progressed", ask, counts, clean=clean)
+        for origin in by_publisher(origins):
+            await self._sender.tell(with_origin(event, origin))
 
-    async def ended(self, plan: Plan | AllPlan) -> None:
-        """Tell the end: a rotation's, a sweep's, or that of one part of a sweep of all."""
-        await self._sender.tell(end_of(plan))
+    async def ended(self, plan: Plan | AllPlan, origin: RequestOrigin | None) -> None:
+        """Publish how a rotation or a sweep ended, as the answer to this request."""
+        await self._sender.tell(with_origin(end_of(plan), origin))
 
-    async def failed(self, ask: Ask, error: KeyturnError) -> None:
-        """Tell that a sweep could not go on."""
-        kind = f"{ask.kind}.requested"
-        await self._sender.tell(rejection(kind, ask.sweep_id, ask.project, error, _now()))
+    async def failed(self, ask: Ask, error: KeyturnError, origin: RequestOrigin | None) -> None:
+        """Publish that a rotation or a sweep cannot go on, as the answer to this request.
+
+        It is no refusal: the request was accepted (SPEC 6.7).
+        """
+        event_type = f"{ask.kind}.failed"
+        fields = {"code": error.code, "detail": error.detail, "at": _now()}
+        event: Any = EVENT_MODELS[event_type](
+            **{id_field(event_type): ask.sweep_id}, project=ask.project, **fields
+        )
+        await self._sender.tell(with_origin(event, origin))
 
 
 def end_of(plan: Plan | AllPlan) -> Event:
-    """The event that tells how a sweep ended."""
-    # A sweep of all tells one end, of the whole.
-    told = "sweep.progressed" if plan.ask.of_all else f"{plan.ask.kind}.completed"
+    """The event that says how a rotation or a sweep ended."""
     counts = plan.counts if isinstance(plan, Plan) else plan.sums
-    return _counted(told, plan.ask, counts, clean=plan.clean)
+    return _counted(
+        f"{plan.ask.kind}.completed",
+        plan.ask,
+        counts,
+        clean=plan.clean,
+        late_writes_refused=plan.late_writes_refused,
+    )
 
 
-def _counted(event_type: str, ask: Ask, counts: Counts, *, clean: bool) -> Event:
+def _counted(event_type: str, ask: Ask, counts: Counts, *, clean: bool, **more: Any) -> Event:
     fields: dict[str, Any] = {
+        **more,
         id_field(event_type): ask.sweep_id,
         "project": ask.project,
         "at": _now(),

@@ -13,12 +13,17 @@ from typing import Any, Final, Literal, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
+from contracts.messages import RequestOrigin
 from workers.keyring import Observed
 from workers.sweep.counts import Counts
 
 ALL: Final = "*"
+# Digests of one publisher that a record keeps.
+_MAX_DIGESTS: Final = 16
 
 Status = Literal["running", "done", "failed"]
+Origins = tuple[RequestOrigin | None, ...]
+"""Who asked for a sweep, by publisher and digest; None where a record of 0.4 does not say."""
 _T = TypeVar("_T")
 
 
@@ -133,7 +138,9 @@ class Plan:
     `turned_at` is the storage's `Date` of the first answer that showed `state` as desired.
     `proven` adds up what the last look at each proven page found, `written` what all looks
     wrote. `width` is how many pages may be under way at once. `idle` counts the steps since
-    one that found something to do.
+    one that found something to do. The end is published once to each of `origins`.
+    `successor` is the id of the later sweep of the project that took this one over.
+    `late_writes_refused` is whether the storage refuses what comes after its lease.
     """
 
     ask: Ask
@@ -157,6 +164,9 @@ class Plan:
     code: str = ""
     detail: str = ""
     ended_at: datetime | None = None
+    origins: Origins = (None,)
+    successor: str | None = None
+    late_writes_refused: bool | None = None
 
     @property
     def everything_planned(self) -> bool:
@@ -213,6 +223,8 @@ class AllPlan:
     detail: str = ""
     ended_at: datetime | None = None
     not_found: dict[str, int] = field(default_factory=dict)
+    origins: Origins = (None,)
+    late_writes_refused: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +233,30 @@ class Ended:
 
     counts: Counts
     clean: bool
+
+
+def joined(origins: Origins, more: Origins) -> Origins:
+    """Those who asked for a sweep, with more of them; each once.
+
+    A publisher that signs the same request again and again must not make the record grow
+    without bound. Its further digests are left out: the end of a sweep is matched by all but
+    the digest, so that they are answered all the same.
+    """
+    for origin in more:
+        names = [each.publisher for each in origins if each is not None]
+        if origin not in origins and (
+            origin is None or names.count(origin.publisher) < _MAX_DIGESTS
+        ):
+            origins = (*origins, origin)
+    return origins
+
+
+def by_publisher(origins: Origins) -> Origins:
+    """One origin of each publisher: progress is matched by all but the digest (SPEC 6.7)."""
+    found: dict[str | None, RequestOrigin | None] = {}
+    for origin in origins:
+        found.setdefault(None if origin is None else origin.publisher, origin)
+    return tuple(found.values())
 
 
 def to_json(value: Any) -> dict[str, Any]:

@@ -7,11 +7,11 @@ from typing import Final
 from contracts.errors import MalformedRequestError, StorageUnavailableError, UnknownMasterKeyError
 from workers.envelope import OperatorKeys
 from workers.errors import MissingError
-from workers.keyring import KeyringReader, Observed, change, resealed
+from workers.keyring import KeyringReader, Observed, brought_by, change, resealed
 from workers.storage import Storage
 from workers.sweep.outbox import Outbox
-from workers.sweep.plan import ALL, AllPlan, Ask, Plan, State
-from workers.sweep.store import SweepStore
+from workers.sweep.plan import ALL, AllPlan, Ask, Origins, Plan, State, joined
+from workers.sweep.store import Standing, SweepStore
 from workers.sweep.wanted import wanted
 
 _MAX_TURNS: Final = 8
@@ -47,17 +47,23 @@ class Starter:
             MalformedRequestError: the id was used for something else.
         """
         try:
-            plan = await self._read(ask)
+            plan = (await self._read(ask)).plan
         except MissingError:
             return None
         if replace(plan.ask, requested_at="") != replace(ask, requested_at=""):
             raise MalformedRequestError("this id names another sweep")
         return plan
 
-    async def start(self, ask: Ask) -> Plan | AllPlan:
+    async def start(self, ask: Ask, origins: Origins, *, adopting: bool = False) -> Plan | AllPlan:
         """Make sure that a sweep exists and goes on; gives its plan.
 
-        A sweep that names a master key first re-seals the project's keyring under it.
+        A sweep that names a master key first re-seals the project's keyring under it. One that
+        exists already is theirs as well who ask for it now: its end is published to them too.
+
+        Args:
+            ask: The sweep.
+            origins: The requests that ask for it.
+            adopting: It is the sweep of the enrolment whose id it bears.
 
         Raises:
             MalformedRequestError: the id was used for something else.
@@ -65,27 +71,53 @@ class Starter:
             CorruptObjectError: the keyring was forged.
             UnknownMasterKeyError, StorageUnavailableError: try again later.
         """
-        plan = await self.standing(ask)
-        if plan is None:
-            await (self._create_all(ask) if ask.project == ALL else self._create(ask))
-            # As it stands: another copy of this request may have been faster.
-            plan = await self._read(ask)
+        if await self.standing(ask) is None:
+            if ask.project == ALL:
+                await self._create_all(ask, origins)
+            else:
+                await self._create(ask, origins, adopting=adopting)
+        # As it stands: another copy of this request may have been faster.
+        plan = await self._join(ask, origins)
         if not plan.told or plan.status == "failed":
             await self._outbox.step(plan)
         return plan
 
-    async def _read(self, ask: Ask) -> Plan | AllPlan:
-        if ask.project == ALL:
-            return (await self._store.read_all(ask.sweep_id)).plan
-        return (await self._store.read(ask.sweep_id, ask.project)).plan
+    async def _join(self, ask: Ask, origins: Origins) -> Plan | AllPlan:
+        """The plan, with these requests among those to which its end is published."""
+        for _ in range(_MAX_TURNS):
+            standing = await self._read(ask)
+            plan = standing.plan
+            if plan.status == "done" and plan.told:
+                return plan  # its caller answers this request alone
+            every = joined(plan.origins, origins)
+            if every == plan.origins:
+                return plan
+            # Whoever publishes the end at this moment finds the record changed, and comes again.
+            plan = replace(plan, origins=every)
+            if await self._store.change(plan, standing.etag, standing.master_key):
+                return plan
+        raise StorageUnavailableError("the sweep's record kept changing")
 
-    async def _create(self, ask: Ask) -> None:
+    async def _read(self, ask: Ask) -> Standing[Plan] | Standing[AllPlan]:
+        if ask.project == ALL:
+            return await self._store.read_all(ask.sweep_id)
+        return await self._store.read(ask.sweep_id, ask.project)
+
+    async def _create(self, ask: Ask, origins: Origins, *, adopting: bool = False) -> None:
         observed = wanted(ask, await self._under_its_master_key(ask), self._keys.master_keys)
+        if (
+            ask.kind == "sweep"
+            and not adopting
+            and brought_by(observed.keyring, ask.sweep_id) is not None
+        ):
+            # Its own sweep may not exist yet, and could not begin under another one's record.
+            raise MalformedRequestError("this id names a rotation or an enrolment")
         plan = Plan(
             ask=ask,
             state=State.of(observed),
             turned_at=observed.lease.read_at,
             started_at=datetime.now(UTC),
+            origins=origins,
         )
         await self._store.mark_running(ask)
         await self._store.create(plan, observed.desired.master_key)
@@ -107,9 +139,10 @@ class Starter:
             )
         raise StorageUnavailableError("the keyring kept changing")
 
-    async def _create_all(self, ask: Ask) -> None:
+    async def _create_all(self, ask: Ask, origins: Origins) -> None:
         name = ask.master_key or self._active
         if name not in self._keys.master_keys:
             raise UnknownMasterKeyError(name)
         await self._store.mark_running(ask)
-        await self._store.create(AllPlan(ask=ask, started_at=datetime.now(UTC)), name)
+        plan = AllPlan(ask=ask, started_at=datetime.now(UTC), origins=origins)
+        await self._store.create(plan, name)

@@ -31,7 +31,7 @@ from workers.keyring import (
     settled,
 )
 from workers.storage import Storage
-from workers.sweep.carrying import Carrier, error_of
+from workers.sweep.carrying import Carrier
 from workers.sweep.counts import Counts
 from workers.sweep.judge import due, judge, moved, waits_until
 from workers.sweep.outbox import Outbox
@@ -147,7 +147,7 @@ class Steps(Carrier[Plan]):
         idle_s = next(pause_s for steps, pause_s in _IDLE_S if idle >= steps)
         await self._outbox.step(plan, max(idle_s, wait_s))
         if plan.progressed_at == now:
-            await self._outbox.progressed(plan.ask, plan.counts)
+            await self._outbox.progressed(plan.ask, plan.counts, plan.origins)
         await self._store.forget(plan, proven)
         return True
 
@@ -224,33 +224,21 @@ class Steps(Carrier[Plan]):
         except StorageAnswerError as exc:
             _log.error("tags not put back", **_named(plan), s3_key=s3_key, problem=str(exc))
 
-    async def _tell_end(self, standing: Standing[Plan]) -> None:
+    async def _before_told(self, standing: Standing[Plan]) -> None:
         plan = standing.plan
-        if plan.told:
-            await self._store.unmark_running(plan.ask.sweep_id, plan.ask.project)
-            return
-        if plan.status == "failed":
-            await self._tell_failed(plan, standing.master_key)
-        else:
-            if plan.ask.of_all:
-                ended = Ended(plan.counts, plan.clean)
-                await self._store.add_ended(
-                    plan.ask.sweep_id, plan.ask.project, ended, standing.master_key
-                )
-            await self._outbox.ended(plan)
-        await self._store.forget_all_results(plan)
-        if await self._store.change(replace(plan, told=True), standing.etag, standing.master_key):
-            await self._store.unmark_running(plan.ask.sweep_id, plan.ask.project)
-
-    async def _tell_failed(self, plan: Plan, master_key: str) -> None:
         if plan.ask.of_all:
+            await self._add_to_all(plan, standing.master_key)
+        await self._store.forget_all_results(plan)
+
+    async def _add_to_all(self, plan: Plan, master_key: str) -> None:
+        """Let the sweep of all know how this part of it ended: that publishes one end."""
+        counts, clean = plan.counts, plan.clean
+        if plan.status == "failed":
             # Of the whole it is one thing that failed; its own record says which code.
-            counts = plan.counts + Counts(failed=1)
-            ended = Ended(counts, clean=False)
-            await self._store.add_ended(plan.ask.sweep_id, plan.ask.project, ended, master_key)
-            await self._outbox.progressed(plan.ask, counts)
-        else:
-            await self._outbox.failed(plan.ask, error_of(plan))
+            counts, clean = counts + Counts(failed=1), False
+        ended = Ended(counts, clean)
+        await self._store.add_ended(plan.ask.sweep_id, plan.ask.project, ended, master_key)
+        await self._outbox.progressed(plan.ask, counts, plan.origins, clean=clean)
 
     def _wanted(self, ask: Ask, observed: Observed) -> Observed:
         return wanted(ask, observed, self._keys.master_keys)

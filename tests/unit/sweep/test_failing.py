@@ -69,7 +69,7 @@ async def test_a_sweep_that_cannot_go_on_is_recorded_told_and_logged(project: st
     plan = await _plan(store, project)
     assert (plan.status, plan.code, plan.clean) == ("failed", ERROR.code, False)
     (event,) = cast("list[Any]", sender.told)
-    assert (event.type, event.project, event.code) == ("sweep.rejected", project, ERROR.code)
+    assert (event.type, event.project, event.code) == ("sweep.failed", project, ERROR.code)
     (line,) = [line for line in logs if line["event"] == "sweep failed"]
     assert (line["log_level"], line["project"], line["code"]) == ("error", project, ERROR.code)
     assert [row async for row in store.running()] == []
