@@ -96,7 +96,14 @@ async def ended(
 
 
 def _ends(event: dict[str, Any], kind: str) -> bool:
-    return event["type"] in {kind, "rotation.rejected", "sweep.rejected", "delete.rejected"}
+    return event["type"] in {
+        kind,
+        "rotation.failed",
+        "rotation.rejected",
+        "sweep.failed",
+        "sweep.rejected",
+        "delete.rejected",
+    }
 
 
 def check_ends(wire: Wire, request_id: str, kind: str, objects: int) -> None:

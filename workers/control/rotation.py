@@ -22,9 +22,9 @@ from workers.keyring import (
     Generation,
     Keyring,
     KeyringReader,
-    brought_by,
     change,
     check_turn,
+    entry_of,
     is_same_request,
     turned,
 )
@@ -106,7 +106,7 @@ class Rotator:
             GenerationMismatchError: another request with this id brought it.
             UnknownIntakeKeyError, BadSealError: the KEK does not open.
         """
-        entry = brought_by(keyring, request.rotation_id)
+        entry = entry_of(keyring, request.rotation_id)
         if entry is None:
             return None
         if not is_same_request(keyring, entry, kek=self._kek(request), origin=origin):

@@ -6,6 +6,7 @@ from workers.keyring.store import change, create, forget_older
 from workers.keyring.turn import (
     brought_by,
     check_turn,
+    entry_of,
     forbidden_plaintext,
     is_same_request,
     resealed,
@@ -23,6 +24,7 @@ __all__ = [
     "change",
     "check_turn",
     "create",
+    "entry_of",
     "forbidden_plaintext",
     "forget_older",
     "is_same_request",

@@ -61,7 +61,13 @@ def turned(
     )
 
 
-def brought_by(keyring: Keyring, rotation_id: str) -> Generation | None:
+def brought_by(keyring: Keyring, rotation_id: str) -> int | None:
+    """The number of the generation that this request brought, or None where it brought none."""
+    entry = entry_of(keyring, rotation_id)
+    return None if entry is None else entry.generation
+
+
+def entry_of(keyring: Keyring, rotation_id: str) -> Generation | None:
     """The generation that this request brought, or None where it brought none yet."""
     for entry in (keyring.current, *keyring.history):
         if entry.rotation_id == rotation_id:

@@ -99,7 +99,7 @@ async def _rotated(
     body = requests.encode(document)
     headers = requests.headers(body, deployment.publisher_key)
     await wire.publish("rotation.requested", body, headers)
-    ends = ("rotation.completed", "rotation.rejected")
+    ends = ("rotation.completed", "rotation.failed", "rotation.rejected")
     timeout_s = _START_S + count / _SLOWEST_PER_S
     with suppress(TimeoutError):
         return await wire.event(

@@ -72,7 +72,7 @@ async def test_the_same_request_after_a_turn(served: Serving) -> None:
     document = requests.enroll(served.deployment, project)
     entries = []
     for number in (1, 2):
-        kek = user_kek(f"{served.deployment.api_key}{number}", project)
+        kek = user_kek(f"{served.deployment.api_key}{'' if number == 1 else number}", project)
         request_id = document["request_id"] if number == 1 else requests.new_id()
         entries.append(Generation(number, kek_id(kek), kek, request_id, now, now))
     ring = Keyring(project, "m1", entries[1], history=(entries[0],))

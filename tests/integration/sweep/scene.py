@@ -126,7 +126,14 @@ class Scene:
                 await asyncio.sleep(0.1)
 
 
-_ENDS = ("rotation.completed", "rotation.rejected", "sweep.completed", "sweep.rejected")
+_ENDS = (
+    "rotation.completed",
+    "rotation.failed",
+    "rotation.rejected",
+    "sweep.completed",
+    "sweep.failed",
+    "sweep.rejected",
+)
 
 
 @dataclass

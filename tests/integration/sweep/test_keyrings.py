@@ -121,10 +121,10 @@ async def _stopped(scene: Scene, project: Project, touch: Callable[[], None], co
     right = project.keyring_bytes()
     touch()
 
-    def rejected(event: Event) -> bool:
-        return event["type"] == "rotation.rejected" and document["rotation_id"] in event.values()
+    def failed(event: Event) -> bool:
+        return event["type"] == "rotation.failed" and document["rotation_id"] in event.values()
 
-    told = await scene.wire.event(rejected)
+    told = await scene.wire.event(failed)
     assert (told["code"], told["project"]) == (code, project.name)
     letter = await scene.dead("keyturn.plan", document["rotation_id"])
     assert letter.headers["keyturn-code"] == code

@@ -71,6 +71,8 @@ class Project:
     states: list[State] = field(default_factory=list)
     keks: dict[int, Secret] = field(default_factory=dict)
     rotation_ids: set[str] = field(default_factory=set)
+    # The publisher of each request that brought a generation, by its id.
+    brought_by: dict[str, str | None] = field(default_factory=dict)
     # The state that a clean sweep proved last: nothing may fall below it again.
     floor: int = 0
 
@@ -129,6 +131,7 @@ class Oracle:
         if len(set(ids)) != len(ids):
             self.violated(f"a rotation turned the keyring of {name} twice")
         project.rotation_ids.update(ids)
+        project.brought_by.setdefault(rest["rotation_id"], rest.get("publisher"))
         for entry in entries:
             if entry["kek"] is not None:
                 project.keks[entry["generation"]] = Secret(b64decode(entry["kek"]))
@@ -365,12 +368,19 @@ class Oracle:
 
     def _on_rotation_rejected(self, event: Any) -> None:
         project = self.projects.get(str(event.project))
-        if project is not None and event.rotation_id in project.rotation_ids:
+        if project is None or event.rotation_id not in project.rotation_ids:
+            return
+        # Another publisher that reuses the id is refused, and rightly so.
+        reused = event.publisher is None and event.code == "generation_mismatch"
+        if event.publisher in (None, project.brought_by.get(event.rotation_id)) and not reused:
             self.violated("a rotation was told as rejected, and had turned the keyring")
 
     def _on_rotation_accepted(self, event: Any) -> None:
-        if event.rotation_id not in self.projects[event.project].rotation_ids:
+        project = self.projects[event.project]
+        if event.rotation_id not in project.rotation_ids:
             self.violated("a rotation was told as accepted, and had not turned the keyring")
+        if event.publisher != project.brought_by.get(event.rotation_id):
+            self.violated("a rotation was accepted of a publisher that had not turned the keyring")
 
     def _on_rotation_completed(self, event: Any) -> None:
         self._on_clean_end(event.rotation_id, event)

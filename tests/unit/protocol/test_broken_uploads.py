@@ -169,6 +169,6 @@ def a_rotation_whose_worker_dies_once_it_turned(world: World) -> None:
 
 def test_the_keyring_remembers_which_rotation_turned_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert violations(a_rotation_whose_worker_dies_once_it_turned) == []
-    monkeypatch.setattr("workers.control.rotation.brought_by", lambda *_: None)
+    monkeypatch.setattr("workers.control.rotation.entry_of", lambda *_: None)
     found = violations(a_rotation_whose_worker_dies_once_it_turned)
     assert found == ["a rotation was told as rejected, and had turned the keyring"]
