@@ -371,8 +371,7 @@ class Oracle:
         if project is None or event.rotation_id not in project.rotation_ids:
             return
         # Another publisher that reuses the id is refused, and rightly so.
-        reused = event.publisher is None and event.code == "generation_mismatch"
-        if event.publisher in (None, project.brought_by.get(event.rotation_id)) and not reused:
+        if event.publisher == project.brought_by.get(event.rotation_id):
             self.violated("a rotation was told as rejected, and had turned the keyring")
 
     def _on_rotation_accepted(self, event: Any) -> None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import pytest
 
     from contracts.messages import Event
+    from workers.sweep.plan import Origins
 
 SWEEP_ID: Final = "2f6c9a0e-1111-4111-8111-111111111111"
 GONE: Final = MissingError("read: NoSuchKey")
@@ -66,8 +67,9 @@ class Fleet:
         outbox = Outbox(cast("Any", self.sender))
         self.everyone = Everyone(self.storage, self.keyrings, keys, self.store, starter, outbox)
 
-    async def start(self, ask: Ask) -> None:
+    async def start(self, ask: Ask, origins: Origins) -> None:
         """The starter's part."""
+        del origins
         await self.keyrings.fresh(ask.project)
         ended = Ended(Counts(objects=1, current=1), clean=True)
         await self.store.add_ended(SWEEP_ID, ask.project, ended, "m2")
