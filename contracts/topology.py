@@ -85,6 +85,9 @@ ALL_DELAYS_S: Final = tuple(sorted({*RETRY_DELAYS_S, *UNKNOWN_PROJECT_DELAYS_S})
 EVENTS_MAX_BYTES: Final = 4 * 1024**3
 EVENTS_MAX_AGE: Final = "14D"
 _SEGMENT_BYTES: Final = 64 * 1024**2
+# One stream for each publisher: smaller, since there may be many.
+PUBLISHER_EVENTS_MAX_BYTES: Final = 512 * 1024**2
+_PUBLISHER_SEGMENT_BYTES: Final = 16 * 1024**2
 # A worker that dies costs a message one delivery; the broker's default of 20 is spent
 # by a bad afternoon of deploys, and what exceeds it goes to the dead letters.
 _DELIVERY_LIMIT: Final = 100
@@ -161,6 +164,27 @@ def _retry_queue(name: str, delay_s: int) -> Queue:
             **_dead_letters_to(name),
         },
     )
+
+
+def publisher_queue(publisher: str) -> Queue:
+    """The stream of one publisher's events: a copy of its part of `keyturn.events` (SPEC 6.8).
+
+    The headers exchange feeds it, by `publisher_binding`.
+    """
+    return Queue(
+        publisher_stream(publisher),
+        {
+            "x-queue-type": "stream",
+            "x-max-length-bytes": PUBLISHER_EVENTS_MAX_BYTES,
+            "x-max-age": EVENTS_MAX_AGE,
+            "x-stream-max-segment-size-bytes": _PUBLISHER_SEGMENT_BYTES,
+        },
+    )
+
+
+def publisher_binding(publisher: str) -> Mapping[str, str]:
+    """The arguments that bind a publisher's stream to the headers exchange."""
+    return {"x-match": "all", PUBLISHER_HEADER: publisher}
 
 
 def queues() -> tuple[Queue, ...]:

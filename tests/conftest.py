@@ -95,7 +95,8 @@ def moto_bucket(moto: S3Server) -> str:
 async def _empty(url: str) -> None:
     """Deletes every queue that the topology names, so that one test's leftovers end with it."""
     async with await aio_pika.connect(url) as connection:
-        for queue in topology.queues():
+        streams = map(topology.publisher_queue, ("api", "narrow", "gateway"))
+        for queue in (*topology.queues(), *streams):
             # A channel each: the broker closes the channel on an error.
             channel = await connection.channel()
             await channel.queue_delete(queue.name)

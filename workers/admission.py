@@ -31,7 +31,7 @@ from contracts.messages import (
 )
 from contracts.sealing import IntakeKey, SealError, SignatureError, b64_decode
 from contracts.topology import PUBLISHER_HEADER, REQUESTS, SIGNATURE_HEADER
-from workers.settings import Grant
+from workers.grants import Grant
 
 MAX_AHEAD: Final = timedelta(minutes=5)
 _SECRET_BYTES: Final = 32

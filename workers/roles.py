@@ -14,6 +14,7 @@ from workers.broker import Consumer, Role, Teller
 from workers.broker.direct import Delivered
 from workers.control import ControlRole, Deleter, Enroller, Rotator
 from workers.envelope import OperatorKeys
+from workers.grants import GrantsKeeper
 from workers.keyring import KeyringReader
 from workers.metrics import WorkerMetrics
 from workers.settings import WorkerSettings
@@ -50,7 +51,9 @@ class Roles:
         storage: Storage,
         broker: RabbitBroker,
         metrics: WorkerMetrics,
+        grants: GrantsKeeper | None = None,
     ) -> None:
+        self._grants = grants
         self._settings = settings
         self._storage = storage
         self._metrics = metrics
@@ -101,7 +104,7 @@ class Roles:
             publishers=settings.publishers,
             max_age=timedelta(seconds=settings.request_max_age_s),
         )
-        return Consumer(role, rules, self._teller, self._metrics)
+        return Consumer(role, rules, self._teller, self._metrics, grants=self._grants)
 
     def _upload(self) -> UploadRole:
         settings = self._settings

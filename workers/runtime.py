@@ -6,8 +6,8 @@ On SIGTERM and SIGINT it takes no new message, finishes what it holds within
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -27,9 +27,10 @@ from workers.broker import (
     is_registered,
     take_no_more,
 )
-from workers.broker.declare import declare
+from workers.broker.declare import declare, declare_streams
 from workers.errors import UnsafeStorageError
 from workers.garbage import tame_garbage_collection
+from workers.grants import GrantsFile, GrantsKeeper
 from workers.health import Check, health_server
 from workers.metrics import WorkerMetrics
 from workers.roles import SWEEP, UPLOAD, Consume, Roles
@@ -117,7 +118,8 @@ async def _leaving_nothing_behind() -> AsyncIterator[None]:
 async def _serve(settings: WorkerSettings, roles: frozenset[str]) -> None:
     amqp_url = settings.amqp_url.get_secret_value()
     differences = await _patiently(settings, lambda: _check_storage(settings))
-    await _patiently(settings, lambda: declare(amqp_url))
+    await _patiently(settings, lambda: declare(amqp_url, settings.publishers))
+    grants = _keeper(settings)
     connections = (
         settings.upload_concurrency + settings.stream_concurrency * 4 + settings.sweep_concurrency
     )
@@ -134,7 +136,7 @@ async def _serve(settings: WorkerSettings, roles: frozenset[str]) -> None:
         )
         metrics = WorkerMetrics()
         metrics.add_process()
-        process = Roles(settings, storage, broker, metrics)
+        process = Roles(settings, storage, broker, metrics, grants)
         subscribers = {
             queue: _subscribe(broker, queue, prefetch, consume)
             for queue, prefetch, consume in process.consumers(roles)
@@ -165,6 +167,9 @@ async def _serve(settings: WorkerSettings, roles: frozenset[str]) -> None:
             await stack.enter_async_context(
                 health_server(settings.health_host, settings.health_port, checks, metrics)
             )
+            if grants is not None:
+                stack.enter_context(_on_hangup(grants.read_again))
+                await stack.enter_async_context(_meanwhile(grants.keep_current()))
             if UPLOAD in roles:
                 await stack.enter_async_context(_meanwhile(process.sweep_staging()))
             if SWEEP in roles:
@@ -182,6 +187,25 @@ async def _serve(settings: WorkerSettings, roles: frozenset[str]) -> None:
                 else:
                     _forget_signals()
                     raise _LostAtStartError(exc) from exc
+
+
+def _keeper(settings: WorkerSettings) -> GrantsKeeper | None:
+    """What follows the file of publishers, where it is a file."""
+    grants, amqp_url = settings.publishers, settings.amqp_url.get_secret_value()
+    if not isinstance(grants, GrantsFile):
+        return None
+    return GrantsKeeper(grants, partial(declare_streams, amqp_url))
+
+
+@contextmanager
+def _on_hangup(act: Callable[[], None]) -> Iterator[None]:
+    """Call it on SIGHUP, which otherwise ends the process."""
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, act)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)
 
 
 def _forget_signals() -> None:

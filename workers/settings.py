@@ -4,16 +4,15 @@ Nothing else under `workers` reads it. Each process reads the class that it need
 that a command that only lists a bucket never asks for a master key.
 """
 
-from dataclasses import dataclass
-from typing import Annotated, Any, Final, Literal, Self
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import BeforeValidator, Field, SecretStr, model_validator
+from pydantic import BeforeValidator, Field, PlainValidator, SecretStr, model_validator
 from pydantic_settings import NoDecode
 
-from contracts.errors import MalformedRequestError
-from contracts.messages import load_json
-from contracts.names import SHORT_NAME_PATTERN, is_project, is_short_name
-from contracts.sealing import IntakeKey, Secret, VerifyKey
+from contracts.names import SHORT_NAME_PATTERN
+from contracts.sealing import IntakeKey, Secret
 from contracts.settings import (
     DeploymentSettings,
     PublisherSettings,
@@ -22,75 +21,32 @@ from contracts.settings import (
     SigningKeysSetting,
     seed_from_b64,
 )
-from contracts.topology import REQUESTS
+from workers.grants import Grant, GrantsFile, json_of_names, parse_grants
 
 _DAY_S: Final = 24 * 3600
 _GIB: Final = 1024**3
 _MIB: Final = 1024**2
-_ALL: Final = "*"
-
-
-@dataclass(frozen=True, slots=True)
-class Grant:
-    """What one publisher may do: its public keys, the types and the projects."""
-
-    keys: tuple[VerifyKey, ...]
-    may: frozenset[str]
-    projects: frozenset[str]
-
-    def allows(self, message_type: str, project: str) -> bool:
-        """Whether the publisher may send this type for this project (`*` is all of them)."""
-        # A request for all projects needs the right to all: "*" is then the project asked for.
-        return (_ALL in self.may or message_type in self.may) and (
-            _ALL in self.projects or project in self.projects
-        )
-
-
-def _json_object(value: object) -> dict[str, Any]:
-    try:
-        document = load_json(value.encode()) if isinstance(value, str) else value
-    except (MalformedRequestError, UnicodeEncodeError):
-        raise ValueError("not a JSON object, or a name stands in it twice") from None
-    if not isinstance(document, dict):
-        raise ValueError("not a JSON object")  # noqa: TRY004  # pydantic wants ValueError
-    for name in document:
-        if not is_short_name(name):
-            raise ValueError("its names have 1 to 32 characters of a-z, 0-9 and -")
-    return document
 
 
 def _master_keys(value: object) -> dict[str, Secret]:
-    return {name: Secret(seed_from_b64(key)) for name, key in _json_object(value).items()}
+    return {name: Secret(seed_from_b64(key)) for name, key in json_of_names(value).items()}
 
 
 def _intake_keys(value: object) -> dict[str, IntakeKey]:
-    seeds = _json_object(value)
+    seeds = json_of_names(value)
     return {name: IntakeKey.from_seed(seed_from_b64(seed)) for name, seed in seeds.items()}
 
 
-def _publishers(value: object) -> dict[str, Grant]:
-    return {name: _grant(fields) for name, fields in _json_object(value).items()}
-
-
-def _grant(fields: object) -> Grant:
-    if not isinstance(fields, dict) or fields.keys() != {"keys", "may", "projects"}:
-        raise ValueError("each publisher has keys, may and projects")
-    lists = [fields["keys"], fields["may"], fields["projects"]]
-    if not all(
-        isinstance(items, list) and all(isinstance(i, str) for i in items) for items in lists
-    ):
-        raise ValueError("keys, may and projects are lists of strings")
-    if any(item not in (*REQUESTS, _ALL) for item in fields["may"]):
-        raise ValueError(f"may holds * or some of {', '.join(REQUESTS)}")
-    if not all(item == _ALL or is_project(item) for item in fields["projects"]):
-        raise ValueError("projects holds project ids or *")
-    keys = tuple(VerifyKey.from_bytes(seed_from_b64(key)) for key in fields["keys"])
-    return Grant(keys, frozenset(fields["may"]), frozenset(fields["projects"]))
+def _publishers(value: object) -> Mapping[str, Grant]:
+    if isinstance(value, str) and not value.lstrip().startswith("{"):
+        return GrantsFile(Path(value.strip()))
+    return parse_grants(value)
 
 
 MasterKeys = Annotated[dict[str, Secret], NoDecode, BeforeValidator(_master_keys)]
 IntakeKeys = Annotated[dict[str, IntakeKey], NoDecode, BeforeValidator(_intake_keys)]
-Publishers = Annotated[dict[str, Grant], NoDecode, BeforeValidator(_publishers)]
+# Not rebuilt by a validator of pydantic's own: a file stays the object that is read again.
+Publishers = Annotated[Mapping[str, Grant], NoDecode, PlainValidator(_publishers)]
 LogFormat = Literal["console", "json"]
 
 

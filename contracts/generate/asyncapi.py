@@ -9,10 +9,15 @@ from typing import Any, Final
 
 from contracts.messages import EVENT_MODELS, REQUEST_MODELS
 from contracts.topology import (
+    EVENT_KEY_HEADER,
+    EVENTS,
     EVENTS_STREAM,
     EXCHANGE,
+    PUBLISHER_EVENTS_EXCHANGE,
     PUBLISHER_HEADER,
     SIGNATURE_HEADER,
+    publisher_binding,
+    publisher_queue,
     queues,
 )
 
@@ -38,6 +43,17 @@ _EVENT_HEADERS: Final = {
             "description": "Ed25519 over 'keyturn/v1/event', the deployment and the body's "
             "bytes, joined by one zero byte each"
         },
+        EVENT_KEY_HEADER: {
+            "type": "string",
+            "pattern": "^[0-9a-f]{16}$",
+            "description": "The id of the key that signed: a hint, unsigned",
+        },
+        PUBLISHER_HEADER: {
+            "type": "string",
+            "pattern": "^[a-z0-9-]{1,32}$",
+            "description": "Whose request it answers: by it the broker feeds the publisher's "
+            "stream. Unsigned; readers believe the body alone",
+        },
     },
 }
 
@@ -60,6 +76,12 @@ def asyncapi() -> dict[str, Any]:
         "operations": {name: _operation(name) for name in types},
         "components": {"messages": {name: _message(name) for name in types}},
         "x-queues": [_queue(queue) for queue in queues()],
+        "x-publisher-events": {
+            "exchange": {"name": PUBLISHER_EVENTS_EXCHANGE, "type": "headers", "internal": True},
+            "boundTo": {"exchange": EXCHANGE, "routingKeys": list(EVENTS)},
+            "queue": _queue(publisher_queue("{publisher}")),
+            "binding": publisher_binding("{publisher}"),
+        },
     }
 
 

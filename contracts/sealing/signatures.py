@@ -88,6 +88,14 @@ class VerifyKey:
         """The id of the `SigningKey` that this is the public half of."""
         return _key_id(self.public_bytes)
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, VerifyKey):
+            return NotImplemented
+        return self.public_bytes == other.public_bytes
+
+    def __hash__(self) -> int:
+        return hash(self.public_bytes)
+
     def verify_request(
         self, deployment: str, publisher: str, body: bytes, signature_b64: str
     ) -> None:

@@ -181,7 +181,8 @@ async def fresh_amqp_url(broker: Servers) -> str:
     if broker.rabbitmq is not None:
         return broker.rabbitmq.next_vhost_url()
     async with await aio_pika.connect(broker.amqp_url) as connection:
-        for queue in topology.queues():
+        streams = map(topology.publisher_queue, ("api", "narrow", "gateway"))
+        for queue in (*topology.queues(), *streams):
             # A channel each: the broker closes the channel on an error.
             await (await connection.channel()).queue_delete(queue.name)
     return broker.amqp_url

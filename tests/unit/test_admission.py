@@ -32,7 +32,7 @@ from workers.admission import (
     refusal_of,
     verify,
 )
-from workers.settings import Grant
+from workers.grants import Grant
 
 NOW = datetime(2026, 11, 24, 10, tzinfo=UTC)
 OLD, NEW, NARROW, STRANGER = (SigningKey.from_seed(bytes([n]) * 32) for n in range(4))

@@ -29,8 +29,8 @@ from tests.support.scrape import risen, shown
 from workers.admission import Rules
 from workers.broker import Consumer, Done, NotConfirmedError, NotYetError, Teller, consumer
 from workers.broker.delivery import Retry, RetryNotes, utc_now
+from workers.grants import Grant
 from workers.metrics import WorkerMetrics
-from workers.settings import Grant
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from aio_pika.abc import AbstractIncomingMessage
 
     from contracts.messages import Event, Request
+    from workers.grants import GrantsKeeper
 
 KEY = SigningKey.from_seed(bytes(32))
 ALL = frozenset("*")
@@ -624,3 +625,61 @@ async def test_what_cannot_be_cleared_up_costs_no_second_dead_letter() -> None:
     steps = await consume(FakeRole(scene, AlreadyExistsError("k")), message(scene))
     assert steps.count("dead") == 1
     assert steps[-2:] == ["cleared up already_exists failed", "ack"]
+
+
+class Changing:
+    """Grants that an operator changes: `after` is what the file says once it is read again."""
+
+    def __init__(self, after: dict[str, Grant], pending: str = "") -> None:
+        self.grants: dict[str, Grant] = {}
+        self._after = after
+        self._pending = pending
+
+    async def refresh(self) -> bool:
+        changed = self.grants != self._after
+        self.grants.update(self._after)
+        return changed
+
+    def is_pending(self, publisher: object) -> bool:
+        return publisher == self._pending
+
+
+async def consume_by(role: FakeRole, delivery: FakeMessage, changing: Changing) -> list[str]:
+    rules = Rules("test", changing.grants, timedelta(days=7))
+    teller, grants = cast("Teller", FakeTeller(role.scene)), cast("GrantsKeeper", changing)
+    await Consumer(role, rules, teller, grants=grants)(cast("AbstractIncomingMessage", delivery))
+    return role.scene.steps
+
+
+async def test_an_unknown_publisher_is_looked_up_again_before_it_is_refused() -> None:
+    """SPEC 6.3: its grant may be a second old, and this worker not know of it yet."""
+    scene = Scene()
+    changing = Changing(dict(RULES.publishers))
+    done = ["served", "told", "after", "ack"]
+    assert await consume_by(FakeRole(scene), message(scene), changing) == done
+
+
+@pytest.mark.parametrize(
+    ("before", "code"),
+    [
+        (Grant((), ALL, ALL), "bad_signature"),
+        (Grant(RULES.publishers["api"].keys, frozenset(), ALL), "not_permitted"),
+    ],
+)
+async def test_a_new_key_or_grant_counts_for_the_next_message(before: Grant, code: str) -> None:
+    scene = Scene()
+    changing = Changing(dict(RULES.publishers))
+    changing.grants["api"] = before
+    assert "served" in await consume_by(FakeRole(scene), message(scene), changing)
+    scene.steps.clear()
+    unchanged = Changing({"api": before})
+    unchanged.grants["api"] = before
+    steps = await consume_by(FakeRole(scene), message(scene), unchanged)
+    assert f"keyturn.upload {code}" in steps
+
+
+async def test_a_publisher_without_a_stream_yet_is_not_refused() -> None:
+    """The broker gives its message again once the stream is there."""
+    scene = Scene()
+    steps = await consume_by(FakeRole(scene), message(scene), Changing({}, pending="api"))
+    assert steps == ["given back"]

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from contracts.sealing import SigningKey
 from contracts.settings import PublisherSettings, S3Settings, Settings, SettingsError
 from tests.servers import S3Server
 from tests.support.deployment import Deployment
+from workers.grants import GrantsFile
 from workers.settings import LogSettings, OperatorSettings, WorkerSettings
 
 _DOCS = (Path(__file__).parents[2] / "docs" / "settings.md").read_text()
@@ -51,6 +53,33 @@ def test_defaults_are_those_of_the_specification(monkeypatch: pytest.MonkeyPatch
     assert settings.copy_limit_bytes == 5 * 1024**3
     assert settings.request_max_age_s == 7 * 24 * 3600
     assert settings.health_port == 0
+
+
+def test_publishers_may_be_the_path_of_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Read again when it changes; a malformed one stops the start (SPEC 6.10)."""
+    env, file = _DEPLOYMENT.worker_env(), tmp_path / "publishers.json"
+    file.write_text(env["KEYTURN_PUBLISHERS"])
+    _set(monkeypatch, env | {"KEYTURN_PUBLISHERS": str(file)})
+    publishers = WorkerSettings.read().publishers
+    assert isinstance(publishers, GrantsFile)
+    assert set(publishers) == {"api", "narrow", "gateway"}
+    file.write_text("{}}")
+    with pytest.raises(SettingsError, match="KEYTURN_PUBLISHERS is malformed"):
+        WorkerSettings.read()
+
+
+def test_several_event_keys_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first signs (SPEC 6.10)."""
+    env = _DEPLOYMENT.worker_env()
+    old = base64.b64encode(b"o" * 32).decode()
+    _set(monkeypatch, env | {"KEYTURN_EVENT_KEY": f"{env['KEYTURN_EVENT_KEY']}, {old}"})
+    keys = WorkerSettings.read().event_key
+    assert [key.id for key in keys] == [
+        _DEPLOYMENT.event_key.id,
+        SigningKey.from_seed(b"o" * 32).id,
+    ]
 
 
 def test_files_in_a_secrets_folder_serve_as_well(

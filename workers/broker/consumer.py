@@ -15,6 +15,7 @@ import structlog
 from contracts.errors import (
     BadSignatureError,
     KeyturnError,
+    NotPermittedError,
     PermanentError,
     RequestExpiredError,
     StorageUnavailableError,
@@ -27,10 +28,12 @@ from contracts.messages import (
     with_origin,
 )
 from contracts.names import format_time
+from contracts.topology import PUBLISHER_HEADER
 from workers.admission import Arrival, Rules, Signer, check_age, permit, refusal_of, verify
 from workers.broker.delivery import Retry, attempts, retry_delay_s, utc_now
 from workers.broker.direct import Delivered
 from workers.broker.teller import NotConfirmedError, Teller
+from workers.grants import GrantsKeeper
 from workers.metrics import Delivery, WorkerMetrics
 
 # While disconnected, publishing fails at once; without a pause this would spin.
@@ -118,7 +121,9 @@ class Consumer:
         metrics: WorkerMetrics | None = None,
         *,
         now: Callable[[], datetime] = utc_now,
+        grants: GrantsKeeper | None = None,
     ) -> None:
+        self._grants = grants
         self._role = role
         self._rules = rules
         self._teller = teller
@@ -142,16 +147,22 @@ class Consumer:
                 await asyncio.sleep(_PAUSE_S)
                 await _give_back(message)
 
-    async def _consume(self, message: Delivered, delivery: Delivery) -> None:
+    async def _consume(
+        self, message: Delivered, delivery: Delivery, *, read_again: bool = True
+    ) -> None:
         signer = None
         try:
             with self._metrics.stage("admit"):
                 signer = verify(message.body, message.headers, self._rules)
                 request = permit(message.body, signer, self._arrival(message))
-        except BadSignatureError as exc:
-            # Forged, or genuine and moved by an attacker. No event says so: where it was moved,
-            # the request itself may be served elsewhere.
-            await self._refuse(message, exc)
+        except (BadSignatureError, NotPermittedError) as exc:
+            if read_again and await self._grants_changed(message):
+                await self._consume(message, delivery, read_again=False)
+                return
+            # Where it is forged, or genuine and moved by an attacker, no event says so: what was
+            # moved may be served elsewhere.
+            forged = isinstance(exc, BadSignatureError)
+            await self._refuse(message, exc, None if forged else signer)
             return
         except PermanentError as exc:
             await self._refuse(message, exc, signer)
@@ -166,6 +177,19 @@ class Consumer:
             await message.ack()
             return
         await self._serve(taken, delivery)
+
+    async def _grants_changed(self, message: Delivered) -> bool:
+        """Whether the publishers are others than they were a moment ago (SPEC 6.3).
+
+        Raises:
+            NotConfirmedError: its publisher is known by now, and has no stream yet.
+        """
+        if self._grants is None:
+            return False
+        changed = await self._grants.refresh()
+        if self._grants.is_pending(message.headers.get(PUBLISHER_HEADER)):
+            raise NotConfirmedError("the stream of its publisher is not declared")
+        return changed
 
     def _arrival(self, message: Delivered) -> Arrival:
         return Arrival(self._role.queue, self._role.served, message.routing_key or "")

@@ -21,8 +21,8 @@ from workers.control.enrolment import Enroller
 from workers.control.role import ControlRole
 from workers.control.rotation import Rotator
 from workers.envelope import OperatorKeys
+from workers.grants import Grant
 from workers.keyring import KeyringReader
-from workers.settings import Grant
 from workers.storage import Differences
 from workers.sweep import Outbox, Starter, SweepStore
 from workers.sweep.consumer import HintConsumer
