@@ -7,6 +7,7 @@ from typing import Final
 
 from faststream.rabbit import RabbitBroker
 
+from contracts.names import KEYRINGS_PREFIX
 from contracts.sealing import v0_admin_kek
 from contracts.topology import PLAN_QUEUE, SWEEP_QUEUE
 from workers.admission import Rules
@@ -57,13 +58,14 @@ class Roles:
         self._settings = settings
         self._storage = storage
         self._metrics = metrics
-        self._teller = Teller(broker, settings.deployment, settings.event_key)
         self._keyrings = KeyringReader(
             storage,
             settings.master_keys,
             lease_s=settings.lease_s,
             cache_s=settings.keyring_cache_s,
         )
+        self._now = self._keyrings.clock.now
+        self._teller = Teller(broker, settings.deployment, settings.event_key, self._now)
         v0 = settings.v0_master_key
         self._keys = OperatorKeys(
             settings.master_keys, None if v0 is None else v0_admin_kek(v0.get_secret_value())
@@ -94,8 +96,22 @@ class Roles:
         if SWEEP in roles:
             max_age = timedelta(seconds=settings.request_max_age_s)
             for queue, prefetch in ((PLAN_QUEUE, _STEPS_AT_ONCE), (SWEEP_QUEUE, _PAGES_AT_ONCE)):
-                hints = HintConsumer(self._sweep, self._teller, queue, max_age, self._metrics)
+                hints = HintConsumer(
+                    self._sweep, self._teller, queue, max_age, self._metrics, now=self._now
+                )
                 yield queue, prefetch, hints
+
+    async def learn_time(self) -> None:
+        """Ask the storage for its time, by which ages and retries are told.
+
+        Raises:
+            StorageUnavailableError, StorageAnswerError
+        """
+        clock = self._keyrings.clock
+        sent_s = clock.own_s()
+        # Behind all keyrings: an answer without rows.
+        page = await self._storage.list_page(KEYRINGS_PREFIX, after=f"{KEYRINGS_PREFIX}~")
+        clock.observe(page.date, sent_s, clock.own_s())
 
     def _requests(self, role: Role) -> Consumer:
         settings = self._settings
@@ -104,7 +120,15 @@ class Roles:
             publishers=settings.publishers,
             max_age=timedelta(seconds=settings.request_max_age_s),
         )
-        return Consumer(role, rules, self._teller, self._metrics, grants=self._grants)
+        return Consumer(
+            role,
+            rules,
+            self._teller,
+            self._metrics,
+            now=self._now,
+            learn_time=self.learn_time,
+            grants=self._grants,
+        )
 
     def _upload(self) -> UploadRole:
         settings = self._settings

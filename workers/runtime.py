@@ -137,6 +137,7 @@ async def _serve(settings: WorkerSettings, roles: frozenset[str]) -> None:
         metrics = WorkerMetrics()
         metrics.add_process()
         process = Roles(settings, storage, broker, metrics, grants)
+        await _patiently(settings, process.learn_time)
         subscribers = {
             queue: _subscribe(broker, queue, prefetch, consume)
             for queue, prefetch, consume in process.consumers(roles)

@@ -28,7 +28,7 @@ from contracts.sealing import SigningKey, VerifyKey
 from tests.support.scrape import risen, shown
 from workers.admission import Rules
 from workers.broker import Consumer, Done, NotConfirmedError, NotYetError, Teller, consumer
-from workers.broker.delivery import Retry, RetryNotes, utc_now
+from workers.broker.delivery import Retry, RetryNotes
 from workers.grants import Grant
 from workers.metrics import WorkerMetrics
 
@@ -218,11 +218,9 @@ async def consume(
     role: FakeRole,
     delivery: FakeMessage,
     metrics: WorkerMetrics | None = None,
-    *,
-    now: Callable[[], datetime] = utc_now,
 ) -> list[str]:
     """The steps in their order."""
-    taken = Consumer(role, RULES, cast("Teller", FakeTeller(role.scene)), metrics, now=now)
+    taken = Consumer(role, RULES, cast("Teller", FakeTeller(role.scene)), metrics)
     await taken(cast("AbstractIncomingMessage", delivery))
     assert taken.in_flight == 0
     return role.scene.steps
@@ -580,19 +578,51 @@ async def test_past_its_age_while_the_storage_does_not_answer() -> None:
     assert steps[:3] == ["looked up", "dead", "keyturn.upload storage_unavailable"]
 
 
-async def test_ages_are_by_the_clock_that_the_consumer_is_given() -> None:
-    """A worker whose own clock is 6 minutes slow refuses no fresh request (issue 10)."""
+class StorageTime:
+    """A worker whose own clock is some minutes off, until it asks the storage."""
 
-    def storage_time() -> datetime:
-        return datetime.now(UTC) + timedelta(minutes=6)
+    def __init__(self, off: timedelta, error: Exception | None = None) -> None:
+        self._off = off
+        self._error = error
 
+    def now(self) -> datetime:
+        return datetime.now(UTC) + self._off
+
+    async def learn(self) -> None:
+        if self._error is not None:
+            raise self._error
+        self._off = timedelta()
+
+
+async def consume_at(role: FakeRole, delivery: FakeMessage, time: StorageTime) -> list[str]:
+    teller = cast("Teller", FakeTeller(role.scene))
+    taken = Consumer(role, RULES, teller, now=time.now, learn_time=time.learn)
+    await taken(cast("AbstractIncomingMessage", delivery))
+    return role.scene.steps
+
+
+@pytest.mark.parametrize("minutes", [-6, 60 * 24 * 8])
+async def test_a_worker_whose_clock_is_off_refuses_no_fresh_request(minutes: int) -> None:
+    """Issue 10, of the small ones: it asks the storage for the time before it refuses."""
     scene = Scene()
-    asked = format_time(storage_time())
-    fresh = document(requested_at=asked)
-    done = ["served", "told", "after", "ack"]
-    assert await consume(FakeRole(scene), message(scene, fresh), now=storage_time) == done
-    scene.steps.clear()
-    steps = await consume(FakeRole(scene), message(scene, fresh))
+    steps = await consume_at(
+        FakeRole(scene), message(scene), StorageTime(timedelta(minutes=minutes))
+    )
+    assert steps == ["served", "told", "after", "ack"]
+
+
+async def test_a_time_that_cannot_be_learned_refuses_nothing() -> None:
+    scene = Scene()
+    time = StorageTime(timedelta(minutes=-6), StorageUnavailableError("x"))
+    steps = await consume_at(FakeRole(scene), message(scene), time)
+    assert steps == ["put off", "keyturn.upload storage_unavailable 0 1s", "ack"]
+
+
+async def test_a_request_from_the_future_is_refused() -> None:
+    scene = Scene()
+    asked = format_time(datetime.now(UTC) + timedelta(minutes=6))
+    delivery = message(scene, document(requested_at=asked))
+    steps = await consume_at(FakeRole(scene), delivery, StorageTime(timedelta()))
     assert "keyturn.upload request_expired" in steps
 
 

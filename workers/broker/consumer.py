@@ -121,8 +121,11 @@ class Consumer:
         metrics: WorkerMetrics | None = None,
         *,
         now: Callable[[], datetime] = utc_now,
+        learn_time: Callable[[], Awaitable[None]] | None = None,
         grants: GrantsKeeper | None = None,
     ) -> None:
+        """`now` tells the time that ages are by; `learn_time` asks the storage for it anew."""
+        self._learn_time = learn_time or _nothing_to_learn
         self._grants = grants
         self._role = role
         self._rules = rules
@@ -235,15 +238,28 @@ class Consumer:
 
     async def _done(self, taken: "_Taken") -> Done:
         request, origin = taken.request, taken.origin
-        try:
-            check_age(request, self._rules.max_age, self._now())
-        except RequestExpiredError:
-            # A redelivery may have waited long for its turn: what is done is published as done.
-            done = await self._role.find_completed(request, origin)
-            if done is None:
-                raise
-            return done
-        return await self._role.serve(request, origin, seen_before=taken.seen_before)
+        expired = await self._expired(request)
+        if expired is None:
+            return await self._role.serve(request, origin, seen_before=taken.seen_before)
+        # A redelivery may have waited long for its turn: what is done is published as done.
+        done = await self._role.find_completed(request, origin)
+        if done is None:
+            raise expired
+        return done
+
+    async def _expired(self, request: Request) -> RequestExpiredError | None:
+        """The refusal of a request past its age, by the storage's clock of this moment."""
+        for learn in (False, True):
+            if learn:
+                # A worker whose own clock is wrong must refuse no fresh request for good.
+                await self._learn_time()
+            try:
+                check_age(request, self._rules.max_age, self._now())
+            except RequestExpiredError as exc:
+                expired = exc
+            else:
+                return None
+        return expired
 
     async def _put_off_or_refuse(self, taken: "_Taken", error: KeyturnError) -> None:
         message, request = taken.message, taken.request
@@ -325,6 +341,10 @@ class _Taken:
         # An unsigned header of a retry says nothing: by one, anyone who may write to the broker
         # could have an upload abort the multipart uploads at its key.
         return bool(self.message.redelivered) or self.retry is not None
+
+
+async def _nothing_to_learn() -> None:
+    return None
 
 
 async def _give_back(message: Delivered) -> None:
