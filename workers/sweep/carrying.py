@@ -24,7 +24,7 @@ from workers.sweep.plan import AllPlan, Plan
 from workers.sweep.store import PlanT, Standing, SweepStore
 
 # By two: what still travels of the step before is then no step before the current one.
-_HURRY_STEPS: Final = 2
+HURRY_STEPS: Final = 2
 _MAX_TURNS: Final = 8
 
 _log = structlog.get_logger()
@@ -149,7 +149,7 @@ class Carrier(ABC, Generic[PlanT]):
         if plan.status != "running":
             await self._tell_end(standing)
             return
-        plan = self._unsent(replace(plan, step=plan.step + _HURRY_STEPS))
+        plan = self._unsent(replace(plan, step=plan.step + HURRY_STEPS))
         if await self._store.change(plan, standing.etag, standing.master_key):
             await self._outbox.step(plan)
 

@@ -3,6 +3,9 @@
 A page is proven by a take that observed the desired state which the sweep proves, later
 than any stalled worker could still have set an object back, with nothing to change. Only
 what stands in sealed records counts here; no counter and no message does.
+
+Moments are the storage's, as one read told them, and one read can be told wrongly: what a
+moment is later than the step's own read proves nothing, and holds nothing up (SPEC 8.4).
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
 
-from contracts.errors import StorageUnavailableError
+from contracts.errors import LeaseMismatchError, StorageUnavailableError
 from contracts.topology import RETRY_DELAYS_S
 from workers.sweep.counts import Counts
 from workers.sweep.plan import KeyRange, Live, Plan, Result, State
@@ -22,6 +25,11 @@ _CALM_TAKES: Final = 4
 _MAX_PAUSE_S: Final = 600
 # A page whose result does not come is sent again: its message may have been lost.
 RESEND_AFTER_S: Final = 900
+# The record of a sweep that workers with its longer lease have left for this long is carried on
+# by others: there may be none of the former any more.
+_LEFT_ALONE_S: Final = 900
+# Front ends of one storage may differ by seconds; what lies further ahead was told wrongly.
+_MAX_AHEAD_S: Final = 60
 MIN_WIDTH: Final = 16
 MAX_WIDTH: Final = 512
 _RESULTS_TO_WIDTH: Final = 4
@@ -56,6 +64,80 @@ def moved(plan: Plan, state: State, at: datetime) -> Plan:
     )
 
 
+def with_lease(plan: Plan, own_s: int, keyring_s: int | None, now: datetime) -> Plan:
+    """The plan as a worker with this lease carries it on (SPEC 8.4, "One lease").
+
+    The record decides: a longer lease, of this worker or of one that wrote the keyring, is
+    written in, and everything is looked at again, since what that worker wrote may arrive
+    later than the pages so far were held against. A worker with a shorter one leaves the
+    sweep to those with the record's. Where none of them made a step for a long time it goes
+    on by the record's lease, which proves no less: else a sweep whose lease was lowered
+    everywhere would never end.
+
+    Args:
+        plan: As it was read.
+        own_s: This worker's `LEASE_S`.
+        keyring_s: The longest lease of those who wrote the keyring, where it says.
+        now: The storage's clock.
+
+    Raises:
+        LeaseMismatchError: others carry this sweep on.
+    """
+    longest = max(own_s, keyring_s or 0)
+    lease_s = plan.lease_s or own_s
+    if longest > lease_s:
+        plan = moved(replace(plan, lease_s=longest), plan.state, plan.turned_at)
+    elif own_s < lease_s and (plan.stepped_lease_s or 0) > own_s:
+        since = plan.turned_at if plan.stepped_at is None else plan.stepped_at
+        if now - since <= timedelta(seconds=_LEFT_ALONE_S):
+            raise LeaseMismatchError(f"the sweep's lease is {lease_s} s, and LEASE_S here {own_s}")
+    else:
+        plan = replace(plan, lease_s=lease_s)
+    return replace(plan, stepped_lease_s=own_s)
+
+
+def at(plan: Plan, now: datetime, *, proves: bool) -> Plan:
+    """The plan as a step sees it whose own read is of this moment (SPEC 8.4).
+
+    `turned_at` must be no earlier than the turn, and no later than anything that follows it.
+    The first step reads it again, which is never too early; so does one that finds it later
+    than its own read, and then everything is looked at again.
+
+    Args:
+        plan: As it was read.
+        now: The storage's `Date` of the step's own read.
+        proves: Whether this worker has known the storage's clock for two leases.
+
+    Raises:
+        StorageUnavailableError: the record is of a later moment, and it is not known which of
+            the two was told wrongly.
+    """
+    latest = plan.turned_at if plan.stepped_at is None else max(plan.turned_at, plan.stepped_at)
+    if now < latest and not proves:
+        raise StorageUnavailableError("the sweep's record is of a later moment than this read")
+    if plan.turned_at > now:
+        plan = moved(plan, plan.state, now)
+    elif plan.step == 0:
+        plan = replace(plan, turned_at=now)
+    progressed_at = plan.progressed_at
+    return replace(
+        plan,
+        live=tuple(_redated(live, now, plan.lease_s or 0) for live in plan.live),
+        progressed_at=None if progressed_at is None or progressed_at > now else progressed_at,
+    )
+
+
+def _redated(live: Live, now: datetime, lease_s: int) -> Live:
+    """The page without moments that only a wrong `Date` can have given: it would wait for them."""
+    latest = now + timedelta(seconds=_MAX_AHEAD_S)
+    sent_at = None if live.sent_at is None or live.sent_at > latest else live.sent_at
+    latest += timedelta(seconds=2 * lease_s + _MAX_PAUSE_S + RETRY_DELAYS_S[-1])
+    not_before = live.not_before
+    if not_before is not None and not_before > latest:
+        not_before = None
+    return replace(live, sent_at=sent_at, not_before=not_before)
+
+
 def _starts(ranges: Sequence[KeyRange]) -> Sequence[str]:
     return ("", *(keys.end for keys in ranges[:-1]))
 
@@ -63,7 +145,7 @@ def _starts(ranges: Sequence[KeyRange]) -> Sequence[str]:
 def judge(plan: Plan, results: Mapping[int, Result], now: datetime, lease_s: int) -> Judged:
     """The plan after these results, by page; each is of its page's current take.
 
-    `now` is the storage's clock.
+    `now` is the storage's clock, by the step's own read.
     """
     kept: list[Live] = []
     proven: list[Live] = []
@@ -93,7 +175,9 @@ def _again(plan: Plan, live: Live, result: Result, now: datetime, lease_s: int) 
     if plan.ask.dry_run:
         return None  # it counts, and proves nothing
     late = plan.proof_after(lease_s)
-    as_wanted = _is_as_wanted(plan, live, result) and result.observed_at > late
+    # Dated after the step's own read, an observation was told wrongly: it may be an early one.
+    in_time = late < result.observed_at <= now
+    as_wanted = _is_as_wanted(plan, live, result) and in_time and result.proves
     tries = live.tries + (1 if result.failures and as_wanted else 0)
     # A storage that fails for a moment is no fault of the object's (SPEC 12).
     passing = any(failure.code == StorageUnavailableError.code for failure in result.failures)

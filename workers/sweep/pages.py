@@ -144,7 +144,15 @@ class PageTaker:
                 told of the page; it is to be done again later.
             CorruptObjectError, UnknownProjectError: the keyring was forged, or is gone.
         """
-        return await _Take(self, plan, live).run()
+        try:
+            return await _Take(self, plan, live).run()
+        except _NoLeaseError as exc:
+            # No fault of the object's that was being looked at.
+            raise StorageUnavailableError("keyring reads give no lease now") from exc
+
+
+class _NoLeaseError(Exception):
+    """Two keyring reads in turn gave no lease: the attempt at the page ends here."""
 
 
 class _Take:
@@ -165,7 +173,8 @@ class _Take:
 
     async def run(self) -> Result:
         # It begins before everything else here, so that its date is no later than any of it.
-        began = self._observe(await self._by.keyrings.fresh(self._project))
+        began = await self._fresh()
+        self._check_proves(began)
         self._state = State.of(began)
         versioning = await self._storage.versioning()
         self._null_is_current = versioning == "Suspended"
@@ -183,11 +192,23 @@ class _Take:
             after=self._live.after,
             last=self._live.last,
             state=None if self._tally.moved else self._state,
-            observed_at=began.lease.read_at,
+            observed_at=began.read_at,
             counts=self._tally.counts(),
             changed=self._tally.changed,
             failures=tuple(self._tally.failures),
+            proves=began.proves,
         )
+
+    def _check_proves(self, began: Observed) -> None:
+        """Leave a page that only a proof is wanted of to a worker whose look can be one.
+
+        Raises:
+            StorageUnavailableError: this one has not known the storage's clock for long enough.
+        """
+        if began.proves or self._dry_run or not self._live.take:
+            return
+        if began.read_at > self._plan.proof_after(self._plan.lease_s or began.lease_s):
+            raise StorageUnavailableError("the storage's clock is not known for two leases yet")
 
     def _observe(self, observed: Observed) -> Observed:
         return wanted(self._plan.ask, observed, self._by.keys.master_keys)
@@ -293,12 +314,12 @@ class _Take:
 
     async def _decided(self, key: str, looked: Looked) -> tuple[Decision, Observed]:
         """What becomes of an object, and the keyring read that says so."""
-        observed = self._observe(await self._recent())
+        observed = await self._recent()
         try:
             return self._decide(key, looked, observed), observed
         except KeyringRolledBackError:
             # The keyring read may be older than the object: only a later one accuses anybody.
-            observed = self._observe(await self._fresh())
+            observed = await self._fresh()
             return self._decide(key, looked, observed), observed
 
     def _decide(self, key: str, looked: Looked, observed: Observed) -> Decision:
@@ -315,7 +336,7 @@ class _Take:
             written = [each for each in done if each is not None]
             # Begun after the last of the copies: only then does it tell that none rests on
             # a state that was over.
-            after = self._observe(await self._fresh())
+            after = await self._fresh()
             todo = [e for e in written if not e.observed.desired.same_state(after.desired)]
             kept += [e for e in written if e.observed.desired.same_state(after.desired)]
             looks = await _all(self._guarded(each.key, self._look(each.key)) for each in todo)
@@ -327,7 +348,7 @@ class _Take:
         for _ in range(_MAX_TURNS):
             if not planned.writes:
                 return planned
-            observed = self._observe(await self._recent())
+            observed = await self._recent()
             if not observed.desired.same_state(planned.observed.desired):
                 planned = await self._look(planned.key)
                 continue
@@ -476,10 +497,18 @@ class _Take:
         return not isinstance(decision, Keep), ours
 
     async def _recent(self) -> Observed:
-        return await self._by.keyrings.recent(self._project)
+        return self._leased(await self._by.keyrings.leased(self._project))
 
     async def _fresh(self) -> Observed:
-        return await self._by.keyrings.fresh(self._project)
+        observed = await self._by.keyrings.fresh(self._project)
+        if not observed.leased:
+            observed = await self._by.keyrings.fresh(self._project)
+        return self._leased(observed)
+
+    def _leased(self, observed: Observed) -> Observed:
+        if not observed.leased:
+            raise _NoLeaseError
+        return self._observe(observed)
 
 
 def _not_found() -> NotFoundError:

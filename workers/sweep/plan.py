@@ -117,7 +117,8 @@ class Result:
     """What one take of a page found and did (SPEC 8.5).
 
     `state` is the desired state that was observed; None where it moved meanwhile.
-    `observed_at` is the storage's `Date` of a read that came before all others of the take.
+    `observed_at` is the storage's `Date` of a read that came before all others of the take;
+    `proves` whether the worker knew the storage's clock well enough for it to date a proof.
     `changed` counts everything that was written or removed. `after` and `last` are the page's,
     so that a result proves no other range of keys.
     """
@@ -129,6 +130,7 @@ class Result:
     counts: Counts
     changed: int
     failures: tuple[Failure, ...] = ()
+    proves: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +143,8 @@ class Plan:
     one that found something to do. The end is published once to each of `origins`.
     `successor` is the id of the later sweep of the project that took this one over.
     `late_writes_refused` is whether the storage refuses what comes after its lease.
+    `lease_s` is the longest lease of all workers that took part (None in records of 0.4),
+    `stepped_lease_s` that of the worker of the last step.
     """
 
     ask: Ask
@@ -167,6 +171,8 @@ class Plan:
     origins: Origins = (None,)
     successor: str | None = None
     late_writes_refused: bool | None = None
+    lease_s: int | None = None
+    stepped_lease_s: int | None = None
 
     @property
     def everything_planned(self) -> bool:

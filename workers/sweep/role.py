@@ -63,6 +63,8 @@ class SweepRole:
             )
         ):
             return
+        if await self._steps.lengthen(standing):
+            return
         with self._stage("take"):
             result = await self._pages.take(plan, live)
         with self._stage("record"):

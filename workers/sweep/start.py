@@ -118,6 +118,8 @@ class Starter:
             turned_at=observed.lease.read_at,
             started_at=datetime.now(UTC),
             origins=origins,
+            lease_s=max(observed.lease_s, observed.keyring.lease_s or 0),
+            stepped_lease_s=observed.lease_s,
         )
         await self._store.mark_running(ask)
         await self._store.create(plan, observed.desired.master_key)

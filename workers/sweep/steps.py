@@ -31,9 +31,9 @@ from workers.keyring import (
     settled,
 )
 from workers.storage import Storage
-from workers.sweep.carrying import Carrier
+from workers.sweep.carrying import HURRY_STEPS, Carrier
 from workers.sweep.counts import Counts
-from workers.sweep.judge import due, judge, moved, waits_until
+from workers.sweep.judge import at, due, judge, moved, waits_until, with_lease
 from workers.sweep.outbox import Outbox
 from workers.sweep.plan import Ask, Ended, Live, Plan, State
 from workers.sweep.planner import Planner
@@ -104,10 +104,13 @@ class Steps(Carrier[Plan]):
                 f"the keyring stands at generation {state.generation}, "
                 f"and stood at {before.state.generation}"
             )
+        before = with_lease(before, observed.lease_s, observed.keyring.lease_s, now)
+        before = at(before, now, proves=observed.proves)
         if before.step == 0:
             ranges = await self._planner.key_ranges(before.ask.project)
             before = replace(before, ranges=ranges)
-        judged = judge(before, await self._store.results(before), now, self._lease_s)
+        lease_s = before.lease_s or observed.lease_s
+        judged = judge(before, await self._store.results(before), now, lease_s)
         plan, proven = judged.plan, judged.proven
         if state != plan.state:
             # Pages of the new round bear the numbers of the old one's: none of them is done.
@@ -123,6 +126,24 @@ class Steps(Carrier[Plan]):
             return await self._settle(standing, plan, proven)
         plan, sent = due(plan, now)
         return await self._go_on(standing, plan, observed, sent, proven)
+
+    async def lengthen(self, standing: Standing[Plan]) -> bool:
+        """Write this worker's longer lease into a sweep's record, and begin a new round.
+
+        Gives whether the record's was shorter: what this worker writes may then arrive later
+        than its proofs are held against, so it may do no page of it before (SPEC 8.4).
+        """
+        plan = standing.plan
+        if plan.lease_s is None or plan.lease_s >= self._lease_s:
+            return False
+        _log.warning(
+            "sweep's lease lengthened", **_named(plan), lease_s=self._lease_s, was_s=plan.lease_s
+        )
+        plan = moved(replace(plan, lease_s=self._lease_s), plan.state, plan.turned_at)
+        plan = replace(plan, step=plan.step + HURRY_STEPS, stepped_lease_s=self._lease_s)
+        if await self._store.change(plan, standing.etag, standing.master_key):
+            await self._outbox.step(plan)
+        return True
 
     async def _go_on(
         self,

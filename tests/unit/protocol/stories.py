@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from tests.unit.protocol.process import LEASE_S
 from tests.unit.protocol.wire import MID, SENT
 from tests.unit.protocol.world import World
 
@@ -32,12 +33,22 @@ def violations(
 
 
 def begin(world: World, *keys: str, **more: Any) -> None:
-    """A project with these objects."""
+    """A project with these objects, and processes that know the storage's clock for two leases."""
     world.enroll("acme", **more)
     world.run()
     for key in keys:
         world.upload("acme", key, key.encode() * 100)
     world.run()
+    know_the_clock(world)
+
+
+def know_the_clock(world: World) -> None:
+    """Each process reads a keyring, and two leases pass: from now on its looks prove."""
+    for process in world.processes:
+        world.loop.create_task(process.keyrings.fresh("acme"))
+    world.loop.run_until_idle()
+    world.run()
+    world.advance(2 * LEASE_S + 1)
 
 
 def stop_at(world: World, op: str, key: str = "", *, state: str = SENT, **more: Any) -> Call:

@@ -7,16 +7,19 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from contracts.errors import LeaseMismatchError, StorageUnavailableError
 from workers.sweep.counts import Counts
 from workers.sweep.judge import (
     MAX_WIDTH,
     MIN_WIDTH,
     RESEND_AFTER_S,
     TRIES,
+    at,
     due,
     judge,
     moved,
     waits_until,
+    with_lease,
 )
 from workers.sweep.plan import Ask, Failure, KeyRange, Live, Plan, Result, State
 
@@ -45,7 +48,7 @@ def page(number: int = 0, **more: object) -> Live:
 
 
 def result(**more: object) -> Result:
-    made = Result("a", "m", STATE, PROOF, SEEN, changed=0)
+    made = Result("a", "m", STATE, PROOF, SEEN, changed=0, proves=True)
     return replace(made, **more)  # type: ignore[arg-type]  # a test's own fields
 
 
@@ -64,6 +67,10 @@ def test_a_page_found_as_wanted_late_enough_is_proven() -> None:
             result(observed_at=PROOF - timedelta(seconds=1)), id="two leases were not over"
         ),
         pytest.param(result(observed_at=TURN), id="observed at the turn"),
+        pytest.param(
+            result(observed_at=PROOF + timedelta(seconds=1)), id="dated after the step's own read"
+        ),
+        pytest.param(result(proves=False), id="the storage's clock was not known long enough"),
         pytest.param(result(state=None), id="the state moved while it was looked at"),
         pytest.param(result(state=replace(STATE, generation=1)), id="another generation"),
         pytest.param(result(state=replace(STATE, kek_id="0" * 16)), id="another KEK"),
@@ -191,3 +198,91 @@ def test_the_width_follows_what_the_workers_do() -> None:
     crowd = tuple(page(n) for n in range(500))
     judged = judge(plan(*crowd), {n: result() for n in range(500)}, PROOF, LEASE_S)
     assert judged.plan.width == MAX_WIDTH
+
+
+# One lease, and one wrong `Date` (SPEC 8.4).
+
+A_DAY = timedelta(days=1)
+
+
+def test_a_longer_lease_is_written_in_and_everything_is_looked_at_again() -> None:
+    """What that worker writes may arrive later than the pages so far were held against."""
+    before = plan(page(), lease_s=LEASE_S, stepped_lease_s=LEASE_S, proven=SEEN)
+    after = with_lease(before, 60, None, PROOF)
+    assert (after.lease_s, after.round, after.live, after.proven) == (60, 1, (), Counts())
+    assert (after.turned_at, after.stepped_lease_s) == (TURN, 60)
+    assert after.proof_after(60) == TURN + timedelta(seconds=120)
+
+
+def test_the_longest_lease_of_those_who_wrote_the_keyring_counts() -> None:
+    before = plan(page(), lease_s=LEASE_S, stepped_lease_s=LEASE_S)
+    after = with_lease(before, LEASE_S, 60, PROOF)
+    assert (after.lease_s, after.round, after.stepped_lease_s) == (60, 1, LEASE_S)
+    # It goes on by that lease, since nobody who has it carries the sweep on.
+    again = with_lease(after, LEASE_S, 60, PROOF)
+    assert (again.lease_s, again.round) == (60, 1)
+
+
+def test_a_worker_with_a_shorter_lease_leaves_the_sweep_to_others() -> None:
+    before = plan(page(), lease_s=60, stepped_lease_s=60, stepped_at=TURN)
+    with pytest.raises(LeaseMismatchError, match="60 s"):
+        with_lease(before, LEASE_S, 60, TURN + timedelta(minutes=15))
+
+
+def test_a_sweep_that_those_others_left_alone_goes_on_by_its_own_lease() -> None:
+    """Else one whose lease was lowered everywhere would never end."""
+    before = plan(page(), lease_s=60, stepped_lease_s=60, stepped_at=TURN)
+    after = with_lease(before, LEASE_S, 60, TURN + timedelta(minutes=15, seconds=1))
+    assert (after.lease_s, after.round, after.stepped_lease_s) == (60, 0, LEASE_S)
+    later = replace(after, stepped_at=PROOF)
+    assert with_lease(later, LEASE_S, 60, PROOF) == later
+
+
+def test_a_record_of_0_4_takes_the_lease_that_was_the_same_everywhere() -> None:
+    after = with_lease(plan(page()), LEASE_S, None, PROOF)
+    assert (after.lease_s, after.round, after.live) == (LEASE_S, 0, (page(),))
+
+
+def test_a_turn_that_is_dated_after_the_read_is_dated_again() -> None:
+    """One `Date` a day ahead must not stall a rotation for a day."""
+    ahead = plan(page(), turned_at=PROOF + A_DAY, stepped_at=PROOF, step=3)
+    after = at(ahead, PROOF, proves=True)
+    assert (after.turned_at, after.round, after.live) == (PROOF, 1, ())
+
+
+def test_a_clock_that_is_not_known_for_long_dates_no_turn_back() -> None:
+    """It may be this read that is wrong: a turn dated too early would be proven too early."""
+    for record in (
+        plan(page(), turned_at=PROOF, step=3),
+        plan(page(), turned_at=TURN, stepped_at=PROOF, step=3),
+    ):
+        with pytest.raises(StorageUnavailableError):
+            at(record, PROOF - timedelta(seconds=1), proves=False)
+        assert at(record, PROOF, proves=False).turned_at == record.turned_at
+
+
+def test_the_first_step_reads_the_turn_again() -> None:
+    assert at(plan(step=0), PROOF, proves=False).turned_at == PROOF
+    assert at(plan(page(), step=1), PROOF, proves=False).turned_at == TURN
+
+
+def test_a_page_waits_for_no_moment_that_only_a_wrong_date_can_have_given() -> None:
+    ahead = PROOF + A_DAY
+    record = plan(
+        page(0, sent_at=ahead),
+        page(1, sent_at=None, not_before=ahead),
+        page(2, sent_at=PROOF),
+        page(3, sent_at=None, not_before=PROOF + timedelta(minutes=19)),
+        stepped_at=ahead,
+        progressed_at=ahead,
+        step=3,
+    )
+    after = at(record, PROOF, proves=True)
+    assert [(live.sent_at, live.not_before) for live in after.live] == [
+        (None, None),
+        (None, None),
+        (PROOF, None),
+        (None, PROOF + timedelta(minutes=19)),
+    ]
+    assert after.progressed_at is None
+    assert [live.page for live in due(after, PROOF)[1]] == [0, 1]

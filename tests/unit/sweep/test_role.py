@@ -16,7 +16,7 @@ from workers.sweep.counts import Counts
 from workers.sweep.messages import SweepPage
 from workers.sweep.plan import Ask, Live, Plan, Result, State
 from workers.sweep.role import SweepRole
-from workers.sweep.store import SweepStore
+from workers.sweep.store import Standing, SweepStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,8 +37,8 @@ class Scene:
 
     def __post_init__(self) -> None:
         self.store = SweepStore(self.storage, {"m1": Secret(bytes(32))})
-        nobody = cast("Any", None)
-        self.role = SweepRole(self.store, nobody, nobody, cast("Any", self))
+        nobody, itself = cast("Any", None), cast("Any", self)
+        self.role = SweepRole(self.store, itself, nobody, itself)
         self.meanwhile: Callable[[Plan], Plan] | None = None
 
     async def take(self, plan: Plan, live: Live) -> Result:
@@ -46,6 +46,11 @@ class Scene:
         if self.meanwhile is not None:
             await self.change(self.meanwhile)
         return Result(live.after, live.last, plan.state, NOW, Counts(), changed=0)
+
+    async def lengthen(self, standing: Standing[Plan]) -> bool:
+        """The part of the steps: leases are the same here."""
+        del standing
+        return False
 
     async def begin(self) -> None:
         plan = Plan(Ask("sweep", SWEEP_ID, "acme", ""), STATE, NOW, NOW, live=(LIVE,))
