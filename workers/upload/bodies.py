@@ -4,6 +4,7 @@ Nothing is held whole but what came inline. Nothing is released before the chunk
 stands in is authenticated, so a body that was tampered with cuts the put short.
 """
 
+import hashlib
 from collections.abc import AsyncIterator
 from typing import Final
 
@@ -56,13 +57,11 @@ def staged_plaintext_size(sealed_bytes: int, max_bytes: int) -> int:
         raise BadSealError("no sealed body has this size") from exc
 
 
-async def opened(
-    sealed: AsyncIterator[bytes], transport_key: bytes, upload_id: str
-) -> AsyncIterator[bytes]:
-    """The plaintext of a staged body, in authenticated pieces.
+async def opened(sealed: AsyncIterator[bytes], key: bytes, context: bytes) -> AsyncIterator[bytes]:
+    """The plaintext of a sealed body, in authenticated pieces.
 
     Raises:
-        BadSealError: sealed for another upload, or damaged; at the latest at its end.
+        BadSealError: sealed under another key or context, or damaged; at the latest at its end.
     """
     try:
         header = bytearray()
@@ -74,7 +73,7 @@ async def opened(
                 header += piece[:missing]
                 if len(header) < HEADER_BYTES:
                     continue
-                opener = Opener(transport_key, transport_context(upload_id), bytes(header))
+                opener = Opener(key, context, bytes(header))
                 rest = memoryview(piece)[missing:]
             if plaintext := opener.update(rest):
                 yield plaintext
@@ -83,6 +82,14 @@ async def opened(
         yield opener.finish()
     except SealError as exc:
         raise BadSealError("the body does not open for this upload") from exc
+
+
+async def digest(pieces: AsyncIterator[bytes]) -> bytes:
+    """SHA-256 of a body, by which two are compared whatever their size."""
+    hashed = hashlib.sha256()
+    async for piece in pieces:
+        hashed.update(piece)
+    return hashed.digest()
 
 
 async def in_parts(pieces: AsyncIterator[bytes], part_bytes: int) -> AsyncIterator[bytes]:

@@ -4,12 +4,18 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Final
 
-from contracts.errors import KeyturnError, MalformedRequestError
-from contracts.messages import Request, RequestOrigin, UploadRequested, UploadStored
+from contracts.errors import (
+    AlreadyExistsError,
+    BodyTooLargeError,
+    DeletedKeyError,
+    KeyturnError,
+    MalformedRequestError,
+)
+from contracts.messages import Request, RequestOrigin, StagedBody, UploadRequested, UploadStored
 from contracts.names import format_time
 from contracts.topology import UPLOAD_QUEUE, UPLOAD_REQUESTS
 from workers.broker import Done
-from workers.upload.uploader import Uploader
+from workers.upload.uploader import Settled, Uploader
 
 
 class UploadRole:
@@ -26,6 +32,34 @@ class UploadRole:
         if not isinstance(request, UploadRequested):
             raise MalformedRequestError(f"{request.type} is not served here")
         settled = await self._uploader.serve(request, origin.publisher, seen_before=seen_before)
+        return self._done(request, origin, settled)
+
+    async def find_completed(self, request: Request, origin: RequestOrigin) -> Done | None:
+        """An upload past its age whose object exists (SPEC 6.3); None where nothing is stored."""
+        if not isinstance(request, UploadRequested):
+            return None
+        settled = await self._uploader.find_completed(request, origin.publisher)
+        return None if settled is None else self._done(request, origin, settled)
+
+    async def after_refusal(
+        self, request: Request, origin: RequestOrigin, error: KeyturnError
+    ) -> None:
+        """Delete the staged body of an upload that can never be stored (SPEC 6.9).
+
+        Of any other refusal it stays, and is swept after its time: the upload may be sent again.
+        """
+        if not isinstance(request, UploadRequested) or not isinstance(request.body, StagedBody):
+            return
+        match error:
+            case DeletedKeyError() | BodyTooLargeError():
+                pass
+            case AlreadyExistsError() if await self._uploader.belongs_to_another(request):
+                pass
+            case _:
+                return
+        await self._uploader.discard_staged(request, origin.publisher)
+
+    def _done(self, request: UploadRequested, origin: RequestOrigin, settled: Settled) -> Done:
         event = UploadStored(
             upload_id=request.upload_id,
             project=request.project,
@@ -44,14 +78,3 @@ class UploadRole:
         return Done(
             event, logged, partial(self._uploader.discard_staged, request, origin.publisher)
         )
-
-    async def find_completed(self, request: Request, origin: RequestOrigin) -> Done | None:
-        """Nothing is looked up yet."""
-        del request, origin
-        return None
-
-    async def after_refusal(
-        self, request: Request, origin: RequestOrigin, error: KeyturnError
-    ) -> None:
-        """Nothing is left to clear up."""
-        del request, origin, error

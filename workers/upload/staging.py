@@ -14,8 +14,8 @@ from datetime import datetime, timedelta
 import structlog
 
 from contracts.errors import StorageUnavailableError
-from contracts.names import OWN_PREFIX, STAGING_PREFIX, is_project
-from workers.errors import StorageAnswerError
+from contracts.names import OWN_PREFIX, STAGING_PREFIX, is_project, keyring_key
+from workers.errors import MissingError, StorageAnswerError
 from workers.storage import Storage
 from workers.storage.probe import PREFIX as DOCTOR_PREFIX
 
@@ -35,15 +35,38 @@ async def sweep_staging(
         async for body in storage.list(prefix):
             if now - body.last_modified > older_than:
                 bodies += await _went(storage.delete(body.key))
+    enrolled: dict[str, bool] = {}
     async for upload in storage.open_multiparts(""):
-        if _is_ours(upload.key) and now - upload.initiated > older_than:
+        if now - upload.initiated > older_than and await _is_ours(upload.key, storage, enrolled):
             uploads += await _went(storage.abort_multipart(upload.key, upload.upload_id))
     return bodies, uploads
 
 
-def _is_ours(s3_key: str) -> bool:
-    # Outside of projects and .keyturn/ the bucket may be somebody else's (SPEC 10).
-    return s3_key.startswith(OWN_PREFIX) or is_project(s3_key.partition("/")[0])
+async def _is_ours(s3_key: str, storage: Storage, enrolled: dict[str, bool]) -> bool:
+    """Whether Keyturn could have begun a multipart upload at this key.
+
+    Outside of `.keyturn/` and of projects that have a keyring the bucket may be another
+    application's (SPEC 10), whatever its names look like. `enrolled` remembers the answers.
+    """
+    if s3_key.startswith(OWN_PREFIX):
+        return True
+    project = s3_key.partition("/")[0]
+    if not is_project(project):
+        return False
+    if project not in enrolled:
+        enrolled[project] = await _has_keyring(project, storage)
+    return enrolled[project]
+
+
+async def _has_keyring(project: str, storage: Storage) -> bool:
+    try:
+        await storage.read_start(keyring_key(project), 1)
+    except MissingError:
+        return False
+    except (StorageUnavailableError, StorageAnswerError) as exc:
+        _log.warning("not swept", project=project, problem=type(exc).__name__)
+        return False
+    return True
 
 
 async def _went(removal: Awaitable[None]) -> bool:

@@ -2,36 +2,70 @@
 
 Every second look at a target goes through here: a second delivery, a retry, a put that
 was refused because something stands, a staged body that is gone.
+
+An upload's id is not authenticated: a bucket writer can put it on any object. An object is
+this upload's own by its tag, which only a holder of its DEK can make, or, where it has none,
+by its plaintext.
 """
 
-from collections.abc import Mapping
+import hmac
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 
 from contracts import metadata as object_metadata
 from contracts.errors import (
     AlreadyExistsError,
+    ArchivedObjectError,
+    BadSealError,
     CorruptObjectError,
     DeletedKeyError,
+    StorageUnavailableError,
     UnknownAlgorithmError,
 )
 from contracts.messages import InlineBody, StagedBody, UploadRequested
 from contracts.metadata import DELETED, UPLOAD, Plaintext, Wraps
 from contracts.names import object_key
-from contracts.sealing import HEADER_BYTES, ChunkError, Secret, b64_decode, plaintext_size
+from contracts.sealing import (
+    BODY_CONTEXT,
+    HEADER_BYTES,
+    ChunkError,
+    Secret,
+    b64_decode,
+    plaintext_size,
+    upload_tag,
+)
 from workers.envelope import verify_own
-from workers.errors import MissingError
+from workers.errors import ArchivedError, MissingError, StorageAnswerError
 from workers.keyring import KeyringReader, Observed
 from workers.storage import Head, Storage
+from workers.upload import bodies
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """What an upload knows of itself.
+
+    Attributes:
+        request: as it was signed.
+        publisher: who signed it.
+        plaintext: opens the request's own body, piece by piece.
+        known_etag: of plaintext that this upload put itself, or that was compared already.
+    """
+
+    request: UploadRequested
+    publisher: str
+    plaintext: Callable[[], AbstractAsyncContextManager[AsyncIterator[bytes]]]
+    known_etag: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
     """This upload's own object: `size_bytes` of plaintext, made for `observed`.
 
-    Verified, but for `unsealed`: plaintext that carries this upload's id and is as long as
-    its body, where `observed` forbids plaintext. That proves nothing about its bytes; it is
-    to be replaced by the request's own body, over its ETag, never sealed as it stands.
-    `current` is False where the object is not as `observed` wants it.
+    `current` is False where the object is not as `observed` wants it. `unsealed` says that it
+    is this upload's plaintext, where `observed` forbids plaintext: it is to be replaced by the
+    request's own body, over its ETag.
     """
 
     size_bytes: int
@@ -42,18 +76,19 @@ class Standing:
 
 
 async def look(
-    request: UploadRequested,
-    storage: Storage,
-    keyrings: KeyringReader,
-    master_keys: Mapping[str, Secret],
+    own: Own, storage: Storage, keyrings: KeyringReader, master_keys: Mapping[str, Secret]
 ) -> Standing | None:
     """This upload's own object, or None where nothing stands.
 
     Raises:
         DeletedKeyError: a tombstone stands there.
-        AlreadyExistsError: another object stands there.
+        AlreadyExistsError: another upload's object stands there, whatever id it carries.
         CorruptObjectError: it carries this upload's id, but does not verify.
+        StagedBodyMissingError: only its bytes could tell whose it is, and the body that they
+            would be compared with is gone.
+        BadSealError, UnknownIntakeKeyError: neither can the request's own body be opened.
     """
+    request = own.request
     try:
         head, header = await storage.read_start(
             object_key(request.project, request.key), HEADER_BYTES
@@ -66,32 +101,110 @@ async def look(
         raise AlreadyExistsError(f"{request.key} holds another object")
     # Read after the object: only then does a higher generation in it mean anything.
     observed = await keyrings.fresh(request.project)
-    return _verified(request, head, header, observed, master_keys)
-
-
-def _verified(
-    request: UploadRequested,
-    head: Head,
-    header: bytes,
-    observed: Observed,
-    master_keys: Mapping[str, Secret],
-) -> Standing:
     try:
         envelope = object_metadata.parse(head.metadata)
     except UnknownAlgorithmError as exc:
         raise CorruptObjectError(f"unknown algorithm {exc.detail}") from exc
     match envelope:
-        case Plaintext() if observed.desired.plaintext_allowed:
-            return Standing(head.size_bytes, head.etag, observed, current=True)
-        case Plaintext() if head.size_bytes == _requested_size(request):
-            # Put while plaintext was allowed, by a delivery that died before it was told.
-            # Of another length, it is a sealed body whose metadata was stripped, or forged.
-            return Standing(head.size_bytes, head.etag, observed, current=False, unsealed=True)
+        case Plaintext():
+            return await _plaintext(own, storage, head, observed)
         case Wraps():
-            examined = verify_own(envelope, header, request.key, observed.keyring, master_keys)
-            return Standing(_plaintext_size(head), head.etag, observed, examined.current)
+            return await _wrapped(own, storage, head, envelope, header, observed, master_keys)
         case _:
             raise CorruptObjectError("it carries this upload's id, but not its wraps")
+
+
+async def belongs_to_another(request: UploadRequested, storage: Storage) -> bool:
+    """Whether an object with another upload's id stands at the target."""
+    try:
+        head, _ = await storage.read_start(object_key(request.project, request.key), HEADER_BYTES)
+    except StorageAnswerError:
+        return False
+    return head.metadata.get(UPLOAD) not in {None, request.upload_id}
+
+
+async def _plaintext(own: Own, storage: Storage, head: Head, observed: Observed) -> Standing:
+    """Plaintext with this upload's id: its own where the bytes are those of its request."""
+    allowed = observed.desired.plaintext_allowed
+    stored = Standing(head.size_bytes, head.etag, observed, current=allowed, unsealed=not allowed)
+    if head.etag == own.known_etag or await _is_equal(own, storage, head, None):
+        return stored
+    if allowed:
+        raise AlreadyExistsError(f"{own.request.key} holds another object under this upload's id")
+    # A sealed body whose metadata was stripped, or forged.
+    raise CorruptObjectError("plaintext under this upload's id, and plaintext is forbidden")
+
+
+async def _wrapped(
+    own: Own,
+    storage: Storage,
+    head: Head,
+    wraps: Wraps,
+    header: bytes,
+    observed: Observed,
+    master_keys: Mapping[str, Secret],
+) -> Standing:
+    examined = verify_own(wraps, header, own.request.key, observed.keyring, master_keys)
+    size_bytes = _plaintext_size(head)
+    tag = object_metadata.upload_tag(head.metadata)
+    if tag is None:
+        # Of revision 1, or plaintext that a sweep encrypted in place.
+        if not await _is_equal(own, storage, head, examined.dek):
+            raise AlreadyExistsError(f"{own.request.key} holds another object")
+    elif not hmac.compare_digest(tag, _tag(own, examined.dek)):
+        raise AlreadyExistsError(f"{own.request.key} holds another upload's object")
+    elif size_bytes != _requested_size(own.request):
+        raise CorruptObjectError("it carries this upload's tag, but is of another length")
+    return Standing(size_bytes, head.etag, observed, examined.current)
+
+
+def _tag(own: Own, dek: bytes) -> bytes:
+    request = own.request
+    return upload_tag(
+        dek,
+        publisher=own.publisher,
+        project=request.project,
+        key=request.key,
+        upload_id=request.upload_id,
+        size_bytes=_requested_size(request),
+    )
+
+
+async def _is_equal(own: Own, storage: Storage, head: Head, dek: bytes | None) -> bool:
+    """Whether the object's plaintext is the request's body, in bounded memory.
+
+    `dek` is the object's; None of an object that is plaintext itself.
+    """
+    size_bytes = head.size_bytes if dek is None else _plaintext_size(head)
+    if size_bytes != _requested_size(own.request):
+        return False
+    async with own.plaintext() as pieces:
+        wanted = await bodies.digest(pieces)
+    async with _object_plaintext(own, storage, head, dek) as pieces:
+        return await bodies.digest(pieces) == wanted
+
+
+@asynccontextmanager
+async def _object_plaintext(
+    own: Own, storage: Storage, head: Head, dek: bytes | None
+) -> AsyncIterator[AsyncIterator[bytes]]:
+    s3_key = object_key(own.request.project, own.request.key)
+    try:
+        async with storage.stream(s3_key, if_match=head.etag) as stream:
+            chunks = stream.chunks(bodies.PIECE_BYTES)
+            yield chunks if dek is None else _unsealed(chunks, dek)
+    except ArchivedError as exc:
+        raise ArchivedObjectError("its storage class must be restored first") from exc
+    except StorageAnswerError as exc:
+        raise StorageUnavailableError("the object changed while it was compared") from exc
+
+
+async def _unsealed(chunks: AsyncIterator[bytes], dek: bytes) -> AsyncIterator[bytes]:
+    try:
+        async for piece in bodies.opened(chunks, dek, BODY_CONTEXT):
+            yield piece
+    except BadSealError as exc:
+        raise CorruptObjectError("a chunk of the object does not open") from exc
 
 
 def _plaintext_size(head: Head) -> int:
@@ -101,8 +214,12 @@ def _plaintext_size(head: Head) -> int:
         raise CorruptObjectError("no sealed body has this length") from exc
 
 
-def _requested_size(request: UploadRequested) -> int | None:
-    """The bytes of plaintext in the request's body, by the length of its seal."""
+def _requested_size(request: UploadRequested) -> int:
+    """The bytes of plaintext in the request's body, by the length of its seal.
+
+    Raises:
+        BadSealError: no sealed body has this length.
+    """
     match request.body:
         case InlineBody(inline=inline):
             sealed_bytes = len(b64_decode(inline))
@@ -110,5 +227,5 @@ def _requested_size(request: UploadRequested) -> int | None:
             sealed_bytes = staged.size
     try:
         return plaintext_size(sealed_bytes)
-    except ChunkError:
-        return None
+    except ChunkError as exc:
+        raise BadSealError("no sealed body has this size") from exc

@@ -14,12 +14,12 @@ from typing import Final
 import structlog
 
 from contracts.errors import (
-    CorruptObjectError,
+    PermanentError,
     StagedBodyMissingError,
     StorageUnavailableError,
 )
 from contracts.messages import InlineBody, StagedBody, UploadRequested
-from contracts.metadata import UPLOAD, caller_to_wire
+from contracts.metadata import UPLOAD, caller_to_wire, format_upload_tag
 from contracts.names import object_key, staging_key
 from contracts.sealing import (
     BODY_CONTEXT,
@@ -28,7 +28,9 @@ from contracts.sealing import (
     new_dek,
     seal,
     sealed_size,
+    transport_context,
     upload_info,
+    upload_tag,
 )
 from contracts.topology import UPLOAD_QUEUE
 from workers.admission import open_secret
@@ -38,11 +40,12 @@ from workers.errors import MissingError, PreconditionError, RefusedError, Storag
 from workers.keyring import KeyringReader, Observed
 from workers.metrics import WorkerMetrics
 from workers.reconcile import COPY_LIMIT_BYTES, reconcile
-from workers.storage import Condition, Headers, IfAbsent, IfMatch, Storage
+from workers.storage import Condition, Headers, IfAbsent, IfMatch, Storage, Written
 from workers.storage.multipart import multipart
 from workers.upload import bodies
 from workers.upload.multipart import abort_leftovers, part_size, put_parts
-from workers.upload.target import Standing, look
+from workers.upload.settling import Acknowledged, exists_within_lease
+from workers.upload.target import Own, Standing, belongs_to_another, look
 
 # A put is tried once more where its lease had run out or the desired state moved.
 _MAX_ATTEMPTS: Final = 4
@@ -63,12 +66,16 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What a put of this process stored, by the keyring that it rested on."""
+    """What a put of this process stored, by the keyring that it rested on.
+
+    `in_time` says that the keyring need not be read again (`workers.upload.settling`).
+    """
 
     size_bytes: int
     etag: str
     observed: Observed
     sealed: bool
+    in_time: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +108,7 @@ class Uploader:
         self._intake_keys = intake_keys
         self._limits = limits
         self._streams = asyncio.Semaphore(limits.stream_concurrency)
+        self._comparisons = asyncio.Semaphore(limits.stream_concurrency)
         self._metrics = metrics or WorkerMetrics()
         self._stage = self._metrics.queue(UPLOAD_QUEUE).stage
 
@@ -119,14 +127,49 @@ class Uploader:
         # published twice is answered from its target.
         if seen_before:
             # Before the look, which may end in a refusal: no parts are left behind then either.
-            await abort_leftovers(self._storage, object_key(request.project, request.key))
+            await self._abort_leftovers(request)
         if seen_before or isinstance(request.body, StagedBody):
-            standing = await self._look(request)
+            standing = await self._look(request, publisher)
         if standing is None:
             return await self._store_and_settle(request, publisher, IfAbsent())
+        return await self._go_on(request, publisher, standing)
+
+    async def find_completed(self, request: UploadRequested, publisher: str) -> Settled | None:
+        """The end of an upload whose object exists already, or None; nothing new is stored.
+
+        Raises:
+            TransientError: it cannot be said now.
+        """
+        try:
+            standing = await self._look(request, publisher)
+            if standing is None:
+                return None
+            return await self._go_on(request, publisher, standing)
+        except PermanentError as exc:
+            _log.info("not completed", upload_id=request.upload_id, code=exc.code)
+            return None
+
+    async def belongs_to_another(self, request: UploadRequested) -> bool:
+        """Whether an object with another upload's id exists at the request's target."""
+        return await belongs_to_another(request, self._storage)
+
+    async def _go_on(self, request: UploadRequested, publisher: str, standing: Standing) -> Settled:
         if standing.unsealed:
             return await self._store_and_settle(request, publisher, IfMatch(standing.etag))
         return await self._settle_standing(request, standing)
+
+    async def _abort_leftovers(self, request: UploadRequested) -> None:
+        """Abort what an earlier delivery of a large body left open at its key.
+
+        Only where this worker would have begun it: a multipart upload at a key whose project
+        has no keyring is another application's.
+        """
+        if (
+            isinstance(request.body, StagedBody)
+            and self._storage.differences.conditional_completion
+        ):
+            await self._keyrings.recent(request.project)
+            await abort_leftovers(self._storage, object_key(request.project, request.key))
 
     async def discard_staged(self, request: UploadRequested, publisher: str) -> None:
         """Delete a stored upload's staged body; what fails here is swept up later."""
@@ -141,19 +184,35 @@ class Uploader:
                 problem=type(exc).__name__,
             )
 
-    async def _look(self, request: UploadRequested) -> Standing | None:
+    async def _look(
+        self, request: UploadRequested, publisher: str, known_etag: str | None = None
+    ) -> Standing | None:
+        own = Own(request, publisher, lambda: self._compared(request, publisher), known_etag)
         with self._stage("look"):
-            return await look(request, self._storage, self._keyrings, self._master_keys)
+            return await look(own, self._storage, self._keyrings, self._master_keys)
+
+    @asynccontextmanager
+    async def _compared(
+        self, request: UploadRequested, publisher: str
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """The request's own plaintext, to be compared with an object."""
+        transport_key = self._transport_key(request)
+        if isinstance(request.body, InlineBody):
+            yield _one(bodies.open_inline(request.body, transport_key, request.upload_id))
+            return
+        # Not a slot of `_streams`: the caller may hold one.
+        async with self._comparisons, self._staged(request, publisher) as staged:
+            yield bodies.opened(staged, transport_key, transport_context(request.upload_id))
+
+    def _transport_key(self, request: UploadRequested) -> bytes:
+        info = upload_info(request.upload_id, request.project, request.key)
+        return open_secret(request.sealed_key, info, self._intake_keys)
 
     async def _store_and_settle(
         self, request: UploadRequested, publisher: str, condition: Condition
     ) -> Settled:
         with self._stage("open"):
-            transport_key = open_secret(
-                request.sealed_key,
-                upload_info(request.upload_id, request.project, request.key),
-                self._intake_keys,
-            )
+            transport_key = self._transport_key(request)
         for _ in range(_MAX_ATTEMPTS):
             with self._stage("store"):
                 stored = await self._store(request, publisher, transport_key, condition)
@@ -172,6 +231,8 @@ class Uploader:
     async def _settle_stored(self, request: UploadRequested, stored: Stored) -> Settled | None:
         """What is told of what was just stored; None where plaintext was forbidden meanwhile."""
         with self._stage("settle"):
+            if stored.in_time:
+                return Settled(stored.size_bytes, stored.observed.desired.generation)
             after = await self._keyrings.fresh(request.project)
             if after.desired.same_state(stored.observed.desired):
                 return Settled(stored.size_bytes, after.desired.generation)
@@ -225,21 +286,18 @@ class Uploader:
                 # An empty body and a tombstone have one ETag, so the condition alone could
                 # bring a deleted object back. Looked at after the keyring reading whose
                 # lease fences the put: a delete that comes later waits for that lease.
-                standing = await self._look(request)
+                standing = await self._look(request, publisher, condition.etag)
                 if standing is not None and not standing.unsealed:
                     return standing
             try:
                 return await self._put(request, publisher, transport_key, condition, observed)
             except PreconditionError as exc:
                 refused = StorageUnavailableError("a put was refused where nothing stands")
-                return await self._must_stand(request, refused, exc)
+                return await self._must_stand(request, publisher, refused, exc)
             except StagedBodyMissingError as exc:
                 # Another delivery of this very upload may have stored it since the look at
                 # the target, and cleared staging.
-                standing = await self._must_stand(request, exc, None)
-                if standing.unsealed:
-                    raise CorruptObjectError("plaintext is forbidden, none is staged") from exc
-                return standing
+                return await self._must_stand(request, publisher, exc, None)
             except (RefusedError, _MovedError):
                 # Sent after its lease, or the desired state moved: again, by a new reading.
                 observed = await self._keyrings.fresh(request.project)
@@ -249,10 +307,14 @@ class Uploader:
         raise StorageUnavailableError("the storage refuses the put")
 
     async def _must_stand(
-        self, request: UploadRequested, otherwise: Exception, cause: Exception | None
+        self,
+        request: UploadRequested,
+        publisher: str,
+        otherwise: Exception,
+        cause: Exception | None,
     ) -> Standing:
         """What stands, where a put ended in a way that says that something does."""
-        standing = await self._look(request)
+        standing = await self._look(request, publisher)
         if standing is None:
             raise otherwise from cause
         return standing
@@ -270,19 +332,23 @@ class Uploader:
             or not observed.desired.plaintext_allowed
             or isinstance(condition, IfMatch)
         )
-        attempt = _Attempt(request, condition, observed, sealed=sealed)
         if isinstance(request.body, InlineBody):
             plaintext = bodies.open_inline(request.body, transport_key, request.upload_id)
+            size_bytes = len(plaintext)
+            attempt = _Attempt(request, publisher, size_bytes, condition, observed, sealed=sealed)
             return await self._put_inline(attempt, plaintext)
         size_bytes = bodies.staged_plaintext_size(
             request.body.staged.size, self._limits.upload_max_bytes
         )
+        attempt = _Attempt(request, publisher, size_bytes, condition, observed, sealed=sealed)
         async with self._staged(request, publisher) as staged:
-            plaintext_pieces = bodies.opened(staged, transport_key, request.upload_id)
-            return await self._put_staged(attempt, plaintext_pieces, size_bytes)
+            context = transport_context(request.upload_id)
+            plaintext_pieces = bodies.opened(staged, transport_key, context)
+            return await self._put_staged(attempt, plaintext_pieces)
 
     async def _put_inline(self, attempt: "_Attempt", plaintext: bytes) -> Stored:
         body = seal(attempt.dek, BODY_CONTEXT, plaintext) if attempt.sealed else plaintext
+        sent_s = self._keyrings.clock.own_s()
         written = await self._storage.put(
             attempt.s3_key,
             body,
@@ -290,7 +356,16 @@ class Uploader:
             condition=attempt.condition,
             lease=attempt.observed.lease,
         )
-        return Stored(len(plaintext), written.etag, attempt.observed, attempt.sealed)
+        return self._stored(attempt, written, sent_s)
+
+    def _stored(self, attempt: "_Attempt", written: Written, sent_s: float) -> Stored:
+        """What one put stored; called as soon as its answer is there."""
+        clock, observed = self._keyrings.clock, attempt.observed
+        had_s = clock.own_s()
+        agrees = clock.observe(written.date, sent_s, had_s).agrees
+        put = Acknowledged(written.date, agrees, had_s, by_one_put=True)
+        in_time = exists_within_lease(observed, put, sealed=attempt.sealed)
+        return Stored(attempt.size_bytes, written.etag, observed, attempt.sealed, in_time)
 
     @asynccontextmanager
     async def _staged(
@@ -312,9 +387,8 @@ class Uploader:
                 )
             yield stream.chunks(bodies.PIECE_BYTES)
 
-    async def _put_staged(
-        self, attempt: "_Attempt", plaintext: AsyncIterator[bytes], size_bytes: int
-    ) -> Stored:
+    async def _put_staged(self, attempt: "_Attempt", plaintext: AsyncIterator[bytes]) -> Stored:
+        size_bytes = attempt.size_bytes
         if size_bytes == 0 and isinstance(attempt.condition, IfMatch):
             # A streamed put may end long after its lease. A body of no bytes has the ETag of
             # every tombstone: over one's own plaintext its condition would then bring back
@@ -328,7 +402,8 @@ class Uploader:
             and body_bytes > self._limits.part_size_bytes
         )
         if in_parts:
-            return await self._put_in_parts(attempt, pieces, body_bytes, size_bytes)
+            return await self._put_in_parts(attempt, pieces, body_bytes)
+        sent_s = self._keyrings.clock.own_s()
         written = await self._storage.put_stream(
             attempt.s3_key,
             pieces,
@@ -337,14 +412,10 @@ class Uploader:
             condition=attempt.condition,
             lease=attempt.observed.lease,
         )
-        return Stored(size_bytes, written.etag, attempt.observed, attempt.sealed)
+        return self._stored(attempt, written, sent_s)
 
     async def _put_in_parts(
-        self,
-        attempt: "_Attempt",
-        pieces: AsyncIterator[bytes],
-        body_bytes: int,
-        size_bytes: int,
+        self, attempt: "_Attempt", pieces: AsyncIterator[bytes], body_bytes: int
     ) -> Stored:
         wished = part_size(body_bytes, self._limits.part_size_bytes)
         storage, s3_key = self._storage, attempt.s3_key
@@ -357,16 +428,26 @@ class Uploader:
             written = await storage.complete_multipart(
                 s3_key, upload_id, parts, condition=attempt.condition, lease=observed.lease
             )
-        return Stored(size_bytes, written.etag, observed, attempt.sealed)
+        # Never in time: some of its parts came before this reading, and its completion is no put.
+        return Stored(attempt.size_bytes, written.etag, observed, attempt.sealed, in_time=False)
 
 
 class _Attempt:
     """One attempt to store an object: its own DEK, and the wraps and headers that go with it."""
 
     def __init__(
-        self, request: UploadRequested, condition: Condition, observed: Observed, *, sealed: bool
+        self,
+        request: UploadRequested,
+        publisher: str,
+        size_bytes: int,
+        condition: Condition,
+        observed: Observed,
+        *,
+        sealed: bool,
     ) -> None:
         self.request = request
+        self.publisher = publisher
+        self.size_bytes = size_bytes
         self.condition = condition
         self.observed = observed
         self.sealed = sealed
@@ -379,4 +460,21 @@ class _Attempt:
         if not self.sealed:
             return {**caller_wire, UPLOAD: self.request.upload_id}
         wraps = wrap(self.observed.desired, self.request.key, self.dek)
-        return metadata_for(wraps, upload_id=self.request.upload_id, caller_wire=caller_wire)
+        tag = upload_tag(
+            self.dek,
+            publisher=self.publisher,
+            project=self.request.project,
+            key=self.request.key,
+            upload_id=self.request.upload_id,
+            size_bytes=self.size_bytes,
+        )
+        return metadata_for(
+            wraps,
+            upload_id=self.request.upload_id,
+            tag=format_upload_tag(tag),
+            caller_wire=caller_wire,
+        )
+
+
+async def _one(piece: bytes) -> AsyncIterator[bytes]:
+    yield piece

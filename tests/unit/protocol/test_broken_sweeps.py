@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from contracts.topology import PLAN_QUEUE
 from tests.unit.protocol.broker import Letter
-from tests.unit.protocol.process import LEASE_S, Options, Parts
+from tests.unit.protocol.process import CACHE_S, LEASE_S, Options, Parts
 from tests.unit.protocol.stories import (
     begin,
     hint,
@@ -215,6 +215,7 @@ def a_plan_that_was_rolled_back(world: World) -> None:
     world.run(until=lambda: world.oracle.plan(rotation, "acme"), keep=lambda each: bool(hint(each)))
     folder = f".keyturn/sweeps/{rotation}/acme/"
     first: Stored = world.server.standing()[f"{folder}sweep.json"]
+    world.advance(CACHE_S + 1)  # or it would be wrapped by the keyring of before the turn
     world.upload("acme", "b", b"wrapped for the new generation")
     world.run(keep=lambda each: bool(hint(each)))
     world.run(keep=is_page, seconds=3 * LEASE_S)
