@@ -183,8 +183,16 @@ class RabbitMQ:
         self.process  # noqa: B018 - a clear error where the node does not run
         path = self._folder / "more.json"
         path.write_text(json.dumps(made))
+        self.control("--silent", "import_definitions", str(path))
+
+    def control(self, *arguments: str) -> str:
+        """Runs `rabbitmqctl` on the node, and gives what it prints.
+
+        Raises:
+            ServerError: it failed.
+        """
         done = subprocess.run(
-            [str(_CTL), "--silent", "import_definitions", str(path)],
+            [str(_CTL), *arguments],
             stdin=subprocess.DEVNULL,
             env=self._environment(),
             capture_output=True,
@@ -193,7 +201,8 @@ class RabbitMQ:
             check=False,
         )
         if done.returncode != 0:
-            raise ServerError(f"RabbitMQ took no definitions:\n{done.stdout}{done.stderr}")
+            raise ServerError(f"rabbitmqctl {arguments[0]} failed:\n{done.stdout}{done.stderr}")
+        return done.stdout
 
     def _write_files(self) -> None:
         config = _CONFIG.format(port=self._port, user=_USER, password=self._password)
