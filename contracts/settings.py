@@ -115,8 +115,14 @@ def _signing_keys(value: object) -> object:
     return tuple(SigningKey.from_seed(seed_from_b64(seed)) for seed in str(value).split(","))
 
 
-def _verify_key(value: object) -> object:
-    return value if isinstance(value, VerifyKey) else VerifyKey.from_bytes(seed_from_b64(value))
+def _verify_keys(value: object) -> object:
+    if isinstance(value, VerifyKey):
+        return (value,)
+    if not isinstance(value, str):
+        return value
+    # Base64 has no comma. Named twice, a key is one.
+    keys = (VerifyKey.from_bytes(seed_from_b64(part)) for part in value.split(","))
+    return tuple({key.id: key for key in keys}.values())
 
 
 def _intake_public_key(value: object) -> object:
@@ -133,7 +139,9 @@ def _intake_public_key(value: object) -> object:
 
 SigningKeySetting = Annotated[SigningKey, NoDecode, BeforeValidator(_signing_key)]
 SigningKeysSetting = Annotated[tuple[SigningKey, ...], NoDecode, BeforeValidator(_signing_keys)]
-VerifyKeySetting = Annotated[VerifyKey, NoDecode, BeforeValidator(_verify_key)]
+VerifyKeysSetting = Annotated[
+    tuple[VerifyKey, ...], NoDecode, BeforeValidator(_verify_keys), Field(min_length=1)
+]
 IntakePublicKeySetting = Annotated[NamedIntakeKey, NoDecode, BeforeValidator(_intake_public_key)]
 Url = Annotated[str, Field(pattern=r"^https?://")]
 AmqpUrl = Annotated[SecretStr, Field(min_length=1)]  # it holds a password
@@ -174,6 +182,6 @@ class PublisherSettings(DeploymentSettings):
     publisher_name: Annotated[str, Field(pattern=SHORT_NAME_PATTERN)]
     publisher_key: SigningKeySetting
     intake_public_key: IntakePublicKeySetting
-    event_public_key: VerifyKeySetting
+    event_public_key: VerifyKeysSetting  # one or several, with commas between them (SPEC 6.10)
     pepper: SecretStr = SecretStr("")
     v0_pepper: SecretStr = SecretStr("")  # for enrolments that bring a v0 API key (SPEC 4.6)

@@ -4,9 +4,10 @@
 | --- | --- |
 | `client` | `Publisher`: enroll, upload, rotate, sweep, delete, wait, progress, events |
 | `requests`, `bodies`, `staging` | building requests; bodies as streams; the claim check |
-| `unsettled` | staged uploads sent without an answer, to be sent again as they were |
+| `unsettled` | staged uploads sent without an answer, to be sent again with the same body |
 | `link` | one connection to the broker, confirmed publishing |
-| `events`, `waiting` | the stream of events, and waiting for the answer to a request |
+| `events` | streams of events |
+| `event_matcher`, `waiting` | which events belong to a request, and waiting for its answer |
 | `errors` | how publishing and waiting can end |
 
 It must never import `workers`, and needs aioboto3 only where bodies are staged.
@@ -17,6 +18,7 @@ from contracts.publisher.errors import (
     BrokerUnavailableError,
     EventsUnavailableError,
     NotDeliveredError,
+    NotSentHereError,
     OutcomeUnknownError,
     PublisherError,
     WaitTimeoutError,
@@ -26,6 +28,7 @@ __all__ = [
     "BrokerUnavailableError",
     "EventsUnavailableError",
     "NotDeliveredError",
+    "NotSentHereError",
     "OutcomeUnknownError",
     "Publisher",
     "PublisherError",

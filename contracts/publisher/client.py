@@ -18,10 +18,19 @@ from typing import Final, Self
 
 from contracts.amqp import tolerate_odd_properties
 from contracts.errors import BodyTooLargeError
-from contracts.messages import INLINE_MAX_BYTES, Event, InlineBody, Staged, StagedBody
+from contracts.messages import (
+    INLINE_MAX_BYTES,
+    Event,
+    InlineBody,
+    Request,
+    Staged,
+    StagedBody,
+    UploadRequested,
+)
 from contracts.names import staging_key
 from contracts.publisher.bodies import Body, blocks, head
 from contracts.publisher.errors import NotDeliveredError, OutcomeUnknownError
+from contracts.publisher.event_matcher import RequestType
 from contracts.publisher.events import Verifier, follow
 from contracts.publisher.link import Link, persistent_json
 from contracts.publisher.requests import (
@@ -35,12 +44,14 @@ from contracts.publisher.requests import (
     draft_upload,
     new_id,
     sign,
+    signed_now,
 )
 from contracts.publisher.staging import CONNECTIONS, Staging
 from contracts.publisher.unsettled import Unsettled
 from contracts.publisher.waiting import Waiter
 from contracts.sealing import Sealer, b64, seal
 from contracts.settings import PublisherSettings, S3Settings
+from contracts.topology import EVENTS_STREAM
 
 PUBLISH_TIMEOUT_S: Final = 30.0
 _STAGING_ATTEMPTS: Final = 3  # a staged body may be put twice without harm
@@ -54,7 +65,7 @@ class Publisher:
         self._link = link
         self._staging = staging
         self._verifier = Verifier(settings.deployment, settings.event_public_key)
-        self._waiter = Waiter(link, self._verifier)
+        self._waiter = Waiter(link, self._verifier, settings.publisher_name)
         self._unsettled = Unsettled()
 
     @classmethod
@@ -150,7 +161,7 @@ class Publisher:
             adopt=adopt,
             request_id=request_id or new_id(),
         )
-        await self._publish(sign(self._settings, request))
+        await self._publish(request)
         return request.request_id
 
     async def upload(
@@ -193,17 +204,18 @@ class Publisher:
             upload_id=upload_id,
         )
         if (earlier := self._unsettled.earlier(draft.request)) is not None:
-            await self._publish_staged(draft, earlier, fresh=False)
+            # Signed anew: each try has an answer of its own, so that a refusal of an earlier
+            # one is never taken for the answer to this.
+            await self._publish_staged(signed_now(earlier), fresh=False)
             return upload_id
         async with aclosing(blocks(body)) as source:
             first, whole = await head(source, INLINE_MAX_BYTES)
             if whole:
                 sealed = seal(draft.transport_key.reveal(), draft.context, first)
-                request = draft.with_body(InlineBody(inline=b64(sealed)))
-                await self._publish(sign(self._settings, request))
+                await self._publish(draft.with_body(InlineBody(inline=b64(sealed))))
                 return upload_id
             staged = StagedBody(staged=Staged(size=await self._stage(draft, first, source)))
-        await self._publish_staged(draft, sign(self._settings, draft.with_body(staged)), fresh=True)
+        await self._publish_staged(draft.with_body(staged), fresh=True)
         return upload_id
 
     async def rotate(
@@ -237,7 +249,7 @@ class Publisher:
             expected_generation=expected_generation,
             rotation_id=rotation_id or new_id(),
         )
-        await self._publish(sign(self._settings, request))
+        await self._publish(request)
         return request.rotation_id
 
     async def sweep(
@@ -273,7 +285,7 @@ class Publisher:
             dry_run=dry_run,
             sweep_id=sweep_id or new_id(),
         )
-        await self._publish(sign(self._settings, request))
+        await self._publish(request)
         return request.sweep_id
 
     async def delete(self, project: str, key: str, *, request_id: str | None = None) -> str:
@@ -292,78 +304,129 @@ class Publisher:
             OutcomeUnknownError: not confirmed; repeat it with the same `request_id`.
         """
         request = build_delete(project, key, request_id=request_id or new_id())
-        await self._publish(sign(self._settings, request))
+        await self._publish(request)
         return request.request_id
 
     async def wait(
-        self, request_id: str, *, timeout_s: float = 60.0, since: datetime | None = None
+        self,
+        request_id: str,
+        *,
+        timeout_s: float = 60.0,
+        since: datetime | None = None,
+        project: str | None = None,
+        request_type: RequestType | None = None,
     ) -> Event:
-        """The signed event that answers a request: told already, or still to come.
+        """The signed event that answers a request: published already, or still to come.
 
         A refusal is an event too: look at its type. A rotation is answered by
-        `rotation.accepted`, long before its end; a sweep only by its end. For a request that
-        this publisher sent, one shared reader serves all waits. Another's request needs
-        `since`, a moment not later than its answer (by default, when this publisher was
-        opened), and reads the stream on its own; to follow many such, use `events`.
+        `rotation.accepted`, long before its end; a sweep only by its end. A request that was
+        sent again is answered by what became of the newest try. For a request that this
+        publisher sent, one shared reader serves all waits.
+
+        A request that this publisher name sent from another process needs its `project` and
+        `request_type`, and `since`, a moment not later than its answer (by default, when this
+        publisher was opened); it reads the stream on its own, and takes the answer to any try.
+
+        Args:
+            request_id: The request's id.
+            timeout_s: Seconds to wait at most.
+            since: Where to begin to read, for a request of another process.
+            project: The request's project, or `*`.
+            request_type: The request's type, such as `upload.requested`.
 
         Raises:
-            WaitTimeoutError: nothing was told in time; waiting again is fine.
-            EventsUnavailableError: no worker has ever declared the stream of events.
+            WaitTimeoutError: nothing was published in time; waiting again is fine.
+            NotSentHereError: not sent by this publisher, and project or type is missing.
+            EventsUnavailableError: there is no stream of events, or it may not be read.
         """
-        return await self._waiter.wait(request_id, since=since, timeout_s=timeout_s)
+        return await self._waiter.wait(
+            request_id,
+            project=project,
+            request_type=request_type,
+            since=since,
+            timeout_s=timeout_s,
+        )
 
     async def wait_completed(
-        self, request_id: str, *, timeout_s: float, since: datetime | None = None
+        self,
+        request_id: str,
+        *,
+        timeout_s: float,
+        since: datetime | None = None,
+        project: str | None = None,
+        request_type: RequestType | None = None,
     ) -> Event:
-        """The signed event after which no more is told of a request.
+        """The signed event after which no more follow for a request.
 
-        That is `rotation.completed`, `sweep.completed` or a refusal; of every other request
-        the end is its answer. Only `clean` says whether a rotation or a sweep did all.
-        `since` is as for `wait`.
+        That is `rotation.completed`, `sweep.completed`, `rotation.failed` or `sweep.failed`
+        where it cannot go on, or a refusal; of every other request the end is its answer. Only
+        `clean` says whether a rotation or a sweep did all. Arguments are those of `wait`.
 
         Raises:
             WaitTimeoutError: it has not ended in time; waiting again is fine.
-            EventsUnavailableError: no worker has ever declared the stream of events.
+            NotSentHereError: not sent by this publisher, and project or type is missing.
+            EventsUnavailableError: there is no stream of events, or it may not be read.
         """
-        return await self._waiter.wait(request_id, since=since, timeout_s=timeout_s, ended=True)
+        return await self._waiter.wait(
+            request_id,
+            project=project,
+            request_type=request_type,
+            since=since,
+            timeout_s=timeout_s,
+            ended=True,
+        )
 
     async def progress(
-        self, request_id: str, *, since: datetime | None = None
+        self,
+        request_id: str,
+        *,
+        since: datetime | None = None,
+        project: str | None = None,
+        request_type: RequestType | None = None,
     ) -> AsyncGenerator[Event, None]:
         """Every signed event of one request in order, the last one being its end.
 
         It reads the stream on its own, from `since` on (by default from when the request was
-        sent here, else from when this publisher was opened). Close it with
-        `contextlib.aclosing`.
+        sent here, else from when this publisher was opened). `project` and `request_type` are
+        as for `wait`. Close it with `contextlib.aclosing`.
 
         Raises:
-            EventsUnavailableError: no worker has ever declared the stream of events.
+            NotSentHereError: not sent by this publisher, and project or type is missing.
+            EventsUnavailableError: there is no stream of events, or it may not be read.
         """
-        async with aclosing(self._waiter.progress(request_id, since)) as events:
+        events = self._waiter.progress(
+            request_id, project=project, request_type=request_type, since=since
+        )
+        async with aclosing(events):
             async for event in events:
                 yield event
 
     async def events(self, since: datetime | None = None) -> AsyncGenerator[Event, None]:
         """Every signed event of the deployment that this version knows, in order, for ever.
 
+        Those of all publishers: the broker's user needs permission to read `keyturn.events`.
         Begins at `since`, perhaps a little earlier (the stream is cut in chunks), or with
         the oldest event that the stream still holds. Close it with `contextlib.aclosing`.
 
         Raises:
-            EventsUnavailableError: no worker has ever declared the stream of events.
+            EventsUnavailableError: there is no stream of events, or it may not be read.
         """
-        async with aclosing(follow(self._link, since or "first")) as stream:
+        async with aclosing(follow(self._link, since or "first", EVENTS_STREAM)) as stream:
             async for told in stream:
                 if (event := self._verifier.event(told)) is not None:
                     yield event
 
-    async def _publish(self, signed: SignedRequest) -> None:
-        self._waiter.sending(signed.request_id)
+    async def _publish(self, request: Request) -> None:
+        signed = sign(self._settings, request)
+        with self._waiter.sending(request, signed.body):
+            await self._send(signed)
+
+    async def _send(self, signed: SignedRequest) -> None:
         message = persistent_json(signed.body, signed.request_id, signed.headers)
         await self._link.publish(signed.request_id, signed.type, message)
 
-    def _staging_key(self, draft: UploadDraft) -> str:
-        return staging_key(self._settings.publisher_name, draft.request.upload_id)
+    def _staging_key(self, upload_id: str) -> str:
+        return staging_key(self._settings.publisher_name, upload_id)
 
     async def _stage(
         self, draft: UploadDraft, first: bytearray, rest: AsyncIterator[memoryview]
@@ -374,19 +437,18 @@ class Publisher:
                 "publisher S3 settings (KEYTURN_S3_BUCKET and what belongs to it)"
             )
         sealer = Sealer(draft.transport_key.reveal(), draft.context)
-        return await self._staging.put(self._staging_key(draft), sealer, first, rest)
+        s3_key = self._staging_key(draft.request.upload_id)
+        return await self._staging.put(s3_key, sealer, first, rest)
 
-    async def _publish_staged(
-        self, draft: UploadDraft, signed: SignedRequest, *, fresh: bool
-    ) -> None:
+    async def _publish_staged(self, request: UploadRequested, *, fresh: bool) -> None:
         try:
-            await self._publish(signed)
+            await self._publish(request)
         except NotDeliveredError:
             # Not where an earlier try may stand on the queue: it would miss its body.
             if fresh and self._staging is not None:
-                await self._staging.delete(self._staging_key(draft))
+                await self._staging.delete(self._staging_key(request.upload_id))
             raise
         except (OutcomeUnknownError, asyncio.CancelledError):
-            self._unsettled.remember(draft.request, signed)
+            self._unsettled.remember(request)
             raise
-        self._unsettled.forget(signed.request_id)
+        self._unsettled.forget(request.upload_id)

@@ -5,7 +5,8 @@
      │    └── BrokerUnavailableError
      ├── OutcomeUnknownError      sent, and nobody can say what became of it
      ├── EventsUnavailableError   there is no stream of events to follow
-     └── WaitTimeoutError         nothing was told in time (also a TimeoutError)
+     ├── NotSentHereError         another process's request, of which too little is known
+     └── WaitTimeoutError         no event came in time (also a TimeoutError)
 
 What is wrong with the request itself is a `contracts.errors.KeyturnError`, raised before
 anything is sent: `malformed_request`, `body_too_large` (no staging is configured),
@@ -39,5 +40,12 @@ class EventsUnavailableError(PublisherError):
     """The stream of events does not exist yet, or this user may not read it."""
 
 
+class NotSentHereError(PublisherError):
+    """This publisher did not send the request, or has forgotten it: name project and type.
+
+    An id alone does not name a request: any publisher may use any id.
+    """
+
+
 class WaitTimeoutError(PublisherError, TimeoutError):
-    """No event of that request was told in time. Waiting again is fine; nothing was lost."""
+    """No event of that request came in time. Waiting again is fine; nothing was lost."""

@@ -1,14 +1,14 @@
-"""Reading the stream of events, from any moment on, across lost connections (SPEC 6.2, 6.7).
+"""Reading a stream of events, from any moment on, across lost connections (SPEC 6.2, 6.7, 6.8).
 
 `follow` gives every message with its offset and comes back at the next offset after a
-loss; `Verifier` believes only what the deployment's event key has signed.
-It must never declare the stream, and never hand out an event whose signature it has
+loss; `Verifier` believes only what one of the deployment's event keys has signed.
+It must never declare a stream, and never hand out an event whose signature it has
 not checked.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,7 +23,7 @@ from contracts.messages import Event, parse_event
 from contracts.publisher.errors import EventsUnavailableError
 from contracts.publisher.link import Link, named_losses, quietly
 from contracts.sealing import SealError, VerifyKey
-from contracts.topology import EVENTS_STREAM, SIGNATURE_HEADER
+from contracts.topology import EVENT_KEY_HEADER, EVENTS_STREAM, SIGNATURE_HEADER
 
 _log = logging.getLogger(__name__)
 
@@ -32,6 +32,9 @@ _ACK_EVERY: Final = PREFETCH // 4  # one frame for many; the rest keeps the stre
 _PAUSES_S: Final = (0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
 _KNOWN_AGAIN_S: Final = 5.0
 _LOST: Final = None
+_SIGNED_BY: Final = (SIGNATURE_HEADER, EVENT_KEY_HEADER)
+_NOT_READABLE: Final = (ChannelNotFoundEntity, ChannelAccessRefused)
+_START: Final = "; start one"
 
 Start = datetime | int | Literal["first"]
 """Where to begin: at a moment, to the second and perhaps a little earlier, at an offset, or
@@ -45,6 +48,7 @@ class Told:
     offset: int
     body: bytes
     signature: str
+    key_id: str = ""  # of the key that signed it, says a header that nobody signed
 
 
 class Verifier:
@@ -52,19 +56,18 @@ class Verifier:
 
     Args:
         deployment: The installation that events must be signed for.
-        key: The deployment's public event key.
+        keys: The deployment's public event keys: the one in use, and any that were in use
+            or will be (SPEC 6.10).
     """
 
-    def __init__(self, deployment: str, key: VerifyKey) -> None:
+    def __init__(self, deployment: str, keys: Sequence[VerifyKey]) -> None:
         self._deployment = deployment
-        self._key = key
+        self._keys = tuple((key.id, key) for key in keys)
         self.refused = 0
 
     def event(self, told: Told) -> Event | None:
         """The event, or None where its signature fails or this version does not know it."""
-        try:
-            self._key.verify_event(self._deployment, told.body, told.signature)
-        except SealError:
+        if not self._is_signed(told):
             self.refused += 1
             _log.warning("ignored an event that is not signed, at offset %d", told.offset)
             return None
@@ -74,24 +77,43 @@ class Verifier:
             _log.debug("skipped an event that this version does not know, at %d", told.offset)
             return None
 
+    def _is_signed(self, told: Told) -> bool:
+        named_first = sorted(self._keys, key=lambda item: item[0] != told.key_id)
+        return any(self._has_signed(key, told) for _, key in named_first)
 
-async def follow(link: Link, start: Start) -> AsyncGenerator[Told, None]:
-    """Every message of the stream from `start` on, for ever, each one once.
+    def _has_signed(self, key: VerifyKey, told: Told) -> bool:
+        try:
+            key.verify_event(self._deployment, told.body, told.signature)
+        except SealError:
+            return False
+        return True
+
+
+async def follow(link: Link, start: Start, *streams: str) -> AsyncGenerator[Told, None]:
+    """Every message of one stream from `start` on, for ever, each one once.
+
+    Args:
+        link: The broker.
+        start: Where to begin.
+        streams: The stream to read, then what serves where it does not exist (workers
+            before 0.5 declare no stream for a publisher) or may not be read.
 
     Raises:
-        EventsUnavailableError: the stream cannot be read at the first try. Later losses are
+        EventsUnavailableError: none of them can be read at the first try. Later losses are
             waited out.
     """
     last: Told | None = None
     first, attempt, place = True, 0, start
+    stream, *others = streams
+    refusals: list[str] = []
     while True:
         try:
             if isinstance(place, datetime):
-                async with _consumer(link, place, prefetch=1) as messages:
+                async with _consumer(link, stream, place, prefetch=1) as messages:
                     first = False
-                    place = await _first_offset(link, place, messages)
+                    place = await _first_offset(link, stream, place, messages)
                 continue
-            async with _consumer(link, place if last is None else last.offset) as messages:
+            async with _consumer(link, stream, place if last is None else last.offset) as messages:
                 first = False
                 async with aclosing(_after(last, _drain(messages))) as told_after:
                     async for told in told_after:
@@ -105,7 +127,12 @@ async def follow(link: Link, start: Start) -> AsyncGenerator[Told, None]:
             continue
         except (TimeoutError, *CONNECTION_EXCEPTIONS) as exc:
             if first:
-                raise _unavailable(exc) from exc
+                refusals.append(_unreadable(stream, exc))
+                if not others or not isinstance(exc, _NOT_READABLE):
+                    raise EventsUnavailableError("; ".join(refusals)) from exc
+                stream = others.pop(0)
+                _log.info("%s; reading %s in its place", refusals[-1], stream)
+                continue
             _log.debug("reading events failed (%s)", type(exc).__name__)
         pause_s = _PAUSES_S[min(attempt, len(_PAUSES_S) - 1)]
         attempt += 1
@@ -117,7 +144,7 @@ class _InterruptedError(Exception):
     """The consumer was lost before it brought anything."""
 
 
-async def _first_offset(link: Link, since: datetime, messages: "_Messages") -> int:
+async def _first_offset(link: Link, stream: str, since: datetime, messages: "_Messages") -> int:
     """The offset of the first event since then, waited for.
 
     A consumer that asks for a moment after the last event is put behind it, and misses for
@@ -130,9 +157,9 @@ async def _first_offset(link: Link, since: datetime, messages: "_Messages") -> i
     Raises:
         _InterruptedError: a consumer was lost.
     """
-    async with _consumer(link, since, prefetch=1) as later:
+    async with _consumer(link, stream, since, prefetch=1) as later:
         told = await _first_of(messages, later)
-    async with _consumer(link, since, prefetch=1) as again:
+    async with _consumer(link, stream, since, prefetch=1) as again:
         try:
             async with asyncio.timeout(_KNOWN_AGAIN_S):
                 return min(told, await _first_of(again))
@@ -192,7 +219,7 @@ _Messages = asyncio.Queue[AbstractIncomingMessage | None]
 
 @asynccontextmanager
 async def _consumer(
-    link: Link, start: Start, *, prefetch: int = PREFETCH
+    link: Link, stream: str, start: Start, *, prefetch: int = PREFETCH
 ) -> AsyncIterator[_Messages]:
     """A consumer's queue of messages; `_LOST` comes in it when no more will."""
     messages: _Messages = asyncio.Queue()  # holds no more than the prefetch
@@ -202,7 +229,7 @@ async def _consumer(
         underlay = await channel.get_underlay_channel()
         underlay.on_consumer_cancel_callbacks.add(lambda _: messages.put_nowait(_LOST))
         with named_losses():
-            queue = await channel.get_queue(EVENTS_STREAM, ensure=True)
+            queue = await channel.get_queue(stream, ensure=True)
             await queue.consume(messages.put, arguments={"x-stream-offset": start})
         yield messages
     finally:
@@ -218,17 +245,24 @@ async def _drain(messages: _Messages) -> AsyncGenerator[Told, None]:
                 await message.ack(multiple=True)
             unacknowledged = 0
         offset = message.headers.get("x-stream-offset")
-        signature = message.headers.get(SIGNATURE_HEADER)
         if isinstance(offset, int):
-            yield Told(offset, message.body, signature if isinstance(signature, str) else "")
+            signature, key_id = (_text(message, name) for name in _SIGNED_BY)
+            yield Told(offset, message.body, signature, key_id)
 
 
-def _unavailable(cause: BaseException) -> EventsUnavailableError:
+def _text(message: AbstractIncomingMessage, header: str) -> str:
+    value = message.headers.get(header)
+    return value if isinstance(value, str) else ""
+
+
+def _unreadable(stream: str, cause: BaseException) -> str:
     match cause:
         case ChannelNotFoundEntity():
-            why = f"no worker has declared {EVENTS_STREAM}; start one"
+            return f"no worker has declared {stream}" + _START * (stream == EVENTS_STREAM)
         case ChannelAccessRefused():
-            why = f"the broker's user may not read {EVENTS_STREAM}"
+            pattern = stream.replace(".", r"\.")
+            return (
+                f"the broker's user may not read {stream}: its permission to read needs ^{pattern}$"
+            )
         case _:
-            why = f"the broker cannot be reached ({type(cause).__name__})"
-    return EventsUnavailableError(why)
+            return f"the broker cannot be reached ({type(cause).__name__})"

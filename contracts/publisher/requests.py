@@ -50,7 +50,7 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 @dataclass(frozen=True, slots=True)
 class SignedRequest:
-    """A request ready to be sent; sending the same bytes twice is harmless."""
+    """A request ready to be sent; the same bytes sent twice get the same answer."""
 
     request_id: str
     type: str
@@ -87,6 +87,11 @@ def sign(settings: PublisherSettings, request: Request) -> SignedRequest:
     signature = settings.publisher_key.sign_request(settings.deployment, publisher, body)
     headers = {PUBLISHER_HEADER: publisher, SIGNATURE_HEADER: signature}
     return SignedRequest(request_id(request), request.type, body, headers)
+
+
+def signed_now(request: UploadRequested) -> UploadRequested:
+    """The same upload as a new try: `sign` gives it bytes, and so an answer, of its own."""
+    return request.model_copy(update={"requested_at": format_time(datetime.now(UTC))})
 
 
 def draft_upload(

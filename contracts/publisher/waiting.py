@@ -1,88 +1,159 @@
 """Waiting for the event that answers a request (SPEC 6.7).
 
 One reader of the stream serves every wait for what this publisher itself has sent: it
-begins a little before the publication, so that an event told before anyone waited is
-found all the same. A wait for somebody else's request reads the stream on its own.
+begins a little before the publication, so that an event that is published before anyone
+waits is found all the same. A wait for another process's request reads the stream alone.
 
 Most requests are answered once, and that ends them. A rotation is answered by
 `rotation.accepted` and ended by `rotation.completed`; `sweep.progressed` answers nothing.
 
+A request that is sent again under its id is a new try with an answer of its own: a wait
+takes the answer to the try that was the newest when it began, and looks at others only
+where nobody knows whether that one is on the queue.
+
 Memory is bounded: of at most `max_tracked` requests sent here is it known when they
 were sent and how they were answered; the oldest are forgotten first, and a wait for a
-forgotten one is as a wait for somebody else's.
-It must never believe an event by its id alone: the signature is checked first.
+forgotten one is as a wait for another process's.
+It must never believe an event by its id alone: the signature is checked first, then
+everything else that `EventMatcher` asks for.
 """
 
 import asyncio
+import enum
+import itertools
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Iterable, Iterator
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import orjson
 
-from contracts.messages import Event, Rejected, RotationAccepted, SweepProgressed
-from contracts.publisher.errors import PublisherError, WaitTimeoutError
+from contracts.messages import (
+    Event,
+    Failed,
+    Rejected,
+    Request,
+    RotationAccepted,
+    id_field,
+)
+from contracts.publisher.errors import (
+    NotDeliveredError,
+    NotSentHereError,
+    PublisherError,
+    WaitTimeoutError,
+)
+from contracts.publisher.event_matcher import EventMatcher, RequestType, is_answer, is_end
 from contracts.publisher.events import Start, Told, Verifier, follow
 from contracts.publisher.link import Link
-from contracts.topology import REQUEST_ID_FIELDS
+from contracts.topology import EVENTS, EVENTS_STREAM, publisher_stream
 
 MAX_TRACKED: Final = 100_000
 # The stream's times are the broker's, to the second; ours may run ahead of them.
 CLOCK_TOLERANCE_S: Final = 30
 _LOOK_BACK: Final = timedelta(minutes=15)
 _SCANS_AT_ONCE: Final = 64
-_ID_FIELDS: Final = tuple(dict.fromkeys(REQUEST_ID_FIELDS.values()))
+_MAX_TRIES: Final = 8
+_ID_FIELDS: Final = {event_type: id_field(event_type) for event_type in EVENTS}
+# Only these have events that older workers published without naming a publisher.
+_WITH_SWEEPS: Final = ("rotation.requested", "sweep.requested")
 
 
-def is_answer(event: Event) -> bool:
-    """Whether the event says what became of its request, be it only that it was accepted."""
-    return not isinstance(event, SweepProgressed)
+class _Delivery(enum.Enum):
+    """Whether a try is on its queue."""
+
+    IN_FLIGHT = enum.auto()
+    CONFIRMED = enum.auto()
+    UNKNOWN = enum.auto()
+    NONE = enum.auto()
 
 
-def is_end(event: Event) -> bool:
-    """Whether nothing more is told of its request."""
-    return not isinstance(event, (SweepProgressed, RotationAccepted))
+@dataclass(slots=True, eq=False)
+class _Try:
+    """One sending of a request, and what is known of its answer.
 
+    `earlier` is the try before it, for as long as this one may not have arrived. `over` are
+    the ends of earlier tries, as bytes: published again, they end nothing.
+    """
 
-@dataclass(slots=True)
-class _Sent:
-    """What is known of a request that was sent here."""
-
+    matcher: EventMatcher
     at: datetime
-    # Sent again: what was told up to here answers an earlier try.
-    after_offset: int = -1
+    earlier: "_Try | None" = None
+    over: tuple[bytes, ...] = ()
+    delivery: _Delivery = _Delivery.IN_FLIGHT
     accepted: Told | None = None
     end: Told | None = None
-    refused: bool = False
+    is_refused: bool = False
+    is_failed: bool = False
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether nobody knows that it is on its queue, now that the broker was asked."""
+        return self.delivery in (_Delivery.UNKNOWN, _Delivery.NONE)
+
+    @property
+    def answering(self) -> "Iterator[_Try]":
+        """This try, and earlier ones for as long as the later may not have arrived."""
+        for one in self.all:
+            yield one
+            if not one.is_doubtful:
+                return
+
+    @property
+    def all(self) -> "Iterator[_Try]":
+        """This try and all earlier ones that are kept."""
+        one: _Try | None = self
+        while one is not None:
+            yield one
+            one = one.earlier
+
+    def is_answered_by(self, told: Told, event: Event) -> bool:
+        """Whether this event belongs to this try."""
+        return self.matcher.matches(event) and told.body not in self.over
 
     def take(self, told: Told, event: Event) -> None:
-        """Keep the event that answers the request, and the one that ends it."""
+        """Keep the event that answers this try, and the one that ends it."""
+        if not self.is_answered_by(told, event):
+            return
         if isinstance(event, RotationAccepted):
             self.accepted = told
-            if self.refused:  # a refused one was replayed by an operator: it goes on
-                self.end, self.refused = None, False
+            if self.is_refused or self.is_failed:  # an operator replayed it: it goes on
+                self.end, self.is_refused, self.is_failed = None, False, False
+        elif isinstance(event, Rejected):
+            # The same bytes, delivered twice: a refusal of the copy undoes nothing.
+            if self.accepted is None and (self.end is None or self.is_refused):
+                self.end, self.is_refused = told, True
         elif is_end(event):
-            self.end, self.refused = told, isinstance(event, Rejected)
+            self.end, self.is_refused, self.is_failed = told, False, isinstance(event, Failed)
 
     def told(self, *, ended: bool) -> Told | None:
         """What there is to say to a wait for the answer, or for the end."""
         return self.end if ended else self.accepted or self.end
 
-    def last_offset(self) -> int:
-        """Up to where the stream tells of this try and of those before it."""
-        known = [told.offset for told in (self.accepted, self.end) if told is not None]
-        return max((self.after_offset, *known))
+    def ends(self) -> tuple[bytes, ...]:
+        """The ends of this try and of those before it, which the next one passes over."""
+        if self.end is None or self.is_refused:
+            return self.over
+        return (*self.over, self.end.body)[-_MAX_TRIES:]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _Wait:
-    """Somebody who waits for the shared reader."""
+    """A caller that waits for the shared reader, and the tries whose answers count."""
 
     future: asyncio.Future[Event]
-    wanted: Callable[[Event], bool]
+    ended: bool
+    tries: list[_Try] = field(default_factory=list)
+
+    def add(self, tries: Iterable[_Try]) -> None:
+        """Let answers to these tries count too."""
+        self.tries.extend(one for one in tries if one not in self.tries)
+
+    def told(self) -> Told | None:
+        """What there is to say."""
+        answers = (one.told(ended=self.ended) for one in self.tries)
+        return next((told for told in answers if told is not None), None)
 
 
 class Waiter:
@@ -91,67 +162,144 @@ class Waiter:
     Args:
         link: The broker.
         verifier: Decides which events are believed.
+        publisher: The name under which requests are signed here.
         max_tracked: Of how many requests sent here the answer is remembered.
     """
 
-    def __init__(self, link: Link, verifier: Verifier, *, max_tracked: int = MAX_TRACKED) -> None:
+    def __init__(
+        self, link: Link, verifier: Verifier, publisher: str, *, max_tracked: int = MAX_TRACKED
+    ) -> None:
         self._link = link
         self._verifier = verifier
+        self._publisher = publisher
         self._max_tracked = max_tracked
         self._opened_at = datetime.now(UTC)
-        self._sent: OrderedDict[str, _Sent] = OrderedDict()
+        self._sent: OrderedDict[str, _Try] = OrderedDict()
         self._waiting: dict[str, set[_Wait]] = {}
         self._reader: asyncio.Task[None] | None = None
         self._reader_from = self._opened_at
         self._scans = asyncio.Semaphore(_SCANS_AT_ONCE)
 
-    def sending(self, request_id: str) -> None:
-        """Remember that this request is being sent now, by this publisher."""
-        before = self._sent.pop(request_id, None)
-        after_offset = -1 if before is None else before.last_offset()
-        self._sent[request_id] = _Sent(datetime.now(UTC), after_offset=after_offset)
+    @contextmanager
+    def sending(self, request: Request, body: bytes) -> Iterator[None]:
+        """Around the publication of a request that was signed as `body`."""
+        one = self._begin(EventMatcher.of(self._publisher, request, body))
+        try:
+            yield
+        except NotDeliveredError:
+            self._settle(one, _Delivery.NONE)
+            raise
+        except BaseException:  # cancelled, too: it may be on its queue, or may not
+            self._settle(one, _Delivery.UNKNOWN)
+            raise
+        self._settle(one, _Delivery.CONFIRMED)
+
+    def _begin(self, matcher: EventMatcher) -> _Try:
+        request_id = matcher.request_id
+        earlier = self._sent.pop(request_id, None)
+        if earlier is not None and not _is_same_request(earlier.matcher, matcher):
+            earlier = None  # a waiter for that other request keeps its own matcher
+        one = _Try(matcher, datetime.now(UTC), earlier)
+        if earlier is not None:
+            one.over = earlier.ends()
+            _cut_short(one)
+        self._sent[request_id] = one
         while len(self._sent) > self._max_tracked:
             self._sent.popitem(last=False)
+        for wait in self._waiting.get(request_id, ()):
+            if any(t.is_doubtful and _is_same_request(t.matcher, matcher) for t in wait.tries):
+                wait.add((one,))
+        return one
+
+    def _settle(self, one: _Try, delivery: _Delivery) -> None:
+        """Note what became of a try; where it may not have arrived, others answer for it."""
+        request_id = one.matcher.request_id
+        one.delivery = delivery
+        if delivery is _Delivery.CONFIRMED:
+            one.earlier = None
+            return
+        newest = self._sent.get(request_id)
+        newer = [] if newest is None else [*itertools.takewhile(lambda t: t is not one, newest.all)]
+        for wait in self._waiting.get(request_id, ()):
+            if one in wait.tries:
+                wait.add((*one.answering, *newer))
+                self._resolve(wait)
+        if delivery is _Delivery.NONE and one.earlier is not None:
+            if newer:
+                newer[-1].earlier = one.earlier
+            elif newest is one:
+                self._sent[request_id] = one.earlier
 
     async def wait(
-        self, request_id: str, *, since: datetime | None, timeout_s: float, ended: bool = False
+        self,
+        request_id: str,
+        *,
+        project: str | None = None,
+        request_type: RequestType | None = None,
+        since: datetime | None = None,
+        timeout_s: float,
+        ended: bool = False,
     ) -> Event:
         """The event that answers this request, or with `ended` the one that ends it.
 
         Raises:
-            WaitTimeoutError: nothing was told in time.
+            WaitTimeoutError: nothing was published in time.
+            NotSentHereError: it was not sent here, and project or type is missing.
             EventsUnavailableError: there is no stream to read.
         """
         timeout = asyncio.timeout(timeout_s)
         try:
             async with timeout:
-                sent = self._sent.get(request_id)
+                sent = self._sent_here(request_id, project, request_type)
                 if sent is not None and self._covers(sent):
-                    return await self._answer(request_id, sent, ended=ended)
-                return await self._scan(request_id, since, ended=ended)
+                    return await self._answer(sent, ended=ended)
+                events = self.progress(
+                    request_id, project=project, request_type=request_type, since=since
+                )
+                return await _first(events, ended=ended)
         except TimeoutError as exc:
             if not timeout.expired():
                 raise
-            raise WaitTimeoutError(f"nothing was told of {request_id} in {timeout_s:g} s") from exc
+            raise WaitTimeoutError(f"no event of {request_id} in {timeout_s:g} s") from exc
 
     async def progress(
-        self, request_id: str, since: datetime | None
+        self,
+        request_id: str,
+        *,
+        project: str | None = None,
+        request_type: RequestType | None = None,
+        since: datetime | None = None,
     ) -> AsyncGenerator[Event, None]:
         """Every event of this request, read from the stream for it alone; ends with its end.
 
         Raises:
+            NotSentHereError: it was not sent here, and project or type is missing.
             EventsUnavailableError: there is no stream to read.
         """
-        sent = self._sent.get(request_id)
-        begin = since or (sent.at if sent else self._opened_at)
-        after_offset = sent.after_offset if sent else -1
-        async with self._scans, aclosing(follow(self._link, _before(begin))) as stream:
+        sent = self._sent_here(request_id, project, request_type)
+        streams = self._streams
+        if sent is not None:
+            tries = tuple(sent.answering)
+            begin = since or _earliest(sent)
+        else:
+            begin = since or self._opened_at
+            tries = (_Try(self._matcher(request_id, project, request_type), begin),)
+            if request_type in _WITH_SWEEPS:
+                # A sweep that began before 0.5 is reported without its publisher, so that its
+                # events are not in the publisher's own stream.
+                streams = streams[::-1]
+        begun = False
+        start = _before(begin)
+        async with self._scans, aclosing(follow(self._link, start, *streams)) as stream:
             async for told in stream:
-                if told.offset <= after_offset or _claimed_id(told.body) != request_id:
+                if _claimed_id(told.body) != request_id:
                     continue
                 event = self._verifier.event(told)
-                if event is None:
+                if event is None or not any(one.is_answered_by(told, event) for one in tries):
                     continue
+                if begun and isinstance(event, Rejected):
+                    continue  # it answers another try: what was begun goes on
+                begun = True
                 yield event
                 if is_end(event):
                     return
@@ -164,19 +312,43 @@ class Waiter:
             await asyncio.gather(self._reader, return_exceptions=True)
         self._fail(PublisherError("the publisher was closed"))
 
-    def _covers(self, sent: _Sent) -> bool:
-        """Whether the shared reader has seen, or will see, what answers this request."""
-        if self._reader is None or self._reader.done():
-            earliest = next(s.at for s in self._sent.values() if s.at >= sent.at - _LOOK_BACK)
-            self._reader_from = min(earliest, sent.at)
-            self._reader = asyncio.create_task(self._read(_before(self._reader_from)))
-        return sent.at >= self._reader_from
+    @property
+    def _streams(self) -> tuple[str, ...]:
+        """The stream of this publisher's own events; then that of all, which older workers have."""
+        return publisher_stream(self._publisher), EVENTS_STREAM
 
-    async def _answer(self, request_id: str, sent: _Sent, *, ended: bool) -> Event:
-        told = sent.told(ended=ended)
-        if told is not None and (event := self._verifier.event(told)) is not None:
-            return event
-        wait = _Wait(asyncio.get_running_loop().create_future(), is_end if ended else is_answer)
+    def _sent_here(
+        self, request_id: str, project: str | None, request_type: RequestType | None
+    ) -> _Try | None:
+        one = self._sent.get(request_id)
+        if one is None or project not in (None, one.matcher.project):
+            return None
+        return one if request_type in (None, one.matcher.request_type) else None
+
+    def _matcher(
+        self, request_id: str, project: str | None, request_type: RequestType | None
+    ) -> EventMatcher:
+        if project is None or request_type is None:
+            raise NotSentHereError(
+                f"{request_id} was not sent by this publisher, or too long ago: "
+                "name its project and request_type"
+            )
+        return EventMatcher(self._publisher, project, request_type, request_id)
+
+    def _covers(self, sent: _Try) -> bool:
+        """Whether the shared reader has seen, or will see, what answers this request."""
+        at = _earliest(sent)
+        if self._reader is None or self._reader.done():
+            recent = next((s.at for s in self._sent.values() if s.at >= at - _LOOK_BACK), at)
+            self._reader_from = min(recent, at)
+            self._reader = asyncio.create_task(self._read(_before(self._reader_from)))
+        return at >= self._reader_from
+
+    async def _answer(self, sent: _Try, *, ended: bool) -> Event:
+        wait = _Wait(asyncio.get_running_loop().create_future(), ended)
+        wait.add(sent.answering)
+        self._resolve(wait)
+        request_id = sent.matcher.request_id
         waiting = self._waiting.setdefault(request_id, set())
         waiting.add(wait)
         try:
@@ -189,7 +361,7 @@ class Waiter:
     async def _read(self, start: Start) -> None:
         """The shared reader: ends only with the publisher, or where there is no stream."""
         try:
-            async with aclosing(follow(self._link, start)) as stream:
+            async with aclosing(follow(self._link, start, *self._streams)) as stream:
                 async for told in stream:
                     self._take(told)
         except PublisherError as exc:
@@ -202,18 +374,26 @@ class Waiter:
         request_id = _claimed_id(told.body)
         if request_id is None:
             return
-        sent = self._sent.get(request_id)
+        newest = self._sent.get(request_id)
         waiting = self._waiting.get(request_id, ())
-        if (sent is None and not waiting) or (sent and told.offset <= sent.after_offset):
+        # A wait may be for a try that was forgotten, or that a later one took the place of.
+        tries = {t for wait in waiting for t in wait.tries}
+        if newest is not None:
+            tries.update(newest.all)
+        if not tries or (event := self._verifier.event(told)) is None:
             return
-        event = self._verifier.event(told)
-        if event is None:
-            return
-        if sent is not None:
-            sent.take(told, event)
+        for one in tries:
+            one.take(told, event)
         for wait in waiting:
-            if wait.wanted(event) and not wait.future.done():
-                wait.future.set_result(event)
+            self._resolve(wait)
+
+    def _resolve(self, wait: _Wait) -> None:
+        """End a wait for which there is something to say."""
+        told = wait.told()
+        if told is None or wait.future.done():
+            return
+        if (event := self._verifier.event(told)) is not None:
+            wait.future.set_result(event)
 
     def _fail(self, error: PublisherError) -> None:
         for waiting in self._waiting.values():
@@ -221,14 +401,30 @@ class Waiter:
                 if not wait.future.done():
                     wait.future.set_exception(error)
 
-    async def _scan(self, request_id: str, since: datetime | None, *, ended: bool) -> Event:
-        """Read the stream for one request alone."""
-        wanted = is_end if ended else is_answer
-        async with aclosing(self.progress(request_id, since)) as events:
-            async for event in events:
-                if wanted(event):
-                    return event
-        raise PublisherError("the stream of events ended")  # it never does
+
+async def _first(events: AsyncGenerator[Event, None], *, ended: bool) -> Event:
+    """The first event that answers, or with `ended` that ends."""
+    async with aclosing(events):
+        async for event in events:
+            if is_end(event) if ended else is_answer(event):
+                return event
+    raise PublisherError("the stream of events ended")  # it never does
+
+
+def _is_same_request(one: EventMatcher, other: EventMatcher) -> bool:
+    """Whether these are tries of one request, whose ids are equal."""
+    return (one.request_type, one.project) == (other.request_type, other.project)
+
+
+def _cut_short(newest: _Try) -> None:
+    """Forget all but the last few tries."""
+    for oldest in itertools.islice(newest.all, _MAX_TRIES - 1, None):
+        oldest.earlier = None
+        return
+
+
+def _earliest(sent: _Try) -> datetime:
+    return min(one.at for one in sent.answering)
 
 
 def _before(moment: datetime) -> datetime:
@@ -241,9 +437,7 @@ def _claimed_id(body: bytes) -> str | None:
         document = orjson.loads(body)
     except orjson.JSONDecodeError:
         return None
-    if not isinstance(document, dict):
+    if not isinstance(document, dict) or not isinstance(kind := document.get("type"), str):
         return None
-    for name in _ID_FIELDS:
-        if isinstance(value := document.get(name), str):
-            return value
-    return None
+    value = document.get(_ID_FIELDS.get(kind, ""))
+    return value if isinstance(value, str) else None

@@ -41,10 +41,10 @@ class Keeping(Publisher):
 
     sent: dict[str, list[SignedRequest]]
 
-    async def _publish(self, signed: SignedRequest) -> None:
+    async def _send(self, signed: SignedRequest) -> None:
         # Before it is sent: an outcome that stays unknown may still be on the broker's disk.
         self.__dict__.setdefault("sent", {}).setdefault(signed.request_id, []).append(signed)
-        await super()._publish(signed)
+        await super()._send(signed)
 
 
 def publisher_settings(deployment: Deployment, amqp_url: str) -> PublisherSettings:
@@ -172,7 +172,7 @@ class Sending:
 
     async def _once(self, upload: Upload) -> None:
         if upload.flaw is not None:
-            await self.publisher._publish(flawed(self.deployment, self.plan.seed, upload))
+            await self.publisher._send(flawed(self.deployment, self.plan.seed, upload))
             return
         if upload.project in self.enrolled:
             await self.enrolled[upload.project].wait()
@@ -188,6 +188,6 @@ class Sending:
     async def _again(self, upload: Upload) -> None:
         """A second sending: a staged one as it was, since its body was sealed for it alone."""
         if upload.staged:
-            await self.publisher._publish(self.publisher.sent[upload.upload_id][-1])
+            await self.publisher._send(self.publisher.sent[upload.upload_id][-1])
         else:
             await self._once(upload)

@@ -52,7 +52,7 @@ def replay(body: bytes) -> Report:
 def _verifier() -> Verifier:
     logging.getLogger("contracts.publisher.events").setLevel(logging.ERROR)
     key = VerifyKey.from_bytes(_DEPLOYMENT.event_key.public_bytes)
-    return Verifier(_DEPLOYMENT.name, key)
+    return Verifier(_DEPLOYMENT.name, [key])
 
 
 def _body(rng: random.Random, examples: list[valid.Document], *, huge: bool) -> bytes:

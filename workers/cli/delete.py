@@ -70,7 +70,7 @@ async def _delete_all(
                 await _send(publisher, project, key, sending, row)
             # Others may be sent while this one waits for its event.
             if sending.sent and timeout_s is not None:
-                await _await_event(publisher, row, timeout_s)
+                await _await_event(publisher, project, row, timeout_s)
             return row
 
         async with asyncio.TaskGroup() as group:
@@ -93,9 +93,16 @@ async def _send(
         row["status"] = "queued"
 
 
-async def _await_event(publisher: Publisher, row: dict[str, Any], timeout_s: float) -> None:
+async def _await_event(
+    publisher: Publisher, project: str, row: dict[str, Any], timeout_s: float
+) -> None:
     try:
-        event = await publisher.wait(row["request_id"], timeout_s=timeout_s)
+        event = await publisher.wait(
+            row["request_id"],
+            timeout_s=timeout_s,
+            project=project,
+            request_type="delete.requested",
+        )
     except PublisherError as exc:
         row.update(status="untold", detail=str(exc))
         return

@@ -94,7 +94,9 @@ async def _enroll(
         )
         if timeout_s is None:
             return None
-        return await publisher.wait(request_id, timeout_s=timeout_s)
+        return await publisher.wait(
+            request_id, timeout_s=timeout_s, project=project, request_type="enroll.requested"
+        )
 
 
 def _tell(project: str, request_id: str, event: Event | None, *, as_json: bool) -> None:

@@ -56,6 +56,7 @@ async def read_sweep(
     store: SweepStore,
     sweep_id: str,
     *,
+    project: str | None = None,
     limit: int | None,
     count_objects: bool,
 ) -> SweepStatus | None:
@@ -65,6 +66,7 @@ async def read_sweep(
         storage: The bucket.
         store: Its records of sweeps.
         sweep_id: The sweep's id, or the rotation's.
+        project: Its project, or `*`; by default a sweep of all, or of the first project.
         limit: How many failures are listed; None for all.
         count_objects: Whether to list how many objects there are, for the time left.
 
@@ -72,17 +74,21 @@ async def read_sweep(
         CorruptObjectError, UnknownMasterKeyError: its plan does not open.
         StorageUnavailableError: the storage does not answer.
     """
-    of = [project async for _, project, _ in store.plans(sweep_id)]
+    of = [name async for _, name, _ in store.plans(sweep_id)]
+    if project is not None and project not in of:
+        return None
     if not of:
         return None
+    of_all = ALL in of if project is None else project == ALL
+    chosen = project or of[0]
     parts = Parts()
     plan: Plan | AllPlan
-    if ALL in of:
+    if of_all:
         plan = (await store.read_all(sweep_id)).plan
         parts = await _parts(store, plan)
         counts, plans = plan.sums + parts.live_counts, parts.plans
     else:
-        plan = (await store.read(sweep_id, of[0])).plan
+        plan = (await store.read(sweep_id, chosen)).plan
         counts, plans = plan.counts, [plan]
     expected = None
     if count_objects and plan.status == "running" and isinstance(plan, Plan):
@@ -95,7 +101,9 @@ async def read_sweep(
             "ended_not_clean": parts.not_clean,
         }
     document["failures"], document["more_failures"] = await _first(store, plans, limit)
-    return SweepStatus(plan, document, also=() if ALL in of else tuple(of[1:]))
+    # The parts of a sweep of all have its id, and are not other sweeps.
+    others = () if ALL in of else tuple(name for name in of if name != chosen)
+    return SweepStatus(plan, document, also=others)
 
 
 async def _count(storage: Storage, project: str) -> int:

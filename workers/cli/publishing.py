@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from contracts.messages import Rejected
+from contracts.messages import Failed, Rejected
+from contracts.names import ALL_PROJECTS
 from contracts.publisher import OutcomeUnknownError, WaitTimeoutError
 from contracts.publisher.requests import new_id
 from workers.cli.ending import CommandError, note
@@ -19,9 +20,10 @@ PUBLISH_TRIES: Final = 2
 
 @dataclass(slots=True)
 class Sending:
-    """One request on its way: its id, and whether the broker keeps it by now."""
+    """One request on its way: its id, its project, and whether the broker keeps it by now."""
 
     id: str = field(default_factory=new_id)
+    project: str | None = None
     sent: bool = False
 
     async def send(self, publish: Callable[[], Awaitable[str]]) -> None:
@@ -49,7 +51,8 @@ async def publish_twice(publish: Callable[[], Awaitable[str]]) -> None:
 @contextmanager
 def resumable(sending: Sending) -> Iterator[None]:
     """Where waiting ends early, say that the work goes on and how to pick it up again."""
-    hint = f"it goes on without you: keyturn status {sending.id} --watch"
+    of = f" --project {sending.project}" if sending.project not in (None, ALL_PROJECTS) else ""
+    hint = f"it goes on without you: keyturn status {sending.id}{of} --watch"
     try:
         yield
     except KeyboardInterrupt:
@@ -60,8 +63,8 @@ def resumable(sending: Sending) -> Iterator[None]:
         raise CommandError(f"{exc}; {hint}") from exc
 
 
-def refusal(event: Rejected) -> CommandError:
-    """The one line of a refusal."""
+def refusal(event: Rejected | Failed) -> CommandError:
+    """The one line of a refusal, or of what cannot go on."""
     return CommandError(f"{event.code}: {event.detail}" if event.detail else event.code)
 
 

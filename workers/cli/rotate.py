@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import SecretStr
 
-from contracts.messages import Event, Rejected, RotationAccepted
+from contracts.messages import Event, Failed, Rejected, RotationAccepted
 from contracts.publisher import Publisher
 from contracts.settings import PublisherSettings
 from workers.cli.api_keys import Generate, SaveTo, given_or_generated
@@ -53,7 +53,7 @@ def rotate(
     api_key = given_or_generated(
         project, api_key_file, save_to, generate=generate, as_json=as_json, rotated=True
     )
-    sending = Sending()
+    sending = Sending(project=project)
     with resumable(sending):
         event = asyncio.run(
             _rotate(
@@ -93,14 +93,15 @@ async def _rotate(
         )
         if timeout_s is None:
             return None
-        event = await publisher.wait(sending.id, timeout_s=timeout_s)
+        event = await publisher.wait(
+            sending.id, timeout_s=timeout_s, project=project, request_type="rotation.requested"
+        )
         if not watching or not isinstance(event, RotationAccepted):
             return event
         if not as_json:
             note(f"accepted: {project} is at generation {event.generation} ({sending.id})")
-        return await watch(
-            publisher, sending.id, since=None, as_json=as_json, count=counted(project)
-        )
+        events = publisher.progress(sending.id, project=project, request_type="rotation.requested")
+        return await watch(events, as_json=as_json, count=counted(project))
 
 
 def _tell(project: str, rotation_id: str, event: Event | None, *, as_json: bool) -> None:
@@ -124,4 +125,6 @@ def _status(event: Event | None) -> str:
         return "queued"
     if isinstance(event, Rejected):
         return "rejected"
+    if isinstance(event, Failed):
+        return "failed"
     return "accepted" if isinstance(event, RotationAccepted) else "completed"

@@ -8,8 +8,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from datetime import datetime
-from typing import Annotated, Any, Final, cast
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -20,10 +19,10 @@ from contracts.errors import (
     UnknownMasterKeyError,
     UnknownProjectError,
 )
-from contracts.messages import Event, Rejected, request_id
-from contracts.names import is_project, is_uuid, keyring_key, parse_time
+from contracts.messages import Event, Failed, Rejected
+from contracts.names import ALL_PROJECTS, is_project, is_uuid, keyring_key, parse_time
 from contracts.publisher import Publisher
-from contracts.publisher.waiting import is_end
+from contracts.publisher.event_matcher import EventMatcher, is_end
 from contracts.settings import PublisherSettings
 from workers.cli.arguments import AsJson
 from workers.cli.bucket import open_bucket
@@ -40,13 +39,19 @@ from workers.envelope import OperatorKeys
 from workers.errors import MissingError
 from workers.keyring.record import parse as parse_keyring
 from workers.storage import Storage
-from workers.sweep.plan import Plan
+from workers.sweep.plan import AllPlan, Plan
 from workers.sweep.store import SweepStore
 
 # A listing, its courtesy count, and the records are read beside the heads.
 _SPARE_CONNECTIONS: Final = 4
 _ENDED_SHOWN: Final = 20
 _OBJECT_COLUMNS: Final = ("project", "kind", "generation", "master_key", "code", "objects")
+
+
+def _checked_project(value: str | None) -> str | None:
+    if value is not None and value != ALL_PROJECTS and not is_project(value):
+        raise typer.BadParameter("malformed_request: neither a project id nor *")
+    return value
 
 
 def _checked(value: str | None) -> str | None:
@@ -65,6 +70,13 @@ def status(
             metavar="PROJECT | ID",
             help="A project, or the id of a sweep or a rotation. Without it: everything.",
             callback=_checked,
+        ),
+    ] = None,
+    project: Annotated[
+        str | None,
+        typer.Option(
+            help="With an id: the project of the sweep, where sweeps of several have this id.",
+            callback=_checked_project,
         ),
     ] = None,
     no_objects: Annotated[
@@ -92,22 +104,31 @@ def status(
     """
     if (watching or failures) and (of is None or not is_uuid(of)):
         raise typer.BadParameter("--watch and --failures need the id of a sweep or a rotation")
+    if project is not None and (of is None or not is_uuid(of)):
+        raise typer.BadParameter("--project goes with the id of a sweep or a rotation")
     settings = StatusSettings.read()
     publisher = PublisherSettings.read() if watching else None
     if of is not None and is_uuid(of):
         limit = None if failures else FIRST_FAILURES
-        found = asyncio.run(_read_sweep(settings, of, limit, count_objects=not no_objects))
+        found = asyncio.run(_read_sweep(settings, of, project, limit, count_objects=not no_objects))
         if found is not None:
+            if watching:
+                _check_watchable(found, named=project is not None)
             event = None
             if publisher is not None and found.plan.status == "running":
                 event = _follow(publisher, found, as_json=as_json)
-                again = asyncio.run(_read_sweep(settings, of, limit, count_objects=False))
+                again = asyncio.run(_read_sweep(settings, of, project, limit, count_objects=False))
                 found = again or found
             _tell_sweep(found, event, as_json=as_json)
             if watching:
                 _check_sweep(found, event)
             return
-        if watching or failures or not asyncio.run(_is_enrolled(settings, of)):
+        if (
+            watching
+            or failures
+            or project is not None
+            or not asyncio.run(_is_enrolled(settings, of))
+        ):
             raise NotFoundError("no record of a sweep with this id stands in the bucket")
     asyncio.run(_overview(settings, of, objects=not no_objects, as_json=as_json))
 
@@ -213,11 +234,31 @@ def _section(title: str) -> None:
 
 
 async def _read_sweep(
-    settings: StatusSettings, sweep_id: str, limit: int | None, *, count_objects: bool
+    settings: StatusSettings,
+    sweep_id: str,
+    project: str | None,
+    limit: int | None,
+    *,
+    count_objects: bool,
 ) -> SweepStatus | None:
     async with open_bucket(settings) as storage:
         store = SweepStore(storage, settings.master_keys)
-        return await read_sweep(storage, store, sweep_id, limit=limit, count_objects=count_objects)
+        return await read_sweep(
+            storage, store, sweep_id, project=project, limit=limit, count_objects=count_objects
+        )
+
+
+def _check_watchable(found: SweepStatus, *, named: bool) -> None:
+    """Refuse to follow what may be another sweep than the caller means, or has no end.
+
+    Publishers choose ids, so that a sweep of another project may have been asked for under
+    the id of this one: its end must not pass for this one's.
+    """
+    if found.also and not named:
+        several = ", ".join((found.plan.ask.project, *found.also[:_ENDED_SHOWN]))
+        raise CommandError(f"sweeps of several projects have this id; add --project: {several}")
+    if found.plan.ask.of_all:
+        raise CommandError("this is one part of a sweep of all: follow that, with --project '*'")
 
 
 async def _is_enrolled(settings: StatusSettings, project: str) -> bool:
@@ -233,43 +274,42 @@ async def _is_enrolled(settings: StatusSettings, project: str) -> bool:
 def _follow(settings: PublisherSettings, found: SweepStatus, *, as_json: bool) -> Event:
     """Show a sweep's progress to its end; its last event."""
     plan = found.plan
-    sweep_id, project = plan.ask.sweep_id, plan.ask.project
-    count = counted(project) if isinstance(plan, Plan) else None
+    count = counted(plan.ask.project) if isinstance(plan, Plan) else None
 
     async def follow() -> Event:
         async with Publisher.open(settings) as publisher:
-            source = publisher
-            if plan.ended_at is not None and plan.stepped_at is not None:
-                source = cast("Publisher", _Later(publisher, plan.stepped_at))
-            return await watch(
-                source, sweep_id, since=plan.started_at, as_json=as_json, count=count
-            )
+            events = _events_of(plan, publisher.events(plan.started_at))
+            return await watch(events, as_json=as_json, count=count)
 
-    with resumable(Sending(id=sweep_id, sent=True)):
+    with resumable(Sending(id=plan.ask.sweep_id, project=plan.ask.project, sent=True)):
         return asyncio.run(follow())
 
 
-class _Later:
-    """The events of a sweep that failed and then went on, without that it was refused.
+async def _events_of(
+    plan: Plan | AllPlan, every: AsyncGenerator[Event, None]
+) -> AsyncGenerator[Event, None]:
+    """The events of this record's sweep, up to its end.
 
-    Its dead letter was replayed; the stream still tells of the failure.
+    Those of all publishers that asked for it. Not those of another sweep or rotation that
+    has the same id, and no refusals: each answers one request, and the sweep goes on.
     """
-
-    def __init__(self, publisher: Publisher, went_on_at: datetime) -> None:
-        self._publisher = publisher
-        self._went_on_at = went_on_at
-
-    async def progress(self, sweep_id: str, *, since: datetime) -> AsyncGenerator[Event, None]:
-        async with aclosing(self._publisher.events(since)) as events:
-            async for event in events:
-                if request_id(event) != sweep_id or self._is_over(event):
-                    continue
-                yield event
-                if is_end(event):
-                    return
-
-    def _is_over(self, event: Event) -> bool:
-        return isinstance(event, Rejected) and parse_time(event.at) < self._went_on_at
+    matcher = EventMatcher(
+        publisher=None,
+        project=plan.ask.project,
+        request_type=f"{plan.ask.kind}.requested",
+        request_id=plan.ask.sweep_id,
+    )
+    # One that failed and then went on (its dead letter was replayed): not by its failure.
+    went_on_at = plan.stepped_at if plan.ended_at is not None else None
+    async with aclosing(every):
+        async for event in every:
+            if not matcher.matches(event) or isinstance(event, Rejected):
+                continue
+            if isinstance(event, Failed) and went_on_at and parse_time(event.at) < went_on_at:
+                continue
+            yield event
+            if is_end(event):
+                return
 
 
 def _tell_sweep(found: SweepStatus, event: Event | None, *, as_json: bool) -> None:
@@ -280,7 +320,7 @@ def _tell_sweep(found: SweepStatus, event: Event | None, *, as_json: bool) -> No
     else:
         _tell_document(document)
     if found.also:
-        note(f"sweeps of other projects have this id too: {', '.join(found.also[:10])}")
+        note(f"sweeps of other projects have this id too: {', '.join(found.also[:_ENDED_SHOWN])}")
 
 
 def _tell_document(document: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from contracts.messages import Event, Rejected
+from contracts.messages import Event, Failed, Rejected
 from contracts.names import ALL_PROJECTS, is_short_name
 from contracts.publisher import Publisher
 from contracts.settings import PublisherSettings
@@ -64,7 +64,7 @@ def sweep(
         raise typer.BadParameter("name a project, or --all")
     asked = ALL_PROJECTS if project is None else project
     settings = PublisherSettings.read()
-    sending = Sending()
+    sending = Sending(project=asked)
     options = {
         "master_key": master_key,
         "encrypt_plaintext": encrypt_plaintext,
@@ -93,13 +93,12 @@ async def _sweep(
         if not watching:
             return None
         count = None if project == ALL_PROJECTS else counted(project)
-        return await watch(publisher, sending.id, since=None, as_json=as_json, count=count)
+        events = publisher.progress(sending.id, project=project, request_type="sweep.requested")
+        return await watch(events, as_json=as_json, count=count)
 
 
 def _tell(project: str, sweep_id: str, event: Event | None, *, as_json: bool) -> None:
-    status = "completed"
-    if event is None or isinstance(event, Rejected):
-        status = "queued" if event is None else "rejected"
+    status = _status(event)
     if as_json:
         told = None if event is None else event.model_dump(mode="json")
         print_json({"project": project, "sweep_id": sweep_id, "status": status, "event": told})
@@ -109,3 +108,15 @@ def _tell(project: str, sweep_id: str, event: Event | None, *, as_json: bool) ->
         tell_end(event, sweep_id=sweep_id)
     if event is not None:
         check_end(event, sweep_id)
+
+
+def _status(event: Event | None) -> str:
+    match event:
+        case None:
+            return "queued"
+        case _ if isinstance(event, Rejected):
+            return "rejected"
+        case _ if isinstance(event, Failed):
+            return "failed"
+        case _:
+            return "completed"

@@ -154,7 +154,7 @@ async def _upload_all(
                     sent = await _send(publisher, source, plan, row, bar)
                 # Others may be sent while this one waits for its event.
                 if sent and plan.timeout_s is not None:
-                    await _await_event(publisher, row, plan.timeout_s)
+                    await _await_event(publisher, plan.project, row, plan.timeout_s)
                 return row
 
             async with asyncio.TaskGroup() as group:
@@ -211,9 +211,16 @@ async def _counted(source: Source, bar: Gauge) -> AsyncIterator[bytes]:
         bar.advance(len(block))
 
 
-async def _await_event(publisher: Publisher, row: dict[str, Any], timeout_s: float) -> None:
+async def _await_event(
+    publisher: Publisher, project: str, row: dict[str, Any], timeout_s: float
+) -> None:
     try:
-        event: Event = await publisher.wait(row["upload_id"], timeout_s=timeout_s)
+        event: Event = await publisher.wait(
+            row["upload_id"],
+            timeout_s=timeout_s,
+            project=project,
+            request_type="upload.requested",
+        )
     except PublisherError as exc:
         row.update(status="untold", detail=str(exc))
         return

@@ -8,7 +8,7 @@ elsewhere, nothing where the output is JSON. The end is the caller's to tell.
 import asyncio
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
 
-from contracts.messages import COUNT_FIELDS, CountedEvent, Event, Rejected, RotationAccepted
+from contracts.messages import (
+    COUNT_FIELDS,
+    CountedEvent,
+    Event,
+    Failed,
+    Rejected,
+    RotationAccepted,
+)
 from contracts.publisher import PublisherError
 from contracts.settings import S3Settings, SettingsError
 from workers.cli.bucket import open_bucket
@@ -27,8 +34,6 @@ from workers.cli.publishing import refusal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from contracts.publisher import Publisher
 
 LINE_EVERY_S: Final = 5.0
 _ALWAYS_SHOWN: Final = ("objects", "rewrapped", "failed")
@@ -45,26 +50,18 @@ class Display(Protocol):
 
 
 async def watch(
-    publisher: "Publisher",
-    request_id: str,
-    *,
-    since: datetime | None,
-    as_json: bool,
-    count: Count | None = None,
+    events: AsyncGenerator[Event, None], *, as_json: bool, count: Count | None = None
 ) -> Event:
     """Show the progress of a rotation or a sweep until it ends; return its last event.
 
     Args:
-        publisher: Whose stream of events is read.
-        request_id: The rotation's or the sweep's id.
-        since: A moment not later than the first event of interest; None where the request
-            was sent by this publisher.
+        events: Its events, and no others, up to its end.
         as_json: Show nothing.
         count: Counts the objects there are, beside the watching: without it, no time left
             can be told.
 
     Raises:
-        EventsUnavailableError: no worker has ever declared the stream of events.
+        EventsUnavailableError: there is no stream of events, or it may not be read.
     """
     pace = Pace()
     with shown_on(as_json=as_json) as display:
@@ -72,9 +69,7 @@ async def watch(
         async with AsyncExitStack() as stack:
             if count is not None and not as_json:
                 await stack.enter_async_context(_counting(count, pace))
-            events = await stack.enter_async_context(
-                aclosing(publisher.progress(request_id, since=since))
-            )
+            await stack.enter_async_context(aclosing(events))
             last: Event | None = None
             async for event in events:
                 pace.take(event)
@@ -216,8 +211,10 @@ def check_end(event: Event, request_id: str) -> None:
     """Fail where the end is none to be content with.
 
     Raises:
-        CommandError: it was refused, or is not clean.
+        CommandError: it was refused, cannot go on, or is not clean.
     """
+    if isinstance(event, Failed):
+        raise CommandError(f"{refusal(event)}; keyturn status {request_id} tells more")
     if isinstance(event, Rejected):
         raise refusal(event)
     if isinstance(event, CountedEvent) and not event.clean:

@@ -210,7 +210,12 @@ class Rotations:
             raise KekReusedError("the project has or had this key")
 
     def _listen(self, project: str, rotation_id: str) -> asyncio.Task[Event]:
-        waiting = self._publisher.wait(rotation_id, timeout_s=_LISTEN_S)
+        waiting = self._publisher.wait(
+            rotation_id,
+            timeout_s=_LISTEN_S,
+            project=project,
+            request_type="rotation.requested",
+        )
         answer = asyncio.create_task(waiting)
         answer.add_done_callback(lambda done: done.cancelled() or done.exception())
         answer.add_done_callback(lambda _: self._answered(project))
@@ -235,6 +240,8 @@ class Rotations:
             return state  # its sweep is about to begin, or ended so long ago that it was removed
         except StorageAnswerError as exc:
             raise StorageUnavailableError(str(exc)) from exc
+        if plan.ask.kind != "rotation":
+            return state  # a sweep of another publisher's, under the id of this rotation
         counts: dict[str, Any] = {**plan.counts.to_json(), "clean": plan.clean}
         if plan.status == "running":
             return state | {"state": "running", "counts": counts}

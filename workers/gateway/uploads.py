@@ -150,7 +150,9 @@ class Uploads:
             return accepted
         accepted.headers["preference-applied"] = f"wait={wait_s}"
         try:
-            waiting = self._publisher.wait(upload_id, timeout_s=wait_s)
+            waiting = self._publisher.wait(
+                upload_id, timeout_s=wait_s, project=project, request_type="upload.requested"
+            )
             event = await while_connected(request.receive, waiting)
         except (WaitTimeoutError, PublisherError):
             return accepted

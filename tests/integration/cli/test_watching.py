@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from contracts import topology
-from contracts.messages import COUNT_FIELDS, Event, parse_event, parse_request
+from contracts.messages import (
+    COUNT_FIELDS,
+    Event,
+    RequestOrigin,
+    parse_event,
+    parse_request,
+    request_id,
+    with_origin,
+)
 from contracts.sealing import b64_decode, kek_info, new_api_key, user_kek
 from tests.integration.cli.conftest import document
 from tests.integration.publisher.side import WorkerSide, worker_side
@@ -26,6 +34,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.servers
 
 _AT = "2026-11-24T10:00:00Z"
+_PUBLISHER = "api"
 
 
 def _event(type_: str, **fields: Any) -> Event:
@@ -42,13 +51,21 @@ class Workers:
     def __init__(self, side: WorkerSide, cli: Cli) -> None:
         self._side = side
         self._cli = cli
+        self._bodies: dict[str, bytes] = {}
 
     async def request(self) -> Any:
-        """The next request, waited for."""
-        return parse_request((await self._side.next(topology.CONTROL_QUEUE)).body)
+        """The next request, waited for; what is told of its id from then on answers it."""
+        message = await self._side.next(topology.CONTROL_QUEUE)
+        request = parse_request(message.body)
+        self._bodies[request_id(request)] = message.body
+        return request
 
-    async def tell(self, type_: str, **fields: Any) -> None:
-        await self._side.tell(_event(type_, **fields), key=self._cli.deployment.event_key)
+    async def tell(self, type_: str, publisher: str = _PUBLISHER, **fields: Any) -> None:
+        """Publish an event as this publisher's: an answer to its request."""
+        event = _event(type_, **fields)
+        origin = RequestOrigin.of(publisher, self._bodies[request_id(event)])
+        told = with_origin(event, origin)
+        await self._side.tell(told, key=self._cli.deployment.event_key)
 
 
 @pytest.fixture
@@ -101,7 +118,7 @@ async def test_ctrl_c_leaves_a_rotation_running_and_says_how_to_pick_it_up(
         process.send_signal(signal.SIGINT)
         out, err = await process.communicate()
     assert (process.returncode, out) == (130, b"")
-    assert err.decode().endswith(f"keyturn status {rotation_id} --watch\n")
+    assert err.decode().endswith(f"keyturn status {rotation_id} --project acme --watch\n")
     info = kek_info("rotation", rotation_id, "acme")
     kek = cli.deployment.intake.open(b64_decode(request.sealed_kek.ciphertext), info)
     assert kek == user_kek(key, "acme").reveal()
@@ -116,7 +133,12 @@ async def test_a_watched_rotation_ends_as_its_sweep_does(
     rotation_id = (await workers.request()).rotation_id
     await workers.tell("rotation.accepted", rotation_id=rotation_id, generation=2)
     await workers.tell("sweep.progressed", sweep_id=rotation_id, objects=3, clean=False)
-    counts = {"objects": 3, "rewrapped": 3, "failed": int(not clean), "clean": clean}
+    counts: dict[str, Any] = {
+        "objects": 3,
+        "rewrapped": 3,
+        "failed": int(not clean),
+        "clean": clean,
+    }
     await workers.tell("rotation.completed", rotation_id=rotation_id, **counts)
     result = await running
     assert result.exit_code == (0 if clean else 1), result.stderr

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import aio_pika
 from yarl import URL
@@ -14,10 +14,13 @@ from contracts import topology
 from contracts.messages import (
     EnrollRequested,
     Event,
+    RequestOrigin,
     UploadRequested,
     UploadStored,
     encode,
     parse_request,
+    request_id,
+    with_origin,
 )
 from contracts.names import format_time
 from contracts.sealing import (
@@ -37,9 +40,13 @@ if TYPE_CHECKING:
 
     from aio_pika.abc import AbstractChannel, AbstractExchange, AbstractIncomingMessage
 
+    from contracts.publisher import Publisher
+
 INTAKE = IntakeKey.from_seed(bytes(32))
 PUBLISHER = SigningKey.from_seed(b"p" * 32)
 EVENTS = SigningKey.from_seed(b"e" * 32)
+NAME = "billing"
+OWN_STREAM = topology.publisher_stream(NAME)
 
 
 def settings_for(amqp_url: str) -> PublisherSettings:
@@ -47,13 +54,28 @@ def settings_for(amqp_url: str) -> PublisherSettings:
     return PublisherSettings(
         deployment="test",
         amqp_url=amqp_url,
-        publisher_name="billing",
+        publisher_name=NAME,
         publisher_key=PUBLISHER,
         intake_public_key=NamedIntakeKey("main", INTAKE.public_key),
         event_public_key=VerifyKey.from_bytes(EVENTS.public_bytes),
         pepper="pepper",
         v0_pepper="old pepper",
     )
+
+
+_Answer = TypeVar("_Answer", bound=Any)
+
+
+def answer(publisher: Publisher, event: _Answer) -> _Answer:
+    """The event as the answer to the newest try of its request that was sent there."""
+    matcher = publisher._waiter._sent[request_id(event)].matcher
+    assert matcher.digest is not None
+    return with_origin(event, RequestOrigin(NAME, matcher.digest))
+
+
+def answer_elsewhere(event: _Answer, *, publisher: str = NAME) -> _Answer:
+    """The event as the answer to a request that another process sent."""
+    return with_origin(event, RequestOrigin(publisher, "0" * 64))
 
 
 class WorkerSide:
@@ -73,6 +95,22 @@ class WorkerSide:
             )
             for key in queue.bindings:
                 await declared.bind(self.exchange, key)
+        await self.declare_publisher_stream(NAME)
+
+    async def declare_publisher_stream(self, publisher: str) -> None:
+        """A publisher's own stream, fed by the broker (SPEC 6.8)."""
+        kind = aio_pika.ExchangeType.HEADERS
+        by_publisher = await self._channel.declare_exchange(
+            topology.PUBLISHER_EVENTS_EXCHANGE, kind, durable=True, internal=True
+        )
+        for event in topology.EVENTS:
+            await by_publisher.bind(self.exchange, event)
+        stream: Any = {"x-queue-type": "stream"}
+        declared = await self._channel.declare_queue(
+            topology.publisher_stream(publisher), durable=True, arguments=stream
+        )
+        match: Any = {"x-match": "all", topology.PUBLISHER_HEADER: publisher}
+        await declared.bind(by_publisher, arguments=match)
 
     async def take(self, queue: str = topology.UPLOAD_QUEUE) -> AbstractIncomingMessage:
         """The next message of a queue; publishers have confirmed it, so it is there."""
@@ -114,11 +152,25 @@ class WorkerSide:
     ) -> None:
         """Publish an event, signed with this key for this deployment."""
         body = encode(event)
-        await self.tell_raw(event.type, body, key.sign_event(deployment, body))
+        await self.tell_raw(
+            event.type, body, key.sign_event(deployment, body), event.publisher, key.id
+        )
 
-    async def tell_raw(self, routing_key: str, body: bytes, signature: str | None) -> None:
+    async def tell_raw(
+        self,
+        routing_key: str,
+        body: bytes,
+        signature: str | None,
+        publisher: str | None = NAME,
+        key_id: str | None = None,
+    ) -> None:
         """Publish any bytes as an event."""
-        headers: dict[str, Any] = {topology.SIGNATURE_HEADER: signature} if signature else {}
+        named = {
+            topology.SIGNATURE_HEADER: signature,
+            topology.PUBLISHER_HEADER: publisher,
+            topology.EVENT_KEY_HEADER: key_id,
+        }
+        headers: Any = {name: value for name, value in named.items() if value}
         message = aio_pika.Message(body, headers=headers)
         await self.exchange.publish(message, routing_key)
 
@@ -148,7 +200,7 @@ def verified(message: AbstractIncomingMessage) -> Any:
     assert set(message.headers) == {topology.PUBLISHER_HEADER, topology.SIGNATURE_HEADER}
     publisher = str(message.headers[topology.PUBLISHER_HEADER])
     signature = str(message.headers[topology.SIGNATURE_HEADER])
-    assert publisher == "billing"
+    assert publisher == NAME
     key = VerifyKey.from_bytes(PUBLISHER.public_bytes)
     key.verify_request("test", publisher, message.body, signature)
     request = parse_request(message.body)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from contracts.publisher import Publisher
 from contracts.publisher.requests import new_id
-from tests.integration.publisher.side import WorkerSide, stored
+from tests.integration.publisher.side import OWN_STREAM, WorkerSide, answer_elsewhere, stored
 
 if TYPE_CHECKING:
     from contracts.settings import PublisherSettings
@@ -21,11 +21,14 @@ async def test_an_event_told_while_a_quiet_stream_is_attached_to_is_found(
     """The broker puts a consumer behind an event that is written in that moment."""
     async with Publisher.open(settings) as publisher:
         for _ in range(30):
-            await worker.delete("keyturn.events")
+            await worker.delete(OWN_STREAM)
             await worker.declare()
             upload_id = new_id()
             since = datetime.now(UTC)
-            told, events = stored(upload_id), publisher.progress(upload_id, since=since)
+            told = answer_elsewhere(stored(upload_id))
+            events = publisher.progress(
+                upload_id, since=since, project="acme", request_type="upload.requested"
+            )
             async with asyncio.timeout(20), aclosing(events):
                 _, event = await asyncio.gather(worker.tell(told), anext(events))
             assert event == told

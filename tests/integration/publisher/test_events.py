@@ -6,7 +6,7 @@ import asyncio
 import uuid
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from aio_pika.exceptions import ChannelNotFoundEntity
@@ -14,15 +14,20 @@ from aio_pika.exceptions import ChannelNotFoundEntity
 from contracts.messages import ProjectEnrolled, UploadRejected, UploadStored, encode
 from contracts.publisher import (
     EventsUnavailableError,
+    NotSentHereError,
     Publisher,
     PublisherError,
     WaitTimeoutError,
 )
+from contracts.publisher.requests import build_sweep
 from contracts.sealing import SigningKey
 from tests.integration.publisher.side import (
     EVENTS,
+    OWN_STREAM,
     Network,
     WorkerSide,
+    answer,
+    answer_elsewhere,
     settings_for,
     stored,
     worker_side,
@@ -34,6 +39,7 @@ if TYPE_CHECKING:
     from tests.servers import RabbitMQ
 
 AT = "2026-11-24T10:00:00Z"
+_UPLOAD: Any = {"project": "acme", "request_type": "upload.requested"}
 
 
 def _rejected(upload_id: str) -> UploadRejected:
@@ -45,7 +51,7 @@ async def test_event_told_before_anyone_waited_is_found(
 ) -> None:
     async with Publisher.open(settings) as publisher:
         upload_id = await publisher.upload("acme", "a", b"x")
-        await worker.tell(stored(upload_id))
+        await worker.tell(answer(publisher, stored(upload_id)))
         event = await publisher.wait(upload_id, timeout_s=20)
         assert isinstance(event, UploadStored)
         assert await publisher.wait(upload_id, timeout_s=20) == event
@@ -58,7 +64,8 @@ async def test_event_told_while_many_wait_reaches_its_own(
         ids = [await publisher.upload("acme", f"k{n}", b"x") for n in range(300)]
         waits = [asyncio.create_task(publisher.wait(i, timeout_s=30)) for i in ids]
         for n, upload_id in reversed(list(enumerate(ids))):
-            await worker.tell(stored(upload_id, key=f"k{n}") if n % 3 else _rejected(upload_id))
+            told = stored(upload_id, key=f"k{n}") if n % 3 else _rejected(upload_id)
+            await worker.tell(answer(publisher, told))
         events = await asyncio.gather(*waits)
     for n, (upload_id, event) in enumerate(zip(ids, events, strict=True)):
         assert event.upload_id == upload_id  # type: ignore[union-attr]
@@ -68,7 +75,8 @@ async def test_event_told_while_many_wait_reaches_its_own(
 async def test_enrolment_is_waited_for_too(settings: PublisherSettings, worker: WorkerSide) -> None:
     async with Publisher.open(settings) as publisher:
         request_id = await publisher.enroll("acme", api_key="k" * 32)
-        told = ProjectEnrolled(request_id=request_id, project="acme", generation=1, at=AT)
+        enrolled = ProjectEnrolled(request_id=request_id, project="acme", generation=1, at=AT)
+        told = answer(publisher, enrolled)
         await worker.tell(told)
         assert await publisher.wait(request_id, timeout_s=20) == told
 
@@ -78,7 +86,7 @@ async def test_forged_events_are_never_believed(
 ) -> None:
     async with Publisher.open(settings) as publisher:
         upload_id = await publisher.upload("acme", "a", b"x")
-        lie = stored(upload_id, size=666)
+        lie = answer(publisher, stored(upload_id, size=666))
         body = encode(lie)
         await worker.tell(lie, key=SigningKey.from_seed(b"f" * 32))
         await worker.tell(lie, deployment="elsewhere")
@@ -87,7 +95,7 @@ async def test_forged_events_are_never_believed(
         good = EVENTS.sign_event("test", body)
         await worker.tell_raw("upload.stored", body.replace(b"666", b"667"), good)
         await worker.tell_raw("upload.stored", b"no json", EVENTS.sign_event("test", b"no json"))
-        truth = stored(upload_id, size=1)
+        truth = answer(publisher, stored(upload_id, size=1))
         await worker.tell(truth)
         assert await publisher.wait(upload_id, timeout_s=20) == truth
         assert publisher.unverified_events == 5
@@ -101,18 +109,26 @@ async def test_wait_ends_in_time(settings: PublisherSettings, worker: WorkerSide
         with pytest.raises(WaitTimeoutError, match=upload_id):
             await publisher.wait(upload_id, timeout_s=0.3)
         with pytest.raises(TimeoutError):
-            await publisher.wait(str(uuid.uuid4()), timeout_s=0.3)
-        await worker.tell(stored(upload_id))
+            await publisher.wait(str(uuid.uuid4()), timeout_s=0.3, **_UPLOAD)
+        await worker.tell(answer(publisher, stored(upload_id)))
         await publisher.wait(upload_id, timeout_s=20)
 
 
 async def test_wait_without_a_stream_says_so(settings: PublisherSettings) -> None:
+    none = (
+        r"has declared keyturn\.events\.billing; no worker has declared keyturn\.events; start one"
+    )
+    request = build_sweep(
+        "acme", master_key=None, encrypt_plaintext=False, repair=False, dry_run=False,
+        sweep_id=str(uuid.uuid4()),
+    )  # fmt: skip
     async with Publisher.open(settings) as publisher:
-        with pytest.raises(EventsUnavailableError, match=r"keyturn\.events; start one"):
-            await publisher.wait(str(uuid.uuid4()), timeout_s=20)
-        publisher._waiter.sending("7b1e4f52-9a60-4d0c-8a3f-6f2f0e9c5d10")
-        with pytest.raises(EventsUnavailableError, match=r"keyturn\.events; start one"):
-            await publisher.wait("7b1e4f52-9a60-4d0c-8a3f-6f2f0e9c5d10", timeout_s=20)
+        with pytest.raises(EventsUnavailableError, match=none):
+            await publisher.wait(str(uuid.uuid4()), timeout_s=20, **_UPLOAD)
+        with publisher._waiter.sending(request, b"{}"):
+            pass
+        with pytest.raises(EventsUnavailableError, match=none):
+            await publisher.wait(request.sweep_id, timeout_s=20)
 
 
 async def test_another_process_waits_from_a_moment_on(
@@ -121,10 +137,13 @@ async def test_another_process_waits_from_a_moment_on(
     since = datetime.now(UTC)
     async with Publisher.open(settings) as publisher:
         upload_id = await publisher.upload("acme", "a", b"x")
-    await worker.tell(stored(upload_id))
+    told = answer(publisher, stored(upload_id))
+    await worker.tell(answer_elsewhere(_rejected(upload_id), publisher="mallory"))
+    await worker.tell(told)
     async with Publisher.open(settings) as other:
-        event = await other.wait(upload_id, since=since, timeout_s=20)
-        assert isinstance(event, UploadStored)
+        assert await other.wait(upload_id, since=since, timeout_s=20, **_UPLOAD) == told
+        with pytest.raises(NotSentHereError, match="name its project and request_type"):
+            await other.wait(upload_id, since=since, timeout_s=20)
 
 
 async def test_retry_after_a_refusal_waits_for_the_new_answer(
@@ -132,11 +151,11 @@ async def test_retry_after_a_refusal_waits_for_the_new_answer(
 ) -> None:
     async with Publisher.open(settings) as publisher:
         upload_id = await publisher.upload("acme", "a", b"x")
-        await worker.tell(_rejected(upload_id))
+        await worker.tell(answer(publisher, _rejected(upload_id)))
         assert isinstance(await publisher.wait(upload_id, timeout_s=20), UploadRejected)
         await publisher.upload("acme", "a", b"x", upload_id=upload_id)
         waiting = asyncio.create_task(publisher.wait(upload_id, timeout_s=20))
-        await worker.tell(stored(upload_id))
+        await worker.tell(answer(publisher, stored(upload_id)))
         assert isinstance(await waiting, UploadStored)
 
 
@@ -145,14 +164,14 @@ async def test_reader_that_begins_anew_passes_over_the_answer_to_an_earlier_try(
 ) -> None:
     async with Publisher.open(settings) as publisher:
         upload_id = await publisher.upload("acme", "a", b"x")
-        await worker.tell(_rejected(upload_id))
+        await worker.tell(answer(publisher, _rejected(upload_id)))
         await publisher.wait(upload_id, timeout_s=20)
         reader = publisher._waiter._reader
         assert reader is not None
         reader.cancel()
         await asyncio.wait({reader})
         await publisher.upload("acme", "a", b"x", upload_id=upload_id)
-        await worker.tell(stored(upload_id))
+        await worker.tell(answer(publisher, stored(upload_id)))
         assert isinstance(await publisher.wait(upload_id, timeout_s=20), UploadStored)
 
 
@@ -164,9 +183,12 @@ async def test_forgotten_request_is_still_found(
         publisher._waiter._max_tracked = 2
         ids = [await publisher.upload("acme", f"k{n}", b"x") for n in range(4)]
         assert len(publisher._waiter._sent) == 2
-        for upload_id in ids:
-            await worker.tell(stored(upload_id))
-        events = await asyncio.gather(*(publisher.wait(i, timeout_s=20) for i in ids))
+        for upload_id in ids[:2]:
+            await worker.tell(answer_elsewhere(stored(upload_id)))
+        for upload_id in ids[2:]:
+            await worker.tell(answer(publisher, stored(upload_id)))
+        waits = (publisher.wait(i, timeout_s=20, **_UPLOAD) for i in ids)
+        events = await asyncio.gather(*waits)
         assert [event.upload_id for event in events] == ids  # type: ignore[union-attr]
 
 
@@ -177,7 +199,7 @@ async def test_waits_end_with_the_publisher(
         upload_id = await publisher.upload("acme", "a", b"x")
         first = await publisher.upload("acme", "b", b"x")
         waiting = asyncio.create_task(publisher.wait(upload_id, timeout_s=20))
-        await worker.tell(stored(first))
+        await worker.tell(answer(publisher, stored(first)))
         await publisher.wait(first, timeout_s=20)
     with pytest.raises(PublisherError, match="closed"):
         await waiting
@@ -240,12 +262,12 @@ async def test_deleted_stream_comes_back_when_a_worker_declares_it(
     async with Publisher.open(settings) as publisher:
         first = await publisher.upload("acme", "a", b"x")
         second = await publisher.upload("acme", "b", b"x")
-        await worker.tell(stored(first))
+        await worker.tell(answer(publisher, stored(first)))
         await publisher.wait(first, timeout_s=20)
-        await worker.delete("keyturn.events")
+        await worker.delete(OWN_STREAM)
         waiting = asyncio.create_task(publisher.wait(second, timeout_s=30))
         await worker.declare()
-        await worker.tell(stored(second))
+        await worker.tell(answer(publisher, stored(second)))
         assert isinstance(await waiting, UploadStored)
 
 
@@ -266,15 +288,15 @@ async def test_publisher_outlives_a_restart_of_the_broker(own_rabbitmq: RabbitMQ
         async with worker_side(url) as worker:
             early = await publisher.upload("acme", "early", b"x")
             late = await publisher.upload("acme", "late", b"x")
-            await worker.tell(stored(early))
+            await worker.tell(answer(publisher, stored(early)))
             assert isinstance(await publisher.wait(early, timeout_s=20), UploadStored)
         waiting = asyncio.create_task(publisher.wait(late, timeout_s=90))
         await asyncio.to_thread(own_rabbitmq.restart)
         after = await publisher.upload("acme", "after", b"x")
         await _stream_is_back(url)
         async with worker_side(url) as worker:
-            await worker.tell(stored(late))
-            await worker.tell(stored(after))
+            await worker.tell(answer(publisher, stored(late)))
+            await worker.tell(answer(publisher, stored(after)))
             assert isinstance(await waiting, UploadStored)
             assert isinstance(await publisher.wait(after, timeout_s=60), UploadStored)
             assert isinstance(await publisher.wait(early, timeout_s=60), UploadStored)

@@ -18,6 +18,7 @@ from contracts.messages import (
     ObjectDeleted,
     RotationAccepted,
     RotationCompleted,
+    RotationFailed,
     RotationRejected,
     RotationRequested,
     SweepCompleted,
@@ -26,13 +27,14 @@ from contracts.messages import (
 )
 from contracts.publisher import NotDeliveredError, Publisher, WaitTimeoutError
 from contracts.sealing import SigningKey, b64_decode, kek_info, user_kek
-from tests.integration.publisher.side import INTAKE, WorkerSide, verified
+from tests.integration.publisher.side import INTAKE, WorkerSide, answer, answer_elsewhere, verified
 
 if TYPE_CHECKING:
     from contracts.settings import PublisherSettings
 
 AT = "2026-11-24T10:00:00Z"
 API_KEY = "kt_" + "n" * 43
+ROTATION: Any = {"project": "acme", "request_type": "rotation.requested"}
 COUNTS: dict[str, Any] = dict.fromkeys(COUNT_FIELDS, 0) | {"clean": True}
 
 
@@ -49,14 +51,23 @@ def _completed(rotation_id: str) -> RotationCompleted:
     return RotationCompleted(rotation_id=rotation_id, project="acme", at=AT, **COUNTS)
 
 
+def _failed(rotation_id: str, project: str) -> RotationFailed:
+    return RotationFailed(
+        rotation_id=rotation_id, project=project, code="keyring_rolled_back", detail="", at=AT
+    )
+
+
 def _refused(rotation_id: str) -> RotationRejected:
     return RotationRejected(
         rotation_id=rotation_id, project="acme", code="kek_reused", detail="", at=AT
     )
 
 
-async def _all(publisher: Publisher, request_id: str, since: datetime | None = None) -> list[Event]:
-    async with asyncio.timeout(20), aclosing(publisher.progress(request_id, since=since)) as told:
+async def _all(
+    publisher: Publisher, request_id: str, since: datetime | None = None, **of: Any
+) -> list[Event]:
+    events = publisher.progress(request_id, since=since, **of)
+    async with asyncio.timeout(20), aclosing(events) as told:
         return [event async for event in told]
 
 
@@ -115,15 +126,18 @@ async def test_acceptance_and_end_are_waited_for_apart(
     async with Publisher.open(settings) as publisher:
         rotation_id = await publisher.rotate("acme", api_key=API_KEY)
         end = asyncio.create_task(publisher.wait_completed(rotation_id, timeout_s=20))
-        await worker.tell(_accepted(rotation_id))
-        await worker.tell(_progressed(rotation_id, 5))
-        assert await publisher.wait(rotation_id, timeout_s=20) == _accepted(rotation_id)
+        accepted, completed = (
+            answer(publisher, event) for event in (_accepted(rotation_id), _completed(rotation_id))
+        )
+        await worker.tell(accepted)
+        await worker.tell(answer(publisher, _progressed(rotation_id, 5)))
+        assert await publisher.wait(rotation_id, timeout_s=20) == accepted
         with pytest.raises(WaitTimeoutError):
             await publisher.wait_completed(rotation_id, timeout_s=0.3)
         assert not end.done()
-        await worker.tell(_completed(rotation_id))
-        assert await end == _completed(rotation_id)
-        assert await publisher.wait(rotation_id, timeout_s=20) == _accepted(rotation_id)
+        await worker.tell(completed)
+        assert await end == completed
+        assert await publisher.wait(rotation_id, timeout_s=20) == accepted
 
 
 async def test_a_sweep_and_a_delete_are_answered_by_their_end(
@@ -131,18 +145,19 @@ async def test_a_sweep_and_a_delete_are_answered_by_their_end(
 ) -> None:
     async with Publisher.open(settings) as publisher:
         sweep_id = await publisher.sweep("*")
-        answer = asyncio.create_task(publisher.wait(sweep_id, timeout_s=20))
-        await worker.tell(_progressed(sweep_id, 5))
+        end = asyncio.create_task(publisher.wait(sweep_id, timeout_s=20))
+        await worker.tell(answer(publisher, _progressed(sweep_id, 5)))
         request_id = await publisher.delete("acme", "a")
-        deleted = ObjectDeleted(request_id=request_id, project="acme", key="a", at=AT)
+        told = ObjectDeleted(request_id=request_id, project="acme", key="a", at=AT)
+        deleted = answer(publisher, told)
         await worker.tell(deleted)
         # One reader, in order: the progress has been read by now.
         assert await publisher.wait(request_id, timeout_s=20) == deleted
-        assert not answer.done()
-        told = SweepCompleted(sweep_id=sweep_id, project="*", at=AT, **COUNTS)
-        await worker.tell(told)
-        assert await answer == told
-        assert await publisher.wait_completed(sweep_id, timeout_s=20) == told
+        assert not end.done()
+        completed = SweepCompleted(sweep_id=sweep_id, project="*", at=AT, **COUNTS)
+        await worker.tell(answer(publisher, completed))
+        assert await end == answer(publisher, completed)
+        assert await publisher.wait_completed(sweep_id, timeout_s=20) == await end
 
 
 async def test_progress_gives_every_event_of_one_request_and_ends(
@@ -151,22 +166,25 @@ async def test_progress_gives_every_event_of_one_request_and_ends(
     async with Publisher.open(settings) as publisher:
         rotation_id = await publisher.rotate("acme", api_key=API_KEY)
         other_id = await publisher.rotate("other", api_key=API_KEY)
-        told: list[Event] = [
+        events: list[Event] = [
             _accepted(rotation_id),
             *(_progressed(rotation_id, n) for n in range(300)),
             _completed(rotation_id),
         ]
+        told = [answer(publisher, event) for event in events]
         reading = asyncio.create_task(_all(publisher, rotation_id))
         for event in told:
             await worker.tell(event)
-            await worker.tell(_progressed(other_id, 7))
+            await worker.tell(answer(publisher, _progressed(other_id, 7, "other")))
         forged = SigningKey.from_seed(b"f" * 32)
-        await worker.tell(_refused(other_id), key=forged)
-        await worker.tell(_refused(other_id))
+        failed = answer(publisher, _failed(other_id, "other"))
+        await worker.tell(failed, key=forged)
+        await worker.tell(failed)
         assert await reading == told
         # Nobody looked while it ran: the stream still tells all of it.
         assert await _all(publisher, rotation_id) == told
-        assert (await _all(publisher, other_id))[-1] == _refused(other_id)
+        *progress, last = await _all(publisher, other_id)
+        assert (len(progress), last) == (302, failed)
 
 
 async def test_progress_of_anothers_rotation_is_picked_up_again(
@@ -175,22 +193,28 @@ async def test_progress_of_anothers_rotation_is_picked_up_again(
     since = datetime.now(UTC)
     async with Publisher.open(settings) as publisher:
         rotation_id = await publisher.rotate("acme", api_key=API_KEY)
-        await worker.tell(_accepted(rotation_id))
-        await worker.tell(_progressed(rotation_id, 1))
+        accepted = answer(publisher, _accepted(rotation_id))
+        await worker.tell(accepted)
+        await worker.tell(answer(publisher, _progressed(rotation_id, 1)))
         async with aclosing(publisher.progress(rotation_id)) as told:
-            assert await anext(told) == _accepted(rotation_id)
-    await worker.tell(_completed(rotation_id))
+            assert await anext(told) == accepted
+    completed = answer(publisher, _completed(rotation_id))
+    # Another publisher's, of the same project even: its own rotation, refused or not, and over.
+    for foreign in (_refused(rotation_id), _accepted(rotation_id), _completed(rotation_id)):
+        await worker.tell(answer_elsewhere(foreign, publisher="mallory"))
+    # A later try of this one, by yet another process: what was begun goes on.
+    await worker.tell(answer_elsewhere(_refused(rotation_id)))
+    await worker.tell(completed)
     async with Publisher.open(settings) as other:
-        events = await _all(other, rotation_id, since)
+        events = await _all(other, rotation_id, since, **ROTATION)
         assert [event.type for event in events] == [
             "rotation.accepted",
             "sweep.progressed",
             "rotation.completed",
         ]
-        end = await other.wait_completed(rotation_id, since=since, timeout_s=20)
-        assert end == _completed(rotation_id)
-        accepted = await other.wait(rotation_id, since=since, timeout_s=20)
-        assert accepted == _accepted(rotation_id)
+        end = await other.wait_completed(rotation_id, since=since, timeout_s=20, **ROTATION)
+        assert end == completed
+        assert await other.wait(rotation_id, since=since, timeout_s=20, **ROTATION) == accepted
 
 
 async def test_a_repeated_rotation_is_told_anew_and_waited_for_anew(
@@ -198,12 +222,17 @@ async def test_a_repeated_rotation_is_told_anew_and_waited_for_anew(
 ) -> None:
     async with Publisher.open(settings) as publisher:
         rotation_id = await publisher.rotate("acme", api_key=API_KEY)
-        await worker.tell(_refused(rotation_id))
-        assert await publisher.wait(rotation_id, timeout_s=20) == _refused(rotation_id)
+        refused = answer(publisher, _refused(rotation_id))
+        await worker.tell(refused)
+        assert await publisher.wait(rotation_id, timeout_s=20) == refused
         await publisher.rotate("acme", api_key=API_KEY, rotation_id=rotation_id)
         reading = asyncio.create_task(_all(publisher, rotation_id))
         end = asyncio.create_task(publisher.wait_completed(rotation_id, timeout_s=20))
-        await worker.tell(_accepted(rotation_id))
-        await worker.tell(_completed(rotation_id))
-        assert await end == _completed(rotation_id)
-        assert await reading == [_accepted(rotation_id), _completed(rotation_id)]
+        await worker.tell(refused)  # published again, by one who may only write to the broker
+        accepted, completed = (
+            answer(publisher, event) for event in (_accepted(rotation_id), _completed(rotation_id))
+        )
+        await worker.tell(accepted)
+        await worker.tell(completed)
+        assert await end == completed
+        assert await reading == [accepted, completed]

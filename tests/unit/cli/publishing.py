@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from contracts.messages import COUNT_FIELDS, parse_event
 from contracts.publisher import WaitTimeoutError
-from contracts.publisher.waiting import is_answer
+from contracts.publisher.event_matcher import is_answer
 from workers.cli.app import app
 
 if TYPE_CHECKING:
@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from contracts.messages import Event
 
 AT = "2026-11-24T10:00:00Z"
+_TYPES = {
+    "rotate": "rotation.requested",
+    "sweep": "sweep.requested",
+    "delete": "delete.requested",
+}
 
 
 def event(type_: str, at: str = AT, **fields: Any) -> Event:
@@ -70,18 +75,28 @@ class FakePublisher:
     async def delete(self, project: str, key: str, **given: Any) -> str:
         return self._publish("delete", "request_id", project=project, key=key, **given)
 
-    async def wait(self, request_id: str, *, timeout_s: float) -> Event:
+    async def wait(
+        self, request_id: str, *, timeout_s: float, project: str, request_type: str
+    ) -> Event:
+        self._check(project, request_type)
         for told in self.script(request_id):
             if is_answer(told):
                 return told
         raise WaitTimeoutError(f"nothing was told of {request_id} in {timeout_s:g} s")
 
-    async def progress(self, request_id: str, *, since: None) -> AsyncGenerator[Event, None]:
-        assert since is None
+    async def progress(
+        self, request_id: str, *, project: str, request_type: str
+    ) -> AsyncGenerator[Event, None]:
+        self._check(project, request_type)
         for told in self.script(request_id):
             yield told
         if self.interrupt:
             raise KeyboardInterrupt
+
+    def _check(self, project: str, request_type: str) -> None:
+        """What is waited for is what was sent last."""
+        method, given = self.sent[-1]
+        assert (given["project"], _TYPES[method]) == (project, request_type)
 
 
 @dataclass

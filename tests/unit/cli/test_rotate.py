@@ -162,7 +162,7 @@ def test_an_interrupt_leaves_it_running_and_says_how_to_pick_it_up(fake: Command
     result = fake.run("rotate", "acme", "--watch", NEW_API_KEY=NEW_KEY)
     assert result.exit_code == 130
     rotation_id = _rotations(fake)[0]["rotation_id"]
-    assert result.stderr.endswith(f"keyturn status {rotation_id} --watch\n")
+    assert result.stderr.endswith(f"keyturn status {rotation_id} --project acme --watch\n")
 
 
 def test_an_interrupt_before_it_was_sent_promises_nothing(fake: Commands) -> None:
@@ -176,7 +176,7 @@ def test_where_nothing_is_told_in_time_it_says_how_to_pick_it_up(fake: Commands)
     assert result.exit_code == 1
     rotation_id = _rotations(fake)[0]["rotation_id"]
     assert f"nothing was told of {rotation_id} in 0.5 s" in result.stderr
-    assert f"keyturn status {rotation_id} --watch" in result.stderr
+    assert f"keyturn status {rotation_id} --project acme --watch" in result.stderr
     assert result.stderr.count("\n") == 1
 
 

@@ -50,7 +50,7 @@ def test_init_satisfies_workers_and_publishers_that_know_each_other(
     assert grant.allows("enroll.requested", "any-project")
     intake = worker.intake_keys[publisher.intake_public_key.id]
     assert intake.public_bytes == publisher.intake_public_key.key.public_bytes
-    assert worker.event_key[0].public_bytes == publisher.event_public_key.public_bytes
+    assert [key.id for key in publisher.event_public_key] == [key.id for key in worker.event_key]
     assert worker.deployment == publisher.deployment
     assert s3.s3_secret_access_key == worker.s3_secret_access_key
 

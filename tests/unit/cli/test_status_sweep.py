@@ -41,19 +41,14 @@ class _Told(FakePublisher):
     since: datetime | None = None
     meanwhile: Callable[[], Awaitable[object]] | None = None
 
-    async def progress(self, request_id: str, *, since: Any) -> AsyncGenerator[Event, None]:
+    async def events(self, since: Any = None) -> AsyncGenerator[Event, None]:
         self.since = since
         if self.meanwhile is not None:
             await self.meanwhile()
-        for told in self.script(request_id):
+        for told in self.script(""):
             yield told
         if self.interrupt:
             raise KeyboardInterrupt
-
-    async def events(self, since: Any) -> AsyncGenerator[Event, None]:
-        self.since = since
-        for told in self.script(""):
-            yield told
 
 
 @pytest.fixture
@@ -213,8 +208,53 @@ def test_a_forged_plan_is_one_line(bucket: Bench) -> None:
     assert result.stderr.startswith("keyturn: corrupt_object: ")
 
 
+def test_a_sweep_of_the_same_id_in_another_project_is_never_watched_in_its_place(
+    bucket: Bench, publisher: _Told
+) -> None:
+    """Whoever may sweep `aaa` can ask for that under the id of acme's rotation."""
+    bucket.add(done(1, "aaa"), plan(1, "acme", asked={"kind": "rotation"}))
+    ambiguous = bucket.run(_ID, "--watch", **_PUBLISHER)
+    assert ambiguous.exit_code == 1
+    assert "several projects have this id; add --project: aaa, acme" in ambiguous.stderr
+    assert publisher.since is None
+    unclean: dict[str, Any] = {"objects": 5, "failed": 2, "clean": False}
+    publisher.script = lambda _: [
+        event("sweep.completed", sweep_id=_ID, project="aaa", objects=1),
+        event("sweep.completed", sweep_id=_ID, objects=1),
+        event("rotation.completed", rotation_id=_ID, project="aaa", objects=1),
+        event("rotation.rejected", rotation_id=_ID, code="kek_reused", detail=""),
+        event("rotation.completed", rotation_id=_ID, **unclean),
+    ]
+    watched = bucket.run(_ID, "--project", "acme", "--watch", "--json", **_PUBLISHER)
+    assert watched.exit_code == 1, watched.output
+    assert json.loads(watched.stdout)["event"]["failed"] == 2
+    assert bucket.told(_ID, "--project", "acme")["project"] == "acme"
+    assert bucket.told(_ID, "--project", "aaa")["project"] == "aaa"
+    assert bucket.run(_ID, "--project", "bob").exit_code == 1
+
+
+def test_a_part_of_a_sweep_of_all_is_shown_and_not_watched(bucket: Bench, publisher: _Told) -> None:
+    part = plan(1, "acme", asked={"of_all": True})
+    bucket.add(all_plan(1, live=("acme",)), part)
+    assert bucket.told(_ID, "--project", "acme")["project"] == "acme"
+    assert bucket.told(_ID, "--project", "*")["project"] == "*"
+    result = bucket.run(_ID, "--project", "acme", "--watch", **_PUBLISHER)
+    assert result.exit_code == 1
+    assert "one part of a sweep of all" in result.stderr
+    assert publisher.since is None
+
+
 @pytest.mark.parametrize(
-    "arguments", [["--watch"], ["--failures"], ["acme", "--watch"], ["No Project"]]
+    "arguments",
+    [
+        ["--watch"],
+        ["--failures"],
+        ["acme", "--watch"],
+        ["No Project"],
+        ["acme", "--project", "acme"],
+        ["--project", "acme"],
+        [_ID, "--project", "No Project"],
+    ],
 )
 def test_wrong_usage_exits_2(bucket: Bench, arguments: list[str]) -> None:
     result = bucket.run(*arguments, **_PUBLISHER)
@@ -284,25 +324,25 @@ def test_ctrl_c_leaves_it_running_and_says_how_to_go_on(bucket: Bench, publisher
     publisher.interrupt = True
     result = bucket.run(_ID, "--watch", **_PUBLISHER)
     assert result.exit_code == 130
-    assert result.stderr.endswith(f"keyturn status {_ID} --watch\n")
+    assert result.stderr.endswith(f"keyturn status {_ID} --project acme --watch\n")
 
 
 def test_a_sweep_that_failed_and_went_on_is_watched_past_its_failure(
     bucket: Bench, publisher: _Told
 ) -> None:
-    """Its dead letter was replayed; the stream tells of the refusal before it."""
+    """Its dead letter was replayed; the stream still has the failure before it."""
     failed_at, went_on_at = BEGIN + timedelta(minutes=2), BEGIN + timedelta(minutes=9)
     bucket.add(replace(plan(1), ended_at=failed_at, stepped_at=went_on_at, step=4))
     refused = {"code": "keyring_rolled_back", "detail": "", "sweep_id": _ID}
     publisher.script = lambda _: [
-        event("sweep.rejected", format_time(failed_at), **refused),
+        event("sweep.failed", format_time(failed_at), **refused),
         event("sweep.completed", format_time(went_on_at), sweep_id=sweep_id(2)),
         event("sweep.completed", format_time(went_on_at), sweep_id=_ID, objects=5),
     ]
     result = bucket.run(_ID, "--watch", "--json", **_PUBLISHER)
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["event"]["type"] == "sweep.completed"
-    publisher.script = lambda _: [event("sweep.rejected", format_time(went_on_at), **refused)]
+    publisher.script = lambda _: [event("sweep.failed", format_time(went_on_at), **refused)]
     again = bucket.run(_ID, "--watch", "--json", **_PUBLISHER)
     assert again.exit_code == 1
     assert "keyring_rolled_back" in again.stderr

@@ -76,7 +76,7 @@ def test_an_interrupt_leaves_it_running_and_says_how_to_pick_it_up(fake: Command
     result = fake.run("sweep", "acme", "--watch")
     assert result.exit_code == 130
     sweep_id = fake.publisher.sent[0][1]["sweep_id"]
-    assert result.stderr.endswith(f"keyturn status {sweep_id} --watch\n")
+    assert result.stderr.endswith(f"keyturn status {sweep_id} --project acme --watch\n")
 
 
 @pytest.mark.parametrize(

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import io
-from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from rich.console import Console
 
 from contracts.errors import StorageUnavailableError
 from contracts.names import format_time
-from tests.unit.cli.publishing import FakePublisher, event
+from tests.unit.cli.publishing import event
 from workers.cli import watch
 from workers.cli.pace import Pace
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
     from contracts.messages import Event
-    from contracts.publisher import Publisher
 
 _ID = "c4d9b7aa-1f0e-4a57-b1d2-93e86a7f4c33"
 _BEGIN = datetime(2026, 11, 24, 10, tzinfo=UTC)
@@ -141,14 +141,14 @@ def told(monkeypatch: pytest.MonkeyPatch) -> _Told:
 _END = event("rotation.completed", rotation_id=_ID, objects=3, current=3)
 
 
-def _publisher(*events: Event) -> Publisher:
-    return cast("Publisher", FakePublisher(script=lambda _: list(events)))
+async def _events(*events: Event) -> AsyncGenerator[Event, None]:
+    for each in events:
+        yield each
 
 
 async def test_watching_shows_every_event_and_gives_the_last(told: _Told) -> None:
     accepted = event("rotation.accepted", rotation_id=_ID, generation=4)
-    publisher = _publisher(accepted, _progress(1, objects=2), _END)
-    end = await watch.watch(publisher, _ID, since=None, as_json=False)
+    end = await watch.watch(_events(accepted, _progress(1, objects=2), _END), as_json=False)
     assert end == _END
     assert [(state, objects) for state, objects, _ in told.states] == [
         ("waiting for a worker", 0),
@@ -165,15 +165,12 @@ async def test_objects_are_counted_beside_the_watching(told: _Told) -> None:
         counted.set()
         return 40
 
-    class _Slow(FakePublisher):
-        async def progress(self, request_id: str, *, since: None) -> Any:
-            await counted.wait()
-            async with aclosing(super().progress(request_id, since=since)) as events:
-                async for each in events:
-                    yield each
+    async def slow() -> AsyncGenerator[Event, None]:
+        await counted.wait()
+        yield _progress(1, objects=2)
+        yield _END
 
-    publisher = cast("Publisher", _Slow(script=lambda _: [_progress(1, objects=2), _END]))
-    await watch.watch(publisher, _ID, since=None, as_json=False, count=count)
+    await watch.watch(slow(), as_json=False, count=count)
     assert told.states[-1] == ("acme", 3, 40)
 
 
@@ -186,7 +183,7 @@ async def test_a_count_that_fails_or_hangs_changes_nothing(told: _Told) -> None:
         return 0
 
     for count in (fails, hangs):
-        end = await watch.watch(_publisher(_END), _ID, since=None, as_json=False, count=count)
+        end = await watch.watch(_events(_END), as_json=False, count=count)
         assert end == _END
         assert told.states[-1] == ("acme", 3, None)
 
@@ -195,6 +192,6 @@ async def test_with_json_nothing_is_shown_or_counted(capsys: pytest.CaptureFixtu
     async def count() -> int:
         pytest.fail("nobody would see it")
 
-    end = await watch.watch(_publisher(_END), _ID, since=None, as_json=True, count=count)
+    end = await watch.watch(_events(_END), as_json=True, count=count)
     assert end == _END
     assert capsys.readouterr() == ("", "")

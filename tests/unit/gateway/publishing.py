@@ -73,7 +73,12 @@ class FakePublisher:
         self.rotations.append({"project": project, "id": rotation_id, **asked})
         return rotation_id
 
-    async def wait(self, request_id: str, *, timeout_s: float = 60.0) -> Event:
+    async def wait(
+        self, request_id: str, *, timeout_s: float = 60.0, project: str, request_type: str
+    ) -> Event:
+        sent = {u.upload_id: ("upload.requested", u.project) for u in self.uploads}
+        sent |= {r["id"]: ("rotation.requested", r["project"]) for r in self.rotations}
+        assert sent.get(request_id, (request_type, project)) == (request_type, project)
         self.waits.append(timeout_s)
         if self.wait_fails is not None:
             raise self.wait_fails

@@ -59,7 +59,7 @@ class _Broker:
 
     @asynccontextmanager
     async def consumer(
-        self, _: object, start: Any, **__: object
+        self, _: object, __: str, start: Any, **___: object
     ) -> AsyncIterator[asyncio.Queue[Any]]:
         self.starts.append(start)
         happens = self.attaching.get(len(self.starts))
@@ -90,7 +90,7 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> _Broker:
 
 async def _read(count: int, start: Any = _EARLIER) -> list[int]:
     offsets: list[int] = []
-    async with asyncio.timeout(5), aclosing(events.follow(_LINK, start)) as told:
+    async with asyncio.timeout(5), aclosing(events.follow(_LINK, start, "keyturn.events")) as told:
         async for each in told:
             offsets.append(each.offset)
             if len(offsets) == count:
