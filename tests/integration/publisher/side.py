@@ -73,6 +73,11 @@ def answer(publisher: Publisher, event: _Answer) -> _Answer:
     return with_origin(event, RequestOrigin(NAME, matcher.digest))
 
 
+def answer_message(message: AbstractIncomingMessage, event: _Answer) -> _Answer:
+    """The event as the answer to the request in this message."""
+    return with_origin(event, RequestOrigin.of(NAME, message.body))
+
+
 def answer_elsewhere(event: _Answer, *, publisher: str = NAME) -> _Answer:
     """The event as the answer to a request that another process sent."""
     return with_origin(event, RequestOrigin(publisher, "0" * 64))

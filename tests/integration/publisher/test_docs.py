@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING
 from contracts import topology
 from contracts.messages import INLINE_MAX_BYTES, ProjectEnrolled, StagedBody
 from contracts.sealing import b64
-from tests.integration.publisher.side import EVENTS, INTAKE, WorkerSide, stored, verified
+from tests.integration.publisher.side import (
+    EVENTS,
+    INTAKE,
+    WorkerSide,
+    answer_message,
+    stored,
+    verified,
+)
 
 if TYPE_CHECKING:
     from tests.servers.s3 import S3Server
@@ -41,14 +48,16 @@ async def test_example_in_the_documentation_runs(
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", found[1], env=environment, stdout=asyncio.subprocess.PIPE
     )
-    enroll = verified(await worker.next(topology.CONTROL_QUEUE))
+    message = await worker.next(topology.CONTROL_QUEUE)
+    enroll = verified(message)
     told = ProjectEnrolled(
         request_id=enroll.request_id, project="acme", generation=1, at=enroll.requested_at
     )
-    await worker.tell(told)
-    upload = verified(await worker.next(topology.UPLOAD_QUEUE))
+    await worker.tell(answer_message(message, told))
+    message = await worker.next(topology.UPLOAD_QUEUE)
+    upload = verified(message)
     assert isinstance(upload.body, StagedBody)
-    await worker.tell(stored(upload.upload_id, key=upload.key))
+    await worker.tell(answer_message(message, stored(upload.upload_id, key=upload.key)))
     output, _ = await asyncio.wait_for(process.communicate(), timeout=60)
     assert process.returncode == 0
     assert b"project.enrolled" in output
