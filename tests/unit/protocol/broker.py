@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from contracts.messages import Event, encode
 from contracts.topology import WORKER_HEADERS
 from tests.unit.protocol.waiters import EVENT_KEY, signed
+from tests.unit.protocol.wire import CURRENT
 from workers.broker.delivery import Retry, RetryNotes, delay_up_to
 
 if TYPE_CHECKING:
@@ -110,7 +111,9 @@ class Teller:
 
     async def tell(self, event: Event) -> None:
         record = signed(encode(event))
-        await self._publish(f"tell {event.type}", lambda: self._world.told(event, record))
+        delivery = CURRENT.get()
+        effect = lambda: self._world.told(event, record, delivery)  # noqa: E731
+        await self._publish(f"tell {event.type}", effect)
 
     async def send(self, body: bytes, queue: str, delay_s: int) -> None:
         await self._publish(f"send {queue}", lambda: self._put(Letter(queue, body), delay_s))

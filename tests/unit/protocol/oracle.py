@@ -26,14 +26,17 @@ from contracts.sealing import (
     record_kek,
     unwrap_dek,
 )
+from tests.unit.protocol.laws import Laws
 from workers.storage.memory_bucket import etag_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from contracts.messages import Event
     from tests.unit.protocol.broker import Delivery, Letter
+    from tests.unit.protocol.waiters import Waiter
     from tests.unit.protocol.wire import Call, Server
+    from workers.settings import Grant
     from workers.storage.memory_bucket import Stored
 
 _ALGORITHM: Final = "Cobblestone-256"
@@ -80,7 +83,7 @@ class Project:
 class Oracle:
     """Judges one bucket."""
 
-    def __init__(self, master_keys: dict[str, Secret]) -> None:
+    def __init__(self, master_keys: dict[str, Secret], grants: Mapping[str, Grant]) -> None:
         self._master_keys = master_keys
         self.server: Server | None = None
         self.violations: list[str] = []
@@ -96,6 +99,10 @@ class Oracle:
         self._streamed: dict[str, Delivery] = {}
         self._opened: dict[tuple[str, bytes, bytes], Seen] = {}
         self.events: list[Event] = []
+        # What sealed bodies opened to, and what was asked of each sweep that ended.
+        self._plaintexts_of: dict[bytes, bytes] = {}
+        self._ended_asks: dict[tuple[str, str], dict[str, Any]] = {}
+        self.laws = Laws(self.violated, grants)
 
     def violated(self, what: str) -> None:
         self.violations.append(what)
@@ -105,9 +112,11 @@ class Oracle:
     def wrote(self, s3_key: str, stored: Stored, call: Call | None) -> None:
         """Every version that is put into the bucket comes by here, at that moment."""
         if call is None:
+            self.laws.planted(s3_key)
             return  # a test's own doing
+        self.laws.wrote(s3_key, call.delivery)
         if s3_key.startswith(KEYRINGS_PREFIX):
-            self._keyring(s3_key, stored)
+            self._keyring(s3_key, stored, call)
         elif s3_key.startswith(SWEEPS_PREFIX):
             self._plan(s3_key, stored)
         elif not s3_key.startswith(".keyturn/") and s3_key not in self.foreign:
@@ -115,7 +124,7 @@ class Oracle:
                 self._streamed[s3_key] = call.delivery
             else:
                 self._streamed.pop(s3_key, None)
-            self._object(s3_key, stored)
+            self._object(s3_key, stored, call)
 
     def _record(self, s3_key: str, body: bytes) -> tuple[str, str, dict[str, Any]]:
         outer = json.loads(body)
@@ -123,7 +132,7 @@ class Oracle:
         rest = json.loads(open_record(kek, s3_key, b64decode(outer["sealed"])))
         return outer["project"], outer["master_key"], rest
 
-    def _keyring(self, s3_key: str, stored: Stored) -> None:
+    def _keyring(self, s3_key: str, stored: Stored, call: Call) -> None:
         name, master_key, rest = self._record(s3_key, stored.body)
         project = self.projects.setdefault(name, Project())
         entries = [*rest["history"], rest]
@@ -142,6 +151,8 @@ class Oracle:
             rest["plaintext"] == "allowed",
             stored.etag,
         )
+        if not project.states or state.generation > project.states[-1].generation:
+            self.laws.turned(name, rest, call.delivery)
         if project.states and state.generation < project.states[-1].generation:
             self.violated(f"the generation of {name} went back to {state.generation}")
         project.states.append(state)
@@ -155,6 +166,7 @@ class Oracle:
         if rest["status"] == "running" or (sweep_id, name) in self.ended_sweeps:
             return
         self.ended_sweeps.add((sweep_id, name))
+        self._ended_asks[sweep_id, name] = rest["ask"]
         if rest["status"] == "done" and rest["clean"] and not rest["ask"]["dry_run"]:
             self.claims.add((sweep_id, name))
             if name != "*":
@@ -190,8 +202,14 @@ class Oracle:
         stored = self.server.standing().get(s3_key)
         return None if stored is None else self._record(s3_key, stored.body)[2]
 
-    def _object(self, s3_key: str, stored: Stored) -> None:
+    def _object(self, s3_key: str, stored: Stored, call: Call | None = None) -> None:
         seen = self.look(s3_key, stored)
+        delivery = None if call is None else call.delivery
+        if seen.kind == "tombstone":
+            self.laws.tombstoned(s3_key, delivery)
+        else:
+            plaintext = stored.body if seen.kind == "plaintext" else None
+            self.laws.stored(s3_key, delivery, self._plaintexts_of.get(stored.body, plaintext))
         if s3_key in self.deleted and seen.kind != "tombstone":
             self.violated(f"{s3_key} came back after its delete was told")
         if seen.kind == "sealed":
@@ -231,7 +249,7 @@ class Oracle:
         if not commits_to(user[0], BODY_CONTEXT, body[:HEADER_BYTES]):
             self.violated(f"the body of {s3_key} does not commit to its DEK")
             return Seen("broken")
-        plaintext = open_sealed(user[0], BODY_CONTEXT, body)
+        plaintext = self._plaintexts_of[body] = open_sealed(user[0], BODY_CONTEXT, body)
         if plaintext not in self.plaintexts.get(s3_key, ()):
             self.violated(f"{s3_key} opens to what nobody asked to store")
         if user[1] != admin[1]:
@@ -335,9 +353,10 @@ class Oracle:
 
     # Events.
 
-    def told(self, event: Any) -> None:
+    def told(self, event: Any, delivery: Delivery | None = None) -> None:
         """An event is durable: what it says must be so."""
         self.events.append(event)
+        self.laws.told(event, delivery)
         name = str(event.type)
         judge: Callable[[Any], None] | None = getattr(self, f"_on_{name.replace('.', '_')}", None)
         if judge is not None:
@@ -392,6 +411,35 @@ class Oracle:
             self.violated(f"a sweep of {event.project} was told as ended while it ran")
         if event.clean and (sweep_id, event.project) in self.claims and event.project != "*":
             self.check_all(event.project, "when its sweep was told clean")
+
+    # Those who wait.
+
+    def believed(self, waiter: Waiter, event: Any) -> None:
+        """A waiter took an event for an answer to its request."""
+        self.laws.believed(waiter, event)
+        if event.type in ("rotation.completed", "sweep.completed"):
+            self.laws.ended(waiter, self._ended_asks.get((waiter.asked.id, event.project)))
+        if event.type == "rotation.completed" and event.clean:
+            self._check_turned(event.project, self.laws.generation(waiter) or 0)
+
+    def _check_turned(self, name: str, generation: int) -> None:
+        """No object of a project is wrapped under an earlier KEK than a rotation's."""
+        assert self.server is not None
+        for s3_key, stored in self.server.standing().items():
+            if not s3_key.startswith(f"{name}/") or self._excused(s3_key):
+                continue
+            if self._opens_under_an_earlier(name, generation, s3_key, stored):
+                self.violated(f"an earlier KEK opens {s3_key} once its rotation was told clean")
+
+    def _opens_under_an_earlier(
+        self, name: str, generation: int, s3_key: str, stored: Stored
+    ) -> bool:
+        own = stored.headers.metadata
+        if "enc-dek-user" not in own:
+            return False
+        keks = [row for row in self._user_keks(name) if row[2][0] < generation]
+        key = s3_key.partition("/")[2]
+        return self._unwrap(iter(keks), "user", name, key, dict(own)) is not None
 
     # The end.
 

@@ -77,6 +77,10 @@ class Waiter:
     restarted: bool = False
     believed: list[Event] = field(default_factory=list)
 
+    def __str__(self) -> str:
+        who = "a restarted waiter" if self.restarted else "the waiter"
+        return f"{who} of {self.asked.publisher}'s {self.asked.kind}"
+
     @property
     def ended(self) -> bool:
         return any(event.type in ENDS[self.asked.kind] for event in self.believed)

@@ -62,7 +62,7 @@ class World:
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
         self.loop = Loop(self.clock)
         self.network = Network(self.loop, self.clock)
-        self.oracle = Oracle(MASTER_KEYS)
+        self.oracle = Oracle(MASTER_KEYS, GRANTS)
         self.server = Server(
             self.network,
             self.oracle.wrote,
@@ -78,7 +78,7 @@ class World:
         self.put_off: Counter[str] = Counter()
         self.requests: dict[str, dict[str, Any]] = {}
         # Every request by the digest of its bytes, and those who wait for the honest ones.
-        self.asked: dict[str, Asked] = {}
+        self.asked: dict[str, Asked] = self.oracle.laws.asked
         self.waiters: list[Waiter] = []
         self.broker_writer = BrokerWriter(self)
         self.bucket_writer = BucketWriter(self)
@@ -115,9 +115,9 @@ class World:
     def events(self) -> list[Event]:
         return self.oracle.events
 
-    def told(self, event: Event, record: Record) -> None:
+    def told(self, event: Event, record: Record, delivery: Delivery | None) -> None:
         """A worker's event is durable."""
-        self.oracle.told(event)
+        self.oracle.told(event, delivery)
         self.streamed(record)
 
     def streamed(self, record: Record) -> None:
@@ -126,7 +126,8 @@ class World:
         event = verified(record)
         if event is not None:
             for waiter in self.waiters:
-                waiter.hears(event)
+                if waiter.hears(event):
+                    self.oracle.believed(waiter, event)
 
     def acknowledged(self, delivery: Delivery) -> None:
         self.oracle.acknowledged(delivery)
@@ -146,6 +147,7 @@ class World:
         self, body: bytes, publisher: str, routing_key: str, *, queue: str | None = None
     ) -> None:
         """Whatever bytes, signed by a publisher."""
+        self.oracle.laws.signed.add((publisher, body))
         signature = PUBLISHERS[publisher].sign_request("test", publisher, body)
         headers = {"keyturn-publisher": publisher, "keyturn-signature": signature}
         queue = queue or _QUEUES.get(routing_key, CONTROL_QUEUE)
@@ -440,6 +442,8 @@ class World:
             tries = [asked for asked in self.asked.values() if asked.id == request_id]
             if not self.ended(request_id) and dead.isdisjoint(asked.body for asked in tries):
                 self.oracle.violated(f"no end was told of {self.requests[request_id]['type']}")
+        for waiter in self.waiters:
+            self.oracle.laws.settled(waiter)
         last = [self.sweep(name) for name in sorted(self.oracle.projects)]
         self.run()
         for sweep_id in last:

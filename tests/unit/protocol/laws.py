@@ -1,0 +1,231 @@
+"""What is told, held against what became of the requests: nothing it says can be false.
+
+The judge of answers. It knows every request as it was signed, sees by which message each
+write was made, and hears what each waiter believes (SPEC 6.3, 6.7, 13).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from contracts.names import object_key
+from contracts.sealing import Secret, kek_id
+from contracts.topology import CONTROL_QUEUE, CONTROL_REQUESTS, UPLOAD_QUEUE, UPLOAD_REQUESTS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from contracts.messages import Event
+    from tests.unit.protocol.broker import Delivery, Letter
+    from tests.unit.protocol.waiters import Asked, Waiter
+    from workers.settings import Grant
+
+_SERVED: Final = {UPLOAD_QUEUE: UPLOAD_REQUESTS, CONTROL_QUEUE: CONTROL_REQUESTS}
+_OPTIONS: Final = {
+    "master_key": None,
+    "encrypt_plaintext": False,
+    "repair": False,
+    "dry_run": False,
+}
+_ENDS_OF: Final = {"project": "enroll", "object": "delete"}
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Whose upload brought the object of a key: nobody's, where a test put it there."""
+
+    publisher: str = ""
+    upload_id: str = ""
+    plaintext: bytes | None = None
+
+
+class Laws:
+    """Judges what was told. `violated` takes what is wrong.
+
+    Args:
+        asked: Every request by the digest of its bytes.
+        grants: What each publisher may do.
+    """
+
+    def __init__(self, violated: Callable[[str], None], grants: Mapping[str, Grant]) -> None:
+        self._violated = violated
+        self._grants = grants
+        self.asked: dict[str, Asked] = {}
+        # Whatever a publisher signed, requests or not.
+        self.signed: set[tuple[str, bytes]] = set()
+        self._holders: dict[str, Holder] = {}
+        self._turned: dict[tuple[str, str, str, str], int] = {}
+        self._tombstoned: set[tuple[str, str]] = set()
+
+    # What happens.
+
+    def asked_by(self, delivery: Delivery | None) -> Asked | None:
+        """The request that a delivery brought, where a publisher signed it."""
+        if delivery is None:
+            return None
+        asked = self.asked.get(hashlib.sha256(delivery.letter.body).hexdigest())
+        return asked if asked is not None and self._is_signed(delivery.letter) else None
+
+    def _is_signed(self, letter: Letter) -> bool:
+        return (letter.headers.get("keyturn-publisher"), letter.body) in self.signed
+
+    def wrote(self, s3_key: str, delivery: Delivery | None) -> None:
+        """Anything was written by a worker: for a message that somebody signed, in its place."""
+        if delivery is None or delivery.letter.queue not in _SERVED:
+            return
+        if not self._is_signed(delivery.letter):
+            self._violated(f"{s3_key} was written for a message that nobody signed")
+        elif not _is_in_its_place(delivery.letter):
+            self._violated(f"{s3_key} was written for a message on another queue than its own")
+
+    def planted(self, s3_key: str) -> None:
+        self._holders[s3_key] = Holder()
+
+    def stored(self, s3_key: str, delivery: Delivery | None, plaintext: bytes | None) -> None:
+        """An object was put: the first one holds its key for ever."""
+        asked = self.asked_by(delivery)
+        if asked is None or asked.kind != "upload.requested":
+            self._holders.setdefault(s3_key, Holder())
+        else:
+            self._holders.setdefault(s3_key, Holder(asked.publisher, asked.id, plaintext))
+
+    def tombstoned(self, s3_key: str, delivery: Delivery | None) -> None:
+        asked = self.asked_by(delivery)
+        if asked is not None:
+            self._tombstoned.add((asked.digest, s3_key))
+        self._holders.setdefault(s3_key, Holder())
+
+    def turned(self, project: str, entry: dict[str, Any], delivery: Delivery | None) -> None:
+        """A keyring has a generation that it had not before."""
+        asked = self.asked_by(delivery)
+        if asked is None or asked.kind not in ("enroll.requested", "rotation.requested"):
+            self._violated(f"the keyring of {project} was turned by no request")
+            return
+        if not self._grants[asked.publisher].allows(asked.kind, project):
+            self._violated(f"{asked.publisher} turned the keyring of {project}")
+        at = (asked.publisher, project, entry["rotation_id"], entry["kek_id"])
+        self._turned[at] = entry["generation"]
+
+    # What is told.
+
+    def told(self, event: Event, delivery: Delivery | None) -> None:
+        """A worker published an event."""
+        kind = kind_of(event)
+        named = event.publisher is not None and event.project is not None
+        if named and not self._grants[event.publisher].allows(kind, event.project):
+            self._violated(f"{event.type} of {event.publisher} in {event.project}")
+        if delivery is None or delivery.letter.queue not in _SERVED:
+            return
+        letter = delivery.letter
+        if not self._is_signed(letter):
+            self._violated(f"{event.type} was told for a message that nobody signed")
+            return
+        if not _is_in_its_place(letter):
+            self._violated(f"{event.type} was told for a message on another queue than its own")
+        if event.type.endswith(("progressed", "completed", "failed")):
+            return  # of a sweep, to each of those who asked for it
+        publisher = letter.headers["keyturn-publisher"]
+        if event.publisher != publisher:
+            self._violated(f"{event.type} does not name {publisher}, whose request it answers")
+        if event.request != hashlib.sha256(letter.body).hexdigest():
+            self._violated(f"{event.type} does not name the request that it answers")
+        if event.project is not None and not self._grants[publisher].allows(kind, event.project):
+            self._violated(f"{event.type} was told in {event.project}, by {publisher}'s request")
+
+    # What is believed.
+
+    def generation(self, waiter: Waiter) -> int | None:
+        """The generation that the request of a waiter brought."""
+        return next((g for a in self._tries(waiter) if (g := self._generation(a))), None)
+
+    def believed(self, waiter: Waiter, event: Any) -> None:
+        """A waiter took an event for an answer: then that must be what happened."""
+        about = f"{event.type} believed by {waiter}"
+        tries = self._tries(waiter)
+        if event.type.endswith(".rejected"):
+            if waiter.restarted and event.request in self.asked:
+                # The answer to an earlier try is one that somebody without the bytes may take.
+                told = self.asked[event.request]
+                if (told.publisher, told.id) != (waiter.asked.publisher, waiter.asked.id):
+                    self._violated(f"{about} answers another's request")
+            elif all(self._had_effect(asked) for asked in tries) and not self._is_over(event):
+                self._violated(f"{about}, and it had its effect")
+        elif not any(self._had_effect(asked) for asked in tries):
+            self._violated(f"{about}, and it had no effect")
+        if event.type == "rotation.accepted" and event.generation != self.generation(waiter):
+            self._violated(f"{about} names generation {event.generation}")
+        if event.type == "upload.stored" and not any(
+            (event.key, event.size) == (asked.document["key"], len(asked.secret or b""))
+            for asked in tries
+        ):
+            self._violated(f"{about} is about another object")
+
+    def ended(self, waiter: Waiter, ask: Mapping[str, Any] | None) -> None:
+        """A waiter believes the end of a sweep: it was the sweep that was asked for."""
+        asked = waiter.asked
+        if asked.kind != "sweep.requested" or ask is None:
+            return
+        wanted = {name: asked.document.get(name, value) for name, value in _OPTIONS.items()}
+        if {name: ask[name] for name in _OPTIONS} != wanted:
+            self._violated(f"the end of another sweep was believed by {waiter}")
+
+    def settled(self, waiter: Waiter) -> None:
+        """Everything came to its end: none waits for ever."""
+        if not waiter.ended:
+            self._violated(f"{waiter} waits for ever")
+
+    def _tries(self, waiter: Waiter) -> list[Asked]:
+        """The requests that the waiter may mean: its own, or without its bytes every try."""
+        mine = waiter.asked
+        if not waiter.restarted:
+            return [mine]
+        every = self.asked.values()
+        same = [
+            a for a in every if (a.publisher, a.kind, a.id) == (mine.publisher, mine.kind, mine.id)
+        ]
+        return [asked for asked in same if asked.project == mine.project]
+
+    def _generation(self, asked: Asked) -> int | None:
+        if asked.kind not in ("enroll.requested", "rotation.requested"):
+            return None
+        name = kek_id(Secret(asked.secret or b""))
+        return self._turned.get((asked.publisher, asked.project, asked.id, name))
+
+    def _had_effect(self, asked: Asked) -> bool:
+        match asked.kind:
+            case "upload.requested":
+                held = self._holders.get(object_key(asked.project, asked.document["key"]))
+                return held == Holder(asked.publisher, asked.id, asked.secret)
+            case "enroll.requested" | "rotation.requested":
+                return self._generation(asked) is not None
+        return True  # others are judged by what stands in the bucket
+
+    def _is_over(self, event: Any) -> bool:
+        """Refusals of what was done, and is no more or not any more as it was."""
+        return event.code in ("deleted_key", "corrupt_object")
+
+
+def _identity(asked: Asked) -> tuple[str, str, str, str]:
+    """What tells one publisher's request and its later tries from all others."""
+    return asked.publisher, asked.kind, asked.id, asked.project
+
+
+def kind_of(event: Event) -> str:
+    """The type of the requests that an event answers."""
+    first = event.type.partition(".")[0]
+    return f"{_ENDS_OF.get(first, first)}.requested"
+
+
+def _is_in_its_place(letter: Letter) -> bool:
+    """Whether a request came by the queue and the routing key that its type calls for."""
+    try:
+        kind = json.loads(letter.body)["type"]
+    except (ValueError, KeyError, TypeError):
+        return True  # no type to hold it against
+    served = _SERVED[letter.queue]
+    return kind not in (*UPLOAD_REQUESTS, *CONTROL_REQUESTS) or (
+        kind in served and letter.routing_key in (kind, letter.queue)
+    )
