@@ -30,6 +30,8 @@ _OPTIONS: Final = {
     "repair": False,
     "dry_run": False,
 }
+# What may be so by another request already: that it is so is judged in the bucket.
+_JOINED: Final = frozenset({"sweep.requested", "delete.requested"})
 _ENDS_OF: Final = {"project": "enroll", "object": "delete"}
 
 
@@ -59,6 +61,7 @@ class Laws:
         self._holders: dict[str, Holder] = {}
         self._turned: dict[tuple[str, str, str, str], int] = {}
         self._tombstoned: set[tuple[str, str]] = set()
+        self._planned: set[str] = set()
 
     # What happens.
 
@@ -109,14 +112,21 @@ class Laws:
         at = (asked.publisher, project, entry["rotation_id"], entry["kek_id"])
         self._turned[at] = entry["generation"]
 
+    def planned(self, delivery: Delivery | None) -> None:
+        """A sweep has a record that it had not before."""
+        asked = self.asked_by(delivery)
+        if asked is not None:
+            self._planned.add(asked.digest)
+
     # What is told.
 
     def told(self, event: Event, delivery: Delivery | None) -> None:
         """A worker published an event."""
         kind = kind_of(event)
-        named = event.publisher is not None and event.project is not None
-        if named and not self._grants[event.publisher].allows(kind, event.project):
-            self._violated(f"{event.type} of {event.publisher} in {event.project}")
+        if event.publisher is not None and event.project is not None:
+            allowed = self._grants[event.publisher].allows(kind, event.project)
+            if not allowed:
+                self._violated(f"{event.type} of {event.publisher} in {event.project}")
         if delivery is None or delivery.letter.queue not in _SERVED:
             return
         letter = delivery.letter
@@ -134,6 +144,16 @@ class Laws:
             self._violated(f"{event.type} does not name the request that it answers")
         if event.project is not None and not self._grants[publisher].allows(kind, event.project):
             self._violated(f"{event.type} was told in {event.project}, by {publisher}'s request")
+        self._judge_unwaited(event, self.asked.get(event.request or ""))
+
+    def _judge_unwaited(self, event: Any, asked: Asked | None) -> None:
+        """The answer to a request whose publisher means ill is true as well."""
+        if asked is None or asked.honest or self._is_over(event):
+            return
+        if asked.kind in _JOINED and not event.type.endswith(".rejected"):
+            return
+        if self._had_effect(asked) is event.type.endswith(".rejected"):
+            self._violated(f"{event.type} was told of {asked.publisher}'s {asked.kind}: not so")
 
     # What is believed.
 
@@ -153,7 +173,7 @@ class Laws:
                     self._violated(f"{about} answers another's request")
             elif all(self._had_effect(asked) for asked in tries) and not self._is_over(event):
                 self._violated(f"{about}, and it had its effect")
-        elif not any(self._had_effect(asked) for asked in tries):
+        elif waiter.asked.kind not in _JOINED and not any(map(self._had_effect, tries)):
             self._violated(f"{about}, and it had no effect")
         if event.type == "rotation.accepted" and event.generation != self.generation(waiter):
             self._violated(f"{about} names generation {event.generation}")
@@ -201,11 +221,14 @@ class Laws:
                 return held == Holder(asked.publisher, asked.id, asked.secret)
             case "enroll.requested" | "rotation.requested":
                 return self._generation(asked) is not None
-        return True  # others are judged by what stands in the bucket
+            case "delete.requested":
+                s3_key = object_key(asked.project, asked.document["key"])
+                return (asked.digest, s3_key) in self._tombstoned
+        return asked.digest in self._planned  # of a sweep
 
     def _is_over(self, event: Any) -> bool:
-        """Refusals of what was done, and is no more or not any more as it was."""
-        return event.code in ("deleted_key", "corrupt_object")
+        """Whether it refuses what was done, and is no more, or no more as it was."""
+        return getattr(event, "code", "") in ("deleted_key", "corrupt_object")
 
 
 def _identity(asked: Asked) -> tuple[str, str, str, str]:

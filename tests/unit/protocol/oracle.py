@@ -102,6 +102,7 @@ class Oracle:
         # What sealed bodies opened to, and what was asked of each sweep that ended.
         self._plaintexts_of: dict[bytes, bytes] = {}
         self._ended_asks: dict[tuple[str, str], dict[str, Any]] = {}
+        self._plans: set[str] = set()
         self.laws = Laws(self.violated, grants)
 
     def violated(self, what: str) -> None:
@@ -118,7 +119,7 @@ class Oracle:
         if s3_key.startswith(KEYRINGS_PREFIX):
             self._keyring(s3_key, stored, call)
         elif s3_key.startswith(SWEEPS_PREFIX):
-            self._plan(s3_key, stored)
+            self._plan(s3_key, stored, call)
         elif not s3_key.startswith(".keyturn/") and s3_key not in self.foreign:
             if call.op == "put_stream" and call.delivery is not None:
                 self._streamed[s3_key] = call.delivery
@@ -157,12 +158,15 @@ class Oracle:
             self.violated(f"the generation of {name} went back to {state.generation}")
         project.states.append(state)
 
-    def _plan(self, s3_key: str, stored: Stored) -> None:
+    def _plan(self, s3_key: str, stored: Stored, call: Call) -> None:
         parts = s3_key.removeprefix(SWEEPS_PREFIX).split("/")
         if len(parts) != _PLAN_PARTS or parts[2] != "sweep.json":
             return
         name, _, rest = self._record(s3_key, stored.body)
         sweep_id = rest["ask"]["sweep_id"]
+        if s3_key not in self._plans:
+            self._plans.add(s3_key)
+            self.laws.planned(call.delivery)
         if rest["status"] == "running" or (sweep_id, name) in self.ended_sweeps:
             return
         self.ended_sweeps.add((sweep_id, name))

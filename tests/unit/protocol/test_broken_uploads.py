@@ -76,7 +76,7 @@ def test_a_request_is_acknowledged_after_its_effect() -> None:
     assert violations(an_upload_whose_worker_dies_at_its_put) == []
     broken = Parts(consumer=_AcknowledgesFirst)
     found = violations(an_upload_whose_worker_dies_at_its_put, broken)
-    assert found == ["no end was told of upload.requested"]
+    assert "the waiter of api's upload.requested waits for ever" in found
 
 
 @pytest.mark.parametrize("record", ["sweep.json", "results"])
@@ -171,4 +171,4 @@ def test_the_keyring_remembers_which_rotation_turned_it(monkeypatch: pytest.Monk
     assert violations(a_rotation_whose_worker_dies_once_it_turned) == []
     monkeypatch.setattr("workers.control.rotation.entry_of", lambda *_: None)
     found = violations(a_rotation_whose_worker_dies_once_it_turned)
-    assert found == ["a rotation was told as rejected, and had turned the keyring"]
+    assert any("rotation.rejected believed" in what and "had its effect" in what for what in found)
