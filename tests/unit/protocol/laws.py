@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from contracts.messages import Event
     from tests.unit.protocol.broker import Delivery, Letter
     from tests.unit.protocol.waiters import Asked, Waiter
-    from workers.settings import Grant
+    from workers.grants import Grant
 
 _SERVED: Final = {UPLOAD_QUEUE: UPLOAD_REQUESTS, CONTROL_QUEUE: CONTROL_REQUESTS}
 _OPTIONS: Final = {

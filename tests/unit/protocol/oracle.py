@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from tests.unit.protocol.broker import Delivery, Letter
     from tests.unit.protocol.waiters import Waiter
     from tests.unit.protocol.wire import Call, Server
-    from workers.settings import Grant
+    from workers.grants import Grant
     from workers.storage.memory_bucket import Stored
 
 _ALGORITHM: Final = "Cobblestone-256"
