@@ -60,6 +60,7 @@ class Report:
             conditional_completion={COMPLETION, COMPLETION_RACE} <= held,
             conditional_copy_destination=COPY_DESTINATION in held,
             copy_keeps_tags=TAGS in held,
+            late_writes_refused={LATE_PUT, LATE_COPY, LATE_COMPLETION} <= held,
         )
 
     def check(self) -> None:
@@ -77,10 +78,15 @@ COMPLETION: Final = "completion If-None-Match: *"
 COMPLETION_RACE: Final = "completion If-None-Match: *, two at once"
 COPY_DESTINATION: Final = "self-copy If-Match on the destination"
 TAGS: Final = "tags kept on self-copy"
+LATE_PUT: Final = "late put refused"
+LATE_COPY: Final = "late self-copy refused"
+LATE_COMPLETION: Final = "late completion refused"
 
 _OVERWRITTEN: Final = "two uploads to one key could both be told stored"
 _LOST_UPDATE: Final = "two rotations could overwrite each other's keyring"
-_LATE: Final = "a stalled worker's write can arrive after its lease; sweeps prove it away later"
+_LATE: Final = (
+    "a stalled worker's write can arrive after its lease, behind a proof; ends of sweeps say so"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,9 +161,9 @@ _CHECKS: Final = (
         "tags are read before a copy and put back after it",
         quick=True,
     ),
-    _Check("late put refused", "wanted", requests.late_put, _LATE),
-    _Check("late self-copy refused", "wanted", requests.late_copy, _LATE),
-    _Check("late completion refused", "wanted", requests.late_completion, _LATE),
+    _Check(LATE_PUT, "wanted", requests.late_put, _LATE, quick=True),
+    _Check(LATE_COPY, "wanted", requests.late_copy, _LATE, quick=True),
+    _Check(LATE_COMPLETION, "wanted", requests.late_completion, _LATE, quick=True),
     _Check(
         "ETag kept on self-copy",
         "info",

@@ -83,7 +83,14 @@ class Everyone(Carrier[AllPlan]):
     async def _send_again(self, plan: AllPlan) -> None:
         await self._outbox.step(plan)
 
+    @property
+    def _refuses_late_writes(self) -> bool:
+        return self._storage.differences.late_writes_refused
+
     async def _step(self, standing: Standing[AllPlan]) -> bool:
+        if standing.plan.step == 0 and not self._refuses_late_writes:
+            sweep_id = standing.plan.ask.sweep_id
+            _log.warning("the storage does not refuse late writes", sweep_id=sweep_id)
         plan = await self._without_ended(standing.plan)
         walk = _Walk(not_found=dict(plan.not_found))
         async for project in self._missing(plan):
@@ -217,6 +224,7 @@ class Everyone(Carrier[AllPlan]):
             sums=sums,
             projects=projects,
             ended_at=datetime.now(UTC),
+            late_writes_refused=None if plan.ask.dry_run else self._refuses_late_writes,
         )
         if not await self._store.change(ended, standing.etag, standing.master_key):
             return False

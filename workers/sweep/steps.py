@@ -81,6 +81,10 @@ class Steps(Carrier[Plan]):
         self._planner = planner
         self._lease_s = lease_s
 
+    @property
+    def _refuses_late_writes(self) -> bool:
+        return self._storage.differences.late_writes_refused
+
     async def _read(self, sweep_id: str, project: str) -> Standing[Plan]:
         return await self._store.read(sweep_id, project)
 
@@ -107,6 +111,8 @@ class Steps(Carrier[Plan]):
         before = with_lease(before, observed.lease_s, observed.keyring.lease_s, now)
         before = at(before, now, proves=observed.proves)
         if before.step == 0:
+            if not self._refuses_late_writes and not before.ask.of_all:
+                _log.warning("the storage does not refuse late writes", **_named(before))
             ranges = await self._planner.key_ranges(before.ask.project)
             before = replace(before, ranges=ranges)
         lease_s = before.lease_s or observed.lease_s
@@ -204,7 +210,13 @@ class Steps(Carrier[Plan]):
             raise StorageUnavailableError("the keyring kept changing")
         if clean and not plan.ask.dry_run:
             await self._forget_older_keyrings(plan)
-        ended = replace(plan, status="done", clean=clean, ended_at=observed.lease.read_at)
+        ended = replace(
+            plan,
+            status="done",
+            clean=clean,
+            ended_at=observed.read_at,
+            late_writes_refused=None if plan.ask.dry_run else self._refuses_late_writes,
+        )
         if not await self._store.change(ended, standing.etag, observed.desired.master_key):
             return False
         _log.info("sweep ended", **_named(plan), clean=clean, **plan.counts.to_json())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -213,7 +215,34 @@ async def test_differences_are_measured(differences: Differences) -> None:
     """What the storage does is what the report says, quick or not."""
     for quick in (True, False):
         report = await probe(MemoryStorage(differences=differences), quick=quick)
-        assert report.differences == differences
+        assert report.differences == replace(differences, late_writes_refused=True)
+        report.check()
+
+
+class TakesLateWrites(MemoryStorage):
+    """Looks at no signature's time, in one of the three kinds of write or in all."""
+
+    def __init__(self, *operations: str) -> None:
+        super().__init__()
+        self.operations = operations
+
+    @asynccontextmanager
+    async def _acting(self, operation: str, lease: Lease | None = None) -> AsyncIterator[None]:
+        kept = None if operation in self.operations else lease
+        async with super()._acting(operation, kept):
+            yield
+
+
+@pytest.mark.parametrize(
+    "operations",
+    [("put",), ("copy_onto_itself", "copy_conditionally"), ("complete_multipart",)],
+    ids=lambda names: names[0],
+)
+async def test_a_storage_that_takes_late_writes_is_known_as_one(operations: Any) -> None:
+    """One kind of write is enough: sweeps say at their end what their proof rests on."""
+    for quick in (True, False):
+        report = await probe(TakesLateWrites(*operations), quick=quick)
+        assert not report.differences.late_writes_refused
         report.check()
 
 
