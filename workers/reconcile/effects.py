@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Final
 
 from contracts.errors import ArchivedObjectError, LockedObjectError
-from contracts.metadata import OWN_PREFIX, UPLOAD, V0_ALGORITHM, Wraps
+from contracts.metadata import OWN_PREFIX, UPLOAD, UPLOAD_TAG, V0_ALGORITHM, Wraps, stored_at
 from contracts.names import object_key
 from contracts.sealing import new_dek
 from workers.envelope import (
@@ -127,6 +127,7 @@ class Effects:
             # A streamed put cannot tell the digest that a put with a lock must tell.
             raise LockedObjectError("a locked object is not replaced")
         dek = new_dek()
+        # It gets no tag: a sweep knows no upload to make one of.
         headers = _restated(head, wrap(observed.desired, key, dek))
         if head.size_bytes == 0:
             # A tombstone is empty too: it has the same ETag, and the condition would let
@@ -154,9 +155,19 @@ class Effects:
 
 
 def _restated(head: Head, wraps: Wraps) -> Headers:
-    """Everything that the object had, under new wraps (SPEC 8.2)."""
+    """Everything that the object had, under new wraps (SPEC 8.2).
+
+    The write changes the storage's `Last-Modified`: what it was before the first one is kept
+    beside the wraps, so that no rotation makes a file look changed (SPEC 4.3).
+    """
     caller = {n: v for n, v in head.metadata.items() if not n.startswith(OWN_PREFIX)}
     # An object of the earlier system has no upload's id of its own (SPEC 4.6).
-    upload_id = None if wraps.algorithm == V0_ALGORITHM else head.metadata.get(UPLOAD)
-    metadata = metadata_for(wraps, upload_id=upload_id, caller_wire=caller)
+    is_v0 = wraps.algorithm == V0_ALGORITHM
+    metadata = metadata_for(
+        wraps,
+        upload_id=None if is_v0 else head.metadata.get(UPLOAD),
+        caller_wire=caller,
+        tag=None if is_v0 else head.metadata.get(UPLOAD_TAG),
+        stored_at=stored_at(head.metadata, head.last_modified) or head.last_modified,
+    )
     return replace(head.headers, metadata=metadata)

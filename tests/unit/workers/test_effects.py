@@ -14,18 +14,20 @@ from contracts.errors import (
     LockedObjectError,
     StorageUnavailableError,
 )
-from contracts.metadata import Plaintext, Tombstone, parse
+from contracts.metadata import METADATA_MAX_BYTES, Plaintext, Tombstone, parse, size_bytes
+from contracts.names import format_time
 from contracts.sealing import BODY_CONTEXT, new_dek, open_sealed, open_tombstone
-from tests.unit.workers.factories import AT, MASTER_KEYS, deleted, keyring
-from tests.unit.workers.scene import KEY, TAGS, TARGET, UPLOAD_ID, Scene
+from tests.unit.workers.factories import AT, MASTER_KEYS, deleted, enc, keyring, sealed_object
+from tests.unit.workers.scene import KEY, RESTATED, TAGS, TARGET, UPLOAD_ID, Scene
 from workers.envelope import Encrypt, Keep, Options, Reseal, Rewrap, examine
 from workers.errors import MissingError, PreconditionError, RefusedError
-from workers.reconcile import tags_at_risk
-from workers.storage import Differences
+from workers.reconcile import Effects, tags_at_risk
+from workers.storage import Differences, Headers
 from workers.storage.memory import MemoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from datetime import datetime
 
     from workers.envelope import Decision
 
@@ -407,3 +409,96 @@ async def test_keeping_does_nothing(kind: Any) -> None:
     before = on.storage.calls.copy()
     await on.effects.carry_out("acme", KEY, looked, decision, observed)
     assert on.storage.calls == before
+
+
+# When the object was stored, and by which upload (SPEC 4.3).
+
+TAG = "AAECAwQFBgcICQoLDA0ODw=="
+
+
+def tagged(**more: str) -> Scene:
+    """A sealed object with the tag of its upload, and with these `enc-` names."""
+    on = Scene()
+    wraps, body = sealed_object(on.ring.desired(MASTER_KEYS), KEY)
+    on.plant({**enc(wraps, UPLOAD_ID), "enc-upload-tag": TAG, **more}, body)
+    return on
+
+
+async def stored(on: Scene) -> tuple[str | None, str | None]:
+    """What the object says of when it was stored, and of its upload."""
+    metadata = (await on.storage.head(TARGET)).metadata
+    return metadata.get("enc-stored-at"), metadata.get("enc-upload-tag")
+
+
+async def rewrapped(on: Scene) -> datetime:
+    """Rewrap a minute later; gives the storage's `Last-Modified` before it."""
+    before = (await on.storage.head(TARGET)).last_modified
+    on.storage.advance(60)
+    await on.turn()
+    assert isinstance(await on.bring(), Rewrap)
+    assert (await on.storage.head(TARGET)).last_modified > before
+    return before
+
+
+async def test_the_first_rewrap_keeps_when_the_object_was_stored() -> None:
+    on = tagged()
+    before = await rewrapped(on)
+    assert await stored(on) == (format_time(before), TAG)
+
+
+async def test_later_rewraps_keep_what_the_first_one_kept() -> None:
+    on = tagged()
+    before = await rewrapped(on)
+    await rewrapped(on)
+    await rewrapped(on)
+    assert await stored(on) == (format_time(before), TAG)
+    await on.check_the_rest()
+
+
+@pytest.mark.parametrize(
+    "value", ["yesterday", "2026-11-24", "9999-01-01T00:00:00.000000Z", "2026-11-24T10:00:00+01:00"]
+)
+async def test_a_time_that_is_none_or_lies_ahead_is_written_anew(value: str) -> None:
+    """Nothing vouches for it: whoever writes the bucket may have put it there."""
+    on = tagged(**{"enc-stored-at": value})
+    before = await rewrapped(on)
+    assert (await stored(on))[0] == format_time(before)
+
+
+async def test_no_time_is_kept_where_the_storage_would_refuse_the_metadata() -> None:
+    """It is information alone; the rewrap and the tag are not."""
+    on = tagged()
+    head = await on.storage.head(TARGET)
+    used = size_bytes(head.metadata)
+    filler = {"filler": "x" * (METADATA_MAX_BYTES - used - len("filler"))}
+    headers = Headers({**head.metadata, **filler}, head.headers.content_type, RESTATED)
+    on.storage.plant(TARGET, await on.body(), headers, tags=TAGS)
+    await rewrapped(on)
+    assert await stored(on) == (None, TAG)
+    assert await on.is_current()
+
+
+async def test_a_large_object_keeps_both_through_a_copy_in_parts() -> None:
+    on = tagged()
+    on.effects = Effects(on.storage, on.keyrings, 1)
+    before = await rewrapped(on)
+    assert await stored(on) == (format_time(before), TAG)
+
+
+async def test_plaintext_that_is_encrypted_keeps_its_time_and_no_tag() -> None:
+    """A sweep knows no upload to make a tag of."""
+    on = in_plaintext()
+    before = (await on.storage.head(TARGET)).last_modified
+    on.storage.advance(60)
+    assert isinstance(await on.bring(ENCRYPT), Encrypt)
+    assert await stored(on) == (format_time(before), None)
+    assert (await on.storage.head(TARGET)).metadata["enc-upload"] == UPLOAD_ID
+
+
+async def test_an_object_of_the_earlier_system_keeps_its_time() -> None:
+    on = Scene()
+    on.plant_v0(new_dek())
+    before = (await on.storage.head(TARGET)).last_modified
+    on.storage.advance(60)
+    await on.bring()
+    assert await stored(on) == (format_time(before), None)
