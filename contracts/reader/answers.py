@@ -90,7 +90,7 @@ class ObjectInfo:
         content_type: As stored.
         metadata: The caller's own, decoded.
         etag: As sent, with its quotes; no rotation changes it.
-        last_modified: A rotation changes it.
+        last_modified: When its content was stored; no rotation changes it.
     """
 
     size_bytes: int

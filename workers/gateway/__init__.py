@@ -3,8 +3,9 @@
 | module | what it holds |
 | --- | --- |
 | `server`, `protocol` | one process: settings, uvicorn, signals, slow heads |
-| `app` | routes, the door that counts and bounds, refusals |
-| `gate` | who may ask: the keyring alone decides |
+| `app` | routes, the door that counts, refusals |
+| `gate`, `keyring_lookups` | who may ask: the keyring alone decides |
+| `fair_shares`, `upload_limits`, `staged_bodies` | what one project may hold at once |
 | `paths`, `ranges`, `conditions`, `answers`, `problems` | HTTP as values; pure |
 | `objects` | GET, HEAD and PUT of an object |
 | `source` | one object: opened by the right key, read by chunks |

@@ -10,7 +10,7 @@ from typing import Final
 from contracts.errors import MalformedRequestError
 from contracts.metadata import OWN_PREFIX, caller_to_wire
 from workers.gateway.conditions import http_time
-from workers.gateway.found import Found, Plain
+from workers.gateway.found import Found, Plain, modified_at
 from workers.gateway.ranges import Span
 
 META_PREFIX: Final = "x-keyturn-meta-"
@@ -25,7 +25,7 @@ def header_of(found: Found) -> dict[str, str]:
     """What every answer about an object says, be it only that it did not change."""
     return {
         "etag": found.etag,
-        "last-modified": http_time(found.head.last_modified),
+        "last-modified": http_time(modified_at(found.head)),
         "accept-ranges": "bytes",
         "cache-control": "private, no-cache",
         "x-content-type-options": "nosniff",

@@ -13,9 +13,11 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Final
 
 from contracts.errors import CorruptObjectError, NotFoundError, StorageUnavailableError
+from contracts.metadata import stored_at
 from contracts.sealing import (
     CHUNK_BYTES,
     HEADER_BYTES,
@@ -39,6 +41,11 @@ PIECE_BYTES: Final = 256 * 1024
 _AHEAD_CHUNKS: Final = 16
 _RESUMES: Final = 3
 _RESUME_PAUSES_S: Final = (0.05, 0.3, 1.0)
+
+
+def modified_at(head: Head) -> datetime:
+    """When the object's content was stored, which no rotation changes (SPEC 4.3, 9.2)."""
+    return stored_at(head.metadata, head.last_modified) or head.last_modified
 
 
 @dataclass(slots=True)

@@ -28,6 +28,7 @@ from contracts.errors import (
 from contracts.names import is_project
 from contracts.sealing import Secret, user_kek
 from workers.errors import StorageAnswerError
+from workers.gateway.keyring_lookups import KeyringLookups
 from workers.keyring import KeyringReader, Observed
 
 # Longer than a keyring takes to be read, so that a refusal does not tell whether one was.
@@ -64,20 +65,23 @@ class Gate:
 
     Args:
         keyrings: Reads them, cached for as long as a turned key may still pass.
+        lookups: Looks them up for callers whom no cached one admits.
         pepper: The deployment's (SPEC 2.1).
-        cache_s: How long it is known of a project that it has no keyring, or none that opens.
+        cache_s: How long it is known of a project that its keyring does not open.
         floor_s: The least time that a refusal takes.
     """
 
     def __init__(
         self,
         keyrings: KeyringReader,
+        lookups: KeyringLookups,
         pepper: Secret,
         *,
         cache_s: float,
         floor_s: float = REFUSAL_FLOOR_S,
     ) -> None:
         self._keyrings = keyrings
+        self._lookups = lookups
         self._pepper = pepper.reveal().decode()
         self._cache_s = cache_s
         self._floor_s = floor_s
@@ -101,7 +105,7 @@ class Gate:
         name = project if is_project(project) else _NOBODY
         kek = self._kek_of(_bearer(authorization), name)
         try:
-            observed = await self._observed(project) if name == project else None
+            observed = await self._keyring_for(project, kek) if name == project else None
         except KeyturnError as exc:
             await asyncio.sleep(self._not_before(began) - time.monotonic())
             # The detail is for whoever is admitted, and nobody can be.
@@ -152,29 +156,40 @@ class Gate:
             self.new_kek(_NO_KEY, project)
             return Secret(os.urandom(32))
 
-    async def _observed(self, project: str) -> Observed | None:
-        """The project's keyring by a recent read, or None where there is none."""
-        cached = self._keyrings.cached(project)
-        if cached is not None:
-            return cached
+    async def _keyring_for(self, project: str, kek: Secret) -> Observed | None:
+        """The keyring that decides about a caller with this KEK, or None where there is none.
+
+        Only a KEK that was the project's when this process last read it costs a read of its own.
+        All others share lookups that are sent after they came: the current key is never refused,
+        and a wrong one is by what the storage says now, whether there is such a project or not.
+        """
         since, failure = self._failed.get(project, (0.0, None))
-        if failure is None or time.monotonic() - since > self._cache_s:
-            try:
-                return await self._joined(project)
-            except StorageAnswerError as exc:
-                raise StorageUnavailableError(str(exc)) from exc
-            except (UnknownProjectError, CorruptObjectError, UnknownMasterKeyError) as exc:
-                self._remember(project, exc)
-                failure = exc
-        if isinstance(failure, UnknownProjectError):
+        if failure is not None and time.monotonic() - since <= self._cache_s:
+            raise type(failure)(failure.detail)
+        try:
+            known = self._keyrings.last(project)
+            if known is not None and _same(kek, known.desired.user_kek):
+                observed = await self._recent(project)
+                if observed is not None and _same(kek, observed.desired.user_kek):
+                    return observed
+            return await self._lookups.current(project)
+        except (CorruptObjectError, UnknownMasterKeyError) as exc:
+            self._remember(project, exc)
+            raise
+
+    async def _recent(self, project: str) -> Observed | None:
+        """The keyring by a read that began within the cache's seconds, or None."""
+        try:
+            return self._keyrings.cached(project) or await self._joined(project)
+        except UnknownProjectError:
             return None
-        raise type(failure)(failure.detail)
+        except StorageAnswerError as exc:
+            raise StorageUnavailableError(str(exc)) from exc
 
     def _remember(self, project: str, failure: KeyturnError) -> None:
         """For as long as a keyring would be: whoever asks again costs no read."""
-        if not isinstance(failure, UnknownProjectError):
-            told = {"code": failure.code, "detail": failure.detail}
-            _log.error("keyring does not open", project=project, **told)
+        told = {"code": failure.code, "detail": failure.detail}
+        _log.error("keyring does not open", project=project, **told)
         self._failed[project] = time.monotonic(), failure
         self._failed.move_to_end(project)
         while len(self._failed) > _MAX_FAILED:

@@ -32,7 +32,7 @@ from workers.gateway.client import (
     while_connected,
 )
 from workers.gateway.fair_shares import ConcurrencyLimit
-from workers.gateway.found import Found, Piece, Pieces, Plain, Whole
+from workers.gateway.found import Found, Piece, Pieces, Plain, Whole, modified_at
 from workers.gateway.gate import Admitted, Gate
 from workers.gateway.metrics import GatewayMetrics
 from workers.gateway.paths import object_of
@@ -128,7 +128,7 @@ class Objects:
         self, headers: Headers, found: Found, wanted: ByteRange | None, *, head_only: bool
     ) -> Response | Span | None:
         """An answer without the object's bytes; or which bytes to send, None being all."""
-        etag, modified = found.etag, found.head.last_modified
+        etag, modified = found.etag, modified_at(found.head)
         match conditions.verdict(headers, etag, modified):
             case "failed":
                 return problem(_PRECONDITION_FAILED, "the object is not the one that is meant")

@@ -28,6 +28,7 @@ from workers.garbage import tame_garbage_collection
 from workers.gateway.app import application
 from workers.gateway.fair_shares import ConcurrencyLimit, StagingLedger
 from workers.gateway.gate import Gate
+from workers.gateway.keyring_lookups import KeyringLookups
 from workers.gateway.metrics import GatewayMetrics
 from workers.gateway.objects import Objects
 from workers.gateway.protocol import bounded
@@ -115,6 +116,7 @@ def _parts(
     )
     gate = Gate(
         keyrings,
+        KeyringLookups(keyrings, storage),
         Secret(settings.pepper.get_secret_value().encode()),
         cache_s=settings.keyring_cache_s,
     )

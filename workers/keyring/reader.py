@@ -114,10 +114,20 @@ class KeyringReader:
 
     def cached(self, project: str) -> Observed | None:
         """What `recent` would give at once, without a read."""
-        last = self._line(project).last
+        if project in self._lines:
+            self._lines.move_to_end(project)
+        last = self.last(project)
         if last is not None and self.clock.own_s() - last.sent_s <= self._cache_s:
             return last
         return None
+
+    def last(self, project: str) -> Observed | None:
+        """What the last read showed, however long ago; None where it is not remembered.
+
+        Asking for a project keeps nothing of it: callers may make names up.
+        """
+        line = self._lines.get(project)
+        return None if line is None else line.last
 
     async def leased(self, project: str) -> Observed:
         """As `recent`, but read again where the cached read gives no lease."""
@@ -156,6 +166,7 @@ class KeyringReader:
         finally:
             if line.running is task:
                 line.running = None
+            self._forget_nothing(project, line)
         return line.last
 
     async def _observe(self, project: str, line: _Line) -> Observed:
@@ -194,6 +205,12 @@ class KeyringReader:
             self._forget_idle()
         self._lines.move_to_end(project)
         return line
+
+    def _forget_nothing(self, project: str, line: _Line) -> None:
+        """A project without a keyring pushes no other one out of memory."""
+        unused = line.last is None and line.running is None and line.waiting is None
+        if unused and self._lines.get(project) is line:
+            del self._lines[project]
 
     def _forget_idle(self) -> None:
         while len(self._lines) > _MAX_PROJECTS:

@@ -31,6 +31,7 @@ GATEWAY_ENV = {
     "GATEWAY_HEAD_TIMEOUT_S": "1",
     "GATEWAY_IDLE_TIMEOUT_S": "1",
     "GATEWAY_CONCURRENCY": str(_CONCURRENCY),
+    "GATEWAY_PROJECT_SHARE": "1",
 }
 _OPENAPI = request("GET", "/openapi.json", [])
 

@@ -21,6 +21,7 @@ from tests.unit.workers.factories import (
 )
 from workers.envelope import OperatorKeys, wrap
 from workers.gateway.gate import Admitted, Gate
+from workers.gateway.keyring_lookups import KeyringLookups
 from workers.gateway.source import Source
 from workers.keyring import Keyring, KeyringReader
 from workers.keyring.record import build
@@ -157,7 +158,10 @@ class Bench:
         self.write_keyring(self.ring)
         self.keyrings = KeyringReader(self.storage, MASTER_KEYS, lease_s=1, cache_s=self.cache_s)
         pepper = Secret(PEPPER.encode())
-        self.gate = Gate(self.keyrings, pepper, cache_s=self.cache_s, floor_s=self.floor_s)
+        self.lookups = KeyringLookups(self.keyrings, self.storage)
+        self.gate = Gate(
+            self.keyrings, self.lookups, pepper, cache_s=self.cache_s, floor_s=self.floor_s
+        )
         keys = OperatorKeys(MASTER_KEYS, V0_ADMIN_KEK)
         self.source = Source(
             self.storage, self.gate, keys, v0_max_bytes=self.v0_max_bytes, v0_concurrency=2

@@ -13,6 +13,7 @@ from contracts.sealing import Secret, kek_id, new_api_key, user_kek
 from workers.envelope import OperatorKeys
 from workers.gateway.fair_shares import ConcurrencyLimit
 from workers.gateway.gate import Gate
+from workers.gateway.keyring_lookups import KeyringLookups
 from workers.gateway.metrics import GatewayMetrics
 from workers.gateway.objects import Objects
 from workers.gateway.source import Source
@@ -70,7 +71,7 @@ async def storage() -> AsyncIterator[_Watched]:
 
 async def _ask(storage: _Watched, method: str, project: str, authorization: str) -> None:
     keyrings = KeyringReader(storage, _MASTER, lease_s=1, cache_s=0)
-    gate = Gate(keyrings, Secret(b""), cache_s=0, floor_s=0)
+    gate = Gate(keyrings, KeyringLookups(keyrings, storage), Secret(b""), cache_s=0, floor_s=0)
     source = Source(storage, gate, OperatorKeys(_MASTER), v0_max_bytes=1, v0_concurrency=1)
     limit = ConcurrencyLimit(4, 1.0, "requests")
     objects = Objects(gate, limit, source, _no_put, GatewayMetrics(), presign_plaintext=True)

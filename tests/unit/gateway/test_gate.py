@@ -156,10 +156,20 @@ async def test_a_turned_key_passes_for_the_caches_seconds_and_no_longer(clock: C
     bench.write_keyring(turned_to(bench.ring, NEW_API_KEY))
     clock.now += 2
     await bench.admitted()
-    await _refused(bench, "acme", f"Bearer {NEW_API_KEY}")
     clock.now += 0.001
     await _refused(bench, "acme", f"Bearer {API_KEY}")
     await bench.admitted(NEW_API_KEY)
+
+
+async def test_the_current_key_is_never_refused_right_after_a_rotation(clock: Clock) -> None:
+    """It was, for up to the cache's 2 seconds; and from here on the old one is."""
+    bench = Bench()
+    await bench.admitted()
+    bench.write_keyring(turned_to(bench.ring, NEW_API_KEY))
+    clock.now += 0.1
+    await bench.admitted()
+    await bench.admitted(NEW_API_KEY)
+    await _refused(bench, "acme", f"Bearer {API_KEY}")
 
 
 async def test_a_reading_older_than_the_cache_is_joined_by_nobody(clock: Clock) -> None:
@@ -291,25 +301,34 @@ async def test_a_caller_who_goes_does_not_take_the_others_along() -> None:
     assert bench.storage.calls == {"read": 1}
 
 
-async def test_no_project_is_remembered_for_the_caches_seconds(clock: Clock) -> None:
+async def test_a_project_is_admitted_from_its_enrolment_on() -> None:
+    """Whoever asked a moment before has not made it unknown."""
     bench = Bench()
     await _refused(bench, "late")
     ring = ring_of(API_KEY, "late")
     bench.storage.plant(keyring_key("late"), build(ring, MASTER_KEYS), Headers({}))
-    clock.now += 2
-    await _refused(bench, "late", f"Bearer {API_KEY}")
-    assert bench.storage.calls == {"read": 1}
-    clock.now += 0.001
     assert await bench.gate.admit("late", [f"Bearer {API_KEY}"])
 
 
-async def test_memory_of_what_there_is_not_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_memory_of_what_does_not_open_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gate_module, "_MAX_FAILED", 10)
     bench = Bench()
-    for number in range(50):
-        await _refused(bench, f"made-up-{number}")
-    assert list(bench.gate._failed) == [f"made-up-{number}" for number in range(40, 50)]
+    for number in range(30):
+        bench.storage.plant(keyring_key(f"bad-{number}"), b"{}", Headers({}))
+        with pytest.raises(CorruptObjectError):
+            await bench.gate.admit(f"bad-{number}", [])
+    assert list(bench.gate._failed) == [f"bad-{number}" for number in range(20, 30)]
+
+
+async def test_nothing_is_kept_of_projects_that_there_are_not() -> None:
+    bench = Bench()
+    await bench.admitted()
+    await asyncio.gather(*(_refused(bench, f"made-up-{number}") for number in range(200)))
     assert bench.gate._reading == {}
+    assert not bench.gate._failed
+    assert set(bench.keyrings._lines) == {"acme"}
+    assert bench.lookups._unsent == {}
+    assert bench.lookups._next is None
 
 
 async def test_a_forged_keyring_admits_nobody_and_is_told_as_such() -> None:

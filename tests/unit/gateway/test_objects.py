@@ -17,6 +17,7 @@ from tests.unit.gateway.bench import API_KEY, CHUNK, KEY, NEW_API_KEY, TARGET, B
 from tests.unit.gateway.serving import PATH, Serving
 from tests.unit.workers.factories import deleted, enc, sealed_object
 from workers.gateway import found as found_module
+from workers.gateway.conditions import http_time
 
 if TYPE_CHECKING:
     from typing import Any
@@ -344,3 +345,41 @@ async def test_an_object_of_the_earlier_system() -> None:
     serving.bench.plant_v0(PLAINTEXT, dek, dek)
     refused = await serving.ask()
     assert (refused.status, refused.document()["code"]) == (413, "body_too_large")
+
+
+# Times.
+
+
+def _rewrapped(serving: Serving, stored_at: str) -> None:
+    """An object that a rotation wrote a moment ago, with this note of when it was stored."""
+    wraps, body = sealed_object(serving.bench.desired, KEY, PLAINTEXT)
+    serving.bench.plant(enc(wraps) | {"enc-stored-at": stored_at}, body)
+
+
+async def test_no_rotation_makes_a_file_look_changed() -> None:
+    """The time is the one at which it was stored, in headers and in every condition."""
+    serving = Serving()
+    then = "Mon, 02 Nov 2026 03:04:05 GMT"
+    _rewrapped(serving, "2026-11-02T03:04:05.600000Z")
+    for method in ("GET", "HEAD"):
+        got = await serving.ask(method)
+        assert got.headers["last-modified"] == then
+        assert "enc-stored-at" not in str(got.headers)
+    for condition, status in (("if-modified-since", 304), ("if-unmodified-since", 200)):
+        assert (await serving.ask(headers={condition: then})).status == status
+    ranged = await serving.ask(headers={"range": "bytes=0-9", "if-range": then})
+    assert (ranged.status, ranged.content) == (206, PLAINTEXT[:10])
+    before = "Mon, 02 Nov 2026 03:04:04 GMT"
+    assert (await serving.ask(headers={"if-modified-since": before})).status == 200
+    assert (await serving.ask(headers={"if-unmodified-since": before})).status == 412
+
+
+@pytest.mark.parametrize(
+    "stored_at", ["", "yesterday", "2026-11-02", "9999-01-01T00:00:00Z", "2026-13-02T03:04:05Z"]
+)
+async def test_a_note_of_a_time_that_cannot_be_is_ignored(stored_at: str) -> None:
+    serving = Serving()
+    _rewrapped(serving, stored_at)
+    head = await serving.bench.storage.head(TARGET)
+    got = await serving.ask("HEAD")
+    assert got.headers["last-modified"] == http_time(head.last_modified)
