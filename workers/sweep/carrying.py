@@ -62,6 +62,10 @@ class Carrier(ABC, Generic[PlanT]):
         """The plan with everything to be sent again; of a sweep of all that is its step alone."""
         return plan
 
+    def _resumed(self, plan: PlanT) -> PlanT:
+        """The plan as it goes on after it had failed."""
+        return self._unsent(plan)
+
     async def serve(self, hint: SweepStep, *, again: bool) -> None:
         """Carry the sweep on; `again` says that this very message may have been served before.
 
@@ -84,7 +88,7 @@ class Carrier(ABC, Generic[PlanT]):
                 # Its dead letter was replayed, or its request came again.
                 await self._store.mark_running(plan.ask)
                 # Hints of pages that came meanwhile found it ended, and went with that.
-                plan = self._unsent(plan)
+                plan = self._resumed(plan)
             standing = replace(standing, plan=replace(plan, status="running", told=False))
             if not await self._step(standing) and again:
                 await self._follow(hint)

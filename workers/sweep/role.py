@@ -52,6 +52,9 @@ class SweepRole:
         except MissingError:
             return  # the sweep ended, and its records went
         plan = standing.plan
+        if plan.successor is not None:
+            await self._steps.restore_tags_of(plan, hint)
+            return
         live = plan.page(hint.page)
         if (
             plan.status != "running"

@@ -14,6 +14,7 @@ from typing import Final
 import structlog
 
 from contracts.errors import (
+    CorruptObjectError,
     KeyringRolledBackError,
     StorageUnavailableError,
 )
@@ -34,10 +35,12 @@ from workers.storage import Storage
 from workers.sweep.carrying import HURRY_STEPS, Carrier
 from workers.sweep.counts import Counts
 from workers.sweep.judge import at, due, judge, moved, waits_until, with_lease
+from workers.sweep.messages import SweepPage
 from workers.sweep.outbox import Outbox
 from workers.sweep.plan import Ask, Ended, Live, Plan, State
 from workers.sweep.planner import Planner
 from workers.sweep.store import Standing, SweepStore
+from workers.sweep.takeover import copied, pause_s, take_over_earlier
 from workers.sweep.wanted import wanted
 
 # Steps of a sweep that has something to do: progress is told no more often than this.
@@ -92,7 +95,14 @@ class Steps(Carrier[Plan]):
         # A page done twice does no harm.
         return replace(plan, live=tuple(replace(live, sent_at=None) for live in plan.live))
 
+    def _resumed(self, plan: Plan) -> Plan:
+        # The sweep that had taken it over failed: it goes on by itself.
+        return replace(self._unsent(plan), successor=None)
+
     async def _send_again(self, plan: Plan) -> None:
+        if plan.successor is not None:
+            await self._outbox.step(plan)
+            return
         told = await self._store.results(plan)
         sent = [live for live in plan.live if live.sent_at == plan.stepped_at]
         for live in (live for live in sent if live.page not in told):
@@ -101,6 +111,16 @@ class Steps(Carrier[Plan]):
 
     async def _step(self, standing: Standing[Plan]) -> bool:
         before = standing.plan
+        if before.successor is not None:
+            successor = await self._successor(before)
+            if successor is not None:
+                return await self._follow_successor(standing, successor)
+            _log.warning("sweep resumed without its successor", **_named(before))
+            before = replace(self._unsent(before), successor=None)
+        return await self._make_step(standing, before)
+
+    async def _make_step(self, standing: Standing[Plan], before: Plan) -> bool:
+        """The step of a sweep that goes on by itself; False as `_step`."""
         observed = self._wanted(before.ask, await self._keyrings.fresh(before.ask.project))
         state, now = State.of(observed), observed.lease.read_at
         if state.generation < before.state.generation:
@@ -122,7 +142,11 @@ class Steps(Carrier[Plan]):
             # Pages of the new round bear the numbers of the old one's: none of them is done.
             plan, proven = moved(plan, state, now), ()
             _log.info("sweep overtaken", **_named(plan), round=plan.round)
-        else:
+        if before.step == 0 or plan.round != before.round:
+            # Nothing is proven yet that could be older than what is taken over here.
+            master_key = observed.desired.master_key
+            await take_over_earlier(self._store, self._outbox, plan, master_key)
+        if plan.round == before.round:
             for page, result in judged.failing.items():
                 await self._store.add_failures(
                     plan, page, result.failures, observed.desired.master_key
@@ -149,6 +173,33 @@ class Steps(Carrier[Plan]):
         plan = replace(plan, step=plan.step + HURRY_STEPS, stepped_lease_s=self._lease_s)
         if await self._store.change(plan, standing.etag, standing.master_key):
             await self._outbox.step(plan)
+        return True
+
+    async def _successor(self, plan: Plan) -> Standing[Plan] | None:
+        """The sweep that took this one over; None where its record is gone."""
+        try:
+            return await self._store.read(str(plan.successor), plan.ask.project)
+        except (MissingError, CorruptObjectError):
+            return None
+
+    async def _follow_successor(self, standing: Standing[Plan], successor: Standing[Plan]) -> bool:
+        """Wait for the end of the sweep that took this one over, or copy it; False as `_step`.
+
+        The record is written under the successor's master key, which follows the keyring's.
+        """
+        plan, later = standing.plan, successor.plan
+        if later.status == "running":
+            plan = replace(plan, step=plan.step + 1, idle=plan.idle + 1)
+            if not await self._store.change(plan, standing.etag, successor.master_key):
+                return False
+            await self._outbox.step(plan, pause_s(plan))
+            return True
+        await self._restore_noted_tags(plan)
+        ended = copied(plan, later)
+        if not await self._store.change(ended, standing.etag, successor.master_key):
+            return False
+        _log.info("sweep ended with its successor", **_named(plan), clean=ended.clean)
+        await self._tell_end(await self._read(plan.ask.sweep_id, plan.ask.project))
         return True
 
     async def _go_on(
@@ -246,6 +297,22 @@ class Steps(Carrier[Plan]):
             for key, tags in tags_by_key.items():
                 await self._restore_tags(plan, object_key(plan.ask.project, key), tags)
             await self._store.forget_note(note)
+
+    async def restore_tags_of(self, plan: Plan, hint: SweepPage) -> None:
+        """Put back the tags that were noted for a page of a sweep that was taken over.
+
+        A worker that died in the midst of the page may have left them noted, and no other
+        worker does that page again. A note stays until the sweep's end: the page may be under
+        way all the same.
+        """
+        page = Live(page=hint.page, after="", last="")
+        async for note, tags_by_key in self._store.noted_tags(
+            replace(plan, round=hint.round), page
+        ):
+            for key, tags in tags_by_key.items():
+                await self._restore_tags(plan, object_key(plan.ask.project, key), tags)
+            if plan.status != "running":
+                await self._store.forget_note(note)
 
     async def _restore_tags(self, plan: Plan, s3_key: str, tags: Mapping[str, str]) -> None:
         try:

@@ -5,22 +5,29 @@ Each story is told twice: the workers' own classes hold, and the broken ones are
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
 
 from tests.unit.protocol.hostile import HostilePublisher
-from tests.unit.protocol.stories import begin, hint, violations
+from tests.unit.protocol.process import Options, Parts
+from tests.unit.protocol.stories import begin, hint, is_page, stop_at, violations, without
+from tests.unit.protocol.wire import MID
+from workers.sweep.steps import Steps
+from workers.sweep.takeover import take_over_earlier
 
 if TYPE_CHECKING:
     import pytest
 
     from tests.unit.protocol.world import World
+    from workers.sweep.plan import Plan
+    from workers.sweep.store import Standing
 
 OWN_KEK = bytes([5]) * 32
 
 
 def _each_is_answered(world: World) -> None:
     """Each honest waiter hears the end of its request, be it restarted or not."""
-    world.run()
+    world.run(seconds=3600)
     for waiter in world.waiters:
         if not waiter.ended:
             asked = waiter.asked
@@ -180,3 +187,170 @@ def test_a_rotation_that_cannot_go_on_has_failed_and_was_not_rejected() -> None:
         assert all(waiter.ended for waiter in world.waiters)
 
     assert violations(story, settle=False) == []
+
+
+# A later sweep takes over the earlier ones.
+
+ONE_KEY_A_PAGE = Options(page_keys=1)
+
+
+def _successor(world: World, sweep_id: str) -> Any:
+    plan = world.oracle.plan(sweep_id, "acme")
+    return None if plan is None else plan["successor"]
+
+
+def a_rotation_that_takes_over_one_with_proven_pages(world: World) -> None:
+    begin(world, "a", "b")
+    first = world.rotate("acme")
+
+    def proven() -> Any:
+        plan = world.oracle.plan(first, "acme")
+        return plan is not None and plan["proven"]["objects"] == 1
+
+    assert world.run(until=proven, keep=lambda letter: is_page(letter, 1))
+    second = world.rotate("acme")
+    assert world.run(until=lambda: _successor(world, first) == second)
+    _each_is_answered(world)
+
+
+class _KeepsProofs(Steps):
+    """Goes on from where the sweep stood that it takes over."""
+
+    async def _step(self, standing: Standing[Plan]) -> bool:
+        plan = standing.plan
+        if plan.step == 0:
+            async for sweep_id, project, _ in self._store.running():
+                earlier = (await self._store.read(sweep_id, project)).plan
+                if earlier.proven.objects:
+                    live = tuple(replace(each, sent_at=None) for each in earlier.live)
+                    ranges, number = earlier.ranges, earlier.next_page
+                    plan = replace(plan, step=1, ranges=ranges, live=live, next_page=number)
+                    plan = replace(plan, proven=earlier.proven)
+            await take_over_earlier(self._store, self._outbox, plan, standing.master_key)
+        return await super()._step(replace(standing, plan=plan))
+
+
+def test_a_sweep_that_takes_over_another_proves_every_page_itself() -> None:
+    story = a_rotation_that_takes_over_one_with_proven_pages
+    assert violations(story, options=ONE_KEY_A_PAGE) == []
+    found = violations(story, Parts(steps=_KeepsProofs), ONE_KEY_A_PAGE)
+    assert any("acme/a stands under (2," in what and "at the end of" in what for what in found)
+
+
+def test_the_end_of_a_sweep_that_was_taken_over_is_that_of_the_later_one() -> None:
+    def story(world: World) -> None:
+        begin(world, "a", "b")
+        first = world.rotate("acme", publisher="api")
+        world.run(until=lambda: world.oracle.plan(first, "acme"))
+        second = world.rotate("acme", publisher="second")
+        world.run()
+        (one,), (other,) = (cast("list[Any]", world.ended(each)) for each in (first, second))
+        assert (one.type, one.publisher) == ("rotation.completed", "api")
+        assert (other.type, other.publisher) == ("rotation.completed", "second")
+        same = {"rotation_id", "publisher", "request", "at"}
+        assert one.model_dump(exclude=same) == other.model_dump(exclude=same)
+        assert one.clean
+
+    assert violations(story) == []
+
+
+def two_sweeps_that_begin_at_once(world: World) -> None:
+    """Each has read its own record, and looks at the other one's."""
+    begin(world, "a")
+    first = world.sweep("acme")
+    second = world.sweep("acme")
+    world.run(keep=lambda letter: bool(hint(letter)))
+    look = stop_at(
+        world,
+        "read",
+        f".keyturn/sweeps/{second}/",
+        keep=lambda letter: hint(letter).get("sweep_id") == second,
+    )
+    without(world, look, until=lambda: _successor(world, first) == second)
+    world.step(look)
+    _each_is_answered(world)
+
+
+def test_no_two_sweeps_take_over_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert violations(two_sweeps_that_begin_at_once) == []
+    monkeypatch.setattr("workers.sweep.takeover.is_later", lambda *_, **__: True)
+    found = violations(two_sweeps_that_begin_at_once, settle=False)
+    assert any("waits for ever for sweep.requested" in what for what in found)
+
+
+def a_sweep_whose_successor_vanishes(world: World) -> None:
+    begin(world, "a", "b")
+    first = world.rotate("acme")
+    world.run(until=lambda: world.oracle.plan(first, "acme"))
+    second = world.rotate("acme")
+    assert world.run(until=lambda: _successor(world, first) == second)
+    world.bucket_writer.remove(f".keyturn/sweeps/{second}/acme/")
+    world.run(seconds=600)
+    if not world.ended(first):
+        world.oracle.violated("a sweep waits for a successor whose record is gone")
+    world.replay(second)
+    _each_is_answered(world)
+
+
+class _WaitsForGood(Steps):
+    """Takes a record that is gone for one that is still to come."""
+
+    async def _successor(self, plan: Plan) -> Any:
+        found = await super()._successor(plan)
+        return found or await self._read(plan.ask.sweep_id, plan.ask.project)
+
+
+def test_a_sweep_goes_on_by_itself_where_its_successor_is_gone() -> None:
+    assert violations(a_sweep_whose_successor_vanishes) == []
+    found = violations(a_sweep_whose_successor_vanishes, Parts(steps=_WaitsForGood), settle=False)
+    assert "a sweep waits for a successor whose record is gone" in found
+
+
+def test_the_failure_of_the_later_sweep_is_that_of_the_earlier_one_too() -> None:
+    def story(world: World) -> None:
+        begin(world, "a", "b")
+        first = world.rotate("acme", publisher="api")
+        world.run(until=lambda: world.oracle.plan(first, "acme"))
+        second = world.rotate("acme", publisher="second")
+        assert world.run(until=lambda: _successor(world, first) == second)
+        world.bucket_writer.remove(".keyturn/keyrings/acme.json")
+        world.run()
+        failed: list[Any] = world.told_of("rotation.failed")
+        told = {(event.rotation_id, event.publisher, event.code) for event in failed}
+        assert told == {
+            (first, "api", "unknown_project"),
+            (second, "second", "unknown_project"),
+        }
+
+    assert violations(story, settle=False) == []
+
+
+def test_the_later_of_two_sweeps_of_all_ends_the_parts_of_the_earlier_one() -> None:
+    def story(world: World) -> None:
+        begin(world, "a")
+        first = world.sweep("*")
+        world.run(until=lambda: world.oracle.plan(first, "acme"))
+        second = world.sweep("*")
+        assert world.run(until=lambda: _successor(world, first) == second)
+        world.run()
+        ends = [cast("list[Any]", world.ended(each)) for each in (first, second)]
+        assert [(len(each), each[0].clean, each[0].objects) for each in ends] == [(1, True, 1)] * 2
+
+    assert violations(story) == []
+
+
+def test_tags_that_a_dead_worker_noted_are_put_back_in_a_sweep_that_was_taken_over() -> None:
+    def story(world: World) -> None:
+        begin(world, "a")
+        tags = {"kept": "yes"}
+        world.server._bucket.change_tags("acme/a", tags)
+        first = world.rotate("acme")
+        copy = stop_at(world, "copy_onto_itself", "acme/a", state=MID)
+        world.rotate("acme")
+        world.run(until=lambda: _successor(world, first), hold=lambda call: call is copy)
+        world.step(copy, answer=False)
+        world.crash(copy.sender)
+        _each_is_answered(world)
+        assert world.server._bucket.get("acme/a").tags == tags
+
+    assert violations(story) == []
