@@ -175,9 +175,7 @@ def _again(plan: Plan, live: Live, result: Result, now: datetime, lease_s: int) 
     if plan.ask.dry_run:
         return None  # it counts, and proves nothing
     late = plan.proof_after(lease_s)
-    # Dated after the step's own read, an observation was told wrongly: it may be an early one.
-    in_time = late < result.observed_at <= now
-    as_wanted = _is_as_wanted(plan, live, result) and in_time and result.proves
+    as_wanted = _is_as_wanted(plan, live, result) and _is_in_time(result, late, now)
     tries = live.tries + (1 if result.failures and as_wanted else 0)
     # A storage that fails for a moment is no fault of the object's (SPEC 12).
     passing = any(failure.code == StorageUnavailableError.code for failure in result.failures)
@@ -196,6 +194,14 @@ def _again(plan: Plan, live: Live, result: Result, now: datetime, lease_s: int) 
         not_before=max(late, now + timedelta(seconds=pause_s)),
         seen=result.counts.seen(),
     )
+
+
+def _is_in_time(result: Result, late: datetime, now: datetime) -> bool:
+    """Whether the take looked later than any stalled worker could still have written.
+
+    Dated after the step's own read, an observation was told wrongly: it may be an early one.
+    """
+    return result.proves and late < result.observed_at <= now
 
 
 def _is_as_wanted(plan: Plan, live: Live, result: Result) -> bool:

@@ -161,16 +161,27 @@ class Steps(Carrier[Plan]):
         """Write this worker's longer lease into a sweep's record, and begin a new round.
 
         Gives whether the record's was shorter: what this worker writes may then arrive later
-        than its proofs are held against, so it may do no page of it before (SPEC 8.4).
+        than its proofs are held against, so it may do no page of it before (SPEC 8.4). It may
+        even outlive this sweep, so the keyring is to name the lease to the sweeps that follow.
+
+        Raises:
+            StorageUnavailableError: the keyring changed meanwhile: later.
+            CorruptObjectError, UnknownProjectError, UnknownMasterKeyError: it cannot be read.
         """
-        plan = standing.plan
-        if plan.lease_s is None or plan.lease_s >= self._lease_s:
+        plan, own_s = standing.plan, self._lease_s
+        if plan.ask.dry_run:
+            return False  # it writes nothing
+        observed = await self._keyrings.recent(plan.ask.project)
+        named_s = observed.keyring.lease_s or plan.lease_s or own_s
+        if own_s <= min(named_s, plan.lease_s or own_s):
             return False
-        _log.warning(
-            "sweep's lease lengthened", **_named(plan), lease_s=self._lease_s, was_s=plan.lease_s
-        )
-        plan = moved(replace(plan, lease_s=self._lease_s), plan.state, plan.turned_at)
-        plan = replace(plan, step=plan.step + HURRY_STEPS, stepped_lease_s=self._lease_s)
+        if own_s > named_s:
+            observed = await self._keyrings.fresh(plan.ask.project)
+            if not await self._change(observed, observed.keyring):
+                raise StorageUnavailableError("the keyring changed while it was to name a lease")
+        _log.warning("sweep's lease lengthened", **_named(plan), lease_s=own_s, was_s=plan.lease_s)
+        plan = moved(replace(plan, lease_s=own_s), plan.state, plan.turned_at)
+        plan = replace(plan, step=plan.step + HURRY_STEPS, stepped_lease_s=own_s)
         if await self._store.change(plan, standing.etag, standing.master_key):
             await self._outbox.step(plan)
         return True

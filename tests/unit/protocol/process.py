@@ -5,7 +5,7 @@ Everything that it does to the world goes through its `Wire` and its `Teller`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
@@ -34,6 +34,8 @@ from workers.sweep.steps import Steps
 from workers.upload import Limits, Uploader, UploadRole
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from tests.unit.protocol.world import World
 
 LEASE_S: Final = 6
@@ -88,6 +90,8 @@ class Options:
     versioned: bool = False
     differences: Differences = Differences()  # noqa: RUF009  # it is frozen
     copy_limit_bytes: int = 10**9
+    # The leases of processes that have another one than the rest, by number.
+    leases: Mapping[int, int] = field(default_factory=dict)
     # The processes that store plaintext where the project allows it.
     unencrypted: frozenset[int] = frozenset()
 
@@ -104,7 +108,8 @@ class Process:
         self.deliveries: list[Delivery] = []
         self.wire = world.parts.wire(self, world.network, world.server)
         storage: Any = self.wire
-        self.keyrings = KeyringReader(storage, MASTER_KEYS, lease_s=LEASE_S, cache_s=CACHE_S)
+        self.lease_s = world.options.leases.get(number, LEASE_S)
+        self.keyrings = KeyringReader(storage, MASTER_KEYS, lease_s=self.lease_s, cache_s=CACHE_S)
         self._storage = storage
         self._keys = OperatorKeys(MASTER_KEYS)
         self._store = world.parts.store(storage, MASTER_KEYS)
@@ -145,7 +150,7 @@ class Process:
             parts.enroller(storage, keyrings, MASTER_KEYS, "m1", intake_keys, starter),
             parts.rotator(storage, keyrings, MASTER_KEYS, intake_keys, starter),
             starter,
-            parts.deleter(storage, keyrings, self._keys, LEASE_S),
+            parts.deleter(storage, keyrings, self._keys, self.lease_s),
         )
 
     def _sweep(self) -> SweepRole:
@@ -153,7 +158,8 @@ class Process:
         parts, store, outbox = self.world.parts, self._store, self._outbox
         options = self.world.options
         planner = parts.planner(storage, options.page_keys)
-        steps = parts.steps(storage, keyrings, keys, store, planner, outbox, lease_s=LEASE_S)
+        lease_s = self.lease_s
+        steps = parts.steps(storage, keyrings, keys, store, planner, outbox, lease_s=lease_s)
         everyone = parts.everyone(storage, keyrings, keys, store, self._starter, outbox)
         limit = options.copy_limit_bytes
         pages = parts.page_taker(
