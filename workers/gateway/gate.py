@@ -172,6 +172,9 @@ class Gate:
                 observed = await self._recent(project)
                 if observed is not None and _same(kek, observed.desired.user_kek):
                     return observed
+            joined = await self._lookups.joined(project, self._cache_s)
+            if joined is not None and _same(kek, joined.desired.user_kek):
+                return joined
             return await self._lookups.current(project)
         except (CorruptObjectError, UnknownMasterKeyError) as exc:
             self._remember(project, exc)

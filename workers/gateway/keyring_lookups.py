@@ -52,6 +52,8 @@ class KeyringLookups:
         self._tokens_at = time.monotonic()
         # Lookups whose request has not been sent yet: whoever comes now shares it.
         self._unsent: dict[str, asyncio.Task[Observed | None]] = {}
+        # Those whose request was sent, by `time.monotonic`, and is not answered yet.
+        self._under_way: dict[str, tuple[float, asyncio.Task[Observed | None]]] = {}
         self._next: tuple[_Round, asyncio.Task[None]] | None = None
         self._listing: asyncio.Task[None] | None = None
         self._list_at = 0.0
@@ -72,6 +74,16 @@ class KeyringLookups:
         except TimeoutError as exc:
             raise StorageUnavailableError("too many keyrings are looked up just now") from exc
 
+    async def joined(self, project: str, max_age_s: float) -> Observed | None:
+        """What a lookup under way shows, if it was sent within these seconds; else None.
+
+        It may admit whoever comes meanwhile, but refuse nobody; errors as `current`.
+        """
+        sent, lookup = self._under_way.get(project, (0.0, None))
+        if lookup is None or time.monotonic() - sent > max_age_s:
+            return None
+        return await asyncio.shield(lookup)
+
     async def _look_up(self, project: str) -> Observed | None:
         try:
             if self._may_read():
@@ -88,7 +100,11 @@ class KeyringLookups:
         except StorageAnswerError as exc:
             raise StorageUnavailableError(str(exc)) from exc
         finally:
-            self._sent(project)
+            task = asyncio.current_task()
+            if self._unsent.get(project) is task:
+                del self._unsent[project]
+            if self._under_way.get(project, (0.0, None))[1] is task:
+                del self._under_way[project]
 
     async def _read(self, project: str) -> Observed | None:
         try:
@@ -97,8 +113,10 @@ class KeyringLookups:
             return None
 
     def _sent(self, project: str) -> None:
-        if self._unsent.get(project) is asyncio.current_task():
-            del self._unsent[project]
+        """Whoever comes from here on came after it."""
+        lookup = self._unsent.pop(project, None)
+        if lookup is not None:
+            self._under_way[project] = time.monotonic(), lookup
 
     def _may_read(self) -> bool:
         """Whether one of the few reads a second is left."""
@@ -127,7 +145,7 @@ class KeyringLookups:
         # It is sent now: whoever comes from here on needs the next one.
         self._next, self._listing = None, asyncio.current_task()
         for project in round_.wanted.values():
-            self._unsent.pop(project, None)
+            self._sent(project)
         began = time.monotonic()
         last = max(round_.wanted)
         try:

@@ -20,6 +20,7 @@ from tests.unit.gateway.bench import API_KEY, NEW_API_KEY, Bench, kek_of, ring_o
 from tests.unit.workers.factories import MASTER_KEYS
 from workers.errors import RefusedError as StorageRefusedError
 from workers.gateway import gate as gate_module
+from workers.gateway import keyring_lookups as lookups_module
 from workers.gateway.gate import NotAdmittedError
 from workers.keyring.record import build
 from workers.storage import Headers
@@ -35,6 +36,7 @@ class Clock:
         self.now = 1000.0
         fake = SimpleNamespace(monotonic=lambda: self.now)
         patch.setattr(gate_module, "time", fake)
+        patch.setattr(lookups_module, "time", fake)
         own = SimpleNamespace(clock_gettime=lambda _: self.now, CLOCK_BOOTTIME=None)
         patch.setattr(clock_module, "time", own)
 

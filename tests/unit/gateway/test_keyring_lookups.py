@@ -138,3 +138,28 @@ async def test_callers_of_one_project_share_a_lookup(spent: Bench) -> None:
     results = await asyncio.gather(*(spent.admitted() for _ in range(50)))
     assert len(results) == 50
     assert spent.storage.calls == {"list": 1, "read": 1}
+
+
+async def test_who_holds_the_right_key_joins_a_read_that_is_under_way() -> None:
+    """Of two rotations asked for at once the later caller is not refused by the earlier one."""
+    bench = Bench()
+    real = bench.storage.read
+    sent, answered = asyncio.Event(), asyncio.Event()
+
+    async def stalls(key: str, **how: int) -> Any:
+        shown = await real(key, **how)
+        sent.set()
+        await answered.wait()
+        return shown
+
+    bench.storage.read = stalls  # type: ignore[method-assign]
+    early = asyncio.create_task(bench.admitted())
+    await sent.wait()
+    bench.write_keyring(turned_to(bench.ring, NEW_API_KEY))
+    late = asyncio.create_task(bench.admitted())
+    await asyncio.sleep(0)
+    answered.set()
+    for task in (early, late):
+        assert (await task).observed.keyring.current.generation == 1
+    assert bench.storage.calls == {"read": 1}
+    assert bench.lookups._under_way == {}
