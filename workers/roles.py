@@ -23,6 +23,7 @@ from workers.storage import Storage
 from workers.sweep import Outbox, Starter, SweepStore
 from workers.sweep.consumer import HintConsumer
 from workers.sweep.everyone import Everyone
+from workers.sweep.lost import OpenRotations
 from workers.sweep.pages import PageTaker
 from workers.sweep.planner import Planner
 from workers.sweep.rescue import keep_rescuing
@@ -198,6 +199,7 @@ class Roles:
         await keep_rescuing(
             self._store,
             self._sweep,
+            OpenRotations(self._storage, self._store, self._starter, settings.master_keys),
             keep_for=keep_for,
             interval_s=settings.sweep_rescue_interval_s,
         )

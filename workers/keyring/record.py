@@ -92,6 +92,11 @@ class Keyring:
         return RequestOrigin(self.publisher, self.request)
 
     @property
+    def holds_earlier(self) -> bool:
+        """Whether a KEK of an earlier generation is kept, which a clean sweep clears."""
+        return any(entry.kek is not None for entry in self.history)
+
+    @property
     def enrolment(self) -> Generation:
         """The generation that the enrolment brought."""
         return self.history[0] if self.history else self.current

@@ -3,7 +3,7 @@
 A broker that was emptied takes the steps of all sweeps with it. Each sweep worker looks, a
 few times an hour, for sweeps whose record has not changed for a while. It also removes what
 nothing will look at again: results that a stalled worker put after its sweep's end, and
-records of long ago.
+records of long ago. A rotation whose record was removed is begun anew.
 """
 
 import asyncio
@@ -16,6 +16,7 @@ from typing import Final, TypeAlias
 import structlog
 
 from contracts.errors import CorruptObjectError, UnknownMasterKeyError
+from workers.sweep.lost import OpenRotations
 from workers.sweep.role import SweepRole
 from workers.sweep.store import Folder, SweepStore
 
@@ -45,6 +46,7 @@ async def rescue(
     keep_for: timedelta,
     now: datetime,
     seen: Seen | None = None,
+    rotations: OpenRotations | None = None,
 ) -> int:
     """Hurry sweeps that stand still, remove what ended long ago; gives how many were hurried.
 
@@ -58,7 +60,10 @@ async def rescue(
         keep_for: How long the records of an ended sweep are kept.
         now: This machine's clock: ages are long, so its drift does not matter.
         seen: What earlier rounds of this process saw, so that they read each plan once.
+        rotations: Those whose keyring holds earlier keys: one without a record is begun anew.
     """
+    if rotations is not None:
+        await rotations.look()
     hurried, marked = 0, set[_Name]()
     async for sweep_id, project, since in store.running():
         marked.add((sweep_id, project))
@@ -66,12 +71,28 @@ async def rescue(
         if now - (changed or since) <= still_for:
             continue
         if changed is None:
-            # Whoever marked it died before its plan stood; the request comes again.
-            await store.unmark_running(sweep_id, project)
+            await _without_plan(store, sweep_id, project, rotations)
             continue
         hurried += await _hurried(role, (sweep_id, project))
-    unmarked = _Unmarked(store, role, seen or Seen(), still_for, keep_for, now)
-    return hurried + await unmarked.look_after(marked)
+    unmarked = _Unmarked(store, role, seen or Seen(), still_for, keep_for, now, rotations)
+    hurried += await unmarked.look_after(marked)
+    if rotations is not None:
+        hurried += await rotations.begin_lost(unmarked.present, still_for=still_for, now=now)
+    return hurried
+
+
+async def _without_plan(
+    store: SweepStore, sweep_id: str, project: str, rotations: OpenRotations | None
+) -> None:
+    """Remove the mark of a sweep that has no plan.
+
+    The worker that marked it died before it put the plan, and the request comes again; or the
+    plan was removed. A rotation whose keyring holds earlier keys is begun anew, and keeps it.
+    """
+    if rotations is not None and rotations.needs(sweep_id, project):
+        return
+    _log.warning("sweep without a record", sweep_id=sweep_id, project=project)
+    await store.unmark_running(sweep_id, project)
 
 
 @dataclass(slots=True)
@@ -84,7 +105,10 @@ class _Unmarked:
     still_for: timedelta
     keep_for: timedelta
     now: datetime
+    rotations: OpenRotations | None = None
     unread: int = _PLANS_A_ROUND
+    present: set[_Name] = field(default_factory=set)
+    """The sweeps that have a plan."""
 
     async def look_after(self, marked: AbstractSet[_Name]) -> int:
         """Give how many of them were hurried."""
@@ -92,6 +116,8 @@ class _Unmarked:
         before, self.seen.ended = self.seen.ended, {}
         async for folder in self.store.folders():
             name = (folder.sweep_id, folder.project)
+            if folder.changed_at is not None:
+                self.present.add(name)
             if before.get(name) == folder.etag:
                 self.seen.ended[name] = folder.etag
             if name in marked or self.now - folder.touched_at <= self.still_for:
@@ -120,7 +146,10 @@ class _Unmarked:
 
     async def _clear(self, folder: Folder) -> None:
         """Remove what nothing looks at any more of a sweep that ended, or that lost its plan."""
-        if self._is_old(folder):
+        needed = self.rotations is not None and self.rotations.needs(
+            folder.sweep_id, folder.project
+        )
+        if self._is_old(folder) and not needed:
             await self.store.remove(folder.sweep_id, folder.project)
         elif folder.has_results:
             # Nothing else of a folder without a plan: a rotation whose plan was removed is
@@ -145,7 +174,12 @@ async def _hurried(role: SweepRole, name: _Name) -> int:
 
 
 async def keep_rescuing(
-    store: SweepStore, role: SweepRole, *, keep_for: timedelta, interval_s: float
+    store: SweepStore,
+    role: SweepRole,
+    rotations: OpenRotations,
+    *,
+    keep_for: timedelta,
+    interval_s: float,
 ) -> None:
     """Rescue for ever, a little out of step with other workers."""
     seen = Seen()
@@ -159,6 +193,7 @@ async def keep_rescuing(
                 keep_for=keep_for,
                 now=datetime.now(UTC),
                 seen=seen,
+                rotations=rotations,
             )
         except Exception:  # noqa: BLE001  # the broker may be what is down: the next round comes
             _log.exception("sweeps not looked after")

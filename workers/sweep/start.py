@@ -82,10 +82,28 @@ class Starter:
             await self._outbox.step(plan)
         return plan
 
+    async def begin_again(self, rotation_id: str, project: str) -> bool:
+        """Begin a rotation's sweep anew whose record is gone, by what the keyring says of it.
+
+        False where the keyring has turned since, or holds no earlier key any more.
+
+        Raises: as `start`.
+        """
+        keyring = (await self._keyrings.fresh(project)).keyring
+        current = keyring.current
+        if current.rotation_id != rotation_id or not keyring.holds_earlier:
+            return False
+        ask = Ask("rotation", rotation_id, project, current.requested_at)
+        await self.start(ask, (keyring.origin,))
+        return True
+
     async def _join(self, ask: Ask, origins: Origins) -> Plan | AllPlan:
         """The plan, with these requests among those to which its end is published."""
         for _ in range(_MAX_TURNS):
-            standing = await self._read(ask)
+            try:
+                standing = await self._read(ask)
+            except MissingError as exc:
+                raise StorageUnavailableError("the sweep's record was removed") from exc
             plan = standing.plan
             if plan.status == "done" and plan.told:
                 return plan  # its caller answers this request alone

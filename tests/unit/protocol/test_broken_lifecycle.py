@@ -6,12 +6,15 @@ Each story is told twice: the workers' own classes hold, and the broken ones are
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
 from tests.unit.protocol.hostile import HostilePublisher
-from tests.unit.protocol.process import Options, Parts
+from tests.unit.protocol.process import MASTER_KEYS, Options, Parts
 from tests.unit.protocol.stories import begin, hint, is_page, stop_at, violations, without
 from tests.unit.protocol.wire import MID
+from workers.sweep.lost import OpenRotations
+from workers.sweep.rescue import rescue
 from workers.sweep.steps import Steps
 from workers.sweep.takeover import take_over_earlier
 
@@ -354,3 +357,96 @@ def test_tags_that_a_dead_worker_noted_are_put_back_in_a_sweep_that_was_taken_ov
         assert world.server._bucket.get("acme/a").tags == tags
 
     assert violations(story) == []
+
+
+# A record that is gone.
+
+
+def _rescue(world: World, rotations: OpenRotations | None) -> None:
+    """One round of a worker's periodic look, 16 minutes after the last one."""
+    world.advance(16 * 60)
+    process = world.processes[0]
+    round_ = rescue(
+        process._store,
+        process.sweep_role,
+        still_for=timedelta(minutes=15),
+        keep_for=timedelta(days=8),
+        now=world.clock.now,
+        rotations=rotations,
+    )
+    world.loop.create_task(round_)
+    world.loop.run_until_idle()
+    world.run()
+
+
+def _open_rotations(world: World) -> OpenRotations:
+    process = world.processes[0]
+    return OpenRotations(process._storage, process._store, process._starter, MASTER_KEYS)
+
+
+def a_rotation_whose_record_is_removed(world: World) -> None:
+    begin(world, "a", "b")
+    rotation = world.rotate("acme", publisher="second")
+    world.run(until=lambda: world.told_of("rotation.accepted"))
+    world.bucket_writer.remove(f".keyturn/sweeps/{rotation}/")
+    world.bucket_writer.remove(".keyturn/sweeps/_running/")
+    world.run()
+    rotations = _open_rotations(world)
+    _rescue(world, rotations)
+    assert world.oracle.plan(rotation, "acme") is None
+    _rescue(world, rotations)
+    _each_is_answered(world)
+    assert [event.type for event in world.events if "failed" in event.type] == []
+
+
+def test_a_rotation_whose_record_is_removed_is_begun_anew_under_its_own_id(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert violations(a_rotation_whose_record_is_removed) == []
+
+    async def never(*_: Any, **__: Any) -> int:
+        return 0
+
+    monkeypatch.setattr(OpenRotations, "begin_lost", never)
+    found = violations(a_rotation_whose_record_is_removed, settle=False)
+    assert any("second waits for ever for rotation.requested" in what for what in found)
+
+
+def test_the_end_of_a_rotation_begun_anew_names_its_publisher_and_request() -> None:
+    def story(world: World) -> None:
+        a_rotation_whose_record_is_removed(world)
+        (end,) = world.told_of("rotation.completed")
+        asked = next(a for a in world.asked.values() if a.kind == "rotation.requested")
+        assert (end.rotation_id, end.publisher, end.request) == (asked.id, "second", asked.digest)
+        assert end.clean
+
+    assert violations(story) == []
+
+
+def a_rotation_whose_record_is_not_written_yet(world: World) -> None:
+    """Its worker stalls between the turn and the record; two rounds find none meanwhile."""
+    begin(world, "a")
+    rotation = world.rotate("acme")
+    put = stop_at(world, "put", f".keyturn/sweeps/{rotation}/")
+    stalled: Any = put.sender
+    rotations = _open_rotations(world)
+    for _ in range(3):
+        world.advance(16 * 60)
+        task = rescue(
+            world.processes[stalled.number - 1]._store,
+            world.processes[stalled.number - 1].sweep_role,
+            still_for=timedelta(minutes=15),
+            keep_for=timedelta(days=8),
+            now=world.clock.now,
+            rotations=rotations,
+        )
+        world.loop.create_task(task)
+        world.loop.run_until_idle()
+        without(world, put, seconds=60)
+    world.step(put)
+    _each_is_answered(world)
+    assert len(world.oracle.projects["acme"].rotation_ids) == 2
+
+
+def test_a_record_that_is_written_late_changes_nothing_that_was_begun_anew() -> None:
+    assert violations(a_rotation_whose_record_is_not_written_yet) == []
