@@ -21,6 +21,7 @@ from contracts.reader.errors import (
     BodyCutError,
     GatewayError,
     GatewayUnavailableError,
+    UnencryptedGatewayWarning,
     UnexpectedAnswerError,
 )
 from contracts.reader.objects import OpenObject
@@ -33,6 +34,7 @@ __all__ = [
     "GatewayUnavailableError",
     "ObjectInfo",
     "OpenObject",
+    "UnencryptedGatewayWarning",
     "UnexpectedAnswerError",
     "Uploaded",
 ]

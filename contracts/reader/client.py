@@ -11,6 +11,7 @@ https wherever the way there is not your own machine.
 It must never log or raise an API key or a body, and never sends an upload or a rotation twice.
 """
 
+import warnings
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -38,16 +39,18 @@ from contracts.reader.answers import (
 from contracts.reader.errors import (
     AnswerLostError,
     GatewayUnavailableError,
+    UnencryptedGatewayWarning,
     UnexpectedAnswerError,
 )
 from contracts.reader.objects import OpenObject
 from contracts.reader.sending import Sending
-from contracts.reader.transport import MAX_CONNECTIONS, Transport
+from contracts.reader.transport import MAX_CONNECTIONS, Transport, is_unencrypted
 from contracts.sealing import check_api_key
 
 if TYPE_CHECKING:
     import aiohttp
 
+_CALLER: Final = 3  # frames up to whoever enters `connect`: its own, and contextlib's
 CONNECT_TIMEOUT_S: Final = 10.0
 IDLE_TIMEOUT_S: Final = 60.0
 _UNRESERVED: Final = "/-_.~"
@@ -95,6 +98,9 @@ class Client:
             idle_timeout_s: Seconds without any progress, after which a request fails.
             max_connections: How many at once; further requests wait for one.
 
+        Warns:
+            UnencryptedGatewayWarning: an `http://` address that is not of this machine.
+
         Raises:
             MalformedRequestError: the API key is not of the form of SPEC 1.
             SettingsError: the URL is none of a gateway, or aiohttp is not installed.
@@ -105,6 +111,9 @@ class Client:
             idle_timeout_s=idle_timeout_s,
             max_connections=max_connections,
         ) as transport:
+            if is_unencrypted(url):
+                text = "the API key goes to the gateway unencrypted: use https://"
+                warnings.warn(text, UnencryptedGatewayWarning, stacklevel=_CALLER)
             yield cls(transport, api_key)
 
     def with_api_key(self, api_key: ApiKey) -> Self:

@@ -13,6 +13,10 @@ the request with all its headers.
 """
 
 
+class UnencryptedGatewayWarning(UserWarning):
+    """The API key goes to an `http://` address of another machine: the network can read it."""
+
+
 class GatewayError(Exception):
     """The base of all below."""
 

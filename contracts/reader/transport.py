@@ -10,6 +10,7 @@ hold the request with its `Authorization`.
 
 import asyncio
 import errno
+import ipaddress
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -261,6 +262,18 @@ def is_gateway_url(url: str) -> bool:
         return False
     plain = url.isascii() and url.isprintable() and not set(url) & set(" ?#@\\")
     return plain and has_host and parts.scheme in ("http", "https")
+
+
+def is_unencrypted(url: str) -> bool:
+    """Whether an API key sent to this gateway's address can be read on the way there."""
+    parts = urlsplit(url)
+    host = (parts.hostname or "").removesuffix(".")
+    if parts.scheme == "https" or host == "localhost" or host.endswith(".localhost"):
+        return False
+    try:
+        return not ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return True
 
 
 async def piece_of(answer: "aiohttp.ClientResponse") -> bytes:

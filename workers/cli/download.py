@@ -10,6 +10,7 @@ import asyncio
 import os
 import sys
 import tempfile
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Protocol
@@ -18,8 +19,8 @@ import typer
 from pydantic import SecretStr
 
 from contracts.errors import NoUsableWrapError
-from contracts.reader import Client
-from contracts.reader.transport import is_gateway_url
+from contracts.reader import Client, UnencryptedGatewayWarning
+from contracts.reader.transport import is_gateway_url, is_unencrypted
 from contracts.sealing import user_kek, v0_admin_kek
 from contracts.settings import S3Settings
 from workers.cli.arguments import ApiKeyFile, Key, Project, read_api_key
@@ -92,7 +93,11 @@ def download(
     target = _target(key, output, force=force)
     if not as_operator and (url := gateway or GatewayUrlSettings.read().gateway_url):
         api_key = read_api_key(api_key_file, project, twice=False)
-        asyncio.run(_through_gateway(url, api_key, project, key, target))
+        if is_unencrypted(url):
+            note("the API key goes to the gateway unencrypted: use https://")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UnencryptedGatewayWarning)  # a line above says it
+            asyncio.run(_through_gateway(url, api_key, project, key, target))
         return
     settings: S3Settings
     if as_operator:

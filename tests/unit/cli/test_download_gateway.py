@@ -156,3 +156,13 @@ async def test_a_url_of_no_gateway_is_wrong_usage_and_not_shown(url: str) -> Non
     assert result.exit_code == 2
     assert "KEYTURN_GATEWAY_URL is malformed: reads http://host" in result.stderr
     assert "sesame" not in result.stderr
+
+
+async def test_a_key_that_would_leave_the_machine_unencrypted_is_warned_of() -> None:
+    """One line, and no Python warning; the name resolves nowhere (RFC 2606)."""
+    result = await _download("--gateway", "http://gateway.invalid:8080")
+    assert result.exit_code == 1
+    first, *others = result.stderr.splitlines()
+    assert first == "keyturn: the API key goes to the gateway unencrypted: use https://"
+    assert "UnencryptedGatewayWarning" not in result.stderr
+    assert len(others) == 1
