@@ -260,9 +260,7 @@ def _unreadable(stream: str, cause: BaseException) -> str:
         case ChannelNotFoundEntity():
             return f"no worker has declared {stream}" + _START * (stream == EVENTS_STREAM)
         case ChannelAccessRefused():
-            pattern = stream.replace(".", r"\.")
-            return (
-                f"the broker's user may not read {stream}: its permission to read needs ^{pattern}$"
-            )
+            pattern = "^" + stream.replace(".", r"\.") + "$"
+            return f"the broker's user may not read {stream}: it needs read permission {pattern}"
         case _:
             return f"the broker cannot be reached ({type(cause).__name__})"

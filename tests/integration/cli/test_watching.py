@@ -75,7 +75,7 @@ async def workers(cli: Cli) -> AsyncIterator[Workers]:
 
 
 @asynccontextmanager
-async def _started(
+async def started(
     cli: Cli, *arguments: str, **env: str
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     named = {f"KEYTURN_{name}": value for name, value in env.items()}
@@ -96,7 +96,7 @@ async def _started(
             await process.wait()
 
 
-async def _line(process: asyncio.subprocess.Process, text: str) -> str:
+async def stderr_line(process: asyncio.subprocess.Process, text: str) -> str:
     assert process.stderr is not None
     async with asyncio.timeout(60):
         while line := await process.stderr.readline():
@@ -109,11 +109,11 @@ async def test_ctrl_c_leaves_a_rotation_running_and_says_how_to_pick_it_up(
     cli: Cli, workers: Workers
 ) -> None:
     key = new_api_key()
-    async with _started(cli, "rotate", "acme", "--watch", NEW_API_KEY=key) as process:
+    async with started(cli, "rotate", "acme", "--watch", NEW_API_KEY=key) as process:
         request = await workers.request()
         rotation_id = request.rotation_id
         await workers.tell("rotation.accepted", rotation_id=rotation_id, generation=2)
-        await _line(process, "is at generation 2")
+        await stderr_line(process, "is at generation 2")
         await workers.tell("sweep.progressed", sweep_id=rotation_id, objects=3)
         process.send_signal(signal.SIGINT)
         out, err = await process.communicate()

@@ -1,0 +1,114 @@
+"""What another publisher asks for under one's id ends nothing of one's own (SPEC 6.7, issue 10)."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from contracts.messages import ProjectEnrolled, SweepCompleted, UploadRejected, UploadStored
+from contracts.publisher import Publisher
+from contracts.publisher.requests import new_id
+from contracts.sealing import SigningKey, VerifyKey, b64, new_api_key
+from contracts.settings import NamedIntakeKey, PublisherSettings
+from tests.integration.cli.conftest import document
+from tests.integration.cli.test_watching import started
+from tests.support.bucket import Bucket
+from tests.support.process import worker
+from tests.support.wire import open_wire
+
+if TYPE_CHECKING:
+    from tests.integration.cli.conftest import Cli
+
+pytestmark = pytest.mark.servers
+
+_MALLORY = SigningKey.from_seed(b"m" * 32)
+_FAST = {"LEASE_S": "2", "KEYRING_CACHE_S": "0.2"}
+
+
+def _worker_env(cli: Cli) -> dict[str, str]:
+    """A worker for whom `mallory` may sweep bob, and nothing else."""
+    env = cli.deployment.worker_env(**_FAST)
+    publishers = json.loads(env["KEYTURN_PUBLISHERS"])
+    keys = [b64(_MALLORY.public_bytes)]
+    publishers["mallory"] = {"keys": keys, "may": ["sweep.requested"], "projects": ["bob"]}
+    return env | {"KEYTURN_PUBLISHERS": json.dumps(publishers)}
+
+
+def _settings(cli: Cli, name: str, key: SigningKey) -> PublisherSettings:
+    deployment = cli.deployment
+    return PublisherSettings(
+        deployment=deployment.name,
+        amqp_url=deployment.amqp_url,
+        publisher_name=name,
+        publisher_key=key,
+        intake_public_key=NamedIntakeKey("main", deployment.intake.public_key),
+        event_public_key=VerifyKey.from_bytes(deployment.event_key.public_bytes),
+    )
+
+
+async def _enroll(publisher: Publisher, project: str) -> None:
+    request_id = await publisher.enroll(project, api_key=new_api_key())
+    assert isinstance(await publisher.wait(request_id), ProjectEnrolled)
+
+
+async def test_another_publishers_dry_run_under_its_id_does_not_end_a_watched_rotation(
+    cli: Cli,
+) -> None:
+    bucket = Bucket(cli.deployment)
+    async with (
+        worker(_worker_env(cli)),
+        open_wire(cli.deployment) as wire,
+        Publisher.open(_settings(cli, "api", cli.deployment.publisher_key)) as publisher,
+        Publisher.open(_settings(cli, "mallory", _MALLORY)) as mallory,
+    ):
+        for project in ("acme", "bob"):
+            await _enroll(publisher, project)
+        # Something that no sweep of acme's can mend, so that its rotation is not clean.
+        bucket.put("acme/unencrypted", b"x", {})
+        env = {"NEW_API_KEY": new_api_key()}
+        async with started(cli, "rotate", "acme", "--watch", "--json", **env) as process:
+            accepted = await wire.event(lambda event: event["type"] == "rotation.accepted")
+            rotation_id = accepted["rotation_id"]
+            await mallory.sweep("bob", dry_run=True, sweep_id=rotation_id)
+            foreign = await mallory.wait_completed(rotation_id, timeout_s=60)
+            assert isinstance(foreign, SweepCompleted)
+            assert foreign.clean
+            out, err = await process.communicate()
+        ends = [e["type"] for e in wire.events if e["type"].endswith(".completed")]
+        assert ends == ["sweep.completed", "rotation.completed"]
+        told = json.loads(out)
+        assert (process.returncode, told["status"]) == (1, "completed"), err
+        event = told["event"]
+        assert (event["type"], event["project"], event["clean"]) == (
+            "rotation.completed",
+            "acme",
+            False,
+        )
+        watched = await cli.arun("status", rotation_id, "--watch")
+        assert watched.exit_code == 1
+        assert "several projects have this id; add --project: acme, bob" in watched.stderr
+        mine = await cli.arun("status", rotation_id, "--project", "acme", "--json")
+        assert document(mine)["clean"] is False
+
+
+async def test_a_retry_by_a_new_process_is_not_answered_by_the_refusal_of_the_first(
+    cli: Cli,
+) -> None:
+    settings = _settings(cli, "api", cli.deployment.publisher_key)
+    upload_id: str = new_id()
+
+    async def once(publisher: Publisher) -> Any:
+        await publisher.upload("acme", "a", b"x", upload_id=upload_id)
+        return await publisher.wait(upload_id, timeout_s=60)
+
+    async with worker(_worker_env(cli)):
+        async with Publisher.open(settings) as first:
+            refused = await once(first)
+            assert isinstance(refused, UploadRejected)
+            assert refused.code == "unknown_project"
+            await _enroll(first, "acme")
+        # Its memory is gone, and the refusal is on the stream, within what it looks back.
+        async with Publisher.open(settings) as second:
+            assert isinstance(await once(second), UploadStored)

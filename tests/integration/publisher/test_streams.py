@@ -1,0 +1,149 @@
+"""Which stream a publisher reads, and as whom, on a real broker (SPEC 6.7, 6.8, 6.10)."""
+
+from __future__ import annotations
+
+import secrets
+from contextlib import aclosing
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from yarl import URL
+
+from contracts import topology
+from contracts.messages import COUNT_FIELDS, RotationCompleted, SweepProgressed
+from contracts.publisher import EventsUnavailableError, Publisher
+from contracts.publisher.requests import new_id
+from contracts.sealing import SigningKey, VerifyKey
+from tests.integration.publisher.side import (
+    EVENTS,
+    OWN_STREAM,
+    WorkerSide,
+    answer,
+    settings_for,
+    stored,
+)
+
+if TYPE_CHECKING:
+    from contracts.settings import PublisherSettings
+    from tests.servers import Servers
+
+_AT = "2026-11-24T10:00:00Z"
+_ROTATION: Any = {"project": "acme", "request_type": "rotation.requested"}
+_COUNTS: dict[str, Any] = dict.fromkeys(COUNT_FIELDS, 0) | {"clean": True}
+
+
+async def test_a_publisher_reads_its_own_stream_alone(
+    settings: PublisherSettings, worker: WorkerSide
+) -> None:
+    await worker.delete(topology.EVENTS_STREAM)
+    async with Publisher.open(settings) as publisher:
+        upload_id = await publisher.upload("acme", "a", b"x")
+        told = answer(publisher, stored(upload_id))
+        await worker.tell(told)
+        assert await publisher.wait(upload_id, timeout_s=20) == told
+        async with aclosing(publisher.progress(upload_id)) as events:
+            assert await anext(events) == told
+
+
+async def test_where_no_own_stream_exists_the_stream_of_all_serves(
+    settings: PublisherSettings, worker: WorkerSide, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Workers before 0.5 declare none."""
+    await worker.delete(OWN_STREAM)
+    caplog.set_level("INFO", "contracts.publisher.events")
+    async with Publisher.open(settings) as publisher:
+        upload_id = await publisher.upload("acme", "a", b"x")
+        told = answer(publisher, stored(upload_id))
+        await worker.tell(told)
+        assert await publisher.wait(upload_id, timeout_s=20) == told
+    line = "no worker has declared keyturn.events.billing; reading keyturn.events in its place"
+    assert line in caplog.messages
+
+
+async def test_the_end_of_a_rotation_that_began_before_0_5_is_found(
+    settings: PublisherSettings, worker: WorkerSide
+) -> None:
+    """Its record names no publisher: its events are on the stream of all alone."""
+    since, rotation_id = datetime.now(UTC), new_id()
+    end = RotationCompleted(rotation_id=rotation_id, project="acme", at=_AT, **_COUNTS)
+    await worker.tell(SweepProgressed(sweep_id=rotation_id, project="acme", at=_AT, **_COUNTS))
+    await worker.tell(end.model_copy(update={"project": "bob"}))
+    await worker.tell(end)
+    async with Publisher.open(settings) as publisher:
+        ended = await publisher.wait_completed(rotation_id, timeout_s=20, since=since, **_ROTATION)
+    assert ended == end
+
+
+def _user(broker: Servers, url: str, read: str) -> str:
+    """The address of a new user of this vhost, who may read what matches."""
+    if broker.rabbitmq is None:
+        pytest.skip("users are made on a private broker alone")
+    name, password = f"u{secrets.token_hex(4)}", secrets.token_hex(8)
+    vhost = URL(url).path.removeprefix("/")
+    broker.rabbitmq.control("add_user", name, password)
+    broker.rabbitmq.control("set_permissions", "-p", vhost, name, "^$", "^keyturn$", read)
+    return str(URL(url).with_user(name).with_password(password))
+
+
+async def test_a_user_that_may_read_its_own_stream_alone_needs_no_more(
+    broker: Servers, vhost_url: str, worker: WorkerSide
+) -> None:
+    restricted = settings_for(_user(broker, vhost_url, r"^keyturn\.events\.billing$"))
+    since, rotation_id = datetime.now(UTC), new_id()
+    async with Publisher.open(restricted) as publisher:
+        upload_id = await publisher.upload("acme", "a", b"x")
+        told = answer(publisher, stored(upload_id))
+        await worker.tell(told)
+        assert await publisher.wait(upload_id, timeout_s=20) == told
+        named = {"publisher": "billing", "request": "0" * 64}
+        end = RotationCompleted(rotation_id=rotation_id, project="acme", at=_AT, **_COUNTS, **named)
+        await worker.tell(end)
+        assert await publisher.wait(rotation_id, timeout_s=20, since=since, **_ROTATION) == end
+        with pytest.raises(EventsUnavailableError) as refused:
+            await anext(publisher.events())
+    assert "may not read keyturn.events: it needs read permission ^keyturn\\.events$" in str(
+        refused.value
+    )
+
+
+async def test_a_user_with_the_permissions_of_0_4_reads_the_stream_of_all(
+    broker: Servers,
+    vhost_url: str,
+    worker: WorkerSide,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "contracts.publisher.events")
+    old = settings_for(_user(broker, vhost_url, r"^keyturn\.events$"))
+    async with Publisher.open(old) as publisher:
+        upload_id = await publisher.upload("acme", "a", b"x")
+        told = answer(publisher, stored(upload_id))
+        await worker.tell(told)
+        assert await publisher.wait(upload_id, timeout_s=20) == told
+    assert "it needs read permission ^keyturn\\.events\\.billing$" in caplog.text
+
+
+async def test_a_user_that_may_read_neither_stream_is_told_what_it_needs(
+    broker: Servers, vhost_url: str, worker: WorkerSide
+) -> None:
+    async with Publisher.open(settings_for(_user(broker, vhost_url, "^$"))) as publisher:
+        upload_id = await publisher.upload("acme", "a", b"x")
+        with pytest.raises(EventsUnavailableError) as refused:
+            await publisher.wait(upload_id, timeout_s=20)
+    assert await worker.count() == 1
+    assert "may not read keyturn.events.billing: it needs read permission" in str(refused.value)
+    assert "^keyturn\\.events\\.billing$" in str(refused.value)
+
+
+async def test_events_of_the_old_and_of_the_new_key_are_believed(
+    settings: PublisherSettings, worker: WorkerSide
+) -> None:
+    new = SigningKey.from_seed(b"n" * 32)
+    keys = tuple(VerifyKey.from_bytes(key.public_bytes) for key in (new, EVENTS))
+    both = settings.model_copy(update={"event_public_key": keys})
+    for told_by in (EVENTS, new):
+        async with Publisher.open(both) as publisher:
+            upload_id = await publisher.upload("acme", told_by.id, b"x")
+            await worker.tell(answer(publisher, stored(upload_id)), key=told_by)
+            await publisher.wait(upload_id, timeout_s=20)
+            assert publisher.unverified_events == 0
