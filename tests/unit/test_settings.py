@@ -55,6 +55,25 @@ def test_defaults_are_those_of_the_specification(monkeypatch: pytest.MonkeyPatch
     assert settings.health_port == 0
 
 
+def test_readers_may_hold_several_public_event_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As while the deployment changes its event key (SPEC 6.10)."""
+    keys = [SigningKey.from_seed(seed * 32) for seed in (b"o", b"n")]
+    old, new = (base64.b64encode(key.public_bytes).decode() for key in keys)
+    _set(monkeypatch, _DEPLOYMENT.publisher_env())
+    for value, ids in (
+        (old, [keys[0].id]),
+        (f"{new},{old}", [keys[1].id, keys[0].id]),
+        (f" {new} , {old},{new}", [keys[1].id, keys[0].id]),
+    ):
+        monkeypatch.setenv("KEYTURN_EVENT_PUBLIC_KEY", value)
+        assert [key.id for key in PublisherSettings.read().event_public_key] == ids
+    for malformed in (f"{old},", f"{old};{new}", ",", f"{old},{_CANARY}"):
+        monkeypatch.setenv("KEYTURN_EVENT_PUBLIC_KEY", malformed)
+        with pytest.raises(SettingsError, match="KEYTURN_EVENT_PUBLIC_KEY is malformed") as refused:
+            PublisherSettings.read()
+        assert _CANARY not in str(refused.value)
+
+
 def test_publishers_may_be_the_path_of_a_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -12,6 +12,7 @@ from contracts.publisher import Publisher
 from contracts.publisher.requests import new_id
 from contracts.sealing import SigningKey, VerifyKey, b64, new_api_key
 from contracts.settings import NamedIntakeKey, PublisherSettings
+from contracts.topology import publisher_stream
 from tests.integration.cli.conftest import document
 from tests.integration.cli.test_watching import started
 from tests.support.bucket import Bucket
@@ -53,9 +54,11 @@ async def _enroll(publisher: Publisher, project: str) -> None:
     assert isinstance(await publisher.wait(request_id), ProjectEnrolled)
 
 
+@pytest.mark.parametrize("stream", ["its own", "of all"])
 async def test_another_publishers_dry_run_under_its_id_does_not_end_a_watched_rotation(
-    cli: Cli,
+    cli: Cli, stream: str
 ) -> None:
+    """What guards it is the matching of events; that it reads a stream of its own comes on top."""
     bucket = Bucket(cli.deployment)
     async with (
         worker(_worker_env(cli)),
@@ -65,6 +68,8 @@ async def test_another_publishers_dry_run_under_its_id_does_not_end_a_watched_ro
     ):
         for project in ("acme", "bob"):
             await _enroll(publisher, project)
+        if stream == "of all":
+            await wire.channel.queue_delete(publisher_stream("api"))
         # Something that no sweep of acme's can mend, so that its rotation is not clean.
         bucket.put("acme/unencrypted", b"x", {})
         env = {"NEW_API_KEY": new_api_key()}

@@ -96,7 +96,7 @@ async def test_a_user_that_may_read_its_own_stream_alone_needs_no_more(
         told = answer(publisher, stored(upload_id))
         await worker.tell(told)
         assert await publisher.wait(upload_id, timeout_s=20) == told
-        named = {"publisher": "billing", "request": "0" * 64}
+        named: dict[str, Any] = {"publisher": "billing", "request": "0" * 64}
         end = RotationCompleted(rotation_id=rotation_id, project="acme", at=_AT, **_COUNTS, **named)
         await worker.tell(end)
         assert await publisher.wait(rotation_id, timeout_s=20, since=since, **_ROTATION) == end

@@ -39,7 +39,7 @@ SETTINGS = PublisherSettings(
 )
 
 
-def _draft(**change: Any) -> requests.UploadDraft:
+def new_draft(**change: Any) -> requests.UploadDraft:
     given_: dict[str, Any] = {
         "project": "acme",
         "key": "a",
@@ -86,7 +86,7 @@ def _sweep(**change: Any) -> SweepRequested:
 
 
 def test_drafts_transport_key_is_sealed_for_this_upload_alone() -> None:
-    draft = _draft()
+    draft = new_draft()
     request = draft.request
     sealed = b64_decode(request.sealed_key.ciphertext)
     right = upload_info(request.upload_id, "acme", "a")
@@ -102,11 +102,13 @@ def test_drafts_transport_key_is_sealed_for_this_upload_alone() -> None:
 
 def test_no_two_drafts_share_a_transport_key() -> None:
     upload_id = requests.new_id()
-    assert _draft(upload_id=upload_id).transport_key != _draft(upload_id=upload_id).transport_key
+    assert (
+        new_draft(upload_id=upload_id).transport_key != new_draft(upload_id=upload_id).transport_key
+    )
 
 
 def test_signed_request_is_what_its_receiver_parses() -> None:
-    request = _draft(metadata={"author": "Kim Grün"}).with_body(InlineBody(inline="AAAA"))
+    request = new_draft(metadata={"author": "Kim Grün"}).with_body(InlineBody(inline="AAAA"))
     signed = requests.sign(SETTINGS, request)
     assert parse_request(signed.body) == request
     assert (signed.request_id, signed.type) == (request.upload_id, "upload.requested")
@@ -119,7 +121,7 @@ def test_signed_request_is_what_its_receiver_parses() -> None:
 
 
 def test_no_secret_shows_in_a_draft() -> None:
-    draft = _draft()
+    draft = new_draft()
     assert draft.transport_key.reveal().hex() not in repr(draft)
     assert str(draft.transport_key.reveal()) not in repr(draft)
 
@@ -216,7 +218,7 @@ def test_api_key_of_a_wrong_form_is_refused_and_not_repeated(build: Any, api_key
 @given(st.text(max_size=80), st.text(max_size=80))
 def test_any_names_are_taken_or_refused_as_malformed(project: str, key: str) -> None:
     try:
-        request = _draft(project=project, key=key).with_body(InlineBody(inline=""))
+        request = new_draft(project=project, key=key).with_body(InlineBody(inline=""))
     except MalformedRequestError:
         return
     assert parse_request(requests.sign(SETTINGS, request).body) == request
@@ -230,7 +232,7 @@ def test_any_metadata_is_taken_or_refused_as_malformed(
     metadata: dict[str, str], content_type: str
 ) -> None:
     try:
-        draft = _draft(metadata=metadata, content_type=content_type)
+        draft = new_draft(metadata=metadata, content_type=content_type)
     except MalformedRequestError:
         return
     request = draft.with_body(InlineBody(inline=""))
