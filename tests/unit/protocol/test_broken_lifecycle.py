@@ -9,10 +9,12 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
+from contracts.names import format_time
 from tests.unit.protocol.hostile import HostilePublisher
 from tests.unit.protocol.process import MASTER_KEYS, Options, Parts
 from tests.unit.protocol.stories import begin, hint, is_page, stop_at, violations, without
 from tests.unit.protocol.wire import MID
+from workers.control import ControlRole
 from workers.sweep.lost import OpenRotations
 from workers.sweep.rescue import rescue
 from workers.sweep.steps import Steps
@@ -450,3 +452,68 @@ def a_rotation_whose_record_is_not_written_yet(world: World) -> None:
 
 def test_a_record_that_is_written_late_changes_nothing_that_was_begun_anew() -> None:
     assert violations(a_rotation_whose_record_is_not_written_yet) == []
+
+
+# Requests past their age.
+
+TOO_OLD_S = 8 * 86_400
+
+
+def requests_that_were_served_and_come_again_too_late(world: World) -> None:
+    begin(world, "a", "b")
+    enrolment = next(iter(world.requests))
+    rotation = world.rotate("acme")
+    world.run()
+    sweep = world.sweep("acme")
+    delete = world.delete("acme", "b")
+    world.run()
+    world.advance(TOO_OLD_S)
+    for request_id in (enrolment, rotation, sweep, delete):
+        world.replay(request_id)
+    world.run()
+    for request_id in (enrolment, rotation, sweep, delete):
+        ends: list[Any] = world.ended(request_id)
+        if {getattr(event, "code", "") for event in ends} != {""} or len(ends) != 2:
+            world.oracle.violated(f"{world.requests[request_id]['type']} was done and is refused")
+
+
+def test_what_was_done_is_published_as_done_however_late_its_request_comes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert violations(requests_that_were_served_and_come_again_too_late) == []
+
+    async def nothing(*_: Any) -> None:
+        return None
+
+    monkeypatch.setattr(ControlRole, "find_completed", nothing)
+    found = violations(requests_that_were_served_and_come_again_too_late, settle=False)
+    kinds = {what.split()[0] for what in found if "was done and is refused" in what}
+    assert kinds == {
+        "enroll.requested",
+        "rotation.requested",
+        "sweep.requested",
+        "delete.requested",
+    }
+
+
+def test_what_was_not_done_is_refused_too_late_and_stays_undone() -> None:
+    def story(world: World) -> None:
+        begin(world, "a")
+        enrolment = next(iter(world.requests))
+        old = format_time(world.clock.now - timedelta(seconds=TOO_OLD_S))
+        asked = [
+            world.rotate("acme", requested_at=old),
+            world.sweep("acme", requested_at=old),
+            world.enroll("beta", requested_at=old),
+            # Another publisher's key under a known id is not what was done.
+            HostilePublisher(world, "second").reuse(
+                enrolment, "enroll", "acme", kek=OWN_KEK, requested_at=old
+            ),
+        ]
+        world.run()
+        codes = [error.code for _, error in world.dead]
+        assert codes == ["request_expired"] * len(asked)
+        assert list(world.oracle.projects) == ["acme"]
+        assert len(world.oracle.projects["acme"].states) == 1
+
+    assert violations(story) == []
