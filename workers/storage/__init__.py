@@ -3,6 +3,7 @@
 from workers.storage.clock import StorageClock
 from workers.storage.differences import Differences
 from workers.storage.port import (
+    PAGE_KEYS,
     Condition,
     Head,
     Headers,
@@ -21,6 +22,7 @@ from workers.storage.port import (
 )
 
 __all__ = [
+    "PAGE_KEYS",
     "Condition",
     "Differences",
     "Head",

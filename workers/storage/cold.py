@@ -15,14 +15,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 from contracts.errors import StorageUnavailableError
 from workers.errors import MissingError
 from workers.storage.answers import error_of
-from workers.storage.listing import (
-    BEFORE_PARSING,
-    PAGE_KEYS,
-    behind,
-    make_speakable,
-    versions_of,
-)
-from workers.storage.port import Listed, OpenMultipart, Version, Versioning
+from workers.storage.listing import BEFORE_PARSING, behind, make_speakable, versions_of
+from workers.storage.port import PAGE_KEYS, Listed, OpenMultipart, Version, Versioning
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3.client import S3Client

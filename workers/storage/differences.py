@@ -19,6 +19,9 @@ class Differences:
     conditional_copy_destination: bool = False
     # A self-copy keeps the tags; where it does not, they are read before and put back after.
     copy_keeps_tags: bool = False
+    # A listing begun after an overwrite was acknowledged shows the new ETag. Where it may not,
+    # keyrings are read one by one.
+    listings_show_overwrites: bool = False
     # What is signed with a lease is refused after it: puts, self-copies and completions. Where
     # it is not, a worker that stalled may set an object back behind a proof, and the end of
     # each sweep says so.

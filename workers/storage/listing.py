@@ -8,14 +8,14 @@ these are made harmless, and a next page is asked for by the last key that was l
 
 import html
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import quote, unquote_plus
 
 from contracts.errors import StorageUnavailableError
-from workers.storage.port import Listed, ListedPage, Version
+from workers.storage.port import PAGE_KEYS, Listed, ListedPage, Version
 
 if TYPE_CHECKING:
     from botocore.model import OperationModel
@@ -29,9 +29,6 @@ _UNSPEAKABLE: Final = re.compile(
 )
 # Runs before botocore's own look into the answer, which hangs at `before-parse.s3.*`.
 BEFORE_PARSING: Final = "before-parse.*.*"
-PAGE_KEYS: Final = 1000
-"""The most that one answer to a listing holds."""
-_CONTENTS: Final = re.compile(rb"<Contents>(.*?)</Contents>", re.DOTALL)
 _ENCODED: Final = b"<EncodingType>url</EncodingType>"
 
 _Row = TypeVar("_Row", Listed, Version)
@@ -65,7 +62,7 @@ def page_query(prefix: str, after: str) -> str:
 
 
 def page_of(body: bytes, date: datetime | None) -> ListedPage:
-    """The rows of one answer to `page_query`.
+    """What one answer to `page_query` shows.
 
     Raises:
         StorageUnavailableError: the answer is no whole listing.
@@ -73,21 +70,13 @@ def page_of(body: bytes, date: datetime | None) -> ListedPage:
     if not body.rstrip().endswith(b"</ListBucketResult>"):
         raise StorageUnavailableError("list: answer without outcome")
     decode = unquote_plus if _ENCODED in body else str
+    _, *rows = body.split(b"<Contents>")
     try:
-        rows = [_row(found[1], decode) for found in _CONTENTS.finditer(body)]
+        etags = {decode(_element(b"Key", row)): _element(b"ETag", row).strip('"') for row in rows}
         is_last = _element(b"IsTruncated", body) != "true"
     except ValueError as exc:
         raise StorageUnavailableError("list: answer that cannot be read") from exc
-    return ListedPage(rows, is_last, date)
-
-
-def _row(row: bytes, decode: Callable[[str], str]) -> Listed:
-    return Listed(
-        key=decode(_element(b"Key", row)),
-        size_bytes=int(_element(b"Size", row)),
-        etag=_element(b"ETag", row).strip('"'),
-        last_modified=datetime.fromisoformat(_element(b"LastModified", row)),
-    )
+    return ListedPage(etags, is_last, date)
 
 
 def _element(name: bytes, within: bytes) -> str:

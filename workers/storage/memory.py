@@ -24,6 +24,7 @@ from workers.storage.clock import boottime_s
 from workers.storage.differences import WORKS_EVERYWHERE, Differences
 from workers.storage.memory_bucket import Bucket, Stored, etag_of, new_version
 from workers.storage.port import (
+    PAGE_KEYS,
     RECORD_MAX_BYTES,
     Condition,
     Head,
@@ -97,7 +98,7 @@ class MemoryStorage:
         self.versioned = versioned
         self.atomic_copies = atomic_copies
         self.calls: Counter[str] = Counter()
-        self.page_keys = 1000
+        self.page_keys = PAGE_KEYS
         self._bucket = Bucket(versioned=versioned)
         self._uploads: dict[str, _Upload] = {}
         self._ids = count(1)
@@ -319,9 +320,8 @@ class MemoryStorage:
         """One request of `list`."""
         async with self._acting("list_page"):
             keys = [key for key in self.stored_keys() if _behind(key, prefix, after)]
-            rows = [(key, self._bucket.get(key)) for key in keys[: self.page_keys]]
-            listed = [Listed(k, len(s.body), s.etag, s.last_modified) for k, s in rows]
-            return ListedPage(listed, len(keys) <= self.page_keys, self.now)
+            etags = {key: self._bucket.get(key).etag for key in keys[: self.page_keys]}
+            return ListedPage(etags, len(keys) <= self.page_keys, self.now)
 
     async def list_versions(
         self, prefix: str, *, after: str = "", limit: int | None = None

@@ -94,12 +94,12 @@ class Listed:
 
 @dataclass(frozen=True, slots=True)
 class ListedPage:
-    """One answer to a listing: up to 1,000 rows in the order of the keys' bytes.
+    """One answer to a listing: the ETags of up to 1,000 keys, in the order of the keys' bytes.
 
     `is_last` says that no key follows under the prefix; `date` is as in `Written`.
     """
 
-    rows: Sequence[Listed]
+    etags: Mapping[str, str]
     is_last: bool
     date: datetime | None
 
@@ -154,6 +154,9 @@ Condition = IfMatch | IfAbsent
 RECORD_MAX_BYTES: Final = 64 * 1024**2
 """No record of ours comes near. Whoever writes the bucket could put one there that fills the
 memory of all who read it."""
+
+PAGE_KEYS: Final = 1000
+"""The most keys that one answer to a listing holds."""
 
 Versioning = Literal["", "Enabled", "Suspended"]
 
@@ -314,7 +317,7 @@ class Storage(Protocol):
     async def list_page(self, prefix: str, *, after: str = "") -> ListedPage:
         """One request of `list`, with the answer's `Date`.
 
-        Rows whose keys no XML document can hold may be missing.
+        Keys that no XML document can hold may be missing.
         """
         ...
 

@@ -61,6 +61,7 @@ class Report:
             conditional_copy_destination=COPY_DESTINATION in held,
             copy_keeps_tags=TAGS in held,
             late_writes_refused={LATE_PUT, LATE_COPY, LATE_COMPLETION} <= held,
+            listings_show_overwrites=OVERWRITES in held,
         )
 
     def check(self) -> None:
@@ -81,6 +82,7 @@ TAGS: Final = "tags kept on self-copy"
 LATE_PUT: Final = "late put refused"
 LATE_COPY: Final = "late self-copy refused"
 LATE_COMPLETION: Final = "late completion refused"
+OVERWRITES: Final = "listing shows overwrites"
 
 _OVERWRITTEN: Final = "two uploads to one key could both be told stored"
 _LOST_UPDATE: Final = "two rotations could overwrite each other's keyring"
@@ -111,6 +113,13 @@ _CHECKS: Final = (
         "required",
         requests.read_after_write,
         "an upload could miss a rotation that came before it",
+        quick=True,
+    ),
+    _Check(
+        OVERWRITES,
+        "wanted",
+        requests.overwritten_in_listing,
+        "keyrings are read one by one, not a thousand by one listing",
         quick=True,
     ),
     _Check("multipart upload", "required", requests.multipart, "no large bodies", quick=True),

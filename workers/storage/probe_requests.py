@@ -4,12 +4,13 @@ A refusal counts only where the object is afterwards as it was, and where the sa
 with the right condition, or in time, is accepted.
 """
 
+import asyncio
 from collections.abc import Awaitable
 from datetime import timedelta
 from typing import Final
 
 from workers.errors import MissingError, PreconditionError, RefusedError, StorageAnswerError
-from workers.storage.port import Headers, IfAbsent, IfMatch, Lease
+from workers.storage.port import Headers, IfAbsent, IfMatch, Lease, Storage
 from workers.storage.probed import Outcome, Probed
 
 PLAIN: Final = Headers({})
@@ -19,6 +20,7 @@ _LEASE_S: Final = 60
 # Far beyond what two clocks of one storage may differ by.
 _LATE_S: Final = 600
 _ROUNDS: Final = 4
+_KEYS: Final = 8
 
 
 async def create(storage: Probed, key: str) -> Outcome:
@@ -62,6 +64,22 @@ async def read_after_write(storage: Probed, key: str) -> Outcome:
             return Outcome(ok=False, said="a listing showed a deleted object")
         return Outcome(ok=True, said=f"seen at once, {_ROUNDS} writes and a delete")
     return Outcome(ok=False, said="a read showed a deleted object")
+
+
+async def overwritten_in_listing(storage: Storage, prefix: str) -> Outcome:
+    """A listing begun after overwrites were acknowledged shows all their ETags (SPEC 8.4)."""
+    keys = [f"{prefix}/{number}" for number in range(_KEYS)]
+    for round_number in range(_ROUNDS):
+        body = b"%d" % round_number
+        puts = [storage.put(key, body + key.encode(), PLAIN) for key in keys]
+        written = await asyncio.gather(*puts)
+        page = await storage.list_page(f"{prefix}/")
+        if page.date is None:
+            return Outcome(ok=False, said="a listing without a Date")
+        wanted = {key: put.etag for key, put in zip(keys, written, strict=True)}
+        if dict(page.etags) != wanted or not page.is_last:
+            return Outcome(ok=False, said="a listing showed an earlier state")
+    return Outcome(ok=True, said=f"seen at once, {_KEYS} overwrites, {_ROUNDS} rounds")
 
 
 async def multipart(storage: Probed, key: str) -> Outcome:

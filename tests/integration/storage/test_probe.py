@@ -52,7 +52,9 @@ async def test_ceph(on_ceph: S3Storage) -> None:
     assert {row.name for row in report.rows if not row.ok} == MISSING_ON_CEPH
     assert report.unsafe == []
     report.check()
-    assert report.differences == Differences(late_writes_refused=True)
+    assert report.differences == Differences(
+        listings_show_overwrites=True, late_writes_refused=True
+    )
 
 
 async def test_moto(moto: S3Server, new_bucket: Callable[[S3Server], str]) -> None:
@@ -60,7 +62,9 @@ async def test_moto(moto: S3Server, new_bucket: Callable[[S3Server], str]) -> No
     async with opened(moto, new_bucket(moto)) as storage:
         report = await probe(storage)
     assert {row.name for row in report.rows if not row.ok} == MISSING_ON_MOTO
-    assert report.differences == Differences(conditional_completion=True, copy_keeps_tags=True)
+    assert report.differences == Differences(
+        conditional_completion=True, copy_keeps_tags=True, listings_show_overwrites=True
+    )
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -11,6 +12,7 @@ from contracts.errors import StorageUnavailableError
 from tests.unit.storage.scripted import Reply, scripted_server
 from workers.errors import RefusedError
 from workers.storage import cold as cold_module
+from workers.storage.listing import page_of, page_query
 from workers.storage.s3 import S3Storage, open_storage
 
 if TYPE_CHECKING:
@@ -128,3 +130,55 @@ async def test_a_removal_that_is_refused(server: ScriptedServer, storage: S3Stor
     await storage.delete_version("p/k", "v")
     assert [asked.method for asked in server.asked] == ["DELETE", "DELETE"]
     assert asked_for(server, "versionId") == ["v", "v"]
+
+
+# One page, as it is read without the client.
+
+PAGE: Final = (
+    b'<?xml version="1.0" encoding="UTF-8"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/">'
+    b"<Name>b</Name><IsTruncated>%b</IsTruncated><EncodingType>url</EncodingType>"
+    b"<Contents><Key>a%%2Fx+y%%C3%%BC</Key><LastModified>2026-11-24T10:00:00.000Z</LastModified>"
+    b"<ETag>&quot;e1&quot;</ETag><Size>1</Size></Contents>"
+    b'<Contents><ETag>"e&amp;2"</ETag><Key>b</Key><Owner><ID>o</ID></Owner></Contents>'
+    b"</ListBucketResult>"
+)
+DATE: Final = datetime(2026, 11, 24, 10, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(("truncated", "is_last"), [(b"true", False), (b"false", True)])
+def test_a_page_is_read(truncated: bytes, *, is_last: bool) -> None:
+    page = page_of(PAGE % truncated, DATE)
+    assert list(page.etags.items()) == [("a/x yü", "e1"), ("b", "e&2")]
+    assert (page.is_last, page.date) == (is_last, DATE)
+
+
+def test_an_empty_page_is_read() -> None:
+    page = page_of(b"<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>", None)
+    assert (dict(page.etags), page.is_last, page.date) == ({}, True, None)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"<Error><Code>SlowDown</Code></Error>",
+        PAGE % b"true" + b"cut",
+        b"<ListBucketResult></ListBucketResult>",
+        (
+            b"<ListBucketResult><IsTruncated>false</IsTruncated>"
+            b"<Contents><Key>a</Key></Contents></ListBucketResult>"
+        ),
+        (
+            b"<ListBucketResult><IsTruncated>false</IsTruncated>"
+            b"<Contents><Key>\xff</Key><ETag>e</ETag></Contents></ListBucketResult>"
+        ),
+    ],
+)
+def test_what_is_no_page_is_a_failure(body: bytes) -> None:
+    with pytest.raises(StorageUnavailableError):
+        page_of(body, DATE)
+
+
+def test_the_query_of_a_page_is_encoded() -> None:
+    assert page_query("a/b c", "").endswith("&prefix=a%2Fb%20c")
+    assert page_query("a", "a/ü").endswith("&prefix=a&start-after=a%2F%C3%BC")

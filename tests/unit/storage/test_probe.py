@@ -20,11 +20,29 @@ from workers.storage.probe import PREFIX, as_json, probe
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from workers.storage import Condition, Head, Lease, Listed, Part, Written
+    from workers.storage import Condition, Head, Lease, Listed, ListedPage, Part, Written
 
 EVERYTHING = Differences(
-    conditional_completion=True, conditional_copy_destination=True, copy_keeps_tags=True
+    conditional_completion=True,
+    conditional_copy_destination=True,
+    copy_keeps_tags=True,
+    listings_show_overwrites=True,
+    late_writes_refused=True,
 )
+# What a bucket in memory does whatever it was told.
+ALWAYS = Differences(listings_show_overwrites=True, late_writes_refused=True)
+
+
+class ListsLate(MemoryStorage):
+    """Its listings show a body by the ETag of the one before."""
+
+    async def list_page(self, prefix: str, *, after: str = "") -> ListedPage:
+        page = await super().list_page(prefix, after=after)
+        shown = {key: self._seen.get(key, etag) for key, etag in page.etags.items()}
+        self._seen = dict(page.etags)
+        return replace(page, etags=shown)
+
+    _seen: dict[str, str] = {}  # noqa: RUF012  # replaced, never changed
 
 
 class IgnoresIfAbsent(MemoryStorage):
@@ -204,10 +222,10 @@ async def test_stale_reads_fail_their_row() -> None:
 @pytest.mark.parametrize(
     "differences",
     [
-        Differences(),
-        Differences(conditional_completion=True),
-        Differences(conditional_copy_destination=True),
-        Differences(copy_keeps_tags=True),
+        ALWAYS,
+        replace(ALWAYS, conditional_completion=True),
+        replace(ALWAYS, conditional_copy_destination=True),
+        replace(ALWAYS, copy_keeps_tags=True),
         EVERYTHING,
     ],
 )
@@ -215,7 +233,7 @@ async def test_differences_are_measured(differences: Differences) -> None:
     """What the storage does is what the report says, quick or not."""
     for quick in (True, False):
         report = await probe(MemoryStorage(differences=differences), quick=quick)
-        assert report.differences == replace(differences, late_writes_refused=True)
+        assert report.differences == differences
         report.check()
 
 
@@ -244,6 +262,23 @@ async def test_a_storage_that_takes_late_writes_is_known_as_one(operations: Any)
         report = await probe(TakesLateWrites(*operations), quick=quick)
         assert not report.differences.late_writes_refused
         report.check()
+
+
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize(
+    ("broken", "row", "differences"),
+    [
+        (ListsLate, "listing shows overwrites", replace(ALWAYS, listings_show_overwrites=False)),
+    ],
+)
+async def test_what_cannot_be_relied_on_is_said(
+    broken: type[MemoryStorage], row: str, differences: Differences, *, quick: bool
+) -> None:
+    """A worker starts all the same, and knows it."""
+    report = await probe(broken(), quick=quick)
+    assert row in {each.name for each in report.rows if not each.ok}
+    assert report.differences == differences
+    report.check()
 
 
 async def test_a_storage_that_does_everything() -> None:

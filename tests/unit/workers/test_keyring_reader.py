@@ -12,11 +12,13 @@ from tests.unit.workers.factories import MASTER_KEYS, keyring, turned
 from workers.errors import MissingError
 from workers.keyring import Keyring, KeyringReader
 from workers.keyring.record import build
-from workers.storage import Head, Headers
+from workers.storage import Differences, Head, Headers
 
 
 class _Bucket:
     """Answers reads only when it is told to, with what stood when each read began."""
+
+    differences = Differences()
 
     def __init__(self, ring: Keyring | None) -> None:
         self.ring = ring
