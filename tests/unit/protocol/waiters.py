@@ -10,7 +10,9 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from contracts.messages import parse_event, request_id
+from contracts.messages import parse_event
+from contracts.names import parse_time
+from contracts.publisher.event_matcher import EventMatcher
 from contracts.sealing import SignatureError, SigningKey, VerifyKey
 from contracts.topology import REQUEST_ID_FIELDS
 
@@ -94,20 +96,21 @@ class Waiter:
 
     def _is_meant_by(self, event: Event) -> bool:
         asked = self.asked
-        expected = ANSWERS[asked.kind] | ENDS[asked.kind]
-        if event.type not in expected or request_id(event) != asked.id:
-            return False
-        # Events about records of revision 1 name neither publisher nor request.
-        if event.publisher not in (None, asked.publisher):
-            return False
-        if event.project is None:
-            if not event.type.endswith(".rejected"):
-                return False
-        elif event.project != asked.project:
-            return False
-        if self.restarted or event.type not in ANSWERS[asked.kind]:
-            return True
-        return event.request in (None, asked.digest)
+        of_the_answer = event.type in ANSWERS[asked.kind] | ENDS[asked.kind]
+        return of_the_answer and self._matcher.matches(event)
+
+    @property
+    def _matcher(self) -> EventMatcher:
+        """What the publisher's client asks of an event."""
+        asked = self.asked
+        return EventMatcher(
+            asked.publisher,
+            asked.project,
+            asked.kind,
+            asked.id,
+            digest=None if self.restarted else asked.digest,
+            signed_at=None if self.restarted else parse_time(asked.document["requested_at"]),
+        )
 
 
 def signed(body: bytes) -> Record:
