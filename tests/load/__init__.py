@@ -8,6 +8,7 @@
 | `tenths` | samples of a drain as tenths: rates, memory, CPU time. Pure |
 | `proof` | afterwards: what stands, what was told, what is dead |
 | `drain` | the queue drained by 1, 2 and 4 workers, undisturbed |
+| `shares`, `attacks` | a tenant while another attacks its gateway: `python -m tests.load.shares` |
 | `disturbed` | workers stopped, a rolling deploy and a broker's restart in its middle |
 
 Every wait is bounded. Traffic goes to loopback alone, to servers that the run starts itself.

@@ -2,7 +2,9 @@
 
 A process of its own, so that it takes nothing from the one that measures:
 
-    KEYTURN_ATTACK_KEY=… python -m tests.load.attacks NAME HOST PORT SECONDS
+    KEYTURN_ATTACK_KEY=… python -m tests.load.attacks NAME HOST PORT SECONDS PROJECT
+
+PROJECT is one whose key the attack may turn.
 
 It prints how many answers of each status it got.
 """
@@ -12,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import sys
 import time
 from collections import Counter
@@ -41,6 +44,7 @@ class Attack:
     port: int
     api_key: str = field(repr=False)
     seconds: float
+    project: str = ACCOMPLICE
     statuses: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
@@ -92,7 +96,7 @@ class Attack:
                 self.statuses[type(exc).__name__] += 1
             finally:
                 writer.transport.abort()
-            await asyncio.sleep(1)  # as `Retry-After` says
+            await asyncio.sleep(random.uniform(1, 3))  # noqa: S311  # `Retry-After` is 1
 
 
 async def _together(count: int, one: Callable[[int], Awaitable[None]]) -> None:
@@ -160,7 +164,7 @@ async def rotations(attack: Attack) -> None:
     """One rotation after the other: 14 of them did 4,845 looks at 51 objects."""
     current = attack.api_key
     while attack.goes_on:
-        new, target = new_api_key(), f"/v1/projects/{ACCOMPLICE}/rotations"
+        new, target = new_api_key(), f"/v1/projects/{attack.project}/rotations"
         told = await attack.ask("POST", target, json.dumps({"api_key": new}).encode(), current)
         rotation_id = json.loads(told or b"{}").get("rotation_id")
         for _ in range(50):
@@ -180,21 +184,20 @@ ATTACKS: dict[str, Callable[[Attack], Awaitable[None]]] = {
     "slow-downloads": slow_downloads,
     "slow-uploads": slow_uploads,
     "wrong-keys": wrong_keys,
-    # The last one: the key that it began with does not open its project any more.
     "rotations": rotations,
 }
 
 
 def main(argv: list[str]) -> None:
     """Attack for so many seconds, and print the statuses."""
-    name, host, port, seconds = argv
-    attack = Attack(host, int(port), os.environ[KEY_VARIABLE], float(seconds))
-    asyncio.run(_run(ATTACKS[name], attack))
+    name, host, port, seconds, project = argv
+    attack = Attack(host, int(port), os.environ[KEY_VARIABLE], float(seconds), project)
+
+    async def run() -> None:
+        await ATTACKS[name](attack)
+
+    asyncio.run(run())
     print(json.dumps(attack.statuses))
-
-
-async def _run(work: Callable[[Attack], Awaitable[None]], attack: Attack) -> None:
-    await work(attack)
 
 
 if __name__ == "__main__":

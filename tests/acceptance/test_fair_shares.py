@@ -1,0 +1,59 @@
+"""What one tenant does to a gateway takes nothing from another one (SPEC 9.3, 13), in small.
+
+`python -m tests.load.shares` measures it; here no request of the other tenant is refused, none
+waits out of all proportion, and nothing of an attack stays behind.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import pytest_asyncio
+
+from tests.load.attacks import ATTACKS
+from tests.load.shares import Arena
+from tests.servers import new_bucket
+from tests.support.deployment import Deployment
+from tests.support.http import Client
+from tests.support.process import gateway
+from tests.support.serving import fresh_amqp_url, served_by_a_worker
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from tests.servers import S3Server, Servers
+
+pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
+
+_SECONDS = 2.0
+# Other work on the machine takes its share: the figures are for a quiet one.
+_TIMES = 20
+_BESIDES_MS = 1000
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def arena(broker: Servers, ceph: S3Server) -> AsyncIterator[Arena]:
+    deployment = Deployment(await fresh_amqp_url(broker), ceph, new_bucket(ceph))
+    async with (
+        served_by_a_worker(deployment) as serving,
+        gateway(deployment.gateway_env()) as process,
+    ):
+        made = Arena(serving, process, Client(process, deployment.api_key))
+        await made.prepare()
+        yield made
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+async def test_an_attack_takes_nothing_from_another_tenant(arena: Arena, name: str) -> None:
+    found = await arena.attacked(name, _SECONDS, rounds=1)
+    assert found.under.refused == []
+    for kind in found.quiet.seconds:
+        most_ms = _TIMES * found.quiet.p50_ms(kind) + _BESIDES_MS
+        assert found.under.p50_ms(kind) < most_ms, (kind, found)
+    assert (found.dead, found.staged) == (0, 0)
+    expected = {"slow-downloads": "429", "rotations": "429", "wrong-keys": "401"}
+    if name.startswith("refused"):
+        assert set(found.attacker) == {"409"}
+    elif name in expected:
+        assert found.attacker[expected[name]] > 0
