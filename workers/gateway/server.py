@@ -29,6 +29,7 @@ from workers.gateway.app import application
 from workers.gateway.fair_shares import ConcurrencyLimit, StagingLedger
 from workers.gateway.gate import Gate
 from workers.gateway.keyring_lookups import KeyringLookups
+from workers.gateway.listing_check import learning_listings
 from workers.gateway.metrics import GatewayMetrics
 from workers.gateway.objects import Objects
 from workers.gateway.protocol import bounded
@@ -46,8 +47,8 @@ from workers.sweep import SweepStore
 
 # Beyond one a request: keyrings, records, health.
 _SPARE_CONNECTIONS: Final = 16
-# Nothing is written by a keyring that is read here.
-_LEASE_S: Final = 1
+# Nothing is written by a keyring that is read here; it bounds how far answers' dates may differ.
+_LEASE_S: Final = 15
 _KEEP_ALIVE_S: Final = 15
 _CONNECTIONS_A_REQUEST: Final = 4
 _BACKLOG: Final = 1024
@@ -94,6 +95,7 @@ async def opened(settings: GatewaySettings, metrics: GatewayMetrics) -> AsyncIte
             connect=False,
             publish_timeout_s=settings.gateway_publish_timeout_s,
         ) as publisher,
+        learning_listings(storage, settings.publisher_name),
     ):
         parts = _parts(settings, storage, publisher, metrics)
         try:

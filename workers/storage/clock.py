@@ -25,6 +25,8 @@ _REFERENCE_S: Final = 600.0
 _SPAN_S: Final = 10.0
 # A `Date` is cut to the whole second.
 _DATE_RESOLUTION_S: Final = 1.0
+# One of several front ends may contradict the others at every second answer.
+_BETWEEN_WARNINGS_S: Final = 60.0
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 _log = structlog.get_logger()
@@ -111,6 +113,7 @@ class StorageClock:
         self._two_leases_s = 2 * lease_s
         self._reference: _Reference | None = None
         self._candidate: _Reference | None = None
+        self._warned_s = -_BETWEEN_WARNINGS_S
 
     @property
     def prompt_s(self) -> float:
@@ -159,9 +162,7 @@ class StorageClock:
             or not candidate.forget_until(received_s)
             or not self._within(candidate, low, high)
         ):
-            _log.warning(
-                "the storage's clock contradicts its earlier answers", by_s=round(self._by(low), 1)
-            )
+            self._warn(received_s, low)
             self._candidate = _Reference(received_s, _Bounds(received_s, low, high))
             return DISTRUSTED
         candidate.add(received_s, low, high)
@@ -176,6 +177,12 @@ class StorageClock:
     def _begin(self, received_s: float, low: float, high: float) -> _Reference:
         self._reference = _Reference(received_s, _Bounds(received_s, low, high))
         return self._reference
+
+    def _warn(self, received_s: float, low: float) -> None:
+        if received_s - self._warned_s >= _BETWEEN_WARNINGS_S:
+            self._warned_s = received_s
+            by_s = round(self._by(low), 1)
+            _log.warning("the storage's clock contradicts its earlier answers", by_s=by_s)
 
     def _by(self, low: float) -> float:
         return 0.0 if self._reference is None else low - self._reference.whole.low
