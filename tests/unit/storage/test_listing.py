@@ -139,7 +139,7 @@ PAGE: Final = (
     b"<Name>b</Name><IsTruncated>%b</IsTruncated><EncodingType>url</EncodingType>"
     b"<Contents><Key>a%%2Fx+y%%C3%%BC</Key><LastModified>2026-11-24T10:00:00.000Z</LastModified>"
     b"<ETag>&quot;e1&quot;</ETag><Size>1</Size></Contents>"
-    b'<Contents><ETag>"e&amp;2"</ETag><Key>b</Key><Owner><ID>o</ID></Owner></Contents>'
+    b'<Contents><Key>b</Key><ETag>"e&amp;2"</ETag><Owner><ID>o</ID></Owner></Contents>'
     b"</ListBucketResult>"
 )
 DATE: Final = datetime(2026, 11, 24, 10, tzinfo=UTC)
@@ -163,6 +163,17 @@ def test_an_empty_page_is_read() -> None:
         b"",
         b"<Error><Code>SlowDown</Code></Error>",
         PAGE % b"true" + b"cut",
+        # Each ETag before its key: taken one by one, each key would get the next one's.
+        (
+            b"<ListBucketResult><IsTruncated>false</IsTruncated>"
+            b"<Contents><ETag>1</ETag><Key>a</Key></Contents>"
+            b"<Contents><ETag>2</ETag><Key>b</Key></Contents></ListBucketResult>"
+        ),
+        # A line's end within a key.
+        (
+            b"<ListBucketResult><IsTruncated>false</IsTruncated><EncodingType>url</EncodingType>"
+            b"<Contents><Key>a%0Ab</Key><ETag>1</ETag></Contents></ListBucketResult>"
+        ),
         b"<ListBucketResult></ListBucketResult>",
         (
             b"<ListBucketResult><IsTruncated>false</IsTruncated>"
