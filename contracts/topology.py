@@ -21,6 +21,10 @@ EVENTS_STREAM: Final = "keyturn.events"
 PUBLISHER_EVENTS_EXCHANGE: Final = "keyturn.publisher-events"
 # Dead letters that no known publisher signed, bounded on their own (SPEC 6.9).
 UNSIGNED_DEAD_QUEUE: Final = "keyturn.unsigned.dead"
+# Exclusive queues, held as locks: by the worker that keeps the dead letters within their
+# bounds, and by whoever reads them at the moment, so that no one finds half of them taken.
+DEAD_KEEPER_LOCK: Final = "keyturn.dead.keeper"
+DEAD_LOCK: Final = "keyturn.dead.lock"
 
 UPLOAD_REQUESTS: Final = ("upload.requested",)
 CONTROL_REQUESTS: Final = (
@@ -69,9 +73,14 @@ DETAIL_HEADER: Final = "keyturn-detail"
 ATTEMPT_HEADER: Final = "keyturn-attempt"
 NOT_BEFORE_HEADER: Final = "keyturn-not-before"
 RETRY_MAC_HEADER: Final = "keyturn-retry-mac"
+DEAD_AT_HEADER: Final = "keyturn-dead-at"  # when a worker put the letter there (SPEC 1)
+# On a letter whose body was not kept: the SHA-256 of what it was, in 64 hex digits (SPEC 6.9).
+BODY_DROPPED_HEADER: Final = "keyturn-body-dropped"
 WORKER_HEADERS: Final = (
     CODE_HEADER,
     DETAIL_HEADER,
+    DEAD_AT_HEADER,
+    BODY_DROPPED_HEADER,
     ATTEMPT_HEADER,
     NOT_BEFORE_HEADER,
     RETRY_MAC_HEADER,

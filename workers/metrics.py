@@ -26,7 +26,7 @@ from prometheus_client.exposition import choose_encoder
 
 from contracts.errors import KeyturnError, all_errors
 from contracts.names import parse_time
-from contracts.topology import EVENTS, REQUESTS
+from contracts.topology import DEAD_QUEUES, EVENTS, REQUESTS
 
 # The consumers': admit, serve, tell. The upload worker's: look, open, store, settle. The
 # sweep worker's: take, record.
@@ -217,6 +217,10 @@ class WorkerMetrics:
         """A put of this process stored so many bytes of plaintext."""
         self._families.stored.inc(size_bytes)
 
+    def dead_letter_dropped(self, queue: str, reason: str) -> None:
+        """A dead letter was dropped for the bound of its age or of its queue's bytes."""
+        self._families.dead_dropped.labels(queue, reason).inc()
+
     def page_done(self, counts: Mapping[str, int], failed_codes: Iterable[str]) -> None:
         """A take of a page ended: what became of its objects, and the code of each failure."""
         self._families.pages.inc()
@@ -275,6 +279,15 @@ class _Families:
         self.refused = counter(
             "requests_refused", "Messages put into the dead letters.", "queue", "code"
         )
+        self.dead_dropped = counter(
+            "dead_letters_dropped",
+            "Dead letters dropped for a bound of age or bytes.",
+            "queue",
+            "reason",
+        )
+        for queue in DEAD_QUEUES:
+            for reason in ("age", "bytes"):
+                self.dead_dropped.labels(queue, reason)
         self.put_off = counter("retries", "Messages put off to come again.", "queue", "code")
         self.in_flight = gauge("messages_in_flight", "Messages being worked on.")
         self.oldest = gauge(

@@ -9,9 +9,10 @@ from faststream.rabbit import RabbitBroker
 
 from contracts.names import KEYRINGS_PREFIX
 from contracts.sealing import v0_admin_kek
-from contracts.topology import PLAN_QUEUE, SWEEP_QUEUE
+from contracts.topology import DEAD_QUEUES, PLAN_QUEUE, SWEEP_QUEUE, UNSIGNED_DEAD_QUEUE
 from workers.admission import Rules
 from workers.broker import Consumer, Role, Teller
+from workers.broker.dead import Bounds, DeadLetterKeeper
 from workers.broker.direct import Delivered
 from workers.control import ControlRole, Deleter, Enroller, Rotator
 from workers.envelope import OperatorKeys
@@ -191,6 +192,22 @@ class Roles:
         await keep_sweeping(
             self._storage, older_than=older_than, interval_s=settings.staging_sweep_interval_s
         )
+
+    async def bound_dead_letters(self) -> None:
+        """Keep dead letters within their bounds, for ever, one worker at a time (SPEC 6.9)."""
+        settings = self._settings
+        signed = Bounds(timedelta(seconds=settings.dead_max_age_s), settings.dead_max_bytes)
+        unsigned = Bounds(
+            timedelta(seconds=settings.unsigned_dead_max_age_s), settings.unsigned_dead_max_bytes
+        )
+        keeper = DeadLetterKeeper(
+            settings.amqp_url.get_secret_value(),
+            {queue: unsigned if queue == UNSIGNED_DEAD_QUEUE else signed for queue in DEAD_QUEUES},
+            self._metrics,
+            interval_s=settings.dead_check_interval_s,
+            now=self._now,
+        )
+        await keeper.keep()
 
     async def rescue_sweeps(self) -> None:
         """Carry on sweeps whose messages were lost, for ever (SPEC 8.5)."""

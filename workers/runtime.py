@@ -171,6 +171,7 @@ async def _serve(settings: WorkerSettings, roles: frozenset[str]) -> None:
             if grants is not None:
                 stack.enter_context(_on_hangup(grants.read_again))
                 await stack.enter_async_context(_meanwhile(grants.keep_current()))
+            await stack.enter_async_context(_meanwhile(process.bound_dead_letters()))
             if UPLOAD in roles:
                 await stack.enter_async_context(_meanwhile(process.sweep_staging()))
             if SWEEP in roles:

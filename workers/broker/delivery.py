@@ -14,18 +14,32 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+import orjson
 from aio_pika import DeliveryMode, Message
 from aio_pika.abc import AbstractIncomingMessage
 from pamqp import encode
 
-from contracts.errors import KeyturnError, UnknownProjectError
+from contracts.errors import (
+    AlreadyExistsError,
+    BodyTooLargeError,
+    DeletedKeyError,
+    KeyturnError,
+    MalformedRequestError,
+    UnknownProjectError,
+)
+from contracts.messages import identity, load_json
 from contracts.names import format_time, parse_time
 from contracts.sealing import RetryNote, SignatureError, SigningKey
 from contracts.topology import (
     ALL_DELAYS_S,
     ATTEMPT_HEADER,
+    BODY_DROPPED_HEADER,
+    CODE_HEADER,
+    DEAD_AT_HEADER,
+    DETAIL_HEADER,
     NOT_BEFORE_HEADER,
     PUBLISHER_HEADER,
+    REQUEST_ID_FIELDS,
     RETRY_DELAYS_S,
     RETRY_MAC_HEADER,
     SIGNATURE_HEADER,
@@ -44,6 +58,11 @@ _HEADERS_MAX_BYTES: Final = 96 * 1024
 _TABLE_LENGTH_BYTES: Final = 4
 # Of tables and lists in one another: the stack's depth differs between two writings.
 _SPARE_LEVELS: Final = 50
+_DETAIL_MAX_CHARACTERS: Final = 500
+# However often they are sent, and whatever is in their bodies.
+CODES_WITHOUT_BODY: Final = frozenset(
+    error.code for error in (AlreadyExistsError, DeletedKeyError, BodyTooLargeError)
+)
 SPECIFIED_HEADERS: Final = (PUBLISHER_HEADER, SIGNATURE_HEADER)
 _BROKER_PREFIXES: Final = ("x-first-death-", "x-last-death-")
 
@@ -154,14 +173,54 @@ def delay_up_to(wait_s: float) -> int:
     return max((delay for delay in ALL_DELAYS_S if delay <= wait_s), default=0)
 
 
-def copy_of(message: AbstractIncomingMessage, more_headers: Mapping[str, str]) -> Message:
-    """The message as it was sent, with a worker's headers on top.
+def letter_of(message: AbstractIncomingMessage, error: KeyturnError, now: datetime) -> Message:
+    """The dead letter of a message: its copy, with the code and the time in headers.
+
+    Of what meets the same refusal however often it is sent, headers and identity alone are
+    kept: its bodies would fill the broker's disk (SPEC 6.9). Such a letter cannot be replayed.
+    """
+    headers = {
+        CODE_HEADER: error.code,
+        DETAIL_HEADER: error.detail[:_DETAIL_MAX_CHARACTERS],
+        DEAD_AT_HEADER: format_time(now),
+    }
+    body = identity_body(message.body) if error.code in CODES_WITHOUT_BODY else None
+    if body is None:
+        return copy_of(message, headers)
+    headers[BODY_DROPPED_HEADER] = hashlib.sha256(message.body).hexdigest()
+    return copy_of(message, headers, body)
+
+
+def identity_body(body: bytes) -> bytes | None:
+    """What is kept of a request: type, id, project, key, time, digest and size; else None."""
+    claimed = identity(body)
+    if claimed is None:
+        return None
+    try:
+        document = load_json(body)
+    except MalformedRequestError:
+        return None
+    kept = {
+        name: document[name]
+        for name in ("type", REQUEST_ID_FIELDS[claimed[0]], "project", "key", "requested_at")
+        if name in document
+    }
+    kept["body"] = {"sha256": hashlib.sha256(body).hexdigest(), "bytes": len(body)}
+    return orjson.dumps(kept)
+
+
+def copy_of(
+    message: AbstractIncomingMessage,
+    more_headers: Mapping[str, str],
+    body: bytes | None = None,
+) -> Message:
+    """The message as it was sent, with a worker's headers on top, and another body if given.
 
     `expiration` is left out, since a copy must not vanish, and so is `user_id`, which the
     broker holds against whoever publishes the copy.
     """
     return Message(
-        message.body,
+        message.body if body is None else body,
         headers={**_fitting(sent_headers(message.headers)), **more_headers},
         delivery_mode=DeliveryMode.PERSISTENT,
         content_type=message.content_type,

@@ -21,8 +21,6 @@ from contracts.publisher.link import named_losses
 from contracts.sealing import SigningKey
 from contracts.topology import (
     ALL_DELAYS_S,
-    CODE_HEADER,
-    DETAIL_HEADER,
     EVENT_KEY_HEADER,
     EXCHANGE,
     PUBLISHER_HEADER,
@@ -32,12 +30,11 @@ from contracts.topology import (
     retry_name,
 )
 from workers.broker.announcer import Announcer
-from workers.broker.delivery import Retry, RetryNotes, copy_of, delay_up_to, utc_now
+from workers.broker.delivery import Retry, RetryNotes, copy_of, delay_up_to, letter_of, utc_now
 from workers.broker.direct import Delivered, whole
 from workers.metrics import WAITING
 
 _TIMEOUT_S: Final = 30
-_DETAIL_MAX_CHARACTERS: Final = 500
 
 
 class NotConfirmedError(Exception):
@@ -138,10 +135,9 @@ class Teller:
 
         What nobody signed has a queue of its own: a flood of it pushes out nothing signed.
         """
-        headers = {CODE_HEADER: error.code, DETAIL_HEADER: error.detail[:_DETAIL_MAX_CHARACTERS]}
         unsigned = isinstance(error, BadSignatureError)
         dead_queue = UNSIGNED_DEAD_QUEUE if unsigned else dead_letter_name(queue)
-        await self._to_queue(copy_of(whole(message), headers), dead_queue)
+        await self._to_queue(letter_of(whole(message), error, self._now()), dead_queue)
 
     async def send(self, body: bytes, queue: str, delay_s: int) -> None:
         """Put a message of the workers' own into a queue, now or after so many seconds.

@@ -21,12 +21,14 @@ from workers.cli.files import write_secret
 from workers.cli.letters import (
     Letter,
     Look,
+    check_body_kept,
     connected,
     dead_queue,
     letter_of,
     now,
     shown_body,
     shown_headers,
+    undisturbed,
     work_queue,
 )
 from workers.cli.output import print_json, print_table
@@ -77,7 +79,10 @@ def _described(letter: Letter, among: list[Letter]) -> dict[str, Any]:
 @asynccontextmanager
 async def _look(settings: DeploymentSettings) -> AsyncIterator[Look]:
     """One look at the letters; where the broker is lost, it takes them back by itself."""
-    async with connected(settings.amqp_url.get_secret_value()) as connection:
+    async with (
+        connected(settings.amqp_url.get_secret_value()) as connection,
+        undisturbed(connection),
+    ):
         channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
         async with channel:
             look = Look(channel)
@@ -204,6 +209,7 @@ async def _replay(
         look = await stack.enter_async_context(_look(settings))
 
         async def act(message: AbstractIncomingMessage, dead: str) -> None:
+            check_body_kept(message)
             queue = work_queue(message, dead)
             copy = as_sent(message) if resigner is None else await resigner.renewed(message, queue)
             await send_back(look.channel, message, copy, queue)
@@ -264,8 +270,10 @@ async def _discard(
     settings: DeploymentSettings, ids: list[str], queues: list[str]
 ) -> list[dict[str, Any]]:
     async def act(message: AbstractIncomingMessage, queue: str) -> None:
-        del queue
         await message.ack()
+        # One at a time: acknowledgements that the channel has not passed on when it is closed,
+        # the broker forgets, and the letters are there again.
+        await look.channel.declare_queue(queue, passive=True)
 
     async with _look(settings) as look:
         found = await _find(look, queues, ids)

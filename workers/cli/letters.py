@@ -24,8 +24,10 @@ from contracts.errors import MalformedRequestError
 from contracts.messages import claimed_type, load_json
 from contracts.names import has_control_characters, parse_time
 from contracts.topology import (
+    BODY_DROPPED_HEADER,
     CODE_HEADER,
     CONTROL_QUEUE,
+    DEAD_LOCK,
     DEAD_QUEUES,
     DETAIL_HEADER,
     PUBLISHER_HEADER,
@@ -36,11 +38,14 @@ from contracts.topology import (
     UPLOAD_REQUESTS,
 )
 from workers.cli.ending import CommandError
+from workers.locks import locked
 
 _DIGEST_DIGITS: Final = 16
 _ID_MAX_CHARACTERS: Final = 64
 _GIVE_BACK_TIMEOUT_S: Final = 5
 _LOOK_AGAIN_S: Final = 0.02
+_LOCK_TIMEOUT_S: Final = 120
+_LOCKED_FOR_S: Final = 0.1
 # Fields that hold no secret in a well-formed request; all others are shown by their length.
 _SHOWN_FIELDS: Final = frozenset(
     {
@@ -67,7 +72,7 @@ _SHOWN_INSIDE: Final = {
     "sealed_key": ("intake_key",),
     "sealed_kek": ("intake_key",),
     "sealed_v0_kek": ("intake_key",),
-    "body": ("staged",),
+    "body": ("staged", "sha256", "bytes"),
 }
 
 
@@ -224,6 +229,35 @@ async def connected(amqp_url: str) -> AsyncIterator[aio_pika.abc.AbstractConnect
     connection = await aio_pika.connect(amqp_url)
     async with connection:
         yield connection
+
+
+@asynccontextmanager
+async def undisturbed(connection: aio_pika.abc.AbstractConnection) -> AsyncIterator[None]:
+    """Keep the workers, and other commands, from the letters meanwhile.
+
+    While one reads them the others would find them taken, and say that there is none.
+
+    Raises:
+        CommandError: they were not free in time.
+    """
+    for _ in range(round(_LOCK_TIMEOUT_S / _LOCKED_FOR_S)):
+        async with locked(connection, DEAD_LOCK) as is_mine:
+            if is_mine:
+                yield
+                return
+        await asyncio.sleep(_LOCKED_FOR_S)
+    raise CommandError("a worker or another command is reading the dead letters; try again")
+
+
+def check_body_kept(message: AbstractIncomingMessage) -> None:
+    """Return where the letter is whole.
+
+    Raises:
+        MalformedRequestError: its body was not kept (SPEC 6.9).
+    """
+    if BODY_DROPPED_HEADER in message.headers:
+        code = _text(message.headers.get(CODE_HEADER))
+        raise MalformedRequestError(f"cannot be replayed: of {code} the body is not kept")
 
 
 class Look:

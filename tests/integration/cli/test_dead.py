@@ -16,6 +16,7 @@ from tests.integration.cli.conftest import document
 from tests.servers.s3 import sync_client
 from tests.support import requests
 from workers.broker.declare import declare
+from workers.broker.delivery import identity_body
 from workers.cli.letters import Look, connected
 
 if TYPE_CHECKING:
@@ -322,3 +323,54 @@ async def test_what_is_not_there_is_one_line(cli: Cli) -> None:
         assert away.exit_code == 1
         assert away.stderr.startswith("keyturn: the broker cannot be reached")
         assert "secret" not in away.output
+
+
+async def test_what_was_kept_without_its_body_is_shown_and_cannot_be_replayed(cli: Cli) -> None:
+    """SPEC 6.9: of these refusals headers and identity alone are kept."""
+    async with _broker(cli) as channel:
+        made = requests.upload(cli.deployment, "acme", "k", b"hello")
+        body = requests.encode(made.document)
+        kept = identity_body(body)
+        assert kept is not None
+        headers = requests.headers(body, cli.deployment.publisher_key)
+        more = {"keyturn-code": "already_exists", "keyturn-body-dropped": "0" * 64}
+        await _bury(channel, kept, {**headers, **more}, message_id=made.upload_id)
+        (row,) = document(await cli.arun("dead", "list", "--json"))
+        assert (row["id"], row["project"]) == (made.upload_id, "acme")
+        shown = document(await cli.arun("dead", "show", made.upload_id))
+        assert shown["body"]["body"]["bytes"] == len(body)
+        for options in ((), ("--resign",)):
+            result = await cli.arun("dead", "replay", made.upload_id, *options)
+            assert result.exit_code == 1
+            assert "cannot be replayed: of already_exists the body is not kept" in result.stderr
+        assert await _depth(channel, _DEAD) == 1
+        discarded = await cli.arun("dead", "discard", made.upload_id, "--yes")
+        assert discarded.exit_code == 0
+
+
+async def test_what_nobody_signed_is_listed_and_goes_back_by_its_type(cli: Cli) -> None:
+    """Once its publisher is known, a message may be worth a second try."""
+    async with _broker(cli) as channel:
+        dead = "keyturn.unsigned.dead"
+        made = requests.upload(cli.deployment, "acme", "k", b"hello")
+        body = requests.encode(made.document)
+        await _bury(channel, body, {}, message_id=made.upload_id, queue=dead)
+        await _bury(channel, b"{}", {}, message_id="odd", queue=dead)
+        rows = document(await cli.arun("dead", "list", dead, "--json"))
+        assert [row["id"] for row in rows] == [made.upload_id, "odd"]
+        assert (await cli.arun("dead", "replay", made.upload_id)).exit_code == 0
+        assert await _ids(channel, _WORK) == [made.upload_id]
+        odd = await cli.arun("dead", "replay", "odd")
+        assert odd.exit_code == 1
+        assert "no queue to replay it to" in odd.stderr
+        assert await _depth(channel, dead) == 1
+
+
+async def test_many_are_discarded_for_good(cli: Cli) -> None:
+    """Closed at once, a channel keeps acknowledgements for itself: the letters were there again."""
+    async with _broker(cli) as channel:
+        ids = [f"letter-{number}" for number in range(80)]
+        for name in ids:
+            await _bury(channel, b"{}", {}, message_id=name)
+        assert (await cli.arun("dead", "discard", *ids, "--yes")).exit_code == 0
+        assert await _ids(channel, _DEAD) == []
