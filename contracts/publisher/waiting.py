@@ -37,6 +37,7 @@ from contracts.messages import (
     Request,
     RotationAccepted,
     id_field,
+    parse_event,
 )
 from contracts.publisher.errors import (
     NotDeliveredError,
@@ -82,8 +83,9 @@ class _Try:
     earlier: "_Try | None" = None
     over: tuple[bytes, ...] = ()
     delivery: _Delivery = _Delivery.IN_FLIGHT
-    accepted: Told | None = None
-    end: Told | None = None
+    # The bodies of events whose signatures were checked.
+    accepted: bytes | None = None
+    end: bytes | None = None
     is_refused: bool = False
     is_failed: bool = False
 
@@ -108,26 +110,26 @@ class _Try:
             yield one
             one = one.earlier
 
-    def is_answered_by(self, told: Told, event: Event) -> bool:
+    def is_answered_by(self, event: Event, body: bytes) -> bool:
         """Whether this event belongs to this try."""
-        return self.matcher.matches(event) and told.body not in self.over
+        return self.matcher.matches(event) and body not in self.over
 
-    def take(self, told: Told, event: Event) -> None:
+    def take(self, event: Event, body: bytes) -> None:
         """Keep the event that answers this try, and the one that ends it."""
-        if not self.is_answered_by(told, event):
+        if not self.is_answered_by(event, body):
             return
         if isinstance(event, RotationAccepted):
-            self.accepted = told
+            self.accepted = body
             if self.is_refused or self.is_failed:  # an operator replayed it: it goes on
                 self.end, self.is_refused, self.is_failed = None, False, False
         elif isinstance(event, Rejected):
             # The same bytes, delivered twice: a refusal of the copy undoes nothing.
             if self.accepted is None and (self.end is None or self.is_refused):
-                self.end, self.is_refused = told, True
+                self.end, self.is_refused = body, True
         elif is_end(event):
-            self.end, self.is_refused, self.is_failed = told, False, isinstance(event, Failed)
+            self.end, self.is_refused, self.is_failed = body, False, isinstance(event, Failed)
 
-    def told(self, *, ended: bool) -> Told | None:
+    def told(self, *, ended: bool) -> bytes | None:
         """What there is to say to a wait for the answer, or for the end."""
         return self.end if ended else self.accepted or self.end
 
@@ -135,7 +137,7 @@ class _Try:
         """The ends of this try and of those before it, which the next one passes over."""
         if self.end is None or self.is_refused:
             return self.over
-        return (*self.over, self.end.body)[-_MAX_TRIES:]
+        return (*self.over, self.end)[-_MAX_TRIES:]
 
 
 @dataclass(slots=True, eq=False)
@@ -150,10 +152,12 @@ class _Wait:
         """Let answers to these tries count too."""
         self.tries.extend(one for one in tries if one not in self.tries)
 
-    def told(self) -> Told | None:
-        """What there is to say."""
+    def resolve(self) -> None:
+        """End it where there is something to say."""
         answers = (one.told(ended=self.ended) for one in self.tries)
-        return next((told for told in answers if told is not None), None)
+        body = next((told for told in answers if told is not None), None)
+        if body is not None and not self.future.done():
+            self.future.set_result(parse_event(body))
 
 
 class Waiter:
@@ -223,7 +227,7 @@ class Waiter:
         for wait in self._waiting.get(request_id, ()):
             if one in wait.tries:
                 wait.add((*one.answering, *newer))
-                self._resolve(wait)
+                wait.resolve()
         if delivery is _Delivery.NONE and one.earlier is not None:
             if newer:
                 newer[-1].earlier = one.earlier
@@ -295,7 +299,7 @@ class Waiter:
                 if _claimed_id(told.body) != request_id:
                     continue
                 event = self._verifier.event(told)
-                if event is None or not any(one.is_answered_by(told, event) for one in tries):
+                if event is None or not any(one.is_answered_by(event, told.body) for one in tries):
                     continue
                 if begun and isinstance(event, Rejected):
                     continue  # it answers another try: what was begun goes on
@@ -347,7 +351,7 @@ class Waiter:
     async def _answer(self, sent: _Try, *, ended: bool) -> Event:
         wait = _Wait(asyncio.get_running_loop().create_future(), ended)
         wait.add(sent.answering)
-        self._resolve(wait)
+        wait.resolve()
         request_id = sent.matcher.request_id
         waiting = self._waiting.setdefault(request_id, set())
         waiting.add(wait)
@@ -383,17 +387,9 @@ class Waiter:
         if not tries or (event := self._verifier.event(told)) is None:
             return
         for one in tries:
-            one.take(told, event)
+            one.take(event, told.body)
         for wait in waiting:
-            self._resolve(wait)
-
-    def _resolve(self, wait: _Wait) -> None:
-        """End a wait for which there is something to say."""
-        told = wait.told()
-        if told is None or wait.future.done():
-            return
-        if (event := self._verifier.event(told)) is not None:
-            wait.future.set_result(event)
+            wait.resolve()
 
     def _fail(self, error: PublisherError) -> None:
         for waiting in self._waiting.values():

@@ -112,6 +112,19 @@ def test_a_refusal_exits_1_with_its_code(fake: Commands) -> None:
     assert json.loads(watched.stdout)["event"]["code"] == "kek_reused"
 
 
+def test_a_rotation_that_cannot_go_on_exits_1_with_its_code(fake: Commands) -> None:
+    fields = {"code": "keyring_rolled_back", "detail": ""}
+    fake.publisher.script = lambda rotation_id: [
+        _accepted(rotation_id),
+        event("rotation.failed", rotation_id=rotation_id, **fields),
+    ]
+    result = fake.run("rotate", "acme", "--watch", "--json", NEW_API_KEY=NEW_KEY)
+    assert result.exit_code == 1
+    document = json.loads(result.stdout)
+    assert (document["status"], document["event"]["type"]) == ("failed", "rotation.failed")
+    assert "keyturn: keyring_rolled_back; keyturn status" in result.stderr
+
+
 def test_an_unconfirmed_rotation_is_sent_again_under_the_same_id(fake: Commands) -> None:
     fake.publisher.script = _ends()
     fake.publisher.errors = [OutcomeUnknownError("not confirmed")]

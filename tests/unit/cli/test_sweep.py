@@ -71,6 +71,20 @@ def test_a_refused_sweep_exits_1_with_its_code(fake: Commands) -> None:
     assert result.stderr.endswith("keyturn: unknown_project: acme\n")
 
 
+def test_a_sweep_that_cannot_go_on_exits_1_with_its_code(fake: Commands) -> None:
+    fields = {"code": "unknown_master_key", "detail": "m2"}
+    fake.publisher.script = lambda sweep_id: [
+        event("sweep.progressed", sweep_id=sweep_id, objects=1),
+        event("sweep.failed", sweep_id=sweep_id, **fields),
+    ]
+    result = fake.run("sweep", "acme", "--watch", "--json")
+    assert result.exit_code == 1
+    document = json.loads(result.stdout)
+    assert document["status"] == "failed"
+    hint = f"keyturn status {document['sweep_id']} tells more"
+    assert result.stderr.endswith(f"keyturn: unknown_master_key: m2; {hint}\n")
+
+
 def test_an_interrupt_leaves_it_running_and_says_how_to_pick_it_up(fake: Commands) -> None:
     fake.publisher.interrupt = True
     result = fake.run("sweep", "acme", "--watch")

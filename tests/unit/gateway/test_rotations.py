@@ -330,6 +330,17 @@ async def test_each_status_of_its_record_is_a_state() -> None:
         assert await _state(serving, rotation_id, NEW_API_KEY) == expected | {"generation": 2}
 
 
+async def test_the_record_of_a_sweep_under_its_id_is_not_taken_for_the_rotations() -> None:
+    """Another publisher of the project can ask for a dry run under any id."""
+    serving = Serving()
+    rotation_id = _turn(serving)
+    plan = _plan(serving, rotation_id, status="done", clean=True)
+    swept = replace(plan, ask=replace(plan.ask, kind="sweep", dry_run=True))
+    await serving.store.create(swept, "m1")
+    state = await _state(serving, rotation_id, NEW_API_KEY)
+    assert state == {"state": "accepted", "generation": 2}
+
+
 async def test_an_earlier_rotation_is_told_of_by_its_own_generation() -> None:
     serving = Serving()
     earlier = _turn(serving)
