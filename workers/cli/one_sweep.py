@@ -21,6 +21,7 @@ from workers.sweep.plan import ALL, AllPlan, Plan
 from workers.sweep.store import SweepStore
 
 FIRST_FAILURES: Final = 20
+_MAX_SUCCESSORS: Final = 100
 PART_COLUMNS: Final = ("project", "status", "code", "clean", "objects", "rewrapped", "failed")
 
 
@@ -179,6 +180,7 @@ def _document(plan: Plan | AllPlan, counts: Counts, expected: int | None) -> dic
     begun = plan.started_at
     if isinstance(plan, Plan):
         begun = plan.turned_at
+        document["taken_over_by"] = plan.successor
         document |= _planned(plan)
     document["counts"] = counts.to_json()
     return document | _pace(plan, counts, expected, begun)
@@ -247,13 +249,22 @@ async def _first(
     return rows, False
 
 
+async def _last_successor(store: SweepStore, plan: Plan) -> Plan:
+    """The sweep whose end this one's is: itself, but where a later one took it over."""
+    for _ in range(_MAX_SUCCESSORS):
+        if plan.successor is None:
+            break
+        plan = (await store.read(plan.successor, plan.ask.project)).plan
+    return plan
+
+
 async def _failures(
     store: SweepStore, plans: Sequence[Plan]
 ) -> AsyncGenerator[dict[str, Any], None]:
     for plan in plans:
         project = plan.ask.project
         try:
-            async for failure in store.failures(plan):
+            async for failure in store.failures(await _last_successor(store, plan)):
                 yield {"project": project, "key": failure.key, "code": failure.code}
         except MissingError:
             continue  # another round began: these are of no worth any more

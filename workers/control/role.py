@@ -21,7 +21,7 @@ from contracts.topology import CONTROL_QUEUE, CONTROL_REQUESTS
 from workers.broker import Done
 from workers.control.deletion import Deleter
 from workers.control.enrolment import Enroller
-from workers.control.rotation import Rotator
+from workers.control.rotation import Rotated, Rotator
 from workers.sweep import AllPlan, Ask, Plan, Starter, end_of
 
 
@@ -69,7 +69,7 @@ class ControlRole:
                     return None if enrolled is None else _enrolled(request, enrolled)
                 case RotationRequested():
                     rotated = await self._rotator.find_rotated(request, origin)
-                    return None if rotated is None else _rotated(request, *rotated)
+                    return None if rotated is None else _rotated(request, rotated)
                 case SweepRequested():
                     begun = await self._starter.standing(_ask(request))
                     return None if begun is None else await self._sweep(request, origin)
@@ -85,7 +85,7 @@ class ControlRole:
         return _enrolled(request, await self._enroller.enroll(request, origin))
 
     async def _rotate(self, request: RotationRequested, origin: RequestOrigin) -> Done:
-        return _rotated(request, *await self._rotator.rotate(request, origin))
+        return _rotated(request, await self._rotator.rotate(request, origin))
 
     async def _sweep(self, request: SweepRequested, origin: RequestOrigin) -> Done:
         plan = await self._starter.start(_ask(request), (origin,))
@@ -112,15 +112,16 @@ def _enrolled(request: EnrollRequested, generation: int) -> Done:
     return Done(event, _logged(request, request_id=request.request_id, generation=generation))
 
 
-def _rotated(request: RotationRequested, generation: int, plan: Plan | AllPlan) -> Done:
+def _rotated(request: RotationRequested, rotated: Rotated) -> Done:
     event = RotationAccepted(
         rotation_id=request.rotation_id,
         project=request.project,
         at=_now(),
-        generation=generation,
+        generation=rotated.generation,
     )
-    logged = _logged(request, rotation_id=request.rotation_id, generation=generation)
-    return Done(event, logged, more=_end(plan))
+    logged = _logged(request, rotation_id=request.rotation_id, generation=rotated.generation)
+    more = () if rotated.plan is None else _end(rotated.plan)
+    return Done(event, logged, more=more if rotated.failed is None else (rotated.failed,))
 
 
 def _ask(request: SweepRequested) -> Ask:

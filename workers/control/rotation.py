@@ -6,15 +6,17 @@ that it came with.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
 from contracts.errors import (
     GenerationMismatchError,
     KeyringRolledBackError,
+    MalformedRequestError,
     StorageUnavailableError,
 )
-from contracts.messages import RequestOrigin, RotationRequested
+from contracts.messages import Event, RequestOrigin, RotationRequested
 from contracts.names import format_time
 from contracts.sealing import IntakeKey, Secret, kek_info
 from workers.admission import open_secret
@@ -29,9 +31,21 @@ from workers.keyring import (
     turned,
 )
 from workers.storage import Storage
-from workers.sweep import AllPlan, Ask, Plan, Starter
+from workers.sweep import AllPlan, Ask, Plan, Starter, failure_of
 
 _MAX_TURNS: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Rotated:
+    """A rotation that was accepted: the generation that it brought, and its sweep.
+
+    `failed` is published where no sweep of its own can begin.
+    """
+
+    generation: int
+    plan: Plan | AllPlan | None
+    failed: Event | None = None
 
 
 class Rotator:
@@ -51,10 +65,8 @@ class Rotator:
         self._intake_keys = intake_keys
         self._starter = starter
 
-    async def rotate(
-        self, request: RotationRequested, origin: RequestOrigin
-    ) -> tuple[int, Plan | AllPlan]:
-        """Turn the keyring, and begin the sweep; gives the generation it brought, and the plan.
+    async def rotate(self, request: RotationRequested, origin: RequestOrigin) -> "Rotated":
+        """Turn the keyring, and begin the sweep.
 
         Raises:
             UnknownProjectError: no keyring exists.
@@ -70,7 +82,7 @@ class Rotator:
             observed = await self._keyrings.fresh(request.project)
             known = self._known(observed.keyring, request, origin)
             if known is not None:
-                return known.generation, await self._starter.start(ask, (origin,))
+                return await self._begun(known, ask, origin)
             if begun is not None:
                 raise KeyringRolledBackError("the keyring does not know a rotation that it took")
             after = self._turned(observed.keyring, request, origin)
@@ -86,7 +98,7 @@ class Rotator:
 
     async def find_rotated(
         self, request: RotationRequested, origin: RequestOrigin
-    ) -> tuple[int, Plan | AllPlan] | None:
+    ) -> "Rotated | None":
         """As `rotate` where this very request turned the keyring before; else None.
 
         Raises: as `rotate`.
@@ -95,7 +107,16 @@ class Rotator:
         known = self._known(observed.keyring, request, origin)
         if known is None:
             return None
-        return known.generation, await self._starter.start(_ask(request), (origin,))
+        return await self._begun(known, _ask(request), origin)
+
+    async def _begun(self, known: Generation, ask: Ask, origin: RequestOrigin) -> "Rotated":
+        try:
+            plan = await self._starter.start(ask, (origin,))
+        except MalformedRequestError as exc:
+            # Another publisher began a sweep with this id, after this request had looked for
+            # one and before it turned the keyring. It did turn it: to reject it would be false.
+            return Rotated(known.generation, None, failure_of(ask, exc))
+        return Rotated(known.generation, plan)
 
     def _known(
         self, keyring: Keyring, request: RotationRequested, origin: RequestOrigin

@@ -68,12 +68,18 @@ class Outbox:
 
         It is no refusal: the request was accepted (SPEC 6.7).
         """
-        event_type = f"{ask.kind}.failed"
-        fields = {"code": error.code, "detail": error.detail, "at": _now()}
-        event: Any = EVENT_MODELS[event_type](
-            **{id_field(event_type): ask.sweep_id}, project=ask.project, **fields
-        )
-        await self._sender.tell(with_origin(event, origin))
+        await self._sender.tell(with_origin(failure_of(ask, error), origin))
+
+
+def failure_of(ask: Ask, error: KeyturnError) -> Event:
+    """The event that says that a rotation or a sweep cannot go on."""
+    event_type = f"{ask.kind}.failed"
+    fields = {"code": error.code, "detail": error.detail, "at": _now()}
+    event: Any = EVENT_MODELS[event_type](
+        **{id_field(event_type): ask.sweep_id}, project=ask.project, **fields
+    )
+    failed: Event = event
+    return failed
 
 
 def end_of(plan: Plan | AllPlan) -> Event:

@@ -10,6 +10,7 @@ import pytest
 
 from contracts.names import keyring_key
 from contracts.sealing import b64, kek_info, new_api_key, user_kek
+from contracts.topology import UNSIGNED_DEAD_QUEUE
 from tests.support import reader, requests
 from tests.support.serving import Sent, Serving
 
@@ -132,21 +133,24 @@ async def test_not_permitted(served: Serving, kind: str) -> None:
     }
     signed = served.signed(documents[kind])
     headers = requests.headers(signed.body, served.deployment.narrow_key, publisher="narrow")
-    sent = Sent(signed.routing_key, signed.body, dict(headers), signed.told)
+    assert signed.told is not None
+    # In no project that is not the publisher's own (SPEC 6.3).
+    told = signed.told | {"project": None}
+    sent = Sent(signed.routing_key, signed.body, dict(headers), told)
     await served.refuses(sent, "not_permitted")
     assert keyring(served) == before
     assert not served.stands("acme/k")
 
 
 async def test_of_another_type(served: Serving) -> None:
-    """Routed as what it is not: the signature is right, the message is malformed."""
+    """Routed as what it is not: a genuine request that was moved, so that no event says so."""
     document = rotation(served)
     sent = served.signed(document, routing_key="sweep.requested")
     refusal = Sent(sent.routing_key, sent.body, sent.headers)
     before = keyring(served)
     await served.publish(refusal, message_id=document["rotation_id"])
-    dead = await served.wire.take("keyturn.control.dead")
-    assert dead.headers["keyturn-code"] == "malformed_request"
+    dead = await served.wire.take(UNSIGNED_DEAD_QUEUE)
+    assert dead.headers["keyturn-code"] == "bad_signature"
     assert keyring(served) == before
 
 

@@ -136,7 +136,7 @@ async def all_else_as_before(scene: Scene) -> None:
 
 def _all_else(project: Project, key: str) -> dict[str, Any]:
     head = project.bucket.head(project.s3_key(key))
-    wrapped = ("enc-dek-user", "enc-dek-admin", "enc-kek-user", "enc-kek-admin")
+    wrapped = ("enc-dek-user", "enc-dek-admin", "enc-kek-user", "enc-kek-admin", "enc-stored-at")
     head["Metadata"] = {n: v for n, v in head["Metadata"].items() if n not in wrapped}
     # A copy in parts cannot keep an ETag (FACTS: nor does a plain one on every server).
     head = {n: v for n, v in head.items() if n not in ("LastModified", "ETag")}

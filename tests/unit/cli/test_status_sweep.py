@@ -105,6 +105,19 @@ def test_a_running_sweep_tells_how_far_it_is(bucket: Bench) -> None:
     assert told["counts"]["objects"] == 50
 
 
+def test_a_sweep_that_was_taken_over_names_the_later_one_and_shows_its_failures(
+    bucket: Bench,
+) -> None:
+    later = done(2, clean=False)
+    bucket.add(done(1, clean=False, successor=later.ask.sweep_id), later)
+    _fail(bucket, later, 2)
+    told = bucket.told(_ID)
+    assert told["taken_over_by"] == later.ask.sweep_id
+    assert [row["key"] for row in told["failures"]] == ["p0/000", "p0/001"]
+    assert bucket.told(later.ask.sweep_id)["taken_over_by"] is None
+    assert later.ask.sweep_id in bucket.run(_ID).stdout
+
+
 def test_time_left_follows_from_the_rate_where_objects_are_counted(bucket: Bench) -> None:
     stepped = BEGIN + timedelta(minutes=1, seconds=10)
     bucket.add(plan(1, stepped_at=stepped, proven=Counts(objects=10, current=10)))

@@ -78,6 +78,8 @@ def a_rotation_id_reused_before_its_record_exists(world: World) -> None:
     HostilePublisher(world, "second").reuse(rotation, "sweep", "acme", dry_run=True)
     world.run(hold=turning.__contains__, keep=lambda letter: bool(hint(letter)))
     _each_is_answered(world)
+    if world.told_of("rotation.failed"):
+        world.oracle.violated("another sweep has the rotation's id")
 
 
 def test_no_sweep_takes_the_id_of_a_rotation_whose_record_is_not_written_yet(
@@ -86,7 +88,39 @@ def test_no_sweep_takes_the_id_of_a_rotation_whose_record_is_not_written_yet(
     assert violations(a_rotation_id_reused_before_its_record_exists) == []
     monkeypatch.setattr("workers.sweep.start.brought_by", lambda *_: None)
     found = violations(a_rotation_id_reused_before_its_record_exists)
-    assert any("was told as rejected, and had turned the keyring" in what for what in found)
+    assert "another sweep has the rotation's id" in found
+
+
+def test_a_rotation_whose_id_a_sweep_took_as_it_turned_the_keyring_is_not_rejected() -> None:
+    """No sweep of its own can begin: it was accepted, and has failed."""
+
+    def story(world: World) -> None:
+        begin(world, "a")
+        rotation = world.rotate("acme", publisher="api")
+        turn = stop_at(world, "put", ".keyturn/keyrings/acme.json")
+        HostilePublisher(world, "second").reuse(rotation, "sweep", "acme", dry_run=True)
+        without(world, turn, seconds=1)
+        assert world.oracle.plan(rotation, "acme")
+        world.step(turn)
+        _each_is_answered(world)
+        of = [event for event in world.events if getattr(event, "rotation_id", "") == rotation]
+        assert [event.type for event in of] == ["rotation.accepted", "rotation.failed"]
+
+    assert violations(story) == []
+
+
+def test_no_sweep_takes_the_id_of_an_enrolment_that_adopts() -> None:
+    def story(world: World) -> None:
+        enrolment = world.enroll("acme", adopt=True)
+        listed = stop_at(world, "read", f".keyturn/sweeps/{enrolment}/")
+        HostilePublisher(world, "second").reuse(enrolment, "sweep", "acme", dry_run=True)
+        without(world, listed, seconds=1)
+        world.step(listed)
+        _each_is_answered(world)
+        assert [error.code for _, error in world.dead] == ["malformed_request"]
+        assert [event.type for event in world.ended(enrolment)] == ["project.enrolled"]
+
+    assert violations(story) == []
 
 
 def test_an_enrolment_id_is_known_with_its_publisher_and_its_key_alone() -> None:
