@@ -153,6 +153,7 @@ class Arena:
     async def attacked(self, name: str, seconds: float, *, rounds: int) -> Measured:
         """The tenant in quiet and under this attack, and what is left of the attack."""
         quiet, under, attacker = Seen(), Seen(), Counter[str]()
+        dead_before, staged_before = await self._left()
         for _ in range(rounds):
             project = await self._to_rotate() if name == "rotations" else ACCOMPLICE
             quiet.add(await self.tenant(seconds / rounds))
@@ -168,9 +169,14 @@ class Arena:
             told, _ = await attack.communicate()
             attacker.update(json.loads(told))
             await asyncio.sleep(_SETTLE_S)
+        dead, staged = await self._left()
+        left = dead - dead_before, staged - staged_before
+        return Measured(name, quiet, under, dict(attacker), *left)
+
+    async def _left(self) -> tuple[int, int]:
+        """How many dead letters there are, and how many bodies in staging."""
         dead = [await self.serving.wire.depth(f"{queue}.dead") for queue in _SERVED]
-        staged = len(reader.keys(self.serving.deployment, ".keyturn/staging/"))
-        return Measured(name, quiet, under, dict(attacker), sum(dead), staged)
+        return sum(dead), len(reader.keys(self.serving.deployment, ".keyturn/staging/"))
 
 
 _SERVED: Final = (topology.UPLOAD_QUEUE, topology.CONTROL_QUEUE)
