@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -96,6 +98,32 @@ async def test_another_publishers_dry_run_under_its_id_does_not_end_a_watched_ro
         assert "several projects have this id; add --project: acme, bob" in watched.stderr
         mine = await cli.arun("status", rotation_id, "--project", "acme", "--json")
         assert document(mine)["clean"] is False
+
+
+async def test_a_sweep_that_two_publishers_asked_for_ends_for_each_and_after_a_restart(
+    cli: Cli,
+) -> None:
+    """Its record keeps who asked: each gets the one end, and so does one that lost its memory."""
+    since, sweep_id = datetime.now(UTC), new_id()
+    api = _settings(cli, "api", cli.deployment.publisher_key)
+    of: Any = {"project": "bob", "request_type": "sweep.requested"}
+    async with (
+        worker(_worker_env(cli)),
+        Publisher.open(api) as first,
+        Publisher.open(_settings(cli, "mallory", _MALLORY)) as second,
+    ):
+        await _enroll(first, "bob")
+        for publisher in (first, second):
+            await publisher.sweep("bob", sweep_id=sweep_id)
+        async with Publisher.open(api) as restarted:
+            ends = await asyncio.gather(
+                first.wait_completed(sweep_id, timeout_s=90),
+                second.wait_completed(sweep_id, timeout_s=90),
+                restarted.wait_completed(sweep_id, timeout_s=90, since=since, **of),
+            )
+    assert [(end.type, end.publisher) for end in ends] == [
+        ("sweep.completed", name) for name in ("api", "mallory", "api")
+    ]
 
 
 async def test_a_retry_by_a_new_process_is_not_answered_by_the_refusal_of_the_first(

@@ -1,0 +1,98 @@
+"""`Prefer: wait` is answered by what became of the gateway's own request (SPEC 6.7, 9.4, 9.5).
+
+Another publisher may send a request under the same id, and a broker writer may publish old
+events again; the test says what the workers would sign of that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import pytest
+
+from contracts import topology
+from contracts.messages import (
+    ProjectEnrolled,
+    RequestOrigin,
+    RotationRejected,
+    UploadRejected,
+    UploadStored,
+    parse_request,
+    with_origin,
+)
+from contracts.publisher import Publisher
+from contracts.sealing import new_api_key
+from tests.chaos.sending import publisher_settings
+from tests.integration.publisher.side import worker_side
+from tests.support.deployment import Deployment
+from tests.support.process import gateway, worker
+
+if TYPE_CHECKING:
+    from contracts.messages import Event
+    from tests.integration.publisher.side import WorkerSide
+    from tests.servers import S3Server
+
+pytestmark = pytest.mark.servers
+
+_AT = "2026-11-24T10:00:00Z"
+_WAIT = {"Prefer": "wait=20"}
+
+
+@pytest.fixture
+async def deployment(vhost_url: str, moto: S3Server, moto_bucket: str) -> Deployment:
+    """One that has the project acme, and no worker any more."""
+    made = Deployment(vhost_url, moto, moto_bucket)
+    async with (
+        worker(made.worker_env()),
+        Publisher.open(publisher_settings(made, made.amqp_url)) as publisher,
+    ):
+        request_id = await publisher.enroll("acme", api_key=made.api_key)
+        assert isinstance(await publisher.wait(request_id), ProjectEnrolled)
+    return made
+
+
+async def _tell(side: WorkerSide, made: Deployment, event: Event, origin: RequestOrigin) -> None:
+    told: Any = with_origin(event, origin)
+    await side.tell(told, key=made.event_key, deployment=made.name)
+
+
+async def test_who_waits_is_answered_by_the_requests_own_outcome(deployment: Deployment) -> None:
+    async with (
+        gateway(deployment.gateway_env()) as running,
+        worker_side(deployment.amqp_url) as side,
+        aiohttp.ClientSession(headers={"Authorization": f"Bearer {deployment.api_key}"}) as http,
+    ):
+        url = f"{running.url}/v1/projects/acme"
+        put = asyncio.create_task(http.put(f"{url}/objects/a", data=b"x", headers=_WAIT))
+        message = await side.next(topology.UPLOAD_QUEUE)
+        upload: Any = parse_request(message.body)
+        fields: Any = {"upload_id": upload.upload_id, "project": "acme", "at": _AT}
+        refused = UploadRejected(**fields, code="already_exists", detail="")
+        own = RequestOrigin.of("gateway", message.body)
+        await _tell(side, deployment, refused, RequestOrigin("api", own.request))
+        await _tell(side, deployment, refused, RequestOrigin("gateway", "0" * 64))
+        await _tell(side, deployment, refused.model_copy(update={"project": "bob"}), own)
+        await _tell(side, deployment, UploadStored(**fields, key="a", size=1, generation=1), own)
+        answer = await put
+        assert (answer.status, (await answer.json())["upload_id"]) == (201, upload.upload_id)
+
+        body = json.dumps({"api_key": new_api_key()})
+        post = asyncio.create_task(http.post(f"{url}/rotations", data=body, headers=_WAIT))
+        message = await side.next(topology.CONTROL_QUEUE)
+        rotation: Any = parse_request(message.body)
+        fields = {"rotation_id": rotation.rotation_id, "project": "acme", "at": _AT}
+        foreign = RotationRejected(**fields, code="malformed_request", detail="")
+        own = RequestOrigin.of("gateway", message.body)
+        await _tell(side, deployment, foreign, RequestOrigin("api", own.request))
+        await _tell(side, deployment, foreign, RequestOrigin("gateway", "0" * 64))
+        await _tell(side, deployment, RotationRejected(**fields, code="kek_reused", detail=""), own)
+        answer = await post
+        assert (answer.status, (await answer.json())["code"]) == (409, "kek_reused")
+        state = await http.get(f"{url}/rotations/{rotation.rotation_id}")
+        assert ((await state.json())["state"], (await state.json())["code"]) == (
+            "rejected",
+            "kek_reused",
+        )
