@@ -180,8 +180,10 @@ def replay(
         bool,
         typer.Option(
             "--resign",
-            help="Sign anew as KEYTURN_PUBLISHER_NAME with the time of now, for requests past "
-            "their age. Only what its own publisher signed and may send (KEYTURN_PUBLISHERS).",
+            help="Sign anew as KEYTURN_PUBLISHER_NAME with the time of now. Only what was refused "
+            "as request_expired, and what its own publisher signed and may send "
+            "(KEYTURN_PUBLISHERS). A rotation or an enrolment only by its id; a rotation only "
+            "where no later one was accepted (KEYTURN_MASTER_KEYS).",
         ),
     ] = False,
     queue: QueueOption = None,
@@ -211,7 +213,10 @@ async def _replay(
         async def act(message: AbstractIncomingMessage, dead: str) -> None:
             check_body_kept(message)
             queue = work_queue(message, dead)
-            copy = as_sent(message) if resigner is None else await resigner.renewed(message, queue)
+            if resigner is None:
+                copy = as_sent(message)
+            else:
+                copy = await resigner.renewed(message, queue, named=bool(ids))
             await send_back(look.channel, message, copy, queue)
 
         if ids:

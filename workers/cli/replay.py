@@ -16,22 +16,38 @@ from typing import Final, Self
 from aio_pika import Message
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
-from contracts.errors import StagedBodyMissingError
-from contracts.messages import Request, StagedBody, UploadRequested, encode, request_id
-from contracts.names import format_time, staging_key
+from contracts.errors import (
+    GenerationMismatchError,
+    NotPermittedError,
+    RequestExpiredError,
+    StagedBodyMissingError,
+)
+from contracts.messages import (
+    EnrollRequested,
+    Request,
+    RotationRequested,
+    StagedBody,
+    UploadRequested,
+    encode,
+    request_id,
+)
+from contracts.names import format_time, parse_time, staging_key
 from contracts.publisher.link import persistent_json
 from contracts.settings import S3Settings
-from contracts.topology import PUBLISHER_HEADER, REQUESTS, SIGNATURE_HEADER
+from contracts.topology import CODE_HEADER, PUBLISHER_HEADER, REQUESTS, SIGNATURE_HEADER
 from workers.admission import Arrival, Rules, permit, verify
 from workers.broker.delivery import copy_of
 from workers.cli.bucket import open_bucket
 from workers.cli.letters import now
 from workers.cli.settings import ResignSettings
 from workers.errors import MissingError
+from workers.keyring import KeyringReader
+from workers.settings import OperatorSettings
 from workers.storage import Headers, Storage
 
 _CONFIRM_TIMEOUT_S: Final = 30
 _COPY_BYTES: Final = 1024 * 1024
+_LEASE_S: Final = 15
 
 
 async def send_back(
@@ -67,17 +83,37 @@ class Resigner:
     async def __aexit__(self, *exc_info: object) -> None:
         await self._stack.aclose()
 
-    async def renewed(self, message: AbstractIncomingMessage, queue: str) -> Message:
+    async def renewed(
+        self, message: AbstractIncomingMessage, queue: str, *, named: bool
+    ) -> Message:
         """The request in a letter under a new time and signature; its id stays.
 
+        `named` says that the operator asked for this very letter.
+
         Raises:
-            BadSignatureError, MalformedRequestError, NotPermittedError: its publisher did
-                not sign it, or may not send it.
+            NotPermittedError: it was not refused for its age, or is a rotation or an enrolment
+                that was not named; or its publisher may not send it.
+            BadSignatureError, MalformedRequestError: its publisher did not sign it.
+            GenerationMismatchError: a rotation that another one has overtaken.
             StagedBodyMissingError: its staged body is gone.
+            UnknownProjectError, CorruptObjectError, UnknownMasterKeyError: a rotation whose
+                project's keyring cannot be read.
         """
+        code = message.headers.get(CODE_HEADER)
+        if code != RequestExpiredError.code:
+            # What else was refused, was refused for what it is: a new signature would lend it
+            # another chance that its publisher never gave it.
+            raise NotPermittedError(f"only request_expired is signed anew, this is {code!r}")
         old = self._believed(message, queue)
+        if isinstance(old.request, RotationRequested | EnrollRequested) and not named:
+            raise NotPermittedError(
+                "a rotation or an enrolment is signed anew only where it is named by its id"
+            )
         await self._move_staged(old)
-        request = old.request.model_copy(update={"requested_at": format_time(now())})
+        changed: dict[str, object] = {"requested_at": format_time(now())}
+        if isinstance(old.request, RotationRequested):
+            changed["expected_generation"] = await self._generation_before(old.request)
+        request = old.request.model_copy(update=changed)
         body = encode(request)
         name = self._settings.publisher_name
         signature = self._settings.publisher_key.sign_request(self._settings.deployment, name, body)
@@ -89,6 +125,30 @@ class Resigner:
         signer = verify(message.body, message.headers, rules)
         request = permit(message.body, signer, Arrival(queue, REQUESTS, queue))
         return _Signed(request, signer.name)
+
+    async def _generation_before(self, request: RotationRequested) -> int:
+        """The generation that a rotation signed anew may turn from: the keyring's now.
+
+        A rotation keeps the order of its first time: under its new one it would otherwise turn
+        the project back, from a key that came later to one that was given up (SPEC 12). Should
+        one be accepted between this look and its own turn, the generation no longer fits.
+
+        Raises: as `renewed`.
+        """
+        storage = await self._opened_storage()
+        # As workers read it; nothing is written by it, so its lease counts for nothing.
+        keyrings = KeyringReader(
+            storage, OperatorSettings.read().master_keys, lease_s=_LEASE_S, cache_s=0
+        )
+        current = (await keyrings.fresh(request.project)).keyring.current
+        if parse_time(current.requested_at) >= request.requested_at_instant:
+            raise GenerationMismatchError(
+                f"generation {current.generation} was asked for later: the project would go back "
+                "to a key that it has left"
+            )
+        if request.expected_generation not in (None, current.generation):
+            raise GenerationMismatchError(f"the project is at generation {current.generation}")
+        return current.generation
 
     async def _move_staged(self, old: _Signed) -> None:
         request = old.request

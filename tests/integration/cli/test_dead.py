@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 import aio_pika
 import pytest
 
-from contracts.sealing import VerifyKey
+from contracts.names import keyring_key
+from contracts.sealing import Secret, VerifyKey, kek_id, user_kek
 from tests.integration.cli.conftest import document
 from tests.servers.s3 import sync_client
 from tests.support import requests
 from workers.broker.declare import declare
 from workers.broker.delivery import identity_body
 from workers.cli.letters import Look, connected
+from workers.keyring.record import Generation, Keyring, build
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -254,6 +256,82 @@ async def test_resign_lends_no_signature_to_what_nobody_signed_or_may_send(cli: 
         ]
         assert await _depth(channel, _WORK) == 0
         assert await _ids(channel, _DEAD) == [forged.upload_id, beyond.upload_id]
+
+
+async def test_resign_is_for_what_was_refused_for_its_age_alone(cli: Cli) -> None:
+    """SPEC 12: what was refused for what it is gets no second chance by an operator's name."""
+    async with _broker(cli) as channel:
+        made = requests.upload(cli.deployment, "acme", "k", b"hello")
+        body = requests.encode(made.document | {"requested_at": _LONG_AGO})
+        headers = requests.headers(body, cli.deployment.publisher_key)
+        for code in ("bad_seal", "generation_mismatch"):
+            await _bury(channel, body, {**headers, "keyturn-code": code}, message_id=code)
+        result = await cli.arun("dead", "replay", "--all", "--resign", "--json")
+        assert [row["code"] for row in document(result)] == ["not_permitted"] * 2
+        assert await _depth(channel, _WORK) == 0
+
+
+def _put_keyring(cli: Cli, project: str, generation: int, requested_at: str) -> None:
+    kek = user_kek(cli.deployment.api_key, project)
+    current = Generation(
+        generation, kek_id(kek), kek, requests.new_id(), requested_at, requested_at
+    )
+    body = build(Keyring(project, "m1", current), {"m1": Secret(cli.deployment.master_key)})
+    client = sync_client(cli.deployment.s3)
+    client.put_object(Bucket=cli.deployment.bucket, Key=keyring_key(project), Body=body)
+    client.close()
+
+
+async def _bury_control(
+    channel: AbstractChannel, cli: Cli, made: dict[str, Any], id_field: str
+) -> str:
+    body = requests.encode(made | {"requested_at": _LONG_AGO})
+    headers = requests.headers(body, cli.deployment.publisher_key)
+    worker = {"keyturn-code": "request_expired", "keyturn-detail": "too long ago"}
+    dead = "keyturn.control.dead"
+    await _bury(channel, body, {**headers, **worker}, message_id=made[id_field], queue=dead)
+    return str(made[id_field])
+
+
+async def test_resign_never_turns_a_project_back_to_a_key_that_it_left(cli: Cli) -> None:
+    """Issue 10, item 7: `--all --resign` signed an overtaken rotation anew, and it was accepted."""
+    control, dead = "keyturn.control", "keyturn.control.dead"
+    async with _broker(cli) as channel:
+        made = requests.rotation(cli.deployment, "acme", "k" * 40)
+        rotation = await _bury_control(channel, cli, made, "rotation_id")
+        enrolment = await _bury_control(
+            channel, cli, requests.enroll(cli.deployment, "late"), "request_id"
+        )
+        unnamed = await cli.arun("dead", "replay", "--all", "--resign", "--json")
+        assert [row["code"] for row in document(unnamed)] == ["not_permitted"] * 2
+        assert "named by its id" in unnamed.stderr
+        _put_keyring(cli, "acme", 3, "2026-01-01T00:00:01.000000Z")
+        named = ("dead", "replay", rotation, "--resign", "--json")
+        overtaken = await cli.arun(*named)
+        assert document(overtaken)[0]["code"] == "generation_mismatch"
+        assert await _depth(channel, control) == 0
+        _put_keyring(cli, "acme", 3, "2025-12-31T00:00:00.000000Z")
+        result = await cli.arun(*named)
+        assert result.exit_code == 0, result.stderr
+        work = await channel.get_queue(control, ensure=False)
+        message = await work.get()
+        await message.ack()
+        # Signed for the generation that it was decided by: no race turns it back either.
+        renewed = json.loads(message.body)
+        assert renewed["expected_generation"] == 3
+        assert renewed["requested_at"] > _LONG_AGO
+        assert (await cli.arun("dead", "replay", enrolment, "--resign")).exit_code == 0
+        assert await _depth(channel, dead) == 0
+
+
+async def test_resign_keeps_the_generation_that_a_rotation_was_asked_for(cli: Cli) -> None:
+    async with _broker(cli) as channel:
+        made = requests.rotation(cli.deployment, "acme", "k" * 40, expected_generation=2)
+        rotation = await _bury_control(channel, cli, made, "rotation_id")
+        _put_keyring(cli, "acme", 3, "2025-12-31T00:00:00.000000Z")
+        refused = await cli.arun("dead", "replay", rotation, "--resign", "--json")
+        assert document(refused)[0]["code"] == "generation_mismatch"
+        assert await _depth(channel, "keyturn.control") == 0
 
 
 async def test_resign_as_another_publisher_takes_the_staged_body_along(cli: Cli) -> None:
