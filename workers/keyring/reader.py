@@ -36,7 +36,7 @@ _KEYRING_MAX_BYTES: Final = 2 * 1024**2
 _BETWEEN_READS_S: Final = 0.03
 # From this part of the cache's time on a keyring that is used is read ahead, so that no upload
 # waits for it.
-_AHEAD: Final = 0.7
+_AHEAD: Final = 0.85
 
 _T = TypeVar("_T")
 

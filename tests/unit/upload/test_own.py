@@ -21,6 +21,7 @@ from contracts.errors import (
 )
 from contracts.messages import RequestOrigin, UploadStored
 from contracts.names import object_key
+from contracts.sealing import sealed_size
 from tests.unit.upload.bench import (
     DATA,
     OTHER_ID,
@@ -32,7 +33,8 @@ from tests.unit.upload.bench import (
     bench,
     request,
 )
-from tests.unit.workers.factories import keyring
+from tests.unit.workers.factories import MASTER_KEYS, keyring
+from workers.reconcile import reconcile
 from workers.storage import Headers
 from workers.upload import Settled, UploadRole
 from workers.upload.staging import sweep_staging
@@ -151,9 +153,20 @@ async def test_an_own_object_that_was_cut_is_corrupt() -> None:
     sent = request(on)
     await on.serve(sent)
     head, body = await on.storage.read(TARGET)
-    on.storage.plant(TARGET, body[: 56 + 16400], head.headers)
+    on.storage.plant(TARGET, body[: sealed_size(50_000)], head.headers)
     with pytest.raises(CorruptObjectError):
         await on.serve(sent, seen_before=True)
+
+
+async def test_rewraps_keep_the_tag() -> None:
+    on = bench()
+    sent = request(on)
+    await on.serve(sent)
+    tag = (await on.metadata())["enc-upload-tag"]
+    await on.turn()
+    await reconcile("acme", "k", on.storage, on.uploader._keyrings, MASTER_KEYS)
+    assert (await on.metadata())["enc-upload-tag"] == tag
+    assert await on.serve(sent, seen_before=True) == Settled(len(DATA), 2)
 
 
 @BY_ALL_WAYS

@@ -229,7 +229,7 @@ async def test_a_keyring_in_use_is_renewed_before_its_time_is_over(
     on = Many(projects)
     await on.use()
     on.requests()
-    on.pass_time(CACHE_S * 0.8)
+    on.pass_time(CACHE_S * 0.9)
     await on.use()
     for _ in range(20):
         await asyncio.sleep(0)
