@@ -119,7 +119,8 @@ async def check_queues_empty(wire: Wire, *but: str) -> None:
         for queue in topology.queues()
         if queue.name != topology.EVENTS_STREAM
     }
-    assert {name: depth for name, depth in depths.items() if depth and name not in but} == {}
+    left = {name: depth for name, depth in depths.items() if depth and name not in but}
+    assert left == {}, left
 
 
 def staging_key(made: rq.Upload) -> str:

@@ -15,7 +15,7 @@ from contracts.topology import ATTEMPT_HEADER, CONTROL_QUEUE, NOT_BEFORE_HEADER,
 from tests.unit.protocol.clock import EPOCH
 from tests.unit.protocol.hostile import HostilePublisher
 from tests.unit.protocol.stories import begin, stop_at, violations
-from workers.admission import Arrival
+from workers.admission import Arrival, refusal_of
 from workers.broker import consumer
 from workers.broker.delivery import Retry, RetryNotes
 from workers.grants import Grant
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 _DAY_S = 86_400
 
 
+_BELIEVED_ALL_THE_SAME = (
+    "upload.rejected believed by the waiter of api's upload.requested, and it had its effect"
+)
 _REFUSED_AND_DONE = "a refusal was believed of what was done"
 
 
@@ -114,8 +117,7 @@ async def _finds_nothing(*_: object) -> None:
             UploadRole,
             "find_completed",
             _finds_nothing,
-            "upload.rejected believed by the waiter of api's upload.requested, "
-            "and it had its effect",
+            _BELIEVED_ALL_THE_SAME,
         ),
     ],
     ids=["routing", "mac", "not before", "age"],
@@ -148,7 +150,6 @@ def a_malformed_body_in_anothers_project(world: World) -> None:
 
 def test_a_refusal_names_no_project_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
     assert violations(a_malformed_body_in_anothers_project) == []
-    refusal_of = consumer.refusal_of
 
     def by_what_is_claimed(body: bytes, signer: Any, error: Any, at: str) -> Any:
         every = frozenset("*")
