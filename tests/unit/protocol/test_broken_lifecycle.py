@@ -9,6 +9,8 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
+import pytest
+
 from contracts.names import format_time
 from tests.unit.protocol.hostile import HostilePublisher
 from tests.unit.protocol.process import MASTER_KEYS, Options, Parts
@@ -21,8 +23,6 @@ from workers.sweep.steps import Steps
 from workers.sweep.takeover import take_over_earlier
 
 if TYPE_CHECKING:
-    import pytest
-
     from tests.unit.protocol.world import World
     from workers.sweep.plan import Plan
     from workers.sweep.store import Standing
@@ -378,7 +378,10 @@ def test_the_later_of_two_sweeps_of_all_ends_the_parts_of_the_earlier_one() -> N
     assert violations(story) == []
 
 
-def test_tags_that_a_dead_worker_noted_are_put_back_in_a_sweep_that_was_taken_over() -> None:
+@pytest.mark.parametrize("lost", [False, True], ids=["its message comes again", "it is lost"])
+def test_tags_that_a_dead_worker_noted_are_put_back_in_a_sweep_that_was_taken_over(
+    *, lost: bool
+) -> None:
     def story(world: World) -> None:
         begin(world, "a")
         tags = {"kept": "yes"}
@@ -389,10 +392,58 @@ def test_tags_that_a_dead_worker_noted_are_put_back_in_a_sweep_that_was_taken_ov
         world.run(until=lambda: _successor(world, first), hold=lambda call: call is copy)
         world.step(copy, answer=False)
         world.crash(copy.sender)
+        if lost:
+            world.queue[:] = [letter for letter in world.queue if not is_page(letter)]
         _each_is_answered(world)
         assert world.server._bucket.get("acme/a").tags == tags
 
     assert violations(story) == []
+
+
+def test_tags_noted_behind_the_end_of_a_sweep_that_was_taken_over_are_put_back() -> None:
+    """Its page was under way all the time, wrote by a third rotation, and its worker died."""
+
+    def story(world: World) -> None:
+        begin(world, "a")
+        tags = {"kept": "yes"}
+        world.server._bucket.change_tags("acme/a", tags)
+        first = world.rotate("acme")
+        note = stop_at(world, "put", f".keyturn/sweeps/{first}/acme/tags/")
+        second = world.rotate("acme")
+        assert without(world, note, until=lambda: world.ended(first) and world.ended(second))
+        third = world.rotate("acme")
+        of_third = lambda letter: hint(letter).get("sweep_id") == third  # noqa: E731
+        turned = lambda: len(world.told_of("rotation.accepted")) == 3  # noqa: E731
+        assert without(world, note, until=turned, keep=of_third)
+        copy = stop_at(world, "copy_onto_itself", "acme/a", state=MID, keep=of_third)
+        world.step(copy, answer=False)
+        world.crash(copy.sender)
+        _each_is_answered(world)
+        assert world.server._bucket.get("acme/a").tags == tags
+
+    assert violations(story) == []
+
+
+def test_a_sweep_that_failed_with_its_successor_goes_on_by_itself_when_it_is_asked_for_again() -> (
+    None
+):
+    def story(world: World) -> None:
+        begin(world, "a", "b")
+        first = world.rotate("acme")
+        world.run(until=lambda: world.oracle.plan(first, "acme"))
+        second = world.rotate("acme")
+        assert world.run(until=lambda: _successor(world, first) == second)
+        keyring = world.server.standing()[".keyturn/keyrings/acme.json"]
+        world.bucket_writer.remove(".keyturn/keyrings/acme.json")
+        world.run()
+        assert len(world.told_of("rotation.failed")) == 2
+        world.server.plant(".keyturn/keyrings/acme.json", keyring.body, keyring.headers)
+        world.replay(first)
+        world.run()
+        assert [event.type for event in world.ended(first)][-1] == "rotation.completed"
+        assert [event.type for event in world.ended(second)] == ["rotation.failed"]
+
+    assert violations(story, settle=False) == []
 
 
 # A record that is gone.
