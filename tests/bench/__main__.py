@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
 
-from tests.bench import big, limited, profiles, sealing, uploads
+from tests.bench import against_plain, big, limited, profiles, sealing, tenants, uploads
 from tests.bench.clients import measuring as clients
 from tests.bench.figures import Results, profile_table, table
 from tests.bench.gateway import measuring as gateway
@@ -32,7 +32,7 @@ from tests.servers.process import ServerError
 from tests.support.deployment import Deployment
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from tests.servers import StorageKind
 
@@ -41,6 +41,9 @@ _GATEWAY: Final = ("gateway-large", "gateway-first", "gateway-bodies", "gateway-
 _PARTS: Final = (
     "uploads",
     "uploads-limited",
+    "plain",
+    "latency",
+    "projects",
     "layers",
     "clients",
     "big",
@@ -61,6 +64,9 @@ _MANY: Final = 10_000
 _QUICK_MANY: Final = 300
 _QUICK_LEASE_S: Final = 3
 _SCALING: Final = 800
+_LATENCY_S: Final = 10
+_QUICK_LATENCY_S: Final = 4
+_UPLOADS_A_PROJECT: Final = 5
 _QUICK_SCALING: Final = 100
 
 
@@ -130,6 +136,42 @@ def _limited(kind: StorageKind, given: argparse.Namespace, results: Results) -> 
         rows, notes = asyncio.run(measuring)
         results.rows += rows
         results.notes += notes
+
+
+def _plain(kind: StorageKind, given: argparse.Namespace, results: Results) -> None:
+    with _served(kind) as (deployment, scratch):
+        measuring = against_plain.measure_drained(
+            deployment,
+            scratch,
+            count=_QUICK_COUNT if given.quick else _COUNTS[kind],
+            rounds=given.rounds or (1 if given.quick else 3),
+        )
+        results.rows += asyncio.run(measuring)
+
+
+def _latency(kind: StorageKind, given: argparse.Namespace, results: Results) -> None:
+    with _served(kind) as (deployment, scratch):
+        measuring = against_plain.measure_latency(
+            deployment,
+            scratch,
+            rates=against_plain.RATES,
+            seconds=_QUICK_LATENCY_S if given.quick else _LATENCY_S,
+            rounds=given.rounds or (1 if given.quick else 3),
+        )
+        results.rows += asyncio.run(measuring)
+
+
+def _projects(kind: StorageKind, given: argparse.Namespace, results: Results) -> None:
+    with _served(kind) as (deployment, scratch):
+        measuring = tenants.measure(
+            deployment,
+            scratch,
+            numbers=tenants.QUICK_PROJECTS if given.quick else tenants.PROJECTS,
+            uploads_a_project=_UPLOADS_A_PROJECT,
+            least=_QUICK_COUNT if given.quick else _COUNTS[kind],
+            rounds=given.rounds or (1 if given.quick else 2),
+        )
+        results.rows += asyncio.run(measuring)
 
 
 def _layers(kind: StorageKind, given: argparse.Namespace, results: Results) -> None:
@@ -227,6 +269,19 @@ def _gateway(kind: StorageKind, given: argparse.Namespace, results: Results) -> 
         asyncio.run(measuring)
 
 
+_OF_UPLOADS: Final = {"plain": _plain, "latency": _latency, "projects": _projects}
+
+
+def _parts_of(
+    parts: Mapping[str, Callable[[StorageKind, argparse.Namespace, Results], None]],
+    kind: StorageKind,
+    given: argparse.Namespace,
+) -> Iterator[tuple[str, Callable[[Results], None]]]:
+    for part, measure in parts.items():
+        if part in given.only:
+            yield f"{part} on {kind}", partial(measure, kind, given)
+
+
 def _measurements(given: argparse.Namespace) -> Iterator[tuple[str, Callable[[Results], None]]]:
     kinds = _KINDS if given.server == "both" else (given.server,)
     if "sealing" in given.only:
@@ -238,6 +293,8 @@ def _measurements(given: argparse.Namespace) -> Iterator[tuple[str, Callable[[Re
     # The proxy is the limit, so which server is behind it hardly matters.
     if "uploads-limited" in given.only:
         yield f"uploads to a limited storage on {kinds[0]}", partial(_limited, kinds[0], given)
+    # moto is slower than either side, so what it would show is itself.
+    yield from _parts_of(_OF_UPLOADS, kinds[0], given)
     for kind in kinds if "clients" in given.only else ():
         yield f"S3 clients on {kind}", partial(_clients, kind, given)
     # A figure of speed on moto would be one of moto.
@@ -245,9 +302,7 @@ def _measurements(given: argparse.Namespace) -> Iterator[tuple[str, Callable[[Re
         yield "a large staged upload on ceph", partial(_big, "ceph", given)
     # As above; where moto alone is asked for, it is somebody's own wish.
     kind = "ceph" if "ceph" in kinds else kinds[0]
-    for part, measure in _OF_ROTATION.items():
-        if part in given.only:
-            yield f"{part} on {kind}", partial(measure, kind, given)
+    yield from _parts_of(_OF_ROTATION, kind, given)
     if set(_GATEWAY) & set(given.only):
         yield f"the gateway on {kind}", partial(_gateway, kind, given)
 

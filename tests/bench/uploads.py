@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 CONCURRENCY = 64
 PROJECT = "bench"
-_BODY = bytes(range(256)) * 16
+BODY = bytes(range(256)) * 16
 _PUBLISHED_AT_ONCE = 256
 _SAMPLE_S = 0.05
 _DRAIN_S = 180
@@ -99,23 +99,35 @@ async def enrol(deployment: Deployment, scratch: Path) -> None:
         raise BenchError(f"the project was not enrolled: {event}")
 
 
-async def fill(wire: Wire, deployment: Deployment, prefix: str, count: int) -> None:
-    """Publish so many good requests, each confirmed."""
+async def fill(
+    wire: Wire,
+    deployment: Deployment,
+    prefix: str,
+    count: int,
+    projects: Sequence[str] = (PROJECT,),
+) -> None:
+    """Publish so many good requests, each confirmed; projects take turns."""
     for first in range(0, count, _PUBLISHED_AT_ONCE):
         publishing = []
         for number in range(first, min(first + _PUBLISHED_AT_ONCE, count)):
-            made = requests.upload(deployment, PROJECT, f"{prefix}/{number}", _BODY)
+            project = projects[number % len(projects)]
+            made = requests.upload(deployment, project, f"{prefix}/{number}", BODY)
             body = requests.encode(made.document)
             headers = requests.headers(body, deployment.publisher_key)
             publishing.append(wire.publish("upload.requested", body, headers))
         await asyncio.gather(*publishing)
 
 
-async def _drain(wire: Wire, running: Running) -> list[Sample]:
+async def drain(wire: Wire, running: Running, queue: str = UPLOAD_QUEUE) -> list[Sample]:
+    """Samples until the queue is empty.
+
+    Raises:
+        BenchError: it is not in time.
+    """
     samples: list[Sample] = []
     until = time.perf_counter() + _DRAIN_S
     while time.perf_counter() < until:
-        depth = await wire.depth(UPLOAD_QUEUE)
+        depth = await wire.depth(queue)
         samples.append(Sample(time.perf_counter(), depth, running.cpu_s()))
         if depth == 0:
             return samples
@@ -131,6 +143,7 @@ async def ours(
     *,
     samples: Path | None = None,
     url: str = "",
+    projects: Sequence[str] = (PROJECT,),
 ) -> Rate:
     """One round of the worker, which finds the storage at `url` where one is given.
 
@@ -142,15 +155,17 @@ async def ours(
         from tests.support.wire import Wire  # noqa: PLC0415
 
         wire = Wire(await connection.channel(on_return_raises=True), [])
-        await fill(wire, deployment, name, count)
+        await fill(wire, deployment, name, count, projects)
         more = {"S3_ENDPOINT_URL": url} if url else {}
         env = deployment.worker_env(UPLOAD_CONCURRENCY=str(CONCURRENCY), **more)
         async with worker(env, scratch / f"{name}.log", samples=samples) as running:
-            seen = await _drain(wire, running)
+            seen = await drain(wire, running)
             # The queue is empty before the last ones are done: a worker told to stop then
             # gives back what it has not begun.
             told = await _told(connection, deployment, name, count)
-        stood = len(reader.keys(deployment, f"{PROJECT}/{name}/"))
+        # One project's by its prefix; of many, one listing of everything is cheaper.
+        under = f"{PROJECT}/{name}/" if tuple(projects) == (PROJECT,) else ""
+        stood = sum(f"/{name}/" in key for key in reader.keys(deployment, under))
         dead = await wire.depth(dead_letter_name(UPLOAD_QUEUE))
     if (stood, told, dead) != (count, count, 0):
         raise BenchError(f"of {count} uploads {stood} stand, {told} were told, {dead} are dead")
