@@ -223,15 +223,17 @@ class Waiter:
             one.earlier = None
             return
         newest = self._sent.get(request_id)
-        newer = [] if newest is None else [*itertools.takewhile(lambda t: t is not one, newest.all)]
+        if newest is None or not _is_same_request(newest.matcher, one.matcher):
+            newest = one  # forgotten, or its id was used for something else
+        newer = [*itertools.takewhile(lambda t: t is not one, newest.all)]
         for wait in self._waiting.get(request_id, ()):
             if one in wait.tries:
                 wait.add((*one.answering, *newer))
                 wait.resolve()
         if delivery is _Delivery.NONE and one.earlier is not None:
-            if newer:
+            if newer and newer[-1].earlier is one:
                 newer[-1].earlier = one.earlier
-            elif newest is one:
+            elif self._sent.get(request_id) is one:
                 self._sent[request_id] = one.earlier
 
     async def wait(

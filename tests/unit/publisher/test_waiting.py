@@ -238,6 +238,22 @@ async def test_an_id_used_for_another_request_leaves_the_first_ones_wait_alone(
     assert await waiting == first(_REFUSED)
 
 
+async def test_an_id_used_for_another_request_answers_no_try_that_may_be_lost(
+    waiter: _Reading,
+) -> None:
+    one, other = _Rotation(), _Rotation(project="bob")
+    with suppress(OutcomeUnknownError), waiter.sending(one.request, one.body):
+        waiting = waiter.begin()
+        await asyncio.sleep(0)
+        with waiter.sending(other.request, other.body):
+            pass
+        raise OutcomeUnknownError
+    waiter.tell(other(_REFUSED, project="bob"))
+    assert not waiting.done()
+    waiter.tell(one(_ACCEPTED))
+    assert await waiting == one(_ACCEPTED)
+
+
 async def test_an_answer_of_an_older_worker_is_not_believed_but_an_end_is(
     waiter: _Reading, first: _Rotation
 ) -> None:
