@@ -22,6 +22,8 @@ import pytest
 from aiormq.exceptions import ChannelAccessRefused
 
 from contracts import topology
+from contracts.publisher import Publisher, PublisherError
+from contracts.settings import PublisherSettings
 from tests.servers import Servers, new_bucket
 from tests.support import requests
 from tests.support.deployment import Deployment
@@ -206,7 +208,9 @@ async def events(users: Users, user: str, stream: str, count: int) -> AsyncItera
                     yield json.loads(message.body)
 
 
-async def test_what_is_allowed_works_from_end_to_end(users: Users, moto: S3Server) -> None:
+async def test_what_is_allowed_works_from_end_to_end(
+    users: Users, moto: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A real worker serves two publishers; each reads the events of its own requests alone."""
     deployment = Deployment(users.url("worker"), moto, new_bucket(moto))
     env = deployment.worker_env()
@@ -229,6 +233,22 @@ async def test_what_is_allowed_works_from_end_to_end(users: Users, moto: S3Serve
                 await exchange.publish(message, document["type"], timeout=20)
             id_field = topology.REQUEST_ID_FIELDS[document["type"]]
             await process.logged(document[id_field])
+        # The client of docs/publishing.md, with the broker's user of a publisher.
+        env = deployment.publisher_env() | {
+            "KEYTURN_AMQP_URL": users.url("billing"),
+            "KEYTURN_PUBLISHER_NAME": "billing",
+        }
+        for name, value in env.items():
+            monkeypatch.setenv(name, value)
+        async with Publisher.open(PublisherSettings.read()) as publisher:
+            upload_id = await publisher.upload("acme", "by-the-client", b"x")
+            told = await publisher.wait(upload_id, timeout_s=60)
+            assert told.type == "upload.stored"
+            swept = await publisher.rotate("acme", api_key="n" * 43)
+            with pytest.raises(PublisherError):
+                await publisher.delete("acme", "k")
+            accepted = await publisher.wait(swept, timeout_s=60)
+            assert accepted.type == "rotation.accepted"
         await process.terminate()
     mine = [event async for event in events(users, "billing", _BILLING, 2)]
     assert [event["type"] for event in mine] == ["project.enrolled", "upload.stored"]
