@@ -20,6 +20,7 @@ from contracts.errors import (
     BadSealError,
     CorruptObjectError,
     DeletedKeyError,
+    StagedBodyMissingError,
     StorageUnavailableError,
     UnknownAlgorithmError,
 )
@@ -85,7 +86,8 @@ async def look(
         AlreadyExistsError: another upload's object stands there, whatever id it carries.
         CorruptObjectError: it carries this upload's id, but does not verify.
         StagedBodyMissingError: only its bytes could tell whose it is, and the body that they
-            would be compared with is gone.
+            would be compared with is gone; but for plaintext of the same length where it is
+            allowed, which is taken for its own.
         BadSealError, UnknownIntakeKeyError: neither can the request's own body be opened.
     """
     request = own.request
@@ -127,8 +129,15 @@ async def _plaintext(own: Own, storage: Storage, head: Head, observed: Observed)
     """Plaintext with this upload's id: its own where the bytes are those of its request."""
     allowed = observed.desired.plaintext_allowed
     stored = Standing(head.size_bytes, head.etag, observed, current=allowed, unsealed=not allowed)
-    if head.etag == own.known_etag or await _is_equal(own, storage, head, None):
-        return stored
+    try:
+        if head.etag == own.known_etag or await _is_equal(own, storage, head, None):
+            return stored
+    except StagedBodyMissingError:
+        # Published once more after its staged body was cleared. Where plaintext is allowed
+        # nothing authenticates an object, so its length has to do; it cannot be sealed from here.
+        if allowed and head.size_bytes == _requested_size(own.request):
+            return stored
+        raise
     if allowed:
         raise AlreadyExistsError(f"{own.request.key} holds another object under this upload's id")
     # A sealed body whose metadata was stripped, or forged.

@@ -136,6 +136,19 @@ async def test_nothing_left_to_compare_with() -> None:
         await on.serve(sent, seen_before=True)
 
 
+@STAGED_WAYS
+async def test_plaintext_that_is_published_once_more_is_told_again(way: str) -> None:
+    """Its staged body went once it was stored; another length is another object."""
+    on = bench(way, ring=keyring(plaintext=True), encryption_enabled=False)
+    sent = request(on, way)
+    await on.serve(sent)
+    await on.uploader.discard_staged(sent, "api")
+    assert await on.serve(sent) == Settled(len(DATA), 1)
+    on.storage.plant(TARGET, DATA[1:], Headers({"enc-upload": UPLOAD_ID}))
+    with pytest.raises(AlreadyExistsError):
+        await on.serve(sent)
+
+
 @pytest.mark.parametrize("changed", [{"dek_admin": "AAAA"}, {"dek_user": "AAAA"}])
 async def test_wraps_that_do_not_verify_leave_the_staged_body(changed: dict[str, Any]) -> None:
     on = bench("put_stream")
