@@ -21,6 +21,7 @@ from workers.keyring import KeyringReader
 from workers.metrics import WorkerMetrics
 from workers.settings import WorkerSettings
 from workers.storage import Storage
+from workers.storage.timekeeper import keep_time_known
 from workers.sweep import Outbox, Starter, SweepStore
 from workers.sweep.consumer import HintConsumer
 from workers.sweep.everyone import Everyone
@@ -208,6 +209,10 @@ class Roles:
             now=self._now,
         )
         await keeper.keep()
+
+    async def keep_time_known(self) -> None:
+        """Go on knowing the storage's clock while there is nothing to do, for ever (SPEC 8.4)."""
+        await keep_time_known(self.learn_time)
 
     async def rescue_sweeps(self) -> None:
         """Carry on sweeps whose messages were lost, for ever (SPEC 8.5)."""

@@ -176,6 +176,7 @@ async def _serve(settings: WorkerSettings, roles: frozenset[str]) -> None:
                 await stack.enter_async_context(_meanwhile(process.sweep_staging()))
             if SWEEP in roles:
                 await stack.enter_async_context(_meanwhile(process.rescue_sweeps()))
+                await stack.enter_async_context(_meanwhile(process.keep_time_known()))
             tame_garbage_collection()
             try:
                 await app.run()
