@@ -17,6 +17,7 @@ from contracts.errors import (
     CorruptObjectError,
     KeyringRolledBackError,
     KeyturnError,
+    LeaseMismatchError,
     NotFoundError,
     StorageUnavailableError,
     UnknownProjectError,
@@ -170,8 +171,9 @@ async def test_what_is_no_hint_of_this_queue_is_a_dead_letter(body: bytes, queue
         (StorageUnavailableError("x"), "storage_unavailable"),
         (RefusedError("list: AccessDenied"), "storage_unavailable"),
         (KeyringRolledBackError("x"), "keyring_rolled_back"),
+        (LeaseMismatchError("x"), "lease_mismatch"),
     ],
-    ids=["storage", "refused", "rolled back"],
+    ids=["storage", "refused", "rolled back", "another lease"],
 )
 async def test_what_may_pass_is_put_off(hint: Hint, error: Exception, code: str) -> None:
     steps = await deliver(Scene(error=error), hint)
