@@ -48,7 +48,12 @@ def small(count: int, prefix: str = "small") -> dict[str, bytes]:
 async def enrol(scene: Scene, projects: Iterable[str]) -> list[Tenant]:
     """Enrol projects of the scene's deployment by one real worker."""
     tenants = [Tenant(scene.deployment, project) for project in projects]
-    async with scene.worker("control") as running, open_wire(scene.deployment) as wire:
+    # No longer lease than those of the workers to come: the keyring names the longest, and
+    # every proof waits for two of them.
+    async with (
+        scene.worker("control", LEASE_S="2", KEYRING_CACHE_S="0.5") as running,
+        open_wire(scene.deployment) as wire,
+    ):
         documents = [rq.enroll(scene.deployment, tenant.project) for tenant in tenants]
         for document in documents:
             await scene.publish(wire, document)
