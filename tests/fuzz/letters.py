@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from contracts.topology import WORKER_HEADERS
+from contracts.topology import UNSIGNED_DEAD_QUEUE, WORKER_HEADERS, dead_letter_name
 from workers.broker.delivery import sent_headers
 
 if TYPE_CHECKING:
@@ -37,6 +37,11 @@ def check_copy(sent: IncomingMessage, copy: IncomingMessage) -> Iterator[str]:
     for name in _PROPERTIES:
         if (getattr(sent, name) or None) != (getattr(copy, name) or None):
             yield f"{name} is not as it was sent"
+
+
+def dead_queue_of(queue: str, code: str) -> str:
+    """Where a work queue's message is dead with this code."""
+    return UNSIGNED_DEAD_QUEUE if code == "bad_signature" else dead_letter_name(queue)
 
 
 def _is_oversized(headers: Mapping[str, Any]) -> bool:
