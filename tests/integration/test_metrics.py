@@ -33,6 +33,7 @@ _BOUNDED = {
     "type": {*EVENTS, *REQUESTS, OTHER},
     "code": {*all_errors(), WAITING, OTHER},
     "outcome": {*OUTCOMES, OTHER},
+    "reason": {"age", "bytes"},
     "stage": {"admit", "serve", "tell", "look", "open", "store", "settle", "take", "record"},
 }
 
