@@ -12,7 +12,7 @@ import pytest
 from pamqp import encode
 
 from contracts.amqp import tolerate_odd_properties
-from contracts.topology import UPLOAD_QUEUE, dead_letter_name
+from contracts.topology import UNSIGNED_DEAD_QUEUE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,13 +51,13 @@ async def test_odd_properties(served: Serving, kind: str, monkeypatch: pytest.Mo
     with monkeypatch.context() as patched:
         patched.setitem(encode.METHODS, kind, encoder)
         await served.wire.publish("upload.requested", b"{}", {"a": "b"}, **properties)
-    dead = await served.wire.take(dead_letter_name(UPLOAD_QUEUE))
+    dead = await served.wire.take(UNSIGNED_DEAD_QUEUE)
     assert dead.headers["keyturn-code"] == "bad_signature"
     assert dead.body == b"{}"
     await served.serves_the_next()
     since = served.process.lines[logged:]
     assert [line for line in since if '"level":"error"' in line] == []
-    assert await served.wire.depth(dead_letter_name(UPLOAD_QUEUE)) == 0
+    assert await served.wire.depth(UNSIGNED_DEAD_QUEUE) == 0
 
 
 async def test_headers_that_fill_the_frame(served: Serving) -> None:
@@ -69,7 +69,7 @@ async def test_headers_that_fill_the_frame(served: Serving) -> None:
         "large": "a" * 130_700,
     }
     await served.wire.publish("upload.requested", b"{}", headers)
-    dead = await served.wire.take(dead_letter_name(UPLOAD_QUEUE))
+    dead = await served.wire.take(UNSIGNED_DEAD_QUEUE)
     assert dead.headers["keyturn-code"] == "bad_signature"
     assert "large" not in dead.headers
     assert dead.headers["small"] == "kept"
