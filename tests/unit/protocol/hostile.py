@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from contracts.messages import encode as encode_event
+from contracts.names import SWEEPS_PREFIX
 from contracts.topology import PLAN_QUEUE, REQUEST_ID_FIELDS, SWEEP_QUEUE
 from tests.unit.protocol.broker import Letter
 from tests.unit.protocol.waiters import Record
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from contracts.messages import Event
+    from tests.unit.protocol.waiters import Asked
     from tests.unit.protocol.world import World
 
 NOBODYS_SIGNATURE: Final = "A" * 86 + "=="
@@ -105,6 +107,12 @@ class HostilePublisher:
         made: str = ask(project, publisher=self.name, request_id=request_id, honest=False, **more)
         return made
 
+    def sign_as_own(self, asked: Asked) -> None:
+        """The very bytes that another publisher signed, signed once more."""
+        mine = replace(asked, publisher=self.name, honest=False)
+        self._world.asked.setdefault((self.name, mine.digest), mine)
+        self._world.send(mine.body, self.name, mine.kind)
+
     def malformed(self, request_id: str, message_type: str, project: object, **more: Any) -> None:
         """A body that is no request, under another's id and project."""
         document = {
@@ -126,6 +134,8 @@ class BucketWriter:
     def remove(self, prefix: str) -> None:
         """Remove all that stands under a prefix, with all its versions."""
         self._world.server._bucket.purge(prefix)
+        if prefix.startswith(SWEEPS_PREFIX):
+            self._world.oracle.laws.cancelled.add(prefix.split("/")[2])
 
     def relabel(self, s3_key: str, **metadata: str) -> None:
         """Change an object's metadata: `enc_upload="…"`."""

@@ -48,20 +48,25 @@ class Laws:
     """Judges what was told. `violated` takes what is wrong.
 
     Args:
-        asked: Every request by the digest of its bytes.
+        violated: Takes what is wrong.
         grants: What each publisher may do.
     """
 
     def __init__(self, violated: Callable[[str], None], grants: Mapping[str, Grant]) -> None:
         self._violated = violated
         self._grants = grants
-        self.asked: dict[str, Asked] = {}
+        # Every request by its publisher and the digest of its bytes.
+        self.asked: dict[tuple[str, str], Asked] = {}
+        # Sweeps whose records a bucket writer removed.
+        self.cancelled: set[str] = set()
         # Whatever a publisher signed, requests or not.
         self.signed: set[tuple[str, bytes]] = set()
         self._holders: dict[str, Holder] = {}
+        # Keys whose object was changed behind the workers: its own upload may find it or not.
+        self._tampered: set[str] = set()
         self._turned: dict[tuple[str, str, str, str], int] = {}
         self._tombstoned: set[tuple[str, str]] = set()
-        self._planned: set[str] = set()
+        self._planned: set[tuple[str, str]] = set()
 
     # What happens.
 
@@ -69,8 +74,11 @@ class Laws:
         """The request that a delivery brought, where a publisher signed it."""
         if delivery is None:
             return None
-        asked = self.asked.get(hashlib.sha256(delivery.letter.body).hexdigest())
-        return asked if asked is not None and self._is_signed(delivery.letter) else None
+        letter = delivery.letter
+        if not self._is_signed(letter):
+            return None
+        digest = hashlib.sha256(letter.body).hexdigest()
+        return self.asked.get((letter.headers["keyturn-publisher"], digest))
 
     def _is_signed(self, letter: Letter) -> bool:
         return (letter.headers.get("keyturn-publisher"), letter.body) in self.signed
@@ -85,7 +93,9 @@ class Laws:
             self._violated(f"{s3_key} was written for a message on another queue than its own")
 
     def planted(self, s3_key: str) -> None:
-        self._holders[s3_key] = Holder()
+        if s3_key in self._holders:
+            self._tampered.add(s3_key)
+        self._holders.setdefault(s3_key, Holder())
 
     def stored(self, s3_key: str, delivery: Delivery | None, plaintext: bytes | None) -> None:
         """An object was put: the first one holds its key for ever."""
@@ -98,7 +108,7 @@ class Laws:
     def tombstoned(self, s3_key: str, delivery: Delivery | None) -> None:
         asked = self.asked_by(delivery)
         if asked is not None:
-            self._tombstoned.add((asked.digest, s3_key))
+            self._tombstoned.add((asked.publisher, asked.digest))
         self._holders.setdefault(s3_key, Holder())
 
     def turned(self, project: str, entry: dict[str, Any], delivery: Delivery | None) -> None:
@@ -116,7 +126,7 @@ class Laws:
         """A sweep has a record that it had not before."""
         asked = self.asked_by(delivery)
         if asked is not None:
-            self._planned.add(asked.digest)
+            self._planned.add((asked.publisher, asked.digest))
 
     # What is told.
 
@@ -144,11 +154,11 @@ class Laws:
             self._violated(f"{event.type} does not name the request that it answers")
         if event.project is not None and not self._grants[publisher].allows(kind, event.project):
             self._violated(f"{event.type} was told in {event.project}, by {publisher}'s request")
-        self._judge_unwaited(event, self.asked.get(event.request or ""))
+        self._judge_unwaited(event, self.asked_by(delivery))
 
     def _judge_unwaited(self, event: Any, asked: Asked | None) -> None:
         """The answer to a request whose publisher means ill is true as well."""
-        if asked is None or asked.honest or self._is_over(event):
+        if asked is None or asked.honest or self._is_over(event) or self._is_open(asked):
             return
         if asked.kind in _JOINED and not event.type.endswith(".rejected"):
             return
@@ -165,12 +175,14 @@ class Laws:
         """A waiter took an event for an answer: then that must be what happened."""
         about = f"{event.type} believed by {waiter}"
         tries = self._tries(waiter)
+        if any(map(self._is_open, tries)):
+            return
         if event.type.endswith(".rejected"):
-            if waiter.restarted and event.request in self.asked:
+            earlier = self.asked.get((event.publisher, event.request))
+            if waiter.restarted and earlier is not None:
                 # The answer to an earlier try is one that somebody without the bytes may take.
-                told = self.asked[event.request]
-                if (told.publisher, told.id) != (waiter.asked.publisher, waiter.asked.id):
-                    self._violated(f"{about} answers another's request")
+                if _identity(earlier) != _identity(waiter.asked):
+                    self._violated(f"{about} answers another request")
             elif all(self._had_effect(asked) for asked in tries) and not self._is_over(event):
                 self._violated(f"{about}, and it had its effect")
         elif waiter.asked.kind not in _JOINED and not any(map(self._had_effect, tries)):
@@ -194,7 +206,10 @@ class Laws:
 
     def settled(self, waiter: Waiter) -> None:
         """Everything came to its end: none waits for ever."""
-        if not waiter.ended:
+        asked = waiter.asked
+        # A rotation is begun anew from its keyring; of a sweep the record was all there was.
+        gone = asked.kind == "sweep.requested" and asked.id in self.cancelled
+        if not waiter.ended and not gone:
             self._violated(f"{waiter} waits for ever")
 
     def _tries(self, waiter: Waiter) -> list[Asked]:
@@ -222,9 +237,17 @@ class Laws:
             case "enroll.requested" | "rotation.requested":
                 return self._generation(asked) is not None
             case "delete.requested":
-                s3_key = object_key(asked.project, asked.document["key"])
-                return (asked.digest, s3_key) in self._tombstoned
-        return asked.digest in self._planned  # of a sweep
+                return (asked.publisher, asked.digest) in self._tombstoned
+        return (asked.publisher, asked.digest) in self._planned  # of a sweep
+
+    def _is_open(self, asked: Asked) -> bool:
+        """Whether either answer is right: a bucket writer changed what this upload had put."""
+        if asked.kind != "upload.requested":
+            return False
+        s3_key = object_key(asked.project, asked.document["key"])
+        held = self._holders.get(s3_key, Holder())
+        mine = (held.publisher, held.upload_id) == (asked.publisher, asked.id)
+        return s3_key in self._tampered and mine
 
     def _is_over(self, event: Any) -> bool:
         """Whether it refuses what was done, and is no more, or no more as it was."""

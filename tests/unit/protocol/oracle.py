@@ -78,6 +78,8 @@ class Project:
     brought_by: dict[str, str | None] = field(default_factory=dict)
     # The state that a clean sweep proved last: nothing may fall below it again.
     floor: int = 0
+    # The states that clean sweeps proved, in their order.
+    proofs: list[State] = field(default_factory=list)
 
 
 class Oracle:
@@ -103,6 +105,8 @@ class Oracle:
         self._plaintexts_of: dict[bytes, bytes] = {}
         self._ended_asks: dict[tuple[str, str], dict[str, Any]] = {}
         self._plans: set[str] = set()
+        # How often each project was proven when a sweep began.
+        self._begun: dict[str, dict[str, int]] = {}
         self.laws = Laws(self.violated, grants)
 
     def violated(self, what: str) -> None:
@@ -167,13 +171,16 @@ class Oracle:
         if s3_key not in self._plans:
             self._plans.add(s3_key)
             self.laws.planned(call.delivery)
+            self._begun[sweep_id] = {n: len(p.proofs) for n, p in self.projects.items()}
         if rest["status"] == "running" or (sweep_id, name) in self.ended_sweeps:
             return
         self.ended_sweeps.add((sweep_id, name))
         self._ended_asks[sweep_id, name] = rest["ask"]
         if rest["status"] == "done" and rest["clean"] and not rest["ask"]["dry_run"]:
             self.claims.add((sweep_id, name))
-            if name != "*":
+            if name == "*":
+                self._claimed_of_all(rest["ask"])
+            else:
                 self._claimed(name, rest)
 
     def _claimed(self, name: str, rest: dict[str, Any]) -> None:
@@ -189,7 +196,24 @@ class Oracle:
         if ask["encrypt_plaintext"] and state.plaintext:
             self.violated(f"a sweep of {name} ended, and plaintext is still allowed")
         project.floor = max(project.floor, at)
+        project.proofs.append(state)
         self.check_all(name, f"at the end of a sweep of {name}", versions=True)
+        for s3_key, stored in self._versions_under(name):
+            if self._opens_under_an_earlier(name, state.generation, s3_key, stored):
+                self.violated(f"an earlier KEK opens {s3_key} at the end of a sweep of {name}")
+
+    def _claimed_of_all(self, ask: dict[str, Any]) -> None:
+        """A sweep of all says that it is clean: each project that it could find was proven."""
+        for name, earlier in self._begun[ask["sweep_id"]].items():
+            proven = self.projects[name].proofs[earlier:]
+            if not any(ask["master_key"] in (None, state.master_key) for state in proven):
+                self.violated(f"a sweep of all is clean, and {name} was not proven")
+
+    def _versions_under(self, name: str) -> list[tuple[str, Stored]]:
+        """All versions of a project's objects, but those that a put under way may still excuse."""
+        assert self.server is not None
+        found = [row for row in self.server.every_version() if row[0].startswith(f"{name}/")]
+        return [row for row in found if not self._excused(row[0])]
 
     def _index(self, project: Project, told: dict[str, Any]) -> int | None:
         """Which state a record speaks of: by its ETag, or else the last that reads the same."""
@@ -428,10 +452,7 @@ class Oracle:
 
     def _check_turned(self, name: str, generation: int) -> None:
         """No object of a project is wrapped under an earlier KEK than a rotation's."""
-        assert self.server is not None
-        for s3_key, stored in self.server.standing().items():
-            if not s3_key.startswith(f"{name}/") or self._excused(s3_key):
-                continue
+        for s3_key, stored in self._versions_under(name):
             if self._opens_under_an_earlier(name, generation, s3_key, stored):
                 self.violated(f"an earlier KEK opens {s3_key} once its rotation was told clean")
 

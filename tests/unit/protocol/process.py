@@ -29,6 +29,7 @@ from workers.sweep.consumer import HintConsumer
 from workers.sweep.everyone import Everyone
 from workers.sweep.pages import PageTaker
 from workers.sweep.planner import Planner
+from workers.sweep.rescue import Seen, rescue
 from workers.sweep.role import SweepRole
 from workers.sweep.steps import Steps
 from workers.upload import Limits, Uploader, UploadRole
@@ -120,12 +121,24 @@ class Process:
         )
         hints: Any = world.parts.hint_consumer
         self.sweep_role = self._sweep()
+        self._seen = Seen()
         self.consumers: dict[str, Any] = {
             UPLOAD_QUEUE: self._requests(self._upload()),
             CONTROL_QUEUE: self._requests(self._control()),
             PLAN_QUEUE: hints(self.sweep_role, self._teller, PLAN_QUEUE, _MAX_AGE),
             SWEEP_QUEUE: hints(self.sweep_role, self._teller, SWEEP_QUEUE, _MAX_AGE),
         }
+
+    async def look_after(self) -> None:
+        """One round of the sweeps' rescue."""
+        await rescue(
+            self._store,
+            self.sweep_role,
+            still_for=timedelta(minutes=15),
+            keep_for=timedelta(days=8),
+            now=self.world.clock.now,
+            seen=self._seen,
+        )
 
     def _requests(self, role: Any) -> Consumer:
         rules = Rules("test", GRANTS, _MAX_AGE)

@@ -11,6 +11,7 @@ the same ones.
 from __future__ import annotations
 
 import os
+from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
 from hypothesis import HealthCheck, settings
@@ -24,7 +25,18 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from contracts.names import KEYRINGS_PREFIX, SWEEPS_PREFIX
+from contracts.names import KEYRINGS_PREFIX, SWEEPS_PREFIX, keyring_key
+from contracts.topology import (
+    ATTEMPT_HEADER,
+    CONTROL_QUEUE,
+    PLAN_QUEUE,
+    PUBLISHER_HEADER,
+    REQUESTS,
+    SWEEP_QUEUE,
+    UPLOAD_QUEUE,
+    WORKER_HEADERS,
+)
+from tests.unit.protocol.hostile import HostilePublisher
 from tests.unit.protocol.process import Options
 from tests.unit.protocol.wire import BEGUN, SENT
 from tests.unit.protocol.world import World
@@ -49,6 +61,9 @@ _SETTINGS: Final = settings(
 PROJECTS: Final = st.sampled_from(("acme", "beta"))
 KEYS: Final = st.sampled_from(("a", "b", "c/d", "e"))
 WORKERS: Final = st.integers(0, 2)
+PUBLISHER: Final = st.sampled_from(("api", "api", "api", "second", "other"))
+QUEUES: Final = (UPLOAD_QUEUE, CONTROL_QUEUE, PLAN_QUEUE, SWEEP_QUEUE)
+RUNNING_PREFIX: Final = f"{SWEEPS_PREFIX}_running/"
 PICKS: Final = st.integers(0, 1000)
 # Requests whose loss, delay or death is worth a story.
 MOMENTS: Final[dict[str, Callable[[Call], bool]]] = {
@@ -118,10 +133,10 @@ class Protocol(RuleBasedStateMachine):
 
     # What is asked for.
 
-    @rule(project=PROJECTS, plaintext=st.booleans())
-    def enroll(self, project: str, *, plaintext: bool) -> None:
+    @rule(project=PROJECTS, plaintext=st.booleans(), publisher=PUBLISHER)
+    def enroll(self, project: str, publisher: str, *, plaintext: bool) -> None:
         more: dict[str, Any] = {"plaintext": "allowed"} if plaintext else {}
-        self.on.enroll(project, **more)
+        self.on.enroll(project, publisher=publisher, **more)
 
     @rule(
         project=PROJECTS,
@@ -129,13 +144,17 @@ class Protocol(RuleBasedStateMachine):
         size=st.sampled_from((0, 5, 300)),
         content=st.integers(0, 255),
         staged=st.booleans(),
+        publisher=PUBLISHER,
     )
-    def upload(self, project: str, key: str, size: int, content: int, *, staged: bool) -> None:
-        self.on.upload(project, key, bytes([content]) * size, staged=staged)
+    def upload(  # an upload has as many
+        self, project: str, key: str, size: int, content: int, publisher: str, *, staged: bool
+    ) -> None:
+        body = bytes([content]) * size
+        self.on.upload(project, key, body, staged=staged, publisher=publisher)
 
-    @rule(project=PROJECTS)
-    def rotate(self, project: str) -> None:
-        self.on.rotate(project)
+    @rule(project=PROJECTS, publisher=PUBLISHER)
+    def rotate(self, project: str, publisher: str) -> None:
+        self.on.rotate(project, publisher=publisher)
 
     @rule(
         project=st.sampled_from(("acme", "beta", "*")),
@@ -147,14 +166,171 @@ class Protocol(RuleBasedStateMachine):
         named: dict[str, Any] = {} if master_key is None else {"master_key": master_key}
         self.on.sweep(project, encrypt_plaintext=encrypt, dry_run=dry_run, **named)
 
-    @rule(project=PROJECTS, key=KEYS)
-    def delete(self, project: str, key: str) -> None:
-        self.on.delete(project, key)
+    @rule(project=PROJECTS, key=KEYS, publisher=PUBLISHER)
+    def delete(self, project: str, key: str, publisher: str) -> None:
+        self.on.delete(project, key, publisher=publisher)
+
+    @rule(pick=PICKS, anew=st.booleans())
+    def ask_again(self, pick: int, *, anew: bool) -> None:
+        names = list(self.on.requests)
+        again = self.on.try_again if anew else self.on.replay
+        again(names[pick % len(names)])
+
+    # Those who mean ill.
+
+    @rule(
+        pick=PICKS,
+        queue=st.sampled_from((None, None, *QUEUES)),
+        routing_key=st.sampled_from((None, None, *REQUESTS, *QUEUES)),
+        of=st.one_of(st.none(), PICKS),
+        attempt=st.sampled_from((None, "unknown_project:3", "storage_unavailable:99", "waiting:1")),
+    )
+    def a_message_is_copied(
+        self,
+        pick: int,
+        queue: str | None,
+        routing_key: str | None,
+        of: int | None,
+        attempt: str | None,
+    ) -> None:
+        """To any queue, by any key, with the notes of another message or forged ones."""
+        letters = self.on.letters
+        headers: dict[str, Any] = {} if attempt is None else {ATTEMPT_HEADER: attempt}
+        if of is not None:
+            noted = letters[of % len(letters)].headers
+            headers = {name: noted[name] for name in WORKER_HEADERS if name in noted}
+        letter = letters[pick % len(letters)]
+        self.on.broker_writer.copy(letter, queue=queue, routing_key=routing_key, headers=headers)
 
     @rule(pick=PICKS)
-    def ask_again(self, pick: int) -> None:
+    def an_event_is_published_again(self, pick: int) -> None:
+        if self.on.stream:
+            self.on.broker_writer.publish_again(self.on.stream[pick % len(self.on.stream)])
+
+    @rule(queue=st.sampled_from(QUEUES), body=st.sampled_from((b"", b"{}", b"\xff")))
+    def junk_is_published(self, queue: str, body: bytes) -> None:
+        self.on.broker_writer.junk(queue, body, **{PUBLISHER_HEADER: "api"})
+
+    @rule(pick=PICKS, queue=st.sampled_from(QUEUES))
+    def a_request_is_changed(self, pick: int, queue: str) -> None:
+        """Its bytes, under the signature of others."""
+        asked = list(self.on.asked.values())
+        document = {**asked[pick % len(asked)].document, "key": "forged", "project": "acme"}
+        self.on.broker_writer.unsigned(document, queue, asked[pick % len(asked)].publisher)
+
+    @rule(pick=PICKS, project=st.sampled_from(("acme", "beta", "*")), numbers=st.integers(0, 40))
+    def a_hint_is_forged(self, pick: int, project: str, numbers: int) -> None:
         names = list(self.on.requests)
-        self.on.replay(names[pick % len(names)])
+        name = names[pick % len(names)]
+        if numbers % 2 or project == "*":
+            self.on.broker_writer.step(name, project, numbers // 2)
+        else:
+            of_round, page, take = numbers // 2 % 2, numbers // 4 % 4, numbers // 16
+            self.on.broker_writer.page(name, project, of_round, page, take)
+
+    @rule(
+        pick=PICKS,
+        kind=st.sampled_from(("enroll", "upload", "rotate", "sweep", "delete")),
+        hostile=st.sampled_from(("other", "second")),
+        key=KEYS,
+        own=st.booleans(),
+    )
+    def an_id_is_reused(self, pick: int, kind: str, hostile: str, key: str, *, own: bool) -> None:
+        """Another publisher asks for something else under the id of an honest request."""
+        asked = [each for each in self.on.asked.values() if each.honest]
+        taken = asked[pick % len(asked)]
+        publisher = HostilePublisher(self.on, hostile)
+        more: dict[str, Any] = {}
+        match kind:
+            case "upload":
+                more = {"key": taken.document.get("key", key), "plaintext": b"own"}
+            case "delete":
+                more = {"key": key}
+            case "enroll" | "rotate":
+                more = {"kek": bytes([7]) * 32} if own else {}
+            case "sweep":
+                more = {"dry_run": own}
+        project = "beta" if hostile == "other" else "acme"
+        publisher.reuse(taken.id, kind, project, **more)
+
+    @rule(pick=PICKS, hostile=st.sampled_from(("other", "second")))
+    def bytes_are_signed_once_more(self, pick: int, hostile: str) -> None:
+        asked = [each for each in self.on.asked.values() if each.honest]
+        HostilePublisher(self.on, hostile).sign_as_own(asked[pick % len(asked)])
+
+    @rule(
+        pick=PICKS,
+        hostile=st.sampled_from(("other", "second")),
+        project=st.sampled_from(("acme", "beta", None)),
+    )
+    def a_malformed_body_names_anothers_id(
+        self, pick: int, hostile: str, project: str | None
+    ) -> None:
+        asked = list(self.on.asked.values())
+        taken = asked[pick % len(asked)]
+        HostilePublisher(self.on, hostile).malformed(taken.id, taken.kind, project)
+
+    @rule(pick=PICKS, whole=st.booleans())
+    def a_sweeps_records_are_removed(self, pick: int, *, whole: bool) -> None:
+        """By a bucket writer: all of them, or the marks alone."""
+        prefix = SWEEPS_PREFIX if whole else RUNNING_PREFIX
+        keys = [key for key in self.on.server.standing() if key.startswith(prefix)]
+        if keys:
+            self.on.bucket_writer.remove(keys[pick % len(keys)])
+
+    @rule(key=KEYS, pick=PICKS)
+    def an_object_is_relabelled(self, key: str, pick: int) -> None:
+        """To the id of an upload that is perhaps still to come."""
+        uploads = [a.id for a in self.on.asked.values() if a.kind == "upload.requested"]
+        stored = self.on.server.standing().get(f"acme/{key}")
+        if stored is not None and "enc-upload" in stored.headers.metadata:
+            self.on.bucket_writer.relabel(f"acme/{key}", enc_upload=uploads[pick % len(uploads)])
+
+    # What the storage does wrong.
+
+    @rule(key=KEYS, code=st.sampled_from(("NoSuchKey", "")), times=st.integers(1, 9))
+    def an_object_answers_404(self, key: str, code: Any, times: int) -> None:
+        self.on.server.hide(f"acme/{key}", code=code, times=times)
+
+    @rule(project=PROJECTS, code=st.sampled_from(("NoSuchKey", "")))
+    def a_keyring_answers_404(self, project: str, code: Any) -> None:
+        self.on.server.hide(keyring_key(project), code=code, times=1)
+
+    @rule(
+        clock_s=st.sampled_from((-86_400, -16, -5, 5, 16, 86_400)),
+        times=st.sampled_from((1, 3, 20, None)),
+        every=st.integers(1, 3),
+        early=st.booleans(),
+    )
+    def a_front_end_is_off(
+        self, clock_s: float, times: int | None, every: int, *, early: bool
+    ) -> None:
+        """One of a few front ends, which serve requests in their turn."""
+        served = count()
+        in_turn = lambda _: next(served) % every == 0  # noqa: E731
+        if early:
+            self.on.server.front_end(where=in_turn, times=times, dated_early=True)
+        else:
+            self.on.server.front_end(clock_s, in_turn, times=times)
+
+    @rule()
+    def all_front_ends_agree_again(self) -> None:
+        self.on.server.mend()
+
+    @rule(seconds=st.sampled_from((-3600, -16, 16, 3600)))
+    def the_storages_clock_steps(self, seconds: float) -> None:
+        self.on.server.advance(seconds)
+
+    @rule(worker=WORKERS, clock_s=st.sampled_from((0, -600, 600)))
+    def a_workers_clock_is_off(self, worker: int, clock_s: float) -> None:
+        self.on.processes[worker].clock_s = clock_s
+
+    @rule(worker=WORKERS)
+    def a_worker_looks_after_sweeps(self, worker: int) -> None:
+        process = self.on.processes[worker]
+        if not process.stalled:
+            self.on.advance(1000)
+            self.on.look_after(process)
 
     # Who goes on.
 
