@@ -116,7 +116,8 @@ class Teller:
         await self._publish(f"tell {event.type}", effect)
 
     async def send(self, body: bytes, queue: str, delay_s: int) -> None:
-        await self._publish(f"send {queue}", lambda: self._put(Letter(queue, body), delay_s))
+        letter = Letter(queue, body, routing_key=queue)
+        await self._publish(f"send {queue}", lambda: self._put(letter, delay_s))
 
     def retry_of(self, message: Delivery, queue: str, publisher: str = "") -> Retry | None:
         return self._notes.read(queue, publisher, message.body, message.headers)
@@ -144,7 +145,7 @@ class Teller:
     async def put_back(
         self, message: Delivery, queue: str, retry: Retry, *, publisher: str = ""
     ) -> None:
-        delay_s = delay_up_to(retry.early_s(self._world.clock.now)) or 1
+        delay_s = delay_up_to(retry.early_s(self._process.keyrings.clock.now())) or 1
         headers = self._notes.headers(queue, publisher, message.body, retry)
         await self._publish("put back", lambda: self._copy(message, delay_s, headers))
 
@@ -157,7 +158,9 @@ class Teller:
         attempt: int,
         delay_s: int,
     ) -> None:
-        retry = Retry(code, attempt, self._world.clock.now + timedelta(seconds=delay_s))
+        retry = Retry(
+            code, attempt, self._process.keyrings.clock.now() + timedelta(seconds=delay_s)
+        )
         headers = self._notes.headers(queue, publisher, message.body, retry)
         await self._publish("put off", lambda: self._copy(message, delay_s, headers))
 

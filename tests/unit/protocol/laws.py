@@ -42,6 +42,8 @@ class Holder:
     publisher: str = ""
     upload_id: str = ""
     plaintext: bytes | None = None
+    # Whether the object names its publisher: plaintext is known by its id and its bytes alone.
+    tagged: bool = True
 
 
 class Laws:
@@ -64,7 +66,9 @@ class Laws:
         self._holders: dict[str, Holder] = {}
         # Keys whose object was changed behind the workers: its own upload may find it or not.
         self._tampered: set[str] = set()
+        # By publisher, project, id and KEK id: the generation that a request brought.
         self._turned: dict[tuple[str, str, str, str], int] = {}
+        self._latest: dict[str, int] = {}
         self._tombstoned: set[tuple[str, str]] = set()
         self._planned: set[tuple[str, str]] = set()
 
@@ -97,13 +101,16 @@ class Laws:
             self._tampered.add(s3_key)
         self._holders.setdefault(s3_key, Holder())
 
-    def stored(self, s3_key: str, delivery: Delivery | None, plaintext: bytes | None) -> None:
+    def stored(
+        self, s3_key: str, delivery: Delivery | None, plaintext: bytes | None, *, tagged: bool
+    ) -> None:
         """An object was put: the first one holds its key for ever."""
         asked = self.asked_by(delivery)
         if asked is None or asked.kind != "upload.requested":
             self._holders.setdefault(s3_key, Holder())
         else:
-            self._holders.setdefault(s3_key, Holder(asked.publisher, asked.id, plaintext))
+            holder = Holder(asked.publisher, asked.id, plaintext, tagged)
+            self._holders.setdefault(s3_key, holder)
 
     def tombstoned(self, s3_key: str, delivery: Delivery | None) -> None:
         asked = self.asked_by(delivery)
@@ -120,7 +127,7 @@ class Laws:
         if not self._grants[asked.publisher].allows(asked.kind, project):
             self._violated(f"{asked.publisher} turned the keyring of {project}")
         at = (asked.publisher, project, entry["rotation_id"], entry["kek_id"])
-        self._turned[at] = entry["generation"]
+        self._turned[at] = self._latest[project] = entry["generation"]
 
     def planned(self, delivery: Delivery | None) -> None:
         """A sweep has a record that it had not before."""
@@ -162,14 +169,15 @@ class Laws:
             return
         if asked.kind in _JOINED and not event.type.endswith(".rejected"):
             return
-        if self._had_effect(asked) is event.type.endswith(".rejected"):
+        refused = event.type.endswith(".rejected")
+        if self._had_effect(asked) if refused else not self._may_be_so(asked):
             self._violated(f"{event.type} was told of {asked.publisher}'s {asked.kind}: not so")
 
     # What is believed.
 
     def generation(self, waiter: Waiter) -> int | None:
         """The generation that the request of a waiter brought."""
-        return next((g for a in self._tries(waiter) if (g := self._generation(a))), None)
+        return next((g for a in self._tries(waiter) if (g := self._brought(a))), None)
 
     def believed(self, waiter: Waiter, event: Any) -> None:
         """A waiter took an event for an answer: then that must be what happened."""
@@ -185,7 +193,7 @@ class Laws:
                     self._violated(f"{about} answers another request")
             elif all(self._had_effect(asked) for asked in tries) and not self._is_over(event):
                 self._violated(f"{about}, and it had its effect")
-        elif waiter.asked.kind not in _JOINED and not any(map(self._had_effect, tries)):
+        elif waiter.asked.kind not in _JOINED and not any(map(self._may_be_so, tries)):
             self._violated(f"{about}, and it had no effect")
         if event.type == "rotation.accepted" and event.generation != self.generation(waiter):
             self._violated(f"{about} names generation {event.generation}")
@@ -229,11 +237,40 @@ class Laws:
         name = kek_id(Secret(asked.secret or b""))
         return self._turned.get((asked.publisher, asked.project, asked.id, name))
 
+    def _brought(self, asked: Asked) -> int | None:
+        """The same, where another publisher may have sent the same id with the same KEK.
+
+        A keyring remembers no publisher of a generation that another one followed (SPEC 5.2).
+        """
+        for (publisher, *rest), generation in self._turned.items():
+            may_be_mine = publisher == asked.publisher or generation < self._latest[asked.project]
+            same = rest == [asked.project, asked.id, kek_id(Secret(asked.secret or b""))]
+            if may_be_mine and same:
+                return generation
+        return None
+
+    def _may_be_so(self, asked: Asked) -> bool:
+        """Whether it is true that the request was served."""
+        match asked.kind:
+            case "enroll.requested" | "rotation.requested":
+                return self._brought(asked) is not None
+            case "upload.requested":
+                s3_key = object_key(asked.project, asked.document["key"])
+                held = self._holders.get(s3_key, Holder())
+                if not held.tagged:
+                    return (held.upload_id, held.plaintext) == (asked.id, asked.secret)
+        return self._had_effect(asked)
+
     def _had_effect(self, asked: Asked) -> bool:
         match asked.kind:
             case "upload.requested":
                 held = self._holders.get(object_key(asked.project, asked.document["key"]))
-                return held == Holder(asked.publisher, asked.id, asked.secret)
+                mine = (asked.publisher, asked.id, asked.secret)
+                return held is not None and mine == (
+                    held.publisher,
+                    held.upload_id,
+                    held.plaintext,
+                )
             case "enroll.requested" | "rotation.requested":
                 return self._generation(asked) is not None
             case "delete.requested":

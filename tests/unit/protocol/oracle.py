@@ -237,7 +237,12 @@ class Oracle:
             self.laws.tombstoned(s3_key, delivery)
         else:
             plaintext = stored.body if seen.kind == "plaintext" else None
-            self.laws.stored(s3_key, delivery, self._plaintexts_of.get(stored.body, plaintext))
+            self.laws.stored(
+                s3_key,
+                delivery,
+                self._plaintexts_of.get(stored.body, plaintext),
+                tagged="enc-upload-tag" in stored.headers.metadata,
+            )
         if s3_key in self.deleted and seen.kind != "tombstone":
             self.violated(f"{s3_key} came back after its delete was told")
         if seen.kind == "sealed":
@@ -425,7 +430,9 @@ class Oracle:
         project = self.projects[event.project]
         if event.rotation_id not in project.rotation_ids:
             self.violated("a rotation was told as accepted, and had not turned the keyring")
-        if event.publisher != project.brought_by.get(event.rotation_id):
+        # Of a generation that another one followed, the keyring remembers the key alone.
+        current = event.generation == project.states[-1].generation
+        if current and event.publisher != project.brought_by.get(event.rotation_id):
             self.violated("a rotation was accepted of a publisher that had not turned the keyring")
 
     def _on_rotation_completed(self, event: Any) -> None:

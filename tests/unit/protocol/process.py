@@ -10,6 +10,7 @@ from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
+from contracts.names import KEYRINGS_PREFIX
 from contracts.sealing import IntakeKey, Secret, SigningKey, VerifyKey
 from contracts.topology import CONTROL_QUEUE, PLAN_QUEUE, SWEEP_QUEUE, UPLOAD_QUEUE
 from tests.unit.protocol.broker import Delivery, Teller
@@ -27,6 +28,7 @@ from workers.storage import Differences
 from workers.sweep import Outbox, Starter, SweepStore
 from workers.sweep.consumer import HintConsumer
 from workers.sweep.everyone import Everyone
+from workers.sweep.lost import OpenRotations
 from workers.sweep.pages import PageTaker
 from workers.sweep.planner import Planner
 from workers.sweep.rescue import Seen, rescue
@@ -122,11 +124,16 @@ class Process:
         hints: Any = world.parts.hint_consumer
         self.sweep_role = self._sweep()
         self._seen = Seen()
+        self._rotations = OpenRotations(storage, self._store, self._starter, MASTER_KEYS)
         self.consumers: dict[str, Any] = {
+            queue: hints(
+                self.sweep_role, self._teller, queue, _MAX_AGE, now=self.keyrings.clock.now
+            )
+            for queue in (PLAN_QUEUE, SWEEP_QUEUE)
+        }
+        self.consumers |= {
             UPLOAD_QUEUE: self._requests(self._upload()),
             CONTROL_QUEUE: self._requests(self._control()),
-            PLAN_QUEUE: hints(self.sweep_role, self._teller, PLAN_QUEUE, _MAX_AGE),
-            SWEEP_QUEUE: hints(self.sweep_role, self._teller, SWEEP_QUEUE, _MAX_AGE),
         }
 
     async def look_after(self) -> None:
@@ -136,13 +143,24 @@ class Process:
             self.sweep_role,
             still_for=timedelta(minutes=15),
             keep_for=timedelta(days=8),
-            now=self.world.clock.now,
+            now=self.world.clock.now + timedelta(seconds=self.clock_s),
             seen=self._seen,
+            rotations=self._rotations,
         )
 
     def _requests(self, role: Any) -> Consumer:
         rules = Rules("test", GRANTS, _MAX_AGE)
-        return self.world.parts.consumer(role, rules, self._teller)
+        clock = self.keyrings.clock
+        return self.world.parts.consumer(
+            role, rules, self._teller, now=clock.now, learn_time=self._learn_time
+        )
+
+    async def _learn_time(self) -> None:
+        """As `workers.roles` does."""
+        clock = self.keyrings.clock
+        sent_s = clock.own_s()
+        page = await self._storage.list_page(KEYRINGS_PREFIX, after=f"{KEYRINGS_PREFIX}~")
+        clock.observe(page.date, sent_s, clock.own_s())
 
     def _upload(self) -> UploadRole:
         limits = Limits(
