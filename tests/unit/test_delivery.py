@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from pamqp.header import ContentHeader
 
 from contracts.errors import KeyturnError, TransientError, UnknownProjectError, all_errors
 from contracts.sealing import SigningKey
-from contracts.topology import ALL_DELAYS_S, queues, retry_name
+from contracts.topology import ALL_DELAYS_S, RETRY_DELAYS_S, queues, retry_name
 from workers.broker.delivery import (
     Retry,
     RetryNotes,
@@ -262,3 +263,11 @@ def test_copy_of_a_copy() -> None:
     first = copy_of(delivered(SENT), {"keyturn-attempt": "storage_unavailable:1"})
     second = copy_of(delivered(first.headers | ADDED), {"keyturn-attempt": "storage_unavailable:2"})
     assert second.headers == SENT | {"keyturn-attempt": "storage_unavailable:2"}
+
+
+def test_a_moment_beyond_the_longest_delay_holds_no_retry_up() -> None:
+    """A worker that knew the storage's clock a day ahead noted it; the others serve it."""
+    a_day_ahead = replace(RETRY, not_before=NOW + timedelta(days=1))
+    assert a_day_ahead.early_s(NOW) == 0
+    longest = replace(RETRY, not_before=NOW + timedelta(seconds=RETRY_DELAYS_S[-1]))
+    assert longest.early_s(NOW) == RETRY_DELAYS_S[-1]

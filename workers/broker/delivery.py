@@ -76,9 +76,14 @@ class Retry:
     not_before: datetime
 
     def early_s(self, now: datetime) -> float:
-        """Seconds until the message is to be served; 0 where it is time."""
+        """Seconds until the message is to be served; 0 where it is time.
+
+        No retry is put off for longer than the longest delay: a moment beyond that was noted
+        by a worker whose clock was wrong, and must not hold the message up for as long.
+        """
         left_s = (self.not_before - now).total_seconds()
-        return left_s if left_s > _CLOCKS_MAY_DIFFER_S else 0
+        longest_s = RETRY_DELAYS_S[-1] + _CLOCKS_MAY_DIFFER_S
+        return left_s if _CLOCKS_MAY_DIFFER_S < left_s <= longest_s else 0
 
 
 class RetryNotes:

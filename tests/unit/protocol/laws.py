@@ -215,8 +215,10 @@ class Laws:
     def settled(self, waiter: Waiter) -> None:
         """Everything came to its end: none waits for ever."""
         asked = waiter.asked
-        # A rotation is begun anew from its keyring; of a sweep the record was all there was.
-        gone = asked.kind == "sweep.requested" and asked.id in self.cancelled
+        # The last rotation is begun anew from its keyring; of a sweep, and of a rotation that a
+        # later one overtook, the record was all there was.
+        last = self._brought(asked) == self._latest.get(asked.project)
+        gone = asked.id in self.cancelled and (asked.kind == "sweep.requested" or not last)
         if not waiter.ended and not gone:
             self._violated(f"{waiter} waits for ever")
 
@@ -243,7 +245,9 @@ class Laws:
         A keyring remembers no publisher of a generation that another one followed (SPEC 5.2).
         """
         for (publisher, *rest), generation in self._turned.items():
-            may_be_mine = publisher == asked.publisher or generation < self._latest[asked.project]
+            may_be_mine = publisher == asked.publisher or generation < self._latest.get(
+                asked.project, 0
+            )
             same = rest == [asked.project, asked.id, kek_id(Secret(asked.secret or b""))]
             if may_be_mine and same:
                 return generation

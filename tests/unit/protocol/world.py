@@ -37,6 +37,7 @@ from tests.unit.protocol.process import (
 from tests.unit.protocol.waiters import ENDS, Asked, Record, Waiter, verified
 from tests.unit.protocol.wire import CURRENT, MID, SENT, Call, Network, Server
 from workers.storage import Headers
+from workers.storage.timekeeper import INTERVAL_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,6 +89,7 @@ class World:
         self.processes = [Process(self, n) for n in range(self.options.processes)]
         self._turn = 0
         self._made = 0
+        self._timed_at = 0.0
 
     def close(self) -> None:
         """End every task, and put the clocks back."""
@@ -336,8 +338,20 @@ class World:
         """Let time pass. A copy that the server began ends within a lease's time (SPEC 8.4)."""
         until = self.clock.seconds + seconds
         self._end_copies(until)
-        self.clock.seconds = until
+        while (at := self._timed_at + INTERVAL_S) <= until:
+            self._timed_at = at
+            if at >= self.clock.seconds:
+                self.clock.seconds = at
+                self._learn_time()
+        self.clock.seconds = max(self.clock.seconds, until)
         self.loop.run_until_idle()
+
+    def _learn_time(self) -> None:
+        """What each worker asks the storage for now and then, beside all else (SPEC 8.4)."""
+        for process in self.processes:
+            if not process.stalled:
+                now_s = self.clock.seconds
+                process.keyrings.clock.observe(self.server.now, now_s, now_s)
 
     def _end_copies(self, until: float) -> None:
         due = [call for call in self.calls if call.state == MID and call.op != "put_stream"]
