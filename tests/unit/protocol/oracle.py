@@ -422,6 +422,8 @@ class Oracle:
         project = self.projects.get(str(event.project))
         if project is None or event.rotation_id not in project.rotation_ids:
             return
+        if (event.publisher, event.request) not in self.laws.asked:
+            return  # bytes that are no request, under the id of one
         # Another publisher that reuses the id is refused, and rightly so.
         if event.publisher == project.brought_by.get(event.rotation_id):
             self.violated("a rotation was told as rejected, and had turned the keyring")
