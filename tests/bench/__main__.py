@@ -23,6 +23,7 @@ from rich.console import Console
 from tests.bench import against_plain, big, limited, profiles, sealing, tenants, uploads
 from tests.bench.clients import measuring as clients
 from tests.bench.figures import Results, profile_table, table
+from tests.bench.gateway import keyrings as gateway_keyrings
 from tests.bench.gateway import measuring as gateway
 from tests.bench.processes import BenchError
 from tests.bench.rotation import many, pages, scaling, sizes
@@ -50,6 +51,7 @@ _PARTS: Final = (
     "sealing",
     *_ROTATION,
     *_GATEWAY,
+    "gateway-keyrings",
 )
 _KINDS: Final[tuple[StorageKind, ...]] = ("ceph", "moto")
 _NO_BROKER: Final = "amqp://127.0.0.1:1/"
@@ -269,6 +271,17 @@ def _gateway(kind: StorageKind, given: argparse.Namespace, results: Results) -> 
         asyncio.run(measuring)
 
 
+def _gateway_keyrings(kind: StorageKind, given: argparse.Namespace, results: Results) -> None:
+    with _served(kind, broker=False) as (deployment, scratch):
+        measuring = gateway_keyrings.measure(
+            deployment,
+            scratch,
+            numbers=gateway_keyrings.QUICK_PROJECTS if given.quick else gateway_keyrings.PROJECTS,
+            rounds=given.rounds or (1 if given.quick else 3),
+        )
+        results.rows += asyncio.run(measuring)
+
+
 _OF_UPLOADS: Final = {"plain": _plain, "latency": _latency, "projects": _projects}
 
 
@@ -305,6 +318,7 @@ def _measurements(given: argparse.Namespace) -> Iterator[tuple[str, Callable[[Re
     yield from _parts_of(_OF_ROTATION, kind, given)
     if set(_GATEWAY) & set(given.only):
         yield f"the gateway on {kind}", partial(_gateway, kind, given)
+    yield from _parts_of({"gateway-keyrings": _gateway_keyrings}, kind, given)
 
 
 def main(argv: list[str]) -> int:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.bench.__main__ import _arguments
-from tests.bench.gateway import downloads, first_bytes
+from tests.bench.__main__ import _arguments, _measurements
+from tests.bench.gateway import downloads, first_bytes, keyrings
 from tests.bench.gateway.asking import AskingError, Target, do
 
 if TYPE_CHECKING:
@@ -110,3 +110,24 @@ def test_a_target_is_sent_as_it_stands() -> None:
     assert target.head == (
         b"GET /a%20b?c=d HTTP/1.1\r\nhost: 127.0.0.1:81\r\nauthorization: Bearer x\r\n\r\n"
     )
+
+
+def test_keyring_requests_are_a_part_of_their_own_without_the_large_objects() -> None:
+    given = _arguments(["--only", "gateway-keyrings"])
+    assert [name for name, _ in _measurements(given)] == ["gateway-keyrings on ceph"]
+
+
+def test_keyring_requests_are_counted_per_period_of_the_cache() -> None:
+    assert keyrings.a_period(5, 5 * keyrings.CACHE_S) == 1.0
+    # A machine that takes twice as long for them sees twice as many periods.
+    assert keyrings.a_period(10, 10 * keyrings.CACHE_S) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("projects", "requests", "met"),
+    [(1_000, 1.0, True), (1_000, 1.1, False), (1_001, 2.0, True), (100, 100.0, False)],
+)
+def test_a_request_for_each_project_misses_the_aim(
+    projects: int, requests: float, met: bool
+) -> None:
+    assert keyrings.row("ceph", projects, [requests]).met is met
