@@ -117,6 +117,12 @@ async def test_open_uploads_of_foreign_keys(storage: AnyStorage, kind: str) -> N
     told = {row.key async for row in storage.open_multiparts("acme/")}
     assert set(NAMED) <= told
     async for row in storage.open_multiparts("acme/"):
-        await storage.abort_multipart(row.key, row.upload_id)
+        if kind == "moto" and "\n" in row.key:
+            # XML makes a line break of `\r`, which moto's routing answers with a 404 of its
+            # web server's, without a code of S3's: never taken for an upload that is gone.
+            with pytest.raises(StorageUnavailableError):
+                await storage.abort_multipart(row.key, row.upload_id)
+        else:
+            await storage.abort_multipart(row.key, row.upload_id)
     left = {row.key async for row in storage.open_multiparts("acme/")}
     assert left.isdisjoint(NAMED)

@@ -12,7 +12,7 @@ import pytest
 from pamqp import encode
 
 from contracts.amqp import tolerate_odd_properties
-from contracts.topology import UNSIGNED_DEAD_QUEUE
+from contracts.topology import DEAD_QUEUES, UNSIGNED_DEAD_QUEUE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,7 +57,7 @@ async def test_odd_properties(served: Serving, kind: str, monkeypatch: pytest.Mo
     await served.serves_the_next()
     since = served.process.lines[logged:]
     assert [line for line in since if '"level":"error"' in line] == []
-    assert await served.wire.depth(UNSIGNED_DEAD_QUEUE) == 0
+    assert [await served.wire.depth(queue) for queue in DEAD_QUEUES] == [0] * len(DEAD_QUEUES)
 
 
 async def test_headers_that_fill_the_frame(served: Serving) -> None:
