@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
@@ -11,6 +13,7 @@ import pytest
 
 from contracts.names import parse_time
 from contracts.sealing import admin_kek, b64, seal_tombstone
+from contracts.topology import BODY_DROPPED_HEADER
 from tests.support import requests
 from tests.support.bucket import Bucket
 
@@ -113,7 +116,7 @@ async def test_brought_back_meanwhile(served: Serving, bucket: Bucket) -> None:
 
 
 async def test_never_written_again(served: Serving, bucket: Bucket) -> None:
-    """An upload to a deleted key is refused, however late it comes."""
+    """An upload to a deleted key is refused, however late; what it brought is not kept either."""
     document = requests.upload(served.deployment, "acme", "gone", b"once").document
     assert (await served.served(document))["type"] == "upload.stored"
     assert (await deleted(served, "gone"))["type"] == "object.deleted"
@@ -121,7 +124,11 @@ async def test_never_written_again(served: Serving, bucket: Bucket) -> None:
         told = await served.served(late)
         assert (told["type"], told["code"]) == ("upload.rejected", "deleted_key")
         dead = await served.wire.take("keyturn.upload.dead")
-        assert dead.body == requests.encode(late)
+        digest = hashlib.sha256(requests.encode(late)).hexdigest()
+        assert dead.headers[BODY_DROPPED_HEADER] == digest
+        kept = json.loads(dead.body)
+        assert (kept["upload_id"], kept["key"]) == (late["upload_id"], "gone")
+        assert kept["body"]["sha256"] == digest
     is_deleted(served, bucket, "gone")
 
 
