@@ -142,7 +142,12 @@ def served(running: WorkerProcess) -> list[dict[str, Any]]:
 async def enrolled(deployment: Deployment, project: str) -> AsyncIterator[Scene]:
     """A scene whose project was enrolled by a real worker."""
     scene = Scene(deployment, project)
-    async with scene.worker("control") as running, open_wire(deployment) as wire:
+    # The keyring names the longest lease that ever wrote it, and proofs wait for two of those:
+    # it must be no longer than the leases of the workers that rotate the project.
+    async with (
+        scene.worker("control", LEASE_S="2", KEYRING_CACHE_S="0.5") as running,
+        open_wire(deployment) as wire,
+    ):
         document = rq.enroll(deployment, project)
         await scene.publish(wire, document)
         event = await wire.outcome(document["request_id"])

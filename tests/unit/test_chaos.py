@@ -293,6 +293,8 @@ def test_nothing_is_found_where_nothing_is(tmp_path: Path) -> None:
     [
         b"\n\0" * 5 + b"\nabcdefghijklmnopqrst",
         b"0123456789\n0123456789\x00ABCDEFGHIJ",
+        b"\xe9\n" + bytes(range(0xE0, 0xFE)),
+        b"\0" + bytes(range(0xE0, 0xFF)),
         b"it's \"both\" quotes, and \\' both",
         b"'" * 12 + b"one kind first" + b'"' * 6,
         b"\"\\'" * 10 + b"!!",
@@ -300,10 +302,11 @@ def test_nothing_is_found_where_nothing_is(tmp_path: Path) -> None:
         bytes(range(0x22, 0x42)),
         bytes(range(0x7F, 0x9F)),
     ],
-    ids=range(8),
+    ids=range(10),
 )
 def test_a_key_that_is_hard_to_look_for_is_found_all_the_same(tmp_path: Path, key: bytes) -> None:
-    shown = [key, repr(key).encode(), json.dumps(repr(key)).encode()]
+    utf_8 = key.decode("latin-1").encode()
+    shown = [key, repr(key).encode(), json.dumps(repr(key)).encode(), utf_8]
     for number, text in enumerate(shown):
         (tmp_path / f"log-{number}").write_bytes(b"before" + text + b"after")
     found = search.found_in(tmp_path, {"key": key, "other": os.urandom(32)})
