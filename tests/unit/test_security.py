@@ -19,6 +19,7 @@ _ATTACKERS = {
     "the broker, to read",
     "the broker, to write",
     "a project's API key",
+    "a publisher's key",
     "an old API key",
     "the logs, metrics",
     "the master key",

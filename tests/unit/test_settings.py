@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from contracts.settings import PublisherSettings, S3Settings, Settings, Settings
 from tests.servers import S3Server
 from tests.support.deployment import Deployment
 from workers.grants import GrantsFile
-from workers.settings import LogSettings, OperatorSettings, WorkerSettings
+from workers.settings import GatewaySettings, LogSettings, OperatorSettings, WorkerSettings
 
 _DOCS = (Path(__file__).parents[2] / "docs" / "settings.md").read_text()
 _S3 = S3Server("http://127.0.0.1:1", "access", "s3-secret-canary", "us-east-1", "given")
@@ -26,10 +27,27 @@ def _set(monkeypatch: pytest.MonkeyPatch, env: dict[str, str]) -> None:
         monkeypatch.setenv(name, value)
 
 
-@pytest.mark.parametrize("cls", [PublisherSettings, S3Settings, OperatorSettings, WorkerSettings])
+@pytest.mark.parametrize(
+    "cls", [PublisherSettings, S3Settings, OperatorSettings, WorkerSettings, GatewaySettings]
+)
 def test_every_setting_is_in_the_documentation(cls: type[Settings]) -> None:
     missing = [name for name in cls.model_fields if f"`KEYTURN_{name.upper()}`" not in _DOCS]
     assert missing == []
+
+
+@pytest.mark.parametrize("cls", [PublisherSettings, S3Settings, WorkerSettings, GatewaySettings])
+def test_the_documentation_has_the_defaults(cls: type[Settings]) -> None:
+    """Of each number, and of each word that is no secret."""
+    documented: dict[str, set[str]] = {}
+    for names, defaults in re.findall(r"^\| (`KEYTURN_[^|]*) \| ([^|]*) \|", _DOCS, re.MULTILINE):
+        for name in re.findall(r"KEYTURN_(\w+)", names):
+            values = re.sub(r"\(.*\)|`", "", defaults).split(", ")
+            documented.setdefault(name, set()).update(value.strip() for value in values)
+    for name, setting in cls.model_fields.items():
+        if isinstance(setting.default, int | float | str):
+            default = str(setting.default)
+            default = default.lower() if isinstance(setting.default, bool) else default
+            assert default in documented[name.upper()], name
 
 
 def test_a_full_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:

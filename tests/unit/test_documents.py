@@ -1,0 +1,48 @@
+"""Tests and anchors that the documents name are really there."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+_ROOT = Path(__file__).parents[2]
+_DOCUMENTS = sorted(
+    str(path.relative_to(_ROOT))
+    for folder in (_ROOT, _ROOT / "docs")
+    for path in folder.glob("*.md")
+)
+_TEST = re.compile(r"`(tests/[\w/*]+\.py)(?:::(\w+))?[^`]*`")
+_LINK = re.compile(r"\]\(((?!https?:)[^)#\s]*)#([^)\s]+)\)")
+
+
+@cache
+def _anchors(path: Path) -> frozenset[str]:
+    """The anchors of a document's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE)
+    return frozenset(
+        re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings
+    )
+
+
+@pytest.mark.parametrize("document", _DOCUMENTS)
+def test_the_tests_that_a_document_names_are_there(document: str) -> None:
+    missing = []
+    for pattern, test in _TEST.findall((_ROOT / document).read_text()):
+        files = list(_ROOT.glob(pattern))
+        if not files or (test and f"def {test}(" not in files[0].read_text()):
+            missing.append(f"{pattern}::{test}")
+    assert missing == []
+
+
+@pytest.mark.parametrize("document", _DOCUMENTS)
+def test_the_headings_that_a_document_links_to_are_there(document: str) -> None:
+    path = _ROOT / document
+    missing = []
+    for target, anchor in _LINK.findall(path.read_text()):
+        linked = (path.parent / target).resolve() if target else path
+        if anchor not in _anchors(linked):
+            missing.append(f"{target}#{anchor}")
+    assert missing == []
