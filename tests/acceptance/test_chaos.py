@@ -20,7 +20,7 @@ from tests.chaos import checks, messages, objects, secrets
 from tests.chaos.evidence import Evidence, Letter, OnBroker
 from tests.chaos.load import LATE_PROJECT, UNTOLD
 from tests.chaos.run import run
-from tests.chaos.schedule import make_plan
+from tests.chaos.schedule import HOSTILE, WRITER, make_plan
 from tests.servers import Servers
 
 if TYPE_CHECKING:
@@ -94,6 +94,8 @@ def test_the_harm_was_done(evidence: Evidence) -> None:
     assert sum(n for name, n in done.items() if name.startswith("kill -9")) >= 3
     assert sum(n for name, n in done.items() if name.startswith("SIGTERM")) >= 6
     assert sum(counts["done to requests to the storage"].values()) >= 8
+    assert set(counts["attacks"]) == {*HOSTILE, *WRITER}
+    assert counts["callers under attack"] >= 10
 
 
 # Each check fails where what it checks is broken.
@@ -160,7 +162,7 @@ def test_an_end_of_a_rotation_that_was_never_told_is_found(evidence: Evidence) -
 @pytest.mark.parametrize(
     "change",
     [
-        lambda broker: replace(broker, unverified=1),
+        lambda broker: replace(broker, unverified=["of no attack"]),
         lambda broker: replace(
             broker, events=[*broker.events, {"type": "upload.stored", "upload_id": "nobody's"}]
         ),

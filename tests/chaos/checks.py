@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.chaos import messages, objects, secrets
+from tests.chaos import answers, messages, objects, secrets
 
 if TYPE_CHECKING:
     from tests.chaos.evidence import Evidence
@@ -23,6 +23,12 @@ PROCESSES = "no process ended by itself, and SIGTERM ended each in order"
 BUGS = "no unexpected failure in any log"
 GATEWAY = "the gateway served what was sent, to current keys, and to nobody else"
 
+TRESPASSES = "no event in a project whose publisher has no grant there"
+UNASKED = "each event names publisher and digest of a request that was sent"
+UNHEARD = "each caller under attack heard the end of its own request"
+UNSIGNED = "what nobody signed published nothing, and is among the unsigned dead letters alone"
+LETTERS = "dead letters are of what was sent, and keep no body that cannot be replayed"
+
 
 def judge(evidence: Evidence) -> dict[str, list[str]]:
     """Every check, with what breaks it; an empty list is a check that holds."""
@@ -40,6 +46,11 @@ def judge(evidence: Evidence) -> dict[str, list[str]]:
         PROCESSES: [*evidence.fallen, *evidence.statuses],
         BUGS: _bugs(evidence),
         GATEWAY: evidence.misread,
+        TRESPASSES: answers.trespasses(evidence),
+        UNASKED: answers.unasked(evidence),
+        UNHEARD: answers.unheard(evidence),
+        UNSIGNED: answers.unsigned(evidence),
+        LETTERS: answers.letters(evidence),
     }
 
 

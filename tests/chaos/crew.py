@@ -89,7 +89,7 @@ class Crew:
         at = urlsplit(self.deployment.amqp_url)
         return at._replace(netloc=at.netloc.replace(f":{at.port}", f":{way.port}")).geturl()
 
-    async def hire(self, storage_url: str, master_keys: str) -> None:
+    async def hire(self, storage_url: str, master_keys: str, publishers: str) -> None:
         """Make the posts, and start a process at each; returns once all are ready."""
         broker_port = urlsplit(self.deployment.amqp_url).port
         assert broker_port is not None
@@ -102,7 +102,12 @@ class Crew:
                 more = {"GATEWAY_PORT": str(port), "KEYRING_CACHE_S": str(KEYRING_CACHE_S)}
                 env = through.gateway_env(MASTER_KEYS=master_keys, LOG_LEVEL="debug", **more)
             else:
-                env = through.worker_env(MASTER_KEYS=master_keys, HEALTH_PORT=str(port), **SETTINGS)
+                env = through.worker_env(
+                    MASTER_KEYS=master_keys,
+                    PUBLISHERS=publishers,
+                    HEALTH_PORT=str(port),
+                    **SETTINGS,
+                )
             self.posts[name] = Post(name, way, env, port)
         await asyncio.gather(*(self.start(name) for name in (*WORKERS, GATEWAY)))
         for name in (*WORKERS, GATEWAY):

@@ -16,6 +16,8 @@ import aio_pika
 
 from contracts import topology
 from contracts.sealing import SignatureError, VerifyKey
+from tests.chaos.attackers import Attacks, digest
+from tests.chaos.schedule import RIVAL
 from tests.support.requests import new_id
 from tests.support.stream import consume_stream
 from tests.support.wire import open_wire
@@ -37,19 +39,21 @@ _READ_S = 120
 
 @dataclass(frozen=True)
 class Letter:
-    """A dead letter: where it lies, whose it is, and why."""
+    """A dead letter: where it lies, whose it is, why; what it was, and whether that is kept."""
 
     queue: str
     request_id: str
     code: str
+    digest: str = ""
+    whole: bool = True
 
 
 @dataclass
 class OnBroker:
-    """What the broker holds: verified events, those that were not, letters, depths of queues."""
+    """What the broker holds: verified events, digests of others, letters, depths of queues."""
 
     events: list[dict[str, Any]] = field(default_factory=list)
-    unverified: int = 0
+    unverified: list[str] = field(default_factory=list)
     letters: list[Letter] = field(default_factory=list)
     depths: dict[str, int] = field(default_factory=dict)
 
@@ -68,6 +72,8 @@ class Evidence:
     asked: list[Asked]
     tagged: dict[str, dict[str, str]]
     broker: OnBroker
+    attacks: Attacks = field(default_factory=Attacks)
+    rival: Tenant | None = None
     unsettled: list[str] = field(default_factory=list)
     fallen: list[str] = field(default_factory=list)
     statuses: list[str] = field(default_factory=list)
@@ -93,7 +99,9 @@ async def _letters(channel: AbstractChannel, name: str) -> list[Letter]:
     letters = []
     while (message := await queue.get(no_ack=True, fail=False)) is not None:
         code = str(message.headers.get(topology.CODE_HEADER))
-        letters.append(Letter(name, str(message.message_id), code))
+        dropped = message.headers.get(topology.BODY_DROPPED_HEADER)
+        of_body = digest(message.body) if dropped is None else str(dropped)
+        letters.append(Letter(name, str(message.message_id), code, of_body, dropped is None))
     return letters
 
 
@@ -110,7 +118,7 @@ async def _read_events(wire: Wire, deployment: Deployment, found: OnBroker) -> N
         try:
             verify.verify_event(deployment.name, message.body, signature)
         except SignatureError:
-            found.unverified += 1
+            found.unverified.append(digest(message.body))
         else:
             found.events.append(json.loads(message.body))
         await message.ack()
@@ -127,10 +135,15 @@ def event_ids(event: dict[str, Any]) -> set[str]:
     return {value for name, value in event.items() if name in names}
 
 
+def honest(broker: OnBroker) -> list[dict[str, Any]]:
+    """The events of requests that the hostile publisher did not sign."""
+    return [event for event in broker.events if event.get("publisher") != RIVAL]
+
+
 def told(broker: OnBroker) -> dict[str, Counter[str]]:
-    """How often each type of event was told of each request; a refusal's with its code."""
+    """How often each type of event was told of each honest request; a refusal's with its code."""
     by_id: dict[str, Counter[str]] = {}
-    for event in broker.events:
+    for event in honest(broker):
         what = f"{event['type']} {event['code']}" if "code" in event else event["type"]
         for request_id in event_ids(event):
             by_id.setdefault(request_id, Counter())[what] += 1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
+from email.utils import format_datetime, parsedate_to_datetime
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -84,3 +86,35 @@ def refusal(status: str, method: str) -> Message:
         "",
     )
     return Message(("HTTP/1.1", status, code), {}, "\r\n".join(lines).encode(), sent)
+
+
+_NO_SUCH_KEY = b"<?xml version='1.0'?><Error><Code>NoSuchKey</Code></Error>"
+_PAGE = b"<html><head><title>404 Not Found</title></head><body>Not Found</body></html>"
+
+
+def absence(answer: Message, *, page: bool) -> Message:
+    """In the place of an answer: 404, as S3 gives it or as a proxy's HTML page."""
+    body, kind = (_PAGE, "text/html") if page else (_NO_SUCH_KEY, "application/xml")
+    lines = (
+        "HTTP/1.1 404 Not Found",
+        f"Content-Type: {kind}",
+        *([f"Date: {answer.headers['date']}"] if "date" in answer.headers else []),
+        f"Content-Length: {len(body)}",
+        "",
+        "",
+    )
+    return Message(("HTTP/1.1", "404", "Not Found"), {}, "\r\n".join(lines).encode(), body)
+
+
+def redated(answer: Message, seconds: float) -> Message | None:
+    """The answer with a `Date` so many seconds later; None where it has no `Date`."""
+    if "date" not in answer.headers:
+        return None
+    moved = parsedate_to_datetime(answer.headers["date"]) + timedelta(seconds=seconds)
+    date = format_datetime(moved, usegmt=True)
+    lines = [
+        f"Date: {date}".encode() if line.lower().startswith(b"date:") else line
+        for line in answer.head.split(b"\r\n")
+    ]
+    headers = {**answer.headers, "date": date}
+    return Message(answer.first, headers, b"\r\n".join(lines), answer.body)

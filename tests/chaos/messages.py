@@ -6,11 +6,12 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from contracts import topology
-from tests.chaos.evidence import event_ids, told
+from tests.chaos.attackers import digest
+from tests.chaos.evidence import event_ids, honest, told
 from tests.chaos.load import STORED, UNTOLD
 
 if TYPE_CHECKING:
-    from tests.chaos.evidence import Evidence
+    from tests.chaos.evidence import Evidence, Letter
     from tests.chaos.load import Upload
 
 
@@ -22,14 +23,29 @@ def _named(upload: Upload) -> str:
 def _letters(evidence: Evidence) -> dict[str, set[str]]:
     by_id: dict[str, set[str]] = defaultdict(set)
     for letter in evidence.broker.letters:
+        if attackers_letter(evidence, letter):
+            continue
         by_id[letter.request_id].add(letter.code)
     return by_id
+
+
+def attackers_letter(evidence: Evidence, letter: Letter) -> bool:
+    """Whether this is what an attack left, and lies where that may lie."""
+    forged = evidence.attacks.forged.get(letter.digest, ())
+    if any(one.lies_in == letter.queue for one in forged):
+        return True
+    own = {digest(signed.body): signed.type for signed in evidence.attacks.signed}
+    if letter.digest not in own:
+        return False
+    uploads = own[letter.digest] in topology.UPLOAD_REQUESTS
+    queue = topology.UPLOAD_QUEUE if uploads else topology.CONTROL_QUEUE
+    return letter.queue == topology.dead_letter_name(queue)
 
 
 def stored_ids(evidence: Evidence) -> set[str]:
     """The uploads that were told as stored."""
     return {
-        event["upload_id"] for event in evidence.broker.events if event["type"] == "upload.stored"
+        event["upload_id"] for event in honest(evidence.broker) if event["type"] == "upload.stored"
     }
 
 
@@ -62,9 +78,15 @@ def _strange_letters(evidence: Evidence) -> list[str]:
     return [
         f"a dead letter of nobody's: {letter}"
         for letter in evidence.broker.letters
-        if letter.request_id not in ours
-        or letter.queue != topology.dead_letter_name(topology.UPLOAD_QUEUE)
+        if not attackers_letter(evidence, letter)
+        and (letter.request_id not in ours or letter.queue != _lies_in(letter))
     ]
+
+
+def _lies_in(letter: Letter) -> str:
+    if letter.code == "bad_signature":
+        return topology.UNSIGNED_DEAD_QUEUE
+    return topology.dead_letter_name(topology.UPLOAD_QUEUE)
 
 
 def events(evidence: Evidence) -> list[str]:
@@ -81,8 +103,8 @@ def events(evidence: Evidence) -> list[str]:
         if asked.must_be_told not in by_id.get(asked.request_id, ()):
             heard = set(by_id.get(asked.request_id, ()))
             found.append(f"{asked.request_id} of {asked.project}: {heard}, no {asked.must_be_told}")
-    if evidence.broker.unverified:
-        found.append(f"{evidence.broker.unverified} events without a signature that verifies")
+    unsigned = set(evidence.broker.unverified) - evidence.attacks.false_events
+    found += [f"an event without a signature that verifies: {one}" for one in sorted(unsigned)]
     return found + _untrue(evidence) + _strange_events(evidence)
 
 
@@ -91,7 +113,7 @@ def _untrue(evidence: Evidence) -> list[str]:
     uploads = {upload.upload_id: upload for upload in evidence.plan.load.uploads}
     return [
         f"told untruly: {event}"
-        for event in evidence.broker.events
+        for event in honest(evidence.broker)
         if event["type"] == "upload.stored"
         and (upload := uploads.get(event["upload_id"])) is not None
         and (event["project"], event["key"], event["size"])
@@ -104,17 +126,16 @@ def _strange_events(evidence: Evidence) -> list[str]:
     ours |= {asked.request_id for asked in evidence.asked}
     return [
         f"an event of nobody's: {event}"
-        for event in evidence.broker.events
+        for event in honest(evidence.broker)
         # A sweep of all starts one of each project, under its own id.
         if not event_ids(event) & ours
     ]
 
 
 def queues(evidence: Evidence) -> list[str]:
-    """Nothing waits anywhere, but for the dead letters of uploads."""
-    dead = topology.dead_letter_name(topology.UPLOAD_QUEUE)
+    """Nothing waits anywhere, but for dead letters, which have checks of their own."""
     return [
         f"{depth} messages are left in {name}"
         for name, depth in evidence.broker.depths.items()
-        if depth and name != dead
+        if depth and name not in topology.DEAD_QUEUES
     ]

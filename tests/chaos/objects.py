@@ -86,8 +86,28 @@ def look(evidence: Evidence) -> Looked:
         except (AssertionError, SealError, ValueError, KeyError) as exc:
             looked.not_opened.append(f"the keyring of {name}: {type(exc).__name__} {exc}")
     looked.objects = len(standing)
+    if evidence.rival is not None:
+        _look_at_rival(evidence.rival, looked)
     _look_for_leftovers(evidence, looked)
     return looked
+
+
+def _look_at_rival(rival: Tenant, looked: Looked) -> None:
+    """The hostile publisher's project: swept with all others, so no old master key opens it."""
+    try:
+        _look_at_keyring(rival, looked)
+    except (AssertionError, SealError, ValueError, KeyError) as exc:
+        looked.not_opened.append(f"the keyring of {rival.project}: {type(exc).__name__} {exc}")
+    bucket = Bucket(rival.deployment)
+    old = _Keys.of(rival).admins[:-1]
+    for s3_key in reader.keys(rival.deployment, f"{rival.project}/"):
+        _, answer = bucket.get(s3_key)
+        key = s3_key.partition("/")[2]
+        looked.opened_by_old += [
+            f"{s3_key}: admin key {number} opens its wrap"
+            for number, kek in enumerate(old, start=1)
+            if _unwrapped(answer["Metadata"], kek, "admin", rival.project, key, 1) is not None
+        ]
 
 
 def _guarded(evidence: Evidence, keys: _Keys, s3_key: str, upload: Upload, looked: Looked) -> None:
@@ -183,6 +203,8 @@ def leftovers(deployment: Deployment) -> list[str]:
 def _look_for_leftovers(evidence: Evidence, looked: Looked) -> None:
     looked.left += leftovers(evidence.deployment)
     swept = {asked.request_id for asked in evidence.asked}
-    for sweep_id in swept:
-        for tenant in evidence.tenants.values():
+    swept |= {signed.request_id for signed in evidence.attacks.signed}
+    tenants = [*evidence.tenants.values(), *([evidence.rival] if evidence.rival else [])]
+    for sweep_id in sorted(swept):
+        for tenant in tenants:
             looked.left += tenant.left(sweep_id)

@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import aiohttp
 
+from contracts.names import keyring_key, object_key
 from tests.chaos.crew import KEYRING_CACHE_S
 from tests.chaos.load import dice_of, plaintext
 
@@ -31,7 +32,11 @@ _TIMEOUT = aiohttp.ClientTimeout(total=30)
 
 @dataclass
 class Reading:
-    """Reads of objects at random; `seen` counts answers, `wrong` says which must not be."""
+    """Reads of objects at random; `seen` counts answers, `wrong` says which must not be.
+
+    `denied` tells which S3 keys the storage falsely said not to exist, and when last: until that
+    is forgotten the gateway may rightly say that there is no such object or project.
+    """
 
     operator: Operator
     url: str
@@ -39,6 +44,7 @@ class Reading:
     seen: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     stored: list[Upload] = field(default_factory=list)
+    denied: dict[str, float] = field(default_factory=dict)
 
     async def keep_reading(self) -> None:
         """Read until cancelled."""
@@ -62,9 +68,16 @@ class Reading:
             known = not old and began - accepted[-1] > _CACHED_S
             status, body = await self._get(session, upload, keys[generation - 1])
             # Turned meanwhile, or being turned: then either answer may be right.
-            self._judge(upload, status, body, dead=dead, current=known and generation == len(keys))
+            current = known and generation == len(keys)
+            current &= not self._was_denied(keyring_key(upload.project), began)
+            here = not self._was_denied(object_key(upload.project, upload.key), began)
+            self._judge(upload, status, body, dead=dead, current=current, here=here)
             if not status:
                 await asyncio.sleep(_GONE_S)
+
+    def _was_denied(self, s3_key: str, began: float) -> bool:
+        at = self.denied.get(s3_key)
+        return at is not None and at > began - _CACHED_S
 
     async def _get(
         self, session: aiohttp.ClientSession, upload: Upload, api_key: str
@@ -79,9 +92,12 @@ class Reading:
             return 0, b""
 
     def _judge(
-        self, upload: Upload, status: int, body: bytes, *, dead: bool, current: bool
+        self, upload: Upload, status: int, body: bytes, *, dead: bool, current: bool, here: bool
     ) -> None:
-        """Note an answer: `dead` is a key that opens nothing any more, `current` surely does."""
+        """Note an answer: `dead` is a key that opens nothing any more, `current` surely does.
+
+        `here` is an object of which the storage did not say meanwhile that it does not exist.
+        """
         self.seen[f"{status or 'broken'}{' to an old key' if dead else ''}"] += 1
         where = f"{upload.project}/{upload.key} (upload {upload.upload_id})"
         if status == 200 and body != plaintext(self.seed, upload):
@@ -90,5 +106,5 @@ class Reading:
             self.wrong.append(f"{where}: served to a key that was rotated out")
         if status == 401 and current:
             self.wrong.append(f"{where}: the current key was turned away")
-        if status not in {0, 200, 401, 503}:
+        if status not in {0, 200, 401, 503} and (here or status != 404):
             self.wrong.append(f"{where}: answered {status}")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from contracts.sealing import new_api_key
+from contracts.sealing import SigningKey, new_api_key
 from tests.acceptance.swept import drained, master_keys
 from tests.acceptance.tenants import Tenant
+from tests.chaos.attackers import Attackers, publishers_with_rival
 from tests.chaos.broker import Broker
 from tests.chaos.crew import Crew, crew
 from tests.chaos.evidence import Evidence, OnBroker, on_broker
@@ -19,7 +21,7 @@ from tests.chaos.load import LATE_PROJECT, PROJECTS, UNTOLD
 from tests.chaos.objects import leftovers
 from tests.chaos.operator import Operator, new_masters
 from tests.chaos.reading import Reading
-from tests.chaos.schedule import GATEWAY, PUBLISHER
+from tests.chaos.schedule import GATEWAY, PUBLISHER, RIVAL
 from tests.chaos.sending import (
     PUBLISH_TIMEOUT_S,
     Hearing,
@@ -81,7 +83,9 @@ class Run:
             for name in every
         }
         self.say("starting the processes")
-        await self.crew.hire(self.storage.url, master_keys(self.masters))
+        rival_key = SigningKey.from_seed(os.urandom(32))
+        publishers = publishers_with_rival(self.deployment, rival_key)
+        await self.crew.hire(self.storage.url, master_keys(self.masters), publishers)
         await asyncio.to_thread(self.broker.wait_until_it_survives)
         way = self.crew.url_of(self.crew.posts[PUBLISHER].way)
         async with Keeping.open(
@@ -92,9 +96,19 @@ class Run:
             hearing = Hearing()
             late = {LATE_PROJECT: asyncio.Event()}
             sending = Sending(self.plan, self.deployment, publisher, hearing, late)
-            operator = Operator(self.crew, sending, hearing, self.tenants)
+            rival = Tenant(self.deployment, RIVAL, [new_api_key()], dict(self.masters))
+            everybody = {**self.tenants, RIVAL: rival}
+            operator = Operator(self.crew, sending, hearing, everybody)
+            attackers = Attackers(
+                self.deployment,
+                rival_key,
+                self.plan.seed,
+                publisher,
+                hearing,
+                {upload.upload_id: upload for upload in self.plan.load.uploads},
+            )
             url = f"http://127.0.0.1:{self.crew.posts[GATEWAY].port}"
-            reading = Reading(operator, url, self.plan.seed)
+            reading = Reading(operator, url, self.plan.seed, denied=self.storage.denied)
             async with _meanwhile(
                 hearing.listen(publisher, sending.heard),
                 reading.keep_reading(),
@@ -103,21 +117,24 @@ class Run:
             ):
                 try:
                     async with asyncio.timeout(timeout_s):
-                        await self._all(sending, operator, hearing)
+                        await self._all(sending, operator, hearing, attackers)
                 except TimeoutError:
                     self.say(f"not settled after {timeout_s:g} s")
                     self.unsettled += self._open_ends(sending, operator, hearing)
                 for task in self._asking:
                     task.cancel()
-            await asyncio.gather(*self._asking, return_exceptions=True)
-        return await self._evidence(sending, operator, reading)
+                attackers.stop()
+                await asyncio.gather(*self._asking, return_exceptions=True)
+        return await self._evidence(sending, operator, reading, attackers, rival)
 
-    async def _all(self, sending: Sending, operator: Operator, hearing: Hearing) -> None:
-        for project in PROJECTS:
+    async def _all(
+        self, sending: Sending, operator: Operator, hearing: Hearing, attackers: Attackers
+    ) -> None:
+        for project in (*PROJECTS, RIVAL):
             await operator.enrol(project)
         async with asyncio.TaskGroup() as group:
             group.create_task(sending.send_all())
-            group.create_task(self._keep_schedule(sending, operator))
+            group.create_task(self._keep_schedule(sending, operator, attackers))
         self.seconds["until all was sent"] = self.elapsed_s
         self.storage.calm()
         self.say("all sent, no more harm; waiting for what is under way")
@@ -126,21 +143,25 @@ class Run:
                 await hearing.event(upload.upload_id)
         self.say("all uploads told; waiting for rotations, sweeps and deletions")
         await asyncio.gather(*self._asking)
+        self.say("all ended; waiting for those who were attacked")
+        await attackers.all_heard()
         await operator.sweep_again()
         async with open_wire(self.deployment) as wire:
             await drained(wire, timeout_s=_EMPTY_S)
         self.seconds["until all was settled"] = self.elapsed_s
         self.say("all settled")
 
-    async def _keep_schedule(self, sending: Sending, operator: Operator) -> None:
+    async def _keep_schedule(
+        self, sending: Sending, operator: Operator, attackers: Attackers
+    ) -> None:
         for action in self.plan.actions:
             await sending.reached(action.at)
             self.storage.calm(sending.confirmed)
-            if action.what != "storm":
+            if action.what not in {"storm", "attack"}:
                 self.say(f"{sending.confirmed:>5} confirmed: {action.what} {action.to}")
-            await self._do(action, operator)
+            await self._do(action, operator, attackers)
 
-    async def _do(self, action: Action, operator: Operator) -> None:
+    async def _do(self, action: Action, operator: Operator, attackers: Attackers) -> None:
         """Do it; what an operator asks for goes on beside the schedule."""
         asked: dict[str, Callable[[str], Coroutine[Any, Any, None]]] = {
             "rotate": operator.rotate,
@@ -151,6 +172,8 @@ class Run:
         match action.what:
             case "storm":
                 self.storage.storm(action)
+            case "attack":
+                self._ask(attackers.attack(action))
             case "kill":
                 await self.crew.kill(action.to)
             case "terminate":
@@ -200,7 +223,14 @@ class Run:
                 ends.append(f"{asked.must_be_told} of {asked.project}: not told ({types})")
         return ends
 
-    async def _evidence(self, sending: Sending, operator: Operator, reading: Reading) -> Evidence:
+    async def _evidence(
+        self,
+        sending: Sending,
+        operator: Operator,
+        reading: Reading,
+        attackers: Attackers,
+        rival: Tenant,
+    ) -> Evidence:
         if self._away is not None:
             await self._away
         await self.crew.scrape()
@@ -224,6 +254,8 @@ class Run:
             asked=operator.asked,
             tagged=operator.tagged,
             broker=broker,
+            attacks=attackers.attacks,
+            rival=rival,
             unsettled=self.unsettled,
             fallen=self.crew.fallen,
             statuses=self.crew.statuses,
@@ -234,6 +266,8 @@ class Run:
                 "done to requests to the storage": {
                     f"{harm}: {kind}": count for (harm, kind), count in harms
                 },
+                "attacks": dict(attackers.attacks.done),
+                "callers under attack": len(attackers.attacks.waited),
                 "requests to the storage": dict(self.storage.seen.most_common()),
                 "publisher's repetitions": dict(sending.repeated),
                 "gateway's answers": dict(reading.seen),

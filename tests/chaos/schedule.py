@@ -6,7 +6,7 @@ same seed does the same harm at the same point of the work, on a slow machine as
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from tests.chaos.load import LATE_PROJECT, PROJECTS, Load, dice_of, make_load, with_deletions
@@ -30,6 +30,45 @@ HARMS = (
     "late",
 )
 """What may befall a request to the storage; `tests.chaos.storage` says what each one is."""
+
+UNTRUTHS = {
+    "404": ("read object", "read keyring"),
+    "404 page": ("read object", "read keyring"),
+    "date ahead": ("read object", "read keyring", "list", "put object", "copy object"),
+    "date behind": ("read object", "read keyring", "list", "put object", "copy object"),
+}
+"""Harms that are untrue answers, each with the kinds of requests that it befalls."""
+_BEHIND_S = -30
+
+RIVAL = "rival"
+"""The hostile publisher's name, and its project."""
+
+HOSTILE = (
+    "sweep dry of its own",
+    "sweep of its own",
+    "sweep of another's",
+    "upload of its own",
+    "upload of another's",
+    "rotation of its own",
+    "rotation of another's",
+    "delete of another's",
+    "malformed",
+)
+"""What the hostile publisher signs, always under the id of another's request."""
+
+WRITER = (
+    "copy under another key",
+    "copy to another queue",
+    "copy with a forged attempt",
+    "altered request",
+    "unsigned request",
+    "request under another's name",
+    "old events",
+    "false event",
+)
+"""What the broker writer publishes; it has no key."""
+
+_VICTIMS = 3
 
 # Kinds of requests with the weight of each: how many storms it gets beside the others.
 KINDS = {
@@ -59,8 +98,8 @@ class Action:
 
     `what` is `kill`, `terminate` or `cut` (`to` a process), `stop broker` or `kill broker`,
     `rotate`, `sweep` or `enrol` (a project), `delete` (the key of an upload), `new master key`;
-    or `storm`: the harm `to` every `every`-th coming request of a `kind`, `times` in all, `until`
-    so many sendings are confirmed.
+    `attack` (the one of this name, on so many `times` requests); or `storm`: the harm `to` every
+    `every`-th coming request of a `kind`, `times` in all, `until` so many sendings are confirmed.
     """
 
     at: int
@@ -103,6 +142,8 @@ class Amounts:
     broker_stops: int
     broker_kills: int
     deletions: int
+    untruths: int
+    attacks: int
 
     @classmethod
     def for_count(cls, count: int) -> Amounts:
@@ -115,6 +156,8 @@ class Amounts:
             broker_stops=1 + count // 2500,
             broker_kills=1 + count // 2500,
             deletions=2 + count // 1000,
+            untruths=1 + count // 600,
+            attacks=1 + count // 400,
         )
 
 
@@ -127,6 +170,8 @@ def make_plan(seed: int, count: int) -> Plan:
     actions = [*_turns(dice, whole), *_deletions(dice, load)]
     actions += _losses(dice, whole, amounts)
     actions += [_storm(dice, whole, harm, kind) for harm, kind in _harms(dice, amounts.storms)]
+    actions += _untruths(dice_of(seed, "untruths"), whole, amounts.untruths)
+    actions += _attacks(dice_of(seed, "attacks"), whole, amounts.attacks)
     return Plan(seed, count, load, tuple(sorted(actions, key=lambda action: action.at)))
 
 
@@ -201,3 +246,24 @@ def _storm(dice: random.Random, whole: int, harm: str, kind: str) -> Action:
         times=dice.randint(1, 6),
         seconds=round(dice.uniform(0.3, 4), 2) if harm in {"slow", "late"} else 0,
     )
+
+
+def _untruths(dice: random.Random, whole: int, each: int) -> list[Action]:
+    """Storms of untrue answers: so many of each harm to each kind that it befalls."""
+    storms = [
+        _storm(dice, whole, harm, kind)
+        for harm, kinds in UNTRUTHS.items()
+        for kind in kinds
+        for _ in range(each)
+    ]
+    shifts = {"date ahead": dice.randint(1, 24) * 3600, "date behind": _BEHIND_S}
+    return [replace(storm, seconds=shifts.get(storm.to, 0)) for storm in storms]
+
+
+def _attacks(dice: random.Random, whole: int, each: int) -> list[Action]:
+    """So many of each kind, once there is something to attack."""
+    return [
+        Action(int(whole * dice.uniform(0.05, 0.97)), "attack", name, times=_VICTIMS)
+        for name in (*HOSTILE, *WRITER)
+        for _ in range(each)
+    ]

@@ -18,6 +18,7 @@ from contracts.sealing import VerifyKey
 from contracts.settings import NamedIntakeKey, PublisherSettings, S3Settings
 from tests.chaos.flaws import flawed
 from tests.chaos.load import UNTOLD, plaintext
+from tests.chaos.schedule import RIVAL
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -74,7 +75,7 @@ def staging_settings(deployment: Deployment, endpoint_url: str) -> S3Settings:
 
 @dataclass
 class Hearing:
-    """Every signed event so far, by the id of its request, as the product's client gives them."""
+    """Every signed event so far but the hostile publisher's, by the id of its request."""
 
     told: dict[str, list[Event]] = field(default_factory=dict)
     _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
@@ -83,6 +84,8 @@ class Hearing:
         """Take events for ever; `heard` is called with the id of each."""
         async with aclosing(publisher.events()) as events:
             async for event in events:
+                if event.publisher == RIVAL:
+                    continue  # it signs under others' ids: no answer to them (SPEC 6.7)
                 async with self._changed:
                     self.told.setdefault(request_id(event), []).append(event)
                     self._changed.notify_all()

@@ -13,18 +13,22 @@ twice. Of each harm:
 | `answer cut` | half an answer | does it |
 | `answer lost` | a connection that breaks once it is done | does it |
 | `late` | a connection that breaks | does it so many seconds later |
+| `404`, `404 page` | of what exists: S3's `NoSuchKey`, a proxy's HTML page | answers |
+| `date ahead`, `date behind` | its answer, with a `Date` hours ahead, or 30 s behind | does it |
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from tests.chaos.http import Message, head, refusal, with_body, without
+from tests.chaos.http import Message, absence, head, redated, refusal, with_body, without
+from tests.chaos.schedule import UNTRUTHS
 from tests.support.accepting import accepting
 
 if TYPE_CHECKING:
@@ -36,10 +40,14 @@ _LIMIT_BYTES = 1024 * 1024
 _BODILESS = frozenset({204, 304})
 
 
+def key_of(target: str) -> str:
+    """The S3 key that a request names; empty for the bucket itself."""
+    return unquote(target.partition("?")[0]).removeprefix("/").partition("/")[2]
+
+
 def kind_of(method: str, target: str, headers: dict[str, str]) -> str:
     """What a request is for: a verb, and what it is about (`put object`, `read keyring` …)."""
-    path, _, query = target.partition("?")
-    key = unquote(path).removeprefix("/").partition("/")[2]
+    query, key = target.partition("?")[2], key_of(target)
     names = {part.partition("=")[0] for part in query.split("&")}
     if not key:
         return "list" if method == "GET" else "other"
@@ -60,6 +68,18 @@ def _about(key: str) -> str:
     return "object"
 
 
+def untruth(harm: Action, request: Message, answer: Message) -> Message | None:
+    """What is said in place of an answer; None where the harm does not apply to it.
+
+    Only of what exists is it said that it does not, and never to a HEAD, whose 404 says nothing.
+    """
+    if harm.to in {"date ahead", "date behind"}:
+        return redated(answer, harm.seconds)
+    if request.first[0] != "GET" or answer.first[1] not in {"200", "206"}:
+        return None
+    return absence(answer, page=harm.to == "404 page")
+
+
 @dataclass
 class _Storm:
     action: Action
@@ -69,13 +89,17 @@ class _Storm:
 
 @dataclass
 class Harming:
-    """Forwards to one server; `seen` counts requests by kind, `done` harms by name and kind."""
+    """Forwards to one server; `seen` counts requests by kind, `done` harms by name and kind.
+
+    `denied` are the S3 keys that were last said not to exist, and when (monotonic).
+    """
 
     host: str
     port: int
     url: str = ""
     seen: Counter[str] = field(default_factory=Counter)
     done: Counter[tuple[str, str]] = field(default_factory=Counter)
+    denied: dict[str, float] = field(default_factory=dict)
     _storms: list[_Storm] = field(default_factory=list)
     _spared: set[str] = field(default_factory=set)
 
@@ -148,8 +172,21 @@ class _Connection:
         harm = self._proxy._next(kind)
         if harm is None:
             return await self._give(await self._ask(request))
+        if harm.to in UNTRUTHS:
+            return await self._tell_an_untruth(harm, kind, request)
         self._proxy.done[harm.to, kind] += 1
         return await self._harm(harm, request)
+
+    async def _tell_an_untruth(self, harm: Action, kind: str, request: Message) -> bool:
+        """The server does it and answers; what it answers is changed where that makes sense."""
+        answer = await self._ask(request)
+        changed = untruth(harm, request, answer)
+        if changed is None:
+            return await self._give(answer)
+        self._proxy.done[harm.to, kind] += 1
+        if changed.first[1] == "404":
+            self._proxy.denied[key_of(request.first[1])] = time.monotonic()
+        return await self._give(changed)
 
     async def _harm(self, harm: Action, request: Message) -> bool:
         match harm.to:

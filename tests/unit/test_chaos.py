@@ -18,7 +18,17 @@ from aiohttp import web
 
 from tests.chaos import search
 from tests.chaos.load import FLAWS, STORED, make_load, plaintext
-from tests.chaos.schedule import GATEWAY, HARMS, KINDS, WORKERS, Action, make_plan
+from tests.chaos.schedule import (
+    GATEWAY,
+    HARMS,
+    HOSTILE,
+    KINDS,
+    UNTRUTHS,
+    WORKERS,
+    WRITER,
+    Action,
+    make_plan,
+)
 from tests.chaos.storage import Harming, harming, kind_of
 from tests.servers.process import free_port
 from tests.support.spelt import SPELT
@@ -68,12 +78,15 @@ def test_every_plan_can_be_done_and_has_everything_in_it(seed: int, count: int) 
     assert min(done[what] for what in ("terminate", "cut", "stop broker", "kill broker")) >= 1
     twice = Counter(action.to for action in plan.actions if action.what == "rotate")
     assert max(twice.values()) >= 2
+    told = {(action.to, action.kind) for action in plan.actions if action.what == "storm"}
+    assert {(harm, kind) for harm, kinds in UNTRUTHS.items() for kind in kinds} <= told
+    assert {a.to for a in plan.actions if a.what == "attack"} == {*HOSTILE, *WRITER}
 
 
 def test_a_large_plan_does_every_harm_and_kills_everybody() -> None:
     plan = make_plan(1, COUNT)
     storms = [action for action in plan.actions if action.what == "storm"]
-    assert {storm.to for storm in storms} == set(HARMS)
+    assert {storm.to for storm in storms} == {*HARMS, *UNTRUTHS}
     assert {storm.kind for storm in storms} == set(KINDS)
     assert {a.to for a in plan.actions if a.what == "kill"} == {*WORKERS, GATEWAY}
 
@@ -235,6 +248,49 @@ async def test_a_slow_answer_comes_after_its_time() -> None:
         began = asyncio.get_running_loop().time()
         assert (await _ask(proxy, *PUT, b"body"))[0] == 200
         assert asyncio.get_running_loop().time() - began >= 0.3
+
+
+DATED = Reply(body=b"read", headers={"Date": "Tue, 24 Nov 2026 10:00:00 GMT"})
+
+
+@pytest.mark.parametrize(
+    ("harm", "code"), [("404", b"<Code>NoSuchKey</Code>"), ("404 page", b"<html>")]
+)
+async def test_what_exists_is_said_not_to(harm: str, code: bytes) -> None:
+    """To a GET that found it; not to a HEAD, and not of what is not there."""
+    async with _before_a_server() as (server, proxy):
+        server.script = [Reply(404, b"gone"), Reply(), DATED, DATED]
+        proxy.storm(Action(0, "storm", harm, kind="read object", every=1, times=9))
+        get = ("GET", "/bucket/acme/a%20b")
+        assert (await _ask(proxy, *get))[:2] == (404, b"gone")
+        proxy._spared.clear()
+        assert (await _ask(proxy, "HEAD", get[1]))[0] == 200
+        proxy._spared.clear()
+        assert (proxy.done, proxy.denied) == ({}, {})
+        status, body, headers = await _ask(proxy, *get)
+        assert (status, headers["Date"]) == (404, DATED.headers["Date"])
+        assert code in body
+        assert (b"NoSuchKey" in body) == (harm == "404")
+        assert (await _ask(proxy, *get))[:2] == (200, b"read")
+        assert (proxy.done, [*proxy.denied]) == ({(harm, "read object"): 1}, ["acme/a b"])
+
+
+@pytest.mark.parametrize(
+    ("harm", "seconds", "date"),
+    [
+        ("date ahead", 7200, "Tue, 24 Nov 2026 12:00:00 GMT"),
+        ("date behind", -30, "Tue, 24 Nov 2026 09:59:30 GMT"),
+    ],
+)
+async def test_a_date_is_skewed_and_nothing_else(harm: str, seconds: float, date: str) -> None:
+    async with _before_a_server() as (server, proxy):
+        server.script = [DATED, DATED]
+        proxy.storm(Action(0, "storm", harm, kind="put object", every=1, times=1, seconds=seconds))
+        status, body, headers = await _ask(proxy, *PUT, b"body")
+        assert (status, body, headers["Date"]) == (200, b"read", date)
+        assert server.asked[0].body == b"body"
+        assert (await _ask(proxy, *PUT, b"body"))[2]["Date"] == DATED.headers["Date"]
+        assert proxy.done == {(harm, "put object"): 1}
 
 
 async def test_a_storm_chooses_its_requests() -> None:

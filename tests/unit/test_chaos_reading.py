@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from aiohttp import web
 
+from contracts.names import keyring_key, object_key
 from tests.chaos import reading
 from tests.chaos.load import Upload, plaintext
 from tests.chaos.reading import Reading
@@ -51,14 +52,16 @@ async def _standing_for_a_gateway(answer: Answer) -> AsyncIterator[str]:
         await runner.cleanup()
 
 
-async def _read(answer: Answer, *, accepted_at: float = 0.0) -> Reading:
+async def _read(
+    answer: Answer, *, accepted_at: float = 0.0, denied: dict[str, float] | None = None
+) -> Reading:
     """What two readers noted in some reads; both keys were accepted long ago, or as given."""
     operator: Any = SimpleNamespace(
         tenants={"amber": SimpleNamespace(api_keys=[OLD, CURRENT])},
         accepted={"amber": [0.0, accepted_at]},
     )
     async with _standing_for_a_gateway(answer) as url:
-        found = Reading(operator, url, SEED, stored=[UPLOAD])
+        found = Reading(operator, url, SEED, stored=[UPLOAD], denied=denied or {})
         task = asyncio.create_task(found.keep_reading())
         async with asyncio.timeout(30):
             while found.seen.total() < READS:
@@ -148,3 +151,25 @@ async def test_a_rotation_under_way_allows_either_answer() -> None:
     for answer in (_everybody, _nobody):
         found = await _read(answer, accepted_at=just_now)
         assert found.wrong == []
+
+
+async def _not_found(_: web.Request, current: bool) -> web.StreamResponse:
+    return web.Response(status=404 if current else 401)
+
+
+@pytest.mark.parametrize(
+    ("answer", "s3_key", "said"),
+    [
+        (_not_found, object_key(UPLOAD.project, UPLOAD.key), "answered 404"),
+        (_nobody, keyring_key(UPLOAD.project), "the current key was turned away"),
+    ],
+)
+async def test_what_the_storage_denied_the_gateway_may_deny(
+    answer: Answer, s3_key: str, said: str
+) -> None:
+    """For as long as a cache lasts, and of that key alone."""
+    later, long_ago = time.monotonic() + 3600, time.monotonic() - 60
+    assert (await _read(answer, denied={s3_key: later})).wrong == []
+    for denied in ({s3_key: long_ago}, {"another key": later}):
+        found = await _read(answer, denied=denied)
+        assert any(said in wrong for wrong in found.wrong)
