@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.servers,
-    pytest.mark.timeout(400),
+    pytest.mark.timeout(600),
     # aio-pika's own, where a connection is lost while it is being made.
     pytest.mark.filterwarnings("ignore:coroutine 'Connection.close' was never awaited"),
 ]
 
 SEED = 20
 UPLOADS = 100
-SETTLES_S = 240
+SETTLES_S = 360
 
 Change = Callable[[OnBroker], OnBroker]
 

@@ -156,8 +156,8 @@ class Amounts:
             broker_stops=1 + count // 2500,
             broker_kills=1 + count // 2500,
             deletions=2 + count // 1000,
-            untruths=1 + count // 600,
-            attacks=1 + count // 400,
+            untruths=2 + count // 200,
+            attacks=1 + count // 200,
         )
 
 
@@ -257,7 +257,11 @@ def _untruths(dice: random.Random, whole: int, each: int) -> list[Action]:
         for _ in range(each)
     ]
     shifts = {"date ahead": dice.randint(1, 24) * 3600, "date behind": _BEHIND_S}
-    return [replace(storm, seconds=shifts.get(storm.to, 0)) for storm in storms]
+    # They last longer than others: what is read seldom is to hear them as well.
+    return [
+        replace(storm, seconds=shifts.get(storm.to, 0), until=storm.at + max(15, whole // 8))
+        for storm in storms
+    ]
 
 
 def _attacks(dice: random.Random, whole: int, each: int) -> list[Action]:
