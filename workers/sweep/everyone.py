@@ -6,6 +6,8 @@ walk through a fresh listing finds no keyring whose part has not ended.
 
 A keyring that is listed and answers 404 is not taken as gone: it is looked for in further
 walks, and recorded as failed where a listing still shows it after a few (SPEC 8.6).
+
+A part under way whose record a bucket writer removed would never end: it is begun again.
 """
 
 from collections.abc import AsyncIterator
@@ -24,6 +26,7 @@ from contracts.errors import (
 )
 from contracts.names import KEYRINGS_PREFIX, is_project, keyring_key
 from workers.envelope import OperatorKeys
+from workers.errors import MissingError
 from workers.keyring import KeyringReader
 from workers.storage import Storage
 from workers.sweep.carrying import Carrier
@@ -39,6 +42,8 @@ MAX_LIVE: Final = 512
 # Keyrings that one step looks at.
 _PROJECTS_A_STEP: Final = 2000
 _BETWEEN_STEPS_S: Final = 1.0
+# Between looks at the records of the parts under way: about a minute.
+_STEPS_A_LOOK: Final = 60
 # Before a walk that has only projects left whose master key nobody here has.
 _STUCK_S: Final = 30.0
 # Before a walk that has only keyrings left that were listed and not found.
@@ -92,6 +97,8 @@ class Everyone(Carrier[AllPlan]):
             sweep_id = standing.plan.ask.sweep_id
             _log.warning("the storage does not refuse late writes", sweep_id=sweep_id)
         plan = await self._without_ended(standing.plan)
+        if plan.step % _STEPS_A_LOOK == 0:
+            plan = await self._without_lost(plan, standing.master_key)
         walk = _Walk(not_found=dict(plan.not_found))
         async for project in self._missing(plan):
             if len(plan.live) >= MAX_LIVE or walk.looked_at == _PROJECTS_A_STEP:
@@ -136,6 +143,29 @@ class Everyone(Carrier[AllPlan]):
                 sums, projects = sums + ended.counts, projects + 1
         live = tuple(project for project in plan.live if project in left)
         return replace(plan, live=live, sums=sums, projects=projects)
+
+    async def _without_lost(self, plan: AllPlan, master_key: str) -> AllPlan:
+        """The plan without the parts that have no record any more: the next walk begins them.
+
+        Of a part that ended and was published, only the record of its end can be gone.
+        """
+        lost = set[str]()
+        for project in plan.live:
+            try:
+                part = (await self._store.read(plan.ask.sweep_id, project)).plan
+            except UnknownMasterKeyError:
+                continue
+            except (MissingError, CorruptObjectError):
+                # One that was overwritten has failed: the walk records that.
+                said = {"sweep_id": plan.ask.sweep_id, "project": project}
+                _log.warning("part of a sweep of all without a record", **said)
+                lost.add(project)
+                continue
+            if part.told:
+                ended = Ended.of(part)
+                await self._store.add_ended(plan.ask.sweep_id, project, ended, master_key)
+        live = tuple(project for project in plan.live if project not in lost)
+        return replace(plan, live=live, begun_in_walk=plan.begun_in_walk + len(lost))
 
     async def _missing(self, plan: AllPlan) -> AsyncIterator[str]:
         """The projects of the rest of the walk that have a keyring, and no part that ended."""

@@ -1,8 +1,14 @@
 """Rotations whose record is gone are begun anew under their own id (SPEC 8.6).
 
 A sweep's record is an object like any other: a bucket writer can remove it, and a worker can
-die between the turn of the keyring and the record. The keyring still holds the earlier keys
-then, and names the rotation that turned it with its publisher and its request.
+die between the turn of the keyring and the record. The keyring names the rotation that turned
+it with its publisher and its request, and mostly still holds the earlier keys.
+
+Where it holds none any more, a clean sweep has cleared them: another one of the project, or the
+rotation's own, whose record was removed before its end was published. That a rotation ended
+and was published is known from its record alone. A rotation that is younger than half the time
+for which records are kept, and has none, is therefore begun anew as well: its record was not
+removed for its age. Where its end had been published, it is published once more.
 
 What it costs: one listing of keyrings a round, a read of each keyring that is new to this
 process or changed since its last round (at most `_READS_A_ROUND`), and a read of the record of
@@ -38,23 +44,24 @@ _log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class _Open:
-    """The rotation that turned a keyring which still holds earlier keys."""
+class _Last:
+    """The rotation that turned a keyring last; `is_open` while that still holds earlier keys."""
 
     rotation_id: str
     turned_at: datetime
+    is_open: bool
 
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """A keyring as it was read: `rotation` is None where it holds no earlier key."""
+    """A keyring as it was read: `rotation` is None where none turned it."""
 
     etag: str
-    rotation: _Open | None
+    rotation: _Last | None
 
 
 class OpenRotations:
-    """The rotations of all projects that hold earlier keys, as the rounds of one process see them.
+    """The last rotations of all projects, as the rounds of one process see them.
 
     Args:
         storage: The bucket.
@@ -114,9 +121,10 @@ class OpenRotations:
             self._unread.add(project)
             return
         current = keyring.current
-        rotation = _Open(current.rotation_id, parse_time(current.at))
+        turned_at = parse_time(current.at)
+        rotation = _Last(current.rotation_id, turned_at, is_open=keyring.holds_earlier)
         # Of the listing: where the keyring changed since, it is read again.
-        self._seen[project] = _Seen(etag, rotation if keyring.holds_earlier else None)
+        self._seen[project] = _Seen(etag, rotation if keyring.history else None)
 
     def needs(self, sweep_id: str, project: str) -> bool:
         """Whether the record of this sweep must be kept, or begun anew where it is gone.
@@ -127,12 +135,16 @@ class OpenRotations:
         if project in self._unread:
             return True
         seen = self._seen.get(project)
-        return seen is not None and (
-            seen.rotation is not None and seen.rotation.rotation_id == sweep_id
-        )
+        rotation = None if seen is None else seen.rotation
+        return rotation is not None and rotation.is_open and rotation.rotation_id == sweep_id
 
     async def begin_lost(
-        self, present: AbstractSet[_Name], *, still_for: timedelta, now: datetime
+        self,
+        present: AbstractSet[_Name],
+        *,
+        still_for: timedelta,
+        keep_for: timedelta,
+        now: datetime,
     ) -> int:
         """Begin those anew that two rounds in a row found without a record; gives how many.
 
@@ -140,12 +152,15 @@ class OpenRotations:
             present: The sweeps whose record this round's listing showed.
             still_for: A rotation that turned its keyring later than this ago is left alone:
                 its record may be about to be written.
+            keep_for: How long the records of an ended sweep are kept.
             now: This machine's clock.
         """
         missing = set[_Name]()
         for project, seen in self._seen.items():
             rotation = seen.rotation
             if rotation is None or now - rotation.turned_at <= still_for:
+                continue
+            if not rotation.is_open and not _is_recent(rotation, keep_for, now):
                 continue
             name = (rotation.rotation_id, project)
             if name not in present and await self._is_gone(*name):
@@ -174,3 +189,11 @@ class OpenRotations:
         if begun:
             _log.warning("rotation without a record begun anew", **said)
         return begun
+
+
+def _is_recent(rotation: _Last, keep_for: timedelta, now: datetime) -> bool:
+    """Whether the rotation's record cannot have been removed for its age.
+
+    Half the time makes up for clocks that differ: the record is as old as its rotation at most.
+    """
+    return now - rotation.turned_at <= keep_for / 2

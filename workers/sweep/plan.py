@@ -240,6 +240,14 @@ class Ended:
     counts: Counts
     clean: bool
 
+    @classmethod
+    def of(cls, plan: Plan) -> "Ended":
+        """The end of a part, by its own record."""
+        if plan.status == "failed":
+            # Of the whole it is one thing that failed; its own record says which code.
+            return cls(plan.counts + Counts(failed=1), clean=False)
+        return cls(plan.counts, plan.clean)
+
 
 def joined(origins: Origins, more: Origins) -> Origins:
     """Those who asked for a sweep, with more of them; each once.

@@ -60,7 +60,7 @@ async def rescue(
         keep_for: How long the records of an ended sweep are kept.
         now: This machine's clock: ages are long, so its drift does not matter.
         seen: What earlier rounds of this process saw, so that they read each plan once.
-        rotations: Those whose keyring holds earlier keys: one without a record is begun anew.
+        rotations: The last ones of all projects: one that lost its record is begun anew.
     """
     if rotations is not None:
         await rotations.look()
@@ -77,7 +77,9 @@ async def rescue(
     unmarked = _Unmarked(store, role, seen or Seen(), still_for, keep_for, now, rotations)
     hurried += await unmarked.look_after(marked)
     if rotations is not None:
-        hurried += await rotations.begin_lost(unmarked.present, still_for=still_for, now=now)
+        hurried += await rotations.begin_lost(
+            unmarked.present, still_for=still_for, keep_for=keep_for, now=now
+        )
     return hurried
 
 

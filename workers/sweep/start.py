@@ -85,13 +85,14 @@ class Starter:
     async def begin_again(self, rotation_id: str, project: str) -> bool:
         """Begin a rotation's sweep anew whose record is gone, by what the keyring says of it.
 
-        False where the keyring has turned since, or holds no earlier key any more.
+        False where the keyring has turned since. Its earlier keys may be cleared: another sweep
+        proved the project clean, and the rotation's own end may not have been published.
 
         Raises: as `start`.
         """
         keyring = (await self._keyrings.fresh(project)).keyring
         current = keyring.current
-        if current.rotation_id != rotation_id or not keyring.holds_earlier:
+        if current.rotation_id != rotation_id:
             return False
         ask = Ask("rotation", rotation_id, project, current.requested_at)
         await self.start(ask, (keyring.origin,))

@@ -33,7 +33,6 @@ from workers.keyring import (
 )
 from workers.storage import Storage
 from workers.sweep.carrying import HURRY_STEPS, Carrier
-from workers.sweep.counts import Counts
 from workers.sweep.judge import at, due, judge, moved, waits_until, with_lease
 from workers.sweep.messages import SweepPage
 from workers.sweep.outbox import Outbox
@@ -343,13 +342,9 @@ class Steps(Carrier[Plan]):
 
     async def _add_to_all(self, plan: Plan, master_key: str) -> None:
         """Let the sweep of all know how this part of it ended: that publishes one end."""
-        counts, clean = plan.counts, plan.clean
-        if plan.status == "failed":
-            # Of the whole it is one thing that failed; its own record says which code.
-            counts, clean = counts + Counts(failed=1), False
-        ended = Ended(counts, clean)
+        ended = Ended.of(plan)
         await self._store.add_ended(plan.ask.sweep_id, plan.ask.project, ended, master_key)
-        await self._outbox.progressed(plan.ask, counts, plan.origins, clean=clean)
+        await self._outbox.progressed(plan.ask, ended.counts, plan.origins, clean=ended.clean)
 
     def _wanted(self, ask: Ask, observed: Observed) -> Observed:
         return wanted(ask, observed, self._keys.master_keys)

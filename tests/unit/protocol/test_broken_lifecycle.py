@@ -17,14 +17,17 @@ from tests.unit.protocol.process import MASTER_KEYS, Options, Parts
 from tests.unit.protocol.stories import begin, hint, is_page, stop_at, violations, without
 from tests.unit.protocol.wire import MID
 from workers.control import ControlRole
+from workers.sweep.everyone import Everyone
 from workers.sweep.lost import OpenRotations
 from workers.sweep.rescue import rescue
 from workers.sweep.steps import Steps
 from workers.sweep.takeover import take_over_earlier
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.unit.protocol.world import World
-    from workers.sweep.plan import Plan
+    from workers.sweep.plan import AllPlan, Plan
     from workers.sweep.store import Standing
 
 OWN_KEK = bytes([5]) * 32
@@ -537,6 +540,120 @@ def a_rotation_whose_record_is_not_written_yet(world: World) -> None:
 
 def test_a_record_that_is_written_late_changes_nothing_that_was_begun_anew() -> None:
     assert violations(a_rotation_whose_record_is_not_written_yet) == []
+
+
+def _look_after_thrice(world: World) -> None:
+    """The rounds that a lost rotation needs, and what follows from them."""
+    rotations = _open_rotations(world)
+    for _ in range(3):
+        _rescue(world, rotations)
+    _each_is_answered(world)
+
+
+def a_rotation_whose_record_is_removed_before_its_end_is_published(world: World) -> None:
+    """Its clean end is proven, and the keyring holds no earlier key any more."""
+    begin(world, "a")
+    rotation = world.rotate("acme", publisher="second")
+    world.run(until=lambda: world.told_of("rotation.accepted"))
+    settling = stop_at(world, "put", ".keyturn/keyrings/acme.json")
+    world.step(settling)
+    world.bucket_writer.remove(f".keyturn/sweeps/{rotation}/")
+    world.bucket_writer.remove(".keyturn/sweeps/_running/")
+    world.run()
+    if world.ended(rotation):
+        world.oracle.violated("its end was published before its record was removed")
+    _look_after_thrice(world)
+
+
+def a_rotation_without_a_record_whose_earlier_keys_another_sweep_clears(world: World) -> None:
+    """A sweep of all encrypts too, so that the rotation does not take its part over."""
+    begin(world, "a")
+    world.sweep("*", encrypt_plaintext=True)
+    world.run(until=lambda: world.told_of("sweep.progressed"), seconds=10)
+    rotation = world.rotate("acme", publisher="second")
+    world.run(until=lambda: world.told_of("rotation.accepted"))
+    world.bucket_writer.remove(f".keyturn/sweeps/{rotation}/")
+    world.run(seconds=300)
+    if not world.told_of("sweep.completed"):
+        world.oracle.violated("the sweep of all has not ended")
+    _look_after_thrice(world)
+
+
+_CLEARED = pytest.mark.parametrize(
+    "story",
+    [
+        a_rotation_whose_record_is_removed_before_its_end_is_published,
+        a_rotation_without_a_record_whose_earlier_keys_another_sweep_clears,
+    ],
+)
+
+
+@_CLEARED
+def test_a_rotation_without_a_record_is_begun_anew_though_its_earlier_keys_are_cleared(
+    story: Callable[[World], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert violations(story) == []
+    monkeypatch.setattr("workers.sweep.lost._is_recent", lambda *_: False)
+    found = violations(story, settle=False)
+    assert any("second waits for ever for rotation.requested" in what for what in found)
+
+
+def a_sweep_of_all_that_loses_a_record(world: World, of: str) -> None:
+    begin(world, "a")
+    world.enroll("beta")
+    world.run()
+    sweep = world.sweep("*")
+    plan = f".keyturn/sweeps/{sweep}/acme/sweep.json"
+    ended = f".keyturn/sweeps/{sweep}/_all/done/acme.json"
+    if of == "part":
+        pages = lambda: any(is_page(letter) for letter in world.queue)  # noqa: E731
+        assert world.run(until=pages)
+        world.bucket_writer.remove(plan)
+    else:
+        assert world.run(until=lambda: ended in world.server.standing())
+        world.bucket_writer.remove(ended)
+    _each_is_answered(world)
+    assert [(end.clean, end.objects) for end in world.told_of("sweep.completed")] == [(True, 1)]
+
+
+async def _all_live(_: Everyone, plan: AllPlan, *__: Any) -> AllPlan:
+    """`_without_lost` of a sweep that waits for its parts whatever becomes of them."""
+    return plan
+
+
+@pytest.mark.parametrize("of", ["part", "end"])
+def test_a_sweep_of_all_goes_on_where_the_record_of_a_part_is_removed(
+    of: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def story(world: World) -> None:
+        a_sweep_of_all_that_loses_a_record(world, of)
+
+    assert violations(story) == []
+
+    monkeypatch.setattr(Everyone, "_without_lost", _all_live)
+    with pytest.raises(AssertionError, match="it never ends"):
+        violations(story, settle=False)
+
+
+def a_rotation_whose_successor_of_all_vanishes(world: World) -> None:
+    """The sweep of all took the rotation over, and the record of that part is removed."""
+    begin(world, "a", "b")
+    rotation = world.rotate("acme")
+    world.run(until=lambda: world.oracle.plan(rotation, "acme"))
+    sweep = world.sweep("*")
+    assert world.run(until=lambda: _successor(world, rotation) == sweep)
+    world.bucket_writer.remove(f".keyturn/sweeps/{sweep}/acme/")
+    _each_is_answered(world)
+
+
+def test_a_rotation_goes_on_where_the_part_of_a_sweep_of_all_that_took_it_over_is_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    story = a_rotation_whose_successor_of_all_vanishes
+    assert violations(story) == []
+    monkeypatch.setattr(Everyone, "_without_lost", _all_live)
+    with pytest.raises(AssertionError, match="it never ends"):
+        violations(story, settle=False)
 
 
 # Requests past their age.

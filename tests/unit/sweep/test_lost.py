@@ -118,6 +118,34 @@ async def test_a_keyring_without_earlier_keys_needs_no_record(of: str) -> None:
     scene = Scene()
     await scene.put(keyring() if of == "enrolled" else settled(_rotated()))
     for _ in range(3):
+        await scene.look(KEEP / 2 + timedelta(minutes=1))
+    assert scene.begun == []
+
+
+async def test_a_recent_rotation_without_a_record_is_begun_anew_without_earlier_keys() -> None:
+    """Its record was not removed for its age, and nothing else says that its end was published."""
+    scene = Scene()
+    ring = settled(_rotated())
+    await scene.put(ring)
+    for _ in range(2):
+        await scene.look(KEEP / 2)
+    assert scene.begun == [(ring.current.rotation_id, "acme")]
+
+
+async def test_a_recent_rotation_that_ended_and_has_its_record_is_left_alone() -> None:
+    scene = Scene()
+    ring = settled(_rotated())
+    await scene.put(ring)
+    await scene.add_ended(ring, ring.current.rotation_id)
+    for _ in range(3):
+        await scene.look()
+    assert scene.begun == []
+
+
+async def test_an_enrolment_without_a_sweep_is_no_lost_rotation() -> None:
+    scene = Scene()
+    await scene.put(replace(keyring(), current=replace(keyring().current, at=format_time(NOW))))
+    for _ in range(3):
         await scene.look()
     assert scene.begun == []
 
