@@ -1,6 +1,6 @@
 """A multipart upload that leaves nothing behind where it does not end in an object (SPEC 7.2).
 
-One whose worker was killed is aborted by what comes after it: the next delivery of an
+One whose worker was killed is aborted by what comes after it: the delivery that stores the
 upload, the next try of a copy, the sweep of staging.
 """
 

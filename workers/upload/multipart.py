@@ -2,7 +2,7 @@
 
 An upload that does not end in an object is aborted, whatever ended it
 (`workers.storage.multipart`). One whose worker was killed is aborted by the delivery that
-comes again (`abort_leftovers`).
+stores the object (`abort_leftovers`), and by the sweep of staging where none does.
 """
 
 import asyncio
@@ -10,11 +10,17 @@ import math
 from collections.abc import AsyncIterator
 from typing import Final
 
+import structlog
+
+from contracts.errors import StorageUnavailableError
+from workers.errors import StorageAnswerError
 from workers.storage import Part, Storage
 from workers.storage.multipart import abort
 
 _MAX_PARTS: Final = 10_000
 _PARTS_IN_FLIGHT: Final = 3
+
+_log = structlog.get_logger()
 
 
 def part_size(size_bytes: int, wished_bytes: int) -> int:
@@ -23,14 +29,18 @@ def part_size(size_bytes: int, wished_bytes: int) -> int:
 
 
 async def abort_leftovers(storage: Storage, s3_key: str) -> None:
-    """Abort what an earlier delivery of the same request left open at this key.
+    """Abort what earlier deliveries left open at this key, once its object exists.
 
-    Another upload may have parts under way at the same key; it loses them, finds that out
-    at its completion, and is tried again: only one of the two can get the key anyway.
+    Never before: another delivery, or another upload, may have parts under way there, and must
+    not lose them before the key is taken. Afterwards neither can get it. What fails here is
+    swept up later: the object exists all the same.
     """
-    async for left in storage.open_multiparts(s3_key):
-        if left.key == s3_key:
-            await abort(storage, s3_key, left.upload_id)
+    try:
+        async for left in storage.open_multiparts(s3_key):
+            if left.key == s3_key:
+                await abort(storage, s3_key, left.upload_id)
+    except (StorageUnavailableError, StorageAnswerError) as exc:
+        _log.warning("multipart uploads not listed", s3_key=s3_key, problem=type(exc).__name__)
 
 
 async def put_parts(

@@ -125,14 +125,14 @@ class Uploader:
         standing: Standing | None = None
         # A staged body is gone once its upload is stored, so a request for one that was
         # published twice is answered from its target.
-        if seen_before:
-            # Before the look, which may end in a refusal: no parts are left behind then either.
-            await self._abort_leftovers(request)
         if seen_before or isinstance(request.body, StagedBody):
             standing = await self._look(request, publisher)
-        if standing is None:
-            return await self._store_and_settle(request, publisher, IfAbsent())
-        return await self._go_on(request, publisher, standing)
+        if standing is not None:
+            return await self._go_on(request, publisher, standing)
+        settled = await self._store_and_settle(request, publisher, IfAbsent())
+        if seen_before:
+            await self._abort_leftovers(request)
+        return settled
 
     async def find_completed(self, request: UploadRequested, publisher: str) -> Settled | None:
         """The end of an upload whose object exists already, or None; nothing new is stored.
@@ -161,14 +161,15 @@ class Uploader:
     async def _abort_leftovers(self, request: UploadRequested) -> None:
         """Abort what an earlier delivery of a large body left open at its key.
 
-        Only where this worker would have begun it: a multipart upload at a key whose project
-        has no keyring is another application's.
+        Only after this one has stored it. To abort before an attempt, or because the message
+        came again, would let whoever copies one retry many times over keep every copy from its
+        end: each would take the parts of the others. Now a copy loses its parts to one that
+        has the key already. What no delivery stores is aborted by the sweep of staging.
         """
         if (
             isinstance(request.body, StagedBody)
             and self._storage.differences.conditional_completion
         ):
-            await self._keyrings.recent(request.project)
             await abort_leftovers(self._storage, object_key(request.project, request.key))
 
     async def discard_staged(self, request: UploadRequested, publisher: str) -> None:

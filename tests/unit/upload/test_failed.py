@@ -190,6 +190,41 @@ async def test_leftovers_of_a_killed_worker() -> None:
     assert await on.open_uploads() == [TARGET + "ey"]
 
 
+async def test_copies_of_a_retry_leave_each_other_alone() -> None:
+    """One retry copied by a broker writer: each copy that comes meanwhile takes no parts."""
+    on = bench("complete_multipart")
+    sent = request(on, "complete_multipart")
+
+    async def more_copies() -> None:
+        for _ in range(20):
+            on.storage.fail_next("complete_multipart", StorageUnavailableError("slow"))
+            with pytest.raises(StorageUnavailableError):
+                await on.serve(sent, seen_before=True)
+            assert await on.open_uploads() == [TARGET]  # that of the first
+
+    on.storage.before_next("complete_multipart", more_copies)
+    assert await on.serve(sent, seen_before=True) == Settled(len(DATA), 1)
+    assert await on.opened() == DATA
+    assert await on.open_uploads() == []
+
+
+async def test_a_copy_that_finds_its_object_aborts_nothing() -> None:
+    """It may be a sweep's copy of the large object onto itself that has parts under way."""
+    on = bench("complete_multipart")
+    sent = request(on, "complete_multipart")
+    await on.serve(sent)
+    await on.storage.begin_multipart(TARGET, Headers({}))
+    assert await on.serve(sent, seen_before=True) == Settled(len(DATA), 1)
+    assert await on.open_uploads() == [TARGET]
+
+
+async def test_leftovers_that_cannot_be_listed_keep_no_upload_from_its_end() -> None:
+    on = bench("complete_multipart")
+    on.storage.fail_next("open_multiparts", StorageUnavailableError("down"))
+    sent = request(on, "complete_multipart")
+    assert await on.serve(sent, seen_before=True) == Settled(len(DATA), 1)
+
+
 async def test_parts_aborted_by_another_delivery() -> None:
     """Its parts are gone at its completion: tried again later, and stored then."""
     on = bench("complete_multipart")
