@@ -15,7 +15,7 @@ from contracts.errors import (
     UnknownProjectError,
 )
 from contracts.messages import EnrollRequested, RequestOrigin
-from contracts.names import format_time
+from contracts.names import format_time, keyring_key
 from contracts.sealing import IntakeKey, Secret, kek_id, kek_info
 from workers.admission import open_secret
 from workers.control.adoption import highest_generation
@@ -109,11 +109,26 @@ class Enroller:
             keys = OperatorKeys(self._master_keys)
             return (await highest_generation(self._storage, request.project, keys) or 0) + 1
         async for _ in self._storage.list(f"{request.project}/", limit=1):
+            await self._check_not_listed(request.project)
             raise AlreadyEnrolledError(
                 f"objects stand under {request.project}/ without a keyring; "
                 "an enrolment with adopt takes them over"
             )
         return _FIRST_GENERATION
+
+    async def _check_not_listed(self, project: str) -> None:
+        """Return where a listing, too, shows no keyring.
+
+        A read that falsely answers 404 must refuse no request that comes again: this very one
+        may have enrolled the project (SPEC 8.6).
+
+        Raises:
+            StorageUnavailableError: it is listed, so the read that did not find it was wrong.
+        """
+        key = keyring_key(project)
+        async for row in self._storage.list(key, limit=1):
+            if row.key == key:
+                raise StorageUnavailableError("the keyring is listed and was not found")
 
     def _keyring(self, request: EnrollRequested, origin: RequestOrigin) -> Keyring:
         kek = self._kek(request)
