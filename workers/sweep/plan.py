@@ -141,7 +141,9 @@ class Plan:
     `proven` adds up what the last look at each proven page found, `written` what all looks
     wrote. `width` is how many pages may be under way at once. `idle` counts the steps since
     one that found something to do. The end is published once to each of `origins`.
-    `successor` is the id of the later sweep of the project that took this one over.
+    `successor` is the id of the later sweep of the project that took this one over; `taken` are
+    the ids of those that this one took over, noted by a step of its own before it proved
+    anything for them: only they may copy its end.
     `late_writes_refused` is whether the storage refuses what comes after its lease.
     `lease_s` is the longest lease of all workers that took part (None in records of 0.4),
     `stepped_lease_s` that of the worker of the last step.
@@ -170,6 +172,7 @@ class Plan:
     ended_at: datetime | None = None
     origins: Origins = (None,)
     successor: str | None = None
+    taken: tuple[str, ...] = ()
     late_writes_refused: bool | None = None
     lease_s: int | None = None
     stepped_lease_s: int | None = None

@@ -95,8 +95,11 @@ class Steps(Carrier[Plan]):
         return replace(plan, live=tuple(replace(live, sent_at=None) for live in plan.live))
 
     def _resumed(self, plan: Plan) -> Plan:
-        # The sweep that had taken it over failed: it goes on by itself.
-        return replace(self._unsent(plan), successor=None)
+        if plan.successor is None:
+            return self._unsent(plan)
+        # The sweep that had taken it over failed, and its end was copied. What this one had
+        # proven before was proven for another state than the one that was copied.
+        return replace(moved(plan, plan.state, plan.turned_at), successor=None)
 
     async def _send_again(self, plan: Plan) -> None:
         if plan.successor is not None:
@@ -144,7 +147,7 @@ class Steps(Carrier[Plan]):
         if before.step == 0 or plan.round != before.round:
             # Nothing is proven yet that could be older than what is taken over here.
             master_key = observed.desired.master_key
-            await take_over_earlier(self._store, self._outbox, plan, master_key)
+            plan = await take_over_earlier(self._store, self._outbox, plan, master_key)
         if plan.round == before.round:
             for page, result in judged.failing.items():
                 await self._store.add_failures(
@@ -198,6 +201,11 @@ class Steps(Carrier[Plan]):
         The record is written under the successor's master key, which follows the keyring's.
         """
         plan, later = standing.plan, successor.plan
+        if later.status != "running" and plan.ask.sweep_id not in later.taken:
+            # It was marked by a worker that stalled until the other sweep had ended, or whose
+            # step was lost: that end says nothing of this sweep's state.
+            _log.warning("sweep resumed: its successor never took it", **_named(plan))
+            return await self._make_step(standing, replace(self._unsent(plan), successor=None))
         if later.status == "running":
             plan = replace(plan, step=plan.step + 1, idle=plan.idle + 1)
             if not await self._store.change(plan, standing.etag, successor.master_key):

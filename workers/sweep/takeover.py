@@ -5,6 +5,11 @@ proof of its own yet, and then proves every page itself: nothing that was proven
 state is taken over. The earlier sweep does no page any more. It waits for the end of the later
 one and copies it, failure included; where the later one's record is gone, it goes on from its
 own. Which of two sweeps is the later one is a total order, so that no two take over each other.
+
+A mark alone says little: a worker that stalled between reading the later sweep and marking the
+earlier one may set it after the later one has ended, for a state that is over. So the later one
+notes whom it took in the very put that makes its step, which fails where it has gone on, and
+the earlier one copies no end of a sweep that did not note it.
 """
 
 from dataclasses import replace
@@ -56,8 +61,8 @@ def covers(later: Ask, earlier: Ask) -> bool:
     )
 
 
-async def take_over_earlier(store: SweepStore, outbox: Outbox, plan: Plan, master_key: str) -> None:
-    """Mark the earlier sweeps of the project as taken over by this one.
+async def take_over_earlier(store: SweepStore, outbox: Outbox, plan: Plan, master_key: str) -> Plan:
+    """Mark the earlier sweeps of the project as taken over by this one; the plan that notes them.
 
     To be called where a round begins: no page of this plan is proven then. A mark that is
     missing among the hints of running sweeps leaves a sweep to run by itself.
@@ -72,40 +77,45 @@ async def take_over_earlier(store: SweepStore, outbox: Outbox, plan: Plan, maste
         StorageUnavailableError: try again later.
     """
     if plan.ask.dry_run:
-        return
+        return plan
     earlier = [
         sweep_id
         async for sweep_id, project, _ in store.running()
         if project == plan.ask.project and sweep_id != plan.ask.sweep_id
     ]
-    for sweep_id in earlier:
-        await _take_over(store, outbox, plan, sweep_id, master_key)
+    taken = [
+        sweep_id
+        for sweep_id in earlier
+        if await _take_over(store, outbox, plan, sweep_id, master_key)
+    ]
+    return replace(plan, taken=tuple(dict.fromkeys((*plan.taken, *taken))))
 
 
 async def _take_over(
     store: SweepStore, outbox: Outbox, plan: Plan, sweep_id: str, master_key: str
-) -> None:
+) -> bool:
+    """Mark one sweep; False where it goes on by itself."""
     later = plan.ask
     for _ in range(_MAX_TURNS):
         try:
             standing = await store.read(sweep_id, later.project)
         except (MissingError, CorruptObjectError, UnknownMasterKeyError):
-            return  # no sweep: a hint that an attacker made, or a record that was removed
+            return False  # no sweep: a hint that an attacker made, or a record that was removed
         earlier = standing.plan
         if earlier.status != "running" or not covers(later, earlier.ask):
-            return
+            return False
         if earlier.successor == later.sweep_id:
             # Whoever marked it may have died before it sent this.
             await outbox.step(earlier)
-            return
+            return True
         if earlier.successor is not None and not await _replaces(store, later, earlier.successor):
-            return
+            return False
         taken = replace(earlier, successor=later.sweep_id, step=earlier.step + _MARK_STEPS, idle=0)
         if await store.change(taken, standing.etag, master_key):
             said = {"sweep_id": sweep_id, "project": later.project}
             _log.info("sweep taken over", **said, successor=later.sweep_id)
             await outbox.step(taken)
-            return
+            return True
     raise StorageUnavailableError("an earlier sweep's record kept changing")
 
 
@@ -126,7 +136,10 @@ def pause_s(plan: Plan) -> float:
 
 
 def copied(plan: Plan, later: Plan) -> Plan:
-    """A sweep that was taken over, with the end of its successor as its own."""
+    """A sweep that was taken over, with the end of its successor as its own.
+
+    A failed one may be asked for again, and then goes on by itself: see `Steps._resumed`.
+    """
     return replace(
         plan,
         state=later.state,

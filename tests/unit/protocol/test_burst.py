@@ -10,6 +10,8 @@ from tests.unit.protocol.world import World
 if TYPE_CHECKING:
     import pytest
 
+    from workers.sweep.plan import Plan
+
 OBJECTS = 51
 ROTATIONS = 14
 
@@ -62,8 +64,8 @@ def test_of_14_rotations_one_after_the_other_each_looks_once_and_the_last_proves
 def test_without_the_take_over_the_work_grows_with_the_square(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async def none(*_: Any) -> None:
-        pass
+    async def none(_store: Any, _outbox: Any, plan: Plan, _master_key: str) -> Plan:
+        return plan
 
     monkeypatch.setattr("workers.sweep.steps.take_over_earlier", none)
     assert _looks_of_a_burst(ROTATIONS, gap_s=0.5) > 80 * OBJECTS
