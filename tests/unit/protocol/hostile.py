@@ -16,6 +16,7 @@ from contracts.topology import PLAN_QUEUE, REQUEST_ID_FIELDS, SWEEP_QUEUE
 from tests.unit.protocol.broker import Letter
 from tests.unit.protocol.waiters import Record
 from workers.sweep.messages import SweepPage, SweepStep, encode
+from workers.sweep.store import PLAN_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -133,9 +134,12 @@ class BucketWriter:
 
     def remove(self, prefix: str) -> None:
         """Remove all that stands under a prefix, with all its versions."""
+        removed = [key for key in self._world.server.standing() if key.startswith(prefix)]
         self._world.server._bucket.purge(prefix)
-        if prefix.startswith(SWEEPS_PREFIX):
-            self._world.oracle.laws.cancelled.add(prefix.split("/")[2])
+        for key in removed:
+            if key.startswith(SWEEPS_PREFIX) and key.endswith(f"/{PLAN_NAME}"):
+                _, _, sweep_id, folder, _ = key.split("/")
+                self._world.oracle.laws.cancelled.add((sweep_id, folder))
 
     def relabel(self, s3_key: str, **metadata: str) -> None:
         """Change an object's metadata: `enc_upload="…"`."""

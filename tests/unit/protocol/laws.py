@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from contracts.names import object_key
+from contracts.names import ALL_PROJECTS_FOLDER, object_key
 from contracts.sealing import Secret, kek_id
 from contracts.topology import CONTROL_QUEUE, CONTROL_REQUESTS, UPLOAD_QUEUE, UPLOAD_REQUESTS
 
@@ -59,8 +59,9 @@ class Laws:
         self._grants = grants
         # Every request by its publisher and the digest of its bytes.
         self.asked: dict[tuple[str, str], Asked] = {}
-        # Sweeps whose records a bucket writer removed.
-        self.cancelled: set[str] = set()
+        # Sweeps whose plan a bucket writer removed, by id and folder. A part of a sweep of all
+        # has a folder of its own: that sweep begins it again.
+        self.cancelled: set[tuple[str, str]] = set()
         # Whatever a publisher signed, requests or not.
         self.signed: set[tuple[str, bytes]] = set()
         self._holders: dict[str, Holder] = {}
@@ -215,10 +216,13 @@ class Laws:
     def settled(self, waiter: Waiter) -> None:
         """Everything came to its end: none waits for ever."""
         asked = waiter.asked
-        # The last rotation is begun anew from its keyring; of a sweep, and of a rotation that a
-        # later one overtook, the record was all there was.
+        # The last rotation is begun anew from its keyring, whatever that still holds; of a sweep,
+        # and of a rotation that a later one overtook, the record was all there was.
         last = self._brought(asked) == self._latest.get(asked.project)
-        gone = asked.id in self.cancelled and (asked.kind == "sweep.requested" or not last)
+        folder = ALL_PROJECTS_FOLDER if asked.project == "*" else asked.project
+        gone = (asked.id, folder) in self.cancelled and (
+            asked.kind == "sweep.requested" or not last
+        )
         if not waiter.ended and not gone:
             self._violated(f"{waiter} waits for ever")
 
