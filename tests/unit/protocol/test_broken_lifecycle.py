@@ -17,6 +17,7 @@ from tests.unit.protocol.process import MASTER_KEYS, Options, Parts
 from tests.unit.protocol.stories import begin, hint, is_page, stop_at, violations, without
 from tests.unit.protocol.wire import MID
 from workers.control import ControlRole
+from workers.control.enrolment import Enroller
 from workers.sweep.everyone import Everyone
 from workers.sweep.lost import OpenRotations
 from workers.sweep.rescue import rescue
@@ -124,6 +125,28 @@ def test_no_sweep_takes_the_id_of_an_enrolment_that_adopts() -> None:
         assert [event.type for event in world.ended(enrolment)] == ["project.enrolled"]
 
     assert violations(story) == []
+
+
+def an_enrolment_that_comes_again_as_its_keyring_answers_404(world: World) -> None:
+    begin(world, "a")
+    enrolment = next(iter(world.requests))
+    world.server.hide(".keyturn/keyrings/acme.json", code="NoSuchKey", times=1)
+    world.try_again(enrolment)
+    _each_is_answered(world)
+
+
+def test_an_enrolment_is_not_refused_for_a_keyring_that_is_listed_and_answers_404(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    story = an_enrolment_that_comes_again_as_its_keyring_answers_404
+    assert violations(story) == []
+
+    async def unchecked(*_: Any) -> None:
+        return None
+
+    monkeypatch.setattr(Enroller, "_check_not_listed", unchecked)
+    found = violations(story, settle=False)
+    assert any("enroll.rejected believed by" in what for what in found)
 
 
 def test_an_enrolment_id_is_known_with_its_publisher_and_its_key_alone() -> None:
