@@ -1,7 +1,7 @@
 """Dead letters: reading them without taking them, and describing them safely (SPEC 12).
 
-Looking is `basic.get` without acknowledgement on one channel; what was not acted on goes back
-in its order (dead-letter queues have no delivery limit, see `contracts.topology`).
+Looking is taking without acknowledgement, by one consumer a queue; what was not acted on goes
+back in its order (dead-letter queues have no delivery limit, see `contracts.topology`).
 Nothing in a letter is anybody's word: its id, its headers and its code can be made up by
 whoever may write to the broker.
 It must never show a sealed body, nor a value of a field that may hold anything.
@@ -281,11 +281,18 @@ class Look:
             raise CommandError(f"{queue} does not exist on the broker; start a worker") from exc
         standing = declared.declaration_result.message_count or 0
         taken = self._taken.setdefault(queue, [])
-        for _ in range(min(limit, standing)):
-            message = await declared.get(fail=False)
-            if message is None:
-                return
-            taken.append(message)
+        if not standing:
+            return
+        # It brings the workers' side of the broker with it, a second of imports.
+        from workers.broker.dead import taken as taken_of  # noqa: PLC0415
+
+        # All of them before any is acted on: for each that is acknowledged the consumer would be
+        # given one more.
+        found = [
+            message async for message in taken_of(self.channel, declared, min(limit, standing))
+        ]
+        taken += found
+        for message in found:
             yield message
 
     async def give_back(self) -> None:

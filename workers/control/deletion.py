@@ -23,7 +23,10 @@ _MAX_TURNS: Final = 8
 
 
 class Deleter:
-    """Serves deletes against one bucket; `lease_s` is the same in all processes (SPEC 8.4)."""
+    """Serves deletes against one bucket.
+
+    `lease_s` is this worker's; where the keyring names a longer one, that counts (SPEC 8.4).
+    """
 
     def __init__(
         self, storage: Storage, keyrings: KeyringReader, keys: OperatorKeys, lease_s: int
@@ -49,7 +52,7 @@ class Deleter:
             head = await self._tombstone(s3_key, request, observed)
             if head is not None:
                 await self._remove_older(s3_key)
-                self._check_settled(head)
+                self._check_settled(head, observed)
                 return
             await self._put(s3_key, request, observed)
         raise StorageUnavailableError("the tombstone did not stay")
@@ -67,7 +70,7 @@ class Deleter:
         if head is None:
             return False
         await self._remove_older(s3_key)
-        self._check_settled(head)
+        self._check_settled(head, observed)
         return True
 
     async def _tombstone(
@@ -119,8 +122,10 @@ class Deleter:
             except RefusedError as exc:
                 raise LockedObjectError("a lock keeps an older version") from exc
 
-    def _check_settled(self, head: Head) -> None:
+    def _check_settled(self, head: Head, observed: Observed) -> None:
+        # A worker with the longer lease that the keyring names may have a copy under way.
+        lease_s = max(self._lease_s, observed.keyring.lease_s or 0)
         # Both of them in whole seconds of the storage's own clock.
-        settled_at = head.last_modified + timedelta(seconds=2 * self._lease_s)
+        settled_at = head.last_modified + timedelta(seconds=2 * lease_s)
         if head.date <= settled_at:
             raise NotYetError((settled_at - head.date).total_seconds() + 1)

@@ -20,7 +20,14 @@ from contracts.sealing import IntakeKey, Secret, kek_id, kek_info
 from workers.admission import open_secret
 from workers.control.adoption import highest_generation
 from workers.envelope import OperatorKeys
-from workers.keyring import Generation, Keyring, KeyringReader, create, is_same_request
+from workers.keyring import (
+    Generation,
+    Keyring,
+    KeyringReader,
+    create,
+    is_brought_by_this,
+    is_same_request,
+)
 from workers.storage import Storage
 from workers.sweep import Ask, Starter
 
@@ -97,8 +104,9 @@ class Enroller:
             return None
         keyring = observed.keyring
         enrolment = keyring.enrolment
-        if enrolment.rotation_id != request.request_id or not is_same_request(
-            keyring, enrolment, kek=self._kek(request), origin=origin
+        if enrolment.rotation_id != request.request_id or not (
+            is_brought_by_this(keyring, enrolment, origin)
+            or is_same_request(keyring, enrolment, kek=self._kek(request), origin=origin)
         ):
             raise AlreadyEnrolledError(f"{request.project} has a keyring")
         return enrolment.generation

@@ -26,7 +26,7 @@ from contracts.errors import (
 )
 from contracts.messages import Event, Rejected, load_json, problems
 from contracts.names import is_uuid
-from contracts.publisher import OutcomeUnknownError, Publisher, PublisherError
+from contracts.publisher import OutcomeUnknownError, Publisher, PublisherError, WaitTimeoutError
 from contracts.publisher.requests import new_id
 from contracts.sealing import kek_id
 from workers.errors import MissingError, StorageAnswerError
@@ -218,12 +218,25 @@ class Rotations:
         )
         answer = asyncio.create_task(waiting)
         answer.add_done_callback(lambda done: done.cancelled() or done.exception())
-        answer.add_done_callback(lambda _: self._answered(project))
+        until_s = asyncio.get_running_loop().time() + _LISTEN_S
+        answer.add_done_callback(lambda done: self._listened(project, done, until_s))
         self._known[rotation_id] = _Known(project, answer)
         while len(self._known) > _MAX_KNOWN:
             _, oldest = self._known.popitem(last=False)
             oldest.answer.cancel()
         return answer
+
+    def _listened(self, project: str, answer: asyncio.Task[Event], until_s: float) -> None:
+        """Give the project its share back, but for an answer that could not be listened for.
+
+        The rotation may be on its way all the same: were the share free at once, a project
+        could publish without bound for as long as the stream of events cannot be read.
+        """
+        failed = None if answer.cancelled() else answer.exception()
+        if failed is None or isinstance(failed, WaitTimeoutError):
+            self._answered(project)
+        else:
+            answer.get_loop().call_at(until_s, self._answered, project)
 
     async def _state(self, admitted: Admitted, rotation_id: str) -> dict[str, Any]:
         generation = brought_by(admitted.observed.keyring, rotation_id)

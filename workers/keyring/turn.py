@@ -89,6 +89,15 @@ def is_same_request(
     return entry.kek_id == kek_id(kek)
 
 
+def is_brought_by_this(keyring: Keyring, entry: Generation, origin: RequestOrigin) -> bool:
+    """Whether the keyring itself says that this very request brought the generation.
+
+    Then its KEK need not be opened, which cannot be done any more once its intake key was
+    retired. Only the current generation's origin is kept; of others the KEK decides.
+    """
+    return entry is keyring.current and keyring.origin == origin
+
+
 def leased(keyring: Keyring, lease_s: int) -> Keyring:
     """The keyring as a worker with this lease, in seconds, writes it (SPEC 5.2).
 

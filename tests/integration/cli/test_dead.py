@@ -110,6 +110,18 @@ async def test_thirty_looks_lose_nothing_and_keep_the_order(cli: Cli) -> None:
         assert await _ids(channel, _DEAD) == expected
 
 
+async def test_hundreds_of_letters_keep_their_order(cli: Cli) -> None:
+    """The broker gives back in another order what more than some thirty `basic.get` took."""
+    async with _broker(cli) as channel:
+        expected = [f"letter-{place:03}" for place in range(300)]
+        for name in expected:
+            await _bury(channel, b"{}", {}, message_id=name)
+        result = await cli.arun("dead", "list", "--limit", "1000", "--json")
+        assert [row["id"] for row in document(result)] == expected
+        assert (await cli.arun("dead", "show", expected[200])).exit_code == 0
+        assert await _ids(channel, _DEAD) == expected
+
+
 async def test_what_was_looked_at_stands_there_for_whoever_looks_next(cli: Cli) -> None:
     """Without the wait, the next look finds too few nearly every other time."""
     async with _broker(cli) as channel:

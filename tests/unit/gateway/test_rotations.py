@@ -253,6 +253,21 @@ async def test_one_that_was_not_published_is_not_under_way(
     assert not serving.rotations._pending
 
 
+async def test_one_whose_answer_cannot_be_listened_for_keeps_its_share_for_a_while(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the stream of events cannot be read a project publishes no more than its share."""
+    monkeypatch.setattr(rotations_module, "_LISTEN_S", 0.2)
+    serving.publisher.wait_fails = PublisherError("the stream cannot be read")
+    statuses = []
+    for _ in range(5):
+        statuses.append((await serving.ask("POST", ROTATIONS, body=_ask())).status)
+        await asyncio.sleep(0)
+    assert statuses == [202, 202, 202, 429, 429]
+    await asyncio.sleep(0.3)
+    assert not serving.rotations._pending
+
+
 async def test_rotations_that_are_being_swept_are_a_few_a_project() -> None:
     """14 rotations of 51 objects did 4,845 looks: each one's sweep goes over all objects."""
     serving = Serving(max_rotations=2)

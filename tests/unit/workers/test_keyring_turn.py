@@ -14,7 +14,7 @@ from contracts.sealing import Secret
 from tests.unit.workers.factories import AT, MASTER_KEYS, keyring
 from workers.keyring import change, create, forbidden_plaintext, resealed, settled, turned
 from workers.keyring.record import Keyring, parse
-from workers.keyring.turn import leased
+from workers.keyring.turn import is_brought_by_this, leased
 from workers.storage.memory import MemoryStorage
 
 if TYPE_CHECKING:
@@ -34,6 +34,15 @@ def test_a_turn_names_the_request_that_brought_it() -> None:
     after = _turned(_BEFORE)
     assert after.origin == _LATER
     assert (after.lease_s, after.evidence) == (20, "e" * 64)
+
+
+def test_only_the_current_generation_is_known_by_its_origin_alone() -> None:
+    after = _turned(_BEFORE)
+    assert is_brought_by_this(after, after.current, _LATER)
+    assert not is_brought_by_this(after, after.current, RequestOrigin("two", "3" * 64))
+    assert not is_brought_by_this(after, after.current, RequestOrigin("one", "2" * 64))
+    assert not is_brought_by_this(after, after.history[0], _LATER)
+    assert not is_brought_by_this(keyring(), keyring().current, _LATER)
 
 
 @pytest.mark.parametrize(
