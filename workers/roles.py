@@ -130,6 +130,7 @@ class Roles:
             self._metrics,
             now=self._now,
             learn_time=self.learn_time,
+            time_known=lambda: self._keyrings.clock.is_known,
             grants=self._grants,
         )
 

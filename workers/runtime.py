@@ -172,11 +172,12 @@ async def _serve(settings: WorkerSettings, roles: frozenset[str]) -> None:
                 stack.enter_context(_on_hangup(grants.read_again))
                 await stack.enter_async_context(_meanwhile(grants.keep_current()))
             await stack.enter_async_context(_meanwhile(process.bound_dead_letters()))
+            # Each role needs it: an upload's lease, the ages of requests, the date of a turn.
+            await stack.enter_async_context(_meanwhile(process.keep_time_known()))
             if UPLOAD in roles:
                 await stack.enter_async_context(_meanwhile(process.sweep_staging()))
             if SWEEP in roles:
                 await stack.enter_async_context(_meanwhile(process.rescue_sweeps()))
-                await stack.enter_async_context(_meanwhile(process.keep_time_known()))
             tame_garbage_collection()
             try:
                 await app.run()

@@ -618,6 +618,20 @@ async def test_a_time_that_cannot_be_learned_refuses_nothing() -> None:
     assert steps == ["put off", "keyturn.upload storage_unavailable 0 1s", "ack"]
 
 
+@pytest.mark.parametrize("age", [{"minutes": -6}, {"days": 8}, {"days": 30}])
+async def test_a_time_that_is_not_known_for_two_leases_refuses_nothing(age: dict[str, int]) -> None:
+    """The first answer of a slow front end had every fresh request refused for good."""
+    scene = Scene()
+    asked = format_time(datetime.now(UTC) - timedelta(**age))
+    taken = Consumer(
+        FakeRole(scene), RULES, cast("Teller", FakeTeller(scene)), time_known=lambda: False
+    )
+    delivery = message(scene, document(requested_at=asked))
+    await taken(cast("AbstractIncomingMessage", delivery))
+    waits = ["put off", "keyturn.upload storage_unavailable 0 1s", "ack"]
+    assert scene.steps == ["looked up", *waits]
+
+
 async def test_a_request_from_the_future_is_refused() -> None:
     scene = Scene()
     asked = format_time(datetime.now(UTC) + timedelta(minutes=6))

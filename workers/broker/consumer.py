@@ -122,9 +122,14 @@ class Consumer:
         *,
         now: Callable[[], datetime] = utc_now,
         learn_time: Callable[[], Awaitable[None]] | None = None,
+        time_known: Callable[[], bool] | None = None,
         grants: GrantsKeeper | None = None,
     ) -> None:
-        """`now` tells the time that ages are by; `learn_time` asks the storage for it anew."""
+        """`now` gives the time that ages are by; `learn_time` asks the storage for it anew.
+
+        `time_known` says whether it is known well enough to refuse a request for good.
+        """
+        self._time_known = time_known or _always
         self._learn_time = learn_time or _nothing_to_learn
         self._grants = grants
         self._role = role
@@ -243,9 +248,12 @@ class Consumer:
             return await self._role.serve(request, origin, seen_before=taken.seen_before)
         # A redelivery may have waited long for its turn: what is done is published as done.
         done = await self._role.find_completed(request, origin)
-        if done is None:
-            raise expired
-        return done
+        if done is not None:
+            return done
+        if not self._time_known():
+            # One wrong `Date`, seen first, must refuse no fresh request for good.
+            raise StorageUnavailableError("the storage's clock is not known for two leases yet")
+        raise expired
 
     async def _expired(self, request: Request) -> RequestExpiredError | None:
         """The refusal of a request past its age, by the storage's clock of this moment."""
@@ -264,12 +272,14 @@ class Consumer:
     async def _put_off_or_refuse(self, taken: "_Taken", error: KeyturnError) -> None:
         message, request = taken.message, taken.request
         attempt = attempts(taken.retry, error)
+        requested_at = request.requested_at_instant
         delay_s = retry_delay_s(
             error,
             attempt,
-            requested_at=request.requested_at_instant,
+            requested_at=requested_at,
             max_age=self._rules.max_age + _LOOK_AT_LEAST,
-            now=self._now(),
+            # By a clock that is not known nothing is too old to be tried again.
+            now=self._now() if self._time_known() else requested_at,
         )
         if delay_s is None:
             await self._refuse(message, error, taken.signer, request)
@@ -345,6 +355,10 @@ class _Taken:
 
 async def _nothing_to_learn() -> None:
     return None
+
+
+def _always() -> bool:
+    return True
 
 
 async def _give_back(message: Delivered) -> None:

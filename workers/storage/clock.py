@@ -4,8 +4,9 @@ Leases and proofs rest on the `Date` of the storage's answers, and one wrong `Da
 neither stretch a lease nor date a proof. Each answer bounds the storage's clock: its `Date`
 is no later than the receipt, and a second after its `Date` is no earlier than the sending.
 Answers that contradict those of the last ten minutes are not believed, whichever way they
-differ, until nothing but such answers came for two leases: then the clock was set, and they
-are the new reference.
+differ, until such answers agreed with one another for two leases and clearly outnumbered the
+others: then the clock was set, or the reference was one wrong front end's, and they are the
+new reference.
 
 The process's own clock is CLOCK_BOOTTIME, which nobody sets and which goes on while the
 machine is suspended.
@@ -27,6 +28,9 @@ _SPAN_S: Final = 10.0
 _DATE_RESOLUTION_S: Final = 1.0
 # One of several front ends may contradict the others at every second answer.
 _BETWEEN_WARNINGS_S: Final = 60.0
+# Two front ends of which one is wrong must not take turns: a majority is larger than chance.
+_MAJORITY: Final = 2
+_MAJORITY_LEAD: Final = 20
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 _log = structlog.get_logger()
@@ -77,6 +81,10 @@ class _Reference:
         self._spans = deque([first])
         self.whole = _Bounds(first.since_s, first.low, first.high)
 
+    def allows(self, low: float, high: float, tolerated_s: float) -> bool:
+        """Whether an answer with these bounds agrees with these."""
+        return low <= self.whole.high + tolerated_s and high >= self.whole.low - tolerated_s
+
     def forget_until(self, now_s: float) -> bool:
         """Drop what is older than ten minutes; False where nothing is left."""
         dropped = False
@@ -99,6 +107,36 @@ class _Reference:
         self.whole.narrow(low, high)
 
 
+class _Candidate(_Reference):
+    """Answers that agree with one another, and with the reference not.
+
+    It outlives answers that it contradicts for as long as they are fewer: one wrong front end
+    that was met first would else remain the reference for ever.
+    """
+
+    def __init__(self, since_s: float, first: _Bounds) -> None:
+        super().__init__(since_s, first)
+        self._agreeing = 1
+        self._contradicting = 0
+
+    def add(self, now_s: float, low: float, high: float) -> None:
+        super().add(now_s, low, high)
+        self._agreeing += 1
+
+    def contradict(self) -> bool:
+        """Count an answer that contradicts it; False where it has no majority any more."""
+        self._contradicting += 1
+        return self._contradicting < self._agreeing
+
+    @property
+    def has_majority(self) -> bool:
+        """Whether it had all answers since its first, or clearly more than all others."""
+        agreeing, contradicting = self._agreeing, self._contradicting
+        return not contradicting or (
+            agreeing >= _MAJORITY * contradicting and agreeing - contradicting >= _MAJORITY_LEAD
+        )
+
+
 class StorageClock:
     """What the answers to one process say about the storage's clock.
 
@@ -112,13 +150,22 @@ class StorageClock:
         self._tolerated_s = lease_s / 6
         self._two_leases_s = 2 * lease_s
         self._reference: _Reference | None = None
-        self._candidate: _Reference | None = None
+        self._candidate: _Candidate | None = None
+        self._last = DISTRUSTED
         self._warned_s = -_BETWEEN_WARNINGS_S
 
     @property
     def prompt_s(self) -> float:
         """How long a keyring read or listing may take at most to give a lease."""
         return self._tolerated_s
+
+    @property
+    def is_known(self) -> bool:
+        """Whether `now` may refuse anything: known for two leases, and as the last answer said.
+
+        The first answer that a process gets is its reference at once, and may be a wrong one.
+        """
+        return self._last.proves
 
     def observe(self, date: datetime | None, sent_s: float, received_s: float) -> Judged:
         """Take in one answer of the storage.
@@ -128,6 +175,10 @@ class StorageClock:
             sent_s: when its request was sent, by `own_s`; earlier does no harm.
             received_s: when the answer was there, by `own_s`; later does no harm.
         """
+        self._last = self._judged(date, sent_s, received_s)
+        return self._last
+
+    def _judged(self, date: datetime | None, sent_s: float, received_s: float) -> Judged:
         if date is None:
             return DISTRUSTED
         date_s = (date - _EPOCH).total_seconds()
@@ -136,11 +187,13 @@ class StorageClock:
         if reference is None or not reference.forget_until(received_s):
             self._candidate = None
             reference = self._begin(received_s, low, high)
-        elif not self._within(reference, low, high):
+        elif not reference.allows(low, high, self._tolerated_s):
             return self._contradicted(received_s, low, high)
         else:
-            # The reference still holds: what contradicted it was one front end of several.
-            self._candidate = None
+            candidate = self._candidate
+            if candidate is not None and not candidate.allows(low, high, self._tolerated_s):
+                # The reference still holds, unless such answers are the fewer.
+                self._candidate = candidate if candidate.contradict() else None
             reference.add(received_s, low, high)
         return Judged(agrees=True, proves=received_s - reference.since_s >= self._two_leases_s)
 
@@ -151,24 +204,23 @@ class StorageClock:
         bounds = self._reference.whole
         return _EPOCH + timedelta(seconds=self.own_s() + (bounds.low + bounds.high) / 2)
 
-    def _within(self, reference: _Reference, low: float, high: float) -> bool:
-        bounds, tolerated = reference.whole, self._tolerated_s
-        return low <= bounds.high + tolerated and high >= bounds.low - tolerated
-
     def _contradicted(self, received_s: float, low: float, high: float) -> Judged:
         candidate = self._candidate
-        if (
-            candidate is None
-            or not candidate.forget_until(received_s)
-            or not self._within(candidate, low, high)
-        ):
-            self._warn(received_s, low)
-            self._candidate = _Reference(received_s, _Bounds(received_s, low, high))
+        if candidate is not None and candidate.forget_until(received_s):
+            if candidate.allows(low, high, self._tolerated_s):
+                candidate.add(received_s, low, high)
+                return self._replaced(candidate, received_s, low)
+            if candidate.contradict():
+                return DISTRUSTED
+        self._warn(received_s, low)
+        self._candidate = _Candidate(received_s, _Bounds(received_s, low, high))
+        return DISTRUSTED
+
+    def _replaced(self, candidate: _Candidate, received_s: float, low: float) -> Judged:
+        """Make the candidate the reference, where its time has come."""
+        if received_s - candidate.since_s < self._two_leases_s or not candidate.has_majority:
             return DISTRUSTED
-        candidate.add(received_s, low, high)
-        if received_s - candidate.since_s < self._two_leases_s:
-            return DISTRUSTED
-        # Nothing but answers that agree with one another for two leases: the clock was set.
+        # Such answers for two leases, and few others: it was set, or was wrong from the first.
         _log.warning("the storage's clock was set", by_s=round(self._by(low), 1))
         self._candidate = None
         self._begin(received_s, candidate.whole.low, candidate.whole.high)

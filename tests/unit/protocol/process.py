@@ -152,7 +152,12 @@ class Process:
         rules = Rules("test", GRANTS, _MAX_AGE)
         clock = self.keyrings.clock
         return self.world.parts.consumer(
-            role, rules, self._teller, now=clock.now, learn_time=self._learn_time
+            role,
+            rules,
+            self._teller,
+            now=clock.now,
+            learn_time=self._learn_time,
+            time_known=lambda: clock.is_known,
         )
 
     async def _learn_time(self) -> None:

@@ -133,6 +133,49 @@ def test_contradictions_that_contradict_each_other_are_no_new_reference() -> Non
     assert on.answers(120, 100, 200) == [DISTRUSTED] * 120
 
 
+@pytest.mark.parametrize("ahead_s", [360, -360, 16, -16])
+@pytest.mark.parametrize("others", [2, 4, 9])
+def test_a_wrong_front_end_that_is_met_first_does_not_remain_the_reference(
+    ahead_s: float, others: int
+) -> None:
+    """Each of its answers put off the others for ever."""
+    on = Machine()
+    right = [0.0] * others
+    given = on.answers(180, ahead_s, *right)
+    assert given[1 : others + 1] == [DISTRUSTED] * others
+    after = on.answers(60, *right, ahead_s)
+    assert [answer for answer in after if answer != DISTRUSTED] == [
+        PROOF for number in range(60) if number % (others + 1) < others
+    ]
+
+
+def test_of_three_clocks_the_one_of_most_front_ends_becomes_the_reference() -> None:
+    on = Machine()
+    on.answers(180, 360, 0, 0, 0, 0, -360)
+    assert on.answers(60, 0, -360, 360) == [PROOF, DISTRUSTED, DISTRUSTED] * 20
+
+
+@pytest.mark.parametrize("ahead_s", [360, -360])
+def test_a_minority_that_is_met_later_never_becomes_the_reference(ahead_s: float) -> None:
+    on = Machine()
+    on.answers(60)
+    given = on.answers(3600, ahead_s, ahead_s, 0, 0, 0)
+    assert given == [DISTRUSTED, DISTRUSTED, PROOF, PROOF, PROOF] * 720
+
+
+def test_it_is_known_by_a_reference_of_two_leases_and_an_answer_that_agrees() -> None:
+    on = Machine()
+    assert not on.clock.is_known
+    on.answers(29)
+    assert not on.clock.is_known
+    on.answers(5)
+    assert on.clock.is_known
+    on.answer(360)
+    assert not on.clock.is_known
+    on.answer()
+    assert on.clock.is_known
+
+
 def test_an_answer_without_a_date_gives_nothing() -> None:
     on = Machine()
     on.answers(60)
