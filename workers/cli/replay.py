@@ -91,8 +91,8 @@ class Resigner:
         `named` says that the operator asked for this very letter.
 
         Raises:
-            NotPermittedError: it was not refused for its age, or is a rotation or an enrolment
-                that was not named; or its publisher may not send it.
+            NotPermittedError: it was not refused for its age, or is not past it; it is a rotation
+                or an enrolment that was not named; or its publisher may not send it.
             BadSignatureError, MalformedRequestError: its publisher did not sign it.
             GenerationMismatchError: a rotation that another one has overtaken.
             StagedBodyMissingError: its staged body is gone.
@@ -105,6 +105,11 @@ class Resigner:
             # another chance that its publisher never gave it.
             raise NotPermittedError(f"only request_expired is signed anew, this is {code!r}")
         old = self._believed(message, queue)
+        # Nobody signed the code above: a broker writer can put it on a letter that was refused
+        # for something else, or on a copy of a request that is not old.
+        max_age = timedelta(seconds=self._settings.request_max_age_s)
+        if now() - old.request.requested_at_instant <= max_age:
+            raise NotPermittedError("it is not past its age: replay it without --resign")
         if isinstance(old.request, RotationRequested | EnrollRequested) and not named:
             raise NotPermittedError(
                 "a rotation or an enrolment is signed anew only where it is named by its id"

@@ -63,6 +63,8 @@ class ResignSettings(DeploymentSettings):
     publisher_name: Annotated[str, Field(pattern=SHORT_NAME_PATTERN)]
     publisher_key: SigningKeySetting
     publishers: Publishers
+    # As the workers have it: only what is older was refused for its age.
+    request_max_age_s: Annotated[int, Field(ge=1)] = 7 * 24 * 3600
 
 
 class StatusSettings(OperatorSettings):

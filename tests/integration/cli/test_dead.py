@@ -270,6 +270,18 @@ async def test_resign_lends_no_signature_to_what_nobody_signed_or_may_send(cli: 
         assert await _ids(channel, _DEAD) == [forged.upload_id, beyond.upload_id]
 
 
+async def test_resign_believes_no_code_on_a_request_that_is_not_past_its_age(cli: Cli) -> None:
+    """The code is in no signature: a broker writer can put it on any letter."""
+    async with _broker(cli) as channel:
+        made = await _bury_upload(cli, channel)
+        result = await cli.arun("dead", "replay", made.upload_id, "--resign", "--json")
+        (row,) = document(result)
+        assert (row["status"], row["code"]) == ("kept", "not_permitted")
+        assert "not past its age" in row["detail"]
+        assert await _depth(channel, _WORK) == 0
+        assert await _ids(channel, _DEAD) == [made.upload_id]
+
+
 async def test_resign_is_for_what_was_refused_for_its_age_alone(cli: Cli) -> None:
     """SPEC 12: what was refused for what it is gets no second chance by an operator's name."""
     async with _broker(cli) as channel:
