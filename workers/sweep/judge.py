@@ -117,7 +117,9 @@ def at(plan: Plan, now: datetime, *, proves: bool) -> Plan:
         raise StorageUnavailableError("the sweep's record is of a later moment than this read")
     if plan.turned_at > now:
         plan = moved(plan, plan.state, now)
-    elif plan.step == 0:
+    elif plan.stepped_at is None:
+        # Whoever created it may have met one slow front end, and dated the turn too early.
+        check_dates_turn(plan, proves=proves)
         plan = replace(plan, turned_at=now)
     progressed_at = plan.progressed_at
     return replace(
@@ -125,6 +127,18 @@ def at(plan: Plan, now: datetime, *, proves: bool) -> Plan:
         live=tuple(_redated(live, now, plan.lease_s or 0) for live in plan.live),
         progressed_at=None if progressed_at is None or progressed_at > now else progressed_at,
     )
+
+
+def check_dates_turn(plan: Plan, *, proves: bool) -> None:
+    """Return where a read may date the turn of this sweep (SPEC 8.4).
+
+    Dated by one wrong `Date`, a page would be proven too early. A dry run proves nothing.
+
+    Raises:
+        StorageUnavailableError: try again later.
+    """
+    if not proves and not plan.ask.dry_run:
+        raise StorageUnavailableError("the storage's clock is not known for two leases yet")
 
 
 def _redated(live: Live, now: datetime, lease_s: int) -> Live:

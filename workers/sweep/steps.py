@@ -33,7 +33,7 @@ from workers.keyring import (
 )
 from workers.storage import Storage
 from workers.sweep.carrying import HURRY_STEPS, Carrier
-from workers.sweep.judge import at, due, judge, moved, waits_until, with_lease
+from workers.sweep.judge import at, check_dates_turn, due, judge, moved, waits_until, with_lease
 from workers.sweep.messages import SweepPage
 from workers.sweep.outbox import Outbox
 from workers.sweep.plan import Ask, Ended, Live, Plan, State
@@ -142,6 +142,7 @@ class Steps(Carrier[Plan]):
         plan, proven = judged.plan, judged.proven
         if state != plan.state:
             # Pages of the new round bear the numbers of the old one's: none of them is done.
+            check_dates_turn(plan, proves=observed.proves)
             plan, proven = moved(plan, state, now), ()
             _log.info("sweep overtaken", **_named(plan), round=plan.round)
         if before.step == 0 or plan.round != before.round:
@@ -260,6 +261,7 @@ class Steps(Carrier[Plan]):
             wanted = self._wanted(plan.ask, observed)
             if State.of(wanted) != plan.state:
                 # It moved since this step began: what was proven is not what is wanted now.
+                check_dates_turn(plan, proves=observed.proves)
                 after = moved(plan, State.of(wanted), observed.lease.read_at)
                 return await self._go_on(standing, after, observed)
             if not clean or plan.ask.dry_run:
@@ -269,6 +271,7 @@ class Steps(Carrier[Plan]):
                 # behind the look at its page, by a keyring that still allowed it.
                 if await self._change(observed, forbidden_plaintext(observed.keyring)):
                     now = await self._keyrings.fresh(plan.ask.project)
+                    check_dates_turn(plan, proves=now.proves)
                     again = moved(plan, State.of(now), now.lease.read_at)
                     return await self._go_on(standing, again, now)
                 continue

@@ -253,7 +253,7 @@ def test_a_turn_that_is_dated_after_the_read_is_dated_again() -> None:
 def test_a_clock_that_is_not_known_for_long_dates_no_turn_back() -> None:
     """It may be this read that is wrong: a turn dated too early would be proven too early."""
     for record in (
-        plan(page(), turned_at=PROOF, step=3),
+        plan(page(), turned_at=PROOF, stepped_at=TURN, step=3),
         plan(page(), turned_at=TURN, stepped_at=PROOF, step=3),
     ):
         with pytest.raises(StorageUnavailableError):
@@ -262,8 +262,20 @@ def test_a_clock_that_is_not_known_for_long_dates_no_turn_back() -> None:
 
 
 def test_the_first_step_reads_the_turn_again() -> None:
-    assert at(plan(step=0), PROOF, proves=False).turned_at == PROOF
-    assert at(plan(page(), step=1), PROOF, proves=False).turned_at == TURN
+    for step in (0, 2):  # hurried, or taken over, before its first step
+        assert at(plan(step=step), PROOF, proves=True).turned_at == PROOF
+    stepped = plan(page(), step=1, stepped_at=TURN)
+    assert at(stepped, PROOF, proves=False).turned_at == TURN
+
+
+@pytest.mark.parametrize("step", [0, 2])
+def test_a_read_that_proves_nothing_dates_no_turn(step: int) -> None:
+    """A worker that had just started met a slow front end: pages were proven too early."""
+    first = plan(step=step)
+    with pytest.raises(StorageUnavailableError, match="not known for two leases"):
+        at(first, PROOF, proves=False)
+    dry = replace(first, ask=replace(first.ask, dry_run=True))
+    assert at(dry, PROOF, proves=False).turned_at == PROOF
 
 
 def test_a_page_waits_for_no_moment_that_only_a_wrong_date_can_have_given() -> None:
