@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tests.unit.protocol.process import Options
+from tests.unit.protocol.stories import know_the_clock
 from tests.unit.protocol.world import World
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def _looks_of_a_burst(rotations: int, gap_s: float | None = None) -> int:
         for number in range(OBJECTS):
             world.upload("acme", f"k{number:02}", b"x")
         world.run()
+        know_the_clock(world)
         network: Any = world.network
         ask = network.ask
 
