@@ -67,7 +67,7 @@ class Wire:
         """The first event of a request."""
         return await self.event(lambda event: request_id in event.values(), timeout_s=timeout_s)
 
-    async def take(self, queue: str, *, timeout_s: float = 30) -> AbstractIncomingMessage:
+    async def take(self, queue: str, *, timeout_s: float = 60) -> AbstractIncomingMessage:
         """Take one message off a queue, waiting for it."""
         source = await self.channel.get_queue(queue, ensure=False)
         async with asyncio.timeout(timeout_s):
