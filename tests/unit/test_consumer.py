@@ -618,18 +618,34 @@ async def test_a_time_that_cannot_be_learned_refuses_nothing() -> None:
     assert steps == ["put off", "keyturn.upload storage_unavailable 0 1s", "ack"]
 
 
-@pytest.mark.parametrize("age", [{"minutes": -6}, {"days": 8}, {"days": 30}])
-async def test_a_time_that_is_not_known_for_two_leases_refuses_nothing(age: dict[str, int]) -> None:
+def _with_an_unknown_time(scene: Scene, off: timedelta) -> Consumer:
+    """A worker that has just met a storage whose clock is off."""
+    return Consumer(
+        FakeRole(scene),
+        RULES,
+        cast("Teller", FakeTeller(scene)),
+        now=lambda: datetime.now(UTC) + off,
+        time_known=lambda: False,
+    )
+
+
+@pytest.mark.parametrize("off", [{"minutes": -6}, {"days": 8}, {"days": 30}])
+async def test_a_time_that_is_not_known_for_two_leases_refuses_nothing(off: dict[str, int]) -> None:
     """The first answer of a slow front end had every fresh request refused for good."""
     scene = Scene()
-    asked = format_time(datetime.now(UTC) - timedelta(**age))
-    taken = Consumer(
-        FakeRole(scene), RULES, cast("Teller", FakeTeller(scene)), time_known=lambda: False
-    )
-    delivery = message(scene, document(requested_at=asked))
-    await taken(cast("AbstractIncomingMessage", delivery))
+    taken = _with_an_unknown_time(scene, timedelta(**off))
+    await taken(cast("AbstractIncomingMessage", message(scene)))
     waits = ["put off", "keyturn.upload storage_unavailable 0 1s", "ack"]
     assert scene.steps == ["looked up", *waits]
+
+
+@pytest.mark.parametrize("age", [{"minutes": -6}, {"days": 8}])
+async def test_what_both_clocks_call_expired_is_refused_at_once(age: dict[str, int]) -> None:
+    scene = Scene()
+    asked = format_time(datetime.now(UTC) - timedelta(**age))
+    taken = _with_an_unknown_time(scene, timedelta(seconds=2))
+    await taken(cast("AbstractIncomingMessage", message(scene, document(requested_at=asked))))
+    assert scene.steps[:3] == ["looked up", "dead", "keyturn.upload request_expired"]
 
 
 async def test_a_request_from_the_future_is_refused() -> None:

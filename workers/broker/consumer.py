@@ -250,10 +250,19 @@ class Consumer:
         done = await self._role.find_completed(request, origin)
         if done is not None:
             return done
-        if not self._time_known():
-            # One wrong `Date`, seen first, must refuse no fresh request for good.
+        if not self._time_known() and not self._is_expired_here(request):
+            # One wrong `Date`, seen first, must refuse no fresh request for good. Where this
+            # machine's own clock says the same, both would have to be wrong alike.
             raise StorageUnavailableError("the storage's clock is not known for two leases yet")
         raise expired
+
+    def _is_expired_here(self, request: Request) -> bool:
+        """Whether the request is past its age by this machine's own clock too."""
+        try:
+            check_age(request, self._rules.max_age, utc_now())
+        except RequestExpiredError:
+            return True
+        return False
 
     async def _expired(self, request: Request) -> RequestExpiredError | None:
         """The refusal of a request past its age, by the storage's clock of this moment."""
