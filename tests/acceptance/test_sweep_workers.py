@@ -164,6 +164,8 @@ async def test_a_worker_that_stalled_for_two_leases_sets_nothing_back(scene: Sce
     await asyncio.to_thread(_check, scene, tenant, 4, first, second, third)
 
 
+# Its lease is long, and a worker that starts knows the storage's clock after two of them.
+@pytest.mark.timeout(400)
 async def test_what_a_stalled_worker_sets_back_within_its_lease_is_found(scene: Scene) -> None:
     """Its copy lands on an object that had moved on; the proof sees it, if no look before does.
 

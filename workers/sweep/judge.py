@@ -44,15 +44,17 @@ class Judged:
     failing: Mapping[int, Result]
 
 
-def moved(plan: Plan, state: State, at: datetime) -> Plan:
+def moved(plan: Plan, state: State, at: datetime, *, dated: bool) -> Plan:
     """The plan for another desired state: everything is to be looked at again.
 
-    What was written stays counted. A page of an earlier round proves nothing any more.
+    What was written stays counted. A page of an earlier round proves nothing any more. `dated`
+    says whether `at` comes from a read that proves.
     """
     return replace(
         plan,
         state=state,
         turned_at=at,
+        turn_dated=dated,
         round=plan.round + 1,
         next_page=0,
         ranges=tuple(
@@ -86,7 +88,8 @@ def with_lease(plan: Plan, own_s: int, keyring_s: int | None, now: datetime) -> 
     longest = max(own_s, keyring_s or 0)
     lease_s = plan.lease_s or own_s
     if longest > lease_s:
-        plan = moved(replace(plan, lease_s=longest), plan.state, plan.turned_at)
+        longer = replace(plan, lease_s=longest)
+        plan = moved(longer, plan.state, plan.turned_at, dated=plan.turn_dated)
     elif own_s < lease_s and (plan.stepped_lease_s or 0) > own_s:
         since = plan.turned_at if plan.stepped_at is None else plan.stepped_at
         if now - since <= timedelta(seconds=_LEFT_ALONE_S):
@@ -100,8 +103,9 @@ def at(plan: Plan, now: datetime, *, proves: bool) -> Plan:
     """The plan as a step sees it whose own read is of this moment (SPEC 8.4).
 
     `turned_at` must be no earlier than the turn, and no later than anything that follows it.
-    The first step reads it again, which is never too early; so does one that finds it later
-    than its own read, and then everything is looked at again.
+    Steps read it again until one does so whose worker has known the storage's clock for two
+    leases: pages are done meanwhile, and none of them proves anything. A step that finds it
+    later than its own read begins a new round.
 
     Args:
         plan: As it was read.
@@ -116,11 +120,10 @@ def at(plan: Plan, now: datetime, *, proves: bool) -> Plan:
     if now < latest and not proves:
         raise StorageUnavailableError("the sweep's record is of a later moment than this read")
     if plan.turned_at > now:
-        plan = moved(plan, plan.state, now)
-    elif plan.stepped_at is None:
-        # Whoever created it may have met one slow front end, and dated the turn too early.
-        check_dates_turn(plan, proves=proves)
-        plan = replace(plan, turned_at=now)
+        plan = moved(plan, plan.state, now, dated=proves)
+    elif plan.stepped_at is None or not plan.turn_dated:
+        # The worker that dated it may have met one slow front end, and dated the turn too early.
+        plan = _dated(plan, now, proves=proves)
     progressed_at = plan.progressed_at
     return replace(
         plan,
@@ -129,16 +132,15 @@ def at(plan: Plan, now: datetime, *, proves: bool) -> Plan:
     )
 
 
-def check_dates_turn(plan: Plan, *, proves: bool) -> None:
-    """Return where a read may date the turn of this sweep (SPEC 8.4).
-
-    Dated by one wrong `Date`, a page would be proven too early. A dry run proves nothing.
-
-    Raises:
-        StorageUnavailableError: try again later.
-    """
-    if not proves and not plan.ask.dry_run:
-        raise StorageUnavailableError("the storage's clock is not known for two leases yet")
+def _dated(plan: Plan, now: datetime, *, proves: bool) -> Plan:
+    """The plan with its turn dated anew; pages that wait for a proof wait for the later one."""
+    plan = replace(plan, turned_at=now, turn_dated=proves)
+    late = plan.proof_after(plan.lease_s or 0)
+    waiting = (
+        live if live.not_before is None else replace(live, not_before=max(live.not_before, late))
+        for live in plan.live
+    )
+    return replace(plan, live=tuple(waiting))
 
 
 def _redated(live: Live, now: datetime, lease_s: int) -> Live:
@@ -189,7 +191,8 @@ def _again(plan: Plan, live: Live, result: Result, now: datetime, lease_s: int) 
     if plan.ask.dry_run:
         return None  # it counts, and proves nothing
     late = plan.proof_after(lease_s)
-    as_wanted = _is_as_wanted(plan, live, result) and _is_in_time(result, late, now)
+    in_time = plan.turn_dated and _is_in_time(result, late, now)
+    as_wanted = in_time and _is_as_wanted(plan, live, result)
     tries = live.tries + (1 if result.failures and as_wanted else 0)
     # A storage that fails for a moment is no fault of the object's (SPEC 12).
     passing = any(failure.code == StorageUnavailableError.code for failure in result.failures)

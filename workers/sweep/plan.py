@@ -144,6 +144,8 @@ class Plan:
     `successor` is the id of the later sweep of the project that took this one over; `taken` are
     the ids of those that this one took over, noted by a step of its own before it proved
     anything for them: only they may copy its end.
+    `turn_dated` is False until a worker that has known the storage's clock for two leases has
+    dated the turn: nothing is proven before (SPEC 8.4).
     `late_writes_refused` is whether the storage refuses what comes after its lease.
     `lease_s` is the longest lease of all workers that took part (None in records of 0.4),
     `stepped_lease_s` that of the worker of the last step.
@@ -173,6 +175,7 @@ class Plan:
     origins: Origins = (None,)
     successor: str | None = None
     taken: tuple[str, ...] = ()
+    turn_dated: bool = True
     late_writes_refused: bool | None = None
     lease_s: int | None = None
     stepped_lease_s: int | None = None

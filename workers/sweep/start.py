@@ -135,6 +135,7 @@ class Starter:
             ask=ask,
             state=State.of(observed),
             turned_at=observed.lease.read_at,
+            turn_dated=False,
             started_at=datetime.now(UTC),
             origins=origins,
             lease_s=max(observed.lease_s, observed.keyring.lease_s or 0),

@@ -33,7 +33,7 @@ from workers.keyring import (
 )
 from workers.storage import Storage
 from workers.sweep.carrying import HURRY_STEPS, Carrier
-from workers.sweep.judge import at, check_dates_turn, due, judge, moved, waits_until, with_lease
+from workers.sweep.judge import at, due, judge, moved, waits_until, with_lease
 from workers.sweep.messages import SweepPage
 from workers.sweep.outbox import Outbox
 from workers.sweep.plan import Ask, Ended, Live, Plan, State
@@ -99,7 +99,7 @@ class Steps(Carrier[Plan]):
             return self._unsent(plan)
         # The sweep that had taken it over failed, and its end was copied. What this one had
         # proven before was proven for another state than the one that was copied.
-        return replace(moved(plan, plan.state, plan.turned_at), successor=None)
+        return replace(moved(plan, plan.state, plan.turned_at, dated=False), successor=None)
 
     async def _send_again(self, plan: Plan) -> None:
         if plan.successor is not None:
@@ -142,8 +142,7 @@ class Steps(Carrier[Plan]):
         plan, proven = judged.plan, judged.proven
         if state != plan.state:
             # Pages of the new round bear the numbers of the old one's: none of them is done.
-            check_dates_turn(plan, proves=observed.proves)
-            plan, proven = moved(plan, state, now), ()
+            plan, proven = moved(plan, state, now, dated=observed.proves), ()
             _log.info("sweep overtaken", **_named(plan), round=plan.round)
         if before.step == 0 or plan.round != before.round:
             # Nothing is proven yet that could be older than what is taken over here.
@@ -183,7 +182,8 @@ class Steps(Carrier[Plan]):
             if not await self._change(observed, observed.keyring):
                 raise StorageUnavailableError("the keyring changed while it was to name a lease")
         _log.warning("sweep's lease lengthened", **_named(plan), lease_s=own_s, was_s=plan.lease_s)
-        plan = moved(replace(plan, lease_s=own_s), plan.state, plan.turned_at)
+        longer = replace(plan, lease_s=own_s)
+        plan = moved(longer, plan.state, plan.turned_at, dated=plan.turn_dated)
         plan = replace(plan, step=plan.step + HURRY_STEPS, stepped_lease_s=own_s)
         if await self._store.change(plan, standing.etag, standing.master_key):
             await self._outbox.step(plan)
@@ -261,8 +261,8 @@ class Steps(Carrier[Plan]):
             wanted = self._wanted(plan.ask, observed)
             if State.of(wanted) != plan.state:
                 # It moved since this step began: what was proven is not what is wanted now.
-                check_dates_turn(plan, proves=observed.proves)
-                after = moved(plan, State.of(wanted), observed.lease.read_at)
+                at_now = observed.lease.read_at
+                after = moved(plan, State.of(wanted), at_now, dated=observed.proves)
                 return await self._go_on(standing, after, observed)
             if not clean or plan.ask.dry_run:
                 break
@@ -271,8 +271,7 @@ class Steps(Carrier[Plan]):
                 # behind the look at its page, by a keyring that still allowed it.
                 if await self._change(observed, forbidden_plaintext(observed.keyring)):
                     now = await self._keyrings.fresh(plan.ask.project)
-                    check_dates_turn(plan, proves=now.proves)
-                    again = moved(plan, State.of(now), now.lease.read_at)
+                    again = moved(plan, State.of(now), now.lease.read_at, dated=now.proves)
                     return await self._go_on(standing, again, now)
                 continue
             after_all = settled(observed.keyring)

@@ -256,7 +256,8 @@ def test_a_result_proves_no_other_range_of_keys(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("workers.sweep.judge._is_as_wanted", _whatever_the_range)
     # The first step reads the moment of the turn again, which is a guard of its own.
     assert violations(a_plan_that_was_rolled_back, options=ONE_KEY_A_PAGE) == []
-    monkeypatch.setattr("workers.sweep.steps.at", lambda plan, *_, **__: plan)
+    as_created = lambda plan, *_, **__: replace(plan, turn_dated=True)  # noqa: E731
+    monkeypatch.setattr("workers.sweep.steps.at", as_created)
     found = violations(a_plan_that_was_rolled_back, options=ONE_KEY_A_PAGE)
     assert any("acme/c stands under (1," in what and "at the end of" in what for what in found)
 

@@ -155,7 +155,7 @@ def test_another_state_means_everything_anew_but_for_what_was_written() -> None:
         ranges=(KeyRange("f", "f", planned=True), KeyRange("k", "")),
     )
     state = replace(STATE, generation=3)
-    after = moved(before, state, PROOF)
+    after = moved(before, state, PROOF, dated=True)
     assert (after.round, after.next_page, after.live) == (1, 0, ())
     assert after.ranges == (KeyRange("", "f"), KeyRange("f", ""))
     assert (after.state, after.turned_at) == (state, PROOF)
@@ -271,11 +271,19 @@ def test_the_first_step_reads_the_turn_again() -> None:
 @pytest.mark.parametrize("step", [0, 2])
 def test_a_read_that_proves_nothing_dates_no_turn(step: int) -> None:
     """A worker that had just started met a slow front end: pages were proven too early."""
-    first = plan(step=step)
-    with pytest.raises(StorageUnavailableError, match="not known for two leases"):
-        at(first, PROOF, proves=False)
-    dry = replace(first, ask=replace(first.ask, dry_run=True))
-    assert at(dry, PROOF, proves=False).turned_at == PROOF
+    early = at(plan(page(), step=step), PROOF, proves=False)
+    assert (early.turned_at, early.turn_dated) == (PROOF, False)
+    after_two_leases = early.proof_after(LEASE_S) + timedelta(seconds=1)
+    found = {0: result(observed_at=after_two_leases)}
+    judged = judge(early, found, after_two_leases, LEASE_S)
+    assert judged.proven == ()
+    assert judge(replace(early, turn_dated=True), found, after_two_leases, LEASE_S).proven
+    # The first read that proves dates it, and pages wait for the proof from then on.
+    dated = at(judged.plan, after_two_leases, proves=True)
+    assert (dated.turned_at, dated.turn_dated) == (after_two_leases, True)
+    (waiting,) = dated.live
+    assert waiting.not_before is not None
+    assert waiting.not_before >= dated.proof_after(dated.lease_s or 0)
 
 
 def test_a_page_waits_for_no_moment_that_only_a_wrong_date_can_have_given() -> None:
