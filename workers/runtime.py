@@ -304,11 +304,11 @@ async def _meanwhile(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        # A client library that is connecting may take a cancellation for one more failed attempt.
+        # As in `_leaving_nothing_behind`: one cancellation may be taken for a failed attempt.
         for _ in range(_CANCELLATIONS):
             task.cancel()
             done, _pending = await asyncio.wait({task}, timeout=_CANCELLATION_S)
             if done:
                 break
         if task.done() and not task.cancelled():
-            task.exception()  # the process ends: it was logged by the work itself
+            task.exception()  # taken here: asyncio reports one that nobody takes as lost

@@ -89,7 +89,7 @@ _KEYS = st.sampled_from([None, f"Bearer {NEW_API_KEY}", "Basic eA=="])
 
 
 def _made_up(path: str, method: str, max_examples: int) -> Callable[..., _Decorator]:
-    """As many cases of this operation, good and bad; the same each time in a file run alone."""
+    """As many cases of this operation, good and bad."""
     operation = _schema()[path][method]
     cases = operation.as_strategy() | operation.as_strategy(
         generation_mode=schemathesis.GenerationMode.NEGATIVE
