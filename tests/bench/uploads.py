@@ -165,7 +165,9 @@ async def ours(
             told = await _told(connection, deployment, name, count)
         # One project's by its prefix; of many, one listing of everything is cheaper.
         under = f"{PROJECT}/{name}/" if tuple(projects) == (PROJECT,) else ""
-        stood = sum(f"/{name}/" in key for key in reader.keys(deployment, under))
+        # In a thread: a long listing would keep this loop from answering the broker heartbeats.
+        keys = await asyncio.to_thread(reader.keys, deployment, under)
+        stood = sum(f"/{name}/" in key for key in keys)
         dead = await wire.depth(dead_letter_name(UPLOAD_QUEUE))
     if (stood, told, dead) != (count, count, 0):
         raise BenchError(f"of {count} uploads {stood} stand, {told} were told, {dead} are dead")
