@@ -26,7 +26,7 @@ RUN /opt/uv/bin/uv sync --locked --all-extras --no-install-project
 COPY tests tests
 ENV PYTHONUNBUFFERED=1 PYTHONPATH=/app
 EXPOSE 8000
-CMD ["/app/.venv/bin/python", "-m", "tests.servers.development"]
+CMD ["/app/.venv/bin/python", "-m", "tools.servers.development"]
 
 FROM debian:13-slim AS keyturn
 RUN apt-get update \

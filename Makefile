@@ -6,9 +6,9 @@ MAKEFLAGS += --no-print-directory
 PYTHON := .venv/bin/python
 # uv from PATH where there is one, else its own copy below .tools.
 UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
-SYNC := $(UV) sync --locked --all-extras --quiet
+SYNC := $(UV) sync --locked --all-packages --all-extras --quiet
 # The shipped set: what the image holds.
-EXPORT := $(UV) export --locked --extra workers --no-default-groups --quiet
+EXPORT := $(UV) export --locked --package keyturn-workers --no-default-groups --quiet
 FILES ?=
 # Each process of the suite has servers of its own; given ones cannot be shared out.
 PROCESSES := $(if $(KEYTURN_AMQP_URL)$(KEYTURN_S3_ENDPOINT_URL),0,3)
@@ -37,28 +37,28 @@ check: setup  ## Lint, formatting, types, import rules and declared dependencies
 .PHONY: audit
 audit: setup  ## Ask for known vulnerabilities in what is shipped; passes where nobody answers
 	@mkdir -p dist
-	@$(EXPORT) --format requirements.txt --no-emit-project --output-file dist/requirements.txt >/dev/null
-	@$(PYTHON) -m tests.supply.audit dist/requirements.txt
+	@$(EXPORT) --format requirements.txt --no-emit-workspace --output-file dist/requirements.txt >/dev/null
+	@$(PYTHON) -m tools.supply.audit dist/requirements.txt
 
 .PHONY: sbom
 sbom: setup  ## Write dist/keyturn.cdx.json: what is shipped, as CycloneDX, checked
 	@mkdir -p dist
 	@$(EXPORT) --format cyclonedx1.5 --output-file dist/keyturn.cdx.json >/dev/null
-	@$(PYTHON) -m tests.supply.sbom dist/keyturn.cdx.json
+	@$(PYTHON) -m tools.supply.sbom dist/keyturn.cdx.json
 
 .PHONY: demo
 demo: setup  ## Upload real files on private servers and show what came of them; FILES="a b dir"
-	@$(PYTHON) -m tests.demo $(FILES)
+	@$(PYTHON) -m tools.demo $(FILES)
 
 .PHONY: doctor
 doctor: $(UV)  ## Probe every S3 server that can be started here; compares the table, ARGS=--write renews it
 	@$(SYNC) --group doctor
-	@$(PYTHON) -m tests.doctor $(ARGS)
+	@$(PYTHON) -m tools.doctor $(ARGS)
 
 .PHONY: bench
 bench: $(UV)  ## Measure; prints a table (and writes JSON with ARGS="--json FILE")
 	@$(SYNC) --group bench
-	@$(PYTHON) -m tests.bench $(ARGS)
+	@$(PYTHON) -m tools.bench $(ARGS)
 
 .PHONY: fuzz
 fuzz: $(UV)  ## Mutate all that comes from outside; ARGS="--only metadata --seconds 60"
@@ -67,15 +67,15 @@ fuzz: $(UV)  ## Mutate all that comes from outside; ARGS="--only metadata --seco
 
 .PHONY: load
 load: setup  ## Drain 50,000 uploads by 1, 2 and 4 workers, and with workers and broker restarted
-	@$(PYTHON) -m tests.load $(ARGS)
+	@$(PYTHON) -m tools.load $(ARGS)
 
 .PHONY: capacity
 capacity: setup  ## Say how many processes do so many objects; ARGS="--objects 1e9 --hours 24"
-	@$(PYTHON) -m tests.capacity $(ARGS)
+	@$(PYTHON) -m tools.capacity $(ARGS)
 
 .PHONY: chaos
 chaos: setup  ## Break everything on a schedule, then check every object and message; ARGS="--seed 7"
-	@$(PYTHON) -m tests.chaos $(ARGS)
+	@$(PYTHON) -m tools.chaos $(ARGS)
 
 .PHONY: lock
 lock: $(UV)  ## Renew uv.lock from pyproject.toml
@@ -84,7 +84,7 @@ lock: $(UV)  ## Renew uv.lock from pyproject.toml
 .PHONY: clean
 clean:  ## Remove the environment, the tools and all caches
 	@rm -rf .venv .tools .scratch dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
-	@find contracts workers tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	@find contracts workers tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Debian's python3 has venv but not ensurepip, which stands in python3-venv.
 .tools/bin/uv:

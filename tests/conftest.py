@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import aio_pika
 import pytest
 
-from contracts import topology
-from tests.servers import RabbitMQ, S3Server, Servers
-from tests.servers import new_bucket as create_bucket
+from keyturn import topology
+from tools.servers import RabbitMQ, S3Server, Servers
+from tools.servers import new_bucket as create_bucket
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from contracts.sealing import admin_kek, user_kek
+from keyturn.crypto import admin_kek, user_kek
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from tests.support.deployment import Deployment
+    from tools.harness.deployment import Deployment
 
 MARKER = b"plaintext-canary-5b1d0c7e-do-not-log"
 """Every plaintext of these tests begins with it."""

@@ -8,13 +8,13 @@ import pytest
 import pytest_asyncio
 
 from tests.acceptance.scene import Scene, enrolled
-from tests.servers import new_bucket
-from tests.support.deployment import Deployment
+from tools.harness.deployment import Deployment
+from tools.servers import new_bucket
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tests.servers import S3Server, Servers
+    from tools.servers import S3Server, Servers
 
 PROJECT = "acme"
 

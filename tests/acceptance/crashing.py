@@ -14,13 +14,13 @@ import signal
 
 import uvloop
 
+from keyturn_workers.settings import WorkerSettings
+from keyturn_workers.storage import Differences
+from keyturn_workers.worker import process
+from keyturn_workers.worker.logging import configure
+from keyturn_workers.worker.wiring import ALL_ROLES
 from tests.acceptance import points
 from tests.acceptance.sweep_points import SWEEP_POINTS
-from workers import runtime
-from workers.logs import configure
-from workers.roles import ALL_ROLES
-from workers.settings import WorkerSettings
-from workers.storage import Differences
 
 POINTS = points.POINTS | SWEEP_POINTS
 
@@ -35,7 +35,7 @@ def _skip_probe(*, conditional_completion: bool) -> None:
     async def known(_: WorkerSettings) -> Differences:
         return Differences(conditional_completion=conditional_completion)
 
-    setattr(runtime, "_check_storage", known)  # noqa: B010  # mypy forbids the assignment
+    setattr(process, "_check_storage", known)  # noqa: B010  # mypy forbids the assignment
 
 
 def main() -> None:
@@ -51,7 +51,7 @@ def main() -> None:
     _skip_probe(conditional_completion=said.conditional_completion)
     POINTS[said.point].install(_die)
     roles = ALL_ROLES if said.role == "all" else frozenset({said.role})
-    uvloop.run(runtime.run_worker(settings, roles))
+    uvloop.run(process.run_worker(settings, roles))
 
 
 if __name__ == "__main__":

@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from aio_pika.message import IncomingMessage
 
-from workers.broker import Consumer, Teller
-from workers.broker.direct import Delivery
-from workers.control import enrolment
-from workers.keyring import KeyringReader
-from workers.storage.s3 import S3Storage
-from workers.upload import uploader
+from keyturn_workers.amqp import Consumer, Teller
+from keyturn_workers.amqp.direct import Delivery
+from keyturn_workers.control import enrollment
+from keyturn_workers.keyring import KeyringReader
+from keyturn_workers.storage.s3 import S3Storage
+from keyturn_workers.upload import uploader
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from workers.storage import Written
+    from keyturn_workers.storage import Written
 
 _RECORDS = ".keyturn/"
 KEYRINGS = ".keyturn/keyrings/"
@@ -84,7 +84,7 @@ class SecretOpened:
     """Right after a sealed secret was opened."""
 
     def install(self, strike: Callable[[], None]) -> None:
-        for module in (uploader, enrolment):
+        for module in (uploader, enrollment):
             original = module.open_secret
 
             def opened(*arguments: Any, original: Any = original) -> bytes:

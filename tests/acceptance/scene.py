@@ -8,19 +8,19 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from contracts import topology
+from keyturn import topology
 from tests.acceptance.canaries import MARKER, Canaries
-from tests.support import reader
-from tests.support import requests as rq
-from tests.support.process import worker
-from tests.support.wire import open_wire
+from tools.harness import reader
+from tools.harness import requests as rq
+from tools.harness.process import worker
+from tools.harness.wire import open_wire
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tests.support.deployment import Deployment
-    from tests.support.process import WorkerProcess
-    from tests.support.wire import Wire
+    from tools.harness.deployment import Deployment
+    from tools.harness.process import WorkerProcess
+    from tools.harness.wire import Wire
 
 CRASHING = "tests.acceptance.crashing"
 

@@ -10,12 +10,12 @@ import os
 import signal
 from typing import TYPE_CHECKING, Any, Final
 
+from keyturn_workers.amqp import Teller
+from keyturn_workers.storage.s3 import S3Storage
+from keyturn_workers.sweep import Outbox, Starter, SweepStore, project_sweep
+from keyturn_workers.sweep.plan import AllPlan, Plan
+from keyturn_workers.sweep.project_sweep import Steps
 from tests.acceptance.points import Installed, Point, Stalled
-from workers.broker import Teller
-from workers.storage.s3 import S3Storage
-from workers.sweep import Outbox, Starter, SweepStore, steps
-from workers.sweep.plan import AllPlan, Plan
-from workers.sweep.steps import Steps
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,7 +56,7 @@ class Judged:
     """After the results of pages were judged, and before anything came of it."""
 
     def install(self, strike: Callable[[], None]) -> None:
-        original: Any = getattr(steps, "judge")  # noqa: B009  # it is imported there, not exported
+        original: Any = getattr(project_sweep, "judge")  # noqa: B009  # it is imported there, not exported
 
         def judge(plan: Any, results: Any, *arguments: Any) -> Any:
             judged = original(plan, results, *arguments)
@@ -64,7 +64,7 @@ class Judged:
                 strike()
             return judged
 
-        setattr(steps, "judge", judge)  # noqa: B010  # mypy forbids the assignment
+        setattr(project_sweep, "judge", judge)  # noqa: B010  # mypy forbids the assignment
 
 
 class Terminated:

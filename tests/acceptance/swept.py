@@ -7,18 +7,18 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
-from contracts import topology
-from contracts.sealing import b64
+from keyturn import topology
+from keyturn.crypto import b64
 from tests.acceptance.canaries import MARKER
 from tests.acceptance.scene import Scene, told
 from tests.acceptance.tenants import Tenant
-from tests.support import requests as rq
-from tests.support.wire import open_wire
+from tools.harness import requests as rq
+from tools.harness.wire import open_wire
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
 
-    from tests.support.wire import Wire
+    from tools.harness.wire import Wire
 
 Logs = list[list[str]]
 _SHOWN_LINES = 60

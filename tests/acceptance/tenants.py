@@ -1,6 +1,6 @@
 """Projects that are rotated: keys by generation, objects as they were put, records.
 
-All that is checked here is read with boto3 and the formats alone (`tests.support.reader`).
+All that is checked here is read with boto3 and the formats alone (`tools.harness.reader`).
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from contracts.names import keyring_key, object_key, sweep_folder
-from contracts.sealing import (
+from keyturn.crypto import (
     BODY_CONTEXT,
     SealError,
     admin_kek,
@@ -32,18 +31,19 @@ from contracts.sealing import (
     user_kek,
     wrap_dek,
 )
+from keyturn.identifiers import keyring_key, object_key, sweep_folder
 from tests.acceptance.canaries import MARKER
-from tests.support import reader
-from tests.support import requests as rq
+from tools.harness import reader
+from tools.harness import requests as rq
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from mypy_boto3_s3 import S3Client
 
-    from contracts.sealing import Kek, Role
-    from tests.support.deployment import Deployment
-    from tests.support.reader import Shown
+    from keyturn.crypto import Kek, Role
+    from tools.harness.deployment import Deployment
+    from tools.harness.reader import Shown
 
 _THREADS = 8
 _ALGORITHM = "Cobblestone-256"

@@ -12,19 +12,19 @@ from urllib.parse import urlsplit
 import aio_pika
 import pytest
 
-from contracts.sealing import VerifyKey
+from keyturn.crypto import VerifyKey
 from tests.acceptance.proxy import proxy
 from tests.acceptance.scene import check_queues_empty, served
-from tests.support.stream import consume_stream
-from tests.support.wire import open_wire
+from tools.harness.stream import consume_stream
+from tools.harness.wire import open_wire
 
 if TYPE_CHECKING:
     from aio_pika.abc import AbstractIncomingMessage
 
     from tests.acceptance.scene import Scene
-    from tests.servers import RabbitMQ
-    from tests.support.deployment import Deployment
-    from tests.support.wire import Wire
+    from tools.harness.deployment import Deployment
+    from tools.harness.wire import Wire
+    from tools.servers import RabbitMQ
 
 pytestmark = pytest.mark.servers
 

@@ -14,21 +14,21 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
-from contracts import topology
-from contracts.names import STAGING_PREFIX, object_key
-from tests.chaos import checks, messages, objects, secrets
-from tests.chaos.evidence import Evidence, Letter, OnBroker
-from tests.chaos.load import LATE_PROJECT, UNTOLD
-from tests.chaos.run import run
-from tests.chaos.schedule import HOSTILE, WRITER, make_plan
-from tests.servers import Servers
+from keyturn import topology
+from keyturn.identifiers import STAGING_PREFIX, object_key
+from tools.chaos import checks, messages, objects, secrets
+from tools.chaos.evidence import Evidence, Letter, OnBroker
+from tools.chaos.load import LATE_PROJECT, UNTOLD
+from tools.chaos.run import run
+from tools.chaos.schedule import HOSTILE, WRITER, make_plan
+from tools.servers import Servers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
-    from tests.chaos.load import Upload
-    from tests.servers import RabbitMQ, S3Server
+    from tools.chaos.load import Upload
+    from tools.servers import RabbitMQ, S3Server
 
 pytestmark = [
     pytest.mark.servers,

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Literal
 import pytest
 
 from tests.acceptance.scene import check_queues_empty, told
-from tests.support import requests as rq
-from tests.support.wire import open_wire
+from tools.harness import requests as rq
+from tools.harness.wire import open_wire
 
 if TYPE_CHECKING:
     from tests.acceptance.scene import Scene
-    from tests.support.process import WorkerProcess
-    from tests.support.wire import Wire
+    from tools.harness.process import WorkerProcess
+    from tools.harness.wire import Wire
 
 pytestmark = pytest.mark.servers
 

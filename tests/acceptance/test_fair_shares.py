@@ -1,6 +1,6 @@
 """What one tenant does to a gateway takes nothing from another one (SPEC 9.3, 13), in small.
 
-`python -m tests.load.shares` measures it; here no request of the other tenant is refused, none
+`python -m tools.load.shares` measures it; here no request of the other tenant is refused, none
 waits out of all proportion, and nothing of an attack stays behind.
 """
 
@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
-from tests.load.attacks import ATTACKS
-from tests.load.shares import Arena
-from tests.servers import new_bucket
-from tests.support.deployment import Deployment
-from tests.support.http import Client
-from tests.support.process import gateway
-from tests.support.serving import fresh_amqp_url, served_by_a_worker
+from tools.harness.deployment import Deployment
+from tools.harness.http import Client
+from tools.harness.process import gateway
+from tools.harness.serving import fresh_amqp_url, served_by_a_worker
+from tools.load.attacks import ATTACKS
+from tools.load.shares import Arena
+from tools.servers import new_bucket
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tests.servers import S3Server, Servers
+    from tools.servers import S3Server, Servers
 
 pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
 

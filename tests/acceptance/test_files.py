@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from contracts.publisher import Publisher
-from contracts.settings import PublisherSettings, S3Settings
+from keyturn.publisher import Publisher
+from keyturn.settings import PublisherSettings, S3Settings
 from tests.acceptance.canaries import MARKER
 from tests.acceptance.scene import check_queues_empty
-from tests.support.wire import open_wire
+from tools.harness.wire import open_wire
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.acceptance.scene import Scene
-    from tests.support.process import WorkerProcess
+    from tools.harness.process import WorkerProcess
 
 pytestmark = [pytest.mark.servers, pytest.mark.timeout(300)]
 

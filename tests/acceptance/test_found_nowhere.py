@@ -20,8 +20,8 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from contracts import topology
-from contracts.sealing import (
+from keyturn import topology
+from keyturn.crypto import (
     SealError,
     admin_kek,
     open_record,
@@ -32,21 +32,21 @@ from contracts.sealing import (
 from tests.acceptance.canaries import Canaries
 from tests.acceptance.scene import Scene, check_queues_empty
 from tests.acceptance.swept import drained, ended, enrol, master_keys, sweep_of_all
-from tests.servers import Servers, new_bucket
-from tests.servers.process import free_port
-from tests.support import reader
-from tests.support.deployment import Deployment
-from tests.support.http import Client
-from tests.support.process import gateway
-from tests.support.wire import open_wire
+from tools.harness import reader
+from tools.harness.deployment import Deployment
+from tools.harness.http import Client
+from tools.harness.process import gateway
+from tools.harness.wire import open_wire
+from tools.servers import Servers, new_bucket
+from tools.servers.process import free_port
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
     from tests.acceptance.tenants import Tenant
-    from tests.servers import RabbitMQ, S3Server
-    from tests.support.wire import Wire
+    from tools.harness.wire import Wire
+    from tools.servers import RabbitMQ, S3Server
 
 pytestmark = [
     pytest.mark.servers,

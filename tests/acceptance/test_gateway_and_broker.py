@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.acceptance.canaries import MARKER
-from tests.support.http import Client
-from tests.support.process import gateway
+from tools.harness.http import Client
+from tools.harness.process import gateway
 
 if TYPE_CHECKING:
     from tests.acceptance.scene import Scene
-    from tests.servers import RabbitMQ
+    from tools.servers import RabbitMQ
 
 pytestmark = pytest.mark.servers
 

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.load.disturbed import measure
-from tests.load.uploads import Uploads
-from tests.servers import new_bucket
-from tests.support.deployment import Deployment
+from tools.harness.deployment import Deployment
+from tools.load.disturbed import measure
+from tools.load.uploads import Uploads
+from tools.servers import new_bucket
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.servers import S3Server
+    from tools.servers import S3Server
 
 pytestmark = pytest.mark.servers
 

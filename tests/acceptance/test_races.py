@@ -13,7 +13,7 @@ import pytest
 
 from tests.acceptance.proxy import proxy
 from tests.acceptance.scene import check_queues_empty, told
-from tests.support.wire import open_wire
+from tools.harness.wire import open_wire
 
 if TYPE_CHECKING:
     from tests.acceptance.scene import Scene

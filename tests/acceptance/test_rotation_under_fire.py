@@ -24,15 +24,15 @@ from tests.acceptance.swept import (
     master_keys,
     sweep_of_all,
 )
-from tests.servers import new_bucket
-from tests.support.deployment import Deployment
-from tests.support.wire import open_wire
+from tools.harness.deployment import Deployment
+from tools.harness.wire import open_wire
+from tools.servers import new_bucket
 
 if TYPE_CHECKING:
     from tests.acceptance.tenants import Tenant
-    from tests.servers import S3Server
-    from tests.support.process import WorkerProcess
-    from tests.support.wire import Wire
+    from tools.harness.process import WorkerProcess
+    from tools.harness.wire import Wire
+    from tools.servers import S3Server
 
 pytestmark = [pytest.mark.servers, pytest.mark.timeout(400)]
 

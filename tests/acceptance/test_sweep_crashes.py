@@ -28,18 +28,18 @@ from tests.acceptance.swept import (
     small,
     sweep_of_all,
 )
-from tests.servers import new_bucket
-from tests.support import reader
-from tests.support.deployment import Deployment
-from tests.support.wire import open_wire
+from tools.harness import reader
+from tools.harness.deployment import Deployment
+from tools.harness.wire import open_wire
+from tools.servers import new_bucket
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.acceptance.swept import Logs
     from tests.acceptance.tenants import Tenant
-    from tests.servers import S3Server, Servers
-    from tests.support.wire import Wire
+    from tools.harness.wire import Wire
+    from tools.servers import S3Server, Servers
 
 # On a machine that is busy with other things as well; an idle one takes less than a minute each.
 pytestmark = [pytest.mark.servers, pytest.mark.timeout(300)]

@@ -14,13 +14,13 @@ import pytest
 from tests.acceptance.proxy import proxy
 from tests.acceptance.scene import Scene, check_queues_empty
 from tests.acceptance.swept import check_ends, drained, ended, enrol, small
-from tests.support.wire import open_wire
+from tools.harness.wire import open_wire
 
 if TYPE_CHECKING:
     from tests.acceptance.proxy import Proxy
     from tests.acceptance.tenants import Tenant
-    from tests.servers import RabbitMQ
-    from tests.support.wire import Wire
+    from tools.harness.wire import Wire
+    from tools.servers import RabbitMQ
 
 pytestmark = pytest.mark.servers
 

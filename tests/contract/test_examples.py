@@ -7,18 +7,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from contracts import generate
-from contracts.errors import MalformedRequestError
-from contracts.generate.examples import compact
-from contracts.messages import (
-    EVENT_MODELS,
-    REQUEST_MODELS,
-    UploadRequested,
-    encode,
-    parse_event,
-    parse_request,
-)
-from contracts.sealing import (
+from keyturn.crypto import (
     IntakeKey,
     SignatureError,
     SigningKey,
@@ -31,6 +20,17 @@ from contracts.sealing import (
     user_kek,
     v0_user_kek,
 )
+from keyturn.errors import MalformedRequestError
+from keyturn.messages import (
+    EVENT_MODELS,
+    REQUEST_MODELS,
+    UploadRequested,
+    encode,
+    parse_event,
+    parse_request,
+)
+from tools import generate
+from tools.generate.examples import compact
 
 EXAMPLES = generate.ROOT / "examples"
 VALID = sorted(EXAMPLES.glob("*/valid/*.json"))

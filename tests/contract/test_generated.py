@@ -4,15 +4,15 @@ import json
 from pathlib import PurePosixPath
 from typing import Any
 
-from contracts import generate
-from contracts.messages import EVENT_MODELS, REQUEST_MODELS
-from contracts.topology import EVENTS, REQUESTS, queues
+from keyturn.messages import EVENT_MODELS, REQUEST_MODELS
+from keyturn.topology import EVENTS, REQUESTS, queues
+from tools import generate
 
 _BY_HAND = {PurePosixPath("examples/sealed.json")}
 
 
 def test_generated_files_are_what_is_committed() -> None:
-    """Where this fails: `python -m contracts.generate`, and look at the difference."""
+    """Where this fails: `python -m tools.generate`, and look at the difference."""
     for path, text in generate.files().items():
         assert (generate.ROOT / path).read_text(encoding="utf-8") == text, path
 

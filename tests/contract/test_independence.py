@@ -19,17 +19,17 @@ class Refuse:
         return None
 
 sys.meta_path.insert(0, Refuse())
-import contracts
+import keyturn
 names = [m.name for m in pkgutil.walk_packages(contracts.__path__, "contracts.")]
 for name in names:
     if not name.endswith("__main__"):
         importlib.import_module(name)
-assert "contracts.publisher.client" in sys.modules and "contracts.s3" in sys.modules
+assert "keyturn.publisher.client" in sys.modules and "keyturn.s3_client" in sys.modules
 
 import asyncio
-from contracts.publisher import BrokerUnavailableError, Publisher
-from contracts.sealing import IntakeKey, SigningKey, VerifyKey
-from contracts.settings import NamedIntakeKey, PublisherSettings, S3Settings, SettingsError
+from keyturn.publisher import BrokerUnavailableError, Publisher
+from keyturn.crypto import IntakeKey, SigningKey, VerifyKey
+from keyturn.settings import NamedIntakeKey, PublisherSettings, S3Settings, SettingsError
 
 key = SigningKey.from_seed(bytes(32))
 settings = PublisherSettings(

@@ -10,10 +10,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contracts import generate, metadata
-from contracts.errors import CorruptObjectError, MalformedRequestError, UnknownAlgorithmError
-from contracts.generate.examples import events, requests
-from contracts.messages import (
+from keyturn import metadata
+from keyturn.errors import CorruptObjectError, MalformedRequestError, UnknownAlgorithmError
+from keyturn.identifiers import (
+    ALL_PROJECTS,
+    ALL_PROJECTS_FOLDER,
+    TIME_PATTERN,
+    check_key,
+    format_time,
+    is_key,
+    is_project,
+    parse_time,
+    sweep_folder,
+)
+from keyturn.messages import (
     COUNT_FIELDS,
     REQUEST_MODELS,
     CountedEvent,
@@ -25,17 +35,8 @@ from contracts.messages import (
     parse_request,
     rejection,
 )
-from contracts.names import (
-    ALL_PROJECTS,
-    ALL_PROJECTS_FOLDER,
-    TIME_PATTERN,
-    check_key,
-    format_time,
-    is_key,
-    is_project,
-    parse_time,
-    sweep_folder,
-)
+from tools import generate
+from tools.generate.examples import events, requests
 
 _SEALED = json.loads((generate.ROOT / "examples" / "sealed.json").read_text("utf-8"))
 _REQUESTS = [d for by_title in requests(_SEALED).values() for d in by_title.values()]

@@ -20,7 +20,7 @@ from tests.fuzz import events, guided, harness, live, requests, valid
 from tests.fuzz.cases import Case
 from tests.fuzz.harnesses import ALL
 from tests.fuzz.watch import Report, Watch
-from tests.servers import Servers
+from tools.servers import Servers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,15 +10,15 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from contracts.topology import CONTROL_QUEUE, REQUESTS, UPLOAD_QUEUE
+from keyturn.topology import CONTROL_QUEUE, REQUESTS, UPLOAD_QUEUE
 from tests.fuzz import documents, odd, wire
-from tests.support import requests as rq
+from tools.harness import requests as rq
 
 if TYPE_CHECKING:
     import random
 
     from tests.fuzz.valid import Document, Pool
-    from tests.support.deployment import Deployment
+    from tools.harness.deployment import Deployment
 
 _UPLOAD_SHARE: Final = 0.55
 # Above this there are headers nested so deep that the table is not read.

@@ -10,9 +10,9 @@ import logging
 import random
 from typing import Final
 
-from contracts.messages import Event, parse_event
-from contracts.publisher.events import Told, Verifier
-from contracts.sealing import VerifyKey
+from keyturn.crypto import VerifyKey
+from keyturn.messages import Event, parse_event
+from keyturn.publisher.event_stream import Told, Verifier
 from tests.fuzz import documents, odd, valid
 from tests.fuzz.harness import as_text
 from tests.fuzz.watch import MAX_CPU_S, Clock, Report, Watch
@@ -50,7 +50,7 @@ def replay(body: bytes) -> Report:
 
 
 def _verifier() -> Verifier:
-    logging.getLogger("contracts.publisher.events").setLevel(logging.ERROR)
+    logging.getLogger("keyturn.publisher.event_stream").setLevel(logging.ERROR)
     key = VerifyKey.from_bytes(_DEPLOYMENT.event_key.public_bytes)
     return Verifier(_DEPLOYMENT.name, [key])
 

@@ -20,7 +20,7 @@ from tests.fuzz.watch import MAX_CPU_S, Clock, Report, Watch
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from contracts.errors import KeyturnError
+    from keyturn.errors import KeyturnError
 
 _WARM_SHARE: Final = 0.3
 _MAX_BYTES: Final = 64 * 1024

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from contracts.topology import UNSIGNED_DEAD_QUEUE, WORKER_HEADERS, dead_letter_name
-from workers.broker.delivery import sent_headers
+from keyturn.topology import UNSIGNED_DEAD_QUEUE, WORKER_HEADERS, dead_letter_name
+from keyturn_workers.amqp.retry import sent_headers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

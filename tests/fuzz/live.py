@@ -22,37 +22,37 @@ import psutil
 from aio_pika import IncomingMessage
 from pamqp import commands
 
-from contracts.amqp import tolerate_odd_properties
-from contracts.errors import all_errors
-from contracts.names import object_key
-from contracts.sealing import SealError, user_kek
-from contracts.topology import (
+from keyturn.crypto import SealError, user_kek
+from keyturn.errors import all_errors
+from keyturn.identifiers import object_key
+from keyturn.topology import (
     CODE_HEADER,
     CONTROL_QUEUE,
     REQUESTS,
     UNSIGNED_DEAD_QUEUE,
     UPLOAD_QUEUE,
 )
+from keyturn_workers.amqp.property_tolerance import tolerate_odd_properties
+from keyturn_workers.amqp.retry import CODES_WITHOUT_BODY
 from tests.acceptance.canaries import Canaries
 from tests.fuzz import valid
 from tests.fuzz.cases import Case, Cases
 from tests.fuzz.letters import check_copy, dead_queue_of
 from tests.fuzz.watch import Report, Watch
 from tests.fuzz.worker import Channel, FrameError, received
-from tests.support import reader
-from tests.support import requests as rq
-from tests.support.bucket import Bucket
-from tests.support.process import worker
-from tests.support.wire import open_wire
-from workers.broker.delivery import CODES_WITHOUT_BODY
+from tools.harness import reader
+from tools.harness import requests as rq
+from tools.harness.bucket import Bucket
+from tools.harness.process import worker
+from tools.harness.wire import open_wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from aiormq.abc import AbstractChannel, DeliveredMessage
 
-    from tests.support.deployment import Deployment
-    from tests.support.process import WorkerProcess
+    from tools.harness.deployment import Deployment
+    from tools.harness.process import WorkerProcess
 
 _QUEUES: Final = (UPLOAD_QUEUE, CONTROL_QUEUE)
 _GOOD_EVERY: Final = 25

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from contracts.errors import BadSealError, CorruptObjectError
+from keyturn.errors import BadSealError, CorruptObjectError
 from tests.fuzz.harness import Harness, OracleError, at_random, check, code_of, one
 from tests.fuzz.harnesses import ALL
 from tests.fuzz.watch import MAX_CPU_S, MAX_FINDINGS, Clock, Watch

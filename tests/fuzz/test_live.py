@@ -11,7 +11,7 @@ from tests.fuzz.process import fuzzed
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.servers import S3Server
+    from tools.servers import S3Server
 
 _COUNT = 5_000
 _GOOD = _COUNT // 25

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from contracts.messages import EVENT_MODELS
-from contracts.topology import REQUESTS
+from keyturn.messages import EVENT_MODELS
+from keyturn.topology import REQUESTS
 from tests.fuzz.process import fuzzed
 
 if TYPE_CHECKING:

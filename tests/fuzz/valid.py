@@ -10,15 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from contracts.generate.sealed import API_KEY
-from contracts.generate.sealed import PROJECT as EXAMPLES_PROJECT
-from contracts.messages import EVENT_MODELS
-from contracts.sealing import b64, new_api_key
-from contracts.topology import CONTROL_REQUESTS, REQUESTS
+from keyturn.crypto import b64, new_api_key
+from keyturn.messages import EVENT_MODELS
+from keyturn.topology import CONTROL_REQUESTS, REQUESTS
 from tests.acceptance.canaries import MARKER
-from tests.servers import S3Server
-from tests.support import requests as rq
-from tests.support.deployment import Deployment
+from tools.generate.sealed_secrets import API_KEY
+from tools.generate.sealed_secrets import PROJECT as EXAMPLES_PROJECT
+from tools.harness import requests as rq
+from tools.harness.deployment import Deployment
+from tools.servers import S3Server
 
 if TYPE_CHECKING:
     import random

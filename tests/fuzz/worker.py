@@ -18,28 +18,28 @@ from aiormq.abc import DeliveredMessage
 from pamqp import commands, frame
 from pamqp.header import ContentHeader
 
-from contracts.amqp import tolerate_odd_properties
-from contracts.names import keyring_key
-from contracts.sealing import user_kek
-from contracts.topology import CONTROL_QUEUE, UPLOAD_QUEUE
+from keyturn.crypto import user_kek
+from keyturn.identifiers import keyring_key
+from keyturn.topology import CONTROL_QUEUE, UPLOAD_QUEUE
+from keyturn_workers.amqp.direct import Delivery
+from keyturn_workers.amqp.property_tolerance import tolerate_odd_properties
+from keyturn_workers.keyring.model import build
+from keyturn_workers.settings import WorkerSettings
+from keyturn_workers.storage import Headers
+from keyturn_workers.testing.memory_storage import MemoryStorage
+from keyturn_workers.worker.metrics import WorkerMetrics
+from keyturn_workers.worker.wiring import CONTROL, UPLOAD, Roles
 from tests.fuzz.valid import OTHER_PROJECT, PROJECT
 from tests.fuzz.wire import FRAME_BYTES
-from tests.unit.workers.factories import generation, keyring
-from workers.broker.direct import Delivery
-from workers.keyring.record import build
-from workers.metrics import WorkerMetrics
-from workers.roles import CONTROL, UPLOAD, Roles
-from workers.settings import WorkerSettings
-from workers.storage import Headers
-from workers.storage.memory import MemoryStorage
+from tests.unit.keyturn_workers.factories import generation, keyring
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from aio_pika import Message
 
-    from tests.support.deployment import Deployment
-    from workers.broker.direct import Delivered
+    from keyturn_workers.amqp.direct import Delivered
+    from tools.harness.deployment import Deployment
 
 _CLASS_ID: Final = 60
 _FRAME_OVERHEAD_BYTES: Final = 8 + 12
@@ -79,7 +79,7 @@ class Channel:
         self.nacks += 1
 
     def add(self, frames: bytes) -> None:
-        """What `workers.broker.gathered.Gathered` does, for a delivery that has no other way."""
+        """What `keyturn_workers.amqp.write_batcher.Gathered` does, for a delivery that has no other way."""
         size, number, method = frame.unmarshal(frames)
         assert (size, number) == (len(frames), self.number)
         self.acks += isinstance(method, commands.Basic.Ack)
@@ -88,7 +88,7 @@ class Channel:
 
 @dataclass
 class Broker:
-    """What `workers.broker.Teller` needs of FastStream's: a queue to publish to."""
+    """What `keyturn_workers.amqp.Teller` needs of FastStream's: a queue to publish to."""
 
     published: list[Published] = field(default_factory=list)
 
@@ -106,7 +106,7 @@ class Broker:
 
 @dataclass(frozen=True)
 class Announcer:
-    """What `workers.broker.Teller` publishes events by."""
+    """What `keyturn_workers.amqp.Teller` publishes events by."""
 
     broker: Broker
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.deployment import Deployment
-from tests.support.process import gateway, worker
-from tests.support.serving import fresh_amqp_url
+from tools.harness.deployment import Deployment
+from tools.harness.process import gateway, worker
+from tools.harness.serving import fresh_amqp_url
 
 if TYPE_CHECKING:
-    from tests.servers import S3Server, Servers
+    from tools.servers import S3Server, Servers
 
 pytestmark = pytest.mark.servers
 

@@ -10,15 +10,15 @@ import aio_pika
 import aiohttp
 import pytest
 
-from contracts.topology import SWEEP_QUEUE
-from tests.servers.process import free_port
-from tests.support import reader
-from tests.support.deployment import Deployment
-from tests.support.process import worker
-from workers.broker.declare import declare
+from keyturn.topology import SWEEP_QUEUE
+from keyturn_workers.amqp.declarations import declare
+from tools.harness import reader
+from tools.harness.deployment import Deployment
+from tools.harness.process import worker
+from tools.servers.process import free_port
 
 if TYPE_CHECKING:
-    from tests.servers import RabbitMQ, S3Server
+    from tools.servers import RabbitMQ, S3Server
 
 pytestmark = pytest.mark.servers
 

@@ -10,19 +10,19 @@ import pytest
 import pytest_asyncio
 from prometheus_client.parser import text_string_to_metric_families
 
-from contracts.errors import all_errors
-from contracts.topology import EVENTS, REQUESTS, queues
+from keyturn.errors import all_errors
+from keyturn.topology import EVENTS, REQUESTS, queues
+from keyturn_workers.worker.metrics import OTHER, OUTCOMES, WAITING
 from tests.acceptance.canaries import MARKER, Canaries
-from tests.servers.process import free_port
-from tests.support import requests
 from tests.support.scrape import rise, samples
-from tests.support.serving import Serving, serving
-from workers.metrics import OTHER, OUTCOMES, WAITING
+from tools.harness import requests
+from tools.harness.serving import Serving, serving
+from tools.servers.process import free_port
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tests.servers import S3Server, Servers
+    from tools.servers import S3Server, Servers
 
 pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
 

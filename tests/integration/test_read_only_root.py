@@ -16,19 +16,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from contracts.errors import UnauthorizedError
-from contracts.messages import ProjectEnrolled, RotationAccepted, RotationCompleted, UploadStored
-from contracts.publisher import Publisher
-from contracts.reader import Client
-from contracts.sealing import new_api_key
-from contracts.settings import PublisherSettings, S3Settings
-from tests.support.deployment import Deployment
-from tests.support.process import gateway, worker
+from keyturn.crypto import new_api_key
+from keyturn.errors import UnauthorizedError
+from keyturn.gateway import Client
+from keyturn.messages import ProjectEnrolled, RotationAccepted, RotationCompleted, UploadStored
+from keyturn.publisher import Publisher
+from keyturn.settings import PublisherSettings, S3Settings
+from tools.harness.deployment import Deployment
+from tools.harness.process import gateway, worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.servers import S3Server
+    from tools.servers import S3Server
 
 pytestmark = [pytest.mark.servers, pytest.mark.timeout(300)]
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support import reader, requests
-from tests.support.deployment import Deployment
-from tests.support.process import gateway, worker
-from tests.support.wire import open_wire
+from tools.harness import reader, requests
+from tools.harness.deployment import Deployment
+from tools.harness.process import gateway, worker
+from tools.harness.wire import open_wire
 
 if TYPE_CHECKING:
-    from tests.servers import S3Server
+    from tools.servers import S3Server
 
 _ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.servers

@@ -18,7 +18,7 @@ import psutil
 import pytest
 from botocore.exceptions import ClientError
 
-from tests.servers.s3 import sync_client
+from tools.servers.s3 import sync_client
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from aio_pika.abc import AbstractChannel
     from pamqp.common import FieldTable
 
-    from tests.servers import RabbitMQ, S3Server
+    from tools.servers import RabbitMQ, S3Server
 
 pytestmark = pytest.mark.servers
 _ROOT = Path(__file__).parents[2]
@@ -157,9 +157,9 @@ def test_a_body_with_a_forms_content_type_is_kept(
 
 @pytest.fixture
 def by_hand() -> Iterator[subprocess.Popen[str]]:
-    """`python -m tests.servers --storage moto`."""
+    """`python -m tools.servers --storage moto`."""
     environ = {k: v for k, v in os.environ.items() if not k.startswith("KEYTURN_")}
-    command = [sys.executable, "-m", "tests.servers", "--storage", "moto"]
+    command = [sys.executable, "-m", "tools.servers", "--storage", "moto"]
     with subprocess.Popen(
         command, cwd=_ROOT, env=environ, stdout=subprocess.PIPE, text=True
     ) as process:

@@ -12,19 +12,19 @@ from urllib.parse import urlsplit
 import aio_pika
 import pytest
 
-from contracts.topology import UPLOAD_QUEUE
+from keyturn.topology import UPLOAD_QUEUE
 from tests.acceptance.proxy import proxy
-from tests.chaos.schedule import Action
-from tests.chaos.storage import harming
 from tests.support.counting import counting
-from tests.support.deployment import Deployment
-from tests.support.process import worker
+from tools.chaos.schedule import Action
+from tools.chaos.storage import harming
+from tools.harness.deployment import Deployment
+from tools.harness.process import worker
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tests.servers import RabbitMQ, S3Server
     from tests.support.counting import Counting
+    from tools.servers import RabbitMQ, S3Server
 
 pytestmark = pytest.mark.servers
 

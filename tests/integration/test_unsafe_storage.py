@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import aio_pika
 import pytest
 
-from contracts.topology import UPLOAD_QUEUE
-from tests.doctor.kinds import make_bucket
-from tests.servers import new_bucket
+from keyturn.topology import UPLOAD_QUEUE
+from keyturn_workers.storage.probe.runner import probe
+from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.support.breaking import (
     ChecksThenStores,
     CopiesNothing,
@@ -27,13 +27,13 @@ from tests.support.breaking import (
     RefusesLeases,
     broken,
 )
-from tests.support.deployment import Deployment
-from tests.support.process import worker
-from workers.storage.memory import MemoryStorage
-from workers.storage.probe import probe
+from tools.doctor.kinds import make_bucket
+from tools.harness.deployment import Deployment
+from tools.harness.process import worker
+from tools.servers import new_bucket
 
 if TYPE_CHECKING:
-    from tests.servers import S3Server
+    from tools.servers import S3Server
 
 pytestmark = pytest.mark.servers
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from workers.metrics import WorkerMetrics
+    from keyturn_workers.worker.metrics import WorkerMetrics
 
 _NOTHING: Mapping[str, float] = MappingProxyType({})
 

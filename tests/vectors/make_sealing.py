@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from contracts.sealing import (
+from keyturn.crypto import (
     BODY_CONTEXT,
     IntakeKey,
     Secret,
@@ -53,7 +53,7 @@ def plaintext(size: int) -> bytes:
 def build(carried: dict[str, Any]) -> dict[str, Any]:
     """Return the vectors; `carried` is the file as it stands."""
     return {
-        "provenance": "made by tests/vectors/make_sealing.py out of contracts.sealing; "
+        "provenance": "made by tests/vectors/make_sealing.py out of keyturn.crypto; "
         "the HPKE ciphertext once, all else again by every test run",
         "inputs": {
             "api_key": API_KEY,

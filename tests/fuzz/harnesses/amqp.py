@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Final
 
-from contracts.amqp import tolerate_odd_properties
-from contracts.sealing import SigningKey
-from contracts.topology import CODE_HEADER
+from keyturn.crypto import SigningKey
+from keyturn.topology import CODE_HEADER
+from keyturn_workers.amqp.property_tolerance import tolerate_odd_properties
+from keyturn_workers.amqp.retry import RetryNotes, copy_of
+from keyturn_workers.cli.dead_letters import shown_headers
 from tests.fuzz import wire
 from tests.fuzz.harness import Harness, check
 from tests.fuzz.letters import check_copy
 from tests.fuzz.worker import Channel, FrameError, received
-from workers.broker.delivery import RetryNotes, copy_of
-from workers.cli.letters import shown_headers
 
 _NOTES: Final = RetryNotes("fuzz", [SigningKey.from_seed(b"e" * 32)])
 

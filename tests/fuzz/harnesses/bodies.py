@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from contracts.sealing import (
+from keyturn.crypto import (
     BODY_CONTEXT,
     CHUNK_BYTES,
     HEADER_BYTES,

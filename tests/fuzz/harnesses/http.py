@@ -10,11 +10,11 @@ from typing import Final
 
 from starlette.datastructures import Headers
 
-from contracts.names import is_key
+from keyturn.identifiers import is_key
+from keyturn_workers.gateway.conditions import CONDITIONS, are_asked, range_holds, verdict
+from keyturn_workers.gateway.paths import object_of, object_path, project_of
+from keyturn_workers.gateway.ranges import parse_range
 from tests.fuzz.harness import Harness, check
-from workers.gateway.conditions import CONDITIONS, are_asked, range_holds, verdict
-from workers.gateway.paths import object_of, object_path, project_of
-from workers.gateway.ranges import parse_range
 
 _ETAG: Final = '"' + "5" * 64 + '"'
 _MODIFIED: Final = datetime(2026, 11, 24, 10, tzinfo=UTC)

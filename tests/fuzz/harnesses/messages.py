@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any, Final
 
-from contracts.errors import MalformedRequestError
-from contracts.messages import encode, identity, parse_event, parse_request, rejection
-from contracts.names import check_key, is_key, parse_time
+from keyturn.errors import MalformedRequestError
+from keyturn.identifiers import check_key, is_key, parse_time
+from keyturn.messages import encode, identity, parse_event, parse_request, rejection
+from keyturn_workers.sweep import messages as hints
 from tests.fuzz import documents, valid
 from tests.fuzz.harness import Harness, as_text, check
-from tests.unit.workers.factories import AT
-from workers.sweep import messages as hints
+from tests.unit.keyturn_workers.factories import AT
 
 _ERROR: Final = MalformedRequestError("a reason")
 

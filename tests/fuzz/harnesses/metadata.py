@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from typing import Final
 
-from contracts import metadata
-from contracts.errors import KeyturnError, MalformedRequestError
-from contracts.metadata import Wraps
-from contracts.names import is_short_name
-from contracts.sealing import Secret
+from keyturn import metadata
+from keyturn.crypto import Secret
+from keyturn.errors import KeyturnError, MalformedRequestError
+from keyturn.identifiers import is_short_name
+from keyturn.metadata import Wraps
+from keyturn_workers.objects.census import stands_under
+from keyturn_workers.objects.operator_keys import OperatorKeys
 from tests.fuzz.harness import Harness, check, code_of
-from tests.unit.workers import factories
-from workers.envelope import OperatorKeys
-from workers.envelope.census import stands_under
+from tests.unit.keyturn_workers import factories
 
 _KEYS: Final = OperatorKeys({"m1": Secret(bytes([1]) * 32)})
 

@@ -14,10 +14,8 @@ from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from contracts import metadata as object_metadata
-from contracts.errors import KeyturnError
-from contracts.metadata import Wraps
-from contracts.sealing import (
+from keyturn import metadata as object_metadata
+from keyturn.crypto import (
     BODY_CONTEXT,
     HEADER_BYTES,
     Role,
@@ -27,20 +25,24 @@ from contracts.sealing import (
     v0_open,
     v0_seal,
 )
+from keyturn.errors import KeyturnError
+from keyturn.metadata import Wraps
+from keyturn_workers.gateway.ranges import Span
+from keyturn_workers.objects.download import Access, OperatorAccess, ProjectAccess, open_object
+from keyturn_workers.objects.operator_keys import OperatorKeys
+from keyturn_workers.objects.plan_action import Keep, Options, Rewrap, decide
+from keyturn_workers.objects.wrap import wrap
+from keyturn_workers.storage import Headers
 from tests.fuzz.harness import Harness, check, code_of
 from tests.fuzz.harnesses.metadata import HARNESS as METADATA
 from tests.fuzz.harnesses.metadata import lines, read_lines
-from tests.unit.gateway.bench import KEY, TARGET, Bench, kek_of, ring_of, turned_to
-from tests.unit.workers import factories
-from workers.download import Access, OperatorAccess, ProjectAccess, open_object
-from workers.envelope import Keep, OperatorKeys, Options, Rewrap, decide, wrap
-from workers.gateway.ranges import Span
-from workers.storage import Headers
+from tests.unit.keyturn_workers import factories
+from tests.unit.keyturn_workers.gateway.bench import KEY, TARGET, Bench, kek_of, ring_of, turned_to
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from workers.keyring import Desired
+    from keyturn_workers.keyring import Desired
 
 _PLAIN: Final = bytes(range(256)) * 70
 _DEK: Final = bytes(range(32))

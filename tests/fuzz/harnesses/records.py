@@ -9,15 +9,25 @@ import json
 from dataclasses import replace
 from typing import Any, Final
 
-from contracts.errors import KeyturnError
-from contracts.names import keyring_key
-from contracts.sealing import Secret, b64, record_kek, seal_record
+from keyturn.crypto import Secret, b64, record_kek, seal_record
+from keyturn.errors import KeyturnError
+from keyturn.identifiers import keyring_key
+from keyturn_workers.keyring import sealed_records
+from keyturn_workers.keyring.model import Keyring, build, parse
+from keyturn_workers.sweep.counts import Counts
+from keyturn_workers.sweep.plan import (
+    AllPlan,
+    Ask,
+    Failure,
+    Live,
+    Plan,
+    Result,
+    State,
+    from_json,
+    to_json,
+)
 from tests.fuzz.harness import Harness, check, code_of, same_each_time
-from tests.unit.workers import factories
-from workers import records
-from workers.keyring.record import Keyring, build, parse
-from workers.sweep.counts import Counts
-from workers.sweep.plan import AllPlan, Ask, Failure, Live, Plan, Result, State, from_json, to_json
+from tests.unit.keyturn_workers import factories
 
 _MASTER_KEYS: Final = {"m1": Secret(bytes([1]) * 32), "m2": Secret(bytes([2]) * 32)}
 _KEY: Final = keyring_key("acme")
@@ -41,7 +51,7 @@ def _ring() -> Keyring:
 with same_each_time():
     _RING: Final = _ring()
     _RAW: Final = build(_RING, _MASTER_KEYS)
-_REST: Final = records.parse(_RAW, _KEY, "acme", _MASTER_KEYS)[1]
+_REST: Final = sealed_records.parse(_RAW, _KEY, "acme", _MASTER_KEYS)[1]
 _SECRETS: Final = tuple(
     b64(kek.reveal())[:24] for kek in (*_RING.user_keks.values(), factories.V0_USER_KEK)
 )
@@ -92,7 +102,7 @@ def _keyring(body: bytes) -> str:
 def _sweep(payload: bytes) -> str:
     body = _sealed(payload)
     try:
-        _, rest = records.parse(body, _KEY, "acme", _MASTER_KEYS)
+        _, rest = sealed_records.parse(body, _KEY, "acme", _MASTER_KEYS)
     except KeyturnError as exc:
         return code_of(exc, "corrupt_object")
     read = []
@@ -122,7 +132,7 @@ def _seeds() -> list[bytes]:
     plan = Plan(ask, state, factories.DATE, factories.DATE, live=(live,))
     result = Result("a", "b", state, factories.DATE, Counts(objects=3), 1, (Failure("k", "c"),))
     every = AllPlan(ask, factories.DATE, live=("acme",))
-    other = records.build(_KEY, "beta", "m1", _REST, _MASTER_KEYS)
+    other = sealed_records.build(_KEY, "beta", "m1", _REST, _MASTER_KEYS)
     return [
         b"\x00" + _RAW,
         b"\x00" + other,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from contracts.sealing import (
+from keyturn.crypto import (
     IntakeKey,
     SealError,
     Secret,
@@ -32,7 +32,7 @@ from tests.fuzz.harness import Harness, check, same_each_time
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from contracts.sealing import Role
+    from keyturn.crypto import Role
 
 _KEK: Final = Secret(bytes(range(32)))
 _DEK: Final = bytes(range(32, 64))

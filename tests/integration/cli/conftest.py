@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from typer.testing import CliRunner
 
-from tests.support.deployment import Deployment
-from workers.cli.app import app
+from keyturn_workers.cli.app import app
+from tools.harness.deployment import Deployment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from typer.testing import Result
 
-    from tests.servers import S3Server
+    from tools.servers import S3Server
 
 _NO_BROKER = "amqp://nobody@127.0.0.1:1/"
 

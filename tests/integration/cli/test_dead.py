@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 import aio_pika
 import pytest
 
-from contracts.names import keyring_key
-from contracts.sealing import Secret, VerifyKey, kek_id, user_kek
+from keyturn.crypto import Secret, VerifyKey, kek_id, user_kek
+from keyturn.identifiers import keyring_key
+from keyturn_workers.amqp.declarations import declare
+from keyturn_workers.amqp.retry import identity_body
+from keyturn_workers.cli.dead_letters import Look, connected
+from keyturn_workers.keyring.model import Generation, Keyring, build
 from tests.integration.cli.conftest import document
-from tests.servers.s3 import sync_client
-from tests.support import requests
-from workers.broker.declare import declare
-from workers.broker.delivery import identity_body
-from workers.cli.letters import Look, connected
-from workers.keyring.record import Generation, Keyring, build
+from tools.harness import requests
+from tools.servers.s3 import sync_client
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
     from aio_pika.abc import AbstractChannel
 
-    from contracts.sealing import SigningKey
+    from keyturn.crypto import SigningKey
     from tests.integration.cli.conftest import Cli
-    from tests.support.requests import Upload
+    from tools.harness.requests import Upload
 
 pytestmark = pytest.mark.servers
 _DEAD = "keyturn.upload.dead"

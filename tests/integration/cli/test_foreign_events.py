@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from contracts.messages import ProjectEnrolled, SweepCompleted, UploadRejected, UploadStored
-from contracts.publisher import Publisher
-from contracts.publisher.requests import new_id
-from contracts.sealing import SigningKey, VerifyKey, b64, new_api_key
-from contracts.settings import NamedIntakeKey, PublisherSettings
-from contracts.topology import publisher_stream
+from keyturn.crypto import SigningKey, VerifyKey, b64, new_api_key
+from keyturn.messages import ProjectEnrolled, SweepCompleted, UploadRejected, UploadStored
+from keyturn.publisher import Publisher
+from keyturn.publisher.requests import new_id
+from keyturn.settings import NamedIntakeKey, PublisherSettings
+from keyturn.topology import publisher_stream
 from tests.integration.cli.conftest import document
 from tests.integration.cli.test_watching import started
-from tests.support.bucket import Bucket
-from tests.support.process import worker
-from tests.support.wire import open_wire
+from tools.harness.bucket import Bucket
+from tools.harness.process import worker
+from tools.harness.wire import open_wire
 
 if TYPE_CHECKING:
     from tests.integration.cli.conftest import Cli

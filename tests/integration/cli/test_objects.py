@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from contracts.sealing import BODY_CONTEXT, HEADER_BYTES, Secret, kek_id, new_dek, seal, user_kek
+from keyturn.crypto import BODY_CONTEXT, HEADER_BYTES, Secret, kek_id, new_dek, seal, user_kek
+from keyturn_workers.keyring import Generation, Keyring
+from keyturn_workers.keyring.model import build
+from keyturn_workers.objects.wrap import metadata_for, wrap
 from tests.integration.cli.conftest import document
-from tests.servers.s3 import sync_client
-from workers.envelope import metadata_for, wrap
-from workers.keyring import Generation, Keyring
-from workers.keyring.record import build
+from tools.servers.s3 import sync_client
 
 if TYPE_CHECKING:
     from pathlib import Path

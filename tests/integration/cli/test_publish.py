@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import aio_pika
 import pytest
 
-from contracts.sealing import b64_decode, kek_info, v0_user_kek
-from contracts.topology import queues
+from keyturn.crypto import b64_decode, kek_info, v0_user_kek
+from keyturn.topology import queues
+from keyturn_workers.amqp.declarations import declare
 from tests.integration.cli.conftest import document
-from tests.support.process import worker
-from workers.broker.declare import declare
+from tools.harness.process import worker
 
 if TYPE_CHECKING:
     from pathlib import Path

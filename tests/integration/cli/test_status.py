@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from contracts.sealing import b64, new_api_key
+from keyturn.crypto import b64, new_api_key
 from tests.integration.cli.conftest import Cli, cli_for, document
-from tests.support import reader, requests
-from tests.support.process import worker
-from tests.support.serving import serving
+from tools.harness import reader, requests
+from tools.harness.process import worker
+from tools.harness.serving import serving
 
 if TYPE_CHECKING:
-    from tests.servers import S3Server, Servers
-    from tests.support.process import WorkerProcess
-    from tests.support.serving import Serving
+    from tools.harness.process import WorkerProcess
+    from tools.harness.serving import Serving
+    from tools.servers import S3Server, Servers
 
 pytestmark = pytest.mark.servers
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.integration.cli.conftest import document
-from tests.support.process import worker
+from tools.harness.process import worker
 
 if TYPE_CHECKING:
     from pathlib import Path

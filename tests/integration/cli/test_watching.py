@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from contracts import topology
-from contracts.messages import (
+from keyturn import topology
+from keyturn.crypto import b64_decode, kek_info, new_api_key, user_kek
+from keyturn.messages import (
     COUNT_FIELDS,
     Event,
     RequestOrigin,
@@ -22,7 +23,6 @@ from contracts.messages import (
     request_id,
     with_origin,
 )
-from contracts.sealing import b64_decode, kek_info, new_api_key, user_kek
 from tests.integration.cli.conftest import document
 from tests.integration.publisher.side import WorkerSide, worker_side
 

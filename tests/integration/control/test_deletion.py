@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from contracts.names import parse_time
-from contracts.sealing import admin_kek, b64, seal_tombstone
-from contracts.topology import BODY_DROPPED_HEADER
-from tests.support import requests
-from tests.support.bucket import Bucket
+from keyturn.crypto import admin_kek, b64, seal_tombstone
+from keyturn.identifiers import parse_time
+from keyturn.topology import BODY_DROPPED_HEADER
+from tools.harness import requests
+from tools.harness.bucket import Bucket
 
 if TYPE_CHECKING:
-    from tests.support.serving import Serving
+    from tools.harness.serving import Serving
 
 pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
 

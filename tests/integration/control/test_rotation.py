@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from contracts.names import keyring_key
-from contracts.sealing import b64, kek_info, new_api_key, user_kek
-from contracts.topology import UNSIGNED_DEAD_QUEUE
-from tests.support import reader, requests
-from tests.support.serving import Sent, Serving
+from keyturn.crypto import b64, kek_info, new_api_key, user_kek
+from keyturn.identifiers import keyring_key
+from keyturn.topology import UNSIGNED_DEAD_QUEUE
+from tools.harness import reader, requests
+from tools.harness.serving import Sent, Serving
 
 if TYPE_CHECKING:
     from collections.abc import Callable

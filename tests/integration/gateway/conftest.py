@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING
 import pytest_asyncio
 
 from tests.integration.gateway.scene import OTHER_KEY, Live, Scene, canaries
-from tests.servers import new_bucket
-from tests.support.bucket import Bucket
-from tests.support.deployment import Deployment
-from tests.support.http import Client
-from tests.support.process import gateway
-from tests.support.serving import serving
+from tools.harness.bucket import Bucket
+from tools.harness.deployment import Deployment
+from tools.harness.http import Client
+from tools.harness.process import gateway
+from tools.harness.serving import serving
+from tools.servers import new_bucket
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     import pytest
 
-    from tests.servers import S3Server, Servers
+    from tools.servers import S3Server, Servers
 
 NO_BROKER = "amqp://guest:no-such-password@127.0.0.1:1/"
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from contracts.names import object_key
+from keyturn.identifiers import object_key
 from tests.acceptance.canaries import MARKER, Canaries
 
 if TYPE_CHECKING:
-    from tests.support.bucket import Bucket, Made
-    from tests.support.deployment import Deployment
-    from tests.support.http import Client
-    from tests.support.process import GatewayProcess
-    from tests.support.serving import Serving
+    from tools.harness.bucket import Bucket, Made
+    from tools.harness.deployment import Deployment
+    from tools.harness.http import Client
+    from tools.harness.process import GatewayProcess
+    from tools.harness.serving import Serving
 
 OTHER_KEY = "other-key-" + "o" * 33
 CHUNK = 16 * 1024

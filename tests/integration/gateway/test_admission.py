@@ -11,11 +11,11 @@ import pytest
 import pytest_asyncio
 
 from tests.integration.gateway.scene import OTHER_KEY, plain
-from tests.support.http import exchange, object_target, request
+from tools.harness.http import exchange, object_target, request
 
 if TYPE_CHECKING:
     from tests.integration.gateway.scene import Scene
-    from tests.support.http import Answer
+    from tools.harness.http import Answer
 
 pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
 

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING
 import aiohttp
 import pytest
 
-from contracts.names import keyring_key, object_key
-from contracts.sealing import admin_kek, b64, seal_tombstone
+from keyturn.crypto import admin_kek, b64, seal_tombstone
+from keyturn.identifiers import keyring_key, object_key
 from tests.integration.gateway.scene import CHUNK, HEADER, OTHER_KEY, SEALED_CHUNK, plain
-from tests.support.http import object_target
+from tools.harness.http import object_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.integration.gateway.scene import Scene
-    from tests.support.http import Answer
+    from tools.harness.http import Answer
 
 pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
 

@@ -16,7 +16,7 @@ import pytest_asyncio
 from aiohttp import web
 
 from tests.integration.gateway.scene import plain
-from tests.support.http import object_target
+from tools.harness.http import object_target
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

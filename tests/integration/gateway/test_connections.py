@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
+from keyturn_workers.gateway.http_protocol import PIPELINED_MAX
 from tests.integration.gateway.scene import plain
-from tests.support.http import object_target, read_answer, request
-from workers.gateway.protocol import PIPELINED_MAX
+from tools.harness.http import object_target, read_answer, request
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable

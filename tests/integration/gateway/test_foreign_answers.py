@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import pytest
 
-from contracts import topology
-from contracts.messages import (
+from keyturn import topology
+from keyturn.crypto import new_api_key
+from keyturn.messages import (
     ProjectEnrolled,
     RequestOrigin,
     RotationRejected,
@@ -23,17 +24,16 @@ from contracts.messages import (
     parse_request,
     with_origin,
 )
-from contracts.publisher import Publisher
-from contracts.sealing import new_api_key
-from tests.chaos.sending import publisher_settings
+from keyturn.publisher import Publisher
 from tests.integration.publisher.side import worker_side
-from tests.support.deployment import Deployment
-from tests.support.process import gateway, worker
+from tools.chaos.sending import publisher_settings
+from tools.harness.deployment import Deployment
+from tools.harness.process import gateway, worker
 
 if TYPE_CHECKING:
-    from contracts.messages import Event
+    from keyturn.messages import Event
     from tests.integration.publisher.side import WorkerSide
-    from tests.servers import S3Server
+    from tools.servers import S3Server
 
 pytestmark = pytest.mark.servers
 

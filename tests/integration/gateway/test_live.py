@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import pytest
 
-from contracts.sealing import new_api_key
+from keyturn.crypto import new_api_key
 from tests.acceptance.canaries import MARKER
 from tests.integration.gateway.scene import plain
-from tests.support import reader, requests
-from tests.support.http import object_target, read_answer, request
+from tools.harness import reader, requests
+from tools.harness.http import object_target, read_answer, request
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from tests.integration.gateway.scene import Live
-    from tests.support.http import Answer
+    from tools.harness.http import Answer
 
 pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
 

@@ -9,8 +9,8 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from contracts.names import object_key
-from contracts.sealing import b64, v0_admin_kek, v0_seal, v0_user_kek
+from keyturn.crypto import b64, v0_admin_kek, v0_seal, v0_user_kek
+from keyturn.identifiers import object_key
 from tests.integration.gateway.conftest import reading
 from tests.integration.gateway.scene import CHUNK, plain
 

@@ -16,16 +16,16 @@ from hypothesis import strategies as st
 
 from tests.integration.gateway.conftest import reading
 from tests.integration.gateway.scene import CHUNK, HEADER, SEALED_CHUNK, Scene, plain
-from tests.servers import new_bucket
-from tests.support.bucket import Bucket
 from tests.support.counting import counting
-from tests.support.deployment import Deployment
-from tests.support.http import object_target
+from tools.harness.bucket import Bucket
+from tools.harness.deployment import Deployment
+from tools.harness.http import object_target
+from tools.servers import new_bucket
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.servers import S3Server
+    from tools.servers import S3Server
 
 pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
 

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
-from contracts.sealing import new_api_key
+from keyturn.crypto import new_api_key
 from tests.integration.gateway.scene import plain
-from tests.support import reader
-from tests.support.http import object_target, request
-from tests.support.process import gateway
+from tools.harness import reader
+from tools.harness.http import object_target, request
+from tools.harness.process import gateway
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from tests.integration.gateway.scene import Scene
-    from tests.support.process import GatewayProcess
+    from tools.harness.process import GatewayProcess
 
 pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
 

@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
-from contracts.sealing import admin_kek, new_api_key, user_kek
+from keyturn.crypto import admin_kek, new_api_key, user_kek
 from tests.integration.gateway.conftest import NO_BROKER, reading
 from tests.integration.gateway.scene import plain
-from tests.servers import new_bucket
-from tests.support.bucket import Bucket
 from tests.support.counting import Counting, counting
-from tests.support.deployment import Deployment
-from tests.support.http import object_target, read_answer, request
+from tools.harness.bucket import Bucket
+from tools.harness.deployment import Deployment
+from tools.harness.http import object_target, read_answer, request
+from tools.servers import new_bucket
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from tests.integration.gateway.scene import Scene
-    from tests.servers import S3Server
-    from tests.support.bucket import Made
+    from tools.harness.bucket import Made
+    from tools.servers import S3Server
 
 pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
 

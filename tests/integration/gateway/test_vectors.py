@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from contracts.names import keyring_key, object_key
+from keyturn.identifiers import keyring_key, object_key
 
 if TYPE_CHECKING:
     from tests.integration.gateway.scene import Scene

@@ -11,7 +11,7 @@ from tests.integration.publisher.side import Network, WorkerSide, settings_for, 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from contracts.settings import PublisherSettings
+    from keyturn.settings import PublisherSettings
 
 
 @pytest.fixture

@@ -10,8 +10,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import aio_pika
 from yarl import URL
 
-from contracts import topology
-from contracts.messages import (
+from keyturn import topology
+from keyturn.crypto import (
+    IntakeKey,
+    SigningKey,
+    VerifyKey,
+    b64_decode,
+    kek_info,
+    open_sealed,
+    transport_context,
+    upload_info,
+)
+from keyturn.identifiers import format_time
+from keyturn.messages import (
     EnrollRequested,
     Event,
     RequestOrigin,
@@ -22,25 +33,14 @@ from contracts.messages import (
     request_id,
     with_origin,
 )
-from contracts.names import format_time
-from contracts.sealing import (
-    IntakeKey,
-    SigningKey,
-    VerifyKey,
-    b64_decode,
-    kek_info,
-    open_sealed,
-    transport_context,
-    upload_info,
-)
-from contracts.settings import NamedIntakeKey, PublisherSettings
+from keyturn.settings import NamedIntakeKey, PublisherSettings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from aio_pika.abc import AbstractChannel, AbstractExchange, AbstractIncomingMessage
 
-    from contracts.publisher import Publisher
+    from keyturn.publisher import Publisher
 
 INTAKE = IntakeKey.from_seed(bytes(32))
 PUBLISHER = SigningKey.from_seed(b"p" * 32)

@@ -7,12 +7,12 @@ from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from contracts.publisher import Publisher
-from contracts.publisher.requests import new_id
+from keyturn.publisher import Publisher
+from keyturn.publisher.requests import new_id
 from tests.integration.publisher.side import OWN_STREAM, WorkerSide, answer_elsewhere, stored
 
 if TYPE_CHECKING:
-    from contracts.settings import PublisherSettings
+    from keyturn.settings import PublisherSettings
 
 
 async def test_an_event_told_while_a_quiet_stream_is_attached_to_is_found(

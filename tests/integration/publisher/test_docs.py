@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from contracts import topology
-from contracts.messages import INLINE_MAX_BYTES, ProjectEnrolled, StagedBody
-from contracts.sealing import b64
+from keyturn import topology
+from keyturn.crypto import b64
+from keyturn.messages import INLINE_MAX_BYTES, ProjectEnrolled, StagedBody
 from tests.integration.publisher.side import (
     EVENTS,
     INTAKE,
@@ -21,7 +21,7 @@ from tests.integration.publisher.side import (
 )
 
 if TYPE_CHECKING:
-    from tests.servers.s3 import S3Server
+    from tools.servers.s3 import S3Server
 
 ROOT = Path(__file__).resolve().parents[3]
 

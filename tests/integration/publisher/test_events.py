@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from aio_pika.exceptions import ChannelNotFoundEntity
 
-from contracts.messages import ProjectEnrolled, UploadRejected, UploadStored, encode
-from contracts.publisher import (
+from keyturn.crypto import SigningKey
+from keyturn.messages import ProjectEnrolled, UploadRejected, UploadStored, encode
+from keyturn.publisher import (
     EventsUnavailableError,
     NotSentHereError,
     Publisher,
     PublisherError,
     WaitTimeoutError,
 )
-from contracts.publisher.requests import build_sweep
-from contracts.sealing import SigningKey
+from keyturn.publisher.requests import build_sweep
 from tests.integration.publisher.side import (
     EVENTS,
     OWN_STREAM,
@@ -34,9 +34,9 @@ from tests.integration.publisher.side import (
 )
 
 if TYPE_CHECKING:
-    from contracts.messages import Event
-    from contracts.settings import PublisherSettings
-    from tests.servers import RabbitMQ
+    from keyturn.messages import Event
+    from keyturn.settings import PublisherSettings
+    from tools.servers import RabbitMQ
 
 AT = "2026-11-24T10:00:00Z"
 _UPLOAD: Any = {"project": "acme", "request_type": "upload.requested"}

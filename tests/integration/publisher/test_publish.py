@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 import aio_pika
 import pytest
 
-from contracts import topology
-from contracts.errors import BodyTooLargeError, MalformedRequestError
-from contracts.messages import INLINE_MAX_BYTES, EnrollRequested, InlineBody, UploadRequested
-from contracts.publisher import (
+from keyturn import topology
+from keyturn.crypto import b64_decode, user_kek, v0_user_kek
+from keyturn.errors import BodyTooLargeError, MalformedRequestError
+from keyturn.messages import INLINE_MAX_BYTES, EnrollRequested, InlineBody, UploadRequested
+from keyturn.publisher import (
     BrokerUnavailableError,
     NotDeliveredError,
     OutcomeUnknownError,
     Publisher,
 )
-from contracts.sealing import b64_decode, user_kek, v0_user_kek
 from tests.integration.publisher.side import (
     Network,
     WorkerSide,
@@ -33,7 +33,7 @@ from tests.integration.publisher.side import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from contracts.settings import PublisherSettings
+    from keyturn.settings import PublisherSettings
 
 API_KEY = "kt_" + "k" * 43
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from contracts import topology
-from contracts.errors import MalformedRequestError
-from contracts.messages import (
+from keyturn import topology
+from keyturn.crypto import SigningKey, b64_decode, kek_info, user_kek
+from keyturn.errors import MalformedRequestError
+from keyturn.messages import (
     COUNT_FIELDS,
     DeleteRequested,
     Event,
@@ -25,12 +26,11 @@ from contracts.messages import (
     SweepProgressed,
     SweepRequested,
 )
-from contracts.publisher import NotDeliveredError, Publisher, WaitTimeoutError
-from contracts.sealing import SigningKey, b64_decode, kek_info, user_kek
+from keyturn.publisher import NotDeliveredError, Publisher, WaitTimeoutError
 from tests.integration.publisher.side import INTAKE, WorkerSide, answer, answer_elsewhere, verified
 
 if TYPE_CHECKING:
-    from contracts.settings import PublisherSettings
+    from keyturn.settings import PublisherSettings
 
 AT = "2026-11-24T10:00:00Z"
 API_KEY = "kt_" + "n" * 43

@@ -12,21 +12,21 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pydantic import SecretStr
 
-from contracts import topology
-from contracts.errors import StorageUnavailableError
-from contracts.messages import INLINE_MAX_BYTES, StagedBody
-from contracts.names import staging_key
-from contracts.publisher import NotDeliveredError, OutcomeUnknownError, Publisher, staging
-from contracts.sealing import Opener, sealed_size, transport_context
-from contracts.settings import S3Settings
+from keyturn import topology
+from keyturn.crypto import Opener, sealed_size, transport_context
+from keyturn.errors import StorageUnavailableError
+from keyturn.identifiers import staging_key
+from keyturn.messages import INLINE_MAX_BYTES, StagedBody
+from keyturn.publisher import NotDeliveredError, OutcomeUnknownError, Publisher, staging
+from keyturn.settings import S3Settings
 from tests.integration.publisher.side import Network, WorkerSide, transport_key, verified
-from tests.servers.s3 import S3Server, new_bucket, sync_client
+from tools.servers.s3 import S3Server, new_bucket, sync_client
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
-    from contracts.settings import PublisherSettings
+    from keyturn.settings import PublisherSettings
 
 MIB = 1024 * 1024
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from yarl import URL
 
-from contracts import topology
-from contracts.messages import COUNT_FIELDS, RotationCompleted, SweepProgressed
-from contracts.publisher import EventsUnavailableError, Publisher
-from contracts.publisher.requests import new_id
-from contracts.sealing import SigningKey, VerifyKey
+from keyturn import topology
+from keyturn.crypto import SigningKey, VerifyKey
+from keyturn.messages import COUNT_FIELDS, RotationCompleted, SweepProgressed
+from keyturn.publisher import EventsUnavailableError, Publisher
+from keyturn.publisher.requests import new_id
 from tests.integration.publisher.side import (
     EVENTS,
     OWN_STREAM,
@@ -25,8 +25,8 @@ from tests.integration.publisher.side import (
 )
 
 if TYPE_CHECKING:
-    from contracts.settings import PublisherSettings
-    from tests.servers import Servers
+    from keyturn.settings import PublisherSettings
+    from tools.servers import Servers
 
 _AT = "2026-11-24T10:00:00Z"
 _ROTATION: Any = {"project": "acme", "request_type": "rotation.requested"}
@@ -51,7 +51,7 @@ async def test_where_no_own_stream_exists_the_stream_of_all_serves(
 ) -> None:
     """Workers before 0.5 declare none."""
     await worker.delete(OWN_STREAM)
-    caplog.set_level("INFO", "contracts.publisher.events")
+    caplog.set_level("INFO", "keyturn.publisher.event_stream")
     async with Publisher.open(settings) as publisher:
         upload_id = await publisher.upload("acme", "a", b"x")
         told = answer(publisher, stored(upload_id))
@@ -113,7 +113,7 @@ async def test_a_user_with_the_permissions_of_0_4_reads_the_stream_of_all(
     worker: WorkerSide,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    caplog.set_level("INFO", "contracts.publisher.events")
+    caplog.set_level("INFO", "keyturn.publisher.event_stream")
     old = settings_for(_user(broker, vhost_url, r"^keyturn\.events$"))
     async with Publisher.open(old) as publisher:
         upload_id = await publisher.upload("acme", "a", b"x")

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from contracts.settings import S3Settings
-from tests.servers.s3 import sync_client
-from workers.storage.memory import MemoryStorage
-from workers.storage.s3 import S3Storage, open_storage
+from keyturn.settings import S3Settings
+from keyturn_workers.storage.s3 import S3Storage, open_storage
+from keyturn_workers.testing.memory_storage import MemoryStorage
+from tools.servers.s3 import sync_client
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from tests.servers import S3Server
+    from tools.servers import S3Server
 
 AnyStorage = S3Storage | MemoryStorage
 

@@ -14,15 +14,15 @@ import aiohttp
 import pytest
 from yarl import URL
 
-from contracts.errors import StorageUnavailableError
-from workers.errors import MissingError, PreconditionError, RefusedError
-from workers.storage import Headers, IfAbsent, IfMatch, Lease, Listed, Part
+from keyturn.errors import StorageUnavailableError
+from keyturn_workers.errors import MissingError, PreconditionError, RefusedError
+from keyturn_workers.storage import Headers, IfAbsent, IfMatch, Lease, Listed, Part
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
+    from keyturn_workers.storage.s3 import S3Storage
     from tests.integration.storage.conftest import AnyStorage
-    from workers.storage.s3 import S3Storage
 
 PLAIN = Headers({})
 MIB = 2**20

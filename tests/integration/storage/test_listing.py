@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from contracts.errors import StorageUnavailableError
-from workers.storage import Headers
+from keyturn.errors import StorageUnavailableError
+from keyturn_workers.storage import Headers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from keyturn_workers.storage import Listed, Version
     from tests.integration.storage.conftest import AnyStorage
-    from workers.storage import Listed, Version
 
 PLAIN = Headers({})
 
@@ -65,7 +65,7 @@ async def planted(storage: AnyStorage, keys: Sequence[str]) -> list[str]:
 def page_keys(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """How many rows a server tells at once."""
     size: int = request.param
-    monkeypatch.setattr("workers.storage.cold._PAGE_KEYS", size)
+    monkeypatch.setattr("keyturn_workers.storage.s3_admin._PAGE_KEYS", size)
     return size
 
 

@@ -8,22 +8,22 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from contracts.settings import SettingsError
-from tests.doctor.kinds import KINDS, examine
-from tests.doctor.seen import Seen, cells
+from keyturn.settings import SettingsError
+from keyturn_workers.errors import UnsafeStorageError
+from keyturn_workers.storage import Differences
+from keyturn_workers.storage.probe.runner import PREFIX, probe
 from tests.integration.storage.conftest import opened
-from tests.servers.s3 import sync_client
-from workers.errors import UnsafeStorageError
-from workers.storage import Differences
-from workers.storage.probe import PREFIX, probe
+from tools.doctor.kinds import KINDS, examine
+from tools.doctor.seen import Seen, cells
+from tools.servers.s3 import sync_client
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.doctor.kinds import Kind
-    from tests.doctor.seen import Bucket
-    from tests.servers import S3Server
-    from workers.storage.s3 import S3Storage
+    from keyturn_workers.storage.s3 import S3Storage
+    from tools.doctor.kinds import Kind
+    from tools.doctor.seen import Bucket
+    from tools.servers import S3Server
 
 pytestmark = pytest.mark.servers
 

@@ -2,7 +2,7 @@
 
 Compared is what a foreign reader sees: every header of the object but the `enc-` metadata
 that was turned. What no server here has (KMS, storage classes of AWS's own) is in
-`tests/unit/storage/test_restated.py`, by the request that is sent.
+`tests/unit/keyturn_workers/storage/test_restated.py`, by the request that is sent.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from keyturn_workers.storage import Headers, Lease
 from tests.integration.storage.conftest import opened
-from tests.servers.s3 import sync_client
-from workers.storage import Headers, Lease
+from tools.servers.s3 import sync_client
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
     from mypy_boto3_s3 import S3Client
 
-    from tests.servers import S3Server
-    from workers.storage import Head, Part
-    from workers.storage.s3 import S3Storage
+    from keyturn_workers.storage import Head, Part
+    from keyturn_workers.storage.s3 import S3Storage
+    from tools.servers import S3Server
 
 pytestmark = pytest.mark.servers
 

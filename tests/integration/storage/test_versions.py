@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from keyturn_workers.errors import MissingError, RefusedError
+from keyturn_workers.storage import Headers, Lease
 from tests.integration.storage.conftest import opened
-from tests.servers.s3 import sync_client
-from workers.errors import MissingError, RefusedError
-from workers.storage import Headers, Lease
+from tools.servers.s3 import sync_client
 
 if TYPE_CHECKING:
+    from keyturn_workers.storage import Version
     from tests.integration.storage.conftest import AnyStorage
-    from tests.servers import S3Server
-    from workers.storage import Version
+    from tools.servers import S3Server
 
 PLAIN = Headers({})
 
@@ -77,7 +77,7 @@ async def test_pages(
     await history(versioned)
     whole = {row.version_id for row in await all_versions(versioned)}
     assert len(whole) == 7
-    monkeypatch.setattr("workers.storage.cold._PAGE_KEYS", page_keys)
+    monkeypatch.setattr("keyturn_workers.storage.s3_admin._PAGE_KEYS", page_keys)
     rows = await all_versions(versioned)
     assert len(rows) == 7
     assert {row.version_id for row in rows} == whole

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import pytest_asyncio
 
 from tests.integration.sweep.scene import WORKER_ENV, Scene
-from tests.support.serving import serving
+from tools.harness.serving import serving
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     import pytest
 
-    from tests.servers import S3Server, Servers
+    from tools.servers import S3Server, Servers
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

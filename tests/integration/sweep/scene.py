@@ -12,20 +12,20 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from contracts import topology
-from contracts.messages import COUNT_FIELDS
-from contracts.names import keyring_key, object_key
-from contracts.sealing import Secret, admin_kek, new_api_key, user_kek
-from tests.support import requests
-from tests.support.bucket import Bucket
+from keyturn import topology
+from keyturn.crypto import Secret, admin_kek, new_api_key, user_kek
+from keyturn.identifiers import keyring_key, object_key
+from keyturn.messages import COUNT_FIELDS
+from tools.harness import requests
+from tools.harness.bucket import Bucket
 
 if TYPE_CHECKING:
     from aio_pika.abc import AbstractIncomingMessage
 
-    from tests.support.bucket import Made
-    from tests.support.deployment import Deployment
-    from tests.support.serving import Sent, Serving
-    from tests.support.wire import Wire
+    from tools.harness.bucket import Made
+    from tools.harness.deployment import Deployment
+    from tools.harness.serving import Sent, Serving
+    from tools.harness.wire import Wire
 
 Document = dict[str, Any]
 Event = dict[str, Any]

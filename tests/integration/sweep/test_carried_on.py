@@ -14,25 +14,25 @@ import aio_pika
 import pytest
 from faststream.rabbit import RabbitBroker
 
-from contracts import topology
+from keyturn import topology
+from keyturn_workers.settings import WorkerSettings
+from keyturn_workers.storage import Differences
+from keyturn_workers.storage.s3 import open_storage
+from keyturn_workers.sweep.recovery import rescue
+from keyturn_workers.worker.metrics import WorkerMetrics
+from keyturn_workers.worker.wiring import Roles
 from tests.integration.sweep.scene import WORKER_ENV, Project, Scene, counts
-from tests.servers import new_bucket
-from tests.support import requests
-from tests.support.deployment import Deployment
-from tests.support.process import worker
-from tests.support.serving import Serving, fresh_amqp_url
-from tests.support.wire import open_wire
-from workers.metrics import WorkerMetrics
-from workers.roles import Roles
-from workers.settings import WorkerSettings
-from workers.storage import Differences
-from workers.storage.s3 import open_storage
-from workers.sweep.rescue import rescue
+from tools.harness import requests
+from tools.harness.deployment import Deployment
+from tools.harness.process import worker
+from tools.harness.serving import Serving, fresh_amqp_url
+from tools.harness.wire import open_wire
+from tools.servers import new_bucket
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tests.servers import S3Server, Servers
+    from tools.servers import S3Server, Servers
 
 pytestmark = pytest.mark.servers
 

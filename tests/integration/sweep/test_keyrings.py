@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import aio_pika
 import pytest
 
-from contracts.names import keyring_key
-from contracts.sealing import Secret, b64, kek_id, record_kek, seal_record
+from keyturn.crypto import Secret, b64, kek_id, record_kek, seal_record
+from keyturn.identifiers import keyring_key
 from tests.integration.sweep.scene import Project, Scene, counts
-from tests.support import requests
+from tools.harness import requests
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine

@@ -9,27 +9,27 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from contracts.messages import RequestOrigin
-from contracts.names import keyring_key, object_key
-from contracts.sealing import Secret, kek_id, new_api_key, user_kek
+from keyturn.crypto import Secret, kek_id, new_api_key, user_kek
+from keyturn.identifiers import keyring_key, object_key
+from keyturn.messages import RequestOrigin
+from keyturn_workers.errors import RefusedError
+from keyturn_workers.keyring import Generation, Keyring, KeyringReader, turned
+from keyturn_workers.keyring.model import build
+from keyturn_workers.objects.operator_keys import OperatorKeys
+from keyturn_workers.sweep import Ask, Plan, SweepStore
+from keyturn_workers.sweep.page_worker import PageTaker
+from keyturn_workers.sweep.plan import Live, State
 from tests.integration.storage.conftest import opened
-from tests.support import requests
-from tests.support.bucket import Bucket
-from tests.support.deployment import Deployment
-from workers.envelope import OperatorKeys
-from workers.errors import RefusedError
-from workers.keyring import Generation, Keyring, KeyringReader, turned
-from workers.keyring.record import build
-from workers.sweep import Ask, Plan, SweepStore
-from workers.sweep.pages import PageTaker
-from workers.sweep.plan import Live, State
+from tools.harness import requests
+from tools.harness.bucket import Bucket
+from tools.harness.deployment import Deployment
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from tests.servers import S3Server
-    from workers.storage import Headers, Lease
-    from workers.storage.s3 import S3Storage
+    from keyturn_workers.storage import Headers, Lease
+    from keyturn_workers.storage.s3 import S3Storage
+    from tools.servers import S3Server
 
 pytestmark = pytest.mark.servers
 

@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 
-from contracts.sealing import b64
+from keyturn.crypto import b64
 from tests.integration.sweep.scene import WORKER_ENV, Project, Scene, counts
-from tests.servers import new_bucket
-from tests.support import requests
-from tests.support.deployment import Deployment
-from tests.support.process import worker
-from tests.support.serving import Serving, fresh_amqp_url, served_by_a_worker
+from tools.harness import requests
+from tools.harness.deployment import Deployment
+from tools.harness.process import worker
+from tools.harness.serving import Serving, fresh_amqp_url, served_by_a_worker
+from tools.servers import new_bucket
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
 
-    from tests.servers import S3Server, Servers
+    from tools.servers import S3Server, Servers
 
 pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
 

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from contracts.names import keyring_key
-from contracts.sealing import b64, new_api_key, seal_tombstone
+from keyturn.crypto import b64, new_api_key, seal_tombstone
+from keyturn.identifiers import keyring_key
 from tests.integration.sweep import v0
 from tests.integration.sweep.scene import Project, Scene, counts
-from tests.support import requests
+from tools.harness import requests
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Coroutine
 
-    from tests.support.bucket import Made
+    from tools.harness.bucket import Made
 
 pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
 

@@ -17,17 +17,17 @@ import pytest_asyncio
 from aiohttp import ClientSession, DummyCookieJar, web
 from yarl import URL
 
-from contracts.names import format_time, keyring_key
+from keyturn.identifiers import format_time, keyring_key
 from tests.integration.sweep.scene import WORKER_ENV, Scene, counts
 from tests.integration.sweep.test_options import failures
-from tests.support import requests
-from tests.support.serving import serving
+from tools.harness import requests
+from tools.harness.serving import serving
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import AsyncIterator, Callable, Coroutine
 
-    from tests.servers import S3Server, Servers
+    from tools.servers import S3Server, Servers
 
 pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
 

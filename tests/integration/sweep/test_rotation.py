@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from contracts.sealing import SealError
+from keyturn.crypto import SealError
 from tests.integration.sweep.scene import Project, Scene, counts, types
-from tests.support import requests
+from tools.harness import requests
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine

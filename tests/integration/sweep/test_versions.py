@@ -13,17 +13,17 @@ import pytest
 import pytest_asyncio
 
 from tests.integration.sweep.scene import WORKER_ENV, Project, Scene, counts
-from tests.servers import new_bucket
-from tests.servers.s3 import sync_client
-from tests.support import requests
-from tests.support.deployment import Deployment
-from tests.support.serving import fresh_amqp_url, served_by_a_worker
+from tools.harness import requests
+from tools.harness.deployment import Deployment
+from tools.harness.serving import fresh_amqp_url, served_by_a_worker
+from tools.servers import new_bucket
+from tools.servers.s3 import sync_client
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import AsyncIterator, Callable, Coroutine
 
-    from tests.servers import S3Server, Servers
+    from tools.servers import S3Server, Servers
 
 pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
 

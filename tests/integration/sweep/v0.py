@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from contracts.sealing import b64, kek_info, v0_admin_kek, v0_open, v0_seal, v0_user_kek
+from keyturn.crypto import b64, kek_info, v0_admin_kek, v0_open, v0_seal, v0_user_kek
 from tests.integration.sweep.scene import Project, Scene, counts
-from tests.support import requests
+from tools.harness import requests
 
 if TYPE_CHECKING:
-    from contracts.sealing import Secret
+    from keyturn.crypto import Secret
     from tests.integration.sweep.scene import Document
 
 MASTER_KEY = "the earlier system's master key"

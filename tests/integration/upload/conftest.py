@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import pytest_asyncio
 
-from tests.support.serving import Serving, serving
+from tools.harness.serving import Serving, serving
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     import pytest
 
-    from tests.servers import S3Server, Servers
+    from tools.servers import S3Server, Servers
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from contracts.names import keyring_key
-from contracts.sealing import Secret, kek_id, user_kek
-from tests.support import reader, requests
-from tests.support.serving import Serving, staged_key
-from workers.keyring.record import Generation, build, parse
+from keyturn.crypto import Secret, kek_id, user_kek
+from keyturn.identifiers import keyring_key
+from keyturn_workers.keyring.model import Generation, build, parse
+from tools.harness import reader, requests
+from tools.harness.serving import Serving, staged_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.support.requests import Upload
+    from tools.harness.requests import Upload
 
 pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
 

@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from tests.support import reader, requests
-from tests.support.serving import Serving, staged_key
+from tools.harness import reader, requests
+from tools.harness.serving import Serving, staged_key
 
 WORKER_ENV = {"ENCRYPTION_ENABLED": "false"}
 pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]

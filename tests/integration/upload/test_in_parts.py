@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
-from tests.support import reader, requests
-from tests.support.serving import Serving, serving, staged_key
+from tools.harness import reader, requests
+from tools.harness.serving import Serving, serving, staged_key
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tests.servers import S3Server, Servers
+    from tools.servers import S3Server, Servers
 
 PART_BYTES = 5 * 2**20
 pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]

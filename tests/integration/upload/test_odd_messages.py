@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.support import requests
-from tests.support.serving import Sent, Serving
+from tools.harness import requests
+from tools.harness.serving import Sent, Serving
 
 pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pamqp import encode
 
-from contracts.amqp import tolerate_odd_properties
-from contracts.topology import DEAD_QUEUES, UNSIGNED_DEAD_QUEUE
+from keyturn.topology import DEAD_QUEUES, UNSIGNED_DEAD_QUEUE
+from keyturn_workers.amqp.property_tolerance import tolerate_odd_properties
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.support.serving import Serving
+    from tools.harness.serving import Serving
 
 pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
 

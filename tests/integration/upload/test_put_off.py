@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 
-from contracts.names import keyring_key
-from contracts.sealing import Secret, kek_id, user_kek
-from tests.support import reader, requests
+from keyturn.crypto import Secret, kek_id, user_kek
+from keyturn.identifiers import keyring_key
+from keyturn_workers.keyring.model import Generation, Keyring, build
 from tests.support.proxy import Proxy, proxy
-from tests.support.serving import Serving, serving, staged_key
-from workers.keyring.record import Generation, Keyring, build
+from tools.harness import reader, requests
+from tools.harness.serving import Serving, serving, staged_key
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tests.servers import S3Server, Servers
+    from tools.servers import S3Server, Servers
 
 pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
 

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from contracts.names import keyring_key
-from contracts.sealing import (
+from keyturn.crypto import (
     HEADER_BYTES,
     SEALED_CHUNK_BYTES,
     Secret,
@@ -27,14 +26,15 @@ from contracts.sealing import (
     upload_info,
     user_kek,
 )
-from tests.support import reader, requests
-from tests.support.serving import Serving, staged_key
-from workers.keyring.record import Generation, Keyring, build
+from keyturn.identifiers import keyring_key
+from keyturn_workers.keyring.model import Generation, Keyring, build
+from tools.harness import reader, requests
+from tools.harness.serving import Serving, staged_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.support.requests import Upload
+    from tools.harness.requests import Upload
 
 MAX_BYTES = 4_000_000
 WORKER_ENV = {"UPLOAD_MAX_BYTES": str(MAX_BYTES)}

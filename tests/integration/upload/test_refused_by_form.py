@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from contracts.names import format_time
-from contracts.sealing import SigningKey
-from tests.support import requests
-from tests.support.serving import Sent, Serving
+from keyturn.crypto import SigningKey
+from keyturn.identifiers import format_time
+from tools.harness import requests
+from tools.harness.serving import Sent, Serving
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,16 +11,16 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-from contracts.messages import Event, encode, parse_event
-from contracts.names import keyring_key
-from contracts.publisher.event_matcher import EventMatcher
-from contracts.sealing import Secret
-from workers.keyring.record import build, parse
-from workers.storage import Headers
-from workers.storage.memory import MemoryStorage
-from workers.sweep.counts import Counts
-from workers.sweep.plan import AllPlan, Plan
-from workers.sweep.store import SweepStore
+from keyturn.crypto import Secret
+from keyturn.identifiers import keyring_key
+from keyturn.messages import Event, encode, parse_event
+from keyturn.publisher.event_matcher import EventMatcher
+from keyturn_workers.keyring.model import build, parse
+from keyturn_workers.storage import Headers
+from keyturn_workers.sweep.counts import Counts
+from keyturn_workers.sweep.plan import AllPlan, Plan
+from keyturn_workers.sweep.store import SweepStore
+from keyturn_workers.testing.memory_storage import MemoryStorage
 
 _MADE: Final[dict[str, Any]] = json.loads((Path(__file__).parent / "made_by_0_4.json").read_text())
 _MASTER_KEYS: Final = {

@@ -1,0 +1,130 @@
+"""The cryptography of Keyturn: pure, synchronous, without I/O (SPEC 2 to 6).
+
+| module | what it holds |
+| --- | --- |
+| `cobblestone` | the one sealing primitive: whole, streamed, by the chunk (SPEC 3) |
+| `keys` | derivation of KEKs, and `Secret` (SPEC 2, 4.6, 5.1) |
+| `wraps` | DEK wraps, records, tombstones, v0 (SPEC 4, 5.1, 8.7) |
+| `intake` | HPKE from publishers to workers (SPEC 2.5, 3.2, 6.4, 6.5) |
+| `signatures` | Ed25519 on requests and events (SPEC 6.3, 6.7) |
+| `retries` | the MAC on what a worker notes on a message that waits (SPEC 6.3) |
+| `labels`, `base64`, `errors` | what these stand on |
+
+It must never read a setting, a clock, a file or the network, and never log. Its only
+effect is to draw random bytes from the system.
+"""
+
+from keyturn.crypto.base64 import b64, b64_checked, b64_decode
+from keyturn.crypto.cobblestone import (
+    CHUNK_BYTES,
+    COMMITMENT_BYTES,
+    HEADER_BYTES,
+    MAX_CHUNKS,
+    SALT_BYTES,
+    SEALED_CHUNK_BYTES,
+    TAG_BYTES,
+    ChunkReader,
+    Opener,
+    Sealer,
+    commits_to,
+    open_sealed,
+    plaintext_size,
+    seal,
+    sealed_size,
+)
+from keyturn.crypto.errors import ChunkError, CommitmentError, SealError, SignatureError
+from keyturn.crypto.intake import IntakeKey, IntakePublicKey, KekPurpose, kek_info, upload_info
+from keyturn.crypto.keys import (
+    Kek,
+    Secret,
+    admin_kek,
+    check_api_key,
+    kek_id,
+    new_api_key,
+    new_dek,
+    record_kek,
+    user_kek,
+    v0_admin_kek,
+    v0_user_kek,
+)
+from keyturn.crypto.retry_mac import RetryKey, RetryNote
+from keyturn.crypto.signatures import SigningKey, VerifyKey
+from keyturn.crypto.wraps import (
+    BODY_CONTEXT,
+    UPLOAD_TAG_BYTES,
+    V0_OVERHEAD_BYTES,
+    Role,
+    V0Opener,
+    open_record,
+    open_tombstone,
+    seal_record,
+    seal_tombstone,
+    transport_context,
+    unwrap_dek,
+    upload_tag,
+    v0_open,
+    v0_seal,
+    v0_unwrap_dek,
+    wrap_dek,
+)
+
+__all__ = [
+    "BODY_CONTEXT",
+    "CHUNK_BYTES",
+    "COMMITMENT_BYTES",
+    "HEADER_BYTES",
+    "MAX_CHUNKS",
+    "SALT_BYTES",
+    "SEALED_CHUNK_BYTES",
+    "TAG_BYTES",
+    "UPLOAD_TAG_BYTES",
+    "V0_OVERHEAD_BYTES",
+    "ChunkError",
+    "ChunkReader",
+    "CommitmentError",
+    "IntakeKey",
+    "IntakePublicKey",
+    "Kek",
+    "KekPurpose",
+    "Opener",
+    "RetryKey",
+    "RetryNote",
+    "Role",
+    "SealError",
+    "Sealer",
+    "Secret",
+    "SignatureError",
+    "SigningKey",
+    "V0Opener",
+    "VerifyKey",
+    "admin_kek",
+    "b64",
+    "b64_checked",
+    "b64_decode",
+    "check_api_key",
+    "commits_to",
+    "kek_id",
+    "kek_info",
+    "new_api_key",
+    "new_dek",
+    "open_record",
+    "open_sealed",
+    "open_tombstone",
+    "plaintext_size",
+    "record_kek",
+    "seal",
+    "seal_record",
+    "seal_tombstone",
+    "sealed_size",
+    "transport_context",
+    "unwrap_dek",
+    "upload_info",
+    "upload_tag",
+    "user_kek",
+    "v0_admin_kek",
+    "v0_open",
+    "v0_seal",
+    "v0_unwrap_dek",
+    "v0_user_kek",
+    "wrap_dek",
+]

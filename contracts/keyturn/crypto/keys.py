@@ -1,0 +1,152 @@
+"""Keys: what they are derived from, and a type that cannot print them (SPEC 2, 4.6, 5.1).
+
+Everything here is a function of its arguments, but for `new_api_key` and `new_dek`.
+It must never show a key: not in a repr, not in an error, not in a pickle.
+"""
+
+import hmac
+import os
+import re
+import secrets
+import string
+from typing import Final, NoReturn, TypeAlias
+
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
+
+from keyturn.crypto.labels import label
+
+KEK_BYTES: Final = 32
+DEK_BYTES: Final = 32
+MASTER_KEY_BYTES: Final = 32
+
+_KEK_ID_BYTES: Final = 8
+_API_KEY: Final = re.compile(r"[A-Za-z0-9._~+/=-]{32,512}")
+_BASE62: Final = string.digits + string.ascii_letters
+_API_KEY_CHARACTERS: Final = 43
+"""43 characters out of 62 hold 256 random bits, of which SPEC 1 asks for 128."""
+
+
+class Secret:
+    """Bytes that neither `repr`, `str`, `format` nor `pickle` give away; only `reveal` does.
+
+    Equality takes constant time, and a secret is not hashable: a set of secrets would
+    look them up in time that tells about them.
+    """
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: bytes) -> None:
+        self._value = bytes(value)
+
+    def reveal(self) -> bytes:
+        """Return the bytes themselves."""
+        return self._value
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Secret):
+            return NotImplemented
+        return hmac.compare_digest(self._value, other._value)
+
+    __hash__ = None  # type: ignore[assignment]  # by intent, see the docstring
+
+    def __repr__(self) -> str:
+        return "Secret(…)"
+
+    def __copy__(self) -> "Secret":
+        return self
+
+    def __deepcopy__(self, memo: object) -> "Secret":
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a secret is not pickled")
+
+
+Kek: TypeAlias = Secret
+"""A key-encryption key: 32 bytes."""
+
+
+def user_kek(api_key: str, project: str, pepper: str = "") -> Kek:
+    """Return a project's user KEK, out of its API key (SPEC 2.1).
+
+    Raises:
+        ValueError: the API key is not 32 to 512 characters of ``[A-Za-z0-9._~+/=-]`` (SPEC 1).
+    """
+    info = label("keyturn/v1/user-kek", project)
+    return _kek(check_api_key(api_key).encode("ascii"), _utf8(pepper), info)
+
+
+def check_api_key(api_key: str) -> str:
+    """Return the API key itself where it has the form of SPEC 1.
+
+    Raises:
+        ValueError: it is not 32 to 512 characters of ``[A-Za-z0-9._~+/=-]``.
+    """
+    if not _API_KEY.fullmatch(api_key):
+        raise ValueError("an API key is 32 to 512 characters of [A-Za-z0-9._~+/=-]")
+    return api_key
+
+
+def admin_kek(master_key: bytes, project: str) -> Kek:
+    """Return a project's admin KEK, out of the master key (SPEC 2.2).
+
+    Raises:
+        ValueError: the master key is not 32 bytes long.
+    """
+    return _kek(_master(master_key), b"", label("keyturn/v1/admin-kek", project))
+
+
+def record_kek(master_key: bytes, project: str) -> Kek:
+    """Return the KEK of Keyturn's own records about a project (SPEC 5.1).
+
+    Raises:
+        ValueError: the master key is not 32 bytes long.
+    """
+    return _kek(_master(master_key), b"", label("keyturn/v1/record-kek", project))
+
+
+def kek_id(kek: Kek) -> str:
+    """Return a KEK's id, 16 hex digits: a hint that authorises nothing (SPEC 2.3)."""
+    expand = HKDFExpand(SHA256(), _KEK_ID_BYTES, b"keyturn/v1/kek-id")
+    return expand.derive(kek.reveal()).hex()
+
+
+def v0_admin_kek(master_key: str) -> Kek:
+    """Return the earlier system's admin KEK, the same for all projects (SPEC 4.6)."""
+    info = b"acontext envelope encryption admin KEK"
+    return _kek(_utf8(master_key), b"acontext-admin-kek", info)
+
+
+def v0_user_kek(api_key: str, pepper: str) -> Kek:
+    """Return the earlier system's user KEK; its API keys have no form to check (SPEC 4.6)."""
+    info = b"acontext envelope encryption user KEK"
+    return _kek(_utf8(api_key + pepper), b"acontext-user-kek", info)
+
+
+def new_api_key() -> str:
+    """Return a fresh API key: ``kt_`` and 43 base62 characters, each drawn without bias."""
+    return "kt_" + "".join(secrets.choice(_BASE62) for _ in range(_API_KEY_CHARACTERS))
+
+
+def new_dek() -> bytes:
+    """Return a fresh data key, for one attempt to store one object (SPEC 2.4)."""
+    return os.urandom(DEK_BYTES)
+
+
+def _kek(ikm: bytes, salt: bytes, info: bytes) -> Kek:
+    """Return 32 bytes of HKDF-SHA256 (RFC 5869; an empty salt is that of its section 2.2)."""
+    return Secret(HKDF(SHA256(), KEK_BYTES, salt, info).derive(ikm))
+
+
+def _master(master_key: bytes) -> bytes:
+    if len(master_key) != MASTER_KEY_BYTES:
+        raise ValueError("a master key is 32 bytes long")
+    return master_key
+
+
+def _utf8(secret: str) -> bytes:
+    try:
+        return secret.encode()
+    except UnicodeEncodeError:
+        raise ValueError("a secret is UTF-8") from None  # its cause quotes the secret

@@ -1,0 +1,72 @@
+"""What a worker notes on a message that it puts off: an HMAC that no publisher can make (SPEC 6.3).
+
+The key is derived from the seed of an event key, which every worker holds and nobody else.
+The MAC binds the notes to one deployment, one queue, one publisher and one body: moved to
+another publisher's identical bytes, or to another queue, it does not verify.
+"""
+
+import hmac
+from dataclasses import dataclass
+
+from keyturn.crypto.base64 import b64, b64_decode
+from keyturn.crypto.errors import SignatureError
+from keyturn.crypto.keys import Secret
+from keyturn.crypto.labels import label
+
+
+@dataclass(frozen=True, slots=True)
+class RetryNote:
+    """What is noted on a message that waits.
+
+    `publisher` is empty for the workers' own messages, `request` the SHA-256 of the body in
+    64 hex digits, `attempt` counts the tries that met `code` in a row, and `not_before` is
+    the time (SPEC 1) before which the message is not to be served.
+    """
+
+    queue: str
+    publisher: str
+    request: str
+    attempt: int
+    code: str
+    not_before: str
+
+
+class RetryKey:
+    """The HMAC key of the notes. Made by `SigningKey.retry_key`."""
+
+    def __init__(self, key: Secret) -> None:
+        self._key = key
+
+    def mac(self, deployment: str, note: RetryNote) -> str:
+        """Return the header `keyturn-retry-mac`, in base64.
+
+        Raises:
+            ValueError: a part of the note holds a zero byte.
+        """
+        return b64(self._digest(deployment, note))
+
+    def verify(self, deployment: str, note: RetryNote, mac_b64: str) -> None:
+        """Return where a holder of this key made the note, in constant time.
+
+        Raises:
+            SignatureError: it did not, or the MAC is not base64.
+        """
+        try:
+            given, expected = b64_decode(mac_b64), self._digest(deployment, note)
+        except ValueError as exc:
+            raise SignatureError from exc
+        if not hmac.compare_digest(given, expected):
+            raise SignatureError
+
+    def _digest(self, deployment: str, note: RetryNote) -> bytes:
+        message = label(
+            "keyturn/v1/retry",
+            deployment,
+            note.queue,
+            note.publisher,
+            note.request,
+            str(note.attempt),
+            note.code,
+            note.not_before,
+        )
+        return hmac.digest(self._key.reveal(), message, "sha256")

@@ -1,0 +1,135 @@
+"""Who said it: Ed25519 over a message's bytes, for one deployment (SPEC 6.3, 6.7).
+
+A request's signature names the publisher, an event's does not; their labels differ, so
+that neither is ever valid as the other. Verification raises, and never returns a bool
+that a caller could forget to read.
+It must never parse a body: the bytes are checked before anything believes them.
+"""
+
+import hashlib
+from typing import Final
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from keyturn.crypto.base64 import b64, b64_decode
+from keyturn.crypto.errors import SignatureError
+from keyturn.crypto.keys import Secret
+from keyturn.crypto.labels import label
+from keyturn.crypto.retry_mac import RetryKey
+
+_KEY_ID_BYTES: Final = 8
+_RETRY_KEY_BYTES: Final = 32
+
+
+class SigningKey:
+    """A publisher's key, or the deployment's event key."""
+
+    def __init__(self, key: Ed25519PrivateKey) -> None:
+        self._key = key
+
+    @classmethod
+    def from_seed(cls, seed: bytes) -> "SigningKey":
+        """Read an Ed25519 seed of 32 bytes (RFC 8032).
+
+        Raises:
+            ValueError: the seed has another length.
+        """
+        return cls(Ed25519PrivateKey.from_private_bytes(seed))
+
+    @property
+    def public_bytes(self) -> bytes:
+        """The public key, 32 bytes."""
+        return self._key.public_key().public_bytes_raw()
+
+    @property
+    def id(self) -> str:
+        """What header `keyturn-event-key` names this key by: 16 hex digits (SPEC 6.10)."""
+        return _key_id(self.public_bytes)
+
+    def sign_request(self, deployment: str, publisher: str, body: bytes) -> str:
+        """Return the header `keyturn-signature` of a request, in base64 (SPEC 6.3)."""
+        return b64(self._key.sign(_request(deployment, publisher) + body))
+
+    def sign_event(self, deployment: str, body: bytes) -> str:
+        """Return the header `keyturn-signature` of an event, in base64 (SPEC 6.7)."""
+        return b64(self._key.sign(_event(deployment) + body))
+
+    def retry_key(self) -> RetryKey:
+        """Return the key of the notes on retries, out of this event key's seed (SPEC 6.3)."""
+        hkdf = HKDF(SHA256(), _RETRY_KEY_BYTES, b"", b"keyturn/v1/retry-key")
+        return RetryKey(Secret(hkdf.derive(self._key.private_bytes_raw())))
+
+
+class VerifyKey:
+    """The public half of a `SigningKey`."""
+
+    def __init__(self, key: Ed25519PublicKey) -> None:
+        self._key = key
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "VerifyKey":
+        """Read an Ed25519 public key of 32 bytes.
+
+        Raises:
+            ValueError: `data` is not such a key.
+        """
+        return cls(Ed25519PublicKey.from_public_bytes(data))
+
+    @property
+    def public_bytes(self) -> bytes:
+        """The 32 bytes that `from_bytes` reads."""
+        return self._key.public_bytes_raw()
+
+    @property
+    def id(self) -> str:
+        """The id of the `SigningKey` that this is the public half of."""
+        return _key_id(self.public_bytes)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, VerifyKey):
+            return NotImplemented
+        return self.public_bytes == other.public_bytes
+
+    def __hash__(self) -> int:
+        return hash(self.public_bytes)
+
+    def verify_request(
+        self, deployment: str, publisher: str, body: bytes, signature_b64: str
+    ) -> None:
+        """Return where `publisher` signed `body` for this deployment.
+
+        Raises:
+            SignatureError: it did not, or the signature is not 64 bytes in base64.
+        """
+        try:
+            self._key.verify(b64_decode(signature_b64), _request(deployment, publisher) + body)
+        # ValueError: no base64, or a publisher's name that no label can hold.
+        except (InvalidSignature, ValueError) as exc:
+            raise SignatureError from exc
+
+    def verify_event(self, deployment: str, body: bytes, signature_b64: str) -> None:
+        """Return where this deployment signed `body` as an event.
+
+        Raises:
+            SignatureError: it did not, or the signature is not 64 bytes in base64.
+        """
+        try:
+            self._key.verify(b64_decode(signature_b64), _event(deployment) + body)
+        except (InvalidSignature, ValueError) as exc:
+            raise SignatureError from exc
+
+
+def _key_id(public_bytes: bytes) -> str:
+    # A hint of which key to try first, and no more: it is not signed.
+    return hashlib.sha256(public_bytes).digest()[:_KEY_ID_BYTES].hex()
+
+
+def _request(deployment: str, publisher: str) -> bytes:
+    return label("keyturn/v1/request", deployment, publisher) + b"\0"
+
+
+def _event(deployment: str) -> bytes:
+    return label("keyturn/v1/event", deployment) + b"\0"

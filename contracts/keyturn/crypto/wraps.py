@@ -1,0 +1,238 @@
+"""What stands in the bucket beside a body: wraps, records, tombstones (SPEC 4.3, 4.6, 4.7, 5.1).
+
+Each is a small Cobblestone-256 message whose context names what it is and where it
+stands, so that one moved elsewhere does not open. v0 wraps are bound to nothing:
+whoever opens one asks the keyring first (SPEC 4.6).
+It must never decide which KEK to try, nor what a failure means: callers know that.
+"""
+
+import hmac
+import os
+from typing import Final, Literal, TypeAlias
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers import AEADDecryptionContext, Cipher
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.ciphers.algorithms import AES
+from cryptography.hazmat.primitives.ciphers.modes import GCM
+
+from keyturn.crypto.cobblestone import TAG_BYTES, BytesLike, open_sealed, seal
+from keyturn.crypto.errors import SealError
+from keyturn.crypto.keys import DEK_BYTES, Kek
+from keyturn.crypto.labels import label
+
+Role: TypeAlias = Literal["user", "admin"]
+"""Whose KEK a wrap stands under."""
+
+BODY_CONTEXT: Final = b"keyturn/v1/body"
+"""The context of an object's body (SPEC 4.2). It needs no more: a DEK has one body."""
+
+UPLOAD_TAG_BYTES: Final = 16
+
+_V0_NONCE_BYTES: Final = 12
+V0_OVERHEAD_BYTES: Final = _V0_NONCE_BYTES + TAG_BYTES
+"""What a v0 body is longer than its plaintext."""
+
+
+def transport_context(upload_id: str) -> bytes:
+    """Return the context of a body on its way to the workers (SPEC 6.4)."""
+    return label("keyturn/v1/transport", upload_id)
+
+
+def wrap_dek(
+    kek: Kek, role: Role, *, algorithm: str, project: str, key: str, generation: int, dek: bytes
+) -> bytes:
+    """Return `dek` (32 bytes) wrapped for the object `project`/`key` (SPEC 4.3).
+
+    Args:
+        kek: the user KEK or the admin KEK, as `role` says.
+        role: whose wrap this is.
+        algorithm: the object's `enc-algo`.
+        project: the project's id.
+        key: the object's key, without its project.
+        generation: of the user KEK, for both wraps.
+        dek: the object's data key.
+
+    Raises:
+        ValueError: the DEK is not 32 bytes long.
+    """
+    if len(dek) != DEK_BYTES:
+        raise ValueError("a DEK is 32 bytes long")
+    return seal(kek.reveal(), _dek_context(role, algorithm, project, key, generation), dek)
+
+
+def unwrap_dek(
+    kek: Kek, role: Role, *, algorithm: str, project: str, key: str, generation: int, wrap: bytes
+) -> bytes:
+    """Return the DEK in a wrap made by `wrap_dek` with the same arguments.
+
+    Raises:
+        SealError: it does not open, or opens to anything but 32 bytes.
+    """
+    context = _dek_context(role, algorithm, project, key, generation)
+    return _dek(open_sealed(kek.reveal(), context, wrap))
+
+
+def upload_tag(
+    dek: bytes, *, publisher: str, project: str, key: str, upload_id: str, size_bytes: int
+) -> bytes:
+    """Return the 16 bytes by which an upload recognises its own object (SPEC 4.3).
+
+    The DEK is the key: only the holder of one of the object's KEKs can make a tag, and an
+    object that is relabelled to another upload's id, publisher or size does not verify.
+
+    Args:
+        dek: the object's data key, 32 bytes.
+        publisher: who signed the upload's request.
+        project: the project's id.
+        key: the object's key, without its project.
+        upload_id: the upload's.
+        size_bytes: of the plaintext.
+    """
+    message = label("keyturn/v1/upload", publisher, project, key, upload_id, str(size_bytes))
+    return hmac.digest(dek, message, "sha256")[:UPLOAD_TAG_BYTES]
+
+
+def seal_record(kek: Kek, record_key: str, payload: bytes) -> bytes:
+    """Return `payload` sealed for the record at S3 key `record_key` (SPEC 5.1)."""
+    return seal(kek.reveal(), label("keyturn/v1/record", record_key), payload)
+
+
+def open_record(kek: Kek, record_key: str, sealed: bytes) -> bytes:
+    """Return the payload of the record at S3 key `record_key`.
+
+    Raises:
+        SealError: it does not open under this KEK, or was sealed for another S3 key.
+    """
+    return open_sealed(kek.reveal(), label("keyturn/v1/record", record_key), sealed)
+
+
+def seal_tombstone(kek: Kek, project: str, key: str, time: str) -> bytes:
+    """Return the proof that `project`/`key` was deleted at `time` (RFC 3339, SPEC 8.7)."""
+    return seal(kek.reveal(), label("keyturn/v1/tombstone", project, key), time.encode())
+
+
+def open_tombstone(kek: Kek, project: str, key: str, sealed: bytes) -> str:
+    """Return the time at which `project`/`key` was deleted.
+
+    Raises:
+        SealError: it does not open under this admin KEK, or is no tombstone of this object.
+    """
+    time = open_sealed(kek.reveal(), label("keyturn/v1/tombstone", project, key), sealed)
+    try:
+        return time.decode()
+    except UnicodeDecodeError as exc:
+        raise SealError from exc
+
+
+def v0_seal(key: bytes, plaintext: bytes) -> bytes:
+    """Return nonce (12) ‖ AES-256-GCM of `plaintext`, as the earlier system wrote it (SPEC 4.6).
+
+    For fixtures of a migration alone: Keyturn never writes it.
+    """
+    nonce = os.urandom(_V0_NONCE_BYTES)
+    return nonce + AESGCM(key).encrypt(nonce, plaintext, None)
+
+
+def v0_open(key: bytes, sealed: bytes) -> bytes:
+    """Return the plaintext of a v0 body or wrap of less than 2 GiB, opened whole (SPEC 4.6).
+
+    Raises:
+        SealError: it does not open under this key of 32 bytes.
+    """
+    if len(key) != DEK_BYTES or len(sealed) < V0_OVERHEAD_BYTES:
+        raise SealError
+    nonce, ciphertext = sealed[:_V0_NONCE_BYTES], memoryview(sealed)[_V0_NONCE_BYTES:]
+    try:
+        return AESGCM(key).decrypt(nonce, ciphertext, None)
+    except (InvalidTag, OverflowError) as exc:
+        raise SealError from exc
+
+
+class V0Opener:
+    """Tells whether a v0 body of any size opens under a key, in bounded memory (SPEC 4.6, 8.2).
+
+    AES-256-GCM authenticates a body by one tag at its end, and not a byte of the plaintext
+    may be believed before that: so none of it is ever given out here. It is deciphered
+    piece by piece, thrown away, and the tag alone tells.
+
+    Args:
+        key: the body's DEK, 32 bytes.
+
+    Raises:
+        SealError: the key has another length.
+    """
+
+    def __init__(self, key: bytes) -> None:
+        if len(key) != DEK_BYTES:
+            raise SealError
+        self._cipher = AES(key)
+        self._decryptor: AEADDecryptionContext | None = None
+        self._held = b""  # the nonce until it is whole; then what may yet be the tag
+        self._over = False
+
+    def feed(self, data: BytesLike) -> None:
+        """Take more of the sealed body.
+
+        Raises:
+            SealError: the body is longer than GCM allows (64 GiB), or this is over.
+        """
+        if self._over:
+            raise SealError
+        view = memoryview(data).cast("B")
+        if self._decryptor is None:
+            missing = _V0_NONCE_BYTES - len(self._held)
+            self._held += view[:missing]
+            if len(self._held) < _V0_NONCE_BYTES:
+                return
+            self._decryptor = Cipher(self._cipher, GCM(self._held)).decryptor()
+            self._held, view = b"", view[missing:]
+        self._take(self._decryptor, view)
+
+    def _take(self, decryptor: AEADDecryptionContext, view: memoryview) -> None:
+        # The last 16 bytes so far are held back, since they are the tag if nothing follows.
+        if len(view) < TAG_BYTES:
+            view = memoryview(self._held + view)
+            self._held = b""
+        try:
+            decryptor.update(self._held)
+            decryptor.update(view[:-TAG_BYTES])
+        except ValueError as exc:  # more than one nonce may cipher
+            self._over = True
+            raise SealError from exc
+        self._held = bytes(view[-TAG_BYTES:])
+
+    def finish(self) -> None:
+        """Return where all that was fed is one authentic body of this key.
+
+        Raises:
+            SealError: it is not, it was cut short, or this is over.
+        """
+        if self._over or self._decryptor is None or len(self._held) != TAG_BYTES:
+            self._over = True
+            raise SealError
+        self._over = True
+        try:
+            self._decryptor.finalize_with_tag(self._held)
+        except InvalidTag as exc:
+            raise SealError from exc
+
+
+def v0_unwrap_dek(kek: Kek, wrap: bytes) -> bytes:
+    """Return the DEK in a v0 wrap, which nothing binds to its object (SPEC 4.6).
+
+    Raises:
+        SealError: it does not open, or opens to anything but 32 bytes.
+    """
+    return _dek(v0_open(kek.reveal(), wrap))
+
+
+def _dek_context(role: Role, algorithm: str, project: str, key: str, generation: int) -> bytes:
+    return label("keyturn/v1/dek", role, algorithm, project, key, str(generation))
+
+
+def _dek(opened: bytes) -> bytes:
+    # Whoever holds a KEK can wrap bytes of any length, and a short key must not travel on.
+    if len(opened) != DEK_BYTES:
+        raise SealError
+    return opened

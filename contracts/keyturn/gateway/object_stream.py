@@ -1,0 +1,82 @@
+"""One object while it is read through the gateway (SPEC 9.2).
+
+A body is given out as it comes and ends cleanly only where all of it came: the gateway
+tells of a chunk that does not authenticate by ending the connection, and by nothing else.
+"""
+
+from collections.abc import AsyncGenerator, Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from keyturn.gateway.errors import BodyCutError
+from keyturn.gateway.responses import ObjectInfo
+from keyturn.gateway.transport import piece_of
+
+if TYPE_CHECKING:
+    import aiohttp
+
+
+class OpenObject:
+    """An object, or a range of one, whose body is still to be read. Made by `Client.open`.
+
+    Args:
+        info: What its headers tell.
+        length: How many bytes of plaintext come: of the whole object, or of the range.
+        answer: The open answer; its owner closes it.
+    """
+
+    def __init__(self, info: ObjectInfo, length: int, answer: "aiohttp.ClientResponse") -> None:
+        self.info = info
+        self.length = length
+        self._answer = answer
+        self._left_bytes = length
+
+    @property
+    def size_bytes(self) -> int:
+        """Length of the whole object's plaintext."""
+        return self.info.size_bytes
+
+    @property
+    def content_type(self) -> str | None:
+        """As stored; not authenticated."""
+        return self.info.content_type
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """The caller's own, decoded; not authenticated."""
+        return self.info.metadata
+
+    @property
+    def etag(self) -> str | None:
+        """As sent, with its quotes; no rotation changes it."""
+        return self.info.etag
+
+    @property
+    def last_modified(self) -> datetime | None:
+        """When the storage last wrote it; a rotation counts."""
+        return self.info.last_modified
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        """The body in pieces of any size, once; a second call goes on where the first stopped.
+
+        Every piece is authentic when it comes. Only the end of the iteration says that they
+        are the whole object, or range: where it raises instead, or is left early, what came
+        so far is a beginning.
+
+        Raises:
+            BodyCutError: the body ended before its length, or stood still.
+        """
+        while self._left_bytes:
+            piece = await piece_of(self._answer)
+            if not piece:
+                raise BodyCutError("the body ended before its length")
+            self._left_bytes -= len(piece)
+            yield piece
+
+    async def read(self) -> bytes:
+        """What is left of the body, all of it in memory.
+
+        Raises:
+            BodyCutError: as `chunks`; nothing of it is returned then.
+        """
+        return b"".join([piece async for piece in self.chunks()])

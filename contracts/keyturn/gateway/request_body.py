@@ -1,0 +1,55 @@
+"""A body on its way to the gateway (SPEC 9.4): watched for progress, its failure kept.
+
+The HTTP client wraps whatever a source raises; whoever gave the source wants it back as it
+was. It must never let a clock run while the source is read: a slow source is its owner's
+business, a server that stops reading is not.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing, suppress
+
+from keyturn.publisher.body_source import Body, blocks
+
+
+class Sending:
+    """One body, to be sent once.
+
+    Args:
+        body: In any of the kinds that a publisher takes.
+    """
+
+    def __init__(self, body: Body) -> None:
+        self._body = body
+        self.failure: Exception | None = None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Its length where it cannot change any more; a file may grow while it is read."""
+        if not isinstance(self._body, bytes | bytearray | memoryview):
+            return {}
+        return {"Content-Length": str(memoryview(self._body).nbytes)}
+
+    async def watched(
+        self, idle: asyncio.Timeout, idle_s: float, wait_s: float
+    ) -> AsyncIterator[memoryview]:
+        """The blocks in order; `idle` runs while one is taken, and at the end `wait_s` longer."""
+        try:
+            async with aclosing(blocks(self._body)) as source:
+                reset(idle, None)
+                async for block in source:
+                    reset(idle, idle_s)
+                    yield block
+                    reset(idle, None)
+            reset(idle, idle_s + wait_s)
+        except Exception as exc:
+            self.failure = exc
+            raise
+
+
+def reset(idle: asyncio.Timeout, seconds: float | None) -> None:
+    """Let a clock end in so many seconds from now, or stand still."""
+    when = None if seconds is None else asyncio.get_running_loop().time() + seconds
+    # It can have expired, or the answer be there already: the last steps of a request.
+    with suppress(RuntimeError):
+        idle.reschedule(when)

@@ -1,0 +1,227 @@
+"""What an answer's status, headers and problem document mean (SPEC 9, 12). Pure.
+
+An answer is believed only where it fits the question: a length that is told, the very
+range that was asked for, a code that SPEC 12 knows. Everything else may be a proxy's.
+It must never put a part of a body, or a header that can hold a secret, into an error.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import orjson
+
+from keyturn.errors import KeyturnError, StorageUnavailableError, all_errors
+from keyturn.gateway.errors import GatewayError, UnexpectedAnswerError
+from keyturn.metadata import caller_from_wire
+
+META_PREFIX: Final = "x-keyturn-meta-"
+PROBLEM_TYPE: Final = "application/problem+json"
+_STORAGE_META_PREFIX: Final = "x-amz-meta-"
+_OK: Final = 200
+_PARTIAL: Final = 206
+_SERVER_ERROR: Final = 500
+_NUMBER: Final = r"([0-9]{1,19})"
+_CONTENT_LENGTH: Final = re.compile(_NUMBER)
+_CONTENT_RANGE: Final = re.compile(rf"bytes {_NUMBER}-{_NUMBER}/{_NUMBER}")
+_DETAIL_MAX_CHARACTERS: Final = 1000
+_BY_STATUS: Final = {
+    401: "unauthorized",
+    404: "not_found",
+    416: "range_not_satisfiable",
+    429: "too_many_requests",
+}
+"""The statuses that one code alone can mean: to a reader no project is unknown (SPEC 9.1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The part of an object that is asked for.
+
+    Args:
+        start: Its first byte; a negative one counts from the object's end.
+        length: How many bytes at most, or None for all up to the end.
+
+    Raises:
+        ValueError: nothing that HTTP can ask for.
+    """
+
+    start: int
+    length: int | None
+
+    def __post_init__(self) -> None:
+        if self.length is not None and self.length < 1:
+            raise ValueError("a range has 1 byte or more")
+        if self.start < 0 and self.length is not None:
+            raise ValueError("a range that counts from the end goes to the end")
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is the whole object, which is asked for without a range."""
+        return self.start == 0 and self.length is None
+
+    @property
+    def header(self) -> str:
+        """The value of `Range`."""
+        if self.start < 0:
+            return f"bytes={self.start}"
+        last = "" if self.length is None else self.start + self.length - 1
+        return f"bytes={self.start}-{last}"
+
+    def within(self, size_bytes: int) -> tuple[int, int]:
+        """The first and the last byte that an object of this size has of it."""
+        if self.start < 0:
+            return max(0, size_bytes + self.start), size_bytes - 1
+        if self.length is None:
+            return self.start, size_bytes - 1
+        return self.start, min(self.start + self.length, size_bytes) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """What is told of an object; but for an encrypted one's length, none is authenticated.
+
+    Args:
+        size_bytes: Length of the whole object's plaintext.
+        content_type: As stored.
+        metadata: The caller's own, decoded.
+        etag: As sent, with its quotes; no rotation changes it.
+        last_modified: When its content was stored; no rotation changes it.
+    """
+
+    size_bytes: int
+    content_type: str | None
+    metadata: Mapping[str, str]
+    etag: str | None
+    last_modified: datetime | None
+
+
+def lengths(
+    status: int, headers: Mapping[str, str], span: Span, *, by_storage: bool
+) -> tuple[int, int]:
+    """The whole object's size and the length of what comes of it, both in bytes.
+
+    Raises:
+        UnexpectedAnswerError: not the answer to this question, or its length is not told.
+    """
+    if headers.get("Content-Encoding", "identity") != "identity" and not by_storage:
+        # Not the object's bytes any more, and of another length than theirs. The storage
+        # tells what a plaintext object was stored with, and encodes nothing.
+        raise UnexpectedAnswerError("the answer is encoded on its way", status=status)
+    length = _CONTENT_LENGTH.fullmatch(headers.get("Content-Length", ""))
+    if length is None:
+        raise UnexpectedAnswerError("the answer tells no length", status=status)
+    length_bytes = int(length[1])
+    if span.is_whole:
+        if status != _OK:
+            raise UnexpectedAnswerError(f"the whole object was answered {status}", status=status)
+        return length_bytes, length_bytes
+    if status != _PARTIAL:
+        raise UnexpectedAnswerError("the range was ignored", status=status)
+    told = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", ""))
+    if told is None:
+        raise UnexpectedAnswerError("the answer tells no range", status=status)
+    first, last, size_bytes = (int(number) for number in told.groups())
+    if (first, last) != span.within(size_bytes) or length_bytes != last - first + 1:
+        raise UnexpectedAnswerError("the answer is another range", status=status)
+    return size_bytes, length_bytes
+
+
+def info_of(size_bytes: int, headers: Mapping[str, str], *, by_storage: bool) -> ObjectInfo:
+    """What the headers of an object's answer tell; the storage's own of a plaintext object."""
+    prefix = _STORAGE_META_PREFIX if by_storage else META_PREFIX
+    lowered = {name.lower(): value for name, value in headers.items()}
+    wire = {n.removeprefix(prefix): v for n, v in lowered.items() if n.startswith(prefix)}
+    return ObjectInfo(
+        size_bytes=size_bytes,
+        content_type=lowered.get("content-type"),
+        metadata=caller_from_wire(wire),
+        etag=lowered.get("etag"),
+        last_modified=_http_date(lowered.get("last-modified", "")),
+    )
+
+
+def _http_date(text: str) -> datetime | None:
+    try:
+        moment = parsedate_to_datetime(text)
+    except (ValueError, OverflowError):
+        return None
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+
+
+def redirect_target(headers: Mapping[str, str]) -> str:
+    """Where a plaintext object is read instead: a whole http or https URL (SPEC 9.3).
+
+    Raises:
+        UnexpectedAnswerError: anything else.
+    """
+    target = headers.get("Location", "")
+    try:
+        parts = urlsplit(target)
+        fine = parts.scheme in ("http", "https") and parts.hostname and "@" not in parts.netloc
+    except ValueError:
+        fine = False
+    if not fine or not target.isascii() or not target.isprintable() or " " in target:
+        raise UnexpectedAnswerError("redirected to what is no http or https address", status=307)
+    return target
+
+
+def refusal(
+    status: int, headers: Mapping[str, str], body: bytes | None, *, secrets: tuple[str, ...]
+) -> KeyturnError | GatewayError:
+    """The error that the gateway's answer stands for.
+
+    Args:
+        status: Its HTTP status, one that is no success.
+        headers: Its headers.
+        body: Its body, or as much as was read; None for HEAD, whose answers have none.
+        secrets: What the error must not repeat, should the answer do so.
+    """
+    content_type = headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    code: object
+    detail: object = ""
+    if body is None and content_type in ("", PROBLEM_TYPE):
+        code = _BY_STATUS.get(status)
+    elif body is not None and content_type == PROBLEM_TYPE:
+        problem = document(body)
+        code, detail = problem.get("code"), problem.get("detail")
+    else:
+        return _foreign(status)
+    error = all_errors().get(code) if isinstance(code, str) else None
+    return _foreign(status) if error is None else error(_told(detail, secrets))
+
+
+def storage_refusal(status: int) -> KeyturnError | GatewayError:
+    """The error that the storage's answer to a presigned request stands for."""
+    if status >= _SERVER_ERROR:
+        return StorageUnavailableError(f"the storage answered {status}")
+    code = _BY_STATUS.get(status)
+    # Not 401: that would be the presigned address's fault, not the API key's.
+    if code in ("not_found", "range_not_satisfiable"):
+        return all_errors()[code]()
+    return UnexpectedAnswerError(f"the storage answered {status}", status=status)
+
+
+def _foreign(status: int) -> UnexpectedAnswerError:
+    return UnexpectedAnswerError(f"answered {status} without a code of Keyturn", status=status)
+
+
+def _told(detail: object, secrets: tuple[str, ...]) -> str:
+    if not isinstance(detail, str):
+        return ""
+    for secret in secrets:
+        detail = detail.replace(secret, "…")
+    return detail[:_DETAIL_MAX_CHARACTERS]
+
+
+def document(body: bytes) -> dict[str, Any]:
+    """A JSON object; an empty one where the body is something else."""
+    try:
+        parsed = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return {}
+    return parsed if isinstance(parsed, dict) else {}

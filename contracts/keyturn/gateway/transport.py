@@ -1,0 +1,339 @@
+"""Requests to the gateway over one pool of connections: sent once, failures told (SPEC 9).
+
+Nothing is followed or sent again by itself, but for what aiohttp does with a GET or a HEAD
+on a kept-alive connection that dropped. aiohttp is imported only when a pool is opened,
+since a publisher needs none.
+
+It must never let an error of aiohttp out, not even as a cause or a context: some of them
+hold the request with its `Authorization`.
+"""
+
+import asyncio
+import errno
+import ipaddress
+from collections.abc import AsyncIterator, Awaitable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Final, Self, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import SecretStr
+
+from keyturn.errors import StorageUnavailableError
+from keyturn.gateway.errors import AnswerLostError, BodyCutError, GatewayUnavailableError
+from keyturn.gateway.request_body import Sending, reset
+from keyturn.gateway.responses import redirect_target
+from keyturn.settings import SettingsError
+
+if TYPE_CHECKING:
+    import aiohttp
+
+MAX_CONNECTIONS: Final = 100
+_ANSWER_MAX_BYTES: Final = 64 * 1024
+_READ_BUFFER_BYTES: Final = 256 * 1024
+_AUTOMATIC_HEADERS: Final = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
+_OWN_HEADERS: Final = {
+    "User-Agent": "keyturn-reader",
+    "Accept-Encoding": "identity",  # lengths and ranges are those of the object itself
+}
+_Result = TypeVar("_Result")
+
+
+class _LostError(Exception):
+    """The connection failed under a request; one that aiohttp does not know and send again."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """Why there is no answer, in words that hold nothing of the request."""
+
+    reason: str
+    unsent: bool = False
+
+
+class Transport:
+    """The connections to one gateway, and to where it redirects. Made by `open`."""
+
+    def __init__(
+        self,
+        session: "aiohttp.ClientSession",
+        base_url: str,
+        *,
+        connect_timeout_s: float,
+        idle_timeout_s: float,
+    ) -> None:
+        self._session = session
+        self._base_url = base_url
+        self._connect_s = connect_timeout_s
+        self._idle_s = idle_timeout_s
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls, url: str, *, connect_timeout_s: float, idle_timeout_s: float, max_connections: int
+    ) -> AsyncIterator[Self]:
+        """A pool for as long as the block lasts; connects to nothing yet.
+
+        Raises:
+            SettingsError: no URL of a gateway, or aiohttp is not installed.
+        """
+        base_url = _base(url)
+        try:
+            import aiohttp  # noqa: PLC0415  # an extra of its own
+        except ImportError as exc:
+            raise SettingsError(
+                "the gateway's client needs aiohttp, which is not installed: install "
+                "keyturn[reader]"
+            ) from exc
+        async with aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=max_connections),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            skip_auto_headers=_AUTOMATIC_HEADERS,
+            headers=_OWN_HEADERS,
+            auto_decompress=False,
+            read_bufsize=_READ_BUFFER_BYTES,
+            trace_configs=[_clock_of_sends()],
+        ) as session:
+            yield cls(
+                session,
+                base_url,
+                connect_timeout_s=connect_timeout_s,
+                idle_timeout_s=idle_timeout_s,
+            )
+
+    async def read(
+        self, method: str, path: str, headers: Mapping[str, str], api_key: SecretStr
+    ) -> "aiohttp.ClientResponse":
+        """The answer to a request that changes nothing; its owner closes it.
+
+        Raises:
+            GatewayUnavailableError: there is none.
+        """
+        answer = await self._get(method, self._base_url + path, headers, api_key)
+        if isinstance(answer, _Failure):
+            raise GatewayUnavailableError(f"the gateway did not answer ({answer.reason})")
+        return answer
+
+    async def follow(
+        self, answer: "aiohttp.ClientResponse", headers: Mapping[str, str]
+    ) -> "aiohttp.ClientResponse":
+        """What stands where a redirect leads (SPEC 9.3), asked without the API key.
+
+        Its owner closes it.
+
+        Args:
+            answer: The redirect.
+            headers: What is asked there.
+
+        Raises:
+            UnexpectedAnswerError: it leads to no http or https address.
+            StorageUnavailableError: nothing answers there.
+        """
+        onward = await self._get(answer.method, redirect_target(answer.headers), headers, None)
+        if isinstance(onward, _Failure):
+            raise StorageUnavailableError(f"the storage did not answer ({onward.reason})")
+        return onward
+
+    async def send(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        api_key: SecretStr,
+        sending: Sending,
+        *,
+        wait_s: float = 0,
+    ) -> "aiohttp.ClientResponse":
+        """The answer to a request with a body, which is sent once; its owner closes it.
+
+        The body goes out only when the gateway asks for it (100 Continue), so that a
+        refused one is not sent.
+
+        Raises:
+            GatewayUnavailableError: not even a connection was made.
+            AnswerLostError: there is no answer.
+            Exception: whatever the body's source raised, unchanged; nothing was stored.
+        """
+        answer = await self._put(method, self._base_url + path, headers, api_key, sending, wait_s)
+        if sending.failure is not None:
+            if not isinstance(answer, _Failure):
+                answer.close()
+            raise sending.failure
+        if not isinstance(answer, _Failure):
+            return answer
+        if answer.unsent:
+            raise GatewayUnavailableError(f"the gateway cannot be reached ({answer.reason})")
+        raise AnswerLostError(f"no answer came to what was sent ({answer.reason})")
+
+    async def body_of(self, answer: "aiohttp.ClientResponse") -> bytes | None:
+        """A small answer's body, cut at 64 KiB; None where the connection failed."""
+        body = bytearray()
+
+        async def read() -> bytes:
+            async with asyncio.timeout(self._idle_s):
+                while len(body) < _ANSWER_MAX_BYTES and (piece := await answer.content.readany()):
+                    body.extend(piece)
+            return bytes(body[:_ANSWER_MAX_BYTES])
+
+        told = await _settled(read())
+        return None if isinstance(told, _Failure) else told
+
+    async def _get(
+        self, method: str, url: str, headers: Mapping[str, str], api_key: SecretStr | None
+    ) -> "aiohttp.ClientResponse | _Failure":
+        import aiohttp  # noqa: PLC0415  # an extra of its own
+        from yarl import URL  # noqa: PLC0415  # comes with it
+
+        limits = aiohttp.ClientTimeout(
+            total=None, sock_connect=self._connect_s, sock_read=self._idle_s
+        )
+
+        async def ask() -> aiohttp.ClientResponse:
+            return await self._session.request(
+                method,
+                URL(url, encoded=True),
+                headers=_authorized(headers, api_key),
+                allow_redirects=False,
+                timeout=limits,
+            )
+
+        return await _settled(ask())
+
+    async def _put(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        api_key: SecretStr,
+        sending: Sending,
+        wait_s: float,
+    ) -> "aiohttp.ClientResponse | _Failure":
+        import aiohttp  # noqa: PLC0415  # an extra of its own
+        from yarl import URL  # noqa: PLC0415  # comes with it
+
+        # aiohttp's own clock would run while the body's source is read.
+        limits = aiohttp.ClientTimeout(total=None, sock_connect=self._connect_s)
+
+        async def ask() -> aiohttp.ClientResponse:
+            async with asyncio.timeout(None) as idle:
+                return await self._session.request(
+                    method,
+                    URL(url, encoded=True),
+                    headers=_authorized({**headers, **sending.headers}, api_key),
+                    data=sending.watched(idle, self._idle_s, wait_s),
+                    allow_redirects=False,
+                    expect100=True,
+                    timeout=limits,
+                    middlewares=(_surface_loss,),
+                    trace_request_ctx=lambda: reset(idle, self._idle_s),
+                )
+
+        return await _settled(ask())
+
+
+def _authorized(headers: Mapping[str, str], api_key: SecretStr | None) -> Mapping[str, str]:
+    # Here and no earlier: reporters of errors show the variables of every frame that one
+    # passes, and none passes the callers of this.
+    if api_key is None:
+        return headers
+    return {**headers, "Authorization": f"Bearer {api_key.get_secret_value()}"}
+
+
+def _base(url: str) -> str:
+    """A gateway's URL, encoded, without a slash at its end.
+
+    Raises:
+        SettingsError: it is none, or holds what would be lost, or shown.
+    """
+    if not is_gateway_url(url):
+        raise SettingsError(
+            "the gateway's URL reads http://host or https://host, without user, query or fragment"
+        )
+    return url.rstrip("/")
+
+
+def is_gateway_url(url: str) -> bool:
+    """Whether this can be a gateway's address: http or https, and nothing that could be secret."""
+    try:
+        parts = urlsplit(url)
+        has_host = parts.hostname is not None and parts.port != 0
+    except ValueError:
+        return False
+    plain = url.isascii() and url.isprintable() and not set(url) & set(" ?#@\\")
+    return plain and has_host and parts.scheme in ("http", "https")
+
+
+def is_unencrypted(url: str) -> bool:
+    """Whether an API key sent to this gateway's address can be read on the way there."""
+    parts = urlsplit(url)
+    host = (parts.hostname or "").removesuffix(".")
+    if parts.scheme == "https" or host == "localhost" or host.endswith(".localhost"):
+        return False
+    try:
+        return not ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return True
+
+
+async def piece_of(answer: "aiohttp.ClientResponse") -> bytes:
+    """The next bytes of a body, as they came; none at its end.
+
+    Raises:
+        BodyCutError: the connection ended before, or stood still.
+    """
+    piece = await _settled(answer.content.readany())
+    if isinstance(piece, _Failure):
+        raise BodyCutError(f"the body ended before its length ({piece.reason})")
+    return piece
+
+
+def _clock_of_sends() -> "aiohttp.TraceConfig":
+    """Begins to count a send's idle time with its headers: waiting for a connection is none."""
+    import aiohttp  # noqa: PLC0415  # an extra of its own
+
+    async def begun(_: object, context: SimpleNamespace, __: object) -> None:
+        if context.trace_request_ctx is not None:
+            context.trace_request_ctx()
+
+    config = aiohttp.TraceConfig()
+    config.on_request_headers_sent.append(begun)
+    return config
+
+
+async def _surface_loss(
+    request: "aiohttp.ClientRequest", handler: "aiohttp.ClientHandlerType"
+) -> "aiohttp.ClientResponse":
+    """Turn a loss into an error that aiohttp does not know, so that it does not send again.
+
+    It would send a PUT twice, and the second one be refused by the first.
+    """
+    import aiohttp  # noqa: PLC0415  # an extra of its own
+
+    try:
+        return await handler(request)
+    except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
+        raise  # nothing was sent, and aiohttp does not repeat these
+    except aiohttp.ClientError as exc:
+        raise _LostError(_reason(exc)) from None
+
+
+async def _settled(call: Awaitable[_Result]) -> _Result | _Failure:
+    """What a call of aiohttp gives, or why it failed; its error ends here."""
+    import aiohttp  # noqa: PLC0415  # an extra of its own
+
+    try:
+        return await call
+    except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as exc:
+        return _Failure(_reason(exc), unsent=True)
+    except _LostError as exc:
+        return _Failure(str(exc))
+    except (aiohttp.ClientError, OSError, ValueError) as exc:  # ValueError: of a host's name
+        return _Failure(_reason(exc))
+
+
+def _reason(exc: Exception) -> str:
+    """The kind of a failure, and the system's name for it; never its text."""
+    number = getattr(exc, "errno", None)
+    name = errno.errorcode.get(number) if isinstance(number, int) else None
+    return type(exc).__name__ if name is None else f"{type(exc).__name__}, {name}"

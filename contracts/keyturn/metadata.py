@@ -1,0 +1,281 @@
+"""An object's metadata: parse and build (SPEC 4.3 to 4.7). Pure; opens no wrap.
+
+`parse` sorts an object by what its metadata claims; whether the claim is true only
+the wraps and the header can tell (`keyturn_workers.objects`). Labels are hints.
+"""
+
+import re
+from base64 import b64decode, b64encode
+from binascii import Error as BinasciiError
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from email.errors import MessageError
+from email.header import decode_header, make_header
+from typing import Final
+
+from keyturn.crypto import UPLOAD_TAG_BYTES
+from keyturn.errors import CorruptObjectError, MalformedRequestError, UnknownAlgorithmError
+from keyturn.identifiers import format_time, has_control_characters, is_short_name, parse_time
+
+COBBLESTONE: Final = "Cobblestone-256"
+V0_ALGORITHM: Final = "AES-256-GCM"
+DELETED: Final = "deleted"
+
+ALGO: Final = "enc-algo"
+DEK_USER: Final = "enc-dek-user"
+DEK_ADMIN: Final = "enc-dek-admin"
+KEK_USER: Final = "enc-kek-user"
+KEK_ADMIN: Final = "enc-kek-admin"
+UPLOAD: Final = "enc-upload"
+UPLOAD_TAG: Final = "enc-upload-tag"
+STORED_AT: Final = "enc-stored-at"
+OWN_PREFIX: Final = "enc-"
+
+METADATA_MAX_BYTES: Final = 2048
+"""What S3 takes of names and values together, counted without `x-amz-meta-`."""
+CALLER_MAX_BYTES: Final = 1024
+CONTENT_TYPE_MAX_BYTES: Final = 1024
+_DECODED_MAX_CHARACTERS: Final = 4 * CALLER_MAX_BYTES
+
+_CALLER_NAME = re.compile(r"[a-z0-9-]+")
+_KEK_USER = re.compile(r"([1-9][0-9]{0,17}):([0-9a-f]{16})")
+_PRINTABLE_ASCII = re.compile(r"[\x20-\x7e]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Wraps:
+    """The two wraps of a DEK and their labels, as an object's metadata carries them."""
+
+    algorithm: str
+    user: bytes
+    admin: bytes
+    generation: int
+    kek_id: str
+    master_key: str
+
+
+@dataclass(frozen=True, slots=True)
+class V0Wraps:
+    """The wraps of the earlier system; one of them may be missing (SPEC 4.6)."""
+
+    user: bytes | None
+    admin: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Tombstone:
+    """A deleted key (SPEC 8.7)."""
+
+    sealed: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Plaintext:
+    """An object without any envelope (SPEC 4.5)."""
+
+
+Envelope = Wraps | V0Wraps | Tombstone | Plaintext
+
+
+def parse(metadata: Mapping[str, str]) -> Envelope:
+    """What an object's metadata claims it to be.
+
+    Raises:
+        UnknownAlgorithmError: `enc-algo` is none of SPEC 4's, with the value in the detail.
+        CorruptObjectError: names or values are missing or unreadable.
+    """
+    algorithm = metadata.get(ALGO)
+    if algorithm is None:
+        if any(name.startswith(OWN_PREFIX) and name != UPLOAD for name in metadata):
+            raise CorruptObjectError("enc-algo is missing")
+        return Plaintext()
+    if algorithm == DELETED:
+        return Tombstone(_wrap(metadata, DEK_ADMIN))
+    if algorithm == V0_ALGORITHM and KEK_USER not in metadata:
+        return V0Wraps(_v0_wrap(metadata, DEK_USER), _v0_wrap(metadata, DEK_ADMIN))
+    if algorithm in (COBBLESTONE, V0_ALGORITHM):
+        return _wraps(algorithm, metadata)
+    raise UnknownAlgorithmError(ascii(algorithm)[1:-1][:100])
+
+
+def _wraps(algorithm: str, metadata: Mapping[str, str]) -> Wraps:
+    label = _KEK_USER.fullmatch(metadata.get(KEK_USER, ""))
+    if label is None:
+        raise CorruptObjectError(f"{KEK_USER} is missing or unreadable")
+    return Wraps(
+        algorithm=algorithm,
+        user=_wrap(metadata, DEK_USER),
+        admin=_wrap(metadata, DEK_ADMIN),
+        generation=int(label[1]),
+        kek_id=label[2],
+        master_key=metadata.get(KEK_ADMIN, ""),
+    )
+
+
+def _wrap(metadata: Mapping[str, str], name: str) -> bytes:
+    try:
+        return b64decode(metadata[name].encode("ascii"), validate=True)
+    except KeyError as exc:
+        raise CorruptObjectError(f"{name} is missing") from exc
+    except (ValueError, BinasciiError) as exc:
+        raise CorruptObjectError(f"{name} is not base64") from exc
+
+
+def _v0_wrap(metadata: Mapping[str, str], name: str) -> bytes | None:
+    return _wrap(metadata, name) if metadata.get(name) else None
+
+
+def build(
+    wraps: Wraps,
+    *,
+    upload_id: str | None,
+    tag: str | None = None,
+    stored_at: datetime | None = None,
+) -> dict[str, str]:
+    """The `enc-` names of an object with these wraps (SPEC 4.3).
+
+    Args:
+        wraps: both, with their labels.
+        upload_id: of the upload that stored the object.
+        tag: as `format_upload_tag` writes it; a rewrap passes on what it found, as it is.
+        stored_at: when the object was stored, where rewraps have changed its `Last-Modified`.
+    """
+    if not is_short_name(wraps.master_key):
+        raise ValueError("a master key's id has 1 to 32 characters of a-z, 0-9 and -")
+    built = {
+        ALGO: wraps.algorithm,
+        DEK_USER: b64encode(wraps.user).decode(),
+        DEK_ADMIN: b64encode(wraps.admin).decode(),
+        KEK_USER: f"{wraps.generation}:{wraps.kek_id}",
+        KEK_ADMIN: wraps.master_key,
+    }
+    if upload_id is not None:
+        built[UPLOAD] = upload_id
+    if tag is not None:
+        built[UPLOAD_TAG] = tag
+    if stored_at is not None:
+        built[STORED_AT] = format_time(stored_at)
+    return built
+
+
+def size_bytes(metadata: Mapping[str, str]) -> int:
+    """The bytes that S3 counts against `METADATA_MAX_BYTES`."""
+    return sum(len(name.encode()) + len(value.encode()) for name, value in metadata.items())
+
+
+def format_upload_tag(tag: bytes) -> str:
+    """The value of `enc-upload-tag` for the tag of `keyturn.crypto.upload_tag`."""
+    return b64encode(tag).decode()
+
+
+def upload_tag(metadata: Mapping[str, str]) -> bytes | None:
+    """The tag by which an upload recognises its own object; None where there is none.
+
+    A value that is no tag gives empty bytes, which equal no tag.
+    """
+    value = metadata.get(UPLOAD_TAG)
+    if value is None:
+        return None
+    try:
+        tag = b64decode(value.encode("ascii"), validate=True)
+    except (ValueError, BinasciiError):
+        return b""
+    return tag if len(tag) == UPLOAD_TAG_BYTES and format_upload_tag(tag) == value else b""
+
+
+def stored_at(metadata: Mapping[str, str], last_modified: datetime) -> datetime | None:
+    """When the object was stored, where a rewrap noted it (SPEC 4.3).
+
+    Not authenticated: a value that is no time of SPEC 1, or that is later than the storage's
+    own `last_modified`, is ignored.
+    """
+    value = metadata.get(STORED_AT)
+    if value is None:
+        return None
+    try:
+        instant = parse_time(value)
+    except ValueError:
+        return None
+    return instant if instant <= last_modified else None
+
+
+def caller_to_wire(caller: Mapping[str, str]) -> dict[str, str]:
+    """The caller's own metadata as it is sent to the storage (SPEC 4.3).
+
+    Raises:
+        MalformedRequestError: a name that is not allowed, a control character in a
+            value, or more than 1 KiB of names and values on the wire.
+    """
+    wire = {check_caller_name(name): _encode(value) for name, value in caller.items()}
+    size_bytes = sum(len(name) + len(value) for name, value in wire.items())
+    if size_bytes > CALLER_MAX_BYTES:
+        raise MalformedRequestError(
+            f"metadata has {size_bytes} bytes on the wire, at most {CALLER_MAX_BYTES} are allowed"
+        )
+    return wire
+
+
+def check_caller_name(name: str) -> str:
+    """The name itself where a caller may use it.
+
+    Raises:
+        MalformedRequestError: other characters than a-z, 0-9 and -, or an `enc-` name.
+    """
+    if _CALLER_NAME.fullmatch(name) is None:
+        raise MalformedRequestError("metadata names have characters of a-z, 0-9 and - alone")
+    if name.startswith(OWN_PREFIX):
+        raise MalformedRequestError("metadata names beginning with enc- are Keyturn's own")
+    return name
+
+
+def check_content_type(content_type: str) -> str:
+    """The content type itself where it can be a header on one line.
+
+    Spaces around it do not survive HTTP, and an empty one is none.
+
+    Raises:
+        MalformedRequestError: control characters, others that a header does not carry
+            unchanged (anything but ASCII), or more than 1 KiB.
+    """
+    if len(content_type) > CONTENT_TYPE_MAX_BYTES:
+        raise MalformedRequestError(f"content_type has at most {CONTENT_TYPE_MAX_BYTES} characters")
+    if _PRINTABLE_ASCII.fullmatch(content_type) is None:
+        raise MalformedRequestError("content_type is printable ASCII")
+    return content_type
+
+
+def _encode(value: str) -> str:
+    if has_control_characters(value):
+        raise MalformedRequestError("metadata values have no control characters")
+    plain = (
+        _PRINTABLE_ASCII.fullmatch(value) is not None
+        and value == value.strip(" ")
+        and "=?" not in value
+    )
+    if plain:
+        return value
+    try:
+        return f"=?utf-8?b?{b64encode(value.encode()).decode()}?="
+    except UnicodeEncodeError as exc:
+        raise MalformedRequestError("metadata values must be valid UTF-8") from exc
+
+
+def caller_from_wire(metadata: Mapping[str, str]) -> dict[str, str]:
+    """The caller's own metadata of a stored object, decoded for a reader.
+
+    A value that is no readable RFC 2047 form is given as it stands: it is not
+    authenticated, and somebody else may have written it.
+    """
+    own = {n: v for n, v in metadata.items() if not n.startswith(OWN_PREFIX)}
+    return {name: _decode(value) for name, value in own.items()}
+
+
+def _decode(value: str) -> str:
+    # Decoding takes time that grows with the square of the length: no value of ours is so long.
+    if "=?" not in value or len(value) > _DECODED_MAX_CHARACTERS:
+        return value
+    try:
+        return str(make_header(decode_header(value)))
+    except (MessageError, LookupError, ValueError):
+        return value

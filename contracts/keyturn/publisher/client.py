@@ -1,0 +1,452 @@
+"""The publisher's client: what another service imports to hand its files to Keyturn.
+
+    async with Publisher.open(PublisherSettings.read(), s3=S3Settings.read()) as publisher:
+        upload_id = await publisher.upload("acme", "reports/q3.pdf", Path("q3.pdf"))
+        event = await publisher.wait(upload_id, timeout_s=60)
+
+It carries out the publisher's half of SPEC 6: it checks a request with the workers' own
+models, seals what is secret, signs, publishes with confirms, and believes only events
+that the deployment has signed. It never sends anything twice on its own.
+It must never log or raise a secret, a plaintext or a sealed body.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from datetime import datetime
+from typing import Final, Self
+
+from keyturn.crypto import Sealer, b64, seal
+from keyturn.errors import BodyTooLargeError
+from keyturn.identifiers import staging_key
+from keyturn.messages import (
+    INLINE_MAX_BYTES,
+    Event,
+    InlineBody,
+    Request,
+    Staged,
+    StagedBody,
+    UploadRequested,
+)
+from keyturn.publisher.body_source import Body, blocks, head
+from keyturn.publisher.connection import Link, persistent_json
+from keyturn.publisher.errors import NotDeliveredError, OutcomeUnknownError
+from keyturn.publisher.event_matcher import RequestType
+from keyturn.publisher.event_stream import Verifier, follow
+from keyturn.publisher.event_waiter import Waiter
+from keyturn.publisher.pending_uploads import Unsettled
+from keyturn.publisher.requests import (
+    ApiKey,
+    SignedRequest,
+    UploadDraft,
+    build_delete,
+    build_enroll,
+    build_rotation,
+    build_sweep,
+    draft_upload,
+    new_id,
+    sign,
+    signed_now,
+)
+from keyturn.publisher.staging import CONNECTIONS, Staging
+from keyturn.settings import PublisherSettings, S3Settings
+from keyturn.topology import EVENTS_STREAM
+
+PUBLISH_TIMEOUT_S: Final = 30.0
+_STAGING_ATTEMPTS: Final = 3  # a staged body may be put twice without harm
+
+
+class Publisher:
+    """A connection to one deployment of Keyturn. Made by `open`; safe for concurrent use."""
+
+    def __init__(self, settings: PublisherSettings, link: Link, staging: Staging | None) -> None:
+        self._settings = settings
+        self._link = link
+        self._staging = staging
+        self._verifier = Verifier(settings.deployment, settings.event_public_key)
+        self._waiter = Waiter(link, self._verifier, settings.publisher_name)
+        self._unsettled = Unsettled()
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls,
+        settings: PublisherSettings,
+        *,
+        s3: S3Settings | None = None,
+        publish_timeout_s: float = PUBLISH_TIMEOUT_S,
+        connect: bool = True,
+    ) -> AsyncIterator[Self]:
+        """Connect, for as long as the block lasts.
+
+        Args:
+            settings: `PublisherSettings.read()`, or made by hand.
+            s3: Where bodies above 256 KiB are staged; without it they are refused.
+            publish_timeout_s: Seconds for one publish, reconnecting and confirmation included.
+            connect: Whether to connect now, so that a wrong address is told at the door, or
+                with the first use.
+
+        Raises:
+            BrokerUnavailableError: the broker refuses, or does not answer in time.
+            SettingsError: staging is asked for and aioboto3 is not installed.
+        """
+        async with AsyncExitStack() as stack:
+            staging = None
+            if s3 is not None:
+                from keyturn.s3_client import open_client  # noqa: PLC0415  # an extra of its own
+
+                client = await stack.enter_async_context(
+                    open_client(
+                        s3, max_connections=CONNECTIONS, total_max_attempts=_STAGING_ATTEMPTS
+                    )
+                )
+                staging = Staging(client, s3.s3_bucket)
+            link = Link(settings.amqp_url.get_secret_value(), publish_timeout_s=publish_timeout_s)
+            stack.push_async_callback(link.close)
+            if connect:
+                await link.connect()
+            publisher = cls(settings, link, staging)
+            stack.push_async_callback(publisher._waiter.close)
+            yield publisher
+
+    async def connect(self) -> None:
+        """Make sure of the connection to the broker, for health checks.
+
+        Raises:
+            BrokerUnavailableError: the broker refuses, or does not answer in time.
+        """
+        await self._link.connect()
+
+    @property
+    def unverified_events(self) -> int:
+        """How many events were ignored because the deployment had not signed them."""
+        return self._verifier.refused
+
+    async def enroll(
+        self,
+        project: str,
+        *,
+        api_key: ApiKey,
+        plaintext: bool = False,
+        v0: bool = False,
+        v0_api_key: ApiKey | None = None,
+        adopt: bool = False,
+        request_id: str | None = None,
+    ) -> str:
+        """Ask for a project's keyring; return the request's id, for `wait`.
+
+        Args:
+            project: The project's id (SPEC 1).
+            api_key: Its secret; what is sent is a key derived from it, sealed to the workers.
+            plaintext: Whether unencrypted objects may stand in the project.
+            v0: Whether objects of the earlier system may; `v0_api_key` implies it.
+            v0_api_key: The API key that the earlier system's objects were wrapped under.
+            adopt: Enrol although objects already stand under the project's prefix.
+            request_id: The id of an earlier try that is repeated; a fresh one by default.
+
+        Raises:
+            MalformedRequestError: a name or an API key is not of the form that it must have.
+            NotDeliveredError: no worker serves enrolments, or the broker cannot be reached.
+            OutcomeUnknownError: not confirmed; repeat it with the same `request_id`.
+        """
+        request = build_enroll(
+            self._settings,
+            project,
+            api_key=api_key,
+            plaintext=plaintext,
+            v0=v0,
+            v0_api_key=v0_api_key,
+            adopt=adopt,
+            request_id=request_id or new_id(),
+        )
+        await self._publish(request)
+        return request.request_id
+
+    async def upload(
+        self,
+        project: str,
+        key: str,
+        body: Body,
+        *,
+        content_type: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        upload_id: str | None = None,
+    ) -> str:
+        """Hand in one object; return the upload's id, for `wait`.
+
+        Done means that the broker keeps the request, not that the object is stored.
+        A retry with the same `upload_id` and the same body stores the object once.
+
+        Args:
+            project: The project's id (SPEC 1).
+            key: The object's key, 1 to 900 bytes of UTF-8; objects are written once.
+            body: Bytes, a path, a binary file, or an async iterable of bytes of any length.
+            content_type: As in HTTP, at most 256 characters; not authenticated.
+            metadata: The caller's own, at most 1 KiB; not authenticated.
+            upload_id: The id of an earlier try that is repeated; a fresh one by default.
+
+        Raises:
+            MalformedRequestError: a name, the content type or the metadata is not allowed.
+            BodyTooLargeError: above 256 KiB, and there is no staging.
+            StorageUnavailableError: staging failed; nothing was published.
+            NotDeliveredError: no worker serves uploads, or the broker cannot be reached.
+            OutcomeUnknownError: not confirmed; repeat it with the same `upload_id`.
+        """
+        upload_id = upload_id or new_id()
+        draft = draft_upload(
+            self._settings,
+            project,
+            key,
+            content_type=content_type,
+            metadata=metadata,
+            upload_id=upload_id,
+        )
+        if (earlier := self._unsettled.earlier(draft.request)) is not None:
+            # Signed anew: each try has an answer of its own, so that a refusal of an earlier
+            # one is never taken for the answer to this.
+            await self._publish_staged(signed_now(earlier), fresh=False)
+            return upload_id
+        async with aclosing(blocks(body)) as source:
+            first, whole = await head(source, INLINE_MAX_BYTES)
+            if whole:
+                sealed = seal(draft.transport_key.reveal(), draft.context, first)
+                await self._publish(draft.with_body(InlineBody(inline=b64(sealed))))
+                return upload_id
+            staged = StagedBody(staged=Staged(size=await self._stage(draft, first, source)))
+        await self._publish_staged(draft.with_body(staged), fresh=True)
+        return upload_id
+
+    async def rotate(
+        self,
+        project: str,
+        *,
+        api_key: ApiKey,
+        expected_generation: int | None = None,
+        rotation_id: str | None = None,
+    ) -> str:
+        """Ask for a project's key to be turned; return the rotation's id.
+
+        `wait` tells whether it is accepted: from then on the new API key opens the project
+        and the old one does not. `wait_completed` tells that no object is left under it.
+
+        Args:
+            project: The project's id (SPEC 1).
+            api_key: Its new secret; save it before this is called.
+            expected_generation: Refuse unless the project stands at this generation.
+            rotation_id: The id of an earlier try that is repeated; a fresh one by default.
+
+        Raises:
+            MalformedRequestError: a name or the API key is not of the form that it must have.
+            NotDeliveredError: no worker serves rotations, or the broker cannot be reached.
+            OutcomeUnknownError: not confirmed; repeat it with the same `rotation_id`.
+        """
+        request = build_rotation(
+            self._settings,
+            project,
+            api_key=api_key,
+            expected_generation=expected_generation,
+            rotation_id=rotation_id or new_id(),
+        )
+        await self._publish(request)
+        return request.rotation_id
+
+    async def sweep(
+        self,
+        project: str,
+        *,
+        master_key: str | None = None,
+        encrypt_plaintext: bool = False,
+        repair: bool = False,
+        dry_run: bool = False,
+        sweep_id: str | None = None,
+    ) -> str:
+        """Ask for every object to be brought to the desired state; return the sweep's id.
+
+        Args:
+            project: The project's id, or `*` for all.
+            master_key: The id of the master key to re-seal keyrings under first.
+            encrypt_plaintext: Encrypt unencrypted objects where they stand.
+            repair: Use earlier user KEKs for objects that open by nothing else (SPEC 8.2).
+            dry_run: Only look and count.
+            sweep_id: The id of an earlier try that is repeated; a fresh one by default.
+
+        Raises:
+            MalformedRequestError: a name is not of the form that it must have.
+            NotDeliveredError: no worker serves sweeps, or the broker cannot be reached.
+            OutcomeUnknownError: not confirmed; repeat it with the same `sweep_id`.
+        """
+        request = build_sweep(
+            project,
+            master_key=master_key,
+            encrypt_plaintext=encrypt_plaintext,
+            repair=repair,
+            dry_run=dry_run,
+            sweep_id=sweep_id or new_id(),
+        )
+        await self._publish(request)
+        return request.sweep_id
+
+    async def delete(self, project: str, key: str, *, request_id: str | None = None) -> str:
+        """Ask for an object to be deleted, for good; return the request's id, for `wait`.
+
+        A tombstone takes its place: the key never takes another body (SPEC 8.7).
+
+        Args:
+            project: The project's id (SPEC 1).
+            key: The object's key; one that holds nothing gets a tombstone too.
+            request_id: The id of an earlier try that is repeated; a fresh one by default.
+
+        Raises:
+            MalformedRequestError: a name is not of the form that it must have.
+            NotDeliveredError: no worker serves deletes, or the broker cannot be reached.
+            OutcomeUnknownError: not confirmed; repeat it with the same `request_id`.
+        """
+        request = build_delete(project, key, request_id=request_id or new_id())
+        await self._publish(request)
+        return request.request_id
+
+    async def wait(
+        self,
+        request_id: str,
+        *,
+        timeout_s: float = 60.0,
+        since: datetime | None = None,
+        project: str | None = None,
+        request_type: RequestType | None = None,
+    ) -> Event:
+        """The signed event that answers a request: published already, or still to come.
+
+        A refusal is an event too: look at its type. A rotation is answered by
+        `rotation.accepted`, long before its end; a sweep only by its end. A request that was
+        sent again is answered by what became of the newest try. For a request that this
+        publisher sent, one shared reader serves all waits.
+
+        A request that this publisher name sent from another process needs its `project` and
+        `request_type`, and `since`, a moment not later than its answer (by default, when this
+        publisher was opened); it reads the stream on its own, and takes the answer to any try.
+
+        Args:
+            request_id: The request's id.
+            timeout_s: Seconds to wait at most.
+            since: Where to begin to read, for a request of another process.
+            project: The request's project, or `*`.
+            request_type: The request's type, such as `upload.requested`.
+
+        Raises:
+            WaitTimeoutError: nothing was published in time; waiting again is fine.
+            NotSentHereError: not sent by this publisher, and project or type is missing.
+            EventsUnavailableError: there is no stream of events, or it may not be read.
+        """
+        return await self._waiter.wait(
+            request_id,
+            project=project,
+            request_type=request_type,
+            since=since,
+            timeout_s=timeout_s,
+        )
+
+    async def wait_completed(
+        self,
+        request_id: str,
+        *,
+        timeout_s: float,
+        since: datetime | None = None,
+        project: str | None = None,
+        request_type: RequestType | None = None,
+    ) -> Event:
+        """The signed event after which no more follow for a request.
+
+        That is `rotation.completed`, `sweep.completed`, `rotation.failed` or `sweep.failed`
+        where it cannot go on, or a refusal; of every other request the end is its answer. Only
+        `clean` says whether a rotation or a sweep did all. Arguments are those of `wait`.
+
+        Raises:
+            WaitTimeoutError: it has not ended in time; waiting again is fine.
+            NotSentHereError: not sent by this publisher, and project or type is missing.
+            EventsUnavailableError: there is no stream of events, or it may not be read.
+        """
+        return await self._waiter.wait(
+            request_id,
+            project=project,
+            request_type=request_type,
+            since=since,
+            timeout_s=timeout_s,
+            ended=True,
+        )
+
+    async def progress(
+        self,
+        request_id: str,
+        *,
+        since: datetime | None = None,
+        project: str | None = None,
+        request_type: RequestType | None = None,
+    ) -> AsyncGenerator[Event, None]:
+        """Every signed event of one request in order, the last one being its end.
+
+        It reads the stream on its own, from `since` on (by default from when the request was
+        sent here, else from when this publisher was opened). `project` and `request_type` are
+        as for `wait`. Close it with `contextlib.aclosing`.
+
+        Raises:
+            NotSentHereError: not sent by this publisher, and project or type is missing.
+            EventsUnavailableError: there is no stream of events, or it may not be read.
+        """
+        events = self._waiter.progress(
+            request_id, project=project, request_type=request_type, since=since
+        )
+        async with aclosing(events):
+            async for event in events:
+                yield event
+
+    async def events(self, since: datetime | None = None) -> AsyncGenerator[Event, None]:
+        """Every signed event of the deployment that this version knows, in order, for ever.
+
+        Those of all publishers: the broker's user needs permission to read `keyturn.events`.
+        Begins at `since`, perhaps a little earlier (the stream is cut in chunks), or with
+        the oldest event that the stream still holds. Close it with `contextlib.aclosing`.
+
+        Raises:
+            EventsUnavailableError: there is no stream of events, or it may not be read.
+        """
+        async with aclosing(follow(self._link, since or "first", EVENTS_STREAM)) as stream:
+            async for told in stream:
+                if (event := self._verifier.event(told)) is not None:
+                    yield event
+
+    async def _publish(self, request: Request) -> None:
+        signed = sign(self._settings, request)
+        with self._waiter.sending(request, signed.body):
+            await self._send(signed)
+
+    async def _send(self, signed: SignedRequest) -> None:
+        message = persistent_json(signed.body, signed.request_id, signed.headers)
+        await self._link.publish(signed.request_id, signed.type, message)
+
+    def _staging_key(self, upload_id: str) -> str:
+        return staging_key(self._settings.publisher_name, upload_id)
+
+    async def _stage(
+        self, draft: UploadDraft, first: bytearray, rest: AsyncIterator[memoryview]
+    ) -> int:
+        if self._staging is None:
+            raise BodyTooLargeError(
+                f"a body above {INLINE_MAX_BYTES} bytes is staged in the bucket: give the "
+                "publisher S3 settings (KEYTURN_S3_BUCKET and what belongs to it)"
+            )
+        sealer = Sealer(draft.transport_key.reveal(), draft.context)
+        s3_key = self._staging_key(draft.request.upload_id)
+        return await self._staging.put(s3_key, sealer, first, rest)
+
+    async def _publish_staged(self, request: UploadRequested, *, fresh: bool) -> None:
+        try:
+            await self._publish(request)
+        except NotDeliveredError:
+            # Not where an earlier try may stand on the queue: it would miss its body.
+            if fresh and self._staging is not None:
+                await self._staging.delete(self._staging_key(request.upload_id))
+            raise
+        except (OutcomeUnknownError, asyncio.CancelledError):
+            self._unsettled.remember(request)
+            raise
+        self._unsettled.forget(request.upload_id)

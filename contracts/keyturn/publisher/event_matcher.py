@@ -1,0 +1,140 @@
+"""Which events belong to a request (SPEC 6.7). Pure; no I/O.
+
+An id alone names nothing: any publisher may send a request under any id, for its own
+project or with bytes of its own, and the deployment signs what became of it. So an event
+belongs to a request only where publisher, project, id and type are those of the request,
+and an answer only where it names the request's very bytes. Otherwise the dry run of
+another tenant would end the wait for a rotation, and the refusal of an earlier try would
+answer a later one.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from types import MappingProxyType
+from typing import Final, Literal, Self
+
+from keyturn.identifiers import ALL_PROJECTS, parse_time
+from keyturn.messages import (
+    Event,
+    Rejected,
+    Request,
+    RequestOrigin,
+    RotationAccepted,
+    SweepProgressed,
+    request_id,
+)
+
+RequestType = Literal[
+    "enroll.requested",
+    "upload.requested",
+    "rotation.requested",
+    "sweep.requested",
+    "delete.requested",
+]
+
+_ANSWERS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
+    {
+        "enroll.requested": frozenset({"project.enrolled", "enroll.rejected"}),
+        "upload.requested": frozenset({"upload.stored", "upload.rejected"}),
+        "rotation.requested": frozenset({"rotation.accepted", "rotation.rejected"}),
+        "sweep.requested": frozenset({"sweep.rejected"}),
+        "delete.requested": frozenset({"object.deleted", "delete.rejected"}),
+    }
+)
+# Progress and ends: of the sweep, whichever of the requests for it they name.
+_SWEEP_REPORTS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
+    {
+        "rotation.requested": frozenset(
+            {"sweep.progressed", "rotation.completed", "rotation.failed"}
+        ),
+        "sweep.requested": frozenset({"sweep.progressed", "sweep.completed", "sweep.failed"}),
+    }
+)
+
+
+def is_answer(event: Event) -> bool:
+    """Whether the event says what became of its request, be it only that it was accepted."""
+    return not isinstance(event, SweepProgressed)
+
+
+def is_end(event: Event) -> bool:
+    """Whether no more events follow for its request."""
+    return not isinstance(event, (SweepProgressed, RotationAccepted))
+
+
+@dataclass(frozen=True, slots=True)
+class EventMatcher:
+    """What an event must name to belong to one request.
+
+    Args:
+        publisher: Who signed the request; None for an operator, who follows a sweep no
+            matter who asked for it.
+        project: The request's project, or `*` for a sweep of all.
+        request_type: The request's type, which gives the types of its events.
+        request_id: The request's id.
+        digest: Hex SHA-256 of the request's bytes; None for a reader that does not have
+            them any more, which then takes the answer to any try.
+        signed_at: The request's `requested_at`; None where the digest is.
+
+    Raises:
+        ValueError: `request_type` is no type of a request.
+    """
+
+    publisher: str | None
+    project: str
+    request_type: str
+    request_id: str
+    digest: str | None = None
+    signed_at: datetime | None = None
+
+    def __post_init__(self) -> None:
+        if self.request_type not in _ANSWERS:
+            raise ValueError(f"request_type must be one of {', '.join(_ANSWERS)}")
+
+    @classmethod
+    def of(cls, publisher: str, request: Request, body: bytes) -> Self:
+        """The matcher of a request that was signed as `body`."""
+        return cls(
+            publisher,
+            request.project,
+            request.type,
+            request_id(request),
+            RequestOrigin.of(publisher, body).request,
+            request.requested_at_instant,
+        )
+
+    def matches(self, event: Event) -> bool:
+        """Whether this event, whose signature was checked, belongs to the request."""
+        if request_id(event) != self.request_id or not self._is_of_project(event):
+            return False
+        if event.type in _ANSWERS[self.request_type]:
+            return self._is_answered_by(event)
+        if event.type in _SWEEP_REPORTS.get(self.request_type, ()):
+            return self._is_reported_by(event)
+        return False
+
+    def _is_of_project(self, event: Event) -> bool:
+        if event.project == self.project:
+            return True
+        if isinstance(event, Rejected):
+            # What its publisher may not do is refused without a word about the project.
+            return event.project is None
+        return self.project == ALL_PROJECTS and isinstance(event, SweepProgressed)
+
+    def _is_answered_by(self, event: Event) -> bool:
+        if event.origin is None:  # a worker before 0.5: for whom and for which try is unknown
+            return False
+        if self.publisher not in (None, event.publisher):
+            return False
+        return self.digest in (None, event.request)
+
+    def _is_reported_by(self, event: Event) -> bool:
+        # The record of a sweep that began before 0.5 names no publisher, nor do its events.
+        if event.publisher is not None and self.publisher not in (None, event.publisher):
+            return False
+        if self.signed_at is None or event.request in (None, self.digest):
+            return True
+        # Each try gets an end of its own. One for another try from before this one was signed
+        # may be that of an earlier run, which this try begins anew.
+        return not is_end(event) or parse_time(event.at) >= self.signed_at

@@ -1,0 +1,263 @@
+"""Building requests: checked, sealed, signed (SPEC 6.3 to 6.6). Pure but for random bytes.
+
+Names and metadata are checked by the very models that workers check with, before a
+secret is derived or a byte of a body is read.
+It must never put a secret or a value into an error.
+"""
+
+import os
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final, TypeVar
+
+from pydantic import BaseModel, SecretStr, ValidationError
+
+from keyturn.crypto import (
+    KekPurpose,
+    Secret,
+    kek_info,
+    transport_context,
+    upload_info,
+    user_kek,
+    v0_user_kek,
+)
+from keyturn.crypto import b64 as to_b64
+from keyturn.errors import MalformedRequestError
+from keyturn.identifiers import format_time
+from keyturn.messages import (
+    DeleteRequested,
+    EnrollRequested,
+    InlineBody,
+    Request,
+    RotationRequested,
+    SealedSecret,
+    StagedBody,
+    SweepRequested,
+    UploadRequested,
+    encode,
+    problems,
+    request_id,
+)
+from keyturn.settings import PublisherSettings
+from keyturn.topology import PUBLISHER_HEADER, SIGNATURE_HEADER
+
+TRANSPORT_KEY_BYTES: Final = 32
+ApiKey = str | SecretStr
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True)
+class SignedRequest:
+    """A request ready to be sent; the same bytes sent twice get the same answer."""
+
+    request_id: str
+    type: str
+    body: bytes
+    headers: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class UploadDraft:
+    """An upload whose names are checked; only its body is missing."""
+
+    request: UploadRequested
+    transport_key: Secret
+
+    @property
+    def context(self) -> bytes:
+        """The context under which the body is sealed on its way (SPEC 6.4)."""
+        return transport_context(self.request.upload_id)
+
+    def with_body(self, body: InlineBody | StagedBody) -> UploadRequested:
+        """The whole request."""
+        return self.request.model_copy(update={"body": body})
+
+
+def new_id() -> str:
+    """A fresh id for a request."""
+    return str(uuid.uuid4())
+
+
+def sign(settings: PublisherSettings, request: Request) -> SignedRequest:
+    """Encode a request and sign its bytes (SPEC 6.3)."""
+    body = encode(request)
+    publisher = settings.publisher_name
+    signature = settings.publisher_key.sign_request(settings.deployment, publisher, body)
+    headers = {PUBLISHER_HEADER: publisher, SIGNATURE_HEADER: signature}
+    return SignedRequest(request_id(request), request.type, body, headers)
+
+
+def signed_now(request: UploadRequested) -> UploadRequested:
+    """The same upload as a new try: `sign` gives it bytes, and so an answer, of its own."""
+    return request.model_copy(update={"requested_at": format_time(datetime.now(UTC))})
+
+
+def draft_upload(
+    settings: PublisherSettings,
+    project: str,
+    key: str,
+    *,
+    content_type: str | None,
+    metadata: Mapping[str, str] | None,
+    upload_id: str,
+) -> UploadDraft:
+    """An upload with a fresh transport key sealed to the workers.
+
+    Raises:
+        MalformedRequestError: a name, the content type or the metadata is not allowed.
+    """
+    checked = _checked(
+        UploadRequested,
+        upload_id=upload_id,
+        project=project,
+        key=key,
+        requested_at=format_time(datetime.now(UTC)),
+        content_type=content_type,
+        metadata=dict(metadata) if metadata else None,
+        sealed_key=_placeholder(settings),
+        body=InlineBody(inline=""),
+    )
+    transport_key = Secret(os.urandom(TRANSPORT_KEY_BYTES))
+    sealed = _seal(settings, transport_key, upload_info(upload_id, project, key))
+    return UploadDraft(checked.model_copy(update={"sealed_key": sealed}), transport_key)
+
+
+def build_enroll(
+    settings: PublisherSettings,
+    project: str,
+    *,
+    api_key: ApiKey,
+    plaintext: bool,
+    v0: bool,
+    v0_api_key: ApiKey | None,
+    adopt: bool,
+    request_id: str,
+) -> EnrollRequested:
+    """An enrolment: the user KEK is derived here, and leaves sealed to the workers alone.
+
+    Raises:
+        MalformedRequestError: a name or an API key is not of the form that SPEC 1 asks for.
+    """
+    checked = _checked(
+        EnrollRequested,
+        request_id=request_id,
+        project=project,
+        requested_at=format_time(datetime.now(UTC)),
+        sealed_kek=_placeholder(settings),
+        plaintext="allowed" if plaintext else None,
+        v0="allowed" if v0 or v0_api_key is not None else None,
+        adopt=adopt,
+    )
+
+    update = {"sealed_kek": _sealed_kek(settings, api_key, "enroll", request_id, project)}
+    if v0_api_key is not None:
+        update["sealed_v0_kek"] = _sealed_kek(settings, v0_api_key, "v0", request_id, project)
+    return checked.model_copy(update=update)
+
+
+def build_rotation(
+    settings: PublisherSettings,
+    project: str,
+    *,
+    api_key: ApiKey,
+    expected_generation: int | None,
+    rotation_id: str,
+) -> RotationRequested:
+    """A rotation to the KEK of a new API key, which is derived and sealed as an enrolment's.
+
+    Raises:
+        MalformedRequestError: a name or the API key is not of the form that SPEC 1 asks for.
+    """
+    checked = _checked(
+        RotationRequested,
+        rotation_id=rotation_id,
+        project=project,
+        requested_at=format_time(datetime.now(UTC)),
+        expected_generation=expected_generation,
+        sealed_kek=_placeholder(settings),
+    )
+    sealed = _sealed_kek(settings, api_key, "rotation", rotation_id, project)
+    return checked.model_copy(update={"sealed_kek": sealed})
+
+
+def build_sweep(
+    project: str,
+    *,
+    master_key: str | None,
+    encrypt_plaintext: bool,
+    repair: bool,
+    dry_run: bool,
+    sweep_id: str,
+) -> SweepRequested:
+    """A sweep of one project, or of all (`*`).
+
+    Raises:
+        MalformedRequestError: a name is not of the form that SPEC 1 asks for.
+    """
+    return _checked(
+        SweepRequested,
+        sweep_id=sweep_id,
+        project=project,
+        requested_at=format_time(datetime.now(UTC)),
+        master_key=master_key,
+        encrypt_plaintext=encrypt_plaintext,
+        repair=repair,
+        dry_run=dry_run,
+    )
+
+
+def build_delete(project: str, key: str, *, request_id: str) -> DeleteRequested:
+    """A delete of one object.
+
+    Raises:
+        MalformedRequestError: a name is not of the form that SPEC 1 asks for.
+    """
+    return _checked(
+        DeleteRequested,
+        request_id=request_id,
+        project=project,
+        key=key,
+        requested_at=format_time(datetime.now(UTC)),
+    )
+
+
+def _sealed_kek(
+    settings: PublisherSettings,
+    api_key: ApiKey,
+    purpose: KekPurpose,
+    request_id: str,
+    project: str,
+) -> SealedSecret:
+    """The user KEK of an API key, sealed to the workers for this request alone."""
+    text = _text(api_key)
+    try:
+        if purpose == "v0":
+            kek = v0_user_kek(text, settings.v0_pepper.get_secret_value())
+        else:
+            kek = user_kek(text, project, settings.pepper.get_secret_value())
+    except ValueError as exc:  # its text names the rule, never the key
+        raise MalformedRequestError(str(exc)) from exc
+    return _seal(settings, kek, kek_info(purpose, request_id, project))
+
+
+def _checked(model: type[_Model], **fields: Any) -> _Model:
+    try:
+        return model(**fields)
+    except ValidationError as exc:
+        raise MalformedRequestError(problems(exc)) from None  # the cause repeats values
+
+
+def _seal(settings: PublisherSettings, secret: Secret, info: bytes) -> SealedSecret:
+    intake = settings.intake_public_key
+    ciphertext = to_b64(intake.key.seal(secret.reveal(), info))
+    return SealedSecret(intake_key=intake.id, ciphertext=ciphertext)
+
+
+def _placeholder(settings: PublisherSettings) -> SealedSecret:
+    return SealedSecret(intake_key=settings.intake_public_key.id, ciphertext="")
+
+
+def _text(secret: ApiKey) -> str:
+    return secret.get_secret_value() if isinstance(secret, SecretStr) else secret

@@ -1,0 +1,172 @@
+"""Bodies above the inline limit: sealed while they stream into staging (SPEC 6.4).
+
+A small one is one put, a larger one a multipart upload of 8 MiB parts, a few at a time;
+memory stays bounded whatever the body's length, which need not be known. A failed
+multipart upload is aborted, so that nothing of it is left behind.
+It must never write a byte of plaintext.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterable
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from keyturn.crypto import Sealer
+from keyturn.errors import BodyTooLargeError, StorageUnavailableError
+
+if TYPE_CHECKING:
+    from types_aiobotocore_s3.client import S3Client
+    from types_aiobotocore_s3.type_defs import CompletedPartTypeDef
+
+_log = logging.getLogger(__name__)
+
+PART_BYTES: Final = 8 * 1024 * 1024
+MAX_PARTS: Final = 10_000  # S3's own limit
+CONNECTIONS: Final = 16
+_PARTS_AT_ONCE: Final = 3
+_Answer = TypeVar("_Answer")
+
+
+class Staging:
+    """The staging area of one bucket.
+
+    Args:
+        client: An open S3 client.
+        bucket: The bucket's name.
+    """
+
+    def __init__(self, client: "S3Client", bucket: str) -> None:
+        self._client = client
+        self._bucket = bucket
+
+    async def put(
+        self, s3_key: str, sealer: Sealer, head: bytearray, rest: AsyncIterator[memoryview]
+    ) -> int:
+        """Seal `head` and then `rest` into an object; return its size in bytes.
+
+        Raises:
+            StorageUnavailableError: the storage refused, or could not be reached.
+            BodyTooLargeError: the body is larger than 10,000 parts of 8 MiB.
+        """
+        async with aclosing(_parts(_sealed(sealer, head, rest))) as parts:
+            first = await anext(parts)
+            second = await anext(parts, None)
+            if second is not None:
+                return await self._multipart(s3_key, (first, second), parts)
+            await _told(self._client.put_object(Bucket=self._bucket, Key=s3_key, Body=first))
+            return len(first)
+
+    async def delete(self, s3_key: str) -> None:
+        """Delete what nobody will come for; where that fails, the workers' sweep finds it."""
+        try:
+            await _told(self._client.delete_object(Bucket=self._bucket, Key=s3_key))
+        except StorageUnavailableError as exc:
+            _log.warning("a staged body could not be deleted: %s", exc.detail)
+
+    async def _multipart(
+        self, s3_key: str, first: Iterable[bytes], rest: AsyncIterator[bytes]
+    ) -> int:
+        created = await _told(self._client.create_multipart_upload(Bucket=self._bucket, Key=s3_key))
+        upload_id = created["UploadId"]
+        try:
+            size_bytes, parts = await self._send_parts(s3_key, upload_id, first, rest)
+            await _told(
+                self._client.complete_multipart_upload(
+                    Bucket=self._bucket,
+                    Key=s3_key,
+                    UploadId=upload_id,
+                    MultipartUpload={"Parts": parts},
+                )
+            )
+        except BaseException:  # a cancellation too must leave no open upload behind
+            await asyncio.shield(self._abort(s3_key, upload_id))
+            raise
+        return size_bytes
+
+    async def _abort(self, s3_key: str, upload_id: str) -> None:
+        try:
+            await _told(
+                self._client.abort_multipart_upload(
+                    Bucket=self._bucket, Key=s3_key, UploadId=upload_id
+                )
+            )
+        except StorageUnavailableError as exc:
+            _log.warning("a multipart upload to staging could not be aborted: %s", exc.detail)
+
+    async def _send_parts(
+        self, s3_key: str, upload_id: str, first: Iterable[bytes], rest: AsyncIterator[bytes]
+    ) -> "tuple[int, list[CompletedPartTypeDef]]":
+        etags: dict[int, str] = {}
+        slots = asyncio.Semaphore(_PARTS_AT_ONCE)
+        size_bytes = number = 0
+
+        async def send(part: bytes, part_number: int) -> None:
+            try:
+                answer = await _told(
+                    self._client.upload_part(
+                        Bucket=self._bucket,
+                        Key=s3_key,
+                        UploadId=upload_id,
+                        PartNumber=part_number,
+                        Body=part,
+                    )
+                )
+                etags[part_number] = answer["ETag"]
+            finally:
+                slots.release()
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                async for part in _chain(first, rest):
+                    number += 1
+                    if number > MAX_PARTS:
+                        raise BodyTooLargeError("a staged body has at most 10,000 parts of 8 MiB")
+                    await slots.acquire()  # memory: so many parts are held, and one being filled
+                    size_bytes += len(part)
+                    group.create_task(send(part, number))
+        except BaseExceptionGroup as exc:
+            raise exc.exceptions[0] from exc
+        return size_bytes, [{"PartNumber": n, "ETag": etag} for n, etag in sorted(etags.items())]
+
+
+async def _chain(first: Iterable[bytes], rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    for part in first:
+        yield part
+    async for part in rest:
+        yield part
+
+
+async def _sealed(
+    sealer: Sealer, head: bytearray, rest: AsyncIterator[memoryview]
+) -> AsyncIterator[bytes]:
+    yield sealer.header
+    yield sealer.update(head)
+    async for block in rest:
+        yield sealer.update(block)
+    yield sealer.finish()
+
+
+async def _parts(pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+    """The pieces as parts of 8 MiB, the last one shorter; at least one part."""
+    part = bytearray()
+    async for piece in pieces:
+        part += piece
+        while len(part) > PART_BYTES:
+            yield bytes(memoryview(part)[:PART_BYTES])
+            del part[:PART_BYTES]
+    yield bytes(part)
+
+
+async def _told(call: Awaitable[_Answer]) -> _Answer:
+    """One request's answer. Only these errors are the storage's; the source has its own."""
+    from aiohttp import ClientError as HttpError  # noqa: PLC0415  # comes with aioboto3
+    from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
+
+    try:
+        return await call
+    except ClientError as exc:
+        code = exc.response.get("Error", {}).get("Code", "no code")
+        raise StorageUnavailableError(f"staging failed ({code})") from exc
+    except (BotoCoreError, HttpError, TimeoutError) as exc:
+        raise StorageUnavailableError(f"staging failed ({type(exc).__name__})") from exc

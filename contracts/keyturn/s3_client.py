@@ -1,0 +1,110 @@
+"""An S3 client, made the same way everywhere: for the workers' storage and for staging (SPEC 11).
+
+It is tuned for servers that are not AWS as well (no checksum trailers, path addressing
+where an endpoint is given) and never resends by itself unless asked to. aioboto3 is
+imported only when a client is opened, since a publisher that stages nothing needs none.
+It must never let botocore's loggers speak below WARNING: they would print requests whole.
+"""
+
+import logging
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import TYPE_CHECKING, Final
+
+from keyturn.settings import S3Settings, SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    import aioboto3
+    from types_aiobotocore_s3.client import S3Client
+
+CONNECT_TIMEOUT_S: Final = 5
+READ_TIMEOUT_S: Final = 60
+_LOUD_LOGGERS: Final = ("botocore", "aiobotocore", "boto3", "aioboto3")
+
+
+def new_session(settings: S3Settings) -> "aioboto3.Session":
+    """A session with the settings' keys or, without these, with the standard AWS chain.
+
+    Raises:
+        SettingsError: aioboto3 is not installed.
+    """
+    try:
+        import aioboto3  # noqa: PLC0415  # an extra of its own
+        from aiobotocore.session import AioSession  # noqa: PLC0415  # comes with it
+    except ImportError as exc:
+        raise SettingsError(
+            "S3 needs aioboto3, which is not installed: install keyturn[staging]"
+        ) from exc
+    _quieten()
+    botocore_session = AioSession()
+    factory = botocore_session.get_component("response_parser_factory")
+    factory.set_parser_defaults(timestamp_parser=_timestamp)
+    secret = settings.s3_secret_access_key
+    return aioboto3.Session(
+        aws_access_key_id=settings.s3_access_key_id,
+        aws_secret_access_key=None if secret is None else secret.get_secret_value(),
+        region_name=settings.s3_region,
+        botocore_session=botocore_session,
+    )
+
+
+def _timestamp(value: str) -> datetime:
+    """A time as S3 writes it, without the guesses that are most of what a listing costs."""
+    try:
+        parsed = datetime.fromisoformat(value)
+    except ValueError:
+        parsed = None
+    if parsed is not None and parsed.tzinfo is not None:
+        return parsed
+    from botocore.utils import parse_timestamp  # noqa: PLC0415  # comes with aioboto3
+
+    guessed: datetime = parse_timestamp(value)
+    return guessed
+
+
+@asynccontextmanager
+async def open_client(
+    settings: S3Settings, *, max_connections: int, total_max_attempts: int = 1
+) -> "AsyncIterator[S3Client]":
+    """An aiobotocore S3 client for the process's life.
+
+    Args:
+        settings: Where the bucket is, and the keys.
+        max_connections: The pool's size; at least the concurrency that is meant.
+        total_max_attempts: 1 never resends an answer of 5xx; more is for writes that
+            may be repeated without harm.
+
+    Raises:
+        SettingsError: aioboto3 is not installed.
+    """
+    session = new_session(settings)
+    from aiobotocore.config import AioConfig  # noqa: PLC0415  # comes with aioboto3
+
+    config = AioConfig(
+        signature_version="s3v4",
+        s3={
+            # A private endpoint seldom has a DNS name for each bucket. At AWS "auto" would
+            # presign for the global host, which redirects for the first hours of a bucket.
+            "addressing_style": "virtual" if settings.s3_endpoint_url is None else "path",
+            "us_east_1_regional_endpoint": "regional",
+        },
+        # Trailing checksums are AWS's own; other servers store them in the body or refuse.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        retries={"total_max_attempts": total_max_attempts, "mode": "standard"},
+        max_pool_connections=max_connections,
+        connect_timeout=CONNECT_TIMEOUT_S,
+        read_timeout=READ_TIMEOUT_S,
+        tcp_keepalive=True,
+    )
+    async with session.client("s3", endpoint_url=settings.s3_endpoint_url, config=config) as client:
+        yield client
+
+
+def _quieten() -> None:
+    for name in _LOUD_LOGGERS:
+        logger = logging.getLogger(name)
+        if logger.getEffectiveLevel() < logging.WARNING:
+            logger.setLevel(logging.WARNING)

@@ -1,1 +1,0 @@
-"""Faults on real servers, seeded: `python -m tests.chaos`, and what the suite runs of it."""

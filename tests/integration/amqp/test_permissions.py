@@ -1,0 +1,262 @@
+"""The broker users of docs/operations.md, on a real broker (SPEC 6.8; issue 10, publishers apart).
+
+The commands are those of the document itself. What they allow works from end to end; what they do
+not, the broker refuses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import secrets
+import shlex
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import aio_pika
+import pytest
+from aiormq.exceptions import ChannelAccessRefused
+
+from keyturn import topology
+from keyturn.publisher import Publisher, PublisherError
+from keyturn.settings import PublisherSettings
+from keyturn_workers.amqp.declarations import declare, declare_streams
+from tools.harness import requests
+from tools.harness.deployment import Deployment
+from tools.harness.process import worker
+from tools.servers import Servers, new_bucket
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+    from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+
+    from tools.servers import RabbitMQ, S3Server
+
+pytestmark = pytest.mark.servers
+_DOCUMENT = Path(__file__).parents[3] / "docs" / "operations.md"
+_PASSWORD = secrets.token_hex(16)
+_USERS = ("worker", "billing", "gateway", "operator", "audit")
+_BILLING = "keyturn.events.billing"
+
+
+def commands() -> list[list[str]]:
+    """The document's commands, as arguments of rabbitmqctl."""
+    text = _DOCUMENT.read_text(encoding="utf-8").partition("## Broker users")[2]
+    block = re.search(r"```sh\n(.*?)```", text, re.DOTALL)
+    assert block is not None
+    lines = [shlex.split(line) for line in block[1].splitlines()]
+    assert all(line[0] == "rabbitmqctl" for line in lines)
+    return [line[1:] for line in lines]
+
+
+@dataclass(frozen=True)
+class Users:
+    """A vhost with the users of the document, and `audit`, a second publisher like `billing`."""
+
+    rabbitmq: RabbitMQ
+
+    def url(self, user: str) -> str:
+        port = urlsplit(self.rabbitmq.url).port
+        return f"amqp://{user}:{_PASSWORD}@127.0.0.1:{port}/keyturn"
+
+
+@pytest.fixture(scope="module")
+def users() -> Iterator[Users]:
+    with Servers("none", environ={}) as servers:
+        rabbitmq = servers.rabbitmq
+        assert rabbitmq is not None
+        rabbitmq.control("add_vhost", "keyturn")
+        for user in _USERS:
+            rabbitmq.control("add_user", user, _PASSWORD)
+        for command in commands():
+            rabbitmq.control(*command)
+            if "billing" in command:
+                rabbitmq.control(*(part.replace("billing", "audit") for part in command))
+        made = Users(rabbitmq)
+        asyncio.run(declare(made.url("worker"), ["billing", "audit", "gateway"]))
+        yield made
+
+
+@asynccontextmanager
+async def channel_of(users: Users, user: str) -> AsyncIterator[AbstractChannel]:
+    async with await aio_pika.connect(users.url(user)) as connection:
+        yield await connection.channel(publisher_confirms=True, on_return_raises=True)
+
+
+async def publish(
+    channel: AbstractChannel, routing_key: str, exchange: str = "keyturn", **headers: Any
+) -> None:
+    message = aio_pika.Message(b"{}", headers=headers)
+    if exchange:
+        to = await channel.get_exchange(exchange, ensure=False)
+    else:
+        to = channel.default_exchange
+    await to.publish(message, routing_key, mandatory=True, timeout=20)
+
+
+async def read(channel: AbstractChannel, queue: str) -> None:
+    await channel.set_qos(10)
+    found = await channel.get_queue(queue, ensure=False)
+
+    async def ignore(message: AbstractIncomingMessage) -> None:
+        del message
+
+    await found.consume(ignore, arguments={"x-stream-offset": "first"})
+
+
+async def get(channel: AbstractChannel, queue: str) -> None:
+    found = await channel.get_queue(queue, ensure=False)
+    await found.get(fail=False)
+
+
+async def bind(channel: AbstractChannel, queue: str, routing_key: str) -> None:
+    found = await channel.get_queue(queue, ensure=False)
+    await found.bind("keyturn", routing_key)
+
+
+async def purge(channel: AbstractChannel, queue: str) -> None:
+    found = await channel.get_queue(queue, ensure=False)
+    await found.purge()
+
+
+REFUSED: dict[str, Callable[[AbstractChannel], Awaitable[object]]] = {
+    "another publisher's stream": lambda c: read(c, "keyturn.events.audit"),
+    "the stream of all events": lambda c: read(c, "keyturn.events"),
+    "a work queue": lambda c: get(c, "keyturn.upload"),
+    "dead letters": lambda c: get(c, "keyturn.upload.dead"),
+    "a type that it was not given": lambda c: publish(c, "enroll.requested"),
+    "a delete": lambda c: publish(c, "delete.requested"),
+    "an event": lambda c: publish(c, "upload.stored"),
+    "a CC to another type": lambda c: publish(c, "upload.requested", CC=["enroll.requested"]),
+    "a BCC to an event": lambda c: publish(c, "upload.requested", BCC=["upload.stored"]),
+    "the default exchange": lambda c: publish(c, "keyturn.control", exchange=""),
+    "the exchange of publishers' events": lambda c: publish(
+        c, "", exchange="keyturn.publisher-events", **{"keyturn-publisher": "audit"}
+    ),
+    "a retry queue": lambda c: publish(c, "keyturn.upload.retry.1s", exchange=""),
+    "declaring a queue": lambda c: c.declare_queue("mine"),
+    "declaring a queue of the broker's naming": lambda c: c.declare_queue(exclusive=True),
+    "declaring another's stream": lambda c: c.declare_queue("keyturn.events.mine", durable=True),
+    "declaring an exchange": lambda c: c.declare_exchange("mine"),
+    "binding its stream to requests": lambda c: bind(c, _BILLING, "upload.requested"),
+    "binding its stream to all": lambda c: bind(c, _BILLING, "#"),
+    "deleting its stream": lambda c: c.queue_delete(_BILLING),
+    "purging a queue": lambda c: purge(c, "keyturn.upload"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+async def test_a_publisher_is_refused(users: Users, what: str) -> None:
+    async with channel_of(users, "billing") as channel:
+        with pytest.raises(ChannelAccessRefused):
+            await REFUSED[what](channel)
+        assert channel.is_closed
+
+
+@pytest.mark.parametrize("what", ["the stream of all events", "another publisher's stream"])
+async def test_without_the_permissions_it_is_not_refused(users: Users, what: str) -> None:
+    """It is these permissions that refuse it, and nothing else."""
+    async with channel_of(users, "operator") as channel:
+        await REFUSED[what](channel)
+        assert not channel.is_closed
+
+
+@pytest.mark.parametrize("routing_key", ["upload.requested", "rotation.requested"])
+async def test_a_publisher_publishes_its_own_types(users: Users, routing_key: str) -> None:
+    async with channel_of(users, "billing") as channel:
+        await publish(channel, routing_key)
+        await read(channel, _BILLING)
+
+
+async def test_a_worker_publishes_no_request(users: Users) -> None:
+    async with channel_of(users, "worker") as channel:
+        with pytest.raises(ChannelAccessRefused):
+            await publish(channel, "upload.requested")
+
+
+@pytest.mark.parametrize("event", topology.EVENTS)
+async def test_a_worker_publishes_each_event(users: Users, event: str) -> None:
+    async with channel_of(users, "worker") as channel:
+        await publish(channel, event)
+
+
+async def test_a_stream_for_a_new_publisher(users: Users) -> None:
+    """Declared while workers run, by the worker's user."""
+    await declare_streams(users.url("worker"), ["later"])
+    async with channel_of(users, "operator") as channel:
+        assert await channel.get_queue("keyturn.events.later", ensure=True)
+
+
+async def events(users: Users, user: str, stream: str, count: int) -> AsyncIterator[dict[str, Any]]:
+    """The last so many events of a stream, as its user reads them."""
+    async with channel_of(users, user) as channel:
+        await channel.set_qos(100)
+        found = await channel.get_queue(stream, ensure=False)
+        arrived: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
+        await found.consume(arrived.put, arguments={"x-stream-offset": "first"})
+        async with asyncio.timeout(30):
+            while count:
+                message = await arrived.get()
+                if message.body != b"{}":
+                    count -= 1
+                    assert message.headers["keyturn-event-key"]
+                    yield json.loads(message.body)
+
+
+async def test_what_is_allowed_works_from_end_to_end(
+    users: Users, moto: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real worker serves two publishers; each reads the events of its own requests alone."""
+    deployment = Deployment(users.url("worker"), moto, new_bucket(moto))
+    env = deployment.worker_env()
+    for old, new in (("api", "billing"), ("narrow", "audit")):
+        env["KEYTURN_PUBLISHERS"] = env["KEYTURN_PUBLISHERS"].replace(f'"{old}"', f'"{new}"')
+    enrolment = requests.enroll(deployment, "acme")
+    upload, refused = (requests.upload(deployment, "acme", key, b"x") for key in ("k", "l"))
+    async with worker(env) as process:
+        for user, key, document in (
+            ("operator", deployment.publisher_key, enrolment),
+            ("billing", deployment.publisher_key, upload.document),
+            ("audit", deployment.narrow_key, refused.document),
+        ):
+            name = "billing" if user == "operator" else user
+            body = requests.encode(document)
+            async with channel_of(users, user) as channel:
+                exchange = await channel.get_exchange("keyturn", ensure=False)
+                headers: Any = requests.headers(body, key, publisher=name)
+                message = aio_pika.Message(body, headers=headers)
+                await exchange.publish(message, document["type"], timeout=20)
+            id_field = topology.REQUEST_ID_FIELDS[document["type"]]
+            await process.logged(document[id_field])
+        # The client of docs/publishing.md, with the broker's user of a publisher.
+        env = deployment.publisher_env() | {
+            "KEYTURN_AMQP_URL": users.url("billing"),
+            "KEYTURN_PUBLISHER_NAME": "billing",
+        }
+        for name, value in env.items():
+            monkeypatch.setenv(name, value)
+        async with Publisher.open(PublisherSettings.read()) as publisher:
+            upload_id = await publisher.upload("acme", "by-the-client", b"x")
+            told = await publisher.wait(upload_id, timeout_s=60)
+            assert told.type == "upload.stored"
+            swept = await publisher.rotate("acme", api_key="n" * 43)
+            with pytest.raises(PublisherError):
+                await publisher.delete("acme", "k")
+            accepted = await publisher.wait(swept, timeout_s=60)
+            assert accepted.type == "rotation.accepted"
+        await process.terminate()
+    mine = [event async for event in events(users, "billing", _BILLING, 2)]
+    assert [event["type"] for event in mine] == ["project.enrolled", "upload.stored"]
+    (its,) = [event async for event in events(users, "audit", "keyturn.events.audit", 1)]
+    assert (its["type"], its["code"], its["publisher"]) == (
+        "upload.rejected",
+        "not_permitted",
+        "audit",
+    )
+    every = [event async for event in events(users, "operator", "keyturn.events", 3)]
+    assert every == [*mine, its]

@@ -1,0 +1,264 @@
+"""Enrolments: told again, refused or waiting, on real servers (SPEC 5.4, 6.5)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from keyturn.crypto import KekPurpose, Secret, admin_kek, b64, kek_id, kek_info, user_kek
+from keyturn.identifiers import keyring_key
+from keyturn_workers.keyring.model import Generation, Keyring, build
+from tools.harness import reader, requests
+from tools.harness.bucket import Bucket
+from tools.harness.serving import Sent, Serving
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
+
+WORKER_ENV = {"LEASE_S": "2", "KEYRING_CACHE_S": "0.5"}
+
+Document = dict[str, Any]
+MALFORMED = "malformed_request"
+
+
+def new_project() -> str:
+    return f"p-{requests.new_id()[:8]}"
+
+
+def keyring(served: Serving, project: str) -> tuple[str, str, bytes]:
+    """The record as it stands: ETag, time of its last write, bytes."""
+    answer = reader.s3_client(served.deployment).get_object(
+        Bucket=served.deployment.bucket, Key=keyring_key(project)
+    )
+    return answer["ETag"], str(answer["LastModified"]), answer["Body"].read()
+
+
+async def refused(served: Serving, document: Document, code: str, detail: str = "") -> None:
+    """Refused, and no keyring stands afterwards."""
+    await served.refuses(served.signed(document), code, detail)
+    assert not served.stands(keyring_key(document["project"]))
+
+
+async def test_enrolled(served: Serving) -> None:
+    """A keyring that shows no key, and an upload under it."""
+    project = new_project()
+    event = await served.enroll(project)
+    assert event["generation"] == 1
+    kek = user_kek(served.deployment.api_key, project).reveal()
+    _, _, record = keyring(served, project)
+    assert b64(kek).encode() not in record
+    await served.serves_the_next(project)
+
+
+async def test_the_same_request_again(served: Serving) -> None:
+    """Told again with its generation; nothing is written."""
+    document = requests.enroll(served.deployment, new_project())
+    first = await served.served(document)
+    before = keyring(served, document["project"])
+    second = await served.served(document)
+    assert second | {"at": ""} == first | {"at": ""}
+    assert second["generation"] == 1
+    assert keyring(served, document["project"]) == before
+
+
+async def test_the_same_request_after_a_turn(served: Serving) -> None:
+    """Told again with the generation that the enrolment brought, not with today's."""
+    project, now = new_project(), requests.now()
+    document = requests.enroll(served.deployment, project)
+    entries = []
+    for number in (1, 2):
+        kek = user_kek(f"{served.deployment.api_key}{'' if number == 1 else number}", project)
+        request_id = document["request_id"] if number == 1 else requests.new_id()
+        entries.append(Generation(number, kek_id(kek), kek, request_id, now, now))
+    ring = Keyring(project, "m1", entries[1], history=(entries[0],))
+    served.put(keyring_key(project), build(ring, {"m1": Secret(served.deployment.master_key)}))
+    event = await served.served(document)
+    assert (event["type"], event["generation"]) == ("project.enrolled", 1)
+
+
+@pytest.mark.parametrize("adopt", [False, True])
+async def test_another_request(served: Serving, *, adopt: bool) -> None:
+    """A project has one enrolment; a second one changes nothing, with the same key or another."""
+    project = new_project()
+    await served.enroll(project)
+    before = keyring(served, project)
+    other = requests.enroll(served.deployment, project, adopt=adopt, plaintext="allowed")
+    await served.refuses(served.signed(other), "already_enrolled", project)
+    assert keyring(served, project) == before
+
+
+async def test_many_at_once(served: Serving) -> None:
+    """Of enrolments that race each other one brings the keyring; the others are told so."""
+    project = new_project()
+    rivals = [requests.enroll(served.deployment, project) for _ in range(8)]
+    await asyncio.gather(*(served.publish(served.signed(rival)) for rival in rivals))
+    events = [await served.wire.outcome(rival["request_id"]) for rival in rivals]
+    assert sorted(event["type"] for event in events) == [
+        *["enroll.rejected"] * 7,
+        "project.enrolled",
+    ]
+    for _ in range(7):
+        dead = await served.wire.take("keyturn.control.dead")
+        assert dead.headers["keyturn-code"] == "already_enrolled"
+    await served.serves_the_next(project)
+
+
+async def test_objects_without_a_keyring(served: Serving) -> None:
+    """Objects stand under the prefix: they may be under a key that a new one would orphan."""
+    project = new_project()
+    served.put(f"{project}/old", b"older than Keyturn")
+    document = requests.enroll(served.deployment, project)
+    await refused(served, document, "already_enrolled", "without a keyring")
+
+
+async def test_adopted(served: Serving) -> None:
+    """Asked for aloud, they are taken over: above every generation whose wrap opens, and swept.
+
+    Generations that only a label claims raise nothing.
+    """
+    project, bucket = new_project(), Bucket(served.deployment)
+    for generation in (2, 5):
+        made = bucket.made(project, f"k{generation}", generation=generation)
+        bucket.put_made(project, made)
+    lying = bucket.made(project, "lying", generation=3)
+    lying.metadata["enc-kek-user"] = lying.metadata["enc-kek-user"].replace("3:", "900:")
+    bucket.put_made(project, lying)
+    document = requests.enroll(served.deployment, project, adopt=True)
+    event = await served.served(document)
+    assert (event["type"], event["generation"]) == ("project.enrolled", 6)
+    swept = await served.wire.event(
+        lambda told: (
+            told["type"] == "sweep.completed" and told["sweep_id"] == document["request_id"]
+        )
+    )
+    # The object with the lying label opens at no generation that can be known.
+    assert [swept[name] for name in ("objects", "current", "failed", "clean")] == [3, 2, 1, False]
+    kek = admin_kek(served.deployment.master_key, project)
+    for key in ("k2", "k5"):
+        assert bucket.opened(f"{project}/{key}", kek, "admin", 6) == b"hello"
+
+
+async def test_objects_of_a_namesake(served: Serving) -> None:
+    """Another project whose id begins the same way stands in nobody's way."""
+    project = new_project()
+    served.put(f"{project}-2/old", b"another project's")
+    await served.enroll(project)
+
+
+def sealed(served: Serving, document: Document, info: bytes, secret: bytes | None = None) -> str:
+    kek = user_kek(served.deployment.api_key, document["project"]).reveal()
+    return b64(served.deployment.intake.public_key.seal(kek if secret is None else secret, info))
+
+
+SEALED_FOR: dict[str, Callable[[Document], bytes]] = {
+    "another project": lambda d: kek_info("enroll", d["request_id"], "other"),
+    "another request": lambda d: kek_info("enroll", requests.new_id(), d["project"]),
+    "a rotation": lambda d: kek_info("rotation", d["request_id"], d["project"]),
+    "the earlier system": lambda d: kek_info("v0", d["request_id"], d["project"]),
+    "nothing": lambda _: b"",
+}
+
+
+@pytest.mark.parametrize("name", SEALED_FOR)
+async def test_kek_sealed_for(served: Serving, name: str) -> None:
+    """A sealed KEK is bound to its purpose, its request and its project."""
+    document = requests.enroll(served.deployment, new_project())
+    document["sealed_kek"]["ciphertext"] = sealed(served, document, SEALED_FOR[name](document))
+    await refused(served, document, "bad_seal", "does not open for this request")
+
+
+@pytest.mark.parametrize("size_bytes", [0, 31, 33])
+async def test_kek_of_another_length(served: Serving, size_bytes: int) -> None:
+    document = requests.enroll(served.deployment, new_project())
+    info = kek_info("enroll", document["request_id"], document["project"])
+    secret = os.urandom(size_bytes)
+    document["sealed_kek"]["ciphertext"] = sealed(served, document, info, secret)
+    await refused(served, document, "bad_seal", "not 32 bytes")
+
+
+async def test_unknown_intake_key(served: Serving) -> None:
+    document = requests.enroll(served.deployment, new_project())
+    document["sealed_kek"]["intake_key"] = "retired"
+    await refused(served, document, "unknown_intake_key", "retired")
+
+
+async def test_v0_kek(served: Serving) -> None:
+    """The earlier system's KEK is sealed like the other, for a purpose of its own."""
+    document = requests.enroll(served.deployment, new_project(), v0="allowed")
+    document["sealed_v0_kek"] = dict(document["sealed_kek"])
+    await refused(served, document, "bad_seal")
+    document["request_id"] = requests.new_id()
+    purposes: dict[str, KekPurpose] = {"sealed_kek": "enroll", "sealed_v0_kek": "v0"}
+    for name, purpose in purposes.items():
+        info = kek_info(purpose, document["request_id"], document["project"])
+        document[name]["ciphertext"] = sealed(served, document, info)
+    assert (await served.served(document))["type"] == "project.enrolled"
+
+
+CHANGES: dict[str, tuple[Document, str]] = {
+    "plaintext forbidden aloud": ({"plaintext": "forbidden"}, "plaintext: "),
+    "adopt as text": ({"adopt": "true"}, "adopt: "),
+    "adopt as a number": ({"adopt": 1}, "adopt: "),
+    "unknown field": ({"api_key": "x"}, "api_key: "),
+    "sealed KEK as text": ({"sealed_kek": "AA=="}, "sealed_kek: "),
+    "sealed KEK not base64": (
+        {"sealed_kek": {"intake_key": "main", "ciphertext": "%%%"}},
+        "sealed_kek.ciphertext: ",
+    ),
+    "of last month": ({"requested_at": "2026-01-01T00:00:00Z"}, ""),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+async def test_form(served: Serving, name: str) -> None:
+    change, said = CHANGES[name]
+    document = requests.enroll(served.deployment, new_project()) | change
+    code = "request_expired" if name == "of last month" else MALFORMED
+    await refused(served, document, code, said)
+
+
+async def test_malformed_id(served: Serving) -> None:
+    """Told to nobody, since nobody can be named."""
+    document = requests.enroll(served.deployment, new_project()) | {"request_id": "1"}
+    body = requests.encode(document)
+    headers = requests.headers(body, served.deployment.publisher_key)
+    await served.refuses(Sent("enroll.requested", body, dict(headers)), MALFORMED, "request_id: ")
+
+
+async def test_signed_by_a_stranger(served: Serving) -> None:
+    """No keyring, no event."""
+    document = requests.enroll(served.deployment, new_project())
+    body = requests.encode(document)
+    headers = requests.headers(body, served.deployment.event_key)
+    await served.refuses(Sent("enroll.requested", body, dict(headers)), "bad_signature")
+    assert not served.stands(keyring_key(document["project"]))
+
+
+@pytest.mark.parametrize("record", [b"", b"{}", b'{"v": 1, "project": "x", "sealed": "AAAA"}'])
+async def test_keyring_that_nobody_here_wrote(served: Serving, record: bytes) -> None:
+    """What stands in a keyring's place is never overwritten, whatever it is."""
+    project = new_project()
+    served.put(keyring_key(project), record)
+    document = requests.enroll(served.deployment, project)
+    await served.refuses(served.signed(document), "corrupt_object", "keyring")
+    assert keyring(served, project)[2] == record
+
+
+async def test_keyring_under_an_unknown_master_key(served: Serving) -> None:
+    """Another worker may hold it: the enrolment waits."""
+    project, now = new_project(), requests.now()
+    kek = user_kek(served.deployment.api_key, project)
+    ring = Keyring(project, "m9", Generation(1, kek_id(kek), kek, requests.new_id(), now, now))
+    served.put(keyring_key(project), build(ring, {"m9": Secret(bytes(32))}))
+    sent = served.signed(requests.enroll(served.deployment, project))
+    await served.publish(sent, message_id=sent.request_id)
+    waiting = await served.wire.take("keyturn.control.retry.5s")
+    assert waiting.headers["keyturn-attempt"] == "unknown_master_key:2"
+    assert waiting.headers.items() >= sent.headers.items()
+    assert waiting.body == sent.body
+    await served.serves_the_next()

@@ -1,0 +1,176 @@
+"""Each effect on real servers: done as decided, all else as before, late ones refused (SPEC 8)."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from keyturn.crypto import BODY_CONTEXT, HEADER_BYTES, new_dek, open_sealed, v0_seal
+from keyturn.identifiers import keyring_key, object_key
+from keyturn.metadata import V0_ALGORITHM, Wraps, parse
+from keyturn_workers.errors import RefusedError
+from keyturn_workers.keyring import Keyring, KeyringReader, Observed
+from keyturn_workers.keyring.model import build
+from keyturn_workers.objects.apply import Effects, tags_at_risk
+from keyturn_workers.objects.operator_keys import OperatorKeys
+from keyturn_workers.objects.plan_action import Decision, Keep, Looked, Options, decide
+from keyturn_workers.objects.single import reconcile
+from keyturn_workers.objects.verify import examine
+from keyturn_workers.storage import Headers
+from tests.integration.storage.conftest import opened
+from tests.unit.keyturn_workers.factories import (
+    MASTER_KEYS,
+    V0_ADMIN_KEK,
+    deleted,
+    enc,
+    keyring,
+    sealed_object,
+    turned,
+    v0_metadata,
+    v0_ring,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from keyturn_workers.storage.s3 import S3Storage
+    from tools.servers import S3Server
+
+pytestmark = pytest.mark.servers
+
+MIB: Final = 2**20
+KEY: Final = "reports/ü q3.pdf"
+TARGET: Final = object_key("acme", KEY)
+CALLER: Final = {"author": "kim"}
+CONTENT: Final = {
+    "cache-control": "max-age=60",
+    "content-disposition": "attachment",
+    "content-language": "de",
+}
+TAGS: Final = {"team": "legal/de"}
+KEYS: Final = OperatorKeys(MASTER_KEYS, V0_ADMIN_KEK)
+OPTIONS: Final = Options(encrypt_plaintext=True)
+LARGE: Final = 11 * MIB
+KINDS: Final = ["rewrap", "rewrap large", "v0", "v0 large", "encrypt", "encrypt large", "reseal"]
+
+
+@dataclass
+class Place:
+    """One project's keyring and one object, on a server."""
+
+    storage: S3Storage
+    ring: Keyring
+
+    def __post_init__(self) -> None:
+        self.keyrings = KeyringReader(self.storage, MASTER_KEYS, lease_s=15, cache_s=0)
+        self.effects = Effects(self.storage, self.keyrings, copy_limit_bytes=6 * MIB)
+
+    async def write_keyring(self, ring: Keyring) -> None:
+        self.ring = ring
+        await self.storage.put(keyring_key("acme"), build(ring, MASTER_KEYS), Headers({}))
+
+    async def put(self, own: dict[str, str], body: bytes) -> None:
+        headers = Headers({**CALLER, **own}, "application/pdf", CONTENT)
+        await self.storage.put(TARGET, body, headers)
+        await self.storage.write_tags(TARGET, TAGS)
+
+    async def decide(self) -> tuple[Looked, Decision, Observed]:
+        looked = Looked(*await self.storage.read_start(TARGET, HEADER_BYTES))
+        observed = await self.keyrings.fresh("acme")
+        ring, desired = observed.keyring, observed.desired
+        return looked, decide(looked, KEY, ring, desired, KEYS, OPTIONS), observed
+
+    async def make(self, kind: str) -> bytes:
+        """An object to which that is due; gives its plaintext, or a v0 body whole."""
+        name, _, large = kind.partition(" ")
+        plaintext = os.urandom(LARGE if large else 5)
+        await self.write_keyring(v0_ring(self.ring))
+        desired = self.ring.desired(MASTER_KEYS)
+        match name:
+            case "rewrap":
+                wraps, body = sealed_object(desired, KEY, plaintext)
+                await self.put(enc(wraps), body)
+                await self.write_keyring(turned(self.ring))
+            case "v0":
+                dek = new_dek()
+                plaintext = v0_seal(dek, plaintext)
+                await self.put(v0_metadata(dek, dek), plaintext)
+            case "encrypt":
+                await self.put({}, plaintext)
+            case "reseal":
+                await self.put(deleted(desired, KEY), b"")
+                await self.write_keyring(replace(self.ring, master_key="m2"))
+        return plaintext
+
+    async def plaintext(self) -> bytes:
+        """What both wraps open; of a v0 body, the body."""
+        head, body = await self.storage.read(TARGET)
+        wraps = parse(head.metadata)
+        assert isinstance(wraps, Wraps)
+        if wraps.algorithm == V0_ALGORITHM:
+            return body
+        desired = self.ring.desired(MASTER_KEYS)
+        examined = examine(wraps, body[:HEADER_BYTES], KEY, desired, MASTER_KEYS)
+        assert examined.current
+        return open_sealed(examined.dek, BODY_CONTEXT, body)
+
+
+@pytest.fixture(params=["moto", "ceph"])
+async def place(
+    request: pytest.FixtureRequest, new_bucket: Callable[[S3Server], str]
+) -> AsyncIterator[Place]:
+    server: S3Server = request.getfixturevalue(request.param)
+    async with opened(server, new_bucket(server)) as storage:
+        yield Place(storage, keyring(plaintext=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_effect(place: Place, kind: str) -> None:
+    """By what is read back: the next look finds nothing to do, and everything else is there."""
+    plaintext = await place.make(kind)
+    looked, decision, observed = await place.decide()
+    at_risk = tags_at_risk(place.storage, looked, decision, 6 * MIB)
+    await place.effects.carry_out("acme", KEY, looked, decision, observed)
+    _, again, _ = await place.decide()
+    head = await place.storage.head(TARGET)
+    if kind == "reseal":
+        assert again == Keep("deleted")
+        return
+    assert again == Keep("current")
+    assert await place.plaintext() == plaintext
+    others = {n: v for n, v in head.metadata.items() if not n.startswith("enc-")}
+    assert (others, head.headers.content_type) == (CALLER, "application/pdf")
+    assert head.headers.restated.items() >= CONTENT.items()
+    assert at_risk or await place.storage.read_tags(TARGET) == TAGS
+    assert [row async for row in place.storage.open_multiparts(TARGET)] == []
+
+
+@pytest.mark.parametrize("kind", ["rewrap", "rewrap large"])
+async def test_reconcile_puts_tags_back(place: Place, kind: str) -> None:
+    plaintext = await place.make(kind)
+    await reconcile(
+        "acme", KEY, place.storage, place.keyrings, MASTER_KEYS, copy_limit_bytes=6 * MIB
+    )
+    assert await place.plaintext() == plaintext
+    assert await place.storage.read_tags(TARGET) == TAGS
+
+
+@pytest.mark.parametrize("kind", ["rewrap", "encrypt", "encrypt large", "reseal"])
+async def test_a_late_write_is_refused_by_the_server(
+    ceph: S3Server, new_bucket: Callable[[S3Server], str], kind: str
+) -> None:
+    """The storage itself refuses it (moto looks at no signature's time), and nothing changes."""
+    async with opened(ceph, new_bucket(ceph)) as storage:
+        place = Place(storage, keyring(plaintext=True))
+        await place.make(kind)
+        looked, decision, observed = await place.decide()
+        late = replace(observed, read_at=observed.read_at - timedelta(seconds=60))
+        with pytest.raises(RefusedError):
+            await place.effects.carry_out("acme", KEY, looked, decision, late)
+        head, start = await storage.read_start(TARGET, HEADER_BYTES)
+        assert (head.headers, start) == (looked.head.headers, looked.header)
+        assert await storage.read_tags(TARGET) == TAGS

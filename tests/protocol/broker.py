@@ -1,0 +1,179 @@
+"""The queues: at least once, out of order, and again where a worker was lost."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from keyturn.messages import Event, encode
+from keyturn.topology import WORKER_HEADERS
+from keyturn_workers.amqp.retry import Retry, RetryNotes, delay_up_to
+from tests.protocol.waiters import EVENT_KEY, signed
+from tests.protocol.wire import CURRENT
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from keyturn.errors import KeyturnError
+    from tests.protocol.process import Process
+
+
+class Letter:
+    """A message in a queue; `copies` of it wait for the next try."""
+
+    def __init__(
+        self,
+        queue: str,
+        body: bytes,
+        headers: dict[str, Any] | None = None,
+        *,
+        routing_key: str = "",
+        ready_at: float = 0.0,
+    ) -> None:
+        self.queue = queue
+        self.body = body
+        self.headers = headers or {}
+        self.routing_key = routing_key
+        self.ready_at = ready_at
+        self.redelivered = False
+        self.acknowledged = False
+        self.copies: list[Letter] = []
+
+    @property
+    def settled(self) -> bool:
+        """Whether it is acknowledged, and no copy of it is still to be served."""
+        return self.acknowledged and all(copy.settled for copy in self.copies)
+
+    def copy(self, ready_at: float, more: dict[str, Any]) -> Letter:
+        """As it comes back from a retry queue: under its queue's own name."""
+        kept = {k: v for k, v in self.headers.items() if k not in WORKER_HEADERS}
+        headers = {**kept, **more}
+        return Letter(self.queue, self.body, headers, routing_key=self.queue, ready_at=ready_at)
+
+    def __repr__(self) -> str:
+        return f"<{self.queue} {self.body[:120]!r}>"
+
+
+class Delivery:
+    """One delivery of a letter to a process, as aio-pika would show it."""
+
+    def __init__(self, letter: Letter, process: Process) -> None:
+        self.letter = letter
+        self.process = process
+        self.body = letter.body
+        self.headers = letter.headers
+        self.redelivered = letter.redelivered
+        self.routing_key = letter.routing_key
+        self.message_id = ""
+        self.lost = False
+        self.task: asyncio.Task[None] | None = None
+
+    async def ack(self) -> None:
+        if self.lost:
+            raise ConnectionError("the channel is gone")
+        self.letter.acknowledged = True
+        self.process.deliveries.remove(self)
+        self.process.world.acknowledged(self)
+
+    async def nack(self, *, requeue: bool) -> None:
+        assert requeue
+        if self.lost:
+            raise ConnectionError("the channel is gone")
+        self.give_back()
+
+    def give_back(self) -> None:
+        """The broker puts the letter back into its queue."""
+        self.lost = True
+        self.process.deliveries.remove(self)
+        if not self.letter.acknowledged:
+            self.letter.redelivered = True
+            self.process.world.queue.append(self.letter)
+
+
+class Teller:
+    """What a worker publishes, in memory: `keyturn_workers.amqp.Teller` and `keyturn_workers.sweep.Sender`."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._world = process.world
+        self._notes = RetryNotes("test", [EVENT_KEY])
+
+    async def _publish(self, op: str, effect: Callable[[], None]) -> None:
+        if self._process.wire.dead:
+            raise asyncio.CancelledError
+
+        async def confirmed() -> None:
+            effect()
+
+        ask: Callable[..., Awaitable[Any]] = self._world.network.ask
+        await ask(self._process, op, "", confirmed)
+
+    async def tell(self, event: Event) -> None:
+        record = signed(encode(event))
+        delivery = CURRENT.get()
+        effect = lambda: self._world.told(event, record, delivery)  # noqa: E731
+        await self._publish(f"tell {event.type}", effect)
+
+    async def send(self, body: bytes, queue: str, delay_s: int) -> None:
+        letter = Letter(queue, body, routing_key=queue)
+        await self._publish(f"send {queue}", lambda: self._put(letter, delay_s))
+
+    def retry_of(self, message: Delivery, queue: str, publisher: str = "") -> Retry | None:
+        return self._notes.read(queue, publisher, message.body, message.headers)
+
+    async def put_off(
+        self,
+        message: Delivery,
+        queue: str,
+        error: KeyturnError,
+        attempt: int,
+        delay_s: int,
+        *,
+        publisher: str = "",
+    ) -> None:
+        if error.detail.startswith("internal failure"):
+            self._world.oracle.violated(error.detail)
+        self._world.put_off[error.code] += 1
+        await self._retry(message, queue, publisher, error.code, attempt + 1, delay_s)
+
+    async def put_off_quietly(
+        self, message: Delivery, queue: str, wait_s: float, *, publisher: str = ""
+    ) -> None:
+        await self._retry(message, queue, publisher, "waiting", 1, delay_up_to(wait_s) or 1)
+
+    async def put_back(
+        self, message: Delivery, queue: str, retry: Retry, *, publisher: str = ""
+    ) -> None:
+        delay_s = delay_up_to(retry.early_s(self._process.keyrings.clock.now())) or 1
+        headers = self._notes.headers(queue, publisher, message.body, retry)
+        await self._publish("put back", lambda: self._copy(message, delay_s, headers))
+
+    async def _retry(
+        self,
+        message: Delivery,
+        queue: str,
+        publisher: str,
+        code: str,
+        attempt: int,
+        delay_s: int,
+    ) -> None:
+        retry = Retry(
+            code, attempt, self._process.keyrings.clock.now() + timedelta(seconds=delay_s)
+        )
+        headers = self._notes.headers(queue, publisher, message.body, retry)
+        await self._publish("put off", lambda: self._copy(message, delay_s, headers))
+
+    async def dead_letter(self, message: Delivery, queue: str, error: KeyturnError) -> None:
+        del queue
+        letter = message.letter
+        await self._publish("dead letter", lambda: self._world.dead.append((letter, error)))
+
+    def _copy(self, message: Delivery, delay_s: int, headers: dict[str, Any]) -> None:
+        copy = message.letter.copy(0, headers)
+        message.letter.copies.append(copy)
+        self._put(copy, delay_s)
+
+    def _put(self, letter: Letter, delay_s: int) -> None:
+        letter.ready_at = self._world.clock.seconds + delay_s
+        self._world.put(letter)

@@ -1,0 +1,149 @@
+"""Those who hold something that they should not: the broker, the bucket, or another's key.
+
+None of them holds a key of the deployment or of another publisher. What they do is
+repetition, relabelling, junk, and requests of their own (SPEC 13).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from keyturn.identifiers import SWEEPS_PREFIX
+from keyturn.messages import encode as encode_event
+from keyturn.topology import PLAN_QUEUE, REQUEST_ID_FIELDS, SWEEP_QUEUE
+from keyturn_workers.sweep.messages import SweepPage, SweepStep, encode
+from keyturn_workers.sweep.store import PLAN_NAME
+from tests.protocol.broker import Letter
+from tests.protocol.waiters import Record
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from keyturn.messages import Event
+    from tests.protocol.waiters import Asked
+    from tests.protocol.world import World
+
+NOBODYS_SIGNATURE: Final = "A" * 86 + "=="
+
+
+class BrokerWriter:
+    """Publishes whatever it wants, wherever it wants, and signs nothing."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def copy(
+        self,
+        letter: Letter,
+        *,
+        queue: str | None = None,
+        routing_key: str | None = None,
+        headers: Mapping[str, Any] | None = None,
+        body: bytes | None = None,
+    ) -> Letter:
+        """A message that once was in any queue, in this or another one; None drops a header."""
+        changed = {**letter.headers, **(headers or {})}
+        made = Letter(
+            letter.queue if queue is None else queue,
+            letter.body if body is None else body,
+            {name: value for name, value in changed.items() if value is not None},
+            routing_key=letter.routing_key if routing_key is None else routing_key,
+            ready_at=self._world.clock.seconds,
+        )
+        self._world.put(made)
+        return made
+
+    def junk(self, queue: str, body: bytes, **headers: Any) -> None:
+        """A message that nobody signed."""
+        self._world.put(
+            Letter(queue, body, headers, routing_key=queue, ready_at=self._world.clock.seconds)
+        )
+
+    def unsigned(self, document: Mapping[str, Any], queue: str, publisher: str = "api") -> None:
+        """A request in a publisher's name, with a signature that is none."""
+        headers = {"keyturn-publisher": publisher, "keyturn-signature": NOBODYS_SIGNATURE}
+        self._world.put(
+            Letter(
+                queue,
+                json.dumps(document).encode(),
+                headers,
+                routing_key=str(document["type"]),
+                ready_at=self._world.clock.seconds,
+            )
+        )
+
+    def step(self, sweep_id: str, project: str, step: int, **headers: Any) -> None:
+        """A forged hint: carry a sweep on."""
+        body = encode(SweepStep(sweep_id=sweep_id, project=project, step=step))
+        self.junk(PLAN_QUEUE, body, **headers)
+
+    def page(  # as many as the hint has
+        self, sweep_id: str, project: str, of_round: int, page: int, take: int, **headers: Any
+    ) -> None:
+        """A forged hint: do a page of a sweep."""
+        hint = SweepPage(sweep_id=sweep_id, project=project, round=of_round, page=page, take=take)
+        self.junk(SWEEP_QUEUE, encode(hint), **headers)
+
+    def publish_again(self, record: Record) -> None:
+        """An event that the stream has held before, once more."""
+        self._world.streamed(record)
+
+    def forge(self, event: Event) -> None:
+        """An event that no worker signed."""
+        self._world.streamed(Record(encode_event(event), NOBODYS_SIGNATURE))
+
+
+class HostilePublisher:
+    """A publisher with grants of its own, who signs what was never meant by them."""
+
+    def __init__(self, world: World, name: str) -> None:
+        self._world = world
+        self.name = name
+
+    def reuse(self, request_id: str, kind: str, project: str, **more: Any) -> str:
+        """A request of its own under another's id: `key`, `plaintext`, `kek` as it wants."""
+        ask = getattr(self._world, kind)
+        made: str = ask(project, publisher=self.name, request_id=request_id, honest=False, **more)
+        return made
+
+    def sign_as_own(self, asked: Asked) -> None:
+        """The very bytes that another publisher signed, signed once more."""
+        mine = replace(asked, publisher=self.name, honest=False)
+        self._world.asked.setdefault((self.name, mine.digest), mine)
+        self._world.send(mine.body, self.name, mine.kind)
+
+    def malformed(self, request_id: str, message_type: str, project: object, **more: Any) -> None:
+        """A body that is no request, under another's id and project."""
+        document = {
+            "type": message_type,
+            REQUEST_ID_FIELDS[message_type]: request_id,
+            "project": project,
+            "no such field": 1,
+            **more,
+        }
+        self._world.send(json.dumps(document).encode(), self.name, message_type)
+
+
+class BucketWriter:
+    """Changes what stands in the bucket, and holds no key."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def remove(self, prefix: str) -> None:
+        """Remove all that stands under a prefix, with all its versions."""
+        removed = [key for key in self._world.server.standing() if key.startswith(prefix)]
+        self._world.server._bucket.purge(prefix)
+        for key in removed:
+            if key.startswith(SWEEPS_PREFIX) and key.endswith(f"/{PLAN_NAME}"):
+                _, _, sweep_id, folder, _ = key.split("/")
+                self._world.oracle.laws.cancelled.add((sweep_id, folder))
+
+    def relabel(self, s3_key: str, **metadata: str) -> None:
+        """Change an object's metadata: `enc_upload="…"`."""
+        stored = self._world.server.standing()[s3_key]
+        named = {name.replace("_", "-"): value for name, value in metadata.items()}
+        changed = {**stored.headers.metadata, **named}
+        self._world.server.plant(s3_key, stored.body, replace(stored.headers, metadata=changed))

@@ -1,0 +1,505 @@
+"""What must hold, by a judge that shares no code with the workers but the sealing itself.
+
+It knows all keys, sees every write to the bucket and every event, opens wraps and records
+with `keyturn.crypto` alone, and writes down what is violated. It never changes anything.
+"""
+
+from __future__ import annotations
+
+import json
+from base64 import b64decode
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from keyturn.crypto import (
+    BODY_CONTEXT,
+    HEADER_BYTES,
+    SealError,
+    Secret,
+    admin_kek,
+    commits_to,
+    kek_id,
+    open_record,
+    open_sealed,
+    open_tombstone,
+    record_kek,
+    unwrap_dek,
+)
+from keyturn.identifiers import KEYRINGS_PREFIX, SWEEPS_PREFIX
+from keyturn_workers.testing.memory_bucket import etag_of
+from tests.protocol.laws import Laws
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from keyturn.messages import Event
+    from keyturn_workers.testing.memory_bucket import Stored
+    from keyturn_workers.worker.grants import Grant
+    from tests.protocol.broker import Delivery, Letter
+    from tests.protocol.waiters import Waiter
+    from tests.protocol.wire import Call, Server
+
+_ALGORITHM: Final = "Cobblestone-256"
+_PLAN_PARTS: Final = 3
+
+
+@dataclass(frozen=True)
+class State:
+    """A keyring as it once stood: what objects were to be wrapped under then."""
+
+    generation: int
+    kek_id: str
+    master_key: str
+    plaintext: bool
+    etag: str
+
+    @property
+    def wraps(self) -> tuple[int, str, str]:
+        return self.generation, self.kek_id, self.master_key
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An object as the oracle opened it: `wraps` is None of plaintext."""
+
+    kind: str
+    wraps: tuple[int, str, str] | None = None
+    labels: tuple[str, str] | None = None
+
+
+@dataclass
+class Project:
+    """What is known of one project."""
+
+    states: list[State] = field(default_factory=list)
+    keks: dict[int, Secret] = field(default_factory=dict)
+    rotation_ids: set[str] = field(default_factory=set)
+    # The publisher of each request that brought a generation, by its id.
+    brought_by: dict[str, str | None] = field(default_factory=dict)
+    # The state that a clean sweep proved last: nothing may fall below it again.
+    floor: int = 0
+    # The states that clean sweeps proved, in their order.
+    proofs: list[State] = field(default_factory=list)
+
+
+class Oracle:
+    """Judges one bucket."""
+
+    def __init__(self, master_keys: dict[str, Secret], grants: Mapping[str, Grant]) -> None:
+        self._master_keys = master_keys
+        self.server: Server | None = None
+        self.violations: list[str] = []
+        self.projects: dict[str, Project] = {}
+        self.claims: set[tuple[str, str]] = set()
+        self.ended_sweeps: set[tuple[str, str]] = set()
+        self.bodies: dict[str, bytes] = {}
+        # The plaintexts that were ever asked to be stored under a key.
+        self.plaintexts: dict[str, set[bytes]] = {}
+        self.deleted: set[str] = set()
+        self.delete_asked: set[str] = set()
+        self.foreign: set[str] = set()
+        self._streamed: dict[str, Delivery] = {}
+        self._opened: dict[tuple[str, bytes, bytes], Seen] = {}
+        self.events: list[Event] = []
+        # What sealed bodies opened to, and what was asked of each sweep that ended.
+        self._plaintexts_of: dict[bytes, bytes] = {}
+        self._ended_asks: dict[tuple[str, str], dict[str, Any]] = {}
+        self._plans: set[str] = set()
+        # How often each project was proven when a sweep began.
+        self._begun: dict[str, dict[str, int]] = {}
+        self.laws = Laws(self.violated, grants)
+
+    def violated(self, what: str) -> None:
+        self.violations.append(what)
+
+    # Writes.
+
+    def wrote(self, s3_key: str, stored: Stored, call: Call | None) -> None:
+        """Every version that is put into the bucket comes by here, at that moment."""
+        if call is None:
+            self.laws.planted(s3_key)
+            return  # a test's own doing
+        self.laws.wrote(s3_key, call.delivery)
+        if s3_key.startswith(KEYRINGS_PREFIX):
+            self._keyring(s3_key, stored, call)
+        elif s3_key.startswith(SWEEPS_PREFIX):
+            self._plan(s3_key, stored, call)
+        elif not s3_key.startswith(".keyturn/") and s3_key not in self.foreign:
+            if call.op == "put_stream" and call.delivery is not None:
+                self._streamed[s3_key] = call.delivery
+            else:
+                self._streamed.pop(s3_key, None)
+            self._object(s3_key, stored, call)
+
+    def _record(self, s3_key: str, body: bytes) -> tuple[str, str, dict[str, Any]]:
+        outer = json.loads(body)
+        kek = record_kek(self._master_keys[outer["master_key"]].reveal(), outer["project"])
+        rest = json.loads(open_record(kek, s3_key, b64decode(outer["sealed"])))
+        return outer["project"], outer["master_key"], rest
+
+    def _keyring(self, s3_key: str, stored: Stored, call: Call) -> None:
+        name, master_key, rest = self._record(s3_key, stored.body)
+        project = self.projects.setdefault(name, Project())
+        entries = [*rest["history"], rest]
+        ids = [entry["rotation_id"] for entry in entries]
+        if len(set(ids)) != len(ids):
+            self.violated(f"a rotation turned the keyring of {name} twice")
+        project.rotation_ids.update(ids)
+        project.brought_by.setdefault(rest["rotation_id"], rest.get("publisher"))
+        for entry in entries:
+            if entry["kek"] is not None:
+                project.keks[entry["generation"]] = Secret(b64decode(entry["kek"]))
+        state = State(
+            rest["generation"],
+            rest["kek_id"],
+            master_key,
+            rest["plaintext"] == "allowed",
+            stored.etag,
+        )
+        if not project.states or state.generation > project.states[-1].generation:
+            self.laws.turned(name, rest, call.delivery)
+        if project.states and state.generation < project.states[-1].generation:
+            self.violated(f"the generation of {name} went back to {state.generation}")
+        project.states.append(state)
+
+    def _plan(self, s3_key: str, stored: Stored, call: Call) -> None:
+        parts = s3_key.removeprefix(SWEEPS_PREFIX).split("/")
+        if len(parts) != _PLAN_PARTS or parts[2] != "sweep.json":
+            return
+        name, _, rest = self._record(s3_key, stored.body)
+        sweep_id = rest["ask"]["sweep_id"]
+        if s3_key not in self._plans:
+            self._plans.add(s3_key)
+            self.laws.planned(call.delivery)
+            self._begun[sweep_id] = {n: len(p.proofs) for n, p in self.projects.items()}
+        if rest["status"] == "running" or (sweep_id, name) in self.ended_sweeps:
+            return
+        self.ended_sweeps.add((sweep_id, name))
+        self._ended_asks[sweep_id, name] = rest["ask"]
+        if rest["status"] == "done" and rest["clean"] and not rest["ask"]["dry_run"]:
+            self.claims.add((sweep_id, name))
+            if name == "*":
+                self._claimed_of_all(rest["ask"])
+            else:
+                self._claimed(name, rest)
+
+    def _claimed(self, name: str, rest: dict[str, Any]) -> None:
+        """A sweep says that it is clean: then so it must be, here and now."""
+        project, ask = self.projects[name], rest["ask"]
+        at = self._index(project, rest["state"])
+        if at is None:
+            self.violated(f"a sweep of {name} proved a state that never was")
+            return
+        state = project.states[at]
+        if ask["master_key"] not in (None, state.master_key):
+            self.violated(f"a sweep of {name} is clean under another master key than named")
+        if ask["encrypt_plaintext"] and state.plaintext:
+            self.violated(f"a sweep of {name} ended, and plaintext is still allowed")
+        project.floor = max(project.floor, at)
+        project.proofs.append(state)
+        self.check_all(name, f"at the end of a sweep of {name}", versions=True)
+        for s3_key, stored in self._versions_under(name):
+            if self._opens_under_an_earlier(name, state.generation, s3_key, stored):
+                self.violated(f"an earlier KEK opens {s3_key} at the end of a sweep of {name}")
+
+    def _claimed_of_all(self, ask: dict[str, Any]) -> None:
+        """A sweep of all says that it is clean: each project that it could find was proven."""
+        for name, earlier in self._begun[ask["sweep_id"]].items():
+            proven = self.projects[name].proofs[earlier:]
+            if not any(ask["master_key"] in (None, state.master_key) for state in proven):
+                self.violated(f"a sweep of all is clean, and {name} was not proven")
+
+    def _versions_under(self, name: str) -> list[tuple[str, Stored]]:
+        """All versions of a project's objects, but those that a put under way may still excuse."""
+        assert self.server is not None
+        found = [row for row in self.server.every_version() if row[0].startswith(f"{name}/")]
+        return [row for row in found if not self._excused(row[0])]
+
+    def _index(self, project: Project, told: dict[str, Any]) -> int | None:
+        """Which state a record speaks of: by its ETag, or else the last that reads the same."""
+        wraps = (told["generation"], told["kek_id"], told["master_key"])
+        every = list(enumerate(project.states))
+        found = [at for at, state in every if state.etag == told["etag"]]
+        found = found or [at for at, state in every if state.wraps == wraps]
+        return found[-1] if found else None
+
+    def plan(self, sweep_id: str, name: str) -> dict[str, Any] | None:
+        """A sweep's record as it stands."""
+        assert self.server is not None
+        s3_key = f"{SWEEPS_PREFIX}{sweep_id}/{name}/sweep.json"
+        stored = self.server.standing().get(s3_key)
+        return None if stored is None else self._record(s3_key, stored.body)[2]
+
+    def _object(self, s3_key: str, stored: Stored, call: Call | None = None) -> None:
+        seen = self.look(s3_key, stored)
+        delivery = None if call is None else call.delivery
+        if seen.kind == "tombstone":
+            self.laws.tombstoned(s3_key, delivery)
+        else:
+            plaintext = stored.body if seen.kind == "plaintext" else None
+            self.laws.stored(
+                s3_key,
+                delivery,
+                self._plaintexts_of.get(stored.body, plaintext),
+                tagged="enc-upload-tag" in stored.headers.metadata,
+            )
+        if s3_key in self.deleted and seen.kind != "tombstone":
+            self.violated(f"{s3_key} came back after its delete was told")
+        if seen.kind == "sealed":
+            first = self.bodies.setdefault(s3_key, stored.body)
+            if first != stored.body:
+                self.violated(f"the sealed body of {s3_key} changed")
+        if seen.kind == "plaintext" and stored.body not in self.plaintexts.get(s3_key, ()):
+            self.violated(f"{s3_key} holds plaintext that nobody asked to store")
+        self._check(s3_key, seen, "by a write")
+
+    # Objects.
+
+    def look(self, s3_key: str, stored: Stored) -> Seen:
+        """What an object is; whatever does not hold together is a violation."""
+        own = {n: v for n, v in stored.headers.metadata.items() if n.startswith("enc-")}
+        at = (s3_key, stored.body, repr(sorted(own.items())).encode())
+        if at not in self._opened:
+            self._opened[at] = self._open(s3_key, stored.body, own)
+        return self._opened[at]
+
+    def _open(self, s3_key: str, body: bytes, own: dict[str, str]) -> Seen:
+        name, _, key = s3_key.partition("/")
+        algorithm = own.get("enc-algo")
+        if algorithm is None:
+            return Seen("plaintext")
+        if algorithm == "deleted":
+            self._open_tombstone(name, key, b64decode(own["enc-dek-admin"]))
+            return Seen("tombstone")
+        user = self._unwrap(self._user_keks(name), "user", name, key, own)
+        admin = self._unwrap(self._admin_keks(name), "admin", name, key, own)
+        if user is None or admin is None:
+            self.violated(f"a wrap of {s3_key} does not open under any key that ever was")
+            return Seen("broken")
+        if user[0] != admin[0]:
+            self.violated(f"the wraps of {s3_key} hold two DEKs")
+            return Seen("broken")
+        if not commits_to(user[0], BODY_CONTEXT, body[:HEADER_BYTES]):
+            self.violated(f"the body of {s3_key} does not commit to its DEK")
+            return Seen("broken")
+        plaintext = self._plaintexts_of[body] = open_sealed(user[0], BODY_CONTEXT, body)
+        if plaintext not in self.plaintexts.get(s3_key, ()):
+            self.violated(f"{s3_key} opens to what nobody asked to store")
+        if user[1] != admin[1]:
+            self.violated(f"the wraps of {s3_key} stand at two generations")
+        labels = (own["enc-kek-user"], own["enc-kek-admin"])
+        return Seen("sealed", (user[1], user[2], admin[2]), labels)
+
+    def _user_keks(self, name: str) -> Iterator[tuple[str, Secret, list[int]]]:
+        for generation, kek in self.projects[name].keks.items():
+            yield kek_id(kek), kek, [generation]
+
+    def _admin_keks(self, name: str) -> Iterator[tuple[str, Secret, list[int]]]:
+        for master_key, secret in self._master_keys.items():
+            yield master_key, admin_kek(secret.reveal(), name), list(self.projects[name].keks)
+
+    def _unwrap(
+        self,
+        keks: Iterator[tuple[str, Secret, list[int]]],
+        role: Any,
+        name: str,
+        key: str,
+        own: dict[str, str],
+    ) -> tuple[bytes, int, str] | None:
+        wrap = b64decode(own[f"enc-dek-{role}"])
+        for label, kek, generations in keks:
+            for generation in generations:
+                try:
+                    dek = unwrap_dek(
+                        kek,
+                        role,
+                        algorithm=_ALGORITHM,
+                        project=name,
+                        key=key,
+                        generation=generation,
+                        wrap=wrap,
+                    )
+                except SealError:
+                    continue
+                return dek, generation, label
+        return None
+
+    def _open_tombstone(self, name: str, key: str, sealed: bytes) -> None:
+        for secret in self._master_keys.values():
+            try:
+                open_tombstone(admin_kek(secret.reveal(), name), name, key, sealed)
+            except SealError:
+                continue
+            return
+        self.violated(f"a tombstone of {name}/{key} opens under no master key")
+
+    def check_all(self, name: str, when: str, *, versions: bool = False) -> None:
+        """No object of a project stands below what its last clean sweep proved."""
+        assert self.server is not None
+        for s3_key, stored in self.server.standing().items():
+            if s3_key.startswith(f"{name}/") and s3_key not in self.foreign:
+                self._check(s3_key, self.look(s3_key, stored), when)
+        if versions:
+            for s3_key, stored in self.server.every_version():
+                if s3_key.startswith(f"{name}/") and s3_key not in self.foreign:
+                    self._check(s3_key, self.look(s3_key, stored), f"in a version {when}")
+
+    def _check(self, s3_key: str, seen: Seen, when: str) -> None:
+        if self._excused(s3_key):
+            return
+        project = self.projects[s3_key.partition("/")[0]]
+        since = project.states[project.floor :]
+        if seen.kind == "sealed":
+            if seen.wraps not in {state.wraps for state in since}:
+                self.violated(f"{s3_key} stands under {seen.wraps} {when}, after a clean sweep")
+        elif seen.kind == "plaintext" and not any(state.plaintext for state in since):
+            self.violated(f"{s3_key} is plaintext {when}, after all was encrypted")
+
+    def _excused(self, s3_key: str) -> bool:
+        """A streamed put may end long after its lease: it counts once its message is done.
+
+        SPEC 8.4. Whoever made it looks at the keyring again before it acknowledges; where
+        that worker was lost, whoever does its work again.
+        """
+        delivery = self._streamed.get(s3_key)
+        if delivery is None:
+            return False
+        if not delivery.lost:
+            return not delivery.letter.settled
+        sweep = _sweep_of(delivery.letter)
+        return not delivery.letter.settled if sweep is None else sweep not in self.ended_sweeps
+
+    def acknowledged(self, delivery: Delivery) -> None:
+        """A message is done: what its worker streamed is excused no longer."""
+        for s3_key, streamed in list(self._streamed.items()):
+            if streamed.letter is delivery.letter and not self._excused(s3_key):
+                self._check_standing(s3_key, "once its message was done")
+
+    def _check_standing(self, s3_key: str, when: str) -> Seen | None:
+        assert self.server is not None
+        stored = self.server.standing().get(s3_key)
+        if stored is None:
+            return None
+        seen = self.look(s3_key, stored)
+        self._check(s3_key, seen, when)
+        return seen
+
+    # Events.
+
+    def told(self, event: Any, delivery: Delivery | None = None) -> None:
+        """An event is durable: what it says must be so."""
+        self.events.append(event)
+        self.laws.told(event, delivery)
+        name = str(event.type)
+        judge: Callable[[Any], None] | None = getattr(self, f"_on_{name.replace('.', '_')}", None)
+        if judge is not None:
+            judge(event)
+
+    def _on_upload_stored(self, event: Any) -> None:
+        s3_key = f"{event.project}/{event.key}"
+        delivery = self._streamed.get(s3_key)
+        if delivery and json.loads(delivery.letter.body).get("upload_id") == event.upload_id:
+            del self._streamed[s3_key]  # from here on nothing excuses it
+        seen = self._check_standing(s3_key, "once its upload was told")
+        if seen is None or (seen.kind == "tombstone" and s3_key not in self.delete_asked):
+            self.violated(f"{s3_key} was told as stored, and does not stand")
+
+    def _on_object_deleted(self, event: Any) -> None:
+        s3_key = f"{event.project}/{event.key}"
+        self.deleted.add(s3_key)
+        assert self.server is not None
+        stored = self.server.standing().get(s3_key)
+        if stored is None or self.look(s3_key, stored).kind != "tombstone":
+            self.violated(f"{s3_key} was told as deleted, and no tombstone stands")
+        elif any(
+            self.look(s3_key, old).kind != "tombstone"
+            for key, old in self.server.every_version()
+            if key == s3_key
+        ):
+            self.violated(f"{s3_key} was told as deleted, and an older version stands")
+
+    def _on_rotation_rejected(self, event: Any) -> None:
+        project = self.projects.get(str(event.project))
+        if project is None or event.rotation_id not in project.rotation_ids:
+            return
+        if (event.publisher, event.request) not in self.laws.asked:
+            return  # bytes that are no request, under the id of one
+        # Another publisher that reuses the id is refused, and rightly so.
+        if event.publisher == project.brought_by.get(event.rotation_id):
+            self.violated("a rotation was told as rejected, and had turned the keyring")
+
+    def _on_rotation_accepted(self, event: Any) -> None:
+        project = self.projects[event.project]
+        if event.rotation_id not in project.rotation_ids:
+            self.violated("a rotation was told as accepted, and had not turned the keyring")
+        # Of a generation that another one followed, the keyring remembers the key alone.
+        current = event.generation == project.states[-1].generation
+        if current and event.publisher != project.brought_by.get(event.rotation_id):
+            self.violated("a rotation was accepted of a publisher that had not turned the keyring")
+
+    def _on_rotation_completed(self, event: Any) -> None:
+        self._on_clean_end(event.rotation_id, event)
+
+    def _on_sweep_completed(self, event: Any) -> None:
+        self._on_clean_end(event.sweep_id, event)
+
+    def _on_clean_end(self, sweep_id: str, event: Any) -> None:
+        if (sweep_id, event.project) not in self.ended_sweeps:
+            self.violated(f"a sweep of {event.project} was told as ended while it ran")
+        if event.clean and (sweep_id, event.project) in self.claims and event.project != "*":
+            self.check_all(event.project, "when its sweep was told clean")
+
+    # Those who wait.
+
+    def believed(self, waiter: Waiter, event: Any) -> None:
+        """A waiter took an event for an answer to its request."""
+        self.laws.believed(waiter, event)
+        if event.type in ("rotation.completed", "sweep.completed"):
+            self.laws.ended(waiter, self._ended_asks.get((waiter.asked.id, event.project)))
+        if event.type == "rotation.completed" and event.clean:
+            self._check_turned(event.project, self.laws.generation(waiter) or 0)
+
+    def _check_turned(self, name: str, generation: int) -> None:
+        """No object of a project is wrapped under an earlier KEK than a rotation's."""
+        for s3_key, stored in self._versions_under(name):
+            if self._opens_under_an_earlier(name, generation, s3_key, stored):
+                self.violated(f"an earlier KEK opens {s3_key} once its rotation was told clean")
+
+    def _opens_under_an_earlier(
+        self, name: str, generation: int, s3_key: str, stored: Stored
+    ) -> bool:
+        own = stored.headers.metadata
+        if "enc-dek-user" not in own:
+            return False
+        keks = [row for row in self._user_keks(name) if row[2][0] < generation]
+        key = s3_key.partition("/")[2]
+        return self._unwrap(iter(keks), "user", name, key, dict(own)) is not None
+
+    # The end.
+
+    def check_desired(self, name: str) -> None:
+        """Every object of the project is under just the state that is desired now."""
+        assert self.server is not None
+        desired = self.projects[name].states[-1]
+        labels = (f"{desired.generation}:{desired.kek_id}", desired.master_key)
+        for s3_key, stored in self.server.standing().items():
+            if not s3_key.startswith(f"{name}/") or s3_key in self.foreign:
+                continue
+            seen = self.look(s3_key, stored)
+            if seen.kind == "sealed" and (seen.wraps, seen.labels) != (desired.wraps, labels):
+                self.violated(f"{s3_key} stands under {seen.wraps} with {seen.labels} at the end")
+            if seen.kind == "plaintext" and not desired.plaintext:
+                self.violated(f"{s3_key} is plaintext at the end")
+            if s3_key in self.deleted and seen.kind != "tombstone":
+                self.violated(f"{s3_key} stands at the end, after its delete was told")
+
+
+def _sweep_of(letter: Letter) -> tuple[str, str] | None:
+    """The sweep that a hint belongs to."""
+    document = json.loads(letter.body)
+    if not str(document["type"]).startswith("sweep.") or document["type"] == "sweep.requested":
+        return None
+    return document["sweep_id"], document["project"]
+
+
+__all__ = ["Oracle", "Seen", "State", "etag_of"]

@@ -1,0 +1,204 @@
+"""One worker process with all roles, of the workers' own classes, wired as `keyturn_workers.worker.wiring` does.
+
+Everything that it does to the world goes through its `Wire` and its `Teller`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final
+
+from keyturn.crypto import IntakeKey, Secret, SigningKey, VerifyKey
+from keyturn.identifiers import KEYRINGS_PREFIX
+from keyturn.topology import CONTROL_QUEUE, PLAN_QUEUE, SWEEP_QUEUE, UPLOAD_QUEUE
+from keyturn_workers.amqp.request_consumer import Consumer
+from keyturn_workers.control.deletion import Deleter
+from keyturn_workers.control.enrollment import Enroller
+from keyturn_workers.control.handler import ControlRole
+from keyturn_workers.control.rotation import Rotator
+from keyturn_workers.keyring import KeyringReader
+from keyturn_workers.objects.operator_keys import OperatorKeys
+from keyturn_workers.storage import Differences
+from keyturn_workers.sweep import Outbox, Starter, SweepStore
+from keyturn_workers.sweep.fleet_sweep import Everyone
+from keyturn_workers.sweep.handler import SweepRole
+from keyturn_workers.sweep.hint_consumer import HintConsumer
+from keyturn_workers.sweep.lost_rotations import OpenRotations
+from keyturn_workers.sweep.page_worker import PageTaker
+from keyturn_workers.sweep.planner import Planner
+from keyturn_workers.sweep.project_sweep import Steps
+from keyturn_workers.sweep.recovery import Seen, rescue
+from keyturn_workers.upload import Limits, Uploader, UploadRole
+from keyturn_workers.worker.authorization import Rules
+from keyturn_workers.worker.grants import Grant
+from tests.protocol.broker import Delivery, Teller
+from tests.protocol.wire import Wire
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tests.protocol.world import World
+
+LEASE_S: Final = 6
+CACHE_S: Final = 2
+MASTER_KEYS: Final = {"m1": Secret(bytes([1]) * 32), "m2": Secret(bytes([2]) * 32)}
+# Each with grants of its own: `api` may do anything, `other` acts in `beta` alone, and
+# `second` in `acme`, beside `api`.
+PUBLISHERS: Final = {
+    name: SigningKey.from_seed(bytes([seed]) * 32)
+    for name, seed in (("api", 7), ("other", 8), ("second", 10))
+}
+_PROJECTS: Final = {"api": "*", "other": "beta", "second": "acme"}
+GRANTS: Final = {
+    name: Grant(
+        (VerifyKey.from_bytes(key.public_bytes),), frozenset("*"), frozenset({_PROJECTS[name]})
+    )
+    for name, key in PUBLISHERS.items()
+}
+_MAX_AGE: Final = timedelta(days=7)
+
+
+@cache
+def intake() -> IntakeKey:
+    return IntakeKey.from_seed(bytes(32))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The classes that a process is made of: a broken variant names another one."""
+
+    uploader: type[Uploader] = Uploader
+    enroller: type[Enroller] = Enroller
+    rotator: type[Rotator] = Rotator
+    deleter: type[Deleter] = Deleter
+    starter: type[Starter] = Starter
+    steps: type[Steps] = Steps
+    everyone: type[Everyone] = Everyone
+    page_taker: type[PageTaker] = PageTaker
+    planner: type[Planner] = Planner
+    store: type[SweepStore] = SweepStore
+    consumer: type[Consumer] = Consumer
+    hint_consumer: type[HintConsumer] = HintConsumer
+    wire: type[Wire] = Wire
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a world is set up."""
+
+    processes: int = 3
+    page_keys: int = 2
+    versioned: bool = False
+    differences: Differences = Differences()  # noqa: RUF009  # it is frozen
+    copy_limit_bytes: int = 10**9
+    # The leases of processes that have another one than the rest, by number.
+    leases: Mapping[int, int] = field(default_factory=dict)
+    # The processes that store plaintext where the project allows it.
+    unencrypted: frozenset[int] = frozenset()
+
+
+class Process:
+    """One worker process with all roles, as `keyturn_workers.worker.wiring` makes it."""
+
+    def __init__(self, world: World, number: int) -> None:
+        self.world = world
+        self.number = number
+        self.stalled = False
+        # By how many seconds its own clock is off.
+        self.clock_s = 0.0
+        self.deliveries: list[Delivery] = []
+        self.wire = world.parts.wire(self, world.network, world.server)
+        storage: Any = self.wire
+        self.lease_s = world.options.leases.get(number, LEASE_S)
+        self.keyrings = KeyringReader(storage, MASTER_KEYS, lease_s=self.lease_s, cache_s=CACHE_S)
+        self._storage = storage
+        self._keys = OperatorKeys(MASTER_KEYS)
+        self._store = world.parts.store(storage, MASTER_KEYS)
+        self._teller: Any = Teller(self)
+        self._outbox = Outbox(self._teller)
+        self._starter = world.parts.starter(
+            storage, self.keyrings, self._keys, self._store, self._outbox, active_master_key="m1"
+        )
+        hints: Any = world.parts.hint_consumer
+        self.sweep_role = self._sweep()
+        self._seen = Seen()
+        self._rotations = OpenRotations(storage, self._store, self._starter, MASTER_KEYS)
+        self.consumers: dict[str, Any] = {
+            queue: hints(
+                self.sweep_role, self._teller, queue, _MAX_AGE, now=self.keyrings.clock.now
+            )
+            for queue in (PLAN_QUEUE, SWEEP_QUEUE)
+        }
+        self.consumers |= {
+            UPLOAD_QUEUE: self._requests(self._upload()),
+            CONTROL_QUEUE: self._requests(self._control()),
+        }
+
+    async def look_after(self) -> None:
+        """One round of the sweeps' rescue."""
+        await rescue(
+            self._store,
+            self.sweep_role,
+            still_for=timedelta(minutes=15),
+            keep_for=timedelta(days=8),
+            now=self.world.clock.now + timedelta(seconds=self.clock_s),
+            seen=self._seen,
+            rotations=self._rotations,
+        )
+
+    def _requests(self, role: Any) -> Consumer:
+        rules = Rules("test", GRANTS, _MAX_AGE)
+        clock = self.keyrings.clock
+        return self.world.parts.consumer(
+            role,
+            rules,
+            self._teller,
+            now=clock.now,
+            learn_time=self._learn_time,
+            time_known=lambda: clock.is_known,
+        )
+
+    async def _learn_time(self) -> None:
+        """As `keyturn_workers.worker.wiring` does."""
+        clock = self.keyrings.clock
+        sent_s = clock.own_s()
+        page = await self._storage.list_page(KEYRINGS_PREFIX, after=f"{KEYRINGS_PREFIX}~")
+        clock.observe(page.date, sent_s, clock.own_s())
+
+    def _upload(self) -> UploadRole:
+        limits = Limits(
+            encryption_enabled=self.number not in self.world.options.unencrypted,
+            upload_max_bytes=10**9,
+            part_size_bytes=100,
+            stream_concurrency=2,
+            copy_limit_bytes=self.world.options.copy_limit_bytes,
+        )
+        intake_keys = {"main": intake()}
+        make = self.world.parts.uploader
+        return UploadRole(make(self._storage, self.keyrings, MASTER_KEYS, intake_keys, limits))
+
+    def _control(self) -> ControlRole:
+        storage, keyrings, intake_keys = self._storage, self.keyrings, {"main": intake()}
+        parts, starter = self.world.parts, self._starter
+        return ControlRole(
+            parts.enroller(storage, keyrings, MASTER_KEYS, "m1", intake_keys, starter),
+            parts.rotator(storage, keyrings, MASTER_KEYS, intake_keys, starter),
+            starter,
+            parts.deleter(storage, keyrings, self._keys, self.lease_s),
+        )
+
+    def _sweep(self) -> SweepRole:
+        storage, keyrings, keys = self._storage, self.keyrings, self._keys
+        parts, store, outbox = self.world.parts, self._store, self._outbox
+        options = self.world.options
+        planner = parts.planner(storage, options.page_keys)
+        lease_s = self.lease_s
+        steps = parts.steps(storage, keyrings, keys, store, planner, outbox, lease_s=lease_s)
+        everyone = parts.everyone(storage, keyrings, keys, store, self._starter, outbox)
+        limit = options.copy_limit_bytes
+        pages = parts.page_taker(
+            storage, keyrings, keys, store, concurrency=4, copy_limit_bytes=limit
+        )
+        return SweepRole(store, steps, everyone, pages)

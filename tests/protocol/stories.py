@@ -1,0 +1,91 @@
+"""Stories that are told twice: with the workers' own classes, and with a guard taken out."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from tests.protocol.process import LEASE_S
+from tests.protocol.wire import MID, SENT
+from tests.protocol.world import World
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.protocol.broker import Letter
+    from tests.protocol.process import Options, Parts
+    from tests.protocol.wire import Call
+
+
+def violations(
+    story: Callable[[World], None],
+    parts: Parts | None = None,
+    options: Options | None = None,
+    *,
+    settle: bool = True,
+) -> list[str]:
+    """What the oracle has against a story; `settle` lets all of it come to its end."""
+    with World(parts, options) as world:
+        story(world)
+        if settle and world.holds():
+            world.settle()
+        return list(world.oracle.violations)
+
+
+def begin(world: World, *keys: str, **more: Any) -> None:
+    """A project with these objects, and processes that know the storage's clock for two leases."""
+    world.enroll("acme", **more)
+    world.run()
+    for key in keys:
+        world.upload("acme", key, key.encode() * 100)
+    world.run()
+    know_the_clock(world)
+
+
+def know_the_clock(world: World) -> None:
+    """Each process reads a keyring, and two leases pass: from now on its looks prove."""
+    for process in world.processes:
+        world.loop.create_task(process.keyrings.fresh("acme"))
+    world.loop.run_until_idle()
+    world.run()
+    world.advance(2 * LEASE_S + 1)
+
+
+def stop_at(world: World, op: str, key: str = "", *, state: str = SENT, **more: Any) -> Call:
+    """Let all go on until such a request is on its way; gives it, not let on."""
+
+    def found() -> Call | None:
+        return next((c for c in world.calls if _is(c, op, key) and c.state == state), None)
+
+    def held(call: Call) -> bool:
+        return _is(call, op, key) and call.state == state
+
+    assert world.run(until=found, hold=held, **more), f"no {op} of {key}"
+    call = found()
+    assert call is not None
+    return call
+
+
+def stop_within(world: World, op: str, key: str = "") -> Call:
+    """The same, at the server in the midst of its effect."""
+    return stop_at(world, op, key, state=MID)
+
+
+def without(world: World, *held: Call, **more: Any) -> bool:
+    """Let all but these requests go on."""
+    return world.run(hold=held.__contains__, **more)
+
+
+def _is(call: Call, op: str, key: str) -> bool:
+    return call.op == op and call.key.startswith(key)
+
+
+def hint(letter: Letter) -> dict[str, Any]:
+    """A message, where it is a sweep's own; else nothing."""
+    document: dict[str, Any] = json.loads(letter.body)
+    return document if document["type"] in ("sweep.step", "sweep.page") else {}
+
+
+def is_page(letter: Letter, page: int | None = None) -> bool:
+    document = hint(letter)
+    return document.get("type") == "sweep.page" and page in (None, document["page"])

@@ -1,0 +1,191 @@
+"""Admission, retries and ages with a guard taken out: each is caught (SPEC 6.3).
+
+Each story is told twice: what is published is what happened, and without the guard a publisher
+believes what did not.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from keyturn.topology import ATTEMPT_HEADER, CONTROL_QUEUE, NOT_BEFORE_HEADER, UPLOAD_QUEUE
+from keyturn_workers.amqp import request_consumer
+from keyturn_workers.amqp.retry import Retry, RetryNotes
+from keyturn_workers.upload import UploadRole
+from keyturn_workers.worker.authorization import Arrival, refusal_of
+from keyturn_workers.worker.grants import Grant
+from tests.protocol.clock import EPOCH
+from tests.protocol.hostile import HostilePublisher
+from tests.protocol.stories import begin, stop_at, violations
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.protocol.world import World
+
+_DAY_S = 86_400
+
+
+_BELIEVED_ALL_THE_SAME = (
+    "upload.rejected believed by the waiter of api's upload.requested, and it had its effect"
+)
+_REFUSED_AND_DONE = "a refusal was believed of what was done"
+
+
+def _settle(world: World) -> None:
+    """Let all come to its end; then nobody may believe that what is stored was refused."""
+    world.settle()
+    stored = {event.request for event in world.told_of("upload.stored")}
+    for waiter in world.waiters:
+        kinds = {event.type for event in waiter.believed}
+        if "upload.rejected" in kinds and waiter.asked.digest in stored:
+            world.oracle.violated(_REFUSED_AND_DONE)
+
+
+def a_genuine_upload_copied_to_another_queue(world: World) -> None:
+    """Issue 10, item 2."""
+    begin(world)
+    world.upload("acme", "a", b"x", publisher="api")
+    world.broker_writer.copy(world.letters[-1], queue=CONTROL_QUEUE, routing_key="delete.requested")
+
+
+def a_copy_with_a_forged_attempt(world: World) -> None:
+    """Issue 10, item 3: refused for good at once, and then the original is stored."""
+    begin(world)
+    world.upload("nowhere", "a", b"x", publisher="api")
+    forged = {ATTEMPT_HEADER: "unknown_project:3"}
+    world.broker_writer.copy(world.letters[-1], headers=forged)
+    world.run(seconds=0.5)
+    world.enroll("nowhere")
+    _settle(world)
+
+
+def retries_that_are_moved_early(world: World) -> None:
+    """An attacker moves copies of what waits to its queue, again and again."""
+    begin(world)
+    world.upload("nowhere", "a", b"x", publisher="api")
+    for _ in range(5):
+        world.run(seconds=0.1)
+        waiting = [letter for letter in world.queue if NOT_BEFORE_HEADER in letter.headers]
+        for letter in waiting:
+            world.broker_writer.copy(letter)
+    world.run(seconds=0.1)
+    world.enroll("nowhere")
+    _settle(world)
+
+
+def a_redelivery_past_its_age(world: World) -> None:
+    """Issue 10, item 6: stored, its event lost with the worker, and given again a week later."""
+    begin(world)
+    world.upload("acme", "a", b"x", publisher="api")
+    telling = stop_at(world, "tell upload.stored")
+    world.crash(telling.sender, arriving=lambda _: False)
+    world.advance(8 * _DAY_S)
+    _settle(world)
+
+
+def _read_unsigned(
+    notes: RetryNotes, queue: str, publisher: str, body: bytes, headers: Any
+) -> Retry | None:
+    """As before 0.5: by the header alone."""
+    del notes, queue, publisher, body
+    found = re.fullmatch(r"([a-z_]+):([0-9]+)", str(headers.get(ATTEMPT_HEADER)))
+    return None if found is None else Retry(found[1], int(found[2]), EPOCH)
+
+
+async def _finds_nothing(*_: object) -> None:
+    """In place of a look at what is done."""
+
+
+@pytest.mark.parametrize(
+    ("story", "owner", "name", "broken", "caught"),
+    [
+        (
+            a_genuine_upload_copied_to_another_queue,
+            Arrival,
+            "suits",
+            lambda *_: True,
+            "upload.rejected was told for a message on another queue than its own",
+        ),
+        (a_copy_with_a_forged_attempt, RetryNotes, "read", _read_unsigned, _REFUSED_AND_DONE),
+        (retries_that_are_moved_early, Retry, "early_s", lambda *_: 0, _REFUSED_AND_DONE),
+        (
+            a_redelivery_past_its_age,
+            UploadRole,
+            "find_completed",
+            _finds_nothing,
+            _BELIEVED_ALL_THE_SAME,
+        ),
+    ],
+    ids=["routing", "mac", "not before", "age"],
+)
+def test_no_refusal_is_published_of_what_was_done(
+    story: Callable[[World], None],
+    owner: Any,
+    name: str,
+    broken: Any,
+    caught: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert violations(story) == []
+    monkeypatch.setattr(owner, name, broken)
+    assert caught in violations(story)
+
+
+def a_malformed_body_in_anothers_project(world: World) -> None:
+    """Issue 10, item 4: signed by a publisher that may do nothing there."""
+    begin(world)
+    rotation = world.rotate("acme", publisher="api")
+    hostile = HostilePublisher(world, "other")
+    hostile.malformed(rotation, "rotation.requested", "acme")
+    world.run()
+    refused: list[Any] = world.told_of("rotation.rejected")
+    assert [event.publisher for event in refused] == ["other"]
+    if any(event.project is not None for event in refused):
+        world.oracle.violated("a refusal in a project that is not its publisher's")
+
+
+def test_a_refusal_names_no_project_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert violations(a_malformed_body_in_anothers_project) == []
+
+    def by_what_is_claimed(body: bytes, signer: Any, error: Any, at: str) -> Any:
+        every = frozenset("*")
+        signer = type(signer)(signer.name, Grant(signer.grant.keys, every, every))
+        return refusal_of(body, signer, error, at)
+
+    monkeypatch.setattr(request_consumer, "refusal_of", by_what_is_claimed)
+    found = violations(a_malformed_body_in_anothers_project)
+    assert "a refusal in a project that is not its publisher's" in found
+
+
+def a_retry_moved_to_another_publishers_identical_bytes(world: World) -> None:
+    """The MAC is bound to the publisher: signed by another, the same bytes are a first try."""
+    begin(world)
+    upload = world.upload("nowhere", "a", b"x", publisher="api")
+    world.run(seconds=7)
+    noted = next(letter for letter in world.queue if NOT_BEFORE_HEADER in letter.headers)
+    notes = {name: noted.headers[name] for name in noted.headers if name != "keyturn-publisher"}
+    signed = {name: notes.pop(name) for name in list(notes) if name == "keyturn-signature"}
+    assert signed
+    copies = len(world.letters)
+    world.send(noted.body, "second", "upload.requested")
+    letter = world.letters[copies]
+    letter.headers.update(notes)
+    assert letter.queue == UPLOAD_QUEUE
+    assert upload
+    process = world.processes[0]
+    read = process._teller.retry_of(letter, UPLOAD_QUEUE, "second")
+    if read is not None:
+        world.oracle.violated("the note of another publisher counts")
+    world.run(seconds=1)
+    world.enroll("nowhere")
+
+
+def test_a_note_counts_for_its_publisher_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert violations(a_retry_moved_to_another_publishers_identical_bytes) == []
+    monkeypatch.setattr(RetryNotes, "read", _read_unsigned)
+    found = violations(a_retry_moved_to_another_publishers_identical_bytes)
+    assert "the note of another publisher counts" in found

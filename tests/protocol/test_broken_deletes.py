@@ -1,0 +1,181 @@
+"""Deletes with a guard taken out: each is caught, and the real ones hold (SPEC 8.7)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from keyturn.identifiers import keyring_key
+from keyturn_workers.control.deletion import Deleter
+from keyturn_workers.keyring import forbidden_plaintext
+from keyturn_workers.keyring.model import build, parse
+from keyturn_workers.storage import Headers
+from keyturn_workers.testing.memory_bucket import etag_of
+from tests.protocol.process import LEASE_S, MASTER_KEYS, Options, Parts
+from tests.protocol.stories import begin, hint, stop_at, stop_within, violations, without
+from tests.protocol.wire import MID, SENT, Wire
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from tests.protocol.wire import Call
+    from tests.protocol.world import World
+
+
+def a_delete_while_a_copy_is_under_way(world: World) -> None:
+    """The server has read what it copies, and writes it over the tombstone."""
+    begin(world, "a")
+    world.rotate("acme")
+    copy = stop_within(world, "copy_onto_itself")
+    world.delete("acme", "a")
+    without(world, copy, seconds=LEASE_S - 1)
+    world.step(copy)
+    world.run()
+
+
+class _TellsAtOnce(Deleter):
+    def _check_settled(self, head: Any, observed: Any) -> None:
+        del head, observed
+
+
+def test_a_delete_is_told_after_two_leases() -> None:
+    assert violations(a_delete_while_a_copy_is_under_way) == []
+    found = violations(a_delete_while_a_copy_is_under_way, Parts(deleter=_TellsAtOnce))
+    assert "acme/a came back after its delete was told" in found
+
+
+def a_delete_before_a_copy_arrives(world: World) -> None:
+    begin(world, "a")
+    world.rotate("acme")
+    copy = stop_at(world, "copy_onto_itself")
+    world.delete("acme", "a")
+    without(world, copy, seconds=LEASE_S - 1)
+    world.step(copy)
+    world.run()
+
+
+class _Unconditional(Wire):
+    """Copies whatever stands there by now."""
+
+    async def copy_onto_itself(
+        self, key: str, headers: Any, *, source_etag: str, lease: Any
+    ) -> Any:
+        del source_etag
+        copy = self._server.copy_conditionally
+        return await self._ask(
+            "copy_onto_itself",
+            key,
+            lambda: copy(key, headers, source_etag=None, destination=None, lease=lease),
+        )
+
+
+def test_a_copy_names_the_body_that_it_was_made_for() -> None:
+    assert violations(a_delete_before_a_copy_arrives) == []
+    found = violations(a_delete_before_a_copy_arrives, Parts(wire=_Unconditional))
+    assert "the body of acme/a does not commit to its DEK" in found
+
+
+def a_delete_while_parts_are_copied(world: World) -> None:
+    """Parts have no lease: they were copied long before their completion."""
+    begin(world, "a")
+    world.rotate("acme")
+    part = stop_at(world, "copy_part")
+    world.step(part, answer=False)
+    delete = world.delete("acme", "a")
+    without(world, part, seconds=60)
+    assert world.ended(delete)
+    world.run()
+
+
+async def _nothing(*_args: Any) -> None:
+    """In place of a look at the object."""
+
+
+def test_copied_parts_do_not_bring_back_what_was_deleted(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = Options(copy_limit_bytes=10)
+    assert violations(a_delete_while_parts_are_copied, options=options) == []
+    monkeypatch.setattr("keyturn_workers.objects.multipart_copy.check_unchanged", _nothing)
+    found = violations(a_delete_while_parts_are_copied, options=options)
+    assert "acme/a came back after its delete was told" in found
+
+
+def _stop_at_the_put(world: World) -> Call:
+    """At the last moment at which a put of the object can be held up."""
+
+    def is_it(call: Call) -> bool:
+        return call.key == "acme/a" and (call.op, call.state) in (
+            ("put", SENT),
+            ("put_stream", MID),
+        )
+
+    assert world.run(until=lambda: any(map(is_it, world.calls)), hold=is_it)
+    return next(filter(is_it, world.calls))
+
+
+def no_bytes_that_a_sweep_encrypts(world: World) -> None:
+    """An empty body and a tombstone have one ETag: no condition tells them apart."""
+    begin(world, plaintext="allowed")
+    world.upload("acme", "a", b"")
+    world.run()
+    world.sweep("acme", encrypt_plaintext=True)
+    put = _stop_at_the_put(world)
+    delete = world.delete("acme", "a")
+    without(world, put, keep=lambda letter: bool(hint(letter)))
+    assert world.ended(delete)
+    world.run()
+
+
+def no_bytes_that_an_upload_seals_in_their_place(world: World) -> None:
+    """Plaintext is forbidden while it is put, so that it is put once more, sealed."""
+    begin(world, plaintext="allowed")
+    world.upload("acme", "a", b"", staged=True)
+    put = _stop_at_the_put(world)
+    if put.state == SENT:
+        world.step(put, answer=False)
+    held = [put]
+    turned = _forbid_plaintext(world)
+    world.server.plant(turned[0], turned[1], Headers({}))
+    world.step(put)
+    held.append(_stop_at_the_put(world))
+    delete = world.delete("acme", "a")
+    without(world, *held)
+    assert world.ended(delete)
+    world.run()
+
+
+def _forbid_plaintext(world: World) -> tuple[str, bytes]:
+    """The keyring as a sweep leaves it once all plaintext is encrypted."""
+    s3_key = keyring_key("acme")
+    ring = parse(world.server.standing()[s3_key].body, "acme", MASTER_KEYS)
+    now = world.oracle.projects["acme"].states
+    body = build(forbidden_plaintext(ring), MASTER_KEYS)
+    now.append(replace(now[-1], plaintext=False, etag=etag_of(body)))
+    return s3_key, body
+
+
+class _Streams(Wire):
+    """Puts objects as streams, which may end long after their lease."""
+
+    async def put(self, key: str, body: bytes, headers: Any, **more: Any) -> Any:
+        if not key.startswith("acme/") or headers.metadata.get("enc-algo") == "deleted":
+            put = self._server.put
+            return await self._ask("put", key, lambda: put(key, body, headers, **more))
+
+        async def pieces() -> AsyncIterator[bytes]:
+            yield body
+
+        return await self.put_stream(key, pieces(), len(body), headers, **more)
+
+
+@pytest.mark.parametrize(
+    "story", [no_bytes_that_a_sweep_encrypts, no_bytes_that_an_upload_seals_in_their_place]
+)
+def test_no_bytes_are_put_as_a_stream_over_what_may_be_a_tombstone(
+    story: Callable[[World], None],
+) -> None:
+    options = Options(unencrypted=frozenset({0, 1, 2}))
+    assert violations(story, options=options) == []
+    found = violations(story, Parts(wire=_Streams), options)
+    assert "acme/a came back after its delete was told" in found

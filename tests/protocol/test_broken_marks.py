@@ -1,0 +1,36 @@
+"""Marks of running sweeps are hints: without one a sweep goes on all the same (SPEC 8.5)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from keyturn.identifiers import SWEEPS_PREFIX
+from keyturn_workers.sweep import recovery
+from tests.protocol.stories import begin, hint, violations
+
+if TYPE_CHECKING:
+    import pytest
+
+    from tests.protocol.world import World
+
+
+def a_rotation_whose_messages_and_mark_are_gone(world: World) -> None:
+    """The broker was emptied, and a bucket writer removed the mark."""
+    begin(world, "a")
+    world.rotate("acme")
+    world.run(until=lambda: world.told_of("rotation.accepted"), keep=lambda each: bool(hint(each)))
+    world.run(keep=lambda each: bool(hint(each)))
+    world.queue[:] = [letter for letter in world.queue if not hint(letter)]
+    world.bucket_writer.remove(f"{SWEEPS_PREFIX}_running/")
+
+
+async def _leaves_them_alone(*_: Any) -> int:
+    """`_Unmarked.look_after` of a round that goes by the marks."""
+    return 0
+
+
+def test_a_sweep_without_a_mark_is_looked_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert violations(a_rotation_whose_messages_and_mark_are_gone) == []
+    monkeypatch.setattr(recovery._Unmarked, "look_after", _leaves_them_alone)
+    found = violations(a_rotation_whose_messages_and_mark_are_gone)
+    assert "the waiter of api's rotation.requested waits for ever" in found

@@ -1,0 +1,316 @@
+"""Proofs with a guard taken out: each is caught, and the real ones hold (SPEC 8.4 to 8.6)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from keyturn.errors import NotFoundError
+from keyturn.identifiers import object_key
+from keyturn_workers.errors import MissingError
+from keyturn_workers.storage import Differences, Headers
+from keyturn_workers.storage.clock import Judged
+from keyturn_workers.sweep import fleet_sweep, page_worker
+from tests.protocol.process import LEASE_S, Options
+from tests.protocol.stories import begin, hint, is_page, stop_at, violations
+from tests.protocol.world import World
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from keyturn_workers.sweep.plan import Result
+    from tests.protocol.broker import Letter
+    from tests.protocol.faults import Missing
+    from tests.protocol.wire import Call
+
+
+def an_object_that_answers_404(world: World, code: Missing = "NoSuchKey") -> None:
+    """It is listed, and no read finds it while the sweep looks: an old key opens it."""
+    begin(world, "a", "b")
+    world.server.hide("acme/a", code=code)
+    rotation = world.rotate("acme")
+    world.run()
+    assert world.ended(rotation)
+    world.server.mend()
+
+
+def behind_a_proxy(world: World) -> None:
+    an_object_that_answers_404(world, code="")
+
+
+async def _gone(self: Any, key: str, look: Any = page_worker._Take._look) -> Any:
+    """`_Take._look` that takes what is not found for removed."""
+    try:
+        return await look(self, key)
+    except NotFoundError:
+        return None
+
+
+def _left_behind(found: list[str]) -> bool:
+    return any("acme/a stands under (1," in what and "at the end of" in what for what in found)
+
+
+def test_an_object_that_answers_404_is_not_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert violations(an_object_that_answers_404) == []
+    monkeypatch.setattr(page_worker._Take, "_look", _gone)
+    assert _left_behind(violations(an_object_that_answers_404))
+
+
+def test_the_404_of_a_proxy_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert violations(behind_a_proxy) == []
+    monkeypatch.setattr(page_worker._Take, "_look", _gone)
+    # A 404 without the storage's own code is no absence, even where absence were believed.
+    assert violations(behind_a_proxy) == []
+    monkeypatch.setattr(
+        "tests.protocol.wire.error_of", lambda operation, *_: MissingError(operation)
+    )
+    assert _left_behind(violations(behind_a_proxy))
+
+
+def an_object_that_is_removed_between_listing_and_read(world: World) -> None:
+    """Past Keyturn: no sweep of it may stay unclean for that."""
+    begin(world, "a", "b")
+    rotation = world.rotate("acme")
+    looked_at = lambda: any(  # noqa: E731
+        call.op == "read_start" and call.key == "acme/a" for call in world.calls
+    )
+    assert world.run(until=looked_at)
+    world.server._bucket.purge("acme/a")
+    world.run()
+    (end,) = (event for event in world.ended(rotation))
+    if (end.clean, end.objects, end.failed) != (True, 1, 0):  # type: ignore[union-attr]
+        world.oracle.violated(f"an object that was removed is no failure: {end}")
+
+
+def test_what_a_later_listing_shows_no_more_is_gone() -> None:
+    assert violations(an_object_that_is_removed_between_listing_and_read) == []
+
+
+def a_keyring_that_answers_404(world: World) -> None:
+    """The sweep of all lists it and cannot read it: its project stays under the old master key."""
+    begin(world, "a")
+    world.enroll("beta")
+    world.run()
+    world.server.hide(".keyturn/keyrings/acme")
+    sweep = world.sweep("*", master_key="m2")
+    world.run()
+    (end,) = (event for event in world.ended(sweep))
+    world.server.mend()
+    left = world.oracle.projects["acme"].states[-1].master_key == "m1"
+    if left and end.clean:  # type: ignore[union-attr]
+        world.oracle.violated("a sweep of all is clean, and a project is under the old master key")
+
+
+async def _passed_over(*_: object) -> None:
+    """`Everyone._not_found` that takes a keyring which is not found for removed."""
+
+
+async def _never(*_: object) -> bool:
+    return False
+
+
+def test_a_keyring_that_answers_404_is_not_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert violations(a_keyring_that_answers_404) == []
+    monkeypatch.setattr(fleet_sweep.Everyone, "_not_found", _passed_over)
+    # The last listing before the end is a guard of its own.
+    assert violations(a_keyring_that_answers_404) == []
+    monkeypatch.setattr(fleet_sweep.Everyone, "_is_listed", _never)
+    found = violations(a_keyring_that_answers_404)
+    assert "a sweep of all is clean, and a project is under the old master key" in found
+
+
+def an_object_of_ours_under_a_foreign_name(world: World) -> None:
+    """A v1 object that another program moved to `a//b`, wraps and all: no sweep can rewrap it."""
+    begin(world, "a")
+    stored = world.server.standing()["acme/a"]
+    own = {n: v for n, v in stored.headers.metadata.items() if n.startswith("enc-")}
+    world.server.plant(object_key("acme", "a//b"), stored.body, Headers(own))
+    world.oracle.foreign.add("acme/a//b")
+    rotation = world.rotate("acme")
+    world.run()
+    (end,) = (event for event in world.ended(rotation))
+    if end.clean:  # type: ignore[union-attr]
+        world.oracle.violated("clean beside wraps that an old key opens")
+
+
+async def _whatever_it_is(*_: object) -> None:
+    """`_Take._foreign_error` of a sweep that leaves foreign names alone."""
+
+
+def test_a_foreign_name_with_wraps_is_no_clean_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    story = an_object_of_ours_under_a_foreign_name
+    assert violations(story, settle=False) == []
+    monkeypatch.setattr(page_worker._Take, "_foreign_error", _whatever_it_is)
+    found = violations(story, settle=False)
+    assert found == ["clean beside wraps that an old key opens"]
+
+
+# The storage's clock (SPEC 8.4).
+
+
+def a_look_that_is_dated_ahead(world: World, clock_s: float, wait_s: float) -> None:
+    """A sweep looks right after a turn, by a front end whose clock runs ahead.
+
+    A copy that rests on the state before arrives after the look, within its lease. The step
+    that judges the look is made `wait_s` later.
+    """
+    begin(world, "a")
+    world.rotate("acme")
+    copy = stop_at(world, "copy_onto_itself")
+    held = lambda call: call is copy  # noqa: E731
+    world.rotate("acme")
+    world.run(until=lambda: _generation(world, "acme/a") == 3, hold=held)
+    sweep = world.sweep("acme")
+
+    def looks(call: Call) -> bool:
+        letter = None if call.delivery is None else call.delivery.letter
+        of_it = letter is not None and is_page(letter) and hint(letter)["sweep_id"] == sweep
+        return of_it and call.op == "read" and call.key.startswith(".keyturn/keyrings/")
+
+    ahead = world.server.front_end(clock_s, looks)
+    steps = lambda each: hint(each).get("type") == "sweep.step"  # noqa: E731
+    looked = lambda: any(f"{sweep}/acme/results/" in key for key in world.server.standing())  # noqa: E731
+    world.run(until=looked, hold=held, seconds=2)
+    world.run(hold=held, keep=steps, seconds=0.1)
+    world.server.mend(ahead)
+    world.crash(copy.sender)  # else it would see at once what it set back
+    while copy in world.calls:
+        world.step(copy)
+    world.advance(wait_s)
+    # The end of either rotation changes the keyring, so that the sweep would begin anew.
+    others = lambda each: hint(each).get("sweep_id", sweep) != sweep  # noqa: E731
+    assert world.run(until=lambda: world.ended(sweep), keep=others)
+    world.run()
+
+
+def _generation(world: World, s3_key: str) -> int:
+    return int(world.server.standing()[s3_key].headers.metadata["enc-kek-user"].partition(":")[0])
+
+
+def a_look_a_day_ahead(world: World) -> None:
+    a_look_that_is_dated_ahead(world, 86_400, 0.1)
+
+
+def a_look_two_leases_ahead(world: World) -> None:
+    a_look_that_is_dated_ahead(world, 2 * LEASE_S + 2, 2 * LEASE_S + 4)
+
+
+def _proven_early(found: list[str]) -> bool:
+    return any("acme/a stands under (2," in what and "at the end of" in what for what in found)
+
+
+def _trusted(*_: object) -> Judged:
+    return Judged(agrees=True, proves=True)
+
+
+def test_a_wrong_date_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert violations(a_look_two_leases_ahead) == []
+    monkeypatch.setattr("keyturn_workers.storage.clock.StorageClock.observe", _trusted)
+    assert _proven_early(violations(a_look_two_leases_ahead))
+
+
+def test_an_observation_that_is_dated_after_the_step_proves_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert violations(a_look_a_day_ahead) == []
+    monkeypatch.setattr("keyturn_workers.storage.clock.StorageClock.observe", _trusted)
+    # Where no date is doubted, the step's own read is still a guard of its own.
+    assert violations(a_look_a_day_ahead) == []
+    monkeypatch.setattr("keyturn_workers.sweep.progress._is_in_time", _however_late)
+    assert _proven_early(violations(a_look_a_day_ahead))
+
+
+def _however_late(result: Result, late: datetime, now: datetime) -> bool:
+    del now
+    return result.proves and result.observed_at > late
+
+
+def a_turn_that_is_dated_ahead(world: World) -> None:
+    """A process that knows no other date of the storage begins a sweep by one a day ahead."""
+    begin(world, "a")
+    for process in list(world.processes):
+        world.crash(process)
+    ahead = world.server.front_end(86_400)
+    began = world.clock.seconds
+    rotation = world.rotate("acme")
+    world.run(until=lambda: world.oracle.plan(rotation, "acme"), keep=hint)
+    world.server.mend(ahead)
+    world.run(until=lambda: world.ended(rotation), seconds=3600)
+    if not world.ended(rotation):
+        world.oracle.violated("a rotation stands still for a day")
+    assert world.clock.seconds - began < 3600
+
+
+def test_a_turn_that_is_dated_a_day_ahead_stalls_no_rotation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert violations(a_turn_that_is_dated_ahead, settle=False) == []
+    monkeypatch.setattr("keyturn_workers.sweep.project_sweep.at", lambda plan, *_, **__: plan)
+    found = violations(a_turn_that_is_dated_ahead, settle=False)
+    assert found == ["a rotation stands still for a day"]
+
+
+# One lease (SPEC 8.4).
+
+TWO_LEASES = Options(leases={0: 10 * LEASE_S})
+
+
+def a_copy_by_a_worker_with_a_longer_lease(world: World) -> None:
+    """It stalls, and lands when the others' two leases are long over, within its own."""
+    slow = world.processes[0]
+    slow.stalled = True  # it writes no keyring, which would name its lease
+    begin(world, "a")
+    second = world.rotate("acme")
+    world.run(until=lambda: world.oracle.plan(second, "acme"), keep=hint)
+    slow.stalled = False
+
+    def copies(call: Call) -> bool:
+        return call.sender is slow and call.op == "copy_onto_itself"
+
+    def page() -> Letter | None:
+        return next((each for each in world.ready() if is_page(each)), None)
+
+    while not any(map(copies, world.calls)):
+        if (letter := page()) is not None:
+            world.deliver(letter, slow)
+        world.run(until=lambda: any(map(copies, world.calls)) or page(), keep=is_page, hold=copies)
+    (copy,) = filter(copies, world.calls)
+    slow.stalled = True
+    third = world.rotate("acme")
+    world.run(seconds=5 * LEASE_S)
+    slow.stalled = False
+    while copy in world.calls:
+        world.step(copy)
+    world.run()
+    assert world.ended(third)
+
+
+async def _as_it_is(*_: object) -> bool:
+    """`Steps.lengthen` of a worker that keeps its lease to itself."""
+    return False
+
+
+def test_a_longer_lease_is_known_before_the_first_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    story = a_copy_by_a_worker_with_a_longer_lease
+    assert violations(story, options=TWO_LEASES) == []
+    monkeypatch.setattr("keyturn_workers.sweep.project_sweep.Steps.lengthen", _as_it_is)
+    found = violations(story, options=TWO_LEASES)
+    assert any("acme/a stands under (2," in what and "by a write" in what for what in found)
+
+
+# What the proof rests on (SPEC 8.4, 15.1).
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_the_end_says_whether_the_storage_refuses_late_writes(*, refused: bool) -> None:
+    options = Options(differences=Differences(late_writes_refused=refused))
+    with World(options=options) as world:
+        begin(world, "a")
+        rotation = world.rotate("acme")
+        world.run()
+        of_all, dry = world.sweep("*"), world.sweep("acme", dry_run=True)
+        world.run()
+        ends: list[Any] = [world.ended(each)[-1] for each in (rotation, of_all, dry)]
+        assert [end.late_writes_refused for end in ends] == [refused, refused, None]
+        assert world.holds()

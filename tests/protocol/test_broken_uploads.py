@@ -1,0 +1,174 @@
+"""Uploads and messages with a guard taken out: each is caught, and the real ones hold (SPEC 7)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from keyturn.crypto import upload_info
+from keyturn_workers.amqp.request_consumer import Consumer
+from keyturn_workers.sweep.hint_consumer import HintConsumer
+from keyturn_workers.upload import Settled, Uploader
+from keyturn_workers.upload.existing import Standing
+from keyturn_workers.worker.authorization import open_secret
+from tests.protocol.process import Parts
+from tests.protocol.stories import begin, hint, stop_at, stop_within, violations, without
+
+if TYPE_CHECKING:
+    from tests.protocol.world import World
+
+
+def a_put_that_outlasts_a_rotation(world: World) -> None:
+    begin(world, "a")
+    world.upload("acme", "late", b"x" * 300, staged=True)
+    put = stop_within(world, "put_stream", "acme/late")
+    rotation = world.rotate("acme")
+    without(world, put)
+    assert world.ended(rotation)
+    world.run()
+
+
+class _NoReread(Uploader):
+    """Tells what it stored by the keyring that it began with."""
+
+    async def _store_and_settle(self, request: Any, publisher: Any, condition: Any) -> Settled:
+        info = upload_info(request.upload_id, request.project, request.key)
+        key = open_secret(request.sealed_key, info, self._intake_keys)
+        stored = await self._store(request, publisher, key, condition)
+        if isinstance(stored, Standing):
+            return await self._settle_standing(request, stored)
+        return Settled(stored.size_bytes, stored.observed.desired.generation)
+
+
+def test_the_keyring_is_read_again_after_a_put() -> None:
+    assert violations(a_put_that_outlasts_a_rotation) == []
+    found = violations(a_put_that_outlasts_a_rotation, Parts(uploader=_NoReread))
+    assert any("acme/late stands under (1," in what for what in found)
+
+
+def an_upload_whose_worker_dies_at_its_put(world: World) -> None:
+    begin(world)
+    world.upload("acme", "a", b"x")
+    put = stop_at(world, "put", "acme/a")
+    world.crash(put.sender, arriving=lambda _: False)
+
+
+class _AcknowledgesFirst(Consumer):
+    async def __call__(self, message: Any) -> None:
+        await message.ack()
+        message.ack = _nothing
+        await super().__call__(message)
+
+
+class _AcknowledgesHintsFirst(HintConsumer):
+    async def __call__(self, message: Any) -> None:
+        await message.ack()
+        message.ack = _nothing
+        await super().__call__(message)
+
+
+async def _nothing() -> None:
+    """In place of an acknowledgement."""
+
+
+def test_a_request_is_acknowledged_after_its_effect() -> None:
+    assert violations(an_upload_whose_worker_dies_at_its_put) == []
+    broken = Parts(consumer=_AcknowledgesFirst)
+    found = violations(an_upload_whose_worker_dies_at_its_put, broken)
+    assert "the waiter of api's upload.requested waits for ever" in found
+
+
+@pytest.mark.parametrize("record", ["sweep.json", "results"])
+def test_a_hint_is_acknowledged_after_its_effect(record: str) -> None:
+    def story(world: World) -> None:
+        begin(world, "a")
+        world.rotate("acme")
+        # The request's own put of the record comes first: the sweep's begins behind it.
+        world.run(until=lambda: world.told_of("rotation.accepted"))
+        put = stop_at(world, "put", ".keyturn/sweeps/0")
+        while record not in put.key:
+            world.step(put)
+            put = stop_at(world, "put", ".keyturn/sweeps/0")
+        world.crash(put.sender, arriving=lambda _: False)
+        # A page that was lost is sent again after a quarter of an hour; nobody waits for that.
+        world.run(seconds=120)
+        if not world.told_of("rotation.completed"):
+            world.oracle.violated("the sweep stands still")
+
+    assert violations(story) == []
+    found = violations(story, Parts(hint_consumer=_AcknowledgesHintsFirst))
+    assert found == ["the sweep stands still"]
+
+
+@pytest.mark.parametrize("project", ["acme", "*"])
+@pytest.mark.parametrize("nth", range(4))
+def test_a_record_that_comes_late_is_gone_on_from(project: str, nth: int) -> None:
+    """A worker dies while its step's record is on the way; that arrives just before the next try's.
+
+    The next try then finds the step made, by nobody who could still send what follows.
+    """
+
+    def story(world: World) -> None:
+        begin(world, "a")
+        sweep = world.sweep(project)
+        world.run(until=lambda: any(hint(letter) for letter in world.ready()))
+        folder = "_all" if project == "*" else "acme"
+        record = f".keyturn/sweeps/{sweep}/{folder}/sweep.json"
+        late = stop_at(world, "put", record)
+        for _ in range(nth):
+            world.step(late)
+            late = stop_at(world, "put", record)
+        world.crash(late.sender)
+
+        def next_try() -> bool:
+            puts = [call for call in world.calls if (call.op, call.key) == ("put", record)]
+            return puts[1:] != []
+
+        assert world.run(until=next_try, hold=lambda call: call is late)
+        world.step(late)
+        # Lost messages are looked for after a quarter of an hour; nobody waits for that.
+        world.run(seconds=120)
+        if not world.ended(sweep):
+            world.oracle.violated("the sweep stands still")
+
+    assert violations(story) == []
+
+
+def an_upload_that_comes_after_a_delete(world: World) -> None:
+    begin(world, "a")
+    world.delete("acme", "a")
+    world.run()
+    world.upload("acme", "a", b"again")
+    world.run()
+
+
+class _Overwrites(Uploader):
+    """Puts whatever stands there, a tombstone too."""
+
+    async def _store_and_settle(self, request: Any, publisher: Any, condition: Any) -> Settled:
+        del condition
+        nothing: Any = None
+        return await super()._store_and_settle(request, publisher, nothing)
+
+
+def test_a_tombstone_refuses_every_later_upload() -> None:
+    assert violations(an_upload_that_comes_after_a_delete) == []
+    found = violations(an_upload_that_comes_after_a_delete, Parts(uploader=_Overwrites))
+    assert "acme/a came back after its delete was told" in found
+
+
+def a_rotation_whose_worker_dies_once_it_turned(world: World) -> None:
+    begin(world, "a")
+    world.rotate("acme")
+    put = stop_at(world, "put", ".keyturn/keyrings/")
+    world.step(put, answer=False)
+    world.crash(put.sender)
+    world.run()
+
+
+def test_the_keyring_remembers_which_rotation_turned_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert violations(a_rotation_whose_worker_dies_once_it_turned) == []
+    monkeypatch.setattr("keyturn_workers.control.rotation.entry_of", lambda *_: None)
+    found = violations(a_rotation_whose_worker_dies_once_it_turned)
+    assert any("rotation.rejected believed" in what and "had its effect" in what for what in found)

@@ -1,0 +1,501 @@
+"""The rotation protocol under a scheduler that means ill: whatever it does, the oracle's laws hold.
+
+Uploads, rotations, master key rotations, deletes and sweeps run at once on three workers.
+Requests are held, lost, answered late and answered never; workers are killed in the midst of
+anything, stall, and come back; messages come twice and in any order; time passes. At the end
+all is let go on, and every request must have come to its end. `KEYTURN_PROTOCOL_EXAMPLES` in
+the environment asks for so many stories, other ones each time; without it they are always
+the same ones.
+"""
+
+from __future__ import annotations
+
+import os
+from itertools import count
+from typing import TYPE_CHECKING, Any, Final
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from keyturn.identifiers import KEYRINGS_PREFIX, SWEEPS_PREFIX, keyring_key
+from keyturn.topology import (
+    ATTEMPT_HEADER,
+    CONTROL_QUEUE,
+    PLAN_QUEUE,
+    PUBLISHER_HEADER,
+    REQUESTS,
+    SWEEP_QUEUE,
+    UPLOAD_QUEUE,
+    WORKER_HEADERS,
+)
+from keyturn_workers.storage import Differences
+from tests.protocol.hostile import HostilePublisher
+from tests.protocol.process import Options
+from tests.protocol.wire import BEGUN, SENT
+from tests.protocol.world import World
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+from tests.protocol.wire import Call
+
+_EXAMPLES: Final = os.environ.get("KEYTURN_PROTOCOL_EXAMPLES")
+_SETTINGS: Final = settings(
+    max_examples=int(_EXAMPLES or 80),
+    stateful_step_count=20,
+    derandomize=_EXAMPLES is None,
+    database=None,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=list(HealthCheck),
+)
+
+PROJECTS: Final = st.sampled_from(("acme", "beta"))
+KEYS: Final = st.sampled_from(("a", "b", "c/d", "e"))
+WORKERS: Final = st.integers(0, 2)
+PUBLISHER: Final = st.sampled_from(("api", "api", "api", "second", "other"))
+QUEUES: Final = (UPLOAD_QUEUE, CONTROL_QUEUE, PLAN_QUEUE, SWEEP_QUEUE)
+RUNNING_PREFIX: Final = f"{SWEEPS_PREFIX}_running/"
+PICKS: Final = st.integers(0, 1000)
+# Requests whose loss, delay or death is worth a story.
+MOMENTS: Final[dict[str, Callable[[Call], bool]]] = {
+    "a copy": lambda call: call.op in ("copy_onto_itself", "copy_part"),
+    "an object's put": lambda call: call.is_write and not call.key.startswith(".keyturn/"),
+    "a keyring's put": lambda call: call.op == "put" and call.key.startswith(KEYRINGS_PREFIX),
+    "a plan's put": lambda call: call.op == "put" and call.key.endswith("sweep.json"),
+    "a result's put": lambda call: call.op == "put" and "/results/" in call.key,
+    "a keyring's read": lambda call: call.op == "read" and call.key.startswith(KEYRINGS_PREFIX),
+    "an object's read": lambda call: call.op in ("read_start", "head", "stream"),
+    "a record's read": lambda call: call.op == "read" and call.key.startswith(SWEEPS_PREFIX),
+    "a listing": lambda call: call.op.startswith("list"),
+    "an event": lambda call: call.op.startswith("tell"),
+    "a message": lambda call: call.op.startswith(("send", "put off")),
+    "a removal": lambda call: call.op.startswith("delete"),
+}
+MOMENT: Final = st.sampled_from(sorted(MOMENTS))
+FATES: Final = ("hold", "begun", "midst", "midst", "late", "lose", "lose after", "crash", "cut")
+WRITE: Final = st.sampled_from(("a copy", "a copy", "an object's put", "an object's read"))
+
+
+class Protocol(RuleBasedStateMachine):
+    """One story."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world: World | None = None
+        self.held: list[Call] = []
+
+    @property
+    def on(self) -> World:
+        assert self.world is not None
+        return self.world
+
+    @initialize(
+        versioned=st.booleans(),
+        completion=st.booleans(),
+        tags=st.booleans(),
+        in_parts=st.booleans(),
+        unencrypted=st.frozensets(WORKERS, max_size=2),
+        plaintext=st.booleans(),
+    )
+    def begin(
+        self,
+        *,
+        versioned: bool,
+        completion: bool,
+        tags: bool,
+        in_parts: bool,
+        unencrypted: frozenset[int],
+        plaintext: bool,
+    ) -> None:
+        differences = Differences(conditional_completion=completion, copy_keeps_tags=tags)
+        self.world = World(
+            options=Options(
+                versioned=versioned,
+                differences=differences,
+                copy_limit_bytes=200 if in_parts else 10**9,
+                unencrypted=unencrypted,
+            )
+        )
+        more: dict[str, Any] = {"plaintext": "allowed"} if plaintext else {}
+        self.on.enroll("acme", **more)
+        for key in ("a", "b", "e"):
+            self.on.upload("acme", key, key.encode() * 100)
+        self.go_on(seconds=30)
+
+    # What is asked for.
+
+    @rule(project=PROJECTS, plaintext=st.booleans(), publisher=PUBLISHER)
+    def enroll(self, project: str, publisher: str, *, plaintext: bool) -> None:
+        more: dict[str, Any] = {"plaintext": "allowed"} if plaintext else {}
+        self.on.enroll(project, publisher=publisher, **more)
+
+    @rule(
+        project=PROJECTS,
+        key=KEYS,
+        size=st.sampled_from((0, 5, 300)),
+        content=st.integers(0, 255),
+        staged=st.booleans(),
+        publisher=PUBLISHER,
+    )
+    def upload(  # an upload has as many
+        self, project: str, key: str, size: int, content: int, publisher: str, *, staged: bool
+    ) -> None:
+        body = bytes([content]) * size
+        self.on.upload(project, key, body, staged=staged, publisher=publisher)
+
+    @rule(project=PROJECTS, publisher=PUBLISHER)
+    def rotate(self, project: str, publisher: str) -> None:
+        self.on.rotate(project, publisher=publisher)
+
+    @rule(
+        project=st.sampled_from(("acme", "beta", "*")),
+        master_key=st.sampled_from((None, "m1", "m2")),
+        encrypt=st.booleans(),
+        dry_run=st.sampled_from((False, False, True)),
+    )
+    def sweep(self, project: str, master_key: str | None, *, encrypt: bool, dry_run: bool) -> None:
+        named: dict[str, Any] = {} if master_key is None else {"master_key": master_key}
+        self.on.sweep(project, encrypt_plaintext=encrypt, dry_run=dry_run, **named)
+
+    @rule(project=PROJECTS, key=KEYS, publisher=PUBLISHER)
+    def delete(self, project: str, key: str, publisher: str) -> None:
+        self.on.delete(project, key, publisher=publisher)
+
+    @rule(pick=PICKS, anew=st.booleans())
+    def ask_again(self, pick: int, *, anew: bool) -> None:
+        names = list(self.on.requests)
+        again = self.on.try_again if anew else self.on.replay
+        again(names[pick % len(names)])
+
+    # Those who mean ill.
+
+    @rule(
+        pick=PICKS,
+        queue=st.sampled_from((None, None, *QUEUES)),
+        routing_key=st.sampled_from((None, None, *REQUESTS, *QUEUES)),
+        of=st.one_of(st.none(), PICKS),
+        attempt=st.sampled_from((None, "unknown_project:3", "storage_unavailable:99", "waiting:1")),
+    )
+    def a_message_is_copied(
+        self,
+        pick: int,
+        queue: str | None,
+        routing_key: str | None,
+        of: int | None,
+        attempt: str | None,
+    ) -> None:
+        """To any queue, by any key, with the notes of another message or forged ones."""
+        letters = self.on.letters
+        headers: dict[str, Any] = {} if attempt is None else {ATTEMPT_HEADER: attempt}
+        if of is not None:
+            noted = letters[of % len(letters)].headers
+            headers = {name: noted[name] for name in WORKER_HEADERS if name in noted}
+        letter = letters[pick % len(letters)]
+        self.on.broker_writer.copy(letter, queue=queue, routing_key=routing_key, headers=headers)
+
+    @rule(pick=PICKS)
+    def an_event_is_published_again(self, pick: int) -> None:
+        if self.on.stream:
+            self.on.broker_writer.publish_again(self.on.stream[pick % len(self.on.stream)])
+
+    @rule(queue=st.sampled_from(QUEUES), body=st.sampled_from((b"", b"{}", b"\xff")))
+    def junk_is_published(self, queue: str, body: bytes) -> None:
+        self.on.broker_writer.junk(queue, body, **{PUBLISHER_HEADER: "api"})
+
+    @rule(pick=PICKS, queue=st.sampled_from(QUEUES))
+    def a_request_is_changed(self, pick: int, queue: str) -> None:
+        """Its bytes, under the signature of others."""
+        asked = list(self.on.asked.values())
+        document = {**asked[pick % len(asked)].document, "key": "forged", "project": "acme"}
+        self.on.broker_writer.unsigned(document, queue, asked[pick % len(asked)].publisher)
+
+    @rule(pick=PICKS, project=st.sampled_from(("acme", "beta", "*")), numbers=st.integers(0, 40))
+    def a_hint_is_forged(self, pick: int, project: str, numbers: int) -> None:
+        names = list(self.on.requests)
+        name = names[pick % len(names)]
+        if numbers % 2 or project == "*":
+            self.on.broker_writer.step(name, project, numbers // 2)
+        else:
+            of_round, page, take = numbers // 2 % 2, numbers // 4 % 4, numbers // 16
+            self.on.broker_writer.page(name, project, of_round, page, take)
+
+    @rule(
+        pick=PICKS,
+        kind=st.sampled_from(("enroll", "upload", "rotate", "sweep", "delete")),
+        hostile=st.sampled_from(("other", "second")),
+        key=KEYS,
+        own=st.booleans(),
+    )
+    def an_id_is_reused(self, pick: int, kind: str, hostile: str, key: str, *, own: bool) -> None:
+        """Another publisher asks for something else under the id of an honest request."""
+        asked = [each for each in self.on.asked.values() if each.honest]
+        taken = asked[pick % len(asked)]
+        publisher = HostilePublisher(self.on, hostile)
+        more: dict[str, Any] = {}
+        match kind:
+            case "upload":
+                more = {"key": taken.document.get("key", key), "plaintext": b"own"}
+            case "delete":
+                more = {"key": key}
+            case "enroll" | "rotate":
+                more = {"kek": bytes([7]) * 32} if own else {}
+            case "sweep":
+                more = {"dry_run": own}
+        project = "beta" if hostile == "other" else "acme"
+        publisher.reuse(taken.id, kind, project, **more)
+
+    @rule(pick=PICKS, hostile=st.sampled_from(("other", "second")))
+    def bytes_are_signed_once_more(self, pick: int, hostile: str) -> None:
+        asked = [each for each in self.on.asked.values() if each.honest]
+        HostilePublisher(self.on, hostile).sign_as_own(asked[pick % len(asked)])
+
+    @rule(
+        pick=PICKS,
+        hostile=st.sampled_from(("other", "second")),
+        project=st.sampled_from(("acme", "beta", None)),
+    )
+    def a_malformed_body_names_anothers_id(
+        self, pick: int, hostile: str, project: str | None
+    ) -> None:
+        asked = list(self.on.asked.values())
+        taken = asked[pick % len(asked)]
+        HostilePublisher(self.on, hostile).malformed(taken.id, taken.kind, project)
+
+    @rule(pick=PICKS, whole=st.booleans())
+    def a_sweeps_records_are_removed(self, pick: int, *, whole: bool) -> None:
+        """By a bucket writer: all of them, or the marks alone."""
+        prefix = SWEEPS_PREFIX if whole else RUNNING_PREFIX
+        keys = [key for key in self.on.server.standing() if key.startswith(prefix)]
+        if keys:
+            self.on.bucket_writer.remove(keys[pick % len(keys)])
+
+    @rule(key=KEYS, pick=PICKS)
+    def an_object_is_relabelled(self, key: str, pick: int) -> None:
+        """To the id of an upload that is perhaps still to come."""
+        uploads = [a.id for a in self.on.asked.values() if a.kind == "upload.requested"]
+        stored = self.on.server.standing().get(f"acme/{key}")
+        if stored is not None and "enc-upload" in stored.headers.metadata:
+            self.on.bucket_writer.relabel(f"acme/{key}", enc_upload=uploads[pick % len(uploads)])
+
+    # What the storage does wrong.
+
+    @rule(key=KEYS, code=st.sampled_from(("NoSuchKey", "")), times=st.integers(1, 9))
+    def an_object_answers_404(self, key: str, code: Any, times: int) -> None:
+        self.on.server.hide(f"acme/{key}", code=code, times=times)
+
+    @rule(project=PROJECTS, code=st.sampled_from(("NoSuchKey", "")))
+    def a_keyring_answers_404(self, project: str, code: Any) -> None:
+        self.on.server.hide(keyring_key(project), code=code, times=1)
+
+    @rule(
+        clock_s=st.sampled_from((-86_400, -16, -5, 5, 16, 86_400)),
+        times=st.sampled_from((1, 3, 20, None)),
+        every=st.integers(1, 3),
+        early=st.booleans(),
+    )
+    def a_front_end_is_off(
+        self, clock_s: float, times: int | None, every: int, *, early: bool
+    ) -> None:
+        """One of a few front ends, which serve requests in their turn."""
+        served = count()
+        in_turn = lambda _: next(served) % every == 0  # noqa: E731
+        if early:
+            self.on.server.front_end(where=in_turn, times=times, dated_early=True)
+        else:
+            self.on.server.front_end(clock_s, in_turn, times=times)
+
+    @rule()
+    def all_front_ends_agree_again(self) -> None:
+        self.on.server.mend()
+
+    @rule(seconds=st.sampled_from((-120, -16, 16, 120)))
+    def the_storages_clock_steps(self, seconds: float) -> None:
+        self.on.server.advance(seconds)
+
+    @rule(worker=WORKERS, clock_s=st.sampled_from((0, -600, 600)))
+    def a_workers_clock_is_off(self, worker: int, clock_s: float) -> None:
+        self.on.processes[worker].clock_s = clock_s
+
+    @rule(worker=WORKERS)
+    def a_worker_looks_after_sweeps(self, worker: int) -> None:
+        process = self.on.processes[worker]
+        if not process.stalled:
+            self.on.advance(1000)
+            self.on.look_after(process)
+
+    # Who goes on.
+
+    @rule(picks=st.lists(PICKS, min_size=1, max_size=12))
+    def some_go_on(self, picks: list[int]) -> None:
+        for pick in picks:
+            calls = [call for call in self.on.moving() if call not in self.held]
+            letters = self.on.ready()
+            if not calls and not letters:
+                return
+            at = pick % (len(calls) + len(letters))
+            if at < len(calls):
+                self.on.step(calls[at])
+            else:
+                self.on.deliver(letters[at - len(calls)])
+
+    @rule(seconds=st.sampled_from((0.5, 4, 20, 60)))
+    def go_on(self, seconds: float) -> None:
+        self.on.run(hold=self.held.__contains__, seconds=seconds)
+
+    @rule(seconds=st.sampled_from((0.6, 3, 7, 14)))
+    def time_passes(self, seconds: float) -> None:
+        self.on.advance(seconds)
+
+    # What goes wrong.
+
+    @rule(
+        moment=MOMENT,
+        fate=st.sampled_from(FATES),
+        skip=st.integers(0, 3),
+    )
+    def something_happens_at(self, moment: str, fate: str, skip: int) -> None:
+        """Go on until a request of this kind is sent; then it meets its fate."""
+        for _ in range(skip + 1):
+            call = self._next(moment)
+            if call is None:
+                return
+            if _ < skip:
+                self.on.step(call)
+        assert call is not None
+        self._meet(call, fate)
+
+    def _next(self, moment: str) -> Call | None:
+        def found() -> Call | None:
+            return next(
+                (
+                    call
+                    for call in self.on.calls
+                    if MOMENTS[moment](call)
+                    and call.state == SENT
+                    and call not in self.held
+                    and not call.is_ghost
+                ),
+                None,
+            )
+
+        self.on.run(until=found, hold=self.held.__contains__, seconds=20)
+        return found()
+
+    def _meet(self, call: Call, fate: str) -> None:
+        """Whatever is neither served nor forgotten by it is held from then on."""
+        match fate:
+            case "begun" | "midst" | "late":
+                self._serve_in_part(call, fate)
+            case "lose":
+                self.on.network.lose(call)
+            case "lose after":
+                self._serve_in_part(call, "late")
+                self.on.network.lose(call)
+            case "crash":
+                self.on.crash(call.sender)
+            case "cut":
+                self.on.disconnect(call.sender, noticed=False)
+        if call in self.on.calls:
+            self.held.append(call)
+
+    def _serve_in_part(self, call: Call, fate: str) -> None:
+        self.on.step(call, answer=fate != "late")
+        if call.state == BEGUN and fate == "midst":
+            self.on.step(call)
+
+    @rule(
+        first=st.sampled_from(("rotate", "rotate", "sweep", "encrypt", "upload", "delete")),
+        moment=st.one_of(WRITE, MOMENT),
+        fate=st.sampled_from(("hold", *FATES)),
+        then=st.lists(
+            st.sampled_from(("rotate", "delete", "rotate", "delete", "sweep", "upload", "encrypt")),
+            min_size=1,
+            max_size=2,
+        ),
+        seconds=st.sampled_from((0.5, 5, 8, 16, 40)),
+        key=KEYS,
+    )
+    def meanwhile(
+        self, first: str, moment: str, fate: str, then: list[str], seconds: float, key: str
+    ) -> None:
+        """One request is held up at a moment of its way; others come to pass; then it goes on."""
+        self._ask(first, key)
+        call = self._next(moment)
+        if call is None:
+            return
+        self._meet(call, fate)
+        if call.key.startswith("acme/"):
+            key = call.key.removeprefix("acme/")
+        for what in then:
+            self._ask(what, key)
+            self.go_on(seconds=seconds)
+        while self.held:
+            self.what_was_held_goes_on(0)
+        self.nothing_is_violated()
+
+    def _ask(self, what: str, key: str) -> None:
+        match what:
+            case "rotate":
+                self.on.rotate("acme")
+            case "sweep":
+                standing = self.on.oracle.projects["acme"].states[-1].master_key
+                self.on.sweep("acme", master_key="m2" if standing == "m1" else "m1")
+            case "encrypt":
+                self.on.sweep("acme", encrypt_plaintext=True)
+            case "upload":
+                self.on.upload("acme", key, key.encode() * 200, staged=True)
+            case "delete":
+                self.on.delete("acme", key)
+
+    @precondition(lambda self: self.held)
+    @rule(pick=PICKS)
+    def what_was_held_goes_on(self, pick: int) -> None:
+        call = self.held.pop(pick % len(self.held))
+        if call in self.on.calls:
+            self.on.step(call)
+
+    @rule(worker=WORKERS, arriving=st.booleans())
+    def crash(self, worker: int, *, arriving: bool) -> None:
+        self.on.crash(self.on.processes[worker], arriving=lambda _: arriving)
+
+    @rule(worker=WORKERS, noticed=st.booleans())
+    def disconnect(self, worker: int, *, noticed: bool) -> None:
+        self.on.disconnect(self.on.processes[worker], noticed=noticed)
+
+    @rule(worker=WORKERS)
+    def stall_or_come_back(self, worker: int) -> None:
+        process = self.on.processes[worker]
+        process.stalled = not process.stalled
+
+    @rule(pick=PICKS)
+    def duplicate(self, pick: int) -> None:
+        if self.on.queue:
+            self.on.duplicate(self.on.queue[pick % len(self.on.queue)])
+
+    @invariant()
+    def nothing_is_violated(self) -> None:
+        if self.world is not None:
+            assert self.world.oracle.violations == []
+
+    def teardown(self) -> None:
+        if self.world is None:
+            return
+        try:
+            if self.world.holds():
+                self.world.settle()
+                assert self.world.oracle.violations == []
+        finally:
+            self.world.close()
+
+
+def test_whatever_happens_nothing_is_violated() -> None:
+    run_state_machine_as_test(Protocol, settings=_SETTINGS)

@@ -1,0 +1,141 @@
+"""What a bucket writer plants among a sweep's records proves nothing and stops nothing (SPEC 13).
+
+Sweep ids are told in events, so whoever can write the bucket knows where records will stand.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from keyturn.identifiers import keyring_key, sweep_folder
+from keyturn.messages import SweepCompleted
+from keyturn_workers.keyring import resealed
+from keyturn_workers.keyring.model import build, parse
+from keyturn_workers.storage import Headers
+from tests.protocol.process import MASTER_KEYS
+from tests.protocol.stories import hint
+from tests.protocol.world import World
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+JUNK = b'{"v": 1, "project": 5, "master_key": "m1", "sealed": "AAAA"}'
+NOWHERE = b'{"v": 1, "project": "acme", "master_key": "gone", "sealed": "AAAA"}'
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    """Two projects with an object each."""
+    with World() as made:
+        for project in ("acme", "beta"):
+            made.enroll(project)
+        made.run()
+        for project in ("acme", "beta"):
+            made.upload(project, "k", project.encode() * 9)
+        made.run()
+        yield made
+
+
+def plant(world: World, key: str, body: bytes) -> None:
+    world.server.plant(key, body, Headers({}))
+
+
+def end(world: World, sweep: str) -> SweepCompleted:
+    world.run()
+    (event,) = [e for e in world.ended(sweep) if isinstance(e, SweepCompleted)]
+    return event
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", JUNK, NOWHERE], ids=["empty", "no", "odd", "gone"])
+def test_a_planted_end_of_a_part_does_not_hide_its_project(world: World, body: bytes) -> None:
+    sweep = world.sweep("*", master_key="m2")
+    for project in ("acme", "beta"):
+        plant(world, f"{sweep_folder(sweep, '*')}done/{project}.json", body)
+    told = end(world, sweep)
+    assert (told.clean, told.objects, told.rewrapped) == (True, 2, 2)
+    world.settle()
+    assert world.oracle.violations == []
+
+
+@pytest.mark.parametrize("body", [JUNK, NOWHERE], ids=["odd", "gone"])
+def test_planted_records_keep_no_master_key_from_being_rotated(world: World, body: bytes) -> None:
+    sweep = world.sweep("*", master_key="m2")
+    for name in ("x/y/z.json", f"{sweep}/acme/failures/z.json", f"{sweep}/_all/z.json", "q"):
+        plant(world, f".keyturn/sweeps/{name}", body)
+    assert end(world, sweep).clean
+
+
+def test_a_forged_keyring_is_a_failure_of_the_whole(world: World) -> None:
+    plant(world, keyring_key("beta"), JUNK)
+    told = end(world, world.sweep("*"))
+    assert (told.clean, told.failed, told.objects) == (False, 1, 1)
+
+
+def test_another_sweep_by_the_same_id_cannot_stop_a_sweep_of_all(world: World) -> None:
+    """A publisher of one project knows the id from an event."""
+    sweep = world.sweep("*", master_key="m2")
+    world._publish({"type": "sweep.requested", "sweep_id": sweep, "project": "beta"})
+    world.run()
+    ends: list[Any] = [e for e in world.events if isinstance(e, SweepCompleted)]
+    (whole,) = [e for e in ends if e.project == "*"]
+    # Either way round the one that came second is refused or unclean, and the rest is done.
+    assert whole.objects in {1, 2}
+    assert whole.clean is (whole.objects == 2)
+
+
+@pytest.mark.parametrize("body", [b"", JUNK], ids=["empty", "odd"])
+@pytest.mark.parametrize("folder", ["results", "tags", "failures"])
+def test_planted_results_and_notes_hold_nothing_up(world: World, folder: str, body: bytes) -> None:
+    rotation = world.rotate("acme")
+    names = {
+        "results": "000000-00000000-000000.json",
+        "tags": "000000-00000000-000000-x.json",
+        "failures": "000000-00000000.json",
+    }
+    plant(world, f"{sweep_folder(rotation, 'acme')}{folder}/{names[folder]}", body)
+    world.run()
+    told: Any = world.ended(rotation)[-1]
+    assert (told.type, told.clean, told.rewrapped) == ("rotation.completed", True, 1)
+    assert world.clock.seconds < 600
+    assert world.dead == []
+
+
+def test_parts_that_end_while_the_whole_waits_are_summed_up(world: World) -> None:
+    """The step that began them failed behind that, and comes again much later."""
+    sweep = world.sweep("*", master_key="m2")
+    plan = f"{sweep_folder(sweep, '*')}sweep.json"
+
+    def changes_plan(call: Any) -> bool:
+        return bool(call.op == "put" and call.key == plan and call.state == "sent")
+
+    # The whole's own record cannot be changed while both parts run to their end.
+    seen: list[Any] = []
+
+    def held(call: Any) -> bool:
+        if changes_plan(call) and len(world.told_of("sweep.progressed")) < 2:
+            seen.append(call)
+            return len(seen) > 1  # its creation goes through
+        return False
+
+    world.run(hold=held)
+    told = end(world, sweep)
+    assert (told.clean, told.objects) == (True, 2)
+
+
+def test_a_project_enrolled_meanwhile_is_looked_at_whoever_re_sealed_it(world: World) -> None:
+    """Its keyring is under the new master key already; its object is not."""
+    sweep = world.sweep("*", master_key="m2")
+    world.run(keep=lambda letter: hint(letter).get("sweep_id") == sweep)
+    world.enroll("gamma")
+    world.run(keep=lambda letter: hint(letter).get("sweep_id") == sweep)
+    world.upload("gamma", "k", b"gamma")
+    world.run(keep=lambda letter: hint(letter).get("sweep_id") == sweep)
+    # As a step does that dies before the part's own record stands.
+    key = keyring_key("gamma")
+    ring = parse(world.server._bucket.get(key).opened(), "gamma", MASTER_KEYS)
+    assert (ring.master_key, ring.history) == ("m1", ())
+    plant(world, key, build(resealed(ring, "m2"), MASTER_KEYS))
+    told = end(world, sweep)
+    assert (told.clean, told.objects, told.rewrapped) == (True, 3, 3)

@@ -1,0 +1,127 @@
+"""Those who wait for the answer to a request, and believe the stream as a publisher does.
+
+A waiter keeps what it believed. Whether that is what happened to its request is for the
+oracle to say.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from keyturn.crypto import SignatureError, SigningKey, VerifyKey
+from keyturn.identifiers import parse_time
+from keyturn.messages import parse_event
+from keyturn.publisher.event_matcher import EventMatcher
+from keyturn.topology import REQUEST_ID_FIELDS
+
+if TYPE_CHECKING:
+    from keyturn.messages import Event
+
+EVENT_KEY: Final = SigningKey.from_seed(bytes([9]) * 32)
+_VERIFY: Final = VerifyKey.from_bytes(EVENT_KEY.public_bytes)
+
+ANSWERS: Final = {
+    "enroll.requested": {"project.enrolled", "enroll.rejected"},
+    "upload.requested": {"upload.stored", "upload.rejected"},
+    "rotation.requested": {"rotation.accepted", "rotation.rejected"},
+    "sweep.requested": {"sweep.rejected"},
+    "delete.requested": {"object.deleted", "delete.rejected"},
+}
+ENDS: Final = {
+    **ANSWERS,
+    "rotation.requested": {"rotation.completed", "rotation.failed", "rotation.rejected"},
+    "sweep.requested": {"sweep.completed", "sweep.failed", "sweep.rejected"},
+}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One message of the stream of events, not yet believed."""
+
+    body: bytes
+    signature: str
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request as it was signed; `secret` is its plaintext, or its KEK."""
+
+    publisher: str
+    document: dict[str, Any]
+    body: bytes
+    honest: bool
+    secret: bytes | None = None
+
+    @property
+    def kind(self) -> str:
+        return str(self.document["type"])
+
+    @property
+    def id(self) -> str:
+        return str(self.document[REQUEST_ID_FIELDS[self.kind]])
+
+    @property
+    def project(self) -> str:
+        return str(self.document["project"])
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(self.body).hexdigest()
+
+
+@dataclass(eq=False)
+class Waiter:
+    """Waits for the end of one request; one that was restarted no longer has its bytes."""
+
+    asked: Asked
+    restarted: bool = False
+    believed: list[Event] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        who = "a restarted waiter" if self.restarted else "the waiter"
+        return f"{who} of {self.asked.publisher}'s {self.asked.kind}"
+
+    @property
+    def ended(self) -> bool:
+        return any(event.type in ENDS[self.asked.kind] for event in self.believed)
+
+    def hears(self, event: Event) -> bool:
+        """Take an event for an answer to the request, or leave it (SPEC 6.7)."""
+        if self.ended or not self._is_meant_by(event):
+            return False
+        self.believed.append(event)
+        return True
+
+    def _is_meant_by(self, event: Event) -> bool:
+        asked = self.asked
+        of_the_answer = event.type in ANSWERS[asked.kind] | ENDS[asked.kind]
+        return of_the_answer and self._matcher.matches(event)
+
+    @property
+    def _matcher(self) -> EventMatcher:
+        """What the publisher's client asks of an event."""
+        asked = self.asked
+        return EventMatcher(
+            asked.publisher,
+            asked.project,
+            asked.kind,
+            asked.id,
+            digest=None if self.restarted else asked.digest,
+            signed_at=None if self.restarted else parse_time(asked.document["requested_at"]),
+        )
+
+
+def signed(body: bytes) -> Record:
+    """An event as a worker publishes it."""
+    return Record(body, EVENT_KEY.sign_event("test", body))
+
+
+def verified(record: Record) -> Event | None:
+    """The event, where the deployment signed it."""
+    try:
+        _VERIFY.verify_event("test", record.body, record.signature)
+    except SignatureError:
+        return None
+    return parse_event(record.body)

@@ -1,0 +1,487 @@
+"""Several workers, one bucket, one broker, and a scheduler that decides who goes on.
+
+The classes are the workers' own, wired as `keyturn_workers.worker.wiring` wires them. Everything that they
+do to the world is a request on the network or a message in a queue; a test lets each one on,
+holds it, loses it, or kills whoever sent it. Nothing waits for real, nothing is random but
+the keys, so that one list of choices always gives one story.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import pytest
+import structlog
+
+from keyturn.crypto import b64, kek_info, seal, transport_context, upload_info
+from keyturn.identifiers import format_time, object_key, staging_key
+from keyturn.topology import CONTROL_QUEUE, UPLOAD_QUEUE
+from keyturn_workers.storage import Headers
+from keyturn_workers.storage.timekeeper import INTERVAL_S
+from tests.protocol.broker import Delivery, Letter
+from tests.protocol.clock import Clock, Loop
+from tests.protocol.hostile import BrokerWriter, BucketWriter
+from tests.protocol.oracle import Oracle
+from tests.protocol.process import (
+    GRANTS,
+    LEASE_S,
+    MASTER_KEYS,
+    PUBLISHERS,
+    Options,
+    Parts,
+    Process,
+    intake,
+)
+from tests.protocol.waiters import ENDS, Asked, Record, Waiter, verified
+from tests.protocol.wire import CURRENT, MID, SENT, Call, Network, Server
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from keyturn.errors import KeyturnError
+    from keyturn.messages import Event
+
+TICK_S: Final = 0.01
+_STEPS: Final = 20_000
+# What stands still for longer than a quarter of an hour is looked after.
+_STILL_FOR_S: Final = 1000
+_ROUNDS: Final = 3
+_QUEUES: Final = {"upload.requested": UPLOAD_QUEUE}
+
+
+class World:
+    """All of it. Close it at the end: it patches clocks, and holds an event loop."""
+
+    def __init__(self, parts: Parts | None = None, options: Options | None = None) -> None:
+        self.parts = parts or Parts()
+        self.options = options or Options()
+        self.clock = Clock()
+        self._patch = pytest.MonkeyPatch()
+        self.clock.rule(self._patch)
+        self._logging = structlog.get_config()
+        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
+        self.loop = Loop(self.clock)
+        self.network = Network(self.loop, self.clock)
+        self.oracle = Oracle(MASTER_KEYS, GRANTS)
+        self.server = Server(
+            self.network,
+            self.oracle.wrote,
+            differences=self.options.differences,
+            versioned=self.options.versioned,
+        )
+        self.oracle.server = self.server
+        self.queue: list[Letter] = []
+        # Every message that was ever in a queue, and every record of the stream of events.
+        self.letters: list[Letter] = []
+        self.stream: list[Record] = []
+        self.dead: list[tuple[Letter, KeyturnError]] = []
+        self.put_off: Counter[str] = Counter()
+        self.requests: dict[str, dict[str, Any]] = {}
+        # Every request by the digest of its bytes, and those who wait for the honest ones.
+        self.asked: dict[tuple[str, str], Asked] = self.oracle.laws.asked
+        self.waiters: list[Waiter] = []
+        self.broker_writer = BrokerWriter(self)
+        self.bucket_writer = BucketWriter(self)
+        self.processes = [Process(self, n) for n in range(self.options.processes)]
+        self._turn = 0
+        self._made = 0
+        self._timed_at = 0.0
+
+    def close(self) -> None:
+        """End every task, and put the clocks back."""
+        for process in self.processes:
+            process.wire.dead = True
+        for call in self.network.calls:
+            call.client.cancel()
+            if call.resume is not None:
+                call.resume.cancel()
+        for process in self.processes:
+            for delivery in process.deliveries:
+                if delivery.task is not None:
+                    delivery.task.cancel()
+        self.clock.seconds += 3600
+        self.loop.run_until_idle()
+        self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+        self.loop.close()
+        self._patch.undo()
+        structlog.configure(**self._logging)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def events(self) -> list[Event]:
+        return self.oracle.events
+
+    def told(self, event: Event, record: Record, delivery: Delivery | None) -> None:
+        """A worker's event is durable."""
+        self.oracle.told(event, delivery)
+        self.streamed(record)
+
+    def streamed(self, record: Record) -> None:
+        """The stream has one more record, from whoever published it: each waiter reads it."""
+        self.stream.append(record)
+        event = verified(record)
+        if event is not None:
+            for waiter in self.waiters:
+                if waiter.hears(event):
+                    self.oracle.believed(waiter, event)
+
+    def acknowledged(self, delivery: Delivery) -> None:
+        self.oracle.acknowledged(delivery)
+
+    # Requests.
+
+    def _id(self) -> str:
+        self._made += 1
+        return str(uuid.UUID(int=self._made, version=4))
+
+    def put(self, letter: Letter) -> None:
+        """A message comes into its queue."""
+        self.letters.append(letter)
+        self.queue.append(letter)
+
+    def send(
+        self, body: bytes, publisher: str, routing_key: str, *, queue: str | None = None
+    ) -> None:
+        """Whatever bytes, signed by a publisher."""
+        self.oracle.laws.signed.add((publisher, body))
+        signature = PUBLISHERS[publisher].sign_request("test", publisher, body)
+        headers = {"keyturn-publisher": publisher, "keyturn-signature": signature}
+        queue = queue or _QUEUES.get(routing_key, CONTROL_QUEUE)
+        self.put(Letter(queue, body, headers, routing_key=routing_key))
+
+    def _publish(
+        self,
+        document: dict[str, Any],
+        publisher: str = "api",
+        *,
+        honest: bool = True,
+        secret: bytes | None = None,
+    ) -> str:
+        """Sign a request and send it; of an honest one the answer is waited for."""
+        document = {"requested_at": format_time(self.clock.now), **document}
+        asked = Asked(publisher, document, json.dumps(document).encode(), honest, secret)
+        if (publisher, asked.digest) not in self.asked:
+            self.asked[publisher, asked.digest] = asked
+            if honest:
+                self.waiters += [Waiter(asked), Waiter(asked, restarted=True)]
+        if honest:
+            self.requests[asked.id] = document
+        self.send(asked.body, publisher, asked.kind)
+        return asked.id
+
+    def _kek(self, purpose: Any, request_id: str, project: str, kek: bytes) -> dict[str, str]:
+        ciphertext = intake().public_key.seal(kek, kek_info(purpose, request_id, project))
+        return {"intake_key": "main", "ciphertext": b64(ciphertext)}
+
+    def enroll(
+        self,
+        project: str,
+        *,
+        publisher: str = "api",
+        request_id: str | None = None,
+        honest: bool = True,
+        kek: bytes | None = None,
+        **more: Any,
+    ) -> str:
+        """Ask for an enrolment; the KEK is that of the id, unless one is given."""
+        request_id = request_id or self._id()
+        kek = kek or hashlib.sha256(request_id.encode()).digest()
+        sealed = self._kek("enroll", request_id, project, kek)
+        document = {"type": "enroll.requested", "request_id": request_id, "project": project}
+        whole = {**document, "sealed_kek": sealed, **more}
+        return self._publish(whole, publisher, honest=honest, secret=kek)
+
+    def rotate(
+        self,
+        project: str,
+        *,
+        publisher: str = "api",
+        request_id: str | None = None,
+        honest: bool = True,
+        kek: bytes | None = None,
+        **more: Any,
+    ) -> str:
+        """Ask for a rotation; the KEK is that of the id, unless one is given."""
+        rotation_id = request_id or self._id()
+        kek = kek or hashlib.sha256(rotation_id.encode()).digest()
+        sealed = self._kek("rotation", rotation_id, project, kek)
+        document = {"type": "rotation.requested", "rotation_id": rotation_id, "project": project}
+        whole = {**document, "sealed_kek": sealed, **more}
+        return self._publish(whole, publisher, honest=honest, secret=kek)
+
+    def sweep(
+        self,
+        project: str,
+        *,
+        publisher: str = "api",
+        request_id: str | None = None,
+        honest: bool = True,
+        **more: Any,
+    ) -> str:
+        sweep_id = request_id or self._id()
+        document = {"type": "sweep.requested", "sweep_id": sweep_id, "project": project, **more}
+        return self._publish(document, publisher, honest=honest)
+
+    def delete(
+        self,
+        project: str,
+        key: str,
+        *,
+        publisher: str = "api",
+        request_id: str | None = None,
+        honest: bool = True,
+    ) -> str:
+        if GRANTS[publisher].allows("delete.requested", project):
+            self.oracle.delete_asked.add(object_key(project, key))
+        request_id = request_id or self._id()
+        document = {"type": "delete.requested", "request_id": request_id, "project": project}
+        return self._publish({**document, "key": key}, publisher, honest=honest)
+
+    def upload(
+        self,
+        project: str,
+        key: str,
+        plaintext: bytes,
+        *,
+        staged: bool = False,
+        publisher: str = "api",
+        request_id: str | None = None,
+        honest: bool = True,
+    ) -> str:
+        """Ask for an upload, with its body inside or staged beforehand."""
+        upload_id = request_id or self._id()
+        transport_key = hashlib.sha256(upload_id.encode()).digest()
+        sealed = seal(transport_key, transport_context(upload_id), plaintext)
+        info = upload_info(upload_id, project, key)
+        ciphertext = intake().public_key.seal(transport_key, info)
+        if staged:
+            self.server.plant(staging_key(publisher, upload_id), sealed, Headers({}))
+        body = {"staged": {"size": len(sealed)}} if staged else {"inline": b64(sealed)}
+        if GRANTS[publisher].allows("upload.requested", project):
+            self.oracle.plaintexts.setdefault(object_key(project, key), set()).add(plaintext)
+        document = {
+            "type": "upload.requested",
+            "upload_id": upload_id,
+            "project": project,
+            "key": key,
+            "sealed_key": {"intake_key": "main", "ciphertext": b64(ciphertext)},
+            "body": body,
+        }
+        return self._publish(document, publisher, honest=honest, secret=plaintext)
+
+    def replay(self, request_id: str, **more: Any) -> None:
+        """The publisher sends the same request once more, in the same bytes or with changes."""
+        asked = next(a for a in reversed(self.asked.values()) if a.id == request_id and a.honest)
+        self._publish({**asked.document, **more}, asked.publisher, secret=asked.secret)
+
+    def try_again(self, request_id: str) -> None:
+        """A new try under the same id, signed anew: its body is staged again, where it was."""
+        asked = next(a for a in reversed(self.asked.values()) if a.id == request_id and a.honest)
+        if "staged" in asked.document.get("body", {}):
+            assert asked.secret is not None
+            transport_key = hashlib.sha256(request_id.encode()).digest()
+            sealed = seal(transport_key, transport_context(request_id), asked.secret)
+            self.server.plant(staging_key(asked.publisher, request_id), sealed, Headers({}))
+        self.replay(request_id, requested_at=format_time(self.clock.now))
+
+    # The scheduler.
+
+    @property
+    def calls(self) -> list[Call]:
+        return self.network.calls
+
+    def moving(self) -> list[Call]:
+        """The requests that can go on; those of a worker that stalls cannot."""
+        stalled = [process for process in self.processes if process.stalled]
+        return [call for call in self.calls if call.can_go and call.sender not in stalled]
+
+    def ready(self) -> list[Letter]:
+        """The messages that can be delivered now."""
+        return [letter for letter in self.queue if letter.ready_at <= self.clock.seconds]
+
+    def deliver(self, letter: Letter, process: Process | None = None) -> Delivery:
+        """Give a message to a process: the next one that takes any."""
+        if process is None:
+            awake = [each for each in self.processes if not each.stalled] or self.processes
+            self._turn += 1
+            process = awake[self._turn % len(awake)]
+        self.queue.remove(letter)
+        delivery = Delivery(letter, process)
+        process.deliveries.append(delivery)
+        consume = process.consumers[letter.queue]
+
+        async def consumed() -> None:
+            CURRENT.set(delivery)
+            await consume(delivery)
+
+        delivery.task = self.loop.create_task(consumed())
+        self.loop.run_until_idle()
+        return delivery
+
+    def step(self, call: Call, *, answer: bool = True) -> None:
+        self.clock.seconds += TICK_S
+        self._end_copies(self.clock.seconds)
+        if call in self.calls and call.can_go:
+            self.network.step(call, answer=answer)
+        self.loop.run_until_idle()
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass. A copy that the server began ends within a lease's time (SPEC 8.4)."""
+        until = self.clock.seconds + seconds
+        self._end_copies(until)
+        while (at := self._timed_at + INTERVAL_S) <= until:
+            self._timed_at = at
+            if at >= self.clock.seconds:
+                self.clock.seconds = at
+                self._learn_time()
+        self.clock.seconds = max(self.clock.seconds, until)
+        self.loop.run_until_idle()
+
+    def _learn_time(self) -> None:
+        """What each worker asks the storage for now and then, beside all else (SPEC 8.4)."""
+        for process in self.processes:
+            if not process.stalled:
+                now_s = self.clock.seconds
+                process.keyrings.clock.observe(self.server.now, now_s, now_s)
+
+    def _end_copies(self, until: float) -> None:
+        due = [call for call in self.calls if call.state == MID and call.op != "put_stream"]
+        for call in sorted(due, key=lambda call: call.began):
+            if call.began + LEASE_S <= until:
+                self.clock.seconds = max(self.clock.seconds, call.began + LEASE_S)
+                self.network.step(call)
+
+    def crash(self, process: Process, *, arriving: Callable[[Call], bool] = lambda _: True) -> None:
+        """Kill a process; `arriving` says which of its requests that were sent still arrive."""
+        process.wire.dead = True
+        for delivery in list(process.deliveries):
+            delivery.give_back()
+            assert delivery.task is not None
+            delivery.task.cancel()
+        for call in [call for call in self.calls if call.sender is process]:
+            if call.state == SENT and not arriving(call):
+                self.calls.remove(call)
+            call.client.cancel()
+        self.processes[process.number] = Process(self, process.number)
+        self.loop.run_until_idle()
+
+    def disconnect(self, process: Process, *, noticed: bool = True) -> None:
+        """The broker takes a process for lost; unnoticed, its work goes on all the same."""
+        for delivery in list(process.deliveries):
+            delivery.give_back()
+            if noticed:
+                assert delivery.task is not None
+                delivery.task.cancel()
+        self.loop.run_until_idle()
+
+    def duplicate(self, letter: Letter) -> None:
+        """The same message once more, as a publisher sends it that missed its confirmation."""
+        copy = Letter(
+            letter.queue, letter.body, dict(letter.headers), routing_key=letter.routing_key
+        )
+        copy.ready_at = letter.ready_at
+        self.put(copy)
+
+    def run(
+        self,
+        *,
+        until: Callable[[], object] | None = None,
+        hold: Callable[[Call], object] = lambda _: False,
+        keep: Callable[[Letter], object] = lambda _: False,
+        seconds: float = float("inf"),
+    ) -> bool:
+        """Let all go on in the order in which it came; gives whether `until` came true.
+
+        Args:
+            until: Where to stop. Else: where nothing is left that can go on.
+            hold: Requests that are not let on.
+            keep: Messages that stay in their queue.
+            seconds: How much time may pass at most.
+        """
+        end = self.clock.seconds + seconds
+        for _ in range(_STEPS):
+            if until is not None and until():
+                return True
+            call = next((c for c in self.moving() if not hold(c)), None)
+            if call is not None:
+                self.step(call)
+                continue
+            letter = next((each for each in self.ready() if not keep(each)), None)
+            if letter is not None:
+                self.deliver(letter)
+                continue
+            if not self._pass_time(end, keep):
+                return until is None
+        raise AssertionError(f"it never ends: {self.calls} {self.queue}")
+
+    def look_after(self, process: Process) -> None:
+        """A worker's periodic round over sweeps, to its end (SPEC 8.5)."""
+        task = self.loop.create_task(process.look_after())
+        self.loop.run_until_idle()
+        self.run(until=task.done)
+        task.exception()  # what it met, the next round meets or not
+
+    def _pass_time(self, end: float, keep: Callable[[Letter], object]) -> bool:
+        moments = [letter.ready_at for letter in self.queue if not keep(letter)]
+        timer = self.loop.next_timer()
+        if timer is not None:
+            moments.append(timer)
+        later = [moment for moment in moments if moment > self.clock.seconds]
+        if not later or min(later) > end:
+            return False
+        self.advance(min(later) - self.clock.seconds + 0.001)
+        return True
+
+    # What came of it.
+
+    def ended(self, request_id: str) -> list[Event]:
+        """The events that end a request."""
+        ends = ENDS[self.requests[request_id]["type"]]
+        return [e for e in self.events if e.type in ends and _id_of(e) == request_id]
+
+    def told_of(self, event_type: str) -> list[Any]:
+        return [event for event in self.events if event.type == event_type]
+
+    def holds(self) -> bool:
+        """Whether nothing was violated so far."""
+        return not self.oracle.violations
+
+    def settle(self) -> None:
+        """Let all come to its end, sweep all projects, and look at the result."""
+        for process in self.processes:
+            process.stalled = False
+        self.server.mend()
+        self.run()
+        for _ in range(_ROUNDS):
+            if all(waiter.ended for waiter in self.waiters):
+                break
+            self.advance(_STILL_FOR_S)
+            self.look_after(self.processes[0])
+            self.run()
+        for waiter in self.waiters:
+            self.oracle.laws.settled(waiter)
+        last = [self.sweep(name) for name in sorted(self.oracle.projects)]
+        self.run()
+        for sweep_id in last:
+            ends: list[Any] = self.ended(sweep_id)
+            if not ends or not getattr(ends[-1], "clean", False):
+                self.oracle.violated(f"the last sweep was not clean: {ends}")
+        for name in self.oracle.projects:
+            self.oracle.check_desired(name)
+
+
+def _id_of(event: Any) -> str | None:
+    for name in ("upload_id", "rotation_id", "sweep_id", "request_id"):
+        found: str | None = getattr(event, name, None)
+        if found is not None:
+            return found
+    return None

@@ -1,1 +1,0 @@
-"""`workers.storage.exchange`, on both event loops."""

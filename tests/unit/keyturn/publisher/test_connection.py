@@ -1,0 +1,63 @@
+"""A broker that hangs up in the handshake is a broker that cannot be reached, for everybody."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+from aio_pika.exceptions import AMQPException
+from pamqp import commands, frame
+
+from keyturn.publisher import BrokerUnavailableError
+from keyturn.publisher.connection import Link, named_losses
+from keyturn_workers.amqp.declarations import declare
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+
+# Which of its errors the client library raises is a matter of a moment.
+_TRIES = 30
+
+
+def test_a_stop_of_nothing_is_a_loss() -> None:
+    with pytest.raises(ConnectionError), named_losses():
+        raise StopAsyncIteration
+
+
+@asynccontextmanager
+async def _hanging_up() -> AsyncIterator[str]:
+    """The address of somebody who says a broker's first word, and hangs up with it."""
+
+    async def say_and_go(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(8)
+        start = commands.Connection.Start(0, 9, {}, "PLAIN", "en_US")
+        writer.write(frame.marshal(start, 0))
+        writer.close()
+        await writer.wait_closed()
+
+    server = await asyncio.start_server(say_and_go, "127.0.0.1", 0)
+    try:
+        yield f"amqp://guest:guest@127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+    finally:
+        server.close()
+
+
+async def test_a_publisher_is_told_so() -> None:
+    """The client library raises StopAsyncIteration there, which is nobody's error."""
+    async with _hanging_up() as url:
+        link = Link(url, publish_timeout_s=5)
+        for _ in range(_TRIES):
+            with pytest.raises(BrokerUnavailableError):
+                await link.connect()
+        await link.close()
+
+
+async def test_a_worker_is_told_so() -> None:
+    """A retry that stopped in silence there ended a starting worker."""
+    async with _hanging_up() as url:
+        for _ in range(_TRIES):
+            with pytest.raises((OSError, AMQPException)):
+                await declare(url)

@@ -1,0 +1,158 @@
+"""Where a reader of the stream begins, against a broker that places consumers as RabbitMQ does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from contextlib import aclosing, asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from keyturn.publisher import event_stream
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from keyturn.publisher.connection import Link
+
+_NOW = datetime(2026, 11, 24, 10, tzinfo=UTC)
+_EARLIER = _NOW - timedelta(seconds=30)
+_LINK = cast("Link", None)
+
+
+class _Broker:
+    """A stream. A consumer that asks for a moment after the last event is placed behind it.
+
+    Attributes:
+        attaching: What happens, by the number of the attachment, between the choice of a
+            consumer's place and its first delivery.
+    """
+
+    def __init__(self) -> None:
+        self.attaching: dict[int, Callable[[], None]] = {}
+        self.attached: defaultdict[int, asyncio.Event] = defaultdict(asyncio.Event)
+        self.starts: list[object] = []
+        self._log: list[tuple[datetime, Any]] = []
+        self._consumers: list[tuple[int, asyncio.Queue[Any]]] = []
+
+    def write(self, at: datetime = _NOW) -> None:
+        async def ack(**_: object) -> None: ...
+
+        offset = len(self._log)
+        headers = {"x-stream-offset": offset}
+        message = SimpleNamespace(headers=headers, body=b"%d" % offset, ack=ack)
+        self._log.append((at, message))
+        for place, queue in self._consumers:
+            if offset >= place:
+                queue.put_nowait(message)
+
+    def lose(self) -> None:
+        for _, queue in self._consumers:
+            queue.put_nowait(None)
+
+    def make_anew(self) -> None:
+        self.lose()
+        self._log.clear()
+
+    @asynccontextmanager
+    async def consumer(
+        self, _: object, __: str, start: Any, **___: object
+    ) -> AsyncIterator[asyncio.Queue[Any]]:
+        self.starts.append(start)
+        happens = self.attaching.get(len(self.starts))
+        found = start if isinstance(start, int) else self._since(start)
+        if happens is not None:
+            happens()
+        place = len(self._log) if found is None else found
+        queue: asyncio.Queue[Any] = asyncio.Queue()
+        for _, message in self._log[place:]:
+            queue.put_nowait(message)
+        self._consumers.append((place, queue))
+        self.attached[len(self.starts)].set()
+        yield queue
+        self._consumers.remove((place, queue))
+
+    def _since(self, start: datetime) -> int | None:
+        return next((n for n, (at, _) in enumerate(self._log) if at >= start), None)
+
+
+@pytest.fixture
+def broker(monkeypatch: pytest.MonkeyPatch) -> _Broker:
+    made = _Broker()
+    monkeypatch.setattr(event_stream, "_consumer", made.consumer)
+    monkeypatch.setattr(event_stream, "_KNOWN_AGAIN_S", 0.01)
+    monkeypatch.setattr(event_stream, "_PAUSES_S", (0.0,))
+    return made
+
+
+async def _read(count: int, start: Any = _EARLIER) -> list[int]:
+    offsets: list[int] = []
+    async with (
+        asyncio.timeout(5),
+        aclosing(event_stream.follow(_LINK, start, "keyturn.events")) as told,
+    ):
+        async for each in told:
+            offsets.append(each.offset)
+            if len(offsets) == count:
+                break
+    return offsets
+
+
+@pytest.mark.parametrize("attachment", [1, 2])
+async def test_an_event_written_while_a_reader_attaches_is_not_missed(
+    broker: _Broker, attachment: int
+) -> None:
+    broker.write(_EARLIER - timedelta(hours=1))
+    broker.attaching[attachment] = broker.write
+    assert await _read(1) == [1]
+
+
+async def test_events_written_in_every_attachment_all_come_in_order(broker: _Broker) -> None:
+    broker.attaching = dict.fromkeys(range(1, 5), broker.write)
+    assert await _read(4) == [0, 1, 2, 3]
+
+
+async def test_what_stands_since_then_is_read_from_its_first(broker: _Broker) -> None:
+    for minutes in (-10, -1, 0, 0):
+        broker.write(_NOW + timedelta(minutes=minutes))
+    assert await _read(2) == [2, 3]
+
+
+async def test_a_clock_ahead_of_the_brokers_loses_nothing_that_comes(broker: _Broker) -> None:
+    broker.write()
+    reading = asyncio.create_task(_read(2, _NOW + timedelta(hours=1)))
+    await broker.attached[2].wait()
+    broker.write()
+    broker.write()
+    assert await reading == [1, 2]
+
+
+async def test_a_connection_lost_while_nothing_is_told_is_waited_out(broker: _Broker) -> None:
+    reading = asyncio.create_task(_read(1))
+    await broker.attached[2].wait()
+    broker.lose()
+    await broker.attached[4].wait()
+    broker.write()
+    assert await reading == [0]
+
+
+async def test_a_stream_made_anew_is_read_from_where_its_reader_began(broker: _Broker) -> None:
+    """Its offsets begin at 0 again: what was known of the old one says nothing."""
+    for _ in range(3):
+        broker.write(_NOW - timedelta(hours=1))
+    broker.write()
+    reading = asyncio.create_task(_read(2))
+    await broker.attached[4].wait()
+    broker.make_anew()
+    broker.write()
+    assert await reading == [3, 0]
+
+
+async def test_an_offset_is_gone_to_at_once(broker: _Broker) -> None:
+    for _ in range(3):
+        broker.write()
+    assert await _read(2, 1) == [1, 2]
+    assert broker.starts == [1]

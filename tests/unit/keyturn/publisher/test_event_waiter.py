@@ -1,0 +1,478 @@
+"""Which event answers a try of a request and which ends it, without a network (SPEC 6.7)."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keyturn.crypto import SigningKey, VerifyKey
+from keyturn.messages import (
+    COUNT_FIELDS,
+    Event,
+    RequestOrigin,
+    RotationAccepted,
+    RotationCompleted,
+    RotationFailed,
+    RotationRejected,
+    RotationRequested,
+    SealedSecret,
+    SweepCompleted,
+    SweepProgressed,
+    SweepRequested,
+    encode,
+    with_origin,
+)
+from keyturn.publisher import (
+    NotDeliveredError,
+    NotSentHereError,
+    OutcomeUnknownError,
+    WaitTimeoutError,
+)
+from keyturn.publisher.event_stream import Told, Verifier
+from keyturn.publisher.event_waiter import Waiter, _claimed_id
+from tools.generate.sealed_secrets import PUBLISHER, ROTATION_ID
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_KEY = SigningKey.from_seed(b"e" * 32)
+_VERIFY = VerifyKey.from_bytes(_KEY.public_bytes)
+_AT = "2026-11-24T10:00:00Z"
+_COUNTS: dict[str, Any] = dict.fromkeys(COUNT_FIELDS, 0) | {"clean": True}
+_FIELDS: dict[str, Any] = {"rotation_id": ROTATION_ID, "project": "acme", "at": _AT}
+_ACCEPTED = RotationAccepted(**_FIELDS, generation=2)
+_PROGRESS = SweepProgressed(sweep_id=ROTATION_ID, project="acme", at=_AT, **_COUNTS)
+_COMPLETED = RotationCompleted(**_FIELDS, **_COUNTS)
+_FAILED = RotationFailed(**_FIELDS, code="keyring_rolled_back", detail="")
+_REFUSED = RotationRejected(**_FIELDS, code="kek_reused", detail="")
+
+
+class _Rotation:
+    """A try of the rotation: its bytes, and what answers them."""
+
+    _numbers = itertools.count()
+
+    def __init__(self, **fields: Any) -> None:
+        at = f"2026-11-24T09:00:00.{next(self._numbers):06}Z"
+        given = {"rotation_id": ROTATION_ID, "project": "acme", "requested_at": at} | fields
+        sealed = SealedSecret(intake_key="main", ciphertext="")
+        self.request = RotationRequested(**given, sealed_kek=sealed)
+        self.body = encode(self.request)
+        self.origin = RequestOrigin.of(PUBLISHER, self.body)
+
+    def __call__(self, event: Event, **fields: Any) -> Event:
+        """The event as the answer to this try."""
+        told: Any = with_origin(event, self.origin)
+        answer: Event = told.model_copy(update=fields)
+        return answer
+
+
+class _Reading(Waiter):
+    """A waiter whose shared reader is the test."""
+
+    def __init__(self) -> None:
+        super().__init__(None, Verifier("test", [_VERIFY]), PUBLISHER)  # type: ignore[arg-type]
+        self._reader_from = self._opened_at
+        self._offset = 0
+
+    def _covers(self, sent: object) -> bool:
+        return sent is not None
+
+    def send(self, raises: BaseException | None = None, **fields: Any) -> _Rotation:
+        """Send a try, and have the broker say what became of it."""
+        one = _Rotation(**fields)
+        failures = (NotDeliveredError, OutcomeUnknownError)
+        with suppress(*failures), self.sending(one.request, one.body):
+            if raises is not None:
+                raise raises
+        return one
+
+    def tell(self, *told: Event) -> None:
+        for event in told:
+            body = encode(event)
+            self._take(Told(self._offset, body, _KEY.sign_event("test", body)))
+            self._offset += 1
+
+    def begin(self, *, ended: bool = False) -> asyncio.Task[Event]:
+        return asyncio.create_task(self.wait(ROTATION_ID, timeout_s=20, ended=ended))
+
+    async def answer(self) -> Event | None:
+        return await self._now(ended=False)
+
+    async def end(self) -> Event | None:
+        return await self._now(ended=True)
+
+    async def _now(self, *, ended: bool) -> Event | None:
+        try:
+            return await self.wait(ROTATION_ID, timeout_s=0.01, ended=ended)
+        except WaitTimeoutError:
+            return None
+
+
+@pytest.fixture
+def waiter() -> _Reading:
+    return _Reading()
+
+
+@pytest.fixture
+def first(waiter: _Reading) -> _Rotation:
+    """The first try, which the broker confirmed."""
+    return waiter.send()
+
+
+async def test_a_rotation_is_answered_when_accepted_and_ended_when_completed(
+    waiter: _Reading, first: _Rotation
+) -> None:
+    async with asyncio.TaskGroup() as group:
+        answer = group.create_task(waiter.wait(ROTATION_ID, timeout_s=20))
+        end = group.create_task(waiter.wait(ROTATION_ID, timeout_s=20, ended=True))
+        await asyncio.sleep(0)  # both wait now
+        waiter.tell(first(_PROGRESS), first(_ACCEPTED), first(_PROGRESS), first(_COMPLETED))
+    assert (answer.result(), end.result()) == (first(_ACCEPTED), first(_COMPLETED))
+    assert waiter._waiting == {}
+
+
+async def test_what_was_published_before_anyone_waited_is_known(
+    waiter: _Reading, first: _Rotation
+) -> None:
+    waiter.tell(first(_ACCEPTED), first(_PROGRESS))
+    assert await waiter.answer() == first(_ACCEPTED)
+    assert await waiter.end() is None
+    waiter.tell(first(_COMPLETED))
+    assert await waiter.answer() == first(_ACCEPTED)
+    assert await waiter.end() == first(_COMPLETED)
+
+
+async def test_progress_answers_nothing(waiter: _Reading, first: _Rotation) -> None:
+    waiter.tell(first(_PROGRESS))
+    assert await waiter.answer() is None
+    assert await waiter.end() is None
+
+
+async def test_a_refusal_is_both_the_answer_and_the_end(waiter: _Reading, first: _Rotation) -> None:
+    waiter.tell(first(_REFUSED))
+    assert await waiter.answer() == first(_REFUSED)
+    assert await waiter.end() == first(_REFUSED)
+
+
+async def test_a_rotation_that_cannot_go_on_has_ended(waiter: _Reading, first: _Rotation) -> None:
+    waiting = waiter.begin(ended=True)
+    await asyncio.sleep(0)
+    waiter.tell(first(_ACCEPTED), first(_FAILED))
+    assert await waiting == first(_FAILED)
+    assert await waiter.answer() == first(_ACCEPTED)
+
+
+@pytest.mark.parametrize("over", [_REFUSED, _FAILED], ids=["refused", "failed"])
+async def test_a_rotation_that_was_replayed_goes_on(
+    waiter: _Reading, first: _Rotation, over: Event
+) -> None:
+    waiter.tell(first(over), first(_ACCEPTED))
+    assert await waiter.answer() == first(_ACCEPTED)
+    assert await waiter.end() is None
+    waiter.tell(first(_COMPLETED))
+    assert await waiter.end() == first(_COMPLETED)
+
+
+async def test_a_delivery_twice_does_not_take_the_end_away(
+    waiter: _Reading, first: _Rotation
+) -> None:
+    waiter.tell(first(_ACCEPTED), first(_COMPLETED), first(_ACCEPTED))
+    assert await waiter.end() == first(_COMPLETED)
+
+
+async def test_a_refusal_of_a_copy_undoes_nothing(waiter: _Reading, first: _Rotation) -> None:
+    waiter.tell(first(_ACCEPTED), first(_REFUSED))
+    assert await waiter.answer() == first(_ACCEPTED)
+    assert await waiter.end() is None
+    waiter.tell(first(_COMPLETED), first(_REFUSED))
+    assert await waiter.end() == first(_COMPLETED)
+
+
+# What belongs to another request.
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"publisher": "mallory"}, {"project": "bob"}, {"publisher": "mallory", "project": None}],
+    ids=["of the same project", "of another project", "of no project"],
+)
+@pytest.mark.parametrize("told", [_ACCEPTED, _REFUSED, _COMPLETED, _FAILED])
+async def test_another_publishers_request_of_the_same_id_answers_nothing(
+    waiter: _Reading, first: _Rotation, told: Event, other: dict[str, Any]
+) -> None:
+    waiting, ending = waiter.begin(), waiter.begin(ended=True)
+    await asyncio.sleep(0)
+    if "project" not in other or other["project"] is not None or told is _REFUSED:
+        waiter.tell(first(told, **other))
+    assert await waiter.answer() is None
+    waiter.tell(first(_ACCEPTED), first(_COMPLETED))
+    assert (await waiting, await ending) == (first(_ACCEPTED), first(_COMPLETED))
+
+
+async def test_a_sweep_under_the_id_of_a_rotation_does_not_end_it(
+    waiter: _Reading, first: _Rotation
+) -> None:
+    """Of the same publisher even: the events of a sweep and of a rotation differ in type."""
+    swept = SweepCompleted(sweep_id=ROTATION_ID, project="acme", at=_AT, **_COUNTS)
+    waiter.tell(first(swept))
+    assert await waiter.end() is None
+
+
+async def test_an_id_used_for_another_request_leaves_the_first_ones_wait_alone(
+    waiter: _Reading, first: _Rotation
+) -> None:
+    waiting = waiter.begin()
+    await asyncio.sleep(0)
+    other = waiter.send(project="bob")
+    waiter.tell(other(_ACCEPTED, project="bob"))
+    assert not waiting.done()
+    assert await waiter.answer() == other(_ACCEPTED, project="bob")
+    waiter.tell(first(_REFUSED))
+    assert await waiting == first(_REFUSED)
+
+
+async def test_an_id_used_for_another_request_answers_no_try_that_may_be_lost(
+    waiter: _Reading,
+) -> None:
+    one, other = _Rotation(), _Rotation(project="bob")
+    with suppress(OutcomeUnknownError), waiter.sending(one.request, one.body):
+        waiting = waiter.begin()
+        await asyncio.sleep(0)
+        with waiter.sending(other.request, other.body):
+            pass
+        raise OutcomeUnknownError
+    waiter.tell(other(_REFUSED, project="bob"))
+    assert not waiting.done()
+    waiter.tell(one(_ACCEPTED))
+    assert await waiting == one(_ACCEPTED)
+
+
+async def test_an_answer_of_an_older_worker_is_not_believed_but_an_end_is(
+    waiter: _Reading, first: _Rotation
+) -> None:
+    waiter.tell(_ACCEPTED, _REFUSED)
+    assert await waiter.answer() is None
+    waiter.tell(first(_ACCEPTED), _COMPLETED)
+    assert await waiter.end() == _COMPLETED
+
+
+# Tries.
+
+
+@pytest.mark.parametrize(
+    "told",
+    [(_REFUSED,), (_ACCEPTED, _COMPLETED), (_ACCEPTED, _FAILED), (_ACCEPTED,)],
+    ids=["no", "done", "failed", "yes"],
+)
+async def test_what_answered_an_earlier_try_answers_no_later_one(
+    waiter: _Reading, first: _Rotation, told: tuple[Event, ...]
+) -> None:
+    answers = [first(event) for event in told]
+    waiter.tell(*answers)
+    second = waiter.send()
+    waiter._offset = 0
+    waiter.tell(*answers)  # a reader that begins anew, or a broker writer's copies
+    assert await waiter.answer() is None
+    assert await waiter.end() is None
+    waiter.tell(second(_ACCEPTED), second(_COMPLETED))
+    assert await waiter.answer() == second(_ACCEPTED)
+    assert await waiter.end() == second(_COMPLETED)
+
+
+async def test_an_old_refusal_that_nobody_had_read_answers_no_later_try(
+    waiter: _Reading, first: _Rotation
+) -> None:
+    second = waiter.send()
+    waiting = waiter.begin()
+    await asyncio.sleep(0)
+    waiter.tell(first(_REFUSED))
+    assert not waiting.done()
+    waiter.tell(second(_ACCEPTED))
+    assert await waiting == second(_ACCEPTED)
+
+
+async def test_both_tries_are_answered_each_to_its_own_wait(
+    waiter: _Reading, first: _Rotation
+) -> None:
+    """The first message may well be served after the second was sent."""
+    early = waiter.begin()
+    await asyncio.sleep(0)
+    second = waiter.send()
+    late, end = waiter.begin(), waiter.begin(ended=True)
+    await asyncio.sleep(0)
+    waiter.tell(first(_ACCEPTED))
+    assert await early == first(_ACCEPTED)
+    assert not late.done()
+    waiter.tell(second(_REFUSED))
+    assert await late == second(_REFUSED)
+    assert await end == second(_REFUSED)
+
+
+async def test_a_later_refusal_does_not_end_an_earlier_trys_wait(
+    waiter: _Reading, first: _Rotation
+) -> None:
+    end = waiter.begin(ended=True)
+    await asyncio.sleep(0)
+    waiter.tell(first(_ACCEPTED))
+    second = waiter.send()
+    waiter.tell(second(_REFUSED))
+    assert not end.done()
+    waiter.tell(first(_COMPLETED))
+    assert await end == first(_COMPLETED)
+
+
+async def test_the_end_of_a_sweep_ends_it_for_every_try(waiter: _Reading, first: _Rotation) -> None:
+    """One that is told for another try, after this one was sent: it is the same sweep's."""
+    waiter.send()
+    waiter.tell(first(_COMPLETED))
+    assert await waiter.end() == first(_COMPLETED)
+
+
+@pytest.mark.parametrize(
+    "became_of_it",
+    [OutcomeUnknownError, asyncio.CancelledError, NotDeliveredError],
+    ids=["unknown", "cancelled", "not delivered"],
+)
+@pytest.mark.parametrize("began", ["before", "meanwhile", "after"])
+async def test_where_a_try_may_not_have_arrived_the_one_before_answers_too(
+    waiter: _Reading, first: _Rotation, became_of_it: type[BaseException], began: str
+) -> None:
+    waits: list[asyncio.Task[Event]] = []
+    second = _Rotation()
+    if began == "before":
+        waits.append(waiter.begin())
+        await asyncio.sleep(0)
+    with pytest.raises(became_of_it):
+        await _sent(waiter, second, became_of_it, waits if began == "meanwhile" else None)
+    if began == "after":
+        waits.append(waiter.begin())
+        await asyncio.sleep(0)
+    waiter.tell(first(_ACCEPTED))
+    assert await waits[0] == first(_ACCEPTED)
+    assert await waiter.answer() == first(_ACCEPTED)
+
+
+async def _sent(
+    waiter: _Reading,
+    one: _Rotation,
+    error: type[BaseException],
+    waits: list[asyncio.Task[Event]] | None,
+) -> None:
+    with waiter.sending(one.request, one.body):
+        if waits is not None:
+            waits.append(waiter.begin())
+            await asyncio.sleep(0)
+        raise error
+
+
+async def test_an_answer_that_came_while_a_try_was_under_way_is_not_lost(
+    waiter: _Reading, first: _Rotation
+) -> None:
+    second = _Rotation()
+    with suppress(NotDeliveredError), waiter.sending(second.request, second.body):
+        waiter.tell(first(_REFUSED))
+        waiting = waiter.begin()
+        await asyncio.sleep(0)
+        assert not waiting.done()  # the second may yet arrive, and be answered
+        raise NotDeliveredError
+    assert await waiting == first(_REFUSED)
+    assert await waiter.answer() == first(_REFUSED)
+
+
+async def test_a_wait_for_a_try_that_may_be_lost_is_ended_by_the_next(waiter: _Reading) -> None:
+    waiter.send(OutcomeUnknownError())
+    waiting = waiter.begin()
+    await asyncio.sleep(0)
+    second = waiter.send()
+    waiter.tell(second(_REFUSED))
+    assert await waiting == second(_REFUSED)
+
+
+async def test_two_tries_at_once_are_each_answered(waiter: _Reading) -> None:
+    one, two = _Rotation(), _Rotation()
+    with waiter.sending(one.request, one.body):
+        waiting = waiter.begin()
+        await asyncio.sleep(0)
+        with pytest.raises(NotDeliveredError), waiter.sending(two.request, two.body):
+            raise NotDeliveredError
+    waiter.tell(one(_ACCEPTED))
+    assert await waiting == one(_ACCEPTED)
+    assert await waiter.answer() == one(_ACCEPTED)
+
+
+@given(st.lists(st.sampled_from(["sent", "unknown", "not", "told"]), max_size=30))
+def test_memory_of_tries_is_bounded_and_the_last_one_is_answered(steps: list[str]) -> None:
+    async def run() -> None:
+        waiter = _Reading()
+        tries = [waiter.send()]
+        outcomes = {"sent": None, "unknown": OutcomeUnknownError(), "not": NotDeliveredError()}
+        for step in steps:
+            if step == "told":
+                waiter.tell(tries[-1](_REFUSED))
+            else:
+                tries.append(waiter.send(outcomes[step]))
+        assert len([*waiter._sent[ROTATION_ID].all]) <= 9
+        last = waiter.send()
+        assert [*waiter._sent[ROTATION_ID].all][1:] == []
+        assert await waiter.answer() is None
+        waiter.tell(last(_ACCEPTED))
+        assert await waiter.answer() == last(_ACCEPTED)
+
+    asyncio.run(run())
+
+
+# Requests of others, and memory.
+
+
+async def test_a_request_of_another_process_needs_its_project_and_type(waiter: _Reading) -> None:
+    waits: list[Callable[[], Any]] = [
+        lambda: waiter.wait(ROTATION_ID, timeout_s=1),
+        lambda: waiter.wait(ROTATION_ID, timeout_s=1, project="acme"),
+        lambda: waiter.wait(ROTATION_ID, timeout_s=1, request_type="rotation.requested"),
+        lambda: anext(waiter.progress(ROTATION_ID)),
+    ]
+    for begin in waits:
+        with pytest.raises(NotSentHereError, match="name its project and request_type"):
+            await begin()
+    waiter.send()
+    with pytest.raises(NotSentHereError):  # what was sent under this id was another request
+        await waiter.wait(ROTATION_ID, timeout_s=1, project="bob")
+
+
+@given(st.binary(max_size=80))
+def test_any_bytes_claim_an_id_or_none(body: bytes) -> None:
+    assert _claimed_id(body) is None
+
+
+@pytest.mark.parametrize(
+    ("body", "claimed"),
+    [
+        (b'{"type": "upload.stored", "upload_id": "a", "sweep_id": "b"}', "a"),
+        (b'{"type": "upload.stored", "sweep_id": "b"}', None),
+        (b'{"type": "upload.stored", "upload_id": 1}', None),
+        (b'{"type": "upload.requested", "upload_id": "a"}', None),
+        (b'{"type": 1, "upload_id": "a"}', None),
+        (b'["upload_id"]', None),
+    ],
+)
+def test_the_id_is_read_from_the_field_of_the_events_own_type(
+    body: bytes, claimed: str | None
+) -> None:
+    assert _claimed_id(body) == claimed
+
+
+def test_memory_of_what_was_sent_is_bounded() -> None:
+    waiter = Waiter(None, None, PUBLISHER, max_tracked=100)  # type: ignore[arg-type]
+    ids = [f"00000000-0000-4000-8000-{number:012}" for number in range(1000)]
+    for sweep_id in ids:
+        request = SweepRequested(sweep_id=sweep_id, project="acme", requested_at=_AT)
+        with waiter.sending(request, encode(request)):
+            pass
+    assert list(waiter._sent) == ids[900:]

@@ -1,0 +1,107 @@
+"""The names that revision 2 adds to an object's metadata (SPEC 4.3)."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+import pytest
+
+from keyturn import metadata
+from keyturn.crypto import upload_tag
+from keyturn.errors import CorruptObjectError
+from keyturn.metadata import Wraps
+from keyturn_workers.objects.wrap import metadata_for
+
+WRAPS: Final = Wraps("Cobblestone-256", b"u" * 104, b"a" * 104, 3, "0" * 16, "m1")
+DEK: Final = bytes(range(32))
+LAST_MODIFIED: Final = datetime(2026, 11, 24, 10, tzinfo=UTC)
+UPLOAD_ID: Final = "2f6c9a0e-1111-4111-8111-111111111111"
+UPLOAD: Final = {
+    "publisher": "api",
+    "project": "acme",
+    "key": "reports/q3.pdf",
+    "upload_id": UPLOAD_ID,
+    "size_bytes": 5,
+}
+
+
+def test_the_tag_is_that_of_the_specification() -> None:
+    said = f"keyturn/v1/upload\0api\0acme\0reports/q3.pdf\0{UPLOAD_ID}\0{5}".encode()
+    wanted = hmac.new(DEK, said, hashlib.sha256).digest()[:16]
+    assert upload_tag(DEK, **UPLOAD) == wanted  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"publisher": "web"},
+        {"project": "bob"},
+        {"key": "reports/q4.pdf"},
+        {"upload_id": UPLOAD_ID.replace("1", "2")},
+        {"size_bytes": 50},
+    ],
+)
+def test_the_tag_is_another_for_every_other_upload(other: dict[str, object]) -> None:
+    tags = {upload_tag(DEK, **UPLOAD), upload_tag(DEK, **{**UPLOAD, **other})}  # type: ignore[arg-type]
+    assert len(tags) == 2
+    assert upload_tag(bytes(32), **UPLOAD) not in tags  # type: ignore[arg-type]
+
+
+def test_a_tag_comes_back_as_it_was_written() -> None:
+    tag = upload_tag(DEK, **UPLOAD)  # type: ignore[arg-type]
+    built = metadata.build(WRAPS, upload_id=UPLOAD_ID, tag=metadata.format_upload_tag(tag))
+    assert metadata.upload_tag(built) == tag
+    assert metadata.parse(built) == WRAPS
+    assert metadata.upload_tag(metadata.build(WRAPS, upload_id=UPLOAD_ID)) is None
+
+
+@pytest.mark.parametrize("value", ["", "AAAA", "A" * 22, "é", "A" * 22 + "=", "A" * 21 + "B=="])
+def test_a_value_that_is_no_tag_equals_none(value: str) -> None:
+    assert metadata.upload_tag({"enc-upload-tag": value}) == b""
+
+
+def test_plaintext_carries_no_tag() -> None:
+    """Of `enc-` names a plaintext object has `enc-upload` alone: one with a tag was stripped."""
+    with pytest.raises(CorruptObjectError):
+        metadata.parse({"enc-upload": UPLOAD_ID, "enc-upload-tag": "A" * 24})
+
+
+def test_the_time_of_storing_is_written_anew() -> None:
+    built = metadata.build(WRAPS, upload_id=None, stored_at=LAST_MODIFIED)
+    assert built["enc-stored-at"] == "2026-11-24T10:00:00.000000Z"
+    assert metadata.stored_at(built, LAST_MODIFIED) == LAST_MODIFIED
+    assert metadata.stored_at({"enc-stored-at": "2026-11-24T10:00:00Z"}, LAST_MODIFIED)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        "yesterday",
+        "2026-11-24",
+        "2026-11-24T10:00:00+00:00",
+        "2026-11-31T10:00:00Z",
+        "2026-11-24T10:00:00Z ",
+        "2026-11-24T10:00:01Z",  # later than the storage's own
+    ],
+)
+def test_a_time_of_storing_that_cannot_be_is_ignored(value: str) -> None:
+    assert metadata.stored_at({"enc-stored-at": value}, LAST_MODIFIED) is None
+    assert metadata.stored_at({}, LAST_MODIFIED) is None
+
+
+def test_the_time_of_storing_is_left_out_where_metadata_would_be_too_large() -> None:
+    own = metadata.build(WRAPS, upload_id=UPLOAD_ID, stored_at=LAST_MODIFIED)
+    room = metadata.METADATA_MAX_BYTES - metadata.size_bytes(own) - 1
+    for size, kept in ((room, True), (room + 1, False)):
+        whole = metadata_for(
+            WRAPS,
+            upload_id=UPLOAD_ID,
+            caller_wire={"a": "x" * size},
+            stored_at=LAST_MODIFIED - timedelta(days=1),
+        )
+        assert ("enc-stored-at" in whole) is kept
+        assert metadata.size_bytes(whole) <= metadata.METADATA_MAX_BYTES

@@ -1,0 +1,752 @@
+"""The order of things around one delivery (SPEC 6.2): the acknowledgement comes last.
+
+Each step that can fail is made to fail. Whatever had not become durable by then, the
+message was not acknowledged, and comes again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+from aio_pika.exceptions import AMQPConnectionError, ChannelInvalidStateError
+from faststream.exceptions import IncorrectState
+
+from keyturn.crypto import SigningKey, VerifyKey
+from keyturn.errors import (
+    AlreadyExistsError,
+    KeyturnError,
+    StorageUnavailableError,
+    UnknownProjectError,
+)
+from keyturn.identifiers import format_time
+from keyturn.messages import RequestOrigin, UploadStored
+from keyturn_workers.amqp import (
+    Consumer,
+    Done,
+    NotConfirmedError,
+    NotYetError,
+    Teller,
+    request_consumer,
+)
+from keyturn_workers.amqp.retry import Retry, RetryNotes
+from keyturn_workers.worker.authorization import Rules
+from keyturn_workers.worker.grants import Grant
+from keyturn_workers.worker.metrics import WorkerMetrics
+from tests.support.scrape import risen, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from aio_pika.abc import AbstractIncomingMessage
+
+    from keyturn.messages import Event, Request
+    from keyturn_workers.worker.grants import GrantsKeeper
+
+KEY = SigningKey.from_seed(bytes(32))
+ALL = frozenset("*")
+RULES = Rules(
+    "test",
+    {"api": Grant((VerifyKey.from_bytes(KEY.public_bytes),), ALL, ALL)},
+    timedelta(days=7),
+)
+UPLOAD_ID = "2f6c9a0e-1111-4111-8111-111111111111"
+NOTES = RetryNotes("test", [KEY])
+STORED = UploadStored(
+    upload_id=UPLOAD_ID,
+    project="acme",
+    at=format_time(datetime.now(UTC)),
+    key="k",
+    size=1,
+    generation=1,
+)
+
+
+class BrokerError(Exception):
+    """What aio-pika raises where a publish was not confirmed."""
+
+
+@dataclass
+class Scene:
+    """Notes what happens, in order; `failing` names the step that raises."""
+
+    failing: str = ""
+    steps: list[str] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+
+    def step(self, name: str) -> None:
+        if name == self.failing:
+            self.steps.append(f"{name} failed")
+            raise BrokerError
+        self.steps.append(name)
+
+
+@dataclass
+class FakeTeller:
+    """Publishes nothing, and notes what it was asked for."""
+
+    scene: Scene
+
+    async def tell(self, event: Event) -> None:
+        self.scene.step("told")
+        self.scene.events.append(event)
+
+    def retry_of(self, message: FakeMessage, queue: str, publisher: str) -> Retry | None:
+        return NOTES.read(queue, publisher, message.body, message.headers)
+
+    async def put_off(
+        self,
+        _message: object,
+        queue: str,
+        error: KeyturnError,
+        attempt: int,
+        delay_s: int,
+        *,
+        publisher: str,
+    ) -> None:
+        assert publisher == "api"
+        self.scene.step("put off")
+        self.scene.steps.append(f"{queue} {error.code} {attempt} {delay_s}s")
+
+    async def put_off_quietly(
+        self, _message: object, queue: str, wait_s: float, *, publisher: str
+    ) -> None:
+        assert publisher == "api"
+        self.scene.step("put off")
+        self.scene.steps.append(f"{queue} {wait_s}s")
+
+    async def put_back(self, _message: object, queue: str, retry: Retry, *, publisher: str) -> None:
+        assert publisher == "api"
+        self.scene.step("put back")
+        self.scene.steps.append(f"{queue} {retry.code} {retry.attempt}")
+
+    async def dead_letter(self, _message: object, queue: str, error: KeyturnError) -> None:
+        self.scene.step("dead")
+        self.scene.steps.append(f"{queue} {error.code}")
+
+
+@dataclass
+class FakeMessage:
+    """A delivery that notes its acknowledgement."""
+
+    scene: Scene
+    body: bytes
+    headers: dict[str, Any]
+    routing_key: str = "upload.requested"
+    redelivered: bool = False
+    message_id: str = UPLOAD_ID
+
+    async def ack(self) -> None:
+        self.scene.step("ack")
+
+    async def nack(self, *, requeue: bool) -> None:
+        assert requeue
+        self.scene.step("given back")
+
+
+@dataclass
+class FakeRole:
+    """Serves uploads by doing nothing, or by raising."""
+
+    scene: Scene
+    error: Exception | None = None
+    queue: str = "keyturn.upload"
+    served: tuple[str, ...] = ("upload.requested",)
+    seen_before: bool | None = None
+    completed: bool = False
+    gate: asyncio.Event | None = None
+    entered: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def serve(self, request: Request, origin: RequestOrigin, *, seen_before: bool) -> Done:
+        assert (request.type, origin.publisher) == ("upload.requested", "api")
+        self.seen_before = seen_before
+        self.entered.set()
+        if self.gate is not None:
+            await self.gate.wait()
+        self.scene.step("served")
+        if self.error is not None:
+            raise self.error
+
+        async def after() -> None:
+            self.scene.step("after")
+
+        return Done(STORED, {}, after)
+
+    async def find_completed(self, request: Request, origin: RequestOrigin) -> Done | None:
+        assert (request.type, origin.publisher) == ("upload.requested", "api")
+        self.scene.step("looked up")
+        if self.error is not None:
+            raise self.error
+        return Done(STORED, {}) if self.completed else None
+
+    async def after_refusal(
+        self, request: Request, origin: RequestOrigin, error: KeyturnError
+    ) -> None:
+        assert (request.type, origin.publisher) == ("upload.requested", "api")
+        self.scene.step(f"cleared up {error.code}")
+
+
+def document(**changes: Any) -> bytes:
+    fields = {
+        "type": "upload.requested",
+        "upload_id": UPLOAD_ID,
+        "project": "acme",
+        "key": "k",
+        "requested_at": format_time(datetime.now(UTC)),
+        "sealed_key": {"intake_key": "main", "ciphertext": ""},
+        "body": {"inline": ""},
+    }
+    return json.dumps(fields | changes).encode()
+
+
+def message(
+    scene: Scene, body: bytes | None = None, headers: dict[str, Any] | None = None
+) -> FakeMessage:
+    """A signed delivery, with further headers."""
+    body = document() if body is None else body
+    signature = KEY.sign_request("test", "api", body)
+    signed = {"keyturn-publisher": "api", "keyturn-signature": signature}
+    return FakeMessage(scene, body, signed | (headers or {}))
+
+
+def noted(delivery: FakeMessage, code: str, attempt: int, in_s: float = 0) -> FakeMessage:
+    """The delivery as it comes back after a worker put it off."""
+    retry = Retry(code, attempt, datetime.now(UTC) + timedelta(seconds=in_s))
+    delivery.headers |= NOTES.headers("keyturn.upload", "api", delivery.body, retry)
+    delivery.routing_key = "keyturn.upload"
+    return delivery
+
+
+async def consume(
+    role: FakeRole,
+    delivery: FakeMessage,
+    metrics: WorkerMetrics | None = None,
+) -> list[str]:
+    """The steps in their order."""
+    taken = Consumer(role, RULES, cast("Teller", FakeTeller(role.scene)), metrics)
+    await taken(cast("AbstractIncomingMessage", delivery))
+    assert taken.in_flight == 0
+    return role.scene.steps
+
+
+@pytest.fixture(autouse=True)
+def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_consumer, "_PAUSE_S", 0)
+
+
+async def test_served() -> None:
+    """Served, told, cleared up, acknowledged."""
+    scene = Scene()
+    assert await consume(FakeRole(scene), message(scene)) == ["served", "told", "after", "ack"]
+
+
+async def test_refused() -> None:
+    """Dead first, told second, acknowledged last."""
+    scene = Scene()
+    role = FakeRole(scene, AlreadyExistsError("k"))
+    refused = ["dead", "keyturn.upload already_exists", "told", "cleared up already_exists", "ack"]
+    assert await consume(role, message(scene)) == ["served", *refused]
+    assert [(event.type, getattr(event, "code", "")) for event in scene.events] == [
+        ("upload.rejected", "already_exists")
+    ]
+
+
+async def test_malformed() -> None:
+    """Refused without being served."""
+    scene = Scene()
+    refused = ["dead", "keyturn.upload malformed_request", "told", "ack"]
+    assert await consume(FakeRole(scene), message(scene, document(key="/"))) == refused
+
+
+async def test_malformed_by_nobody_in_particular() -> None:
+    """Without an id there is nobody to tell; it is dead all the same."""
+    scene = Scene()
+    refused = ["dead", "keyturn.upload malformed_request", "ack"]
+    assert await consume(FakeRole(scene), message(scene, b"{")) == refused
+
+
+async def test_bad_signature() -> None:
+    """Told in no event, however well-formed it is."""
+    scene = Scene()
+    forged = message(scene, headers={"keyturn-publisher": "other"})
+    refused = ["dead", "keyturn.upload bad_signature", "ack"]
+    assert await consume(FakeRole(scene), forged) == refused
+
+
+async def test_put_off() -> None:
+    """Its copy waits before it is acknowledged; nothing is told."""
+    scene = Scene()
+    role = FakeRole(scene, StorageUnavailableError("x"))
+    delivery = noted(message(scene), "storage_unavailable", 2)
+    waits = ["put off", "keyturn.upload storage_unavailable 2 30s", "ack"]
+    assert await consume(role, delivery) == ["served", *waits]
+
+
+async def test_put_off_no_more() -> None:
+    scene = Scene()
+    role = FakeRole(scene, UnknownProjectError("acme"))
+    delivery = noted(message(scene), "unknown_project", 3)
+    refused = [
+        "dead",
+        "keyturn.upload unknown_project",
+        "told",
+        "cleared up unknown_project",
+        "ack",
+    ]
+    assert await consume(role, delivery) == ["served", *refused]
+
+
+async def test_a_bug_of_ours() -> None:
+    """What nobody thought of is put off like a failure of the storage, and never lost."""
+    scene = Scene()
+    role = FakeRole(scene, ZeroDivisionError("secret"))
+    waits = ["put off", "keyturn.upload storage_unavailable 0 1s", "ack"]
+    assert await consume(role, message(scene)) == ["served", *waits]
+
+
+async def test_a_lost_broker_is_no_bug_of_ours(capsys: pytest.CaptureFixture[str]) -> None:
+    """What a role sends while it serves was not confirmed: the request comes again as it is."""
+    scene = Scene()
+    role = FakeRole(scene, NotConfirmedError("ChannelInvalidStateError"))
+    assert await consume(role, message(scene)) == ["served", "given back"]
+    assert "unexpected failure" not in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        ChannelInvalidStateError("No active transport"),
+        AMQPConnectionError(),
+        TimeoutError(),
+        Exception("a bare one"),
+        IncorrectState("no producer"),
+    ],
+    ids=lambda loss: type(loss).__name__,
+)
+async def test_each_loss_is_told_as_one_error(loss: Exception) -> None:
+    class Lost:
+        async def publish(self, *_: object, **__: object) -> None:
+            raise loss
+
+    teller = Teller(cast("Any", Lost()), "test", [KEY])
+    with pytest.raises(NotConfirmedError):
+        await teller.send(b"{}", "keyturn.plan", 0)
+
+
+class _Waiting:
+    """A broker whose answer is what the future becomes."""
+
+    def __init__(self) -> None:
+        self.answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def publish(self, *_: object, **__: object) -> None:
+        await self.answer
+
+
+async def test_a_connection_that_was_given_up_is_no_cancellation() -> None:
+    """Aiormq lets go of its futures by one. A task that took it for its own would end unseen."""
+    broker = _Waiting()
+    teller = Teller(cast("Any", broker), "test", [KEY])
+    sending = asyncio.create_task(teller.send(b"{}", "keyturn.plan", 0))
+    await asyncio.sleep(0)
+    broker.answer.set_exception(asyncio.CancelledError())
+    with pytest.raises(NotConfirmedError):
+        await sending
+
+
+async def test_a_cancellation_stays_one() -> None:
+    sending = asyncio.create_task(
+        Teller(cast("Any", _Waiting()), "test", [KEY]).send(b"{}", "keyturn.plan", 0)
+    )
+    await asyncio.sleep(0)
+    sending.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await sending
+
+
+Case = tuple[Exception | None, bytes | None]
+SERVED: Case = (None, None)
+REFUSED: Case = (AlreadyExistsError("k"), None)
+WAITING: Case = (StorageUnavailableError("x"), None)
+MALFORMED: Case = (None, b"{")
+
+
+@pytest.mark.parametrize(
+    ("case", "failing", "expected"),
+    [
+        (SERVED, "told", ["served", "told failed", "given back"]),
+        (SERVED, "after", ["served", "told", "after failed", "given back"]),
+        (SERVED, "ack", ["served", "told", "after", "ack failed", "given back"]),
+        (REFUSED, "dead", ["served", "dead failed", "given back"]),
+        (REFUSED, "told", ["served", "dead", "*", "told failed", "given back"]),
+        (REFUSED, "ack", ["served", "dead", "*", "told", "cleared", "ack failed", "given back"]),
+        (WAITING, "put off", ["served", "put off failed", "given back"]),
+        (WAITING, "ack", ["served", "put off", "*", "ack failed", "given back"]),
+        (MALFORMED, "dead", ["dead failed", "given back"]),
+    ],
+)
+async def test_nothing_is_acknowledged_before_it_is_durable(
+    case: Case, failing: str, expected: list[str]
+) -> None:
+    """A step that the broker did not confirm: the message goes back to its queue."""
+    error, body = case
+    scene = Scene(failing)
+    steps = await consume(FakeRole(scene, error), message(scene, body))
+    short = [step.removesuffix(" up already_exists") for step in steps]
+    assert [step if "keyturn." not in step else "*" for step in short] == expected
+    assert "ack" not in steps
+
+
+async def test_the_channel_is_gone() -> None:
+    """Not even the giving back works: the broker gives the message again by itself."""
+    scene = Scene("told")
+    delivery = message(scene)
+
+    async def nack(*, requeue: bool) -> None:
+        raise BrokerError(requeue)
+
+    delivery.nack = nack  # type: ignore[method-assign]  # a channel that is closed
+    assert await consume(FakeRole(scene), delivery) == ["served", "told failed"]
+
+
+async def test_cancelled() -> None:
+    """A worker that is told to stop neither acknowledges nor gives back: the broker does."""
+    scene = Scene()
+    role = FakeRole(scene, gate=asyncio.Event())
+    running = asyncio.create_task(consume(role, message(scene)))
+    await role.entered.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert scene.steps == []
+
+
+REFUSED_AS = 'requests_refused_total{code="%s",queue="keyturn.upload"}'
+RETRIED_AS = 'retries_total{code="%s",queue="keyturn.upload"}'
+
+
+@pytest.mark.parametrize(
+    ("error", "body", "stages", "ends"),
+    [
+        (None, None, "admit serve tell", ['requests_served_total{type="upload.stored"}']),
+        (AlreadyExistsError("k"), None, "admit serve", [REFUSED_AS % "already_exists"]),
+        (None, b"{", "admit", [REFUSED_AS % "malformed_request"]),
+        (StorageUnavailableError("x"), None, "admit serve", [RETRIED_AS % "storage_unavailable"]),
+        (ZeroDivisionError(), None, "admit serve", [RETRIED_AS % "storage_unavailable"]),
+        (NotYetError(3), None, "admit serve", [RETRIED_AS % "waiting"]),
+    ],
+    ids=["served", "refused", "malformed", "put off", "a bug", "waits"],
+)
+async def test_each_end_is_counted_once(
+    error: Exception | None, body: bytes | None, stages: str, ends: list[str]
+) -> None:
+    """By what became of it; and each stage that it came through was measured."""
+    metrics, scene = WorkerMetrics(), Scene()
+    await consume(FakeRole(scene, error), message(scene, body), metrics)
+    names = [
+        'messages_consumed_total{queue="keyturn.upload"}',
+        *(f'stage_seconds_count{{queue="keyturn.upload",stage="{s}"}}' for s in stages.split()),
+        *ends,
+    ]
+    assert risen(metrics) == {f"keyturn_{name}": 1 for name in names}
+
+
+async def test_what_did_not_become_durable_is_not_counted_as_done() -> None:
+    """It was taken, and comes again; its end is counted then."""
+    for error, failing in (
+        (None, "told"),
+        (None, "ack"),
+        (AlreadyExistsError("k"), "dead"),
+        (StorageUnavailableError("x"), "put off"),
+    ):
+        metrics, scene = WorkerMetrics(), Scene(failing)
+        await consume(FakeRole(scene, error), message(scene), metrics)
+        ends = ("served", "refused", "retries")
+        assert not [name for name in risen(metrics) if any(end in name for end in ends)]
+
+
+async def test_a_request_in_flight_tells_its_age() -> None:
+    """From its admission on, by what it says of itself: its sender is known by then."""
+    metrics, scene = WorkerMetrics(), Scene()
+    role = FakeRole(scene, gate=asyncio.Event())
+    asked = format_time(datetime.now(UTC) - timedelta(minutes=10))
+    running = asyncio.create_task(
+        consume(role, message(scene, document(requested_at=asked)), metrics)
+    )
+    await role.entered.wait()
+    found = shown(metrics)
+    assert 600 <= found['keyturn_oldest_message_age_seconds{queue="keyturn.upload"}'] < 660
+    assert found['keyturn_messages_in_flight{queue="keyturn.upload"}'] == 1
+    assert role.gate is not None
+    role.gate.set()
+    await running
+
+
+def redelivered(delivery: FakeMessage) -> None:
+    delivery.redelivered = True
+
+
+def waited(delivery: FakeMessage) -> None:
+    noted(delivery, "unknown_project", 1)
+
+
+def forged(delivery: FakeMessage) -> None:
+    delivery.headers["keyturn-attempt"] = "unknown_project:1"
+
+
+def of_another(delivery: FakeMessage) -> None:
+    retry = Retry("unknown_project", 1, datetime.now(UTC))
+    delivery.headers |= NOTES.headers("keyturn.upload", "other", delivery.body, retry)
+
+
+def counted(delivery: FakeMessage) -> None:
+    delivery.headers |= {"x-delivery-count": 1, "x-death": [{"count": 1}]}
+
+
+@pytest.mark.parametrize(
+    ("change", "seen_before"),
+    [
+        (lambda _: None, False),
+        (redelivered, True),
+        (waited, True),
+        (forged, False),
+        (of_another, False),
+        (counted, False),
+    ],
+)
+async def test_seen_before(change: Callable[[FakeMessage], None], *, seen_before: bool) -> None:
+    """Only the broker and the workers can say that an earlier delivery may have done part of it.
+
+    Issue 10, item 3: by an unsigned header an upload aborted the multipart uploads at its key.
+    """
+    scene = Scene()
+    role, delivery = FakeRole(scene), message(scene)
+    change(delivery)
+    await consume(role, delivery)
+    assert role.seen_before is seen_before
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        ("unknown_project", UnknownProjectError("acme")),
+        ("storage_unavailable", StorageUnavailableError("x")),
+    ],
+)
+async def test_a_forged_attempt_counts_for_nothing(code: str, error: KeyturnError) -> None:
+    """Issue 10, item 3: a copy with such a header was refused for good in 0.05 s."""
+    scene = Scene()
+    delivery = message(scene, headers={"keyturn-attempt": f"{code}:999999999"})
+    waits = ["put off", f"keyturn.upload {code} 0 1s", "ack"]
+    assert await consume(FakeRole(scene, error), delivery) == ["served", *waits]
+
+
+async def test_a_retry_that_comes_early_waits_on() -> None:
+    """An attacker who moves it out of its retry queue neither hurries nor uses up its tries."""
+    scene = Scene()
+    delivery = noted(message(scene), "unknown_project", 2, in_s=5)
+    waits = ["put back", "keyturn.upload unknown_project 2", "ack"]
+    assert await consume(FakeRole(scene, UnknownProjectError("acme")), delivery) == waits
+
+
+def expired(scene: Scene) -> FakeMessage:
+    asked = format_time(datetime.now(UTC) - timedelta(days=8) + timedelta(minutes=1))
+    return message(scene, document(requested_at=asked))
+
+
+async def test_past_its_age_what_is_done_is_published_as_done() -> None:
+    """Issue 10, item 6: a redelivery past the age was refused though its object is stored."""
+    scene = Scene()
+    role = FakeRole(scene, completed=True)
+    assert await consume(role, expired(scene)) == ["looked up", "told", "ack"]
+    assert [event.type for event in scene.events] == ["upload.stored"]
+
+
+async def test_past_its_age_and_not_done() -> None:
+    scene = Scene()
+    refused = ["dead", "keyturn.upload request_expired", "told", "cleared up request_expired"]
+    steps = await consume(FakeRole(scene), expired(scene))
+    assert steps == ["looked up", *refused, "ack"]
+
+
+async def test_past_its_age_while_the_storage_does_not_answer() -> None:
+    """Whether it is done cannot be said: it waits, up to a day, and is not refused."""
+    scene = Scene()
+    role = FakeRole(scene, StorageUnavailableError("x"))
+    waits = ["put off", "keyturn.upload storage_unavailable 0 1s", "ack"]
+    assert await consume(role, expired(scene)) == ["looked up", *waits]
+    scene.steps.clear()
+    old = message(scene, document(requested_at="2026-01-01T00:00:00Z"))
+    steps = await consume(role, old)
+    assert steps[:3] == ["looked up", "dead", "keyturn.upload storage_unavailable"]
+
+
+class StorageTime:
+    """A worker whose own clock is some minutes off, until it asks the storage."""
+
+    def __init__(self, off: timedelta, error: Exception | None = None) -> None:
+        self._off = off
+        self._error = error
+
+    def now(self) -> datetime:
+        return datetime.now(UTC) + self._off
+
+    async def learn(self) -> None:
+        if self._error is not None:
+            raise self._error
+        self._off = timedelta()
+
+
+async def consume_at(role: FakeRole, delivery: FakeMessage, time: StorageTime) -> list[str]:
+    teller = cast("Teller", FakeTeller(role.scene))
+    taken = Consumer(role, RULES, teller, now=time.now, learn_time=time.learn)
+    await taken(cast("AbstractIncomingMessage", delivery))
+    return role.scene.steps
+
+
+@pytest.mark.parametrize("minutes", [-6, 60 * 24 * 8])
+async def test_a_worker_whose_clock_is_off_refuses_no_fresh_request(minutes: int) -> None:
+    """Issue 10, of the small ones: it asks the storage for the time before it refuses."""
+    scene = Scene()
+    steps = await consume_at(
+        FakeRole(scene), message(scene), StorageTime(timedelta(minutes=minutes))
+    )
+    assert steps == ["served", "told", "after", "ack"]
+
+
+async def test_a_time_that_cannot_be_learned_refuses_nothing() -> None:
+    scene = Scene()
+    time = StorageTime(timedelta(minutes=-6), StorageUnavailableError("x"))
+    steps = await consume_at(FakeRole(scene), message(scene), time)
+    assert steps == ["put off", "keyturn.upload storage_unavailable 0 1s", "ack"]
+
+
+def _with_an_unknown_time(scene: Scene, off: timedelta) -> Consumer:
+    """A worker that has just met a storage whose clock is off."""
+    return Consumer(
+        FakeRole(scene),
+        RULES,
+        cast("Teller", FakeTeller(scene)),
+        now=lambda: datetime.now(UTC) + off,
+        time_known=lambda: False,
+    )
+
+
+@pytest.mark.parametrize("off", [{"minutes": -6}, {"days": 8}, {"days": 30}])
+async def test_a_time_that_is_not_known_for_two_leases_refuses_nothing(off: dict[str, int]) -> None:
+    """The first answer of a slow front end had every fresh request refused for good."""
+    scene = Scene()
+    taken = _with_an_unknown_time(scene, timedelta(**off))
+    await taken(cast("AbstractIncomingMessage", message(scene)))
+    waits = ["put off", "keyturn.upload storage_unavailable 0 1s", "ack"]
+    assert scene.steps == ["looked up", *waits]
+
+
+@pytest.mark.parametrize("age", [{"minutes": -6}, {"days": 8}])
+async def test_what_both_clocks_call_expired_is_refused_at_once(age: dict[str, int]) -> None:
+    scene = Scene()
+    asked = format_time(datetime.now(UTC) - timedelta(**age))
+    taken = _with_an_unknown_time(scene, timedelta(seconds=2))
+    await taken(cast("AbstractIncomingMessage", message(scene, document(requested_at=asked))))
+    assert scene.steps[:3] == ["looked up", "dead", "keyturn.upload request_expired"]
+
+
+async def test_a_request_from_the_future_is_refused() -> None:
+    scene = Scene()
+    asked = format_time(datetime.now(UTC) + timedelta(minutes=6))
+    delivery = message(scene, document(requested_at=asked))
+    steps = await consume_at(FakeRole(scene), delivery, StorageTime(timedelta()))
+    assert "keyturn.upload request_expired" in steps
+
+
+@pytest.mark.parametrize("routing_key", ["enroll.requested", "", "anything", "keyturn.control"])
+async def test_a_genuine_request_under_another_routing_key(routing_key: str) -> None:
+    """Issue 10, item 2: it was answered with `malformed_request` while it was stored elsewhere."""
+    scene = Scene()
+    delivery = message(scene)
+    delivery.routing_key = routing_key
+    assert await consume(FakeRole(scene), delivery) == [
+        "dead",
+        "keyturn.upload bad_signature",
+        "ack",
+    ]
+    assert scene.events == []
+
+
+async def test_a_refusal_names_its_request() -> None:
+    """Issue 10, item 5: an old refusal is no answer to a new try, which has other bytes."""
+    scene = Scene()
+    delivery = message(scene)
+    await consume(FakeRole(scene, AlreadyExistsError("k")), delivery)
+    (event,) = scene.events
+    assert event.origin == RequestOrigin.of("api", delivery.body)
+
+
+async def test_what_cannot_be_cleared_up_costs_no_second_dead_letter() -> None:
+    """What it leaves is swept away by its age."""
+    scene = Scene("cleared up already_exists")
+    steps = await consume(FakeRole(scene, AlreadyExistsError("k")), message(scene))
+    assert steps.count("dead") == 1
+    assert steps[-2:] == ["cleared up already_exists failed", "ack"]
+
+
+class Changing:
+    """Grants that an operator changes: `after` is what the file says once it is read again."""
+
+    def __init__(self, after: dict[str, Grant], pending: str = "") -> None:
+        self.grants: dict[str, Grant] = {}
+        self._after = after
+        self._pending = pending
+
+    async def refresh(self) -> bool:
+        changed = self.grants != self._after
+        self.grants.update(self._after)
+        return changed
+
+    def is_pending(self, publisher: object) -> bool:
+        return publisher == self._pending
+
+
+async def consume_by(role: FakeRole, delivery: FakeMessage, changing: Changing) -> list[str]:
+    rules = Rules("test", changing.grants, timedelta(days=7))
+    teller, grants = cast("Teller", FakeTeller(role.scene)), cast("GrantsKeeper", changing)
+    await Consumer(role, rules, teller, grants=grants)(cast("AbstractIncomingMessage", delivery))
+    return role.scene.steps
+
+
+async def test_an_unknown_publisher_is_looked_up_again_before_it_is_refused() -> None:
+    """SPEC 6.3: its grant may be a second old, and this worker not know of it yet."""
+    scene = Scene()
+    changing = Changing(dict(RULES.publishers))
+    done = ["served", "told", "after", "ack"]
+    assert await consume_by(FakeRole(scene), message(scene), changing) == done
+
+
+@pytest.mark.parametrize(
+    ("before", "code"),
+    [
+        (Grant((), ALL, ALL), "bad_signature"),
+        (Grant(RULES.publishers["api"].keys, frozenset(), ALL), "not_permitted"),
+    ],
+)
+async def test_a_new_key_or_grant_counts_for_the_next_message(before: Grant, code: str) -> None:
+    scene = Scene()
+    changing = Changing(dict(RULES.publishers))
+    changing.grants["api"] = before
+    assert "served" in await consume_by(FakeRole(scene), message(scene), changing)
+    scene.steps.clear()
+    unchanged = Changing({"api": before})
+    unchanged.grants["api"] = before
+    steps = await consume_by(FakeRole(scene), message(scene), unchanged)
+    assert f"keyturn.upload {code}" in steps
+
+
+async def test_a_publisher_without_a_stream_yet_is_not_refused() -> None:
+    """The broker gives its message again once the stream is there."""
+    scene = Scene()
+    steps = await consume_by(FakeRole(scene), message(scene), Changing({}, pending="api"))
+    assert steps == ["given back"]

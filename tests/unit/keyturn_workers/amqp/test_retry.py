@@ -1,0 +1,273 @@
+"""When a delivery that failed is tried again, and what its copy carries (SPEC 7.5, 12)."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import aio_pika
+import pytest
+from aiormq.abc import DeliveredMessage
+from pamqp.commands import Basic
+from pamqp.header import ContentHeader
+
+from keyturn.crypto import SigningKey
+from keyturn.errors import KeyturnError, TransientError, UnknownProjectError, all_errors
+from keyturn.topology import ALL_DELAYS_S, RETRY_DELAYS_S, queues, retry_name
+from keyturn_workers.amqp.retry import (
+    Retry,
+    RetryNotes,
+    attempts,
+    copy_of,
+    retry_delay_s,
+    sent_headers,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+NOW = datetime(2026, 11, 24, 10, tzinfo=UTC)
+WEEK = timedelta(days=7)
+ERRORS = all_errors()
+TRANSIENT = sorted(code for code, error in ERRORS.items() if error.transient)
+FINAL = sorted(set(ERRORS) - set(TRANSIENT) - {"unknown_project"})
+
+
+def delays(error: KeyturnError, tries: int, *, age: timedelta = timedelta()) -> list[int | None]:
+    """The delay after each of so many tries, all at the same moment."""
+    return [
+        retry_delay_s(error, attempt, requested_at=NOW - age, max_age=WEEK, now=NOW)
+        for attempt in range(tries)
+    ]
+
+
+def test_which_codes_are_transient() -> None:
+    assert TRANSIENT == [
+        "keyring_rolled_back",
+        "lease_mismatch",
+        "storage_unavailable",
+        "unknown_master_key",
+    ]
+    assert all(issubclass(ERRORS[code], TransientError) for code in TRANSIENT)
+
+
+@pytest.mark.parametrize("code", TRANSIENT)
+def test_transient(code: str) -> None:
+    """After 1, 5, 30, 120 and 600 seconds, then every 600."""
+    assert delays(ERRORS[code](), 8) == [1, 5, 30, 120, 600, 600, 600, 600]
+
+
+def test_unknown_project() -> None:
+    """After 1, 5 and 9 seconds, then final; however old the request is."""
+    assert delays(UnknownProjectError(), 5) == [1, 5, 9, None, None]
+    assert delays(UnknownProjectError(), 4, age=WEEK) == [1, 5, 9, None]
+
+
+@pytest.mark.parametrize("code", FINAL)
+def test_final(code: str) -> None:
+    assert delays(ERRORS[code](), 2) == [None, None]
+
+
+def test_up_to_the_longest_age() -> None:
+    """The last try may come after it: that one looks at the target before it is refused."""
+    error = ERRORS["storage_unavailable"]()
+    assert delays(error, 6, age=WEEK) == [1, 5, 30, 120, 600, 600]
+    assert delays(error, 3, age=WEEK + timedelta(microseconds=1)) == [None, None, None]
+
+
+def test_each_delay_has_its_queue() -> None:
+    """Whatever delay is decided on, a queue of every role's stands for it."""
+    declared = {queue.name for queue in queues()}
+    for queue in ("keyturn.upload", "keyturn.control"):
+        for error in (UnknownProjectError(), *(ERRORS[code]() for code in TRANSIENT)):
+            for delay_s in delays(error, 9):
+                assert delay_s is None or retry_name(queue, delay_s) in declared
+    assert set(ALL_DELAYS_S) == {1, 5, 9, 30, 120, 600}
+
+
+SEED, LATER_SEED = b"e" * 32, b"f" * 32
+KEY, LATER_KEY = SigningKey.from_seed(SEED), SigningKey.from_seed(LATER_SEED)
+NOTES = RetryNotes("test", [KEY])
+RETRY = Retry("unknown_project", 2, NOW)
+NOTED = NOTES.headers("keyturn.upload", "api", b"body", RETRY)
+
+
+def read(headers: Mapping[str, Any], notes: RetryNotes = NOTES) -> Retry | None:
+    return notes.read("keyturn.upload", "api", b"body", headers)
+
+
+def test_the_mac_is_that_of_the_specification() -> None:
+    """Built here from SPEC 6.3 alone, with no code of the product."""
+    extracted = hmac.digest(bytes(32), SEED, "sha256")
+    key = hmac.digest(extracted, b"keyturn/v1/retry-key\x01", "sha256")
+    parts = [
+        "keyturn/v1/retry",
+        "test",
+        "keyturn.upload",
+        "api",
+        hashlib.sha256(b"body").hexdigest(),
+        "2",
+        "unknown_project",
+        "2026-11-24T10:00:00.000000Z",
+    ]
+    mac = hmac.digest(key, "\0".join(parts).encode(), "sha256")
+    assert {
+        "keyturn-attempt": "unknown_project:2",
+        "keyturn-not-before": "2026-11-24T10:00:00.000000Z",
+        "keyturn-retry-mac": base64.b64encode(mac).decode(),
+    } == NOTED
+
+
+def test_a_note_is_read_back() -> None:
+    assert read(NOTED) == RETRY
+    assert attempts(RETRY, UnknownProjectError()) == 2
+    assert attempts(RETRY, ERRORS["storage_unavailable"]()) == 0
+    assert attempts(None, UnknownProjectError()) == 0
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"keyturn-attempt": "unknown_project:3"},
+        {"keyturn-attempt": "storage_unavailable:2"},
+        {"keyturn-attempt": "unknown_project:" + "9" * 5000},
+        {"keyturn-attempt": "unknown_project:-2"},
+        {"keyturn-attempt": "unknown_project:²"},
+        {"keyturn-attempt": "unknown_project:2\n"},
+        {"keyturn-attempt": "unknown_project"},
+        {"keyturn-attempt": ["unknown_project:2"]},
+        {"keyturn-attempt": 2},
+        {"keyturn-attempt": None},
+        {"keyturn-not-before": "2026-11-24T09:00:00.000000Z"},
+        {"keyturn-not-before": "2026-11-24T10:00:00Z"},
+        {"keyturn-not-before": "soon"},
+        {"keyturn-not-before": "\0"},
+        {"keyturn-not-before": NOW},
+        {"keyturn-retry-mac": NOTED["keyturn-retry-mac"][:-4]},
+        {"keyturn-retry-mac": base64.b64encode(bytes(32)).decode()},
+        {"keyturn-retry-mac": "ü"},
+        {"keyturn-retry-mac": b"x"},
+    ],
+)
+def test_a_changed_note_is_none(changed: dict[str, Any]) -> None:
+    """Nobody without an event key writes one, nor changes a word of one."""
+    assert read(NOTED | changed) is None
+    for name in NOTED:
+        assert read({k: v for k, v in NOTED.items() if k != name}) is None
+
+
+@pytest.mark.parametrize(
+    ("queue", "publisher", "body", "deployment"),
+    [
+        ("keyturn.control", "api", b"body", "test"),
+        ("keyturn.upload", "other", b"body", "test"),
+        ("keyturn.upload", "", b"body", "test"),
+        ("keyturn.upload", "api", b"other", "test"),
+        ("keyturn.upload", "api", b"body", "production"),
+        ("keyturn.upload\0api", "", b"body", "test"),
+    ],
+)
+def test_a_note_moved_elsewhere_is_none(
+    queue: str, publisher: str, body: bytes, deployment: str
+) -> None:
+    """It is bound to its queue, its publisher, its bytes and its deployment."""
+    notes = RetryNotes(deployment, [KEY])
+    if "\0" in queue:
+        with pytest.raises(ValueError, match="zero byte"):
+            notes.headers(queue, publisher, body, RETRY)
+    assert notes.read(queue, publisher, body, NOTED) is None
+
+
+def test_notes_survive_a_change_of_the_event_key() -> None:
+    """The first key writes; each key that is held verifies."""
+    changed = RetryNotes("test", [LATER_KEY, KEY])
+    assert read(NOTED, changed) == RETRY
+    later = changed.headers("keyturn.upload", "api", b"body", RETRY)
+    assert read(later, RetryNotes("test", [LATER_KEY])) == RETRY
+    assert read(later) is None
+
+
+def test_early() -> None:
+    """Up to a second is the difference of two workers' clocks."""
+    for seconds, early in ((-5, 0), (0, 0), (1, 0), (1.5, 1.5), (600, 600)):
+        assert RETRY.early_s(NOW - timedelta(seconds=seconds)) == early
+
+
+def delivered(headers: Mapping[str, Any], **properties: Any) -> aio_pika.IncomingMessage:
+    """A message as the broker gives it."""
+    header = ContentHeader(properties=Basic.Properties(headers=dict(headers), **properties))
+    deliver = Basic.Deliver("tag", 1, False, "keyturn", "upload.requested")  # noqa: FBT003  # pamqp's order
+    channel: Any = None  # nothing here acknowledges
+    return aio_pika.IncomingMessage(
+        DeliveredMessage(delivery=deliver, header=header, body=b"body", channel=channel)
+    )
+
+
+SENT = {"keyturn-publisher": "api", "keyturn-signature": "x", "traceparent": "00-1", "n": 7}
+ADDED = {
+    "keyturn-code": "already_exists",
+    "keyturn-detail": "d",
+    "keyturn-attempt": "storage_unavailable:1",
+    "keyturn-not-before": "2026-11-24T10:00:00.000000Z",
+    "keyturn-retry-mac": "x",
+    "x-death": [{"queue": "keyturn.upload.retry.1s"}],
+    "x-first-death-queue": "keyturn.upload.retry.1s",
+    "x-last-death-reason": "expired",
+    "x-delivery-count": 3,
+    "x-acquired-count": 3,
+    "CC": ["keyturn.upload"],
+    "BCC": ["keyturn.upload"],
+}
+
+
+def test_sent_headers() -> None:
+    """What a worker or the broker noted goes; what the publisher said stays."""
+    assert sent_headers(SENT | ADDED) == SENT
+
+
+def test_copy() -> None:
+    """Body, headers and properties as sent; persistent; a worker's headers on top."""
+    kept = {
+        "content_type": "application/json",
+        "content_encoding": "identity",
+        "message_id": "id",
+        "correlation_id": "c",
+        "reply_to": "q",
+        "message_type": "t",
+        "app_id": "a",
+        "priority": 3,
+    }
+    message = delivered(SENT | ADDED, **kept, timestamp=NOW, delivery_mode=1)
+    copied = copy_of(message, {"keyturn-code": "bad_seal"})
+    assert copied.body == b"body"
+    assert copied.headers == SENT | {"keyturn-code": "bad_seal"}
+    renamed = {"type": kept.pop("message_type")} | kept
+    assert {name: getattr(copied, name) for name in renamed} == renamed
+    assert copied.timestamp == NOW
+    assert copied.delivery_mode == aio_pika.DeliveryMode.PERSISTENT
+
+
+def test_copy_does_not_vanish_and_is_nobody_elses() -> None:
+    """No expiration, and no user's name that the broker would hold against the worker."""
+    copied = copy_of(delivered(SENT, expiration="10", user_id="somebody"), {})
+    assert copied.expiration is None
+    assert copied.user_id is None
+
+
+def test_copy_of_a_copy() -> None:
+    """Put off again and again, a message does not grow."""
+    first = copy_of(delivered(SENT), {"keyturn-attempt": "storage_unavailable:1"})
+    second = copy_of(delivered(first.headers | ADDED), {"keyturn-attempt": "storage_unavailable:2"})
+    assert second.headers == SENT | {"keyturn-attempt": "storage_unavailable:2"}
+
+
+def test_a_moment_beyond_the_longest_delay_holds_no_retry_up() -> None:
+    """A worker that knew the storage's clock a day ahead noted it; the others serve it."""
+    a_day_ahead = replace(RETRY, not_before=NOW + timedelta(days=1))
+    assert a_day_ahead.early_s(NOW) == 0
+    longest = replace(RETRY, not_before=NOW + timedelta(seconds=RETRY_DELAYS_S[-1]))
+    assert longest.early_s(NOW) == RETRY_DELAYS_S[-1]

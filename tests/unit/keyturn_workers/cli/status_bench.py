@@ -1,0 +1,114 @@
+"""A bucket in memory that `keyturn status` reads, and what is put into it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from typer.testing import CliRunner
+
+from keyturn.crypto import b64
+from keyturn_workers.cli.app import app
+from keyturn_workers.keyring import create
+from keyturn_workers.storage import Headers
+from keyturn_workers.sweep.counts import Counts
+from keyturn_workers.sweep.plan import AllPlan, Ask, Plan, State
+from keyturn_workers.sweep.store import SweepStore
+from keyturn_workers.testing.memory_storage import MemoryStorage
+from tests.unit.keyturn_workers.factories import AT, MASTER_KEYS, deleted, enc, sealed_object
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    import pytest
+    from typer.testing import Result
+
+    from keyturn_workers.keyring import Keyring
+
+BEGIN = datetime(2026, 11, 24, 10, tzinfo=UTC)
+
+
+@dataclass
+class Bench:
+    """The bucket, and the command run on it."""
+
+    storage: MemoryStorage = field(default_factory=MemoryStorage)
+    master_keys: tuple[str, ...] = ("m1", "m2")
+
+    @property
+    def store(self) -> SweepStore:
+        return SweepStore(self.storage, MASTER_KEYS)
+
+    def run(self, *arguments: str, **env: str) -> Result:
+        held = {name: b64(MASTER_KEYS[name].reveal()) for name in self.master_keys}
+        named = {f"KEYTURN_{name}": value for name, value in env.items()}
+        settings = {"KEYTURN_MASTER_KEYS": json.dumps(held), "KEYTURN_S3_BUCKET": "memory"}
+        return CliRunner().invoke(app, ["status", *arguments], env=settings | named)
+
+    def told(self, *arguments: str, exit_code: int = 0, **env: str) -> Any:
+        """The document of the command with `--json`."""
+        result = self.run(*arguments, "--json", **env)
+        assert result.exit_code == exit_code, result.output
+        return json.loads(result.stdout)
+
+    def enroll(self, ring: Keyring) -> None:
+        assert asyncio.run(create(self.storage, ring, MASTER_KEYS, lease_s=15))
+
+    def put(self, ring: Keyring, *keys: str, **labels: Any) -> None:
+        """Objects wrapped as the keyring desires; `labels` replace what their metadata says."""
+        for key in keys:
+            wraps, body = sealed_object(ring.desired(MASTER_KEYS), key)
+            self.plant(f"{ring.project}/{key}", enc(replace(wraps, **labels)), body)
+
+    def bury(self, ring: Keyring, key: str) -> None:
+        self.plant(f"{ring.project}/{key}", deleted(ring.desired(MASTER_KEYS), key), b"")
+
+    def plant(self, s3_key: str, metadata: dict[str, str], body: bytes = b"x" * 80) -> None:
+        self.storage.plant(s3_key, body, Headers(metadata))
+
+    def add(self, *plans: Plan | AllPlan, master_key: str = "m1") -> None:
+        for plan in plans:
+            assert asyncio.run(self.store.create(plan, master_key))
+
+
+def bench(monkeypatch: pytest.MonkeyPatch, storage: MemoryStorage | None = None) -> Bench:
+    made = Bench(storage or MemoryStorage())
+
+    @asynccontextmanager
+    async def opened(*_: object, **__: object) -> AsyncIterator[MemoryStorage]:
+        yield made.storage
+
+    monkeypatch.setattr("keyturn_workers.cli.status.open_bucket", opened)
+    return made
+
+
+def ask(number: int, project: str = "acme", **more: Any) -> Ask:
+    return Ask(**{"kind": "sweep", "sweep_id": sweep_id(number), "requested_at": AT} | more,
+               project=project)  # fmt: skip
+
+
+def sweep_id(number: int) -> str:
+    return f"00000000-0000-4000-8000-{number:012}"
+
+
+def plan(number: int, project: str = "acme", *, asked: dict[str, Any] | None = None,
+         **more: Any) -> Plan:  # fmt: skip
+    """A sweep's plan; `number` minutes after the first one."""
+    at = BEGIN + timedelta(minutes=number)
+    state = State(3, "0" * 16, "m1", plaintext=False, etag="e")
+    return Plan(ask(number, project, **asked or {}), state, at, at, **more)
+
+
+def done(number: int, project: str = "acme", *, clean: bool = True, **more: Any) -> Plan:
+    ended = BEGIN + timedelta(minutes=number, seconds=30)
+    counts = Counts(objects=5, current=5 if clean else 3, failed=0 if clean else 2)
+    return plan(number, project, status="done", clean=clean, ended_at=ended, told=True,
+                proven=counts, **more)  # fmt: skip
+
+
+def all_plan(number: int, **more: Any) -> AllPlan:
+    return AllPlan(ask(number, "*"), BEGIN + timedelta(minutes=number), **more)

@@ -1,0 +1,175 @@
+"""`keyturn download --gateway`: no bucket, no pepper, and a file only of a whole object."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from keyturn_workers.cli.app import app
+from tests.unit.keyturn.gateway.gateway import (
+    API_KEY,
+    FakeGateway,
+    cut,
+    object_of,
+    problem,
+    serving,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+BODY = os.urandom(200_000)
+
+
+@pytest.fixture
+async def gateway() -> AsyncIterator[FakeGateway]:
+    async with serving(object_of(BODY)) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+async def _download(*arguments: str, **env: str) -> Result:
+    """Run the command in a thread: the gateway is served by this loop."""
+    variables = {"KEYTURN_API_KEY": API_KEY} | {f"KEYTURN_{n}": v for n, v in env.items()}
+    command = ["download", "acme", "reports/q 3.bin", *arguments]
+    return await asyncio.to_thread(CliRunner().invoke, app, command, env=variables)
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+async def test_a_file_is_written_whole_and_for_its_owner_alone(
+    gateway: FakeGateway, here: Path
+) -> None:
+    result = await _download("--gateway", gateway.url)
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr == "keyturn: written to q 3.bin\n"
+    assert (here / "q 3.bin").read_bytes() == BODY
+    assert (here / "q 3.bin").stat().st_mode & 0o777 == 0o600
+    assert gateway.seen[0].target == "/v1/projects/acme/objects/reports/q%203.bin"
+    assert gateway.seen[0].headers["Authorization"] == f"Bearer {API_KEY}"
+
+
+async def test_the_key_may_come_from_a_file(gateway: FakeGateway, tmp_path: Path) -> None:
+    file = tmp_path / "acme.key"
+    file.write_text("another-key-that-is-long-enough-to-be-one\n")
+    result = await _download("--gateway", gateway.url, "--api-key-file", str(file))
+    assert result.exit_code == 0
+    assert gateway.seen[0].headers["Authorization"].endswith(" " + file.read_text().strip())
+
+
+async def test_standard_output_gets_the_body_alone(gateway: FakeGateway, here: Path) -> None:
+    result = await _download("--gateway", gateway.url, "-o", "-")
+    assert (result.exit_code, result.stdout_bytes, result.stderr) == (0, BODY, "")
+    assert _names(here) == []
+
+
+async def test_the_setting_names_the_gateway_and_the_option_wins(gateway: FakeGateway) -> None:
+    assert (await _download("-o", "-", GATEWAY_URL=gateway.url)).exit_code == 0
+    assert len(gateway.seen) == 1
+    result = await _download(
+        "-o", "-", "--gateway", gateway.url + "/other", GATEWAY_URL="http://127.0.0.1:1"
+    )
+    assert result.exit_code == 0
+    assert gateway.seen[1].target.startswith("/other/v1/")
+
+
+async def test_a_body_that_is_cut_leaves_no_file_and_fails(
+    gateway: FakeGateway, here: Path
+) -> None:
+    gateway.answer = cut(BODY[:100_000], len(BODY))
+    (here / "old").write_bytes(b"old")
+    for arguments in ((), ("-o", "old", "--force")):
+        result = await _download("--gateway", gateway.url, *arguments)
+        assert result.exit_code == 1
+        assert result.stderr.startswith("keyturn: the body ended before its length")
+        assert result.stderr.count("\n") == 1
+    assert _names(here) == ["old"]
+    assert (here / "old").read_bytes() == b"old"
+
+
+async def test_a_body_that_is_cut_on_its_way_to_standard_output_fails(gateway: FakeGateway) -> None:
+    gateway.answer = cut(BODY[:100_000], len(BODY))
+    result = await _download("--gateway", gateway.url, "-o", "-")
+    assert result.exit_code == 1
+    assert BODY.startswith(result.stdout_bytes)
+
+
+async def test_a_refusal_is_one_line_with_its_code(gateway: FakeGateway, here: Path) -> None:
+    gateway.answer = problem(401, "unauthorized", "not this project's key")
+    result = await _download("--gateway", gateway.url)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "keyturn: unauthorized: not this project's key\n"
+    assert _names(here) == []
+
+
+async def test_a_gateway_that_is_not_there_is_one_line(here: Path) -> None:
+    result = await _download("--gateway", "http://127.0.0.1:1")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("keyturn: the gateway did not answer (ClientConnectorError")
+    assert result.stderr.count("\n") == 1
+    assert _names(here) == []
+
+
+async def test_an_existing_file_is_replaced_by_force_alone(
+    gateway: FakeGateway, here: Path
+) -> None:
+    (here / "q 3.bin").write_bytes(b"old")
+    result = await _download("--gateway", gateway.url)
+    assert result.exit_code == 1
+    assert "--force replaces it" in result.stderr
+    assert gateway.seen == []
+    assert (await _download("--gateway", gateway.url, "--force")).exit_code == 0
+    assert (here / "q 3.bin").read_bytes() == BODY
+
+
+async def test_the_operator_never_reads_through_the_gateway(gateway: FakeGateway) -> None:
+    result = await _download("--gateway", gateway.url, "--as-operator")
+    assert result.exit_code == 2
+    assert "--as-operator and --gateway exclude each other" in result.stderr
+    result = await _download("--as-operator", GATEWAY_URL=gateway.url)
+    assert result.exit_code == 2
+    assert "KEYTURN_S3_BUCKET is missing" in result.stderr
+    assert gateway.seen == []
+
+
+async def test_without_a_gateway_the_bucket_is_asked_for() -> None:
+    for env in ({}, {"GATEWAY_URL": ""}):
+        result = await _download(**env)
+        assert result.exit_code == 2
+        assert "KEYTURN_S3_BUCKET is missing" in result.stderr
+
+
+@pytest.mark.parametrize("url", ["files.example.com", "http://a:sesame@b", "http://b/?q=sesame"])
+async def test_a_url_of_no_gateway_is_wrong_usage_and_not_shown(url: str) -> None:
+    result = await _download("--gateway", url)
+    assert result.exit_code == 2
+    assert "reads http://host or https://host" in result.stderr
+    assert "sesame" not in result.stderr
+    result = await _download(GATEWAY_URL=url)
+    assert result.exit_code == 2
+    assert "KEYTURN_GATEWAY_URL is malformed: reads http://host" in result.stderr
+    assert "sesame" not in result.stderr
+
+
+async def test_a_key_that_would_leave_the_machine_unencrypted_is_warned_of() -> None:
+    """One line, and no Python warning; the name resolves nowhere (RFC 2606)."""
+    result = await _download("--gateway", "http://gateway.invalid:8080")
+    assert result.exit_code == 1
+    first, *others = result.stderr.splitlines()
+    assert first == "keyturn: the API key goes to the gateway unencrypted: use https://"
+    assert "UnencryptedGatewayWarning" not in result.stderr
+    assert len(others) == 1

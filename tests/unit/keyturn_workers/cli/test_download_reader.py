@@ -1,0 +1,289 @@
+"""The reader behind `keyturn download`: which keys open what, and what is never given out."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from keyturn.crypto import (
+    SEALED_CHUNK_BYTES,
+    Secret,
+    b64,
+    seal_tombstone,
+    v0_admin_kek,
+    v0_seal,
+    v0_user_kek,
+)
+from keyturn.errors import (
+    ArchivedObjectError,
+    CorruptObjectError,
+    KeyringRolledBackError,
+    KeyturnError,
+    NotFoundError,
+    NoUsableWrapError,
+    UnknownAlgorithmError,
+    UnknownMasterKeyError,
+)
+from keyturn.identifiers import keyring_key, object_key
+from keyturn_workers.keyring import create
+from keyturn_workers.objects import download
+from keyturn_workers.objects.download import OperatorAccess, ProjectAccess, open_object
+from keyturn_workers.objects.operator_keys import OperatorKeys
+from keyturn_workers.objects.wrap import metadata_for, wrap
+from keyturn_workers.storage import Headers
+from keyturn_workers.testing.memory_storage import MemoryStorage
+from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring, sealed_object, turned
+
+if TYPE_CHECKING:
+    from keyturn_workers.keyring import Keyring
+    from keyturn_workers.objects.download import Access
+
+_KEY = "a/b.bin"
+_CHUNK = 16 * 1024
+_OPERATOR = OperatorAccess("acme", OperatorKeys(MASTER_KEYS))
+
+
+async def _read(storage: MemoryStorage, access: Access, key: str = _KEY) -> bytes:
+    async with open_object(storage, key, access) as opened:
+        pieces = [piece async for piece in opened.chunks()]
+        whole = b"".join(pieces)
+        assert opened.size_bytes == len(whole)
+        return whole
+
+
+async def _bucket(ring: Keyring, plaintext: bytes = b"hello", key: str = _KEY) -> MemoryStorage:
+    storage = MemoryStorage()
+    assert await create(storage, ring, MASTER_KEYS, lease_s=15)
+    _plant(storage, ring, plaintext, key)
+    return storage
+
+
+def _plant(
+    storage: MemoryStorage,
+    ring: Keyring,
+    plaintext: bytes = b"hello",
+    key: str = _KEY,
+    *,
+    cut_bytes: int = 0,
+    flip: int | None = None,
+) -> None:
+    wraps, body = sealed_object(ring.desired(MASTER_KEYS), key, plaintext)
+    changed = bytearray(body[: len(body) - cut_bytes])
+    if flip is not None:
+        changed[flip] ^= 1
+    metadata = metadata_for(wraps, upload_id=None, caller_wire={})
+    storage.plant(object_key("acme", key), bytes(changed), Headers(metadata))
+
+
+def _project(ring: Keyring) -> ProjectAccess:
+    assert ring.current.kek is not None
+    return ProjectAccess("acme", ring.current.kek)
+
+
+@pytest.mark.parametrize("size", [0, 1, _CHUNK - 1, _CHUNK, _CHUNK + 1, 3 * 2**20])
+async def test_both_keys_read_what_was_stored(size: int) -> None:
+    ring, plaintext = keyring(), os.urandom(size)
+    storage = await _bucket(ring, plaintext)
+    assert await _read(storage, _project(ring)) == plaintext
+    assert await _read(storage, _OPERATOR) == plaintext
+
+
+async def test_each_key_opens_its_own_wrap_alone() -> None:
+    ring = keyring()
+    storage = await _bucket(ring)
+    async with open_object(storage, _KEY, _project(ring)) as opened:
+        assert opened.opened is not None
+        assert opened.opened.role == "user"
+    async with open_object(storage, _KEY, _OPERATOR) as opened:
+        assert opened.opened is not None
+        assert opened.opened.role == "admin"
+
+
+async def test_wrong_keys_open_nothing() -> None:
+    storage = await _bucket(keyring())
+    with pytest.raises(NoUsableWrapError):
+        await _read(storage, ProjectAccess("acme", Secret(os.urandom(32))))
+    with pytest.raises(UnknownMasterKeyError):
+        await _read(storage, OperatorAccess("acme", OperatorKeys({"m1x": Secret(os.urandom(32))})))
+
+
+@pytest.mark.parametrize("change", [{"cut_bytes": 1}, {"cut_bytes": 200_000}, {"flip": -1}])
+@pytest.mark.parametrize("access", ["project", "operator"])
+async def test_a_changed_body_is_never_read_to_its_end(change: dict[str, int], access: str) -> None:
+    ring, plaintext = keyring(), os.urandom(3 * 2**20)
+    storage = await _bucket(ring)
+    _plant(storage, ring, plaintext, **change)  # type: ignore[arg-type]  # of three kinds
+    given = bytearray()
+
+    async def read() -> None:
+        who = _project(ring) if access == "project" else _OPERATOR
+        async with open_object(storage, _KEY, who) as opened:
+            async for piece in opened.chunks():
+                given.extend(piece)
+
+    with pytest.raises(CorruptObjectError):
+        await read()
+    assert plaintext.startswith(bytes(given))
+
+
+async def test_a_body_cut_between_chunks_is_corrupt() -> None:
+    ring = keyring()
+    storage = await _bucket(ring)
+    size = 4 * _CHUNK
+    # The last chunk is the empty one with its tag alone, behind four full ones.
+    _plant(storage, ring, os.urandom(size), cut_bytes=16 + SEALED_CHUNK_BYTES)
+    with pytest.raises(CorruptObjectError):
+        await _read(storage, _project(ring))
+
+
+@pytest.mark.parametrize("kept", [0, 10, 56, 71])
+async def test_what_is_left_of_a_body_is_corrupt(kept: int) -> None:
+    ring = keyring()
+    storage = await _bucket(ring)
+    wraps, body = sealed_object(ring.desired(MASTER_KEYS), _KEY, b"")
+    metadata = metadata_for(wraps, upload_id=None, caller_wire={})
+    storage.plant(object_key("acme", _KEY), body[:kept], Headers(metadata))
+    with pytest.raises(CorruptObjectError):
+        await _read(storage, _project(ring))
+
+
+async def test_an_object_moved_to_another_key_does_not_open() -> None:
+    ring = keyring()
+    storage = await _bucket(ring)
+    head, body = await storage.read(object_key("acme", _KEY))
+    storage.plant(object_key("acme", "elsewhere"), body, head.headers)
+    for access in (_project(ring), _OPERATOR):
+        with pytest.raises(NoUsableWrapError):
+            await _read(storage, access, "elsewhere")
+
+
+async def test_plaintext_is_read_by_the_operator_where_the_keyring_allows_it() -> None:
+    for allowed in (True, False):
+        ring = keyring(plaintext=allowed)
+        storage = await _bucket(ring)
+        storage.plant(object_key("acme", "p"), b"as it is", Headers({}))
+        if allowed:
+            assert await _read(storage, _OPERATOR, "p") == b"as it is"
+        else:
+            with pytest.raises(CorruptObjectError):
+                await _read(storage, _OPERATOR, "p")
+        with pytest.raises(CorruptObjectError):
+            await _read(storage, _project(ring), "p")
+
+
+async def test_without_a_keyring_the_operator_reads_encrypted_objects_alone() -> None:
+    ring, storage = keyring(plaintext=True), MemoryStorage()
+    _plant(storage, ring)
+    storage.plant(object_key("acme", "p"), b"as it is", Headers({}))
+    assert await _read(storage, _OPERATOR) == b"hello"
+    with pytest.raises(CorruptObjectError):
+        await _read(storage, _OPERATOR, "p")
+
+
+async def test_a_forged_keyring_stops_the_operator() -> None:
+    storage = await _bucket(keyring())
+    head, record = await storage.read(keyring_key("acme"))
+    storage.plant(keyring_key("acme"), record.replace(b'"acme"', b'"acmf"'), head.headers)
+    with pytest.raises(CorruptObjectError):
+        await _read(storage, _OPERATOR)
+
+
+async def test_a_keyring_older_than_the_object_stops_the_operator() -> None:
+    ring = keyring()
+    storage = await _bucket(ring)
+    _plant(storage, turned(ring), key="later")
+    with pytest.raises(KeyringRolledBackError):
+        await _read(storage, _OPERATOR, "later")
+    assert await _read(storage, _OPERATOR) == b"hello"
+
+
+async def test_missing_deleted_unknown_and_archived_objects_are_told_apart() -> None:
+    ring = keyring()
+    storage = await _bucket(ring)
+    tombstone = seal_tombstone(ring.desired(MASTER_KEYS).admin_kek, "acme", "gone", "now")
+    storage.plant(
+        object_key("acme", "gone"),
+        b"",
+        Headers({"enc-algo": "deleted", "enc-dek-admin": b64(tombstone)}),
+    )
+    storage.plant(object_key("acme", "odd"), b"", Headers({"enc-algo": "ROT13"}))
+    storage.plant(object_key("acme", "cold"), b"", Headers({}), archived=True)
+    expected: dict[str, type[KeyturnError]] = {
+        "none": NotFoundError,
+        "gone": NotFoundError,
+        "odd": UnknownAlgorithmError,
+        "cold": ArchivedObjectError,
+    }
+    for key, error in expected.items():
+        for access in (_project(ring), _OPERATOR):
+            with pytest.raises(error):
+                await _read(storage, access, key)
+
+
+def _v0_ring(*, allowed: bool = True) -> Keyring:
+    ring = keyring()
+    return type(ring)(
+        ring.project,
+        ring.master_key,
+        ring.current,
+        v0_allowed=allowed,
+        v0_kek=v0_user_kek("old api key", ""),
+    )
+
+
+def _v0_metadata(dek: bytes, *, other_dek: bytes | None = None) -> dict[str, str]:
+    user = v0_seal(v0_user_kek("old api key", "").reveal(), dek)
+    admin = v0_seal(v0_admin_kek("old master").reveal(), other_dek or dek)
+    return {"enc-algo": "AES-256-GCM", "enc-dek-user": b64(user), "enc-dek-admin": b64(admin)}
+
+
+_V0_OPERATOR = OperatorAccess("acme", OperatorKeys(MASTER_KEYS, v0_admin_kek("old master")))
+
+
+async def test_the_earlier_systems_objects_are_opened_where_the_keyring_allows_it() -> None:
+    dek = os.urandom(32)
+    headers = Headers(_v0_metadata(dek))
+    for allowed in (True, False):
+        storage = await _bucket(_v0_ring(allowed=allowed))
+        storage.plant(object_key("acme", "old"), v0_seal(dek, b"long ago"), headers)
+        if allowed:
+            assert await _read(storage, _V0_OPERATOR, "old") == b"long ago"
+        else:
+            with pytest.raises(NoUsableWrapError):
+                await _read(storage, _V0_OPERATOR, "old")
+
+
+async def test_wraps_of_the_earlier_system_that_disagree_open_nothing() -> None:
+    dek, other = os.urandom(32), os.urandom(32)
+    storage = await _bucket(_v0_ring())
+    headers = Headers(_v0_metadata(dek, other_dek=other))
+    storage.plant(object_key("acme", "old"), v0_seal(dek, b"long ago"), headers)
+    with pytest.raises(CorruptObjectError):
+        await _read(storage, _V0_OPERATOR, "old")
+
+
+async def test_a_v0_body_under_new_wraps_needs_both_to_agree() -> None:
+    ring, dek = keyring(), os.urandom(32)
+    storage = await _bucket(ring)
+    desired = ring.desired(MASTER_KEYS)
+    agreed = wrap(desired, "old", dek, algorithm="AES-256-GCM")
+    metadata = metadata_for(agreed, upload_id=None, caller_wire={})
+    body = v0_seal(dek, b"long ago")
+    storage.plant(object_key("acme", "old"), body, Headers(metadata))
+    assert await _read(storage, _OPERATOR, "old") == b"long ago"
+    other = wrap(desired, "old", os.urandom(32), algorithm="AES-256-GCM")
+    split = {**metadata, "enc-dek-user": b64(other.user)}
+    storage.plant(object_key("acme", "old"), body, Headers(split))
+    with pytest.raises(CorruptObjectError):
+        await _read(storage, _OPERATOR, "old")
+
+
+async def test_a_v0_body_above_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    dek = os.urandom(32)
+    storage = await _bucket(_v0_ring())
+    storage.plant(object_key("acme", "old"), v0_seal(dek, b"long"), Headers(_v0_metadata(dek)))
+    monkeypatch.setattr(download, "V0_MAX_BYTES", 10)
+    with pytest.raises(KeyturnError, match="body_too_large"):
+        await _read(storage, _V0_OPERATOR, "old")

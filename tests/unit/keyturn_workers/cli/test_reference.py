@@ -1,0 +1,37 @@
+"""`docs/cli.md` is what the commands' own help says: generated, committed, compared here.
+
+To write it anew: `python -m tests.unit.keyturn_workers.cli.test_reference`.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+_ROOT = Path(__file__).parents[3]
+_REFERENCE = _ROOT / "docs" / "cli.md"
+
+
+def generate() -> str:
+    """The reference in Markdown, by typer's own generator."""
+    arguments = ["keyturn_workers.cli.app", "utils", "docs", "--name", "keyturn"]
+    done = subprocess.run(
+        [sys.executable, "-m", "typer", *arguments],
+        cwd=_ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = [line.rstrip() for line in done.stdout.strip().splitlines()]
+    return "\n".join(lines) + "\n"
+
+
+def test_the_reference_is_what_the_commands_say() -> None:
+    assert _REFERENCE.read_text() == generate(), (
+        "run `python -m tests.unit.keyturn_workers.cli.test_reference`"
+    )
+
+
+if __name__ == "__main__":
+    _REFERENCE.write_text(generate())

@@ -1,0 +1,195 @@
+"""`init` and `keygen`: what they write satisfies the settings, and only its owner reads it."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+from dotenv import dotenv_values
+from typer.testing import CliRunner
+
+from keyturn.crypto import IntakeKey, IntakePublicKey, SigningKey, b64_decode, user_kek
+from keyturn.settings import PublisherSettings, S3Settings
+from keyturn.topology import REQUESTS
+from keyturn_workers.cli.app import app
+from keyturn_workers.settings import GatewaySettings, WorkerSettings
+
+runner = CliRunner()
+_FILES = ("keyturn.env", "gateway.env", "publisher.env", "storage.env")
+
+
+def _env(path: Path) -> dict[str, str]:
+    return {name: value for name, value in dotenv_values(path).items() if value is not None}
+
+
+def _init(folder: Path, *more: str) -> tuple[dict[str, str], dict[str, str]]:
+    result = runner.invoke(app, ["init", "--dir", str(folder), *more])
+    assert result.exit_code == 0, result.stderr
+    return _env(folder / "keyturn.env"), _env(folder / "publisher.env")
+
+
+def test_init_satisfies_workers_and_publishers_that_know_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker_env, publisher_env = _init(tmp_path / "new")
+    with monkeypatch.context() as patch:
+        for name, value in worker_env.items():
+            patch.setenv(name, value)
+        worker = WorkerSettings.read()
+    with monkeypatch.context() as patch:
+        for name, value in publisher_env.items():
+            patch.setenv(name, value)
+        publisher, s3 = PublisherSettings.read(), S3Settings.read()
+    grant = worker.publishers[publisher.publisher_name]
+    assert [key.public_bytes for key in grant.keys] == [publisher.publisher_key.public_bytes]
+    assert grant.allows("enroll.requested", "any-project")
+    intake = worker.intake_keys[publisher.intake_public_key.id]
+    assert intake.public_bytes == publisher.intake_public_key.key.public_bytes
+    assert [key.id for key in publisher.event_public_key] == [key.id for key in worker.event_key]
+    assert worker.deployment == publisher.deployment
+    assert s3.s3_secret_access_key == worker.s3_secret_access_key
+
+
+def test_what_init_writes_is_for_no_commit_and_for_no_image() -> None:
+    root = Path(__file__).parents[3]
+    for name, folder in ((".gitignore", "/"), (".dockerignore", "")):
+        patterns = (root / name).read_text().splitlines()
+        for secret in (*_FILES, "acme.key", "acme.header"):
+            assert any(fnmatch(folder + secret, pattern) for pattern in patterns), (name, secret)
+
+
+def test_init_satisfies_a_gateway_that_may_upload_and_rotate_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker_env, _ = _init(tmp_path)
+    with monkeypatch.context() as patch:
+        for name, value in _env(tmp_path / "gateway.env").items():
+            patch.setenv(name, value)
+        gateway = GatewaySettings.read()
+    with monkeypatch.context() as patch:
+        for name, value in worker_env.items():
+            patch.setenv(name, value)
+        worker = WorkerSettings.read()
+    assert gateway.master_keys == worker.master_keys
+    grant = worker.publishers[gateway.publisher_name]
+    assert [key.public_bytes for key in grant.keys] == [gateway.publisher_key.public_bytes]
+    allowed = {request for request in REQUESTS if grant.allows(request, "any-project")}
+    assert allowed == {"upload.requested", "rotation.requested"}
+
+
+def test_a_shell_reads_the_files_as_python_does(tmp_path: Path) -> None:
+    worker_env, publisher_env = _init(tmp_path)
+    for name, expected in (("keyturn.env", worker_env), ("publisher.env", publisher_env)):
+        script = f"set -a; . ./{name}; env -0"
+        done = subprocess.run(
+            ["sh", "-c", script],
+            cwd=tmp_path,
+            capture_output=True,
+            check=True,
+            env={"PATH": "/bin"},
+        )
+        read = dict(line.split("=", 1) for line in done.stdout.decode().split("\0") if line)
+        assert {n: v for n, v in read.items() if n.startswith("KEYTURN_")} == expected
+
+
+def test_the_publishers_file_holds_none_of_the_operators_secrets(tmp_path: Path) -> None:
+    worker_env, publisher_env = _init(tmp_path)
+    operators = {"KEYTURN_MASTER_KEYS", "KEYTURN_INTAKE_KEYS", "KEYTURN_EVENT_KEY"}
+    assert operators <= worker_env.keys()
+    assert not operators & publisher_env.keys()
+    assert "KEYTURN_PUBLISHER_KEY" not in worker_env
+
+
+def test_secret_files_are_their_owners_alone_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        _init(tmp_path)
+    finally:
+        os.umask(before)
+    for name in _FILES:
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(_FILES)
+
+
+@pytest.mark.parametrize("standing", _FILES)
+def test_init_overwrites_nothing_unless_forced(tmp_path: Path, standing: str) -> None:
+    (tmp_path / standing).write_text("precious")
+    result = runner.invoke(app, ["init", "--dir", str(tmp_path)])
+    assert result.exit_code == 1
+    assert standing in result.stderr
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["precious"]
+    first = _init(tmp_path, "--force")
+    assert first != _init(tmp_path, "--force")
+
+
+def test_init_takes_the_addresses_that_the_environment_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {
+        "KEYTURN_AMQP_URL": "amqp://u:p@broker.example:5673/v",
+        "KEYTURN_S3_ENDPOINT_URL": "http://storage.example:8001",
+        "KEYTURN_S3_REGION": "eu-north-1",
+        "KEYTURN_S3_BUCKET": "files-of-many",
+        "KEYTURN_S3_ACCESS_KEY_ID": "somebody",
+        "KEYTURN_S3_SECRET_ACCESS_KEY": "hers",
+    }
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    for written in _init(tmp_path):
+        assert written | given == written
+    worker_env, _ = _init(tmp_path, "--force", "--s3-bucket", "another")
+    assert worker_env["KEYTURN_S3_BUCKET"] == "another"
+
+
+def test_init_refuses_a_value_that_the_file_could_not_hold(tmp_path: Path) -> None:
+    result = runner.invoke(app, ["init", "--dir", str(tmp_path / "n"), "--s3-bucket", "a'b"])
+    assert result.exit_code == 2
+    assert not (tmp_path / "n").exists()
+
+
+def test_keygen_pairs_belong_together() -> None:
+    def made(*arguments: str) -> dict[str, str]:
+        result = runner.invoke(app, ["keygen", *arguments, "--json"])
+        assert result.exit_code == 0
+        parsed: dict[str, str] = json.loads(result.stdout)
+        return parsed
+
+    intake = made("intake-key", "--id", "k2")
+    name, _, public = intake["KEYTURN_INTAKE_PUBLIC_KEY"].partition(":")
+    seed = b64_decode(json.loads(intake["KEYTURN_INTAKE_KEYS"])[name])
+    assert name == "k2"
+    assert IntakePublicKey.from_bytes(b64_decode(public)).public_bytes == (
+        IntakeKey.from_seed(seed).public_bytes
+    )
+    event = made("event-key")
+    key = SigningKey.from_seed(b64_decode(event["KEYTURN_EVENT_KEY"]))
+    assert key.public_bytes == b64_decode(event["KEYTURN_EVENT_PUBLIC_KEY"])
+    publisher = made("publisher-key", "--name", "billing")
+    key = SigningKey.from_seed(b64_decode(publisher["KEYTURN_PUBLISHER_KEY"]))
+    grant = json.loads(publisher["KEYTURN_PUBLISHERS"])["billing"]
+    assert [b64_decode(each) for each in grant["keys"]] == [key.public_bytes]
+    master = made("master-key", "--id", "m2")
+    assert json.loads(master["KEYTURN_MASTER_KEYS"]).keys() == {"m2"}
+    assert master["KEYTURN_ACTIVE_MASTER_KEY"] == "m2"
+
+
+def test_keygen_api_key_is_one_that_derives() -> None:
+    result = runner.invoke(app, ["keygen", "api-key"])
+    assert result.exit_code == 0
+    user_kek(result.stdout.strip(), "acme")
+
+
+def test_keygen_writes_a_new_file_for_its_owner_and_prints_no_secret(tmp_path: Path) -> None:
+    target = tmp_path / "event.env"
+    result = runner.invoke(app, ["keygen", "event-key", "-o", str(target)])
+    assert result.exit_code == 0
+    assert _env(target)["KEYTURN_EVENT_KEY"] not in result.output
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+    again = runner.invoke(app, ["keygen", "event-key", "-o", str(target)])
+    assert again.exit_code == 1
+    assert "stands already" in again.stderr

@@ -1,0 +1,238 @@
+"""How commands end: exit statuses and the one line (SPEC 11, 12, 14)."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from keyturn.errors import AlreadyExistsError, StorageUnavailableError, all_errors
+from keyturn.publisher import BrokerUnavailableError, WaitTimeoutError
+from keyturn.settings import S3Settings, SettingsError
+from keyturn_workers.cli import errors
+from keyturn_workers.cli.app import app
+from keyturn_workers.cli.endpoints import naming_storage
+from keyturn_workers.cli.output import printable
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+runner = CliRunner()
+
+_USAGE = [
+    (["ls"], "Missing argument"),
+    ([], "Missing command"),
+    (["frob"], "No such command 'frob'"),
+    (["ls", "Not A Project"], "malformed_request: a project id"),
+    (["inspect", "acme", "../etc/passwd"], "malformed_request: a key has no empty"),
+    (["ls", "acme"], "KEYTURN_S3_BUCKET is missing"),
+    (["ls", "acme", "--limit", "0"], "--limit"),
+    (["doctor"], "KEYTURN_S3_BUCKET is missing"),
+    (["worker", "upload"], "KEYTURN_AMQP_URL is missing"),
+    (["dead", "list"], "KEYTURN_AMQP_URL is missing"),
+    (["dead", "replay"], "name ids, or --all"),
+    (["dead", "replay", "x", "--all"], "name ids, or --all"),
+    (["dead", "show", "x", "--json"], "KEYTURN_AMQP_URL is missing"),
+    (["dead", "discard", "x"], "needs --yes"),
+    (["enroll", "acme"], "KEYTURN_AMQP_URL is missing"),
+    (["upload", "acme", "nowhere.txt"], "KEYTURN_AMQP_URL is missing"),
+    (["upload", "acme", "x", "--metadata", "novalue"], "--metadata reads name=value"),
+    (["upload", "acme", "x", "--metadata", "enc-algo=x"], "malformed_request: metadata names"),
+    (["upload", "acme", "x", "--content-type", "a\nb"], "malformed_request: content_type"),
+    (["download", "acme", "k", "--as-operator", "--api-key-file", "f"], "exclude each other"),
+    (["--env-file", "nowhere.env", "ls", "acme"], "nowhere.env: No such file"),
+    (["keygen", "master-key", "--id", "No Name"], "1 to 32 characters"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "told"), _USAGE, ids=[" ".join(a) for a, _ in _USAGE])
+def test_wrong_usage_and_missing_settings_exit_2_with_one_line(
+    arguments: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = runner.invoke(app, arguments)
+    assert result.exit_code == 2
+    assert told in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith("keyturn: ")
+    assert result.stdout == ""
+
+
+def test_a_malformed_setting_is_named_and_its_value_is_not_shown(tmp_path: Path) -> None:
+    secret = "c2VjcmV0LXNlY3JldC1zZWNyZXQ="
+    env = {"KEYTURN_S3_BUCKET": "bucket", "KEYTURN_MASTER_KEYS": f'{{"m1": "{secret}"}}'}
+    target = tmp_path / "x"
+    result = runner.invoke(
+        app, ["download", "acme", "k", "--as-operator", "-o", str(target)], env=env
+    )
+    assert result.exit_code == 2
+    assert "KEYTURN_MASTER_KEYS is malformed" in result.stderr
+    assert secret not in result.output
+
+
+def test_an_api_key_of_the_wrong_form_is_refused_without_being_shown(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text("too short but secret")
+    arguments = ["download", "acme", "k", "-o", str(tmp_path / "x"), "--api-key-file", str(file)]
+    result = runner.invoke(app, arguments, env={"KEYTURN_S3_BUCKET": "bucket"})
+    assert result.exit_code == 2
+    assert "an API key is 32 to 512 characters" in result.stderr
+    assert "too short but secret" not in result.output
+
+
+def test_without_a_terminal_no_prompt_is_tried(tmp_path: Path) -> None:
+    arguments = ["download", "acme", "k", "-o", str(tmp_path / "x")]
+    result = runner.invoke(app, arguments, env={"KEYTURN_S3_BUCKET": "bucket"})
+    assert result.exit_code == 2
+    assert "no API key" in result.stderr
+
+
+@pytest.mark.parametrize("code", sorted(all_errors()))
+def test_every_refusal_exits_1_with_its_code(code: str) -> None:
+    line, status = errors.line_of(all_errors()[code]("why"))
+    assert (line, status) == (f"{code}: why", 1)
+
+
+@pytest.mark.parametrize(
+    ("error", "line", "status"),
+    [
+        (SettingsError("KEYTURN_X is missing"), "KEYTURN_X is missing", 2),
+        (errors.CommandError("no"), "no", 1),
+        (WaitTimeoutError("nothing was told"), "nothing was told", 1),
+        (ExceptionGroup("g", [AlreadyExistsError("k")]), "already_exists: k", 1),
+        (PermissionError(13, "Permission denied", "f"), "f: Permission denied", 1),
+        (KeyError("amqp://user:password@host"), "internal error: KeyError", 1),
+        (
+            ConnectionRefusedError("amqp://user:password@host"),
+            "the broker cannot be reached (ConnectionRefusedError)",
+            1,
+        ),
+    ],
+)
+def test_every_other_failure_is_one_line_that_repeats_nothing(
+    error: Exception, line: str, status: int
+) -> None:
+    assert errors.line_of(error) == (line, status)
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionRefusedError("amqp://user:password@host"), BrokerUnavailableError("away")]
+)
+def test_a_broker_that_is_away_is_told_with_its_address_and_no_secret(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KEYTURN_AMQP_URL", "amqp://user:password@broker.example:5673/v?x=hidden")
+    line, status = errors.line_of(error)
+    assert line.endswith(" at amqp://broker.example:5673")
+    assert "password" not in line
+    assert status == 1
+
+
+@pytest.mark.parametrize("url", ["", "amqp://", "amqp://host:port/", "nonsense"])
+def test_an_address_that_is_none_is_left_out(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEYTURN_AMQP_URL", url)
+    line, _ = errors.line_of(ConnectionRefusedError())
+    assert line == "the broker cannot be reached (ConnectionRefusedError)"
+
+
+@pytest.mark.parametrize("command", [["ls", "acme"], ["inspect", "acme", "k"], ["doctor"]])
+def test_a_storage_that_is_away_is_told_with_its_address(
+    command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KEYTURN_S3_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("KEYTURN_S3_BUCKET", "files")
+    monkeypatch.setenv("KEYTURN_S3_ACCESS_KEY_ID", "id")
+    monkeypatch.setenv("KEYTURN_S3_SECRET_ACCESS_KEY", "not-to-show")
+    result = runner.invoke(app, command)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("keyturn: storage_unavailable: ")
+    assert result.stderr.endswith("(the storage at http://127.0.0.1:1, bucket files)\n")
+    assert "not-to-show" not in result.output
+
+
+def test_another_refusal_within_is_left_as_it_is() -> None:
+    settings = S3Settings(s3_bucket="files")
+    with pytest.raises(AlreadyExistsError, match=r"^already_exists: k$"), naming_storage(settings):
+        raise AlreadyExistsError("k")
+    group = ExceptionGroup("g", [AlreadyExistsError("k")])
+    with pytest.raises(ExceptionGroup) as raised, naming_storage(settings):
+        raise group
+    assert raised.value is group
+
+
+def test_one_of_a_group_is_told_with_the_address_too() -> None:
+    failed = ExceptionGroup("g", [ExceptionGroup("h", [StorageUnavailableError("head: Timeout")])])
+    with (
+        pytest.raises(StorageUnavailableError, match=r"head: Timeout \(the storage at AWS, region"),
+        naming_storage(S3Settings(s3_bucket="files")),
+    ):
+        raise failed
+
+
+def test_an_interrupt_exits_130_and_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    assert errors.run(interrupted) == 130
+    assert capsys.readouterr().err == ""
+
+
+def test_an_interrupted_command_exits_130_and_says_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("keyturn_workers.cli.objects.asyncio.run", interrupted)
+    # The coroutine is never awaited then; nothing of it must be left to complain.
+    monkeypatch.setattr("keyturn_workers.cli.objects._ls", lambda *_, **__: None)
+    result = runner.invoke(app, ["ls", "acme"], env={"KEYTURN_S3_BUCKET": "bucket"})
+    assert (result.exit_code, result.output) == (130, "")
+
+
+def test_an_abandoned_prompt_exits_1_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def abandoned() -> None:
+        raise typer.Abort
+
+    assert errors.run(abandoned) == 1
+    assert capsys.readouterr().err == "keyturn: nothing was entered\n"
+
+
+def test_a_closed_pipe_ends_the_command_without_a_word() -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    done = subprocess.run(
+        [sys.executable, "-m", "workers", "keygen", "api-key"],
+        stdout=write_end,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    os.close(write_end)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_an_env_file_fills_what_the_environment_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "with space.env"
+    file.write_text("KEYTURN_S3_BUCKET='x'\nKEYTURN_DEPLOYMENT='file'\nPATH='/nowhere'\n")
+    monkeypatch.setenv("KEYTURN_DEPLOYMENT", "environment")
+    path = os.environ["PATH"]
+    # A bucket's name of one character: the setting was read, from the file.
+    result = runner.invoke(app, ["ls", "acme"], env={"KEYTURN_ENV_FILE": str(file)})
+    assert "KEYTURN_S3_BUCKET is malformed" in result.stderr
+    assert os.environ["KEYTURN_DEPLOYMENT"] == "environment"
+    assert os.environ["PATH"] == path
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [("plain é", "plain é"), ("a\x1b[2Jb", "a\\x1b[2Jb"), ("\ud800", "\\ud800"), ("\n", "\\n")],
+)
+def test_what_others_wrote_cannot_steer_a_terminal(text: str, shown: str) -> None:
+    assert printable(text) == shown

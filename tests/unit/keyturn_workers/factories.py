@@ -1,0 +1,92 @@
+"""Values for unit tests: keyrings and objects of a made-up project."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from keyturn import metadata as object_metadata
+from keyturn.crypto import (
+    BODY_CONTEXT,
+    HEADER_BYTES,
+    Secret,
+    b64,
+    kek_id,
+    new_dek,
+    seal,
+    seal_tombstone,
+    v0_admin_kek,
+    v0_seal,
+)
+from keyturn_workers.keyring import Desired, Generation, Keyring
+from keyturn_workers.objects.plan_action import Looked
+from keyturn_workers.objects.wrap import tombstone_metadata, wrap
+from keyturn_workers.storage import Head, Headers
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from keyturn.metadata import Wraps
+
+MASTER_KEYS = {"m1": Secret(bytes([1]) * 32), "m2": Secret(bytes([2]) * 32)}
+V0_ADMIN_KEK = v0_admin_kek("the earlier system's master key")
+V0_USER_KEK = Secret(bytes([9]) * 32)
+DATE = datetime(2026, 11, 24, 10, tzinfo=UTC)
+AT = "2026-11-24T10:00:00.000000Z"
+
+
+def generation(number: int, *, kek: Secret | None = None) -> Generation:
+    """A generation with a fresh KEK."""
+    kek = kek or Secret(os.urandom(32))
+    return Generation(number, kek_id(kek), kek, str(uuid.uuid4()), AT, AT)
+
+
+def keyring(project: str = "acme", *, master_key: str = "m1", plaintext: bool = False) -> Keyring:
+    """A keyring at generation 1."""
+    return Keyring(project, master_key, generation(1), plaintext_allowed=plaintext)
+
+
+def turned(before: Keyring) -> Keyring:
+    """The same keyring after a user rotation."""
+    number = before.current.generation + 1
+    return replace(before, current=generation(number), history=(*before.history, before.current))
+
+
+def sealed_object(desired: Desired, key: str, plaintext: bytes = b"hello") -> tuple[Wraps, bytes]:
+    """The wraps and the body of an object in that state."""
+    dek = new_dek()
+    return wrap(desired, key, dek), seal(dek, BODY_CONTEXT, plaintext)
+
+
+def v0_ring(before: Keyring) -> Keyring:
+    """The same keyring, of a project that came from the earlier system."""
+    return replace(before, v0_allowed=True, v0_kek=V0_USER_KEK)
+
+
+def v0_metadata(user: bytes | None, admin: bytes | None) -> dict[str, str]:
+    """The metadata of the earlier system, with these DEKs under its two KEKs."""
+    return {
+        "enc-algo": "AES-256-GCM",
+        "enc-dek-user": "" if user is None else b64(v0_seal(V0_USER_KEK.reveal(), user)),
+        "enc-dek-admin": "" if admin is None else b64(v0_seal(V0_ADMIN_KEK.reveal(), admin)),
+    }
+
+
+def enc(wraps: Wraps, upload_id: str | None = None) -> dict[str, str]:
+    """An object's `enc-` metadata."""
+    return object_metadata.build(wraps, upload_id=upload_id)
+
+
+def deleted(desired: Desired, key: str, time: str = AT) -> dict[str, str]:
+    """A tombstone's metadata."""
+    return tombstone_metadata(seal_tombstone(desired.admin_kek, desired.project, key, time))
+
+
+def looked(metadata: Mapping[str, str], body: bytes, **more: Any) -> Looked:
+    """An object as a ranged read shows it; `more` are fields of its head."""
+    fields: dict[str, Any] = {"size_bytes": len(body), "etag": "e", **more}
+    head = Head(date=DATE, last_modified=DATE, headers=Headers(metadata), **fields)
+    return Looked(head, body[:HEADER_BYTES])

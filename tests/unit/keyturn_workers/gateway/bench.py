@@ -1,0 +1,226 @@
+"""A gateway's parts over a bucket in memory, and what a bucket can do to a reader."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final
+
+from keyturn.crypto import Secret, user_kek, v0_seal
+from keyturn.errors import StorageUnavailableError
+from keyturn.identifiers import keyring_key, object_key
+from keyturn_workers.gateway.auth import Admitted, Gate
+from keyturn_workers.gateway.keyring_lookups import KeyringLookups
+from keyturn_workers.gateway.object_opener import Source
+from keyturn_workers.keyring import Keyring, KeyringReader
+from keyturn_workers.keyring.model import build
+from keyturn_workers.objects.operator_keys import OperatorKeys
+from keyturn_workers.objects.wrap import wrap
+from keyturn_workers.storage import Headers
+from keyturn_workers.testing.memory_storage import MemoryStorage
+from tests.unit.keyturn_workers.factories import (
+    MASTER_KEYS,
+    V0_ADMIN_KEK,
+    enc,
+    generation,
+    keyring,
+    sealed_object,
+    v0_metadata,
+    v0_ring,
+)
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import AsyncIterator
+
+    from keyturn_workers.gateway.object_reader import Found
+    from keyturn_workers.gateway.ranges import Span
+    from keyturn_workers.keyring import Desired
+    from keyturn_workers.storage import Head, Lease, Stream
+
+PEPPER: Final = "pepper"
+API_KEY: Final = "kt_" + "k" * 43
+NEW_API_KEY: Final = "kt_" + "n" * 43
+KEY: Final = "reports/q3.pdf"
+TARGET: Final = object_key("acme", KEY)
+CALLER: Final = {"author": "kim"}
+CHUNK: Final = 16384
+
+
+def kek_of(api_key: str, project: str = "acme") -> Secret:
+    """The KEK of an API key."""
+    return user_kek(api_key, project, PEPPER)
+
+
+def ring_of(api_key: str = API_KEY, project: str = "acme") -> Keyring:
+    """A keyring at generation 1 whose current key this is."""
+    return replace(keyring(project), current=generation(1, kek=kek_of(api_key, project)))
+
+
+def turned_to(before: Keyring, api_key: str) -> Keyring:
+    """The same keyring after a rotation to this key."""
+    current = generation(before.current.generation + 1, kek=kek_of(api_key, before.project))
+    return replace(before, current=current, history=(*before.history, before.current))
+
+
+class WatchedStorage(MemoryStorage):
+    """A bucket that counts what is asked of it, and whose streams break where a test says.
+
+    `breaks` holds, for each stream that is opened next, after how many bytes it breaks.
+    `reached` happens once a stream has given `pauses_at` bytes; it goes on with `resumed`.
+    """
+
+    def __init__(self, **more: Any) -> None:
+        super().__init__(**more)
+        self.open_streams = 0
+        self.streamed: list[tuple[int, int | None, str | None]] = []
+        self.asked_bytes = 0
+        self.given_bytes = 0
+        self.breaks: list[int | None] = []
+        self.pauses_at: int | None = None
+        self.reached: asyncio.Event | None = None
+        self.resumed: asyncio.Event | None = None
+        self.leases: list[Lease] = []
+
+    async def read_start(
+        self, key: str, length_bytes: int, *, version_id: str | None = None
+    ) -> tuple[Head, bytes]:
+        self.asked_bytes += length_bytes
+        return await super().read_start(key, length_bytes, version_id=version_id)
+
+    async def presigned(self, key: str, lease: Lease) -> str:
+        self.leases.append(lease)
+        return await super().presigned(key, lease)
+
+    @asynccontextmanager
+    async def stream(
+        self,
+        key: str,
+        *,
+        start: int = 0,
+        length_bytes: int | None = None,
+        if_match: str | None = None,
+    ) -> AsyncIterator[Stream]:
+        self.streamed.append((start, length_bytes, if_match))
+        breaks = self.breaks.pop(0) if self.breaks else None
+        opening = super().stream(key, start=start, length_bytes=length_bytes, if_match=if_match)
+        async with opening as stream:
+            size = stream.head.size_bytes - start
+            self.asked_bytes += size if length_bytes is None else length_bytes
+            self.open_streams += 1
+            try:
+                yield _Watched(self, stream, breaks)
+            finally:
+                self.open_streams -= 1
+
+
+class _Watched:
+    def __init__(self, storage: WatchedStorage, stream: Stream, breaks: int | None) -> None:
+        self.head = stream.head
+        self._storage = storage
+        self._stream = stream
+        self._breaks = breaks
+
+    async def chunks(self, size_bytes: int | None) -> AsyncIterator[bytes]:
+        given = 0
+        async for piece in self._stream.chunks(size_bytes):
+            if self._breaks is not None and given + len(piece) > self._breaks:
+                left = piece[: self._breaks - given]
+                if left:
+                    yield left
+                raise StorageUnavailableError("stream: ClientPayloadError")
+            given += len(piece)
+            self._storage.given_bytes += len(piece)
+            yield piece
+            await self._pause(given)
+        if self._breaks is not None:
+            raise StorageUnavailableError("stream: ClientPayloadError")
+
+    async def _pause(self, given: int) -> None:
+        storage = self._storage
+        if storage.pauses_at is not None and given >= storage.pauses_at and storage.reached:
+            storage.pauses_at = None
+            storage.reached.set()
+            assert storage.resumed is not None
+            await storage.resumed.wait()
+
+
+@dataclass
+class Bench:
+    """A bucket with one project, a gate and a source."""
+
+    storage: WatchedStorage = field(default_factory=WatchedStorage)
+    ring: Keyring = field(default_factory=ring_of)
+    cache_s: float = 2.0
+    floor_s: float = 0.0
+    v0_max_bytes: int = 10**6
+
+    def __post_init__(self) -> None:
+        self.write_keyring(self.ring)
+        self.keyrings = KeyringReader(self.storage, MASTER_KEYS, lease_s=1, cache_s=self.cache_s)
+        pepper = Secret(PEPPER.encode())
+        self.lookups = KeyringLookups(self.keyrings, self.storage)
+        self.gate = Gate(
+            self.keyrings, self.lookups, pepper, cache_s=self.cache_s, floor_s=self.floor_s
+        )
+        keys = OperatorKeys(MASTER_KEYS, V0_ADMIN_KEK)
+        self.source = Source(
+            self.storage, self.gate, keys, v0_max_bytes=self.v0_max_bytes, v0_concurrency=2
+        )
+
+    @property
+    def desired(self) -> Desired:
+        return self.ring.desired(MASTER_KEYS)
+
+    def write_keyring(self, ring: Keyring) -> None:
+        self.ring = ring
+        self.storage.plant(keyring_key(ring.project), build(ring, MASTER_KEYS), Headers({}))
+
+    def allow(self, *, plaintext: bool = False, v0: bool = False) -> None:
+        """Let objects of these kinds stand in the project."""
+        ring = v0_ring(self.ring) if v0 else self.ring
+        self.write_keyring(replace(ring, plaintext_allowed=plaintext))
+
+    def plant(self, own: dict[str, str], body: bytes, key: str = KEY, **more: Any) -> bytes:
+        """An object with these `enc-` names."""
+        headers = Headers({**CALLER, **own}, "application/pdf", more.pop("restated", {}))
+        self.storage.plant(object_key("acme", key), body, headers, **more)
+        return body
+
+    def plant_sealed(self, plaintext: bytes = b"hello", key: str = KEY, **more: Any) -> bytes:
+        """A sealed object at the desired state; gives its body."""
+        wraps, body = sealed_object(self.desired, key, plaintext)
+        return self.plant(enc(wraps), body, key, **more)
+
+    def plant_v0(self, plaintext: bytes, user: bytes | None, admin: bytes | None) -> bytes:
+        """An object of the earlier system with its own wraps, of these DEKs."""
+        dek = user or admin
+        assert dek is not None
+        return self.plant(v0_metadata(user, admin), v0_seal(dek, plaintext))
+
+    def plant_swept_v0(self, plaintext: bytes, dek: bytes, desired: Desired) -> bytes:
+        """A body of the earlier system with v1 wraps."""
+        wraps = wrap(desired, KEY, dek, algorithm="AES-256-GCM")
+        return self.plant(enc(wraps), v0_seal(dek, plaintext))
+
+    async def admitted(self, api_key: str = API_KEY) -> Admitted:
+        return await self.gate.admit("acme", [f"Bearer {api_key}"])
+
+    @asynccontextmanager
+    async def opened(
+        self, start_bytes: int | None = None, api_key: str = API_KEY
+    ) -> AsyncIterator[Found]:
+        admitted = await self.admitted(api_key)
+        async with self.source.open(admitted, KEY, start_bytes=start_bytes) as found:
+            yield found
+
+    async def read(self, span: Span | None = None, into: bytearray | None = None) -> bytes:
+        """What a reader gets; `into` keeps it where an error ends it."""
+        given = bytearray() if into is None else into
+        async with self.opened(None if span is None else 56) as found:
+            if span is not None:
+                await found.prove()
+            pieces = found.whole() if span is None else found.pieces(span)
+            async for piece in pieces:
+                given += piece
+        return bytes(given)

@@ -1,0 +1,91 @@
+"""A publisher whose broker is the test: it keeps what is asked of it, and tells as told."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from keyturn.publisher import WaitTimeoutError
+from keyturn.publisher.requests import draft_upload
+from tests.unit.keyturn.publisher.test_requests import SETTINGS
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+    from pydantic import SecretStr
+
+    from keyturn.messages import Event
+
+
+@dataclass
+class Upload:
+    project: str
+    key: str
+    body: bytes
+    content_type: str | None
+    metadata: dict[str, str]
+    upload_id: str
+
+
+@dataclass
+class FakePublisher:
+    """What the gateway uses of `keyturn.publisher.Publisher`; names are checked as there.
+
+    `fails` is raised in place of publishing. `tells` makes the event of a request's id; where
+    it is None nothing is told in time.
+    """
+
+    uploads: list[Upload] = field(default_factory=list)
+    rotations: list[dict[str, Any]] = field(default_factory=list)
+    waits: list[float] = field(default_factory=list)
+    fails: Exception | None = None
+    tells: Any = None
+    wait_fails: Exception | None = None
+    telling: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def upload(
+        self,
+        project: str,
+        key: str,
+        body: AsyncIterator[bytes],
+        *,
+        content_type: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        upload_id: str,
+    ) -> str:
+        told = dict(metadata or {})
+        draft_upload(
+            SETTINGS, project, key, content_type=content_type, metadata=told, upload_id=upload_id
+        )
+        taken = b"".join([piece async for piece in body])
+        if self.fails is not None:
+            raise self.fails
+        self.uploads.append(Upload(project, key, taken, content_type, told, upload_id))
+        return upload_id
+
+    async def rotate(
+        self, project: str, *, api_key: SecretStr, expected_generation: int, rotation_id: str
+    ) -> str:
+        if self.fails is not None:
+            raise self.fails
+        asked = {"api_key": api_key.get_secret_value(), "generation": expected_generation}
+        self.rotations.append({"project": project, "id": rotation_id, **asked})
+        return rotation_id
+
+    async def wait(
+        self, request_id: str, *, timeout_s: float = 60.0, project: str, request_type: str
+    ) -> Event:
+        sent = {u.upload_id: ("upload.requested", u.project) for u in self.uploads}
+        sent |= {r["id"]: ("rotation.requested", r["project"]) for r in self.rotations}
+        assert sent.get(request_id, (request_type, project)) == (request_type, project)
+        self.waits.append(timeout_s)
+        if self.wait_fails is not None:
+            raise self.wait_fails
+        if self.tells is None:
+            if timeout_s > 60:  # somebody listens: until it is told, or closed
+                await self.telling.wait()
+            if self.tells is None:
+                raise WaitTimeoutError
+        event: Event = self.tells(request_id)
+        return event

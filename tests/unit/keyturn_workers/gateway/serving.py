@@ -1,0 +1,118 @@
+"""The whole application over a bucket in memory, with a publisher that is the test."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+from keyturn_workers.gateway.app import application
+from keyturn_workers.gateway.fair_shares import ConcurrencyLimit, StagingLedger
+from keyturn_workers.gateway.metrics import GatewayMetrics
+from keyturn_workers.gateway.object_routes import Objects
+from keyturn_workers.gateway.paths import object_path
+from keyturn_workers.gateway.rotation_routes import Rotations
+from keyturn_workers.gateway.staging_quota import StagedBodies
+from keyturn_workers.gateway.upload_limits import UploadLimits, UploadPlaces
+from keyturn_workers.gateway.upload_routes import Uploads
+from keyturn_workers.sweep import SweepStore
+from tests.unit.keyturn_workers.factories import MASTER_KEYS
+from tests.unit.keyturn_workers.gateway.asgi import Connection, ask
+from tests.unit.keyturn_workers.gateway.bench import API_KEY, KEY, Bench
+from tests.unit.keyturn_workers.gateway.publishing import FakePublisher
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from keyturn.publisher import Publisher
+    from keyturn_workers.worker.health import Check
+
+BEARER = {"authorization": f"Bearer {API_KEY}"}
+PATH = object_path("acme", KEY)
+ROTATIONS = "/v1/projects/acme/rotations"
+
+
+async def _holds() -> bool:
+    return True
+
+
+@dataclass
+class Serving:
+    bench: Bench = field(default_factory=Bench)
+    publisher: FakePublisher = field(default_factory=FakePublisher)
+    concurrency: int = 64
+    idle_timeout_s: float = 30.0
+    wait_max_s: float = 20.0
+    max_bytes: int = 10**6
+    upload_concurrency: int = 4
+    project_share: float = 1.0
+    staging_max_bytes: int = 2**30
+    max_rotations: int = 3
+    presign_plaintext: bool = False
+    checks: Mapping[str, Check] = field(default_factory=lambda: {"storage": _holds})
+
+    def __post_init__(self) -> None:
+        self.metrics = GatewayMetrics()
+        publisher = cast("Publisher", self.publisher)
+        limit = ConcurrencyLimit(self.concurrency, self.project_share, "requests")
+        self.ledger = StagingLedger(self.staging_max_bytes, self.project_share)
+        limits = UploadLimits(
+            UploadPlaces(self.upload_concurrency, self.project_share),
+            StagedBodies(self.bench.storage, "gateway", self.ledger),
+        )
+        uploads = Uploads(
+            publisher,
+            self.bench.source,
+            limits,
+            self.metrics,
+            max_bytes=self.max_bytes,
+            idle_timeout_s=self.idle_timeout_s,
+            wait_max_s=self.wait_max_s,
+        )
+        objects = Objects(
+            self.bench.gate,
+            limit,
+            self.bench.source,
+            uploads.put,
+            self.metrics,
+            presign_plaintext=self.presign_plaintext,
+        )
+        self.store = SweepStore(self.bench.storage, MASTER_KEYS)
+        self.rotations = Rotations(
+            self.bench.gate,
+            limit,
+            publisher,
+            self.store,
+            max_under_way=self.max_rotations,
+            idle_timeout_s=self.idle_timeout_s,
+            wait_max_s=self.wait_max_s,
+        )
+        self.app = application(
+            objects,
+            self.rotations,
+            self.metrics,
+            self.checks,
+            idle_timeout_s=self.idle_timeout_s,
+        )
+
+    async def ask(
+        self, method: str = "GET", target: str = PATH, *, key: str | None = API_KEY, **more: Any
+    ) -> Connection:
+        """One request, with the project's key where no other is given."""
+        headers = dict(more.pop("headers", {}))
+        if key is not None:
+            headers = {"authorization": f"Bearer {key}", **headers}
+        return await ask(self.app, method, target, headers=headers, **more)
+
+    def counted(self, name: str, **labels: str) -> float:
+        """A counter's value; 0 where nothing was counted."""
+        full = f"keyturn_gateway_{name}"
+        return self.metrics.registry.get_sample_value(full, labels) or 0.0
+
+    def label_values(self, name: str) -> set[str]:
+        """All values that a label has in any sample."""
+        return {
+            sample.labels[name]
+            for family in self.metrics.registry.collect()
+            for sample in family.samples
+            if name in sample.labels and family.name.startswith("keyturn")
+        }

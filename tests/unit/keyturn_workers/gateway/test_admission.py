@@ -1,0 +1,115 @@
+"""Nothing of an object is read before its reader is admitted (SPEC 9.1): what the storage saw."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from keyturn.crypto import Secret, kek_id, new_api_key, user_kek
+from keyturn.errors import KeyturnError, UnauthorizedError
+from keyturn_workers.gateway.auth import Gate
+from keyturn_workers.gateway.fair_shares import ConcurrencyLimit
+from keyturn_workers.gateway.keyring_lookups import KeyringLookups
+from keyturn_workers.gateway.metrics import GatewayMetrics
+from keyturn_workers.gateway.object_opener import Source
+from keyturn_workers.gateway.object_routes import Objects
+from keyturn_workers.keyring import Generation, Keyring, KeyringReader, create
+from keyturn_workers.objects.operator_keys import OperatorKeys
+from keyturn_workers.testing.memory_storage import MemoryStorage
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    from keyturn_workers.gateway.auth import Admitted
+
+_API_KEY = new_api_key()
+_MASTER = {"m1": Secret(os.urandom(32))}
+_OPERATIONS = ("read", "read_start", "head", "stream", "list", "presigned")
+
+
+class _Watched(MemoryStorage):
+    """Remembers the key of everything that is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __getattribute__(self, name: str) -> Any:
+        found = super().__getattribute__(name)
+        if name not in _OPERATIONS:
+            return found
+
+        def watched(key: str, *arguments: Any, **more: Any) -> Any:
+            self.seen.append(key)
+            return found(key, *arguments, **more)
+
+        return watched
+
+
+async def _no_put(request: Request, admitted: Admitted, key: str) -> Response:
+    raise AssertionError((request, admitted, key))
+
+
+@pytest.fixture
+async def storage() -> AsyncIterator[_Watched]:
+    watched = _Watched()
+    kek = user_kek(_API_KEY, "acme")
+
+    entry = Generation(
+        1, kek_id(kek), kek, str(uuid.uuid4()), "2026-11-24T10:00:00Z", "2026-11-24T10:00:00Z"
+    )
+    await create(watched, Keyring("acme", "m1", entry), _MASTER, lease_s=15)
+    watched.seen.clear()
+    return watched
+
+
+async def _ask(storage: _Watched, method: str, project: str, authorization: str) -> None:
+    keyrings = KeyringReader(storage, _MASTER, lease_s=1, cache_s=0)
+    gate = Gate(keyrings, KeyringLookups(keyrings, storage), Secret(b""), cache_s=0, floor_s=0)
+    source = Source(storage, gate, OperatorKeys(_MASTER), v0_max_bytes=1, v0_concurrency=1)
+    limit = ConcurrencyLimit(4, 1.0, "requests")
+    objects = Objects(gate, limit, source, _no_put, GatewayMetrics(), presign_plaintext=True)
+    headers = [(b"authorization", authorization.encode())]
+    raw = f"/v1/projects/{project}/objects/x".encode()
+    scope = {"type": "http", "method": method, "raw_path": raw, "headers": headers}
+
+    async def receive() -> dict[str, Any]:
+        raise AssertionError("nothing is taken of a body")
+
+    async def send(message: Any) -> None:
+        raise AssertionError(message)
+
+    await objects(scope, receive, send)
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT"])
+@pytest.mark.parametrize("authorization", ["", "Bearer ", f"Bearer {'x' * 40}", "Basic abc"])
+@pytest.mark.parametrize(
+    ("project", "reads"),
+    [
+        ("acme", [".keyturn/keyrings/acme.json"]),
+        ("nosuch", [".keyturn/keyrings/nosuch.json"]),
+        ("NoSuch", []),
+        (".keyturn", []),
+        ("..", []),
+    ],
+)
+async def test_a_refusal_has_read_a_keyring_at_most(
+    storage: _Watched, method: str, authorization: str, project: str, reads: list[str]
+) -> None:
+    with pytest.raises(UnauthorizedError):
+        await _ask(storage, method, project, authorization)
+    assert storage.seen == reads
+
+
+async def test_the_holder_of_the_key_reads_the_object(storage: _Watched) -> None:
+    """So that the refusals above do not pass for another reason."""
+    with pytest.raises(KeyturnError, match="nothing stands"):
+        await _ask(storage, "GET", "acme", f"Bearer {_API_KEY}")
+    assert storage.seen == [".keyturn/keyrings/acme.json", "acme/x"]

@@ -1,0 +1,309 @@
+"""The door that every request passes: routes, refusals, bounds, counting (SPEC 9.6, 13)."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+import orjson
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from keyturn.identifiers import keyring_key
+from keyturn_workers.gateway import client_connection, docs_page
+from keyturn_workers.gateway.openapi import document
+from keyturn_workers.gateway.paths import object_path
+from keyturn_workers.gateway.problems import MEDIA_TYPE
+from keyturn_workers.keyring.model import build
+from keyturn_workers.storage import Headers
+from tests.unit.keyturn_workers.factories import MASTER_KEYS
+from tests.unit.keyturn_workers.gateway.asgi import Connection, ask
+from tests.unit.keyturn_workers.gateway.bench import (
+    API_KEY,
+    CHUNK,
+    NEW_API_KEY,
+    Bench,
+    kek_of,
+    ring_of,
+    turned_to,
+)
+from tests.unit.keyturn_workers.gateway.serving import BEARER, PATH, ROTATIONS, Serving
+
+if TYPE_CHECKING:
+    from starlette.types import Scope
+
+_SECRET = "a secret in an exception"  # as the name says
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/",
+        "/v1",
+        "/v1/projects/acme",
+        "/v1/projects/acme/objects",
+        "/v1/projects/acme/rotations/",
+        "/v1/projects/acme/rotations/a/b",
+        "/v1/projects//objects/a",
+        "/healthz/",
+        "/HEALTHZ",
+        "/docs/oauth2-redirect",
+        "/.keyturn/keyrings/acme.json",
+        "/v2/projects/acme/objects/a",
+    ],
+)
+async def test_no_other_path_is_served(target: str) -> None:
+    serving = Serving()
+    got = await serving.ask(target=target)
+    assert (got.status, got.headers["content-type"]) == (404, MEDIA_TYPE)
+    assert got.document()["code"] == "not_found"
+    assert not serving.bench.storage.calls
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "allow"),
+    [
+        ("POST", PATH, {"GET", "HEAD", "PUT"}),
+        ("DELETE", PATH, {"GET", "HEAD", "PUT"}),
+        ("OPTIONS", PATH, {"GET", "HEAD", "PUT"}),
+        ("GET", ROTATIONS, {"POST"}),
+        ("DELETE", f"{ROTATIONS}/x", {"GET", "HEAD"}),
+        ("POST", "/healthz", {"GET", "HEAD"}),
+        ("PUT", "/metrics", {"GET", "HEAD"}),
+        ("FROB", PATH, {"GET", "HEAD", "PUT"}),
+    ],
+)
+async def test_other_methods_are_refused_with_those_that_are_served(
+    method: str, target: str, allow: set[str]
+) -> None:
+    got = await Serving().ask(method, target)
+    assert (got.status, got.headers["content-type"]) == (405, MEDIA_TYPE)
+    assert set(got.headers["allow"].split(", ")) == allow
+    assert got.document() == {"title": "Method Not Allowed", "status": 405}
+
+
+async def test_what_needs_no_key() -> None:
+    serving = Serving()
+    alive = await serving.ask(target="/healthz", key=None)
+    assert (alive.status, alive.document()) == (200, {"status": "alive"})
+    ready = await serving.ask(target="/readyz", key=None)
+    assert (ready.status, ready.document()) == (200, {"ready": True, "checks": {"storage": True}})
+    told = await serving.ask(target="/openapi.json", key=None)
+    assert (told.status, told.document()) == (200, orjson.loads(orjson.dumps(document())))
+    page = await serving.ask(target="/docs", key=None)
+    assert page.status == 200
+    assert {name: page.headers[name] for name in docs_page.HEADERS} == docs_page.HEADERS
+    metrics = await serving.ask(target="/metrics", key=None)
+    names = {f.name for f in text_string_to_metric_families(metrics.content.decode())}
+    assert "keyturn_gateway_requests" in names
+    assert metrics.headers["content-type"].startswith("text/plain; version=")
+
+
+async def test_not_ready_where_a_check_fails_or_raises() -> None:
+    async def fails() -> bool:
+        return False
+
+    async def raises() -> bool:
+        raise RuntimeError(_SECRET)
+
+    serving = Serving(checks={"broker": fails, "storage": raises})
+    ready = await serving.ask(target="/readyz", key=None)
+    assert ready.status == 503
+    assert ready.document() == {"ready": False, "checks": {"broker": False, "storage": False}}
+
+
+async def test_an_unexpected_error_is_a_problem_without_its_text(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    serving = Serving()
+    serving.bench.plant_sealed()
+    for target, method in ((PATH, "GET"), (PATH, "PUT"), (ROTATIONS, "POST")):
+        serving.bench.storage.fail_next("read", RuntimeError(_SECRET))
+        got = await serving.ask(method, target, body=b'{"api_key": "' + b"n" * 40 + b'"}')
+        assert (got.status, got.ended, got.aborted) == (500, True, False)
+        assert got.headers["content-type"] == MEDIA_TYPE
+        assert got.headers["connection"] == "close"
+        assert _SECRET not in got.content.decode()
+        assert got.document()["detail"] == "an internal failure"
+        assert serving.counted(
+            "requests_total", route="objects" if target == PATH else "rotations",
+            method=method, status="500",
+        ) == 1  # fmt: skip
+    assert "unexpected failure" in capsys.readouterr().out
+
+
+async def test_too_many_at_once_are_refused_while_health_still_answers() -> None:
+    serving = Serving(concurrency=2)
+    serving.bench.plant_sealed(bytes(20 * CHUNK))
+    slow = [Connection(), Connection()]
+    for connection in slow:
+        connection.takes.clear()
+    asking = [asyncio.create_task(serving.ask(on=connection)) for connection in slow]
+    for connection in slow:
+        await connection.began.wait()
+    assert serving.counted("requests_in_flight") == 2
+    refused = await serving.ask()
+    assert (refused.status, refused.headers["retry-after"]) == (503, "1")
+    assert refused.headers["content-type"] == MEDIA_TYPE
+    assert "code" not in refused.document()
+    for target in ("/healthz", "/readyz", "/metrics"):
+        assert (await serving.ask(target=target, key=None)).status == 200
+    for connection in slow:
+        connection.takes.set()
+    assert [(await task).status for task in asking] == [200, 200]
+    assert (await serving.ask()).status == 200
+    assert serving.counted("requests_in_flight") == 0
+
+
+async def test_a_project_with_its_share_of_requests_takes_none_from_others() -> None:
+    """256 slow downloads with one key gave every other tenant 503."""
+    serving = Serving(concurrency=8, project_share=0.25)
+    serving.bench.plant_sealed(bytes(20 * CHUNK))
+    other = ring_of(NEW_API_KEY, "other")
+    serving.bench.storage.plant(keyring_key("other"), build(other, MASTER_KEYS), Headers({}))
+    slow = [Connection(), Connection()]
+    for connection in slow:
+        connection.takes.clear()
+    asking = [asyncio.create_task(serving.ask(on=connection)) for connection in slow]
+    for connection in slow:
+        await connection.began.wait()
+    for method, target in (("GET", PATH), ("HEAD", PATH), ("PUT", PATH), ("POST", ROTATIONS)):
+        refused = await serving.ask(method, target)
+        assert (refused.status, refused.headers["retry-after"]) == (429, "1")
+        assert refused.headers["content-type"] == MEDIA_TYPE
+        if method != "HEAD":
+            assert refused.document()["code"] == "too_many_requests"
+    theirs = await serving.ask(target=object_path("other", "x"), key=NEW_API_KEY)
+    assert theirs.status == 404
+    for connection in slow:
+        connection.takes.set()
+    assert [(await task).status for task in asking] == [200, 200]
+    assert (await serving.ask()).status == 200
+
+
+async def test_a_request_that_is_cancelled_leaves_its_place() -> None:
+    serving = Serving(concurrency=1)
+    serving.bench.plant_sealed(bytes(20 * CHUNK))
+    connection = Connection()
+    connection.takes.clear()
+    asking = asyncio.create_task(serving.ask(on=connection))
+    await connection.began.wait()
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert not connection.ended
+    assert serving.bench.storage.open_streams == 0
+    assert (await serving.ask()).status == 200
+
+
+async def test_a_made_up_request_makes_no_new_label_value() -> None:
+    serving = Serving()
+    serving.bench.plant_sealed()
+    await serving.ask()
+    await serving.ask("PUT", body=b"x")
+    await serving.ask(target=f"{ROTATIONS}/2f6c9a0e-1111-4111-8111-111111111111")
+    await serving.ask(target="/made/up")
+    await serving.ask("MADEUP")
+    known = {name: serving.label_values(name) for name in ("route", "method", "code", "reason")}
+    for made_up in ("xyzzy", "plugh"):
+        await serving.ask(made_up.upper())
+        await serving.ask(target=f"/{made_up}")
+        await serving.ask(target=f"/v1/projects/{made_up}/objects/{made_up}")
+        await serving.ask(target=f"{ROTATIONS}/{made_up}")
+        await serving.ask(made_up, f"/{made_up}?{made_up}", headers={made_up: made_up})
+    after = {name: serving.label_values(name) for name in known}
+    assert after == known
+    assert known["method"] == {"GET", "PUT", "other"}
+    assert known["route"] == {"objects", "rotation", "none"}
+
+
+async def test_no_secret_shows_in_metrics_or_logs(capsys: pytest.CaptureFixture[str]) -> None:
+    serving = Serving()
+    body = bytearray(serving.bench.plant_sealed(b"a secret plaintext" * CHUNK))
+    metadata = dict((await serving.bench.storage.head("acme/reports/q3.pdf")).metadata)
+    body[-1] ^= 1
+    serving.bench.plant(metadata, bytes(body))
+    await serving.ask()
+    await serving.ask("HEAD")
+    told = (await serving.ask(target="/metrics")).content.decode() + capsys.readouterr().out
+    assert "answer aborted" in told
+    for secret in (API_KEY, kek_of(API_KEY).reveal().hex(), "secret plaintext"):
+        assert secret not in told
+    assert MASTER_KEYS["m1"].reveal().hex() not in told
+
+
+async def test_a_body_that_a_get_brings_is_nobodys() -> None:
+    serving = Serving()
+    serving.bench.plant_sealed(bytes(20 * CHUNK))
+    got = await serving.ask(body=[b"what", b"ever"])
+    assert (got.status, got.ended) == (200, True)
+
+
+async def test_a_query_changes_nothing() -> None:
+    serving = Serving()
+    serving.bench.plant_sealed()
+    got = await serving.ask(target=PATH + "?versionId=1&response-content-type=text/html")
+    assert (got.status, got.headers["content-type"]) == (200, "application/pdf")
+
+
+async def test_a_key_in_the_query_opens_nothing() -> None:
+    serving = Serving()
+    serving.bench.plant_sealed()
+    for name in ("access_token", "authorization", "api_key"):
+        got = await serving.ask(target=f"{PATH}?{name}={API_KEY}", key=None)
+        assert got.status == 401
+
+
+async def test_two_authorizations_are_none() -> None:
+    serving = Serving()
+    serving.bench.plant_sealed()
+    twice = [*BEARER.items(), *BEARER.items()]
+    assert (await ask(serving.app, "GET", PATH, headers=twice)).status == 401
+
+
+def test_a_server_that_cannot_reset_a_connection_is_a_mistake_of_ours() -> None:
+    scope: Scope = {"type": "http"}
+    with pytest.raises(RuntimeError, match="reset"):
+        client_connection.abort(scope)
+
+
+async def test_who_is_refused_takes_nobodys_place() -> None:
+    """A refusal waits; those with a wrong key would else crowd out those with the right one."""
+    serving = Serving(concurrency=2, bench=Bench(floor_s=0.3))
+    serving.bench.plant_sealed(b"plaintext")
+    wrong = [asyncio.create_task(serving.ask(key="kt_" + "w" * 43)) for _ in range(10)]
+    for _ in range(50):
+        await asyncio.sleep(0)
+    began = time.monotonic()
+    assert (await serving.ask()).content == b"plaintext"
+    assert time.monotonic() - began < 0.25
+    refused = [got for got in await asyncio.gather(*wrong) if got.status == 401]
+    assert refused
+    assert time.monotonic() - began > 0.2
+
+
+async def test_readiness_is_asked_for_once_a_second_whoever_asks() -> None:
+    asked = 0
+
+    async def holds() -> bool:
+        nonlocal asked
+        asked += 1
+        return True
+
+    serving = Serving(checks={"storage": holds})
+    for _ in range(5):
+        assert (await serving.ask(target="/readyz", key=None)).status == 200
+    assert asked == 1
+
+
+async def test_a_keyring_below_its_objects_is_counted() -> None:
+    """It stops the project until an operator looks: who should see it must (SPEC 5.4)."""
+    serving = Serving()
+    before = serving.bench.ring
+    serving.bench.write_keyring(turned_to(before, NEW_API_KEY))
+    serving.bench.plant_sealed(b"plaintext")
+    serving.bench.write_keyring(before)
+    got = await serving.ask()
+    assert (got.status, got.document()["code"]) == (503, "keyring_rolled_back")
+    assert serving.counted("failures_total", code="keyring_rolled_back") == 1

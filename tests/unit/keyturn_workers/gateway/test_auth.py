@@ -1,0 +1,392 @@
+"""Who may read: the keyring alone decides, before anything about an object is read (SPEC 9.1)."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from keyturn.crypto import Secret
+from keyturn.errors import (
+    CorruptObjectError,
+    StorageUnavailableError,
+    UnauthorizedError,
+    UnknownMasterKeyError,
+)
+from keyturn.identifiers import keyring_key
+from keyturn_workers.errors import RefusedError as StorageRefusedError
+from keyturn_workers.gateway import auth as gate_module
+from keyturn_workers.gateway import keyring_lookups as lookups_module
+from keyturn_workers.gateway.auth import NotAdmittedError
+from keyturn_workers.keyring.model import build
+from keyturn_workers.storage import Headers
+from keyturn_workers.storage import clock as clock_module
+from tests.unit.keyturn_workers.factories import MASTER_KEYS
+from tests.unit.keyturn_workers.gateway.bench import (
+    API_KEY,
+    NEW_API_KEY,
+    Bench,
+    kek_of,
+    ring_of,
+    turned_to,
+)
+
+WRONG_KEY = "kt_" + "w" * 43
+
+
+class Clock:
+    """A clock that stands still until it is told to move."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        fake = SimpleNamespace(monotonic=lambda: self.now)
+        patch.setattr(gate_module, "time", fake)
+        patch.setattr(lookups_module, "time", fake)
+        own = SimpleNamespace(clock_gettime=lambda _: self.now, CLOCK_BOOTTIME=None)
+        patch.setattr(clock_module, "time", own)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+async def _refused(bench: Bench, project: str = "acme", *authorization: str) -> None:
+    given = list(authorization) or [f"Bearer {WRONG_KEY}"]
+    with pytest.raises(UnauthorizedError) as refused:
+        await bench.gate.admit(project, given)
+    assert str(refused.value) == "unauthorized"
+
+
+async def test_the_current_key_is_admitted_by_its_kek() -> None:
+    bench = Bench()
+    admitted = await bench.admitted()
+    assert admitted.project == "acme"
+    assert admitted.kek == kek_of(API_KEY) == admitted.observed.desired.user_kek
+
+
+@pytest.mark.parametrize(
+    "authorization",
+    [
+        [f"Bearer {API_KEY}"],
+        [f"bearer {API_KEY}"],
+        [f"BEARER   {API_KEY} "],
+    ],
+)
+async def test_the_schemes_name_has_no_case(authorization: list[str]) -> None:
+    assert await Bench().gate.admit("acme", authorization)
+
+
+@pytest.mark.parametrize(
+    "authorization",
+    [
+        [],
+        [""],
+        ["Bearer"],
+        ["Bearer "],
+        [API_KEY],
+        [f"Bearer{API_KEY}"],
+        [f"Basic {API_KEY}"],
+        [f"Bearer\t{API_KEY}"],
+        [f"Bearer {WRONG_KEY}"],
+        [f"Bearer {API_KEY[:-1]}"],
+        [f"Bearer {API_KEY}x"],
+        [f"Bearer {API_KEY} x"],
+        [f"Bearer {API_KEY}\n"],
+        [f"Bearer {API_KEY}, Bearer {API_KEY}"],
+        [f"Bearer {API_KEY}", f"Bearer {API_KEY}"],  # two headers are none, be they the same
+        [f"Bearer {API_KEY}", f"Bearer {WRONG_KEY}"],
+        ["Bearer " + "k" * 31],
+        ["Bearer " + "k" * 513],
+        ["Bearer ü" + "k" * 40],
+        ["Bearer " + "0" * 43],  # what stands in for a malformed key is no key
+    ],
+)
+async def test_everything_else_is_refused(authorization: list[str]) -> None:
+    bench = Bench()
+    with pytest.raises(UnauthorizedError):
+        await bench.gate.admit("acme", authorization)
+
+
+@pytest.mark.parametrize(
+    "project",
+    [
+        "",
+        "Acme",
+        "acme ",
+        "acme/",
+        "../acme",
+        "a" * 64,
+        "acme\0",
+        ".keyturn",
+        "ácme",
+        "*",
+        "nobody",
+    ],
+)
+async def test_what_is_no_project_is_refused_as_an_unknown_one(project: str) -> None:
+    bench = Bench()
+    await _refused(bench, project, f"Bearer {API_KEY}")
+    # Not even a keyring is looked for under a name that no project has.
+    assert bench.storage.calls["read"] == (1 if project == "nobody" else 0)
+
+
+async def test_a_key_is_its_own_projects_alone() -> None:
+    bench = Bench()
+    other = ring_of(NEW_API_KEY, "other")
+    bench.storage.plant(keyring_key("other"), build(other, MASTER_KEYS), Headers({}))
+    assert await bench.gate.admit("other", [f"Bearer {NEW_API_KEY}"])
+    await _refused(bench, "other", f"Bearer {API_KEY}")
+    await _refused(bench, "acme", f"Bearer {NEW_API_KEY}")
+
+
+async def test_an_admin_kek_in_the_keyrings_place_admits_nobody() -> None:
+    """Only a KEK that the keyring seals as the current one counts: not one of its history."""
+    bench = Bench()
+    bench.write_keyring(turned_to(bench.ring, NEW_API_KEY))
+    await _refused(bench, "acme", f"Bearer {API_KEY}")
+    assert await bench.admitted(NEW_API_KEY)
+
+
+async def test_nothing_is_read_but_the_keyring() -> None:
+    bench = Bench()
+    bench.plant_sealed()
+    await bench.admitted()
+    for project in ("acme", "other", "No Project"):
+        await _refused(bench, project)
+    assert set(bench.storage.calls) == {"read"}
+
+
+async def test_a_turned_key_passes_for_the_caches_seconds_and_no_longer(clock: Clock) -> None:
+    bench = Bench()
+    await bench.admitted()
+    bench.write_keyring(turned_to(bench.ring, NEW_API_KEY))
+    clock.now += 2
+    await bench.admitted()
+    clock.now += 0.001
+    await _refused(bench, "acme", f"Bearer {API_KEY}")
+    await bench.admitted(NEW_API_KEY)
+
+
+async def test_the_current_key_is_never_refused_right_after_a_rotation(clock: Clock) -> None:
+    """It was, for up to the cache's 2 seconds; and from here on the old one is."""
+    bench = Bench()
+    await bench.admitted()
+    bench.write_keyring(turned_to(bench.ring, NEW_API_KEY))
+    clock.now += 0.1
+    await bench.admitted()
+    await bench.admitted(NEW_API_KEY)
+    await _refused(bench, "acme", f"Bearer {API_KEY}")
+
+
+async def test_a_reading_older_than_the_cache_is_joined_by_nobody(clock: Clock) -> None:
+    """The storage's answer may stall on its way: it shows what stood when it was made."""
+    bench = Bench()
+    asked, answered = asyncio.Event(), asyncio.Event()
+    real = bench.storage.read
+
+    async def stalls(key: str, **how: int) -> object:
+        shown = await real(key, **how)
+        asked.set()
+        await answered.wait()
+        return shown
+
+    bench.storage.read = stalls  # type: ignore[method-assign, assignment]
+    early = asyncio.create_task(bench.admitted())
+    await asked.wait()
+    bench.write_keyring(turned_to(bench.ring, NEW_API_KEY))
+    clock.now += 2.001
+    late = asyncio.create_task(bench.admitted())
+    await asyncio.sleep(0)
+    answered.set()
+    assert (await early).observed.keyring.current.generation == 1
+    with pytest.raises(UnauthorizedError):
+        await late
+
+
+@pytest.mark.parametrize("project", ["acme", "unknown", "No Project"])
+@pytest.mark.parametrize("authorization", [[], [f"Bearer {WRONG_KEY}"], ["Bearer short"]])
+async def test_no_refusal_may_be_told_before_the_floor(
+    project: str, authorization: list[str]
+) -> None:
+    bench = Bench(floor_s=0.03)
+    for _ in range(2):  # not from the cache either
+        began = time.monotonic()
+        with pytest.raises(NotAdmittedError) as refused:
+            await bench.gate.admit(project, authorization)
+        assert refused.value.not_before >= began + 0.03
+
+
+async def test_a_read_that_is_slower_than_the_floor_shows_in_multiples_of_it(clock: Clock) -> None:
+    bench = Bench(floor_s=0.5)
+    real = bench.storage.read
+
+    async def slow(key: str, **how: int) -> object:
+        clock.now += 0.7
+        return await real(key, **how)
+
+    bench.storage.read = slow  # type: ignore[method-assign, assignment]
+    began = clock.now
+    with pytest.raises(NotAdmittedError) as refused:
+        await bench.gate.admit("acme", [])
+    assert refused.value.not_before == pytest.approx(began + 1.0)
+
+
+async def test_a_storage_that_refuses_the_second_look_is_for_later() -> None:
+    bench = Bench()
+    admitted = await bench.admitted()
+
+    async def refuses(key: str, **how: int) -> object:
+        del key, how
+        raise StorageRefusedError("read: AccessDenied")
+
+    bench.storage.read = refuses  # type: ignore[method-assign, assignment]
+    with pytest.raises(StorageUnavailableError):
+        await bench.gate.again(admitted)
+
+
+async def test_a_keyring_that_does_not_open_is_read_once_in_the_caches_seconds(
+    clock: Clock,
+) -> None:
+    """And tells nothing of itself to whoever cannot be admitted."""
+    bench = Bench()
+    bench.storage.plant(keyring_key("acme"), b"[]", Headers({}))
+    for _ in range(3):
+        with pytest.raises(CorruptObjectError) as refused:
+            await bench.gate.admit("acme", [])
+        assert refused.value.detail == ""
+    assert bench.storage.calls == {"read": 1}
+    clock.now += 2.001
+    bench.write_keyring(bench.ring)
+    assert await bench.admitted()
+
+
+async def test_who_is_admitted_does_not_wait() -> None:
+    async with asyncio.timeout(5):
+        await Bench(floor_s=60).admitted()
+
+
+async def test_a_refusal_derives_one_kek_whatever_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under the floor, the same work: or the clock would tell a project from none."""
+    derived = []
+
+    def counting(api_key: str, project: str, pepper: str) -> Secret:
+        kek = kek_of(api_key, project)
+        derived.append((project, pepper))
+        return kek
+
+    monkeypatch.setattr(gate_module, "user_kek", counting)
+    bench = Bench()
+    for project in ("acme", "unknown", "No Project"):
+        for authorization in ([], [f"Bearer {WRONG_KEY}"], ["Bearer short"]):
+            derived.clear()
+            with pytest.raises(UnauthorizedError):
+                await bench.gate.admit(project, authorization)
+            assert len(derived) == 1
+
+
+async def test_many_callers_at_once_share_one_read() -> None:
+    bench = Bench()
+    callers = [bench.admitted() for _ in range(50)]
+    assert len(await asyncio.gather(*callers)) == 50
+    assert bench.storage.calls == {"read": 1}
+
+
+async def test_many_callers_of_a_project_that_there_is_not_share_one_read() -> None:
+    bench = Bench()
+    await asyncio.gather(*(_refused(bench, "unknown") for _ in range(50)))
+    assert bench.storage.calls == {"read": 1}
+
+
+async def test_a_caller_who_goes_does_not_take_the_others_along() -> None:
+    bench = Bench()
+    first = asyncio.create_task(bench.admitted())
+    others = [asyncio.create_task(bench.admitted()) for _ in range(3)]
+    await asyncio.sleep(0)
+    first.cancel()
+    assert len(await asyncio.gather(*others)) == 3
+    assert bench.storage.calls == {"read": 1}
+
+
+async def test_a_project_is_admitted_from_its_enrolment_on() -> None:
+    """Whoever asked a moment before has not made it unknown."""
+    bench = Bench()
+    await _refused(bench, "late")
+    ring = ring_of(API_KEY, "late")
+    bench.storage.plant(keyring_key("late"), build(ring, MASTER_KEYS), Headers({}))
+    assert await bench.gate.admit("late", [f"Bearer {API_KEY}"])
+
+
+async def test_memory_of_what_does_not_open_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate_module, "_MAX_FAILED", 10)
+    bench = Bench()
+    for number in range(30):
+        bench.storage.plant(keyring_key(f"bad-{number}"), b"{}", Headers({}))
+        with pytest.raises(CorruptObjectError):
+            await bench.gate.admit(f"bad-{number}", [])
+    assert list(bench.gate._failed) == [f"bad-{number}" for number in range(20, 30)]
+
+
+async def test_nothing_is_kept_of_projects_that_there_are_not() -> None:
+    bench = Bench()
+    await bench.admitted()
+    await asyncio.gather(*(_refused(bench, f"made-up-{number}") for number in range(200)))
+    assert bench.gate._reading == {}
+    assert not bench.gate._failed
+    assert set(bench.keyrings._lines) == {"acme"}
+    assert bench.lookups._unsent == {}
+    assert bench.lookups._next is None
+
+
+async def test_a_forged_keyring_admits_nobody_and_is_told_as_such() -> None:
+    """Whoever writes the bucket cannot make a keyring, nor bring another project's."""
+    forged = build(ring_of(), {"m1": Secret(b"\0" * 32)})
+    moved = build(ring_of(API_KEY, "other"), MASTER_KEYS)
+    for body in (forged, moved, b"{}", b""):
+        bench = Bench()
+        bench.storage.plant(keyring_key("acme"), body, Headers({}))
+        for key in (API_KEY, WRONG_KEY):
+            with pytest.raises(CorruptObjectError):
+                await bench.admitted(key)
+
+
+async def test_a_keyring_under_a_master_key_that_is_not_held_is_for_later() -> None:
+    bench = Bench()
+    keys = {"m3": Secret(bytes(32))}
+    ring = ring_of()
+    body = build(type(ring)("acme", "m3", ring.current), keys)
+    bench.storage.plant(keyring_key("acme"), body, Headers({}))
+    with pytest.raises(UnknownMasterKeyError):
+        await bench.admitted()
+
+
+async def test_a_storage_that_fails_admits_nobody_and_is_asked_again() -> None:
+    bench = Bench()
+    bench.storage.fail_next("read", StorageUnavailableError("down"))
+    with pytest.raises(StorageUnavailableError):
+        await bench.admitted()
+    await bench.admitted()
+
+
+async def test_a_second_look_begins_now() -> None:
+    bench = Bench()
+    admitted = await bench.admitted()
+    again = await bench.gate.again(admitted)
+    assert again.kek == admitted.kek
+    bench.write_keyring(turned_to(bench.ring, NEW_API_KEY))
+    with pytest.raises(UnauthorizedError):
+        await bench.gate.again(admitted)
+    await bench.storage.delete(keyring_key("acme"))
+    with pytest.raises(UnauthorizedError):
+        await bench.gate.again(admitted)
+
+
+async def test_no_secret_shows() -> None:
+    bench = Bench()
+    admitted = await bench.admitted()
+    secrets = [API_KEY, kek_of(API_KEY).reveal().hex(), repr(kek_of(API_KEY).reveal())]
+    secrets += [repr(MASTER_KEYS["m1"].reveal()), repr(bench.desired.admin_kek.reveal())]
+    for shown in (repr(admitted), repr(vars(bench.gate)), str(admitted)):
+        assert not [secret for secret in secrets if secret in shown]

@@ -1,0 +1,166 @@
+"""Conditional requests: RFC 9110, section 13 (SPEC 9.2)."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.datastructures import Headers
+
+from keyturn_workers.gateway.conditions import Verdict, are_asked, http_time, range_holds, verdict
+
+ETAG = '"abc"'
+MODIFIED = datetime(2026, 11, 24, 10, 0, 0, 700_000, tzinfo=UTC)
+AT = "Tue, 24 Nov 2026 10:00:00 GMT"
+BEFORE = "Tue, 24 Nov 2026 09:59:59 GMT"
+AFTER = "Tue, 24 Nov 2026 10:00:01 GMT"
+
+
+def _headers(*pairs: tuple[str, str]) -> Headers:
+    return Headers(raw=[(name.encode(), value.encode("latin-1")) for name, value in pairs])
+
+
+def _verdict(*pairs: tuple[str, str]) -> Verdict:
+    return verdict(_headers(*pairs), ETAG, MODIFIED)
+
+
+@pytest.mark.parametrize(
+    ("value", "strong", "weak"),
+    [
+        ('"abc"', True, True),
+        (' "abc"\t', True, True),
+        ("*", True, True),
+        (" * ", True, True),
+        ('W/"abc"', False, True),
+        ('"x", "abc"', True, True),
+        ('"x","abc","y"', True, True),
+        ('"x" , W/"abc"', False, True),
+        (', ,"abc",', True, True),
+        ('"x"', False, False),
+        ('"ABC"', False, False),
+        ("abc", False, False),
+        ('"abc', False, False),
+        ('abc"', False, False),
+        ('"a,b"', False, False),
+        ('"x,"abc', False, False),
+        ("", False, False),
+        ('""', False, False),
+        ('"*"', False, False),
+        ('"abc" "x"', True, True),  # no list, but it says which one
+    ],
+)
+def test_tags_are_compared_strongly_for_if_match_and_weakly_for_if_none_match(
+    value: str, *, strong: bool, weak: bool
+) -> None:
+    assert _verdict(("if-match", value)) == ("serve" if strong else "failed")
+    assert _verdict(("if-none-match", value)) == ("not_modified" if weak else "serve")
+
+
+def test_lists_may_come_in_several_lines() -> None:
+    assert _verdict(("if-match", '"x"'), ("if-match", ETAG)) == "serve"
+    assert _verdict(("if-none-match", '"x"'), ("if-none-match", ETAG)) == "not_modified"
+
+
+@pytest.mark.parametrize(
+    ("told", "unmodified_since", "modified_since"),
+    [
+        (AT, "serve", "not_modified"),  # times of HTTP have no parts of a second
+        (AFTER, "serve", "not_modified"),
+        (BEFORE, "failed", "serve"),
+        # The two obsolete forms that RFC 9110, 5.6.7 has every recipient take.
+        ("Tuesday, 24-Nov-26 10:00:00 GMT", "serve", "not_modified"),
+        ("Tue Nov 24 10:00:00 2026", "serve", "not_modified"),
+        ("Tuesday, 24-Nov-26 09:59:59 GMT", "failed", "serve"),
+        ("Tue Nov 24 09:59:59 2026", "failed", "serve"),
+        # No times: ignored.
+        ("yesterday", "serve", "serve"),
+        ("", "serve", "serve"),
+        ("2026-11-24T10:00:00Z", "serve", "serve"),
+        ("Tue, 24 Nov 99999999999999999999 10:00:00 GMT", "serve", "serve"),
+        ("Tue, 24 Nov 2026 10:00:00 +99999999999999999", "serve", "serve"),
+        ("Tue, 24 Nov 2026 25:00:00 GMT", "serve", "serve"),
+    ],
+)
+def test_times(told: str, unmodified_since: Verdict, modified_since: Verdict) -> None:
+    assert _verdict(("if-unmodified-since", told)) == unmodified_since
+    assert _verdict(("if-modified-since", told)) == modified_since
+
+
+@pytest.mark.parametrize(
+    ("pairs", "expected"),
+    [
+        # 13.2.2: a tag is worth more than a time, and what fails comes before what holds.
+        ([("if-match", ETAG), ("if-unmodified-since", BEFORE)], "serve"),
+        ([("if-match", '"x"'), ("if-unmodified-since", AFTER)], "failed"),
+        ([("if-none-match", '"x"'), ("if-modified-since", AFTER)], "serve"),
+        ([("if-none-match", ETAG), ("if-modified-since", BEFORE)], "not_modified"),
+        ([("if-match", '"x"'), ("if-none-match", ETAG)], "failed"),
+        ([("if-match", ETAG), ("if-none-match", ETAG)], "not_modified"),
+        ([("if-match", ETAG), ("if-modified-since", AT)], "not_modified"),
+        ([("if-unmodified-since", BEFORE), ("if-none-match", ETAG)], "failed"),
+        ([("if-unmodified-since", AT), ("if-modified-since", AT)], "not_modified"),
+        ([("if-none-match", "*")], "not_modified"),
+        ([], "serve"),
+    ],
+)
+def test_precedence(pairs: list[tuple[str, str]], expected: Verdict) -> None:
+    assert _verdict(*pairs) == expected
+    assert are_asked(_headers(*pairs)) == bool(pairs)
+
+
+@pytest.mark.parametrize(
+    ("value", "holds"),
+    [
+        (ETAG, True),
+        (f" {ETAG} ", True),
+        ('W/"abc"', False),  # 13.1.5: strong comparison alone
+        ('"x"', False),
+        ('"x", "abc"', False),  # one tag, no list
+        ("*", False),
+        (AT, True),
+        (BEFORE, False),
+        (AFTER, False),  # a time must be the very one
+        ("no time", False),
+        ("", False),
+        ("Tue, 24 Nov 99999999999999999999 10:00:00 GMT", False),
+    ],
+)
+def test_if_range(value: str, *, holds: bool) -> None:
+    long_ago = MODIFIED - timedelta(days=365)
+    told = value.replace("Tue, 24 Nov 2026", f"{long_ago:%a, %d %b %Y}")
+    assert range_holds(_headers(("if-range", told)), ETAG, long_ago) is holds
+    assert range_holds(_headers(), ETAG, long_ago)
+    assert not are_asked(_headers(("if-range", value)))
+
+
+def test_a_time_is_no_strong_validator_of_what_was_just_written() -> None:
+    """Written twice within a second, two bodies share their time (RFC 9110, 8.8.2.2)."""
+    now = datetime.now(UTC)
+    assert not range_holds(_headers(("if-range", http_time(now))), ETAG, now)
+    assert range_holds(_headers(("if-range", ETAG)), ETAG, now)
+
+
+@given(st.datetimes(timezones=st.just(UTC)))
+def test_a_time_as_written_is_the_one_that_is_meant(instant: datetime) -> None:
+    told = http_time(instant)
+    assert verdict(_headers(("if-modified-since", told)), ETAG, instant) == "not_modified"
+    assert verdict(_headers(("if-unmodified-since", told)), ETAG, instant) == "serve"
+
+
+def test_a_time_is_written_in_gmt_to_the_second() -> None:
+    assert http_time(MODIFIED) == AT
+
+
+_ASCII = st.text(st.characters(max_codepoint=255), max_size=40)
+
+
+@given(
+    st.sampled_from(["if-match", "if-none-match", "if-modified-since", "if-unmodified-since"]),
+    _ASCII | st.text(',:" 0123456789+-TueNovGMTW/*', max_size=40),
+)
+def test_whatever_is_sent_there_is_a_verdict(name: str, value: str) -> None:
+    headers = _headers((name, value))
+    assert verdict(headers, ETAG, MODIFIED) in ("serve", "not_modified", "failed")
+    range_holds(_headers(("if-range", value)), ETAG, MODIFIED)

@@ -1,0 +1,139 @@
+"""How much of a gateway one project may hold (SPEC 9.3): counted, and nothing kept of the rest."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keyturn.errors import TooManyRequestsError
+from keyturn_workers.gateway.fair_shares import (
+    MIN_STAGED_BYTES,
+    ConcurrencyLimit,
+    GatewayBusyError,
+    StagingLedger,
+    share_of,
+)
+
+MIB = MIN_STAGED_BYTES
+
+
+@pytest.mark.parametrize(
+    ("total", "share", "most"),
+    [(256, 0.25, 64), (8, 0.25, 2), (2, 0.25, 1), (1, 0.01, 1), (7, 1, 7)],
+)
+def test_a_share_is_never_less_than_one(total: int, share: float, most: int) -> None:
+    assert share_of(total, share) == most
+
+
+def test_a_project_at_its_share_is_refused_and_no_other_one() -> None:
+    limit = ConcurrencyLimit(4, 0.5, "requests")
+    with limit.hold("a"), limit.hold("a"):
+        with pytest.raises(TooManyRequestsError), limit.hold("a"):
+            pass
+        with limit.hold("b"):
+            assert limit.taken == 3
+    with limit.hold("a"):
+        assert limit.taken == 1
+
+
+def test_all_are_refused_only_where_all_is_taken() -> None:
+    limit = ConcurrencyLimit(4, 0.5, "requests")
+    for project in ("a", "a", "b", "b"):
+        limit.take(project)
+    for project in ("a", "c"):
+        with pytest.raises(GatewayBusyError):
+            limit.take(project)
+    limit.give_back("b")
+    limit.take("c")
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans())))
+def test_nothing_is_kept_of_who_holds_nothing(steps: list[tuple[str, bool]]) -> None:
+    limit = ConcurrencyLimit(6, 0.5, "requests")
+    held: list[str] = []
+    for project, takes in steps:
+        if not takes and project in held:
+            limit.give_back(project)
+            held.remove(project)
+        elif takes and held.count(project) < 3 and len(held) < 6:
+            limit.take(project)
+            held.append(project)
+        elif takes:
+            with pytest.raises((TooManyRequestsError, GatewayBusyError)):
+                limit.take(project)
+        assert limit.taken == len(held)
+        assert set(limit._held) == set(held)
+
+
+def _ledger(mib: int = 16, share: float = 0.25) -> StagingLedger:
+    return StagingLedger(mib * MIB, share)
+
+
+def test_a_project_with_its_share_in_staging_is_refused_and_no_other_one() -> None:
+    ledger = _ledger()
+    for name in ("1", "2", "3", "4"):
+        ledger.reserve("a", name, 10)  # a small one counts as 1 MiB: their number is bounded too
+    with pytest.raises(TooManyRequestsError):
+        ledger.reserve("a", "5", 10)
+    ledger.reserve("b", "6", 4 * MIB)
+    assert ledger.used_bytes == 8 * MIB
+
+
+def test_one_body_is_taken_whatever_its_size_while_there_is_room() -> None:
+    ledger = _ledger()
+    ledger.reserve("a", "1", 16 * MIB)
+    with pytest.raises(GatewayBusyError):
+        ledger.reserve("b", "2", 1)
+    ledger.release("1")
+    ledger.reserve("b", "2", 1)
+
+
+def test_a_body_grows_as_it_comes_until_the_share_is_reached() -> None:
+    ledger = _ledger()
+    ledger.reserve("a", "1", MIB)
+    for size_bytes in range(MIB // 2, 3 * MIB, MIB // 2):
+        ledger.reserve("a", "2", size_bytes)
+    ledger.reserve("a", "2", 3 * MIB)
+    assert ledger.used_bytes == 4 * MIB
+    with pytest.raises(TooManyRequestsError):
+        ledger.reserve("a", "2", 3 * MIB + 1)
+    assert ledger.used_bytes == 4 * MIB  # what was refused is not counted
+    ledger.release("2")
+    assert ledger.used_bytes == MIB
+
+
+def test_a_listing_that_was_sent_later_tells_what_has_left() -> None:
+    ledger = _ledger()
+    for name in ("coming", "late", "stored", "left"):
+        ledger.reserve("a", name, MIB)
+    ledger.complete("stored", 1.0)
+    ledger.complete("left", 1.0)
+    ledger.complete("late", 2.0)
+    # A body that was complete only when the listing was sent may be missing from it.
+    ledger.listed(2.0, {"left": MIB})
+    assert set(ledger._staged) == {"coming", "late", "left"}
+    assert ledger.used_bytes == 3 * MIB
+    ledger.reserve("a", "room again", MIB)
+
+
+def test_what_others_staged_counts_towards_the_total_alone() -> None:
+    ledger = _ledger(mib=8, share=0.5)
+    ledger.listed(1.0, {"theirs": 3 * MIB, "small": 1})
+    assert ledger.used_bytes == 4 * MIB
+    ledger.reserve("a", "1", 4 * MIB)
+    with pytest.raises(GatewayBusyError):
+        ledger.reserve("b", "2", 1)
+    ledger.listed(2.0, {})
+    ledger.reserve("b", "2", 1)
+
+
+def test_nothing_is_kept_of_a_body_that_has_left() -> None:
+    ledger = _ledger(mib=1000)
+    for number in range(100):
+        ledger.reserve(f"project-{number}", str(number), number * 100_000)
+        ledger.complete(str(number), 1.0)
+    ledger.listed(2.0, {})
+    ledger.release("unknown")
+    ledger.complete("unknown", 3.0)
+    assert (ledger._staged, ledger._by_project, ledger.used_bytes) == ({}, {}, 0)

@@ -1,0 +1,165 @@
+"""Lookups of keyrings: as they are now, and few requests whatever callers ask (SPEC 9.1)."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from keyturn.errors import StorageUnavailableError, UnauthorizedError
+from keyturn.identifiers import keyring_key
+from keyturn_workers.errors import RefusedError as StorageRefusedError
+from keyturn_workers.gateway import keyring_lookups
+from keyturn_workers.keyring.model import build
+from keyturn_workers.storage import Headers
+from tests.unit.keyturn_workers.factories import MASTER_KEYS
+from tests.unit.keyturn_workers.gateway.bench import API_KEY, NEW_API_KEY, Bench, ring_of, turned_to
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from keyturn_workers.storage import Listed
+
+_WRONG = "Bearer kt_" + "w" * 43
+
+
+@pytest.fixture
+def spent(monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """A gate whose few reads are used up: what follows is looked up by listings."""
+    monkeypatch.setattr(keyring_lookups, "READS_PER_S", 0.0)
+    monkeypatch.setattr(keyring_lookups, "_BETWEEN_LISTINGS_S", 0.01)
+    bench = Bench()
+    bench.lookups._tokens = 0.0
+    return bench
+
+
+def _enrol(bench: Bench, project: str, api_key: str = API_KEY) -> None:
+    ring = ring_of(api_key, project)
+    bench.storage.plant(keyring_key(project), build(ring, MASTER_KEYS), Headers({}))
+
+
+async def _refused(bench: Bench, project: str, authorization: str = _WRONG) -> None:
+    with pytest.raises(UnauthorizedError):
+        await bench.gate.admit(project, [authorization])
+
+
+async def test_made_up_projects_cost_a_few_requests_and_not_one_each() -> None:
+    """Each cost a read of the storage, at 1,200 requests a second."""
+    bench = Bench()
+    for batch in range(10):
+        await asyncio.gather(
+            *(_refused(bench, f"made-up-{batch}-{number}") for number in range(120))
+        )
+    assert bench.storage.calls["read"] <= 40 + 20 * 10  # the burst, and what a slow run refills
+    assert bench.storage.calls["list"] <= 10
+
+
+async def test_wrong_keys_of_projects_that_there_are_cost_no_more(spent: Bench) -> None:
+    for number in range(50):
+        _enrol(spent, f"project-{number}")
+        await spent.gate.admit(f"project-{number}", [f"Bearer {API_KEY}"])
+    spent.storage.calls.clear()
+    for _ in range(5):
+        await asyncio.gather(*(_refused(spent, f"project-{n % 50}") for n in range(500)))
+    # The ETags in the listing say that each keyring is still the one that is known.
+    assert set(spent.storage.calls) == {"list"}
+    assert spent.storage.calls["list"] <= 5
+
+
+async def test_the_right_key_is_admitted_however_many_wrong_ones_ask(spent: Bench) -> None:
+    """One of a project that this process never read, and one of a key turned a moment ago."""
+    await spent.admitted()
+    spent.write_keyring(turned_to(spent.ring, NEW_API_KEY))
+    _enrol(spent, "first-timer")
+    flood = [asyncio.create_task(_refused(spent, f"made-up-{number}")) for number in range(500)]
+    await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        assert await spent.gate.admit("first-timer", [f"Bearer {API_KEY}"])
+        assert await spent.admitted(NEW_API_KEY)
+        await _refused(spent, "acme", f"Bearer {API_KEY}")
+    await asyncio.gather(*flood)
+
+
+async def test_who_is_known_by_its_key_waits_for_no_lookup(spent: Bench) -> None:
+    await spent.admitted()
+    flood = [asyncio.create_task(_refused(spent, f"made-up-{number}")) for number in range(500)]
+    await asyncio.sleep(0)
+    looked_up = spent.storage.calls["list"]
+    await spent.admitted()
+    assert spent.storage.calls["list"] == looked_up
+    await asyncio.gather(*flood)
+
+
+async def test_a_listing_that_was_sent_before_a_caller_came_says_nothing_about_it(
+    spent: Bench,
+) -> None:
+    """Its project may have been enrolled since."""
+    real = spent.storage.list
+    sent, answered = asyncio.Event(), asyncio.Event()
+
+    async def stalls(prefix: str, **more: Any) -> AsyncIterator[Listed]:
+        rows = [row async for row in real(prefix, **more)]
+        sent.set()
+        await answered.wait()
+        for row in rows:
+            yield row
+
+    spent.storage.list = stalls  # type: ignore[method-assign]
+    early = asyncio.create_task(_refused(spent, "late"))
+    await sent.wait()
+    _enrol(spent, "late")
+    late = asyncio.create_task(spent.gate.admit("late", [f"Bearer {API_KEY}"]))
+    await asyncio.sleep(0)
+    answered.set()
+    await early
+    assert (await late).project == "late"
+
+
+async def test_a_lookup_that_takes_too_long_is_for_later(
+    spent: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Never a refusal: the key may be the current one."""
+    monkeypatch.setattr(keyring_lookups, "LOOKUP_TIMEOUT_S", 0.02)
+    spent.lookups._list_at = float("inf")
+    with pytest.raises(StorageUnavailableError):
+        await spent.gate.admit("acme", [_WRONG])
+
+
+@pytest.mark.parametrize("error", [StorageUnavailableError("down"), StorageRefusedError("denied")])
+async def test_a_storage_that_lists_nothing_refuses_nobody(spent: Bench, error: Exception) -> None:
+    spent.storage.fail_next("list", error)
+    with pytest.raises(StorageUnavailableError):
+        await spent.gate.admit("acme", [f"Bearer {API_KEY}"])
+    assert await spent.admitted()
+
+
+async def test_callers_of_one_project_share_a_lookup(spent: Bench) -> None:
+    results = await asyncio.gather(*(spent.admitted() for _ in range(50)))
+    assert len(results) == 50
+    assert spent.storage.calls == {"list": 1, "read": 1}
+
+
+async def test_who_holds_the_right_key_joins_a_read_that_is_under_way() -> None:
+    """Of two rotations asked for at once the later caller is not refused by the earlier one."""
+    bench = Bench()
+    real = bench.storage.read
+    sent, answered = asyncio.Event(), asyncio.Event()
+
+    async def stalls(key: str, **how: int) -> Any:
+        shown = await real(key, **how)
+        sent.set()
+        await answered.wait()
+        return shown
+
+    bench.storage.read = stalls  # type: ignore[method-assign]
+    early = asyncio.create_task(bench.admitted())
+    await sent.wait()
+    bench.write_keyring(turned_to(bench.ring, NEW_API_KEY))
+    late = asyncio.create_task(bench.admitted())
+    await asyncio.sleep(0)
+    answered.set()
+    for task in (early, late):
+        assert (await task).observed.keyring.current.generation == 1
+    assert bench.storage.calls == {"read": 1}
+    assert bench.lookups._under_way == {}

@@ -1,0 +1,385 @@
+"""GET and HEAD of an object through the whole application (SPEC 9.1 to 9.3)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import replace
+from itertools import count
+from typing import TYPE_CHECKING
+
+import pytest
+
+from keyturn.crypto import HEADER_BYTES, SEALED_CHUNK_BYTES, ChunkReader, new_dek
+from keyturn.errors import StorageUnavailableError
+from keyturn_workers.gateway import object_reader as found_module
+from keyturn_workers.gateway.conditions import http_time
+from tests.unit.keyturn_workers.factories import deleted, enc, sealed_object
+from tests.unit.keyturn_workers.gateway.asgi import Connection
+from tests.unit.keyturn_workers.gateway.bench import API_KEY, CHUNK, KEY, NEW_API_KEY, TARGET, Bench
+from tests.unit.keyturn_workers.gateway.serving import PATH, Serving
+
+if TYPE_CHECKING:
+    from typing import Any
+
+PLAINTEXT = os.urandom(40 * CHUNK + 7)
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(found_module, "_RESUME_PAUSES_S", (0.0, 0.0, 0.0))
+
+
+def _serving(plaintext: bytes = PLAINTEXT, **more: Any) -> Serving:
+    serving = Serving(**more)
+    serving.bench.plant_sealed(plaintext)
+    return serving
+
+
+async def test_a_whole_object() -> None:
+    serving = _serving()
+    got = await serving.ask()
+    assert (got.status, got.content, got.ended) == (200, PLAINTEXT, True)
+    assert got.headers["content-length"] == str(len(PLAINTEXT))
+    assert got.headers["content-type"] == "application/pdf"
+    assert got.headers["x-keyturn-meta-author"] == "kim"
+    assert got.headers["x-content-type-options"] == "nosniff"
+    assert got.headers["content-security-policy"] == "sandbox"
+    assert got.headers["accept-ranges"] == "bytes"
+    assert serving.counted("sent_bytes_total") == len(PLAINTEXT)
+    assert serving.counted("requests_total", route="objects", method="GET", status="200") == 1
+
+
+async def test_a_head_tells_the_same_without_a_body_and_costs_a_header_and_two_chunks() -> None:
+    serving = _serving()
+    whole, head = await serving.ask(), await serving.ask("HEAD")
+    assert (head.status, head.content, head.ended) == (200, b"", True)
+    assert head.headers == whole.headers
+    serving.bench.storage.asked_bytes = 0
+    await serving.ask("HEAD")
+    assert serving.bench.storage.asked_bytes <= HEADER_BYTES + 2 * SEALED_CHUNK_BYTES
+
+
+@pytest.mark.parametrize("size", [0, 1, CHUNK, 20 * CHUNK + 7])
+@pytest.mark.parametrize(
+    ("told", "wanted"),
+    [
+        ("bytes=0-0", slice(0, 1)),
+        ("bytes=5-", slice(5, None)),
+        ("bytes=-3", slice(-3, None)),
+        (f"bytes={CHUNK - 1}-{CHUNK}", slice(CHUNK - 1, CHUNK + 1)),
+        (f"bytes=-{CHUNK + 1}", slice(-CHUNK - 1, None)),
+        ("bytes=0-99999999", slice(0, None)),
+        ("bytes=-0", slice(0, 0)),
+        ("bytes=999999999-", slice(0, 0)),
+    ],
+)
+async def test_ranges(size: int, told: str, wanted: slice) -> None:
+    serving = _serving(PLAINTEXT[:size])
+    got = await serving.ask(headers={"range": told})
+    expected = PLAINTEXT[:size][wanted]
+    if size == 0 and told.startswith("bytes=-") and told != "bytes=-0":
+        assert (got.status, got.content) == (200, b"")  # all of nothing
+    elif not expected:
+        assert got.status == 416
+        assert got.headers["content-range"] == f"bytes */{size}"
+        assert got.document()["code"] == "range_not_satisfiable"
+    else:
+        first, end, _ = wanted.indices(size)
+        assert (got.status, got.content) == (206, expected)
+        assert got.headers["content-range"] == f"bytes {first}-{end - 1}/{size}"
+
+
+@pytest.mark.parametrize("told", ["bytes=0-1,3-4", "lines=1-2", "bytes=3-2", "nonsense"])
+async def test_a_range_that_is_none_is_ignored(told: str) -> None:
+    got = await _serving().ask(headers={"range": told})
+    assert (got.status, got.content) == (200, PLAINTEXT)
+
+
+async def test_a_range_of_a_head_is_ignored() -> None:
+    """RFC 9110, 14.2: ranges are of GET alone."""
+    head = await _serving().ask("HEAD", headers={"range": "bytes=0-0"})
+    assert (head.status, head.headers["content-length"]) == (200, str(len(PLAINTEXT)))
+
+
+@pytest.mark.parametrize("told", ["bytes=7-7", "bytes=-1", f"bytes={17 * CHUNK}-{17 * CHUNK}"])
+async def test_one_byte_costs_a_header_and_two_chunks(told: str) -> None:
+    serving = _serving()
+    await serving.bench.admitted()
+    got = await serving.ask(headers={"range": told})
+    assert (got.status, len(got.content)) == (206, 1)
+    assert serving.bench.storage.asked_bytes <= HEADER_BYTES + 2 * SEALED_CHUNK_BYTES
+
+
+async def test_conditions() -> None:
+    serving = _serving()
+    etag = (await serving.ask("HEAD")).headers["etag"]
+    for method in ("GET", "HEAD"):
+        same = await serving.ask(method, headers={"if-none-match": f'"x", W/{etag}'})
+        assert (same.status, same.content) == (304, b"")
+        assert same.headers["etag"] == etag
+        assert "content-type" not in same.headers
+        other = await serving.ask(method, headers={"if-match": '"x"'})
+        assert other.status == 412
+        assert (await serving.ask(method, headers={"if-match": etag})).status == 200
+    ranged = {"range": "bytes=0-3"}
+    held = await serving.ask(headers={**ranged, "if-range": etag})
+    assert (held.status, held.content) == (206, PLAINTEXT[:4])
+    changed = await serving.ask(headers={**ranged, "if-range": '"x"'})
+    assert (changed.status, changed.content) == (200, PLAINTEXT)
+    missing = await serving.ask(target="/v1/projects/acme/objects/x", headers={"if-match": "*"})
+    assert missing.status == 404
+
+
+async def test_a_tag_outlives_a_rotation() -> None:
+    serving = _serving()
+    etag = (await serving.ask("HEAD")).headers["etag"]
+    body = (await serving.bench.storage.read(TARGET))[1]
+    assert etag == f'"{body[24:56].hex()}"'
+
+
+async def test_refusals_before_an_answer_begins() -> None:
+    serving = _serving()
+    other = "/v1/projects/acme/objects/"
+    for target, key, status, code in (
+        (PATH, NEW_API_KEY, 401, "unauthorized"),
+        (PATH, None, 401, "unauthorized"),
+        ("/v1/projects/nobody/objects/x", API_KEY, 401, "unauthorized"),
+        ("/v1/projects/No%20Body/objects/x", API_KEY, 401, "unauthorized"),
+        (other + "missing", API_KEY, 404, "not_found"),
+        (other + "a//b", API_KEY, 404, "not_found"),
+        (other + "..%2f..%2f.keyturn", API_KEY, 404, "not_found"),
+        (other, API_KEY, 404, "not_found"),
+    ):
+        for method in ("GET", "HEAD"):
+            got = await serving.ask(method, target, key=key)
+            assert (got.status, got.ended) == (status, True)
+            if method == "GET":
+                assert got.document()["code"] == code
+
+
+async def test_who_is_refused_learns_nothing_of_the_key_he_asked_for() -> None:
+    """A key that no object can have is told to who may ask alone."""
+    serving = _serving()
+    answers = []
+    for target in (PATH, "/v1/projects/acme/objects/a//b", "/v1/projects/nobody/objects/a"):
+        got = await serving.ask(target=target, key=NEW_API_KEY)
+        answers.append((got.status, got.content, sorted(got.headers.items())))
+    assert answers[0] == answers[1] == answers[2]
+    assert set(serving.bench.storage.calls) == {"read"}
+
+
+async def test_what_does_not_open_is_a_502_and_counted_by_its_code() -> None:
+    serving = Serving()
+    bench = serving.bench
+    wraps, body = sealed_object(bench.desired, KEY, PLAINTEXT)
+    broken = {
+        "corrupt_object": (enc(wraps), body[:24] + bytes(32) + body[56:]),
+        "no_usable_wrap": (enc(replace(wraps, user=b"", admin=b"")), body),
+        "unknown_algorithm": ({**enc(wraps), "enc-algo": "ROT13"}, body),
+    }
+    for code, (metadata, stored) in broken.items():
+        bench.plant(metadata, stored)
+        for headers in ({}, {"range": "bytes=0-0"}):
+            got = await serving.ask(headers=headers)
+            assert (got.status, got.document()["code"]) == (502, code)
+        assert serving.counted("failures_total", code=code) == 2
+    bench.plant(deleted(bench.desired, KEY), b"")
+    assert (await serving.ask()).document()["code"] == "not_found"
+
+
+async def test_a_first_chunk_that_fails_is_told_in_order_where_no_answer_began() -> None:
+    """HEAD and ranges prove the last chunk before they tell a length."""
+    serving = _serving()
+    metadata = dict((await serving.bench.storage.head(TARGET)).metadata)
+    body = (await serving.bench.storage.read(TARGET))[1]
+    serving.bench.plant(metadata, body[:-1])
+    for method, headers in (("HEAD", {}), ("GET", {"range": "bytes=0-0"})):
+        got = await serving.ask(method, headers=headers)
+        assert (got.status, got.aborted) == (502, False)
+
+
+@pytest.mark.parametrize("size", [0, 1, 3 * CHUNK, len(PLAINTEXT)])
+@pytest.mark.parametrize("damage", ["tag", "cut", "chunk cut", "longer"])
+async def test_a_whole_get_that_fails_is_aborted_and_never_ends(size: int, damage: str) -> None:
+    serving = _serving(PLAINTEXT[:size])
+    metadata = dict((await serving.bench.storage.head(TARGET)).metadata)
+    body = (await serving.bench.storage.read(TARGET))[1]
+    changed = {
+        "tag": body[:-1] + bytes([body[-1] ^ 1]),
+        "cut": body[:-1],
+        "chunk cut": body[: HEADER_BYTES + size // CHUNK * SEALED_CHUNK_BYTES],
+        "longer": body + b"\0",
+    }[damage]
+    serving.bench.plant(metadata, changed)
+    got = await serving.ask()
+    if got.status == 502:  # no length can be told at all
+        assert got.ended
+        return
+    assert (got.status, got.ended, got.aborted) == (200, False, True)
+    assert len(got.content) < max(size, 1)
+    assert PLAINTEXT.startswith(got.content)
+    assert serving.counted("aborted_total", reason="corrupt_object") == 1
+    assert serving.counted("failures_total", code="corrupt_object") == 1
+
+
+async def test_a_storage_that_breaks_for_good_aborts() -> None:
+    serving = _serving()
+    serving.bench.storage.breaks = [HEADER_BYTES + 17 * SEALED_CHUNK_BYTES, 0, 0, 0]
+    got = await serving.ask()
+    assert (got.status, got.ended, got.aborted) == (200, False, True)
+    assert serving.counted("aborted_total", reason="storage_unavailable") == 1
+
+
+async def test_a_storage_that_is_away_is_a_503_to_try_again() -> None:
+    serving = _serving()
+    serving.bench.storage.fail_next("stream", StorageUnavailableError("stream: SlowDown"))
+    got = await serving.ask()
+    assert (got.status, got.document()["code"]) == (503, "storage_unavailable")
+    assert got.headers["retry-after"] == "1"
+
+
+async def test_an_unexpected_error_after_the_start_aborts_and_never_completes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    serving = _serving()
+
+    opens, opened = ChunkReader.open_chunks, count()
+
+    def breaks(reader: ChunkReader, first: int, sealed: bytes) -> bytearray:
+        if next(opened) == 2:
+            raise RuntimeError("a secret in an exception")
+        return opens(reader, first, sealed)
+
+    monkeypatch.setattr(ChunkReader, "open_chunks", breaks)
+    got = await serving.ask()
+    assert (got.status, got.ended, got.aborted) == (200, False, True)
+    assert b"secret" not in got.content
+    assert serving.counted("requests_total", route="objects", method="GET", status="200") == 1
+
+
+# The other end.
+
+
+async def test_a_client_that_goes_ends_the_read_from_the_storage() -> None:
+    serving = _serving()
+    storage = serving.bench.storage
+    storage.pauses_at, storage.reached, storage.resumed = 1, asyncio.Event(), asyncio.Event()
+    connection = Connection()
+    asking = asyncio.create_task(serving.ask(on=connection))
+    await storage.reached.wait()
+    # Most of it is still to come, and the storage says nothing: only the client can be noticed.
+    connection.gone.set()
+    async with asyncio.timeout(5):
+        await asking
+    assert storage.open_streams == 0
+    assert not connection.ended
+    assert storage.given_bytes < len(PLAINTEXT)
+    assert serving.counted("aborted_total", reason="client_gone") == 1
+
+
+@pytest.mark.parametrize("headers", [{}, {"range": f"bytes=0-{18 * CHUNK}"}])
+async def test_a_client_that_takes_nothing_is_cut_off(headers: dict[str, str]) -> None:
+    serving = _serving(idle_timeout_s=0.05)
+    connection = Connection()
+    connection.takes.clear()
+    async with asyncio.timeout(5):
+        await serving.ask(on=connection, headers=headers)
+    assert (connection.aborted, connection.ended) == (True, False)
+    assert serving.bench.storage.open_streams == 0
+    assert serving.counted("aborted_total", reason="client_slow") == 1
+
+
+# Plaintext.
+
+
+@pytest.mark.parametrize("presigned", [True, False])
+async def test_plaintext_is_read_from_the_storage_or_streamed(*, presigned: bool) -> None:
+    serving = Serving(presign_plaintext=presigned)
+    bench = serving.bench
+    bench.allow(plaintext=True)
+    bench.plant({}, PLAINTEXT, restated={"content-encoding": "gzip"})
+    got = await serving.ask()
+    head = await serving.ask("HEAD")
+    assert (head.status, head.headers["content-length"]) == (200, str(len(PLAINTEXT)))
+    etag = head.headers["etag"]
+    assert (await serving.ask(headers={"if-none-match": etag})).status == 304
+    assert (await serving.ask(headers={"if-match": '"x"'})).status == 412
+    ranged = await serving.ask(headers={"range": "bytes=1-2"})
+    # A bucket writer chooses content types: no page of its own runs on the gateway's origin.
+    unchanged = await serving.ask(headers={"if-none-match": etag})
+    for answer in (got, head, ranged, unchanged):
+        assert answer.headers["content-security-policy"] == "sandbox"
+    if presigned:
+        assert (got.status, got.content, ranged.status) == (307, b"", 307)
+        assert got.headers["location"].startswith(f"memory:///{TARGET}")
+        assert got.headers["cache-control"] == "no-store"
+        assert {lease.expires_s for lease in bench.storage.leases} == {60}
+    else:
+        assert (got.status, got.content) == (200, PLAINTEXT)
+        assert got.headers["content-encoding"] == "gzip"
+        assert (ranged.status, ranged.content) == (206, PLAINTEXT[1:3])
+
+
+async def test_plaintext_is_never_presigned_for_who_may_not_read_it() -> None:
+    serving = Serving(presign_plaintext=True)
+    serving.bench.plant({}, PLAINTEXT)
+    got = await serving.ask()  # not allowed in the project
+    assert (got.status, got.document()["code"]) == (502, "corrupt_object")
+    serving.bench.allow(plaintext=True)
+    assert (await serving.ask(key=NEW_API_KEY)).status == 401
+    assert serving.bench.storage.calls["presigned"] == 0
+
+
+async def test_an_object_of_the_earlier_system() -> None:
+    serving = Serving(bench=Bench(v0_max_bytes=10**6))
+    serving.bench.allow(v0=True)
+    dek = new_dek()
+    serving.bench.plant_v0(PLAINTEXT, dek, dek)
+    got = await serving.ask()
+    assert (got.status, got.content) == (200, PLAINTEXT)
+    ranged = await serving.ask(headers={"range": "bytes=-4"})
+    assert (ranged.status, ranged.content) == (206, PLAINTEXT[-4:])
+    serving = Serving(bench=Bench(v0_max_bytes=1000))
+    serving.bench.allow(v0=True)
+    serving.bench.plant_v0(PLAINTEXT, dek, dek)
+    refused = await serving.ask()
+    assert (refused.status, refused.document()["code"]) == (413, "body_too_large")
+
+
+# Times.
+
+
+def _rewrapped(serving: Serving, stored_at: str) -> None:
+    """An object that a rotation wrote a moment ago, with this note of when it was stored."""
+    wraps, body = sealed_object(serving.bench.desired, KEY, PLAINTEXT)
+    serving.bench.plant(enc(wraps) | {"enc-stored-at": stored_at}, body)
+
+
+async def test_no_rotation_makes_a_file_look_changed() -> None:
+    """The time is the one at which it was stored, in headers and in every condition."""
+    serving = Serving()
+    then = "Mon, 02 Nov 2026 03:04:05 GMT"
+    _rewrapped(serving, "2026-11-02T03:04:05.600000Z")
+    for method in ("GET", "HEAD"):
+        got = await serving.ask(method)
+        assert got.headers["last-modified"] == then
+        assert "enc-stored-at" not in str(got.headers)
+    for condition, status in (("if-modified-since", 304), ("if-unmodified-since", 200)):
+        assert (await serving.ask(headers={condition: then})).status == status
+    ranged = await serving.ask(headers={"range": "bytes=0-9", "if-range": then})
+    assert (ranged.status, ranged.content) == (206, PLAINTEXT[:10])
+    before = "Mon, 02 Nov 2026 03:04:04 GMT"
+    assert (await serving.ask(headers={"if-modified-since": before})).status == 200
+    assert (await serving.ask(headers={"if-unmodified-since": before})).status == 412
+
+
+@pytest.mark.parametrize(
+    "stored_at", ["", "yesterday", "2026-11-02", "9999-01-01T00:00:00Z", "2026-13-02T03:04:05Z"]
+)
+async def test_a_note_of_a_time_that_cannot_be_is_ignored(stored_at: str) -> None:
+    serving = Serving()
+    _rewrapped(serving, stored_at)
+    head = await serving.bench.storage.head(TARGET)
+    got = await serving.ask("HEAD")
+    assert got.headers["last-modified"] == http_time(head.last_modified)

@@ -1,0 +1,134 @@
+"""Which project and key a path names: byte for byte, and no other (SPEC 1, 9.1)."""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keyturn.identifiers import check_key, is_key, is_project
+from keyturn_workers.gateway.paths import object_of, object_path, project_of
+
+_SEGMENT = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="/"))
+KEYS = st.lists(_SEGMENT.filter(lambda s: s not in ("", ".", "..")), min_size=1, max_size=5).map(
+    "/".join
+)
+PROJECTS = st.from_regex(r"[a-z0-9][a-z0-9-]{0,62}", fullmatch=True)
+
+
+@given(PROJECTS, KEYS.filter(is_key))
+def test_every_path_that_is_built_names_its_object(project: str, key: str) -> None:
+    path = object_path(project, key)
+    assert path.isascii()
+    assert object_of(path.encode()) == (project, key)
+    assert project_of(path.encode()) == project
+
+
+@given(PROJECTS, KEYS.filter(is_key))
+def test_a_key_may_come_with_everything_escaped_or_as_little_as_may_be(
+    project: str, key: str
+) -> None:
+    escaped = "".join(f"%{byte:02x}" for byte in key.encode())
+    assert object_of(f"/v1/projects/{project}/objects/{escaped}".encode()) == (project, key)
+    literal = key.replace("%", "%25").encode()
+    assert object_of(f"/v1/projects/{project}/objects/".encode() + literal) == (project, key)
+
+
+@given(st.binary(max_size=60), st.binary(max_size=60))
+def test_whatever_the_bytes_no_key_comes_out_that_may_not_be(project: bytes, key: bytes) -> None:
+    name, found = object_of(b"/v1/projects/" + project + b"/objects/" + key)
+    if found is not None:
+        assert check_key(found) == found
+    if is_project(name):
+        assert "/" not in name
+
+
+@given(st.binary(max_size=80))
+def test_any_path_at_all_is_read_without_an_error(raw: bytes) -> None:
+    _, key = object_of(raw)
+    assert key is None or is_key(key)
+    project_of(raw)
+
+
+@pytest.mark.parametrize(
+    ("path", "key"),
+    [
+        ("a", "a"),
+        ("a%2Fb", "a/b"),
+        ("a/b", "a/b"),
+        ("a+b", "a+b"),  # no form: a plus is a plus
+        ("a%20b", "a b"),
+        ("100%25", "100%"),
+        ("100%2525", "100%25"),  # decoded once
+        ("%2e%2e%2e", "..."),
+        ("a%", "a%"),  # what is no escape stays
+        ("%zz", "%zz"),
+        ("objects/x", "objects/x"),
+        ("x/objects/y", "x/objects/y"),
+        ("%F0%9F%97%9D", "🗝"),
+        ("e%CC%81", "e\u0301"),  # nothing is normalised
+        ("a?b", "a?b"),  # a raw path has no query
+        ("k" * 900, "k" * 900),
+        # None of SPEC 1's keys.
+        ("", None),
+        ("/", None),
+        ("a/", None),
+        ("/a", None),
+        ("a//b", None),
+        ("a/./b", None),
+        ("a/../b", None),
+        ("..", None),
+        ("%2e%2e/secret", None),
+        ("..%2fother", None),
+        ("a%2F%2Fb", None),
+        ("%2F", None),
+        ("%00", None),
+        ("a%0Ab", None),
+        ("a%7F", None),
+        ("%C2%85", None),
+        ("%ff", None),  # no UTF-8: never a replacement character's key
+        ("%C0%AF", None),  # an overlong slash
+        ("%ED%A0%80", None),  # a lone surrogate
+        ("k" * 901, None),
+    ],
+)
+def test_keys(path: str, key: str | None) -> None:
+    assert object_of(f"/v1/projects/acme/objects/{path}".encode()) == ("acme", key)
+
+
+@pytest.mark.parametrize(
+    ("path", "project"),
+    [
+        ("acme/objects/a", "acme"),
+        ("%61cme/objects/a", "acme"),
+        ("acme%2Fobjects%2Fa", "acme/objects/a"),
+        ("acme%2F..%2Fother/objects/a", "acme/../other"),
+        (".keyturn/objects/keyrings", ".keyturn"),
+        ("ACME/objects/a", "ACME"),
+        ("%ff/objects/a", ""),
+        ("/objects/a", ""),
+        ("..%2F..%2F/objects/a", "../../"),
+    ],
+)
+def test_a_project_is_told_as_sent_and_only_an_exact_one_can_be_one(
+    path: str, project: str
+) -> None:
+    """No encoded slash moves a request to another project, nor to Keyturn's own records."""
+    found, _ = object_of(f"/v1/projects/{path}".encode())
+    assert found == project
+    assert is_project(found) == (project == "acme")
+
+
+def test_a_prefix_in_another_spelling_names_no_project() -> None:
+    for path in ("/v1/projects%2Facme/objects/a", "/v1/Projects/acme/objects/a", "//v1/projects/"):
+        assert not is_project(object_of(path.encode())[0])
+        assert not is_project(project_of(path.encode()))
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20))
+def test_a_rotations_project_is_read_as_an_objects_is(project: str) -> None:
+    raw = f"/v1/projects/{quote(project, safe='')}".encode()
+    assert project_of(raw + b"/rotations") == project
+    assert object_of(raw + b"/objects/a")[0] == project

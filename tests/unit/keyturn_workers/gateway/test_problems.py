@@ -1,0 +1,106 @@
+"""Errors over HTTP: statuses of SPEC 12, RFC 9457 documents."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from keyturn.errors import KeyturnError, UnauthorizedError, all_errors
+from keyturn_workers.gateway.problems import MEDIA_TYPE, problem, problem_of, status_of
+
+if TYPE_CHECKING:
+    from starlette.responses import Response
+
+# By hand from SPEC 12.
+STATUSES = {
+    "malformed_request": 400,
+    "bad_seal": 400,
+    "staged_body_missing": 400,
+    "unknown_intake_key": 400,
+    "unauthorized": 401,
+    "not_permitted": 403,
+    "bad_signature": 403,
+    "request_expired": 403,
+    "not_found": 404,
+    "unknown_project": 404,
+    "already_exists": 409,
+    "already_enrolled": 409,
+    "deleted_key": 409,
+    "generation_mismatch": 409,
+    "kek_reused": 409,
+    "locked_object": 409,
+    "archived_object": 409,
+    "body_too_large": 413,
+    "range_not_satisfiable": 416,
+    "too_many_requests": 429,
+    "corrupt_object": 502,
+    "no_usable_wrap": 502,
+    "unknown_algorithm": 502,
+    "keyring_rolled_back": 503,
+    "unknown_master_key": 503,
+    "storage_unavailable": 503,
+    "foreign_object": 503,
+    "lease_mismatch": 503,
+}
+
+
+def _document(response: Response) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(bytes(response.body))
+    return document
+
+
+def test_the_table_names_every_code() -> None:
+    assert set(STATUSES) == set(all_errors())
+
+
+@pytest.mark.parametrize("code", STATUSES)
+def test_every_code_has_its_status(code: str) -> None:
+    assert status_of(code) == STATUSES[code]
+    response = problem_of(all_errors()[code]("said in one line"))
+    assert response.status_code == STATUSES[code]
+    assert response.headers["content-type"] == MEDIA_TYPE == "application/problem+json"
+    document = _document(response)
+    assert (document["code"], document["status"]) == (code, STATUSES[code])
+    assert document["title"]
+    if code != "unauthorized":
+        assert document["detail"] == "said in one line"
+
+
+def test_a_code_of_a_later_version_is_the_servers_trouble() -> None:
+    assert status_of("something_new") == 503
+
+
+@pytest.mark.parametrize("error", [UnauthorizedError(), UnauthorizedError("no such project")])
+def test_every_401_has_the_same_bytes_and_asks_for_a_key(error: KeyturnError) -> None:
+    response, plain = problem_of(error), problem_of(UnauthorizedError())
+    assert response.body == plain.body
+    assert response.raw_headers == plain.raw_headers
+    assert response.headers["www-authenticate"] == 'Bearer realm="keyturn"'
+
+
+def test_what_may_be_tried_again_says_when() -> None:
+    for status in (400, 401, 404, 409, 429, 502, 503):
+        assert ("retry-after" in problem(status).headers) == (status in (429, 503))
+
+
+def test_no_problem_is_cached_or_sniffed() -> None:
+    headers = problem(404, headers={"x-more": "1"}).headers
+    assert headers["cache-control"] == "no-store"
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["x-more"] == "1"
+
+
+def test_a_refusal_of_https_own_has_no_code() -> None:
+    assert _document(problem(405)) == {"title": "Method Not Allowed", "status": 405}
+
+
+def test_further_members_stand_beside() -> None:
+    document = _document(problem(503, "why", more={"upload_id": "x"}))
+    assert document == {
+        "title": "Service Unavailable",
+        "status": 503,
+        "detail": "why",
+        "upload_id": "x",
+    }

@@ -1,0 +1,111 @@
+"""Which bytes a Range asks for: RFC 9110, section 14, one range (SPEC 9.2)."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keyturn_workers.gateway.ranges import ByteRange, Span, parse_range
+
+SIZES = st.integers(0, 10**6) | st.sampled_from([0, 1, 16384, 2**40])
+
+
+@given(st.integers(0, 2**41), st.integers(0, 2**41), SIZES)
+def test_a_span_is_what_slicing_gives(first: int, more: int, size: int) -> None:
+    for told, wanted in (
+        (f"bytes={first}-{first + more}", slice(first, first + more + 1)),
+        (f"bytes={first}-", slice(first, None)),
+        (f"bytes=-{first}", slice(-first, None) if first else slice(0, 0)),
+    ):
+        parsed = parse_range(told)
+        assert parsed is not None
+        start, end, _ = wanted.indices(size)
+        assert parsed.span(size) == (Span(start, end) if start < end else None)
+
+
+@given(SIZES, st.text("0123456789-", max_size=50).map("bytes={}".format))
+def test_whatever_is_asked_a_span_lies_within_the_object(size: int, told: str) -> None:
+    parsed = parse_range(told)
+    span = None if parsed is None else parsed.span(size)
+    if span is not None:
+        assert 0 <= span.first < span.end <= size
+        assert span.length == span.end - span.first
+
+
+@given(st.text(max_size=40) | st.text("bytes=-, 0123456789\t", max_size=40))
+def test_any_text_is_read_without_an_error(told: str) -> None:
+    parse_range(told)
+
+
+@pytest.mark.parametrize(
+    ("told", "parsed"),
+    [
+        ("bytes=0-0", ByteRange(0, 0)),
+        ("bytes=0-", ByteRange(0, None)),
+        ("bytes=-5", ByteRange(None, 5)),
+        ("bytes=-0", ByteRange(None, 0)),
+        ("bytes=5-4", None),
+        ("bytes=007-09", ByteRange(7, 9)),
+        ("Bytes=1-2", ByteRange(1, 2)),  # a range unit's name has no case
+        (" bytes=1-2\t", ByteRange(1, 2)),
+        ("bytes= 1-2 ", ByteRange(1, 2)),
+        # Ignored: the whole object is the answer.
+        ("bytes=0-1,3-4", None),
+        ("bytes=0-1,", None),
+        ("bytes=-", None),
+        ("bytes=", None),
+        ("bytes", None),
+        ("", None),
+        ("items=0-1", None),
+        ("bytes=1 - 2", None),
+        ("bytes =1-2", None),
+        ("bytes=+1-2", None),
+        ("bytes=1--2", None),
+        ("bytes=--1", None),
+        ("bytes=0x1-2", None),
+        ("bytes=1.0-2", None),
+        ("bytes=1-2\n", None),
+        ("bytes=١-٢", None),  # digits, and not ASCII's  # noqa: RUF001
+        ("bytes=²-3", None),
+        ("bytes=" + "9" * 40 + "-", ByteRange(int("9" * 40), None)),
+        ("bytes=" + "9" * 41 + "-", None),
+        ("bytes=" + "9" * 5000 + "-", None),
+    ],
+)
+def test_forms(told: str, parsed: ByteRange | None) -> None:
+    assert parse_range(told) == parsed
+
+
+@pytest.mark.parametrize(
+    ("told", "size", "span"),
+    [
+        ("bytes=0-99", 10, Span(0, 10)),
+        ("bytes=9-9", 10, Span(9, 10)),
+        ("bytes=10-10", 10, None),
+        ("bytes=10-", 10, None),
+        ("bytes=-10", 10, Span(0, 10)),
+        ("bytes=-11", 10, Span(0, 10)),
+        ("bytes=-1", 10, Span(9, 10)),
+        ("bytes=-0", 10, None),
+        ("bytes=0-", 0, None),
+        ("bytes=0-0", 0, None),
+        ("bytes=-1", 0, None),
+    ],
+)
+def test_borders(told: str, size: int, span: Span | None) -> None:
+    parsed = parse_range(told)
+    assert parsed is not None
+    assert parsed.span(size) == span
+
+
+def test_the_last_bytes_of_an_empty_object_are_all_of_it() -> None:
+    """RFC 9110, 14.1.2: a suffix longer than the representation is satisfied by all of it."""
+    suffix, nothing, start = (parse_range(f"bytes={told}") for told in ("-5", "-0", "0-"))
+    assert suffix is not None
+    assert nothing is not None
+    assert start is not None
+    assert suffix.is_all_of_nothing(0)
+    assert not suffix.is_all_of_nothing(1)
+    assert not nothing.is_all_of_nothing(0)
+    assert not start.is_all_of_nothing(0)

@@ -1,0 +1,146 @@
+"""What an answer says of an object in its headers: sendable, whatever was stored (SPEC 9.2)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keyturn.metadata import caller_from_wire
+from keyturn_workers.gateway.object_reader import Plain, Whole
+from keyturn_workers.gateway.ranges import Span
+from keyturn_workers.gateway.response_headers import META_PREFIX, header_of, headers_of
+from keyturn_workers.storage import Head, Headers
+from keyturn_workers.testing.memory_storage import MemoryStorage
+
+AT = datetime(2026, 11, 24, 10, tzinfo=UTC)
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+# As a storage may tell them: whatever some other writer put there.
+_VALUES = st.text(max_size=60) | st.text(st.characters(max_codepoint=255), max_size=60)
+
+
+def _head(metadata: dict[str, str], content_type: str | None = None, **restated: str) -> Head:
+    named = {name.replace("_", "-"): value for name, value in restated.items()}
+    return Head(10, "e" * 32, AT, AT, Headers(metadata, content_type, named))
+
+
+async def _unread() -> bytes:
+    raise AssertionError("headers need no plaintext")
+
+
+def _whole(head: Head) -> Whole:
+    # Nonce and tag beside the plaintext.
+    return Whole(replace(head, size_bytes=head.size_bytes + 28), _unread)
+
+
+def _plain(head: Head) -> Plain:
+    return Plain(MemoryStorage(), "acme/k", head)
+
+
+def test_what_every_answer_says() -> None:
+    assert header_of(_plain(_head({}))) == {
+        "etag": '"' + "e" * 32 + '"',
+        "last-modified": "Tue, 24 Nov 2026 10:00:00 GMT",
+        "accept-ranges": "bytes",
+        "cache-control": "private, no-cache",
+        "x-content-type-options": "nosniff",
+        "content-security-policy": "sandbox",
+    }
+
+
+def test_the_whole_and_a_span() -> None:
+    found = _whole(_head({}, "text/plain"))
+    whole = headers_of(found, None)
+    assert (whole["content-length"], whole["content-type"]) == ("10", "text/plain")
+    assert "content-range" not in whole
+    span = headers_of(found, Span(2, 5))
+    assert (span["content-length"], span["content-range"]) == ("3", "bytes 2-4/10")
+
+
+def test_the_length_is_the_plaintexts_and_not_the_stored_ones() -> None:
+    assert headers_of(_whole(_head({})), None)["content-length"] == "10"
+    assert headers_of(_plain(_head({})), None)["content-length"] == "10"
+
+
+@pytest.mark.parametrize("content_type", [None, "", "a/b\r\nx: y", "a/\x7f", "ä/b"])
+def test_a_content_type_that_is_none_becomes_the_default(content_type: str | None) -> None:
+    said = headers_of(_whole(_head({}, content_type)), None)
+    assert said["content-type"] == "application/octet-stream"
+
+
+def test_metadata_comes_as_the_storage_would_have_it() -> None:
+    metadata = {
+        "author": "kim",
+        "title": "=?utf-8?b?w7xiZXI=?=",
+        "raw": "über",
+        "empty": "",
+        "enc-algo": "Cobblestone-256",
+        "enc-upload": "x",
+        "line": "a\r\nset-cookie: b",
+        "null": "\0",
+        "lone": "\ud800",
+        "bad name": "x",
+        "ünamed": "x",
+        "colon:": "x",
+        "": "x",
+        "-": "x",
+    }
+    said = headers_of(_whole(_head(metadata)), None)
+    told = {n: v for n, v in said.items() if n.startswith(META_PREFIX)}
+    assert told == {
+        META_PREFIX + "author": "kim",
+        META_PREFIX + "title": "=?utf-8?b?w7xiZXI=?=",
+        META_PREFIX + "raw": "=?utf-8?b?w7xiZXI=?=",
+        META_PREFIX + "empty": "",
+    }
+
+
+def test_the_stored_encoding_is_told_of_plaintext_alone_and_stored_caching_of_nothing() -> None:
+    """A sealed body is no gzip, and what one key opens is no shared cache's to keep."""
+    head = _head(
+        {},
+        content_encoding="gzip",
+        cache_control="public, max-age=60",
+        expires="Thu, 01 Dec 2033 16:00:00 GMT",
+        content_disposition="attachment",
+        content_language="de",
+        x_amz_storage_class="STANDARD_IA",
+    )
+    opened, plain = headers_of(_whole(head), None), headers_of(_plain(head), None)
+    for said in (opened, plain):
+        assert said["cache-control"] == "private, no-cache"
+        assert not {"expires", "x-amz-storage-class"} & set(said)
+    assert (opened["content-disposition"], opened["content-language"]) == ("attachment", "de")
+    assert "content-encoding" not in opened
+    assert plain["content-encoding"] == "gzip"
+
+
+@given(
+    st.dictionaries(st.text(max_size=20) | st.just("author"), _VALUES, max_size=4),
+    _VALUES,
+    st.dictionaries(
+        st.sampled_from(["content-disposition", "content-language", "cache-control", "expires"]),
+        _VALUES,
+    ),
+)
+def test_no_header_can_break_out_of_its_line(
+    metadata: dict[str, str], content_type: str, restated: dict[str, str]
+) -> None:
+    head = replace(_head({}), headers=Headers(metadata, content_type, restated))
+    founds: list[Any] = [_whole(head), _plain(head)]
+    for found in founds:
+        for name, value in headers_of(found, Span(0, 1)).items():
+            assert _TOKEN.fullmatch(name), name
+            assert all(" " <= c <= "~" for c in value), (name, value)
+
+
+@given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=50))
+def test_a_value_of_any_script_can_be_read_again(value: str) -> None:
+    said = headers_of(_whole(_head({"v": value})), None)[META_PREFIX + "v"]
+    if "=?" not in value:  # such a stored value is in RFC 2047's form, or looks like it
+        assert caller_from_wire({"v": said})["v"] == value

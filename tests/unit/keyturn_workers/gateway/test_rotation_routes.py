@@ -1,0 +1,464 @@
+"""Rotations over HTTP: published for the holder of the current key, and told of (SPEC 9.5)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from keyturn.errors import StorageUnavailableError, all_errors
+from keyturn.identifiers import is_uuid, keyring_key
+from keyturn.messages import COUNT_FIELDS, RotationAccepted, RotationRejected
+from keyturn.publisher import NotDeliveredError, OutcomeUnknownError, PublisherError
+from keyturn_workers.gateway import rotation_routes as rotations_module
+from keyturn_workers.keyring.model import build
+from keyturn_workers.storage import Headers
+from keyturn_workers.sweep import Ask, Plan
+from keyturn_workers.sweep.counts import Counts
+from keyturn_workers.sweep.plan import State
+from tests.unit.keyturn_workers.factories import MASTER_KEYS
+from tests.unit.keyturn_workers.gateway.asgi import Connection
+from tests.unit.keyturn_workers.gateway.bench import API_KEY, NEW_API_KEY, ring_of, turned_to
+from tests.unit.keyturn_workers.gateway.serving import ROTATIONS, Serving
+from tests.unit.keyturn_workers.gateway.test_problems import STATUSES
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from keyturn.messages import Event
+
+_AT = "2026-11-24T10:00:00.000000Z"
+_NOW = datetime(2026, 11, 24, 10, tzinfo=UTC)
+THIRD_API_KEY = "kt_" + "3" * 43
+_ID = "2f6c9a0e-1111-4111-8111-111111111111"
+
+
+@pytest.fixture
+async def serving() -> AsyncIterator[Serving]:
+    serving = Serving()
+    yield serving
+    await serving.rotations.close()
+
+
+def _ask(api_key: Any = NEW_API_KEY) -> bytes:
+    return json.dumps({"api_key": api_key}).encode()
+
+
+def _accepted(rotation_id: str) -> Event:
+    return RotationAccepted(rotation_id=rotation_id, project="acme", generation=2, at=_AT)
+
+
+def _rejected(code: str) -> Any:
+    return lambda rotation_id: RotationRejected(
+        rotation_id=rotation_id, project="acme", code=code, detail="said so", at=_AT
+    )
+
+
+async def _state(serving: Serving, rotation_id: str, key: str = API_KEY) -> dict[str, Any]:
+    got = await serving.ask(target=f"{ROTATIONS}/{rotation_id}", key=key)
+    assert got.status == 200
+    assert got.headers["cache-control"] == "no-store"
+    document: dict[str, Any] = got.document()
+    assert (document.pop("rotation_id"), document.pop("project")) == (rotation_id, "acme")
+    return document
+
+
+async def test_a_rotation_is_published_expecting_the_callers_generation(serving: Serving) -> None:
+    got = await serving.ask("POST", ROTATIONS, body=_ask())
+    assert got.status == 202
+    (asked,) = serving.publisher.rotations
+    assert asked == {
+        "project": "acme",
+        "id": got.document()["rotation_id"],
+        "api_key": NEW_API_KEY,
+        "generation": 1,
+    }
+    assert is_uuid(asked["id"])
+    assert got.headers["location"] == f"{ROTATIONS}/{asked['id']}"
+    assert "preference-applied" not in got.headers
+    assert await _state(serving, asked["id"]) == {"state": "requested"}
+
+
+@pytest.mark.parametrize("host", ["a/b", "a?b", "[", "a:b]", "a#b", ""])
+async def test_where_it_is_told_does_not_hang_on_what_the_client_calls_this_host(
+    serving: Serving, host: str
+) -> None:
+    got = await serving.ask("POST", ROTATIONS, body=_ask(), headers={"host": host})
+    assert got.status == 202
+    assert got.headers["location"] == f"{ROTATIONS}/{got.document()['rotation_id']}"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"[]",
+        b"null",
+        b"{}",
+        b'"key"',
+        b"{",
+        b"\xff",
+        b"[" * 8000,
+        b'{"api_key": NaN}',
+        b'{"api_key": null}',
+        b'{"api_key": 7}',
+        b'{"api_key": ["a"]}',
+        b'{"api_key": "\\ud800aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"}',
+        b'{"API_KEY": "%s"}' % NEW_API_KEY.encode(),
+        b'{"api_key": "%s", "more": 1}' % NEW_API_KEY.encode(),
+        b'{"api_key": "%s", "api_key": "%s"}' % (NEW_API_KEY.encode(), NEW_API_KEY.encode()),
+        _ask("short"),
+        _ask("k" * 513),
+        _ask("k" * 40 + " "),
+        _ask("ü" * 40),
+        _ask("kt_" + "k" * 43 + "\n"),
+    ],
+)
+async def test_a_body_of_another_form_is_refused_and_no_key_repeated(
+    serving: Serving, body: bytes
+) -> None:
+    got = await serving.ask("POST", ROTATIONS, body=body)
+    assert (got.status, got.document()["code"]) == (400, "malformed_request")
+    assert "connection" not in got.headers  # all of the body was read
+    for secret in (NEW_API_KEY, "k" * 40, "short", "aaaaaaa"):
+        assert secret not in got.content.decode()
+    assert not serving.publisher.rotations
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
+def test_whatever_the_body_it_is_refused_in_order(body: bytes) -> None:
+    async def asked() -> None:
+        serving = Serving()
+        got = await serving.ask("POST", ROTATIONS, body=body)
+        assert got.status == 400
+
+    asyncio.run(asked())
+
+
+async def test_a_body_may_come_in_pieces_but_not_without_end(serving: Serving) -> None:
+    whole = _ask()
+    pieces = [whole[at : at + 1] for at in range(len(whole))]
+    assert (await serving.ask("POST", ROTATIONS, body=pieces)).status == 202
+    got = await serving.ask("POST", ROTATIONS, body=[b" " * 8192, b" ", None])
+    assert (got.status, got.document()["code"]) == (413, "body_too_large")
+
+
+async def test_a_client_that_sends_no_body_is_given_up() -> None:
+    serving = Serving(idle_timeout_s=0.02)
+    got = await serving.ask("POST", ROTATIONS, body=[b"{", None])
+    assert got.status == 408
+
+
+async def test_who_holds_no_current_key_sends_no_body(serving: Serving) -> None:
+    for target, key in ((ROTATIONS, NEW_API_KEY), (ROTATIONS.replace("acme", "other"), API_KEY)):
+        for sent in (key, None):
+            got = await serving.ask("POST", target, key=sent, body=[None])
+            assert (got.status, got.document()["code"]) == (401, "unauthorized")
+    assert not serving.publisher.rotations
+
+
+async def test_a_key_of_the_projects_past_is_refused_at_once(serving: Serving) -> None:
+    serving.bench.write_keyring(turned_to(serving.bench.ring, NEW_API_KEY))
+    for key in (API_KEY, NEW_API_KEY):
+        got = await serving.ask("POST", ROTATIONS, key=NEW_API_KEY, body=_ask(key))
+        assert (got.status, got.document()["code"]) == (409, "kek_reused")
+        assert key not in got.content.decode()
+    # Also where a clean sweep has cleared the KEK itself: its id is kept.
+    ring = serving.bench.ring
+    cleared = replace(ring, history=(replace(ring.history[0], kek=None),))
+    other = Serving()
+    other.bench.write_keyring(cleared)
+    got = await other.ask("POST", ROTATIONS, key=NEW_API_KEY, body=_ask(API_KEY))
+    assert got.status == 409
+    assert not serving.publisher.rotations
+    assert not other.publisher.rotations
+
+
+async def test_who_waits_learns_of_a_refusal_or_that_it_was_handed_in(serving: Serving) -> None:
+    waiting = {"prefer": "wait=9"}
+    serving.publisher.tells = _accepted
+    got = await serving.ask("POST", ROTATIONS, body=_ask(), headers=waiting)
+    assert (got.status, got.headers["preference-applied"]) == (202, "wait=9")
+    for code in all_errors():
+        serving.publisher.tells = _rejected(code)
+        got = await serving.ask("POST", ROTATIONS, body=_ask(), headers=waiting)
+        assert (got.status, got.document()["code"]) == (STATUSES[code], code)
+        assert got.document()["rotation_id"] == serving.publisher.rotations[-1]["id"]
+
+
+async def test_who_waits_in_vain_is_told_that_it_was_handed_in(serving: Serving) -> None:
+    got = await serving.ask("POST", ROTATIONS, body=_ask(), headers={"prefer": "wait=0"})
+    assert (got.status, got.headers["preference-applied"]) == (202, "wait=0")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"), [(NotDeliveredError("no"), False), (OutcomeUnknownError("?"), True)]
+)
+async def test_what_cannot_be_published_is_for_later(
+    serving: Serving, error: Exception, *, told: bool
+) -> None:
+    serving.publisher.fails = error
+    got = await serving.ask("POST", ROTATIONS, body=_ask())
+    assert (got.status, got.headers["retry-after"]) == (503, "1")
+    assert ("rotation_id" in got.document()) is told
+
+
+async def test_one_that_the_broker_may_have_is_known_by_its_id(serving: Serving) -> None:
+    serving.publisher.fails = OutcomeUnknownError("?")
+    rotation_id = (await serving.ask("POST", ROTATIONS, body=_ask())).document()["rotation_id"]
+    got = await serving.ask(target=f"{ROTATIONS}/{rotation_id}")
+    assert (got.status, got.document()["state"]) == (200, "requested")
+
+
+# How many are under way.
+
+
+async def test_what_is_not_answered_yet_is_a_few_a_project(serving: Serving) -> None:
+    """With the same generation expected all but one of them end as dead letters."""
+    others = ring_of(THIRD_API_KEY, "other")
+    serving.bench.storage.plant(keyring_key("other"), build(others, MASTER_KEYS), Headers({}))
+    for _ in range(3):
+        assert (await serving.ask("POST", ROTATIONS, body=_ask())).status == 202
+    refused = await serving.ask("POST", ROTATIONS, body=_ask())
+    assert (refused.status, refused.document()["code"]) == (429, "too_many_requests")
+    assert refused.headers["retry-after"] == "1"
+    assert len(serving.publisher.rotations) == 3
+    theirs = "/v1/projects/other/rotations"
+    assert (await serving.ask("POST", theirs, key=THIRD_API_KEY, body=_ask())).status == 202
+    # Answered: another may follow.
+    serving.publisher.tells = _rejected("generation_mismatch")
+    serving.publisher.telling.set()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert (await serving.ask("POST", ROTATIONS, body=_ask())).status == 202
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not serving.rotations._pending
+
+
+@pytest.mark.parametrize("error", [NotDeliveredError("no"), PublisherError("no")])
+async def test_one_that_was_not_published_is_not_under_way(
+    serving: Serving, error: Exception
+) -> None:
+    serving.publisher.fails = error
+    for _ in range(5):
+        assert (await serving.ask("POST", ROTATIONS, body=_ask())).status == 503
+    assert not serving.rotations._pending
+
+
+async def test_one_whose_answer_cannot_be_listened_for_keeps_its_share_for_a_while(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the stream of events cannot be read a project publishes no more than its share."""
+    monkeypatch.setattr(rotations_module, "_LISTEN_S", 0.2)
+    serving.publisher.wait_fails = PublisherError("the stream cannot be read")
+    statuses = []
+    for _ in range(5):
+        statuses.append((await serving.ask("POST", ROTATIONS, body=_ask())).status)
+        await asyncio.sleep(0)
+    assert statuses == [202, 202, 202, 429, 429]
+    await asyncio.sleep(0.3)
+    assert not serving.rotations._pending
+
+
+async def test_rotations_that_are_being_swept_are_a_few_a_project() -> None:
+    """14 rotations of 51 objects did 4,845 looks: each one's sweep goes over all objects."""
+    serving = Serving(max_rotations=2)
+    keys = [NEW_API_KEY, THIRD_API_KEY]
+    for number, key in enumerate(keys):
+        rotation_id = f"2f6c9a0e-1111-4111-8111-00000000000{number}"
+        ring = turned_to(serving.bench.ring, key)
+        ring = replace(ring, current=replace(ring.current, rotation_id=rotation_id))
+        serving.bench.write_keyring(ring)
+        await serving.store.create(_plan(serving, rotation_id), "m1")
+        serving.rotations._gate._keyrings._lines.clear()
+        got = await serving.ask("POST", ROTATIONS, key=key, body=_ask("kt_" + "4" * 43))
+        assert got.status == (202 if number == 0 else 429)
+        serving.rotations._pending.clear()
+    # The newest one ends clean, and clears what the history held: nothing is under way.
+    ring = serving.bench.ring
+    cleared = tuple(replace(entry, kek=None) for entry in ring.history)
+    serving.bench.write_keyring(replace(ring, history=cleared))
+    serving.rotations._gate._keyrings._lines.clear()
+    got = await serving.ask("POST", ROTATIONS, key=THIRD_API_KEY, body=_ask("kt_" + "4" * 43))
+    assert got.status == 202
+
+
+@pytest.mark.parametrize("status", ["done", "failed", "spoilt", "missing"])
+async def test_a_rotation_that_ended_unclean_is_not_under_way_for_ever(status: str) -> None:
+    """Or a project could not turn a key that leaked: old KEKs stay until a sweep is clean."""
+    serving = Serving(max_rotations=1)
+    rotation_id = _turn(serving)
+    if status != "missing":
+        more = {} if status == "spoilt" else {"status": status}
+        await serving.store.create(_plan(serving, rotation_id, **more), "m1")
+    if status == "spoilt":
+        (plan_key,) = [k for k in serving.bench.storage.stored_keys() if k.endswith("sweep.json")]
+        serving.bench.storage.plant(plan_key, b"{}", Headers({}))
+    got = await serving.ask("POST", ROTATIONS, key=NEW_API_KEY, body=_ask(THIRD_API_KEY))
+    assert got.status == 202
+
+
+# How far it is.
+
+
+def _plan(serving: Serving, rotation_id: str, **more: Any) -> Plan:
+    desired = serving.bench.desired
+    state = State(desired.generation, desired.kek_id, "m1", plaintext=False, etag="e")
+    ask = Ask("rotation", rotation_id, "acme", _AT)
+    return Plan(ask, state, _NOW, _NOW, **more)
+
+
+def _turn(serving: Serving) -> str:
+    serving.bench.write_keyring(turned_to(serving.bench.ring, NEW_API_KEY))
+    return serving.bench.ring.current.rotation_id
+
+
+async def test_each_status_of_its_record_is_a_state() -> None:
+    counts = Counts(objects=3, rewrapped=2, current=3)
+    told = {**asdict(counts), "clean": False}
+    assert set(told) == {*COUNT_FIELDS, "clean"}
+    failed = {"code": "unknown_master_key", "detail": "why"}
+    cases: list[tuple[dict[str, Any] | None, dict[str, Any]]] = [
+        (None, {"state": "accepted"}),
+        ({"status": "running"}, {"state": "running", "counts": told}),
+        ({"status": "failed", **failed}, {"state": "failed", **failed}),
+        ({"status": "done"}, {"state": "completed", "counts": told}),
+        (
+            {"status": "done", "clean": True},
+            {"state": "completed", "counts": {**told, "clean": True}},
+        ),
+    ]
+    for record, expected in cases:
+        serving = Serving()
+        rotation_id = _turn(serving)
+        if record is not None:
+            proven = {"proven": counts, "written": Counts(rewrapped=2)}
+            await serving.store.create(_plan(serving, rotation_id, **proven, **record), "m1")
+        assert await _state(serving, rotation_id, NEW_API_KEY) == expected | {"generation": 2}
+
+
+async def test_the_record_of_a_sweep_under_its_id_is_not_taken_for_the_rotations() -> None:
+    """Another publisher of the project can ask for a dry run under any id."""
+    serving = Serving()
+    rotation_id = _turn(serving)
+    plan = _plan(serving, rotation_id, status="done", clean=True)
+    swept = replace(plan, ask=replace(plan.ask, kind="sweep", dry_run=True))
+    await serving.store.create(swept, "m1")
+    state = await _state(serving, rotation_id, NEW_API_KEY)
+    assert state == {"state": "accepted", "generation": 2}
+
+
+async def test_an_earlier_rotation_is_told_of_by_its_own_generation() -> None:
+    serving = Serving()
+    earlier = _turn(serving)
+    serving.bench.write_keyring(turned_to(serving.bench.ring, THIRD_API_KEY))
+    assert await _state(serving, earlier, THIRD_API_KEY) == {"state": "accepted", "generation": 2}
+
+
+async def test_one_that_was_accepted_a_moment_ago_is_found_by_a_second_look(
+    serving: Serving,
+) -> None:
+    """The keyring in the cache does not name it yet."""
+    await serving.ask("POST", ROTATIONS, body=_ask())
+    ring = serving.bench.ring
+    rotation_id = serving.publisher.rotations[0]["id"]
+    await serving.bench.admitted()
+    before = replace(ring.current, rotation_id=rotation_id)
+    serving.bench.write_keyring(replace(ring, current=before))
+    assert await _state(serving, rotation_id) == {"state": "accepted", "generation": 1}
+
+
+async def test_the_old_key_is_turned_away_once_it_is_accepted(serving: Serving) -> None:
+    await serving.ask("POST", ROTATIONS, body=_ask())
+    rotation_id = serving.publisher.rotations[0]["id"]
+    _turn(serving)
+    # Also within the cache's seconds: the second look shows that the key was turned.
+    got = await serving.ask(target=f"{ROTATIONS}/{rotation_id}")
+    assert got.status == 401
+
+
+async def test_a_refusal_is_told_by_the_gateway_that_published_it(serving: Serving) -> None:
+    serving.publisher.tells = _rejected("generation_mismatch")
+    await serving.ask("POST", ROTATIONS, body=_ask(), headers={"prefer": "wait=1"})
+    rotation_id = serving.publisher.rotations[0]["id"]
+    assert await _state(serving, rotation_id) == {
+        "state": "rejected",
+        "code": "generation_mismatch",
+        "detail": "said so",
+    }
+    elsewhere = Serving(bench=serving.bench)
+    got = await elsewhere.ask(target=f"{ROTATIONS}/{rotation_id}")
+    assert (got.status, got.document()["code"]) == (404, "not_found")
+
+
+async def test_a_rotation_of_another_project_is_nobodys(serving: Serving) -> None:
+    await serving.ask("POST", ROTATIONS, body=_ask())
+    rotation_id = serving.publisher.rotations[0]["id"]
+    serving.rotations._known[rotation_id].project = "other"
+    got = await serving.ask(target=f"{ROTATIONS}/{rotation_id}")
+    assert got.status == 404
+
+
+@pytest.mark.parametrize("rotation_id", ["x", _ID.upper(), _ID + "0", "%00"])
+async def test_what_is_no_id_is_not_found(serving: Serving, rotation_id: str) -> None:
+    got = await serving.ask(target=f"{ROTATIONS}/{rotation_id}")
+    assert (got.status, got.document()["code"]) == (404, "not_found")
+    assert (await serving.ask(target=f"{ROTATIONS}/{rotation_id}", key=None)).status == 401
+
+
+async def test_a_record_that_was_forged_or_cannot_be_read() -> None:
+    serving = Serving()
+    rotation_id = _turn(serving)
+    await serving.store.create(_plan(serving, rotation_id), "m1")
+    await serving.bench.admitted(NEW_API_KEY)
+    serving.bench.storage.fail_next("read", StorageUnavailableError("read: SlowDown"))
+    got = await serving.ask(target=f"{ROTATIONS}/{rotation_id}", key=NEW_API_KEY)
+    assert (got.status, got.document()["code"]) == (503, "storage_unavailable")
+    (plan_key,) = [k for k in serving.bench.storage.stored_keys() if k.endswith("sweep.json")]
+    head, body = await serving.bench.storage.read(plan_key)
+    forged = json.loads(body) | {"sealed": "AAAA"}
+    serving.bench.storage.plant(plan_key, json.dumps(forged).encode(), head.headers)
+    got = await serving.ask(target=f"{ROTATIONS}/{rotation_id}", key=NEW_API_KEY)
+    assert (got.status, got.document()["code"]) == (502, "corrupt_object")
+
+
+async def test_memory_of_what_was_published_is_bounded(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rotations_module, "_MAX_KNOWN", 3)
+    for _ in range(8):
+        await serving.ask("POST", ROTATIONS, body=_ask())
+    kept = [asked["id"] for asked in serving.publisher.rotations[-3:]]
+    assert list(serving.rotations._known) == kept
+
+
+async def test_nothing_listens_once_it_is_closed() -> None:
+    serving = Serving()
+    await serving.ask("POST", ROTATIONS, body=_ask())
+    answers = [known.answer for known in serving.rotations._known.values()]
+    await serving.rotations.close()
+    assert all(answer.done() for answer in answers)
+
+
+async def test_a_client_that_goes_while_it_waits_leaves_the_rotation_as_it_is(
+    serving: Serving,
+) -> None:
+    connection = Connection()
+    asking = asyncio.create_task(
+        serving.ask("POST", ROTATIONS, body=_ask(), headers={"prefer": "wait=20"}, on=connection)
+    )
+    for _ in range(20):
+        await asyncio.sleep(0)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    (asked,) = serving.publisher.rotations
+    assert await _state(serving, asked["id"]) == {"state": "requested"}

@@ -1,0 +1,186 @@
+"""The keyring's record: what is written is read, and what was forged or moved is not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keyturn.crypto import Secret, b64, b64_decode, record_kek, seal_record
+from keyturn.errors import CorruptObjectError, UnknownMasterKeyError
+from keyturn.identifiers import keyring_key
+from keyturn.messages import RequestOrigin
+from keyturn_workers.keyring import sealed_records
+from keyturn_workers.keyring.model import Keyring, build, parse
+from tests.unit.keyturn_workers.factories import MASTER_KEYS, generation, keyring, turned
+
+
+def _sealed(payload: dict[str, object], project: str = "acme") -> bytes:
+    kek = record_kek(MASTER_KEYS["m1"].reveal(), project)
+    sealed = seal_record(kek, keyring_key(project), json.dumps(payload).encode())
+    record = {"v": 1, "project": project, "master_key": "m1", "sealed": b64(sealed)}
+    return json.dumps(record).encode()
+
+
+def _payload(ring: Keyring) -> dict[str, object]:
+    current = ring.current
+    assert current.kek is not None
+    return {
+        "generation": current.generation,
+        "kek_id": current.kek_id,
+        "kek": b64(current.kek.reveal()),
+        "rotation_id": current.rotation_id,
+        "requested_at": current.requested_at,
+        "at": current.at,
+        "plaintext": "forbidden",
+        "v0": "forbidden",
+        "v0_kek": None,
+        "history": [],
+    }
+
+
+@given(
+    st.integers(0, 4), st.booleans(), st.booleans(), st.booleans(), st.sampled_from(["m1", "m2"])
+)
+def test_round_trip(turns: int, plaintext: bool, v0: bool, with_v0_kek: bool, master: str) -> None:
+    ring = keyring(master_key=master, plaintext=plaintext)
+    for _ in range(turns):
+        ring = turned(ring)
+    v0_kek = Secret(bytes(range(32))) if with_v0_kek else None
+    ring = replace(ring, v0_allowed=v0, v0_kek=v0_kek)
+    assert parse(build(ring, MASTER_KEYS), "acme", MASTER_KEYS) == ring
+
+
+def test_the_fields_that_0_4_lacks_round_trip_and_may_be_missing() -> None:
+    ring = replace(keyring(), lease_s=30, publisher="billing", request="a" * 64, evidence="b" * 64)
+    parsed = parse(build(ring, MASTER_KEYS), "acme", MASTER_KEYS)
+    assert parsed == ring
+    assert parsed.origin == RequestOrigin("billing", "a" * 64)
+    old = parse(_sealed(_payload(keyring())), "acme", MASTER_KEYS)
+    assert (old.lease_s, old.publisher, old.request, old.evidence) == (None, None, None, None)
+    assert old.origin is None
+
+
+def test_a_history_entry_has_the_fields_of_the_specification_alone() -> None:
+    ring = replace(turned(keyring()), lease_s=30, publisher="billing", request="a" * 64)
+    _, rest = sealed_records.parse(
+        build(ring, MASTER_KEYS), keyring_key("acme"), "acme", MASTER_KEYS
+    )
+    (entry,) = rest["history"]
+    assert list(entry) == ["generation", "kek_id", "kek", "rotation_id", "requested_at", "at"]
+
+
+def test_a_cleared_kek_of_the_history_round_trips() -> None:
+    first = keyring()
+    ring = replace(turned(first), history=(replace(first.current, kek=None),))
+    parsed = parse(build(ring, MASTER_KEYS), "acme", MASTER_KEYS)
+    assert parsed.history[0].kek is None
+    assert parsed.enrolment == ring.history[0]
+
+
+def test_the_record_shows_no_key() -> None:
+    ring = keyring()
+    assert ring.current.kek is not None
+    body = build(ring, MASTER_KEYS)
+    assert b64(ring.current.kek.reveal()).encode() not in body
+    assert ring.current.kek.reveal().hex() not in repr(ring)
+    assert ring.current.kek_id.encode() not in body
+
+
+def test_one_moved_from_another_project_does_not_open() -> None:
+    moved = json.loads(build(keyring("other"), MASTER_KEYS))
+    with pytest.raises(CorruptObjectError):
+        parse(json.dumps(moved).encode(), "acme", MASTER_KEYS)
+    moved["project"] = "acme"
+    with pytest.raises(CorruptObjectError):
+        parse(json.dumps(moved).encode(), "acme", MASTER_KEYS)
+
+
+def test_one_made_under_another_key_does_not_open() -> None:
+    forged = build(keyring(), {"m1": Secret(bytes(32))})
+    with pytest.raises(CorruptObjectError):
+        parse(forged, "acme", MASTER_KEYS)
+
+
+def test_a_master_key_that_is_not_held_is_no_forgery() -> None:
+    body = build(keyring(master_key="m2"), MASTER_KEYS)
+    with pytest.raises(UnknownMasterKeyError) as told:
+        parse(body, "acme", {"m1": MASTER_KEYS["m1"]})
+    assert told.value.transient
+
+
+@given(st.data())
+def test_any_flipped_bit_of_the_sealed_part_is_refused(data: st.DataObject) -> None:
+    record = json.loads(build(keyring(), MASTER_KEYS))
+    sealed = bytearray(b64_decode(record["sealed"]))
+    bit = data.draw(st.integers(0, len(sealed) * 8 - 1))
+    sealed[bit // 8] ^= 1 << bit % 8
+    record["sealed"] = b64(bytes(sealed))
+    with pytest.raises(CorruptObjectError):
+        parse(json.dumps(record).encode(), "acme", MASTER_KEYS)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"v": 2},
+        {"v": "1"},
+        {"v": True},
+        {"project": 5},
+        {"master_key": "../m1"},
+        {"master_key": 1},
+        {"sealed": "***"},
+        {"sealed": None},
+        {"more": 1},
+    ],
+    ids=repr,
+)
+def test_an_odd_outer_form_is_refused(change: dict[str, object]) -> None:
+    record = json.loads(build(keyring(), MASTER_KEYS)) | change
+    with pytest.raises(CorruptObjectError):
+        parse(json.dumps(record).encode(), "acme", MASTER_KEYS)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"generation": 0},
+        {"generation": "1"},
+        {"generation": True},
+        {"kek": None},
+        {"kek": b64(bytes(31))},
+        {"kek_id": "0" * 16},
+        {"rotation_id": "x"},
+        {"plaintext": "maybe"},
+        {"v0": True},
+        {"history": [{}]},
+        {"requested_at": "yesterday"},
+        {"lease_s": 0},
+        {"lease_s": "15"},
+        {"lease_s": True},
+        {"publisher": "Not a name"},
+        {"request": "a" * 63},
+        {"evidence": 7},
+    ],
+    ids=repr,
+)
+def test_an_odd_sealed_part_is_refused(change: dict[str, object]) -> None:
+    payload = _payload(keyring())
+    assert parse(_sealed(payload), "acme", MASTER_KEYS).current.generation == 1
+    with pytest.raises(CorruptObjectError):
+        parse(_sealed(payload | change), "acme", MASTER_KEYS)
+
+
+def test_generations_never_go_back() -> None:
+    ring = replace(keyring(), history=(generation(2),))
+    with pytest.raises(CorruptObjectError):
+        parse(build(ring, MASTER_KEYS), "acme", MASTER_KEYS)
+
+
+@given(st.binary(max_size=200))
+def test_garbage_is_refused(garbage: bytes) -> None:
+    with pytest.raises(CorruptObjectError):
+        parse(garbage, "acme", MASTER_KEYS)

@@ -1,0 +1,80 @@
+"""What a keyring becomes: each change keeps what it does not change (SPEC 5.2, 8.1)."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from keyturn.crypto import Secret
+from keyturn.identifiers import keyring_key
+from keyturn.messages import RequestOrigin
+from keyturn_workers.keyring import change, create, forbidden_plaintext, resealed, settled, turned
+from keyturn_workers.keyring.model import Keyring, parse
+from keyturn_workers.keyring.transitions import is_brought_by_this, leased
+from keyturn_workers.testing.memory_storage import MemoryStorage
+from tests.unit.keyturn_workers.factories import AT, MASTER_KEYS, keyring
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_BEFORE = replace(keyring(), lease_s=20, publisher="one", request="1" * 64, evidence="e" * 64)
+_ID = "2f6c9a0e-1111-4111-8111-111111111111"
+_LATER = RequestOrigin("two", "2" * 64)
+
+
+def _turned(before: Keyring) -> Keyring:
+    kek = Secret(os.urandom(32))
+    return turned(before, kek=kek, rotation_id=_ID, requested_at=AT, at=AT, origin=_LATER)
+
+
+def test_a_turn_names_the_request_that_brought_it() -> None:
+    after = _turned(_BEFORE)
+    assert after.origin == _LATER
+    assert (after.lease_s, after.evidence) == (20, "e" * 64)
+
+
+def test_only_the_current_generation_is_known_by_its_origin_alone() -> None:
+    after = _turned(_BEFORE)
+    assert is_brought_by_this(after, after.current, _LATER)
+    assert not is_brought_by_this(after, after.current, RequestOrigin("two", "3" * 64))
+    assert not is_brought_by_this(after, after.current, RequestOrigin("one", "2" * 64))
+    assert not is_brought_by_this(after, after.history[0], _LATER)
+    assert not is_brought_by_this(keyring(), keyring().current, _LATER)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        lambda ring: resealed(ring, "m2"),
+        forbidden_plaintext,
+        settled,
+        lambda ring: leased(ring, 15),
+    ],
+    ids=["resealed", "forbidden_plaintext", "settled", "leased"],
+)
+def test_every_other_change_keeps_lease_origin_and_evidence(
+    changed: Callable[[Keyring], Keyring],
+) -> None:
+    after = changed(_BEFORE)
+    assert (after.lease_s, after.origin, after.evidence) == (20, _BEFORE.origin, "e" * 64)
+
+
+async def test_a_written_keyring_names_the_longest_lease_of_all_that_wrote_it() -> None:
+    storage = MemoryStorage()
+
+    async def read() -> tuple[Keyring, str]:
+        head, body = await storage.read(keyring_key("acme"))
+        return parse(body, "acme", MASTER_KEYS), head.etag
+
+    assert await create(storage, keyring(), MASTER_KEYS, lease_s=15)
+    ring, etag = await read()
+    assert ring.lease_s == 15
+    assert await change(storage, ring, etag, MASTER_KEYS, lease_s=60)
+    ring, etag = await read()
+    assert ring.lease_s == 60
+    # A worker with a shorter lease does not take the longer one back.
+    assert await change(storage, ring, etag, MASTER_KEYS, lease_s=6)
+    assert (await read())[0].lease_s == 60

@@ -1,0 +1,512 @@
+"""What is decided is written, under a lease; all else stays as it was (SPEC 8.2, 8.4)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from keyturn.crypto import BODY_CONTEXT, new_dek, open_sealed, open_tombstone
+from keyturn.errors import (
+    ArchivedObjectError,
+    BodyTooLargeError,
+    CorruptObjectError,
+    LockedObjectError,
+    StorageUnavailableError,
+)
+from keyturn.identifiers import format_time
+from keyturn.metadata import METADATA_MAX_BYTES, Plaintext, Tombstone, parse, size_bytes
+from keyturn_workers.errors import MissingError, PreconditionError, RefusedError
+from keyturn_workers.objects.apply import Effects, tags_at_risk
+from keyturn_workers.objects.plan_action import Encrypt, Keep, Options, Reseal, Rewrap
+from keyturn_workers.objects.verify import examine
+from keyturn_workers.storage import Differences, Headers
+from keyturn_workers.testing.memory_storage import MemoryStorage
+from tests.unit.keyturn_workers.factories import (
+    AT,
+    MASTER_KEYS,
+    deleted,
+    enc,
+    keyring,
+    sealed_object,
+)
+from tests.unit.keyturn_workers.scene import KEY, RESTATED, TAGS, TARGET, UPLOAD_ID, Scene
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from datetime import datetime
+
+    from keyturn_workers.objects.plan_action import Decision
+
+ENCRYPT = Options(encrypt_plaintext=True)
+KEEPS_TAGS = Differences(copy_keeps_tags=True)
+
+
+async def opened(on: Scene) -> bytes:
+    """The plaintext, by wraps that are both as desired."""
+    _, body = await on.storage.read(TARGET)
+    desired = on.ring.desired(MASTER_KEYS)
+    examined = examine(await on.wraps(), body[:56], KEY, desired, MASTER_KEYS)
+    assert examined.current
+    return open_sealed(examined.dek, BODY_CONTEXT, body)
+
+
+def sealed() -> Scene:
+    on = Scene()
+    on.plant_sealed()
+    return on
+
+
+def in_plaintext(body: bytes = b"hello", **more: Any) -> Scene:
+    on = Scene(ring=keyring(plaintext=True))
+    on.plant({"enc-upload": UPLOAD_ID}, body, **more)
+    return on
+
+
+# New wraps.
+
+
+@pytest.mark.parametrize("move", [Scene.turn, Scene.turn_master_key], ids=["user", "master"])
+async def test_new_wraps_and_nothing_else(move: Callable[[Scene], Awaitable[None]]) -> None:
+    on = sealed()
+    before, etag = await on.body(), (await on.storage.head(TARGET)).etag
+    await move(on)
+    assert isinstance(await on.bring(), Rewrap)
+    assert await on.is_current()
+    assert await on.body() == before
+    assert (await on.storage.head(TARGET)).etag == etag
+    await on.check_the_rest()
+    writes = ("put", "put_stream", "begin_multipart", "stream")
+    assert [on.storage.calls[name] for name in writes] == [0, 0, 0, 0]
+
+
+async def test_what_is_current_is_not_written() -> None:
+    on = sealed()
+    assert await on.bring() == Keep("current")
+    assert on.storage.calls["copy_onto_itself"] == 0
+
+
+async def test_the_whole_object_costs_one_read_and_one_copy() -> None:
+    on = sealed()
+    await on.turn()
+    before = on.storage.calls.copy()
+    await on.bring()
+    assert on.storage.calls - before == {"read_start": 1, "read": 1, "copy_onto_itself": 1}
+
+
+# Objects of the earlier system.
+
+
+async def test_v0_body_is_opened_before_it_gets_wraps() -> None:
+    """It keeps its body and its algorithm, and an upload's id that it cannot have had goes."""
+    on = Scene()
+    body = on.plant_v0(new_dek(), size=3_000_000)
+    await on.bring()
+    assert on.storage.calls["stream"] == 1
+    assert await on.body() == body
+    assert (await on.wraps()).algorithm == "AES-256-GCM"
+    assert await on.is_current()
+    await on.check_the_rest(upload_id=None)
+
+
+async def test_v0_body_that_does_not_open_gets_no_wraps() -> None:
+    """It does not commit to its key: the wraps' word alone is not enough."""
+    on = Scene()
+    on.plant_v0(new_dek(), body_dek=new_dek())
+    before = await on.storage.head(TARGET)
+    with pytest.raises(CorruptObjectError):
+        await on.bring()
+    assert (await on.storage.head(TARGET)).metadata == before.metadata
+    assert on.storage.calls["copy_onto_itself"] == 0
+
+
+async def test_v0_body_that_takes_longer_than_a_lease() -> None:
+    """The copy rests on a keyring read after the check, not on the one before."""
+    on = Scene()
+    on.plant_v0(new_dek())
+    on.storage.before_next("stream", on.late)
+    await on.bring()
+    assert await on.is_current()
+
+
+async def test_v0_body_and_a_turn_while_it_is_checked() -> None:
+    on = Scene()
+    on.plant_v0(new_dek())
+    on.storage.before_next("stream", on.turn)
+    with pytest.raises(PreconditionError):
+        await on.bring()
+    assert on.storage.calls["copy_onto_itself"] == 0
+    await on.bring()
+    assert await on.is_current()
+
+
+async def test_v0_body_replaced_before_it_is_checked() -> None:
+    on = Scene()
+    on.plant_v0(new_dek())
+    on.storage.before_next("stream", on.delete)
+    with pytest.raises(PreconditionError):
+        await on.bring()
+
+
+async def test_v0_body_with_v1_wraps_is_not_read_again() -> None:
+    on = Scene()
+    on.plant_v0(new_dek())
+    await on.bring()
+    await on.turn()
+    await on.bring()
+    assert on.storage.calls["stream"] == 1
+    assert await on.is_current()
+
+
+# Plaintext.
+
+
+@pytest.mark.parametrize("body", [b"hello", b"", bytes(2_500_000)], ids=["small", "empty", "large"])
+async def test_plaintext_is_encrypted_where_it_stands(body: bytes) -> None:
+    on = in_plaintext(body)
+    assert await on.bring(ENCRYPT) == Encrypt()
+    assert await opened(on) == body
+    await on.check_the_rest()
+    # One of no bytes goes at once: streamed, it could outlast its lease.
+    assert on.storage.calls["put_stream"] == bool(body)
+
+
+async def test_each_attempt_to_encrypt_has_its_own_dek() -> None:
+    on = in_plaintext()
+    looked, decision, observed = await on.decide(ENCRYPT)
+    headers = []
+    for _ in range(2):
+        on.plant({}, b"hello")
+        await on.effects.carry_out("acme", KEY, looked, decision, observed)
+        headers.append((await on.body())[:56])
+    assert headers[0] != headers[1]
+
+
+@pytest.mark.parametrize("body", [b"hello", bytes(2_500_000)], ids=["small", "large"])
+async def test_no_body_lands_under_wraps_that_are_past(body: bytes) -> None:
+    """The lease bounds a put's beginning: the turn comes while the body is on its way."""
+    on = in_plaintext(body)
+    on.storage.before_next("stream", on.turn)
+    with pytest.raises(PreconditionError):
+        await on.bring(ENCRYPT)
+    assert await on.body() == body
+    assert isinstance(parse((await on.storage.head(TARGET)).metadata), Plaintext)
+
+
+@pytest.mark.parametrize("operation", ["stream", "put_stream"])
+async def test_plaintext_replaced_meanwhile_is_left_as_it_is_now(operation: str) -> None:
+    on = in_plaintext()
+
+    async def change() -> None:
+        on.plant({}, b"other")
+
+    on.storage.before_next(operation, change)
+    with pytest.raises(PreconditionError):
+        await on.bring(ENCRYPT)
+    assert await on.body() == b"other"
+
+
+async def test_plaintext_deleted_meanwhile_stays_deleted() -> None:
+    on = in_plaintext()
+    on.storage.before_next("put_stream", on.delete)
+    with pytest.raises(PreconditionError):
+        await on.bring(ENCRYPT)
+    assert isinstance(parse((await on.storage.head(TARGET)).metadata), Tombstone)
+
+
+async def test_empty_plaintext_deleted_meanwhile_stays_deleted() -> None:
+    """A tombstone has the ETag of an empty body: the put's condition alone would pass."""
+    on = in_plaintext(b"")
+    looked, decision, observed = await on.decide(ENCRYPT)
+    await on.delete()
+    with pytest.raises(PreconditionError):
+        await on.effects.carry_out("acme", KEY, looked, decision, observed)
+    assert isinstance(parse((await on.storage.head(TARGET)).metadata), Tombstone)
+
+
+async def test_empty_plaintext_rests_on_a_lease_begun_before_its_last_look() -> None:
+    """Late after that look, the storage refuses it: a delete waits no longer than that."""
+    on = in_plaintext(b"")
+    on.storage.before_next("head", on.late)
+    with pytest.raises(RefusedError):
+        await on.bring(ENCRYPT)
+    assert isinstance(parse((await on.storage.head(TARGET)).metadata), Plaintext)
+
+
+async def test_plaintext_above_one_put_is_too_large() -> None:
+    on = in_plaintext()
+    looked, decision, observed = await on.decide(ENCRYPT)
+    large = replace(looked, head=replace(looked.head, size_bytes=5 * 1024**3))
+    with pytest.raises(BodyTooLargeError):
+        await on.effects.carry_out("acme", KEY, large, decision, observed)
+    assert on.storage.calls["stream"] == 0
+    assert await on.body() == b"hello"
+
+
+# Tombstones.
+
+
+async def test_a_tombstone_is_sealed_anew_with_its_time() -> None:
+    on = Scene()
+    on.plant(deleted(on.ring.desired(MASTER_KEYS), KEY), b"")
+    await on.turn_master_key()
+    assert isinstance(await on.bring(), Reseal)
+    head = await on.storage.head(TARGET)
+    tombstone = parse(head.metadata)
+    assert isinstance(tombstone, Tombstone)
+    kek = on.ring.desired(MASTER_KEYS).admin_kek
+    assert open_tombstone(kek, "acme", KEY, tombstone.sealed) == AT
+    assert set(head.metadata) == {"enc-algo", "enc-dek-admin"}
+    assert head.size_bytes == 0
+    assert (await on.decide())[1] == Keep("deleted")
+
+
+# What refuses a write.
+
+KINDS = ["rewrap", "v0", "encrypt", "reseal"]
+WRITES = {
+    "rewrap": "copy_onto_itself",
+    "v0": "copy_onto_itself",
+    "encrypt": "put_stream",
+    "reseal": "put",
+}
+
+
+async def due(kind: str, storage: MemoryStorage | None = None, **more: Any) -> Scene:
+    """An object for which that is to be done."""
+    on = Scene(storage or MemoryStorage(), ring=keyring(plaintext=True))
+    match kind:
+        case "rewrap":
+            on.plant_sealed(**more)
+            await on.turn()
+        case "v0":
+            on.plant_v0(new_dek())
+            if more:
+                head, body = await on.storage.read(TARGET)
+                on.storage.plant(TARGET, body, head.headers, **more)
+        case "encrypt":
+            on.plant({}, b"hello", **more)
+        case "reseal":
+            on.plant(deleted(on.ring.desired(MASTER_KEYS), KEY), b"", **more)
+            await on.turn_master_key()
+    return on
+
+
+ALL_KINDS = pytest.mark.parametrize("kind", KINDS)
+
+
+@ALL_KINDS
+async def test_a_late_write_is_refused_by_the_storage(kind: str) -> None:
+    """Nothing is written; the caller reads keyring and object again."""
+    on = await due(kind)
+    before = await on.storage.read(TARGET)
+    on.storage.before_next(WRITES[kind], on.late)
+    with pytest.raises(RefusedError):
+        await on.bring(ENCRYPT)
+    after = await on.storage.read(TARGET)
+    assert (after[1], after[0].headers) == (before[1], before[0].headers)
+    await on.bring(ENCRYPT)
+
+
+@ALL_KINDS
+async def test_a_lock_that_refuses_is_told(kind: str) -> None:
+    on = await due(kind, locked=True)
+    with pytest.raises(LockedObjectError):
+        await on.bring(ENCRYPT)
+
+
+async def test_a_late_write_to_a_locked_object_is_no_word_of_its_lock() -> None:
+    on = await due("rewrap", locked=True)
+    on.storage.before_next("copy_onto_itself", on.late)
+    with pytest.raises(RefusedError):
+        await on.bring()
+
+
+async def test_a_lock_is_restated_where_a_new_version_is_allowed() -> None:
+    on = await due("rewrap", MemoryStorage(versioned=True), locked=True)
+    await on.bring()
+    head = await on.storage.head(TARGET)
+    assert head.locked
+    assert head.headers.restated["x-amz-object-lock-legal-hold"] == "ON"
+    assert await on.is_current()
+
+
+async def test_an_archive_that_refuses_is_told() -> None:
+    on = sealed()
+    await on.turn()
+    looked, decision, observed = await on.decide()
+    body = await on.body()
+    on.storage.plant(TARGET, body, looked.head.headers, archived=True)
+    with pytest.raises(ArchivedObjectError):
+        await on.effects.carry_out("acme", KEY, looked, decision, observed)
+
+
+@ALL_KINDS
+async def test_an_object_that_is_gone(kind: str) -> None:
+    on = await due(kind)
+
+    async def remove() -> None:
+        await on.storage.delete(TARGET)
+
+    on.storage.before_next(WRITES[kind], remove)
+    with pytest.raises(MissingError):
+        await on.bring(ENCRYPT)
+
+
+@pytest.mark.parametrize("kind", ["rewrap", "v0", "encrypt"])
+async def test_an_object_deleted_before_the_write_stays_deleted(kind: str) -> None:
+    on = await due(kind)
+    on.storage.before_next(WRITES[kind], on.delete)
+    with pytest.raises(PreconditionError):
+        await on.bring(ENCRYPT)
+    assert isinstance(parse((await on.storage.head(TARGET)).metadata), Tombstone)
+
+
+@ALL_KINDS
+async def test_a_lost_answer(kind: str) -> None:
+    """It is done, and the next look says so."""
+    on = await due(kind)
+    on.storage.fail_next(WRITES[kind], StorageUnavailableError("lost"), after_effect=True)
+    with pytest.raises(StorageUnavailableError):
+        await on.bring(ENCRYPT)
+    assert isinstance(await on.bring(ENCRYPT), Keep)
+
+
+# Tags.
+
+
+@pytest.mark.parametrize(
+    ("kind", "differences", "limit", "at_risk"),
+    [
+        ("rewrap", Differences(), 10**9, True),
+        ("rewrap", KEEPS_TAGS, 10**9, False),
+        ("rewrap", KEEPS_TAGS, 1, True),
+        ("v0", KEEPS_TAGS, 10**9, False),
+        ("v0", KEEPS_TAGS, 1, True),
+        ("encrypt", KEEPS_TAGS, 10**9, True),
+        ("reseal", KEEPS_TAGS, 10**9, True),
+    ],
+)
+async def test_tags_at_risk(
+    kind: str, differences: Differences, limit: int, *, at_risk: bool
+) -> None:
+    """Exactly where the write drops them, and never of an object without any."""
+    on = await due(kind, MemoryStorage(differences=differences))
+    looked, decision, observed = await on.decide(ENCRYPT)
+    assert tags_at_risk(on.storage, looked, decision, limit) is at_risk
+    if limit > 1:
+        await on.effects.carry_out("acme", KEY, looked, decision, observed)
+        kept = await on.storage.read_tags(TARGET) == TAGS
+        assert kept is not at_risk
+    untagged = replace(looked, head=replace(looked.head, tag_count=0))
+    assert not tags_at_risk(on.storage, untagged, decision, limit)
+
+
+async def test_what_is_kept_risks_no_tags() -> None:
+    on = sealed()
+    looked, decision, _ = await on.decide()
+    assert not tags_at_risk(on.storage, looked, decision, 1)
+
+
+@pytest.mark.parametrize("kind", ["current", "plaintext", "deleted"])
+async def test_keeping_does_nothing(kind: Any) -> None:
+    on = sealed()
+    looked, _, observed = await on.decide()
+    decision: Decision = Keep(kind)
+    before = on.storage.calls.copy()
+    await on.effects.carry_out("acme", KEY, looked, decision, observed)
+    assert on.storage.calls == before
+
+
+# When the object was stored, and by which upload (SPEC 4.3).
+
+TAG = "AAECAwQFBgcICQoLDA0ODw=="
+
+
+def tagged(**more: str) -> Scene:
+    """A sealed object with the tag of its upload, and with these `enc-` names."""
+    on = Scene()
+    wraps, body = sealed_object(on.ring.desired(MASTER_KEYS), KEY)
+    on.plant({**enc(wraps, UPLOAD_ID), "enc-upload-tag": TAG, **more}, body)
+    return on
+
+
+async def stored(on: Scene) -> tuple[str | None, str | None]:
+    """What the object says of when it was stored, and of its upload."""
+    metadata = (await on.storage.head(TARGET)).metadata
+    return metadata.get("enc-stored-at"), metadata.get("enc-upload-tag")
+
+
+async def rewrapped(on: Scene) -> datetime:
+    """Rewrap a minute later; gives the storage's `Last-Modified` before it."""
+    before = (await on.storage.head(TARGET)).last_modified
+    on.storage.advance(60)
+    await on.turn()
+    assert isinstance(await on.bring(), Rewrap)
+    assert (await on.storage.head(TARGET)).last_modified > before
+    return before
+
+
+async def test_the_first_rewrap_keeps_when_the_object_was_stored() -> None:
+    on = tagged()
+    before = await rewrapped(on)
+    assert await stored(on) == (format_time(before), TAG)
+
+
+async def test_later_rewraps_keep_what_the_first_one_kept() -> None:
+    on = tagged()
+    before = await rewrapped(on)
+    await rewrapped(on)
+    await rewrapped(on)
+    assert await stored(on) == (format_time(before), TAG)
+    await on.check_the_rest()
+
+
+@pytest.mark.parametrize(
+    "value", ["yesterday", "2026-11-24", "9999-01-01T00:00:00.000000Z", "2026-11-24T10:00:00+01:00"]
+)
+async def test_a_time_that_is_none_or_lies_ahead_is_written_anew(value: str) -> None:
+    """Nothing vouches for it: whoever writes the bucket may have put it there."""
+    on = tagged(**{"enc-stored-at": value})
+    before = await rewrapped(on)
+    assert (await stored(on))[0] == format_time(before)
+
+
+async def test_no_time_is_kept_where_the_storage_would_refuse_the_metadata() -> None:
+    """It is information alone; the rewrap and the tag are not."""
+    on = tagged()
+    head = await on.storage.head(TARGET)
+    used = size_bytes(head.metadata)
+    filler = {"filler": "x" * (METADATA_MAX_BYTES - used - len("filler"))}
+    headers = Headers({**head.metadata, **filler}, head.headers.content_type, RESTATED)
+    on.storage.plant(TARGET, await on.body(), headers, tags=TAGS)
+    await rewrapped(on)
+    assert await stored(on) == (None, TAG)
+    assert await on.is_current()
+
+
+async def test_a_large_object_keeps_both_through_a_copy_in_parts() -> None:
+    on = tagged()
+    on.effects = Effects(on.storage, on.keyrings, 1)
+    before = await rewrapped(on)
+    assert await stored(on) == (format_time(before), TAG)
+
+
+async def test_plaintext_that_is_encrypted_keeps_its_time_and_no_tag() -> None:
+    """A sweep knows no upload to make a tag of."""
+    on = in_plaintext()
+    before = (await on.storage.head(TARGET)).last_modified
+    on.storage.advance(60)
+    assert isinstance(await on.bring(ENCRYPT), Encrypt)
+    assert await stored(on) == (format_time(before), None)
+    assert (await on.storage.head(TARGET)).metadata["enc-upload"] == UPLOAD_ID
+
+
+async def test_an_object_of_the_earlier_system_keeps_its_time() -> None:
+    on = Scene()
+    on.plant_v0(new_dek())
+    before = (await on.storage.head(TARGET)).last_modified
+    on.storage.advance(60)
+    await on.bring()
+    assert await stored(on) == (format_time(before), None)

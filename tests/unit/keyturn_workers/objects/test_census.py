@@ -1,0 +1,93 @@
+"""What an object stands under is what opens, never what a label says (SPEC 4.3, 8.1, 8.7)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from keyturn.crypto import new_dek
+from keyturn.errors import CorruptObjectError, NoUsableWrapError, UnknownAlgorithmError
+from keyturn_workers.objects.census import Stands, stands_under
+from keyturn_workers.objects.operator_keys import OperatorKeys
+from tests.unit.keyturn_workers.factories import (
+    MASTER_KEYS,
+    deleted,
+    enc,
+    keyring,
+    sealed_object,
+    turned,
+    v0_metadata,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from keyturn.metadata import Wraps
+
+_KEY = "reports/q3.pdf"
+_KEYS = OperatorKeys(MASTER_KEYS)
+_FIRST = keyring()
+_SECOND = turned(_FIRST)
+
+
+def _wraps(*, master_key: str = "m1", second: bool = False) -> Wraps:
+    ring = replace(_SECOND if second else _FIRST, master_key=master_key)
+    return sealed_object(ring.desired(MASTER_KEYS), _KEY)[0]
+
+
+def _stands(
+    metadata: Mapping[str, str], *, keys: OperatorKeys = _KEYS, project: str = "acme"
+) -> Stands:
+    return stands_under(metadata, project, _KEY, keys, (2, 1))
+
+
+@pytest.mark.parametrize("master_key", ["m1", "m2"])
+@pytest.mark.parametrize("second", [False, True])
+def test_an_object_stands_where_its_admin_wrap_opens(master_key: str, *, second: bool) -> None:
+    stands = _stands(enc(_wraps(master_key=master_key, second=second)))
+    assert stands == Stands("encrypted", 2 if second else 1, master_key)
+
+
+def test_labels_that_lie_change_nothing() -> None:
+    """A new master key's label over a wrap under the old one must not have that one dropped."""
+    lying = replace(_wraps(), master_key="m2", generation=2, kek_id="0" * 16)
+    assert _stands(enc(lying)) == Stands("encrypted", 1, "m1")
+    assert _stands(enc(replace(_wraps(), master_key="gone"))) == Stands("encrypted", 1, "m1")
+
+
+def test_without_a_keyring_the_label_says_which_generation_to_try() -> None:
+    assert stands_under(enc(_wraps(second=True)), "acme", _KEY, _KEYS, ()).generation == 2
+    with pytest.raises(NoUsableWrapError):
+        stands_under(enc(replace(_wraps(), generation=7)), "acme", _KEY, _KEYS, ())
+
+
+def test_what_opens_under_no_key_held_stands_nowhere() -> None:
+    only_second = OperatorKeys({"m2": MASTER_KEYS["m2"]})
+    with pytest.raises(NoUsableWrapError):
+        _stands(enc(_wraps()), keys=only_second)
+    with pytest.raises(NoUsableWrapError):
+        _stands(deleted(_FIRST.desired(MASTER_KEYS), _KEY), keys=only_second)
+    with pytest.raises(NoUsableWrapError):
+        _stands(enc(_wraps()), project="other")
+
+
+def test_a_tombstone_stands_under_the_master_key_that_opens_it() -> None:
+    for name in MASTER_KEYS:
+        desired = replace(_FIRST, master_key=name).desired(MASTER_KEYS)
+        assert _stands(deleted(desired, _KEY)) == Stands("tombstone", None, name)
+
+
+def test_plaintext_and_v0_objects_stand_under_no_master_key() -> None:
+    assert _stands({}) == Stands("plaintext")
+    assert _stands(v0_metadata(new_dek(), new_dek())) == Stands("v0")
+
+
+def test_metadata_that_cannot_be_read_has_its_code() -> None:
+    stripped = enc(_wraps())
+    del stripped["enc-algo"]
+    with pytest.raises(CorruptObjectError):
+        _stands(stripped)
+    with pytest.raises(UnknownAlgorithmError):
+        _stands({"enc-algo": "ROT13"})

@@ -1,0 +1,164 @@
+"""One object is brought to the desired state at once, whatever moves meanwhile (SPEC 7.3, 8.2)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from keyturn.errors import (
+    ArchivedObjectError,
+    CorruptObjectError,
+    DeletedKeyError,
+    KeyringRolledBackError,
+    KeyturnError,
+    LockedObjectError,
+    NoUsableWrapError,
+    StorageUnavailableError,
+    UnknownAlgorithmError,
+)
+from keyturn_workers.errors import RefusedError
+from keyturn_workers.objects.single import reconcile
+from keyturn_workers.storage import Differences
+from keyturn_workers.testing.memory_storage import MemoryStorage
+from tests.unit.keyturn_workers.factories import MASTER_KEYS, deleted, enc, sealed_object, turned
+from tests.unit.keyturn_workers.scene import KEY, TAGS, TARGET, Scene
+
+if TYPE_CHECKING:
+    from keyturn_workers.keyring import Observed
+
+MIB = 1024**2
+
+
+async def run(on: Scene) -> Observed:
+    return await reconcile(
+        "acme",
+        KEY,
+        on.storage,
+        on.keyrings,
+        MASTER_KEYS,
+        copy_limit_bytes=on.copy_limit_bytes,
+    )
+
+
+async def behind(storage: MemoryStorage | None = None, size: int = 5, limit: int = 10**9) -> Scene:
+    on = Scene(storage or MemoryStorage(), copy_limit_bytes=limit)
+    on.plant_sealed(bytes(size))
+    await on.turn()
+    return on
+
+
+async def test_it_tells_the_state_that_the_object_now_has() -> None:
+    on = await behind()
+    assert (await run(on)).desired.generation == 2
+    assert await on.is_current()
+    await on.check_the_rest()
+
+
+async def test_what_is_current_is_only_read() -> None:
+    on = Scene()
+    on.plant_sealed()
+    assert (await run(on)).desired.generation == 1
+    assert on.storage.calls["copy_onto_itself"] == 0
+
+
+async def test_the_keyring_is_read_again_after_the_copy() -> None:
+    """It turned during the copy: what was written was of yesterday, and is done over."""
+    on = await behind()
+    on.storage.before_next("copy_onto_itself", on.turn)
+    assert (await run(on)).desired.generation == 3
+    assert await on.is_current()
+    assert on.storage.calls["copy_onto_itself"] == 2
+
+
+async def test_a_late_copy_is_done_again_under_a_new_lease() -> None:
+    on = await behind()
+    on.storage.before_next("copy_onto_itself", on.late)
+    await run(on)
+    assert await on.is_current()
+    assert on.storage.calls["copy_onto_itself"] == 2
+
+
+@pytest.mark.parametrize("keeps_tags", [False, True])
+@pytest.mark.parametrize(("size", "limit"), [(5, 10**9), (6 * MIB, 1)], ids=["small", "in parts"])
+async def test_tags_are_there_after_it(size: int, limit: int, *, keeps_tags: bool) -> None:
+    differences = Differences(copy_keeps_tags=keeps_tags)
+    on = await behind(MemoryStorage(differences=differences), size, limit)
+    await run(on)
+    assert await on.is_current()
+    assert await on.storage.read_tags(TARGET) == TAGS
+    kept = keeps_tags and limit > 1
+    assert on.storage.calls["write_tags"] == int(not kept)
+
+
+async def test_an_object_without_tags_costs_no_request_for_them() -> None:
+    on = Scene()
+    on.plant_sealed(tags={})
+    await on.turn()
+    await run(on)
+    assert (on.storage.calls["read_tags"], on.storage.calls["write_tags"]) == (0, 0)
+
+
+async def test_a_large_object_moved_while_it_was_copied() -> None:
+    on = await behind(size=6 * MIB, limit=1)
+    on.storage.before_next("copy_part", on.turn)
+    assert (await run(on)).desired.generation == 3
+    assert await on.is_current()
+    assert await on.storage.read_tags(TARGET) == TAGS
+    assert await on.open_uploads() == []
+
+
+async def test_it_gives_up_where_the_storage_refuses_for_ever() -> None:
+    on = await behind()
+    on.storage.fail_next("copy_onto_itself", RefusedError("no"), times=20)
+    with pytest.raises(StorageUnavailableError, match="kept changing"):
+        await run(on)
+    assert on.storage.calls["copy_onto_itself"] == 8
+
+
+async def test_an_object_that_is_gone() -> None:
+    with pytest.raises(StorageUnavailableError, match="gone"):
+        await run(Scene())
+
+
+async def test_deleted_before_the_copy_stays_deleted() -> None:
+    on = await behind()
+    on.storage.before_next("copy_onto_itself", on.delete)
+    with pytest.raises(DeletedKeyError):
+        await run(on)
+
+
+async def test_what_it_leaves_as_it_is() -> None:
+    on = Scene()
+    wraps, body = sealed_object(on.ring.desired(MASTER_KEYS), KEY)
+    other, _ = sealed_object(on.ring.desired(MASTER_KEYS), KEY)
+    later, _ = sealed_object(turned(on.ring).desired(MASTER_KEYS), KEY)
+    broken = replace(wraps, user=b"", admin=b"")
+    cases: list[tuple[dict[str, str], type[KeyturnError]]] = [
+        ({}, CorruptObjectError),
+        ({"enc-algo": "AES-256-GCM"}, CorruptObjectError),
+        (enc(replace(wraps, user=other.user)), CorruptObjectError),
+        (enc(other), CorruptObjectError),
+        (enc(later), KeyringRolledBackError),
+        (enc(broken), NoUsableWrapError),
+        ({**enc(wraps), "enc-algo": "ROT13"}, UnknownAlgorithmError),
+        (deleted(on.ring.desired(MASTER_KEYS), KEY), DeletedKeyError),
+    ]
+    for own, error in cases:
+        on.plant(own, body)
+        before = (await on.storage.head(TARGET)).headers
+        with pytest.raises(error):
+            await run(on)
+        assert (await on.storage.head(TARGET)).headers == before
+
+
+async def test_locked_and_archived() -> None:
+    on = Scene()
+    on.plant_sealed(locked=True)
+    await on.turn()
+    with pytest.raises(LockedObjectError):
+        await run(on)
+    on.plant_sealed(archived=True)
+    with pytest.raises(ArchivedObjectError):
+        await run(on)

@@ -1,0 +1,122 @@
+"""What must become of an object: one table of wraps, states and answers (SPEC 5.4, 7.1, 8.2)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from keyturn.crypto import BODY_CONTEXT, HEADER_BYTES, new_dek, seal
+from keyturn.errors import CorruptObjectError, KeyringRolledBackError, NoUsableWrapError
+from keyturn_workers.objects.verify import Examined, examine, verify_own
+from keyturn_workers.objects.wrap import wrap
+from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring, sealed_object, turned
+
+if TYPE_CHECKING:
+    from keyturn.metadata import Wraps
+    from keyturn_workers.keyring import Desired, Keyring
+
+KEY = "reports/q3.pdf"
+RING = keyring()
+NOW = RING.desired(MASTER_KEYS)
+LATER_RING = turned(RING)
+LATER = LATER_RING.desired(MASTER_KEYS)
+OTHER_MASTER = replace(RING, master_key="m2").desired(MASTER_KEYS)
+
+
+def _examined(wraps: Wraps, body: bytes, desired: Desired = NOW) -> Examined:
+    return examine(wraps, body[:HEADER_BYTES], KEY, desired, MASTER_KEYS)
+
+
+def test_an_object_as_desired_is_current() -> None:
+    assert _examined(*sealed_object(NOW, KEY)).current
+
+
+@pytest.mark.parametrize("desired", [LATER, OTHER_MASTER], ids=["user key", "master key"])
+def test_an_object_of_an_earlier_state_keeps_its_dek(desired: Desired) -> None:
+    wraps, body = sealed_object(NOW, KEY)
+    examined = _examined(wraps, body, desired)
+    assert not examined.current
+    again = _examined(wrap(desired, KEY, examined.dek), body, desired)
+    assert again.current
+    assert again.dek == examined.dek
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"generation": 7}, {"kek_id": "0" * 16}, {"master_key": "m2"}, {"master_key": "gone"}],
+    ids=repr,
+)
+def test_wrong_labels_are_rewritten_not_believed(change: dict[str, object]) -> None:
+    wraps, body = sealed_object(NOW, KEY)
+    assert not _examined(replace(wraps, **change), body).current  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("lost", ["user", "admin"])
+def test_one_wrap_that_does_not_open_is_made_again_from_the_other(lost: str) -> None:
+    wraps, body = sealed_object(NOW, KEY)
+    broken = replace(wraps, **{lost: bytes(104)})  # type: ignore[arg-type]
+    assert not _examined(broken, body).current
+
+
+def test_no_wrap_that_opens() -> None:
+    wraps, body = sealed_object(keyring().desired(MASTER_KEYS), KEY)
+    stranger = replace(wraps, admin=bytes(104))
+    with pytest.raises(NoUsableWrapError):
+        _examined(stranger, body)
+
+
+def test_wraps_moved_from_another_key_do_not_open() -> None:
+    wraps, body = sealed_object(NOW, "another/key")
+    with pytest.raises(NoUsableWrapError):
+        _examined(wraps, body)
+
+
+def test_wraps_of_two_deks_are_left_alone() -> None:
+    wraps, body = sealed_object(NOW, KEY)
+    other, _ = sealed_object(NOW, KEY)
+    with pytest.raises(CorruptObjectError):
+        _examined(replace(wraps, user=other.user), body)
+
+
+def test_a_dek_that_the_header_does_not_commit_to() -> None:
+    wraps, _ = sealed_object(NOW, KEY)
+    other_body = seal(new_dek(), BODY_CONTEXT, b"hello")
+    with pytest.raises(CorruptObjectError):
+        _examined(wraps, other_body)
+    with pytest.raises(CorruptObjectError):
+        _examined(wraps, b"short")
+
+
+def test_an_admin_wrap_ahead_of_the_keyring_tells_a_rollback() -> None:
+    wraps, body = sealed_object(LATER, KEY)
+    with pytest.raises(KeyringRolledBackError):
+        _examined(wraps, body)
+
+
+def test_a_label_ahead_of_the_keyring_alone_tells_nothing() -> None:
+    wraps, body = sealed_object(NOW, KEY)
+    assert not _examined(replace(wraps, generation=9), body).current
+
+
+@pytest.mark.parametrize("ring", [RING, LATER_RING], ids=["same", "turned since"])
+def test_own_object_verifies(ring: Keyring) -> None:
+    wraps, body = sealed_object(NOW, KEY)
+    verified = verify_own(wraps, body[:HEADER_BYTES], KEY, ring, MASTER_KEYS)
+    assert verified.current is (ring is RING)
+
+
+@pytest.mark.parametrize("broken", ["user", "admin"])
+def test_own_object_needs_both_wraps(broken: str) -> None:
+    """An upload's id is not authenticated: less than both wraps would let a forgery pass."""
+    wraps, body = sealed_object(NOW, KEY)
+    forged = replace(wraps, **{broken: bytes(104)})  # type: ignore[arg-type]
+    with pytest.raises(CorruptObjectError):
+        verify_own(forged, body[:HEADER_BYTES], KEY, RING, MASTER_KEYS)
+
+
+def test_own_object_whose_old_kek_was_cleared_verifies_by_the_admin_wrap() -> None:
+    wraps, body = sealed_object(NOW, KEY)
+    ring = replace(LATER_RING, history=(replace(RING.current, kek=None),))
+    assert not verify_own(wraps, body[:HEADER_BYTES], KEY, ring, MASTER_KEYS).current

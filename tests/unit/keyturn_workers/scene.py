@@ -1,0 +1,142 @@
+"""One object in a bucket in memory, looked at, decided about and written to, step by step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final
+
+from keyturn.crypto import HEADER_BYTES, v0_seal
+from keyturn.identifiers import keyring_key, object_key
+from keyturn.metadata import Wraps, parse
+from keyturn_workers.keyring import Keyring, KeyringReader
+from keyturn_workers.keyring.model import build
+from keyturn_workers.objects.apply import COPY_LIMIT_BYTES, Effects
+from keyturn_workers.objects.operator_keys import OperatorKeys
+from keyturn_workers.objects.plan_action import Decision, Keep, Looked, Options, decide
+from keyturn_workers.storage import Headers, StorageClock
+from keyturn_workers.testing.memory_storage import MemoryStorage
+from tests.unit.keyturn_workers.factories import (
+    MASTER_KEYS,
+    V0_ADMIN_KEK,
+    deleted,
+    enc,
+    keyring,
+    sealed_object,
+    turned,
+    v0_metadata,
+    v0_ring,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from keyturn_workers.keyring import Observed
+
+KEY: Final = "reports/q3.pdf"
+TARGET: Final = object_key("acme", KEY)
+UPLOAD_ID: Final = "2f6c9a0e-1111-4111-8111-111111111111"
+CALLER: Final = {"author": "kim", "title": "=?utf-8?b?w7xiZXI=?="}
+# Everything that a self-copy would reset, but for the lock.
+RESTATED: Final = {
+    "cache-control": "max-age=60",
+    "content-disposition": "attachment",
+    "content-encoding": "gzip",
+    "content-language": "de",
+    "expires": "Thu, 01 Dec 2033 16:00:00 GMT",
+    "x-amz-server-side-encryption": "aws:kms",
+    "x-amz-server-side-encryption-aws-kms-key-id": "arn:aws:kms:eu-west-1:1:key/k",
+    "x-amz-server-side-encryption-bucket-key-enabled": "true",
+    "x-amz-storage-class": "STANDARD_IA",
+    "x-amz-website-redirect-location": "/elsewhere",
+}
+TAGS: Final = {"team": "legal"}
+KEYS: Final = OperatorKeys(MASTER_KEYS, V0_ADMIN_KEK)
+
+
+@dataclass
+class Scene:
+    """A bucket with one project's keyring; an object is planted by one of the methods."""
+
+    storage: MemoryStorage = field(default_factory=MemoryStorage)
+    ring: Keyring = field(default_factory=keyring)
+    copy_limit_bytes: int = COPY_LIMIT_BYTES
+
+    def __post_init__(self) -> None:
+        self.write_keyring(self.ring)
+        clock = StorageClock(15, self.storage.elapsed_s)
+        self.keyrings = KeyringReader(self.storage, MASTER_KEYS, lease_s=15, cache_s=2, clock=clock)
+        self.effects = Effects(self.storage, self.keyrings, self.copy_limit_bytes)
+
+    def write_keyring(self, ring: Keyring) -> None:
+        self.ring = ring
+        self.storage.plant(keyring_key("acme"), build(ring, MASTER_KEYS), Headers({}))
+
+    async def turn(self) -> None:
+        """A rotation, from outside."""
+        self.write_keyring(turned(self.ring))
+
+    async def turn_master_key(self) -> None:
+        self.write_keyring(replace(self.ring, master_key="m2"))
+
+    async def late(self) -> None:
+        """The worker stalls for longer than any lease."""
+        self.storage.advance(60)
+
+    async def delete(self) -> None:
+        """A tombstone, put there by another worker."""
+        self.plant(deleted(self.ring.desired(MASTER_KEYS), KEY), b"")
+
+    def plant(self, own: Mapping[str, str], body: bytes, **more: Any) -> bytes:
+        """An object with these `enc-` names and everything else that an object can have."""
+        headers = Headers({**CALLER, **own}, "application/pdf", RESTATED)
+        self.storage.plant(TARGET, body, headers, **{"tags": TAGS, **more})
+        return body
+
+    def plant_sealed(self, plaintext: bytes = b"hello", **more: Any) -> bytes:
+        wraps, body = sealed_object(self.ring.desired(MASTER_KEYS), KEY, plaintext)
+        return self.plant(enc(wraps, UPLOAD_ID), body, **more)
+
+    def plant_v0(self, dek: bytes, *, body_dek: bytes | None = None, size: int = 5) -> bytes:
+        """An object of the earlier system, whose body may be under another DEK."""
+        self.write_keyring(v0_ring(self.ring))
+        own = {**v0_metadata(dek, dek), "enc-upload": UPLOAD_ID}
+        return self.plant(own, v0_seal(body_dek or dek, bytes(size)))
+
+    async def look(self) -> Looked:
+        return Looked(*await self.storage.read_start(TARGET, HEADER_BYTES))
+
+    async def decide(self, options: Options | None = None) -> tuple[Looked, Decision, Observed]:
+        looked, observed = await self.look(), await self.keyrings.fresh("acme")
+        desired = observed.desired
+        given = options or Options()
+        return looked, decide(looked, KEY, observed.keyring, desired, KEYS, given), observed
+
+    async def bring(self, options: Options | None = None) -> Decision:
+        """Look, decide and carry out; gives what was decided."""
+        looked, decision, observed = await self.decide(options)
+        await self.effects.carry_out("acme", KEY, looked, decision, observed)
+        return decision
+
+    async def is_current(self) -> bool:
+        _, decision, _ = await self.decide()
+        return decision == Keep("current")
+
+    async def body(self) -> bytes:
+        return (await self.storage.read(TARGET))[1]
+
+    async def wraps(self) -> Wraps:
+        found = parse((await self.storage.head(TARGET)).metadata)
+        assert isinstance(found, Wraps)
+        return found
+
+    async def check_the_rest(self, upload_id: str | None = UPLOAD_ID) -> None:
+        """Everything but the wraps is as `plant` left it."""
+        headers = (await self.storage.head(TARGET)).headers
+        others = {n: v for n, v in headers.metadata.items() if not n.startswith("enc-")}
+        assert others == CALLER
+        assert headers.metadata.get("enc-upload") == upload_id
+        assert headers.content_type == "application/pdf"
+        assert headers.restated == RESTATED
+
+    async def open_uploads(self) -> list[str]:
+        return [row.key async for row in self.storage.open_multiparts("")]

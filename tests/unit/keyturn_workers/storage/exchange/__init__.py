@@ -1,0 +1,1 @@
+"""`keyturn_workers.storage.exchange`, on both event loops."""

@@ -1,0 +1,74 @@
+"""The S3 client of `keyturn.s3_client` (SPEC 11)."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import pytest
+from botocore.utils import parse_timestamp
+
+from keyturn.s3_client import _timestamp, new_session, open_client
+from keyturn.settings import S3Settings, SettingsError
+
+
+def settings(**values: str) -> S3Settings:
+    return S3Settings.model_validate(
+        {
+            "s3_bucket": "bucket",
+            "s3_access_key_id": "AKID",
+            "s3_secret_access_key": "s3cr3t",
+            **values,
+        }
+    )
+
+
+async def test_tuned() -> None:
+    """For servers that are not AWS: no trailing checksums, paths, nothing resent."""
+    private = settings(s3_endpoint_url="http://127.0.0.1:1", s3_region="eu-west-1")
+    async with open_client(private, max_connections=7) as client:
+        config = client.meta.config
+        assert client.meta.endpoint_url == "http://127.0.0.1:1"
+        assert client.meta.region_name == "eu-west-1"
+        assert config.request_checksum_calculation == "when_required"  # type: ignore[attr-defined]
+        assert config.response_checksum_validation == "when_required"  # type: ignore[attr-defined]
+        assert config.retries["total_max_attempts"] == 1  # type: ignore[attr-defined]
+        assert config.max_pool_connections == 7  # type: ignore[attr-defined]
+        assert config.s3["addressing_style"] == "path"  # type: ignore[attr-defined]
+
+
+async def test_retries_are_a_choice() -> None:
+    """For staging, where a put may be repeated without harm."""
+    async with open_client(settings(), max_connections=1, total_max_attempts=4) as client:
+        assert client.meta.config.retries["total_max_attempts"] == 4  # type: ignore[attr-defined]
+
+
+def test_without_aioboto3(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names the extra to install."""
+    monkeypatch.setitem(sys.modules, "aioboto3", None)
+    with pytest.raises(SettingsError, match=r"keyturn\[staging\]"):
+        new_session(settings())
+
+
+def test_botocore_stays_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also under a root logger at DEBUG: it would print requests whole."""
+    monkeypatch.setattr(logging.getLogger(), "level", logging.DEBUG)
+    for name in ("botocore", "aiobotocore", "boto3", "aioboto3"):
+        monkeypatch.setattr(logging.getLogger(name), "level", logging.NOTSET)
+    logging.getLogger("botocore.auth").manager._clear_cache()  # type: ignore[attr-defined]
+    new_session(settings())
+    assert logging.getLogger("botocore.auth").getEffectiveLevel() >= logging.WARNING
+    assert logging.getLogger("aiobotocore.endpoint").getEffectiveLevel() >= logging.WARNING
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2026-11-24T10:00:00.123Z",
+        "2026-11-24T10:00:00Z",
+        "2026-11-24T11:00:00+01:00",
+        "Tue, 24 Nov 2026 10:00:00 GMT",
+    ],
+)
+def test_times_are_read_as_botocore_reads_them(text: str) -> None:
+    assert _timestamp(text) == parse_timestamp(text)

@@ -1,0 +1,36 @@
+"""docs/storage.md tells the rows that the probe asks, and policies that parse (SPEC 10)."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from keyturn_workers.storage.probe.runner import probe
+from keyturn_workers.testing.memory_storage import MemoryStorage
+
+TEXT = (Path(__file__).parents[3] / "docs" / "storage.md").read_text()
+
+
+async def test_every_row_stands_in_the_table() -> None:
+    """With how much it is needed, and whether a worker's start asks it."""
+    whole = await probe(MemoryStorage())
+    quick = {row.name for row in (await probe(MemoryStorage(), quick=True)).rows}
+    told = {"required": "required", "wanted": "wanted", "info": "told"}
+    for row in whole.rows:
+        start = " yes " if row.name in quick else " "
+        assert f"| {row.name} | {told[row.needed]} |{start}|" in TEXT
+
+
+def test_the_policy() -> None:
+    """Valid JSON, in which only workers write outside of staging."""
+    (policy,) = re.findall(r"```json\n(.*?)```", TEXT, flags=re.DOTALL)
+    statements: list[dict[str, Any]] = json.loads(policy)["Statement"]
+    for statement in statements:
+        writes = "s3:PutObject" in statement["Action"]
+        if statement["Effect"] == "Allow" and writes:
+            worker = statement["Principal"]["AWS"].endswith("/keyturn-worker")
+            assert worker or "/.keyturn/staging/" in statement["Resource"]
+    denied = next(s for s in statements if s["Effect"] == "Deny")
+    assert denied["NotResource"].endswith("/.keyturn/staging/*")

@@ -1,0 +1,195 @@
+"""Answers to listings, by script: what is believed of them (SPEC 8.5)."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from keyturn.errors import StorageUnavailableError
+from keyturn_workers.errors import RefusedError
+from keyturn_workers.storage import s3_admin as cold_module
+from keyturn_workers.storage.listing import page_of, page_query
+from keyturn_workers.storage.s3 import S3Storage, open_storage
+from tests.unit.keyturn_workers.storage.scripted import Reply, scripted_server
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from tests.unit.keyturn_workers.storage.scripted import ScriptedServer
+
+TIME = "2026-11-24T10:00:00.000Z"
+ENCODED = "<EncodingType>url</EncodingType>"
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[ScriptedServer]:
+    async with scripted_server() as server:
+        yield server
+
+
+@pytest.fixture
+async def storage(server: ScriptedServer) -> AsyncIterator[S3Storage]:
+    async with open_storage(server.settings(), max_connections=4) as storage:
+        yield storage
+
+
+def listed(*keys: str, more: str = "", encoded: str = ENCODED) -> Reply:
+    rows = "".join(
+        f"<Contents><Key>{key}</Key><LastModified>{TIME}</LastModified>"
+        f"<ETag>&quot;e&quot;</ETag><Size>1</Size></Contents>"
+        for key in keys
+    )
+    truncated = "true" if more else "false"
+    token = f"<NextContinuationToken>{more}</NextContinuationToken>" if more else ""
+    body = (
+        f"<ListBucketResult>{encoded}<IsTruncated>{truncated}</IsTruncated>{token}{rows}"
+        "</ListBucketResult>"
+    )
+    return Reply(200, body.encode(), {"Content-Type": "application/xml"})
+
+
+def asked_for(server: ScriptedServer, name: str) -> list[str | None]:
+    queries = [parse_qs(urlsplit(asked.target).query) for asked in server.asked]
+    return [query.get(name, [None])[0] for query in queries]
+
+
+@pytest.mark.parametrize(
+    "token", ["p/\x01", "p/&#x1;", "p/&#1;", "p/\ufffe", "p/&#xFFFF;", "p/%2F"]
+)
+async def test_the_servers_marker_is_not_believed(
+    server: ScriptedServer, storage: S3Storage, token: str
+) -> None:
+    """Ceph's gateway makes it of a key, unencoded; the next page begins behind the last row."""
+    server.script = [listed("p/%01", "p/%2B+%252F", more=token), listed("p/z")]
+    assert [row.key async for row in storage.list("p/")] == ["p/\x01", "p/+ %2F", "p/z"]
+    assert asked_for(server, "start-after") == [None, "p/+ %2F"]
+    assert asked_for(server, "continuation-token") == [None, None]
+
+
+async def test_without_the_guard_a_listing_would_break(
+    server: ScriptedServer, storage: S3Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broken variant that it exists for: botocore takes such an answer for a failure."""
+    monkeypatch.setattr(cold_module, "make_speakable", lambda **_event: None)
+    async with open_storage(server.settings()) as unguarded:
+        server.script = [listed("p/%01", more="p/\x01")] * 9
+        with pytest.raises(StorageUnavailableError):
+            await anext(aiter(unguarded.list("p/")))
+    assert storage.differences is not None
+
+
+async def test_an_empty_page_goes_on_by_its_token(
+    server: ScriptedServer, storage: S3Storage
+) -> None:
+    """With no row to go on from, the token is all there is."""
+    server.script = [listed(more="token"), listed("p/z")]
+    assert [row.key async for row in storage.list("p/", after="p/a")] == ["p/z"]
+    assert asked_for(server, "continuation-token") == [None, "token"]
+
+
+async def test_keys_that_are_not_encoded_are_not_mended(
+    server: ScriptedServer, storage: S3Storage
+) -> None:
+    """A key told wrongly would hide an object from the sweep: rather no answer at all."""
+    server.script = [listed("p/\x01", encoded="")] * 9
+    with pytest.raises(StorageUnavailableError):
+        await anext(aiter(storage.list("p/")))
+
+
+async def test_rows_that_came_before(server: ScriptedServer, storage: S3Storage) -> None:
+    """A server that begins too early gives nothing twice, and a limit counts what was given."""
+    server.script = [listed("p/a", "p/b", "p/c", "p/d", more="more")]
+    assert [row.key async for row in storage.list("p/", after="p/b", limit=2)] == ["p/c", "p/d"]
+    assert len(server.asked) == 1
+
+
+async def test_open_uploads_that_lead_nowhere_end(
+    server: ScriptedServer, storage: S3Storage
+) -> None:
+    """A marker that was mended could begin the same page over and over."""
+    page = (
+        "<ListMultipartUploadsResult><IsTruncated>true</IsTruncated>"
+        "<NextKeyMarker>p/\x1f</NextKeyMarker><NextUploadIdMarker>u</NextUploadIdMarker>"
+        f"<Upload><Key>p/\x1f</Key><UploadId>u</UploadId><Initiated>{TIME}</Initiated></Upload>"
+        "</ListMultipartUploadsResult>"
+    )
+    server.script = [Reply(200, page.encode(), {"Content-Type": "application/xml"})] * 5
+    assert len([row async for row in storage.open_multiparts("p/")]) == 2
+    assert len(server.asked) == 2
+
+
+async def test_a_removal_that_is_refused(server: ScriptedServer, storage: S3Storage) -> None:
+    """A lock's refusal is told; a version that is gone is fine. Neither is sent again."""
+    server.script = [Reply(403, b"<Error><Code>AccessDenied</Code></Error>")]
+    with pytest.raises(RefusedError):
+        await storage.delete_version("p/k", "v")
+    server.script = [Reply(404, b"<Error><Code>NoSuchVersion</Code></Error>")]
+    await storage.delete_version("p/k", "v")
+    assert [asked.method for asked in server.asked] == ["DELETE", "DELETE"]
+    assert asked_for(server, "versionId") == ["v", "v"]
+
+
+# One page, as it is read without the client.
+
+PAGE: Final = (
+    b'<?xml version="1.0" encoding="UTF-8"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/">'
+    b"<Name>b</Name><IsTruncated>%b</IsTruncated><EncodingType>url</EncodingType>"
+    b"<Contents><Key>a%%2Fx+y%%C3%%BC</Key><LastModified>2026-11-24T10:00:00.000Z</LastModified>"
+    b"<ETag>&quot;e1&quot;</ETag><Size>1</Size></Contents>"
+    b'<Contents><Key>b</Key><ETag>"e&amp;2"</ETag><Owner><ID>o</ID></Owner></Contents>'
+    b"</ListBucketResult>"
+)
+DATE: Final = datetime(2026, 11, 24, 10, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(("truncated", "is_last"), [(b"true", False), (b"false", True)])
+def test_a_page_is_read(truncated: bytes, *, is_last: bool) -> None:
+    page = page_of(PAGE % truncated, DATE)
+    assert list(page.etags.items()) == [("a/x yü", "e1"), ("b", "e&2")]
+    assert (page.is_last, page.date) == (is_last, DATE)
+
+
+def test_an_empty_page_is_read() -> None:
+    page = page_of(b"<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>", None)
+    assert (dict(page.etags), page.is_last, page.date) == ({}, True, None)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"<Error><Code>SlowDown</Code></Error>",
+        PAGE % b"true" + b"cut",
+        # Each ETag before its key: taken one by one, each key would get the next one's.
+        (
+            b"<ListBucketResult><IsTruncated>false</IsTruncated>"
+            b"<Contents><ETag>1</ETag><Key>a</Key></Contents>"
+            b"<Contents><ETag>2</ETag><Key>b</Key></Contents></ListBucketResult>"
+        ),
+        # A line's end within a key.
+        (
+            b"<ListBucketResult><IsTruncated>false</IsTruncated><EncodingType>url</EncodingType>"
+            b"<Contents><Key>a%0Ab</Key><ETag>1</ETag></Contents></ListBucketResult>"
+        ),
+        b"<ListBucketResult></ListBucketResult>",
+        (
+            b"<ListBucketResult><IsTruncated>false</IsTruncated>"
+            b"<Contents><Key>a</Key></Contents></ListBucketResult>"
+        ),
+        (
+            b"<ListBucketResult><IsTruncated>false</IsTruncated>"
+            b"<Contents><Key>\xff</Key><ETag>e</ETag></Contents></ListBucketResult>"
+        ),
+    ],
+)
+def test_what_is_no_page_is_a_failure(body: bytes) -> None:
+    with pytest.raises(StorageUnavailableError):
+        page_of(body, DATE)
+
+
+def test_the_query_of_a_page_is_encoded() -> None:
+    assert page_query("a/b c", "").endswith("&prefix=a%2Fb%20c")
+    assert page_query("a", "a/ü").endswith("&prefix=a&start-after=a%2F%C3%BC")

@@ -1,0 +1,357 @@
+"""Each row of the probe can fail: a storage that breaks one promise fails its row (SPEC 10)."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from keyturn.errors import StorageUnavailableError
+from keyturn.settings import SettingsError
+from keyturn_workers.errors import MissingError, RefusedError, UnsafeStorageError
+from keyturn_workers.storage import Differences, Headers, IfAbsent, IfMatch
+from keyturn_workers.storage.port import RECORD_MAX_BYTES
+from keyturn_workers.storage.probe.runner import PREFIX, as_json, probe
+from keyturn_workers.testing.memory_storage import MemoryStorage
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from keyturn_workers.storage import Condition, Head, Lease, Listed, ListedPage, Part, Written
+
+EVERYTHING = Differences(
+    conditional_completion=True,
+    conditional_copy_destination=True,
+    copy_keeps_tags=True,
+    listings_show_overwrites=True,
+    late_writes_refused=True,
+)
+# What a bucket in memory does whatever it was told.
+ALWAYS = Differences(listings_show_overwrites=True, late_writes_refused=True)
+
+
+class ListsLate(MemoryStorage):
+    """Its listings show a body by the ETag of the one before."""
+
+    async def list_page(self, prefix: str, *, after: str = "") -> ListedPage:
+        page = await super().list_page(prefix, after=after)
+        shown = {key: self._seen.get(key, etag) for key, etag in page.etags.items()}
+        self._seen = dict(page.etags)
+        return replace(page, etags=shown)
+
+    _seen: dict[str, str] = {}  # noqa: RUF012  # replaced, never changed
+
+
+class IgnoresIfAbsent(MemoryStorage):
+    """Creates over whatever stands."""
+
+    async def put(
+        self,
+        key: str,
+        body: bytes,
+        headers: Headers,
+        *,
+        condition: Condition | None = None,
+        lease: Lease | None = None,
+    ) -> Written:
+        kept = None if isinstance(condition, IfAbsent) else condition
+        return await super().put(key, body, headers, condition=kept, lease=lease)
+
+
+class IgnoresIfMatch(MemoryStorage):
+    """Replaces whatever stands."""
+
+    async def put(
+        self,
+        key: str,
+        body: bytes,
+        headers: Headers,
+        *,
+        condition: Condition | None = None,
+        lease: Lease | None = None,
+    ) -> Written:
+        kept = None if isinstance(condition, IfMatch) else condition
+        return await super().put(key, body, headers, condition=kept, lease=lease)
+
+
+class ChecksThenStores(MemoryStorage):
+    """Honours conditions one request at a time, and lets two at once through."""
+
+    async def put(
+        self,
+        key: str,
+        body: bytes,
+        headers: Headers,
+        *,
+        condition: Condition | None = None,
+        lease: Lease | None = None,
+    ) -> Written:
+        self._check(key, condition)
+        await asyncio.sleep(0)
+        return await super().put(key, body, headers, lease=lease)
+
+
+class OverwritesOnFailure(MemoryStorage):
+    """Tells the losers of a race an error, and stores their bodies all the same."""
+
+    async def put(
+        self,
+        key: str,
+        body: bytes,
+        headers: Headers,
+        *,
+        condition: Condition | None = None,
+        lease: Lease | None = None,
+    ) -> Written:
+        try:
+            return await super().put(key, body, headers, condition=condition, lease=lease)
+        except Exception as exc:
+            if len(body) > 1000:  # a body of the races
+                await super().put(key, body, headers)
+            raise StorageUnavailableError("put: InternalError") from exc
+
+
+class ShowsDeleted(MemoryStorage):
+    """Lists what was deleted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._deleted: list[Listed] = []
+
+    async def delete(self, key: str) -> None:
+        self._deleted = [row async for row in super().list(key)]
+        await super().delete(key)
+
+    async def list(
+        self, prefix: str, *, after: str = "", limit: int | None = None
+    ) -> AsyncIterator[Listed]:
+        async for row in super().list(prefix, after=after, limit=limit):
+            yield row
+        for row in self._deleted:
+            yield row
+
+
+class ReadsStale(MemoryStorage):
+    """Answers each read with the first body that it saw."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: dict[str, tuple[Head, bytes]] = {}
+
+    async def read(self, key: str, *, max_bytes: int = RECORD_MAX_BYTES) -> tuple[Head, bytes]:
+        return self._seen.setdefault(key, await super().read(key, max_bytes=max_bytes))
+
+
+class KeepsMetadata(MemoryStorage):
+    """Copies without replacing anything."""
+
+    async def copy_conditionally(
+        self,
+        key: str,
+        headers: Headers,
+        *,
+        source_etag: str | None,
+        destination: Condition | None,
+        lease: Lease,
+    ) -> None:
+        old = (await super().head(key)).headers
+        await super().copy_conditionally(
+            key, old, source_etag=source_etag, destination=destination, lease=lease
+        )
+        assert headers is not None
+
+
+class LosesParts(MemoryStorage):
+    """Completes with the first part alone."""
+
+    async def complete_multipart(
+        self,
+        key: str,
+        upload_id: str,
+        parts: Sequence[Part],
+        *,
+        condition: Condition | None = None,
+        lease: Lease | None = None,
+    ) -> Written:
+        return await super().complete_multipart(
+            key, upload_id, parts[:1], condition=condition, lease=lease
+        )
+
+
+@pytest.mark.parametrize(
+    ("broken", "rows"),
+    [
+        (IgnoresIfAbsent, {"put If-None-Match: *", "put If-None-Match: *, many at once"}),
+        (IgnoresIfMatch, {"put If-Match", "put If-Match, many at once"}),
+        (
+            ChecksThenStores,
+            {"put If-None-Match: *, many at once", "put If-Match, many at once"},
+        ),
+        (
+            OverwritesOnFailure,
+            {
+                "put If-None-Match: *",
+                "put If-Match",
+                "put If-None-Match: *, many at once",
+                "put If-Match, many at once",
+            },
+        ),
+        (ShowsDeleted, {"read and list after write"}),
+        (KeepsMetadata, {"self-copy replaces metadata"}),
+        (LosesParts, {"multipart upload"}),
+    ],
+)
+async def test_a_broken_promise_fails_its_row(broken: type[MemoryStorage], rows: set[str]) -> None:
+    """And no other required row; the report refuses the bucket."""
+    for quick in (True, False):
+        report = await probe(broken(), quick=quick)
+        assert {row.name for row in report.unsafe} == rows
+        with pytest.raises(UnsafeStorageError):
+            report.check()
+
+
+async def test_stale_reads_fail_their_row() -> None:
+    """Stale reads may make other rows fail as well, since these look by reading."""
+    report = await probe(ReadsStale())
+    assert "read and list after write" in {row.name for row in report.unsafe}
+
+
+@pytest.mark.parametrize(
+    "differences",
+    [
+        ALWAYS,
+        replace(ALWAYS, conditional_completion=True),
+        replace(ALWAYS, conditional_copy_destination=True),
+        replace(ALWAYS, copy_keeps_tags=True),
+        EVERYTHING,
+    ],
+)
+async def test_differences_are_measured(differences: Differences) -> None:
+    """What the storage does is what the report says, quick or not."""
+    for quick in (True, False):
+        report = await probe(MemoryStorage(differences=differences), quick=quick)
+        assert report.differences == differences
+        report.check()
+
+
+class TakesLateWrites(MemoryStorage):
+    """Looks at no signature's time, in one of the three kinds of write or in all."""
+
+    def __init__(self, *operations: str) -> None:
+        super().__init__()
+        self.operations = operations
+
+    @asynccontextmanager
+    async def _acting(self, operation: str, lease: Lease | None = None) -> AsyncIterator[None]:
+        kept = None if operation in self.operations else lease
+        async with super()._acting(operation, kept):
+            yield
+
+
+@pytest.mark.parametrize(
+    "operations",
+    [("put",), ("copy_onto_itself", "copy_conditionally"), ("complete_multipart",)],
+    ids=lambda names: names[0],
+)
+async def test_a_storage_that_takes_late_writes_is_known_as_one(operations: Any) -> None:
+    """One kind of write is enough: sweeps say at their end what their proof rests on."""
+    for quick in (True, False):
+        report = await probe(TakesLateWrites(*operations), quick=quick)
+        assert not report.differences.late_writes_refused
+        report.check()
+
+
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize(
+    ("broken", "row", "differences"),
+    [
+        (ListsLate, "listing shows overwrites", replace(ALWAYS, listings_show_overwrites=False)),
+    ],
+)
+async def test_what_cannot_be_relied_on_is_said(
+    broken: type[MemoryStorage], row: str, differences: Differences, *, quick: bool
+) -> None:
+    """A worker starts all the same, and knows it."""
+    report = await probe(broken(), quick=quick)
+    assert row in {each.name for each in report.rows if not each.ok}
+    assert report.differences == differences
+    report.check()
+
+
+async def test_a_storage_that_does_everything() -> None:
+    """Every row holds, and all of it stood under the probe's own prefix."""
+    storage = MemoryStorage(differences=EVERYTHING)
+    storage.plant("acme/k", b"1", Headers({}))
+    report = await probe(storage)
+    assert [row.name for row in report.rows if not row.ok] == []
+    assert storage.stored_keys() == ["acme/k"]
+    assert {row["needed"] for row in as_json(report)} == {"required", "wanted", "info"}
+    names = [row.name for row in report.rows]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("quick", [False, True])
+async def test_versions_are_told(*, quick: bool) -> None:
+    """A versioned bucket is no failure where conditions hold there, and is said either way."""
+    storage = MemoryStorage(versioned=True, differences=EVERYTHING)
+    report = await probe(storage, quick=quick)
+    assert [row.name for row in report.rows if not row.ok] == ["no old versions kept"]
+    row = report.rows[-1]
+    assert (row.needed, row.said) == ("info", "versioned, and conditions are honoured")
+    report.check()
+    assert [row async for row in storage.list_versions("")] == []
+    report = await probe(IgnoresIfAbsent(versioned=True), quick=quick)
+    assert report.rows[-1].said == "versioned, and the server ignores If-None-Match: * there"
+    with pytest.raises(UnsafeStorageError):
+        report.check()
+
+
+async def test_a_failing_request_fails_its_row_alone() -> None:
+    """A row says with which code its requests failed; the others go on."""
+    storage = MemoryStorage()
+    storage.fail_next("write_tags", StorageUnavailableError("write tags: NotImplemented"))
+    storage.fail_next("copy_part", RefusedError("copy part: AccessDenied"))
+    report = await probe(storage)
+    said = {row.name: row.said for row in report.rows if not row.ok}
+    assert said["tags kept on self-copy"] == "failed: write tags: NotImplemented"
+    assert said["multipart copy"] == "failed: copy part: AccessDenied"
+    # A failure of the storage may pass; a refusal is an answer.
+    assert [row.name for row in report.rows if row.undecided] == ["tags kept on self-copy"]
+    report.check()
+
+
+async def test_unreachable() -> None:
+    """No report at all: nothing was asked."""
+    storage = MemoryStorage()
+    storage.fail_next("put", StorageUnavailableError("put: ClientConnectorError"))
+    with pytest.raises(StorageUnavailableError):
+        await probe(storage)
+
+
+@pytest.mark.parametrize(
+    ("failure", "words"),
+    [
+        (RefusedError("put: AccessDenied"), "not write"),
+        (StorageUnavailableError("put: NoSuchBucket"), "KEYTURN_S3_BUCKET"),
+    ],
+)
+async def test_settings_at_fault(failure: Exception, words: str) -> None:
+    """A bucket that is missing or closed is the settings' fault, said in one line."""
+    storage = MemoryStorage()
+    storage.fail_next("put", failure)
+    with pytest.raises(SettingsError, match=words):
+        await probe(storage)
+
+
+async def test_cleaning_up_may_fail() -> None:
+    """What was found out is told all the same, with the prefix that was left."""
+    storage = MemoryStorage()
+    storage.fail_next("purge", MissingError("purge: NoSuchKey"))
+    report = await probe(storage, quick=True)
+    report.check()
+    assert report.left_behind is not None
+    assert report.left_behind.startswith(PREFIX)
+    assert all(key.startswith(report.left_behind) for key in storage.stored_keys())

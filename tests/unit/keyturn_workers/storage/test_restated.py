@@ -1,0 +1,162 @@
+"""What a copy says again, by the request sent, for what no server at hand has (SPEC 8.2)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from keyturn_workers.errors import ArchivedError, MissingError
+from keyturn_workers.storage import Headers, Lease
+from keyturn_workers.storage.s3 import S3Storage, open_storage
+from keyturn_workers.storage.s3_responses import RESTATED
+from tests.unit.keyturn_workers.storage.scripted import ETAG, Reply, scripted_server
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from datetime import datetime
+
+    from tests.unit.keyturn_workers.storage.scripted import ScriptedServer
+
+COPIED = b"<CopyObjectResult><ETag>&quot;x&quot;</ETag></CopyObjectResult>"
+BEGUN = b"<InitiateMultipartUploadResult><UploadId>u</UploadId></InitiateMultipartUploadResult>"
+EMPTY_MD5 = "1B2M2Y8AsgTpgAmY7PhCfg=="
+
+# As AWS tells them of an object, and takes them in a copy.
+KMS = {
+    "x-amz-server-side-encryption": "aws:kms",
+    "x-amz-server-side-encryption-aws-kms-key-id": "arn:aws:kms:eu-central-1:1:key/a-b",
+    "x-amz-server-side-encryption-bucket-key-enabled": "true",
+}
+LOCK = {
+    "x-amz-object-lock-legal-hold": "ON",
+    "x-amz-object-lock-mode": "COMPLIANCE",
+    "x-amz-object-lock-retain-until-date": "2099-01-01T00:00:00.000Z",
+}
+TOLD = {
+    "storage class": {"x-amz-storage-class": "INTELLIGENT_TIERING"},
+    "class of an archive": {"x-amz-storage-class": "GLACIER"},
+    "encrypted under a key": KMS,
+    "locked": LOCK,
+    "everything": {
+        **KMS,
+        **LOCK,
+        "cache-control": "no-store",
+        "content-disposition": "inline",
+        "content-encoding": "br",
+        "content-language": "de",
+        "expires": "never",
+        "x-amz-storage-class": "STANDARD_IA",
+        "x-amz-website-redirect-location": "/other",
+    },
+}
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[ScriptedServer]:
+    async with scripted_server() as server:
+        yield server
+
+
+@pytest.fixture
+async def storage(server: ScriptedServer) -> AsyncIterator[S3Storage]:
+    async with open_storage(server.settings(), max_connections=4) as storage:
+        yield storage
+
+
+def test_everything_is_everything() -> None:
+    """A header that is restated and not in the table would go untested."""
+    assert TOLD["everything"].keys() == RESTATED
+
+
+@pytest.mark.parametrize("name", TOLD)
+async def test_a_self_copy_says_what_was_told(
+    server: ScriptedServer, storage: S3Storage, name: str
+) -> None:
+    """Each header as it came, signed, beside the new metadata; a lock with its digest."""
+    told = TOLD[name]
+    answer = {**told, "Content-Type": "text/x", "x-amz-meta-author": "kim", "x-amz-meta-enc-a": "1"}
+    server.script = [Reply(200, b"start", answer), Reply(200, COPIED)]
+    head, _ = await storage.read_start("a/k", 56)
+    turned = Headers(
+        {"author": "kim", "enc-a": "2"}, head.headers.content_type, head.headers.restated
+    )
+    await storage.copy_onto_itself("a/k", turned, source_etag=ETAG, lease=Lease(head.date, 15))
+    asked = server.asked[1]
+    assert {name: asked.headers.get(name) for name in told} == told
+    assert asked.headers["content-type"] == "text/x"
+    assert asked.headers["x-amz-meta-author"] == "kim"
+    assert asked.headers["x-amz-meta-enc-a"] == "2"
+    assert asked.headers["x-amz-metadata-directive"] == "REPLACE"
+    digest = EMPTY_MD5 if LOCK.keys() <= told.keys() else None
+    assert asked.headers.get("content-md5") == digest
+    signed = asked.target.partition("X-Amz-SignedHeaders=")[2].partition("&")[0].split("%3B")
+    assert told.keys() <= set(signed)
+
+
+@pytest.mark.parametrize("name", TOLD)
+async def test_a_multipart_copy_says_it_when_it_begins(
+    server: ScriptedServer, storage: S3Storage, name: str
+) -> None:
+    """There, and not with its parts, where S3 would refuse it."""
+    told = TOLD[name]
+    copied = b"<CopyPartResult><ETag>&quot;p&quot;</ETag></CopyPartResult>"
+    server.script = [Reply(200, BEGUN), Reply(200, copied)]
+    upload_id = await storage.begin_multipart("a/k", Headers({"enc-a": "2"}, "text/x", told))
+    await storage.copy_part("a/k", upload_id, 1, first=0, last=9, source_etag=ETAG)
+    begun, part = server.asked
+    assert {name: begun.headers.get(name) for name in told} == told
+    assert begun.headers["x-amz-meta-enc-a"] == "2"
+    assert told.keys().isdisjoint(part.headers)
+    assert part.headers["x-amz-copy-source-range"] == "bytes=0-9"
+    assert part.headers["x-amz-copy-source-if-match"] == ETAG
+
+
+async def test_an_empty_put_carries_its_digest(server: ScriptedServer, storage: S3Storage) -> None:
+    """A bucket that locks by itself refuses a put without one: a tombstone has to get in."""
+    await storage.put("a/k", b"", Headers({"enc-algo": "deleted"}))
+    assert server.asked[0].headers["content-md5"] == EMPTY_MD5
+
+
+@pytest.mark.parametrize("status", [200, 403])
+async def test_an_archived_source(server: ScriptedServer, storage: S3Storage, status: int) -> None:
+    """Told at once or inside of a 200, and never tried again."""
+    server.script = [Reply(status, b"<Error><Code>InvalidObjectState</Code></Error>")] * 2
+    lease = Lease((await _date(storage, server)), 15)
+    with pytest.raises(ArchivedError):
+        await storage.copy_onto_itself("a/k", Headers({}), source_etag=ETAG, lease=lease)
+
+
+async def _date(storage: S3Storage, server: ScriptedServer) -> datetime:
+    server.script.insert(0, Reply())
+    return (await storage.head("a/k")).date
+
+
+async def test_an_archived_object_is_not_read(server: ScriptedServer, storage: S3Storage) -> None:
+    """Its head can be; its bytes cannot, and no second try changes that."""
+    server.script = [Reply(403, b"<Error><Code>InvalidObjectState</Code></Error>")]
+    with pytest.raises(ArchivedError):
+        await storage.read_start("a/k", 56)
+    assert len(server.asked) == 1
+    server.script = [Reply(200, headers={"x-amz-storage-class": "DEEP_ARCHIVE"})]
+    assert (await storage.head("a/k")).archived
+
+
+async def test_a_version_is_named(server: ScriptedServer, storage: S3Storage) -> None:
+    """In the query, and again in the HEAD of an empty one."""
+    server.script = [
+        Reply(416, b"<Error><Code>InvalidRange</Code></Error>"),
+        Reply(200, headers={"x-amz-version-id": "a+b/c"}),
+    ]
+    head, start = await storage.read_start("a/k", 56, version_id="a+b/c")
+    assert (head.version_id, start) == ("a+b/c", b"")
+    assert [asked.method for asked in server.asked] == ["GET", "HEAD"]
+    assert all(asked.target.endswith("/a/k?versionId=a%2Bb%2Fc") for asked in server.asked)
+
+
+async def test_a_delete_marker_is_missing(server: ScriptedServer, storage: S3Storage) -> None:
+    """AWS answers 405 where one is read by its id."""
+    refused = b"<Error><Code>MethodNotAllowed</Code></Error>"
+    server.script = [Reply(405, refused, {"x-amz-delete-marker": "true"})]
+    with pytest.raises(MissingError):
+        await storage.read_start("a/k", 56, version_id="m")

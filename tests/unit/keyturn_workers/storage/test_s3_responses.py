@@ -1,0 +1,197 @@
+"""What answers mean (SPEC 8.2, 12): pure functions of status, code and headers."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+
+from keyturn.errors import StorageUnavailableError
+from keyturn_workers.errors import ArchivedError, MissingError, PreconditionError, RefusedError
+from keyturn_workers.storage.s3_responses import (
+    RESTATED,
+    RangeBeyondError,
+    check_late_error,
+    code_of,
+    error_of,
+    etag_in,
+    head_of,
+    text_in,
+)
+
+NEEDED = {
+    "ETag": '"abc-2"',
+    "Date": "Tue, 24 Nov 2026 10:00:00 GMT",
+    "Last-Modified": "Mon, 23 Nov 2026 09:00:00 GMT",
+    "Content-Length": "56",
+}
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "error"),
+    [
+        (403, "AccessDenied", RefusedError),
+        (400, "AccessDenied", RefusedError),
+        (500, "AccessDenied", StorageUnavailableError),
+        (403, "SignatureDoesNotMatch", RefusedError),
+        (403, "InvalidObjectState", ArchivedError),
+        (404, "NoSuchKey", MissingError),
+        (404, "NoSuchUpload", MissingError),
+        (404, "NoSuchVersion", MissingError),
+        (404, "", StorageUnavailableError),
+        (404, "404", StorageUnavailableError),
+        (404, "NoSuchBucket", StorageUnavailableError),
+        (404, "NoSuchTagSet", StorageUnavailableError),
+        (410, "NoSuchKey", StorageUnavailableError),
+        (409, "ConditionalRequestConflict", PreconditionError),
+        (409, "OperationAborted", StorageUnavailableError),
+        (412, "PreconditionFailed", PreconditionError),
+        (416, "InvalidRange", RangeBeyondError),
+        (400, "RequestTimeout", StorageUnavailableError),
+        (400, "BadDigest", StorageUnavailableError),
+        (301, "PermanentRedirect", StorageUnavailableError),
+        (429, "", StorageUnavailableError),
+        (500, "InternalError", StorageUnavailableError),
+        (501, "NotImplemented", StorageUnavailableError),
+        (503, "SlowDown", StorageUnavailableError),
+    ],
+)
+def test_every_status_has_its_error(status: int, code: str, error: type[Exception]) -> None:
+    found = error_of("put", status, code)
+    assert type(found) is error
+    assert str(found).endswith(f"put: {code or status}")
+
+
+def test_head() -> None:
+    """Everything that a later self-copy has to say again, and nothing else."""
+    restated = {name: f"value of {name}" for name in RESTATED if "lock" not in name}
+    answer = {
+        **NEEDED,
+        **{name.title(): value for name, value in restated.items()},
+        "Content-Type": "text/plain",
+        "X-Amz-Meta-Enc-Algo": "Cobblestone-256",
+        "x-amz-tagging-count": "3",
+        "x-amz-version-id": "v1",
+        "x-amz-request-id": "not for us",
+    }
+    head = head_of("read", answer)
+    assert (head.size_bytes, head.etag, head.version_id, head.tag_count) == (56, "abc-2", "v1", 3)
+    assert head.date == datetime(2026, 11, 24, 10, tzinfo=UTC)
+    assert head.last_modified == datetime(2026, 11, 23, 9, tzinfo=UTC)
+    assert head.metadata == {"enc-algo": "Cobblestone-256"}
+    assert head.headers.content_type == "text/plain"
+    assert head.headers.restated == restated
+    assert (head.archived, head.locked) == (False, False)
+
+
+def test_bytes_that_are_no_utf8() -> None:
+    """As aiohttp gives a foreign writer's Latin-1: told as a text that can be sent again."""
+    given = {
+        **NEEDED,
+        "x-amz-meta-latin": "Ren\udce9",
+        "x-amz-meta-utf": "René",
+        "Content-Type": "text/plain; n=\udce9",
+        "Content-Disposition": "inline; filename=\udcfc",
+    }
+    headers = head_of("read", given).headers
+    assert headers.metadata == {"latin": "René", "utf": "René"}
+    assert headers.content_type == "text/plain; n=é"
+    assert headers.restated == {"content-disposition": "inline; filename=ü"}
+
+
+def test_a_range_tells_the_whole_size() -> None:
+    assert head_of("read", {**NEEDED, "Content-Range": "bytes 0-55/1234"}).size_bytes == 1234
+
+
+@pytest.mark.parametrize("missing", NEEDED)
+def test_an_answer_without_what_is_needed(missing: str) -> None:
+    """Not S3, or a proxy that strips: nothing may rest on it."""
+    answer = {name: value for name, value in NEEDED.items() if name != missing}
+    with pytest.raises(StorageUnavailableError):
+        head_of("read", answer)
+
+
+@pytest.mark.parametrize(
+    ("told", "archived"),
+    [
+        ({}, False),
+        ({"x-amz-storage-class": "STANDARD_IA"}, False),
+        ({"x-amz-storage-class": "GLACIER_IR"}, False),
+        ({"x-amz-storage-class": "GLACIER"}, True),
+        ({"x-amz-storage-class": "DEEP_ARCHIVE"}, True),
+        (
+            {"x-amz-storage-class": "GLACIER", "x-amz-restore": 'ongoing-request="true"'},
+            True,
+        ),
+        (
+            {
+                "x-amz-storage-class": "GLACIER",
+                "x-amz-restore": 'ongoing-request="false", expiry-date="Fri, 27 Nov 2026"',
+            },
+            False,
+        ),
+        ({"x-amz-storage-class": "INTELLIGENT_TIERING"}, False),
+        (
+            {
+                "x-amz-storage-class": "INTELLIGENT_TIERING",
+                "x-amz-archive-status": "DEEP_ARCHIVE_ACCESS",
+            },
+            True,
+        ),
+    ],
+)
+def test_archived(told: dict[str, str], archived: bool) -> None:
+    assert head_of("read", {**NEEDED, **told}).archived is archived
+
+
+@pytest.mark.parametrize(
+    ("told", "locked", "restated"),
+    [
+        ({"x-amz-object-lock-legal-hold": "ON"}, True, 1),
+        ({"x-amz-object-lock-legal-hold": "OFF"}, False, 1),
+        (
+            {
+                "x-amz-object-lock-mode": "GOVERNANCE",
+                "x-amz-object-lock-retain-until-date": "2026-11-25T00:00:00.000Z",
+            },
+            True,
+            2,
+        ),
+        (
+            {
+                "x-amz-object-lock-mode": "GOVERNANCE",
+                "x-amz-object-lock-retain-until-date": "2026-11-23T00:00:00Z",
+            },
+            False,
+            0,
+        ),
+        ({"x-amz-object-lock-retain-until-date": "some day"}, True, 1),
+    ],
+)
+def test_locked(told: dict[str, str], locked: bool, restated: int) -> None:
+    """A retention that is over locks nothing; restated, S3 would refuse it as being past."""
+    head = head_of("read", {**NEEDED, **told})
+    assert (head.locked, len(head.headers.restated)) == (locked, restated)
+
+
+def test_codes_and_texts_of_bodies() -> None:
+    assert code_of(b"<Error><Code>SlowDown</Code></Error>") == "SlowDown"
+    assert code_of(b"<html>") == ""
+    assert code_of(b"<Code>" + b"x" * 100 + b"</Code>") == ""
+    assert etag_in("copy", b"<ETag>&quot;abc&quot;</ETag>") == "abc"
+    assert text_in("begin", b"<UploadId>a&amp;b</UploadId>", "UploadId") == "a&b"
+    with pytest.raises(StorageUnavailableError):
+        etag_in("copy", b"<ETag/>")
+    with pytest.raises(StorageUnavailableError):
+        text_in("begin", b"<UploadId/>", "UploadId")
+
+
+def test_late_errors() -> None:
+    """In a 200 only the wanted element, without an error beside it, is a success."""
+    check_late_error("copy", b"<CopyObjectResult xmlns=''/>", b"<CopyObjectResult")
+    with pytest.raises(StorageUnavailableError, match="without outcome"):
+        check_late_error("copy", b"", b"<CopyObjectResult")
+    with pytest.raises(ArchivedError, match="InvalidObjectState"):
+        check_late_error("copy", b"<Error><Code>InvalidObjectState</Code></Error>", b"<CopyObject")
+    with pytest.raises(StorageUnavailableError, match="InternalError"):
+        check_late_error("copy", b"<Error><Code>InternalError</Code></Error>", b"<CopyObject")

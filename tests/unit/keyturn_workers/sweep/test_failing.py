@@ -1,0 +1,86 @@
+"""A sweep that cannot go on: recorded, told, logged; of one project and of all (SPEC 8.5)."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+from structlog.testing import capture_logs
+
+from keyturn.crypto import Secret
+from keyturn.errors import StorageUnavailableError
+from keyturn_workers.sweep import ALL, AllPlan, Ask, Outbox, Plan, SweepStore
+from keyturn_workers.sweep.fleet_sweep import Everyone
+from keyturn_workers.sweep.messages import SweepStep
+from keyturn_workers.sweep.plan import State
+from keyturn_workers.sweep.project_sweep import Steps
+from keyturn_workers.testing.memory_storage import MemoryStorage
+
+if TYPE_CHECKING:
+    from keyturn.messages import Event
+
+SWEEP_ID = "2f6c9a0e-1111-4111-8111-111111111111"
+ERROR = StorageUnavailableError("it was away for a week")
+
+
+class Sender:
+    """Notes what is told and sent."""
+
+    def __init__(self) -> None:
+        self.told: list[Event] = []
+        self.sent: list[bytes] = []
+
+    async def tell(self, event: Event) -> None:
+        self.told.append(event)
+
+    async def send(self, body: bytes, queue: str, delay_s: float) -> None:
+        del queue, delay_s
+        self.sent.append(body)
+
+
+async def _standing(project: str, sender: Sender) -> tuple[SweepStore, Steps | Everyone]:
+    store = SweepStore(MemoryStorage(), {"m1": Secret(bytes(32))})
+    outbox, nobody, now = Outbox(sender), cast("Any", None), datetime.now(UTC)
+    ask = Ask("sweep", SWEEP_ID, project, "")
+    await store.mark_running(ask)
+    if project == ALL:
+        assert await store.create(AllPlan(ask, now, step=3), "m1")
+        return store, Everyone(nobody, nobody, nobody, store, nobody, outbox)
+    state = State(1, "9f86d081884c7d65", "m1", plaintext=False, etag="e")
+    assert await store.create(Plan(ask, state, now, now, step=3), "m1")
+    return store, Steps(nobody, nobody, nobody, store, nobody, outbox, lease_s=15)
+
+
+async def _plan(store: SweepStore, project: str) -> Plan | AllPlan:
+    if project == ALL:
+        return (await store.read_all(SWEEP_ID)).plan
+    return (await store.read(SWEEP_ID, project)).plan
+
+
+@pytest.mark.parametrize("project", ["acme", ALL])
+async def test_a_sweep_that_cannot_go_on_is_recorded_told_and_logged(project: str) -> None:
+    sender = Sender()
+    store, carrier = await _standing(project, sender)
+    hint = SweepStep(sweep_id=SWEEP_ID, project=project, step=3)
+    with capture_logs() as logs:
+        await carrier.fail(hint, ERROR)
+        await carrier.fail(hint, ERROR)  # its message came twice
+    plan = await _plan(store, project)
+    assert (plan.status, plan.code, plan.clean) == ("failed", ERROR.code, False)
+    (event,) = cast("list[Any]", sender.told)
+    assert (event.type, event.project, event.code) == ("sweep.failed", project, ERROR.code)
+    (line,) = [line for line in logs if line["event"] == "sweep failed"]
+    assert (line["log_level"], line["project"], line["code"]) == ("error", project, ERROR.code)
+    assert [row async for row in store.running()] == []
+    assert sender.sent == []
+
+
+@pytest.mark.parametrize("project", ["acme", ALL])
+async def test_a_step_that_is_over_fails_nothing(project: str) -> None:
+    sender = Sender()
+    store, carrier = await _standing(project, sender)
+    for step in (2, 4):
+        await carrier.fail(SweepStep(sweep_id=SWEEP_ID, project=project, step=step), ERROR)
+    assert (await _plan(store, project)).status == "running"
+    assert sender.told == []

@@ -1,0 +1,188 @@
+"""A sweep of all projects: a keyring that is listed and not found is not gone (SPEC 8.6).
+
+Taken as gone, a whole project could be left under the master key that is to be dropped,
+beside `clean: true`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from keyturn.identifiers import keyring_key
+from keyturn_workers.errors import MissingError
+from keyturn_workers.keyring import KeyringReader
+from keyturn_workers.keyring.model import build
+from keyturn_workers.objects.operator_keys import OperatorKeys
+from keyturn_workers.storage import Headers
+from keyturn_workers.sweep import ALL, AllPlan, Ask, Outbox, SweepStore
+from keyturn_workers.sweep.counts import Counts
+from keyturn_workers.sweep.fleet_sweep import Everyone
+from keyturn_workers.sweep.messages import SweepStep
+from keyturn_workers.sweep.plan import Ended
+from keyturn_workers.testing.memory_storage import MemoryStorage
+from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring
+
+if TYPE_CHECKING:
+    import pytest
+
+    from keyturn.messages import Event
+    from keyturn_workers.sweep.plan import Origins
+
+SWEEP_ID: Final = "2f6c9a0e-1111-4111-8111-111111111111"
+GONE: Final = MissingError("read: NoSuchKey")
+
+
+class Sender:
+    """Notes what is published, and how long each step waits."""
+
+    def __init__(self) -> None:
+        self.published: list[Event] = []
+        self.waits: list[float] = []
+
+    async def tell(self, event: Event, *_: object) -> None:
+        self.published.append(event)
+
+    async def send(self, body: bytes, queue: str, delay_s: float) -> None:
+        del body, queue
+        self.waits.append(delay_s)
+
+
+@dataclass
+class Fleet:
+    """Projects with keyrings under `m2`; a part that is begun ends at once, and clean."""
+
+    projects: tuple[str, ...] = ("acme", "bob")
+    storage: MemoryStorage = field(default_factory=MemoryStorage)
+    sender: Sender = field(default_factory=Sender)
+
+    def __post_init__(self) -> None:
+        for name in self.projects:
+            body = build(keyring(name, master_key="m2"), MASTER_KEYS)
+            self.storage.plant(keyring_key(name), body, Headers({}))
+        self.store = SweepStore(self.storage, MASTER_KEYS)
+        self.keyrings = KeyringReader(self.storage, MASTER_KEYS, lease_s=15, cache_s=0)
+        keys, starter = OperatorKeys(MASTER_KEYS), cast("Any", self)
+        outbox = Outbox(cast("Any", self.sender))
+        self.everyone = Everyone(self.storage, self.keyrings, keys, self.store, starter, outbox)
+
+    async def start(self, ask: Ask, origins: Origins) -> None:
+        """The starter's part."""
+        del origins
+        await self.keyrings.fresh(ask.project)
+        ended = Ended(Counts(objects=1, current=1), clean=True)
+        await self.store.add_ended(SWEEP_ID, ask.project, ended, "m2")
+
+    async def begin(self) -> None:
+        ask = Ask("sweep", SWEEP_ID, ALL, "", master_key="m2")
+        assert await self.store.create(AllPlan(ask, datetime.now(UTC)), "m2")
+
+    async def step(self) -> AllPlan:
+        plan = (await self.store.read_all(SWEEP_ID)).plan
+        hint = SweepStep(sweep_id=SWEEP_ID, project=ALL, step=plan.step)
+        await self.everyone.serve(hint, again=False)
+        return (await self.store.read_all(SWEEP_ID)).plan
+
+    async def finished(self) -> AllPlan:
+        """The record of the sweep at its end."""
+        for _ in range(20):
+            plan = await self.step()
+            if plan.status != "running":
+                return plan
+        raise AssertionError("it never ends")
+
+
+async def test_a_keyring_that_is_not_found_once_is_swept_in_a_later_walk(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fleet = Fleet()
+    await fleet.begin()
+    with monkeypatch.context() as hidden:
+        _hide(hidden, fleet.storage, "acme")
+        plan = await fleet.step()
+    assert (plan.status, plan.not_found) == ("running", {"acme": 1})
+    plan = await fleet.finished()
+    assert (plan.clean, plan.projects) == (True, 2)
+
+
+async def test_a_keyring_that_is_listed_and_never_found_fails_the_sweep(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fleet = Fleet()
+    _hide(monkeypatch, fleet.storage, "acme")
+    await fleet.begin()
+    plan = await fleet.finished()
+    assert (plan.clean, plan.projects, plan.sums.failed) == (False, 2, 1)
+    assert plan.not_found == {}
+    ended = await fleet.store.read_ended(SWEEP_ID, "acme")
+    assert ended == Ended(Counts(failed=1), clean=False)
+    # With nothing else to do it waits a little before the next walk.
+    assert fleet.sender.waits[-1] == 5
+
+
+async def test_a_keyring_that_a_later_listing_shows_no_more_is_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fleet = Fleet()
+    await fleet.begin()
+    with monkeypatch.context() as hidden:
+        _hide(hidden, fleet.storage, "acme")
+        assert (await fleet.step()).not_found == {"acme": 1}
+    await fleet.storage.delete(keyring_key("acme"))
+    plan = await fleet.finished()
+    assert (plan.clean, plan.projects) == (True, 1)
+
+
+async def test_a_keyring_that_is_not_found_at_the_end_is_not_under_the_master_key(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All parts ended; the last listing shows a keyring that nobody can read."""
+    fleet = Fleet()
+    await fleet.begin()
+    await fleet.step()
+    _hide(monkeypatch, fleet.storage, "bob")
+    plan = await fleet.finished()
+    assert not plan.clean
+
+
+async def test_a_keyring_that_went_before_the_end_is_passed_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fleet = Fleet()
+    await fleet.begin()
+    await fleet.step()
+    read = fleet.storage.read
+
+    async def removed_first(key: str, **more: Any) -> Any:
+        if key == keyring_key("bob"):
+            await fleet.storage.delete(key)
+        return await read(key, **more)
+
+    monkeypatch.setattr(fleet.storage, "read", removed_first)
+    plan = await fleet.finished()
+    assert plan.clean
+
+
+async def test_of_many_keyrings_that_are_not_found_each_has_its_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The record stays small; none of them is passed over."""
+    monkeypatch.setattr("keyturn_workers.sweep.fleet_sweep._MAX_NOT_FOUND", 1)
+    fleet = Fleet(("acme", "bob", "carol"))
+    _hide(monkeypatch, fleet.storage, *fleet.projects)
+    await fleet.begin()
+    plan = await fleet.finished()
+    assert (plan.clean, plan.sums.failed) == (False, 3)
+
+
+def _hide(patch: pytest.MonkeyPatch, storage: MemoryStorage, *projects: str) -> None:
+    """Let reads of these keyrings answer 404, whatever listings show."""
+    read, hidden = storage.read, {keyring_key(project) for project in projects}
+
+    async def answered(key: str, **more: Any) -> Any:
+        if key in hidden:
+            raise GONE
+        return await read(key, **more)
+
+    patch.setattr(storage, "read", answered)

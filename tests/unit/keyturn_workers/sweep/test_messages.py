@@ -1,0 +1,280 @@
+"""A hint's way from its delivery to its acknowledgement (SPEC 6.2, 8.5, 12).
+
+Nothing is acknowledged before what it asks for is durable or its copy stands in a retry or
+dead-letter queue; what is no hint of ours changes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+
+import pytest
+from aio_pika.exceptions import AMQPConnectionError
+
+from keyturn.crypto import SigningKey
+from keyturn.errors import (
+    CorruptObjectError,
+    KeyringRolledBackError,
+    KeyturnError,
+    LeaseMismatchError,
+    NotFoundError,
+    StorageUnavailableError,
+    UnknownProjectError,
+)
+from keyturn.topology import ATTEMPT_HEADER, PLAN_QUEUE, SWEEP_QUEUE
+from keyturn_workers.amqp.retry import Retry, RetryNotes
+from keyturn_workers.errors import RefusedError
+from keyturn_workers.sweep.hint_consumer import HintConsumer
+from keyturn_workers.sweep.messages import Hint, SweepPage, SweepStep, encode
+from keyturn_workers.worker.metrics import WorkerMetrics
+from tests.support.scrape import risen
+
+SWEEP_ID = "2f6c9a0e-1111-4111-8111-111111111111"
+Headers = dict[str, Any]
+STEP = SweepStep(sweep_id=SWEEP_ID, project="acme", step=4)
+PAGE = SweepPage(sweep_id=SWEEP_ID, project="acme", round=0, page=2, take=1)
+NOTES = RetryNotes("test", [SigningKey.from_seed(b"e" * 32)])
+
+
+def noted(hint: Hint, code: str, attempt: int, in_s: float = 0, publisher: str = "") -> Headers:
+    """The headers of a hint that a worker put off."""
+    retry = Retry(code, attempt, datetime.now(UTC) + timedelta(seconds=in_s))
+    queue = SWEEP_QUEUE if isinstance(hint, SweepPage) else PLAN_QUEUE
+    return dict(NOTES.headers(queue, publisher, encode(hint), retry))
+
+
+@dataclass
+class Scene:
+    """A role, a teller and a message that note what happens, in order."""
+
+    error: Exception | None = None
+    fail_error: Exception | None = None
+    steps: list[str] = field(default_factory=list)
+    again: bool | None = None
+
+    # The role.
+    async def step(self, hint: SweepStep, *, again: bool) -> None:
+        assert hint == STEP
+        self.again = again
+        self._served("step")
+
+    async def page(self, hint: SweepPage) -> None:
+        assert hint == PAGE
+        self._served("page")
+
+    async def fail(self, _hint: SweepStep, error: KeyturnError) -> None:
+        self.steps.append(f"failed {error.code}")
+        if self.fail_error is not None:
+            raise self.fail_error
+
+    def _served(self, name: str) -> None:
+        self.steps.append(name)
+        if self.error is not None:
+            raise self.error
+
+    # The teller.
+    def retry_of(self, message: Message, queue: str) -> Retry | None:
+        return NOTES.read(queue, "", message.body, message.headers)
+
+    async def put_back(self, _message: object, queue: str, retry: Retry) -> None:
+        self.steps.append(f"{queue} {retry.code} {retry.attempt} back")
+
+    async def put_off(
+        self, _message: object, queue: str, error: KeyturnError, attempt: int, delay_s: int
+    ) -> None:
+        self.steps.append(f"{queue} {error.code} {attempt} in {delay_s} s")
+
+    async def dead_letter(self, _message: object, queue: str, error: KeyturnError) -> None:
+        self.steps.append(f"{queue}.dead {error.code}")
+
+
+@dataclass
+class Message:
+    """A delivery."""
+
+    scene: Scene
+    body: bytes
+    headers: dict[str, Any] = field(default_factory=dict)
+    redelivered: bool = False
+
+    async def ack(self) -> None:
+        self.scene.steps.append("ack")
+
+
+async def deliver(
+    scene: Scene,
+    hint: Hint | bytes,
+    queue: str | None = None,
+    metrics: WorkerMetrics | None = None,
+    **more: Any,
+) -> list[str]:
+    queue = queue or (SWEEP_QUEUE if isinstance(hint, SweepPage) else PLAN_QUEUE)
+    body = hint if isinstance(hint, bytes) else encode(hint)
+    fake = cast("Any", scene)
+    consumer = HintConsumer(fake, fake, queue, timedelta(seconds=600), metrics)
+    await consumer(cast("Any", Message(scene, body, **more)))
+    assert consumer.in_flight == 0
+    return scene.steps
+
+
+@pytest.mark.parametrize(("hint", "name"), [(STEP, "step"), (PAGE, "page")])
+async def test_a_hint_is_acknowledged_after_it_was_served(hint: Hint, name: str) -> None:
+    assert await deliver(Scene(), hint) == [name, "ack"]
+
+
+@pytest.mark.parametrize(
+    ("more", "again"),
+    [
+        ({}, False),
+        ({"headers": {"x-death": [{"count": 3}]}}, False),
+        ({"redelivered": True}, True),
+        ({"headers": noted(STEP, "storage_unavailable", 2)}, True),
+        ({"headers": {ATTEMPT_HEADER: "storage_unavailable:2"}}, False),
+        ({"headers": noted(STEP, "storage_unavailable", 2, publisher="api")}, False),
+        ({"headers": noted(PAGE, "storage_unavailable", 2)}, False),
+    ],
+    ids=["new", "delayed", "redelivered", "put off", "forged", "a request's", "another hint's"],
+)
+async def test_a_step_learns_whether_it_may_have_been_made(
+    more: dict[str, Any], *, again: bool
+) -> None:
+    """A delay queue's own marks, which every step bears, say nothing of that."""
+    scene = Scene()
+    await deliver(scene, STEP, **more)
+    assert scene.again is again
+
+
+@pytest.mark.parametrize(
+    ("body", "queue"),
+    [
+        (b"", PLAN_QUEUE),
+        (b"[]", PLAN_QUEUE),
+        (b'{"type": "sweep.step"}', PLAN_QUEUE),
+        (encode(STEP).replace(b"acme", b"../x"), PLAN_QUEUE),
+        (encode(STEP).replace(SWEEP_ID.encode(), b"../../keyrings"), PLAN_QUEUE),
+        (encode(STEP).replace(b"4}", b"-4}"), PLAN_QUEUE),
+        (encode(PAGE).replace(b'"page":2', b'"page":"2"'), SWEEP_QUEUE),
+        (encode(PAGE), PLAN_QUEUE),
+        (encode(STEP), SWEEP_QUEUE),
+    ],
+)
+async def test_what_is_no_hint_of_this_queue_is_a_dead_letter(body: bytes, queue: str) -> None:
+    assert await deliver(Scene(), body, queue) == [f"{queue}.dead malformed_request", "ack"]
+
+
+@pytest.mark.parametrize("hint", [STEP, PAGE], ids=["step", "page"])
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (StorageUnavailableError("x"), "storage_unavailable"),
+        (RefusedError("list: AccessDenied"), "storage_unavailable"),
+        (KeyringRolledBackError("x"), "keyring_rolled_back"),
+        (LeaseMismatchError("x"), "lease_mismatch"),
+    ],
+    ids=["storage", "refused", "rolled back", "another lease"],
+)
+async def test_what_may_pass_is_put_off(hint: Hint, error: Exception, code: str) -> None:
+    steps = await deliver(Scene(error=error), hint)
+    queue = SWEEP_QUEUE if isinstance(hint, SweepPage) else PLAN_QUEUE
+    assert steps[1:] == [f"{queue} {code} 0 in 1 s", "ack"]
+
+
+async def test_a_step_that_fails_for_good_ends_the_sweep_and_is_kept() -> None:
+    steps = await deliver(Scene(error=CorruptObjectError("forged")), STEP)
+    assert steps == ["step", "failed corrupt_object", f"{PLAN_QUEUE}.dead corrupt_object", "ack"]
+
+
+async def test_an_unknown_project_is_given_a_moment() -> None:
+    delays = []
+    for attempt in range(4):
+        header = noted(STEP, "unknown_project", attempt)
+        steps = await deliver(Scene(error=UnknownProjectError("acme")), STEP, headers=header)
+        delays.append(steps[1])
+    assert delays == [
+        f"{PLAN_QUEUE} unknown_project 0 in 1 s",
+        f"{PLAN_QUEUE} unknown_project 1 in 5 s",
+        f"{PLAN_QUEUE} unknown_project 2 in 9 s",
+        "failed unknown_project",
+    ]
+
+
+async def test_a_failure_that_lasts_ends_the_sweep() -> None:
+    """Longer than the longest age of a request, here 600 s, added up over the tries."""
+    header = noted(STEP, "storage_unavailable", 5)
+    steps = await deliver(Scene(error=StorageUnavailableError("x")), STEP, headers=header)
+    assert steps[1] == "failed storage_unavailable"
+
+
+async def test_a_failure_that_cannot_be_recorded_makes_no_loop() -> None:
+    scene = Scene(error=CorruptObjectError("x"), fail_error=StorageUnavailableError("down"))
+    assert (await deliver(scene, STEP))[-2:] == [f"{PLAN_QUEUE}.dead corrupt_object", "ack"]
+
+
+async def test_a_page_ends_no_sweep() -> None:
+    """What it meets for good, the next step meets as well."""
+    steps = await deliver(Scene(error=CorruptObjectError("forged")), PAGE)
+    assert steps == ["page", f"{SWEEP_QUEUE} corrupt_object 0 in 1 s", "ack"]
+
+
+async def test_a_hint_of_no_sweep_changes_nothing() -> None:
+    assert await deliver(Scene(error=NotFoundError("x")), STEP) == ["step", "ack"]
+
+
+async def test_a_bug_loses_no_message_and_makes_no_loop() -> None:
+    steps = await deliver(Scene(error=ZeroDivisionError()), STEP)
+    assert steps == ["step", f"{PLAN_QUEUE} storage_unavailable 0 in 1 s", "ack"]
+
+
+async def test_what_the_broker_did_not_confirm_is_given_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("keyturn_workers.sweep.hint_consumer._PAUSE_S", 0)
+    given_back: list[bool] = []
+
+    async def nack(_self: Message, *, requeue: bool) -> None:
+        given_back.append(requeue)
+
+    monkeypatch.setattr(Message, "nack", nack, raising=False)
+    assert await deliver(Scene(error=AMQPConnectionError()), STEP) == ["step"]
+    assert given_back == [True]
+
+
+REFUSED_AS = 'requests_refused_total{code="%s",queue="keyturn.plan"}'
+RETRIED_AS = 'retries_total{code="%s",queue="keyturn.plan"}'
+
+
+@pytest.mark.parametrize(
+    ("error", "hint", "ends"),
+    [
+        (None, STEP, []),
+        (None, b"{}", [REFUSED_AS % "malformed_request"]),
+        (CorruptObjectError("forged"), STEP, [REFUSED_AS % "corrupt_object"]),
+        (StorageUnavailableError("x"), STEP, [RETRIED_AS % "storage_unavailable"]),
+        (NotFoundError("x"), STEP, []),
+    ],
+    ids=["served", "no hint", "for good", "for now", "of no sweep"],
+)
+async def test_each_end_is_counted_once(
+    error: Exception | None, hint: Hint | bytes, ends: list[str]
+) -> None:
+    metrics = WorkerMetrics()
+    await deliver(Scene(error=error), hint, PLAN_QUEUE, metrics)
+    stage = ['stage_seconds_count{queue="keyturn.plan",stage="serve"}'] if hint is STEP else []
+    names = ['messages_consumed_total{queue="keyturn.plan"}', *stage, *ends]
+    assert risen(metrics) == {f"keyturn_{name}": 1 for name in names}
+
+
+async def test_a_count_that_nobody_signed_counts_for_nothing() -> None:
+    """By such a header alone a sweep was ended as failed (issue 10, item 3)."""
+    header = {ATTEMPT_HEADER: "storage_unavailable:999999999"}
+    steps = await deliver(Scene(error=StorageUnavailableError("x")), STEP, headers=header)
+    assert steps == ["step", f"{PLAN_QUEUE} storage_unavailable 0 in 1 s", "ack"]
+
+
+async def test_a_hint_that_comes_before_its_time_waits_on() -> None:
+    """Moved out of its retry queue by an attacker: that uses up none of its tries."""
+    header = noted(STEP, "storage_unavailable", 5, in_s=600)
+    steps = await deliver(Scene(error=StorageUnavailableError("x")), STEP, headers=header)
+    assert steps == [f"{PLAN_QUEUE} storage_unavailable 5 back", "ack"]

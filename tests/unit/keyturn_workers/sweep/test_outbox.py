@@ -1,0 +1,104 @@
+"""What is published of a sweep, and to whom (SPEC 6.7)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from keyturn.errors import CorruptObjectError
+from keyturn.messages import RequestOrigin, encode, parse_event
+from keyturn_workers.sweep import ALL, AllPlan, Ask, Outbox, Plan
+from keyturn_workers.sweep.counts import Counts
+from keyturn_workers.sweep.plan import Origins, State, by_publisher, from_json, joined, to_json
+
+if TYPE_CHECKING:
+    from keyturn.messages import Event
+
+SWEEP_ID = "2f6c9a0e-1111-4111-8111-111111111111"
+NOW = datetime.now(UTC)
+ONE, AGAIN = RequestOrigin("one", "1" * 64), RequestOrigin("one", "a" * 64)
+TWO = RequestOrigin("two", "2" * 64)
+COUNTS = Counts(objects=3, current=3)
+
+
+class Sender:
+    """Notes what is published, as its readers get it."""
+
+    def __init__(self) -> None:
+        self.told: list[Event] = []
+
+    async def tell(self, event: Event) -> None:
+        self.told.append(parse_event(encode(event)))
+
+    async def send(self, *_: Any) -> None:
+        raise AssertionError("no message of its own")
+
+
+def _plan(kind: Any = "rotation", **more: Any) -> Plan:
+    state = State(2, "9f86d081884c7d65", "m1", plaintext=False, etag="e")
+    return Plan(Ask(kind, SWEEP_ID, "acme", ""), state, NOW, NOW, **more)
+
+
+@pytest.mark.parametrize("refused", [True, False, None])
+async def test_the_end_names_its_request_and_what_its_proof_rests_on(refused: Any) -> None:
+    sender = Sender()
+    plan = _plan(proven=COUNTS, clean=True, late_writes_refused=refused)
+    await Outbox(sender).ended(plan, ONE)
+    (event,) = cast("list[Any]", sender.told)
+    assert (event.type, event.rotation_id, event.origin) == ("rotation.completed", SWEEP_ID, ONE)
+    assert (event.objects, event.clean, event.late_writes_refused) == (3, True, refused)
+
+
+async def test_the_end_of_a_sweep_of_all_says_the_same() -> None:
+    sender = Sender()
+    plan = AllPlan(Ask("sweep", SWEEP_ID, ALL, ""), NOW, sums=COUNTS, late_writes_refused=False)
+    await Outbox(sender).ended(plan, TWO)
+    (event,) = cast("list[Any]", sender.told)
+    assert (event.type, event.project, event.origin) == ("sweep.completed", "*", TWO)
+    assert event.late_writes_refused is False
+
+
+@pytest.mark.parametrize("kind", ["rotation", "sweep"])
+async def test_what_cannot_go_on_has_failed(kind: str) -> None:
+    sender = Sender()
+    await Outbox(sender).failed(_plan(kind).ask, CorruptObjectError("the keyring"), ONE)
+    (event,) = cast("list[Any]", sender.told)
+    assert (event.type, event.code, event.origin) == (f"{kind}.failed", "corrupt_object", ONE)
+
+
+async def test_progress_is_published_once_to_each_publisher() -> None:
+    sender = Sender()
+    await Outbox(sender).progressed(_plan().ask, COUNTS, (ONE, AGAIN, TWO, None))
+    assert [event.origin for event in sender.told] == [ONE, TWO, None]
+
+
+async def test_a_record_of_0_4_names_nobody_and_its_events_carry_neither_field() -> None:
+    added = ("origins", "successor", "late_writes_refused")
+    old = {name: value for name, value in to_json(_plan()).items() if name not in added}
+    plan = from_json(Plan, old)
+    assert (plan.origins, plan.successor) == ((None,), None)
+    sender = Sender()
+    for origin in plan.origins:
+        await Outbox(sender).ended(plan, origin)
+    (event,) = cast("list[Any]", sender.told)
+    assert (event.publisher, event.request, event.late_writes_refused) == (None, None, None)
+
+
+def test_those_who_asked_are_kept_by_publisher_and_digest() -> None:
+    plan = replace(_plan(), origins=(ONE, AGAIN, TWO))
+    assert from_json(Plan, to_json(plan)) == plan
+    assert joined((ONE,), (ONE, TWO, AGAIN)) == (ONE, TWO, AGAIN)
+    # Whoever asked for a sweep of 0.4 is answered as before.
+    assert joined((None,), (ONE,)) == (None, ONE)
+
+
+def test_a_publisher_that_asks_again_and_again_does_not_fill_the_record() -> None:
+    origins: Origins = (TWO,)
+    for number in range(100):
+        origins = joined(origins, (RequestOrigin("one", f"{number:064}"),))
+    assert len(origins) == 1 + 16
+    # Its end is matched by all but the digest, so that it is answered all the same.
+    assert [each.publisher for each in by_publisher(origins) if each] == ["two", "one"]

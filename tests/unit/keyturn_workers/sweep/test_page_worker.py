@@ -1,0 +1,200 @@
+"""One attempt at a page: objects that are listed and not found, foreign names (SPEC 8.6).
+
+A listed object whose read answers 404 has failed until a later listing no longer shows it,
+and so has a foreign name with metadata of ours: `clean` must never stand beside an object
+that an old key opens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Final
+
+import pytest
+
+from keyturn.errors import StorageUnavailableError
+from keyturn.identifiers import keyring_key, object_key
+from keyturn_workers.errors import ArchivedError, MissingError, RefusedError
+from keyturn_workers.keyring import Keyring, KeyringReader
+from keyturn_workers.keyring.model import build
+from keyturn_workers.objects.operator_keys import OperatorKeys
+from keyturn_workers.storage import Headers
+from keyturn_workers.sweep.page_worker import PageTaker
+from keyturn_workers.sweep.plan import Ask, Failure, Live, Plan, Result, State
+from keyturn_workers.sweep.store import SweepStore
+from keyturn_workers.testing.memory_storage import MemoryStorage
+from tests.unit.keyturn_workers.factories import MASTER_KEYS, enc, keyring, sealed_object, turned
+
+SWEEP_ID: Final = "2f6c9a0e-1111-4111-8111-111111111111"
+KEYS: Final = OperatorKeys(MASTER_KEYS)
+GONE: Final = MissingError("read: NoSuchKey")
+FOREIGN: Final = ("reports//q3.txt", "folder/", "../up", "/", "k/\x07", "x" * 901)
+
+
+@dataclass
+class Page:
+    """A project with one page, of all its keys."""
+
+    storage: MemoryStorage = field(default_factory=MemoryStorage)
+    ring: Keyring = field(default_factory=keyring)
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        self.keyrings = KeyringReader(self.storage, MASTER_KEYS, lease_s=15, cache_s=0)
+        self.write_keyring(self.ring)
+
+    def write_keyring(self, ring: Keyring) -> None:
+        self.ring = ring
+        self.storage.plant(keyring_key("acme"), build(ring, MASTER_KEYS), Headers({}))
+
+    def plant(self, *keys: str) -> None:
+        """An object at each key, as the keyring desires it now."""
+        for key in keys:
+            wraps, body = sealed_object(self.ring.desired(MASTER_KEYS), key)
+            self.storage.plant(object_key("acme", key), body, Headers(enc(wraps)))
+
+    def plant_plain(self, key: str) -> None:
+        """What another program put there."""
+        self.storage.plant(object_key("acme", key), b"", Headers({"author": "kim"}))
+
+    async def taken(self) -> Result:
+        store = SweepStore(self.storage, MASTER_KEYS)
+        taker = PageTaker(
+            self.storage, self.keyrings, KEYS, store, concurrency=4, copy_limit_bytes=2**30
+        )
+        now = datetime.now(UTC)
+        state = State.of(await self.keyrings.fresh("acme"))
+        ask = Ask("sweep", SWEEP_ID, "acme", "", dry_run=self.dry_run)
+        return await taker.take(Plan(ask, state, now, now), Live(page=0, after="", last=""))
+
+
+async def test_a_listed_object_that_is_not_found_has_failed() -> None:
+    """One answer 404: what it hides may still open under an old key."""
+    page = Page()
+    page.plant("a", "b")
+    page.storage.fail_next("read_start", GONE)
+    result = await page.taken()
+    assert result.failures == (Failure("a", "not_found"),)
+    assert (result.counts.objects, result.counts.current, result.counts.failed) == (2, 1, 1)
+    assert not result.counts.nothing_left
+    again = await page.taken()
+    assert (again.failures, again.counts.current) == ((), 2)
+
+
+async def test_an_object_that_a_later_listing_shows_no_more_is_gone() -> None:
+    """Removed past Keyturn between the listing and the read: the next attempt proves the page."""
+    page = Page()
+    page.plant("a", "b")
+
+    async def removed() -> None:
+        await page.storage.delete("acme/a")
+
+    page.storage.before_next("read_start", removed)
+    assert (await page.taken()).failures == (Failure("a", "not_found"),)
+    again = await page.taken()
+    assert (again.failures, again.counts.objects, again.counts.failed) == ((), 1, 0)
+
+
+async def test_an_object_that_is_not_found_after_a_lost_race_has_failed() -> None:
+    """The copy and the look after it answer 404 while the listing shows the object."""
+    page = Page()
+    page.plant("a")
+    page.write_keyring(turned(page.ring))
+    page.storage.fail_next("copy_onto_itself", GONE)
+
+    async def not_found() -> None:
+        page.storage.fail_next("read_start", GONE)
+
+    page.storage.before_next("copy_onto_itself", not_found)
+    result = await page.taken()
+    assert result.failures == (Failure("a", "not_found"),)
+    assert (await page.taken()).counts.rewrapped == 1
+
+
+async def test_a_dry_run_counts_what_is_not_found_as_failed() -> None:
+    page = Page(dry_run=True)
+    page.plant("a")
+    page.storage.fail_next("read_start", GONE)
+    assert (await page.taken()).counts.failed == 1
+
+
+async def test_a_listed_version_that_is_not_found_has_failed() -> None:
+    page = Page(MemoryStorage(versioned=True))
+    page.plant("a")
+    page.write_keyring(turned(page.ring))
+    page.plant("a")
+    looks = 0
+
+    async def only_the_version() -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 2:  # the first is of the object itself
+            page.storage.fail_next("read_start", MissingError("read: NoSuchVersion"))
+
+    page.storage.before_next("read_start", only_the_version)
+    page.storage.before_next("read_start", only_the_version)
+    result = await page.taken()
+    assert looks == 2
+    assert result.failures == (Failure("a", "not_found"),)
+    assert (result.counts.objects, result.counts.failed) == (1, 1)
+    again = await page.taken()
+    assert (again.failures, again.changed, again.counts.noncurrent_stale) == ((), 1, 0)
+
+
+@pytest.mark.parametrize("key", FOREIGN)
+async def test_a_foreign_name_with_metadata_of_ours_has_failed(key: str) -> None:
+    """No rewrap can be bound to its name: an old key goes on opening it."""
+    page = Page()
+    page.plant("a", key)
+    result = await page.taken()
+    assert result.failures == (Failure(key, "foreign_object"),)
+    assert (result.counts.objects, result.counts.failed, result.counts.foreign) == (2, 1, 0)
+    assert not result.counts.nothing_left
+
+
+@pytest.mark.parametrize("key", FOREIGN)
+async def test_a_foreign_name_of_another_program_is_counted(key: str) -> None:
+    page = Page()
+    page.plant("a")
+    page.plant_plain(key)
+    result = await page.taken()
+    assert (result.failures, result.counts.foreign, result.counts.objects) == ((), 1, 1)
+    assert result.counts.nothing_left
+
+
+async def test_an_older_version_of_a_foreign_name_has_failed_too() -> None:
+    page = Page(MemoryStorage(versioned=True))
+    page.plant("a//b", "c//d", "e//f")
+    page.plant_plain("a//b")
+    await page.storage.delete("acme/c//d")
+    page.plant_plain("g//h")
+    page.plant_plain("g//h")
+    result = await page.taken()
+    codes = {failure.key: failure.code for failure in result.failures}
+    assert codes == dict.fromkeys(("a//b", "c//d", "e//f"), "foreign_object")
+    assert (result.counts.failed, result.counts.foreign, result.counts.objects) == (3, 2, 1)
+    assert result.changed == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (GONE, "not_found"),
+        (ArchivedError("InvalidObjectState"), "archived_object"),
+        (RefusedError("AccessDenied"), "storage_unavailable"),
+        (StorageUnavailableError("503"), "storage_unavailable"),
+    ],
+)
+@pytest.mark.parametrize("versioned", [False, True], ids=["the object", "an older version"])
+async def test_a_foreign_name_that_cannot_be_looked_at_has_failed(
+    error: Exception, code: str, *, versioned: bool
+) -> None:
+    page = Page(MemoryStorage(versioned=versioned))
+    page.plant_plain("a//b")
+    if versioned:
+        page.plant_plain("a//b")
+    page.storage.fail_next("read_start" if versioned else "head", error)
+    result = await page.taken()
+    assert result.failures == (Failure("a//b", code),)
+    assert result.counts.failed == 1

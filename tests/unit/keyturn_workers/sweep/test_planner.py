@@ -1,0 +1,124 @@
+"""Pages touch each other and cover every key, whatever the project holds (SPEC 8.5)."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from keyturn_workers.storage import Headers
+from keyturn_workers.sweep.page_listing import batches
+from keyturn_workers.sweep.plan import Ask, KeyRange, Live, Plan, State
+from keyturn_workers.sweep.planner import MAX_LIVE, Planner
+from keyturn_workers.testing.memory_storage import MemoryStorage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+AT = datetime(2026, 11, 24, tzinfo=UTC)
+KEYS = st.sets(st.text("ab/9zé\U0001f600", min_size=1, max_size=4), max_size=60)
+
+
+def new_plan(ranges: tuple[KeyRange, ...] = (KeyRange(),)) -> Plan:
+    return Plan(
+        ask=Ask("sweep", "2f6c9a0e-1111-4111-8111-111111111111", "acme", ""),
+        state=State(1, "9f86d081884c7d65", "m1", plaintext=False, etag="e"),
+        turned_at=AT,
+        started_at=AT,
+        ranges=ranges,
+    )
+
+
+def bucket(keys: Iterable[str]) -> MemoryStorage:
+    storage = MemoryStorage()
+    for key in keys:
+        storage.plant(f"acme/{key}", b"", Headers({}))
+    # Neighbours, which no page of this project may show.
+    for other in ("acm/k", "acme-2/k", "acmf/k", ".keyturn/keyrings/acme.json"):
+        storage.plant(other, b"", Headers({}))
+    return storage
+
+
+async def all_pages(planner: Planner, plan: Plan) -> list[Live]:
+    """Every page, planned in as many steps as it takes while each page is proven at once."""
+    pages: list[Live] = []
+    while not plan.complete:
+        plan = await planner.extend(plan)
+        assert len(plan.live) <= MAX_LIVE
+        pages += plan.live
+        plan = replace(plan, live=())
+    return pages
+
+
+async def keys_of(storage: MemoryStorage, live: Live) -> list[str]:
+    rows = batches(storage, "acme", live.after, live.last, versioned=False, size=3)
+    return [row.key async for batch in rows for row in batch]
+
+
+@settings(max_examples=60, deadline=None)
+@given(keys=KEYS, page_keys=st.integers(1, 7), borders=KEYS)
+async def test_every_key_stands_in_exactly_one_page(
+    keys: set[str], page_keys: int, borders: set[str]
+) -> None:
+    """By one range of keys or by several, wherever their borders are."""
+    storage = bucket(keys)
+    edges = ["", *sorted(borders, key=str.encode)[:5], ""]
+    ranges = tuple(KeyRange(start, end) for start, end in itertools.pairwise(edges))
+    pages = await all_pages(Planner(storage, page_keys), new_plan(ranges))
+    found = [key for live in pages for key in await keys_of(storage, live)]
+    assert sorted(found, key=str.encode) == sorted(keys, key=str.encode)
+    assert len({live.page for live in pages}) == len(pages)
+
+
+@settings(max_examples=30, deadline=None)
+@given(keys=KEYS, later=KEYS, page_keys=st.integers(1, 7))
+async def test_a_key_that_comes_after_planning_stands_in_a_page_too(
+    keys: set[str], later: set[str], page_keys: int
+) -> None:
+    """Pages are ranges without gaps, not lists: what is uploaded meanwhile is looked at."""
+    storage = bucket(keys)
+    pages = await all_pages(Planner(storage, page_keys), new_plan())
+    for key in later:
+        storage.plant(f"acme/{key}", b"", Headers({}))
+    found = [key for live in pages for key in await keys_of(storage, live)]
+    assert sorted(found, key=str.encode) == sorted(keys | later, key=str.encode)
+
+
+async def test_an_empty_project_has_one_page() -> None:
+    pages = await all_pages(Planner(bucket(()), 5), new_plan())
+    assert [(live.after, live.last) for live in pages] == [("", "")]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param([f"{n:06}" for n in range(3000)], id="numbered"),
+        pytest.param([f"{n * 7919 % 4096:03x}/{n}" for n in range(3000)], id="by hash"),
+        pytest.param([f"logs/2026/{n:05}" for n in range(3000)], id="with a long prefix"),
+        pytest.param(["\U0001f600" * (n // 30 + 1) + str(n) for n in range(3000)], id="not ASCII"),
+    ],
+)
+async def test_a_large_project_is_listed_by_ranges_that_cover_it(names: list[str]) -> None:
+    storage = bucket(names)
+    planner = Planner(storage, 50)
+    ranges = await planner.key_ranges("acme")
+    assert (ranges[0].through, ranges[-1].end) == ("", "")
+    for one, other in itertools.pairwise(ranges):
+        assert one.end == other.through
+    pages = await all_pages(planner, new_plan(ranges))
+    found = [key for live in pages for key in await keys_of(storage, live)]
+    assert sorted(found) == sorted(names)
+
+
+async def test_a_small_project_has_one_range() -> None:
+    assert await Planner(bucket("abc"), 50).key_ranges("acme") == (KeyRange(),)
+
+
+async def test_names_that_spread_are_listed_in_parallel() -> None:
+    storage = bucket([f"{n * 7919 % 4096:03x}/{n}" for n in range(3000)])
+    assert len(await Planner(storage, 50).key_ranges("acme")) > 2

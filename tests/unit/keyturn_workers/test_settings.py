@@ -1,0 +1,200 @@
+"""Settings: what is missing or malformed is named in one line, and no secret is shown."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from keyturn.crypto import SigningKey
+from keyturn.settings import PublisherSettings, S3Settings, Settings, SettingsError
+from keyturn_workers.settings import GatewaySettings, LogSettings, OperatorSettings, WorkerSettings
+from keyturn_workers.worker.grants import GrantsFile
+from tools.harness.deployment import Deployment
+from tools.servers import S3Server
+
+_DOCS = (Path(__file__).parents[2] / "docs" / "settings.md").read_text()
+_S3 = S3Server("http://127.0.0.1:1", "access", "s3-secret-canary", "us-east-1", "given")
+_DEPLOYMENT = Deployment("amqp://kim:amqp-secret-canary@127.0.0.1/", _S3, "bucket")
+_CANARY = base64.b64encode(b"canary" * 5).decode()
+
+
+def _set(monkeypatch: pytest.MonkeyPatch, env: dict[str, str]) -> None:
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize(
+    "cls", [PublisherSettings, S3Settings, OperatorSettings, WorkerSettings, GatewaySettings]
+)
+def test_every_setting_is_in_the_documentation(cls: type[Settings]) -> None:
+    missing = [name for name in cls.model_fields if f"`KEYTURN_{name.upper()}`" not in _DOCS]
+    assert missing == []
+
+
+@pytest.mark.parametrize("cls", [PublisherSettings, S3Settings, WorkerSettings, GatewaySettings])
+def test_the_documentation_has_the_defaults(cls: type[Settings]) -> None:
+    """Of each number, and of each word that is no secret."""
+    documented: dict[str, set[str]] = {}
+    for names, defaults in re.findall(r"^\| (`KEYTURN_[^|]*) \| ([^|]*) \|", _DOCS, re.MULTILINE):
+        for name in re.findall(r"KEYTURN_(\w+)", names):
+            values = re.sub(r"\(.*\)|`", "", defaults).split(", ")
+            documented.setdefault(name, set()).update(value.strip() for value in values)
+    for name, setting in cls.model_fields.items():
+        if isinstance(setting.default, int | float | str):
+            default = str(setting.default)
+            default = default.lower() if isinstance(setting.default, bool) else default
+            assert default in documented[name.upper()], name
+
+
+def test_a_full_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    _set(monkeypatch, _DEPLOYMENT.worker_env(LEASE_S="7"))
+    settings = WorkerSettings.read()
+    assert settings.lease_s == 7
+    assert settings.master_keys["m1"].reveal() == _DEPLOYMENT.master_key
+    assert settings.publishers["narrow"].allows("upload.requested", "other")
+    assert not settings.publishers["narrow"].allows("upload.requested", "acme")
+    assert not settings.publishers["narrow"].allows("enroll.requested", "other")
+    assert LogSettings.read().log_format == "json"
+
+
+def test_defaults_are_those_of_the_specification(monkeypatch: pytest.MonkeyPatch) -> None:
+    _set(monkeypatch, _DEPLOYMENT.worker_env())
+    settings = WorkerSettings.read()
+    assert settings.encryption_enabled
+    assert not settings.allow_unsafe_storage
+    assert (settings.lease_s, settings.keyring_cache_s, settings.upload_concurrency) == (15, 2, 64)
+    assert settings.part_size_bytes == 8 * 1024**2
+    assert settings.copy_limit_bytes == 5 * 1024**3
+    assert settings.request_max_age_s == 7 * 24 * 3600
+    assert settings.health_port == 0
+
+
+def test_readers_may_hold_several_public_event_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As while the deployment changes its event key (SPEC 6.10)."""
+    keys = [SigningKey.from_seed(seed * 32) for seed in (b"o", b"n")]
+    old, new = (base64.b64encode(key.public_bytes).decode() for key in keys)
+    _set(monkeypatch, _DEPLOYMENT.publisher_env())
+    for value, ids in (
+        (old, [keys[0].id]),
+        (f"{new},{old}", [keys[1].id, keys[0].id]),
+        (f" {new} , {old},{new}", [keys[1].id, keys[0].id]),
+    ):
+        monkeypatch.setenv("KEYTURN_EVENT_PUBLIC_KEY", value)
+        assert [key.id for key in PublisherSettings.read().event_public_key] == ids
+    for malformed in (f"{old},", f"{old};{new}", ",", f"{old},{_CANARY}"):
+        monkeypatch.setenv("KEYTURN_EVENT_PUBLIC_KEY", malformed)
+        with pytest.raises(SettingsError, match="KEYTURN_EVENT_PUBLIC_KEY is malformed") as refused:
+            PublisherSettings.read()
+        assert _CANARY not in str(refused.value)
+
+
+def test_publishers_may_be_the_path_of_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Read again when it changes; a malformed one stops the start (SPEC 6.10)."""
+    env, file = _DEPLOYMENT.worker_env(), tmp_path / "publishers.json"
+    file.write_text(env["KEYTURN_PUBLISHERS"])
+    _set(monkeypatch, env | {"KEYTURN_PUBLISHERS": str(file)})
+    publishers = WorkerSettings.read().publishers
+    assert isinstance(publishers, GrantsFile)
+    assert set(publishers) == {"api", "narrow", "gateway"}
+    file.write_text("{}}")
+    with pytest.raises(SettingsError, match="KEYTURN_PUBLISHERS is malformed"):
+        WorkerSettings.read()
+
+
+def test_several_event_keys_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first signs (SPEC 6.10)."""
+    env = _DEPLOYMENT.worker_env()
+    old = base64.b64encode(b"o" * 32).decode()
+    _set(monkeypatch, env | {"KEYTURN_EVENT_KEY": f"{env['KEYTURN_EVENT_KEY']}, {old}"})
+    keys = WorkerSettings.read().event_key
+    assert [key.id for key in keys] == [
+        _DEPLOYMENT.event_key.id,
+        SigningKey.from_seed(b"o" * 32).id,
+    ]
+
+
+def test_files_in_a_secrets_folder_serve_as_well(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    env = _DEPLOYMENT.worker_env()
+    (tmp_path / "KEYTURN_MASTER_KEYS").write_text(env.pop("KEYTURN_MASTER_KEYS") + "\n")
+    (tmp_path / "KEYTURN_AMQP_URL").write_text(env.pop("KEYTURN_AMQP_URL") + "\n")
+    _set(monkeypatch, env | {"KEYTURN_SECRETS_DIR": str(tmp_path)})
+    settings = WorkerSettings.read()
+    assert settings.master_keys["m1"].reveal() == _DEPLOYMENT.master_key
+    assert settings.amqp_url.get_secret_value() == _DEPLOYMENT.amqp_url
+
+
+def test_a_secrets_folder_that_is_named_must_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    _set(monkeypatch, _DEPLOYMENT.worker_env() | {"KEYTURN_SECRETS_DIR": "/nowhere/at/all"})
+    with pytest.raises(SettingsError, match="KEYTURN_SECRETS_DIR"):
+        WorkerSettings.read()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["AMQP_URL", "S3_BUCKET", "MASTER_KEYS", "ACTIVE_MASTER_KEY", "INTAKE_KEYS", "PUBLISHERS"],
+)
+def test_a_missing_setting_is_named(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    env = _DEPLOYMENT.worker_env()
+    del env[f"KEYTURN_{name}"]
+    _set(monkeypatch, env)
+    with pytest.raises(SettingsError) as told:
+        WorkerSettings.read()
+    assert str(told.value) == f"KEYTURN_{name} is missing"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("AMQP_URL", "http://kim:amqp-secret-canary@host"),
+        ("MASTER_KEYS", "{canary"),
+        ("MASTER_KEYS", json.dumps({"m1": _CANARY})),
+        ("MASTER_KEYS", json.dumps({"M1": _CANARY})),
+        ("MASTER_KEYS", json.dumps([_CANARY])),
+        ("ACTIVE_MASTER_KEY", "canary-2"),
+        ("INTAKE_KEYS", json.dumps({"main": _CANARY})),
+        ("EVENT_KEY", _CANARY),
+        ("PUBLISHERS", json.dumps({"api": {"keys": [_CANARY], "may": ["*"], "projects": ["*"]}})),
+        ("PUBLISHERS", json.dumps({"api": {"keys": [], "may": ["canary"], "projects": []}})),
+        ("PUBLISHERS", json.dumps({"api": {"keys": [], "may": [], "projects": [], "x": 1}})),
+        ("PUBLISHERS", json.dumps({"api": {"keys": "canary", "may": [], "projects": []}})),
+        ("LEASE_S", "canary"),
+        ("LEASE_S", "2"),
+        ("ENCRYPTION_ENABLED", "canary"),
+        ("PART_SIZE_BYTES", "1024"),
+        ("S3_SECRET_ACCESS_KEY", ""),
+    ],
+)
+def test_a_malformed_setting_is_named_in_one_line_without_its_value(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    _set(monkeypatch, _DEPLOYMENT.worker_env() | {f"KEYTURN_{name}": value})
+    with pytest.raises(SettingsError) as told:
+        WorkerSettings.read()
+    text = str(told.value)
+    assert name in text
+    assert "\n" not in text
+    assert not value or value not in text
+    assert "canary" not in text
+    assert told.value.__cause__ is None
+
+
+def test_no_secret_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    _set(monkeypatch, _DEPLOYMENT.worker_env() | _DEPLOYMENT.publisher_env())
+    shown = repr(WorkerSettings.read()) + repr(PublisherSettings.read())
+    for secret in (
+        base64.b64encode(_DEPLOYMENT.master_key).decode(),
+        base64.b64encode(_DEPLOYMENT.event_seed).decode(),
+        base64.b64encode(_DEPLOYMENT.intake_seed).decode(),
+        base64.b64encode(_DEPLOYMENT.publisher_seed).decode(),
+        repr(_DEPLOYMENT.master_key),
+        "secret-canary",
+    ):
+        assert secret not in shown

@@ -1,0 +1,126 @@
+"""An uploader on a bucket in memory, and good requests for it.
+
+The bucket lets a test turn the keyring just before a put takes effect, drop an answer, or
+refuse a lease: what on real servers takes a race happens here each time (SPEC 7).
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from keyturn.crypto import (
+    BODY_CONTEXT,
+    HEADER_BYTES,
+    IntakeKey,
+    b64,
+    open_sealed,
+    seal,
+    transport_context,
+    upload_info,
+)
+from keyturn.identifiers import keyring_key, staging_key
+from keyturn.messages import UploadRequested
+from keyturn.metadata import Wraps, parse
+from keyturn_workers.keyring import Keyring, KeyringReader
+from keyturn_workers.keyring.model import build
+from keyturn_workers.objects.verify import examine
+from keyturn_workers.storage import Differences, Headers, StorageClock
+from keyturn_workers.testing.memory_storage import MemoryStorage
+from keyturn_workers.upload import Limits, Settled, Uploader
+from keyturn_workers.worker.metrics import WorkerMetrics
+from tests.unit.keyturn_workers.factories import AT, MASTER_KEYS, keyring, turned
+
+INTAKE = IntakeKey.from_seed(bytes(32))
+UPLOAD_ID = "2f6c9a0e-1111-4111-8111-111111111111"
+OTHER_ID = "2f6c9a0e-2222-4222-8222-222222222222"
+TARGET = "acme/k"
+STAGED = staging_key("api", UPLOAD_ID)
+PART_BYTES = 20_000
+IN_PARTS = Differences(conditional_completion=True)
+DATA = os.urandom(100_000)
+# How a body reaches the bucket: the call of the storage that puts it there.
+WAYS: Final = ("put", "put_stream", "complete_multipart")
+
+
+@dataclass
+class Bench:
+    """One bucket, one project, one uploader."""
+
+    storage: MemoryStorage
+    ring: Keyring = field(default_factory=keyring)
+    encryption_enabled: bool = True
+    metrics: WorkerMetrics = field(default_factory=WorkerMetrics)
+
+    def __post_init__(self) -> None:
+        self.write_keyring(self.ring)
+        self.clock = StorageClock(15, self.storage.elapsed_s)
+        keyrings = KeyringReader(self.storage, MASTER_KEYS, lease_s=15, cache_s=2, clock=self.clock)
+        limits = Limits(
+            encryption_enabled=self.encryption_enabled,
+            upload_max_bytes=10**9,
+            part_size_bytes=PART_BYTES,
+            stream_concurrency=2,
+        )
+        self.uploader = Uploader(
+            self.storage, keyrings, MASTER_KEYS, {"main": INTAKE}, limits, self.metrics
+        )
+
+    def write_keyring(self, ring: Keyring) -> None:
+        self.ring = ring
+        self.storage.plant(keyring_key("acme"), build(ring, MASTER_KEYS), Headers({}))
+
+    async def turn(self) -> None:
+        """A rotation, from outside."""
+        self.write_keyring(turned(self.ring))
+
+    async def serve(self, request: UploadRequested, *, seen_before: bool = False) -> Settled:
+        return await self.uploader.serve(request, "api", seen_before=seen_before)
+
+    async def opened(self, key: str = TARGET) -> bytes:
+        """The object's plaintext; both its wraps must be as the keyring wants them now."""
+        head, body = await self.storage.read(key)
+        wraps = parse(head.metadata)
+        assert isinstance(wraps, Wraps)
+        desired = self.ring.desired(MASTER_KEYS)
+        examined = examine(wraps, body[:HEADER_BYTES], "k", desired, MASTER_KEYS)
+        assert examined.current
+        return open_sealed(examined.dek, BODY_CONTEXT, body)
+
+    async def stands(self, key: str) -> bool:
+        return [row.key async for row in self.storage.list(key)] == [key]
+
+    async def open_uploads(self) -> list[str]:
+        return [row.key async for row in self.storage.open_multiparts("")]
+
+    async def metadata(self) -> dict[str, str]:
+        return dict((await self.storage.head(TARGET)).metadata)
+
+
+def bench(way: str = "put", **more: Any) -> Bench:
+    in_parts = way == "complete_multipart"
+    storage = MemoryStorage(differences=IN_PARTS) if in_parts else MemoryStorage()
+    return Bench(storage, **more)
+
+
+def request(
+    on: Bench, way: str = "put", data: bytes = DATA, upload_id: str = UPLOAD_ID
+) -> UploadRequested:
+    """A good upload of `acme/k`; one that is not put at once has its body in staging."""
+    transport_key = os.urandom(32)
+    sealed = seal(transport_key, transport_context(upload_id), data)
+    ciphertext = INTAKE.public_key.seal(transport_key, upload_info(upload_id, "acme", "k"))
+    staged = way != "put"
+    if staged:
+        on.storage.plant(staging_key("api", upload_id), sealed, Headers({}))
+    return UploadRequested.model_validate(
+        {
+            "upload_id": upload_id,
+            "project": "acme",
+            "key": "k",
+            "requested_at": AT,
+            "sealed_key": {"intake_key": "main", "ciphertext": b64(ciphertext)},
+            "body": {"staged": {"size": len(sealed)}} if staged else {"inline": b64(sealed)},
+        }
+    )

@@ -1,0 +1,194 @@
+"""What moves while an upload is under way: keyring, lease, and what stands at its key (SPEC 7)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from keyturn.errors import (
+    AlreadyExistsError,
+    CorruptObjectError,
+    DeletedKeyError,
+    KeyturnError,
+)
+from keyturn_workers.storage import Headers
+from keyturn_workers.upload import Settled
+from tests.unit.keyturn_workers.factories import keyring
+from tests.unit.keyturn_workers.upload.bench import (
+    DATA,
+    OTHER_ID,
+    STAGED,
+    TARGET,
+    UPLOAD_ID,
+    WAYS,
+    bench,
+    request,
+)
+
+BY_ALL_WAYS = pytest.mark.parametrize("way", WAYS)
+
+
+@BY_ALL_WAYS
+async def test_stored(way: str) -> None:
+    """By the way meant, once, opened by both wraps; nothing else is called for."""
+    on = bench(way)
+    assert await on.serve(request(on, way)) == Settled(len(DATA), 1)
+    assert await on.opened() == DATA
+    assert (await on.metadata())["enc-upload"] == UPLOAD_ID
+    put = {name: on.storage.calls[name] for name in ("put", "put_stream", "complete_multipart")}
+    assert put == {name: int(name == way) for name in put}
+    assert on.storage.calls["copy_onto_itself"] == 0
+
+
+@BY_ALL_WAYS
+async def test_turned_during_the_put(way: str) -> None:
+    """The wraps rest on the old generation: brought to the new one before it is told."""
+    on = bench(way)
+    on.storage.before_next(way, on.turn)
+    assert await on.serve(request(on, way)) == Settled(len(DATA), 2)
+    assert await on.opened() == DATA
+    assert (await on.metadata())["enc-upload"] == UPLOAD_ID
+    assert on.storage.calls["copy_onto_itself"] == 1
+
+
+async def test_turned_twice() -> None:
+    """And once more while it is being brought to the new one."""
+    on = bench()
+    on.storage.before_next("put", on.turn)
+    on.storage.before_next("copy_onto_itself", on.turn)
+    assert await on.serve(request(on)) == Settled(len(DATA), 3)
+    assert await on.opened() == DATA
+
+
+async def test_master_key_turned_during_the_put() -> None:
+    """The admin wrap follows the master key that the keyring names."""
+    on = bench()
+
+    async def reseal() -> None:
+        on.write_keyring(replace(on.ring, master_key="m2"))
+
+    on.storage.before_next("put", reseal)
+    assert await on.serve(request(on)) == Settled(len(DATA), 1)
+    assert await on.opened() == DATA
+    assert (await on.metadata())["enc-kek-admin"] == "m2"
+
+
+async def test_moved_before_completion() -> None:
+    """The wraps were fixed when the upload began: aborted, and done again under the new state."""
+    on = bench("complete_multipart")
+    on.storage.before_next("put_part", on.turn)
+    assert await on.serve(request(on, "complete_multipart")) == Settled(len(DATA), 2)
+    assert await on.opened() == DATA
+    assert on.storage.calls["begin_multipart"] == 2
+    assert on.storage.calls["complete_multipart"] == 1
+    assert on.storage.calls["copy_onto_itself"] == 0
+    assert await on.open_uploads() == []
+
+
+@BY_ALL_WAYS
+async def test_plaintext_forbidden_during_the_put(way: str) -> None:
+    """Plaintext that is forbidden by the time it stands is sealed where it stands."""
+    on = bench(way, ring=keyring(plaintext=True), encryption_enabled=False)
+
+    async def forbid() -> None:
+        on.write_keyring(replace(on.ring, plaintext_allowed=False))
+
+    on.storage.before_next(way, forbid)
+    assert await on.serve(request(on, way)) == Settled(len(DATA), 1)
+    assert await on.opened() == DATA
+
+
+async def test_plaintext() -> None:
+    on = bench(ring=keyring(plaintext=True), encryption_enabled=False)
+    assert await on.serve(request(on)) == Settled(len(DATA), 1)
+    assert (await on.storage.read(TARGET))[1] == DATA
+    assert await on.metadata() == {"enc-upload": UPLOAD_ID}
+
+
+async def test_plaintext_turned_during_the_put() -> None:
+    """There is nothing to rewrap; the generation told is the one that now stands."""
+    on = bench(ring=keyring(plaintext=True), encryption_enabled=False)
+    on.storage.before_next("put", on.turn)
+    assert await on.serve(request(on)) == Settled(len(DATA), 2)
+    assert (await on.storage.read(TARGET))[1] == DATA
+
+
+@BY_ALL_WAYS
+async def test_lease_run_out(way: str) -> None:
+    """Refused by the storage for being late: the keyring is read anew, and it is put again."""
+    on = bench(way)
+
+    async def stall() -> None:
+        on.storage.advance(60)
+        await on.turn()
+
+    on.storage.before_next(way, stall)
+    assert await on.serve(request(on, way)) == Settled(len(DATA), 2)
+    assert await on.opened() == DATA
+    assert on.storage.calls[way] == 2
+    assert on.storage.calls["copy_onto_itself"] == 0
+    assert await on.open_uploads() == []
+
+
+async def test_stored_by_another_delivery_while_this_one_waited() -> None:
+    """Between the look at the target and staging another delivery stored it and cleared up."""
+    on = bench("put_stream")
+    sent = request(on, "put_stream")
+
+    async def finish_first() -> None:
+        await on.serve(sent)
+        await on.uploader.discard_staged(sent, "api")
+
+    on.storage.before_next("stream", finish_first)
+    assert await on.serve(sent) == Settled(len(DATA), 1)
+    assert on.storage.calls["put_stream"] == 1
+    assert not await on.stands(STAGED)
+
+
+@BY_ALL_WAYS
+@pytest.mark.parametrize(
+    ("metadata", "error"),
+    [
+        ({}, AlreadyExistsError),
+        ({"enc-upload": OTHER_ID}, AlreadyExistsError),
+        ({"enc-algo": "deleted"}, DeletedKeyError),
+        ({"enc-algo": "deleted", "enc-upload": UPLOAD_ID}, DeletedKeyError),
+        ({"enc-upload": UPLOAD_ID}, CorruptObjectError),
+        ({"enc-upload": UPLOAD_ID, "enc-algo": "ROT13"}, CorruptObjectError),
+        ({"enc-upload": UPLOAD_ID, "enc-algo": "Cobblestone-256"}, CorruptObjectError),
+    ],
+)
+async def test_taken_during_the_put(
+    way: str, metadata: dict[str, str], error: type[KeyturnError]
+) -> None:
+    """Somebody put something there after the look: what stands decides, and stays."""
+    on = bench(way)
+
+    async def take() -> None:
+        on.storage.plant(TARGET, b"first", Headers(metadata))
+
+    sent = request(on, way)
+    on.storage.before_next(way, take)
+    with pytest.raises(error):
+        await on.serve(sent)
+    assert (await on.storage.read(TARGET))[1] == b"first"
+    assert await on.open_uploads() == []
+
+
+@pytest.mark.parametrize("seen_before", [False, True])
+async def test_look_before_a_first_delivery(*, seen_before: bool) -> None:
+    """An inline upload that comes for the first time costs no read of its target."""
+    on = bench()
+    await on.serve(request(on), seen_before=seen_before)
+    assert on.storage.calls["read_start"] == int(seen_before)
+    assert on.storage.calls["open_multiparts"] == 0  # no inline body goes in parts
+
+
+async def test_two_uploads_of_one_key() -> None:
+    """The second finds the first's object and leaves it as it is."""
+    on = bench()
+    await on.serve(request(on, data=b"first"))
+    with pytest.raises(AlreadyExistsError):
+        await on.serve(request(on, data=b"second", upload_id=OTHER_ID))
+    assert await on.opened() == b"first"

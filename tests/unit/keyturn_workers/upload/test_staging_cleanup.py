@@ -1,0 +1,35 @@
+"""Staging is swept of what nobody came for, and of nothing else (SPEC 6.4)."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from keyturn_workers.storage import Headers
+from keyturn_workers.testing.memory_storage import MemoryStorage
+from keyturn_workers.upload.staging_cleanup import sweep_staging
+
+_AGE = timedelta(days=8)
+
+
+async def test_only_what_is_older_goes() -> None:
+    storage = MemoryStorage()
+    await storage.put(".keyturn/staging/api/old", b"sealed", Headers({}))
+    await storage.put(".keyturn/doctor/killed/1", b"probe", Headers({}))
+    await storage.put("acme/old", b"object", Headers({}))
+    await storage.put(".keyturn/keyrings/acme.json", b"{}", Headers({}))
+    await storage.begin_multipart("acme/abandoned", Headers({}))
+    storage.advance(_AGE.total_seconds() + 1)
+    await storage.put(".keyturn/staging/api/new", b"sealed", Headers({}))
+    await storage.put(".keyturn/doctor/running/1", b"probe", Headers({}))
+    await storage.begin_multipart("acme/under way", Headers({}))
+
+    swept = await sweep_staging(storage, older_than=_AGE, now=storage.now)
+
+    assert swept == (2, 1)
+    assert list(storage.stored_keys()) == [
+        ".keyturn/doctor/running/1",
+        ".keyturn/keyrings/acme.json",
+        ".keyturn/staging/api/new",
+        "acme/old",
+    ]
+    assert [left.key async for left in storage.open_multiparts("")] == ["acme/under way"]

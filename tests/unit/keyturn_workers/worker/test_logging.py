@@ -1,0 +1,44 @@
+"""Logs: one line each, JSON where asked for, libraries' lines in the same form."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+_SCRIPT = """
+import logging, structlog, sys
+from keyturn_workers.worker.logging import configure
+configure(sys.argv[1], "info")
+log = structlog.get_logger()
+log.debug("not told")
+log.info("upload.stored", upload_id="1", size_bytes=5)
+logging.getLogger("aiormq.connection").warning("a library's chatter")
+logging.getLogger("aio_pika.tools").error("a library's %s", "failure")
+secret = "local-canary"
+try:
+    raise ValueError("told")
+except ValueError:
+    log.exception("failed")
+"""
+
+
+def _lines(log_format: str) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", _SCRIPT, log_format], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == ""
+    return done.stderr.splitlines()
+
+
+def test_json_lines_are_json_and_nothing_else() -> None:
+    lines = [json.loads(line) for line in _lines("json")]
+    assert [line["event"] for line in lines] == ["upload.stored", "a library's failure", "failed"]
+    assert lines[0]["size_bytes"] == 5
+    assert lines[1]["logger"] == "aio_pika.tools"
+    assert "ValueError: told" in lines[2]["exception"]
+
+
+def test_tracebacks_hold_no_local_variables() -> None:
+    assert "local-canary" not in "".join(_lines("json"))
+    assert "local-canary" not in "".join(_lines("console"))

@@ -1,0 +1,212 @@
+"""What a worker shows at `/metrics`: labels of closed sets, ages as they are when asked for."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import get_args
+
+import aiohttp
+import pytest
+import yaml
+
+from keyturn.errors import AlreadyExistsError, KeyturnError, all_errors
+from keyturn.identifiers import format_time
+from keyturn.topology import EVENTS, PLAN_QUEUE, UPLOAD_QUEUE
+from keyturn_workers.gateway.metrics import GatewayMetrics
+from keyturn_workers.sweep.counts import Counts
+from keyturn_workers.worker.health import health_server
+from keyturn_workers.worker.metrics import OUTCOMES, Stage, WorkerMetrics
+from tests.support.scrape import risen, shown
+from tools.servers.process import free_port
+
+OPERATIONS = Path(__file__).parents[3] / "docs" / "operations.md"
+OLDEST = f'keyturn_oldest_message_age_seconds{{queue="{UPLOAD_QUEUE}"}}'
+IN_FLIGHT = f'keyturn_messages_in_flight{{queue="{UPLOAD_QUEUE}"}}'
+
+
+class _OddError(KeyturnError):
+    code = "a-project-of-somebody"
+
+
+def test_what_is_of_no_known_set_makes_no_series() -> None:
+    """Whatever a mistake of ours hands over: one series more, and not its name."""
+    metrics = WorkerMetrics()
+    queue = metrics.queue(UPLOAD_QUEUE)
+    before = len(shown(metrics))
+    for n in range(100):
+        queue.served(f"type-{n}")
+    queue.refused(_OddError())
+    queue.put_off(_OddError())
+    metrics.page_done(Counts().to_json(), ["a/key", "another"])
+    assert risen(metrics) == {
+        'keyturn_requests_served_total{type="other"}': 100,
+        f'keyturn_requests_refused_total{{code="other",queue="{UPLOAD_QUEUE}"}}': 1,
+        f'keyturn_retries_total{{code="other",queue="{UPLOAD_QUEUE}"}}': 1,
+        "keyturn_sweep_pages_total": 1,
+        'keyturn_sweep_failures_total{code="other"}': 2,
+    }
+    assert len(shown(metrics)) == before + 4 + len(OUTCOMES)
+
+
+def test_every_event_and_code_is_known() -> None:
+    metrics = WorkerMetrics()
+    queue = metrics.queue(UPLOAD_QUEUE)
+    for event in EVENTS:
+        queue.served(event)
+    for error in all_errors().values():
+        queue.refused(error())
+        queue.put_off(error())
+    found = risen(metrics)
+    assert len(found) == len(EVENTS) + 2 * len(all_errors())
+    assert not [name for name in found if "other" in name]
+
+
+def test_two_processes_share_nothing() -> None:
+    one, other = WorkerMetrics(), WorkerMetrics()
+    one.stored(5)
+    assert risen(one) == {"keyturn_stored_bytes_total": 5}
+    assert risen(other) == {}
+
+
+def test_who_asks_for_a_queue_again_counts_on() -> None:
+    metrics = WorkerMetrics()
+    for _ in range(2):
+        metrics.queue(UPLOAD_QUEUE).refused(AlreadyExistsError())
+    name = f'keyturn_requests_refused_total{{code="already_exists",queue="{UPLOAD_QUEUE}"}}'
+    assert risen(metrics) == {name: 2}
+
+
+def test_codes_are_shown_before_they_happen() -> None:
+    """An alert on a rise would miss the first one otherwise."""
+    metrics = WorkerMetrics()
+    metrics.queue(UPLOAD_QUEUE).begin_at_zero()
+    found = shown(metrics)
+    for code in all_errors():
+        assert found[f'keyturn_requests_refused_total{{code="{code}",queue="{UPLOAD_QUEUE}"}}'] == 0
+        assert found[f'keyturn_retries_total{{code="{code}",queue="{UPLOAD_QUEUE}"}}'] == 0
+
+
+def test_the_age_is_that_of_the_oldest_in_flight() -> None:
+    """By the time that an admitted request tells, as it is at the scrape; 0 when idle."""
+    metrics = WorkerMetrics()
+    queue = metrics.queue(UPLOAD_QUEUE)
+    now = datetime.now(UTC)
+    assert (shown(metrics)[OLDEST], shown(metrics)[IN_FLIGHT]) == (0, 0)
+    with queue.delivery() as young, queue.delivery() as unknown:
+        young.admitted(format_time(now - timedelta(seconds=30)))
+        assert 30 <= shown(metrics)[OLDEST] < 60
+        with queue.delivery() as old:
+            # Not yet admitted: whatever it tells is nobody's word.
+            assert 30 <= shown(metrics)[OLDEST] < 60
+            old.admitted(format_time(now - timedelta(hours=1)))
+            assert 3600 <= shown(metrics)[OLDEST] < 3660
+            assert (shown(metrics)[IN_FLIGHT], queue.in_flight) == (3, 3)
+        assert 30 <= shown(metrics)[OLDEST] < 60
+        assert 0 < unknown.held_s() < 30
+    assert (shown(metrics)[OLDEST], shown(metrics)[IN_FLIGHT]) == (0, 0)
+
+
+def test_what_tells_no_time_ages_from_its_delivery() -> None:
+    metrics = WorkerMetrics()
+    with metrics.queue(UPLOAD_QUEUE).delivery():
+        assert 0 < shown(metrics)[OLDEST] < 30
+
+
+def test_a_sender_whose_clock_is_ahead() -> None:
+    metrics = WorkerMetrics()
+    with metrics.queue(UPLOAD_QUEUE).delivery() as delivery:
+        delivery.admitted(format_time(datetime.now(UTC) + timedelta(seconds=60)))
+        assert shown(metrics)[OLDEST] == 0
+
+
+def test_a_delivery_that_fails_is_in_flight_no_more() -> None:
+    queue = WorkerMetrics().queue(UPLOAD_QUEUE)
+    with pytest.raises(ZeroDivisionError), queue.delivery():
+        raise ZeroDivisionError
+    assert queue.in_flight == 0
+
+
+def test_a_stage_is_measured_however_it_ends() -> None:
+    metrics = WorkerMetrics()
+    queue = metrics.queue(PLAN_QUEUE)
+    with queue.stage("serve"):
+        pass
+    with pytest.raises(ZeroDivisionError), queue.stage("serve"):
+        raise ZeroDivisionError
+    name = f'keyturn_stage_seconds_count{{queue="{PLAN_QUEUE}",stage="serve"}}'
+    assert risen(metrics) == {name: 2}
+    total = shown(metrics)[name.replace("_count", "_sum")]
+    assert 0 < total < 1
+
+
+def test_a_page() -> None:
+    metrics = WorkerMetrics()
+    counts = Counts(objects=6, current=3, rewrapped=2, failed=1, foreign=4, noncurrent_stale=7)
+    metrics.page_done(counts.to_json(), ["locked_object"])
+    assert risen(metrics) == {
+        "keyturn_sweep_pages_total": 1,
+        'keyturn_sweep_objects_total{outcome="current"}': 3,
+        'keyturn_sweep_objects_total{outcome="rewrapped"}': 2,
+        'keyturn_sweep_objects_total{outcome="failed"}': 1,
+        'keyturn_sweep_objects_total{outcome="foreign"}': 4,
+        'keyturn_sweep_failures_total{code="locked_object"}': 1,
+    }
+
+
+def test_consuming_is_asked_at_each_scrape() -> None:
+    metrics = WorkerMetrics()
+    registered = [True, False]
+    metrics.queue(UPLOAD_QUEUE).consuming(lambda: registered.pop(0))
+    name = f'keyturn_consuming{{queue="{UPLOAD_QUEUE}"}}'
+    assert (shown(metrics)[name], shown(metrics)[name]) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("accept", "content_type", "end"),
+    [
+        ("", "text/plain; version=0.0.4; charset=utf-8", ""),
+        (
+            "application/openmetrics-text; version=1.0.0",
+            "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            "# EOF\n",
+        ),
+    ],
+)
+async def test_served_in_the_form_that_is_asked_for(
+    accept: str, content_type: str, end: str
+) -> None:
+    """Beside the health of the process, and its own memory and collections with it."""
+    metrics, port = WorkerMetrics(), free_port()
+    metrics.add_process()
+    async with (
+        health_server("127.0.0.1", port, {}, metrics),
+        aiohttp.ClientSession() as session,
+        session.get(f"http://127.0.0.1:{port}/metrics", headers={"Accept": accept}) as answer,
+    ):
+        text = await answer.text()
+        assert (answer.status, answer.headers["Content-Type"][: len(content_type)]) == (
+            200,
+            content_type,
+        )
+    for name in ("process_resident_memory_bytes ", "python_info{", "python_gc_collections_total{"):
+        assert f"\n{name}" in text
+    assert text.endswith(end)
+    assert "_created" not in text
+
+
+def test_the_documentation_lists_every_metric_and_stage() -> None:
+    """And none that is not there; alerts name no other metric of ours either."""
+    text = OPERATIONS.read_text()
+    exposed = (WorkerMetrics().exposed()[0] + GatewayMetrics().exposed()[0]).decode()
+    names = set(re.findall(r"^# TYPE (\S+)", exposed, re.MULTILINE))
+    assert set(re.findall(r"^\| `(keyturn_\w+)` \|", text, re.MULTILINE)) == names
+    rules = re.search(r"```yaml\n(.*?)```", text, re.DOTALL)
+    assert rules is not None
+    expressions = [rule["expr"] for rule in yaml.safe_load(rules[1])["groups"][0]["rules"]]
+    alerted = set(re.findall(r"keyturn_\w+", " ".join(expressions)))
+    assert {name.removesuffix("_bucket") for name in alerted} <= names
+    stages = re.search(r"\| stage \|.*?\n\n", text, re.DOTALL)
+    assert stages is not None
+    assert set(re.findall(r"^\| `(\w+)` \|", stages[0], re.MULTILINE)) == set(get_args(Stage))

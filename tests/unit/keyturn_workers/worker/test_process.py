@@ -1,0 +1,88 @@
+"""What runs beside a worker's consumers ends with them, whatever the client library makes of it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import aio_pika
+import pytest
+from aiormq.exceptions import ChannelInvalidStateError
+
+from keyturn_workers.worker.process import _leaving_nothing_behind, _meanwhile
+
+
+async def test_a_connection_that_is_just_being_made_again_ends() -> None:
+    """aio-pika takes a cancellation in the midst of an attempt for one more that failed."""
+    called = asyncio.Event()
+    before = asyncio.all_tasks()
+
+    def say_nothing(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        called.set()
+        kept.append(writer)
+
+    kept: list[asyncio.StreamWriter] = []
+    silent = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
+    port = silent.sockets[0].getsockname()[1]
+    async with _leaving_nothing_behind():
+        url = f"amqp://guest:guest@127.0.0.1:{port}/?reconnect_interval=1"
+        connecting = asyncio.create_task(aio_pika.connect_robust(url))
+        await asyncio.wait_for(called.wait(), 10)
+    assert connecting.cancelled()
+    assert asyncio.all_tasks() == before
+    for writer in kept:
+        writer.close()
+    silent.close()
+
+
+async def test_what_ran_before_runs_on() -> None:
+    """And what the block raised is raised."""
+    forever = asyncio.Event()
+    outside = asyncio.create_task(forever.wait())
+    inside: list[asyncio.Task[bool]] = []
+
+    async def fail() -> None:
+        async with _leaving_nothing_behind():
+            inside.append(asyncio.create_task(forever.wait()))
+            raise ValueError("of the block")
+
+    with pytest.raises(ValueError, match="of the block"):
+        await fail()
+    assert inside[0].cancelled()
+    assert not outside.done()
+    forever.set()
+    await outside
+
+
+async def test_work_that_takes_a_cancellation_for_a_lost_connection_ends() -> None:
+    """Aiormq raises an error of its own where a request was cancelled; a loop then tries again."""
+    cancelled = 0
+
+    async def keep() -> None:
+        nonlocal cancelled
+        while True:
+            try:
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    cancelled += 1
+                    if cancelled < 4:
+                        raise ChannelInvalidStateError("closed")
+            except ChannelInvalidStateError:
+                await asyncio.sleep(0)
+
+    async with asyncio.timeout(10), _meanwhile(keep()):
+        await asyncio.sleep(0)
+    assert cancelled == 4
+
+
+async def test_background_work_that_fails_is_logged_at_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async def fail() -> None:
+        raise ValueError("of the work")
+
+    async with _meanwhile(fail()):
+        await asyncio.sleep(0.01)
+        said = capsys.readouterr().out
+    assert "background work failed" in said
+    assert "of the work" in said

@@ -1,0 +1,133 @@
+"""The gateway's bench: its arithmetic, and a client that must not count a bad answer."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tools.bench.__main__ import _arguments, _measurements
+from tools.bench.gateway import downloads, first_bytes, keyrings
+from tools.bench.gateway.asking import AskingError, Target, do
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+
+def test_gateway_stands_for_its_four_parts() -> None:
+    given = _arguments(["--only", "gateway,sealing"])
+    assert [part for part in given.only if part.startswith("gateway-")] == [
+        "gateway-large",
+        "gateway-first",
+        "gateway-bodies",
+        "gateway-small",
+    ]
+    assert "gateway" not in given.only
+
+
+def test_first_bytes_are_compared_round_by_round_in_milliseconds() -> None:
+    rounds = [[[0.002, 0.004], [0.001, 0.002]], [[0.006, 0.006], [0.006, 0.006]]]
+    median, p95 = first_bytes.rows("ceph", "4 KiB", rounds)
+    assert median.ours.values == pytest.approx((3.0, 6.0))
+    assert median.ratios is not None
+    assert median.ratios.values == pytest.approx((0.5, 1.0))
+    assert median.against == "the storage itself"
+    assert p95.ours.values == pytest.approx((3.9, 6.0))
+
+
+def test_three_sides_are_two_comparisons() -> None:
+    one = [[0.002, 0.002], [0.001, 0.001], [0.004, 0.004]]
+    told = [
+        (row.against, row.ratios and row.ratios.median) for row in first_bytes.rows("c", "n", [one])
+    ]
+    assert told[:2] == [
+        ("the same server, passing stored bytes", 0.5),
+        ("the storage itself", 2.0),
+    ]
+
+
+def test_a_download_is_held_against_its_aim_where_it_has_one() -> None:
+    found = downloads.Rounds(
+        ours=downloads.Side([80.0], [2.0]),
+        passed=downloads.Side([100.0], [1.0]),
+        stored=downloads.Side([200.0]),
+    )
+    rate, cpu, stored = downloads.rows("ceph", "f", found, "MiB/s", "s", cpu_name="CPU")
+    assert (rate.met, rate.ratios and rate.ratios.median) == (False, 0.8)
+    assert (cpu.met, cpu.ratios and cpu.ratios.median) == (None, 0.5)
+    assert (stored.met, stored.ratios and stored.ratios.median) == (None, 0.4)
+
+
+@asynccontextmanager
+async def _answering(answer: bytes) -> AsyncIterator[str]:
+    """A server that answers every request so; gives its URL."""
+    serving: set[asyncio.Task[None]] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        serving.add(task)
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            while await reader.readuntil(b"\r\n\r\n"):
+                writer.write(answer)
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/k?a=b"
+        await asyncio.gather(*serving)  # the client closed all of them
+
+
+def _job(url: str, what: str, **more: object) -> dict[str, object]:
+    target = {"url": url, "headers": {"range": "bytes=0-1"}}
+    return {"what": what, "targets": [target], **more}
+
+
+async def test_the_client_counts_what_was_answered() -> None:
+    """Bytes, requests, and the hash of a whole body; warming does not count."""
+    async with _answering(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello") as url:
+        told = await do(_job(url, "whole", hash=True))
+        assert (told["size_bytes"], told["sha256"]) == (5, hashlib.sha256(b"hello").hexdigest())
+        told = await do(_job(url, "many", count=7, warm=3, concurrency=2))
+        assert (told["done"], told["size_bytes"]) == (7, 35)
+        told = await do(_job(url, "first", count=3, pause_s=0))
+        assert [len(seconds) for seconds in told["seconds"]] == [3]
+
+
+async def test_a_refusal_is_no_measurement() -> None:
+    async with _answering(b"HTTP/1.1 503 No\r\ncontent-length: 0\r\n\r\n") as url:
+        with pytest.raises(AskingError):
+            await do(_job(url, "whole", hash=False))
+
+
+def test_a_target_is_sent_as_it_stands() -> None:
+    target = Target("http://127.0.0.1:81/a%20b?c=d", {"authorization": "Bearer x"})
+    assert target.address == ("127.0.0.1", 81)
+    assert target.head == (
+        b"GET /a%20b?c=d HTTP/1.1\r\nhost: 127.0.0.1:81\r\nauthorization: Bearer x\r\n\r\n"
+    )
+
+
+def test_keyring_requests_are_a_part_of_their_own_without_the_large_objects() -> None:
+    given = _arguments(["--only", "gateway-keyrings"])
+    assert [name for name, _ in _measurements(given)] == ["gateway-keyrings on ceph"]
+
+
+def test_keyring_requests_are_counted_per_period_of_the_cache() -> None:
+    assert keyrings.a_period(5, 5 * keyrings.CACHE_S) == 1.0
+    # A machine that takes twice as long for them sees twice as many periods.
+    assert keyrings.a_period(10, 10 * keyrings.CACHE_S) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("projects", "requests", "met"),
+    [(1_000, 1.0, True), (1_000, 1.1, False), (1_001, 2.0, True), (100, 100.0, False)],
+)
+def test_a_request_for_each_project_misses_the_aim(
+    projects: int, requests: float, met: bool
+) -> None:
+    assert keyrings.row("ceph", projects, [requests]).met is met

@@ -1,0 +1,256 @@
+"""The checks of `make chaos` that attackers must not break: each one fails where it should."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from keyturn import topology
+from keyturn.publisher.requests import SignedRequest
+from tools.chaos import answers, messages
+from tools.chaos.attackers import Attacks, Forged, Waited, digest
+from tools.chaos.evidence import Evidence, Letter, OnBroker
+from tools.chaos.load import Load, Upload
+from tools.chaos.operator import Asked
+from tools.chaos.schedule import RIVAL, Plan
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+UPLOAD = Upload(0, "the upload's id", "amber", "a.bin", 3)
+ROTATION = "the rotation's id"
+JUNK = b"signed by nobody"
+UNSIGNED = topology.UNSIGNED_DEAD_QUEUE
+Change = Callable[[Evidence], Evidence]
+
+
+def _signed(request_type: str, request_id: str, project: str, publisher: str) -> SignedRequest:
+    field = topology.REQUEST_ID_FIELDS[request_type]
+    document = {"type": request_type, field: request_id, "project": project, "of": publisher}
+    body = json.dumps(document).encode()
+    return SignedRequest(request_id, request_type, body, {topology.PUBLISHER_HEADER: publisher})
+
+
+HONEST = _signed("upload.requested", UPLOAD.upload_id, "amber", "api")
+TURNED = _signed("rotation.requested", ROTATION, "amber", "api")
+HOSTILE = _signed("sweep.requested", ROTATION, RIVAL, RIVAL)
+REFUSED = _signed("upload.requested", UPLOAD.upload_id, "amber", RIVAL)
+
+
+def _event(event_type: str, signed: SignedRequest, project: str | None, **more: Any) -> Any:
+    return {
+        "type": event_type,
+        topology.REQUEST_ID_FIELDS[signed.type]: signed.request_id,
+        "project": project,
+        "publisher": signed.headers[topology.PUBLISHER_HEADER],
+        "request": digest(signed.body),
+        **more,
+    }
+
+
+STORED = _event("upload.stored", HONEST, "amber", key="a.bin", size=3)
+COMPLETED = _event("rotation.completed", TURNED, "amber", clean=True)
+SWEPT = _event("sweep.completed", HOSTILE, RIVAL, clean=True)
+REJECTED = _event("upload.rejected", REFUSED, None, code="not_permitted")
+
+
+@pytest.fixture
+def evidence(tmp_path: Path) -> Evidence:
+    """An attack that came to nothing."""
+    attacks = Attacks(
+        signed=[HOSTILE, REFUSED],
+        forged={digest(JUNK): [Forged("unsigned request", UNSIGNED)]},
+        junk={digest(JUNK)},
+        false_events={"digest of a false event"},
+        waited=[Waited(UPLOAD.upload_id, "x", STORED), Waited(ROTATION, "x", COMPLETED)],
+    )
+    letters = [
+        Letter(UNSIGNED, UPLOAD.upload_id, "bad_signature", digest(JUNK)),
+        Letter("keyturn.upload.dead", UPLOAD.upload_id, "not_permitted", digest(REFUSED.body)),
+    ]
+    broker = OnBroker(
+        [STORED, COMPLETED, SWEPT, REJECTED], ["digest of a false event"], letters, {UNSIGNED: 1}
+    )
+    nothing: Any = None
+    return Evidence(
+        Plan(1, 1, Load((UPLOAD,)), ()),
+        nothing,
+        tmp_path,
+        {},
+        {},
+        frozenset({UPLOAD.upload_id}),
+        {UPLOAD.upload_id: [HONEST], ROTATION: [TURNED]},
+        [],
+        {},
+        broker,
+        attacks,
+    )
+
+
+def _with_event(event: dict[str, Any]) -> Change:
+    def change(evidence: Evidence) -> Evidence:
+        events = [*evidence.broker.events, event]
+        return replace(evidence, broker=replace(evidence.broker, events=events))
+
+    return change
+
+
+def _with_letters(*letters: Letter) -> Change:
+    return lambda evidence: replace(evidence, broker=replace(evidence.broker, letters=[*letters]))
+
+
+def _heard(request_id: str, event: dict[str, Any] | None) -> Change:
+    def change(evidence: Evidence) -> Evidence:
+        waited = [*evidence.attacks.waited, Waited(request_id, "x", event)]
+        return replace(evidence, attacks=replace(evidence.attacks, waited=waited))
+
+    return change
+
+
+ALL = (
+    answers.trespasses,
+    answers.unasked,
+    answers.unheard,
+    answers.unsigned,
+    answers.letters,
+    messages.queues,
+    messages.ends,
+)
+
+
+@pytest.mark.parametrize("check", ALL)
+def test_what_came_to_nothing_is_not_found(
+    evidence: Evidence, check: Callable[[Evidence], list[str]]
+) -> None:
+    assert check(evidence) == []
+
+
+@pytest.mark.parametrize("project", ["amber", "cedar"])
+def test_an_event_in_a_project_without_a_grant_is_found(evidence: Evidence, project: str) -> None:
+    """As 0.4 published the refusal of a malformed body: in the project that the body named."""
+    event = {**REJECTED, "project": project}
+    (said,) = answers.trespasses(_with_event(event)(evidence))
+    assert project in said
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {**STORED, "request": digest(b"never sent")},
+        {**STORED, "publisher": "narrow"},
+        {**STORED, "upload_id": "another's id"},
+        {**STORED, "project": "cedar"},
+        {**STORED, "project": None},
+        {name: value for name, value in STORED.items() if name not in {"publisher", "request"}},
+    ],
+    ids=["bytes", "publisher", "id", "project", "no project", "none"],
+)
+def test_an_event_of_no_request_that_was_sent_is_found(
+    evidence: Evidence, event: dict[str, Any]
+) -> None:
+    (said,) = answers.unasked(_with_event(event)(evidence))
+    assert said.startswith("no request that was sent")
+
+
+def test_an_event_of_a_forged_upload_is_found(evidence: Evidence) -> None:
+    """A body that no publisher signed is no request, although it was sent."""
+    forged = replace(UPLOAD, flaw="forged")
+    plan = replace(evidence.plan, load=Load((forged,)))
+    (said,) = answers.unasked(replace(evidence, plan=plan))
+    assert "upload.stored" in said
+
+
+@pytest.mark.parametrize(
+    ("request_id", "event", "said"),
+    [
+        (ROTATION, None, "heard nothing"),
+        (ROTATION, SWEPT, "heard of another request"),
+        (UPLOAD.upload_id, REJECTED, "heard of another request"),
+        (UPLOAD.upload_id, {**STORED, "request": "of no try"}, "heard of another request"),
+        (
+            UPLOAD.upload_id,
+            _event("upload.rejected", HONEST, "amber", code="malformed_request"),
+            "heard {'type': 'upload.rejected'",
+        ),
+        (
+            ROTATION,
+            _event("rotation.failed", TURNED, "amber", code="not_found"),
+            "heard {'type': 'rotation.failed'",
+        ),
+    ],
+    ids=["nothing", "a sweep", "a refusal", "other bytes", "a refusal of its own", "a failure"],
+)
+def test_a_caller_that_an_attack_deceived_is_found(
+    evidence: Evidence, request_id: str, event: dict[str, Any] | None, said: str
+) -> None:
+    """As 0.4 ended a wait for a rotation with another publisher's dry run."""
+    (found,) = answers.unheard(_heard(request_id, event)(evidence))
+    assert said in found
+
+
+def test_a_caller_whose_request_may_be_refused_may_hear_that(evidence: Evidence) -> None:
+    refused = frozenset({"already_exists"})
+    plan = replace(evidence.plan, load=Load((replace(UPLOAD, may_end=refused),)))
+    event = _event("upload.rejected", HONEST, "amber", code="already_exists")
+    own = replace(evidence.attacks, waited=[Waited(UPLOAD.upload_id, "x", event)])
+    assert answers.unheard(replace(evidence, plan=plan, attacks=own)) == []
+    event["code"] = "bad_seal"
+    assert len(answers.unheard(replace(evidence, plan=plan, attacks=own))) == 1
+
+
+def test_an_event_about_what_nobody_signed_is_found(evidence: Evidence) -> None:
+    event = {**REJECTED, "request": digest(JUNK)}
+    (said,) = answers.unsigned(_with_event(event)(evidence))
+    assert said.startswith("published of what nobody signed")
+
+
+def test_what_nobody_signed_among_signed_letters_is_found(evidence: Evidence) -> None:
+    """As 0.4 kept it: a flood of it would push out what was signed."""
+    letter = Letter("keyturn.upload.dead", "id", "bad_signature", digest(JUNK))
+    lost, displaced = answers.unsigned(_with_letters(letter)(evidence))
+    assert "not in ['keyturn.unsigned.dead']" in lost
+    assert "in ['keyturn.upload.dead']" in displaced
+    beside = Letter(UNSIGNED, "id", "bad_signature", digest(JUNK))
+    assert len(answers.unsigned(_with_letters(letter, beside)(evidence))) == 1
+
+
+def test_a_letter_of_nobodys_is_found(evidence: Evidence) -> None:
+    letter = Letter(UNSIGNED, "id", "bad_signature", digest(b"never sent"))
+    change = _with_letters(*evidence.broker.letters, letter)
+    (said,) = answers.letters(change(evidence))
+    assert said.startswith("nobody sent")
+    assert len(messages.ends(change(evidence))) == 1
+
+
+def test_a_body_that_was_kept_in_vain_is_found(evidence: Evidence) -> None:
+    """As 0.4 kept 256 KiB of each refused upload."""
+    code, of_body = "already_exists", digest(HONEST.body)
+    without = Letter("keyturn.upload.dead", UPLOAD.upload_id, code, of_body, whole=False)
+    change = _with_letters(*evidence.broker.letters, without)
+    assert answers.letters(change(evidence)) == []
+    change = _with_letters(*evidence.broker.letters, replace(without, whole=True))
+    (said,) = answers.letters(change(evidence))
+    assert said.startswith("its body was kept")
+
+
+def test_an_unsigned_event_that_no_attack_published_is_found(evidence: Evidence) -> None:
+    asked = [Asked(ROTATION, "rotation.completed", "amber")]
+    evidence = replace(evidence, asked=asked)
+    assert messages.events(evidence) == []
+    broker = replace(evidence.broker, unverified=["digest of another"])
+    (said,) = messages.events(replace(evidence, broker=broker))
+    assert said.endswith("digest of another")
+
+
+def test_an_attack_does_not_hide_what_befell_its_victim(evidence: Evidence) -> None:
+    """The hostile publisher's own letters and events count for nothing under the victim's id."""
+    broker = replace(evidence.broker, events=[REJECTED, SWEPT])
+    lost = messages.ends(replace(evidence, broker=broker))
+    assert UPLOAD.upload_id in "".join(lost)
+    letter = Letter("keyturn.upload.dead", UPLOAD.upload_id, "bad_seal", digest(HONEST.body))
+    refused = messages.ends(_with_letters(*evidence.broker.letters, letter)(evidence))
+    assert UPLOAD.upload_id in "".join(refused)

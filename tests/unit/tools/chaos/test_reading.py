@@ -1,0 +1,175 @@
+"""The readers of `make chaos`, before a gateway that does wrong (SPEC 9)."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from aiohttp import web
+
+from keyturn.identifiers import keyring_key, object_key
+from tools.chaos import reading
+from tools.chaos.load import Upload, plaintext
+from tools.chaos.reading import Reading
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    Answer = Callable[[web.Request, bool], Awaitable[web.StreamResponse]]
+
+SEED = 7
+UPLOAD = Upload(1, "the upload's id", "amber", "a folder/ü.bin", 3000)
+OLD, CURRENT = "the old key", "the current key"
+READS = 60
+
+
+@pytest.fixture(autouse=True)
+def _without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "_PAUSE_S", 0.001)
+    monkeypatch.setattr(reading, "_GONE_S", 0.001)
+
+
+@asynccontextmanager
+async def _standing_for_a_gateway(answer: Answer) -> AsyncIterator[str]:
+    async def asked(request: web.Request) -> web.StreamResponse:
+        assert request.path == "/v1/projects/amber/objects/a folder/ü.bin"
+        key = request.headers["Authorization"].removeprefix("Bearer ")
+        assert key in {OLD, CURRENT}
+        return await answer(request, key == CURRENT)
+
+    app = web.Application()
+    app.router.add_get("/{rest:.*}", asked)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+async def _read(
+    answer: Answer, *, accepted_at: float = 0.0, denied: dict[str, float] | None = None
+) -> Reading:
+    """What two readers noted in some reads; both keys were accepted long ago, or as given."""
+    operator: Any = SimpleNamespace(
+        tenants={"amber": SimpleNamespace(api_keys=[OLD, CURRENT])},
+        accepted={"amber": [0.0, accepted_at]},
+    )
+    async with _standing_for_a_gateway(answer) as url:
+        found = Reading(operator, url, SEED, stored=[UPLOAD], denied=denied or {})
+        task = asyncio.create_task(found.keep_reading())
+        async with asyncio.timeout(30):
+            while found.seen.total() < READS:
+                assert not task.done()
+                await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    return found
+
+
+def _whole() -> web.Response:
+    return web.Response(body=plaintext(SEED, UPLOAD))
+
+
+async def _honest(_: web.Request, current: bool) -> web.StreamResponse:
+    return _whole() if current else web.Response(status=401)
+
+
+async def test_an_honest_gateway_is_found_good() -> None:
+    """With both kinds of reads in it: else the other tests here would show nothing."""
+    found = await _read(_honest)
+    assert found.wrong == []
+    assert set(found.seen) == {"200", "401 to an old key"}
+    assert min(found.seen.values()) > 3
+
+
+async def _other_bytes(_: web.Request, current: bool) -> web.StreamResponse:
+    if not current:
+        return web.Response(status=401)
+    return web.Response(body=plaintext(SEED, UPLOAD)[:-1] + b"!")
+
+
+async def _fewer_bytes(_: web.Request, current: bool) -> web.StreamResponse:
+    return web.Response(body=plaintext(SEED, UPLOAD)[:-1]) if current else _whole()
+
+
+async def _everybody(_: web.Request, current: bool) -> web.StreamResponse:
+    del current
+    return _whole()
+
+
+async def _nobody(_: web.Request, current: bool) -> web.StreamResponse:
+    del current
+    return web.Response(status=401)
+
+
+async def _failing(_: web.Request, current: bool) -> web.StreamResponse:
+    return web.Response(status=500) if current else web.Response(status=401)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (_other_bytes, "served other bytes than were sent"),
+        (_fewer_bytes, "served other bytes than were sent"),
+        (_everybody, "served to a key that was rotated out"),
+        (_nobody, "the current key was turned away"),
+        (_failing, "answered 500"),
+    ],
+)
+async def test_a_gateway_that_does_wrong_is_found(answer: Answer, said: str) -> None:
+    found = await _read(answer)
+    assert any(said in wrong and UPLOAD.upload_id in wrong for wrong in found.wrong), found.wrong
+
+
+async def test_what_breaks_is_no_wrong_answer() -> None:
+    """A connection that ends in the middle served nobody other bytes."""
+
+    async def broken(request: web.Request, current: bool) -> web.StreamResponse:
+        if not current:
+            return web.Response(status=503)
+        begun = web.StreamResponse(headers={"Content-Length": str(UPLOAD.size_bytes)})
+        await begun.prepare(request)
+        await begun.write(plaintext(SEED, UPLOAD)[:100])
+        assert request.transport is not None
+        request.transport.abort()
+        return begun
+
+    found = await _read(broken)
+    assert found.wrong == []
+    assert set(found.seen) == {"broken", "503 to an old key"}
+
+
+async def test_a_rotation_under_way_allows_either_answer() -> None:
+    """The gateway may go by its cache for a while (SPEC 9.1): nothing is surely wrong then."""
+    just_now = time.monotonic() + 3600  # however slowly this test runs
+    for answer in (_everybody, _nobody):
+        found = await _read(answer, accepted_at=just_now)
+        assert found.wrong == []
+
+
+async def _not_found(_: web.Request, current: bool) -> web.StreamResponse:
+    return web.Response(status=404 if current else 401)
+
+
+@pytest.mark.parametrize(
+    ("answer", "s3_key", "said"),
+    [
+        (_not_found, object_key(UPLOAD.project, UPLOAD.key), "answered 404"),
+        (_nobody, keyring_key(UPLOAD.project), "the current key was turned away"),
+    ],
+)
+async def test_what_the_storage_denied_the_gateway_may_deny(
+    answer: Answer, s3_key: str, said: str
+) -> None:
+    """For as long as a cache lasts, and of that key alone."""
+    later, long_ago = time.monotonic() + 3600, time.monotonic() - 60
+    assert (await _read(answer, denied={s3_key: later})).wrong == []
+    for denied in ({s3_key: long_ago}, {"another key": later}):
+        found = await _read(answer, denied=denied)
+        assert any(said in wrong for wrong in found.wrong)

@@ -1,0 +1,87 @@
+"""The documents show what `make doctor` committed, and a table tells what was seen (SPEC 10)."""
+
+from __future__ import annotations
+
+import pytest
+
+from keyturn_workers.storage.probe.runner import Report, Row, probe
+from keyturn_workers.testing.memory_storage import MemoryStorage
+from tools.doctor.seen import HOLDS, Column, Seen, cells, needs
+from tools.doctor.tables import documents, placed, short, whole
+
+NEEDED = {"a": "required", "a, many at once": "required", "b": "wanted", "c": "info"}
+
+
+def column(server: str, bucket: str = "plain", **found: str) -> Column:
+    rows = dict.fromkeys(NEEDED, HOLDS) | {
+        name.replace("_race", ", many at once"): said for name, said in found.items()
+    }
+    return Column(server, "1.0", bucket, "2026-11-25", rows)  # type: ignore[arg-type]
+
+
+def test_the_documents_show_what_is_committed() -> None:
+    for path, text in documents(Seen.read()):
+        assert path.read_text() == text, f"{path.name}: run `make doctor ARGS=--write`"
+
+
+async def test_every_row_of_the_probe_has_its_cell() -> None:
+    """A row that is added, renamed or needed otherwise asks for a new look at every server."""
+    seen = Seen.read()
+    report = await probe(MemoryStorage())
+    assert dict(seen.needed) == dict(needs(report))
+    for each in seen.columns:
+        assert list(each.rows) == [row.name for row in report.rows], each.name
+
+
+def test_a_row_is_told_in_few_words_that_do_not_change_by_chance() -> None:
+    said = {
+        "3 of 8 writers were told that they stored",
+        "8 of 8 writers were told that they stored",
+    }
+    assert {_cell(words) for words in said} == {"several stored"}
+    assert _cell("failed: put: NotImplemented") == "failed: put: NotImplemented"
+    assert _cell("not refused") == "ignored"
+    assert _cell("whatever it was", ok=True) == HOLDS
+
+
+def _cell(said: str, *, ok: bool = False) -> str:
+    return cells(Report([Row("a", "required", ok, said, "")]))["a"]
+
+
+def test_a_required_row_that_fails_is_a_refusal() -> None:
+    seen = Seen(
+        NEEDED, [column("good", c="changed"), column("bad", a="ignored", a_race="x", b="y")]
+    )
+    assert "| good 1.0 | safe |" in short(seen)
+    assert "| bad 1.0 | **refused** for: a |" in short(seen)
+    assert whole(seen).splitlines()[-1] == "| **Keyturn** | | **safe** | **refused**: a |"
+    assert "| a | required | yes | **no**: ignored |" in whole(seen)
+    assert "| c | told | changed | yes |" in whole(seen)
+
+
+def test_what_is_worked_around_is_told() -> None:
+    assert "| fair 1.0 | safe, without: b |" in short(Seen(NEEDED, [column("fair", b="ignored")]))
+    raced = Seen(NEEDED, [column("raced", a_race="several stored")])
+    assert "**refused** for: a, many at once" in short(raced)
+
+
+def test_buckets_of_one_server_that_are_alike_share_a_column() -> None:
+    alike = [column("s"), column("s", "versioned", c="x"), column("s", "locked", c="x")]
+    assert "| s 1.0 | safe |\n| s 1.0, versioned or object lock | safe |\n" in short(
+        Seen(NEEDED, alike)
+    )
+
+
+def test_a_column_seen_anew_takes_its_own_place() -> None:
+    seen = Seen(NEEDED, [column("one"), column("two")])
+    renewed = seen.renewed([column("one", a="ignored"), column("three")])
+    assert [each.server for each in renewed.columns] == ["one", "two", "three"]
+    assert renewed.column("one", "plain").rows["a"] == "ignored"
+    with pytest.raises(LookupError):
+        renewed.column("one", "locked")
+
+
+@pytest.mark.parametrize("text", ["no place", "<!-- doctor: begin -->\n<!-- doctor: end -->" * 2])
+def test_a_document_has_one_place_for_its_table(text: str) -> None:
+    with pytest.raises(ValueError, match="places for the table"):
+        placed(text, "table")

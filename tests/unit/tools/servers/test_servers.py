@@ -1,0 +1,166 @@
+"""The pure parts of the private servers, and the guard that ends them; no server is started."""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import io
+import os
+import struct
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tools.servers import S3Server, Servers, packages
+from tools.servers.ceph import cephx_key, keyring_text
+from tools.servers.moto_server import read_body
+from tools.servers.packages import missing_packages, needed
+from tools.servers.process import GuardedProcess, ServerError, free_port
+from tools.servers.rabbitmq import definitions
+
+# Detaches a grandchild as Erlang does with epmd, tells its id, and waits.
+_DETACHING = """
+import os, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"],
+                         start_new_session=True)
+print(os.getpid(), child.pid, flush=True)
+time.sleep(300)
+"""
+
+
+def _guarded(folder: Path, program: str) -> GuardedProcess:
+    return GuardedProcess(
+        [sys.executable, "-c", program],
+        env=dict(os.environ),
+        scratch=folder,
+        log=folder / "log",
+        grace_s=5,
+    )
+
+
+def _pids(folder: Path) -> list[int]:
+    words = (folder / "log").read_text().split()
+    return [int(word) for word in words] if len(words) == 2 else []
+
+
+def test_ending_a_guard_ends_what_its_server_detached(tmp_path: Path) -> None:
+    process = _guarded(tmp_path, _DETACHING)
+    process.wait_until(lambda: bool(_pids(tmp_path)), what="the program")
+    pids = _pids(tmp_path)
+    assert all(psutil.pid_exists(pid) for pid in pids)
+    process.end()
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+    assert tmp_path.exists()
+
+
+def test_a_server_that_ends_while_starting_is_told_with_its_log(tmp_path: Path) -> None:
+    process = _guarded(tmp_path, "print('no such disk'); raise SystemExit(3)")
+    with pytest.raises(ServerError, match="no such disk"):
+        process.wait_until(lambda: False, what="the program")
+    process.end()
+
+
+def test_a_killed_owner_leaves_nothing(tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    owner = psutil.Popen([sys.executable, "-c", _OWNER, str(scratch), _DETACHING])
+    deadline = time.monotonic() + 20
+    while not (scratch / "log").exists() or not _pids(scratch):
+        assert time.monotonic() < deadline
+        owner.poll()
+    found = [psutil.Process(pid) for pid in _pids(scratch)]
+    owner.kill()
+    owner.wait()
+    _, alive = psutil.wait_procs(found, timeout=20)
+    assert not alive
+    while scratch.exists():
+        assert time.monotonic() < deadline
+
+
+_OWNER = """
+import os, pathlib, sys, time
+from tools.servers.process import GuardedProcess
+folder = pathlib.Path(sys.argv[1])
+process = GuardedProcess([sys.executable, "-c", sys.argv[2]], env=dict(os.environ),
+                         scratch=folder, log=folder / "log", grace_s=5)
+time.sleep(300)
+"""
+
+
+def test_definitions_give_the_user_every_vhost() -> None:
+    made = definitions("kim", ["a", "b"])
+    assert made["vhosts"] == [{"name": "a"}, {"name": "b"}]
+    assert made["permissions"] == [
+        {"user": "kim", "vhost": name, "configure": ".*", "write": ".*", "read": ".*"}
+        for name in ("a", "b")
+    ]
+
+
+def test_cephx_key_has_cephs_layout() -> None:
+    raw = base64.b64decode(cephx_key())
+    kind, _seconds, _nanoseconds, length = struct.unpack("<HIIH", raw[:12])
+    assert (kind, length, len(raw)) == (1, 16, 28)
+
+
+def test_keyring_has_an_entry_and_a_key_of_its_own_for_each_daemon() -> None:
+    lines = keyring_text().splitlines()
+    assert [line for line in lines if line.startswith("[")] == [
+        "[mon.]",
+        "[client.admin]",
+        "[osd.0]",
+    ]
+    assert len({line for line in lines if line.startswith("key = ")}) == 3
+
+
+def test_the_secret_key_does_not_show_in_a_repr() -> None:
+    server = S3Server.private(1, "ceph")
+    assert server.secret_access_key not in repr(server)
+
+
+def test_a_given_server_is_read_from_the_environment() -> None:
+    server = S3Server.private(9000, "given")
+    assert S3Server.from_environment(server.environment("b")) == server
+    assert S3Server.from_environment({"KEYTURN_S3_BUCKET": "b"}) is None
+
+
+def test_nothing_is_started_where_all_addresses_are_given() -> None:
+    given = {"KEYTURN_AMQP_URL": "amqp://broker/", "KEYTURN_S3_ENDPOINT_URL": "http://s3"}
+    with Servers("ceph", environ=given) as servers:
+        assert servers.amqp_url == "amqp://broker/"
+        assert servers.s3.endpoint_url == "http://s3"
+        assert servers.rabbitmq is None
+
+
+def test_a_free_port_is_below_the_ephemeral_range() -> None:
+    assert 20_000 <= free_port() <= 32_000
+
+
+def test_packages_are_installed_by_one_process_at_a_time() -> None:
+    """Three processes of a suite on a fresh machine: apt would refuse the second and the third."""
+    file = Path(tempfile.gettempdir(), "keyturn-packages.lock")
+    with packages._alone(), file.open("a") as second, pytest.raises(BlockingIOError):
+        fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_missing_packages_are_named_once() -> None:
+    assert missing_packages({"no-such-a": "p", "no-such-b": "p", "sh": "dash"}) == ["p"]
+    assert needed("none", broker=False) == {}
+    assert "radosgw" in needed("ceph", broker=True)
+
+
+@pytest.mark.parametrize("size_bytes", [0, 1, 2**20, 17 * 2**20])
+def test_read_body_reads_the_length_told_and_no_more(size_bytes: int) -> None:
+    source = io.BytesIO(b"x" * size_bytes + b"next request")
+    environ = {"wsgi.input": source, "CONTENT_LENGTH": str(size_bytes)}
+    with read_body(environ) as body:
+        assert body.read() == b"x" * size_bytes
+    assert source.read() == b"next request"
+
+
+def test_read_body_refuses_a_body_cut_short() -> None:
+    with pytest.raises(ConnectionError):
+        read_body({"wsgi.input": io.BytesIO(b"xx"), "CONTENT_LENGTH": "3"})

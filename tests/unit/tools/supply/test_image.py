@@ -1,0 +1,147 @@
+"""What Dockerfile and compose.yaml say: nobody's root, a root that nobody writes, no secrets.
+
+There is no Docker engine where these tests run; `tests/integration/test_read_only_root.py` runs
+what the image would hold under the same limits.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from keyturn_workers.cli.init import GATEWAY_FILE, PUBLISHER_FILE, STORAGE_FILE, WORKER_FILE, init
+from tools.supply.lock import ROOT
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+OURS = ("upload", "control", "sweep", "gateway")
+UID = "10001"
+_SECRET = re.compile(r"_KEY|SECRET|PASSWORD|TOKEN|PEPPER|SEED|AMQP_URL", re.IGNORECASE)
+
+
+def _stages() -> dict[str, list[tuple[str, str]]]:
+    """By stage, its instructions in order, continued lines joined."""
+    stages: dict[str, list[tuple[str, str]]] = {}
+    joined = re.sub(r"\\\n", " ", re.sub(r"^#.*\n", "", DOCKERFILE, flags=re.MULTILINE))
+    for line in filter(str.strip, joined.splitlines()):
+        word, _, rest = line.partition(" ")
+        if word == "FROM":
+            stages[rest.split(" AS ")[1]] = []
+        stages[list(stages)[-1]].append((word, rest))
+    return stages
+
+
+def _last(stage: str, word: str) -> str:
+    return [rest for found, rest in _stages()[stage] if found == word][-1]
+
+
+@pytest.fixture(scope="module")
+def services() -> dict[str, dict[str, Any]]:
+    """compose.yaml's, its anchors resolved."""
+    found: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "compose.yaml").read_text())[
+        "services"
+    ]
+    return found
+
+
+def test_the_image_that_is_shipped_is_the_last_stage_and_runs_as_nobody() -> None:
+    """By number, which Kubernetes' `runAsNonRoot` asks for."""
+    assert list(_stages())[-1] == "keyturn"
+    assert _last("keyturn", "USER") == UID
+    words = [word for word, _ in _stages()["keyturn"]]
+    assert not {"RUN", "COPY", "ADD"} & set(words[words.index("USER") :])
+    assert _last("keyturn", "ENTRYPOINT") == '["keyturn"]'
+
+
+def test_what_is_shipped_comes_from_the_build_and_can_build_nothing() -> None:
+    copies = [rest for word, rest in _stages()["keyturn"] if word == "COPY"]
+    assert copies == ["--from=build /app/.venv /app/.venv"]
+    (run,) = [rest for word, rest in _stages()["keyturn"] if word == "RUN"]
+    installed = re.search(r"--no-install-recommends ([a-z0-9 -]+)&&", run)
+    assert installed is not None
+    assert installed[1].split() == ["python3", "ca-certificates"]
+    assert f"--uid {UID}" in run
+    assert not {word for stage in _stages().values() for word, _ in stage} & {
+        "ADD",
+        "ARG",
+        "VOLUME",
+    }
+
+
+def test_the_build_is_locked_and_leaves_its_sbom() -> None:
+    runs = [rest for word, rest in _stages()["build"] if word == "RUN"]
+    syncs = [part for run in runs for part in run.split("&&") if " sync " in part]
+    assert len(syncs) == 2
+    for sync in syncs:
+        assert "--locked --extra workers --no-default-groups" in sync
+    assert "--no-editable" in syncs[-1]
+    assert "--format cyclonedx1.5" in runs[-1]
+    assert "--output-file .venv/keyturn.cdx.json" in runs[-1]
+
+
+def test_no_secret_is_built_in() -> None:
+    for stage in _stages().values():
+        for word, rest in stage:
+            if word == "ENV":
+                assert not _SECRET.search(re.sub(r"=\S+", "", rest)), rest
+    ignored = (ROOT / ".dockerignore").read_text().split()
+    assert {"*.env", "*.key", "*.header", ".git"} <= set(ignored)
+    for file in (WORKER_FILE, GATEWAY_FILE, PUBLISHER_FILE, STORAGE_FILE):
+        assert file.endswith(".env")
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_every_process_has_a_read_only_root_and_no_privilege(
+    name: str, services: dict[str, dict[str, Any]]
+) -> None:
+    service = services[name]
+    assert service["build"] == {"context": ".", "target": "keyturn"}
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    # Nothing is written, so there is nothing to mount: the integration test shows it.
+    assert not {"tmpfs", "volumes", "privileged", "cap_add", "user", "pid"} & set(service)
+    assert service["command"] == (["gateway"] if name == "gateway" else ["worker", name])
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_secrets_come_from_files_beside_the_deployment(
+    name: str, services: dict[str, dict[str, Any]]
+) -> None:
+    service = services[name]
+    assert service["env_file"] == [GATEWAY_FILE if name == "gateway" else WORKER_FILE]
+    assert not any(_SECRET.search(variable) for variable in service["environment"])
+
+
+def test_no_other_service_is_ours(services: dict[str, dict[str, Any]]) -> None:
+    """The broker and the development storage keep state and are not this image."""
+    assert set(services) == {*OURS, "broker", "storage"}
+    for service in services.values():
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
+
+
+def test_only_the_processes_that_need_keys_get_their_file(
+    services: dict[str, dict[str, Any]],
+) -> None:
+    """The broker gets no file of ours, the development storage none but the bucket's keys."""
+    files = {name: service.get("env_file", []) for name, service in services.items()}
+    assert files["broker"] == []
+    assert files["storage"] == [STORAGE_FILE]
+
+
+def test_the_storage_container_learns_no_key_that_opens_anything(tmp_path: Path) -> None:
+    init(tmp_path, force=False)
+    lines = (tmp_path / STORAGE_FILE).read_text().splitlines()
+    names = {line.split("=")[0] for line in lines if line and not line.startswith("#")}
+    assert names == {
+        "KEYTURN_S3_ENDPOINT_URL",
+        "KEYTURN_S3_REGION",
+        "KEYTURN_S3_BUCKET",
+        "KEYTURN_S3_ACCESS_KEY_ID",
+        "KEYTURN_S3_SECRET_ACCESS_KEY",
+    }

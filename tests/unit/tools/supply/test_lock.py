@@ -1,0 +1,93 @@
+"""Everything that is installed was locked before, by its hash, and by nothing else."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from typing import TYPE_CHECKING
+
+from tests.unit.tools.supply.exported import export
+from tools.supply.dependencies import FILE, PURPOSES, generate, licence
+from tools.supply.lock import PROJECT, ROOT, direct, packages, shipped
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_SHA256 = re.compile(r"sha256:[0-9a-f]{64}")
+_PIN = re.compile(
+    r"^([a-z0-9-]+)==(\S+)(?: ;[^\\\n]*)? \\\n((?:    --hash=\S+(?: \\)?\n)+)", re.MULTILINE
+)
+# What may be shipped with an Apache-2.0 program without asking anybody.
+_ALLOWED = {
+    "Apache-2.0",
+    "BSD-2-Clause",
+    "BSD-3-Clause",
+    "ISC",
+    "MIT",
+    "MIT-0",
+    "MPL-2.0",
+    "PSF-2.0",
+}
+_FEW = 25
+_UV = r"(?:\buv|\$\(UV\))"
+
+
+def test_every_file_of_the_lock_has_its_hash() -> None:
+    """Tools and tests too; the project itself is the one package without files."""
+    for package in packages():
+        if package.name == PROJECT:
+            assert package.table["source"] == {"editable": "."}
+            continue
+        assert set(package.table["source"]) == {"registry"}, package.name
+        assert package.files, package.name
+        for file in package.files:
+            assert _SHA256.fullmatch(file["hash"]), package.name
+            assert file["url"].startswith("https://"), package.name
+
+
+def test_the_export_pins_and_hashes_the_shipped_set(tmp_path: Path) -> None:
+    text = export(tmp_path / "r.txt", "requirements.txt", "--no-emit-project").read_text()
+    text = re.sub(r"^ *#.*\n", "", text, flags=re.MULTILINE)
+    pins = _PIN.findall(text)
+    assert {(name, version) for name, version, _ in pins} == {
+        (name, package.version) for name, package in shipped().items()
+    }
+    assert len(re.findall(r"^\S", text, re.MULTILINE)) == len(pins)
+    for name, _, hashes in pins:
+        known = {file["hash"] for file in shipped()[name].files}
+        assert set(_SHA256.findall(hashes)) == known
+
+
+def test_nothing_is_installed_that_is_not_locked() -> None:
+    """In the Makefile, in the image and in CI: uv by its hashes, all else by the lock."""
+    for name in ("Makefile", "Dockerfile", ".ci/run"):
+        text = (ROOT / name).read_text()
+        for line in text.splitlines():
+            if re.search(rf"{_UV} (sync|export)\b", line):
+                assert "--locked" in line, f"{name}: {line}"
+            if re.search(r"\bpip install\b", line):
+                assert "--require-hashes" in line, f"{name}: {line}"
+            assert not re.search(rf"{_UV} (run|tool|add|pip)\b|\buvx\b|curl|wget", line), (
+                f"{name}: {line}"
+            )
+    pinned = (ROOT / ".ci" / "uv.txt").read_text()
+    assert re.findall(r"^([a-z]\S*)==", pinned, re.MULTILINE) == ["uv"]
+    assert len(_SHA256.findall(pinned)) > 1
+
+
+def test_what_builds_the_wheel_is_pinned() -> None:
+    """By its version: uv's lock holds no hashes for what a build needs."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    pins = project["tool"]["uv"]["build-constraint-dependencies"]
+    assert all(re.fullmatch(r"[a-z-]+==[0-9.]+", pin) for pin in pins)
+    named = {pin.split("==")[0] for pin in pins}
+    assert set(project["build-system"]["requires"]) <= named
+
+
+def test_dependencies_are_few_told_and_free() -> None:
+    assert FILE.read_text() == generate(), "run `python -m tools.supply.dependencies`"
+    assert list(direct()) == sorted(PURPOSES)
+    assert len(direct()) <= _FEW
+    for name in shipped():
+        parts = set(re.split(r" (?:AND|OR) ", re.sub(r"[()]", "", licence(name))))
+        assert parts <= _ALLOWED, name

@@ -1,0 +1,68 @@
+"""The other side of the gateway: its own server and send loop, which open nothing.
+
+`python -m tools.bench.gateway.passing`, with a gateway's environment. It serves the stored
+bytes of whatever key the path names, to anybody, by the product's own storage module, in
+pieces as the gateway reads them. So what is left between the two is the gate, the keyring,
+the DEK and the opening.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
+
+import uvloop
+
+from keyturn_workers.gateway.client_connection import patient, while_connected
+from keyturn_workers.gateway.server import serve
+from keyturn_workers.settings import GatewaySettings
+from keyturn_workers.storage.s3 import open_storage
+from keyturn_workers.worker.logging import configure
+
+if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
+
+    from keyturn_workers.storage import Storage
+
+
+class Passing:
+    """The ASGI application."""
+
+    def __init__(self, storage: Storage, idle_timeout_s: float) -> None:
+        self._storage = storage
+        self._idle_timeout_s = idle_timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the stored bytes."""
+        key = unquote(scope["raw_path"].decode()).removeprefix("/")
+        async with self._storage.stream(key) as stream:
+            length = str(stream.head.size_bytes).encode()
+            headers = [(b"content-length", length)]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            patiently = patient(send, scope, self._idle_timeout_s)
+
+            async def sending() -> None:
+                async for piece in stream.chunks(None):
+                    await patiently(
+                        {"type": "http.response.body", "body": piece, "more_body": True}
+                    )
+                await patiently({"type": "http.response.body", "body": b""})
+
+            await while_connected(receive, sending())
+
+
+async def run(settings: GatewaySettings) -> None:
+    """Serve until told to stop."""
+    async with open_storage(settings, max_connections=settings.gateway_concurrency) as storage:
+        await serve(settings, Passing(storage, settings.gateway_idle_timeout_s))
+
+
+def main() -> None:
+    """As `keyturn gateway` begins."""
+    settings = GatewaySettings.read()
+    configure(settings.log_format, settings.log_level)
+    uvloop.run(run(settings))
+
+
+if __name__ == "__main__":
+    main()

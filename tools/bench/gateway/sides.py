@@ -1,0 +1,116 @@
+"""Three sides of one object: the gateway, the server that passes bytes through, the storage.
+
+Gateway and passing server are processes of their own, started with the same settings. The
+storage itself is asked by presigned URLs, so that no side's client has to sign.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from keyturn.crypto import b64
+from keyturn.identifiers import object_key
+from tools.bench.processes import printed, serving
+from tools.bench.rotation.world import MASTER_KEY
+from tools.harness import reader
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from tools.bench.processes import Running
+    from tools.bench.rotation.world import World
+
+_STARTED = "gateway started"
+_PRESIGNED_S = 3600
+_UNRESERVED = "/-_.~"
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Where each side serves the objects of one project."""
+
+    world: World
+    project: str
+    gateway: Running
+    passing: Running
+
+    def ours(self, key: str, **headers: str) -> dict[str, Any]:
+        """The object from the gateway."""
+        path = f"/v1/projects/{self.project}/objects/{quote(key, safe=_UNRESERVED)}"
+        said = {"authorization": f"Bearer {self.world.api_keys[self.project]}", **headers}
+        return {"url": _address(self.gateway) + path, "headers": said}
+
+    def passed(self, key: str) -> dict[str, Any]:
+        """Its stored bytes from the server that passes them through."""
+        path = quote(object_key(self.project, key), safe=_UNRESERVED)
+        return {"url": f"{_address(self.passing)}/{path}", "headers": {}}
+
+    def bare(self, key: str, **headers: str) -> dict[str, Any]:
+        """Its stored bytes from the storage."""
+        url = reader.s3_client(self.world.deployment).generate_presigned_url(
+            "get_object",
+            Params={
+                "Bucket": self.world.deployment.bucket,
+                "Key": object_key(self.project, key),
+            },
+            ExpiresIn=_PRESIGNED_S,
+        )
+        return {"url": url, "headers": headers}
+
+
+def _address(running: Running) -> str:
+    """The log's line that says where it listens."""
+    lines = [json.loads(line) for line in running.log.read_text().splitlines()]
+    told = next(line for line in lines if line["event"] == _STARTED)
+    return f"http://{told['host']}:{told['port']}"
+
+
+@asynccontextmanager
+async def opened(
+    world: World,
+    project: str,
+    scratch: Path,
+    name: str,
+    *,
+    samples: Path | None = None,
+    **env: str,
+) -> AsyncIterator[Sides]:
+    """Both servers, fresh; `env` is further settings of both, without their prefix.
+
+    Where `samples` is given the gateway samples its own stack, and writes there at its end.
+    """
+    module = (
+        ["workers", "gateway"]
+        if samples is None
+        else ["tools.bench.sampled", str(samples), "gateway"]
+    )
+    deployment = world.deployment
+    said = {
+        **deployment.publisher_env(),
+        "KEYTURN_MASTER_KEYS": json.dumps({MASTER_KEY: b64(deployment.master_key)}),
+        "KEYTURN_GATEWAY_PORT": "0",
+        "KEYTURN_LOG_FORMAT": "json",
+        **{f"KEYTURN_{setting}": value for setting, value in env.items()},
+    }
+    async with (
+        serving(said, scratch / f"{name}-gateway.log", module, ready=_STARTED) as a,
+        serving(
+            said,
+            scratch / f"{name}-passing.log",
+            ["tools.bench.gateway.passing"],
+            ready=_STARTED,
+        ) as b,
+    ):
+        yield Sides(world, project, a, b)
+
+
+async def ask(what: str, targets: list[dict[str, Any]], **more: float) -> dict[str, Any]:
+    """Do one job of `tools.bench.gateway.asking`; errors as `printed`."""
+    job = json.dumps({"what": what, "targets": targets, **more})
+    told: dict[str, Any] = await printed({}, "tools.bench.gateway.asking", said=job)
+    return told

@@ -1,0 +1,189 @@
+"""Processes of the bench: the real commands and the bare loops, and what they use.
+
+A worker's log goes to a file, as it would to a journal: reading it through a pipe would
+take CPU time from what is measured. Every wait is bounded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+_ROOT = Path(__file__).parents[2]
+_START_S = 60
+_STOP_S = 60
+_BARE_S = 180
+_LOOK_S = 0.02
+_SHOWN = 4000
+
+
+class BenchError(Exception):
+    """A measurement could not be made."""
+
+
+@dataclass(frozen=True)
+class Running:
+    """A process that serves; `usage` looks at it from outside."""
+
+    process: asyncio.subprocess.Process
+    usage: psutil.Process
+    log: Path
+
+    def cpu_s(self) -> float:
+        """User and system time so far, in seconds."""
+        times = self.usage.cpu_times()
+        return times.user + times.system
+
+    def rss_bytes(self) -> int:
+        """What is in memory now."""
+        return int(self.usage.memory_info().rss)
+
+    def forget_peak(self) -> None:
+        """Let the kernel count the peak from now on; some do not allow it."""
+        with suppress(OSError):
+            Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
+
+    def peak_bytes(self) -> int:
+        """The kernel's own peak of resident memory."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+
+
+def _environment(env: dict[str, str]) -> dict[str, str]:
+    return {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **env}
+
+
+@asynccontextmanager
+async def worker(
+    env: dict[str, str], log: Path, role: str = "upload", *, samples: Path | None = None
+) -> AsyncIterator[Running]:
+    """Run `keyturn worker ROLE` until the block ends, ready to serve.
+
+    Args:
+        env: Its whole environment.
+        log: Where its log goes.
+        role: Which worker.
+        samples: Where given, the worker samples its own stack, and writes there.
+
+    Raises:
+        BenchError: it ended by itself, or was not ready in time.
+    """
+    module = (
+        ["workers", "worker", role]
+        if samples is None
+        else ["tools.bench.sampled", str(samples), role]
+    )
+    async with serving(env, log, module, ready="worker started") as running:
+        if samples is not None:
+            sample_from_now(running)
+        yield running
+
+
+def sample_from_now(running: Running) -> None:
+    """Let a sampled process forget what its start took."""
+    running.process.send_signal(signal.SIGUSR1)
+
+
+@asynccontextmanager
+async def serving(
+    env: dict[str, str], log: Path, module: list[str], *, ready: str
+) -> AsyncIterator[Running]:
+    """Run a module with its arguments until the block ends, once its log says `ready`.
+
+    Raises:
+        BenchError: it ended by itself, or was not ready in time.
+    """
+    with log.open("wb") as out:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            *module,
+            cwd=_ROOT,
+            env=_environment(env),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=out,
+        )
+    try:
+        await _ready(process, log, ready)
+        yield Running(process, psutil.Process(process.pid), log)
+    finally:
+        await _end(process)
+
+
+async def _ready(process: asyncio.subprocess.Process, log: Path, ready: str) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_START_S):
+            while process.returncode is None:
+                if ready in _text(log):
+                    return
+                await asyncio.sleep(_LOOK_S)
+    raise BenchError(f"{ready!r} was not said:\n{_text(log)}")
+
+
+def _text(log: Path) -> str:
+    """The log of a process that has hardly begun."""
+    return log.read_text()[-_SHOWN:]
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        process.send_signal(signal.SIGTERM)
+    try:
+        async with asyncio.timeout(_STOP_S):
+            await process.wait()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+
+
+async def printed(env: dict[str, str], module: str, *arguments: str, said: str = "") -> Any:
+    """Run one of the bench's modules; gives the JSON that it printed.
+
+    `said` goes to its standard input.
+
+    Raises:
+        BenchError: it failed, or took too long.
+    """
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        module,
+        *arguments,
+        cwd=_ROOT,
+        env=_environment(env),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    name = " ".join((module, *arguments[:1]))
+    try:
+        async with asyncio.timeout(_BARE_S):
+            out, err = await process.communicate(said.encode())
+    except TimeoutError as exc:
+        process.kill()
+        await process.wait()
+        raise BenchError(f"{name} took longer than {_BARE_S} s") from exc
+    if process.returncode != 0:
+        raise BenchError(f"{name} failed:\n{err.decode()[-_SHOWN:]}")
+    return json.loads(out)
+
+
+async def bare(env: dict[str, str], what: str, key: str, **numbers: float) -> dict[str, Any]:
+    """Run one of `tools.bench.bare`'s loops; gives what it printed; errors as `printed`."""
+    options = [text for name, value in numbers.items() for text in (f"--{name}", str(value))]
+    told: dict[str, Any] = await printed(env, "tools.bench.bare", what, key, *options)
+    return told

@@ -1,0 +1,170 @@
+"""One object rotated, by its size: new wraps, against its bytes through a client (SPEC 8.2).
+
+Ours is one take of a page with that one object, by the product's own `PageTaker`: keyring,
+listing, ranged read, copy, keyring again. Theirs is download, opening, sealing and upload
+of the same object, by a process of its own. A bare HEAD and self-copy of an object of that
+size says what the server itself needs for it.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from keyturn.identifiers import object_key
+from keyturn.metadata import Wraps, parse
+from keyturn_workers.objects.apply import COPY_LIMIT_BYTES
+from keyturn_workers.objects.unwrap import open_admin
+from keyturn_workers.storage import Headers
+from keyturn_workers.sweep.page_worker import PageTaker
+from keyturn_workers.sweep.plan import Ask, Live, Plan, State
+from tools.bench.big import check_memory
+from tools.bench.figures import Row, Spread, lower_is_better
+from tools.bench.processes import BenchError, bare, printed
+from tools.bench.rotation.world import open_world
+from tools.harness.requests import new_id, now
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from tools.bench.rotation.world import World
+    from tools.harness.deployment import Deployment
+
+PROJECT = "sizes"
+_KIB, _MIB = 2**10, 2**20
+SIZES = (4 * _KIB, _MIB, 16 * _MIB, 128 * _MIB, 512 * _MIB)
+QUICK_SIZES = (4 * _KIB, _MIB)
+_CONCURRENCY = 64
+_FLAT_AIM = 2.0
+# The server keeps all in memory, and what is replaced or deleted for a while as well: the
+# object, and of each round what was uploaded; two bytes of memory and more for one of them.
+_MEMORY_A_BYTE = 3
+
+
+@dataclass
+class Rounds:
+    """Seconds of the rounds for one size."""
+
+    ours: list[float] = field(default_factory=list)
+    through: list[float] = field(default_factory=list)
+    copied: list[float] = field(default_factory=list)
+
+
+def name_of(size_bytes: int) -> str:
+    """A size for a person."""
+    if size_bytes < _MIB:
+        return f"{size_bytes // _KIB} KiB"
+    return f"{size_bytes // _MIB} MiB"
+
+
+async def measure(deployment: Deployment, *, sizes: Sequence[int], rounds: int) -> list[Row]:
+    """The rows for one server.
+
+    Raises:
+        BenchError: something was not done, or the server has not the memory for it.
+    """
+    check_memory(sum(sizes) * (1 + rounds), memory_a_byte=_MEMORY_A_BYTE)
+    found = {size_bytes: Rounds() for size_bytes in sizes}
+    async with open_world(deployment) as world:
+        await world.enrol(PROJECT)
+        await world.load_large(PROJECT, "warm", 4 * _KIB)
+        for size_bytes in sizes:
+            await world.load_large(PROJECT, str(size_bytes), size_bytes)
+            await world.storage.put(f"bare/{size_bytes}/0", b"warm", Headers({}))
+        for _ in range(rounds):
+            await world.turn(PROJECT)
+            await _rotated(world, "warm")
+            for size_bytes, seconds in found.items():
+                key = str(size_bytes)
+                seconds.ours.append(await _rotated(world, key))
+                seconds.through.append(await _through_a_client(world, key))
+                # Of two objects the first, a small one, makes the connection.
+                told = await bare(deployment.s3_env(), "copies", f"bare/{key}", warm=1, count=1)
+                seconds.copied.append(told["wall_s"])
+    return rows(deployment.s3.kind, found)
+
+
+async def _rotated(world: World, key: str) -> float:
+    """Seconds of one take that finds the object under the key before."""
+    taker = PageTaker(
+        world.storage,
+        world.keyrings,
+        world.keys,
+        world.store,
+        concurrency=_CONCURRENCY,
+        copy_limit_bytes=COPY_LIMIT_BYTES,
+    )
+    observed = await world.keyrings.fresh(PROJECT)
+    live = Live(page=0, after=key[:-1], last=key, sent_at=datetime.now(UTC), sends=1)
+    plan = Plan(
+        ask=Ask("sweep", new_id(), PROJECT, now()),
+        state=State.of(observed),
+        turned_at=observed.lease.read_at,
+        started_at=datetime.now(UTC),
+        live=(live,),
+    )
+    began = time.perf_counter()
+    result = await taker.take(plan, live)
+    took_s = time.perf_counter() - began
+    if (result.changed, result.counts.objects, result.counts.rewrapped) != (1, 1, 1):
+        raise BenchError(f"the object was not rotated: {result.counts}")
+    return took_s
+
+
+async def _through_a_client(world: World, key: str) -> float:
+    """Seconds for the same object downloaded, opened, sealed and uploaded."""
+    s3_key = object_key(PROJECT, key)
+    wraps = parse((await world.storage.head(s3_key)).metadata)
+    observed = await world.keyrings.fresh(PROJECT)
+    opened = (
+        open_admin(wraps, key, observed.desired, world.keys, ())
+        if isinstance(wraps, Wraps)
+        else None
+    )
+    if opened is None:
+        raise BenchError("the object has no wrap that opens")
+    told = await printed(
+        world.deployment.s3_env(),
+        *("tools.bench.rotation.resealing", s3_key, f"bare/{key}/1"),
+        said=opened.dek.hex() + "\n",
+    )
+    return float(told["wall_s"])
+
+
+def rows(server: str, found: Mapping[int, Rounds]) -> list[Row]:
+    """Seconds by size, and how flat they are."""
+    made = [
+        Row(
+            f"rotating an object of {name_of(size_bytes)}",
+            server,
+            "s",
+            Spread(tuple(seconds.ours)),
+            Spread(tuple(theirs)),
+            against,
+            lower_is_better(seconds.ours, theirs),
+        )
+        for size_bytes, seconds in found.items()
+        for against, theirs in (
+            ("download, open, seal, upload", seconds.through),
+            ("bare aioboto3 HEAD + self-copy", seconds.copied),
+        )
+    ]
+    first, last = min(found), max(found)
+    return [
+        *made,
+        Row(
+            f"rotating {name_of(last)} against {name_of(first)}",
+            server,
+            "times as long",
+            Spread(tuple(_each(found[last].ours, found[first].ours))),
+            Spread(tuple(_each(found[last].copied, found[first].copied))),
+            "bare aioboto3 HEAD + self-copy",
+            at_most=_FLAT_AIM,
+        ),
+    ]
+
+
+def _each(above: Sequence[float], below: Sequence[float]) -> list[float]:
+    return [a / b for a, b in zip(above, below, strict=True)]

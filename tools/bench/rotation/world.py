@@ -1,0 +1,182 @@
+"""A project that the bench owns: its keyring and its objects, put directly (SPEC 4, 5).
+
+Uploading is not what is measured, so objects are sealed and put without a request. They
+stand as an upload leaves them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from keyturn.crypto import (
+    BODY_CONTEXT,
+    Secret,
+    kek_id,
+    new_api_key,
+    new_dek,
+    seal,
+    sealed_size,
+    user_kek,
+)
+from keyturn.identifiers import object_key
+from keyturn.messages import RequestOrigin
+from keyturn.settings import S3Settings
+from keyturn_workers.keyring import Generation, Keyring, KeyringReader, change, create, turned
+from keyturn_workers.objects.body_stream import sealed_pieces
+from keyturn_workers.objects.operator_keys import OperatorKeys
+from keyturn_workers.objects.wrap import metadata_for, wrap
+from keyturn_workers.storage import Headers
+from keyturn_workers.storage.probe.runner import probe
+from keyturn_workers.storage.s3 import S3Storage, open_storage
+from keyturn_workers.sweep.store import SweepStore
+from tools.bench.processes import BenchError
+from tools.harness.requests import new_id, now
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+
+    from keyturn_workers.keyring import Desired
+    from tools.harness.deployment import Deployment
+
+MASTER_KEY = "m1"
+LEASE_S = 15
+_CACHE_S = 2
+_LOADED_AT_ONCE = 64
+_CONNECTIONS = 96
+_PIECE_BYTES = 2**20
+_CONTENT_TYPE = "application/octet-stream"
+
+
+def key_of(number: int) -> str:
+    """The key of an object; in the order of their numbers."""
+    return f"o/{number:08}"
+
+
+@dataclass(frozen=True)
+class World:
+    """A deployment's bucket, as the bench itself reads and writes it."""
+
+    deployment: Deployment
+    storage: S3Storage
+    keyrings: KeyringReader
+    store: SweepStore
+    keys: OperatorKeys
+    api_keys: dict[str, str] = field(default_factory=dict)
+    """The current API key by project."""
+
+    async def enrol(self, project: str) -> None:
+        """Put the project's first keyring."""
+        kek = self._new_kek(project)
+        first = Generation(1, kek_id(kek), kek, new_id(), now(), now())
+        keyring = Keyring(project, MASTER_KEY, first)
+        if not await create(
+            self.storage, keyring, self.keys.master_keys, lease_s=self.keyrings.lease_s
+        ):
+            raise BenchError(f"the project {project} stands already")
+
+    async def turn(self, project: str) -> None:
+        """Turn the project to a new API key."""
+        observed = await self.keyrings.fresh(project)
+        after = turned(
+            observed.keyring,
+            kek=self._new_kek(project),
+            rotation_id=new_id(),
+            requested_at=now(),
+            at=now(),
+            origin=RequestOrigin("bench", "0" * 64),
+        )
+        if not await change(
+            self.storage,
+            after,
+            observed.etag,
+            self.keys.master_keys,
+            lease_s=self.keyrings.lease_s,
+        ):
+            raise BenchError(f"the keyring of {project} was changed by somebody else")
+
+    def _new_kek(self, project: str) -> Secret:
+        self.api_keys[project] = new_api_key()
+        return user_kek(self.api_keys[project], project)
+
+    async def load(
+        self, project: str, count: int, size_bytes: int, *, tags: Mapping[str, str] | None = None
+    ) -> None:
+        """Put so many small objects, sealed for the project as its keyring stands."""
+        desired = (await self.keyrings.fresh(project)).desired
+        plaintext = os.urandom(size_bytes)
+
+        async def put(numbers: Iterable[int]) -> None:
+            for number in numbers:
+                dek = new_dek()
+                headers = _headers(desired, key_of(number), dek)
+                s3_key = object_key(project, key_of(number))
+                await self.storage.put(s3_key, seal(dek, BODY_CONTEXT, plaintext), headers)
+                if tags:
+                    await self.storage.write_tags(s3_key, tags)
+
+        numbers = iter(range(count))
+        async with asyncio.TaskGroup() as group:
+            for _ in range(_LOADED_AT_ONCE):
+                group.create_task(put(numbers))
+
+    async def load_large(self, project: str, key: str, size_bytes: int) -> str:
+        """Put one object of this size, streamed; gives the SHA-256 of its plaintext, in hex."""
+        desired = (await self.keyrings.fresh(project)).desired
+        dek, block = new_dek(), os.urandom(_PIECE_BYTES)
+        hashed = hashlib.sha256()
+
+        async def plaintext() -> AsyncIterator[bytes]:
+            for at in range(0, size_bytes, _PIECE_BYTES):
+                piece = block[: min(_PIECE_BYTES, size_bytes - at)]
+                hashed.update(piece)
+                yield piece
+
+        await self.storage.put_stream(
+            object_key(project, key),
+            sealed_pieces(plaintext(), dek),
+            sealed_size(size_bytes),
+            _headers(desired, key, dek),
+        )
+        return hashed.hexdigest()
+
+
+def _headers(desired: Desired, key: str, dek: bytes) -> Headers:
+    metadata = metadata_for(wrap(desired, key, dek), upload_id=new_id(), caller_wire={})
+    return Headers(metadata, _CONTENT_TYPE)
+
+
+def pages_of(keys: Sequence[str], page_keys: int, *, after: str = "") -> list[tuple[str, str]]:
+    """Pages that touch each other over keys in their order: the key before, and the last one."""
+    lasts = [keys[min(at + page_keys, len(keys)) - 1] for at in range(0, len(keys), page_keys)]
+    return list(zip([after, *lasts[:-1]], lasts, strict=True))
+
+
+@asynccontextmanager
+async def open_world(deployment: Deployment) -> AsyncIterator[World]:
+    """The bucket, with a reader of keyrings and the records of sweeps."""
+    s3 = deployment.s3
+    settings = S3Settings(
+        s3_endpoint_url=s3.endpoint_url,
+        s3_region=s3.region,
+        s3_bucket=deployment.bucket,
+        s3_access_key_id=s3.access_key_id,
+        s3_secret_access_key=s3.secret_access_key,
+    )
+    master_keys = {MASTER_KEY: Secret(deployment.master_key)}
+    async with open_storage(settings) as storage:
+        differences = (await probe(storage, quick=True)).differences
+    async with open_storage(
+        settings, differences=differences, max_connections=_CONNECTIONS
+    ) as storage:
+        yield World(
+            deployment,
+            storage,
+            KeyringReader(storage, master_keys, lease_s=LEASE_S, cache_s=_CACHE_S),
+            SweepStore(storage, master_keys),
+            OperatorKeys(master_keys),
+        )

@@ -1,0 +1,349 @@
+"""A hostile publisher and a broker writer, beside everything else in a run (SPEC 6.3, 6.7).
+
+The hostile publisher holds a key and a grant for its own project alone. It signs requests of its
+own under the ids of others'. The broker writer may publish whatever it likes wherever it likes,
+and holds no key: it copies and alters what others signed, and sends what is not signed at all.
+Whom they attack waits meanwhile by the product's own client, which must hear of its own request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import aio_pika
+from aio_pika.exceptions import CONNECTION_EXCEPTIONS, AMQPException
+
+from keyturn import topology
+from keyturn.crypto import SigningKey, b64, new_api_key
+from keyturn.publisher import PublisherError
+from keyturn.publisher.errors import NotSentHereError
+from keyturn.publisher.requests import SignedRequest
+from tools.chaos.load import UNTOLD, dice_of
+from tools.chaos.schedule import HOSTILE, RIVAL
+from tools.harness import requests as rq
+from tools.harness.stream import consume_stream
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Mapping
+
+    from keyturn.messages import Event
+    from tools.chaos.load import Upload
+    from tools.chaos.schedule import Action
+    from tools.chaos.sending import Hearing, Keeping
+    from tools.harness.deployment import Deployment
+
+_RECENT = 40
+_OLD_EVENTS = 12
+_READ_S = 1.0
+_PAUSE_S = 0.3
+_WAIT_S = 900.0
+_FORGED_ATTEMPT = 99
+
+
+def digest(body: bytes) -> str:
+    """As events name a request: the hex SHA-256 of its body."""
+    return hashlib.sha256(body).hexdigest()
+
+
+@dataclass(frozen=True)
+class Forged:
+    """What nobody signed for where it was sent: which attack it was, and where it must lie dead."""
+
+    attack: str
+    lies_in: str
+
+
+@dataclass(frozen=True)
+class Waited:
+    """What an honest caller whose request was attacked heard: an event, or nothing."""
+
+    request_id: str
+    attack: str
+    event: dict[str, Any] | None
+
+
+@dataclass
+class Attacks:
+    """What attackers did, for the checks; keys are digests of bodies.
+
+    `forged` were published as requests that nobody signed for that place, `false_events` as
+    events that the deployment did not sign; `signed` are the hostile publisher's own requests.
+    """
+
+    signed: list[SignedRequest] = field(default_factory=list, repr=False)
+    forged: dict[str, list[Forged]] = field(default_factory=dict)
+    junk: set[str] = field(default_factory=set)
+    false_events: set[str] = field(default_factory=set)
+    waited: list[Waited] = field(default_factory=list)
+    done: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True)
+class Message:
+    """What is to be published, to the exchange or straight to a queue."""
+
+    routing_key: str
+    body: bytes
+    headers: Mapping[str, Any]
+    message_id: str = ""
+    to_queue: bool = False
+
+
+def publishers_with_rival(deployment: Deployment, key: SigningKey) -> str:
+    """`PUBLISHERS` of the deployment with the hostile one, which may do anything in its project."""
+    known = json.loads(deployment.worker_env()["KEYTURN_PUBLISHERS"])
+    return json.dumps(
+        {
+            **known,
+            RIVAL: {"keys": [b64(key.public_bytes)], "may": ["*"], "projects": [RIVAL]},
+        }
+    )
+
+
+@dataclass
+class Attackers:
+    """Attack on request; `attacks` is the account of it."""
+
+    deployment: Deployment
+    key: SigningKey
+    seed: int
+    publisher: Keeping
+    hearing: Hearing
+    uploads: dict[str, Upload]
+    attacks: Attacks = field(default_factory=Attacks)
+    _waits: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    _number: int = 0
+
+    async def attack(self, action: Action) -> None:
+        """Carry out one attack on several requests, once the broker takes it."""
+        self._number += 1
+        dice = dice_of(self.seed, f"attack {self._number}")
+        for victim in self._victims(dice, action.times):
+            self._wait_for(victim, action.to)
+            for message in await self._messages(action.to, victim, dice):
+                await self._publish(message)
+                self.attacks.done[action.to] += 1
+
+    async def all_heard(self) -> None:
+        """Wait until all who were attacked have heard of their requests."""
+        await asyncio.gather(*self._waits.values())
+
+    def stop(self) -> None:
+        """Let nobody wait any more; whose wait is cut short has heard nothing."""
+        for task in self._waits.values():
+            task.cancel()
+
+    # Whom it befalls.
+
+    def _victims(self, dice: random.Random, count: int) -> list[SignedRequest]:
+        """Requests that were sent lately, those that are no uploads among them."""
+        sent = [tries[-1] for tries in self.publisher.sent.values()]
+        sent = [signed for signed in sent if self._is_whole(signed)]
+        uploads = [signed for signed in sent if signed.type == "upload.requested"][-_RECENT:]
+        others = [signed for signed in sent if signed.type != "upload.requested"]
+        waiting = [u for u in uploads if u.request_id not in self.hearing.told]
+        chosen = [dice.choice(others)] if others else []
+        pool = waiting or uploads
+        return (chosen + dice.sample(pool, min(count, len(pool))))[:count]
+
+    def _is_whole(self, signed: SignedRequest) -> bool:
+        upload = self.uploads.get(signed.request_id)
+        return upload is None or upload.flaw not in UNTOLD
+
+    def _wait_for(self, victim: SignedRequest, attack: str) -> None:
+        if victim.request_id not in self._waits:
+            task = asyncio.create_task(self._hear(victim, attack))
+            self._waits[victim.request_id] = task
+
+    async def _hear(self, victim: SignedRequest, attack: str) -> None:
+        event: Event | None = None
+        try:
+            while event is None:
+                try:
+                    event = await self.publisher.wait_completed(
+                        victim.request_id, timeout_s=_WAIT_S
+                    )
+                except NotSentHereError:
+                    return  # sent by the run's own hand, which the client knows nothing of
+                except TimeoutError:
+                    break
+                except PublisherError:
+                    await asyncio.sleep(_PAUSE_S)
+        except asyncio.CancelledError:
+            self.attacks.waited.append(Waited(victim.request_id, attack, None))
+            raise
+        heard = None if event is None else event.model_dump()
+        self.attacks.waited.append(Waited(victim.request_id, attack, heard))
+
+    # What is sent.
+
+    async def _messages(
+        self, attack: str, victim: SignedRequest, dice: random.Random
+    ) -> list[Message]:
+        if attack in HOSTILE:
+            return self._signed(attack, victim)
+        if attack == "old events":
+            return await self._old_events(dice)
+        return self._written(attack, victim, dice)
+
+    def _signed(self, attack: str, victim: SignedRequest) -> list[Message]:
+        """A request that the hostile publisher signs under the victim's id."""
+        document = json.loads(victim.body)
+        body = rq.encode(self._document(attack, victim.request_id, document))
+        headers = rq.headers(body, self.key, publisher=RIVAL, deployment=self.deployment.name)
+        message_type = json.loads(body)["type"]
+        signed = SignedRequest(victim.request_id, message_type, body, headers)
+        self.attacks.signed.append(signed)
+        return [Message(message_type, body, headers, victim.request_id)]
+
+    def _document(self, attack: str, request_id: str, others: dict[str, Any]) -> dict[str, Any]:
+        project = RIVAL if attack.endswith("of its own") else others["project"]
+        key = others.get("key", f"taken/{request_id}")
+        match attack.split(maxsplit=1)[0]:
+            case "sweep":
+                return rq.sweep(
+                    project, sweep_id=request_id, dry_run=attack.startswith("sweep dry")
+                )
+            case "upload":
+                made = rq.upload(self.deployment, project, key, b"rival", upload_id=request_id)
+                return made.document
+            case "rotation":
+                return {
+                    **rq.rotation(self.deployment, project, new_api_key(), expected_generation=99),
+                    "rotation_id": request_id,
+                }
+            case "delete":
+                return rq.delete(project, key, request_id=request_id)
+            case _:
+                return {**others, "requested_at": "yesterday", "colour": "red"}
+
+    def _written(self, attack: str, victim: SignedRequest, dice: random.Random) -> list[Message]:
+        """What the broker writer makes of a victim's request, or of nothing."""
+        if attack.startswith("copy"):
+            return [self._copy(attack, victim, dice)]
+        if attack == "unsigned request":
+            return [
+                self._junk(attack, key, os.urandom(60), {}, victim.request_id)
+                for key in topology.REQUESTS
+            ]
+        if attack == "false event":
+            return [self._false_event(victim)]
+        return [self._changed(attack, victim)]
+
+    def _copy(self, attack: str, victim: SignedRequest, dice: random.Random) -> Message:
+        """The same bytes under the same signature, elsewhere or with forged notes of a worker."""
+        body, headers, named = victim.body, dict(victim.headers), victim.request_id
+        if attack == "copy under another key":
+            key = dice.choice([key for key in topology.REQUESTS if key != victim.type])
+            self._note(attack, body, topology.UNSIGNED_DEAD_QUEUE)
+            return Message(key, body, headers, named)
+        if attack == "copy to another queue":
+            is_upload = victim.type in topology.UPLOAD_REQUESTS
+            away = topology.CONTROL_QUEUE if is_upload else topology.UPLOAD_QUEUE
+            queue = dice.choice((away, topology.SWEEP_QUEUE, topology.PLAN_QUEUE))
+            # The workers' own hints are signed by nobody, so what is none lies beside them.
+            dead = topology.dead_letter_name(queue)
+            self._note(attack, body, topology.UNSIGNED_DEAD_QUEUE if queue == away else dead)
+            return Message(queue, body, headers, named, to_queue=True)
+        forged = {
+            topology.ATTEMPT_HEADER: _FORGED_ATTEMPT,
+            topology.CODE_HEADER: "storage_unavailable",
+            topology.NOT_BEFORE_HEADER: "2099-01-01T00:00:00.000000Z",
+            topology.RETRY_MAC_HEADER: b64(os.urandom(32)),
+        }
+        return Message(victim.type, body, headers | forged, named)
+
+    def _changed(self, attack: str, victim: SignedRequest) -> Message:
+        """Other bytes: under the signature of what they were, or signed by a key of no use."""
+        document, headers = json.loads(victim.body), dict(victim.headers)
+        if attack == "altered request":
+            body = rq.encode({**document, "project": RIVAL})
+        else:
+            body = rq.encode({**document, "requested_at": rq.now()})
+            name = str(headers[topology.PUBLISHER_HEADER])
+            headers = rq.headers(body, self.key, publisher=name, deployment=self.deployment.name)
+        return self._junk(attack, victim.type, body, headers, victim.request_id)
+
+    def _junk(
+        self, attack: str, key: str, body: bytes, headers: Mapping[str, Any], named: str
+    ) -> Message:
+        self._note(attack, body, topology.UNSIGNED_DEAD_QUEUE)
+        self.attacks.junk.add(digest(body))
+        return Message(key, body, headers, named)
+
+    def _note(self, attack: str, body: bytes, lies_in: str) -> None:
+        self.attacks.forged.setdefault(digest(body), []).append(Forged(attack, lies_in))
+
+    def _false_event(self, victim: SignedRequest) -> Message:
+        """A refusal of the victim's request that the deployment did not sign."""
+        event = {
+            "type": topology.REJECTED_EVENTS[victim.type],
+            topology.REQUEST_ID_FIELDS[victim.type]: victim.request_id,
+            "project": json.loads(victim.body)["project"],
+            "at": rq.now(),
+            "code": "malformed_request",
+            "detail": "forged",
+            "publisher": "api",
+            "request": digest(victim.body),
+        }
+        body = rq.encode(event)
+        self.attacks.false_events.add(digest(body))
+        headers = {
+            topology.SIGNATURE_HEADER: self.key.sign_event(self.deployment.name, body),
+            topology.PUBLISHER_HEADER: "api",
+        }
+        return Message(str(event["type"]), body, headers, victim.request_id)
+
+    async def _old_events(self, dice: random.Random) -> list[Message]:
+        """Events as the stream keeps them, under their own key or another one, for anybody."""
+        kept: list[Message] = []
+
+        async def take(message: Any) -> None:
+            headers = dict(message.headers)
+            if dice.random() < 0.5 and topology.PUBLISHER_HEADER in headers:
+                headers[topology.PUBLISHER_HEADER] = dice.choice(("api", RIVAL))
+            own = str(message.routing_key)
+            key = own if dice.random() < 0.5 else dice.choice(topology.EVENTS)
+            kept.append(Message(key, message.body, headers))
+            await message.ack()
+
+        while not kept:
+            # While the broker is away there is nothing to be had from it.
+            with suppress(AMQPException, OSError, TimeoutError, *CONNECTION_EXCEPTIONS):
+                async with await aio_pika.connect(self.deployment.amqp_url) as connection:
+                    await consume_stream(connection, topology.EVENTS_STREAM, take)
+                    await asyncio.sleep(_READ_S)
+        return dice.sample(kept, min(_OLD_EVENTS, len(kept)))
+
+    async def _publish(self, message: Message) -> None:
+        """Publish until it is confirmed; a second copy is one more attack."""
+        while True:
+            try:
+                await self._publish_once(message)
+            except (AMQPException, OSError, TimeoutError, *CONNECTION_EXCEPTIONS):
+                await asyncio.sleep(_PAUSE_S)
+            else:
+                return
+
+    async def _publish_once(self, message: Message) -> None:
+        async with await aio_pika.connect(self.deployment.amqp_url, timeout=5) as connection:
+            channel = await connection.channel()
+            exchange: Any = channel.default_exchange
+            if not message.to_queue:
+                exchange = await channel.get_exchange(topology.EXCHANGE, ensure=False)
+            sent = aio_pika.Message(
+                message.body,
+                headers=dict(message.headers),
+                content_type="application/json",
+                message_id=message.message_id or None,
+                delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+            )
+            await exchange.publish(sent, message.routing_key, timeout=10)

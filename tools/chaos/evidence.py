@@ -1,0 +1,150 @@
+"""What is known at the end of a run, for the checks: read from the broker, not from the run.
+
+The stream of events is read from its beginning, the dead letters are taken, and queues are
+counted, all with aio-pika alone, once no worker runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import aio_pika
+
+from keyturn import topology
+from keyturn.crypto import SignatureError, VerifyKey
+from tools.chaos.attackers import Attacks, digest
+from tools.chaos.schedule import RIVAL
+from tools.harness.requests import new_id
+from tools.harness.stream import consume_stream
+from tools.harness.wire import open_wire
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+
+    from keyturn.publisher.requests import SignedRequest
+    from tests.acceptance.tenants import Tenant
+    from tools.chaos.operator import Asked
+    from tools.chaos.schedule import Plan
+    from tools.harness.deployment import Deployment
+    from tools.harness.wire import Wire
+
+_READ_S = 120
+
+
+@dataclass(frozen=True)
+class Letter:
+    """A dead letter: where it lies, whose it is, why; what it was, and whether that is kept."""
+
+    queue: str
+    request_id: str
+    code: str
+    digest: str = ""
+    whole: bool = True
+
+
+@dataclass
+class OnBroker:
+    """What the broker holds: verified events, digests of others, letters, depths of queues."""
+
+    events: list[dict[str, Any]] = field(default_factory=list)
+    unverified: list[str] = field(default_factory=list)
+    letters: list[Letter] = field(default_factory=list)
+    depths: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class Evidence:
+    """A run: what was sent and asked, what is on the broker, and what the processes showed."""
+
+    plan: Plan
+    deployment: Deployment
+    folder: Path
+    tenants: dict[str, Tenant]
+    masters: dict[str, bytes] = field(repr=False)
+    confirmed: frozenset[str]
+    sent: dict[str, list[SignedRequest]] = field(repr=False)
+    asked: list[Asked]
+    tagged: dict[str, dict[str, str]]
+    broker: OnBroker
+    attacks: Attacks = field(default_factory=Attacks)
+    rival: Tenant | None = None
+    unsettled: list[str] = field(default_factory=list)
+    fallen: list[str] = field(default_factory=list)
+    statuses: list[str] = field(default_factory=list)
+    misread: list[str] = field(default_factory=list)
+    counts: dict[str, Any] = field(default_factory=dict)
+
+
+async def on_broker(deployment: Deployment) -> OnBroker:
+    """Read everything; the dead letters are gone from the broker then."""
+    found = OnBroker()
+    async with open_wire(deployment) as wire:
+        for queue in topology.queues():
+            if queue.name != topology.EVENTS_STREAM:
+                found.depths[queue.name] = await wire.depth(queue.name)
+        for name in (queue.name for queue in topology.queues() if queue.name.endswith(".dead")):
+            found.letters += await _letters(wire.channel, name)
+        await _read_events(wire, deployment, found)
+    return found
+
+
+async def _letters(channel: AbstractChannel, name: str) -> list[Letter]:
+    queue = await channel.get_queue(name, ensure=False)
+    letters = []
+    while (message := await queue.get(no_ack=True, fail=False)) is not None:
+        code = str(message.headers.get(topology.CODE_HEADER))
+        dropped = message.headers.get(topology.BODY_DROPPED_HEADER)
+        of_body = digest(message.body) if dropped is None else str(dropped)
+        letters.append(Letter(name, str(message.message_id), code, of_body, dropped is None))
+    return letters
+
+
+async def _read_events(wire: Wire, deployment: Deployment, found: OnBroker) -> None:
+    """The stream from its beginning to a marker that is put to its end now."""
+    verify = VerifyKey.from_bytes(deployment.event_key.public_bytes)
+    marker, over = new_id().encode(), asyncio.Event()
+
+    async def take(message: AbstractIncomingMessage) -> None:
+        if message.body == marker:
+            over.set()
+            return
+        signature = str(message.headers.get(topology.SIGNATURE_HEADER))
+        try:
+            verify.verify_event(deployment.name, message.body, signature)
+        except SignatureError:
+            found.unverified.append(digest(message.body))
+        else:
+            found.events.append(json.loads(message.body))
+        await message.ack()
+
+    await wire.publish("upload.stored", marker, {})
+    async with asyncio.timeout(_READ_S), await aio_pika.connect(deployment.amqp_url) as connection:
+        await consume_stream(connection, topology.EVENTS_STREAM, take)
+        await over.wait()
+
+
+def event_ids(event: dict[str, Any]) -> set[str]:
+    """The ids that an event is about."""
+    names = set(topology.REQUEST_ID_FIELDS.values())
+    return {value for name, value in event.items() if name in names}
+
+
+def honest(broker: OnBroker) -> list[dict[str, Any]]:
+    """The events of requests that the hostile publisher did not sign."""
+    return [event for event in broker.events if event.get("publisher") != RIVAL]
+
+
+def told(broker: OnBroker) -> dict[str, Counter[str]]:
+    """How often each type of event was told of each honest request; a refusal's with its code."""
+    by_id: dict[str, Counter[str]] = {}
+    for event in honest(broker):
+        what = f"{event['type']} {event['code']}" if "code" in event else event["type"]
+        for request_id in event_ids(event):
+            by_id.setdefault(request_id, Counter())[what] += 1
+    return by_id

@@ -1,0 +1,78 @@
+"""Checks of secrecy: no key and no plaintext where SPEC 13 says that none may be.
+
+Looked for: plaintexts by their canary, API keys, every user KEK, operator's and record KEK,
+the master keys, seeds, every object's DEK, and the transport key of every message that was sent.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from keyturn.crypto import admin_kek, b64_decode, record_kek, upload_info, user_kek
+from tests.acceptance.canaries import Canaries
+from tools.chaos import search
+
+if TYPE_CHECKING:
+    from tools.chaos.evidence import Evidence
+    from tools.chaos.objects import Looked
+
+# The broker's own password stands on its disk; the S3 secret and it are no business of the search
+# there, but no log may show them.
+_NOT_ON_DISK = ("broker's password",)
+
+
+def all_secrets(evidence: Evidence, looked: Looked) -> dict[str, bytes]:
+    """Everything that nobody may find, by name."""
+    found = dict(Canaries.of(evidence.deployment).secrets)
+    found |= {f"master key {name}": key for name, key in evidence.masters.items()}
+    for project, tenant in evidence.tenants.items():
+        for number, api_key in enumerate(tenant.api_keys, start=1):
+            found[f"API key {number} of {project}"] = api_key.encode()
+            found[f"user KEK {number} of {project}"] = user_kek(api_key, project).reveal()
+        for name, master in evidence.masters.items():
+            found[f"operator's KEK {name} of {project}"] = admin_kek(master, project).reveal()
+            found[f"record KEK {name} of {project}"] = record_kek(master, project).reveal()
+    found |= {f"DEK of {s3_key}": dek for s3_key, dek in looked.deks.items()}
+    return found | _transport_keys(evidence)
+
+
+def _transport_keys(evidence: Evidence) -> dict[str, bytes]:
+    """The key of each body on its way, opened from the message as a worker would."""
+    found = {}
+    for upload in evidence.plan.load.uploads:
+        if upload.flaw is not None:
+            continue
+        info = upload_info(upload.upload_id, upload.project, upload.key)
+        for number, signed in enumerate(evidence.sent.get(upload.upload_id, ()), start=1):
+            sealed = b64_decode(json.loads(signed.body)["sealed_key"]["ciphertext"])
+            name = f"transport key {number} of {upload.upload_id}"
+            found[name] = evidence.deployment.intake.open(sealed, info)
+    return found
+
+
+def leaks(evidence: Evidence, looked: Looked) -> list[str]:
+    """No secret in any log, any scrape of metrics, or anything that the broker wrote to disk."""
+    secrets = all_secrets(evidence, looked)
+    on_disk = {name: secret for name, secret in secrets.items() if name not in _NOT_ON_DISK}
+    found = [
+        f"{leak} of {place}"
+        for place, looked_for in (("logs", secrets), ("metrics", secrets), ("disk", on_disk))
+        for leak in search.found_in(evidence.folder / place, looked_for)
+    ]
+    evidence.counts["secrets looked for"] = len(secrets)
+    evidence.counts["searched, MiB"] = {
+        place: round(search.size_bytes(evidence.folder / place) / 1024**2, 1)
+        for place in ("logs", "metrics", "disk")
+    }
+    return found + _blind(evidence)
+
+
+def _blind(evidence: Evidence) -> list[str]:
+    """The search must find what does stand there, or it shows nothing: ids of uploads."""
+    ids = {upload.upload_id: upload.upload_id.encode() for upload in evidence.plan.load.uploads}
+    return [
+        f"the search is blind: it finds no upload's id in {place}"
+        for place in ("logs", "disk")
+        if not search.found_in(evidence.folder / place, ids)
+    ]

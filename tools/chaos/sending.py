@@ -1,0 +1,196 @@
+"""The publisher of a run: the product's own client, which repeats until the broker confirms.
+
+And what it hears: every event that the deployment signed, by the id of its request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
+
+from keyturn.crypto import VerifyKey
+from keyturn.errors import StorageUnavailableError
+from keyturn.messages import request_id
+from keyturn.publisher import Publisher, PublisherError
+from keyturn.settings import NamedIntakeKey, PublisherSettings, S3Settings
+from tools.chaos.flaws import flawed
+from tools.chaos.load import UNTOLD, plaintext
+from tools.chaos.schedule import RIVAL
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from keyturn.messages import Event
+    from keyturn.publisher.requests import SignedRequest
+    from tools.chaos.load import Upload
+    from tools.chaos.schedule import Plan
+    from tools.harness.deployment import Deployment
+
+PUBLISH_TIMEOUT_S = 10
+_PAUSE_S = 0.2
+_SENDERS = 16
+_LARGEST_WINDOW = 160
+
+_T = TypeVar("_T")
+
+
+class Keeping(Publisher):
+    """The product's client, which also keeps what it sent, to be sent again and searched for."""
+
+    sent: dict[str, list[SignedRequest]]
+
+    async def _send(self, signed: SignedRequest) -> None:
+        # Before it is sent: an outcome that stays unknown may still be on the broker's disk.
+        self.__dict__.setdefault("sent", {}).setdefault(signed.request_id, []).append(signed)
+        await super()._send(signed)
+
+
+def publisher_settings(deployment: Deployment, amqp_url: str) -> PublisherSettings:
+    """What the publisher `api` of the deployment reads, with this way to the broker."""
+    return PublisherSettings(
+        deployment=deployment.name,
+        amqp_url=amqp_url,
+        publisher_name="api",
+        publisher_key=deployment.publisher_key,
+        intake_public_key=NamedIntakeKey("main", deployment.intake.public_key),
+        event_public_key=VerifyKey.from_bytes(deployment.event_key.public_bytes),
+    )
+
+
+def staging_settings(deployment: Deployment, endpoint_url: str) -> S3Settings:
+    """Where the publisher stages, with this way to the storage."""
+    return S3Settings.model_validate(
+        {
+            "s3_endpoint_url": endpoint_url,
+            "s3_region": deployment.s3.region,
+            "s3_bucket": deployment.bucket,
+            "s3_access_key_id": deployment.s3.access_key_id,
+            "s3_secret_access_key": deployment.s3.secret_access_key,
+        }
+    )
+
+
+@dataclass
+class Hearing:
+    """Every signed event so far but the hostile publisher's, by the id of its request."""
+
+    told: dict[str, list[Event]] = field(default_factory=dict)
+    _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    async def listen(self, publisher: Publisher, heard: Callable[[str], None]) -> None:
+        """Take events for ever; `heard` is called with the id of each."""
+        async with aclosing(publisher.events()) as events:
+            async for event in events:
+                if event.publisher == RIVAL:
+                    continue  # it signs under others' ids: no answer to them (SPEC 6.7)
+                async with self._changed:
+                    self.told.setdefault(request_id(event), []).append(event)
+                    self._changed.notify_all()
+                heard(request_id(event))
+
+    async def event(self, wanted_id: str, *types: str) -> Event:
+        """The first event of a request that is of one of these types, or any; waits for it."""
+        async with self._changed:
+            while True:
+                for event in self.told.get(wanted_id, ()):
+                    if not types or event.type in types:
+                        return event
+                await self._changed.wait()
+
+
+@dataclass
+class Sending:
+    """Sends the load in its order; `confirmed` counts sendings, which is a run's progress."""
+
+    plan: Plan
+    deployment: Deployment
+    publisher: Keeping
+    hearing: Hearing
+    enrolled: dict[str, asyncio.Event]
+    confirmed: int = 0
+    confirmed_ids: set[str] = field(default_factory=set)
+    repeated: Counter[str] = field(default_factory=Counter)
+    _window: asyncio.Semaphore = field(init=False)
+    _awaited: set[str] = field(default_factory=set)
+    _moved: asyncio.Condition = field(default_factory=asyncio.Condition)
+    _first: dict[int, asyncio.Event] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # So many may be confirmed and not told: sending keeps pace with what is done to it.
+        self._window = asyncio.Semaphore(max(_SENDERS, min(self.plan.count // 15, _LARGEST_WINDOW)))
+
+    def heard(self, upload_id: str) -> None:
+        """An event was told: there is room for one more upload."""
+        if upload_id in self._awaited:
+            self._awaited.discard(upload_id)
+            self._window.release()
+
+    async def reached(self, confirmed: int) -> None:
+        """Wait until so many sendings are confirmed."""
+        async with self._moved:
+            await self._moved.wait_for(lambda: self.confirmed >= confirmed)
+
+    async def send_all(self) -> None:
+        """Send everything, a few at a time."""
+        waiting = iter(self.plan.load.order)
+
+        async def sender() -> None:
+            for upload in waiting:
+                await self._send(upload)
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(_SENDERS):
+                group.create_task(sender())
+
+    async def until_confirmed(self, send: Callable[[], Awaitable[_T]]) -> _T:
+        """Send, and again with the same id where the outcome is unknown or staging failed."""
+        while True:
+            try:
+                return await send()
+            except (PublisherError, StorageUnavailableError) as exc:
+                self.repeated[type(exc).__name__] += 1
+                await asyncio.sleep(_PAUSE_S)
+
+    async def _send(self, upload: Upload) -> None:
+        await self._window.acquire()
+        again = self._first.get(upload.number)
+        if again is None:
+            first = self._first[upload.number] = asyncio.Event()
+            if upload.flaw not in UNTOLD:
+                self._awaited.add(upload.upload_id)
+            await self.until_confirmed(lambda: self._once(upload))
+            first.set()
+        else:
+            await again.wait()
+            await self.until_confirmed(lambda: self._again(upload))
+        if again is not None or upload.flaw in UNTOLD:
+            self._window.release()
+        async with self._moved:
+            self.confirmed += 1
+            self.confirmed_ids.add(upload.upload_id)
+            self._moved.notify_all()
+
+    async def _once(self, upload: Upload) -> None:
+        if upload.flaw is not None:
+            await self.publisher._send(flawed(self.deployment, self.plan.seed, upload))
+            return
+        if upload.project in self.enrolled:
+            await self.enrolled[upload.project].wait()
+        await self.publisher.upload(
+            upload.project,
+            upload.key,
+            plaintext(self.plan.seed, upload),
+            content_type=upload.content_type,
+            metadata=dict(upload.metadata) or None,
+            upload_id=upload.upload_id,
+        )
+
+    async def _again(self, upload: Upload) -> None:
+        """A second sending: a staged one as it was, since its body was sealed for it alone."""
+        if upload.staged:
+            await self.publisher._send(self.publisher.sent[upload.upload_id][-1])
+        else:
+            await self._once(upload)

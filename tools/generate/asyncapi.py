@@ -1,0 +1,127 @@
+"""The AsyncAPI 3.0 document: exchange, routing keys, queues, headers (SPEC 6.1 to 6.3, 6.7).
+
+It describes the workers: they receive requests and send events. Queues and their
+arguments are told as `x-queues`, because AsyncAPI's own bindings have no place for them.
+It must never say what `keyturn.topology` does not.
+"""
+
+from typing import Any, Final
+
+from keyturn.messages import EVENT_MODELS, REQUEST_MODELS
+from keyturn.topology import (
+    EVENT_KEY_HEADER,
+    EVENTS,
+    EVENTS_STREAM,
+    EXCHANGE,
+    PUBLISHER_EVENTS_EXCHANGE,
+    PUBLISHER_HEADER,
+    SIGNATURE_HEADER,
+    publisher_binding,
+    publisher_queue,
+    queues,
+)
+
+_B64_ED25519: Final = {"type": "string", "contentEncoding": "base64", "minLength": 88}
+_REQUEST_HEADERS: Final = {
+    "type": "object",
+    "required": [PUBLISHER_HEADER, SIGNATURE_HEADER],
+    "properties": {
+        PUBLISHER_HEADER: {"type": "string", "pattern": "^[a-z0-9-]{1,32}$"},
+        SIGNATURE_HEADER: _B64_ED25519
+        | {
+            "description": "Ed25519 over 'keyturn/v1/request', the deployment, the publisher "
+            "and the body's bytes, joined by one zero byte each"
+        },
+    },
+}
+_EVENT_HEADERS: Final = {
+    "type": "object",
+    "required": [SIGNATURE_HEADER],
+    "properties": {
+        SIGNATURE_HEADER: _B64_ED25519
+        | {
+            "description": "Ed25519 over 'keyturn/v1/event', the deployment and the body's "
+            "bytes, joined by one zero byte each"
+        },
+        EVENT_KEY_HEADER: {
+            "type": "string",
+            "pattern": "^[0-9a-f]{16}$",
+            "description": "The id of the key that signed: a hint, unsigned",
+        },
+        PUBLISHER_HEADER: {
+            "type": "string",
+            "pattern": "^[a-z0-9-]{1,32}$",
+            "description": "Whose request it answers: by it the broker feeds the publisher's "
+            "stream. Unsigned; readers believe the body alone",
+        },
+    },
+}
+
+
+def asyncapi() -> dict[str, Any]:
+    """The whole document."""
+    types = [*REQUEST_MODELS, *EVENT_MODELS]
+    return {
+        "asyncapi": "3.0.0",
+        "info": {
+            "title": "Keyturn",
+            "version": "1.0.0",
+            "description": "Requests to Keyturn's workers, and the events that answer them. "
+            "Every message is persistent; requests are published with `mandatory` and "
+            "publisher confirms. Delivery is at least once on both sides.",
+            "license": {"name": "Apache-2.0"},
+        },
+        "defaultContentType": "application/json",
+        "channels": {name: _channel(name) for name in types},
+        "operations": {name: _operation(name) for name in types},
+        "components": {"messages": {name: _message(name) for name in types}},
+        "x-queues": [_queue(queue) for queue in queues()],
+        "x-publisher-events": {
+            "exchange": {"name": PUBLISHER_EVENTS_EXCHANGE, "type": "headers", "internal": True},
+            "boundTo": {"exchange": EXCHANGE, "routingKeys": list(EVENTS)},
+            "queue": _queue(publisher_queue("{publisher}")),
+            "binding": publisher_binding("{publisher}"),
+        },
+    }
+
+
+def _channel(name: str) -> dict[str, Any]:
+    exchange = {"name": EXCHANGE, "type": "topic", "durable": True, "autoDelete": False}
+    return {
+        "address": name,
+        "messages": {name: {"$ref": f"#/components/messages/{name}"}},
+        "bindings": {"amqp": {"is": "routingKey", "exchange": exchange, "bindingVersion": "0.3.0"}},
+    }
+
+
+def _operation(name: str) -> dict[str, Any]:
+    is_request = name in REQUEST_MODELS
+    amqp = {"deliveryMode": 2, "mandatory": is_request, "ack": True, "bindingVersion": "0.3.0"}
+    return {
+        "action": "receive" if is_request else "send",
+        "channel": {"$ref": f"#/channels/{name}"},
+        "messages": [{"$ref": f"#/channels/{name}/messages/{name}"}],
+        "bindings": {"amqp": amqp},
+    }
+
+
+def _message(name: str) -> dict[str, Any]:
+    model = {**REQUEST_MODELS, **EVENT_MODELS}[name]
+    return {
+        "name": name,
+        "summary": (model.__doc__ or "").strip(),
+        "contentType": "application/json",
+        "headers": _REQUEST_HEADERS if name in REQUEST_MODELS else _EVENT_HEADERS,
+        "payload": {
+            "schemaFormat": "application/schema+json;version=draft-2020-12",
+            "schema": {"$ref": f"./schemas/{name}.json"},
+        },
+    }
+
+
+def _queue(queue: Any) -> dict[str, Any]:
+    told = {"name": queue.name, "durable": True, "arguments": dict(queue.arguments)}
+    told["bindings"] = list(queue.bindings)
+    if queue.name == EVENTS_STREAM:
+        told["description"] = "Read with the consumer argument x-stream-offset, prefetch and acks"
+    return told

@@ -1,0 +1,232 @@
+"""Examples of every message: valid ones, and invalid ones with the reason (SPEC 6).
+
+`{type}/valid/*.json` pass the model and the schema; `{type}/invalid/*.json` are refused
+by the model with the code that `{type}/invalid/index.json` tells. `signed.json` holds
+the headers of each type's first valid example, over its bytes in compact form.
+It must never hold a secret of anybody's: its keys are those of `sealed.json`.
+"""
+
+import hashlib
+import json
+from pathlib import PurePosixPath
+from typing import Any, Final
+
+from keyturn.crypto import sealed_size
+from keyturn.messages import COUNT_FIELDS, EVENT_MODELS
+from tools.generate import invalid_examples
+from tools.generate.sealed_secrets import (
+    DELETE_ID,
+    ENROLL_ID,
+    INTAKE_KEY_ID,
+    KEY,
+    PLAINTEXT,
+    PROJECT,
+    ROTATION_ID,
+    SWEEP_ID,
+    UPLOAD_ID,
+    headers,
+)
+
+_REQUESTED_AT: Final = "2026-11-24T10:00:00.000000Z"
+_AT: Final = "2026-11-24T10:00:00.731000Z"
+_STAGED_PLAINTEXT_BYTES: Final = 64 * 1024 * 1024
+Document = dict[str, Any]
+
+
+def examples(sealed: Document) -> dict[PurePosixPath, str]:
+    """Every file below `examples/` but `sealed.json`, by its path."""
+    valid = requests(sealed) | events()
+    made: dict[PurePosixPath, str] = {}
+    for name, documents in valid.items():
+        for title, document in documents.items():
+            made[PurePosixPath(name) / "valid" / f"{title}.json"] = _pretty(document)
+        index = {}
+        for title, text, reason in invalid_examples.cases(name, next(iter(documents.values()))):
+            made[PurePosixPath(name) / "invalid" / f"{title}.json"] = text + "\n"
+            index[f"{title}.json"] = {"code": "malformed_request", "reason": reason}
+        made[PurePosixPath(name) / "invalid" / "index.json"] = _pretty(index)
+    made[PurePosixPath("signed.json")] = _pretty(_signed(sealed, valid))
+    return made
+
+
+def requests(sealed: Document) -> dict[str, dict[str, Document]]:
+    """Valid requests by type and title."""
+
+    def secret(name: str) -> Document:
+        return {"intake_key": INTAKE_KEY_ID, "ciphertext": sealed[name]}
+
+    upload: Document = {
+        "type": "upload.requested",
+        "upload_id": UPLOAD_ID,
+        "project": PROJECT,
+        "key": KEY,
+        "requested_at": _REQUESTED_AT,
+        "sealed_key": secret("upload_sealed_key"),
+        "body": {"inline": sealed["inline"]},
+    }
+    described = {
+        "content_type": "application/pdf",
+        "metadata": {"author": "kim", "title": "Übersicht"},
+    }
+    staged = {"body": {"staged": {"size": sealed_size(_STAGED_PLAINTEXT_BYTES)}}}
+    enroll: Document = {
+        "type": "enroll.requested",
+        "request_id": ENROLL_ID,
+        "project": PROJECT,
+        "requested_at": _REQUESTED_AT,
+        "sealed_kek": secret("enroll_sealed_kek"),
+    }
+    adopting = {
+        "plaintext": "allowed",
+        "v0": "allowed",
+        "sealed_v0_kek": secret("enroll_sealed_v0_kek"),
+        "adopt": True,
+    }
+    return {
+        "upload.requested": {
+            "inline": upload | described,
+            "minimal": upload,
+            "staged": upload | staged,
+        },
+        "enroll.requested": {"minimal": enroll, "adopting": enroll | adopting},
+        **_control_requests(secret("rotation_sealed_kek")),
+    }
+
+
+def _control_requests(rotation_kek: Document) -> dict[str, dict[str, Document]]:
+    rotation: Document = {
+        "type": "rotation.requested",
+        "rotation_id": ROTATION_ID,
+        "project": PROJECT,
+        "requested_at": _REQUESTED_AT,
+        "sealed_kek": rotation_kek,
+    }
+    sweep: Document = {
+        "type": "sweep.requested",
+        "sweep_id": SWEEP_ID,
+        "project": PROJECT,
+        "requested_at": _REQUESTED_AT,
+    }
+    all_projects = {"project": "*", "master_key": "2027", "repair": True}
+    delete: Document = {
+        "type": "delete.requested",
+        "request_id": DELETE_ID,
+        "project": PROJECT,
+        "key": KEY,
+        "requested_at": _REQUESTED_AT,
+    }
+    return {
+        "rotation.requested": {
+            "minimal": rotation,
+            "from-generation": rotation | {"expected_generation": 3},
+        },
+        "sweep.requested": {"minimal": sweep, "all-projects": sweep | all_projects},
+        "delete.requested": {"minimal": delete},
+    }
+
+
+_PUBLISHER: Final = "api"
+_REQUEST: Final = hashlib.sha256(b"the body of a request, as signed").hexdigest()
+_ORIGIN: Final[Document] = {"publisher": _PUBLISHER, "request": _REQUEST}
+
+
+def events() -> dict[str, dict[str, Document]]:
+    """Valid events by type and title."""
+    enrolled: Document = {"request_id": ENROLL_ID, "project": PROJECT, "generation": 1, "at": _AT}
+    stored: Document = {
+        "upload_id": UPLOAD_ID,
+        "project": PROJECT,
+        "key": KEY,
+        "size": len(PLAINTEXT),
+        "generation": 1,
+        "at": _AT,
+    }
+    told: dict[str, dict[str, Document]] = {
+        "project.enrolled": {"enrolled": enrolled},
+        "upload.stored": {
+            "stored": stored,
+            "with-a-later-field": stored | {"region": "eu"},
+            "without-origin": stored,
+        },
+        "enroll.rejected": _rejected("request_id", ENROLL_ID, "already_enrolled"),
+        "upload.rejected": _rejected("upload_id", UPLOAD_ID, "already_exists"),
+        **_control_events(),
+    }
+    return {
+        name: {
+            title: {"type": name} | document | ({} if title == "without-origin" else _ORIGIN)
+            for title, document in told[name].items()
+        }
+        for name in EVENT_MODELS
+    }
+
+
+def _control_events() -> dict[str, dict[str, Document]]:
+    rotation: Document = {"rotation_id": ROTATION_ID, "project": PROJECT, "at": _AT}
+    sweep: Document = {"sweep_id": SWEEP_ID, "project": PROJECT, "at": _AT}
+    deleted: Document = {"request_id": DELETE_ID, "project": PROJECT, "key": KEY, "at": _AT}
+    under_way = _counts(objects=1500, rewrapped=1480, current=20, clean=True)
+    clean = _counts(objects=1502, rewrapped=1495, current=1500, deleted=2, clean=True)
+    failing = clean | {"current": 1499, "failed": 1, "clean": False}
+    return {
+        "rotation.accepted": {"accepted": rotation | {"generation": 4}},
+        "rotation.completed": {
+            "clean": rotation | clean | {"late_writes_refused": True},
+            "failing": rotation | failing,
+        },
+        "rotation.failed": {"failed": rotation | _failed("unknown_project")},
+        "rotation.rejected": _rejected("rotation_id", ROTATION_ID, "generation_mismatch"),
+        "sweep.progressed": {
+            "under-way": sweep | under_way,
+            "of-a-rotation": sweep | under_way | {"sweep_id": ROTATION_ID},
+        },
+        "sweep.completed": {
+            "clean": sweep | clean | {"late_writes_refused": True},
+            "late-writes-accepted": sweep | clean | {"late_writes_refused": False},
+            "all-projects": sweep | clean | {"project": "*"},
+            "stale-versions": sweep | clean | {"noncurrent_stale": 3, "clean": False},
+        },
+        "sweep.failed": {
+            "failed": sweep | _failed("corrupt_object"),
+            "all-projects": sweep | _failed("storage_unavailable") | {"project": "*"},
+        },
+        "sweep.rejected": _rejected("sweep_id", SWEEP_ID, "unknown_project"),
+        "object.deleted": {"deleted": deleted},
+        "delete.rejected": _rejected("request_id", DELETE_ID, "not_permitted"),
+    }
+
+
+def _counts(*, clean: bool, **counts: int) -> Document:
+    """The counts of SPEC 8.6, zero where not named."""
+    return dict.fromkeys(COUNT_FIELDS, 0) | counts | {"clean": clean}
+
+
+def _failed(code: str) -> Document:
+    return {"code": code, "detail": "see the code"}
+
+
+def _rejected(id_field: str, request_id: str, code: str) -> dict[str, Document]:
+    refused = {id_field: request_id, "at": _AT}
+    return {
+        "refused": refused | {"project": PROJECT, "code": code, "detail": "see the code"},
+        "project-unreadable": refused
+        | {"project": None, "code": "malformed_request", "detail": "project: Field required"},
+    }
+
+
+def compact(document: Document) -> bytes:
+    """The bytes over which an example is signed."""
+    return json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def _signed(sealed: Document, valid: dict[str, dict[str, Document]]) -> Document:
+    def signed(name: str, document: Document) -> Document:
+        body = compact(document)
+        event = name in EVENT_MODELS
+        return {"body": body.decode(), "headers": headers(sealed, body, event=event)}
+
+    return {name: signed(name, next(iter(documents.values()))) for name, documents in valid.items()}
+
+
+def _pretty(document: Document) -> str:
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"

@@ -1,0 +1,113 @@
+"""Invalid examples: a valid message with one thing wrong, and why it is refused (SPEC 1, 6.3).
+
+It must never produce a message that a model accepts; a test holds it to that.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any, Final
+
+from keyturn.messages import EVENT_MODELS, REQUEST_MODELS, CountedEvent, id_field
+
+Document = dict[str, Any]
+Case = tuple[str, str, str]
+"""Title, text of the file, reason."""
+
+_LONE_SURROGATE: Final = '"\\ud800"'
+
+
+def cases(name: str, valid: Document) -> Iterator[Case]:
+    """Every invalid example of this type, made from a valid one."""
+    yield from _of_every_message(name, valid)
+    if name in REQUEST_MODELS:
+        yield from _of_every_request(valid)
+    if name == "upload.requested":
+        yield from _of_uploads(valid)
+    elif name == "enroll.requested":
+        yield _changed(valid, "plaintext-forbidden", "only 'allowed'", plaintext="forbidden")
+        yield _changed(valid, "adopt-as-text", "a boolean, not text", adopt="true")
+    elif name == "rotation.requested":
+        yield _changed(valid, "generation-zero", "generations begin at 1", expected_generation=0)
+        yield _changed(valid, "generation-as-text", "a number", expected_generation="3")
+    elif name == "sweep.requested":
+        yield _changed(valid, "dry-run-as-number", "a boolean, not a number", dry_run=1)
+    elif name == "upload.stored":
+        yield _changed(valid, "size-negative", "a count of bytes", size=-1)
+    elif name == "rotation.accepted":
+        yield _changed(valid, "generation-zero", "generations begin at 1", generation=0)
+        yield _without(valid, "generation")
+    elif name == "object.deleted":
+        yield _changed(valid, "key-dots", "a '..' segment", key="reports/../q3.pdf")
+        yield _without(valid, "key")
+    elif issubclass(EVENT_MODELS.get(name, type), CountedEvent):
+        yield from _of_counts(name, valid)
+
+
+def _of_counts(name: str, valid: Document) -> Iterator[Case]:
+    yield _changed(valid, "failed-negative", "a count", failed=-1)
+    yield _changed(valid, "objects-as-text", "a number", objects="1500")
+    yield _changed(valid, "clean-as-number", "a boolean, not a number", clean=1)
+    yield _without(valid, "rewrapped")
+    yield _without(valid, "clean")
+    if name != "sweep.completed":
+        yield _changed(valid, "all-projects", "one project", project="*")
+
+
+def _of_every_message(name: str, valid: Document) -> Iterator[Case]:
+    request_id = id_field(name)
+    text = json.dumps(valid, indent=2, ensure_ascii=False)
+    yield _changed(valid, "id-upper-case", "ids are in lower case", **{request_id: "A" * 36})
+    yield _without(valid, request_id)
+    yield _changed(valid, "project-as-number", "a number where text belongs", project=7)
+    twice = text.replace("{", '{\n  "project": "other",', 1)
+    yield "name-twice", twice, "a name stands twice in one object"
+    yield "cut", text[: len(text) // 2], "not JSON"
+    yield "no-object", json.dumps([valid]), "not a JSON object"
+    yield "lone-surrogate", text.replace('"acme"', _LONE_SURROGATE, 1), "not text"
+
+
+def _of_every_request(valid: Document) -> Iterator[Case]:
+    yield _changed(valid, "unknown-field", "requests have no other fields", priority="high")
+    yield _changed(valid, "project-upper-case", "not a project id", project="Acme")
+    yield _changed(valid, "project-too-long", "at most 63 characters", project="a" * 64)
+    yield _changed(
+        valid, "time-with-offset", "times end in Z", requested_at="2026-11-24T10:00:00+00:00"
+    )
+    yield _changed(valid, "time-impossible", "no such day", requested_at="2026-02-30T10:00:00Z")
+    yield _without(valid, "requested_at")
+    if "key" in valid:
+        yield _changed(valid, "key-dots", "a '..' segment", key="reports/../q3.pdf")
+        yield _changed(valid, "key-slash", "a leading '/'", key="/q3.pdf")
+        yield _changed(valid, "key-too-long", "more than 900 bytes of UTF-8", key="ü" * 451)
+        yield _changed(valid, "key-control", "a control character", key="q3\n.pdf")
+
+
+def _of_uploads(valid: Document) -> Iterator[Case]:
+    def metadata(title: str, reason: str, **entries: str) -> Case:
+        named = {name.replace("_", "-"): value for name, value in entries.items()}
+        return _changed(valid, title, reason, metadata=named)
+
+    yield metadata("metadata-own-name", "enc- names are Keyturn's own", enc_algo="none")
+    yield metadata("metadata-name-upper-case", "names are a-z, 0-9 and -", Author="kim")
+    yield metadata("metadata-too-much", "more than 1 KiB on the wire", note="x" * 1021)
+    yield metadata("metadata-control", "a control character", note="a\r\nx-evil: 1")
+    yield _changed(valid, "content-type-control", "a control character", content_type="a\nb")
+    sealed = dict(valid["sealed_key"])
+    spaced = sealed | {"ciphertext": " " + sealed["ciphertext"]}
+    yield _changed(valid, "base64-space", "base64 does not decode", sealed_key=spaced)
+    unpadded = {"inline": valid["body"]["inline"].rstrip("=")[:-1]}
+    yield _changed(valid, "base64-unpadded", "base64 does not decode", body=unpadded)
+    both = valid["body"] | {"staged": {"size": 100}}
+    yield _changed(valid, "body-twice", "inline or staged, not both", body=both)
+    yield _changed(valid, "body-empty", "inline or staged", body={})
+    yield _changed(valid, "staged-as-text", "a number", body={"staged": {"size": "100"}})
+
+
+def _changed(valid: Document, title: str, reason: str, **changes: Any) -> Case:
+    return title, json.dumps(valid | changes, indent=2, ensure_ascii=False), reason
+
+
+def _without(valid: Document, field: str) -> Case:
+    left = {name: value for name, value in valid.items() if name != field}
+    title = f"no-{field.replace('_', '-')}"
+    return title, json.dumps(left, indent=2, ensure_ascii=False), f"{field} is missing"

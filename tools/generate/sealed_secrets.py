@@ -1,0 +1,86 @@
+"""The keys and the sealed secrets of the examples (SPEC 2, 3, 6.4, 6.5).
+
+They are public: whoever writes a publisher in another language can open the examples
+with them. They must never be used in a deployment.
+"""
+
+from typing import Any, Final
+
+from keyturn.crypto import (
+    IntakeKey,
+    SigningKey,
+    b64,
+    b64_decode,
+    kek_info,
+    seal,
+    transport_context,
+    upload_info,
+    user_kek,
+    v0_user_kek,
+)
+
+DEPLOYMENT: Final = "default"
+PUBLISHER: Final = "billing"
+INTAKE_KEY_ID: Final = "main"
+PROJECT: Final = "acme"
+KEY: Final = "reports/q3.pdf"
+UPLOAD_ID: Final = "2f6c9a0e-5d3b-4c1a-9f5e-0b7d1c8a4e21"
+ENROLL_ID: Final = "7b1e4f52-9a60-4d0c-8a3f-6f2f0e9c5d10"
+ROTATION_ID: Final = "c4d9b7aa-1f0e-4a57-b1d2-93e86a7f4c33"
+SWEEP_ID: Final = "e0a4c6b8-7d92-4f31-8c55-2b9d0f6e1a74"
+DELETE_ID: Final = "91c3d5e7-2b4f-4a68-9d0e-5f7a3c1b8e96"
+API_KEY: Final = "kt_0examples0examples0examples0examples0example"
+NEW_API_KEY: Final = "kt_1examples1examples1examples1examples1example"
+V0_API_KEY: Final = "sk-ac-0examples0examples0examples"
+PLAINTEXT: Final = b"%PDF-1.7 (not really)\n"
+
+_INTAKE_SEED: Final = bytes(range(32))
+_PUBLISHER_SEED: Final = bytes(range(32, 64))
+_EVENT_SEED: Final = bytes(range(64, 96))
+_TRANSPORT_KEY: Final = bytes(range(96, 128))
+_SALT: Final = bytes(range(24))
+
+
+def new_sealed() -> dict[str, Any]:
+    """Seal the examples' secrets; the HPKE ones come out differently each time."""
+    intake = IntakeKey.from_seed(_INTAKE_SEED).public_key
+
+    def hpke(secret: bytes, info: bytes) -> str:
+        return b64(intake.seal(secret, info))
+
+    def kek(api_key: str) -> bytes:
+        return user_kek(api_key, PROJECT).reveal()
+
+    return {
+        "note": "Keys of the examples. They are public: never use them for anything else.",
+        "deployment": DEPLOYMENT,
+        "publisher": PUBLISHER,
+        "intake_key_id": INTAKE_KEY_ID,
+        "intake_seed": b64(_INTAKE_SEED),
+        "publisher_seed": b64(_PUBLISHER_SEED),
+        "event_seed": b64(_EVENT_SEED),
+        "transport_key": b64(_TRANSPORT_KEY),
+        "api_key": API_KEY,
+        "new_api_key": NEW_API_KEY,
+        "v0_api_key": V0_API_KEY,
+        "plaintext": PLAINTEXT.decode(),
+        "upload_sealed_key": hpke(_TRANSPORT_KEY, upload_info(UPLOAD_ID, PROJECT, KEY)),
+        "enroll_sealed_kek": hpke(kek(API_KEY), kek_info("enroll", ENROLL_ID, PROJECT)),
+        "enroll_sealed_v0_kek": hpke(
+            v0_user_kek(V0_API_KEY, "").reveal(), kek_info("v0", ENROLL_ID, PROJECT)
+        ),
+        "rotation_sealed_kek": hpke(kek(NEW_API_KEY), kek_info("rotation", ROTATION_ID, PROJECT)),
+        "inline": b64(seal(_TRANSPORT_KEY, transport_context(UPLOAD_ID), PLAINTEXT, salt=_SALT)),
+    }
+
+
+def headers(sealed: dict[str, Any], body: bytes, *, event: bool) -> dict[str, str]:
+    """The headers of an example as it would be sent; Ed25519 signs the same way each time."""
+    if event:
+        key = SigningKey.from_seed(b64_decode(sealed["event_seed"]))
+        return {"keyturn-signature": key.sign_event(DEPLOYMENT, body)}
+    key = SigningKey.from_seed(b64_decode(sealed["publisher_seed"]))
+    return {
+        "keyturn-publisher": PUBLISHER,
+        "keyturn-signature": key.sign_request(DEPLOYMENT, PUBLISHER, body),
+    }

@@ -1,0 +1,140 @@
+"""Requests made by hand from the formats, so that a test can break any part of one."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from keyturn.crypto import (
+    b64,
+    kek_info,
+    seal,
+    transport_context,
+    upload_info,
+    user_kek,
+)
+from keyturn.identifiers import format_time
+
+if TYPE_CHECKING:
+    from keyturn.crypto import SigningKey
+    from tools.harness.deployment import Deployment
+
+
+def new_id() -> str:
+    return str(uuid.uuid4())
+
+
+def now() -> str:
+    return format_time(datetime.now(UTC))
+
+
+@dataclass
+class Upload:
+    """An upload request in the making; every field can be changed before it is signed."""
+
+    document: dict[str, Any]
+    sealed_body: bytes
+    upload_id: str = field(default="")
+    transport_key: bytes = field(default=b"", repr=False)
+
+
+def upload(
+    deployment: Deployment,
+    project: str,
+    key: str,
+    plaintext: bytes,
+    *,
+    staged: bool = False,
+    upload_id: str | None = None,
+) -> Upload:
+    """A good upload request; a staged one's sealed body is in `sealed_body`."""
+    upload_id, transport_key = upload_id or new_id(), os.urandom(32)
+    sealed = seal(transport_key, transport_context(upload_id), plaintext)
+    ciphertext = deployment.intake.public_key.seal(
+        transport_key, upload_info(upload_id, project, key)
+    )
+    body = {"staged": {"size": len(sealed)}} if staged else {"inline": b64(sealed)}
+    document = {
+        "type": "upload.requested",
+        "upload_id": upload_id,
+        "project": project,
+        "key": key,
+        "requested_at": now(),
+        "sealed_key": {"intake_key": "main", "ciphertext": b64(ciphertext)},
+        "body": body,
+    }
+    return Upload(document, sealed, upload_id, transport_key)
+
+
+def enroll(deployment: Deployment, project: str, **more: Any) -> dict[str, Any]:
+    """A good enrolment of the deployment's API key."""
+    request_id = new_id()
+    kek = user_kek(deployment.api_key, project)
+    ciphertext = deployment.intake.public_key.seal(
+        kek.reveal(), kek_info("enroll", request_id, project)
+    )
+    return {
+        "type": "enroll.requested",
+        "request_id": request_id,
+        "project": project,
+        "requested_at": now(),
+        "sealed_kek": {"intake_key": "main", "ciphertext": b64(ciphertext)},
+        **more,
+    }
+
+
+def rotation(deployment: Deployment, project: str, api_key: str, **more: Any) -> dict[str, Any]:
+    """A good rotation to the KEK of this API key."""
+    rotation_id = new_id()
+    ciphertext = deployment.intake.public_key.seal(
+        user_kek(api_key, project).reveal(), kek_info("rotation", rotation_id, project)
+    )
+    return {
+        "type": "rotation.requested",
+        "rotation_id": rotation_id,
+        "project": project,
+        "requested_at": now(),
+        "sealed_kek": {"intake_key": "main", "ciphertext": b64(ciphertext)},
+        **more,
+    }
+
+
+def sweep(project: str, **more: Any) -> dict[str, Any]:
+    """A good sweep of one project, or of all (`*`)."""
+    return {
+        "type": "sweep.requested",
+        "sweep_id": new_id(),
+        "project": project,
+        "requested_at": now(),
+        **more,
+    }
+
+
+def delete(project: str, key: str, **more: Any) -> dict[str, Any]:
+    """A good delete."""
+    return {
+        "type": "delete.requested",
+        "request_id": new_id(),
+        "project": project,
+        "key": key,
+        "requested_at": now(),
+        **more,
+    }
+
+
+def encode(document: dict[str, Any]) -> bytes:
+    return json.dumps(document).encode()
+
+
+def headers(
+    body: bytes, key: SigningKey, *, publisher: str = "api", deployment: str = "test"
+) -> dict[str, str]:
+    """The two headers of a signed request."""
+    return {
+        "keyturn-publisher": publisher,
+        "keyturn-signature": key.sign_request(deployment, publisher, body),
+    }

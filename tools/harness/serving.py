@@ -1,0 +1,224 @@
+"""A deployment while a real worker process serves it, and what a refused message must meet.
+
+For tests of SPEC 6.3 and 12 against a real broker and a real bucket. One worker may serve
+a whole module: each message is followed to its end before the next one is sent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import aio_pika
+
+from keyturn import topology
+from keyturn_workers.amqp.retry import CODES_WITHOUT_BODY
+from tools.harness import reader, requests
+from tools.harness.deployment import Deployment
+from tools.harness.process import WorkerProcess, worker
+from tools.harness.wire import Wire, open_wire
+from tools.servers import new_bucket
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from aio_pika.abc import AbstractIncomingMessage
+
+    from tools.servers import S3Server, Servers
+
+QUEUES = {
+    "upload.requested": "keyturn.upload",
+    "enroll.requested": "keyturn.control",
+    "rotation.requested": "keyturn.control",
+    "sweep.requested": "keyturn.control",
+    "delete.requested": "keyturn.control",
+}
+_WORKER_HEADERS = set(topology.WORKER_HEADERS)
+_ID_FIELDS = sorted(set(topology.REQUEST_ID_FIELDS.values()))
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A message as it is published; its refusal is told under `told`, or in no event."""
+
+    routing_key: str
+    body: bytes
+    headers: dict[str, Any]
+    told: dict[str, Any] | None = None
+
+    @property
+    def request_id(self) -> str:
+        """The id under which its refusal is told."""
+        assert self.told is not None
+        return str(next(self.told[n] for n in _ID_FIELDS if n in self.told))
+
+
+@dataclass(frozen=True)
+class Serving:
+    """A worker process, the wire to its broker, and its deployment."""
+
+    deployment: Deployment
+    process: WorkerProcess
+    wire: Wire
+
+    def signed(
+        self, document: dict[str, Any], *, routing_key: str = "", project: str | None = None
+    ) -> Sent:
+        """A request of the publisher `api`; `project` where it is not told as it stands."""
+        body = requests.encode(document)
+        kind = document["type"]
+        name = topology.REQUEST_ID_FIELDS[kind]
+        told = {
+            "type": kind.replace(".requested", ".rejected"),
+            name: document[name],
+            "project": project or document["project"],
+        }
+        headers: dict[str, Any] = dict(requests.headers(body, self.deployment.publisher_key))
+        return Sent(routing_key or kind, body, headers, told)
+
+    async def publish(self, sent: Sent, **properties: Any) -> None:
+        """Publish it as it is."""
+        await self.wire.publish(sent.routing_key, sent.body, sent.headers, **properties)
+
+    async def served(self, document: dict[str, Any]) -> dict[str, Any]:
+        """Publish a request; gives the next event of it, once the worker is done with it.
+
+        The log line comes last, after staging is cleared and the message acknowledged.
+        """
+        known, logged = len(self.wire.events), len(self.process.lines)
+        sent = self.signed(document)
+        await self.publish(sent, message_id=sent.request_id)
+        event = await self.wire.event(
+            lambda event: (
+                sent.request_id in event.values() and event not in self.wire.events[:known]
+            )
+        )
+        await self.process.logged(sent.request_id, after=logged)
+        return event
+
+    async def enroll(self, project: str, **more: Any) -> dict[str, Any]:
+        """Enrol a project with the deployment's API key."""
+        event = await self.served(requests.enroll(self.deployment, project, **more))
+        assert event["type"] == "project.enrolled"
+        return event
+
+    async def serves_the_next(self, project: str = "acme") -> dict[str, Any]:
+        """A good upload is stored and opens by both keys; gives its event."""
+        key = f"good/{uuid.uuid4()}"
+        event = await self.served(requests.upload(self.deployment, project, key, b"good").document)
+        assert event["type"] == "upload.stored", event
+        for role in ("user", "admin"):
+            assert reader.opened(self.deployment, project, key, role) == b"good"
+        return event
+
+    async def refuses(
+        self, sent: Sent, code: str, detail: str = "", **properties: Any
+    ) -> AbstractIncomingMessage:
+        """Everything that SPEC 6.3 and 12 say of a refused message; gives the dead letter.
+
+        It is in the dead-letter queue of its queue with its code, its body and its headers,
+        told once or not at all, left nowhere else, and the next good message is served.
+        """
+        known = len(self.wire.events)
+        properties.setdefault("message_id", str(uuid.uuid4()))
+        await self.publish(sent, **properties)
+        queue = QUEUES[sent.routing_key]
+        unsigned = code == "bad_signature"
+        dead_queue = topology.UNSIGNED_DEAD_QUEUE if unsigned else f"{queue}.dead"
+        dead = await self.wire.take(dead_queue)
+        assert dead.headers["keyturn-code"] == code, dead.headers
+        assert detail in str(dead.headers["keyturn-detail"])
+        if topology.BODY_DROPPED_HEADER in dead.headers:
+            assert code in CODES_WITHOUT_BODY
+            kept_of = json.loads(dead.body)["body"]
+            assert kept_of["sha256"] == hashlib.sha256(sent.body).hexdigest()
+        else:
+            assert code not in CODES_WITHOUT_BODY
+            assert dead.body == sent.body
+        kept = {name: v for name, v in dead.headers.items() if name not in _WORKER_HEADERS}
+        assert kept == sent.headers
+        assert dead.message_id == properties["message_id"]
+        assert dead.delivery_mode == aio_pika.DeliveryMode.PERSISTENT
+        expected = []
+        if sent.told is not None:
+            event = await self.wire.outcome(sent.request_id)
+            assert detail in event["detail"]
+            told = {
+                **sent.told,
+                "code": code,
+                "at": event["at"],
+                "detail": event["detail"],
+                "publisher": sent.headers["keyturn-publisher"],
+                "request": hashlib.sha256(sent.body).hexdigest(),
+            }
+            assert event == told
+            expected.append(event)
+        expected.append(await self.serves_the_next())
+        assert self.wire.events[known:] == expected
+        assert [await self.wire.depth(q) for q in (queue, dead_queue)] == [0, 0]
+        return dead
+
+    def stage(self, upload_id: str, body: bytes, *, publisher: str = "api") -> None:
+        """Put a sealed body into staging, as a publisher does."""
+        reader.s3_client(self.deployment).put_object(
+            Bucket=self.deployment.bucket, Key=staged_key(upload_id, publisher), Body=body
+        )
+
+    def put(self, s3_key: str, body: bytes, metadata: dict[str, str] | None = None) -> None:
+        """Put an object as anybody who may write the bucket could."""
+        reader.s3_client(self.deployment).put_object(
+            Bucket=self.deployment.bucket, Key=s3_key, Body=body, Metadata=metadata or {}
+        )
+
+    def stands(self, s3_key: str) -> bool:
+        """Whether an object stands at this very S3 key."""
+        return s3_key in reader.keys(self.deployment, s3_key)
+
+
+def staged_key(upload_id: str, publisher: str = "api") -> str:
+    """Where a publisher's staged body stands."""
+    return f".keyturn/staging/{publisher}/{upload_id}"
+
+
+async def fresh_amqp_url(broker: Servers) -> str:
+    """A vhost of its own on a private broker; a given broker's one, emptied."""
+    if broker.rabbitmq is not None:
+        return broker.rabbitmq.next_vhost_url()
+    async with await aio_pika.connect(broker.amqp_url) as connection:
+        streams = map(topology.publisher_queue, ("api", "narrow", "gateway"))
+        for queue in (*topology.queues(), *streams):
+            # A channel each: the broker closes the channel on an error.
+            await (await connection.channel()).queue_delete(queue.name)
+    return broker.amqp_url
+
+
+@asynccontextmanager
+async def serving(
+    broker: Servers, s3: S3Server, *, endpoint_url: str = "", **env: str
+) -> AsyncIterator[Serving]:
+    """Serve a fresh deployment on these servers, with the project `acme` enrolled.
+
+    `endpoint_url` is where the worker finds the storage, if not directly; `env` is
+    further settings of the worker, without their prefix.
+    """
+    deployment = Deployment(await fresh_amqp_url(broker), s3, new_bucket(s3))
+    if endpoint_url:
+        env["S3_ENDPOINT_URL"] = endpoint_url
+    async with served_by_a_worker(deployment, **env) as running:
+        yield running
+
+
+@asynccontextmanager
+async def served_by_a_worker(deployment: Deployment, **env: str) -> AsyncIterator[Serving]:
+    """Serve this deployment, with the project `acme` enrolled."""
+    async with (
+        worker(deployment.worker_env(**env)) as process,
+        open_wire(deployment) as wire,
+    ):
+        running = Serving(deployment, process, wire)
+        await running.enroll("acme")
+        yield running

@@ -1,0 +1,123 @@
+"""The broker's side of a test: publishing raw bytes, following events, looking at queues.
+
+Nothing here uses the product's own client, so that what it shows is what others would see.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import aio_pika
+
+from keyturn.crypto import SignatureError, VerifyKey
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+
+    from tools.harness.deployment import Deployment
+
+Events = list[dict[str, Any]]
+
+
+@dataclass
+class Wire:
+    """One connection of a test, with every event since it was opened."""
+
+    channel: AbstractChannel
+    events: Events
+    _arrived: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    async def publish(
+        self, routing_key: str, body: bytes, headers: dict[str, Any], **properties: Any
+    ) -> None:
+        """Publish to the exchange; confirmed and routed, or it raises."""
+        exchange = await self.channel.get_exchange("keyturn", ensure=False)
+        message = aio_pika.Message(
+            body,
+            headers=headers,
+            content_type="application/json",
+            delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+            **properties,
+        )
+        await exchange.publish(message, routing_key, timeout=30)
+
+    async def event(
+        self, wanted: Callable[[dict[str, Any]], bool], *, timeout_s: float = 60
+    ) -> dict[str, Any]:
+        """The first event that is wanted, now or as soon as it is told."""
+        async with asyncio.timeout(timeout_s), self._arrived:
+            while True:
+                for event in self.events:
+                    if wanted(event):
+                        return event
+                await self._arrived.wait()
+
+    async def more(self, known: int) -> None:
+        """Wait until more than so many events were told."""
+        async with self._arrived:
+            await self._arrived.wait_for(lambda: len(self.events) > known)
+
+    async def outcome(self, request_id: str, *, timeout_s: float = 60) -> dict[str, Any]:
+        """The first event of a request."""
+        return await self.event(lambda event: request_id in event.values(), timeout_s=timeout_s)
+
+    async def take(self, queue: str, *, timeout_s: float = 60) -> AbstractIncomingMessage:
+        """Take one message off a queue, waiting for it."""
+        source = await self.channel.get_queue(queue, ensure=False)
+        async with asyncio.timeout(timeout_s):
+            while True:
+                message = await source.get(fail=False)
+                if message is not None:
+                    await message.ack()
+                    return message
+                await asyncio.sleep(0.05)
+
+    async def depth(self, queue: str) -> int:
+        """How many messages are ready in a queue."""
+        declared = await self.channel.declare_queue(queue, passive=True)
+        return declared.declaration_result.message_count or 0
+
+    async def _follow(self, message: AbstractIncomingMessage, verify: VerifyKey, name: str) -> None:
+        signature = message.headers.get("keyturn-signature")
+        try:
+            verify.verify_event(name, message.body, str(signature))
+        except SignatureError:
+            return
+        async with self._arrived:
+            self.events.append(json.loads(message.body))
+            self._arrived.notify_all()
+
+
+@asynccontextmanager
+async def open_wire(deployment: Deployment) -> AsyncIterator[Wire]:
+    """Connect, and follow all verified events from now on (the topology must stand)."""
+    async with await aio_pika.connect(deployment.amqp_url) as connection:
+        channel = await connection.channel(on_return_raises=True)
+        wire = Wire(channel, [])
+        follower = await connection.channel()
+        await follower.set_qos(prefetch_count=500)
+        queue = await follower.declare_queue(exclusive=True)
+        for routing_key in (
+            "project.*",
+            "enroll.rejected",
+            "upload.stored",
+            "upload.rejected",
+            "rotation.*",
+            "sweep.*",
+            "delete.rejected",
+            "object.*",
+        ):
+            await queue.bind("keyturn", routing_key)
+        verify = VerifyKey.from_bytes(deployment.event_key.public_bytes)
+
+        async def follow(message: AbstractIncomingMessage) -> None:
+            await wire._follow(message, verify, deployment.name)
+
+        await queue.consume(follow, no_ack=True)
+        yield wire

@@ -1,0 +1,21 @@
+"""Private, throwaway servers for tests, demo and bench: RabbitMQ, Ceph's S3 gateway, moto.
+
+They listen on loopback alone, keep everything in a scratch folder and end with the process that
+started them, however that ends. Nothing here may touch a server that it did not start.
+"""
+
+from tools.servers.ceph import CephRgw
+from tools.servers.moto import MotoServer
+from tools.servers.rabbitmq import RabbitMQ
+from tools.servers.s3 import S3Server, new_bucket
+from tools.servers.stack import Servers, StorageKind
+
+__all__ = [
+    "CephRgw",
+    "MotoServer",
+    "RabbitMQ",
+    "S3Server",
+    "Servers",
+    "StorageKind",
+    "new_bucket",
+]

@@ -1,0 +1,251 @@
+"""A private Ceph cluster with its S3 gateway on loopback, from Debian's packages, in memory.
+
+Storage for tests and bench (SPEC 10): real conditional puts under real races, which moto cannot
+show. One monitor, one memory-backed OSD, one gateway; no manager, which only serves statistics and
+whose modules do not load on Debian 13. Needs root. It must never read or write the system's own
+Ceph configuration.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import secrets
+import struct
+import subprocess
+import time
+import uuid
+from pathlib import Path
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+from urllib.request import urlopen
+
+from tools.servers.process import (
+    GuardedProcess,
+    ServerError,
+    free_port,
+    remove_scratch,
+    scratch_folder,
+)
+from tools.servers.s3 import S3Server
+
+BINARIES = ("ceph", "ceph-mon", "ceph-osd", "radosgw", "radosgw-admin", "monmaptool")
+_DEFAULT_DEVICE_BYTES = 6 * 2**30
+_READY_TIMEOUT_S = 30.0
+
+# Everything is thrown away, so the daemons get SIGKILL: at a graceful end a memory-backed OSD
+# would write all its objects to disk.
+_GRACE_S = 0.0
+
+_CONFIG = """\
+[global]
+fsid = {fsid}
+mon host = {mon_address}
+public addr = 127.0.0.1
+cluster addr = 127.0.0.1
+ms bind msgr1 = false
+keyring = {folder}/keyring
+run dir = {folder}
+admin socket =
+log file = {folder}/$name.log
+crash dir = {folder}
+mon cluster log file = {folder}/cluster.log
+auth cluster required = cephx
+auth service required = cephx
+auth client required = cephx
+osd pool default size = 1
+osd pool default min size = 1
+osd pool default pg num = 4
+osd pool default pgp num = 4
+osd pool default pg autoscale mode = off
+osd crush chooseleaf type = 0
+mon allow pool size one = true
+mon max pg per osd = 1000
+rgw rados pool pg num min = 4
+[mon]
+mon data = {folder}/mon
+mon data avail warn = 1
+mon data avail crit = 1
+mon tick interval = 1
+paxos propose interval = 0.05
+paxos min wait = 0.01
+[osd]
+osd data = {folder}/osd
+osd objectstore = memstore
+memstore device bytes = {device_bytes}
+osd class dir = {classes}
+osd scrub min interval = 864000
+osd op num shards = 2
+[client.admin]
+rgw frontends = beast endpoint={rgw_endpoint} tcp_nodelay=1
+rgw data = {folder}/rgw
+rgw thread pool size = 64
+rgw enable usage log = false
+rgw enable quota threads = false
+rgw enable lc threads = false
+rgw dynamic resharding = false
+rgw run sync thread = false
+rgw gc obj min wait = 60
+rgw gc processor period = 60
+rgw override bucket index max shards = 2
+"""
+
+_KEYRING_ENTRY = """\
+[{name}]
+key = {key}
+{caps}
+"""
+_CAPS = {
+    "mon.": {"mon": "allow *"},
+    "client.admin": {"mon": "allow *", "osd": "allow *"},
+    "osd.0": {"mon": "allow *", "osd": "allow *"},
+}
+
+
+def cephx_key() -> str:
+    """A fresh cephx secret in Ceph's own form: type (1), time, length, 16 random bytes."""
+    header = struct.pack("<HIIH", 1, int(time.time()), 0, 16)
+    return base64.b64encode(header + secrets.token_bytes(16)).decode()
+
+
+def keyring_text() -> str:
+    """One keyring file for every daemon, with a fresh key each."""
+    return "".join(
+        _KEYRING_ENTRY.format(
+            name=name,
+            key=cephx_key(),
+            caps="\n".join(f'caps {daemon} = "{cap}"' for daemon, cap in caps.items()),
+        )
+        for name, caps in _CAPS.items()
+    )
+
+
+def _rados_classes() -> Path:
+    found = sorted(Path("/usr/lib").glob("*/rados-classes"))
+    if not found:
+        raise ServerError("Ceph's rados-classes folder is missing below /usr/lib")
+    return found[0]
+
+
+class CephRgw:
+    """One throwaway cluster.
+
+    Args:
+        device_bytes: How much it can hold, in bytes; taken from memory only as it fills.
+        server: The gateway's port and keys; a free port and fresh keys by default.
+        listen: The gateway's address; everything else stays on loopback.
+    """
+
+    def __init__(
+        self,
+        *,
+        device_bytes: int = _DEFAULT_DEVICE_BYTES,
+        server: S3Server | None = None,
+        listen: str = "127.0.0.1",
+    ) -> None:
+        self._folder = scratch_folder("ceph")
+        self._device_bytes = device_bytes
+        self._fsid = str(uuid.uuid4())
+        self._mon_address = f"v2:127.0.0.1:{free_port()}/0"
+        self._daemons: list[GuardedProcess] = []
+        self.server = server or S3Server.private(free_port(), "ceph")
+        self._rgw_endpoint = f"{listen}:{urlsplit(self.server.endpoint_url).port}"
+
+    def start(self) -> S3Server:
+        """Starts the cluster, makes the S3 user, waits until the gateway answers.
+
+        Raises:
+            ServerError: a daemon ended or was not ready in time.
+        """
+        self._write_files()
+        self._make_monmap()
+        self._run("ceph-mon", "--mkfs", "-i", "a", "--monmap", str(self._folder / "monmap"))
+        self._daemon("ceph-mon", "-i", "a")
+        osd_id = str(uuid.uuid4())
+        self._run("ceph", "osd", "new", osd_id, "0")
+        self._run("ceph-osd", "--mkfs", "-i", "0", "--osd-uuid", osd_id)
+        self._daemon("ceph-osd", "-i", "0")
+        self._make_user()
+        gateway = self._daemon("radosgw", "-n", "client.admin")
+        gateway.wait_until(self._answers, what="radosgw", timeout_s=_READY_TIMEOUT_S)
+        return self.server
+
+    def stop(self) -> None:
+        """Kills every daemon, the gateway first, and removes the scratch folder."""
+        while self._daemons:
+            self._daemons.pop().kill()
+        remove_scratch(self._folder)
+
+    def _write_files(self) -> None:
+        for name in ("mon", "osd", "rgw"):
+            (self._folder / name).mkdir()
+        (self._folder / "keyring").write_text(keyring_text())
+        config = _CONFIG.format(
+            fsid=self._fsid,
+            mon_address=self._mon_address,
+            rgw_endpoint=self._rgw_endpoint,
+            folder=self._folder,
+            classes=_rados_classes(),
+            device_bytes=self._device_bytes,
+        )
+        (self._folder / "ceph.conf").write_text(config)
+
+    def _command(self, program: str, *arguments: str) -> list[str]:
+        return [program, "-c", str(self._folder / "ceph.conf"), *arguments]
+
+    def _environment(self) -> dict[str, str]:
+        return {
+            "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+            "LANG": "C.UTF-8",
+            "HOME": str(self._folder),
+            "CEPH_CONF": str(self._folder / "ceph.conf"),
+        }
+
+    def _run(self, program: str, *arguments: str) -> None:
+        done = subprocess.run(
+            self._command(program, *arguments),
+            env=self._environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_READY_TIMEOUT_S,
+            check=False,
+        )
+        if done.returncode != 0:
+            # The program's name alone: its arguments may hold the S3 secret.
+            raise ServerError(f"{program} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+
+    def _daemon(self, program: str, *arguments: str) -> GuardedProcess:
+        daemon = GuardedProcess(
+            self._command(program, "-f", *arguments),
+            env=self._environment(),
+            scratch=self._folder,
+            log=self._folder / f"{program}.out",
+            grace_s=_GRACE_S,
+        )
+        self._daemons.append(daemon)
+        return daemon
+
+    def _make_monmap(self) -> None:
+        path = self._folder / "monmap"
+        address = f"[{self._mon_address}]"
+        self._run("monmaptool", "--create", "--addv", "a", address, "--fsid", self._fsid, str(path))
+
+    def _make_user(self) -> None:
+        self._run(
+            *("radosgw-admin", "user", "create", "--uid", "keyturn", "--display-name", "Keyturn"),
+            *("--access-key", self.server.access_key_id),
+            *("--secret-key", self.server.secret_access_key),
+        )
+
+    def _answers(self) -> bool:
+        try:
+            with urlopen(self.server.endpoint_url, timeout=2):  # noqa: S310 - our own http address
+                return True
+        except (HTTPError, URLError, OSError):
+            return False
+
+
+def runs_here() -> bool:
+    """Whether this user may run the cluster: Ceph's daemons want root."""
+    return os.geteuid() == 0

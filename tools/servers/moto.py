@@ -1,0 +1,58 @@
+"""moto's S3 seen from its owner's side: starts `tools.servers.moto_server` and ends it.
+
+The quick storage of the demo and of functional tests (SPEC 10). It imports no moto here, which
+takes a second. It must never stand in for a real server in tests of races.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from tools.servers.process import (
+    GuardedProcess,
+    accepts_tcp,
+    free_port,
+    remove_scratch,
+    scratch_folder,
+)
+from tools.servers.s3 import S3Server
+
+_ROOT = Path(__file__).parents[2]
+_READY_TIMEOUT_S = 60.0
+
+
+class MotoServer:
+    """The server as a guarded process; what it stores is gone with it."""
+
+    def __init__(self) -> None:
+        self._folder = scratch_folder("moto")
+        self._port = free_port()
+        self._process: GuardedProcess | None = None
+        self.server = S3Server.private(self._port, "moto")
+
+    def start(self) -> S3Server:
+        """Starts it and waits until it accepts connections.
+
+        Raises:
+            ServerError: it ended or was not ready in time.
+        """
+        self._process = GuardedProcess(
+            [sys.executable, "-m", "tools.servers.moto_server", "--port", str(self._port)],
+            env={**os.environ, "TMPDIR": str(self._folder), "PYTHONPATH": str(_ROOT)},
+            scratch=self._folder,
+            log=self._folder / "output.log",
+            grace_s=0,
+        )
+        self._process.wait_until(
+            lambda: accepts_tcp(self._port), what="moto", timeout_s=_READY_TIMEOUT_S
+        )
+        return self.server
+
+    def stop(self) -> None:
+        """Ends it; nothing to do where it never ran."""
+        if self._process is not None:
+            self._process.kill()
+            self._process = None
+        remove_scratch(self._folder)

@@ -1,0 +1,250 @@
+"""A private RabbitMQ node on loopback, from Debian's package, with its data in a scratch folder.
+
+The broker of tests, demo and bench (SPEC 6): real quorum queues and streams. It calls the
+package's inner script, since the one in PATH switches to the system's own user and settings. It
+must never touch the system's broker: node name, ports, cookie and epmd are its own.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import socket
+import subprocess
+from pathlib import Path
+
+from tools.servers.process import (
+    GuardedProcess,
+    ServerError,
+    accepts_tcp,
+    free_port,
+    remove_scratch,
+    scratch_folder,
+)
+
+SCRIPT = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+_USER = "keyturn"
+_CTL = SCRIPT.with_name("rabbitmqctl")
+_GRACE_S = 20.0
+_READY_TIMEOUT_S = 90.0
+# A vhost costs the node about 20 ms at each start, so they come a few at a time.
+_VHOST_BATCH = 24
+
+_CONFIG = """\
+listeners.tcp.1 = 127.0.0.1:{port}
+default_user = {user}
+default_pass = {password}
+disk_free_limit.absolute = 50MB
+vm_memory_high_watermark.absolute = 4GB
+log.console = true
+log.console.level = warning
+log.file = false
+"""
+
+
+def definitions(user: str, vhosts: list[str]) -> dict[str, object]:
+    """What gives a user everything in each of these vhosts."""
+    return {
+        "vhosts": [{"name": vhost} for vhost in vhosts],
+        "permissions": [
+            {"user": user, "vhost": vhost, "configure": ".*", "write": ".*", "read": ".*"}
+            for vhost in vhosts
+        ],
+    }
+
+
+class RabbitMQ:
+    """One throwaway node."""
+
+    def __init__(self) -> None:
+        self._folder = scratch_folder("rabbitmq")
+        self._port = free_port()
+        self._dist_port = free_port()
+        self._epmd_port = free_port()
+        self._node = f"keyturn{self._port}@localhost"
+        self._password = secrets.token_hex(16)
+        self._spare: list[str] = []
+        self._vhosts_made = 0
+        self._starts = 0
+        self._process: GuardedProcess | None = None
+        self._write_files()
+
+    @property
+    def url(self) -> str:
+        """AMQP address of the default vhost; it holds the password."""
+        return self._vhost_url("/")
+
+    @property
+    def data_folder(self) -> Path:
+        """Where the node keeps all that it keeps on disk: to be read while it does not run."""
+        return self._folder / "data"
+
+    @property
+    def process(self) -> GuardedProcess:
+        """The running node.
+
+        Raises:
+            RuntimeError: it does not run.
+        """
+        if self._process is None:
+            raise RuntimeError("RabbitMQ is not running")
+        return self._process
+
+    def start(self) -> str:
+        """Starts the node with whatever data it has, waits until it serves, returns its address.
+
+        Raises:
+            ServerError: it ended or did not serve in time.
+        """
+        self._starts += 1
+        self._process = GuardedProcess(
+            [str(SCRIPT)],
+            env=self._environment(),
+            scratch=self._folder,
+            log=self._folder / f"output-{self._starts}.log",
+            grace_s=_GRACE_S,
+        )
+        self._process.wait_until(self._serves, what="RabbitMQ", timeout_s=_READY_TIMEOUT_S)
+        return self.url
+
+    def next_vhost_url(self) -> str:
+        """Address of a vhost that nobody has used yet.
+
+        Raises:
+            ServerError: the node did not take new vhosts.
+        """
+        if not self._spare:
+            first = self._vhosts_made + 1
+            self._spare = [f"t{number:03}" for number in range(first, first + _VHOST_BATCH)]
+            self._vhosts_made += _VHOST_BATCH
+            self._import(definitions(_USER, self._spare))
+        return self._vhost_url(self._spare.pop(0))
+
+    def restart(self) -> None:
+        """Ends the node gracefully and starts it again: same data, same port."""
+        self.process.end()
+        self.start()
+
+    def kill(self) -> None:
+        """Kills the node with SIGKILL; its data stays, `start` brings it back.
+
+        RabbitMQ itself writes the name of a new quorum queue to disk only every half second, and
+        a queue killed before that hangs for ever: see `wait_until_registered`.
+        """
+        self.process.kill()
+        self._process = None
+
+    def wait_until_registered(self, queue: str) -> None:
+        """Waits until a new quorum queue of the default vhost would survive `kill`.
+
+        Raises:
+            ServerError: its name does not come to disk.
+        """
+        names = self._folder / "data" / self._node / "quorum" / self._node / "names.dets"
+        self.process.wait_until(
+            lambda: f"%2F_{queue}".encode() in names.read_bytes(),
+            what=f"the registration of {queue}",
+        )
+
+    def wait_until_streams_registered(self) -> None:
+        """Waits until new streams would survive `kill`, as above: what coordinates them would.
+
+        Killed before that, the node never brings any of its streams up again.
+
+        Raises:
+            ServerError: its name does not come to disk.
+        """
+        names = self._folder / "data" / self._node / "coordination" / self._node / "names.dets"
+        self.process.wait_until(
+            lambda: names.exists() and b"rabbit_stream_coordinator" in names.read_bytes(),
+            what="the registration of the coordinator of streams",
+        )
+
+    def disk_bytes(self, part: str) -> int:
+        """Disk that a part of its data takes: `quorum` or `stream`."""
+        folder = self._folder / "data" / self._node / part
+        # Blocks, since it makes files larger than what it has written.
+        return sum(512 * path.stat().st_blocks for path in folder.rglob("*") if path.is_file())
+
+    def stop(self) -> None:
+        """Ends the node for good and removes its data; nothing to do where it never ran."""
+        if self._process is not None:
+            # Its data goes too, so there is nothing that a graceful end would save.
+            self._process.kill()
+            self._process = None
+        remove_scratch(self._folder)
+
+    def _vhost_url(self, vhost: str) -> str:
+        path = "%2F" if vhost == "/" else vhost
+        return f"amqp://{_USER}:{self._password}@127.0.0.1:{self._port}/{path}"
+
+    def _import(self, made: dict[str, object]) -> None:
+        """Gives definitions to the running node; one call of its command line takes 1 to 2 s."""
+        self.process  # noqa: B018 - a clear error where the node does not run
+        path = self._folder / "more.json"
+        path.write_text(json.dumps(made))
+        self.control("--silent", "import_definitions", str(path))
+
+    def control(self, *arguments: str) -> str:
+        """Runs `rabbitmqctl` on the node, and gives what it prints.
+
+        Raises:
+            ServerError: it failed.
+        """
+        done = subprocess.run(
+            [str(_CTL), *arguments],
+            stdin=subprocess.DEVNULL,
+            env=self._environment(),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise ServerError(f"rabbitmqctl {arguments[0]} failed:\n{done.stdout}{done.stderr}")
+        return done.stdout
+
+    def _write_files(self) -> None:
+        config = _CONFIG.format(port=self._port, user=_USER, password=self._password)
+        (self._folder / "rabbitmq.conf").write_text(config)
+        (self._folder / "enabled_plugins").write_text("[].\n")
+        (self._folder / "home").mkdir()
+
+    def _environment(self) -> dict[str, str]:
+        folder = self._folder
+        return {
+            "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "LANG": "C.UTF-8",
+            "HOME": str(folder / "home"),
+            "RABBITMQ_NODENAME": self._node,
+            "RABBITMQ_NODE_PORT": str(self._port),
+            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+            "RABBITMQ_DIST_PORT": str(self._dist_port),
+            "RABBITMQ_MNESIA_BASE": str(folder / "data"),
+            "RABBITMQ_LOG_BASE": str(folder / "log"),
+            "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
+            "RABBITMQ_CONF_ENV_FILE": str(folder / "none"),
+            # The script then becomes Erlang itself, which takes SIGTERM as a graceful end.
+            "RUNNING_UNDER_SYSTEMD": "1",
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": (
+                "-kernel inet_dist_use_interface {127,0,0,1} +sbwt none"
+            ),
+            "RABBITMQ_CTL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "ERL_EPMD_PORT": str(self._epmd_port),
+        }
+
+    def _serves(self) -> bool:
+        """Whether the node has booted to its end and answers the AMQP handshake.
+
+        Its port opens a little before that, and a SIGTERM in between makes it crash.
+        """
+        if "completed with" not in self.process.log_tail() or not accepts_tcp(self._port):
+            return False
+        try:
+            with socket.create_connection(("127.0.0.1", self._port), timeout=2) as probe:
+                probe.sendall(b"AMQP\x00\x00\x09\x01")
+                return len(probe.recv(8)) == 8
+        except OSError:
+            return False

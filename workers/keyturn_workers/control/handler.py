@@ -1,0 +1,159 @@
+"""Control requests as a role of a worker process (SPEC 6.1, 6.7)."""
+
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from keyturn.errors import KeyturnError, MalformedRequestError, PermanentError
+from keyturn.identifiers import format_time
+from keyturn.messages import (
+    DeleteRequested,
+    EnrollRequested,
+    Event,
+    ObjectDeleted,
+    ProjectEnrolled,
+    Request,
+    RequestOrigin,
+    RotationAccepted,
+    RotationRequested,
+    SweepRequested,
+)
+from keyturn.topology import CONTROL_QUEUE, CONTROL_REQUESTS
+from keyturn_workers.amqp import Done
+from keyturn_workers.control.deletion import Deleter
+from keyturn_workers.control.enrollment import Enroller
+from keyturn_workers.control.rotation import Rotated, Rotator
+from keyturn_workers.sweep import AllPlan, Ask, Plan, Starter, end_of
+
+
+class ControlRole:
+    """Serves `keyturn.control`: enrolments, rotations, sweeps and deletes."""
+
+    queue: Final = CONTROL_QUEUE
+    served: Final = CONTROL_REQUESTS
+
+    def __init__(
+        self, enroller: Enroller, rotator: Rotator, starter: Starter, deleter: Deleter
+    ) -> None:
+        self._enroller = enroller
+        self._rotator = rotator
+        self._starter = starter
+        self._deleter = deleter
+
+    async def serve(self, request: Request, origin: RequestOrigin, *, seen_before: bool) -> Done:
+        """Serve one request; coming again changes nothing."""
+        del seen_before
+        match request:
+            case EnrollRequested():
+                return await self._enroll(request, origin)
+            case RotationRequested():
+                return await self._rotate(request, origin)
+            case SweepRequested():
+                return await self._sweep(request, origin)
+            case DeleteRequested():
+                return await self._delete(request)
+        raise MalformedRequestError(f"{request.type} is not served here")
+
+    async def find_completed(self, request: Request, origin: RequestOrigin) -> Done | None:
+        """What is done already of a request that came too late to be served (SPEC 6.3).
+
+        It changes nothing in the target, but for making sure that a sweep which exists goes on.
+
+        Raises:
+            TransientError: try again later.
+            NotYetError: the delete is done, but for a wait.
+        """
+        try:
+            match request:
+                case EnrollRequested():
+                    enrolled = await self._enroller.find_enrolled(request, origin)
+                    return None if enrolled is None else _enrolled(request, enrolled)
+                case RotationRequested():
+                    rotated = await self._rotator.find_rotated(request, origin)
+                    return None if rotated is None else _rotated(request, rotated)
+                case SweepRequested():
+                    begun = await self._starter.standing(_ask(request))
+                    return None if begun is None else await self._sweep(request, origin)
+                case DeleteRequested():
+                    found = await self._deleter.find_deleted(request)
+                    return _deleted(request) if found else None
+        except PermanentError:
+            # Another request's, or a project without a keyring: nothing was done of this one.
+            return None
+        return None
+
+    async def _enroll(self, request: EnrollRequested, origin: RequestOrigin) -> Done:
+        return _enrolled(request, await self._enroller.enroll(request, origin))
+
+    async def _rotate(self, request: RotationRequested, origin: RequestOrigin) -> Done:
+        return _rotated(request, await self._rotator.rotate(request, origin))
+
+    async def _sweep(self, request: SweepRequested, origin: RequestOrigin) -> Done:
+        plan = await self._starter.start(_ask(request), (origin,))
+        return Done(None, _logged(request, sweep_id=request.sweep_id), more=_end(plan))
+
+    async def _delete(self, request: DeleteRequested) -> Done:
+        await self._deleter.delete(request)
+        return _deleted(request)
+
+    async def after_refusal(
+        self, request: Request, origin: RequestOrigin, error: KeyturnError
+    ) -> None:
+        """A refused control request leaves nothing behind."""
+        del request, origin, error
+
+
+def _enrolled(request: EnrollRequested, generation: int) -> Done:
+    event = ProjectEnrolled(
+        request_id=request.request_id,
+        project=request.project,
+        at=_now(),
+        generation=generation,
+    )
+    return Done(event, _logged(request, request_id=request.request_id, generation=generation))
+
+
+def _rotated(request: RotationRequested, rotated: Rotated) -> Done:
+    event = RotationAccepted(
+        rotation_id=request.rotation_id,
+        project=request.project,
+        at=_now(),
+        generation=rotated.generation,
+    )
+    logged = _logged(request, rotation_id=request.rotation_id, generation=rotated.generation)
+    more = () if rotated.plan is None else _end(rotated.plan)
+    return Done(event, logged, more=more if rotated.failed is None else (rotated.failed,))
+
+
+def _ask(request: SweepRequested) -> Ask:
+    return Ask(
+        "sweep",
+        request.sweep_id,
+        request.project,
+        request.requested_at,
+        master_key=request.master_key,
+        encrypt_plaintext=request.encrypt_plaintext,
+        repair=request.repair,
+        dry_run=request.dry_run,
+    )
+
+
+def _deleted(request: DeleteRequested) -> Done:
+    event = ObjectDeleted(
+        request_id=request.request_id, project=request.project, at=_now(), key=request.key
+    )
+    return Done(event, _logged(request, request_id=request.request_id, key=request.key))
+
+
+def _end(plan: Plan | AllPlan) -> tuple[Event, ...]:
+    """The end of a sweep that was published before: it is the answer to this request too."""
+    return (end_of(plan),) if plan.told and plan.status == "done" else ()
+
+
+def _logged(
+    request: EnrollRequested | RotationRequested | SweepRequested | DeleteRequested, **more: Any
+) -> dict[str, Any]:
+    return {"project": request.project, **more}
+
+
+def _now() -> str:
+    return format_time(datetime.now(UTC))

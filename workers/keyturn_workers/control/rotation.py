@@ -1,0 +1,163 @@
+"""Rotations: the keyring turned once, and its sweep begun (SPEC 8.1).
+
+The keyring itself remembers which request turned it: however often one comes, and in
+whatever order, it turns the keyring once. An id is known only with the publisher and the key
+that it came with.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+from keyturn.crypto import IntakeKey, Secret, kek_info
+from keyturn.errors import (
+    GenerationMismatchError,
+    KeyringRolledBackError,
+    MalformedRequestError,
+    StorageUnavailableError,
+)
+from keyturn.identifiers import format_time
+from keyturn.messages import Event, RequestOrigin, RotationRequested
+from keyturn_workers.keyring import (
+    Generation,
+    Keyring,
+    KeyringReader,
+    change,
+    check_turn,
+    entry_of,
+    is_brought_by_this,
+    is_same_request,
+    turned,
+)
+from keyturn_workers.storage import Storage
+from keyturn_workers.sweep import AllPlan, Ask, Plan, Starter, failure_of
+from keyturn_workers.worker.authorization import open_secret
+
+_MAX_TURNS: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Rotated:
+    """A rotation that was accepted: the generation that it brought, and its sweep.
+
+    `failed` is published where no sweep of its own can begin.
+    """
+
+    generation: int
+    plan: Plan | AllPlan | None
+    failed: Event | None = None
+
+
+class Rotator:
+    """Serves rotations against one bucket."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        keyrings: KeyringReader,
+        master_keys: Mapping[str, Secret],
+        intake_keys: Mapping[str, IntakeKey],
+        starter: Starter,
+    ) -> None:
+        self._storage = storage
+        self._keyrings = keyrings
+        self._master_keys = master_keys
+        self._intake_keys = intake_keys
+        self._starter = starter
+
+    async def rotate(self, request: RotationRequested, origin: RequestOrigin) -> "Rotated":
+        """Turn the keyring, and begin the sweep.
+
+        Raises:
+            UnknownProjectError: no keyring exists.
+            GenerationMismatchError, KekReusedError: the keyring is not turned by this.
+            UnknownIntakeKeyError, BadSealError: the KEK does not open.
+            MalformedRequestError: the id was used for another sweep.
+            CorruptObjectError: a keyring exists that no worker wrote.
+            KeyringRolledBackError, StorageUnavailableError, UnknownMasterKeyError: later.
+        """
+        ask = _ask(request)
+        begun = await self._starter.standing(ask)
+        for _ in range(_MAX_TURNS):
+            observed = await self._keyrings.fresh(request.project)
+            known = self._known(observed.keyring, request, origin)
+            if known is not None:
+                return await self._begun(known, ask, origin)
+            if begun is not None:
+                raise KeyringRolledBackError("the keyring does not know a rotation that it took")
+            after = self._turned(observed.keyring, request, origin)
+            # Lost or won: the keyring is read again, and says who turned it.
+            await change(
+                self._storage,
+                after,
+                observed.etag,
+                self._master_keys,
+                lease_s=self._keyrings.lease_s,
+            )
+        raise StorageUnavailableError("the keyring kept changing")
+
+    async def find_rotated(
+        self, request: RotationRequested, origin: RequestOrigin
+    ) -> "Rotated | None":
+        """As `rotate` where this very request turned the keyring before; else None.
+
+        Raises: as `rotate`.
+        """
+        observed = await self._keyrings.fresh(request.project)
+        known = self._known(observed.keyring, request, origin)
+        if known is None:
+            return None
+        return await self._begun(known, _ask(request), origin)
+
+    async def _begun(self, known: Generation, ask: Ask, origin: RequestOrigin) -> "Rotated":
+        try:
+            plan = await self._starter.start(ask, (origin,))
+        except MalformedRequestError as exc:
+            # Another publisher began a sweep with this id, after this request had looked for
+            # one and before it turned the keyring. It did turn it: to reject it would be false.
+            return Rotated(known.generation, None, failure_of(ask, exc))
+        return Rotated(known.generation, plan)
+
+    def _known(
+        self, keyring: Keyring, request: RotationRequested, origin: RequestOrigin
+    ) -> Generation | None:
+        """The generation that this request brought; None where none has its id.
+
+        Raises:
+            GenerationMismatchError: another request with this id brought it.
+            UnknownIntakeKeyError, BadSealError: only its KEK can tell, and does not open.
+        """
+        entry = entry_of(keyring, request.rotation_id)
+        if entry is None:
+            return None
+        if is_brought_by_this(keyring, entry, origin):
+            return entry
+        if not is_same_request(keyring, entry, kek=self._kek(request), origin=origin):
+            raise GenerationMismatchError("another request with this id turned the keyring")
+        return entry
+
+    def _turned(
+        self, keyring: Keyring, request: RotationRequested, origin: RequestOrigin
+    ) -> Keyring:
+        check_turn(
+            keyring,
+            requested_at=request.requested_at,
+            expected_generation=request.expected_generation,
+        )
+        return turned(
+            keyring,
+            kek=self._kek(request),
+            rotation_id=request.rotation_id,
+            requested_at=request.requested_at,
+            at=format_time(datetime.now(UTC)),
+            origin=origin,
+        )
+
+    def _kek(self, request: RotationRequested) -> Secret:
+        info = kek_info("rotation", request.rotation_id, request.project)
+        return Secret(open_secret(request.sealed_kek, info, self._intake_keys))
+
+
+def _ask(request: RotationRequested) -> Ask:
+    return Ask("rotation", request.rotation_id, request.project, request.requested_at)

@@ -1,0 +1,378 @@
+"""The gateway's own description: OpenAPI 3.1, as served at `/openapi.json` (SPEC 9). Pure.
+
+A file of the repository holds the same (`docs/openapi.json`), and a test compares them.
+"""
+
+from importlib.metadata import version
+from typing import Any, Final
+
+from keyturn.errors import all_errors
+from keyturn.identifiers import PROJECT_PATTERN, UUID_PATTERN
+from keyturn.messages import COUNT_FIELDS
+from keyturn_workers.gateway.problems import MEDIA_TYPE, status_of
+
+_Json = dict[str, Any]
+_PROBLEM: Final = {"$ref": "#/components/schemas/Problem"}
+_DESCRIPTIONS: Final = {
+    400: "What was sent is not of the form that it must have",
+    401: "Not the project's current API key, or no such project",
+    403: "The gateway may not ask for this",
+    404: "Nothing stands there",
+    405: "The path is not served by this method",
+    408: "The client sent nothing for too long",
+    409: "It conflicts with what stands there",
+    412: "The object is not the one that is meant",
+    413: "Too large",
+    416: "The range lies outside the object",
+    429: "The project has its share of what the gateway serves at once: try again later",
+    500: "An internal failure",
+    502: "What is stored does not open: altered, or not Keyturn's",
+    503: "Try again later: storage or broker away, or too many requests",
+}
+_READ: Final = (401, 404, 409, 412, 413, 429, 500, 502, 503)
+_WRITE: Final = (400, 401, 403, 404, 408, 409, 413, 429, 500, 502, 503)
+_TAG: Final = {"schema": {"type": "string", "pattern": '^"[^"]*"$'}}
+
+
+def document() -> _Json:
+    """The whole description."""
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Keyturn gateway",
+            "version": version("keyturn"),
+            "summary": "Objects for the holder of a project's current API key, decrypted while "
+            "they stream.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "security": [{"apiKey": []}],
+        "paths": {
+            "/v1/projects/{project}/objects/{key}": {
+                "parameters": [_project(), _key()],
+                "get": _get(),
+                "head": _head(),
+                "put": _put(),
+            },
+            "/v1/projects/{project}/rotations": {
+                "parameters": [_project()],
+                "post": _post_rotation(),
+            },
+            "/v1/projects/{project}/rotations/{rotation_id}": {
+                "parameters": [_project(), _rotation_id()],
+                "get": _get_rotation(),
+            },
+            **_own(),
+        },
+        "components": {
+            "securitySchemes": {
+                "apiKey": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "The project's current API key. A key that was turned away "
+                    "passes for at most the keyring cache's seconds.",
+                }
+            },
+            "schemas": {"Problem": _problem_schema(), "Counts": _counts_schema()},
+        },
+    }
+
+
+def _project() -> _Json:
+    return {
+        "name": "project",
+        "in": "path",
+        "required": True,
+        "description": "The project's id",
+        "schema": {"type": "string", "pattern": PROJECT_PATTERN},
+    }
+
+
+def _key() -> _Json:
+    return {
+        "name": "key",
+        "in": "path",
+        "required": True,
+        "description": "The object's key: 1 to 900 bytes of UTF-8, its slashes as they are or "
+        "as %2F; no control character, no empty, `.` or `..` segment",
+        "schema": {"type": "string", "minLength": 1},
+    }
+
+
+def _rotation_id() -> _Json:
+    return {
+        "name": "rotation_id",
+        "in": "path",
+        "required": True,
+        "schema": {"type": "string", "pattern": UUID_PATTERN},
+    }
+
+
+def _header(name: str, description: str, schema: _Json | None = None) -> _Json:
+    return {
+        "name": name,
+        "in": "header",
+        "description": description,
+        "schema": schema or {"type": "string"},
+    }
+
+
+def _conditions() -> list[_Json]:
+    return [
+        _header("If-None-Match", "304 where the object is still this one"),
+        _header("If-Match", "412 where it is another"),
+        _header("If-Modified-Since", "304 where it was not written since"),
+        _header("If-Unmodified-Since", "412 where it was"),
+    ]
+
+
+def _object_headers(**more: _Json) -> _Json:
+    return {
+        "ETag": {
+            "description": "The commitment to the object's key, which no rotation changes; "
+            "plaintext and objects of the earlier system keep the storage's own",
+            **_TAG,
+        },
+        "Last-Modified": {"schema": {"type": "string"}},
+        "Accept-Ranges": {"schema": {"const": "bytes"}},
+        "Content-Security-Policy": {"schema": {"const": "sandbox"}},
+        "Content-Length": {"schema": {"type": "integer", "minimum": 0}},
+        **more,
+    }
+
+
+def _bytes_answer(description: str, **headers: _Json) -> _Json:
+    return {
+        "description": description,
+        "headers": _object_headers(**headers),
+        # Whatever type the object was stored with.
+        "content": {"*/*": {"schema": {}}},
+    }
+
+
+def _get() -> _Json:
+    content_range = {"schema": {"type": "string", "pattern": r"^bytes \d+-\d+/\d+$"}}
+    return {
+        "operationId": "getObject",
+        "summary": "Read an object, or one range of it",
+        "description": "Streams as it decrypts. A body that does not authenticate to its end "
+        "ends in an aborted connection, never in order: count on Content-Length. The caller's "
+        "metadata comes as X-Keyturn-Meta-*.",
+        "parameters": [
+            _header("Range", "One range of bytes: `bytes=0-99`, `bytes=100-`, `bytes=-100`"),
+            _header("If-Range", "The ETag that the range is meant of; else all of it is sent"),
+            *_conditions(),
+        ],
+        "responses": {
+            "200": _bytes_answer("The object"),
+            "206": _bytes_answer("The range", **{"Content-Range": content_range}),
+            "304": {"description": "Not modified"},
+            "307": {
+                "description": "Plaintext, where the project allows it: to be read from the "
+                "storage itself, by a URL that is valid for 60 seconds",
+                "headers": {"Location": {"schema": {"type": "string"}}},
+            },
+            **_problems(*_READ, 416),
+        },
+    }
+
+
+def _head() -> _Json:
+    described = {"description": "As GET, without the body", "headers": _object_headers()}
+    without_body = {str(status): {"description": _DESCRIPTIONS[status]} for status in sorted(_READ)}
+    return {
+        "operationId": "headObject",
+        "summary": "Read what GET would tell of an object",
+        "description": "Opens the last chunk: the length that it tells is proven.",
+        "parameters": _conditions(),
+        "responses": {"200": described, "304": {"description": "Not modified"}, **without_body},
+    }
+
+
+def _put() -> _Json:
+    answer = _json_content(
+        {
+            "type": "object",
+            "required": ["upload_id"],
+            "properties": {"upload_id": {"type": "string", "pattern": UUID_PATTERN}},
+        }
+    )
+    return {
+        "operationId": "putObject",
+        "summary": "Hand in an object",
+        "description": "The body is sealed while it streams into staging; workers encrypt and "
+        "store it. A key is written once, and never again after a delete. X-Keyturn-Meta-* "
+        "headers become the object's metadata: at most 1 KiB.",
+        "parameters": [
+            _header(
+                "Prefer",
+                "`wait=N`: answer only once it is stored or refused, or after N seconds",
+            )
+        ],
+        "requestBody": {"required": True, "content": {"*/*": {"schema": {}}}},
+        "responses": {
+            "201": {"description": "Stored", "content": answer},
+            "202": {"description": "Handed in", "content": answer},
+            **_problems(*_WRITE, 412),
+        },
+    }
+
+
+def _post_rotation() -> _Json:
+    body = _json_content(
+        {
+            "type": "object",
+            "required": ["api_key"],
+            "additionalProperties": False,
+            "properties": {
+                "api_key": {
+                    "type": "string",
+                    "pattern": "^[A-Za-z0-9._~+/=-]{32,512}$",
+                    "description": "The new API key: save it before you send it",
+                }
+            },
+        }
+    )
+    answer = _json_content(
+        {
+            "type": "object",
+            "required": ["rotation_id"],
+            "properties": {"rotation_id": {"type": "string", "pattern": UUID_PATTERN}},
+        }
+    )
+    return {
+        "operationId": "rotate",
+        "summary": "Turn the project's key to a new API key",
+        "description": "Asked for with the current key, and expecting its generation. Once it "
+        "is accepted only the new key opens the project. `Prefer: wait=N` waits for that, or "
+        "for the refusal.",
+        "parameters": [_header("Prefer", "`wait=N`")],
+        "requestBody": {"required": True, "content": body},
+        "responses": {
+            "202": {
+                "description": "Published",
+                "headers": {"Location": {"schema": {"type": "string"}}},
+                "content": answer,
+            },
+            **_problems(*_WRITE),
+        },
+    }
+
+
+def _get_rotation() -> _Json:
+    states = ["requested", "rejected", "accepted", "running", "failed", "completed"]
+    schema = {
+        "type": "object",
+        "required": ["rotation_id", "project", "state"],
+        "properties": {
+            "rotation_id": {"type": "string", "pattern": UUID_PATTERN},
+            "project": {"type": "string"},
+            "state": {
+                "enum": states,
+                "description": "`accepted`: turned, and no record of its sweep stands (yet, or "
+                "any more); only `completed` with `clean` says that no old wrap is left. "
+                "`requested` and `rejected` are known to the gateway that published it",
+            },
+            "generation": {"type": "integer", "minimum": 1},
+            "counts": {"$ref": "#/components/schemas/Counts"},
+            "code": {"type": "string"},
+            "detail": {"type": "string"},
+        },
+    }
+    return {
+        "operationId": "getRotation",
+        "summary": "How far a rotation is",
+        "description": "For the holder of the current API key: the new one, once it is accepted.",
+        "responses": {
+            "200": {"description": "Its state", "content": _json_content(schema)},
+            **_problems(401, 404, 429, 500, 502, 503),
+        },
+    }
+
+
+def _own() -> _Json:
+    """What needs no key."""
+    alive = {"type": "object", "required": ["status"], "properties": {"status": {"const": "alive"}}}
+    ready = {
+        "type": "object",
+        "required": ["ready", "checks"],
+        "properties": {
+            "ready": {"type": "boolean"},
+            "checks": {"type": "object", "additionalProperties": {"type": "boolean"}},
+        },
+    }
+    text = {"text/plain": {"schema": {"type": "string"}}}
+    return {
+        "/healthz": _open(
+            "alive", "Whether the process answers", {"200": ("Alive", _json_content(alive))}
+        ),
+        "/readyz": _open(
+            "ready",
+            "Whether broker and storage answer",
+            {
+                "200": ("Ready", _json_content(ready)),
+                "503": ("Not ready", _json_content(ready)),
+            },
+        ),
+        "/metrics": _open("metrics", "Counters for Prometheus", {"200": ("Counters", text)}),
+    }
+
+
+def _open(operation: str, summary: str, answers: dict[str, tuple[str, _Json]]) -> _Json:
+    responses = {
+        status: {"description": description, "content": content}
+        for status, (description, content) in answers.items()
+    }
+    return {
+        "get": {
+            "operationId": operation,
+            "summary": summary,
+            "security": [],
+            "responses": responses,
+        }
+    }
+
+
+def _json_content(schema: _Json) -> _Json:
+    return {"application/json": {"schema": schema}}
+
+
+def _problems(*statuses: int) -> _Json:
+    codes: dict[int, list[str]] = {}
+    for code in all_errors():
+        codes.setdefault(status_of(code), []).append(code)
+    return {
+        str(status): {
+            "description": _DESCRIPTIONS[status]
+            + (f" ({', '.join(sorted(codes[status]))})" if status in codes else ""),
+            "content": {MEDIA_TYPE: {"schema": _PROBLEM}},
+        }
+        for status in sorted(statuses)
+    }
+
+
+def _problem_schema() -> _Json:
+    return {
+        "type": "object",
+        "description": "RFC 9457",
+        "required": ["title", "status"],
+        "properties": {
+            "title": {"type": "string"},
+            "status": {"type": "integer"},
+            "code": {
+                "enum": sorted(all_errors()),
+                "description": "What was refused; absent where HTTP's own status says it",
+            },
+            "detail": {"type": "string"},
+            "upload_id": {"type": "string"},
+            "rotation_id": {"type": "string"},
+        },
+    }
+
+
+def _counts_schema() -> _Json:
+    counts: _Json = {name: {"type": "integer", "minimum": 0} for name in COUNT_FIELDS}
+    return {
+        "type": "object",
+        "required": [*COUNT_FIELDS, "clean"],
+        "properties": counts | {"clean": {"type": "boolean"}},
+    }

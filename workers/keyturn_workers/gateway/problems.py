@@ -1,0 +1,87 @@
+"""Errors over HTTP: RFC 9457 problem documents with the codes of SPEC 12 (SPEC 9.6).
+
+A refusal of HTTP's own (405, 412, 503 for too many requests) has no code there and carries
+none. A 401 has the same words for whatever was wrong with the key, or with the project.
+It must never put a secret, a plaintext or an exception's text into an answer.
+"""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Final
+
+import orjson
+from starlette.responses import Response
+
+from keyturn.errors import KeyturnError, UnauthorizedError
+
+MEDIA_TYPE: Final = "application/problem+json"
+UNAUTHORIZED: Final = "not the project's current API key"
+_STATUS: Final[Mapping[str, int]] = {
+    "malformed_request": 400,
+    "bad_seal": 400,
+    "staged_body_missing": 400,
+    "unknown_intake_key": 400,
+    "unauthorized": 401,
+    "not_permitted": 403,
+    "bad_signature": 403,
+    "request_expired": 403,
+    "not_found": 404,
+    "unknown_project": 404,
+    "already_exists": 409,
+    "already_enrolled": 409,
+    "deleted_key": 409,
+    "generation_mismatch": 409,
+    "kek_reused": 409,
+    "locked_object": 409,
+    "archived_object": 409,
+    "body_too_large": 413,
+    "range_not_satisfiable": 416,
+    "too_many_requests": 429,
+    "corrupt_object": 502,
+    "no_usable_wrap": 502,
+    "unknown_algorithm": 502,
+}
+_THE_REST: Final = 503
+_RETRY_AFTER_S: Final = 1
+_TRY_AGAIN: Final = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
+
+
+def status_of(code: str) -> int:
+    """The HTTP status of a code of SPEC 12."""
+    return _STATUS.get(code, _THE_REST)
+
+
+def problem_of(error: KeyturnError, headers: Mapping[str, str] | None = None) -> Response:
+    """The answer to whatever an error of Keyturn's own refuses."""
+    detail = UNAUTHORIZED if isinstance(error, UnauthorizedError) else error.detail
+    return problem(status_of(error.code), detail, code=error.code, headers=headers)
+
+
+def problem(
+    status: int,
+    detail: str = "",
+    *,
+    code: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    more: Mapping[str, str] | None = None,
+) -> Response:
+    """An answer with a problem document.
+
+    Args:
+        status: HTTP's.
+        detail: One line for a person.
+        code: Of SPEC 12, where it has one for this.
+        headers: Further headers of the answer.
+        more: Further members of the document.
+    """
+    document: dict[str, object] = {"title": HTTPStatus(status).phrase, "status": status}
+    if code is not None:
+        document["code"] = code
+    if detail:
+        document["detail"] = detail
+    said = {"cache-control": "no-store", "x-content-type-options": "nosniff", **(headers or {})}
+    if status == HTTPStatus.UNAUTHORIZED:
+        said["www-authenticate"] = 'Bearer realm="keyturn"'
+    if status in _TRY_AGAIN:
+        said["retry-after"] = str(_RETRY_AFTER_S)
+    return Response(orjson.dumps(document | dict(more or {})), status, said, MEDIA_TYPE)

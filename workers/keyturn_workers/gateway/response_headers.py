@@ -1,0 +1,76 @@
+"""What an answer says of an object in its headers (SPEC 9.2). Pure.
+
+Content type, disposition and the caller's metadata are as somebody stored them: not
+authenticated, and sent only in a form that HTTP can carry.
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+from keyturn.errors import MalformedRequestError
+from keyturn.metadata import OWN_PREFIX, caller_to_wire
+from keyturn_workers.gateway.conditions import http_time
+from keyturn_workers.gateway.object_reader import Found, Plain, modified_at
+from keyturn_workers.gateway.ranges import Span
+
+META_PREFIX: Final = "x-keyturn-meta-"
+_DEFAULT_TYPE: Final = "application/octet-stream"
+# Never a stored `cache-control`: a shared cache would keep what one key opens for all who ask.
+_CONTENT_HEADERS: Final = ("content-disposition", "content-language")
+# Of plaintext, which nothing authenticates, also how it is encoded.
+_PLAIN_HEADERS: Final = (*_CONTENT_HEADERS, "content-encoding")
+
+
+def header_of(found: Found) -> dict[str, str]:
+    """What every answer about an object says, be it only that it did not change."""
+    return {
+        "etag": found.etag,
+        "last-modified": http_time(modified_at(found.head)),
+        "accept-ranges": "bytes",
+        "cache-control": "private, no-cache",
+        "x-content-type-options": "nosniff",
+        # A bucket writer chooses content types: a page that it puts there may run nothing and
+        # sees nothing of the gateway's own origin.
+        "content-security-policy": "sandbox",
+    }
+
+
+def headers_of(found: Found, span: Span | None) -> dict[str, str]:
+    """The headers of an answer with the whole object, or with a span of it."""
+    said = header_of(found)
+    restated = found.head.headers.restated
+    content_type = found.head.headers.content_type or ""
+    said["content-type"] = content_type if _is_plain(content_type) else _DEFAULT_TYPE
+    for name in _PLAIN_HEADERS if isinstance(found, Plain) else _CONTENT_HEADERS:
+        if name in restated and (value := _sendable(restated[name])) is not None:
+            said[name] = value
+    said |= _caller(found.head.metadata)
+    said["content-length"] = str(found.size_bytes if span is None else span.length)
+    if span is not None:
+        said["content-range"] = f"bytes {span.first}-{span.end - 1}/{found.size_bytes}"
+    return said
+
+
+def _caller(metadata: Mapping[str, str]) -> dict[str, str]:
+    told = {}
+    for name, value in metadata.items():
+        if name.startswith(OWN_PREFIX) or not name.replace("-", "").isalnum() or not name.isascii():
+            continue
+        sendable = _sendable(value)
+        if sendable is not None:
+            told[META_PREFIX + name] = sendable
+    return told
+
+
+def _sendable(value: str) -> str | None:
+    """A value as HTTP can carry it on one line, or None where it has no such form."""
+    if not value or _is_plain(value):
+        return value
+    try:
+        return caller_to_wire({"v": value})["v"]  # as the storage would have it: RFC 2047
+    except MalformedRequestError:
+        return None
+
+
+def _is_plain(value: str) -> bool:
+    return bool(value) and value.isascii() and value.isprintable()

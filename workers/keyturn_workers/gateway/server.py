@@ -1,0 +1,241 @@
+"""One gateway process: its settings in, requests served until it is told to stop (SPEC 9).
+
+It starts without a broker and goes on reading while there is none: only what is published
+needs one. On SIGTERM and SIGINT it takes no new connection, lets answers end within
+`SHUTDOWN_GRACE_S`, and ends with status 0.
+"""
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+import uvicorn
+from starlette.types import ASGIApp
+
+from keyturn.crypto import Secret, v0_admin_kek
+from keyturn.identifiers import KEYRINGS_PREFIX
+from keyturn.publisher import Publisher
+from keyturn.settings import SettingsError
+from keyturn_workers.amqp.property_tolerance import tolerate_odd_properties
+from keyturn_workers.gateway.app import application
+from keyturn_workers.gateway.auth import Gate
+from keyturn_workers.gateway.fair_shares import ConcurrencyLimit, StagingLedger
+from keyturn_workers.gateway.http_protocol import bounded
+from keyturn_workers.gateway.keyring_lookups import KeyringLookups
+from keyturn_workers.gateway.listing_check import learning_listings
+from keyturn_workers.gateway.metrics import GatewayMetrics
+from keyturn_workers.gateway.object_opener import Source
+from keyturn_workers.gateway.object_routes import Objects
+from keyturn_workers.gateway.rotation_routes import Rotations
+from keyturn_workers.gateway.staging_quota import StagedBodies
+from keyturn_workers.gateway.upload_limits import UploadLimits, UploadPlaces
+from keyturn_workers.gateway.upload_routes import Uploads
+from keyturn_workers.keyring import KeyringReader
+from keyturn_workers.objects.operator_keys import OperatorKeys
+from keyturn_workers.settings import GatewaySettings
+from keyturn_workers.storage import Storage
+from keyturn_workers.storage.s3 import open_storage
+from keyturn_workers.sweep import SweepStore
+from keyturn_workers.worker.gc import tame_garbage_collection
+from keyturn_workers.worker.health import Check
+
+# Beyond one a request: keyrings, records, health.
+_SPARE_CONNECTIONS: Final = 16
+# Nothing is written by a keyring that is read here; it bounds how far answers' dates may differ.
+_LEASE_S: Final = 15
+_KEEP_ALIVE_S: Final = 15
+_CONNECTIONS_A_REQUEST: Final = 4
+_BACKLOG: Final = 1024
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+
+_log = structlog.get_logger()
+
+
+class AddressError(SettingsError):
+    """The address to listen on cannot be had; the text is one line for a person."""
+
+
+async def run_gateway(settings: GatewaySettings) -> None:
+    """Serve until the process is told to stop.
+
+    Raises:
+        SettingsError: there are no S3 credentials anywhere.
+        AddressError: another process listens there, or there is no such address.
+    """
+    tolerate_odd_properties()
+    metrics = GatewayMetrics()
+    metrics.registry.add_process()
+    async with opened(settings, metrics) as app:
+        await serve(settings, app)
+    _log.info("gateway stopped")
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    gate: Gate
+    objects: Objects
+    rotations: Rotations
+
+
+@asynccontextmanager
+async def opened(settings: GatewaySettings, metrics: GatewayMetrics) -> AsyncIterator[ASGIApp]:
+    """The application with its storage and its publisher."""
+    connections = settings.gateway_concurrency + _SPARE_CONNECTIONS
+    async with (
+        open_storage(settings, max_connections=connections) as storage,
+        Publisher.open(
+            settings,
+            s3=settings,
+            connect=False,
+            publish_timeout_s=settings.gateway_publish_timeout_s,
+        ) as publisher,
+        learning_listings(storage, settings.publisher_name),
+    ):
+        parts = _parts(settings, storage, publisher, metrics)
+        try:
+            yield application(
+                parts.objects,
+                parts.rotations,
+                metrics,
+                _checks(storage, publisher),
+                idle_timeout_s=settings.gateway_idle_timeout_s,
+            )
+        finally:
+            await parts.rotations.close()
+
+
+def _parts(
+    settings: GatewaySettings, storage: Storage, publisher: Publisher, metrics: GatewayMetrics
+) -> _Parts:
+    keyrings = KeyringReader(
+        storage, settings.master_keys, lease_s=_LEASE_S, cache_s=settings.keyring_cache_s
+    )
+    gate = Gate(
+        keyrings,
+        KeyringLookups(keyrings, storage),
+        Secret(settings.pepper.get_secret_value().encode()),
+        cache_s=settings.keyring_cache_s,
+    )
+    v0 = settings.v0_master_key
+    keys = OperatorKeys(
+        settings.master_keys, None if v0 is None else v0_admin_kek(v0.get_secret_value())
+    )
+    source = Source(
+        storage,
+        gate,
+        keys,
+        v0_max_bytes=settings.gateway_v0_max_bytes,
+        v0_concurrency=settings.gateway_v0_concurrency,
+    )
+    share = settings.gateway_project_share
+    limit = ConcurrencyLimit(settings.gateway_concurrency, share, "requests")
+    ledger = StagingLedger(settings.gateway_staging_max_bytes, share)
+    limits = UploadLimits(
+        UploadPlaces(settings.gateway_upload_concurrency, share),
+        StagedBodies(storage, settings.publisher_name, ledger),
+    )
+    uploads = Uploads(
+        publisher,
+        source,
+        limits,
+        metrics,
+        max_bytes=settings.upload_max_bytes,
+        idle_timeout_s=settings.gateway_idle_timeout_s,
+        wait_max_s=settings.gateway_wait_max_s,
+    )
+    objects = Objects(
+        gate,
+        limit,
+        source,
+        uploads.put,
+        metrics,
+        presign_plaintext=settings.presign_plaintext,
+    )
+    rotations = Rotations(
+        gate,
+        limit,
+        publisher,
+        SweepStore(storage, settings.master_keys),
+        max_under_way=settings.gateway_project_rotations,
+        idle_timeout_s=settings.gateway_idle_timeout_s,
+        wait_max_s=settings.gateway_wait_max_s,
+    )
+    return _Parts(gate, objects, rotations)
+
+
+def _checks(storage: Storage, publisher: Publisher) -> dict[str, Check]:
+    async def broker_answers() -> bool:
+        await publisher.connect()
+        return True
+
+    async def storage_answers() -> bool:
+        async for _ in storage.list(KEYRINGS_PREFIX, limit=1):
+            break
+        return True
+
+    return {"broker": broker_answers, "storage": storage_answers}
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which says when it listens and ends in order on a signal."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Stop on a signal; uvicorn would raise it again afterwards, and end as if killed."""
+        loop = asyncio.get_running_loop()
+        for number in _SIGNALS:
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        try:
+            yield
+        finally:
+            for number in _SIGNALS:
+                loop.remove_signal_handler(number)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and tell where."""
+        try:
+            await super().startup(sockets)
+        except SystemExit as exc:
+            raise AddressError(
+                f"cannot listen on {self.config.host} port {self.config.port}"
+            ) from exc
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        _log.info("gateway started", host=host, port=port)
+
+
+async def serve(settings: GatewaySettings, app: ASGIApp) -> None:
+    """Serve any application as the gateway is served, until the process is told to stop.
+
+    Raises:
+        AddressError: another process listens there, or there is no such address.
+    """
+    # What is worth saying is said here; uvicorn's own lines hold paths, and so keys.
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    tame_garbage_collection()
+    config = uvicorn.Config(
+        app,
+        host=settings.gateway_host,
+        port=settings.gateway_port,
+        http=bounded(
+            head_timeout_s=settings.gateway_head_timeout_s,
+            idle_timeout_s=settings.gateway_idle_timeout_s,
+            max_connections=settings.gateway_concurrency * _CONNECTIONS_A_REQUEST,
+        ),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        backlog=_BACKLOG,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=int(settings.shutdown_grace_s),
+    )
+    await _Server(config).serve()

@@ -1,0 +1,258 @@
+"""A project's keyring as bytes and as a value (SPEC 5.1, 5.2). Pure; no I/O.
+
+A record that does not open under its own master key, or that belongs to another
+project, was forged or moved: nothing may be wrapped by it.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
+
+from keyturn.crypto import Secret, admin_kek, b64, b64_decode, kek_id
+from keyturn.errors import CorruptObjectError
+from keyturn.identifiers import is_short_name, is_uuid, keyring_key, parse_time
+from keyturn.messages import RequestOrigin
+from keyturn_workers.keyring import sealed_records
+
+_KEK_BYTES: Final = 32
+_KEK_ID: Final = re.compile(r"[0-9a-f]{16}")
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+_MAX_LEASE_S: Final = 10**6
+_MAX_GENERATION: Final = 10**18
+_PERMISSIONS: Final = ("allowed", "forbidden")
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One user KEK of a project: the current one, or an earlier one of the history.
+
+    `kek` is kept until a clean sweep and is then None. `rotation_id` is the request that
+    brought it: at the first generation the enrolment's.
+    """
+
+    generation: int
+    kek_id: str
+    kek: Secret | None
+    rotation_id: str
+    requested_at: str
+    at: str
+
+
+@dataclass(frozen=True)
+class Desired:
+    """What a project's objects must be wrapped under (SPEC 5.2)."""
+
+    project: str
+    generation: int
+    kek_id: str
+    user_kek: Secret
+    master_key: str
+    admin_kek: Secret
+    plaintext_allowed: bool
+
+    def same_state(self, other: "Desired") -> bool:
+        """Whether an object made for one is as the other wants it."""
+        return (
+            self.generation == other.generation
+            and self.user_kek == other.user_kek
+            and self.master_key == other.master_key
+            and self.plaintext_allowed == other.plaintext_allowed
+        )
+
+
+@dataclass(frozen=True)
+class Keyring:
+    """The record of a project's keys; `current` is the desired generation.
+
+    `lease_s` is the longest lease, in seconds, of any worker that wrote this record.
+    `publisher` and `request` are the origin of the request that brought the current
+    generation, and `evidence` is the digest of the newest evidence. Records of 0.4 have none
+    of them.
+    """
+
+    project: str
+    master_key: str
+    current: Generation
+    plaintext_allowed: bool = False
+    v0_allowed: bool = False
+    v0_kek: Secret | None = None
+    history: tuple[Generation, ...] = ()
+    lease_s: int | None = None
+    publisher: str | None = None
+    request: str | None = None
+    evidence: str | None = None
+
+    @property
+    def origin(self) -> RequestOrigin | None:
+        """The request that brought the current generation; None in a record of 0.4."""
+        if self.publisher is None or self.request is None:
+            return None
+        return RequestOrigin(self.publisher, self.request)
+
+    @property
+    def holds_earlier(self) -> bool:
+        """Whether a KEK of an earlier generation is kept, which a clean sweep clears."""
+        return any(entry.kek is not None for entry in self.history)
+
+    @property
+    def enrolment(self) -> Generation:
+        """The generation that the enrolment brought."""
+        return self.history[0] if self.history else self.current
+
+    @cached_property
+    def user_keks(self) -> dict[int, Secret]:
+        """The user KEKs that the record still holds, by generation."""
+        every = (*self.history, self.current)
+        return {entry.generation: entry.kek for entry in every if entry.kek is not None}
+
+    def desired(self, master_keys: Mapping[str, Secret]) -> Desired:
+        """The desired state of the project's objects.
+
+        Raises:
+            UnknownMasterKeyError: this process lacks the record's master key.
+        """
+        if self.current.kek is None:
+            raise CorruptObjectError("the keyring's current KEK is missing")
+        return Desired(
+            project=self.project,
+            generation=self.current.generation,
+            kek_id=self.current.kek_id,
+            user_kek=self.current.kek,
+            master_key=self.master_key,
+            admin_kek=admin_kek(sealed_records.held(master_keys, self.master_key), self.project),
+            plaintext_allowed=self.plaintext_allowed,
+        )
+
+
+def build(keyring: Keyring, master_keys: Mapping[str, Secret]) -> bytes:
+    """The record's bytes, sealed under the master key that it names.
+
+    Raises:
+        UnknownMasterKeyError: this process lacks it.
+    """
+    rest = {
+        **_entry_json(keyring.current),
+        "plaintext": _permission(allowed=keyring.plaintext_allowed),
+        "v0": _permission(allowed=keyring.v0_allowed),
+        "v0_kek": _kek_json(keyring.v0_kek),
+        "history": [_entry_json(entry) for entry in keyring.history],
+        **_added_json(keyring),
+    }
+    return sealed_records.build(
+        keyring_key(keyring.project), keyring.project, keyring.master_key, rest, master_keys
+    )
+
+
+def _entry_json(entry: Generation) -> dict[str, Any]:
+    return {
+        "generation": entry.generation,
+        "kek_id": entry.kek_id,
+        "kek": _kek_json(entry.kek),
+        "rotation_id": entry.rotation_id,
+        "requested_at": entry.requested_at,
+        "at": entry.at,
+    }
+
+
+def _added_json(keyring: Keyring) -> dict[str, Any]:
+    """The fields that records of 0.4 lack, where they are set."""
+    added = {
+        "lease_s": keyring.lease_s,
+        "publisher": keyring.publisher,
+        "request": keyring.request,
+        "evidence": keyring.evidence,
+    }
+    return {name: value for name, value in added.items() if value is not None}
+
+
+def _kek_json(kek: Secret | None) -> str | None:
+    return None if kek is None else b64(kek.reveal())
+
+
+def _permission(*, allowed: bool) -> str:
+    return "allowed" if allowed else "forbidden"
+
+
+def parse(body: bytes, project: str, master_keys: Mapping[str, Secret]) -> Keyring:
+    """The keyring that stands in a record's bytes.
+
+    Raises:
+        UnknownMasterKeyError: this process lacks the master key that the record names.
+        CorruptObjectError: forged, moved from another project, or damaged.
+    """
+    try:
+        master_key, rest = sealed_records.parse(body, keyring_key(project), project, master_keys)
+    except CorruptObjectError as exc:
+        raise CorruptObjectError(f"the keyring is {exc.detail}") from None
+    try:
+        return _keyring(project, master_key, rest)
+    except (ValueError, TypeError, KeyError):
+        # No cause: what was opened holds keys, and an exception may repeat it.
+        raise CorruptObjectError("the keyring does not hold what it must") from None
+
+
+def _keyring(project: str, master_key: str, rest: Mapping[str, Any]) -> Keyring:
+    if rest["plaintext"] not in _PERMISSIONS or rest["v0"] not in _PERMISSIONS:
+        raise ValueError("permissions")
+    current = _entry(rest)
+    history = tuple(_entry(entry) for entry in rest["history"])
+    generations = [entry.generation for entry in (*history, current)]
+    if current.kek is None or generations != sorted(set(generations)):
+        raise ValueError("generations")
+    return Keyring(
+        project=project,
+        master_key=master_key,
+        current=current,
+        plaintext_allowed=rest["plaintext"] == "allowed",
+        v0_allowed=rest["v0"] == "allowed",
+        v0_kek=_kek(rest["v0_kek"]),
+        history=history,
+        lease_s=_lease_s(rest.get("lease_s")),
+        publisher=_publisher(rest.get("publisher")),
+        request=_digest(rest.get("request")),
+        evidence=_digest(rest.get("evidence")),
+    )
+
+
+def _lease_s(value: Any) -> int | None:
+    if value is not None and (type(value) is not int or not 1 <= value <= _MAX_LEASE_S):
+        raise ValueError("lease")
+    return value
+
+
+def _publisher(value: str | None) -> str | None:
+    if value is not None and not is_short_name(value):
+        raise ValueError("publisher")
+    return value
+
+
+def _digest(value: str | None) -> str | None:
+    if value is not None and _DIGEST.fullmatch(value) is None:
+        raise ValueError("digest")
+    return value
+
+
+def _entry(fields: Mapping[str, Any]) -> Generation:
+    generation, label, kek = fields["generation"], fields["kek_id"], _kek(fields["kek"])
+    if type(generation) is not int or not 1 <= generation < _MAX_GENERATION:
+        raise ValueError("generation")
+    if _KEK_ID.fullmatch(label) is None or (kek is not None and kek_id(kek) != label):
+        raise ValueError("KEK id")
+    if not is_uuid(fields["rotation_id"]):
+        raise ValueError("rotation id")
+    parse_time(fields["requested_at"])
+    parse_time(fields["at"])
+    return Generation(
+        generation, label, kek, fields["rotation_id"], fields["requested_at"], fields["at"]
+    )
+
+
+def _kek(value: str | None) -> Secret | None:
+    if value is None:
+        return None
+    decoded = b64_decode(value)
+    if len(decoded) != _KEK_BYTES:
+        raise ValueError("KEK length")
+    return Secret(decoded)

@@ -1,0 +1,63 @@
+"""Writing keyrings, only ever by conditional put (SPEC 5.1)."""
+
+from collections.abc import Mapping
+
+from keyturn.crypto import Secret
+from keyturn.identifiers import keyring_key
+from keyturn_workers.keyring import sealed_records
+from keyturn_workers.keyring.model import Keyring, build
+from keyturn_workers.keyring.transitions import leased
+from keyturn_workers.storage import Storage
+
+
+async def create(
+    storage: Storage, keyring: Keyring, master_keys: Mapping[str, Secret], *, lease_s: int
+) -> bool:
+    """Put a project's first keyring; False where one exists already.
+
+    `lease_s` is this worker's lease, in seconds.
+
+    Raises:
+        StorageUnavailableError: the outcome is unknown, so read the keyring again.
+        UnknownMasterKeyError: this process lacks the keyring's master key.
+    """
+    body = build(leased(keyring, lease_s), master_keys)
+    return await sealed_records.create(storage, keyring_key(keyring.project), body)
+
+
+async def change(
+    storage: Storage,
+    keyring: Keyring,
+    etag: str,
+    master_keys: Mapping[str, Secret],
+    *,
+    lease_s: int,
+) -> bool:
+    """Put a keyring over the one that was read with this ETag; False where that one changed.
+
+    `lease_s` is this worker's lease, in seconds.
+
+    Raises:
+        StorageUnavailableError: the outcome is unknown, so read the keyring again.
+        UnknownMasterKeyError: this process lacks the keyring's master key.
+    """
+    body = build(leased(keyring, lease_s), master_keys)
+    return await sealed_records.replace(storage, keyring_key(keyring.project), body, etag)
+
+
+async def forget_older(storage: Storage, project: str) -> None:
+    """On a versioned bucket: remove older versions of a keyring, which hold earlier KEKs.
+
+    Raises:
+        RefusedError: a lock keeps one.
+        StorageUnavailableError
+    """
+    versioning = await storage.versioning()
+    if not versioning:
+        return
+    key = keyring_key(project)
+    async for version in storage.list_versions(key):
+        # Where versioning is suspended, a change of the keyring stands under that name.
+        null = version.version_id == "null" and versioning == "Suspended"
+        if version.key == key and not version.is_latest and not null:
+            await storage.delete_version(key, version.version_id)

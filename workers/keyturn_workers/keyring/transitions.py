@@ -1,0 +1,122 @@
+"""What becomes of a keyring: turned, re-sealed, settled (SPEC 8.1, 8.6). Pure; no I/O."""
+
+from dataclasses import replace
+
+from keyturn.crypto import Secret, kek_id
+from keyturn.errors import GenerationMismatchError, KekReusedError
+from keyturn.identifiers import parse_time
+from keyturn.messages import RequestOrigin
+from keyturn_workers.keyring.model import Generation, Keyring
+
+
+def check_turn(keyring: Keyring, *, requested_at: str, expected_generation: int | None) -> None:
+    """Whether a rotation asked for at that time, of that generation, may turn the keyring.
+
+    Raises:
+        GenerationMismatchError: it is older than the last one accepted, or not from the
+            generation that it expects.
+    """
+    current = keyring.current
+    if parse_time(requested_at) < parse_time(current.requested_at):
+        raise GenerationMismatchError("a rotation requested later was accepted already")
+    if expected_generation is not None and expected_generation != current.generation:
+        raise GenerationMismatchError(
+            f"the project stands at generation {current.generation}, not {expected_generation}"
+        )
+
+
+def turned(
+    keyring: Keyring,
+    *,
+    kek: Secret,
+    rotation_id: str,
+    requested_at: str,
+    at: str,
+    origin: RequestOrigin,
+) -> Keyring:
+    """The keyring after a user rotation: one generation on, the one before in the history.
+
+    `origin` is that of the rotation's request.
+
+    Raises:
+        KekReusedError: the KEK is the current one or stands in the history.
+    """
+    label = kek_id(kek)
+    if label in {entry.kek_id for entry in (*keyring.history, keyring.current)}:
+        raise KekReusedError("the project has or had this key")
+    current = Generation(
+        generation=keyring.current.generation + 1,
+        kek_id=label,
+        kek=kek,
+        rotation_id=rotation_id,
+        requested_at=requested_at,
+        at=at,
+    )
+    return replace(
+        keyring,
+        current=current,
+        history=(*keyring.history, keyring.current),
+        publisher=origin.publisher,
+        request=origin.request,
+    )
+
+
+def brought_by(keyring: Keyring, rotation_id: str) -> int | None:
+    """The number of the generation that this request brought, or None where it brought none."""
+    entry = entry_of(keyring, rotation_id)
+    return None if entry is None else entry.generation
+
+
+def entry_of(keyring: Keyring, rotation_id: str) -> Generation | None:
+    """The generation that this request brought, or None where it brought none yet."""
+    for entry in (keyring.current, *keyring.history):
+        if entry.rotation_id == rotation_id:
+            return entry
+    return None
+
+
+def is_same_request(
+    keyring: Keyring, entry: Generation, *, kek: Secret, origin: RequestOrigin
+) -> bool:
+    """Whether a request with the id of this generation is the one that brought it (SPEC 8.1).
+
+    Another publisher of the project may send a known id with a key of its own: it must not
+    learn from the answer that its key was accepted. The history keeps no publisher, nor does
+    a keyring of 0.4; there the KEK alone decides.
+    """
+    if entry is keyring.current and keyring.publisher not in (None, origin.publisher):
+        return False
+    return entry.kek_id == kek_id(kek)
+
+
+def is_brought_by_this(keyring: Keyring, entry: Generation, origin: RequestOrigin) -> bool:
+    """Whether the keyring itself says that this very request brought the generation.
+
+    Then its KEK need not be opened, which cannot be done any more once its intake key was
+    retired. Only the current generation's origin is kept; of others the KEK decides.
+    """
+    return entry is keyring.current and keyring.origin == origin
+
+
+def leased(keyring: Keyring, lease_s: int) -> Keyring:
+    """The keyring as a worker with this lease, in seconds, writes it (SPEC 5.2).
+
+    It keeps the longest lease that was ever written: a worker with that one may still write.
+    """
+    return replace(keyring, lease_s=max(keyring.lease_s or 0, lease_s))
+
+
+def resealed(keyring: Keyring, master_key: str) -> Keyring:
+    """The keyring under another master key."""
+    return replace(keyring, master_key=master_key)
+
+
+def forbidden_plaintext(keyring: Keyring) -> Keyring:
+    """The keyring once all plaintext was encrypted."""
+    return replace(keyring, plaintext_allowed=False)
+
+
+def settled(keyring: Keyring) -> Keyring:
+    """The keyring after a clean sweep: no wrap needs an earlier KEK or v0 any more."""
+    history = tuple(replace(entry, kek=None) for entry in keyring.history)
+    return replace(keyring, history=history, v0_allowed=False, v0_kek=None)

@@ -1,0 +1,185 @@
+"""One object's plaintext straight from the bucket (SPEC 3.1, 4, 5.4, 8.7).
+
+A reader of its own: it trusts nothing that the upload worker told, and holds one piece of
+the body at a time (an object of the earlier system is opened whole, up to a limit).
+It must never give out a byte that is not authenticated, nor take the end of a stream for
+the end of a body.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+
+from keyturn import metadata as object_metadata
+from keyturn.crypto import (
+    BODY_CONTEXT,
+    HEADER_BYTES,
+    V0_OVERHEAD_BYTES,
+    ChunkError,
+    Opener,
+    SealError,
+    Secret,
+    plaintext_size,
+    v0_open,
+)
+from keyturn.errors import (
+    ArchivedObjectError,
+    BodyTooLargeError,
+    CorruptObjectError,
+    NotFoundError,
+)
+from keyturn.identifiers import keyring_key, object_key
+from keyturn.metadata import COBBLESTONE, Envelope
+from keyturn_workers.errors import ArchivedError, MissingError
+from keyturn_workers.keyring import Keyring
+from keyturn_workers.keyring.model import parse
+from keyturn_workers.objects.body_stream import first_bytes
+from keyturn_workers.objects.open import OpenedDek, Reader, check_not_rolled_back, open_dek
+from keyturn_workers.objects.operator_keys import OperatorKeys
+from keyturn_workers.storage import Head, Storage, Stream
+
+READ_BYTES: Final = 1024 * 1024
+V0_MAX_BYTES: Final = 512 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectAccess:
+    """A project's API key, as its user KEK. Only user wraps are opened.
+
+    The keyring cannot be read with it, so objects that only a keyring's permission makes
+    readable (plaintext, v0) are refused.
+    """
+
+    project: str
+    user_kek: Secret
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorAccess:
+    """What the operator holds.
+
+    Only admin wraps are opened, but for v0 bodies, where both wraps must agree.
+    """
+
+    project: str
+    keys: OperatorKeys
+
+
+Access = ProjectAccess | OperatorAccess
+
+
+class OpenObject:
+    """An object whose DEK is known; `size_bytes` is what its plaintext must come to."""
+
+    def __init__(
+        self, stream: Stream, start: bytes, rest: AsyncIterator[bytes], opened: OpenedDek | None
+    ) -> None:
+        self.head: Head = stream.head
+        self.opened = opened
+        self._start = start
+        self._rest = rest
+
+    @property
+    def size_bytes(self) -> int | None:
+        """Plaintext bytes as the stored length has it, or None where no body has that length."""
+        if self.opened is None:
+            return self.head.size_bytes
+        try:
+            if self.opened.algorithm == COBBLESTONE:
+                return plaintext_size(self.head.size_bytes)
+        except ChunkError:
+            return None
+        return max(self.head.size_bytes - V0_OVERHEAD_BYTES, 0)
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The plaintext in order, each piece authenticated; it is whole only once this ends.
+
+        Raises:
+            CorruptObjectError: a chunk fails, or the body is cut.
+            BodyTooLargeError: a v0 body above the limit.
+            StorageUnavailableError: the connection broke.
+        """
+        if self.opened is None:
+            yield self._start
+            async for piece in self._rest:
+                yield piece
+            return
+        opening = self._v1 if self.opened.algorithm == COBBLESTONE else self._v0
+        try:
+            async for piece in opening(self.opened.dek):
+                if piece:
+                    yield piece
+        except SealError as exc:
+            raise CorruptObjectError("the body does not authenticate") from exc
+
+    async def _v1(self, dek: bytes) -> AsyncIterator[bytes]:
+        opener = Opener(dek, BODY_CONTEXT, self._start[:HEADER_BYTES])
+        yield opener.update(self._start[HEADER_BYTES:])
+        async for piece in self._rest:
+            yield opener.update(piece)
+        yield opener.finish()
+
+    async def _v0(self, dek: bytes) -> AsyncIterator[bytes]:
+        if self.head.size_bytes > V0_MAX_BYTES:
+            raise BodyTooLargeError(
+                f"an object of the earlier system is opened whole, up to {V0_MAX_BYTES} bytes"
+            )
+        sealed = bytearray(self._start)
+        async for piece in self._rest:
+            sealed += piece
+        yield v0_open(dek, bytes(sealed))
+
+
+@asynccontextmanager
+async def open_object(storage: Storage, key: str, access: Access) -> AsyncIterator[OpenObject]:
+    """Open an object with one GET, so that header, metadata and body are of one moment.
+
+    Raises:
+        NotFoundError: nothing stands there, or a tombstone.
+        NoUsableWrapError, CorruptObjectError, UnknownAlgorithmError: as SPEC 4 has it.
+        KeyringRolledBackError: the operator's keyring is older than the object (SPEC 5.4).
+        UnknownMasterKeyError: the keyring names a master key that is not at hand.
+        ArchivedObjectError: it must be restored first.
+        StorageUnavailableError: the storage failed.
+    """
+    try:
+        async with storage.stream(object_key(access.project, key)) as stream:
+            pieces = stream.chunks(READ_BYTES)
+            start = await first_bytes(pieces)
+            envelope = object_metadata.parse(stream.head.metadata)
+            # Read after the object: only then does a higher generation in it mean anything.
+            keyring = await _keyring(storage, access)
+            reader = _reader(access, keyring, envelope)
+            opened = open_dek(envelope, start[:HEADER_BYTES], key, reader)
+            if keyring is not None:
+                check_not_rolled_back(keyring, envelope, opened)
+            yield OpenObject(stream, start, pieces, opened)
+    except MissingError as exc:
+        raise NotFoundError(key) from exc
+    except ArchivedError as exc:
+        raise ArchivedObjectError(key) from exc
+
+
+def _reader(access: Access, keyring: Keyring | None, envelope: Envelope) -> Reader:
+    match access:
+        case ProjectAccess(project, user_kek):
+            return Reader(project, user_kek=user_kek)
+        case OperatorAccess(project, keys):
+            if keyring is None:
+                return Reader(project, master_keys=keys.master_keys, v0_admin_kek=keys.v0_admin_kek)
+            return Reader.of(keyring, keys, envelope, None)
+
+
+async def _keyring(storage: Storage, access: Access) -> Keyring | None:
+    """The keyring for whoever can read it, where it stands.
+
+    Where it was lost the master key still opens what it wrapped; nothing else is allowed.
+    """
+    if isinstance(access, ProjectAccess):
+        return None
+    try:
+        _, record = await storage.read(keyring_key(access.project))
+    except MissingError:
+        return None
+    return parse(record, access.project, access.keys.master_keys)

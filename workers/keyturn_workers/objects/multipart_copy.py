@@ -1,0 +1,84 @@
+"""A large object copied onto itself in parts, under new metadata (SPEC 8.2, 8.4).
+
+Nothing is fenced before the completion: parts are no object. So what the copy rests on
+is looked at again just before that, and the completion alone carries a lease. It must
+never complete over anything but the object that its parts were copied from.
+"""
+
+import asyncio
+import math
+from typing import Final
+
+from keyturn_workers.keyring import KeyringReader, Observed
+from keyturn_workers.objects.guards import check_unchanged, still
+from keyturn_workers.storage import Head, Headers, IfMatch, Part, Storage
+from keyturn_workers.storage.multipart import multipart
+
+_MIN_PART_BYTES: Final = 5 * 1024**2
+_MAX_PART_BYTES: Final = 1024**3
+_MAX_PARTS: Final = 10_000
+_PARTS_IN_FLIGHT: Final = 4
+
+
+def part_ranges(size_bytes: int, copy_limit_bytes: int) -> list[tuple[int, int]]:
+    """First and last byte (both included) of each part of a copy."""
+    wished = max(_MIN_PART_BYTES, min(copy_limit_bytes, _MAX_PART_BYTES))
+    part_bytes = max(wished, math.ceil(size_bytes / _MAX_PARTS))
+    return [
+        (first, min(first + part_bytes, size_bytes) - 1)
+        for first in range(0, size_bytes, part_bytes)
+    ]
+
+
+async def copy_in_parts(
+    storage: Storage,
+    keyrings: KeyringReader,
+    s3_key: str,
+    head: Head,
+    headers: Headers,
+    observed: Observed,
+    *,
+    copy_limit_bytes: int,
+) -> None:
+    """Replace a large object's metadata; `observed` is what its new wraps were made for.
+
+    Raises:
+        PreconditionError: the desired state or the object moved meanwhile: look again.
+        MissingError: the object, or the upload's parts, are gone: look again.
+        RefusedError: it came after its lease.
+    """
+    ranges = part_ranges(head.size_bytes, copy_limit_bytes)
+    async with multipart(storage, s3_key, headers) as upload_id:
+        parts = await _copy_parts(storage, s3_key, upload_id, ranges, head.etag)
+        now = await still(keyrings, observed)
+        # In this order: a delete that is put after this look is put after the lease's
+        # beginning, so that it waits for the completion before it is told (SPEC 8.7). One
+        # that was put before it is seen here. Otherwise the parts, copied long ago,
+        # would bring back what was deleted.
+        await check_unchanged(storage, s3_key, head)
+        honoured = storage.differences.conditional_completion
+        condition = IfMatch(head.etag) if honoured else None
+        await storage.complete_multipart(
+            s3_key, upload_id, parts, condition=condition, lease=now.lease
+        )
+
+
+async def _copy_parts(
+    storage: Storage, s3_key: str, upload_id: str, ranges: list[tuple[int, int]], source_etag: str
+) -> list[Part]:
+    slots = asyncio.Semaphore(_PARTS_IN_FLIGHT)
+
+    async def copy(number: int, first: int, last: int) -> Part:
+        async with slots:
+            return await storage.copy_part(
+                s3_key, upload_id, number, first=first, last=last, source_etag=source_etag
+            )
+
+    copies = [asyncio.ensure_future(copy(n, *span)) for n, span in enumerate(ranges, start=1)]
+    try:
+        return await asyncio.gather(*copies)
+    finally:
+        # One failed, or this was cancelled: no part may be under way when it is aborted.
+        for task in copies:
+            task.cancel()
+        await asyncio.gather(*copies, return_exceptions=True)

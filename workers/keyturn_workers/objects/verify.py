@@ -1,0 +1,95 @@
+"""Whether one object's wraps and header hold together (SPEC 5.4, 7.1). Pure; no I/O.
+
+What must become of the object is `keyturn_workers.objects.plan_action`'s question.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from keyturn.crypto import BODY_CONTEXT, HEADER_BYTES, Secret, commits_to
+from keyturn.errors import CorruptObjectError
+from keyturn.metadata import Wraps
+from keyturn_workers.keyring import Desired, Keyring
+from keyturn_workers.objects.operator_keys import OperatorKeys
+from keyturn_workers.objects.unwrap import (
+    Opened,
+    agreed,
+    is_current,
+    open_admin,
+    open_user,
+    past_generations,
+    try_wrap,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """An object whose DEK is known and is the one that its header commits to.
+
+    `current` says that both wraps, and their labels, are as desired.
+    """
+
+    dek: bytes = field(repr=False)
+    current: bool
+
+
+def examine(
+    wraps: Wraps, header: bytes, key: str, desired: Desired, master_keys: Mapping[str, Secret]
+) -> Examined:
+    """Open both wraps, and compare the object with the desired state.
+
+    `header` is the first 56 bytes of the body.
+
+    Raises:
+        NoUsableWrapError: neither wrap opens.
+        CorruptObjectError: the wraps hold different DEKs, or the header commits to neither.
+        KeyringRolledBackError: the admin wrap opens at a higher generation than the
+            keyring's. Only meaningful where the keyring was read after the object.
+    """
+    admin = open_admin(wraps, key, desired, OperatorKeys(master_keys), ())
+    return _examined(wraps, header, admin, open_user(wraps, key, desired, ()), desired)
+
+
+def verify_own(
+    wraps: Wraps, header: bytes, key: str, keyring: Keyring, master_keys: Mapping[str, Secret]
+) -> Examined:
+    """Whether an object that carries an upload's id is what that upload stored (SPEC 7.1).
+
+    Stricter than `examine`: the admin wrap must open, and so must the user wrap where
+    the keyring still holds the KEK of its generation. An id is not authenticated, so
+    anything less would let a bucket writer pass off an object as stored.
+
+    Raises:
+        CorruptObjectError: a wrap does not verify.
+        KeyringRolledBackError: as `examine`.
+        UnknownMasterKeyError: this process lacks the keyring's master key.
+    """
+    desired, past = keyring.desired(master_keys), past_generations(keyring)
+    admin = open_admin(wraps, key, desired, OperatorKeys(master_keys), past)
+    if admin is None:
+        raise CorruptObjectError("the admin wrap does not open")
+    kek = keyring.user_keks.get(wraps.generation)
+    if kek is not None:
+        own = try_wrap(wraps, "user", key, keyring.project, kek, (wraps.generation,))
+        if own is None:
+            raise CorruptObjectError("the user wrap does not open")
+        agreed(admin, own)
+    return _examined(wraps, header, admin, open_user(wraps, key, desired, past), desired)
+
+
+def _examined(
+    wraps: Wraps, header: bytes, admin: Opened | None, user: Opened | None, desired: Desired
+) -> Examined:
+    dek = agreed(admin, user)
+    check_header(dek, header)
+    return Examined(dek, current=is_current(wraps, admin, user, desired))
+
+
+def check_header(dek: bytes, header: bytes) -> None:
+    """Nothing is wrapped anew before the body commits to it (SPEC 3.1, 8.2).
+
+    Raises:
+        CorruptObjectError: the first 56 bytes are cut, or commit to another DEK.
+    """
+    if len(header) != HEADER_BYTES or not commits_to(dek, BODY_CONTEXT, header):
+        raise CorruptObjectError("the header does not commit to the DEK")

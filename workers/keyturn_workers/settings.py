@@ -1,0 +1,145 @@
+"""What workers and the operator's commands read from the environment (SPEC 11).
+
+Nothing else under `workers` reads it. Each process reads the class that it needs, so
+that a command that only lists a bucket never asks for a master key.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import BeforeValidator, Field, PlainValidator, SecretStr, model_validator
+from pydantic_settings import NoDecode
+
+from keyturn.crypto import IntakeKey, Secret
+from keyturn.identifiers import SHORT_NAME_PATTERN
+from keyturn.settings import (
+    DeploymentSettings,
+    PublisherSettings,
+    S3Settings,
+    Settings,
+    SigningKeysSetting,
+    seed_from_b64,
+)
+from keyturn_workers.worker.grants import Grant, GrantsFile, json_of_names, parse_grants
+
+_DAY_S: Final = 24 * 3600
+_GIB: Final = 1024**3
+_MIB: Final = 1024**2
+
+
+def _master_keys(value: object) -> dict[str, Secret]:
+    return {name: Secret(seed_from_b64(key)) for name, key in json_of_names(value).items()}
+
+
+def _intake_keys(value: object) -> dict[str, IntakeKey]:
+    seeds = json_of_names(value)
+    return {name: IntakeKey.from_seed(seed_from_b64(seed)) for name, seed in seeds.items()}
+
+
+def _publishers(value: object) -> Mapping[str, Grant]:
+    if isinstance(value, str) and not value.lstrip().startswith("{"):
+        return GrantsFile(Path(value.strip()))
+    return parse_grants(value)
+
+
+MasterKeys = Annotated[dict[str, Secret], NoDecode, BeforeValidator(_master_keys)]
+IntakeKeys = Annotated[dict[str, IntakeKey], NoDecode, BeforeValidator(_intake_keys)]
+# Not rebuilt by a validator of pydantic's own: a file stays the object that is read again.
+Publishers = Annotated[Mapping[str, Grant], NoDecode, PlainValidator(_publishers)]
+LogFormat = Literal["console", "json"]
+
+
+class LogSettings(Settings):
+    """How a process logs."""
+
+    log_format: LogFormat = "console"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class OperatorSettings(S3Settings):
+    """What opens everything: the bucket and the master keys."""
+
+    master_keys: MasterKeys
+
+
+class WorkerSettings(DeploymentSettings, OperatorSettings, LogSettings):
+    """What workers read, whatever their roles."""
+
+    active_master_key: Annotated[str, Field(pattern=SHORT_NAME_PATTERN)]
+    intake_keys: IntakeKeys
+    # The first signs; the others still verify what waits in the retry queues.
+    event_key: SigningKeysSetting
+    publishers: Publishers
+    v0_master_key: SecretStr | None = None
+    encryption_enabled: bool = True
+    allow_unsafe_storage: bool = False
+    lease_s: Annotated[int, Field(ge=1, le=3600)] = 15
+    keyring_cache_s: Annotated[float, Field(ge=0)] = 2
+    request_max_age_s: Annotated[int, Field(ge=1)] = 7 * _DAY_S
+    # Staged bodies and abandoned multipart uploads go this long after the last moment
+    # at which a request could still have come for them.
+    staging_grace_s: Annotated[int, Field(ge=0)] = _DAY_S
+    staging_sweep_interval_s: Annotated[float, Field(gt=0)] = 3600
+    upload_concurrency: Annotated[int, Field(ge=1, le=2000)] = 64
+    # Bodies from staging stream a few at a time, so that memory stays bounded.
+    stream_concurrency: Annotated[int, Field(ge=1, le=200)] = 4
+    # Objects that one process looks at, or copies, at once.
+    sweep_concurrency: Annotated[int, Field(ge=1, le=2000)] = 64
+    sweep_page_keys: Annotated[int, Field(ge=1, le=10_000)] = 500
+    # How often a sweep worker looks for sweeps whose messages were lost.
+    sweep_rescue_interval_s: Annotated[float, Field(gt=0)] = 600
+    # Dead letters of each queue, by age and by bytes with their headers; the unsigned apart.
+    dead_max_age_s: Annotated[int, Field(ge=1)] = 30 * _DAY_S
+    dead_max_bytes: Annotated[int, Field(ge=1)] = 256 * _MIB
+    unsigned_dead_max_age_s: Annotated[int, Field(ge=1)] = 7 * _DAY_S
+    unsigned_dead_max_bytes: Annotated[int, Field(ge=1)] = 64 * _MIB
+    dead_check_interval_s: Annotated[float, Field(gt=0)] = 60
+    control_concurrency: Annotated[int, Field(ge=1, le=2000)] = 16
+    part_size_bytes: Annotated[int, Field(ge=5 * _MIB, le=_GIB)] = 8 * _MIB
+    copy_limit_bytes: Annotated[int, Field(ge=1)] = 5 * _GIB
+    upload_max_bytes: Annotated[int, Field(ge=1, le=5 * _GIB)] = 5 * _GIB
+    health_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    health_host: str = "127.0.0.1"
+    shutdown_grace_s: Annotated[float, Field(gt=0)] = 60
+    start_timeout_s: Annotated[float, Field(gt=0)] = 60
+
+    @model_validator(mode="after")
+    def _check_master_key(self) -> Self:
+        if self.active_master_key not in self.master_keys:
+            raise ValueError("ACTIVE_MASTER_KEY is not among MASTER_KEYS")
+        if self.lease_s <= self.keyring_cache_s:
+            raise ValueError("LEASE_S must be well above KEYRING_CACHE_S")
+        return self
+
+
+class GatewaySettings(PublisherSettings, OperatorSettings, LogSettings):
+    """What the gateway reads: it is a publisher, and it opens objects."""
+
+    v0_master_key: SecretStr | None = None
+    keyring_cache_s: Annotated[float, Field(ge=0, le=60)] = 2
+    presign_plaintext: bool = True
+    gateway_host: str = "127.0.0.1"
+    gateway_port: Annotated[int, Field(ge=0, le=65535)] = 8080
+    # Requests served at once; each download holds about 1 MiB.
+    gateway_concurrency: Annotated[int, Field(ge=1, le=10_000)] = 256
+    # Bodies above 256 KiB taken in at once: about 4 parts of 8 MiB each.
+    gateway_upload_concurrency: Annotated[int, Field(ge=1, le=200)] = 8
+    # Of what this gateway publishes: in staging and not stored yet.
+    gateway_staging_max_bytes: Annotated[int, Field(ge=1)] = 40 * _GIB
+    # What one project may hold of the three above; never less than 1 of each.
+    gateway_project_share: Annotated[float, Field(gt=0, le=1)] = 0.25
+    # Rotations of one project that are published or being swept.
+    gateway_project_rotations: Annotated[int, Field(ge=1, le=100)] = 3
+    # Objects of the earlier system are opened whole, a few at a time.
+    gateway_v0_max_bytes: Annotated[int, Field(ge=1)] = 64 * _MIB
+    gateway_v0_concurrency: Annotated[int, Field(ge=1, le=200)] = 4
+    # A client whose request's head takes longer is cut off.
+    gateway_head_timeout_s: Annotated[float, Field(gt=0)] = 15
+    # A client that takes or sends nothing for so long is cut off.
+    gateway_idle_timeout_s: Annotated[float, Field(gt=0)] = 60
+    # How long the broker may take to confirm, reconnecting included, before it is a 503.
+    gateway_publish_timeout_s: Annotated[float, Field(gt=0)] = 30
+    gateway_wait_max_s: Annotated[float, Field(gt=0)] = 60
+    upload_max_bytes: Annotated[int, Field(ge=1, le=5 * _GIB)] = 5 * _GIB
+    shutdown_grace_s: Annotated[float, Field(gt=0)] = 60

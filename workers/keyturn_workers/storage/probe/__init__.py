@@ -1,0 +1,5 @@
+"""Ask the configured bucket what it does: `keyturn doctor`, and each worker's start (SPEC 10)."""
+
+from keyturn_workers.storage.probe.runner import probe
+
+__all__ = ["probe"]

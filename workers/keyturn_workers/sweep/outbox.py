@@ -1,0 +1,112 @@
+"""What a sweep sends: its own hints, and the events that tell how far it is (SPEC 6.7, 8.6)."""
+
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from keyturn.errors import KeyturnError
+from keyturn.identifiers import format_time
+from keyturn.messages import EVENT_MODELS, Event, RequestOrigin, id_field, with_origin
+from keyturn_workers.amqp.retry import delay_up_to
+from keyturn_workers.sweep.counts import Counts
+from keyturn_workers.sweep.messages import Hint, SweepPage, SweepStep, encode, queue_of
+from keyturn_workers.sweep.plan import AllPlan, Ask, Live, Origins, Plan, by_publisher
+
+
+class Sender(Protocol):
+    """How messages leave: `keyturn_workers.amqp.Teller`, or a queue in memory."""
+
+    async def tell(self, event: Event) -> None:
+        """Publish a signed event, and return once it is durable."""
+        ...
+
+    async def send(self, body: bytes, queue: str, delay_s: int) -> None:
+        """Put an own message into a queue, now or after so many seconds; durable then."""
+        ...
+
+
+class Outbox:
+    """Hints and events of sweeps."""
+
+    def __init__(self, sender: Sender) -> None:
+        self._sender = sender
+
+    async def step(self, plan: Plan | AllPlan, wait_s: float = 0) -> None:
+        """Ask for the step that the plan waits for, in about so many seconds."""
+        hint = SweepStep(sweep_id=plan.ask.sweep_id, project=plan.ask.project, step=plan.step)
+        await self._send(hint, delay_up_to(wait_s))
+
+    async def page(self, plan: Plan, live: Live) -> None:
+        """Ask for the current take of a page."""
+        await self._send(
+            SweepPage(
+                sweep_id=plan.ask.sweep_id,
+                project=plan.ask.project,
+                round=plan.round,
+                page=live.page,
+                take=live.take,
+            ),
+            0,
+        )
+
+    async def _send(self, hint: Hint, delay_s: int) -> None:
+        await self._sender.send(encode(hint), queue_of(hint), delay_s)
+
+    async def progressed(
+        self, ask: Ask, counts: Counts, origins: Origins, *, clean: bool = False
+    ) -> None:
+        """Publish how far a sweep of one project is, once to each publisher that asked for it."""
+        event = _counted("sweep.progressed", ask, counts, clean=clean)
+        for origin in by_publisher(origins):
+            await self._sender.tell(with_origin(event, origin))
+
+    async def ended(self, plan: Plan | AllPlan, origin: RequestOrigin | None) -> None:
+        """Publish how a rotation or a sweep ended, as the answer to this request."""
+        await self._sender.tell(with_origin(end_of(plan), origin))
+
+    async def failed(self, ask: Ask, error: KeyturnError, origin: RequestOrigin | None) -> None:
+        """Publish that a rotation or a sweep cannot go on, as the answer to this request.
+
+        It is no refusal: the request was accepted (SPEC 6.7).
+        """
+        await self._sender.tell(with_origin(failure_of(ask, error), origin))
+
+
+def failure_of(ask: Ask, error: KeyturnError) -> Event:
+    """The event that says that a rotation or a sweep cannot go on."""
+    event_type = f"{ask.kind}.failed"
+    fields = {"code": error.code, "detail": error.detail, "at": _now()}
+    event: Any = EVENT_MODELS[event_type](
+        **{id_field(event_type): ask.sweep_id}, project=ask.project, **fields
+    )
+    failed: Event = event
+    return failed
+
+
+def end_of(plan: Plan | AllPlan) -> Event:
+    """The event that says how a rotation or a sweep ended."""
+    counts = plan.counts if isinstance(plan, Plan) else plan.sums
+    return _counted(
+        f"{plan.ask.kind}.completed",
+        plan.ask,
+        counts,
+        clean=plan.clean,
+        late_writes_refused=plan.late_writes_refused,
+    )
+
+
+def _counted(event_type: str, ask: Ask, counts: Counts, *, clean: bool, **more: Any) -> Event:
+    fields: dict[str, Any] = {
+        **more,
+        id_field(event_type): ask.sweep_id,
+        "project": ask.project,
+        "at": _now(),
+        "clean": clean,
+        **counts.to_json(),
+    }
+    event: Any = EVENT_MODELS[event_type](**fields)
+    told: Event = event
+    return told
+
+
+def _now() -> str:
+    return format_time(datetime.now(UTC))

@@ -1,0 +1,182 @@
+"""What a bucket in memory holds: objects, or all their versions (for `keyturn_workers.testing.memory_storage`).
+
+The rules of S3 without any I/O: which version a key shows, what a lock forbids, what a
+delete leaves. Nothing here waits, so that each step is atomic among tasks.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from itertools import count
+from typing import Final
+
+from keyturn_workers.errors import ArchivedError, MissingError, PreconditionError, RefusedError
+from keyturn_workers.storage.port import Condition, Head, Headers, IfAbsent, IfMatch, Version
+from keyturn_workers.storage.s3_responses import is_archived, lock_of
+
+DEFAULT_CONTENT_TYPE: Final = "binary/octet-stream"
+# The id of what was written while the bucket kept no versions.
+NULL_VERSION: Final = "null"
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """One version of an object, or a delete marker."""
+
+    body: bytes
+    headers: Headers
+    etag: str
+    last_modified: datetime
+    tags: Mapping[str, str] = field(default_factory=dict)
+    archived: bool = False
+    version_id: str = NULL_VERSION
+    is_delete_marker: bool = False
+
+    def head(self, now: datetime) -> Head:
+        """As a read at `now` tells it."""
+        headers, locked = lock_of(self.headers, now)
+        return Head(
+            size_bytes=len(self.body),
+            etag=self.etag,
+            date=now,
+            last_modified=self.last_modified,
+            headers=headers,
+            tag_count=len(self.tags),
+            version_id=None if self.version_id == NULL_VERSION else self.version_id,
+            archived=self.archived,
+            locked=locked,
+        )
+
+    def opened(self) -> bytes:
+        """The body, where it can be read."""
+        if self.archived:
+            raise ArchivedError("InvalidObjectState")
+        return self.body
+
+    def check_lock(self, now: datetime) -> None:
+        """Raise where this version may not be removed."""
+        if not self.is_delete_marker and lock_of(self.headers, now)[1]:
+            raise RefusedError("AccessDenied")
+
+
+class Bucket:
+    """All keys, each with its versions, the oldest first.
+
+    Args:
+        versioned: Whether a write leaves the earlier version where it is.
+    """
+
+    def __init__(self, *, versioned: bool) -> None:
+        self.versioned = versioned
+        self._rows: dict[str, list[Stored]] = {}
+        self._ids = count(1)
+
+    def keys(self) -> list[str]:
+        """The keys under which an object stands, in the order of their bytes."""
+        found = (key for key, rows in self._rows.items() if not rows[-1].is_delete_marker)
+        return sorted(found, key=str.encode)
+
+    def get(self, key: str, version_id: str | None = None) -> Stored:
+        """The latest version, or the one named; a delete marker is none."""
+        rows = self._rows.get(key, ())
+        for stored in reversed(rows):
+            if version_id in {None, stored.version_id}:
+                if stored.is_delete_marker:
+                    break
+                return stored
+        raise MissingError("NoSuchKey")
+
+    def check(self, key: str, condition: Condition | None) -> None:
+        """Raise where a write's condition does not hold."""
+        match condition:
+            case IfAbsent():
+                rows = self._rows.get(key)
+                if rows and not rows[-1].is_delete_marker:
+                    raise PreconditionError("PreconditionFailed")
+            case IfMatch(etag) if self.get(key).etag != etag:
+                raise PreconditionError("PreconditionFailed")
+
+    def store(self, key: str, stored: Stored) -> None:
+        """Put a new version on top; without versions, in place of what stands there."""
+        rows = self._rows.setdefault(key, [])
+        if self.versioned:
+            rows.append(replace(stored, version_id=f"v{next(self._ids):06}"))
+            return
+        for old in rows:
+            old.check_lock(stored.last_modified)
+        rows[:] = [replace(stored, version_id=NULL_VERSION)]
+
+    def plant(self, key: str, stored: Stored) -> None:
+        """`store`, past all locks."""
+        if not self.versioned:
+            self._rows.pop(key, None)
+        self.store(key, stored)
+
+    def change_tags(self, key: str, tags: Mapping[str, str]) -> None:
+        """Of the latest version, in place."""
+        changed = replace(self.get(key), tags=dict(tags))
+        self._rows[key][-1] = changed
+
+    def delete(self, key: str, now: datetime) -> None:
+        """Remove an object; a versioned bucket keeps it under a delete marker."""
+        if self.versioned:
+            marker = Stored(b"", Headers({}), "", now, is_delete_marker=True)
+            self.store(key, marker)
+            return
+        for stored in self._rows.get(key, ()):
+            stored.check_lock(now)
+        self._rows.pop(key, None)
+
+    def delete_version(self, key: str, version_id: str, now: datetime) -> None:
+        """Remove one version or delete marker; one that is gone is fine."""
+        kept = []
+        for stored in self._rows.get(key, ()):
+            if stored.version_id == version_id:
+                stored.check_lock(now)
+            else:
+                kept.append(stored)
+        self._rows[key] = kept
+        if not kept:
+            del self._rows[key]
+
+    def versions(self) -> Iterator[Version]:
+        """All of them, in the order of the keys' bytes, of one key the newest first."""
+        for key in sorted(self._rows, key=str.encode):
+            rows = self._rows[key]
+            for stored in reversed(rows):
+                yield Version(
+                    key=key,
+                    version_id=stored.version_id,
+                    is_latest=stored is rows[-1],
+                    is_delete_marker=stored.is_delete_marker,
+                    size_bytes=len(stored.body),
+                    etag=stored.etag,
+                    last_modified=stored.last_modified,
+                )
+
+    def purge(self, prefix: str) -> None:
+        """Remove everything under a prefix, past all locks."""
+        self._rows = {k: rows for k, rows in self._rows.items() if not k.startswith(prefix)}
+
+
+def etag_of(body: bytes) -> str:
+    """As S3 makes it of a body that was put."""
+    return hashlib.md5(body, usedforsecurity=False).hexdigest()
+
+
+def new_version(
+    body: bytes,
+    headers: Headers,
+    etag: str,
+    now: datetime,
+    tags: Mapping[str, str] | None = None,
+) -> Stored:
+    """What a write with these headers leaves."""
+    kept = Headers(
+        metadata={name.lower(): value for name, value in headers.metadata.items()},
+        content_type=headers.content_type or DEFAULT_CONTENT_TYPE,
+        restated=dict(headers.restated),
+    )
+    archived = is_archived(kept.restated)
+    return Stored(body, kept, etag, now, dict(tags or {}), archived=archived)

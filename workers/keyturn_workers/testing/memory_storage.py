@@ -1,0 +1,439 @@
+"""A bucket in memory, for unit tests of everything above the port (SPEC 8.4, 10).
+
+Conditions, multipart, versions, locks, leases by a clock of its own, and the differences
+between servers behave as told; a test can make any operation fail before or after its
+effect, or let something else happen just before it. What the bucket holds is in
+`keyturn_workers.testing.memory_bucket`. It must never be offered as a storage to run on.
+"""
+
+import asyncio
+import hashlib
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from itertools import count, islice
+from typing import Final
+
+from keyturn.errors import StorageUnavailableError
+from keyturn_workers.errors import MissingError, PreconditionError, RefusedError
+from keyturn_workers.storage.capabilities import WORKS_EVERYWHERE, Differences
+from keyturn_workers.storage.clock import boottime_s
+from keyturn_workers.storage.port import (
+    PAGE_KEYS,
+    RECORD_MAX_BYTES,
+    Condition,
+    Head,
+    Headers,
+    IfMatch,
+    Lease,
+    Listed,
+    ListedPage,
+    OpenMultipart,
+    Part,
+    Stream,
+    Version,
+    Versioning,
+    Written,
+)
+from keyturn_workers.storage.s3_responses import LEGAL_HOLD, lock_of
+from keyturn_workers.storage.streaming_body import KnownLengthBody
+from keyturn_workers.testing.memory_bucket import Bucket, Stored, etag_of, new_version
+
+
+@dataclass(slots=True)
+class _Upload:
+    key: str
+    headers: Headers
+    initiated: datetime
+    parts: dict[int, bytes] = field(default_factory=dict)
+
+
+# No multiple of any length that means something, as on a wire.
+_AS_IT_COMES_BYTES: Final = 20_011
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    exception: Exception
+    after_effect: bool
+
+
+class MemoryStream:
+    """An object being read."""
+
+    def __init__(self, head: Head, body: bytes) -> None:
+        self.head = head
+        self._body = body
+
+    async def chunks(self, size_bytes: int | None) -> AsyncIterator[bytes]:
+        """Pieces of exactly `size_bytes`, the last one shorter; with None as if they came."""
+        step = size_bytes or _AS_IT_COMES_BYTES
+        for start in range(0, len(self._body), step):
+            await asyncio.sleep(0)
+            yield self._body[start : start + step]
+
+
+class MemoryStorage:
+    """One bucket. See `keyturn_workers.storage.port.Storage` for what each method promises.
+
+    Args:
+        differences: What this server honours, beyond what SPEC 10 requires.
+        versioned: Whether writes and deletes leave the earlier versions where they are.
+            Conditions are honoured there too.
+        atomic_copies: Where not, a self-copy takes its source, lets other tasks run, and
+            then writes what it took whatever happened meanwhile, as Ceph's gateway does:
+            it brings a deleted or replaced body back, and tells that all is well.
+    """
+
+    def __init__(
+        self,
+        *,
+        differences: Differences = WORKS_EVERYWHERE,
+        versioned: bool = False,
+        atomic_copies: bool = True,
+    ) -> None:
+        self.differences = differences
+        self.versioned = versioned
+        self.atomic_copies = atomic_copies
+        self.calls: Counter[str] = Counter()
+        self.page_keys = PAGE_KEYS
+        self._bucket = Bucket(versioned=versioned)
+        self._uploads: dict[str, _Upload] = {}
+        self._ids = count(1)
+        self._skew = timedelta()
+        self._failures: dict[str, list[_Failure]] = {}
+        self._hooks: dict[str, list[Callable[[], Awaitable[object]]]] = {}
+
+    # What a test does to it.
+
+    def advance(self, seconds: float) -> None:
+        """Let the storage's clock run ahead."""
+        self._skew += timedelta(seconds=seconds)
+
+    def elapsed_s(self) -> float:
+        """The own clock of a process that `advance` stalls: for a `StorageClock`."""
+        return boottime_s() + self._skew.total_seconds()
+
+    @property
+    def now(self) -> datetime:
+        """The storage's clock, in whole seconds as in a `Date` header."""
+        return (datetime.now(UTC) + self._skew).replace(microsecond=0)
+
+    def fail_next(
+        self, operation: str, exception: Exception, *, after_effect: bool = False, times: int = 1
+    ) -> None:
+        """Let the next calls of a method raise, before or after they did what was asked."""
+        self._failures.setdefault(operation, []).extend([_Failure(exception, after_effect)] * times)
+
+    def before_next(self, operation: str, hook: Callable[[], Awaitable[object]]) -> None:
+        """Let something else happen just before the next call of a method takes effect.
+
+        `mid_copy` is the moment within a self-copy that is not atomic.
+        """
+        self._hooks.setdefault(operation, []).append(hook)
+
+    def plant(
+        self,
+        key: str,
+        body: bytes,
+        headers: Headers,
+        *,
+        tags: Mapping[str, str] | None = None,
+        archived: bool = False,
+        locked: bool = False,
+    ) -> None:
+        """Put an object there as someone else would have, past all hooks and locks.
+
+        `locked` is a legal hold, where the headers tell of no lock.
+        """
+        if locked and not lock_of(headers, self.now)[1]:
+            held = {**headers.restated, LEGAL_HOLD: "ON"}
+            headers = Headers(headers.metadata, headers.content_type, held)
+        stored = Stored(body, headers, etag_of(body), self.now, dict(tags or {}), archived=archived)
+        self._bucket.plant(key, stored)
+
+    def stored_keys(self) -> Sequence[str]:
+        """The keys of all objects in the order of their bytes."""
+        return self._bucket.keys()
+
+    # The port.
+
+    async def read(self, key: str, *, max_bytes: int = RECORD_MAX_BYTES) -> tuple[Head, bytes]:
+        """A small object whole."""
+        async with self._acting("read"):
+            stored = self._bucket.get(key)
+            return stored.head(self.now), stored.opened()[:max_bytes]
+
+    async def read_start(
+        self, key: str, length_bytes: int, *, version_id: str | None = None
+    ) -> tuple[Head, bytes]:
+        """The head and the first bytes."""
+        async with self._acting("read_start"):
+            stored = self._bucket.get(key, version_id)
+            return stored.head(self.now), stored.opened()[:length_bytes]
+
+    async def head(self, key: str) -> Head:
+        """The head alone."""
+        async with self._acting("head"):
+            return self._bucket.get(key).head(self.now)
+
+    @asynccontextmanager
+    async def stream(
+        self,
+        key: str,
+        *,
+        start: int = 0,
+        length_bytes: int | None = None,
+        if_match: str | None = None,
+    ) -> AsyncIterator[Stream]:
+        """The object from byte `start` on."""
+        end = None if length_bytes is None else start + length_bytes
+        async with self._acting("stream"):
+            stored = self._bucket.get(key)
+            if if_match is not None and stored.etag != if_match:
+                raise PreconditionError("stream: PreconditionFailed")
+            opened = MemoryStream(stored.head(self.now), stored.opened()[start:end])
+        yield opened
+
+    async def presigned(self, key: str, lease: Lease) -> str:
+        """A URL that leads nowhere, as there is no server."""
+        return (
+            f"memory:///{key}?until={(lease.read_at + timedelta(seconds=lease.expires_s)):%FT%TZ}"
+        )
+
+    async def put(
+        self,
+        key: str,
+        body: bytes,
+        headers: Headers,
+        *,
+        condition: Condition | None = None,
+        lease: Lease | None = None,
+    ) -> Written:
+        """One put of bytes."""
+        async with self._acting("put", lease):
+            return self._store(key, body, headers, etag_of(body), condition)
+
+    async def put_stream(
+        self,
+        key: str,
+        chunks: AsyncIterator[bytes],
+        size_bytes: int,
+        headers: Headers,
+        *,
+        condition: Condition | None = None,
+        lease: Lease | None = None,
+    ) -> Written:
+        """One put of known length; the lease is looked at when it begins, as on a server."""
+        async with self._acting("put_stream", lease):
+            body = await KnownLengthBody(chunks, size_bytes).whole()
+            return self._store(key, body, headers, etag_of(body), condition)
+
+    async def copy_onto_itself(
+        self, key: str, headers: Headers, *, source_etag: str, lease: Lease
+    ) -> None:
+        """Replace an object's metadata and leave its body."""
+        async with self._acting("copy_onto_itself", lease):
+            await self._copy(key, headers, source_etag)
+
+    async def begin_multipart(self, key: str, headers: Headers) -> str:
+        """The id of a new multipart upload."""
+        async with self._acting("begin_multipart"):
+            upload_id = f"upload-{next(self._ids)}"
+            self._uploads[upload_id] = _Upload(key, headers, self.now)
+            return upload_id
+
+    async def put_part(self, key: str, upload_id: str, number: int, body: bytes) -> Part:
+        """One part."""
+        async with self._acting("put_part"):
+            self._upload(key, upload_id).parts[number] = body
+            return Part(number, etag_of(body))
+
+    async def copy_part(
+        self, key: str, upload_id: str, number: int, *, first: int, last: int, source_etag: str
+    ) -> Part:
+        """Bytes `first` to `last` (both included) of the object itself as a part."""
+        async with self._acting("copy_part"):
+            self._check(key, IfMatch(source_etag))
+            body = self._bucket.get(key).opened()[first : last + 1]
+            self._upload(key, upload_id).parts[number] = body
+            return Part(number, etag_of(body))
+
+    async def complete_multipart(
+        self,
+        key: str,
+        upload_id: str,
+        parts: Sequence[Part],
+        *,
+        condition: Condition | None = None,
+        lease: Lease | None = None,
+    ) -> Written:
+        """Make the parts the object."""
+        async with self._acting("complete_multipart", lease):
+            upload = self._upload(key, upload_id)
+            pieces = [upload.parts.get(part.number, b"") for part in parts]
+            if [part.etag for part in parts] != [etag_of(piece) for piece in pieces]:
+                raise StorageUnavailableError("complete multipart: InvalidPart")
+            honoured = condition if self.differences.conditional_completion else None
+            digests = b"".join(hashlib.md5(p, usedforsecurity=False).digest() for p in pieces)
+            etag = f"{etag_of(digests)}-{len(pieces)}"
+            written = self._store(key, b"".join(pieces), upload.headers, etag, honoured)
+            del self._uploads[upload_id]
+            return written
+
+    async def abort_multipart(self, key: str, upload_id: str) -> None:
+        """Drop an upload and its parts; one that is gone is fine."""
+        async with self._acting("abort_multipart"):
+            upload = self._uploads.get(upload_id)
+            if upload is not None and upload.key == key:
+                del self._uploads[upload_id]
+
+    async def open_multiparts(self, prefix: str) -> AsyncIterator[OpenMultipart]:
+        """All open multipart uploads under a prefix."""
+        async with self._acting("open_multiparts"):
+            rows = [
+                OpenMultipart(upload.key, upload_id, upload.initiated)
+                for upload_id, upload in self._uploads.items()
+                if upload.key.startswith(prefix)
+            ]
+        for row in sorted(rows, key=lambda row: row.key.encode()):
+            yield row
+
+    async def delete(self, key: str) -> None:
+        """Remove an object; one that is gone is fine."""
+        async with self._acting("delete"):
+            self._bucket.delete(key, self.now)
+
+    async def list(
+        self, prefix: str, *, after: str = "", limit: int | None = None
+    ) -> AsyncIterator[Listed]:
+        """The objects under a prefix in the order of their keys' bytes."""
+        async with self._acting("list"):
+            keys = [key for key in self.stored_keys() if _behind(key, prefix, after)][:limit]
+            rows = [(key, self._bucket.get(key)) for key in keys]
+        for key, stored in rows:
+            yield Listed(key, len(stored.body), stored.etag, stored.last_modified)
+
+    async def list_page(self, prefix: str, *, after: str = "") -> ListedPage:
+        """One request of `list`."""
+        async with self._acting("list_page"):
+            keys = [key for key in self.stored_keys() if _behind(key, prefix, after)]
+            etags = {key: self._bucket.get(key).etag for key in keys[: self.page_keys]}
+            return ListedPage(etags, len(keys) <= self.page_keys, self.now)
+
+    async def list_versions(
+        self, prefix: str, *, after: str = "", limit: int | None = None
+    ) -> AsyncIterator[Version]:
+        """All versions and delete markers under a prefix."""
+        async with self._acting("list_versions"):
+            found = (row for row in self._bucket.versions() if _behind(row.key, prefix, after))
+            rows = list(islice(found, limit))
+        for row in rows:
+            yield row
+
+    async def delete_version(self, key: str, version_id: str) -> None:
+        """Remove one version or delete marker for good; one that is gone is fine."""
+        async with self._acting("delete_version"):
+            self._bucket.delete_version(key, version_id, self.now)
+
+    async def read_tags(self, key: str) -> Mapping[str, str]:
+        """An object's tags."""
+        async with self._acting("read_tags"):
+            return dict(self._bucket.get(key).tags)
+
+    async def write_tags(self, key: str, tags: Mapping[str, str]) -> None:
+        """Put an object's tags back."""
+        async with self._acting("write_tags"):
+            self._bucket.change_tags(key, tags)
+
+    async def versioning(self) -> Versioning:
+        """Whether the bucket keeps versions."""
+        async with self._acting("versioning"):
+            return "Enabled" if self.versioned else ""
+
+    # What only the probe asks for.
+
+    async def copy_conditionally(
+        self,
+        key: str,
+        headers: Headers,
+        *,
+        source_etag: str | None,
+        destination: Condition | None,
+        lease: Lease,
+    ) -> None:
+        """A self-copy with the conditions that are named."""
+        async with self._acting("copy_conditionally", lease):
+            if self.differences.conditional_copy_destination:
+                self._check(key, destination)
+            await self._copy(key, headers, source_etag)
+
+    async def delete_if_match(self, key: str, etag: str) -> None:
+        """A conditional delete."""
+        async with self._acting("delete_if_match"):
+            self._check(key, IfMatch(etag))
+            self._bucket.delete(key, self.now)
+
+    async def purge(self, prefix: str) -> None:
+        """Remove everything under a prefix."""
+        async with self._acting("purge"):
+            self._bucket.purge(prefix)
+            self._uploads = {
+                i: upload
+                for i, upload in self._uploads.items()
+                if not upload.key.startswith(prefix)
+            }
+
+    # How it is done.
+
+    @asynccontextmanager
+    async def _acting(self, operation: str, lease: Lease | None = None) -> AsyncIterator[None]:
+        self.calls[operation] += 1
+        await asyncio.sleep(0)  # other tasks get their turn, as over a network
+        await self._hook(operation)
+        failures = self._failures.get(operation)
+        failure = failures.pop(0) if failures else None
+        if failure is not None and not failure.after_effect:
+            raise failure.exception
+        if lease is not None and self.now > lease.read_at + timedelta(seconds=lease.expires_s):
+            raise RefusedError(f"{operation}: AccessDenied")
+        yield
+        if failure is not None:
+            raise failure.exception
+
+    async def _hook(self, operation: str) -> None:
+        if hooks := self._hooks.get(operation):
+            await hooks.pop(0)()
+
+    def _upload(self, key: str, upload_id: str) -> _Upload:
+        upload = self._uploads.get(upload_id)
+        if upload is None or upload.key != key:
+            raise MissingError("NoSuchUpload")
+        return upload
+
+    def _check(self, key: str, condition: Condition | None) -> None:
+        self._bucket.check(key, condition)
+
+    def _store(
+        self, key: str, body: bytes, headers: Headers, etag: str, condition: Condition | None
+    ) -> Written:
+        self._check(key, condition)
+        self._bucket.store(key, new_version(body, headers, etag, self.now))
+        return Written(etag, self.now)
+
+    async def _copy(self, key: str, headers: Headers, source_etag: str | None) -> None:
+        source = self._bucket.get(key)
+        if source_etag is not None and source.etag != source_etag:
+            raise PreconditionError("PreconditionFailed")
+        body = source.opened()
+        if not self.atomic_copies:
+            await asyncio.sleep(0)
+            await self._hook("mid_copy")
+        tags = source.tags if self.differences.copy_keeps_tags else {}
+        self._bucket.store(key, new_version(body, headers, source.etag, self.now, tags))
+
+
+def _behind(key: str, prefix: str, after: str) -> bool:
+    return key.startswith(prefix) and key.encode() > after.encode()

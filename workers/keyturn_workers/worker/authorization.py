@@ -1,0 +1,165 @@
+"""Who may ask for what: the checks of SPEC 6.3 in their order. Pure; no I/O.
+
+Signature, routing, form, permission, age: the first that fails decides the code. What is not
+signed, which a routing key is not, decides nothing that is published: a request that arrived
+where its type does not belong was moved by an attacker, and is handled like a bad signature.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from keyturn.crypto import IntakeKey, SealError, SignatureError, b64_decode
+from keyturn.errors import (
+    BadSealError,
+    BadSignatureError,
+    KeyturnError,
+    MalformedRequestError,
+    NotPermittedError,
+    RequestExpiredError,
+    UnknownIntakeKeyError,
+)
+from keyturn.messages import (
+    Rejected,
+    Request,
+    RequestOrigin,
+    SealedSecret,
+    claimed_type,
+    identity,
+    parse_request,
+    rejection,
+)
+from keyturn.topology import PUBLISHER_HEADER, REQUESTS, SIGNATURE_HEADER
+from keyturn_workers.worker.grants import Grant
+
+MAX_AHEAD: Final = timedelta(minutes=5)
+_SECRET_BYTES: Final = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What admission needs of the settings."""
+
+    deployment: str
+    publishers: Mapping[str, Grant]
+    max_age: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class Signer:
+    """The publisher that signed a request, and what it may do."""
+
+    name: str
+    grant: Grant
+
+
+def verify(body: bytes, headers: Mapping[str, Any], rules: Rules) -> Signer:
+    """Who signed these bytes.
+
+    Raises:
+        BadSignatureError: unknown publisher, or signed by none of its keys for this
+            deployment. Nothing in the message can be believed then.
+    """
+    name, signature = headers.get(PUBLISHER_HEADER), headers.get(SIGNATURE_HEADER)
+    grant = rules.publishers.get(name) if isinstance(name, str) else None
+    if not isinstance(name, str) or grant is None:
+        raise BadSignatureError("unknown publisher")
+    if not isinstance(signature, str):
+        raise BadSignatureError("not signed")
+    for key in grant.keys:
+        try:
+            key.verify_request(rules.deployment, name, body, signature)
+        except SignatureError:
+            continue
+        return Signer(name, grant)
+    raise BadSignatureError("no key of this publisher signed these bytes for this deployment")
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """Where a request arrived: the queue, the types that it carries, and the routing key."""
+
+    queue: str
+    served: tuple[str, ...]
+    routing_key: str
+
+    def suits(self, message_type: str) -> bool:
+        """Whether a request of this type belongs here.
+
+        The queue's own name is the routing key under which retries and replays return.
+        """
+        return message_type in self.served and self.routing_key in (message_type, self.queue)
+
+
+def permit(body: bytes, signer: Signer, arrival: Arrival) -> Request:
+    """The request in these bytes, where its publisher may send it, whatever its age.
+
+    Raises:
+        BadSignatureError: it arrived where its type does not belong.
+        MalformedRequestError, NotPermittedError
+    """
+    try:
+        request = parse_request(body)
+    except MalformedRequestError:
+        claimed = claimed_type(body)
+        if claimed in REQUESTS:
+            _check_routing(claimed, arrival)
+        raise
+    _check_routing(request.type, arrival)
+    if not signer.grant.allows(request.type, request.project):
+        raise NotPermittedError(f"{signer.name} may not send {request.type} for this project")
+    return request
+
+
+def _check_routing(message_type: str, arrival: Arrival) -> None:
+    if not arrival.suits(message_type):
+        raise BadSignatureError(f"{message_type} was moved to another queue or routing key")
+
+
+def check_age(request: Request, max_age: timedelta, now: datetime) -> None:
+    """Return where the request is neither too old nor from the future.
+
+    Raises:
+        RequestExpiredError
+    """
+    age = now - request.requested_at_instant
+    if age > max_age:
+        raise RequestExpiredError("requested_at is too long ago")
+    if age < -MAX_AHEAD:
+        raise RequestExpiredError("requested_at lies in the future")
+
+
+def refusal_of(body: bytes, signer: Signer, error: KeyturnError, at: str) -> Rejected | None:
+    """The event that answers a refused request; None where its type or id cannot be read.
+
+    It names the project only where the publisher may ask for this type there: otherwise any
+    publisher could have a refusal signed in a project that is not its own (SPEC 6.3).
+    """
+    claimed = identity(body)
+    if claimed is None:
+        return None
+    message_type, claimed_id, project = claimed
+    if project is None or not signer.grant.allows(message_type, project):
+        project = None
+    origin = RequestOrigin.of(signer.name, body)
+    return rejection(message_type, claimed_id, project, error, at, origin)
+
+
+def open_secret(sealed: SealedSecret, info: bytes, intake_keys: Mapping[str, IntakeKey]) -> bytes:
+    """The 32 bytes that a publisher sealed to an intake key.
+
+    Raises:
+        UnknownIntakeKeyError: this worker does not hold that intake key.
+        BadSealError: does not open for this request, or opens to another length.
+    """
+    key = intake_keys.get(sealed.intake_key)
+    if key is None:
+        raise UnknownIntakeKeyError(sealed.intake_key)
+    try:
+        secret = key.open(b64_decode(sealed.ciphertext), info)
+    except SealError as exc:
+        raise BadSealError("the sealed secret does not open for this request") from exc
+    if len(secret) != _SECRET_BYTES:
+        raise BadSealError("the sealed secret is not 32 bytes")
+    return secret

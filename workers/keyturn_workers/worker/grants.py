@@ -1,0 +1,228 @@
+"""What each publisher may do, and how a worker follows changes of it (SPEC 6.3, 6.10).
+
+`KEYTURN_PUBLISHERS` is JSON, or the path of a file with that JSON. A file is read again when it
+changes, on SIGHUP, and before a message of an unknown publisher or key is refused: a publisher
+or one of its keys is added or revoked on all workers within seconds, without a restart.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+
+from keyturn.crypto import VerifyKey
+from keyturn.errors import MalformedRequestError
+from keyturn.identifiers import is_project, is_short_name
+from keyturn.messages import load_json
+from keyturn.settings import seed_from_b64
+from keyturn.topology import REQUESTS
+
+_ALL: Final = "*"
+# How often a file is looked at, and how often one that looks unchanged is read all the same.
+_INTERVAL_S: Final = 1
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What one publisher may do: its public keys, the types and the projects."""
+
+    keys: tuple[VerifyKey, ...]
+    may: frozenset[str]
+    projects: frozenset[str]
+
+    def allows(self, message_type: str, project: str) -> bool:
+        """Whether the publisher may send this type for this project (`*` is all of them)."""
+        # A request for all projects needs the right to all: "*" is then the project asked for.
+        return (_ALL in self.may or message_type in self.may) and (
+            _ALL in self.projects or project in self.projects
+        )
+
+
+def json_of_names(value: object) -> dict[str, Any]:
+    """A setting that is a JSON object by short names.
+
+    Raises:
+        ValueError: anything else, without repeating it.
+    """
+    try:
+        document = load_json(value.encode()) if isinstance(value, str) else value
+    except (MalformedRequestError, UnicodeEncodeError):
+        raise ValueError("not a JSON object, or a name stands in it twice") from None
+    if not isinstance(document, dict):
+        raise ValueError("not a JSON object")  # noqa: TRY004  # pydantic wants ValueError
+    for name in document:
+        if not is_short_name(name):
+            raise ValueError("its names have 1 to 32 characters of a-z, 0-9 and -")
+    return document
+
+
+def parse_grants(value: object) -> dict[str, Grant]:
+    """The grants in a JSON object.
+
+    Raises:
+        ValueError: names the rule that fails, and no value.
+    """
+    return {name: _grant(fields) for name, fields in json_of_names(value).items()}
+
+
+def _grant(fields: object) -> Grant:
+    if not isinstance(fields, dict) or fields.keys() != {"keys", "may", "projects"}:
+        raise ValueError("each publisher has keys, may and projects")
+    lists = [fields["keys"], fields["may"], fields["projects"]]
+    if not all(
+        isinstance(items, list) and all(isinstance(i, str) for i in items) for items in lists
+    ):
+        raise ValueError("keys, may and projects are lists of strings")
+    if any(item not in (*REQUESTS, _ALL) for item in fields["may"]):
+        raise ValueError(f"may holds * or some of {', '.join(REQUESTS)}")
+    if not all(item == _ALL or is_project(item) for item in fields["projects"]):
+        raise ValueError("projects holds project ids or *")
+    keys = tuple(VerifyKey.from_bytes(seed_from_b64(key)) for key in fields["keys"])
+    return Grant(keys, frozenset(fields["may"]), frozenset(fields["projects"]))
+
+
+class GrantsFile(Mapping[str, Grant]):
+    """The grants in a file, as they were when it was last taken over."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the file.
+
+        Raises:
+            ValueError: it cannot be read, or holds no grants.
+        """
+        self.path = path
+        self.version: tuple[int, ...] | None = None
+        self._grants = self.read()
+
+    def read(self) -> dict[str, Grant]:
+        """The grants in the file now; they count once `take_over` gets them.
+
+        Raises:
+            ValueError: as `__init__`.
+        """
+        try:
+            # Before the content: what is written in between is seen as one more change.
+            self.version = self.version_now()
+            text = self.path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as exc:
+            self.version = None
+            raise ValueError(f"the file cannot be read ({type(exc).__name__})") from None
+        return parse_grants(text)
+
+    def version_now(self) -> tuple[int, ...]:
+        """What changes when the file is written or replaced.
+
+        Raises:
+            OSError: it cannot be looked at.
+        """
+        found = self.path.stat()
+        return found.st_mtime_ns, found.st_size, found.st_ino
+
+    def take_over(self, grants: Mapping[str, Grant]) -> None:
+        """From here on these count."""
+        self._grants = dict(grants)
+
+    def __getitem__(self, name: str) -> Grant:
+        return self._grants[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._grants)
+
+    def __len__(self) -> int:
+        return len(self._grants)
+
+
+DeclareStreams = Callable[[Collection[str]], Awaitable[None]]
+
+
+class GrantsKeeper:
+    """Keeps the grants of a file current while a worker runs."""
+
+    def __init__(self, grants: GrantsFile, declare_streams: DeclareStreams) -> None:
+        self._grants = grants
+        self._declare_streams = declare_streams
+        self._reading = asyncio.Lock()
+        self._asked = asyncio.Event()
+        self._read_at = time.monotonic()
+        self._pending: frozenset[str] = frozenset()
+
+    def is_pending(self, publisher: object) -> bool:
+        """Whether the file names a publisher whose stream could not be declared yet."""
+        return isinstance(publisher, str) and publisher in self._pending
+
+    async def refresh(self) -> bool:
+        """Take over a file that changed; gives whether any grant did.
+
+        A file that looks unchanged is read all the same where that was a second ago. One that is
+        malformed changes nothing.
+        """
+        async with self._reading:
+            if not self._is_due():
+                return False
+            self._read_at = time.monotonic()
+            try:
+                found = self._grants.read()
+            except ValueError as exc:
+                _log.error("publishers not read: the old grants stay", problem=str(exc))
+                return False
+            return await self._take_over(found)
+
+    def _is_due(self) -> bool:
+        return time.monotonic() - self._read_at >= _INTERVAL_S or self._has_changed()
+
+    def _has_changed(self) -> bool:
+        try:
+            return self._grants.version_now() != self._grants.version
+        except OSError:
+            return self._grants.version is not None  # `read` says once what is wrong with it
+
+    async def _take_over(self, found: dict[str, Grant]) -> bool:
+        before = dict(self._grants)
+        new = found.keys() - before.keys()
+        # What was revoked ends at once; who is new waits for a stream of its own (SPEC 6.8).
+        self._grants.take_over({name: found[name] for name in found if name in before})
+        if new:
+            self._pending = frozenset(new)
+            try:
+                await self._declare_streams(new)
+            except Exception as exc:  # noqa: BLE001  # the broker's, of whatever kind
+                _log.error(
+                    "new publishers not admitted: their streams could not be declared",
+                    publishers=sorted(new),
+                    problem=f"{type(exc).__name__}: {exc}",
+                )
+                return dict(self._grants) != before
+            self._grants.take_over(found)
+        self._pending = frozenset()
+        changed = found != before
+        if changed:
+            _log.info(
+                "publishers changed",
+                added=sorted(new),
+                removed=sorted(before.keys() - found.keys()),
+                changed=sorted(n for n in found if n in before and found[n] != before[n]),
+            )
+        return changed
+
+    def read_again(self) -> None:
+        """Read the file soon, changed or not: on SIGHUP."""
+        self._read_at = 0.0
+        self._asked.set()
+
+    async def keep_current(self) -> None:
+        """Follow the file, for ever."""
+        while True:
+            try:
+                async with asyncio.timeout(_INTERVAL_S):
+                    await self._asked.wait()
+            except TimeoutError:
+                if not (self._pending or self._has_changed()):
+                    continue
+            self._asked.clear()
+            await self.refresh()

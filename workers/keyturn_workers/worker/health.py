@@ -1,0 +1,77 @@
+"""`/healthz`, `/readyz` and `/metrics` of a worker, on `HEALTH_PORT` (SPEC 11).
+
+Alive means that the process answers. Ready means that the broker answered a ping, that
+every role has its consumer, and that the bucket answered, all just now. Metrics are of
+this process alone, and ask neither broker nor bucket.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Final
+
+from aiohttp import web
+
+from keyturn_workers.worker.metrics import WorkerMetrics
+
+_CHECK_TIMEOUT_S: Final = 5
+
+Check = Callable[[], Awaitable[bool]]
+
+
+@asynccontextmanager
+async def health_server(
+    host: str, port: int, checks: dict[str, Check], metrics: WorkerMetrics
+) -> AsyncIterator[None]:
+    """Serve health and metrics while the block runs; port 0 serves nothing."""
+    if port == 0:
+        yield
+        return
+    app = web.Application()
+    app.router.add_get("/healthz", _alive)
+    app.router.add_get("/readyz", _readiness(checks))
+    app.router.add_get("/metrics", _scrape(metrics))
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, host, port).start()
+        yield
+    finally:
+        await runner.cleanup()
+
+
+async def _alive(request: web.Request) -> web.Response:
+    del request
+    return web.json_response({"status": "alive"})
+
+
+def _readiness(checks: dict[str, Check]) -> Callable[[web.Request], Awaitable[web.Response]]:
+    async def ready(request: web.Request) -> web.Response:
+        del request
+        results = await holding(checks)
+        status = 200 if all(results.values()) else 503
+        return web.json_response({"ready": status == 200, "checks": results}, status=status)  # noqa: PLR2004
+
+    return ready
+
+
+async def holding(checks: Mapping[str, Check]) -> dict[str, bool]:
+    """Which of the checks hold just now; one that fails or takes too long does not."""
+    results = await asyncio.gather(*map(_holds, checks.values()))
+    return dict(zip(checks, results, strict=True))
+
+
+def _scrape(metrics: WorkerMetrics) -> Callable[[web.Request], Awaitable[web.Response]]:
+    async def scrape(request: web.Request) -> web.Response:
+        body, content_type = metrics.exposed(request.headers.get("Accept", ""))
+        return web.Response(body=body, headers={"Content-Type": content_type})
+
+    return scrape
+
+
+async def _holds(check: Check) -> bool:
+    try:
+        async with asyncio.timeout(_CHECK_TIMEOUT_S):
+            return await check()
+    except Exception:  # noqa: BLE001  # whatever it was, the worker is not ready
+        return False

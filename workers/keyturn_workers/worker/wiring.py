@@ -1,0 +1,228 @@
+"""The roles of one worker process, and what they share (SPEC 6.2, 10)."""
+
+from collections.abc import Awaitable, Callable, Iterator
+from datetime import timedelta
+from functools import cached_property
+from typing import Final
+
+from faststream.rabbit import RabbitBroker
+
+from keyturn.crypto import v0_admin_kek
+from keyturn.identifiers import KEYRINGS_PREFIX
+from keyturn.topology import DEAD_QUEUES, PLAN_QUEUE, SWEEP_QUEUE, UNSIGNED_DEAD_QUEUE
+from keyturn_workers.amqp import Consumer, Role, Teller
+from keyturn_workers.amqp.dead_letters import Bounds, DeadLetterKeeper
+from keyturn_workers.amqp.direct import Delivered
+from keyturn_workers.control import ControlRole, Deleter, Enroller, Rotator
+from keyturn_workers.keyring import KeyringReader
+from keyturn_workers.objects.operator_keys import OperatorKeys
+from keyturn_workers.settings import WorkerSettings
+from keyturn_workers.storage import Storage
+from keyturn_workers.storage.timekeeper import keep_time_known
+from keyturn_workers.sweep import Outbox, Starter, SweepStore
+from keyturn_workers.sweep.fleet_sweep import Everyone
+from keyturn_workers.sweep.handler import SweepRole
+from keyturn_workers.sweep.hint_consumer import HintConsumer
+from keyturn_workers.sweep.lost_rotations import OpenRotations
+from keyturn_workers.sweep.page_worker import PageTaker
+from keyturn_workers.sweep.planner import Planner
+from keyturn_workers.sweep.project_sweep import Steps
+from keyturn_workers.sweep.recovery import keep_rescuing
+from keyturn_workers.upload import Limits, Uploader, UploadRole
+from keyturn_workers.upload.staging_cleanup import keep_sweeping
+from keyturn_workers.worker.authorization import Rules
+from keyturn_workers.worker.grants import GrantsKeeper
+from keyturn_workers.worker.metrics import WorkerMetrics
+
+UPLOAD: Final = "upload"
+CONTROL: Final = "control"
+SWEEP: Final = "sweep"
+ALL_ROLES: Final = frozenset({UPLOAD, CONTROL, SWEEP})
+# Pages that a process works on at once: the end of one overlaps with the next. They share
+# `SWEEP_CONCURRENCY`.
+_PAGES_AT_ONCE: Final = 4
+_STEPS_AT_ONCE: Final = 16
+
+Consume = Callable[[Delivered], Awaitable[None]]
+
+
+class Roles:
+    """What the roles of one process share, and the consumers that they are."""
+
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        storage: Storage,
+        broker: RabbitBroker,
+        metrics: WorkerMetrics,
+        grants: GrantsKeeper | None = None,
+    ) -> None:
+        self._grants = grants
+        self._settings = settings
+        self._storage = storage
+        self._metrics = metrics
+        self._keyrings = KeyringReader(
+            storage,
+            settings.master_keys,
+            lease_s=settings.lease_s,
+            cache_s=settings.keyring_cache_s,
+        )
+        self._now = self._keyrings.clock.now
+        self._teller = Teller(broker, settings.deployment, settings.event_key, self._now)
+        v0 = settings.v0_master_key
+        self._keys = OperatorKeys(
+            settings.master_keys, None if v0 is None else v0_admin_kek(v0.get_secret_value())
+        )
+        self._store = SweepStore(storage, settings.master_keys)
+        self._outbox = Outbox(self._teller)
+        self._starter = Starter(
+            storage,
+            self._keyrings,
+            self._keys,
+            self._store,
+            self._outbox,
+            active_master_key=settings.active_master_key,
+        )
+
+    def consumers(self, roles: frozenset[str]) -> Iterator[tuple[str, int, Consume]]:
+        """The queue of each role, how many of its messages are held at once, and what takes them.
+
+        Prefetch is what bounds how many messages are worked on at once.
+        """
+        settings = self._settings
+        if UPLOAD in roles:
+            role: Role = self._upload()
+            yield role.queue, settings.upload_concurrency, self._requests(role)
+        if CONTROL in roles:
+            role = self._control()
+            yield role.queue, settings.control_concurrency, self._requests(role)
+        if SWEEP in roles:
+            max_age = timedelta(seconds=settings.request_max_age_s)
+            for queue, prefetch in ((PLAN_QUEUE, _STEPS_AT_ONCE), (SWEEP_QUEUE, _PAGES_AT_ONCE)):
+                hints = HintConsumer(
+                    self._sweep, self._teller, queue, max_age, self._metrics, now=self._now
+                )
+                yield queue, prefetch, hints
+
+    async def learn_time(self) -> None:
+        """Ask the storage for its time, by which ages and retries are told.
+
+        Raises:
+            StorageUnavailableError, StorageAnswerError
+        """
+        clock = self._keyrings.clock
+        sent_s = clock.own_s()
+        # Behind all keyrings: an answer without rows.
+        page = await self._storage.list_page(KEYRINGS_PREFIX, after=f"{KEYRINGS_PREFIX}~")
+        clock.observe(page.date, sent_s, clock.own_s())
+
+    def _requests(self, role: Role) -> Consumer:
+        settings = self._settings
+        rules = Rules(
+            deployment=settings.deployment,
+            publishers=settings.publishers,
+            max_age=timedelta(seconds=settings.request_max_age_s),
+        )
+        return Consumer(
+            role,
+            rules,
+            self._teller,
+            self._metrics,
+            now=self._now,
+            learn_time=self.learn_time,
+            time_known=lambda: self._keyrings.clock.is_known,
+            grants=self._grants,
+        )
+
+    def _upload(self) -> UploadRole:
+        settings = self._settings
+        limits = Limits(
+            encryption_enabled=settings.encryption_enabled,
+            upload_max_bytes=settings.upload_max_bytes,
+            part_size_bytes=settings.part_size_bytes,
+            stream_concurrency=settings.stream_concurrency,
+            copy_limit_bytes=settings.copy_limit_bytes,
+        )
+        return UploadRole(
+            Uploader(
+                self._storage,
+                self._keyrings,
+                settings.master_keys,
+                settings.intake_keys,
+                limits,
+                self._metrics,
+            )
+        )
+
+    def _control(self) -> ControlRole:
+        settings, storage, keyrings = self._settings, self._storage, self._keyrings
+        enroller = Enroller(
+            storage,
+            keyrings,
+            settings.master_keys,
+            settings.active_master_key,
+            settings.intake_keys,
+            self._starter,
+        )
+        rotator = Rotator(
+            storage, keyrings, settings.master_keys, settings.intake_keys, self._starter
+        )
+        deleter = Deleter(storage, keyrings, self._keys, settings.lease_s)
+        return ControlRole(enroller, rotator, self._starter, deleter)
+
+    @cached_property
+    def _sweep(self) -> SweepRole:
+        settings, storage = self._settings, self._storage
+        keyrings, keys, store, outbox = self._keyrings, self._keys, self._store, self._outbox
+        planner = Planner(storage, settings.sweep_page_keys)
+        steps = Steps(storage, keyrings, keys, store, planner, outbox, lease_s=settings.lease_s)
+        everyone = Everyone(storage, keyrings, keys, store, self._starter, outbox)
+        pages = PageTaker(
+            storage,
+            keyrings,
+            keys,
+            store,
+            concurrency=settings.sweep_concurrency,
+            copy_limit_bytes=settings.copy_limit_bytes,
+        )
+        return SweepRole(store, steps, everyone, pages, self._metrics)
+
+    async def sweep_staging(self) -> None:
+        """Remove what nobody came for, for ever (SPEC 6.4)."""
+        settings = self._settings
+        older_than = timedelta(seconds=settings.request_max_age_s + settings.staging_grace_s)
+        await keep_sweeping(
+            self._storage, older_than=older_than, interval_s=settings.staging_sweep_interval_s
+        )
+
+    async def bound_dead_letters(self) -> None:
+        """Keep dead letters within their bounds, for ever, one worker at a time (SPEC 6.9)."""
+        settings = self._settings
+        signed = Bounds(timedelta(seconds=settings.dead_max_age_s), settings.dead_max_bytes)
+        unsigned = Bounds(
+            timedelta(seconds=settings.unsigned_dead_max_age_s), settings.unsigned_dead_max_bytes
+        )
+        keeper = DeadLetterKeeper(
+            settings.amqp_url.get_secret_value(),
+            {queue: unsigned if queue == UNSIGNED_DEAD_QUEUE else signed for queue in DEAD_QUEUES},
+            self._metrics,
+            interval_s=settings.dead_check_interval_s,
+            now=self._now,
+        )
+        await keeper.keep()
+
+    async def keep_time_known(self) -> None:
+        """Go on knowing the storage's clock while there is nothing to do, for ever (SPEC 8.4)."""
+        await keep_time_known(self.learn_time)
+
+    async def rescue_sweeps(self) -> None:
+        """Carry on sweeps whose messages were lost, for ever (SPEC 8.5)."""
+        settings = self._settings
+        keep_for = timedelta(seconds=settings.request_max_age_s + settings.staging_grace_s)
+        await keep_rescuing(
+            self._store,
+            self._sweep,
+            OpenRotations(self._storage, self._store, self._starter, settings.master_keys),
+            keep_for=keep_for,
+            interval_s=settings.sweep_rescue_interval_s,
+        )
