@@ -9,12 +9,15 @@ RUN apt-get update \
  && python3 -m venv /opt/uv \
  && /opt/uv/bin/pip install --no-cache-dir --require-hashes -r uv.txt
 ENV UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1 UV_PYTHON=/usr/bin/python3
-COPY pyproject.toml uv.lock README.md LICENSE ./
-RUN /opt/uv/bin/uv sync --locked --extra workers --no-default-groups --no-install-project
+COPY pyproject.toml uv.lock ./
+COPY contracts/pyproject.toml contracts/
+COPY workers/pyproject.toml workers/
+RUN /opt/uv/bin/uv sync --locked --package keyturn-workers --no-default-groups \
+      --no-install-workspace
 COPY contracts contracts
 COPY workers workers
-RUN /opt/uv/bin/uv sync --locked --extra workers --no-default-groups --no-editable \
- && /opt/uv/bin/uv export --locked --extra workers --no-default-groups --quiet \
+RUN /opt/uv/bin/uv sync --locked --package keyturn-workers --no-default-groups --no-editable \
+ && /opt/uv/bin/uv export --locked --package keyturn-workers --no-default-groups --quiet \
       --format cyclonedx1.5 --output-file .venv/keyturn.cdx.json
 
 # Ceph's own gateway from Debian's packages, all in memory: what the tests run against.
@@ -22,8 +25,8 @@ RUN /opt/uv/bin/uv sync --locked --extra workers --no-default-groups --no-editab
 FROM build AS storage
 RUN apt-get install -y --no-install-recommends radosgw ceph-mon ceph-osd ceph-common \
  && rm -rf /var/lib/apt/lists/*
-RUN /opt/uv/bin/uv sync --locked --all-extras --no-install-project
-COPY tests tests
+RUN /opt/uv/bin/uv sync --locked --no-install-workspace
+COPY tools tools
 ENV PYTHONUNBUFFERED=1 PYTHONPATH=/app
 EXPOSE 8000
 CMD ["/app/.venv/bin/python", "-m", "tools.servers.development"]

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
-from tests.acceptance.scene import Scene, enrolled
 from tools.harness.deployment import Deployment
+from tools.harness.scene import Scene, enrolled
 from tools.servers import new_bucket
 
 if TYPE_CHECKING:

@@ -13,16 +13,16 @@ import aio_pika
 import pytest
 
 from keyturn.crypto import VerifyKey
-from tests.acceptance.proxy import proxy
-from tests.acceptance.scene import check_queues_empty, served
+from tools.harness.scene import check_queues_empty, served
 from tools.harness.stream import consume_stream
+from tools.harness.tcp_proxy import proxy
 from tools.harness.wire import open_wire
 
 if TYPE_CHECKING:
     from aio_pika.abc import AbstractIncomingMessage
 
-    from tests.acceptance.scene import Scene
     from tools.harness.deployment import Deployment
+    from tools.harness.scene import Scene
     from tools.harness.wire import Wire
     from tools.servers import RabbitMQ
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.acceptance.canaries import Canaries
 from tests.support.spelt import SPELT
+from tools.harness.canaries import Canaries
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Literal
 
 import pytest
 
-from tests.acceptance.scene import check_queues_empty, told
 from tools.harness import requests as rq
+from tools.harness.scene import check_queues_empty, told
 from tools.harness.wire import open_wire
 
 if TYPE_CHECKING:
-    from tests.acceptance.scene import Scene
     from tools.harness.process import WorkerProcess
+    from tools.harness.scene import Scene
     from tools.harness.wire import Wire
 
 pytestmark = pytest.mark.servers

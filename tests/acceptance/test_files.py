@@ -12,15 +12,15 @@ import pytest
 
 from keyturn.publisher import Publisher
 from keyturn.settings import PublisherSettings, S3Settings
-from tests.acceptance.canaries import MARKER
-from tests.acceptance.scene import check_queues_empty
+from tools.harness.canaries import MARKER
+from tools.harness.scene import check_queues_empty
 from tools.harness.wire import open_wire
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.acceptance.scene import Scene
     from tools.harness.process import WorkerProcess
+    from tools.harness.scene import Scene
 
 pytestmark = [pytest.mark.servers, pytest.mark.timeout(300)]
 

@@ -29,13 +29,13 @@ from keyturn.crypto import (
     unwrap_dek,
     user_kek,
 )
-from tests.acceptance.canaries import Canaries
-from tests.acceptance.scene import Scene, check_queues_empty
-from tests.acceptance.swept import drained, ended, enrol, master_keys, sweep_of_all
 from tools.harness import reader
+from tools.harness.canaries import Canaries
 from tools.harness.deployment import Deployment
 from tools.harness.http import Client
 from tools.harness.process import gateway
+from tools.harness.scene import Scene, check_queues_empty
+from tools.harness.swept import drained, ended, enrol, master_keys, sweep_of_all
 from tools.harness.wire import open_wire
 from tools.servers import Servers, new_bucket
 from tools.servers.process import free_port
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
-    from tests.acceptance.tenants import Tenant
+    from tools.harness.tenants import Tenant
     from tools.harness.wire import Wire
     from tools.servers import RabbitMQ, S3Server
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.acceptance.canaries import MARKER
+from tools.harness.canaries import MARKER
 from tools.harness.http import Client
 from tools.harness.process import gateway
 
 if TYPE_CHECKING:
-    from tests.acceptance.scene import Scene
+    from tools.harness.scene import Scene
     from tools.servers import RabbitMQ
 
 pytestmark = pytest.mark.servers

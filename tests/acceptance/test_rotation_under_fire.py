@@ -15,22 +15,22 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.acceptance.canaries import MARKER
-from tests.acceptance.scene import Scene, check_queues_empty, told
-from tests.acceptance.swept import (
+from tools.harness.canaries import MARKER
+from tools.harness.deployment import Deployment
+from tools.harness.scene import Scene, check_queues_empty, told
+from tools.harness.swept import (
     drained,
     ended,
     enrol,
     master_keys,
     sweep_of_all,
 )
-from tools.harness.deployment import Deployment
 from tools.harness.wire import open_wire
 from tools.servers import new_bucket
 
 if TYPE_CHECKING:
-    from tests.acceptance.tenants import Tenant
     from tools.harness.process import WorkerProcess
+    from tools.harness.tenants import Tenant
     from tools.harness.wire import Wire
     from tools.servers import S3Server
 

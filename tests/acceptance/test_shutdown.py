@@ -10,12 +10,12 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.acceptance.proxy import proxy
-from tests.acceptance.scene import check_queues_empty, served, told
+from tools.harness.scene import check_queues_empty, served, told
+from tools.harness.tcp_proxy import proxy
 from tools.harness.wire import open_wire
 
 if TYPE_CHECKING:
-    from tests.acceptance.scene import Scene
+    from tools.harness.scene import Scene
 
 pytestmark = pytest.mark.servers
 

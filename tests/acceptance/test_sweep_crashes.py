@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.acceptance.scene import Scene, check_queues_empty, told
-from tests.acceptance.swept import (
+from tools.harness import reader
+from tools.harness.deployment import Deployment
+from tools.harness.scene import Scene, check_queues_empty, told
+from tools.harness.swept import (
     check_ends,
     drained,
     ended,
@@ -28,16 +30,14 @@ from tests.acceptance.swept import (
     small,
     sweep_of_all,
 )
-from tools.harness import reader
-from tools.harness.deployment import Deployment
 from tools.harness.wire import open_wire
 from tools.servers import new_bucket
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.acceptance.swept import Logs
-    from tests.acceptance.tenants import Tenant
+    from tools.harness.swept import Logs
+    from tools.harness.tenants import Tenant
     from tools.harness.wire import Wire
     from tools.servers import S3Server, Servers
 

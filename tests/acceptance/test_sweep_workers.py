@@ -11,14 +11,14 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.acceptance.proxy import proxy
-from tests.acceptance.scene import Scene, check_queues_empty
-from tests.acceptance.swept import check_ends, drained, ended, enrol, small
+from tools.harness.scene import Scene, check_queues_empty
+from tools.harness.swept import check_ends, drained, ended, enrol, small
+from tools.harness.tcp_proxy import proxy
 from tools.harness.wire import open_wire
 
 if TYPE_CHECKING:
-    from tests.acceptance.proxy import Proxy
-    from tests.acceptance.tenants import Tenant
+    from tools.harness.tcp_proxy import Proxy
+    from tools.harness.tenants import Tenant
     from tools.harness.wire import Wire
     from tools.servers import RabbitMQ
 

@@ -1,4 +1,4 @@
-"""A service in another process needs `contracts` alone."""
+"""A service in another process needs the distribution `keyturn` alone."""
 
 import subprocess
 import sys
@@ -11,8 +11,8 @@ _SCRIPT = """
 import importlib, pkgutil, sys
 
 class Refuse:
-    barred = ("workers", "faststream", "aioboto3", "aiobotocore", "botocore", "boto3", "aiohttp",
-              "structlog", "typer", "rich", "stamina", "uvloop", "yaml")
+    barred = ("keyturn_workers", "faststream", "aioboto3", "aiobotocore", "botocore", "boto3",
+              "aiohttp", "structlog", "typer", "rich", "stamina", "uvloop", "yaml")
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in self.barred:
             raise ModuleNotFoundError(f"barred: {name}", name=name)
@@ -20,10 +20,9 @@ class Refuse:
 
 sys.meta_path.insert(0, Refuse())
 import keyturn
-names = [m.name for m in pkgutil.walk_packages(contracts.__path__, "contracts.")]
+names = [m.name for m in pkgutil.walk_packages(keyturn.__path__, "keyturn.")]
 for name in names:
-    if not name.endswith("__main__"):
-        importlib.import_module(name)
+    importlib.import_module(name)
 assert "keyturn.publisher.client" in sys.modules and "keyturn.s3_client" in sys.modules
 
 import asyncio
@@ -50,11 +49,11 @@ asyncio.run(attempt(S3Settings(s3_bucket="bucket"), SettingsError))
 """
 
 
-def test_contracts_work_without_workers_and_without_what_only_workers_need() -> None:
+def test_keyturn_works_without_the_workers_and_what_only_they_need() -> None:
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", textwrap.dedent(_SCRIPT)],
         cwd=ROOT,
-        env={"PATH": "", "PYTHONPATH": str(ROOT)},
+        env={"PATH": "", "PYTHONPATH": str(ROOT / "contracts")},
         capture_output=True,
         text=True,
         timeout=60,

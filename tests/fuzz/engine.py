@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
-_SEEN: Final = ["contracts", "workers", "pamqp", "aio_pika.message", "email", "json.decoder"]
+_SEEN: Final = ["keyturn", "keyturn_workers", "pamqp", "aio_pika.message", "email", "json.decoder"]
 
 
 def main(arguments: list[str]) -> None:

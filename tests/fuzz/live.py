@@ -34,7 +34,6 @@ from keyturn.topology import (
 )
 from keyturn_workers.amqp.property_tolerance import tolerate_odd_properties
 from keyturn_workers.amqp.retry import CODES_WITHOUT_BODY
-from tests.acceptance.canaries import Canaries
 from tests.fuzz import valid
 from tests.fuzz.cases import Case, Cases
 from tests.fuzz.letters import check_copy, dead_queue_of
@@ -43,6 +42,7 @@ from tests.fuzz.worker import Channel, FrameError, received
 from tools.harness import reader
 from tools.harness import requests as rq
 from tools.harness.bucket import Bucket
+from tools.harness.canaries import Canaries
 from tools.harness.process import worker
 from tools.harness.wire import open_wire
 

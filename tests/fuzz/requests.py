@@ -20,13 +20,13 @@ from keyturn.errors import all_errors
 from keyturn.messages import parse_event, parse_request
 from keyturn.topology import ATTEMPT_HEADER, CODE_HEADER, DETAIL_HEADER, SIGNATURE_HEADER
 from keyturn_workers.worker.gc import tame_garbage_collection
-from tests.acceptance.canaries import Canaries
 from tests.fuzz import valid
 from tests.fuzz.cases import Case, Cases
 from tests.fuzz.harness import as_text
 from tests.fuzz.letters import check_copy, dead_queue_of
 from tests.fuzz.watch import MAX_CPU_S, Clock, Report, Watch
 from tests.fuzz.worker import Channel, FrameError, Published, Worker, delivered, directly
+from tools.harness.canaries import Canaries
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping

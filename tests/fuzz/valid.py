@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 from keyturn.crypto import b64, new_api_key
 from keyturn.messages import EVENT_MODELS
 from keyturn.topology import CONTROL_REQUESTS, REQUESTS
-from tests.acceptance.canaries import MARKER
 from tools.generate.sealed_secrets import API_KEY
 from tools.generate.sealed_secrets import PROJECT as EXAMPLES_PROJECT
 from tools.harness import requests as rq
+from tools.harness.canaries import MARKER
 from tools.harness.deployment import Deployment
 from tools.servers import S3Server
 

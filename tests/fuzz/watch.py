@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import psutil
 
-from tests.acceptance.canaries import spellings
 from tests.fuzz.odd import CANARY
+from tools.harness.canaries import spellings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

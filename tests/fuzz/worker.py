@@ -79,7 +79,7 @@ class Channel:
         self.nacks += 1
 
     def add(self, frames: bytes) -> None:
-        """What `keyturn_workers.amqp.write_batcher.Gathered` does, for a delivery that has no other way."""
+        """What `amqp.write_batcher.Gathered` does, for a delivery that has no other way."""
         size, number, method = frame.unmarshal(frames)
         assert (size, number) == (len(frames), self.number)
         self.acks += isinstance(method, commands.Basic.Ack)

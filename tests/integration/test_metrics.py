@@ -13,9 +13,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from keyturn.errors import all_errors
 from keyturn.topology import EVENTS, REQUESTS, queues
 from keyturn_workers.worker.metrics import OTHER, OUTCOMES, WAITING
-from tests.acceptance.canaries import MARKER, Canaries
 from tests.support.scrape import rise, samples
 from tools.harness import requests
+from tools.harness.canaries import MARKER, Canaries
 from tools.harness.serving import Serving, serving
 from tools.servers.process import free_port
 

@@ -76,7 +76,7 @@ def keyturn() -> Iterator[tuple[str, ...]]:
         # Built anew: uv would take a wheel that it made of an earlier state of these files.
         subprocess.run(
             [
-                *(uv, "sync", "--locked", "--extra", "workers", "--no-default-groups"),
+                *(uv, "sync", "--locked", "--package", "keyturn-workers", "--no-default-groups"),
                 *("--reinstall-package", "keyturn"),
                 *("--no-editable", "--quiet", "--python", str(_INTERPRETER)),
             ],

@@ -13,12 +13,12 @@ import aio_pika
 import pytest
 
 from keyturn.topology import UPLOAD_QUEUE
-from tests.acceptance.proxy import proxy
 from tests.support.counting import counting
 from tools.chaos.schedule import Action
 from tools.chaos.storage import harming
 from tools.harness.deployment import Deployment
 from tools.harness.process import worker
+from tools.harness.tcp_proxy import proxy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

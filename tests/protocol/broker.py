@@ -92,7 +92,7 @@ class Delivery:
 
 
 class Teller:
-    """What a worker publishes, in memory: `keyturn_workers.amqp.Teller` and `keyturn_workers.sweep.Sender`."""
+    """What a worker publishes, in memory: `amqp.Teller` and `sweep.Sender`."""
 
     def __init__(self, process: Process) -> None:
         self._process = process

@@ -1,4 +1,4 @@
-"""One worker process with all roles, of the workers' own classes, wired as `keyturn_workers.worker.wiring` does.
+"""One worker process with all roles, of the workers' own classes, wired as `worker.wiring` does.
 
 Everything that it does to the world goes through its `Wire` and its `Teller`.
 """

@@ -1,6 +1,6 @@
 """Several workers, one bucket, one broker, and a scheduler that decides who goes on.
 
-The classes are the workers' own, wired as `keyturn_workers.worker.wiring` wires them. Everything that they
+The classes are the workers' own, wired as `worker.wiring` wires them. Everything that they
 do to the world is a request on the network or a message in a queue; a test lets each one on,
 holds it, loses it, or kills whoever sent it. Nothing waits for real, nothing is random but
 the keys, so that one list of choices always gives one story.

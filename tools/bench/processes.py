@@ -82,7 +82,7 @@ async def worker(
         BenchError: it ended by itself, or was not ready in time.
     """
     module = (
-        ["workers", "worker", role]
+        ["keyturn_workers", "worker", role]
         if samples is None
         else ["tools.bench.sampled", str(samples), role]
     )

@@ -17,9 +17,9 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from tests.acceptance.proxy import Proxy, proxy
 from tools.chaos.schedule import EVERYBODY, GATEWAY, PUBLISHER, WORKERS
 from tools.harness.process import gateway, worker
+from tools.harness.tcp_proxy import Proxy, proxy
 from tools.servers.process import free_port
 
 if TYPE_CHECKING:

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
     from keyturn.publisher.requests import SignedRequest
-    from tests.acceptance.tenants import Tenant
     from tools.chaos.operator import Asked
     from tools.chaos.schedule import Plan
     from tools.harness.deployment import Deployment
+    from tools.harness.tenants import Tenant
     from tools.harness.wire import Wire
 
 _READ_S = 120

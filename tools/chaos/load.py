@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from tests.acceptance.canaries import MARKER
+from tools.harness.canaries import MARKER
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

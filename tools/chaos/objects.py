@@ -29,10 +29,10 @@ from tools.harness.bucket import Bucket, _unwrapped
 
 if TYPE_CHECKING:
     from keyturn.crypto import Kek, Role
-    from tests.acceptance.tenants import Tenant
     from tools.chaos.evidence import Evidence
     from tools.chaos.load import Upload
     from tools.harness.deployment import Deployment
+    from tools.harness.tenants import Tenant
 
 DOCTOR_PREFIX = ".keyturn/doctor/"
 _THREADS = 8

@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING
 from keyturn.crypto import new_api_key
 from keyturn.identifiers import ALL_PROJECTS, object_key
 from keyturn.messages import CountedEvent
-from tests.acceptance.swept import master_keys
 from tools.harness import requests as rq
+from tools.harness.swept import master_keys
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from keyturn.messages import Event
-    from tests.acceptance.tenants import Tenant
     from tools.chaos.crew import Crew
     from tools.chaos.load import Upload
     from tools.chaos.sending import Hearing, Keeping, Sending
+    from tools.harness.tenants import Tenant
 
 NEW_MASTER = "m2"
 _TAGGED = 30

@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from keyturn.crypto import SigningKey, new_api_key
-from tests.acceptance.swept import drained, master_keys
-from tests.acceptance.tenants import Tenant
 from tools.chaos.attackers import Attackers, publishers_with_rival
 from tools.chaos.broker import Broker
 from tools.chaos.crew import Crew, crew
@@ -32,6 +30,8 @@ from tools.chaos.sending import (
 )
 from tools.chaos.storage import Harming, harming
 from tools.harness.deployment import Deployment
+from tools.harness.swept import drained, master_keys
+from tools.harness.tenants import Tenant
 from tools.harness.wire import open_wire
 from tools.servers import new_bucket
 

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.acceptance.canaries import spellings
+from tools.harness.canaries import spellings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -10,8 +10,8 @@ import json
 from typing import TYPE_CHECKING
 
 from keyturn.crypto import admin_kek, b64_decode, record_kek, upload_info, user_kek
-from tests.acceptance.canaries import Canaries
 from tools.chaos import search
+from tools.harness.canaries import Canaries
 
 if TYPE_CHECKING:
     from tools.chaos.evidence import Evidence

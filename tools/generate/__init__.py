@@ -14,7 +14,7 @@ from tools.generate.asyncapi import asyncapi
 from tools.generate.examples import examples
 from tools.generate.schemas import schemas
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2] / "contracts"
 
 
 def files(root: Path = ROOT) -> dict[PurePosixPath, str]:

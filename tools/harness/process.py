@@ -108,7 +108,7 @@ async def worker(
     env: dict[str, str],
     role: str = "all",
     *,
-    module: str = "workers",
+    module: str = "keyturn_workers",
     program: tuple[str, ...] | None = None,
     arguments: tuple[str, ...] = (),
     ready: bool = True,
@@ -132,7 +132,7 @@ async def worker(
 async def gateway(
     env: dict[str, str],
     *,
-    program: tuple[str, ...] = (sys.executable, "-m", "workers"),
+    program: tuple[str, ...] = (sys.executable, "-m", "keyturn_workers"),
     ready: bool = True,
 ) -> AsyncIterator[GatewayProcess]:
     """Run `keyturn gateway` in this environment, once it listens; killed afterwards.

@@ -1,4 +1,4 @@
-"""The shipped set as `uv.lock` has it: what the extra `workers` brings, and all below it.
+"""The shipped set as `uv.lock` has it: what `keyturn-workers` needs, and all below it.
 
 Pure: nothing is resolved or fetched.
 """
@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 ROOT = Path(__file__).parents[2]
-PROJECT = "keyturn"
-SHIPPED_EXTRA = "workers"
+PUBLISHERS = "keyturn"
+SHIPPED = "keyturn-workers"
+OURS = frozenset({PUBLISHERS, SHIPPED})
 
 
 @dataclass(frozen=True)
@@ -49,28 +50,29 @@ def packages() -> Sequence[Locked]:
 
 def publishers() -> Mapping[str, Locked]:
     """What a publisher needs that stages nothing: no extra at all."""
-    return _direct(frozenset())
+    return _direct(PUBLISHERS)
 
 
 def direct() -> Mapping[str, Locked]:
     """What the shipped set names itself."""
-    return _direct(frozenset({SHIPPED_EXTRA}))
+    return _direct(SHIPPED)
 
 
 def shipped() -> Mapping[str, Locked]:
     """All that is installed with the workers, Keyturn itself left out."""
     seen: set[tuple[str, frozenset[str]]] = set()
-    ahead = [(PROJECT, frozenset({SHIPPED_EXTRA}))]
+    ahead = [(SHIPPED, frozenset[str]())]
     while ahead:
         name, extras = ahead.pop()
         if (name, extras) not in seen:
             seen.add((name, extras))
             ahead += _one(name).needs(extras)
-    return {name: _one(name) for name in sorted({name for name, _ in seen} - {PROJECT})}
+    return {name: _one(name) for name in sorted({name for name, _ in seen} - OURS)}
 
 
-def _direct(extras: frozenset[str]) -> Mapping[str, Locked]:
-    return {name: _one(name) for name, _ in sorted(_one(PROJECT).needs(extras))}
+def _direct(distribution: str) -> Mapping[str, Locked]:
+    needed = {name for name, _ in _one(distribution).needs(frozenset())} - OURS
+    return {name: _one(name) for name in sorted(needed)}
 
 
 def _one(name: str) -> Locked:

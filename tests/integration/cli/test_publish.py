@@ -168,7 +168,7 @@ async def test_an_interrupted_command_exits_130_quietly(cli: Cli, tmp_path: Path
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "workers",
+        "keyturn_workers",
         "upload",
         "acme",
         str(tmp_path / "a"),

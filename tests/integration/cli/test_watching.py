@@ -82,7 +82,7 @@ async def started(
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "workers",
+        "keyturn_workers",
         *arguments,
         env={**os.environ, **cli.env, **named},
         stdout=asyncio.subprocess.PIPE,

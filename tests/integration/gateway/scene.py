@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from keyturn.identifiers import object_key
-from tests.acceptance.canaries import MARKER, Canaries
+from tools.harness.canaries import MARKER, Canaries
 
 if TYPE_CHECKING:
     from tools.harness.bucket import Bucket, Made

@@ -14,9 +14,9 @@ import aiohttp
 import pytest
 
 from keyturn.crypto import new_api_key
-from tests.acceptance.canaries import MARKER
 from tests.integration.gateway.scene import plain
 from tools.harness import reader, requests
+from tools.harness.canaries import MARKER
 from tools.harness.http import object_target, read_answer, request
 
 if TYPE_CHECKING:

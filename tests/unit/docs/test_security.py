@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-_ROOT = Path(__file__).parents[2]
+_ROOT = Path(__file__).parents[3]
 _TEXT = (_ROOT / "SECURITY.md").read_text()
 _NAMED = re.compile(r"`(tests/[^`]*)`")
 _NODE = re.compile(r"(?P<file>tests/[\w/]+\.py)(?:::(?P<test>test_\w+)(?:\[(?P<case>\w+)\])?)?")

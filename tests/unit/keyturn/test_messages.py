@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-_ROOT = Path(__file__).parents[2]
+_ROOT = Path(__file__).parents[3]
 _DOCUMENTS = sorted(
     str(path.relative_to(_ROOT))
     for folder in (_ROOT, _ROOT / "docs")

@@ -85,7 +85,7 @@ async def opened(
     Where `samples` is given the gateway samples its own stack, and writes there at its end.
     """
     module = (
-        ["workers", "gateway"]
+        ["keyturn_workers", "gateway"]
         if samples is None
         else ["tools.bench.sampled", str(samples), "gateway"]
     )

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 async def open_bucket(
     settings: S3Settings, *, max_connections: int = 16
 ) -> "AsyncIterator[S3Storage]":
-    """The bucket, for as long as the command lasts; errors as `keyturn_workers.storage.s3.open_storage`.
+    """The bucket, for as long as the command lasts; errors as `storage.s3.open_storage`.
 
     One that does not answer is told with its address.
     """

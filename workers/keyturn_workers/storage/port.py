@@ -2,7 +2,7 @@
 
 Implementations: `keyturn_workers.storage.s3` (aioboto3 and leased requests) and
 `keyturn_workers.testing.memory_storage` (for tests). Whatever differs between servers is named in
-`keyturn_workers.storage.capabilities` and measured by `keyturn_workers.storage.probe.runner`, never guessed
+`keyturn_workers.storage.capabilities` and measured by `keyturn_workers.storage.probe`, never guessed
 from a server's name.
 
 Errors, of every method: `MissingError`, `PreconditionError`, `RefusedError`, and of

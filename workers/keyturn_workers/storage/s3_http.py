@@ -1,6 +1,6 @@
 """Raw, signed requests to one bucket: the hot path of `keyturn_workers.storage.s3` (SPEC 7, 8.4).
 
-Small requests go straight to aiohttp's connections (`keyturn_workers.storage.exchange`), streams and
+Small requests go straight to aiohttp's connections (`storage.exchange`), streams and
 large bodies through a session on the same pool: about a sixth of the CPU of the generated
 client. A request is sent once and never again by itself: not after a redirect,
 not after an error, and not by aiohttp's own second try when a kept-alive connection

@@ -1,4 +1,4 @@
-"""What a bucket in memory holds: objects, or all their versions (for `keyturn_workers.testing.memory_storage`).
+"""What a bucket in memory holds: objects, or all their versions (for `memory_storage`).
 
 The rules of S3 without any I/O: which version a key shows, what a lock forbids, what a
 delete leaves. Nothing here waits, so that each step is atomic among tasks.

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-_FOLDER = Path(__file__).parents[3] / ".." / "shared" / "vectors"
+_FOLDER = Path(__file__).parents[4] / ".." / "shared" / "vectors"
 
 
 def load(name: str) -> Any:

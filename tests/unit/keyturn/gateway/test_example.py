@@ -14,7 +14,7 @@ from tests.unit.keyturn.gateway.gateway import AN_ID, API_KEY, json_answer, obje
 if TYPE_CHECKING:
     from aiohttp import web
 
-_ROOT = Path(__file__).parents[3]
+_ROOT = Path(__file__).parents[4]
 
 
 def _example() -> tuple[str, str]:

@@ -243,7 +243,7 @@ def _frames(error: BaseException) -> Iterator[str]:
     """The variables of every frame of ours that an error passed: reporters of errors show them."""
     trace = error.__traceback__
     while trace is not None:
-        if "contracts" in trace.tb_frame.f_code.co_filename:
+        if "/keyturn/" in trace.tb_frame.f_code.co_filename:
             yield repr(trace.tb_frame.f_locals)
         trace = trace.tb_next
 

@@ -56,7 +56,7 @@ def test_init_satisfies_workers_and_publishers_that_know_each_other(
 
 
 def test_what_init_writes_is_for_no_commit_and_for_no_image() -> None:
-    root = Path(__file__).parents[3]
+    root = Path(__file__).parents[4]
     for name, folder in ((".gitignore", "/"), (".dockerignore", "")):
         patterns = (root / name).read_text().splitlines()
         for secret in (*_FILES, "acme.key", "acme.header"):

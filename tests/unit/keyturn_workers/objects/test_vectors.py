@@ -28,7 +28,7 @@ from keyturn.metadata import COBBLESTONE
 from keyturn_workers.keyring.model import parse
 from keyturn_workers.objects.open import Reader, open_dek
 
-_FILE = Path(__file__).parents[3] / ".." / "shared" / "vectors" / "keyturn_v1.json"
+_FILE = Path(__file__).parents[4] / ".." / "shared" / "vectors" / "keyturn_v1.json"
 _MISSING = not _FILE.is_file()
 _VECTORS: dict[str, Any] = {} if _MISSING else json.loads(_FILE.read_text())
 pytestmark = pytest.mark.skipif(

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.acceptance.proxy import proxy
 from tools.chaos import crew as crews
 from tools.chaos.crew import Crew, Post, crew
 from tools.harness.deployment import Deployment
 from tools.harness.process import worker
+from tools.harness.tcp_proxy import proxy
 from tools.servers import S3Server
 from tools.servers.process import free_port
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tests.unit.tools.supply.exported import export
 from tools.supply.dependencies import FILE, PURPOSES, generate, licence
-from tools.supply.lock import PROJECT, ROOT, direct, packages, shipped
+from tools.supply.lock import OURS, ROOT, direct, packages, shipped
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,10 +33,10 @@ _UV = r"(?:\buv|\$\(UV\))"
 
 
 def test_every_file_of_the_lock_has_its_hash() -> None:
-    """Tools and tests too; the project itself is the one package without files."""
+    """Tools and tests too; the project's own distributions are the only packages without files."""
     for package in packages():
-        if package.name == PROJECT:
-            assert package.table["source"] == {"editable": "."}
+        if package.name in OURS:
+            assert set(package.table["source"]) == {"editable"}
             continue
         assert set(package.table["source"]) == {"registry"}, package.name
         assert package.files, package.name
@@ -46,7 +46,7 @@ def test_every_file_of_the_lock_has_its_hash() -> None:
 
 
 def test_the_export_pins_and_hashes_the_shipped_set(tmp_path: Path) -> None:
-    text = export(tmp_path / "r.txt", "requirements.txt", "--no-emit-project").read_text()
+    text = export(tmp_path / "r.txt", "requirements.txt", "--no-emit-workspace").read_text()
     text = re.sub(r"^ *#.*\n", "", text, flags=re.MULTILINE)
     pins = _PIN.findall(text)
     assert {(name, version) for name, version, _ in pins} == {
@@ -81,7 +81,9 @@ def test_what_builds_the_wheel_is_pinned() -> None:
     pins = project["tool"]["uv"]["build-constraint-dependencies"]
     assert all(re.fullmatch(r"[a-z-]+==[0-9.]+", pin) for pin in pins)
     named = {pin.split("==")[0] for pin in pins}
-    assert set(project["build-system"]["requires"]) <= named
+    for member in project["tool"]["uv"]["workspace"]["members"]:
+        built = tomllib.loads((ROOT / member / "pyproject.toml").read_text())
+        assert set(built["build-system"]["requires"]) <= named
 
 
 def test_dependencies_are_few_told_and_free() -> None:

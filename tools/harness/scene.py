@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from keyturn import topology
-from tests.acceptance.canaries import MARKER, Canaries
 from tools.harness import reader
 from tools.harness import requests as rq
+from tools.harness.canaries import MARKER, Canaries
 from tools.harness.process import worker
 from tools.harness.wire import open_wire
 
@@ -49,7 +49,7 @@ class Scene:
         """A worker at its most talkative; with a point, one that dies there."""
         env = self.deployment.worker_env(**{"LOG_LEVEL": "debug", **settings})
         arguments: tuple[str, ...] = ()
-        module = "workers"
+        module = "keyturn_workers"
         if point is not None:
             module, arguments = CRASHING, ("--point", point)
             if self.deployment.s3.kind == "moto":

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from keyturn import topology
 from keyturn.crypto import b64
-from tests.acceptance.canaries import MARKER
-from tests.acceptance.scene import Scene, told
-from tests.acceptance.tenants import Tenant
 from tools.harness import requests as rq
+from tools.harness.canaries import MARKER
+from tools.harness.scene import Scene, told
+from tools.harness.tenants import Tenant
 from tools.harness.wire import open_wire
 
 if TYPE_CHECKING:

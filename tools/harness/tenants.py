@@ -32,9 +32,9 @@ from keyturn.crypto import (
     wrap_dek,
 )
 from keyturn.identifiers import keyring_key, object_key, sweep_folder
-from tests.acceptance.canaries import MARKER
 from tools.harness import reader
 from tools.harness import requests as rq
+from tools.harness.canaries import MARKER
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -1,0 +1,1 @@
+"""What developers run: servers, demo, bench, load, chaos, and the checks of what is shipped."""

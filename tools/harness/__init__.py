@@ -1,0 +1,1 @@
+"""A deployment on real servers, driven from outside: for tests and for the other tools."""
