@@ -15,7 +15,7 @@ import signal
 import uvloop
 
 from keyturn_workers.settings import WorkerSettings
-from keyturn_workers.storage import Differences
+from keyturn_workers.storage import Capabilities
 from keyturn_workers.worker import process
 from keyturn_workers.worker.logging import configure
 from keyturn_workers.worker.wiring import ALL_ROLES
@@ -32,8 +32,8 @@ def _die() -> None:
 def _skip_probe(*, conditional_completion: bool) -> None:
     """Start at once on a server whose differences the test knows; others test the probe."""
 
-    async def known(_: WorkerSettings) -> Differences:
-        return Differences(conditional_completion=conditional_completion)
+    async def known(_: WorkerSettings) -> Capabilities:
+        return Capabilities(conditional_completion=conditional_completion)
 
     setattr(process, "_check_storage", known)  # noqa: B010  # mypy forbids the assignment
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from aio_pika.message import IncomingMessage
 
-from keyturn_workers.amqp import Consumer, Teller
+from keyturn_workers.amqp import Consumer, WorkerPublisher
 from keyturn_workers.amqp.direct import Delivery
 from keyturn_workers.control import enrollment
 from keyturn_workers.keyring import KeyringReader
@@ -197,12 +197,12 @@ POINTS: dict[str, Installed] = {
     "completion-after": Point(S3Storage, "complete_multipart", after=True),
     "keyring-put-before": Point(S3Storage, "put", matters=under(KEYRINGS)),
     "keyring-put-after": Point(S3Storage, "put", after=True, matters=under(KEYRINGS)),
-    "letter-before": Point(Teller, "dead_letter"),
-    "letter-after": Point(Teller, "dead_letter", after=True),
-    "put-off-before": Point(Teller, "put_off"),
-    "put-off-after": Point(Teller, "put_off", after=True),
-    "event-before": Point(Teller, "tell"),
-    "event-after": Point(Teller, "tell", after=True),
+    "letter-before": Point(WorkerPublisher, "dead_letter"),
+    "letter-after": Point(WorkerPublisher, "dead_letter", after=True),
+    "put-off-before": Point(WorkerPublisher, "put_off"),
+    "put-off-after": Point(WorkerPublisher, "put_off", after=True),
+    "event-before": Point(WorkerPublisher, "tell"),
+    "event-after": Point(WorkerPublisher, "tell", after=True),
     "staged-delete-before": Point(S3Storage, "delete", matters=under(_STAGING)),
     "staged-delete-after": Point(S3Storage, "delete", after=True, matters=under(_STAGING)),
     # aio-pika's is what a channel's first delivery is; all later ones are the worker's own.

@@ -10,11 +10,11 @@ import os
 import signal
 from typing import TYPE_CHECKING, Any, Final
 
-from keyturn_workers.amqp import Teller
+from keyturn_workers.amqp import WorkerPublisher
 from keyturn_workers.storage.s3 import S3Storage
 from keyturn_workers.sweep import Outbox, Starter, SweepStore, project_sweep
 from keyturn_workers.sweep.plan import AllPlan, Plan
-from keyturn_workers.sweep.project_sweep import Steps
+from keyturn_workers.sweep.project_sweep import ProjectSweep
 from tests.acceptance.points import Installed, Point, Stalled
 
 if TYPE_CHECKING:
@@ -107,14 +107,14 @@ SWEEP_POINTS: Final[dict[str, Installed]] = {
     "copy-terminated": Terminated(hangs=False),
     "copy-hanging": Terminated(hangs=True),
     # The end.
-    "keyring-cleared": Point(Steps, "_change", after=True),
+    "keyring-cleared": Point(ProjectSweep, "_change", after=True),
     "plan-done": Point(SweepStore, "change", after=True, matters=_changed_to(Plan, "done")),
     "end-told": Point(Outbox, "ended", after=True),
     "end-recorded": Point(
         SweepStore, "change", after=True, matters=_changed_to(Plan, "done", told=True)
     ),
     # A delete.
-    "quietly-put-off": Point(Teller, "put_off_quietly", after=True),
+    "quietly-put-off": Point(WorkerPublisher, "put_off_quietly", after=True),
     # A sweep of all.
     "part-begun": Point(Starter, "start", after=True, matters=_begun_a_part),
     "part-ended": Point(SweepStore, "add_ended", after=True),

@@ -12,7 +12,7 @@ from typing import Final
 
 from keyturn.crypto import VerifyKey
 from keyturn.messages import Event, parse_event
-from keyturn.publisher.event_stream import Told, Verifier
+from keyturn.publisher.event_stream import StreamRecord, Verifier
 from tests.fuzz import documents, odd, valid
 from tests.fuzz.harness import as_text
 from tests.fuzz.watch import MAX_CPU_S, Clock, Report, Watch
@@ -35,7 +35,7 @@ def run(seed: int, count: int) -> Report:
         signature = key.sign_event(_DEPLOYMENT.name, body)
         if rng.random() < _BADLY_SIGNED_SHARE:
             signature = rng.choice((odd.text(rng), "", signature[:-1], signature[::-1]))
-        _one(watch, verifier, Told(number, body, signature))
+        _one(watch, verifier, StreamRecord(number, body, signature))
         if watch.over:
             break
     return watch.finish()
@@ -45,7 +45,7 @@ def replay(body: bytes) -> Report:
     """One event again, signed."""
     watch = Watch("events", 0)
     signature = _DEPLOYMENT.event_key.sign_event(_DEPLOYMENT.name, body)
-    _one(watch, _verifier(), Told(0, body, signature))
+    _one(watch, _verifier(), StreamRecord(0, body, signature))
     return watch.finish()
 
 
@@ -68,7 +68,7 @@ def _body(rng: random.Random, examples: list[valid.Document], *, huge: bool) -> 
     return documents.broken(rng, body) if rng.random() < 0.12 else body
 
 
-def _one(watch: Watch, verifier: Verifier, told: Told) -> None:
+def _one(watch: Watch, verifier: Verifier, told: StreamRecord) -> None:
     clock = Clock()
     try:
         event = verifier.event(told)

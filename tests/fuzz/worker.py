@@ -79,7 +79,7 @@ class Channel:
         self.nacks += 1
 
     def add(self, frames: bytes) -> None:
-        """What `amqp.write_batcher.Gathered` does, for a delivery that has no other way."""
+        """What `amqp.write_batcher.WriteBatcher` does, for a delivery that has no other way."""
         size, number, method = frame.unmarshal(frames)
         assert (size, number) == (len(frames), self.number)
         self.acks += isinstance(method, commands.Basic.Ack)
@@ -88,7 +88,7 @@ class Channel:
 
 @dataclass
 class Broker:
-    """What `keyturn_workers.amqp.Teller` needs of FastStream's: a queue to publish to."""
+    """What `keyturn_workers.amqp.WorkerPublisher` needs of FastStream's: a queue to publish to."""
 
     published: list[Published] = field(default_factory=list)
 
@@ -105,8 +105,8 @@ class Broker:
 
 
 @dataclass(frozen=True)
-class Announcer:
-    """What `keyturn_workers.amqp.Teller` publishes events by."""
+class ConfirmedPublisher:
+    """What `keyturn_workers.amqp.WorkerPublisher` publishes events by."""
 
     broker: Broker
 
@@ -172,7 +172,7 @@ class Worker:
         for key, body in self._staged.items():
             self.storage.plant(key, body, Headers({}))
         process = Roles(self._settings, self.storage, cast("Any", self.broker), WorkerMetrics())
-        process._teller._announcer = cast("Any", Announcer(self.broker))
+        process._teller._announcer = cast("Any", ConfirmedPublisher(self.broker))
         roles = frozenset({UPLOAD, CONTROL})
         self._consumers = {queue: consume for queue, _, consume in process.consumers(roles)}
 

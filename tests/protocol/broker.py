@@ -91,8 +91,8 @@ class Delivery:
             self.process.world.queue.append(self.letter)
 
 
-class Teller:
-    """What a worker publishes, in memory: `amqp.Teller` and `sweep.Sender`."""
+class WorkerPublisher:
+    """What a worker publishes, in memory: `amqp.WorkerPublisher` and `sweep.Sender`."""
 
     def __init__(self, process: Process) -> None:
         self._process = process
@@ -122,7 +122,7 @@ class Teller:
     def retry_of(self, message: Delivery, queue: str, publisher: str = "") -> Retry | None:
         return self._notes.read(queue, publisher, message.body, message.headers)
 
-    async def put_off(
+    async def schedule_retry(
         self,
         message: Delivery,
         queue: str,
@@ -134,10 +134,10 @@ class Teller:
     ) -> None:
         if error.detail.startswith("internal failure"):
             self._world.oracle.violated(error.detail)
-        self._world.put_off[error.code] += 1
+        self._world.schedule_retry[error.code] += 1
         await self._retry(message, queue, publisher, error.code, attempt + 1, delay_s)
 
-    async def put_off_quietly(
+    async def defer(
         self, message: Delivery, queue: str, wait_s: float, *, publisher: str = ""
     ) -> None:
         await self._retry(message, queue, publisher, "waiting", 1, delay_up_to(wait_s) or 1)

@@ -1,6 +1,6 @@
 """One worker process with all roles, of the workers' own classes, wired as `worker.wiring` does.
 
-Everything that it does to the world goes through its `Wire` and its `Teller`.
+Everything that it does to the world goes through its `Wire` and its `WorkerPublisher`.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from keyturn_workers.control.handler import ControlRole
 from keyturn_workers.control.rotation import Rotator
 from keyturn_workers.keyring import KeyringReader
 from keyturn_workers.objects.operator_keys import OperatorKeys
-from keyturn_workers.storage import Differences
+from keyturn_workers.storage import Capabilities
 from keyturn_workers.sweep import Outbox, Starter, SweepStore
-from keyturn_workers.sweep.fleet_sweep import Everyone
+from keyturn_workers.sweep.fleet_sweep import FleetSweep
 from keyturn_workers.sweep.handler import SweepRole
 from keyturn_workers.sweep.hint_consumer import HintConsumer
 from keyturn_workers.sweep.lost_rotations import OpenRotations
-from keyturn_workers.sweep.page_worker import PageTaker
+from keyturn_workers.sweep.page_worker import PageWorker
 from keyturn_workers.sweep.planner import Planner
-from keyturn_workers.sweep.project_sweep import Steps
+from keyturn_workers.sweep.project_sweep import ProjectSweep
 from keyturn_workers.sweep.recovery import Seen, rescue
 from keyturn_workers.upload import Limits, Uploader, UploadRole
 from keyturn_workers.worker.authorization import Rules
 from keyturn_workers.worker.grants import Grant
-from tests.protocol.broker import Delivery, Teller
+from tests.protocol.broker import Delivery, WorkerPublisher
 from tests.protocol.wire import Wire
 
 if TYPE_CHECKING:
@@ -74,9 +74,9 @@ class Parts:
     rotator: type[Rotator] = Rotator
     deleter: type[Deleter] = Deleter
     starter: type[Starter] = Starter
-    steps: type[Steps] = Steps
-    everyone: type[Everyone] = Everyone
-    page_taker: type[PageTaker] = PageTaker
+    steps: type[ProjectSweep] = ProjectSweep
+    everyone: type[FleetSweep] = FleetSweep
+    page_taker: type[PageWorker] = PageWorker
     planner: type[Planner] = Planner
     store: type[SweepStore] = SweepStore
     consumer: type[Consumer] = Consumer
@@ -91,7 +91,7 @@ class Options:
     processes: int = 3
     page_keys: int = 2
     versioned: bool = False
-    differences: Differences = Differences()  # noqa: RUF009  # it is frozen
+    differences: Capabilities = Capabilities()  # noqa: RUF009  # it is frozen
     copy_limit_bytes: int = 10**9
     # The leases of processes that have another one than the rest, by number.
     leases: Mapping[int, int] = field(default_factory=dict)
@@ -116,7 +116,7 @@ class Process:
         self._storage = storage
         self._keys = OperatorKeys(MASTER_KEYS)
         self._store = world.parts.store(storage, MASTER_KEYS)
-        self._teller: Any = Teller(self)
+        self._teller: Any = WorkerPublisher(self)
         self._outbox = Outbox(self._teller)
         self._starter = world.parts.starter(
             storage, self.keyrings, self._keys, self._store, self._outbox, active_master_key="m1"

@@ -14,9 +14,9 @@ import pytest
 from keyturn.identifiers import format_time
 from keyturn_workers.control import ControlRole
 from keyturn_workers.control.enrollment import Enroller
-from keyturn_workers.sweep.fleet_sweep import Everyone
+from keyturn_workers.sweep.fleet_sweep import FleetSweep
 from keyturn_workers.sweep.lost_rotations import OpenRotations
-from keyturn_workers.sweep.project_sweep import Steps
+from keyturn_workers.sweep.project_sweep import ProjectSweep
 from keyturn_workers.sweep.recovery import rescue
 from keyturn_workers.sweep.takeover import take_over_earlier
 from tests.protocol.hostile import HostilePublisher
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from keyturn_workers.sweep.plan import AllPlan, Plan
-    from keyturn_workers.sweep.store import Standing
+    from keyturn_workers.sweep.store import ExistingUpload
     from tests.protocol.world import World
 
 OWN_KEK = bytes([5]) * 32
@@ -278,10 +278,10 @@ def a_rotation_that_takes_over_one_with_proven_pages(world: World) -> None:
     _each_is_answered(world)
 
 
-class _KeepsProofs(Steps):
+class _KeepsProofs(ProjectSweep):
     """Goes on from where the sweep stood that it takes over."""
 
-    async def _step(self, standing: Standing[Plan]) -> bool:
+    async def _step(self, standing: ExistingUpload[Plan]) -> bool:
         plan = standing.plan
         if plan.step == 0:
             async for sweep_id, project, _ in self._store.running():
@@ -357,7 +357,7 @@ def a_sweep_whose_successor_vanishes(world: World) -> None:
     _each_is_answered(world)
 
 
-class _WaitsForGood(Steps):
+class _WaitsForGood(ProjectSweep):
     """Takes a record that is gone for one that is still to come."""
 
     async def _successor(self, plan: Plan) -> Any:
@@ -639,7 +639,7 @@ def a_sweep_of_all_that_loses_a_record(world: World, of: str) -> None:
     assert [(end.clean, end.objects) for end in world.told_of("sweep.completed")] == [(True, 1)]
 
 
-async def _all_live(_: Everyone, plan: AllPlan, *__: Any) -> AllPlan:
+async def _all_live(_: FleetSweep, plan: AllPlan, *__: Any) -> AllPlan:
     """`_without_lost` of a sweep that waits for its parts whatever becomes of them."""
     return plan
 
@@ -653,7 +653,7 @@ def test_a_sweep_of_all_goes_on_where_the_record_of_a_part_is_removed(
 
     assert violations(story) == []
 
-    monkeypatch.setattr(Everyone, "_without_lost", _all_live)
+    monkeypatch.setattr(FleetSweep, "_without_lost", _all_live)
     with pytest.raises(AssertionError, match="it never ends"):
         violations(story, settle=False)
 
@@ -674,7 +674,7 @@ def test_a_rotation_goes_on_where_the_part_of_a_sweep_of_all_that_took_it_over_i
 ) -> None:
     story = a_rotation_whose_successor_of_all_vanishes
     assert violations(story) == []
-    monkeypatch.setattr(Everyone, "_without_lost", _all_live)
+    monkeypatch.setattr(FleetSweep, "_without_lost", _all_live)
     with pytest.raises(AssertionError, match="it never ends"):
         violations(story, settle=False)
 

@@ -9,7 +9,7 @@ import pytest
 from keyturn.errors import NotFoundError
 from keyturn.identifiers import object_key
 from keyturn_workers.errors import MissingError
-from keyturn_workers.storage import Differences, Headers
+from keyturn_workers.storage import Capabilities, Headers
 from keyturn_workers.storage.clock import Judged
 from keyturn_workers.sweep import fleet_sweep, page_worker
 from tests.protocol.process import LEASE_S, Options
@@ -39,8 +39,8 @@ def behind_a_proxy(world: World) -> None:
     an_object_that_answers_404(world, code="")
 
 
-async def _gone(self: Any, key: str, look: Any = page_worker._Take._look) -> Any:
-    """`_Take._look` that takes what is not found for removed."""
+async def _gone(self: Any, key: str, look: Any = page_worker._PageAttempt._look) -> Any:
+    """`_PageAttempt._look` that takes what is not found for removed."""
     try:
         return await look(self, key)
     except NotFoundError:
@@ -53,13 +53,13 @@ def _left_behind(found: list[str]) -> bool:
 
 def test_an_object_that_answers_404_is_not_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert violations(an_object_that_answers_404) == []
-    monkeypatch.setattr(page_worker._Take, "_look", _gone)
+    monkeypatch.setattr(page_worker._PageAttempt, "_look", _gone)
     assert _left_behind(violations(an_object_that_answers_404))
 
 
 def test_the_404_of_a_proxy_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert violations(behind_a_proxy) == []
-    monkeypatch.setattr(page_worker._Take, "_look", _gone)
+    monkeypatch.setattr(page_worker._PageAttempt, "_look", _gone)
     # A 404 without the storage's own code is no absence, even where absence were believed.
     assert violations(behind_a_proxy) == []
     monkeypatch.setattr(
@@ -103,7 +103,7 @@ def a_keyring_that_answers_404(world: World) -> None:
 
 
 async def _passed_over(*_: object) -> None:
-    """`Everyone._not_found` that takes a keyring which is not found for removed."""
+    """`FleetSweep._not_found` that takes a keyring which is not found for removed."""
 
 
 async def _never(*_: object) -> bool:
@@ -112,10 +112,10 @@ async def _never(*_: object) -> bool:
 
 def test_a_keyring_that_answers_404_is_not_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert violations(a_keyring_that_answers_404) == []
-    monkeypatch.setattr(fleet_sweep.Everyone, "_not_found", _passed_over)
+    monkeypatch.setattr(fleet_sweep.FleetSweep, "_not_found", _passed_over)
     # The last listing before the end is a guard of its own.
     assert violations(a_keyring_that_answers_404) == []
-    monkeypatch.setattr(fleet_sweep.Everyone, "_is_listed", _never)
+    monkeypatch.setattr(fleet_sweep.FleetSweep, "_is_listed", _never)
     found = violations(a_keyring_that_answers_404)
     assert "a sweep of all is clean, and a project is under the old master key" in found
 
@@ -135,13 +135,13 @@ def an_object_of_ours_under_a_foreign_name(world: World) -> None:
 
 
 async def _whatever_it_is(*_: object) -> None:
-    """`_Take._foreign_error` of a sweep that leaves foreign names alone."""
+    """`_PageAttempt._foreign_error` of a sweep that leaves foreign names alone."""
 
 
 def test_a_foreign_name_with_wraps_is_no_clean_end(monkeypatch: pytest.MonkeyPatch) -> None:
     story = an_object_of_ours_under_a_foreign_name
     assert violations(story, settle=False) == []
-    monkeypatch.setattr(page_worker._Take, "_foreign_error", _whatever_it_is)
+    monkeypatch.setattr(page_worker._PageAttempt, "_foreign_error", _whatever_it_is)
     found = violations(story, settle=False)
     assert found == ["clean beside wraps that an old key opens"]
 
@@ -287,14 +287,14 @@ def a_copy_by_a_worker_with_a_longer_lease(world: World) -> None:
 
 
 async def _as_it_is(*_: object) -> bool:
-    """`Steps.lengthen` of a worker that keeps its lease to itself."""
+    """`ProjectSweep.lengthen` of a worker that keeps its lease to itself."""
     return False
 
 
 def test_a_longer_lease_is_known_before_the_first_write(monkeypatch: pytest.MonkeyPatch) -> None:
     story = a_copy_by_a_worker_with_a_longer_lease
     assert violations(story, options=TWO_LEASES) == []
-    monkeypatch.setattr("keyturn_workers.sweep.project_sweep.Steps.lengthen", _as_it_is)
+    monkeypatch.setattr("keyturn_workers.sweep.project_sweep.ProjectSweep.lengthen", _as_it_is)
     found = violations(story, options=TWO_LEASES)
     assert any("acme/a stands under (2," in what and "by a write" in what for what in found)
 
@@ -304,7 +304,7 @@ def test_a_longer_lease_is_known_before_the_first_write(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("refused", [True, False])
 def test_the_end_says_whether_the_storage_refuses_late_writes(*, refused: bool) -> None:
-    options = Options(differences=Differences(late_writes_refused=refused))
+    options = Options(differences=Capabilities(late_writes_refused=refused))
     with World(options=options) as world:
         begin(world, "a")
         rotation = world.rotate("acme")

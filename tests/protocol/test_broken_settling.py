@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from keyturn_workers.keyring import reader as reader_module
 from keyturn_workers.keyring.listings import Listing
-from keyturn_workers.storage import Differences
+from keyturn_workers.storage import Capabilities
 from keyturn_workers.storage.clock import boottime_s
 from keyturn_workers.upload import settling
 from tests.protocol.process import CACHE_S, Options, Parts
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tests.protocol.world import World
 
 PLAINTEXT: Final = Options(unencrypted=frozenset(range(3)))
-BY_LISTINGS: Final = Options(differences=Differences(listings_show_overwrites=True))
+BY_LISTINGS: Final = Options(differences=Capabilities(listings_show_overwrites=True))
 _SECOND: Final = timedelta(seconds=1)
 _RULE: Final = settling.exists_within_lease
 

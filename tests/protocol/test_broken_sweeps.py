@@ -47,7 +47,7 @@ def a_streamed_write_that_outlasts_a_rotation(world: World) -> None:
 
 
 async def _write_once(self: Any, planned: Any) -> Any:
-    """`_Take._write` without a look at the keyring after it."""
+    """`_PageAttempt._write` without a look at the keyring after it."""
     todo = await self._noted_first([each for each in planned if each.writes])
     done = [await self._guarded(each.key, self._bring(each)) for each in todo]
     return [each for each in planned if not each.writes] + [each for each in done if each]
@@ -58,7 +58,7 @@ def test_the_keyring_is_read_again_after_the_writes_of_a_page(
 ) -> None:
     story = a_streamed_write_that_outlasts_a_rotation
     assert violations(story, options=ALL_PLAINTEXT) == []
-    monkeypatch.setattr(page_worker._Take, "_write", _write_once)
+    monkeypatch.setattr(page_worker._PageAttempt, "_write", _write_once)
     found = violations(story, options=ALL_PLAINTEXT)
     assert any("acme/a stands under (1," in what and "message was done" in what for what in found)
 
@@ -154,7 +154,7 @@ async def _bring_by_a_later_lease(self: Any, planned: Any) -> Any:
 
 def test_a_lease_is_that_of_the_read_by_which_was_decided(monkeypatch: pytest.MonkeyPatch) -> None:
     assert violations(a_worker_that_stalls_between_deciding_and_writing) == []
-    monkeypatch.setattr(page_worker._Take, "_bring", _bring_by_a_later_lease)
+    monkeypatch.setattr(page_worker._PageAttempt, "_bring", _bring_by_a_later_lease)
     assert _set_back(violations(a_worker_that_stalls_between_deciding_and_writing))
 
 
@@ -278,6 +278,6 @@ def test_plaintext_that_was_forbidden_meanwhile_is_encrypted_before_it_is_told(
 ) -> None:
     story = an_upload_of_plaintext_behind_the_look_at_its_page
     assert violations(story, options=ALL_PLAINTEXT) == []
-    monkeypatch.setattr("keyturn_workers.keyring.Desired.same_state", lambda *_: True)
+    monkeypatch.setattr("keyturn_workers.keyring.DesiredState.same_state", lambda *_: True)
     found = violations(story, options=ALL_PLAINTEXT)
     assert any("acme/b is plaintext once its upload was told" in what for what in found)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from keyturn.errors import CorruptObjectError
 from keyturn.identifiers import format_time
 from keyturn_workers.sweep.messages import SweepStep
-from keyturn_workers.sweep.project_sweep import Steps
+from keyturn_workers.sweep.project_sweep import ProjectSweep
 from tests.protocol.process import Options
 from tests.protocol.stories import begin, hint, is_page, stop_at, violations, without
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pytest
 
     from keyturn_workers.sweep.plan import Plan
-    from keyturn_workers.sweep.store import Standing
+    from keyturn_workers.sweep.store import ExistingUpload
     from tests.protocol.broker import Letter
     from tests.protocol.world import World
 
@@ -64,7 +64,7 @@ def a_sweep_asked_for_again_after_its_successor_failed(world: World) -> None:
             world.oracle.violated(f"a clean end while acme/{key} is wrapped under {label}")
 
 
-def _keeps_what_it_had_proven(self: Steps, plan: Plan) -> Plan:
+def _keeps_what_it_had_proven(self: ProjectSweep, plan: Plan) -> Plan:
     return replace(self._unsent(plan), successor=None)
 
 
@@ -73,7 +73,7 @@ def test_a_sweep_that_goes_on_after_its_successor_failed_proves_every_page_again
 ) -> None:
     story, options = a_sweep_asked_for_again_after_its_successor_failed, Options(page_keys=1)
     assert violations(story, options=options, settle=False) == []
-    monkeypatch.setattr(Steps, "_resumed", _keeps_what_it_had_proven)
+    monkeypatch.setattr(ProjectSweep, "_resumed", _keeps_what_it_had_proven)
     found = violations(story, options=options, settle=False)
     assert any("acme/" in what for what in found), found
 
@@ -96,13 +96,13 @@ def a_mark_that_is_set_after_the_later_sweep_has_ended(world: World) -> None:
 
 
 async def _follows_any_sweep(
-    self: Steps, standing: Standing[Plan], successor: Standing[Plan]
+    self: ProjectSweep, standing: ExistingUpload[Plan], successor: ExistingUpload[Plan]
 ) -> bool:
     noted = replace(successor.plan, taken=(standing.plan.ask.sweep_id,))
     return await _follow(self, standing, replace(successor, plan=noted))
 
 
-_follow = Steps._follow_successor
+_follow = ProjectSweep._follow_successor
 
 
 def test_no_sweep_copies_the_end_of_one_that_did_not_note_it(
@@ -110,6 +110,6 @@ def test_no_sweep_copies_the_end_of_one_that_did_not_note_it(
 ) -> None:
     story = a_mark_that_is_set_after_the_later_sweep_has_ended
     assert violations(story, settle=False) == []
-    monkeypatch.setattr(Steps, "_follow_successor", _follows_any_sweep)
+    monkeypatch.setattr(ProjectSweep, "_follow_successor", _follows_any_sweep)
     found = violations(story, settle=False)
     assert any("an earlier KEK opens acme/a" in what for what in found), found

@@ -9,8 +9,8 @@ import pytest
 from keyturn.crypto import upload_info
 from keyturn_workers.amqp.request_consumer import Consumer
 from keyturn_workers.sweep.hint_consumer import HintConsumer
-from keyturn_workers.upload import Settled, Uploader
-from keyturn_workers.upload.existing import Standing
+from keyturn_workers.upload import Uploader, UploadResult
+from keyturn_workers.upload.existing import ExistingUpload
 from keyturn_workers.worker.authorization import open_secret
 from tests.protocol.process import Parts
 from tests.protocol.stories import begin, hint, stop_at, stop_within, violations, without
@@ -32,13 +32,13 @@ def a_put_that_outlasts_a_rotation(world: World) -> None:
 class _NoReread(Uploader):
     """Tells what it stored by the keyring that it began with."""
 
-    async def _store_and_settle(self, request: Any, publisher: Any, condition: Any) -> Settled:
+    async def _store_and_settle(self, request: Any, publisher: Any, condition: Any) -> UploadResult:
         info = upload_info(request.upload_id, request.project, request.key)
         key = open_secret(request.sealed_key, info, self._intake_keys)
         stored = await self._store(request, publisher, key, condition)
-        if isinstance(stored, Standing):
+        if isinstance(stored, ExistingUpload):
             return await self._settle_standing(request, stored)
-        return Settled(stored.size_bytes, stored.observed.desired.generation)
+        return UploadResult(stored.size_bytes, stored.observed.desired.generation)
 
 
 def test_the_keyring_is_read_again_after_a_put() -> None:
@@ -146,7 +146,7 @@ def an_upload_that_comes_after_a_delete(world: World) -> None:
 class _Overwrites(Uploader):
     """Puts whatever stands there, a tombstone too."""
 
-    async def _store_and_settle(self, request: Any, publisher: Any, condition: Any) -> Settled:
+    async def _store_and_settle(self, request: Any, publisher: Any, condition: Any) -> UploadResult:
         del condition
         nothing: Any = None
         return await super()._store_and_settle(request, publisher, nothing)

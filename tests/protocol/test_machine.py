@@ -36,7 +36,7 @@ from keyturn.topology import (
     UPLOAD_QUEUE,
     WORKER_HEADERS,
 )
-from keyturn_workers.storage import Differences
+from keyturn_workers.storage import Capabilities
 from tests.protocol.hostile import HostilePublisher
 from tests.protocol.process import Options
 from tests.protocol.wire import BEGUN, SENT
@@ -116,7 +116,7 @@ class Protocol(RuleBasedStateMachine):
         unencrypted: frozenset[int],
         plaintext: bool,
     ) -> None:
-        differences = Differences(conditional_completion=completion, copy_keeps_tags=tags)
+        differences = Capabilities(conditional_completion=completion, copy_keeps_tags=tags)
         self.world = World(
             options=Options(
                 versioned=versioned,

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from keyturn_workers.storage import (
+        Capabilities,
         Condition,
-        Differences,
         Headers,
         Lease,
         Listed,
@@ -200,7 +200,7 @@ class Server(MemoryStorage):
         network: Network,
         watch: Callable[[str, Stored, Call | None], None],
         *,
-        differences: Differences,
+        differences: Capabilities,
         versioned: bool,
     ) -> None:
         super().__init__(differences=differences, versioned=versioned, atomic_copies=False)

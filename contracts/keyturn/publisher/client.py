@@ -29,7 +29,7 @@ from keyturn.messages import (
     UploadRequested,
 )
 from keyturn.publisher.body_source import Body, blocks, head
-from keyturn.publisher.connection import Link, persistent_json
+from keyturn.publisher.connection import BrokerConnection, persistent_json
 from keyturn.publisher.errors import NotDeliveredError, OutcomeUnknownError
 from keyturn.publisher.event_matcher import RequestType
 from keyturn.publisher.event_stream import Verifier, follow
@@ -59,7 +59,9 @@ _STAGING_ATTEMPTS: Final = 3  # a staged body may be put twice without harm
 class Publisher:
     """A connection to one deployment of Keyturn. Made by `open`; safe for concurrent use."""
 
-    def __init__(self, settings: PublisherSettings, link: Link, staging: Staging | None) -> None:
+    def __init__(
+        self, settings: PublisherSettings, link: BrokerConnection, staging: Staging | None
+    ) -> None:
         self._settings = settings
         self._link = link
         self._staging = staging
@@ -101,7 +103,9 @@ class Publisher:
                     )
                 )
                 staging = Staging(client, s3.s3_bucket)
-            link = Link(settings.amqp_url.get_secret_value(), publish_timeout_s=publish_timeout_s)
+            link = BrokerConnection(
+                settings.amqp_url.get_secret_value(), publish_timeout_s=publish_timeout_s
+            )
             stack.push_async_callback(link.close)
             if connect:
                 await link.connect()

@@ -53,7 +53,7 @@ class _NoBodies(logging.Filter):
 _NO_BODIES: Final = _NoBodies()
 
 
-class Link:
+class BrokerConnection:
     """A connection that comes back.
 
     Args:
@@ -80,7 +80,7 @@ class Link:
             BrokerUnavailableError: the broker refuses, or does not answer in time.
         """
         try:
-            with named_losses():
+            with normalize_connection_errors():
                 async with asyncio.timeout(self._timeout_s):
                     await self._connect_once()
         except (TimeoutError, *CONNECTION_EXCEPTIONS) as exc:
@@ -94,7 +94,7 @@ class Link:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._connection is not None:
-            await quietly(self._connection.close())
+            await close_quietly(self._connection.close())
 
     async def publish(self, request_id: str, routing_key: str, message: Message) -> None:
         """Publish to the exchange and wait for the broker's confirmation.
@@ -128,7 +128,7 @@ class Link:
         Raises:
             OSError, AMQPError, RuntimeError: the connection cannot be had, or was lost.
         """
-        with named_losses():
+        with normalize_connection_errors():
             async with asyncio.timeout(self._timeout_s):
                 connection = await self._connect_once()
                 channel = connection.channel(publisher_confirms=False)
@@ -140,7 +140,7 @@ class Link:
         deadline = asyncio.get_running_loop().time() + self._timeout_s
         channel = await self._publishing_channel(deadline)
         try:
-            with named_losses():
+            with normalize_connection_errors():
                 async with asyncio.timeout_at(deadline):
                     exchange = await channel.get_exchange(EXCHANGE, ensure=False)
                     await exchange.publish(message, routing_key, mandatory=True)
@@ -154,7 +154,7 @@ class Link:
         # own, so that a late answer is never taken for another message's.
         if self._channel is channel:
             self._channel = None
-        task = asyncio.create_task(quietly(channel.close()))
+        task = asyncio.create_task(close_quietly(channel.close()))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
@@ -163,7 +163,7 @@ class Link:
         attempt = 0
         while True:
             try:
-                with named_losses():
+                with normalize_connection_errors():
                     async with asyncio.timeout_at(deadline):
                         return await self._open_channel()
             except ChannelNotFoundEntity as exc:
@@ -200,13 +200,13 @@ class Link:
             if connection is not None:
                 _log.info("connecting to the broker again")
                 self._connection = None
-                await quietly(connection.close())
+                await close_quietly(connection.close())
             self._connection = await aio_pika.connect(self._url)
             return self._connection
 
 
 @contextmanager
-def named_losses() -> Iterator[None]:
+def normalize_connection_errors() -> Iterator[None]:
     """Name the losses that reach the client library's callers as no error of a connection.
 
     A bare `Exception`, and `StopAsyncIteration` where the broker hangs up in the handshake. The
@@ -251,9 +251,9 @@ def _told(exc: BaseException, routing_key: str, timeout_s: float) -> PublisherEr
             return OutcomeUnknownError("the connection was lost before the broker confirmed")
 
 
-async def quietly(closing: Awaitable[object]) -> None:
+async def close_quietly(closing: Awaitable[object]) -> None:
     """Close what may be gone already; never wait for it long."""
-    with suppress(TimeoutError, *CONNECTION_EXCEPTIONS), named_losses():
+    with suppress(TimeoutError, *CONNECTION_EXCEPTIONS), normalize_connection_errors():
         async with asyncio.timeout(_CLOSE_TIMEOUT_S):
             await closing
 

@@ -21,7 +21,11 @@ from aiormq.exceptions import ChannelAccessRefused
 from keyturn.crypto import SealError, VerifyKey
 from keyturn.errors import MalformedRequestError
 from keyturn.messages import Event, parse_event
-from keyturn.publisher.connection import Link, named_losses, quietly
+from keyturn.publisher.connection import (
+    BrokerConnection,
+    close_quietly,
+    normalize_connection_errors,
+)
 from keyturn.publisher.errors import EventsUnavailableError
 from keyturn.topology import EVENT_KEY_HEADER, EVENTS_STREAM, SIGNATURE_HEADER
 
@@ -42,7 +46,7 @@ with the oldest event that the stream still holds."""
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class StreamRecord:
     """One message of the stream, not yet believed."""
 
     offset: int
@@ -65,7 +69,7 @@ class Verifier:
         self._keys = tuple((key.id, key) for key in keys)
         self.refused = 0
 
-    def event(self, told: Told) -> Event | None:
+    def event(self, told: StreamRecord) -> Event | None:
         """The event, or None where its signature fails or this version does not know it."""
         if not self._is_signed(told):
             self.refused += 1
@@ -77,11 +81,11 @@ class Verifier:
             _log.debug("skipped an event that this version does not know, at %d", told.offset)
             return None
 
-    def _is_signed(self, told: Told) -> bool:
+    def _is_signed(self, told: StreamRecord) -> bool:
         named_first = sorted(self._keys, key=lambda item: item[0] != told.key_id)
         return any(self._has_signed(key, told) for _, key in named_first)
 
-    def _has_signed(self, key: VerifyKey, told: Told) -> bool:
+    def _has_signed(self, key: VerifyKey, told: StreamRecord) -> bool:
         try:
             key.verify_event(self._deployment, told.body, told.signature)
         except SealError:
@@ -89,7 +93,9 @@ class Verifier:
         return True
 
 
-async def follow(link: Link, start: Start, *streams: str) -> AsyncGenerator[Told, None]:
+async def follow(
+    link: BrokerConnection, start: Start, *streams: str
+) -> AsyncGenerator[StreamRecord, None]:
     """Every message of one stream from `start` on, for ever, each one once.
 
     Args:
@@ -102,7 +108,7 @@ async def follow(link: Link, start: Start, *streams: str) -> AsyncGenerator[Told
         EventsUnavailableError: none of them can be read at the first try. Later losses are
             waited out.
     """
-    last: Told | None = None
+    last: StreamRecord | None = None
     first, attempt, place = True, 0, start
     stream, *others = streams
     refusals: list[str] = []
@@ -144,7 +150,9 @@ class _InterruptedError(Exception):
     """The consumer was lost before it brought anything."""
 
 
-async def _first_offset(link: Link, stream: str, since: datetime, messages: "_Messages") -> int:
+async def _first_offset(
+    link: BrokerConnection, stream: str, since: datetime, messages: "_Messages"
+) -> int:
     """The offset of the first event since then, waited for.
 
     A consumer that asks for a moment after the last event is put behind it, and misses for
@@ -186,8 +194,8 @@ class _OtherStreamError(Exception):
 
 
 async def _after(
-    last: Told | None, messages: AsyncGenerator[Told, None]
-) -> AsyncGenerator[Told, None]:
+    last: StreamRecord | None, messages: AsyncGenerator[StreamRecord, None]
+) -> AsyncGenerator[StreamRecord, None]:
     """The messages after `last`, which the reader asks for once more to know the stream by.
 
     A stream that was deleted and declared again counts from 0: without this, its events
@@ -219,7 +227,7 @@ _Messages = asyncio.Queue[AbstractIncomingMessage | None]
 
 @asynccontextmanager
 async def _consumer(
-    link: Link, stream: str, start: Start, *, prefetch: int = PREFETCH
+    link: BrokerConnection, stream: str, start: Start, *, prefetch: int = PREFETCH
 ) -> AsyncIterator[_Messages]:
     """A consumer's queue of messages; `_LOST` comes in it when no more will."""
     messages: _Messages = asyncio.Queue()  # holds no more than the prefetch
@@ -228,26 +236,26 @@ async def _consumer(
         channel.close_callbacks.add(lambda *_: messages.put_nowait(_LOST))
         underlay = await channel.get_underlay_channel()
         underlay.on_consumer_cancel_callbacks.add(lambda _: messages.put_nowait(_LOST))
-        with named_losses():
+        with normalize_connection_errors():
             queue = await channel.get_queue(stream, ensure=True)
             await queue.consume(messages.put, arguments={"x-stream-offset": start})
         yield messages
     finally:
-        await asyncio.shield(quietly(channel.close()))
+        await asyncio.shield(close_quietly(channel.close()))
 
 
-async def _drain(messages: _Messages) -> AsyncGenerator[Told, None]:
+async def _drain(messages: _Messages) -> AsyncGenerator[StreamRecord, None]:
     unacknowledged = 0
     while (message := await messages.get()) is not _LOST:
         unacknowledged += 1
         if unacknowledged >= _ACK_EVERY:
-            with named_losses():
+            with normalize_connection_errors():
                 await message.ack(multiple=True)
             unacknowledged = 0
         offset = message.headers.get("x-stream-offset")
         if isinstance(offset, int):
             signature, key_id = (_text(message, name) for name in _SIGNED_BY)
-            yield Told(offset, message.body, signature, key_id)
+            yield StreamRecord(offset, message.body, signature, key_id)
 
 
 def _text(message: AbstractIncomingMessage, header: str) -> str:

@@ -39,7 +39,7 @@ from keyturn.messages import (
     id_field,
     parse_event,
 )
-from keyturn.publisher.connection import Link
+from keyturn.publisher.connection import BrokerConnection
 from keyturn.publisher.errors import (
     NotDeliveredError,
     NotSentHereError,
@@ -47,7 +47,7 @@ from keyturn.publisher.errors import (
     WaitTimeoutError,
 )
 from keyturn.publisher.event_matcher import EventMatcher, RequestType, is_answer, is_end
-from keyturn.publisher.event_stream import Start, Told, Verifier, follow
+from keyturn.publisher.event_stream import Start, StreamRecord, Verifier, follow
 from keyturn.topology import EVENTS, EVENTS_STREAM, publisher_stream
 
 MAX_TRACKED: Final = 100_000
@@ -171,7 +171,12 @@ class Waiter:
     """
 
     def __init__(
-        self, link: Link, verifier: Verifier, publisher: str, *, max_tracked: int = MAX_TRACKED
+        self,
+        link: BrokerConnection,
+        verifier: Verifier,
+        publisher: str,
+        *,
+        max_tracked: int = MAX_TRACKED,
     ) -> None:
         self._link = link
         self._verifier = verifier
@@ -376,7 +381,7 @@ class Waiter:
             self._fail(PublisherError(f"reading events failed ({type(exc).__name__})"))
             raise
 
-    def _take(self, told: Told) -> None:
+    def _take(self, told: StreamRecord) -> None:
         request_id = _claimed_id(told.body)
         if request_id is None:
             return

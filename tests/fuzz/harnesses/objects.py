@@ -30,7 +30,7 @@ from keyturn.metadata import Wraps
 from keyturn_workers.gateway.ranges import Span
 from keyturn_workers.objects.download import Access, OperatorAccess, ProjectAccess, open_object
 from keyturn_workers.objects.operator_keys import OperatorKeys
-from keyturn_workers.objects.plan_action import Keep, Options, Rewrap, decide
+from keyturn_workers.objects.plan_action import NoOp, Options, Rewrap, plan_action
 from keyturn_workers.objects.wrap import wrap
 from keyturn_workers.storage import Headers
 from tests.fuzz.harness import Harness, check, code_of
@@ -42,7 +42,7 @@ from tests.unit.keyturn_workers.gateway.bench import KEY, TARGET, Bench, kek_of,
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from keyturn_workers.keyring import Desired
+    from keyturn_workers.keyring import DesiredState
 
 _PLAIN: Final = bytes(range(256)) * 70
 _DEK: Final = bytes(range(32))
@@ -158,17 +158,17 @@ def _swept(world: _World, metadata: dict[str, str], body: bytes) -> str:
     desired = ring.desired(factories.MASTER_KEYS)
     looked = factories.looked(metadata, body)
     try:
-        decision = decide(looked, KEY, ring, desired, _KEYS, Options(repair=True))
+        decision = plan_action(looked, KEY, ring, desired, _KEYS, Options(repair=True))
     except KeyturnError as exc:
         return code_of(exc, *_CODES)
     if isinstance(decision, Rewrap):
         _check_rewrap(decision, desired, body)
-    elif decision == Keep("current"):
+    elif decision == NoOp("current"):
         _check_current(metadata, desired)
     return type(decision).__name__
 
 
-def _unwrapped(wraps: Wraps, desired: Desired, role: Role) -> bytes:
+def _unwrapped(wraps: Wraps, desired: DesiredState, role: Role) -> bytes:
     return unwrap_dek(
         desired.user_kek if role == "user" else desired.admin_kek,
         role,
@@ -180,7 +180,7 @@ def _unwrapped(wraps: Wraps, desired: Desired, role: Role) -> bytes:
     )
 
 
-def _check_current(metadata: dict[str, str], desired: Desired) -> None:
+def _check_current(metadata: dict[str, str], desired: DesiredState) -> None:
     wraps = object_metadata.parse(metadata)
     check(isinstance(wraps, Wraps), "an object without v1 wraps is as desired")
     if isinstance(wraps, Wraps):
@@ -188,7 +188,7 @@ def _check_current(metadata: dict[str, str], desired: Desired) -> None:
         check(found == {_DEK}, "wraps of other DEKs are as desired")
 
 
-def _check_rewrap(decision: Rewrap, desired: Desired, body: bytes) -> None:
+def _check_rewrap(decision: Rewrap, desired: DesiredState, body: bytes) -> None:
     if decision.body_key is None:
         found = {_unwrapped(decision.wraps, desired, role) for role in _ROLES}
         check(found == {_DEK}, "new wraps of a DEK that is not the body's")

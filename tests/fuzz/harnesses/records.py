@@ -17,12 +17,12 @@ from keyturn_workers.keyring.model import Keyring, build, parse
 from keyturn_workers.sweep.counts import Counts
 from keyturn_workers.sweep.plan import (
     AllPlan,
-    Ask,
     Failure,
     Live,
     Plan,
     Result,
     State,
+    SweepRequest,
     from_json,
     to_json,
 )
@@ -126,7 +126,7 @@ def _check_shows_nothing(error: BaseException) -> None:
 
 
 def _seeds() -> list[bytes]:
-    ask = Ask("sweep", _SWEEP_ID, "acme", factories.AT, master_key="m2", repair=True)
+    ask = SweepRequest("sweep", _SWEEP_ID, "acme", factories.AT, master_key="m2", repair=True)
     state = State(3, "9f86d081884c7d65", "m1", plaintext=False, etag="e")
     live = Live(3, "a", "b", take=1, sent_at=factories.DATE, not_before=factories.DATE)
     plan = Plan(ask, state, factories.DATE, factories.DATE, live=(live,))

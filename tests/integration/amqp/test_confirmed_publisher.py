@@ -17,7 +17,7 @@ from aiormq.exceptions import ChannelInvalidStateError
 from faststream.rabbit import Channel, RabbitBroker
 from pamqp import commands
 
-from keyturn_workers.amqp.confirmed_publisher import Announcer
+from keyturn_workers.amqp.confirmed_publisher import ConfirmedPublisher
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -33,7 +33,7 @@ _KEY = "event.told"
 @asynccontextmanager
 async def announcing(
     url: str, *, behind: str = "", timeout_s: float = 20, **arguments: Any
-) -> AsyncIterator[tuple[Announcer, AbstractQueue]]:
+) -> AsyncIterator[tuple[ConfirmedPublisher, AbstractQueue]]:
     """An announcer at `behind`, or `url`, and the queue behind its exchange."""
     async with await aio_pika.connect(url) as connection:
         channel = await connection.channel()
@@ -47,7 +47,7 @@ async def announcing(
             reconnect_interval=0.1,
         )
         try:
-            yield Announcer(broker, _EXCHANGE, timeout_s=timeout_s), queue
+            yield ConfirmedPublisher(broker, _EXCHANGE, timeout_s=timeout_s), queue
         finally:
             await broker.stop()
 

@@ -18,7 +18,7 @@ from pamqp import commands, frame
 
 from keyturn_workers.amqp import consume_directly, is_registered
 from keyturn_workers.amqp.direct import Delivered, Delivery, whole
-from keyturn_workers.amqp.write_batcher import Gathered
+from keyturn_workers.amqp.write_batcher import WriteBatcher
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -202,7 +202,7 @@ async def test_an_acknowledgement_too_late_for_its_channel_costs_no_connection(
     connection = await aiormq.connect(vhost_url)
     channel = await connection.channel()
     assert isinstance(channel, aiormq.Channel)
-    out = Gathered(channel)
+    out = WriteBatcher(channel)
     with pytest.raises(aiormq.exceptions.ChannelNotFoundEntity):
         await channel.basic_get("no such queue")
     assert channel.number not in connection.channels

@@ -13,13 +13,19 @@ from keyturn.crypto import BODY_CONTEXT, HEADER_BYTES, new_dek, open_sealed, v0_
 from keyturn.identifiers import keyring_key, object_key
 from keyturn.metadata import V0_ALGORITHM, Wraps, parse
 from keyturn_workers.errors import RefusedError
-from keyturn_workers.keyring import Keyring, KeyringReader, Observed
+from keyturn_workers.keyring import Keyring, KeyringReader, KeyringSnapshot
 from keyturn_workers.keyring.model import build
-from keyturn_workers.objects.apply import Effects, tags_at_risk
+from keyturn_workers.objects.apply import ActionExecutor, tags_at_risk
 from keyturn_workers.objects.operator_keys import OperatorKeys
-from keyturn_workers.objects.plan_action import Decision, Keep, Looked, Options, decide
+from keyturn_workers.objects.plan_action import (
+    NoOp,
+    ObjectView,
+    Options,
+    PlannedAction,
+    plan_action,
+)
 from keyturn_workers.objects.single import reconcile
-from keyturn_workers.objects.verify import examine
+from keyturn_workers.objects.verify import verify
 from keyturn_workers.storage import Headers
 from tests.integration.storage.conftest import opened
 from tests.unit.keyturn_workers.factories import (
@@ -67,7 +73,7 @@ class Place:
 
     def __post_init__(self) -> None:
         self.keyrings = KeyringReader(self.storage, MASTER_KEYS, lease_s=15, cache_s=0)
-        self.effects = Effects(self.storage, self.keyrings, copy_limit_bytes=6 * MIB)
+        self.effects = ActionExecutor(self.storage, self.keyrings, copy_limit_bytes=6 * MIB)
 
     async def write_keyring(self, ring: Keyring) -> None:
         self.ring = ring
@@ -78,11 +84,11 @@ class Place:
         await self.storage.put(TARGET, body, headers)
         await self.storage.write_tags(TARGET, TAGS)
 
-    async def decide(self) -> tuple[Looked, Decision, Observed]:
-        looked = Looked(*await self.storage.read_start(TARGET, HEADER_BYTES))
+    async def plan_action(self) -> tuple[ObjectView, PlannedAction, KeyringSnapshot]:
+        looked = ObjectView(*await self.storage.read_start(TARGET, HEADER_BYTES))
         observed = await self.keyrings.fresh("acme")
         ring, desired = observed.keyring, observed.desired
-        return looked, decide(looked, KEY, ring, desired, KEYS, OPTIONS), observed
+        return looked, plan_action(looked, KEY, ring, desired, KEYS, OPTIONS), observed
 
     async def make(self, kind: str) -> bytes:
         """An object to which that is due; gives its plaintext, or a v0 body whole."""
@@ -114,7 +120,7 @@ class Place:
         if wraps.algorithm == V0_ALGORITHM:
             return body
         desired = self.ring.desired(MASTER_KEYS)
-        examined = examine(wraps, body[:HEADER_BYTES], KEY, desired, MASTER_KEYS)
+        examined = verify(wraps, body[:HEADER_BYTES], KEY, desired, MASTER_KEYS)
         assert examined.current
         return open_sealed(examined.dek, BODY_CONTEXT, body)
 
@@ -132,15 +138,15 @@ async def place(
 async def test_effect(place: Place, kind: str) -> None:
     """By what is read back: the next look finds nothing to do, and everything else is there."""
     plaintext = await place.make(kind)
-    looked, decision, observed = await place.decide()
+    looked, decision, observed = await place.plan_action()
     at_risk = tags_at_risk(place.storage, looked, decision, 6 * MIB)
     await place.effects.carry_out("acme", KEY, looked, decision, observed)
-    _, again, _ = await place.decide()
+    _, again, _ = await place.plan_action()
     head = await place.storage.head(TARGET)
     if kind == "reseal":
-        assert again == Keep("deleted")
+        assert again == NoOp("deleted")
         return
-    assert again == Keep("current")
+    assert again == NoOp("current")
     assert await place.plaintext() == plaintext
     others = {n: v for n, v in head.metadata.items() if not n.startswith("enc-")}
     assert (others, head.headers.content_type) == (CALLER, "application/pdf")
@@ -167,7 +173,7 @@ async def test_a_late_write_is_refused_by_the_server(
     async with opened(ceph, new_bucket(ceph)) as storage:
         place = Place(storage, keyring(plaintext=True))
         await place.make(kind)
-        looked, decision, observed = await place.decide()
+        looked, decision, observed = await place.plan_action()
         late = replace(observed, read_at=observed.read_at - timedelta(seconds=60))
         with pytest.raises(RefusedError):
             await place.effects.carry_out("acme", KEY, looked, decision, late)

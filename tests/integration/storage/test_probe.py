@@ -10,10 +10,10 @@ import pytest
 
 from keyturn.settings import SettingsError
 from keyturn_workers.errors import UnsafeStorageError
-from keyturn_workers.storage import Differences
+from keyturn_workers.storage import Capabilities
 from keyturn_workers.storage.probe.runner import PREFIX, probe
 from tests.integration.storage.conftest import opened
-from tools.doctor.kinds import KINDS, examine
+from tools.doctor.kinds import KINDS, verify
 from tools.doctor.seen import Seen, cells
 from tools.servers.s3 import sync_client
 
@@ -52,7 +52,7 @@ async def test_ceph(on_ceph: S3Storage) -> None:
     assert {row.name for row in report.rows if not row.ok} == MISSING_ON_CEPH
     assert report.unsafe == []
     report.check()
-    assert report.differences == Differences(
+    assert report.differences == Capabilities(
         listings_show_overwrites=True, late_writes_refused=True
     )
 
@@ -62,7 +62,7 @@ async def test_moto(moto: S3Server, new_bucket: Callable[[S3Server], str]) -> No
     async with opened(moto, new_bucket(moto)) as storage:
         report = await probe(storage)
     assert {row.name for row in report.rows if not row.ok} == MISSING_ON_MOTO
-    assert report.differences == Differences(
+    assert report.differences == Capabilities(
         conditional_completion=True, copy_keeps_tags=True, listings_show_overwrites=True
     )
 
@@ -78,7 +78,7 @@ async def test_the_committed_table_is_what_servers_answer(
     """So it cannot go stale; what the suite does not start is `make doctor`'s business."""
     running: S3Server = request.getfixturevalue(FIXTURES[server])
     committed = Seen.read().column(server, bucket)
-    found = cells(await examine(running, bucket))
+    found = cells(await verify(running, bucket))
     assert found == dict(committed.rows), "run `make doctor ARGS=--write`"
     if server == "moto":  # pinned by the lock; Debian's Ceph moves by itself
         assert committed.version == kind.version()

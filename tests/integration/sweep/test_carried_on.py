@@ -16,7 +16,7 @@ from faststream.rabbit import RabbitBroker
 
 from keyturn import topology
 from keyturn_workers.settings import WorkerSettings
-from keyturn_workers.storage import Differences
+from keyturn_workers.storage import Capabilities
 from keyturn_workers.storage.s3 import open_storage
 from keyturn_workers.sweep.recovery import rescue
 from keyturn_workers.worker.metrics import WorkerMetrics
@@ -85,7 +85,7 @@ async def hurried(deployment: Deployment) -> int:
     values = {name.removeprefix("KEYTURN_").lower(): value for name, value in env.items()}
     settings = WorkerSettings.model_validate(values)
     async with (
-        open_storage(settings, differences=Differences(), max_connections=8) as storage,
+        open_storage(settings, differences=Capabilities(), max_connections=8) as storage,
         RabbitBroker(deployment.amqp_url, logger=None) as broker,
     ):
         process = Roles(settings, storage, broker, WorkerMetrics())

@@ -16,9 +16,9 @@ from keyturn_workers.errors import RefusedError
 from keyturn_workers.keyring import Generation, Keyring, KeyringReader, turned
 from keyturn_workers.keyring.model import build
 from keyturn_workers.objects.operator_keys import OperatorKeys
-from keyturn_workers.sweep import Ask, Plan, SweepStore
-from keyturn_workers.sweep.page_worker import PageTaker
-from keyturn_workers.sweep.plan import Live, State
+from keyturn_workers.sweep import Plan, SweepRequest, SweepStore
+from keyturn_workers.sweep.page_worker import PageWorker
+from keyturn_workers.sweep.plan import OpenPage, State
 from tests.integration.storage.conftest import opened
 from tools.harness import requests
 from tools.harness.bucket import Bucket
@@ -103,7 +103,7 @@ async def test_a_stalled_take(ceph: S3Server, ceph_bucket: str) -> None:
     async with opened(ceph, ceph_bucket) as storage:
         stalling: Any = Stalling(storage, turn_once)
         keyrings = KeyringReader(storage, master_keys, lease_s=LEASE_S, cache_s=0.5)
-        taker = PageTaker(
+        taker = PageWorker(
             stalling,
             keyrings,
             OperatorKeys(master_keys),
@@ -113,15 +113,15 @@ async def test_a_stalled_take(ceph: S3Server, ceph_bucket: str) -> None:
         )
         observed = await keyrings.fresh("acme")
         plan = Plan(
-            ask=Ask("sweep", requests.new_id(), "acme", now),
+            ask=SweepRequest("sweep", requests.new_id(), "acme", now),
             state=State.of(observed),
             turned_at=observed.lease.read_at,
             started_at=datetime.now(UTC),
         )
-        result = await taker.take(plan, Live(page=0, after="", last=""))
+        result = await taker.take(plan, OpenPage(page=0, after="", last=""))
         again = await taker.take(
             replace(plan, state=State.of(await keyrings.fresh("acme"))),
-            Live(page=0, after="", last=""),
+            OpenPage(page=0, after="", last=""),
         )
     assert stalling.refused == len(KEYS)
     assert (result.changed, result.failures) == (len(KEYS), ())

@@ -21,8 +21,8 @@ from keyturn.crypto import (
     v0_admin_kek,
     v0_seal,
 )
-from keyturn_workers.keyring import Desired, Generation, Keyring
-from keyturn_workers.objects.plan_action import Looked
+from keyturn_workers.keyring import DesiredState, Generation, Keyring
+from keyturn_workers.objects.plan_action import ObjectView
 from keyturn_workers.objects.wrap import tombstone_metadata, wrap
 from keyturn_workers.storage import Head, Headers
 
@@ -55,7 +55,9 @@ def turned(before: Keyring) -> Keyring:
     return replace(before, current=generation(number), history=(*before.history, before.current))
 
 
-def sealed_object(desired: Desired, key: str, plaintext: bytes = b"hello") -> tuple[Wraps, bytes]:
+def sealed_object(
+    desired: DesiredState, key: str, plaintext: bytes = b"hello"
+) -> tuple[Wraps, bytes]:
     """The wraps and the body of an object in that state."""
     dek = new_dek()
     return wrap(desired, key, dek), seal(dek, BODY_CONTEXT, plaintext)
@@ -80,13 +82,13 @@ def enc(wraps: Wraps, upload_id: str | None = None) -> dict[str, str]:
     return object_metadata.build(wraps, upload_id=upload_id)
 
 
-def deleted(desired: Desired, key: str, time: str = AT) -> dict[str, str]:
+def deleted(desired: DesiredState, key: str, time: str = AT) -> dict[str, str]:
     """A tombstone's metadata."""
     return tombstone_metadata(seal_tombstone(desired.admin_kek, desired.project, key, time))
 
 
-def looked(metadata: Mapping[str, str], body: bytes, **more: Any) -> Looked:
+def looked(metadata: Mapping[str, str], body: bytes, **more: Any) -> ObjectView:
     """An object as a ranged read shows it; `more` are fields of its head."""
     fields: dict[str, Any] = {"size_bytes": len(body), "etag": "e", **more}
     head = Head(date=DATE, last_modified=DATE, headers=Headers(metadata), **fields)
-    return Looked(head, body[:HEADER_BYTES])
+    return ObjectView(head, body[:HEADER_BYTES])

@@ -10,9 +10,15 @@ from keyturn.identifiers import keyring_key, object_key
 from keyturn.metadata import Wraps, parse
 from keyturn_workers.keyring import Keyring, KeyringReader
 from keyturn_workers.keyring.model import build
-from keyturn_workers.objects.apply import COPY_LIMIT_BYTES, Effects
+from keyturn_workers.objects.apply import COPY_LIMIT_BYTES, ActionExecutor
 from keyturn_workers.objects.operator_keys import OperatorKeys
-from keyturn_workers.objects.plan_action import Decision, Keep, Looked, Options, decide
+from keyturn_workers.objects.plan_action import (
+    NoOp,
+    ObjectView,
+    Options,
+    PlannedAction,
+    plan_action,
+)
 from keyturn_workers.storage import Headers, StorageClock
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import (
@@ -30,7 +36,7 @@ from tests.unit.keyturn_workers.factories import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from keyturn_workers.keyring import Observed
+    from keyturn_workers.keyring import KeyringSnapshot
 
 KEY: Final = "reports/q3.pdf"
 TARGET: Final = object_key("acme", KEY)
@@ -65,7 +71,7 @@ class Scene:
         self.write_keyring(self.ring)
         clock = StorageClock(15, self.storage.elapsed_s)
         self.keyrings = KeyringReader(self.storage, MASTER_KEYS, lease_s=15, cache_s=2, clock=clock)
-        self.effects = Effects(self.storage, self.keyrings, self.copy_limit_bytes)
+        self.effects = ActionExecutor(self.storage, self.keyrings, self.copy_limit_bytes)
 
     def write_keyring(self, ring: Keyring) -> None:
         self.ring = ring
@@ -102,24 +108,26 @@ class Scene:
         own = {**v0_metadata(dek, dek), "enc-upload": UPLOAD_ID}
         return self.plant(own, v0_seal(body_dek or dek, bytes(size)))
 
-    async def look(self) -> Looked:
-        return Looked(*await self.storage.read_start(TARGET, HEADER_BYTES))
+    async def look(self) -> ObjectView:
+        return ObjectView(*await self.storage.read_start(TARGET, HEADER_BYTES))
 
-    async def decide(self, options: Options | None = None) -> tuple[Looked, Decision, Observed]:
+    async def plan_action(
+        self, options: Options | None = None
+    ) -> tuple[ObjectView, PlannedAction, KeyringSnapshot]:
         looked, observed = await self.look(), await self.keyrings.fresh("acme")
         desired = observed.desired
         given = options or Options()
-        return looked, decide(looked, KEY, observed.keyring, desired, KEYS, given), observed
+        return looked, plan_action(looked, KEY, observed.keyring, desired, KEYS, given), observed
 
-    async def bring(self, options: Options | None = None) -> Decision:
+    async def bring(self, options: Options | None = None) -> PlannedAction:
         """Look, decide and carry out; gives what was decided."""
-        looked, decision, observed = await self.decide(options)
+        looked, decision, observed = await self.plan_action(options)
         await self.effects.carry_out("acme", KEY, looked, decision, observed)
         return decision
 
     async def is_current(self) -> bool:
-        _, decision, _ = await self.decide()
-        return decision == Keep("current")
+        _, decision, _ = await self.plan_action()
+        return decision == NoOp("current")
 
     async def body(self) -> bytes:
         return (await self.storage.read(TARGET))[1]

@@ -19,7 +19,7 @@ import aio_pika
 from keyturn.topology import SWEEP_QUEUE
 from keyturn_workers.sweep.counts import Counts
 from keyturn_workers.sweep.messages import SweepPage, encode
-from keyturn_workers.sweep.plan import Ask, KeyRange, Live, Plan, State
+from keyturn_workers.sweep.plan import KeyRange, OpenPage, Plan, State, SweepRequest
 from tools.bench.processes import BenchError
 from tools.harness.requests import new_id, now
 
@@ -109,13 +109,13 @@ class Crew:
         observed = await self.world.keyrings.fresh(project)
         moment = datetime.now(UTC)
         plan = Plan(
-            ask=Ask("sweep", new_id(), project, now()),
+            ask=SweepRequest("sweep", new_id(), project, now()),
             state=State.of(observed),
             turned_at=observed.lease.read_at,
             started_at=moment,
             ranges=(KeyRange(planned=True),),
             live=tuple(
-                Live(page=n, after=after, last=last, sent_at=moment, sends=1)
+                OpenPage(page=n, after=after, last=last, sent_at=moment, sends=1)
                 for n, (after, last) in enumerate(pages)
             ),
         )

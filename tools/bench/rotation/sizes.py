@@ -1,6 +1,6 @@
 """One object rotated, by its size: new wraps, against its bytes through a client (SPEC 8.2).
 
-Ours is one take of a page with that one object, by the product's own `PageTaker`: keyring,
+Ours is one take of a page with that one object, by the product's own `PageWorker`: keyring,
 listing, ranged read, copy, keyring again. Theirs is download, opening, sealing and upload
 of the same object, by a process of its own. A bare HEAD and self-copy of an object of that
 size says what the server itself needs for it.
@@ -18,8 +18,8 @@ from keyturn.metadata import Wraps, parse
 from keyturn_workers.objects.apply import COPY_LIMIT_BYTES
 from keyturn_workers.objects.unwrap import open_admin
 from keyturn_workers.storage import Headers
-from keyturn_workers.sweep.page_worker import PageTaker
-from keyturn_workers.sweep.plan import Ask, Live, Plan, State
+from keyturn_workers.sweep.page_worker import PageWorker
+from keyturn_workers.sweep.plan import OpenPage, Plan, State, SweepRequest
 from tools.bench.big import check_memory
 from tools.bench.figures import Row, Spread, lower_is_better
 from tools.bench.processes import BenchError, bare, printed
@@ -88,7 +88,7 @@ async def measure(deployment: Deployment, *, sizes: Sequence[int], rounds: int) 
 
 async def _rotated(world: World, key: str) -> float:
     """Seconds of one take that finds the object under the key before."""
-    taker = PageTaker(
+    taker = PageWorker(
         world.storage,
         world.keyrings,
         world.keys,
@@ -97,9 +97,9 @@ async def _rotated(world: World, key: str) -> float:
         copy_limit_bytes=COPY_LIMIT_BYTES,
     )
     observed = await world.keyrings.fresh(PROJECT)
-    live = Live(page=0, after=key[:-1], last=key, sent_at=datetime.now(UTC), sends=1)
+    live = OpenPage(page=0, after=key[:-1], last=key, sent_at=datetime.now(UTC), sends=1)
     plan = Plan(
-        ask=Ask("sweep", new_id(), PROJECT, now()),
+        ask=SweepRequest("sweep", new_id(), PROJECT, now()),
         state=State.of(observed),
         turned_at=observed.lease.read_at,
         started_at=datetime.now(UTC),

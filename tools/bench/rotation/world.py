@@ -40,7 +40,7 @@ from tools.harness.requests import new_id, now
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 
-    from keyturn_workers.keyring import Desired
+    from keyturn_workers.keyring import DesiredState
     from tools.harness.deployment import Deployment
 
 MASTER_KEY = "m1"
@@ -145,7 +145,7 @@ class World:
         return hashed.hexdigest()
 
 
-def _headers(desired: Desired, key: str, dek: bytes) -> Headers:
+def _headers(desired: DesiredState, key: str, dek: bytes) -> Headers:
     metadata = metadata_for(wrap(desired, key, dek), upload_id=new_id(), caller_wire={})
     return Headers(metadata, _CONTENT_TYPE)
 

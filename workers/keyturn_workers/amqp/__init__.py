@@ -2,17 +2,17 @@
 
 from keyturn_workers.amqp.direct import consume_directly
 from keyturn_workers.amqp.leaving import take_no_more
-from keyturn_workers.amqp.publisher import NotConfirmedError, Teller
+from keyturn_workers.amqp.publisher import NotConfirmedError, WorkerPublisher
 from keyturn_workers.amqp.registered import is_registered
-from keyturn_workers.amqp.request_consumer import Consumer, Done, NotYetError, Role
+from keyturn_workers.amqp.request_consumer import Consumer, DeferError, Handled, RequestHandler
 
 __all__ = [
     "Consumer",
-    "Done",
+    "DeferError",
+    "Handled",
     "NotConfirmedError",
-    "NotYetError",
-    "Role",
-    "Teller",
+    "RequestHandler",
+    "WorkerPublisher",
     "consume_directly",
     "is_registered",
     "take_no_more",

@@ -17,7 +17,7 @@ from faststream.rabbit import RabbitBroker
 from pamqp import commands, constants, frame
 from pamqp.header import ContentHeader
 
-from keyturn_workers.amqp.write_batcher import Gathered
+from keyturn_workers.amqp.write_batcher import WriteBatcher
 
 if TYPE_CHECKING:
     from aio_pika.abc import AbstractChannel
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _FRAME: Final = struct.Struct(">BHI")
 
 
-class Announcer:
+class ConfirmedPublisher:
     """Publishes to one exchange on a channel of its own, which it opens when first used."""
 
     def __init__(self, broker: RabbitBroker, exchange: str, *, timeout_s: float) -> None:
@@ -78,7 +78,7 @@ class _Lane:
         self.channel = channel
         self._exchange = exchange
         self._timeout_s = timeout_s
-        self._out = Gathered(channel)
+        self._out = WriteBatcher(channel)
         self._methods: dict[str, bytes] = {}
 
     async def publish(

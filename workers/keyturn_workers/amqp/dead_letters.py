@@ -21,7 +21,7 @@ from aio_pika.exceptions import CONNECTION_EXCEPTIONS, AMQPException
 from keyturn.errors import MalformedRequestError
 from keyturn.identifiers import has_control_characters, parse_time
 from keyturn.messages import load_json
-from keyturn.publisher.connection import named_losses
+from keyturn.publisher.connection import normalize_connection_errors
 from keyturn.topology import (
     CODE_HEADER,
     DEAD_AT_HEADER,
@@ -190,7 +190,7 @@ class DeadLetterKeeper:
         """Do it for ever, or wait until the worker that does is gone."""
         while True:
             try:
-                with named_losses():
+                with normalize_connection_errors():
                     await self._serve()
             except (AMQPException, OSError, TimeoutError, *CONNECTION_EXCEPTIONS) as exc:
                 _log.warning("dead letters not looked at", problem=type(exc).__name__)

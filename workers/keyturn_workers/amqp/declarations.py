@@ -8,7 +8,7 @@ from aio_pika.abc import AbstractChannel, AbstractExchange, AbstractQueue
 from aiormq.exceptions import ChannelAccessRefused, ChannelPreconditionFailed
 
 from keyturn import topology
-from keyturn.publisher.connection import named_losses
+from keyturn.publisher.connection import normalize_connection_errors
 
 
 class TopologyError(Exception):
@@ -22,7 +22,7 @@ async def declare(amqp_url: str, publishers: Collection[str] = ()) -> None:
         TopologyError: one exists with other arguments.
         OSError, AMQPException: the broker is not reachable, or still bringing its queues back.
     """
-    with named_losses():
+    with normalize_connection_errors():
         async with await connect(amqp_url) as connection:
             declaring = _Declaring(await connection.channel())
             with declaring.one_error():
@@ -32,7 +32,7 @@ async def declare(amqp_url: str, publishers: Collection[str] = ()) -> None:
 
 async def declare_streams(amqp_url: str, publishers: Collection[str]) -> None:
     """Declare the streams of further publishers; errors as `declare`."""
-    with named_losses():
+    with normalize_connection_errors():
         async with await connect(amqp_url) as connection:
             declaring = _Declaring(await connection.channel())
             with declaring.one_error():

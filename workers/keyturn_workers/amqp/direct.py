@@ -20,7 +20,7 @@ from aiormq.exceptions import ChannelInvalidStateError
 from faststream.rabbit.subscriber import RabbitSubscriber
 from pamqp import commands, frame
 
-from keyturn_workers.amqp.write_batcher import Gathered
+from keyturn_workers.amqp.write_batcher import WriteBatcher
 
 
 class Delivered(Protocol):
@@ -65,7 +65,7 @@ class Delivery:
 
     __slots__ = ("_message", "_out", "_settled", "body", "headers", "message_id")
 
-    def __init__(self, message: DeliveredMessage, out: Gathered) -> None:
+    def __init__(self, message: DeliveredMessage, out: WriteBatcher) -> None:
         self._message = message
         self._out = out
         self._settled = False
@@ -135,7 +135,7 @@ def consume_directly(subscriber: RabbitSubscriber, consume: _Consume) -> None:
         with subscriber.lock:
             await consume(message)
 
-    async def straight(out: Gathered, message: DeliveredMessage) -> None:
+    async def straight(out: WriteBatcher, message: DeliveredMessage) -> None:
         await handle(Delivery(message, out))
 
     async def take(message: AbstractIncomingMessage) -> None:
@@ -148,7 +148,7 @@ def consume_directly(subscriber: RabbitSubscriber, consume: _Consume) -> None:
                 before = channel.consumers.get(tag)
                 if before is not None and getattr(before, "func", None) is not straight:
                     # Nothing but the channel holds it, so that both go with their connection.
-                    ours = partial(straight, Gathered(channel))
+                    ours = partial(straight, WriteBatcher(channel))
                     channel.consumers[tag] = ours
         await handle(message)
 

@@ -18,7 +18,7 @@ from pamqp import commands
 from keyturn.crypto import SigningKey
 from keyturn.errors import BadSignatureError, KeyturnError
 from keyturn.messages import Event, encode, request_id
-from keyturn.publisher.connection import named_losses
+from keyturn.publisher.connection import normalize_connection_errors
 from keyturn.topology import (
     ALL_DELAYS_S,
     EVENT_KEY_HEADER,
@@ -29,7 +29,7 @@ from keyturn.topology import (
     dead_letter_name,
     retry_name,
 )
-from keyturn_workers.amqp.confirmed_publisher import Announcer
+from keyturn_workers.amqp.confirmed_publisher import ConfirmedPublisher
 from keyturn_workers.amqp.direct import Delivered, whole
 from keyturn_workers.amqp.retry import Retry, RetryNotes, copy_of, delay_up_to, letter_of, utc_now
 from keyturn_workers.worker.metrics import WAITING
@@ -41,7 +41,7 @@ class NotConfirmedError(Exception):
     """The broker did not confirm: nobody can say whether it has the message."""
 
 
-class Teller:
+class WorkerPublisher:
     """Publishes on a worker's behalf.
 
     Every method raises `NotConfirmedError` where the broker did not confirm; the caller must
@@ -61,7 +61,7 @@ class Teller:
         self._event_key_id = self._event_key.id
         self._notes = RetryNotes(deployment, event_keys)
         self._now = now
-        self._announcer = Announcer(broker, EXCHANGE, timeout_s=_TIMEOUT_S)
+        self._announcer = ConfirmedPublisher(broker, EXCHANGE, timeout_s=_TIMEOUT_S)
 
     async def tell(self, event: Event) -> None:
         """Publish a signed event.
@@ -89,7 +89,7 @@ class Teller:
         """What a worker of this deployment noted on the message as it put it off, if one did."""
         return self._notes.read(queue, publisher, message.body, message.headers)
 
-    async def put_off(
+    async def schedule_retry(
         self,
         message: Delivered,
         queue: str,
@@ -107,7 +107,7 @@ class Teller:
         retry = Retry(error.code, attempt + 1, self._in(delay_s))
         await self._retry(message, queue, publisher, retry, delay_s)
 
-    async def put_off_quietly(
+    async def defer(
         self, message: Delivered, queue: str, wait_s: float, *, publisher: str = ""
     ) -> None:
         """Let the message come back after about `wait_s` seconds without counting an attempt."""
@@ -158,7 +158,7 @@ class Teller:
 def _confirmed() -> Iterator[None]:
     """One error for the many that the client library has for a lost broker."""
     try:
-        with named_losses():
+        with normalize_connection_errors():
             yield
     except (TimeoutError, IncorrectState, *CONNECTION_EXCEPTIONS) as exc:
         raise NotConfirmedError(type(exc).__name__) from exc

@@ -30,7 +30,7 @@ from keyturn.messages import (
 )
 from keyturn.topology import PUBLISHER_HEADER
 from keyturn_workers.amqp.direct import Delivered
-from keyturn_workers.amqp.publisher import NotConfirmedError, Teller
+from keyturn_workers.amqp.publisher import NotConfirmedError, WorkerPublisher
 from keyturn_workers.amqp.retry import Retry, attempts, retry_delay_s, utc_now
 from keyturn_workers.worker.authorization import (
     Arrival,
@@ -53,7 +53,7 @@ _log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
+class Handled:
     """A request that was served: the events to tell, what to log, and what follows the telling.
 
     `event` is None where nothing is told yet; `more` are told after it.
@@ -65,7 +65,7 @@ class Done:
     more: tuple[Event, ...] = ()
 
 
-class NotYetError(Exception):
+class DeferError(Exception):
     """The request is done, but for a wait: it is to come again in about so many seconds.
 
     The wait is the broker's: whoever holds the request may die meanwhile.
@@ -76,7 +76,7 @@ class NotYetError(Exception):
         self.wait_s = wait_s
 
 
-class Role(Protocol):
+class RequestHandler(Protocol):
     """What serves the requests of one queue."""
 
     @property
@@ -89,7 +89,7 @@ class Role(Protocol):
         """The types of requests that the queue carries."""
         ...
 
-    async def serve(self, request: Request, origin: RequestOrigin, *, seen_before: bool) -> Done:
+    async def serve(self, request: Request, origin: RequestOrigin, *, seen_before: bool) -> Handled:
         """Do what the request asks.
 
         Raises:
@@ -98,7 +98,7 @@ class Role(Protocol):
         """
         ...
 
-    async def find_completed(self, request: Request, origin: RequestOrigin) -> Done | None:
+    async def find_completed(self, request: Request, origin: RequestOrigin) -> Handled | None:
         """What is done already of a request past its age, by reading its target; else None.
 
         It begins nothing that the request asks for (SPEC 6.3).
@@ -123,9 +123,9 @@ class Consumer:
 
     def __init__(
         self,
-        role: Role,
+        role: RequestHandler,
         rules: Rules,
-        teller: Teller,
+        teller: WorkerPublisher,
         metrics: WorkerMetrics | None = None,
         *,
         now: Callable[[], datetime] = utc_now,
@@ -215,10 +215,10 @@ class Consumer:
         try:
             with self._metrics.stage("serve"):
                 done = await self._done(taken)
-        except NotYetError as exc:
+        except DeferError as exc:
             publisher = origin.publisher
             queue = self._role.queue
-            await self._teller.put_off_quietly(message, queue, exc.wait_s, publisher=publisher)
+            await self._teller.defer(message, queue, exc.wait_s, publisher=publisher)
             self._metrics.waits()
             await message.ack()
             return
@@ -249,7 +249,7 @@ class Consumer:
             **done.logged,
         )
 
-    async def _done(self, taken: "_Taken") -> Done:
+    async def _done(self, taken: "_Taken") -> Handled:
         request, origin = taken.request, taken.origin
         expired = await self._expired(request)
         if expired is None:
@@ -301,10 +301,10 @@ class Consumer:
         if delay_s is None:
             await self._refuse(message, error, taken.signer, request)
             return
-        await self._teller.put_off(
+        await self._teller.schedule_retry(
             message, self._role.queue, error, attempt, delay_s, publisher=taken.signer.name
         )
-        self._metrics.put_off(error)
+        self._metrics.schedule_retry(error)
         await message.ack()
         _log.warning(
             "put off",

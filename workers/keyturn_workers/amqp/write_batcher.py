@@ -15,7 +15,7 @@ import aiormq
 from aiormq.abc import ChannelFrame
 
 
-class Gathered:
+class WriteBatcher:
     """The way out of one open channel, for frames whose order among themselves matters."""
 
     def __init__(self, channel: aiormq.Channel) -> None:

@@ -13,11 +13,11 @@ from keyturn.errors import KeyturnError, LockedObjectError, StorageUnavailableEr
 from keyturn.identifiers import format_time, object_key
 from keyturn.messages import DeleteRequested
 from keyturn.metadata import ALGO, DELETED
-from keyturn_workers.amqp import NotYetError
+from keyturn_workers.amqp import DeferError
 from keyturn_workers.errors import ArchivedError, MissingError, RefusedError
-from keyturn_workers.keyring import KeyringReader, Observed
+from keyturn_workers.keyring import KeyringReader, KeyringSnapshot
 from keyturn_workers.objects.operator_keys import OperatorKeys
-from keyturn_workers.objects.plan_action import Keep, Looked, Options, decide
+from keyturn_workers.objects.plan_action import NoOp, ObjectView, Options, plan_action
 from keyturn_workers.objects.wrap import tombstone_metadata
 from keyturn_workers.storage import Head, Headers, Storage
 
@@ -76,24 +76,24 @@ class Deleter:
         return True
 
     async def _tombstone(
-        self, s3_key: str, request: DeleteRequested, observed: Observed
+        self, s3_key: str, request: DeleteRequested, observed: KeyringSnapshot
     ) -> Head | None:
         """The tombstone as it is desired, or None where it must be put."""
         try:
-            looked = Looked(*await self._storage.read_start(s3_key, HEADER_BYTES))
+            looked = ObjectView(*await self._storage.read_start(s3_key, HEADER_BYTES))
         except (MissingError, ArchivedError):
             return None
         if looked.head.metadata.get(ALGO) != DELETED:
             return None
         try:
-            decision = decide(
+            decision = plan_action(
                 looked, request.key, observed.keyring, observed.desired, self._keys, Options()
             )
         except KeyturnError:
             return None  # forged, or moved from another key
-        return looked.head if isinstance(decision, Keep) else None
+        return looked.head if isinstance(decision, NoOp) else None
 
-    async def _put(self, s3_key: str, request: DeleteRequested, observed: Observed) -> None:
+    async def _put(self, s3_key: str, request: DeleteRequested, observed: KeyringSnapshot) -> None:
         time = format_time(datetime.now(UTC))
         sealed = seal_tombstone(observed.desired.admin_kek, request.project, request.key, time)
         headers = Headers(tombstone_metadata(sealed))
@@ -124,10 +124,10 @@ class Deleter:
             except RefusedError as exc:
                 raise LockedObjectError("a lock keeps an older version") from exc
 
-    def _check_settled(self, head: Head, observed: Observed) -> None:
+    def _check_settled(self, head: Head, observed: KeyringSnapshot) -> None:
         # A worker with the longer lease that the keyring names may have a copy under way.
         lease_s = max(self._lease_s, observed.keyring.lease_s or 0)
         # Both of them in whole seconds of the storage's own clock.
         settled_at = head.last_modified + timedelta(seconds=2 * lease_s)
         if head.date <= settled_at:
-            raise NotYetError((settled_at - head.date).total_seconds() + 1)
+            raise DeferError((settled_at - head.date).total_seconds() + 1)

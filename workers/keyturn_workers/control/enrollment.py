@@ -28,7 +28,7 @@ from keyturn_workers.keyring import (
 )
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.storage import Storage
-from keyturn_workers.sweep import Ask, Starter
+from keyturn_workers.sweep import Starter, SweepRequest
 from keyturn_workers.worker.authorization import open_secret
 
 _FIRST_GENERATION: Final = 1
@@ -79,7 +79,7 @@ class Enroller:
     async def _adopt(self, request: EnrollRequested, origin: RequestOrigin) -> None:
         if request.adopt:
             # Objects may exist there under other wraps; the sweep is this request's own.
-            ask = Ask("sweep", request.request_id, request.project, request.requested_at)
+            ask = SweepRequest("sweep", request.request_id, request.project, request.requested_at)
             await self._starter.start(ask, (origin,), adopting=True)
 
     async def _generation(self, request: EnrollRequested, origin: RequestOrigin) -> int:

@@ -18,11 +18,11 @@ from keyturn.messages import (
     SweepRequested,
 )
 from keyturn.topology import CONTROL_QUEUE, CONTROL_REQUESTS
-from keyturn_workers.amqp import Done
+from keyturn_workers.amqp import Handled
 from keyturn_workers.control.deletion import Deleter
 from keyturn_workers.control.enrollment import Enroller
 from keyturn_workers.control.rotation import Rotated, Rotator
-from keyturn_workers.sweep import AllPlan, Ask, Plan, Starter, end_of
+from keyturn_workers.sweep import AllPlan, Plan, Starter, SweepRequest, end_of
 
 
 class ControlRole:
@@ -39,7 +39,7 @@ class ControlRole:
         self._starter = starter
         self._deleter = deleter
 
-    async def serve(self, request: Request, origin: RequestOrigin, *, seen_before: bool) -> Done:
+    async def serve(self, request: Request, origin: RequestOrigin, *, seen_before: bool) -> Handled:
         """Serve one request; coming again changes nothing."""
         del seen_before
         match request:
@@ -53,7 +53,7 @@ class ControlRole:
                 return await self._delete(request)
         raise MalformedRequestError(f"{request.type} is not served here")
 
-    async def find_completed(self, request: Request, origin: RequestOrigin) -> Done | None:
+    async def find_completed(self, request: Request, origin: RequestOrigin) -> Handled | None:
         """What is done already of a request that came too late to be served (SPEC 6.3).
 
         It changes nothing in the target, but for making sure that a sweep which exists goes on.
@@ -81,17 +81,17 @@ class ControlRole:
             return None
         return None
 
-    async def _enroll(self, request: EnrollRequested, origin: RequestOrigin) -> Done:
+    async def _enroll(self, request: EnrollRequested, origin: RequestOrigin) -> Handled:
         return _enrolled(request, await self._enroller.enroll(request, origin))
 
-    async def _rotate(self, request: RotationRequested, origin: RequestOrigin) -> Done:
+    async def _rotate(self, request: RotationRequested, origin: RequestOrigin) -> Handled:
         return _rotated(request, await self._rotator.rotate(request, origin))
 
-    async def _sweep(self, request: SweepRequested, origin: RequestOrigin) -> Done:
+    async def _sweep(self, request: SweepRequested, origin: RequestOrigin) -> Handled:
         plan = await self._starter.start(_ask(request), (origin,))
-        return Done(None, _logged(request, sweep_id=request.sweep_id), more=_end(plan))
+        return Handled(None, _logged(request, sweep_id=request.sweep_id), more=_end(plan))
 
-    async def _delete(self, request: DeleteRequested) -> Done:
+    async def _delete(self, request: DeleteRequested) -> Handled:
         await self._deleter.delete(request)
         return _deleted(request)
 
@@ -102,17 +102,17 @@ class ControlRole:
         del request, origin, error
 
 
-def _enrolled(request: EnrollRequested, generation: int) -> Done:
+def _enrolled(request: EnrollRequested, generation: int) -> Handled:
     event = ProjectEnrolled(
         request_id=request.request_id,
         project=request.project,
         at=_now(),
         generation=generation,
     )
-    return Done(event, _logged(request, request_id=request.request_id, generation=generation))
+    return Handled(event, _logged(request, request_id=request.request_id, generation=generation))
 
 
-def _rotated(request: RotationRequested, rotated: Rotated) -> Done:
+def _rotated(request: RotationRequested, rotated: Rotated) -> Handled:
     event = RotationAccepted(
         rotation_id=request.rotation_id,
         project=request.project,
@@ -121,11 +121,11 @@ def _rotated(request: RotationRequested, rotated: Rotated) -> Done:
     )
     logged = _logged(request, rotation_id=request.rotation_id, generation=rotated.generation)
     more = () if rotated.plan is None else _end(rotated.plan)
-    return Done(event, logged, more=more if rotated.failed is None else (rotated.failed,))
+    return Handled(event, logged, more=more if rotated.failed is None else (rotated.failed,))
 
 
-def _ask(request: SweepRequested) -> Ask:
-    return Ask(
+def _ask(request: SweepRequested) -> SweepRequest:
+    return SweepRequest(
         "sweep",
         request.sweep_id,
         request.project,
@@ -137,11 +137,11 @@ def _ask(request: SweepRequested) -> Ask:
     )
 
 
-def _deleted(request: DeleteRequested) -> Done:
+def _deleted(request: DeleteRequested) -> Handled:
     event = ObjectDeleted(
         request_id=request.request_id, project=request.project, at=_now(), key=request.key
     )
-    return Done(event, _logged(request, request_id=request.request_id, key=request.key))
+    return Handled(event, _logged(request, request_id=request.request_id, key=request.key))
 
 
 def _end(plan: Plan | AllPlan) -> tuple[Event, ...]:

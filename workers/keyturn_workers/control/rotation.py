@@ -31,7 +31,7 @@ from keyturn_workers.keyring import (
     turned,
 )
 from keyturn_workers.storage import Storage
-from keyturn_workers.sweep import AllPlan, Ask, Plan, Starter, failure_of
+from keyturn_workers.sweep import AllPlan, Plan, Starter, SweepRequest, failure_of
 from keyturn_workers.worker.authorization import open_secret
 
 _MAX_TURNS: Final = 8
@@ -110,7 +110,9 @@ class Rotator:
             return None
         return await self._begun(known, _ask(request), origin)
 
-    async def _begun(self, known: Generation, ask: Ask, origin: RequestOrigin) -> "Rotated":
+    async def _begun(
+        self, known: Generation, ask: SweepRequest, origin: RequestOrigin
+    ) -> "Rotated":
         try:
             plan = await self._starter.start(ask, (origin,))
         except MalformedRequestError as exc:
@@ -159,5 +161,5 @@ class Rotator:
         return Secret(open_secret(request.sealed_kek, info, self._intake_keys))
 
 
-def _ask(request: RotationRequested) -> Ask:
-    return Ask("rotation", request.rotation_id, request.project, request.requested_at)
+def _ask(request: RotationRequested) -> SweepRequest:
+    return SweepRequest("rotation", request.rotation_id, request.project, request.requested_at)

@@ -106,14 +106,14 @@ def application(
     ]
     handlers: Mapping[Any, Callable[[Request, Any], Awaitable[Response]]] = {
         HTTPException: _http_refusal,
-        KeyturnError: _Refusals(metrics).answer,
+        KeyturnError: ErrorHandler(metrics).answer,
         GatewayBusyError: _busy,
         ClientGoneError: _silence,
         Exception: _internal,
     }
     app = Starlette(routes=routes, exception_handlers=handlers)
     app.router.redirect_slashes = False
-    return _Door(app, metrics, idle_timeout_s)
+    return LimitsMiddleware(app, metrics, idle_timeout_s)
 
 
 def _json(value: object, status: int = 200) -> Response:
@@ -151,7 +151,7 @@ class _Readiness:
             return self._results
 
 
-class _Refusals:
+class ErrorHandler:
     """Answers to what is refused."""
 
     def __init__(self, metrics: GatewayMetrics) -> None:
@@ -189,7 +189,7 @@ async def _internal(request: Request, error: Exception) -> Response:
     return problem(_INTERNAL, "an internal failure", headers={"connection": "close"})
 
 
-class _Door:
+class LimitsMiddleware:
     """What every request passes."""
 
     def __init__(self, app: ASGIApp, metrics: GatewayMetrics, idle_timeout_s: float) -> None:
@@ -198,6 +198,7 @@ class _Door:
         self._idle_timeout_s = idle_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request within the limits."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

@@ -29,7 +29,7 @@ from keyturn.errors import (
 from keyturn.identifiers import is_project
 from keyturn_workers.errors import StorageAnswerError
 from keyturn_workers.gateway.keyring_lookups import KeyringLookups
-from keyturn_workers.keyring import KeyringReader, Observed
+from keyturn_workers.keyring import KeyringReader, KeyringSnapshot
 
 # Longer than a keyring takes to be read, so that a refusal does not tell whether one was.
 REFUSAL_FLOOR_S: Final = 0.1
@@ -48,7 +48,7 @@ class Admitted:
     """A caller who holds the project's key, by the keyring as it was observed."""
 
     project: str
-    observed: Observed
+    observed: KeyringSnapshot
     kek: Secret = field(repr=False)
 
 
@@ -86,7 +86,7 @@ class Gate:
         self._cache_s = cache_s
         self._floor_s = floor_s
         self._failed: OrderedDict[str, tuple[float, KeyturnError]] = OrderedDict()
-        self._reading: dict[str, tuple[float, asyncio.Task[Observed]]] = {}
+        self._reading: dict[str, tuple[float, asyncio.Task[KeyringSnapshot]]] = {}
 
     async def admit(self, project: str, authorization: list[str]) -> Admitted:
         """The caller, if the key is the project's current one.
@@ -156,7 +156,7 @@ class Gate:
             self.new_kek(_NO_KEY, project)
             return Secret(os.urandom(32))
 
-    async def _keyring_for(self, project: str, kek: Secret) -> Observed | None:
+    async def _keyring_for(self, project: str, kek: Secret) -> KeyringSnapshot | None:
         """The keyring that decides about a caller with this KEK, or None where there is none.
 
         Only a KEK that was the project's when this process last read it costs a read of its own.
@@ -180,7 +180,7 @@ class Gate:
             self._remember(project, exc)
             raise
 
-    async def _recent(self, project: str) -> Observed | None:
+    async def _recent(self, project: str) -> KeyringSnapshot | None:
         """The keyring by a read that began within the cache's seconds, or None."""
         try:
             return self._keyrings.cached(project) or await self._joined(project)
@@ -198,7 +198,7 @@ class Gate:
         while len(self._failed) > _MAX_FAILED:
             self._failed.popitem(last=False)
 
-    async def _joined(self, project: str) -> Observed:
+    async def _joined(self, project: str) -> KeyringSnapshot:
         """One read for all who come while it is under way, and began recently enough.
 
         An answer that stalls on its way shows what stood when its read began: joined late, it
@@ -213,7 +213,7 @@ class Gate:
             return await self._keyrings.fresh(project)
         return await asyncio.shield(reading)
 
-    def _read(self, project: str, done: asyncio.Task[Observed]) -> None:
+    def _read(self, project: str, done: asyncio.Task[KeyringSnapshot]) -> None:
         del self._reading[project]
         if not done.cancelled():
             done.exception()  # all who waited for it may be gone

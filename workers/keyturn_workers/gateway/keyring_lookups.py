@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 from keyturn.errors import StorageUnavailableError, UnknownProjectError
 from keyturn.identifiers import KEYRINGS_PREFIX, keyring_key
 from keyturn_workers.errors import StorageAnswerError
-from keyturn_workers.keyring import KeyringReader, Observed
+from keyturn_workers.keyring import KeyringReader, KeyringSnapshot
 from keyturn_workers.storage import Storage
 
 READS_PER_S: Final = 20.0
@@ -51,14 +51,14 @@ class KeyringLookups:
         self._tokens = float(_BURST)
         self._tokens_at = time.monotonic()
         # Lookups whose request has not been sent yet: whoever comes now shares it.
-        self._unsent: dict[str, asyncio.Task[Observed | None]] = {}
+        self._unsent: dict[str, asyncio.Task[KeyringSnapshot | None]] = {}
         # Those whose request was sent, by `time.monotonic`, and is not answered yet.
-        self._under_way: dict[str, tuple[float, asyncio.Task[Observed | None]]] = {}
+        self._under_way: dict[str, tuple[float, asyncio.Task[KeyringSnapshot | None]]] = {}
         self._next: tuple[_Round, asyncio.Task[None]] | None = None
         self._listing: asyncio.Task[None] | None = None
         self._list_at = 0.0
 
-    async def current(self, project: str) -> Observed | None:
+    async def current(self, project: str) -> KeyringSnapshot | None:
         """The project's keyring by a request that is sent after this call; None: it has none.
 
         Raises:
@@ -74,7 +74,7 @@ class KeyringLookups:
         except TimeoutError as exc:
             raise StorageUnavailableError("too many keyrings are looked up just now") from exc
 
-    async def joined(self, project: str, max_age_s: float) -> Observed | None:
+    async def joined(self, project: str, max_age_s: float) -> KeyringSnapshot | None:
         """What a lookup under way shows, if it was sent within these seconds; else None.
 
         It may admit whoever comes meanwhile, but refuse nobody; errors as `current`.
@@ -84,7 +84,7 @@ class KeyringLookups:
             return None
         return await asyncio.shield(lookup)
 
-    async def _look_up(self, project: str) -> Observed | None:
+    async def _look_up(self, project: str) -> KeyringSnapshot | None:
         try:
             if self._may_read():
                 self._sent(project)
@@ -106,7 +106,7 @@ class KeyringLookups:
             if self._under_way.get(project, (0.0, None))[1] is task:
                 del self._under_way[project]
 
-    async def _read(self, project: str) -> Observed | None:
+    async def _read(self, project: str) -> KeyringSnapshot | None:
         try:
             return await self._keyrings.fresh(project)
         except UnknownProjectError:

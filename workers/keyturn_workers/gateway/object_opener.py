@@ -29,10 +29,10 @@ from keyturn_workers.errors import ArchivedError, MissingError, StorageAnswerErr
 from keyturn_workers.gateway.auth import Admitted, Gate
 from keyturn_workers.gateway.object_reader import (
     PIECE_BYTES,
+    Encrypted,
     Found,
-    Plain,
-    Sealed,
-    Whole,
+    Legacy,
+    Plaintext,
     as_corrupt,
 )
 from keyturn_workers.objects.body_stream import first_bytes
@@ -140,7 +140,7 @@ class Source:
             raise DeletedKeyError("the key was deleted, and takes no other body")
         raise AlreadyExistsError("the key holds an object")
 
-    async def presigned(self, found: Plain, lease_s: int) -> str:
+    async def presigned(self, found: Plaintext, lease_s: int) -> str:
         """A URL by which the caller may read it from the storage itself."""
         return await self._storage.presigned(found.s3_key, Lease(found.head.date, lease_s))
 
@@ -154,13 +154,13 @@ class Source:
         stack: AsyncExitStack,
     ) -> Found:
         if opened is None:
-            return Plain(self._storage, s3_key, head)
+            return Plaintext(self._storage, s3_key, head)
         if opened.algorithm != COBBLESTONE:
-            return Whole(head, partial(self._v0_plaintext, s3_key, head, opened.dek, stack))
+            return Legacy(head, partial(self._v0_plaintext, s3_key, head, opened.dek, stack))
         with as_corrupt():
             reader = ChunkReader(opened.dek, BODY_CONTEXT, start[:HEADER_BYTES])
             size_bytes = plaintext_size(head.size_bytes)
-        return Sealed(self._storage, s3_key, head, start, reader, size_bytes, rest)
+        return Encrypted(self._storage, s3_key, head, start, reader, size_bytes, rest)
 
     async def _dek(
         self, admitted: Admitted, key: str, head: Head, start: bytes

@@ -49,7 +49,7 @@ def modified_at(head: Head) -> datetime:
 
 
 @dataclass(slots=True)
-class Sealed:
+class Encrypted:
     """A sealed object whose header commits to the DEK that was unwrapped.
 
     `size_bytes` is what the stored length tells; `prove` makes sure of it. `start` is what was
@@ -223,7 +223,7 @@ class Sealed:
 
 
 @dataclass(slots=True)
-class Whole:
+class Legacy:
     """An object of the earlier system, opened whole once it is proven.
 
     `size_bytes` is what the stored length tells; that it opens proves it.
@@ -269,7 +269,7 @@ class Whole:
 
 
 @dataclass(slots=True)
-class Plain:
+class Plaintext:
     """An object that stands as it is."""
 
     storage: Storage
@@ -310,7 +310,7 @@ class Plain:
         return self.pieces(Span(0, self.head.size_bytes))
 
 
-Found = Sealed | Whole | Plain
+Found = Encrypted | Legacy | Plaintext
 
 
 async def _together(reads: Sequence[Coroutine[Any, Any, bytes]]) -> list[bytes]:

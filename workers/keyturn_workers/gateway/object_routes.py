@@ -34,7 +34,14 @@ from keyturn_workers.gateway.client_connection import (
 from keyturn_workers.gateway.fair_shares import ConcurrencyLimit
 from keyturn_workers.gateway.metrics import GatewayMetrics
 from keyturn_workers.gateway.object_opener import START_BYTES, Source
-from keyturn_workers.gateway.object_reader import Found, Piece, Pieces, Plain, Whole, modified_at
+from keyturn_workers.gateway.object_reader import (
+    Found,
+    Legacy,
+    Piece,
+    Pieces,
+    Plaintext,
+    modified_at,
+)
 from keyturn_workers.gateway.paths import object_of
 from keyturn_workers.gateway.problems import problem, problem_of
 from keyturn_workers.gateway.ranges import ByteRange, Span, parse_range
@@ -136,14 +143,14 @@ class Objects:
                 return Response(None, _NOT_MODIFIED, header_of(found))
             case _:
                 pass
-        if isinstance(found, Plain) and self._presign_plaintext and not head_only:
+        if isinstance(found, Plaintext) and self._presign_plaintext and not head_only:
             url = await self._source.presigned(found, PRESIGNED_S)
             said = {"cache-control": "no-store", "content-security-policy": "sandbox"}
             return RedirectResponse(url, headers=said)
         if wanted is not None and not conditions.range_holds(headers, etag, modified):
             wanted = None
         span = None if wanted is None else wanted.span(found.size_bytes)
-        if head_only or wanted is not None or isinstance(found, Whole):
+        if head_only or wanted is not None or isinstance(found, Legacy):
             await found.prove(span)
         if wanted is None or wanted.is_all_of_nothing(found.size_bytes):
             return None

@@ -10,7 +10,7 @@ from typing import Final
 from keyturn.errors import MalformedRequestError
 from keyturn.metadata import OWN_PREFIX, caller_to_wire
 from keyturn_workers.gateway.conditions import http_time
-from keyturn_workers.gateway.object_reader import Found, Plain, modified_at
+from keyturn_workers.gateway.object_reader import Found, Plaintext, modified_at
 from keyturn_workers.gateway.ranges import Span
 
 META_PREFIX: Final = "x-keyturn-meta-"
@@ -41,7 +41,7 @@ def headers_of(found: Found, span: Span | None) -> dict[str, str]:
     restated = found.head.headers.restated
     content_type = found.head.headers.content_type or ""
     said["content-type"] = content_type if _is_plain(content_type) else _DEFAULT_TYPE
-    for name in _PLAIN_HEADERS if isinstance(found, Plain) else _CONTENT_HEADERS:
+    for name in _PLAIN_HEADERS if isinstance(found, Plaintext) else _CONTENT_HEADERS:
         if name in restated and (value := _sendable(restated[name])) is not None:
             said[name] = value
     said |= _caller(found.head.metadata)

@@ -1,7 +1,7 @@
 """The keyring: what a project's objects must be wrapped under (SPEC 5)."""
 
-from keyturn_workers.keyring.model import Desired, Generation, Keyring
-from keyturn_workers.keyring.reader import KeyringReader, Observed
+from keyturn_workers.keyring.model import DesiredState, Generation, Keyring
+from keyturn_workers.keyring.reader import KeyringReader, KeyringSnapshot
 from keyturn_workers.keyring.store import change, create, forget_older
 from keyturn_workers.keyring.transitions import (
     brought_by,
@@ -16,11 +16,11 @@ from keyturn_workers.keyring.transitions import (
 )
 
 __all__ = [
-    "Desired",
+    "DesiredState",
     "Generation",
     "Keyring",
     "KeyringReader",
-    "Observed",
+    "KeyringSnapshot",
     "brought_by",
     "change",
     "check_turn",

@@ -41,7 +41,7 @@ class Generation:
 
 
 @dataclass(frozen=True)
-class Desired:
+class DesiredState:
     """What a project's objects must be wrapped under (SPEC 5.2)."""
 
     project: str
@@ -52,7 +52,7 @@ class Desired:
     admin_kek: Secret
     plaintext_allowed: bool
 
-    def same_state(self, other: "Desired") -> bool:
+    def same_state(self, other: "DesiredState") -> bool:
         """Whether an object made for one is as the other wants it."""
         return (
             self.generation == other.generation
@@ -107,7 +107,7 @@ class Keyring:
         every = (*self.history, self.current)
         return {entry.generation: entry.kek for entry in every if entry.kek is not None}
 
-    def desired(self, master_keys: Mapping[str, Secret]) -> Desired:
+    def desired(self, master_keys: Mapping[str, Secret]) -> DesiredState:
         """The desired state of the project's objects.
 
         Raises:
@@ -115,7 +115,7 @@ class Keyring:
         """
         if self.current.kek is None:
             raise CorruptObjectError("the keyring's current KEK is missing")
-        return Desired(
+        return DesiredState(
             project=self.project,
             generation=self.current.generation,
             kek_id=self.current.kek_id,

@@ -23,7 +23,7 @@ from keyturn.errors import KeyturnError, StorageUnavailableError, UnknownProject
 from keyturn.identifiers import KEYRINGS_PREFIX, keyring_key
 from keyturn_workers.errors import MissingError, StorageAnswerError
 from keyturn_workers.keyring.listings import Listing, Listings, name_of
-from keyturn_workers.keyring.model import Desired, Keyring, parse
+from keyturn_workers.keyring.model import DesiredState, Keyring, parse
 from keyturn_workers.storage import PAGE_KEYS, Lease, Storage, StorageClock
 
 # Far more than a process serves at once; beyond either bound the longest unused ones go.
@@ -42,7 +42,7 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
-class Observed:
+class KeyringSnapshot:
     """A keyring as one read showed it.
 
     Attributes:
@@ -59,7 +59,7 @@ class Observed:
     """
 
     keyring: Keyring
-    desired: Desired
+    desired: DesiredState
     etag: str
     read_at: datetime
     sent_s: float
@@ -86,12 +86,12 @@ class _Line:
     """The reads of one project: the last answer, the read under way, the one after it."""
 
     name: str
-    last: Observed | None = None
+    last: KeyringSnapshot | None = None
     digest: bytes = b""
     size_bytes: int = 0
     used_s: float = 0.0
-    running: asyncio.Task[Observed] | None = None
-    waiting: asyncio.Task[Observed] | None = None
+    running: asyncio.Task[KeyringSnapshot] | None = None
+    waiting: asyncio.Task[KeyringSnapshot] | None = None
 
     @property
     def is_idle(self) -> bool:
@@ -136,7 +136,7 @@ class KeyringReader:
         """This process's lease, in seconds."""
         return self._lease_s
 
-    async def recent(self, project: str) -> Observed:
+    async def recent(self, project: str) -> KeyringSnapshot:
         """The keyring by a read, or listing, that was sent at most `cache_s` seconds ago.
 
         Raises:
@@ -152,7 +152,7 @@ class KeyringReader:
             observed = self.cached(project)
         return observed or await self.fresh(project)
 
-    def cached(self, project: str) -> Observed | None:
+    def cached(self, project: str) -> KeyringSnapshot | None:
         """What `recent` would give at once, without a request."""
         observed = self.last(project)
         if observed is None:
@@ -162,7 +162,7 @@ class KeyringReader:
         self._lines.move_to_end(project)
         return observed if now_s - observed.sent_s <= self._cache_s else None
 
-    def last(self, project: str) -> Observed | None:
+    def last(self, project: str) -> KeyringSnapshot | None:
         """What was last seen of it, however long ago; None where that is not remembered.
 
         Asking for a project keeps nothing of it: callers may make names up.
@@ -175,12 +175,12 @@ class KeyringReader:
             self._renew(line, line.last, listing)
         return line.last
 
-    async def leased(self, project: str) -> Observed:
+    async def leased(self, project: str) -> KeyringSnapshot:
         """As `recent`, but read again where that read gives no lease."""
         observed = await self.recent(project)
         return observed if observed.leased else await self.fresh(project)
 
-    async def fresh(self, project: str) -> Observed:
+    async def fresh(self, project: str) -> KeyringSnapshot:
         """The keyring by a read that begins after this call; errors as `recent`.
 
         Calls that come while a read is under way share the next one.
@@ -194,8 +194,8 @@ class KeyringReader:
         return await asyncio.shield(line.waiting)
 
     async def _read_after(
-        self, project: str, line: _Line, before: asyncio.Task[Observed]
-    ) -> Observed:
+        self, project: str, line: _Line, before: asyncio.Task[KeyringSnapshot]
+    ) -> KeyringSnapshot:
         await asyncio.wait([before])
         # It holds the line while it waits; it has not begun, so whoever calls now shares it.
         line.running = line.waiting
@@ -205,7 +205,7 @@ class KeyringReader:
         line.waiting = None
         return await self._read(project, line)
 
-    async def _read(self, project: str, line: _Line) -> Observed:
+    async def _read(self, project: str, line: _Line) -> KeyringSnapshot:
         task = asyncio.current_task()
         try:
             observed = await self._observe(project, line)
@@ -217,7 +217,7 @@ class KeyringReader:
                 self._forget(project)
         return observed
 
-    async def _observe(self, project: str, line: _Line) -> Observed:
+    async def _observe(self, project: str, line: _Line) -> KeyringSnapshot:
         sent_s = self.clock.own_s()
         try:
             head, body = await self._storage.read(
@@ -235,7 +235,7 @@ class KeyringReader:
             keyring = parse(body, project, self._master_keys)
             desired = keyring.desired(self._master_keys)
         leased = judged.agrees and received_s - sent_s <= self.clock.prompt_s
-        observed = Observed(
+        observed = KeyringSnapshot(
             keyring,
             desired,
             head.etag,
@@ -250,11 +250,11 @@ class KeyringReader:
 
     # What listings show.
 
-    def _renew(self, line: _Line, last: Observed, listing: Listing) -> None:
+    def _renew(self, line: _Line, last: KeyringSnapshot, listing: Listing) -> None:
         """Take over what a listing that was sent after the last read says of a keyring."""
         if listing.etags.get(line.name) == last.etag:
             # At worst once an upload, and `dataclasses.replace` takes twice as long.
-            line.last = Observed(
+            line.last = KeyringSnapshot(
                 last.keyring,
                 last.desired,
                 last.etag,
@@ -320,7 +320,7 @@ class KeyringReader:
             Listing(after, last, etags, page.date, sent_s, leased, leased and judged.proves)
         )
 
-    def _read_ahead(self, project: str, observed: Observed) -> None:
+    def _read_ahead(self, project: str, observed: KeyringSnapshot) -> None:
         """Renew a keyring in use before its time in the cache is over, beside those who use it."""
         age_s = self.clock.own_s() - observed.sent_s
         line = self._lines[project]
@@ -347,7 +347,7 @@ class KeyringReader:
         return line
 
     def _keep(
-        self, project: str, line: _Line, observed: Observed, digest: bytes, size_bytes: int
+        self, project: str, line: _Line, observed: KeyringSnapshot, digest: bytes, size_bytes: int
     ) -> None:
         if self._lines.get(project) is line:
             if line.last is None:

@@ -16,11 +16,18 @@ from keyturn.errors import ArchivedObjectError, LockedObjectError
 from keyturn.identifiers import object_key
 from keyturn.metadata import OWN_PREFIX, UPLOAD, UPLOAD_TAG, V0_ALGORITHM, Wraps, stored_at
 from keyturn_workers.errors import ArchivedError, RefusedError
-from keyturn_workers.keyring import KeyringReader, Observed
+from keyturn_workers.keyring import KeyringReader, KeyringSnapshot
 from keyturn_workers.objects.encrypt_in_place import check_v0_body, encrypt
 from keyturn_workers.objects.guards import check_unchanged, refused_by_lock, still
 from keyturn_workers.objects.multipart_copy import copy_in_parts
-from keyturn_workers.objects.plan_action import Decision, Encrypt, Keep, Looked, Reseal, Rewrap
+from keyturn_workers.objects.plan_action import (
+    Encrypt,
+    NoOp,
+    ObjectView,
+    PlannedAction,
+    Reseal,
+    Rewrap,
+)
 from keyturn_workers.objects.wrap import metadata_for, tombstone_metadata, wrap
 from keyturn_workers.storage import Head, Headers, IfMatch, Lease, Storage
 
@@ -29,7 +36,7 @@ COPY_LIMIT_BYTES: Final = 5 * 1024**3
 
 
 def tags_at_risk(
-    storage: Storage, looked: Looked, decision: Decision, copy_limit_bytes: int
+    storage: Storage, looked: ObjectView, decision: PlannedAction, copy_limit_bytes: int
 ) -> bool:
     """Whether carrying the decision out would drop tags that the object has.
 
@@ -38,7 +45,7 @@ def tags_at_risk(
     if looked.head.tag_count == 0:
         return False
     match decision:
-        case Keep():
+        case NoOp():
             return False
         case Rewrap():
             in_parts = looked.head.size_bytes > copy_limit_bytes
@@ -47,7 +54,7 @@ def tags_at_risk(
             return True
 
 
-class Effects:
+class ActionExecutor:
     """Writes decisions into one bucket.
 
     Args:
@@ -62,7 +69,12 @@ class Effects:
         self._copy_limit_bytes = copy_limit_bytes
 
     async def carry_out(
-        self, project: str, key: str, looked: Looked, decision: Decision, observed: Observed
+        self,
+        project: str,
+        key: str,
+        looked: ObjectView,
+        decision: PlannedAction,
+        observed: KeyringSnapshot,
     ) -> None:
         """Do what was decided about `looked` by the keyring `observed`.
 
@@ -77,7 +89,7 @@ class Effects:
         s3_key, head = object_key(project, key), looked.head
         try:
             match decision:
-                case Keep():
+                case NoOp():
                     return
                 case Rewrap():
                     await self._rewrap(s3_key, head, decision, observed)
@@ -88,7 +100,9 @@ class Effects:
         except ArchivedError as exc:
             raise ArchivedObjectError("its storage class must be restored first") from exc
 
-    async def _rewrap(self, s3_key: str, head: Head, decision: Rewrap, observed: Observed) -> None:
+    async def _rewrap(
+        self, s3_key: str, head: Head, decision: Rewrap, observed: KeyringSnapshot
+    ) -> None:
         if decision.body_key is not None:
             await check_v0_body(self._storage, s3_key, head, decision.body_key)
             # Reading a large body outlives the lease: the copy rests on a new one.
@@ -113,7 +127,7 @@ class Effects:
                 s3_key, headers, source_etag=head.etag, lease=observed.lease
             )
 
-    async def _encrypt(self, s3_key: str, key: str, head: Head, observed: Observed) -> None:
+    async def _encrypt(self, s3_key: str, key: str, head: Head, observed: KeyringSnapshot) -> None:
         if head.locked:
             # A streamed put cannot tell the digest that a put with a lock must tell.
             raise LockedObjectError("a locked object is not replaced")
@@ -127,7 +141,9 @@ class Effects:
             await check_unchanged(self._storage, s3_key, head)
         await encrypt(self._storage, self._keyrings, s3_key, head, headers, dek, observed)
 
-    async def _reseal(self, s3_key: str, head: Head, decision: Reseal, observed: Observed) -> None:
+    async def _reseal(
+        self, s3_key: str, head: Head, decision: Reseal, observed: KeyringSnapshot
+    ) -> None:
         headers = replace(head.headers, metadata=tombstone_metadata(decision.sealed))
         async with self._lock_told(s3_key, head, observed.lease):
             await self._storage.put(

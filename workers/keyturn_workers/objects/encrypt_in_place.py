@@ -9,7 +9,7 @@ from typing import Final
 
 from keyturn.crypto import BODY_CONTEXT, SealError, Secret, V0Opener, seal, sealed_size
 from keyturn.errors import BodyTooLargeError, CorruptObjectError
-from keyturn_workers.keyring import KeyringReader, Observed
+from keyturn_workers.keyring import KeyringReader, KeyringSnapshot
 from keyturn_workers.objects.body_stream import sealed_pieces
 from keyturn_workers.objects.guards import still
 from keyturn_workers.storage import Head, Headers, IfMatch, Storage
@@ -56,7 +56,7 @@ async def encrypt(
     head: Head,
     headers: Headers,
     dek: bytes,
-    observed: Observed,
+    observed: KeyringSnapshot,
 ) -> None:
     """Replace plaintext by its own sealed body, in one put over the body that was read.
 
@@ -88,7 +88,7 @@ async def encrypt(
 
 
 async def _fenced(
-    pieces: AsyncIterator[bytes], keyrings: KeyringReader, observed: Observed
+    pieces: AsyncIterator[bytes], keyrings: KeyringReader, observed: KeyringSnapshot
 ) -> AsyncIterator[bytes]:
     """The pieces, the last of them only if the desired state is still the one that they serve.
 

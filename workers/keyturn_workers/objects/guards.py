@@ -3,11 +3,11 @@
 from datetime import timedelta
 
 from keyturn_workers.errors import PreconditionError
-from keyturn_workers.keyring import KeyringReader, Observed
+from keyturn_workers.keyring import KeyringReader, KeyringSnapshot
 from keyturn_workers.storage import Head, Lease, Storage
 
 
-async def still(keyrings: KeyringReader, observed: Observed) -> Observed:
+async def still(keyrings: KeyringReader, observed: KeyringSnapshot) -> KeyringSnapshot:
     """A keyring read begun now, with the lease that it gives.
 
     Raises:

@@ -9,7 +9,7 @@ import asyncio
 import math
 from typing import Final
 
-from keyturn_workers.keyring import KeyringReader, Observed
+from keyturn_workers.keyring import KeyringReader, KeyringSnapshot
 from keyturn_workers.objects.guards import check_unchanged, still
 from keyturn_workers.storage import Head, Headers, IfMatch, Part, Storage
 from keyturn_workers.storage.multipart import multipart
@@ -36,7 +36,7 @@ async def copy_in_parts(
     s3_key: str,
     head: Head,
     headers: Headers,
-    observed: Observed,
+    observed: KeyringSnapshot,
     *,
     copy_limit_bytes: int,
 ) -> None:

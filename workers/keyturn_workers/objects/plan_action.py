@@ -26,7 +26,7 @@ from keyturn.errors import (
     NoUsableWrapError,
 )
 from keyturn.metadata import V0_ALGORITHM, Plaintext, Tombstone, V0Wraps, Wraps
-from keyturn_workers.keyring import Desired, Keyring
+from keyturn_workers.keyring import DesiredState, Keyring
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.objects.unwrap import (
     Opened,
@@ -42,15 +42,15 @@ from keyturn_workers.objects.wrap import wrap
 from keyturn_workers.storage import Head
 
 __all__ = [
-    "Decision",
     "Encrypt",
-    "Keep",
-    "Looked",
+    "NoOp",
+    "ObjectView",
     "OperatorKeys",
     "Options",
+    "PlannedAction",
     "Reseal",
     "Rewrap",
-    "decide",
+    "plan_action",
 ]
 
 V0_MIN_BYTES: Final = 28
@@ -66,7 +66,7 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
+class ObjectView:
     """An object as one ranged read showed it: its head, and its first 56 bytes.
 
     `header` is shorter where the body is.
@@ -77,7 +77,7 @@ class Looked:
 
 
 @dataclass(frozen=True, slots=True)
-class Keep:
+class NoOp:
     """As desired already."""
 
     kind: Literal["current", "plaintext", "deleted"]
@@ -107,17 +107,17 @@ class Reseal:
     sealed: bytes
 
 
-Decision: TypeAlias = Keep | Rewrap | Encrypt | Reseal
+PlannedAction: TypeAlias = NoOp | Rewrap | Encrypt | Reseal
 
 
-def decide(
-    looked: Looked,
+def plan_action(
+    looked: ObjectView,
     key: str,
     keyring: Keyring,
-    desired: Desired,
+    desired: DesiredState,
     keys: OperatorKeys,
     options: Options,
-) -> Decision:
+) -> PlannedAction:
     """What brings the object `key` of the keyring's project to the desired state.
 
     Args:
@@ -151,13 +151,13 @@ def decide(
 
 def _with_wraps(
     wraps: Wraps,
-    looked: Looked,
+    looked: ObjectView,
     key: str,
     keyring: Keyring,
-    desired: Desired,
+    desired: DesiredState,
     keys: OperatorKeys,
     options: Options,
-) -> Keep | Rewrap:
+) -> NoOp | Rewrap:
     v0_body = wraps.algorithm == V0_ALGORITHM
     _check_length(looked.head, v0_body=v0_body)
     past = past_generations(keyring)
@@ -169,7 +169,7 @@ def _with_wraps(
     if not v0_body:
         check_header(dek, looked.header)
     if is_current(wraps, admin, user, desired):
-        return Keep("current")
+        return NoOp("current")
     # By the admin wrap, the operator's own word stands for a v0 body; a DEK that the user
     # wrap alone gave could be anything that whoever holds the API key put there.
     unproven = Secret(dek) if v0_body and admin is None else None
@@ -199,20 +199,22 @@ def _check_length(head: Head, *, v0_body: bool) -> None:
         raise CorruptObjectError("no sealed body has this length") from exc
 
 
-def _plaintext(looked: Looked, desired: Desired, options: Options) -> Keep | Encrypt:
+def _plaintext(looked: ObjectView, desired: DesiredState, options: Options) -> NoOp | Encrypt:
     if not desired.plaintext_allowed:
         raise CorruptObjectError("an object without enc-algo, and plaintext is forbidden")
     if not options.encrypt_plaintext:
-        return Keep("plaintext")
+        return NoOp("plaintext")
     if looked.head.archived:
         raise ArchivedObjectError("its storage class must be restored first")
     return Encrypt()
 
 
-def _tombstone(tombstone: Tombstone, key: str, desired: Desired, keys: OperatorKeys) -> Decision:
+def _tombstone(
+    tombstone: Tombstone, key: str, desired: DesiredState, keys: OperatorKeys
+) -> PlannedAction:
     """A tombstone names no master key: the desired one is tried, then each other."""
     if _deleted_at(tombstone, key, desired.project, desired.admin_kek) is not None:
-        return Keep("deleted")
+        return NoOp("deleted")
     for name in keys.master_keys:
         kek = keys.admin_kek(name, desired.project)
         time = None if kek is None else _deleted_at(tombstone, key, desired.project, kek)
@@ -230,10 +232,10 @@ def _deleted_at(tombstone: Tombstone, key: str, project: str, kek: Secret) -> st
 
 def _with_v0_wraps(
     wraps: V0Wraps,
-    looked: Looked,
+    looked: ObjectView,
     key: str,
     keyring: Keyring,
-    desired: Desired,
+    desired: DesiredState,
     keys: OperatorKeys,
 ) -> Rewrap:
     if not keyring.v0_allowed:

@@ -16,10 +16,16 @@ from keyturn.errors import (
 from keyturn.identifiers import object_key
 from keyturn.metadata import Tombstone, Wraps
 from keyturn_workers.errors import ArchivedError, MissingError, PreconditionError, RefusedError
-from keyturn_workers.keyring import KeyringReader, Observed
-from keyturn_workers.objects.apply import COPY_LIMIT_BYTES, Effects, tags_at_risk
+from keyturn_workers.keyring import KeyringReader, KeyringSnapshot
+from keyturn_workers.objects.apply import COPY_LIMIT_BYTES, ActionExecutor, tags_at_risk
 from keyturn_workers.objects.operator_keys import OperatorKeys
-from keyturn_workers.objects.plan_action import Decision, Keep, Looked, Options, decide
+from keyturn_workers.objects.plan_action import (
+    NoOp,
+    ObjectView,
+    Options,
+    PlannedAction,
+    plan_action,
+)
 from keyturn_workers.storage import Storage
 
 # Each turn of the loop means that the desired state moved or somebody else wrote.
@@ -36,7 +42,7 @@ async def reconcile(
     master_keys: Mapping[str, Secret],
     *,
     copy_limit_bytes: int = COPY_LIMIT_BYTES,
-) -> Observed:
+) -> KeyringSnapshot:
     """Bring an object to the state of a keyring read that began after its last change.
 
     Gives that read.
@@ -48,14 +54,14 @@ async def reconcile(
         StorageUnavailableError: the storage failed, or the object moved all the time.
         KeyringRolledBackError, UnknownMasterKeyError: try again later.
     """
-    effects = Effects(storage, keyrings, copy_limit_bytes)
+    effects = ActionExecutor(storage, keyrings, copy_limit_bytes)
     keys = OperatorKeys(master_keys)
     for _ in range(_MAX_TURNS):
         looked = await _look(project, key, storage)
         # Begun after the object was read, and after any copy of the turn before.
         observed = await keyrings.fresh(project)
-        decision = decide(looked, key, observed.keyring, observed.desired, keys, Options())
-        if isinstance(decision, Keep):
+        decision = plan_action(looked, key, observed.keyring, observed.desired, keys, Options())
+        if isinstance(decision, NoOp):
             return observed
         tags_drop = tags_at_risk(storage, looked, decision, copy_limit_bytes)
         try:
@@ -67,9 +73,9 @@ async def reconcile(
     raise StorageUnavailableError("the object kept changing while it was reconciled")
 
 
-async def _look(project: str, key: str, storage: Storage) -> Looked:
+async def _look(project: str, key: str, storage: Storage) -> ObjectView:
     try:
-        looked = Looked(*await storage.read_start(object_key(project, key), HEADER_BYTES))
+        looked = ObjectView(*await storage.read_start(object_key(project, key), HEADER_BYTES))
     except MissingError as exc:
         raise StorageUnavailableError("the object to reconcile is gone") from exc
     except ArchivedError as exc:
@@ -83,13 +89,13 @@ async def _look(project: str, key: str, storage: Storage) -> Looked:
 
 
 async def _carry_out(
-    effects: Effects,
+    effects: ActionExecutor,
     storage: Storage,
     project: str,
     key: str,
-    looked: Looked,
-    decision: Decision,
-    observed: Observed,
+    looked: ObjectView,
+    decision: PlannedAction,
+    observed: KeyringSnapshot,
     *,
     tags_drop: bool,
 ) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from keyturn.crypto import Role, SealError, Secret, unwrap_dek
 from keyturn.errors import CorruptObjectError, KeyringRolledBackError, NoUsableWrapError
 from keyturn.metadata import Wraps
-from keyturn_workers.keyring import Desired, Keyring
+from keyturn_workers.keyring import DesiredState, Keyring
 from keyturn_workers.objects.operator_keys import OperatorKeys
 
 
@@ -30,7 +30,7 @@ def past_generations(keyring: Keyring) -> Sequence[int]:
 
 
 def open_admin(
-    wraps: Wraps, key: str, desired: Desired, keys: OperatorKeys, past: Sequence[int]
+    wraps: Wraps, key: str, desired: DesiredState, keys: OperatorKeys, past: Sequence[int]
 ) -> Opened | None:
     """The admin wrap, under the desired master key, the label's, or any other that is held.
 
@@ -48,7 +48,7 @@ def open_admin(
 
 
 def _open_admin(
-    wraps: Wraps, key: str, desired: Desired, keys: OperatorKeys, past: Sequence[int]
+    wraps: Wraps, key: str, desired: DesiredState, keys: OperatorKeys, past: Sequence[int]
 ) -> Opened | None:
     # All keys at the likely generations, before any key at those of the past: what is
     # only one rotation behind must not cost a try for every rotation before.
@@ -60,7 +60,9 @@ def _open_admin(
     return None
 
 
-def _admin_keks(wraps: Wraps, desired: Desired, keys: OperatorKeys) -> Iterator[tuple[str, Secret]]:
+def _admin_keks(
+    wraps: Wraps, desired: DesiredState, keys: OperatorKeys
+) -> Iterator[tuple[str, Secret]]:
     yield desired.master_key, desired.admin_kek
     for name in dict.fromkeys((wraps.master_key, *keys.master_keys)):
         kek = None if name == desired.master_key else keys.admin_kek(name, desired.project)
@@ -68,7 +70,7 @@ def _admin_keks(wraps: Wraps, desired: Desired, keys: OperatorKeys) -> Iterator[
             yield name, kek
 
 
-def open_user(wraps: Wraps, key: str, desired: Desired, past: Sequence[int]) -> Opened | None:
+def open_user(wraps: Wraps, key: str, desired: DesiredState, past: Sequence[int]) -> Opened | None:
     """The user wrap, under the desired KEK alone: an earlier one may have leaked (SPEC 8.2)."""
     generations = (desired.generation, wraps.generation, *past)
     return try_wrap(wraps, "user", key, desired.project, desired.user_kek, generations)
@@ -123,7 +125,9 @@ def agreed(admin: Opened | None, user: Opened | None) -> bytes:
     return opened.dek
 
 
-def is_current(wraps: Wraps, admin: Opened | None, user: Opened | None, desired: Desired) -> bool:
+def is_current(
+    wraps: Wraps, admin: Opened | None, user: Opened | None, desired: DesiredState
+) -> bool:
     """Whether both wraps, and their labels, are as desired."""
     if admin is None or user is None:
         return False

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from keyturn.crypto import BODY_CONTEXT, HEADER_BYTES, Secret, commits_to
 from keyturn.errors import CorruptObjectError
 from keyturn.metadata import Wraps
-from keyturn_workers.keyring import Desired, Keyring
+from keyturn_workers.keyring import DesiredState, Keyring
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.objects.unwrap import (
     Opened,
@@ -23,7 +23,7 @@ from keyturn_workers.objects.unwrap import (
 
 
 @dataclass(frozen=True, slots=True)
-class Examined:
+class Verified:
     """An object whose DEK is known and is the one that its header commits to.
 
     `current` says that both wraps, and their labels, are as desired.
@@ -33,9 +33,9 @@ class Examined:
     current: bool
 
 
-def examine(
-    wraps: Wraps, header: bytes, key: str, desired: Desired, master_keys: Mapping[str, Secret]
-) -> Examined:
+def verify(
+    wraps: Wraps, header: bytes, key: str, desired: DesiredState, master_keys: Mapping[str, Secret]
+) -> Verified:
     """Open both wraps, and compare the object with the desired state.
 
     `header` is the first 56 bytes of the body.
@@ -52,16 +52,16 @@ def examine(
 
 def verify_own(
     wraps: Wraps, header: bytes, key: str, keyring: Keyring, master_keys: Mapping[str, Secret]
-) -> Examined:
+) -> Verified:
     """Whether an object that carries an upload's id is what that upload stored (SPEC 7.1).
 
-    Stricter than `examine`: the admin wrap must open, and so must the user wrap where
+    Stricter than `verify`: the admin wrap must open, and so must the user wrap where
     the keyring still holds the KEK of its generation. An id is not authenticated, so
     anything less would let a bucket writer pass off an object as stored.
 
     Raises:
         CorruptObjectError: a wrap does not verify.
-        KeyringRolledBackError: as `examine`.
+        KeyringRolledBackError: as `verify`.
         UnknownMasterKeyError: this process lacks the keyring's master key.
     """
     desired, past = keyring.desired(master_keys), past_generations(keyring)
@@ -78,11 +78,11 @@ def verify_own(
 
 
 def _examined(
-    wraps: Wraps, header: bytes, admin: Opened | None, user: Opened | None, desired: Desired
-) -> Examined:
+    wraps: Wraps, header: bytes, admin: Opened | None, user: Opened | None, desired: DesiredState
+) -> Verified:
     dek = agreed(admin, user)
     check_header(dek, header)
-    return Examined(dek, current=is_current(wraps, admin, user, desired))
+    return Verified(dek, current=is_current(wraps, admin, user, desired))
 
 
 def check_header(dek: bytes, header: bytes) -> None:

@@ -6,10 +6,10 @@ from datetime import datetime
 from keyturn import metadata as object_metadata
 from keyturn.crypto import Role, Secret, b64, wrap_dek
 from keyturn.metadata import COBBLESTONE, DELETED, Wraps
-from keyturn_workers.keyring import Desired
+from keyturn_workers.keyring import DesiredState
 
 
-def wrap(desired: Desired, key: str, dek: bytes, *, algorithm: str = COBBLESTONE) -> Wraps:
+def wrap(desired: DesiredState, key: str, dek: bytes, *, algorithm: str = COBBLESTONE) -> Wraps:
     """Both wraps of a 32-byte DEK, bound to the algorithm, project, key and generation."""
     user = _wrap(desired, "user", desired.user_kek, key, dek, algorithm)
     admin = _wrap(desired, "admin", desired.admin_kek, key, dek, algorithm)
@@ -17,7 +17,9 @@ def wrap(desired: Desired, key: str, dek: bytes, *, algorithm: str = COBBLESTONE
     return Wraps(algorithm, user, admin, generation, desired.kek_id, desired.master_key)
 
 
-def _wrap(desired: Desired, role: Role, kek: Secret, key: str, dek: bytes, algorithm: str) -> bytes:
+def _wrap(
+    desired: DesiredState, role: Role, kek: Secret, key: str, dek: bytes, algorithm: str
+) -> bytes:
     return wrap_dek(
         kek,
         role,

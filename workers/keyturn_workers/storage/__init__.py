@@ -1,6 +1,6 @@
 """S3 behind one small port (SPEC 10)."""
 
-from keyturn_workers.storage.capabilities import Differences
+from keyturn_workers.storage.capabilities import Capabilities
 from keyturn_workers.storage.clock import StorageClock
 from keyturn_workers.storage.port import (
     PAGE_KEYS,
@@ -23,8 +23,8 @@ from keyturn_workers.storage.port import (
 
 __all__ = [
     "PAGE_KEYS",
+    "Capabilities",
     "Condition",
-    "Differences",
     "Head",
     "Headers",
     "IfAbsent",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Differences:
+class Capabilities:
     """What the configured bucket does beyond what SPEC 10 requires."""
 
     # Completing a multipart upload honours If-None-Match: *. Where it does not, two
@@ -28,4 +28,4 @@ class Differences:
     late_writes_refused: bool = False
 
 
-WORKS_EVERYWHERE = Differences()
+WORKS_EVERYWHERE = Capabilities()

@@ -2,8 +2,8 @@
 
 Implementations: `keyturn_workers.storage.s3` (aioboto3 and leased requests) and
 `keyturn_workers.testing.memory_storage` (for tests). Whatever differs between servers is named in
-`keyturn_workers.storage.capabilities` and measured by `keyturn_workers.storage.probe`, never guessed
-from a server's name.
+`keyturn_workers.storage.capabilities` and measured by `keyturn_workers.storage.probe`, never
+guessed from a server's name.
 
 Errors, of every method: `MissingError`, `PreconditionError`, `RefusedError`, and of
 reads and copies `ArchivedError`, for definite answers;
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, Literal, Protocol
 
-from keyturn_workers.storage.capabilities import Differences
+from keyturn_workers.storage.capabilities import Capabilities
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +178,7 @@ class Stream(Protocol):
 class Storage(Protocol):
     """One bucket."""
 
-    differences: Differences
+    differences: Capabilities
 
     async def read(self, key: str, *, max_bytes: int = RECORD_MAX_BYTES) -> tuple[Head, bytes]:
         """A small object whole (a record).

@@ -20,7 +20,7 @@ from keyturn.errors import StorageUnavailableError
 from keyturn.s3_client import new_session, open_client
 from keyturn.settings import S3Settings, SettingsError
 from keyturn_workers.errors import ArchivedError
-from keyturn_workers.storage.capabilities import WORKS_EVERYWHERE, Differences
+from keyturn_workers.storage.capabilities import WORKS_EVERYWHERE, Capabilities
 from keyturn_workers.storage.exchange import Answer
 from keyturn_workers.storage.listing import page_of, page_query
 from keyturn_workers.storage.port import (
@@ -37,7 +37,7 @@ from keyturn_workers.storage.port import (
     Written,
 )
 from keyturn_workers.storage.s3_admin import ColdStorage
-from keyturn_workers.storage.s3_http import PLAIN_WRITE_TIMEOUT_S, RawClient, open_session
+from keyturn_workers.storage.s3_http import PLAIN_WRITE_TIMEOUT_S, S3HttpClient, open_session
 from keyturn_workers.storage.s3_responses import (
     LOCK_PREFIX,
     META_PREFIX,
@@ -126,7 +126,7 @@ class S3Storage(ColdStorage):
     """One bucket. See `keyturn_workers.storage.port.Storage` for what each method promises."""
 
     def __init__(
-        self, raw: RawClient, client: "S3Client", bucket: str, differences: Differences
+        self, raw: S3HttpClient, client: "S3Client", bucket: str, differences: Capabilities
     ) -> None:
         super().__init__(client, bucket)
         self._raw = raw
@@ -419,7 +419,7 @@ async def _bucket_url(client: "S3Client", bucket: str) -> str:
 async def open_storage(
     settings: S3Settings,
     *,
-    differences: Differences = WORKS_EVERYWHERE,
+    differences: Capabilities = WORKS_EVERYWHERE,
     max_connections: int = 128,
 ) -> AsyncIterator[S3Storage]:
     """The configured bucket, for the process's life.
@@ -443,7 +443,7 @@ async def open_storage(
         open_client(settings, max_connections=max_connections) as client,
         open_session(max_connections) as session,
     ):
-        raw = RawClient(
+        raw = S3HttpClient(
             session,
             base_url=await _bucket_url(client, settings.s3_bucket),
             bucket=settings.s3_bucket,

@@ -87,7 +87,7 @@ def _told(operation: str) -> Iterator[None]:
         raise StorageUnavailableError(f"{operation}: {type(exc).__name__}") from exc
 
 
-class RawClient:
+class S3HttpClient:
     """Sends signed requests for the keys of one bucket.
 
     Args:

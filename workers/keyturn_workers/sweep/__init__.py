@@ -14,17 +14,17 @@
 """
 
 from keyturn_workers.sweep.outbox import Outbox, end_of, failure_of
-from keyturn_workers.sweep.plan import ALL, AllPlan, Ask, Plan
+from keyturn_workers.sweep.plan import ALL, AllPlan, Plan, SweepRequest
 from keyturn_workers.sweep.starter import Starter
 from keyturn_workers.sweep.store import SweepStore
 
 __all__ = [
     "ALL",
     "AllPlan",
-    "Ask",
     "Outbox",
     "Plan",
     "Starter",
+    "SweepRequest",
     "SweepStore",
     "end_of",
     "failure_of",

@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from keyturn.crypto import Secret
-from keyturn_workers.keyring import Observed, resealed
-from keyturn_workers.sweep.plan import Ask
+from keyturn_workers.keyring import KeyringSnapshot, resealed
+from keyturn_workers.sweep.plan import SweepRequest
 
 
-def wanted(ask: Ask, observed: Observed, master_keys: Mapping[str, Secret]) -> Observed:
+def wanted(
+    ask: SweepRequest, observed: KeyringSnapshot, master_keys: Mapping[str, Secret]
+) -> KeyringSnapshot:
     """The keyring read as the sweep takes it: a dry run counts by the master key it names.
 
     Raises:

@@ -34,7 +34,7 @@ from keyturn_workers.sweep.outbox import Outbox
 from keyturn_workers.sweep.plan import AllPlan, Ended
 from keyturn_workers.sweep.progress import TRIES
 from keyturn_workers.sweep.starter import Starter
-from keyturn_workers.sweep.step_runner import Carrier
+from keyturn_workers.sweep.step_runner import StepRunner
 from keyturn_workers.sweep.store import Standing, SweepStore
 
 # Parts under way at once: each waits for two leases, whatever its size.
@@ -54,7 +54,7 @@ _MAX_NOT_FOUND: Final = 1000
 _log = structlog.get_logger()
 
 
-class Everyone(Carrier[AllPlan]):
+class FleetSweep(StepRunner[AllPlan]):
     """Carries sweeps of all projects on.
 
     Args:

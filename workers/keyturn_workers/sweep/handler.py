@@ -7,11 +7,11 @@ import structlog
 from keyturn.errors import KeyturnError
 from keyturn.topology import SWEEP_QUEUE
 from keyturn_workers.errors import MissingError
-from keyturn_workers.sweep.fleet_sweep import Everyone
+from keyturn_workers.sweep.fleet_sweep import FleetSweep
 from keyturn_workers.sweep.messages import SweepPage, SweepStep
-from keyturn_workers.sweep.page_worker import PageTaker
-from keyturn_workers.sweep.plan import ALL, Live, Plan, Result
-from keyturn_workers.sweep.project_sweep import Steps
+from keyturn_workers.sweep.page_worker import PageWorker
+from keyturn_workers.sweep.plan import ALL, OpenPage, Plan, Result
+from keyturn_workers.sweep.project_sweep import ProjectSweep
 from keyturn_workers.sweep.store import SweepStore
 from keyturn_workers.worker.metrics import WorkerMetrics
 
@@ -24,9 +24,9 @@ class SweepRole:
     def __init__(
         self,
         store: SweepStore,
-        steps: Steps,
-        everyone: Everyone,
-        pages: PageTaker,
+        steps: ProjectSweep,
+        everyone: FleetSweep,
+        pages: PageWorker,
         metrics: WorkerMetrics | None = None,
     ) -> None:
         self._store = store
@@ -39,13 +39,13 @@ class SweepRole:
         self._recording: set[asyncio.Task[None]] = set()
 
     async def step(self, hint: SweepStep, *, again: bool) -> None:
-        """Carry a sweep on by one step; errors as `Carrier.serve`."""
+        """Carry a sweep on by one step; errors as `StepRunner.serve`."""
         await self._carrier(hint.project).serve(hint, again=again)
 
     async def page(self, hint: SweepPage) -> None:
         """Do one take of a page, if the sweep's record still waits for it.
 
-        Raises: as `PageTaker.take`.
+        Raises: as `PageWorker.take`.
         """
         try:
             standing = await self._store.read(hint.sweep_id, hint.project)
@@ -90,7 +90,7 @@ class SweepRole:
             failed=len(result.failures),
         )
 
-    async def _record(self, plan: Plan, live: Live, result: Result) -> None:
+    async def _record(self, plan: Plan, live: OpenPage, result: Result) -> None:
         state = result.state or plan.state
         if await self._store.add_result(plan, live, result, state.master_key):
             await self._store.forget_if_over(plan, live)
@@ -99,9 +99,9 @@ class SweepRole:
         """Record and tell that a sweep cannot go on."""
         await self._carrier(hint.project).fail(hint, error)
 
-    async def hurry(self, sweep_id: str, project: str) -> None:
+    async def resume(self, sweep_id: str, project: str) -> None:
         """Make sure that a sweep goes on whose messages may be lost."""
-        await self._carrier(project).hurry(sweep_id, project)
+        await self._carrier(project).resume(sweep_id, project)
 
-    def _carrier(self, project: str) -> Steps | Everyone:
+    def _carrier(self, project: str) -> ProjectSweep | FleetSweep:
         return self._everyone if project == ALL else self._steps

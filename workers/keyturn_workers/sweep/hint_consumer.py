@@ -20,7 +20,7 @@ from keyturn.errors import (
     StorageUnavailableError,
 )
 from keyturn.topology import RETRY_DELAYS_S
-from keyturn_workers.amqp import NotConfirmedError, Teller
+from keyturn_workers.amqp import NotConfirmedError, WorkerPublisher
 from keyturn_workers.amqp.direct import Delivered
 from keyturn_workers.amqp.retry import Retry, attempts, retry_delay_s, utc_now
 from keyturn_workers.errors import StorageAnswerError
@@ -39,7 +39,7 @@ class HintConsumer:
     def __init__(
         self,
         role: SweepRole,
-        teller: Teller,
+        teller: WorkerPublisher,
         queue: str,
         max_age: timedelta,
         metrics: WorkerMetrics | None = None,
@@ -116,8 +116,8 @@ class HintConsumer:
         delay_s = self._delay_s(hint, error, attempt)
         said = {"sweep_id": hint.sweep_id, "project": hint.project, "code": error.code}
         if delay_s is not None:
-            await self._teller.put_off(message, self._queue, error, attempt, delay_s)
-            self._metrics.put_off(error)
+            await self._teller.schedule_retry(message, self._queue, error, attempt, delay_s)
+            self._metrics.schedule_retry(error)
             log = _log.error if error.code == "keyring_rolled_back" else _log.warning
             log("put off", **said, detail=error.detail, delay_s=delay_s)
             return

@@ -9,11 +9,11 @@ from keyturn.messages import EVENT_MODELS, Event, RequestOrigin, id_field, with_
 from keyturn_workers.amqp.retry import delay_up_to
 from keyturn_workers.sweep.counts import Counts
 from keyturn_workers.sweep.messages import Hint, SweepPage, SweepStep, encode, queue_of
-from keyturn_workers.sweep.plan import AllPlan, Ask, Live, Origins, Plan, by_publisher
+from keyturn_workers.sweep.plan import AllPlan, OpenPage, Origins, Plan, SweepRequest, by_publisher
 
 
 class Sender(Protocol):
-    """How messages leave: `keyturn_workers.amqp.Teller`, or a queue in memory."""
+    """How messages leave: `keyturn_workers.amqp.WorkerPublisher`, or a queue in memory."""
 
     async def tell(self, event: Event) -> None:
         """Publish a signed event, and return once it is durable."""
@@ -35,7 +35,7 @@ class Outbox:
         hint = SweepStep(sweep_id=plan.ask.sweep_id, project=plan.ask.project, step=plan.step)
         await self._send(hint, delay_up_to(wait_s))
 
-    async def page(self, plan: Plan, live: Live) -> None:
+    async def page(self, plan: Plan, live: OpenPage) -> None:
         """Ask for the current take of a page."""
         await self._send(
             SweepPage(
@@ -52,7 +52,7 @@ class Outbox:
         await self._sender.send(encode(hint), queue_of(hint), delay_s)
 
     async def progressed(
-        self, ask: Ask, counts: Counts, origins: Origins, *, clean: bool = False
+        self, ask: SweepRequest, counts: Counts, origins: Origins, *, clean: bool = False
     ) -> None:
         """Publish how far a sweep of one project is, once to each publisher that asked for it."""
         event = _counted("sweep.progressed", ask, counts, clean=clean)
@@ -63,7 +63,9 @@ class Outbox:
         """Publish how a rotation or a sweep ended, as the answer to this request."""
         await self._sender.tell(with_origin(end_of(plan), origin))
 
-    async def failed(self, ask: Ask, error: KeyturnError, origin: RequestOrigin | None) -> None:
+    async def failed(
+        self, ask: SweepRequest, error: KeyturnError, origin: RequestOrigin | None
+    ) -> None:
         """Publish that a rotation or a sweep cannot go on, as the answer to this request.
 
         It is no refusal: the request was accepted (SPEC 6.7).
@@ -71,7 +73,7 @@ class Outbox:
         await self._sender.tell(with_origin(failure_of(ask, error), origin))
 
 
-def failure_of(ask: Ask, error: KeyturnError) -> Event:
+def failure_of(ask: SweepRequest, error: KeyturnError) -> Event:
     """The event that says that a rotation or a sweep cannot go on."""
     event_type = f"{ask.kind}.failed"
     fields = {"code": error.code, "detail": error.detail, "at": _now()}
@@ -94,7 +96,9 @@ def end_of(plan: Plan | AllPlan) -> Event:
     )
 
 
-def _counted(event_type: str, ask: Ask, counts: Counts, *, clean: bool, **more: Any) -> Event:
+def _counted(
+    event_type: str, ask: SweepRequest, counts: Counts, *, clean: bool, **more: Any
+) -> Event:
     fields: dict[str, Any] = {
         **more,
         id_field(event_type): ask.sweep_id,

@@ -35,23 +35,23 @@ from keyturn_workers.errors import (
     RefusedError,
     StorageAnswerError,
 )
-from keyturn_workers.keyring import KeyringReader, Observed
-from keyturn_workers.objects.apply import Effects, tags_at_risk
+from keyturn_workers.keyring import KeyringReader, KeyringSnapshot
+from keyturn_workers.objects.apply import ActionExecutor, tags_at_risk
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.objects.plan_action import (
-    Decision,
     Encrypt,
-    Keep,
-    Looked,
+    NoOp,
+    ObjectView,
     Options,
+    PlannedAction,
     Rewrap,
-    decide,
+    plan_action,
 )
 from keyturn_workers.storage import Storage
 from keyturn_workers.sweep.counts import Counts
 from keyturn_workers.sweep.effective_state import wanted
 from keyturn_workers.sweep.page_listing import Row, batches
-from keyturn_workers.sweep.plan import Failure, Live, Plan, Result, State
+from keyturn_workers.sweep.plan import Failure, OpenPage, Plan, Result, State
 from keyturn_workers.sweep.store import SweepStore
 
 _BATCH_KEYS: Final = 500
@@ -69,13 +69,13 @@ class _Planned:
     """What is to become of one object, by the keyring read that it was decided by."""
 
     key: str
-    looked: Looked
-    decision: Decision
-    observed: Observed
+    looked: ObjectView
+    decision: PlannedAction
+    observed: KeyringSnapshot
 
     @property
     def writes(self) -> bool:
-        return not isinstance(self.decision, Keep)
+        return not isinstance(self.decision, NoOp)
 
 
 @dataclass(slots=True)
@@ -106,7 +106,7 @@ class _Tally:
         )
 
 
-class PageTaker:
+class PageWorker:
     """Does pages of sweeps; its concurrency is shared by all pages of a process.
 
     Args:
@@ -132,11 +132,11 @@ class PageTaker:
         self.keyrings = keyrings
         self.keys = keys
         self.store = store
-        self.effects = Effects(storage, keyrings, copy_limit_bytes)
+        self.effects = ActionExecutor(storage, keyrings, copy_limit_bytes)
         self.copy_limit_bytes = copy_limit_bytes
         self.slots = asyncio.Semaphore(concurrency)
 
-    async def take(self, plan: Plan, live: Live) -> Result:
+    async def take(self, plan: Plan, live: OpenPage) -> Result:
         """One look at the page, with what it takes to bring its objects to the desired state.
 
         Raises:
@@ -145,7 +145,7 @@ class PageTaker:
             CorruptObjectError, UnknownProjectError: the keyring was forged, or is gone.
         """
         try:
-            return await _Take(self, plan, live).run()
+            return await _PageAttempt(self, plan, live).run()
         except _NoLeaseError as exc:
             # No fault of the object's that was being looked at.
             raise StorageUnavailableError("keyring reads give no lease now") from exc
@@ -155,10 +155,10 @@ class _NoLeaseError(Exception):
     """Two keyring reads in turn gave no lease: the attempt at the page ends here."""
 
 
-class _Take:
+class _PageAttempt:
     """One take under way."""
 
-    def __init__(self, by: PageTaker, plan: Plan, live: Live) -> None:
+    def __init__(self, by: PageWorker, plan: Plan, live: OpenPage) -> None:
         self._by = by
         self._storage = by.storage
         self._plan = plan
@@ -199,7 +199,7 @@ class _Take:
             proves=began.proves,
         )
 
-    def _check_proves(self, began: Observed) -> None:
+    def _check_proves(self, began: KeyringSnapshot) -> None:
         """Leave a page that only a proof is wanted of to a worker whose look can be one.
 
         Raises:
@@ -210,7 +210,7 @@ class _Take:
         if began.read_at > self._plan.proof_after(self._plan.lease_s or began.lease_s):
             raise StorageUnavailableError("the storage's clock is not known for two leases yet")
 
-    def _observe(self, observed: Observed) -> Observed:
+    def _observe(self, observed: KeyringSnapshot) -> KeyringSnapshot:
         return wanted(self._plan.ask, observed, self._by.keys.master_keys)
 
     async def _batch(self, batch: Sequence[Row]) -> None:
@@ -227,7 +227,7 @@ class _Take:
             planned = await self._write([each for each in restored if each is not None])
         for each in planned:
             self._tally.objects += 1
-            if isinstance(each.decision, Keep):
+            if isinstance(each.decision, NoOp):
                 self._tally.kept[each.decision.kind] += 1
         settled = {each.key for each in planned if _is_ours(each.decision)}
         await _all(self._noncurrent(row, settled) for row in rows if row.noncurrent)
@@ -303,16 +303,16 @@ class _Take:
         """
         s3_key = object_key(self._project, key)
         try:
-            looked = Looked(*await self._storage.read_start(s3_key, HEADER_BYTES))
+            looked = ObjectView(*await self._storage.read_start(s3_key, HEADER_BYTES))
         except MissingError as exc:
             raise _not_found() from exc
         except ArchivedError:
-            looked = Looked(await self._storage.head(s3_key), b"")
+            looked = ObjectView(await self._storage.head(s3_key), b"")
         decision, observed = await self._decided(key, looked)
         self._tally.moved |= State.of(observed) != self._state
         return _Planned(key, looked, decision, observed)
 
-    async def _decided(self, key: str, looked: Looked) -> tuple[Decision, Observed]:
+    async def _decided(self, key: str, looked: ObjectView) -> tuple[PlannedAction, KeyringSnapshot]:
         """What becomes of an object, and the keyring read that says so."""
         observed = await self._recent()
         try:
@@ -322,8 +322,10 @@ class _Take:
             observed = await self._fresh()
             return self._decide(key, looked, observed), observed
 
-    def _decide(self, key: str, looked: Looked, observed: Observed) -> Decision:
-        return decide(looked, key, observed.keyring, observed.desired, self._by.keys, self._options)
+    def _decide(self, key: str, looked: ObjectView, observed: KeyringSnapshot) -> PlannedAction:
+        return plan_action(
+            looked, key, observed.keyring, observed.desired, self._by.keys, self._options
+        )
 
     async def _write(self, planned: Sequence[_Planned]) -> list[_Planned]:
         """Bring to the desired state what is not; gives what stands now, as far as it stands."""
@@ -422,7 +424,7 @@ class _Take:
     async def _with_tags(self, planned: _Planned) -> _Planned:
         """Put back tags that an earlier take noted and did not live to put back."""
         tags = self._noted.get(planned.key)
-        gone = isinstance(planned.decision, Keep) and planned.decision.kind == "deleted"
+        gone = isinstance(planned.decision, NoOp) and planned.decision.kind == "deleted"
         if tags and not planned.looked.head.tag_count and not gone:
             await self._put_tags(planned.key, tags)
             self._tally.changed += 1
@@ -478,7 +480,7 @@ class _Take:
         """
         s3_key = object_key(self._project, key)
         try:
-            looked = Looked(
+            looked = ObjectView(
                 *await self._storage.read_start(s3_key, HEADER_BYTES, version_id=version)
             )
         except MissingError:
@@ -494,18 +496,18 @@ class _Take:
             raise
         except KeyturnError:
             return True, ours
-        return not isinstance(decision, Keep), ours
+        return not isinstance(decision, NoOp), ours
 
-    async def _recent(self) -> Observed:
+    async def _recent(self) -> KeyringSnapshot:
         return self._leased(await self._by.keyrings.leased(self._project))
 
-    async def _fresh(self) -> Observed:
+    async def _fresh(self) -> KeyringSnapshot:
         observed = await self._by.keyrings.fresh(self._project)
         if not observed.leased:
             observed = await self._by.keyrings.fresh(self._project)
         return self._leased(observed)
 
-    def _leased(self, observed: Observed) -> Observed:
+    def _leased(self, observed: KeyringSnapshot) -> KeyringSnapshot:
         if not observed.leased:
             raise _NoLeaseError
         return self._observe(observed)
@@ -515,9 +517,9 @@ def _not_found() -> NotFoundError:
     return NotFoundError("it was listed, and the storage answers that it does not exist")
 
 
-def _is_ours(decision: Decision) -> bool:
+def _is_ours(decision: PlannedAction) -> bool:
     """Whether what stands now is sealed by us, so that its older versions are superseded."""
-    return not (isinstance(decision, Keep) and decision.kind == "plaintext")
+    return not (isinstance(decision, NoOp) and decision.kind == "plaintext")
 
 
 async def _all(work: Iterable[Coroutine[Any, Any, _T]]) -> list[_T]:

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, TypeVar, cast
 from pydantic import TypeAdapter, ValidationError
 
 from keyturn.messages import RequestOrigin
-from keyturn_workers.keyring import Observed
+from keyturn_workers.keyring import KeyringSnapshot
 from keyturn_workers.sweep.counts import Counts
 
 ALL: Final = "*"
@@ -28,7 +28,7 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class SweepRequest:
     """What was asked for.
 
     `kind` is how its end is told. `of_all` marks one project's part of a sweep of all.
@@ -60,7 +60,7 @@ class State:
     etag: str
 
     @classmethod
-    def of(cls, observed: Observed) -> "State":
+    def of(cls, observed: KeyringSnapshot) -> "State":
         """The state that a keyring read showed."""
         desired = observed.desired
         return cls(
@@ -85,7 +85,7 @@ class KeyRange:
 
 
 @dataclass(frozen=True, slots=True)
-class Live:
+class OpenPage:
     """A page that is not proven yet.
 
     `take` counts the looks at it so far, `tries` those of them that failed for an object
@@ -151,7 +151,7 @@ class Plan:
     `stepped_lease_s` that of the worker of the last step.
     """
 
-    ask: Ask
+    ask: SweepRequest
     state: State
     turned_at: datetime
     started_at: datetime
@@ -164,7 +164,7 @@ class Plan:
     round: int = 0
     next_page: int = 0
     ranges: tuple[KeyRange, ...] = (KeyRange(),)
-    live: tuple[Live, ...] = ()
+    live: tuple[OpenPage, ...] = ()
     proven: Counts = field(default_factory=Counts)
     written: Counts = field(default_factory=Counts)
     width: int = 16
@@ -198,7 +198,7 @@ class Plan:
             seen += live.seen
         return replace(seen, rewrapped=self.written.rewrapped, encrypted=self.written.encrypted)
 
-    def page(self, number: int) -> Live | None:
+    def page(self, number: int) -> OpenPage | None:
         """The live page of this number."""
         return next((live for live in self.live if live.page == number), None)
 
@@ -219,7 +219,7 @@ class AllPlan:
     `not_found` counts the walks in which a project's keyring was listed and not found.
     """
 
-    ask: Ask
+    ask: SweepRequest
     started_at: datetime
     status: Status = "running"
     told: bool = False

@@ -11,7 +11,7 @@ from typing import Final
 
 from keyturn.identifiers import object_key
 from keyturn_workers.storage import Storage
-from keyturn_workers.sweep.plan import KeyRange, Live, Plan
+from keyturn_workers.sweep.plan import KeyRange, OpenPage, Plan
 from keyturn_workers.sweep.progress import MAX_WIDTH
 
 # Pages that may be unproven at once, and how many one step plans at most.
@@ -70,7 +70,7 @@ class Planner:
         ranges, live, number = list(plan.ranges), list(plan.live), plan.next_page
         for n, edges in zip(open_ranges, listed, strict=False):
             for last in edges:
-                live.append(Live(page=number, after=ranges[n].through, last=last))
+                live.append(OpenPage(page=number, after=ranges[n].through, last=last))
                 number += 1
                 ranges[n] = replace(ranges[n], through=last, planned=last == ranges[n].end)
         return replace(plan, ranges=tuple(ranges), live=tuple(live), next_page=number)

@@ -16,7 +16,7 @@ from typing import Final
 from keyturn.errors import LeaseMismatchError, StorageUnavailableError
 from keyturn.topology import RETRY_DELAYS_S
 from keyturn_workers.sweep.counts import Counts
-from keyturn_workers.sweep.plan import KeyRange, Live, Plan, Result, State
+from keyturn_workers.sweep.plan import KeyRange, OpenPage, Plan, Result, State
 
 # Looks at an object that fails, before it is recorded as failed; more where it may pass.
 TRIES: Final = 3
@@ -40,7 +40,7 @@ class Judged:
     """A plan after its results were looked at; `failing` are the proven pages with failures."""
 
     plan: Plan
-    proven: tuple[Live, ...]
+    proven: tuple[OpenPage, ...]
     failing: Mapping[int, Result]
 
 
@@ -143,7 +143,7 @@ def _dated(plan: Plan, now: datetime, *, proves: bool) -> Plan:
     return replace(plan, live=tuple(waiting))
 
 
-def _redated(live: Live, now: datetime, lease_s: int) -> Live:
+def _redated(live: OpenPage, now: datetime, lease_s: int) -> OpenPage:
     """The page without moments that only a wrong `Date` can have given: it would wait for them."""
     latest = now + timedelta(seconds=_MAX_AHEAD_S)
     sent_at = None if live.sent_at is None or live.sent_at > latest else live.sent_at
@@ -163,8 +163,8 @@ def judge(plan: Plan, results: Mapping[int, Result], now: datetime, lease_s: int
 
     `now` is the storage's clock, by the step's own read.
     """
-    kept: list[Live] = []
-    proven: list[Live] = []
+    kept: list[OpenPage] = []
+    proven: list[OpenPage] = []
     failing: dict[int, Result] = {}
     seen, written = plan.proven, plan.written
     for live in plan.live:
@@ -186,7 +186,9 @@ def judge(plan: Plan, results: Mapping[int, Result], now: datetime, lease_s: int
     return Judged(after, tuple(proven), failing)
 
 
-def _again(plan: Plan, live: Live, result: Result, now: datetime, lease_s: int) -> Live | None:
+def _again(
+    plan: Plan, live: OpenPage, result: Result, now: datetime, lease_s: int
+) -> OpenPage | None:
     """The page as it is to be done again, or None where this take is the last."""
     if plan.ask.dry_run:
         return None  # it counts, and proves nothing
@@ -221,18 +223,18 @@ def _is_in_time(result: Result, late: datetime, now: datetime) -> bool:
     return result.proves and late < result.observed_at <= now
 
 
-def _is_as_wanted(plan: Plan, live: Live, result: Result) -> bool:
+def _is_as_wanted(plan: Plan, live: OpenPage, result: Result) -> bool:
     """Whether the take observed just what the sweep proves, and found it so."""
     its_own = (result.after, result.last) == (live.after, live.last)
     return its_own and result.state == plan.state and not result.changed
 
 
-def due(plan: Plan, now: datetime) -> tuple[Plan, tuple[Live, ...]]:
+def due(plan: Plan, now: datetime) -> tuple[Plan, tuple[OpenPage, ...]]:
     """The plan with those pages marked as sent that may be sent now, and these pages."""
     under_way = sum(live.sent_at is not None and not _may_go(live, now) for live in plan.live)
     room = max(0, plan.width - under_way)
-    sent: list[Live] = []
-    every: list[Live] = []
+    sent: list[OpenPage] = []
+    every: list[OpenPage] = []
     for live in plan.live:
         if _may_go(live, now) and len(sent) < room:
             sent.append(replace(live, sent_at=now, sends=live.sends + 1))
@@ -242,7 +244,7 @@ def due(plan: Plan, now: datetime) -> tuple[Plan, tuple[Live, ...]]:
     return replace(plan, live=tuple(every)), tuple(sent)
 
 
-def _may_go(live: Live, now: datetime) -> bool:
+def _may_go(live: OpenPage, now: datetime) -> bool:
     if live.sent_at is not None:
         # Twice as late each time: a page of large bodies may take its time.
         return now - live.sent_at > timedelta(seconds=RESEND_AFTER_S * 2 ** (live.sends - 1))

@@ -24,7 +24,7 @@ from keyturn_workers.errors import MissingError, RefusedError, StorageAnswerErro
 from keyturn_workers.keyring import (
     Keyring,
     KeyringReader,
-    Observed,
+    KeyringSnapshot,
     change,
     forbidden_plaintext,
     forget_older,
@@ -35,10 +35,10 @@ from keyturn_workers.storage import Storage
 from keyturn_workers.sweep.effective_state import wanted
 from keyturn_workers.sweep.messages import SweepPage
 from keyturn_workers.sweep.outbox import Outbox
-from keyturn_workers.sweep.plan import Ask, Ended, Live, Plan, State
+from keyturn_workers.sweep.plan import Ended, OpenPage, Plan, State, SweepRequest
 from keyturn_workers.sweep.planner import Planner
 from keyturn_workers.sweep.progress import at, due, judge, moved, waits_until, with_lease
-from keyturn_workers.sweep.step_runner import HURRY_STEPS, Carrier
+from keyturn_workers.sweep.step_runner import HURRY_STEPS, StepRunner
 from keyturn_workers.sweep.store import Standing, SweepStore
 from keyturn_workers.sweep.takeover import copied, pause_s, take_over_earlier
 
@@ -52,7 +52,7 @@ _MAX_TURNS: Final = 8
 _log = structlog.get_logger()
 
 
-class Steps(Carrier[Plan]):
+class ProjectSweep(StepRunner[Plan]):
     """Carries sweeps of single projects on.
 
     Args:
@@ -225,9 +225,9 @@ class Steps(Carrier[Plan]):
         self,
         standing: Standing[Plan],
         plan: Plan,
-        observed: Observed,
-        sent: tuple[Live, ...] = (),
-        proven: tuple[Live, ...] = (),
+        observed: KeyringSnapshot,
+        sent: tuple[OpenPage, ...] = (),
+        proven: tuple[OpenPage, ...] = (),
     ) -> bool:
         """Change the record, and send what follows from it; False as `_step`."""
         now = observed.lease.read_at
@@ -248,7 +248,9 @@ class Steps(Carrier[Plan]):
         await self._store.forget(plan, proven)
         return True
 
-    async def _settle(self, standing: Standing[Plan], plan: Plan, proven: tuple[Live, ...]) -> bool:
+    async def _settle(
+        self, standing: Standing[Plan], plan: Plan, proven: tuple[OpenPage, ...]
+    ) -> bool:
         """Every page is proven: let the keyring show it, and end the sweep (SPEC 8.6).
 
         False as `_step`.
@@ -302,7 +304,7 @@ class Steps(Carrier[Plan]):
             # They stay sealed under the master key; the objects are proven all the same.
             _log.warning("an older version of the keyring stays", **_named(plan), problem=str(exc))
 
-    async def _change(self, observed: Observed, keyring: Keyring) -> bool:
+    async def _change(self, observed: KeyringSnapshot, keyring: Keyring) -> bool:
         return await change(
             self._storage,
             keyring,
@@ -325,7 +327,7 @@ class Steps(Carrier[Plan]):
         worker does that page again. A note stays until the sweep's end: the page may be under
         way all the same.
         """
-        page = Live(page=hint.page, after="", last="")
+        page = OpenPage(page=hint.page, after="", last="")
         async for note, tags_by_key in self._store.noted_tags(
             replace(plan, round=hint.round), page
         ):
@@ -356,7 +358,7 @@ class Steps(Carrier[Plan]):
         await self._store.add_ended(plan.ask.sweep_id, plan.ask.project, ended, master_key)
         await self._outbox.progressed(plan.ask, ended.counts, plan.origins, clean=ended.clean)
 
-    def _wanted(self, ask: Ask, observed: Observed) -> Observed:
+    def _wanted(self, ask: SweepRequest, observed: KeyringSnapshot) -> KeyringSnapshot:
         return wanted(ask, observed, self._keys.master_keys)
 
 

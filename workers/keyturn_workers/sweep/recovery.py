@@ -165,7 +165,7 @@ class _Unmarked:
 async def _hurried(role: SweepRole, name: _Name) -> int:
     sweep_id, project = name
     try:
-        await role.hurry(sweep_id, project)
+        await role.resume(sweep_id, project)
     except (CorruptObjectError, UnknownMasterKeyError) as exc:
         # One whose record was forged, or that is another worker's: the others are not
         # to wait for it.

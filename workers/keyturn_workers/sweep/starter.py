@@ -6,12 +6,12 @@ from typing import Final
 
 from keyturn.errors import MalformedRequestError, StorageUnavailableError, UnknownMasterKeyError
 from keyturn_workers.errors import MissingError
-from keyturn_workers.keyring import KeyringReader, Observed, brought_by, change, resealed
+from keyturn_workers.keyring import KeyringReader, KeyringSnapshot, brought_by, change, resealed
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.storage import Storage
 from keyturn_workers.sweep.effective_state import wanted
 from keyturn_workers.sweep.outbox import Outbox
-from keyturn_workers.sweep.plan import ALL, AllPlan, Ask, Origins, Plan, State, joined
+from keyturn_workers.sweep.plan import ALL, AllPlan, Origins, Plan, State, SweepRequest, joined
 from keyturn_workers.sweep.store import Standing, SweepStore
 
 _MAX_TURNS: Final = 8
@@ -40,7 +40,7 @@ class Starter:
         self._outbox = outbox
         self._active = active_master_key
 
-    async def standing(self, ask: Ask) -> Plan | AllPlan | None:
+    async def standing(self, ask: SweepRequest) -> Plan | AllPlan | None:
         """The plan of an earlier start of this very request, or None.
 
         Raises:
@@ -54,7 +54,9 @@ class Starter:
             raise MalformedRequestError("this id names another sweep")
         return plan
 
-    async def start(self, ask: Ask, origins: Origins, *, adopting: bool = False) -> Plan | AllPlan:
+    async def start(
+        self, ask: SweepRequest, origins: Origins, *, adopting: bool = False
+    ) -> Plan | AllPlan:
         """Make sure that a sweep exists and goes on; gives its plan.
 
         A sweep that names a master key first re-seals the project's keyring under it. One that
@@ -94,11 +96,11 @@ class Starter:
         current = keyring.current
         if current.rotation_id != rotation_id:
             return False
-        ask = Ask("rotation", rotation_id, project, current.requested_at)
+        ask = SweepRequest("rotation", rotation_id, project, current.requested_at)
         await self.start(ask, (keyring.origin,))
         return True
 
-    async def _join(self, ask: Ask, origins: Origins) -> Plan | AllPlan:
+    async def _join(self, ask: SweepRequest, origins: Origins) -> Plan | AllPlan:
         """The plan, with these requests among those to which its end is published."""
         for _ in range(_MAX_TURNS):
             try:
@@ -117,12 +119,12 @@ class Starter:
                 return plan
         raise StorageUnavailableError("the sweep's record kept changing")
 
-    async def _read(self, ask: Ask) -> Standing[Plan] | Standing[AllPlan]:
+    async def _read(self, ask: SweepRequest) -> Standing[Plan] | Standing[AllPlan]:
         if ask.project == ALL:
             return await self._store.read_all(ask.sweep_id)
         return await self._store.read(ask.sweep_id, ask.project)
 
-    async def _create(self, ask: Ask, origins: Origins, *, adopting: bool = False) -> None:
+    async def _create(self, ask: SweepRequest, origins: Origins, *, adopting: bool = False) -> None:
         observed = wanted(ask, await self._under_its_master_key(ask), self._keys.master_keys)
         if (
             ask.kind == "sweep"
@@ -144,7 +146,7 @@ class Starter:
         await self._store.mark_running(ask)
         await self._store.create(plan, observed.desired.master_key)
 
-    async def _under_its_master_key(self, ask: Ask) -> Observed:
+    async def _under_its_master_key(self, ask: SweepRequest) -> KeyringSnapshot:
         """A keyring read that shows the master key that the sweep names, if it names one."""
         name = ask.master_key
         for _ in range(_MAX_TURNS):
@@ -161,7 +163,7 @@ class Starter:
             )
         raise StorageUnavailableError("the keyring kept changing")
 
-    async def _create_all(self, ask: Ask, origins: Origins) -> None:
+    async def _create_all(self, ask: SweepRequest, origins: Origins) -> None:
         name = ask.master_key or self._active
         if name not in self._keys.master_keys:
             raise UnknownMasterKeyError(name)

@@ -30,7 +30,7 @@ _MAX_TURNS: Final = 8
 _log = structlog.get_logger()
 
 
-class Carrier(ABC, Generic[PlanT]):
+class StepRunner(ABC, Generic[PlanT]):
     """Carries sweeps of one kind on.
 
     Args:
@@ -139,7 +139,7 @@ class Carrier(ABC, Generic[PlanT]):
             else:
                 await self._outbox.ended(plan, origin)
 
-    async def hurry(self, sweep_id: str, project: str) -> None:
+    async def resume(self, sweep_id: str, project: str) -> None:
         """Make sure that a sweep goes on whose messages may be lost.
 
         Its record moves to the next step first, so that of many who hurry it one sends that

@@ -42,12 +42,12 @@ from keyturn_workers.storage import Headers, Storage
 from keyturn_workers.sweep.plan import (
     ALL,
     AllPlan,
-    Ask,
     Ended,
     Failure,
-    Live,
+    OpenPage,
     Plan,
     Result,
+    SweepRequest,
     from_json,
     to_json,
 )
@@ -125,7 +125,7 @@ class SweepStore:
 
     # What takes found.
 
-    async def add_result(self, plan: Plan, live: Live, result: Result, master_key: str) -> bool:
+    async def add_result(self, plan: Plan, live: OpenPage, result: Result, master_key: str) -> bool:
         """Put what this take of a page found; False where another worker's stands already."""
         key = self._result_key(plan, live)
         if await self._add(key, plan.ask.project, result, master_key):
@@ -135,7 +135,7 @@ class SweepStore:
         # Somebody who writes the bucket had put it there; it is gone now.
         return await self._add(key, plan.ask.project, result, master_key)
 
-    async def forget_if_over(self, plan: Plan, live: Live) -> None:
+    async def forget_if_over(self, plan: Plan, live: OpenPage) -> None:
         """Remove a result that no step will look at any more.
 
         It came after the sweep's end, or of an attempt at the page that another one overtook.
@@ -183,7 +183,7 @@ class SweepStore:
             result = replace(result, state=None)
         return page, result
 
-    async def forget(self, plan: Plan, pages: Iterable[Live]) -> None:
+    async def forget(self, plan: Plan, pages: Iterable[OpenPage]) -> None:
         """Remove results and noted tags of proven pages."""
         folder = sweep_folder(plan.ask.sweep_id, plan.ask.project)
         keys = [
@@ -218,7 +218,7 @@ class SweepStore:
     # Tags that a copy drops.
 
     async def note_tags(
-        self, plan: Plan, live: Live, tags: Mapping[str, Mapping[str, str]], master_key: str
+        self, plan: Plan, live: OpenPage, tags: Mapping[str, Mapping[str, str]], master_key: str
     ) -> str:
         """Note objects' tags before copies that drop them; gives the note's key."""
         folder = sweep_folder(plan.ask.sweep_id, plan.ask.project)
@@ -229,7 +229,7 @@ class SweepStore:
         return key
 
     async def noted_tags(
-        self, plan: Plan, live: Live | None = None
+        self, plan: Plan, live: OpenPage | None = None
     ) -> AsyncIterator[tuple[str, dict[str, dict[str, str]]]]:
         """Notes that still stand, of one page of this round or of all: key, tags by object."""
         folder = sweep_folder(plan.ask.sweep_id, plan.ask.project) + _TAGS
@@ -268,7 +268,7 @@ class SweepStore:
 
     # Which sweeps there are.
 
-    async def mark_running(self, ask: Ask) -> None:
+    async def mark_running(self, ask: SweepRequest) -> None:
         """Let `running` show the sweep; before its plan is put."""
         key = _marker(ask.sweep_id, ask.project)
         await self._storage.put(key, b"", Headers(metadata={}))
@@ -355,7 +355,7 @@ class SweepStore:
     def _plan_key(self, plan: Plan | AllPlan) -> str:
         return sweep_folder(plan.ask.sweep_id, plan.ask.project) + PLAN_NAME
 
-    def _result_key(self, plan: Plan, live: Live) -> str:
+    def _result_key(self, plan: Plan, live: OpenPage) -> str:
         folder = sweep_folder(plan.ask.sweep_id, plan.ask.project)
         return f"{folder}{_RESULTS}{plan.round:06}-{live.page:08}-{live.take:06}.json"
 

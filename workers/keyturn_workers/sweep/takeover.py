@@ -23,7 +23,7 @@ from keyturn.identifiers import parse_time
 from keyturn_workers.errors import MissingError
 from keyturn_workers.sweep.counts import Counts
 from keyturn_workers.sweep.outbox import Outbox
-from keyturn_workers.sweep.plan import Ask, Plan
+from keyturn_workers.sweep.plan import Plan, SweepRequest
 from keyturn_workers.sweep.store import SweepStore
 
 # By two: what still travels of the earlier sweep's steps is then out of date.
@@ -35,16 +35,16 @@ _PAUSE_S: Final = ((20, 30.0), (6, 9.0), (0, 5.0))
 _log = structlog.get_logger()
 
 
-def is_later(ask: Ask, than: Ask) -> bool:
+def is_later(ask: SweepRequest, than: SweepRequest) -> bool:
     """Whether a sweep comes after another one, by the time that it was asked for, then by id."""
     return _order(ask) > _order(than)
 
 
-def _order(ask: Ask) -> tuple[datetime, str]:
+def _order(ask: SweepRequest) -> tuple[datetime, str]:
     return parse_time(ask.requested_at), ask.sweep_id
 
 
-def covers(later: Ask, earlier: Ask) -> bool:
+def covers(later: SweepRequest, earlier: SweepRequest) -> bool:
     """Whether the end of the later sweep says all that the end of the earlier one would say.
 
     A master key that the earlier one names must be the later one's too: without naming it, the
@@ -119,7 +119,7 @@ async def _take_over(
     raise StorageUnavailableError("an earlier sweep's record kept changing")
 
 
-async def _replaces(store: SweepStore, later: Ask, successor: str) -> bool:
+async def _replaces(store: SweepStore, later: SweepRequest, successor: str) -> bool:
     """Whether this sweep takes an earlier one over from the one that did so before it."""
     try:
         other = (await store.read(successor, later.project)).plan
@@ -138,7 +138,7 @@ def pause_s(plan: Plan) -> float:
 def copied(plan: Plan, later: Plan) -> Plan:
     """A sweep that was taken over, with the end of its successor as its own.
 
-    A failed one may be asked for again, and then goes on by itself: see `Steps._resumed`.
+    A failed one may be asked for again, and then goes on by itself: see `ProjectSweep._resumed`.
     """
     return replace(
         plan,

@@ -18,7 +18,7 @@ from typing import Final
 
 from keyturn.errors import StorageUnavailableError
 from keyturn_workers.errors import MissingError, PreconditionError, RefusedError
-from keyturn_workers.storage.capabilities import WORKS_EVERYWHERE, Differences
+from keyturn_workers.storage.capabilities import WORKS_EVERYWHERE, Capabilities
 from keyturn_workers.storage.clock import boottime_s
 from keyturn_workers.storage.port import (
     PAGE_KEYS,
@@ -90,7 +90,7 @@ class MemoryStorage:
     def __init__(
         self,
         *,
-        differences: Differences = WORKS_EVERYWHERE,
+        differences: Capabilities = WORKS_EVERYWHERE,
         versioned: bool = False,
         atomic_copies: bool = True,
     ) -> None:

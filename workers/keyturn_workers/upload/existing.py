@@ -37,7 +37,7 @@ from keyturn.identifiers import object_key
 from keyturn.messages import InlineBody, StagedBody, UploadRequested
 from keyturn.metadata import DELETED, UPLOAD, Plaintext, Wraps
 from keyturn_workers.errors import ArchivedError, MissingError, StorageAnswerError
-from keyturn_workers.keyring import KeyringReader, Observed
+from keyturn_workers.keyring import KeyringReader, KeyringSnapshot
 from keyturn_workers.objects.verify import verify_own
 from keyturn_workers.storage import Head, Storage
 from keyturn_workers.upload import body_pipeline
@@ -61,7 +61,7 @@ class Own:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class ExistingUpload:
     """This upload's own object: `size_bytes` of plaintext, made for `observed`.
 
     `current` is False where the object is not as `observed` wants it. `unsealed` says that it
@@ -71,14 +71,14 @@ class Standing:
 
     size_bytes: int
     etag: str
-    observed: Observed
+    observed: KeyringSnapshot
     current: bool
     unsealed: bool = False
 
 
 async def look(
     own: Own, storage: Storage, keyrings: KeyringReader, master_keys: Mapping[str, Secret]
-) -> Standing | None:
+) -> ExistingUpload | None:
     """This upload's own object, or None where nothing stands.
 
     Raises:
@@ -125,10 +125,14 @@ async def belongs_to_another(request: UploadRequested, storage: Storage) -> bool
     return head.metadata.get(UPLOAD) not in {None, request.upload_id}
 
 
-async def _plaintext(own: Own, storage: Storage, head: Head, observed: Observed) -> Standing:
+async def _plaintext(
+    own: Own, storage: Storage, head: Head, observed: KeyringSnapshot
+) -> ExistingUpload:
     """Plaintext with this upload's id: its own where the bytes are those of its request."""
     allowed = observed.desired.plaintext_allowed
-    stored = Standing(head.size_bytes, head.etag, observed, current=allowed, unsealed=not allowed)
+    stored = ExistingUpload(
+        head.size_bytes, head.etag, observed, current=allowed, unsealed=not allowed
+    )
     try:
         if head.etag == own.known_etag or await _is_equal(own, storage, head, None):
             return stored
@@ -150,9 +154,9 @@ async def _wrapped(
     head: Head,
     wraps: Wraps,
     header: bytes,
-    observed: Observed,
+    observed: KeyringSnapshot,
     master_keys: Mapping[str, Secret],
-) -> Standing:
+) -> ExistingUpload:
     examined = verify_own(wraps, header, own.request.key, observed.keyring, master_keys)
     size_bytes = _plaintext_size(head)
     tag = object_metadata.upload_tag(head.metadata)
@@ -164,7 +168,7 @@ async def _wrapped(
         raise AlreadyExistsError(f"{own.request.key} holds another upload's object")
     elif size_bytes != _requested_size(own.request):
         raise CorruptObjectError("it carries this upload's tag, but is of another length")
-    return Standing(size_bytes, head.etag, observed, examined.current)
+    return ExistingUpload(size_bytes, head.etag, observed, examined.current)
 
 
 def _tag(own: Own, dek: bytes) -> bytes:

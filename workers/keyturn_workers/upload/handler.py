@@ -14,8 +14,8 @@ from keyturn.errors import (
 from keyturn.identifiers import format_time
 from keyturn.messages import Request, RequestOrigin, StagedBody, UploadRequested, UploadStored
 from keyturn.topology import UPLOAD_QUEUE, UPLOAD_REQUESTS
-from keyturn_workers.amqp import Done
-from keyturn_workers.upload.uploader import Settled, Uploader
+from keyturn_workers.amqp import Handled
+from keyturn_workers.upload.uploader import Uploader, UploadResult
 
 
 class UploadRole:
@@ -27,14 +27,14 @@ class UploadRole:
     def __init__(self, uploader: Uploader) -> None:
         self._uploader = uploader
 
-    async def serve(self, request: Request, origin: RequestOrigin, *, seen_before: bool) -> Done:
+    async def serve(self, request: Request, origin: RequestOrigin, *, seen_before: bool) -> Handled:
         """Store one upload; its staged body goes once the event is told."""
         if not isinstance(request, UploadRequested):
             raise MalformedRequestError(f"{request.type} is not served here")
         settled = await self._uploader.serve(request, origin.publisher, seen_before=seen_before)
         return self._done(request, origin, settled)
 
-    async def find_completed(self, request: Request, origin: RequestOrigin) -> Done | None:
+    async def find_completed(self, request: Request, origin: RequestOrigin) -> Handled | None:
         """An upload past its age whose object exists (SPEC 6.3); None where nothing is stored."""
         if not isinstance(request, UploadRequested):
             return None
@@ -59,7 +59,9 @@ class UploadRole:
                 return
         await self._uploader.discard_staged(request, origin.publisher)
 
-    def _done(self, request: UploadRequested, origin: RequestOrigin, settled: Settled) -> Done:
+    def _done(
+        self, request: UploadRequested, origin: RequestOrigin, settled: UploadResult
+    ) -> Handled:
         event = UploadStored(
             upload_id=request.upload_id,
             project=request.project,
@@ -75,6 +77,6 @@ class UploadRole:
             "size_bytes": settled.size_bytes,
             "generation": settled.generation,
         }
-        return Done(
+        return Handled(
             event, logged, partial(self._uploader.discard_staged, request, origin.publisher)
         )

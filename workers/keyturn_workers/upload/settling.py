@@ -8,7 +8,7 @@ within a lease of the keyring read that it rests on is told at once.
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from keyturn_workers.keyring import Observed
+from keyturn_workers.keyring import KeyringSnapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Acknowledged:
     by_one_put: bool
 
 
-def exists_within_lease(observed: Observed, put: Acknowledged, *, sealed: bool) -> bool:
+def exists_within_lease(observed: KeyringSnapshot, put: Acknowledged, *, sealed: bool) -> bool:
     """Whether no turn can have a proof that missed the object; else the keyring is read again.
 
     Args:

@@ -34,7 +34,7 @@ from keyturn.messages import InlineBody, StagedBody, UploadRequested
 from keyturn.metadata import UPLOAD, caller_to_wire, format_upload_tag
 from keyturn.topology import UPLOAD_QUEUE
 from keyturn_workers.errors import MissingError, PreconditionError, RefusedError, StorageAnswerError
-from keyturn_workers.keyring import KeyringReader, Observed
+from keyturn_workers.keyring import KeyringReader, KeyringSnapshot
 from keyturn_workers.objects.apply import COPY_LIMIT_BYTES
 from keyturn_workers.objects.body_stream import sealed_pieces
 from keyturn_workers.objects.single import reconcile
@@ -42,7 +42,7 @@ from keyturn_workers.objects.wrap import metadata_for, wrap
 from keyturn_workers.storage import Condition, Headers, IfAbsent, IfMatch, Storage, Written
 from keyturn_workers.storage.multipart import multipart
 from keyturn_workers.upload import body_pipeline
-from keyturn_workers.upload.existing import Own, Standing, belongs_to_another, look
+from keyturn_workers.upload.existing import ExistingUpload, Own, belongs_to_another, look
 from keyturn_workers.upload.multipart import abort_leftovers, part_size, put_parts
 from keyturn_workers.upload.settling import Acknowledged, exists_within_lease
 from keyturn_workers.worker.authorization import open_secret
@@ -74,13 +74,13 @@ class Stored:
 
     size_bytes: int
     etag: str
-    observed: Observed
+    observed: KeyringSnapshot
     sealed: bool
     in_time: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Settled:
+class UploadResult:
     """The end of an upload: bytes of plaintext, and the generation of the wraps."""
 
     size_bytes: int
@@ -115,7 +115,7 @@ class Uploader:
 
     async def serve(
         self, request: UploadRequested, publisher: str, *, seen_before: bool
-    ) -> Settled:
+    ) -> UploadResult:
         """Store the request's object, once, under wraps of a state that held after the put.
 
         `seen_before` says that an earlier delivery of the message may have done part of it.
@@ -123,7 +123,7 @@ class Uploader:
         Raises:
             KeyturnError: the refusal of SPEC 12 that the request meets.
         """
-        standing: Standing | None = None
+        standing: ExistingUpload | None = None
         # A staged body is gone once its upload is stored, so a request for one that was
         # published twice is answered from its target.
         if seen_before or isinstance(request.body, StagedBody):
@@ -135,7 +135,7 @@ class Uploader:
             await self._abort_leftovers(request)
         return settled
 
-    async def find_completed(self, request: UploadRequested, publisher: str) -> Settled | None:
+    async def find_completed(self, request: UploadRequested, publisher: str) -> UploadResult | None:
         """The end of an upload whose object exists already, or None; nothing new is stored.
 
         Raises:
@@ -154,7 +154,9 @@ class Uploader:
         """Whether an object with another upload's id exists at the request's target."""
         return await belongs_to_another(request, self._storage)
 
-    async def _go_on(self, request: UploadRequested, publisher: str, standing: Standing) -> Settled:
+    async def _go_on(
+        self, request: UploadRequested, publisher: str, standing: ExistingUpload
+    ) -> UploadResult:
         if standing.unsealed:
             return await self._store_and_settle(request, publisher, IfMatch(standing.etag))
         return await self._settle_standing(request, standing)
@@ -188,7 +190,7 @@ class Uploader:
 
     async def _look(
         self, request: UploadRequested, publisher: str, known_etag: str | None = None
-    ) -> Standing | None:
+    ) -> ExistingUpload | None:
         own = Own(request, publisher, lambda: self._compared(request, publisher), known_etag)
         with self._stage("look"):
             return await look(own, self._storage, self._keyrings, self._master_keys)
@@ -212,13 +214,13 @@ class Uploader:
 
     async def _store_and_settle(
         self, request: UploadRequested, publisher: str, condition: Condition
-    ) -> Settled:
+    ) -> UploadResult:
         with self._stage("open"):
             transport_key = self._transport_key(request)
         for _ in range(_MAX_ATTEMPTS):
             with self._stage("store"):
                 stored = await self._store(request, publisher, transport_key, condition)
-            if isinstance(stored, Standing):
+            if isinstance(stored, ExistingUpload):
                 if not stored.unsealed:
                     return await self._settle_standing(request, stored)
             else:
@@ -230,27 +232,29 @@ class Uploader:
             condition = IfMatch(stored.etag)
         raise StorageUnavailableError("the desired state kept moving")
 
-    async def _settle_stored(self, request: UploadRequested, stored: Stored) -> Settled | None:
+    async def _settle_stored(self, request: UploadRequested, stored: Stored) -> UploadResult | None:
         """What is told of what was just stored; None where plaintext was forbidden meanwhile."""
         with self._stage("settle"):
             if stored.in_time:
-                return Settled(stored.size_bytes, stored.observed.desired.generation)
+                return UploadResult(stored.size_bytes, stored.observed.desired.generation)
             after = await self._keyrings.fresh(request.project)
             if after.desired.same_state(stored.observed.desired):
-                return Settled(stored.size_bytes, after.desired.generation)
+                return UploadResult(stored.size_bytes, after.desired.generation)
             if stored.sealed:
                 return await self._reconcile(request, stored.size_bytes)
             if after.desired.plaintext_allowed:
-                return Settled(stored.size_bytes, after.desired.generation)
+                return UploadResult(stored.size_bytes, after.desired.generation)
             return None
 
-    async def _settle_standing(self, request: UploadRequested, standing: Standing) -> Settled:
+    async def _settle_standing(
+        self, request: UploadRequested, standing: ExistingUpload
+    ) -> UploadResult:
         if standing.current:
-            return Settled(standing.size_bytes, standing.observed.desired.generation)
+            return UploadResult(standing.size_bytes, standing.observed.desired.generation)
         with self._stage("settle"):
             return await self._reconcile(request, standing.size_bytes)
 
-    async def _reconcile(self, request: UploadRequested, size_bytes: int) -> Settled:
+    async def _reconcile(self, request: UploadRequested, size_bytes: int) -> UploadResult:
         observed = await reconcile(
             request.project,
             request.key,
@@ -259,7 +263,7 @@ class Uploader:
             self._master_keys,
             copy_limit_bytes=self._limits.copy_limit_bytes,
         )
-        return Settled(size_bytes, observed.desired.generation)
+        return UploadResult(size_bytes, observed.desired.generation)
 
     async def _store(
         self,
@@ -267,7 +271,7 @@ class Uploader:
         publisher: str,
         transport_key: bytes,
         condition: Condition,
-    ) -> Stored | Standing:
+    ) -> Stored | ExistingUpload:
         """Put the object; or, where something stands, what stands if it is this upload's own."""
         if isinstance(request.body, InlineBody):
             return await self._try_to_store(request, publisher, transport_key, condition)
@@ -281,7 +285,7 @@ class Uploader:
         publisher: str,
         transport_key: bytes,
         condition: Condition,
-    ) -> Stored | Standing:
+    ) -> Stored | ExistingUpload:
         observed = await self._keyrings.leased(request.project)
         for _ in range(_MAX_ATTEMPTS):
             if isinstance(condition, IfMatch):
@@ -295,11 +299,11 @@ class Uploader:
                 return await self._put(request, publisher, transport_key, condition, observed)
             except PreconditionError as exc:
                 refused = StorageUnavailableError("a put was refused where nothing stands")
-                return await self._must_stand(request, publisher, refused, exc)
+                return await self._require_existing(request, publisher, refused, exc)
             except StagedBodyMissingError as exc:
                 # Another delivery of this very upload may have stored it since the look at
                 # the target, and cleared staging.
-                return await self._must_stand(request, publisher, exc, None)
+                return await self._require_existing(request, publisher, exc, None)
             except (RefusedError, _MovedError):
                 # Sent after its lease, or the desired state moved: again, by a new reading.
                 observed = await self._keyrings.fresh(request.project)
@@ -308,13 +312,13 @@ class Uploader:
                 raise StorageUnavailableError("the put's place is gone") from exc
         raise StorageUnavailableError("the storage refuses the put")
 
-    async def _must_stand(
+    async def _require_existing(
         self,
         request: UploadRequested,
         publisher: str,
         otherwise: Exception,
         cause: Exception | None,
-    ) -> Standing:
+    ) -> ExistingUpload:
         """What stands, where a put ended in a way that says that something does."""
         standing = await self._look(request, publisher)
         if standing is None:
@@ -327,7 +331,7 @@ class Uploader:
         publisher: str,
         transport_key: bytes,
         condition: Condition,
-        observed: Observed,
+        observed: KeyringSnapshot,
     ) -> Stored:
         sealed = (
             self._limits.encryption_enabled
@@ -445,7 +449,7 @@ class _Attempt:
         publisher: str,
         size_bytes: int,
         condition: Condition,
-        observed: Observed,
+        observed: KeyringSnapshot,
         *,
         sealed: bool,
     ) -> None:

@@ -116,7 +116,7 @@ class QueueMetrics:
         self._in_flight: set[Delivery] = set()
         self._consumed = families.consumed.labels(queue)
         self._refused = _Bounded(families.refused, families.codes, queue)
-        self._put_off = _Bounded(families.put_off, families.codes | {WAITING}, queue)
+        self._put_off = _Bounded(families.schedule_retry, families.codes | {WAITING}, queue)
         self._served = families.served
         self._seconds = families.seconds
         self._stages: dict[Stage, Histogram] = {}
@@ -149,7 +149,7 @@ class QueueMetrics:
         """A message went to the dead letters."""
         self._refused.inc(error.code)
 
-    def put_off(self, error: KeyturnError) -> None:
+    def schedule_retry(self, error: KeyturnError) -> None:
         """A message waits for its next try."""
         self._put_off.inc(error.code)
 
@@ -288,7 +288,7 @@ class _Families:
         for queue in DEAD_QUEUES:
             for reason in ("age", "bytes"):
                 self.dead_dropped.labels(queue, reason)
-        self.put_off = counter("retries", "Messages put off to come again.", "queue", "code")
+        self.schedule_retry = counter("retries", "Messages put off to come again.", "queue", "code")
         self.in_flight = gauge("messages_in_flight", "Messages being worked on.")
         self.oldest = gauge(
             "oldest_message_age_seconds",

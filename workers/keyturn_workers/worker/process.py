@@ -30,7 +30,7 @@ from keyturn_workers.amqp.declarations import declare, declare_streams
 from keyturn_workers.amqp.property_tolerance import tolerate_odd_properties
 from keyturn_workers.errors import UnsafeStorageError
 from keyturn_workers.settings import WorkerSettings
-from keyturn_workers.storage import Differences, Storage
+from keyturn_workers.storage import Capabilities, Storage
 from keyturn_workers.storage.probe.runner import probe
 from keyturn_workers.storage.s3 import open_storage
 from keyturn_workers.worker.gc import tame_garbage_collection
@@ -231,7 +231,7 @@ async def _patiently(settings: WorkerSettings, start: Callable[[], Awaitable[_T]
     raise AssertionError("unreachable")  # stamina raises or returns
 
 
-async def _check_storage(settings: WorkerSettings) -> Differences:
+async def _check_storage(settings: WorkerSettings) -> Capabilities:
     async with open_storage(settings) as storage:
         report = await probe(storage, quick=True)
     if report.unsafe:

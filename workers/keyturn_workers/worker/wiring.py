@@ -10,7 +10,7 @@ from faststream.rabbit import RabbitBroker
 from keyturn.crypto import v0_admin_kek
 from keyturn.identifiers import KEYRINGS_PREFIX
 from keyturn.topology import DEAD_QUEUES, PLAN_QUEUE, SWEEP_QUEUE, UNSIGNED_DEAD_QUEUE
-from keyturn_workers.amqp import Consumer, Role, Teller
+from keyturn_workers.amqp import Consumer, RequestHandler, WorkerPublisher
 from keyturn_workers.amqp.dead_letters import Bounds, DeadLetterKeeper
 from keyturn_workers.amqp.direct import Delivered
 from keyturn_workers.control import ControlRole, Deleter, Enroller, Rotator
@@ -20,13 +20,13 @@ from keyturn_workers.settings import WorkerSettings
 from keyturn_workers.storage import Storage
 from keyturn_workers.storage.timekeeper import keep_time_known
 from keyturn_workers.sweep import Outbox, Starter, SweepStore
-from keyturn_workers.sweep.fleet_sweep import Everyone
+from keyturn_workers.sweep.fleet_sweep import FleetSweep
 from keyturn_workers.sweep.handler import SweepRole
 from keyturn_workers.sweep.hint_consumer import HintConsumer
 from keyturn_workers.sweep.lost_rotations import OpenRotations
-from keyturn_workers.sweep.page_worker import PageTaker
+from keyturn_workers.sweep.page_worker import PageWorker
 from keyturn_workers.sweep.planner import Planner
-from keyturn_workers.sweep.project_sweep import Steps
+from keyturn_workers.sweep.project_sweep import ProjectSweep
 from keyturn_workers.sweep.recovery import keep_rescuing
 from keyturn_workers.upload import Limits, Uploader, UploadRole
 from keyturn_workers.upload.staging_cleanup import keep_sweeping
@@ -68,7 +68,7 @@ class Roles:
             cache_s=settings.keyring_cache_s,
         )
         self._now = self._keyrings.clock.now
-        self._teller = Teller(broker, settings.deployment, settings.event_key, self._now)
+        self._teller = WorkerPublisher(broker, settings.deployment, settings.event_key, self._now)
         v0 = settings.v0_master_key
         self._keys = OperatorKeys(
             settings.master_keys, None if v0 is None else v0_admin_kek(v0.get_secret_value())
@@ -91,7 +91,7 @@ class Roles:
         """
         settings = self._settings
         if UPLOAD in roles:
-            role: Role = self._upload()
+            role: RequestHandler = self._upload()
             yield role.queue, settings.upload_concurrency, self._requests(role)
         if CONTROL in roles:
             role = self._control()
@@ -116,7 +116,7 @@ class Roles:
         page = await self._storage.list_page(KEYRINGS_PREFIX, after=f"{KEYRINGS_PREFIX}~")
         clock.observe(page.date, sent_s, clock.own_s())
 
-    def _requests(self, role: Role) -> Consumer:
+    def _requests(self, role: RequestHandler) -> Consumer:
         settings = self._settings
         rules = Rules(
             deployment=settings.deployment,
@@ -175,9 +175,11 @@ class Roles:
         settings, storage = self._settings, self._storage
         keyrings, keys, store, outbox = self._keyrings, self._keys, self._store, self._outbox
         planner = Planner(storage, settings.sweep_page_keys)
-        steps = Steps(storage, keyrings, keys, store, planner, outbox, lease_s=settings.lease_s)
-        everyone = Everyone(storage, keyrings, keys, store, self._starter, outbox)
-        pages = PageTaker(
+        steps = ProjectSweep(
+            storage, keyrings, keys, store, planner, outbox, lease_s=settings.lease_s
+        )
+        everyone = FleetSweep(storage, keyrings, keys, store, self._starter, outbox)
+        pages = PageWorker(
             storage,
             keyrings,
             keys,

@@ -11,7 +11,7 @@ from aio_pika.exceptions import AMQPException
 from pamqp import commands, frame
 
 from keyturn.publisher import BrokerUnavailableError
-from keyturn.publisher.connection import Link, named_losses
+from keyturn.publisher.connection import BrokerConnection, normalize_connection_errors
 from keyturn_workers.amqp.declarations import declare
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ _TRIES = 30
 
 
 def test_a_stop_of_nothing_is_a_loss() -> None:
-    with pytest.raises(ConnectionError), named_losses():
+    with pytest.raises(ConnectionError), normalize_connection_errors():
         raise StopAsyncIteration
 
 
@@ -48,7 +48,7 @@ async def _hanging_up() -> AsyncIterator[str]:
 async def test_a_publisher_is_told_so() -> None:
     """The client library raises StopAsyncIteration there, which is nobody's error."""
     async with _hanging_up() as url:
-        link = Link(url, publish_timeout_s=5)
+        link = BrokerConnection(url, publish_timeout_s=5)
         for _ in range(_TRIES):
             with pytest.raises(BrokerUnavailableError):
                 await link.connect()

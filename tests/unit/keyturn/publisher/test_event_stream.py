@@ -16,11 +16,11 @@ from keyturn.publisher import event_stream
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from keyturn.publisher.connection import Link
+    from keyturn.publisher.connection import BrokerConnection
 
 _NOW = datetime(2026, 11, 24, 10, tzinfo=UTC)
 _EARLIER = _NOW - timedelta(seconds=30)
-_LINK = cast("Link", None)
+_LINK = cast("BrokerConnection", None)
 
 
 class _Broker:

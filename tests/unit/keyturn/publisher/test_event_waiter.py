@@ -34,7 +34,7 @@ from keyturn.publisher import (
     OutcomeUnknownError,
     WaitTimeoutError,
 )
-from keyturn.publisher.event_stream import Told, Verifier
+from keyturn.publisher.event_stream import StreamRecord, Verifier
 from keyturn.publisher.event_waiter import Waiter, _claimed_id
 from tools.generate.sealed_secrets import PUBLISHER, ROTATION_ID
 
@@ -96,7 +96,7 @@ class _Reading(Waiter):
     def tell(self, *told: Event) -> None:
         for event in told:
             body = encode(event)
-            self._take(Told(self._offset, body, _KEY.sign_event("test", body)))
+            self._take(StreamRecord(self._offset, body, _KEY.sign_event("test", body)))
             self._offset += 1
 
     def begin(self, *, ended: bool = False) -> asyncio.Task[Event]:

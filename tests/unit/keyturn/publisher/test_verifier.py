@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from keyturn.crypto import SigningKey, VerifyKey
-from keyturn.publisher.event_stream import Told, Verifier
+from keyturn.publisher.event_stream import StreamRecord, Verifier
 from tools.generate import pretty
 from tools.generate.examples import events
 
@@ -22,8 +22,8 @@ def _public(*keys: SigningKey) -> list[VerifyKey]:
     return [VerifyKey.from_bytes(key.public_bytes) for key in keys]
 
 
-def _told(key: SigningKey, key_id: str) -> Told:
-    return Told(0, _BODY, key.sign_event("test", _BODY), key_id)
+def _told(key: SigningKey, key_id: str) -> StreamRecord:
+    return StreamRecord(0, _BODY, key.sign_event("test", _BODY), key_id)
 
 
 @pytest.mark.parametrize("named", [_OLD.id, _NEW.id, _FORGED.id, "", "no id"])

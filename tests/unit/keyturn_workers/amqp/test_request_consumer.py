@@ -27,10 +27,10 @@ from keyturn.identifiers import format_time
 from keyturn.messages import RequestOrigin, UploadStored
 from keyturn_workers.amqp import (
     Consumer,
-    Done,
+    DeferError,
+    Handled,
     NotConfirmedError,
-    NotYetError,
-    Teller,
+    WorkerPublisher,
     request_consumer,
 )
 from keyturn_workers.amqp.retry import Retry, RetryNotes
@@ -98,7 +98,7 @@ class FakeTeller:
     def retry_of(self, message: FakeMessage, queue: str, publisher: str) -> Retry | None:
         return NOTES.read(queue, publisher, message.body, message.headers)
 
-    async def put_off(
+    async def schedule_retry(
         self,
         _message: object,
         queue: str,
@@ -112,9 +112,7 @@ class FakeTeller:
         self.scene.step("put off")
         self.scene.steps.append(f"{queue} {error.code} {attempt} {delay_s}s")
 
-    async def put_off_quietly(
-        self, _message: object, queue: str, wait_s: float, *, publisher: str
-    ) -> None:
+    async def defer(self, _message: object, queue: str, wait_s: float, *, publisher: str) -> None:
         assert publisher == "api"
         self.scene.step("put off")
         self.scene.steps.append(f"{queue} {wait_s}s")
@@ -161,7 +159,7 @@ class FakeRole:
     gate: asyncio.Event | None = None
     entered: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def serve(self, request: Request, origin: RequestOrigin, *, seen_before: bool) -> Done:
+    async def serve(self, request: Request, origin: RequestOrigin, *, seen_before: bool) -> Handled:
         assert (request.type, origin.publisher) == ("upload.requested", "api")
         self.seen_before = seen_before
         self.entered.set()
@@ -174,14 +172,14 @@ class FakeRole:
         async def after() -> None:
             self.scene.step("after")
 
-        return Done(STORED, {}, after)
+        return Handled(STORED, {}, after)
 
-    async def find_completed(self, request: Request, origin: RequestOrigin) -> Done | None:
+    async def find_completed(self, request: Request, origin: RequestOrigin) -> Handled | None:
         assert (request.type, origin.publisher) == ("upload.requested", "api")
         self.scene.step("looked up")
         if self.error is not None:
             raise self.error
-        return Done(STORED, {}) if self.completed else None
+        return Handled(STORED, {}) if self.completed else None
 
     async def after_refusal(
         self, request: Request, origin: RequestOrigin, error: KeyturnError
@@ -227,7 +225,7 @@ async def consume(
     metrics: WorkerMetrics | None = None,
 ) -> list[str]:
     """The steps in their order."""
-    taken = Consumer(role, RULES, cast("Teller", FakeTeller(role.scene)), metrics)
+    taken = Consumer(role, RULES, cast("WorkerPublisher", FakeTeller(role.scene)), metrics)
     await taken(cast("AbstractIncomingMessage", delivery))
     assert taken.in_flight == 0
     return role.scene.steps
@@ -332,7 +330,7 @@ async def test_each_loss_is_told_as_one_error(loss: Exception) -> None:
         async def publish(self, *_: object, **__: object) -> None:
             raise loss
 
-    teller = Teller(cast("Any", Lost()), "test", [KEY])
+    teller = WorkerPublisher(cast("Any", Lost()), "test", [KEY])
     with pytest.raises(NotConfirmedError):
         await teller.send(b"{}", "keyturn.plan", 0)
 
@@ -350,7 +348,7 @@ class _Waiting:
 async def test_a_connection_that_was_given_up_is_no_cancellation() -> None:
     """Aiormq lets go of its futures by one. A task that took it for its own would end unseen."""
     broker = _Waiting()
-    teller = Teller(cast("Any", broker), "test", [KEY])
+    teller = WorkerPublisher(cast("Any", broker), "test", [KEY])
     sending = asyncio.create_task(teller.send(b"{}", "keyturn.plan", 0))
     await asyncio.sleep(0)
     broker.answer.set_exception(asyncio.CancelledError())
@@ -360,7 +358,7 @@ async def test_a_connection_that_was_given_up_is_no_cancellation() -> None:
 
 async def test_a_cancellation_stays_one() -> None:
     sending = asyncio.create_task(
-        Teller(cast("Any", _Waiting()), "test", [KEY]).send(b"{}", "keyturn.plan", 0)
+        WorkerPublisher(cast("Any", _Waiting()), "test", [KEY]).send(b"{}", "keyturn.plan", 0)
     )
     await asyncio.sleep(0)
     sending.cancel()
@@ -437,7 +435,7 @@ RETRIED_AS = 'retries_total{code="%s",queue="keyturn.upload"}'
         (None, b"{", "admit", [REFUSED_AS % "malformed_request"]),
         (StorageUnavailableError("x"), None, "admit serve", [RETRIED_AS % "storage_unavailable"]),
         (ZeroDivisionError(), None, "admit serve", [RETRIED_AS % "storage_unavailable"]),
-        (NotYetError(3), None, "admit serve", [RETRIED_AS % "waiting"]),
+        (DeferError(3), None, "admit serve", [RETRIED_AS % "waiting"]),
     ],
     ids=["served", "refused", "malformed", "put off", "a bug", "waits"],
 )
@@ -602,7 +600,7 @@ class StorageTime:
 
 
 async def consume_at(role: FakeRole, delivery: FakeMessage, time: StorageTime) -> list[str]:
-    teller = cast("Teller", FakeTeller(role.scene))
+    teller = cast("WorkerPublisher", FakeTeller(role.scene))
     taken = Consumer(role, RULES, teller, now=time.now, learn_time=time.learn)
     await taken(cast("AbstractIncomingMessage", delivery))
     return role.scene.steps
@@ -630,7 +628,7 @@ def _with_an_unknown_time(scene: Scene, off: timedelta) -> Consumer:
     return Consumer(
         FakeRole(scene),
         RULES,
-        cast("Teller", FakeTeller(scene)),
+        cast("WorkerPublisher", FakeTeller(scene)),
         now=lambda: datetime.now(UTC) + off,
         time_known=lambda: False,
     )
@@ -713,7 +711,7 @@ class Changing:
 
 async def consume_by(role: FakeRole, delivery: FakeMessage, changing: Changing) -> list[str]:
     rules = Rules("test", changing.grants, timedelta(days=7))
-    teller, grants = cast("Teller", FakeTeller(role.scene)), cast("GrantsKeeper", changing)
+    teller, grants = cast("WorkerPublisher", FakeTeller(role.scene)), cast("GrantsKeeper", changing)
     await Consumer(role, rules, teller, grants=grants)(cast("AbstractIncomingMessage", delivery))
     return role.scene.steps
 

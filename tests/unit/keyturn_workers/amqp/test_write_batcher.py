@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
-from keyturn_workers.amqp.write_batcher import Gathered
+from keyturn_workers.amqp.write_batcher import WriteBatcher
 
 if TYPE_CHECKING:
     import aiormq
@@ -34,8 +34,8 @@ class FakeChannel:
     def __post_init__(self) -> None:
         self.connection.channels[self.number] = self
 
-    def way_out(self) -> Gathered:
-        return Gathered(cast("aiormq.Channel", self))
+    def way_out(self) -> WriteBatcher:
+        return WriteBatcher(cast("aiormq.Channel", self))
 
 
 async def test_frames_of_one_turn_are_one_write() -> None:

@@ -16,7 +16,7 @@ from keyturn_workers.cli.app import app
 from keyturn_workers.keyring import create
 from keyturn_workers.storage import Headers
 from keyturn_workers.sweep.counts import Counts
-from keyturn_workers.sweep.plan import AllPlan, Ask, Plan, State
+from keyturn_workers.sweep.plan import AllPlan, Plan, State, SweepRequest
 from keyturn_workers.sweep.store import SweepStore
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import AT, MASTER_KEYS, deleted, enc, sealed_object
@@ -86,9 +86,9 @@ def bench(monkeypatch: pytest.MonkeyPatch, storage: MemoryStorage | None = None)
     return made
 
 
-def ask(number: int, project: str = "acme", **more: Any) -> Ask:
-    return Ask(**{"kind": "sweep", "sweep_id": sweep_id(number), "requested_at": AT} | more,
-               project=project)  # fmt: skip
+def ask(number: int, project: str = "acme", **more: Any) -> SweepRequest:
+    given = {"kind": "sweep", "sweep_id": sweep_id(number), "requested_at": AT} | more
+    return SweepRequest(**given, project=project)
 
 
 def sweep_id(number: int) -> str:

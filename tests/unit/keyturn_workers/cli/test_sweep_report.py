@@ -13,7 +13,7 @@ import pytest
 from keyturn.crypto import IntakeKey, SigningKey, b64
 from keyturn.identifiers import format_time
 from keyturn_workers.sweep.counts import Counts
-from keyturn_workers.sweep.plan import Ended, Failure, KeyRange, Live
+from keyturn_workers.sweep.plan import Ended, Failure, KeyRange, OpenPage
 from tests.unit.keyturn_workers.cli.publishing import FakePublisher, event
 from tests.unit.keyturn_workers.cli.status_bench import (
     BEGIN,
@@ -85,7 +85,7 @@ def test_a_running_sweep_tells_how_far_it_is(bucket: Bench) -> None:
             stepped_at=began + timedelta(seconds=10),
             ranges=(KeyRange("m", "m", planned=True), KeyRange("q", "")),
             next_page=3,
-            live=(Live(2, "a", "c", not_before=until, seen=Counts(objects=20)),),
+            live=(OpenPage(2, "a", "c", not_before=until, seen=Counts(objects=20)),),
             proven=Counts(objects=30, current=30, foreign=1),
             written=Counts(rewrapped=20),
         )

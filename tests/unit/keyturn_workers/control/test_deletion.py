@@ -8,7 +8,7 @@ import pytest
 
 from keyturn.identifiers import keyring_key
 from keyturn.messages import DeleteRequested
-from keyturn_workers.amqp import NotYetError
+from keyturn_workers.amqp import DeferError
 from keyturn_workers.control import Deleter
 from keyturn_workers.keyring import KeyringReader
 from keyturn_workers.keyring.model import build
@@ -44,11 +44,11 @@ async def test_a_delete_waits_two_of_the_longest_lease_that_the_keyring_names(
         clock=StorageClock(_LEASE_S, storage.elapsed_s),
     )
     deleter = Deleter(storage, keyrings, OperatorKeys(MASTER_KEYS), _LEASE_S)
-    with pytest.raises(NotYetError):
+    with pytest.raises(DeferError):
         await deleter.delete(_REQUEST)
     storage.advance(2 * counts_s - 1)
     for ask in (deleter.delete, deleter.find_deleted):
-        with pytest.raises(NotYetError):
+        with pytest.raises(DeferError):
             await ask(_REQUEST)
     storage.advance(2)
     await deleter.delete(_REQUEST)

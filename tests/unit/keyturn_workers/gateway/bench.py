@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from keyturn_workers.gateway.object_reader import Found
     from keyturn_workers.gateway.ranges import Span
-    from keyturn_workers.keyring import Desired
+    from keyturn_workers.keyring import DesiredState
     from keyturn_workers.storage import Head, Lease, Stream
 
 PEPPER: Final = "pepper"
@@ -169,7 +169,7 @@ class Bench:
         )
 
     @property
-    def desired(self) -> Desired:
+    def desired(self) -> DesiredState:
         return self.ring.desired(MASTER_KEYS)
 
     def write_keyring(self, ring: Keyring) -> None:
@@ -198,7 +198,7 @@ class Bench:
         assert dek is not None
         return self.plant(v0_metadata(user, admin), v0_seal(dek, plaintext))
 
-    def plant_swept_v0(self, plaintext: bytes, dek: bytes, desired: Desired) -> bytes:
+    def plant_swept_v0(self, plaintext: bytes, dek: bytes, desired: DesiredState) -> bytes:
         """A body of the earlier system with v1 wraps."""
         wraps = wrap(desired, KEY, dek, algorithm="AES-256-GCM")
         return self.plant(enc(wraps), v0_seal(dek, plaintext))

@@ -25,7 +25,7 @@ from keyturn.errors import (
 from keyturn_workers.errors import RefusedError
 from keyturn_workers.gateway import object_reader as found_module
 from keyturn_workers.gateway.object_opener import START_BYTES
-from keyturn_workers.gateway.object_reader import Sealed
+from keyturn_workers.gateway.object_reader import Encrypted
 from keyturn_workers.gateway.ranges import Span
 from tests.unit.keyturn_workers.factories import deleted
 from tests.unit.keyturn_workers.gateway.bench import CHUNK, KEY, TARGET, Bench
@@ -71,7 +71,7 @@ async def test_size_and_tag_are_told_however_it_is_opened(
     bench = Bench()
     body = bench.plant_sealed(PLAINTEXT[:size])
     async with bench.opened(start_bytes) as found:
-        assert isinstance(found, Sealed)
+        assert isinstance(found, Encrypted)
         assert found.size_bytes == size
         assert found.etag == f'"{body[24:56].hex()}"'
         await found.prove()

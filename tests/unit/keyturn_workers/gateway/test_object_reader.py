@@ -22,7 +22,7 @@ from keyturn.errors import (
     UnknownAlgorithmError,
 )
 from keyturn_workers.gateway import object_opener as source_module
-from keyturn_workers.gateway.object_reader import Plain, Whole
+from keyturn_workers.gateway.object_reader import Legacy, Plaintext
 from keyturn_workers.gateway.ranges import Span
 from keyturn_workers.objects.wrap import wrap
 from tests.unit.keyturn_workers.factories import (
@@ -50,7 +50,7 @@ DEK = new_dek()
 
 async def _opened(bench: Bench, start_bytes: int | None, api_key: str) -> None:
     async with bench.opened(start_bytes, api_key) as found:
-        assert isinstance(found, Whole)  # which opens only once it has to
+        assert isinstance(found, Legacy)  # which opens only once it has to
         await found.prove()
 
 
@@ -214,7 +214,7 @@ async def test_plaintext_stands_only_where_it_is_allowed() -> None:
     bench.allow(plaintext=True)
     bench.plant({"enc-upload": "x"}, PLAINTEXT)
     async with bench.opened(56) as found:
-        assert isinstance(found, Plain)
+        assert isinstance(found, Plaintext)
         await found.prove()
         etag = (await bench.storage.head(TARGET)).etag
         assert (found.etag, found.size_bytes) == (f'"{etag}"', len(PLAINTEXT))
@@ -276,7 +276,7 @@ async def test_v0_objects_open_by_either_of_their_wraps(
     bench.allow(v0=True)
     bench.plant_v0(PLAINTEXT, user, admin)
     async with bench.opened() as found:
-        assert isinstance(found, Whole)
+        assert isinstance(found, Legacy)
         etag = (await bench.storage.head(TARGET)).etag
         assert (found.etag, found.size_bytes) == (f'"{etag}"', len(PLAINTEXT))
     assert await bench.read() == PLAINTEXT

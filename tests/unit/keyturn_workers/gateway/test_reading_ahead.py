@@ -19,7 +19,7 @@ from keyturn.crypto import (
 )
 from keyturn.errors import CorruptObjectError, StorageUnavailableError
 from keyturn_workers.gateway.object_opener import START_BYTES
-from keyturn_workers.gateway.object_reader import Sealed
+from keyturn_workers.gateway.object_reader import Encrypted
 from keyturn_workers.gateway.ranges import Span
 from keyturn_workers.storage import Headers
 from keyturn_workers.testing.memory_storage import MemoryStorage
@@ -62,15 +62,15 @@ class Watched(MemoryStorage):
             self._open -= 1
 
 
-async def _sealed(storage: Watched, *, sealed: bytes = b"", start_bytes: int = 0) -> Sealed:
+async def _sealed(storage: Watched, *, sealed: bytes = b"", start_bytes: int = 0) -> Encrypted:
     body = sealed or seal(DEK, BODY_CONTEXT, PLAINTEXT)
     await storage.put(KEY, body, Headers({}))
     head, start = await storage.read_start(KEY, start_bytes or HEADER_BYTES)
     reader = ChunkReader(DEK, BODY_CONTEXT, start[:HEADER_BYTES])
-    return Sealed(storage, KEY, head, start, reader, len(PLAINTEXT))
+    return Encrypted(storage, KEY, head, start, reader, len(PLAINTEXT))
 
 
-async def _read(found: Sealed, span: Span) -> bytes:
+async def _read(found: Encrypted, span: Span) -> bytes:
     return b"".join([bytes(piece) async for piece in found.pieces(span)])
 
 

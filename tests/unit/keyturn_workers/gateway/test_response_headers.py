@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keyturn.metadata import caller_from_wire
-from keyturn_workers.gateway.object_reader import Plain, Whole
+from keyturn_workers.gateway.object_reader import Legacy, Plaintext
 from keyturn_workers.gateway.ranges import Span
 from keyturn_workers.gateway.response_headers import META_PREFIX, header_of, headers_of
 from keyturn_workers.storage import Head, Headers
@@ -33,13 +33,13 @@ async def _unread() -> bytes:
     raise AssertionError("headers need no plaintext")
 
 
-def _whole(head: Head) -> Whole:
+def _whole(head: Head) -> Legacy:
     # Nonce and tag beside the plaintext.
-    return Whole(replace(head, size_bytes=head.size_bytes + 28), _unread)
+    return Legacy(replace(head, size_bytes=head.size_bytes + 28), _unread)
 
 
-def _plain(head: Head) -> Plain:
-    return Plain(MemoryStorage(), "acme/k", head)
+def _plain(head: Head) -> Plaintext:
+    return Plaintext(MemoryStorage(), "acme/k", head)
 
 
 def test_what_every_answer_says() -> None:

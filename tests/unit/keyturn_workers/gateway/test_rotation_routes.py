@@ -19,7 +19,7 @@ from keyturn.publisher import NotDeliveredError, OutcomeUnknownError, PublisherE
 from keyturn_workers.gateway import rotation_routes as rotations_module
 from keyturn_workers.keyring.model import build
 from keyturn_workers.storage import Headers
-from keyturn_workers.sweep import Ask, Plan
+from keyturn_workers.sweep import Plan, SweepRequest
 from keyturn_workers.sweep.counts import Counts
 from keyturn_workers.sweep.plan import State
 from tests.unit.keyturn_workers.factories import MASTER_KEYS
@@ -312,7 +312,7 @@ async def test_a_rotation_that_ended_unclean_is_not_under_way_for_ever(status: s
 def _plan(serving: Serving, rotation_id: str, **more: Any) -> Plan:
     desired = serving.bench.desired
     state = State(desired.generation, desired.kek_id, "m1", plaintext=False, etag="e")
-    ask = Ask("rotation", rotation_id, "acme", _AT)
+    ask = SweepRequest("rotation", rotation_id, "acme", _AT)
     return Plan(ask, state, _NOW, _NOW, **more)
 
 

@@ -16,7 +16,7 @@ from keyturn_workers.keyring import Keyring, KeyringReader
 from keyturn_workers.keyring import reader as reader_module
 from keyturn_workers.keyring.listings import Listing, Listings, name_of
 from keyturn_workers.keyring.model import build
-from keyturn_workers.storage import Differences, Headers, StorageClock
+from keyturn_workers.storage import Capabilities, Headers, StorageClock
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring, turned
 
@@ -38,7 +38,7 @@ class Many:
     names: list[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        differences = Differences(listings_show_overwrites=self.shows_overwrites)
+        differences = Capabilities(listings_show_overwrites=self.shows_overwrites)
         self.storage = MemoryStorage(differences=differences)
         self.storage.page_keys = self.page_keys
         self.names = [f"p{number:05}" for number in range(self.projects)]

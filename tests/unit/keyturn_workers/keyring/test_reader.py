@@ -11,14 +11,14 @@ from keyturn.errors import StorageUnavailableError, UnknownProjectError
 from keyturn_workers.errors import MissingError
 from keyturn_workers.keyring import Keyring, KeyringReader
 from keyturn_workers.keyring.model import build
-from keyturn_workers.storage import Differences, Head, Headers
+from keyturn_workers.storage import Capabilities, Head, Headers
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring, turned
 
 
 class _Bucket:
     """Answers reads only when it is told to, with what stood when each read began."""
 
-    differences = Differences()
+    differences = Capabilities()
 
     def __init__(self, ring: Keyring | None) -> None:
         self.ring = ring

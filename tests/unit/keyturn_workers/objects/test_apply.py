@@ -18,10 +18,10 @@ from keyturn.errors import (
 from keyturn.identifiers import format_time
 from keyturn.metadata import METADATA_MAX_BYTES, Plaintext, Tombstone, parse, size_bytes
 from keyturn_workers.errors import MissingError, PreconditionError, RefusedError
-from keyturn_workers.objects.apply import Effects, tags_at_risk
-from keyturn_workers.objects.plan_action import Encrypt, Keep, Options, Reseal, Rewrap
-from keyturn_workers.objects.verify import examine
-from keyturn_workers.storage import Differences, Headers
+from keyturn_workers.objects.apply import ActionExecutor, tags_at_risk
+from keyturn_workers.objects.plan_action import Encrypt, NoOp, Options, Reseal, Rewrap
+from keyturn_workers.objects.verify import verify
+from keyturn_workers.storage import Capabilities, Headers
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import (
     AT,
@@ -37,17 +37,17 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from datetime import datetime
 
-    from keyturn_workers.objects.plan_action import Decision
+    from keyturn_workers.objects.plan_action import PlannedAction
 
 ENCRYPT = Options(encrypt_plaintext=True)
-KEEPS_TAGS = Differences(copy_keeps_tags=True)
+KEEPS_TAGS = Capabilities(copy_keeps_tags=True)
 
 
 async def opened(on: Scene) -> bytes:
     """The plaintext, by wraps that are both as desired."""
     _, body = await on.storage.read(TARGET)
     desired = on.ring.desired(MASTER_KEYS)
-    examined = examine(await on.wraps(), body[:56], KEY, desired, MASTER_KEYS)
+    examined = verify(await on.wraps(), body[:56], KEY, desired, MASTER_KEYS)
     assert examined.current
     return open_sealed(examined.dek, BODY_CONTEXT, body)
 
@@ -83,7 +83,7 @@ async def test_new_wraps_and_nothing_else(move: Callable[[Scene], Awaitable[None
 
 async def test_what_is_current_is_not_written() -> None:
     on = sealed()
-    assert await on.bring() == Keep("current")
+    assert await on.bring() == NoOp("current")
     assert on.storage.calls["copy_onto_itself"] == 0
 
 
@@ -174,7 +174,7 @@ async def test_plaintext_is_encrypted_where_it_stands(body: bytes) -> None:
 
 async def test_each_attempt_to_encrypt_has_its_own_dek() -> None:
     on = in_plaintext()
-    looked, decision, observed = await on.decide(ENCRYPT)
+    looked, decision, observed = await on.plan_action(ENCRYPT)
     headers = []
     for _ in range(2):
         on.plant({}, b"hello")
@@ -218,7 +218,7 @@ async def test_plaintext_deleted_meanwhile_stays_deleted() -> None:
 async def test_empty_plaintext_deleted_meanwhile_stays_deleted() -> None:
     """A tombstone has the ETag of an empty body: the put's condition alone would pass."""
     on = in_plaintext(b"")
-    looked, decision, observed = await on.decide(ENCRYPT)
+    looked, decision, observed = await on.plan_action(ENCRYPT)
     await on.delete()
     with pytest.raises(PreconditionError):
         await on.effects.carry_out("acme", KEY, looked, decision, observed)
@@ -236,7 +236,7 @@ async def test_empty_plaintext_rests_on_a_lease_begun_before_its_last_look() -> 
 
 async def test_plaintext_above_one_put_is_too_large() -> None:
     on = in_plaintext()
-    looked, decision, observed = await on.decide(ENCRYPT)
+    looked, decision, observed = await on.plan_action(ENCRYPT)
     large = replace(looked, head=replace(looked.head, size_bytes=5 * 1024**3))
     with pytest.raises(BodyTooLargeError):
         await on.effects.carry_out("acme", KEY, large, decision, observed)
@@ -259,7 +259,7 @@ async def test_a_tombstone_is_sealed_anew_with_its_time() -> None:
     assert open_tombstone(kek, "acme", KEY, tombstone.sealed) == AT
     assert set(head.metadata) == {"enc-algo", "enc-dek-admin"}
     assert head.size_bytes == 0
-    assert (await on.decide())[1] == Keep("deleted")
+    assert (await on.plan_action())[1] == NoOp("deleted")
 
 
 # What refuses a write.
@@ -335,7 +335,7 @@ async def test_a_lock_is_restated_where_a_new_version_is_allowed() -> None:
 async def test_an_archive_that_refuses_is_told() -> None:
     on = sealed()
     await on.turn()
-    looked, decision, observed = await on.decide()
+    looked, decision, observed = await on.plan_action()
     body = await on.body()
     on.storage.plant(TARGET, body, looked.head.headers, archived=True)
     with pytest.raises(ArchivedObjectError):
@@ -370,7 +370,7 @@ async def test_a_lost_answer(kind: str) -> None:
     on.storage.fail_next(WRITES[kind], StorageUnavailableError("lost"), after_effect=True)
     with pytest.raises(StorageUnavailableError):
         await on.bring(ENCRYPT)
-    assert isinstance(await on.bring(ENCRYPT), Keep)
+    assert isinstance(await on.bring(ENCRYPT), NoOp)
 
 
 # Tags.
@@ -379,7 +379,7 @@ async def test_a_lost_answer(kind: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "differences", "limit", "at_risk"),
     [
-        ("rewrap", Differences(), 10**9, True),
+        ("rewrap", Capabilities(), 10**9, True),
         ("rewrap", KEEPS_TAGS, 10**9, False),
         ("rewrap", KEEPS_TAGS, 1, True),
         ("v0", KEEPS_TAGS, 10**9, False),
@@ -389,11 +389,11 @@ async def test_a_lost_answer(kind: str) -> None:
     ],
 )
 async def test_tags_at_risk(
-    kind: str, differences: Differences, limit: int, *, at_risk: bool
+    kind: str, differences: Capabilities, limit: int, *, at_risk: bool
 ) -> None:
     """Exactly where the write drops them, and never of an object without any."""
     on = await due(kind, MemoryStorage(differences=differences))
-    looked, decision, observed = await on.decide(ENCRYPT)
+    looked, decision, observed = await on.plan_action(ENCRYPT)
     assert tags_at_risk(on.storage, looked, decision, limit) is at_risk
     if limit > 1:
         await on.effects.carry_out("acme", KEY, looked, decision, observed)
@@ -405,15 +405,15 @@ async def test_tags_at_risk(
 
 async def test_what_is_kept_risks_no_tags() -> None:
     on = sealed()
-    looked, decision, _ = await on.decide()
+    looked, decision, _ = await on.plan_action()
     assert not tags_at_risk(on.storage, looked, decision, 1)
 
 
 @pytest.mark.parametrize("kind", ["current", "plaintext", "deleted"])
 async def test_keeping_does_nothing(kind: Any) -> None:
     on = sealed()
-    looked, _, observed = await on.decide()
-    decision: Decision = Keep(kind)
+    looked, _, observed = await on.plan_action()
+    decision: PlannedAction = NoOp(kind)
     before = on.storage.calls.copy()
     await on.effects.carry_out("acme", KEY, looked, decision, observed)
     assert on.storage.calls == before
@@ -488,7 +488,7 @@ async def test_no_time_is_kept_where_the_storage_would_refuse_the_metadata() -> 
 
 async def test_a_large_object_keeps_both_through_a_copy_in_parts() -> None:
     on = tagged()
-    on.effects = Effects(on.storage, on.keyrings, 1)
+    on.effects = ActionExecutor(on.storage, on.keyrings, 1)
     before = await rewrapped(on)
     assert await stored(on) == (format_time(before), TAG)
 

@@ -16,7 +16,7 @@ from keyturn.errors import LockedObjectError, StorageUnavailableError
 from keyturn.metadata import Tombstone, parse
 from keyturn_workers.errors import MissingError, PreconditionError, RefusedError
 from keyturn_workers.objects.multipart_copy import part_ranges
-from keyturn_workers.storage import Differences
+from keyturn_workers.storage import Capabilities
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.scene import TARGET, Scene
 
@@ -27,7 +27,7 @@ MIB = 1024**2
 GIB = 1024**3
 # A copy's parts are 5 MiB at least: three of them.
 LARGE = os.urandom(11 * MIB)
-CONDITIONAL = Differences(conditional_completion=True)
+CONDITIONAL = Capabilities(conditional_completion=True)
 
 
 async def due(storage: MemoryStorage | None = None, *, locked: bool = False) -> Scene:
@@ -38,8 +38,8 @@ async def due(storage: MemoryStorage | None = None, *, locked: bool = False) -> 
     return on
 
 
-@pytest.mark.parametrize("differences", [Differences(), CONDITIONAL], ids=["plain", "conditional"])
-async def test_copied_in_parts(differences: Differences) -> None:
+@pytest.mark.parametrize("differences", [Capabilities(), CONDITIONAL], ids=["plain", "conditional"])
+async def test_copied_in_parts(differences: Capabilities) -> None:
     on = await due(MemoryStorage(differences=differences))
     before = await on.body()
     await on.bring()
@@ -113,8 +113,8 @@ async def test_a_master_key_turned_while_it_is_copied() -> None:
 
 
 @pytest.mark.parametrize("operation", ["begin_multipart", "copy_part", "head"])
-@pytest.mark.parametrize("differences", [Differences(), CONDITIONAL], ids=["plain", "conditional"])
-async def test_deleted_while_it_is_copied(operation: str, differences: Differences) -> None:
+@pytest.mark.parametrize("differences", [Capabilities(), CONDITIONAL], ids=["plain", "conditional"])
+async def test_deleted_while_it_is_copied(operation: str, differences: Capabilities) -> None:
     """Its parts would bring it back, on a server that honours no condition there."""
     on = await due(MemoryStorage(differences=differences))
     await check_refused(on, operation, on.delete, PreconditionError)
@@ -172,7 +172,7 @@ async def test_rewrapped_by_another_worker_meanwhile() -> None:
 @pytest.mark.parametrize("operation", ["copy_part", "complete_multipart", "head", "read"])
 async def test_a_failure_leaves_no_parts(operation: str) -> None:
     on = await due()
-    looked, decision, observed = await on.decide()
+    looked, decision, observed = await on.plan_action()
     on.storage.fail_next(operation, StorageUnavailableError("down"))
     with pytest.raises(StorageUnavailableError):
         await on.effects.carry_out("acme", "reports/q3.pdf", looked, decision, observed)

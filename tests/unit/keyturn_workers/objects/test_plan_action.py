@@ -25,13 +25,13 @@ from keyturn.metadata import V0_ALGORITHM, Wraps
 from keyturn_workers.objects import unwrap
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.objects.plan_action import (
-    Decision,
     Encrypt,
-    Keep,
+    NoOp,
     Options,
+    PlannedAction,
     Reseal,
     Rewrap,
-    decide,
+    plan_action,
 )
 from keyturn_workers.objects.wrap import wrap
 from tests.unit.keyturn_workers.factories import (
@@ -51,7 +51,7 @@ from tests.unit.keyturn_workers.factories import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from keyturn_workers.keyring import Desired, Keyring
+    from keyturn_workers.keyring import DesiredState, Keyring
 
 KEY: Final = "reports/q3.pdf"
 KEYS = OperatorKeys(MASTER_KEYS, V0_ADMIN_KEK)
@@ -65,7 +65,7 @@ BAD = bytes(104)
 NO_OPTIONS = Options()
 
 
-def at(ring: Keyring) -> Desired:
+def at(ring: Keyring) -> DesiredState:
     return ring.desired(MASTER_KEYS)
 
 
@@ -79,11 +79,13 @@ def decided(
     ring: Keyring = FIRST,
     options: Options = NO_OPTIONS,
     **head: Any,
-) -> Decision:
-    return decide(looked(metadata, body, **head), KEY, ring, at(ring), KEYS, options)
+) -> PlannedAction:
+    return plan_action(looked(metadata, body, **head), KEY, ring, at(ring), KEYS, options)
 
 
-def check_rewrap(decision: Decision, ring: Keyring, dek: bytes = DEK, *, checked: bool) -> None:
+def check_rewrap(
+    decision: PlannedAction, ring: Keyring, dek: bytes = DEK, *, checked: bool
+) -> None:
     """Both wraps open under the desired KEKs, to that DEK, and carry the right labels."""
     assert isinstance(decision, Rewrap)
     wraps, desired = decision.wraps, at(ring)
@@ -305,7 +307,7 @@ def by_name(cases: list[Case]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("case", cases, ids=lambda case: case.name)
 
 
-def check(case: Case) -> Decision | None:
+def check(case: Case) -> PlannedAction | None:
     """The decision, held against the table; None where an error was due."""
     if case.answer in all_errors():
         with pytest.raises(all_errors()[case.answer]):
@@ -315,7 +317,7 @@ def check(case: Case) -> Decision | None:
     if case.answer == "rewrap":
         check_rewrap(decision, case.ring, checked=case.checked)
     else:
-        name = decision.kind if isinstance(decision, Keep) else type(decision).__name__.lower()
+        name = decision.kind if isinstance(decision, NoOp) else type(decision).__name__.lower()
         assert name == case.answer
     return decision
 
@@ -327,7 +329,7 @@ def test_sealed_object(case: Case) -> None:
 
 @by_name(PLAINTEXT)
 def test_plaintext(case: Case) -> None:
-    assert isinstance(check(case), Keep | Encrypt | None)
+    assert isinstance(check(case), NoOp | Encrypt | None)
 
 
 @by_name([replace(c, body=V0_BODY) if c.body is BODY and c.name[:4] != "said" else c for c in V0])
@@ -352,7 +354,7 @@ def test_what_was_rewrapped_is_current(case: Case) -> None:
     decision = decided(case.metadata, case.body, case.ring, case.options, **case.head)
     assert isinstance(decision, Rewrap)
     again = decided(enc(decision.wraps), case.body, case.ring)
-    assert again == Keep("current")
+    assert again == NoOp("current")
 
 
 def test_a_longer_history_never_hides_an_object() -> None:
@@ -371,7 +373,7 @@ def test_a_master_key_that_is_not_held_opens_nothing() -> None:
     keys = OperatorKeys({"m2": MASTER_KEYS["m2"]})
     stale = enc(replace(NOW, user=BAD))
     with pytest.raises(NoUsableWrapError):
-        decide(looked(stale, BODY), KEY, M2, at(M2), keys, NO_OPTIONS)
+        plan_action(looked(stale, BODY), KEY, M2, at(M2), keys, NO_OPTIONS)
 
 
 @pytest.fixture
@@ -392,7 +394,7 @@ def test_a_current_object_costs_two_unwraps(unwraps: Counter[str]) -> None:
     ring = FIRST
     for _ in range(20):
         ring = turned(ring)
-    assert decided(enc(under(ring)), ring=ring) == Keep("current")
+    assert decided(enc(under(ring)), ring=ring) == NoOp("current")
     assert unwraps == {"user": 1, "admin": 1}
 
 
@@ -459,9 +461,9 @@ def test_a_cut_wrap_is_no_wrap(cut: int) -> None:
 def test_larger_objects() -> None:
     """Only header and length are looked at, whatever the size."""
     wraps, body = sealed_object(at(FIRST), KEY, os.urandom(70_000))
-    assert decided(enc(wraps), body) == Keep("current")
+    assert decided(enc(wraps), body) == NoOp("current")
     huge = sealed_size(5 * 1024**4)
-    assert decided(enc(wraps), body[:56], size_bytes=huge) == Keep("current")
+    assert decided(enc(wraps), body[:56], size_bytes=huge) == NoOp("current")
 
 
 def test_a_generation_kept_without_its_kek_still_names_its_wraps() -> None:

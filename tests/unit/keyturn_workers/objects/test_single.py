@@ -20,18 +20,18 @@ from keyturn.errors import (
 )
 from keyturn_workers.errors import RefusedError
 from keyturn_workers.objects.single import reconcile
-from keyturn_workers.storage import Differences
+from keyturn_workers.storage import Capabilities
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, deleted, enc, sealed_object, turned
 from tests.unit.keyturn_workers.scene import KEY, TAGS, TARGET, Scene
 
 if TYPE_CHECKING:
-    from keyturn_workers.keyring import Observed
+    from keyturn_workers.keyring import KeyringSnapshot
 
 MIB = 1024**2
 
 
-async def run(on: Scene) -> Observed:
+async def run(on: Scene) -> KeyringSnapshot:
     return await reconcile(
         "acme",
         KEY,
@@ -83,7 +83,7 @@ async def test_a_late_copy_is_done_again_under_a_new_lease() -> None:
 @pytest.mark.parametrize("keeps_tags", [False, True])
 @pytest.mark.parametrize(("size", "limit"), [(5, 10**9), (6 * MIB, 1)], ids=["small", "in parts"])
 async def test_tags_are_there_after_it(size: int, limit: int, *, keeps_tags: bool) -> None:
-    differences = Differences(copy_keeps_tags=keeps_tags)
+    differences = Capabilities(copy_keeps_tags=keeps_tags)
     on = await behind(MemoryStorage(differences=differences), size, limit)
     await run(on)
     assert await on.is_current()

@@ -9,13 +9,13 @@ import pytest
 
 from keyturn.crypto import BODY_CONTEXT, HEADER_BYTES, new_dek, seal
 from keyturn.errors import CorruptObjectError, KeyringRolledBackError, NoUsableWrapError
-from keyturn_workers.objects.verify import Examined, examine, verify_own
+from keyturn_workers.objects.verify import Verified, verify, verify_own
 from keyturn_workers.objects.wrap import wrap
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring, sealed_object, turned
 
 if TYPE_CHECKING:
     from keyturn.metadata import Wraps
-    from keyturn_workers.keyring import Desired, Keyring
+    from keyturn_workers.keyring import DesiredState, Keyring
 
 KEY = "reports/q3.pdf"
 RING = keyring()
@@ -25,8 +25,8 @@ LATER = LATER_RING.desired(MASTER_KEYS)
 OTHER_MASTER = replace(RING, master_key="m2").desired(MASTER_KEYS)
 
 
-def _examined(wraps: Wraps, body: bytes, desired: Desired = NOW) -> Examined:
-    return examine(wraps, body[:HEADER_BYTES], KEY, desired, MASTER_KEYS)
+def _examined(wraps: Wraps, body: bytes, desired: DesiredState = NOW) -> Verified:
+    return verify(wraps, body[:HEADER_BYTES], KEY, desired, MASTER_KEYS)
 
 
 def test_an_object_as_desired_is_current() -> None:
@@ -34,7 +34,7 @@ def test_an_object_as_desired_is_current() -> None:
 
 
 @pytest.mark.parametrize("desired", [LATER, OTHER_MASTER], ids=["user key", "master key"])
-def test_an_object_of_an_earlier_state_keeps_its_dek(desired: Desired) -> None:
+def test_an_object_of_an_earlier_state_keeps_its_dek(desired: DesiredState) -> None:
     wraps, body = sealed_object(NOW, KEY)
     examined = _examined(wraps, body, desired)
     assert not examined.current

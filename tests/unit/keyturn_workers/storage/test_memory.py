@@ -10,7 +10,7 @@ import pytest
 
 from keyturn.errors import StorageUnavailableError
 from keyturn_workers.errors import ArchivedError, MissingError, PreconditionError, RefusedError
-from keyturn_workers.storage import Differences, Headers, IfAbsent, IfMatch, Lease, Storage
+from keyturn_workers.storage import Capabilities, Headers, IfAbsent, IfMatch, Lease, Storage
 from keyturn_workers.testing.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def test_it_is_a_storage() -> None:
     """Checked by mypy; kept as a value so that the check stays."""
     storage: Storage = MemoryStorage()
     probed: Probed = MemoryStorage()
-    assert storage.differences == probed.differences == Differences()
+    assert storage.differences == probed.differences == Capabilities()
 
 
 async def test_fails_before_the_effect() -> None:
@@ -87,7 +87,7 @@ async def test_its_clock() -> None:
 
 async def test_planted() -> None:
     """Objects as others left them: tagged, archived, locked."""
-    storage = MemoryStorage(differences=Differences(copy_keeps_tags=True))
+    storage = MemoryStorage(differences=Capabilities(copy_keeps_tags=True))
     said = Headers({"a": "1"}, "text/plain", {"x-amz-storage-class": "GLACIER"})
     storage.plant("a/tagged", b"1", said, tags={"t": "1"})
     head = await storage.head("a/tagged")

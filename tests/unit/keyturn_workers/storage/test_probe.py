@@ -12,7 +12,7 @@ import pytest
 from keyturn.errors import StorageUnavailableError
 from keyturn.settings import SettingsError
 from keyturn_workers.errors import MissingError, RefusedError, UnsafeStorageError
-from keyturn_workers.storage import Differences, Headers, IfAbsent, IfMatch
+from keyturn_workers.storage import Capabilities, Headers, IfAbsent, IfMatch
 from keyturn_workers.storage.port import RECORD_MAX_BYTES
 from keyturn_workers.storage.probe.runner import PREFIX, as_json, probe
 from keyturn_workers.testing.memory_storage import MemoryStorage
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from keyturn_workers.storage import Condition, Head, Lease, Listed, ListedPage, Part, Written
 
-EVERYTHING = Differences(
+EVERYTHING = Capabilities(
     conditional_completion=True,
     conditional_copy_destination=True,
     copy_keeps_tags=True,
@@ -30,7 +30,7 @@ EVERYTHING = Differences(
     late_writes_refused=True,
 )
 # What a bucket in memory does whatever it was told.
-ALWAYS = Differences(listings_show_overwrites=True, late_writes_refused=True)
+ALWAYS = Capabilities(listings_show_overwrites=True, late_writes_refused=True)
 
 
 class ListsLate(MemoryStorage):
@@ -229,7 +229,7 @@ async def test_stale_reads_fail_their_row() -> None:
         EVERYTHING,
     ],
 )
-async def test_differences_are_measured(differences: Differences) -> None:
+async def test_differences_are_measured(differences: Capabilities) -> None:
     """What the storage does is what the report says, quick or not."""
     for quick in (True, False):
         report = await probe(MemoryStorage(differences=differences), quick=quick)
@@ -272,7 +272,7 @@ async def test_a_storage_that_takes_late_writes_is_known_as_one(operations: Any)
     ],
 )
 async def test_what_cannot_be_relied_on_is_said(
-    broken: type[MemoryStorage], row: str, differences: Differences, *, quick: bool
+    broken: type[MemoryStorage], row: str, differences: Capabilities, *, quick: bool
 ) -> None:
     """A worker starts all the same, and knows it."""
     report = await probe(broken(), quick=quick)

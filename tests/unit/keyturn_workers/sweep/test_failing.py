@@ -10,11 +10,11 @@ from structlog.testing import capture_logs
 
 from keyturn.crypto import Secret
 from keyturn.errors import StorageUnavailableError
-from keyturn_workers.sweep import ALL, AllPlan, Ask, Outbox, Plan, SweepStore
-from keyturn_workers.sweep.fleet_sweep import Everyone
+from keyturn_workers.sweep import ALL, AllPlan, Outbox, Plan, SweepRequest, SweepStore
+from keyturn_workers.sweep.fleet_sweep import FleetSweep
 from keyturn_workers.sweep.messages import SweepStep
 from keyturn_workers.sweep.plan import State
-from keyturn_workers.sweep.project_sweep import Steps
+from keyturn_workers.sweep.project_sweep import ProjectSweep
 from keyturn_workers.testing.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
@@ -39,17 +39,17 @@ class Sender:
         self.sent.append(body)
 
 
-async def _standing(project: str, sender: Sender) -> tuple[SweepStore, Steps | Everyone]:
+async def _standing(project: str, sender: Sender) -> tuple[SweepStore, ProjectSweep | FleetSweep]:
     store = SweepStore(MemoryStorage(), {"m1": Secret(bytes(32))})
     outbox, nobody, now = Outbox(sender), cast("Any", None), datetime.now(UTC)
-    ask = Ask("sweep", SWEEP_ID, project, "")
+    ask = SweepRequest("sweep", SWEEP_ID, project, "")
     await store.mark_running(ask)
     if project == ALL:
         assert await store.create(AllPlan(ask, now, step=3), "m1")
-        return store, Everyone(nobody, nobody, nobody, store, nobody, outbox)
+        return store, FleetSweep(nobody, nobody, nobody, store, nobody, outbox)
     state = State(1, "9f86d081884c7d65", "m1", plaintext=False, etag="e")
     assert await store.create(Plan(ask, state, now, now, step=3), "m1")
-    return store, Steps(nobody, nobody, nobody, store, nobody, outbox, lease_s=15)
+    return store, ProjectSweep(nobody, nobody, nobody, store, nobody, outbox, lease_s=15)
 
 
 async def _plan(store: SweepStore, project: str) -> Plan | AllPlan:

@@ -16,9 +16,9 @@ from keyturn_workers.keyring import KeyringReader
 from keyturn_workers.keyring.model import build
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.storage import Headers
-from keyturn_workers.sweep import ALL, AllPlan, Ask, Outbox, SweepStore
+from keyturn_workers.sweep import ALL, AllPlan, Outbox, SweepRequest, SweepStore
 from keyturn_workers.sweep.counts import Counts
-from keyturn_workers.sweep.fleet_sweep import Everyone
+from keyturn_workers.sweep.fleet_sweep import FleetSweep
 from keyturn_workers.sweep.messages import SweepStep
 from keyturn_workers.sweep.plan import Ended
 from keyturn_workers.testing.memory_storage import MemoryStorage
@@ -65,9 +65,9 @@ class Fleet:
         self.keyrings = KeyringReader(self.storage, MASTER_KEYS, lease_s=15, cache_s=0)
         keys, starter = OperatorKeys(MASTER_KEYS), cast("Any", self)
         outbox = Outbox(cast("Any", self.sender))
-        self.everyone = Everyone(self.storage, self.keyrings, keys, self.store, starter, outbox)
+        self.everyone = FleetSweep(self.storage, self.keyrings, keys, self.store, starter, outbox)
 
-    async def start(self, ask: Ask, origins: Origins) -> None:
+    async def start(self, ask: SweepRequest, origins: Origins) -> None:
         """The starter's part."""
         del origins
         await self.keyrings.fresh(ask.project)
@@ -75,7 +75,7 @@ class Fleet:
         await self.store.add_ended(SWEEP_ID, ask.project, ended, "m2")
 
     async def begin(self) -> None:
-        ask = Ask("sweep", SWEEP_ID, ALL, "", master_key="m2")
+        ask = SweepRequest("sweep", SWEEP_ID, ALL, "", master_key="m2")
         assert await self.store.create(AllPlan(ask, datetime.now(UTC)), "m2")
 
     async def step(self) -> AllPlan:

@@ -14,7 +14,7 @@ from keyturn.identifiers import sweep_folder
 from keyturn_workers.sweep.counts import Counts
 from keyturn_workers.sweep.handler import SweepRole
 from keyturn_workers.sweep.messages import SweepPage
-from keyturn_workers.sweep.plan import Ask, Live, Plan, Result, State
+from keyturn_workers.sweep.plan import OpenPage, Plan, Result, State, SweepRequest
 from keyturn_workers.sweep.store import Standing, SweepStore
 from keyturn_workers.testing.memory_storage import MemoryStorage
 
@@ -26,7 +26,7 @@ FOLDER: Final = sweep_folder(SWEEP_ID, "acme")
 NOW: Final = datetime(2026, 11, 24, 10, tzinfo=UTC)
 STATE: Final = State(1, "9f86d081884c7d65", "m1", plaintext=False, etag="e")
 PAGE: Final = SweepPage(sweep_id=SWEEP_ID, project="acme", round=0, page=0, take=0)
-LIVE: Final = Live(page=0, after="", last="", sent_at=NOW, sends=1)
+LIVE: Final = OpenPage(page=0, after="", last="", sent_at=NOW, sends=1)
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Scene:
         self.role = SweepRole(self.store, itself, nobody, itself)
         self.meanwhile: Callable[[Plan], Plan] | None = None
 
-    async def take(self, plan: Plan, live: Live) -> Result:
+    async def take(self, plan: Plan, live: OpenPage) -> Result:
         """The page taker's part."""
         if self.meanwhile is not None:
             await self.change(self.meanwhile)
@@ -53,7 +53,7 @@ class Scene:
         return False
 
     async def begin(self) -> None:
-        plan = Plan(Ask("sweep", SWEEP_ID, "acme", ""), STATE, NOW, NOW, live=(LIVE,))
+        plan = Plan(SweepRequest("sweep", SWEEP_ID, "acme", ""), STATE, NOW, NOW, live=(LIVE,))
         assert await self.store.create(plan, "m1")
 
     async def change(self, to: Callable[[Plan], Plan]) -> None:

@@ -14,7 +14,7 @@ from keyturn_workers.keyring import Keyring, settled
 from keyturn_workers.keyring.model import build
 from keyturn_workers.storage import Headers
 from keyturn_workers.sweep.lost_rotations import OpenRotations
-from keyturn_workers.sweep.plan import Ask, Plan, State
+from keyturn_workers.sweep.plan import Plan, State, SweepRequest
 from keyturn_workers.sweep.recovery import rescue
 from keyturn_workers.sweep.store import SweepStore
 from keyturn_workers.testing.memory_storage import MemoryStorage
@@ -53,7 +53,7 @@ class Scene:
         self.begun.append((rotation_id, project))
         return True
 
-    async def hurry(self, sweep_id: str, project: str) -> None:
+    async def resume(self, sweep_id: str, project: str) -> None:
         """The role's part."""
         del sweep_id, project
 
@@ -75,7 +75,7 @@ class Scene:
     async def add_ended(self, ring: Keyring, sweep_id: str) -> None:
         """The record of a sweep that ended, and was published."""
         state = State(2, "9f86d081884c7d65", "m1", plaintext=False, etag="e")
-        ask = Ask("rotation", sweep_id, ring.project, ring.current.requested_at)
+        ask = SweepRequest("rotation", sweep_id, ring.project, ring.current.requested_at)
         plan = Plan(ask, state, NOW, NOW, status="done", told=True)
         assert await self.store.create(plan, "m1")
 
@@ -208,8 +208,8 @@ async def test_a_mark_without_a_plan_stays_for_a_rotation_that_is_begun_anew() -
     scene = Scene()
     ring = _rotated()
     await scene.put(ring)
-    await scene.store.mark_running(Ask("rotation", ring.current.rotation_id, "acme", ""))
-    await scene.store.mark_running(Ask("sweep", ring.history[0].rotation_id, "acme", ""))
+    await scene.store.mark_running(SweepRequest("rotation", ring.current.rotation_id, "acme", ""))
+    await scene.store.mark_running(SweepRequest("sweep", ring.history[0].rotation_id, "acme", ""))
     await scene.look()
     marks = [sweep_id async for sweep_id, _, _ in scene.store.running()]
     assert marks == [ring.current.rotation_id]

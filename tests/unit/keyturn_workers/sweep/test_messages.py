@@ -81,7 +81,7 @@ class Scene:
     async def put_back(self, _message: object, queue: str, retry: Retry) -> None:
         self.steps.append(f"{queue} {retry.code} {retry.attempt} back")
 
-    async def put_off(
+    async def schedule_retry(
         self, _message: object, queue: str, error: KeyturnError, attempt: int, delay_s: int
     ) -> None:
         self.steps.append(f"{queue} {error.code} {attempt} in {delay_s} s")

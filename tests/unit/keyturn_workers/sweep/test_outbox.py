@@ -10,7 +10,7 @@ import pytest
 
 from keyturn.errors import CorruptObjectError
 from keyturn.messages import RequestOrigin, encode, parse_event
-from keyturn_workers.sweep import ALL, AllPlan, Ask, Outbox, Plan
+from keyturn_workers.sweep import ALL, AllPlan, Outbox, Plan, SweepRequest
 from keyturn_workers.sweep.counts import Counts
 from keyturn_workers.sweep.plan import Origins, State, by_publisher, from_json, joined, to_json
 
@@ -39,7 +39,7 @@ class Sender:
 
 def _plan(kind: Any = "rotation", **more: Any) -> Plan:
     state = State(2, "9f86d081884c7d65", "m1", plaintext=False, etag="e")
-    return Plan(Ask(kind, SWEEP_ID, "acme", ""), state, NOW, NOW, **more)
+    return Plan(SweepRequest(kind, SWEEP_ID, "acme", ""), state, NOW, NOW, **more)
 
 
 @pytest.mark.parametrize("refused", [True, False, None])
@@ -54,7 +54,9 @@ async def test_the_end_names_its_request_and_what_its_proof_rests_on(refused: An
 
 async def test_the_end_of_a_sweep_of_all_says_the_same() -> None:
     sender = Sender()
-    plan = AllPlan(Ask("sweep", SWEEP_ID, ALL, ""), NOW, sums=COUNTS, late_writes_refused=False)
+    plan = AllPlan(
+        SweepRequest("sweep", SWEEP_ID, ALL, ""), NOW, sums=COUNTS, late_writes_refused=False
+    )
     await Outbox(sender).ended(plan, TWO)
     (event,) = cast("list[Any]", sender.told)
     assert (event.type, event.project, event.origin) == ("sweep.completed", "*", TWO)

@@ -20,8 +20,8 @@ from keyturn_workers.keyring import Keyring, KeyringReader
 from keyturn_workers.keyring.model import build
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.storage import Headers
-from keyturn_workers.sweep.page_worker import PageTaker
-from keyturn_workers.sweep.plan import Ask, Failure, Live, Plan, Result, State
+from keyturn_workers.sweep.page_worker import PageWorker
+from keyturn_workers.sweep.plan import Failure, OpenPage, Plan, Result, State, SweepRequest
 from keyturn_workers.sweep.store import SweepStore
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, enc, keyring, sealed_object, turned
@@ -60,13 +60,13 @@ class Page:
 
     async def taken(self) -> Result:
         store = SweepStore(self.storage, MASTER_KEYS)
-        taker = PageTaker(
+        taker = PageWorker(
             self.storage, self.keyrings, KEYS, store, concurrency=4, copy_limit_bytes=2**30
         )
         now = datetime.now(UTC)
         state = State.of(await self.keyrings.fresh("acme"))
-        ask = Ask("sweep", SWEEP_ID, "acme", "", dry_run=self.dry_run)
-        return await taker.take(Plan(ask, state, now, now), Live(page=0, after="", last=""))
+        ask = SweepRequest("sweep", SWEEP_ID, "acme", "", dry_run=self.dry_run)
+        return await taker.take(Plan(ask, state, now, now), OpenPage(page=0, after="", last=""))
 
 
 async def test_a_listed_object_that_is_not_found_has_failed() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from keyturn_workers.storage import Headers
 from keyturn_workers.sweep.page_listing import batches
-from keyturn_workers.sweep.plan import Ask, KeyRange, Live, Plan, State
+from keyturn_workers.sweep.plan import KeyRange, OpenPage, Plan, State, SweepRequest
 from keyturn_workers.sweep.planner import MAX_LIVE, Planner
 from keyturn_workers.testing.memory_storage import MemoryStorage
 
@@ -26,7 +26,7 @@ KEYS = st.sets(st.text("ab/9zé\U0001f600", min_size=1, max_size=4), max_size=60
 
 def new_plan(ranges: tuple[KeyRange, ...] = (KeyRange(),)) -> Plan:
     return Plan(
-        ask=Ask("sweep", "2f6c9a0e-1111-4111-8111-111111111111", "acme", ""),
+        ask=SweepRequest("sweep", "2f6c9a0e-1111-4111-8111-111111111111", "acme", ""),
         state=State(1, "9f86d081884c7d65", "m1", plaintext=False, etag="e"),
         turned_at=AT,
         started_at=AT,
@@ -44,9 +44,9 @@ def bucket(keys: Iterable[str]) -> MemoryStorage:
     return storage
 
 
-async def all_pages(planner: Planner, plan: Plan) -> list[Live]:
+async def all_pages(planner: Planner, plan: Plan) -> list[OpenPage]:
     """Every page, planned in as many steps as it takes while each page is proven at once."""
-    pages: list[Live] = []
+    pages: list[OpenPage] = []
     while not plan.complete:
         plan = await planner.extend(plan)
         assert len(plan.live) <= MAX_LIVE
@@ -55,7 +55,7 @@ async def all_pages(planner: Planner, plan: Plan) -> list[Live]:
     return pages
 
 
-async def keys_of(storage: MemoryStorage, live: Live) -> list[str]:
+async def keys_of(storage: MemoryStorage, live: OpenPage) -> list[str]:
     rows = batches(storage, "acme", live.after, live.last, versioned=False, size=3)
     return [row.key async for batch in rows for row in batch]
 

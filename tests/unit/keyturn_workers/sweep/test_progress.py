@@ -9,7 +9,15 @@ import pytest
 
 from keyturn.errors import LeaseMismatchError, StorageUnavailableError
 from keyturn_workers.sweep.counts import Counts
-from keyturn_workers.sweep.plan import Ask, Failure, KeyRange, Live, Plan, Result, State
+from keyturn_workers.sweep.plan import (
+    Failure,
+    KeyRange,
+    OpenPage,
+    Plan,
+    Result,
+    State,
+    SweepRequest,
+)
 from keyturn_workers.sweep.progress import (
     MAX_WIDTH,
     MIN_WIDTH,
@@ -30,9 +38,9 @@ STATE = State(2, "9f86d081884c7d65", "m1", plaintext=False, etag="e2")
 SEEN = Counts(objects=5, current=5)
 
 
-def plan(*live: Live, **more: object) -> Plan:
+def plan(*live: OpenPage, **more: object) -> Plan:
     made = Plan(
-        ask=Ask("rotation", "2f6c9a0e-1111-4111-8111-111111111111", "acme", ""),
+        ask=SweepRequest("rotation", "2f6c9a0e-1111-4111-8111-111111111111", "acme", ""),
         state=STATE,
         turned_at=TURN,
         started_at=TURN,
@@ -42,8 +50,8 @@ def plan(*live: Live, **more: object) -> Plan:
     return replace(made, **more)  # type: ignore[arg-type]  # a test's own fields
 
 
-def page(number: int = 0, **more: object) -> Live:
-    made = Live(page=number, after="a", last="m", take=1, sent_at=TURN, sends=1)
+def page(number: int = 0, **more: object) -> OpenPage:
+    made = OpenPage(page=number, after="a", last="m", take=1, sent_at=TURN, sends=1)
     return replace(made, **more)  # type: ignore[arg-type]  # a test's own fields
 
 

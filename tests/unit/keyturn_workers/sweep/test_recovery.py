@@ -10,7 +10,7 @@ from keyturn.crypto import Secret
 from keyturn.identifiers import sweep_folder
 from keyturn_workers.storage import Headers
 from keyturn_workers.sweep.counts import Counts
-from keyturn_workers.sweep.plan import Ask, Live, Plan, Result, State
+from keyturn_workers.sweep.plan import OpenPage, Plan, Result, State, SweepRequest
 from keyturn_workers.sweep.recovery import Seen, rescue
 from keyturn_workers.sweep.store import SweepStore
 from keyturn_workers.testing.memory_storage import MemoryStorage
@@ -26,7 +26,7 @@ class Role:
     def __init__(self) -> None:
         self.hurried: list[tuple[str, str]] = []
 
-    async def hurry(self, sweep_id: str, project: str) -> None:
+    async def resume(self, sweep_id: str, project: str) -> None:
         self.hurried.append((sweep_id, project))
 
 
@@ -35,7 +35,7 @@ async def setting(sweep_id: str = SWEEP_ID) -> tuple[MemoryStorage, SweepStore, 
     store = SweepStore(storage, {"m1": Secret(bytes(32))})
     now = datetime.now(UTC)
     state = State(1, "9f86d081884c7d65", "m1", plaintext=False, etag="e")
-    plan = Plan(Ask("sweep", sweep_id, "acme", ""), state, now, now)
+    plan = Plan(SweepRequest("sweep", sweep_id, "acme", ""), state, now, now)
     await store.mark_running(plan.ask)
     assert await store.create(plan, "m1")
     return storage, store, plan
@@ -85,7 +85,7 @@ async def test_a_sweep_that_runs_is_never_removed() -> None:
 async def test_a_mark_without_a_plan_goes() -> None:
     """Whoever put it died before the plan stood; the request comes again and marks it again."""
     storage, store, _ = await setting()
-    await store.mark_running(Ask("sweep", OTHER_ID, "acme", ""))
+    await store.mark_running(SweepRequest("sweep", OTHER_ID, "acme", ""))
     assert [named async for *named, _ in store.running()] == [
         [SWEEP_ID, "acme"],
         [OTHER_ID, "acme"],
@@ -109,7 +109,7 @@ async def end(store: SweepStore, plan: Plan) -> None:
 
 
 async def add_result(store: SweepStore, plan: Plan) -> None:
-    live = Live(page=0, after="", last="")
+    live = OpenPage(page=0, after="", last="")
     result = Result("", "", plan.state, datetime.now(UTC), Counts(), changed=0)
     assert await store.add_result(plan, live, result, "m1")
 
@@ -143,7 +143,7 @@ async def test_a_forged_mark_removes_nothing_and_carries_nothing_on() -> None:
     await end(store, plan)
     await store.mark_running(plan.ask)
     role = await look(store, timedelta(days=9))
-    # What `hurry` does for a sweep that ended and was published: it takes the mark away.
+    # What `resume` does for a sweep that ended and was published: it takes the mark away.
     assert role.hurried == [(SWEEP_ID, "acme")]
     assert f"{sweep_folder(SWEEP_ID, 'acme')}sweep.json" in storage.stored_keys()
     assert (await store.read(SWEEP_ID, "acme")).plan == replace(plan, status="done", told=True)
@@ -177,7 +177,7 @@ async def test_results_without_a_plan_are_removed_and_noted_tags_stay() -> None:
     storage, store, plan = await setting()
     await store.unmark_running(SWEEP_ID, "acme")
     await add_result(store, plan)
-    live = Live(page=0, after="", last="")
+    live = OpenPage(page=0, after="", last="")
     note = await store.note_tags(plan, live, {"k": {"team": "legal"}}, "m1")
     await storage.delete(f"{sweep_folder(SWEEP_ID, 'acme')}sweep.json")
     await look(store, timedelta(minutes=16))

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from keyturn_workers.sweep.plan import Ask
+from keyturn_workers.sweep.plan import SweepRequest
 from keyturn_workers.sweep.takeover import covers, is_later
 
 ONE = "2f6c9a0e-1111-4111-8111-111111111111"
 TWO = "2f6c9a0e-2222-4222-8222-222222222222"
-EARLIER = Ask("sweep", TWO, "acme", "2026-11-24T10:00:00Z")
-LATER = Ask("rotation", ONE, "acme", "2026-11-24T10:00:00.5Z")
+EARLIER = SweepRequest("sweep", TWO, "acme", "2026-11-24T10:00:00Z")
+LATER = SweepRequest("rotation", ONE, "acme", "2026-11-24T10:00:00.5Z")
 
 
 def test_the_time_of_the_request_decides_then_the_id() -> None:

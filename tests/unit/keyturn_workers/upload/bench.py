@@ -25,10 +25,10 @@ from keyturn.messages import UploadRequested
 from keyturn.metadata import Wraps, parse
 from keyturn_workers.keyring import Keyring, KeyringReader
 from keyturn_workers.keyring.model import build
-from keyturn_workers.objects.verify import examine
-from keyturn_workers.storage import Differences, Headers, StorageClock
+from keyturn_workers.objects.verify import verify
+from keyturn_workers.storage import Capabilities, Headers, StorageClock
 from keyturn_workers.testing.memory_storage import MemoryStorage
-from keyturn_workers.upload import Limits, Settled, Uploader
+from keyturn_workers.upload import Limits, Uploader, UploadResult
 from keyturn_workers.worker.metrics import WorkerMetrics
 from tests.unit.keyturn_workers.factories import AT, MASTER_KEYS, keyring, turned
 
@@ -38,7 +38,7 @@ OTHER_ID = "2f6c9a0e-2222-4222-8222-222222222222"
 TARGET = "acme/k"
 STAGED = staging_key("api", UPLOAD_ID)
 PART_BYTES = 20_000
-IN_PARTS = Differences(conditional_completion=True)
+IN_PARTS = Capabilities(conditional_completion=True)
 DATA = os.urandom(100_000)
 # How a body reaches the bucket: the call of the storage that puts it there.
 WAYS: Final = ("put", "put_stream", "complete_multipart")
@@ -75,7 +75,7 @@ class Bench:
         """A rotation, from outside."""
         self.write_keyring(turned(self.ring))
 
-    async def serve(self, request: UploadRequested, *, seen_before: bool = False) -> Settled:
+    async def serve(self, request: UploadRequested, *, seen_before: bool = False) -> UploadResult:
         return await self.uploader.serve(request, "api", seen_before=seen_before)
 
     async def opened(self, key: str = TARGET) -> bytes:
@@ -84,7 +84,7 @@ class Bench:
         wraps = parse(head.metadata)
         assert isinstance(wraps, Wraps)
         desired = self.ring.desired(MASTER_KEYS)
-        examined = examine(wraps, body[:HEADER_BYTES], "k", desired, MASTER_KEYS)
+        examined = verify(wraps, body[:HEADER_BYTES], "k", desired, MASTER_KEYS)
         assert examined.current
         return open_sealed(examined.dek, BODY_CONTEXT, body)
 

@@ -18,9 +18,9 @@ from keyturn.errors import (
 from keyturn.identifiers import keyring_key
 from keyturn.metadata import Wraps, parse
 from keyturn_workers.errors import MissingError, PreconditionError, RefusedError
-from keyturn_workers.objects.verify import examine
+from keyturn_workers.objects.verify import verify
 from keyturn_workers.storage import Headers
-from keyturn_workers.upload import Settled
+from keyturn_workers.upload import UploadResult
 from tests.unit.keyturn_workers.factories import MASTER_KEYS
 from tests.unit.keyturn_workers.upload.bench import DATA, STAGED, TARGET, WAYS, bench, request
 
@@ -39,7 +39,7 @@ async def test_keyring_gone_after_the_put() -> None:
     with pytest.raises(UnknownProjectError):
         await on.serve(sent)
     await on.turn()
-    assert await on.serve(sent, seen_before=True) == Settled(len(DATA), 2)
+    assert await on.serve(sent, seen_before=True) == UploadResult(len(DATA), 2)
 
 
 @BY_ALL_WAYS
@@ -58,7 +58,7 @@ async def test_false_precondition_failure(way: str) -> None:
     """The condition failed on this upload's own object: a resent put met its first attempt."""
     on = bench(way)
     on.storage.fail_next(way, PreconditionError("412"), after_effect=True)
-    assert await on.serve(request(on, way)) == Settled(len(DATA), 1)
+    assert await on.serve(request(on, way)) == UploadResult(len(DATA), 1)
     assert await on.opened() == DATA
     assert on.storage.calls[way] == 1
 
@@ -68,7 +68,7 @@ async def test_false_precondition_failure_and_a_turn() -> None:
     on = bench()
     on.storage.fail_next("put", PreconditionError("412"), after_effect=True)
     on.storage.before_next("read_start", on.turn)
-    assert await on.serve(request(on)) == Settled(len(DATA), 2)
+    assert await on.serve(request(on)) == UploadResult(len(DATA), 2)
     assert await on.opened() == DATA
 
 
@@ -91,7 +91,7 @@ async def test_answer_lost(way: str) -> None:
     with pytest.raises(StorageUnavailableError):
         await on.serve(sent)
     before = await on.storage.read(TARGET)
-    assert await on.serve(sent, seen_before=True) == Settled(len(DATA), 1)
+    assert await on.serve(sent, seen_before=True) == UploadResult(len(DATA), 1)
     assert (await on.storage.read(TARGET))[1] == before[1]
     assert on.storage.calls[way] == 1
 
@@ -105,7 +105,7 @@ async def test_request_lost(way: str) -> None:
     with pytest.raises(StorageUnavailableError):
         await on.serve(sent)
     assert not await on.stands(TARGET)
-    assert await on.serve(sent, seen_before=True) == Settled(len(DATA), 1)
+    assert await on.serve(sent, seen_before=True) == UploadResult(len(DATA), 1)
     assert await on.opened() == DATA
     assert await on.open_uploads() == []
 
@@ -123,7 +123,7 @@ async def test_keyring_not_readable_after_the_put(way: str) -> None:
     with pytest.raises(StorageUnavailableError):
         await on.serve(sent)
     await on.turn()
-    assert await on.serve(sent, seen_before=True) == Settled(len(DATA), 2)
+    assert await on.serve(sent, seen_before=True) == UploadResult(len(DATA), 2)
     assert await on.opened() == DATA
     assert on.storage.calls[way] == 1
 
@@ -142,7 +142,7 @@ async def test_each_attempt_has_its_own_dek() -> None:
     wraps = parse(head.metadata)
     assert isinstance(wraps, Wraps)
     desired = on.ring.desired(MASTER_KEYS)
-    dek = examine(wraps, second[:HEADER_BYTES], "k", desired, MASTER_KEYS).dek
+    dek = verify(wraps, second[:HEADER_BYTES], "k", desired, MASTER_KEYS).dek
     assert commits_to(dek, BODY_CONTEXT, second[:HEADER_BYTES])
     assert not commits_to(dek, BODY_CONTEXT, first[:HEADER_BYTES])
 
@@ -203,7 +203,7 @@ async def test_copies_of_a_retry_leave_each_other_alone() -> None:
             assert await on.open_uploads() == [TARGET]  # that of the first
 
     on.storage.before_next("complete_multipart", more_copies)
-    assert await on.serve(sent, seen_before=True) == Settled(len(DATA), 1)
+    assert await on.serve(sent, seen_before=True) == UploadResult(len(DATA), 1)
     assert await on.opened() == DATA
     assert await on.open_uploads() == []
 
@@ -214,7 +214,7 @@ async def test_a_copy_that_finds_its_object_aborts_nothing() -> None:
     sent = request(on, "complete_multipart")
     await on.serve(sent)
     await on.storage.begin_multipart(TARGET, Headers({}))
-    assert await on.serve(sent, seen_before=True) == Settled(len(DATA), 1)
+    assert await on.serve(sent, seen_before=True) == UploadResult(len(DATA), 1)
     assert await on.open_uploads() == [TARGET]
 
 
@@ -222,7 +222,7 @@ async def test_leftovers_that_cannot_be_listed_keep_no_upload_from_its_end() -> 
     on = bench("complete_multipart")
     on.storage.fail_next("open_multiparts", StorageUnavailableError("down"))
     sent = request(on, "complete_multipart")
-    assert await on.serve(sent, seen_before=True) == Settled(len(DATA), 1)
+    assert await on.serve(sent, seen_before=True) == UploadResult(len(DATA), 1)
 
 
 async def test_parts_aborted_by_another_delivery() -> None:
@@ -232,5 +232,5 @@ async def test_parts_aborted_by_another_delivery() -> None:
     on.storage.fail_next("complete_multipart", MissingError("NoSuchUpload"))
     with pytest.raises(StorageUnavailableError):
         await on.serve(sent)
-    assert await on.serve(sent, seen_before=True) == Settled(len(DATA), 1)
+    assert await on.serve(sent, seen_before=True) == UploadResult(len(DATA), 1)
     assert await on.opened() == DATA

@@ -13,7 +13,7 @@ from keyturn.errors import (
     KeyturnError,
 )
 from keyturn_workers.storage import Headers
-from keyturn_workers.upload import Settled
+from keyturn_workers.upload import UploadResult
 from tests.unit.keyturn_workers.factories import keyring
 from tests.unit.keyturn_workers.upload.bench import (
     DATA,
@@ -33,7 +33,7 @@ BY_ALL_WAYS = pytest.mark.parametrize("way", WAYS)
 async def test_stored(way: str) -> None:
     """By the way meant, once, opened by both wraps; nothing else is called for."""
     on = bench(way)
-    assert await on.serve(request(on, way)) == Settled(len(DATA), 1)
+    assert await on.serve(request(on, way)) == UploadResult(len(DATA), 1)
     assert await on.opened() == DATA
     assert (await on.metadata())["enc-upload"] == UPLOAD_ID
     put = {name: on.storage.calls[name] for name in ("put", "put_stream", "complete_multipart")}
@@ -46,7 +46,7 @@ async def test_turned_during_the_put(way: str) -> None:
     """The wraps rest on the old generation: brought to the new one before it is told."""
     on = bench(way)
     on.storage.before_next(way, on.turn)
-    assert await on.serve(request(on, way)) == Settled(len(DATA), 2)
+    assert await on.serve(request(on, way)) == UploadResult(len(DATA), 2)
     assert await on.opened() == DATA
     assert (await on.metadata())["enc-upload"] == UPLOAD_ID
     assert on.storage.calls["copy_onto_itself"] == 1
@@ -57,7 +57,7 @@ async def test_turned_twice() -> None:
     on = bench()
     on.storage.before_next("put", on.turn)
     on.storage.before_next("copy_onto_itself", on.turn)
-    assert await on.serve(request(on)) == Settled(len(DATA), 3)
+    assert await on.serve(request(on)) == UploadResult(len(DATA), 3)
     assert await on.opened() == DATA
 
 
@@ -69,7 +69,7 @@ async def test_master_key_turned_during_the_put() -> None:
         on.write_keyring(replace(on.ring, master_key="m2"))
 
     on.storage.before_next("put", reseal)
-    assert await on.serve(request(on)) == Settled(len(DATA), 1)
+    assert await on.serve(request(on)) == UploadResult(len(DATA), 1)
     assert await on.opened() == DATA
     assert (await on.metadata())["enc-kek-admin"] == "m2"
 
@@ -78,7 +78,7 @@ async def test_moved_before_completion() -> None:
     """The wraps were fixed when the upload began: aborted, and done again under the new state."""
     on = bench("complete_multipart")
     on.storage.before_next("put_part", on.turn)
-    assert await on.serve(request(on, "complete_multipart")) == Settled(len(DATA), 2)
+    assert await on.serve(request(on, "complete_multipart")) == UploadResult(len(DATA), 2)
     assert await on.opened() == DATA
     assert on.storage.calls["begin_multipart"] == 2
     assert on.storage.calls["complete_multipart"] == 1
@@ -95,13 +95,13 @@ async def test_plaintext_forbidden_during_the_put(way: str) -> None:
         on.write_keyring(replace(on.ring, plaintext_allowed=False))
 
     on.storage.before_next(way, forbid)
-    assert await on.serve(request(on, way)) == Settled(len(DATA), 1)
+    assert await on.serve(request(on, way)) == UploadResult(len(DATA), 1)
     assert await on.opened() == DATA
 
 
 async def test_plaintext() -> None:
     on = bench(ring=keyring(plaintext=True), encryption_enabled=False)
-    assert await on.serve(request(on)) == Settled(len(DATA), 1)
+    assert await on.serve(request(on)) == UploadResult(len(DATA), 1)
     assert (await on.storage.read(TARGET))[1] == DATA
     assert await on.metadata() == {"enc-upload": UPLOAD_ID}
 
@@ -110,7 +110,7 @@ async def test_plaintext_turned_during_the_put() -> None:
     """There is nothing to rewrap; the generation told is the one that now stands."""
     on = bench(ring=keyring(plaintext=True), encryption_enabled=False)
     on.storage.before_next("put", on.turn)
-    assert await on.serve(request(on)) == Settled(len(DATA), 2)
+    assert await on.serve(request(on)) == UploadResult(len(DATA), 2)
     assert (await on.storage.read(TARGET))[1] == DATA
 
 
@@ -124,7 +124,7 @@ async def test_lease_run_out(way: str) -> None:
         await on.turn()
 
     on.storage.before_next(way, stall)
-    assert await on.serve(request(on, way)) == Settled(len(DATA), 2)
+    assert await on.serve(request(on, way)) == UploadResult(len(DATA), 2)
     assert await on.opened() == DATA
     assert on.storage.calls[way] == 2
     assert on.storage.calls["copy_onto_itself"] == 0
@@ -141,7 +141,7 @@ async def test_stored_by_another_delivery_while_this_one_waited() -> None:
         await on.uploader.discard_staged(sent, "api")
 
     on.storage.before_next("stream", finish_first)
-    assert await on.serve(sent) == Settled(len(DATA), 1)
+    assert await on.serve(sent) == UploadResult(len(DATA), 1)
     assert on.storage.calls["put_stream"] == 1
     assert not await on.stands(STAGED)
 

@@ -24,7 +24,7 @@ from keyturn.identifiers import object_key
 from keyturn.messages import RequestOrigin, UploadStored
 from keyturn_workers.objects.single import reconcile
 from keyturn_workers.storage import Headers
-from keyturn_workers.upload import Settled, UploadRole
+from keyturn_workers.upload import UploadResult, UploadRole
 from keyturn_workers.upload.staging_cleanup import sweep_staging
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring
 from tests.unit.keyturn_workers.upload.bench import (
@@ -65,7 +65,7 @@ async def test_a_second_delivery_is_told_from_its_tag(way: str) -> None:
     await on.serve(sent)
     assert "enc-upload-tag" in await on.metadata()
     await on.uploader.discard_staged(sent, "api")
-    assert await on.serve(sent, seen_before=True) == Settled(len(DATA), 1)
+    assert await on.serve(sent, seen_before=True) == UploadResult(len(DATA), 1)
     assert on.storage.calls["stream"] == int(way != "put")
     assert on.storage.calls[way] == 1
 
@@ -102,7 +102,7 @@ async def test_an_object_without_a_tag_is_compared(way: str) -> None:
     sent = request(on, way)
     await on.serve(sent)
     await relabel(on, upload_tag=None)
-    assert await on.serve(sent, seen_before=True) == Settled(len(DATA), 1)
+    assert await on.serve(sent, seen_before=True) == UploadResult(len(DATA), 1)
     assert on.storage.calls[way] == 1
     other = request(on, way, data=DATA[:-1] + bytes([DATA[-1] ^ 1]))
     with pytest.raises(AlreadyExistsError):
@@ -118,7 +118,7 @@ async def test_plaintext_under_the_uploads_id_is_compared(way: str) -> None:
     sent = request(on, way)
     await on.serve(sent)
     assert await on.metadata() == {"enc-upload": UPLOAD_ID}
-    assert await on.serve(sent, seen_before=True) == Settled(len(DATA), 1)
+    assert await on.serve(sent, seen_before=True) == UploadResult(len(DATA), 1)
     on.storage.plant(TARGET, DATA[::-1], Headers({"enc-upload": UPLOAD_ID}))
     with pytest.raises(AlreadyExistsError):
         await on.serve(sent, seen_before=True)
@@ -143,7 +143,7 @@ async def test_plaintext_that_is_published_once_more_is_told_again(way: str) -> 
     sent = request(on, way)
     await on.serve(sent)
     await on.uploader.discard_staged(sent, "api")
-    assert await on.serve(sent) == Settled(len(DATA), 1)
+    assert await on.serve(sent) == UploadResult(len(DATA), 1)
     on.storage.plant(TARGET, DATA[1:], Headers({"enc-upload": UPLOAD_ID}))
     with pytest.raises(AlreadyExistsError):
         await on.serve(sent)
@@ -179,7 +179,7 @@ async def test_rewraps_keep_the_tag() -> None:
     await on.turn()
     await reconcile("acme", "k", on.storage, on.uploader._keyrings, MASTER_KEYS)
     assert (await on.metadata())["enc-upload-tag"] == tag
-    assert await on.serve(sent, seen_before=True) == Settled(len(DATA), 2)
+    assert await on.serve(sent, seen_before=True) == UploadResult(len(DATA), 2)
 
 
 @BY_ALL_WAYS
@@ -204,7 +204,7 @@ async def test_a_completed_upload_is_brought_to_the_desired_state() -> None:
     sent = request(on)
     await on.serve(sent)
     await on.turn()
-    assert await on.uploader.find_completed(sent, "api") == Settled(len(DATA), 2)
+    assert await on.uploader.find_completed(sent, "api") == UploadResult(len(DATA), 2)
     assert await on.opened() == DATA
 
 

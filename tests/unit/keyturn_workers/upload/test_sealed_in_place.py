@@ -19,7 +19,7 @@ from keyturn.errors import (
     StorageUnavailableError,
 )
 from keyturn_workers.storage import Headers
-from keyturn_workers.upload import Settled
+from keyturn_workers.upload import UploadResult
 from tests.unit.keyturn_workers.factories import keyring
 from tests.unit.keyturn_workers.upload.bench import (
     DATA,
@@ -71,7 +71,7 @@ async def test_the_next_delivery_seals_it_and_tells(way: str, data: bytes) -> No
     sent = request(on, way, data=data)
     await put_and_die(on, way, sent)
     await forbid(on)
-    assert await on.serve(sent, seen_before=True) == Settled(len(data), 1)
+    assert await on.serve(sent, seen_before=True) == UploadResult(len(data), 1)
     assert await on.opened() == data
     assert (await on.metadata())["enc-upload"] == UPLOAD_ID
     assert await on.open_uploads() == []
@@ -81,7 +81,7 @@ async def test_plaintext_that_is_still_allowed_stays() -> None:
     on = plaintext_bench("put")
     sent = request(on)
     await put_and_die(on, "put", sent)
-    assert await on.serve(sent, seen_before=True) == Settled(len(DATA), 1)
+    assert await on.serve(sent, seen_before=True) == UploadResult(len(DATA), 1)
     assert (await on.storage.read(TARGET))[1] == DATA
 
 
@@ -151,7 +151,7 @@ async def test_sealed_by_another_delivery_meanwhile() -> None:
         await on.serve(sent, seen_before=True)
 
     on.storage.before_next("put", other)
-    assert await on.serve(sent, seen_before=True) == Settled(len(DATA), 1)
+    assert await on.serve(sent, seen_before=True) == UploadResult(len(DATA), 1)
     assert await on.opened() == DATA
 
 

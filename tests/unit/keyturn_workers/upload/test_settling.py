@@ -9,8 +9,8 @@ from typing import Any, Final
 import pytest
 
 from keyturn.errors import StorageUnavailableError
-from keyturn_workers.keyring import Observed
-from keyturn_workers.upload import Settled
+from keyturn_workers.keyring import KeyringSnapshot
+from keyturn_workers.upload import UploadResult
 from keyturn_workers.upload.settling import Acknowledged, exists_within_lease
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring
 from tests.unit.keyturn_workers.upload.bench import DATA, WAYS, Bench, bench, request
@@ -19,7 +19,7 @@ LEASE_S: Final = 15
 READ_AT: Final = datetime(2026, 11, 24, 10, tzinfo=UTC)
 SENT_S: Final = 1000.0
 RING: Final = replace(keyring(), lease_s=LEASE_S)
-OBSERVED: Final = Observed(
+OBSERVED: Final = KeyringSnapshot(
     RING,
     RING.desired(MASTER_KEYS),
     "etag",
@@ -85,7 +85,7 @@ def leased_bench(way: str = "put", **more: Any) -> Bench:
 async def test_reads_of_the_keyring(way: str, reads: int) -> None:
     """One for an upload of one put; those of an upload in parts come before and after it."""
     on = leased_bench(way)
-    assert await on.serve(request(on, way)) == Settled(len(DATA), 1)
+    assert await on.serve(request(on, way)) == UploadResult(len(DATA), 1)
     assert on.storage.calls["read"] == reads
     assert await on.opened() == DATA
 
@@ -100,7 +100,7 @@ async def test_plaintext_forbidden_by_the_time_it_lands_is_never_told_unread(way
         on.write_keyring(replace(on.ring, plaintext_allowed=False))
 
     on.storage.before_next(way, forbid)
-    assert await on.serve(request(on, way)) == Settled(len(DATA), 1)
+    assert await on.serve(request(on, way)) == UploadResult(len(DATA), 1)
     assert await on.opened() == DATA
 
 
@@ -108,7 +108,7 @@ async def test_a_turn_during_the_put_is_left_to_its_sweep() -> None:
     """The object exists within a lease of the turn: every proof of the sweep comes later."""
     on = leased_bench()
     on.storage.before_next("put", on.turn)
-    assert await on.serve(request(on)) == Settled(len(DATA), 1)
+    assert await on.serve(request(on)) == UploadResult(len(DATA), 1)
     assert on.storage.calls["copy_onto_itself"] == 0
 
 
@@ -124,7 +124,7 @@ async def test_a_put_that_outlasts_its_lease_reads_the_keyring_again() -> None:
         return replace(written, date=on.storage.now - timedelta(seconds=LEASE_S + 1))
 
     on.storage.put_stream = slow  # type: ignore[method-assign]
-    assert await on.serve(request(on, "put_stream")) == Settled(len(DATA), 2)
+    assert await on.serve(request(on, "put_stream")) == UploadResult(len(DATA), 2)
     assert await on.opened() == DATA
 
 
@@ -142,4 +142,4 @@ async def test_a_keyring_read_of_more_than_a_sixth_of_a_lease_gives_no_lease() -
         await on.serve(request(on))
     assert on.storage.calls["put"] == 0
     on.storage.advance(10)
-    assert await on.serve(request(on)) == Settled(len(DATA), 1)
+    assert await on.serve(request(on)) == UploadResult(len(DATA), 1)

@@ -38,7 +38,7 @@ def test_what_is_of_no_known_set_makes_no_series() -> None:
     for n in range(100):
         queue.served(f"type-{n}")
     queue.refused(_OddError())
-    queue.put_off(_OddError())
+    queue.schedule_retry(_OddError())
     metrics.page_done(Counts().to_json(), ["a/key", "another"])
     assert risen(metrics) == {
         'keyturn_requests_served_total{type="other"}': 100,
@@ -57,7 +57,7 @@ def test_every_event_and_code_is_known() -> None:
         queue.served(event)
     for error in all_errors().values():
         queue.refused(error())
-        queue.put_off(error())
+        queue.schedule_retry(error())
     found = risen(metrics)
     assert len(found) == len(EVENTS) + 2 * len(all_errors())
     assert not [name for name in found if "other" in name]

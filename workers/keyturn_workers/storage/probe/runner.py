@@ -15,7 +15,7 @@ from typing import Final, Literal
 from keyturn.errors import StorageUnavailableError
 from keyturn.settings import SettingsError
 from keyturn_workers.errors import RefusedError, StorageAnswerError, UnsafeStorageError
-from keyturn_workers.storage.capabilities import Differences
+from keyturn_workers.storage.capabilities import Capabilities
 from keyturn_workers.storage.port import Headers
 from keyturn_workers.storage.probe import race_checks as races
 from keyturn_workers.storage.probe import request_checks as requests
@@ -53,10 +53,10 @@ class Report:
         return [row for row in self.rows if row.needed == "required" and not row.ok]
 
     @property
-    def differences(self) -> Differences:
+    def differences(self) -> Capabilities:
         """What the workers may rely on beyond what is required."""
         held = {row.name for row in self.rows if row.ok}
-        return Differences(
+        return Capabilities(
             conditional_completion={COMPLETION, COMPLETION_RACE} <= held,
             conditional_copy_destination=COPY_DESTINATION in held,
             copy_keeps_tags=TAGS in held,
