@@ -1,0 +1,33 @@
+"""Store one file of the project `acme` through the gateway, then read it whole and in part."""
+
+import asyncio
+import os
+import sys
+
+from keyturn.gateway import Client
+
+
+async def main() -> None:
+    url, api_key = os.environ["KEYTURN_GATEWAY_URL"], os.environ["KEYTURN_API_KEY"]
+    async with Client.connect(url, api_key) as client:
+        uploaded = await client.upload(
+            "acme",
+            "reports/q4.txt",
+            b"the fourth quarter",
+            content_type="text/plain",
+            metadata={"author": "kim"},
+            wait_s=60,
+        )
+        print("stored" if uploaded.stored else f"on its way: {uploaded.upload_id}")
+
+        async with client.open("acme", "reports/q4.txt") as opened:
+            print(f"{opened.size_bytes} bytes by {opened.metadata['author']}", flush=True)
+            async for piece in opened.chunks():
+                sys.stdout.buffer.write(piece)
+            print()
+
+        async with client.open("acme", "reports/q4.txt", start=4, length=6) as opened:
+            print(await opened.read())
+
+
+asyncio.run(main())

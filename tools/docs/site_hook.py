@@ -1,0 +1,90 @@
+"""A MkDocs hook: the root's documents become pages, and links that leave `docs/` work on the site.
+
+The documentation is read in two places. In the repository a link such as `../CHANGELOG.md` or
+`../workers/…` works as it stands. The site holds `docs/` alone: there such a link becomes one to
+the page that is made from that document, or to the file in the hosted repository (`repo_url` of
+mkdocs.yml), or plain text where no repository is named. A link to a file that does not exist is
+left as it is, so that the strict build fails on it.
+"""
+
+import posixpath
+import re
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final
+
+ROOT: Final = Path(__file__).parents[2]
+# Documents at the root, and the page of the site that each one is.
+ROOT_PAGES: Final = {
+    "README.md": "index.md",
+    "SECURITY.md": "security.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+}
+# Those that have no page of their own below `docs/`.
+_GENERATED: Final = ("CONTRIBUTING.md", "CHANGELOG.md")
+_DOCS: Final = "docs/"
+_FENCED: Final = re.compile(r"(^ *```.*?^ *```[^\n]*$)", re.MULTILINE | re.DOTALL)
+_INLINE: Final = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(([^()\s]+)\)")
+_REFERENCE: Final = re.compile(r"^(\[[^\]\n]+\]: +)(\S+)$", re.MULTILINE)
+
+
+def rewrite(markdown: str, source: str, page: str, repo_url: str | None) -> str:
+    """The text of a page with its links as they work on the site.
+
+    Args:
+        markdown: The document.
+        source: Where it is in the repository, such as `docs/howto/read.md`.
+        page: Where it is on the site, such as `howto/read.md`.
+        repo_url: The hosted repository, without a slash at its end, if there is one.
+    """
+
+    def inline(found: re.Match[str]) -> str:
+        target = _target(found[2], source, page, repo_url)
+        return found[1] if target is None else f"[{found[1]}]({target})"
+
+    def reference(found: re.Match[str]) -> str:
+        return found[1] + (_target(found[2], source, page, repo_url) or found[2])
+
+    parts = _FENCED.split(markdown)  # every second one is a block of code
+    parts[::2] = [_REFERENCE.sub(reference, _INLINE.sub(inline, part)) for part in parts[::2]]
+    return "".join(parts)
+
+
+def _target(link: str, source: str, page: str, repo_url: str | None) -> str | None:
+    """Where a link leads on the site; None if it can lead nowhere there."""
+    path, hash_sign, anchor = link.partition("#")
+    if not path or path.startswith("/") or re.match(r"[a-z][a-z0-9+.-]*:", path):
+        return link
+    named = posixpath.normpath(posixpath.join(posixpath.dirname(source), path))
+    if named in ROOT_PAGES:
+        destination = ROOT_PAGES[named]
+    elif named.startswith(_DOCS):
+        destination = named.removeprefix(_DOCS)
+    elif (ROOT / named).exists():
+        return f"{repo_url}/blob/main/{named}{hash_sign}{anchor}" if repo_url else None
+    else:
+        return link
+    relative = posixpath.relpath(destination, posixpath.dirname(page) or ".")
+    return f"{relative}{hash_sign}{anchor}"
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Add the pages that are made from the root's documents."""
+    file = import_module("mkdocs.structure.files").File
+    for name in _GENERATED:
+        text = rewrite((ROOT / name).read_text(), name, ROOT_PAGES[name], _repo_url(config))
+        files.append(file.generated(config, ROOT_PAGES[name], content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    """Rewrite the links of one page."""
+    del files
+    name = page.file.src_uri
+    return rewrite(markdown, _DOCS + name, name, _repo_url(config))
+
+
+def _repo_url(config: Any) -> str | None:
+    url: str | None = config.repo_url
+    return url.rstrip("/") if url else None
