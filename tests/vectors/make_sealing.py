@@ -1,4 +1,4 @@
-"""Makes `sealing_v1.json`: known answers for the formats of `docs/formats.md`.
+"""Makes `sealing_v1.json`: known answers for the formats of `docs/spec.md`.
 
 For whoever writes another reader or publisher, and so that a change of format cannot
 slip in. Everything here is a function of fixed inputs, but for the HPKE ciphertext,

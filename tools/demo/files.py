@@ -10,7 +10,7 @@ from keyturn.identifiers import is_key
 
 _ROOT = Path(__file__).parents[2]
 _BIG_BYTES = 64 * 1024 * 1024
-_OWN = ("README.md", "LICENSE", "uv.lock", "pyproject.toml", "docs/formats.md")
+_OWN = ("README.md", "LICENSE", "uv.lock", "pyproject.toml", "docs/spec.md")
 
 
 class DemoFilesError(Exception):
