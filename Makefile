@@ -13,6 +13,8 @@ FILES ?=
 # Each process of the suite has servers of its own; given ones cannot be shared out.
 PROCESSES := $(if $(KEYTURN_AMQP_URL)$(KEYTURN_S3_ENDPOINT_URL),0,3)
 ARGS ?=
+# Lines and branches that the tests without servers reach, in per cent.
+COVERAGE := 85
 
 .PHONY: help
 help:  ## Show this list
@@ -25,6 +27,20 @@ setup: $(UV)  ## Make the locked environment in .venv
 .PHONY: test
 test: setup  ## Run all tests on private servers; ARGS="-k upload -x" goes to pytest
 	@$(PYTHON) -m pytest -n $(PROCESSES) --dist worksteal $(ARGS)
+
+.PHONY: unit
+unit: setup  ## Run the tests that need no server, within a minute
+	@$(PYTHON) -m pytest -n 2 --dist worksteal -q -m "not slow" tests/unit tests/contract $(ARGS)
+
+.PHONY: coverage
+coverage: setup  ## Run the tests that need no server, and fail below the floor of coverage
+	@$(PYTHON) -m pytest -n 2 --dist worksteal -q --cov --cov-report=term:skip-covered --cov-fail-under=$(COVERAGE) \
+	  tests/unit tests/contract tests/protocol $(ARGS)
+
+.PHONY: docs
+docs: $(UV)  ## Build the documentation as a site in site/; fails on a broken link
+	@$(SYNC) --group docs
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
 
 .PHONY: check
 check: setup  ## Lint, formatting, types, import rules and declared dependencies

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Final
 from rich.console import Console
 
 from tools.bench import against_plain, big, limited, profiles, sealing, tenants, uploads
-from tools.bench.clients import measuring as clients
 from tools.bench.figures import Results, profile_table, table
 from tools.bench.gateway import keyrings as gateway_keyrings
 from tools.bench.gateway import measuring as gateway
@@ -46,7 +45,6 @@ _PARTS: Final = (
     "latency",
     "projects",
     "layers",
-    "clients",
     "big",
     "sealing",
     *_ROTATION,
@@ -60,8 +58,6 @@ _MIB: Final = 2**20
 _COUNTS: Final = {"ceph": 3000, "moto": 1200}
 _QUICK_COUNT: Final = 600
 _LIMITED: Final = 1500
-_CLIENTS: Final = {"ceph": 400, "moto": 150}
-_QUICK_CLIENTS: Final = 50
 _MANY: Final = 10_000
 _QUICK_MANY: Final = 300
 _QUICK_LEASE_S: Final = 3
@@ -199,16 +195,6 @@ def _sealing(given: argparse.Namespace, results: Results) -> None:
     results.notes += notes
 
 
-def _clients(kind: StorageKind, given: argparse.Namespace, results: Results) -> None:
-    with _served(kind, broker=False) as (deployment, _):
-        measuring = clients.measure(
-            deployment,
-            count=_QUICK_CLIENTS if given.quick else _CLIENTS[kind],
-            rounds=given.rounds or (1 if given.quick else 3),
-        )
-        results.clients[kind] = clients.rows(kind, asyncio.run(measuring))
-
-
 def _rotation_pages(kind: StorageKind, given: argparse.Namespace, results: Results) -> None:
     count = _QUICK_COUNT if given.quick else _COUNTS[kind]
     rounds = given.rounds or (1 if given.quick else 3)
@@ -308,8 +294,6 @@ def _measurements(given: argparse.Namespace) -> Iterator[tuple[str, Callable[[Re
         yield f"uploads to a limited storage on {kinds[0]}", partial(_limited, kinds[0], given)
     # moto is slower than either side, so what it would show is itself.
     yield from _parts_of(_OF_UPLOADS, kinds[0], given)
-    for kind in kinds if "clients" in given.only else ():
-        yield f"S3 clients on {kind}", partial(_clients, kind, given)
     # A figure of speed on moto would be one of moto.
     if "big" in given.only and "ceph" in kinds:
         yield "a large staged upload on ceph", partial(_big, "ceph", given)
@@ -346,8 +330,6 @@ def main(argv: list[str]) -> int:
     )
     if results.rows:
         console.print(table(results.rows))
-    for server, rows in results.clients.items():
-        console.print(clients.compared(server, rows))
     for process, layers in results.profiles.items():
         console.print(profile_table(process, layers))
     for note in results.notes:

@@ -105,16 +105,11 @@ class Results:
     rows: list[Row] = field(default_factory=list)
     profiles: dict[str, dict[str, float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    clients: dict[str, list[Row]] = field(default_factory=dict)
-    """By server: too many rows for one table with the others."""
 
     def as_json(self) -> str:
         """The whole run as one JSON document."""
         document = {
             "rows": [row.as_json() for row in self.rows],
-            "clients": {
-                server: [row.as_json() for row in rows] for server, rows in self.clients.items()
-            },
             "ms_an_object_by_layer": self.profiles,
             "notes": self.notes,
         }
