@@ -13,6 +13,7 @@ import asyncio
 import json
 import time
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import aio_pika
@@ -155,6 +156,7 @@ async def ours(
         from tools.harness.wire import Wire  # noqa: PLC0415
 
         wire = Wire(await connection.channel(on_return_raises=True), [])
+        began = datetime.now(UTC)
         await fill(wire, deployment, name, count, projects)
         more = {"S3_ENDPOINT_URL": url} if url else {}
         env = deployment.worker_env(UPLOAD_CONCURRENCY=str(CONCURRENCY), **more)
@@ -162,7 +164,7 @@ async def ours(
             seen = await drain(wire, running)
             # The queue is empty before the last ones are done: a worker told to stop then
             # gives back what it has not begun.
-            told = await _told(connection, deployment, name, count)
+            told = await _told(connection, deployment, name, count, since=began)
         # One project's by its prefix; of many, one listing of everything is cheaper.
         under = f"{PROJECT}/{name}/" if tuple(projects) == (PROJECT,) else ""
         # In a thread: a long listing would keep this loop from answering the broker heartbeats.
@@ -175,9 +177,17 @@ async def ours(
 
 
 async def _told(
-    connection: aio_pika.abc.AbstractConnection, deployment: Deployment, name: str, count: int
+    connection: aio_pika.abc.AbstractConnection,
+    deployment: Deployment,
+    name: str,
+    count: int,
+    *,
+    since: datetime,
 ) -> int:
-    """How many of the round's uploads the stream tells of, each signed."""
+    """How many events of the round's uploads are in the stream, each signed.
+
+    Read from the round's beginning: a stream of many rounds takes longer than any timeout.
+    """
     verify = VerifyKey.from_bytes(deployment.event_key.public_bytes)
     keys: set[str] = set()
     whole = asyncio.Event()
@@ -195,13 +205,15 @@ async def _told(
     channel = await connection.channel()
     await channel.set_qos(prefetch_count=500)
     stream = await channel.get_queue(EVENTS_STREAM, ensure=False)
-    await stream.consume(look, arguments={"x-stream-offset": "first"})
+    tag = await stream.consume(look, arguments={"x-stream-offset": since})
     try:
         async with asyncio.timeout(30):
             await whole.wait()
     except TimeoutError:
         pass
     finally:
+        # First the consumer: an acknowledgment on a closed channel would cost the connection.
+        await stream.cancel(tag)
         await channel.close()
     return len(keys)
 
