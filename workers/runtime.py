@@ -300,15 +300,23 @@ def _checks(
 @asynccontextmanager
 async def _meanwhile(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     """Something that goes on beside the consumers, and ends with them."""
-    task = asyncio.create_task(work)
+    task = asyncio.create_task(work, name=getattr(work, "__qualname__", None))
+    task.add_done_callback(_report_failure)
     try:
         yield
     finally:
-        # As in `_leaving_nothing_behind`: one cancellation may be taken for a failed attempt.
+        # Cancelled within a request to the broker, the client library may raise an error of a
+        # lost connection in place of the cancellation; work that tries again then goes on.
         for _ in range(_CANCELLATIONS):
             task.cancel()
             done, _pending = await asyncio.wait({task}, timeout=_CANCELLATION_S)
             if done:
                 break
-        if task.done() and not task.cancelled():
-            task.exception()  # taken here: asyncio reports one that nobody takes as lost
+
+
+def _report_failure(task: asyncio.Task[None]) -> None:
+    """Log what ended background work: the consumers go on without it."""
+    if task.cancelled():
+        return
+    if (problem := task.exception()) is not None:
+        _log.error("background work failed", work=task.get_name(), exc_info=problem)

@@ -1,4 +1,4 @@
-"""What a worker's block leaves running is ended with it, the client library's calling too."""
+"""What runs beside a worker's consumers ends with them, whatever the client library makes of it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import asyncio
 
 import aio_pika
 import pytest
+from aiormq.exceptions import ChannelInvalidStateError
 
-from workers.runtime import _leaving_nothing_behind
+from workers.runtime import _leaving_nothing_behind, _meanwhile
 
 
 async def test_a_connection_that_is_just_being_made_again_ends() -> None:
@@ -50,3 +51,38 @@ async def test_what_ran_before_runs_on() -> None:
     assert not outside.done()
     forever.set()
     await outside
+
+
+async def test_work_that_takes_a_cancellation_for_a_lost_connection_ends() -> None:
+    """Aiormq raises an error of its own where a request was cancelled; a loop then tries again."""
+    cancelled = 0
+
+    async def keep() -> None:
+        nonlocal cancelled
+        while True:
+            try:
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    cancelled += 1
+                    if cancelled < 4:
+                        raise ChannelInvalidStateError("closed")
+            except ChannelInvalidStateError:
+                await asyncio.sleep(0)
+
+    async with asyncio.timeout(10), _meanwhile(keep()):
+        await asyncio.sleep(0)
+    assert cancelled == 4
+
+
+async def test_background_work_that_fails_is_logged_at_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async def fail() -> None:
+        raise ValueError("of the work")
+
+    async with _meanwhile(fail()):
+        await asyncio.sleep(0.01)
+        said = capsys.readouterr().out
+    assert "background work failed" in said
+    assert "of the work" in said
