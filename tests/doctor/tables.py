@@ -1,4 +1,4 @@
-"""The tables that README.md and docs/storage.md show, made from what was seen."""
+"""The tables of README.md and docs/operations/storage-servers.md, made from what was seen."""
 
 from __future__ import annotations
 
@@ -56,7 +56,8 @@ def placed(text: str, table: str) -> str:
 
 def documents(seen: Seen) -> Iterable[tuple[Path, str]]:
     """Each document that shows a table, as it should be."""
-    for name, table in (("README.md", short(seen)), ("docs/storage.md", whole(seen))):
+    page = "docs/operations/storage-servers.md"
+    for name, table in (("README.md", short(seen)), (page, whole(seen))):
         path = _ROOT / name
         yield path, placed(path.read_text(), table)
 

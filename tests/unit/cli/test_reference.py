@@ -1,4 +1,4 @@
-"""`docs/cli.md` is what the commands' own help says: generated, committed, compared here.
+"""`docs/reference/cli.md` is what the commands' own help says: generated, committed, compared.
 
 To write it anew: `python -m tests.unit.cli.test_reference`.
 """
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 _ROOT = Path(__file__).parents[3]
-_REFERENCE = _ROOT / "docs" / "cli.md"
+_REFERENCE = _ROOT / "docs" / "reference" / "cli.md"
 
 
 def generate() -> str:

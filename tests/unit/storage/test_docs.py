@@ -1,4 +1,4 @@
-"""docs/storage.md tells the rows that the probe asks, and policies that parse (SPEC 10)."""
+"""docs/operations/storage-servers.md has the rows of the probe, and a policy that parses (SPEC 10)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from workers.storage.memory import MemoryStorage
 from workers.storage.probe import probe
 
-TEXT = (Path(__file__).parents[3] / "docs" / "storage.md").read_text()
+TEXT = (Path(__file__).parents[3] / "docs" / "operations" / "storage-servers.md").read_text()
 
 
 async def test_every_row_stands_in_the_table() -> None:
