@@ -1,4 +1,4 @@
-"""docs/operations/storage-servers.md has the rows of the probe, and a policy that parses (SPEC 10)."""
+"""docs/operations/storage-servers.md has the rows of the probe, and a valid policy (SPEC 10)."""
 
 from __future__ import annotations
 
