@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from tests.doctor.seen import Column, Seen
 
 _ROOT = Path(__file__).parents[2]
-_NEEDED = {"required": "required", "wanted": "wanted", "info": "told"}
 _MARKED = re.compile(r"(<!-- doctor: begin -->\n).*?(<!-- doctor: end -->)", re.DOTALL)
 
 
@@ -24,7 +23,7 @@ def whole(seen: Seen) -> str:
     columns = _folded(seen.columns)
     heads = [f"{column.name} ({column.seen})" for column in columns]
     rows = [
-        [row, _NEEDED[needed], *(_cell(column.rows[row], needed) for column in columns)]
+        [row, needed, *(_cell(column.rows[row], needed) for column in columns)]
         for row, needed in seen.needed.items()
     ]
     verdicts = [_verdict(column, seen) for column in columns]
