@@ -1,4 +1,4 @@
-"""Fuzzing (docs/failures.md): what comes from outside, mutated by the hundred thousand.
+"""Fuzzing (docs/operations/failures.md): what comes from outside, mutated by the hundred thousand.
 
 | module | what it holds |
 | --- | --- |

@@ -68,7 +68,7 @@ async def test_the_examples(
         )
         assert published == (0, "stored: reports/q3.txt, 17 bytes, generation 1\n")
         reading = {"KEYTURN_GATEWAY_URL": served.url, "KEYTURN_API_KEY": deployment.api_key}
-        read = await _run(_example("docs/reading.md", "read"), tmp_path, reading)
+        read = await _run(_example("docs/howto/read.md", "read"), tmp_path, reading)
     assert read == (0, "stored\n18 bytes by kim\nthe fourth quarter\nb'fourth'\n")
     assert reader.opened(deployment, "acme", "reports/q3.txt", "user") == b"the third quarter"
     assert reader.shown(deployment, "acme", "reports/q3.txt").metadata["author"] == "kim"

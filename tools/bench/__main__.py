@@ -1,4 +1,4 @@
-"""`python -m tools.bench`: measure, print a table, write JSON (see `docs/performance.md`).
+"""`python -m tests.bench`: measure, print a table, write JSON (docs/operations/performance.md).
 
 Exit status 0 where everything could be measured, whether the aims were met or not: the
 table and the JSON say so. 1 where a measurement failed.

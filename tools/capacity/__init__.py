@@ -1,4 +1,6 @@
-"""How many processes for so many objects in so many hours: `make capacity` (docs/capacity.md).
+"""How many processes for so many objects in so many hours: `make capacity`.
+
+docs/operations/capacity.md explains it.
 
 | module | what it does or holds |
 | --- | --- |
@@ -8,5 +10,5 @@
 | `costs`, `upload_costs` | measure what an object costs: `measured.json` |
 | `simulation` | real workers behind a storage that is further away |
 | `check` | the formulas against that simulation, written to `checked.json` |
-| `document` | the tables of docs/capacity.md, made from the two files |
+| `document` | the tables of docs/operations/capacity.md, made from the two files |
 """

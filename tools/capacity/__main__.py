@@ -1,4 +1,4 @@
-"""`python -m tools.capacity`: how many processes for so many objects (docs/capacity.md).
+"""`python -m tests.capacity`: how many processes for so many objects.
 
 Without `--measure`, `--check` or `--document` it only computes, from `measured.json`.
 """
@@ -52,7 +52,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
         metavar="PART,PART",
         help=f"write checked.json anew; of {', '.join(check.PARTS)}, what is not named stays",
     )
-    parser.add_argument("--document", action="store_true", help="make docs/capacity.md's tables")
+    parser.add_argument("--document", action="store_true", help="make the tables of capacity.md")
     return parser.parse_args(argv)
 
 

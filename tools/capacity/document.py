@@ -1,4 +1,4 @@
-"""The tables of docs/capacity.md, made from `measured.json` and `checked.json`.
+"""The tables of docs/operations/capacity.md, made from `measured.json` and `checked.json`.
 
 Each stands between two comments of its name; what stands there now is replaced.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tools.capacity.check import Compared
     from tools.capacity.measured import Measured, Operation
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "capacity.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "operations" / "capacity.md"
 ASKS = (
     Ask(1e6, 1),
     Ask(1e6, 24),

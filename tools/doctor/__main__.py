@@ -1,7 +1,7 @@
 """`make doctor`: start each server, probe it, compare with what is committed.
 
 Exits 1 where a cell differs from docs/storage-servers.json; `--write` takes it over there and
-into the tables of README.md and docs/storage.md.
+into the tables of README.md and docs/operations/storage-servers.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The tables that README.md and docs/storage.md show, made from what was seen."""
+"""The tables of README.md and docs/operations/storage-servers.md, made from what was seen."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from tools.doctor.seen import Column, Seen
 
 _ROOT = Path(__file__).parents[2]
-_NEEDED = {"required": "required", "wanted": "wanted", "info": "told"}
 _MARKED = re.compile(r"(<!-- doctor: begin -->\n).*?(<!-- doctor: end -->)", re.DOTALL)
 
 
@@ -24,7 +23,7 @@ def whole(seen: Seen) -> str:
     columns = _folded(seen.columns)
     heads = [f"{column.name} ({column.seen})" for column in columns]
     rows = [
-        [row, _NEEDED[needed], *(_cell(column.rows[row], needed) for column in columns)]
+        [row, needed, *(_cell(column.rows[row], needed) for column in columns)]
         for row, needed in seen.needed.items()
     ]
     verdicts = [_verdict(column, seen) for column in columns]
@@ -56,7 +55,8 @@ def placed(text: str, table: str) -> str:
 
 def documents(seen: Seen) -> Iterable[tuple[Path, str]]:
     """Each document that shows a table, as it should be."""
-    for name, table in (("README.md", short(seen)), ("docs/storage.md", whole(seen))):
+    page = "docs/operations/storage-servers.md"
+    for name, table in (("README.md", short(seen)), (page, whole(seen))):
         path = _ROOT / name
         yield path, placed(path.read_text(), table)
 

@@ -1,4 +1,4 @@
-"""The broker users of docs/operations.md, on a real broker (SPEC 6.8; issue 10, publishers apart).
+"""The broker users of docs/howto/deploy.md, on a real broker (SPEC 6.8).
 
 The commands are those of the document itself. What they allow works from end to end; what they do
 not, the broker refuses.
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from tools.servers import RabbitMQ, S3Server
 
 pytestmark = pytest.mark.servers
-_DOCUMENT = Path(__file__).parents[3] / "docs" / "operations.md"
+_DOCUMENT = Path(__file__).parents[3] / "docs" / "howto" / "deploy.md"
 _PASSWORD = secrets.token_hex(16)
 _USERS = ("worker", "billing", "gateway", "operator", "audit")
 _BILLING = "keyturn.events.billing"
@@ -233,7 +233,7 @@ async def test_what_is_allowed_works_from_end_to_end(
                 await exchange.publish(message, document["type"], timeout=20)
             id_field = topology.REQUEST_ID_FIELDS[document["type"]]
             await process.logged(document[id_field])
-        # The client of docs/publishing.md, with the broker's user of a publisher.
+        # The client of docs/howto/publish-python.md, with the broker's user of a publisher.
         env = deployment.publisher_env() | {
             "KEYTURN_AMQP_URL": users.url("billing"),
             "KEYTURN_PUBLISHER_NAME": "billing",

@@ -1,4 +1,4 @@
-"""The example of docs/publishing.md is run as it stands there."""
+"""The example of docs/howto/publish-python.md is run as it stands there."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def test_example_in_the_documentation_runs(
 ) -> None:
     report = tmp_path / "q3.pdf"
     report.write_bytes(bytes(INLINE_MAX_BYTES + 1))
-    text = (ROOT / "docs" / "publishing.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "howto" / "publish-python.md").read_text(encoding="utf-8")
     found = re.search(r"```python\n(.*?)```", text, re.DOTALL)
     assert found is not None
     environment = moto.environment(moto_bucket) | {

@@ -11,8 +11,7 @@ import pytest
 _ROOT = Path(__file__).parents[3]
 _DOCUMENTS = sorted(
     str(path.relative_to(_ROOT))
-    for folder in (_ROOT, _ROOT / "docs")
-    for path in folder.glob("*.md")
+    for path in (*_ROOT.glob("*.md"), *(_ROOT / "docs").rglob("*.md"))
 )
 _TEST = re.compile(r"`(tests/[\w/*]+\.py)(?:::(\w+))?[^`]*`")
 _LINK = re.compile(r"\]\(((?!https?:)[^)#\s]*)#([^)\s]+)\)")

@@ -263,7 +263,7 @@ class _Bounded:
 
 
 class _Families:
-    """Every metric by its name; the same list stands in docs/operations.md."""
+    """Every metric by its name; the same list stands in docs/reference/metrics.md."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         def counter(name: str, told: str, *labels: str) -> Counter:

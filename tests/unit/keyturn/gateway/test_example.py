@@ -1,4 +1,4 @@
-"""The example of `docs/reading.md`, run as it stands there, against what plays the gateway."""
+"""The example of `docs/howto/read.md`, run as it stands there, against what plays the gateway."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _example() -> tuple[str, str]:
     """The program, and what the document says that it prints."""
     found = re.search(
         r"<!-- example: read -->\n```python\n(.*?)```\n\nIt prints[^\n]*:\n\n(.*?)\n\nOne",
-        (_ROOT / "docs" / "reading.md").read_text(),
+        (_ROOT / "docs" / "howto" / "read.md").read_text(),
         re.DOTALL,
     )
     assert found is not None

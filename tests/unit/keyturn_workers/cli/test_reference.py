@@ -1,4 +1,4 @@
-"""`docs/cli.md` is what the commands' own help says: generated, committed, compared here.
+"""`docs/reference/cli.md` is what the commands' own help says: generated, committed, compared.
 
 To write it anew: `python -m tests.unit.keyturn_workers.cli.test_reference`.
 """
@@ -9,8 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-_ROOT = Path(__file__).parents[4]
-_REFERENCE = _ROOT / "docs" / "cli.md"
+_ROOT = Path(__file__).parents[3]
+_REFERENCE = _ROOT / "docs" / "reference" / "cli.md"
 
 
 def generate() -> str:

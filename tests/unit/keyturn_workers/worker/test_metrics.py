@@ -21,7 +21,9 @@ from keyturn_workers.worker.metrics import OUTCOMES, Stage, WorkerMetrics
 from tests.support.scrape import risen, shown
 from tools.servers.process import free_port
 
-OPERATIONS = Path(__file__).parents[4] / "docs" / "operations.md"
+_DOCS = Path(__file__).parents[3] / "docs"
+METRICS = _DOCS / "reference" / "metrics.md"
+MONITORING = _DOCS / "operations" / "monitoring.md"
 OLDEST = f'keyturn_oldest_message_age_seconds{{queue="{UPLOAD_QUEUE}"}}'
 IN_FLIGHT = f'keyturn_messages_in_flight{{queue="{UPLOAD_QUEUE}"}}'
 
@@ -198,7 +200,7 @@ async def test_served_in_the_form_that_is_asked_for(
 
 def test_the_documentation_lists_every_metric_and_stage() -> None:
     """And none that is not there; alerts name no other metric of ours either."""
-    text = OPERATIONS.read_text()
+    text = METRICS.read_text() + MONITORING.read_text()
     exposed = (WorkerMetrics().exposed()[0] + GatewayMetrics().exposed()[0]).decode()
     names = set(re.findall(r"^# TYPE (\S+)", exposed, re.MULTILINE))
     assert set(re.findall(r"^\| `(keyturn_\w+)` \|", text, re.MULTILINE)) == names

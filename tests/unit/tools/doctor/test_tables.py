@@ -56,7 +56,7 @@ def test_a_required_row_that_fails_is_a_refusal() -> None:
     assert "| bad 1.0 | **refused** for: a |" in short(seen)
     assert whole(seen).splitlines()[-1] == "| **Keyturn** | | **safe** | **refused**: a |"
     assert "| a | required | yes | **no**: ignored |" in whole(seen)
-    assert "| c | told | changed | yes |" in whole(seen)
+    assert "| c | info | changed | yes |" in whole(seen)
 
 
 def test_what_is_worked_around_is_told() -> None:
