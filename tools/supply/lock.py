@@ -59,7 +59,7 @@ def direct() -> Mapping[str, Locked]:
 
 
 def shipped() -> Mapping[str, Locked]:
-    """All that is installed with the workers, Keyturn itself left out."""
+    """All of others that is installed with the workers."""
     seen: set[tuple[str, frozenset[str]]] = set()
     ahead = [(SHIPPED, frozenset[str]())]
     while ahead:
@@ -68,6 +68,11 @@ def shipped() -> Mapping[str, Locked]:
             seen.add((name, extras))
             ahead += _one(name).needs(extras)
     return {name: _one(name) for name in sorted({name for name, _ in seen} - OURS)}
+
+
+def version(distribution: str) -> str:
+    """The version of one of our own distributions."""
+    return _one(distribution).version
 
 
 def _direct(distribution: str) -> Mapping[str, Locked]:

@@ -16,7 +16,7 @@ from keyturn_workers.worker.grants import GrantsFile
 from tools.harness.deployment import Deployment
 from tools.servers import S3Server
 
-_DOCS = (Path(__file__).parents[2] / "docs" / "reference" / "settings.md").read_text()
+_DOCS = (Path(__file__).parents[3] / "docs" / "reference" / "settings.md").read_text()
 _S3 = S3Server("http://127.0.0.1:1", "access", "s3-secret-canary", "us-east-1", "given")
 _DEPLOYMENT = Deployment("amqp://kim:amqp-secret-canary@127.0.0.1/", _S3, "bucket")
 _CANARY = base64.b64encode(b"canary" * 5).decode()

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-_ROOT = Path(__file__).parents[3]
+_ROOT = Path(__file__).parents[4]
 _REFERENCE = _ROOT / "docs" / "reference" / "cli.md"
 
 

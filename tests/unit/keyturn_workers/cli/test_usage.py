@@ -207,7 +207,7 @@ def test_a_closed_pipe_ends_the_command_without_a_word() -> None:
     read_end, write_end = os.pipe()
     os.close(read_end)
     done = subprocess.run(
-        [sys.executable, "-m", "workers", "keygen", "api-key"],
+        [sys.executable, "-m", "keyturn_workers", "keygen", "api-key"],
         stdout=write_end,
         stderr=subprocess.PIPE,
         check=False,

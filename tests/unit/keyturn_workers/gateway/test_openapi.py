@@ -13,7 +13,7 @@ from pathlib import Path
 from keyturn_workers.gateway import docs_page
 from keyturn_workers.gateway.openapi import document
 
-_FILE = Path(__file__).parents[4] / "docs" / "openapi.json"
+_FILE = Path(__file__).parents[4] / "contracts" / "openapi.json"
 
 
 def generate() -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from keyturn_workers.storage.probe.runner import probe
 from keyturn_workers.testing.memory_storage import MemoryStorage
 
-TEXT = (Path(__file__).parents[3] / "docs" / "operations" / "storage-servers.md").read_text()
+TEXT = (Path(__file__).parents[4] / "docs" / "operations" / "storage-servers.md").read_text()
 
 
 async def test_every_row_stands_in_the_table() -> None:

@@ -21,7 +21,7 @@ from keyturn_workers.worker.metrics import OUTCOMES, Stage, WorkerMetrics
 from tests.support.scrape import risen, shown
 from tools.servers.process import free_port
 
-_DOCS = Path(__file__).parents[3] / "docs"
+_DOCS = Path(__file__).parents[4] / "docs"
 METRICS = _DOCS / "reference" / "metrics.md"
 MONITORING = _DOCS / "operations" / "monitoring.md"
 OLDEST = f'keyturn_oldest_message_age_seconds{{queue="{UPLOAD_QUEUE}"}}'

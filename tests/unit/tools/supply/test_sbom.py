@@ -24,7 +24,7 @@ def sbom(tmp_path: Path) -> dict[str, Any]:
 
 def test_it_is_the_shipped_set(sbom: dict[str, Any]) -> None:
     assert faults(json.dumps(sbom)) == []
-    assert sbom["metadata"]["component"]["name"] == "keyturn"
+    assert sbom["metadata"]["component"]["name"] == "keyturn-workers"
     assert all(one["purl"].startswith("pkg:pypi/") for one in sbom["components"])
 
 

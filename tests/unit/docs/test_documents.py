@@ -10,8 +10,7 @@ import pytest
 
 _ROOT = Path(__file__).parents[3]
 _DOCUMENTS = sorted(
-    str(path.relative_to(_ROOT))
-    for path in (*_ROOT.glob("*.md"), *(_ROOT / "docs").rglob("*.md"))
+    str(path.relative_to(_ROOT)) for path in (*_ROOT.glob("*.md"), *(_ROOT / "docs").rglob("*.md"))
 )
 _TEST = re.compile(r"`(tests/[\w/*]+\.py)(?:::(\w+))?[^`]*`")
 _LINK = re.compile(r"\]\(((?!https?:)[^)#\s]*)#([^)\s]+)\)")

@@ -12,7 +12,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
-_ROOT: Final = Path(__file__).parents[2]
+_ROOT: Final = Path(__file__).parents[3]
 _SPEC: Final = _ROOT / "docs" / "spec.md"
 _FOLDERS: Final = ("contracts", "workers", "tools", "tests", "examples", "docs")
 _SUFFIXES: Final = {".py", ".json", ".md"}
