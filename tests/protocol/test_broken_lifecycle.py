@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from keyturn_workers.sweep.plan import AllPlan, Plan
-    from keyturn_workers.sweep.store import ExistingUpload
+    from keyturn_workers.sweep.store import Standing
     from tests.protocol.world import World
 
 OWN_KEK = bytes([5]) * 32
@@ -281,7 +281,7 @@ def a_rotation_that_takes_over_one_with_proven_pages(world: World) -> None:
 class _KeepsProofs(ProjectSweep):
     """Goes on from where the sweep stood that it takes over."""
 
-    async def _step(self, standing: ExistingUpload[Plan]) -> bool:
+    async def _step(self, standing: Standing[Plan]) -> bool:
         plan = standing.plan
         if plan.step == 0:
             async for sweep_id, project, _ in self._store.running():

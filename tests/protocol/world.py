@@ -42,7 +42,7 @@ from tests.protocol.wire import CURRENT, MID, SENT, Call, Network, Server
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from keyturn.errors import KeyturnError
+    from keyturn.errors import CodedError
     from keyturn.messages import Event
 
 TICK_S: Final = 0.01
@@ -78,7 +78,7 @@ class World:
         # Every message that was ever in a queue, and every record of the stream of events.
         self.letters: list[Letter] = []
         self.stream: list[Record] = []
-        self.dead: list[tuple[Letter, KeyturnError]] = []
+        self.dead: list[tuple[Letter, CodedError]] = []
         self.schedule_retry: Counter[str] = Counter()
         self.requests: dict[str, dict[str, Any]] = {}
         # Every request by the digest of its bytes, and those who wait for the honest ones.

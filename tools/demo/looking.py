@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import aio_pika
 
 from keyturn import metadata as object_metadata
-from keyturn.errors import KeyturnError
+from keyturn.errors import CodedError
 from keyturn.identifiers import object_key
 from keyturn.metadata import Plaintext
 from keyturn_workers.objects.download import open_object
@@ -85,7 +85,7 @@ async def opened_sha256(storage: Storage, key: str, access: Access) -> str:
         async with open_object(storage, key, access) as opened:
             async for piece in opened.chunks():
                 digest.update(piece)
-    except KeyturnError as exc:
+    except CodedError as exc:
         return exc.code
     return digest.hexdigest()
 

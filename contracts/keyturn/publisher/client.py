@@ -17,7 +17,7 @@ from datetime import datetime
 from typing import Final, Self
 
 from keyturn.crypto import Sealer, b64, seal
-from keyturn.errors import BodyTooLargeError
+from keyturn.errors import BodyTooLargeError, NotDeliveredError, OutcomeUnknownError
 from keyturn.identifiers import staging_key
 from keyturn.messages import (
     INLINE_MAX_BYTES,
@@ -30,7 +30,6 @@ from keyturn.messages import (
 )
 from keyturn.publisher.body_source import Body, blocks, head
 from keyturn.publisher.connection import BrokerConnection, persistent_json
-from keyturn.publisher.errors import NotDeliveredError, OutcomeUnknownError
 from keyturn.publisher.event_matcher import RequestType
 from keyturn.publisher.event_stream import Verifier, follow
 from keyturn.publisher.event_waiter import Waiter

@@ -25,7 +25,7 @@ from keyturn.crypto import (
     v0_open,
     v0_seal,
 )
-from keyturn.errors import KeyturnError
+from keyturn.errors import CodedError
 from keyturn.metadata import Wraps
 from keyturn_workers.gateway.ranges import Span
 from keyturn_workers.objects.download import Access, OperatorAccess, ProjectAccess, open_object
@@ -125,7 +125,7 @@ def _read(
     given = bytearray()
     try:
         _done(reading(given))
-    except KeyturnError as exc:
+    except CodedError as exc:
         check(right.startswith(given), "a piece that is not the plaintext's")
         return code_of(exc, *_CODES)
     check(given == right, "another plaintext")
@@ -159,7 +159,7 @@ def _swept(world: _World, metadata: dict[str, str], body: bytes) -> str:
     looked = factories.looked(metadata, body)
     try:
         decision = plan_action(looked, KEY, ring, desired, _KEYS, Options(repair=True))
-    except KeyturnError as exc:
+    except CodedError as exc:
         return code_of(exc, *_CODES)
     if isinstance(decision, Rewrap):
         _check_rewrap(decision, desired, body)

@@ -16,7 +16,7 @@ from typing import Final
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from keyturn.errors import ArchivedObjectError, KeyturnError, StorageUnavailableError
+from keyturn.errors import ArchivedObjectError, CodedError, StorageUnavailableError
 from keyturn.identifiers import OWN_PREFIX, is_key, is_project
 from keyturn_workers.cli.output import printable
 from keyturn_workers.errors import ArchivedError, MissingError, StorageAnswerError
@@ -130,7 +130,7 @@ async def _look(
         return Seen(project, UNREADABLE, code=ArchivedObjectError.code)
     except StorageUnavailableError:
         raise
-    except KeyturnError as exc:
+    except CodedError as exc:
         return Seen(project, UNREADABLE, code=exc.code)
     kind = stands.kind if row.version_id is None else NONCURRENT
     return Seen(project, kind, stands.generation, stands.master_key)
@@ -166,7 +166,7 @@ class _Shown:
         try:
             async for row in _rows(storage, prefix):
                 count += bool(row)
-        except (KeyturnError, StorageAnswerError):
+        except (CodedError, StorageAnswerError):
             return  # a courtesy: the census itself tells what is wrong
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, total=count)

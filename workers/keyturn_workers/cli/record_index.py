@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from keyturn.crypto import Secret
 from keyturn.errors import (
+    CodedError,
     CorruptObjectError,
-    KeyturnError,
     StorageUnavailableError,
     UnknownMasterKeyError,
 )
@@ -136,7 +136,7 @@ def _of_sweep(s3_key: str) -> _Record | None:
     return _Record(s3_key, _PLAN if name == PLAN_NAME else _OTHER, project, sweep_id)
 
 
-_Opened = tuple[str, Keyring | Plan | AllPlan | None] | KeyturnError | None
+_Opened = tuple[str, Keyring | Plan | AllPlan | None] | CodedError | None
 
 
 async def _open(
@@ -152,7 +152,7 @@ async def _open(
         return None
     except StorageUnavailableError:
         raise
-    except KeyturnError as exc:
+    except CodedError as exc:
         return exc
 
 
@@ -176,7 +176,7 @@ def _parsed(
 def _take(told: Recorded, record: _Record, opened: _Opened, *, of_parts: bool) -> None:
     if opened is None:
         return
-    if isinstance(opened, KeyturnError):
+    if isinstance(opened, CodedError):
         _take_failing(told, record, opened)
         return
     master_key, value = opened
@@ -191,7 +191,7 @@ def _take(told: Recorded, record: _Record, opened: _Opened, *, of_parts: bool) -
         told.sweeps.append(sweep_row(value))
 
 
-def _take_failing(told: Recorded, record: _Record, error: KeyturnError) -> None:
+def _take_failing(told: Recorded, record: _Record, error: CodedError) -> None:
     told.failed += 1
     if isinstance(error, UnknownMasterKeyError):
         told.named[error.detail] += 1

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from keyturn import metadata as object_metadata
-from keyturn.errors import KeyturnError, StorageUnavailableError
+from keyturn.errors import CodedError, StorageUnavailableError
 from keyturn.metadata import Wraps
 from keyturn_workers.errors import MissingError, RefusedError
 from keyturn_workers.objects.operator_keys import OperatorKeys
@@ -55,7 +55,7 @@ async def _of_one(storage: Storage, project: str, s3_key: str, keys: OperatorKey
         raise StorageUnavailableError("an object to adopt cannot be read") from exc
     try:
         envelope = object_metadata.parse(head.metadata)
-    except KeyturnError:
+    except CodedError:
         return 0
     if not isinstance(envelope, Wraps):
         return 0

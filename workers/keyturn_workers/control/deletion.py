@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from keyturn.crypto import HEADER_BYTES, seal_tombstone
-from keyturn.errors import KeyturnError, LockedObjectError, StorageUnavailableError
+from keyturn.errors import CodedError, LockedObjectError, StorageUnavailableError
 from keyturn.identifiers import format_time, object_key
 from keyturn.messages import DeleteRequested
 from keyturn.metadata import ALGO, DELETED
@@ -89,7 +89,7 @@ class Deleter:
             decision = plan_action(
                 looked, request.key, observed.keyring, observed.desired, self._keys, Options()
             )
-        except KeyturnError:
+        except CodedError:
             return None  # forged, or moved from another key
         return looked.head if isinstance(decision, NoOp) else None
 

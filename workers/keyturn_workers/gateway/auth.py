@@ -19,8 +19,8 @@ import structlog
 
 from keyturn.crypto import Secret, user_kek
 from keyturn.errors import (
+    CodedError,
     CorruptObjectError,
-    KeyturnError,
     StorageUnavailableError,
     UnauthorizedError,
     UnknownMasterKeyError,
@@ -85,7 +85,7 @@ class Gate:
         self._pepper = pepper.reveal().decode()
         self._cache_s = cache_s
         self._floor_s = floor_s
-        self._failed: OrderedDict[str, tuple[float, KeyturnError]] = OrderedDict()
+        self._failed: OrderedDict[str, tuple[float, CodedError]] = OrderedDict()
         self._reading: dict[str, tuple[float, asyncio.Task[KeyringSnapshot]]] = {}
 
     async def admit(self, project: str, authorization: list[str]) -> Admitted:
@@ -106,7 +106,7 @@ class Gate:
         kek = self._kek_of(_bearer(authorization), name)
         try:
             observed = await self._keyring_for(project, kek) if name == project else None
-        except KeyturnError as exc:
+        except CodedError as exc:
             await asyncio.sleep(self._not_before(began) - time.monotonic())
             # The detail is for whoever is admitted, and nobody can be.
             raise type(exc) from exc
@@ -189,7 +189,7 @@ class Gate:
         except StorageAnswerError as exc:
             raise StorageUnavailableError(str(exc)) from exc
 
-    def _remember(self, project: str, failure: KeyturnError) -> None:
+    def _remember(self, project: str, failure: CodedError) -> None:
         """For as long as a keyring would be: whoever asks again costs no read."""
         told = {"code": failure.code, "detail": failure.detail}
         _log.error("keyring does not open", project=project, **told)

@@ -19,7 +19,7 @@ from datetime import datetime
 from typing import Any, Final, TypeVar
 
 from keyturn.crypto import Secret
-from keyturn.errors import KeyturnError, StorageUnavailableError, UnknownProjectError
+from keyturn.errors import CodedError, StorageUnavailableError, UnknownProjectError
 from keyturn.identifiers import KEYRINGS_PREFIX, keyring_key
 from keyturn_workers.errors import MissingError, StorageAnswerError
 from keyturn_workers.keyring.listings import Listing, Listings, name_of
@@ -332,7 +332,7 @@ class KeyringReader:
 
     async def _renew_ahead(self, project: str) -> None:
         if not await self._listed(project):
-            with contextlib.suppress(KeyturnError, StorageAnswerError):
+            with contextlib.suppress(CodedError, StorageAnswerError):
                 await self.fresh(project)
 
     # What is remembered.

@@ -18,8 +18,8 @@ from typing import Final
 import structlog
 
 from keyturn.errors import (
+    CodedError,
     CorruptObjectError,
-    KeyturnError,
     MalformedRequestError,
     UnknownMasterKeyError,
     UnknownProjectError,
@@ -230,7 +230,7 @@ class FleetSweep(StepRunner[AllPlan]):
         _log.warning("keyring listed and not found", project=project, tries=tries)
 
     async def _note_failed(
-        self, plan: AllPlan, project: str, error: KeyturnError, master_key: str
+        self, plan: AllPlan, project: str, error: CodedError, master_key: str
     ) -> None:
         ask = plan.ask
         said = {"sweep_id": ask.sweep_id, "project": project, "code": error.code}

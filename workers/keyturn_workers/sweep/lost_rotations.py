@@ -25,7 +25,7 @@ from typing import Final, TypeAlias
 import structlog
 
 from keyturn.crypto import Secret
-from keyturn.errors import CorruptObjectError, KeyturnError, UnknownMasterKeyError
+from keyturn.errors import CodedError, CorruptObjectError, UnknownMasterKeyError
 from keyturn.identifiers import KEYRINGS_PREFIX, is_project, keyring_key, parse_time
 from keyturn_workers.errors import MissingError
 from keyturn_workers.keyring.model import parse
@@ -182,7 +182,7 @@ class OpenRotations:
         said = {"sweep_id": sweep_id, "project": project}
         try:
             begun = await self._starter.begin_again(sweep_id, project)
-        except KeyturnError as exc:
+        except CodedError as exc:
             # The others are not to wait for it; the next rounds come by again.
             _log.warning("lost rotation not begun", **said, code=exc.code, detail=exc.detail)
             return False

@@ -17,9 +17,9 @@ import structlog
 from keyturn.crypto import HEADER_BYTES
 from keyturn.errors import (
     ArchivedObjectError,
+    CodedError,
     ForeignObjectError,
     KeyringRolledBackError,
-    KeyturnError,
     LockedObjectError,
     NotFoundError,
     StorageUnavailableError,
@@ -241,13 +241,13 @@ class _PageAttempt:
                 return await work
             except (KeyringRolledBackError, UnknownMasterKeyError):
                 raise
-            except KeyturnError as exc:
+            except CodedError as exc:
                 self._fail(key, exc)
             except StorageAnswerError as exc:
                 self._fail(key, StorageUnavailableError(str(exc)))
             return None
 
-    def _fail(self, key: str, error: KeyturnError, *, current: bool = True) -> None:
+    def _fail(self, key: str, error: CodedError, *, current: bool = True) -> None:
         """Note a failure; of an older version (not `current`) the key is counted elsewhere."""
         self._tally.objects += current
         self._tally.failures.append(Failure(key, error.code))
@@ -275,7 +275,7 @@ class _PageAttempt:
             elif version is None:
                 self._tally.foreign += 1
 
-    async def _foreign_error(self, key: str, version: str | None) -> KeyturnError | None:
+    async def _foreign_error(self, key: str, version: str | None) -> CodedError | None:
         s3_key = object_key(self._project, key)
         try:
             if version is None:
@@ -494,7 +494,7 @@ class _PageAttempt:
             # A keyring that cannot be read now, or one that this version shows rolled back,
             # says nothing of the version.
             raise
-        except KeyturnError:
+        except CodedError:
             return True, ours
         return not isinstance(decision, NoOp), ours
 

@@ -7,8 +7,8 @@ from typing import Final
 from keyturn.errors import (
     AlreadyExistsError,
     BodyTooLargeError,
+    CodedError,
     DeletedKeyError,
-    KeyturnError,
     MalformedRequestError,
 )
 from keyturn.identifiers import format_time
@@ -42,7 +42,7 @@ class UploadRole:
         return None if settled is None else self._done(request, origin, settled)
 
     async def after_refusal(
-        self, request: Request, origin: RequestOrigin, error: KeyturnError
+        self, request: Request, origin: RequestOrigin, error: CodedError
     ) -> None:
         """Delete the staged body of an upload that can never be stored (SPEC 6.9).
 

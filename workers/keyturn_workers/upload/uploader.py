@@ -24,11 +24,7 @@ from keyturn.crypto import (
     upload_info,
     upload_tag,
 )
-from keyturn.errors import (
-    PermanentError,
-    StagedBodyMissingError,
-    StorageUnavailableError,
-)
+from keyturn.errors import PermanentError, StagedBodyMissingError, StorageUnavailableError
 from keyturn.identifiers import object_key, staging_key
 from keyturn.messages import InlineBody, StagedBody, UploadRequested
 from keyturn.metadata import UPLOAD, caller_to_wire, format_upload_tag
@@ -121,7 +117,7 @@ class Uploader:
         `seen_before` says that an earlier delivery of the message may have done part of it.
 
         Raises:
-            KeyturnError: the refusal of SPEC 12 that the request meets.
+            CodedError: the refusal of SPEC 12 that the request meets.
         """
         standing: ExistingUpload | None = None
         # A staged body is gone once its upload is stored, so a request for one that was

@@ -18,9 +18,9 @@ from keyturn.crypto import (
 )
 from keyturn.errors import (
     ArchivedObjectError,
+    CodedError,
     CorruptObjectError,
     KeyringRolledBackError,
-    KeyturnError,
     NotFoundError,
     NoUsableWrapError,
     UnknownAlgorithmError,
@@ -210,7 +210,7 @@ async def test_missing_deleted_unknown_and_archived_objects_are_told_apart() -> 
     )
     storage.plant(object_key("acme", "odd"), b"", Headers({"enc-algo": "ROT13"}))
     storage.plant(object_key("acme", "cold"), b"", Headers({}), archived=True)
-    expected: dict[str, type[KeyturnError]] = {
+    expected: dict[str, type[CodedError]] = {
         "none": NotFoundError,
         "gone": NotFoundError,
         "odd": UnknownAlgorithmError,
@@ -285,5 +285,5 @@ async def test_a_v0_body_above_the_limit_is_refused(monkeypatch: pytest.MonkeyPa
     storage = await _bucket(_v0_ring())
     storage.plant(object_key("acme", "old"), v0_seal(dek, b"long"), Headers(_v0_metadata(dek)))
     monkeypatch.setattr(download, "V0_MAX_BYTES", 10)
-    with pytest.raises(KeyturnError, match="body_too_large"):
+    with pytest.raises(CodedError, match="body_too_large"):
         await _read(storage, _V0_OPERATOR, "old")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from keyturn.crypto import Secret, kek_id, new_api_key, user_kek
-from keyturn.errors import KeyturnError, UnauthorizedError
+from keyturn.errors import CodedError, UnauthorizedError
 from keyturn_workers.gateway.auth import Gate
 from keyturn_workers.gateway.fair_shares import ConcurrencyLimit
 from keyturn_workers.gateway.keyring_lookups import KeyringLookups
@@ -110,6 +110,6 @@ async def test_a_refusal_has_read_a_keyring_at_most(
 
 async def test_the_holder_of_the_key_reads_the_object(storage: _Watched) -> None:
     """So that the refusals above do not pass for another reason."""
-    with pytest.raises(KeyturnError, match="nothing stands"):
+    with pytest.raises(CodedError, match="nothing stands"):
         await _ask(storage, "GET", "acme", f"Bearer {_API_KEY}")
     assert storage.seen == [".keyturn/keyrings/acme.json", "acme/x"]

@@ -9,10 +9,10 @@ import pytest
 
 from keyturn.errors import (
     ArchivedObjectError,
+    CodedError,
     CorruptObjectError,
     DeletedKeyError,
     KeyringRolledBackError,
-    KeyturnError,
     LockedObjectError,
     NoUsableWrapError,
     StorageUnavailableError,
@@ -135,7 +135,7 @@ async def test_what_it_leaves_as_it_is() -> None:
     other, _ = sealed_object(on.ring.desired(MASTER_KEYS), KEY)
     later, _ = sealed_object(turned(on.ring).desired(MASTER_KEYS), KEY)
     broken = replace(wraps, user=b"", admin=b"")
-    cases: list[tuple[dict[str, str], type[KeyturnError]]] = [
+    cases: list[tuple[dict[str, str], type[CodedError]]] = [
         ({}, CorruptObjectError),
         ({"enc-algo": "AES-256-GCM"}, CorruptObjectError),
         (enc(replace(wraps, user=other.user)), CorruptObjectError),

@@ -23,7 +23,7 @@ from keyturn.crypto import (
     v0_open,
     v0_user_kek,
 )
-from keyturn.errors import KeyturnError, NoUsableWrapError
+from keyturn.errors import CodedError, NoUsableWrapError
 from keyturn.metadata import COBBLESTONE
 from keyturn_workers.keyring.model import parse
 from keyturn_workers.objects.open import Reader, open_dek
@@ -69,7 +69,7 @@ def _read(vector: dict[str, Any], reader: Reader) -> bytes:
 def _outcome(vector: dict[str, Any], reader: Reader) -> str:
     try:
         plaintext = _read(vector, reader)
-    except KeyturnError as exc:
+    except CodedError as exc:
         return exc.code
     except SealError:
         return "corrupt_object"

@@ -13,9 +13,9 @@ from keyturn.errors import (
     AlreadyExistsError,
     BadSignatureError,
     BodyTooLargeError,
+    CodedError,
     CorruptObjectError,
     DeletedKeyError,
-    KeyturnError,
     NotPermittedError,
     StagedBodyMissingError,
     StorageUnavailableError,
@@ -228,7 +228,7 @@ async def test_whether_it_is_completed_cannot_always_be_said() -> None:
     ],
 )
 async def test_what_is_refused_for_ever_leaves_nothing_staged(
-    error: KeyturnError, *, stays: bool
+    error: CodedError, *, stays: bool
 ) -> None:
     on = bench("put_stream")
     sent = request(on, "put_stream")
@@ -263,7 +263,7 @@ async def test_an_unknown_projects_parts_are_left_alone() -> None:
     on = bench("complete_multipart")
     sent = _for_project(request(on, "complete_multipart"), "videos")
     await on.storage.begin_multipart(object_key("videos", "k"), Headers({}))
-    with pytest.raises(KeyturnError):
+    with pytest.raises(CodedError):
         await on.serve(sent, seen_before=True)
     assert await on.open_uploads() == [object_key("videos", "k")]
 
