@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from keyturn.identifiers import keyring_key
+from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.control.deletion import Deleter
 from keyturn_workers.keyring import forbidden_plaintext
 from keyturn_workers.keyring.model import build, parse
@@ -147,7 +147,7 @@ def no_bytes_that_an_upload_seals_in_their_place(world: World) -> None:
 
 def _forbid_plaintext(world: World) -> tuple[str, bytes]:
     """The keyring as a sweep leaves it once all plaintext is encrypted."""
-    s3_key = keyring_key("acme")
+    s3_key = keyring_s3_key("acme")
     ring = parse(world.server.standing()[s3_key].body, "acme", MASTER_KEYS)
     now = world.oracle.projects["acme"].states
     body = build(forbidden_plaintext(ring), MASTER_KEYS)

@@ -18,7 +18,7 @@ from typing import Final, Self
 
 from keyturn.crypto import Sealer, b64, seal
 from keyturn.errors import BodyTooLargeError, NotDeliveredError, OutcomeUnknownError
-from keyturn.identifiers import staging_key
+from keyturn.identifiers import staging_s3_key
 from keyturn.messages import (
     INLINE_MAX_BYTES,
     Event,
@@ -427,7 +427,7 @@ class Publisher:
         await self._link.publish(signed.request_id, signed.type, message)
 
     def _staging_key(self, upload_id: str) -> str:
-        return staging_key(self._settings.publisher_name, upload_id)
+        return staging_s3_key(self._settings.publisher_name, upload_id)
 
     async def _stage(
         self, draft: UploadDraft, first: bytearray, rest: AsyncIterator[memoryview]

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from keyturn.crypto import Secret, b64, record_kek, seal_record
 from keyturn.errors import CodedError
-from keyturn.identifiers import keyring_key
+from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.keyring import sealed_records
 from keyturn_workers.keyring.model import Keyring, build, parse
 from keyturn_workers.sweep.counts import Counts
@@ -30,7 +30,7 @@ from tests.fuzz.harness import Harness, check, code_of, same_each_time
 from tests.unit.keyturn_workers import factories
 
 _MASTER_KEYS: Final = {"m1": Secret(bytes([1]) * 32), "m2": Secret(bytes([2]) * 32)}
-_KEY: Final = keyring_key("acme")
+_KEY: Final = keyring_s3_key("acme")
 _RECORD_KEK: Final = record_kek(bytes([1]) * 32, "acme")
 _SWEEP_ID: Final = "e0a4c6b8-7d92-4f31-8c55-2b9d0f6e1a74"
 _ID: Final = "c4d9b7aa-1f0e-4a57-b1d2-93e86a7f4c33"

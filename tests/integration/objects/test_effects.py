@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from keyturn.crypto import BODY_CONTEXT, HEADER_BYTES, new_dek, open_sealed, v0_seal
-from keyturn.identifiers import keyring_key, object_key
+from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn.metadata import V0_ALGORITHM, Wraps, parse
 from keyturn_workers.errors import RefusedError
 from keyturn_workers.keyring import Keyring, KeyringReader, KeyringSnapshot
@@ -50,7 +50,7 @@ pytestmark = pytest.mark.servers
 
 MIB: Final = 2**20
 KEY: Final = "reports/ü q3.pdf"
-TARGET: Final = object_key("acme", KEY)
+TARGET: Final = object_s3_key("acme", KEY)
 CALLER: Final = {"author": "kim"}
 CONTENT: Final = {
     "cache-control": "max-age=60",
@@ -77,7 +77,7 @@ class Place:
 
     async def write_keyring(self, ring: Keyring) -> None:
         self.ring = ring
-        await self.storage.put(keyring_key("acme"), build(ring, MASTER_KEYS), Headers({}))
+        await self.storage.put(keyring_s3_key("acme"), build(ring, MASTER_KEYS), Headers({}))
 
     async def put(self, own: dict[str, str], body: bytes) -> None:
         headers = Headers({**CALLER, **own}, "application/pdf", CONTENT)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from keyturn.crypto import Secret, kek_id, new_api_key, user_kek
-from keyturn.identifiers import keyring_key, object_key
+from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn.messages import RequestOrigin
 from keyturn_workers.errors import RefusedError
 from keyturn_workers.keyring import Generation, Keyring, KeyringReader, turned
@@ -90,7 +90,7 @@ async def test_a_stalled_take(ceph: S3Server, ceph_bucket: str) -> None:
             at=now,
             origin=RequestOrigin("api", "0" * 64),
         )
-        bucket.put(keyring_key("acme"), build(after, master_keys), {})
+        bucket.put(keyring_s3_key("acme"), build(after, master_keys), {})
         return after
 
     second = turn(ring, keks[1])
@@ -129,6 +129,6 @@ async def test_a_stalled_take(ceph: S3Server, ceph_bucket: str) -> None:
     assert result.state is None
     assert (again.changed, again.counts.current) == (0, len(KEYS))
     for key in KEYS:
-        at = object_key("acme", key)
+        at = object_s3_key("acme", key)
         assert bucket.opened(at, keks[2], "user", 3) == key.encode()
         assert bucket.unwrapped(keks[1], "user", at, 2) is None

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from keyturn.crypto import HEADER_BYTES, v0_seal
-from keyturn.identifiers import keyring_key, object_key
+from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn.metadata import Wraps, parse
 from keyturn_workers.keyring import Keyring, KeyringReader
 from keyturn_workers.keyring.model import build
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from keyturn_workers.keyring import KeyringSnapshot
 
 KEY: Final = "reports/q3.pdf"
-TARGET: Final = object_key("acme", KEY)
+TARGET: Final = object_s3_key("acme", KEY)
 UPLOAD_ID: Final = "2f6c9a0e-1111-4111-8111-111111111111"
 CALLER: Final = {"author": "kim", "title": "=?utf-8?b?w7xiZXI=?="}
 # Everything that a self-copy would reset, but for the lock.
@@ -75,7 +75,7 @@ class Scene:
 
     def write_keyring(self, ring: Keyring) -> None:
         self.ring = ring
-        self.storage.plant(keyring_key("acme"), build(ring, MASTER_KEYS), Headers({}))
+        self.storage.plant(keyring_s3_key("acme"), build(ring, MASTER_KEYS), Headers({}))
 
     async def turn(self) -> None:
         """A rotation, from outside."""

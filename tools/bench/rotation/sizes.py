@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from keyturn.identifiers import object_key
+from keyturn.identifiers import object_s3_key
 from keyturn.metadata import Wraps, parse
 from keyturn_workers.objects.apply import COPY_LIMIT_BYTES
 from keyturn_workers.objects.unwrap import open_admin
@@ -115,7 +115,7 @@ async def _rotated(world: World, key: str) -> float:
 
 async def _through_a_client(world: World, key: str) -> float:
     """Seconds for the same object downloaded, opened, sealed and uploaded."""
-    s3_key = object_key(PROJECT, key)
+    s3_key = object_s3_key(PROJECT, key)
     wraps = parse((await world.storage.head(s3_key)).metadata)
     observed = await world.keyrings.fresh(PROJECT)
     opened = (

@@ -23,7 +23,7 @@ from keyturn.crypto import (
     sealed_size,
     user_kek,
 )
-from keyturn.identifiers import object_key
+from keyturn.identifiers import object_s3_key
 from keyturn.messages import RequestOrigin
 from keyturn.settings import S3Settings
 from keyturn_workers.keyring import Generation, Keyring, KeyringReader, change, create, turned
@@ -114,7 +114,7 @@ class World:
             for number in numbers:
                 dek = new_dek()
                 headers = _headers(desired, key_of(number), dek)
-                s3_key = object_key(project, key_of(number))
+                s3_key = object_s3_key(project, key_of(number))
                 await self.storage.put(s3_key, seal(dek, BODY_CONTEXT, plaintext), headers)
                 if tags:
                     await self.storage.write_tags(s3_key, tags)
@@ -137,7 +137,7 @@ class World:
                 yield piece
 
         await self.storage.put_stream(
-            object_key(project, key),
+            object_s3_key(project, key),
             sealed_pieces(plaintext(), dek),
             sealed_size(size_bytes),
             _headers(desired, key, dek),

@@ -26,7 +26,7 @@ from keyturn.identifiers import (
     SWEEPS_PREFIX,
     is_project,
     is_uuid,
-    keyring_key,
+    keyring_s3_key,
     parse_time,
 )
 from keyturn_workers.errors import MissingError
@@ -115,10 +115,10 @@ async def read_records(
 
 
 async def _records(storage: Storage, project: str | None) -> AsyncIterator[tuple[_Record, Listed]]:
-    start = KEYRINGS_PREFIX if project is None else keyring_key(project)
+    start = KEYRINGS_PREFIX if project is None else keyring_s3_key(project)
     async for row in storage.list(start):
         name = row.key.removeprefix(KEYRINGS_PREFIX).removesuffix(".json")
-        if is_project(name) and row.key == keyring_key(name):
+        if is_project(name) and row.key == keyring_s3_key(name):
             yield _Record(row.key, _KEYRING, name), row
     async for row in storage.list(SWEEPS_PREFIX):
         record = _of_sweep(row.key)

@@ -22,7 +22,7 @@ from keyturn.errors import (
     RequestExpiredError,
     StagedBodyMissingError,
 )
-from keyturn.identifiers import format_time, parse_time, staging_key
+from keyturn.identifiers import format_time, parse_time, staging_s3_key
 from keyturn.messages import (
     EnrollRequested,
     Request,
@@ -160,8 +160,8 @@ class Resigner:
         if not isinstance(request, UploadRequested) or not isinstance(request.body, StagedBody):
             return
         storage = await self._opened_storage()
-        source = staging_key(old.publisher, request.upload_id)
-        target = staging_key(self._settings.publisher_name, request.upload_id)
+        source = staging_s3_key(old.publisher, request.upload_id)
+        target = staging_s3_key(self._settings.publisher_name, request.upload_id)
         size_bytes = request.body.staged.size
         try:
             if (await storage.head(source)).size_bytes != size_bytes:

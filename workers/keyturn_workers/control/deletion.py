@@ -10,7 +10,7 @@ from typing import Final
 
 from keyturn.crypto import HEADER_BYTES, seal_tombstone
 from keyturn.errors import CodedError, LockedObjectError, StorageUnavailableError
-from keyturn.identifiers import format_time, object_key
+from keyturn.identifiers import format_time, object_s3_key
 from keyturn.messages import DeleteRequested
 from keyturn.metadata import ALGO, DELETED
 from keyturn_workers.amqp import DeferError
@@ -48,7 +48,7 @@ class Deleter:
             CorruptObjectError: the keyring was forged.
             StorageUnavailableError, UnknownMasterKeyError: try again later.
         """
-        s3_key = object_key(request.project, request.key)
+        s3_key = object_s3_key(request.project, request.key)
         for _ in range(_MAX_TURNS):
             observed = await self._keyrings.fresh(request.project)
             head = await self._tombstone(s3_key, request, observed)
@@ -66,7 +66,7 @@ class Deleter:
             NotYetError: it was put less than two leases ago.
             Others: as `delete`.
         """
-        s3_key = object_key(request.project, request.key)
+        s3_key = object_s3_key(request.project, request.key)
         observed = await self._keyrings.fresh(request.project)
         head = await self._tombstone(s3_key, request, observed)
         if head is None:

@@ -15,7 +15,7 @@ from keyturn.errors import (
     StorageUnavailableError,
     UnknownProjectError,
 )
-from keyturn.identifiers import format_time, keyring_key
+from keyturn.identifiers import format_time, keyring_s3_key
 from keyturn.messages import EnrollRequested, RequestOrigin
 from keyturn_workers.control.adoption import highest_generation
 from keyturn_workers.keyring import (
@@ -133,7 +133,7 @@ class Enroller:
         Raises:
             StorageUnavailableError: it is listed, so the read that did not find it was wrong.
         """
-        key = keyring_key(project)
+        key = keyring_s3_key(project)
         async for row in self._storage.list(key, limit=1):
             if row.key == key:
                 raise StorageUnavailableError("the keyring is listed and was not found")

@@ -13,7 +13,7 @@ from collections.abc import Coroutine
 from typing import Any, Final, TypeVar
 
 from keyturn.errors import StorageUnavailableError, UnknownProjectError
-from keyturn.identifiers import KEYRINGS_PREFIX, keyring_key
+from keyturn.identifiers import KEYRINGS_PREFIX, keyring_s3_key
 from keyturn_workers.errors import StorageAnswerError
 from keyturn_workers.keyring import KeyringReader, KeyringSnapshot
 from keyturn_workers.storage import Storage
@@ -134,7 +134,7 @@ class KeyringLookups:
             opened = _Round()
             self._next = opened, _shared(self._list(opened, self._listing))
         round_, listing = self._next
-        round_.wanted[keyring_key(project)] = project
+        round_.wanted[keyring_s3_key(project)] = project
         await asyncio.shield(listing)
         return round_.etags.get(project)
 

@@ -23,7 +23,7 @@ from keyturn.errors import (
     NotFoundError,
     StorageUnavailableError,
 )
-from keyturn.identifiers import object_key
+from keyturn.identifiers import object_s3_key
 from keyturn.metadata import COBBLESTONE, Wraps
 from keyturn_workers.errors import ArchivedError, MissingError, StorageAnswerError
 from keyturn_workers.gateway.auth import Admitted, Gate
@@ -91,7 +91,7 @@ class Source:
             KeyringRolledBackError: the keyring is older than the object (SPEC 5.4).
             ArchivedObjectError, BodyTooLargeError, StorageUnavailableError: it cannot be read.
         """
-        s3_key = object_key(admitted.project, key)
+        s3_key = object_s3_key(admitted.project, key)
         try:
             async with AsyncExitStack() as stack:
                 rest: AsyncIterator[bytes] | None = None
@@ -128,7 +128,7 @@ class Source:
         """
         try:
             head, _ = await self._storage.read_start(
-                object_key(admitted.project, key), HEADER_BYTES
+                object_s3_key(admitted.project, key), HEADER_BYTES
             )
         except MissingError:
             return

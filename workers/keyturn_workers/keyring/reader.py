@@ -20,7 +20,7 @@ from typing import Any, Final, TypeVar
 
 from keyturn.crypto import Secret
 from keyturn.errors import CodedError, StorageUnavailableError, UnknownProjectError
-from keyturn.identifiers import KEYRINGS_PREFIX, keyring_key
+from keyturn.identifiers import KEYRINGS_PREFIX, keyring_s3_key
 from keyturn_workers.errors import MissingError, StorageAnswerError
 from keyturn_workers.keyring.listings import Listing, Listings, name_of
 from keyturn_workers.keyring.model import DesiredState, Keyring, parse
@@ -221,7 +221,7 @@ class KeyringReader:
         sent_s = self.clock.own_s()
         try:
             head, body = await self._storage.read(
-                keyring_key(project), max_bytes=_KEYRING_MAX_BYTES
+                keyring_s3_key(project), max_bytes=_KEYRING_MAX_BYTES
             )
         except MissingError as exc:
             self._drop(line)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from keyturn.crypto import Secret
-from keyturn.identifiers import keyring_key
+from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.keyring import sealed_records
 from keyturn_workers.keyring.model import Keyring, build
 from keyturn_workers.keyring.transitions import leased
@@ -22,7 +22,7 @@ async def create(
         UnknownMasterKeyError: this process lacks the keyring's master key.
     """
     body = build(leased(keyring, lease_s), master_keys)
-    return await sealed_records.create(storage, keyring_key(keyring.project), body)
+    return await sealed_records.create(storage, keyring_s3_key(keyring.project), body)
 
 
 async def change(
@@ -42,7 +42,7 @@ async def change(
         UnknownMasterKeyError: this process lacks the keyring's master key.
     """
     body = build(leased(keyring, lease_s), master_keys)
-    return await sealed_records.replace(storage, keyring_key(keyring.project), body, etag)
+    return await sealed_records.replace(storage, keyring_s3_key(keyring.project), body, etag)
 
 
 async def forget_older(storage: Storage, project: str) -> None:
@@ -55,7 +55,7 @@ async def forget_older(storage: Storage, project: str) -> None:
     versioning = await storage.versioning()
     if not versioning:
         return
-    key = keyring_key(project)
+    key = keyring_s3_key(project)
     async for version in storage.list_versions(key):
         # Where versioning is suspended, a change of the keyring stands under that name.
         null = version.version_id == "null" and versioning == "Suspended"

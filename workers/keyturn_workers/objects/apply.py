@@ -13,7 +13,7 @@ from typing import Final
 
 from keyturn.crypto import new_dek
 from keyturn.errors import ArchivedObjectError, LockedObjectError
-from keyturn.identifiers import object_key
+from keyturn.identifiers import object_s3_key
 from keyturn.metadata import OWN_PREFIX, UPLOAD, UPLOAD_TAG, V0_ALGORITHM, Wraps, stored_at
 from keyturn_workers.errors import ArchivedError, RefusedError
 from keyturn_workers.keyring import KeyringReader, KeyringSnapshot
@@ -86,7 +86,7 @@ class ActionExecutor:
             BodyTooLargeError: plaintext that one put cannot hold once it is sealed.
             StorageUnavailableError: it may or may not be done: look again.
         """
-        s3_key, head = object_key(project, key), looked.head
+        s3_key, head = object_s3_key(project, key), looked.head
         try:
             match decision:
                 case NoOp():

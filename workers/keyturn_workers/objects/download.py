@@ -29,7 +29,7 @@ from keyturn.errors import (
     CorruptObjectError,
     NotFoundError,
 )
-from keyturn.identifiers import keyring_key, object_key
+from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn.metadata import COBBLESTONE, Envelope
 from keyturn_workers.errors import ArchivedError, MissingError
 from keyturn_workers.keyring import Keyring
@@ -144,7 +144,7 @@ async def open_object(storage: Storage, key: str, access: Access) -> AsyncIterat
         StorageUnavailableError: the storage failed.
     """
     try:
-        async with storage.stream(object_key(access.project, key)) as stream:
+        async with storage.stream(object_s3_key(access.project, key)) as stream:
             pieces = stream.chunks(READ_BYTES)
             start = await first_bytes(pieces)
             envelope = object_metadata.parse(stream.head.metadata)
@@ -179,7 +179,7 @@ async def _keyring(storage: Storage, access: Access) -> Keyring | None:
     if isinstance(access, ProjectAccess):
         return None
     try:
-        _, record = await storage.read(keyring_key(access.project))
+        _, record = await storage.read(keyring_s3_key(access.project))
     except MissingError:
         return None
     return parse(record, access.project, access.keys.master_keys)

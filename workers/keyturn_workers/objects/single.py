@@ -13,7 +13,7 @@ from keyturn.errors import (
     DeletedKeyError,
     StorageUnavailableError,
 )
-from keyturn.identifiers import object_key
+from keyturn.identifiers import object_s3_key
 from keyturn.metadata import Tombstone, Wraps
 from keyturn_workers.errors import ArchivedError, MissingError, PreconditionError, RefusedError
 from keyturn_workers.keyring import KeyringReader, KeyringSnapshot
@@ -75,7 +75,7 @@ async def reconcile(
 
 async def _look(project: str, key: str, storage: Storage) -> ObjectView:
     try:
-        looked = ObjectView(*await storage.read_start(object_key(project, key), HEADER_BYTES))
+        looked = ObjectView(*await storage.read_start(object_s3_key(project, key), HEADER_BYTES))
     except MissingError as exc:
         raise StorageUnavailableError("the object to reconcile is gone") from exc
     except ArchivedError as exc:
@@ -99,7 +99,7 @@ async def _carry_out(
     *,
     tags_drop: bool,
 ) -> None:
-    s3_key = object_key(project, key)
+    s3_key = object_s3_key(project, key)
     tags = await storage.read_tags(s3_key) if tags_drop else {}
     await effects.carry_out(project, key, looked, decision, observed)
     if tags:

@@ -24,7 +24,7 @@ from keyturn.errors import (
     UnknownMasterKeyError,
     UnknownProjectError,
 )
-from keyturn.identifiers import KEYRINGS_PREFIX, is_project, keyring_key
+from keyturn.identifiers import KEYRINGS_PREFIX, is_project, keyring_s3_key
 from keyturn_workers.errors import MissingError
 from keyturn_workers.keyring import KeyringReader
 from keyturn_workers.objects.operator_keys import OperatorKeys
@@ -290,7 +290,7 @@ class FleetSweep(StepRunner[AllPlan]):
 
     async def _is_listed(self, project: str) -> bool:
         """Whether a listing that begins now shows the project's keyring."""
-        key = keyring_key(project)
+        key = keyring_s3_key(project)
         return any([row.key == key async for row in self._storage.list(key, limit=1)])
 
     async def _before_told(self, standing: Standing[AllPlan]) -> None:

@@ -26,7 +26,7 @@ from keyturn.errors import (
     TransientError,
     UnknownMasterKeyError,
 )
-from keyturn.identifiers import is_key, object_key
+from keyturn.identifiers import is_key, object_s3_key
 from keyturn.metadata import OWN_PREFIX
 from keyturn_workers.errors import (
     ArchivedError,
@@ -276,7 +276,7 @@ class _PageAttempt:
                 self._tally.foreign += 1
 
     async def _foreign_error(self, key: str, version: str | None) -> CodedError | None:
-        s3_key = object_key(self._project, key)
+        s3_key = object_s3_key(self._project, key)
         try:
             if version is None:
                 head = await self._storage.head(s3_key)
@@ -301,7 +301,7 @@ class _PageAttempt:
             NotFoundError: the storage says that it does not exist. It was listed, and a delete
                 leaves a tombstone: until a listing no longer shows it, an old key may open it.
         """
-        s3_key = object_key(self._project, key)
+        s3_key = object_s3_key(self._project, key)
         try:
             looked = ObjectView(*await self._storage.read_start(s3_key, HEADER_BYTES))
         except MissingError as exc:
@@ -417,7 +417,7 @@ class _PageAttempt:
 
     async def _tags(self, key: str) -> dict[str, str]:
         try:
-            return dict(await self._storage.read_tags(object_key(self._project, key)))
+            return dict(await self._storage.read_tags(object_s3_key(self._project, key)))
         except MissingError:
             return {}
 
@@ -432,7 +432,7 @@ class _PageAttempt:
 
     async def _put_tags(self, key: str, tags: Mapping[str, str]) -> None:
         try:
-            await self._storage.write_tags(object_key(self._project, key), tags)
+            await self._storage.write_tags(object_s3_key(self._project, key), tags)
         except RefusedError as exc:
             # No lease bounds it: it is not for being late that it is refused.
             raise StorageUnavailableError("the storage refuses the tags") from exc
@@ -465,7 +465,7 @@ class _PageAttempt:
 
     async def _remove(self, key: str, version: str) -> None:
         try:
-            await self._storage.delete_version(object_key(self._project, key), version)
+            await self._storage.delete_version(object_s3_key(self._project, key), version)
         except RefusedError:
             self._tally.noncurrent_stale += 1
             self._tally.failures.append(Failure(key, LockedObjectError.code))
@@ -478,7 +478,7 @@ class _PageAttempt:
         Raises:
             MissingError: the storage says that there is no such version.
         """
-        s3_key = object_key(self._project, key)
+        s3_key = object_s3_key(self._project, key)
         try:
             looked = ObjectView(
                 *await self._storage.read_start(s3_key, HEADER_BYTES, version_id=version)

@@ -18,7 +18,7 @@ from keyturn.errors import (
     KeyringRolledBackError,
     StorageUnavailableError,
 )
-from keyturn.identifiers import object_key
+from keyturn.identifiers import object_s3_key
 from keyturn.metadata import ALGO, DELETED
 from keyturn_workers.errors import MissingError, RefusedError, StorageAnswerError
 from keyturn_workers.keyring import (
@@ -317,7 +317,7 @@ class ProjectSweep(StepRunner[Plan]):
         """Put back what a worker that died left noted, of rounds that were given up too."""
         async for note, tags_by_key in self._store.noted_tags(plan):
             for key, tags in tags_by_key.items():
-                await self._restore_tags(plan, object_key(plan.ask.project, key), tags)
+                await self._restore_tags(plan, object_s3_key(plan.ask.project, key), tags)
             await self._store.forget_note(note)
 
     async def restore_tags_of(self, plan: Plan, hint: SweepPage) -> None:
@@ -332,7 +332,7 @@ class ProjectSweep(StepRunner[Plan]):
             replace(plan, round=hint.round), page
         ):
             for key, tags in tags_by_key.items():
-                await self._restore_tags(plan, object_key(plan.ask.project, key), tags)
+                await self._restore_tags(plan, object_s3_key(plan.ask.project, key), tags)
             if plan.status != "running":
                 await self._store.forget_note(note)
 

@@ -33,7 +33,7 @@ from keyturn.errors import (
     StorageUnavailableError,
     UnknownAlgorithmError,
 )
-from keyturn.identifiers import object_key
+from keyturn.identifiers import object_s3_key
 from keyturn.messages import InlineBody, StagedBody, UploadRequested
 from keyturn.metadata import DELETED, UPLOAD, Plaintext, Wraps
 from keyturn_workers.errors import ArchivedError, MissingError, StorageAnswerError
@@ -93,7 +93,7 @@ async def look(
     request = own.request
     try:
         head, header = await storage.read_start(
-            object_key(request.project, request.key), HEADER_BYTES
+            object_s3_key(request.project, request.key), HEADER_BYTES
         )
     except MissingError:
         return None
@@ -119,7 +119,9 @@ async def look(
 async def belongs_to_another(request: UploadRequested, storage: Storage) -> bool:
     """Whether an object with another upload's id stands at the target."""
     try:
-        head, _ = await storage.read_start(object_key(request.project, request.key), HEADER_BYTES)
+        head, _ = await storage.read_start(
+            object_s3_key(request.project, request.key), HEADER_BYTES
+        )
     except StorageAnswerError:
         return False
     return head.metadata.get(UPLOAD) not in {None, request.upload_id}
@@ -201,7 +203,7 @@ async def _is_equal(own: Own, storage: Storage, head: Head, dek: bytes | None) -
 async def _object_plaintext(
     own: Own, storage: Storage, head: Head, dek: bytes | None
 ) -> AsyncIterator[AsyncIterator[bytes]]:
-    s3_key = object_key(own.request.project, own.request.key)
+    s3_key = object_s3_key(own.request.project, own.request.key)
     try:
         async with storage.stream(s3_key, if_match=head.etag) as stream:
             chunks = stream.chunks(body_pipeline.PIECE_BYTES)

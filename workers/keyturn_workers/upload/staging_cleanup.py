@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 import structlog
 
 from keyturn.errors import StorageUnavailableError
-from keyturn.identifiers import OWN_PREFIX, STAGING_PREFIX, is_project, keyring_key
+from keyturn.identifiers import OWN_PREFIX, STAGING_PREFIX, is_project, keyring_s3_key
 from keyturn_workers.errors import MissingError, StorageAnswerError
 from keyturn_workers.storage import Storage
 from keyturn_workers.storage.probe.runner import PREFIX as DOCTOR_PREFIX
@@ -60,7 +60,7 @@ async def _is_ours(s3_key: str, storage: Storage, enrolled: dict[str, bool]) -> 
 
 async def _has_keyring(project: str, storage: Storage) -> bool:
     try:
-        await storage.read_start(keyring_key(project), 1)
+        await storage.read_start(keyring_s3_key(project), 1)
     except MissingError:
         return False
     except (StorageUnavailableError, StorageAnswerError) as exc:

@@ -25,7 +25,7 @@ from keyturn.crypto import (
     upload_tag,
 )
 from keyturn.errors import PermanentError, StagedBodyMissingError, StorageUnavailableError
-from keyturn.identifiers import object_key, staging_key
+from keyturn.identifiers import object_s3_key, staging_s3_key
 from keyturn.messages import InlineBody, StagedBody, UploadRequested
 from keyturn.metadata import UPLOAD, caller_to_wire, format_upload_tag
 from keyturn.topology import UPLOAD_QUEUE
@@ -169,14 +169,14 @@ class Uploader:
             isinstance(request.body, StagedBody)
             and self._storage.differences.conditional_completion
         ):
-            await abort_leftovers(self._storage, object_key(request.project, request.key))
+            await abort_leftovers(self._storage, object_s3_key(request.project, request.key))
 
     async def discard_staged(self, request: UploadRequested, publisher: str) -> None:
         """Delete a stored upload's staged body; what fails here is swept up later."""
         if not isinstance(request.body, StagedBody):
             return
         try:
-            await self._storage.delete(staging_key(publisher, request.upload_id))
+            await self._storage.delete(staging_s3_key(publisher, request.upload_id))
         except (StorageUnavailableError, StorageAnswerError) as exc:
             _log.warning(
                 "staged body not deleted",
@@ -377,7 +377,7 @@ class Uploader:
         if not isinstance(request.body, StagedBody):
             raise TypeError("not a staged body")
         told = request.body.staged.size
-        key = staging_key(publisher, request.upload_id)
+        key = staging_s3_key(publisher, request.upload_id)
         async with AsyncExitStack() as stack:
             try:
                 stream = await stack.enter_async_context(self._storage.stream(key))
@@ -455,7 +455,7 @@ class _Attempt:
         self.condition = condition
         self.observed = observed
         self.sealed = sealed
-        self.s3_key = object_key(request.project, request.key)
+        self.s3_key = object_s3_key(request.project, request.key)
         self.dek = new_dek()
         self.headers = Headers(self._metadata(), (request.content_type or "").strip(" ") or None)
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from keyturn.errors import StorageUnavailableError
-from keyturn.identifiers import object_key
+from keyturn.identifiers import object_s3_key
 from keyturn_workers.control.adoption import highest_generation
 from keyturn_workers.errors import MissingError
 from keyturn_workers.objects.operator_keys import OperatorKeys
@@ -27,7 +27,7 @@ KEYS = OperatorKeys(MASTER_KEYS)
 def _plant(storage: MemoryStorage, key: str, number: int) -> None:
     ring = replace(keyring(), current=generation(number))
     wraps, body = sealed_object(ring.desired(MASTER_KEYS), key)
-    storage.plant(object_key("acme", key), body, Headers(enc(wraps)))
+    storage.plant(object_s3_key("acme", key), body, Headers(enc(wraps)))
 
 
 async def test_a_name_that_no_object_can_have_counts_by_its_wraps() -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from keyturn.errors import StorageUnavailableError, UnknownProjectError
-from keyturn.identifiers import keyring_key
+from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.keyring import Keyring, KeyringReader
 from keyturn_workers.keyring import reader as reader_module
 from keyturn_workers.keyring.listings import Listing, Listings, name_of
@@ -50,7 +50,7 @@ class Many:
         )
 
     def write(self, ring: Keyring) -> None:
-        self.storage.plant(keyring_key(ring.project), build(ring, MASTER_KEYS), Headers({}))
+        self.storage.plant(keyring_s3_key(ring.project), build(ring, MASTER_KEYS), Headers({}))
 
     async def use(self, names: Iterable[str] | None = None) -> None:
         for project in self.names if names is None else names:
@@ -135,7 +135,7 @@ async def test_a_keyring_that_was_turned_is_read() -> None:
 async def test_a_keyring_that_a_listing_covers_and_does_not_show_is_dropped() -> None:
     on = Many(10)
     await on.use()
-    await on.storage.purge(keyring_key("p00003"))
+    await on.storage.purge(keyring_s3_key("p00003"))
     on.pass_time()
     await on.use(["p00001", "p00002"])
     assert on.reader.last("p00003") is None
@@ -252,7 +252,7 @@ async def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader_module, "_MAX_TOTAL_BYTES", 1)
     await on.use(["p00001"])
     assert [_project(name) for name in on.reader._names] == ["p00001"]
-    assert on.reader._total_bytes == len((await on.storage.read(keyring_key("p00001")))[1])
+    assert on.reader._total_bytes == len((await on.storage.read(keyring_s3_key("p00001")))[1])
 
 
 def _project(name: str) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from keyturn.crypto import Secret
-from keyturn.identifiers import keyring_key
+from keyturn.identifiers import keyring_s3_key
 from keyturn.messages import RequestOrigin
 from keyturn_workers.keyring import change, create, forbidden_plaintext, resealed, settled, turned
 from keyturn_workers.keyring.model import Keyring, parse
@@ -66,7 +66,7 @@ async def test_a_written_keyring_names_the_longest_lease_of_all_that_wrote_it() 
     storage = MemoryStorage()
 
     async def read() -> tuple[Keyring, str]:
-        head, body = await storage.read(keyring_key("acme"))
+        head, body = await storage.read(keyring_s3_key("acme"))
         return parse(body, "acme", MASTER_KEYS), head.etag
 
     assert await create(storage, keyring(), MASTER_KEYS, lease_s=15)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from keyturn.identifiers import keyring_key
+from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.keyring import KeyringReader, change, create, forget_older
 from keyturn_workers.keyring.transitions import leased
 from keyturn_workers.testing.memory_storage import MemoryStorage
@@ -12,7 +12,7 @@ from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring, turned
 
 
 async def versions(storage: MemoryStorage) -> int:
-    return len([1 async for _ in storage.list_versions(keyring_key("acme"))])
+    return len([1 async for _ in storage.list_versions(keyring_s3_key("acme"))])
 
 
 @pytest.mark.parametrize(("versioned", "left"), [(True, 1), (False, 1)])

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from keyturn.crypto import Secret
-from keyturn.identifiers import format_time, keyring_key
+from keyturn.identifiers import format_time, keyring_s3_key
 from keyturn_workers.keyring import Keyring, settled
 from keyturn_workers.keyring.model import build
 from keyturn_workers.storage import Headers
@@ -59,7 +59,7 @@ class Scene:
 
     async def put(self, ring: Keyring) -> None:
         body = build(ring, MASTER_KEYS)
-        await self.storage.put(keyring_key(ring.project), body, Headers({}))
+        await self.storage.put(keyring_s3_key(ring.project), body, Headers({}))
 
     async def look(self, later: timedelta = timedelta(hours=1)) -> None:
         self.storage.reads.clear()
@@ -161,7 +161,7 @@ async def test_a_keyring_is_read_once_until_it_changes() -> None:
     await scene.put(_rotated("p7"))
     await scene.look()
     # The keyring that changed, and the record that its rotation should have.
-    assert [key for key in scene.storage.reads if "keyrings" in key] == [keyring_key("p7")]
+    assert [key for key in scene.storage.reads if "keyrings" in key] == [keyring_s3_key("p7")]
     assert len(scene.storage.reads) == 2
 
 
@@ -198,7 +198,7 @@ async def test_the_records_of_a_project_are_kept_whose_keyring_does_not_open_her
     scene = Scene()
     ring = _rotated()
     other = build(replace(ring, master_key="m9"), {"m9": Secret(bytes(32))})
-    await scene.storage.put(keyring_key("acme"), other, Headers({}))
+    await scene.storage.put(keyring_s3_key("acme"), other, Headers({}))
     await scene.add_ended(ring, ring.current.rotation_id)
     await scene.look(timedelta(days=30))
     assert await scene.store.plan_of(ring.current.rotation_id, "acme") is not None

@@ -20,7 +20,7 @@ from keyturn.errors import (
     StagedBodyMissingError,
     StorageUnavailableError,
 )
-from keyturn.identifiers import object_key
+from keyturn.identifiers import object_s3_key
 from keyturn.messages import RequestOrigin, UploadStored
 from keyturn_workers.objects.single import reconcile
 from keyturn_workers.storage import Headers
@@ -249,7 +249,7 @@ async def test_a_key_with_another_uploads_object_leaves_nothing_staged() -> None
 async def test_multipart_uploads_of_other_applications_are_left_alone() -> None:
     """Their first segment looks like a project, but none has a keyring (SPEC 10)."""
     on = bench("complete_multipart")
-    theirs = object_key("videos", "raw.mp4")
+    theirs = object_s3_key("videos", "raw.mp4")
     await on.storage.begin_multipart(theirs, Headers({}))
     await on.storage.begin_multipart(TARGET, Headers({}))
     later = datetime.now(UTC).replace(year=2100)
@@ -262,10 +262,10 @@ async def test_an_unknown_projects_parts_are_left_alone() -> None:
     """A request for a project without a keyring is refused; it aborts nothing first."""
     on = bench("complete_multipart")
     sent = _for_project(request(on, "complete_multipart"), "videos")
-    await on.storage.begin_multipart(object_key("videos", "k"), Headers({}))
+    await on.storage.begin_multipart(object_s3_key("videos", "k"), Headers({}))
     with pytest.raises(CodedError):
         await on.serve(sent, seen_before=True)
-    assert await on.open_uploads() == [object_key("videos", "k")]
+    assert await on.open_uploads() == [object_s3_key("videos", "k")]
 
 
 def _for_project(sent: UploadRequested, project: str) -> UploadRequested:
