@@ -9,7 +9,7 @@ import pytest
 
 from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.control.deletion import Deleter
-from keyturn_workers.keyring import forbidden_plaintext
+from keyturn_workers.keyring import forbid_plaintext
 from keyturn_workers.keyring.model import build, parse
 from keyturn_workers.storage import Headers
 from keyturn_workers.testing.memory_bucket import etag_of
@@ -150,7 +150,7 @@ def _forbid_plaintext(world: World) -> tuple[str, bytes]:
     s3_key = keyring_s3_key("acme")
     ring = parse(world.server.standing()[s3_key].body, "acme", MASTER_KEYS)
     now = world.oracle.projects["acme"].states
-    body = build(forbidden_plaintext(ring), MASTER_KEYS)
+    body = build(forbid_plaintext(ring), MASTER_KEYS)
     now.append(replace(now[-1], plaintext=False, etag=etag_of(body)))
     return s3_key, body
 

@@ -12,7 +12,7 @@ from keyturn.crypto import Secret
 from keyturn.errors import CodedError, MalformedRequestError
 from keyturn.identifiers import is_short_name
 from keyturn.metadata import Wraps
-from keyturn_workers.objects.census import stands_under
+from keyturn_workers.objects.key_usage import find_key_usage
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from tests.fuzz.harness import Harness, check, code_of
 from tests.unit.keyturn_workers import factories
@@ -43,7 +43,7 @@ def run(data: bytes) -> str:
         again = metadata.parse(metadata.build(envelope, upload_id=None))
         check(again == envelope, "wraps that do not come back as they were read")
     try:
-        stands_under(stored, "acme", "k", _KEYS, range(1, 4))
+        find_key_usage(stored, "acme", "k", _KEYS, range(1, 4))
     except CodedError as exc:
         code_of(exc, "no_usable_wrap")
     return type(envelope).__name__

@@ -156,9 +156,9 @@ def _swept(world: _World, metadata: dict[str, str], body: bytes) -> str:
     """A sweep makes new wraps for the DEK of this very body, or none."""
     ring = world.bench.ring
     desired = ring.desired(factories.MASTER_KEYS)
-    looked = factories.looked(metadata, body)
+    view = factories.object_view(metadata, body)
     try:
-        decision = plan_action(looked, KEY, ring, desired, _KEYS, Options(repair=True))
+        decision = plan_action(view, KEY, ring, desired, _KEYS, Options(repair=True))
     except CodedError as exc:
         return code_of(exc, *_CODES)
     if isinstance(decision, Rewrap):
@@ -189,13 +189,13 @@ def _check_current(metadata: dict[str, str], desired: DesiredState) -> None:
 
 
 def _check_rewrap(decision: Rewrap, desired: DesiredState, body: bytes) -> None:
-    if decision.body_key is None:
+    if decision.body_dek is None:
         found = {_unwrapped(decision.wraps, desired, role) for role in _ROLES}
         check(found == {_DEK}, "new wraps of a DEK that is not the body's")
         return
     # The body is opened under it before anything is written.
     try:
-        check(v0_open(decision.body_key.reveal(), body) == _PLAIN, "another plaintext")
+        check(v0_open(decision.body_dek.reveal(), body) == _PLAIN, "another plaintext")
     except SealError:
         return
 

@@ -71,7 +71,7 @@ class Scene:
         self.write_keyring(self.ring)
         clock = StorageClock(15, self.storage.elapsed_s)
         self.keyrings = KeyringReader(self.storage, MASTER_KEYS, lease_s=15, cache_s=2, clock=clock)
-        self.effects = ActionExecutor(self.storage, self.keyrings, self.copy_limit_bytes)
+        self.executor = ActionExecutor(self.storage, self.keyrings, self.copy_limit_bytes)
 
     def write_keyring(self, ring: Keyring) -> None:
         self.ring = ring
@@ -114,20 +114,20 @@ class Scene:
     async def plan_action(
         self, options: Options | None = None
     ) -> tuple[ObjectView, PlannedAction, KeyringSnapshot]:
-        looked, observed = await self.look(), await self.keyrings.fresh("acme")
-        desired = observed.desired
+        view, snapshot = await self.look(), await self.keyrings.read_fresh("acme")
+        desired = snapshot.desired
         given = options or Options()
-        return looked, plan_action(looked, KEY, observed.keyring, desired, KEYS, given), observed
+        return view, plan_action(view, KEY, snapshot.keyring, desired, KEYS, given), snapshot
 
     async def bring(self, options: Options | None = None) -> PlannedAction:
         """Look, decide and carry out; gives what was decided."""
-        looked, decision, observed = await self.plan_action(options)
-        await self.effects.carry_out("acme", KEY, looked, decision, observed)
-        return decision
+        view, action, snapshot = await self.plan_action(options)
+        await self.executor.execute("acme", KEY, view, action, snapshot)
+        return action
 
     async def is_current(self) -> bool:
-        _, decision, _ = await self.plan_action()
-        return decision == NoOp("current")
+        _, action, _ = await self.plan_action()
+        return action == NoOp("current")
 
     async def body(self) -> bytes:
         return (await self.storage.read(TARGET))[1]

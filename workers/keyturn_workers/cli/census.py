@@ -20,7 +20,7 @@ from keyturn.errors import ArchivedObjectError, CodedError, StorageUnavailableEr
 from keyturn.identifiers import OWN_PREFIX, is_key, is_project
 from keyturn_workers.cli.output import printable
 from keyturn_workers.errors import ArchivedError, MissingError, StorageAnswerError
-from keyturn_workers.objects.census import stands_under
+from keyturn_workers.objects.key_usage import find_key_usage
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.storage import Storage
 
@@ -34,7 +34,7 @@ NONCURRENT: Final = "noncurrent"
 class Seen:
     """What objects are counted by.
 
-    `kind` is that of `keyturn_workers.objects.Stands`, `noncurrent` where it is an older version,
+    `kind` is that of `keyturn_workers.objects.KeyUsage`, `noncurrent` where it is an older version,
     `foreign` or `unreadable`; then `code` says why. `project` is empty outside of projects.
     """
 
@@ -123,7 +123,7 @@ async def _look(
         else:
             head, _ = await storage.read_start(row.s3_key, 1, version_id=row.version_id)
         tried = generations.get(project, ())
-        stands = stands_under(head.metadata, project, key, keys, tried)
+        stands = find_key_usage(head.metadata, project, key, keys, tried)
     except MissingError:
         return None
     except ArchivedError:  # an older version's bytes, which its head came with

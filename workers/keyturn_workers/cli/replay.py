@@ -145,7 +145,7 @@ class Resigner:
         keyrings = KeyringReader(
             storage, OperatorSettings.read().master_keys, lease_s=_LEASE_S, cache_s=0
         )
-        current = (await keyrings.fresh(request.project)).keyring.current
+        current = (await keyrings.read_fresh(request.project)).keyring.current
         if parse_time(current.requested_at) >= request.requested_at_instant:
             raise GenerationMismatchError(
                 f"generation {current.generation} was asked for later: the project would go back "

@@ -19,7 +19,7 @@ from keyturn_workers.storage import Storage
 _BATCH: Final = 64
 
 
-async def highest_generation(storage: Storage, project: str, keys: OperatorKeys) -> int | None:
+async def find_highest_generation(storage: Storage, project: str, keys: OperatorKeys) -> int | None:
     """The highest generation whose admin wrap opens under the project's prefix.
 
     0 where objects stand and none opens; None where nothing stands.

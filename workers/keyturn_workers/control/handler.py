@@ -25,7 +25,7 @@ from keyturn_workers.control.rotation import Rotated, Rotator
 from keyturn_workers.sweep import AllPlan, Plan, Starter, SweepRequest, end_of
 
 
-class ControlRole:
+class ControlHandler:
     """Serves `keyturn.control`: enrolments, rotations, sweeps and deletes."""
 
     queue: Final = CONTROL_QUEUE

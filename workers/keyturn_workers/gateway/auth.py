@@ -131,7 +131,7 @@ class Gate:
             CorruptObjectError, UnknownMasterKeyError, StorageUnavailableError: as `admit`.
         """
         try:
-            observed = await self._keyrings.fresh(admitted.project)
+            observed = await self._keyrings.read_fresh(admitted.project)
         except UnknownProjectError as exc:
             raise UnauthorizedError from exc
         except StorageAnswerError as exc:
@@ -167,7 +167,7 @@ class Gate:
         if failure is not None and time.monotonic() - since <= self._cache_s:
             raise type(failure)(failure.detail)
         try:
-            known = self._keyrings.last(project)
+            known = self._keyrings.get_last(project)
             if known is not None and _same(kek, known.desired.user_kek):
                 observed = await self._recent(project)
                 if observed is not None and _same(kek, observed.desired.user_kek):
@@ -183,7 +183,7 @@ class Gate:
     async def _recent(self, project: str) -> KeyringSnapshot | None:
         """The keyring by a read that began within the cache's seconds, or None."""
         try:
-            return self._keyrings.cached(project) or await self._joined(project)
+            return self._keyrings.get_cached(project) or await self._joined(project)
         except UnknownProjectError:
             return None
         except StorageAnswerError as exc:
@@ -206,11 +206,11 @@ class Gate:
         """
         began, reading = self._reading.get(project, (0.0, None))
         if reading is None:
-            reading = asyncio.create_task(self._keyrings.recent(project))
+            reading = asyncio.create_task(self._keyrings.read_recent(project))
             self._reading[project] = time.monotonic(), reading
             reading.add_done_callback(lambda done: self._read(project, done))
         elif time.monotonic() - began > self._cache_s:
-            return await self._keyrings.fresh(project)
+            return await self._keyrings.read_fresh(project)
         return await asyncio.shield(reading)
 
     def _read(self, project: str, done: asyncio.Task[KeyringSnapshot]) -> None:

@@ -92,7 +92,7 @@ class KeyringLookups:
             etag = await self._listed(project)
             if etag is None:
                 return None
-            known = self._keyrings.last(project)
+            known = self._keyrings.get_last(project)
             # One that this process has not read, or that changed since, is read; the next
             # listing then finds it known.
             unchanged = known is not None and known.etag == etag
@@ -108,7 +108,7 @@ class KeyringLookups:
 
     async def _read(self, project: str) -> KeyringSnapshot | None:
         try:
-            return await self._keyrings.fresh(project)
+            return await self._keyrings.read_fresh(project)
         except UnknownProjectError:
             return None
 

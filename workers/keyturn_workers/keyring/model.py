@@ -121,7 +121,9 @@ class Keyring:
             kek_id=self.current.kek_id,
             user_kek=self.current.kek,
             master_key=self.master_key,
-            admin_kek=admin_kek(sealed_records.held(master_keys, self.master_key), self.project),
+            admin_kek=admin_kek(
+                sealed_records.require_master_key(master_keys, self.master_key), self.project
+            ),
             plaintext_allowed=self.plaintext_allowed,
         )
 

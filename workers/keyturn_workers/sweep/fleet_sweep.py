@@ -277,7 +277,7 @@ class FleetSweep(StepRunner[AllPlan]):
             if not is_project(project):
                 continue
             try:
-                observed = await self._keyrings.fresh(project)
+                observed = await self._keyrings.read_fresh(project)
             except UnknownProjectError:
                 if await self._is_listed(project):
                     return False

@@ -132,7 +132,7 @@ class PageWorker:
         self.keyrings = keyrings
         self.keys = keys
         self.store = store
-        self.effects = ActionExecutor(storage, keyrings, copy_limit_bytes)
+        self.executor = ActionExecutor(storage, keyrings, copy_limit_bytes)
         self.copy_limit_bytes = copy_limit_bytes
         self.slots = asyncio.Semaphore(concurrency)
 
@@ -371,7 +371,7 @@ class _PageAttempt:
 
     async def _carry_out(self, planned: _Planned) -> None:
         args = (self._project, planned.key, planned.looked, planned.decision, planned.observed)
-        await self._by.effects.carry_out(*args)
+        await self._by.executor.execute(*args)
         self._tally.changed += 1
         match planned.decision:
             case Rewrap():
@@ -499,12 +499,12 @@ class _PageAttempt:
         return not isinstance(decision, NoOp), ours
 
     async def _recent(self) -> KeyringSnapshot:
-        return self._leased(await self._by.keyrings.leased(self._project))
+        return self._leased(await self._by.keyrings.read_leased(self._project))
 
     async def _fresh(self) -> KeyringSnapshot:
-        observed = await self._by.keyrings.fresh(self._project)
+        observed = await self._by.keyrings.read_fresh(self._project)
         if not observed.leased:
-            observed = await self._by.keyrings.fresh(self._project)
+            observed = await self._by.keyrings.read_fresh(self._project)
         return self._leased(observed)
 
     def _leased(self, observed: KeyringSnapshot) -> KeyringSnapshot:

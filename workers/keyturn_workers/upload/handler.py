@@ -18,7 +18,7 @@ from keyturn_workers.amqp import Handled
 from keyturn_workers.upload.uploader import Uploader, UploadResult
 
 
-class UploadRole:
+class UploadHandler:
     """Serves `keyturn.upload`."""
 
     queue: Final = UPLOAD_QUEUE
@@ -53,7 +53,7 @@ class UploadRole:
         match error:
             case DeletedKeyError() | BodyTooLargeError():
                 pass
-            case AlreadyExistsError() if await self._uploader.belongs_to_another(request):
+            case AlreadyExistsError() if await self._uploader.holds_another_upload(request):
                 pass
             case _:
                 return

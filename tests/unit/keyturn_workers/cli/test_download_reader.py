@@ -27,11 +27,11 @@ from keyturn.errors import (
     UnknownMasterKeyError,
 )
 from keyturn.identifiers import keyring_s3_key, object_s3_key
-from keyturn_workers.keyring import create
+from keyturn_workers.keyring import create_keyring
 from keyturn_workers.objects import download
 from keyturn_workers.objects.download import OperatorAccess, ProjectAccess, open_object
 from keyturn_workers.objects.operator_keys import OperatorKeys
-from keyturn_workers.objects.wrap import metadata_for, wrap
+from keyturn_workers.objects.wrap import build_object_metadata, wrap
 from keyturn_workers.storage import Headers
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring, sealed_object, turned
@@ -55,7 +55,7 @@ async def _read(storage: MemoryStorage, access: Access, key: str = _KEY) -> byte
 
 async def _bucket(ring: Keyring, plaintext: bytes = b"hello", key: str = _KEY) -> MemoryStorage:
     storage = MemoryStorage()
-    assert await create(storage, ring, MASTER_KEYS, lease_s=15)
+    assert await create_keyring(storage, ring, MASTER_KEYS, lease_s=15)
     _plant(storage, ring, plaintext, key)
     return storage
 
@@ -73,7 +73,7 @@ def _plant(
     changed = bytearray(body[: len(body) - cut_bytes])
     if flip is not None:
         changed[flip] ^= 1
-    metadata = metadata_for(wraps, upload_id=None, caller_wire={})
+    metadata = build_object_metadata(wraps, upload_id=None, caller_wire={})
     storage.plant(object_s3_key("acme", key), bytes(changed), Headers(metadata))
 
 
@@ -143,7 +143,7 @@ async def test_what_is_left_of_a_body_is_corrupt(kept: int) -> None:
     ring = keyring()
     storage = await _bucket(ring)
     wraps, body = sealed_object(ring.desired(MASTER_KEYS), _KEY, b"")
-    metadata = metadata_for(wraps, upload_id=None, caller_wire={})
+    metadata = build_object_metadata(wraps, upload_id=None, caller_wire={})
     storage.plant(object_s3_key("acme", _KEY), body[:kept], Headers(metadata))
     with pytest.raises(CorruptObjectError):
         await _read(storage, _project(ring))
@@ -269,7 +269,7 @@ async def test_a_v0_body_under_new_wraps_needs_both_to_agree() -> None:
     storage = await _bucket(ring)
     desired = ring.desired(MASTER_KEYS)
     agreed = wrap(desired, "old", dek, algorithm="AES-256-GCM")
-    metadata = metadata_for(agreed, upload_id=None, caller_wire={})
+    metadata = build_object_metadata(agreed, upload_id=None, caller_wire={})
     body = v0_seal(dek, b"long ago")
     storage.plant(object_s3_key("acme", "old"), body, Headers(metadata))
     assert await _read(storage, _OPERATOR, "old") == b"long ago"

@@ -35,7 +35,7 @@ class _Bucket:
         for key in [key for key in self.keys if key.startswith(prefix)][:limit]:
             yield SimpleNamespace(key=key)
 
-    async def fresh(self, project: str) -> Any:
+    async def read_fresh(self, project: str) -> Any:
         raise UnknownProjectError(project)
 
 

@@ -16,7 +16,7 @@ from keyturn_workers.gateway.keyring_lookups import KeyringLookups
 from keyturn_workers.gateway.metrics import GatewayMetrics
 from keyturn_workers.gateway.object_opener import Source
 from keyturn_workers.gateway.object_routes import Objects
-from keyturn_workers.keyring import Generation, Keyring, KeyringReader, create
+from keyturn_workers.keyring import Generation, Keyring, KeyringReader, create_keyring
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.testing.memory_storage import MemoryStorage
 
@@ -64,7 +64,7 @@ async def storage() -> AsyncIterator[_Watched]:
     entry = Generation(
         1, kek_id(kek), kek, str(uuid.uuid4()), "2026-11-24T10:00:00Z", "2026-11-24T10:00:00Z"
     )
-    await create(watched, Keyring("acme", "m1", entry), _MASTER, lease_s=15)
+    await create_keyring(watched, Keyring("acme", "m1", entry), _MASTER, lease_s=15)
     watched.seen.clear()
     return watched
 

@@ -19,7 +19,7 @@ from keyturn.errors import (
     UnknownAlgorithmError,
 )
 from keyturn_workers.errors import RefusedError
-from keyturn_workers.objects.single import reconcile
+from keyturn_workers.objects.single import reconcile_object
 from keyturn_workers.storage import Capabilities
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, deleted, enc, sealed_object, turned
@@ -32,7 +32,7 @@ MIB = 1024**2
 
 
 async def run(on: Scene) -> KeyringSnapshot:
-    return await reconcile(
+    return await reconcile_object(
         "acme",
         KEY,
         on.storage,

@@ -70,7 +70,7 @@ class Fleet:
     async def start(self, ask: SweepRequest, origins: Origins) -> None:
         """The starter's part."""
         del origins
-        await self.keyrings.fresh(ask.project)
+        await self.keyrings.read_fresh(ask.project)
         ended = Ended(Counts(objects=1, current=1), clean=True)
         await self.store.add_ended(SWEEP_ID, ask.project, ended, "m2")
 

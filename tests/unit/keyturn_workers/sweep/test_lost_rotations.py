@@ -10,7 +10,7 @@ import pytest
 
 from keyturn.crypto import Secret
 from keyturn.identifiers import format_time, keyring_s3_key
-from keyturn_workers.keyring import Keyring, settled
+from keyturn_workers.keyring import Keyring, retire_old_keys
 from keyturn_workers.keyring.model import build
 from keyturn_workers.storage import Headers
 from keyturn_workers.sweep.lost_rotations import OpenRotations
@@ -116,7 +116,7 @@ async def test_one_with_a_record_is_left_alone_however_it_ended() -> None:
 @pytest.mark.parametrize("of", ["enrolled", "clean"])
 async def test_a_keyring_without_earlier_keys_needs_no_record(of: str) -> None:
     scene = Scene()
-    await scene.put(keyring() if of == "enrolled" else settled(_rotated()))
+    await scene.put(keyring() if of == "enrolled" else retire_old_keys(_rotated()))
     for _ in range(3):
         await scene.look(KEEP / 2 + timedelta(minutes=1))
     assert scene.begun == []
@@ -125,7 +125,7 @@ async def test_a_keyring_without_earlier_keys_needs_no_record(of: str) -> None:
 async def test_a_recent_rotation_without_a_record_is_begun_anew_without_earlier_keys() -> None:
     """Its record was not removed for its age, and nothing else says that its end was published."""
     scene = Scene()
-    ring = settled(_rotated())
+    ring = retire_old_keys(_rotated())
     await scene.put(ring)
     for _ in range(2):
         await scene.look(KEEP / 2)
@@ -134,7 +134,7 @@ async def test_a_recent_rotation_without_a_record_is_begun_anew_without_earlier_
 
 async def test_a_recent_rotation_that_ended_and_has_its_record_is_left_alone() -> None:
     scene = Scene()
-    ring = settled(_rotated())
+    ring = retire_old_keys(_rotated())
     await scene.put(ring)
     await scene.add_ended(ring, ring.current.rotation_id)
     for _ in range(3):
@@ -188,7 +188,7 @@ async def test_the_last_rotations_record_is_kept_while_earlier_keys_are() -> Non
         await scene.look(timedelta(days=30))
     assert await scene.store.plan_of(rotation_id, "acme") is not None
     assert await scene.store.plan_of(enrolment_id, "acme") is None
-    await scene.put(settled(ring))
+    await scene.put(retire_old_keys(ring))
     for _ in range(2):
         await scene.look(timedelta(days=30))
     assert await scene.store.plan_of(rotation_id, "acme") is None

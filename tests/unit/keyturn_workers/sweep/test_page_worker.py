@@ -64,7 +64,7 @@ class Page:
             self.storage, self.keyrings, KEYS, store, concurrency=4, copy_limit_bytes=2**30
         )
         now = datetime.now(UTC)
-        state = State.of(await self.keyrings.fresh("acme"))
+        state = State.of(await self.keyrings.read_fresh("acme"))
         ask = SweepRequest("sweep", SWEEP_ID, "acme", "", dry_run=self.dry_run)
         return await taker.take(Plan(ask, state, now, now), OpenPage(page=0, after="", last=""))
 
