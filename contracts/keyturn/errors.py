@@ -1,18 +1,80 @@
-"""The codes of SPEC 12: one error each, the same on the broker, over HTTP and in the CLI.
+"""Every exception of the package `keyturn`, in one tree (SPEC 12).
 
     KeyturnError
-     ├── PermanentError   to the dead-letter queue at once
-     └── TransientError   tried again after 1, 5, 30, 120, 600, 600 … seconds
+     ├── CodedError                         has a code of SPEC 12: over AMQP, HTTP and in the CLI
+     │    ├── PermanentError                a retry ends the same way; dead-lettered at once
+     │    │    ├── MalformedRequestError    malformed_request
+     │    │    ├── BadSignatureError        bad_signature
+     │    │    ├── NotPermittedError        not_permitted
+     │    │    ├── RequestExpiredError      request_expired
+     │    │    ├── UnknownProjectError      unknown_project
+     │    │    ├── AlreadyEnrolledError     already_enrolled
+     │    │    ├── UnknownIntakeKeyError    unknown_intake_key
+     │    │    ├── BadSealError             bad_seal
+     │    │    ├── BodyTooLargeError        body_too_large
+     │    │    ├── StagedBodyMissingError   staged_body_missing
+     │    │    ├── AlreadyExistsError       already_exists
+     │    │    ├── DeletedKeyError          deleted_key
+     │    │    ├── GenerationMismatchError  generation_mismatch
+     │    │    ├── KekReusedError           kek_reused
+     │    │    ├── UnknownAlgorithmError    unknown_algorithm
+     │    │    ├── NoUsableWrapError        no_usable_wrap
+     │    │    ├── CorruptObjectError       corrupt_object
+     │    │    ├── ForeignObjectError       foreign_object
+     │    │    ├── LockedObjectError        locked_object
+     │    │    ├── ArchivedObjectError      archived_object
+     │    │    ├── TooManyRequestsError     too_many_requests
+     │    │    ├── UnauthorizedError        unauthorized
+     │    │    ├── NotFoundError            not_found
+     │    │    └── RangeNotSatisfiableError range_not_satisfiable
+     │    └── TransientError                retried after 1, 5, 30, 120, 600, 600 … seconds
+     │         ├── KeyringRolledBackError   keyring_rolled_back
+     │         ├── UnknownMasterKeyError    unknown_master_key
+     │         ├── StorageUnavailableError  storage_unavailable
+     │         └── LeaseMismatchError       lease_mismatch
+     ├── PublisherError                     publishing a request, or waiting for its events
+     │    ├── NotDeliveredError             the request is on no queue
+     │    │    └── BrokerUnavailableError   nothing was sent
+     │    ├── OutcomeUnknownError           sent, but the broker did not confirm it
+     │    ├── EventsUnavailableError        the stream of events cannot be read
+     │    ├── NotSentHereError              the request came from another process
+     │    └── WaitTimeoutError              no event in time (also a TimeoutError)
+     ├── GatewayError                       talking to the HTTP gateway
+     │    ├── GatewayUnavailableError       no connection, or no response to a read
+     │    ├── AnswerLostError               an upload or a rotation got no response
+     │    ├── UnexpectedAnswerError         a response that SPEC 9 does not define
+     │    └── BodyCutError                  the body ended before its length
+     ├── SealError                          sealed bytes do not open
+     │    ├── CommitmentError               the header does not match the key and context
+     │    ├── ChunkError                    a chunk is not authentic, or the stream is cut
+     │    └── SignatureError                the signature does not verify
+     └── SettingsError                      a setting, or an optional dependency, is missing
 
-An error's `detail` is told to whoever sent the request and is written to logs: it
-must never hold a secret, a plaintext or a sealed body.
+    UnencryptedGatewayWarning (a UserWarning): an API key is sent over plain HTTP
+
+`detail`, the text of a `CodedError`, is sent to the requester and written to logs. No
+exception of this module may hold a secret, a plaintext or a sealed body. Exceptions of the
+gateway's client have no cause: an exception of aiohttp can hold the request with its headers.
 """
 
 from typing import ClassVar
 
 
 class KeyturnError(Exception):
-    """Whatever Keyturn refuses or fails at, with its code (SPEC 12)."""
+    """Base class of all exceptions of this package."""
+
+
+class CodedError(KeyturnError):
+    """A refusal or failure that has a code of SPEC 12.
+
+    Args:
+        detail: One line for people: what is wrong, without secrets. May be empty.
+
+    Attributes:
+        code: The stable code, such as `already_exists`.
+        detail: As given.
+        transient: Whether the same request may succeed later.
+    """
 
     code: ClassVar[str]
     transient: ClassVar[bool] = False
@@ -25,30 +87,30 @@ class KeyturnError(Exception):
         return f"{self.code}: {self.detail}" if self.detail else self.code
 
 
-class PermanentError(KeyturnError):
-    """Trying again would end the same way."""
+class PermanentError(CodedError):
+    """A retry of the same request ends the same way."""
 
 
-class TransientError(KeyturnError):
-    """Trying again later may succeed."""
+class TransientError(CodedError):
+    """A retry may succeed."""
 
     transient: ClassVar[bool] = True
 
 
 class MalformedRequestError(PermanentError):
-    """Not JSON, not the form that SPEC 6 asks for, or a name that SPEC 1 does not allow."""
+    """Not JSON, does not match the schema of SPEC 6, or holds a name that SPEC 1 forbids."""
 
     code = "malformed_request"
 
 
 class BadSignatureError(PermanentError):
-    """Signed by nobody known, or not for this deployment."""
+    """The signature is not a known publisher's, or is for another deployment."""
 
     code = "bad_signature"
 
 
 class NotPermittedError(PermanentError):
-    """The publisher may not send this type, or not for this project."""
+    """The publisher may not send this type of request, or not for this project."""
 
     code = "not_permitted"
 
@@ -60,13 +122,13 @@ class RequestExpiredError(PermanentError):
 
 
 class UnknownProjectError(PermanentError):
-    """No keyring stands for the project (retried after 1, 5 and 9 seconds, SPEC 7.5)."""
+    """The project has no keyring. Retried after 1, 5 and 9 seconds all the same (SPEC 7.5)."""
 
     code = "unknown_project"
 
 
 class AlreadyEnrolledError(PermanentError):
-    """A keyring, or objects, already stand for the project."""
+    """The project already has a keyring, or objects."""
 
     code = "already_enrolled"
 
@@ -78,43 +140,43 @@ class UnknownIntakeKeyError(PermanentError):
 
 
 class BadSealError(PermanentError):
-    """Does not open, or opens to a wrong length."""
+    """A sealed part of the request does not open, or opens to the wrong length."""
 
     code = "bad_seal"
 
 
 class BodyTooLargeError(PermanentError):
-    """Above the limit for inline bodies, or for objects."""
+    """The body exceeds the limit for inline bodies, or for objects."""
 
     code = "body_too_large"
 
 
 class StagedBodyMissingError(PermanentError):
-    """The staged body is absent, or not of the size told."""
+    """The staged body does not exist, or does not have the size that the request states."""
 
     code = "staged_body_missing"
 
 
 class AlreadyExistsError(PermanentError):
-    """The key holds another upload's object; objects are written once."""
+    """The object key holds another upload's object; objects are written once."""
 
     code = "already_exists"
 
 
 class DeletedKeyError(PermanentError):
-    """The key holds a tombstone; it never takes another body."""
+    """The object key holds a tombstone; it never takes another body."""
 
     code = "deleted_key"
 
 
 class GenerationMismatchError(PermanentError):
-    """Older than the last rotation, or not from the generation expected."""
+    """The request is older than the last rotation, or expects another generation."""
 
     code = "generation_mismatch"
 
 
 class KekReusedError(PermanentError):
-    """The KEK is the current one or stands in the history."""
+    """The KEK is the current one, or an earlier one of the project."""
 
     code = "kek_reused"
 
@@ -126,7 +188,7 @@ class KeyringRolledBackError(TransientError):
 
 
 class UnknownAlgorithmError(PermanentError):
-    """`enc-algo` names something else than SPEC 4 does."""
+    """`enc-algo` is not an algorithm of SPEC 4."""
 
     code = "unknown_algorithm"
 
@@ -138,61 +200,61 @@ class UnknownMasterKeyError(TransientError):
 
 
 class NoUsableWrapError(PermanentError):
-    """Neither wrap opens under the keys at hand."""
+    """Neither wrap opens with any available key."""
 
     code = "no_usable_wrap"
 
 
 class CorruptObjectError(PermanentError):
-    """The header does not commit to the DEK, wraps disagree, a chunk fails, metadata stripped."""
+    """Header, wraps, chunks or metadata of an object contradict each other or are missing."""
 
     code = "corrupt_object"
 
 
 class ForeignObjectError(PermanentError):
-    """A name that SPEC 1 forbids, with an envelope that some key may open (SPEC 8.6)."""
+    """An S3 key that SPEC 1 forbids, with an envelope that some key may open (SPEC 8.6)."""
 
     code = "foreign_object"
 
 
 class LockedObjectError(PermanentError):
-    """The object is under a lock that refuses the change."""
+    """An object lock forbids the change."""
 
     code = "locked_object"
 
 
 class ArchivedObjectError(PermanentError):
-    """The object's storage class must be restored before it can be read."""
+    """The object must be restored from its storage class before it can be read."""
 
     code = "archived_object"
 
 
 class StorageUnavailableError(TransientError):
-    """The storage did not answer, or answered with a failure of its own."""
+    """The storage did not respond, or responded with an error of its own."""
 
     code = "storage_unavailable"
 
 
 class LeaseMismatchError(TransientError):
-    """This worker's `LEASE_S` differs from the one that the sweep's record names (SPEC 8.4)."""
+    """This worker's `LEASE_S` differs from the one in the sweep's record (SPEC 8.4)."""
 
     code = "lease_mismatch"
 
 
 class TooManyRequestsError(PermanentError):
-    """The project has its share of what the gateway serves at once (SPEC 9.3)."""
+    """The project exceeds its share of the gateway's concurrent requests (SPEC 9.3)."""
 
     code = "too_many_requests"
 
 
 class UnauthorizedError(PermanentError):
-    """Not the project's current API key."""
+    """Not the project's current API key, or no such project."""
 
     code = "unauthorized"
 
 
 class NotFoundError(PermanentError):
-    """Nothing stands at that key, or a tombstone does."""
+    """No object exists at that key, or it was deleted."""
 
     code = "not_found"
 
@@ -203,12 +265,137 @@ class RangeNotSatisfiableError(PermanentError):
     code = "range_not_satisfiable"
 
 
-def _leaves(cls: type[KeyturnError]) -> list[type[KeyturnError]]:
-    # Of this module alone: somebody's own kind of an error takes none away.
+class PublisherError(KeyturnError):
+    """Publishing a request, or waiting for its events, failed."""
+
+
+class NotDeliveredError(PublisherError):
+    """The request is on no queue. A body that was staged for it has been deleted.
+
+    Publish it again, with the same id or a new one, once the cause is fixed.
+    """
+
+
+class BrokerUnavailableError(NotDeliveredError):
+    """The broker could not be reached in time; nothing was sent."""
+
+
+class OutcomeUnknownError(PublisherError):
+    """The request was sent, but the broker did not confirm it: it may be on its queue, or not.
+
+    Publish it again **with the same id**: a request that arrives twice takes effect once.
+    """
+
+
+class EventsUnavailableError(PublisherError):
+    """The stream of events does not exist yet, or this user may not read it."""
+
+
+class NotSentHereError(PublisherError):
+    """This publisher did not send the request, or no longer remembers it.
+
+    Pass the request's `project` and `request_type`. An id alone does not identify a request:
+    any publisher may use any id.
+    """
+
+
+class WaitTimeoutError(PublisherError, TimeoutError):
+    """No event of the request arrived in time. Nothing was lost; wait again."""
+
+
+class UnencryptedGatewayWarning(UserWarning):
+    """The API key is sent to another machine over plain HTTP: the network can read it."""
+
+
+class GatewayError(KeyturnError):
+    """Talking to the HTTP gateway failed, other than by a refusal that has a code."""
+
+
+class GatewayUnavailableError(GatewayError):
+    """The gateway could not be reached, or did not respond to a read. Safe to repeat."""
+
+
+class AnswerLostError(GatewayError):
+    """An upload or a rotation was sent, in part or whole, and its response did not arrive.
+
+    It may have taken effect, or may still do so. After an upload, check with `stat`: a
+    repeated upload is refused with `already_exists` if the first one was stored. After a
+    rotation, try the new API key.
+    """
+
+
+class UnexpectedAnswerError(GatewayError):
+    """The response is not the gateway's (but a proxy's, say), or does not fit the request.
+
+    With a `status` of 500 or more, an upload or a rotation may have taken effect: a proxy
+    responds so when it loses the gateway's response.
+
+    Args:
+        reason: What is wrong with the response; never a part of its body.
+        status: Its HTTP status.
+    """
+
+    def __init__(self, reason: str, *, status: int) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+class BodyCutError(GatewayError):
+    """The connection ended, or stalled, before the whole body was received.
+
+    The gateway cuts a body when a chunk is not authentic or the storage fails. The bytes
+    received so far are authentic, but they are not the whole object or range: do not keep
+    them under the object's name.
+    """
+
+
+class SealError(KeyturnError):
+    """Sealed bytes do not open with this key and context.
+
+    It has no code of SPEC 12, since the code depends on what was opened (`bad_seal` for a
+    request, `corrupt_object` for an object): the caller translates it. It carries no key, no
+    plaintext, no sealed byte, and no reason more precise than its class: who can tell
+    failures apart can use the reader as an oracle.
+    """
+
+    def __init__(self, detail: str = "does not open") -> None:
+        super().__init__(detail)
+
+
+class CommitmentError(SealError):
+    """The header does not commit to this key and context, or is not a header (SPEC 3.1)."""
+
+    def __init__(self) -> None:
+        super().__init__("the key does not match the header")
+
+
+class ChunkError(SealError):
+    """A chunk is not authentic, or the stream is cut or too long (SPEC 3)."""
+
+    def __init__(self) -> None:
+        super().__init__("a chunk is not authentic, or the stream is cut or too long")
+
+
+class SignatureError(SealError):
+    """The signature over these bytes is not by this key for this deployment (SPEC 6.3, 6.7)."""
+
+    def __init__(self) -> None:
+        super().__init__("the signature does not verify")
+
+
+class SettingsError(KeyturnError):
+    """A setting is missing or malformed, or an optional dependency is not installed.
+
+    The text is one line and names the setting or the extra to install.
+    """
+
+
+def _leaves(cls: type[CodedError]) -> list[type[CodedError]]:
+    # Only classes of this module: a subclass elsewhere does not make its parent an inner node.
     subclasses = [sub for sub in cls.__subclasses__() if sub.__module__ == __name__]
     return [leaf for sub in subclasses for leaf in _leaves(sub)] if subclasses else [cls]
 
 
-def all_errors() -> dict[str, type[KeyturnError]]:
-    """Every code of SPEC 12 with its error."""
-    return {leaf.code: leaf for leaf in _leaves(KeyturnError)}
+def all_errors() -> dict[str, type[CodedError]]:
+    """Every code of SPEC 12 with its class."""
+    return {leaf.code: leaf for leaf in _leaves(CodedError)}

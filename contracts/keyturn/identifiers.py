@@ -95,17 +95,17 @@ def format_time(instant: datetime) -> str:
     return instant.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
-def object_key(project: str, key: str) -> str:
+def object_s3_key(project: str, key: str) -> str:
     """Where an object stands in the bucket (SPEC 4.1)."""
     return f"{project}/{key}"
 
 
-def keyring_key(project: str) -> str:
+def keyring_s3_key(project: str) -> str:
     """Where a project's keyring stands (SPEC 5.2)."""
     return f"{KEYRINGS_PREFIX}{project}.json"
 
 
-def staging_key(publisher: str, upload_id: str) -> str:
+def staging_s3_key(publisher: str, upload_id: str) -> str:
     """Where a publisher puts a body above the inline limit (SPEC 6.4)."""
     return f"{STAGING_PREFIX}{publisher}/{upload_id}"
 

@@ -14,18 +14,11 @@ from datetime import datetime
 from typing import Annotated, Any, Final, Literal, NoReturn, TypeVar
 
 import orjson
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    TypeAdapter,
-    ValidationError,
-)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from keyturn import metadata as object_metadata
 from keyturn.crypto import b64_checked
-from keyturn.errors import KeyturnError, MalformedRequestError
+from keyturn.errors import CodedError, MalformedRequestError
 from keyturn.identifiers import (
     PROJECT_PATTERN,
     SHORT_NAME_PATTERN,
@@ -547,7 +540,7 @@ def rejection(
     message_type: str,
     claimed_id: str,
     project: str | None,
-    error: KeyturnError,
+    error: CodedError,
     at: str,
     origin: RequestOrigin | None = None,
 ) -> Rejected:

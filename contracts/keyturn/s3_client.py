@@ -11,7 +11,8 @@ from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
-from keyturn.settings import S3Settings, SettingsError
+from keyturn.errors import SettingsError
+from keyturn.settings import S3Settings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

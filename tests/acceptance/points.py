@@ -101,7 +101,7 @@ class ReadAgain:
     def install(self, strike: Callable[[], None]) -> None:
         stored: list[bool] = []
         PUT_AFTER.install(lambda: stored.append(True))
-        after_put = Point(KeyringReader, "fresh", after=True, matters=lambda _: bool(stored))
+        after_put = Point(KeyringReader, "read_fresh", after=True, matters=lambda _: bool(stored))
         after_put.install(strike)
 
 
@@ -185,7 +185,7 @@ POINTS: dict[str, Installed] = {
     "nowhere": Nowhere(),
     "taken": Point(Consumer, "__call__"),
     "secret-opened": SecretOpened(),
-    "keyring-read": Point(KeyringReader, "recent", after=True),
+    "keyring-read": Point(KeyringReader, "read_recent", after=True),
     "put-before": Point(S3Storage, "put", "put_stream", matters=of_an_object),
     "put-midway": Midway(),
     "put-after": PUT_AFTER,

@@ -15,7 +15,7 @@ import pytest
 import pytest_asyncio
 
 from keyturn import topology
-from keyturn.identifiers import STAGING_PREFIX, object_key
+from keyturn.identifiers import STAGING_PREFIX, object_s3_key
 from tools.chaos import checks, messages, objects, secrets
 from tools.chaos.evidence import Evidence, Letter, OnBroker
 from tools.chaos.load import LATE_PROJECT, UNTOLD
@@ -69,7 +69,7 @@ def _plain(evidence: Evidence) -> Upload:
         for upload in evidence.plan.load.uploads
         if upload.is_plain
         and upload.size_bytes > 100
-        and object_key(upload.project, upload.key) not in evidence.tagged
+        and object_s3_key(upload.project, upload.key) not in evidence.tagged
     )
 
 
@@ -202,7 +202,7 @@ def test_a_message_that_is_left_is_found(evidence: Evidence) -> None:
 def standing(evidence: Evidence) -> Iterator[tuple[Evidence, Upload, str]]:
     """An object that a test may break; it is as it was afterwards."""
     upload = _plain(evidence)
-    tenant, s3_key = evidence.tenants[upload.project], object_key(upload.project, upload.key)
+    tenant, s3_key = evidence.tenants[upload.project], object_s3_key(upload.project, upload.key)
     before = tenant.client.get_object(Bucket=evidence.deployment.bucket, Key=s3_key)
     body = before["Body"].read()
     yield evidence, upload, s3_key

@@ -28,7 +28,8 @@ assert "keyturn.publisher.client" in sys.modules and "keyturn.s3_client" in sys.
 import asyncio
 from keyturn.publisher import BrokerUnavailableError, Publisher
 from keyturn.crypto import IntakeKey, SigningKey, VerifyKey
-from keyturn.settings import NamedIntakeKey, PublisherSettings, S3Settings, SettingsError
+from keyturn.errors import SettingsError
+from keyturn.settings import NamedIntakeKey, PublisherSettings, S3Settings
 
 key = SigningKey.from_seed(bytes(32))
 settings = PublisherSettings(

@@ -20,7 +20,7 @@ from tests.fuzz.watch import MAX_CPU_S, Clock, Report, Watch
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from keyturn.errors import KeyturnError
+    from keyturn.errors import CodedError
 
 _WARM_SHARE: Final = 0.3
 _MAX_BYTES: Final = 64 * 1024
@@ -63,7 +63,7 @@ def as_text(message: Any) -> bytes:
     return json.dumps(message.model_dump(mode="json"), ensure_ascii=False).encode()
 
 
-def code_of(error: KeyturnError, *allowed: str) -> str:
+def code_of(error: CodedError, *allowed: str) -> str:
     """The error's code, which must be one of these."""
     check(error.code in allowed, f"{error.code} was not to be raised here")
     return error.code

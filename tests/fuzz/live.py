@@ -24,7 +24,7 @@ from pamqp import commands
 
 from keyturn.crypto import SealError, user_kek
 from keyturn.errors import all_errors
-from keyturn.identifiers import object_key
+from keyturn.identifiers import object_s3_key
 from keyturn.topology import (
     CODE_HEADER,
     CONTROL_QUEUE,
@@ -308,7 +308,7 @@ class Live:
         kek = user_kek(self._deployment.api_key, _GOOD_PROJECT)
         for key, plaintext in self._stored.items():
             try:
-                opened = bucket.opened(object_key(_GOOD_PROJECT, key), kek, "user", 1)
+                opened = bucket.opened(object_s3_key(_GOOD_PROJECT, key), kek, "user", 1)
             except (SealError, bucket.client.exceptions.ClientError) as exc:
                 self._found(f"a good upload is not stored: {key}: {exc!r}")
                 continue

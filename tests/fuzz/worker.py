@@ -19,7 +19,7 @@ from pamqp import commands, frame
 from pamqp.header import ContentHeader
 
 from keyturn.crypto import user_kek
-from keyturn.identifiers import keyring_key
+from keyturn.identifiers import keyring_s3_key
 from keyturn.topology import CONTROL_QUEUE, UPLOAD_QUEUE
 from keyturn_workers.amqp.direct import Delivery
 from keyturn_workers.amqp.property_tolerance import tolerate_odd_properties
@@ -168,7 +168,7 @@ class Worker:
         self.storage = MemoryStorage()
         for project, ring in self._rings.items():
             record = build(ring, self._settings.master_keys)
-            self.storage.plant(keyring_key(project), record, Headers({}))
+            self.storage.plant(keyring_s3_key(project), record, Headers({}))
         for key, body in self._staged.items():
             self.storage.plant(key, body, Headers({}))
         process = Roles(self._settings, self.storage, cast("Any", self.broker), WorkerMetrics())

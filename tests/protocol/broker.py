@@ -15,7 +15,7 @@ from tests.protocol.wire import CURRENT
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from keyturn.errors import KeyturnError
+    from keyturn.errors import CodedError
     from tests.protocol.process import Process
 
 
@@ -126,7 +126,7 @@ class WorkerPublisher:
         self,
         message: Delivery,
         queue: str,
-        error: KeyturnError,
+        error: CodedError,
         attempt: int,
         delay_s: int,
         *,
@@ -164,7 +164,7 @@ class WorkerPublisher:
         headers = self._notes.headers(queue, publisher, message.body, retry)
         await self._publish("put off", lambda: self._copy(message, delay_s, headers))
 
-    async def dead_letter(self, message: Delivery, queue: str, error: KeyturnError) -> None:
+    async def dead_letter(self, message: Delivery, queue: str, error: CodedError) -> None:
         del queue
         letter = message.letter
         await self._publish("dead letter", lambda: self._world.dead.append((letter, error)))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from keyturn.crypto import Secret, kek_id
-from keyturn.identifiers import ALL_PROJECTS_FOLDER, object_key
+from keyturn.identifiers import ALL_PROJECTS_FOLDER, object_s3_key
 from keyturn.topology import CONTROL_QUEUE, CONTROL_REQUESTS, UPLOAD_QUEUE, UPLOAD_REQUESTS
 
 if TYPE_CHECKING:
@@ -263,7 +263,7 @@ class Laws:
             case "enroll.requested" | "rotation.requested":
                 return self._brought(asked) is not None
             case "upload.requested":
-                s3_key = object_key(asked.project, asked.document["key"])
+                s3_key = object_s3_key(asked.project, asked.document["key"])
                 held = self._holders.get(s3_key, Holder())
                 if not held.tagged:
                     return (held.upload_id, held.plaintext) == (asked.id, asked.secret)
@@ -272,7 +272,7 @@ class Laws:
     def _had_effect(self, asked: Asked) -> bool:
         match asked.kind:
             case "upload.requested":
-                held = self._holders.get(object_key(asked.project, asked.document["key"]))
+                held = self._holders.get(object_s3_key(asked.project, asked.document["key"]))
                 mine = (asked.publisher, asked.id, asked.secret)
                 return held is not None and mine == (
                     held.publisher,
@@ -289,7 +289,7 @@ class Laws:
         """Whether either answer is right: a bucket writer changed what this upload had put."""
         if asked.kind != "upload.requested":
             return False
-        s3_key = object_key(asked.project, asked.document["key"])
+        s3_key = object_s3_key(asked.project, asked.document["key"])
         held = self._holders.get(s3_key, Holder())
         mine = (held.publisher, held.upload_id) == (asked.publisher, asked.id)
         return s3_key in self._tampered and mine

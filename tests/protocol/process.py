@@ -16,7 +16,7 @@ from keyturn.topology import CONTROL_QUEUE, PLAN_QUEUE, SWEEP_QUEUE, UPLOAD_QUEU
 from keyturn_workers.amqp.request_consumer import Consumer
 from keyturn_workers.control.deletion import Deleter
 from keyturn_workers.control.enrollment import Enroller
-from keyturn_workers.control.handler import ControlRole
+from keyturn_workers.control.handler import ControlHandler
 from keyturn_workers.control.rotation import Rotator
 from keyturn_workers.keyring import KeyringReader
 from keyturn_workers.objects.operator_keys import OperatorKeys
@@ -30,7 +30,7 @@ from keyturn_workers.sweep.page_worker import PageWorker
 from keyturn_workers.sweep.planner import Planner
 from keyturn_workers.sweep.project_sweep import ProjectSweep
 from keyturn_workers.sweep.recovery import Seen, rescue
-from keyturn_workers.upload import Limits, Uploader, UploadRole
+from keyturn_workers.upload import Limits, Uploader, UploadHandler
 from keyturn_workers.worker.authorization import Rules
 from keyturn_workers.worker.grants import Grant
 from tests.protocol.broker import Delivery, WorkerPublisher
@@ -167,7 +167,7 @@ class Process:
         page = await self._storage.list_page(KEYRINGS_PREFIX, after=f"{KEYRINGS_PREFIX}~")
         clock.observe(page.date, sent_s, clock.own_s())
 
-    def _upload(self) -> UploadRole:
+    def _upload(self) -> UploadHandler:
         limits = Limits(
             encryption_enabled=self.number not in self.world.options.unencrypted,
             upload_max_bytes=10**9,
@@ -177,12 +177,12 @@ class Process:
         )
         intake_keys = {"main": intake()}
         make = self.world.parts.uploader
-        return UploadRole(make(self._storage, self.keyrings, MASTER_KEYS, intake_keys, limits))
+        return UploadHandler(make(self._storage, self.keyrings, MASTER_KEYS, intake_keys, limits))
 
-    def _control(self) -> ControlRole:
+    def _control(self) -> ControlHandler:
         storage, keyrings, intake_keys = self._storage, self.keyrings, {"main": intake()}
         parts, starter = self.world.parts, self._starter
-        return ControlRole(
+        return ControlHandler(
             parts.enroller(storage, keyrings, MASTER_KEYS, "m1", intake_keys, starter),
             parts.rotator(storage, keyrings, MASTER_KEYS, intake_keys, starter),
             starter,

@@ -45,7 +45,7 @@ def begin(world: World, *keys: str, **more: Any) -> None:
 def know_the_clock(world: World) -> None:
     """Each process reads a keyring, and two leases pass: from now on its looks prove."""
     for process in world.processes:
-        world.loop.create_task(process.keyrings.fresh("acme"))
+        world.loop.create_task(process.keyrings.read_fresh("acme"))
     world.loop.run_until_idle()
     world.run()
     world.advance(2 * LEASE_S + 1)

@@ -14,7 +14,7 @@ import pytest
 from keyturn.topology import ATTEMPT_HEADER, CONTROL_QUEUE, NOT_BEFORE_HEADER, UPLOAD_QUEUE
 from keyturn_workers.amqp import request_consumer
 from keyturn_workers.amqp.retry import Retry, RetryNotes
-from keyturn_workers.upload import UploadRole
+from keyturn_workers.upload import UploadHandler
 from keyturn_workers.worker.authorization import Arrival, refusal_of
 from keyturn_workers.worker.grants import Grant
 from tests.protocol.clock import EPOCH
@@ -114,7 +114,7 @@ async def _finds_nothing(*_: object) -> None:
         (retries_that_are_moved_early, Retry, "early_s", lambda *_: 0, _REFUSED_AND_DONE),
         (
             a_redelivery_past_its_age,
-            UploadRole,
+            UploadHandler,
             "find_completed",
             _finds_nothing,
             _BELIEVED_ALL_THE_SAME,

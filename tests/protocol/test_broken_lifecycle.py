@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from keyturn.identifiers import format_time
-from keyturn_workers.control import ControlRole
+from keyturn_workers.control import ControlHandler
 from keyturn_workers.control.enrollment import Enroller
 from keyturn_workers.sweep.fleet_sweep import FleetSweep
 from keyturn_workers.sweep.lost_rotations import OpenRotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from keyturn_workers.sweep.plan import AllPlan, Plan
-    from keyturn_workers.sweep.store import ExistingUpload
+    from keyturn_workers.sweep.store import Standing
     from tests.protocol.world import World
 
 OWN_KEK = bytes([5]) * 32
@@ -90,7 +90,7 @@ def test_no_sweep_takes_the_id_of_a_rotation_whose_record_is_not_written_yet(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert violations(a_rotation_id_reused_before_its_record_exists) == []
-    monkeypatch.setattr("keyturn_workers.sweep.starter.brought_by", lambda *_: None)
+    monkeypatch.setattr("keyturn_workers.sweep.starter.find_generation_number", lambda *_: None)
     found = violations(a_rotation_id_reused_before_its_record_exists)
     assert "another sweep has the rotation's id" in found
 
@@ -281,7 +281,7 @@ def a_rotation_that_takes_over_one_with_proven_pages(world: World) -> None:
 class _KeepsProofs(ProjectSweep):
     """Goes on from where the sweep stood that it takes over."""
 
-    async def _step(self, standing: ExistingUpload[Plan]) -> bool:
+    async def _step(self, standing: Standing[Plan]) -> bool:
         plan = standing.plan
         if plan.step == 0:
             async for sweep_id, project, _ in self._store.running():
@@ -710,7 +710,7 @@ def test_what_was_done_is_published_as_done_however_late_its_request_comes(
     async def nothing(*_: Any) -> None:
         return None
 
-    monkeypatch.setattr(ControlRole, "find_completed", nothing)
+    monkeypatch.setattr(ControlHandler, "find_completed", nothing)
     found = violations(requests_that_were_served_and_come_again_too_late, settle=False)
     kinds = {what.split()[0] for what in found if "was done and is refused" in what}
     assert kinds == {

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from keyturn.errors import NotFoundError
-from keyturn.identifiers import object_key
+from keyturn.identifiers import object_s3_key
 from keyturn_workers.errors import MissingError
 from keyturn_workers.storage import Capabilities, Headers
 from keyturn_workers.storage.clock import Judged
@@ -125,7 +125,7 @@ def an_object_of_ours_under_a_foreign_name(world: World) -> None:
     begin(world, "a")
     stored = world.server.standing()["acme/a"]
     own = {n: v for n, v in stored.headers.metadata.items() if n.startswith("enc-")}
-    world.server.plant(object_key("acme", "a//b"), stored.body, Headers(own))
+    world.server.plant(object_s3_key("acme", "a//b"), stored.body, Headers(own))
     world.oracle.foreign.add("acme/a//b")
     rotation = world.rotate("acme")
     world.run()

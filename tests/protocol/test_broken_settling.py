@@ -11,7 +11,7 @@ from keyturn_workers.keyring import reader as reader_module
 from keyturn_workers.keyring.listings import Listing
 from keyturn_workers.storage import Capabilities
 from keyturn_workers.storage.clock import boottime_s
-from keyturn_workers.upload import settling
+from keyturn_workers.upload import keyring_recheck
 from tests.protocol.process import CACHE_S, Options, Parts
 from tests.protocol.stories import begin, stop_at, stop_within, violations, without
 from tests.protocol.wire import Wire
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PLAINTEXT: Final = Options(unencrypted=frozenset(range(3)))
 BY_LISTINGS: Final = Options(differences=Capabilities(listings_show_overwrites=True))
 _SECOND: Final = timedelta(seconds=1)
-_RULE: Final = settling.exists_within_lease
+_RULE: Final = keyring_recheck.exists_within_lease
 
 
 def plaintext_that_lands_after_it_was_forbidden(world: World) -> None:
@@ -46,9 +46,9 @@ def plaintext_that_lands_after_it_was_forbidden(world: World) -> None:
 def test_plaintext_is_told_after_a_second_read(monkeypatch: pytest.MonkeyPatch) -> None:
     assert violations(plaintext_that_lands_after_it_was_forbidden, options=PLAINTEXT) == []
 
-    def whatever_it_is(observed: Any, put: Any, *, sealed: bool) -> bool:
+    def whatever_it_is(snapshot: Any, put: Any, *, sealed: bool) -> bool:
         del sealed
-        return _RULE(observed, put, sealed=True)
+        return _RULE(snapshot, put, sealed=True)
 
     monkeypatch.setattr("keyturn_workers.upload.uploader.exists_within_lease", whatever_it_is)
     found = violations(plaintext_that_lands_after_it_was_forbidden, options=PLAINTEXT)
@@ -80,8 +80,8 @@ def test_the_own_clock_bounds_a_put_whose_date_is_early(monkeypatch: pytest.Monk
     parts = Parts(wire=_DatesBefore)
     assert violations(a_put_that_is_dated_before_a_rotation, parts) == []
 
-    def by_its_date_alone(observed: Any, put: Any, *, sealed: bool) -> bool:
-        return _RULE(observed, replace(put, had_s=observed.sent_s), sealed=sealed)
+    def by_its_date_alone(snapshot: Any, put: Any, *, sealed: bool) -> bool:
+        return _RULE(snapshot, replace(put, received_s=snapshot.sent_s), sealed=sealed)
 
     monkeypatch.setattr("keyturn_workers.upload.uploader.exists_within_lease", by_its_date_alone)
     found = violations(a_put_that_is_dated_before_a_rotation, parts)
@@ -95,12 +95,12 @@ def a_listing_that_is_answered_long_after_a_turn(world: World) -> None:
     world.run()
     process = world.processes[0]
     for name in ("acme", "bob"):
-        world.loop.create_task(process.keyrings.recent(name))
+        world.loop.create_task(process.keyrings.read_recent(name))
     world.loop.run_until_idle()
     world.run()
     world.advance(CACHE_S + 0.5)
     for name in ("acme", "bob"):
-        process.keyrings.cached(name)
+        process.keyrings.get_cached(name)
     upload = world.upload("acme", "late", b"x" * 300, staged=True)
     (letter,) = world.ready()
     world.deliver(letter, process)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pytest
 
     from keyturn_workers.sweep.plan import Plan
-    from keyturn_workers.sweep.store import ExistingUpload
+    from keyturn_workers.sweep.store import Standing
     from tests.protocol.broker import Letter
     from tests.protocol.world import World
 
@@ -96,7 +96,7 @@ def a_mark_that_is_set_after_the_later_sweep_has_ended(world: World) -> None:
 
 
 async def _follows_any_sweep(
-    self: ProjectSweep, standing: ExistingUpload[Plan], successor: ExistingUpload[Plan]
+    self: ProjectSweep, standing: Standing[Plan], successor: Standing[Plan]
 ) -> bool:
     noted = replace(successor.plan, taken=(standing.plan.ask.sweep_id,))
     return await _follow(self, standing, replace(successor, plan=noted))

@@ -38,7 +38,7 @@ class _NoReread(Uploader):
         stored = await self._store(request, publisher, key, condition)
         if isinstance(stored, ExistingUpload):
             return await self._settle_standing(request, stored)
-        return UploadResult(stored.size_bytes, stored.observed.desired.generation)
+        return UploadResult(stored.size_bytes, stored.snapshot.desired.generation)
 
 
 def test_the_keyring_is_read_again_after_a_put() -> None:
@@ -169,6 +169,6 @@ def a_rotation_whose_worker_dies_once_it_turned(world: World) -> None:
 
 def test_the_keyring_remembers_which_rotation_turned_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert violations(a_rotation_whose_worker_dies_once_it_turned) == []
-    monkeypatch.setattr("keyturn_workers.control.rotation.entry_of", lambda *_: None)
+    monkeypatch.setattr("keyturn_workers.control.rotation.find_generation", lambda *_: None)
     found = violations(a_rotation_whose_worker_dies_once_it_turned)
     assert any("rotation.rejected believed" in what and "had its effect" in what for what in found)

@@ -25,7 +25,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from keyturn.identifiers import KEYRINGS_PREFIX, SWEEPS_PREFIX, keyring_key
+from keyturn.identifiers import KEYRINGS_PREFIX, SWEEPS_PREFIX, keyring_s3_key
 from keyturn.topology import (
     ATTEMPT_HEADER,
     CONTROL_QUEUE,
@@ -294,7 +294,7 @@ class Protocol(RuleBasedStateMachine):
 
     @rule(project=PROJECTS, code=st.sampled_from(("NoSuchKey", "")))
     def a_keyring_answers_404(self, project: str, code: Any) -> None:
-        self.on.server.hide(keyring_key(project), code=code, times=1)
+        self.on.server.hide(keyring_s3_key(project), code=code, times=1)
 
     @rule(
         clock_s=st.sampled_from((-86_400, -16, -5, 5, 16, 86_400)),

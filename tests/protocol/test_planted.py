@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from keyturn.identifiers import keyring_key, sweep_folder
+from keyturn.identifiers import keyring_s3_key, sweep_folder
 from keyturn.messages import SweepCompleted
-from keyturn_workers.keyring import resealed
+from keyturn_workers.keyring import with_master_key
 from keyturn_workers.keyring.model import build, parse
 from keyturn_workers.storage import Headers
 from tests.protocol.process import MASTER_KEYS
@@ -68,7 +68,7 @@ def test_planted_records_keep_no_master_key_from_being_rotated(world: World, bod
 
 
 def test_a_forged_keyring_is_a_failure_of_the_whole(world: World) -> None:
-    plant(world, keyring_key("beta"), JUNK)
+    plant(world, keyring_s3_key("beta"), JUNK)
     told = end(world, world.sweep("*"))
     assert (told.clean, told.failed, told.objects) == (False, 1, 1)
 
@@ -133,9 +133,9 @@ def test_a_project_enrolled_meanwhile_is_looked_at_whoever_re_sealed_it(world: W
     world.upload("gamma", "k", b"gamma")
     world.run(keep=lambda letter: hint(letter).get("sweep_id") == sweep)
     # As a step does that dies before the part's own record stands.
-    key = keyring_key("gamma")
+    key = keyring_s3_key("gamma")
     ring = parse(world.server._bucket.get(key).opened(), "gamma", MASTER_KEYS)
     assert (ring.master_key, ring.history) == ("m1", ())
-    plant(world, key, build(resealed(ring, "m2"), MASTER_KEYS))
+    plant(world, key, build(with_master_key(ring, "m2"), MASTER_KEYS))
     told = end(world, sweep)
     assert (told.clean, told.objects, told.rewrapped) == (True, 3, 3)

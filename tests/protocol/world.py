@@ -18,7 +18,7 @@ import pytest
 import structlog
 
 from keyturn.crypto import b64, kek_info, seal, transport_context, upload_info
-from keyturn.identifiers import format_time, object_key, staging_key
+from keyturn.identifiers import format_time, object_s3_key, staging_s3_key
 from keyturn.topology import CONTROL_QUEUE, UPLOAD_QUEUE
 from keyturn_workers.storage import Headers
 from keyturn_workers.storage.timekeeper import INTERVAL_S
@@ -42,7 +42,7 @@ from tests.protocol.wire import CURRENT, MID, SENT, Call, Network, Server
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from keyturn.errors import KeyturnError
+    from keyturn.errors import CodedError
     from keyturn.messages import Event
 
 TICK_S: Final = 0.01
@@ -78,7 +78,7 @@ class World:
         # Every message that was ever in a queue, and every record of the stream of events.
         self.letters: list[Letter] = []
         self.stream: list[Record] = []
-        self.dead: list[tuple[Letter, KeyturnError]] = []
+        self.dead: list[tuple[Letter, CodedError]] = []
         self.schedule_retry: Counter[str] = Counter()
         self.requests: dict[str, dict[str, Any]] = {}
         # Every request by the digest of its bytes, and those who wait for the honest ones.
@@ -241,7 +241,7 @@ class World:
         honest: bool = True,
     ) -> str:
         if GRANTS[publisher].allows("delete.requested", project):
-            self.oracle.delete_asked.add(object_key(project, key))
+            self.oracle.delete_asked.add(object_s3_key(project, key))
         request_id = request_id or self._id()
         document = {"type": "delete.requested", "request_id": request_id, "project": project}
         return self._publish({**document, "key": key}, publisher, honest=honest)
@@ -264,10 +264,10 @@ class World:
         info = upload_info(upload_id, project, key)
         ciphertext = intake().public_key.seal(transport_key, info)
         if staged:
-            self.server.plant(staging_key(publisher, upload_id), sealed, Headers({}))
+            self.server.plant(staging_s3_key(publisher, upload_id), sealed, Headers({}))
         body = {"staged": {"size": len(sealed)}} if staged else {"inline": b64(sealed)}
         if GRANTS[publisher].allows("upload.requested", project):
-            self.oracle.plaintexts.setdefault(object_key(project, key), set()).add(plaintext)
+            self.oracle.plaintexts.setdefault(object_s3_key(project, key), set()).add(plaintext)
         document = {
             "type": "upload.requested",
             "upload_id": upload_id,
@@ -290,7 +290,7 @@ class World:
             assert asked.secret is not None
             transport_key = hashlib.sha256(request_id.encode()).digest()
             sealed = seal(transport_key, transport_context(request_id), asked.secret)
-            self.server.plant(staging_key(asked.publisher, request_id), sealed, Headers({}))
+            self.server.plant(staging_s3_key(asked.publisher, request_id), sealed, Headers({}))
         self.replay(request_id, requested_at=format_time(self.clock.now))
 
     # The scheduler.

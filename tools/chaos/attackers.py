@@ -22,8 +22,8 @@ from aio_pika.exceptions import CONNECTION_EXCEPTIONS, AMQPException
 
 from keyturn import topology
 from keyturn.crypto import SigningKey, b64, new_api_key
+from keyturn.errors import NotSentHereError
 from keyturn.publisher import PublisherError
-from keyturn.publisher.errors import NotSentHereError
 from keyturn.publisher.requests import SignedRequest
 from tools.chaos.load import UNTOLD, dice_of
 from tools.chaos.schedule import HOSTILE, RIVAL

@@ -20,7 +20,7 @@ from keyturn.crypto import (
     open_sealed,
     user_kek,
 )
-from keyturn.identifiers import STAGING_PREFIX, object_key
+from keyturn.identifiers import STAGING_PREFIX, object_s3_key
 from keyturn.metadata import caller_to_wire
 from tools.chaos.load import plaintext
 from tools.chaos.messages import stored_ids
@@ -68,7 +68,7 @@ def look(evidence: Evidence) -> Looked:
     looked = Looked()
     stored = stored_ids(evidence)
     standing = {
-        object_key(upload.project, upload.key): upload
+        object_s3_key(upload.project, upload.key): upload
         for upload in evidence.plan.load.uploads
         if upload.upload_id in stored
     }

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from keyturn.crypto import new_api_key
-from keyturn.identifiers import ALL_PROJECTS, object_key
+from keyturn.identifiers import ALL_PROJECTS, object_s3_key
 from keyturn.messages import CountedEvent
 from tools.harness import requests as rq
 from tools.harness.swept import master_keys
@@ -165,7 +165,7 @@ class Operator:
     async def _tag_some(self, tenant: Tenant) -> None:
         """Tag objects that are stored and told, before any copy: sweeps must keep the tags."""
         stored = [
-            object_key(upload.project, upload.key)
+            object_s3_key(upload.project, upload.key)
             for upload in self.sending.plan.load.uploads
             if upload.project == tenant.project and upload.is_plain and self._is_stored(upload)
         ][:_TAGGED]

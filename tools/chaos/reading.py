@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import aiohttp
 
-from keyturn.identifiers import keyring_key, object_key
+from keyturn.identifiers import keyring_s3_key, object_s3_key
 from tools.chaos.crew import KEYRING_CACHE_S
 from tools.chaos.load import dice_of, plaintext
 
@@ -69,8 +69,8 @@ class Reading:
             status, body = await self._get(session, upload, keys[generation - 1])
             # Turned meanwhile, or being turned: then either answer may be right.
             current = known and generation == len(keys)
-            current &= not self._was_denied(keyring_key(upload.project), began)
-            here = not self._was_denied(object_key(upload.project, upload.key), began)
+            current &= not self._was_denied(keyring_s3_key(upload.project), began)
+            here = not self._was_denied(object_s3_key(upload.project, upload.key), began)
             self._judge(upload, status, body, dead=dead, current=current, here=here)
             if not status:
                 await asyncio.sleep(_GONE_S)

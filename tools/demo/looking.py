@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import aio_pika
 
 from keyturn import metadata as object_metadata
-from keyturn.errors import KeyturnError
-from keyturn.identifiers import object_key
+from keyturn.errors import CodedError
+from keyturn.identifiers import object_s3_key
 from keyturn.metadata import Plaintext
 from keyturn_workers.objects.download import open_object
 
@@ -60,7 +60,7 @@ async def waiting(amqp_url: str, queue: str) -> dict[str, Waiting]:
 
 async def bucket_shows(storage: Storage, project: str, key: str) -> Bucket:
     """Read an object as it lies there."""
-    async with storage.stream(object_key(project, key)) as stream:
+    async with storage.stream(object_s3_key(project, key)) as stream:
         sample = b""
         async for piece in stream.chunks(_SAMPLE_BYTES):
             sample = sample or piece
@@ -85,7 +85,7 @@ async def opened_sha256(storage: Storage, key: str, access: Access) -> str:
         async with open_object(storage, key, access) as opened:
             async for piece in opened.chunks():
                 digest.update(piece)
-    except KeyturnError as exc:
+    except CodedError as exc:
         return exc.code
     return digest.hexdigest()
 
@@ -93,7 +93,7 @@ async def opened_sha256(storage: Storage, key: str, access: Access) -> str:
 async def stored_sha256(storage: Storage, project: str, key: str) -> str:
     """The SHA-256 of an object's bytes as they lie in the bucket."""
     digest = hashlib.sha256()
-    async with storage.stream(object_key(project, key)) as stream:
+    async with storage.stream(object_s3_key(project, key)) as stream:
         async for piece in stream.chunks(_SAMPLE_BYTES):
             digest.update(piece)
     return digest.hexdigest()

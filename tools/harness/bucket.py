@@ -32,7 +32,7 @@ from keyturn.crypto import (
     user_kek,
     wrap_dek,
 )
-from keyturn.identifiers import keyring_key, object_key
+from keyturn.identifiers import keyring_s3_key, object_s3_key
 from tools.harness import reader
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ class Bucket:
     def put_made(self, project: str, made: Made, **more: Any) -> None:
         """Put an object made by hand; `more` as `put`."""
         caller = more.pop("Metadata", {})
-        self.put(object_key(project, made.key), made.body, {**caller, **made.metadata}, **more)
+        self.put(object_s3_key(project, made.key), made.body, {**caller, **made.metadata}, **more)
 
     def unwrapped(self, kek: Secret, role: Role, s3_key: str, generation: int) -> bytes | None:
         """The DEK of one wrap under this KEK at this generation, or None: no label is asked."""
@@ -237,11 +237,11 @@ class Bucket:
             )
         rest = {"plaintext": "forbidden", "v0": "forbidden", "v0_kek": None}
         holds = {**entries.pop(), **rest, "history": entries, **more}
-        self.put_record(keyring_key(project), project, holds, master_key)
+        self.put_record(keyring_s3_key(project), project, holds, master_key)
 
     def keyring(self, project: str, master_key: tuple[str, bytes] | None = None) -> dict[str, Any]:
         """A project's keyring."""
-        return self.record(keyring_key(project), project, master_key)
+        return self.record(keyring_s3_key(project), project, master_key)
 
 
 def _unwrapped(

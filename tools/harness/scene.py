@@ -71,7 +71,7 @@ class Scene:
             await asyncio.to_thread(
                 reader.s3_client(self.deployment).put_object,
                 Bucket=self.deployment.bucket,
-                Key=staging_key(made),
+                Key=staging_s3_key(made),
                 Body=made.sealed_body,
             )
         for _ in range(times):
@@ -123,7 +123,7 @@ async def check_queues_empty(wire: Wire, *but: str) -> None:
     assert left == {}, left
 
 
-def staging_key(made: rq.Upload) -> str:
+def staging_s3_key(made: rq.Upload) -> str:
     return f".keyturn/staging/api/{made.upload_id}"
 
 

@@ -31,7 +31,7 @@ from keyturn.crypto import (
     user_kek,
     wrap_dek,
 )
-from keyturn.identifiers import keyring_key, object_key, sweep_folder
+from keyturn.identifiers import keyring_s3_key, object_s3_key, sweep_folder
 from tools.harness import reader
 from tools.harness import requests as rq
 from tools.harness.canaries import MARKER
@@ -136,7 +136,7 @@ class Tenant:
         }
         answer = self.client.put_object(
             Bucket=self.deployment.bucket,
-            Key=object_key(self.project, key),
+            Key=object_s3_key(self.project, key),
             Body=body,
             ContentType="text/x-canary",
             Tagging="&".join(f"{name}={value}" for name, value in (tags or {}).items()),
@@ -185,7 +185,7 @@ class Tenant:
     def _shown(self, keys: Iterable[str]) -> list[tuple[str, Shown, str]]:
         def one(key: str) -> tuple[str, Shown, str]:
             answer = self.client.get_object(
-                Bucket=self.deployment.bucket, Key=object_key(self.project, key)
+                Bucket=self.deployment.bucket, Key=object_s3_key(self.project, key)
             )
             shown = reader.Shown(answer["Body"].read(), answer["Metadata"], answer["ContentType"])
             return key, shown, answer["ETag"]
@@ -198,7 +198,7 @@ class Tenant:
     def check(self, *, generation: int, deleted: frozenset[str] = frozenset()) -> None:
         """Every object opens by both keys and by no older one, and is else as it was put."""
         standing = reader.keys(self.deployment, f"{self.project}/")
-        assert set(standing) == {object_key(self.project, k) for k in {*self.objects, *deleted}}
+        assert set(standing) == {object_s3_key(self.project, k) for k in {*self.objects, *deleted}}
         assert len(self.api_keys) == generation
         for key, shown, etag in self._shown(self.objects):
             self._check_opens(key, shown)
@@ -247,7 +247,7 @@ class Tenant:
 
     def _tags(self, key: str) -> dict[str, str]:
         answer = self.client.get_object_tagging(
-            Bucket=self.deployment.bucket, Key=object_key(self.project, key)
+            Bucket=self.deployment.bucket, Key=object_s3_key(self.project, key)
         )
         return {tag["Key"]: tag["Value"] for tag in answer["TagSet"]}
 
@@ -263,7 +263,7 @@ class Tenant:
 
     def keyring(self) -> dict[str, Any]:
         """What the project's keyring seals, and `master_key`."""
-        record = self._record(keyring_key(self.project), self.project)
+        record = self._record(keyring_s3_key(self.project), self.project)
         assert record is not None, "none stands"
         return record
 

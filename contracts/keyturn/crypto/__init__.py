@@ -32,7 +32,6 @@ from keyturn.crypto.cobblestone import (
     seal,
     sealed_size,
 )
-from keyturn.crypto.errors import ChunkError, CommitmentError, SealError, SignatureError
 from keyturn.crypto.intake import IntakeKey, IntakePublicKey, KekPurpose, kek_info, upload_info
 from keyturn.crypto.keys import (
     Kek,
@@ -67,6 +66,7 @@ from keyturn.crypto.wraps import (
     v0_unwrap_dek,
     wrap_dek,
 )
+from keyturn.errors import ChunkError, CommitmentError, SealError, SignatureError
 
 __all__ = [
     "BODY_CONTEXT",

@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA512
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
-from keyturn.crypto.errors import ChunkError, CommitmentError
+from keyturn.errors import ChunkError, CommitmentError
 
 BytesLike: TypeAlias = bytes | bytearray | memoryview
 

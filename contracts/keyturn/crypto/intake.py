@@ -21,8 +21,8 @@ from cryptography.hazmat.primitives.hpke import (
     Suite,
 )
 
-from keyturn.crypto.errors import SealError
 from keyturn.crypto.labels import label
+from keyturn.errors import SealError
 
 KekPurpose: TypeAlias = Literal["enroll", "v0", "rotation"]
 """What a sealed KEK is for."""

@@ -9,9 +9,9 @@ import hmac
 from dataclasses import dataclass
 
 from keyturn.crypto.base64 import b64, b64_decode
-from keyturn.crypto.errors import SignatureError
 from keyturn.crypto.keys import Secret
 from keyturn.crypto.labels import label
+from keyturn.errors import SignatureError
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,10 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from keyturn.crypto.base64 import b64, b64_decode
-from keyturn.crypto.errors import SignatureError
 from keyturn.crypto.keys import Secret
 from keyturn.crypto.labels import label
 from keyturn.crypto.retry_mac import RetryKey
+from keyturn.errors import SignatureError
 
 _KEY_ID_BYTES: Final = 8
 _RETRY_KEY_BYTES: Final = 32

@@ -17,9 +17,9 @@ from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import GCM
 
 from keyturn.crypto.cobblestone import TAG_BYTES, BytesLike, open_sealed, seal
-from keyturn.crypto.errors import SealError
 from keyturn.crypto.keys import DEK_BYTES, Kek
 from keyturn.crypto.labels import label
+from keyturn.errors import SealError
 
 Role: TypeAlias = Literal["user", "admin"]
 """Whose KEK a wrap stands under."""

@@ -14,8 +14,7 @@ the bucket or the broker. It must never import `workers`, and opens nothing itse
 gateway has authenticated what it sends, so what vouches for it on the way here is TLS.
 """
 
-from keyturn.gateway.client import Client, Uploaded
-from keyturn.gateway.errors import (
+from keyturn.errors import (
     AnswerLostError,
     BodyCutError,
     GatewayError,
@@ -23,6 +22,7 @@ from keyturn.gateway.errors import (
     UnencryptedGatewayWarning,
     UnexpectedAnswerError,
 )
+from keyturn.gateway.client import Client, Uploaded
 from keyturn.gateway.object_stream import OpenObject
 from keyturn.gateway.responses import ObjectInfo
 

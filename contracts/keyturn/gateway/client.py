@@ -22,10 +22,10 @@ import orjson
 from pydantic import SecretStr
 
 from keyturn.crypto import check_api_key
-from keyturn.errors import MalformedRequestError
-from keyturn.gateway.errors import (
+from keyturn.errors import (
     AnswerLostError,
     GatewayUnavailableError,
+    MalformedRequestError,
     UnencryptedGatewayWarning,
     UnexpectedAnswerError,
 )
@@ -146,7 +146,7 @@ class Client:
             UnauthorizedError: not the project's current API key, or no such project.
             NotFoundError: nothing stands there.
             RangeNotSatisfiableError: the object ends before `start`.
-            KeyturnError: what else the gateway refuses with: `corrupt_object`, ….
+            CodedError: what else the gateway refuses with: `corrupt_object`, ….
             GatewayError: the gateway cannot be reached, or its answer is none.
         """
         try:
@@ -200,7 +200,7 @@ class Client:
             MalformedRequestError: a name, the content type or the metadata is not allowed.
             UnauthorizedError: not the project's current API key, or no such project.
             AlreadyExistsError: the key holds another object; told only while waiting.
-            KeyturnError: what else the gateway refuses with.
+            CodedError: what else the gateway refuses with.
             GatewayUnavailableError: it cannot be reached; nothing was sent.
             AnswerLostError: the object may be stored, or may not; look with `stat`.
             UnexpectedAnswerError: as that, where its status is 500 or more.
@@ -235,7 +235,7 @@ class Client:
         Raises:
             MalformedRequestError: the project, or the API key, is not of the form of SPEC 1.
             UnauthorizedError: not the project's current API key, or no such project.
-            KeyturnError: what else the gateway refuses with.
+            CodedError: what else the gateway refuses with.
             GatewayUnavailableError: it cannot be reached; nothing was sent.
             AnswerLostError: the new API key may be in force soon, or may not: keep both.
             UnexpectedAnswerError: as that, where its status is 500 or more.

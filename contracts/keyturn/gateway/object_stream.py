@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from keyturn.gateway.errors import BodyCutError
+from keyturn.errors import BodyCutError
 from keyturn.gateway.responses import ObjectInfo
 from keyturn.gateway.transport import piece_of
 

@@ -15,8 +15,13 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from keyturn.errors import KeyturnError, StorageUnavailableError, all_errors
-from keyturn.gateway.errors import GatewayError, UnexpectedAnswerError
+from keyturn.errors import (
+    CodedError,
+    GatewayError,
+    StorageUnavailableError,
+    UnexpectedAnswerError,
+    all_errors,
+)
 from keyturn.metadata import caller_from_wire
 
 META_PREFIX: Final = "x-keyturn-meta-"
@@ -172,7 +177,7 @@ def redirect_target(headers: Mapping[str, str]) -> str:
 
 def refusal(
     status: int, headers: Mapping[str, str], body: bytes | None, *, secrets: tuple[str, ...]
-) -> KeyturnError | GatewayError:
+) -> CodedError | GatewayError:
     """The error that the gateway's answer stands for.
 
     Args:
@@ -195,7 +200,7 @@ def refusal(
     return _foreign(status) if error is None else error(_told(detail, secrets))
 
 
-def storage_refusal(status: int) -> KeyturnError | GatewayError:
+def storage_refusal(status: int) -> CodedError | GatewayError:
     """The error that the storage's answer to a presigned request stands for."""
     if status >= _SERVER_ERROR:
         return StorageUnavailableError(f"the storage answered {status}")

@@ -20,11 +20,15 @@ from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
-from keyturn.errors import StorageUnavailableError
-from keyturn.gateway.errors import AnswerLostError, BodyCutError, GatewayUnavailableError
+from keyturn.errors import (
+    AnswerLostError,
+    BodyCutError,
+    GatewayUnavailableError,
+    SettingsError,
+    StorageUnavailableError,
+)
 from keyturn.gateway.request_body import Sending, reset
 from keyturn.gateway.responses import redirect_target
-from keyturn.settings import SettingsError
 
 if TYPE_CHECKING:
     import aiohttp

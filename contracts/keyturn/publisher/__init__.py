@@ -13,8 +13,7 @@
 It must never import `workers`, and needs aioboto3 only where bodies are staged.
 """
 
-from keyturn.publisher.client import Publisher
-from keyturn.publisher.errors import (
+from keyturn.errors import (
     BrokerUnavailableError,
     EventsUnavailableError,
     NotDeliveredError,
@@ -23,6 +22,7 @@ from keyturn.publisher.errors import (
     PublisherError,
     WaitTimeoutError,
 )
+from keyturn.publisher.client import Publisher
 
 __all__ = [
     "BrokerUnavailableError",

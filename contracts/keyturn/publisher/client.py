@@ -17,8 +17,8 @@ from datetime import datetime
 from typing import Final, Self
 
 from keyturn.crypto import Sealer, b64, seal
-from keyturn.errors import BodyTooLargeError
-from keyturn.identifiers import staging_key
+from keyturn.errors import BodyTooLargeError, NotDeliveredError, OutcomeUnknownError
+from keyturn.identifiers import staging_s3_key
 from keyturn.messages import (
     INLINE_MAX_BYTES,
     Event,
@@ -30,7 +30,6 @@ from keyturn.messages import (
 )
 from keyturn.publisher.body_source import Body, blocks, head
 from keyturn.publisher.connection import BrokerConnection, persistent_json
-from keyturn.publisher.errors import NotDeliveredError, OutcomeUnknownError
 from keyturn.publisher.event_matcher import RequestType
 from keyturn.publisher.event_stream import Verifier, follow
 from keyturn.publisher.event_waiter import Waiter
@@ -428,7 +427,7 @@ class Publisher:
         await self._link.publish(signed.request_id, signed.type, message)
 
     def _staging_key(self, upload_id: str) -> str:
-        return staging_key(self._settings.publisher_name, upload_id)
+        return staging_s3_key(self._settings.publisher_name, upload_id)
 
     async def _stage(
         self, draft: UploadDraft, first: bytearray, rest: AsyncIterator[memoryview]

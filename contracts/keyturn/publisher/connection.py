@@ -25,7 +25,7 @@ from aio_pika.exceptions import (
 from aiormq.abc import DeliveredMessage
 from aiormq.exceptions import ChannelAccessRefused
 
-from keyturn.publisher.errors import (
+from keyturn.errors import (
     BrokerUnavailableError,
     NotDeliveredError,
     OutcomeUnknownError,

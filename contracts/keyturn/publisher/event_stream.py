@@ -19,14 +19,13 @@ from aio_pika.exceptions import CONNECTION_EXCEPTIONS, ChannelNotFoundEntity
 from aiormq.exceptions import ChannelAccessRefused
 
 from keyturn.crypto import SealError, VerifyKey
-from keyturn.errors import MalformedRequestError
+from keyturn.errors import EventsUnavailableError, MalformedRequestError
 from keyturn.messages import Event, parse_event
 from keyturn.publisher.connection import (
     BrokerConnection,
     close_quietly,
     normalize_connection_errors,
 )
-from keyturn.publisher.errors import EventsUnavailableError
 from keyturn.topology import EVENT_KEY_HEADER, EVENTS_STREAM, SIGNATURE_HEADER
 
 _log = logging.getLogger(__name__)

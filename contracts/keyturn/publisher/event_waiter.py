@@ -30,6 +30,7 @@ from typing import Final
 
 import orjson
 
+from keyturn.errors import NotDeliveredError, NotSentHereError, PublisherError, WaitTimeoutError
 from keyturn.messages import (
     Event,
     Failed,
@@ -40,12 +41,6 @@ from keyturn.messages import (
     parse_event,
 )
 from keyturn.publisher.connection import BrokerConnection
-from keyturn.publisher.errors import (
-    NotDeliveredError,
-    NotSentHereError,
-    PublisherError,
-    WaitTimeoutError,
-)
 from keyturn.publisher.event_matcher import EventMatcher, RequestType, is_answer, is_end
 from keyturn.publisher.event_stream import Start, StreamRecord, Verifier, follow
 from keyturn.topology import EVENTS, EVENTS_STREAM, publisher_stream

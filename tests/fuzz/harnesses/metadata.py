@@ -9,10 +9,10 @@ from typing import Final
 
 from keyturn import metadata
 from keyturn.crypto import Secret
-from keyturn.errors import KeyturnError, MalformedRequestError
+from keyturn.errors import CodedError, MalformedRequestError
 from keyturn.identifiers import is_short_name
 from keyturn.metadata import Wraps
-from keyturn_workers.objects.census import stands_under
+from keyturn_workers.objects.key_usage import find_key_usage
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from tests.fuzz.harness import Harness, check, code_of
 from tests.unit.keyturn_workers import factories
@@ -37,14 +37,14 @@ def run(data: bytes) -> str:
     _check_callers(stored)
     try:
         envelope = metadata.parse(stored)
-    except KeyturnError as exc:
+    except CodedError as exc:
         return code_of(exc, "corrupt_object", "unknown_algorithm")
     if isinstance(envelope, Wraps) and is_short_name(envelope.master_key):
         again = metadata.parse(metadata.build(envelope, upload_id=None))
         check(again == envelope, "wraps that do not come back as they were read")
     try:
-        stands_under(stored, "acme", "k", _KEYS, range(1, 4))
-    except KeyturnError as exc:
+        find_key_usage(stored, "acme", "k", _KEYS, range(1, 4))
+    except CodedError as exc:
         code_of(exc, "no_usable_wrap")
     return type(envelope).__name__
 

@@ -25,7 +25,7 @@ from keyturn.crypto import (
     v0_open,
     v0_seal,
 )
-from keyturn.errors import KeyturnError
+from keyturn.errors import CodedError
 from keyturn.metadata import Wraps
 from keyturn_workers.gateway.ranges import Span
 from keyturn_workers.objects.download import Access, OperatorAccess, ProjectAccess, open_object
@@ -125,7 +125,7 @@ def _read(
     given = bytearray()
     try:
         _done(reading(given))
-    except KeyturnError as exc:
+    except CodedError as exc:
         check(right.startswith(given), "a piece that is not the plaintext's")
         return code_of(exc, *_CODES)
     check(given == right, "another plaintext")
@@ -156,10 +156,10 @@ def _swept(world: _World, metadata: dict[str, str], body: bytes) -> str:
     """A sweep makes new wraps for the DEK of this very body, or none."""
     ring = world.bench.ring
     desired = ring.desired(factories.MASTER_KEYS)
-    looked = factories.looked(metadata, body)
+    view = factories.object_view(metadata, body)
     try:
-        decision = plan_action(looked, KEY, ring, desired, _KEYS, Options(repair=True))
-    except KeyturnError as exc:
+        decision = plan_action(view, KEY, ring, desired, _KEYS, Options(repair=True))
+    except CodedError as exc:
         return code_of(exc, *_CODES)
     if isinstance(decision, Rewrap):
         _check_rewrap(decision, desired, body)
@@ -189,13 +189,13 @@ def _check_current(metadata: dict[str, str], desired: DesiredState) -> None:
 
 
 def _check_rewrap(decision: Rewrap, desired: DesiredState, body: bytes) -> None:
-    if decision.body_key is None:
+    if decision.body_dek is None:
         found = {_unwrapped(decision.wraps, desired, role) for role in _ROLES}
         check(found == {_DEK}, "new wraps of a DEK that is not the body's")
         return
     # The body is opened under it before anything is written.
     try:
-        check(v0_open(decision.body_key.reveal(), body) == _PLAIN, "another plaintext")
+        check(v0_open(decision.body_dek.reveal(), body) == _PLAIN, "another plaintext")
     except SealError:
         return
 

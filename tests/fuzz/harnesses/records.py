@@ -10,15 +10,15 @@ from dataclasses import replace
 from typing import Any, Final
 
 from keyturn.crypto import Secret, b64, record_kek, seal_record
-from keyturn.errors import KeyturnError
-from keyturn.identifiers import keyring_key
+from keyturn.errors import CodedError
+from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.keyring import sealed_records
 from keyturn_workers.keyring.model import Keyring, build, parse
 from keyturn_workers.sweep.counts import Counts
 from keyturn_workers.sweep.plan import (
     AllPlan,
     Failure,
-    Live,
+    OpenPage,
     Plan,
     Result,
     State,
@@ -30,7 +30,7 @@ from tests.fuzz.harness import Harness, check, code_of, same_each_time
 from tests.unit.keyturn_workers import factories
 
 _MASTER_KEYS: Final = {"m1": Secret(bytes([1]) * 32), "m2": Secret(bytes([2]) * 32)}
-_KEY: Final = keyring_key("acme")
+_KEY: Final = keyring_s3_key("acme")
 _RECORD_KEK: Final = record_kek(bytes([1]) * 32, "acme")
 _SWEEP_ID: Final = "e0a4c6b8-7d92-4f31-8c55-2b9d0f6e1a74"
 _ID: Final = "c4d9b7aa-1f0e-4a57-b1d2-93e86a7f4c33"
@@ -72,7 +72,7 @@ def run(data: bytes) -> str:
 def _raw(body: bytes) -> str:
     try:
         ring = parse(body, "acme", _MASTER_KEYS)
-    except KeyturnError as exc:
+    except CodedError as exc:
         _check_shows_nothing(exc)
         return code_of(exc, "corrupt_object", "unknown_master_key")
     check(ring == _RING, "a keyring that nobody wrote")
@@ -88,7 +88,7 @@ def _sealed(payload: bytes) -> bytes:
 def _keyring(body: bytes) -> str:
     try:
         ring = parse(body, "acme", _MASTER_KEYS)
-    except KeyturnError as exc:
+    except CodedError as exc:
         _check_shows_nothing(exc)
         return code_of(exc, "corrupt_object")
     check(parse(build(ring, _MASTER_KEYS), "acme", _MASTER_KEYS) == ring, "comes back changed")
@@ -103,7 +103,7 @@ def _sweep(payload: bytes) -> str:
     body = _sealed(payload)
     try:
         _, rest = sealed_records.parse(body, _KEY, "acme", _MASTER_KEYS)
-    except KeyturnError as exc:
+    except CodedError as exc:
         return code_of(exc, "corrupt_object")
     read = []
     for kind in _KINDS:
@@ -128,7 +128,7 @@ def _check_shows_nothing(error: BaseException) -> None:
 def _seeds() -> list[bytes]:
     ask = SweepRequest("sweep", _SWEEP_ID, "acme", factories.AT, master_key="m2", repair=True)
     state = State(3, "9f86d081884c7d65", "m1", plaintext=False, etag="e")
-    live = Live(3, "a", "b", take=1, sent_at=factories.DATE, not_before=factories.DATE)
+    live = OpenPage(3, "a", "b", take=1, sent_at=factories.DATE, not_before=factories.DATE)
     plan = Plan(ask, state, factories.DATE, factories.DATE, live=(live,))
     result = Result("a", "b", state, factories.DATE, Counts(objects=3), 1, (Failure("k", "c"),))
     every = AllPlan(ask, factories.DATE, live=("acme",))

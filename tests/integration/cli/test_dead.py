@@ -12,7 +12,7 @@ import aio_pika
 import pytest
 
 from keyturn.crypto import Secret, VerifyKey, kek_id, user_kek
-from keyturn.identifiers import keyring_key
+from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.amqp.declarations import declare
 from keyturn_workers.amqp.retry import identity_body
 from keyturn_workers.cli.dead_letters import Look, connected
@@ -302,7 +302,7 @@ def _put_keyring(cli: Cli, project: str, generation: int, requested_at: str) -> 
     )
     body = build(Keyring(project, "m1", current), {"m1": Secret(cli.deployment.master_key)})
     client = sync_client(cli.deployment.s3)
-    client.put_object(Bucket=cli.deployment.bucket, Key=keyring_key(project), Body=body)
+    client.put_object(Bucket=cli.deployment.bucket, Key=keyring_s3_key(project), Body=body)
     client.close()
 
 

@@ -12,7 +12,7 @@ import pytest
 from keyturn.crypto import BODY_CONTEXT, HEADER_BYTES, Secret, kek_id, new_dek, seal, user_kek
 from keyturn_workers.keyring import Generation, Keyring
 from keyturn_workers.keyring.model import build
-from keyturn_workers.objects.wrap import metadata_for, wrap
+from keyturn_workers.objects.wrap import build_object_metadata, wrap
 from tests.integration.cli.conftest import document
 from tools.servers.s3 import sync_client
 
@@ -56,7 +56,7 @@ def _store(cli: Cli, key: str, plaintext: bytes, *, pepper: str = "") -> bytes:
     wraps = wrap(_keyring(cli, pepper=pepper).desired(_masters(cli)), key, dek)
     body = seal(dek, BODY_CONTEXT, plaintext)
     caller = {"author": "=?utf-8?b?w6k=?=", "topic": "q3"}
-    _put(cli, f"acme/{key}", body, metadata_for(wraps, upload_id=_ID, caller_wire=caller))
+    _put(cli, f"acme/{key}", body, build_object_metadata(wraps, upload_id=_ID, caller_wire=caller))
     return body
 
 
@@ -112,7 +112,7 @@ def test_a_corrupt_object_exits_1_and_leaves_no_file_behind(
     elif damage == "cut":
         del body[-100:]
     else:
-        metadata = metadata_for(wraps, upload_id=_ID, caller_wire={})
+        metadata = build_object_metadata(wraps, upload_id=_ID, caller_wire={})
     _put(bucket_cli, "acme/k", bytes(body), metadata)
     for who in (["--as-operator"], []):
         result = bucket_cli.run(

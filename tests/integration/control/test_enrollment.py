@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from keyturn.crypto import KekPurpose, Secret, admin_kek, b64, kek_id, kek_info, user_kek
-from keyturn.identifiers import keyring_key
+from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.keyring.model import Generation, Keyring, build
 from tools.harness import reader, requests
 from tools.harness.bucket import Bucket
@@ -33,7 +33,7 @@ def new_project() -> str:
 def keyring(served: Serving, project: str) -> tuple[str, str, bytes]:
     """The record as it stands: ETag, time of its last write, bytes."""
     answer = reader.s3_client(served.deployment).get_object(
-        Bucket=served.deployment.bucket, Key=keyring_key(project)
+        Bucket=served.deployment.bucket, Key=keyring_s3_key(project)
     )
     return answer["ETag"], str(answer["LastModified"]), answer["Body"].read()
 
@@ -41,7 +41,7 @@ def keyring(served: Serving, project: str) -> tuple[str, str, bytes]:
 async def refused(served: Serving, document: Document, code: str, detail: str = "") -> None:
     """Refused, and no keyring stands afterwards."""
     await served.refuses(served.signed(document), code, detail)
-    assert not served.stands(keyring_key(document["project"]))
+    assert not served.stands(keyring_s3_key(document["project"]))
 
 
 async def test_enrolled(served: Serving) -> None:
@@ -76,7 +76,7 @@ async def test_the_same_request_after_a_turn(served: Serving) -> None:
         request_id = document["request_id"] if number == 1 else requests.new_id()
         entries.append(Generation(number, kek_id(kek), kek, request_id, now, now))
     ring = Keyring(project, "m1", entries[1], history=(entries[0],))
-    served.put(keyring_key(project), build(ring, {"m1": Secret(served.deployment.master_key)}))
+    served.put(keyring_s3_key(project), build(ring, {"m1": Secret(served.deployment.master_key)}))
     event = await served.served(document)
     assert (event["type"], event["generation"]) == ("project.enrolled", 1)
 
@@ -236,14 +236,14 @@ async def test_signed_by_a_stranger(served: Serving) -> None:
     body = requests.encode(document)
     headers = requests.headers(body, served.deployment.event_key)
     await served.refuses(Sent("enroll.requested", body, dict(headers)), "bad_signature")
-    assert not served.stands(keyring_key(document["project"]))
+    assert not served.stands(keyring_s3_key(document["project"]))
 
 
 @pytest.mark.parametrize("record", [b"", b"{}", b'{"v": 1, "project": "x", "sealed": "AAAA"}'])
 async def test_keyring_that_nobody_here_wrote(served: Serving, record: bytes) -> None:
     """What stands in a keyring's place is never overwritten, whatever it is."""
     project = new_project()
-    served.put(keyring_key(project), record)
+    served.put(keyring_s3_key(project), record)
     document = requests.enroll(served.deployment, project)
     await served.refuses(served.signed(document), "corrupt_object", "keyring")
     assert keyring(served, project)[2] == record
@@ -254,7 +254,7 @@ async def test_keyring_under_an_unknown_master_key(served: Serving) -> None:
     project, now = new_project(), requests.now()
     kek = user_kek(served.deployment.api_key, project)
     ring = Keyring(project, "m9", Generation(1, kek_id(kek), kek, requests.new_id(), now, now))
-    served.put(keyring_key(project), build(ring, {"m9": Secret(bytes(32))}))
+    served.put(keyring_s3_key(project), build(ring, {"m9": Secret(bytes(32))}))
     sent = served.signed(requests.enroll(served.deployment, project))
     await served.publish(sent, message_id=sent.request_id)
     waiting = await served.wire.take("keyturn.control.retry.5s")

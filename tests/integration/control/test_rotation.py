@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from keyturn.crypto import b64, kek_info, new_api_key, user_kek
-from keyturn.identifiers import keyring_key
+from keyturn.identifiers import keyring_s3_key
 from keyturn.topology import UNSIGNED_DEAD_QUEUE
 from tools.harness import reader, requests
 from tools.harness.serving import Sent, Serving
@@ -28,7 +28,7 @@ OLD = "2026-01-01T00:00:00Z"
 def keyring(served: Serving, project: str = PROJECT) -> tuple[str, str]:
     """ETag and time of the last write of a project's keyring."""
     head = reader.s3_client(served.deployment).head_object(
-        Bucket=served.deployment.bucket, Key=keyring_key(project)
+        Bucket=served.deployment.bucket, Key=keyring_s3_key(project)
     )
     return head["ETag"], str(head["LastModified"])
 

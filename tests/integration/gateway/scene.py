@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from keyturn.identifiers import object_key
+from keyturn.identifiers import object_s3_key
 from tools.harness.canaries import MARKER, Canaries
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Scene:
     ) -> None:
         """Put a changed form of an object in its place, as a bucket writer could."""
         self.bucket.put(
-            object_key("acme", made.key),
+            object_s3_key("acme", made.key),
             made.body if body is None else body,
             made.metadata if metadata is None else metadata,
         )

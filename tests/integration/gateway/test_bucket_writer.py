@@ -14,7 +14,7 @@ import aiohttp
 import pytest
 
 from keyturn.crypto import admin_kek, b64, seal_tombstone
-from keyturn.identifiers import keyring_key, object_key
+from keyturn.identifiers import keyring_s3_key, object_s3_key
 from tests.integration.gateway.scene import CHUNK, HEADER, OTHER_KEY, SEALED_CHUNK, plain
 from tools.harness.http import object_target
 
@@ -297,26 +297,26 @@ def _forged(scene: Scene, project: str) -> None:
     """The attacker's own API key, sealed under a master key of the attacker's own."""
     scene.bucket.put_keyring(project, _ATTACKER)
     holds = scene.bucket.keyring(project)
-    scene.bucket.put_record(keyring_key(project), project, holds, ("m1", b"f" * 32))
+    scene.bucket.put_record(keyring_s3_key(project), project, holds, ("m1", b"f" * 32))
 
 
 def _moved(scene: Scene, project: str) -> None:
     """The keyring of a project whose API key the attacker holds, and the same relabelled."""
     scene.bucket.put_keyring("attacker", _ATTACKER)
-    body, _ = scene.bucket.get(keyring_key("attacker"))
-    scene.bucket.put(keyring_key(project), body, {})
+    body, _ = scene.bucket.get(keyring_s3_key("attacker"))
+    scene.bucket.put(keyring_s3_key(project), body, {})
 
 
 def _moved_and_relabelled(scene: Scene, project: str) -> None:
     scene.bucket.put_keyring("attacker", _ATTACKER)
-    body, _ = scene.bucket.get(keyring_key("attacker"))
+    body, _ = scene.bucket.get(keyring_s3_key("attacker"))
     name = f'"project": "{project}"'.encode()
-    scene.bucket.put(keyring_key(project), body.replace(b'"project": "attacker"', name), {})
+    scene.bucket.put(keyring_s3_key(project), body.replace(b'"project": "attacker"', name), {})
 
 
 def _of_a_master_key_unknown(scene: Scene, project: str) -> None:
     holds = scene.bucket.keyring(project)
-    scene.bucket.put_record(keyring_key(project), project, holds, ("m9", b"9" * 32))
+    scene.bucket.put_record(keyring_s3_key(project), project, holds, ("m9", b"9" * 32))
 
 
 def _rolled_back(scene: Scene, project: str) -> None:
@@ -329,10 +329,10 @@ _RINGS = {
     "forged": _Ring(_forged, 502, "corrupt_object"),
     "moved": _Ring(_moved, 502, "corrupt_object"),
     "moved and relabelled": _Ring(_moved_and_relabelled, 502, "corrupt_object"),
-    "no JSON": _Ring(lambda s, p: s.bucket.put(keyring_key(p), b"{", {}), 502, "corrupt_object"),
-    "empty": _Ring(lambda s, p: s.bucket.put(keyring_key(p), b"", {}), 502, "corrupt_object"),
+    "no JSON": _Ring(lambda s, p: s.bucket.put(keyring_s3_key(p), b"{", {}), 502, "corrupt_object"),
+    "empty": _Ring(lambda s, p: s.bucket.put(keyring_s3_key(p), b"", {}), 502, "corrupt_object"),
     "of an unknown master key": _Ring(_of_a_master_key_unknown, 503, "unknown_master_key"),
-    "deleted": _Ring(lambda s, p: s.bucket.delete(keyring_key(p)), 401, "unauthorized"),
+    "deleted": _Ring(lambda s, p: s.bucket.delete(keyring_s3_key(p)), 401, "unauthorized"),
     "rolled back": _Ring(_rolled_back, 503, "keyring_rolled_back"),
 }
 
@@ -384,7 +384,7 @@ async def test_two_views_of_one_object(scene: Scene) -> None:
 
 
 async def test_plaintext_where_it_is_forbidden(scene: Scene) -> None:
-    scene.bucket.put(object_key("acme", "bare"), b"planted", {"author": "kim"})
+    scene.bucket.put(object_s3_key("acme", "bare"), b"planted", {"author": "kim"})
     for headers in ({}, {"Range": "bytes=0-0"}, {"If-None-Match": "*"}):
         answer = await scene.client.ask("acme", "bare", headers)
         assert (answer.status, answer.code) == (502, "corrupt_object")

@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from keyturn.crypto import b64, v0_admin_kek, v0_seal, v0_user_kek
-from keyturn.identifiers import object_key
+from keyturn.identifiers import object_s3_key
 from tests.integration.gateway.conftest import reading
 from tests.integration.gateway.scene import CHUNK, plain
 
@@ -47,7 +47,7 @@ async def streaming(scene: Scene) -> AsyncIterator[Scene]:
 
 async def test_plaintext_is_read_from_the_storage_itself(scene: Scene) -> None:
     """307 to an address that is good for a minute, and for this object alone."""
-    scene.bucket.put(object_key("mixed", "bare ü"), plain(100), {"author": "kim"})
+    scene.bucket.put(object_s3_key("mixed", "bare ü"), plain(100), {"author": "kim"})
     answer = await scene.client.ask("mixed", "bare ü")
     assert answer.status == 307
     location = answer.headers["location"]
@@ -62,7 +62,7 @@ async def test_plaintext_is_read_from_the_storage_itself(scene: Scene) -> None:
 @pytest.mark.parametrize("size_bytes", _SIZES)
 async def test_plaintext_that_is_streamed(streaming: Scene, size_bytes: int) -> None:
     plaintext = plain(size_bytes)
-    streaming.bucket.put(object_key("mixed", "bare"), plaintext, {}, ContentType="text/plain")
+    streaming.bucket.put(object_s3_key("mixed", "bare"), plaintext, {}, ContentType="text/plain")
     got = await streaming.client.ask("mixed", "bare")
     assert (got.status, got.body, got.end) == (200, plaintext, "clean")
     assert got.headers["content-type"] == "text/plain"
@@ -86,7 +86,7 @@ def _put_v0(scene: Scene, plaintext: bytes, *, user: bool = True, admin: bool = 
         if there:
             metadata[name] = b64(v0_seal(kek.reveal(), dek))
     body = v0_seal(dek, plaintext)
-    scene.bucket.put(object_key("mixed", "v0"), body, metadata)
+    scene.bucket.put(object_s3_key("mixed", "v0"), body, metadata)
     return body
 
 
@@ -100,9 +100,9 @@ async def test_v0(scene: Scene, size_bytes: int, user: bool, admin: bool) -> Non
     if size_bytes:
         part = await scene.client.ask("mixed", "v0", {"Range": "bytes=0-0"})
         assert (part.status, part.body) == (206, plaintext[:1])
-    _, answer = scene.bucket.get(object_key("mixed", "v0"))
+    _, answer = scene.bucket.get(object_s3_key("mixed", "v0"))
     for harmed in (body[:-1], body[:-1] + bytes([body[-1] ^ 1]), body + b"\0", body[:20], b""):
-        scene.bucket.put(object_key("mixed", "v0"), harmed, answer["Metadata"])
+        scene.bucket.put(object_s3_key("mixed", "v0"), harmed, answer["Metadata"])
         for headers in ({}, {"Range": "bytes=0-0"}):
             told = await scene.client.ask("mixed", "v0", headers)
             assert (told.status, told.code) == (502, "corrupt_object")
@@ -118,8 +118,8 @@ async def test_v0_where_it_is_forbidden(scene: Scene) -> None:
     _put_v0(scene, plain(10))
     scene.bucket.client.copy_object(
         Bucket=scene.deployment.bucket,
-        Key=object_key("acme", "v0"),
-        CopySource={"Bucket": scene.deployment.bucket, "Key": object_key("mixed", "v0")},
+        Key=object_s3_key("acme", "v0"),
+        CopySource={"Bucket": scene.deployment.bucket, "Key": object_s3_key("mixed", "v0")},
     )
     got = await scene.client.ask("acme", "v0")
     assert (got.status, got.code) == (502, "no_usable_wrap")

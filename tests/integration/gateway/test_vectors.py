@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from keyturn.identifiers import keyring_key, object_key
+from keyturn.identifiers import keyring_s3_key, object_s3_key
 
 if TYPE_CHECKING:
     from tests.integration.gateway.scene import Scene
@@ -55,7 +55,7 @@ def _keyring(scene: Scene, vector: dict[str, Any]) -> str:
     if project == _KEYS["project"] and not key.startswith("old/"):
         # As the vectors have it, made by an implementation of its own.
         record = json.dumps(_VECTORS["keyring"]["record"]).encode()
-        scene.bucket.put(keyring_key(project), record, {})
+        scene.bucket.put(keyring_s3_key(project), record, {})
     else:
         scene.bucket.put_keyring(project, _KEYS["api_key"], v0="allowed")
     return str(_KEYS["api_key"])
@@ -67,7 +67,7 @@ async def test_object(scene: Scene, vector: dict[str, Any]) -> None:
     project, key = vector["project"], vector["key"]
     api_key = _keyring(scene, vector)
     body = base64.b64decode(vector["body"])
-    scene.bucket.put(object_key(project, key), body, vector["metadata"])
+    scene.bucket.put(object_s3_key(project, key), body, vector["metadata"])
     got = await scene.client.ask(project, key, token=api_key)
     if vector["expect"] != "valid":
         code = vector["expect"].split(" ")[0]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from keyturn.crypto import BODY_CONTEXT, HEADER_BYTES, new_dek, open_sealed, v0_seal
-from keyturn.identifiers import keyring_key, object_key
+from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn.metadata import V0_ALGORITHM, Wraps, parse
 from keyturn_workers.errors import RefusedError
 from keyturn_workers.keyring import Keyring, KeyringReader, KeyringSnapshot
@@ -24,7 +24,7 @@ from keyturn_workers.objects.plan_action import (
     PlannedAction,
     plan_action,
 )
-from keyturn_workers.objects.single import reconcile
+from keyturn_workers.objects.single import reconcile_object
 from keyturn_workers.objects.verify import verify
 from keyturn_workers.storage import Headers
 from tests.integration.storage.conftest import opened
@@ -50,7 +50,7 @@ pytestmark = pytest.mark.servers
 
 MIB: Final = 2**20
 KEY: Final = "reports/ü q3.pdf"
-TARGET: Final = object_key("acme", KEY)
+TARGET: Final = object_s3_key("acme", KEY)
 CALLER: Final = {"author": "kim"}
 CONTENT: Final = {
     "cache-control": "max-age=60",
@@ -73,11 +73,11 @@ class Place:
 
     def __post_init__(self) -> None:
         self.keyrings = KeyringReader(self.storage, MASTER_KEYS, lease_s=15, cache_s=0)
-        self.effects = ActionExecutor(self.storage, self.keyrings, copy_limit_bytes=6 * MIB)
+        self.executor = ActionExecutor(self.storage, self.keyrings, copy_limit_bytes=6 * MIB)
 
     async def write_keyring(self, ring: Keyring) -> None:
         self.ring = ring
-        await self.storage.put(keyring_key("acme"), build(ring, MASTER_KEYS), Headers({}))
+        await self.storage.put(keyring_s3_key("acme"), build(ring, MASTER_KEYS), Headers({}))
 
     async def put(self, own: dict[str, str], body: bytes) -> None:
         headers = Headers({**CALLER, **own}, "application/pdf", CONTENT)
@@ -85,10 +85,10 @@ class Place:
         await self.storage.write_tags(TARGET, TAGS)
 
     async def plan_action(self) -> tuple[ObjectView, PlannedAction, KeyringSnapshot]:
-        looked = ObjectView(*await self.storage.read_start(TARGET, HEADER_BYTES))
-        observed = await self.keyrings.fresh("acme")
-        ring, desired = observed.keyring, observed.desired
-        return looked, plan_action(looked, KEY, ring, desired, KEYS, OPTIONS), observed
+        view = ObjectView(*await self.storage.read_start(TARGET, HEADER_BYTES))
+        snapshot = await self.keyrings.read_fresh("acme")
+        ring, desired = snapshot.keyring, snapshot.desired
+        return view, plan_action(view, KEY, ring, desired, KEYS, OPTIONS), snapshot
 
     async def make(self, kind: str) -> bytes:
         """An object to which that is due; gives its plaintext, or a v0 body whole."""
@@ -138,9 +138,9 @@ async def place(
 async def test_effect(place: Place, kind: str) -> None:
     """By what is read back: the next look finds nothing to do, and everything else is there."""
     plaintext = await place.make(kind)
-    looked, decision, observed = await place.plan_action()
-    at_risk = tags_at_risk(place.storage, looked, decision, 6 * MIB)
-    await place.effects.carry_out("acme", KEY, looked, decision, observed)
+    view, action, snapshot = await place.plan_action()
+    at_risk = tags_at_risk(place.storage, view, action, 6 * MIB)
+    await place.executor.execute("acme", KEY, view, action, snapshot)
     _, again, _ = await place.plan_action()
     head = await place.storage.head(TARGET)
     if kind == "reseal":
@@ -158,7 +158,7 @@ async def test_effect(place: Place, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["rewrap", "rewrap large"])
 async def test_reconcile_puts_tags_back(place: Place, kind: str) -> None:
     plaintext = await place.make(kind)
-    await reconcile(
+    await reconcile_object(
         "acme", KEY, place.storage, place.keyrings, MASTER_KEYS, copy_limit_bytes=6 * MIB
     )
     assert await place.plaintext() == plaintext
@@ -173,10 +173,10 @@ async def test_a_late_write_is_refused_by_the_server(
     async with opened(ceph, new_bucket(ceph)) as storage:
         place = Place(storage, keyring(plaintext=True))
         await place.make(kind)
-        looked, decision, observed = await place.plan_action()
-        late = replace(observed, read_at=observed.read_at - timedelta(seconds=60))
+        view, action, snapshot = await place.plan_action()
+        late = replace(snapshot, read_at=snapshot.read_at - timedelta(seconds=60))
         with pytest.raises(RefusedError):
-            await place.effects.carry_out("acme", KEY, looked, decision, late)
+            await place.executor.execute("acme", KEY, view, action, late)
         head, start = await storage.read_start(TARGET, HEADER_BYTES)
-        assert (head.headers, start) == (looked.head.headers, looked.header)
+        assert (head.headers, start) == (view.head.headers, view.header)
         assert await storage.read_tags(TARGET) == TAGS

@@ -15,7 +15,7 @@ from pydantic import SecretStr
 from keyturn import topology
 from keyturn.crypto import Opener, sealed_size, transport_context
 from keyturn.errors import StorageUnavailableError
-from keyturn.identifiers import staging_key
+from keyturn.identifiers import staging_s3_key
 from keyturn.messages import INLINE_MAX_BYTES, StagedBody
 from keyturn.publisher import NotDeliveredError, OutcomeUnknownError, Publisher, staging
 from keyturn.settings import S3Settings
@@ -75,7 +75,7 @@ def _digest(message: Any, bucket: Bucket) -> str:
     """Open what was staged as a worker would; the SHA-256 of its plaintext."""
     request = verified(message)
     assert isinstance(request.body, StagedBody)
-    key = staging_key("billing", request.upload_id)
+    key = staging_s3_key("billing", request.upload_id)
     sealed = b"".join(bucket.chunks(key))
     assert len(sealed) == request.body.staged.size
     opener = Opener(transport_key(request), transport_context(request.upload_id), sealed[:56])
@@ -115,7 +115,7 @@ async def test_large_body_is_staged_sealed_in_every_form(
     data = os.urandom(size)
     async with Publisher.open(settings, s3=bucket.settings) as publisher:
         upload_id = await publisher.upload("acme", "big", form(data, tmp_path))
-    assert bucket.keys() == [staging_key("billing", upload_id)]
+    assert bucket.keys() == [staging_s3_key("billing", upload_id)]
     message = await worker.take()
     assert verified(message).body.staged.size == sealed_size(size)
     assert _digest(message, bucket) == hashlib.sha256(data).hexdigest()
@@ -238,7 +238,7 @@ async def test_retry_of_an_unknown_outcome_signs_anew_and_keeps_body_and_key(
         relay.silence()
         with pytest.raises(OutcomeUnknownError):
             await publisher.upload("acme", "big", data, upload_id=upload_id)
-        assert ceph_only.keys() == [staging_key("billing", upload_id)]
+        assert ceph_only.keys() == [staging_s3_key("billing", upload_id)]
         relay.restore()
         await publisher.upload("acme", "big", data, upload_id=upload_id)
     _, first, second = [await worker.take() for _ in range(3)]

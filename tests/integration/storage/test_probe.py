@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from keyturn.settings import SettingsError
+from keyturn.errors import SettingsError
 from keyturn_workers.errors import UnsafeStorageError
 from keyturn_workers.storage import Capabilities
 from keyturn_workers.storage.probe.runner import PREFIX, probe
 from tests.integration.storage.conftest import opened
-from tools.doctor.kinds import KINDS, verify
+from tools.doctor.kinds import KINDS, examine
 from tools.doctor.seen import Seen, cells
 from tools.servers.s3 import sync_client
 
@@ -78,7 +78,7 @@ async def test_the_committed_table_is_what_servers_answer(
     """So it cannot go stale; what the suite does not start is `make doctor`'s business."""
     running: S3Server = request.getfixturevalue(FIXTURES[server])
     committed = Seen.read().column(server, bucket)
-    found = cells(await verify(running, bucket))
+    found = cells(await examine(running, bucket))
     assert found == dict(committed.rows), "run `make doctor ARGS=--write`"
     if server == "moto":  # pinned by the lock; Debian's Ceph moves by itself
         assert committed.version == kind.version()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from keyturn import topology
 from keyturn.crypto import Secret, admin_kek, new_api_key, user_kek
-from keyturn.identifiers import keyring_key, object_key
+from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn.messages import COUNT_FIELDS
 from tools.harness import requests
 from tools.harness.bucket import Bucket
@@ -159,7 +159,7 @@ class Project:
         return admin_kek(master_key or self.scene.deployment.master_key, self.name)
 
     def s3_key(self, key: str) -> str:
-        return object_key(self.name, key)
+        return object_s3_key(self.name, key)
 
     def made(self, key: str, plaintext: bytes = b"hello", **more: Any) -> Made:
         """An object by hand, at the generation of today unless `more` tells otherwise."""
@@ -205,11 +205,11 @@ class Project:
         return self.bucket.keyring(self.name, master_key)
 
     def keyring_bytes(self) -> bytes:
-        return self.bucket.get(keyring_key(self.name))[0]
+        return self.bucket.get(keyring_s3_key(self.name))[0]
 
     def put_keyring(self, body: bytes) -> None:
         """Write the keyring as a bucket writer could."""
-        self.bucket.put(keyring_key(self.name), body, {})
+        self.bucket.put(keyring_s3_key(self.name), body, {})
 
     def stands_as(self, plaintexts: dict[str, bytes], *, master_key: bytes | None = None) -> None:
         """Each object opens by the newest keys at the newest generation, and by none before."""

@@ -17,7 +17,7 @@ import aio_pika
 import pytest
 
 from keyturn.crypto import Secret, b64, kek_id, record_kek, seal_record
-from keyturn.identifiers import keyring_key
+from keyturn.identifiers import keyring_s3_key
 from tests.integration.sweep.scene import Project, Scene, counts
 from tools.harness import requests
 
@@ -34,7 +34,7 @@ ATTACKERS_KEK = Secret(bytes([7]) * 32)
 
 def forged(project: Project) -> bytes:
     """A keyring that names the right master key, and holds the attacker's KEK."""
-    now, s3_key = requests.now(), keyring_key(project.name)
+    now, s3_key = requests.now(), keyring_s3_key(project.name)
     sealed_part = {
         "generation": project.generation,
         "kek_id": kek_id(ATTACKERS_KEK),
@@ -169,7 +169,7 @@ async def deleted_in_the_middle(scene: Scene) -> None:
     await _stopped(
         scene,
         project,
-        lambda: project.bucket.delete(keyring_key(project.name)),
+        lambda: project.bucket.delete(keyring_s3_key(project.name)),
         "unknown_project",
     )
 

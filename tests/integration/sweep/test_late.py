@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from keyturn.crypto import Secret, kek_id, new_api_key, user_kek
-from keyturn.identifiers import keyring_key, object_key
+from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn.messages import RequestOrigin
 from keyturn_workers.errors import RefusedError
-from keyturn_workers.keyring import Generation, Keyring, KeyringReader, turned
+from keyturn_workers.keyring import Generation, Keyring, KeyringReader, rotate
 from keyturn_workers.keyring.model import build
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.sweep import Plan, SweepRequest, SweepStore
@@ -82,7 +82,7 @@ async def test_a_stalled_take(ceph: S3Server, ceph_bucket: str) -> None:
         bucket.put_made("acme", bucket.made("acme", key, key.encode()))
 
     def turn(before: Keyring, kek: Secret) -> Keyring:
-        after = turned(
+        after = rotate(
             before,
             kek=kek,
             rotation_id=requests.new_id(),
@@ -90,7 +90,7 @@ async def test_a_stalled_take(ceph: S3Server, ceph_bucket: str) -> None:
             at=now,
             origin=RequestOrigin("api", "0" * 64),
         )
-        bucket.put(keyring_key("acme"), build(after, master_keys), {})
+        bucket.put(keyring_s3_key("acme"), build(after, master_keys), {})
         return after
 
     second = turn(ring, keks[1])
@@ -111,7 +111,7 @@ async def test_a_stalled_take(ceph: S3Server, ceph_bucket: str) -> None:
             concurrency=8,
             copy_limit_bytes=2**30,
         )
-        observed = await keyrings.fresh("acme")
+        observed = await keyrings.read_fresh("acme")
         plan = Plan(
             ask=SweepRequest("sweep", requests.new_id(), "acme", now),
             state=State.of(observed),
@@ -120,7 +120,7 @@ async def test_a_stalled_take(ceph: S3Server, ceph_bucket: str) -> None:
         )
         result = await taker.take(plan, OpenPage(page=0, after="", last=""))
         again = await taker.take(
-            replace(plan, state=State.of(await keyrings.fresh("acme"))),
+            replace(plan, state=State.of(await keyrings.read_fresh("acme"))),
             OpenPage(page=0, after="", last=""),
         )
     assert stalling.refused == len(KEYS)
@@ -129,6 +129,6 @@ async def test_a_stalled_take(ceph: S3Server, ceph_bucket: str) -> None:
     assert result.state is None
     assert (again.changed, again.counts.current) == (0, len(KEYS))
     for key in KEYS:
-        at = object_key("acme", key)
+        at = object_s3_key("acme", key)
         assert bucket.opened(at, keks[2], "user", 3) == key.encode()
         assert bucket.unwrapped(keks[1], "user", at, 2) is None

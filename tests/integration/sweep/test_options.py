@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from keyturn.crypto import b64, new_api_key, seal_tombstone
-from keyturn.identifiers import keyring_key
+from keyturn.identifiers import keyring_s3_key
 from tests.integration.sweep import v0
 from tests.integration.sweep.scene import Project, Scene, counts
 from tools.harness import requests
@@ -113,11 +113,11 @@ async def a_dry_run_writes_nothing(scene: Scene) -> None:
     broken.metadata["enc-algo"] = "ROT-13"
     project.bucket.put_made("dry", broken)
     before = (project.keyring_bytes(), project.bucket.heads("dry/"))
-    keyring_head = project.bucket.head(keyring_key("dry"))
+    keyring_head = project.bucket.head(keyring_s3_key("dry"))
     end = await scene.swept("dry", dry_run=True, encrypt_plaintext=True, repair=True)
     assert counts(end) == {"objects": 12, "current": 9, "failed": 1, "clean": False}
     assert (project.keyring_bytes(), project.bucket.heads("dry/")) == before
-    assert project.bucket.head(keyring_key("dry")) == keyring_head
+    assert project.bucket.head(keyring_s3_key("dry")) == keyring_head
 
 
 async def a_repair(scene: Scene) -> None:
@@ -152,7 +152,7 @@ async def adopted(scene: Scene) -> None:
     project = await scene.enrolled("adopted")
     plaintexts = project.fill(10)
     await project.rotated()
-    project.bucket.delete(keyring_key("adopted"))
+    project.bucket.delete(keyring_s3_key("adopted"))
     other = requests.enroll(scene.deployment, "adopted")
     refused = await scene.told(other)
     assert (refused["type"], refused["code"]) == ("enroll.rejected", "already_enrolled")

@@ -17,7 +17,7 @@ import pytest_asyncio
 from aiohttp import ClientSession, DummyCookieJar, web
 from yarl import URL
 
-from keyturn.identifiers import format_time, keyring_key
+from keyturn.identifiers import format_time, keyring_s3_key
 from tests.integration.sweep.scene import WORKER_ENV, Scene, counts
 from tests.integration.sweep.test_options import failures
 from tools.harness import requests
@@ -220,7 +220,7 @@ async def test_a_keyring_that_answers_404(scene: Scene) -> None:
     """
     project = await scene.enrolled("unread")
     project.fill(3)
-    at = keyring_key("unread")
+    at = keyring_s3_key("unread")
     _hiding(scene).hide(at, OWN)
     end = await scene.swept("*")
     _hiding(scene).show(at)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from keyturn.crypto import Secret, kek_id, user_kek
-from keyturn.identifiers import keyring_key
+from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.keyring.model import Generation, build, parse
 from tools.harness import reader, requests
 from tools.harness.serving import Serving, staged_key
@@ -239,7 +239,7 @@ async def test_deleted_meanwhile(served: Serving) -> None:
 def turn(served: Serving, project: str) -> str:
     """Turn the project's keyring by hand, as a rotation does; gives the new API key."""
     client, bucket = reader.s3_client(served.deployment), served.deployment.bucket
-    answer = client.get_object(Bucket=bucket, Key=keyring_key(project))
+    answer = client.get_object(Bucket=bucket, Key=keyring_s3_key(project))
     held = {"m1": Secret(served.deployment.master_key)}
     ring = parse(answer["Body"].read(), project, held)
     api_key = f"{served.deployment.api_key}~{ring.current.generation}"
@@ -247,7 +247,7 @@ def turn(served: Serving, project: str) -> str:
     number = ring.current.generation + 1
     current = Generation(number, kek_id(kek), kek, requests.new_id(), now, now)
     turned = replace(ring, current=current, history=(*ring.history, ring.current))
-    served.put(keyring_key(project), build(turned, held))
+    served.put(keyring_s3_key(project), build(turned, held))
     return api_key
 
 
@@ -276,11 +276,11 @@ async def test_keyring_rolled_back(served: Serving) -> None:
     project = "rolled"
     await served.enroll(project)
     client, bucket = reader.s3_client(served.deployment), served.deployment.bucket
-    earlier = client.get_object(Bucket=bucket, Key=keyring_key(project))["Body"].read()
+    earlier = client.get_object(Bucket=bucket, Key=keyring_s3_key(project))["Body"].read()
     turn(served, project)
     sent = upload(served, b"mine", staged=True, project=project)
     await served.served(sent.document)
-    served.put(keyring_key(project), earlier)
+    served.put(keyring_s3_key(project), earlier)
     served.stage(sent.upload_id, sent.sealed_body)
     await served.publish(served.signed(sent.document), message_id=sent.upload_id)
     waiting = await served.wire.take("keyturn.upload.retry.5s")

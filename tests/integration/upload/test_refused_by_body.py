@@ -26,7 +26,7 @@ from keyturn.crypto import (
     upload_info,
     user_kek,
 )
-from keyturn.identifiers import keyring_key
+from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.keyring.model import Generation, Keyring, build
 from tools.harness import reader, requests
 from tools.harness.serving import Serving, staged_key
@@ -288,7 +288,7 @@ KEYRINGS: dict[str, Callable[[Serving, str], bytes]] = {
 async def test_keyring_that_nobody_here_wrote(served: Serving, name: str) -> None:
     """Nothing is wrapped by a keyring that does not open as this project's."""
     project = f"forged-{requests.new_id()[:8]}"
-    served.put(keyring_key(project), KEYRINGS[name](served, project))
+    served.put(keyring_s3_key(project), KEYRINGS[name](served, project))
     sent = requests.upload(served.deployment, project, "k", b"secret")
     await served.refuses(served.signed(sent.document), "corrupt_object", "keyring")
     assert reader.keys(served.deployment, f"{project}/") == []
@@ -297,5 +297,5 @@ async def test_keyring_that_nobody_here_wrote(served: Serving, name: str) -> Non
 async def test_a_good_keyring_by_hand(served: Serving) -> None:
     """The records above are refused for what was changed in them, and for nothing else."""
     project = f"honest-{requests.new_id()[:8]}"
-    served.put(keyring_key(project), keyring(served, project))
+    served.put(keyring_s3_key(project), keyring(served, project))
     await served.serves_the_next(project)

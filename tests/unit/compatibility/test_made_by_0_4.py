@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from keyturn.crypto import Secret
-from keyturn.identifiers import keyring_key
+from keyturn.identifiers import keyring_s3_key
 from keyturn.messages import Event, encode, parse_event
 from keyturn.publisher.event_matcher import EventMatcher
 from keyturn_workers.keyring.model import build, parse
@@ -41,7 +41,7 @@ def _event(event_type: str) -> Event:
 
 
 def test_a_keyring_lacks_what_revision_2_adds() -> None:
-    keyring = parse(_MADE["records"][keyring_key("acme")].encode(), "acme", _MASTER_KEYS)
+    keyring = parse(_MADE["records"][keyring_s3_key("acme")].encode(), "acme", _MASTER_KEYS)
     assert (keyring.current.generation, keyring.current.rotation_id) == (2, _SWEEP_ID)
     assert (keyring.lease_s, keyring.publisher, keyring.request, keyring.evidence) == (None,) * 4
     assert keyring.history[0].kek is not None
@@ -49,7 +49,7 @@ def test_a_keyring_lacks_what_revision_2_adds() -> None:
 
 
 def test_a_keyring_that_is_written_again_keeps_all_that_it_had() -> None:
-    before = parse(_MADE["records"][keyring_key("acme")].encode(), "acme", _MASTER_KEYS)
+    before = parse(_MADE["records"][keyring_s3_key("acme")].encode(), "acme", _MASTER_KEYS)
     assert parse(build(before, _MASTER_KEYS), "acme", _MASTER_KEYS) == before
 
 

@@ -13,7 +13,7 @@ from keyturn import metadata
 from keyturn.crypto import upload_tag
 from keyturn.errors import CorruptObjectError
 from keyturn.metadata import Wraps
-from keyturn_workers.objects.wrap import metadata_for
+from keyturn_workers.objects.wrap import build_object_metadata
 
 WRAPS: Final = Wraps("Cobblestone-256", b"u" * 104, b"a" * 104, 3, "0" * 16, "m1")
 DEK: Final = bytes(range(32))
@@ -97,7 +97,7 @@ def test_the_time_of_storing_is_left_out_where_metadata_would_be_too_large() -> 
     own = metadata.build(WRAPS, upload_id=UPLOAD_ID, stored_at=LAST_MODIFIED)
     room = metadata.METADATA_MAX_BYTES - metadata.size_bytes(own) - 1
     for size, kept in ((room, True), (room + 1, False)):
-        whole = metadata_for(
+        whole = build_object_metadata(
             WRAPS,
             upload_id=UPLOAD_ID,
             caller_wire={"a": "x" * size},

@@ -23,7 +23,7 @@ from keyturn.crypto import (
 )
 from keyturn_workers.keyring import DesiredState, Generation, Keyring
 from keyturn_workers.objects.plan_action import ObjectView
-from keyturn_workers.objects.wrap import tombstone_metadata, wrap
+from keyturn_workers.objects.wrap import build_tombstone_metadata, wrap
 from keyturn_workers.storage import Head, Headers
 
 if TYPE_CHECKING:
@@ -84,10 +84,10 @@ def enc(wraps: Wraps, upload_id: str | None = None) -> dict[str, str]:
 
 def deleted(desired: DesiredState, key: str, time: str = AT) -> dict[str, str]:
     """A tombstone's metadata."""
-    return tombstone_metadata(seal_tombstone(desired.admin_kek, desired.project, key, time))
+    return build_tombstone_metadata(seal_tombstone(desired.admin_kek, desired.project, key, time))
 
 
-def looked(metadata: Mapping[str, str], body: bytes, **more: Any) -> ObjectView:
+def object_view(metadata: Mapping[str, str], body: bytes, **more: Any) -> ObjectView:
     """An object as a ranged read shows it; `more` are fields of its head."""
     fields: dict[str, Any] = {"size_bytes": len(body), "etag": "e", **more}
     head = Head(date=DATE, last_modified=DATE, headers=Headers(metadata), **fields)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from keyturn.crypto import HEADER_BYTES, v0_seal
-from keyturn.identifiers import keyring_key, object_key
+from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn.metadata import Wraps, parse
 from keyturn_workers.keyring import Keyring, KeyringReader
 from keyturn_workers.keyring.model import build
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from keyturn_workers.keyring import KeyringSnapshot
 
 KEY: Final = "reports/q3.pdf"
-TARGET: Final = object_key("acme", KEY)
+TARGET: Final = object_s3_key("acme", KEY)
 UPLOAD_ID: Final = "2f6c9a0e-1111-4111-8111-111111111111"
 CALLER: Final = {"author": "kim", "title": "=?utf-8?b?w7xiZXI=?="}
 # Everything that a self-copy would reset, but for the lock.
@@ -71,11 +71,11 @@ class Scene:
         self.write_keyring(self.ring)
         clock = StorageClock(15, self.storage.elapsed_s)
         self.keyrings = KeyringReader(self.storage, MASTER_KEYS, lease_s=15, cache_s=2, clock=clock)
-        self.effects = ActionExecutor(self.storage, self.keyrings, self.copy_limit_bytes)
+        self.executor = ActionExecutor(self.storage, self.keyrings, self.copy_limit_bytes)
 
     def write_keyring(self, ring: Keyring) -> None:
         self.ring = ring
-        self.storage.plant(keyring_key("acme"), build(ring, MASTER_KEYS), Headers({}))
+        self.storage.plant(keyring_s3_key("acme"), build(ring, MASTER_KEYS), Headers({}))
 
     async def turn(self) -> None:
         """A rotation, from outside."""
@@ -114,20 +114,20 @@ class Scene:
     async def plan_action(
         self, options: Options | None = None
     ) -> tuple[ObjectView, PlannedAction, KeyringSnapshot]:
-        looked, observed = await self.look(), await self.keyrings.fresh("acme")
-        desired = observed.desired
+        view, snapshot = await self.look(), await self.keyrings.read_fresh("acme")
+        desired = snapshot.desired
         given = options or Options()
-        return looked, plan_action(looked, KEY, observed.keyring, desired, KEYS, given), observed
+        return view, plan_action(view, KEY, snapshot.keyring, desired, KEYS, given), snapshot
 
     async def bring(self, options: Options | None = None) -> PlannedAction:
         """Look, decide and carry out; gives what was decided."""
-        looked, decision, observed = await self.plan_action(options)
-        await self.effects.carry_out("acme", KEY, looked, decision, observed)
-        return decision
+        view, action, snapshot = await self.plan_action(options)
+        await self.executor.execute("acme", KEY, view, action, snapshot)
+        return action
 
     async def is_current(self) -> bool:
-        _, decision, _ = await self.plan_action()
-        return decision == NoOp("current")
+        _, action, _ = await self.plan_action()
+        return action == NoOp("current")
 
     async def body(self) -> bytes:
         return (await self.storage.read(TARGET))[1]

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from keyturn.crypto import SigningKey
-from keyturn.settings import PublisherSettings, S3Settings, Settings, SettingsError
+from keyturn.errors import SettingsError
+from keyturn.settings import PublisherSettings, S3Settings, Settings
 from keyturn_workers.settings import GatewaySettings, LogSettings, OperatorSettings, WorkerSettings
 from keyturn_workers.worker.grants import GrantsFile
 from tools.harness.deployment import Deployment

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from keyturn.crypto import b64
-from keyturn.identifiers import object_key
+from keyturn.identifiers import object_s3_key
 from tools.bench.processes import printed, serving
 from tools.bench.rotation.world import MASTER_KEY
 from tools.harness import reader
@@ -47,7 +47,7 @@ class Sides:
 
     def passed(self, key: str) -> dict[str, Any]:
         """Its stored bytes from the server that passes them through."""
-        path = quote(object_key(self.project, key), safe=_UNRESERVED)
+        path = quote(object_s3_key(self.project, key), safe=_UNRESERVED)
         return {"url": f"{_address(self.passing)}/{path}", "headers": {}}
 
     def bare(self, key: str, **headers: str) -> dict[str, Any]:
@@ -56,7 +56,7 @@ class Sides:
             "get_object",
             Params={
                 "Bucket": self.world.deployment.bucket,
-                "Key": object_key(self.project, key),
+                "Key": object_s3_key(self.project, key),
             },
             ExpiresIn=_PRESIGNED_S,
         )

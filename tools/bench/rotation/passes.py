@@ -106,7 +106,7 @@ class Crew:
 
     async def _planned(self, project: str, pages: Sequence[tuple[str, str]]) -> Plan:
         """A sweep's record in the bucket, all of whose pages are sent."""
-        observed = await self.world.keyrings.fresh(project)
+        observed = await self.world.keyrings.read_fresh(project)
         moment = datetime.now(UTC)
         plan = Plan(
             ask=SweepRequest("sweep", new_id(), project, now()),

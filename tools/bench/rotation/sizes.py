@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from keyturn.identifiers import object_key
+from keyturn.identifiers import object_s3_key
 from keyturn.metadata import Wraps, parse
 from keyturn_workers.objects.apply import COPY_LIMIT_BYTES
-from keyturn_workers.objects.unwrap import open_admin
+from keyturn_workers.objects.unwrap import open_admin_wrap
 from keyturn_workers.storage import Headers
 from keyturn_workers.sweep.page_worker import PageWorker
 from keyturn_workers.sweep.plan import OpenPage, Plan, State, SweepRequest
@@ -96,7 +96,7 @@ async def _rotated(world: World, key: str) -> float:
         concurrency=_CONCURRENCY,
         copy_limit_bytes=COPY_LIMIT_BYTES,
     )
-    observed = await world.keyrings.fresh(PROJECT)
+    observed = await world.keyrings.read_fresh(PROJECT)
     live = OpenPage(page=0, after=key[:-1], last=key, sent_at=datetime.now(UTC), sends=1)
     plan = Plan(
         ask=SweepRequest("sweep", new_id(), PROJECT, now()),
@@ -115,11 +115,11 @@ async def _rotated(world: World, key: str) -> float:
 
 async def _through_a_client(world: World, key: str) -> float:
     """Seconds for the same object downloaded, opened, sealed and uploaded."""
-    s3_key = object_key(PROJECT, key)
+    s3_key = object_s3_key(PROJECT, key)
     wraps = parse((await world.storage.head(s3_key)).metadata)
-    observed = await world.keyrings.fresh(PROJECT)
+    observed = await world.keyrings.read_fresh(PROJECT)
     opened = (
-        open_admin(wraps, key, observed.desired, world.keys, ())
+        open_admin_wrap(wraps, key, observed.desired, world.keys, ())
         if isinstance(wraps, Wraps)
         else None
     )

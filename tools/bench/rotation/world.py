@@ -23,13 +23,20 @@ from keyturn.crypto import (
     sealed_size,
     user_kek,
 )
-from keyturn.identifiers import object_key
+from keyturn.identifiers import object_s3_key
 from keyturn.messages import RequestOrigin
 from keyturn.settings import S3Settings
-from keyturn_workers.keyring import Generation, Keyring, KeyringReader, change, create, turned
-from keyturn_workers.objects.body_stream import sealed_pieces
+from keyturn_workers.keyring import (
+    Generation,
+    Keyring,
+    KeyringReader,
+    create_keyring,
+    replace_keyring,
+    rotate,
+)
+from keyturn_workers.objects.body_stream import seal_stream
 from keyturn_workers.objects.operator_keys import OperatorKeys
-from keyturn_workers.objects.wrap import metadata_for, wrap
+from keyturn_workers.objects.wrap import build_object_metadata, wrap
 from keyturn_workers.storage import Headers
 from keyturn_workers.storage.probe.runner import probe
 from keyturn_workers.storage.s3 import S3Storage, open_storage
@@ -74,15 +81,15 @@ class World:
         kek = self._new_kek(project)
         first = Generation(1, kek_id(kek), kek, new_id(), now(), now())
         keyring = Keyring(project, MASTER_KEY, first)
-        if not await create(
+        if not await create_keyring(
             self.storage, keyring, self.keys.master_keys, lease_s=self.keyrings.lease_s
         ):
             raise BenchError(f"the project {project} stands already")
 
     async def turn(self, project: str) -> None:
         """Turn the project to a new API key."""
-        observed = await self.keyrings.fresh(project)
-        after = turned(
+        observed = await self.keyrings.read_fresh(project)
+        after = rotate(
             observed.keyring,
             kek=self._new_kek(project),
             rotation_id=new_id(),
@@ -90,7 +97,7 @@ class World:
             at=now(),
             origin=RequestOrigin("bench", "0" * 64),
         )
-        if not await change(
+        if not await replace_keyring(
             self.storage,
             after,
             observed.etag,
@@ -107,14 +114,14 @@ class World:
         self, project: str, count: int, size_bytes: int, *, tags: Mapping[str, str] | None = None
     ) -> None:
         """Put so many small objects, sealed for the project as its keyring stands."""
-        desired = (await self.keyrings.fresh(project)).desired
+        desired = (await self.keyrings.read_fresh(project)).desired
         plaintext = os.urandom(size_bytes)
 
         async def put(numbers: Iterable[int]) -> None:
             for number in numbers:
                 dek = new_dek()
                 headers = _headers(desired, key_of(number), dek)
-                s3_key = object_key(project, key_of(number))
+                s3_key = object_s3_key(project, key_of(number))
                 await self.storage.put(s3_key, seal(dek, BODY_CONTEXT, plaintext), headers)
                 if tags:
                     await self.storage.write_tags(s3_key, tags)
@@ -126,7 +133,7 @@ class World:
 
     async def load_large(self, project: str, key: str, size_bytes: int) -> str:
         """Put one object of this size, streamed; gives the SHA-256 of its plaintext, in hex."""
-        desired = (await self.keyrings.fresh(project)).desired
+        desired = (await self.keyrings.read_fresh(project)).desired
         dek, block = new_dek(), os.urandom(_PIECE_BYTES)
         hashed = hashlib.sha256()
 
@@ -137,8 +144,8 @@ class World:
                 yield piece
 
         await self.storage.put_stream(
-            object_key(project, key),
-            sealed_pieces(plaintext(), dek),
+            object_s3_key(project, key),
+            seal_stream(plaintext(), dek),
             sealed_size(size_bytes),
             _headers(desired, key, dek),
         )
@@ -146,7 +153,7 @@ class World:
 
 
 def _headers(desired: DesiredState, key: str, dek: bytes) -> Headers:
-    metadata = metadata_for(wrap(desired, key, dek), upload_id=new_id(), caller_wire={})
+    metadata = build_object_metadata(wrap(desired, key, dek), upload_id=new_id(), caller_wire={})
     return Headers(metadata, _CONTENT_TYPE)
 
 

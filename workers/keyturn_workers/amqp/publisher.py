@@ -16,7 +16,7 @@ from faststream.rabbit import RabbitBroker
 from pamqp import commands
 
 from keyturn.crypto import SigningKey
-from keyturn.errors import BadSignatureError, KeyturnError
+from keyturn.errors import BadSignatureError, CodedError
 from keyturn.messages import Event, encode, request_id
 from keyturn.publisher.connection import normalize_connection_errors
 from keyturn.topology import (
@@ -93,7 +93,7 @@ class WorkerPublisher:
         self,
         message: Delivered,
         queue: str,
-        error: KeyturnError,
+        error: CodedError,
         attempt: int,
         delay_s: int,
         *,
@@ -130,7 +130,7 @@ class WorkerPublisher:
     def _in(self, delay_s: int) -> datetime:
         return self._now() + timedelta(seconds=delay_s)
 
-    async def dead_letter(self, message: Delivered, queue: str, error: KeyturnError) -> None:
+    async def dead_letter(self, message: Delivered, queue: str, error: CodedError) -> None:
         """Put the message into the dead letters, with the code in a header.
 
         What nobody signed has a queue of its own: a flood of it pushes out nothing signed.

@@ -14,20 +14,14 @@ import structlog
 
 from keyturn.errors import (
     BadSignatureError,
-    KeyturnError,
+    CodedError,
     NotPermittedError,
     PermanentError,
     RequestExpiredError,
     StorageUnavailableError,
 )
 from keyturn.identifiers import format_time
-from keyturn.messages import (
-    Event,
-    Request,
-    RequestOrigin,
-    request_id,
-    with_origin,
-)
+from keyturn.messages import Event, Request, RequestOrigin, request_id, with_origin
 from keyturn.topology import PUBLISHER_HEADER
 from keyturn_workers.amqp.direct import Delivered
 from keyturn_workers.amqp.publisher import NotConfirmedError, WorkerPublisher
@@ -93,7 +87,7 @@ class RequestHandler(Protocol):
         """Do what the request asks.
 
         Raises:
-            KeyturnError: the refusal that it meets.
+            CodedError: the refusal that it meets.
             NotYetError: it is to come again.
         """
         ...
@@ -104,12 +98,12 @@ class RequestHandler(Protocol):
         It begins nothing that the request asks for (SPEC 6.3).
 
         Raises:
-            KeyturnError: why it cannot be said; transient errors are tried again.
+            CodedError: why it cannot be said; transient errors are tried again.
         """
         ...
 
     async def after_refusal(
-        self, request: Request, origin: RequestOrigin, error: KeyturnError
+        self, request: Request, origin: RequestOrigin, error: CodedError
     ) -> None:
         """Clear up after an admitted request was refused for good, and that was published.
 
@@ -222,7 +216,7 @@ class Consumer:
             self._metrics.waits()
             await message.ack()
             return
-        except KeyturnError as exc:
+        except CodedError as exc:
             await self._put_off_or_refuse(taken, exc)
             return
         except NotConfirmedError:
@@ -286,7 +280,7 @@ class Consumer:
                 return None
         return expired
 
-    async def _put_off_or_refuse(self, taken: "_Taken", error: KeyturnError) -> None:
+    async def _put_off_or_refuse(self, taken: "_Taken", error: CodedError) -> None:
         message, request = taken.message, taken.request
         attempt = attempts(taken.retry, error)
         requested_at = request.requested_at_instant
@@ -317,7 +311,7 @@ class Consumer:
     async def _refuse(
         self,
         message: Delivered,
-        error: KeyturnError,
+        error: CodedError,
         signer: Signer | None = None,
         request: Request | None = None,
     ) -> None:
@@ -340,7 +334,7 @@ class Consumer:
             detail=error.detail,
         )
 
-    async def _clear_up(self, request: Request, origin: RequestOrigin, error: KeyturnError) -> None:
+    async def _clear_up(self, request: Request, origin: RequestOrigin, error: CodedError) -> None:
         try:
             await self._role.after_refusal(request, origin, error)
         except Exception as exc:  # noqa: BLE001  # what is left is swept away by its age

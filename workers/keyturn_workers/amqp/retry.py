@@ -23,8 +23,8 @@ from keyturn.crypto import RetryNote, SignatureError, SigningKey
 from keyturn.errors import (
     AlreadyExistsError,
     BodyTooLargeError,
+    CodedError,
     DeletedKeyError,
-    KeyturnError,
     MalformedRequestError,
     UnknownProjectError,
 )
@@ -150,13 +150,13 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def attempts(retry: Retry | None, error: KeyturnError) -> int:
+def attempts(retry: Retry | None, error: CodedError) -> int:
     """How many times in a row the message was put off for this same code."""
     return retry.attempt if retry is not None and retry.code == error.code else 0
 
 
 def retry_delay_s(
-    error: KeyturnError, attempt: int, *, requested_at: datetime, max_age: timedelta, now: datetime
+    error: CodedError, attempt: int, *, requested_at: datetime, max_age: timedelta, now: datetime
 ) -> int | None:
     """Seconds until the next try, or None where the error is final (SPEC 7.5, 12).
 
@@ -178,7 +178,7 @@ def delay_up_to(wait_s: float) -> int:
     return max((delay for delay in ALL_DELAYS_S if delay <= wait_s), default=0)
 
 
-def letter_of(message: AbstractIncomingMessage, error: KeyturnError, now: datetime) -> Message:
+def letter_of(message: AbstractIncomingMessage, error: CodedError, now: datetime) -> Message:
     """The dead letter of a message: its copy, with the code and the time in headers.
 
     Of what meets the same refusal however often it is sent, headers and identity alone are

@@ -16,11 +16,11 @@ from typing import Final
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from keyturn.errors import ArchivedObjectError, KeyturnError, StorageUnavailableError
+from keyturn.errors import ArchivedObjectError, CodedError, StorageUnavailableError
 from keyturn.identifiers import OWN_PREFIX, is_key, is_project
 from keyturn_workers.cli.output import printable
 from keyturn_workers.errors import ArchivedError, MissingError, StorageAnswerError
-from keyturn_workers.objects.census import stands_under
+from keyturn_workers.objects.key_usage import find_key_usage
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.storage import Storage
 
@@ -34,7 +34,7 @@ NONCURRENT: Final = "noncurrent"
 class Seen:
     """What objects are counted by.
 
-    `kind` is that of `keyturn_workers.objects.Stands`, `noncurrent` where it is an older version,
+    `kind` is that of `keyturn_workers.objects.KeyUsage`, `noncurrent` where it is an older version,
     `foreign` or `unreadable`; then `code` says why. `project` is empty outside of projects.
     """
 
@@ -123,14 +123,14 @@ async def _look(
         else:
             head, _ = await storage.read_start(row.s3_key, 1, version_id=row.version_id)
         tried = generations.get(project, ())
-        stands = stands_under(head.metadata, project, key, keys, tried)
+        stands = find_key_usage(head.metadata, project, key, keys, tried)
     except MissingError:
         return None
     except ArchivedError:  # an older version's bytes, which its head came with
         return Seen(project, UNREADABLE, code=ArchivedObjectError.code)
     except StorageUnavailableError:
         raise
-    except KeyturnError as exc:
+    except CodedError as exc:
         return Seen(project, UNREADABLE, code=exc.code)
     kind = stands.kind if row.version_id is None else NONCURRENT
     return Seen(project, kind, stands.generation, stands.master_key)
@@ -166,7 +166,7 @@ class _Shown:
         try:
             async for row in _rows(storage, prefix):
                 count += bool(row)
-        except (KeyturnError, StorageAnswerError):
+        except (CodedError, StorageAnswerError):
             return  # a courtesy: the census itself tells what is wrong
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, total=count)

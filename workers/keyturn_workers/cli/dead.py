@@ -12,7 +12,7 @@ import typer
 from aio_pika.abc import AbstractIncomingMessage
 from aio_pika.exceptions import DeliveryError
 
-from keyturn.errors import KeyturnError
+from keyturn.errors import CodedError
 from keyturn.settings import DeploymentSettings
 from keyturn.topology import DEAD_QUEUES
 from keyturn_workers.cli.arguments import AsJson
@@ -236,7 +236,7 @@ async def _done(
     row = {"queue": letter.queue, "id": letter.id, "status": status, "code": None, "detail": None}
     try:
         await act(message, queue)
-    except KeyturnError as exc:
+    except CodedError as exc:
         row.update(status="kept", code=exc.code, detail=exc.detail)
     except DeliveryError as exc:
         row.update(status="kept", detail=f"the broker did not take it ({type(exc).__name__})")

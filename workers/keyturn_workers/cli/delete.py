@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from keyturn.errors import KeyturnError
+from keyturn.errors import CodedError
 from keyturn.messages import Rejected
 from keyturn.publisher import OutcomeUnknownError, Publisher, PublisherError
 from keyturn.settings import PublisherSettings
@@ -84,7 +84,7 @@ async def _send(
     """Publish one; what went wrong goes into its row."""
     try:
         await sending.send(lambda: publisher.delete(project, key, request_id=sending.id))
-    except KeyturnError as exc:
+    except CodedError as exc:
         row.update(code=exc.code, detail=exc.detail)
     except PublisherError as exc:
         unknown = isinstance(exc, OutcomeUnknownError)

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 from yarl import URL
 
-from keyturn.errors import StorageUnavailableError
-from keyturn.settings import S3Settings, SettingsError
+from keyturn.errors import SettingsError, StorageUnavailableError
+from keyturn.settings import S3Settings
 from keyturn_workers.cli.settings import BrokerSettings
 
 

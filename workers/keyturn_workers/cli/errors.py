@@ -14,10 +14,13 @@ from typing import Any, Final
 import typer
 from aio_pika.exceptions import AMQPException
 
-from keyturn.errors import KeyturnError
-from keyturn.gateway.errors import GatewayError
-from keyturn.publisher.errors import BrokerUnavailableError, PublisherError
-from keyturn.settings import SettingsError
+from keyturn.errors import (
+    BrokerUnavailableError,
+    CodedError,
+    GatewayError,
+    PublisherError,
+    SettingsError,
+)
 from keyturn_workers.cli.endpoints import broker_address, first_of
 from keyturn_workers.cli.output import printable
 from keyturn_workers.errors import StorageAnswerError, UnsafeStorageError
@@ -35,7 +38,7 @@ class CommandError(Exception):
     """A command could not do what it was asked to; the text is one line for a person."""
 
 
-_OWN: Final = (CommandError, GatewayError, KeyturnError, PublisherError, UnsafeStorageError)
+_OWN: Final = (CommandError, GatewayError, CodedError, PublisherError, UnsafeStorageError)
 
 
 def run(command: Callable[[], Any]) -> int:

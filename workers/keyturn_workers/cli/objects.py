@@ -21,7 +21,7 @@ from keyturn.crypto import (
     plaintext_size,
 )
 from keyturn.errors import CorruptObjectError, NotFoundError, UnknownAlgorithmError
-from keyturn.identifiers import object_key
+from keyturn.identifiers import object_s3_key
 from keyturn.metadata import COBBLESTONE, Plaintext, Tombstone, V0Wraps, Wraps
 from keyturn.settings import S3Settings
 from keyturn_workers.cli.arguments import AsJson, Key, Project
@@ -70,7 +70,7 @@ async def _ls(
     settings: S3Settings, project: str, prefix: str, limit: int, *, long: bool
 ) -> tuple[list[dict[str, Any]], bool]:
     async with open_bucket(settings, max_connections=_HEADS_AT_ONCE + 1) as storage:
-        whole = object_key(project, prefix)
+        whole = object_s3_key(project, prefix)
         found = [row async for row in storage.list(whole, limit=limit + 1)]
         shown = list(islice(found, limit))
         slots = asyncio.Semaphore(_HEADS_AT_ONCE)
@@ -161,7 +161,7 @@ def inspect(project: Project, key: Key, as_json: AsJson = False) -> None:
 async def _inspect(settings: S3Settings, project: str, key: str) -> dict[str, Any]:
     async with open_bucket(settings, max_connections=2) as storage:
         try:
-            head, start = await storage.read_start(object_key(project, key), HEADER_BYTES)
+            head, start = await storage.read_start(object_s3_key(project, key), HEADER_BYTES)
         except MissingError as exc:
             raise NotFoundError(key) from exc
         return {"project": project, "key": key} | _report(head, start)

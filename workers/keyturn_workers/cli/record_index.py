@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from keyturn.crypto import Secret
 from keyturn.errors import (
+    CodedError,
     CorruptObjectError,
-    KeyturnError,
     StorageUnavailableError,
     UnknownMasterKeyError,
 )
@@ -26,7 +26,7 @@ from keyturn.identifiers import (
     SWEEPS_PREFIX,
     is_project,
     is_uuid,
-    keyring_key,
+    keyring_s3_key,
     parse_time,
 )
 from keyturn_workers.errors import MissingError
@@ -115,10 +115,10 @@ async def read_records(
 
 
 async def _records(storage: Storage, project: str | None) -> AsyncIterator[tuple[_Record, Listed]]:
-    start = KEYRINGS_PREFIX if project is None else keyring_key(project)
+    start = KEYRINGS_PREFIX if project is None else keyring_s3_key(project)
     async for row in storage.list(start):
         name = row.key.removeprefix(KEYRINGS_PREFIX).removesuffix(".json")
-        if is_project(name) and row.key == keyring_key(name):
+        if is_project(name) and row.key == keyring_s3_key(name):
             yield _Record(row.key, _KEYRING, name), row
     async for row in storage.list(SWEEPS_PREFIX):
         record = _of_sweep(row.key)
@@ -136,7 +136,7 @@ def _of_sweep(s3_key: str) -> _Record | None:
     return _Record(s3_key, _PLAN if name == PLAN_NAME else _OTHER, project, sweep_id)
 
 
-_Opened = tuple[str, Keyring | Plan | AllPlan | None] | KeyturnError | None
+_Opened = tuple[str, Keyring | Plan | AllPlan | None] | CodedError | None
 
 
 async def _open(
@@ -152,7 +152,7 @@ async def _open(
         return None
     except StorageUnavailableError:
         raise
-    except KeyturnError as exc:
+    except CodedError as exc:
         return exc
 
 
@@ -176,7 +176,7 @@ def _parsed(
 def _take(told: Recorded, record: _Record, opened: _Opened, *, of_parts: bool) -> None:
     if opened is None:
         return
-    if isinstance(opened, KeyturnError):
+    if isinstance(opened, CodedError):
         _take_failing(told, record, opened)
         return
     master_key, value = opened
@@ -191,7 +191,7 @@ def _take(told: Recorded, record: _Record, opened: _Opened, *, of_parts: bool) -
         told.sweeps.append(sweep_row(value))
 
 
-def _take_failing(told: Recorded, record: _Record, error: KeyturnError) -> None:
+def _take_failing(told: Recorded, record: _Record, error: CodedError) -> None:
     told.failed += 1
     if isinstance(error, UnknownMasterKeyError):
         told.named[error.detail] += 1

@@ -22,7 +22,7 @@ from keyturn.errors import (
     RequestExpiredError,
     StagedBodyMissingError,
 )
-from keyturn.identifiers import format_time, parse_time, staging_key
+from keyturn.identifiers import format_time, parse_time, staging_s3_key
 from keyturn.messages import (
     EnrollRequested,
     Request,
@@ -145,7 +145,7 @@ class Resigner:
         keyrings = KeyringReader(
             storage, OperatorSettings.read().master_keys, lease_s=_LEASE_S, cache_s=0
         )
-        current = (await keyrings.fresh(request.project)).keyring.current
+        current = (await keyrings.read_fresh(request.project)).keyring.current
         if parse_time(current.requested_at) >= request.requested_at_instant:
             raise GenerationMismatchError(
                 f"generation {current.generation} was asked for later: the project would go back "
@@ -160,8 +160,8 @@ class Resigner:
         if not isinstance(request, UploadRequested) or not isinstance(request.body, StagedBody):
             return
         storage = await self._opened_storage()
-        source = staging_key(old.publisher, request.upload_id)
-        target = staging_key(self._settings.publisher_name, request.upload_id)
+        source = staging_s3_key(old.publisher, request.upload_id)
+        target = staging_s3_key(self._settings.publisher_name, request.upload_id)
         size_bytes = request.body.staged.size
         try:
             if (await storage.head(source)).size_bytes != size_bytes:

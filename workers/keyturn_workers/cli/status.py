@@ -19,7 +19,7 @@ from keyturn.errors import (
     UnknownMasterKeyError,
     UnknownProjectError,
 )
-from keyturn.identifiers import ALL_PROJECTS, is_project, is_uuid, keyring_key, parse_time
+from keyturn.identifiers import ALL_PROJECTS, is_project, is_uuid, keyring_s3_key, parse_time
 from keyturn.messages import Event, Failed, Rejected
 from keyturn.publisher import Publisher
 from keyturn.publisher.event_matcher import EventMatcher, is_end
@@ -182,7 +182,7 @@ async def _mark_rolled_back(
             continue
         # Only a keyring read that began after the object was read can tell: it may have turned.
         try:
-            _, body = await storage.read(keyring_key(project))
+            _, body = await storage.read(keyring_s3_key(project))
             now = parse_keyring(body, project, keys.master_keys).current.generation
         except (MissingError, CorruptObjectError, UnknownMasterKeyError):
             continue
@@ -265,7 +265,7 @@ async def _is_enrolled(settings: StatusSettings, project: str) -> bool:
     """Whether there is a project of this name: a project's id may look like a sweep's."""
     async with open_bucket(settings) as storage:
         try:
-            await storage.head(keyring_key(project))
+            await storage.head(keyring_s3_key(project))
         except MissingError:
             return False
         return True

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
-from keyturn.errors import KeyturnError, StorageUnavailableError
+from keyturn.errors import CodedError, StorageUnavailableError
 from keyturn.identifiers import format_time
 from keyturn.messages import SweepProgressed
 from keyturn_workers.cli.progress import Pace
@@ -130,7 +130,7 @@ async def _parts(store: SweepStore, plan: AllPlan) -> Parts:
             ended = await store.read_ended(plan.ask.sweep_id, project)
         except StorageUnavailableError:
             raise
-        except KeyturnError as exc:
+        except CodedError as exc:
             parts.not_clean.append(_failed_part(project, exc))
             continue
         if ended is None:
@@ -155,13 +155,13 @@ async def _part(
         return dict.fromkeys(PART_COLUMNS) | {"project": project, "status": "failed"}, None
     except StorageUnavailableError:
         raise
-    except KeyturnError as exc:
+    except CodedError as exc:
         return _failed_part(project, exc), None
     row = sweep_row(plan)
     return {name: row[name] for name in PART_COLUMNS}, plan
 
 
-def _failed_part(project: str, error: KeyturnError) -> dict[str, Any]:
+def _failed_part(project: str, error: CodedError) -> dict[str, Any]:
     return dict.fromkeys(PART_COLUMNS) | {"project": project, "code": error.code}
 
 
@@ -270,5 +270,5 @@ async def _failures(
             continue  # another round began: these are of no worth any more
         except StorageUnavailableError:
             raise
-        except KeyturnError as exc:
+        except CodedError as exc:
             yield {"project": project, "key": None, "code": exc.code}

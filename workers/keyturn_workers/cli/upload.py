@@ -13,13 +13,13 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from keyturn.errors import KeyturnError, MalformedRequestError
+from keyturn.errors import CodedError, MalformedRequestError, SettingsError
 from keyturn.messages import Event, Rejected
 from keyturn.metadata import caller_to_wire, check_content_type
 from keyturn.publisher import OutcomeUnknownError, Publisher, PublisherError
 from keyturn.publisher.body_source import blocks
 from keyturn.publisher.requests import new_id
-from keyturn.settings import PublisherSettings, S3Settings, SettingsError
+from keyturn.settings import PublisherSettings, S3Settings
 from keyturn_workers.cli.arguments import AsJson, Project, checked_key
 from keyturn_workers.cli.errors import note
 from keyturn_workers.cli.file_selection import Source, find, guessed_type
@@ -187,7 +187,7 @@ async def _send(
             except OutcomeUnknownError:
                 if not tries_left:
                     raise
-    except KeyturnError as exc:
+    except CodedError as exc:
         row.update(code=exc.code, detail=exc.detail)
         return False
     except PublisherError as exc:

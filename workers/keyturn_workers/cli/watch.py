@@ -16,16 +16,10 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
 
-from keyturn.messages import (
-    COUNT_FIELDS,
-    CountedEvent,
-    Event,
-    Failed,
-    Rejected,
-    RotationAccepted,
-)
+from keyturn.errors import SettingsError
+from keyturn.messages import COUNT_FIELDS, CountedEvent, Event, Failed, Rejected, RotationAccepted
 from keyturn.publisher import PublisherError
-from keyturn.settings import S3Settings, SettingsError
+from keyturn.settings import S3Settings
 from keyturn_workers.cli.bucket import open_bucket
 from keyturn_workers.cli.errors import CommandError, note
 from keyturn_workers.cli.output import print_table, printable

@@ -2,7 +2,7 @@
 
 from keyturn_workers.control.deletion import Deleter
 from keyturn_workers.control.enrollment import Enroller
-from keyturn_workers.control.handler import ControlRole
+from keyturn_workers.control.handler import ControlHandler
 from keyturn_workers.control.rotation import Rotator
 
-__all__ = ["ControlRole", "Deleter", "Enroller", "Rotator"]
+__all__ = ["ControlHandler", "Deleter", "Enroller", "Rotator"]

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from keyturn import metadata as object_metadata
-from keyturn.errors import KeyturnError, StorageUnavailableError
+from keyturn.errors import CodedError, StorageUnavailableError
 from keyturn.metadata import Wraps
 from keyturn_workers.errors import MissingError, RefusedError
 from keyturn_workers.objects.operator_keys import OperatorKeys
@@ -19,7 +19,7 @@ from keyturn_workers.storage import Storage
 _BATCH: Final = 64
 
 
-async def highest_generation(storage: Storage, project: str, keys: OperatorKeys) -> int | None:
+async def find_highest_generation(storage: Storage, project: str, keys: OperatorKeys) -> int | None:
     """The highest generation whose admin wrap opens under the project's prefix.
 
     0 where objects stand and none opens; None where nothing stands.
@@ -55,7 +55,7 @@ async def _of_one(storage: Storage, project: str, s3_key: str, keys: OperatorKey
         raise StorageUnavailableError("an object to adopt cannot be read") from exc
     try:
         envelope = object_metadata.parse(head.metadata)
-    except KeyturnError:
+    except CodedError:
         return 0
     if not isinstance(envelope, Wraps):
         return 0

@@ -9,8 +9,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from keyturn.crypto import HEADER_BYTES, seal_tombstone
-from keyturn.errors import KeyturnError, LockedObjectError, StorageUnavailableError
-from keyturn.identifiers import format_time, object_key
+from keyturn.errors import CodedError, LockedObjectError, StorageUnavailableError
+from keyturn.identifiers import format_time, object_s3_key
 from keyturn.messages import DeleteRequested
 from keyturn.metadata import ALGO, DELETED
 from keyturn_workers.amqp import DeferError
@@ -18,7 +18,7 @@ from keyturn_workers.errors import ArchivedError, MissingError, RefusedError
 from keyturn_workers.keyring import KeyringReader, KeyringSnapshot
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.objects.plan_action import NoOp, ObjectView, Options, plan_action
-from keyturn_workers.objects.wrap import tombstone_metadata
+from keyturn_workers.objects.wrap import build_tombstone_metadata
 from keyturn_workers.storage import Head, Headers, Storage
 
 _MAX_TURNS: Final = 8
@@ -48,15 +48,15 @@ class Deleter:
             CorruptObjectError: the keyring was forged.
             StorageUnavailableError, UnknownMasterKeyError: try again later.
         """
-        s3_key = object_key(request.project, request.key)
+        s3_key = object_s3_key(request.project, request.key)
         for _ in range(_MAX_TURNS):
-            observed = await self._keyrings.fresh(request.project)
-            head = await self._tombstone(s3_key, request, observed)
+            snapshot = await self._keyrings.read_fresh(request.project)
+            head = await self._tombstone(s3_key, request, snapshot)
             if head is not None:
                 await self._remove_older(s3_key)
-                self._check_settled(head, observed)
+                self._check_settled(head, snapshot)
                 return
-            await self._put(s3_key, request, observed)
+            await self._put(s3_key, request, snapshot)
         raise StorageUnavailableError("the tombstone did not stay")
 
     async def find_deleted(self, request: DeleteRequested) -> bool:
@@ -66,39 +66,39 @@ class Deleter:
             NotYetError: it was put less than two leases ago.
             Others: as `delete`.
         """
-        s3_key = object_key(request.project, request.key)
-        observed = await self._keyrings.fresh(request.project)
-        head = await self._tombstone(s3_key, request, observed)
+        s3_key = object_s3_key(request.project, request.key)
+        snapshot = await self._keyrings.read_fresh(request.project)
+        head = await self._tombstone(s3_key, request, snapshot)
         if head is None:
             return False
         await self._remove_older(s3_key)
-        self._check_settled(head, observed)
+        self._check_settled(head, snapshot)
         return True
 
     async def _tombstone(
-        self, s3_key: str, request: DeleteRequested, observed: KeyringSnapshot
+        self, s3_key: str, request: DeleteRequested, snapshot: KeyringSnapshot
     ) -> Head | None:
         """The tombstone as it is desired, or None where it must be put."""
         try:
-            looked = ObjectView(*await self._storage.read_start(s3_key, HEADER_BYTES))
+            view = ObjectView(*await self._storage.read_start(s3_key, HEADER_BYTES))
         except (MissingError, ArchivedError):
             return None
-        if looked.head.metadata.get(ALGO) != DELETED:
+        if view.head.metadata.get(ALGO) != DELETED:
             return None
         try:
-            decision = plan_action(
-                looked, request.key, observed.keyring, observed.desired, self._keys, Options()
+            action = plan_action(
+                view, request.key, snapshot.keyring, snapshot.desired, self._keys, Options()
             )
-        except KeyturnError:
+        except CodedError:
             return None  # forged, or moved from another key
-        return looked.head if isinstance(decision, NoOp) else None
+        return view.head if isinstance(action, NoOp) else None
 
-    async def _put(self, s3_key: str, request: DeleteRequested, observed: KeyringSnapshot) -> None:
+    async def _put(self, s3_key: str, request: DeleteRequested, snapshot: KeyringSnapshot) -> None:
         time = format_time(datetime.now(UTC))
-        sealed = seal_tombstone(observed.desired.admin_kek, request.project, request.key, time)
-        headers = Headers(tombstone_metadata(sealed))
+        sealed = seal_tombstone(snapshot.desired.admin_kek, request.project, request.key, time)
+        headers = Headers(build_tombstone_metadata(sealed))
         try:
-            await self._storage.put(s3_key, b"", headers, lease=observed.lease)
+            await self._storage.put(s3_key, b"", headers, lease=snapshot.lease)
         except RefusedError as exc:
             if await self._is_locked(s3_key):
                 raise LockedObjectError("the storage refuses to write a locked object") from exc
@@ -124,9 +124,9 @@ class Deleter:
             except RefusedError as exc:
                 raise LockedObjectError("a lock keeps an older version") from exc
 
-    def _check_settled(self, head: Head, observed: KeyringSnapshot) -> None:
+    def _check_settled(self, head: Head, snapshot: KeyringSnapshot) -> None:
         # A worker with the longer lease that the keyring names may have a copy under way.
-        lease_s = max(self._lease_s, observed.keyring.lease_s or 0)
+        lease_s = max(self._lease_s, snapshot.keyring.lease_s or 0)
         # Both of them in whole seconds of the storage's own clock.
         settled_at = head.last_modified + timedelta(seconds=2 * lease_s)
         if head.date <= settled_at:

@@ -15,15 +15,15 @@ from keyturn.errors import (
     StorageUnavailableError,
     UnknownProjectError,
 )
-from keyturn.identifiers import format_time, keyring_key
+from keyturn.identifiers import format_time, keyring_s3_key
 from keyturn.messages import EnrollRequested, RequestOrigin
-from keyturn_workers.control.adoption import highest_generation
+from keyturn_workers.control.adoption import find_highest_generation
 from keyturn_workers.keyring import (
     Generation,
     Keyring,
     KeyringReader,
-    create,
-    is_brought_by_this,
+    create_keyring,
+    has_origin,
     is_same_request,
 )
 from keyturn_workers.objects.operator_keys import OperatorKeys
@@ -90,7 +90,9 @@ class Enroller:
         keyring = replace(
             keyring, current=replace(keyring.current, generation=await self._first(request))
         )
-        if await create(self._storage, keyring, self._master_keys, lease_s=self._keyrings.lease_s):
+        if await create_keyring(
+            self._storage, keyring, self._master_keys, lease_s=self._keyrings.lease_s
+        ):
             return keyring.current.generation
         # A lost race, or the answer to an earlier try of this very request was lost.
         if (standing := await self._standing(request, origin)) is not None:
@@ -99,13 +101,13 @@ class Enroller:
 
     async def _standing(self, request: EnrollRequested, origin: RequestOrigin) -> int | None:
         try:
-            observed = await self._keyrings.fresh(request.project)
+            snapshot = await self._keyrings.read_fresh(request.project)
         except UnknownProjectError:
             return None
-        keyring = observed.keyring
+        keyring = snapshot.keyring
         enrolment = keyring.enrolment
         if enrolment.rotation_id != request.request_id or not (
-            is_brought_by_this(keyring, enrolment, origin)
+            has_origin(keyring, enrolment, origin)
             or is_same_request(keyring, enrolment, kek=self._kek(request), origin=origin)
         ):
             raise AlreadyEnrolledError(f"{request.project} has a keyring")
@@ -115,7 +117,7 @@ class Enroller:
         """The keyring's first generation: above all that stands there, where it is adopted."""
         if request.adopt:
             keys = OperatorKeys(self._master_keys)
-            return (await highest_generation(self._storage, request.project, keys) or 0) + 1
+            return (await find_highest_generation(self._storage, request.project, keys) or 0) + 1
         async for _ in self._storage.list(f"{request.project}/", limit=1):
             await self._check_not_listed(request.project)
             raise AlreadyEnrolledError(
@@ -133,7 +135,7 @@ class Enroller:
         Raises:
             StorageUnavailableError: it is listed, so the read that did not find it was wrong.
         """
-        key = keyring_key(project)
+        key = keyring_s3_key(project)
         async for row in self._storage.list(key, limit=1):
             if row.key == key:
                 raise StorageUnavailableError("the keyring is listed and was not found")

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from keyturn.errors import KeyturnError, MalformedRequestError, PermanentError
+from keyturn.errors import CodedError, MalformedRequestError, PermanentError
 from keyturn.identifiers import format_time
 from keyturn.messages import (
     DeleteRequested,
@@ -25,7 +25,7 @@ from keyturn_workers.control.rotation import Rotated, Rotator
 from keyturn_workers.sweep import AllPlan, Plan, Starter, SweepRequest, end_of
 
 
-class ControlRole:
+class ControlHandler:
     """Serves `keyturn.control`: enrolments, rotations, sweeps and deletes."""
 
     queue: Final = CONTROL_QUEUE
@@ -96,7 +96,7 @@ class ControlRole:
         return _deleted(request)
 
     async def after_refusal(
-        self, request: Request, origin: RequestOrigin, error: KeyturnError
+        self, request: Request, origin: RequestOrigin, error: CodedError
     ) -> None:
         """A refused control request leaves nothing behind."""
         del request, origin, error

@@ -23,12 +23,12 @@ from keyturn_workers.keyring import (
     Generation,
     Keyring,
     KeyringReader,
-    change,
-    check_turn,
-    entry_of,
-    is_brought_by_this,
+    check_rotation,
+    find_generation,
+    has_origin,
     is_same_request,
-    turned,
+    replace_keyring,
+    rotate,
 )
 from keyturn_workers.storage import Storage
 from keyturn_workers.sweep import AllPlan, Plan, Starter, SweepRequest, failure_of
@@ -80,18 +80,18 @@ class Rotator:
         ask = _ask(request)
         begun = await self._starter.standing(ask)
         for _ in range(_MAX_TURNS):
-            observed = await self._keyrings.fresh(request.project)
-            known = self._known(observed.keyring, request, origin)
+            snapshot = await self._keyrings.read_fresh(request.project)
+            known = self._known(snapshot.keyring, request, origin)
             if known is not None:
                 return await self._begun(known, ask, origin)
             if begun is not None:
                 raise KeyringRolledBackError("the keyring does not know a rotation that it took")
-            after = self._turned(observed.keyring, request, origin)
+            after = self._turned(snapshot.keyring, request, origin)
             # Lost or won: the keyring is read again, and says who turned it.
-            await change(
+            await replace_keyring(
                 self._storage,
                 after,
-                observed.etag,
+                snapshot.etag,
                 self._master_keys,
                 lease_s=self._keyrings.lease_s,
             )
@@ -104,8 +104,8 @@ class Rotator:
 
         Raises: as `rotate`.
         """
-        observed = await self._keyrings.fresh(request.project)
-        known = self._known(observed.keyring, request, origin)
+        snapshot = await self._keyrings.read_fresh(request.project)
+        known = self._known(snapshot.keyring, request, origin)
         if known is None:
             return None
         return await self._begun(known, _ask(request), origin)
@@ -130,10 +130,10 @@ class Rotator:
             GenerationMismatchError: another request with this id brought it.
             UnknownIntakeKeyError, BadSealError: only its KEK can tell, and does not open.
         """
-        entry = entry_of(keyring, request.rotation_id)
+        entry = find_generation(keyring, request.rotation_id)
         if entry is None:
             return None
-        if is_brought_by_this(keyring, entry, origin):
+        if has_origin(keyring, entry, origin):
             return entry
         if not is_same_request(keyring, entry, kek=self._kek(request), origin=origin):
             raise GenerationMismatchError("another request with this id turned the keyring")
@@ -142,12 +142,12 @@ class Rotator:
     def _turned(
         self, keyring: Keyring, request: RotationRequested, origin: RequestOrigin
     ) -> Keyring:
-        check_turn(
+        check_rotation(
             keyring,
             requested_at=request.requested_at,
             expected_generation=request.expected_generation,
         )
-        return turned(
+        return rotate(
             keyring,
             kek=self._kek(request),
             rotation_id=request.rotation_id,

@@ -19,7 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from keyturn.errors import KeyturnError
+from keyturn.errors import CodedError
 from keyturn_workers.gateway import docs_page
 from keyturn_workers.gateway.auth import NotAdmittedError
 from keyturn_workers.gateway.client_connection import (
@@ -106,7 +106,7 @@ def application(
     ]
     handlers: Mapping[Any, Callable[[Request, Any], Awaitable[Response]]] = {
         HTTPException: _http_refusal,
-        KeyturnError: ErrorHandler(metrics).answer,
+        CodedError: ErrorHandler(metrics).answer,
         GatewayBusyError: _busy,
         ClientGoneError: _silence,
         Exception: _internal,
@@ -157,7 +157,7 @@ class ErrorHandler:
     def __init__(self, metrics: GatewayMetrics) -> None:
         self._metrics = metrics
 
-    async def answer(self, request: Request, error: KeyturnError) -> Response:
+    async def answer(self, request: Request, error: CodedError) -> Response:
         """The problem document."""
         if status_of(error.code) >= _INTERNAL:
             project, key = object_of(request.scope["raw_path"])

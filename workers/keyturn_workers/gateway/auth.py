@@ -19,8 +19,8 @@ import structlog
 
 from keyturn.crypto import Secret, user_kek
 from keyturn.errors import (
+    CodedError,
     CorruptObjectError,
-    KeyturnError,
     StorageUnavailableError,
     UnauthorizedError,
     UnknownMasterKeyError,
@@ -85,7 +85,7 @@ class Gate:
         self._pepper = pepper.reveal().decode()
         self._cache_s = cache_s
         self._floor_s = floor_s
-        self._failed: OrderedDict[str, tuple[float, KeyturnError]] = OrderedDict()
+        self._failed: OrderedDict[str, tuple[float, CodedError]] = OrderedDict()
         self._reading: dict[str, tuple[float, asyncio.Task[KeyringSnapshot]]] = {}
 
     async def admit(self, project: str, authorization: list[str]) -> Admitted:
@@ -106,7 +106,7 @@ class Gate:
         kek = self._kek_of(_bearer(authorization), name)
         try:
             observed = await self._keyring_for(project, kek) if name == project else None
-        except KeyturnError as exc:
+        except CodedError as exc:
             await asyncio.sleep(self._not_before(began) - time.monotonic())
             # The detail is for whoever is admitted, and nobody can be.
             raise type(exc) from exc
@@ -131,7 +131,7 @@ class Gate:
             CorruptObjectError, UnknownMasterKeyError, StorageUnavailableError: as `admit`.
         """
         try:
-            observed = await self._keyrings.fresh(admitted.project)
+            observed = await self._keyrings.read_fresh(admitted.project)
         except UnknownProjectError as exc:
             raise UnauthorizedError from exc
         except StorageAnswerError as exc:
@@ -167,7 +167,7 @@ class Gate:
         if failure is not None and time.monotonic() - since <= self._cache_s:
             raise type(failure)(failure.detail)
         try:
-            known = self._keyrings.last(project)
+            known = self._keyrings.get_last(project)
             if known is not None and _same(kek, known.desired.user_kek):
                 observed = await self._recent(project)
                 if observed is not None and _same(kek, observed.desired.user_kek):
@@ -183,13 +183,13 @@ class Gate:
     async def _recent(self, project: str) -> KeyringSnapshot | None:
         """The keyring by a read that began within the cache's seconds, or None."""
         try:
-            return self._keyrings.cached(project) or await self._joined(project)
+            return self._keyrings.get_cached(project) or await self._joined(project)
         except UnknownProjectError:
             return None
         except StorageAnswerError as exc:
             raise StorageUnavailableError(str(exc)) from exc
 
-    def _remember(self, project: str, failure: KeyturnError) -> None:
+    def _remember(self, project: str, failure: CodedError) -> None:
         """For as long as a keyring would be: whoever asks again costs no read."""
         told = {"code": failure.code, "detail": failure.detail}
         _log.error("keyring does not open", project=project, **told)
@@ -206,11 +206,11 @@ class Gate:
         """
         began, reading = self._reading.get(project, (0.0, None))
         if reading is None:
-            reading = asyncio.create_task(self._keyrings.recent(project))
+            reading = asyncio.create_task(self._keyrings.read_recent(project))
             self._reading[project] = time.monotonic(), reading
             reading.add_done_callback(lambda done: self._read(project, done))
         elif time.monotonic() - began > self._cache_s:
-            return await self._keyrings.fresh(project)
+            return await self._keyrings.read_fresh(project)
         return await asyncio.shield(reading)
 
     def _read(self, project: str, done: asyncio.Task[KeyringSnapshot]) -> None:

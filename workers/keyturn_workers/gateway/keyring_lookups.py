@@ -13,7 +13,7 @@ from collections.abc import Coroutine
 from typing import Any, Final, TypeVar
 
 from keyturn.errors import StorageUnavailableError, UnknownProjectError
-from keyturn.identifiers import KEYRINGS_PREFIX, keyring_key
+from keyturn.identifiers import KEYRINGS_PREFIX, keyring_s3_key
 from keyturn_workers.errors import StorageAnswerError
 from keyturn_workers.keyring import KeyringReader, KeyringSnapshot
 from keyturn_workers.storage import Storage
@@ -92,7 +92,7 @@ class KeyringLookups:
             etag = await self._listed(project)
             if etag is None:
                 return None
-            known = self._keyrings.last(project)
+            known = self._keyrings.get_last(project)
             # One that this process has not read, or that changed since, is read; the next
             # listing then finds it known.
             unchanged = known is not None and known.etag == etag
@@ -108,7 +108,7 @@ class KeyringLookups:
 
     async def _read(self, project: str) -> KeyringSnapshot | None:
         try:
-            return await self._keyrings.fresh(project)
+            return await self._keyrings.read_fresh(project)
         except UnknownProjectError:
             return None
 
@@ -134,7 +134,7 @@ class KeyringLookups:
             opened = _Round()
             self._next = opened, _shared(self._list(opened, self._listing))
         round_, listing = self._next
-        round_.wanted[keyring_key(project)] = project
+        round_.wanted[keyring_s3_key(project)] = project
         await asyncio.shield(listing)
         return round_.etags.get(project)
 

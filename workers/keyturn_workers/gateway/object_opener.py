@@ -23,7 +23,7 @@ from keyturn.errors import (
     NotFoundError,
     StorageUnavailableError,
 )
-from keyturn.identifiers import object_key
+from keyturn.identifiers import object_s3_key
 from keyturn.metadata import COBBLESTONE, Wraps
 from keyturn_workers.errors import ArchivedError, MissingError, StorageAnswerError
 from keyturn_workers.gateway.auth import Admitted, Gate
@@ -35,8 +35,8 @@ from keyturn_workers.gateway.object_reader import (
     Plaintext,
     as_corrupt,
 )
-from keyturn_workers.objects.body_stream import first_bytes
-from keyturn_workers.objects.open import OpenedDek, Reader, check_not_rolled_back, open_dek
+from keyturn_workers.objects.body_stream import read_first_bytes
+from keyturn_workers.objects.open_dek import OpenedDek, ReaderKeys, check_not_rolled_back, open_dek
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.storage import Head, Lease, Storage
 
@@ -91,7 +91,7 @@ class Source:
             KeyringRolledBackError: the keyring is older than the object (SPEC 5.4).
             ArchivedObjectError, BodyTooLargeError, StorageUnavailableError: it cannot be read.
         """
-        s3_key = object_key(admitted.project, key)
+        s3_key = object_s3_key(admitted.project, key)
         try:
             async with AsyncExitStack() as stack:
                 rest: AsyncIterator[bytes] | None = None
@@ -99,7 +99,7 @@ class Source:
                     stream = await stack.enter_async_context(self._storage.stream(s3_key))
                     rest = stream.chunks(None)
                     try:
-                        head, start = stream.head, await first_bytes(rest)
+                        head, start = stream.head, await read_first_bytes(rest)
                     except StorageUnavailableError:
                         rest = None  # it broke: begin anew, as later on
                 if rest is None:
@@ -128,7 +128,7 @@ class Source:
         """
         try:
             head, _ = await self._storage.read_start(
-                object_key(admitted.project, key), HEADER_BYTES
+                object_s3_key(admitted.project, key), HEADER_BYTES
             )
         except MissingError:
             return
@@ -172,7 +172,7 @@ class Source:
             # (or the label is a lie): a read that begins now tells.
             admitted = await self._gate.again(admitted)
             keyring = admitted.observed.keyring
-        reader = Reader.of(keyring, self._keys, envelope, admitted.kek)
+        reader = ReaderKeys.of(keyring, self._keys, envelope, admitted.kek)
         opened = open_dek(envelope, start[:HEADER_BYTES], key, reader)
         check_not_rolled_back(keyring, envelope, opened)
         return opened

@@ -18,11 +18,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from keyturn.crypto import HEADER_BYTES
-from keyturn.errors import (
-    KeyturnError,
-    NotFoundError,
-    RangeNotSatisfiableError,
-)
+from keyturn.errors import CodedError, NotFoundError, RangeNotSatisfiableError
 from keyturn_workers.gateway import conditions
 from keyturn_workers.gateway.auth import Admitted, Gate
 from keyturn_workers.gateway.client_connection import (
@@ -171,7 +167,7 @@ class Objects:
             self._metrics.aborted.labels("client_gone").inc()
         except ClientSlowError:
             self._abort(scope, "client_slow")
-        except KeyturnError as exc:
+        except CodedError as exc:
             if not body.begun:
                 raise
             self._metrics.failures.labels(exc.code).inc()

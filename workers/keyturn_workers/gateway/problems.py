@@ -12,7 +12,7 @@ from typing import Final
 import orjson
 from starlette.responses import Response
 
-from keyturn.errors import KeyturnError, UnauthorizedError
+from keyturn.errors import CodedError, UnauthorizedError
 
 MEDIA_TYPE: Final = "application/problem+json"
 UNAUTHORIZED: Final = "not the project's current API key"
@@ -51,7 +51,7 @@ def status_of(code: str) -> int:
     return _STATUS.get(code, _THE_REST)
 
 
-def problem_of(error: KeyturnError, headers: Mapping[str, str] | None = None) -> Response:
+def problem_of(error: CodedError, headers: Mapping[str, str] | None = None) -> Response:
     """The answer to whatever an error of Keyturn's own refuses."""
     detail = UNAUTHORIZED if isinstance(error, UnauthorizedError) else error.detail
     return problem(status_of(error.code), detail, code=error.code, headers=headers)

@@ -35,7 +35,7 @@ from keyturn_workers.gateway.client_connection import body_of, while_connected
 from keyturn_workers.gateway.fair_shares import ConcurrencyLimit
 from keyturn_workers.gateway.paths import project_of
 from keyturn_workers.gateway.upload_routes import refused, unpublished, wait_asked
-from keyturn_workers.keyring import brought_by
+from keyturn_workers.keyring import find_generation_number
 from keyturn_workers.sweep import SweepStore
 
 _ACCEPTED: Final = 202
@@ -239,11 +239,11 @@ class Rotations:
             answer.get_loop().call_at(until_s, self._answered, project)
 
     async def _state(self, admitted: Admitted, rotation_id: str) -> dict[str, Any]:
-        generation = brought_by(admitted.observed.keyring, rotation_id)
+        generation = find_generation_number(admitted.observed.keyring, rotation_id)
         if generation is None:
             # Accepted since that reading, perhaps.
             keyring = (await self._gate.again(admitted)).observed.keyring
-            generation = brought_by(keyring, rotation_id)
+            generation = find_generation_number(keyring, rotation_id)
         if generation is None:
             return self._not_accepted(admitted.project, rotation_id)
         state = {"state": "accepted", "generation": generation}

@@ -19,9 +19,9 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from keyturn.crypto import Secret, v0_admin_kek
+from keyturn.errors import SettingsError
 from keyturn.identifiers import KEYRINGS_PREFIX
 from keyturn.publisher import Publisher
-from keyturn.settings import SettingsError
 from keyturn_workers.amqp.property_tolerance import tolerate_odd_properties
 from keyturn_workers.gateway.app import application
 from keyturn_workers.gateway.auth import Gate

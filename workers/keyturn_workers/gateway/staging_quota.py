@@ -8,7 +8,7 @@ import time
 from typing import Final
 
 from keyturn.errors import StorageUnavailableError, TooManyRequestsError
-from keyturn.identifiers import staging_key
+from keyturn.identifiers import staging_s3_key
 from keyturn_workers.errors import StorageAnswerError
 from keyturn_workers.gateway.fair_shares import GatewayBusyError, StagingLedger
 from keyturn_workers.storage import Storage
@@ -31,7 +31,7 @@ class StagedBodies:
 
     def __init__(self, storage: Storage, publisher: str, ledger: StagingLedger) -> None:
         self._storage = storage
-        self._prefix = staging_key(publisher, "")
+        self._prefix = staging_s3_key(publisher, "")
         self._ledger = ledger
         self._listed_at: float | None = None
         self._next_at = 0.0

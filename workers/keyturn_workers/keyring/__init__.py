@@ -2,17 +2,17 @@
 
 from keyturn_workers.keyring.model import DesiredState, Generation, Keyring
 from keyturn_workers.keyring.reader import KeyringReader, KeyringSnapshot
-from keyturn_workers.keyring.store import change, create, forget_older
+from keyturn_workers.keyring.store import create_keyring, delete_older_versions, replace_keyring
 from keyturn_workers.keyring.transitions import (
-    brought_by,
-    check_turn,
-    entry_of,
-    forbidden_plaintext,
-    is_brought_by_this,
+    check_rotation,
+    find_generation,
+    find_generation_number,
+    forbid_plaintext,
+    has_origin,
     is_same_request,
-    resealed,
-    settled,
-    turned,
+    retire_old_keys,
+    rotate,
+    with_master_key,
 )
 
 __all__ = [
@@ -21,16 +21,16 @@ __all__ = [
     "Keyring",
     "KeyringReader",
     "KeyringSnapshot",
-    "brought_by",
-    "change",
-    "check_turn",
-    "create",
-    "entry_of",
-    "forbidden_plaintext",
-    "forget_older",
-    "is_brought_by_this",
+    "check_rotation",
+    "create_keyring",
+    "delete_older_versions",
+    "find_generation",
+    "find_generation_number",
+    "forbid_plaintext",
+    "has_origin",
     "is_same_request",
-    "resealed",
-    "settled",
-    "turned",
+    "replace_keyring",
+    "retire_old_keys",
+    "rotate",
+    "with_master_key",
 ]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from keyturn.identifiers import KEYRINGS_PREFIX, keyring_key
+from keyturn.identifiers import KEYRINGS_PREFIX, keyring_s3_key
 
 # How many cached keyrings may come before the wanted one in a listing that begins anew: a page
 # holds 1,000, and others may lie between.
@@ -20,7 +20,7 @@ _BEFORE: Final = 900
 
 def name_of(project: str) -> str:
     """A keyring's name in listings: these are in the order of names, not of projects."""
-    return keyring_key(project).removeprefix(KEYRINGS_PREFIX)
+    return keyring_s3_key(project).removeprefix(KEYRINGS_PREFIX)
 
 
 @dataclass(frozen=True, slots=True)

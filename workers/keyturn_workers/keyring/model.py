@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from keyturn.crypto import Secret, admin_kek, b64, b64_decode, kek_id
 from keyturn.errors import CorruptObjectError
-from keyturn.identifiers import is_short_name, is_uuid, keyring_key, parse_time
+from keyturn.identifiers import is_short_name, is_uuid, keyring_s3_key, parse_time
 from keyturn.messages import RequestOrigin
 from keyturn_workers.keyring import sealed_records
 
@@ -121,7 +121,9 @@ class Keyring:
             kek_id=self.current.kek_id,
             user_kek=self.current.kek,
             master_key=self.master_key,
-            admin_kek=admin_kek(sealed_records.held(master_keys, self.master_key), self.project),
+            admin_kek=admin_kek(
+                sealed_records.require_master_key(master_keys, self.master_key), self.project
+            ),
             plaintext_allowed=self.plaintext_allowed,
         )
 
@@ -141,7 +143,7 @@ def build(keyring: Keyring, master_keys: Mapping[str, Secret]) -> bytes:
         **_added_json(keyring),
     }
     return sealed_records.build(
-        keyring_key(keyring.project), keyring.project, keyring.master_key, rest, master_keys
+        keyring_s3_key(keyring.project), keyring.project, keyring.master_key, rest, master_keys
     )
 
 
@@ -183,7 +185,7 @@ def parse(body: bytes, project: str, master_keys: Mapping[str, Secret]) -> Keyri
         CorruptObjectError: forged, moved from another project, or damaged.
     """
     try:
-        master_key, rest = sealed_records.parse(body, keyring_key(project), project, master_keys)
+        master_key, rest = sealed_records.parse(body, keyring_s3_key(project), project, master_keys)
     except CorruptObjectError as exc:
         raise CorruptObjectError(f"the keyring is {exc.detail}") from None
     try:

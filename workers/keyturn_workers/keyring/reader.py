@@ -2,7 +2,7 @@
 
 Many uploads share one read. What matters is not how young an answer is but when its
 read *began*: only a read that began after a put was acknowledged can tell that the
-desired state had not moved before the put. `fresh` gives exactly that.
+desired state had not moved before the put. `read_fresh` gives exactly that.
 
 With many projects, one listing takes the place of a read each: it shows, by their ETags, that
 the cached keyrings are still what they were when it was sent (`keyturn_workers.keyring.listings`).
@@ -19,8 +19,8 @@ from datetime import datetime
 from typing import Any, Final, TypeVar
 
 from keyturn.crypto import Secret
-from keyturn.errors import KeyturnError, StorageUnavailableError, UnknownProjectError
-from keyturn.identifiers import KEYRINGS_PREFIX, keyring_key
+from keyturn.errors import CodedError, StorageUnavailableError, UnknownProjectError
+from keyturn.identifiers import KEYRINGS_PREFIX, keyring_s3_key
 from keyturn_workers.errors import MissingError, StorageAnswerError
 from keyturn_workers.keyring.listings import Listing, Listings, name_of
 from keyturn_workers.keyring.model import DesiredState, Keyring, parse
@@ -136,7 +136,7 @@ class KeyringReader:
         """This process's lease, in seconds."""
         return self._lease_s
 
-    async def recent(self, project: str) -> KeyringSnapshot:
+    async def read_recent(self, project: str) -> KeyringSnapshot:
         """The keyring by a read, or listing, that was sent at most `cache_s` seconds ago.
 
         Raises:
@@ -144,25 +144,25 @@ class KeyringReader:
             CorruptObjectError: it was forged, moved or damaged.
             UnknownMasterKeyError, StorageUnavailableError: try again later.
         """
-        observed = self.cached(project)
-        if observed is not None:
-            self._read_ahead(project, observed)
-            return observed
+        snapshot = self.get_cached(project)
+        if snapshot is not None:
+            self._read_ahead(project, snapshot)
+            return snapshot
         if await self._listed(project):
-            observed = self.cached(project)
-        return observed or await self.fresh(project)
+            snapshot = self.get_cached(project)
+        return snapshot or await self.read_fresh(project)
 
-    def cached(self, project: str) -> KeyringSnapshot | None:
-        """What `recent` would give at once, without a request."""
-        observed = self.last(project)
-        if observed is None:
+    def get_cached(self, project: str) -> KeyringSnapshot | None:
+        """What `read_recent` would give at once, without a request."""
+        snapshot = self.get_last(project)
+        if snapshot is None:
             return None
         now_s = self.clock.own_s()
         self._lines[project].used_s = now_s
         self._lines.move_to_end(project)
-        return observed if now_s - observed.sent_s <= self._cache_s else None
+        return snapshot if now_s - snapshot.sent_s <= self._cache_s else None
 
-    def last(self, project: str) -> KeyringSnapshot | None:
+    def get_last(self, project: str) -> KeyringSnapshot | None:
         """What was last seen of it, however long ago; None where that is not remembered.
 
         Asking for a project keeps nothing of it: callers may make names up.
@@ -175,13 +175,13 @@ class KeyringReader:
             self._renew(line, line.last, listing)
         return line.last
 
-    async def leased(self, project: str) -> KeyringSnapshot:
-        """As `recent`, but read again where that read gives no lease."""
-        observed = await self.recent(project)
-        return observed if observed.leased else await self.fresh(project)
+    async def read_leased(self, project: str) -> KeyringSnapshot:
+        """As `read_recent`, but read again where that read gives no lease."""
+        snapshot = await self.read_recent(project)
+        return snapshot if snapshot.leased else await self.read_fresh(project)
 
-    async def fresh(self, project: str) -> KeyringSnapshot:
-        """The keyring by a read that begins after this call; errors as `recent`.
+    async def read_fresh(self, project: str) -> KeyringSnapshot:
+        """The keyring by a read that begins after this call; errors as `read_recent`.
 
         Calls that come while a read is under way share the next one.
         """
@@ -208,20 +208,20 @@ class KeyringReader:
     async def _read(self, project: str, line: _Line) -> KeyringSnapshot:
         task = asyncio.current_task()
         try:
-            observed = await self._observe(project, line)
+            snapshot = await self._observe(project, line)
         finally:
             if line.running is task:
                 line.running = None
             if line.last is None and line.is_idle and self._lines.get(project) is line:
                 # A project without a keyring pushes no other one out of memory.
                 self._forget(project)
-        return observed
+        return snapshot
 
     async def _observe(self, project: str, line: _Line) -> KeyringSnapshot:
         sent_s = self.clock.own_s()
         try:
             head, body = await self._storage.read(
-                keyring_key(project), max_bytes=_KEYRING_MAX_BYTES
+                keyring_s3_key(project), max_bytes=_KEYRING_MAX_BYTES
             )
         except MissingError as exc:
             self._drop(line)
@@ -235,7 +235,7 @@ class KeyringReader:
             keyring = parse(body, project, self._master_keys)
             desired = keyring.desired(self._master_keys)
         leased = judged.agrees and received_s - sent_s <= self.clock.prompt_s
-        observed = KeyringSnapshot(
+        snapshot = KeyringSnapshot(
             keyring,
             desired,
             head.etag,
@@ -245,8 +245,8 @@ class KeyringReader:
             leased=leased,
             proves=leased and judged.proves,
         )
-        self._keep(project, line, observed, digest, len(body))
-        return observed
+        self._keep(project, line, snapshot, digest, len(body))
+        return snapshot
 
     # What listings show.
 
@@ -320,9 +320,9 @@ class KeyringReader:
             Listing(after, last, etags, page.date, sent_s, leased, leased and judged.proves)
         )
 
-    def _read_ahead(self, project: str, observed: KeyringSnapshot) -> None:
+    def _read_ahead(self, project: str, snapshot: KeyringSnapshot) -> None:
         """Renew a keyring in use before its time in the cache is over, beside those who use it."""
-        age_s = self.clock.own_s() - observed.sent_s
+        age_s = self.clock.own_s() - snapshot.sent_s
         line = self._lines[project]
         if age_s <= self._cache_s * _AHEAD or project in self._ahead or line.running is not None:
             return
@@ -332,8 +332,8 @@ class KeyringReader:
 
     async def _renew_ahead(self, project: str) -> None:
         if not await self._listed(project):
-            with contextlib.suppress(KeyturnError, StorageAnswerError):
-                await self.fresh(project)
+            with contextlib.suppress(CodedError, StorageAnswerError):
+                await self.read_fresh(project)
 
     # What is remembered.
 
@@ -347,14 +347,14 @@ class KeyringReader:
         return line
 
     def _keep(
-        self, project: str, line: _Line, observed: KeyringSnapshot, digest: bytes, size_bytes: int
+        self, project: str, line: _Line, snapshot: KeyringSnapshot, digest: bytes, size_bytes: int
     ) -> None:
         if self._lines.get(project) is line:
             if line.last is None:
                 insort(self._names, line.name)
             self._total_bytes += size_bytes - line.size_bytes
             line.size_bytes = size_bytes
-        line.last, line.digest = observed, digest
+        line.last, line.digest = snapshot, digest
         self._forget_idle()
 
     def _drop(self, line: _Line) -> None:

@@ -33,7 +33,7 @@ _VERSION: Final = 1
 _HEADERS: Final = Headers(metadata={}, content_type="application/json")
 
 
-def held(master_keys: Mapping[str, Secret], name: str) -> bytes:
+def require_master_key(master_keys: Mapping[str, Secret], name: str) -> bytes:
     """The 32 bytes of a master key.
 
     Raises:
@@ -57,7 +57,7 @@ def build(
     Raises:
         UnknownMasterKeyError: this process lacks it.
     """
-    kek = record_kek(held(master_keys, master_key), project)
+    kek = record_kek(require_master_key(master_keys, master_key), project)
     sealed = seal_record(kek, record_key, json.dumps(rest).encode())
     record = {"v": _VERSION, "project": project, "master_key": master_key, "sealed": b64(sealed)}
     return json.dumps(record).encode()
@@ -76,7 +76,7 @@ def parse(
         master_key, sealed = _outer(load_json(body), project)
     except (MalformedRequestError, ValueError, TypeError) as exc:
         raise CorruptObjectError("no record of this project") from exc
-    kek = record_kek(held(master_keys, master_key), project)
+    kek = record_kek(require_master_key(master_keys, master_key), project)
     try:
         return master_key, load_json(open_record(kek, record_key, sealed))
     except (SealError, MalformedRequestError):

@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 
 from keyturn.crypto import Secret
-from keyturn.identifiers import keyring_key
+from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.keyring import sealed_records
 from keyturn_workers.keyring.model import Keyring, build
-from keyturn_workers.keyring.transitions import leased
+from keyturn_workers.keyring.transitions import with_lease
 from keyturn_workers.storage import Storage
 
 
-async def create(
+async def create_keyring(
     storage: Storage, keyring: Keyring, master_keys: Mapping[str, Secret], *, lease_s: int
 ) -> bool:
     """Put a project's first keyring; False where one exists already.
@@ -21,11 +21,11 @@ async def create(
         StorageUnavailableError: the outcome is unknown, so read the keyring again.
         UnknownMasterKeyError: this process lacks the keyring's master key.
     """
-    body = build(leased(keyring, lease_s), master_keys)
-    return await sealed_records.create(storage, keyring_key(keyring.project), body)
+    body = build(with_lease(keyring, lease_s), master_keys)
+    return await sealed_records.create(storage, keyring_s3_key(keyring.project), body)
 
 
-async def change(
+async def replace_keyring(
     storage: Storage,
     keyring: Keyring,
     etag: str,
@@ -41,11 +41,11 @@ async def change(
         StorageUnavailableError: the outcome is unknown, so read the keyring again.
         UnknownMasterKeyError: this process lacks the keyring's master key.
     """
-    body = build(leased(keyring, lease_s), master_keys)
-    return await sealed_records.replace(storage, keyring_key(keyring.project), body, etag)
+    body = build(with_lease(keyring, lease_s), master_keys)
+    return await sealed_records.replace(storage, keyring_s3_key(keyring.project), body, etag)
 
 
-async def forget_older(storage: Storage, project: str) -> None:
+async def delete_older_versions(storage: Storage, project: str) -> None:
     """On a versioned bucket: remove older versions of a keyring, which hold earlier KEKs.
 
     Raises:
@@ -55,7 +55,7 @@ async def forget_older(storage: Storage, project: str) -> None:
     versioning = await storage.versioning()
     if not versioning:
         return
-    key = keyring_key(project)
+    key = keyring_s3_key(project)
     async for version in storage.list_versions(key):
         # Where versioning is suspended, a change of the keyring stands under that name.
         null = version.version_id == "null" and versioning == "Suspended"

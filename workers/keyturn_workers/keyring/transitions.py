@@ -9,7 +9,7 @@ from keyturn.messages import RequestOrigin
 from keyturn_workers.keyring.model import Generation, Keyring
 
 
-def check_turn(keyring: Keyring, *, requested_at: str, expected_generation: int | None) -> None:
+def check_rotation(keyring: Keyring, *, requested_at: str, expected_generation: int | None) -> None:
     """Whether a rotation asked for at that time, of that generation, may turn the keyring.
 
     Raises:
@@ -25,7 +25,7 @@ def check_turn(keyring: Keyring, *, requested_at: str, expected_generation: int 
         )
 
 
-def turned(
+def rotate(
     keyring: Keyring,
     *,
     kek: Secret,
@@ -61,13 +61,13 @@ def turned(
     )
 
 
-def brought_by(keyring: Keyring, rotation_id: str) -> int | None:
+def find_generation_number(keyring: Keyring, rotation_id: str) -> int | None:
     """The number of the generation that this request brought, or None where it brought none."""
-    entry = entry_of(keyring, rotation_id)
+    entry = find_generation(keyring, rotation_id)
     return None if entry is None else entry.generation
 
 
-def entry_of(keyring: Keyring, rotation_id: str) -> Generation | None:
+def find_generation(keyring: Keyring, rotation_id: str) -> Generation | None:
     """The generation that this request brought, or None where it brought none yet."""
     for entry in (keyring.current, *keyring.history):
         if entry.rotation_id == rotation_id:
@@ -89,7 +89,7 @@ def is_same_request(
     return entry.kek_id == kek_id(kek)
 
 
-def is_brought_by_this(keyring: Keyring, entry: Generation, origin: RequestOrigin) -> bool:
+def has_origin(keyring: Keyring, entry: Generation, origin: RequestOrigin) -> bool:
     """Whether the keyring itself says that this very request brought the generation.
 
     Then its KEK need not be opened, which cannot be done any more once its intake key was
@@ -98,7 +98,7 @@ def is_brought_by_this(keyring: Keyring, entry: Generation, origin: RequestOrigi
     return entry is keyring.current and keyring.origin == origin
 
 
-def leased(keyring: Keyring, lease_s: int) -> Keyring:
+def with_lease(keyring: Keyring, lease_s: int) -> Keyring:
     """The keyring as a worker with this lease, in seconds, writes it (SPEC 5.2).
 
     It keeps the longest lease that was ever written: a worker with that one may still write.
@@ -106,17 +106,17 @@ def leased(keyring: Keyring, lease_s: int) -> Keyring:
     return replace(keyring, lease_s=max(keyring.lease_s or 0, lease_s))
 
 
-def resealed(keyring: Keyring, master_key: str) -> Keyring:
+def with_master_key(keyring: Keyring, master_key: str) -> Keyring:
     """The keyring under another master key."""
     return replace(keyring, master_key=master_key)
 
 
-def forbidden_plaintext(keyring: Keyring) -> Keyring:
+def forbid_plaintext(keyring: Keyring) -> Keyring:
     """The keyring once all plaintext was encrypted."""
     return replace(keyring, plaintext_allowed=False)
 
 
-def settled(keyring: Keyring) -> Keyring:
+def retire_old_keys(keyring: Keyring) -> Keyring:
     """The keyring after a clean sweep: no wrap needs an earlier KEK or v0 any more."""
     history = tuple(replace(entry, kek=None) for entry in keyring.history)
     return replace(keyring, history=history, v0_allowed=False, v0_kek=None)

@@ -13,22 +13,22 @@ from typing import Final
 
 from keyturn.crypto import new_dek
 from keyturn.errors import ArchivedObjectError, LockedObjectError
-from keyturn.identifiers import object_key
+from keyturn.identifiers import object_s3_key
 from keyturn.metadata import OWN_PREFIX, UPLOAD, UPLOAD_TAG, V0_ALGORITHM, Wraps, stored_at
 from keyturn_workers.errors import ArchivedError, RefusedError
 from keyturn_workers.keyring import KeyringReader, KeyringSnapshot
 from keyturn_workers.objects.encrypt_in_place import check_v0_body, encrypt
-from keyturn_workers.objects.guards import check_unchanged, refused_by_lock, still
+from keyturn_workers.objects.guards import check_unchanged, is_lock_refusal, recheck_state
 from keyturn_workers.objects.multipart_copy import copy_in_parts
 from keyturn_workers.objects.plan_action import (
     Encrypt,
     NoOp,
     ObjectView,
     PlannedAction,
-    Reseal,
+    ResealTombstone,
     Rewrap,
 )
-from keyturn_workers.objects.wrap import metadata_for, tombstone_metadata, wrap
+from keyturn_workers.objects.wrap import build_object_metadata, build_tombstone_metadata, wrap
 from keyturn_workers.storage import Head, Headers, IfMatch, Lease, Storage
 
 COPY_LIMIT_BYTES: Final = 5 * 1024**3
@@ -36,21 +36,21 @@ COPY_LIMIT_BYTES: Final = 5 * 1024**3
 
 
 def tags_at_risk(
-    storage: Storage, looked: ObjectView, decision: PlannedAction, copy_limit_bytes: int
+    storage: Storage, view: ObjectView, action: PlannedAction, copy_limit_bytes: int
 ) -> bool:
     """Whether carrying the decision out would drop tags that the object has.
 
     A put drops them everywhere, and so does a copy in parts; a plain copy on some servers.
     """
-    if looked.head.tag_count == 0:
+    if view.head.tag_count == 0:
         return False
-    match decision:
+    match action:
         case NoOp():
             return False
         case Rewrap():
-            in_parts = looked.head.size_bytes > copy_limit_bytes
+            in_parts = view.head.size_bytes > copy_limit_bytes
             return in_parts or not storage.differences.copy_keeps_tags
-        case Encrypt() | Reseal():
+        case Encrypt() | ResealTombstone():
             return True
 
 
@@ -68,15 +68,15 @@ class ActionExecutor:
         self._keyrings = keyrings
         self._copy_limit_bytes = copy_limit_bytes
 
-    async def carry_out(
+    async def execute(
         self,
         project: str,
-        key: str,
-        looked: ObjectView,
-        decision: PlannedAction,
-        observed: KeyringSnapshot,
+        object_key: str,
+        view: ObjectView,
+        action: PlannedAction,
+        snapshot: KeyringSnapshot,
     ) -> None:
-        """Do what was decided about `looked` by the keyring `observed`.
+        """Do what was decided about `view` by the keyring `snapshot`.
 
         Raises:
             MissingError, PreconditionError: the object or the desired state moved: look again.
@@ -86,28 +86,28 @@ class ActionExecutor:
             BodyTooLargeError: plaintext that one put cannot hold once it is sealed.
             StorageUnavailableError: it may or may not be done: look again.
         """
-        s3_key, head = object_key(project, key), looked.head
+        s3_key, head = object_s3_key(project, object_key), view.head
         try:
-            match decision:
+            match action:
                 case NoOp():
                     return
                 case Rewrap():
-                    await self._rewrap(s3_key, head, decision, observed)
+                    await self._rewrap(s3_key, head, action, snapshot)
                 case Encrypt():
-                    await self._encrypt(s3_key, key, head, observed)
-                case Reseal():
-                    await self._reseal(s3_key, head, decision, observed)
+                    await self._encrypt(s3_key, object_key, head, snapshot)
+                case ResealTombstone():
+                    await self._reseal(s3_key, head, action, snapshot)
         except ArchivedError as exc:
             raise ArchivedObjectError("its storage class must be restored first") from exc
 
     async def _rewrap(
-        self, s3_key: str, head: Head, decision: Rewrap, observed: KeyringSnapshot
+        self, s3_key: str, head: Head, action: Rewrap, snapshot: KeyringSnapshot
     ) -> None:
-        if decision.body_key is not None:
-            await check_v0_body(self._storage, s3_key, head, decision.body_key)
+        if action.body_dek is not None:
+            await check_v0_body(self._storage, s3_key, head, action.body_dek)
             # Reading a large body outlives the lease: the copy rests on a new one.
-            observed = await still(self._keyrings, observed)
-        headers = _restated(head, decision.wraps)
+            snapshot = await recheck_state(self._keyrings, snapshot)
+        headers = _headers_with_wraps(head, action.wraps)
         if head.size_bytes > self._copy_limit_bytes:
             if head.locked:
                 # Some servers drop the lock that a multipart upload begins with.
@@ -118,50 +118,54 @@ class ActionExecutor:
                 s3_key,
                 head,
                 headers,
-                observed,
+                snapshot,
                 copy_limit_bytes=self._copy_limit_bytes,
             )
             return
-        async with self._lock_told(s3_key, head, observed.lease):
+        async with self._translate_lock_refusal(s3_key, head, snapshot.lease):
             await self._storage.copy_onto_itself(
-                s3_key, headers, source_etag=head.etag, lease=observed.lease
+                s3_key, headers, source_etag=head.etag, lease=snapshot.lease
             )
 
-    async def _encrypt(self, s3_key: str, key: str, head: Head, observed: KeyringSnapshot) -> None:
+    async def _encrypt(
+        self, s3_key: str, object_key: str, head: Head, snapshot: KeyringSnapshot
+    ) -> None:
         if head.locked:
             # A streamed put cannot tell the digest that a put with a lock must tell.
             raise LockedObjectError("a locked object is not replaced")
         dek = new_dek()
         # It gets no tag: a sweep knows no upload to make one of.
-        headers = _restated(head, wrap(observed.desired, key, dek))
+        headers = _headers_with_wraps(head, wrap(snapshot.desired, object_key, dek))
         if head.size_bytes == 0:
             # A tombstone is empty too: it has the same ETag, and the condition would let
             # this put bring the object back. A delete that is put after this look waits
             # for the lease, which began before it (SPEC 8.7).
             await check_unchanged(self._storage, s3_key, head)
-        await encrypt(self._storage, self._keyrings, s3_key, head, headers, dek, observed)
+        await encrypt(self._storage, self._keyrings, s3_key, head, headers, dek, snapshot)
 
     async def _reseal(
-        self, s3_key: str, head: Head, decision: Reseal, observed: KeyringSnapshot
+        self, s3_key: str, head: Head, action: ResealTombstone, snapshot: KeyringSnapshot
     ) -> None:
-        headers = replace(head.headers, metadata=tombstone_metadata(decision.sealed))
-        async with self._lock_told(s3_key, head, observed.lease):
+        headers = replace(head.headers, metadata=build_tombstone_metadata(action.sealed))
+        async with self._translate_lock_refusal(s3_key, head, snapshot.lease):
             await self._storage.put(
-                s3_key, b"", headers, condition=IfMatch(head.etag), lease=observed.lease
+                s3_key, b"", headers, condition=IfMatch(head.etag), lease=snapshot.lease
             )
 
     @asynccontextmanager
-    async def _lock_told(self, s3_key: str, head: Head, lease: Lease) -> AsyncIterator[None]:
+    async def _translate_lock_refusal(
+        self, s3_key: str, head: Head, lease: Lease
+    ) -> AsyncIterator[None]:
         """A write under this lease; where the object's lock refused it, that is told."""
         try:
             yield
         except RefusedError as exc:
-            if await refused_by_lock(self._storage, s3_key, head, lease):
+            if await is_lock_refusal(self._storage, s3_key, head, lease):
                 raise LockedObjectError("the storage refuses to write a locked object") from exc
             raise
 
 
-def _restated(head: Head, wraps: Wraps) -> Headers:
+def _headers_with_wraps(head: Head, wraps: Wraps) -> Headers:
     """Everything that the object had, under new wraps (SPEC 8.2).
 
     The write changes the storage's `Last-Modified`: what it was before the first one is kept
@@ -170,7 +174,7 @@ def _restated(head: Head, wraps: Wraps) -> Headers:
     caller = {n: v for n, v in head.metadata.items() if not n.startswith(OWN_PREFIX)}
     # An object of the earlier system has no upload's id of its own (SPEC 4.6).
     is_v0 = wraps.algorithm == V0_ALGORITHM
-    metadata = metadata_for(
+    metadata = build_object_metadata(
         wraps,
         upload_id=None if is_v0 else head.metadata.get(UPLOAD),
         caller_wire=caller,

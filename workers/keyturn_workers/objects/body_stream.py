@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from keyturn.crypto import BODY_CONTEXT, HEADER_BYTES, Sealer
 
 
-async def sealed_pieces(plaintext: AsyncIterator[bytes], dek: bytes) -> AsyncIterator[bytes]:
+async def seal_stream(plaintext: AsyncIterator[bytes], dek: bytes) -> AsyncIterator[bytes]:
     """The body of an object: its plaintext, sealed under its DEK."""
     sealer = Sealer(dek, BODY_CONTEXT)
     yield sealer.header
@@ -15,7 +15,7 @@ async def sealed_pieces(plaintext: AsyncIterator[bytes], dek: bytes) -> AsyncIte
     yield sealer.finish()
 
 
-async def first_bytes(pieces: AsyncIterator[bytes]) -> bytes:
+async def read_first_bytes(pieces: AsyncIterator[bytes]) -> bytes:
     """The first of a body's pieces, at least its header where it has so many bytes."""
     start = b""
     async for piece in pieces:

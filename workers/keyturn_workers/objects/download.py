@@ -29,13 +29,13 @@ from keyturn.errors import (
     CorruptObjectError,
     NotFoundError,
 )
-from keyturn.identifiers import keyring_key, object_key
+from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn.metadata import COBBLESTONE, Envelope
 from keyturn_workers.errors import ArchivedError, MissingError
 from keyturn_workers.keyring import Keyring
 from keyturn_workers.keyring.model import parse
-from keyturn_workers.objects.body_stream import first_bytes
-from keyturn_workers.objects.open import OpenedDek, Reader, check_not_rolled_back, open_dek
+from keyturn_workers.objects.body_stream import read_first_bytes
+from keyturn_workers.objects.open_dek import OpenedDek, ReaderKeys, check_not_rolled_back, open_dek
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.storage import Head, Storage, Stream
 
@@ -63,7 +63,7 @@ class OperatorAccess:
     """
 
     project: str
-    keys: OperatorKeys
+    operator_keys: OperatorKeys
 
 
 Access = ProjectAccess | OperatorAccess
@@ -132,7 +132,9 @@ class OpenObject:
 
 
 @asynccontextmanager
-async def open_object(storage: Storage, key: str, access: Access) -> AsyncIterator[OpenObject]:
+async def open_object(
+    storage: Storage, object_key: str, access: Access
+) -> AsyncIterator[OpenObject]:
     """Open an object with one GET, so that header, metadata and body are of one moment.
 
     Raises:
@@ -144,31 +146,35 @@ async def open_object(storage: Storage, key: str, access: Access) -> AsyncIterat
         StorageUnavailableError: the storage failed.
     """
     try:
-        async with storage.stream(object_key(access.project, key)) as stream:
+        async with storage.stream(object_s3_key(access.project, object_key)) as stream:
             pieces = stream.chunks(READ_BYTES)
-            start = await first_bytes(pieces)
+            start = await read_first_bytes(pieces)
             envelope = object_metadata.parse(stream.head.metadata)
             # Read after the object: only then does a higher generation in it mean anything.
             keyring = await _keyring(storage, access)
             reader = _reader(access, keyring, envelope)
-            opened = open_dek(envelope, start[:HEADER_BYTES], key, reader)
+            opened = open_dek(envelope, start[:HEADER_BYTES], object_key, reader)
             if keyring is not None:
                 check_not_rolled_back(keyring, envelope, opened)
             yield OpenObject(stream, start, pieces, opened)
     except MissingError as exc:
-        raise NotFoundError(key) from exc
+        raise NotFoundError(object_key) from exc
     except ArchivedError as exc:
-        raise ArchivedObjectError(key) from exc
+        raise ArchivedObjectError(object_key) from exc
 
 
-def _reader(access: Access, keyring: Keyring | None, envelope: Envelope) -> Reader:
+def _reader(access: Access, keyring: Keyring | None, envelope: Envelope) -> ReaderKeys:
     match access:
         case ProjectAccess(project, user_kek):
-            return Reader(project, user_kek=user_kek)
-        case OperatorAccess(project, keys):
+            return ReaderKeys(project, user_kek=user_kek)
+        case OperatorAccess(project, operator_keys):
             if keyring is None:
-                return Reader(project, master_keys=keys.master_keys, v0_admin_kek=keys.v0_admin_kek)
-            return Reader.of(keyring, keys, envelope, None)
+                return ReaderKeys(
+                    project,
+                    master_keys=operator_keys.master_keys,
+                    v0_admin_kek=operator_keys.v0_admin_kek,
+                )
+            return ReaderKeys.of(keyring, operator_keys, envelope, None)
 
 
 async def _keyring(storage: Storage, access: Access) -> Keyring | None:
@@ -179,7 +185,7 @@ async def _keyring(storage: Storage, access: Access) -> Keyring | None:
     if isinstance(access, ProjectAccess):
         return None
     try:
-        _, record = await storage.read(keyring_key(access.project))
+        _, record = await storage.read(keyring_s3_key(access.project))
     except MissingError:
         return None
-    return parse(record, access.project, access.keys.master_keys)
+    return parse(record, access.project, access.operator_keys.master_keys)

@@ -10,8 +10,8 @@ from typing import Final
 from keyturn.crypto import BODY_CONTEXT, SealError, Secret, V0Opener, seal, sealed_size
 from keyturn.errors import BodyTooLargeError, CorruptObjectError
 from keyturn_workers.keyring import KeyringReader, KeyringSnapshot
-from keyturn_workers.objects.body_stream import sealed_pieces
-from keyturn_workers.objects.guards import still
+from keyturn_workers.objects.body_stream import seal_stream
+from keyturn_workers.objects.guards import recheck_state
 from keyturn_workers.storage import Head, Headers, IfMatch, Storage
 
 PUT_MAX_BYTES: Final = 5 * 1024**3
@@ -56,11 +56,11 @@ async def encrypt(
     head: Head,
     headers: Headers,
     dek: bytes,
-    observed: KeyringSnapshot,
+    snapshot: KeyringSnapshot,
 ) -> None:
     """Replace plaintext by its own sealed body, in one put over the body that was read.
 
-    `observed` is what the wraps in `headers` were made for. A streamed put may end long
+    `snapshot` is what the wraps in `headers` were made for. A streamed put may end long
     after its lease. A body of no bytes has the ETag of every tombstone, so that its condition
     would then bring back what was deleted, and told, meanwhile: it goes as one plain put,
     which is over within its lease.
@@ -74,21 +74,23 @@ async def encrypt(
     size_bytes = check_fits_one_put(head)
     if head.size_bytes == 0:
         body = seal(dek, BODY_CONTEXT, b"")
-        await storage.put(s3_key, body, headers, condition=IfMatch(head.etag), lease=observed.lease)
+        await storage.put(s3_key, body, headers, condition=IfMatch(head.etag), lease=snapshot.lease)
         return
     async with storage.stream(s3_key, if_match=head.etag) as source:
         await storage.put_stream(
             s3_key,
-            _fenced(sealed_pieces(source.chunks(_PIECE_BYTES), dek), keyrings, observed),
+            _recheck_before_last_piece(
+                seal_stream(source.chunks(_PIECE_BYTES), dek), keyrings, snapshot
+            ),
             size_bytes,
             headers,
             condition=IfMatch(head.etag),
-            lease=observed.lease,
+            lease=snapshot.lease,
         )
 
 
-async def _fenced(
-    pieces: AsyncIterator[bytes], keyrings: KeyringReader, observed: KeyringSnapshot
+async def _recheck_before_last_piece(
+    pieces: AsyncIterator[bytes], keyrings: KeyringReader, snapshot: KeyringSnapshot
 ) -> AsyncIterator[bytes]:
     """The pieces, the last of them only if the desired state is still the one that they serve.
 
@@ -100,6 +102,6 @@ async def _fenced(
         if held is not None:
             yield held
         held = piece
-    await still(keyrings, observed)
+    await recheck_state(keyrings, snapshot)
     if held is not None:
         yield held

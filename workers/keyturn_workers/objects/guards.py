@@ -7,14 +7,14 @@ from keyturn_workers.keyring import KeyringReader, KeyringSnapshot
 from keyturn_workers.storage import Head, Lease, Storage
 
 
-async def still(keyrings: KeyringReader, observed: KeyringSnapshot) -> KeyringSnapshot:
+async def recheck_state(keyrings: KeyringReader, snapshot: KeyringSnapshot) -> KeyringSnapshot:
     """A keyring read begun now, with the lease that it gives.
 
     Raises:
         PreconditionError: it shows another state than the one that the wraps were made for.
     """
-    now = await keyrings.fresh(observed.desired.project)
-    if not now.desired.same_state(observed.desired):
+    now = await keyrings.read_fresh(snapshot.desired.project)
+    if not now.desired.same_state(snapshot.desired):
         raise PreconditionError("the desired state moved")
     return now
 
@@ -31,7 +31,7 @@ async def check_unchanged(storage: Storage, s3_key: str, head: Head) -> None:
         raise PreconditionError("the object changed since it was looked at")
 
 
-async def refused_by_lock(storage: Storage, s3_key: str, head: Head, lease: Lease) -> bool:
+async def is_lock_refusal(storage: Storage, s3_key: str, head: Head, lease: Lease) -> bool:
     """Whether a refused write was refused by the object's lock, and not for being late.
 
     The answer is the same 403. By the storage's clock after it, the write came in time or

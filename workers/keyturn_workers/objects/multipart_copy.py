@@ -10,7 +10,7 @@ import math
 from typing import Final
 
 from keyturn_workers.keyring import KeyringReader, KeyringSnapshot
-from keyturn_workers.objects.guards import check_unchanged, still
+from keyturn_workers.objects.guards import check_unchanged, recheck_state
 from keyturn_workers.storage import Head, Headers, IfMatch, Part, Storage
 from keyturn_workers.storage.multipart import multipart
 
@@ -22,8 +22,8 @@ _PARTS_IN_FLIGHT: Final = 4
 
 def part_ranges(size_bytes: int, copy_limit_bytes: int) -> list[tuple[int, int]]:
     """First and last byte (both included) of each part of a copy."""
-    wished = max(_MIN_PART_BYTES, min(copy_limit_bytes, _MAX_PART_BYTES))
-    part_bytes = max(wished, math.ceil(size_bytes / _MAX_PARTS))
+    wanted_bytes = max(_MIN_PART_BYTES, min(copy_limit_bytes, _MAX_PART_BYTES))
+    part_bytes = max(wanted_bytes, math.ceil(size_bytes / _MAX_PARTS))
     return [
         (first, min(first + part_bytes, size_bytes) - 1)
         for first in range(0, size_bytes, part_bytes)
@@ -36,11 +36,11 @@ async def copy_in_parts(
     s3_key: str,
     head: Head,
     headers: Headers,
-    observed: KeyringSnapshot,
+    snapshot: KeyringSnapshot,
     *,
     copy_limit_bytes: int,
 ) -> None:
-    """Replace a large object's metadata; `observed` is what its new wraps were made for.
+    """Replace a large object's metadata; `snapshot` is what its new wraps were made for.
 
     Raises:
         PreconditionError: the desired state or the object moved meanwhile: look again.
@@ -50,14 +50,14 @@ async def copy_in_parts(
     ranges = part_ranges(head.size_bytes, copy_limit_bytes)
     async with multipart(storage, s3_key, headers) as upload_id:
         parts = await _copy_parts(storage, s3_key, upload_id, ranges, head.etag)
-        now = await still(keyrings, observed)
+        now = await recheck_state(keyrings, snapshot)
         # In this order: a delete that is put after this look is put after the lease's
         # beginning, so that it waits for the completion before it is told (SPEC 8.7). One
         # that was put before it is seen here. Otherwise the parts, copied long ago,
         # would bring back what was deleted.
         await check_unchanged(storage, s3_key, head)
-        honoured = storage.differences.conditional_completion
-        condition = IfMatch(head.etag) if honoured else None
+        is_conditional = storage.differences.conditional_completion
+        condition = IfMatch(head.etag) if is_conditional else None
         await storage.complete_multipart(
             s3_key, upload_id, parts, condition=condition, lease=now.lease
         )

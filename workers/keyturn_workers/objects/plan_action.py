@@ -29,13 +29,13 @@ from keyturn.metadata import V0_ALGORITHM, Plaintext, Tombstone, V0Wraps, Wraps
 from keyturn_workers.keyring import DesiredState, Keyring
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.objects.unwrap import (
-    Opened,
-    agreed,
+    OpenedWrap,
     is_current,
-    open_admin,
-    open_user,
-    open_user_by_earlier,
+    open_admin_wrap,
+    open_user_wrap,
+    open_user_wrap_with_earlier_kek,
     past_generations,
+    select_dek,
 )
 from keyturn_workers.objects.verify import check_header
 from keyturn_workers.objects.wrap import wrap
@@ -48,7 +48,7 @@ __all__ = [
     "OperatorKeys",
     "Options",
     "PlannedAction",
-    "Reseal",
+    "ResealTombstone",
     "Rewrap",
     "plan_action",
 ]
@@ -87,12 +87,12 @@ class NoOp:
 class Rewrap:
     """New wraps for a body that stays as it is.
 
-    A body of the earlier system must first open whole under `body_key`, where that is
+    A body of the earlier system must first open whole under `body_dek`, where that is
     given: nothing in it commits to its key.
     """
 
     wraps: Wraps
-    body_key: Secret | None
+    body_dek: Secret | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,31 +101,31 @@ class Encrypt:
 
 
 @dataclass(frozen=True, slots=True)
-class Reseal:
+class ResealTombstone:
     """A tombstone, sealed under the desired admin KEK; it tells the same time."""
 
     sealed: bytes
 
 
-PlannedAction: TypeAlias = NoOp | Rewrap | Encrypt | Reseal
+PlannedAction: TypeAlias = NoOp | Rewrap | Encrypt | ResealTombstone
 
 
 def plan_action(
-    looked: ObjectView,
-    key: str,
+    view: ObjectView,
+    object_key: str,
     keyring: Keyring,
     desired: DesiredState,
-    keys: OperatorKeys,
+    operator_keys: OperatorKeys,
     options: Options,
 ) -> PlannedAction:
-    """What brings the object `key` of the keyring's project to the desired state.
+    """What brings the object `object_key` of the keyring's project to the desired state.
 
     Args:
-        looked: the object.
-        key: its key, without its project.
+        view: the object.
+        object_key: its key, without its project.
         keyring: best read after the object; see `KeyringRolledBackError` below.
         desired: the keyring's own desired state, derived once for many objects.
-        keys: the operator's.
+        operator_keys: the master keys.
         options: the sweep's.
 
     Raises:
@@ -137,46 +137,46 @@ def plan_action(
         KeyringRolledBackError: the admin wrap opens at a higher generation than the
             keyring's. Means nothing where the keyring was read before the object.
     """
-    envelope = object_metadata.parse(looked.head.metadata)
+    envelope = object_metadata.parse(view.head.metadata)
     match envelope:
         case Wraps():
-            return _with_wraps(envelope, looked, key, keyring, desired, keys, options)
+            return _with_wraps(envelope, view, object_key, keyring, desired, operator_keys, options)
         case Plaintext():
-            return _plaintext(looked, desired, options)
+            return _plaintext(view, desired, options)
         case Tombstone():
-            return _tombstone(envelope, key, desired, keys)
+            return _tombstone(envelope, object_key, desired, operator_keys)
         case V0Wraps():
-            return _with_v0_wraps(envelope, looked, key, keyring, desired, keys)
+            return _with_v0_wraps(envelope, view, object_key, keyring, desired, operator_keys)
 
 
 def _with_wraps(
     wraps: Wraps,
-    looked: ObjectView,
-    key: str,
+    view: ObjectView,
+    object_key: str,
     keyring: Keyring,
     desired: DesiredState,
-    keys: OperatorKeys,
+    operator_keys: OperatorKeys,
     options: Options,
 ) -> NoOp | Rewrap:
     v0_body = wraps.algorithm == V0_ALGORITHM
-    _check_length(looked.head, v0_body=v0_body)
+    _check_length(view.head, v0_body=v0_body)
     past = past_generations(keyring)
-    admin = open_admin(wraps, key, desired, keys, past)
-    user = open_user(wraps, key, desired, _worth_trying(admin, past, v0_body=v0_body))
+    admin = open_admin_wrap(wraps, object_key, desired, operator_keys, past)
+    user = open_user_wrap(wraps, object_key, desired, _worth_trying(admin, past, v0_body=v0_body))
     if admin is None and user is None and options.repair:
-        user = open_user_by_earlier(wraps, key, keyring)
-    dek = agreed(admin, user)
+        user = open_user_wrap_with_earlier_kek(wraps, object_key, keyring)
+    dek = select_dek(admin, user)
     if not v0_body:
-        check_header(dek, looked.header)
+        check_header(dek, view.header)
     if is_current(wraps, admin, user, desired):
         return NoOp("current")
     # By the admin wrap, the operator's own word stands for a v0 body; a DEK that the user
     # wrap alone gave could be anything that whoever holds the API key put there.
     unproven = Secret(dek) if v0_body and admin is None else None
-    return Rewrap(wrap(desired, key, dek, algorithm=wraps.algorithm), unproven)
+    return Rewrap(wrap(desired, object_key, dek, algorithm=wraps.algorithm), unproven)
 
 
-def _worth_trying(admin: Opened | None, past: Sequence[int], *, v0_body: bool) -> Sequence[int]:
+def _worth_trying(admin: OpenedWrap | None, past: Sequence[int], *, v0_body: bool) -> Sequence[int]:
     """The generations at which a user wrap could still matter, beside the likely two.
 
     Where the admin wrap gave the DEK and the header commits to it, a user wrap that opens
@@ -199,59 +199,61 @@ def _check_length(head: Head, *, v0_body: bool) -> None:
         raise CorruptObjectError("no sealed body has this length") from exc
 
 
-def _plaintext(looked: ObjectView, desired: DesiredState, options: Options) -> NoOp | Encrypt:
+def _plaintext(view: ObjectView, desired: DesiredState, options: Options) -> NoOp | Encrypt:
     if not desired.plaintext_allowed:
         raise CorruptObjectError("an object without enc-algo, and plaintext is forbidden")
     if not options.encrypt_plaintext:
         return NoOp("plaintext")
-    if looked.head.archived:
+    if view.head.archived:
         raise ArchivedObjectError("its storage class must be restored first")
     return Encrypt()
 
 
 def _tombstone(
-    tombstone: Tombstone, key: str, desired: DesiredState, keys: OperatorKeys
+    tombstone: Tombstone, object_key: str, desired: DesiredState, operator_keys: OperatorKeys
 ) -> PlannedAction:
     """A tombstone names no master key: the desired one is tried, then each other."""
-    if _deleted_at(tombstone, key, desired.project, desired.admin_kek) is not None:
+    if _deleted_at(tombstone, object_key, desired.project, desired.admin_kek) is not None:
         return NoOp("deleted")
-    for name in keys.master_keys:
-        kek = keys.admin_kek(name, desired.project)
-        time = None if kek is None else _deleted_at(tombstone, key, desired.project, kek)
+    for name in operator_keys.master_keys:
+        kek = operator_keys.admin_kek(name, desired.project)
+        time = None if kek is None else _deleted_at(tombstone, object_key, desired.project, kek)
         if time is not None:
-            return Reseal(seal_tombstone(desired.admin_kek, desired.project, key, time))
+            return ResealTombstone(
+                seal_tombstone(desired.admin_kek, desired.project, object_key, time)
+            )
     raise NoUsableWrapError("a tombstone that opens under no master key")
 
 
-def _deleted_at(tombstone: Tombstone, key: str, project: str, kek: Secret) -> str | None:
+def _deleted_at(tombstone: Tombstone, object_key: str, project: str, kek: Secret) -> str | None:
     try:
-        return open_tombstone(kek, project, key, tombstone.sealed)
+        return open_tombstone(kek, project, object_key, tombstone.sealed)
     except SealError:
         return None
 
 
 def _with_v0_wraps(
     wraps: V0Wraps,
-    looked: ObjectView,
-    key: str,
+    view: ObjectView,
+    object_key: str,
     keyring: Keyring,
     desired: DesiredState,
-    keys: OperatorKeys,
+    operator_keys: OperatorKeys,
 ) -> Rewrap:
     if not keyring.v0_allowed:
         # They are bound to nothing: anyone could have moved them here from elsewhere.
         raise NoUsableWrapError("wraps of the earlier system, and v0 is forbidden")
-    _check_length(looked.head, v0_body=True)
-    admin = _v0_unwrap(keys.v0_admin_kek, wraps.admin)
+    _check_length(view.head, v0_body=True)
+    admin = _v0_unwrap(operator_keys.v0_admin_kek, wraps.admin)
     user = _v0_unwrap(keyring.v0_kek, wraps.user)
-    dek = agreed(admin, user)
-    return Rewrap(wrap(desired, key, dek, algorithm=V0_ALGORITHM), Secret(dek))
+    dek = select_dek(admin, user)
+    return Rewrap(wrap(desired, object_key, dek, algorithm=V0_ALGORITHM), Secret(dek))
 
 
-def _v0_unwrap(kek: Secret | None, wrapped: bytes | None) -> Opened | None:
+def _v0_unwrap(kek: Secret | None, wrapped: bytes | None) -> OpenedWrap | None:
     if kek is None or wrapped is None:
         return None
     try:
-        return Opened(v0_unwrap_dek(kek, wrapped), 0)
+        return OpenedWrap(v0_unwrap_dek(kek, wrapped), 0)
     except SealError:
         return None

@@ -13,7 +13,7 @@ from keyturn.errors import (
     DeletedKeyError,
     StorageUnavailableError,
 )
-from keyturn.identifiers import object_key
+from keyturn.identifiers import object_s3_key
 from keyturn.metadata import Tombstone, Wraps
 from keyturn_workers.errors import ArchivedError, MissingError, PreconditionError, RefusedError
 from keyturn_workers.keyring import KeyringReader, KeyringSnapshot
@@ -29,14 +29,14 @@ from keyturn_workers.objects.plan_action import (
 from keyturn_workers.storage import Storage
 
 # Each turn of the loop means that the desired state moved or somebody else wrote.
-_MAX_TURNS: Final = 8
+_MAX_ATTEMPTS: Final = 8
 
 _log = structlog.get_logger()
 
 
-async def reconcile(
+async def reconcile_object(
     project: str,
-    key: str,
+    object_key: str,
     storage: Storage,
     keyrings: KeyringReader,
     master_keys: Mapping[str, Secret],
@@ -54,54 +54,58 @@ async def reconcile(
         StorageUnavailableError: the storage failed, or the object moved all the time.
         KeyringRolledBackError, UnknownMasterKeyError: try again later.
     """
-    effects = ActionExecutor(storage, keyrings, copy_limit_bytes)
-    keys = OperatorKeys(master_keys)
-    for _ in range(_MAX_TURNS):
-        looked = await _look(project, key, storage)
+    executor = ActionExecutor(storage, keyrings, copy_limit_bytes)
+    operator_keys = OperatorKeys(master_keys)
+    for _ in range(_MAX_ATTEMPTS):
+        view = await _read_object(project, object_key, storage)
         # Begun after the object was read, and after any copy of the turn before.
-        observed = await keyrings.fresh(project)
-        decision = plan_action(looked, key, observed.keyring, observed.desired, keys, Options())
-        if isinstance(decision, NoOp):
-            return observed
-        tags_drop = tags_at_risk(storage, looked, decision, copy_limit_bytes)
+        snapshot = await keyrings.read_fresh(project)
+        action = plan_action(
+            view, object_key, snapshot.keyring, snapshot.desired, operator_keys, Options()
+        )
+        if isinstance(action, NoOp):
+            return snapshot
+        tags_drop = tags_at_risk(storage, view, action, copy_limit_bytes)
         try:
-            await _carry_out(
-                effects, storage, project, key, looked, decision, observed, tags_drop=tags_drop
+            await _execute(
+                executor, storage, project, object_key, view, action, snapshot, tags_drop=tags_drop
             )
         except (MissingError, PreconditionError, RefusedError):
             continue  # a lost race, or a lease that ran out: read again
     raise StorageUnavailableError("the object kept changing while it was reconciled")
 
 
-async def _look(project: str, key: str, storage: Storage) -> ObjectView:
+async def _read_object(project: str, object_key: str, storage: Storage) -> ObjectView:
     try:
-        looked = ObjectView(*await storage.read_start(object_key(project, key), HEADER_BYTES))
+        view = ObjectView(
+            *await storage.read_start(object_s3_key(project, object_key), HEADER_BYTES)
+        )
     except MissingError as exc:
         raise StorageUnavailableError("the object to reconcile is gone") from exc
     except ArchivedError as exc:
         raise ArchivedObjectError("its storage class must be restored first") from exc
-    envelope = object_metadata.parse(looked.head.metadata)
+    envelope = object_metadata.parse(view.head.metadata)
     if isinstance(envelope, Tombstone):
-        raise DeletedKeyError(f"{key} was deleted")
+        raise DeletedKeyError(f"{object_key} was deleted")
     if not isinstance(envelope, Wraps):
         raise CorruptObjectError("the object to reconcile has no wraps")
-    return looked
+    return view
 
 
-async def _carry_out(
-    effects: ActionExecutor,
+async def _execute(
+    executor: ActionExecutor,
     storage: Storage,
     project: str,
-    key: str,
-    looked: ObjectView,
-    decision: PlannedAction,
-    observed: KeyringSnapshot,
+    object_key: str,
+    view: ObjectView,
+    action: PlannedAction,
+    snapshot: KeyringSnapshot,
     *,
     tags_drop: bool,
 ) -> None:
-    s3_key = object_key(project, key)
+    s3_key = object_s3_key(project, object_key)
     tags = await storage.read_tags(s3_key) if tags_drop else {}
-    await effects.carry_out(project, key, looked, decision, observed)
+    await executor.execute(project, object_key, view, action, snapshot)
     if tags:
         await storage.write_tags(s3_key, tags)
-    _log.info("object rewrapped", s3_key=s3_key, generation=observed.desired.generation)
+    _log.info("object rewrapped", s3_key=s3_key, generation=snapshot.desired.generation)

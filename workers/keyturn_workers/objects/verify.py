@@ -12,12 +12,12 @@ from keyturn.metadata import Wraps
 from keyturn_workers.keyring import DesiredState, Keyring
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.objects.unwrap import (
-    Opened,
-    agreed,
+    OpenedWrap,
     is_current,
-    open_admin,
-    open_user,
+    open_admin_wrap,
+    open_user_wrap,
     past_generations,
+    select_dek,
     try_wrap,
 )
 
@@ -34,7 +34,11 @@ class Verified:
 
 
 def verify(
-    wraps: Wraps, header: bytes, key: str, desired: DesiredState, master_keys: Mapping[str, Secret]
+    wraps: Wraps,
+    header: bytes,
+    object_key: str,
+    desired: DesiredState,
+    master_keys: Mapping[str, Secret],
 ) -> Verified:
     """Open both wraps, and compare the object with the desired state.
 
@@ -46,12 +50,18 @@ def verify(
         KeyringRolledBackError: the admin wrap opens at a higher generation than the
             keyring's. Only meaningful where the keyring was read after the object.
     """
-    admin = open_admin(wraps, key, desired, OperatorKeys(master_keys), ())
-    return _examined(wraps, header, admin, open_user(wraps, key, desired, ()), desired)
+    admin = open_admin_wrap(wraps, object_key, desired, OperatorKeys(master_keys), ())
+    return _verify_opened(
+        wraps, header, admin, open_user_wrap(wraps, object_key, desired, ()), desired
+    )
 
 
-def verify_own(
-    wraps: Wraps, header: bytes, key: str, keyring: Keyring, master_keys: Mapping[str, Secret]
+def verify_upload(
+    wraps: Wraps,
+    header: bytes,
+    object_key: str,
+    keyring: Keyring,
+    master_keys: Mapping[str, Secret],
 ) -> Verified:
     """Whether an object that carries an upload's id is what that upload stored (SPEC 7.1).
 
@@ -65,22 +75,28 @@ def verify_own(
         UnknownMasterKeyError: this process lacks the keyring's master key.
     """
     desired, past = keyring.desired(master_keys), past_generations(keyring)
-    admin = open_admin(wraps, key, desired, OperatorKeys(master_keys), past)
+    admin = open_admin_wrap(wraps, object_key, desired, OperatorKeys(master_keys), past)
     if admin is None:
         raise CorruptObjectError("the admin wrap does not open")
     kek = keyring.user_keks.get(wraps.generation)
     if kek is not None:
-        own = try_wrap(wraps, "user", key, keyring.project, kek, (wraps.generation,))
+        own = try_wrap(wraps, "user", object_key, keyring.project, kek, (wraps.generation,))
         if own is None:
             raise CorruptObjectError("the user wrap does not open")
-        agreed(admin, own)
-    return _examined(wraps, header, admin, open_user(wraps, key, desired, past), desired)
+        select_dek(admin, own)
+    return _verify_opened(
+        wraps, header, admin, open_user_wrap(wraps, object_key, desired, past), desired
+    )
 
 
-def _examined(
-    wraps: Wraps, header: bytes, admin: Opened | None, user: Opened | None, desired: DesiredState
+def _verify_opened(
+    wraps: Wraps,
+    header: bytes,
+    admin: OpenedWrap | None,
+    user: OpenedWrap | None,
+    desired: DesiredState,
 ) -> Verified:
-    dek = agreed(admin, user)
+    dek = select_dek(admin, user)
     check_header(dek, header)
     return Verified(dek, current=is_current(wraps, admin, user, desired))
 

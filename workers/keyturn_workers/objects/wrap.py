@@ -9,29 +9,31 @@ from keyturn.metadata import COBBLESTONE, DELETED, Wraps
 from keyturn_workers.keyring import DesiredState
 
 
-def wrap(desired: DesiredState, key: str, dek: bytes, *, algorithm: str = COBBLESTONE) -> Wraps:
+def wrap(
+    desired: DesiredState, object_key: str, dek: bytes, *, algorithm: str = COBBLESTONE
+) -> Wraps:
     """Both wraps of a 32-byte DEK, bound to the algorithm, project, key and generation."""
-    user = _wrap(desired, "user", desired.user_kek, key, dek, algorithm)
-    admin = _wrap(desired, "admin", desired.admin_kek, key, dek, algorithm)
+    user = _wrap(desired, "user", desired.user_kek, object_key, dek, algorithm)
+    admin = _wrap(desired, "admin", desired.admin_kek, object_key, dek, algorithm)
     generation = desired.generation
     return Wraps(algorithm, user, admin, generation, desired.kek_id, desired.master_key)
 
 
 def _wrap(
-    desired: DesiredState, role: Role, kek: Secret, key: str, dek: bytes, algorithm: str
+    desired: DesiredState, role: Role, kek: Secret, object_key: str, dek: bytes, algorithm: str
 ) -> bytes:
     return wrap_dek(
         kek,
         role,
         algorithm=algorithm,
         project=desired.project,
-        key=key,
+        key=object_key,
         generation=desired.generation,
         dek=dek,
     )
 
 
-def metadata_for(
+def build_object_metadata(
     wraps: Wraps,
     *,
     upload_id: str | None,
@@ -51,6 +53,6 @@ def metadata_for(
     return whole
 
 
-def tombstone_metadata(sealed: bytes) -> dict[str, str]:
+def build_tombstone_metadata(sealed: bytes) -> dict[str, str]:
     """A tombstone's whole metadata, around the bytes of `seal_tombstone` (SPEC 8.7)."""
     return {object_metadata.ALGO: DELETED, object_metadata.DEK_ADMIN: b64(sealed)}

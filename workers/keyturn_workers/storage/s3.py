@@ -16,9 +16,9 @@ from urllib.parse import quote, urlsplit
 import aiohttp
 import stamina
 
-from keyturn.errors import StorageUnavailableError
+from keyturn.errors import SettingsError, StorageUnavailableError
 from keyturn.s3_client import new_session, open_client
-from keyturn.settings import S3Settings, SettingsError
+from keyturn.settings import S3Settings
 from keyturn_workers.errors import ArchivedError
 from keyturn_workers.storage.capabilities import WORKS_EVERYWHERE, Capabilities
 from keyturn_workers.storage.exchange import Answer

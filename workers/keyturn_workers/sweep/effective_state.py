@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from keyturn.crypto import Secret
-from keyturn_workers.keyring import KeyringSnapshot, resealed
+from keyturn_workers.keyring import KeyringSnapshot, with_master_key
 from keyturn_workers.sweep.plan import SweepRequest
 
 
@@ -18,5 +18,5 @@ def wanted(
     """
     if not ask.dry_run or ask.master_key in (None, observed.keyring.master_key):
         return observed
-    keyring = resealed(observed.keyring, str(ask.master_key))
+    keyring = with_master_key(observed.keyring, str(ask.master_key))
     return replace(observed, keyring=keyring, desired=keyring.desired(master_keys))

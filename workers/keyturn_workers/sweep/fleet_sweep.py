@@ -18,13 +18,13 @@ from typing import Final
 import structlog
 
 from keyturn.errors import (
+    CodedError,
     CorruptObjectError,
-    KeyturnError,
     MalformedRequestError,
     UnknownMasterKeyError,
     UnknownProjectError,
 )
-from keyturn.identifiers import KEYRINGS_PREFIX, is_project, keyring_key
+from keyturn.identifiers import KEYRINGS_PREFIX, is_project, keyring_s3_key
 from keyturn_workers.errors import MissingError
 from keyturn_workers.keyring import KeyringReader
 from keyturn_workers.objects.operator_keys import OperatorKeys
@@ -230,7 +230,7 @@ class FleetSweep(StepRunner[AllPlan]):
         _log.warning("keyring listed and not found", project=project, tries=tries)
 
     async def _note_failed(
-        self, plan: AllPlan, project: str, error: KeyturnError, master_key: str
+        self, plan: AllPlan, project: str, error: CodedError, master_key: str
     ) -> None:
         ask = plan.ask
         said = {"sweep_id": ask.sweep_id, "project": project, "code": error.code}
@@ -277,7 +277,7 @@ class FleetSweep(StepRunner[AllPlan]):
             if not is_project(project):
                 continue
             try:
-                observed = await self._keyrings.fresh(project)
+                observed = await self._keyrings.read_fresh(project)
             except UnknownProjectError:
                 if await self._is_listed(project):
                     return False
@@ -290,7 +290,7 @@ class FleetSweep(StepRunner[AllPlan]):
 
     async def _is_listed(self, project: str) -> bool:
         """Whether a listing that begins now shows the project's keyring."""
-        key = keyring_key(project)
+        key = keyring_s3_key(project)
         return any([row.key == key async for row in self._storage.list(key, limit=1)])
 
     async def _before_told(self, standing: Standing[AllPlan]) -> None:

@@ -4,7 +4,7 @@ import asyncio
 
 import structlog
 
-from keyturn.errors import KeyturnError
+from keyturn.errors import CodedError
 from keyturn.topology import SWEEP_QUEUE
 from keyturn_workers.errors import MissingError
 from keyturn_workers.sweep.fleet_sweep import FleetSweep
@@ -95,7 +95,7 @@ class SweepRole:
         if await self._store.add_result(plan, live, result, state.master_key):
             await self._store.forget_if_over(plan, live)
 
-    async def fail(self, hint: SweepStep, error: KeyturnError) -> None:
+    async def fail(self, hint: SweepStep, error: CodedError) -> None:
         """Record and tell that a sweep cannot go on."""
         await self._carrier(hint.project).fail(hint, error)
 

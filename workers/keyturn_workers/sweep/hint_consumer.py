@@ -13,12 +13,7 @@ from typing import Final
 import structlog
 from aio_pika.exceptions import AMQPException
 
-from keyturn.errors import (
-    KeyturnError,
-    MalformedRequestError,
-    NotFoundError,
-    StorageUnavailableError,
-)
+from keyturn.errors import CodedError, MalformedRequestError, NotFoundError, StorageUnavailableError
 from keyturn.topology import RETRY_DELAYS_S
 from keyturn_workers.amqp import NotConfirmedError, WorkerPublisher
 from keyturn_workers.amqp.direct import Delivered
@@ -87,7 +82,7 @@ class HintConsumer:
         except NotFoundError as exc:
             # Forged, or left over from a sweep whose records were removed.
             _log.warning("hint without a sweep", sweep_id=hint.sweep_id, detail=exc.detail)
-        except KeyturnError as exc:
+        except CodedError as exc:
             await self._put_off_or_fail(hint, message, retry, exc)
         except StorageAnswerError as exc:
             error = StorageUnavailableError(f"{type(exc).__name__}: {exc}")
@@ -110,7 +105,7 @@ class HintConsumer:
                 await self._role.page(hint)
 
     async def _put_off_or_fail(
-        self, hint: Hint, message: Delivered, retry: Retry | None, error: KeyturnError
+        self, hint: Hint, message: Delivered, retry: Retry | None, error: CodedError
     ) -> None:
         attempt = attempts(retry, error)
         delay_s = self._delay_s(hint, error, attempt)
@@ -126,19 +121,19 @@ class HintConsumer:
         await self._dead_letter(message, error)
         _log.error("gave up", **said, detail=error.detail)
 
-    async def _dead_letter(self, message: Delivered, error: KeyturnError) -> None:
+    async def _dead_letter(self, message: Delivered, error: CodedError) -> None:
         await self._teller.dead_letter(message, self._queue, error)
         self._metrics.refused(error)
 
-    async def _fail(self, hint: SweepStep, error: KeyturnError) -> None:
+    async def _fail(self, hint: SweepStep, error: CodedError) -> None:
         try:
             await self._role.fail(hint, error)
-        except (KeyturnError, StorageAnswerError) as exc:
+        except (CodedError, StorageAnswerError) as exc:
             # Its record cannot be changed (by this process, perhaps for want of a master
             # key): the dead letter alone tells of it then.
             _log.error("failure not recorded", sweep_id=hint.sweep_id, problem=type(exc).__name__)
 
-    def _delay_s(self, hint: Hint, error: KeyturnError, attempt: int) -> int | None:
+    def _delay_s(self, hint: Hint, error: CodedError, attempt: int) -> int | None:
         """Seconds until the next try, or None where the sweep ends here.
 
         A page never ends a sweep: what it meets for good, the next step meets as well.

@@ -25,8 +25,8 @@ from typing import Final, TypeAlias
 import structlog
 
 from keyturn.crypto import Secret
-from keyturn.errors import CorruptObjectError, KeyturnError, UnknownMasterKeyError
-from keyturn.identifiers import KEYRINGS_PREFIX, is_project, keyring_key, parse_time
+from keyturn.errors import CodedError, CorruptObjectError, UnknownMasterKeyError
+from keyturn.identifiers import KEYRINGS_PREFIX, is_project, keyring_s3_key, parse_time
 from keyturn_workers.errors import MissingError
 from keyturn_workers.keyring.model import parse
 from keyturn_workers.storage import Storage
@@ -93,7 +93,7 @@ class OpenRotations:
         self._seen = {}
         async for row in self._storage.list(KEYRINGS_PREFIX):
             project = row.key.removeprefix(KEYRINGS_PREFIX).removesuffix(".json")
-            if row.key != keyring_key(project) or not is_project(project):
+            if row.key != keyring_s3_key(project) or not is_project(project):
                 continue
             before = seen.get(project)
             if before is not None and before.etag == row.etag:
@@ -112,7 +112,9 @@ class OpenRotations:
 
     async def _read(self, project: str, etag: str) -> None:
         try:
-            _, body = await self._storage.read(keyring_key(project), max_bytes=_KEYRING_MAX_BYTES)
+            _, body = await self._storage.read(
+                keyring_s3_key(project), max_bytes=_KEYRING_MAX_BYTES
+            )
             keyring = parse(body, project, self._master_keys)
         except MissingError:
             return
@@ -182,7 +184,7 @@ class OpenRotations:
         said = {"sweep_id": sweep_id, "project": project}
         try:
             begun = await self._starter.begin_again(sweep_id, project)
-        except KeyturnError as exc:
+        except CodedError as exc:
             # The others are not to wait for it; the next rounds come by again.
             _log.warning("lost rotation not begun", **said, code=exc.code, detail=exc.detail)
             return False

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from keyturn.errors import KeyturnError
+from keyturn.errors import CodedError
 from keyturn.identifiers import format_time
 from keyturn.messages import EVENT_MODELS, Event, RequestOrigin, id_field, with_origin
 from keyturn_workers.amqp.retry import delay_up_to
@@ -64,7 +64,7 @@ class Outbox:
         await self._sender.tell(with_origin(end_of(plan), origin))
 
     async def failed(
-        self, ask: SweepRequest, error: KeyturnError, origin: RequestOrigin | None
+        self, ask: SweepRequest, error: CodedError, origin: RequestOrigin | None
     ) -> None:
         """Publish that a rotation or a sweep cannot go on, as the answer to this request.
 
@@ -73,7 +73,7 @@ class Outbox:
         await self._sender.tell(with_origin(failure_of(ask, error), origin))
 
 
-def failure_of(ask: SweepRequest, error: KeyturnError) -> Event:
+def failure_of(ask: SweepRequest, error: CodedError) -> Event:
     """The event that says that a rotation or a sweep cannot go on."""
     event_type = f"{ask.kind}.failed"
     fields = {"code": error.code, "detail": error.detail, "at": _now()}

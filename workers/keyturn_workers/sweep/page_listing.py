@@ -7,7 +7,7 @@ bounded. On a versioned bucket each key comes with its noncurrent versions.
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
-from keyturn.identifiers import object_key
+from keyturn.identifiers import object_s3_key
 from keyturn_workers.storage import Storage, Version
 
 
@@ -44,7 +44,7 @@ async def batches(
 
 async def _plain(storage: Storage, project: str, after: str, size: int) -> AsyncIterator[Row]:
     prefix = f"{project}/"
-    start = object_key(project, after) if after else ""
+    start = object_s3_key(project, after) if after else ""
     while True:
         # One more than a page holds, which shows that it is over: servers give 1,000 else,
         # and reading what is not looked at costs time.
@@ -58,7 +58,7 @@ async def _plain(storage: Storage, project: str, after: str, size: int) -> Async
 
 async def _versioned(storage: Storage, project: str, after: str) -> AsyncIterator[Row]:
     prefix = f"{project}/"
-    start = object_key(project, after) if after else ""
+    start = object_s3_key(project, after) if after else ""
     row: Row | None = None
     async for version in storage.list_versions(prefix, after=start):
         key = version.key.removeprefix(prefix)

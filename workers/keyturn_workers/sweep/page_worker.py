@@ -17,16 +17,16 @@ import structlog
 from keyturn.crypto import HEADER_BYTES
 from keyturn.errors import (
     ArchivedObjectError,
+    CodedError,
     ForeignObjectError,
     KeyringRolledBackError,
-    KeyturnError,
     LockedObjectError,
     NotFoundError,
     StorageUnavailableError,
     TransientError,
     UnknownMasterKeyError,
 )
-from keyturn.identifiers import is_key, object_key
+from keyturn.identifiers import is_key, object_s3_key
 from keyturn.metadata import OWN_PREFIX
 from keyturn_workers.errors import (
     ArchivedError,
@@ -132,7 +132,7 @@ class PageWorker:
         self.keyrings = keyrings
         self.keys = keys
         self.store = store
-        self.effects = ActionExecutor(storage, keyrings, copy_limit_bytes)
+        self.executor = ActionExecutor(storage, keyrings, copy_limit_bytes)
         self.copy_limit_bytes = copy_limit_bytes
         self.slots = asyncio.Semaphore(concurrency)
 
@@ -241,13 +241,13 @@ class _PageAttempt:
                 return await work
             except (KeyringRolledBackError, UnknownMasterKeyError):
                 raise
-            except KeyturnError as exc:
+            except CodedError as exc:
                 self._fail(key, exc)
             except StorageAnswerError as exc:
                 self._fail(key, StorageUnavailableError(str(exc)))
             return None
 
-    def _fail(self, key: str, error: KeyturnError, *, current: bool = True) -> None:
+    def _fail(self, key: str, error: CodedError, *, current: bool = True) -> None:
         """Note a failure; of an older version (not `current`) the key is counted elsewhere."""
         self._tally.objects += current
         self._tally.failures.append(Failure(key, error.code))
@@ -275,8 +275,8 @@ class _PageAttempt:
             elif version is None:
                 self._tally.foreign += 1
 
-    async def _foreign_error(self, key: str, version: str | None) -> KeyturnError | None:
-        s3_key = object_key(self._project, key)
+    async def _foreign_error(self, key: str, version: str | None) -> CodedError | None:
+        s3_key = object_s3_key(self._project, key)
         try:
             if version is None:
                 head = await self._storage.head(s3_key)
@@ -301,7 +301,7 @@ class _PageAttempt:
             NotFoundError: the storage says that it does not exist. It was listed, and a delete
                 leaves a tombstone: until a listing no longer shows it, an old key may open it.
         """
-        s3_key = object_key(self._project, key)
+        s3_key = object_s3_key(self._project, key)
         try:
             looked = ObjectView(*await self._storage.read_start(s3_key, HEADER_BYTES))
         except MissingError as exc:
@@ -371,7 +371,7 @@ class _PageAttempt:
 
     async def _carry_out(self, planned: _Planned) -> None:
         args = (self._project, planned.key, planned.looked, planned.decision, planned.observed)
-        await self._by.effects.carry_out(*args)
+        await self._by.executor.execute(*args)
         self._tally.changed += 1
         match planned.decision:
             case Rewrap():
@@ -417,7 +417,7 @@ class _PageAttempt:
 
     async def _tags(self, key: str) -> dict[str, str]:
         try:
-            return dict(await self._storage.read_tags(object_key(self._project, key)))
+            return dict(await self._storage.read_tags(object_s3_key(self._project, key)))
         except MissingError:
             return {}
 
@@ -432,7 +432,7 @@ class _PageAttempt:
 
     async def _put_tags(self, key: str, tags: Mapping[str, str]) -> None:
         try:
-            await self._storage.write_tags(object_key(self._project, key), tags)
+            await self._storage.write_tags(object_s3_key(self._project, key), tags)
         except RefusedError as exc:
             # No lease bounds it: it is not for being late that it is refused.
             raise StorageUnavailableError("the storage refuses the tags") from exc
@@ -465,7 +465,7 @@ class _PageAttempt:
 
     async def _remove(self, key: str, version: str) -> None:
         try:
-            await self._storage.delete_version(object_key(self._project, key), version)
+            await self._storage.delete_version(object_s3_key(self._project, key), version)
         except RefusedError:
             self._tally.noncurrent_stale += 1
             self._tally.failures.append(Failure(key, LockedObjectError.code))
@@ -478,7 +478,7 @@ class _PageAttempt:
         Raises:
             MissingError: the storage says that there is no such version.
         """
-        s3_key = object_key(self._project, key)
+        s3_key = object_s3_key(self._project, key)
         try:
             looked = ObjectView(
                 *await self._storage.read_start(s3_key, HEADER_BYTES, version_id=version)
@@ -494,17 +494,17 @@ class _PageAttempt:
             # A keyring that cannot be read now, or one that this version shows rolled back,
             # says nothing of the version.
             raise
-        except KeyturnError:
+        except CodedError:
             return True, ours
         return not isinstance(decision, NoOp), ours
 
     async def _recent(self) -> KeyringSnapshot:
-        return self._leased(await self._by.keyrings.leased(self._project))
+        return self._leased(await self._by.keyrings.read_leased(self._project))
 
     async def _fresh(self) -> KeyringSnapshot:
-        observed = await self._by.keyrings.fresh(self._project)
+        observed = await self._by.keyrings.read_fresh(self._project)
         if not observed.leased:
-            observed = await self._by.keyrings.fresh(self._project)
+            observed = await self._by.keyrings.read_fresh(self._project)
         return self._leased(observed)
 
     def _leased(self, observed: KeyringSnapshot) -> KeyringSnapshot:

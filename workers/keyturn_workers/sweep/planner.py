@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Final
 
-from keyturn.identifiers import object_key
+from keyturn.identifiers import object_s3_key
 from keyturn_workers.storage import Storage
 from keyturn_workers.sweep.plan import KeyRange, OpenPage, Plan
 from keyturn_workers.sweep.progress import MAX_WIDTH
@@ -80,7 +80,7 @@ class Planner:
         edges: list[str] = []
         last, count = "", 0
         async for row in self._storage.list(
-            f"{project}/", after=object_key(project, keys.through) if keys.through else ""
+            f"{project}/", after=object_s3_key(project, keys.through) if keys.through else ""
         ):
             key = row.key.removeprefix(f"{project}/")
             if keys.end and key.encode() >= keys.end.encode():
@@ -97,7 +97,7 @@ class Planner:
 
     async def _keys_after(self, project: str, after: str, limit: int) -> list[str]:
         prefix = f"{project}/"
-        start = object_key(project, after) if after else ""
+        start = object_s3_key(project, after) if after else ""
         return [
             row.key.removeprefix(prefix)
             async for row in self._storage.list(prefix, after=start, limit=limit)

@@ -18,17 +18,17 @@ from keyturn.errors import (
     KeyringRolledBackError,
     StorageUnavailableError,
 )
-from keyturn.identifiers import object_key
+from keyturn.identifiers import object_s3_key
 from keyturn.metadata import ALGO, DELETED
 from keyturn_workers.errors import MissingError, RefusedError, StorageAnswerError
 from keyturn_workers.keyring import (
     Keyring,
     KeyringReader,
     KeyringSnapshot,
-    change,
-    forbidden_plaintext,
-    forget_older,
-    settled,
+    delete_older_versions,
+    forbid_plaintext,
+    replace_keyring,
+    retire_old_keys,
 )
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.storage import Storage
@@ -123,7 +123,7 @@ class ProjectSweep(StepRunner[Plan]):
 
     async def _make_step(self, standing: Standing[Plan], before: Plan) -> bool:
         """The step of a sweep that goes on by itself; False as `_step`."""
-        observed = self._wanted(before.ask, await self._keyrings.fresh(before.ask.project))
+        observed = self._wanted(before.ask, await self._keyrings.read_fresh(before.ask.project))
         state, now = State.of(observed), observed.lease.read_at
         if state.generation < before.state.generation:
             raise KeyringRolledBackError(
@@ -173,12 +173,12 @@ class ProjectSweep(StepRunner[Plan]):
         plan, own_s = standing.plan, self._lease_s
         if plan.ask.dry_run:
             return False  # it writes nothing
-        observed = await self._keyrings.recent(plan.ask.project)
+        observed = await self._keyrings.read_recent(plan.ask.project)
         named_s = observed.keyring.lease_s or plan.lease_s or own_s
         if own_s <= min(named_s, plan.lease_s or own_s):
             return False
         if own_s > named_s:
-            observed = await self._keyrings.fresh(plan.ask.project)
+            observed = await self._keyrings.read_fresh(plan.ask.project)
             if not await self._change(observed, observed.keyring):
                 raise StorageUnavailableError("the keyring changed while it was to name a lease")
         _log.warning("sweep's lease lengthened", **_named(plan), lease_s=own_s, was_s=plan.lease_s)
@@ -259,7 +259,7 @@ class ProjectSweep(StepRunner[Plan]):
         named = plan.ask.master_key
         clean = plan.counts.nothing_left and named in (None, plan.state.master_key)
         for _ in range(_MAX_TURNS):
-            observed = await self._keyrings.fresh(plan.ask.project)
+            observed = await self._keyrings.read_fresh(plan.ask.project)
             wanted = self._wanted(plan.ask, observed)
             if State.of(wanted) != plan.state:
                 # It moved since this step began: what was proven is not what is wanted now.
@@ -271,12 +271,12 @@ class ProjectSweep(StepRunner[Plan]):
             if plan.ask.encrypt_plaintext and observed.keyring.plaintext_allowed:
                 # Forbidden first, and proven once more: an upload may have stored plaintext
                 # behind the look at its page, by a keyring that still allowed it.
-                if await self._change(observed, forbidden_plaintext(observed.keyring)):
-                    now = await self._keyrings.fresh(plan.ask.project)
+                if await self._change(observed, forbid_plaintext(observed.keyring)):
+                    now = await self._keyrings.read_fresh(plan.ask.project)
                     again = moved(plan, State.of(now), now.lease.read_at, dated=now.proves)
                     return await self._go_on(standing, again, now)
                 continue
-            after_all = settled(observed.keyring)
+            after_all = retire_old_keys(observed.keyring)
             if after_all == observed.keyring or await self._change(observed, after_all):
                 break
         else:
@@ -299,13 +299,13 @@ class ProjectSweep(StepRunner[Plan]):
 
     async def _forget_older_keyrings(self, plan: Plan) -> None:
         try:
-            await forget_older(self._storage, plan.ask.project)
+            await delete_older_versions(self._storage, plan.ask.project)
         except RefusedError as exc:
             # They stay sealed under the master key; the objects are proven all the same.
             _log.warning("an older version of the keyring stays", **_named(plan), problem=str(exc))
 
     async def _change(self, observed: KeyringSnapshot, keyring: Keyring) -> bool:
-        return await change(
+        return await replace_keyring(
             self._storage,
             keyring,
             observed.etag,
@@ -317,7 +317,7 @@ class ProjectSweep(StepRunner[Plan]):
         """Put back what a worker that died left noted, of rounds that were given up too."""
         async for note, tags_by_key in self._store.noted_tags(plan):
             for key, tags in tags_by_key.items():
-                await self._restore_tags(plan, object_key(plan.ask.project, key), tags)
+                await self._restore_tags(plan, object_s3_key(plan.ask.project, key), tags)
             await self._store.forget_note(note)
 
     async def restore_tags_of(self, plan: Plan, hint: SweepPage) -> None:
@@ -332,7 +332,7 @@ class ProjectSweep(StepRunner[Plan]):
             replace(plan, round=hint.round), page
         ):
             for key, tags in tags_by_key.items():
-                await self._restore_tags(plan, object_key(plan.ask.project, key), tags)
+                await self._restore_tags(plan, object_s3_key(plan.ask.project, key), tags)
             if plan.status != "running":
                 await self._store.forget_note(note)
 

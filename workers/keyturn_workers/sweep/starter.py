@@ -6,7 +6,13 @@ from typing import Final
 
 from keyturn.errors import MalformedRequestError, StorageUnavailableError, UnknownMasterKeyError
 from keyturn_workers.errors import MissingError
-from keyturn_workers.keyring import KeyringReader, KeyringSnapshot, brought_by, change, resealed
+from keyturn_workers.keyring import (
+    KeyringReader,
+    KeyringSnapshot,
+    find_generation_number,
+    replace_keyring,
+    with_master_key,
+)
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.storage import Storage
 from keyturn_workers.sweep.effective_state import wanted
@@ -92,7 +98,7 @@ class Starter:
 
         Raises: as `start`.
         """
-        keyring = (await self._keyrings.fresh(project)).keyring
+        keyring = (await self._keyrings.read_fresh(project)).keyring
         current = keyring.current
         if current.rotation_id != rotation_id:
             return False
@@ -129,7 +135,7 @@ class Starter:
         if (
             ask.kind == "sweep"
             and not adopting
-            and brought_by(observed.keyring, ask.sweep_id) is not None
+            and find_generation_number(observed.keyring, ask.sweep_id) is not None
         ):
             # Its own sweep may not exist yet, and could not begin under another one's record.
             raise MalformedRequestError("this id names a rotation or an enrolment")
@@ -150,11 +156,11 @@ class Starter:
         """A keyring read that shows the master key that the sweep names, if it names one."""
         name = ask.master_key
         for _ in range(_MAX_TURNS):
-            observed = await self._keyrings.fresh(ask.project)
+            observed = await self._keyrings.read_fresh(ask.project)
             if ask.dry_run or name in (None, observed.keyring.master_key):
                 return observed
-            after = resealed(observed.keyring, str(name))
-            await change(
+            after = with_master_key(observed.keyring, str(name))
+            await replace_keyring(
                 self._storage,
                 after,
                 observed.etag,

@@ -11,12 +11,7 @@ from typing import Final, Generic
 
 import structlog
 
-from keyturn.errors import (
-    KeyturnError,
-    NotFoundError,
-    StorageUnavailableError,
-    all_errors,
-)
+from keyturn.errors import CodedError, NotFoundError, StorageUnavailableError, all_errors
 from keyturn_workers.errors import MissingError
 from keyturn_workers.sweep.messages import SweepStep
 from keyturn_workers.sweep.outbox import Outbox
@@ -157,7 +152,7 @@ class StepRunner(ABC, Generic[PlanT]):
         if await self._store.change(plan, standing.etag, standing.master_key):
             await self._outbox.step(plan)
 
-    async def fail(self, hint: SweepStep, error: KeyturnError) -> None:
+    async def fail(self, hint: SweepStep, error: CodedError) -> None:
         """Record and tell that a sweep cannot go on; a replay of its message carries it on.
 
         Raises:
@@ -185,6 +180,6 @@ class StepRunner(ABC, Generic[PlanT]):
             await self._tell_end(await self._read(hint.sweep_id, hint.project))
 
 
-def error_of(plan: Plan | AllPlan) -> KeyturnError:
+def error_of(plan: Plan | AllPlan) -> CodedError:
     """The error with which a sweep failed."""
     return all_errors().get(plan.code, StorageUnavailableError)(plan.detail)

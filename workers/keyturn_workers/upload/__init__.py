@@ -1,6 +1,6 @@
 """The upload worker: accept, encrypt, store, tell (SPEC 7)."""
 
-from keyturn_workers.upload.handler import UploadRole
+from keyturn_workers.upload.handler import UploadHandler
 from keyturn_workers.upload.uploader import Limits, Uploader, UploadResult
 
-__all__ = ["Limits", "UploadResult", "UploadRole", "Uploader"]
+__all__ = ["Limits", "UploadHandler", "UploadResult", "Uploader"]

@@ -57,7 +57,9 @@ def staged_plaintext_size(sealed_bytes: int, max_bytes: int) -> int:
         raise BadSealError("no sealed body has this size") from exc
 
 
-async def opened(sealed: AsyncIterator[bytes], key: bytes, context: bytes) -> AsyncIterator[bytes]:
+async def decrypt_stream(
+    sealed: AsyncIterator[bytes], key: bytes, context: bytes
+) -> AsyncIterator[bytes]:
     """The plaintext of a sealed body, in authenticated pieces.
 
     Raises:
@@ -92,7 +94,7 @@ async def digest(pieces: AsyncIterator[bytes]) -> bytes:
     return hashed.digest()
 
 
-async def in_parts(pieces: AsyncIterator[bytes], part_bytes: int) -> AsyncIterator[bytes]:
+async def split_into_parts(pieces: AsyncIterator[bytes], part_bytes: int) -> AsyncIterator[bytes]:
     """The same bytes in parts of exactly `part_bytes`, the last one shorter."""
     buffer = bytearray()
     async for piece in pieces:

@@ -33,18 +33,18 @@ from keyturn.errors import (
     StorageUnavailableError,
     UnknownAlgorithmError,
 )
-from keyturn.identifiers import object_key
+from keyturn.identifiers import object_s3_key
 from keyturn.messages import InlineBody, StagedBody, UploadRequested
 from keyturn.metadata import DELETED, UPLOAD, Plaintext, Wraps
 from keyturn_workers.errors import ArchivedError, MissingError, StorageAnswerError
 from keyturn_workers.keyring import KeyringReader, KeyringSnapshot
-from keyturn_workers.objects.verify import verify_own
+from keyturn_workers.objects.verify import verify_upload
 from keyturn_workers.storage import Head, Storage
 from keyturn_workers.upload import body_pipeline
 
 
 @dataclass(frozen=True, slots=True)
-class Own:
+class UploadIdentity:
     """What an upload knows of itself.
 
     Attributes:
@@ -62,22 +62,25 @@ class Own:
 
 @dataclass(frozen=True, slots=True)
 class ExistingUpload:
-    """This upload's own object: `size_bytes` of plaintext, made for `observed`.
+    """This upload's own object: `size_bytes` of plaintext, made for `snapshot`.
 
-    `current` is False where the object is not as `observed` wants it. `unsealed` says that it
-    is this upload's plaintext, where `observed` forbids plaintext: it is to be replaced by the
-    request's own body, over its ETag.
+    `current` is False where the object differs from the desired state in `snapshot`.
+    `needs_encryption`: this is the upload's own plaintext, and `snapshot` forbids plaintext; the
+    sealed body of the request must replace it, conditional on its ETag.
     """
 
     size_bytes: int
     etag: str
-    observed: KeyringSnapshot
+    snapshot: KeyringSnapshot
     current: bool
-    unsealed: bool = False
+    needs_encryption: bool = False
 
 
-async def look(
-    own: Own, storage: Storage, keyrings: KeyringReader, master_keys: Mapping[str, Secret]
+async def find_own_object(
+    own: UploadIdentity,
+    storage: Storage,
+    keyrings: KeyringReader,
+    master_keys: Mapping[str, Secret],
 ) -> ExistingUpload | None:
     """This upload's own object, or None where nothing stands.
 
@@ -93,7 +96,7 @@ async def look(
     request = own.request
     try:
         head, header = await storage.read_start(
-            object_key(request.project, request.key), HEADER_BYTES
+            object_s3_key(request.project, request.key), HEADER_BYTES
         )
     except MissingError:
         return None
@@ -102,36 +105,38 @@ async def look(
     if head.metadata.get(UPLOAD) != request.upload_id:
         raise AlreadyExistsError(f"{request.key} holds another object")
     # Read after the object: only then does a higher generation in it mean anything.
-    observed = await keyrings.fresh(request.project)
+    snapshot = await keyrings.read_fresh(request.project)
     try:
         envelope = object_metadata.parse(head.metadata)
     except UnknownAlgorithmError as exc:
         raise CorruptObjectError(f"unknown algorithm {exc.detail}") from exc
     match envelope:
         case Plaintext():
-            return await _plaintext(own, storage, head, observed)
+            return await _plaintext(own, storage, head, snapshot)
         case Wraps():
-            return await _wrapped(own, storage, head, envelope, header, observed, master_keys)
+            return await _wrapped(own, storage, head, envelope, header, snapshot, master_keys)
         case _:
             raise CorruptObjectError("it carries this upload's id, but not its wraps")
 
 
-async def belongs_to_another(request: UploadRequested, storage: Storage) -> bool:
+async def holds_another_upload(request: UploadRequested, storage: Storage) -> bool:
     """Whether an object with another upload's id stands at the target."""
     try:
-        head, _ = await storage.read_start(object_key(request.project, request.key), HEADER_BYTES)
+        head, _ = await storage.read_start(
+            object_s3_key(request.project, request.key), HEADER_BYTES
+        )
     except StorageAnswerError:
         return False
     return head.metadata.get(UPLOAD) not in {None, request.upload_id}
 
 
 async def _plaintext(
-    own: Own, storage: Storage, head: Head, observed: KeyringSnapshot
+    own: UploadIdentity, storage: Storage, head: Head, snapshot: KeyringSnapshot
 ) -> ExistingUpload:
     """Plaintext with this upload's id: its own where the bytes are those of its request."""
-    allowed = observed.desired.plaintext_allowed
+    allowed = snapshot.desired.plaintext_allowed
     stored = ExistingUpload(
-        head.size_bytes, head.etag, observed, current=allowed, unsealed=not allowed
+        head.size_bytes, head.etag, snapshot, current=allowed, needs_encryption=not allowed
     )
     try:
         if head.etag == own.known_etag or await _is_equal(own, storage, head, None):
@@ -149,15 +154,15 @@ async def _plaintext(
 
 
 async def _wrapped(
-    own: Own,
+    own: UploadIdentity,
     storage: Storage,
     head: Head,
     wraps: Wraps,
     header: bytes,
-    observed: KeyringSnapshot,
+    snapshot: KeyringSnapshot,
     master_keys: Mapping[str, Secret],
 ) -> ExistingUpload:
-    examined = verify_own(wraps, header, own.request.key, observed.keyring, master_keys)
+    examined = verify_upload(wraps, header, own.request.key, snapshot.keyring, master_keys)
     size_bytes = _plaintext_size(head)
     tag = object_metadata.upload_tag(head.metadata)
     if tag is None:
@@ -168,10 +173,10 @@ async def _wrapped(
         raise AlreadyExistsError(f"{own.request.key} holds another upload's object")
     elif size_bytes != _requested_size(own.request):
         raise CorruptObjectError("it carries this upload's tag, but is of another length")
-    return ExistingUpload(size_bytes, head.etag, observed, examined.current)
+    return ExistingUpload(size_bytes, head.etag, snapshot, examined.current)
 
 
-def _tag(own: Own, dek: bytes) -> bytes:
+def _tag(own: UploadIdentity, dek: bytes) -> bytes:
     request = own.request
     return upload_tag(
         dek,
@@ -183,7 +188,7 @@ def _tag(own: Own, dek: bytes) -> bytes:
     )
 
 
-async def _is_equal(own: Own, storage: Storage, head: Head, dek: bytes | None) -> bool:
+async def _is_equal(own: UploadIdentity, storage: Storage, head: Head, dek: bytes | None) -> bool:
     """Whether the object's plaintext is the request's body, in bounded memory.
 
     `dek` is the object's; None of an object that is plaintext itself.
@@ -199,22 +204,22 @@ async def _is_equal(own: Own, storage: Storage, head: Head, dek: bytes | None) -
 
 @asynccontextmanager
 async def _object_plaintext(
-    own: Own, storage: Storage, head: Head, dek: bytes | None
+    own: UploadIdentity, storage: Storage, head: Head, dek: bytes | None
 ) -> AsyncIterator[AsyncIterator[bytes]]:
-    s3_key = object_key(own.request.project, own.request.key)
+    s3_key = object_s3_key(own.request.project, own.request.key)
     try:
         async with storage.stream(s3_key, if_match=head.etag) as stream:
             chunks = stream.chunks(body_pipeline.PIECE_BYTES)
-            yield chunks if dek is None else _unsealed(chunks, dek)
+            yield chunks if dek is None else _decrypt(chunks, dek)
     except ArchivedError as exc:
         raise ArchivedObjectError("its storage class must be restored first") from exc
     except StorageAnswerError as exc:
         raise StorageUnavailableError("the object changed while it was compared") from exc
 
 
-async def _unsealed(chunks: AsyncIterator[bytes], dek: bytes) -> AsyncIterator[bytes]:
+async def _decrypt(chunks: AsyncIterator[bytes], dek: bytes) -> AsyncIterator[bytes]:
     try:
-        async for piece in body_pipeline.opened(chunks, dek, BODY_CONTEXT):
+        async for piece in body_pipeline.decrypt_stream(chunks, dek, BODY_CONTEXT):
             yield piece
     except BadSealError as exc:
         raise CorruptObjectError("a chunk of the object does not open") from exc

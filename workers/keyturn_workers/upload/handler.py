@@ -7,8 +7,8 @@ from typing import Final
 from keyturn.errors import (
     AlreadyExistsError,
     BodyTooLargeError,
+    CodedError,
     DeletedKeyError,
-    KeyturnError,
     MalformedRequestError,
 )
 from keyturn.identifiers import format_time
@@ -18,7 +18,7 @@ from keyturn_workers.amqp import Handled
 from keyturn_workers.upload.uploader import Uploader, UploadResult
 
 
-class UploadRole:
+class UploadHandler:
     """Serves `keyturn.upload`."""
 
     queue: Final = UPLOAD_QUEUE
@@ -42,7 +42,7 @@ class UploadRole:
         return None if settled is None else self._done(request, origin, settled)
 
     async def after_refusal(
-        self, request: Request, origin: RequestOrigin, error: KeyturnError
+        self, request: Request, origin: RequestOrigin, error: CodedError
     ) -> None:
         """Delete the staged body of an upload that can never be stored (SPEC 6.9).
 
@@ -53,7 +53,7 @@ class UploadRole:
         match error:
             case DeletedKeyError() | BodyTooLargeError():
                 pass
-            case AlreadyExistsError() if await self._uploader.belongs_to_another(request):
+            case AlreadyExistsError() if await self._uploader.holds_another_upload(request):
                 pass
             case _:
                 return

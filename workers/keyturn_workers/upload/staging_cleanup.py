@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 import structlog
 
 from keyturn.errors import StorageUnavailableError
-from keyturn.identifiers import OWN_PREFIX, STAGING_PREFIX, is_project, keyring_key
+from keyturn.identifiers import OWN_PREFIX, STAGING_PREFIX, is_project, keyring_s3_key
 from keyturn_workers.errors import MissingError, StorageAnswerError
 from keyturn_workers.storage import Storage
 from keyturn_workers.storage.probe.runner import PREFIX as DOCTOR_PREFIX
@@ -22,7 +22,7 @@ from keyturn_workers.storage.probe.runner import PREFIX as DOCTOR_PREFIX
 _log = structlog.get_logger()
 
 
-async def sweep_staging(
+async def clean_staging(
     storage: Storage, *, older_than: timedelta, now: datetime
 ) -> tuple[int, int]:
     """Delete staged bodies, and abort multipart uploads, older than that.
@@ -60,7 +60,7 @@ async def _is_ours(s3_key: str, storage: Storage, enrolled: dict[str, bool]) -> 
 
 async def _has_keyring(project: str, storage: Storage) -> bool:
     try:
-        await storage.read_start(keyring_key(project), 1)
+        await storage.read_start(keyring_s3_key(project), 1)
     except MissingError:
         return False
     except (StorageUnavailableError, StorageAnswerError) as exc:
@@ -79,12 +79,14 @@ async def _went(removal: Awaitable[None]) -> bool:
     return True
 
 
-async def keep_sweeping(storage: Storage, *, older_than: timedelta, interval_s: float) -> None:
+async def clean_staging_periodically(
+    storage: Storage, *, older_than: timedelta, interval_s: float
+) -> None:
     """Sweep staging for ever, a little out of step with other workers."""
     while True:
         await asyncio.sleep(interval_s * random.uniform(0.5, 1.5))  # noqa: S311  # no secret
         try:
-            bodies, uploads = await sweep_staging(
+            bodies, uploads = await clean_staging(
                 storage, older_than=older_than, now=datetime.now().astimezone()
             )
         except Exception as exc:  # noqa: BLE001  # whatever it was: the next round is an hour away

@@ -24,27 +24,28 @@ from keyturn.crypto import (
     upload_info,
     upload_tag,
 )
-from keyturn.errors import (
-    PermanentError,
-    StagedBodyMissingError,
-    StorageUnavailableError,
-)
-from keyturn.identifiers import object_key, staging_key
+from keyturn.errors import PermanentError, StagedBodyMissingError, StorageUnavailableError
+from keyturn.identifiers import object_s3_key, staging_s3_key
 from keyturn.messages import InlineBody, StagedBody, UploadRequested
 from keyturn.metadata import UPLOAD, caller_to_wire, format_upload_tag
 from keyturn.topology import UPLOAD_QUEUE
 from keyturn_workers.errors import MissingError, PreconditionError, RefusedError, StorageAnswerError
 from keyturn_workers.keyring import KeyringReader, KeyringSnapshot
 from keyturn_workers.objects.apply import COPY_LIMIT_BYTES
-from keyturn_workers.objects.body_stream import sealed_pieces
-from keyturn_workers.objects.single import reconcile
-from keyturn_workers.objects.wrap import metadata_for, wrap
+from keyturn_workers.objects.body_stream import seal_stream
+from keyturn_workers.objects.single import reconcile_object
+from keyturn_workers.objects.wrap import build_object_metadata, wrap
 from keyturn_workers.storage import Condition, Headers, IfAbsent, IfMatch, Storage, Written
 from keyturn_workers.storage.multipart import multipart
 from keyturn_workers.upload import body_pipeline
-from keyturn_workers.upload.existing import ExistingUpload, Own, belongs_to_another, look
+from keyturn_workers.upload.existing import (
+    ExistingUpload,
+    UploadIdentity,
+    find_own_object,
+    holds_another_upload,
+)
+from keyturn_workers.upload.keyring_recheck import PutResponse, exists_within_lease
 from keyturn_workers.upload.multipart import abort_leftovers, part_size, put_parts
-from keyturn_workers.upload.settling import Acknowledged, exists_within_lease
 from keyturn_workers.worker.authorization import open_secret
 from keyturn_workers.worker.metrics import WorkerMetrics
 
@@ -69,12 +70,12 @@ class Limits:
 class Stored:
     """What a put of this process stored, by the keyring that it rested on.
 
-    `in_time` says that the keyring need not be read again (`keyturn_workers.upload.settling`).
+    `in_time`: the keyring need not be read again (`keyturn_workers.upload.keyring_recheck`).
     """
 
     size_bytes: int
     etag: str
-    observed: KeyringSnapshot
+    snapshot: KeyringSnapshot
     sealed: bool
     in_time: bool
 
@@ -121,7 +122,7 @@ class Uploader:
         `seen_before` says that an earlier delivery of the message may have done part of it.
 
         Raises:
-            KeyturnError: the refusal of SPEC 12 that the request meets.
+            CodedError: the refusal of SPEC 12 that the request meets.
         """
         standing: ExistingUpload | None = None
         # A staged body is gone once its upload is stored, so a request for one that was
@@ -150,14 +151,14 @@ class Uploader:
             _log.info("not completed", upload_id=request.upload_id, code=exc.code)
             return None
 
-    async def belongs_to_another(self, request: UploadRequested) -> bool:
+    async def holds_another_upload(self, request: UploadRequested) -> bool:
         """Whether an object with another upload's id exists at the request's target."""
-        return await belongs_to_another(request, self._storage)
+        return await holds_another_upload(request, self._storage)
 
     async def _go_on(
         self, request: UploadRequested, publisher: str, standing: ExistingUpload
     ) -> UploadResult:
-        if standing.unsealed:
+        if standing.needs_encryption:
             return await self._store_and_settle(request, publisher, IfMatch(standing.etag))
         return await self._settle_standing(request, standing)
 
@@ -173,14 +174,14 @@ class Uploader:
             isinstance(request.body, StagedBody)
             and self._storage.differences.conditional_completion
         ):
-            await abort_leftovers(self._storage, object_key(request.project, request.key))
+            await abort_leftovers(self._storage, object_s3_key(request.project, request.key))
 
     async def discard_staged(self, request: UploadRequested, publisher: str) -> None:
         """Delete a stored upload's staged body; what fails here is swept up later."""
         if not isinstance(request.body, StagedBody):
             return
         try:
-            await self._storage.delete(staging_key(publisher, request.upload_id))
+            await self._storage.delete(staging_s3_key(publisher, request.upload_id))
         except (StorageUnavailableError, StorageAnswerError) as exc:
             _log.warning(
                 "staged body not deleted",
@@ -191,9 +192,11 @@ class Uploader:
     async def _look(
         self, request: UploadRequested, publisher: str, known_etag: str | None = None
     ) -> ExistingUpload | None:
-        own = Own(request, publisher, lambda: self._compared(request, publisher), known_etag)
+        own = UploadIdentity(
+            request, publisher, lambda: self._compared(request, publisher), known_etag
+        )
         with self._stage("look"):
-            return await look(own, self._storage, self._keyrings, self._master_keys)
+            return await find_own_object(own, self._storage, self._keyrings, self._master_keys)
 
     @asynccontextmanager
     async def _compared(
@@ -206,7 +209,9 @@ class Uploader:
             return
         # Not a slot of `_streams`: the caller may hold one.
         async with self._comparisons, self._staged(request, publisher) as staged:
-            yield body_pipeline.opened(staged, transport_key, transport_context(request.upload_id))
+            yield body_pipeline.decrypt_stream(
+                staged, transport_key, transport_context(request.upload_id)
+            )
 
     def _transport_key(self, request: UploadRequested) -> bytes:
         info = upload_info(request.upload_id, request.project, request.key)
@@ -221,7 +226,7 @@ class Uploader:
             with self._stage("store"):
                 stored = await self._store(request, publisher, transport_key, condition)
             if isinstance(stored, ExistingUpload):
-                if not stored.unsealed:
+                if not stored.needs_encryption:
                     return await self._settle_standing(request, stored)
             else:
                 self._metrics.stored(stored.size_bytes)
@@ -236,9 +241,9 @@ class Uploader:
         """What is told of what was just stored; None where plaintext was forbidden meanwhile."""
         with self._stage("settle"):
             if stored.in_time:
-                return UploadResult(stored.size_bytes, stored.observed.desired.generation)
-            after = await self._keyrings.fresh(request.project)
-            if after.desired.same_state(stored.observed.desired):
+                return UploadResult(stored.size_bytes, stored.snapshot.desired.generation)
+            after = await self._keyrings.read_fresh(request.project)
+            if after.desired.same_state(stored.snapshot.desired):
                 return UploadResult(stored.size_bytes, after.desired.generation)
             if stored.sealed:
                 return await self._reconcile(request, stored.size_bytes)
@@ -250,12 +255,12 @@ class Uploader:
         self, request: UploadRequested, standing: ExistingUpload
     ) -> UploadResult:
         if standing.current:
-            return UploadResult(standing.size_bytes, standing.observed.desired.generation)
+            return UploadResult(standing.size_bytes, standing.snapshot.desired.generation)
         with self._stage("settle"):
             return await self._reconcile(request, standing.size_bytes)
 
     async def _reconcile(self, request: UploadRequested, size_bytes: int) -> UploadResult:
-        observed = await reconcile(
+        snapshot = await reconcile_object(
             request.project,
             request.key,
             self._storage,
@@ -263,7 +268,7 @@ class Uploader:
             self._master_keys,
             copy_limit_bytes=self._limits.copy_limit_bytes,
         )
-        return UploadResult(size_bytes, observed.desired.generation)
+        return UploadResult(size_bytes, snapshot.desired.generation)
 
     async def _store(
         self,
@@ -286,17 +291,17 @@ class Uploader:
         transport_key: bytes,
         condition: Condition,
     ) -> Stored | ExistingUpload:
-        observed = await self._keyrings.leased(request.project)
+        snapshot = await self._keyrings.read_leased(request.project)
         for _ in range(_MAX_ATTEMPTS):
             if isinstance(condition, IfMatch):
                 # An empty body and a tombstone have one ETag, so the condition alone could
                 # bring a deleted object back. Looked at after the keyring reading whose
                 # lease fences the put: a delete that comes later waits for that lease.
                 standing = await self._look(request, publisher, condition.etag)
-                if standing is not None and not standing.unsealed:
+                if standing is not None and not standing.needs_encryption:
                     return standing
             try:
-                return await self._put(request, publisher, transport_key, condition, observed)
+                return await self._put(request, publisher, transport_key, condition, snapshot)
             except PreconditionError as exc:
                 refused = StorageUnavailableError("a put was refused where nothing stands")
                 return await self._require_existing(request, publisher, refused, exc)
@@ -306,7 +311,7 @@ class Uploader:
                 return await self._require_existing(request, publisher, exc, None)
             except (RefusedError, _MovedError):
                 # Sent after its lease, or the desired state moved: again, by a new reading.
-                observed = await self._keyrings.fresh(request.project)
+                snapshot = await self._keyrings.read_fresh(request.project)
             except MissingError as exc:
                 # Its parts were aborted by another delivery, or the bucket is gone.
                 raise StorageUnavailableError("the put's place is gone") from exc
@@ -331,25 +336,25 @@ class Uploader:
         publisher: str,
         transport_key: bytes,
         condition: Condition,
-        observed: KeyringSnapshot,
+        snapshot: KeyringSnapshot,
     ) -> Stored:
         sealed = (
             self._limits.encryption_enabled
-            or not observed.desired.plaintext_allowed
+            or not snapshot.desired.plaintext_allowed
             or isinstance(condition, IfMatch)
         )
         if isinstance(request.body, InlineBody):
             plaintext = body_pipeline.open_inline(request.body, transport_key, request.upload_id)
             size_bytes = len(plaintext)
-            attempt = _Attempt(request, publisher, size_bytes, condition, observed, sealed=sealed)
+            attempt = _Attempt(request, publisher, size_bytes, condition, snapshot, sealed=sealed)
             return await self._put_inline(attempt, plaintext)
         size_bytes = body_pipeline.staged_plaintext_size(
             request.body.staged.size, self._limits.upload_max_bytes
         )
-        attempt = _Attempt(request, publisher, size_bytes, condition, observed, sealed=sealed)
+        attempt = _Attempt(request, publisher, size_bytes, condition, snapshot, sealed=sealed)
         async with self._staged(request, publisher) as staged:
             context = transport_context(request.upload_id)
-            plaintext_pieces = body_pipeline.opened(staged, transport_key, context)
+            plaintext_pieces = body_pipeline.decrypt_stream(staged, transport_key, context)
             return await self._put_staged(attempt, plaintext_pieces)
 
     async def _put_inline(self, attempt: "_Attempt", plaintext: bytes) -> Stored:
@@ -360,18 +365,18 @@ class Uploader:
             body,
             attempt.headers,
             condition=attempt.condition,
-            lease=attempt.observed.lease,
+            lease=attempt.snapshot.lease,
         )
         return self._stored(attempt, written, sent_s)
 
     def _stored(self, attempt: "_Attempt", written: Written, sent_s: float) -> Stored:
         """What one put stored; called as soon as its answer is there."""
-        clock, observed = self._keyrings.clock, attempt.observed
-        had_s = clock.own_s()
-        agrees = clock.observe(written.date, sent_s, had_s).agrees
-        put = Acknowledged(written.date, agrees, had_s, by_one_put=True)
-        in_time = exists_within_lease(observed, put, sealed=attempt.sealed)
-        return Stored(attempt.size_bytes, written.etag, observed, attempt.sealed, in_time)
+        clock, snapshot = self._keyrings.clock, attempt.snapshot
+        received_s = clock.own_s()
+        agrees = clock.observe(written.date, sent_s, received_s).agrees
+        put = PutResponse(written.date, agrees, received_s, by_one_put=True)
+        in_time = exists_within_lease(snapshot, put, sealed=attempt.sealed)
+        return Stored(attempt.size_bytes, written.etag, snapshot, attempt.sealed, in_time)
 
     @asynccontextmanager
     async def _staged(
@@ -381,7 +386,7 @@ class Uploader:
         if not isinstance(request.body, StagedBody):
             raise TypeError("not a staged body")
         told = request.body.staged.size
-        key = staging_key(publisher, request.upload_id)
+        key = staging_s3_key(publisher, request.upload_id)
         async with AsyncExitStack() as stack:
             try:
                 stream = await stack.enter_async_context(self._storage.stream(key))
@@ -400,14 +405,14 @@ class Uploader:
             # every tombstone: over one's own plaintext its condition would then bring back
             # what was deleted, and told, meanwhile.
             return await self._put_inline(attempt, b"".join([piece async for piece in plaintext]))
-        pieces = sealed_pieces(plaintext, attempt.dek) if attempt.sealed else plaintext
+        pieces = seal_stream(plaintext, attempt.dek) if attempt.sealed else plaintext
         body_bytes = sealed_size(size_bytes) if attempt.sealed else size_bytes
-        in_parts = (
+        split_into_parts = (
             self._storage.differences.conditional_completion
             and isinstance(attempt.condition, IfAbsent)
             and body_bytes > self._limits.part_size_bytes
         )
-        if in_parts:
+        if split_into_parts:
             return await self._put_in_parts(attempt, pieces, body_bytes)
         sent_s = self._keyrings.clock.own_s()
         written = await self._storage.put_stream(
@@ -416,7 +421,7 @@ class Uploader:
             body_bytes,
             attempt.headers,
             condition=attempt.condition,
-            lease=attempt.observed.lease,
+            lease=attempt.snapshot.lease,
         )
         return self._stored(attempt, written, sent_s)
 
@@ -427,17 +432,17 @@ class Uploader:
         storage, s3_key = self._storage, attempt.s3_key
         async with multipart(storage, s3_key, attempt.headers) as upload_id:
             parts = await put_parts(
-                storage, s3_key, upload_id, body_pipeline.in_parts(pieces, wished)
+                storage, s3_key, upload_id, body_pipeline.split_into_parts(pieces, wished)
             )
             # The wraps were fixed when the upload began: they must still be the desired ones.
-            observed = await self._keyrings.fresh(attempt.request.project)
-            if not observed.desired.same_state(attempt.observed.desired):
+            snapshot = await self._keyrings.read_fresh(attempt.request.project)
+            if not snapshot.desired.same_state(attempt.snapshot.desired):
                 raise _MovedError
             written = await storage.complete_multipart(
-                s3_key, upload_id, parts, condition=attempt.condition, lease=observed.lease
+                s3_key, upload_id, parts, condition=attempt.condition, lease=snapshot.lease
             )
         # Never in time: some of its parts came before this reading, and its completion is no put.
-        return Stored(attempt.size_bytes, written.etag, observed, attempt.sealed, in_time=False)
+        return Stored(attempt.size_bytes, written.etag, snapshot, attempt.sealed, in_time=False)
 
 
 class _Attempt:
@@ -449,7 +454,7 @@ class _Attempt:
         publisher: str,
         size_bytes: int,
         condition: Condition,
-        observed: KeyringSnapshot,
+        snapshot: KeyringSnapshot,
         *,
         sealed: bool,
     ) -> None:
@@ -457,9 +462,9 @@ class _Attempt:
         self.publisher = publisher
         self.size_bytes = size_bytes
         self.condition = condition
-        self.observed = observed
+        self.snapshot = snapshot
         self.sealed = sealed
-        self.s3_key = object_key(request.project, request.key)
+        self.s3_key = object_s3_key(request.project, request.key)
         self.dek = new_dek()
         self.headers = Headers(self._metadata(), (request.content_type or "").strip(" ") or None)
 
@@ -467,7 +472,7 @@ class _Attempt:
         caller_wire = caller_to_wire(self.request.metadata or {})
         if not self.sealed:
             return {**caller_wire, UPLOAD: self.request.upload_id}
-        wraps = wrap(self.observed.desired, self.request.key, self.dek)
+        wraps = wrap(self.snapshot.desired, self.request.key, self.dek)
         tag = upload_tag(
             self.dek,
             publisher=self.publisher,
@@ -476,7 +481,7 @@ class _Attempt:
             upload_id=self.request.upload_id,
             size_bytes=self.size_bytes,
         )
-        return metadata_for(
+        return build_object_metadata(
             wraps,
             upload_id=self.request.upload_id,
             tag=format_upload_tag(tag),

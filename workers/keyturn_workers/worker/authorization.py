@@ -14,7 +14,7 @@ from keyturn.crypto import IntakeKey, SealError, SignatureError, b64_decode
 from keyturn.errors import (
     BadSealError,
     BadSignatureError,
-    KeyturnError,
+    CodedError,
     MalformedRequestError,
     NotPermittedError,
     RequestExpiredError,
@@ -130,7 +130,7 @@ def check_age(request: Request, max_age: timedelta, now: datetime) -> None:
         raise RequestExpiredError("requested_at lies in the future")
 
 
-def refusal_of(body: bytes, signer: Signer, error: KeyturnError, at: str) -> Rejected | None:
+def refusal_of(body: bytes, signer: Signer, error: CodedError, at: str) -> Rejected | None:
     """The event that answers a refused request; None where its type or id cannot be read.
 
     It names the project only where the publisher may ask for this type there: otherwise any

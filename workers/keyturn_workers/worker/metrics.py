@@ -24,7 +24,7 @@ from prometheus_client import (
 )
 from prometheus_client.exposition import choose_encoder
 
-from keyturn.errors import KeyturnError, all_errors
+from keyturn.errors import CodedError, all_errors
 from keyturn.identifiers import parse_time
 from keyturn.topology import DEAD_QUEUES, EVENTS, REQUESTS
 
@@ -145,11 +145,11 @@ class QueueMetrics:
         """A request was served, and this event told (or, where none was, of this type)."""
         self._served.inc(message_type)
 
-    def refused(self, error: KeyturnError) -> None:
+    def refused(self, error: CodedError) -> None:
         """A message went to the dead letters."""
         self._refused.inc(error.code)
 
-    def schedule_retry(self, error: KeyturnError) -> None:
+    def schedule_retry(self, error: CodedError) -> None:
         """A message waits for its next try."""
         self._put_off.inc(error.code)
 

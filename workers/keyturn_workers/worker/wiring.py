@@ -13,7 +13,7 @@ from keyturn.topology import DEAD_QUEUES, PLAN_QUEUE, SWEEP_QUEUE, UNSIGNED_DEAD
 from keyturn_workers.amqp import Consumer, RequestHandler, WorkerPublisher
 from keyturn_workers.amqp.dead_letters import Bounds, DeadLetterKeeper
 from keyturn_workers.amqp.direct import Delivered
-from keyturn_workers.control import ControlRole, Deleter, Enroller, Rotator
+from keyturn_workers.control import ControlHandler, Deleter, Enroller, Rotator
 from keyturn_workers.keyring import KeyringReader
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.settings import WorkerSettings
@@ -28,8 +28,8 @@ from keyturn_workers.sweep.page_worker import PageWorker
 from keyturn_workers.sweep.planner import Planner
 from keyturn_workers.sweep.project_sweep import ProjectSweep
 from keyturn_workers.sweep.recovery import keep_rescuing
-from keyturn_workers.upload import Limits, Uploader, UploadRole
-from keyturn_workers.upload.staging_cleanup import keep_sweeping
+from keyturn_workers.upload import Limits, Uploader, UploadHandler
+from keyturn_workers.upload.staging_cleanup import clean_staging_periodically
 from keyturn_workers.worker.authorization import Rules
 from keyturn_workers.worker.grants import GrantsKeeper
 from keyturn_workers.worker.metrics import WorkerMetrics
@@ -134,7 +134,7 @@ class Roles:
             grants=self._grants,
         )
 
-    def _upload(self) -> UploadRole:
+    def _upload(self) -> UploadHandler:
         settings = self._settings
         limits = Limits(
             encryption_enabled=settings.encryption_enabled,
@@ -143,7 +143,7 @@ class Roles:
             stream_concurrency=settings.stream_concurrency,
             copy_limit_bytes=settings.copy_limit_bytes,
         )
-        return UploadRole(
+        return UploadHandler(
             Uploader(
                 self._storage,
                 self._keyrings,
@@ -154,7 +154,7 @@ class Roles:
             )
         )
 
-    def _control(self) -> ControlRole:
+    def _control(self) -> ControlHandler:
         settings, storage, keyrings = self._settings, self._storage, self._keyrings
         enroller = Enroller(
             storage,
@@ -168,7 +168,7 @@ class Roles:
             storage, keyrings, settings.master_keys, settings.intake_keys, self._starter
         )
         deleter = Deleter(storage, keyrings, self._keys, settings.lease_s)
-        return ControlRole(enroller, rotator, self._starter, deleter)
+        return ControlHandler(enroller, rotator, self._starter, deleter)
 
     @cached_property
     def _sweep(self) -> SweepRole:
@@ -193,7 +193,7 @@ class Roles:
         """Remove what nobody came for, for ever (SPEC 6.4)."""
         settings = self._settings
         older_than = timedelta(seconds=settings.request_max_age_s + settings.staging_grace_s)
-        await keep_sweeping(
+        await clean_staging_periodically(
             self._storage, older_than=older_than, interval_s=settings.staging_sweep_interval_s
         )
 

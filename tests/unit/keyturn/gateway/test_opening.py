@@ -7,9 +7,8 @@ import sys
 import pytest
 from pydantic import SecretStr
 
-from keyturn.errors import MalformedRequestError
+from keyturn.errors import MalformedRequestError, SettingsError
 from keyturn.gateway import Client
-from keyturn.settings import SettingsError
 from tests.unit.keyturn.gateway.gateway import API_KEY
 
 

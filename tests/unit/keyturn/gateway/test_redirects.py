@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from keyturn.errors import (
-    KeyturnError,
+    CodedError,
     NotFoundError,
     RangeNotSatisfiableError,
     StorageUnavailableError,
@@ -166,7 +166,7 @@ async def test_an_address_where_nothing_answers_is_the_storages_failure(host: st
 )
 @pytest.mark.parametrize("how", ["GET", "HEAD"])
 async def test_the_storages_refusals_are_told_by_their_status(
-    status: int, expected: type[KeyturnError | GatewayError], how: str
+    status: int, expected: type[CodedError | GatewayError], how: str
 ) -> None:
     xml = b"" if status == 204 else b"<Error><Code>AccessDenied</Code></Error>"
     async with (

@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 from pydantic import SecretStr
 
-from keyturn.errors import KeyturnError, UnauthorizedError, all_errors
+from keyturn.errors import CodedError, UnauthorizedError, all_errors
 from keyturn.gateway import (
     AnswerLostError,
     Client,
@@ -72,7 +72,7 @@ async def _refused(answer: Answer, how: str) -> Exception:
 
 async def _failed(url: str, how: str) -> Exception:
     async with Client.connect(url, SecretStr(API_KEY), idle_timeout_s=5) as client:
-        with pytest.raises((GatewayError, KeyturnError)) as raised:
+        with pytest.raises((GatewayError, CodedError)) as raised:
             await _ask(client, how)
     error: Exception = raised.value
     assert error.__cause__ is None

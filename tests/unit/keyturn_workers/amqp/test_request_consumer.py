@@ -19,7 +19,7 @@ from faststream.exceptions import IncorrectState
 from keyturn.crypto import SigningKey, VerifyKey
 from keyturn.errors import (
     AlreadyExistsError,
-    KeyturnError,
+    CodedError,
     StorageUnavailableError,
     UnknownProjectError,
 )
@@ -102,7 +102,7 @@ class FakeTeller:
         self,
         _message: object,
         queue: str,
-        error: KeyturnError,
+        error: CodedError,
         attempt: int,
         delay_s: int,
         *,
@@ -122,7 +122,7 @@ class FakeTeller:
         self.scene.step("put back")
         self.scene.steps.append(f"{queue} {retry.code} {retry.attempt}")
 
-    async def dead_letter(self, _message: object, queue: str, error: KeyturnError) -> None:
+    async def dead_letter(self, _message: object, queue: str, error: CodedError) -> None:
         self.scene.step("dead")
         self.scene.steps.append(f"{queue} {error.code}")
 
@@ -182,7 +182,7 @@ class FakeRole:
         return Handled(STORED, {}) if self.completed else None
 
     async def after_refusal(
-        self, request: Request, origin: RequestOrigin, error: KeyturnError
+        self, request: Request, origin: RequestOrigin, error: CodedError
     ) -> None:
         assert (request.type, origin.publisher) == ("upload.requested", "api")
         self.scene.step(f"cleared up {error.code}")
@@ -535,7 +535,7 @@ async def test_seen_before(change: Callable[[FakeMessage], None], *, seen_before
         ("storage_unavailable", StorageUnavailableError("x")),
     ],
 )
-async def test_a_forged_attempt_counts_for_nothing(code: str, error: KeyturnError) -> None:
+async def test_a_forged_attempt_counts_for_nothing(code: str, error: CodedError) -> None:
     """Issue 10, item 3: a copy with such a header was refused for good in 0.05 s."""
     scene = Scene()
     delivery = message(scene, headers={"keyturn-attempt": f"{code}:999999999"})

@@ -16,7 +16,7 @@ from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
 from keyturn.crypto import SigningKey
-from keyturn.errors import KeyturnError, TransientError, UnknownProjectError, all_errors
+from keyturn.errors import CodedError, TransientError, UnknownProjectError, all_errors
 from keyturn.topology import ALL_DELAYS_S, RETRY_DELAYS_S, queues, retry_name
 from keyturn_workers.amqp.retry import (
     Retry,
@@ -37,7 +37,7 @@ TRANSIENT = sorted(code for code, error in ERRORS.items() if error.transient)
 FINAL = sorted(set(ERRORS) - set(TRANSIENT) - {"unknown_project"})
 
 
-def delays(error: KeyturnError, tries: int, *, age: timedelta = timedelta()) -> list[int | None]:
+def delays(error: CodedError, tries: int, *, age: timedelta = timedelta()) -> list[int | None]:
     """The delay after each of so many tries, all at the same moment."""
     return [
         retry_delay_s(error, attempt, requested_at=NOW - age, max_age=WEEK, now=NOW)

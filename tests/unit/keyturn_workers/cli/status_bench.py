@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from keyturn.crypto import b64
 from keyturn_workers.cli.app import app
-from keyturn_workers.keyring import create
+from keyturn_workers.keyring import create_keyring
 from keyturn_workers.storage import Headers
 from keyturn_workers.sweep.counts import Counts
 from keyturn_workers.sweep.plan import AllPlan, Plan, State, SweepRequest
@@ -56,7 +56,7 @@ class Bench:
         return json.loads(result.stdout)
 
     def enroll(self, ring: Keyring) -> None:
-        assert asyncio.run(create(self.storage, ring, MASTER_KEYS, lease_s=15))
+        assert asyncio.run(create_keyring(self.storage, ring, MASTER_KEYS, lease_s=15))
 
     def put(self, ring: Keyring, *keys: str, **labels: Any) -> None:
         """Objects wrapped as the keyring desires; `labels` replace what their metadata says."""

@@ -18,20 +18,20 @@ from keyturn.crypto import (
 )
 from keyturn.errors import (
     ArchivedObjectError,
+    CodedError,
     CorruptObjectError,
     KeyringRolledBackError,
-    KeyturnError,
     NotFoundError,
     NoUsableWrapError,
     UnknownAlgorithmError,
     UnknownMasterKeyError,
 )
-from keyturn.identifiers import keyring_key, object_key
-from keyturn_workers.keyring import create
+from keyturn.identifiers import keyring_s3_key, object_s3_key
+from keyturn_workers.keyring import create_keyring
 from keyturn_workers.objects import download
 from keyturn_workers.objects.download import OperatorAccess, ProjectAccess, open_object
 from keyturn_workers.objects.operator_keys import OperatorKeys
-from keyturn_workers.objects.wrap import metadata_for, wrap
+from keyturn_workers.objects.wrap import build_object_metadata, wrap
 from keyturn_workers.storage import Headers
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring, sealed_object, turned
@@ -55,7 +55,7 @@ async def _read(storage: MemoryStorage, access: Access, key: str = _KEY) -> byte
 
 async def _bucket(ring: Keyring, plaintext: bytes = b"hello", key: str = _KEY) -> MemoryStorage:
     storage = MemoryStorage()
-    assert await create(storage, ring, MASTER_KEYS, lease_s=15)
+    assert await create_keyring(storage, ring, MASTER_KEYS, lease_s=15)
     _plant(storage, ring, plaintext, key)
     return storage
 
@@ -73,8 +73,8 @@ def _plant(
     changed = bytearray(body[: len(body) - cut_bytes])
     if flip is not None:
         changed[flip] ^= 1
-    metadata = metadata_for(wraps, upload_id=None, caller_wire={})
-    storage.plant(object_key("acme", key), bytes(changed), Headers(metadata))
+    metadata = build_object_metadata(wraps, upload_id=None, caller_wire={})
+    storage.plant(object_s3_key("acme", key), bytes(changed), Headers(metadata))
 
 
 def _project(ring: Keyring) -> ProjectAccess:
@@ -143,8 +143,8 @@ async def test_what_is_left_of_a_body_is_corrupt(kept: int) -> None:
     ring = keyring()
     storage = await _bucket(ring)
     wraps, body = sealed_object(ring.desired(MASTER_KEYS), _KEY, b"")
-    metadata = metadata_for(wraps, upload_id=None, caller_wire={})
-    storage.plant(object_key("acme", _KEY), body[:kept], Headers(metadata))
+    metadata = build_object_metadata(wraps, upload_id=None, caller_wire={})
+    storage.plant(object_s3_key("acme", _KEY), body[:kept], Headers(metadata))
     with pytest.raises(CorruptObjectError):
         await _read(storage, _project(ring))
 
@@ -152,8 +152,8 @@ async def test_what_is_left_of_a_body_is_corrupt(kept: int) -> None:
 async def test_an_object_moved_to_another_key_does_not_open() -> None:
     ring = keyring()
     storage = await _bucket(ring)
-    head, body = await storage.read(object_key("acme", _KEY))
-    storage.plant(object_key("acme", "elsewhere"), body, head.headers)
+    head, body = await storage.read(object_s3_key("acme", _KEY))
+    storage.plant(object_s3_key("acme", "elsewhere"), body, head.headers)
     for access in (_project(ring), _OPERATOR):
         with pytest.raises(NoUsableWrapError):
             await _read(storage, access, "elsewhere")
@@ -163,7 +163,7 @@ async def test_plaintext_is_read_by_the_operator_where_the_keyring_allows_it() -
     for allowed in (True, False):
         ring = keyring(plaintext=allowed)
         storage = await _bucket(ring)
-        storage.plant(object_key("acme", "p"), b"as it is", Headers({}))
+        storage.plant(object_s3_key("acme", "p"), b"as it is", Headers({}))
         if allowed:
             assert await _read(storage, _OPERATOR, "p") == b"as it is"
         else:
@@ -176,7 +176,7 @@ async def test_plaintext_is_read_by_the_operator_where_the_keyring_allows_it() -
 async def test_without_a_keyring_the_operator_reads_encrypted_objects_alone() -> None:
     ring, storage = keyring(plaintext=True), MemoryStorage()
     _plant(storage, ring)
-    storage.plant(object_key("acme", "p"), b"as it is", Headers({}))
+    storage.plant(object_s3_key("acme", "p"), b"as it is", Headers({}))
     assert await _read(storage, _OPERATOR) == b"hello"
     with pytest.raises(CorruptObjectError):
         await _read(storage, _OPERATOR, "p")
@@ -184,8 +184,8 @@ async def test_without_a_keyring_the_operator_reads_encrypted_objects_alone() ->
 
 async def test_a_forged_keyring_stops_the_operator() -> None:
     storage = await _bucket(keyring())
-    head, record = await storage.read(keyring_key("acme"))
-    storage.plant(keyring_key("acme"), record.replace(b'"acme"', b'"acmf"'), head.headers)
+    head, record = await storage.read(keyring_s3_key("acme"))
+    storage.plant(keyring_s3_key("acme"), record.replace(b'"acme"', b'"acmf"'), head.headers)
     with pytest.raises(CorruptObjectError):
         await _read(storage, _OPERATOR)
 
@@ -204,13 +204,13 @@ async def test_missing_deleted_unknown_and_archived_objects_are_told_apart() -> 
     storage = await _bucket(ring)
     tombstone = seal_tombstone(ring.desired(MASTER_KEYS).admin_kek, "acme", "gone", "now")
     storage.plant(
-        object_key("acme", "gone"),
+        object_s3_key("acme", "gone"),
         b"",
         Headers({"enc-algo": "deleted", "enc-dek-admin": b64(tombstone)}),
     )
-    storage.plant(object_key("acme", "odd"), b"", Headers({"enc-algo": "ROT13"}))
-    storage.plant(object_key("acme", "cold"), b"", Headers({}), archived=True)
-    expected: dict[str, type[KeyturnError]] = {
+    storage.plant(object_s3_key("acme", "odd"), b"", Headers({"enc-algo": "ROT13"}))
+    storage.plant(object_s3_key("acme", "cold"), b"", Headers({}), archived=True)
+    expected: dict[str, type[CodedError]] = {
         "none": NotFoundError,
         "gone": NotFoundError,
         "odd": UnknownAlgorithmError,
@@ -247,7 +247,7 @@ async def test_the_earlier_systems_objects_are_opened_where_the_keyring_allows_i
     headers = Headers(_v0_metadata(dek))
     for allowed in (True, False):
         storage = await _bucket(_v0_ring(allowed=allowed))
-        storage.plant(object_key("acme", "old"), v0_seal(dek, b"long ago"), headers)
+        storage.plant(object_s3_key("acme", "old"), v0_seal(dek, b"long ago"), headers)
         if allowed:
             assert await _read(storage, _V0_OPERATOR, "old") == b"long ago"
         else:
@@ -259,7 +259,7 @@ async def test_wraps_of_the_earlier_system_that_disagree_open_nothing() -> None:
     dek, other = os.urandom(32), os.urandom(32)
     storage = await _bucket(_v0_ring())
     headers = Headers(_v0_metadata(dek, other_dek=other))
-    storage.plant(object_key("acme", "old"), v0_seal(dek, b"long ago"), headers)
+    storage.plant(object_s3_key("acme", "old"), v0_seal(dek, b"long ago"), headers)
     with pytest.raises(CorruptObjectError):
         await _read(storage, _V0_OPERATOR, "old")
 
@@ -269,13 +269,13 @@ async def test_a_v0_body_under_new_wraps_needs_both_to_agree() -> None:
     storage = await _bucket(ring)
     desired = ring.desired(MASTER_KEYS)
     agreed = wrap(desired, "old", dek, algorithm="AES-256-GCM")
-    metadata = metadata_for(agreed, upload_id=None, caller_wire={})
+    metadata = build_object_metadata(agreed, upload_id=None, caller_wire={})
     body = v0_seal(dek, b"long ago")
-    storage.plant(object_key("acme", "old"), body, Headers(metadata))
+    storage.plant(object_s3_key("acme", "old"), body, Headers(metadata))
     assert await _read(storage, _OPERATOR, "old") == b"long ago"
     other = wrap(desired, "old", os.urandom(32), algorithm="AES-256-GCM")
     split = {**metadata, "enc-dek-user": b64(other.user)}
-    storage.plant(object_key("acme", "old"), body, Headers(split))
+    storage.plant(object_s3_key("acme", "old"), body, Headers(split))
     with pytest.raises(CorruptObjectError):
         await _read(storage, _OPERATOR, "old")
 
@@ -283,7 +283,7 @@ async def test_a_v0_body_under_new_wraps_needs_both_to_agree() -> None:
 async def test_a_v0_body_above_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     dek = os.urandom(32)
     storage = await _bucket(_v0_ring())
-    storage.plant(object_key("acme", "old"), v0_seal(dek, b"long"), Headers(_v0_metadata(dek)))
+    storage.plant(object_s3_key("acme", "old"), v0_seal(dek, b"long"), Headers(_v0_metadata(dek)))
     monkeypatch.setattr(download, "V0_MAX_BYTES", 10)
-    with pytest.raises(KeyturnError, match="body_too_large"):
+    with pytest.raises(CodedError, match="body_too_large"):
         await _read(storage, _V0_OPERATOR, "old")

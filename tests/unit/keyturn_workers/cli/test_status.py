@@ -14,7 +14,7 @@ import pytest
 from keyturn.crypto import b64, new_dek
 from keyturn.errors import StorageUnavailableError
 from keyturn_workers.cli.census import AT_ONCE, take_census
-from keyturn_workers.keyring import change
+from keyturn_workers.keyring import replace_keyring
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.cli.status_bench import (
@@ -252,7 +252,7 @@ def test_a_keyring_that_turned_meanwhile_is_not_taken_for_a_rolled_back_one(buck
 
     async def turn() -> None:
         head = await bucket.storage.head(".keyturn/keyrings/acme.json")
-        assert await change(bucket.storage, _SECOND, head.etag, MASTER_KEYS, lease_s=15)
+        assert await replace_keyring(bucket.storage, _SECOND, head.etag, MASTER_KEYS, lease_s=15)
 
     bucket.storage.before_next("versioning", turn)
     assert bucket.told()["keyrings"][0]["code"] is None

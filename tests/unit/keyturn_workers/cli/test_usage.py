@@ -11,9 +11,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from keyturn.errors import AlreadyExistsError, StorageUnavailableError, all_errors
+from keyturn.errors import AlreadyExistsError, SettingsError, StorageUnavailableError, all_errors
 from keyturn.publisher import BrokerUnavailableError, WaitTimeoutError
-from keyturn.settings import S3Settings, SettingsError
+from keyturn.settings import S3Settings
 from keyturn_workers.cli import errors
 from keyturn_workers.cli.app import app
 from keyturn_workers.cli.endpoints import naming_storage

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from keyturn.errors import StorageUnavailableError
-from keyturn.identifiers import object_key
-from keyturn_workers.control.adoption import highest_generation
+from keyturn.identifiers import object_s3_key
+from keyturn_workers.control.adoption import find_highest_generation
 from keyturn_workers.errors import MissingError
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.storage import Headers
@@ -27,14 +27,14 @@ KEYS = OperatorKeys(MASTER_KEYS)
 def _plant(storage: MemoryStorage, key: str, number: int) -> None:
     ring = replace(keyring(), current=generation(number))
     wraps, body = sealed_object(ring.desired(MASTER_KEYS), key)
-    storage.plant(object_key("acme", key), body, Headers(enc(wraps)))
+    storage.plant(object_s3_key("acme", key), body, Headers(enc(wraps)))
 
 
 async def test_a_name_that_no_object_can_have_counts_by_its_wraps() -> None:
     storage = MemoryStorage()
     _plant(storage, "a", 3)
     _plant(storage, "reports//q3.txt", 7)
-    assert await highest_generation(storage, "acme", KEYS) == 7
+    assert await find_highest_generation(storage, "acme", KEYS) == 7
 
 
 async def test_an_object_that_is_listed_and_not_found_is_not_passed_over() -> None:
@@ -43,5 +43,5 @@ async def test_an_object_that_is_listed_and_not_found_is_not_passed_over() -> No
     _plant(storage, "a", 3)
     storage.fail_next("head", MissingError("head: NoSuchKey"))
     with pytest.raises(StorageUnavailableError):
-        await highest_generation(storage, "acme", KEYS)
-    assert await highest_generation(storage, "acme", KEYS) == 3
+        await find_highest_generation(storage, "acme", KEYS)
+    assert await find_highest_generation(storage, "acme", KEYS) == 3

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from keyturn.identifiers import keyring_key
+from keyturn.identifiers import keyring_s3_key
 from keyturn.messages import DeleteRequested
 from keyturn_workers.amqp import DeferError
 from keyturn_workers.control import Deleter
@@ -35,7 +35,7 @@ async def test_a_delete_waits_two_of_the_longest_lease_that_the_keyring_names(
     """A worker with that lease may still have a copy under way."""
     storage = MemoryStorage()
     ring = build(replace(keyring(), lease_s=named_s), MASTER_KEYS)
-    storage.plant(keyring_key("acme"), ring, Headers({}))
+    storage.plant(keyring_s3_key("acme"), ring, Headers({}))
     keyrings = KeyringReader(
         storage,
         MASTER_KEYS,

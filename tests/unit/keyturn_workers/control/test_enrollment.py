@@ -10,7 +10,7 @@ import pytest
 
 from keyturn.crypto import Secret
 from keyturn.errors import AlreadyEnrolledError, StorageUnavailableError, UnknownProjectError
-from keyturn.identifiers import keyring_key
+from keyturn.identifiers import keyring_s3_key
 from keyturn.messages import EnrollRequested, RequestOrigin, parse_request
 from keyturn_workers.control.enrollment import Enroller
 from tools.harness import requests as rq
@@ -20,7 +20,7 @@ from tools.servers import S3Server
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-KEYRING = keyring_key("acme")
+KEYRING = keyring_s3_key("acme")
 
 
 class _Bucket:
@@ -35,7 +35,7 @@ class _Bucket:
         for key in [key for key in self.keys if key.startswith(prefix)][:limit]:
             yield SimpleNamespace(key=key)
 
-    async def fresh(self, project: str) -> Any:
+    async def read_fresh(self, project: str) -> Any:
         raise UnknownProjectError(project)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from keyturn.crypto import Secret, user_kek, v0_seal
 from keyturn.errors import StorageUnavailableError
-from keyturn.identifiers import keyring_key, object_key
+from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn_workers.gateway.auth import Admitted, Gate
 from keyturn_workers.gateway.keyring_lookups import KeyringLookups
 from keyturn_workers.gateway.object_opener import Source
@@ -42,7 +42,7 @@ PEPPER: Final = "pepper"
 API_KEY: Final = "kt_" + "k" * 43
 NEW_API_KEY: Final = "kt_" + "n" * 43
 KEY: Final = "reports/q3.pdf"
-TARGET: Final = object_key("acme", KEY)
+TARGET: Final = object_s3_key("acme", KEY)
 CALLER: Final = {"author": "kim"}
 CHUNK: Final = 16384
 
@@ -174,7 +174,7 @@ class Bench:
 
     def write_keyring(self, ring: Keyring) -> None:
         self.ring = ring
-        self.storage.plant(keyring_key(ring.project), build(ring, MASTER_KEYS), Headers({}))
+        self.storage.plant(keyring_s3_key(ring.project), build(ring, MASTER_KEYS), Headers({}))
 
     def allow(self, *, plaintext: bool = False, v0: bool = False) -> None:
         """Let objects of these kinds stand in the project."""
@@ -184,7 +184,7 @@ class Bench:
     def plant(self, own: dict[str, str], body: bytes, key: str = KEY, **more: Any) -> bytes:
         """An object with these `enc-` names."""
         headers = Headers({**CALLER, **own}, "application/pdf", more.pop("restated", {}))
-        self.storage.plant(object_key("acme", key), body, headers, **more)
+        self.storage.plant(object_s3_key("acme", key), body, headers, **more)
         return body
 
     def plant_sealed(self, plaintext: bytes = b"hello", key: str = KEY, **more: Any) -> bytes:

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from keyturn.crypto import Secret, kek_id, new_api_key, user_kek
-from keyturn.errors import KeyturnError, UnauthorizedError
+from keyturn.errors import CodedError, UnauthorizedError
 from keyturn_workers.gateway.auth import Gate
 from keyturn_workers.gateway.fair_shares import ConcurrencyLimit
 from keyturn_workers.gateway.keyring_lookups import KeyringLookups
 from keyturn_workers.gateway.metrics import GatewayMetrics
 from keyturn_workers.gateway.object_opener import Source
 from keyturn_workers.gateway.object_routes import Objects
-from keyturn_workers.keyring import Generation, Keyring, KeyringReader, create
+from keyturn_workers.keyring import Generation, Keyring, KeyringReader, create_keyring
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.testing.memory_storage import MemoryStorage
 
@@ -64,7 +64,7 @@ async def storage() -> AsyncIterator[_Watched]:
     entry = Generation(
         1, kek_id(kek), kek, str(uuid.uuid4()), "2026-11-24T10:00:00Z", "2026-11-24T10:00:00Z"
     )
-    await create(watched, Keyring("acme", "m1", entry), _MASTER, lease_s=15)
+    await create_keyring(watched, Keyring("acme", "m1", entry), _MASTER, lease_s=15)
     watched.seen.clear()
     return watched
 
@@ -110,6 +110,6 @@ async def test_a_refusal_has_read_a_keyring_at_most(
 
 async def test_the_holder_of_the_key_reads_the_object(storage: _Watched) -> None:
     """So that the refusals above do not pass for another reason."""
-    with pytest.raises(KeyturnError, match="nothing stands"):
+    with pytest.raises(CodedError, match="nothing stands"):
         await _ask(storage, "GET", "acme", f"Bearer {_API_KEY}")
     assert storage.seen == [".keyturn/keyrings/acme.json", "acme/x"]

@@ -10,7 +10,7 @@ import orjson
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from keyturn.identifiers import keyring_key
+from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.gateway import client_connection, docs_page
 from keyturn_workers.gateway.openapi import document
 from keyturn_workers.gateway.paths import object_path
@@ -161,7 +161,7 @@ async def test_a_project_with_its_share_of_requests_takes_none_from_others() -> 
     serving = Serving(concurrency=8, project_share=0.25)
     serving.bench.plant_sealed(bytes(20 * CHUNK))
     other = ring_of(NEW_API_KEY, "other")
-    serving.bench.storage.plant(keyring_key("other"), build(other, MASTER_KEYS), Headers({}))
+    serving.bench.storage.plant(keyring_s3_key("other"), build(other, MASTER_KEYS), Headers({}))
     slow = [Connection(), Connection()]
     for connection in slow:
         connection.takes.clear()

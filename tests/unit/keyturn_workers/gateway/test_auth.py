@@ -15,7 +15,7 @@ from keyturn.errors import (
     UnauthorizedError,
     UnknownMasterKeyError,
 )
-from keyturn.identifiers import keyring_key
+from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.errors import RefusedError as StorageRefusedError
 from keyturn_workers.gateway import auth as gate_module
 from keyturn_workers.gateway import keyring_lookups as lookups_module
@@ -136,7 +136,7 @@ async def test_what_is_no_project_is_refused_as_an_unknown_one(project: str) -> 
 async def test_a_key_is_its_own_projects_alone() -> None:
     bench = Bench()
     other = ring_of(NEW_API_KEY, "other")
-    bench.storage.plant(keyring_key("other"), build(other, MASTER_KEYS), Headers({}))
+    bench.storage.plant(keyring_s3_key("other"), build(other, MASTER_KEYS), Headers({}))
     assert await bench.gate.admit("other", [f"Bearer {NEW_API_KEY}"])
     await _refused(bench, "other", f"Bearer {API_KEY}")
     await _refused(bench, "acme", f"Bearer {NEW_API_KEY}")
@@ -252,7 +252,7 @@ async def test_a_keyring_that_does_not_open_is_read_once_in_the_caches_seconds(
 ) -> None:
     """And tells nothing of itself to whoever cannot be admitted."""
     bench = Bench()
-    bench.storage.plant(keyring_key("acme"), b"[]", Headers({}))
+    bench.storage.plant(keyring_s3_key("acme"), b"[]", Headers({}))
     for _ in range(3):
         with pytest.raises(CorruptObjectError) as refused:
             await bench.gate.admit("acme", [])
@@ -315,7 +315,7 @@ async def test_a_project_is_admitted_from_its_enrolment_on() -> None:
     bench = Bench()
     await _refused(bench, "late")
     ring = ring_of(API_KEY, "late")
-    bench.storage.plant(keyring_key("late"), build(ring, MASTER_KEYS), Headers({}))
+    bench.storage.plant(keyring_s3_key("late"), build(ring, MASTER_KEYS), Headers({}))
     assert await bench.gate.admit("late", [f"Bearer {API_KEY}"])
 
 
@@ -323,7 +323,7 @@ async def test_memory_of_what_does_not_open_is_bounded(monkeypatch: pytest.Monke
     monkeypatch.setattr(gate_module, "_MAX_FAILED", 10)
     bench = Bench()
     for number in range(30):
-        bench.storage.plant(keyring_key(f"bad-{number}"), b"{}", Headers({}))
+        bench.storage.plant(keyring_s3_key(f"bad-{number}"), b"{}", Headers({}))
         with pytest.raises(CorruptObjectError):
             await bench.gate.admit(f"bad-{number}", [])
     assert list(bench.gate._failed) == [f"bad-{number}" for number in range(20, 30)]
@@ -346,7 +346,7 @@ async def test_a_forged_keyring_admits_nobody_and_is_told_as_such() -> None:
     moved = build(ring_of(API_KEY, "other"), MASTER_KEYS)
     for body in (forged, moved, b"{}", b""):
         bench = Bench()
-        bench.storage.plant(keyring_key("acme"), body, Headers({}))
+        bench.storage.plant(keyring_s3_key("acme"), body, Headers({}))
         for key in (API_KEY, WRONG_KEY):
             with pytest.raises(CorruptObjectError):
                 await bench.admitted(key)
@@ -357,7 +357,7 @@ async def test_a_keyring_under_a_master_key_that_is_not_held_is_for_later() -> N
     keys = {"m3": Secret(bytes(32))}
     ring = ring_of()
     body = build(type(ring)("acme", "m3", ring.current), keys)
-    bench.storage.plant(keyring_key("acme"), body, Headers({}))
+    bench.storage.plant(keyring_s3_key("acme"), body, Headers({}))
     with pytest.raises(UnknownMasterKeyError):
         await bench.admitted()
 
@@ -378,7 +378,7 @@ async def test_a_second_look_begins_now() -> None:
     bench.write_keyring(turned_to(bench.ring, NEW_API_KEY))
     with pytest.raises(UnauthorizedError):
         await bench.gate.again(admitted)
-    await bench.storage.delete(keyring_key("acme"))
+    await bench.storage.delete(keyring_s3_key("acme"))
     with pytest.raises(UnauthorizedError):
         await bench.gate.again(admitted)
 

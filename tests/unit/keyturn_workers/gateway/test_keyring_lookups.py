@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from keyturn.errors import StorageUnavailableError, UnauthorizedError
-from keyturn.identifiers import keyring_key
+from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.errors import RefusedError as StorageRefusedError
 from keyturn_workers.gateway import keyring_lookups
 from keyturn_workers.keyring.model import build
@@ -36,7 +36,7 @@ def spent(monkeypatch: pytest.MonkeyPatch) -> Bench:
 
 def _enrol(bench: Bench, project: str, api_key: str = API_KEY) -> None:
     ring = ring_of(api_key, project)
-    bench.storage.plant(keyring_key(project), build(ring, MASTER_KEYS), Headers({}))
+    bench.storage.plant(keyring_s3_key(project), build(ring, MASTER_KEYS), Headers({}))
 
 
 async def _refused(bench: Bench, project: str, authorization: str = _WRONG) -> None:

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from keyturn.crypto import HEADER_BYTES, SEALED_CHUNK_BYTES
 from keyturn.errors import (
     ArchivedObjectError,
+    CodedError,
     CorruptObjectError,
-    KeyturnError,
     NotFoundError,
     StorageUnavailableError,
 )
@@ -46,7 +46,7 @@ def _no_pauses() -> Iterator[None]:
     patch.undo()
 
 
-async def _failing(bench: Bench, error: type[KeyturnError], span: Span | None = None) -> bytearray:
+async def _failing(bench: Bench, error: type[CodedError], span: Span | None = None) -> bytearray:
     """What was given out before this error."""
     given = bytearray()
     with pytest.raises(error):
@@ -307,7 +307,7 @@ async def _read_while(bench: Bench, happens: Any) -> tuple[bytearray, BaseExcept
         try:
             async for piece in found.whole():
                 given += piece
-        except KeyturnError as exc:
+        except CodedError as exc:
             return given, exc
     return given, None
 

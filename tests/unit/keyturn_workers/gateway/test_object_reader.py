@@ -12,9 +12,9 @@ import pytest
 from keyturn.crypto import BODY_CONTEXT, new_dek, seal, v0_seal
 from keyturn.errors import (
     BodyTooLargeError,
+    CodedError,
     CorruptObjectError,
     KeyringRolledBackError,
-    KeyturnError,
     NotFoundError,
     NoUsableWrapError,
     StorageUnavailableError,
@@ -54,7 +54,7 @@ async def _opened(bench: Bench, start_bytes: int | None, api_key: str) -> None:
         await found.prove()
 
 
-async def _raises(bench: Bench, error: type[KeyturnError], api_key: str = API_KEY) -> str:
+async def _raises(bench: Bench, error: type[CodedError], api_key: str = API_KEY) -> str:
     """The error's detail, the same however the object is opened."""
     details = set()
     for start_bytes in (None, 56):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from keyturn.errors import KeyturnError, UnauthorizedError, all_errors
+from keyturn.errors import CodedError, UnauthorizedError, all_errors
 from keyturn_workers.gateway.problems import MEDIA_TYPE, problem, problem_of, status_of
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def test_a_code_of_a_later_version_is_the_servers_trouble() -> None:
 
 
 @pytest.mark.parametrize("error", [UnauthorizedError(), UnauthorizedError("no such project")])
-def test_every_401_has_the_same_bytes_and_asks_for_a_key(error: KeyturnError) -> None:
+def test_every_401_has_the_same_bytes_and_asks_for_a_key(error: CodedError) -> None:
     response, plain = problem_of(error), problem_of(UnauthorizedError())
     assert response.body == plain.body
     assert response.raw_headers == plain.raw_headers

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keyturn.errors import StorageUnavailableError, all_errors
-from keyturn.identifiers import is_uuid, keyring_key
+from keyturn.identifiers import is_uuid, keyring_s3_key
 from keyturn.messages import COUNT_FIELDS, RotationAccepted, RotationRejected
 from keyturn.publisher import NotDeliveredError, OutcomeUnknownError, PublisherError
 from keyturn_workers.gateway import rotation_routes as rotations_module
@@ -223,7 +223,7 @@ async def test_one_that_the_broker_may_have_is_known_by_its_id(serving: Serving)
 async def test_what_is_not_answered_yet_is_a_few_a_project(serving: Serving) -> None:
     """With the same generation expected all but one of them end as dead letters."""
     others = ring_of(THIRD_API_KEY, "other")
-    serving.bench.storage.plant(keyring_key("other"), build(others, MASTER_KEYS), Headers({}))
+    serving.bench.storage.plant(keyring_s3_key("other"), build(others, MASTER_KEYS), Headers({}))
     for _ in range(3):
         assert (await serving.ask("POST", ROTATIONS, body=_ask())).status == 202
     refused = await serving.ask("POST", ROTATIONS, body=_ask())

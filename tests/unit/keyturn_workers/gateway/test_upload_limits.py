@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from keyturn.errors import StorageUnavailableError, TooManyRequestsError
-from keyturn.identifiers import staging_key
+from keyturn.identifiers import staging_s3_key
 from keyturn_workers.errors import RefusedError as StorageRefusedError
 from keyturn_workers.gateway import staging_quota, upload_limits
 from keyturn_workers.gateway.fair_shares import MIN_STAGED_BYTES, GatewayBusyError, StagingLedger
@@ -84,8 +84,8 @@ def _staged(storage: MemoryStorage, mib: int = 4) -> StagedBodies:
 
 async def test_what_was_there_before_the_start_counts_towards_the_total() -> None:
     storage = MemoryStorage()
-    storage.plant(staging_key("gateway", "old"), bytes(3 * MIB), Headers({}))
-    storage.plant(staging_key("other", "theirs"), bytes(9 * MIB), Headers({}))
+    storage.plant(staging_s3_key("gateway", "old"), bytes(3 * MIB), Headers({}))
+    storage.plant(staging_s3_key("other", "theirs"), bytes(9 * MIB), Headers({}))
     staged = _staged(storage)
     await staged.reserve("a", "1", MIB)
     with pytest.raises(GatewayBusyError):

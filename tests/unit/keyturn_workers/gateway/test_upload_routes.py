@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from starlette.datastructures import Headers as HttpHeaders
 
 from keyturn.errors import StorageUnavailableError, all_errors
-from keyturn.identifiers import is_uuid, keyring_key, staging_key
+from keyturn.identifiers import is_uuid, keyring_s3_key, staging_s3_key
 from keyturn.messages import INLINE_MAX_BYTES, ProjectEnrolled, UploadRejected, UploadStored
 from keyturn.publisher import (
     BrokerUnavailableError,
@@ -159,7 +159,7 @@ async def test_nobody_waits_long_for_a_place(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(upload_limits, "PLACE_WAIT_S", 0.05)
     serving = Serving(upload_concurrency=1, project_share=0.5)
     other = ring_of(NEW_API_KEY, "other")
-    serving.bench.storage.plant(keyring_key("other"), build(other, MASTER_KEYS), Headers({}))
+    serving.bench.storage.plant(keyring_s3_key("other"), build(other, MASTER_KEYS), Headers({}))
     first = Connection()
     asking = asyncio.create_task(serving.ask("PUT", body=[LARGE, None], on=first))
     await until_taken(first)
@@ -409,11 +409,11 @@ async def test_bodies_that_are_not_stored_yet_count_until_they_have_left_staging
     serving = Serving(staging_max_bytes=16 * mib, project_share=0.25, max_bytes=8 * mib)
     other = ring_of(NEW_API_KEY, "other")
     storage = serving.bench.storage
-    storage.plant(keyring_key("other"), build(other, MASTER_KEYS), Headers({}))
+    storage.plant(keyring_s3_key("other"), build(other, MASTER_KEYS), Headers({}))
     for number in range(4):
         assert (await serving.ask("PUT", f"{PATH}-{number}", body=bytes(mib))).status == 202
         staged = serving.publisher.uploads[-1]
-        storage.plant(staging_key("gateway", staged.upload_id), bytes(mib), Headers({}))
+        storage.plant(staging_s3_key("gateway", staged.upload_id), bytes(mib), Headers({}))
     refused = await serving.ask("PUT", f"{PATH}-5", body=bytes(mib))
     assert (refused.status, refused.document()["code"]) == (429, "too_many_requests")
     assert refused.headers["retry-after"] == "1"
@@ -422,7 +422,7 @@ async def test_bodies_that_are_not_stored_yet_count_until_they_have_left_staging
     theirs = await serving.ask("PUT", object_path("other", KEY), key=NEW_API_KEY, body=bytes(mib))
     assert theirs.status == 202
     # A worker stored one: a listing shows it.
-    await storage.delete(staging_key("gateway", serving.publisher.uploads[0].upload_id))
+    await storage.delete(staging_s3_key("gateway", serving.publisher.uploads[0].upload_id))
     assert (await serving.ask("PUT", f"{PATH}-7", body=bytes(mib))).status == 202
 
 

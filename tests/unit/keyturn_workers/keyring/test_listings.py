@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from keyturn.errors import StorageUnavailableError, UnknownProjectError
-from keyturn.identifiers import keyring_key
+from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.keyring import Keyring, KeyringReader
 from keyturn_workers.keyring import reader as reader_module
 from keyturn_workers.keyring.listings import Listing, Listings, name_of
@@ -50,13 +50,13 @@ class Many:
         )
 
     def write(self, ring: Keyring) -> None:
-        self.storage.plant(keyring_key(ring.project), build(ring, MASTER_KEYS), Headers({}))
+        self.storage.plant(keyring_s3_key(ring.project), build(ring, MASTER_KEYS), Headers({}))
 
     async def use(self, names: Iterable[str] | None = None) -> None:
         for project in self.names if names is None else names:
-            observed = await self.reader.leased(project)
-            assert observed.keyring.project == project
-            assert observed.lease.expires_s == LEASE_S
+            snapshot = await self.reader.read_leased(project)
+            assert snapshot.keyring.project == project
+            assert snapshot.lease.expires_s == LEASE_S
 
     def pass_time(self, seconds: float = CACHE_S + 0.1) -> None:
         self.storage.advance(seconds)
@@ -129,18 +129,18 @@ async def test_a_keyring_that_was_turned_is_read() -> None:
     on.pass_time()
     await on.use()
     assert on.requests() == (1, 1)
-    assert (await on.reader.recent("p00003")).desired.generation == 2
+    assert (await on.reader.read_recent("p00003")).desired.generation == 2
 
 
 async def test_a_keyring_that_a_listing_covers_and_does_not_show_is_dropped() -> None:
     on = Many(10)
     await on.use()
-    await on.storage.purge(keyring_key("p00003"))
+    await on.storage.purge(keyring_s3_key("p00003"))
     on.pass_time()
     await on.use(["p00001", "p00002"])
-    assert on.reader.last("p00003") is None
+    assert on.reader.get_last("p00003") is None
     with pytest.raises(UnknownProjectError):
-        await on.reader.recent("p00003")
+        await on.reader.read_recent("p00003")
 
 
 async def test_a_listing_counts_from_its_sending() -> None:
@@ -158,14 +158,14 @@ async def test_a_listing_counts_from_its_sending() -> None:
 
     on.storage.list_page = slow  # type: ignore[method-assign]
     on.pass_time()
-    observed = await on.reader.recent("p00003")
-    assert observed.desired.generation == 2
-    assert observed.sent_s > before + 20
-    stale = on.reader.last("p00004")
+    snapshot = await on.reader.read_recent("p00003")
+    assert snapshot.desired.generation == 2
+    assert snapshot.sent_s > before + 20
+    stale = on.reader.get_last("p00004")
     assert stale is not None
     assert stale.sent_s < before + 5
     assert not stale.leased
-    assert on.reader.cached("p00004") is None
+    assert on.reader.get_cached("p00004") is None
 
 
 async def test_a_listing_of_more_than_a_sixth_of_a_lease_gives_none() -> None:
@@ -181,9 +181,9 @@ async def test_a_listing_of_more_than_a_sixth_of_a_lease_gives_none() -> None:
 
     on.storage.list_page = slow  # type: ignore[method-assign]
     on.pass_time(10.1)
-    assert not (await on.reader.recent("p00003")).leased
+    assert not (await on.reader.read_recent("p00003")).leased
     on.requests()
-    assert (await on.reader.leased("p00003")).leased
+    assert (await on.reader.read_leased("p00003")).leased
     assert on.requests() == (1, 0)
 
 
@@ -199,7 +199,7 @@ async def test_a_listing_whose_date_contradicts_the_others_gives_no_lease() -> N
 
     on.storage.list_page = skewed  # type: ignore[method-assign]
     on.pass_time()
-    assert not (await on.reader.recent("p00003")).leased
+    assert not (await on.reader.read_recent("p00003")).leased
 
 
 async def test_one_listing_serves_all_who_come_while_it_is_under_way() -> None:
@@ -207,7 +207,7 @@ async def test_one_listing_serves_all_who_come_while_it_is_under_way() -> None:
     await on.use()
     on.requests()
     on.pass_time()
-    await asyncio.gather(*(on.reader.leased(project) for project in on.names))
+    await asyncio.gather(*(on.reader.read_leased(project) for project in on.names))
     assert on.requests() == (0, 1)
 
 
@@ -235,7 +235,7 @@ async def test_a_keyring_in_use_is_renewed_before_its_time_is_over(
         await asyncio.sleep(0)
     assert on.requests() == requests
     on.pass_time(CACHE_S * 0.5)
-    assert on.reader.cached(on.names[-1]) is not None
+    assert on.reader.get_cached(on.names[-1]) is not None
 
 
 async def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,16 +243,16 @@ async def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader_module, "_MAX_PROJECTS", 5)
     on = Many(10)
     await on.use()
-    assert [on.reader.last(name) is not None for name in on.names] == [False] * 5 + [True] * 5
+    assert [on.reader.get_last(name) is not None for name in on.names] == [False] * 5 + [True] * 5
     for number in range(20):
         with pytest.raises(UnknownProjectError):
-            await on.reader.recent(f"nobody-{number}")
-    assert on.reader.cached("p00009") is not None
+            await on.reader.read_recent(f"nobody-{number}")
+    assert on.reader.get_cached("p00009") is not None
     assert sorted(on.reader._lines) == [_project(name) for name in on.reader._names]
     monkeypatch.setattr(reader_module, "_MAX_TOTAL_BYTES", 1)
     await on.use(["p00001"])
     assert [_project(name) for name in on.reader._names] == ["p00001"]
-    assert on.reader._total_bytes == len((await on.storage.read(keyring_key("p00001")))[1])
+    assert on.reader._total_bytes == len((await on.storage.read(keyring_s3_key("p00001")))[1])
 
 
 def _project(name: str) -> str:

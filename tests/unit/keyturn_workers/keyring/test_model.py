@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from keyturn.crypto import Secret, b64, b64_decode, record_kek, seal_record
 from keyturn.errors import CorruptObjectError, UnknownMasterKeyError
-from keyturn.identifiers import keyring_key
+from keyturn.identifiers import keyring_s3_key
 from keyturn.messages import RequestOrigin
 from keyturn_workers.keyring import sealed_records
 from keyturn_workers.keyring.model import Keyring, build, parse
@@ -20,7 +20,7 @@ from tests.unit.keyturn_workers.factories import MASTER_KEYS, generation, keyrin
 
 def _sealed(payload: dict[str, object], project: str = "acme") -> bytes:
     kek = record_kek(MASTER_KEYS["m1"].reveal(), project)
-    sealed = seal_record(kek, keyring_key(project), json.dumps(payload).encode())
+    sealed = seal_record(kek, keyring_s3_key(project), json.dumps(payload).encode())
     record = {"v": 1, "project": project, "master_key": "m1", "sealed": b64(sealed)}
     return json.dumps(record).encode()
 
@@ -67,7 +67,7 @@ def test_the_fields_that_0_4_lacks_round_trip_and_may_be_missing() -> None:
 def test_a_history_entry_has_the_fields_of_the_specification_alone() -> None:
     ring = replace(turned(keyring()), lease_s=30, publisher="billing", request="a" * 64)
     _, rest = sealed_records.parse(
-        build(ring, MASTER_KEYS), keyring_key("acme"), "acme", MASTER_KEYS
+        build(ring, MASTER_KEYS), keyring_s3_key("acme"), "acme", MASTER_KEYS
     )
     (entry,) = rest["history"]
     assert list(entry) == ["generation", "kek_id", "kek", "rotation_id", "requested_at", "at"]

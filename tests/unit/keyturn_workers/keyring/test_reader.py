@@ -51,16 +51,16 @@ def _reader(bucket: _Bucket, cache_s: float = 60) -> KeyringReader:
 async def test_recent_reads_are_cached() -> None:
     bucket = _Bucket(keyring())
     reader = _reader(bucket)
-    first = await reader.recent("acme")
-    assert await reader.recent("acme") is first
+    first = await reader.read_recent("acme")
+    assert await reader.read_recent("acme") is first
     assert bucket.began == 1
 
 
 async def test_a_cache_of_nothing_reads_each_time() -> None:
     bucket = _Bucket(keyring())
     reader = _reader(bucket, cache_s=0)
-    await reader.recent("acme")
-    await reader.recent("acme")
+    await reader.read_recent("acme")
+    await reader.read_recent("acme")
     assert bucket.began == 2
 
 
@@ -70,10 +70,10 @@ async def test_a_fresh_read_begins_after_the_call() -> None:
     assert bucket.ring is not None
     reader = _reader(bucket)
     bucket.gate.clear()
-    early = asyncio.create_task(reader.fresh("acme"))
+    early = asyncio.create_task(reader.read_fresh("acme"))
     await bucket.started.wait()
     bucket.ring = turned(bucket.ring)
-    late = asyncio.create_task(reader.fresh("acme"))
+    late = asyncio.create_task(reader.read_fresh("acme"))
     await asyncio.sleep(0)
     bucket.gate.set()
     assert (await early).desired.generation == 1
@@ -85,9 +85,9 @@ async def test_many_calls_share_one_read() -> None:
     bucket = _Bucket(keyring())
     reader = _reader(bucket)
     bucket.gate.clear()
-    first = asyncio.create_task(reader.fresh("acme"))
+    first = asyncio.create_task(reader.read_fresh("acme"))
     await bucket.started.wait()
-    many = [asyncio.create_task(reader.fresh("acme")) for _ in range(50)]
+    many = [asyncio.create_task(reader.read_fresh("acme")) for _ in range(50)]
     await asyncio.sleep(0)
     bucket.gate.set()
     await asyncio.gather(first, *many)
@@ -98,9 +98,9 @@ async def test_a_cancelled_caller_does_not_take_the_others_along() -> None:
     bucket = _Bucket(keyring())
     reader = _reader(bucket)
     bucket.gate.clear()
-    leaving = asyncio.create_task(reader.fresh("acme"))
+    leaving = asyncio.create_task(reader.read_fresh("acme"))
     await bucket.started.wait()
-    staying = asyncio.create_task(reader.fresh("acme"))
+    staying = asyncio.create_task(reader.read_fresh("acme"))
     await asyncio.sleep(0)
     leaving.cancel()
     bucket.gate.set()
@@ -113,9 +113,9 @@ async def test_no_keyring_is_an_unknown_project_and_is_not_cached() -> None:
     bucket = _Bucket(None)
     reader = _reader(bucket)
     with pytest.raises(UnknownProjectError):
-        await reader.recent("acme")
+        await reader.read_recent("acme")
     bucket.ring = keyring()
-    assert (await reader.recent("acme")).desired.generation == 1
+    assert (await reader.read_recent("acme")).desired.generation == 1
 
 
 async def test_a_failed_read_fails_its_callers_and_the_next_one_reads_again() -> None:
@@ -123,6 +123,6 @@ async def test_a_failed_read_fails_its_callers_and_the_next_one_reads_again() ->
     reader = _reader(bucket)
     bucket.failing = StorageUnavailableError("down")
     with pytest.raises(StorageUnavailableError):
-        await reader.fresh("acme")
+        await reader.read_fresh("acme")
     bucket.failing = None
-    assert (await reader.fresh("acme")).desired.generation == 1
+    assert (await reader.read_fresh("acme")).desired.generation == 1

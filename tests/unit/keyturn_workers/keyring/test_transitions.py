@@ -9,11 +9,18 @@ from typing import TYPE_CHECKING
 import pytest
 
 from keyturn.crypto import Secret
-from keyturn.identifiers import keyring_key
+from keyturn.identifiers import keyring_s3_key
 from keyturn.messages import RequestOrigin
-from keyturn_workers.keyring import change, create, forbidden_plaintext, resealed, settled, turned
+from keyturn_workers.keyring import (
+    create_keyring,
+    forbid_plaintext,
+    replace_keyring,
+    retire_old_keys,
+    rotate,
+    with_master_key,
+)
 from keyturn_workers.keyring.model import Keyring, parse
-from keyturn_workers.keyring.transitions import is_brought_by_this, leased
+from keyturn_workers.keyring.transitions import has_origin, with_lease
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import AT, MASTER_KEYS, keyring
 
@@ -27,7 +34,7 @@ _LATER = RequestOrigin("two", "2" * 64)
 
 def _turned(before: Keyring) -> Keyring:
     kek = Secret(os.urandom(32))
-    return turned(before, kek=kek, rotation_id=_ID, requested_at=AT, at=AT, origin=_LATER)
+    return rotate(before, kek=kek, rotation_id=_ID, requested_at=AT, at=AT, origin=_LATER)
 
 
 def test_a_turn_names_the_request_that_brought_it() -> None:
@@ -38,20 +45,20 @@ def test_a_turn_names_the_request_that_brought_it() -> None:
 
 def test_only_the_current_generation_is_known_by_its_origin_alone() -> None:
     after = _turned(_BEFORE)
-    assert is_brought_by_this(after, after.current, _LATER)
-    assert not is_brought_by_this(after, after.current, RequestOrigin("two", "3" * 64))
-    assert not is_brought_by_this(after, after.current, RequestOrigin("one", "2" * 64))
-    assert not is_brought_by_this(after, after.history[0], _LATER)
-    assert not is_brought_by_this(keyring(), keyring().current, _LATER)
+    assert has_origin(after, after.current, _LATER)
+    assert not has_origin(after, after.current, RequestOrigin("two", "3" * 64))
+    assert not has_origin(after, after.current, RequestOrigin("one", "2" * 64))
+    assert not has_origin(after, after.history[0], _LATER)
+    assert not has_origin(keyring(), keyring().current, _LATER)
 
 
 @pytest.mark.parametrize(
     "changed",
     [
-        lambda ring: resealed(ring, "m2"),
-        forbidden_plaintext,
-        settled,
-        lambda ring: leased(ring, 15),
+        lambda ring: with_master_key(ring, "m2"),
+        forbid_plaintext,
+        retire_old_keys,
+        lambda ring: with_lease(ring, 15),
     ],
     ids=["resealed", "forbidden_plaintext", "settled", "leased"],
 )
@@ -66,15 +73,15 @@ async def test_a_written_keyring_names_the_longest_lease_of_all_that_wrote_it() 
     storage = MemoryStorage()
 
     async def read() -> tuple[Keyring, str]:
-        head, body = await storage.read(keyring_key("acme"))
+        head, body = await storage.read(keyring_s3_key("acme"))
         return parse(body, "acme", MASTER_KEYS), head.etag
 
-    assert await create(storage, keyring(), MASTER_KEYS, lease_s=15)
+    assert await create_keyring(storage, keyring(), MASTER_KEYS, lease_s=15)
     ring, etag = await read()
     assert ring.lease_s == 15
-    assert await change(storage, ring, etag, MASTER_KEYS, lease_s=60)
+    assert await replace_keyring(storage, ring, etag, MASTER_KEYS, lease_s=60)
     ring, etag = await read()
     assert ring.lease_s == 60
     # A worker with a shorter lease does not take the longer one back.
-    assert await change(storage, ring, etag, MASTER_KEYS, lease_s=6)
+    assert await replace_keyring(storage, ring, etag, MASTER_KEYS, lease_s=6)
     assert (await read())[0].lease_s == 60

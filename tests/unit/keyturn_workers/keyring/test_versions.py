@@ -4,29 +4,34 @@ from __future__ import annotations
 
 import pytest
 
-from keyturn.identifiers import keyring_key
-from keyturn_workers.keyring import KeyringReader, change, create, forget_older
-from keyturn_workers.keyring.transitions import leased
+from keyturn.identifiers import keyring_s3_key
+from keyturn_workers.keyring import (
+    KeyringReader,
+    create_keyring,
+    delete_older_versions,
+    replace_keyring,
+)
+from keyturn_workers.keyring.transitions import with_lease
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring, turned
 
 
 async def versions(storage: MemoryStorage) -> int:
-    return len([1 async for _ in storage.list_versions(keyring_key("acme"))])
+    return len([1 async for _ in storage.list_versions(keyring_s3_key("acme"))])
 
 
 @pytest.mark.parametrize(("versioned", "left"), [(True, 1), (False, 1)])
 async def test_the_latest_version_alone_is_left(*, versioned: bool, left: int) -> None:
     storage = MemoryStorage(versioned=versioned)
-    ring = leased(keyring(), 15)
-    assert await create(storage, ring, MASTER_KEYS, lease_s=15)
-    assert await create(storage, keyring("acme-2"), MASTER_KEYS, lease_s=15)
+    ring = with_lease(keyring(), 15)
+    assert await create_keyring(storage, ring, MASTER_KEYS, lease_s=15)
+    assert await create_keyring(storage, keyring("acme-2"), MASTER_KEYS, lease_s=15)
     keyrings = KeyringReader(storage, MASTER_KEYS, lease_s=15, cache_s=0)
     for _ in range(3):
         ring = turned(ring)
-        observed = await keyrings.fresh("acme")
-        assert await change(storage, ring, observed.etag, MASTER_KEYS, lease_s=15)
+        snapshot = await keyrings.read_fresh("acme")
+        assert await replace_keyring(storage, ring, snapshot.etag, MASTER_KEYS, lease_s=15)
     assert await versions(storage) == (4 if versioned else 1)
-    await forget_older(storage, "acme")
+    await delete_older_versions(storage, "acme")
     assert await versions(storage) == left
-    assert (await keyrings.fresh("acme")).keyring == ring
+    assert (await keyrings.read_fresh("acme")).keyring == ring

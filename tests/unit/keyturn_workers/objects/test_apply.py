@@ -19,7 +19,7 @@ from keyturn.identifiers import format_time
 from keyturn.metadata import METADATA_MAX_BYTES, Plaintext, Tombstone, parse, size_bytes
 from keyturn_workers.errors import MissingError, PreconditionError, RefusedError
 from keyturn_workers.objects.apply import ActionExecutor, tags_at_risk
-from keyturn_workers.objects.plan_action import Encrypt, NoOp, Options, Reseal, Rewrap
+from keyturn_workers.objects.plan_action import Encrypt, NoOp, Options, ResealTombstone, Rewrap
 from keyturn_workers.objects.verify import verify
 from keyturn_workers.storage import Capabilities, Headers
 from keyturn_workers.testing.memory_storage import MemoryStorage
@@ -174,11 +174,11 @@ async def test_plaintext_is_encrypted_where_it_stands(body: bytes) -> None:
 
 async def test_each_attempt_to_encrypt_has_its_own_dek() -> None:
     on = in_plaintext()
-    looked, decision, observed = await on.plan_action(ENCRYPT)
+    view, action, snapshot = await on.plan_action(ENCRYPT)
     headers = []
     for _ in range(2):
         on.plant({}, b"hello")
-        await on.effects.carry_out("acme", KEY, looked, decision, observed)
+        await on.executor.execute("acme", KEY, view, action, snapshot)
         headers.append((await on.body())[:56])
     assert headers[0] != headers[1]
 
@@ -218,10 +218,10 @@ async def test_plaintext_deleted_meanwhile_stays_deleted() -> None:
 async def test_empty_plaintext_deleted_meanwhile_stays_deleted() -> None:
     """A tombstone has the ETag of an empty body: the put's condition alone would pass."""
     on = in_plaintext(b"")
-    looked, decision, observed = await on.plan_action(ENCRYPT)
+    view, action, snapshot = await on.plan_action(ENCRYPT)
     await on.delete()
     with pytest.raises(PreconditionError):
-        await on.effects.carry_out("acme", KEY, looked, decision, observed)
+        await on.executor.execute("acme", KEY, view, action, snapshot)
     assert isinstance(parse((await on.storage.head(TARGET)).metadata), Tombstone)
 
 
@@ -236,10 +236,10 @@ async def test_empty_plaintext_rests_on_a_lease_begun_before_its_last_look() -> 
 
 async def test_plaintext_above_one_put_is_too_large() -> None:
     on = in_plaintext()
-    looked, decision, observed = await on.plan_action(ENCRYPT)
-    large = replace(looked, head=replace(looked.head, size_bytes=5 * 1024**3))
+    view, action, snapshot = await on.plan_action(ENCRYPT)
+    large = replace(view, head=replace(view.head, size_bytes=5 * 1024**3))
     with pytest.raises(BodyTooLargeError):
-        await on.effects.carry_out("acme", KEY, large, decision, observed)
+        await on.executor.execute("acme", KEY, large, action, snapshot)
     assert on.storage.calls["stream"] == 0
     assert await on.body() == b"hello"
 
@@ -251,7 +251,7 @@ async def test_a_tombstone_is_sealed_anew_with_its_time() -> None:
     on = Scene()
     on.plant(deleted(on.ring.desired(MASTER_KEYS), KEY), b"")
     await on.turn_master_key()
-    assert isinstance(await on.bring(), Reseal)
+    assert isinstance(await on.bring(), ResealTombstone)
     head = await on.storage.head(TARGET)
     tombstone = parse(head.metadata)
     assert isinstance(tombstone, Tombstone)
@@ -335,11 +335,11 @@ async def test_a_lock_is_restated_where_a_new_version_is_allowed() -> None:
 async def test_an_archive_that_refuses_is_told() -> None:
     on = sealed()
     await on.turn()
-    looked, decision, observed = await on.plan_action()
+    view, action, snapshot = await on.plan_action()
     body = await on.body()
-    on.storage.plant(TARGET, body, looked.head.headers, archived=True)
+    on.storage.plant(TARGET, body, view.head.headers, archived=True)
     with pytest.raises(ArchivedObjectError):
-        await on.effects.carry_out("acme", KEY, looked, decision, observed)
+        await on.executor.execute("acme", KEY, view, action, snapshot)
 
 
 @ALL_KINDS
@@ -393,29 +393,29 @@ async def test_tags_at_risk(
 ) -> None:
     """Exactly where the write drops them, and never of an object without any."""
     on = await due(kind, MemoryStorage(differences=differences))
-    looked, decision, observed = await on.plan_action(ENCRYPT)
-    assert tags_at_risk(on.storage, looked, decision, limit) is at_risk
+    view, action, snapshot = await on.plan_action(ENCRYPT)
+    assert tags_at_risk(on.storage, view, action, limit) is at_risk
     if limit > 1:
-        await on.effects.carry_out("acme", KEY, looked, decision, observed)
+        await on.executor.execute("acme", KEY, view, action, snapshot)
         kept = await on.storage.read_tags(TARGET) == TAGS
         assert kept is not at_risk
-    untagged = replace(looked, head=replace(looked.head, tag_count=0))
-    assert not tags_at_risk(on.storage, untagged, decision, limit)
+    untagged = replace(view, head=replace(view.head, tag_count=0))
+    assert not tags_at_risk(on.storage, untagged, action, limit)
 
 
 async def test_what_is_kept_risks_no_tags() -> None:
     on = sealed()
-    looked, decision, _ = await on.plan_action()
-    assert not tags_at_risk(on.storage, looked, decision, 1)
+    view, action, _ = await on.plan_action()
+    assert not tags_at_risk(on.storage, view, action, 1)
 
 
 @pytest.mark.parametrize("kind", ["current", "plaintext", "deleted"])
 async def test_keeping_does_nothing(kind: Any) -> None:
     on = sealed()
-    looked, _, observed = await on.plan_action()
-    decision: PlannedAction = NoOp(kind)
+    view, _, snapshot = await on.plan_action()
+    action: PlannedAction = NoOp(kind)
     before = on.storage.calls.copy()
-    await on.effects.carry_out("acme", KEY, looked, decision, observed)
+    await on.executor.execute("acme", KEY, view, action, snapshot)
     assert on.storage.calls == before
 
 
@@ -488,7 +488,7 @@ async def test_no_time_is_kept_where_the_storage_would_refuse_the_metadata() -> 
 
 async def test_a_large_object_keeps_both_through_a_copy_in_parts() -> None:
     on = tagged()
-    on.effects = ActionExecutor(on.storage, on.keyrings, 1)
+    on.executor = ActionExecutor(on.storage, on.keyrings, 1)
     before = await rewrapped(on)
     assert await stored(on) == (format_time(before), TAG)
 

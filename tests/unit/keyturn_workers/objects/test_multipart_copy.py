@@ -172,10 +172,10 @@ async def test_rewrapped_by_another_worker_meanwhile() -> None:
 @pytest.mark.parametrize("operation", ["copy_part", "complete_multipart", "head", "read"])
 async def test_a_failure_leaves_no_parts(operation: str) -> None:
     on = await due()
-    looked, decision, observed = await on.plan_action()
+    view, action, snapshot = await on.plan_action()
     on.storage.fail_next(operation, StorageUnavailableError("down"))
     with pytest.raises(StorageUnavailableError):
-        await on.effects.carry_out("acme", "reports/q3.pdf", looked, decision, observed)
+        await on.executor.execute("acme", "reports/q3.pdf", view, action, snapshot)
     assert await on.open_uploads() == []
     assert await on.body() != b""
 

@@ -29,7 +29,7 @@ from keyturn_workers.objects.plan_action import (
     NoOp,
     Options,
     PlannedAction,
-    Reseal,
+    ResealTombstone,
     Rewrap,
     plan_action,
 )
@@ -41,7 +41,7 @@ from tests.unit.keyturn_workers.factories import (
     deleted,
     enc,
     keyring,
-    looked,
+    object_view,
     sealed_object,
     turned,
     v0_metadata,
@@ -80,15 +80,13 @@ def decided(
     options: Options = NO_OPTIONS,
     **head: Any,
 ) -> PlannedAction:
-    return plan_action(looked(metadata, body, **head), KEY, ring, at(ring), KEYS, options)
+    return plan_action(object_view(metadata, body, **head), KEY, ring, at(ring), KEYS, options)
 
 
-def check_rewrap(
-    decision: PlannedAction, ring: Keyring, dek: bytes = DEK, *, checked: bool
-) -> None:
+def check_rewrap(action: PlannedAction, ring: Keyring, dek: bytes = DEK, *, checked: bool) -> None:
     """Both wraps open under the desired KEKs, to that DEK, and carry the right labels."""
-    assert isinstance(decision, Rewrap)
-    wraps, desired = decision.wraps, at(ring)
+    assert isinstance(action, Rewrap)
+    wraps, desired = action.wraps, at(ring)
     place: dict[str, Any] = {
         "algorithm": wraps.algorithm,
         "project": desired.project,
@@ -99,7 +97,7 @@ def check_rewrap(
     assert unwrap_dek(desired.admin_kek, "admin", wrap=wraps.admin, **place) == dek
     labels = (wraps.generation, wraps.kek_id, wraps.master_key)
     assert labels == (desired.generation, desired.kek_id, desired.master_key)
-    assert decision.body_key == (Secret(dek) if checked else None)
+    assert action.body_dek == (Secret(dek) if checked else None)
 
 
 @dataclass(frozen=True)
@@ -293,7 +291,7 @@ V0 = [
 TOMBSTONES = [
     Case("as desired", deleted(at(FIRST), KEY), "deleted", body=b""),
     Case("as desired after a turn", deleted(at(FIRST), KEY), "deleted", body=b"", ring=SECOND),
-    Case("of another master key", deleted(at(FIRST), KEY), "reseal", body=b"", ring=M2),
+    Case("of another master key", deleted(at(FIRST), KEY), "resealtombstone", body=b"", ring=M2),
     Case("of another key", deleted(at(FIRST), "other"), "no_usable_wrap", body=b""),
     Case("of another project", deleted(at(keyring("other")), KEY), "no_usable_wrap", body=b""),
     Case("a DEK's wrap in its place", {"enc-algo": "deleted", "enc-dek-admin":
@@ -313,13 +311,13 @@ def check(case: Case) -> PlannedAction | None:
         with pytest.raises(all_errors()[case.answer]):
             decided(case.metadata, case.body, case.ring, case.options, **case.head)
         return None
-    decision = decided(case.metadata, case.body, case.ring, case.options, **case.head)
+    action = decided(case.metadata, case.body, case.ring, case.options, **case.head)
     if case.answer == "rewrap":
-        check_rewrap(decision, case.ring, checked=case.checked)
+        check_rewrap(action, case.ring, checked=case.checked)
     else:
-        name = decision.kind if isinstance(decision, NoOp) else type(decision).__name__.lower()
+        name = action.kind if isinstance(action, NoOp) else type(action).__name__.lower()
         assert name == case.answer
-    return decision
+    return action
 
 
 @by_name(SEALED)
@@ -335,25 +333,25 @@ def test_plaintext(case: Case) -> None:
 @by_name([replace(c, body=V0_BODY) if c.body is BODY and c.name[:4] != "said" else c for c in V0])
 def test_object_of_the_earlier_system(case: Case) -> None:
     """What gets wraps keeps its algorithm, since its body stays as it is."""
-    decision = check(case)
-    if isinstance(decision, Rewrap):
-        assert decision.wraps.algorithm == V0_ALGORITHM
+    action = check(case)
+    if isinstance(action, Rewrap):
+        assert action.wraps.algorithm == V0_ALGORITHM
 
 
 @by_name(TOMBSTONES)
 def test_tombstone(case: Case) -> None:
     """One that is sealed anew tells the time of the delete, not of the sweep."""
-    decision = check(case)
-    if isinstance(decision, Reseal):
-        assert open_tombstone(at(case.ring).admin_kek, "acme", KEY, decision.sealed) == AT
+    action = check(case)
+    if isinstance(action, ResealTombstone):
+        assert open_tombstone(at(case.ring).admin_kek, "acme", KEY, action.sealed) == AT
 
 
 @pytest.mark.parametrize("case", [c for c in SEALED if c.answer == "rewrap"], ids=lambda c: c.name)
 def test_what_was_rewrapped_is_current(case: Case) -> None:
     """One pass is enough: the next one finds nothing to change."""
-    decision = decided(case.metadata, case.body, case.ring, case.options, **case.head)
-    assert isinstance(decision, Rewrap)
-    again = decided(enc(decision.wraps), case.body, case.ring)
+    action = decided(case.metadata, case.body, case.ring, case.options, **case.head)
+    assert isinstance(action, Rewrap)
+    again = decided(enc(action.wraps), case.body, case.ring)
     assert again == NoOp("current")
 
 
@@ -373,7 +371,7 @@ def test_a_master_key_that_is_not_held_opens_nothing() -> None:
     keys = OperatorKeys({"m2": MASTER_KEYS["m2"]})
     stale = enc(replace(NOW, user=BAD))
     with pytest.raises(NoUsableWrapError):
-        plan_action(looked(stale, BODY), KEY, M2, at(M2), keys, NO_OPTIONS)
+        plan_action(object_view(stale, BODY), KEY, M2, at(M2), keys, NO_OPTIONS)
 
 
 @pytest.fixture
@@ -431,8 +429,8 @@ def test_operator_keys_show_nothing() -> None:
 
 
 def test_a_body_key_shows_nothing() -> None:
-    decision = decided(v0_metadata(DEK, DEK), V0_BODY, OLD)
-    assert repr(DEK)[2:-1] not in repr(decision)
+    action = decided(v0_metadata(DEK, DEK), V0_BODY, OLD)
+    assert repr(DEK)[2:-1] not in repr(action)
 
 
 def test_fresh_wraps_each_time() -> None:

@@ -9,17 +9,17 @@ import pytest
 
 from keyturn.errors import (
     ArchivedObjectError,
+    CodedError,
     CorruptObjectError,
     DeletedKeyError,
     KeyringRolledBackError,
-    KeyturnError,
     LockedObjectError,
     NoUsableWrapError,
     StorageUnavailableError,
     UnknownAlgorithmError,
 )
 from keyturn_workers.errors import RefusedError
-from keyturn_workers.objects.single import reconcile
+from keyturn_workers.objects.single import reconcile_object
 from keyturn_workers.storage import Capabilities
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, deleted, enc, sealed_object, turned
@@ -32,7 +32,7 @@ MIB = 1024**2
 
 
 async def run(on: Scene) -> KeyringSnapshot:
-    return await reconcile(
+    return await reconcile_object(
         "acme",
         KEY,
         on.storage,
@@ -135,7 +135,7 @@ async def test_what_it_leaves_as_it_is() -> None:
     other, _ = sealed_object(on.ring.desired(MASTER_KEYS), KEY)
     later, _ = sealed_object(turned(on.ring).desired(MASTER_KEYS), KEY)
     broken = replace(wraps, user=b"", admin=b"")
-    cases: list[tuple[dict[str, str], type[KeyturnError]]] = [
+    cases: list[tuple[dict[str, str], type[CodedError]]] = [
         ({}, CorruptObjectError),
         ({"enc-algo": "AES-256-GCM"}, CorruptObjectError),
         (enc(replace(wraps, user=other.user)), CorruptObjectError),

@@ -23,10 +23,10 @@ from keyturn.crypto import (
     v0_open,
     v0_user_kek,
 )
-from keyturn.errors import KeyturnError, NoUsableWrapError
+from keyturn.errors import CodedError, NoUsableWrapError
 from keyturn.metadata import COBBLESTONE
 from keyturn_workers.keyring.model import parse
-from keyturn_workers.objects.open import Reader, open_dek
+from keyturn_workers.objects.open_dek import ReaderKeys, open_dek
 
 _FILE = Path(__file__).parents[4] / ".." / "shared" / "vectors" / "keyturn_v1.json"
 _MISSING = not _FILE.is_file()
@@ -43,10 +43,10 @@ def _masters() -> dict[str, Secret]:
     return {name: Secret(base64.b64decode(key)) for name, key in keys.items()}
 
 
-def _reader(vector: dict[str, Any]) -> Reader:
+def _reader(vector: dict[str, Any]) -> ReaderKeys:
     keys = _VECTORS["keys"]
     api_key = keys["new_api_key"] if vector["name"] == "both keys turned" else keys["api_key"]
-    return Reader(
+    return ReaderKeys(
         project=vector["project"],
         user_kek=user_kek(api_key, vector["project"], keys["pepper"]),
         master_keys=_masters(),
@@ -56,7 +56,7 @@ def _reader(vector: dict[str, Any]) -> Reader:
     )
 
 
-def _read(vector: dict[str, Any], reader: Reader) -> bytes:
+def _read(vector: dict[str, Any], reader: ReaderKeys) -> bytes:
     body = base64.b64decode(vector["body"])
     envelope = object_metadata.parse(vector["metadata"])
     opened = open_dek(envelope, body[:HEADER_BYTES], vector["key"], reader)
@@ -66,10 +66,10 @@ def _read(vector: dict[str, Any], reader: Reader) -> bytes:
     return v0_open(opened.dek, body)
 
 
-def _outcome(vector: dict[str, Any], reader: Reader) -> str:
+def _outcome(vector: dict[str, Any], reader: ReaderKeys) -> str:
     try:
         plaintext = _read(vector, reader)
-    except KeyturnError as exc:
+    except CodedError as exc:
         return exc.code
     except SealError:
         return "corrupt_object"
@@ -98,7 +98,7 @@ def test_object_by_the_operator_alone(vector: dict[str, Any]) -> None:
 @pytest.mark.parametrize("vector", _VECTORS.get("objects", []), ids=lambda vector: vector["name"])
 def test_object_by_a_stranger(vector: dict[str, Any]) -> None:
     """Another project's keys never open anything."""
-    stranger = Reader(project=vector["project"], user_kek=Secret(bytes(32)), v0_allowed=True)
+    stranger = ReaderKeys(project=vector["project"], user_kek=Secret(bytes(32)), v0_allowed=True)
     assert _outcome(vector, stranger) in {"no_usable_wrap", "unknown_algorithm"}
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from keyturn.crypto import BODY_CONTEXT, HEADER_BYTES, new_dek, seal
 from keyturn.errors import CorruptObjectError, KeyringRolledBackError, NoUsableWrapError
-from keyturn_workers.objects.verify import Verified, verify, verify_own
+from keyturn_workers.objects.verify import Verified, verify, verify_upload
 from keyturn_workers.objects.wrap import wrap
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring, sealed_object, turned
 
@@ -103,7 +103,7 @@ def test_a_label_ahead_of_the_keyring_alone_tells_nothing() -> None:
 @pytest.mark.parametrize("ring", [RING, LATER_RING], ids=["same", "turned since"])
 def test_own_object_verifies(ring: Keyring) -> None:
     wraps, body = sealed_object(NOW, KEY)
-    verified = verify_own(wraps, body[:HEADER_BYTES], KEY, ring, MASTER_KEYS)
+    verified = verify_upload(wraps, body[:HEADER_BYTES], KEY, ring, MASTER_KEYS)
     assert verified.current is (ring is RING)
 
 
@@ -113,10 +113,10 @@ def test_own_object_needs_both_wraps(broken: str) -> None:
     wraps, body = sealed_object(NOW, KEY)
     forged = replace(wraps, **{broken: bytes(104)})  # type: ignore[arg-type]
     with pytest.raises(CorruptObjectError):
-        verify_own(forged, body[:HEADER_BYTES], KEY, RING, MASTER_KEYS)
+        verify_upload(forged, body[:HEADER_BYTES], KEY, RING, MASTER_KEYS)
 
 
 def test_own_object_whose_old_kek_was_cleared_verifies_by_the_admin_wrap() -> None:
     wraps, body = sealed_object(NOW, KEY)
     ring = replace(LATER_RING, history=(replace(RING.current, kek=None),))
-    assert not verify_own(wraps, body[:HEADER_BYTES], KEY, ring, MASTER_KEYS).current
+    assert not verify_upload(wraps, body[:HEADER_BYTES], KEY, ring, MASTER_KEYS).current

@@ -8,8 +8,9 @@ import sys
 import pytest
 from botocore.utils import parse_timestamp
 
+from keyturn.errors import SettingsError
 from keyturn.s3_client import _timestamp, new_session, open_client
-from keyturn.settings import S3Settings, SettingsError
+from keyturn.settings import S3Settings
 
 
 def settings(**values: str) -> S3Settings:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from keyturn.errors import StorageUnavailableError
-from keyturn.settings import SettingsError
+from keyturn.errors import SettingsError, StorageUnavailableError
 from keyturn_workers.errors import MissingError, RefusedError, UnsafeStorageError
 from keyturn_workers.storage import Capabilities, Headers, IfAbsent, IfMatch
 from keyturn_workers.storage.port import RECORD_MAX_BYTES

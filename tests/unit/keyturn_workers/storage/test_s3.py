@@ -12,8 +12,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from keyturn.errors import StorageUnavailableError
-from keyturn.settings import S3Settings, SettingsError
+from keyturn.errors import SettingsError, StorageUnavailableError
+from keyturn.settings import S3Settings
 from keyturn_workers.errors import MissingError, PreconditionError, RefusedError
 from keyturn_workers.storage import Headers, IfAbsent, IfMatch, Lease, Part
 from keyturn_workers.storage import s3_http as raw_module

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from keyturn.identifiers import keyring_key
+from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.errors import MissingError
 from keyturn_workers.keyring import KeyringReader
 from keyturn_workers.keyring.model import build
@@ -60,7 +60,7 @@ class Fleet:
     def __post_init__(self) -> None:
         for name in self.projects:
             body = build(keyring(name, master_key="m2"), MASTER_KEYS)
-            self.storage.plant(keyring_key(name), body, Headers({}))
+            self.storage.plant(keyring_s3_key(name), body, Headers({}))
         self.store = SweepStore(self.storage, MASTER_KEYS)
         self.keyrings = KeyringReader(self.storage, MASTER_KEYS, lease_s=15, cache_s=0)
         keys, starter = OperatorKeys(MASTER_KEYS), cast("Any", self)
@@ -70,7 +70,7 @@ class Fleet:
     async def start(self, ask: SweepRequest, origins: Origins) -> None:
         """The starter's part."""
         del origins
-        await self.keyrings.fresh(ask.project)
+        await self.keyrings.read_fresh(ask.project)
         ended = Ended(Counts(objects=1, current=1), clean=True)
         await self.store.add_ended(SWEEP_ID, ask.project, ended, "m2")
 
@@ -129,7 +129,7 @@ async def test_a_keyring_that_a_later_listing_shows_no_more_is_gone(
     with monkeypatch.context() as hidden:
         _hide(hidden, fleet.storage, "acme")
         assert (await fleet.step()).not_found == {"acme": 1}
-    await fleet.storage.delete(keyring_key("acme"))
+    await fleet.storage.delete(keyring_s3_key("acme"))
     plan = await fleet.finished()
     assert (plan.clean, plan.projects) == (True, 1)
 
@@ -155,7 +155,7 @@ async def test_a_keyring_that_went_before_the_end_is_passed_over(
     read = fleet.storage.read
 
     async def removed_first(key: str, **more: Any) -> Any:
-        if key == keyring_key("bob"):
+        if key == keyring_s3_key("bob"):
             await fleet.storage.delete(key)
         return await read(key, **more)
 
@@ -178,7 +178,7 @@ async def test_of_many_keyrings_that_are_not_found_each_has_its_turn(
 
 def _hide(patch: pytest.MonkeyPatch, storage: MemoryStorage, *projects: str) -> None:
     """Let reads of these keyrings answer 404, whatever listings show."""
-    read, hidden = storage.read, {keyring_key(project) for project in projects}
+    read, hidden = storage.read, {keyring_s3_key(project) for project in projects}
 
     async def answered(key: str, **more: Any) -> Any:
         if key in hidden:

@@ -9,8 +9,8 @@ from typing import Any, cast
 import pytest
 
 from keyturn.crypto import Secret
-from keyturn.identifiers import format_time, keyring_key
-from keyturn_workers.keyring import Keyring, settled
+from keyturn.identifiers import format_time, keyring_s3_key
+from keyturn_workers.keyring import Keyring, retire_old_keys
 from keyturn_workers.keyring.model import build
 from keyturn_workers.storage import Headers
 from keyturn_workers.sweep.lost_rotations import OpenRotations
@@ -59,7 +59,7 @@ class Scene:
 
     async def put(self, ring: Keyring) -> None:
         body = build(ring, MASTER_KEYS)
-        await self.storage.put(keyring_key(ring.project), body, Headers({}))
+        await self.storage.put(keyring_s3_key(ring.project), body, Headers({}))
 
     async def look(self, later: timedelta = timedelta(hours=1)) -> None:
         self.storage.reads.clear()
@@ -116,7 +116,7 @@ async def test_one_with_a_record_is_left_alone_however_it_ended() -> None:
 @pytest.mark.parametrize("of", ["enrolled", "clean"])
 async def test_a_keyring_without_earlier_keys_needs_no_record(of: str) -> None:
     scene = Scene()
-    await scene.put(keyring() if of == "enrolled" else settled(_rotated()))
+    await scene.put(keyring() if of == "enrolled" else retire_old_keys(_rotated()))
     for _ in range(3):
         await scene.look(KEEP / 2 + timedelta(minutes=1))
     assert scene.begun == []
@@ -125,7 +125,7 @@ async def test_a_keyring_without_earlier_keys_needs_no_record(of: str) -> None:
 async def test_a_recent_rotation_without_a_record_is_begun_anew_without_earlier_keys() -> None:
     """Its record was not removed for its age, and nothing else says that its end was published."""
     scene = Scene()
-    ring = settled(_rotated())
+    ring = retire_old_keys(_rotated())
     await scene.put(ring)
     for _ in range(2):
         await scene.look(KEEP / 2)
@@ -134,7 +134,7 @@ async def test_a_recent_rotation_without_a_record_is_begun_anew_without_earlier_
 
 async def test_a_recent_rotation_that_ended_and_has_its_record_is_left_alone() -> None:
     scene = Scene()
-    ring = settled(_rotated())
+    ring = retire_old_keys(_rotated())
     await scene.put(ring)
     await scene.add_ended(ring, ring.current.rotation_id)
     for _ in range(3):
@@ -161,7 +161,7 @@ async def test_a_keyring_is_read_once_until_it_changes() -> None:
     await scene.put(_rotated("p7"))
     await scene.look()
     # The keyring that changed, and the record that its rotation should have.
-    assert [key for key in scene.storage.reads if "keyrings" in key] == [keyring_key("p7")]
+    assert [key for key in scene.storage.reads if "keyrings" in key] == [keyring_s3_key("p7")]
     assert len(scene.storage.reads) == 2
 
 
@@ -188,7 +188,7 @@ async def test_the_last_rotations_record_is_kept_while_earlier_keys_are() -> Non
         await scene.look(timedelta(days=30))
     assert await scene.store.plan_of(rotation_id, "acme") is not None
     assert await scene.store.plan_of(enrolment_id, "acme") is None
-    await scene.put(settled(ring))
+    await scene.put(retire_old_keys(ring))
     for _ in range(2):
         await scene.look(timedelta(days=30))
     assert await scene.store.plan_of(rotation_id, "acme") is None
@@ -198,7 +198,7 @@ async def test_the_records_of_a_project_are_kept_whose_keyring_does_not_open_her
     scene = Scene()
     ring = _rotated()
     other = build(replace(ring, master_key="m9"), {"m9": Secret(bytes(32))})
-    await scene.storage.put(keyring_key("acme"), other, Headers({}))
+    await scene.storage.put(keyring_s3_key("acme"), other, Headers({}))
     await scene.add_ended(ring, ring.current.rotation_id)
     await scene.look(timedelta(days=30))
     assert await scene.store.plan_of(ring.current.rotation_id, "acme") is not None

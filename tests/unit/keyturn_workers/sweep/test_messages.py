@@ -15,9 +15,9 @@ from aio_pika.exceptions import AMQPConnectionError
 
 from keyturn.crypto import SigningKey
 from keyturn.errors import (
+    CodedError,
     CorruptObjectError,
     KeyringRolledBackError,
-    KeyturnError,
     LeaseMismatchError,
     NotFoundError,
     StorageUnavailableError,
@@ -64,7 +64,7 @@ class Scene:
         assert hint == PAGE
         self._served("page")
 
-    async def fail(self, _hint: SweepStep, error: KeyturnError) -> None:
+    async def fail(self, _hint: SweepStep, error: CodedError) -> None:
         self.steps.append(f"failed {error.code}")
         if self.fail_error is not None:
             raise self.fail_error
@@ -82,11 +82,11 @@ class Scene:
         self.steps.append(f"{queue} {retry.code} {retry.attempt} back")
 
     async def schedule_retry(
-        self, _message: object, queue: str, error: KeyturnError, attempt: int, delay_s: int
+        self, _message: object, queue: str, error: CodedError, attempt: int, delay_s: int
     ) -> None:
         self.steps.append(f"{queue} {error.code} {attempt} in {delay_s} s")
 
-    async def dead_letter(self, _message: object, queue: str, error: KeyturnError) -> None:
+    async def dead_letter(self, _message: object, queue: str, error: CodedError) -> None:
         self.steps.append(f"{queue}.dead {error.code}")
 
 

@@ -14,7 +14,7 @@ from typing import Final
 import pytest
 
 from keyturn.errors import StorageUnavailableError
-from keyturn.identifiers import keyring_key, object_key
+from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn_workers.errors import ArchivedError, MissingError, RefusedError
 from keyturn_workers.keyring import Keyring, KeyringReader
 from keyturn_workers.keyring.model import build
@@ -46,17 +46,17 @@ class Page:
 
     def write_keyring(self, ring: Keyring) -> None:
         self.ring = ring
-        self.storage.plant(keyring_key("acme"), build(ring, MASTER_KEYS), Headers({}))
+        self.storage.plant(keyring_s3_key("acme"), build(ring, MASTER_KEYS), Headers({}))
 
     def plant(self, *keys: str) -> None:
         """An object at each key, as the keyring desires it now."""
         for key in keys:
             wraps, body = sealed_object(self.ring.desired(MASTER_KEYS), key)
-            self.storage.plant(object_key("acme", key), body, Headers(enc(wraps)))
+            self.storage.plant(object_s3_key("acme", key), body, Headers(enc(wraps)))
 
     def plant_plain(self, key: str) -> None:
         """What another program put there."""
-        self.storage.plant(object_key("acme", key), b"", Headers({"author": "kim"}))
+        self.storage.plant(object_s3_key("acme", key), b"", Headers({"author": "kim"}))
 
     async def taken(self) -> Result:
         store = SweepStore(self.storage, MASTER_KEYS)
@@ -64,7 +64,7 @@ class Page:
             self.storage, self.keyrings, KEYS, store, concurrency=4, copy_limit_bytes=2**30
         )
         now = datetime.now(UTC)
-        state = State.of(await self.keyrings.fresh("acme"))
+        state = State.of(await self.keyrings.read_fresh("acme"))
         ask = SweepRequest("sweep", SWEEP_ID, "acme", "", dry_run=self.dry_run)
         return await taker.take(Plan(ask, state, now, now), OpenPage(page=0, after="", last=""))
 

@@ -20,7 +20,7 @@ from keyturn.crypto import (
     transport_context,
     upload_info,
 )
-from keyturn.identifiers import keyring_key, staging_key
+from keyturn.identifiers import keyring_s3_key, staging_s3_key
 from keyturn.messages import UploadRequested
 from keyturn.metadata import Wraps, parse
 from keyturn_workers.keyring import Keyring, KeyringReader
@@ -36,7 +36,7 @@ INTAKE = IntakeKey.from_seed(bytes(32))
 UPLOAD_ID = "2f6c9a0e-1111-4111-8111-111111111111"
 OTHER_ID = "2f6c9a0e-2222-4222-8222-222222222222"
 TARGET = "acme/k"
-STAGED = staging_key("api", UPLOAD_ID)
+STAGED = staging_s3_key("api", UPLOAD_ID)
 PART_BYTES = 20_000
 IN_PARTS = Capabilities(conditional_completion=True)
 DATA = os.urandom(100_000)
@@ -69,7 +69,7 @@ class Bench:
 
     def write_keyring(self, ring: Keyring) -> None:
         self.ring = ring
-        self.storage.plant(keyring_key("acme"), build(ring, MASTER_KEYS), Headers({}))
+        self.storage.plant(keyring_s3_key("acme"), build(ring, MASTER_KEYS), Headers({}))
 
     async def turn(self) -> None:
         """A rotation, from outside."""
@@ -113,7 +113,7 @@ def request(
     ciphertext = INTAKE.public_key.seal(transport_key, upload_info(upload_id, "acme", "k"))
     staged = way != "put"
     if staged:
-        on.storage.plant(staging_key("api", upload_id), sealed, Headers({}))
+        on.storage.plant(staging_s3_key("api", upload_id), sealed, Headers({}))
     return UploadRequested.model_validate(
         {
             "upload_id": upload_id,

@@ -15,7 +15,7 @@ from keyturn.errors import (
     StorageUnavailableError,
     UnknownProjectError,
 )
-from keyturn.identifiers import keyring_key
+from keyturn.identifiers import keyring_s3_key
 from keyturn.metadata import Wraps, parse
 from keyturn_workers.errors import MissingError, PreconditionError, RefusedError
 from keyturn_workers.objects.verify import verify
@@ -32,7 +32,7 @@ async def test_keyring_gone_after_the_put() -> None:
     on = bench()
 
     async def remove() -> None:
-        await on.storage.delete(keyring_key("acme"))
+        await on.storage.delete(keyring_s3_key("acme"))
 
     sent = request(on)
     on.storage.before_next("put", remove)

@@ -6,12 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from keyturn.errors import (
-    AlreadyExistsError,
-    CorruptObjectError,
-    DeletedKeyError,
-    KeyturnError,
-)
+from keyturn.errors import AlreadyExistsError, CodedError, CorruptObjectError, DeletedKeyError
 from keyturn_workers.storage import Headers
 from keyturn_workers.upload import UploadResult
 from tests.unit.keyturn_workers.factories import keyring
@@ -160,7 +155,7 @@ async def test_stored_by_another_delivery_while_this_one_waited() -> None:
     ],
 )
 async def test_taken_during_the_put(
-    way: str, metadata: dict[str, str], error: type[KeyturnError]
+    way: str, metadata: dict[str, str], error: type[CodedError]
 ) -> None:
     """Somebody put something there after the look: what stands decides, and stays."""
     on = bench(way)

@@ -13,19 +13,19 @@ from keyturn.errors import (
     AlreadyExistsError,
     BadSignatureError,
     BodyTooLargeError,
+    CodedError,
     CorruptObjectError,
     DeletedKeyError,
-    KeyturnError,
     NotPermittedError,
     StagedBodyMissingError,
     StorageUnavailableError,
 )
-from keyturn.identifiers import object_key
+from keyturn.identifiers import object_s3_key
 from keyturn.messages import RequestOrigin, UploadStored
-from keyturn_workers.objects.single import reconcile
+from keyturn_workers.objects.single import reconcile_object
 from keyturn_workers.storage import Headers
-from keyturn_workers.upload import UploadResult, UploadRole
-from keyturn_workers.upload.staging_cleanup import sweep_staging
+from keyturn_workers.upload import UploadHandler, UploadResult
+from keyturn_workers.upload.staging_cleanup import clean_staging
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring
 from tests.unit.keyturn_workers.upload.bench import (
     DATA,
@@ -82,7 +82,7 @@ async def test_an_object_relabelled_to_a_pending_uploads_id_is_not_its_own(
     await relabel(on, upload=UPLOAD_ID)
     with pytest.raises(AlreadyExistsError) as refused:
         await on.serve(pending, seen_before=seen_before)
-    await UploadRole(on.uploader).after_refusal(pending, ORIGIN, refused.value)
+    await UploadHandler(on.uploader).after_refusal(pending, ORIGIN, refused.value)
     assert await on.stands(STAGED)
     assert await on.opened() == DATA[::-1]
 
@@ -157,7 +157,7 @@ async def test_wraps_that_do_not_verify_leave_the_staged_body(changed: dict[str,
     await relabel(on, **changed)
     with pytest.raises(CorruptObjectError) as refused:
         await on.serve(sent, seen_before=True)
-    await UploadRole(on.uploader).after_refusal(sent, ORIGIN, refused.value)
+    await UploadHandler(on.uploader).after_refusal(sent, ORIGIN, refused.value)
     assert await on.stands(STAGED)
 
 
@@ -177,7 +177,7 @@ async def test_rewraps_keep_the_tag() -> None:
     await on.serve(sent)
     tag = (await on.metadata())["enc-upload-tag"]
     await on.turn()
-    await reconcile("acme", "k", on.storage, on.uploader._keyrings, MASTER_KEYS)
+    await reconcile_object("acme", "k", on.storage, on.uploader._keyrings, MASTER_KEYS)
     assert (await on.metadata())["enc-upload-tag"] == tag
     assert await on.serve(sent, seen_before=True) == UploadResult(len(DATA), 2)
 
@@ -187,7 +187,7 @@ async def test_a_completed_upload_is_found(way: str) -> None:
     """A request past its age is answered from its target, and stores nothing (SPEC 6.3)."""
     on = bench(way)
     sent = request(on, way)
-    role = UploadRole(on.uploader)
+    role = UploadHandler(on.uploader)
     assert await role.find_completed(sent, ORIGIN) is None
     assert on.storage.calls[way] == 0
     await on.serve(sent)
@@ -228,11 +228,11 @@ async def test_whether_it_is_completed_cannot_always_be_said() -> None:
     ],
 )
 async def test_what_is_refused_for_ever_leaves_nothing_staged(
-    error: KeyturnError, *, stays: bool
+    error: CodedError, *, stays: bool
 ) -> None:
     on = bench("put_stream")
     sent = request(on, "put_stream")
-    await UploadRole(on.uploader).after_refusal(sent, ORIGIN, error)
+    await UploadHandler(on.uploader).after_refusal(sent, ORIGIN, error)
     assert await on.stands(STAGED) is stays
 
 
@@ -242,18 +242,18 @@ async def test_a_key_with_another_uploads_object_leaves_nothing_staged() -> None
     sent = request(on, "put_stream")
     with pytest.raises(AlreadyExistsError) as refused:
         await on.serve(sent)
-    await UploadRole(on.uploader).after_refusal(sent, ORIGIN, refused.value)
+    await UploadHandler(on.uploader).after_refusal(sent, ORIGIN, refused.value)
     assert not await on.stands(STAGED)
 
 
 async def test_multipart_uploads_of_other_applications_are_left_alone() -> None:
     """Their first segment looks like a project, but none has a keyring (SPEC 10)."""
     on = bench("complete_multipart")
-    theirs = object_key("videos", "raw.mp4")
+    theirs = object_s3_key("videos", "raw.mp4")
     await on.storage.begin_multipart(theirs, Headers({}))
     await on.storage.begin_multipart(TARGET, Headers({}))
     later = datetime.now(UTC).replace(year=2100)
-    counts = await sweep_staging(on.storage, older_than=later - datetime.now(UTC) - _DAY, now=later)
+    counts = await clean_staging(on.storage, older_than=later - datetime.now(UTC) - _DAY, now=later)
     assert counts == (0, 1)
     assert await on.open_uploads() == [theirs]
 
@@ -262,10 +262,10 @@ async def test_an_unknown_projects_parts_are_left_alone() -> None:
     """A request for a project without a keyring is refused; it aborts nothing first."""
     on = bench("complete_multipart")
     sent = _for_project(request(on, "complete_multipart"), "videos")
-    await on.storage.begin_multipart(object_key("videos", "k"), Headers({}))
-    with pytest.raises(KeyturnError):
+    await on.storage.begin_multipart(object_s3_key("videos", "k"), Headers({}))
+    with pytest.raises(CodedError):
         await on.serve(sent, seen_before=True)
-    assert await on.open_uploads() == [object_key("videos", "k")]
+    assert await on.open_uploads() == [object_s3_key("videos", "k")]
 
 
 def _for_project(sent: UploadRequested, project: str) -> UploadRequested:

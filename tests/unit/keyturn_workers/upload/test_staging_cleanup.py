@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from keyturn_workers.storage import Headers
 from keyturn_workers.testing.memory_storage import MemoryStorage
-from keyturn_workers.upload.staging_cleanup import sweep_staging
+from keyturn_workers.upload.staging_cleanup import clean_staging
 
 _AGE = timedelta(days=8)
 
@@ -23,7 +23,7 @@ async def test_only_what_is_older_goes() -> None:
     await storage.put(".keyturn/doctor/running/1", b"probe", Headers({}))
     await storage.begin_multipart("acme/under way", Headers({}))
 
-    swept = await sweep_staging(storage, older_than=_AGE, now=storage.now)
+    swept = await clean_staging(storage, older_than=_AGE, now=storage.now)
 
     assert swept == (2, 1)
     assert list(storage.stored_keys()) == [

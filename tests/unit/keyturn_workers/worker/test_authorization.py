@@ -13,7 +13,7 @@ from keyturn.crypto import IntakeKey, SigningKey, VerifyKey, b64
 from keyturn.errors import (
     BadSealError,
     BadSignatureError,
-    KeyturnError,
+    CodedError,
     MalformedRequestError,
     NotPermittedError,
     RequestExpiredError,
@@ -155,7 +155,7 @@ def test_a_signature_names_its_publisher() -> None:
         (timedelta(days=-365), RequestExpiredError),
     ],
 )
-def test_age(age: timedelta, error: type[KeyturnError] | None) -> None:
+def test_age(age: timedelta, error: type[CodedError] | None) -> None:
     """At most the longest age, at most five minutes ahead; the edges are inside."""
     body = upload(requested_at=format_time(NOW - age))
     if error is None:

@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 import yaml
 
-from keyturn.errors import AlreadyExistsError, KeyturnError, all_errors
+from keyturn.errors import AlreadyExistsError, CodedError, all_errors
 from keyturn.identifiers import format_time
 from keyturn.topology import EVENTS, PLAN_QUEUE, UPLOAD_QUEUE
 from keyturn_workers.gateway.metrics import GatewayMetrics
@@ -28,7 +28,7 @@ OLDEST = f'keyturn_oldest_message_age_seconds{{queue="{UPLOAD_QUEUE}"}}'
 IN_FLIGHT = f'keyturn_messages_in_flight{{queue="{UPLOAD_QUEUE}"}}'
 
 
-class _OddError(KeyturnError):
+class _OddError(CodedError):
     code = "a-project-of-somebody"
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from aiohttp import web
 
-from keyturn.identifiers import keyring_key, object_key
+from keyturn.identifiers import keyring_s3_key, object_s3_key
 from tools.chaos import reading
 from tools.chaos.load import Upload, plaintext
 from tools.chaos.reading import Reading
@@ -160,8 +160,8 @@ async def _not_found(_: web.Request, current: bool) -> web.StreamResponse:
 @pytest.mark.parametrize(
     ("answer", "s3_key", "said"),
     [
-        (_not_found, object_key(UPLOAD.project, UPLOAD.key), "answered 404"),
-        (_nobody, keyring_key(UPLOAD.project), "the current key was turned away"),
+        (_not_found, object_s3_key(UPLOAD.project, UPLOAD.key), "answered 404"),
+        (_nobody, keyring_s3_key(UPLOAD.project), "the current key was turned away"),
     ],
 )
 async def test_what_the_storage_denied_the_gateway_may_deny(

@@ -12,8 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from keyturn.errors import StorageUnavailableError
-from keyturn.settings import SettingsError
+from keyturn.errors import SettingsError, StorageUnavailableError
 from keyturn_workers.errors import RefusedError, StorageAnswerError, UnsafeStorageError
 from keyturn_workers.storage.capabilities import Capabilities
 from keyturn_workers.storage.port import Headers

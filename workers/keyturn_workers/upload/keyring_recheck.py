@@ -12,7 +12,7 @@ from keyturn_workers.keyring import KeyringSnapshot
 
 
 @dataclass(frozen=True, slots=True)
-class Acknowledged:
+class PutResponse:
     """The storage's answer to what stored an object.
 
     Attributes:
@@ -24,27 +24,27 @@ class Acknowledged:
 
     date: datetime | None
     agrees: bool
-    had_s: float
+    received_s: float
     by_one_put: bool
 
 
-def exists_within_lease(observed: KeyringSnapshot, put: Acknowledged, *, sealed: bool) -> bool:
+def exists_within_lease(snapshot: KeyringSnapshot, put: PutResponse, *, sealed: bool) -> bool:
     """Whether no turn can have a proof that missed the object; else the keyring is read again.
 
     Args:
-        observed: the keyring read that the object's wraps rest on.
+        snapshot: the keyring read that the object's wraps rest on.
         put: the answer to its put.
         sealed: whether the body is encrypted. Plaintext may be forbidden meanwhile, and no
             sweep encrypts it then.
     """
-    lease_s, keyring_lease_s = observed.lease_s, observed.keyring.lease_s
-    if not (sealed and put.by_one_put and put.agrees and observed.leased) or put.date is None:
+    lease_s, keyring_lease_s = snapshot.lease_s, snapshot.keyring.lease_s
+    if not (sealed and put.by_one_put and put.agrees and snapshot.leased) or put.date is None:
         return False
     # A worker whose lease is longer than any that the record names may be later than its
     # proofs expect. Records of before revision 2 name none.
     if keyring_lease_s is None or lease_s > keyring_lease_s:
         return False
-    by_the_storage = put.date - observed.read_at < timedelta(seconds=lease_s)
+    by_the_storage = put.date - snapshot.read_at < timedelta(seconds=lease_s)
     # A front end whose clock is slow, or that dates an answer before the commit, says less
     # than what passed here.
-    return by_the_storage and put.had_s - observed.sent_s < lease_s
+    return by_the_storage and put.received_s - snapshot.sent_s < lease_s

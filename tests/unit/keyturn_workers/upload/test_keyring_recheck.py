@@ -11,7 +11,7 @@ import pytest
 from keyturn.errors import StorageUnavailableError
 from keyturn_workers.keyring import KeyringSnapshot
 from keyturn_workers.upload import UploadResult
-from keyturn_workers.upload.settling import Acknowledged, exists_within_lease
+from keyturn_workers.upload.keyring_recheck import PutResponse, exists_within_lease
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring
 from tests.unit.keyturn_workers.upload.bench import DATA, WAYS, Bench, bench, request
 
@@ -29,8 +29,8 @@ OBSERVED: Final = KeyringSnapshot(
     leased=True,
     proves=False,
 )
-PUT: Final = Acknowledged(
-    READ_AT + timedelta(seconds=14), agrees=True, had_s=SENT_S + 14.9, by_one_put=True
+PUT: Final = PutResponse(
+    READ_AT + timedelta(seconds=14), agrees=True, received_s=SENT_S + 14.9, by_one_put=True
 )
 
 
@@ -39,7 +39,7 @@ def test_a_sealed_put_within_the_lease_is_told_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("observed", "put", "sealed"),
+    ("snapshot", "put", "sealed"),
     [
         ({}, {}, False),
         ({}, {"by_one_put": False}, True),
@@ -48,8 +48,8 @@ def test_a_sealed_put_within_the_lease_is_told_at_once() -> None:
         ({}, {"date": READ_AT + timedelta(days=1)}, True),
         ({}, {"date": None}, True),
         # By the process's own: a front end 16 s slow, or that dates an answer before the commit.
-        ({}, {"date": READ_AT, "had_s": SENT_S + 15}, True),
-        ({}, {"date": READ_AT - timedelta(seconds=1), "had_s": SENT_S + 16}, True),
+        ({}, {"date": READ_AT, "received_s": SENT_S + 15}, True),
+        ({}, {"date": READ_AT - timedelta(seconds=1), "received_s": SENT_S + 16}, True),
         # A listing sent before a turn and answered 20 s after it.
         ({"sent_s": SENT_S - 20}, {}, True),
         # The storage's clock contradicts itself: of the put, or of the keyring's read.
@@ -61,18 +61,18 @@ def test_a_sealed_put_within_the_lease_is_told_at_once() -> None:
     ],
 )
 def test_otherwise_the_keyring_is_read_again(
-    observed: dict[str, Any], put: dict[str, Any], *, sealed: bool
+    snapshot: dict[str, Any], put: dict[str, Any], *, sealed: bool
 ) -> None:
     assert not exists_within_lease(
-        replace(OBSERVED, **observed), replace(PUT, **put), sealed=sealed
+        replace(OBSERVED, **snapshot), replace(PUT, **put), sealed=sealed
     )
 
 
 def test_a_shorter_lease_than_the_records_is_enough() -> None:
-    observed = replace(OBSERVED, keyring=replace(RING, lease_s=60))
-    assert exists_within_lease(observed, PUT, sealed=True)
+    snapshot = replace(OBSERVED, keyring=replace(RING, lease_s=60))
+    assert exists_within_lease(snapshot, PUT, sealed=True)
     late = replace(PUT, date=READ_AT + timedelta(seconds=20))
-    assert not exists_within_lease(observed, late, sealed=True)
+    assert not exists_within_lease(snapshot, late, sealed=True)
 
 
 def leased_bench(way: str = "put", **more: Any) -> Bench:

@@ -18,7 +18,7 @@ from keyturn_workers.objects.unwrap import try_wrap
 
 
 @dataclass(frozen=True, slots=True)
-class Stands:
+class KeyUsage:
     """What an object is, and what its admin wrap or its tombstone opened under.
 
     `generation` is that of the admin wrap: None of tombstones, which have none, and of
@@ -30,13 +30,13 @@ class Stands:
     master_key: str | None = None
 
 
-def stands_under(
+def find_key_usage(
     metadata: Mapping[str, str],
     project: str,
-    key: str,
-    keys: OperatorKeys,
+    object_key: str,
+    operator_keys: OperatorKeys,
     generations: Sequence[int],
-) -> Stands:
+) -> KeyUsage:
     """What an object with this metadata stands under.
 
     The DEK is not compared with the body: whoever wants to know whether an object is whole
@@ -45,8 +45,8 @@ def stands_under(
     Args:
         metadata: the object's, as on the wire.
         project: its project.
-        key: its key, without its project.
-        keys: the operator's; each master key is tried.
+        object_key: its key, without its project.
+        operator_keys: each master key is tried.
         generations: those that the project ever had, the likely ones first; beside the label's.
 
     Raises:
@@ -56,41 +56,47 @@ def stands_under(
     """
     match object_metadata.parse(metadata):
         case Plaintext():
-            return Stands("plaintext")
+            return KeyUsage("plaintext")
         case V0Wraps():
-            return Stands("v0")
+            return KeyUsage("v0")
         case Tombstone(sealed):
-            return _tombstone(sealed, project, key, keys)
+            return _tombstone(sealed, project, object_key, operator_keys)
         case Wraps() as wraps:
-            return _wraps(wraps, project, key, keys, generations)
+            return _wraps(wraps, project, object_key, operator_keys, generations)
 
 
 def _wraps(
-    wraps: Wraps, project: str, key: str, keys: OperatorKeys, generations: Sequence[int]
-) -> Stands:
+    wraps: Wraps,
+    project: str,
+    object_key: str,
+    operator_keys: OperatorKeys,
+    generations: Sequence[int],
+) -> KeyUsage:
     # Every key at the label's generation first: nearly always that is the one.
     for tried in ((wraps.generation,), generations):
-        for name, kek in _admin_keks(project, keys, first=wraps.master_key):
-            opened = try_wrap(wraps, "admin", key, project, kek, tried)
+        for name, kek in _admin_keks(project, operator_keys, first=wraps.master_key):
+            opened = try_wrap(wraps, "admin", object_key, project, kek, tried)
             if opened is not None:
-                return Stands("encrypted", opened.generation, name)
+                return KeyUsage("encrypted", opened.generation, name)
     raise NoUsableWrapError("the admin wrap opens under no master key held here")
 
 
-def _tombstone(sealed: bytes, project: str, key: str, keys: OperatorKeys) -> Stands:
-    for name, kek in _admin_keks(project, keys):
+def _tombstone(
+    sealed: bytes, project: str, object_key: str, operator_keys: OperatorKeys
+) -> KeyUsage:
+    for name, kek in _admin_keks(project, operator_keys):
         try:
-            open_tombstone(kek, project, key, sealed)
+            open_tombstone(kek, project, object_key, sealed)
         except SealError:
             continue
-        return Stands("tombstone", master_key=name)
+        return KeyUsage("tombstone", master_key=name)
     raise NoUsableWrapError("a tombstone that opens under no master key held here")
 
 
 def _admin_keks(
-    project: str, keys: OperatorKeys, *, first: str = ""
+    project: str, operator_keys: OperatorKeys, *, first: str = ""
 ) -> Iterator[tuple[str, Secret]]:
-    for name in dict.fromkeys((first, *keys.master_keys)):
-        kek = keys.admin_kek(name, project)
+    for name in dict.fromkeys((first, *operator_keys.master_keys)):
+        kek = operator_keys.admin_kek(name, project)
         if kek is not None:
             yield name, kek

@@ -39,7 +39,7 @@ from keyturn_workers.objects.operator_keys import OperatorKeys
 
 
 @dataclass(frozen=True, slots=True)
-class Reader:
+class ReaderKeys:
     """The keys that a reader holds for one project, and what its keyring allows.
 
     Whoever cannot read the keyring leaves `plaintext_allowed` and `v0_allowed` off.
@@ -55,7 +55,11 @@ class Reader:
 
     @classmethod
     def of(
-        cls, keyring: Keyring, keys: OperatorKeys, envelope: Envelope, user_kek: Secret | None
+        cls,
+        keyring: Keyring,
+        operator_keys: OperatorKeys,
+        envelope: Envelope,
+        user_kek: Secret | None,
     ) -> Self:
         """Who holds the operator's keys and a keyring, to read one object.
 
@@ -68,9 +72,9 @@ class Reader:
         return cls(
             keyring.project,
             user_kek=user_kek,
-            master_keys=keys.master_keys,
+            master_keys=operator_keys.master_keys,
             v0_user_kek=keyring.v0_kek,
-            v0_admin_kek=keys.v0_admin_kek,
+            v0_admin_kek=operator_keys.v0_admin_kek,
             plaintext_allowed=keyring.plaintext_allowed,
             v0_allowed=keyring.v0_allowed,
         )
@@ -85,7 +89,9 @@ class OpenedDek:
     algorithm: str
 
 
-def open_dek(envelope: Envelope, header: bytes, key: str, reader: Reader) -> OpenedDek | None:
+def open_dek(
+    envelope: Envelope, header: bytes, object_key: str, reader: ReaderKeys
+) -> OpenedDek | None:
     """The DEK of an object, or None where it is plaintext and the keyring allows that.
 
     `header` is the first 56 bytes of the body, or what there is of them.
@@ -106,9 +112,9 @@ def open_dek(envelope: Envelope, header: bytes, key: str, reader: Reader) -> Ope
         case V0Wraps():
             return _open_v0(envelope, reader)
         case Wraps(algorithm=algorithm) if algorithm == COBBLESTONE:
-            return _open_v1(envelope, header, key, reader)
+            return _open_v1(envelope, header, object_key, reader)
         case Wraps():
-            return _open_v0_body(envelope, key, reader)
+            return _open_v0_body(envelope, object_key, reader)
 
 
 def check_not_rolled_back(keyring: Keyring, envelope: Envelope, opened: OpenedDek | None) -> None:
@@ -129,11 +135,11 @@ def check_not_rolled_back(keyring: Keyring, envelope: Envelope, opened: OpenedDe
         )
 
 
-def _open_v1(wraps: Wraps, header: bytes, key: str, reader: Reader) -> OpenedDek:
+def _open_v1(wraps: Wraps, header: bytes, object_key: str, reader: ReaderKeys) -> OpenedDek:
     role: Role = "user"
-    dek = _user(wraps, key, reader)
+    dek = _user(wraps, object_key, reader)
     if dek is None:
-        role, dek = "admin", _admin(wraps, key, reader)
+        role, dek = "admin", _admin(wraps, object_key, reader)
     if dek is None:
         raise NoUsableWrapError
     if len(header) != HEADER_BYTES or not commits_to(dek, BODY_CONTEXT, header):
@@ -141,9 +147,9 @@ def _open_v1(wraps: Wraps, header: bytes, key: str, reader: Reader) -> OpenedDek
     return OpenedDek(dek, role, wraps.algorithm)
 
 
-def _open_v0_body(wraps: Wraps, key: str, reader: Reader) -> OpenedDek:
+def _open_v0_body(wraps: Wraps, object_key: str, reader: ReaderKeys) -> OpenedDek:
     """A v0 body does not commit to its key: both wraps must open, to the same DEK."""
-    user, admin = _user(wraps, key, reader), _admin(wraps, key, reader)
+    user, admin = _user(wraps, object_key, reader), _admin(wraps, object_key, reader)
     if user is None or admin is None:
         raise NoUsableWrapError("an object of the earlier system is opened by both keys together")
     if user != admin:
@@ -151,28 +157,34 @@ def _open_v0_body(wraps: Wraps, key: str, reader: Reader) -> OpenedDek:
     return OpenedDek(user, "user", wraps.algorithm)
 
 
-def _user(wraps: Wraps, key: str, reader: Reader) -> bytes | None:
-    return None if reader.user_kek is None else _unwrap(wraps, "user", key, reader, reader.user_kek)
+def _user(wraps: Wraps, object_key: str, reader: ReaderKeys) -> bytes | None:
+    return (
+        None
+        if reader.user_kek is None
+        else _unwrap(wraps, "user", object_key, reader, reader.user_kek)
+    )
 
 
-def _admin(wraps: Wraps, key: str, reader: Reader) -> bytes | None:
+def _admin(wraps: Wraps, object_key: str, reader: ReaderKeys) -> bytes | None:
     for name in dict.fromkeys((wraps.master_key, *reader.master_keys)):
         if name in reader.master_keys:
             kek = admin_kek(reader.master_keys[name].reveal(), reader.project)
-            dek = _unwrap(wraps, "admin", key, reader, kek)
+            dek = _unwrap(wraps, "admin", object_key, reader, kek)
             if dek is not None:
                 return dek
     return None
 
 
-def _unwrap(wraps: Wraps, role: Role, key: str, reader: Reader, kek: Secret) -> bytes | None:
+def _unwrap(
+    wraps: Wraps, role: Role, object_key: str, reader: ReaderKeys, kek: Secret
+) -> bytes | None:
     try:
         return unwrap_dek(
             kek,
             role,
             algorithm=wraps.algorithm,
             project=reader.project,
-            key=key,
+            key=object_key,
             generation=wraps.generation,
             wrap=wraps.user if role == "user" else wraps.admin,
         )
@@ -180,7 +192,7 @@ def _unwrap(wraps: Wraps, role: Role, key: str, reader: Reader, kek: Secret) -> 
         return None
 
 
-def _open_v0(wraps: V0Wraps, reader: Reader) -> OpenedDek:
+def _open_v0(wraps: V0Wraps, reader: ReaderKeys) -> OpenedDek:
     if not reader.v0_allowed:
         raise NoUsableWrapError("wraps of the earlier system, and v0 is forbidden")
     user = _v0_unwrap(reader.v0_user_kek, wraps.user)

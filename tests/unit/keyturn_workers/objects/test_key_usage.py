@@ -9,7 +9,7 @@ import pytest
 
 from keyturn.crypto import new_dek
 from keyturn.errors import CorruptObjectError, NoUsableWrapError, UnknownAlgorithmError
-from keyturn_workers.objects.census import Stands, stands_under
+from keyturn_workers.objects.key_usage import KeyUsage, find_key_usage
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from tests.unit.keyturn_workers.factories import (
     MASTER_KEYS,
@@ -39,28 +39,28 @@ def _wraps(*, master_key: str = "m1", second: bool = False) -> Wraps:
 
 def _stands(
     metadata: Mapping[str, str], *, keys: OperatorKeys = _KEYS, project: str = "acme"
-) -> Stands:
-    return stands_under(metadata, project, _KEY, keys, (2, 1))
+) -> KeyUsage:
+    return find_key_usage(metadata, project, _KEY, keys, (2, 1))
 
 
 @pytest.mark.parametrize("master_key", ["m1", "m2"])
 @pytest.mark.parametrize("second", [False, True])
 def test_an_object_stands_where_its_admin_wrap_opens(master_key: str, *, second: bool) -> None:
     stands = _stands(enc(_wraps(master_key=master_key, second=second)))
-    assert stands == Stands("encrypted", 2 if second else 1, master_key)
+    assert stands == KeyUsage("encrypted", 2 if second else 1, master_key)
 
 
 def test_labels_that_lie_change_nothing() -> None:
     """A new master key's label over a wrap under the old one must not have that one dropped."""
     lying = replace(_wraps(), master_key="m2", generation=2, kek_id="0" * 16)
-    assert _stands(enc(lying)) == Stands("encrypted", 1, "m1")
-    assert _stands(enc(replace(_wraps(), master_key="gone"))) == Stands("encrypted", 1, "m1")
+    assert _stands(enc(lying)) == KeyUsage("encrypted", 1, "m1")
+    assert _stands(enc(replace(_wraps(), master_key="gone"))) == KeyUsage("encrypted", 1, "m1")
 
 
 def test_without_a_keyring_the_label_says_which_generation_to_try() -> None:
-    assert stands_under(enc(_wraps(second=True)), "acme", _KEY, _KEYS, ()).generation == 2
+    assert find_key_usage(enc(_wraps(second=True)), "acme", _KEY, _KEYS, ()).generation == 2
     with pytest.raises(NoUsableWrapError):
-        stands_under(enc(replace(_wraps(), generation=7)), "acme", _KEY, _KEYS, ())
+        find_key_usage(enc(replace(_wraps(), generation=7)), "acme", _KEY, _KEYS, ())
 
 
 def test_what_opens_under_no_key_held_stands_nowhere() -> None:
@@ -76,12 +76,12 @@ def test_what_opens_under_no_key_held_stands_nowhere() -> None:
 def test_a_tombstone_stands_under_the_master_key_that_opens_it() -> None:
     for name in MASTER_KEYS:
         desired = replace(_FIRST, master_key=name).desired(MASTER_KEYS)
-        assert _stands(deleted(desired, _KEY)) == Stands("tombstone", None, name)
+        assert _stands(deleted(desired, _KEY)) == KeyUsage("tombstone", None, name)
 
 
 def test_plaintext_and_v0_objects_stand_under_no_master_key() -> None:
-    assert _stands({}) == Stands("plaintext")
-    assert _stands(v0_metadata(new_dek(), new_dek())) == Stands("v0")
+    assert _stands({}) == KeyUsage("plaintext")
+    assert _stands(v0_metadata(new_dek(), new_dek())) == KeyUsage("v0")
 
 
 def test_metadata_that_cannot_be_read_has_its_code() -> None:
