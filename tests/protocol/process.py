@@ -177,13 +177,13 @@ class Process:
         )
         intake_keys = {"main": intake()}
         make = self.world.parts.uploader
-        return UploadHandler(make(self._storage, self.keyrings, MASTER_KEYS, intake_keys, limits))
+        return UploadHandler(make(self._storage, self.keyrings, self._keys, intake_keys, limits))
 
     def _control(self) -> ControlHandler:
         storage, keyrings, intake_keys = self._storage, self.keyrings, {"main": intake()}
         parts, starter = self.world.parts, self._starter
         return ControlHandler(
-            parts.enroller(storage, keyrings, MASTER_KEYS, "m1", intake_keys, starter),
+            parts.enroller(storage, keyrings, self._keys, "m1", intake_keys, starter),
             parts.rotator(storage, keyrings, MASTER_KEYS, intake_keys, starter),
             starter,
             parts.deleter(storage, keyrings, self._keys, self.lease_s),

@@ -30,6 +30,7 @@ from keyturn_workers.storage import Headers
 from tests.integration.storage.conftest import opened
 from tests.unit.keyturn_workers.factories import (
     MASTER_KEYS,
+    OPERATOR_KEYS,
     V0_ADMIN_KEK,
     deleted,
     enc,
@@ -120,7 +121,7 @@ class Place:
         if wraps.algorithm == V0_ALGORITHM:
             return body
         desired = self.ring.desired(MASTER_KEYS)
-        examined = verify(wraps, body[:HEADER_BYTES], KEY, desired, MASTER_KEYS)
+        examined = verify(wraps, body[:HEADER_BYTES], KEY, desired, OPERATOR_KEYS)
         assert examined.current
         return open_sealed(examined.dek, BODY_CONTEXT, body)
 
@@ -159,7 +160,7 @@ async def test_effect(place: Place, kind: str) -> None:
 async def test_reconcile_puts_tags_back(place: Place, kind: str) -> None:
     plaintext = await place.make(kind)
     await reconcile_object(
-        "acme", KEY, place.storage, place.keyrings, MASTER_KEYS, copy_limit_bytes=6 * MIB
+        "acme", KEY, place.storage, place.keyrings, OPERATOR_KEYS, copy_limit_bytes=6 * MIB
     )
     assert await place.plaintext() == plaintext
     assert await place.storage.read_tags(TARGET) == TAGS

@@ -22,6 +22,7 @@ from keyturn.crypto import (
     v0_seal,
 )
 from keyturn_workers.keyring import DesiredState, Generation, Keyring
+from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.objects.plan_action import ObjectView
 from keyturn_workers.objects.wrap import build_tombstone_metadata, wrap
 from keyturn_workers.storage import Head, Headers
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 MASTER_KEYS = {"m1": Secret(bytes([1]) * 32), "m2": Secret(bytes([2]) * 32)}
 V0_ADMIN_KEK = v0_admin_kek("the earlier system's master key")
+OPERATOR_KEYS = OperatorKeys(MASTER_KEYS)
 V0_USER_KEK = Secret(bytes([9]) * 32)
 DATE = datetime(2026, 11, 24, 10, tzinfo=UTC)
 AT = "2026-11-24T10:00:00.000000Z"

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Protocol
 import typer
 from pydantic import SecretStr
 
-from keyturn.crypto import user_kek, v0_admin_kek
+from keyturn.crypto import user_kek
 from keyturn.errors import NoUsableWrapError
 from keyturn.gateway import Client, UnencryptedGatewayWarning
 from keyturn.gateway.transport import is_gateway_url, is_unencrypted
@@ -123,8 +123,8 @@ def _target(key: str, output: Path | None, *, force: bool) -> Path | None:
 
 def _operator(project: str, settings: OperatorSettings) -> OperatorAccess:
     v0_master_key = ReaderSettings.read().v0_master_key
-    kek = None if v0_master_key is None else v0_admin_kek(v0_master_key.get_secret_value())
-    return OperatorAccess(project, OperatorKeys(settings.master_keys, kek))
+    v0 = None if v0_master_key is None else v0_master_key.get_secret_value()
+    return OperatorAccess(project, OperatorKeys.derive(settings.master_keys, v0))
 
 
 def _project(project: str, api_key_file: Path | None) -> ProjectAccess:

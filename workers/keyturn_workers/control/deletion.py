@@ -31,11 +31,11 @@ class Deleter:
     """
 
     def __init__(
-        self, storage: Storage, keyrings: KeyringReader, keys: OperatorKeys, lease_s: int
+        self, storage: Storage, keyrings: KeyringReader, operator_keys: OperatorKeys, lease_s: int
     ) -> None:
         self._storage = storage
         self._keyrings = keyrings
-        self._keys = keys
+        self._operator_keys = operator_keys
         self._lease_s = lease_s
 
     async def delete(self, request: DeleteRequested) -> None:
@@ -87,7 +87,12 @@ class Deleter:
             return None
         try:
             action = plan_action(
-                view, request.key, snapshot.keyring, snapshot.desired, self._keys, Options()
+                view,
+                request.key,
+                snapshot.keyring,
+                snapshot.desired,
+                self._operator_keys,
+                Options(),
             )
         except CodedError:
             return None  # forged, or moved from another key

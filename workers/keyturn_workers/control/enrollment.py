@@ -41,14 +41,14 @@ class Enroller:
         self,
         storage: Storage,
         keyrings: KeyringReader,
-        master_keys: Mapping[str, Secret],
+        operator_keys: OperatorKeys,
         active_master_key: str,
         intake_keys: Mapping[str, IntakeKey],
         starter: Starter,
     ) -> None:
         self._storage = storage
         self._keyrings = keyrings
-        self._master_keys = master_keys
+        self._operator_keys = operator_keys
         self._active = active_master_key
         self._intake_keys = intake_keys
         self._starter = starter
@@ -91,7 +91,7 @@ class Enroller:
             keyring, current=replace(keyring.current, generation=await self._first(request))
         )
         if await create_keyring(
-            self._storage, keyring, self._master_keys, lease_s=self._keyrings.lease_s
+            self._storage, keyring, self._operator_keys.master_keys, lease_s=self._keyrings.lease_s
         ):
             return keyring.current.generation
         # A lost race, or the answer to an earlier try of this very request was lost.
@@ -116,8 +116,10 @@ class Enroller:
     async def _first(self, request: EnrollRequested) -> int:
         """The keyring's first generation: above all that stands there, where it is adopted."""
         if request.adopt:
-            keys = OperatorKeys(self._master_keys)
-            return (await find_highest_generation(self._storage, request.project, keys) or 0) + 1
+            highest = await find_highest_generation(
+                self._storage, request.project, self._operator_keys
+            )
+            return (highest or 0) + 1
         async for _ in self._storage.list(f"{request.project}/", limit=1):
             await self._check_not_listed(request.project)
             raise AlreadyEnrolledError(

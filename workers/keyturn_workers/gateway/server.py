@@ -18,7 +18,7 @@ import structlog
 import uvicorn
 from starlette.types import ASGIApp
 
-from keyturn.crypto import Secret, v0_admin_kek
+from keyturn.crypto import Secret
 from keyturn.errors import SettingsError
 from keyturn.identifiers import KEYRINGS_PREFIX
 from keyturn.publisher import Publisher
@@ -123,9 +123,7 @@ def _parts(
         cache_s=settings.keyring_cache_s,
     )
     v0 = settings.v0_master_key
-    keys = OperatorKeys(
-        settings.master_keys, None if v0 is None else v0_admin_kek(v0.get_secret_value())
-    )
+    keys = OperatorKeys.derive(settings.master_keys, None if v0 is None else v0.get_secret_value())
     source = Source(
         storage,
         gate,

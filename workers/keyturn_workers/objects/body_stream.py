@@ -1,4 +1,4 @@
-"""An object's body piece by piece (SPEC 3, 4.2). No I/O of its own; bounded memory."""
+"""Sealing and reading an object's body as a stream (SPEC 3, 4.2). No I/O; bounded memory."""
 
 from collections.abc import AsyncIterator
 
@@ -6,7 +6,7 @@ from keyturn.crypto import BODY_CONTEXT, HEADER_BYTES, Sealer
 
 
 async def seal_stream(plaintext: AsyncIterator[bytes], dek: bytes) -> AsyncIterator[bytes]:
-    """The body of an object: its plaintext, sealed under its DEK."""
+    """Seal a plaintext under a DEK: the body of an object, piece by piece."""
     sealer = Sealer(dek, BODY_CONTEXT)
     yield sealer.header
     async for piece in plaintext:
@@ -16,7 +16,7 @@ async def seal_stream(plaintext: AsyncIterator[bytes], dek: bytes) -> AsyncItera
 
 
 async def read_first_bytes(pieces: AsyncIterator[bytes]) -> bytes:
-    """The first of a body's pieces, at least its header where it has so many bytes."""
+    """Read pieces until they hold the body's header; fewer bytes if the body is shorter."""
     start = b""
     async for piece in pieces:
         start += piece

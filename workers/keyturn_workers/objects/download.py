@@ -1,9 +1,8 @@
-"""One object's plaintext straight from the bucket (SPEC 3.1, 4, 5.4, 8.7).
+"""Reading one object's plaintext straight from the bucket (SPEC 3.1, 4, 5.4, 8.7).
 
-A reader of its own: it trusts nothing that the upload worker told, and holds one piece of
-the body at a time (an object of the earlier system is opened whole, up to a limit).
-It must never give out a byte that is not authenticated, nor take the end of a stream for
-the end of a body.
+An independent reader: it trusts nothing that an event says. It holds one piece of the body at a
+time; an object of the earlier system is opened whole, up to a limit. It never yields a byte that
+is not authenticated, nor mistakes the end of a stream for the end of a body.
 """
 
 from collections.abc import AsyncIterator
@@ -45,10 +44,10 @@ V0_MAX_BYTES: Final = 512 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class ProjectAccess:
-    """A project's API key, as its user KEK. Only user wraps are opened.
+    """Access by a project's API key, as its user KEK. Only user wraps are opened.
 
-    The keyring cannot be read with it, so objects that only a keyring's permission makes
-    readable (plaintext, v0) are refused.
+    It cannot read the keyring, so objects that need the keyring's permission (plaintext, v0)
+    are refused.
     """
 
     project: str
@@ -57,7 +56,7 @@ class ProjectAccess:
 
 @dataclass(frozen=True, slots=True)
 class OperatorAccess:
-    """What the operator holds.
+    """Access by the operator's keys.
 
     Only admin wraps are opened, but for v0 bodies, where both wraps must agree.
     """
@@ -70,7 +69,7 @@ Access = ProjectAccess | OperatorAccess
 
 
 class OpenObject:
-    """An object whose DEK is known; `size_bytes` is what its plaintext must come to."""
+    """An object whose DEK is known."""
 
     def __init__(
         self, stream: Stream, start: bytes, rest: AsyncIterator[bytes], opened: OpenedDek | None
@@ -82,7 +81,7 @@ class OpenObject:
 
     @property
     def size_bytes(self) -> int | None:
-        """Plaintext bytes as the stored length has it, or None where no body has that length."""
+        """Bytes of plaintext by the stored length; None if no body can have that length."""
         if self.opened is None:
             return self.head.size_bytes
         try:
@@ -93,7 +92,7 @@ class OpenObject:
         return max(self.head.size_bytes - V0_OVERHEAD_BYTES, 0)
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The plaintext in order, each piece authenticated; it is whole only once this ends.
+        """The plaintext in order, each piece authenticated; complete only once this ends.
 
         Raises:
             CorruptObjectError: a chunk fails, or the body is cut.
@@ -135,14 +134,14 @@ class OpenObject:
 async def open_object(
     storage: Storage, object_key: str, access: Access
 ) -> AsyncIterator[OpenObject]:
-    """Open an object with one GET, so that header, metadata and body are of one moment.
+    """Open an object with one GET, so that header, metadata and body belong together.
 
     Raises:
-        NotFoundError: nothing stands there, or a tombstone.
-        NoUsableWrapError, CorruptObjectError, UnknownAlgorithmError: as SPEC 4 has it.
+        NotFoundError: no object, or a tombstone.
+        NoUsableWrapError, CorruptObjectError, UnknownAlgorithmError: see SPEC 4.
         KeyringRolledBackError: the operator's keyring is older than the object (SPEC 5.4).
-        UnknownMasterKeyError: the keyring names a master key that is not at hand.
-        ArchivedObjectError: it must be restored first.
+        UnknownMasterKeyError: the keyring names a master key that is not available.
+        ArchivedObjectError: the object must be restored first.
         StorageUnavailableError: the storage failed.
     """
     try:
@@ -151,8 +150,8 @@ async def open_object(
             start = await read_first_bytes(pieces)
             envelope = object_metadata.parse(stream.head.metadata)
             # Read after the object: only then does a higher generation in it mean anything.
-            keyring = await _keyring(storage, access)
-            reader = _reader(access, keyring, envelope)
+            keyring = await _read_keyring(storage, access)
+            reader = _reader_keys(access, keyring, envelope)
             opened = open_dek(envelope, start[:HEADER_BYTES], object_key, reader)
             if keyring is not None:
                 check_not_rolled_back(keyring, envelope, opened)
@@ -163,24 +162,20 @@ async def open_object(
         raise ArchivedObjectError(object_key) from exc
 
 
-def _reader(access: Access, keyring: Keyring | None, envelope: Envelope) -> ReaderKeys:
+def _reader_keys(access: Access, keyring: Keyring | None, envelope: Envelope) -> ReaderKeys:
     match access:
         case ProjectAccess(project, user_kek):
             return ReaderKeys(project, user_kek=user_kek)
         case OperatorAccess(project, operator_keys):
             if keyring is None:
-                return ReaderKeys(
-                    project,
-                    master_keys=operator_keys.master_keys,
-                    v0_admin_kek=operator_keys.v0_admin_kek,
-                )
+                return ReaderKeys(project, operator_keys=operator_keys)
             return ReaderKeys.of(keyring, operator_keys, envelope, None)
 
 
-async def _keyring(storage: Storage, access: Access) -> Keyring | None:
-    """The keyring for whoever can read it, where it stands.
+async def _read_keyring(storage: Storage, access: Access) -> Keyring | None:
+    """The keyring, if it exists and the operator reads.
 
-    Where it was lost the master key still opens what it wrapped; nothing else is allowed.
+    Without it the master key still opens what it wrapped, but no v0 or plaintext is allowed.
     """
     if isinstance(access, ProjectAccess):
         return None

@@ -1,7 +1,6 @@
-"""The two effects that read a body: a v0 one checked, plaintext encrypted in its place (SPEC 8.2).
+"""The two actions that read a body: check a v0 body, encrypt plaintext in place (SPEC 8.2).
 
-Both stream in bounded memory and pin the body by its ETag, so that what was read is what
-the write then stands on.
+Both stream in bounded memory, and pin the body by its ETag: the write replaces what was read.
 """
 
 from collections.abc import AsyncIterator
@@ -11,8 +10,8 @@ from keyturn.crypto import BODY_CONTEXT, SealError, Secret, V0Opener, seal, seal
 from keyturn.errors import BodyTooLargeError, CorruptObjectError
 from keyturn_workers.keyring import KeyringReader, KeyringSnapshot
 from keyturn_workers.objects.body_stream import seal_stream
-from keyturn_workers.objects.guards import recheck_state
-from keyturn_workers.storage import Head, Headers, IfMatch, Storage
+from keyturn_workers.objects.guards import ObjectWrite, recheck_state
+from keyturn_workers.storage import Head, IfMatch, Storage
 
 PUT_MAX_BYTES: Final = 5 * 1024**3
 """What one put may hold on any server (SPEC 7.2)."""
@@ -21,11 +20,11 @@ _PIECE_BYTES: Final = 1024 * 1024
 
 
 async def check_v0_body(storage: Storage, s3_key: str, head: Head, dek: Secret) -> None:
-    """Open a v0 body whole under its DEK, and throw it away: it does not commit to its key.
+    """Open a whole v0 body under its DEK, and discard it: such a body does not commit to its key.
 
     Raises:
         CorruptObjectError: it does not open.
-        PreconditionError, MissingError: another body, or none, stands there now.
+        PreconditionError, MissingError: the body was replaced or removed.
     """
     async with storage.stream(s3_key, if_match=head.etag) as source:
         try:
@@ -38,7 +37,7 @@ async def check_v0_body(storage: Storage, s3_key: str, head: Head, dek: Secret) 
 
 
 def check_fits_one_put(head: Head) -> int:
-    """The size in bytes that a plaintext object has once it is sealed.
+    """The size in bytes of a plaintext object once it is sealed.
 
     Raises:
         BodyTooLargeError: one put cannot hold it.
@@ -49,28 +48,22 @@ def check_fits_one_put(head: Head) -> int:
     return size_bytes
 
 
-async def encrypt(
-    storage: Storage,
-    keyrings: KeyringReader,
-    s3_key: str,
-    head: Head,
-    headers: Headers,
-    dek: bytes,
-    snapshot: KeyringSnapshot,
+async def encrypt_plaintext(
+    storage: Storage, keyrings: KeyringReader, write: ObjectWrite, dek: bytes
 ) -> None:
-    """Replace plaintext by its own sealed body, in one put over the body that was read.
+    """Replace plaintext by its sealed body, in one put conditional on the body that was read.
 
-    `snapshot` is what the wraps in `headers` were made for. A streamed put may end long
-    after its lease. A body of no bytes has the ETag of every tombstone, so that its condition
-    would then bring back what was deleted, and told, meanwhile: it goes as one plain put,
-    which is over within its lease.
+    A streamed put may end long after its lease. An empty body has the ETag of every tombstone,
+    so the condition would let such a put bring back an object whose delete was published
+    meanwhile: an empty body goes as one plain put, which ends within its lease.
 
     Raises:
         BodyTooLargeError: one put cannot hold it.
-        PreconditionError, MissingError: another body, or none, stands there now, or the
-            desired state moved meanwhile.
-        RefusedError: it came after its lease.
+        PreconditionError, MissingError: the body was replaced or removed, or the desired state
+            moved.
+        RefusedError: the put came after its lease.
     """
+    s3_key, head, headers, snapshot = write.s3_key, write.head, write.headers, write.snapshot
     size_bytes = check_fits_one_put(head)
     if head.size_bytes == 0:
         body = seal(dek, BODY_CONTEXT, b"")
@@ -92,16 +85,16 @@ async def encrypt(
 async def _recheck_before_last_piece(
     pieces: AsyncIterator[bytes], keyrings: KeyringReader, snapshot: KeyringSnapshot
 ) -> AsyncIterator[bytes]:
-    """The pieces, the last of them only if the desired state is still the one that they serve.
+    """Pass the pieces on; the last one only if the desired state is unchanged.
 
-    The lease bounds when a body begins, not when it ends: a large one could otherwise land,
-    under wraps that are past, long after a sweep has proven that there are none.
+    The lease bounds when a put begins, not when it ends. Without this check a large body could
+    land under outdated wraps long after a sweep has proven that there are none.
     """
-    held: bytes | None = None
+    pending: bytes | None = None
     async for piece in pieces:
-        if held is not None:
-            yield held
-        held = piece
+        if pending is not None:
+            yield pending
+        pending = piece
     await recheck_state(keyrings, snapshot)
-    if held is not None:
-        yield held
+    if pending is not None:
+        yield pending

@@ -1,17 +1,35 @@
-"""What a write rests on, looked at again: the desired state, and why it was refused (SPEC 8.4)."""
+"""Rechecks around a write: the desired state, the object, and why it was refused (SPEC 8.4)."""
 
+from dataclasses import dataclass
 from datetime import timedelta
 
 from keyturn_workers.errors import PreconditionError
 from keyturn_workers.keyring import KeyringReader, KeyringSnapshot
-from keyturn_workers.storage import Head, Lease, Storage
+from keyturn_workers.storage import Head, Headers, Lease, Storage
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectWrite:
+    """A write that replaces an object.
+
+    Attributes:
+        s3_key: of the object.
+        head: the object as it was read; the write is conditional on it.
+        headers: what the object gets.
+        snapshot: the keyring read that the wraps in `headers` were made for.
+    """
+
+    s3_key: str
+    head: Head
+    headers: Headers
+    snapshot: KeyringSnapshot
 
 
 async def recheck_state(keyrings: KeyringReader, snapshot: KeyringSnapshot) -> KeyringSnapshot:
-    """A keyring read begun now, with the lease that it gives.
+    """Read the keyring again, for a new lease.
 
     Raises:
-        PreconditionError: it shows another state than the one that the wraps were made for.
+        PreconditionError: the desired state is no longer the one in `snapshot`.
     """
     now = await keyrings.read_fresh(snapshot.desired.project)
     if not now.desired.same_state(snapshot.desired):
@@ -20,22 +38,22 @@ async def recheck_state(keyrings: KeyringReader, snapshot: KeyringSnapshot) -> K
 
 
 async def check_unchanged(storage: Storage, s3_key: str, head: Head) -> None:
-    """Look once more at an object that was read a while ago.
+    """Read the head of an object again and compare it with an earlier one.
 
     Raises:
-        PreconditionError: its body or its metadata are others now.
+        PreconditionError: its body or its metadata changed.
         MissingError: it is gone.
     """
     now = await storage.head(s3_key)
     if now.etag != head.etag or now.metadata != head.metadata:
-        raise PreconditionError("the object changed since it was looked at")
+        raise PreconditionError("the object changed since it was read")
 
 
 async def is_lock_refusal(storage: Storage, s3_key: str, head: Head, lease: Lease) -> bool:
-    """Whether a refused write was refused by the object's lock, and not for being late.
+    """Whether the object's lock refused a write, rather than its expired lease.
 
-    The answer is the same 403. By the storage's clock after it, the write came in time or
-    may not have; the doubtful case is tried again under a new lease.
+    The storage answers both with the same 403. Its clock, read after the answer, tells whether
+    the write was in time; a doubtful one is tried again under a new lease.
     """
     if not head.locked:
         return False

@@ -1,17 +1,17 @@
-"""A large object copied onto itself in parts, under new metadata (SPEC 8.2, 8.4).
+"""Copying a large object onto itself in parts, under new metadata (SPEC 8.2, 8.4).
 
-Nothing is fenced before the completion: parts are no object. So what the copy rests on
-is looked at again just before that, and the completion alone carries a lease. It must
-never complete over anything but the object that its parts were copied from.
+Nothing is fenced before the completion: parts are not an object. So keyring and object are
+checked again right before it, and only the completion carries a lease. It never completes over
+anything but the object that its parts were copied from.
 """
 
 import asyncio
 import math
 from typing import Final
 
-from keyturn_workers.keyring import KeyringReader, KeyringSnapshot
-from keyturn_workers.objects.guards import check_unchanged, recheck_state
-from keyturn_workers.storage import Head, Headers, IfMatch, Part, Storage
+from keyturn_workers.keyring import KeyringReader
+from keyturn_workers.objects.guards import ObjectWrite, check_unchanged, recheck_state
+from keyturn_workers.storage import IfMatch, Part, Storage
 from keyturn_workers.storage.multipart import multipart
 
 _MIN_PART_BYTES: Final = 5 * 1024**2
@@ -31,30 +31,24 @@ def part_ranges(size_bytes: int, copy_limit_bytes: int) -> list[tuple[int, int]]
 
 
 async def copy_in_parts(
-    storage: Storage,
-    keyrings: KeyringReader,
-    s3_key: str,
-    head: Head,
-    headers: Headers,
-    snapshot: KeyringSnapshot,
-    *,
-    copy_limit_bytes: int,
+    storage: Storage, keyrings: KeyringReader, write: ObjectWrite, *, copy_limit_bytes: int
 ) -> None:
-    """Replace a large object's metadata; `snapshot` is what its new wraps were made for.
+    """Replace a large object's metadata.
 
     Raises:
-        PreconditionError: the desired state or the object moved meanwhile: look again.
-        MissingError: the object, or the upload's parts, are gone: look again.
-        RefusedError: it came after its lease.
+        PreconditionError: the desired state or the object changed: read both again.
+        MissingError: the object, or the upload's parts, are gone: read again.
+        RefusedError: the completion came after its lease.
     """
+    s3_key, head = write.s3_key, write.head
     ranges = part_ranges(head.size_bytes, copy_limit_bytes)
-    async with multipart(storage, s3_key, headers) as upload_id:
+    async with multipart(storage, s3_key, write.headers) as upload_id:
         parts = await _copy_parts(storage, s3_key, upload_id, ranges, head.etag)
-        now = await recheck_state(keyrings, snapshot)
-        # In this order: a delete that is put after this look is put after the lease's
-        # beginning, so that it waits for the completion before it is told (SPEC 8.7). One
-        # that was put before it is seen here. Otherwise the parts, copied long ago,
-        # would bring back what was deleted.
+        now = await recheck_state(keyrings, write.snapshot)
+        # The order matters. A tombstone put before this check is seen by it. One put after it
+        # is put after the lease began, so its delete waits for the completion before it is
+        # published (SPEC 8.7). Otherwise the parts, copied long ago, would bring back a
+        # deleted object.
         await check_unchanged(storage, s3_key, head)
         is_conditional = storage.differences.conditional_completion
         condition = IfMatch(head.etag) if is_conditional else None
@@ -78,7 +72,7 @@ async def _copy_parts(
     try:
         return await asyncio.gather(*copies)
     finally:
-        # One failed, or this was cancelled: no part may be under way when it is aborted.
+        # One failed, or this was canceled: no part may be in flight when the upload is aborted.
         for task in copies:
             task.cancel()
         await asyncio.gather(*copies, return_exceptions=True)

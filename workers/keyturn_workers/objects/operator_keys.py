@@ -1,21 +1,21 @@
-"""What the operator holds: master keys, and the KEKs that follow from them (SPEC 2.2, 4.6). Pure.
+"""What the operator holds: master keys, and the KEKs derived from them (SPEC 2.2, 4.6). Pure.
 
-A sweep looks at thousands of objects a second, so that an admin KEK is derived once a
-project and master key, not once an object.
+A process builds one `OperatorKeys` and passes it on. It derives an admin KEK once per project
+and master key: a sweep opens thousands of objects a second.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Self
 
-from keyturn.crypto import Secret, admin_kek
+from keyturn.crypto import Secret, admin_kek, v0_admin_kek
 
 _MAX_DERIVED: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class OperatorKeys:
-    """The master keys by their ids, and the earlier system's admin KEK where it is held."""
+    """The master keys by id, and the admin KEK of the earlier system where it is held."""
 
     master_keys: Mapping[str, Secret]
     v0_admin_kek: Secret | None = None
@@ -23,15 +23,27 @@ class OperatorKeys:
         default_factory=dict, init=False, repr=False, compare=False
     )
 
-    def admin_kek(self, name: str, project: str) -> Secret | None:
-        """A project's admin KEK under the master key `name`, or None where that is not held."""
-        derived = self._derived.get((name, project))
+    @classmethod
+    def derive(cls, master_keys: Mapping[str, Secret], v0_master_key: str | None) -> Self:
+        """The operator's keys from the settings; `v0_master_key` is that of the earlier system."""
+        return cls(master_keys, None if v0_master_key is None else v0_admin_kek(v0_master_key))
+
+    def admin_kek(self, master_key: str, project: str) -> Secret | None:
+        """A project's admin KEK under the master key of this id; None if that is not held."""
+        derived = self._derived.get((master_key, project))
         if derived is not None:
             return derived
-        master_key = self.master_keys.get(name)
-        if master_key is None:
+        secret = self.master_keys.get(master_key)
+        if secret is None:
             return None
         if len(self._derived) >= _MAX_DERIVED:
-            self._derived.clear()  # a sweep of all projects must not grow for ever
-        derived = self._derived[name, project] = admin_kek(master_key.reveal(), project)
+            self._derived.clear()  # bounds the memory of a sweep of all projects
+        derived = self._derived[master_key, project] = admin_kek(secret.reveal(), project)
         return derived
+
+    def admin_keks(self, project: str, *, first: str = "") -> Iterator[tuple[str, Secret]]:
+        """A project's admin KEK under each master key held, by id; `first` leads if it is held."""
+        for master_key in dict.fromkeys((first, *self.master_keys)):
+            kek = self.admin_kek(master_key, project)
+            if kek is not None:
+                yield master_key, kek

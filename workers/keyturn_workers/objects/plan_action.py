@@ -1,9 +1,10 @@
 """What must become of one object, as a function of values (SPEC 4.5 to 4.7, 5.4, 8.2, 8.7). Pure.
 
-`keyturn_workers.objects` carries out what is decided here. It must never believe a label, wrap
-a DEK that the body does not commit to (or, of an earlier system's body, that it is not
-opened under first), nor choose between two wraps that both open and differ: whoever holds
-an API key could otherwise make the user's and the operator's view of an object differ.
+`keyturn_workers.objects.apply` carries out what is planned here. The plan never believes a label.
+It never wraps a DEK that the body does not commit to, or, for a body of the earlier system, that
+the body is not opened under first. It never chooses between two wraps that both open and differ:
+the holder of an API key could otherwise make the user's and the operator's view of an object
+differ.
 """
 
 from collections.abc import Sequence
@@ -11,15 +12,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
 from keyturn import metadata as object_metadata
-from keyturn.crypto import (
-    ChunkError,
-    SealError,
-    Secret,
-    open_tombstone,
-    plaintext_size,
-    seal_tombstone,
-    v0_unwrap_dek,
-)
+from keyturn.crypto import ChunkError, Secret, plaintext_size, seal_tombstone
 from keyturn.errors import (
     ArchivedObjectError,
     CorruptObjectError,
@@ -36,6 +29,8 @@ from keyturn_workers.objects.unwrap import (
     open_user_wrap_with_earlier_kek,
     past_generations,
     select_dek,
+    try_tombstone,
+    try_v0_wrap,
 )
 from keyturn_workers.objects.verify import check_header
 from keyturn_workers.objects.wrap import wrap
@@ -67,9 +62,9 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class ObjectView:
-    """An object as one ranged read showed it: its head, and its first 56 bytes.
+    """An object as one ranged read showed it: its head, and the first 56 bytes of its body.
 
-    `header` is shorter where the body is.
+    `header` is shorter if the body is.
     """
 
     head: Head
@@ -78,7 +73,7 @@ class ObjectView:
 
 @dataclass(frozen=True, slots=True)
 class NoOp:
-    """As desired already."""
+    """The object already matches the desired state."""
 
     kind: Literal["current", "plaintext", "deleted"]
 
@@ -87,8 +82,8 @@ class NoOp:
 class Rewrap:
     """New wraps for a body that stays as it is.
 
-    A body of the earlier system must first open whole under `body_dek`, where that is
-    given: nothing in it commits to its key.
+    A body of the earlier system commits to no key: if `body_dek` is given, the whole body must
+    open under it first.
     """
 
     wraps: Wraps
@@ -97,17 +92,28 @@ class Rewrap:
 
 @dataclass(frozen=True, slots=True)
 class Encrypt:
-    """Plaintext that is to be encrypted where it stands."""
+    """Plaintext to be encrypted in place."""
 
 
 @dataclass(frozen=True, slots=True)
 class ResealTombstone:
-    """A tombstone, sealed under the desired admin KEK; it tells the same time."""
+    """A tombstone, sealed under the desired admin KEK; the time of the delete is unchanged."""
 
     sealed: bytes
 
 
 PlannedAction: TypeAlias = NoOp | Rewrap | Encrypt | ResealTombstone
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """The object's key, and the state that it must be brought to."""
+
+    object_key: str
+    keyring: Keyring
+    desired: DesiredState
+    operator_keys: OperatorKeys
+    options: Options
 
 
 def plan_action(
@@ -118,78 +124,74 @@ def plan_action(
     operator_keys: OperatorKeys,
     options: Options,
 ) -> PlannedAction:
-    """What brings the object `object_key` of the keyring's project to the desired state.
+    """Plan what brings an object of the keyring's project to the desired state.
 
     Args:
         view: the object.
         object_key: its key, without its project.
         keyring: best read after the object; see `KeyringRolledBackError` below.
         desired: the keyring's own desired state, derived once for many objects.
-        operator_keys: the master keys.
+        operator_keys: the operator's keys.
         options: the sweep's.
 
     Raises:
-        UnknownAlgorithmError: `enc-algo` is none of SPEC 4's.
+        UnknownAlgorithmError: `enc-algo` is none of those in SPEC 4.
         CorruptObjectError: metadata stripped or unreadable, a body cut short, wraps that
-            disagree, a DEK that the header does not commit to, plaintext where it is forbidden.
+            disagree, a DEK that the header does not commit to, forbidden plaintext.
         NoUsableWrapError: no wrap opens; wraps of the earlier system where v0 is forbidden.
         ArchivedObjectError: its body must be restored before it can be read or copied.
-        KeyringRolledBackError: the admin wrap opens at a higher generation than the
-            keyring's. Means nothing where the keyring was read before the object.
+        KeyringRolledBackError: the admin wrap opens at a higher generation than the keyring's.
+            Meaningless if the keyring was read before the object.
     """
     envelope = object_metadata.parse(view.head.metadata)
+    target = _Target(object_key, keyring, desired, operator_keys, options)
     match envelope:
         case Wraps():
-            return _with_wraps(envelope, view, object_key, keyring, desired, operator_keys, options)
+            return _plan_wrapped(envelope, view, target)
         case Plaintext():
-            return _plaintext(view, desired, options)
+            return _plan_plaintext(view, target)
         case Tombstone():
-            return _tombstone(envelope, object_key, desired, operator_keys)
+            return _plan_tombstone(envelope, target)
         case V0Wraps():
-            return _with_v0_wraps(envelope, view, object_key, keyring, desired, operator_keys)
+            return _plan_v0(envelope, view, target)
 
 
-def _with_wraps(
-    wraps: Wraps,
-    view: ObjectView,
-    object_key: str,
-    keyring: Keyring,
-    desired: DesiredState,
-    operator_keys: OperatorKeys,
-    options: Options,
-) -> NoOp | Rewrap:
-    v0_body = wraps.algorithm == V0_ALGORITHM
-    _check_length(view.head, v0_body=v0_body)
+def _plan_wrapped(wraps: Wraps, view: ObjectView, target: _Target) -> NoOp | Rewrap:
+    object_key, keyring, desired = target.object_key, target.keyring, target.desired
+    is_v0_body = wraps.algorithm == V0_ALGORITHM
+    _check_length(view.head, is_v0_body=is_v0_body)
     past = past_generations(keyring)
-    admin = open_admin_wrap(wraps, object_key, desired, operator_keys, past)
-    user = open_user_wrap(wraps, object_key, desired, _worth_trying(admin, past, v0_body=v0_body))
-    if admin is None and user is None and options.repair:
+    admin = open_admin_wrap(wraps, object_key, desired, target.operator_keys, past)
+    user_generations = _generations_for_user_wrap(admin, past, is_v0_body=is_v0_body)
+    user = open_user_wrap(wraps, object_key, desired, user_generations)
+    if admin is None and user is None and target.options.repair:
         user = open_user_wrap_with_earlier_kek(wraps, object_key, keyring)
     dek = select_dek(admin, user)
-    if not v0_body:
+    if not is_v0_body:
         check_header(dek, view.header)
     if is_current(wraps, admin, user, desired):
         return NoOp("current")
-    # By the admin wrap, the operator's own word stands for a v0 body; a DEK that the user
-    # wrap alone gave could be anything that whoever holds the API key put there.
-    unproven = Secret(dek) if v0_body and admin is None else None
+    # The admin wrap vouches for a v0 body. A DEK from the user wrap alone proves nothing: the
+    # holder of the API key could have wrapped any bytes.
+    unproven = Secret(dek) if is_v0_body and admin is None else None
     return Rewrap(wrap(desired, object_key, dek, algorithm=wraps.algorithm), unproven)
 
 
-def _worth_trying(admin: OpenedWrap | None, past: Sequence[int], *, v0_body: bool) -> Sequence[int]:
-    """The generations at which a user wrap could still matter, beside the likely two.
+def _generations_for_user_wrap(
+    admin: OpenedWrap | None, past: Sequence[int], *, is_v0_body: bool
+) -> Sequence[int]:
+    """The generations at which a user wrap could still matter, besides the two likely ones.
 
-    Where the admin wrap gave the DEK and the header commits to it, a user wrap that opens
-    at a generation which neither label nor admin wrap names is nobody's view, and is made
-    anew: it need not be looked for through a long history, once an object.
+    Once the admin wrap gave the DEK and the header commits to it, a user wrap at a generation
+    that neither the label nor the admin wrap names serves no reader and is made anew. Searching
+    a long history for it, for each object, would be waste.
     """
-    return past if admin is None or v0_body else (admin.generation,)
+    return past if admin is None or is_v0_body else (admin.generation,)
 
 
-def _check_length(head: Head, *, v0_body: bool) -> None:
-    if head.archived:
-        raise ArchivedObjectError("its storage class must be restored first")
-    if v0_body:
+def _check_length(head: Head, *, is_v0_body: bool) -> None:
+    _check_not_archived(head)
+    if is_v0_body:
         if head.size_bytes < V0_MIN_BYTES:
             raise CorruptObjectError("no body of the earlier system has this length")
         return
@@ -199,61 +201,40 @@ def _check_length(head: Head, *, v0_body: bool) -> None:
         raise CorruptObjectError("no sealed body has this length") from exc
 
 
-def _plaintext(view: ObjectView, desired: DesiredState, options: Options) -> NoOp | Encrypt:
-    if not desired.plaintext_allowed:
-        raise CorruptObjectError("an object without enc-algo, and plaintext is forbidden")
-    if not options.encrypt_plaintext:
-        return NoOp("plaintext")
-    if view.head.archived:
+def _check_not_archived(head: Head) -> None:
+    if head.archived:
         raise ArchivedObjectError("its storage class must be restored first")
+
+
+def _plan_plaintext(view: ObjectView, target: _Target) -> NoOp | Encrypt:
+    if not target.desired.plaintext_allowed:
+        raise CorruptObjectError("an object without enc-algo, and plaintext is forbidden")
+    if not target.options.encrypt_plaintext:
+        return NoOp("plaintext")
+    _check_not_archived(view.head)
     return Encrypt()
 
 
-def _tombstone(
-    tombstone: Tombstone, object_key: str, desired: DesiredState, operator_keys: OperatorKeys
-) -> PlannedAction:
-    """A tombstone names no master key: the desired one is tried, then each other."""
-    if _deleted_at(tombstone, object_key, desired.project, desired.admin_kek) is not None:
+def _plan_tombstone(tombstone: Tombstone, target: _Target) -> NoOp | ResealTombstone:
+    """A tombstone names no master key: the desired one is tried first, then each other."""
+    desired, object_key, sealed = target.desired, target.object_key, tombstone.sealed
+    if try_tombstone(desired.admin_kek, desired.project, object_key, sealed) is not None:
         return NoOp("deleted")
-    for name in operator_keys.master_keys:
-        kek = operator_keys.admin_kek(name, desired.project)
-        time = None if kek is None else _deleted_at(tombstone, object_key, desired.project, kek)
+    for _, kek in target.operator_keys.admin_keks(desired.project):
+        time = try_tombstone(kek, desired.project, object_key, sealed)
         if time is not None:
             return ResealTombstone(
                 seal_tombstone(desired.admin_kek, desired.project, object_key, time)
             )
-    raise NoUsableWrapError("a tombstone that opens under no master key")
+    raise NoUsableWrapError("the tombstone opens under no available master key")
 
 
-def _deleted_at(tombstone: Tombstone, object_key: str, project: str, kek: Secret) -> str | None:
-    try:
-        return open_tombstone(kek, project, object_key, tombstone.sealed)
-    except SealError:
-        return None
-
-
-def _with_v0_wraps(
-    wraps: V0Wraps,
-    view: ObjectView,
-    object_key: str,
-    keyring: Keyring,
-    desired: DesiredState,
-    operator_keys: OperatorKeys,
-) -> Rewrap:
-    if not keyring.v0_allowed:
-        # They are bound to nothing: anyone could have moved them here from elsewhere.
+def _plan_v0(wraps: V0Wraps, view: ObjectView, target: _Target) -> Rewrap:
+    if not target.keyring.v0_allowed:
+        # Nothing binds them to this object: they could have been moved here.
         raise NoUsableWrapError("wraps of the earlier system, and v0 is forbidden")
-    _check_length(view.head, v0_body=True)
-    admin = _v0_unwrap(operator_keys.v0_admin_kek, wraps.admin)
-    user = _v0_unwrap(keyring.v0_kek, wraps.user)
+    _check_length(view.head, is_v0_body=True)
+    admin = try_v0_wrap(target.operator_keys.v0_admin_kek, wraps.admin)
+    user = try_v0_wrap(target.keyring.v0_kek, wraps.user)
     dek = select_dek(admin, user)
-    return Rewrap(wrap(desired, object_key, dek, algorithm=V0_ALGORITHM), Secret(dek))
-
-
-def _v0_unwrap(kek: Secret | None, wrapped: bytes | None) -> OpenedWrap | None:
-    if kek is None or wrapped is None:
-        return None
-    try:
-        return OpenedWrap(v0_unwrap_dek(kek, wrapped), 0)
-    except SealError:
-        return None
+    return Rewrap(wrap(target.desired, target.object_key, dek, algorithm=V0_ALGORITHM), Secret(dek))

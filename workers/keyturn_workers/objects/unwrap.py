@@ -1,14 +1,14 @@
-"""Which KEK opens a wrap, and at which generation (SPEC 4.3, 8.2). Pure; no I/O.
+"""Opening wraps: which KEK opens one, and at which generation (SPEC 4.3, 4.6, 8.2). Pure.
 
-Labels are hints, never proof: a wrap is tried where the desired state and its label
-say, and then at every generation that the project ever had, so that a wrong label makes
-no object unreadable. What counts is what opened.
+Labels are hints, never proof. A wrap is tried where the desired state and its label point, and
+then at every generation that the project ever had, so that a wrong label makes no object
+unreadable. Only what opened counts.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from keyturn.crypto import Role, SealError, Secret, unwrap_dek
+from keyturn.crypto import Role, SealError, Secret, open_tombstone, unwrap_dek, v0_unwrap_dek
 from keyturn.errors import CorruptObjectError, KeyringRolledBackError, NoUsableWrapError
 from keyturn.metadata import Wraps
 from keyturn_workers.keyring import DesiredState, Keyring
@@ -17,7 +17,10 @@ from keyturn_workers.objects.operator_keys import OperatorKeys
 
 @dataclass(frozen=True, slots=True)
 class OpenedWrap:
-    """A DEK, and where its wrap opened; `master_key` is empty for a user wrap."""
+    """A DEK, and where its wrap opened.
+
+    `generation` is 0 for a wrap of the earlier system; `master_key` is empty for a user wrap.
+    """
 
     dek: bytes = field(repr=False)
     generation: int
@@ -36,35 +39,34 @@ def open_admin_wrap(
     operator_keys: OperatorKeys,
     past: Sequence[int],
 ) -> OpenedWrap | None:
-    """The admin wrap, under the desired master key, the label's, or any other that is held.
+    """Open the admin wrap under the desired master key, the label's, or any other that is held.
 
     Raises:
-        KeyringRolledBackError: it opens at a higher generation than the keyring's. Only
-            meaningful where the keyring was read after the object.
+        KeyringRolledBackError: it opens at a higher generation than the keyring's. This is
+            meaningful only if the keyring was read after the object.
     """
-    opened = _open_admin(wraps, object_key, desired, operator_keys, past)
+    opened = _open_admin_wrap(wraps, object_key, desired, operator_keys, past)
     if opened is not None and opened.generation > desired.generation:
         raise KeyringRolledBackError(
-            f"an object stands at generation {opened.generation}, "
-            f"the keyring at {desired.generation}"
+            f"an object is at generation {opened.generation}, the keyring at {desired.generation}"
         )
     return opened
 
 
-def _open_admin(
+def _open_admin_wrap(
     wraps: Wraps,
     object_key: str,
     desired: DesiredState,
     operator_keys: OperatorKeys,
     past: Sequence[int],
 ) -> OpenedWrap | None:
-    # All keys at the likely generations, before any key at those of the past: what is
-    # only one rotation behind must not cost a try for every rotation before.
+    # Every key at the likely generations comes before any key at past ones: an object that is
+    # only one rotation behind must not cost one attempt per earlier rotation.
     for generations in ((desired.generation, wraps.generation), past):
-        for name, kek in _admin_keks(wraps, desired, operator_keys):
+        for master_key, kek in _admin_keks(wraps, desired, operator_keys):
             opened = try_wrap(wraps, "admin", object_key, desired.project, kek, generations)
             if opened is not None:
-                return OpenedWrap(opened.dek, opened.generation, name)
+                return OpenedWrap(opened.dek, opened.generation, master_key)
     return None
 
 
@@ -72,16 +74,15 @@ def _admin_keks(
     wraps: Wraps, desired: DesiredState, operator_keys: OperatorKeys
 ) -> Iterator[tuple[str, Secret]]:
     yield desired.master_key, desired.admin_kek
-    for name in dict.fromkeys((wraps.master_key, *operator_keys.master_keys)):
-        kek = None if name == desired.master_key else operator_keys.admin_kek(name, desired.project)
-        if kek is not None:
-            yield name, kek
+    for master_key, kek in operator_keys.admin_keks(desired.project, first=wraps.master_key):
+        if master_key != desired.master_key:
+            yield master_key, kek
 
 
 def open_user_wrap(
     wraps: Wraps, object_key: str, desired: DesiredState, past: Sequence[int]
 ) -> OpenedWrap | None:
-    """The user wrap, under the desired KEK alone: an earlier one may have leaked (SPEC 8.2)."""
+    """Open the user wrap under the desired KEK alone: earlier ones may have leaked (SPEC 8.2)."""
     generations = (desired.generation, wraps.generation, *past)
     return try_wrap(wraps, "user", object_key, desired.project, desired.user_kek, generations)
 
@@ -89,7 +90,7 @@ def open_user_wrap(
 def open_user_wrap_with_earlier_kek(
     wraps: Wraps, object_key: str, keyring: Keyring
 ) -> OpenedWrap | None:
-    """The user wrap under any earlier KEK that the keyring still holds: for a repair alone."""
+    """Open the user wrap under any earlier KEK that the keyring still holds; for repairs only."""
     past = past_generations(keyring)
     for entry in reversed(keyring.history):
         if entry.kek is None:
@@ -104,7 +105,7 @@ def open_user_wrap_with_earlier_kek(
 def try_wrap(
     wraps: Wraps, role: Role, object_key: str, project: str, kek: Secret, generations: Sequence[int]
 ) -> OpenedWrap | None:
-    """One of the two wraps under one KEK, at the first of the generations where it opens."""
+    """Open one of the two wraps under one KEK, at the first generation that fits."""
     for generation in dict.fromkeys(generations):
         try:
             dek = unwrap_dek(
@@ -122,12 +123,30 @@ def try_wrap(
     return None
 
 
+def try_v0_wrap(kek: Secret | None, wrap: bytes | None) -> OpenedWrap | None:
+    """Open a wrap of the earlier system; None if the KEK or the wrap is missing or does not fit."""
+    if kek is None or wrap is None:
+        return None
+    try:
+        return OpenedWrap(v0_unwrap_dek(kek, wrap), 0)
+    except SealError:
+        return None
+
+
+def try_tombstone(kek: Secret, project: str, object_key: str, sealed: bytes) -> str | None:
+    """The time of the delete that a tombstone holds; None if it does not open under this KEK."""
+    try:
+        return open_tombstone(kek, project, object_key, sealed)
+    except SealError:
+        return None
+
+
 def select_dek(admin: OpenedWrap | None, user: OpenedWrap | None) -> bytes:
-    """The DEK of whatever opened.
+    """The one DEK that the opened wraps hold.
 
     Raises:
-        NoUsableWrapError: neither did.
-        CorruptObjectError: both did, to different DEKs.
+        NoUsableWrapError: neither wrap opened.
+        CorruptObjectError: both opened, to different DEKs.
     """
     if admin is not None and user is not None and admin.dek != user.dek:
         raise CorruptObjectError("the wraps hold different DEKs")
@@ -140,7 +159,7 @@ def select_dek(admin: OpenedWrap | None, user: OpenedWrap | None) -> bytes:
 def is_current(
     wraps: Wraps, admin: OpenedWrap | None, user: OpenedWrap | None, desired: DesiredState
 ) -> bool:
-    """Whether both wraps, and their labels, are as desired."""
+    """Whether both wraps and their labels match the desired state."""
     if admin is None or user is None:
         return False
     opened = (admin.generation, user.generation, admin.master_key)
@@ -157,12 +176,10 @@ def admin_generation(
 ) -> int:
     """The generation at which the admin wrap opens under any master key held; 0 for none.
 
-    For objects whose keyring is gone: the label alone says which generation to try.
+    For objects whose keyring is gone: only the label says which generation to try.
     """
-    for name in operator_keys.master_keys:
-        kek = operator_keys.admin_kek(name, project)
-        if kek is not None and try_wrap(
-            wraps, "admin", object_key, project, kek, (wraps.generation,)
-        ):
+    generations = (wraps.generation,)
+    for _, kek in operator_keys.admin_keks(project):
+        if try_wrap(wraps, "admin", object_key, project, kek, generations):
             return wraps.generation
     return 0

@@ -1,12 +1,11 @@
-"""Whether one object's wraps and header hold together (SPEC 5.4, 7.1). Pure; no I/O.
+"""Whether an object's wraps and the header of its body agree (SPEC 5.4, 7.1). Pure.
 
-What must become of the object is `keyturn_workers.objects.plan_action`'s question.
+`keyturn_workers.objects.plan_action` decides what must become of the object.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from keyturn.crypto import BODY_CONTEXT, HEADER_BYTES, Secret, commits_to
+from keyturn.crypto import BODY_CONTEXT, HEADER_BYTES, commits_to
 from keyturn.errors import CorruptObjectError
 from keyturn.metadata import Wraps
 from keyturn_workers.keyring import DesiredState, Keyring
@@ -24,9 +23,9 @@ from keyturn_workers.objects.unwrap import (
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """An object whose DEK is known and is the one that its header commits to.
+    """An object whose header commits to the DEK of its wraps.
 
-    `current` says that both wraps, and their labels, are as desired.
+    `current`: both wraps and their labels match the desired state.
     """
 
     dek: bytes = field(repr=False)
@@ -34,11 +33,7 @@ class Verified:
 
 
 def verify(
-    wraps: Wraps,
-    header: bytes,
-    object_key: str,
-    desired: DesiredState,
-    master_keys: Mapping[str, Secret],
+    wraps: Wraps, header: bytes, object_key: str, desired: DesiredState, operator_keys: OperatorKeys
 ) -> Verified:
     """Open both wraps, and compare the object with the desired state.
 
@@ -47,46 +42,40 @@ def verify(
     Raises:
         NoUsableWrapError: neither wrap opens.
         CorruptObjectError: the wraps hold different DEKs, or the header commits to neither.
-        KeyringRolledBackError: the admin wrap opens at a higher generation than the
-            keyring's. Only meaningful where the keyring was read after the object.
+        KeyringRolledBackError: the admin wrap opens at a higher generation than the keyring's.
+            Meaningful only if the keyring was read after the object.
     """
-    admin = open_admin_wrap(wraps, object_key, desired, OperatorKeys(master_keys), ())
-    return _verify_opened(
-        wraps, header, admin, open_user_wrap(wraps, object_key, desired, ()), desired
-    )
+    admin = open_admin_wrap(wraps, object_key, desired, operator_keys, ())
+    user = open_user_wrap(wraps, object_key, desired, ())
+    return _verify_opened(wraps, header, admin, user, desired)
 
 
 def verify_upload(
-    wraps: Wraps,
-    header: bytes,
-    object_key: str,
-    keyring: Keyring,
-    master_keys: Mapping[str, Secret],
+    wraps: Wraps, header: bytes, object_key: str, keyring: Keyring, operator_keys: OperatorKeys
 ) -> Verified:
-    """Whether an object that carries an upload's id is what that upload stored (SPEC 7.1).
+    """Verify an object that carries an upload's id, which is not authenticated (SPEC 7.1).
 
-    Stricter than `verify`: the admin wrap must open, and so must the user wrap where
-    the keyring still holds the KEK of its generation. An id is not authenticated, so
-    anything less would let a bucket writer pass off an object as stored.
+    Stricter than `verify`: the admin wrap must open, and so must the user wrap if the keyring
+    still holds the KEK of its generation. Otherwise a bucket writer could pass off another
+    object as the stored one.
 
     Raises:
         CorruptObjectError: a wrap does not verify.
         KeyringRolledBackError: as `verify`.
         UnknownMasterKeyError: this process lacks the keyring's master key.
     """
-    desired, past = keyring.desired(master_keys), past_generations(keyring)
-    admin = open_admin_wrap(wraps, object_key, desired, OperatorKeys(master_keys), past)
+    desired, past = keyring.desired(operator_keys.master_keys), past_generations(keyring)
+    admin = open_admin_wrap(wraps, object_key, desired, operator_keys, past)
     if admin is None:
         raise CorruptObjectError("the admin wrap does not open")
     kek = keyring.user_keks.get(wraps.generation)
     if kek is not None:
-        own = try_wrap(wraps, "user", object_key, keyring.project, kek, (wraps.generation,))
-        if own is None:
+        labeled = try_wrap(wraps, "user", object_key, keyring.project, kek, (wraps.generation,))
+        if labeled is None:
             raise CorruptObjectError("the user wrap does not open")
-        select_dek(admin, own)
-    return _verify_opened(
-        wraps, header, admin, open_user_wrap(wraps, object_key, desired, past), desired
-    )
+        select_dek(admin, labeled)
+    user = open_user_wrap(wraps, object_key, desired, past)
+    return _verify_opened(wraps, header, admin, user, desired)
 
 
 def _verify_opened(
@@ -102,7 +91,7 @@ def _verify_opened(
 
 
 def check_header(dek: bytes, header: bytes) -> None:
-    """Nothing is wrapped anew before the body commits to it (SPEC 3.1, 8.2).
+    """Refuse a DEK that the body does not commit to: it must not be wrapped (SPEC 3.1, 8.2).
 
     Raises:
         CorruptObjectError: the first 56 bytes are cut, or commit to another DEK.

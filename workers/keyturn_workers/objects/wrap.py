@@ -12,7 +12,7 @@ from keyturn_workers.keyring import DesiredState
 def wrap(
     desired: DesiredState, object_key: str, dek: bytes, *, algorithm: str = COBBLESTONE
 ) -> Wraps:
-    """Both wraps of a 32-byte DEK, bound to the algorithm, project, key and generation."""
+    """Wrap a 32-byte DEK under both KEKs, bound to algorithm, project, object key and generation."""
     user = _wrap(desired, "user", desired.user_kek, object_key, dek, algorithm)
     admin = _wrap(desired, "admin", desired.admin_kek, object_key, dek, algorithm)
     generation = desired.generation
@@ -41,18 +41,18 @@ def build_object_metadata(
     tag: str | None = None,
     stored_at: datetime | None = None,
 ) -> dict[str, str]:
-    """An object's whole metadata as it goes on the wire.
+    """All metadata of an object, as on the wire.
 
-    `stored_at` is information alone: it is left out where the storage would refuse the write
-    for its size (SPEC 4.3). The other arguments are those of `keyturn.metadata.build`.
+    `stored_at` is informational: it is left out if the metadata would be too large for the
+    storage (SPEC 4.3). The other arguments are those of `keyturn.metadata.build`.
     """
-    own = object_metadata.build(wraps, upload_id=upload_id, tag=tag, stored_at=stored_at)
-    whole = {**caller_wire, **own}
-    if object_metadata.size_bytes(whole) > object_metadata.METADATA_MAX_BYTES:
-        whole.pop(object_metadata.STORED_AT, None)
-    return whole
+    encryption = object_metadata.build(wraps, upload_id=upload_id, tag=tag, stored_at=stored_at)
+    metadata = {**caller_wire, **encryption}
+    if object_metadata.size_bytes(metadata) > object_metadata.METADATA_MAX_BYTES:
+        metadata.pop(object_metadata.STORED_AT, None)
+    return metadata
 
 
 def build_tombstone_metadata(sealed: bytes) -> dict[str, str]:
-    """A tombstone's whole metadata, around the bytes of `seal_tombstone` (SPEC 8.7)."""
+    """All metadata of a tombstone, around the bytes of `seal_tombstone` (SPEC 8.7)."""
     return {object_metadata.ALGO: DELETED, object_metadata.DEK_ADMIN: b64(sealed)}

@@ -9,7 +9,7 @@ by its plaintext.
 """
 
 import hmac
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 
@@ -18,7 +18,6 @@ from keyturn.crypto import (
     BODY_CONTEXT,
     HEADER_BYTES,
     ChunkError,
-    Secret,
     b64_decode,
     plaintext_size,
     upload_tag,
@@ -38,6 +37,7 @@ from keyturn.messages import InlineBody, StagedBody, UploadRequested
 from keyturn.metadata import DELETED, UPLOAD, Plaintext, Wraps
 from keyturn_workers.errors import ArchivedError, MissingError, StorageAnswerError
 from keyturn_workers.keyring import KeyringReader, KeyringSnapshot
+from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.objects.verify import verify_upload
 from keyturn_workers.storage import Head, Storage
 from keyturn_workers.upload import body_pipeline
@@ -80,7 +80,7 @@ async def find_own_object(
     own: UploadIdentity,
     storage: Storage,
     keyrings: KeyringReader,
-    master_keys: Mapping[str, Secret],
+    operator_keys: OperatorKeys,
 ) -> ExistingUpload | None:
     """This upload's own object, or None where nothing stands.
 
@@ -114,7 +114,7 @@ async def find_own_object(
         case Plaintext():
             return await _plaintext(own, storage, head, snapshot)
         case Wraps():
-            return await _wrapped(own, storage, head, envelope, header, snapshot, master_keys)
+            return await _wrapped(own, storage, head, envelope, header, snapshot, operator_keys)
         case _:
             raise CorruptObjectError("it carries this upload's id, but not its wraps")
 
@@ -160,9 +160,9 @@ async def _wrapped(
     wraps: Wraps,
     header: bytes,
     snapshot: KeyringSnapshot,
-    master_keys: Mapping[str, Secret],
+    operator_keys: OperatorKeys,
 ) -> ExistingUpload:
-    examined = verify_upload(wraps, header, own.request.key, snapshot.keyring, master_keys)
+    examined = verify_upload(wraps, header, own.request.key, snapshot.keyring, operator_keys)
     size_bytes = _plaintext_size(head)
     tag = object_metadata.upload_tag(head.metadata)
     if tag is None:

@@ -16,7 +16,6 @@ import structlog
 from keyturn.crypto import (
     BODY_CONTEXT,
     IntakeKey,
-    Secret,
     new_dek,
     seal,
     sealed_size,
@@ -33,6 +32,7 @@ from keyturn_workers.errors import MissingError, PreconditionError, RefusedError
 from keyturn_workers.keyring import KeyringReader, KeyringSnapshot
 from keyturn_workers.objects.apply import COPY_LIMIT_BYTES
 from keyturn_workers.objects.body_stream import seal_stream
+from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.objects.single import reconcile_object
 from keyturn_workers.objects.wrap import build_object_metadata, wrap
 from keyturn_workers.storage import Condition, Headers, IfAbsent, IfMatch, Storage, Written
@@ -99,14 +99,14 @@ class Uploader:
         self,
         storage: Storage,
         keyrings: KeyringReader,
-        master_keys: Mapping[str, Secret],
+        operator_keys: OperatorKeys,
         intake_keys: Mapping[str, IntakeKey],
         limits: Limits,
         metrics: WorkerMetrics | None = None,
     ) -> None:
         self._storage = storage
         self._keyrings = keyrings
-        self._master_keys = master_keys
+        self._operator_keys = operator_keys
         self._intake_keys = intake_keys
         self._limits = limits
         self._streams = asyncio.Semaphore(limits.stream_concurrency)
@@ -196,7 +196,7 @@ class Uploader:
             request, publisher, lambda: self._compared(request, publisher), known_etag
         )
         with self._stage("look"):
-            return await find_own_object(own, self._storage, self._keyrings, self._master_keys)
+            return await find_own_object(own, self._storage, self._keyrings, self._operator_keys)
 
     @asynccontextmanager
     async def _compared(
@@ -265,7 +265,7 @@ class Uploader:
             request.key,
             self._storage,
             self._keyrings,
-            self._master_keys,
+            self._operator_keys,
             copy_limit_bytes=self._limits.copy_limit_bytes,
         )
         return UploadResult(size_bytes, snapshot.desired.generation)

@@ -7,7 +7,6 @@ from typing import Final
 
 from faststream.rabbit import RabbitBroker
 
-from keyturn.crypto import v0_admin_kek
 from keyturn.identifiers import KEYRINGS_PREFIX
 from keyturn.topology import DEAD_QUEUES, PLAN_QUEUE, SWEEP_QUEUE, UNSIGNED_DEAD_QUEUE
 from keyturn_workers.amqp import Consumer, RequestHandler, WorkerPublisher
@@ -70,8 +69,8 @@ class Roles:
         self._now = self._keyrings.clock.now
         self._teller = WorkerPublisher(broker, settings.deployment, settings.event_key, self._now)
         v0 = settings.v0_master_key
-        self._keys = OperatorKeys(
-            settings.master_keys, None if v0 is None else v0_admin_kek(v0.get_secret_value())
+        self._keys = OperatorKeys.derive(
+            settings.master_keys, None if v0 is None else v0.get_secret_value()
         )
         self._store = SweepStore(storage, settings.master_keys)
         self._outbox = Outbox(self._teller)
@@ -147,7 +146,7 @@ class Roles:
             Uploader(
                 self._storage,
                 self._keyrings,
-                settings.master_keys,
+                self._keys,
                 settings.intake_keys,
                 limits,
                 self._metrics,
@@ -159,7 +158,7 @@ class Roles:
         enroller = Enroller(
             storage,
             keyrings,
-            settings.master_keys,
+            self._keys,
             settings.active_master_key,
             settings.intake_keys,
             self._starter,

@@ -13,6 +13,7 @@ from keyturn.errors import AlreadyEnrolledError, StorageUnavailableError, Unknow
 from keyturn.identifiers import keyring_s3_key
 from keyturn.messages import EnrollRequested, RequestOrigin, parse_request
 from keyturn_workers.control.enrollment import Enroller
+from keyturn_workers.objects.operator_keys import OperatorKeys
 from tools.harness import requests as rq
 from tools.harness.deployment import Deployment
 from tools.servers import S3Server
@@ -44,7 +45,9 @@ async def _enroll(*keys: str) -> int:
     deployment = Deployment("amqp://127.0.0.1:1", s3, "bucket")
     bucket: Any = _Bucket(*keys)
     masters = {"m1": Secret(deployment.master_key)}
-    enroller = Enroller(bucket, bucket, masters, "m1", {"main": deployment.intake}, bucket)
+    enroller = Enroller(
+        bucket, bucket, OperatorKeys(masters), "m1", {"main": deployment.intake}, bucket
+    )
     body = json.dumps(rq.enroll(deployment, "acme")).encode()
     request = parse_request(body)
     assert isinstance(request, EnrollRequested)

@@ -13,7 +13,7 @@ from keyturn_workers.control import Enroller, Rotator
 from keyturn_workers.keyring import KeyringReader
 from keyturn_workers.storage import StorageClock
 from keyturn_workers.testing.memory_storage import MemoryStorage
-from tests.unit.keyturn_workers.factories import AT, MASTER_KEYS
+from tests.unit.keyturn_workers.factories import AT, MASTER_KEYS, OPERATOR_KEYS
 
 _INTAKE = IntakeKey.from_seed(bytes(32))
 _ENROLMENT = "2f6c9a0e-1111-4111-8111-111111111111"
@@ -45,7 +45,7 @@ async def test_a_request_that_the_keyring_names_is_known_after_its_intake_key_wa
     sweeps = cast("Any", _NoSweeps())
 
     def enroller(keys: dict[str, IntakeKey]) -> Enroller:
-        return Enroller(storage, keyrings, MASTER_KEYS, "m1", keys, sweeps)
+        return Enroller(storage, keyrings, OPERATOR_KEYS, "m1", keys, sweeps)
 
     def rotator(keys: dict[str, IntakeKey]) -> Rotator:
         return Rotator(storage, keyrings, MASTER_KEYS, keys, sweeps)

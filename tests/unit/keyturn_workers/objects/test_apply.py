@@ -26,6 +26,7 @@ from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import (
     AT,
     MASTER_KEYS,
+    OPERATOR_KEYS,
     deleted,
     enc,
     keyring,
@@ -47,7 +48,7 @@ async def opened(on: Scene) -> bytes:
     """The plaintext, by wraps that are both as desired."""
     _, body = await on.storage.read(TARGET)
     desired = on.ring.desired(MASTER_KEYS)
-    examined = verify(await on.wraps(), body[:56], KEY, desired, MASTER_KEYS)
+    examined = verify(await on.wraps(), body[:56], KEY, desired, OPERATOR_KEYS)
     assert examined.current
     return open_sealed(examined.dek, BODY_CONTEXT, body)
 

@@ -22,7 +22,14 @@ from keyturn_workers.errors import RefusedError
 from keyturn_workers.objects.single import reconcile_object
 from keyturn_workers.storage import Capabilities
 from keyturn_workers.testing.memory_storage import MemoryStorage
-from tests.unit.keyturn_workers.factories import MASTER_KEYS, deleted, enc, sealed_object, turned
+from tests.unit.keyturn_workers.factories import (
+    MASTER_KEYS,
+    OPERATOR_KEYS,
+    deleted,
+    enc,
+    sealed_object,
+    turned,
+)
 from tests.unit.keyturn_workers.scene import KEY, TAGS, TARGET, Scene
 
 if TYPE_CHECKING:
@@ -37,7 +44,7 @@ async def run(on: Scene) -> KeyringSnapshot:
         KEY,
         on.storage,
         on.keyrings,
-        MASTER_KEYS,
+        OPERATOR_KEYS,
         copy_limit_bytes=on.copy_limit_bytes,
     )
 

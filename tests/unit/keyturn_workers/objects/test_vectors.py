@@ -19,7 +19,6 @@ from keyturn.crypto import (
     Secret,
     open_sealed,
     user_kek,
-    v0_admin_kek,
     v0_open,
     v0_user_kek,
 )
@@ -27,6 +26,7 @@ from keyturn.errors import CodedError, NoUsableWrapError
 from keyturn.metadata import COBBLESTONE
 from keyturn_workers.keyring.model import parse
 from keyturn_workers.objects.open_dek import ReaderKeys, open_dek
+from keyturn_workers.objects.operator_keys import OperatorKeys
 
 _FILE = Path(__file__).parents[4] / ".." / "shared" / "vectors" / "keyturn_v1.json"
 _MISSING = not _FILE.is_file()
@@ -49,9 +49,8 @@ def _reader(vector: dict[str, Any]) -> ReaderKeys:
     return ReaderKeys(
         project=vector["project"],
         user_kek=user_kek(api_key, vector["project"], keys["pepper"]),
-        master_keys=_masters(),
+        operator_keys=OperatorKeys.derive(_masters(), keys["v0_master_key"]),
         v0_user_kek=v0_user_kek(api_key, keys["v0_pepper"]),
-        v0_admin_kek=v0_admin_kek(keys["v0_master_key"]),
         v0_allowed=True,
     )
 

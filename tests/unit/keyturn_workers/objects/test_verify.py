@@ -11,7 +11,13 @@ from keyturn.crypto import BODY_CONTEXT, HEADER_BYTES, new_dek, seal
 from keyturn.errors import CorruptObjectError, KeyringRolledBackError, NoUsableWrapError
 from keyturn_workers.objects.verify import Verified, verify, verify_upload
 from keyturn_workers.objects.wrap import wrap
-from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring, sealed_object, turned
+from tests.unit.keyturn_workers.factories import (
+    MASTER_KEYS,
+    OPERATOR_KEYS,
+    keyring,
+    sealed_object,
+    turned,
+)
 
 if TYPE_CHECKING:
     from keyturn.metadata import Wraps
@@ -26,7 +32,7 @@ OTHER_MASTER = replace(RING, master_key="m2").desired(MASTER_KEYS)
 
 
 def _examined(wraps: Wraps, body: bytes, desired: DesiredState = NOW) -> Verified:
-    return verify(wraps, body[:HEADER_BYTES], KEY, desired, MASTER_KEYS)
+    return verify(wraps, body[:HEADER_BYTES], KEY, desired, OPERATOR_KEYS)
 
 
 def test_an_object_as_desired_is_current() -> None:
@@ -103,7 +109,7 @@ def test_a_label_ahead_of_the_keyring_alone_tells_nothing() -> None:
 @pytest.mark.parametrize("ring", [RING, LATER_RING], ids=["same", "turned since"])
 def test_own_object_verifies(ring: Keyring) -> None:
     wraps, body = sealed_object(NOW, KEY)
-    verified = verify_upload(wraps, body[:HEADER_BYTES], KEY, ring, MASTER_KEYS)
+    verified = verify_upload(wraps, body[:HEADER_BYTES], KEY, ring, OPERATOR_KEYS)
     assert verified.current is (ring is RING)
 
 
@@ -113,10 +119,10 @@ def test_own_object_needs_both_wraps(broken: str) -> None:
     wraps, body = sealed_object(NOW, KEY)
     forged = replace(wraps, **{broken: bytes(104)})  # type: ignore[arg-type]
     with pytest.raises(CorruptObjectError):
-        verify_upload(forged, body[:HEADER_BYTES], KEY, RING, MASTER_KEYS)
+        verify_upload(forged, body[:HEADER_BYTES], KEY, RING, OPERATOR_KEYS)
 
 
 def test_own_object_whose_old_kek_was_cleared_verifies_by_the_admin_wrap() -> None:
     wraps, body = sealed_object(NOW, KEY)
     ring = replace(LATER_RING, history=(replace(RING.current, kek=None),))
-    assert not verify_upload(wraps, body[:HEADER_BYTES], KEY, ring, MASTER_KEYS).current
+    assert not verify_upload(wraps, body[:HEADER_BYTES], KEY, ring, OPERATOR_KEYS).current

@@ -30,7 +30,7 @@ from keyturn_workers.storage import Capabilities, Headers, StorageClock
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from keyturn_workers.upload import Limits, Uploader, UploadResult
 from keyturn_workers.worker.metrics import WorkerMetrics
-from tests.unit.keyturn_workers.factories import AT, MASTER_KEYS, keyring, turned
+from tests.unit.keyturn_workers.factories import AT, MASTER_KEYS, OPERATOR_KEYS, keyring, turned
 
 INTAKE = IntakeKey.from_seed(bytes(32))
 UPLOAD_ID = "2f6c9a0e-1111-4111-8111-111111111111"
@@ -64,7 +64,7 @@ class Bench:
             stream_concurrency=2,
         )
         self.uploader = Uploader(
-            self.storage, keyrings, MASTER_KEYS, {"main": INTAKE}, limits, self.metrics
+            self.storage, keyrings, OPERATOR_KEYS, {"main": INTAKE}, limits, self.metrics
         )
 
     def write_keyring(self, ring: Keyring) -> None:
@@ -84,7 +84,7 @@ class Bench:
         wraps = parse(head.metadata)
         assert isinstance(wraps, Wraps)
         desired = self.ring.desired(MASTER_KEYS)
-        examined = verify(wraps, body[:HEADER_BYTES], "k", desired, MASTER_KEYS)
+        examined = verify(wraps, body[:HEADER_BYTES], "k", desired, OPERATOR_KEYS)
         assert examined.current
         return open_sealed(examined.dek, BODY_CONTEXT, body)
 

@@ -21,7 +21,7 @@ from keyturn_workers.errors import MissingError, PreconditionError, RefusedError
 from keyturn_workers.objects.verify import verify
 from keyturn_workers.storage import Headers
 from keyturn_workers.upload import UploadResult
-from tests.unit.keyturn_workers.factories import MASTER_KEYS
+from tests.unit.keyturn_workers.factories import MASTER_KEYS, OPERATOR_KEYS
 from tests.unit.keyturn_workers.upload.bench import DATA, STAGED, TARGET, WAYS, bench, request
 
 BY_ALL_WAYS = pytest.mark.parametrize("way", WAYS)
@@ -142,7 +142,7 @@ async def test_each_attempt_has_its_own_dek() -> None:
     wraps = parse(head.metadata)
     assert isinstance(wraps, Wraps)
     desired = on.ring.desired(MASTER_KEYS)
-    dek = verify(wraps, second[:HEADER_BYTES], "k", desired, MASTER_KEYS).dek
+    dek = verify(wraps, second[:HEADER_BYTES], "k", desired, OPERATOR_KEYS).dek
     assert commits_to(dek, BODY_CONTEXT, second[:HEADER_BYTES])
     assert not commits_to(dek, BODY_CONTEXT, first[:HEADER_BYTES])
 

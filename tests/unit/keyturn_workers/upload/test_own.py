@@ -26,7 +26,7 @@ from keyturn_workers.objects.single import reconcile_object
 from keyturn_workers.storage import Headers
 from keyturn_workers.upload import UploadHandler, UploadResult
 from keyturn_workers.upload.staging_cleanup import clean_staging
-from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring
+from tests.unit.keyturn_workers.factories import OPERATOR_KEYS, keyring
 from tests.unit.keyturn_workers.upload.bench import (
     DATA,
     OTHER_ID,
@@ -177,7 +177,7 @@ async def test_rewraps_keep_the_tag() -> None:
     await on.serve(sent)
     tag = (await on.metadata())["enc-upload-tag"]
     await on.turn()
-    await reconcile_object("acme", "k", on.storage, on.uploader._keyrings, MASTER_KEYS)
+    await reconcile_object("acme", "k", on.storage, on.uploader._keyrings, OPERATOR_KEYS)
     assert (await on.metadata())["enc-upload-tag"] == tag
     assert await on.serve(sent, seen_before=True) == UploadResult(len(DATA), 2)
 
