@@ -21,7 +21,6 @@ from keyturn.s3_client import new_session, open_client
 from keyturn.settings import S3Settings
 from keyturn_workers.errors import ArchivedError
 from keyturn_workers.storage.capabilities import WORKS_EVERYWHERE, Capabilities
-from keyturn_workers.storage.exchange import Answer
 from keyturn_workers.storage.listing import page_of, page_query
 from keyturn_workers.storage.port import (
     RECORD_MAX_BYTES,
@@ -37,7 +36,7 @@ from keyturn_workers.storage.port import (
     Written,
 )
 from keyturn_workers.storage.s3_admin import ColdStorage
-from keyturn_workers.storage.s3_http import PLAIN_WRITE_TIMEOUT_S, S3HttpClient, open_session
+from keyturn_workers.storage.s3_http import PLAIN_WRITE_TIMEOUT_S, S3HttpClient, S3Response
 from keyturn_workers.storage.s3_responses import (
     LOCK_PREFIX,
     META_PREFIX,
@@ -50,6 +49,7 @@ from keyturn_workers.storage.s3_responses import (
     head_of,
     text_in,
 )
+from keyturn_workers.storage.s3_session import open_session
 from keyturn_workers.storage.streaming_body import KnownLengthBody
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ class S3Storage(ColdStorage):
         return await self._head(key, {})
 
     async def _head(self, key: str, headers: dict[str, str], query: str = "") -> Head:
-        async def once() -> Answer:
+        async def once() -> S3Response:
             return await self._raw.call("head", "HEAD", key, dict(headers), query=query)
 
         try:
@@ -177,8 +177,8 @@ class S3Storage(ColdStorage):
 
     async def _get(
         self, operation: str, key: str, headers: dict[str, str], query: str = ""
-    ) -> Answer:
-        async def once() -> Answer:
+    ) -> S3Response:
+        async def once() -> S3Response:
             return await self._raw.call(
                 operation, "GET", key, dict(headers), query=query, timeout_s=_READ_TOTAL_S
             )

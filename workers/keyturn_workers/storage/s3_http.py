@@ -1,21 +1,22 @@
-"""Raw, signed requests to one bucket: the hot path of `keyturn_workers.storage.s3` (SPEC 7, 8.4).
+"""Signed HTTP requests for the objects of one bucket (SPEC 7, 8.4).
 
-Small requests go straight to aiohttp's connections (`storage.exchange`), streams and
-large bodies through a session on the same pool: about a sixth of the CPU of the generated
-client. A request is sent once and never again by itself: not after a redirect,
-not after an error, and not by aiohttp's own second try when a kept-alive connection
-drops. What was written may then be unknown, and is told as such; a silent second try of
-a conditional put would meet its own first one and report a false "already there".
+Everything that runs once for each object goes this way, through one aiohttp session and our
+own signer: about a quarter of the CPU time of the generated client. The session
+(`keyturn_workers.storage.s3_session`) sends each request once. It follows no redirect, and
+resends nothing after an error or a lost connection: a conditional put that is resent may meet
+its own first attempt and report a false "already exists". The caller learns that the outcome
+is unknown instead.
 
-Nothing here may put a URL into an error, since it can hold a signature.
+No error may contain a URL, since a URL may contain a signature.
 """
 
+import asyncio
 import hashlib
 import io
-from asyncio import timeout, to_thread
 from base64 import b64encode
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
@@ -26,34 +27,30 @@ from yarl import URL
 
 from keyturn.errors import StorageUnavailableError
 from keyturn_workers.errors import StorageAnswerError
-from keyturn_workers.storage.exchange import (
-    CONNECT_TIMEOUT_S,
-    READ_AHEAD_BYTES,
-    READ_TIMEOUT_S,
-    Answer,
-    Exchange,
-)
 from keyturn_workers.storage.port import Lease
 from keyturn_workers.storage.s3_responses import UnconfirmedError, code_of, error_of
+from keyturn_workers.storage.s3_session import ConnectionLostError
 from keyturn_workers.storage.signing import UNSIGNED_PAYLOAD, Signed, Signer, lease_from_now
 from keyturn_workers.storage.streaming_body import KnownLengthBody
 
 if TYPE_CHECKING:
     from botocore.credentials import ReadOnlyCredentials
 
+CONNECT_TIMEOUT_S: Final = 5.0
+READ_TIMEOUT_S: Final = 30.0
 PLAIN_WRITE_TIMEOUT_S: Final = 120.0
 IDLE_TIMEOUT_S: Final = 60.0
-# Below the patience of the servers, so that they seldom drop a connection under a write.
-_KEEP_ALIVE_S: Final = 4.0
 # How long a streamed put without a lease may wait for its connection.
 _STREAM_SIGNATURE_S: Final = 300
 _UNRESERVED: Final = "/-_.~"
 _ERROR_BODY_BYTES: Final = 64 * 2**10
-# Beyond this hashing would hold up the event loop, and aiohttp wants a file.
+# Hashing more than this would block the event loop, and aiohttp wants a file.
 _LARGE_BODY_BYTES: Final = 2**20
 _EMPTY_SHA256: Final = hashlib.sha256(b"").hexdigest()
-_AUTOMATIC_HEADERS: Final = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
-_READ_TIMEOUT: Final = aiohttp.ClientTimeout(
+# The whole request is bounded by `asyncio.timeout`: aiohttp would round the end of a lease up to
+# a whole second, and has no timer for the silence after an interim response.
+_EXCHANGE_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S)
+_READ_STREAM_TIMEOUT: Final = aiohttp.ClientTimeout(
     total=None, connect=CONNECT_TIMEOUT_S, sock_read=READ_TIMEOUT_S
 )
 _STREAM_TIMEOUT: Final = aiohttp.ClientTimeout(
@@ -61,19 +58,13 @@ _STREAM_TIMEOUT: Final = aiohttp.ClientTimeout(
 )
 
 
-class _LostError(Exception):
-    """The connection failed; its text names the kind of failure alone."""
+@dataclass(frozen=True, slots=True)
+class S3Response:
+    """A whole response; the names in `headers` match in any case."""
 
-
-async def _surface_loss(
-    request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
-) -> aiohttp.ClientResponse:
-    """Turn a failure into an error that aiohttp does not know, so that it does not resend."""
-    try:
-        return await handler(request)
-    except aiohttp.ClientError as exc:
-        # Some of aiohttp's errors repeat the URL with its signature: the chain ends here.
-        raise _LostError(type(exc).__name__) from None
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
 
 
 @contextmanager
@@ -81,7 +72,7 @@ def _told(operation: str) -> Iterator[None]:
     """Turn every failure of the way into the one error that leaves the outcome open."""
     try:
         yield
-    except _LostError as exc:
+    except ConnectionLostError as exc:
         raise StorageUnavailableError(f"{operation}: {exc}") from exc
     except (aiohttp.ClientError, BotoCoreError, OSError) as exc:
         raise StorageUnavailableError(f"{operation}: {type(exc).__name__}") from exc
@@ -107,10 +98,7 @@ class S3HttpClient:
         region: str,
         credentials: AioCredentials,
     ) -> None:
-        if session.connector is None:
-            raise ValueError("the session is closed")
         self._session = session
-        self._exchange = Exchange(session.connector, base_url)
         self._signer = Signer(base_url, region)
         self._bucket = bucket
         self._credentials = credentials
@@ -130,8 +118,8 @@ class S3HttpClient:
         query: str = "",
         body: bytes = b"",
         lease: Lease | None = None,
-        timeout_s: float | None = None,
-    ) -> Answer:
+        timeout_s: float = READ_TIMEOUT_S,
+    ) -> S3Response:
         """Send one request with a body in memory, and read its whole answer.
 
         Args:
@@ -142,7 +130,7 @@ class S3HttpClient:
             query: Percent-encoded already.
             body: Its MD5 is sent along, so that the storage checks what it received.
             lease: Bounds the request in time, at the storage and here (SPEC 8.4).
-            timeout_s: In total, where no lease says so.
+            timeout_s: For the whole request, unless a lease bounds it.
 
         Raises:
             StorageAnswerError: a definite refusal.
@@ -150,23 +138,21 @@ class S3HttpClient:
         """
         sha256 = UNSIGNED_PAYLOAD if self._is_private else _EMPTY_SHA256
         if body:
-            large = len(body) > _LARGE_BODY_BYTES
             # Over plain http the signature is all that vouches for the body.
-            plain = lease is None and not self._is_private
-            md5, hashed = await to_thread(_hashes, body, plain) if large else _hashes(body, plain)
+            with_sha256 = lease is None and not self._is_private
+            if len(body) > _LARGE_BODY_BYTES:
+                md5, hashed = await asyncio.to_thread(_hashes, body, with_sha256)
+            else:
+                md5, hashed = _hashes(body, with_sha256)
             headers["content-md5"] = md5
             sha256 = hashed or sha256
         with _told(operation):
             signed = await self._sign(method, key, query, headers, sha256, lease)
             total_s = timeout_s if lease is None else lease.expires_s
-            if len(body) > _LARGE_BODY_BYTES:
-                async with self._send(method, signed, body, _within(total_s)) as response:
-                    answer = Answer(response.status, response.headers, await response.read())
-            else:
-                answer = await self._exchange.ask(method, signed, body, total_s=total_s)
-        if not 200 <= answer.status < 300:  # noqa: PLR2004  # HTTP's own numbers; a redirect is no success
-            raise _refusal(operation, method, answer)
-        return answer
+            response = await self._exchange(method, signed, body, total_s)
+        if not 200 <= response.status < 300:  # noqa: PLR2004  # HTTP's own numbers; a redirect is no success
+            raise _refusal(operation, method, response)
+        return response
 
     @asynccontextmanager
     async def opened(
@@ -180,7 +166,8 @@ class S3HttpClient:
         """
         with _told(operation):
             signed = await self._sign("GET", key, "", headers, _EMPTY_SHA256, None)
-            response = await self._send("GET", signed, b"", _READ_TIMEOUT)
+            async with asyncio.timeout(CONNECT_TIMEOUT_S + READ_TIMEOUT_S):
+                response = await self._send("GET", signed, b"", _READ_STREAM_TIMEOUT)
         try:
             if response.status >= 300:  # noqa: PLR2004  # as above
                 with _told(operation):
@@ -199,7 +186,7 @@ class S3HttpClient:
         body: KnownLengthBody,
         *,
         lease: Lease | None,
-    ) -> Answer:
+    ) -> S3Response:
         """One PUT of known length in bounded memory.
 
         It waits for `100 Continue`, so that a late or forbidden one costs no body. Signed
@@ -217,7 +204,7 @@ class S3HttpClient:
             with _told(operation):
                 signed = await self._sign("PUT", key, "", headers, UNSIGNED_PAYLOAD, lease)
                 # aiohttp's own timers do not see a server that stops reading.
-                async with timeout(IDLE_TIMEOUT_S) as idle:
+                async with asyncio.timeout(IDLE_TIMEOUT_S) as idle:
                     response = await self._send(
                         "PUT", signed, body.watched(idle), _STREAM_TIMEOUT, expect100=True
                     )
@@ -229,7 +216,7 @@ class S3HttpClient:
         if response.status >= 300:  # noqa: PLR2004  # as above
             response.close()
             raise error_of(operation, response.status, code_of(answer))
-        return Answer(response.status, response.headers, answer)
+        return S3Response(response.status, response.headers, answer)
 
     async def presigned(self, method: str, key: str, lease: Lease) -> str:
         """The URL of a request that somebody else will send, valid while the lease is."""
@@ -256,6 +243,18 @@ class S3HttpClient:
             lease=lease,
         )
 
+    async def _exchange(
+        self, method: str, signed: Signed, body: bytes, total_s: float
+    ) -> S3Response:
+        """Send a request with a body in memory, and read its whole response.
+
+        A timeout or a cancellation closes the connection. Bytes not sent by then are dropped:
+        they could take effect after the lease.
+        """
+        async with asyncio.timeout(total_s):
+            response = await self._send(method, signed, body, _EXCHANGE_TIMEOUT)
+            return S3Response(response.status, response.headers, await response.read())
+
     def _send(
         self,
         method: str,
@@ -266,7 +265,7 @@ class S3HttpClient:
         expect100: bool = False,
     ) -> Any:
         data: Any = body or None
-        if isinstance(body, bytes) and body:
+        if isinstance(body, bytes) and len(body) > _LARGE_BODY_BYTES:
             data = io.BytesIO(body)  # shares the bytes
         return self._session.request(
             method,
@@ -280,7 +279,7 @@ class S3HttpClient:
 
 
 def _refusal(
-    operation: str, method: str, answer: Answer
+    operation: str, method: str, answer: S3Response
 ) -> StorageAnswerError | StorageUnavailableError:
     """The error that a refusal means."""
     code = code_of(answer.body)
@@ -297,24 +296,3 @@ def _hashes(body: bytes, with_sha256: bool) -> tuple[str, str]:  # noqa: FBT001 
     """`Content-MD5`, and where wanted the SHA-256 in hex (else an empty text)."""
     md5 = b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
     return md5, hashlib.sha256(body).hexdigest() if with_sha256 else ""
-
-
-def _within(total_s: float | None) -> aiohttp.ClientTimeout:
-    if total_s is None:
-        return _READ_TIMEOUT
-    return aiohttp.ClientTimeout(total=total_s, sock_connect=CONNECT_TIMEOUT_S)
-
-
-@asynccontextmanager
-async def open_session(max_connections: int) -> AsyncIterator[aiohttp.ClientSession]:
-    """The one session of a storage: no resending, no cookies, nothing added to requests."""
-    connector = aiohttp.TCPConnector(limit=max_connections, keepalive_timeout=_KEEP_ALIVE_S)
-    async with aiohttp.ClientSession(
-        connector=connector,
-        middlewares=(_surface_loss,),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        skip_auto_headers=_AUTOMATIC_HEADERS,
-        read_bufsize=READ_AHEAD_BYTES,
-        auto_decompress=False,  # a stored Content-Encoding is the object's own
-    ) as session:
-        yield session

@@ -15,8 +15,7 @@ import pytest
 from keyturn.errors import SettingsError, StorageUnavailableError
 from keyturn.settings import S3Settings
 from keyturn_workers.errors import MissingError, PreconditionError, RefusedError
-from keyturn_workers.storage import Headers, IfAbsent, IfMatch, Lease, Part
-from keyturn_workers.storage import s3_http as raw_module
+from keyturn_workers.storage import Headers, IfAbsent, IfMatch, Lease, Part, s3_session
 from keyturn_workers.storage.port import RECORD_MAX_BYTES
 from keyturn_workers.storage.s3 import S3Storage, open_storage
 from tests.unit.keyturn_workers.storage.scripted import (
@@ -492,23 +491,21 @@ async def test_a_refused_connection(storage: S3Storage, server: ScriptedServer) 
     assert storage.differences is not None
 
 
+@pytest.mark.parametrize("name", ["put", "leased put", "large put", "part"])
 async def test_without_the_guard_a_put_would_be_sent_twice(
-    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """The broken variant that the guard exists for: aiohttp's second try is real.
+    """The broken variant that the guard exists for: aiohttp's second attempt is real."""
 
-    Of what goes through its session; small requests do not.
-    """
-
-    async def let_through(
+    async def pass_through(
         request: object, handler: Callable[[object], Awaitable[object]]
     ) -> object:
         return await handler(request)
 
-    monkeypatch.setattr(raw_module, "_surface_loss", let_through)
+    monkeypatch.setattr(s3_session, "surface_loss", pass_through)
     async with open_storage(server.settings()) as storage:
         await storage.put("a/warm", b"1", PLAIN)
         server.script = [DROP, Reply(412, error("PreconditionFailed"))]
         with pytest.raises(PreconditionError):
-            await WRITES["large put"](storage)
+            await WRITES[name](storage)
     assert len(server.asked) == 3

@@ -1,1 +1,0 @@
-"""`keyturn_workers.storage.exchange`, on both event loops."""

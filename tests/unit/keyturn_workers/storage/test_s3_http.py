@@ -1,0 +1,169 @@
+"""One request and its response: what is written, and what is read (SPEC 7, 8.4)."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import aiohttp
+import pytest
+
+from keyturn.errors import StorageUnavailableError
+from keyturn_workers.storage import s3_http
+from tests.unit.keyturn_workers.storage.byte_server import OK, connected
+
+
+async def test_a_request_is_written_as_it_was_signed() -> None:
+    """Target and headers unchanged, a length where a body is allowed, and nothing automatic."""
+    key, query = "a/../b c//%41", "x=%2F&y="
+    async with connected() as (server, client):
+        response = await client.call(
+            "read", "GET", key, {"range": "bytes=0-1"}, query=query, timeout_s=5
+        )
+        await client.call("put", "PUT", key, {"x-amz-meta-n": "René"}, query=query, body=b"body")
+        await client.call("put", "PUT", key, {}, query=query, timeout_s=5)
+        await client.call("delete", "DELETE", key, {}, query=query, timeout_s=5)
+    assert (response.status, response.headers["x-seen"], response.body) == (200, "yes", b"done")
+    heads = [_parsed(head) for head in server.heads]
+    target = "/bucket/a/../b%20c//%2541?x=%2F&y="
+    assert [line for line, _ in heads] == [
+        f"{method} {target} HTTP/1.1" for method in ("GET", "PUT", "PUT", "DELETE")
+    ]
+    signing = {"authorization", "x-amz-content-sha256", "x-amz-date"}
+    read, put, empty, delete = (headers for _, headers in heads)
+    assert read.keys() == {"host", "range", *signing}
+    assert put.keys() == {"host", "x-amz-meta-n", "content-md5", "content-length", *signing}
+    assert put["x-amz-meta-n"] == "René"
+    assert empty.keys() == delete.keys() == {"host", "content-length", *signing}
+    assert [each.get("content-length") for each in (read, put, empty, delete)] == [
+        *(None, "4", "0", "0")
+    ]
+    assert read["host"] == f"127.0.0.1:{server.port}"
+    assert server.connections == 1, "all on one connection"
+
+
+def _parsed(head: bytes) -> tuple[str, dict[str, str]]:
+    line, *lines = head.decode().strip().split("\r\n")
+    return line, {name.lower(): value for name, _, value in (x.partition(": ") for x in lines)}
+
+
+@pytest.mark.parametrize("injected", ["a\r\nx-evil: 1", "a\nb", "a\rb", "a\0b"])
+@pytest.mark.parametrize("where", ["name", "value"])
+async def test_a_header_cannot_end_its_line(injected: str, where: str) -> None:
+    """Nor start another request; nothing is sent."""
+    async with connected() as (server, client):
+        headers = {injected: "v"} if where == "name" else {"x-amz-meta-a": injected}
+        with pytest.raises(ValueError, match="header injection"):
+            await client.call("put", "PUT", "k", headers, timeout_s=5)
+        await client.call("read", "GET", "k", {}, timeout_s=5)
+    assert [head[:4] for head in server.heads] == [b"GET "]
+
+
+async def test_an_interim_response_is_skipped() -> None:
+    interim = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"
+    async with connected(interim + OK) as (_, client):
+        response = await client.call("put", "PUT", "k", {}, body=b"body", timeout_s=5)
+    assert response.body == b"done"
+
+
+async def test_a_head_response_has_no_body() -> None:
+    """Its length is the object's, and the next response on the connection is read correctly."""
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n"
+    async with connected(head) as (server, client):
+        response = await client.call("head", "HEAD", "k", {}, timeout_s=5)
+        assert (response.headers["content-length"], response.body) == ("5000", b"")
+        assert (await client.call("read", "GET", "k", {}, timeout_s=5)).body == b"done"
+    assert server.connections == 1
+
+
+async def test_a_stored_encoding_is_not_decoded() -> None:
+    stored = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 3\r\n\r\nraw"
+    async with connected(stored) as (_, client):
+        assert (await client.call("read", "GET", "k", {}, timeout_s=5)).body == b"raw"
+
+
+async def test_a_redirect_is_not_followed() -> None:
+    moved = b"HTTP/1.1 307 Moved\r\nLocation: /elsewhere\r\nContent-Length: 0\r\n\r\n"
+    async with connected(moved) as (server, client):
+        with pytest.raises(StorageUnavailableError, match="307"):
+            await client.call("put", "PUT", "k", {}, body=b"body", timeout_s=5)
+    assert len(server.heads) == 1
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        b"",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nshort",
+        b"HTTP/1.1 200 OK\r\nContent-",
+        b"not HTTP at all\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1x\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 1000 + b"\r\n",
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "PUT", "POST"])
+async def test_a_broken_response_is_an_error_and_its_connection_is_closed(
+    broken: bytes, method: str
+) -> None:
+    """And no second attempt is made."""
+    async with connected(OK, broken) as (server, client):
+        await client.call("read", "GET", "k", {}, timeout_s=5)
+        server.hangs_up = True
+        with pytest.raises(StorageUnavailableError):
+            await client.call("call", method, "k", {}, timeout_s=1)
+        assert len(server.heads) == 2
+        server.hangs_up = False
+        assert (await client.call("read", "GET", "k", {}, timeout_s=5)).body == b"done"
+    assert server.connections == 2
+
+
+SILENT = [
+    b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nslow",
+    b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n",
+]
+
+
+@pytest.mark.parametrize(
+    ("method", "sent"),
+    [
+        ("GET", SILENT[0]),
+        ("PUT", SILENT[0]),
+        *((each, SILENT[1]) for each in ("GET", "HEAD", "PUT")),
+    ],
+)
+async def test_a_silent_server_ends_the_request_and_its_connection(
+    method: str, sent: bytes
+) -> None:
+    async with connected(sent) as (server, client), asyncio.timeout(5):
+        with pytest.raises(StorageUnavailableError, match="TimeoutError"):
+            await client.call("call", method, "k", {}, timeout_s=0.2)
+        await server.hung_up.wait()
+
+
+@pytest.mark.parametrize("sent", SILENT, ids=["in the body", "after an interim response"])
+async def test_a_silent_server_ends_a_stream(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the whole may last."""
+    limits = aiohttp.ClientTimeout(total=None, connect=5, sock_read=0.2)
+    monkeypatch.setattr(s3_http, "_READ_STREAM_TIMEOUT", limits)
+    monkeypatch.setattr(s3_http, "CONNECT_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(s3_http, "READ_TIMEOUT_S", 0.2)
+    async with connected(sent) as (server, client), asyncio.timeout(5):
+        with pytest.raises((StorageUnavailableError, aiohttp.ServerTimeoutError)):
+            async with client.opened("stream", "k", {}) as response:
+                await response.content.readexactly(9)
+        await server.hung_up.wait()
+
+
+async def test_cancellation_closes_the_connection() -> None:
+    """What the server still sends must not become the response to the next request."""
+    partial = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nslow"
+    async with connected(partial) as (server, client), asyncio.timeout(5):
+        call: asyncio.Task[Any] = asyncio.create_task(
+            client.call("read", "GET", "k", {}, timeout_s=30)
+        )
+        while not server.heads:  # noqa: ASYNC110  # the server gives no other sign
+            await asyncio.sleep(0.01)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        await server.hung_up.wait()
