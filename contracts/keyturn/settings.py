@@ -15,16 +15,13 @@ from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from keyturn.crypto import IntakePublicKey, SigningKey, VerifyKey, b64_decode
+from keyturn.errors import SettingsError
 from keyturn.identifiers import SHORT_NAME_PATTERN, is_short_name
 
 PREFIX: Final = "KEYTURN_"
 SECRETS_DIR_VARIABLE: Final = "KEYTURN_SECRETS_DIR"
 SEED_BYTES: Final = 32
 _DEFAULT_SECRETS_DIR: Final = Path("/run/secrets")
-
-
-class SettingsError(Exception):
-    """A setting is missing or malformed; the text is one line and names it."""
 
 
 class Settings(BaseSettings):
