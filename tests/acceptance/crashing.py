@@ -30,7 +30,7 @@ def _die() -> None:
 
 
 def _skip_probe(*, conditional_completion: bool) -> None:
-    """Start at once on a server whose differences the test knows; others test the probe."""
+    """Start at once on a server whose capabilities the test knows; others test the probe."""
 
     async def known(_: WorkerSettings) -> Capabilities:
         return Capabilities(conditional_completion=conditional_completion)

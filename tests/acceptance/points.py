@@ -25,7 +25,7 @@ from keyturn_workers.upload import uploader
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from keyturn_workers.storage import Written
+    from keyturn_workers.storage import WriteResult
 
 _RECORDS = ".keyturn/"
 KEYRINGS = ".keyturn/keyrings/"
@@ -113,7 +113,7 @@ class Midway:
 
         async def put_stream(
             this: S3Storage, key: str, chunks: AsyncIterator[bytes], *arguments: Any, **named: Any
-        ) -> Written:
+        ) -> WriteResult:
             cut = _struck_midway(chunks, strike) if of_an_object((key,)) else chunks
             return await original(this, key, cut, *arguments, **named)
 
@@ -191,8 +191,8 @@ POINTS: dict[str, Installed] = {
     "put-after": PUT_AFTER,
     "put-stalled": Stalled("put", "put_stream"),
     "keyring-read-again": ReadAgain(),
-    "multipart-begun": Point(S3Storage, "begin_multipart", after=True),
-    "part-stored": Point(S3Storage, "put_part", after=True),
+    "multipart-begun": Point(S3Storage, "create_multipart", after=True),
+    "part-stored": Point(S3Storage, "upload_part", after=True),
     "completion-before": Point(S3Storage, "complete_multipart"),
     "completion-after": Point(S3Storage, "complete_multipart", after=True),
     "keyring-put-before": Point(S3Storage, "put", matters=under(KEYRINGS)),

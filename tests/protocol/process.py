@@ -91,7 +91,7 @@ class Options:
     processes: int = 3
     page_keys: int = 2
     versioned: bool = False
-    differences: Capabilities = Capabilities()  # noqa: RUF009  # it is frozen
+    capabilities: Capabilities = Capabilities()  # noqa: RUF009  # it is frozen
     copy_limit_bytes: int = 10**9
     # The leases of processes that have another one than the rest, by number.
     leases: Mapping[int, int] = field(default_factory=dict)
@@ -163,9 +163,9 @@ class Process:
     async def _learn_time(self) -> None:
         """As `keyturn_workers.worker.wiring` does."""
         clock = self.keyrings.clock
-        sent_s = clock.own_s()
+        sent_s = clock.local_s()
         page = await self._storage.list_page(KEYRINGS_PREFIX, after=f"{KEYRINGS_PREFIX}~")
-        clock.observe(page.date, sent_s, clock.own_s())
+        clock.observe(page.date, sent_s, clock.local_s())
 
     def _upload(self) -> UploadHandler:
         limits = Limits(

@@ -10,7 +10,7 @@ from keyturn.errors import NotFoundError
 from keyturn.identifiers import object_s3_key
 from keyturn_workers.errors import MissingError
 from keyturn_workers.storage import Capabilities, Headers
-from keyturn_workers.storage.clock import Judged
+from keyturn_workers.storage.clock import DateTrust
 from keyturn_workers.sweep import fleet_sweep, page_worker
 from tests.protocol.process import LEASE_S, Options
 from tests.protocol.stories import begin, hint, is_page, stop_at, violations
@@ -200,8 +200,8 @@ def _proven_early(found: list[str]) -> bool:
     return any("acme/a stands under (2," in what and "at the end of" in what for what in found)
 
 
-def _trusted(*_: object) -> Judged:
-    return Judged(agrees=True, proves=True)
+def _trusted(*_: object) -> DateTrust:
+    return DateTrust(agrees=True, proves=True)
 
 
 def test_a_wrong_date_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,7 +304,7 @@ def test_a_longer_lease_is_known_before_the_first_write(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("refused", [True, False])
 def test_the_end_says_whether_the_storage_refuses_late_writes(*, refused: bool) -> None:
-    options = Options(differences=Capabilities(late_writes_refused=refused))
+    options = Options(capabilities=Capabilities(late_writes_refused=refused))
     with World(options=options) as world:
         begin(world, "a")
         rotation = world.rotate("acme")

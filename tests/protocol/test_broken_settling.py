@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tests.protocol.world import World
 
 PLAINTEXT: Final = Options(unencrypted=frozenset(range(3)))
-BY_LISTINGS: Final = Options(differences=Capabilities(listings_show_overwrites=True))
+BY_LISTINGS: Final = Options(capabilities=Capabilities(listings_show_overwrites=True))
 _SECOND: Final = timedelta(seconds=1)
 _RULE: Final = keyring_recheck.exists_within_lease
 

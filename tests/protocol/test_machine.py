@@ -116,11 +116,11 @@ class Protocol(RuleBasedStateMachine):
         unencrypted: frozenset[int],
         plaintext: bool,
     ) -> None:
-        differences = Capabilities(conditional_completion=completion, copy_keeps_tags=tags)
+        capabilities = Capabilities(conditional_completion=completion, copy_keeps_tags=tags)
         self.world = World(
             options=Options(
                 versioned=versioned,
-                differences=differences,
+                capabilities=capabilities,
                 copy_limit_bytes=200 if in_parts else 10**9,
                 unencrypted=unencrypted,
             )

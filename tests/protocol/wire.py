@@ -29,12 +29,12 @@ if TYPE_CHECKING:
         Condition,
         Headers,
         Lease,
-        Listed,
-        OpenMultipart,
-        Version,
-        Written,
+        MultipartUpload,
+        ObjectStream,
+        ObjectSummary,
+        ObjectVersion,
+        WriteResult,
     )
-    from keyturn_workers.storage import Stream as StreamPort
     from tests.protocol.broker import Delivery
     from tests.protocol.clock import Clock, Loop
     from tests.protocol.process import Process
@@ -200,10 +200,10 @@ class Server(MemoryStorage):
         network: Network,
         watch: Callable[[str, Stored, Call | None], None],
         *,
-        differences: Capabilities,
+        capabilities: Capabilities,
         versioned: bool,
     ) -> None:
-        super().__init__(differences=differences, versioned=versioned, atomic_copies=False)
+        super().__init__(capabilities=capabilities, versioned=versioned, atomic_copies=False)
         self._network = network
         self._bucket = _Watched(versioned=versioned, watch=watch)
 
@@ -260,7 +260,7 @@ class Server(MemoryStorage):
         *,
         condition: Condition | None = None,
         lease: Lease | None = None,
-    ) -> Written:
+    ) -> WriteResult:
         """Its lease is looked at when it begins, its condition when it ends; any time between.
 
         A sender that is lost before it sent the whole body stores nothing.
@@ -289,7 +289,7 @@ class Wire:
         self._sender = sender
         self._network = network
         self._server = server
-        self.differences = server.differences
+        self.capabilities = server.capabilities
         self.dead = False
 
     async def _ask(self, op: str, key: str, effect: Callable[[], Awaitable[Any]]) -> Any:
@@ -308,8 +308,8 @@ class Wire:
         return call
 
     @asynccontextmanager
-    async def stream(self, key: str, **how: Any) -> AsyncIterator[StreamPort]:
-        async def opened() -> StreamPort:
+    async def stream(self, key: str, **how: Any) -> AsyncIterator[ObjectStream]:
+        async def opened() -> ObjectStream:
             async with self._server.stream(key, **how) as stream:
                 return stream
 
@@ -317,7 +317,7 @@ class Wire:
 
     async def list(
         self, prefix: str, *, after: str = "", limit: int | None = None
-    ) -> AsyncIterator[Listed]:
+    ) -> AsyncIterator[ObjectSummary]:
         left = limit
         while left is None or left > 0:
             rows = await self._rows("list", prefix, after=after, limit=_capped(left))
@@ -330,12 +330,12 @@ class Wire:
 
     async def list_versions(
         self, prefix: str, *, after: str = "", limit: int | None = None
-    ) -> AsyncIterator[Version]:
+    ) -> AsyncIterator[ObjectVersion]:
         for row in await self._rows("list_versions", prefix, after=after, limit=limit):
             yield row
 
-    async def open_multiparts(self, prefix: str) -> AsyncIterator[OpenMultipart]:
-        for row in await self._rows("open_multiparts", prefix):
+    async def list_multipart_uploads(self, prefix: str) -> AsyncIterator[MultipartUpload]:
+        for row in await self._rows("list_multipart_uploads", prefix):
             yield row
 
     async def _rows(self, op: str, prefix: str, **args: Any) -> Sequence[Any]:

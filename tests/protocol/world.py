@@ -70,7 +70,7 @@ class World:
         self.server = Server(
             self.network,
             self.oracle.wrote,
-            differences=self.options.differences,
+            capabilities=self.options.capabilities,
             versioned=self.options.versioned,
         )
         self.oracle.server = self.server

@@ -27,7 +27,7 @@ from tools.bench.layers import shares
 if TYPE_CHECKING:
     from types import FrameType
 
-    from keyturn_workers.storage import Head
+    from keyturn_workers.storage import ObjectHead
 
 _INTERVAL_S = 0.002
 _DEPTH = 60
@@ -55,7 +55,7 @@ class Sampler:
         """Count from now on what `S3Storage.read` is asked for."""
         read = S3Storage.read
 
-        async def counted(storage: S3Storage, key: str, **limits: int) -> tuple[Head, bytes]:
+        async def counted(storage: S3Storage, key: str, **limits: int) -> tuple[ObjectHead, bytes]:
             self.reads += 1
             return await read(storage, key, **limits)
 

@@ -196,7 +196,7 @@ def leftovers(deployment: Deployment) -> list[str]:
     return [
         *reader.keys(deployment, STAGING_PREFIX),
         *reader.keys(deployment, DOCTOR_PREFIX),
-        *(f"open: {upload['Key']}" for upload in reader.open_multiparts(deployment)),
+        *(f"open: {upload['Key']}" for upload in reader.list_multipart_uploads(deployment)),
     ]
 
 

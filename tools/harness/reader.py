@@ -68,7 +68,7 @@ def keys(deployment: Deployment, prefix: str = "") -> list[str]:
     return [row["Key"] for page in found for row in page.get("Contents", [])]
 
 
-def open_multiparts(deployment: Deployment) -> list[Any]:
+def list_multipart_uploads(deployment: Deployment) -> list[Any]:
     """All multipart uploads that are open."""
     answer = s3_client(deployment).list_multipart_uploads(Bucket=deployment.bucket)
     return list(answer.get("Uploads", []))

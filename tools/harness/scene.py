@@ -109,7 +109,7 @@ class Scene:
     def check_nothing_left(self) -> None:
         """No staged body and no open multipart upload anywhere in the bucket."""
         assert reader.keys(self.deployment, ".keyturn/staging/") == []
-        assert reader.open_multiparts(self.deployment) == []
+        assert reader.list_multipart_uploads(self.deployment) == []
 
 
 async def check_queues_empty(wire: Wire, *but: str) -> None:

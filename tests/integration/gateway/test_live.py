@@ -80,7 +80,7 @@ def _left_over(live: Live) -> list[Any]:
     staged = reader.keys(deployment, ".keyturn/staging/")
     return [
         *(key for key in staged if not key.startswith(_PROBE)),
-        *reader.open_multiparts(deployment),
+        *reader.list_multipart_uploads(deployment),
     ]
 
 
@@ -231,7 +231,7 @@ async def test_a_client_that_goes_in_mid_body(live: Live, sent_bytes: int) -> No
     await writer.drain()
     if sent_bytes > 8 * _MIB:
         async with asyncio.timeout(10):
-            while not reader.open_multiparts(live.scene.deployment):  # noqa: ASYNC110  # S3 tells nothing
+            while not reader.list_multipart_uploads(live.scene.deployment):  # noqa: ASYNC110  # S3 tells nothing
                 await asyncio.sleep(0.05)
     writer.transport.abort()
     async with asyncio.timeout(10):

@@ -60,7 +60,7 @@ async def test_without_a_broker_nothing_stays_in_staging(scene: Scene) -> None:
     answer = await scene.client.ask("acme", "z", method="PUT", body=plain(9 * 1024 * 1024))
     assert answer.status == 503
     assert reader.keys(scene.deployment, ".keyturn/staging/") == []
-    assert reader.open_multiparts(scene.deployment) == []
+    assert reader.list_multipart_uploads(scene.deployment) == []
 
 
 @asynccontextmanager

@@ -153,7 +153,7 @@ async def test_effect(place: Place, kind: str) -> None:
     assert (others, head.headers.content_type) == (CALLER, "application/pdf")
     assert head.headers.restated.items() >= CONTENT.items()
     assert at_risk or await place.storage.read_tags(TARGET) == TAGS
-    assert [row async for row in place.storage.open_multiparts(TARGET)] == []
+    assert [row async for row in place.storage.list_multipart_uploads(TARGET)] == []
 
 
 @pytest.mark.parametrize("kind", ["rewrap", "rewrap large"])

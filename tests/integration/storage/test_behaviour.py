@@ -16,7 +16,7 @@ from yarl import URL
 
 from keyturn.errors import StorageUnavailableError
 from keyturn_workers.errors import MissingError, PreconditionError, RefusedError
-from keyturn_workers.storage import Headers, IfAbsent, IfMatch, Lease, Listed, Part
+from keyturn_workers.storage import Headers, IfAbsent, IfMatch, Lease, ObjectSummary, Part
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -88,8 +88,8 @@ async def test_odd_keys(storage: AnyStorage, key: str) -> None:
         key, Headers({"turned": "yes"}), source_etag=etag, lease=lease_of(head.date)
     )
     assert (await storage.head(key)).metadata == {"turned": "yes"}
-    upload_id = await storage.begin_multipart(key, PLAIN)
-    assert [row.key async for row in storage.open_multiparts("acme/")] == [key]
+    upload_id = await storage.create_multipart(key, PLAIN)
+    assert [row.key async for row in storage.list_multipart_uploads("acme/")] == [key]
     await storage.abort_multipart(key, upload_id)
     await storage.delete(key)
     with pytest.raises(MissingError):
@@ -167,7 +167,7 @@ async def test_missing(storage: AnyStorage) -> None:
     with pytest.raises((MissingError, PreconditionError)):
         await storage.put("acme/none", b"1", PLAIN, condition=IfMatch("0" * 32))
     await storage.delete("acme/none")
-    upload_id = await storage.begin_multipart("acme/none", PLAIN)
+    upload_id = await storage.create_multipart("acme/none", PLAIN)
     await storage.abort_multipart("acme/none", upload_id)
     await storage.abort_multipart("acme/none", upload_id)
 
@@ -192,11 +192,11 @@ async def test_an_upload_that_is_gone(storage: AnyStorage, kind: str) -> None:
     Ceph's gateway answers such a completion with 500, moto such a part with none at all.
     """
     gone = MissingError if kind == "memory" else (MissingError, StorageUnavailableError)
-    upload_id = await storage.begin_multipart("acme/k", PLAIN)
+    upload_id = await storage.create_multipart("acme/k", PLAIN)
     await storage.abort_multipart("acme/k", upload_id)
     for bad_id in (upload_id, "no such/upload+id&x=1"):
         with pytest.raises(gone):
-            await storage.put_part("acme/k", bad_id, 1, b"1")
+            await storage.upload_part("acme/k", bad_id, 1, b"1")
         with pytest.raises(gone):
             await storage.complete_multipart("acme/k", bad_id, [Part(1, "0" * 32)])
     with pytest.raises(MissingError):
@@ -259,7 +259,7 @@ async def test_a_presigned_url_gives_its_object_to_whoever_has_it(
     if kind == "memory":
         return  # there is no server
     await storage.put(key, b"body", Headers({}, "text/x"))
-    signed = URL(await storage.presigned(key, lease_of(datetime.now(UTC), 60)), encoded=True)
+    signed = URL(await storage.presign_get(key, lease_of(datetime.now(UTC), 60)), encoded=True)
     async with aiohttp.ClientSession() as session:
         async with session.get(signed) as answer:
             assert (answer.status, await answer.read()) == (200, b"body")
@@ -275,8 +275,8 @@ async def test_a_presigned_url_is_of_its_object_its_method_and_its_time(
     await on_ceph.put("acme/k", b"body", PLAIN)
     await on_ceph.put("acme/other", b"other", PLAIN)
     date = (await on_ceph.head("acme/k")).date
-    signed = await on_ceph.presigned("acme/k", lease_of(date, 60))
-    over = await on_ceph.presigned("acme/k", lease_of(date - timedelta(seconds=5), 1))
+    signed = await on_ceph.presign_get("acme/k", lease_of(date, 60))
+    over = await on_ceph.presign_get("acme/k", lease_of(date - timedelta(seconds=5), 1))
     async with aiohttp.ClientSession() as session:
         for method, url in (
             ("GET", over),
@@ -411,8 +411,8 @@ async def test_late_leased_writes_are_refused(storage: AnyStorage, kind: str) ->
     etag = (await storage.put("acme/k", b"1", Headers({"a": "1"}))).etag
     date = (await storage.head("acme/k")).date
     late = lease_of(date - timedelta(seconds=20))
-    upload_id = await storage.begin_multipart("acme/m", PLAIN)
-    part = await storage.put_part("acme/m", upload_id, 1, b"1")
+    upload_id = await storage.create_multipart("acme/m", PLAIN)
+    part = await storage.upload_part("acme/m", upload_id, 1, b"1")
     with pytest.raises(RefusedError):
         await storage.put("acme/k", b"2", PLAIN, lease=late)
     with pytest.raises(RefusedError):
@@ -443,10 +443,10 @@ async def test_copy_source_condition(storage: AnyStorage, kind: str) -> None:
 async def test_multipart(storage: AnyStorage, kind: str) -> None:
     """Parts in any order become one object with the headers told at the beginning."""
     said = Headers({"author": "kim"}, "video/mp4", {"cache-control": "no-store"})
-    upload_id = await storage.begin_multipart("acme/k", said)
-    second = await storage.put_part("acme/k", upload_id, 2, b"tail")
-    first = await storage.put_part("acme/k", upload_id, 1, b"f" * (5 * MIB))
-    opened = [row async for row in storage.open_multiparts("acme/")]
+    upload_id = await storage.create_multipart("acme/k", said)
+    second = await storage.upload_part("acme/k", upload_id, 2, b"tail")
+    first = await storage.upload_part("acme/k", upload_id, 1, b"f" * (5 * MIB))
+    opened = [row async for row in storage.list_multipart_uploads("acme/")]
     assert [(row.key, row.upload_id) for row in opened] == [("acme/k", upload_id)]
     if kind != "moto":  # which tells the same moment of 2010 of every upload
         assert abs(datetime.now(UTC) - opened[0].initiated) < timedelta(minutes=1)
@@ -460,14 +460,14 @@ async def test_multipart(storage: AnyStorage, kind: str) -> None:
     assert head.headers.content_type == "video/mp4"
     assert head.headers.restated["cache-control"] == "no-store"
     assert await everything(storage, "acme/k", start=5 * MIB) == b"tail"
-    assert [row async for row in storage.open_multiparts("acme/")] == []
+    assert [row async for row in storage.list_multipart_uploads("acme/")] == []
 
 
 async def test_conditional_completion(storage: AnyStorage, kind: str) -> None:
     """Moto honours it; Ceph's gateway does not, and the second body wins."""
     await storage.put("acme/k", b"first", PLAIN)
-    upload_id = await storage.begin_multipart("acme/k", PLAIN)
-    part = await storage.put_part("acme/k", upload_id, 1, b"second")
+    upload_id = await storage.create_multipart("acme/k", PLAIN)
+    part = await storage.upload_part("acme/k", upload_id, 1, b"second")
     if kind == "moto":
         with pytest.raises(PreconditionError):
             await storage.complete_multipart("acme/k", upload_id, [part], condition=IfAbsent())
@@ -480,7 +480,7 @@ async def test_conditional_completion(storage: AnyStorage, kind: str) -> None:
 async def test_copied_part(storage: AnyStorage) -> None:
     """A range of the object itself as a part, for bodies above the copy limit."""
     etag = (await storage.put("acme/k", b"0123456789", PLAIN)).etag
-    upload_id = await storage.begin_multipart("acme/k", Headers({"a": "2"}))
+    upload_id = await storage.create_multipart("acme/k", Headers({"a": "2"}))
     part = await storage.copy_part("acme/k", upload_id, 1, first=0, last=9, source_etag=etag)
     await storage.complete_multipart("acme/k", upload_id, [part])
     head, body = await storage.read("acme/k")
@@ -522,6 +522,6 @@ async def test_long_listing_goes_over_pages(storage: AnyStorage) -> None:
     keys = [f"acme/{number:05}" for number in range(1203)]
     for start in range(0, len(keys), 64):
         await asyncio.gather(*(storage.put(key, b"", PLAIN) for key in keys[start : start + 64]))
-    rows: list[Listed] = [row async for row in storage.list("acme/")]
+    rows: list[ObjectSummary] = [row async for row in storage.list("acme/")]
     assert [row.key for row in rows] == keys
     assert len([row async for row in storage.list("acme/", limit=1100)]) == 1100

@@ -16,7 +16,7 @@ from keyturn_workers.storage import Headers
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from keyturn_workers.storage import Listed, Version
+    from keyturn_workers.storage import ObjectSummary, ObjectVersion
     from tests.integration.storage.conftest import AnyStorage
 
 PLAIN = Headers({})
@@ -78,7 +78,7 @@ def every_key(kind: str) -> list[str]:
 async def test_foreign_keys(storage: AnyStorage, kind: str, page_keys: int) -> None:
     """All of them, exactly, whatever the page's last one is."""
     keys = await planted(storage, every_key(kind))
-    rows: list[Listed] = [row async for row in storage.list("acme/")]
+    rows: list[ObjectSummary] = [row async for row in storage.list("acme/")]
     assert [row.key for row in rows] == keys, page_keys
     for key in keys:
         assert (await storage.read_start(key, 1))[1] == b"1"
@@ -99,7 +99,7 @@ async def test_behind_any_key(storage: AnyStorage, kind: str) -> None:
 async def test_foreign_keys_of_versions(storage: AnyStorage, kind: str, page_keys: int) -> None:
     """The same of versions; moto does not encode these, and is then not believed at all."""
     keys = await planted(storage, NAMED if kind == "moto" else every_key(kind))
-    rows: list[Version] = [row async for row in storage.list_versions("acme/")]
+    rows: list[ObjectVersion] = [row async for row in storage.list_versions("acme/")]
     assert [row.key for row in rows] == keys, page_keys
     for at, key in enumerate(keys):
         behind = [row.key async for row in storage.list_versions("acme/", after=key, limit=2)]
@@ -113,10 +113,10 @@ async def test_foreign_keys_of_versions(storage: AnyStorage, kind: str, page_key
 async def test_open_uploads_of_foreign_keys(storage: AnyStorage, kind: str) -> None:
     """One that no XML can name does not hide the others."""
     for key in every_key(kind):
-        await storage.begin_multipart(key, PLAIN)
-    told = {row.key async for row in storage.open_multiparts("acme/")}
+        await storage.create_multipart(key, PLAIN)
+    told = {row.key async for row in storage.list_multipart_uploads("acme/")}
     assert set(NAMED) <= told
-    async for row in storage.open_multiparts("acme/"):
+    async for row in storage.list_multipart_uploads("acme/"):
         if kind == "moto" and "\n" in row.key:
             # XML makes a line break of `\r`, which moto's routing answers with a 404 of its
             # web server's, without a code of S3's: never taken for an upload that is gone.
@@ -124,5 +124,5 @@ async def test_open_uploads_of_foreign_keys(storage: AnyStorage, kind: str) -> N
                 await storage.abort_multipart(row.key, row.upload_id)
         else:
             await storage.abort_multipart(row.key, row.upload_id)
-    left = {row.key async for row in storage.open_multiparts("acme/")}
+    left = {row.key async for row in storage.list_multipart_uploads("acme/")}
     assert left.isdisjoint(NAMED)

@@ -52,7 +52,7 @@ async def test_ceph(on_ceph: S3Storage) -> None:
     assert {row.name for row in report.rows if not row.ok} == MISSING_ON_CEPH
     assert report.unsafe == []
     report.check()
-    assert report.differences == Capabilities(
+    assert report.capabilities == Capabilities(
         listings_show_overwrites=True, late_writes_refused=True
     )
 
@@ -62,7 +62,7 @@ async def test_moto(moto: S3Server, new_bucket: Callable[[S3Server], str]) -> No
     async with opened(moto, new_bucket(moto)) as storage:
         report = await probe(storage)
     assert {row.name for row in report.rows if not row.ok} == MISSING_ON_MOTO
-    assert report.differences == Capabilities(
+    assert report.capabilities == Capabilities(
         conditional_completion=True, copy_keeps_tags=True, listings_show_overwrites=True
     )
 
@@ -85,12 +85,12 @@ async def test_the_committed_table_is_what_servers_answer(
 
 
 async def test_quick_agrees_and_is_quick(on_ceph: S3Storage) -> None:
-    """A worker's start learns the same differences from fewer requests."""
+    """A worker's start learns the same capabilities from fewer requests."""
     started = time.monotonic()
     report = await probe(on_ceph, quick=True)
     assert time.monotonic() - started < 10  # about 0.7 s on an idle machine
     whole = await probe(on_ceph)
-    assert report.differences == whole.differences
+    assert report.capabilities == whole.capabilities
     assert {row.name for row in report.rows} < {row.name for row in whole.rows}
     assert [r.name for r in whole.rows if r.needed == "required"] == [
         r.name for r in report.rows if r.needed == "required"
@@ -101,7 +101,7 @@ async def test_nothing_is_left(on_ceph: S3Storage) -> None:
     """No object and no open upload stays behind."""
     assert (await probe(on_ceph)).left_behind is None
     assert [row async for row in on_ceph.list("")] == []
-    assert [row async for row in on_ceph.open_multiparts("")] == []
+    assert [row async for row in on_ceph.list_multipart_uploads("")] == []
 
 
 async def test_versioned_bucket_on_moto(

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from mypy_boto3_s3 import S3Client
 
-    from keyturn_workers.storage import Head, Part
+    from keyturn_workers.storage import ObjectHead, Part
     from keyturn_workers.storage.s3 import S3Storage
     from tools.servers import S3Server
 
@@ -139,29 +139,29 @@ async def written(storage: S3Storage, said: Headers, *, multipart: bool) -> byte
         await storage.put(KEY, b"body", said)
         return b"body"
     bodies = [b"1" * PART_BYTES, b"2"]
-    upload_id = await storage.begin_multipart(KEY, said)
-    parts = [await storage.put_part(KEY, upload_id, n, b) for n, b in enumerate(bodies, 1)]
+    upload_id = await storage.create_multipart(KEY, said)
+    parts = [await storage.upload_part(KEY, upload_id, n, b) for n, b in enumerate(bodies, 1)]
     await storage.complete_multipart(KEY, upload_id, parts)
     return b"".join(bodies)
 
 
-def turned(head: Head) -> Headers:
+def turned(head: ObjectHead) -> Headers:
     """All that the object has, with other wraps."""
     kept = {name: value for name, value in head.metadata.items() if not name.startswith("enc-")}
     new = {"enc-algo": "Cobblestone-256", "enc-dek-user": "new"}
     return Headers({**kept, **new}, head.headers.content_type, head.headers.restated)
 
 
-async def self_copy(storage: S3Storage) -> Head:
+async def self_copy(storage: S3Storage) -> ObjectHead:
     head, _ = await storage.read_start(KEY, 56)
     lease = Lease(head.date, 60)
     await storage.copy_onto_itself(KEY, turned(head), source_etag=head.etag, lease=lease)
     return head
 
 
-async def multipart_copy(storage: S3Storage) -> Head:
+async def multipart_copy(storage: S3Storage) -> ObjectHead:
     head, _ = await storage.read_start(KEY, 56)
-    upload_id = await storage.begin_multipart(KEY, turned(head))
+    upload_id = await storage.create_multipart(KEY, turned(head))
     parts: list[Part] = []
     for first in range(0, head.size_bytes, PART_BYTES):
         last = min(first + PART_BYTES, head.size_bytes) - 1

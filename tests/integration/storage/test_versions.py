@@ -14,14 +14,14 @@ from tests.integration.storage.conftest import opened
 from tools.servers.s3 import sync_client
 
 if TYPE_CHECKING:
-    from keyturn_workers.storage import Version
+    from keyturn_workers.storage import ObjectVersion
     from tests.integration.storage.conftest import AnyStorage
     from tools.servers import S3Server
 
 PLAIN = Headers({})
 
 
-async def all_versions(storage: AnyStorage, **where: str | int) -> list[Version]:
+async def all_versions(storage: AnyStorage, **where: str | int) -> list[ObjectVersion]:
     return [row async for row in storage.list_versions("acme/", **where)]  # type: ignore[arg-type]
 
 

@@ -85,7 +85,7 @@ async def hurried(deployment: Deployment) -> int:
     values = {name.removeprefix("KEYTURN_").lower(): value for name, value in env.items()}
     settings = WorkerSettings.model_validate(values)
     async with (
-        open_storage(settings, differences=Capabilities(), max_connections=8) as storage,
+        open_storage(settings, capabilities=Capabilities(), max_connections=8) as storage,
         RabbitBroker(deployment.amqp_url, logger=None) as broker,
     ):
         process = Roles(settings, storage, broker, WorkerMetrics())

@@ -53,7 +53,7 @@ async def test_stored_in_parts(served: Serving) -> None:
     assert head["ETag"].strip('"').endswith("-3")
     for role in ("user", "admin"):
         assert reader.opened(served.deployment, "acme", key, role) == data
-    assert reader.open_multiparts(served.deployment) == []
+    assert reader.list_multipart_uploads(served.deployment) == []
 
 
 async def test_damaged_in_its_last_chunk(served: Serving) -> None:
@@ -63,7 +63,7 @@ async def test_damaged_in_its_last_chunk(served: Serving) -> None:
     dead = await served.wire.take("keyturn.upload.dead")
     assert dead.headers["keyturn-code"] == "bad_seal"
     assert not served.stands(f"acme/{key}")
-    assert reader.open_multiparts(served.deployment) == []
+    assert reader.list_multipart_uploads(served.deployment) == []
     await served.serves_the_next()
 
 
@@ -75,4 +75,4 @@ async def test_key_taken_at_completion(served: Serving) -> None:
     served.stage(rival.upload_id, rival.sealed_body)
     await served.refuses(served.signed(rival.document), "already_exists")
     assert reader.opened(served.deployment, "acme", key, "user") == first
-    assert reader.open_multiparts(served.deployment) == []
+    assert reader.list_multipart_uploads(served.deployment) == []

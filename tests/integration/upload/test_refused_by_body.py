@@ -55,7 +55,7 @@ async def refused(served: Serving, sent: Upload, code: str, detail: str = "") ->
     await served.refuses(served.signed(sent.document), code, detail)
     target = f"{sent.document['project']}/{sent.document['key']}"
     assert not served.stands(target)
-    assert reader.open_multiparts(served.deployment) == []
+    assert reader.list_multipart_uploads(served.deployment) == []
 
 
 def resealed(served: Serving, sent: Upload, info: bytes, secret: bytes | None = None) -> str:

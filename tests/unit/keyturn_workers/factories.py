@@ -25,7 +25,7 @@ from keyturn_workers.keyring import DesiredState, Generation, Keyring
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.objects.plan_action import ObjectView
 from keyturn_workers.objects.wrap import build_tombstone_metadata, wrap
-from keyturn_workers.storage import Head, Headers
+from keyturn_workers.storage import Headers, ObjectHead
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -92,5 +92,5 @@ def deleted(desired: DesiredState, key: str, time: str = AT) -> dict[str, str]:
 def object_view(metadata: Mapping[str, str], body: bytes, **more: Any) -> ObjectView:
     """An object as a ranged read shows it; `more` are fields of its head."""
     fields: dict[str, Any] = {"size_bytes": len(body), "etag": "e", **more}
-    head = Head(date=DATE, last_modified=DATE, headers=Headers(metadata), **fields)
+    head = ObjectHead(date=DATE, last_modified=DATE, headers=Headers(metadata), **fields)
     return ObjectView(head, body[:HEADER_BYTES])

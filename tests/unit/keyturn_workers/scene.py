@@ -147,4 +147,4 @@ class Scene:
         assert headers.restated == RESTATED
 
     async def open_uploads(self) -> list[str]:
-        return [row.key async for row in self.storage.open_multiparts("")]
+        return [row.key async for row in self.storage.list_multipart_uploads("")]

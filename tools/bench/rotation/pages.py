@@ -162,7 +162,7 @@ async def measure(
         written, proven = await _counted(world, scratch, PROJECT, warm + count)
         retagged, _ = await _counted(world, scratch, _TAGGED, tagged)
         shares = await sampled(world, scratch, warm + count)
-        keeps_tags = world.storage.differences.copy_keeps_tags
+        keeps_tags = world.storage.capabilities.copy_keeps_tags
     server = deployment.s3.kind
     most = 2 if keeps_tags else 4
     return [

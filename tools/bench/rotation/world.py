@@ -176,9 +176,9 @@ async def open_world(deployment: Deployment) -> AsyncIterator[World]:
     )
     master_keys = {MASTER_KEY: Secret(deployment.master_key)}
     async with open_storage(settings) as storage:
-        differences = (await probe(storage, quick=True)).differences
+        capabilities = (await probe(storage, quick=True)).capabilities
     async with open_storage(
-        settings, differences=differences, max_connections=_CONNECTIONS
+        settings, capabilities=capabilities, max_connections=_CONNECTIONS
     ) as storage:
         yield World(
             deployment,

@@ -29,7 +29,7 @@ from keyturn_workers.cli.bucket import open_bucket
 from keyturn_workers.cli.errors import note
 from keyturn_workers.cli.output import print_json, print_table
 from keyturn_workers.errors import MissingError
-from keyturn_workers.storage import Head, Listed, Storage
+from keyturn_workers.storage import ObjectHead, ObjectSummary, Storage
 
 _HEADS_AT_ONCE: Final = 16
 _SHORT: Final = ("key", "stored_bytes", "modified")
@@ -75,7 +75,7 @@ async def _ls(
         shown = list(islice(found, limit))
         slots = asyncio.Semaphore(_HEADS_AT_ONCE)
 
-        async def row_of(listed: Listed) -> dict[str, Any]:
+        async def row_of(listed: ObjectSummary) -> dict[str, Any]:
             key = listed.key.removeprefix(f"{project}/")
             short = {
                 "key": key,
@@ -167,7 +167,7 @@ async def _inspect(settings: S3Settings, project: str, key: str) -> dict[str, An
         return {"project": project, "key": key} | _report(head, start)
 
 
-def _report(head: Head, start: bytes) -> dict[str, Any]:
+def _report(head: ObjectHead, start: bytes) -> dict[str, Any]:
     committed = head.metadata.get(object_metadata.ALGO) == COBBLESTONE
     whole = committed and len(start) == HEADER_BYTES
     return {

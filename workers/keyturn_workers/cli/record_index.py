@@ -32,7 +32,7 @@ from keyturn.identifiers import (
 from keyturn_workers.errors import MissingError
 from keyturn_workers.keyring import Keyring, sealed_records
 from keyturn_workers.keyring.model import parse as parse_keyring
-from keyturn_workers.storage import Listed, Storage
+from keyturn_workers.storage import ObjectSummary, Storage
 from keyturn_workers.sweep.plan import AllPlan, Plan, from_json
 from keyturn_workers.sweep.store import PLAN_NAME
 
@@ -95,7 +95,7 @@ async def read_records(
         StorageUnavailableError, StorageAnswerError: they cannot all be read.
     """
     told = Recorded()
-    batch: list[tuple[_Record, Listed]] = []
+    batch: list[tuple[_Record, ObjectSummary]] = []
 
     async def take_batch() -> None:
         read = (_open(storage, master_keys, record, row) for record, row in batch)
@@ -114,7 +114,9 @@ async def read_records(
     return told
 
 
-async def _records(storage: Storage, project: str | None) -> AsyncIterator[tuple[_Record, Listed]]:
+async def _records(
+    storage: Storage, project: str | None
+) -> AsyncIterator[tuple[_Record, ObjectSummary]]:
     start = KEYRINGS_PREFIX if project is None else keyring_s3_key(project)
     async for row in storage.list(start):
         name = row.key.removeprefix(KEYRINGS_PREFIX).removesuffix(".json")
@@ -140,7 +142,7 @@ _Opened = tuple[str, Keyring | Plan | AllPlan | None] | CodedError | None
 
 
 async def _open(
-    storage: Storage, master_keys: Mapping[str, Secret], record: _Record, row: Listed
+    storage: Storage, master_keys: Mapping[str, Secret], record: _Record, row: ObjectSummary
 ) -> _Opened:
     """The master key that opens a record, and what it holds; why not; None where it is gone."""
     if row.size_bytes > _MAX_BYTES:

@@ -19,7 +19,7 @@ from keyturn_workers.keyring import KeyringReader, KeyringSnapshot
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.objects.plan_action import NoOp, ObjectView, Options, plan_action
 from keyturn_workers.objects.wrap import build_tombstone_metadata
-from keyturn_workers.storage import Head, Headers, Storage
+from keyturn_workers.storage import Headers, ObjectHead, Storage
 
 _MAX_TURNS: Final = 8
 
@@ -77,7 +77,7 @@ class Deleter:
 
     async def _tombstone(
         self, s3_key: str, request: DeleteRequested, snapshot: KeyringSnapshot
-    ) -> Head | None:
+    ) -> ObjectHead | None:
         """The tombstone as it is desired, or None where it must be put."""
         try:
             view = ObjectView(*await self._storage.read_start(s3_key, HEADER_BYTES))
@@ -129,7 +129,7 @@ class Deleter:
             except RefusedError as exc:
                 raise LockedObjectError("a lock keeps an older version") from exc
 
-    def _check_settled(self, head: Head, snapshot: KeyringSnapshot) -> None:
+    def _check_settled(self, head: ObjectHead, snapshot: KeyringSnapshot) -> None:
         # A worker with the longer lease that the keyring names may have a copy under way.
         lease_s = max(self._lease_s, snapshot.keyring.lease_s or 0)
         # Both of them in whole seconds of the storage's own clock.

@@ -26,7 +26,7 @@ _log = structlog.get_logger()
 
 
 async def learn_listings(storage: Storage, publisher: str, *, again_s: float = _AGAIN_S) -> None:
-    """Ask until the storage answers, and note the answer in its `differences`."""
+    """Ask until the storage answers, and note the answer in its `capabilities`."""
     while True:
         try:
             shown = await _asked(storage, f"{STAGING_PREFIX}{publisher}/doctor-")
@@ -36,7 +36,7 @@ async def learn_listings(storage: Storage, publisher: str, *, again_s: float = _
         except StorageAnswerError as exc:
             _log.warning("keyrings are read one by one", problem=type(exc).__name__)
             return
-        storage.differences = replace(storage.differences, listings_show_overwrites=shown)
+        storage.capabilities = replace(storage.capabilities, listings_show_overwrites=shown)
         return
 
 

@@ -38,7 +38,7 @@ from keyturn_workers.gateway.object_reader import (
 from keyturn_workers.objects.body_stream import read_first_bytes
 from keyturn_workers.objects.open_dek import OpenedDek, ReaderKeys, check_not_rolled_back, open_dek
 from keyturn_workers.objects.operator_keys import OperatorKeys
-from keyturn_workers.storage import Head, Lease, Storage
+from keyturn_workers.storage import Lease, ObjectHead, Storage
 
 # The header and a first chunk: a small object whole.
 START_BYTES: Final = HEADER_BYTES + SEALED_CHUNK_BYTES
@@ -142,12 +142,12 @@ class Source:
 
     async def presigned(self, found: Plaintext, lease_s: int) -> str:
         """A URL by which the caller may read it from the storage itself."""
-        return await self._storage.presigned(found.s3_key, Lease(found.head.date, lease_s))
+        return await self._storage.presign_get(found.s3_key, Lease(found.head.date, lease_s))
 
     def _found(
         self,
         s3_key: str,
-        head: Head,
+        head: ObjectHead,
         start: bytes,
         opened: OpenedDek | None,
         rest: AsyncIterator[bytes] | None,
@@ -163,7 +163,7 @@ class Source:
         return Encrypted(self._storage, s3_key, head, start, reader, size_bytes, rest)
 
     async def _dek(
-        self, admitted: Admitted, key: str, head: Head, start: bytes
+        self, admitted: Admitted, key: str, head: ObjectHead, start: bytes
     ) -> OpenedDek | None:
         envelope = object_metadata.parse(head.metadata)
         keyring = admitted.observed.keyring
@@ -178,7 +178,7 @@ class Source:
         return opened
 
     async def _v0_plaintext(
-        self, s3_key: str, head: Head, dek: bytes, stack: AsyncExitStack
+        self, s3_key: str, head: ObjectHead, dek: bytes, stack: AsyncExitStack
     ) -> bytes:
         """The plaintext; its place is held until the answer is sent, as its memory is."""
         if head.size_bytes > self._v0_max_bytes:

@@ -29,7 +29,7 @@ from keyturn.errors import CorruptObjectError, NotFoundError, StorageUnavailable
 from keyturn.metadata import stored_at
 from keyturn_workers.errors import MissingError, PreconditionError, StorageAnswerError
 from keyturn_workers.gateway.ranges import Span
-from keyturn_workers.storage import Head, Storage
+from keyturn_workers.storage import ObjectHead, Storage
 
 Piece = bytes | bytearray | memoryview
 Pieces = AsyncGenerator[Piece, None]
@@ -43,7 +43,7 @@ _RESUMES: Final = 3
 _RESUME_PAUSES_S: Final = (0.05, 0.3, 1.0)
 
 
-def modified_at(head: Head) -> datetime:
+def modified_at(head: ObjectHead) -> datetime:
     """When the object's content was stored, which no rotation changes (SPEC 4.3, 9.2)."""
     return stored_at(head.metadata, head.last_modified) or head.last_modified
 
@@ -58,7 +58,7 @@ class Encrypted:
 
     storage: Storage
     s3_key: str
-    head: Head
+    head: ObjectHead
     start: bytes = field(repr=False)
     reader: ChunkReader = field(repr=False)
     size_bytes: int
@@ -229,7 +229,7 @@ class Legacy:
     `size_bytes` is what the stored length tells; that it opens proves it.
     """
 
-    head: Head
+    head: ObjectHead
     read: Callable[[], Awaitable[bytes]] = field(repr=False)
     _plaintext: bytes | None = field(default=None, repr=False)
 
@@ -274,7 +274,7 @@ class Plaintext:
 
     storage: Storage
     s3_key: str
-    head: Head
+    head: ObjectHead
 
     @property
     def etag(self) -> str:

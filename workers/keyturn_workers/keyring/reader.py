@@ -157,7 +157,7 @@ class KeyringReader:
         snapshot = self.get_last(project)
         if snapshot is None:
             return None
-        now_s = self.clock.own_s()
+        now_s = self.clock.local_s()
         self._lines[project].used_s = now_s
         self._lines.move_to_end(project)
         return snapshot if now_s - snapshot.sent_s <= self._cache_s else None
@@ -200,7 +200,7 @@ class KeyringReader:
         # It holds the line while it waits; it has not begun, so whoever calls now shares it.
         line.running = line.waiting
         if line.last is not None:
-            await asyncio.sleep(line.last.sent_s + _BETWEEN_READS_S - self.clock.own_s())
+            await asyncio.sleep(line.last.sent_s + _BETWEEN_READS_S - self.clock.local_s())
         # From here on it is the running read: whoever calls now needs the one after it.
         line.waiting = None
         return await self._read(project, line)
@@ -218,7 +218,7 @@ class KeyringReader:
         return snapshot
 
     async def _observe(self, project: str, line: _Line) -> KeyringSnapshot:
-        sent_s = self.clock.own_s()
+        sent_s = self.clock.local_s()
         try:
             head, body = await self._storage.read(
                 keyring_s3_key(project), max_bytes=_KEYRING_MAX_BYTES
@@ -226,7 +226,7 @@ class KeyringReader:
         except MissingError as exc:
             self._drop(line)
             raise UnknownProjectError(project) from exc
-        received_s = self.clock.own_s()
+        received_s = self.clock.local_s()
         judged = self.clock.observe(head.date, sent_s, received_s)
         digest = hashlib.sha256(body).digest()
         if line.last is not None and digest == line.digest:
@@ -234,7 +234,7 @@ class KeyringReader:
         else:
             keyring = parse(body, project, self._master_keys)
             desired = keyring.desired(self._master_keys)
-        leased = judged.agrees and received_s - sent_s <= self.clock.prompt_s
+        leased = judged.agrees and received_s - sent_s <= self.clock.max_read_s
         snapshot = KeyringSnapshot(
             keyring,
             desired,
@@ -272,7 +272,7 @@ class KeyringReader:
         line = self._lines.get(project)
         if line is None or line.last is None:
             return False
-        if not self._cache_s or not self._storage.differences.listings_show_overwrites:
+        if not self._cache_s or not self._storage.capabilities.listings_show_overwrites:
             return False
         after = self._listings.start_for(line.name, self._names)
         flight = self._flights.get(after)
@@ -280,13 +280,13 @@ class KeyringReader:
             if not self._pays(line.name, after):
                 return False
             task = _shared(self._list(after))
-            flight = self._flights[after] = _Flight(self.clock.own_s(), task)
+            flight = self._flights[after] = _Flight(self.clock.local_s(), task)
         await asyncio.shield(flight.task)
         return True
 
     def _pays(self, name: str, after: str) -> bool:
         """Whether more than one keyring that a listing shows is in use just now."""
-        since_s = self.clock.own_s() - 2 * self._cache_s
+        since_s = self.clock.local_s() - 2 * self._cache_s
         covering = self._listings.covering(name)
         begin = bisect_right(self._names, after)
         end = begin + PAGE_KEYS
@@ -301,7 +301,7 @@ class KeyringReader:
         return False
 
     async def _list(self, after: str) -> None:
-        sent_s = self.clock.own_s()
+        sent_s = self.clock.local_s()
         try:
             start = f"{KEYRINGS_PREFIX}{after}" if after else ""
             page = await self._storage.list_page(KEYRINGS_PREFIX, after=start)
@@ -309,20 +309,20 @@ class KeyringReader:
             return  # a read may still succeed
         finally:
             self._flights.pop(after, None)
-        received_s = self.clock.own_s()
+        received_s = self.clock.local_s()
         judged = self.clock.observe(page.date, sent_s, received_s)
         etags = {key.removeprefix(KEYRINGS_PREFIX): etag for key, etag in page.etags.items()}
         last = None if page.is_last else next(reversed(etags), after)
         if page.date is None or last == after:
             return
-        leased = judged.agrees and received_s - sent_s <= self.clock.prompt_s
+        leased = judged.agrees and received_s - sent_s <= self.clock.max_read_s
         self._listings.add(
             Listing(after, last, etags, page.date, sent_s, leased, leased and judged.proves)
         )
 
     def _read_ahead(self, project: str, snapshot: KeyringSnapshot) -> None:
         """Renew a keyring in use before its time in the cache is over, beside those who use it."""
-        age_s = self.clock.own_s() - snapshot.sent_s
+        age_s = self.clock.local_s() - snapshot.sent_s
         line = self._lines[project]
         if age_s <= self._cache_s * _AHEAD or project in self._ahead or line.running is not None:
             return
@@ -342,7 +342,7 @@ class KeyringReader:
         if line is None:
             line = self._lines[project] = _Line(name_of(project))
             self._forget_idle()
-        line.used_s = self.clock.own_s()
+        line.used_s = self.clock.local_s()
         self._lines.move_to_end(project)
         return line
 

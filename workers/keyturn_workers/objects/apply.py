@@ -33,7 +33,7 @@ from keyturn_workers.objects.plan_action import (
     Rewrap,
 )
 from keyturn_workers.objects.wrap import build_object_metadata, build_tombstone_metadata, wrap
-from keyturn_workers.storage import Head, Headers, IfMatch, Lease, Storage
+from keyturn_workers.storage import Headers, IfMatch, Lease, ObjectHead, Storage
 
 COPY_LIMIT_BYTES: Final = 5 * 1024**3
 """The limit of a single copy on S3; larger objects are copied in parts (SPEC 8.2, 11)."""
@@ -53,7 +53,7 @@ def tags_at_risk(
             return False
         case Rewrap():
             in_parts = view.head.size_bytes > copy_limit_bytes
-            return in_parts or not storage.differences.copy_keeps_tags
+            return in_parts or not storage.capabilities.copy_keeps_tags
         case Encrypt() | ResealTombstone():
             return True
 
@@ -105,7 +105,7 @@ class ActionExecutor:
             raise ArchivedObjectError("its storage class must be restored first") from exc
 
     async def _rewrap(
-        self, s3_key: str, head: Head, action: Rewrap, snapshot: KeyringSnapshot
+        self, s3_key: str, head: ObjectHead, action: Rewrap, snapshot: KeyringSnapshot
     ) -> None:
         if action.body_dek is not None:
             await check_v0_body(self._storage, s3_key, head, action.body_dek)
@@ -129,7 +129,7 @@ class ActionExecutor:
             )
 
     async def _encrypt(
-        self, s3_key: str, object_key: str, head: Head, snapshot: KeyringSnapshot
+        self, s3_key: str, object_key: str, head: ObjectHead, snapshot: KeyringSnapshot
     ) -> None:
         if head.locked:
             # A put with a lock must send a digest of its body; a streamed put cannot.
@@ -146,7 +146,7 @@ class ActionExecutor:
         await encrypt_plaintext(self._storage, self._keyrings, write, dek)
 
     async def _reseal_tombstone(
-        self, s3_key: str, head: Head, action: ResealTombstone, snapshot: KeyringSnapshot
+        self, s3_key: str, head: ObjectHead, action: ResealTombstone, snapshot: KeyringSnapshot
     ) -> None:
         headers = replace(head.headers, metadata=build_tombstone_metadata(action.sealed))
         async with self._translate_lock_refusal(s3_key, head, snapshot.lease):
@@ -156,7 +156,7 @@ class ActionExecutor:
 
     @asynccontextmanager
     async def _translate_lock_refusal(
-        self, s3_key: str, head: Head, lease: Lease
+        self, s3_key: str, head: ObjectHead, lease: Lease
     ) -> AsyncIterator[None]:
         """Raise `LockedObjectError` if the object's lock, not the lease, refused the write."""
         try:
@@ -167,7 +167,7 @@ class ActionExecutor:
             raise
 
 
-def _headers_with_wraps(head: Head, wraps: Wraps) -> Headers:
+def _headers_with_wraps(head: ObjectHead, wraps: Wraps) -> Headers:
     """All headers that the object had, with new wraps (SPEC 8.2).
 
     Each write changes the storage's `Last-Modified`. The original time is kept beside the

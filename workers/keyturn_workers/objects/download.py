@@ -36,7 +36,7 @@ from keyturn_workers.keyring.model import parse
 from keyturn_workers.objects.body_stream import read_first_bytes
 from keyturn_workers.objects.open_dek import OpenedDek, ReaderKeys, check_not_rolled_back, open_dek
 from keyturn_workers.objects.operator_keys import OperatorKeys
-from keyturn_workers.storage import Head, Storage, Stream
+from keyturn_workers.storage import ObjectHead, ObjectStream, Storage
 
 READ_BYTES: Final = 1024 * 1024
 V0_MAX_BYTES: Final = 512 * 1024 * 1024
@@ -72,9 +72,13 @@ class OpenObject:
     """An object whose DEK is known."""
 
     def __init__(
-        self, stream: Stream, start: bytes, rest: AsyncIterator[bytes], opened: OpenedDek | None
+        self,
+        stream: ObjectStream,
+        start: bytes,
+        rest: AsyncIterator[bytes],
+        opened: OpenedDek | None,
     ) -> None:
-        self.head: Head = stream.head
+        self.head: ObjectHead = stream.head
         self.opened = opened
         self._start = start
         self._rest = rest

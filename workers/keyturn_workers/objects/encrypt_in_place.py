@@ -11,7 +11,7 @@ from keyturn.errors import BodyTooLargeError, CorruptObjectError
 from keyturn_workers.keyring import KeyringReader, KeyringSnapshot
 from keyturn_workers.objects.body_stream import seal_stream
 from keyturn_workers.objects.guards import ObjectWrite, recheck_state
-from keyturn_workers.storage import Head, IfMatch, Storage
+from keyturn_workers.storage import IfMatch, ObjectHead, Storage
 
 PUT_MAX_BYTES: Final = 5 * 1024**3
 """What one put may hold on any server (SPEC 7.2)."""
@@ -19,7 +19,7 @@ PUT_MAX_BYTES: Final = 5 * 1024**3
 _PIECE_BYTES: Final = 1024 * 1024
 
 
-async def check_v0_body(storage: Storage, s3_key: str, head: Head, dek: Secret) -> None:
+async def check_v0_body(storage: Storage, s3_key: str, head: ObjectHead, dek: Secret) -> None:
     """Open a whole v0 body under its DEK, and discard it: such a body does not commit to its key.
 
     Raises:
@@ -36,7 +36,7 @@ async def check_v0_body(storage: Storage, s3_key: str, head: Head, dek: Secret) 
             raise CorruptObjectError("the body does not open under the DEK of its wraps") from exc
 
 
-def check_fits_one_put(head: Head) -> int:
+def check_fits_one_put(head: ObjectHead) -> int:
     """The size in bytes of a plaintext object once it is sealed.
 
     Raises:

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 from keyturn_workers.errors import PreconditionError
 from keyturn_workers.keyring import KeyringReader, KeyringSnapshot
-from keyturn_workers.storage import Head, Headers, Lease, Storage
+from keyturn_workers.storage import Headers, Lease, ObjectHead, Storage
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class ObjectWrite:
     """
 
     s3_key: str
-    head: Head
+    head: ObjectHead
     headers: Headers
     snapshot: KeyringSnapshot
 
@@ -37,7 +37,7 @@ async def recheck_state(keyrings: KeyringReader, snapshot: KeyringSnapshot) -> K
     return now
 
 
-async def check_unchanged(storage: Storage, s3_key: str, head: Head) -> None:
+async def check_unchanged(storage: Storage, s3_key: str, head: ObjectHead) -> None:
     """Read the head of an object again and compare it with an earlier one.
 
     Raises:
@@ -49,7 +49,7 @@ async def check_unchanged(storage: Storage, s3_key: str, head: Head) -> None:
         raise PreconditionError("the object changed since it was read")
 
 
-async def is_lock_refusal(storage: Storage, s3_key: str, head: Head, lease: Lease) -> bool:
+async def is_lock_refusal(storage: Storage, s3_key: str, head: ObjectHead, lease: Lease) -> bool:
     """Whether the object's lock refused a write, rather than its expired lease.
 
     The storage answers both with the same 403. Its clock, read after the answer, tells whether

@@ -50,7 +50,7 @@ async def copy_in_parts(
         # published (SPEC 8.7). Otherwise the parts, copied long ago, would bring back a
         # deleted object.
         await check_unchanged(storage, s3_key, head)
-        is_conditional = storage.differences.conditional_completion
+        is_conditional = storage.capabilities.conditional_completion
         condition = IfMatch(head.etag) if is_conditional else None
         await storage.complete_multipart(
             s3_key, upload_id, parts, condition=condition, lease=now.lease

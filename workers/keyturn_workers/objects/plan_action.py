@@ -34,7 +34,7 @@ from keyturn_workers.objects.unwrap import (
 )
 from keyturn_workers.objects.verify import check_header
 from keyturn_workers.objects.wrap import wrap
-from keyturn_workers.storage import Head
+from keyturn_workers.storage import ObjectHead
 
 __all__ = [
     "Encrypt",
@@ -67,7 +67,7 @@ class ObjectView:
     `header` is shorter if the body is.
     """
 
-    head: Head
+    head: ObjectHead
     header: bytes
 
 
@@ -189,7 +189,7 @@ def _generations_for_user_wrap(
     return past if admin is None or is_v0_body else (admin.generation,)
 
 
-def _check_length(head: Head, *, is_v0_body: bool) -> None:
+def _check_length(head: ObjectHead, *, is_v0_body: bool) -> None:
     _check_not_archived(head)
     if is_v0_body:
         if head.size_bytes < V0_MIN_BYTES:
@@ -201,7 +201,7 @@ def _check_length(head: Head, *, is_v0_body: bool) -> None:
         raise CorruptObjectError("no sealed body has this length") from exc
 
 
-def _check_not_archived(head: Head) -> None:
+def _check_not_archived(head: ObjectHead) -> None:
     if head.archived:
         raise ArchivedObjectError("its storage class must be restored first")
 

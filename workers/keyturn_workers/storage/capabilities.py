@@ -28,4 +28,4 @@ class Capabilities:
     late_writes_refused: bool = False
 
 
-WORKS_EVERYWHERE = Capabilities()
+BASELINE = Capabilities()

@@ -42,7 +42,7 @@ def boottime_s() -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class DateTrust:
     """What one answer's `Date` is good for.
 
     `agrees`: it may date a lease. `proves`: it may date a proof as well.
@@ -52,7 +52,7 @@ class Judged:
     proves: bool
 
 
-DISTRUSTED: Final = Judged(agrees=False, proves=False)
+DISTRUSTED: Final = DateTrust(agrees=False, proves=False)
 
 
 @dataclass(slots=True)
@@ -142,11 +142,11 @@ class StorageClock:
 
     Args:
         lease_s: the lease, in seconds; a sixth of it is how far answers may differ.
-        own_s: the process's own clock, in seconds; another one in tests.
+        local_s: the process's own clock, in seconds; another one in tests.
     """
 
-    def __init__(self, lease_s: float, own_s: Callable[[], float] = boottime_s) -> None:
-        self.own_s = own_s
+    def __init__(self, lease_s: float, local_s: Callable[[], float] = boottime_s) -> None:
+        self.local_s = local_s
         self._tolerated_s = lease_s / 6
         self._two_leases_s = 2 * lease_s
         self._reference: _Reference | None = None
@@ -155,7 +155,7 @@ class StorageClock:
         self._warned_s = -_BETWEEN_WARNINGS_S
 
     @property
-    def prompt_s(self) -> float:
+    def max_read_s(self) -> float:
         """How long a keyring read or listing may take at most to give a lease."""
         return self._tolerated_s
 
@@ -167,18 +167,18 @@ class StorageClock:
         """
         return self._last.proves
 
-    def observe(self, date: datetime | None, sent_s: float, received_s: float) -> Judged:
+    def observe(self, date: datetime | None, sent_s: float, received_s: float) -> DateTrust:
         """Take in one answer of the storage.
 
         Args:
             date: its `Date`; None where it has none that can be read.
-            sent_s: when its request was sent, by `own_s`; earlier does no harm.
-            received_s: when the answer was there, by `own_s`; later does no harm.
+            sent_s: when its request was sent, by `local_s`; earlier does no harm.
+            received_s: when the answer was there, by `local_s`; later does no harm.
         """
         self._last = self._judged(date, sent_s, received_s)
         return self._last
 
-    def _judged(self, date: datetime | None, sent_s: float, received_s: float) -> Judged:
+    def _judged(self, date: datetime | None, sent_s: float, received_s: float) -> DateTrust:
         if date is None:
             return DISTRUSTED
         date_s = (date - _EPOCH).total_seconds()
@@ -195,16 +195,16 @@ class StorageClock:
                 # The reference still holds, unless such answers are the fewer.
                 self._candidate = candidate if candidate.contradict() else None
             reference.add(received_s, low, high)
-        return Judged(agrees=True, proves=received_s - reference.since_s >= self._two_leases_s)
+        return DateTrust(agrees=True, proves=received_s - reference.since_s >= self._two_leases_s)
 
     def now(self) -> datetime:
         """The storage's time as far as its answers tell, else this machine's."""
         if self._reference is None:
             return datetime.now(UTC)
         bounds = self._reference.whole
-        return _EPOCH + timedelta(seconds=self.own_s() + (bounds.low + bounds.high) / 2)
+        return _EPOCH + timedelta(seconds=self.local_s() + (bounds.low + bounds.high) / 2)
 
-    def _contradicted(self, received_s: float, low: float, high: float) -> Judged:
+    def _contradicted(self, received_s: float, low: float, high: float) -> DateTrust:
         candidate = self._candidate
         if candidate is not None and candidate.forget_until(received_s):
             if candidate.allows(low, high, self._tolerated_s):
@@ -216,7 +216,7 @@ class StorageClock:
         self._candidate = _Candidate(received_s, _Bounds(received_s, low, high))
         return DISTRUSTED
 
-    def _replaced(self, candidate: _Candidate, received_s: float, low: float) -> Judged:
+    def _replaced(self, candidate: _Candidate, received_s: float, low: float) -> DateTrust:
         """Make the candidate the reference, where its time has come."""
         if received_s - candidate.since_s < self._two_leases_s or not candidate.has_majority:
             return DISTRUSTED
@@ -224,7 +224,7 @@ class StorageClock:
         _log.warning("the storage's clock was set", by_s=round(self._by(low), 1))
         self._candidate = None
         self._begin(received_s, candidate.whole.low, candidate.whole.high)
-        return Judged(agrees=True, proves=False)
+        return DateTrust(agrees=True, proves=False)
 
     def _begin(self, received_s: float, low: float, high: float) -> _Reference:
         self._reference = _Reference(received_s, _Bounds(received_s, low, high))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import quote, unquote_plus
 
 from keyturn.errors import StorageUnavailableError
-from keyturn_workers.storage.port import PAGE_KEYS, Listed, ListedPage, Version
+from keyturn_workers.storage.port import PAGE_KEYS, ListingPage, ObjectSummary, ObjectVersion
 
 if TYPE_CHECKING:
     from botocore.model import OperationModel
@@ -31,7 +31,7 @@ _UNSPEAKABLE: Final = re.compile(
 BEFORE_PARSING: Final = "before-parse.*.*"
 _ENCODED: Final = b"<EncodingType>url</EncodingType>"
 
-_Row = TypeVar("_Row", Listed, Version)
+_Row = TypeVar("_Row", ObjectSummary, ObjectVersion)
 
 
 def make_speakable(
@@ -61,7 +61,7 @@ def page_query(prefix: str, after: str) -> str:
     return f"{said}&start-after={quote(after, safe='-_.~')}" if after else said
 
 
-def page_of(body: bytes, date: datetime | None) -> ListedPage:
+def page_of(body: bytes, date: datetime | None) -> ListingPage:
     """What one answer to `page_query` shows.
 
     Raises:
@@ -86,7 +86,7 @@ def page_of(body: bytes, date: datetime | None) -> ListedPage:
         named = dict(zip(names, (etag.strip('"') for etag in bodies), strict=True))
     except ValueError as exc:
         raise StorageUnavailableError("list: answer that cannot be read") from exc
-    return ListedPage(named if rows else {}, is_last, date)
+    return ListingPage(named if rows else {}, is_last, date)
 
 
 def _decoded(keys: str, *, encoded: bool) -> str:
@@ -130,10 +130,10 @@ async def behind(
                 return
 
 
-def versions_of(page: "ListObjectVersionsOutputTypeDef") -> Sequence[Version]:
+def versions_of(page: "ListObjectVersionsOutputTypeDef") -> Sequence[ObjectVersion]:
     """A page's rows in the listing's order, which botocore splits into two lists."""
     rows = [
-        Version(
+        ObjectVersion(
             key=row["Key"],
             version_id=row["VersionId"],
             is_latest=row["IsLatest"],
@@ -144,7 +144,7 @@ def versions_of(page: "ListObjectVersionsOutputTypeDef") -> Sequence[Version]:
         )
         for row in page.get("Versions", ())
     ] + [
-        Version(
+        ObjectVersion(
             key=row["Key"],
             version_id=row["VersionId"],
             is_latest=row["IsLatest"],

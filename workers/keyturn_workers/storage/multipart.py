@@ -20,7 +20,7 @@ _log = structlog.get_logger()
 @contextlib.asynccontextmanager
 async def multipart(storage: Storage, s3_key: str, headers: Headers) -> AsyncIterator[str]:
     """A multipart upload that is aborted where the block does not end well."""
-    upload_id = await storage.begin_multipart(s3_key, headers)
+    upload_id = await storage.create_multipart(s3_key, headers)
     try:
         yield upload_id
     except BaseException:

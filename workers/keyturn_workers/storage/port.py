@@ -47,7 +47,7 @@ class Headers:
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class ObjectHead:
     """What the storage tells of a stored object.
 
     `etag` is without quotes. `date` is the storage's clock at the answer. `headers` is
@@ -71,7 +71,7 @@ class Head:
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class WriteResult:
     """What the storage answers to a write of an object.
 
     `etag` is the new body's, without quotes; `date` the storage's clock at the answer, None
@@ -83,7 +83,7 @@ class Written:
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
+class ObjectSummary:
     """One row of a listing."""
 
     key: str
@@ -93,10 +93,10 @@ class Listed:
 
 
 @dataclass(frozen=True, slots=True)
-class ListedPage:
+class ListingPage:
     """One answer to a listing: the ETags of up to 1,000 keys, in the order of the keys' bytes.
 
-    `is_last` says that no key follows under the prefix; `date` is as in `Written`.
+    `is_last` says that no key follows under the prefix; `date` is as in `WriteResult`.
     """
 
     etags: Mapping[str, str]
@@ -105,7 +105,7 @@ class ListedPage:
 
 
 @dataclass(frozen=True, slots=True)
-class Version:
+class ObjectVersion:
     """One version of an object, or a delete marker (which has no body and no ETag).
 
     `version_id` is `null` of what was written while the bucket kept no versions.
@@ -121,7 +121,7 @@ class Version:
 
 
 @dataclass(frozen=True, slots=True)
-class OpenMultipart:
+class MultipartUpload:
     """A multipart upload that was neither completed nor aborted."""
 
     key: str
@@ -161,10 +161,10 @@ PAGE_KEYS: Final = 1000
 Versioning = Literal["", "Enabled", "Suspended"]
 
 
-class Stream(Protocol):
+class ObjectStream(Protocol):
     """An object being read: its head, and its bytes in order."""
 
-    head: Head
+    head: ObjectHead
 
     def chunks(self, size_bytes: int | None) -> AsyncIterator[bytes]:
         """Pieces of about `size_bytes`, the last one shorter; with None as they come.
@@ -178,9 +178,11 @@ class Stream(Protocol):
 class Storage(Protocol):
     """One bucket."""
 
-    differences: Capabilities
+    capabilities: Capabilities
 
-    async def read(self, key: str, *, max_bytes: int = RECORD_MAX_BYTES) -> tuple[Head, bytes]:
+    async def read(
+        self, key: str, *, max_bytes: int = RECORD_MAX_BYTES
+    ) -> tuple[ObjectHead, bytes]:
         """A small object whole (a record).
 
         Of one that is larger than `max_bytes` only the beginning may come, which opens as none.
@@ -189,7 +191,7 @@ class Storage(Protocol):
 
     async def read_start(
         self, key: str, length_bytes: int, *, version_id: str | None = None
-    ) -> tuple[Head, bytes]:
+    ) -> tuple[ObjectHead, bytes]:
         """The head and the first bytes in one ranged read; `b""` of an empty object.
 
         Of the latest version, or of the one named.
@@ -200,7 +202,7 @@ class Storage(Protocol):
         """
         ...
 
-    async def head(self, key: str) -> Head:
+    async def head(self, key: str) -> ObjectHead:
         """The head alone."""
         ...
 
@@ -211,7 +213,7 @@ class Storage(Protocol):
         start: int = 0,
         length_bytes: int | None = None,
         if_match: str | None = None,
-    ) -> AbstractAsyncContextManager[Stream]:
+    ) -> AbstractAsyncContextManager[ObjectStream]:
         """The object from byte `start` on, pinned to an ETag where one is given.
 
         With `length_bytes` (1 or more) no more than so many are asked for; fewer come where
@@ -220,7 +222,7 @@ class Storage(Protocol):
         """
         ...
 
-    async def presigned(self, key: str, lease: Lease) -> str:
+    async def presign_get(self, key: str, lease: Lease) -> str:
         """A URL by which whoever has it may GET the object until the lease is over."""
         ...
 
@@ -232,7 +234,7 @@ class Storage(Protocol):
         *,
         condition: Condition | None = None,
         lease: Lease | None = None,
-    ) -> Written:
+    ) -> WriteResult:
         """One put of bytes."""
         ...
 
@@ -245,7 +247,7 @@ class Storage(Protocol):
         *,
         condition: Condition | None = None,
         lease: Lease | None = None,
-    ) -> Written:
+    ) -> WriteResult:
         """One put of known length in bounded memory.
 
         Where `chunks` raises, the request is cut short (which stores nothing) and that
@@ -266,11 +268,11 @@ class Storage(Protocol):
         """
         ...
 
-    async def begin_multipart(self, key: str, headers: Headers) -> str:
+    async def create_multipart(self, key: str, headers: Headers) -> str:
         """The id of a new multipart upload."""
         ...
 
-    async def put_part(self, key: str, upload_id: str, number: int, body: bytes) -> Part:
+    async def upload_part(self, key: str, upload_id: str, number: int, body: bytes) -> Part:
         """One part, 5 MiB or more but for the last."""
         ...
 
@@ -288,7 +290,7 @@ class Storage(Protocol):
         *,
         condition: Condition | None = None,
         lease: Lease | None = None,
-    ) -> Written:
+    ) -> WriteResult:
         """Make the parts the object."""
         ...
 
@@ -296,7 +298,7 @@ class Storage(Protocol):
         """Drop an upload and its parts; one that is gone is fine."""
         ...
 
-    def open_multiparts(self, prefix: str) -> AsyncIterator[OpenMultipart]:
+    def list_multipart_uploads(self, prefix: str) -> AsyncIterator[MultipartUpload]:
         """All open multipart uploads under a prefix."""
         ...
 
@@ -306,7 +308,7 @@ class Storage(Protocol):
 
     def list(
         self, prefix: str, *, after: str = "", limit: int | None = None
-    ) -> AsyncIterator[Listed]:
+    ) -> AsyncIterator[ObjectSummary]:
         """The objects under a prefix in the order of their keys' bytes.
 
         Keys come as they are, whatever a foreign writer put into them. `after` leaves out
@@ -314,7 +316,7 @@ class Storage(Protocol):
         """
         ...
 
-    async def list_page(self, prefix: str, *, after: str = "") -> ListedPage:
+    async def list_page(self, prefix: str, *, after: str = "") -> ListingPage:
         """One request of `list`, with the answer's `Date`.
 
         Keys that no XML document can hold may be missing.
@@ -323,7 +325,7 @@ class Storage(Protocol):
 
     def list_versions(
         self, prefix: str, *, after: str = "", limit: int | None = None
-    ) -> AsyncIterator[Version]:
+    ) -> AsyncIterator[ObjectVersion]:
         """All versions and delete markers under a prefix, as `list` gives objects.
 
         In the order of the keys' bytes, and of one key the newest first, as far as their

@@ -20,22 +20,22 @@ from keyturn.errors import SettingsError, StorageUnavailableError
 from keyturn.s3_client import new_session, open_client
 from keyturn.settings import S3Settings
 from keyturn_workers.errors import ArchivedError
-from keyturn_workers.storage.capabilities import WORKS_EVERYWHERE, Capabilities
+from keyturn_workers.storage.capabilities import BASELINE, Capabilities
 from keyturn_workers.storage.listing import page_of, page_query
 from keyturn_workers.storage.port import (
     RECORD_MAX_BYTES,
     Condition,
-    Head,
     Headers,
     IfAbsent,
     IfMatch,
     Lease,
-    ListedPage,
+    ListingPage,
+    ObjectHead,
+    ObjectStream,
     Part,
-    Stream,
-    Written,
+    WriteResult,
 )
-from keyturn_workers.storage.s3_admin import ColdStorage
+from keyturn_workers.storage.s3_admin import S3Admin
 from keyturn_workers.storage.s3_http import PLAIN_WRITE_TIMEOUT_S, S3HttpClient, S3Response
 from keyturn_workers.storage.s3_responses import (
     LOCK_PREFIX,
@@ -89,7 +89,9 @@ async def _retried(call: Callable[[], Awaitable[_T]]) -> _T:
 class S3Stream:
     """An object being read from an open response."""
 
-    def __init__(self, head: Head, response: aiohttp.ClientResponse | None, left: int) -> None:
+    def __init__(
+        self, head: ObjectHead, response: aiohttp.ClientResponse | None, left: int
+    ) -> None:
         self.head = head
         self._response = response
         self._left_bytes = left
@@ -122,23 +124,25 @@ def _present(piece: bytes) -> bytes:
     return piece
 
 
-class S3Storage(ColdStorage):
+class S3Storage(S3Admin):
     """One bucket. See `keyturn_workers.storage.port.Storage` for what each method promises."""
 
     def __init__(
-        self, raw: S3HttpClient, client: "S3Client", bucket: str, differences: Capabilities
+        self, raw: S3HttpClient, client: "S3Client", bucket: str, capabilities: Capabilities
     ) -> None:
         super().__init__(client, bucket)
         self._raw = raw
-        self.differences = differences
+        self.capabilities = capabilities
 
-    async def read(self, key: str, *, max_bytes: int = RECORD_MAX_BYTES) -> tuple[Head, bytes]:
+    async def read(
+        self, key: str, *, max_bytes: int = RECORD_MAX_BYTES
+    ) -> tuple[ObjectHead, bytes]:
         """A small object whole; of a larger one the beginning."""
         return await self.read_start(key, max_bytes)
 
     async def read_start(
         self, key: str, length_bytes: int, *, version_id: str | None = None
-    ) -> tuple[Head, bytes]:
+    ) -> tuple[ObjectHead, bytes]:
         """The head and the first bytes in one ranged read."""
         ranged = {"range": f"bytes=0-{length_bytes - 1}"}
         query = "" if version_id is None else f"versionId={quote(version_id, safe='-_.~')}"
@@ -148,11 +152,11 @@ class S3Storage(ColdStorage):
             return await self._head(key, {}, query), b""
         return head_of("read", answer.headers), answer.body
 
-    async def head(self, key: str) -> Head:
+    async def head(self, key: str) -> ObjectHead:
         """The head alone."""
         return await self._head(key, {})
 
-    async def _head(self, key: str, headers: dict[str, str], query: str = "") -> Head:
+    async def _head(self, key: str, headers: dict[str, str], query: str = "") -> ObjectHead:
         async def once() -> S3Response:
             return await self._raw.call("head", "HEAD", key, dict(headers), query=query)
 
@@ -161,7 +165,7 @@ class S3Storage(ColdStorage):
         except UnconfirmedError:
             return await self._confirmed(key, headers, query)
 
-    async def _confirmed(self, key: str, headers: dict[str, str], query: str) -> Head:
+    async def _confirmed(self, key: str, headers: dict[str, str], query: str) -> ObjectHead:
         """The head by a ranged read, whose refusal names a code: a HEAD's 404 may be anybody's.
 
         Raises:
@@ -193,7 +197,7 @@ class S3Storage(ColdStorage):
         start: int = 0,
         length_bytes: int | None = None,
         if_match: str | None = None,
-    ) -> AsyncIterator[Stream]:
+    ) -> AsyncIterator[ObjectStream]:
         """The object from byte `start` on; nothing where it starts at or behind the end."""
         headers = {} if if_match is None else {"if-match": f'"{if_match}"'}
         last = "" if length_bytes is None else start + length_bytes - 1
@@ -221,9 +225,9 @@ class S3Storage(ColdStorage):
         finally:
             await close(None, None, None)
 
-    async def presigned(self, key: str, lease: Lease) -> str:
+    async def presign_get(self, key: str, lease: Lease) -> str:
         """A URL by which whoever has it may GET the object until the lease is over."""
-        return await self._raw.presigned("GET", key, lease)
+        return await self._raw.presign("GET", key, lease)
 
     async def put(
         self,
@@ -233,7 +237,7 @@ class S3Storage(ColdStorage):
         *,
         condition: Condition | None = None,
         lease: Lease | None = None,
-    ) -> Written:
+    ) -> WriteResult:
         """One put of bytes."""
         said = _request_headers(headers, condition)
         if not body:
@@ -241,7 +245,7 @@ class S3Storage(ColdStorage):
         answer = await self._raw.call(
             "put", "PUT", key, said, body=body, lease=lease, timeout_s=PLAIN_WRITE_TIMEOUT_S
         )
-        return Written(etag_of("put", answer.headers), date_of(answer.headers))
+        return WriteResult(etag_of("put", answer.headers), date_of(answer.headers))
 
     async def put_stream(
         self,
@@ -252,19 +256,19 @@ class S3Storage(ColdStorage):
         *,
         condition: Condition | None = None,
         lease: Lease | None = None,
-    ) -> Written:
+    ) -> WriteResult:
         """One put of known length in bounded memory."""
         said = _request_headers(headers, condition)
         body = KnownLengthBody(chunks, size_bytes)
         answer = await self._raw.send_stream("put", key, said, body, lease=lease)
-        return Written(etag_of("put", answer.headers), date_of(answer.headers))
+        return WriteResult(etag_of("put", answer.headers), date_of(answer.headers))
 
     async def copy_onto_itself(
         self, key: str, headers: Headers, *, source_etag: str, lease: Lease
     ) -> None:
         """Replace an object's metadata and leave its body."""
         destination = (
-            IfMatch(source_etag) if self.differences.conditional_copy_destination else None
+            IfMatch(source_etag) if self.capabilities.conditional_copy_destination else None
         )
         await self.copy_conditionally(
             key, headers, source_etag=source_etag, destination=destination, lease=lease
@@ -290,7 +294,7 @@ class S3Storage(ColdStorage):
         answer = await self._raw.call("copy", "PUT", key, said, lease=lease)
         check_late_error("copy", answer.body, b"<CopyObjectResult")
 
-    async def begin_multipart(self, key: str, headers: Headers) -> str:
+    async def create_multipart(self, key: str, headers: Headers) -> str:
         """The id of a new multipart upload."""
         answer = await self._raw.call(
             "begin multipart",
@@ -302,7 +306,7 @@ class S3Storage(ColdStorage):
         )
         return text_in("begin multipart", answer.body, "UploadId")
 
-    async def put_part(self, key: str, upload_id: str, number: int, body: bytes) -> Part:
+    async def upload_part(self, key: str, upload_id: str, number: int, body: bytes) -> Part:
         """One part, 5 MiB or more but for the last."""
         answer = await self._raw.call(
             "put part",
@@ -343,7 +347,7 @@ class S3Storage(ColdStorage):
         *,
         condition: Condition | None = None,
         lease: Lease | None = None,
-    ) -> Written:
+    ) -> WriteResult:
         """Make the parts the object."""
         answer = await self._raw.call(
             "complete multipart",
@@ -356,9 +360,9 @@ class S3Storage(ColdStorage):
             timeout_s=PLAIN_WRITE_TIMEOUT_S,
         )
         check_late_error("complete multipart", answer.body, b"<CompleteMultipartUploadResult")
-        return Written(etag_in("complete multipart", answer.body), date_of(answer.headers))
+        return WriteResult(etag_in("complete multipart", answer.body), date_of(answer.headers))
 
-    async def list_page(self, prefix: str, *, after: str = "") -> ListedPage:
+    async def list_page(self, prefix: str, *, after: str = "") -> ListingPage:
         """One request of a listing, with the answer's `Date`."""
         answer = await self._get("list", "", {}, page_query(prefix, after))
         return page_of(answer.body, date_of(answer.headers))
@@ -419,14 +423,14 @@ async def _bucket_url(client: "S3Client", bucket: str) -> str:
 async def open_storage(
     settings: S3Settings,
     *,
-    differences: Capabilities = WORKS_EVERYWHERE,
+    capabilities: Capabilities = BASELINE,
     max_connections: int = 128,
 ) -> AsyncIterator[S3Storage]:
     """The configured bucket, for the process's life.
 
     Args:
         settings: Where it is, and the keys.
-        differences: As `keyturn_workers.storage.probe.runner` measured them.
+        capabilities: As `keyturn_workers.storage.probe.runner` measured them.
         max_connections: The pool's size; at least the concurrency that is meant.
 
     Raises:
@@ -450,4 +454,4 @@ async def open_storage(
             region=settings.s3_region,
             credentials=credentials,
         )
-        yield S3Storage(raw, client, settings.s3_bucket, differences)
+        yield S3Storage(raw, client, settings.s3_bucket, capabilities)

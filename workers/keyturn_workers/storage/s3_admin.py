@@ -15,7 +15,13 @@ from botocore.exceptions import BotoCoreError, ClientError
 from keyturn.errors import StorageUnavailableError
 from keyturn_workers.errors import MissingError
 from keyturn_workers.storage.listing import BEFORE_PARSING, behind, make_speakable, versions_of
-from keyturn_workers.storage.port import PAGE_KEYS, Listed, OpenMultipart, Version, Versioning
+from keyturn_workers.storage.port import (
+    PAGE_KEYS,
+    MultipartUpload,
+    ObjectSummary,
+    ObjectVersion,
+    Versioning,
+)
 from keyturn_workers.storage.s3_responses import error_of
 
 if TYPE_CHECKING:
@@ -57,7 +63,7 @@ def _page_keys(limit: int | None) -> int:
     return _PAGE_KEYS if limit is None else max(1, min(limit, _PAGE_KEYS))
 
 
-class ColdStorage:
+class S3Admin:
     """What an S3 storage does seldom."""
 
     def __init__(self, client: "S3Client", bucket: str) -> None:
@@ -76,7 +82,7 @@ class ColdStorage:
                 UploadId=upload_id,
             )
 
-    async def open_multiparts(self, prefix: str) -> AsyncIterator[OpenMultipart]:
+    async def list_multipart_uploads(self, prefix: str) -> AsyncIterator[MultipartUpload]:
         """All open multipart uploads under a prefix."""
         marker: dict[str, Any] = {}
         while True:
@@ -88,7 +94,7 @@ class ColdStorage:
                 **marker,
             )
             for row in page.get("Uploads", ()):
-                yield OpenMultipart(row["Key"], row["UploadId"], row["Initiated"])
+                yield MultipartUpload(row["Key"], row["UploadId"], row["Initiated"])
             before, marker = (
                 marker,
                 {
@@ -107,11 +113,13 @@ class ColdStorage:
 
     def list(
         self, prefix: str, *, after: str = "", limit: int | None = None
-    ) -> AsyncIterator[Listed]:
+    ) -> AsyncIterator[ObjectSummary]:
         """The objects under a prefix in the order of their keys' bytes."""
         return behind(self._list(prefix, after, _page_keys(limit)), after, limit)
 
-    async def _list(self, prefix: str, after: str, page_keys: int) -> AsyncGenerator[Listed, None]:
+    async def _list(
+        self, prefix: str, after: str, page_keys: int
+    ) -> AsyncGenerator[ObjectSummary, None]:
         where: dict[str, Any] = {"StartAfter": after} if after else {}
         while True:
             page = await _read(
@@ -124,7 +132,9 @@ class ColdStorage:
             )
             rows = page.get("Contents", [])
             for row in rows:
-                yield Listed(row["Key"], row["Size"], row["ETag"].strip('"'), row["LastModified"])
+                yield ObjectSummary(
+                    row["Key"], row["Size"], row["ETag"].strip('"'), row["LastModified"]
+                )
             if not page.get("IsTruncated"):
                 return
             where = (
@@ -135,13 +145,13 @@ class ColdStorage:
 
     def list_versions(
         self, prefix: str, *, after: str = "", limit: int | None = None
-    ) -> AsyncIterator[Version]:
+    ) -> AsyncIterator[ObjectVersion]:
         """All versions and delete markers under a prefix, of one key the newest first."""
         return behind(self._list_versions(prefix, after, _page_keys(limit)), after, limit)
 
     async def _list_versions(
         self, prefix: str, after: str, page_keys: int
-    ) -> AsyncGenerator[Version, None]:
+    ) -> AsyncGenerator[ObjectVersion, None]:
         marker: dict[str, Any] = {"KeyMarker": after} if after else {}
         while True:
             page = await _read(
@@ -201,7 +211,7 @@ class ColdStorage:
 
         For the probe's own prefix alone.
         """
-        async for upload in self.open_multiparts(prefix):
+        async for upload in self.list_multipart_uploads(prefix):
             await self.abort_multipart(upload.key, upload.upload_id)
         if await self.versioning():
             async for version in self.list_versions(prefix):

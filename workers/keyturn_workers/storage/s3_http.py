@@ -218,7 +218,7 @@ class S3HttpClient:
             raise error_of(operation, response.status, code_of(answer))
         return S3Response(response.status, response.headers, answer)
 
-    async def presigned(self, method: str, key: str, lease: Lease) -> str:
+    async def presign(self, method: str, key: str, lease: Lease) -> str:
         """The URL of a request that somebody else will send, valid while the lease is."""
         with _told("presign"):
             return (await self._sign(method, key, "", {}, UNSIGNED_PAYLOAD, lease)).url

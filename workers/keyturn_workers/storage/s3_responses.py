@@ -30,7 +30,7 @@ from keyturn_workers.errors import (
     RefusedError,
     StorageAnswerError,
 )
-from keyturn_workers.storage.port import Head, Headers
+from keyturn_workers.storage.port import Headers, ObjectHead
 
 
 class RangeBeyondError(StorageAnswerError):
@@ -157,7 +157,7 @@ def etag_of(operation: str, headers: Mapping[str, str]) -> str:
     return etag.strip('"')
 
 
-def head_of(operation: str, headers: Mapping[str, str]) -> Head:
+def head_of(operation: str, headers: Mapping[str, str]) -> ObjectHead:
     """The head that an answer to a read tells.
 
     Args:
@@ -177,7 +177,7 @@ def head_of(operation: str, headers: Mapping[str, str]) -> Head:
     except (KeyError, ValueError) as exc:
         raise StorageUnavailableError(f"{operation}: answer without its times or length") from exc
     told, locked = lock_of(_said(headers.items()), date)
-    return Head(
+    return ObjectHead(
         size_bytes=size_bytes,
         etag=etag_of(operation, headers),
         date=date,

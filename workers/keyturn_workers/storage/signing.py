@@ -10,7 +10,7 @@ headers apart again and again. Here a key is derived once a day, the host is kno
 what was percent-encoded stays so.
 It must never log, and never puts a body into what it signs.
 
-Source: AWS, "Authenticating Requests (AWS Signature Version 4)", Amazon S3 API Reference.
+Source: AWS, "Authenticating Requests (AWS Signature ObjectVersion 4)", Amazon S3 API Reference.
 """
 
 import hashlib

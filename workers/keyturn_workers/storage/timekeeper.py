@@ -20,7 +20,7 @@ INTERVAL_S: Final = 240.0
 _log = structlog.get_logger()
 
 
-async def keep_time_known(
+async def keep_clock_known(
     ask: Callable[[], Awaitable[None]], *, interval_s: float = INTERVAL_S
 ) -> None:
     """Ask for the storage's time, at once and then again and again, for ever.

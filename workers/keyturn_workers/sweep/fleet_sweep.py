@@ -90,7 +90,7 @@ class FleetSweep(StepRunner[AllPlan]):
 
     @property
     def _refuses_late_writes(self) -> bool:
-        return self._storage.differences.late_writes_refused
+        return self._storage.capabilities.late_writes_refused
 
     async def _step(self, standing: Standing[AllPlan]) -> bool:
         if standing.plan.step == 0 and not self._refuses_late_writes:

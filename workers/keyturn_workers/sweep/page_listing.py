@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 from keyturn.identifiers import object_s3_key
-from keyturn_workers.storage import Storage, Version
+from keyturn_workers.storage import ObjectVersion, Storage
 
 
 @dataclass(slots=True)
@@ -71,7 +71,7 @@ async def _versioned(storage: Storage, project: str, after: str) -> AsyncIterato
         yield row
 
 
-def _add(row: Row, version: Version) -> None:
+def _add(row: Row, version: ObjectVersion) -> None:
     if version.is_latest:
         row.stands = not version.is_delete_marker
     elif not version.is_delete_marker:

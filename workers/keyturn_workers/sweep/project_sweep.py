@@ -85,7 +85,7 @@ class ProjectSweep(StepRunner[Plan]):
 
     @property
     def _refuses_late_writes(self) -> bool:
-        return self._storage.differences.late_writes_refused
+        return self._storage.capabilities.late_writes_refused
 
     async def _read(self, sweep_id: str, project: str) -> Standing[Plan]:
         return await self._store.read(sweep_id, project)

@@ -12,7 +12,14 @@ from itertools import count
 from typing import Final
 
 from keyturn_workers.errors import ArchivedError, MissingError, PreconditionError, RefusedError
-from keyturn_workers.storage.port import Condition, Head, Headers, IfAbsent, IfMatch, Version
+from keyturn_workers.storage.port import (
+    Condition,
+    Headers,
+    IfAbsent,
+    IfMatch,
+    ObjectHead,
+    ObjectVersion,
+)
 from keyturn_workers.storage.s3_responses import is_archived, lock_of
 
 DEFAULT_CONTENT_TYPE: Final = "binary/octet-stream"
@@ -33,10 +40,10 @@ class Stored:
     version_id: str = NULL_VERSION
     is_delete_marker: bool = False
 
-    def head(self, now: datetime) -> Head:
+    def head(self, now: datetime) -> ObjectHead:
         """As a read at `now` tells it."""
         headers, locked = lock_of(self.headers, now)
-        return Head(
+        return ObjectHead(
             size_bytes=len(self.body),
             etag=self.etag,
             date=now,
@@ -140,12 +147,12 @@ class Bucket:
         if not kept:
             del self._rows[key]
 
-    def versions(self) -> Iterator[Version]:
+    def versions(self) -> Iterator[ObjectVersion]:
         """All of them, in the order of the keys' bytes, of one key the newest first."""
         for key in sorted(self._rows, key=str.encode):
             rows = self._rows[key]
             for stored in reversed(rows):
-                yield Version(
+                yield ObjectVersion(
                     key=key,
                     version_id=stored.version_id,
                     is_latest=stored is rows[-1],

@@ -1,6 +1,6 @@
 """A bucket in memory, for unit tests of everything above the port (SPEC 8.4, 10).
 
-Conditions, multipart, versions, locks, leases by a clock of its own, and the differences
+Conditions, multipart, versions, locks, leases by a clock of its own, and the capabilities
 between servers behave as told; a test can make any operation fail before or after its
 effect, or let something else happen just before it. What the bucket holds is in
 `keyturn_workers.testing.memory_bucket`. It must never be offered as a storage to run on.
@@ -18,24 +18,24 @@ from typing import Final
 
 from keyturn.errors import StorageUnavailableError
 from keyturn_workers.errors import MissingError, PreconditionError, RefusedError
-from keyturn_workers.storage.capabilities import WORKS_EVERYWHERE, Capabilities
+from keyturn_workers.storage.capabilities import BASELINE, Capabilities
 from keyturn_workers.storage.clock import boottime_s
 from keyturn_workers.storage.port import (
     PAGE_KEYS,
     RECORD_MAX_BYTES,
     Condition,
-    Head,
     Headers,
     IfMatch,
     Lease,
-    Listed,
-    ListedPage,
-    OpenMultipart,
+    ListingPage,
+    MultipartUpload,
+    ObjectHead,
+    ObjectStream,
+    ObjectSummary,
+    ObjectVersion,
     Part,
-    Stream,
-    Version,
     Versioning,
-    Written,
+    WriteResult,
 )
 from keyturn_workers.storage.s3_responses import LEGAL_HOLD, lock_of
 from keyturn_workers.storage.streaming_body import KnownLengthBody
@@ -63,7 +63,7 @@ class _Failure:
 class MemoryStream:
     """An object being read."""
 
-    def __init__(self, head: Head, body: bytes) -> None:
+    def __init__(self, head: ObjectHead, body: bytes) -> None:
         self.head = head
         self._body = body
 
@@ -79,7 +79,7 @@ class MemoryStorage:
     """One bucket. See `keyturn_workers.storage.port.Storage` for what each method promises.
 
     Args:
-        differences: What this server honours, beyond what SPEC 10 requires.
+        capabilities: What this server honours, beyond what SPEC 10 requires.
         versioned: Whether writes and deletes leave the earlier versions where they are.
             Conditions are honoured there too.
         atomic_copies: Where not, a self-copy takes its source, lets other tasks run, and
@@ -90,11 +90,11 @@ class MemoryStorage:
     def __init__(
         self,
         *,
-        differences: Capabilities = WORKS_EVERYWHERE,
+        capabilities: Capabilities = BASELINE,
         versioned: bool = False,
         atomic_copies: bool = True,
     ) -> None:
-        self.differences = differences
+        self.capabilities = capabilities
         self.versioned = versioned
         self.atomic_copies = atomic_copies
         self.calls: Counter[str] = Counter()
@@ -160,7 +160,9 @@ class MemoryStorage:
 
     # The port.
 
-    async def read(self, key: str, *, max_bytes: int = RECORD_MAX_BYTES) -> tuple[Head, bytes]:
+    async def read(
+        self, key: str, *, max_bytes: int = RECORD_MAX_BYTES
+    ) -> tuple[ObjectHead, bytes]:
         """A small object whole."""
         async with self._acting("read"):
             stored = self._bucket.get(key)
@@ -168,13 +170,13 @@ class MemoryStorage:
 
     async def read_start(
         self, key: str, length_bytes: int, *, version_id: str | None = None
-    ) -> tuple[Head, bytes]:
+    ) -> tuple[ObjectHead, bytes]:
         """The head and the first bytes."""
         async with self._acting("read_start"):
             stored = self._bucket.get(key, version_id)
             return stored.head(self.now), stored.opened()[:length_bytes]
 
-    async def head(self, key: str) -> Head:
+    async def head(self, key: str) -> ObjectHead:
         """The head alone."""
         async with self._acting("head"):
             return self._bucket.get(key).head(self.now)
@@ -187,7 +189,7 @@ class MemoryStorage:
         start: int = 0,
         length_bytes: int | None = None,
         if_match: str | None = None,
-    ) -> AsyncIterator[Stream]:
+    ) -> AsyncIterator[ObjectStream]:
         """The object from byte `start` on."""
         end = None if length_bytes is None else start + length_bytes
         async with self._acting("stream"):
@@ -197,7 +199,7 @@ class MemoryStorage:
             opened = MemoryStream(stored.head(self.now), stored.opened()[start:end])
         yield opened
 
-    async def presigned(self, key: str, lease: Lease) -> str:
+    async def presign_get(self, key: str, lease: Lease) -> str:
         """A URL that leads nowhere, as there is no server."""
         return (
             f"memory:///{key}?until={(lease.read_at + timedelta(seconds=lease.expires_s)):%FT%TZ}"
@@ -211,7 +213,7 @@ class MemoryStorage:
         *,
         condition: Condition | None = None,
         lease: Lease | None = None,
-    ) -> Written:
+    ) -> WriteResult:
         """One put of bytes."""
         async with self._acting("put", lease):
             return self._store(key, body, headers, etag_of(body), condition)
@@ -225,7 +227,7 @@ class MemoryStorage:
         *,
         condition: Condition | None = None,
         lease: Lease | None = None,
-    ) -> Written:
+    ) -> WriteResult:
         """One put of known length; the lease is looked at when it begins, as on a server."""
         async with self._acting("put_stream", lease):
             body = await KnownLengthBody(chunks, size_bytes).whole()
@@ -238,16 +240,16 @@ class MemoryStorage:
         async with self._acting("copy_onto_itself", lease):
             await self._copy(key, headers, source_etag)
 
-    async def begin_multipart(self, key: str, headers: Headers) -> str:
+    async def create_multipart(self, key: str, headers: Headers) -> str:
         """The id of a new multipart upload."""
-        async with self._acting("begin_multipart"):
+        async with self._acting("create_multipart"):
             upload_id = f"upload-{next(self._ids)}"
             self._uploads[upload_id] = _Upload(key, headers, self.now)
             return upload_id
 
-    async def put_part(self, key: str, upload_id: str, number: int, body: bytes) -> Part:
+    async def upload_part(self, key: str, upload_id: str, number: int, body: bytes) -> Part:
         """One part."""
-        async with self._acting("put_part"):
+        async with self._acting("upload_part"):
             self._upload(key, upload_id).parts[number] = body
             return Part(number, etag_of(body))
 
@@ -269,14 +271,14 @@ class MemoryStorage:
         *,
         condition: Condition | None = None,
         lease: Lease | None = None,
-    ) -> Written:
+    ) -> WriteResult:
         """Make the parts the object."""
         async with self._acting("complete_multipart", lease):
             upload = self._upload(key, upload_id)
             pieces = [upload.parts.get(part.number, b"") for part in parts]
             if [part.etag for part in parts] != [etag_of(piece) for piece in pieces]:
                 raise StorageUnavailableError("complete multipart: InvalidPart")
-            honoured = condition if self.differences.conditional_completion else None
+            honoured = condition if self.capabilities.conditional_completion else None
             digests = b"".join(hashlib.md5(p, usedforsecurity=False).digest() for p in pieces)
             etag = f"{etag_of(digests)}-{len(pieces)}"
             written = self._store(key, b"".join(pieces), upload.headers, etag, honoured)
@@ -290,11 +292,11 @@ class MemoryStorage:
             if upload is not None and upload.key == key:
                 del self._uploads[upload_id]
 
-    async def open_multiparts(self, prefix: str) -> AsyncIterator[OpenMultipart]:
+    async def list_multipart_uploads(self, prefix: str) -> AsyncIterator[MultipartUpload]:
         """All open multipart uploads under a prefix."""
-        async with self._acting("open_multiparts"):
+        async with self._acting("list_multipart_uploads"):
             rows = [
-                OpenMultipart(upload.key, upload_id, upload.initiated)
+                MultipartUpload(upload.key, upload_id, upload.initiated)
                 for upload_id, upload in self._uploads.items()
                 if upload.key.startswith(prefix)
             ]
@@ -308,24 +310,24 @@ class MemoryStorage:
 
     async def list(
         self, prefix: str, *, after: str = "", limit: int | None = None
-    ) -> AsyncIterator[Listed]:
+    ) -> AsyncIterator[ObjectSummary]:
         """The objects under a prefix in the order of their keys' bytes."""
         async with self._acting("list"):
             keys = [key for key in self.stored_keys() if _behind(key, prefix, after)][:limit]
             rows = [(key, self._bucket.get(key)) for key in keys]
         for key, stored in rows:
-            yield Listed(key, len(stored.body), stored.etag, stored.last_modified)
+            yield ObjectSummary(key, len(stored.body), stored.etag, stored.last_modified)
 
-    async def list_page(self, prefix: str, *, after: str = "") -> ListedPage:
+    async def list_page(self, prefix: str, *, after: str = "") -> ListingPage:
         """One request of `list`."""
         async with self._acting("list_page"):
             keys = [key for key in self.stored_keys() if _behind(key, prefix, after)]
             etags = {key: self._bucket.get(key).etag for key in keys[: self.page_keys]}
-            return ListedPage(etags, len(keys) <= self.page_keys, self.now)
+            return ListingPage(etags, len(keys) <= self.page_keys, self.now)
 
     async def list_versions(
         self, prefix: str, *, after: str = "", limit: int | None = None
-    ) -> AsyncIterator[Version]:
+    ) -> AsyncIterator[ObjectVersion]:
         """All versions and delete markers under a prefix."""
         async with self._acting("list_versions"):
             found = (row for row in self._bucket.versions() if _behind(row.key, prefix, after))
@@ -366,7 +368,7 @@ class MemoryStorage:
     ) -> None:
         """A self-copy with the conditions that are named."""
         async with self._acting("copy_conditionally", lease):
-            if self.differences.conditional_copy_destination:
+            if self.capabilities.conditional_copy_destination:
                 self._check(key, destination)
             await self._copy(key, headers, source_etag)
 
@@ -418,10 +420,10 @@ class MemoryStorage:
 
     def _store(
         self, key: str, body: bytes, headers: Headers, etag: str, condition: Condition | None
-    ) -> Written:
+    ) -> WriteResult:
         self._check(key, condition)
         self._bucket.store(key, new_version(body, headers, etag, self.now))
-        return Written(etag, self.now)
+        return WriteResult(etag, self.now)
 
     async def _copy(self, key: str, headers: Headers, source_etag: str | None) -> None:
         source = self._bucket.get(key)
@@ -431,7 +433,7 @@ class MemoryStorage:
         if not self.atomic_copies:
             await asyncio.sleep(0)
             await self._hook("mid_copy")
-        tags = source.tags if self.differences.copy_keeps_tags else {}
+        tags = source.tags if self.capabilities.copy_keeps_tags else {}
         self._bucket.store(key, new_version(body, headers, source.etag, self.now, tags))
 
 

@@ -39,7 +39,7 @@ from keyturn_workers.errors import ArchivedError, MissingError, StorageAnswerErr
 from keyturn_workers.keyring import KeyringReader, KeyringSnapshot
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.objects.verify import verify_upload
-from keyturn_workers.storage import Head, Storage
+from keyturn_workers.storage import ObjectHead, Storage
 from keyturn_workers.upload import body_pipeline
 
 
@@ -131,7 +131,7 @@ async def holds_another_upload(request: UploadRequested, storage: Storage) -> bo
 
 
 async def _plaintext(
-    own: UploadIdentity, storage: Storage, head: Head, snapshot: KeyringSnapshot
+    own: UploadIdentity, storage: Storage, head: ObjectHead, snapshot: KeyringSnapshot
 ) -> ExistingUpload:
     """Plaintext with this upload's id: its own where the bytes are those of its request."""
     allowed = snapshot.desired.plaintext_allowed
@@ -156,7 +156,7 @@ async def _plaintext(
 async def _wrapped(
     own: UploadIdentity,
     storage: Storage,
-    head: Head,
+    head: ObjectHead,
     wraps: Wraps,
     header: bytes,
     snapshot: KeyringSnapshot,
@@ -188,7 +188,9 @@ def _tag(own: UploadIdentity, dek: bytes) -> bytes:
     )
 
 
-async def _is_equal(own: UploadIdentity, storage: Storage, head: Head, dek: bytes | None) -> bool:
+async def _is_equal(
+    own: UploadIdentity, storage: Storage, head: ObjectHead, dek: bytes | None
+) -> bool:
     """Whether the object's plaintext is the request's body, in bounded memory.
 
     `dek` is the object's; None of an object that is plaintext itself.
@@ -204,7 +206,7 @@ async def _is_equal(own: UploadIdentity, storage: Storage, head: Head, dek: byte
 
 @asynccontextmanager
 async def _object_plaintext(
-    own: UploadIdentity, storage: Storage, head: Head, dek: bytes | None
+    own: UploadIdentity, storage: Storage, head: ObjectHead, dek: bytes | None
 ) -> AsyncIterator[AsyncIterator[bytes]]:
     s3_key = object_s3_key(own.request.project, own.request.key)
     try:
@@ -225,7 +227,7 @@ async def _decrypt(chunks: AsyncIterator[bytes], dek: bytes) -> AsyncIterator[by
         raise CorruptObjectError("a chunk of the object does not open") from exc
 
 
-def _plaintext_size(head: Head) -> int:
+def _plaintext_size(head: ObjectHead) -> int:
     try:
         return plaintext_size(head.size_bytes)
     except ChunkError as exc:

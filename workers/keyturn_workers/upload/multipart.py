@@ -36,7 +36,7 @@ async def abort_leftovers(storage: Storage, s3_key: str) -> None:
     swept up later: the object exists all the same.
     """
     try:
-        async for left in storage.open_multiparts(s3_key):
+        async for left in storage.list_multipart_uploads(s3_key):
             if left.key == s3_key:
                 await abort(storage, s3_key, left.upload_id)
     except (StorageUnavailableError, StorageAnswerError) as exc:
@@ -55,7 +55,7 @@ async def put_parts(
             number += 1
             if len(under_way) == _PARTS_IN_FLIGHT:
                 under_way = await _first_done(under_way, done)
-            put = storage.put_part(s3_key, upload_id, number, body)
+            put = storage.upload_part(s3_key, upload_id, number, body)
             under_way.add(asyncio.ensure_future(put))
         while under_way:
             under_way = await _first_done(under_way, done)

@@ -36,7 +36,7 @@ async def clean_staging(
             if now - body.last_modified > older_than:
                 bodies += await _went(storage.delete(body.key))
     enrolled: dict[str, bool] = {}
-    async for upload in storage.open_multiparts(""):
+    async for upload in storage.list_multipart_uploads(""):
         if now - upload.initiated > older_than and await _is_ours(upload.key, storage, enrolled):
             uploads += await _went(storage.abort_multipart(upload.key, upload.upload_id))
     return bodies, uploads

@@ -35,7 +35,7 @@ from keyturn_workers.objects.body_stream import seal_stream
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.objects.single import reconcile_object
 from keyturn_workers.objects.wrap import build_object_metadata, wrap
-from keyturn_workers.storage import Condition, Headers, IfAbsent, IfMatch, Storage, Written
+from keyturn_workers.storage import Condition, Headers, IfAbsent, IfMatch, Storage, WriteResult
 from keyturn_workers.storage.multipart import multipart
 from keyturn_workers.upload import body_pipeline
 from keyturn_workers.upload.existing import (
@@ -172,7 +172,7 @@ class Uploader:
         """
         if (
             isinstance(request.body, StagedBody)
-            and self._storage.differences.conditional_completion
+            and self._storage.capabilities.conditional_completion
         ):
             await abort_leftovers(self._storage, object_s3_key(request.project, request.key))
 
@@ -359,7 +359,7 @@ class Uploader:
 
     async def _put_inline(self, attempt: "_Attempt", plaintext: bytes) -> Stored:
         body = seal(attempt.dek, BODY_CONTEXT, plaintext) if attempt.sealed else plaintext
-        sent_s = self._keyrings.clock.own_s()
+        sent_s = self._keyrings.clock.local_s()
         written = await self._storage.put(
             attempt.s3_key,
             body,
@@ -369,10 +369,10 @@ class Uploader:
         )
         return self._stored(attempt, written, sent_s)
 
-    def _stored(self, attempt: "_Attempt", written: Written, sent_s: float) -> Stored:
+    def _stored(self, attempt: "_Attempt", written: WriteResult, sent_s: float) -> Stored:
         """What one put stored; called as soon as its answer is there."""
         clock, snapshot = self._keyrings.clock, attempt.snapshot
-        received_s = clock.own_s()
+        received_s = clock.local_s()
         agrees = clock.observe(written.date, sent_s, received_s).agrees
         put = PutResponse(written.date, agrees, received_s, by_one_put=True)
         in_time = exists_within_lease(snapshot, put, sealed=attempt.sealed)
@@ -408,13 +408,13 @@ class Uploader:
         pieces = seal_stream(plaintext, attempt.dek) if attempt.sealed else plaintext
         body_bytes = sealed_size(size_bytes) if attempt.sealed else size_bytes
         split_into_parts = (
-            self._storage.differences.conditional_completion
+            self._storage.capabilities.conditional_completion
             and isinstance(attempt.condition, IfAbsent)
             and body_bytes > self._limits.part_size_bytes
         )
         if split_into_parts:
             return await self._put_in_parts(attempt, pieces, body_bytes)
-        sent_s = self._keyrings.clock.own_s()
+        sent_s = self._keyrings.clock.local_s()
         written = await self._storage.put_stream(
             attempt.s3_key,
             pieces,

@@ -117,14 +117,14 @@ async def _leaving_nothing_behind() -> AsyncIterator[None]:
 
 async def _serve(settings: WorkerSettings, roles: frozenset[str]) -> None:
     amqp_url = settings.amqp_url.get_secret_value()
-    differences = await _patiently(settings, lambda: _check_storage(settings))
+    capabilities = await _patiently(settings, lambda: _check_storage(settings))
     await _patiently(settings, lambda: declare(amqp_url, settings.publishers))
     grants = _keeper(settings)
     connections = (
         settings.upload_concurrency + settings.stream_concurrency * 4 + settings.sweep_concurrency
     )
     async with open_storage(
-        settings, differences=differences, max_connections=connections + _SPARE_CONNECTIONS
+        settings, capabilities=capabilities, max_connections=connections + _SPARE_CONNECTIONS
     ) as storage:
         broker = RabbitBroker(
             amqp_url,
@@ -173,7 +173,7 @@ async def _serve(settings: WorkerSettings, roles: frozenset[str]) -> None:
                 await stack.enter_async_context(_meanwhile(grants.keep_current()))
             await stack.enter_async_context(_meanwhile(process.bound_dead_letters()))
             # Each role needs it: an upload's lease, the ages of requests, the date of a turn.
-            await stack.enter_async_context(_meanwhile(process.keep_time_known()))
+            await stack.enter_async_context(_meanwhile(process.keep_clock_known()))
             if UPLOAD in roles:
                 await stack.enter_async_context(_meanwhile(process.sweep_staging()))
             if SWEEP in roles:
@@ -246,7 +246,7 @@ async def _check_storage(settings: WorkerSettings) -> Capabilities:
                 "KEYTURN_ALLOW_UNSAFE_STORAGE=true starts all the same"
             )
         _log.warning("unsafe storage allowed", missing=missing)
-    return report.differences
+    return report.capabilities
 
 
 def _subscribe(

@@ -17,7 +17,7 @@ from keyturn_workers.keyring import KeyringReader
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.settings import WorkerSettings
 from keyturn_workers.storage import Storage
-from keyturn_workers.storage.timekeeper import keep_time_known
+from keyturn_workers.storage.timekeeper import keep_clock_known
 from keyturn_workers.sweep import Outbox, Starter, SweepStore
 from keyturn_workers.sweep.fleet_sweep import FleetSweep
 from keyturn_workers.sweep.handler import SweepRole
@@ -110,10 +110,10 @@ class Roles:
             StorageUnavailableError, StorageAnswerError
         """
         clock = self._keyrings.clock
-        sent_s = clock.own_s()
+        sent_s = clock.local_s()
         # Behind all keyrings: an answer without rows.
         page = await self._storage.list_page(KEYRINGS_PREFIX, after=f"{KEYRINGS_PREFIX}~")
-        clock.observe(page.date, sent_s, clock.own_s())
+        clock.observe(page.date, sent_s, clock.local_s())
 
     def _requests(self, role: RequestHandler) -> Consumer:
         settings = self._settings
@@ -212,9 +212,9 @@ class Roles:
         )
         await keeper.keep()
 
-    async def keep_time_known(self) -> None:
+    async def keep_clock_known(self) -> None:
         """Go on knowing the storage's clock while there is nothing to do, for ever (SPEC 8.4)."""
-        await keep_time_known(self.learn_time)
+        await keep_clock_known(self.learn_time)
 
     async def rescue_sweeps(self) -> None:
         """Carry on sweeps whose messages were lost, for ever (SPEC 8.5)."""

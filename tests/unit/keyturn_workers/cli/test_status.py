@@ -35,7 +35,7 @@ from tests.unit.keyturn_workers.factories import (
 )
 
 if TYPE_CHECKING:
-    from keyturn_workers.storage import Head
+    from keyturn_workers.storage import ObjectHead
 
 _FIRST = keyring()
 _SECOND = turned(_FIRST)
@@ -332,7 +332,7 @@ class _Crowded(MemoryStorage):
     now_reading = 0
     most = 0
 
-    async def head(self, key: str) -> Head:
+    async def head(self, key: str) -> ObjectHead:
         self.now_reading += 1
         self.most = max(self.most, self.now_reading)
         await asyncio.sleep(0)

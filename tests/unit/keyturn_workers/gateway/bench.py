@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from keyturn_workers.gateway.object_reader import Found
     from keyturn_workers.gateway.ranges import Span
     from keyturn_workers.keyring import DesiredState
-    from keyturn_workers.storage import Head, Lease, Stream
+    from keyturn_workers.storage import Lease, ObjectHead, ObjectStream
 
 PEPPER: Final = "pepper"
 API_KEY: Final = "kt_" + "k" * 43
@@ -84,13 +84,13 @@ class WatchedStorage(MemoryStorage):
 
     async def read_start(
         self, key: str, length_bytes: int, *, version_id: str | None = None
-    ) -> tuple[Head, bytes]:
+    ) -> tuple[ObjectHead, bytes]:
         self.asked_bytes += length_bytes
         return await super().read_start(key, length_bytes, version_id=version_id)
 
-    async def presigned(self, key: str, lease: Lease) -> str:
+    async def presign_get(self, key: str, lease: Lease) -> str:
         self.leases.append(lease)
-        return await super().presigned(key, lease)
+        return await super().presign_get(key, lease)
 
     @asynccontextmanager
     async def stream(
@@ -100,7 +100,7 @@ class WatchedStorage(MemoryStorage):
         start: int = 0,
         length_bytes: int | None = None,
         if_match: str | None = None,
-    ) -> AsyncIterator[Stream]:
+    ) -> AsyncIterator[ObjectStream]:
         self.streamed.append((start, length_bytes, if_match))
         breaks = self.breaks.pop(0) if self.breaks else None
         opening = super().stream(key, start=start, length_bytes=length_bytes, if_match=if_match)
@@ -115,7 +115,7 @@ class WatchedStorage(MemoryStorage):
 
 
 class _Watched:
-    def __init__(self, storage: WatchedStorage, stream: Stream, breaks: int | None) -> None:
+    def __init__(self, storage: WatchedStorage, stream: ObjectStream, breaks: int | None) -> None:
         self.head = stream.head
         self._storage = storage
         self._stream = stream

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _API_KEY = new_api_key()
 _MASTER = {"m1": Secret(os.urandom(32))}
-_OPERATIONS = ("read", "read_start", "head", "stream", "list", "presigned")
+_OPERATIONS = ("read", "read_start", "head", "stream", "list", "presign_get")
 
 
 class _Watched(MemoryStorage):

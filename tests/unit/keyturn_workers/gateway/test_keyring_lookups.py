@@ -19,7 +19,7 @@ from tests.unit.keyturn_workers.gateway.bench import API_KEY, NEW_API_KEY, Bench
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from keyturn_workers.storage import Listed
+    from keyturn_workers.storage import ObjectSummary
 
 _WRONG = "Bearer kt_" + "w" * 43
 
@@ -98,7 +98,7 @@ async def test_a_listing_that_was_sent_before_a_caller_came_says_nothing_about_i
     real = spent.storage.list
     sent, answered = asyncio.Event(), asyncio.Event()
 
-    async def stalls(prefix: str, **more: Any) -> AsyncIterator[Listed]:
+    async def stalls(prefix: str, **more: Any) -> AsyncIterator[ObjectSummary]:
         rows = [row async for row in real(prefix, **more)]
         sent.set()
         await answered.wait()

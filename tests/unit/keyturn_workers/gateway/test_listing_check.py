@@ -11,13 +11,13 @@ from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.storage.test_probe import ListsLate
 
 if TYPE_CHECKING:
-    from keyturn_workers.storage import Headers, Written
+    from keyturn_workers.storage import Headers, WriteResult
 
 
 class Closed(MemoryStorage):
     """Takes writes in one folder alone, as the bucket policy says."""
 
-    async def put(self, key: str, body: bytes, headers: Headers, **how: Any) -> Written:
+    async def put(self, key: str, body: bytes, headers: Headers, **how: Any) -> WriteResult:
         if not key.startswith(".keyturn/staging/gateway/"):
             raise RefusedError("put: AccessDenied")
         return await super().put(key, body, headers, **how)
@@ -26,24 +26,24 @@ class Closed(MemoryStorage):
 async def test_a_storage_whose_listings_show_overwrites_is_known() -> None:
     storage = Closed()
     await learn_listings(storage, "gateway")
-    assert storage.differences.listings_show_overwrites
+    assert storage.capabilities.listings_show_overwrites
     assert storage.stored_keys() == []
 
 
 async def test_one_whose_listings_are_late_is_not_relied_on() -> None:
     storage = ListsLate()
     await learn_listings(storage, "gateway")
-    assert not storage.differences.listings_show_overwrites
+    assert not storage.capabilities.listings_show_overwrites
 
 
 async def test_a_storage_that_does_not_answer_is_asked_again() -> None:
     storage = MemoryStorage()
     storage.fail_next("put", StorageUnavailableError("down"), times=20)
     await learn_listings(storage, "gateway", again_s=0)
-    assert storage.differences.listings_show_overwrites
+    assert storage.capabilities.listings_show_overwrites
 
 
 async def test_a_gateway_that_may_not_write_reads_one_by_one() -> None:
     storage = Closed()
     await learn_listings(storage, "web")
-    assert not storage.differences.listings_show_overwrites
+    assert not storage.capabilities.listings_show_overwrites

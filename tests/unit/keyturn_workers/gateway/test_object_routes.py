@@ -328,7 +328,7 @@ async def test_plaintext_is_never_presigned_for_who_may_not_read_it() -> None:
     assert (got.status, got.document()["code"]) == (502, "corrupt_object")
     serving.bench.allow(plaintext=True)
     assert (await serving.ask(key=NEW_API_KEY)).status == 401
-    assert serving.bench.storage.calls["presigned"] == 0
+    assert serving.bench.storage.calls["presign_get"] == 0
 
 
 async def test_an_object_of_the_earlier_system() -> None:

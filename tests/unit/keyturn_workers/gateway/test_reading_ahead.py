@@ -27,7 +27,7 @@ from keyturn_workers.testing.memory_storage import MemoryStorage
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from keyturn_workers.storage import Stream
+    from keyturn_workers.storage import ObjectStream
 
 KEY = "acme/k"
 DEK = bytes(32)
@@ -47,7 +47,7 @@ class Watched(MemoryStorage):
         self.fails_at: int | None = None
 
     @asynccontextmanager
-    async def stream(self, key: str, **asked: Any) -> AsyncIterator[Stream]:
+    async def stream(self, key: str, **asked: Any) -> AsyncIterator[ObjectStream]:
         self.asked.append((asked["start"], asked["length_bytes"]))
         self._open += 1
         if self._open >= self.together:

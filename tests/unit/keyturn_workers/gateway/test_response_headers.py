@@ -15,7 +15,7 @@ from keyturn.metadata import caller_from_wire
 from keyturn_workers.gateway.object_reader import Legacy, Plaintext
 from keyturn_workers.gateway.ranges import Span
 from keyturn_workers.gateway.response_headers import META_PREFIX, header_of, headers_of
-from keyturn_workers.storage import Head, Headers
+from keyturn_workers.storage import Headers, ObjectHead
 from keyturn_workers.testing.memory_storage import MemoryStorage
 
 AT = datetime(2026, 11, 24, 10, tzinfo=UTC)
@@ -24,21 +24,21 @@ _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUES = st.text(max_size=60) | st.text(st.characters(max_codepoint=255), max_size=60)
 
 
-def _head(metadata: dict[str, str], content_type: str | None = None, **restated: str) -> Head:
+def _head(metadata: dict[str, str], content_type: str | None = None, **restated: str) -> ObjectHead:
     named = {name.replace("_", "-"): value for name, value in restated.items()}
-    return Head(10, "e" * 32, AT, AT, Headers(metadata, content_type, named))
+    return ObjectHead(10, "e" * 32, AT, AT, Headers(metadata, content_type, named))
 
 
 async def _unread() -> bytes:
     raise AssertionError("headers need no plaintext")
 
 
-def _whole(head: Head) -> Legacy:
+def _whole(head: ObjectHead) -> Legacy:
     # Nonce and tag beside the plaintext.
     return Legacy(replace(head, size_bytes=head.size_bytes + 28), _unread)
 
 
-def _plain(head: Head) -> Plaintext:
+def _plain(head: ObjectHead) -> Plaintext:
     return Plaintext(MemoryStorage(), "acme/k", head)
 
 

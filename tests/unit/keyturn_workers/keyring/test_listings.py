@@ -38,8 +38,8 @@ class Many:
     names: list[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        differences = Capabilities(listings_show_overwrites=self.shows_overwrites)
-        self.storage = MemoryStorage(differences=differences)
+        capabilities = Capabilities(listings_show_overwrites=self.shows_overwrites)
+        self.storage = MemoryStorage(capabilities=capabilities)
         self.storage.page_keys = self.page_keys
         self.names = [f"p{number:05}" for number in range(self.projects)]
         for project in self.names:

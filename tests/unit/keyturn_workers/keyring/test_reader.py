@@ -11,14 +11,14 @@ from keyturn.errors import StorageUnavailableError, UnknownProjectError
 from keyturn_workers.errors import MissingError
 from keyturn_workers.keyring import Keyring, KeyringReader
 from keyturn_workers.keyring.model import build
-from keyturn_workers.storage import Capabilities, Head, Headers
+from keyturn_workers.storage import Capabilities, Headers, ObjectHead
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring, turned
 
 
 class _Bucket:
     """Answers reads only when it is told to, with what stood when each read began."""
 
-    differences = Capabilities()
+    capabilities = Capabilities()
 
     def __init__(self, ring: Keyring | None) -> None:
         self.ring = ring
@@ -28,7 +28,7 @@ class _Bucket:
         self.gate.set()
         self.started = asyncio.Event()
 
-    async def read(self, key: str, *, max_bytes: int) -> tuple[Head, bytes]:
+    async def read(self, key: str, *, max_bytes: int) -> tuple[ObjectHead, bytes]:
         assert max_bytes == 2 * 1024**2  # a keyring that somebody made huge is not read whole
         assert key == ".keyturn/keyrings/acme.json"
         self.began += 1
@@ -41,7 +41,7 @@ class _Bucket:
             raise MissingError
         body = build(seen, MASTER_KEYS)
         now = datetime.now(UTC)
-        return Head(len(body), "etag", now, now, Headers({})), body
+        return ObjectHead(len(body), "etag", now, now, Headers({})), body
 
 
 def _reader(bucket: _Bucket, cache_s: float = 60) -> KeyringReader:

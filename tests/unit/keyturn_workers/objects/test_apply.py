@@ -78,7 +78,7 @@ async def test_new_wraps_and_nothing_else(move: Callable[[Scene], Awaitable[None
     assert await on.body() == before
     assert (await on.storage.head(TARGET)).etag == etag
     await on.check_the_rest()
-    writes = ("put", "put_stream", "begin_multipart", "stream")
+    writes = ("put", "put_stream", "create_multipart", "stream")
     assert [on.storage.calls[name] for name in writes] == [0, 0, 0, 0]
 
 
@@ -378,7 +378,7 @@ async def test_a_lost_answer(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "differences", "limit", "at_risk"),
+    ("kind", "capabilities", "limit", "at_risk"),
     [
         ("rewrap", Capabilities(), 10**9, True),
         ("rewrap", KEEPS_TAGS, 10**9, False),
@@ -390,10 +390,10 @@ async def test_a_lost_answer(kind: str) -> None:
     ],
 )
 async def test_tags_at_risk(
-    kind: str, differences: Capabilities, limit: int, *, at_risk: bool
+    kind: str, capabilities: Capabilities, limit: int, *, at_risk: bool
 ) -> None:
     """Exactly where the write drops them, and never of an object without any."""
-    on = await due(kind, MemoryStorage(differences=differences))
+    on = await due(kind, MemoryStorage(capabilities=capabilities))
     view, action, snapshot = await on.plan_action(ENCRYPT)
     assert tags_at_risk(on.storage, view, action, limit) is at_risk
     if limit > 1:

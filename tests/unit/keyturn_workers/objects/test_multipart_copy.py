@@ -38,9 +38,11 @@ async def due(storage: MemoryStorage | None = None, *, locked: bool = False) -> 
     return on
 
 
-@pytest.mark.parametrize("differences", [Capabilities(), CONDITIONAL], ids=["plain", "conditional"])
-async def test_copied_in_parts(differences: Capabilities) -> None:
-    on = await due(MemoryStorage(differences=differences))
+@pytest.mark.parametrize(
+    "capabilities", [Capabilities(), CONDITIONAL], ids=["plain", "conditional"]
+)
+async def test_copied_in_parts(capabilities: Capabilities) -> None:
+    on = await due(MemoryStorage(capabilities=capabilities))
     before = await on.body()
     await on.bring()
     assert await on.body() == before
@@ -54,7 +56,7 @@ async def test_at_the_limit_it_is_one_copy() -> None:
     on = await due()
     on = Scene(on.storage, on.ring, copy_limit_bytes=len(await on.body()))
     await on.bring()
-    assert (on.storage.calls["begin_multipart"], on.storage.calls["copy_onto_itself"]) == (0, 1)
+    assert (on.storage.calls["create_multipart"], on.storage.calls["copy_onto_itself"]) == (0, 1)
     assert await on.is_current()
 
 
@@ -97,7 +99,7 @@ async def test_a_completion_after_its_lease() -> None:
     assert not await on.is_current()
 
 
-@pytest.mark.parametrize("operation", ["begin_multipart", "copy_part"])
+@pytest.mark.parametrize("operation", ["create_multipart", "copy_part"])
 async def test_a_turn_while_it_is_copied(operation: str) -> None:
     """Its wraps are of yesterday: aborted, and looked at again."""
     on = await due()
@@ -112,18 +114,20 @@ async def test_a_master_key_turned_while_it_is_copied() -> None:
     await check_refused(on, "copy_part", on.turn_master_key, PreconditionError)
 
 
-@pytest.mark.parametrize("operation", ["begin_multipart", "copy_part", "head"])
-@pytest.mark.parametrize("differences", [Capabilities(), CONDITIONAL], ids=["plain", "conditional"])
-async def test_deleted_while_it_is_copied(operation: str, differences: Capabilities) -> None:
+@pytest.mark.parametrize("operation", ["create_multipart", "copy_part", "head"])
+@pytest.mark.parametrize(
+    "capabilities", [Capabilities(), CONDITIONAL], ids=["plain", "conditional"]
+)
+async def test_deleted_while_it_is_copied(operation: str, capabilities: Capabilities) -> None:
     """Its parts would bring it back, on a server that honours no condition there."""
-    on = await due(MemoryStorage(differences=differences))
+    on = await due(MemoryStorage(capabilities=capabilities))
     await check_refused(on, operation, on.delete, PreconditionError)
     assert isinstance(parse((await on.storage.head(TARGET)).metadata), Tombstone)
     assert on.storage.calls["complete_multipart"] == 0
 
 
 async def test_deleted_at_the_last_moment_where_completions_honour_conditions() -> None:
-    on = await due(MemoryStorage(differences=CONDITIONAL))
+    on = await due(MemoryStorage(capabilities=CONDITIONAL))
     await check_refused(on, "complete_multipart", on.delete, PreconditionError)
     assert isinstance(parse((await on.storage.head(TARGET)).metadata), Tombstone)
 

@@ -90,8 +90,8 @@ async def test_a_late_copy_is_done_again_under_a_new_lease() -> None:
 @pytest.mark.parametrize("keeps_tags", [False, True])
 @pytest.mark.parametrize(("size", "limit"), [(5, 10**9), (6 * MIB, 1)], ids=["small", "in parts"])
 async def test_tags_are_there_after_it(size: int, limit: int, *, keeps_tags: bool) -> None:
-    differences = Capabilities(copy_keeps_tags=keeps_tags)
-    on = await behind(MemoryStorage(differences=differences), size, limit)
+    capabilities = Capabilities(copy_keeps_tags=keeps_tags)
+    on = await behind(MemoryStorage(capabilities=capabilities), size, limit)
     await run(on)
     assert await on.is_current()
     assert await on.storage.read_tags(TARGET) == TAGS

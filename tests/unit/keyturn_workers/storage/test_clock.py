@@ -8,13 +8,13 @@ from typing import Final
 
 import pytest
 
-from keyturn_workers.storage.clock import DISTRUSTED, Judged, StorageClock, boottime_s
+from keyturn_workers.storage.clock import DISTRUSTED, DateTrust, StorageClock, boottime_s
 
 LEASE_S: Final = 15
 EPOCH: Final = datetime(2026, 11, 24, 10, tzinfo=UTC)
 DAY_S: Final = 86_400.0
-LEASE_ONLY: Final = Judged(agrees=True, proves=False)
-PROOF: Final = Judged(agrees=True, proves=True)
+LEASE_ONLY: Final = DateTrust(agrees=True, proves=False)
+PROOF: Final = DateTrust(agrees=True, proves=True)
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Machine:
         ahead = self.ahead_s if ahead_s is None else ahead_s
         return (EPOCH + timedelta(seconds=self.now_s + ahead)).replace(microsecond=0)
 
-    def answer(self, ahead_s: float | None = None, took_s: float = 0.1) -> Judged:
+    def answer(self, ahead_s: float | None = None, took_s: float = 0.1) -> DateTrust:
         """One answer, dated in the middle of the time that it took."""
         sent_s = self.now_s
         self.now_s += took_s / 2
@@ -40,7 +40,7 @@ class Machine:
         self.now_s += took_s / 2
         return self.clock.observe(date, sent_s, self.now_s)
 
-    def answers(self, seconds: float, *ahead_s: float) -> list[Judged]:
+    def answers(self, seconds: float, *ahead_s: float) -> list[DateTrust]:
         """Answers, one a second, in turn from front ends whose clocks are so far ahead."""
         given = []
         for number in range(int(seconds)):
@@ -189,5 +189,5 @@ def test_now_is_the_storages_time() -> None:
 
 def test_the_own_clock_counts_suspensions() -> None:
     before_s = boottime_s()
-    assert StorageClock(LEASE_S).own_s is boottime_s
+    assert StorageClock(LEASE_S).local_s is boottime_s
     assert boottime_s() >= before_s > 0

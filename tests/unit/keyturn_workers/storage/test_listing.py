@@ -78,7 +78,7 @@ async def test_without_the_guard_a_listing_would_break(
         server.script = [listed("p/%01", more="p/\x01")] * 9
         with pytest.raises(StorageUnavailableError):
             await anext(aiter(unguarded.list("p/")))
-    assert storage.differences is not None
+    assert storage.capabilities is not None
 
 
 async def test_an_empty_page_goes_on_by_its_token(
@@ -117,7 +117,7 @@ async def test_open_uploads_that_lead_nowhere_end(
         "</ListMultipartUploadsResult>"
     )
     server.script = [Reply(200, page.encode(), {"Content-Type": "application/xml"})] * 5
-    assert len([row async for row in storage.open_multiparts("p/")]) == 2
+    assert len([row async for row in storage.list_multipart_uploads("p/")]) == 2
     assert len(server.asked) == 2
 
 

@@ -14,22 +14,22 @@ from keyturn_workers.storage import Capabilities, Headers, IfAbsent, IfMatch, Le
 from keyturn_workers.testing.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
-    from keyturn_workers.storage import Head
-    from keyturn_workers.storage.probe.protocol import Probed
+    from keyturn_workers.storage import ObjectHead
+    from keyturn_workers.storage.probe.protocol import ProbeStorage
 
 PLAIN = Headers({})
 LOST = StorageUnavailableError("put: ServerDisconnectedError")
 
 
-def lease_of(head: Head) -> Lease:
+def lease_of(head: ObjectHead) -> Lease:
     return Lease(head.date, 15)
 
 
 def test_it_is_a_storage() -> None:
     """Checked by mypy; kept as a value so that the check stays."""
     storage: Storage = MemoryStorage()
-    probed: Probed = MemoryStorage()
-    assert storage.differences == probed.differences == Capabilities()
+    probed: ProbeStorage = MemoryStorage()
+    assert storage.capabilities == probed.capabilities == Capabilities()
 
 
 async def test_fails_before_the_effect() -> None:
@@ -87,7 +87,7 @@ async def test_its_clock() -> None:
 
 async def test_planted() -> None:
     """Objects as others left them: tagged, archived, locked."""
-    storage = MemoryStorage(differences=Capabilities(copy_keeps_tags=True))
+    storage = MemoryStorage(capabilities=Capabilities(copy_keeps_tags=True))
     said = Headers({"a": "1"}, "text/plain", {"x-amz-storage-class": "GLACIER"})
     storage.plant("a/tagged", b"1", said, tags={"t": "1"})
     head = await storage.head("a/tagged")
@@ -108,7 +108,7 @@ async def test_archived() -> None:
         await storage.read_start("a/k", 56)
     with pytest.raises(ArchivedError):
         await storage.copy_onto_itself("a/k", PLAIN, source_etag=head.etag, lease=lease_of(head))
-    upload_id = await storage.begin_multipart("a/k", PLAIN)
+    upload_id = await storage.create_multipart("a/k", PLAIN)
     with pytest.raises(ArchivedError):
         await storage.copy_part("a/k", upload_id, 1, first=0, last=0, source_etag=head.etag)
 
@@ -243,4 +243,4 @@ async def test_a_presigned_url_names_its_object_and_its_end() -> None:
     """It leads nowhere, but tells what it was made of."""
     storage = MemoryStorage()
     lease = Lease(datetime.fromisoformat("2026-11-24T10:00:00+00:00"), 60)
-    assert await storage.presigned("a/k", lease) == "memory:///a/k?until=2026-11-24T10:01:00Z"
+    assert await storage.presign_get("a/k", lease) == "memory:///a/k?until=2026-11-24T10:01:00Z"

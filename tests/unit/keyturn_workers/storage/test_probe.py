@@ -19,7 +19,15 @@ from keyturn_workers.testing.memory_storage import MemoryStorage
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from keyturn_workers.storage import Condition, Head, Lease, Listed, ListedPage, Part, Written
+    from keyturn_workers.storage import (
+        Condition,
+        Lease,
+        ListingPage,
+        ObjectHead,
+        ObjectSummary,
+        Part,
+        WriteResult,
+    )
 
 EVERYTHING = Capabilities(
     conditional_completion=True,
@@ -35,7 +43,7 @@ ALWAYS = Capabilities(listings_show_overwrites=True, late_writes_refused=True)
 class ListsLate(MemoryStorage):
     """Its listings show a body by the ETag of the one before."""
 
-    async def list_page(self, prefix: str, *, after: str = "") -> ListedPage:
+    async def list_page(self, prefix: str, *, after: str = "") -> ListingPage:
         page = await super().list_page(prefix, after=after)
         shown = {key: self._seen.get(key, etag) for key, etag in page.etags.items()}
         self._seen = dict(page.etags)
@@ -55,7 +63,7 @@ class IgnoresIfAbsent(MemoryStorage):
         *,
         condition: Condition | None = None,
         lease: Lease | None = None,
-    ) -> Written:
+    ) -> WriteResult:
         kept = None if isinstance(condition, IfAbsent) else condition
         return await super().put(key, body, headers, condition=kept, lease=lease)
 
@@ -71,7 +79,7 @@ class IgnoresIfMatch(MemoryStorage):
         *,
         condition: Condition | None = None,
         lease: Lease | None = None,
-    ) -> Written:
+    ) -> WriteResult:
         kept = None if isinstance(condition, IfMatch) else condition
         return await super().put(key, body, headers, condition=kept, lease=lease)
 
@@ -87,7 +95,7 @@ class ChecksThenStores(MemoryStorage):
         *,
         condition: Condition | None = None,
         lease: Lease | None = None,
-    ) -> Written:
+    ) -> WriteResult:
         self._check(key, condition)
         await asyncio.sleep(0)
         return await super().put(key, body, headers, lease=lease)
@@ -104,7 +112,7 @@ class OverwritesOnFailure(MemoryStorage):
         *,
         condition: Condition | None = None,
         lease: Lease | None = None,
-    ) -> Written:
+    ) -> WriteResult:
         try:
             return await super().put(key, body, headers, condition=condition, lease=lease)
         except Exception as exc:
@@ -118,7 +126,7 @@ class ShowsDeleted(MemoryStorage):
 
     def __init__(self) -> None:
         super().__init__()
-        self._deleted: list[Listed] = []
+        self._deleted: list[ObjectSummary] = []
 
     async def delete(self, key: str) -> None:
         self._deleted = [row async for row in super().list(key)]
@@ -126,7 +134,7 @@ class ShowsDeleted(MemoryStorage):
 
     async def list(
         self, prefix: str, *, after: str = "", limit: int | None = None
-    ) -> AsyncIterator[Listed]:
+    ) -> AsyncIterator[ObjectSummary]:
         async for row in super().list(prefix, after=after, limit=limit):
             yield row
         for row in self._deleted:
@@ -138,9 +146,11 @@ class ReadsStale(MemoryStorage):
 
     def __init__(self) -> None:
         super().__init__()
-        self._seen: dict[str, tuple[Head, bytes]] = {}
+        self._seen: dict[str, tuple[ObjectHead, bytes]] = {}
 
-    async def read(self, key: str, *, max_bytes: int = RECORD_MAX_BYTES) -> tuple[Head, bytes]:
+    async def read(
+        self, key: str, *, max_bytes: int = RECORD_MAX_BYTES
+    ) -> tuple[ObjectHead, bytes]:
         return self._seen.setdefault(key, await super().read(key, max_bytes=max_bytes))
 
 
@@ -174,7 +184,7 @@ class LosesParts(MemoryStorage):
         *,
         condition: Condition | None = None,
         lease: Lease | None = None,
-    ) -> Written:
+    ) -> WriteResult:
         return await super().complete_multipart(
             key, upload_id, parts[:1], condition=condition, lease=lease
         )
@@ -219,7 +229,7 @@ async def test_stale_reads_fail_their_row() -> None:
 
 
 @pytest.mark.parametrize(
-    "differences",
+    "capabilities",
     [
         ALWAYS,
         replace(ALWAYS, conditional_completion=True),
@@ -228,11 +238,11 @@ async def test_stale_reads_fail_their_row() -> None:
         EVERYTHING,
     ],
 )
-async def test_differences_are_measured(differences: Capabilities) -> None:
+async def test_differences_are_measured(capabilities: Capabilities) -> None:
     """What the storage does is what the report says, quick or not."""
     for quick in (True, False):
-        report = await probe(MemoryStorage(differences=differences), quick=quick)
-        assert report.differences == differences
+        report = await probe(MemoryStorage(capabilities=capabilities), quick=quick)
+        assert report.capabilities == capabilities
         report.check()
 
 
@@ -259,30 +269,30 @@ async def test_a_storage_that_takes_late_writes_is_known_as_one(operations: Any)
     """One kind of write is enough: sweeps say at their end what their proof rests on."""
     for quick in (True, False):
         report = await probe(TakesLateWrites(*operations), quick=quick)
-        assert not report.differences.late_writes_refused
+        assert not report.capabilities.late_writes_refused
         report.check()
 
 
 @pytest.mark.parametrize("quick", [False, True])
 @pytest.mark.parametrize(
-    ("broken", "row", "differences"),
+    ("broken", "row", "capabilities"),
     [
         (ListsLate, "listing shows overwrites", replace(ALWAYS, listings_show_overwrites=False)),
     ],
 )
 async def test_what_cannot_be_relied_on_is_said(
-    broken: type[MemoryStorage], row: str, differences: Capabilities, *, quick: bool
+    broken: type[MemoryStorage], row: str, capabilities: Capabilities, *, quick: bool
 ) -> None:
     """A worker starts all the same, and knows it."""
     report = await probe(broken(), quick=quick)
     assert row in {each.name for each in report.rows if not each.ok}
-    assert report.differences == differences
+    assert report.capabilities == capabilities
     report.check()
 
 
 async def test_a_storage_that_does_everything() -> None:
     """Every row holds, and all of it stood under the probe's own prefix."""
-    storage = MemoryStorage(differences=EVERYTHING)
+    storage = MemoryStorage(capabilities=EVERYTHING)
     storage.plant("acme/k", b"1", Headers({}))
     report = await probe(storage)
     assert [row.name for row in report.rows if not row.ok] == []
@@ -295,7 +305,7 @@ async def test_a_storage_that_does_everything() -> None:
 @pytest.mark.parametrize("quick", [False, True])
 async def test_versions_are_told(*, quick: bool) -> None:
     """A versioned bucket is no failure where conditions hold there, and is said either way."""
-    storage = MemoryStorage(versioned=True, differences=EVERYTHING)
+    storage = MemoryStorage(versioned=True, capabilities=EVERYTHING)
     report = await probe(storage, quick=quick)
     assert [row.name for row in report.rows if not row.ok] == ["no old versions kept"]
     row = report.rows[-1]

@@ -102,7 +102,7 @@ async def test_a_multipart_copy_says_it_when_it_begins(
     told = TOLD[name]
     copied = b"<CopyPartResult><ETag>&quot;p&quot;</ETag></CopyPartResult>"
     server.script = [Reply(200, BEGUN), Reply(200, copied)]
-    upload_id = await storage.begin_multipart("a/k", Headers({"enc-a": "2"}, "text/x", told))
+    upload_id = await storage.create_multipart("a/k", Headers({"enc-a": "2"}, "text/x", told))
     await storage.copy_part("a/k", upload_id, 1, first=0, last=9, source_etag=ETAG)
     begun, part = server.asked
     assert {name: begun.headers.get(name) for name in told} == told

@@ -30,7 +30,7 @@ from tests.unit.keyturn_workers.storage.scripted import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from keyturn_workers.storage import Stream
+    from keyturn_workers.storage import ObjectStream
     from tests.unit.keyturn_workers.storage.scripted import ScriptedServer
 
 PLAIN = Headers({})
@@ -70,9 +70,9 @@ WRITES: dict[str, Callable[[S3Storage], Awaitable[object]]] = {
     "large put": lambda s: s.put("a/k", LARGE, PLAIN, condition=IfAbsent()),
     "streamed put": lambda s: s.put_stream("a/k", chunks(b"bo", b"dy"), 4, PLAIN),
     "copy": lambda s: s.copy_onto_itself("a/k", PLAIN, source_etag=ETAG, lease=lease()),
-    "part": lambda s: s.put_part("a/k", "id", 1, b"body"),
+    "part": lambda s: s.upload_part("a/k", "id", 1, b"body"),
     "completion": lambda s: s.complete_multipart("a/k", "id", [Part(1, ETAG)], lease=lease()),
-    "begin": lambda s: s.begin_multipart("a/k", PLAIN),
+    "begin": lambda s: s.create_multipart("a/k", PLAIN),
 }
 
 
@@ -130,7 +130,7 @@ async def streamed(storage: S3Storage) -> bytes:
         return b"".join([chunk async for chunk in stream.chunks(3)])
 
 
-async def collected(stream: Stream, into: list[bytes], size_bytes: int | None = 3) -> None:
+async def collected(stream: ObjectStream, into: list[bytes], size_bytes: int | None = 3) -> None:
     async for chunk in stream.chunks(size_bytes):
         into.append(chunk)  # noqa: PERF401  # what came before an error stays
 
@@ -318,7 +318,7 @@ async def test_a_bounded_stream_of_a_shorter_object_ends_with_it(
 
 async def test_what_a_presigned_url_says(server: ScriptedServer, storage: S3Storage) -> None:
     """A GET of this one object, from the read on, for as long as the lease; nothing is asked."""
-    signed = await storage.presigned("a/ü k?&", lease(60))
+    signed = await storage.presign_get("a/ü k?&", lease(60))
     url = urlsplit(signed)
     query = {name: value for name, (value,) in parse_qs(url.query).items()}
     assert url.path == "/bucket/a/%C3%BC%20k%3F%26"
@@ -461,7 +461,7 @@ async def test_where_aws_is(bucket: str, url: str) -> None:
         }
     )
     async with open_storage(settings) as storage:
-        assert (await storage.presigned("k", lease())).startswith(f"{url}k?")
+        assert (await storage.presign_get("k", lease())).startswith(f"{url}k?")
 
 
 @pytest.mark.parametrize("reply", [DROP, SILENCE, Reply(500), Reply(403), Reply(200, cut=0)])
@@ -488,7 +488,7 @@ async def test_a_refused_connection(storage: S3Storage, server: ScriptedServer) 
             await nowhere.read("a/k")
         with pytest.raises(StorageUnavailableError):
             await nowhere.delete("a/k")
-    assert storage.differences is not None
+    assert storage.capabilities is not None
 
 
 @pytest.mark.parametrize("name", ["put", "leased put", "large put", "part"])

@@ -10,7 +10,7 @@ import pytest
 
 from keyturn.errors import StorageUnavailableError
 from keyturn_workers.storage.clock import StorageClock
-from keyturn_workers.storage.timekeeper import INTERVAL_S, keep_time_known
+from keyturn_workers.storage.timekeeper import INTERVAL_S, keep_clock_known
 
 LEASE_S = 15
 BEGAN = datetime(2026, 11, 24, 10, tzinfo=UTC)
@@ -22,7 +22,7 @@ class Time:
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.seconds = 1000.0
-        self.clock = StorageClock(LEASE_S, own_s=lambda: self.seconds)
+        self.clock = StorageClock(LEASE_S, local_s=lambda: self.seconds)
         self.asked = 0
         self.fails = False
         patch.setattr("keyturn_workers.storage.timekeeper.asyncio.sleep", self.sleep)
@@ -50,7 +50,7 @@ async def test_an_idle_worker_proves_at_once(
     time = Time(monkeypatch)
     time.fails = fails
     with pytest.raises(asyncio.CancelledError):
-        await keep_time_known(time.ask)
+        await keep_clock_known(time.ask)
     assert time.asked == AN_HOUR_S // INTERVAL_S + 1
     assert time.answered().proves
 

@@ -92,7 +92,7 @@ class Bench:
         return [row.key async for row in self.storage.list(key)] == [key]
 
     async def open_uploads(self) -> list[str]:
-        return [row.key async for row in self.storage.open_multiparts("")]
+        return [row.key async for row in self.storage.list_multipart_uploads("")]
 
     async def metadata(self) -> dict[str, str]:
         return dict((await self.storage.head(TARGET)).metadata)
@@ -100,7 +100,7 @@ class Bench:
 
 def bench(way: str = "put", **more: Any) -> Bench:
     in_parts = way == "complete_multipart"
-    storage = MemoryStorage(differences=IN_PARTS) if in_parts else MemoryStorage()
+    storage = MemoryStorage(capabilities=IN_PARTS) if in_parts else MemoryStorage()
     return Bench(storage, **more)
 
 

@@ -184,8 +184,8 @@ async def test_leftovers_of_a_killed_worker() -> None:
     """Parts that an earlier delivery left open go with the next one; a neighbour's stay."""
     on = bench("complete_multipart")
     for key in (TARGET, TARGET + "ey"):
-        upload_id = await on.storage.begin_multipart(key, Headers({}))
-        await on.storage.put_part(key, upload_id, 1, b"part")
+        upload_id = await on.storage.create_multipart(key, Headers({}))
+        await on.storage.upload_part(key, upload_id, 1, b"part")
     await on.serve(request(on, "complete_multipart"), seen_before=True)
     assert await on.open_uploads() == [TARGET + "ey"]
 
@@ -213,14 +213,14 @@ async def test_a_copy_that_finds_its_object_aborts_nothing() -> None:
     on = bench("complete_multipart")
     sent = request(on, "complete_multipart")
     await on.serve(sent)
-    await on.storage.begin_multipart(TARGET, Headers({}))
+    await on.storage.create_multipart(TARGET, Headers({}))
     assert await on.serve(sent, seen_before=True) == UploadResult(len(DATA), 1)
     assert await on.open_uploads() == [TARGET]
 
 
 async def test_leftovers_that_cannot_be_listed_keep_no_upload_from_its_end() -> None:
     on = bench("complete_multipart")
-    on.storage.fail_next("open_multiparts", StorageUnavailableError("down"))
+    on.storage.fail_next("list_multipart_uploads", StorageUnavailableError("down"))
     sent = request(on, "complete_multipart")
     assert await on.serve(sent, seen_before=True) == UploadResult(len(DATA), 1)
 

@@ -72,10 +72,10 @@ async def test_master_key_turned_during_the_put() -> None:
 async def test_moved_before_completion() -> None:
     """The wraps were fixed when the upload began: aborted, and done again under the new state."""
     on = bench("complete_multipart")
-    on.storage.before_next("put_part", on.turn)
+    on.storage.before_next("upload_part", on.turn)
     assert await on.serve(request(on, "complete_multipart")) == UploadResult(len(DATA), 2)
     assert await on.opened() == DATA
-    assert on.storage.calls["begin_multipart"] == 2
+    assert on.storage.calls["create_multipart"] == 2
     assert on.storage.calls["complete_multipart"] == 1
     assert on.storage.calls["copy_onto_itself"] == 0
     assert await on.open_uploads() == []
@@ -177,7 +177,7 @@ async def test_look_before_a_first_delivery(*, seen_before: bool) -> None:
     on = bench()
     await on.serve(request(on), seen_before=seen_before)
     assert on.storage.calls["read_start"] == int(seen_before)
-    assert on.storage.calls["open_multiparts"] == 0  # no inline body goes in parts
+    assert on.storage.calls["list_multipart_uploads"] == 0  # no inline body goes in parts
 
 
 async def test_two_uploads_of_one_key() -> None:

@@ -250,8 +250,8 @@ async def test_multipart_uploads_of_other_applications_are_left_alone() -> None:
     """Their first segment looks like a project, but none has a keyring (SPEC 10)."""
     on = bench("complete_multipart")
     theirs = object_s3_key("videos", "raw.mp4")
-    await on.storage.begin_multipart(theirs, Headers({}))
-    await on.storage.begin_multipart(TARGET, Headers({}))
+    await on.storage.create_multipart(theirs, Headers({}))
+    await on.storage.create_multipart(TARGET, Headers({}))
     later = datetime.now(UTC).replace(year=2100)
     counts = await clean_staging(on.storage, older_than=later - datetime.now(UTC) - _DAY, now=later)
     assert counts == (0, 1)
@@ -262,7 +262,7 @@ async def test_an_unknown_projects_parts_are_left_alone() -> None:
     """A request for a project without a keyring is refused; it aborts nothing first."""
     on = bench("complete_multipart")
     sent = _for_project(request(on, "complete_multipart"), "videos")
-    await on.storage.begin_multipart(object_s3_key("videos", "k"), Headers({}))
+    await on.storage.create_multipart(object_s3_key("videos", "k"), Headers({}))
     with pytest.raises(CodedError):
         await on.serve(sent, seen_before=True)
     assert await on.open_uploads() == [object_s3_key("videos", "k")]

@@ -17,11 +17,11 @@ async def test_only_what_is_older_goes() -> None:
     await storage.put(".keyturn/doctor/killed/1", b"probe", Headers({}))
     await storage.put("acme/old", b"object", Headers({}))
     await storage.put(".keyturn/keyrings/acme.json", b"{}", Headers({}))
-    await storage.begin_multipart("acme/abandoned", Headers({}))
+    await storage.create_multipart("acme/abandoned", Headers({}))
     storage.advance(_AGE.total_seconds() + 1)
     await storage.put(".keyturn/staging/api/new", b"sealed", Headers({}))
     await storage.put(".keyturn/doctor/running/1", b"probe", Headers({}))
-    await storage.begin_multipart("acme/under way", Headers({}))
+    await storage.create_multipart("acme/under way", Headers({}))
 
     swept = await clean_staging(storage, older_than=_AGE, now=storage.now)
 
@@ -32,4 +32,4 @@ async def test_only_what_is_older_goes() -> None:
         ".keyturn/staging/api/new",
         "acme/old",
     ]
-    assert [left.key async for left in storage.open_multiparts("")] == ["acme/under way"]
+    assert [left.key async for left in storage.list_multipart_uploads("")] == ["acme/under way"]

@@ -17,7 +17,7 @@ class Outcome:
     said: str
 
 
-class Probed(Storage, Protocol):
+class ProbeStorage(Storage, Protocol):
     """A storage with the requests that only the probe makes."""
 
     async def copy_conditionally(
@@ -29,7 +29,7 @@ class Probed(Storage, Protocol):
         destination: Condition | None,
         lease: Lease,
     ) -> None:
-        """A self-copy with exactly these conditions, whatever `differences` says."""
+        """A self-copy with exactly these conditions, whatever `capabilities` says."""
         ...
 
     async def delete_if_match(self, key: str, etag: str) -> None:

@@ -12,7 +12,7 @@ from typing import Final
 from keyturn.errors import StorageUnavailableError
 from keyturn_workers.errors import PreconditionError
 from keyturn_workers.storage.port import Condition, Headers, IfAbsent, IfMatch
-from keyturn_workers.storage.probe.protocol import Outcome, Probed
+from keyturn_workers.storage.probe.protocol import Outcome, ProbeStorage
 
 WRITERS: Final = 8
 ROUNDS: Final = 4
@@ -25,7 +25,7 @@ _PLAIN: Final = Headers({})
 _Writer = Callable[[bytes], Awaitable[object]]
 
 
-async def creators(storage: Probed, key: str) -> Outcome:
+async def creators(storage: ProbeStorage, key: str) -> Outcome:
     """Many puts with `If-None-Match: *` to one free key."""
 
     async def begin(round_key: str) -> list[_Writer]:
@@ -34,7 +34,7 @@ async def creators(storage: Probed, key: str) -> Outcome:
     return await _rounds(storage, key, begin)
 
 
-async def replacers(storage: Probed, key: str) -> Outcome:
+async def replacers(storage: ProbeStorage, key: str) -> Outcome:
     """Many puts with `If-Match` on the ETag that all of them have read."""
 
     async def begin(round_key: str) -> list[_Writer]:
@@ -44,7 +44,7 @@ async def replacers(storage: Probed, key: str) -> Outcome:
     return await _rounds(storage, key, begin)
 
 
-async def completers(storage: Probed, key: str) -> Outcome:
+async def completers(storage: ProbeStorage, key: str) -> Outcome:
     """Two completions with `If-None-Match: *` to one free key."""
 
     async def begin(round_key: str) -> list[_Writer]:
@@ -53,13 +53,13 @@ async def completers(storage: Probed, key: str) -> Outcome:
     return await _rounds(storage, key, begin)
 
 
-def _putter(storage: Probed, key: str, condition: Condition) -> _Writer:
+def _putter(storage: ProbeStorage, key: str, condition: Condition) -> _Writer:
     return lambda body: storage.put(key, body, _PLAIN, condition=condition)
 
 
-async def _completer(storage: Probed, key: str, body: bytes) -> _Writer:
-    upload_id = await storage.begin_multipart(key, _PLAIN)
-    part = await storage.put_part(key, upload_id, 1, body)
+async def _completer(storage: ProbeStorage, key: str, body: bytes) -> _Writer:
+    upload_id = await storage.create_multipart(key, _PLAIN)
+    part = await storage.upload_part(key, upload_id, 1, body)
     return lambda _: storage.complete_multipart(key, upload_id, [part], condition=IfAbsent())
 
 
@@ -68,7 +68,7 @@ def _body(number: int) -> bytes:
 
 
 async def _rounds(
-    storage: Probed, key: str, begin: Callable[[str], Awaitable[list[_Writer]]]
+    storage: ProbeStorage, key: str, begin: Callable[[str], Awaitable[list[_Writer]]]
 ) -> Outcome:
     """Let the writers loose on a fresh key a round."""
     decided = 0

@@ -11,7 +11,7 @@ from typing import Final
 
 from keyturn_workers.errors import MissingError, PreconditionError, RefusedError, StorageAnswerError
 from keyturn_workers.storage.port import Headers, IfAbsent, IfMatch, Lease, Storage
-from keyturn_workers.storage.probe.protocol import Outcome, Probed
+from keyturn_workers.storage.probe.protocol import Outcome, ProbeStorage
 
 PLAIN: Final = Headers({})
 WRONG_ETAG: Final = "0" * 32
@@ -23,7 +23,7 @@ _ROUNDS: Final = 4
 _KEYS: Final = 8
 
 
-async def create(storage: Probed, key: str) -> Outcome:
+async def create(storage: ProbeStorage, key: str) -> Outcome:
     """`If-None-Match: *` creates, and is refused where something stands.
 
     Under a lease, as every upload is put: a storage may treat query-signed requests otherwise.
@@ -35,7 +35,7 @@ async def create(storage: Probed, key: str) -> Outcome:
     return _judge(refused, untouched=(await storage.read(key))[1] == b"first")
 
 
-async def replace_body(storage: Probed, key: str) -> Outcome:
+async def replace_body(storage: ProbeStorage, key: str) -> Outcome:
     """`If-Match` replaces the body it names, and none other."""
     etag = (await storage.put(key, b"first", PLAIN)).etag
     wrong = await _refused(storage.put(key, b"wrong", PLAIN, condition=IfMatch(WRONG_ETAG)))
@@ -47,7 +47,7 @@ async def replace_body(storage: Probed, key: str) -> Outcome:
     )
 
 
-async def read_after_write(storage: Probed, key: str) -> Outcome:
+async def read_after_write(storage: ProbeStorage, key: str) -> Outcome:
     """What was acknowledged is what the next read and the next listing show."""
     for number in range(_ROUNDS):
         body = b"%d" % number
@@ -82,13 +82,13 @@ async def overwritten_in_listing(storage: Storage, prefix: str) -> Outcome:
     return Outcome(ok=True, said=f"seen at once, {_KEYS} overwrites, {_ROUNDS} rounds")
 
 
-async def multipart(storage: Probed, key: str) -> Outcome:
+async def multipart(storage: ProbeStorage, key: str) -> Outcome:
     """Two parts become one object."""
-    upload_id = await storage.begin_multipart(key, Headers({"a": "1"}))
+    upload_id = await storage.create_multipart(key, Headers({"a": "1"}))
     first = b"f" * _FIRST_PART_BYTES
     parts = [
-        await storage.put_part(key, upload_id, 1, first),
-        await storage.put_part(key, upload_id, 2, b"tail"),
+        await storage.upload_part(key, upload_id, 1, first),
+        await storage.upload_part(key, upload_id, 2, b"tail"),
     ]
     await storage.complete_multipart(key, upload_id, parts)
     async with storage.stream(key, start=len(first) - 1) as stream:
@@ -100,7 +100,7 @@ async def multipart(storage: Probed, key: str) -> Outcome:
     return Outcome(ok=True, said="two parts became one object")
 
 
-async def replace_metadata(storage: Probed, key: str) -> Outcome:
+async def replace_metadata(storage: ProbeStorage, key: str) -> Outcome:
     """A self-copy replaces the metadata, takes headers anew, and leaves the body."""
     etag = (await storage.put(key, b"body", Headers({"a": "1", "b": "2"}, "text/plain"))).etag
     lease = await _lease(storage, key)
@@ -115,7 +115,7 @@ async def replace_metadata(storage: Probed, key: str) -> Outcome:
     return Outcome(ok=True, said="metadata replaced, body unchanged")
 
 
-async def copy_source(storage: Probed, key: str) -> Outcome:
+async def copy_source(storage: ProbeStorage, key: str) -> Outcome:
     """A self-copy of a body that is no longer there is refused."""
     etag = (await storage.put(key, b"body", Headers({"a": "1"}))).etag
     lease = await _lease(storage, key)
@@ -129,7 +129,7 @@ async def copy_source(storage: Probed, key: str) -> Outcome:
     return _judge(refused, untouched=untouched)
 
 
-async def copy_destination(storage: Probed, key: str) -> Outcome:
+async def copy_destination(storage: ProbeStorage, key: str) -> Outcome:
     """A self-copy onto a body that is no longer there is refused."""
     etag = (await storage.put(key, b"body", Headers({"a": "1"}))).etag
     lease = await _lease(storage, key)
@@ -145,23 +145,23 @@ async def copy_destination(storage: Probed, key: str) -> Outcome:
     return _judge(refused, untouched=untouched)
 
 
-async def completion(storage: Probed, key: str) -> Outcome:
+async def completion(storage: ProbeStorage, key: str) -> Outcome:
     """A completion with `If-None-Match: *` creates, and is refused where something stands."""
-    upload_id = await storage.begin_multipart(key, PLAIN)
-    part = await storage.put_part(key, upload_id, 1, b"first")
+    upload_id = await storage.create_multipart(key, PLAIN)
+    part = await storage.upload_part(key, upload_id, 1, b"first")
     await storage.complete_multipart(key, upload_id, [part], condition=IfAbsent())
-    upload_id = await storage.begin_multipart(key, PLAIN)
-    part = await storage.put_part(key, upload_id, 1, b"second")
+    upload_id = await storage.create_multipart(key, PLAIN)
+    part = await storage.upload_part(key, upload_id, 1, b"second")
     refused = await _refused(
         storage.complete_multipart(key, upload_id, [part], condition=IfAbsent())
     )
     return _judge(refused, untouched=(await storage.read(key))[1] == b"first")
 
 
-async def multipart_copy(storage: Probed, key: str) -> Outcome:
+async def multipart_copy(storage: ProbeStorage, key: str) -> Outcome:
     """An object becomes a part of its own successor."""
     etag = (await storage.put(key, b"0123456789", Headers({"a": "1"}))).etag
-    upload_id = await storage.begin_multipart(key, Headers({"a": "2"}))
+    upload_id = await storage.create_multipart(key, Headers({"a": "2"}))
     part = await storage.copy_part(key, upload_id, 1, first=0, last=9, source_etag=etag)
     await storage.complete_multipart(key, upload_id, [part])
     head, body = await storage.read(key)
@@ -170,7 +170,7 @@ async def multipart_copy(storage: Probed, key: str) -> Outcome:
     return Outcome(ok=True, said="metadata replaced, body unchanged")
 
 
-async def tags(storage: Probed, key: str) -> Outcome:
+async def tags(storage: ProbeStorage, key: str) -> Outcome:
     """Tags survive a self-copy, and reads tell how many there are."""
     etag = (await storage.put(key, b"body", PLAIN)).etag
     await storage.write_tags(key, {"team": "a b"})
@@ -182,7 +182,7 @@ async def tags(storage: Probed, key: str) -> Outcome:
     return Outcome(ok=True, said="kept")
 
 
-async def late_put(storage: Probed, key: str) -> Outcome:
+async def late_put(storage: ProbeStorage, key: str) -> Outcome:
     """A put after its lease is refused."""
     await storage.put(key, b"first", PLAIN)
     lease = await _lease(storage, key)
@@ -191,7 +191,7 @@ async def late_put(storage: Probed, key: str) -> Outcome:
     return _judge(refused, untouched=(await storage.read(key))[1] == b"in time")
 
 
-async def late_copy(storage: Probed, key: str) -> Outcome:
+async def late_copy(storage: ProbeStorage, key: str) -> Outcome:
     """A self-copy after its lease is refused."""
     etag = (await storage.put(key, b"body", PLAIN)).etag
     lease = await _lease(storage, key)
@@ -205,12 +205,12 @@ async def late_copy(storage: Probed, key: str) -> Outcome:
     return _judge(refused, untouched=(await storage.head(key)).metadata == {"a": "1"})
 
 
-async def late_completion(storage: Probed, key: str) -> Outcome:
+async def late_completion(storage: ProbeStorage, key: str) -> Outcome:
     """A completion after its lease is refused, and one in time goes through."""
     await storage.put(key, b"first", PLAIN)
     lease = await _lease(storage, key)
-    upload_id = await storage.begin_multipart(key, PLAIN)
-    part = await storage.put_part(key, upload_id, 1, b"second")
+    upload_id = await storage.create_multipart(key, PLAIN)
+    part = await storage.upload_part(key, upload_id, 1, b"second")
     refused = await _fenced(storage.complete_multipart(key, upload_id, [part], lease=_late(lease)))
     untouched = (await storage.read(key))[1] == b"first"
     if refused:
@@ -218,28 +218,28 @@ async def late_completion(storage: Probed, key: str) -> Outcome:
     return _judge(refused, untouched=untouched)
 
 
-async def etag_of_put(storage: Probed, key: str) -> Outcome:
+async def etag_of_put(storage: ProbeStorage, key: str) -> Outcome:
     """Whether a self-copy keeps the ETag of a body that was put."""
     written = await storage.put(key, b"body", PLAIN)
     return await _etag_kept(storage, key, written.etag)
 
 
-async def etag_of_multipart(storage: Probed, key: str) -> Outcome:
+async def etag_of_multipart(storage: ProbeStorage, key: str) -> Outcome:
     """Whether a self-copy keeps the ETag of a multipart upload."""
-    upload_id = await storage.begin_multipart(key, PLAIN)
-    part = await storage.put_part(key, upload_id, 1, b"body")
+    upload_id = await storage.create_multipart(key, PLAIN)
+    part = await storage.upload_part(key, upload_id, 1, b"body")
     written = await storage.complete_multipart(key, upload_id, [part])
     return await _etag_kept(storage, key, written.etag)
 
 
-async def _etag_kept(storage: Probed, key: str, etag: str) -> Outcome:
+async def _etag_kept(storage: ProbeStorage, key: str, etag: str) -> Outcome:
     lease = await _lease(storage, key)
     await storage.copy_conditionally(key, PLAIN, source_etag=etag, destination=None, lease=lease)
     kept = (await storage.head(key)).etag == etag
     return Outcome(ok=kept, said="kept" if kept else "changed")
 
 
-async def conditional_delete(storage: Probed, key: str) -> Outcome:
+async def conditional_delete(storage: ProbeStorage, key: str) -> Outcome:
     """Whether a delete of another body is refused."""
     await storage.put(key, b"body", PLAIN)
     refused = await _refused(storage.delete_if_match(key, WRONG_ETAG))
@@ -250,7 +250,7 @@ async def conditional_delete(storage: Probed, key: str) -> Outcome:
     return _judge(refused, untouched=True)
 
 
-async def unversioned(storage: Probed, key: str) -> Outcome:
+async def unversioned(storage: ProbeStorage, key: str) -> Outcome:
     """Whether the bucket keeps old versions, and whether it honours conditions all the same."""
     if not await storage.versioning():
         return Outcome(ok=True, said="not versioned")
@@ -260,7 +260,7 @@ async def unversioned(storage: Probed, key: str) -> Outcome:
     return Outcome(ok=False, said="versioned, and the server ignores If-None-Match: * there")
 
 
-async def _lease(storage: Probed, key: str) -> Lease:
+async def _lease(storage: ProbeStorage, key: str) -> Lease:
     """A lease in time, by the storage's own clock."""
     return Lease((await storage.head(key)).date, _LEASE_S)
 

@@ -18,7 +18,7 @@ from keyturn_workers.storage.capabilities import Capabilities
 from keyturn_workers.storage.port import Headers
 from keyturn_workers.storage.probe import race_checks as races
 from keyturn_workers.storage.probe import request_checks as requests
-from keyturn_workers.storage.probe.protocol import Outcome, Probed
+from keyturn_workers.storage.probe.protocol import Outcome, ProbeStorage
 
 PREFIX: Final = ".keyturn/doctor/"
 
@@ -52,7 +52,7 @@ class Report:
         return [row for row in self.rows if row.needed == "required" and not row.ok]
 
     @property
-    def differences(self) -> Capabilities:
+    def capabilities(self) -> Capabilities:
         """What the workers may rely on beyond what is required."""
         held = {row.name for row in self.rows if row.ok}
         return Capabilities(
@@ -94,7 +94,7 @@ _LATE: Final = (
 class _Check:
     name: str
     needed: Needed
-    run: Callable[[Probed, str], Awaitable[Outcome]]
+    run: Callable[[ProbeStorage, str], Awaitable[Outcome]]
     consequence: str
     quick: bool = False
     """Part of what a worker asks at its start."""
@@ -195,7 +195,7 @@ _CHECKS: Final = (
 )
 
 
-async def probe(storage: Probed, *, quick: bool = False) -> Report:
+async def probe(storage: ProbeStorage, *, quick: bool = False) -> Report:
     """Try out everything that Keyturn relies on or works around.
 
     Args:
@@ -222,7 +222,7 @@ async def probe(storage: Probed, *, quick: bool = False) -> Report:
     return Report(rows, left_behind)
 
 
-async def _knock(storage: Probed, key: str) -> None:
+async def _knock(storage: ProbeStorage, key: str) -> None:
     try:
         await storage.put(key, b"", Headers({}))
     except RefusedError as exc:
@@ -233,7 +233,7 @@ async def _knock(storage: Probed, key: str) -> None:
         raise
 
 
-async def _row(storage: Probed, check: _Check, key: str) -> Row:
+async def _row(storage: ProbeStorage, check: _Check, key: str) -> Row:
     try:
         outcome = await check.run(storage, key)
     except StorageUnavailableError as exc:
