@@ -34,8 +34,8 @@ unit: setup  ## Run the tests that need no server, within a minute
 
 .PHONY: coverage
 coverage: setup  ## Run the tests that need no server, and fail below the floor of coverage
-	@$(PYTHON) -m pytest -n 2 --dist worksteal -q --cov --cov-report=term:skip-covered --cov-fail-under=$(COVERAGE) \
-	  tests/unit tests/contract tests/protocol $(ARGS)
+	@$(PYTHON) -m pytest -n 2 --dist worksteal -q --cov --cov-report=term:skip-covered \
+	  --cov-fail-under=$(COVERAGE) tests/unit tests/contract $(ARGS)
 
 .PHONY: docs
 docs: $(UV)  ## Build the documentation as a site in site/; fails on a broken link

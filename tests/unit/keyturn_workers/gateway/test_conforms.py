@@ -30,6 +30,8 @@ from tests.unit.keyturn_workers.gateway.serving import Serving
 if TYPE_CHECKING:
     from keyturn.messages import Event
 
+pytestmark = pytest.mark.slow
+
 _CHECKS: list[Any] = [
     not_a_server_error,
     status_code_conformance,

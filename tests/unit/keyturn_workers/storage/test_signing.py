@@ -21,6 +21,8 @@ from keyturn_workers.storage.signing import UNSIGNED_PAYLOAD, Signer
 if TYPE_CHECKING:
     from keyturn_workers.storage.signing import Signed
 
+pytestmark = pytest.mark.slow
+
 _UNRESERVED = "-_.~"
 _EXAMPLE = ReadOnlyCredentials(
     "AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", None

@@ -20,6 +20,8 @@ from keyturn_workers.testing.memory_storage import MemoryStorage
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+pytestmark = pytest.mark.slow
+
 AT = datetime(2026, 11, 24, tzinfo=UTC)
 KEYS = st.sets(st.text("ab/9zé\U0001f600", min_size=1, max_size=4), max_size=60)
 

@@ -22,6 +22,8 @@ from tools.bench.rotation.resealing import Resealed
 from tools.bench.rotation.world import key_of, pages_of
 from tools.bench.uploads import Rate
 
+pytestmark = pytest.mark.slow
+
 _ID = "2f6c9a0e-0000-4000-8000-000000000000"
 _BEGAN = datetime(2026, 11, 24, 10, tzinfo=UTC)
 

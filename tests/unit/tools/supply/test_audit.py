@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+pytestmark = pytest.mark.slow
+
 _REQUIREMENTS = f"""\
 idna==3.20 \\
     --hash=sha256:{"0" * 64}

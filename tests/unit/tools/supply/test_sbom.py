@@ -14,6 +14,8 @@ from tools.supply.sbom import faults
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def sbom(tmp_path: Path) -> dict[str, Any]:
