@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from aio_pika.message import IncomingMessage
 
-from keyturn_workers.amqp import Consumer, WorkerPublisher
-from keyturn_workers.amqp.direct import Delivery
+from keyturn_workers.amqp import RequestConsumer, WorkerPublisher
 from keyturn_workers.control import enrollment
 from keyturn_workers.keyring import KeyringReader
 from keyturn_workers.storage.s3 import S3Storage
@@ -183,7 +182,7 @@ class Nowhere:
 
 POINTS: dict[str, Installed] = {
     "nowhere": Nowhere(),
-    "taken": Point(Consumer, "__call__"),
+    "taken": Point(RequestConsumer, "__call__"),
     "secret-opened": SecretOpened(),
     "keyring-read": Point(KeyringReader, "read_recent", after=True),
     "put-before": Point(S3Storage, "put", "put_stream", matters=of_an_object),
@@ -199,15 +198,11 @@ POINTS: dict[str, Installed] = {
     "keyring-put-after": Point(S3Storage, "put", after=True, matters=under(KEYRINGS)),
     "letter-before": Point(WorkerPublisher, "dead_letter"),
     "letter-after": Point(WorkerPublisher, "dead_letter", after=True),
-    "put-off-before": Point(WorkerPublisher, "put_off"),
-    "put-off-after": Point(WorkerPublisher, "put_off", after=True),
-    "event-before": Point(WorkerPublisher, "tell"),
-    "event-after": Point(WorkerPublisher, "tell", after=True),
+    "put-off-before": Point(WorkerPublisher, "schedule_retry"),
+    "put-off-after": Point(WorkerPublisher, "schedule_retry", after=True),
+    "event-before": Point(WorkerPublisher, "publish_event"),
+    "event-after": Point(WorkerPublisher, "publish_event", after=True),
     "staged-delete-before": Point(S3Storage, "delete", matters=under(_STAGING)),
     "staged-delete-after": Point(S3Storage, "delete", after=True, matters=under(_STAGING)),
-    # aio-pika's is what a channel's first delivery is; all later ones are the worker's own.
     "ack-before": Point(IncomingMessage, "ack"),
-    "later-ack-before": Point(Delivery, "ack"),
-    # Which then waits for the end of its turn: the broker never sees it.
-    "later-ack-after": Point(Delivery, "ack", after=True),
 }

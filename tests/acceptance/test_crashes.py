@@ -113,37 +113,6 @@ async def test_an_upload_survives(death: Death, death_scene: Scene) -> None:
     scene.check_logs()
 
 
-@pytest.mark.parametrize("point", ["later-ack-before", "later-ack-after"])
-async def test_a_later_upload_survives(scene: Scene, point: str) -> None:
-    """Every delivery but a channel's first is acknowledged with the other frames of its turn."""
-    of_first, of_later = f"first of {point}", f"later of {point}"
-    async with (
-        scene.worker("upload", point=point) as dying,
-        open_wire(scene.deployment) as wire,
-    ):
-        first = await scene.upload(wire, of_first, b"of its channel")
-        await dying.logged(first.upload_id)
-        await wire.outcome(first.upload_id)
-        later = await scene.upload(wire, of_later, b"the second")
-        assert await dying.ended() == -signal.SIGKILL
-        before = scene.stands(of_later)
-        assert before is not None
-        await wire.outcome(later.upload_id)
-        async with scene.worker("upload") as plain:
-            await _finished(plain, later.upload_id)
-        assert not [line for line in plain.lines if first.upload_id in line]
-        for key, made in ((of_first, first), (of_later, later)):
-            await _check_told(wire, scene, key, made)
-        await check_queues_empty(wire)
-    last = scene.stands(of_later)
-    assert last is not None
-    assert (before.body, before.metadata) == (last.body, last.metadata)
-    for key, made in ((of_first, first), (of_later, later)):
-        scene.check_object(key, made.upload_id)
-    scene.check_nothing_left()
-    scene.check_logs()
-
-
 async def _finished(plain: WorkerProcess, request_id: str) -> None:
     """The second worker acknowledged the second delivery, and ends well."""
     line = json.loads(await plain.logged(request_id))

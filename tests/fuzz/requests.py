@@ -25,7 +25,7 @@ from tests.fuzz.cases import Case, Cases
 from tests.fuzz.harness import as_text
 from tests.fuzz.letters import check_copy, dead_queue_of
 from tests.fuzz.watch import MAX_CPU_S, Clock, Report, Watch
-from tests.fuzz.worker import Channel, FrameError, Published, Worker, delivered, directly
+from tests.fuzz.worker import Channel, FrameError, Published, Worker, delivered
 from tools.harness.canaries import Canaries
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ _ANEW_EVERY: Final = 1000
 _REDELIVERED_EVERY: Final = 11
 _VERIFIED_EVERY: Final = 20
 # A worker takes the first delivery of a channel from aio-pika, and the others by itself.
-_FIRST_EVERY: Final = 5
 _WARM_SHARE: Final = 0.3
 _CODES: Final = frozenset(all_errors())
 _FORM: Final = ("bad_signature", "malformed_request")
@@ -83,11 +82,7 @@ class Fuzzer:
             if number == int(count * _WARM_SHARE):
                 self.watch.warmed_up()
             case = self._cases.draw(f"m{number}")
-            await self.one(
-                case,
-                redelivered=number % _REDELIVERED_EVERY == 0,
-                first=number % _FIRST_EVERY == 0,
-            )
+            await self.one(case, redelivered=number % _REDELIVERED_EVERY == 0)
             if self.watch.over:
                 break
         return self.watch.finish()
@@ -96,16 +91,16 @@ class Fuzzer:
         """A new worker, on a bucket as new."""
         self._worker.begin()
 
-    async def one(self, case: Case, *, redelivered: bool = False, first: bool = False) -> None:
-        """One delivery, judged; slow only where it is slow again. `first` is of its channel."""
-        outcome, cpu_s = await self._taken(case, redelivered=redelivered, first=first)
+    async def one(self, case: Case, *, redelivered: bool = False) -> None:
+        """One delivery, judged; slow only if it is slow again."""
+        outcome, cpu_s = await self._taken(case, redelivered=redelivered)
         if cpu_s > MAX_CPU_S:
-            cpu_s = min(cpu_s, (await self._taken(case, redelivered=True, first=first))[1])
+            cpu_s = min(cpu_s, (await self._taken(case, redelivered=True))[1])
         self.watch.outcome(outcome, cpu_s)
         if cpu_s > MAX_CPU_S:
             self.watch.found(f"{cpu_s * 1000:.0f} ms of CPU for one delivery", case.dump())
 
-    async def _taken(self, case: Case, *, redelivered: bool, first: bool) -> tuple[str, float]:
+    async def _taken(self, case: Case, *, redelivered: bool) -> tuple[str, float]:
         self._logged.clear()
         clock, channel = Clock(), Channel()
         try:
@@ -113,8 +108,7 @@ class Fuzzer:
                 case.header, case.body, case.routing_key, channel, redelivered=redelivered
             )
             sent = IncomingMessage(message)
-            taken = sent if first else directly(message, channel)
-            await self._worker.take(case.queue, taken)
+            await self._worker.take(case.queue, sent)
             cpu_s = clock.passed_s()
             return self._judged(case, sent, channel), cpu_s
         except Exception as exc:  # noqa: BLE001  # whatever it is, it is the finding
@@ -177,9 +171,8 @@ def run(seed: int, count: int) -> Report:
 
 
 async def replay(case: Case) -> Report:
-    """One delivery again, in both ways in which a worker takes one, each time by a new worker."""
+    """One delivery again, by a new worker."""
     fuzzer = Fuzzer(0)
-    for first in (False, True):
-        fuzzer.begin()
-        await fuzzer.one(case, first=first)
+    fuzzer.begin()
+    await fuzzer.one(case)
     return fuzzer.watch.finish()

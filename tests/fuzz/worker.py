@@ -15,20 +15,19 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from aio_pika import IncomingMessage
 from aiormq.abc import DeliveredMessage
-from pamqp import commands, frame
+from pamqp import commands
 from pamqp.header import ContentHeader
 
 from keyturn.crypto import user_kek
 from keyturn.identifiers import keyring_s3_key
 from keyturn.topology import CONTROL_QUEUE, UPLOAD_QUEUE
-from keyturn_workers.amqp.direct import Delivery
 from keyturn_workers.amqp.property_tolerance import tolerate_odd_properties
 from keyturn_workers.keyring.model import build
 from keyturn_workers.settings import WorkerSettings
 from keyturn_workers.storage import Headers
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from keyturn_workers.worker.metrics import WorkerMetrics
-from keyturn_workers.worker.wiring import CONTROL, UPLOAD, Roles
+from keyturn_workers.worker.wiring import CONTROL, UPLOAD, Wiring
 from tests.fuzz.valid import OTHER_PROJECT, PROJECT
 from tests.fuzz.wire import FRAME_BYTES
 from tests.unit.keyturn_workers.factories import generation, keyring
@@ -37,8 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from aio_pika import Message
+    from aio_pika.abc import AbstractIncomingMessage
 
-    from keyturn_workers.amqp.direct import Delivered
     from tools.harness.deployment import Deployment
 
 _CLASS_ID: Final = 60
@@ -78,13 +77,6 @@ class Channel:
     async def basic_nack(self, **_: Any) -> None:
         self.nacks += 1
 
-    def add(self, frames: bytes) -> None:
-        """What `amqp.write_batcher.WriteBatcher` does, for a delivery that has no other way."""
-        size, number, method = frame.unmarshal(frames)
-        assert (size, number) == (len(frames), self.number)
-        self.acks += isinstance(method, commands.Basic.Ack)
-        self.nacks += isinstance(method, commands.Basic.Nack)
-
 
 @dataclass
 class Broker:
@@ -122,11 +114,6 @@ def received(
     """A delivery as aio-pika gives it; errors as `delivered`."""
     message = delivered(header, body, routing_key, channel, redelivered=redelivered)
     return IncomingMessage(message)
-
-
-def directly(message: DeliveredMessage, channel: Channel) -> Delivery:
-    """A delivery as a worker takes all but the first of its channel."""
-    return Delivery(message, cast("Any", channel))
 
 
 def delivered(
@@ -171,12 +158,12 @@ class Worker:
             self.storage.plant(keyring_s3_key(project), record, Headers({}))
         for key, body in self._staged.items():
             self.storage.plant(key, body, Headers({}))
-        process = Roles(self._settings, self.storage, cast("Any", self.broker), WorkerMetrics())
-        process._teller._announcer = cast("Any", ConfirmedPublisher(self.broker))
+        process = Wiring(self._settings, self.storage, cast("Any", self.broker), WorkerMetrics())
+        process._publisher._events = cast("Any", ConfirmedPublisher(self.broker))
         roles = frozenset({UPLOAD, CONTROL})
         self._consumers = {queue: consume for queue, _, consume in process.consumers(roles)}
 
-    async def take(self, queue: str, message: Delivered) -> None:
+    async def take(self, queue: str, message: AbstractIncomingMessage) -> None:
         """Let the worker take one delivery; what it publishes is in `broker.published`."""
         self.broker.published.clear()
         await self._consumers[queue](message)

@@ -58,7 +58,7 @@ async def test_a_storage_that_keeps_failing_is_told_as_that(
         env = deployment.worker_env(START_TIMEOUT_S="4")
         async with worker(env, "upload", ready=False) as running:
             assert await running.ended() == 1
-    assert "could not be tried out" in running.lines[-1]
+    assert "could not be tested" in running.lines[-1]
     assert "InternalError" in running.lines[-1]
     assert not [line for line in running.lines if "lacks" in line]
 

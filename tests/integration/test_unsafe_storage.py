@@ -69,7 +69,7 @@ async def _refusal(deployment: Deployment, role: str = "upload") -> tuple[int, s
 
 
 def _named(line: str) -> set[str]:
-    found = re.fullmatch(r"keyturn: the bucket lacks: (.*); `keyturn doctor` tells more.*", line)
+    found = re.fullmatch(r"keyturn: the bucket lacks: (.*); see `keyturn doctor`.*", line)
     assert found is not None, line
     names = found[1]
     for race in (CREATE_RACE, REPLACE_RACE):

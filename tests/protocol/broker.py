@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from keyturn.messages import Event, encode
 from keyturn.topology import WORKER_HEADERS
-from keyturn_workers.amqp.retry import Retry, RetryNotes, delay_up_to
+from keyturn_workers.amqp.retry import Retry, RetryNotes, longest_delay_s
 from tests.protocol.waiters import EVENT_KEY, signed
 from tests.protocol.wire import CURRENT
 
@@ -109,7 +109,7 @@ class WorkerPublisher:
         ask: Callable[..., Awaitable[Any]] = self._world.network.ask
         await ask(self._process, op, "", confirmed)
 
-    async def tell(self, event: Event) -> None:
+    async def publish_event(self, event: Event) -> None:
         record = signed(encode(event))
         delivery = CURRENT.get()
         effect = lambda: self._world.told(event, record, delivery)  # noqa: E731
@@ -134,18 +134,18 @@ class WorkerPublisher:
     ) -> None:
         if error.detail.startswith("internal failure"):
             self._world.oracle.violated(error.detail)
-        self._world.schedule_retry[error.code] += 1
+        self._world.retries[error.code] += 1
         await self._retry(message, queue, publisher, error.code, attempt + 1, delay_s)
 
     async def defer(
         self, message: Delivery, queue: str, wait_s: float, *, publisher: str = ""
     ) -> None:
-        await self._retry(message, queue, publisher, "waiting", 1, delay_up_to(wait_s) or 1)
+        await self._retry(message, queue, publisher, "waiting", 1, longest_delay_s(wait_s) or 1)
 
     async def put_back(
         self, message: Delivery, queue: str, retry: Retry, *, publisher: str = ""
     ) -> None:
-        delay_s = delay_up_to(retry.early_s(self._process.keyrings.clock.now())) or 1
+        delay_s = longest_delay_s(retry.early_s(self._process.keyrings.clock.now())) or 1
         headers = self._notes.headers(queue, publisher, message.body, retry)
         await self._publish("put back", lambda: self._copy(message, delay_s, headers))
 

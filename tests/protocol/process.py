@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from keyturn.crypto import IntakeKey, Secret, SigningKey, VerifyKey
 from keyturn.identifiers import KEYRINGS_PREFIX
 from keyturn.topology import CONTROL_QUEUE, PLAN_QUEUE, SWEEP_QUEUE, UPLOAD_QUEUE
-from keyturn_workers.amqp.request_consumer import Consumer
+from keyturn_workers.amqp import ConsumerContext, RequestConsumer, TimeSource
 from keyturn_workers.control.deletion import Deleter
 from keyturn_workers.control.enrollment import Enroller
 from keyturn_workers.control.handler import ControlHandler
@@ -33,6 +33,7 @@ from keyturn_workers.sweep.recovery import Seen, rescue
 from keyturn_workers.upload import Limits, Uploader, UploadHandler
 from keyturn_workers.worker.authorization import Rules
 from keyturn_workers.worker.grants import Grant
+from keyturn_workers.worker.metrics import WorkerMetrics
 from tests.protocol.broker import Delivery, WorkerPublisher
 from tests.protocol.wire import Wire
 
@@ -79,7 +80,7 @@ class Parts:
     page_taker: type[PageWorker] = PageWorker
     planner: type[Planner] = Planner
     store: type[SweepStore] = SweepStore
-    consumer: type[Consumer] = Consumer
+    consumer: type[RequestConsumer] = RequestConsumer
     hint_consumer: type[HintConsumer] = HintConsumer
     wire: type[Wire] = Wire
 
@@ -116,8 +117,11 @@ class Process:
         self._storage = storage
         self._keys = OperatorKeys(MASTER_KEYS)
         self._store = world.parts.store(storage, MASTER_KEYS)
-        self._teller: Any = WorkerPublisher(self)
-        self._outbox = Outbox(self._teller)
+        publisher: Any = WorkerPublisher(self)
+        self._publisher = publisher
+        now = self.keyrings.clock.now
+        self._context = ConsumerContext(publisher, WorkerMetrics(), now)
+        self._outbox = Outbox(self._publisher)
         self._starter = world.parts.starter(
             storage, self.keyrings, self._keys, self._store, self._outbox, active_master_key="m1"
         )
@@ -126,9 +130,7 @@ class Process:
         self._seen = Seen()
         self._rotations = OpenRotations(storage, self._store, self._starter, MASTER_KEYS)
         self.consumers: dict[str, Any] = {
-            queue: hints(
-                self.sweep_role, self._teller, queue, _MAX_AGE, now=self.keyrings.clock.now
-            )
+            queue: hints(self.sweep_role, queue, _MAX_AGE, self._context)
             for queue in (PLAN_QUEUE, SWEEP_QUEUE)
         }
         self.consumers |= {
@@ -148,16 +150,14 @@ class Process:
             rotations=self._rotations,
         )
 
-    def _requests(self, role: Any) -> Consumer:
+    def _requests(self, handler: Any) -> RequestConsumer:
         rules = Rules("test", GRANTS, _MAX_AGE)
         clock = self.keyrings.clock
         return self.world.parts.consumer(
-            role,
+            handler,
             rules,
-            self._teller,
-            now=clock.now,
-            learn_time=self._learn_time,
-            time_known=lambda: clock.is_known,
+            self._context,
+            time=TimeSource(self._learn_time, lambda: clock.is_known),
         )
 
     async def _learn_time(self) -> None:

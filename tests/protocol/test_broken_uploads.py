@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from keyturn.crypto import upload_info
-from keyturn_workers.amqp.request_consumer import Consumer
+from keyturn_workers.amqp import RequestConsumer
 from keyturn_workers.sweep.hint_consumer import HintConsumer
 from keyturn_workers.upload import Uploader, UploadResult
 from keyturn_workers.upload.existing import ExistingUpload
@@ -54,7 +54,7 @@ def an_upload_whose_worker_dies_at_its_put(world: World) -> None:
     world.crash(put.sender, arriving=lambda _: False)
 
 
-class _AcknowledgesFirst(Consumer):
+class _AcknowledgesFirst(RequestConsumer):
     async def __call__(self, message: Any) -> None:
         await message.ack()
         message.ack = _nothing

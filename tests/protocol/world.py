@@ -79,7 +79,7 @@ class World:
         self.letters: list[Letter] = []
         self.stream: list[Record] = []
         self.dead: list[tuple[Letter, CodedError]] = []
-        self.schedule_retry: Counter[str] = Counter()
+        self.retries: Counter[str] = Counter()
         self.requests: dict[str, dict[str, Any]] = {}
         # Every request by the digest of its bytes, and those who wait for the honest ones.
         self.asked: dict[tuple[str, str], Asked] = self.oracle.laws.asked

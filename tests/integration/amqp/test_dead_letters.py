@@ -17,7 +17,7 @@ from keyturn_workers.amqp.dead_letters import Bounds, DeadLetterKeeper, taken
 from keyturn_workers.amqp.declarations import declare
 from keyturn_workers.amqp.locks import locked
 from keyturn_workers.worker.metrics import WorkerMetrics
-from keyturn_workers.worker.process import _meanwhile
+from keyturn_workers.worker.process import _background
 from tests.support.scrape import risen
 
 if TYPE_CHECKING:
@@ -224,6 +224,6 @@ async def test_it_ends_at_whatever_moment_it_is_told_to(vhost_url: str) -> None:
     moment = random.Random(7)  # noqa: S311  # no secret
     for _ in range(40):
         keeper = DeadLetterKeeper(vhost_url, bounds, WorkerMetrics(), interval_s=0.02)
-        async with asyncio.timeout(10), _meanwhile(keeper.keep()):
+        async with asyncio.timeout(10), _background(keeper.keep()):
             await asyncio.sleep(moment.uniform(0.01, 0.25))
     assert not [task for task in asyncio.all_tasks() if task.get_name() == "DeadLetterKeeper.keep"]

@@ -20,7 +20,7 @@ from keyturn_workers.storage import Capabilities
 from keyturn_workers.storage.s3 import open_storage
 from keyturn_workers.sweep.recovery import rescue
 from keyturn_workers.worker.metrics import WorkerMetrics
-from keyturn_workers.worker.wiring import Roles
+from keyturn_workers.worker.wiring import Wiring
 from tests.integration.sweep.scene import WORKER_ENV, Project, Scene, counts
 from tools.harness import requests
 from tools.harness.deployment import Deployment
@@ -88,7 +88,7 @@ async def hurried(deployment: Deployment) -> int:
         open_storage(settings, capabilities=Capabilities(), max_connections=8) as storage,
         RabbitBroker(deployment.amqp_url, logger=None) as broker,
     ):
-        process = Roles(settings, storage, broker, WorkerMetrics())
+        process = Wiring(settings, storage, broker, WorkerMetrics())
         return await rescue(
             process._store,
             process._sweep,

@@ -177,7 +177,9 @@ async def deleted_in_the_middle(scene: Scene) -> None:
 def put_offs(scene: Scene, project: Project) -> list[dict[str, Any]]:
     """What the worker's log says of this project's waiting for an operator."""
     rows = [json.loads(line) for line in scene.served.process.lines if "keyring_rolled" in line]
-    return [row for row in rows if row["event"] == "put off" and row["project"] == project.name]
+    return [
+        row for row in rows if row["event"] == "retry scheduled" and row["project"] == project.name
+    ]
 
 
 async def rolled_back_in_the_middle(scene: Scene) -> None:

@@ -43,7 +43,7 @@ def put_offs(served: Serving, request_id: str) -> list[tuple[str, int]]:
     return [
         (row["code"], row["delay_s"])
         for row in rows
-        if row["event"] == "put off" and row["request_id"] == request_id
+        if row["event"] == "retry scheduled" and row["request_id"] == request_id
     ]
 
 

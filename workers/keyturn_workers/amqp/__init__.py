@@ -1,19 +1,23 @@
-"""Between RabbitMQ and a role: deliveries, retries, dead letters, events (SPEC 6)."""
+"""Between RabbitMQ and a handler: deliveries, retries, dead letters, events (SPEC 6)."""
 
-from keyturn_workers.amqp.direct import consume_directly
-from keyturn_workers.amqp.leaving import take_no_more
+from keyturn_workers.amqp.consumer import QueueConsumer
+from keyturn_workers.amqp.message_consumer import ConsumerContext, DeferError
 from keyturn_workers.amqp.publisher import NotConfirmedError, WorkerPublisher
-from keyturn_workers.amqp.registered import is_registered
-from keyturn_workers.amqp.request_consumer import Consumer, DeferError, Handled, RequestHandler
+from keyturn_workers.amqp.request_consumer import (
+    Handled,
+    RequestConsumer,
+    RequestHandler,
+    TimeSource,
+)
 
 __all__ = [
-    "Consumer",
+    "ConsumerContext",
     "DeferError",
     "Handled",
     "NotConfirmedError",
+    "QueueConsumer",
+    "RequestConsumer",
     "RequestHandler",
+    "TimeSource",
     "WorkerPublisher",
-    "consume_directly",
-    "is_registered",
-    "take_no_more",
 ]

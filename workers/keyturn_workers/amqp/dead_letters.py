@@ -286,7 +286,7 @@ class DeadLetterKeeper:
         told: Sequence[Mapping[str, object]],
     ) -> None:
         for place, reason in dropped.items():
-            self._metrics.dead_letter_dropped(queue, reason)
+            self._metrics.count_dropped_letter(queue, reason)
             if queue != UNSIGNED_DEAD_QUEUE and place < _LOGGED_AT_MOST:
                 _log.warning("dead letter dropped", queue=queue, reason=reason, **told[place])
         if dropped:

@@ -1,6 +1,6 @@
-"""Everything a worker publishes: events, messages put off, dead letters (SPEC 6.2, 6.7).
+"""Everything that a worker publishes: events, retries, dead letters (SPEC 6.2, 6.7).
 
-Persistent, confirmed and mandatory: when a method returns, the broker has it on disk.
+Persistent, confirmed and mandatory: when a method returns, the broker has the message on disk.
 """
 
 import asyncio
@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from aio_pika import DeliveryMode, Message
+from aio_pika.abc import AbstractIncomingMessage
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS
 from faststream.exceptions import IncorrectState
 from faststream.rabbit import RabbitBroker
@@ -30,22 +31,28 @@ from keyturn.topology import (
     retry_name,
 )
 from keyturn_workers.amqp.confirmed_publisher import ConfirmedPublisher
-from keyturn_workers.amqp.direct import Delivered, whole
-from keyturn_workers.amqp.retry import Retry, RetryNotes, copy_of, delay_up_to, letter_of, utc_now
+from keyturn_workers.amqp.retry import (
+    Retry,
+    RetryNotes,
+    copy_of,
+    dead_letter_of,
+    longest_delay_s,
+    utc_now,
+)
 from keyturn_workers.worker.metrics import WAITING
 
 _TIMEOUT_S: Final = 30
 
 
 class NotConfirmedError(Exception):
-    """The broker did not confirm: nobody can say whether it has the message."""
+    """The broker did not confirm a message: it may have it or not."""
 
 
 class WorkerPublisher:
     """Publishes on a worker's behalf.
 
-    Every method raises `NotConfirmedError` where the broker did not confirm; the caller must
-    then not acknowledge.
+    Every method raises `NotConfirmedError` if the broker did not confirm. The caller must then not
+    acknowledge the delivery.
     """
 
     def __init__(
@@ -61,13 +68,13 @@ class WorkerPublisher:
         self._event_key_id = self._event_key.id
         self._notes = RetryNotes(deployment, event_keys)
         self._now = now
-        self._announcer = ConfirmedPublisher(broker, EXCHANGE, timeout_s=_TIMEOUT_S)
+        self._events = ConfirmedPublisher(broker, EXCHANGE, timeout_s=_TIMEOUT_S)
 
-    async def tell(self, event: Event) -> None:
+    async def publish_event(self, event: Event) -> None:
         """Publish a signed event.
 
-        The broker puts it into its publisher's stream by a header; readers believe the signed
-        body alone (SPEC 6.8).
+        By a header the broker routes it into its publisher's stream. Readers trust only the signed
+        body (SPEC 6.8).
         """
         body = encode(event)
         headers: dict[str, Any] = {
@@ -83,15 +90,17 @@ class WorkerPublisher:
             correlation_id=request_id(event),
         )
         with _confirmed():
-            await self._announcer.publish(event.type, body, properties)
+            await self._events.publish(event.type, body, properties)
 
-    def retry_of(self, message: Delivered, queue: str, publisher: str = "") -> Retry | None:
-        """What a worker of this deployment noted on the message as it put it off, if one did."""
+    def retry_of(
+        self, message: AbstractIncomingMessage, queue: str, publisher: str = ""
+    ) -> Retry | None:
+        """The note of the retry that a worker of this deployment scheduled, if there is one."""
         return self._notes.read(queue, publisher, message.body, message.headers)
 
     async def schedule_retry(
         self,
-        message: Delivered,
+        message: AbstractIncomingMessage,
         queue: str,
         error: CodedError,
         attempt: int,
@@ -99,48 +108,57 @@ class WorkerPublisher:
         *,
         publisher: str = "",
     ) -> None:
-        """Let the message come back to its queue after `delay_s` seconds.
+        """Redeliver the message after `delay_s` seconds, as one more attempt.
 
-        `attempt` is how often it met the error before; `publisher` signed the message, and is
+        `attempt` is how often it met the error before. `publisher` signed the message, and is
         empty for the workers' own.
         """
-        retry = Retry(error.code, attempt + 1, self._in(delay_s))
+        retry = Retry(error.code, attempt + 1, self._time_in(delay_s))
         await self._retry(message, queue, publisher, retry, delay_s)
 
     async def defer(
-        self, message: Delivered, queue: str, wait_s: float, *, publisher: str = ""
+        self, message: AbstractIncomingMessage, queue: str, wait_s: float, *, publisher: str = ""
     ) -> None:
-        """Let the message come back after about `wait_s` seconds without counting an attempt."""
-        delay_s = delay_up_to(wait_s) or min(ALL_DELAYS_S)
-        await self._retry(message, queue, publisher, Retry(WAITING, 1, self._in(delay_s)), delay_s)
+        """Redeliver the message after about `wait_s` seconds without counting an attempt."""
+        delay_s = longest_delay_s(wait_s) or min(ALL_DELAYS_S)
+        await self._retry(
+            message, queue, publisher, Retry(WAITING, 1, self._time_in(delay_s)), delay_s
+        )
 
     async def put_back(
-        self, message: Delivered, queue: str, retry: Retry, *, publisher: str = ""
+        self, message: AbstractIncomingMessage, queue: str, retry: Retry, *, publisher: str = ""
     ) -> None:
-        """Let a message that came before its time wait on, with the note that it bears."""
-        delay_s = delay_up_to(retry.early_s(self._now())) or min(ALL_DELAYS_S)
+        """Let a message that came before its time wait on, with the same note."""
+        delay_s = longest_delay_s(retry.early_s(self._now())) or min(ALL_DELAYS_S)
         await self._retry(message, queue, publisher, retry, delay_s)
 
     async def _retry(
-        self, message: Delivered, queue: str, publisher: str, retry: Retry, delay_s: int
+        self,
+        message: AbstractIncomingMessage,
+        queue: str,
+        publisher: str,
+        retry: Retry,
+        delay_s: int,
     ) -> None:
         headers = self._notes.headers(queue, publisher, message.body, retry)
-        await self._to_queue(copy_of(whole(message), headers), retry_name(queue, delay_s))
+        await self._to_queue(copy_of(message, headers), retry_name(queue, delay_s))
 
-    def _in(self, delay_s: int) -> datetime:
+    def _time_in(self, delay_s: int) -> datetime:
         return self._now() + timedelta(seconds=delay_s)
 
-    async def dead_letter(self, message: Delivered, queue: str, error: CodedError) -> None:
-        """Put the message into the dead letters, with the code in a header.
+    async def dead_letter(
+        self, message: AbstractIncomingMessage, queue: str, error: CodedError
+    ) -> None:
+        """Copy the message to the dead letters, with the code and the time in headers.
 
-        What nobody signed has a queue of its own: a flood of it pushes out nothing signed.
+        Unsigned messages have a queue of their own: a flood of them displaces nothing signed.
         """
         unsigned = isinstance(error, BadSignatureError)
         dead_queue = UNSIGNED_DEAD_QUEUE if unsigned else dead_letter_name(queue)
-        await self._to_queue(letter_of(whole(message), error, self._now()), dead_queue)
+        await self._to_queue(dead_letter_of(message, error, self._now()), dead_queue)
 
     async def send(self, body: bytes, queue: str, delay_s: int) -> None:
-        """Put a message of the workers' own into a queue, now or after so many seconds.
+        """Publish a message of the workers' own to a queue, now or after `delay_s` seconds.
 
         `delay_s` is 0 or one of `keyturn.topology.ALL_DELAYS_S`.
         """
@@ -156,15 +174,15 @@ class WorkerPublisher:
 
 @contextmanager
 def _confirmed() -> Iterator[None]:
-    """One error for the many that the client library has for a lost broker."""
+    """One error for the many that the client library raises for a lost broker."""
     try:
         with normalize_connection_errors():
             yield
     except (TimeoutError, IncorrectState, *CONNECTION_EXCEPTIONS) as exc:
         raise NotConfirmedError(type(exc).__name__) from exc
     except asyncio.CancelledError as exc:
-        # aiormq gives up its futures by one where a heartbeat fails; nobody cancelled this task.
+        # When a heartbeat fails, aiormq ends its futures with one: nobody cancelled this task.
         task = asyncio.current_task()
         if task is None or task.cancelling():
             raise
-        raise NotConfirmedError("the connection was given up") from exc
+        raise NotConfirmedError("the connection was lost") from exc

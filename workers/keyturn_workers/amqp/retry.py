@@ -1,8 +1,8 @@
-"""What becomes of a delivery that failed: when it is tried again, and its copy. Pure; no I/O.
+"""Retries and dead letters: when a failed delivery is retried, and its copy. Pure; no I/O.
 
-A message that waits or is dead is a *copy*: confirmed by the broker before the original
-is acknowledged. The copy keeps the body and all headers as they were sent (SPEC 12), but
-for what would make the broker do something with it again.
+A message in a retry or dead-letter queue is a *copy*, confirmed by the broker before the original
+is acknowledged. The copy keeps the body and all headers as they were sent (SPEC 12), except for
+those that would make the broker act on it again.
 """
 
 import hashlib
@@ -50,16 +50,16 @@ from keyturn.topology import (
 _ATTEMPT: Final = re.compile(r"(?P<code>[a-z_]{1,64}):(?P<count>[0-9]{1,9})")
 # The storage's clock, by which not-before times are written and read, counts whole seconds.
 _CLOCKS_MAY_DIFFER_S: Final = 1
-# The broker's own notes on a message's way; a copy starts anew. CC and BCC would route
-# every copy to wherever they name, so that a refused message came back for ever.
+# The broker's own notes on a message's way; a copy starts without them. CC and BCC would route
+# every copy to the queues that they name, and a refused message would come back forever.
 _BROKER_HEADERS: Final = ("x-death", "x-delivery-count", "x-acquired-count", "CC", "BCC")
-# RabbitMQ takes headers of one frame of 128 KiB at most; a worker's own come on top.
+# RabbitMQ accepts headers of at most one frame of 128 KiB; a worker's own are added to these.
 _HEADERS_MAX_BYTES: Final = 96 * 1024
 _TABLE_LENGTH_BYTES: Final = 4
-# Of tables and lists in one another: the stack's depth differs between two writings.
+# Of nested tables and lists: two encodings may start at different depths of the stack.
 _SPARE_LEVELS: Final = 50
 _DETAIL_MAX_CHARACTERS: Final = 500
-# However often they are sent, and whatever is in their bodies.
+# Refused however often they are sent, and whatever is in their bodies.
 CODES_WITHOUT_BODY: Final = frozenset(
     error.code for error in (AlreadyExistsError, DeletedKeyError, BodyTooLargeError)
 )
@@ -69,17 +69,17 @@ _BROKER_PREFIXES: Final = ("x-first-death-", "x-last-death-")
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """What a worker noted on a message that it put off: the tries in a row that met a code."""
+    """A worker's note on a retried message: how many attempts in a row met an error code."""
 
     code: str
     attempt: int
     not_before: datetime
 
     def early_s(self, now: datetime) -> float:
-        """Seconds until the message is to be served; 0 where it is time.
+        """Seconds until the message is due; 0 if it is due now.
 
-        No retry is put off for longer than the longest delay: a moment beyond that was noted
-        by a worker whose clock was wrong, and must not hold the message up for as long.
+        No retry waits for longer than the longest delay: a later time was noted by a worker whose
+        clock was wrong, and must not delay the message.
         """
         left_s = (self.not_before - now).total_seconds()
         longest_s = RETRY_DELAYS_S[-1] + _CLOCKS_MAY_DIFFER_S
@@ -89,8 +89,8 @@ class Retry:
 class RetryNotes:
     """Writes and reads the notes of retries under the deployment's event keys (SPEC 6.3).
 
-    The first key writes; a note of any key that is held is believed, so that an event key can
-    be replaced while messages wait. What carries no such note is a first delivery: anyone who
+    The first key signs notes; a note under any of the keys is accepted, so that an event key can
+    be replaced while messages wait. A message without such a note is a first delivery: anyone who
     may write to the broker can put any header on a copy of a message.
     """
 
@@ -99,7 +99,7 @@ class RetryNotes:
         self._keys = tuple(key.retry_key() for key in keys)
 
     def headers(self, queue: str, publisher: str, body: bytes, retry: Retry) -> dict[str, str]:
-        """The headers that note it; `publisher` is empty for the workers' own messages."""
+        """The headers of a retry's note; `publisher` is empty for the workers' own messages."""
         note = RetryNote(
             queue=queue,
             publisher=publisher,
@@ -117,14 +117,14 @@ class RetryNotes:
     def read(
         self, queue: str, publisher: str, body: bytes, headers: Mapping[str, Any]
     ) -> Retry | None:
-        """The note on a message, or None where no holder of an event key made one for it."""
+        """The note on a message, or None if no holder of an event key made one for it."""
         claimed, not_before = headers.get(ATTEMPT_HEADER), headers.get(NOT_BEFORE_HEADER)
         mac = headers.get(RETRY_MAC_HEADER)
         if not (isinstance(claimed, str) and isinstance(not_before, str) and isinstance(mac, str)):
             return None
-        # More digits than any count of ours has would make int() itself refuse.
-        found = _ATTEMPT.fullmatch(claimed)
-        if found is None:
+        # With more digits than any count of ours has, int() itself would raise.
+        match = _ATTEMPT.fullmatch(claimed)
+        if match is None:
             return None
         try:
             instant = parse_time(not_before)
@@ -134,8 +134,8 @@ class RetryNotes:
             queue=queue,
             publisher=publisher,
             request=hashlib.sha256(body).hexdigest(),
-            attempt=int(found["count"]),
-            code=found["code"],
+            attempt=int(match["count"]),
+            code=match["code"],
             not_before=not_before,
         )
         for key in self._keys:
@@ -151,21 +151,21 @@ def utc_now() -> datetime:
 
 
 def attempts(retry: Retry | None, error: CodedError) -> int:
-    """How many times in a row the message was put off for this same code."""
+    """How many times in a row the message was retried for this same code."""
     return retry.attempt if retry is not None and retry.code == error.code else 0
 
 
 def retry_delay_s(
     error: CodedError, attempt: int, *, requested_at: datetime, max_age: timedelta, now: datetime
 ) -> int | None:
-    """Seconds until the next try, or None where the error is final (SPEC 7.5, 12).
+    """Seconds until the next attempt, or None if the error is final (SPEC 7.5, 12).
 
-    Transient errors are retried up to the longest age of a request, so that the last try may
-    come after it: that one looks at what is done already, and is refused as expired only then.
+    Transient errors are retried up to the longest age of a request, so that the last attempt may
+    come after it: that one checks what was completed, and only then is refused as expired.
     """
     if isinstance(error, UnknownProjectError):
-        late = attempt >= len(UNKNOWN_PROJECT_DELAYS_S)
-        return None if late else UNKNOWN_PROJECT_DELAYS_S[attempt]
+        exhausted = attempt >= len(UNKNOWN_PROJECT_DELAYS_S)
+        return None if exhausted else UNKNOWN_PROJECT_DELAYS_S[attempt]
     if not error.transient:
         return None
     if now > requested_at + max_age:
@@ -173,16 +173,16 @@ def retry_delay_s(
     return RETRY_DELAYS_S[min(attempt, len(RETRY_DELAYS_S) - 1)]
 
 
-def delay_up_to(wait_s: float) -> int:
-    """The longest delay in seconds that has a queue and is not longer than wanted; 0 for none."""
+def longest_delay_s(wait_s: float) -> int:
+    """The longest delay in seconds that has a queue and is not longer than `wait_s`; 0 for none."""
     return max((delay for delay in ALL_DELAYS_S if delay <= wait_s), default=0)
 
 
-def letter_of(message: AbstractIncomingMessage, error: CodedError, now: datetime) -> Message:
+def dead_letter_of(message: AbstractIncomingMessage, error: CodedError, now: datetime) -> Message:
     """The dead letter of a message: its copy, with the code and the time in headers.
 
-    Of what meets the same refusal however often it is sent, headers and identity alone are
-    kept: its bodies would fill the broker's disk (SPEC 6.9). Such a letter cannot be replayed.
+    Of what is refused however often it is sent, only headers and identity are kept: its bodies
+    would fill the broker's disk (SPEC 6.9). Such a letter cannot be replayed.
     """
     headers = {
         CODE_HEADER: error.code,
@@ -197,7 +197,7 @@ def letter_of(message: AbstractIncomingMessage, error: CodedError, now: datetime
 
 
 def identity_body(body: bytes) -> bytes | None:
-    """What is kept of a request: type, id, project, key, time, digest and size; else None."""
+    """What is kept of a request: type, id, project, key, time, digest, size. None if unreadable."""
     claimed = identity(body)
     if claimed is None:
         return None
@@ -221,12 +221,12 @@ def copy_of(
 ) -> Message:
     """The message as it was sent, with a worker's headers on top, and another body if given.
 
-    `expiration` is left out, since a copy must not vanish, and so is `user_id`, which the
-    broker holds against whoever publishes the copy.
+    `expiration` is left out, since a copy must not vanish, and so is `user_id`, which the broker
+    compares with the user that publishes the copy.
     """
     return Message(
         message.body if body is None else body,
-        headers={**_fitting(sent_headers(message.headers)), **more_headers},
+        headers={**_fit_in_frame(sent_headers(message.headers)), **more_headers},
         delivery_mode=DeliveryMode.PERSISTENT,
         content_type=message.content_type,
         content_encoding=message.content_encoding,
@@ -240,14 +240,14 @@ def copy_of(
     )
 
 
-def _fitting(headers: dict[str, Any]) -> dict[str, Any]:
+def _fit_in_frame(headers: dict[str, Any]) -> dict[str, Any]:
     """The headers that leave room for a worker's own in one frame.
 
-    All of them, but where they nearly fill the frame: a copy that does not fit would cut
-    the connection each time. The largest go first, and those that SPEC 6.3 names last. What
-    cannot be written at all (nested too deep, say) goes alone.
+    All of them, unless they nearly fill the frame: a copy that does not fit would cost the
+    connection each time. The largest are dropped first, and those that SPEC 6.3 names last. A
+    header that cannot be encoded (nested too deep, for instance) is dropped alone.
     """
-    sizes = {name: _written_bytes(name, value) for name, value in headers.items()}
+    sizes = {name: _encoded_bytes(name, value) for name, value in headers.items()}
     order = sorted(sizes, key=lambda name: (name not in SPECIFIED_HEADERS, sizes[name]))
     left, kept = float(_HEADERS_MAX_BYTES), set()
     for name in order:
@@ -257,11 +257,11 @@ def _fitting(headers: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in headers.items() if name in kept}
 
 
-def _written_bytes(name: str, value: Any) -> float:
-    """The bytes that a header takes in a table; infinite where it cannot be written."""
+def _encoded_bytes(name: str, value: Any) -> float:
+    """The bytes that a header takes in a table; infinite if it cannot be encoded."""
     try:
-        # Some levels deeper than it stands: what is just deep enough to be read could
-        # otherwise be too deep to be written, from further down the stack.
+        # Nested some levels deeper: what could just be decoded may otherwise be too deep to be
+        # encoded, which happens further down the stack.
         return len(encode.field_table({name: _deeper(value)})) - _TABLE_LENGTH_BYTES
     except (TypeError, ValueError, OverflowError, RecursionError, struct.error):
         return float("inf")

@@ -83,7 +83,7 @@ def application(
         return _json({"ready": status != _UNAVAILABLE, "checks": results}, status)
 
     async def told(request: Request) -> Response:
-        body, content_type = metrics.exposed(request.headers.get("accept", ""))
+        body, content_type = metrics.render(request.headers.get("accept", ""))
         return Response(body, media_type=None, headers={"content-type": content_type})
 
     async def described(request: Request) -> Response:

@@ -75,6 +75,6 @@ class GatewayMetrics:
             registry=self.registry,
         )
 
-    def exposed(self, accept: str = "") -> tuple[bytes, str]:
+    def render(self, accept: str = "") -> tuple[bytes, str]:
         """All counters in the form that an `Accept` header asks for, and its content type."""
-        return self.registry.exposed(accept)
+        return self.registry.render(accept)

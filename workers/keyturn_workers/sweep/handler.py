@@ -77,7 +77,7 @@ class SweepRole:
             self._recording.add(recording)
             recording.add_done_callback(self._recording.discard)
             await asyncio.shield(recording)
-        self._metrics.page_done(
+        self._metrics.count_page(
             result.counts.to_json(), (failure.code for failure in result.failures)
         )
         _log.info(

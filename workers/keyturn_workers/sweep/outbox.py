@@ -6,7 +6,7 @@ from typing import Any, Protocol
 from keyturn.errors import CodedError
 from keyturn.identifiers import format_time
 from keyturn.messages import EVENT_MODELS, Event, RequestOrigin, id_field, with_origin
-from keyturn_workers.amqp.retry import delay_up_to
+from keyturn_workers.amqp.retry import longest_delay_s
 from keyturn_workers.sweep.counts import Counts
 from keyturn_workers.sweep.messages import Hint, SweepPage, SweepStep, encode, queue_of
 from keyturn_workers.sweep.plan import AllPlan, OpenPage, Origins, Plan, SweepRequest, by_publisher
@@ -15,7 +15,7 @@ from keyturn_workers.sweep.plan import AllPlan, OpenPage, Origins, Plan, SweepRe
 class Sender(Protocol):
     """How messages leave: `keyturn_workers.amqp.WorkerPublisher`, or a queue in memory."""
 
-    async def tell(self, event: Event) -> None:
+    async def publish_event(self, event: Event) -> None:
         """Publish a signed event, and return once it is durable."""
         ...
 
@@ -33,7 +33,7 @@ class Outbox:
     async def step(self, plan: Plan | AllPlan, wait_s: float = 0) -> None:
         """Ask for the step that the plan waits for, in about so many seconds."""
         hint = SweepStep(sweep_id=plan.ask.sweep_id, project=plan.ask.project, step=plan.step)
-        await self._send(hint, delay_up_to(wait_s))
+        await self._send(hint, longest_delay_s(wait_s))
 
     async def page(self, plan: Plan, live: OpenPage) -> None:
         """Ask for the current take of a page."""
@@ -57,11 +57,11 @@ class Outbox:
         """Publish how far a sweep of one project is, once to each publisher that asked for it."""
         event = _counted("sweep.progressed", ask, counts, clean=clean)
         for origin in by_publisher(origins):
-            await self._sender.tell(with_origin(event, origin))
+            await self._sender.publish_event(with_origin(event, origin))
 
     async def ended(self, plan: Plan | AllPlan, origin: RequestOrigin | None) -> None:
         """Publish how a rotation or a sweep ended, as the answer to this request."""
-        await self._sender.tell(with_origin(end_of(plan), origin))
+        await self._sender.publish_event(with_origin(end_of(plan), origin))
 
     async def failed(
         self, ask: SweepRequest, error: CodedError, origin: RequestOrigin | None
@@ -70,7 +70,7 @@ class Outbox:
 
         It is no refusal: the request was accepted (SPEC 6.7).
         """
-        await self._sender.tell(with_origin(failure_of(ask, error), origin))
+        await self._sender.publish_event(with_origin(failure_of(ask, error), origin))
 
 
 def failure_of(ask: SweepRequest, error: CodedError) -> Event:

@@ -229,7 +229,7 @@ class Uploader:
                 if not stored.needs_encryption:
                     return await self._settle_standing(request, stored)
             else:
-                self._metrics.stored(stored.size_bytes)
+                self._metrics.count_stored_bytes(stored.size_bytes)
                 settled = await self._settle_stored(request, stored)
                 if settled is not None:
                     return settled

@@ -63,7 +63,7 @@ async def holding(checks: Mapping[str, Check]) -> dict[str, bool]:
 
 def _scrape(metrics: WorkerMetrics) -> Callable[[web.Request], Awaitable[web.Response]]:
     async def scrape(request: web.Request) -> web.Response:
-        body, content_type = metrics.exposed(request.headers.get("Accept", ""))
+        body, content_type = metrics.render(request.headers.get("Accept", ""))
         return web.Response(body=body, headers={"Content-Type": content_type})
 
     return scrape

@@ -1,9 +1,9 @@
 """What a worker process counts and measures, for `/metrics` (SPEC 11, 13).
 
-Each process has a registry of its own; nothing here is global. A label is one of a small
-closed set: a queue, a type, a code of SPEC 12, a stage, an outcome. It is never a project, a
-key, an id or anything else that a sender chose: a sender could make series without end, and
-whoever reads a scrape would read names. What is of no known set is counted as `other`.
+Each process has a registry of its own; nothing here is global. A label is one of a small closed
+set: a queue, a type, a code of SPEC 12, a stage, an outcome. It is never a project, an object key,
+an id or anything else that a sender chose: a sender could create series without end, and a scrape
+would reveal names. A value outside its set is counted as `other`.
 """
 
 import time
@@ -34,10 +34,10 @@ Stage = Literal["admit", "serve", "tell", "look", "open", "store", "settle", "ta
 
 # From a signature's check to a page of large copies.
 _BUCKETS_S: Final = (0.001, 0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 30, 120, 600)
-# Why a request that is done, but for a wait, comes again: no error, so no code of SPEC 12.
+# A request that was deferred without an error, so without a code of SPEC 12.
 WAITING: Final = "waiting"
 OTHER: Final = "other"
-# What becomes of an object in a take, by the names of SPEC 8.6.
+# The outcomes for an object on a page, by the names of SPEC 8.6.
 OUTCOMES: Final = (
     "rewrapped",
     "encrypted",
@@ -49,8 +49,8 @@ OUTCOMES: Final = (
 )
 
 
-class Timed:
-    """A stage under way: its seconds are noted at its end, however it ends."""
+class StageTimer:
+    """Measures its block, however it ends."""
 
     __slots__ = ("_began", "_seconds")
 
@@ -70,7 +70,7 @@ class Timed:
 
 
 class Delivery:
-    """One message in flight, from its delivery to its end."""
+    """One message in flight, from its delivery to its acknowledgment."""
 
     __slots__ = ("_began", "_in_flight", "_requested_at")
 
@@ -91,9 +91,9 @@ class Delivery:
     ) -> None:
         self._in_flight.discard(self)
 
-    def admitted(self, requested_at: str) -> None:
-        """From here on its age counts from the time that its request tells (SPEC 1)."""
-        # Parsed when somebody asks for the age: few do.
+    def mark_admitted(self, requested_at: str) -> None:
+        """From here on its age counts from its request's `requested_at` (SPEC 1)."""
+        # Parsed only when a scrape asks for the age.
         self._requested_at = requested_at
 
     def held_s(self) -> float:
@@ -101,7 +101,7 @@ class Delivery:
         return time.perf_counter() - self._began
 
     def age_s(self, now: datetime) -> float:
-        """Seconds since the request was made; of what tells no trustworthy time, `held_s`."""
+        """Seconds since the request was made; `held_s` if no trustworthy time is known."""
         if self._requested_at is None:
             return self.held_s()
         # The sender's clock may be ahead of this one.
@@ -109,14 +109,14 @@ class Delivery:
 
 
 class QueueMetrics:
-    """What is counted for the messages of one queue. Made by `WorkerMetrics.queue`."""
+    """The metrics of one queue. Created by `WorkerMetrics.queue`."""
 
     def __init__(self, families: "_Families", queue: str) -> None:
         self._queue = queue
         self._in_flight: set[Delivery] = set()
         self._consumed = families.consumed.labels(queue)
-        self._refused = _Bounded(families.refused, families.codes, queue)
-        self._put_off = _Bounded(families.schedule_retry, families.codes | {WAITING}, queue)
+        self._refused = _LabeledCounter(families.refused, families.codes, queue)
+        self._retries = _LabeledCounter(families.retries, families.codes | {WAITING}, queue)
         self._served = families.served
         self._seconds = families.seconds
         self._stages: dict[Stage, Histogram] = {}
@@ -126,45 +126,45 @@ class QueueMetrics:
 
     @property
     def in_flight(self) -> int:
-        """Messages that were taken and have not come to their end."""
+        """Messages that were delivered and neither acknowledged nor given back yet."""
         return len(self._in_flight)
 
     def delivery(self) -> Delivery:
-        """A message that was taken: in flight while its block runs."""
+        """Count a delivery: in flight while its block runs."""
         self._consumed.inc()
         return Delivery(self._in_flight)
 
-    def stage(self, name: Stage) -> Timed:
+    def stage(self, name: Stage) -> StageTimer:
         """Measures its block."""
         seconds = self._stages.get(name)
         if seconds is None:
             seconds = self._stages[name] = self._seconds.labels(self._queue, name)
-        return Timed(seconds)
+        return StageTimer(seconds)
 
-    def served(self, message_type: str) -> None:
-        """A request was served, and this event told (or, where none was, of this type)."""
+    def count_served(self, message_type: str) -> None:
+        """A request was served: by its event's type, or its own if it has no event."""
         self._served.inc(message_type)
 
-    def refused(self, error: CodedError) -> None:
-        """A message went to the dead letters."""
+    def count_refused(self, error: CodedError) -> None:
+        """A message became a dead letter."""
         self._refused.inc(error.code)
 
-    def schedule_retry(self, error: CodedError) -> None:
-        """A message waits for its next try."""
-        self._put_off.inc(error.code)
+    def count_retry(self, error: CodedError) -> None:
+        """A message waits for its next attempt."""
+        self._retries.inc(error.code)
 
-    def waits(self) -> None:
-        """A message waits by nobody's fault."""
-        self._put_off.inc(WAITING)
+    def count_deferred(self) -> None:
+        """A message waits without having failed."""
+        self._retries.inc(WAITING)
 
-    def consuming(self, registered: Callable[[], bool]) -> None:
-        """Tell at each scrape whether the broker has this process as the queue's consumer."""
-        self._consuming.labels(self._queue).set_function(registered)
+    def track_consumer(self, is_active: Callable[[], bool]) -> None:
+        """Report at each scrape whether the broker has this process as the queue's consumer."""
+        self._consuming.labels(self._queue).set_function(is_active)
 
-    def begin_at_zero(self) -> None:
-        """Show every code before it happens: a rise from nothing is no rise to Prometheus."""
-        self._refused.begin_at_zero()
-        self._put_off.begin_at_zero()
+    def initialize(self) -> None:
+        """Export every code at zero: Prometheus sees no increase in a series that is new."""
+        self._refused.initialize()
+        self._retries.initialize()
 
     def _oldest_s(self) -> float:
         now = datetime.now(UTC)
@@ -172,34 +172,31 @@ class QueueMetrics:
 
 
 class Registry(CollectorRegistry):
-    """Leaves out when each series began: twice as many series, which no alert here needs."""
+    """Omits the creation time of each series: it would double them, and no alert needs it."""
 
     def __init__(self) -> None:
         super().__init__(auto_describe=False)
 
     def add_process(self) -> None:
-        """Tell of the process itself as well: memory, CPU, open files, collections, Python."""
+        """Export the process's own metrics too: memory, CPU, open files, collections, Python."""
         ProcessCollector(registry=self)
         PlatformCollector(registry=self)
         GCCollector(registry=self)
 
-    def exposed(self, accept: str = "") -> tuple[bytes, str]:
-        """All samples in the form that an `Accept` header asks for, and its content type."""
+    def render(self, accept: str = "") -> tuple[bytes, str]:
+        """All samples in the format that an `Accept` header asks for, and its content type."""
         encode, content_type = choose_encoder(accept)
         return encode(self), content_type
 
     def collect(self) -> Iterator[Metric]:
-        """What is registered, without the moments of its beginning."""
+        """All metrics, without their creation times."""
         for metric in super().collect():
             metric.samples = [each for each in metric.samples if not each.name.endswith("_created")]
             yield metric
 
 
 class WorkerMetrics:
-    """All metrics of one process, on a registry of its own.
-
-    Whoever is given none makes one that nobody reads.
-    """
+    """All metrics of one process, on a registry of its own."""
 
     def __init__(self) -> None:
         self._registry = Registry()
@@ -207,22 +204,22 @@ class WorkerMetrics:
         self._queues: dict[str, QueueMetrics] = {}
 
     def queue(self, name: str) -> QueueMetrics:
-        """The metrics of one queue, the same for all who ask for it."""
-        found = self._queues.get(name)
-        if found is None:
-            found = self._queues[name] = QueueMetrics(self._families, name)
-        return found
+        """The metrics of one queue, always the same instance."""
+        metrics = self._queues.get(name)
+        if metrics is None:
+            metrics = self._queues[name] = QueueMetrics(self._families, name)
+        return metrics
 
-    def stored(self, size_bytes: int) -> None:
-        """A put of this process stored so many bytes of plaintext."""
+    def count_stored_bytes(self, size_bytes: int) -> None:
+        """A put of this process stored `size_bytes` of plaintext."""
         self._families.stored.inc(size_bytes)
 
-    def dead_letter_dropped(self, queue: str, reason: str) -> None:
-        """A dead letter was dropped for the bound of its age or of its queue's bytes."""
+    def count_dropped_letter(self, queue: str, reason: str) -> None:
+        """A dead letter was dropped for its age or for its queue's size."""
         self._families.dead_dropped.labels(queue, reason).inc()
 
-    def page_done(self, counts: Mapping[str, int], failed_codes: Iterable[str]) -> None:
-        """A take of a page ended: what became of its objects, and the code of each failure."""
+    def count_page(self, counts: Mapping[str, int], failed_codes: Iterable[str]) -> None:
+        """A page was processed: the outcomes of its objects, and the code of each failure."""
         self._families.pages.inc()
         for outcome in OUTCOMES:
             self._families.objects.inc(outcome, counts[outcome])
@@ -230,19 +227,19 @@ class WorkerMetrics:
             self._families.failures.inc(code)
 
     def add_process(self) -> None:
-        """Tell of the process itself as well: memory, CPU, open files, collections, Python."""
+        """Export the process's own metrics too: memory, CPU, open files, collections, Python."""
         self._registry.add_process()
 
-    def exposed(self, accept: str = "") -> tuple[bytes, str]:
-        """All samples as they are now, in the form that an `Accept` header asks for, and its type.
+    def render(self, accept: str = "") -> tuple[bytes, str]:
+        """All samples in the format that an `Accept` header asks for, and its content type.
 
-        Prometheus text 0.0.4 where it asks for nothing else.
+        Prometheus text 0.0.4 if it asks for no other.
         """
-        return self._registry.exposed(accept)
+        return self._registry.render(accept)
 
 
-class _Bounded:
-    """The children of a counter by its last label, which is of a closed set."""
+class _LabeledCounter:
+    """The children of a counter by its last label, whose values are a closed set."""
 
     def __init__(self, counter: Counter, known: frozenset[str], *labels: str) -> None:
         self._counter = counter
@@ -257,54 +254,54 @@ class _Bounded:
             child = self._children[name] = self._counter.labels(*self._labels, name)
         child.inc(amount)
 
-    def begin_at_zero(self) -> None:
+    def initialize(self) -> None:
         for value in sorted(self._known):
             self.inc(value, 0)
 
 
 class _Families:
-    """Every metric by its name; the same list stands in docs/reference/metrics.md."""
+    """Every metric by its name; docs/reference/metrics.md has the same list."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        def counter(name: str, told: str, *labels: str) -> Counter:
-            return Counter(f"keyturn_{name}", told, labels, registry=registry)
+        def counter(name: str, help_text: str, *labels: str) -> Counter:
+            return Counter(f"keyturn_{name}", help_text, labels, registry=registry)
 
-        def gauge(name: str, told: str) -> Gauge:
-            return Gauge(f"keyturn_{name}", told, ["queue"], registry=registry)
+        def gauge(name: str, help_text: str) -> Gauge:
+            return Gauge(f"keyturn_{name}", help_text, ["queue"], registry=registry)
 
         self.codes = frozenset(all_errors())
-        self.consumed = counter("messages_consumed", "Deliveries taken.", "queue")
-        served = counter("requests_served", "Requests served, by the event told.", "type")
-        self.served = _Bounded(served, frozenset((*EVENTS, *REQUESTS)))
+        self.consumed = counter("messages_consumed", "Deliveries received.", "queue")
+        served = counter("requests_served", "Requests served, by the event published.", "type")
+        self.served = _LabeledCounter(served, frozenset((*EVENTS, *REQUESTS)))
         self.refused = counter(
-            "requests_refused", "Messages put into the dead letters.", "queue", "code"
+            "requests_refused", "Messages that became dead letters.", "queue", "code"
         )
         self.dead_dropped = counter(
             "dead_letters_dropped",
-            "Dead letters dropped for a bound of age or bytes.",
+            "Dead letters dropped for their age or their queue's size.",
             "queue",
             "reason",
         )
         for queue in DEAD_QUEUES:
             for reason in ("age", "bytes"):
                 self.dead_dropped.labels(queue, reason)
-        self.schedule_retry = counter("retries", "Messages put off to come again.", "queue", "code")
-        self.in_flight = gauge("messages_in_flight", "Messages being worked on.")
+        self.retries = counter("retries", "Messages scheduled for a retry.", "queue", "code")
+        self.in_flight = gauge("messages_in_flight", "Messages being processed.")
         self.oldest = gauge(
             "oldest_message_age_seconds",
-            "Age of the oldest message being worked on, by its requested_at; 0 when idle.",
+            "Age of the oldest message being processed, by its requested_at; 0 when idle.",
         )
         self.consuming = gauge("consuming", "1 while the broker has this process as a consumer.")
         self.seconds = Histogram(
             "keyturn_stage_seconds",
-            "Seconds that a stage took, however it ended.",
+            "Duration of a stage in seconds, however it ended.",
             ["queue", "stage"],
             buckets=_BUCKETS_S,
             registry=registry,
         )
         self.stored = counter("stored_bytes", "Bytes of plaintext stored by puts.")
-        self.pages = counter("sweep_pages", "Takes of pages that were done.")
-        objects = counter("sweep_objects", "Objects that takes looked at.", "outcome")
-        self.objects = _Bounded(objects, frozenset(OUTCOMES))
-        failures = counter("sweep_failures", "What failed for one object alone.", "code")
-        self.failures = _Bounded(failures, self.codes)
+        self.pages = counter("sweep_pages", "Pages processed.")
+        objects = counter("sweep_objects", "Objects of processed pages.", "outcome")
+        self.objects = _LabeledCounter(objects, frozenset(OUTCOMES))
+        failures = counter("sweep_failures", "Failures of single objects.", "code")
+        self.failures = _LabeledCounter(failures, self.codes)

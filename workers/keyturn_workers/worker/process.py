@@ -1,7 +1,7 @@
-"""One worker process: its settings in, roles served until it is told to stop (SPEC 6.2, 10).
+"""One worker process: from its settings to its end (SPEC 6.2, 10).
 
-On SIGTERM and SIGINT it takes no new message, finishes what it holds within
-`SHUTDOWN_GRACE_S`, and ends; what it could not finish goes back to its queue.
+On SIGTERM and SIGINT it asks for no further deliveries, finishes those under way within
+`SHUTDOWN_GRACE_S`, and exits. What it could not finish goes back to its queue.
 """
 
 import asyncio
@@ -14,18 +14,12 @@ from typing import Any, Final, TypeVar
 import stamina
 import structlog
 from aio_pika.exceptions import AMQPException
-from faststream import AckPolicy, FastStream
-from faststream.rabbit import Channel, QueueType, RabbitBroker, RabbitQueue
-from faststream.rabbit.message import RabbitMessage
-from faststream.rabbit.subscriber import RabbitSubscriber
+from faststream import FastStream
+from faststream.rabbit import Channel, RabbitBroker
 
 from keyturn.errors import StorageUnavailableError
 from keyturn.identifiers import KEYRINGS_PREFIX
-from keyturn_workers.amqp import (
-    consume_directly,
-    is_registered,
-    take_no_more,
-)
+from keyturn_workers.amqp import QueueConsumer
 from keyturn_workers.amqp.declarations import declare, declare_streams
 from keyturn_workers.amqp.property_tolerance import tolerate_odd_properties
 from keyturn_workers.errors import UnsafeStorageError
@@ -37,7 +31,7 @@ from keyturn_workers.worker.gc import tame_garbage_collection
 from keyturn_workers.worker.grants import GrantsFile, GrantsKeeper
 from keyturn_workers.worker.health import Check, health_server
 from keyturn_workers.worker.metrics import WorkerMetrics
-from keyturn_workers.worker.wiring import SWEEP, UPLOAD, Consume, Roles
+from keyturn_workers.worker.wiring import Wiring
 
 # Connections beyond one an object: keyring reads, records, the control role, health.
 _SPARE_CONNECTIONS: Final = 32
@@ -47,36 +41,37 @@ _CANCELLATIONS: Final = 50
 _CANCELLATION_S: Final = 0.1
 
 _T = TypeVar("_T")
+_Consumers = Mapping[str, QueueConsumer]
 
 _log = structlog.get_logger()
 
 
 async def run_worker(settings: WorkerSettings, roles: frozenset[str]) -> None:
-    """Serve the roles until the process is told to stop.
+    """Serve the roles until a signal stops the process.
 
-    A broker that is lost while the consumers are started is waited for as one that is not there
-    yet. None of this leaves a task behind.
+    If the broker is lost while the consumers start, the start is repeated, as if the broker had
+    not been there yet. No task is left behind.
 
     Raises:
-        UnsafeStorageError: the bucket misses something that SPEC 10 requires.
-        TopologyError: a queue stands on the broker with other arguments.
+        UnsafeStorageError: the bucket lacks something that SPEC 10 requires.
+        TopologyError: a queue exists on the broker with other arguments.
         StorageUnavailableError, StorageAnswerError, OSError, AMQPException: storage or
             broker could not be reached within `START_TIMEOUT_S`.
     """
     tolerate_odd_properties()
     try:
         async for attempt in stamina.retry_context(
-            on=_LostAtStartError, attempts=None, timeout=settings.start_timeout_s, wait_max=3
+            on=_StartFailedError, attempts=None, timeout=settings.start_timeout_s, wait_max=3
         ):
             with attempt:
-                async with _leaving_nothing_behind():
+                async with _cancel_leftover_tasks():
                     await _serve(settings, roles)
-    except _LostAtStartError as exc:
+    except _StartFailedError as exc:
         raise exc.cause from None
     _log.info("worker stopped", roles=sorted(roles))
 
 
-class _LostAtStartError(Exception):
+class _StartFailedError(Exception):
     """The consumers could not be started: the client library has many errors for a lost broker."""
 
     def __init__(self, cause: Exception) -> None:
@@ -85,22 +80,45 @@ class _LostAtStartError(Exception):
 
 
 class _App(FastStream):
-    """FastStream, which also tells whether it was told to end before it had started."""
+    """FastStream, which also remembers whether it started and whether it was asked to exit."""
 
-    told_to_end = False
+    def __init__(
+        self, broker: RabbitBroker, consumers: _Consumers, log_start: Callable[[], None]
+    ) -> None:
+        async def started() -> None:
+            # Not before `run` has set its signal handlers: whoever reads it may signal at once.
+            log_start()
+
+        async def attach() -> None:
+            for consumer in consumers.values():
+                await consumer.attach()
+            self.has_started = True
+
+        async def cancel() -> None:
+            await asyncio.gather(*(consumer.cancel() for consumer in consumers.values()))
+
+        super().__init__(
+            broker,
+            logger=None,
+            on_startup=[started],
+            after_startup=[attach],
+            on_shutdown=[cancel],
+        )
+        self.has_started = False
+        self.exit_requested = False
 
     def exit(self) -> None:
-        self.told_to_end = True
+        self.exit_requested = True
         super().exit()
 
 
 @asynccontextmanager
-async def _leaving_nothing_behind() -> AsyncIterator[None]:
-    """End whatever tasks the block has left, once it is over.
+async def _cancel_leftover_tasks() -> AsyncIterator[None]:
+    """Cancel the tasks that the block leaves behind.
 
-    A start that fails can leave a connection that nobody closes any more. It connects again for
-    ever, consumers and all, and takes a cancellation in the midst of that for one more failed
-    attempt: the process would never end. Cancelled once more, as it waits, it ends.
+    A failed start can leave a connection that nobody closes any more. It reconnects forever,
+    consumers included, and takes a cancellation during an attempt for a failed attempt: the
+    process would never end. Cancelled once more, while it waits, it ends.
     """
     before = asyncio.all_tasks()
     try:
@@ -117,14 +135,10 @@ async def _leaving_nothing_behind() -> AsyncIterator[None]:
 
 async def _serve(settings: WorkerSettings, roles: frozenset[str]) -> None:
     amqp_url = settings.amqp_url.get_secret_value()
-    capabilities = await _patiently(settings, lambda: _check_storage(settings))
-    await _patiently(settings, lambda: declare(amqp_url, settings.publishers))
-    grants = _keeper(settings)
-    connections = (
-        settings.upload_concurrency + settings.stream_concurrency * 4 + settings.sweep_concurrency
-    )
+    capabilities = await _retry_start(settings, lambda: _check_storage(settings))
+    await _retry_start(settings, lambda: declare(amqp_url, settings.publishers))
     async with open_storage(
-        settings, capabilities=capabilities, max_connections=connections + _SPARE_CONNECTIONS
+        settings, capabilities=capabilities, max_connections=_max_connections(settings)
     ) as storage:
         broker = RabbitBroker(
             amqp_url,
@@ -136,65 +150,60 @@ async def _serve(settings: WorkerSettings, roles: frozenset[str]) -> None:
         )
         metrics = WorkerMetrics()
         metrics.add_process()
-        process = Roles(settings, storage, broker, metrics, grants)
-        await _patiently(settings, process.learn_time)
-        subscribers = {
-            queue: _subscribe(broker, queue, prefetch, consume)
-            for queue, prefetch, consume in process.consumers(roles)
+        grants = _grants_keeper(settings)
+        wiring = Wiring(settings, storage, broker, metrics, grants)
+        await _retry_start(settings, wiring.learn_time)
+        consumers = {
+            queue: QueueConsumer(broker, queue, prefetch, handle)
+            for queue, prefetch, handle in wiring.consumers(roles)
         }
-        _expect(metrics, subscribers)
-
-        async def tell() -> None:
-            # Not before `run` has taken the signals: whoever reads it may send one at once.
-            _log.info("worker started", roles=sorted(roles), bucket=settings.s3_bucket)
-
-        started = asyncio.Event()
-
-        async def note() -> None:
-            started.set()
-
-        async def leave() -> None:
-            await asyncio.gather(*map(take_no_more, subscribers.values()))
-
-        app = _App(
-            broker,
-            logger=None,
-            on_startup=[tell],
-            after_startup=[note],
-            on_shutdown=[leave],
-        )
-        checks = _checks(broker, subscribers, storage)
+        _register_consumers(metrics, consumers)
+        bucket = settings.s3_bucket
+        log_start = partial(_log.info, "worker started", roles=sorted(roles), bucket=bucket)
+        app = _App(broker, consumers, log_start)
+        checks = _checks(broker, consumers, storage)
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(
                 health_server(settings.health_host, settings.health_port, checks, metrics)
             )
             if grants is not None:
                 stack.enter_context(_on_hangup(grants.read_again))
-                await stack.enter_async_context(_meanwhile(grants.keep_current()))
-            await stack.enter_async_context(_meanwhile(process.bound_dead_letters()))
-            # Each role needs it: an upload's lease, the ages of requests, the date of a turn.
-            await stack.enter_async_context(_meanwhile(process.keep_clock_known()))
-            if UPLOAD in roles:
-                await stack.enter_async_context(_meanwhile(process.sweep_staging()))
-            if SWEEP in roles:
-                await stack.enter_async_context(_meanwhile(process.rescue_sweeps()))
+                await stack.enter_async_context(_background(grants.keep_current()))
+            for work in wiring.background(roles):
+                await stack.enter_async_context(_background(work))
             tame_garbage_collection()
-            try:
-                await app.run()
-            except Exception as exc:
-                if app.told_to_end:
-                    # While its consumers were still starting: they then find the connection
-                    # closed. What they had taken goes back to its queue.
-                    _log.info("stopped while it started", problem=type(exc).__name__)
-                elif started.is_set():
-                    raise
-                else:
-                    _forget_signals()
-                    raise _LostAtStartError(exc) from exc
+            await _run(app)
 
 
-def _keeper(settings: WorkerSettings) -> GrantsKeeper | None:
-    """What follows the file of publishers, where it is a file."""
+async def _run(app: _App) -> None:
+    """Run until a signal.
+
+    Raises:
+        _StartFailedError: it did not start, and no signal came meanwhile.
+    """
+    try:
+        await app.run()
+    except Exception as exc:
+        if app.exit_requested:
+            # While its consumers were still starting: they then meet a closed connection. What
+            # was delivered to them goes back to its queue.
+            _log.info("stopped while starting", problem=type(exc).__name__)
+        elif app.has_started:
+            raise
+        else:
+            _reset_signals()
+            raise _StartFailedError(exc) from exc
+
+
+def _max_connections(settings: WorkerSettings) -> int:
+    # Up to four for each streamed upload.
+    streams = settings.stream_concurrency * 4
+    roles = settings.upload_concurrency + streams + settings.sweep_concurrency
+    return roles + _SPARE_CONNECTIONS
+
+
+def _grants_keeper(settings: WorkerSettings) -> GrantsKeeper | None:
+    """Follows the file of publishers, if it is a file."""
     grants, amqp_url = settings.publishers, settings.amqp_url.get_secret_value()
     if not isinstance(grants, GrantsFile):
         return None
@@ -203,7 +212,7 @@ def _keeper(settings: WorkerSettings) -> GrantsKeeper | None:
 
 @contextmanager
 def _on_hangup(act: Callable[[], None]) -> Iterator[None]:
-    """Call it on SIGHUP, which otherwise ends the process."""
+    """Call `act` on SIGHUP, which otherwise ends the process."""
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGHUP, act)
     try:
@@ -212,14 +221,14 @@ def _on_hangup(act: Callable[[], None]) -> Iterator[None]:
         loop.remove_signal_handler(signal.SIGHUP)
 
 
-def _forget_signals() -> None:
-    """Let a signal end the process again: who took it last serves no more."""
+def _reset_signals() -> None:
+    """Let a signal end the process again: its last handler belongs to an app that failed."""
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().remove_signal_handler(signal_number)
 
 
-async def _patiently(settings: WorkerSettings, start: Callable[[], Awaitable[_T]]) -> _T:
-    """Try for `START_TIMEOUT_S`: broker and storage may be starting beside this process."""
+async def _retry_start(settings: WorkerSettings, start: Callable[[], Awaitable[_T]]) -> _T:
+    """Try for `START_TIMEOUT_S`: broker and storage may be starting along with this process."""
     async for attempt in stamina.retry_context(
         on=(StorageUnavailableError, OSError, AMQPException),
         attempts=None,
@@ -238,75 +247,49 @@ async def _check_storage(settings: WorkerSettings) -> Capabilities:
         missing = ", ".join(row.name for row in report.unsafe)
         if not settings.allow_unsafe_storage:
             if all(row.undecided for row in report.unsafe):
-                # A request that failed says nothing of the bucket; asked again, it may not.
-                said = "; ".join(f"{row.name} {row.said}" for row in report.unsafe)
-                raise StorageUnavailableError(f"the bucket could not be tried out: {said}")
+                # A failed request proves nothing about the bucket; the next one may succeed.
+                failures = "; ".join(f"{row.name} {row.said}" for row in report.unsafe)
+                raise StorageUnavailableError(f"the bucket could not be tested: {failures}")
             raise UnsafeStorageError(
-                f"the bucket lacks: {missing}; `keyturn doctor` tells more, and "
-                "KEYTURN_ALLOW_UNSAFE_STORAGE=true starts all the same"
+                f"the bucket lacks: {missing}; see `keyturn doctor`, or set "
+                "KEYTURN_ALLOW_UNSAFE_STORAGE=true to start anyway"
             )
         _log.warning("unsafe storage allowed", missing=missing)
     return report.capabilities
 
 
-def _subscribe(
-    broker: RabbitBroker, queue: str, prefetch: int, consume: Consume
-) -> RabbitSubscriber:
-    async def take(message: RabbitMessage) -> None:
-        await consume(message.raw_message)
-
-    # The queue is declared by `declare`, with all its arguments.
-    subscriber = broker.subscriber(
-        RabbitQueue(queue, queue_type=QueueType.QUORUM, durable=True, declare=False),
-        channel=Channel(prefetch_count=prefetch),
-        ack_policy=AckPolicy.MANUAL,
-        decoder=_undecoded,
-        no_reply=True,
-    )
-    subscriber(take)
-    consume_directly(subscriber, consume)
-    return subscriber
+def _register_consumers(metrics: WorkerMetrics, consumers: _Consumers) -> None:
+    """Export the queues of this process from the first scrape on."""
+    for queue, consumer in consumers.items():
+        metrics.queue(queue).initialize()
+        metrics.queue(queue).track_consumer(consumer.is_active)
 
 
-async def _undecoded(message: RabbitMessage) -> RabbitMessage:
-    # A signature is over bytes: nothing may read a body before it is checked.
-    return message
-
-
-def _expect(metrics: WorkerMetrics, subscribers: Mapping[str, RabbitSubscriber]) -> None:
-    """Show the queues of this process from the first scrape on."""
-    for queue, subscriber in subscribers.items():
-        metrics.queue(queue).begin_at_zero()
-        metrics.queue(queue).consuming(partial(is_registered, subscriber))
-
-
-def _checks(
-    broker: RabbitBroker, subscribers: Mapping[str, RabbitSubscriber], storage: Storage
-) -> dict[str, Check]:
-    async def broker_answers() -> bool:
+def _checks(broker: RabbitBroker, consumers: _Consumers, storage: Storage) -> dict[str, Check]:
+    async def broker_responds() -> bool:
         return await broker.ping(_BROKER_TIMEOUT_S)
 
-    async def consuming() -> bool:
-        return all(map(is_registered, subscribers.values()))
+    async def is_consuming() -> bool:
+        return all(consumer.is_active() for consumer in consumers.values())
 
-    async def storage_answers() -> bool:
+    async def storage_responds() -> bool:
         async for _ in storage.list(KEYRINGS_PREFIX, limit=1):
             break
         return True
 
-    return {"broker": broker_answers, "consumers": consuming, "storage": storage_answers}
+    return {"broker": broker_responds, "consumers": is_consuming, "storage": storage_responds}
 
 
 @asynccontextmanager
-async def _meanwhile(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Something that goes on beside the consumers, and ends with them."""
+async def _background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run `work` beside the consumers, and end it with them."""
     task = asyncio.create_task(work, name=getattr(work, "__qualname__", None))
     task.add_done_callback(_report_failure)
     try:
         yield
     finally:
-        # Cancelled within a request to the broker, the client library may raise an error of a
-        # lost connection in place of the cancellation; work that tries again then goes on.
+        # Cancelled during a request to the broker, the client library may raise an error of a
+        # lost connection instead of the cancellation; work that retries then goes on.
         for _ in range(_CANCELLATIONS):
             task.cancel()
             done, _pending = await asyncio.wait({task}, timeout=_CANCELLATION_S)
@@ -315,7 +298,7 @@ async def _meanwhile(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
 
 
 def _report_failure(task: asyncio.Task[None]) -> None:
-    """Log what ended background work: the consumers go on without it."""
+    """Log the error that ended background work: the consumers go on without it."""
     if task.cancelled():
         return
     if (problem := task.exception()) is not None:

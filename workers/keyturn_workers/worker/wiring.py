@@ -1,17 +1,23 @@
-"""The roles of one worker process, and what they share (SPEC 6.2, 10)."""
+"""Connects the parts of one worker process: its roles, and what they share (SPEC 6.2, 10)."""
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Coroutine, Iterator
 from datetime import timedelta
 from functools import cached_property
-from typing import Final
+from typing import Any, Final
 
 from faststream.rabbit import RabbitBroker
 
 from keyturn.identifiers import KEYRINGS_PREFIX
 from keyturn.topology import DEAD_QUEUES, PLAN_QUEUE, SWEEP_QUEUE, UNSIGNED_DEAD_QUEUE
-from keyturn_workers.amqp import Consumer, RequestHandler, WorkerPublisher
+from keyturn_workers.amqp import (
+    ConsumerContext,
+    RequestConsumer,
+    RequestHandler,
+    TimeSource,
+    WorkerPublisher,
+)
+from keyturn_workers.amqp.consumer import Handle
 from keyturn_workers.amqp.dead_letters import Bounds, DeadLetterKeeper
-from keyturn_workers.amqp.direct import Delivered
 from keyturn_workers.control import ControlHandler, Deleter, Enroller, Rotator
 from keyturn_workers.keyring import KeyringReader
 from keyturn_workers.objects.operator_keys import OperatorKeys
@@ -37,16 +43,14 @@ UPLOAD: Final = "upload"
 CONTROL: Final = "control"
 SWEEP: Final = "sweep"
 ALL_ROLES: Final = frozenset({UPLOAD, CONTROL, SWEEP})
-# Pages that a process works on at once: the end of one overlaps with the next. They share
+# Pages that a process handles at once, so that the end of one overlaps with the next. They share
 # `SWEEP_CONCURRENCY`.
 _PAGES_AT_ONCE: Final = 4
 _STEPS_AT_ONCE: Final = 16
 
-Consume = Callable[[Delivered], Awaitable[None]]
 
-
-class Roles:
-    """What the roles of one process share, and the consumers that they are."""
+class Wiring:
+    """Constructs the consumers and the background work of one process, and what they share."""
 
     def __init__(
         self,
@@ -67,13 +71,16 @@ class Roles:
             cache_s=settings.keyring_cache_s,
         )
         self._now = self._keyrings.clock.now
-        self._teller = WorkerPublisher(broker, settings.deployment, settings.event_key, self._now)
+        self._publisher = WorkerPublisher(
+            broker, settings.deployment, settings.event_key, self._now
+        )
+        self._context = ConsumerContext(self._publisher, metrics, self._now)
         v0 = settings.v0_master_key
         self._keys = OperatorKeys.derive(
             settings.master_keys, None if v0 is None else v0.get_secret_value()
         )
         self._store = SweepStore(storage, settings.master_keys)
-        self._outbox = Outbox(self._teller)
+        self._outbox = Outbox(self._publisher)
         self._starter = Starter(
             storage,
             self._keyrings,
@@ -83,55 +90,54 @@ class Roles:
             active_master_key=settings.active_master_key,
         )
 
-    def consumers(self, roles: frozenset[str]) -> Iterator[tuple[str, int, Consume]]:
-        """The queue of each role, how many of its messages are held at once, and what takes them.
+    def consumers(self, roles: frozenset[str]) -> Iterator[tuple[str, int, Handle]]:
+        """The queues of the roles, with the prefetch and the handler of each.
 
-        Prefetch is what bounds how many messages are worked on at once.
+        The prefetch bounds how many messages of a queue are handled at once.
         """
         settings = self._settings
         if UPLOAD in roles:
-            role: RequestHandler = self._upload()
-            yield role.queue, settings.upload_concurrency, self._requests(role)
+            handler: RequestHandler = self._upload()
+            yield handler.queue, settings.upload_concurrency, self._requests(handler)
         if CONTROL in roles:
-            role = self._control()
-            yield role.queue, settings.control_concurrency, self._requests(role)
+            handler = self._control()
+            yield handler.queue, settings.control_concurrency, self._requests(handler)
         if SWEEP in roles:
             max_age = timedelta(seconds=settings.request_max_age_s)
             for queue, prefetch in ((PLAN_QUEUE, _STEPS_AT_ONCE), (SWEEP_QUEUE, _PAGES_AT_ONCE)):
-                hints = HintConsumer(
-                    self._sweep, self._teller, queue, max_age, self._metrics, now=self._now
-                )
-                yield queue, prefetch, hints
+                yield queue, prefetch, HintConsumer(self._sweep, queue, max_age, self._context)
+
+    def background(self, roles: frozenset[str]) -> Iterator[Coroutine[Any, Any, None]]:
+        """What runs forever beside the consumers of the roles."""
+        yield self._bound_dead_letters()
+        # Every role needs the time: an upload's lease, the age of a request, a rotation's date.
+        yield keep_clock_known(self.learn_time)
+        if UPLOAD in roles:
+            yield self._clean_up_staging()
+        if SWEEP in roles:
+            yield self._recover_sweeps()
 
     async def learn_time(self) -> None:
-        """Ask the storage for its time, by which ages and retries are told.
+        """Ask the storage for its time, by which ages and retries are measured.
 
         Raises:
             StorageUnavailableError, StorageAnswerError
         """
         clock = self._keyrings.clock
         sent_s = clock.local_s()
-        # Behind all keyrings: an answer without rows.
+        # Beyond all keyrings: a response without rows.
         page = await self._storage.list_page(KEYRINGS_PREFIX, after=f"{KEYRINGS_PREFIX}~")
         clock.observe(page.date, sent_s, clock.local_s())
 
-    def _requests(self, role: RequestHandler) -> Consumer:
+    def _requests(self, handler: RequestHandler) -> RequestConsumer:
         settings = self._settings
         rules = Rules(
             deployment=settings.deployment,
             publishers=settings.publishers,
             max_age=timedelta(seconds=settings.request_max_age_s),
         )
-        return Consumer(
-            role,
-            rules,
-            self._teller,
-            self._metrics,
-            now=self._now,
-            learn_time=self.learn_time,
-            time_known=lambda: self._keyrings.clock.is_known,
-            grants=self._grants,
-        )
+        time = TimeSource(self.learn_time, lambda: self._keyrings.clock.is_known)
+        return RequestConsumer(handler, rules, self._context, time=time, grants=self._grants)
 
     def _upload(self) -> UploadHandler:
         settings = self._settings
@@ -188,16 +194,16 @@ class Roles:
         )
         return SweepRole(store, steps, everyone, pages, self._metrics)
 
-    async def sweep_staging(self) -> None:
-        """Remove what nobody came for, for ever (SPEC 6.4)."""
+    async def _clean_up_staging(self) -> None:
+        """Remove staged bodies that no request may name any more (SPEC 6.4)."""
         settings = self._settings
         older_than = timedelta(seconds=settings.request_max_age_s + settings.staging_grace_s)
         await clean_staging_periodically(
             self._storage, older_than=older_than, interval_s=settings.staging_sweep_interval_s
         )
 
-    async def bound_dead_letters(self) -> None:
-        """Keep dead letters within their bounds, for ever, one worker at a time (SPEC 6.9)."""
+    async def _bound_dead_letters(self) -> None:
+        """Keep dead letters within their bounds, by one worker at a time (SPEC 6.9)."""
         settings = self._settings
         signed = Bounds(timedelta(seconds=settings.dead_max_age_s), settings.dead_max_bytes)
         unsigned = Bounds(
@@ -212,12 +218,8 @@ class Roles:
         )
         await keeper.keep()
 
-    async def keep_clock_known(self) -> None:
-        """Go on knowing the storage's clock while there is nothing to do, for ever (SPEC 8.4)."""
-        await keep_clock_known(self.learn_time)
-
-    async def rescue_sweeps(self) -> None:
-        """Carry on sweeps whose messages were lost, for ever (SPEC 8.5)."""
+    async def _recover_sweeps(self) -> None:
+        """Resume sweeps whose messages were lost (SPEC 8.5)."""
         settings = self._settings
         keep_for = timedelta(seconds=settings.request_max_age_s + settings.staging_grace_s)
         await keep_rescuing(

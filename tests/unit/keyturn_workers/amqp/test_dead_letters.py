@@ -17,7 +17,7 @@ from pamqp.header import ContentHeader
 from keyturn.errors import all_errors
 from keyturn.topology import REQUEST_ID_FIELDS
 from keyturn_workers.amqp.dead_letters import Bounds, Measured, measured, surplus
-from keyturn_workers.amqp.retry import identity_body, letter_of, sent_headers
+from keyturn_workers.amqp.retry import dead_letter_of, identity_body, sent_headers
 
 if TYPE_CHECKING:
     from aio_pika.abc import AbstractIncomingMessage
@@ -105,7 +105,9 @@ def test_headers_count_as_bytes() -> None:
 def test_of_what_is_refused_however_often_it_is_sent_the_body_is_not_kept(code: str) -> None:
     """400 refused uploads of 256 KiB left 271 MB of broker data in 5 s."""
     body = request(body={"inline": "A" * 300_000})
-    made = letter_of(message(body, keyturn_signature="s", own="kept"), all_errors()[code]("d"), NOW)
+    made = dead_letter_of(
+        message(body, keyturn_signature="s", own="kept"), all_errors()[code]("d"), NOW
+    )
     assert made.headers["keyturn-code"] == code
     assert made.headers["keyturn-dead-at"] == "2026-11-24T10:00:00.000000Z"
     assert sent_headers(made.headers) == {"keyturn-signature": "s", "own": "kept"}

@@ -26,14 +26,16 @@ from keyturn.errors import (
 from keyturn.identifiers import format_time
 from keyturn.messages import RequestOrigin, UploadStored
 from keyturn_workers.amqp import (
-    Consumer,
+    ConsumerContext,
     DeferError,
     Handled,
     NotConfirmedError,
+    RequestConsumer,
+    TimeSource,
     WorkerPublisher,
-    request_consumer,
+    message_consumer,
 )
-from keyturn_workers.amqp.retry import Retry, RetryNotes
+from keyturn_workers.amqp.retry import Retry, RetryNotes, utc_now
 from keyturn_workers.worker.authorization import Rules
 from keyturn_workers.worker.grants import Grant
 from keyturn_workers.worker.metrics import WorkerMetrics
@@ -86,12 +88,12 @@ class Scene:
 
 
 @dataclass
-class FakeTeller:
+class FakePublisher:
     """Publishes nothing, and notes what it was asked for."""
 
     scene: Scene
 
-    async def tell(self, event: Event) -> None:
+    async def publish_event(self, event: Event) -> None:
         self.scene.step("told")
         self.scene.events.append(event)
 
@@ -219,21 +221,30 @@ def noted(delivery: FakeMessage, code: str, attempt: int, in_s: float = 0) -> Fa
     return delivery
 
 
+def context(
+    scene: Scene,
+    metrics: WorkerMetrics | None = None,
+    now: Callable[[], datetime] = utc_now,
+) -> ConsumerContext:
+    publisher = cast("WorkerPublisher", FakePublisher(scene))
+    return ConsumerContext(publisher, metrics or WorkerMetrics(), now)
+
+
 async def consume(
     role: FakeRole,
     delivery: FakeMessage,
     metrics: WorkerMetrics | None = None,
 ) -> list[str]:
     """The steps in their order."""
-    taken = Consumer(role, RULES, cast("WorkerPublisher", FakeTeller(role.scene)), metrics)
-    await taken(cast("AbstractIncomingMessage", delivery))
-    assert taken.in_flight == 0
+    consumer = RequestConsumer(role, RULES, context(role.scene, metrics))
+    await consumer(cast("AbstractIncomingMessage", delivery))
+    assert consumer.in_flight == 0
     return role.scene.steps
 
 
 @pytest.fixture(autouse=True)
 def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(request_consumer, "_PAUSE_S", 0)
+    monkeypatch.setattr(message_consumer, "_PAUSE_S", 0)
 
 
 async def test_served() -> None:
@@ -330,9 +341,9 @@ async def test_each_loss_is_told_as_one_error(loss: Exception) -> None:
         async def publish(self, *_: object, **__: object) -> None:
             raise loss
 
-    teller = WorkerPublisher(cast("Any", Lost()), "test", [KEY])
+    publisher = WorkerPublisher(cast("Any", Lost()), "test", [KEY])
     with pytest.raises(NotConfirmedError):
-        await teller.send(b"{}", "keyturn.plan", 0)
+        await publisher.send(b"{}", "keyturn.plan", 0)
 
 
 class _Waiting:
@@ -348,8 +359,8 @@ class _Waiting:
 async def test_a_connection_that_was_given_up_is_no_cancellation() -> None:
     """Aiormq lets go of its futures by one. A task that took it for its own would end unseen."""
     broker = _Waiting()
-    teller = WorkerPublisher(cast("Any", broker), "test", [KEY])
-    sending = asyncio.create_task(teller.send(b"{}", "keyturn.plan", 0))
+    publisher = WorkerPublisher(cast("Any", broker), "test", [KEY])
+    sending = asyncio.create_task(publisher.send(b"{}", "keyturn.plan", 0))
     await asyncio.sleep(0)
     broker.answer.set_exception(asyncio.CancelledError())
     with pytest.raises(NotConfirmedError):
@@ -600,9 +611,9 @@ class StorageTime:
 
 
 async def consume_at(role: FakeRole, delivery: FakeMessage, time: StorageTime) -> list[str]:
-    teller = cast("WorkerPublisher", FakeTeller(role.scene))
-    taken = Consumer(role, RULES, teller, now=time.now, learn_time=time.learn)
-    await taken(cast("AbstractIncomingMessage", delivery))
+    made = context(role.scene, now=time.now)
+    consumer = RequestConsumer(role, RULES, made, time=TimeSource(time.learn))
+    await consumer(cast("AbstractIncomingMessage", delivery))
     return role.scene.steps
 
 
@@ -623,14 +634,13 @@ async def test_a_time_that_cannot_be_learned_refuses_nothing() -> None:
     assert steps == ["put off", "keyturn.upload storage_unavailable 0 1s", "ack"]
 
 
-def _with_an_unknown_time(scene: Scene, off: timedelta) -> Consumer:
+def _with_an_unknown_time(scene: Scene, off: timedelta) -> RequestConsumer:
     """A worker that has just met a storage whose clock is off."""
-    return Consumer(
+    return RequestConsumer(
         FakeRole(scene),
         RULES,
-        cast("WorkerPublisher", FakeTeller(scene)),
-        now=lambda: datetime.now(UTC) + off,
-        time_known=lambda: False,
+        context(scene, now=lambda: datetime.now(UTC) + off),
+        time=TimeSource(is_known=lambda: False),
     )
 
 
@@ -638,8 +648,8 @@ def _with_an_unknown_time(scene: Scene, off: timedelta) -> Consumer:
 async def test_a_time_that_is_not_known_for_two_leases_refuses_nothing(off: dict[str, int]) -> None:
     """The first answer of a slow front end had every fresh request refused for good."""
     scene = Scene()
-    taken = _with_an_unknown_time(scene, timedelta(**off))
-    await taken(cast("AbstractIncomingMessage", message(scene)))
+    consumer = _with_an_unknown_time(scene, timedelta(**off))
+    await consumer(cast("AbstractIncomingMessage", message(scene)))
     waits = ["put off", "keyturn.upload storage_unavailable 0 1s", "ack"]
     assert scene.steps == ["looked up", *waits]
 
@@ -648,8 +658,8 @@ async def test_a_time_that_is_not_known_for_two_leases_refuses_nothing(off: dict
 async def test_what_both_clocks_call_expired_is_refused_at_once(age: dict[str, int]) -> None:
     scene = Scene()
     asked = format_time(datetime.now(UTC) - timedelta(**age))
-    taken = _with_an_unknown_time(scene, timedelta(seconds=2))
-    await taken(cast("AbstractIncomingMessage", message(scene, document(requested_at=asked))))
+    consumer = _with_an_unknown_time(scene, timedelta(seconds=2))
+    await consumer(cast("AbstractIncomingMessage", message(scene, document(requested_at=asked))))
     assert scene.steps[:3] == ["looked up", "dead", "keyturn.upload request_expired"]
 
 
@@ -711,8 +721,9 @@ class Changing:
 
 async def consume_by(role: FakeRole, delivery: FakeMessage, changing: Changing) -> list[str]:
     rules = Rules("test", changing.grants, timedelta(days=7))
-    teller, grants = cast("WorkerPublisher", FakeTeller(role.scene)), cast("GrantsKeeper", changing)
-    await Consumer(role, rules, teller, grants=grants)(cast("AbstractIncomingMessage", delivery))
+    grants = cast("GrantsKeeper", changing)
+    consumer = RequestConsumer(role, rules, context(role.scene), grants=grants)
+    await consumer(cast("AbstractIncomingMessage", delivery))
     return role.scene.steps
 
 

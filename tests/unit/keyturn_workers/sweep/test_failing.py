@@ -31,7 +31,7 @@ class Sender:
         self.told: list[Event] = []
         self.sent: list[bytes] = []
 
-    async def tell(self, event: Event) -> None:
+    async def publish_event(self, event: Event) -> None:
         self.told.append(event)
 
     async def send(self, body: bytes, queue: str, delay_s: float) -> None:

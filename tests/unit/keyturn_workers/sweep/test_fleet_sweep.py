@@ -41,7 +41,7 @@ class Sender:
         self.published: list[Event] = []
         self.waits: list[float] = []
 
-    async def tell(self, event: Event, *_: object) -> None:
+    async def publish_event(self, event: Event, *_: object) -> None:
         self.published.append(event)
 
     async def send(self, body: bytes, queue: str, delay_s: float) -> None:

@@ -24,6 +24,7 @@ from keyturn.errors import (
     UnknownProjectError,
 )
 from keyturn.topology import ATTEMPT_HEADER, PLAN_QUEUE, SWEEP_QUEUE
+from keyturn_workers.amqp import ConsumerContext
 from keyturn_workers.amqp.retry import Retry, RetryNotes
 from keyturn_workers.errors import RefusedError
 from keyturn_workers.sweep.hint_consumer import HintConsumer
@@ -47,14 +48,14 @@ def noted(hint: Hint, code: str, attempt: int, in_s: float = 0, publisher: str =
 
 @dataclass
 class Scene:
-    """A role, a teller and a message that note what happens, in order."""
+    """A handler, a publisher and a message that note what happens, in order."""
 
     error: Exception | None = None
     fail_error: Exception | None = None
     steps: list[str] = field(default_factory=list)
     again: bool | None = None
 
-    # The role.
+    # The handler.
     async def step(self, hint: SweepStep, *, again: bool) -> None:
         assert hint == STEP
         self.again = again
@@ -74,16 +75,26 @@ class Scene:
         if self.error is not None:
             raise self.error
 
-    # The teller.
-    def retry_of(self, message: Message, queue: str) -> Retry | None:
+    # The publisher.
+    def retry_of(self, message: Message, queue: str, publisher: str = "") -> Retry | None:
+        assert not publisher
         return NOTES.read(queue, "", message.body, message.headers)
 
-    async def put_back(self, _message: object, queue: str, retry: Retry) -> None:
+    async def put_back(self, _message: object, queue: str, retry: Retry, *, publisher: str) -> None:
+        assert not publisher
         self.steps.append(f"{queue} {retry.code} {retry.attempt} back")
 
     async def schedule_retry(
-        self, _message: object, queue: str, error: CodedError, attempt: int, delay_s: int
+        self,
+        _message: object,
+        queue: str,
+        error: CodedError,
+        attempt: int,
+        delay_s: int,
+        *,
+        publisher: str,
     ) -> None:
+        assert not publisher
         self.steps.append(f"{queue} {error.code} {attempt} in {delay_s} s")
 
     async def dead_letter(self, _message: object, queue: str, error: CodedError) -> None:
@@ -98,6 +109,7 @@ class Message:
     body: bytes
     headers: dict[str, Any] = field(default_factory=dict)
     redelivered: bool = False
+    message_id: str = SWEEP_ID
 
     async def ack(self) -> None:
         self.scene.steps.append("ack")
@@ -113,7 +125,8 @@ async def deliver(
     queue = queue or (SWEEP_QUEUE if isinstance(hint, SweepPage) else PLAN_QUEUE)
     body = hint if isinstance(hint, bytes) else encode(hint)
     fake = cast("Any", scene)
-    consumer = HintConsumer(fake, fake, queue, timedelta(seconds=600), metrics)
+    context = ConsumerContext(fake, metrics or WorkerMetrics())
+    consumer = HintConsumer(fake, queue, timedelta(seconds=600), context)
     await consumer(cast("Any", Message(scene, body, **more)))
     assert consumer.in_flight == 0
     return scene.steps
@@ -230,7 +243,7 @@ async def test_a_bug_loses_no_message_and_makes_no_loop() -> None:
 async def test_what_the_broker_did_not_confirm_is_given_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("keyturn_workers.sweep.hint_consumer._PAUSE_S", 0)
+    monkeypatch.setattr("keyturn_workers.amqp.message_consumer._PAUSE_S", 0)
     given_back: list[bool] = []
 
     async def nack(_self: Message, *, requeue: bool) -> None:

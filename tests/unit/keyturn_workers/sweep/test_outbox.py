@@ -30,7 +30,7 @@ class Sender:
     def __init__(self) -> None:
         self.told: list[Event] = []
 
-    async def tell(self, event: Event) -> None:
+    async def publish_event(self, event: Event) -> None:
         self.told.append(parse_event(encode(event)))
 
     async def send(self, *_: Any) -> None:

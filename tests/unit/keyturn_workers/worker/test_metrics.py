@@ -38,10 +38,10 @@ def test_what_is_of_no_known_set_makes_no_series() -> None:
     queue = metrics.queue(UPLOAD_QUEUE)
     before = len(shown(metrics))
     for n in range(100):
-        queue.served(f"type-{n}")
-    queue.refused(_OddError())
-    queue.schedule_retry(_OddError())
-    metrics.page_done(Counts().to_json(), ["a/key", "another"])
+        queue.count_served(f"type-{n}")
+    queue.count_refused(_OddError())
+    queue.count_retry(_OddError())
+    metrics.count_page(Counts().to_json(), ["a/key", "another"])
     assert risen(metrics) == {
         'keyturn_requests_served_total{type="other"}': 100,
         f'keyturn_requests_refused_total{{code="other",queue="{UPLOAD_QUEUE}"}}': 1,
@@ -56,10 +56,10 @@ def test_every_event_and_code_is_known() -> None:
     metrics = WorkerMetrics()
     queue = metrics.queue(UPLOAD_QUEUE)
     for event in EVENTS:
-        queue.served(event)
+        queue.count_served(event)
     for error in all_errors().values():
-        queue.refused(error())
-        queue.schedule_retry(error())
+        queue.count_refused(error())
+        queue.count_retry(error())
     found = risen(metrics)
     assert len(found) == len(EVENTS) + 2 * len(all_errors())
     assert not [name for name in found if "other" in name]
@@ -67,7 +67,7 @@ def test_every_event_and_code_is_known() -> None:
 
 def test_two_processes_share_nothing() -> None:
     one, other = WorkerMetrics(), WorkerMetrics()
-    one.stored(5)
+    one.count_stored_bytes(5)
     assert risen(one) == {"keyturn_stored_bytes_total": 5}
     assert risen(other) == {}
 
@@ -75,7 +75,7 @@ def test_two_processes_share_nothing() -> None:
 def test_who_asks_for_a_queue_again_counts_on() -> None:
     metrics = WorkerMetrics()
     for _ in range(2):
-        metrics.queue(UPLOAD_QUEUE).refused(AlreadyExistsError())
+        metrics.queue(UPLOAD_QUEUE).count_refused(AlreadyExistsError())
     name = f'keyturn_requests_refused_total{{code="already_exists",queue="{UPLOAD_QUEUE}"}}'
     assert risen(metrics) == {name: 2}
 
@@ -83,7 +83,7 @@ def test_who_asks_for_a_queue_again_counts_on() -> None:
 def test_codes_are_shown_before_they_happen() -> None:
     """An alert on a rise would miss the first one otherwise."""
     metrics = WorkerMetrics()
-    metrics.queue(UPLOAD_QUEUE).begin_at_zero()
+    metrics.queue(UPLOAD_QUEUE).initialize()
     found = shown(metrics)
     for code in all_errors():
         assert found[f'keyturn_requests_refused_total{{code="{code}",queue="{UPLOAD_QUEUE}"}}'] == 0
@@ -97,12 +97,12 @@ def test_the_age_is_that_of_the_oldest_in_flight() -> None:
     now = datetime.now(UTC)
     assert (shown(metrics)[OLDEST], shown(metrics)[IN_FLIGHT]) == (0, 0)
     with queue.delivery() as young, queue.delivery() as unknown:
-        young.admitted(format_time(now - timedelta(seconds=30)))
+        young.mark_admitted(format_time(now - timedelta(seconds=30)))
         assert 30 <= shown(metrics)[OLDEST] < 60
         with queue.delivery() as old:
             # Not yet admitted: whatever it tells is nobody's word.
             assert 30 <= shown(metrics)[OLDEST] < 60
-            old.admitted(format_time(now - timedelta(hours=1)))
+            old.mark_admitted(format_time(now - timedelta(hours=1)))
             assert 3600 <= shown(metrics)[OLDEST] < 3660
             assert (shown(metrics)[IN_FLIGHT], queue.in_flight) == (3, 3)
         assert 30 <= shown(metrics)[OLDEST] < 60
@@ -119,7 +119,7 @@ def test_what_tells_no_time_ages_from_its_delivery() -> None:
 def test_a_sender_whose_clock_is_ahead() -> None:
     metrics = WorkerMetrics()
     with metrics.queue(UPLOAD_QUEUE).delivery() as delivery:
-        delivery.admitted(format_time(datetime.now(UTC) + timedelta(seconds=60)))
+        delivery.mark_admitted(format_time(datetime.now(UTC) + timedelta(seconds=60)))
         assert shown(metrics)[OLDEST] == 0
 
 
@@ -146,7 +146,7 @@ def test_a_stage_is_measured_however_it_ends() -> None:
 def test_a_page() -> None:
     metrics = WorkerMetrics()
     counts = Counts(objects=6, current=3, rewrapped=2, failed=1, foreign=4, noncurrent_stale=7)
-    metrics.page_done(counts.to_json(), ["locked_object"])
+    metrics.count_page(counts.to_json(), ["locked_object"])
     assert risen(metrics) == {
         "keyturn_sweep_pages_total": 1,
         'keyturn_sweep_objects_total{outcome="current"}': 3,
@@ -160,7 +160,7 @@ def test_a_page() -> None:
 def test_consuming_is_asked_at_each_scrape() -> None:
     metrics = WorkerMetrics()
     registered = [True, False]
-    metrics.queue(UPLOAD_QUEUE).consuming(lambda: registered.pop(0))
+    metrics.queue(UPLOAD_QUEUE).track_consumer(lambda: registered.pop(0))
     name = f'keyturn_consuming{{queue="{UPLOAD_QUEUE}"}}'
     assert (shown(metrics)[name], shown(metrics)[name]) == (1, 0)
 
@@ -201,8 +201,8 @@ async def test_served_in_the_form_that_is_asked_for(
 def test_the_documentation_lists_every_metric_and_stage() -> None:
     """And none that is not there; alerts name no other metric of ours either."""
     text = METRICS.read_text() + MONITORING.read_text()
-    exposed = (WorkerMetrics().exposed()[0] + GatewayMetrics().exposed()[0]).decode()
-    names = set(re.findall(r"^# TYPE (\S+)", exposed, re.MULTILINE))
+    exported = (WorkerMetrics().render()[0] + GatewayMetrics().render()[0]).decode()
+    names = set(re.findall(r"^# TYPE (\S+)", exported, re.MULTILINE))
     assert set(re.findall(r"^\| `(keyturn_\w+)` \|", text, re.MULTILINE)) == names
     rules = re.search(r"```yaml\n(.*?)```", text, re.DOTALL)
     assert rules is not None

@@ -8,7 +8,7 @@ import aio_pika
 import pytest
 from aiormq.exceptions import ChannelInvalidStateError
 
-from keyturn_workers.worker.process import _leaving_nothing_behind, _meanwhile
+from keyturn_workers.worker.process import _background, _cancel_leftover_tasks
 
 
 async def test_a_connection_that_is_just_being_made_again_ends() -> None:
@@ -23,7 +23,7 @@ async def test_a_connection_that_is_just_being_made_again_ends() -> None:
     kept: list[asyncio.StreamWriter] = []
     silent = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
     port = silent.sockets[0].getsockname()[1]
-    async with _leaving_nothing_behind():
+    async with _cancel_leftover_tasks():
         url = f"amqp://guest:guest@127.0.0.1:{port}/?reconnect_interval=1"
         connecting = asyncio.create_task(aio_pika.connect_robust(url))
         await asyncio.wait_for(called.wait(), 10)
@@ -41,7 +41,7 @@ async def test_what_ran_before_runs_on() -> None:
     inside: list[asyncio.Task[bool]] = []
 
     async def fail() -> None:
-        async with _leaving_nothing_behind():
+        async with _cancel_leftover_tasks():
             inside.append(asyncio.create_task(forever.wait()))
             raise ValueError("of the block")
 
@@ -70,7 +70,7 @@ async def test_work_that_takes_a_cancellation_for_a_lost_connection_ends() -> No
             except ChannelInvalidStateError:
                 await asyncio.sleep(0)
 
-    async with asyncio.timeout(10), _meanwhile(keep()):
+    async with asyncio.timeout(10), _background(keep()):
         await asyncio.sleep(0)
     assert cancelled == 4
 
@@ -81,7 +81,7 @@ async def test_background_work_that_fails_is_logged_at_once(
     async def fail() -> None:
         raise ValueError("of the work")
 
-    async with _meanwhile(fail()):
+    async with _background(fail()):
         await asyncio.sleep(0.01)
         said = capsys.readouterr().out
     assert "background work failed" in said

@@ -1,0 +1,278 @@
+"""A queue's consumer at a real broker: each delivery is handled, a stop loses none (SPEC 6.2)."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import aio_pika
+import pytest
+from aio_pika.exceptions import MessageProcessError
+from faststream.rabbit import RabbitBroker
+
+from keyturn_workers.amqp import QueueConsumer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from aio_pika.abc import AbstractIncomingMessage
+
+    from tests.integration.publisher.side import Network
+
+_PREFETCH = 4
+_QUEUE = "consumed"
+
+
+@dataclass
+class Handler:
+    """Notes its deliveries, and acknowledges each once `gate` is open."""
+
+    messages: list[AbstractIncomingMessage] = field(default_factory=list)
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+    arrived: asyncio.Condition = field(default_factory=asyncio.Condition)
+    settle: Callable[[AbstractIncomingMessage], Awaitable[None]] | None = None
+
+    async def __call__(self, message: AbstractIncomingMessage) -> None:
+        async with self.arrived:
+            self.messages.append(message)
+            self.arrived.notify_all()
+        await self.gate.wait()
+        await (self.settle(message) if self.settle else message.ack())
+
+    async def has_received(self, count: int) -> None:
+        async with asyncio.timeout(20), self.arrived:
+            await self.arrived.wait_for(lambda: len(self.messages) >= count)
+
+
+@dataclass
+class Scene:
+    """A queue, a publisher, and a consumer at a broker of FastStream."""
+
+    channel: aio_pika.abc.AbstractChannel
+    broker: RabbitBroker
+    consumer: QueueConsumer
+    handler: Handler
+
+    async def send(self, *bodies: bytes, **properties: Any) -> None:
+        for body in bodies:
+            message = aio_pika.Message(body, **properties)
+            await self.channel.default_exchange.publish(message, _QUEUE)
+
+    async def ready_count(self) -> int:
+        """Messages that no consumer has."""
+        declared = await self.channel.declare_queue(_QUEUE, passive=True)
+        count = declared.declaration_result.message_count
+        assert count is not None
+        return count
+
+    async def is_active(self, expected: bool) -> None:
+        async with asyncio.timeout(20):
+            while self.consumer.is_active() is not expected:  # noqa: ASYNC110  # it has no event
+                await asyncio.sleep(0.02)
+
+
+async def declare(channel: aio_pika.abc.AbstractChannel) -> None:
+    await channel.declare_queue(_QUEUE, durable=True, arguments={"x-queue-type": "quorum"})
+
+
+@asynccontextmanager
+async def consuming(
+    url: str, *, behind: str = "", grace_s: float = 20, backlog: int = 0
+) -> AsyncIterator[Scene]:
+    async with await aio_pika.connect(url) as connection:
+        channel = await connection.channel()
+        await declare(channel)
+        broker = RabbitBroker(
+            behind or url, apply_types=False, graceful_timeout=grace_s, logger=None,
+            reconnect_interval=0.1,
+        )  # fmt: skip
+        handler = Handler()
+        scene = Scene(channel, broker, QueueConsumer(broker, _QUEUE, _PREFETCH, handler), handler)
+        await scene.send(*([b"x"] * backlog))
+        await broker.start()
+        await scene.consumer.attach()
+        try:
+            yield scene
+        finally:
+            handler.gate.set()
+            await broker.stop()
+
+
+async def test_a_delivery_is_handed_over_as_it_was_sent(vhost_url: str) -> None:
+    sent: dict[str, Any] = {"headers": {"a": "b"}, "message_id": "m", "content_type": "text/x"}
+    async with consuming(vhost_url) as scene:
+        await scene.send(b"{not json", b"\xff", **sent, priority=3, type="t")
+        await scene.handler.has_received(2)
+        assert [message.body for message in scene.handler.messages] == [b"{not json", b"\xff"]
+        for message in scene.handler.messages:
+            assert (message.headers["a"], message.message_id) == ("b", "m")
+            assert (message.routing_key, message.redelivered) == (_QUEUE, False)
+            assert (message.content_type, message.type) == ("text/x", "t")
+
+
+async def test_a_delivery_without_an_id_has_none(vhost_url: str) -> None:
+    async with consuming(vhost_url) as scene:
+        await scene.channel.default_exchange.publish(aio_pika.Message(b"", reply_to="x"), _QUEUE)
+        await scene.handler.has_received(1)
+        assert scene.handler.messages[0].reply_to == "x"
+
+
+async def test_the_prefetch_bounds_the_deliveries_in_flight(vhost_url: str) -> None:
+    async with consuming(vhost_url) as scene:
+        await scene.send(*([b"x"] * 20))
+        await scene.handler.has_received(_PREFETCH)
+        assert await scene.ready_count() == 20 - _PREFETCH
+        scene.handler.gate.set()
+        await scene.handler.has_received(20)
+
+
+async def test_a_backlog_at_the_start_is_handled_completely(vhost_url: str) -> None:
+    """FastStream drops what arrives before its subscriber counts as running: nothing may."""
+    for _ in range(10):
+        async with consuming(vhost_url, backlog=3 * _PREFETCH) as scene:
+            scene.handler.gate.set()
+            await scene.handler.has_received(3 * _PREFETCH)
+        async with consuming(vhost_url) as scene:
+            assert await scene.ready_count() == 0
+
+
+async def test_a_stop_waits_for_handlers_and_their_acknowledgments_arrive(vhost_url: str) -> None:
+    async with consuming(vhost_url) as scene:
+        await scene.send(*([b"x"] * _PREFETCH))
+        await scene.handler.has_received(_PREFETCH)
+        stopping = asyncio.create_task(scene.broker.stop())
+        # It would be over long before that if it did not wait.
+        assert not (await asyncio.wait({stopping}, timeout=1.5))[0]
+        scene.handler.gate.set()
+        await stopping
+        assert await scene.ready_count() == 0
+
+
+async def test_a_stop_cuts_what_outlasts_the_grace_and_it_is_redelivered(vhost_url: str) -> None:
+    async with consuming(vhost_url, grace_s=0.5) as scene:
+        await scene.send(b"x")
+        await scene.handler.has_received(1)
+        await scene.broker.stop()
+        async with asyncio.timeout(20):
+            while await scene.ready_count() != 1:  # noqa: ASYNC110  # the broker has no event
+                await asyncio.sleep(0.05)
+
+
+async def test_a_cancelled_consumer_gets_no_more_and_finishes_what_it_has(vhost_url: str) -> None:
+    """One handler is slow: its process must not keep the rest from the other consumers."""
+    async with consuming(vhost_url) as scene:
+        await scene.send(*([b"x"] * 20))
+        await scene.handler.has_received(_PREFETCH)
+        assert scene.consumer.is_active()
+        await scene.consumer.cancel()
+        assert not scene.consumer.is_active()
+        scene.handler.gate.set()
+        await scene.broker.stop()
+        assert len(scene.handler.messages) == _PREFETCH
+        assert await scene.ready_count() == 20 - _PREFETCH
+
+
+async def test_what_arrives_while_the_consumer_is_cancelled_is_handled(vhost_url: str) -> None:
+    """The broker may send until it answers: dropped, such a delivery would wait for the end."""
+    for _ in range(5):
+        async with consuming(vhost_url) as scene:
+            scene.handler.gate.set()
+            await scene.send(*([b"x"] * 40))
+            await scene.consumer.cancel()
+            received = len(scene.handler.messages)
+            await scene.broker.stop()
+            assert len(scene.handler.messages) == received
+            assert await scene.ready_count() == 40 - received
+            await (await scene.channel.get_queue(_QUEUE)).purge()
+
+
+async def test_one_that_never_started_has_nothing_to_cancel(vhost_url: str) -> None:
+    broker = RabbitBroker(vhost_url, logger=None)
+    consumer = QueueConsumer(broker, _QUEUE, _PREFETCH, Handler())
+    await consumer.cancel()
+    assert not consumer.is_active()
+
+
+async def test_what_is_given_back_comes_again_and_nothing_is_settled_twice(vhost_url: str) -> None:
+    async def settle(message: AbstractIncomingMessage) -> None:
+        again = bool(message.redelivered)
+        await (message.ack() if again else message.nack(requeue=True))
+        with pytest.raises(MessageProcessError):
+            await message.ack()
+
+    async with consuming(vhost_url) as scene:
+        scene.handler.settle = settle
+        scene.handler.gate.set()
+        await scene.send(b"first", b"second")
+        await scene.handler.has_received(4)
+        await scene.broker.stop()
+        assert await scene.ready_count() == 0
+    assert sorted(m.body for m in scene.handler.messages) == [b"first"] * 2 + [b"second"] * 2
+
+
+async def test_after_a_lost_connection_all_comes_again(
+    vhost_url: str, network: tuple[Network, str]
+) -> None:
+    relay, url = network
+    async with consuming(vhost_url, behind=url) as scene:
+        for times in (1, 2, 3):
+            await scene.send(*([b"x"] * _PREFETCH))
+            await scene.handler.has_received((2 * times - 1) * _PREFETCH)
+            relay.cut()
+            await scene.is_active(expected=False)
+            scene.handler.gate.set()
+            await scene.handler.has_received(2 * times * _PREFETCH)
+            await scene.is_active(expected=True)
+            scene.handler.gate.clear()
+        scene.handler.gate.set()
+        await scene.broker.stop()
+        assert await scene.ready_count() == 0
+
+
+async def test_a_consumer_that_the_broker_cancels_is_inactive_until_its_queue_is_back(
+    vhost_url: str,
+) -> None:
+    async with consuming(vhost_url) as scene:
+        assert scene.consumer.is_active()
+        await scene.channel.queue_delete(_QUEUE)
+        await scene.is_active(expected=False)
+        await declare(scene.channel)
+        await scene.is_active(expected=True)
+        scene.handler.gate.set()
+        await scene.send(b"x")
+        await scene.handler.has_received(1)
+
+
+async def test_a_channel_that_the_broker_closes_is_opened_again(vhost_url: str) -> None:
+    async with consuming(vhost_url) as scene:
+        await scene.send(b"x")
+        await scene.handler.has_received(1)
+        message = scene.handler.messages[0]
+        assert isinstance(message, aio_pika.IncomingMessage)
+        await message.channel.basic_ack(delivery_tag=4711)  # unknown: an error of the channel
+        await scene.handler.has_received(2)
+        await scene.is_active(expected=True)
+        scene.handler.gate.set()
+        await scene.broker.stop()
+        assert await scene.ready_count() == 0
+
+
+async def test_a_broker_that_does_not_answer_delays_a_cancellation_only_briefly(
+    vhost_url: str, network: tuple[Network, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And cuts nothing short: aiormq closes the channel of a request that is cancelled."""
+    monkeypatch.setattr("keyturn_workers.amqp.consumer._CANCEL_TIMEOUT_S", 0.2)
+    relay, url = network
+    async with consuming(vhost_url, behind=url) as scene:
+        await scene.send(b"x")
+        await scene.handler.has_received(1)
+        relay.silence()
+        async with asyncio.timeout(5):
+            await scene.consumer.cancel()
+        relay.restore()
+        await scene.is_active(expected=False)
+        scene.handler.gate.set()
+        await scene.broker.stop()
+        assert await scene.ready_count() == 0
