@@ -27,9 +27,9 @@ from keyturn.topology import UPLOAD_QUEUE
 from keyturn_workers.objects.download import OperatorAccess, ProjectAccess
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.storage.s3 import open_storage
-from tools.demo import files, looking
+from tools.demo import files, inspection
 from tools.demo.reading import read_all
-from tools.demo.turning import turn_both
+from tools.demo.rotation import turn_both
 from tools.harness.deployment import Deployment
 from tools.harness.process import worker
 from tools.servers import Servers
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from keyturn.messages import Event
     from keyturn_workers.storage import Storage
     from tools.demo.files import DemoFile
-    from tools.demo.looking import Waiting
+    from tools.demo.inspection import Waiting
 
 _PROJECT = "demo"
 _TIMEOUT_S = 600
@@ -50,38 +50,38 @@ _WIDTH = 150
 async def run(
     deployment: Deployment, wanted: list[DemoFile], scratch: Path, console: Console
 ) -> bool:
-    """The whole demo; whether every cell came out as it should."""
+    """The whole demo; whether every cell has the expected value."""
     os.environ.update(deployment.publisher_env())
     async with Publisher.open(PublisherSettings.read(), s3=S3Settings.read()) as publisher:
         console.print(
-            "[bold]1.[/] A worker starts, declares its queues, gives the project its keyring, "
+            "[bold]1.[/] A worker starts, declares its queues, creates the project's keyring, "
             "and is stopped again (SIGTERM)."
         )
         async with worker(deployment.worker_env()) as first:
             enrolment = await publisher.enroll(_PROJECT, api_key=deployment.api_key)
             event = await publisher.wait(enrolment, timeout_s=_TIMEOUT_S)
             console.print(
-                f"   told: {event.type}, exit status of the worker: {await first.terminate()}"
+                f"   event: {event.type}, exit status of the worker: {await first.terminate()}"
             )
         console.print(
-            "[bold]2.[/] The files are published. Nobody is there to take them: they wait."
+            "[bold]2.[/] The files are published. No worker is running: they wait in the queue."
         )
         uploads = {file: await publisher.upload(_PROJECT, file.key, file.path) for file in wanted}
-        queued = await looking.waiting(deployment.amqp_url, UPLOAD_QUEUE)
+        queued = await inspection.waiting(deployment.amqp_url, UPLOAD_QUEUE)
         console.print(f"   messages on {UPLOAD_QUEUE}: {len(queued)}")
-        console.print("[bold]3.[/] A worker starts and takes them.")
+        console.print("[bold]3.[/] A worker starts and stores them.")
         began = time.perf_counter()
         async with worker(deployment.worker_env()) as second:
             told = {
                 file: await publisher.wait(upload_id, timeout_s=_TIMEOUT_S)
                 for file, upload_id in uploads.items()
             }
-            console.print(f"   {len(told)} answers after {time.perf_counter() - began:.1f} s")
+            console.print(f"   {len(told)} events after {time.perf_counter() - began:.1f} s")
             await second.terminate()
         console.print("[bold]4.[/] Everything below is read back from the broker and the bucket.\n")
         async with open_storage(S3Settings.read()) as storage:
             good = await _show(deployment, storage, uploads, queued, told, console)
-            plain = {file.key: looking.file_sha256(file.path) for file in wanted}
+            plain = {file.key: inspection.file_sha256(file.path) for file in wanted}
             turned, keys = await turn_both(deployment, publisher, storage, _PROJECT, plain, console)
             read = await read_all(deployment, keys, _PROJECT, plain, scratch, console)
             return good and turned and read
@@ -109,9 +109,11 @@ async def _show(
             table.add_row(file.key, "", _queued(waited), f"[red]{event.type}[/]", "", "", "")
             good = False
             continue
-        shown = await looking.bucket_shows(storage, _PROJECT, event.key)
-        by = [await looking.opened_sha256(storage, event.key, who) for who in (project, operator)]
-        expected = looking.file_sha256(file.path)
+        shown = await inspection.bucket_shows(storage, _PROJECT, event.key)
+        by = [
+            await inspection.opened_sha256(storage, event.key, who) for who in (project, operator)
+        ]
+        expected = inspection.file_sha256(file.path)
         good = good and waited is not None and all(found == expected for found in by)
         table.add_row(
             event.key,
@@ -125,9 +127,9 @@ async def _show(
     console.print(table)
     left = [row.key async for row in storage.list(".keyturn/staging/")]
     console.print(
-        "queued: bytes of the message, and whether the sealed body was in it or staged in the "
-        "bucket. stored: when the\nworker's signed event says so (UTC). opened: SHA-256 of the "
-        "plaintext, and whether it is the file's on disk."
+        "queued: size of the message, and whether it carried the sealed body or the body was "
+        "staged in the bucket.\nstored: time of the worker's signed event (UTC). opened: SHA-256 "
+        "of the plaintext, and whether it equals the file's."
     )
     console.print(f"left in staging: {len(left)}")
     return good and not left
@@ -158,14 +160,18 @@ def main() -> int:
                     "given": f"the S3 server at {servers.s3.endpoint_url}",
                 }
                 private = servers.rabbitmq is not None
-                console.print(f"broker:  {'a private RabbitMQ' if private else 'the one given'}")
+                console.print(f"broker:  {'a private RabbitMQ' if private else 'the given one'}")
                 console.print(f"storage: {names.get(servers.s3.kind, servers.s3.kind)}\n")
                 deployment = Deployment(servers.amqp_url, servers.s3, servers.new_bucket())
                 good = asyncio.run(run(deployment, wanted, Path(scratch), console))
     except (files.DemoFilesError, MissingPackagesError, ServerError) as exc:
         print(exc, file=sys.stderr)
         return 1
-    console.print("[green]all as it should be[/]" if good else "[red]something is wrong[/]")
+    console.print(
+        "[green]Every value is as expected.[/]"
+        if good
+        else "[red]Some values differ from what is expected: see above.[/]"
+    )
     return 0 if good else 1
 
 

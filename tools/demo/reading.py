@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from keyturn.crypto import b64
 from keyturn_workers.gateway.paths import object_path
-from tools.demo.turning import QUICK
+from tools.demo.rotation import QUICK
 from tools.harness.process import gateway
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from tools.demo.turning import Keys
+    from tools.demo.rotation import Keys
     from tools.harness.deployment import Deployment
 
 _RANGE = 32
@@ -51,7 +51,7 @@ async def read_all(
     before, now = keys
     held = json.dumps({name: b64(key) for name, key in now.master_keys.items()})
     env = deployment.gateway_env(MASTER_KEYS=held, KEYRING_CACHE_S=QUICK["KEYRING_CACHE_S"])
-    console.print("\n[bold]7.[/] The gateway starts: the holder of the current API key reads.")
+    console.print("\n[bold]7.[/] The gateway starts: the holder of the current API key can read.")
     async with gateway(env) as running:
         good = True
         for key, expected in plain.items():
@@ -64,7 +64,7 @@ async def read_all(
             good &= right
         good &= await _by_curl(running.url, now.api_key, project, plain, scratch, console)
         if sys.stdin.isatty():
-            console.print("   They can be pasted into another terminal. Enter ends the demo.")
+            console.print("   Paste them into another terminal. Press Enter to end the demo.")
             with contextlib.suppress(KeyboardInterrupt):
                 await asyncio.to_thread(sys.stdin.readline)
         return good & (await running.terminate() == 0)

@@ -17,7 +17,7 @@ from keyturn.crypto import Secret, b64, new_api_key, user_kek
 from keyturn.messages import RotationCompleted, SweepCompleted
 from keyturn_workers.objects.download import OperatorAccess, ProjectAccess
 from keyturn_workers.objects.operator_keys import OperatorKeys
-from tools.demo import looking
+from tools.demo import inspection
 from tools.harness.process import worker
 
 if TYPE_CHECKING:
@@ -66,13 +66,13 @@ async def turn_both(
         "master key m1": _operator(project, before),
         "master key m2": _operator(project, after),
     }
-    stored = {key: await looking.stored_sha256(storage, project, key) for key in plain}
+    stored = {key: await inspection.stored_sha256(storage, project, key) for key in plain}
 
     async def right(opening: set[str]) -> bool:
         """Show the bucket; whether just these keys open it, and no stored byte changed."""
-        now = {key: await looking.stored_sha256(storage, project, key) for key in plain}
+        now = {key: await inspection.stored_sha256(storage, project, key) for key in plain}
         found = {
-            (key, name): await looking.opened_sha256(storage, key, access)
+            (key, name): await inspection.opened_sha256(storage, key, access)
             for key in plain
             for name, access in who.items()
         }
@@ -80,14 +80,14 @@ async def turn_both(
         opened = {at for at, digest in found.items() if digest == plain[at[0]]}
         return now == stored and opened == {(key, name) for key in plain for name in opening}
 
-    console.print("\n[bold]5.[/] The project's key is turned: one message, and a worker.")
+    console.print("\n[bold]5.[/] The project's key is rotated: one message, and a worker.")
     good = await _rotate(deployment, publisher, project, after.api_key, console)
     good &= await right({"new API key", "master key m1"})
     console.print(
-        "\n[bold]6.[/] The operator's master key is turned, m1 to m2: workers that hold both, "
+        "\n[bold]6.[/] The operator's master key is rotated from m1 to m2: workers that hold both, "
         "and a sweep of all projects."
     )
-    good &= await _turn_master_key(deployment, publisher, before, after, console)
+    good &= await _rotate_master_key(deployment, publisher, before, after, console)
     return good & await right({"new API key", "master key m2"}), (before, after)
 
 
@@ -102,13 +102,13 @@ async def _rotate(
     async with worker(deployment.worker_env(**QUICK)) as running:
         rotation = await publisher.rotate(project, api_key=api_key)
         accepted = await publisher.wait(rotation, timeout_s=_TIMEOUT_S)
-        console.print(f"   told: {accepted.type} {getattr(accepted, 'generation', '')}")
+        console.print(f"   event: {accepted.type} {getattr(accepted, 'generation', '')}")
         ended = await publisher.wait_completed(rotation, timeout_s=_TIMEOUT_S)
         await running.terminate()
-    return _tell_counts(ended, console)
+    return _print_counts(ended, console)
 
 
-async def _turn_master_key(
+async def _rotate_master_key(
     deployment: Deployment, publisher: Publisher, before: Keys, after: Keys, console: Console
 ) -> bool:
     both = {**before.master_keys, **after.master_keys}
@@ -118,15 +118,15 @@ async def _turn_master_key(
         sweep = await publisher.sweep("*", master_key="m2")
         ended = await publisher.wait_completed(sweep, timeout_s=_TIMEOUT_S)
         await running.terminate()
-    return _tell_counts(ended, console)
+    return _print_counts(ended, console)
 
 
-def _tell_counts(ended: Event, console: Console) -> bool:
+def _print_counts(ended: Event, console: Console) -> bool:
     if not isinstance(ended, RotationCompleted | SweepCompleted):
-        console.print(f"   [red]told: {ended.type}[/]")
+        console.print(f"   [red]event: {ended.type}[/]")
         return False
     console.print(
-        f"   told: {ended.type}, objects {ended.objects}, rewrapped {ended.rewrapped}, "
+        f"   event: {ended.type}, objects {ended.objects}, rewrapped {ended.rewrapped}, "
         f"current {ended.current}, failed {ended.failed}, "
         f"clean {'[green]yes[/]' if ended.clean else '[red]no[/]'}"
     )
