@@ -12,7 +12,7 @@ from keyturn_workers.keyring import DesiredState
 def wrap(
     desired: DesiredState, object_key: str, dek: bytes, *, algorithm: str = COBBLESTONE
 ) -> Wraps:
-    """Wrap a 32-byte DEK under both KEKs, bound to algorithm, project, object key and generation."""
+    """Wrap a 32-byte DEK under both KEKs, bound to algorithm, project, key and generation."""
     user = _wrap(desired, "user", desired.user_kek, object_key, dek, algorithm)
     admin = _wrap(desired, "admin", desired.admin_kek, object_key, dek, algorithm)
     generation = desired.generation
