@@ -123,16 +123,15 @@ async def _use(settings: PublisherSettings, s3: S3Settings, worker: WorkerSide) 
 
 
 async def test_the_host_process_stays_as_it_was(
-    settings: PublisherSettings, worker: WorkerSide, moto: S3Server, moto_bucket: str
+    settings: PublisherSettings,
+    worker: WorkerSide,
+    moto: S3Server,
+    moto_bucket: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    environment = moto.environment(moto_bucket)
-    s3 = S3Settings(
-        **{
-            name.removeprefix("KEYTURN_").lower(): value
-            for name, value in environment.items()
-            if name.startswith("KEYTURN_S3_")
-        }
-    )
+    for name, value in moto.environment(moto_bucket).items():
+        monkeypatch.setenv(name, value)
+    s3 = S3Settings.read()
     await _use(settings, s3, worker)  # what libraries import or cache at their first use
     before = _snapshot()
     await _use(settings, s3, worker)

@@ -54,7 +54,8 @@ _UNKNOWN_MODE = "an unknown delivery mode"
 
 
 async def _publish_odd(worker: WorkerSide, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    channel = await worker.exchange.channel.get_underlay_channel()
+    exchange: Any = worker.exchange
+    channel = await exchange.channel.get_underlay_channel()
     properties = commands.Basic.Properties(headers={PUBLISHER_HEADER: NAME})
     with monkeypatch.context() as patched:
         if kind == _UNKNOWN_MODE:
