@@ -1,10 +1,67 @@
-"""What crosses a process boundary, and all that a publisher needs.
+"""Keyturn's clients: publish requests over AMQP, and read and send objects over HTTP.
 
-A service in another process imports this package alone: the requests and events
-(`keyturn.messages`), where they go (`keyturn.topology`), how an object's
-metadata reads (`keyturn.metadata`), the cryptography (`keyturn.crypto`), the
-client that publishes and waits (`keyturn.publisher`), and the client that reads and
-sends through the gateway (`keyturn.gateway`).
+    from keyturn import Publisher, PublisherSettings
 
-It must never import `workers`.
+    async with Publisher.open(PublisherSettings.read()) as publisher:
+        upload_id = await publisher.upload("acme", "reports/q3.pdf", Path("q3.pdf"))
+        event = await publisher.wait(upload_id)
+
+| module | holds |
+| --- | --- |
+| `keyturn.publisher` | `Publisher`: enroll, upload, rotate, sweep, delete, and follow events |
+| `keyturn.gateway` | `Client` of the HTTP gateway; needs `keyturn[gateway]` |
+| `keyturn.settings` | settings, read from the environment |
+| `keyturn.errors` | every exception, in one tree |
+| `keyturn.messages` | requests and events as models |
+| `keyturn.topology`, `keyturn.metadata`, `keyturn.identifiers` | names on the broker and in S3 |
+| `keyturn.crypto` | the cryptography: pure, no I/O |
+
+The names below are imported when they are first used, so that `import keyturn` costs nothing
+and needs no optional dependency. The package changes nothing in its host process. It must
+never import `keyturn_workers`.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from keyturn.errors import (
+        CodedError,
+        GatewayError,
+        KeyturnError,
+        PermanentError,
+        PublisherError,
+        SettingsError,
+        TransientError,
+    )
+    from keyturn.publisher import Publisher
+    from keyturn.settings import PublisherSettings, S3Settings
+
+__all__ = [
+    "CodedError",
+    "GatewayError",
+    "KeyturnError",
+    "PermanentError",
+    "Publisher",
+    "PublisherError",
+    "PublisherSettings",
+    "S3Settings",
+    "SettingsError",
+    "TransientError",
+]
+
+_MODULES: Final = {
+    "Publisher": "keyturn.publisher",
+    "PublisherSettings": "keyturn.settings",
+    "S3Settings": "keyturn.settings",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'keyturn' has no attribute {name!r}")
+    return getattr(import_module(_MODULES.get(name, "keyturn.errors")), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,12 +1,14 @@
-"""An S3 client, made the same way everywhere: for the workers' storage and for staging (SPEC 11).
+"""An S3 client, made in the same way for the workers' storage and for staging (SPEC 11).
 
-It is tuned for servers that are not AWS as well (no checksum trailers, path addressing
-where an endpoint is given) and never resends by itself unless asked to. aioboto3 is
-imported only when a client is opened, since a publisher that stages nothing needs none.
-It must never let botocore's loggers speak below WARNING: they would print requests whole.
+It suits servers other than AWS (no checksum trailers, path-style addressing where an endpoint
+is set) and resends nothing unless asked to. aioboto3 is imported only when a client is opened,
+since a publisher that stages nothing does not need it.
+
+Logging belongs to the host process. At level DEBUG, botocore logs whole requests with their
+headers: a process that sets its root logger to DEBUG should keep `botocore` and `aiobotocore`
+at WARNING.
 """
 
-import logging
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
@@ -22,11 +24,10 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT_S: Final = 5
 READ_TIMEOUT_S: Final = 60
-_LOUD_LOGGERS: Final = ("botocore", "aiobotocore", "boto3", "aioboto3")
 
 
 def new_session(settings: S3Settings) -> "aioboto3.Session":
-    """A session with the settings' keys or, without these, with the standard AWS chain.
+    """A session with the settings' keys, or without them with the standard AWS chain.
 
     Raises:
         SettingsError: aioboto3 is not installed.
@@ -38,7 +39,6 @@ def new_session(settings: S3Settings) -> "aioboto3.Session":
         raise SettingsError(
             "S3 needs aioboto3, which is not installed: install keyturn[staging]"
         ) from exc
-    _quieten()
     botocore_session = AioSession()
     factory = botocore_session.get_component("response_parser_factory")
     factory.set_parser_defaults(timestamp_parser=_timestamp)
@@ -52,7 +52,7 @@ def new_session(settings: S3Settings) -> "aioboto3.Session":
 
 
 def _timestamp(value: str) -> datetime:
-    """A time as S3 writes it, without the guesses that are most of what a listing costs."""
+    """Parse a time as S3 writes it. botocore's own guessing is most of what a listing costs."""
     try:
         parsed = datetime.fromisoformat(value)
     except ValueError:
@@ -69,13 +69,13 @@ def _timestamp(value: str) -> datetime:
 async def open_client(
     settings: S3Settings, *, max_connections: int, total_max_attempts: int = 1
 ) -> "AsyncIterator[S3Client]":
-    """An aiobotocore S3 client for the process's life.
+    """An aiobotocore S3 client, open as long as the block lasts.
 
     Args:
-        settings: Where the bucket is, and the keys.
-        max_connections: The pool's size; at least the concurrency that is meant.
-        total_max_attempts: 1 never resends an answer of 5xx; more is for writes that
-            may be repeated without harm.
+        settings: Where the bucket is, and the credentials.
+        max_connections: The size of the pool; at least the intended concurrency.
+        total_max_attempts: 1 never resends after a response of 5xx; more is for writes that
+            may be repeated safely.
 
     Raises:
         SettingsError: aioboto3 is not installed.
@@ -102,10 +102,3 @@ async def open_client(
     )
     async with session.client("s3", endpoint_url=settings.s3_endpoint_url, config=config) as client:
         yield client
-
-
-def _quieten() -> None:
-    for name in _LOUD_LOGGERS:
-        logger = logging.getLogger(name)
-        if logger.getEffectiveLevel() < logging.WARNING:
-            logger.setLevel(logging.WARNING)

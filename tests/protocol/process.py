@@ -30,7 +30,7 @@ from keyturn_workers.sweep.page_worker import PageWorker
 from keyturn_workers.sweep.planner import Planner
 from keyturn_workers.sweep.project_sweep import ProjectSweep
 from keyturn_workers.sweep.recovery import Seen, rescue
-from keyturn_workers.upload import Limits, Uploader, UploadHandler
+from keyturn_workers.upload import Limits, UploadContext, Uploader, UploadHandler
 from keyturn_workers.worker.authorization import Rules
 from keyturn_workers.worker.grants import Grant
 from keyturn_workers.worker.metrics import WorkerMetrics
@@ -176,8 +176,8 @@ class Process:
             copy_limit_bytes=self.world.options.copy_limit_bytes,
         )
         intake_keys = {"main": intake()}
-        make = self.world.parts.uploader
-        return UploadHandler(make(self._storage, self.keyrings, self._keys, intake_keys, limits))
+        context = UploadContext(self._storage, self.keyrings, self._keys, intake_keys, limits)
+        return UploadHandler(self.world.parts.uploader(context))
 
     def _control(self) -> ControlHandler:
         storage, keyrings, intake_keys = self._storage, self.keyrings, {"main": intake()}

@@ -46,11 +46,11 @@ def plaintext_that_lands_after_it_was_forbidden(world: World) -> None:
 def test_plaintext_is_told_after_a_second_read(monkeypatch: pytest.MonkeyPatch) -> None:
     assert violations(plaintext_that_lands_after_it_was_forbidden, options=PLAINTEXT) == []
 
-    def whatever_it_is(snapshot: Any, put: Any, *, sealed: bool) -> bool:
-        del sealed
-        return _RULE(snapshot, put, sealed=True)
+    def whatever_it_is(snapshot: Any, put: Any, *, is_encrypted: bool) -> bool:
+        del is_encrypted
+        return _RULE(snapshot, put, is_encrypted=True)
 
-    monkeypatch.setattr("keyturn_workers.upload.uploader.exists_within_lease", whatever_it_is)
+    monkeypatch.setattr("keyturn_workers.upload.object_writer.exists_within_lease", whatever_it_is)
     found = violations(plaintext_that_lands_after_it_was_forbidden, options=PLAINTEXT)
     assert any("acme/late is plaintext" in what for what in found)
 
@@ -80,10 +80,13 @@ def test_the_own_clock_bounds_a_put_whose_date_is_early(monkeypatch: pytest.Monk
     parts = Parts(wire=_DatesBefore)
     assert violations(a_put_that_is_dated_before_a_rotation, parts) == []
 
-    def by_its_date_alone(snapshot: Any, put: Any, *, sealed: bool) -> bool:
-        return _RULE(snapshot, replace(put, received_s=snapshot.sent_s), sealed=sealed)
+    def by_its_date_alone(snapshot: Any, put: Any, *, is_encrypted: bool) -> bool:
+        undated = replace(put, received_s=snapshot.sent_s)
+        return _RULE(snapshot, undated, is_encrypted=is_encrypted)
 
-    monkeypatch.setattr("keyturn_workers.upload.uploader.exists_within_lease", by_its_date_alone)
+    monkeypatch.setattr(
+        "keyturn_workers.upload.object_writer.exists_within_lease", by_its_date_alone
+    )
     found = violations(a_put_that_is_dated_before_a_rotation, parts)
     assert any("acme/late stands under (1," in what for what in found)
 

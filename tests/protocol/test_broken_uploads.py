@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from keyturn.crypto import upload_info
 from keyturn_workers.amqp import RequestConsumer
 from keyturn_workers.sweep.hint_consumer import HintConsumer
 from keyturn_workers.upload import Uploader, UploadResult
 from keyturn_workers.upload.existing import ExistingUpload
-from keyturn_workers.worker.authorization import open_secret
+from keyturn_workers.upload.request_body import open_transport_key
 from tests.protocol.process import Parts
 from tests.protocol.stories import begin, hint, stop_at, stop_within, violations, without
 
@@ -32,12 +31,11 @@ def a_put_that_outlasts_a_rotation(world: World) -> None:
 class _NoReread(Uploader):
     """Tells what it stored by the keyring that it began with."""
 
-    async def _store_and_settle(self, request: Any, publisher: Any, condition: Any) -> UploadResult:
-        info = upload_info(request.upload_id, request.project, request.key)
-        key = open_secret(request.sealed_key, info, self._intake_keys)
-        stored = await self._store(request, publisher, key, condition)
+    async def _store(self, upload: Any, condition: Any) -> UploadResult:
+        transport_key = open_transport_key(self._context, upload)
+        stored = await self._put(upload, transport_key, condition)
         if isinstance(stored, ExistingUpload):
-            return await self._settle_standing(request, stored)
+            return await self._finish_existing(upload, stored)
         return UploadResult(stored.size_bytes, stored.snapshot.desired.generation)
 
 
@@ -146,10 +144,10 @@ def an_upload_that_comes_after_a_delete(world: World) -> None:
 class _Overwrites(Uploader):
     """Puts whatever stands there, a tombstone too."""
 
-    async def _store_and_settle(self, request: Any, publisher: Any, condition: Any) -> UploadResult:
+    async def _store(self, upload: Any, condition: Any) -> UploadResult:
         del condition
         nothing: Any = None
-        return await super()._store_and_settle(request, publisher, nothing)
+        return await super()._store(upload, nothing)
 
 
 def test_a_tombstone_refuses_every_later_upload() -> None:

@@ -59,13 +59,18 @@ class Publisher:
     """A connection to one deployment of Keyturn. Made by `open`; safe for concurrent use."""
 
     def __init__(
-        self, settings: PublisherSettings, link: BrokerConnection, staging: Staging | None
+        self,
+        settings: PublisherSettings,
+        connection: BrokerConnection,
+        events_connection: BrokerConnection,
+        staging: Staging | None,
     ) -> None:
         self._settings = settings
-        self._link = link
+        self._connection = connection
+        self._events_connection = events_connection
         self._staging = staging
         self._verifier = Verifier(settings.deployment, settings.event_public_key)
-        self._waiter = Waiter(link, self._verifier, settings.publisher_name)
+        self._waiter = Waiter(events_connection, self._verifier, settings.publisher_name)
         self._unsettled = Unsettled()
 
     @classmethod
@@ -102,13 +107,17 @@ class Publisher:
                     )
                 )
                 staging = Staging(client, s3.s3_bucket)
-            link = BrokerConnection(
+            connection = BrokerConnection(
                 settings.amqp_url.get_secret_value(), publish_timeout_s=publish_timeout_s
             )
-            stack.push_async_callback(link.close)
+            stack.push_async_callback(connection.close)
             if connect:
-                await link.connect()
-            publisher = cls(settings, link, staging)
+                await connection.connect()
+            # Made with the first wait. Not the one that publishes: a message on the stream that
+            # cannot be decoded breaks the connection that reads it.
+            events_connection = connection.separate()
+            stack.push_async_callback(events_connection.close)
+            publisher = cls(settings, connection, events_connection, staging)
             stack.push_async_callback(publisher._waiter.close)
             yield publisher
 
@@ -118,7 +127,7 @@ class Publisher:
         Raises:
             BrokerUnavailableError: the broker refuses, or does not answer in time.
         """
-        await self._link.connect()
+        await self._connection.connect()
 
     @property
     def unverified_events(self) -> int:
@@ -412,7 +421,9 @@ class Publisher:
         Raises:
             EventsUnavailableError: there is no stream of events, or it may not be read.
         """
-        async with aclosing(follow(self._link, since or "first", EVENTS_STREAM)) as stream:
+        async with aclosing(
+            follow(self._events_connection, since or "first", EVENTS_STREAM)
+        ) as stream:
             async for told in stream:
                 if (event := self._verifier.event(told)) is not None:
                     yield event
@@ -424,7 +435,7 @@ class Publisher:
 
     async def _send(self, signed: SignedRequest) -> None:
         message = persistent_json(signed.body, signed.request_id, signed.headers)
-        await self._link.publish(signed.request_id, signed.type, message)
+        await self._connection.publish(signed.request_id, signed.type, message)
 
     def _staging_key(self, upload_id: str) -> str:
         return staging_s3_key(self._settings.publisher_name, upload_id)

@@ -1,17 +1,18 @@
-"""One connection to the broker: confirmed publishing, and channels for readers (SPEC 6.1, 6.2).
+"""One connection to the broker: confirmed publishing, and channels for consumers (SPEC 6.1, 6.2).
 
-A connection or a channel that is lost is opened again by whoever needs it next; nothing
-is ever sent twice on its own. Every message is persistent, `mandatory`, and waited for
-until the broker confirms it.
-It must never declare anything: what workers have not declared is an error to tell, since
-a queue that nobody serves would swallow requests.
+A lost connection or channel is opened again when it is next needed. Every message is
+persistent and `mandatory`, and its publish waits for the broker's confirmation; nothing is
+published twice.
+
+It must never declare anything: a queue that no worker consumes would swallow requests. It
+changes nothing outside itself: no patch, no filter or level on another library's logger.
 """
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Final, TypeGuard
+from typing import Final, Self, TypeGuard
 
 import aio_pika
 from aio_pika import DeliveryMode, Message
@@ -22,7 +23,6 @@ from aio_pika.exceptions import (
     DeliveryError,
     PublishError,
 )
-from aiormq.abc import DeliveredMessage
 from aiormq.exceptions import ChannelAccessRefused
 
 from keyturn.errors import (
@@ -36,33 +36,18 @@ from keyturn.topology import EXCHANGE
 _log = logging.getLogger(__name__)
 _RECONNECT_PAUSES_S: Final = (0.05, 0.1, 0.25, 0.5, 1.0)
 _CLOSE_TIMEOUT_S: Final = 5.0
-_START: Final = "; start one, then publish again"
-
-
-class _NoBodies(logging.Filter):
-    """Keeps messages out of the client library's log: it prints a late return whole."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if isinstance(record.args, tuple):
-            record.args = tuple(
-                "a message" if isinstance(arg, DeliveredMessage) else arg for arg in record.args
-            )
-        return True
-
-
-_NO_BODIES: Final = _NoBodies()
+_START_A_WORKER: Final = "; start one, then publish again"
 
 
 class BrokerConnection:
-    """A connection that comes back.
+    """A connection that is made again after a loss. Safe for concurrent use.
 
     Args:
-        url: The broker's address; it holds a password and is never shown.
+        url: The broker's address; it holds a password and is never logged or raised.
         publish_timeout_s: Seconds for one publish, connecting and confirmation included.
     """
 
     def __init__(self, url: str, *, publish_timeout_s: float) -> None:
-        logging.getLogger("aiormq.channel").addFilter(_NO_BODIES)  # one filter, however often
         self._url = url
         self._timeout_s = publish_timeout_s
         self._connection: AbstractConnection | None = None
@@ -70,14 +55,19 @@ class BrokerConnection:
         self._connecting = asyncio.Lock()
         self._opening = asyncio.Lock()
         self._in_flight: dict[str, asyncio.Task[None]] = {}
+        self._sending: set[asyncio.Task[None]] = set()
         self._closing: set[asyncio.Task[None]] = set()
         self._closed = False
 
+    def separate(self) -> Self:
+        """Another connection to the same broker, not yet connected. Its owner closes it."""
+        return type(self)(self._url, publish_timeout_s=self._timeout_s)
+
     async def connect(self) -> None:
-        """Connect now, so that a wrong address is told at the door and not with the first use.
+        """Connect now, so that a wrong address fails here and not at the first use.
 
         Raises:
-            BrokerUnavailableError: the broker refuses, or does not answer in time.
+            BrokerUnavailableError: the broker refuses, or does not respond in time.
         """
         try:
             with normalize_connection_errors():
@@ -87,7 +77,7 @@ class BrokerConnection:
             raise _unavailable(exc) from exc
 
     async def close(self) -> None:
-        """Give up what is under way, and close the connection."""
+        """Abandon publishes that are under way, and close the connection."""
         self._closed = True
         tasks = [*self._in_flight.values(), *self._closing]
         for task in tasks:
@@ -95,38 +85,49 @@ class BrokerConnection:
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._connection is not None:
             await close_quietly(self._connection.close())
+        for task in self._sending:
+            task.cancel()
+        await asyncio.gather(*self._sending, return_exceptions=True)
 
     async def publish(self, request_id: str, routing_key: str, message: Message) -> None:
         """Publish to the exchange and wait for the broker's confirmation.
 
-        A caller that is cancelled gives up its wait alone: the message may still arrive.
+        Cancelling the caller ends its wait only: the message may still arrive.
+
+        Args:
+            request_id: The id of the message; two of one id are published one after the other.
+            routing_key: The type of the request.
+            message: As `persistent_json` makes it.
 
         Raises:
-            NotDeliveredError: it stands on no queue.
-            OutcomeUnknownError: it was sent and not confirmed.
+            NotDeliveredError: the message is on no queue.
+            OutcomeUnknownError: it was sent, but not confirmed.
         """
-        # The client library matches a returned message by its id: two of one id on their
-        # way at once could each get the other's answer, so the second waits.
+        # The client library matches a returned message by its id: of two with one id in
+        # flight, each could get the other's outcome, so the second waits.
         while (previous := self._in_flight.get(request_id)) is not None:
             await asyncio.wait({previous})
         task = asyncio.create_task(self._publish(routing_key, message))
         self._in_flight[request_id] = task
-        task.add_done_callback(lambda done: self._settle(request_id, done))
+        task.add_done_callback(lambda done: self._forget(request_id, done))
         await asyncio.wait({task})
         if task.cancelled():
             raise OutcomeUnknownError("the connection was closed before the broker confirmed")
         task.result()
 
-    def _settle(self, request_id: str, task: asyncio.Task[None]) -> None:
+    def _forget(self, request_id: str, task: asyncio.Task[None]) -> None:
         del self._in_flight[request_id]
         if not task.cancelled():
-            task.exception()  # its caller may be gone; nobody else need hear of it
+            task.exception()  # marks it as retrieved: the caller may be gone
 
     async def channel(self, prefetch: int) -> AbstractChannel:
-        """A fresh channel for a consumer, which closes it.
+        """A new channel for a consumer, which closes it.
+
+        Args:
+            prefetch: How many unacknowledged messages the broker sends at most.
 
         Raises:
-            OSError, AMQPError, RuntimeError: the connection cannot be had, or was lost.
+            OSError, AMQPError, RuntimeError: the connection failed.
         """
         with normalize_connection_errors():
             async with asyncio.timeout(self._timeout_s):
@@ -137,29 +138,39 @@ class BrokerConnection:
                 return channel
 
     async def _publish(self, routing_key: str, message: Message) -> None:
-        deadline = asyncio.get_running_loop().time() + self._timeout_s
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._timeout_s
         channel = await self._publishing_channel(deadline)
+        # Not cancelled at the deadline: the client library would forget the message's id, and
+        # log the whole message should the broker return it late.
+        sending = asyncio.create_task(_send(channel, routing_key, message))
+        self._sending.add(sending)
+        sending.add_done_callback(self._sent)
+        done, _ = await asyncio.wait({sending}, timeout=max(0.0, deadline - loop.time()))
+        if not done:
+            self._retire(channel, sending)
+            raise _publish_error(TimeoutError(), routing_key, self._timeout_s)
         try:
-            with normalize_connection_errors():
-                async with asyncio.timeout_at(deadline):
-                    exchange = await channel.get_exchange(EXCHANGE, ensure=False)
-                    await exchange.publish(message, routing_key, mandatory=True)
-        except (TimeoutError, *CONNECTION_EXCEPTIONS) as exc:
-            if isinstance(exc, TimeoutError):
-                self._retire(channel)
-            raise _told(exc, routing_key, self._timeout_s) from exc
+            sending.result()
+        except CONNECTION_EXCEPTIONS as exc:
+            raise _publish_error(exc, routing_key, self._timeout_s) from exc
 
-    def _retire(self, channel: AbstractChannel) -> None:
-        # A confirmation that is overdue may still come: what follows gets a channel of its
-        # own, so that a late answer is never taken for another message's.
+    def _sent(self, sending: asyncio.Task[None]) -> None:
+        self._sending.discard(sending)
+        if not sending.cancelled():
+            sending.exception()  # marks it as retrieved: the publish may have timed out
+
+    def _retire(self, channel: AbstractChannel, sending: asyncio.Task[None]) -> None:
+        # An overdue confirmation may still arrive: later publishes get a new channel, so that
+        # it is never mistaken for another message's.
         if self._channel is channel:
             self._channel = None
-        task = asyncio.create_task(close_quietly(channel.close()))
+        task = asyncio.create_task(_close_then_cancel(channel, sending))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
     async def _publishing_channel(self, deadline: float) -> AbstractChannel:
-        """The channel of all publishes, opened again where it was lost."""
+        """The channel of all publishes, opened again after a loss."""
         attempt = 0
         while True:
             try:
@@ -167,7 +178,7 @@ class BrokerConnection:
                     async with asyncio.timeout_at(deadline):
                         return await self._open_channel()
             except ChannelNotFoundEntity as exc:
-                raise _told(exc, "", self._timeout_s) from exc
+                raise _publish_error(exc, "", self._timeout_s) from exc
             except (TimeoutError, *CONNECTION_EXCEPTIONS) as exc:
                 pause_s = _RECONNECT_PAUSES_S[min(attempt, len(_RECONNECT_PAUSES_S) - 1)]
                 attempt += 1
@@ -184,8 +195,8 @@ class BrokerConnection:
             connection = await self._connect_once()
             channel = connection.channel(publisher_confirms=True, on_return_raises=True)
             await channel.initialize()
-            # Asked before anything is published: an exchange that is missing closes the
-            # channel under all who publish on it, and none of them would know its outcome.
+            # Checked before anything is published: publishing to a missing exchange closes the
+            # channel, and every publish on it would lose its outcome.
             await channel.get_exchange(EXCHANGE, ensure=True)
             self._channel = channel
             return channel
@@ -198,22 +209,33 @@ class BrokerConnection:
             if connection is not None and connection.connected.is_set():
                 return connection
             if connection is not None:
-                _log.info("connecting to the broker again")
+                _log.info("reconnecting to the broker")
                 self._connection = None
                 await close_quietly(connection.close())
             self._connection = await aio_pika.connect(self._url)
             return self._connection
 
 
+async def _send(channel: AbstractChannel, routing_key: str, message: Message) -> None:
+    with normalize_connection_errors():
+        exchange = await channel.get_exchange(EXCHANGE, ensure=False)
+        await exchange.publish(message, routing_key, mandatory=True)
+
+
+async def _close_then_cancel(channel: AbstractChannel, sending: asyncio.Task[None]) -> None:
+    await close_quietly(channel.close())  # ends `sending`, unless the broker is silent
+    sending.cancel()
+
+
 @contextmanager
 def normalize_connection_errors() -> Iterator[None]:
-    """Name the losses that reach the client library's callers as no error of a connection.
+    """Turn losses that the client library raises as other exceptions into `ConnectionError`.
 
-    A bare `Exception`, and `StopAsyncIteration` where the broker hangs up in the handshake. The
-    latter would end any `async for` around it in silence.
+    These are a bare `Exception`, and `StopAsyncIteration` where the broker hangs up during the
+    handshake. The latter would silently end an `async for` around it.
 
     Raises:
-        ConnectionError: in place of such a one. Every other exception passes.
+        ConnectionError: in place of one of these. Every other exception passes unchanged.
     """
     try:
         yield
@@ -224,7 +246,13 @@ def normalize_connection_errors() -> Iterator[None]:
 
 
 def persistent_json(body: bytes, request_id: str, headers: Mapping[str, str]) -> Message:
-    """A message as SPEC 6.3 asks for it."""
+    """A message as SPEC 6.3 requires it.
+
+    Args:
+        body: The request as signed.
+        request_id: Becomes the message's id.
+        headers: The publisher's name and the signature.
+    """
     return Message(
         body,
         content_type="application/json",
@@ -234,13 +262,17 @@ def persistent_json(body: bytes, request_id: str, headers: Mapping[str, str]) ->
     )
 
 
-def _told(exc: BaseException, routing_key: str, timeout_s: float) -> PublisherError:
-    """What a failed publish is to its caller: surely not delivered, or not known."""
+def _publish_error(exc: BaseException, routing_key: str, timeout_s: float) -> PublisherError:
+    """What a failed publish means to its caller: not delivered, or unknown."""
     match exc:
-        case PublishError():  # the broker gave it back: no queue is bound
-            return NotDeliveredError(f"no worker has declared a queue for {routing_key}{_START}")
+        case PublishError():  # the broker returned it: no queue is bound
+            return NotDeliveredError(
+                f"no worker has declared a queue for {routing_key}{_START_A_WORKER}"
+            )
         case ChannelNotFoundEntity():
-            return NotDeliveredError(f"no worker has declared the exchange {EXCHANGE}{_START}")
+            return NotDeliveredError(
+                f"no worker has declared the exchange {EXCHANGE}{_START_A_WORKER}"
+            )
         case ChannelAccessRefused():
             return NotDeliveredError(f"the broker's user may not write to {EXCHANGE}")
         case DeliveryError():
@@ -252,7 +284,7 @@ def _told(exc: BaseException, routing_key: str, timeout_s: float) -> PublisherEr
 
 
 async def close_quietly(closing: Awaitable[object]) -> None:
-    """Close what may be gone already; never wait for it long."""
+    """Close what may be gone already; wait at most 5 seconds for it."""
     with suppress(TimeoutError, *CONNECTION_EXCEPTIONS), normalize_connection_errors():
         async with asyncio.timeout(_CLOSE_TIMEOUT_S):
             await closing

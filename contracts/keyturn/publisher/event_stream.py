@@ -1,25 +1,51 @@
-"""Reading a stream of events, from any moment on, across lost connections (SPEC 6.2, 6.7, 6.8).
+"""Reading a stream of events from any moment on, across lost connections (SPEC 6.2, 6.7, 6.8).
 
-`follow` gives every message with its offset and comes back at the next offset after a
-loss; `Verifier` believes only what one of the deployment's event keys has signed.
-It must never declare a stream, and never hand out an event whose signature it has
-not checked.
+`follow` yields every message with its offset and resumes at the next offset after a loss;
+`Verifier` accepts only what one of the deployment's event keys has signed.
+
+Anybody who may write to the exchange can put a message on the stream whose properties the
+client library cannot decode (a timestamp beyond the year 9999, a string that is not UTF-8).
+Its decoder raises while it reads the connection, and the connection is lost. Keyturn's workers
+write no such message, so `follow` reads up to it, one message at a time and on a connection
+of its own, and resumes after it. Where reading begins at such a message, nothing tells its
+offset, so reading begins earlier: by a minute, an hour, a day, then with all that the stream
+holds. Do not publish on the connection that events are read from: such a loss would leave
+publishes without an outcome.
+
+It must never declare a stream, and never yield an event whose signature it has not checked.
 """
 
 import asyncio
+import enum
+import errno
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import (
+    AbstractAsyncContextManager,
+    aclosing,
+    asynccontextmanager,
+    contextmanager,
+    suppress,
+)
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Final, Literal
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any, Final, Literal
 
-from aio_pika.abc import AbstractIncomingMessage
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS, ChannelNotFoundEntity
-from aiormq.exceptions import ChannelAccessRefused
+from aiormq.abc import DeliveredMessage
+from aiormq.exceptions import ChannelAccessRefused, InvalidFrameError
 
-from keyturn.crypto import SealError, VerifyKey
-from keyturn.errors import EventsUnavailableError, MalformedRequestError
+from keyturn.crypto import VerifyKey
+from keyturn.errors import EventsUnavailableError, MalformedRequestError, SealError
 from keyturn.messages import Event, parse_event
 from keyturn.publisher.connection import (
     BrokerConnection,
@@ -31,36 +57,45 @@ from keyturn.topology import EVENT_KEY_HEADER, EVENTS_STREAM, SIGNATURE_HEADER
 _log = logging.getLogger(__name__)
 
 PREFETCH: Final = 256
-_ACK_EVERY: Final = PREFETCH // 4  # one frame for many; the rest keeps the stream flowing
 _PAUSES_S: Final = (0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
 _KNOWN_AGAIN_S: Final = 5.0
-_LOST: Final = None
-_SIGNED_BY: Final = (SIGNATURE_HEADER, EVENT_KEY_HEADER)
+_OFFSET_HEADER: Final = "x-stream-offset"
 _NOT_READABLE: Final = (ChannelNotFoundEntity, ChannelAccessRefused)
-_START: Final = "; start one"
+_START_A_WORKER: Final = "; start one"
+_EARLIER: Final = (timedelta(minutes=1), timedelta(hours=1), timedelta(days=1))
 
 Start = datetime | int | Literal["first"]
-"""Where to begin: at a moment, to the second and perhaps a little earlier, at an offset, or
-with the oldest event that the stream still holds."""
+"""Where to begin: at a moment (to the second, perhaps a little earlier), at an offset, or at
+the oldest event that the stream still holds."""
 
 
 @dataclass(frozen=True, slots=True)
 class StreamRecord:
-    """One message of the stream, not yet believed."""
+    """One message of a stream, not yet verified.
+
+    Attributes:
+        offset: Its place in the stream.
+        body: The event's bytes as signed.
+        signature: The header `keyturn-signature`, base64; empty where it is missing.
+        key_id: The header `keyturn-event-key`: which key signed it. Not signed itself.
+    """
 
     offset: int
     body: bytes
     signature: str
-    key_id: str = ""  # of the key that signed it, says a header that nobody signed
+    key_id: str = ""
 
 
 class Verifier:
-    """Turns messages into events, and counts those that nobody should believe.
+    """Turns records into events, and counts those that are not signed.
 
     Args:
         deployment: The installation that events must be signed for.
-        keys: The deployment's public event keys: the one in use, and any that were in use
-            or will be (SPEC 6.10).
+        keys: The deployment's public event keys: the current one, and any earlier or later
+            ones (SPEC 6.10).
+
+    Attributes:
+        refused: How many records were ignored because no key verified them.
     """
 
     def __init__(self, deployment: str, keys: Sequence[VerifyKey]) -> None:
@@ -68,114 +103,209 @@ class Verifier:
         self._keys = tuple((key.id, key) for key in keys)
         self.refused = 0
 
-    def event(self, told: StreamRecord) -> Event | None:
-        """The event, or None where its signature fails or this version does not know it."""
-        if not self._is_signed(told):
+    def event(self, record: StreamRecord) -> Event | None:
+        """The event, or None if its signature fails or this version does not know its type."""
+        if not self._is_signed(record):
             self.refused += 1
-            _log.warning("ignored an event that is not signed, at offset %d", told.offset)
+            _log.warning("ignored an event that is not signed, at offset %d", record.offset)
             return None
         try:
-            return parse_event(told.body)
+            return parse_event(record.body)
         except MalformedRequestError:
-            _log.debug("skipped an event that this version does not know, at %d", told.offset)
+            _log.debug("skipped an event that this version does not know, at %d", record.offset)
             return None
 
-    def _is_signed(self, told: StreamRecord) -> bool:
-        named_first = sorted(self._keys, key=lambda item: item[0] != told.key_id)
-        return any(self._has_signed(key, told) for _, key in named_first)
+    def _is_signed(self, record: StreamRecord) -> bool:
+        named_first = sorted(self._keys, key=lambda item: item[0] != record.key_id)
+        return any(self._verifies(key, record) for _, key in named_first)
 
-    def _has_signed(self, key: VerifyKey, told: StreamRecord) -> bool:
+    def _verifies(self, key: VerifyKey, record: StreamRecord) -> bool:
         try:
-            key.verify_event(self._deployment, told.body, told.signature)
+            key.verify_event(self._deployment, record.body, record.signature)
         except SealError:
             return False
         return True
 
 
+class _InterruptedError(Exception):
+    """The consumer was lost before it delivered anything."""
+
+
+class _UndecodableError(Exception):
+    """The connection was lost because the client library cannot decode a message."""
+
+
+class _OtherStreamError(Exception):
+    """A stream of that name exists, but it is not the one that was read before."""
+
+
+@dataclass(slots=True)
+class _Position:
+    """How far a reader has come.
+
+    Attributes:
+        place: Where to begin, as long as nothing was read.
+        last: The last record that was read.
+        skipped: How many messages after that one are passed over.
+        is_attached: Whether a consumer ever attached.
+        is_careful: Whether to read one message at a time, on a connection of its own: only
+            then is it certain which message cannot be decoded.
+        retreats: How often the beginning was moved to an earlier moment.
+    """
+
+    place: Start
+    last: StreamRecord | None = None
+    skipped: int = 0
+    is_attached: bool = False
+    is_careful: bool = False
+    retreats: int = 0
+
+    @property
+    def start(self) -> Start:
+        """Where to attach: at `last` itself, to recognize the stream by it, or after it."""
+        if self.last is not None:
+            return self.last.offset + (1 + self.skipped if self.skipped else 0)
+        return self.place + self.skipped if isinstance(self.place, int) else self.place
+
+    @property
+    def expected(self) -> StreamRecord | None:
+        """The record that the stream delivers first if it is the same stream as before."""
+        return None if self.skipped else self.last
+
+    def advance(self, record: StreamRecord) -> None:
+        """Note what was read; after one record, careful reading ends."""
+        self.last, self.skipped, self.is_careful = record, 0, False
+
+    def pass_undecodable(self, cause: "_UndecodableError") -> None:
+        """Approach the message that cannot be decoded; go past it once it is known.
+
+        Raises:
+            EventsUnavailableError: what cannot be decoded is the broker's handshake.
+        """
+        if self.is_careful and not self.is_attached:
+            raise EventsUnavailableError("the broker's frames cannot be decoded") from cause
+        if not self.is_careful:
+            self.is_careful = True
+        elif self.last is None and not isinstance(self.place, int):
+            self._retreat()
+        else:
+            self.skipped += 1
+            _log.warning("skipped a message that cannot be decoded, before offset %s", self.start)
+
+    def _retreat(self) -> None:
+        if isinstance(self.place, datetime) and self.retreats < len(_EARLIER):
+            self.place -= _EARLIER[self.retreats]
+            self.retreats += 1
+        else:
+            self.place = 0
+
+
 async def follow(
-    link: BrokerConnection, start: Start, *streams: str
+    connection: BrokerConnection, start: Start, *streams: str
 ) -> AsyncGenerator[StreamRecord, None]:
     """Every message of one stream from `start` on, for ever, each one once.
 
     Args:
-        link: The broker.
+        connection: The broker; not the connection that publishes (see the module).
         start: Where to begin.
-        streams: The stream to read, then what serves where it does not exist (workers
+        streams: The stream to read, then its replacement if it does not exist (workers
             before 0.5 declare no stream for a publisher) or may not be read.
 
     Raises:
-        EventsUnavailableError: none of them can be read at the first try. Later losses are
-            waited out.
+        EventsUnavailableError: none of them can be read at the first attempt. Later losses
+            are waited out.
     """
-    last: StreamRecord | None = None
-    first, attempt, place = True, 0, start
+    attempt, position = 0, _Position(start)
     stream, *others = streams
     refusals: list[str] = []
     while True:
+        was_careful = position.is_careful
+        attach = partial(_consumer, connection, stream, isolated=was_careful)
         try:
-            if isinstance(place, datetime):
-                async with _consumer(link, stream, place, prefetch=1) as messages:
-                    first = False
-                    place = await _first_offset(link, stream, place, messages)
+            async with aclosing(_read(attach, position)) as records:
+                async for record in records:
+                    attempt = 0
+                    yield record
+            if was_careful and not position.is_careful:
                 continue
-            async with _consumer(link, stream, place if last is None else last.offset) as messages:
-                first = False
-                async with aclosing(_after(last, _drain(messages))) as told_after:
-                    async for told in told_after:
-                        last, attempt = told, 0
-                        yield told
         except _InterruptedError:
             pass
         except _OtherStreamError:
-            _log.warning("the stream of events was made anew; reading it from the start")
-            last, place = None, start
+            _log.warning("the stream of events was declared anew; reading it from its start")
+            position = _Position(start, is_attached=True)
+            continue
+        except _UndecodableError as exc:
+            position.pass_undecodable(exc)
             continue
         except (TimeoutError, *CONNECTION_EXCEPTIONS) as exc:
-            if first:
+            if not position.is_attached:
                 refusals.append(_unreadable(stream, exc))
-                if not others or not isinstance(exc, _NOT_READABLE):
-                    raise EventsUnavailableError("; ".join(refusals)) from exc
-                stream = others.pop(0)
-                _log.info("%s; reading %s in its place", refusals[-1], stream)
+                stream = _replacement(others, refusals, exc)
                 continue
             _log.debug("reading events failed (%s)", type(exc).__name__)
         pause_s = _PAUSES_S[min(attempt, len(_PAUSES_S) - 1)]
         attempt += 1
-        _log.info("reading events was interrupted; again in %g s", pause_s)
+        _log.info("reading events was interrupted; retrying in %g s", pause_s)
         await asyncio.sleep(pause_s)
 
 
-class _InterruptedError(Exception):
-    """The consumer was lost before it brought anything."""
+def _replacement(others: list[str], refusals: list[str], cause: BaseException) -> str:
+    """The next stream to read, if the one before does not exist or may not be read.
+
+    Raises:
+        EventsUnavailableError: there is none, or the cause is another one.
+    """
+    if not others or not isinstance(cause, _NOT_READABLE):
+        raise EventsUnavailableError("; ".join(refusals)) from cause
+    _log.info("%s; reading %s instead", refusals[-1], others[0])
+    return others.pop(0)
 
 
-async def _first_offset(
-    link: BrokerConnection, stream: str, since: datetime, messages: "_Messages"
-) -> int:
+async def _read(attach: "_Attach", position: _Position) -> AsyncGenerator[StreamRecord, None]:
+    """The records that one consumer delivers; of a careful one, the first that is new."""
+    if position.last is None and isinstance(position.place, datetime):
+        async with attach(position.place, prefetch=1) as messages:
+            position.is_attached = True
+            position.place = await _first_offset(attach, position.place, messages)
+    is_careful = position.is_careful
+    prefetch = 1 if is_careful else PREFETCH
+    async with attach(position.start, prefetch=prefetch) as messages:
+        position.is_attached = True
+        # One acknowledgement for many messages; the others keep the stream flowing.
+        drained = _drain(messages, ack_every=max(1, prefetch // 4))
+        async with aclosing(_after(position.expected, drained)) as records:
+            async for record in records:
+                position.advance(record)
+                yield record
+                if is_careful:
+                    return
+
+
+async def _first_offset(attach: "_Attach", since: datetime, messages: "_Messages") -> int:
     """The offset of the first event since then, waited for.
 
-    A consumer that asks for a moment after the last event is put behind it, and misses for
+    A consumer that asks for a moment after the last event is placed behind it, and misses for
     good an event that is written while it attaches (seen with RabbitMQ 4.0). So a second
-    one attaches after `messages` has: either it finds what the first one missed, or there
-    was nothing to miss. Once anything is told, asking for the moment finds a place that
-    stands; but not where our clock runs ahead of the broker's, so that what was told
-    counts too.
+    consumer attaches after `messages` has: either it gets what the first one missed, or there
+    was nothing to miss. Once there is an event, asking for the moment again finds a stable
+    place; but not if our clock runs ahead of the broker's, so the event counts too.
 
     Raises:
         _InterruptedError: a consumer was lost.
+        _UndecodableError: a consumer was lost to a message that cannot be decoded.
     """
-    async with _consumer(link, stream, since, prefetch=1) as later:
-        told = await _first_of(messages, later)
-    async with _consumer(link, stream, since, prefetch=1) as again:
+    async with attach(since, prefetch=1) as later:
+        offset = await _first_of(messages, later)
+    async with attach(since, prefetch=1) as again:
         try:
             async with asyncio.timeout(_KNOWN_AGAIN_S):
-                return min(told, await _first_of(again))
+                return min(offset, await _first_of(again))
         except TimeoutError:
-            return told
+            return offset
 
 
 async def _first_of(*consumers: "_Messages") -> int:
-    """The offset of the first message of any of them."""
+    """The offset of the first message of any of these consumers."""
     waits = [asyncio.ensure_future(messages.get()) for messages in consumers]
     try:
         done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -183,32 +313,31 @@ async def _first_of(*consumers: "_Messages") -> int:
     finally:
         for wait in waits:
             wait.cancel()
-    if message is _LOST or not isinstance(offset := message.headers.get("x-stream-offset"), int):
-        raise _InterruptedError
-    return offset
-
-
-class _OtherStreamError(Exception):
-    """A stream of that name stands, but not the one that was read before."""
+    match message:
+        case _Loss.UNDECODABLE:
+            raise _UndecodableError
+        case _Loss.CONNECTION:
+            raise _InterruptedError
+    return message.record.offset
 
 
 async def _after(
-    last: StreamRecord | None, messages: AsyncGenerator[StreamRecord, None]
+    last: StreamRecord | None, records: AsyncGenerator[StreamRecord, None]
 ) -> AsyncGenerator[StreamRecord, None]:
-    """The messages after `last`, which the reader asks for once more to know the stream by.
+    """The records after `last`, which the reader requests again to recognize the stream by.
 
-    A stream that was deleted and declared again counts from 0: without this, its events
-    would be taken for old ones and passed over in silence. Its tail is never removed for
-    age or size, so the same stream has at once something to say from `last` on.
+    A stream that was deleted and declared again counts from 0: without this check, its events
+    would be taken for old ones and silently passed over. A stream never drops its tail for age
+    or size, so the same stream delivers something from `last` on at once.
 
     Raises:
-        _OtherStreamError: `last` does not stand where it stood.
+        _OtherStreamError: `last` is not where it was.
     """
-    async with aclosing(messages):
+    async with aclosing(records):
         if last is not None:
             try:
                 async with asyncio.timeout(_KNOWN_AGAIN_S):
-                    again = await anext(messages, None)
+                    again = await anext(records, None)
             except TimeoutError as exc:
                 raise _OtherStreamError from exc
             if again is None:
@@ -217,55 +346,134 @@ async def _after(
                 yield again
             elif again != last:
                 raise _OtherStreamError
-        async for told in messages:
-            yield told
+        async for record in records:
+            yield record
 
 
-_Messages = asyncio.Queue[AbstractIncomingMessage | None]
+class _Loss(enum.Enum):
+    """Why a consumer delivers nothing more."""
+
+    CONNECTION = enum.auto()
+    UNDECODABLE = enum.auto()
+
+
+@dataclass(frozen=True, slots=True)
+class _Delivery:
+    """A record, and how to acknowledge it and all before it."""
+
+    record: StreamRecord
+    ack: Callable[[], Awaitable[object]]
+
+
+_Messages = asyncio.Queue[_Delivery | _Loss]
+_Attach = Callable[..., AbstractAsyncContextManager[_Messages]]
 
 
 @asynccontextmanager
 async def _consumer(
-    link: BrokerConnection, stream: str, start: Start, *, prefetch: int = PREFETCH
+    connection: BrokerConnection, stream: str, start: Start, *, prefetch: int, isolated: bool
 ) -> AsyncIterator[_Messages]:
-    """A consumer's queue of messages; `_LOST` comes in it when no more will."""
-    messages: _Messages = asyncio.Queue()  # holds no more than the prefetch
-    channel = await link.channel(prefetch)
+    """The messages of a new consumer, ended by a `_Loss`.
+
+    Args:
+        connection: The broker.
+        stream: The stream's name.
+        start: Where to begin.
+        prefetch: How many unacknowledged messages the broker sends at most.
+        isolated: Whether to use a connection of its own, which nobody else can break.
+    """
+    if isolated:
+        own = connection.separate()
+        try:
+            async with _consumer(own, stream, start, prefetch=prefetch, isolated=False) as messages:
+                yield messages
+        finally:
+            await asyncio.shield(own.close())
+        return
+    messages = asyncio.Queue()  # holds no more than the prefetch
+
+    async def receive(message: DeliveredMessage) -> None:
+        messages.put_nowait(_delivery(message))
+
+    with _undecodable_errors():
+        channel = await connection.channel(prefetch)
     try:
-        channel.close_callbacks.add(lambda *_: messages.put_nowait(_LOST))
+        channel.close_callbacks.add(lambda _, exc: messages.put_nowait(_loss(exc)))
+        # Below aio-pika, which fails on odd delivery modes and expirations and drops those
+        # messages without acknowledging them.
         underlay = await channel.get_underlay_channel()
-        underlay.on_consumer_cancel_callbacks.add(lambda _: messages.put_nowait(_LOST))
-        with normalize_connection_errors():
-            queue = await channel.get_queue(stream, ensure=True)
-            await queue.consume(messages.put, arguments={"x-stream-offset": start})
+        underlay.on_consumer_cancel_callbacks.add(lambda _: messages.put_nowait(_Loss.CONNECTION))
+        arguments: Any = {_OFFSET_HEADER: start}
+        with normalize_connection_errors(), _undecodable_errors():
+            await channel.get_queue(stream, ensure=True)
+            await underlay.basic_consume(stream, receive, arguments=arguments)
         yield messages
     finally:
-        await asyncio.shield(close_quietly(channel.close()))
+        with suppress(_UndecodableError), _undecodable_errors():
+            await asyncio.shield(close_quietly(channel.close()))
 
 
-async def _drain(messages: _Messages) -> AsyncGenerator[StreamRecord, None]:
-    unacknowledged = 0
-    while (message := await messages.get()) is not _LOST:
-        unacknowledged += 1
-        if unacknowledged >= _ACK_EVERY:
-            with normalize_connection_errors():
-                await message.ack(multiple=True)
-            unacknowledged = 0
-        offset = message.headers.get("x-stream-offset")
-        if isinstance(offset, int):
-            signature, key_id = (_text(message, name) for name in _SIGNED_BY)
-            yield StreamRecord(offset, message.body, signature, key_id)
+def _delivery(message: DeliveredMessage) -> _Delivery | _Loss:
+    headers = message.header.properties.headers or {}
+    offset, tag = headers.get(_OFFSET_HEADER), message.delivery_tag
+    if not isinstance(offset, int) or tag is None:  # the broker sets both on every delivery
+        return _Loss.CONNECTION
+    signature, key_id = (_text(headers, name) for name in (SIGNATURE_HEADER, EVENT_KEY_HEADER))
+    record = StreamRecord(offset, message.body, signature, key_id)
+    return _Delivery(record, partial(message.channel.basic_ack, tag, multiple=True))
 
 
-def _text(message: AbstractIncomingMessage, header: str) -> str:
-    value = message.headers.get(header)
+def _text(headers: Mapping[str, Any], name: str) -> str:
+    value = headers.get(name)
     return value if isinstance(value, str) else ""
+
+
+async def _drain(messages: _Messages, *, ack_every: int) -> AsyncGenerator[StreamRecord, None]:
+    """The records until the consumer is lost.
+
+    Raises:
+        _UndecodableError: it was lost to a message that cannot be decoded.
+    """
+    unacknowledged = 0
+    while isinstance(message := await messages.get(), _Delivery):
+        unacknowledged += 1
+        if unacknowledged >= ack_every:
+            with normalize_connection_errors(), _undecodable_errors():
+                await message.ack()
+            unacknowledged = 0
+        yield message.record
+    if message is _Loss.UNDECODABLE:
+        raise _UndecodableError
+
+
+def _loss(exc: BaseException | None) -> _Loss:
+    return _Loss.UNDECODABLE if _is_undecodable(exc) else _Loss.CONNECTION
+
+
+def _is_undecodable(exc: BaseException | None) -> bool:
+    """Whether this is an error of the client library's decoder."""
+    if isinstance(exc, OSError):  # of a timestamp; all other ones are the network's
+        return exc.errno == errno.EOVERFLOW
+    return isinstance(
+        exc, InvalidFrameError | ValueError | OverflowError | RecursionError | LookupError
+    )
+
+
+@contextmanager
+def _undecodable_errors() -> Iterator[None]:
+    """Raise an error of the decoder, which every call on the connection gets, as what it is."""
+    try:
+        yield
+    except Exception as exc:
+        if _is_undecodable(exc):
+            raise _UndecodableError from exc
+        raise
 
 
 def _unreadable(stream: str, cause: BaseException) -> str:
     match cause:
         case ChannelNotFoundEntity():
-            return f"no worker has declared {stream}" + _START * (stream == EVENTS_STREAM)
+            return f"no worker has declared {stream}" + _START_A_WORKER * (stream == EVENTS_STREAM)
         case ChannelAccessRefused():
             pattern = "^" + stream.replace(".", r"\.") + "$"
             return f"the broker's user may not read {stream}: it needs read permission {pattern}"

@@ -159,7 +159,7 @@ class Waiter:
     """Waits for events of requests.
 
     Args:
-        link: The broker.
+        connection: The broker.
         verifier: Decides which events are believed.
         publisher: The name under which requests are signed here.
         max_tracked: Of how many requests sent here the answer is remembered.
@@ -167,13 +167,13 @@ class Waiter:
 
     def __init__(
         self,
-        link: BrokerConnection,
+        connection: BrokerConnection,
         verifier: Verifier,
         publisher: str,
         *,
         max_tracked: int = MAX_TRACKED,
     ) -> None:
-        self._link = link
+        self._connection = connection
         self._verifier = verifier
         self._publisher = publisher
         self._max_tracked = max_tracked
@@ -296,7 +296,7 @@ class Waiter:
                 streams = streams[::-1]
         begun = False
         start = _before(begin)
-        async with self._scans, aclosing(follow(self._link, start, *streams)) as stream:
+        async with self._scans, aclosing(follow(self._connection, start, *streams)) as stream:
             async for told in stream:
                 if _claimed_id(told.body) != request_id:
                     continue
@@ -367,7 +367,7 @@ class Waiter:
     async def _read(self, start: Start) -> None:
         """The shared reader: ends only with the publisher, or where there is no stream."""
         try:
-            async with aclosing(follow(self._link, start, *self._streams)) as stream:
+            async with aclosing(follow(self._connection, start, *self._streams)) as stream:
                 async for told in stream:
                     self._take(told)
         except PublisherError as exc:

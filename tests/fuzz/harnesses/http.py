@@ -11,8 +11,13 @@ from typing import Final
 from starlette.datastructures import Headers
 
 from keyturn.identifiers import is_key
-from keyturn_workers.gateway.conditions import CONDITIONS, are_asked, range_holds, verdict
-from keyturn_workers.gateway.paths import object_of, object_path, project_of
+from keyturn_workers.gateway.conditions import (
+    CONDITIONS,
+    evaluate,
+    has_conditions,
+    if_range_matches,
+)
+from keyturn_workers.gateway.paths import object_path, parse_object_path, parse_project
 from keyturn_workers.gateway.ranges import parse_range
 from tests.fuzz.harness import Harness, check
 
@@ -28,21 +33,21 @@ def run(data: bytes) -> str:
     raw = [(name.strip().lower(), value.strip(b" \t\r")) for name, _, value in parts]
     headers = Headers(raw=raw)
     found = [_path(raw_path), *_ranges(headers)]
-    if are_asked(headers):
-        found.append(verdict(headers, _ETAG, _MODIFIED))
-    if not range_holds(headers, _ETAG, _MODIFIED):
+    if has_conditions(headers):
+        found.append(evaluate(headers, _ETAG, _MODIFIED))
+    if not if_range_matches(headers, _ETAG, _MODIFIED):
         found.append("range given up")
     return "+".join(found)
 
 
 def _path(raw_path: bytes) -> str:
-    project, key = object_of(raw_path)
-    project_of(raw_path)
+    project, key = parse_object_path(raw_path)
+    parse_project(raw_path)
     if key is None:
         return "no key"
     check(is_key(key), "a key that SPEC 1 does not allow")
     if project.isascii() and project.isalnum():
-        again = object_of(object_path(project, key).encode())
+        again = parse_object_path(object_path(project, key).encode())
         check(again == (project, key), "a path that comes back as another")
     return "key"
 
@@ -57,7 +62,7 @@ def _ranges(headers: Headers) -> list[str]:
             span = asked.span(size)
             if span is not None:
                 check(0 <= span.first < span.end <= size, "a span outside the object")
-            asked.is_all_of_nothing(size)
+            asked.is_suffix_of_empty(size)
         found.append("range")
     return found[:1]
 

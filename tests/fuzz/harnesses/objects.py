@@ -68,7 +68,7 @@ class _World:
         self.bench = Bench(ring=turned_to(ring_of(_OLD_API_KEY), _API_KEY), cache_s=60)
         self.bench.allow(plaintext=plaintext, v0=v0)
         self.plaintext = plaintext
-        self.admitted = _done(self.bench.admitted(_API_KEY))
+        self.caller = _done(self.bench.authenticate(_API_KEY))
 
     def put(self, metadata: dict[str, str], body: bytes) -> None:
         """The one object of this world."""
@@ -133,20 +133,20 @@ def _read(
 
 
 async def _download(world: _World, access: Access, into: bytearray) -> None:
-    async with open_object(world.bench.storage, KEY, access) as found:
-        async for piece in found.chunks():
+    async with open_object(world.bench.storage, KEY, access) as reader:
+        async for piece in reader.chunks():
             into += piece
 
 
 async def _gateway(world: _World, span: Span | None, into: bytearray) -> None:
     start = None if span is None else HEADER_BYTES
-    async with world.bench.source.open(world.admitted, KEY, start_bytes=start) as found:
+    async with world.bench.opener.open(world.caller, KEY, start_bytes=start) as reader:
         if span is None:
-            pieces = found.whole()
+            pieces = reader.read_all()
         else:
-            await found.prove()
-            pieces = found.pieces(
-                Span(span.first, max(min(span.end, found.size_bytes), span.first))
+            await reader.verify()
+            pieces = reader.read_range(
+                Span(span.first, max(min(span.end, reader.size_bytes), span.first))
             )
         async for piece in pieces:
             into += piece

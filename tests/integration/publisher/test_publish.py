@@ -292,7 +292,10 @@ async def test_late_return_is_not_logged_with_its_body(
     worker: WorkerSide,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The client library knows no more whose it is, and would print the message whole."""
+    """The client library logs a returned message whole if it no longer knows its publish.
+
+    So a publish that times out is not cancelled; no filter on another library's logger.
+    """
     relay, settings = network
     await worker.delete(topology.UPLOAD_QUEUE)
     async with Publisher.open(settings, publish_timeout_s=1) as publisher:
@@ -302,5 +305,5 @@ async def test_late_return_is_not_logged_with_its_body(
             await publisher.upload("acme", "a", b"x")
         relay.restore()
         await publisher.enroll("acme", api_key=API_KEY)
-    assert "Unhandled message 'a message'" in caplog.text
+    assert "Unhandled message" not in caplog.text
     assert "sealed_key" not in caplog.text

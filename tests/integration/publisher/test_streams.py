@@ -57,7 +57,7 @@ async def test_where_no_own_stream_exists_the_stream_of_all_serves(
         told = answer(publisher, stored(upload_id))
         await worker.tell(told)
         assert await publisher.wait(upload_id, timeout_s=20) == told
-    line = "no worker has declared keyturn.events.billing; reading keyturn.events in its place"
+    line = "no worker has declared keyturn.events.billing; reading keyturn.events instead"
     assert line in caplog.messages
 
 

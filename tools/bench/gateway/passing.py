@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 import uvloop
 
-from keyturn_workers.gateway.client_connection import patient, while_connected
+from keyturn_workers.gateway.client_connection import run_while_connected, with_send_timeout
 from keyturn_workers.gateway.server import serve
 from keyturn_workers.settings import GatewaySettings
 from keyturn_workers.storage.s3 import open_storage
@@ -39,7 +39,7 @@ class Passing:
             length = str(stream.head.size_bytes).encode()
             headers = [(b"content-length", length)]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
-            patiently = patient(send, scope, self._idle_timeout_s)
+            patiently = with_send_timeout(send, scope, self._idle_timeout_s)
 
             async def sending() -> None:
                 async for piece in stream.chunks(None):
@@ -48,7 +48,7 @@ class Passing:
                     )
                 await patiently({"type": "http.response.body", "body": b""})
 
-            await while_connected(receive, sending())
+            await run_while_connected(receive, sending())
 
 
 async def run(settings: GatewaySettings) -> None:

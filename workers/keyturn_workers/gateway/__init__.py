@@ -4,11 +4,11 @@
 | --- | --- |
 | `server`, `protocol` | one process: settings, uvicorn, signals, slow heads |
 | `app` | routes, the door that counts, refusals |
-| `gate`, `keyring_lookups` | who may ask: the keyring alone decides |
+| `auth`, `keyring_lookups` | who may ask: the keyring alone decides |
 | `fair_shares`, `upload_limits`, `staged_bodies` | what one project may hold at once |
 | `paths`, `ranges`, `conditions`, `answers`, `problems` | HTTP as values; pure |
 | `objects` | GET, HEAD and PUT of an object |
-| `source` | one object: opened by the right key, read by chunks |
+| `opener` | one object: opened by the right key, read by chunks |
 | `uploads`, `rotations` | what is published on a caller's behalf |
 | `client` | the other end of a connection: slow, silent or gone |
 | `openapi`, `docs`, `metrics` | what it says of itself |

@@ -21,22 +21,22 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from keyturn.errors import CodedError
 from keyturn_workers.gateway import docs_page
-from keyturn_workers.gateway.auth import NotAdmittedError
+from keyturn_workers.gateway.auth import AuthenticationError
 from keyturn_workers.gateway.client_connection import (
     ClientGoneError,
     ClientSlowError,
-    Receiving,
+    TrackedReceive,
     abort,
-    drained,
-    patient,
+    drain_body,
+    with_send_timeout,
 )
 from keyturn_workers.gateway.fair_shares import GatewayBusyError
 from keyturn_workers.gateway.metrics import GatewayMetrics
-from keyturn_workers.gateway.object_routes import Objects
+from keyturn_workers.gateway.object_routes import ObjectRoutes
 from keyturn_workers.gateway.openapi import document
-from keyturn_workers.gateway.paths import object_of
-from keyturn_workers.gateway.problems import problem, problem_of, status_of
-from keyturn_workers.gateway.rotation_routes import Rotations
+from keyturn_workers.gateway.paths import parse_object_path
+from keyturn_workers.gateway.problems import problem, problem_from_error, status_for_code
+from keyturn_workers.gateway.rotation_routes import RotationRoutes
 from keyturn_workers.worker.health import Check, holding
 
 OBJECTS: Final = "/v1/projects/{project}/objects/{key:path}"
@@ -52,8 +52,8 @@ _log = structlog.get_logger()
 
 
 def application(
-    objects: Objects,
-    rotations: Rotations,
+    objects: ObjectRoutes,
+    rotations: RotationRoutes,
     metrics: GatewayMetrics,
     checks: Mapping[str, Check],
     *,
@@ -105,11 +105,11 @@ def application(
         Route("/docs", documented, name="docs"),
     ]
     handlers: Mapping[Any, Callable[[Request, Any], Awaitable[Response]]] = {
-        HTTPException: _http_refusal,
+        HTTPException: _http_error,
         CodedError: ErrorHandler(metrics).answer,
         GatewayBusyError: _busy,
-        ClientGoneError: _silence,
-        Exception: _internal,
+        ClientGoneError: _client_silent,
+        Exception: _internal_error,
     }
     app = Starlette(routes=routes, exception_handlers=handlers)
     app.router.redirect_slashes = False
@@ -120,7 +120,7 @@ def _json(value: object, status: int = 200) -> Response:
     return Response(orjson.dumps(value), status, {"cache-control": "no-store"}, "application/json")
 
 
-async def _http_refusal(request: Request, error: HTTPException) -> Response:
+async def _http_error(request: Request, error: HTTPException) -> Response:
     headers = {**(error.headers or {}), **_closing(request.method)}
     if error.status_code == _NOT_FOUND:
         detail = "nothing is served at this path"
@@ -159,18 +159,18 @@ class ErrorHandler:
 
     async def answer(self, request: Request, error: CodedError) -> Response:
         """The problem document."""
-        if status_of(error.code) >= _INTERNAL:
-            project, key = object_of(request.scope["raw_path"])
+        if status_for_code(error.code) >= _INTERNAL:
+            project, key = parse_object_path(request.scope["raw_path"])
             told = {"project": project, "key": key, "code": error.code, "detail": error.detail}
             _log.warning("not served", **told)
             self._metrics.failures.labels(error.code).inc()
         headers = _closing(request.method)
-        if isinstance(error, NotAdmittedError):
+        if isinstance(error, AuthenticationError):
             await asyncio.sleep(error.not_before - time.monotonic())
         # A client that waits for `100 Continue` sends nothing that would have to be read.
-        if headers and "expect" not in request.headers and await drained(request.receive):
+        if headers and "expect" not in request.headers and await drain_body(request.receive):
             headers = {}
-        return problem_of(error, headers)
+        return problem_from_error(error, headers)
 
 
 async def _busy(request: Request, error: GatewayBusyError) -> Response:
@@ -179,12 +179,12 @@ async def _busy(request: Request, error: GatewayBusyError) -> Response:
     return problem(_UNAVAILABLE, "too many requests at once", headers=headers)
 
 
-async def _silence(request: Request, error: ClientGoneError) -> Response:
+async def _client_silent(request: Request, error: ClientGoneError) -> Response:
     del request
     return problem(_REQUEST_TIMEOUT, str(error), headers={"connection": "close"})
 
 
-async def _internal(request: Request, error: Exception) -> Response:
+async def _internal_error(request: Request, error: Exception) -> Response:
     del request, error  # whatever it was, its text is not for a caller
     return problem(_INTERNAL, "an internal failure", headers={"connection": "close"})
 
@@ -202,8 +202,10 @@ class LimitsMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        receive = Receiving(receive)
-        answer = _Answer(scope, patient(send, scope, self._idle_timeout_s), self._metrics)
+        receive = TrackedReceive(receive)
+        answer = _TrackedSend(
+            scope, with_send_timeout(send, scope, self._idle_timeout_s), self._metrics
+        )
         try:
             with self._metrics.in_flight.track_inprogress():
                 await self._app(scope, receive, answer)
@@ -217,7 +219,7 @@ class LimitsMiddleware:
             self._metrics.requests.labels(*counted).inc()
 
 
-class _Answer:
+class _TrackedSend:
     """`send`, which remembers how far an answer is."""
 
     __slots__ = ("_began", "_metrics", "_scope", "_send", "ended", "given_up", "status")

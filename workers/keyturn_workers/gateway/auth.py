@@ -44,15 +44,15 @@ _log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class Admitted:
+class Caller:
     """A caller who holds the project's key, by the keyring as it was observed."""
 
     project: str
-    observed: KeyringSnapshot
+    snapshot: KeyringSnapshot
     kek: Secret = field(repr=False)
 
 
-class NotAdmittedError(UnauthorizedError):
+class AuthenticationError(UnauthorizedError):
     """The refusal of all; `not_before` is when it may be told, by `time.monotonic`."""
 
     def __init__(self, not_before: float) -> None:
@@ -60,7 +60,7 @@ class NotAdmittedError(UnauthorizedError):
         self.not_before = not_before
 
 
-class Gate:
+class Authenticator:
     """Admits callers by the keyrings alone.
 
     Args:
@@ -88,7 +88,7 @@ class Gate:
         self._failed: OrderedDict[str, tuple[float, CodedError]] = OrderedDict()
         self._reading: dict[str, tuple[float, asyncio.Task[KeyringSnapshot]]] = {}
 
-    async def admit(self, project: str, authorization: list[str]) -> Admitted:
+    async def authenticate(self, project: str, authorization: list[str]) -> Caller:
         """The caller, if the key is the project's current one.
 
         Args:
@@ -105,15 +105,15 @@ class Gate:
         name = project if is_project(project) else _NOBODY
         kek = self._kek_of(_bearer(authorization), name)
         try:
-            observed = await self._keyring_for(project, kek) if name == project else None
+            snapshot = await self._keyring_for(project, kek) if name == project else None
         except CodedError as exc:
             await asyncio.sleep(self._not_before(began) - time.monotonic())
             # The detail is for whoever is admitted, and nobody can be.
             raise type(exc) from exc
-        wanted = _NO_KEK if observed is None else observed.desired.user_kek
-        if _same(kek, wanted) and observed is not None:
-            return Admitted(project, observed, kek)
-        raise NotAdmittedError(self._not_before(began))
+        wanted = _NO_KEK if snapshot is None else snapshot.desired.user_kek
+        if _same(kek, wanted) and snapshot is not None:
+            return Caller(project, snapshot, kek)
+        raise AuthenticationError(self._not_before(began))
 
     def _not_before(self, began: float) -> float:
         """When a refusal may be told: the floor, or the next multiple of it.
@@ -123,24 +123,24 @@ class Gate:
         waited = time.monotonic() - began
         return began + self._floor_s * (waited // self._floor_s + 1) if self._floor_s else began
 
-    async def again(self, admitted: Admitted) -> Admitted:
+    async def reauthenticate(self, caller: Caller) -> Caller:
         """The same caller by a keyring read that begins now.
 
         Raises:
             UnauthorizedError: the key was turned meanwhile.
-            CorruptObjectError, UnknownMasterKeyError, StorageUnavailableError: as `admit`.
+            CorruptObjectError, UnknownMasterKeyError, StorageUnavailableError: as `authenticate`.
         """
         try:
-            observed = await self._keyrings.read_fresh(admitted.project)
+            snapshot = await self._keyrings.read_fresh(caller.project)
         except UnknownProjectError as exc:
             raise UnauthorizedError from exc
         except StorageAnswerError as exc:
             raise StorageUnavailableError(str(exc)) from exc
-        if not _same(admitted.kek, observed.desired.user_kek):
+        if not _same(caller.kek, snapshot.desired.user_kek):
             raise UnauthorizedError
-        return Admitted(admitted.project, observed, admitted.kek)
+        return Caller(caller.project, snapshot, caller.kek)
 
-    def new_kek(self, api_key: str, project: str) -> Secret:
+    def derive_kek(self, api_key: str, project: str) -> Secret:
         """The KEK that a project's API key leads to.
 
         Raises:
@@ -151,9 +151,9 @@ class Gate:
     def _kek_of(self, api_key: str, project: str) -> Secret:
         """The same; of a key that has not the form, nobody's KEK."""
         try:
-            return self.new_kek(api_key, project)
+            return self.derive_kek(api_key, project)
         except ValueError:
-            self.new_kek(_NO_KEY, project)
+            self.derive_kek(_NO_KEY, project)
             return Secret(os.urandom(32))
 
     async def _keyring_for(self, project: str, kek: Secret) -> KeyringSnapshot | None:
@@ -169,9 +169,9 @@ class Gate:
         try:
             known = self._keyrings.get_last(project)
             if known is not None and _same(kek, known.desired.user_kek):
-                observed = await self._recent(project)
-                if observed is not None and _same(kek, observed.desired.user_kek):
-                    return observed
+                snapshot = await self._recent(project)
+                if snapshot is not None and _same(kek, snapshot.desired.user_kek):
+                    return snapshot
             joined = await self._lookups.joined(project, self._cache_s)
             if joined is not None and _same(kek, joined.desired.user_kek):
                 return joined

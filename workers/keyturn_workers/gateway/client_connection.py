@@ -18,10 +18,10 @@ _DRAINED_BYTES: Final = 1024 * 1024
 _DRAINING_S: Final = 0.5
 _T = TypeVar("_T")
 
-ABORT: Final = "keyturn.abort"
+RESET_CONNECTION: Final = "keyturn.abort"
 """In a request's state: the call that resets its connection."""
 
-GONE: Final = "keyturn.gone"
+IS_CLOSED: Final = "keyturn.gone"
 """In a request's state: the call that tells whether its connection is closed."""
 
 
@@ -35,20 +35,20 @@ class ClientSlowError(Exception):
 
 def abort(scope: Scope) -> None:
     """Reset the request's connection: what was sent of an answer is not all of it."""
-    reset: Callable[[], None] | None = scope.get("state", {}).get(ABORT)
+    reset: Callable[[], None] | None = scope.get("state", {}).get(RESET_CONNECTION)
     if reset is None:
         raise RuntimeError("the server does not offer to reset a connection")
     reset()
 
 
-def patient(send: Send, scope: Scope, idle_timeout_s: float) -> Send:
+def with_send_timeout(send: Send, scope: Scope, idle_timeout_s: float) -> Send:
     """`send`, which gives up on a client that takes nothing for so long, or is gone.
 
     Raises, when called:
         ClientSlowError: it took nothing.
         ClientGoneError: the connection is closed.
     """
-    gone: Callable[[], bool] = scope.get("state", {}).get(GONE, lambda: False)
+    gone: Callable[[], bool] = scope.get("state", {}).get(IS_CLOSED, lambda: False)
 
     async def sending(message: Message) -> None:
         try:
@@ -65,7 +65,7 @@ def patient(send: Send, scope: Scope, idle_timeout_s: float) -> Send:
     return sending
 
 
-async def while_connected(receive: Receive, work: Awaitable[_T]) -> _T:
+async def run_while_connected(receive: Receive, work: Awaitable[_T]) -> _T:
     """Do something for as long as there is a client that it is done for.
 
     A request's body must have been read to its end: what comes of it here is lost.
@@ -92,7 +92,7 @@ async def _gone(receive: Receive) -> None:
         pass  # what is left of a request's body
 
 
-async def body_of(receive: Receive, idle_timeout_s: float) -> AsyncIterator[bytes]:
+async def read_body(receive: Receive, idle_timeout_s: float) -> AsyncIterator[bytes]:
     """A request's body as it comes.
 
     Raises:
@@ -116,7 +116,7 @@ async def body_of(receive: Receive, idle_timeout_s: float) -> AsyncIterator[byte
             return
 
 
-class Receiving:
+class TrackedReceive:
     """`receive`, which remembers whether a request's body came to its end."""
 
     __slots__ = ("_receive", "body_ended")
@@ -133,12 +133,12 @@ class Receiving:
         return message
 
 
-async def drained(receive: Receive) -> bool:
+async def drain_body(receive: Receive) -> bool:
     """Read what is left of a small body that nobody wants; whether that was all of it.
 
     A connection that is closed on unread bytes is reset, and its client may never see why.
     """
-    if isinstance(receive, Receiving) and receive.body_ended:
+    if isinstance(receive, TrackedReceive) and receive.body_ended:
         return True
     left = _DRAINED_BYTES
     try:

@@ -16,15 +16,15 @@ from starlette.datastructures import Headers
 _TAG: Final = re.compile(r'(?P<weak>W/)?(?P<opaque>"[\x21\x23-\x7e\x80-\xff]*")')
 CONDITIONS: Final = ("if-match", "if-unmodified-since", "if-none-match", "if-modified-since")
 
-Verdict = Literal["serve", "not_modified", "failed"]
+Outcome = Literal["serve", "not_modified", "failed"]
 
 
-def are_asked(headers: Headers) -> bool:
+def has_conditions(headers: Headers) -> bool:
     """Whether the answer depends on what the object is, beyond its being there."""
     return any(name in headers for name in CONDITIONS)
 
 
-def verdict(headers: Headers, etag: str, last_modified: datetime) -> Verdict:
+def evaluate(headers: Headers, etag: str, last_modified: datetime) -> Outcome:
     """What the conditions say of an object with this ETag (quoted, strong) and time."""
     if (wanted := headers.getlist("if-match")) != []:
         if not _holds(wanted, etag, weakly=False):
@@ -41,7 +41,7 @@ def verdict(headers: Headers, etag: str, last_modified: datetime) -> Verdict:
     return "serve"
 
 
-def range_holds(headers: Headers, etag: str, last_modified: datetime) -> bool:
+def if_range_matches(headers: Headers, etag: str, last_modified: datetime) -> bool:
     """Whether a range is of the object that the reader has in mind (`If-Range`)."""
     wanted = headers.get("if-range")
     if wanted is None:
@@ -55,7 +55,7 @@ def range_holds(headers: Headers, etag: str, last_modified: datetime) -> bool:
     )
 
 
-def http_time(instant: datetime) -> str:
+def format_http_date(instant: datetime) -> str:
     """A time as HTTP writes it."""
     return format_datetime(instant.astimezone(UTC).replace(microsecond=0), usegmt=True)
 

@@ -46,7 +46,7 @@ class ConcurrencyLimit:
         self._share = share_of(total, share)
         self._what = what
         self._held: dict[str, int] = {}
-        self.taken = 0
+        self.in_use = 0
 
     @contextmanager
     def hold(self, project: str) -> Iterator[None]:
@@ -60,21 +60,21 @@ class ConcurrencyLimit:
         try:
             yield
         finally:
-            self.give_back(project)
+            self.release(project)
 
     def take(self, project: str) -> None:
-        """One more for this project, until `give_back`; errors as `hold`."""
+        """One more for this project, until `release`; errors as `hold`."""
         held = self._held.get(project, 0)
-        if self.taken >= self._total:
+        if self.in_use >= self._total:
             raise GatewayBusyError
         if held >= self._share:
             raise TooManyRequestsError(f"the project has {held} {self._what} under way")
         self._held[project] = held + 1
-        self.taken += 1
+        self.in_use += 1
 
-    def give_back(self, project: str) -> None:
+    def release(self, project: str) -> None:
         """One that was taken is over."""
-        self.taken -= 1
+        self.in_use -= 1
         if self._held[project] == 1:
             del self._held[project]
         else:

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from keyturn_workers.gateway.client_connection import ABORT, GONE
+from keyturn_workers.gateway.client_connection import IS_CLOSED, RESET_CONNECTION
 
 # What every head fits in that a client of this gateway has a reason to send.
 HEAD_MAX_BYTES: Final = 64 * 1024
@@ -33,7 +33,7 @@ _NO_LINGER: Final = struct.pack("ii", 1, 0)
 
 
 class GatewayProtocol(HttpToolsProtocol):
-    """One connection; `bounded` makes the class that a gateway serves with."""
+    """One connection; `make_protocol_class` makes the class that a gateway serves with."""
 
     head_timeout_s = 15.0
     idle_timeout_s = 60.0
@@ -84,8 +84,8 @@ class GatewayProtocol(HttpToolsProtocol):
         """A request's first byte came; the rest of its head has to follow."""
         super().on_message_begin()
         state: dict[str, Any] = self.scope["state"]
-        state[ABORT] = self.reset
-        state[GONE] = self.transport.is_closing
+        state[RESET_CONNECTION] = self.reset
+        state[IS_CLOSED] = self.transport.is_closing
         if self._head_timer is None:
             self._await_head()
 
@@ -150,7 +150,7 @@ class _TooManyError(Exception):
     """More requests were sent behind one another than are queued."""
 
 
-def bounded(
+def make_protocol_class(
     *, head_timeout_s: float, idle_timeout_s: float, max_connections: int
 ) -> type[GatewayProtocol]:
     """The protocol with these limits.

@@ -25,7 +25,9 @@ _AGAIN_S: Final = 30.0
 _log = structlog.get_logger()
 
 
-async def learn_listings(storage: Storage, publisher: str, *, again_s: float = _AGAIN_S) -> None:
+async def detect_listing_support(
+    storage: Storage, publisher: str, *, again_s: float = _AGAIN_S
+) -> None:
     """Ask until the storage answers, and note the answer in its `capabilities`."""
     while True:
         try:
@@ -52,9 +54,9 @@ async def _asked(storage: Storage, prefix: str) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def learning_listings(storage: Storage, publisher: str) -> AsyncIterator[None]:
+async def listing_detection(storage: Storage, publisher: str) -> AsyncIterator[None]:
     """The same beside the block, and no longer than it."""
-    task = asyncio.create_task(learn_listings(storage, publisher))
+    task = asyncio.create_task(detect_listing_support(storage, publisher))
     try:
         yield
     finally:

@@ -26,14 +26,14 @@ from keyturn.errors import (
 from keyturn.identifiers import object_s3_key
 from keyturn.metadata import COBBLESTONE, Wraps
 from keyturn_workers.errors import ArchivedError, MissingError, StorageAnswerError
-from keyturn_workers.gateway.auth import Admitted, Gate
+from keyturn_workers.gateway.auth import Authenticator, Caller
 from keyturn_workers.gateway.object_reader import (
     PIECE_BYTES,
     Encrypted,
-    Found,
     Legacy,
+    ObjectReader,
     Plaintext,
-    as_corrupt,
+    seal_errors_as_corrupt,
 )
 from keyturn_workers.objects.body_stream import read_first_bytes
 from keyturn_workers.objects.open_dek import OpenedDek, ReaderKeys, check_not_rolled_back, open_dek
@@ -47,7 +47,7 @@ _IN_THREAD_BYTES: Final = 1024 * 1024
 _V0_WAIT_S: Final = 5.0
 
 
-class Source:
+class ObjectOpener:
     """Opens objects of one bucket for callers that the gate admitted.
 
     Args:
@@ -61,26 +61,26 @@ class Source:
     def __init__(
         self,
         storage: Storage,
-        gate: Gate,
+        auth: Authenticator,
         keys: OperatorKeys,
         *,
         v0_max_bytes: int,
         v0_concurrency: int,
     ) -> None:
         self._storage = storage
-        self._gate = gate
+        self._auth = auth
         self._keys = keys
         self._v0_max_bytes = v0_max_bytes
         self._v0_slots = asyncio.Semaphore(v0_concurrency)
 
     @asynccontextmanager
     async def open(
-        self, admitted: Admitted, key: str, *, start_bytes: int | None
-    ) -> AsyncIterator[Found]:
+        self, caller: Caller, key: str, *, start_bytes: int | None
+    ) -> AsyncIterator[ObjectReader]:
         """The object, its DEK known and committed to by its header.
 
         Args:
-            admitted: The caller.
+            caller: Who asks.
             key: The object's.
             start_bytes: How much of it to read at first; None opens a stream of all of it.
 
@@ -91,7 +91,7 @@ class Source:
             KeyringRolledBackError: the keyring is older than the object (SPEC 5.4).
             ArchivedObjectError, BodyTooLargeError, StorageUnavailableError: it cannot be read.
         """
-        s3_key = object_s3_key(admitted.project, key)
+        s3_key = object_s3_key(caller.project, key)
         try:
             async with AsyncExitStack() as stack:
                 rest: AsyncIterator[bytes] | None = None
@@ -105,7 +105,7 @@ class Source:
                 if rest is None:
                     size_bytes = START_BYTES if start_bytes is None else start_bytes
                     head, start = await self._storage.read_start(s3_key, size_bytes)
-                opened = await self._dek(admitted, key, head, start)
+                opened = await self._dek(caller, key, head, start)
                 if opened is None or opened.algorithm != COBBLESTONE:
                     # Read anew, or by somebody else. Whoever held a second connection beside
                     # this one could wait for it for ever, with as many others as the pool holds.
@@ -118,7 +118,7 @@ class Source:
         except StorageAnswerError as exc:
             raise StorageUnavailableError(str(exc)) from exc
 
-    async def check_free(self, admitted: Admitted, key: str) -> None:
+    async def check_free(self, caller: Caller, key: str) -> None:
         """Refuse a key that holds something: it never takes another body (SPEC 4.4, 9.3).
 
         Raises:
@@ -128,7 +128,7 @@ class Source:
         """
         try:
             head, _ = await self._storage.read_start(
-                object_s3_key(admitted.project, key), HEADER_BYTES
+                object_s3_key(caller.project, key), HEADER_BYTES
             )
         except MissingError:
             return
@@ -152,27 +152,27 @@ class Source:
         opened: OpenedDek | None,
         rest: AsyncIterator[bytes] | None,
         stack: AsyncExitStack,
-    ) -> Found:
+    ) -> ObjectReader:
         if opened is None:
             return Plaintext(self._storage, s3_key, head)
         if opened.algorithm != COBBLESTONE:
             return Legacy(head, partial(self._v0_plaintext, s3_key, head, opened.dek, stack))
-        with as_corrupt():
+        with seal_errors_as_corrupt():
             reader = ChunkReader(opened.dek, BODY_CONTEXT, start[:HEADER_BYTES])
             size_bytes = plaintext_size(head.size_bytes)
         return Encrypted(self._storage, s3_key, head, start, reader, size_bytes, rest)
 
     async def _dek(
-        self, admitted: Admitted, key: str, head: ObjectHead, start: bytes
+        self, caller: Caller, key: str, head: ObjectHead, start: bytes
     ) -> OpenedDek | None:
         envelope = object_metadata.parse(head.metadata)
-        keyring = admitted.observed.keyring
+        keyring = caller.snapshot.keyring
         if isinstance(envelope, Wraps) and envelope.generation > keyring.current.generation:
             # Either the keyring was turned after it was read, or somebody put an old one there
             # (or the label is a lie): a read that begins now tells.
-            admitted = await self._gate.again(admitted)
-            keyring = admitted.observed.keyring
-        reader = ReaderKeys.of(keyring, self._keys, envelope, admitted.kek)
+            caller = await self._auth.reauthenticate(caller)
+            keyring = caller.snapshot.keyring
+        reader = ReaderKeys.of(keyring, self._keys, envelope, caller.kek)
         opened = open_dek(envelope, start[:HEADER_BYTES], key, reader)
         check_not_rolled_back(keyring, envelope, opened)
         return opened
@@ -192,7 +192,7 @@ class Source:
             raise StorageUnavailableError("too many objects are opened whole just now") from exc
         async with self._storage.stream(s3_key, if_match=head.etag) as stream:
             sealed = b"".join([piece async for piece in stream.chunks(PIECE_BYTES)])
-        with as_corrupt():
+        with seal_errors_as_corrupt():
             if len(sealed) > _IN_THREAD_BYTES:
                 return await asyncio.to_thread(v0_open, dek, sealed)
             return v0_open(dek, sealed)

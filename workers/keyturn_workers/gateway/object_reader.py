@@ -43,7 +43,7 @@ _RESUMES: Final = 3
 _RESUME_PAUSES_S: Final = (0.05, 0.3, 1.0)
 
 
-def modified_at(head: ObjectHead) -> datetime:
+def content_modified_at(head: ObjectHead) -> datetime:
     """When the object's content was stored, which no rotation changes (SPEC 4.3, 9.2)."""
     return stored_at(head.metadata, head.last_modified) or head.last_modified
 
@@ -52,7 +52,7 @@ def modified_at(head: ObjectHead) -> datetime:
 class Encrypted:
     """A sealed object whose header commits to the DEK that was unwrapped.
 
-    `size_bytes` is what the stored length tells; `prove` makes sure of it. `start` is what was
+    `size_bytes` is what the stored length tells; `verify` makes sure of it. `start` is what was
     read of the body, and `rest` what is still to come of the stream that it was read from.
     """
 
@@ -72,7 +72,7 @@ class Encrypted:
         """The commitment, which no rotation changes."""
         return f'"{self.start[SALT_BYTES:HEADER_BYTES].hex()}"'
 
-    async def prove(self, ahead: Span | None = None) -> None:
+    async def verify(self, ahead: Span | None = None) -> None:
         """Open the last chunk: only then is the length known.
 
         What `ahead` needs beside it is read at the same time where that is little: both take
@@ -94,7 +94,7 @@ class Encrypted:
                     reads.append(self._stored(_offset(first), _offset(until)))
                 sealed, *self._ahead = await _together(reads)
                 self._ahead_offset = _offset(first)
-            with as_corrupt():
+            with seal_errors_as_corrupt():
                 self._last = self.reader.open_chunk(index, sealed, last=True)
 
     def _chunks(self, span: Span) -> tuple[int, int]:
@@ -106,7 +106,7 @@ class Encrypted:
         async with aclosing(self._bytes(offset, end, None)) as read:
             return b"".join([piece async for piece in read])
 
-    async def pieces(self, span: Span) -> Pieces:
+    async def read_range(self, span: Span) -> Pieces:
         """The plaintext of a span of a proven object, each piece authenticated."""
         if self._last is None:
             raise RuntimeError("a range is read of a proven object alone")
@@ -122,7 +122,7 @@ class Encrypted:
             start = full * CHUNK_BYTES
             yield self._last[max(span.first - start, 0) : span.end - start]
 
-    async def whole(self) -> Pieces:
+    async def read_all(self) -> Pieces:
         """All of the plaintext; what comes last only once the end has authenticated."""
         held: Piece = b""
         async with aclosing(self._all()) as opened:
@@ -143,7 +143,7 @@ class Encrypted:
             async with aclosing(self._bytes(HEADER_BYTES, self.head.size_bytes, self.rest)) as rest:
                 async for sealed in rest:
                     tail += sealed
-        with as_corrupt():
+        with seal_errors_as_corrupt():
             last = self.reader.open_chunk(full, tail, last=True)
         if last:
             yield last
@@ -164,7 +164,7 @@ class Encrypted:
                 count = min(len(held) // SEALED_CHUNK_BYTES, until - at)
                 if count:
                     size_bytes = count * SEALED_CHUNK_BYTES
-                    with as_corrupt(), memoryview(held) as view:
+                    with seal_errors_as_corrupt(), memoryview(held) as view:
                         opened = self.reader.open_chunks(at, view[:size_bytes])
                     at += count
                     del held[:size_bytes]
@@ -243,7 +243,7 @@ class Legacy:
         """Of the plaintext."""
         return max(self.head.size_bytes - V0_OVERHEAD_BYTES, 0)
 
-    async def prove(self, ahead: Span | None = None) -> None:
+    async def verify(self, ahead: Span | None = None) -> None:
         """Open it.
 
         Raises:
@@ -256,16 +256,16 @@ class Legacy:
         if self._plaintext is None:
             self._plaintext = await self.read()
 
-    async def pieces(self, span: Span) -> Pieces:
+    async def read_range(self, span: Span) -> Pieces:
         """The plaintext of a span."""
-        await self.prove()
+        await self.verify()
         view = memoryview(self._plaintext or b"")[span.first : span.end]
         for at in range(0, len(view), PIECE_BYTES):
             yield view[at : at + PIECE_BYTES]
 
-    def whole(self) -> Pieces:
+    def read_all(self) -> Pieces:
         """All of the plaintext."""
-        return self.pieces(Span(0, self.size_bytes))
+        return self.read_range(Span(0, self.size_bytes))
 
 
 @dataclass(slots=True)
@@ -286,10 +286,10 @@ class Plaintext:
         """As stored."""
         return self.head.size_bytes
 
-    async def prove(self, ahead: Span | None = None) -> None:
+    async def verify(self, ahead: Span | None = None) -> None:
         """There is nothing to prove it by."""
 
-    async def pieces(self, span: Span) -> Pieces:
+    async def read_range(self, span: Span) -> Pieces:
         """The bytes of a span of this very body."""
         if not span.length:
             return
@@ -305,12 +305,12 @@ class Plaintext:
         except (PreconditionError, MissingError) as exc:
             raise StorageUnavailableError("the object changed while it was read") from exc
 
-    def whole(self) -> Pieces:
+    def read_all(self) -> Pieces:
         """All of it."""
-        return self.pieces(Span(0, self.head.size_bytes))
+        return self.read_range(Span(0, self.head.size_bytes))
 
 
-Found = Encrypted | Legacy | Plaintext
+ObjectReader = Encrypted | Legacy | Plaintext
 
 
 async def _together(reads: Sequence[Coroutine[Any, Any, bytes]]) -> list[bytes]:
@@ -327,7 +327,7 @@ def _offset(chunk: int) -> int:
     return ChunkReader.sealed_span(chunk, 0)[0]
 
 
-class as_corrupt:  # noqa: N801  # a context manager, cheaper than a generator on the hot path
+class seal_errors_as_corrupt:  # noqa: N801  # a context manager, cheaper than a generator on the hot path
     """What does not authenticate is `corrupt_object`."""
 
     def __enter__(self) -> None:

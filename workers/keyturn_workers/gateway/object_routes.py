@@ -20,28 +20,28 @@ from starlette.types import Receive, Scope, Send
 from keyturn.crypto import HEADER_BYTES
 from keyturn.errors import CodedError, NotFoundError, RangeNotSatisfiableError
 from keyturn_workers.gateway import conditions
-from keyturn_workers.gateway.auth import Admitted, Gate
+from keyturn_workers.gateway.auth import Authenticator, Caller
 from keyturn_workers.gateway.client_connection import (
     ClientGoneError,
     ClientSlowError,
     abort,
-    while_connected,
+    run_while_connected,
 )
 from keyturn_workers.gateway.fair_shares import ConcurrencyLimit
 from keyturn_workers.gateway.metrics import GatewayMetrics
-from keyturn_workers.gateway.object_opener import START_BYTES, Source
+from keyturn_workers.gateway.object_opener import START_BYTES, ObjectOpener
 from keyturn_workers.gateway.object_reader import (
-    Found,
     Legacy,
+    ObjectReader,
     Piece,
     Pieces,
     Plaintext,
-    modified_at,
+    content_modified_at,
 )
-from keyturn_workers.gateway.paths import object_of
-from keyturn_workers.gateway.problems import problem, problem_of
+from keyturn_workers.gateway.paths import parse_object_path
+from keyturn_workers.gateway.problems import problem, problem_from_error
 from keyturn_workers.gateway.ranges import ByteRange, Span, parse_range
-from keyturn_workers.gateway.response_headers import header_of, headers_of
+from keyturn_workers.gateway.response_headers import object_headers, validator_headers
 
 PRESIGNED_S: Final = 60
 _AT_ONCE_BYTES: Final = 64 * 1024
@@ -54,10 +54,10 @@ _PRECONDITION_FAILED: Final = 412
 
 _log = structlog.get_logger()
 
-Put = Callable[[Request, Admitted, str], Awaitable[Response]]
+Put = Callable[[Request, Caller, str], Awaitable[Response]]
 
 
-class Objects:
+class ObjectRoutes:
     """The ASGI application of objects.
 
     Args:
@@ -71,17 +71,17 @@ class Objects:
 
     def __init__(
         self,
-        gate: Gate,
+        auth: Authenticator,
         limit: ConcurrencyLimit,
-        source: Source,
+        opener: ObjectOpener,
         put: Put,
         metrics: GatewayMetrics,
         *,
         presign_plaintext: bool,
     ) -> None:
-        self._gate = gate
+        self._auth = auth
         self._limit = limit
-        self._source = source
+        self._opener = opener
         self._put = put
         self._metrics = metrics
         self._presign_plaintext = presign_plaintext
@@ -89,71 +89,71 @@ class Objects:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; refusals before an answer has begun are raised."""
         request = Request(scope, receive)
-        project, key = object_of(scope["raw_path"])
-        admitted = await self._gate.admit(project, request.headers.getlist("authorization"))
+        project, key = parse_object_path(scope["raw_path"])
+        caller = await self._auth.authenticate(project, request.headers.getlist("authorization"))
         if key is None:
             raise NotFoundError("no object can have this key")
         with self._limit.hold(project):
             if scope["method"] == "PUT":
-                response = await self._put(request, admitted, key)
+                response = await self._put(request, caller, key)
                 await response(scope, receive, send)
                 return
-            await self._read(scope, receive, send, admitted, key)
+            await self._read(scope, receive, send, caller, key)
 
     async def _read(
-        self, scope: Scope, receive: Receive, send: Send, admitted: Admitted, key: str
+        self, scope: Scope, receive: Receive, send: Send, caller: Caller, key: str
     ) -> None:
         headers = Headers(scope=scope)
         head_only = scope["method"] == "HEAD"
         wanted = None if head_only else _range(headers)
         # A plain GET is one stream from the first byte on; all else looks first, and so does a
         # GET where there may be what is not sent by that stream.
-        keyring = admitted.observed.keyring
+        keyring = caller.snapshot.keyring
         unsealed = keyring.plaintext_allowed or keyring.v0_allowed
-        looks = head_only or wanted is not None or unsealed or conditions.are_asked(headers)
+        looks = head_only or wanted is not None or unsealed or conditions.has_conditions(headers)
         start_bytes = _start_bytes(wanted) if looks else None
-        async with self._source.open(admitted, key, start_bytes=start_bytes) as found:
-            span = await self._answer(headers, found, wanted, head_only=head_only)
+        async with self._opener.open(caller, key, start_bytes=start_bytes) as reader:
+            span = await self._answer(headers, reader, wanted, head_only=head_only)
             if isinstance(span, Response):
                 await span(scope, receive, send)
                 return
-            status, said = _OK if span is None else _PARTIAL, headers_of(found, span)
+            status, said = _OK if span is None else _PARTIAL, object_headers(reader, span)
             if head_only:
                 await _begin(send, status, said)
                 await send({"type": "http.response.body"})
                 return
-            pieces = found.whole() if span is None else found.pieces(span)
-            length = found.size_bytes if span is None else span.length
+            pieces = reader.read_all() if span is None else reader.read_range(span)
+            length = reader.size_bytes if span is None else span.length
             begin = partial(_begin, send, status, said)
             await self._send(scope, receive, send, _Body(pieces, length, begin))
 
     async def _answer(
-        self, headers: Headers, found: Found, wanted: ByteRange | None, *, head_only: bool
+        self, headers: Headers, reader: ObjectReader, wanted: ByteRange | None, *, head_only: bool
     ) -> Response | Span | None:
         """An answer without the object's bytes; or which bytes to send, None being all."""
-        etag, modified = found.etag, modified_at(found.head)
-        match conditions.verdict(headers, etag, modified):
+        etag, modified = reader.etag, content_modified_at(reader.head)
+        match conditions.evaluate(headers, etag, modified):
             case "failed":
                 return problem(_PRECONDITION_FAILED, "the object is not the one that is meant")
             case "not_modified":
-                return Response(None, _NOT_MODIFIED, header_of(found))
+                return Response(None, _NOT_MODIFIED, validator_headers(reader))
             case _:
                 pass
-        if isinstance(found, Plaintext) and self._presign_plaintext and not head_only:
-            url = await self._source.presigned(found, PRESIGNED_S)
+        if isinstance(reader, Plaintext) and self._presign_plaintext and not head_only:
+            url = await self._opener.presigned(reader, PRESIGNED_S)
             said = {"cache-control": "no-store", "content-security-policy": "sandbox"}
             return RedirectResponse(url, headers=said)
-        if wanted is not None and not conditions.range_holds(headers, etag, modified):
+        if wanted is not None and not conditions.if_range_matches(headers, etag, modified):
             wanted = None
-        span = None if wanted is None else wanted.span(found.size_bytes)
-        if head_only or wanted is not None or isinstance(found, Legacy):
-            await found.prove(span)
-        if wanted is None or wanted.is_all_of_nothing(found.size_bytes):
+        span = None if wanted is None else wanted.span(reader.size_bytes)
+        if head_only or wanted is not None or isinstance(reader, Legacy):
+            await reader.verify(span)
+        if wanted is None or wanted.is_suffix_of_empty(reader.size_bytes):
             return None
         if span is None:
             refused = RangeNotSatisfiableError("the range lies outside the object")
-            beyond = {"content-range": f"bytes */{found.size_bytes}", "accept-ranges": "bytes"}
-            return problem_of(refused, beyond)
+            beyond = {"content-range": f"bytes */{reader.size_bytes}", "accept-ranges": "bytes"}
+            return problem_from_error(refused, beyond)
         return span
 
     async def _send(self, scope: Scope, receive: Receive, send: Send, body: "_Body") -> None:
@@ -162,7 +162,7 @@ class Objects:
             if body.length <= _AT_ONCE_BYTES:
                 await body.send(send)  # over before anybody could go
             else:
-                await while_connected(receive, body.send(send))
+                await run_while_connected(receive, body.send(send))
         except ClientGoneError:
             self._metrics.aborted.labels("client_gone").inc()
         except ClientSlowError:
@@ -182,7 +182,7 @@ class Objects:
     def _abort(self, scope: Scope, reason: str) -> None:
         abort(scope)
         self._metrics.aborted.labels(reason).inc()
-        project, key = object_of(scope["raw_path"])
+        project, key = parse_object_path(scope["raw_path"])
         _log.warning("answer aborted", reason=reason, project=project, key=key)
 
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 from keyturn.errors import all_errors
 from keyturn.identifiers import PROJECT_PATTERN, UUID_PATTERN
 from keyturn.messages import COUNT_FIELDS
-from keyturn_workers.gateway.problems import MEDIA_TYPE, status_of
+from keyturn_workers.gateway.problems import MEDIA_TYPE, status_for_code
 
 _Json = dict[str, Any]
 _PROBLEM: Final = {"$ref": "#/components/schemas/Problem"}
@@ -339,7 +339,7 @@ def _json_content(schema: _Json) -> _Json:
 def _problems(*statuses: int) -> _Json:
     codes: dict[int, list[str]] = {}
     for code in all_errors():
-        codes.setdefault(status_of(code), []).append(code)
+        codes.setdefault(status_for_code(code), []).append(code)
     return {
         str(status): {
             "description": _DESCRIPTIONS[status]

@@ -16,7 +16,7 @@ _OBJECTS: Final = b"/objects/"
 _UNRESERVED: Final = "/-_.~"
 
 
-def object_of(raw_path: bytes) -> tuple[str, str | None]:
+def parse_object_path(raw_path: bytes) -> tuple[str, str | None]:
     """The project and the key of an object's path.
 
     The project is as sent (perhaps none that there can be); the key is None where SPEC 1
@@ -32,7 +32,7 @@ def object_path(project: str, key: str) -> str:
     return f"/v1/projects/{project}/objects/{quote(key, safe=_UNRESERVED)}"
 
 
-def project_of(raw_path: bytes) -> str:
+def parse_project(raw_path: bytes) -> str:
     """The project of any path below one, as sent."""
     project, _, _ = raw_path.removeprefix(_PROJECTS).partition(b"/")
     return _text(project) or ""

@@ -46,15 +46,15 @@ _RETRY_AFTER_S: Final = 1
 _TRY_AGAIN: Final = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 
 
-def status_of(code: str) -> int:
+def status_for_code(code: str) -> int:
     """The HTTP status of a code of SPEC 12."""
     return _STATUS.get(code, _THE_REST)
 
 
-def problem_of(error: CodedError, headers: Mapping[str, str] | None = None) -> Response:
+def problem_from_error(error: CodedError, headers: Mapping[str, str] | None = None) -> Response:
     """The answer to whatever an error of Keyturn's own refuses."""
     detail = UNAUTHORIZED if isinstance(error, UnauthorizedError) else error.detail
-    return problem(status_of(error.code), detail, code=error.code, headers=headers)
+    return problem(status_for_code(error.code), detail, code=error.code, headers=headers)
 
 
 def problem(

@@ -34,7 +34,7 @@ class ByteRange:
     first: int | None
     last: int | None
 
-    def is_all_of_nothing(self, size_bytes: int) -> bool:
+    def is_suffix_of_empty(self, size_bytes: int) -> bool:
         """Whether it asks for the last bytes of an empty object, which are all of it."""
         return self.first is None and bool(self.last) and size_bytes == 0
 

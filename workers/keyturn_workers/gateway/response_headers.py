@@ -9,8 +9,8 @@ from typing import Final
 
 from keyturn.errors import MalformedRequestError
 from keyturn.metadata import OWN_PREFIX, caller_to_wire
-from keyturn_workers.gateway.conditions import http_time
-from keyturn_workers.gateway.object_reader import Found, Plaintext, modified_at
+from keyturn_workers.gateway.conditions import format_http_date
+from keyturn_workers.gateway.object_reader import ObjectReader, Plaintext, content_modified_at
 from keyturn_workers.gateway.ranges import Span
 
 META_PREFIX: Final = "x-keyturn-meta-"
@@ -21,11 +21,11 @@ _CONTENT_HEADERS: Final = ("content-disposition", "content-language")
 _PLAIN_HEADERS: Final = (*_CONTENT_HEADERS, "content-encoding")
 
 
-def header_of(found: Found) -> dict[str, str]:
+def validator_headers(reader: ObjectReader) -> dict[str, str]:
     """What every answer about an object says, be it only that it did not change."""
     return {
-        "etag": found.etag,
-        "last-modified": http_time(modified_at(found.head)),
+        "etag": reader.etag,
+        "last-modified": format_http_date(content_modified_at(reader.head)),
         "accept-ranges": "bytes",
         "cache-control": "private, no-cache",
         "x-content-type-options": "nosniff",
@@ -35,19 +35,19 @@ def header_of(found: Found) -> dict[str, str]:
     }
 
 
-def headers_of(found: Found, span: Span | None) -> dict[str, str]:
+def object_headers(reader: ObjectReader, span: Span | None) -> dict[str, str]:
     """The headers of an answer with the whole object, or with a span of it."""
-    said = header_of(found)
-    restated = found.head.headers.restated
-    content_type = found.head.headers.content_type or ""
+    said = validator_headers(reader)
+    restated = reader.head.headers.restated
+    content_type = reader.head.headers.content_type or ""
     said["content-type"] = content_type if _is_plain(content_type) else _DEFAULT_TYPE
-    for name in _PLAIN_HEADERS if isinstance(found, Plaintext) else _CONTENT_HEADERS:
+    for name in _PLAIN_HEADERS if isinstance(reader, Plaintext) else _CONTENT_HEADERS:
         if name in restated and (value := _sendable(restated[name])) is not None:
             said[name] = value
-    said |= _caller(found.head.metadata)
-    said["content-length"] = str(found.size_bytes if span is None else span.length)
+    said |= _caller(reader.head.metadata)
+    said["content-length"] = str(reader.size_bytes if span is None else span.length)
     if span is not None:
-        said["content-range"] = f"bytes {span.first}-{span.end - 1}/{found.size_bytes}"
+        said["content-range"] = f"bytes {span.first}-{span.end - 1}/{reader.size_bytes}"
     return said
 
 

@@ -30,11 +30,15 @@ from keyturn.messages import Event, Rejected, load_json, problems
 from keyturn.publisher import OutcomeUnknownError, Publisher, PublisherError, WaitTimeoutError
 from keyturn.publisher.requests import new_id
 from keyturn_workers.errors import MissingError, StorageAnswerError
-from keyturn_workers.gateway.auth import Admitted, Gate
-from keyturn_workers.gateway.client_connection import body_of, while_connected
+from keyturn_workers.gateway.auth import Authenticator, Caller
+from keyturn_workers.gateway.client_connection import read_body, run_while_connected
 from keyturn_workers.gateway.fair_shares import ConcurrencyLimit
-from keyturn_workers.gateway.paths import project_of
-from keyturn_workers.gateway.upload_routes import refused, unpublished, wait_asked
+from keyturn_workers.gateway.paths import parse_project
+from keyturn_workers.gateway.upload_routes import (
+    publish_failure_response,
+    rejection_response,
+    requested_wait_s,
+)
 from keyturn_workers.keyring import find_generation_number
 from keyturn_workers.sweep import SweepStore
 
@@ -46,7 +50,7 @@ _MAX_KNOWN: Final = 10_000
 _LISTEN_S: Final = 600.0
 
 
-class RotationAsk(BaseModel):
+class RotationBody(BaseModel):
     """The body of a `POST`."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", hide_input_in_errors=True)
@@ -54,7 +58,7 @@ class RotationAsk(BaseModel):
     api_key: SecretStr
 
 
-class Rotations:
+class RotationRoutes:
     """Publishes rotations, and tells how far they are.
 
     Args:
@@ -69,7 +73,7 @@ class Rotations:
 
     def __init__(
         self,
-        gate: Gate,
+        auth: Authenticator,
         limit: ConcurrencyLimit,
         publisher: Publisher,
         store: SweepStore,
@@ -78,7 +82,7 @@ class Rotations:
         idle_timeout_s: float,
         wait_max_s: float,
     ) -> None:
-        self._gate = gate
+        self._auth = auth
         self._limit = limit
         self._publisher = publisher
         self._store = store
@@ -98,44 +102,44 @@ class Rotations:
 
     async def post(self, request: Request) -> Response:
         """Publish a rotation to the API key in the body."""
-        admitted = await self._admitted(request)
-        with self._limit.hold(admitted.project):
-            return await self._post(request, admitted)
+        caller = await self._authenticate(request)
+        with self._limit.hold(caller.project):
+            return await self._post(request, caller)
 
-    async def _post(self, request: Request, admitted: Admitted) -> Response:
+    async def _post(self, request: Request, caller: Caller) -> Response:
         ask = await self._ask(request)
-        self._check(admitted, ask.api_key)
-        under_way = await self._running(admitted)
+        self._check(caller, ask.api_key)
+        under_way = await self._running(caller)
         # From here to the publication nothing is awaited that others could pass by.
-        if under_way + self._pending[admitted.project] >= self._max_under_way:
+        if under_way + self._pending[caller.project] >= self._max_under_way:
             raise TooManyRequestsError(
                 f"the project has {self._max_under_way} rotations under way: wait for their end"
             )
         rotation_id = new_id()
-        answer = await self._publish(admitted, ask, rotation_id)
+        answer = await self._publish(caller, ask, rotation_id)
         if isinstance(answer, Response):
             return answer
-        wait_s = wait_asked(request.headers, self._wait_max_s)
+        wait_s = requested_wait_s(request.headers, self._wait_max_s)
         said = {"location": f"{request.url.path}/{rotation_id}"}
         if wait_s is not None:
             said["preference-applied"] = f"wait={wait_s}"
             waiting = asyncio.wait((answer,), timeout=wait_s)
-            await while_connected(request.receive, waiting)
+            await run_while_connected(request.receive, waiting)
             if (event := _told(answer)) is not None and isinstance(event, Rejected):
-                return refused(event, {"rotation_id": rotation_id})
+                return rejection_response(event, {"rotation_id": rotation_id})
         return JSONResponse({"rotation_id": rotation_id}, _ACCEPTED, said)
 
     async def _publish(
-        self, admitted: Admitted, ask: RotationAsk, rotation_id: str
+        self, caller: Caller, ask: RotationBody, rotation_id: str
     ) -> asyncio.Task[Event] | Response:
         """Publish it: the answer that is listened for, or the refusal where it did not go out."""
-        project = admitted.project
+        project = caller.project
         self._pending[project] += 1
         try:
             await self._publisher.rotate(
                 project,
                 api_key=ask.api_key,
-                expected_generation=admitted.observed.keyring.current.generation,
+                expected_generation=caller.snapshot.keyring.current.generation,
                 rotation_id=rotation_id,
             )
         except BaseException as exc:
@@ -144,7 +148,7 @@ class Rotations:
             else:
                 self._answered(project)
             if isinstance(exc, PublisherError):
-                return unpublished(exc, {"rotation_id": rotation_id})
+                return publish_failure_response(exc, {"rotation_id": rotation_id})
             raise
         return self._listen(project, rotation_id)
 
@@ -153,13 +157,13 @@ class Rotations:
         if not self._pending[project]:
             del self._pending[project]
 
-    async def _running(self, admitted: Admitted) -> int:
+    async def _running(self, caller: Caller) -> int:
         """How many of the project's newest rotations are being swept, by their records."""
-        keyring = admitted.observed.keyring
+        keyring = caller.snapshot.keyring
         if all(entry.kek is None for entry in keyring.history):
             return 0  # a clean sweep has ended since the newest was accepted
         newest = (keyring.current, *reversed(keyring.history))[: self._max_under_way]
-        states = [await self._is_running(entry.rotation_id, admitted.project) for entry in newest]
+        states = [await self._is_running(entry.rotation_id, caller.project) for entry in newest]
         return sum(states)
 
     async def _is_running(self, rotation_id: str, project: str) -> bool:
@@ -172,38 +176,38 @@ class Rotations:
 
     async def get(self, request: Request) -> Response:
         """How far a rotation is."""
-        admitted = await self._admitted(request)
-        with self._limit.hold(admitted.project):
-            return await self._get(request, admitted)
+        caller = await self._authenticate(request)
+        with self._limit.hold(caller.project):
+            return await self._get(request, caller)
 
-    async def _get(self, request: Request, admitted: Admitted) -> Response:
+    async def _get(self, request: Request, caller: Caller) -> Response:
         rotation_id: str = request.path_params["rotation_id"]
         if not is_uuid(rotation_id):
             raise NotFoundError("no rotation has this id")
-        state = await self._state(admitted, rotation_id)
-        document = {"rotation_id": rotation_id, "project": admitted.project} | state
+        state = await self._state(caller, rotation_id)
+        document = {"rotation_id": rotation_id, "project": caller.project} | state
         return JSONResponse(document, headers={"cache-control": "no-store"})
 
-    async def _admitted(self, request: Request) -> Admitted:
-        project = project_of(request.scope["raw_path"])
-        return await self._gate.admit(project, request.headers.getlist("authorization"))
+    async def _authenticate(self, request: Request) -> Caller:
+        project = parse_project(request.scope["raw_path"])
+        return await self._auth.authenticate(project, request.headers.getlist("authorization"))
 
-    async def _ask(self, request: Request) -> RotationAsk:
+    async def _ask(self, request: Request) -> RotationBody:
         body = bytearray()
-        async for piece in body_of(request.receive, self._idle_timeout_s):
+        async for piece in read_body(request.receive, self._idle_timeout_s):
             body += piece
             if len(body) > _BODY_MAX_BYTES:
                 raise BodyTooLargeError(f"at most {_BODY_MAX_BYTES} bytes")
         try:
-            return RotationAsk.model_validate(load_json(bytes(body)))
+            return RotationBody.model_validate(load_json(bytes(body)))
         except ValidationError as exc:
             raise MalformedRequestError(problems(exc)) from None  # the cause repeats values
 
-    def _check(self, admitted: Admitted, api_key: SecretStr) -> None:
+    def _check(self, caller: Caller, api_key: SecretStr) -> None:
         """Refuse at once what the workers would refuse: a key of the project's past."""
-        keyring = admitted.observed.keyring
+        keyring = caller.snapshot.keyring
         try:
-            label = kek_id(self._gate.new_kek(api_key.get_secret_value(), admitted.project))
+            label = kek_id(self._auth.derive_kek(api_key.get_secret_value(), caller.project))
         except ValueError as exc:  # its text names the rule, never the key
             raise MalformedRequestError(str(exc)) from None
         if label in {entry.kek_id for entry in (keyring.current, *keyring.history)}:
@@ -238,17 +242,17 @@ class Rotations:
         else:
             answer.get_loop().call_at(until_s, self._answered, project)
 
-    async def _state(self, admitted: Admitted, rotation_id: str) -> dict[str, Any]:
-        generation = find_generation_number(admitted.observed.keyring, rotation_id)
+    async def _state(self, caller: Caller, rotation_id: str) -> dict[str, Any]:
+        generation = find_generation_number(caller.snapshot.keyring, rotation_id)
         if generation is None:
             # Accepted since that reading, perhaps.
-            keyring = (await self._gate.again(admitted)).observed.keyring
+            keyring = (await self._auth.reauthenticate(caller)).snapshot.keyring
             generation = find_generation_number(keyring, rotation_id)
         if generation is None:
-            return self._not_accepted(admitted.project, rotation_id)
+            return self._not_accepted(caller.project, rotation_id)
         state = {"state": "accepted", "generation": generation}
         try:
-            plan = (await self._store.read(rotation_id, admitted.project)).plan
+            plan = (await self._store.read(rotation_id, caller.project)).plan
         except MissingError:
             return state  # its sweep is about to begin, or ended so long ago that it was removed
         except StorageAnswerError as exc:

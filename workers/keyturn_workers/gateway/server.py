@@ -24,18 +24,18 @@ from keyturn.identifiers import KEYRINGS_PREFIX
 from keyturn.publisher import Publisher
 from keyturn_workers.amqp.property_tolerance import tolerate_odd_properties
 from keyturn_workers.gateway.app import application
-from keyturn_workers.gateway.auth import Gate
+from keyturn_workers.gateway.auth import Authenticator
 from keyturn_workers.gateway.fair_shares import ConcurrencyLimit, StagingLedger
-from keyturn_workers.gateway.http_protocol import bounded
+from keyturn_workers.gateway.http_protocol import make_protocol_class
 from keyturn_workers.gateway.keyring_lookups import KeyringLookups
-from keyturn_workers.gateway.listing_check import learning_listings
+from keyturn_workers.gateway.listing_check import listing_detection
 from keyturn_workers.gateway.metrics import GatewayMetrics
-from keyturn_workers.gateway.object_opener import Source
-from keyturn_workers.gateway.object_routes import Objects
-from keyturn_workers.gateway.rotation_routes import Rotations
-from keyturn_workers.gateway.staging_quota import StagedBodies
-from keyturn_workers.gateway.upload_limits import UploadLimits, UploadPlaces
-from keyturn_workers.gateway.upload_routes import Uploads
+from keyturn_workers.gateway.object_opener import ObjectOpener
+from keyturn_workers.gateway.object_routes import ObjectRoutes
+from keyturn_workers.gateway.rotation_routes import RotationRoutes
+from keyturn_workers.gateway.staging_quota import StagingQuota
+from keyturn_workers.gateway.upload_limits import UploadLimits, UploadSlots
+from keyturn_workers.gateway.upload_routes import UploadRoutes
 from keyturn_workers.keyring import KeyringReader
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.settings import GatewaySettings
@@ -78,9 +78,9 @@ async def run_gateway(settings: GatewaySettings) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    gate: Gate
-    objects: Objects
-    rotations: Rotations
+    auth: Authenticator
+    objects: ObjectRoutes
+    rotations: RotationRoutes
 
 
 @asynccontextmanager
@@ -95,7 +95,7 @@ async def opened(settings: GatewaySettings, metrics: GatewayMetrics) -> AsyncIte
             connect=False,
             publish_timeout_s=settings.gateway_publish_timeout_s,
         ) as publisher,
-        learning_listings(storage, settings.publisher_name),
+        listing_detection(storage, settings.publisher_name),
     ):
         parts = _parts(settings, storage, publisher, metrics)
         try:
@@ -116,7 +116,7 @@ def _parts(
     keyrings = KeyringReader(
         storage, settings.master_keys, lease_s=_LEASE_S, cache_s=settings.keyring_cache_s
     )
-    gate = Gate(
+    auth = Authenticator(
         keyrings,
         KeyringLookups(keyrings, storage),
         Secret(settings.pepper.get_secret_value().encode()),
@@ -124,9 +124,9 @@ def _parts(
     )
     v0 = settings.v0_master_key
     keys = OperatorKeys.derive(settings.master_keys, None if v0 is None else v0.get_secret_value())
-    source = Source(
+    opener = ObjectOpener(
         storage,
-        gate,
+        auth,
         keys,
         v0_max_bytes=settings.gateway_v0_max_bytes,
         v0_concurrency=settings.gateway_v0_concurrency,
@@ -135,28 +135,28 @@ def _parts(
     limit = ConcurrencyLimit(settings.gateway_concurrency, share, "requests")
     ledger = StagingLedger(settings.gateway_staging_max_bytes, share)
     limits = UploadLimits(
-        UploadPlaces(settings.gateway_upload_concurrency, share),
-        StagedBodies(storage, settings.publisher_name, ledger),
+        UploadSlots(settings.gateway_upload_concurrency, share),
+        StagingQuota(storage, settings.publisher_name, ledger),
     )
-    uploads = Uploads(
+    uploads = UploadRoutes(
         publisher,
-        source,
+        opener,
         limits,
         metrics,
         max_bytes=settings.upload_max_bytes,
         idle_timeout_s=settings.gateway_idle_timeout_s,
         wait_max_s=settings.gateway_wait_max_s,
     )
-    objects = Objects(
-        gate,
+    objects = ObjectRoutes(
+        auth,
         limit,
-        source,
+        opener,
         uploads.put,
         metrics,
         presign_plaintext=settings.presign_plaintext,
     )
-    rotations = Rotations(
-        gate,
+    rotations = RotationRoutes(
+        auth,
         limit,
         publisher,
         SweepStore(storage, settings.master_keys),
@@ -164,7 +164,7 @@ def _parts(
         idle_timeout_s=settings.gateway_idle_timeout_s,
         wait_max_s=settings.gateway_wait_max_s,
     )
-    return _Parts(gate, objects, rotations)
+    return _Parts(auth, objects, rotations)
 
 
 def _checks(storage: Storage, publisher: Publisher) -> dict[str, Check]:
@@ -221,7 +221,7 @@ async def serve(settings: GatewaySettings, app: ASGIApp) -> None:
         app,
         host=settings.gateway_host,
         port=settings.gateway_port,
-        http=bounded(
+        http=make_protocol_class(
             head_timeout_s=settings.gateway_head_timeout_s,
             idle_timeout_s=settings.gateway_idle_timeout_s,
             max_connections=settings.gateway_concurrency * _CONNECTIONS_A_REQUEST,

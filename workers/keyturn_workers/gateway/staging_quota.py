@@ -20,7 +20,7 @@ _BETWEEN_LISTINGS_S: Final = 1.0
 _REST_A_LISTING: Final = 9.0
 
 
-class StagedBodies:
+class StagingQuota:
     """What is in staging of one gateway's publisher.
 
     Args:

@@ -13,9 +13,9 @@ from keyturn.errors import TooManyRequestsError
 from keyturn.messages import INLINE_MAX_BYTES
 from keyturn.publisher import OutcomeUnknownError
 from keyturn_workers.gateway.fair_shares import GatewayBusyError, share_of
-from keyturn_workers.gateway.staging_quota import StagedBodies
+from keyturn_workers.gateway.staging_quota import StagingQuota
 
-PLACE_WAIT_S: Final = 30.0
+SLOT_WAIT_S: Final = 30.0
 _WAITING_A_PLACE: Final = 4
 
 
@@ -27,7 +27,7 @@ class UploadLimits:
         staged: Counts what is in staging.
     """
 
-    def __init__(self, places: "UploadPlaces", staged: StagedBodies) -> None:
+    def __init__(self, places: "UploadSlots", staged: StagingQuota) -> None:
         self._places = places
         self._staged = staged
 
@@ -53,8 +53,8 @@ class UploadClaim:
         self,
         project: str,
         upload_id: str,
-        places: "UploadPlaces",
-        staged: StagedBodies,
+        places: "UploadSlots",
+        staged: StagingQuota,
         stack: AsyncExitStack,
     ) -> None:
         self._project = project
@@ -80,7 +80,7 @@ class UploadClaim:
         await self._staged.reserve(self._project, self._upload_id, size_bytes)
 
 
-class _ProjectPlaces:
+class _ProjectSlots:
     """The places that one project may have, and how many use or want one."""
 
     def __init__(self, count: int) -> None:
@@ -88,7 +88,7 @@ class _ProjectPlaces:
         self.users = 0
 
 
-class UploadPlaces:
+class UploadSlots:
     """Places for bodies above 256 KiB: no project has more than its share, and none waits for long.
 
     Those of a project that wait are bounded as well, so that they wait in no other one's way.
@@ -101,7 +101,7 @@ class UploadPlaces:
     def __init__(self, count: int, project_share: float) -> None:
         self._all = asyncio.Semaphore(count)
         self._share = share_of(count, project_share)
-        self._projects: dict[str, _ProjectPlaces] = {}
+        self._projects: dict[str, _ProjectSlots] = {}
 
     @asynccontextmanager
     async def hold(self, project: str) -> AsyncIterator[None]:
@@ -111,7 +111,7 @@ class UploadPlaces:
             TooManyRequestsError: the project's own are all in use, and enough wait for them.
             GatewayBusyError: no place became free in time.
         """
-        own = self._projects.setdefault(project, _ProjectPlaces(self._share))
+        own = self._projects.setdefault(project, _ProjectSlots(self._share))
         if own.users >= self._share * (1 + _WAITING_A_PLACE):
             raise TooManyRequestsError(f"the project has {own.users} bodies under way")
         own.users += 1
@@ -124,8 +124,8 @@ class UploadPlaces:
             if not own.users:
                 del self._projects[project]
 
-    async def _wait(self, own: _ProjectPlaces, stack: AsyncExitStack) -> None:
-        timeout = asyncio.timeout(PLACE_WAIT_S)
+    async def _wait(self, own: _ProjectSlots, stack: AsyncExitStack) -> None:
+        timeout = asyncio.timeout(SLOT_WAIT_S)
         has_own = False
         try:
             async with timeout:

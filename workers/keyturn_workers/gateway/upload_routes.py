@@ -28,12 +28,12 @@ from keyturn.publisher import (
     WaitTimeoutError,
 )
 from keyturn.publisher.requests import new_id
-from keyturn_workers.gateway.auth import Admitted
-from keyturn_workers.gateway.client_connection import body_of, while_connected
+from keyturn_workers.gateway.auth import Caller
+from keyturn_workers.gateway.client_connection import read_body, run_while_connected
 from keyturn_workers.gateway.metrics import GatewayMetrics
-from keyturn_workers.gateway.object_opener import Source
+from keyturn_workers.gateway.object_opener import ObjectOpener
 from keyturn_workers.gateway.paths import object_path
-from keyturn_workers.gateway.problems import problem, status_of
+from keyturn_workers.gateway.problems import problem, status_for_code
 from keyturn_workers.gateway.response_headers import META_PREFIX
 from keyturn_workers.gateway.upload_limits import UploadClaim, UploadLimits
 
@@ -51,7 +51,7 @@ _WAIT: Final = re.compile(r"\s*wait\s*=\s*\"?(?P<seconds>[0-9]{1,18})\"?\s*(?:;.
 _METADATA_MAX_BYTES: Final = 2 * CALLER_MAX_BYTES
 
 
-class Uploads:
+class UploadRoutes:
     """Takes bodies in.
 
     Args:
@@ -67,7 +67,7 @@ class Uploads:
     def __init__(
         self,
         publisher: Publisher,
-        source: Source,
+        opener: ObjectOpener,
         limits: UploadLimits,
         metrics: GatewayMetrics,
         *,
@@ -76,14 +76,14 @@ class Uploads:
         wait_max_s: float,
     ) -> None:
         self._publisher = publisher
-        self._source = source
+        self._opener = opener
         self._limits = limits
         self._metrics = metrics
         self._max_bytes = max_bytes
         self._idle_timeout_s = idle_timeout_s
         self._wait_max_s = wait_max_s
 
-    async def put(self, request: Request, admitted: Admitted, key: str) -> Response:
+    async def put(self, request: Request, caller: Caller, key: str) -> Response:
         """Hand the body in under this key.
 
         Raises:
@@ -105,13 +105,13 @@ class Uploads:
         metadata, upload_id = _metadata(headers), new_id()
         # Before a byte of the body is read: what would be refused fills neither staging nor the
         # dead letters. Of two that pass here at once the workers refuse one.
-        await self._source.check_free(admitted, key)
+        await self._opener.check_free(caller, key)
         try:
-            async with self._limits.hold(admitted.project, upload_id) as claim:
+            async with self._limits.hold(caller.project, upload_id) as claim:
                 # What tells its length has its place before the client is asked for the body.
                 await claim.grow(told_bytes)
                 await self._publisher.upload(
-                    admitted.project,
+                    caller.project,
                     key,
                     self._body(request, claim),
                     content_type=headers.get("content-type"),
@@ -119,8 +119,8 @@ class Uploads:
                     upload_id=upload_id,
                 )
         except PublisherError as exc:
-            return unpublished(exc, {"upload_id": upload_id})
-        return await self._answer(request, admitted.project, key, upload_id)
+            return publish_failure_response(exc, {"upload_id": upload_id})
+        return await self._answer(request, caller.project, key, upload_id)
 
     def _check(self, headers: Headers) -> int:
         """The length that the headers tell, 0 where they tell none."""
@@ -135,7 +135,7 @@ class Uploads:
 
     async def _body(self, request: Request, claim: UploadClaim) -> AsyncIterator[bytes]:
         taken = 0
-        async for piece in body_of(request.receive, self._idle_timeout_s):
+        async for piece in read_body(request.receive, self._idle_timeout_s):
             taken += len(piece)
             if taken > self._max_bytes:
                 raise BodyTooLargeError(f"at most {self._max_bytes} bytes")
@@ -144,7 +144,7 @@ class Uploads:
             yield piece
 
     async def _answer(self, request: Request, project: str, key: str, upload_id: str) -> Response:
-        wait_s = wait_asked(request.headers, self._wait_max_s)
+        wait_s = requested_wait_s(request.headers, self._wait_max_s)
         accepted = JSONResponse({"upload_id": upload_id}, _ACCEPTED)
         if wait_s is None:
             return accepted
@@ -153,11 +153,11 @@ class Uploads:
             waiting = self._publisher.wait(
                 upload_id, timeout_s=wait_s, project=project, request_type="upload.requested"
             )
-            event = await while_connected(request.receive, waiting)
+            event = await run_while_connected(request.receive, waiting)
         except (WaitTimeoutError, PublisherError):
             return accepted
         if isinstance(event, Rejected):
-            return refused(event, {"upload_id": upload_id})
+            return rejection_response(event, {"upload_id": upload_id})
         if not isinstance(event, UploadStored):
             return accepted
         place = {"location": object_path(project, key), "preference-applied": f"wait={wait_s}"}
@@ -185,7 +185,7 @@ def _utf8(value: str) -> str:
         return value
 
 
-def wait_asked(headers: Headers, max_s: float) -> int | None:
+def requested_wait_s(headers: Headers, max_s: float) -> int | None:
     """The seconds of `Prefer: wait=N`, no more than `max_s`; None where none is asked for."""
     for preference in _PREFERENCE.findall(",".join(headers.getlist("prefer"))):
         found = _WAIT.fullmatch(preference)
@@ -194,12 +194,12 @@ def wait_asked(headers: Headers, max_s: float) -> int | None:
     return None
 
 
-def refused(event: Rejected, more: Mapping[str, str]) -> Response:
+def rejection_response(event: Rejected, more: Mapping[str, str]) -> Response:
     """What a worker refused, as the answer to whoever waited for it."""
-    return problem(status_of(event.code), event.detail, code=event.code, more=more)
+    return problem(status_for_code(event.code), event.detail, code=event.code, more=more)
 
 
-def unpublished(error: PublisherError, more: Mapping[str, str]) -> Response:
+def publish_failure_response(error: PublisherError, more: Mapping[str, str]) -> Response:
     """A request that did not reach the broker, or perhaps did."""
     match error:
         case OutcomeUnknownError():

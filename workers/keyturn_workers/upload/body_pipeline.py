@@ -1,7 +1,7 @@
-"""A body on its way: from the publisher's seal to the object's, piece by piece (SPEC 3, 7.2).
+"""Streaming a body from the publisher's seal to the object's (SPEC 3, 7.2).
 
-Nothing is held whole but what came inline. Nothing is released before the chunk that it
-stands in is authenticated, so a body that was tampered with cuts the put short.
+Only an inline body is held whole. No byte is released before its chunk is authenticated, so a
+body that was tampered with cuts the put short.
 """
 
 import hashlib
@@ -58,12 +58,17 @@ def staged_plaintext_size(sealed_bytes: int, max_bytes: int) -> int:
 
 
 async def decrypt_stream(
-    sealed: AsyncIterator[bytes], key: bytes, context: bytes
+    sealed: AsyncIterator[bytes], secret: bytes, context: bytes
 ) -> AsyncIterator[bytes]:
     """The plaintext of a sealed body, in authenticated pieces.
 
+    Args:
+        sealed: the body.
+        secret: the 32 bytes that it is sealed under.
+        context: what it is bound to.
+
     Raises:
-        BadSealError: sealed under another key or context, or damaged; at the latest at its end.
+        BadSealError: sealed under another key or context, or damaged; at its end at the latest.
     """
     try:
         header = bytearray()
@@ -75,7 +80,7 @@ async def decrypt_stream(
                 header += piece[:missing]
                 if len(header) < HEADER_BYTES:
                     continue
-                opener = Opener(key, context, bytes(header))
+                opener = Opener(secret, context, bytes(header))
                 rest = memoryview(piece)[missing:]
             if plaintext := opener.update(rest):
                 yield plaintext
@@ -87,7 +92,7 @@ async def decrypt_stream(
 
 
 async def digest(pieces: AsyncIterator[bytes]) -> bytes:
-    """SHA-256 of a body, by which two are compared whatever their size."""
+    """SHA-256 of a body, to compare bodies of any size."""
     hashed = hashlib.sha256()
     async for piece in pieces:
         hashed.update(piece)
@@ -95,7 +100,7 @@ async def digest(pieces: AsyncIterator[bytes]) -> bytes:
 
 
 async def split_into_parts(pieces: AsyncIterator[bytes], part_bytes: int) -> AsyncIterator[bytes]:
-    """The same bytes in parts of exactly `part_bytes`, the last one shorter."""
+    """The same bytes in parts of exactly `part_bytes`; the last one may be shorter."""
     buffer = bytearray()
     async for piece in pieces:
         buffer += piece

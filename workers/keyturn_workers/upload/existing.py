@@ -1,16 +1,16 @@
-"""What stands where an upload wants to go (SPEC 7.1, 7.2).
+"""What exists at an upload's target (SPEC 7.1, 7.2).
 
-Every second look at a target goes through here: a second delivery, a retry, a put that
-was refused because something stands, a staged body that is gone.
+Every later look at a target goes through here: a second delivery, a retry, a put that was
+refused because the key is taken, a staged body that is gone.
 
-An upload's id is not authenticated: a bucket writer can put it on any object. An object is
-this upload's own by its tag, which only a holder of its DEK can make, or, where it has none,
-by its plaintext.
+An upload's id is not authenticated: a bucket writer can put it on any object. An object is this
+upload's own by its tag, which only a holder of its DEK can make, or, if it has none, by its
+plaintext.
 """
 
 import hmac
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from keyturn import metadata as object_metadata
@@ -18,7 +18,6 @@ from keyturn.crypto import (
     BODY_CONTEXT,
     HEADER_BYTES,
     ChunkError,
-    b64_decode,
     plaintext_size,
     upload_tag,
 )
@@ -33,40 +32,28 @@ from keyturn.errors import (
     UnknownAlgorithmError,
 )
 from keyturn.identifiers import object_s3_key
-from keyturn.messages import InlineBody, StagedBody, UploadRequested
+from keyturn.messages import UploadRequested
 from keyturn.metadata import DELETED, UPLOAD, Plaintext, Wraps
 from keyturn_workers.errors import ArchivedError, MissingError, StorageAnswerError
-from keyturn_workers.keyring import KeyringReader, KeyringSnapshot
-from keyturn_workers.objects.operator_keys import OperatorKeys
+from keyturn_workers.keyring import KeyringSnapshot
 from keyturn_workers.objects.verify import verify_upload
 from keyturn_workers.storage import ObjectHead, Storage
 from keyturn_workers.upload import body_pipeline
-
-
-@dataclass(frozen=True, slots=True)
-class UploadIdentity:
-    """What an upload knows of itself.
-
-    Attributes:
-        request: as it was signed.
-        publisher: who signed it.
-        plaintext: opens the request's own body, piece by piece.
-        known_etag: of plaintext that this upload put itself, or that was compared already.
-    """
-
-    request: UploadRequested
-    publisher: str
-    plaintext: Callable[[], AbstractAsyncContextManager[AsyncIterator[bytes]]]
-    known_etag: str | None = None
+from keyturn_workers.upload.context import Upload, UploadContext
+from keyturn_workers.upload.request_body import open_plaintext
 
 
 @dataclass(frozen=True, slots=True)
 class ExistingUpload:
-    """This upload's own object: `size_bytes` of plaintext, made for `snapshot`.
+    """This upload's own object.
 
-    `current` is False where the object differs from the desired state in `snapshot`.
-    `needs_encryption`: this is the upload's own plaintext, and `snapshot` forbids plaintext; the
-    sealed body of the request must replace it, conditional on its ETag.
+    Attributes:
+        size_bytes: of the plaintext.
+        etag: of the object.
+        snapshot: a keyring read that began after the object was read.
+        current: the object matches the desired state in `snapshot`.
+        needs_encryption: it is the upload's own plaintext, and `snapshot` forbids plaintext. The
+            request's own body must replace it, conditional on its ETag.
     """
 
     size_bytes: int
@@ -77,27 +64,24 @@ class ExistingUpload:
 
 
 async def find_own_object(
-    own: UploadIdentity,
-    storage: Storage,
-    keyrings: KeyringReader,
-    operator_keys: OperatorKeys,
+    context: UploadContext, upload: Upload, known_etag: str | None = None
 ) -> ExistingUpload | None:
-    """This upload's own object, or None where nothing stands.
+    """This upload's own object, or None if there is no object at its target.
+
+    `known_etag` is that of plaintext which this upload put itself, or which was already compared.
 
     Raises:
-        DeletedKeyError: a tombstone stands there.
-        AlreadyExistsError: another upload's object stands there, whatever id it carries.
+        DeletedKeyError: a tombstone is there.
+        AlreadyExistsError: another upload's object is there, whatever id it carries.
         CorruptObjectError: it carries this upload's id, but does not verify.
-        StagedBodyMissingError: only its bytes could tell whose it is, and the body that they
-            would be compared with is gone; but for plaintext of the same length where it is
-            allowed, which is taken for its own.
-        BadSealError, UnknownIntakeKeyError: neither can the request's own body be opened.
+        StagedBodyMissingError: only its bytes could tell whose it is, and the body to compare
+            them with is gone. Plaintext of the same length is accepted where plaintext is
+            allowed.
+        BadSealError, UnknownIntakeKeyError: the request's own body does not open either.
     """
-    request = own.request
+    request = upload.request
     try:
-        head, header = await storage.read_start(
-            object_s3_key(request.project, request.key), HEADER_BYTES
-        )
+        head, header = await context.storage.read_start(upload.s3_key, HEADER_BYTES)
     except MissingError:
         return None
     if head.metadata.get(object_metadata.ALGO) == DELETED:
@@ -105,112 +89,116 @@ async def find_own_object(
     if head.metadata.get(UPLOAD) != request.upload_id:
         raise AlreadyExistsError(f"{request.key} holds another object")
     # Read after the object: only then does a higher generation in it mean anything.
-    snapshot = await keyrings.read_fresh(request.project)
+    snapshot = await context.keyrings.read_fresh(request.project)
     try:
         envelope = object_metadata.parse(head.metadata)
     except UnknownAlgorithmError as exc:
         raise CorruptObjectError(f"unknown algorithm {exc.detail}") from exc
     match envelope:
         case Plaintext():
-            return await _plaintext(own, storage, head, snapshot)
+            return await _check_plaintext(context, upload, head, snapshot, known_etag)
         case Wraps():
-            return await _wrapped(own, storage, head, envelope, header, snapshot, operator_keys)
+            return await _check_wrapped(context, upload, head, header, envelope, snapshot)
         case _:
             raise CorruptObjectError("it carries this upload's id, but not its wraps")
 
 
 async def holds_another_upload(request: UploadRequested, storage: Storage) -> bool:
-    """Whether an object with another upload's id stands at the target."""
+    """Whether an object with another upload's id exists at the target."""
+    s3_key = object_s3_key(request.project, request.key)
     try:
-        head, _ = await storage.read_start(
-            object_s3_key(request.project, request.key), HEADER_BYTES
-        )
+        head, _ = await storage.read_start(s3_key, HEADER_BYTES)
     except StorageAnswerError:
         return False
     return head.metadata.get(UPLOAD) not in {None, request.upload_id}
 
 
-async def _plaintext(
-    own: UploadIdentity, storage: Storage, head: ObjectHead, snapshot: KeyringSnapshot
+async def _check_plaintext(
+    context: UploadContext,
+    upload: Upload,
+    head: ObjectHead,
+    snapshot: KeyringSnapshot,
+    known_etag: str | None,
 ) -> ExistingUpload:
-    """Plaintext with this upload's id: its own where the bytes are those of its request."""
+    """Plaintext with this upload's id is its own if the bytes are those of its request."""
     allowed = snapshot.desired.plaintext_allowed
-    stored = ExistingUpload(
+    existing = ExistingUpload(
         head.size_bytes, head.etag, snapshot, current=allowed, needs_encryption=not allowed
     )
     try:
-        if head.etag == own.known_etag or await _is_equal(own, storage, head, None):
-            return stored
+        if head.etag == known_etag or await _has_body_of(context, upload, head, None):
+            return existing
     except StagedBodyMissingError:
-        # Published once more after its staged body was cleared. Where plaintext is allowed
-        # nothing authenticates an object, so its length has to do; it cannot be sealed from here.
-        if allowed and head.size_bytes == _requested_size(own.request):
-            return stored
+        # Published again after its staged body was deleted. Where plaintext is allowed nothing
+        # authenticates an object, so its length must do; without a body it cannot be encrypted.
+        if allowed and head.size_bytes == upload.size_bytes():
+            return existing
         raise
     if allowed:
-        raise AlreadyExistsError(f"{own.request.key} holds another object under this upload's id")
-    # A sealed body whose metadata was stripped, or forged.
+        raise AlreadyExistsError(
+            f"{upload.request.key} holds another object under this upload's id"
+        )
+    # A sealed body whose metadata was stripped, or a forgery.
     raise CorruptObjectError("plaintext under this upload's id, and plaintext is forbidden")
 
 
-async def _wrapped(
-    own: UploadIdentity,
-    storage: Storage,
+async def _check_wrapped(
+    context: UploadContext,
+    upload: Upload,
     head: ObjectHead,
-    wraps: Wraps,
     header: bytes,
+    wraps: Wraps,
     snapshot: KeyringSnapshot,
-    operator_keys: OperatorKeys,
 ) -> ExistingUpload:
-    examined = verify_upload(wraps, header, own.request.key, snapshot.keyring, operator_keys)
+    object_key = upload.request.key
+    verified = verify_upload(wraps, header, object_key, snapshot.keyring, context.operator_keys)
     size_bytes = _plaintext_size(head)
     tag = object_metadata.upload_tag(head.metadata)
     if tag is None:
-        # Of revision 1, or plaintext that a sweep encrypted in place.
-        if not await _is_equal(own, storage, head, examined.dek):
-            raise AlreadyExistsError(f"{own.request.key} holds another object")
-    elif not hmac.compare_digest(tag, _tag(own, examined.dek)):
-        raise AlreadyExistsError(f"{own.request.key} holds another upload's object")
-    elif size_bytes != _requested_size(own.request):
-        raise CorruptObjectError("it carries this upload's tag, but is of another length")
-    return ExistingUpload(size_bytes, head.etag, snapshot, examined.current)
+        # Stored by revision 1, or plaintext that a sweep encrypted in place.
+        if not await _has_body_of(context, upload, head, verified.dek):
+            raise AlreadyExistsError(f"{object_key} holds another object")
+    elif not hmac.compare_digest(tag, _tag(upload, verified.dek)):
+        raise AlreadyExistsError(f"{object_key} holds another upload's object")
+    elif size_bytes != upload.size_bytes():
+        raise CorruptObjectError("it carries this upload's tag, but has another length")
+    return ExistingUpload(size_bytes, head.etag, snapshot, verified.current)
 
 
-def _tag(own: UploadIdentity, dek: bytes) -> bytes:
-    request = own.request
+def _tag(upload: Upload, dek: bytes) -> bytes:
+    request = upload.request
     return upload_tag(
         dek,
-        publisher=own.publisher,
+        publisher=upload.publisher,
         project=request.project,
         key=request.key,
         upload_id=request.upload_id,
-        size_bytes=_requested_size(request),
+        size_bytes=upload.size_bytes(),
     )
 
 
-async def _is_equal(
-    own: UploadIdentity, storage: Storage, head: ObjectHead, dek: bytes | None
+async def _has_body_of(
+    context: UploadContext, upload: Upload, head: ObjectHead, dek: bytes | None
 ) -> bool:
     """Whether the object's plaintext is the request's body, in bounded memory.
 
-    `dek` is the object's; None of an object that is plaintext itself.
+    `dek` is the object's; None if the object itself is plaintext.
     """
     size_bytes = head.size_bytes if dek is None else _plaintext_size(head)
-    if size_bytes != _requested_size(own.request):
+    if size_bytes != upload.size_bytes():
         return False
-    async with own.plaintext() as pieces:
-        wanted = await body_pipeline.digest(pieces)
-    async with _object_plaintext(own, storage, head, dek) as pieces:
-        return await body_pipeline.digest(pieces) == wanted
+    async with open_plaintext(context, upload) as pieces:
+        expected = await body_pipeline.digest(pieces)
+    async with _open_object(context, upload, head, dek) as pieces:
+        return await body_pipeline.digest(pieces) == expected
 
 
 @asynccontextmanager
-async def _object_plaintext(
-    own: UploadIdentity, storage: Storage, head: ObjectHead, dek: bytes | None
+async def _open_object(
+    context: UploadContext, upload: Upload, head: ObjectHead, dek: bytes | None
 ) -> AsyncIterator[AsyncIterator[bytes]]:
-    s3_key = object_s3_key(own.request.project, own.request.key)
     try:
-        async with storage.stream(s3_key, if_match=head.etag) as stream:
+        async with context.storage.stream(upload.s3_key, if_match=head.etag) as stream:
             chunks = stream.chunks(body_pipeline.PIECE_BYTES)
             yield chunks if dek is None else _decrypt(chunks, dek)
     except ArchivedError as exc:
@@ -232,20 +220,3 @@ def _plaintext_size(head: ObjectHead) -> int:
         return plaintext_size(head.size_bytes)
     except ChunkError as exc:
         raise CorruptObjectError("no sealed body has this length") from exc
-
-
-def _requested_size(request: UploadRequested) -> int:
-    """The bytes of plaintext in the request's body, by the length of its seal.
-
-    Raises:
-        BadSealError: no sealed body has this length.
-    """
-    match request.body:
-        case InlineBody(inline=inline):
-            sealed_bytes = len(b64_decode(inline))
-        case StagedBody(staged=staged):
-            sealed_bytes = staged.size
-    try:
-        return plaintext_size(sealed_bytes)
-    except ChunkError as exc:
-        raise BadSealError("no sealed body has this size") from exc

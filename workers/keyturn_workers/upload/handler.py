@@ -1,4 +1,4 @@
-"""Uploads as a role of a worker process (SPEC 6.4, 7)."""
+"""The request handler of the upload worker (SPEC 6.4, 7)."""
 
 from datetime import UTC, datetime
 from functools import partial
@@ -28,25 +28,25 @@ class UploadHandler:
         self._uploader = uploader
 
     async def serve(self, request: Request, origin: RequestOrigin, *, seen_before: bool) -> Handled:
-        """Store one upload; its staged body goes once the event is told."""
+        """Store one upload; its staged body is deleted once the event is published."""
         if not isinstance(request, UploadRequested):
             raise MalformedRequestError(f"{request.type} is not served here")
-        settled = await self._uploader.serve(request, origin.publisher, seen_before=seen_before)
-        return self._done(request, origin, settled)
+        result = await self._uploader.serve(request, origin.publisher, seen_before=seen_before)
+        return self._handled(request, origin, result)
 
     async def find_completed(self, request: Request, origin: RequestOrigin) -> Handled | None:
-        """An upload past its age whose object exists (SPEC 6.3); None where nothing is stored."""
+        """The event of an expired upload whose object exists; None if it does not (SPEC 6.3)."""
         if not isinstance(request, UploadRequested):
             return None
-        settled = await self._uploader.find_completed(request, origin.publisher)
-        return None if settled is None else self._done(request, origin, settled)
+        result = await self._uploader.find_completed(request, origin.publisher)
+        return None if result is None else self._handled(request, origin, result)
 
     async def after_refusal(
         self, request: Request, origin: RequestOrigin, error: CodedError
     ) -> None:
         """Delete the staged body of an upload that can never be stored (SPEC 6.9).
 
-        Of any other refusal it stays, and is swept after its time: the upload may be sent again.
+        After any other refusal it stays until the cleanup of staging: the upload may be replayed.
         """
         if not isinstance(request, UploadRequested) or not isinstance(request.body, StagedBody):
             return
@@ -59,23 +59,23 @@ class UploadHandler:
                 return
         await self._uploader.discard_staged(request, origin.publisher)
 
-    def _done(
-        self, request: UploadRequested, origin: RequestOrigin, settled: UploadResult
+    def _handled(
+        self, request: UploadRequested, origin: RequestOrigin, result: UploadResult
     ) -> Handled:
         event = UploadStored(
             upload_id=request.upload_id,
             project=request.project,
             at=format_time(datetime.now(UTC)),
             key=request.key,
-            size=settled.size_bytes,
-            generation=settled.generation,
+            size=result.size_bytes,
+            generation=result.generation,
         )
         logged = {
             "upload_id": request.upload_id,
             "project": request.project,
             "key": request.key,
-            "size_bytes": settled.size_bytes,
-            "generation": settled.generation,
+            "size_bytes": result.size_bytes,
+            "generation": result.generation,
         }
         return Handled(
             event, logged, partial(self._uploader.discard_staged, request, origin.publisher)

@@ -1,8 +1,8 @@
-"""Whether an upload's object needs another look at the keyring once it is stored (SPEC 7.3). Pure.
+"""Whether an upload must re-read the keyring once its object is stored (SPEC 7.3). Pure.
 
-An object that exists within a lease of the turn that it missed is brought over by that turn's
-sweep: every proof is later than two leases. So a sealed object whose one put was acknowledged
-within a lease of the keyring read that it rests on is told at once.
+An object that exists within a lease of the rotation that it missed is covered by that rotation's
+sweep: every proof comes later than two leases. So an encrypted object whose one put was
+acknowledged within a lease of the keyring read that it rests on needs no second read.
 """
 
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from keyturn_workers.keyring import KeyringSnapshot
 
 @dataclass(frozen=True, slots=True)
 class PutResponse:
-    """The storage's answer to what stored an object.
+    """The storage's response to the request that stored an object.
 
     Attributes:
-        date: its `Date`; None where it has none.
-        agrees: whether that agrees with the storage's clock as this process knows it.
-        had_s: when the answer was there, by the process's own clock.
-        by_one_put: False of the completion of a multipart upload.
+        date: its `Date`; None if it has none.
+        agrees: the date agrees with the storage's clock as this process knows it.
+        received_s: when the response arrived, by the process's own clock.
+        by_one_put: False for the completion of a multipart upload.
     """
 
     date: datetime | None
@@ -28,23 +28,24 @@ class PutResponse:
     by_one_put: bool
 
 
-def exists_within_lease(snapshot: KeyringSnapshot, put: PutResponse, *, sealed: bool) -> bool:
-    """Whether no turn can have a proof that missed the object; else the keyring is read again.
+def exists_within_lease(
+    snapshot: KeyringSnapshot, response: PutResponse, *, is_encrypted: bool
+) -> bool:
+    """Whether no rotation can have a proof that missed the object; if not, re-read the keyring.
 
     Args:
         snapshot: the keyring read that the object's wraps rest on.
-        put: the answer to its put.
-        sealed: whether the body is encrypted. Plaintext may be forbidden meanwhile, and no
-            sweep encrypts it then.
+        response: to its put.
+        is_encrypted: plaintext may be forbidden meanwhile, and no sweep encrypts it then.
     """
     lease_s, keyring_lease_s = snapshot.lease_s, snapshot.keyring.lease_s
-    if not (sealed and put.by_one_put and put.agrees and snapshot.leased) or put.date is None:
+    if not (is_encrypted and response.by_one_put and response.agrees and snapshot.leased):
         return False
     # A worker whose lease is longer than any that the record names may be later than its
-    # proofs expect. Records of before revision 2 name none.
-    if keyring_lease_s is None or lease_s > keyring_lease_s:
+    # proofs expect. Records older than revision 2 name none.
+    if response.date is None or keyring_lease_s is None or lease_s > keyring_lease_s:
         return False
-    by_the_storage = put.date - snapshot.read_at < timedelta(seconds=lease_s)
-    # A front end whose clock is slow, or that dates an answer before the commit, says less
-    # than what passed here.
-    return by_the_storage and put.received_s - snapshot.sent_s < lease_s
+    by_storage_clock = response.date - snapshot.read_at < timedelta(seconds=lease_s)
+    # A front end whose clock is slow, or that dates a response before the commit, is not
+    # enough: the process's own clock must agree.
+    return by_storage_clock and response.received_s - snapshot.sent_s < lease_s

@@ -33,7 +33,7 @@ from keyturn_workers.sweep.page_worker import PageWorker
 from keyturn_workers.sweep.planner import Planner
 from keyturn_workers.sweep.project_sweep import ProjectSweep
 from keyturn_workers.sweep.recovery import keep_rescuing
-from keyturn_workers.upload import Limits, Uploader, UploadHandler
+from keyturn_workers.upload import Limits, UploadContext, Uploader, UploadHandler
 from keyturn_workers.upload.staging_cleanup import clean_staging_periodically
 from keyturn_workers.worker.authorization import Rules
 from keyturn_workers.worker.grants import GrantsKeeper
@@ -150,12 +150,14 @@ class Wiring:
         )
         return UploadHandler(
             Uploader(
-                self._storage,
-                self._keyrings,
-                self._keys,
-                settings.intake_keys,
-                limits,
-                self._metrics,
+                UploadContext(
+                    self._storage,
+                    self._keyrings,
+                    self._keys,
+                    settings.intake_keys,
+                    limits,
+                    self._metrics,
+                )
             )
         )
 

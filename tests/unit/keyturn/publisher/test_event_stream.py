@@ -6,7 +6,6 @@ import asyncio
 from collections import defaultdict
 from contextlib import aclosing, asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -37,21 +36,29 @@ class _Broker:
         self.starts: list[object] = []
         self._log: list[tuple[datetime, Any]] = []
         self._consumers: list[tuple[int, asyncio.Queue[Any]]] = []
+        self._shared: list[tuple[int, asyncio.Queue[Any]]] = []
 
     def write(self, at: datetime = _NOW) -> None:
-        async def ack(**_: object) -> None: ...
+        async def ack() -> None: ...
 
         offset = len(self._log)
-        headers = {"x-stream-offset": offset}
-        message = SimpleNamespace(headers=headers, body=b"%d" % offset, ack=ack)
-        self._log.append((at, message))
+        record = event_stream.StreamRecord(offset, b"%d" % offset, "")
+        self._log.append((at, event_stream._Delivery(record, ack)))
         for place, queue in self._consumers:
             if offset >= place:
-                queue.put_nowait(message)
+                queue.put_nowait(self._log[-1][1])
 
     def lose(self) -> None:
         for _, queue in self._consumers:
-            queue.put_nowait(None)
+            queue.put_nowait(event_stream._Loss.CONNECTION)
+
+    def write_undecodable(self, at: datetime = _NOW) -> None:
+        """What breaks the connection of the consumer that it is delivered to."""
+        self._log.append((at, event_stream._Loss.UNDECODABLE))
+
+    def break_shared_connection(self) -> None:
+        for _, queue in self._shared:
+            queue.put_nowait(event_stream._Loss.UNDECODABLE)
 
     def make_anew(self) -> None:
         self.lose()
@@ -59,11 +66,12 @@ class _Broker:
 
     @asynccontextmanager
     async def consumer(
-        self, _: object, __: str, start: Any, **___: object
+        self, _: object, __: str, start: Any, *, prefetch: int, isolated: bool
     ) -> AsyncIterator[asyncio.Queue[Any]]:
+        assert prefetch == 1 or not isolated
         self.starts.append(start)
         happens = self.attaching.get(len(self.starts))
-        found = start if isinstance(start, int) else self._since(start)
+        found = self._place(start)
         if happens is not None:
             happens()
         place = len(self._log) if found is None else found
@@ -71,11 +79,21 @@ class _Broker:
         for _, message in self._log[place:]:
             queue.put_nowait(message)
         self._consumers.append((place, queue))
+        if not isolated:
+            self._shared.append((place, queue))
         self.attached[len(self.starts)].set()
-        yield queue
-        self._consumers.remove((place, queue))
+        try:
+            yield queue
+        finally:
+            self._consumers.remove((place, queue))
+            if not isolated:
+                self._shared.remove((place, queue))
 
-    def _since(self, start: datetime) -> int | None:
+    def _place(self, start: Any) -> int | None:
+        if start == "first":
+            return 0
+        if isinstance(start, int):
+            return start
         return next((n for n, (at, _) in enumerate(self._log) if at >= start), None)
 
 
@@ -156,3 +174,52 @@ async def test_an_offset_is_gone_to_at_once(broker: _Broker) -> None:
         broker.write()
     assert await _read(2, 1) == [1, 2]
     assert broker.starts == [1]
+
+
+async def test_a_message_that_cannot_be_decoded_is_skipped(broker: _Broker) -> None:
+    broker.write()
+    broker.write_undecodable()
+    broker.write_undecodable()
+    broker.write()
+    broker.write()
+    assert await _read(3, 0) == [0, 3, 4]
+
+
+async def test_a_first_message_that_cannot_be_decoded_is_skipped(broker: _Broker) -> None:
+    broker.write_undecodable()
+    broker.write()
+    assert await _read(1, "first") == [1]
+
+
+async def test_where_a_moment_begins_with_an_undecodable_message_reading_begins_earlier(
+    broker: _Broker,
+) -> None:
+    """Its offset is unknown, so that only an earlier event leads to what follows it."""
+    broker.write(_NOW - timedelta(days=2))
+    broker.write(_NOW - timedelta(minutes=2))
+    broker.write_undecodable(_NOW)
+    broker.write(_NOW)
+    assert await _read(2) == [1, 3]
+
+
+async def test_a_moment_before_which_nothing_can_be_decoded_leads_to_the_first_event(
+    broker: _Broker,
+) -> None:
+    broker.write_undecodable(_NOW)
+    broker.write(_NOW)
+    assert await _read(1) == [1]
+
+
+async def test_a_reader_skips_nothing_when_another_reader_breaks_the_connection(
+    broker: _Broker,
+) -> None:
+    """It reads on by a connection of its own, until it has read one message."""
+    broker.write()
+    reading = asyncio.create_task(_read(3, 0))
+    await broker.attached[1].wait()
+    broker.break_shared_connection()
+    await broker.attached[2].wait()
+    broker.break_shared_connection()
+    broker.write()
+    broker.write()
+    assert await reading == [0, 1, 2]

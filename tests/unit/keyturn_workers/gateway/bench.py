@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 from keyturn.crypto import Secret, user_kek, v0_seal
 from keyturn.errors import StorageUnavailableError
 from keyturn.identifiers import keyring_s3_key, object_s3_key
-from keyturn_workers.gateway.auth import Admitted, Gate
+from keyturn_workers.gateway.auth import Authenticator, Caller
 from keyturn_workers.gateway.keyring_lookups import KeyringLookups
-from keyturn_workers.gateway.object_opener import Source
+from keyturn_workers.gateway.object_opener import ObjectOpener
 from keyturn_workers.keyring import Keyring, KeyringReader
 from keyturn_workers.keyring.model import build
 from keyturn_workers.objects.operator_keys import OperatorKeys
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import AsyncIterator
 
-    from keyturn_workers.gateway.object_reader import Found
+    from keyturn_workers.gateway.object_reader import ObjectReader
     from keyturn_workers.gateway.ranges import Span
     from keyturn_workers.keyring import DesiredState
     from keyturn_workers.storage import Lease, ObjectHead, ObjectStream
@@ -160,12 +160,12 @@ class Bench:
         self.keyrings = KeyringReader(self.storage, MASTER_KEYS, lease_s=1, cache_s=self.cache_s)
         pepper = Secret(PEPPER.encode())
         self.lookups = KeyringLookups(self.keyrings, self.storage)
-        self.gate = Gate(
+        self.auth = Authenticator(
             self.keyrings, self.lookups, pepper, cache_s=self.cache_s, floor_s=self.floor_s
         )
         keys = OperatorKeys(MASTER_KEYS, V0_ADMIN_KEK)
-        self.source = Source(
-            self.storage, self.gate, keys, v0_max_bytes=self.v0_max_bytes, v0_concurrency=2
+        self.opener = ObjectOpener(
+            self.storage, self.auth, keys, v0_max_bytes=self.v0_max_bytes, v0_concurrency=2
         )
 
     @property
@@ -203,24 +203,24 @@ class Bench:
         wraps = wrap(desired, KEY, dek, algorithm="AES-256-GCM")
         return self.plant(enc(wraps), v0_seal(dek, plaintext))
 
-    async def admitted(self, api_key: str = API_KEY) -> Admitted:
-        return await self.gate.admit("acme", [f"Bearer {api_key}"])
+    async def authenticate(self, api_key: str = API_KEY) -> Caller:
+        return await self.auth.authenticate("acme", [f"Bearer {api_key}"])
 
     @asynccontextmanager
     async def opened(
         self, start_bytes: int | None = None, api_key: str = API_KEY
-    ) -> AsyncIterator[Found]:
-        admitted = await self.admitted(api_key)
-        async with self.source.open(admitted, KEY, start_bytes=start_bytes) as found:
-            yield found
+    ) -> AsyncIterator[ObjectReader]:
+        caller = await self.authenticate(api_key)
+        async with self.opener.open(caller, KEY, start_bytes=start_bytes) as reader:
+            yield reader
 
     async def read(self, span: Span | None = None, into: bytearray | None = None) -> bytes:
         """What a reader gets; `into` keeps it where an error ends it."""
         given = bytearray() if into is None else into
-        async with self.opened(None if span is None else 56) as found:
+        async with self.opened(None if span is None else 56) as reader:
             if span is not None:
-                await found.prove()
-            pieces = found.whole() if span is None else found.pieces(span)
+                await reader.verify()
+            pieces = reader.read_all() if span is None else reader.read_range(span)
             async for piece in pieces:
                 given += piece
         return bytes(given)

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, cast
 from keyturn_workers.gateway.app import application
 from keyturn_workers.gateway.fair_shares import ConcurrencyLimit, StagingLedger
 from keyturn_workers.gateway.metrics import GatewayMetrics
-from keyturn_workers.gateway.object_routes import Objects
+from keyturn_workers.gateway.object_routes import ObjectRoutes
 from keyturn_workers.gateway.paths import object_path
-from keyturn_workers.gateway.rotation_routes import Rotations
-from keyturn_workers.gateway.staging_quota import StagedBodies
-from keyturn_workers.gateway.upload_limits import UploadLimits, UploadPlaces
-from keyturn_workers.gateway.upload_routes import Uploads
+from keyturn_workers.gateway.rotation_routes import RotationRoutes
+from keyturn_workers.gateway.staging_quota import StagingQuota
+from keyturn_workers.gateway.upload_limits import UploadLimits, UploadSlots
+from keyturn_workers.gateway.upload_routes import UploadRoutes
 from keyturn_workers.sweep import SweepStore
 from tests.unit.keyturn_workers.factories import MASTER_KEYS
 from tests.unit.keyturn_workers.gateway.asgi import Connection, ask
@@ -56,29 +56,29 @@ class Serving:
         limit = ConcurrencyLimit(self.concurrency, self.project_share, "requests")
         self.ledger = StagingLedger(self.staging_max_bytes, self.project_share)
         limits = UploadLimits(
-            UploadPlaces(self.upload_concurrency, self.project_share),
-            StagedBodies(self.bench.storage, "gateway", self.ledger),
+            UploadSlots(self.upload_concurrency, self.project_share),
+            StagingQuota(self.bench.storage, "gateway", self.ledger),
         )
-        uploads = Uploads(
+        uploads = UploadRoutes(
             publisher,
-            self.bench.source,
+            self.bench.opener,
             limits,
             self.metrics,
             max_bytes=self.max_bytes,
             idle_timeout_s=self.idle_timeout_s,
             wait_max_s=self.wait_max_s,
         )
-        objects = Objects(
-            self.bench.gate,
+        objects = ObjectRoutes(
+            self.bench.auth,
             limit,
-            self.bench.source,
+            self.bench.opener,
             uploads.put,
             self.metrics,
             presign_plaintext=self.presign_plaintext,
         )
         self.store = SweepStore(self.bench.storage, MASTER_KEYS)
-        self.rotations = Rotations(
-            self.bench.gate,
+        self.rotations = RotationRoutes(
+            self.bench.auth,
             limit,
             publisher,
             self.store,

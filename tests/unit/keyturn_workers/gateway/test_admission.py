@@ -10,12 +10,12 @@ import pytest
 
 from keyturn.crypto import Secret, kek_id, new_api_key, user_kek
 from keyturn.errors import CodedError, UnauthorizedError
-from keyturn_workers.gateway.auth import Gate
+from keyturn_workers.gateway.auth import Authenticator
 from keyturn_workers.gateway.fair_shares import ConcurrencyLimit
 from keyturn_workers.gateway.keyring_lookups import KeyringLookups
 from keyturn_workers.gateway.metrics import GatewayMetrics
-from keyturn_workers.gateway.object_opener import Source
-from keyturn_workers.gateway.object_routes import Objects
+from keyturn_workers.gateway.object_opener import ObjectOpener
+from keyturn_workers.gateway.object_routes import ObjectRoutes
 from keyturn_workers.keyring import Generation, Keyring, KeyringReader, create_keyring
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.testing.memory_storage import MemoryStorage
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-    from keyturn_workers.gateway.auth import Admitted
+    from keyturn_workers.gateway.auth import Caller
 
 _API_KEY = new_api_key()
 _MASTER = {"m1": Secret(os.urandom(32))}
@@ -52,8 +52,8 @@ class _Watched(MemoryStorage):
         return watched
 
 
-async def _no_put(request: Request, admitted: Admitted, key: str) -> Response:
-    raise AssertionError((request, admitted, key))
+async def _no_put(request: Request, caller: Caller, key: str) -> Response:
+    raise AssertionError((request, caller, key))
 
 
 @pytest.fixture
@@ -71,10 +71,12 @@ async def storage() -> AsyncIterator[_Watched]:
 
 async def _ask(storage: _Watched, method: str, project: str, authorization: str) -> None:
     keyrings = KeyringReader(storage, _MASTER, lease_s=1, cache_s=0)
-    gate = Gate(keyrings, KeyringLookups(keyrings, storage), Secret(b""), cache_s=0, floor_s=0)
-    source = Source(storage, gate, OperatorKeys(_MASTER), v0_max_bytes=1, v0_concurrency=1)
+    auth = Authenticator(
+        keyrings, KeyringLookups(keyrings, storage), Secret(b""), cache_s=0, floor_s=0
+    )
+    opener = ObjectOpener(storage, auth, OperatorKeys(_MASTER), v0_max_bytes=1, v0_concurrency=1)
     limit = ConcurrencyLimit(4, 1.0, "requests")
-    objects = Objects(gate, limit, source, _no_put, GatewayMetrics(), presign_plaintext=True)
+    objects = ObjectRoutes(auth, limit, opener, _no_put, GatewayMetrics(), presign_plaintext=True)
     headers = [(b"authorization", authorization.encode())]
     raw = f"/v1/projects/{project}/objects/x".encode()
     scope = {"type": "http", "method": method, "raw_path": raw, "headers": headers}

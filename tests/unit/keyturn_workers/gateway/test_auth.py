@@ -19,7 +19,7 @@ from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.errors import RefusedError as StorageRefusedError
 from keyturn_workers.gateway import auth as gate_module
 from keyturn_workers.gateway import keyring_lookups as lookups_module
-from keyturn_workers.gateway.auth import NotAdmittedError
+from keyturn_workers.gateway.auth import AuthenticationError
 from keyturn_workers.keyring.model import build
 from keyturn_workers.storage import Headers
 from keyturn_workers.storage import clock as clock_module
@@ -56,15 +56,15 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 async def _refused(bench: Bench, project: str = "acme", *authorization: str) -> None:
     given = list(authorization) or [f"Bearer {WRONG_KEY}"]
     with pytest.raises(UnauthorizedError) as refused:
-        await bench.gate.admit(project, given)
+        await bench.auth.authenticate(project, given)
     assert str(refused.value) == "unauthorized"
 
 
 async def test_the_current_key_is_admitted_by_its_kek() -> None:
     bench = Bench()
-    admitted = await bench.admitted()
-    assert admitted.project == "acme"
-    assert admitted.kek == kek_of(API_KEY) == admitted.observed.desired.user_kek
+    caller = await bench.authenticate()
+    assert caller.project == "acme"
+    assert caller.kek == kek_of(API_KEY) == caller.snapshot.desired.user_kek
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ async def test_the_current_key_is_admitted_by_its_kek() -> None:
     ],
 )
 async def test_the_schemes_name_has_no_case(authorization: list[str]) -> None:
-    assert await Bench().gate.admit("acme", authorization)
+    assert await Bench().auth.authenticate("acme", authorization)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ async def test_the_schemes_name_has_no_case(authorization: list[str]) -> None:
 async def test_everything_else_is_refused(authorization: list[str]) -> None:
     bench = Bench()
     with pytest.raises(UnauthorizedError):
-        await bench.gate.admit("acme", authorization)
+        await bench.auth.authenticate("acme", authorization)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ async def test_a_key_is_its_own_projects_alone() -> None:
     bench = Bench()
     other = ring_of(NEW_API_KEY, "other")
     bench.storage.plant(keyring_s3_key("other"), build(other, MASTER_KEYS), Headers({}))
-    assert await bench.gate.admit("other", [f"Bearer {NEW_API_KEY}"])
+    assert await bench.auth.authenticate("other", [f"Bearer {NEW_API_KEY}"])
     await _refused(bench, "other", f"Bearer {API_KEY}")
     await _refused(bench, "acme", f"Bearer {NEW_API_KEY}")
 
@@ -147,13 +147,13 @@ async def test_an_admin_kek_in_the_keyrings_place_admits_nobody() -> None:
     bench = Bench()
     bench.write_keyring(turned_to(bench.ring, NEW_API_KEY))
     await _refused(bench, "acme", f"Bearer {API_KEY}")
-    assert await bench.admitted(NEW_API_KEY)
+    assert await bench.authenticate(NEW_API_KEY)
 
 
 async def test_nothing_is_read_but_the_keyring() -> None:
     bench = Bench()
     bench.plant_sealed()
-    await bench.admitted()
+    await bench.authenticate()
     for project in ("acme", "other", "No Project"):
         await _refused(bench, project)
     assert set(bench.storage.calls) == {"read"}
@@ -161,23 +161,23 @@ async def test_nothing_is_read_but_the_keyring() -> None:
 
 async def test_a_turned_key_passes_for_the_caches_seconds_and_no_longer(clock: Clock) -> None:
     bench = Bench()
-    await bench.admitted()
+    await bench.authenticate()
     bench.write_keyring(turned_to(bench.ring, NEW_API_KEY))
     clock.now += 2
-    await bench.admitted()
+    await bench.authenticate()
     clock.now += 0.001
     await _refused(bench, "acme", f"Bearer {API_KEY}")
-    await bench.admitted(NEW_API_KEY)
+    await bench.authenticate(NEW_API_KEY)
 
 
 async def test_the_current_key_is_never_refused_right_after_a_rotation(clock: Clock) -> None:
     """It was, for up to the cache's 2 seconds; and from here on the old one is."""
     bench = Bench()
-    await bench.admitted()
+    await bench.authenticate()
     bench.write_keyring(turned_to(bench.ring, NEW_API_KEY))
     clock.now += 0.1
-    await bench.admitted()
-    await bench.admitted(NEW_API_KEY)
+    await bench.authenticate()
+    await bench.authenticate(NEW_API_KEY)
     await _refused(bench, "acme", f"Bearer {API_KEY}")
 
 
@@ -194,14 +194,14 @@ async def test_a_reading_older_than_the_cache_is_joined_by_nobody(clock: Clock) 
         return shown
 
     bench.storage.read = stalls  # type: ignore[method-assign, assignment]
-    early = asyncio.create_task(bench.admitted())
+    early = asyncio.create_task(bench.authenticate())
     await asked.wait()
     bench.write_keyring(turned_to(bench.ring, NEW_API_KEY))
     clock.now += 2.001
-    late = asyncio.create_task(bench.admitted())
+    late = asyncio.create_task(bench.authenticate())
     await asyncio.sleep(0)
     answered.set()
-    assert (await early).observed.keyring.current.generation == 1
+    assert (await early).snapshot.keyring.current.generation == 1
     with pytest.raises(UnauthorizedError):
         await late
 
@@ -214,8 +214,8 @@ async def test_no_refusal_may_be_told_before_the_floor(
     bench = Bench(floor_s=0.03)
     for _ in range(2):  # not from the cache either
         began = time.monotonic()
-        with pytest.raises(NotAdmittedError) as refused:
-            await bench.gate.admit(project, authorization)
+        with pytest.raises(AuthenticationError) as refused:
+            await bench.auth.authenticate(project, authorization)
         assert refused.value.not_before >= began + 0.03
 
 
@@ -229,14 +229,14 @@ async def test_a_read_that_is_slower_than_the_floor_shows_in_multiples_of_it(clo
 
     bench.storage.read = slow  # type: ignore[method-assign, assignment]
     began = clock.now
-    with pytest.raises(NotAdmittedError) as refused:
-        await bench.gate.admit("acme", [])
+    with pytest.raises(AuthenticationError) as refused:
+        await bench.auth.authenticate("acme", [])
     assert refused.value.not_before == pytest.approx(began + 1.0)
 
 
 async def test_a_storage_that_refuses_the_second_look_is_for_later() -> None:
     bench = Bench()
-    admitted = await bench.admitted()
+    caller = await bench.authenticate()
 
     async def refuses(key: str, **how: int) -> object:
         del key, how
@@ -244,7 +244,7 @@ async def test_a_storage_that_refuses_the_second_look_is_for_later() -> None:
 
     bench.storage.read = refuses  # type: ignore[method-assign, assignment]
     with pytest.raises(StorageUnavailableError):
-        await bench.gate.again(admitted)
+        await bench.auth.reauthenticate(caller)
 
 
 async def test_a_keyring_that_does_not_open_is_read_once_in_the_caches_seconds(
@@ -255,17 +255,17 @@ async def test_a_keyring_that_does_not_open_is_read_once_in_the_caches_seconds(
     bench.storage.plant(keyring_s3_key("acme"), b"[]", Headers({}))
     for _ in range(3):
         with pytest.raises(CorruptObjectError) as refused:
-            await bench.gate.admit("acme", [])
+            await bench.auth.authenticate("acme", [])
         assert refused.value.detail == ""
     assert bench.storage.calls == {"read": 1}
     clock.now += 2.001
     bench.write_keyring(bench.ring)
-    assert await bench.admitted()
+    assert await bench.authenticate()
 
 
 async def test_who_is_admitted_does_not_wait() -> None:
     async with asyncio.timeout(5):
-        await Bench(floor_s=60).admitted()
+        await Bench(floor_s=60).authenticate()
 
 
 async def test_a_refusal_derives_one_kek_whatever_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,13 +283,13 @@ async def test_a_refusal_derives_one_kek_whatever_was_sent(monkeypatch: pytest.M
         for authorization in ([], [f"Bearer {WRONG_KEY}"], ["Bearer short"]):
             derived.clear()
             with pytest.raises(UnauthorizedError):
-                await bench.gate.admit(project, authorization)
+                await bench.auth.authenticate(project, authorization)
             assert len(derived) == 1
 
 
 async def test_many_callers_at_once_share_one_read() -> None:
     bench = Bench()
-    callers = [bench.admitted() for _ in range(50)]
+    callers = [bench.authenticate() for _ in range(50)]
     assert len(await asyncio.gather(*callers)) == 50
     assert bench.storage.calls == {"read": 1}
 
@@ -302,8 +302,8 @@ async def test_many_callers_of_a_project_that_there_is_not_share_one_read() -> N
 
 async def test_a_caller_who_goes_does_not_take_the_others_along() -> None:
     bench = Bench()
-    first = asyncio.create_task(bench.admitted())
-    others = [asyncio.create_task(bench.admitted()) for _ in range(3)]
+    first = asyncio.create_task(bench.authenticate())
+    others = [asyncio.create_task(bench.authenticate()) for _ in range(3)]
     await asyncio.sleep(0)
     first.cancel()
     assert len(await asyncio.gather(*others)) == 3
@@ -316,7 +316,7 @@ async def test_a_project_is_admitted_from_its_enrolment_on() -> None:
     await _refused(bench, "late")
     ring = ring_of(API_KEY, "late")
     bench.storage.plant(keyring_s3_key("late"), build(ring, MASTER_KEYS), Headers({}))
-    assert await bench.gate.admit("late", [f"Bearer {API_KEY}"])
+    assert await bench.auth.authenticate("late", [f"Bearer {API_KEY}"])
 
 
 async def test_memory_of_what_does_not_open_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,16 +325,16 @@ async def test_memory_of_what_does_not_open_is_bounded(monkeypatch: pytest.Monke
     for number in range(30):
         bench.storage.plant(keyring_s3_key(f"bad-{number}"), b"{}", Headers({}))
         with pytest.raises(CorruptObjectError):
-            await bench.gate.admit(f"bad-{number}", [])
-    assert list(bench.gate._failed) == [f"bad-{number}" for number in range(20, 30)]
+            await bench.auth.authenticate(f"bad-{number}", [])
+    assert list(bench.auth._failed) == [f"bad-{number}" for number in range(20, 30)]
 
 
 async def test_nothing_is_kept_of_projects_that_there_are_not() -> None:
     bench = Bench()
-    await bench.admitted()
+    await bench.authenticate()
     await asyncio.gather(*(_refused(bench, f"made-up-{number}") for number in range(200)))
-    assert bench.gate._reading == {}
-    assert not bench.gate._failed
+    assert bench.auth._reading == {}
+    assert not bench.auth._failed
     assert set(bench.keyrings._lines) == {"acme"}
     assert bench.lookups._unsent == {}
     assert bench.lookups._next is None
@@ -349,7 +349,7 @@ async def test_a_forged_keyring_admits_nobody_and_is_told_as_such() -> None:
         bench.storage.plant(keyring_s3_key("acme"), body, Headers({}))
         for key in (API_KEY, WRONG_KEY):
             with pytest.raises(CorruptObjectError):
-                await bench.admitted(key)
+                await bench.authenticate(key)
 
 
 async def test_a_keyring_under_a_master_key_that_is_not_held_is_for_later() -> None:
@@ -359,34 +359,34 @@ async def test_a_keyring_under_a_master_key_that_is_not_held_is_for_later() -> N
     body = build(type(ring)("acme", "m3", ring.current), keys)
     bench.storage.plant(keyring_s3_key("acme"), body, Headers({}))
     with pytest.raises(UnknownMasterKeyError):
-        await bench.admitted()
+        await bench.authenticate()
 
 
 async def test_a_storage_that_fails_admits_nobody_and_is_asked_again() -> None:
     bench = Bench()
     bench.storage.fail_next("read", StorageUnavailableError("down"))
     with pytest.raises(StorageUnavailableError):
-        await bench.admitted()
-    await bench.admitted()
+        await bench.authenticate()
+    await bench.authenticate()
 
 
 async def test_a_second_look_begins_now() -> None:
     bench = Bench()
-    admitted = await bench.admitted()
-    again = await bench.gate.again(admitted)
-    assert again.kek == admitted.kek
+    caller = await bench.authenticate()
+    again = await bench.auth.reauthenticate(caller)
+    assert again.kek == caller.kek
     bench.write_keyring(turned_to(bench.ring, NEW_API_KEY))
     with pytest.raises(UnauthorizedError):
-        await bench.gate.again(admitted)
+        await bench.auth.reauthenticate(caller)
     await bench.storage.delete(keyring_s3_key("acme"))
     with pytest.raises(UnauthorizedError):
-        await bench.gate.again(admitted)
+        await bench.auth.reauthenticate(caller)
 
 
 async def test_no_secret_shows() -> None:
     bench = Bench()
-    admitted = await bench.admitted()
+    caller = await bench.authenticate()
     secrets = [API_KEY, kek_of(API_KEY).reveal().hex(), repr(kek_of(API_KEY).reveal())]
     secrets += [repr(MASTER_KEYS["m1"].reveal()), repr(bench.desired.admin_kek.reveal())]
-    for shown in (repr(admitted), repr(vars(bench.gate)), str(admitted)):
+    for shown in (repr(caller), repr(vars(bench.auth)), str(caller)):
         assert not [secret for secret in secrets if secret in shown]

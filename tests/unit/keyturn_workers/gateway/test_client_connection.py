@@ -11,9 +11,9 @@ from keyturn_workers.gateway.client_connection import (
     ClientGoneError,
     ClientSlowError,
     abort,
-    body_of,
-    patient,
-    while_connected,
+    read_body,
+    run_while_connected,
+    with_send_timeout,
 )
 
 if TYPE_CHECKING:
@@ -53,10 +53,10 @@ async def test_sending_is_given_up_where_nothing_is_taken() -> None:
         del message
         await _never()
 
-    await patient(takes, {}, 5)(_BODY)
+    await with_send_timeout(takes, {}, 5)(_BODY)
     assert sent == [_BODY]
     with pytest.raises(ClientSlowError):
-        await patient(takes_nothing, {}, 0.01)(_BODY)
+        await with_send_timeout(takes_nothing, {}, 0.01)(_BODY)
 
 
 async def test_what_fails_while_sending_is_raised_as_it_is() -> None:
@@ -64,7 +64,7 @@ async def test_what_fails_while_sending_is_raised_as_it_is() -> None:
         raise OSError(str(message["type"]))
 
     with pytest.raises(OSError, match="body"):
-        await patient(fails, {}, 5)(_BODY)
+        await with_send_timeout(fails, {}, 5)(_BODY)
 
 
 async def test_an_answer_is_sent_to_its_end_while_somebody_is_there() -> None:
@@ -75,7 +75,7 @@ async def test_an_answer_is_sent_to_its_end_while_somebody_is_there() -> None:
         done.append(1)
 
     # What is left of the request's body is passed over.
-    await while_connected(_receiving(_piece(b"left"), _piece(b"", more=False)), sending())
+    await run_while_connected(_receiving(_piece(b"left"), _piece(b"", more=False)), sending())
     assert done == [1]
 
 
@@ -89,7 +89,7 @@ async def test_who_goes_ends_what_is_being_sent() -> None:
             ended.set()
 
     with pytest.raises(ClientGoneError):
-        await while_connected(_receiving(_piece(b"x"), _GONE), sending())
+        await run_while_connected(_receiving(_piece(b"x"), _GONE), sending())
     assert ended.is_set()
 
 
@@ -97,7 +97,7 @@ async def test_who_goes_once_all_is_sent_has_taken_it() -> None:
     async def sending() -> None:
         pass
 
-    await while_connected(_receiving(_GONE), sending())
+    await run_while_connected(_receiving(_GONE), sending())
 
 
 async def test_what_fails_is_raised_and_nothing_is_left_running() -> None:
@@ -107,7 +107,7 @@ async def test_what_fails_is_raised_and_nothing_is_left_running() -> None:
 
     before = asyncio.all_tasks()
     with pytest.raises(ValueError, match="why"):
-        await while_connected(_receiving(), sending())
+        await run_while_connected(_receiving(), sending())
     assert asyncio.all_tasks() == before
 
 
@@ -122,7 +122,7 @@ async def test_whoever_is_cancelled_takes_the_sending_along() -> None:
             ended.set()
 
     before = asyncio.all_tasks()
-    task = asyncio.create_task(while_connected(_receiving(), sending()))
+    task = asyncio.create_task(run_while_connected(_receiving(), sending()))
     await began.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -132,7 +132,7 @@ async def test_whoever_is_cancelled_takes_the_sending_along() -> None:
 
 
 async def _taken(receive: Receive, idle_timeout_s: float = 5) -> list[bytes]:
-    return [piece async for piece in body_of(receive, idle_timeout_s)]
+    return [piece async for piece in read_body(receive, idle_timeout_s)]
 
 
 async def test_a_body_is_its_pieces_but_the_empty_ones() -> None:
@@ -143,7 +143,7 @@ async def test_a_body_is_its_pieces_but_the_empty_ones() -> None:
 
 
 async def test_a_body_that_is_cut_never_looks_whole() -> None:
-    taking = body_of(_receiving(_piece(b"a"), _GONE), 5)
+    taking = read_body(_receiving(_piece(b"a"), _GONE), 5)
     assert await anext(taking) == b"a"
     with pytest.raises(ClientGoneError, match="closed"):
         await anext(taking)

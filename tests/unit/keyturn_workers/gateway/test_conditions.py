@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.datastructures import Headers
 
-from keyturn_workers.gateway.conditions import Verdict, are_asked, http_time, range_holds, verdict
+from keyturn_workers.gateway.conditions import (
+    Outcome,
+    evaluate,
+    format_http_date,
+    has_conditions,
+    if_range_matches,
+)
 
 ETAG = '"abc"'
 MODIFIED = datetime(2026, 11, 24, 10, 0, 0, 700_000, tzinfo=UTC)
@@ -22,8 +28,8 @@ def _headers(*pairs: tuple[str, str]) -> Headers:
     return Headers(raw=[(name.encode(), value.encode("latin-1")) for name, value in pairs])
 
 
-def _verdict(*pairs: tuple[str, str]) -> Verdict:
-    return verdict(_headers(*pairs), ETAG, MODIFIED)
+def _verdict(*pairs: tuple[str, str]) -> Outcome:
+    return evaluate(_headers(*pairs), ETAG, MODIFIED)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +89,7 @@ def test_lists_may_come_in_several_lines() -> None:
         ("Tue, 24 Nov 2026 25:00:00 GMT", "serve", "serve"),
     ],
 )
-def test_times(told: str, unmodified_since: Verdict, modified_since: Verdict) -> None:
+def test_times(told: str, unmodified_since: Outcome, modified_since: Outcome) -> None:
     assert _verdict(("if-unmodified-since", told)) == unmodified_since
     assert _verdict(("if-modified-since", told)) == modified_since
 
@@ -105,9 +111,9 @@ def test_times(told: str, unmodified_since: Verdict, modified_since: Verdict) ->
         ([], "serve"),
     ],
 )
-def test_precedence(pairs: list[tuple[str, str]], expected: Verdict) -> None:
+def test_precedence(pairs: list[tuple[str, str]], expected: Outcome) -> None:
     assert _verdict(*pairs) == expected
-    assert are_asked(_headers(*pairs)) == bool(pairs)
+    assert has_conditions(_headers(*pairs)) == bool(pairs)
 
 
 @pytest.mark.parametrize(
@@ -130,27 +136,27 @@ def test_precedence(pairs: list[tuple[str, str]], expected: Verdict) -> None:
 def test_if_range(value: str, *, holds: bool) -> None:
     long_ago = MODIFIED - timedelta(days=365)
     told = value.replace("Tue, 24 Nov 2026", f"{long_ago:%a, %d %b %Y}")
-    assert range_holds(_headers(("if-range", told)), ETAG, long_ago) is holds
-    assert range_holds(_headers(), ETAG, long_ago)
-    assert not are_asked(_headers(("if-range", value)))
+    assert if_range_matches(_headers(("if-range", told)), ETAG, long_ago) is holds
+    assert if_range_matches(_headers(), ETAG, long_ago)
+    assert not has_conditions(_headers(("if-range", value)))
 
 
 def test_a_time_is_no_strong_validator_of_what_was_just_written() -> None:
     """Written twice within a second, two bodies share their time (RFC 9110, 8.8.2.2)."""
     now = datetime.now(UTC)
-    assert not range_holds(_headers(("if-range", http_time(now))), ETAG, now)
-    assert range_holds(_headers(("if-range", ETAG)), ETAG, now)
+    assert not if_range_matches(_headers(("if-range", format_http_date(now))), ETAG, now)
+    assert if_range_matches(_headers(("if-range", ETAG)), ETAG, now)
 
 
 @given(st.datetimes(timezones=st.just(UTC)))
 def test_a_time_as_written_is_the_one_that_is_meant(instant: datetime) -> None:
-    told = http_time(instant)
-    assert verdict(_headers(("if-modified-since", told)), ETAG, instant) == "not_modified"
-    assert verdict(_headers(("if-unmodified-since", told)), ETAG, instant) == "serve"
+    told = format_http_date(instant)
+    assert evaluate(_headers(("if-modified-since", told)), ETAG, instant) == "not_modified"
+    assert evaluate(_headers(("if-unmodified-since", told)), ETAG, instant) == "serve"
 
 
 def test_a_time_is_written_in_gmt_to_the_second() -> None:
-    assert http_time(MODIFIED) == AT
+    assert format_http_date(MODIFIED) == AT
 
 
 _ASCII = st.text(st.characters(max_codepoint=255), max_size=40)
@@ -162,5 +168,5 @@ _ASCII = st.text(st.characters(max_codepoint=255), max_size=40)
 )
 def test_whatever_is_sent_there_is_a_verdict(name: str, value: str) -> None:
     headers = _headers((name, value))
-    assert verdict(headers, ETAG, MODIFIED) in ("serve", "not_modified", "failed")
-    range_holds(_headers(("if-range", value)), ETAG, MODIFIED)
+    assert evaluate(headers, ETAG, MODIFIED) in ("serve", "not_modified", "failed")
+    if_range_matches(_headers(("if-range", value)), ETAG, MODIFIED)

@@ -96,7 +96,7 @@ def _made_up(path: str, method: str, max_examples: int) -> Callable[..., _Decora
     cases = operation.as_strategy() | operation.as_strategy(
         generation_mode=schemathesis.GenerationMode.NEGATIVE
     )
-    bounded = settings(
+    make_protocol_class = settings(
         max_examples=max_examples,
         derandomize=True,
         database=None,
@@ -106,7 +106,7 @@ def _made_up(path: str, method: str, max_examples: int) -> Callable[..., _Decora
     )
 
     def with_more(*more: st.SearchStrategy[Any]) -> _Decorator:
-        return lambda test: bounded(given(cases, *more)(test))  # type: ignore[no-untyped-call]
+        return lambda test: make_protocol_class(given(cases, *more)(test))  # type: ignore[no-untyped-call]
 
     return with_more
 

@@ -32,9 +32,9 @@ def test_a_project_at_its_share_is_refused_and_no_other_one() -> None:
         with pytest.raises(TooManyRequestsError), limit.hold("a"):
             pass
         with limit.hold("b"):
-            assert limit.taken == 3
+            assert limit.in_use == 3
     with limit.hold("a"):
-        assert limit.taken == 1
+        assert limit.in_use == 1
 
 
 def test_all_are_refused_only_where_all_is_taken() -> None:
@@ -44,7 +44,7 @@ def test_all_are_refused_only_where_all_is_taken() -> None:
     for project in ("a", "c"):
         with pytest.raises(GatewayBusyError):
             limit.take(project)
-    limit.give_back("b")
+    limit.release("b")
     limit.take("c")
 
 
@@ -54,7 +54,7 @@ def test_nothing_is_kept_of_who_holds_nothing(steps: list[tuple[str, bool]]) -> 
     held: list[str] = []
     for project, takes in steps:
         if not takes and project in held:
-            limit.give_back(project)
+            limit.release(project)
             held.remove(project)
         elif takes and held.count(project) < 3 and len(held) < 6:
             limit.take(project)
@@ -62,7 +62,7 @@ def test_nothing_is_kept_of_who_holds_nothing(steps: list[tuple[str, bool]]) -> 
         elif takes:
             with pytest.raises((TooManyRequestsError, GatewayBusyError)):
                 limit.take(project)
-        assert limit.taken == len(held)
+        assert limit.in_use == len(held)
         assert set(limit._held) == set(held)
 
 

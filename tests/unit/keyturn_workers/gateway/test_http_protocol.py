@@ -12,7 +12,11 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from keyturn_workers.gateway.client_connection import abort
-from keyturn_workers.gateway.http_protocol import PIPELINED_MAX, GatewayProtocol, bounded
+from keyturn_workers.gateway.http_protocol import (
+    PIPELINED_MAX,
+    GatewayProtocol,
+    make_protocol_class,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -244,7 +248,7 @@ async def test_a_connection_that_nobody_uses_makes_room() -> None:
     config = uvicorn.Config(_answers, lifespan="off", log_config=None, access_log=False)
     config.load()
     state, loop = ServerState(), asyncio.get_running_loop()
-    kind = bounded(head_timeout_s=60, idle_timeout_s=60, max_connections=3)
+    kind = make_protocol_class(head_timeout_s=60, idle_timeout_s=60, max_connections=3)
     server = await loop.create_server(
         lambda: kind(config=config, server_state=state, app_state={}), "127.0.0.1", 0
     )

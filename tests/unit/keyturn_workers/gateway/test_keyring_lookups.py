@@ -41,7 +41,7 @@ def _enrol(bench: Bench, project: str, api_key: str = API_KEY) -> None:
 
 async def _refused(bench: Bench, project: str, authorization: str = _WRONG) -> None:
     with pytest.raises(UnauthorizedError):
-        await bench.gate.admit(project, [authorization])
+        await bench.auth.authenticate(project, [authorization])
 
 
 async def test_made_up_projects_cost_a_few_requests_and_not_one_each() -> None:
@@ -58,7 +58,7 @@ async def test_made_up_projects_cost_a_few_requests_and_not_one_each() -> None:
 async def test_wrong_keys_of_projects_that_there_are_cost_no_more(spent: Bench) -> None:
     for number in range(50):
         _enrol(spent, f"project-{number}")
-        await spent.gate.admit(f"project-{number}", [f"Bearer {API_KEY}"])
+        await spent.auth.authenticate(f"project-{number}", [f"Bearer {API_KEY}"])
     spent.storage.calls.clear()
     for _ in range(5):
         await asyncio.gather(*(_refused(spent, f"project-{n % 50}") for n in range(500)))
@@ -69,24 +69,24 @@ async def test_wrong_keys_of_projects_that_there_are_cost_no_more(spent: Bench) 
 
 async def test_the_right_key_is_admitted_however_many_wrong_ones_ask(spent: Bench) -> None:
     """One of a project that this process never read, and one of a key turned a moment ago."""
-    await spent.admitted()
+    await spent.authenticate()
     spent.write_keyring(turned_to(spent.ring, NEW_API_KEY))
     _enrol(spent, "first-timer")
     flood = [asyncio.create_task(_refused(spent, f"made-up-{number}")) for number in range(500)]
     await asyncio.sleep(0)
     async with asyncio.timeout(5):
-        assert await spent.gate.admit("first-timer", [f"Bearer {API_KEY}"])
-        assert await spent.admitted(NEW_API_KEY)
+        assert await spent.auth.authenticate("first-timer", [f"Bearer {API_KEY}"])
+        assert await spent.authenticate(NEW_API_KEY)
         await _refused(spent, "acme", f"Bearer {API_KEY}")
     await asyncio.gather(*flood)
 
 
 async def test_who_is_known_by_its_key_waits_for_no_lookup(spent: Bench) -> None:
-    await spent.admitted()
+    await spent.authenticate()
     flood = [asyncio.create_task(_refused(spent, f"made-up-{number}")) for number in range(500)]
     await asyncio.sleep(0)
     looked_up = spent.storage.calls["list"]
-    await spent.admitted()
+    await spent.authenticate()
     assert spent.storage.calls["list"] == looked_up
     await asyncio.gather(*flood)
 
@@ -109,7 +109,7 @@ async def test_a_listing_that_was_sent_before_a_caller_came_says_nothing_about_i
     early = asyncio.create_task(_refused(spent, "late"))
     await sent.wait()
     _enrol(spent, "late")
-    late = asyncio.create_task(spent.gate.admit("late", [f"Bearer {API_KEY}"]))
+    late = asyncio.create_task(spent.auth.authenticate("late", [f"Bearer {API_KEY}"]))
     await asyncio.sleep(0)
     answered.set()
     await early
@@ -123,19 +123,19 @@ async def test_a_lookup_that_takes_too_long_is_for_later(
     monkeypatch.setattr(keyring_lookups, "LOOKUP_TIMEOUT_S", 0.02)
     spent.lookups._list_at = float("inf")
     with pytest.raises(StorageUnavailableError):
-        await spent.gate.admit("acme", [_WRONG])
+        await spent.auth.authenticate("acme", [_WRONG])
 
 
 @pytest.mark.parametrize("error", [StorageUnavailableError("down"), StorageRefusedError("denied")])
 async def test_a_storage_that_lists_nothing_refuses_nobody(spent: Bench, error: Exception) -> None:
     spent.storage.fail_next("list", error)
     with pytest.raises(StorageUnavailableError):
-        await spent.gate.admit("acme", [f"Bearer {API_KEY}"])
-    assert await spent.admitted()
+        await spent.auth.authenticate("acme", [f"Bearer {API_KEY}"])
+    assert await spent.authenticate()
 
 
 async def test_callers_of_one_project_share_a_lookup(spent: Bench) -> None:
-    results = await asyncio.gather(*(spent.admitted() for _ in range(50)))
+    results = await asyncio.gather(*(spent.authenticate() for _ in range(50)))
     assert len(results) == 50
     assert spent.storage.calls == {"list": 1, "read": 1}
 
@@ -153,13 +153,13 @@ async def test_who_holds_the_right_key_joins_a_read_that_is_under_way() -> None:
         return shown
 
     bench.storage.read = stalls  # type: ignore[method-assign]
-    early = asyncio.create_task(bench.admitted())
+    early = asyncio.create_task(bench.authenticate())
     await sent.wait()
     bench.write_keyring(turned_to(bench.ring, NEW_API_KEY))
-    late = asyncio.create_task(bench.admitted())
+    late = asyncio.create_task(bench.authenticate())
     await asyncio.sleep(0)
     answered.set()
     for task in (early, late):
-        assert (await task).observed.keyring.current.generation == 1
+        assert (await task).snapshot.keyring.current.generation == 1
     assert bench.storage.calls == {"read": 1}
     assert bench.lookups._under_way == {}

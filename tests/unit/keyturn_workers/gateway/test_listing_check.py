@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from keyturn.errors import StorageUnavailableError
 from keyturn_workers.errors import RefusedError
-from keyturn_workers.gateway.listing_check import learn_listings
+from keyturn_workers.gateway.listing_check import detect_listing_support
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.storage.test_probe import ListsLate
 
@@ -25,25 +25,25 @@ class Closed(MemoryStorage):
 
 async def test_a_storage_whose_listings_show_overwrites_is_known() -> None:
     storage = Closed()
-    await learn_listings(storage, "gateway")
+    await detect_listing_support(storage, "gateway")
     assert storage.capabilities.listings_show_overwrites
     assert storage.stored_keys() == []
 
 
 async def test_one_whose_listings_are_late_is_not_relied_on() -> None:
     storage = ListsLate()
-    await learn_listings(storage, "gateway")
+    await detect_listing_support(storage, "gateway")
     assert not storage.capabilities.listings_show_overwrites
 
 
 async def test_a_storage_that_does_not_answer_is_asked_again() -> None:
     storage = MemoryStorage()
     storage.fail_next("put", StorageUnavailableError("down"), times=20)
-    await learn_listings(storage, "gateway", again_s=0)
+    await detect_listing_support(storage, "gateway", again_s=0)
     assert storage.capabilities.listings_show_overwrites
 
 
 async def test_a_gateway_that_may_not_write_reads_one_by_one() -> None:
     storage = Closed()
-    await learn_listings(storage, "web")
+    await detect_listing_support(storage, "web")
     assert not storage.capabilities.listings_show_overwrites

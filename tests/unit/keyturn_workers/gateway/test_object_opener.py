@@ -70,12 +70,12 @@ async def test_size_and_tag_are_told_however_it_is_opened(
 ) -> None:
     bench = Bench()
     body = bench.plant_sealed(PLAINTEXT[:size])
-    async with bench.opened(start_bytes) as found:
-        assert isinstance(found, Encrypted)
-        assert found.size_bytes == size
-        assert found.etag == f'"{body[24:56].hex()}"'
-        await found.prove()
-        async with aclosing(found.whole()) as pieces:
+    async with bench.opened(start_bytes) as reader:
+        assert isinstance(reader, Encrypted)
+        assert reader.size_bytes == size
+        assert reader.etag == f'"{body[24:56].hex()}"'
+        await reader.verify()
+        async with aclosing(reader.read_all()) as pieces:
             assert b"".join([bytes(piece) async for piece in pieces]) == PLAINTEXT[:size]
 
 
@@ -106,9 +106,9 @@ async def test_one_byte_costs_the_header_and_two_chunks(first: int, start_bytes:
     bench.plant_sealed(PLAINTEXT)
     if start_bytes == START_BYTES and first >= CHUNK:
         return  # the first chunk is read along only where it is wanted
-    async with bench.opened(start_bytes) as found:
-        await found.prove()
-        given = b"".join([bytes(p) async for p in found.pieces(Span(first, first + 1))])
+    async with bench.opened(start_bytes) as reader:
+        await reader.verify()
+        given = b"".join([bytes(p) async for p in reader.read_range(Span(first, first + 1))])
     assert given == PLAINTEXT[first : first + 1]
     assert bench.storage.asked_bytes <= HEADER_BYTES + 2 * SEALED_CHUNK_BYTES
 
@@ -116,18 +116,18 @@ async def test_one_byte_costs_the_header_and_two_chunks(first: int, start_bytes:
 async def test_proving_twice_reads_once() -> None:
     bench = Bench()
     bench.plant_sealed(PLAINTEXT)
-    async with bench.opened(HEADER_BYTES) as found:
-        await found.prove()
-        await found.prove()
+    async with bench.opened(HEADER_BYTES) as reader:
+        await reader.verify()
+        await reader.verify()
     assert len(bench.storage.streamed) == 1
 
 
 async def test_a_range_of_what_is_not_proven_is_a_mistake_of_ours() -> None:
     bench = Bench()
     bench.plant_sealed(PLAINTEXT)
-    async with bench.opened(HEADER_BYTES) as found:
+    async with bench.opened(HEADER_BYTES) as reader:
         with pytest.raises(RuntimeError, match="proven"):
-            await anext(found.pieces(Span(0, 1)))
+            await anext(reader.read_range(Span(0, 1)))
 
 
 def _flips(size: int) -> list[int]:
@@ -177,7 +177,7 @@ async def test_any_cut_or_added_end_is_told_and_the_last_piece_is_kept_back(size
 
 @pytest.mark.parametrize("size", [16 * CHUNK, 32 * CHUNK, 17 * CHUNK + 5])
 async def test_the_last_piece_is_given_out_only_once_the_end_has_authenticated(size: int) -> None:
-    """Broken variant: `whole` giving out each piece as it comes. A clean length would be met."""
+    """Broken variant: `read_all` giving out each piece as it comes. A clean length would be met."""
     bench = Bench()
     body = bytearray(bench.plant_sealed(PLAINTEXT[:size]))
     metadata = dict((await bench.storage.head(TARGET)).metadata)
@@ -204,8 +204,8 @@ async def test_a_length_is_told_only_where_the_last_chunk_opens(size: int) -> No
         bench.plant(metadata, changed)
         for start_bytes in (HEADER_BYTES, START_BYTES):
             with pytest.raises(CorruptObjectError):
-                async with bench.opened(start_bytes) as found:
-                    await found.prove()
+                async with bench.opened(start_bytes) as reader:
+                    await reader.verify()
 
 
 async def test_chunks_that_change_places_or_come_from_elsewhere_are_told() -> None:
@@ -301,11 +301,11 @@ async def _read_while(bench: Bench, happens: Any) -> tuple[bytearray, BaseExcept
     """A read during which something happens once its first connection has broken."""
     bench.storage.breaks = [HEADER_BYTES + 17 * SEALED_CHUNK_BYTES]
     given = bytearray()
-    admitted = await bench.admitted()
-    async with bench.source.open(admitted, KEY, start_bytes=None) as found:
+    caller = await bench.authenticate()
+    async with bench.opener.open(caller, KEY, start_bytes=None) as reader:
         bench.storage.before_next("stream", happens)
         try:
-            async for piece in found.whole():
+            async for piece in reader.read_all():
                 given += piece
         except CodedError as exc:
             return given, exc
@@ -357,17 +357,17 @@ async def test_an_object_that_goes_or_shrinks_meanwhile_ends_the_read() -> None:
 async def test_what_is_proven_and_then_replaced_is_never_mixed_either() -> None:
     bench = Bench()
     bench.plant_sealed(PLAINTEXT)
-    async with bench.opened(HEADER_BYTES) as found:
-        await found.prove()
+    async with bench.opened(HEADER_BYTES) as reader:
+        await reader.verify()
         bench.plant_sealed(os.urandom(len(PLAINTEXT)))
         with pytest.raises(CorruptObjectError):
-            await anext(found.pieces(Span(CHUNK, 2 * CHUNK)))
+            await anext(reader.read_range(Span(CHUNK, 2 * CHUNK)))
 
 
 async def test_a_reader_that_leaves_closes_the_storages_connection() -> None:
     bench = Bench()
     bench.plant_sealed(PLAINTEXT)
-    async with bench.opened() as found, aclosing(found.whole()) as pieces:
+    async with bench.opened() as reader, aclosing(reader.read_all()) as pieces:
         await anext(pieces)
         assert bench.storage.open_streams == 1
     assert bench.storage.open_streams == 0
@@ -391,8 +391,8 @@ async def test_where_there_is_nothing_to_read(start_bytes: int | None) -> None:
 async def test_no_key_and_no_plaintext_show() -> None:
     bench = Bench()
     bench.plant_sealed(b"a secret plaintext")
-    async with bench.opened() as found:
-        await found.prove()
-        shown = repr(found)
+    async with bench.opened() as reader:
+        await reader.verify()
+        shown = repr(reader)
     assert "secret" not in shown
     assert "start=" not in shown

@@ -49,9 +49,9 @@ DEK = new_dek()
 
 
 async def _opened(bench: Bench, start_bytes: int | None, api_key: str) -> None:
-    async with bench.opened(start_bytes, api_key) as found:
-        assert isinstance(found, Legacy)  # which opens only once it has to
-        await found.prove()
+    async with bench.opened(start_bytes, api_key) as reader:
+        assert isinstance(reader, Legacy)  # which opens only once it has to
+        await reader.verify()
 
 
 async def _raises(bench: Bench, error: type[CodedError], api_key: str = API_KEY) -> str:
@@ -92,19 +92,19 @@ async def test_an_object_not_yet_swept_is_read_by_its_admin_wrap() -> None:
     bench = Bench()
     bench.plant_sealed(PLAINTEXT)
     bench.write_keyring(turned_to(bench.ring, NEW_API_KEY))
-    async with bench.opened(api_key=NEW_API_KEY) as found:
-        assert b"".join([bytes(piece) async for piece in found.whole()]) == PLAINTEXT
+    async with bench.opened(api_key=NEW_API_KEY) as reader:
+        assert b"".join([bytes(piece) async for piece in reader.read_all()]) == PLAINTEXT
     assert bench.storage.calls["read"] == 1  # an older object asks for no second look
     with pytest.raises(UnauthorizedError):
-        await bench.admitted(API_KEY)
+        await bench.authenticate(API_KEY)
 
 
 async def test_an_object_under_a_master_key_that_is_being_rotated_out_is_read() -> None:
     bench = Bench()
     bench.plant_sealed(PLAINTEXT)
     bench.write_keyring(replace(turned_to(bench.ring, NEW_API_KEY), master_key="m2"))
-    async with bench.opened(api_key=NEW_API_KEY) as found:
-        assert found.size_bytes == len(PLAINTEXT)
+    async with bench.opened(api_key=NEW_API_KEY) as reader:
+        assert reader.size_bytes == len(PLAINTEXT)
 
 
 async def test_wraps_that_open_under_no_key_at_hand() -> None:
@@ -167,23 +167,23 @@ async def test_a_tombstone_is_not_found_whatever_it_holds() -> None:
 async def test_an_object_newer_than_the_keyring_in_the_cache_turns_its_old_key_away() -> None:
     """The keyring turned and the object followed, all within the cache's seconds."""
     bench = Bench()
-    await bench.admitted()
+    await bench.authenticate()
     bench.write_keyring(turned_to(bench.ring, NEW_API_KEY))
     bench.plant_sealed(PLAINTEXT)
     await _raises(bench, UnauthorizedError)
-    async with bench.opened(api_key=NEW_API_KEY) as found:
-        assert found.size_bytes == len(PLAINTEXT)
+    async with bench.opened(api_key=NEW_API_KEY) as reader:
+        assert reader.size_bytes == len(PLAINTEXT)
 
 
 async def test_a_v0_body_newer_than_the_keyring_in_the_cache_turns_its_old_key_away_too() -> None:
     """Its user wrap opens by the KEK of its own generation, which the old reading lacks."""
     bench = Bench()
-    await bench.admitted()
+    await bench.authenticate()
     bench.write_keyring(turned_to(bench.ring, NEW_API_KEY))
     bench.plant_swept_v0(PLAINTEXT, DEK, bench.desired)
     await _raises(bench, UnauthorizedError)
-    async with bench.opened(api_key=NEW_API_KEY) as found:
-        assert found.size_bytes == len(PLAINTEXT)
+    async with bench.opened(api_key=NEW_API_KEY) as reader:
+        assert reader.size_bytes == len(PLAINTEXT)
 
 
 async def test_an_object_newer_than_the_keyring_that_stands_is_a_rollback() -> None:
@@ -213,11 +213,11 @@ async def test_plaintext_stands_only_where_it_is_allowed() -> None:
     bench = Bench()
     bench.allow(plaintext=True)
     bench.plant({"enc-upload": "x"}, PLAINTEXT)
-    async with bench.opened(56) as found:
-        assert isinstance(found, Plaintext)
-        await found.prove()
+    async with bench.opened(56) as reader:
+        assert isinstance(reader, Plaintext)
+        await reader.verify()
         etag = (await bench.storage.head(TARGET)).etag
-        assert (found.etag, found.size_bytes) == (f'"{etag}"', len(PLAINTEXT))
+        assert (reader.etag, reader.size_bytes) == (f'"{etag}"', len(PLAINTEXT))
     assert await bench.read() == PLAINTEXT
     assert await bench.read(Span(5, 70_001)) == PLAINTEXT[5:70_001]
     assert bench.storage.streamed[-1] == (5, 69_996, etag)
@@ -237,13 +237,13 @@ async def test_plaintext_that_is_replaced_or_goes_meanwhile_is_never_mixed() -> 
         bench = Bench()
         bench.allow(plaintext=True)
         bench.plant({}, PLAINTEXT)
-        async with bench.opened(56) as found:
+        async with bench.opened(56) as reader:
             if removed:
                 await bench.storage.delete(TARGET)
             else:
                 bench.plant({}, os.urandom(len(PLAINTEXT)))
             with pytest.raises(StorageUnavailableError):
-                await anext(found.pieces(Span(0, 10)))
+                await anext(reader.read_range(Span(0, 10)))
 
 
 @pytest.mark.parametrize("kind", ["plaintext", "v0"])
@@ -256,9 +256,9 @@ async def test_what_is_read_anew_holds_one_connection_and_not_two(kind: str) -> 
     else:
         bench.plant_v0(PLAINTEXT, DEK, DEK)
     most = 0
-    async with bench.opened() as found:
+    async with bench.opened() as reader:
         assert bench.storage.open_streams == 0
-        async for _ in found.whole():
+        async for _ in reader.read_all():
             most = max(most, bench.storage.open_streams)
     assert most <= 1
 
@@ -275,10 +275,10 @@ async def test_v0_objects_open_by_either_of_their_wraps(
     bench = Bench()
     bench.allow(v0=True)
     bench.plant_v0(PLAINTEXT, user, admin)
-    async with bench.opened() as found:
-        assert isinstance(found, Legacy)
+    async with bench.opened() as reader:
+        assert isinstance(reader, Legacy)
         etag = (await bench.storage.head(TARGET)).etag
-        assert (found.etag, found.size_bytes) == (f'"{etag}"', len(PLAINTEXT))
+        assert (reader.etag, reader.size_bytes) == (f'"{etag}"', len(PLAINTEXT))
     assert await bench.read() == PLAINTEXT
     assert await bench.read(Span(7, 99_000)) == PLAINTEXT[7:99_000]
     assert bench.storage.open_streams == 0
@@ -345,8 +345,8 @@ async def test_v0_bodies_are_held_a_few_at_once() -> None:
     leave, opened = asyncio.Event(), asyncio.Semaphore(0)
 
     async def reader() -> None:
-        async with bench.opened() as found:
-            await found.prove()
+        async with bench.opened() as reader:
+            await reader.verify()
             opened.release()
             await leave.wait()
 
@@ -368,11 +368,11 @@ async def test_a_v0_body_that_changes_meanwhile_is_told() -> None:
     async def replaced() -> None:
         bench.plant_v0(PLAINTEXT, DEK, DEK)
 
-    await bench.admitted()
+    await bench.authenticate()
     bench.storage.before_next("stream", replaced)
     with pytest.raises(StorageUnavailableError):
-        async with bench.opened(56) as found:
-            await found.prove()
+        async with bench.opened(56) as reader:
+            await reader.verify()
 
 
 async def test_nobody_waits_long_for_a_place_among_v0_bodies(
@@ -383,11 +383,11 @@ async def test_nobody_waits_long_for_a_place_among_v0_bodies(
     bench.allow(v0=True)
     bench.plant_v0(PLAINTEXT, DEK, DEK)
     async with bench.opened() as one, bench.opened() as two, bench.opened() as three:
-        await one.prove()
-        await two.prove()
+        await one.verify()
+        await two.verify()
         assert three.size_bytes == len(PLAINTEXT)  # of what is not opened, too
         with pytest.raises(StorageUnavailableError):
-            await three.prove()
+            await three.verify()
 
 
 async def test_empty_plaintext_is_read_too() -> None:
@@ -432,8 +432,8 @@ async def test_one_not_yet_swept_again_opens_by_the_kek_of_its_own_generation() 
     bench.plant_swept_v0(PLAINTEXT, DEK, bench.desired)
     before = bench.ring
     bench.write_keyring(turned_to(before, NEW_API_KEY))
-    async with bench.opened(api_key=NEW_API_KEY) as found:
-        assert found.size_bytes == len(PLAINTEXT)
+    async with bench.opened(api_key=NEW_API_KEY) as reader:
+        assert reader.size_bytes == len(PLAINTEXT)
     # Once a clean sweep cleared that KEK, nothing of that generation is left to open.
     cleared = replace(before.current, kek=None)
     bench = Bench(ring=replace(turned_to(before, NEW_API_KEY), history=(cleared,)))
@@ -451,5 +451,5 @@ async def test_a_sealed_body_under_v0_labels_is_no_v0_body() -> None:
 async def test_what_was_opened_whole_does_not_show() -> None:
     bench = Bench()
     bench.plant_swept_v0(b"a secret plaintext", DEK, bench.desired)
-    async with bench.opened() as found:
-        assert "secret" not in repr(found)
+    async with bench.opened() as reader:
+        assert "secret" not in repr(reader)

@@ -13,7 +13,7 @@ import pytest
 from keyturn.crypto import HEADER_BYTES, SEALED_CHUNK_BYTES, ChunkReader, new_dek
 from keyturn.errors import StorageUnavailableError
 from keyturn_workers.gateway import object_reader as found_module
-from keyturn_workers.gateway.conditions import http_time
+from keyturn_workers.gateway.conditions import format_http_date
 from tests.unit.keyturn_workers.factories import deleted, enc, sealed_object
 from tests.unit.keyturn_workers.gateway.asgi import Connection
 from tests.unit.keyturn_workers.gateway.bench import API_KEY, CHUNK, KEY, NEW_API_KEY, TARGET, Bench
@@ -105,7 +105,7 @@ async def test_a_range_of_a_head_is_ignored() -> None:
 @pytest.mark.parametrize("told", ["bytes=7-7", "bytes=-1", f"bytes={17 * CHUNK}-{17 * CHUNK}"])
 async def test_one_byte_costs_a_header_and_two_chunks(told: str) -> None:
     serving = _serving()
-    await serving.bench.admitted()
+    await serving.bench.authenticate()
     got = await serving.ask(headers={"range": told})
     assert (got.status, len(got.content)) == (206, 1)
     assert serving.bench.storage.asked_bytes <= HEADER_BYTES + 2 * SEALED_CHUNK_BYTES
@@ -382,4 +382,4 @@ async def test_a_note_of_a_time_that_cannot_be_is_ignored(stored_at: str) -> Non
     _rewrapped(serving, stored_at)
     head = await serving.bench.storage.head(TARGET)
     got = await serving.ask("HEAD")
-    assert got.headers["last-modified"] == http_time(head.last_modified)
+    assert got.headers["last-modified"] == format_http_date(head.last_modified)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keyturn.identifiers import check_key, is_key, is_project
-from keyturn_workers.gateway.paths import object_of, object_path, project_of
+from keyturn_workers.gateway.paths import object_path, parse_object_path, parse_project
 
 _SEGMENT = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="/"))
 KEYS = st.lists(_SEGMENT.filter(lambda s: s not in ("", ".", "..")), min_size=1, max_size=5).map(
@@ -22,8 +22,8 @@ PROJECTS = st.from_regex(r"[a-z0-9][a-z0-9-]{0,62}", fullmatch=True)
 def test_every_path_that_is_built_names_its_object(project: str, key: str) -> None:
     path = object_path(project, key)
     assert path.isascii()
-    assert object_of(path.encode()) == (project, key)
-    assert project_of(path.encode()) == project
+    assert parse_object_path(path.encode()) == (project, key)
+    assert parse_project(path.encode()) == project
 
 
 @given(PROJECTS, KEYS.filter(is_key))
@@ -31,14 +31,17 @@ def test_a_key_may_come_with_everything_escaped_or_as_little_as_may_be(
     project: str, key: str
 ) -> None:
     escaped = "".join(f"%{byte:02x}" for byte in key.encode())
-    assert object_of(f"/v1/projects/{project}/objects/{escaped}".encode()) == (project, key)
+    assert parse_object_path(f"/v1/projects/{project}/objects/{escaped}".encode()) == (project, key)
     literal = key.replace("%", "%25").encode()
-    assert object_of(f"/v1/projects/{project}/objects/".encode() + literal) == (project, key)
+    assert parse_object_path(f"/v1/projects/{project}/objects/".encode() + literal) == (
+        project,
+        key,
+    )
 
 
 @given(st.binary(max_size=60), st.binary(max_size=60))
 def test_whatever_the_bytes_no_key_comes_out_that_may_not_be(project: bytes, key: bytes) -> None:
-    name, found = object_of(b"/v1/projects/" + project + b"/objects/" + key)
+    name, found = parse_object_path(b"/v1/projects/" + project + b"/objects/" + key)
     if found is not None:
         assert check_key(found) == found
     if is_project(name):
@@ -47,9 +50,9 @@ def test_whatever_the_bytes_no_key_comes_out_that_may_not_be(project: bytes, key
 
 @given(st.binary(max_size=80))
 def test_any_path_at_all_is_read_without_an_error(raw: bytes) -> None:
-    _, key = object_of(raw)
+    _, key = parse_object_path(raw)
     assert key is None or is_key(key)
-    project_of(raw)
+    parse_project(raw)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +98,7 @@ def test_any_path_at_all_is_read_without_an_error(raw: bytes) -> None:
     ],
 )
 def test_keys(path: str, key: str | None) -> None:
-    assert object_of(f"/v1/projects/acme/objects/{path}".encode()) == ("acme", key)
+    assert parse_object_path(f"/v1/projects/acme/objects/{path}".encode()) == ("acme", key)
 
 
 @pytest.mark.parametrize(
@@ -116,19 +119,19 @@ def test_a_project_is_told_as_sent_and_only_an_exact_one_can_be_one(
     path: str, project: str
 ) -> None:
     """No encoded slash moves a request to another project, nor to Keyturn's own records."""
-    found, _ = object_of(f"/v1/projects/{path}".encode())
+    found, _ = parse_object_path(f"/v1/projects/{path}".encode())
     assert found == project
     assert is_project(found) == (project == "acme")
 
 
 def test_a_prefix_in_another_spelling_names_no_project() -> None:
     for path in ("/v1/projects%2Facme/objects/a", "/v1/Projects/acme/objects/a", "//v1/projects/"):
-        assert not is_project(object_of(path.encode())[0])
-        assert not is_project(project_of(path.encode()))
+        assert not is_project(parse_object_path(path.encode())[0])
+        assert not is_project(parse_project(path.encode()))
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20))
 def test_a_rotations_project_is_read_as_an_objects_is(project: str) -> None:
     raw = f"/v1/projects/{quote(project, safe='')}".encode()
-    assert project_of(raw + b"/rotations") == project
-    assert object_of(raw + b"/objects/a")[0] == project
+    assert parse_project(raw + b"/rotations") == project
+    assert parse_object_path(raw + b"/objects/a")[0] == project

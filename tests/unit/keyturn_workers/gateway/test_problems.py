@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from keyturn.errors import CodedError, UnauthorizedError, all_errors
-from keyturn_workers.gateway.problems import MEDIA_TYPE, problem, problem_of, status_of
+from keyturn_workers.gateway.problems import (
+    MEDIA_TYPE,
+    problem,
+    problem_from_error,
+    status_for_code,
+)
 
 if TYPE_CHECKING:
     from starlette.responses import Response
@@ -57,8 +62,8 @@ def test_the_table_names_every_code() -> None:
 
 @pytest.mark.parametrize("code", STATUSES)
 def test_every_code_has_its_status(code: str) -> None:
-    assert status_of(code) == STATUSES[code]
-    response = problem_of(all_errors()[code]("said in one line"))
+    assert status_for_code(code) == STATUSES[code]
+    response = problem_from_error(all_errors()[code]("said in one line"))
     assert response.status_code == STATUSES[code]
     assert response.headers["content-type"] == MEDIA_TYPE == "application/problem+json"
     document = _document(response)
@@ -69,12 +74,12 @@ def test_every_code_has_its_status(code: str) -> None:
 
 
 def test_a_code_of_a_later_version_is_the_servers_trouble() -> None:
-    assert status_of("something_new") == 503
+    assert status_for_code("something_new") == 503
 
 
 @pytest.mark.parametrize("error", [UnauthorizedError(), UnauthorizedError("no such project")])
 def test_every_401_has_the_same_bytes_and_asks_for_a_key(error: CodedError) -> None:
-    response, plain = problem_of(error), problem_of(UnauthorizedError())
+    response, plain = problem_from_error(error), problem_from_error(UnauthorizedError())
     assert response.body == plain.body
     assert response.raw_headers == plain.raw_headers
     assert response.headers["www-authenticate"] == 'Bearer realm="keyturn"'

@@ -105,7 +105,7 @@ def test_the_last_bytes_of_an_empty_object_are_all_of_it() -> None:
     assert suffix is not None
     assert nothing is not None
     assert start is not None
-    assert suffix.is_all_of_nothing(0)
-    assert not suffix.is_all_of_nothing(1)
-    assert not nothing.is_all_of_nothing(0)
-    assert not start.is_all_of_nothing(0)
+    assert suffix.is_suffix_of_empty(0)
+    assert not suffix.is_suffix_of_empty(1)
+    assert not nothing.is_suffix_of_empty(0)
+    assert not start.is_suffix_of_empty(0)

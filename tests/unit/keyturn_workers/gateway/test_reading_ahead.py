@@ -70,19 +70,19 @@ async def _sealed(storage: Watched, *, sealed: bytes = b"", start_bytes: int = 0
     return Encrypted(storage, KEY, head, start, reader, len(PLAINTEXT))
 
 
-async def _read(found: Encrypted, span: Span) -> bytes:
-    return b"".join([bytes(piece) async for piece in found.pieces(span)])
+async def _read(reader: Encrypted, span: Span) -> bytes:
+    return b"".join([bytes(piece) async for piece in reader.read_range(span)])
 
 
 async def test_a_short_range_and_the_proof_are_read_together() -> None:
     """Neither waits for the other's end, and the range is not read again."""
     storage = Watched()
     storage.together = 2
-    found = await _sealed(storage)
+    reader = await _sealed(storage)
     span = Span(MIDDLE, MIDDLE + 1)
     async with asyncio.timeout(10):
-        await found.prove(span)
-    assert await _read(found, span) == PLAINTEXT[MIDDLE : MIDDLE + 1]
+        await reader.verify(span)
+    assert await _read(reader, span) == PLAINTEXT[MIDDLE : MIDDLE + 1]
     offset = HEADER_BYTES + 20 * SEALED_CHUNK_BYTES
     assert (offset, SEALED_CHUNK_BYTES) in storage.asked
     assert len(storage.asked) == 2
@@ -103,23 +103,23 @@ async def test_a_short_range_and_the_proof_are_read_together() -> None:
     ],
 )
 async def test_every_range_is_its_bytes(span: Span, start_bytes: int) -> None:
-    found = await _sealed(Watched(), start_bytes=start_bytes)
-    await found.prove(span)
-    assert await _read(found, span) == PLAINTEXT[span.first : span.end]
+    reader = await _sealed(Watched(), start_bytes=start_bytes)
+    await reader.verify(span)
+    assert await _read(reader, span) == PLAINTEXT[span.first : span.end]
 
 
 async def test_what_was_read_ahead_is_of_its_own_place() -> None:
     """Another span of the same object is read for itself."""
-    found = await _sealed(Watched())
-    await found.prove(Span(MIDDLE, MIDDLE + 1))
-    assert await _read(found, Span(CHUNK_BYTES, CHUNK_BYTES + 9)) == PLAINTEXT[CHUNK_BYTES:][:9]
+    reader = await _sealed(Watched())
+    await reader.verify(Span(MIDDLE, MIDDLE + 1))
+    assert await _read(reader, Span(CHUNK_BYTES, CHUNK_BYTES + 9)) == PLAINTEXT[CHUNK_BYTES:][:9]
 
 
 async def test_a_long_range_is_not_read_ahead() -> None:
     """It would be held in memory whole."""
     storage = Watched()
-    found = await _sealed(storage)
-    await found.prove(Span(0, 17 * CHUNK_BYTES))
+    reader = await _sealed(storage)
+    await reader.verify(Span(0, 17 * CHUNK_BYTES))
     assert len(storage.asked) == 1
 
 
@@ -127,22 +127,22 @@ async def test_nothing_of_an_unproven_object_is_given_out() -> None:
     """What was read ahead is authentic by itself; the object is refused all the same."""
     body = bytearray(seal(DEK, BODY_CONTEXT, PLAINTEXT))
     body[-1] ^= 1
-    found = await _sealed(Watched(), sealed=bytes(body))
+    reader = await _sealed(Watched(), sealed=bytes(body))
     span = Span(MIDDLE, MIDDLE + 1)
     with pytest.raises(CorruptObjectError):
-        await found.prove(span)
+        await reader.verify(span)
     with pytest.raises(RuntimeError):
-        await _read(found, span)
+        await _read(reader, span)
 
 
 async def test_a_chunk_read_ahead_is_opened_like_any_other() -> None:
     body = bytearray(seal(DEK, BODY_CONTEXT, PLAINTEXT))
     body[HEADER_BYTES + 20 * SEALED_CHUNK_BYTES] ^= 1
-    found = await _sealed(Watched(), sealed=bytes(body))
+    reader = await _sealed(Watched(), sealed=bytes(body))
     span = Span(MIDDLE, MIDDLE + 1)
-    await found.prove(span)
+    await reader.verify(span)
     with pytest.raises(CorruptObjectError):
-        await _read(found, span)
+        await _read(reader, span)
 
 
 @pytest.mark.parametrize("index", [20, 40])
@@ -154,7 +154,7 @@ async def test_a_read_that_fails_is_its_own_error(
     storage = Watched()
     storage.together = 2
     storage.fails_at = HEADER_BYTES + index * SEALED_CHUNK_BYTES
-    found = await _sealed(storage)
+    reader = await _sealed(storage)
     with pytest.raises(StorageUnavailableError, match="gone"):
-        await found.prove(Span(MIDDLE, MIDDLE + 1))
+        await reader.verify(Span(MIDDLE, MIDDLE + 1))
     assert asyncio.all_tasks() == {asyncio.current_task()}

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from keyturn.metadata import caller_from_wire
 from keyturn_workers.gateway.object_reader import Legacy, Plaintext
 from keyturn_workers.gateway.ranges import Span
-from keyturn_workers.gateway.response_headers import META_PREFIX, header_of, headers_of
+from keyturn_workers.gateway.response_headers import META_PREFIX, object_headers, validator_headers
 from keyturn_workers.storage import Headers, ObjectHead
 from keyturn_workers.testing.memory_storage import MemoryStorage
 
@@ -43,7 +43,7 @@ def _plain(head: ObjectHead) -> Plaintext:
 
 
 def test_what_every_answer_says() -> None:
-    assert header_of(_plain(_head({}))) == {
+    assert validator_headers(_plain(_head({}))) == {
         "etag": '"' + "e" * 32 + '"',
         "last-modified": "Tue, 24 Nov 2026 10:00:00 GMT",
         "accept-ranges": "bytes",
@@ -54,22 +54,22 @@ def test_what_every_answer_says() -> None:
 
 
 def test_the_whole_and_a_span() -> None:
-    found = _whole(_head({}, "text/plain"))
-    whole = headers_of(found, None)
+    reader = _whole(_head({}, "text/plain"))
+    whole = object_headers(reader, None)
     assert (whole["content-length"], whole["content-type"]) == ("10", "text/plain")
     assert "content-range" not in whole
-    span = headers_of(found, Span(2, 5))
+    span = object_headers(reader, Span(2, 5))
     assert (span["content-length"], span["content-range"]) == ("3", "bytes 2-4/10")
 
 
 def test_the_length_is_the_plaintexts_and_not_the_stored_ones() -> None:
-    assert headers_of(_whole(_head({})), None)["content-length"] == "10"
-    assert headers_of(_plain(_head({})), None)["content-length"] == "10"
+    assert object_headers(_whole(_head({})), None)["content-length"] == "10"
+    assert object_headers(_plain(_head({})), None)["content-length"] == "10"
 
 
 @pytest.mark.parametrize("content_type", [None, "", "a/b\r\nx: y", "a/\x7f", "ä/b"])
 def test_a_content_type_that_is_none_becomes_the_default(content_type: str | None) -> None:
-    said = headers_of(_whole(_head({}, content_type)), None)
+    said = object_headers(_whole(_head({}, content_type)), None)
     assert said["content-type"] == "application/octet-stream"
 
 
@@ -90,7 +90,7 @@ def test_metadata_comes_as_the_storage_would_have_it() -> None:
         "": "x",
         "-": "x",
     }
-    said = headers_of(_whole(_head(metadata)), None)
+    said = object_headers(_whole(_head(metadata)), None)
     told = {n: v for n, v in said.items() if n.startswith(META_PREFIX)}
     assert told == {
         META_PREFIX + "author": "kim",
@@ -111,7 +111,7 @@ def test_the_stored_encoding_is_told_of_plaintext_alone_and_stored_caching_of_no
         content_language="de",
         x_amz_storage_class="STANDARD_IA",
     )
-    opened, plain = headers_of(_whole(head), None), headers_of(_plain(head), None)
+    opened, plain = object_headers(_whole(head), None), object_headers(_plain(head), None)
     for said in (opened, plain):
         assert said["cache-control"] == "private, no-cache"
         assert not {"expires", "x-amz-storage-class"} & set(said)
@@ -133,14 +133,14 @@ def test_no_header_can_break_out_of_its_line(
 ) -> None:
     head = replace(_head({}), headers=Headers(metadata, content_type, restated))
     founds: list[Any] = [_whole(head), _plain(head)]
-    for found in founds:
-        for name, value in headers_of(found, Span(0, 1)).items():
+    for reader in founds:
+        for name, value in object_headers(reader, Span(0, 1)).items():
             assert _TOKEN.fullmatch(name), name
             assert all(" " <= c <= "~" for c in value), (name, value)
 
 
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=50))
 def test_a_value_of_any_script_can_be_read_again(value: str) -> None:
-    said = headers_of(_whole(_head({"v": value})), None)[META_PREFIX + "v"]
+    said = object_headers(_whole(_head({"v": value})), None)[META_PREFIX + "v"]
     if "=?" not in value:  # such a stored value is in RFC 2047's form, or looks like it
         assert caller_from_wire({"v": said})["v"] == value

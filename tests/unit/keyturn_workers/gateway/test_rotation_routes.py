@@ -278,7 +278,7 @@ async def test_rotations_that_are_being_swept_are_a_few_a_project() -> None:
         ring = replace(ring, current=replace(ring.current, rotation_id=rotation_id))
         serving.bench.write_keyring(ring)
         await serving.store.create(_plan(serving, rotation_id), "m1")
-        serving.rotations._gate._keyrings._lines.clear()
+        serving.rotations._auth._keyrings._lines.clear()
         got = await serving.ask("POST", ROTATIONS, key=key, body=_ask("kt_" + "4" * 43))
         assert got.status == (202 if number == 0 else 429)
         serving.rotations._pending.clear()
@@ -286,7 +286,7 @@ async def test_rotations_that_are_being_swept_are_a_few_a_project() -> None:
     ring = serving.bench.ring
     cleared = tuple(replace(entry, kek=None) for entry in ring.history)
     serving.bench.write_keyring(replace(ring, history=cleared))
-    serving.rotations._gate._keyrings._lines.clear()
+    serving.rotations._auth._keyrings._lines.clear()
     got = await serving.ask("POST", ROTATIONS, key=THIRD_API_KEY, body=_ask("kt_" + "4" * 43))
     assert got.status == 202
 
@@ -370,7 +370,7 @@ async def test_one_that_was_accepted_a_moment_ago_is_found_by_a_second_look(
     await serving.ask("POST", ROTATIONS, body=_ask())
     ring = serving.bench.ring
     rotation_id = serving.publisher.rotations[0]["id"]
-    await serving.bench.admitted()
+    await serving.bench.authenticate()
     before = replace(ring.current, rotation_id=rotation_id)
     serving.bench.write_keyring(replace(ring, current=before))
     assert await _state(serving, rotation_id) == {"state": "accepted", "generation": 1}
@@ -418,7 +418,7 @@ async def test_a_record_that_was_forged_or_cannot_be_read() -> None:
     serving = Serving()
     rotation_id = _turn(serving)
     await serving.store.create(_plan(serving, rotation_id), "m1")
-    await serving.bench.admitted(NEW_API_KEY)
+    await serving.bench.authenticate(NEW_API_KEY)
     serving.bench.storage.fail_next("read", StorageUnavailableError("read: SlowDown"))
     got = await serving.ask(target=f"{ROTATIONS}/{rotation_id}", key=NEW_API_KEY)
     assert (got.status, got.document()["code"]) == (503, "storage_unavailable")

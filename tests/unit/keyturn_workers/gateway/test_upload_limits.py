@@ -11,8 +11,8 @@ from keyturn.identifiers import staging_s3_key
 from keyturn_workers.errors import RefusedError as StorageRefusedError
 from keyturn_workers.gateway import staging_quota, upload_limits
 from keyturn_workers.gateway.fair_shares import MIN_STAGED_BYTES, GatewayBusyError, StagingLedger
-from keyturn_workers.gateway.staging_quota import StagedBodies
-from keyturn_workers.gateway.upload_limits import UploadPlaces
+from keyturn_workers.gateway.staging_quota import StagingQuota
+from keyturn_workers.gateway.upload_limits import UploadSlots
 from keyturn_workers.storage import Headers
 from keyturn_workers.testing.memory_storage import MemoryStorage
 
@@ -26,7 +26,7 @@ async def _settle() -> None:
 
 async def test_two_projects_leave_places_for_a_third() -> None:
     """Two tenants with four slow bodies each had all eight places, and nobody else had one."""
-    places, leave = UploadPlaces(8, 0.25), asyncio.Event()
+    places, leave = UploadSlots(8, 0.25), asyncio.Event()
     taken: list[str] = []
 
     async def take(project: str) -> None:
@@ -45,8 +45,8 @@ async def test_two_projects_leave_places_for_a_third() -> None:
 
 
 async def test_those_that_wait_are_bounded_by_project(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upload_limits, "PLACE_WAIT_S", 5)
-    places, leave = UploadPlaces(4, 0.25), asyncio.Event()
+    monkeypatch.setattr(upload_limits, "SLOT_WAIT_S", 5)
+    places, leave = UploadSlots(4, 0.25), asyncio.Event()
 
     async def take() -> None:
         async with places.hold("a"):
@@ -65,8 +65,8 @@ async def test_those_that_wait_are_bounded_by_project(monkeypatch: pytest.Monkey
 async def test_who_waits_too_long_learns_whose_places_were_taken(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(upload_limits, "PLACE_WAIT_S", 0.02)
-    places = UploadPlaces(2, 0.5)
+    monkeypatch.setattr(upload_limits, "SLOT_WAIT_S", 0.02)
+    places = UploadSlots(2, 0.5)
     async with places.hold("a"):
         with pytest.raises(TooManyRequestsError):
             async with places.hold("a"):
@@ -78,8 +78,8 @@ async def test_who_waits_too_long_learns_whose_places_were_taken(
     assert not places._projects
 
 
-def _staged(storage: MemoryStorage, mib: int = 4) -> StagedBodies:
-    return StagedBodies(storage, "gateway", StagingLedger(mib * MIB, 0.5))
+def _staged(storage: MemoryStorage, mib: int = 4) -> StagingQuota:
+    return StagingQuota(storage, "gateway", StagingLedger(mib * MIB, 0.5))
 
 
 async def test_what_was_there_before_the_start_counts_towards_the_total() -> None:

@@ -25,7 +25,7 @@ from keyturn_workers.errors import ArchivedError
 from keyturn_workers.errors import RefusedError as StorageRefusedError
 from keyturn_workers.gateway import staging_quota, upload_limits
 from keyturn_workers.gateway.paths import object_path
-from keyturn_workers.gateway.upload_routes import wait_asked
+from keyturn_workers.gateway.upload_routes import requested_wait_s
 from keyturn_workers.keyring.model import build
 from keyturn_workers.storage import Headers
 from tests.unit.keyturn_workers.factories import MASTER_KEYS
@@ -156,7 +156,7 @@ async def test_who_waits_and_goes_is_waited_for_no_longer() -> None:
 
 
 async def test_nobody_waits_long_for_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upload_limits, "PLACE_WAIT_S", 0.05)
+    monkeypatch.setattr(upload_limits, "SLOT_WAIT_S", 0.05)
     serving = Serving(upload_concurrency=1, project_share=0.5)
     other = ring_of(NEW_API_KEY, "other")
     serving.bench.storage.plant(keyring_s3_key("other"), build(other, MASTER_KEYS), Headers({}))
@@ -349,12 +349,12 @@ async def test_another_event_of_that_id_says_nothing() -> None:
 )
 def test_the_seconds_that_are_asked_for(values: list[str], wait_s: int | None) -> None:
     headers = HttpHeaders(raw=[(b"prefer", value.encode()) for value in values])
-    assert wait_asked(headers, 20.0) == wait_s
+    assert requested_wait_s(headers, 20.0) == wait_s
 
 
 @given(st.text(st.characters(max_codepoint=255), max_size=60))
 def test_whatever_is_preferred_the_wait_is_bounded(value: str) -> None:
-    found = wait_asked(HttpHeaders(raw=[(b"prefer", value.encode("latin-1"))]), 20.0)
+    found = requested_wait_s(HttpHeaders(raw=[(b"prefer", value.encode("latin-1"))]), 20.0)
     assert found is None or 0 <= found <= 20
 
 

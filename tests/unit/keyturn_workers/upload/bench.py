@@ -28,7 +28,7 @@ from keyturn_workers.keyring.model import build
 from keyturn_workers.objects.verify import verify
 from keyturn_workers.storage import Capabilities, Headers, StorageClock
 from keyturn_workers.testing.memory_storage import MemoryStorage
-from keyturn_workers.upload import Limits, Uploader, UploadResult
+from keyturn_workers.upload import Limits, UploadContext, Uploader, UploadResult
 from keyturn_workers.worker.metrics import WorkerMetrics
 from tests.unit.keyturn_workers.factories import AT, MASTER_KEYS, OPERATOR_KEYS, keyring, turned
 
@@ -56,7 +56,9 @@ class Bench:
     def __post_init__(self) -> None:
         self.write_keyring(self.ring)
         self.clock = StorageClock(15, self.storage.elapsed_s)
-        keyrings = KeyringReader(self.storage, MASTER_KEYS, lease_s=15, cache_s=2, clock=self.clock)
+        self.keyrings = KeyringReader(
+            self.storage, MASTER_KEYS, lease_s=15, cache_s=2, clock=self.clock
+        )
         limits = Limits(
             encryption_enabled=self.encryption_enabled,
             upload_max_bytes=10**9,
@@ -64,7 +66,9 @@ class Bench:
             stream_concurrency=2,
         )
         self.uploader = Uploader(
-            self.storage, keyrings, OPERATOR_KEYS, {"main": INTAKE}, limits, self.metrics
+            UploadContext(
+                self.storage, self.keyrings, OPERATOR_KEYS, {"main": INTAKE}, limits, self.metrics
+            )
         )
 
     def write_keyring(self, ring: Keyring) -> None:

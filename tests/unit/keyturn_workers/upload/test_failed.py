@@ -77,7 +77,7 @@ async def test_precondition_failure_where_nothing_stands(way: str) -> None:
     """Told neither as stored nor as taken: tried again later."""
     on = bench(way)
     on.storage.fail_next(way, PreconditionError("412"))
-    with pytest.raises(StorageUnavailableError, match="nothing stands"):
+    with pytest.raises(StorageUnavailableError, match="no object exists"):
         await on.serve(request(on, way))
     assert await on.open_uploads() == []
 

@@ -35,11 +35,11 @@ PUT: Final = PutResponse(
 
 
 def test_a_sealed_put_within_the_lease_is_told_at_once() -> None:
-    assert exists_within_lease(OBSERVED, PUT, sealed=True)
+    assert exists_within_lease(OBSERVED, PUT, is_encrypted=True)
 
 
 @pytest.mark.parametrize(
-    ("snapshot", "put", "sealed"),
+    ("snapshot", "put", "is_encrypted"),
     [
         ({}, {}, False),
         ({}, {"by_one_put": False}, True),
@@ -61,18 +61,18 @@ def test_a_sealed_put_within_the_lease_is_told_at_once() -> None:
     ],
 )
 def test_otherwise_the_keyring_is_read_again(
-    snapshot: dict[str, Any], put: dict[str, Any], *, sealed: bool
+    snapshot: dict[str, Any], put: dict[str, Any], *, is_encrypted: bool
 ) -> None:
     assert not exists_within_lease(
-        replace(OBSERVED, **snapshot), replace(PUT, **put), sealed=sealed
+        replace(OBSERVED, **snapshot), replace(PUT, **put), is_encrypted=is_encrypted
     )
 
 
 def test_a_shorter_lease_than_the_records_is_enough() -> None:
     snapshot = replace(OBSERVED, keyring=replace(RING, lease_s=60))
-    assert exists_within_lease(snapshot, PUT, sealed=True)
+    assert exists_within_lease(snapshot, PUT, is_encrypted=True)
     late = replace(PUT, date=READ_AT + timedelta(seconds=20))
-    assert not exists_within_lease(snapshot, late, sealed=True)
+    assert not exists_within_lease(snapshot, late, is_encrypted=True)
 
 
 def leased_bench(way: str = "put", **more: Any) -> Bench:
@@ -93,8 +93,8 @@ async def test_reads_of_the_keyring(way: str, reads: int) -> None:
 @pytest.mark.parametrize("way", WAYS)
 async def test_plaintext_forbidden_by_the_time_it_lands_is_never_told_unread(way: str) -> None:
     """The keyring forbade plaintext while the put was under way: no sweep would encrypt it."""
-    on = leased_bench(way, ring=replace(keyring(plaintext=True), lease_s=LEASE_S))
-    on.uploader._limits = replace(on.uploader._limits, encryption_enabled=False)
+    ring = replace(keyring(plaintext=True), lease_s=LEASE_S)
+    on = leased_bench(way, ring=ring, encryption_enabled=False)
 
     async def forbid() -> None:
         on.write_keyring(replace(on.ring, plaintext_allowed=False))

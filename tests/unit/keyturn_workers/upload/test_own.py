@@ -177,7 +177,7 @@ async def test_rewraps_keep_the_tag() -> None:
     await on.serve(sent)
     tag = (await on.metadata())["enc-upload-tag"]
     await on.turn()
-    await reconcile_object("acme", "k", on.storage, on.uploader._keyrings, OPERATOR_KEYS)
+    await reconcile_object("acme", "k", on.storage, on.keyrings, OPERATOR_KEYS)
     assert (await on.metadata())["enc-upload-tag"] == tag
     assert await on.serve(sent, seen_before=True) == UploadResult(len(DATA), 2)
 
