@@ -14,7 +14,7 @@ FILE = ROOT / "docs" / "dependencies.md"
 PURPOSES = {
     "aio-pika": "RabbitMQ: publishing with confirms, events, dead letters",
     "aioboto3": "S3 beside the hot path: listings, multipart, tags, locks, versions",
-    "aiobotocore": "pinned with aioboto3; credentials that renew themselves",
+    "aiobotocore": "S3 credentials that renew themselves",
     "aiohttp": "S3 on the hot path, and the reader's HTTP client",
     "aiormq": "errors and frames of the driver below aio-pika, which aio-pika passes on",
     "botocore": "S3 beside the hot path; what signatures are held against in tests",
