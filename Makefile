@@ -14,7 +14,7 @@ FILES ?=
 PROCESSES := $(if $(KEYTURN_AMQP_URL)$(KEYTURN_S3_ENDPOINT_URL),0,3)
 ARGS ?=
 # Lines and branches that the tests without servers reach, in per cent.
-COVERAGE := 85
+COVERAGE := 78
 
 .PHONY: help
 help:  ## Show this list
