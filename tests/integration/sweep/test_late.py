@@ -14,7 +14,7 @@ from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn.messages import RequestOrigin
 from keyturn_workers.errors import RefusedError
 from keyturn_workers.keyring import Generation, Keyring, KeyringReader, rotate
-from keyturn_workers.keyring.model import build
+from keyturn_workers.keyring.model import build_keyring
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.sweep import Plan, SweepRequest, SweepStore
 from keyturn_workers.sweep.page_worker import PageWorker
@@ -90,7 +90,7 @@ async def test_a_stalled_take(ceph: S3Server, ceph_bucket: str) -> None:
             at=now,
             origin=RequestOrigin("api", "0" * 64),
         )
-        bucket.put(keyring_s3_key("acme"), build(after, master_keys), {})
+        bucket.put(keyring_s3_key("acme"), build_keyring(after, master_keys), {})
         return after
 
     second = turn(ring, keks[1])

@@ -31,7 +31,7 @@ from keyturn.identifiers import (
 )
 from keyturn_workers.errors import MissingError
 from keyturn_workers.keyring import Keyring, sealed_records
-from keyturn_workers.keyring.model import parse as parse_keyring
+from keyturn_workers.keyring.model import parse_keyring
 from keyturn_workers.storage import ObjectSummary, Storage
 from keyturn_workers.sweep.plan import AllPlan, Plan, from_json
 from keyturn_workers.sweep.store import PLAN_NAME
@@ -236,7 +236,7 @@ _EMPTY_SWEEP: Final[dict[str, Any]] = dict.fromkeys((*SWEEP_COLUMNS, "detail"))
 
 
 def _keyring_row(keyring: Keyring) -> dict[str, Any]:
-    first, current = keyring.enrolment, keyring.current
+    first, current = keyring.enrollment, keyring.current
     return _EMPTY_KEYRING | {
         "project": keyring.project,
         "generation": current.generation,

@@ -105,7 +105,7 @@ class Enroller:
         except UnknownProjectError:
             return None
         keyring = snapshot.keyring
-        enrolment = keyring.enrolment
+        enrolment = keyring.enrollment
         if enrolment.rotation_id != request.request_id or not (
             has_origin(keyring, enrolment, origin)
             or is_same_request(keyring, enrolment, kek=self._kek(request), origin=origin)

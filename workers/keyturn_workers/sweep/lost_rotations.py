@@ -28,7 +28,7 @@ from keyturn.crypto import Secret
 from keyturn.errors import CodedError, CorruptObjectError, UnknownMasterKeyError
 from keyturn.identifiers import KEYRINGS_PREFIX, is_project, keyring_s3_key, parse_time
 from keyturn_workers.errors import MissingError
-from keyturn_workers.keyring.model import parse
+from keyturn_workers.keyring.model import parse_keyring
 from keyturn_workers.storage import Storage
 from keyturn_workers.sweep.starter import Starter
 from keyturn_workers.sweep.store import SweepStore
@@ -115,7 +115,7 @@ class OpenRotations:
             _, body = await self._storage.read(
                 keyring_s3_key(project), max_bytes=_KEYRING_MAX_BYTES
             )
-            keyring = parse(body, project, self._master_keys)
+            keyring = parse_keyring(body, project, self._master_keys)
         except MissingError:
             return
         except (CorruptObjectError, UnknownMasterKeyError):
@@ -124,7 +124,7 @@ class OpenRotations:
             return
         current = keyring.current
         turned_at = parse_time(current.at)
-        rotation = _Last(current.rotation_id, turned_at, is_open=keyring.holds_earlier)
+        rotation = _Last(current.rotation_id, turned_at, is_open=keyring.has_old_keks)
         # Of the listing: where the keyring changed since, it is read again.
         self._seen[project] = _Seen(etag, rotation if keyring.history else None)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.errors import MissingError
 from keyturn_workers.keyring import KeyringReader
-from keyturn_workers.keyring.model import build
+from keyturn_workers.keyring.model import build_keyring
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.storage import Headers
 from keyturn_workers.sweep import ALL, AllPlan, Outbox, SweepRequest, SweepStore
@@ -59,7 +59,7 @@ class Fleet:
 
     def __post_init__(self) -> None:
         for name in self.projects:
-            body = build(keyring(name, master_key="m2"), MASTER_KEYS)
+            body = build_keyring(keyring(name, master_key="m2"), MASTER_KEYS)
             self.storage.plant(keyring_s3_key(name), body, Headers({}))
         self.store = SweepStore(self.storage, MASTER_KEYS)
         self.keyrings = KeyringReader(self.storage, MASTER_KEYS, lease_s=15, cache_s=0)

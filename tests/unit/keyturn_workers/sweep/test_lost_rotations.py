@@ -11,7 +11,7 @@ import pytest
 from keyturn.crypto import Secret
 from keyturn.identifiers import format_time, keyring_s3_key
 from keyturn_workers.keyring import Keyring, retire_old_keys
-from keyturn_workers.keyring.model import build
+from keyturn_workers.keyring.model import build_keyring
 from keyturn_workers.storage import Headers
 from keyturn_workers.sweep.lost_rotations import OpenRotations
 from keyturn_workers.sweep.plan import Plan, State, SweepRequest
@@ -58,7 +58,7 @@ class Scene:
         del sweep_id, project
 
     async def put(self, ring: Keyring) -> None:
-        body = build(ring, MASTER_KEYS)
+        body = build_keyring(ring, MASTER_KEYS)
         await self.storage.put(keyring_s3_key(ring.project), body, Headers({}))
 
     async def look(self, later: timedelta = timedelta(hours=1)) -> None:
@@ -197,7 +197,7 @@ async def test_the_last_rotations_record_is_kept_while_earlier_keys_are() -> Non
 async def test_the_records_of_a_project_are_kept_whose_keyring_does_not_open_here() -> None:
     scene = Scene()
     ring = _rotated()
-    other = build(replace(ring, master_key="m9"), {"m9": Secret(bytes(32))})
+    other = build_keyring(replace(ring, master_key="m9"), {"m9": Secret(bytes(32))})
     await scene.storage.put(keyring_s3_key("acme"), other, Headers({}))
     await scene.add_ended(ring, ring.current.rotation_id)
     await scene.look(timedelta(days=30))

@@ -17,7 +17,7 @@ from keyturn.errors import StorageUnavailableError
 from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn_workers.errors import ArchivedError, MissingError, RefusedError
 from keyturn_workers.keyring import Keyring, KeyringReader
-from keyturn_workers.keyring.model import build
+from keyturn_workers.keyring.model import build_keyring
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.storage import Headers
 from keyturn_workers.sweep.page_worker import PageWorker
@@ -46,7 +46,7 @@ class Page:
 
     def write_keyring(self, ring: Keyring) -> None:
         self.ring = ring
-        self.storage.plant(keyring_s3_key("acme"), build(ring, MASTER_KEYS), Headers({}))
+        self.storage.plant(keyring_s3_key("acme"), build_keyring(ring, MASTER_KEYS), Headers({}))
 
     def plant(self, *keys: str) -> None:
         """An object at each key, as the keyring desires it now."""
