@@ -1,10 +1,10 @@
 """Finds where a module uses what another distribution has not made public.
 
-A heuristic on the syntax tree, without inference of types. A name with an underscore is our own if
-it is defined in the same module. If it is defined elsewhere in our tree, it is our own on `self` and
-`cls` (classes inherit from one another), on what is imported from our packages, and on parameters
-annotated with that. Objects of others are what a module imports from another distribution, and
-parameters annotated with that.
+A heuristic on the syntax tree, without inference of types. A name with an underscore is our own
+if it is defined in the same module. If it is defined elsewhere in our tree, it is our own on `self`
+and `cls` (classes inherit from one another), on what is imported from our packages, and on
+parameters annotated with that. Objects of others are what a module imports from another
+distribution, and parameters annotated with that.
 """
 
 from __future__ import annotations
