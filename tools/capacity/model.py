@@ -40,10 +40,10 @@ PAGE_KEYS = _default(WorkerSettings, "sweep_page_keys")
 LEASE_S = _default(WorkerSettings, "lease_s")
 LIST_KEYS = 1000
 BETWEEN_READS_MS = 1000 * BETWEEN_READS_S
-# One project's sweep: so many pages may live, a step plans so many, one comes so often.
-LIVE_PAGES = planner.MAX_LIVE
-PAGES_A_STEP = planner._PAGES_A_STEP
-STEP_S = project_sweep._BETWEEN_STEPS_S
+# One project's sweep: so many pages may be open, a step plans so many, one comes so often.
+LIVE_PAGES = planner.MAX_OPEN_PAGES
+PAGES_A_STEP = planner.PAGES_PER_STEP
+STEP_S = project_sweep.STEP_INTERVAL_S
 
 # AWS's documented floor, a prefix of keys: requests a second.
 PREFIX_WRITES = 3500

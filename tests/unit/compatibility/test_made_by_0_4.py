@@ -75,7 +75,7 @@ async def test_a_sweep_of_all_under_way_goes_on_from_its_record() -> None:
     plan = (await store.read_all(_SWEEP_ID)).plan
     assert isinstance(plan, AllPlan)
     assert (plan.live, plan.step, plan.origins) == (("acme",), 2, (None,))
-    ended = await store.read_ended(_SWEEP_ID, "acme")
+    ended = await store.read_part_result(_SWEEP_ID, "acme")
     assert ended is not None
     assert ended.clean
 
