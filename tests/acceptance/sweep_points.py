@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from keyturn_workers.amqp import WorkerPublisher
 from keyturn_workers.storage.s3 import S3Storage
-from keyturn_workers.sweep import Outbox, Starter, SweepStore, project_sweep
+from keyturn_workers.sweep import Outbox, SweepStarter, SweepStore, project_sweep
 from keyturn_workers.sweep.plan import AllPlan, Plan
 from keyturn_workers.sweep.project_sweep import ProjectSweep
 from tests.acceptance.points import Installed, Point, Stalled
@@ -34,12 +34,12 @@ def _changed_to(kind: type, status: str, *, told: bool = False) -> Callable[[Arg
 
 
 def _wrote(arguments: Arguments) -> bool:
-    """A result of a take that changed something."""
+    """A result of an attempt that changed something."""
     return bool(arguments[2].changed)
 
 
 def _proved(arguments: Arguments) -> bool:
-    """Pages that are proven are forgotten."""
+    """The results of proven pages are deleted."""
     return bool(tuple(arguments[1]))
 
 
@@ -52,19 +52,19 @@ def _begun_a_part(arguments: Arguments) -> bool:
     return bool(arguments[0].of_all)
 
 
-class Judged:
-    """After the results of pages were judged, and before anything came of it."""
+class AfterResultsApplied:
+    """After the results of pages were applied, and before anything came of it."""
 
     def install(self, strike: Callable[[], None]) -> None:
-        original: Any = getattr(project_sweep, "judge")  # noqa: B009  # it is imported there, not exported
+        original: Any = getattr(project_sweep, "apply_results")  # noqa: B009  # it is imported there, not exported
 
-        def judge(plan: Any, results: Any, *arguments: Any) -> Any:
-            judged = original(plan, results, *arguments)
+        def apply_results(plan: Any, results: Any, *arguments: Any) -> Any:
+            applied = original(plan, results, *arguments)
             if results:
                 strike()
-            return judged
+            return applied
 
-        setattr(project_sweep, "judge", judge)  # noqa: B010  # mypy forbids the assignment
+        setattr(project_sweep, "apply_results", apply_results)  # noqa: B010  # mypy forbids the assignment
 
 
 class Terminated:
@@ -95,8 +95,8 @@ SWEEP_POINTS: Final[dict[str, Installed]] = {
     # A step.
     "plan-changed": Point(SweepStore, "change", after=True, matters=_changed_to(Plan, "running")),
     "first-page-sent": Point(Outbox, "page", after=True),
-    "results-judged": Judged(),
-    "proven-before-forgotten": Point(SweepStore, "forget", matters=_proved),
+    "results-judged": AfterResultsApplied(),
+    "proven-before-forgotten": Point(SweepStore, "delete_page_results", matters=_proved),
     # A page.
     "copy-before": Point(S3Storage, "copy_onto_itself"),
     "copied-first": Point(S3Storage, "copy_onto_itself", after=True),
@@ -116,8 +116,8 @@ SWEEP_POINTS: Final[dict[str, Installed]] = {
     # A delete.
     "quietly-put-off": Point(WorkerPublisher, "put_off_quietly", after=True),
     # A sweep of all.
-    "part-begun": Point(Starter, "start", after=True, matters=_begun_a_part),
-    "part-ended": Point(SweepStore, "add_ended", after=True),
+    "part-begun": Point(SweepStarter, "start", after=True, matters=_begun_a_part),
+    "part-ended": Point(SweepStore, "add_part_result", after=True),
     "all-changed": Point(SweepStore, "change", after=True, matters=_changed_to(AllPlan, "running")),
     "all-end-told": Point(Outbox, "ended", after=True, matters=_of_all),
     "all-done": Point(SweepStore, "change", after=True, matters=_changed_to(AllPlan, "done")),

@@ -22,7 +22,7 @@ from keyturn.crypto import user_kek
 from keyturn.identifiers import keyring_s3_key
 from keyturn.topology import CONTROL_QUEUE, UPLOAD_QUEUE
 from keyturn_workers.amqp.property_tolerance import tolerate_odd_properties
-from keyturn_workers.keyring.model import build
+from keyturn_workers.keyring.model import build_keyring
 from keyturn_workers.settings import WorkerSettings
 from keyturn_workers.storage import Headers
 from keyturn_workers.testing.memory_storage import MemoryStorage
@@ -154,7 +154,7 @@ class Worker:
         self.broker = Broker()
         self.storage = MemoryStorage()
         for project, ring in self._rings.items():
-            record = build(ring, self._settings.master_keys)
+            record = build_keyring(ring, self._settings.master_keys)
             self.storage.plant(keyring_s3_key(project), record, Headers({}))
         for key, body in self._staged.items():
             self.storage.plant(key, body, Headers({}))

@@ -14,7 +14,7 @@ from keyturn.identifiers import SWEEPS_PREFIX
 from keyturn.messages import encode as encode_event
 from keyturn.topology import PLAN_QUEUE, REQUEST_ID_FIELDS, SWEEP_QUEUE
 from keyturn_workers.sweep.messages import SweepPage, SweepStep, encode
-from keyturn_workers.sweep.store import PLAN_NAME
+from keyturn_workers.sweep.record_paths import PLAN_NAME
 from tests.protocol.broker import Letter
 from tests.protocol.waiters import Record
 

@@ -21,15 +21,15 @@ from keyturn_workers.control.rotation import Rotator
 from keyturn_workers.keyring import KeyringReader
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.storage import Capabilities
-from keyturn_workers.sweep import Outbox, Starter, SweepStore
+from keyturn_workers.sweep import Outbox, SweepStarter, SweepStore
 from keyturn_workers.sweep.fleet_sweep import FleetSweep
-from keyturn_workers.sweep.handler import SweepRole
+from keyturn_workers.sweep.handler import SweepHandler
 from keyturn_workers.sweep.hint_consumer import HintConsumer
 from keyturn_workers.sweep.lost_rotations import OpenRotations
 from keyturn_workers.sweep.page_worker import PageWorker
 from keyturn_workers.sweep.planner import Planner
 from keyturn_workers.sweep.project_sweep import ProjectSweep
-from keyturn_workers.sweep.recovery import Seen, rescue
+from keyturn_workers.sweep.recovery import SeenPlans, recover
 from keyturn_workers.upload import Limits, UploadContext, Uploader, UploadHandler
 from keyturn_workers.worker.authorization import Rules
 from keyturn_workers.worker.grants import Grant
@@ -74,10 +74,10 @@ class Parts:
     enroller: type[Enroller] = Enroller
     rotator: type[Rotator] = Rotator
     deleter: type[Deleter] = Deleter
-    starter: type[Starter] = Starter
-    steps: type[ProjectSweep] = ProjectSweep
-    everyone: type[FleetSweep] = FleetSweep
-    page_taker: type[PageWorker] = PageWorker
+    starter: type[SweepStarter] = SweepStarter
+    project_sweep: type[ProjectSweep] = ProjectSweep
+    fleet_sweep: type[FleetSweep] = FleetSweep
+    page_worker: type[PageWorker] = PageWorker
     planner: type[Planner] = Planner
     store: type[SweepStore] = SweepStore
     consumer: type[RequestConsumer] = RequestConsumer
@@ -126,11 +126,11 @@ class Process:
             storage, self.keyrings, self._keys, self._store, self._outbox, active_master_key="m1"
         )
         hints: Any = world.parts.hint_consumer
-        self.sweep_role = self._sweep()
-        self._seen = Seen()
+        self.sweep_handler = self._sweep()
+        self._seen = SeenPlans()
         self._rotations = OpenRotations(storage, self._store, self._starter, MASTER_KEYS)
         self.consumers: dict[str, Any] = {
-            queue: hints(self.sweep_role, queue, _MAX_AGE, self._context)
+            queue: hints(self.sweep_handler, queue, _MAX_AGE, self._context)
             for queue in (PLAN_QUEUE, SWEEP_QUEUE)
         }
         self.consumers |= {
@@ -138,12 +138,12 @@ class Process:
             CONTROL_QUEUE: self._requests(self._control()),
         }
 
-    async def look_after(self) -> None:
-        """One round of the sweeps' rescue."""
-        await rescue(
+    async def recover_sweeps(self) -> None:
+        """One recovery round."""
+        await recover(
             self._store,
-            self.sweep_role,
-            still_for=timedelta(minutes=15),
+            self.sweep_handler,
+            stalled_after=timedelta(minutes=15),
             keep_for=timedelta(days=8),
             now=self.world.clock.now + timedelta(seconds=self.clock_s),
             seen=self._seen,
@@ -189,16 +189,18 @@ class Process:
             parts.deleter(storage, keyrings, self._keys, self.lease_s),
         )
 
-    def _sweep(self) -> SweepRole:
+    def _sweep(self) -> SweepHandler:
         storage, keyrings, keys = self._storage, self.keyrings, self._keys
         parts, store, outbox = self.world.parts, self._store, self._outbox
         options = self.world.options
         planner = parts.planner(storage, options.page_keys)
         lease_s = self.lease_s
-        steps = parts.steps(storage, keyrings, keys, store, planner, outbox, lease_s=lease_s)
-        everyone = parts.everyone(storage, keyrings, keys, store, self._starter, outbox)
+        project_sweep = parts.project_sweep(
+            storage, keyrings, keys, store, planner, outbox, lease_s=lease_s
+        )
+        fleet_sweep = parts.fleet_sweep(storage, keyrings, keys, store, self._starter, outbox)
         limit = options.copy_limit_bytes
-        pages = parts.page_taker(
+        page_worker = parts.page_worker(
             storage, keyrings, keys, store, concurrency=4, copy_limit_bytes=limit
         )
-        return SweepRole(store, steps, everyone, pages)
+        return SweepHandler(store, project_sweep, fleet_sweep, page_worker)

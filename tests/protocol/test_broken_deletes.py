@@ -10,7 +10,7 @@ import pytest
 from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.control.deletion import Deleter
 from keyturn_workers.keyring import forbid_plaintext
-from keyturn_workers.keyring.model import build, parse
+from keyturn_workers.keyring.model import build_keyring, parse_keyring
 from keyturn_workers.storage import Headers
 from keyturn_workers.testing.memory_bucket import etag_of
 from tests.protocol.process import LEASE_S, MASTER_KEYS, Options, Parts
@@ -148,9 +148,9 @@ def no_bytes_that_an_upload_seals_in_their_place(world: World) -> None:
 def _forbid_plaintext(world: World) -> tuple[str, bytes]:
     """The keyring as a sweep leaves it once all plaintext is encrypted."""
     s3_key = keyring_s3_key("acme")
-    ring = parse(world.server.standing()[s3_key].body, "acme", MASTER_KEYS)
+    ring = parse_keyring(world.server.standing()[s3_key].body, "acme", MASTER_KEYS)
     now = world.oracle.projects["acme"].states
-    body = build(forbid_plaintext(ring), MASTER_KEYS)
+    body = build_keyring(forbid_plaintext(ring), MASTER_KEYS)
     now.append(replace(now[-1], plaintext=False, etag=etag_of(body)))
     return s3_key, body
 

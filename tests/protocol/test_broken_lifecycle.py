@@ -17,7 +17,7 @@ from keyturn_workers.control.enrollment import Enroller
 from keyturn_workers.sweep.fleet_sweep import FleetSweep
 from keyturn_workers.sweep.lost_rotations import OpenRotations
 from keyturn_workers.sweep.project_sweep import ProjectSweep
-from keyturn_workers.sweep.recovery import rescue
+from keyturn_workers.sweep.recovery import recover
 from keyturn_workers.sweep.takeover import take_over_earlier
 from tests.protocol.hostile import HostilePublisher
 from tests.protocol.process import MASTER_KEYS, Options, Parts
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from keyturn_workers.sweep.plan import AllPlan, Plan
-    from keyturn_workers.sweep.store import Standing
+    from keyturn_workers.sweep.store import StoredPlan
     from tests.protocol.world import World
 
 OWN_KEK = bytes([5]) * 32
@@ -201,7 +201,7 @@ def test_the_end_of_a_sweep_is_published_to_each_that_asked_for_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert violations(a_sweep_that_two_publishers_ask_for) == []
-    monkeypatch.setattr("keyturn_workers.sweep.starter.joined", lambda origins, _: origins)
+    monkeypatch.setattr("keyturn_workers.sweep.starter.merge_origins", lambda origins, _: origins)
     found = violations(a_sweep_that_two_publishers_ask_for)
     assert any("second waits for ever for sweep.requested" in what for what in found)
 
@@ -281,8 +281,8 @@ def a_rotation_that_takes_over_one_with_proven_pages(world: World) -> None:
 class _KeepsProofs(ProjectSweep):
     """Goes on from where the sweep stood that it takes over."""
 
-    async def _step(self, standing: Standing[Plan]) -> bool:
-        plan = standing.plan
+    async def _step(self, stored: StoredPlan[Plan]) -> bool:
+        plan = stored.plan
         if plan.step == 0:
             async for sweep_id, project, _ in self._store.running():
                 earlier = (await self._store.read(sweep_id, project)).plan
@@ -291,14 +291,14 @@ class _KeepsProofs(ProjectSweep):
                     ranges, number = earlier.ranges, earlier.next_page
                     plan = replace(plan, step=1, ranges=ranges, live=live, next_page=number)
                     plan = replace(plan, proven=earlier.proven)
-            await take_over_earlier(self._store, self._outbox, plan, standing.master_key)
-        return await super()._step(replace(standing, plan=plan))
+            await take_over_earlier(self._store, self._outbox, plan, stored.master_key)
+        return await super()._step(replace(stored, plan=plan))
 
 
 def test_a_sweep_that_takes_over_another_proves_every_page_itself() -> None:
     story = a_rotation_that_takes_over_one_with_proven_pages
     assert violations(story, options=ONE_KEY_A_PAGE) == []
-    found = violations(story, Parts(steps=_KeepsProofs), ONE_KEY_A_PAGE)
+    found = violations(story, Parts(project_sweep=_KeepsProofs), ONE_KEY_A_PAGE)
     assert any("acme/a stands under (2," in what and "at the end of" in what for what in found)
 
 
@@ -367,7 +367,8 @@ class _WaitsForGood(ProjectSweep):
 
 def test_a_sweep_goes_on_by_itself_where_its_successor_is_gone() -> None:
     assert violations(a_sweep_whose_successor_vanishes) == []
-    found = violations(a_sweep_whose_successor_vanishes, Parts(steps=_WaitsForGood), settle=False)
+    broken = Parts(project_sweep=_WaitsForGood)
+    found = violations(a_sweep_whose_successor_vanishes, broken, settle=False)
     assert "a sweep waits for a successor whose record is gone" in found
 
 
@@ -475,14 +476,14 @@ def test_a_sweep_that_failed_with_its_successor_goes_on_by_itself_when_it_is_ask
 # A record that is gone.
 
 
-def _rescue(world: World, rotations: OpenRotations | None) -> None:
+def _recover(world: World, rotations: OpenRotations | None) -> None:
     """One round of a worker's periodic look, 16 minutes after the last one."""
     world.advance(16 * 60)
     process = world.processes[0]
-    round_ = rescue(
+    round_ = recover(
         process._store,
-        process.sweep_role,
-        still_for=timedelta(minutes=15),
+        process.sweep_handler,
+        stalled_after=timedelta(minutes=15),
         keep_for=timedelta(days=8),
         now=world.clock.now,
         rotations=rotations,
@@ -505,9 +506,9 @@ def a_rotation_whose_record_is_removed(world: World) -> None:
     world.bucket_writer.remove(".keyturn/sweeps/_running/")
     world.run()
     rotations = _open_rotations(world)
-    _rescue(world, rotations)
+    _recover(world, rotations)
     assert world.oracle.plan(rotation, "acme") is None
-    _rescue(world, rotations)
+    _recover(world, rotations)
     _each_is_answered(world)
     assert [event.type for event in world.events if "failed" in event.type] == []
 
@@ -520,7 +521,7 @@ def test_a_rotation_whose_record_is_removed_is_begun_anew_under_its_own_id(
     async def never(*_: Any, **__: Any) -> int:
         return 0
 
-    monkeypatch.setattr(OpenRotations, "begin_lost", never)
+    monkeypatch.setattr(OpenRotations, "restart_lost", never)
     found = violations(a_rotation_whose_record_is_removed, settle=False)
     assert any("second waits for ever for rotation.requested" in what for what in found)
 
@@ -545,10 +546,10 @@ def a_rotation_whose_record_is_not_written_yet(world: World) -> None:
     rotations = _open_rotations(world)
     for _ in range(3):
         world.advance(16 * 60)
-        task = rescue(
+        task = recover(
             world.processes[stalled.number - 1]._store,
-            world.processes[stalled.number - 1].sweep_role,
-            still_for=timedelta(minutes=15),
+            world.processes[stalled.number - 1].sweep_handler,
+            stalled_after=timedelta(minutes=15),
             keep_for=timedelta(days=8),
             now=world.clock.now,
             rotations=rotations,
@@ -565,11 +566,11 @@ def test_a_record_that_is_written_late_changes_nothing_that_was_begun_anew() -> 
     assert violations(a_rotation_whose_record_is_not_written_yet) == []
 
 
-def _look_after_thrice(world: World) -> None:
+def _recover_thrice(world: World) -> None:
     """The rounds that a lost rotation needs, and what follows from them."""
     rotations = _open_rotations(world)
     for _ in range(3):
-        _rescue(world, rotations)
+        _recover(world, rotations)
     _each_is_answered(world)
 
 
@@ -585,7 +586,7 @@ def a_rotation_whose_record_is_removed_before_its_end_is_published(world: World)
     world.run()
     if world.ended(rotation):
         world.oracle.violated("its end was published before its record was removed")
-    _look_after_thrice(world)
+    _recover_thrice(world)
 
 
 def a_rotation_without_a_record_whose_earlier_keys_another_sweep_clears(world: World) -> None:
@@ -599,7 +600,7 @@ def a_rotation_without_a_record_whose_earlier_keys_another_sweep_clears(world: W
     world.run(seconds=300)
     if not world.told_of("sweep.completed"):
         world.oracle.violated("the sweep of all has not ended")
-    _look_after_thrice(world)
+    _recover_thrice(world)
 
 
 _CLEARED = pytest.mark.parametrize(

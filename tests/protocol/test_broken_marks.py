@@ -25,12 +25,12 @@ def a_rotation_whose_messages_and_mark_are_gone(world: World) -> None:
 
 
 async def _leaves_them_alone(*_: Any) -> int:
-    """`_Unmarked.look_after` of a round that goes by the marks."""
+    """`_UnmarkedSweeps.recover` of a round that trusts the markers."""
     return 0
 
 
 def test_a_sweep_without_a_mark_is_looked_after(monkeypatch: pytest.MonkeyPatch) -> None:
     assert violations(a_rotation_whose_messages_and_mark_are_gone) == []
-    monkeypatch.setattr(recovery._Unmarked, "look_after", _leaves_them_alone)
+    monkeypatch.setattr(recovery._UnmarkedSweeps, "recover", _leaves_them_alone)
     found = violations(a_rotation_whose_messages_and_mark_are_gone)
     assert "the waiter of api's rotation.requested waits for ever" in found

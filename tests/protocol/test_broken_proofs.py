@@ -12,6 +12,7 @@ from keyturn_workers.errors import MissingError
 from keyturn_workers.storage import Capabilities, Headers
 from keyturn_workers.storage.clock import DateTrust
 from keyturn_workers.sweep import fleet_sweep, page_worker
+from keyturn_workers.sweep.page_context import PageContext
 from tests.protocol.process import LEASE_S, Options
 from tests.protocol.stories import begin, hint, is_page, stop_at, violations
 from tests.protocol.world import World
@@ -39,10 +40,10 @@ def behind_a_proxy(world: World) -> None:
     an_object_that_answers_404(world, code="")
 
 
-async def _gone(self: Any, key: str, look: Any = page_worker._PageAttempt._look) -> Any:
-    """`_PageAttempt._look` that takes what is not found for removed."""
+async def _gone(self: Any, key: str, inspect: Any = PageContext.inspect) -> Any:
+    """`PageContext.inspect` that takes an object which is not found for removed."""
     try:
-        return await look(self, key)
+        return await inspect(self, key)
     except NotFoundError:
         return None
 
@@ -53,13 +54,13 @@ def _left_behind(found: list[str]) -> bool:
 
 def test_an_object_that_answers_404_is_not_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert violations(an_object_that_answers_404) == []
-    monkeypatch.setattr(page_worker._PageAttempt, "_look", _gone)
+    monkeypatch.setattr(PageContext, "inspect", _gone)
     assert _left_behind(violations(an_object_that_answers_404))
 
 
 def test_the_404_of_a_proxy_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert violations(behind_a_proxy) == []
-    monkeypatch.setattr(page_worker._PageAttempt, "_look", _gone)
+    monkeypatch.setattr(PageContext, "inspect", _gone)
     # A 404 without the storage's own code is no absence, even where absence were believed.
     assert violations(behind_a_proxy) == []
     monkeypatch.setattr(
@@ -103,7 +104,7 @@ def a_keyring_that_answers_404(world: World) -> None:
 
 
 async def _passed_over(*_: object) -> None:
-    """`FleetSweep._not_found` that takes a keyring which is not found for removed."""
+    """`FleetSweep._keyring_not_found` that takes a keyring which is not found for removed."""
 
 
 async def _never(*_: object) -> bool:
@@ -112,7 +113,7 @@ async def _never(*_: object) -> bool:
 
 def test_a_keyring_that_answers_404_is_not_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert violations(a_keyring_that_answers_404) == []
-    monkeypatch.setattr(fleet_sweep.FleetSweep, "_not_found", _passed_over)
+    monkeypatch.setattr(fleet_sweep.FleetSweep, "_keyring_not_found", _passed_over)
     # The last listing before the end is a guard of its own.
     assert violations(a_keyring_that_answers_404) == []
     monkeypatch.setattr(fleet_sweep.FleetSweep, "_is_listed", _never)
@@ -217,13 +218,13 @@ def test_an_observation_that_is_dated_after_the_step_proves_nothing(
     monkeypatch.setattr("keyturn_workers.storage.clock.StorageClock.observe", _trusted)
     # Where no date is doubted, the step's own read is still a guard of its own.
     assert violations(a_look_a_day_ahead) == []
-    monkeypatch.setattr("keyturn_workers.sweep.progress._is_in_time", _however_late)
+    monkeypatch.setattr("keyturn_workers.sweep.progress._is_late_enough", _however_late)
     assert _proven_early(violations(a_look_a_day_ahead))
 
 
-def _however_late(result: Result, late: datetime, now: datetime) -> bool:
+def _however_late(result: Result, proof_after: datetime, now: datetime) -> bool:
     del now
-    return result.proves and result.observed_at > late
+    return result.proves and result.observed_at > proof_after
 
 
 def a_turn_that_is_dated_ahead(world: World) -> None:
@@ -246,7 +247,9 @@ def test_a_turn_that_is_dated_a_day_ahead_stalls_no_rotation(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert violations(a_turn_that_is_dated_ahead, settle=False) == []
-    monkeypatch.setattr("keyturn_workers.sweep.project_sweep.at", lambda plan, *_, **__: plan)
+    monkeypatch.setattr(
+        "keyturn_workers.sweep.project_sweep.reconcile_clock", lambda plan, *_, **__: plan
+    )
     found = violations(a_turn_that_is_dated_ahead, settle=False)
     assert found == ["a rotation stands still for a day"]
 
@@ -287,14 +290,14 @@ def a_copy_by_a_worker_with_a_longer_lease(world: World) -> None:
 
 
 async def _as_it_is(*_: object) -> bool:
-    """`ProjectSweep.lengthen` of a worker that keeps its lease to itself."""
+    """`ProjectSweep.extend_lease` of a worker that keeps its lease to itself."""
     return False
 
 
 def test_a_longer_lease_is_known_before_the_first_write(monkeypatch: pytest.MonkeyPatch) -> None:
     story = a_copy_by_a_worker_with_a_longer_lease
     assert violations(story, options=TWO_LEASES) == []
-    monkeypatch.setattr("keyturn_workers.sweep.project_sweep.ProjectSweep.lengthen", _as_it_is)
+    monkeypatch.setattr("keyturn_workers.sweep.project_sweep.ProjectSweep.extend_lease", _as_it_is)
     found = violations(story, options=TWO_LEASES)
     assert any("acme/a stands under (2," in what and "by a write" in what for what in found)
 

@@ -47,9 +47,9 @@ def a_streamed_write_that_outlasts_a_rotation(world: World) -> None:
 
 
 async def _write_once(self: Any, planned: Any) -> Any:
-    """`_PageAttempt._write` without a look at the keyring after it."""
-    todo = await self._noted_first([each for each in planned if each.writes])
-    done = [await self._guarded(each.key, self._bring(each)) for each in todo]
+    """`_PageAttempt._write` without a keyring read after it."""
+    todo = await self._tags.note_before_writes([each for each in planned if each.writes])
+    done = [await self._context.guarded(each.key, self._apply(each)) for each in todo]
     return [each for each in planned if not each.writes] + [each for each in done if each]
 
 
@@ -102,7 +102,7 @@ def test_pages_are_proven_by_what_they_found_not_by_their_number(
 ) -> None:
     assert violations(a_copy_that_comes_behind_a_later_sweep) == []
     # Each page that told anything counts as done.
-    monkeypatch.setattr("keyturn_workers.sweep.progress._again", lambda *_: None)
+    monkeypatch.setattr("keyturn_workers.sweep.progress._next_attempt", lambda *_: None)
     assert _set_back(violations(a_copy_that_comes_behind_a_later_sweep))
 
 
@@ -144,17 +144,17 @@ def a_worker_that_stalls_between_deciding_and_writing(world: World) -> None:
     world.run()
 
 
-async def _bring_by_a_later_lease(self: Any, planned: Any) -> Any:
+async def _apply_by_a_later_lease(self: Any, planned: Any) -> Any:
     if planned.writes:
-        later = await self._fresh()
-        observed = replace(planned.observed, read_at=later.read_at, leased=later.leased)
-        await self._carry_out(replace(planned, observed=observed))
+        later = await self._context.fresh_keyring()
+        snapshot = replace(planned.snapshot, read_at=later.read_at, leased=later.leased)
+        await self._execute(replace(planned, snapshot=snapshot))
     return planned
 
 
 def test_a_lease_is_that_of_the_read_by_which_was_decided(monkeypatch: pytest.MonkeyPatch) -> None:
     assert violations(a_worker_that_stalls_between_deciding_and_writing) == []
-    monkeypatch.setattr(page_worker._PageAttempt, "_bring", _bring_by_a_later_lease)
+    monkeypatch.setattr(page_worker._PageAttempt, "_apply", _apply_by_a_later_lease)
     assert _set_back(violations(a_worker_that_stalls_between_deciding_and_writing))
 
 
@@ -172,8 +172,8 @@ class _Gapped(Planner):
         return replace(
             after,
             live=tuple(
-                replace(live, after=live.last) if live.after and live.last else live
-                for live in after.live
+                replace(page, after=page.last) if page.after and page.last else page
+                for page in after.live
             ),
         )
 
@@ -246,18 +246,18 @@ def a_plan_that_was_rolled_back(world: World) -> None:
     world.run(keep=lambda each: is_page(each, 1), seconds=60)
 
 
-def _whatever_the_range(plan: Any, live: Any, result: Any) -> bool:
-    del live
+def _whatever_the_range(plan: Any, open_page: Any, result: Any) -> bool:
+    del open_page
     return bool(result.state == plan.state and not result.changed)
 
 
 def test_a_result_proves_no_other_range_of_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     assert violations(a_plan_that_was_rolled_back, options=ONE_KEY_A_PAGE) == []
-    monkeypatch.setattr("keyturn_workers.sweep.progress._is_as_wanted", _whatever_the_range)
+    monkeypatch.setattr("keyturn_workers.sweep.progress._matches_plan", _whatever_the_range)
     # The first step reads the moment of the turn again, which is a guard of its own.
     assert violations(a_plan_that_was_rolled_back, options=ONE_KEY_A_PAGE) == []
     as_created = lambda plan, *_, **__: replace(plan, turn_dated=True)  # noqa: E731
-    monkeypatch.setattr("keyturn_workers.sweep.project_sweep.at", as_created)
+    monkeypatch.setattr("keyturn_workers.sweep.project_sweep.reconcile_clock", as_created)
     found = violations(a_plan_that_was_rolled_back, options=ONE_KEY_A_PAGE)
     assert any("acme/c stands under (1," in what and "at the end of" in what for what in found)
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pytest
 
     from keyturn_workers.sweep.plan import Plan
-    from keyturn_workers.sweep.store import Standing
+    from keyturn_workers.sweep.store import StoredPlan
     from tests.protocol.broker import Letter
     from tests.protocol.world import World
 
@@ -50,8 +50,9 @@ def a_sweep_asked_for_again_after_its_successor_failed(world: World) -> None:
     # As after a permanent error of one of its steps: the message of that step is a dead letter.
     world.queue[:] = [each for each in world.queue if hint(each).get("sweep_id") != rotation]
     failing = SweepStep(sweep_id=rotation, project="acme", step=_plan(world, rotation)["step"])
-    role: Any = world.processes[0].sweep_role
-    world.loop.create_task(role.fail(failing, CorruptObjectError("a step of its own failed")))
+    handler: Any = world.processes[0].sweep_handler
+    error = CorruptObjectError("a step of its own failed")
+    world.loop.create_task(handler.record_failure(failing, error))
     world.loop.run_until_idle()
     assert world.run(until=lambda: world.told_of("sweep.failed"), keep=is_page)
     world.replay(sweep)
@@ -96,10 +97,10 @@ def a_mark_that_is_set_after_the_later_sweep_has_ended(world: World) -> None:
 
 
 async def _follows_any_sweep(
-    self: ProjectSweep, standing: Standing[Plan], successor: Standing[Plan]
+    self: ProjectSweep, stored: StoredPlan[Plan], successor: StoredPlan[Plan]
 ) -> bool:
-    noted = replace(successor.plan, taken=(standing.plan.ask.sweep_id,))
-    return await _follow(self, standing, replace(successor, plan=noted))
+    noted = replace(successor.plan, taken=(stored.plan.ask.sweep_id,))
+    return await _follow(self, stored, replace(successor, plan=noted))
 
 
 _follow = ProjectSweep._follow_successor

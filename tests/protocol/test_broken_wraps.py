@@ -107,7 +107,7 @@ def a_worker_that_dies_before_it_puts_tags_back(world: World) -> None:
 
 
 class _NotesNothing(SweepStore):
-    async def note_tags(self, *_args: Any, **_more: Any) -> str:
+    async def add_tag_note(self, *_args: Any, **_more: Any) -> str:
         return ""
 
 

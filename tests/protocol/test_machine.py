@@ -330,7 +330,7 @@ class Protocol(RuleBasedStateMachine):
         process = self.on.processes[worker]
         if not process.stalled:
             self.on.advance(1000)
-            self.on.look_after(process)
+            self.on.recover_sweeps(process)
 
     # Who goes on.
 

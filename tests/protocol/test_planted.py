@@ -12,7 +12,7 @@ import pytest
 from keyturn.identifiers import keyring_s3_key, sweep_folder
 from keyturn.messages import SweepCompleted
 from keyturn_workers.keyring import with_master_key
-from keyturn_workers.keyring.model import build, parse
+from keyturn_workers.keyring.model import build_keyring, parse_keyring
 from keyturn_workers.storage import Headers
 from tests.protocol.process import MASTER_KEYS
 from tests.protocol.stories import hint
@@ -134,8 +134,8 @@ def test_a_project_enrolled_meanwhile_is_looked_at_whoever_re_sealed_it(world: W
     world.run(keep=lambda letter: hint(letter).get("sweep_id") == sweep)
     # As a step does that dies before the part's own record stands.
     key = keyring_s3_key("gamma")
-    ring = parse(world.server._bucket.get(key).opened(), "gamma", MASTER_KEYS)
+    ring = parse_keyring(world.server._bucket.get(key).opened(), "gamma", MASTER_KEYS)
     assert (ring.master_key, ring.history) == ("m1", ())
-    plant(world, key, build(with_master_key(ring, "m2"), MASTER_KEYS))
+    plant(world, key, build_keyring(with_master_key(ring, "m2"), MASTER_KEYS))
     told = end(world, sweep)
     assert (told.clean, told.objects, told.rewrapped) == (True, 3, 3)

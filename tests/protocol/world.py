@@ -423,9 +423,9 @@ class World:
                 return until is None
         raise AssertionError(f"it never ends: {self.calls} {self.queue}")
 
-    def look_after(self, process: Process) -> None:
+    def recover_sweeps(self, process: Process) -> None:
         """A worker's periodic round over sweeps, to its end (SPEC 8.5)."""
-        task = self.loop.create_task(process.look_after())
+        task = self.loop.create_task(process.recover_sweeps())
         self.loop.run_until_idle()
         self.run(until=task.done)
         task.exception()  # what it met, the next round meets or not
@@ -465,7 +465,7 @@ class World:
             if all(waiter.ended for waiter in self.waiters):
                 break
             self.advance(_STILL_FOR_S)
-            self.look_after(self.processes[0])
+            self.recover_sweeps(self.processes[0])
             self.run()
         for waiter in self.waiters:
             self.oracle.laws.settled(waiter)

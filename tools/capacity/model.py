@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from keyturn.crypto import sealed_size
 from keyturn.messages import INLINE_MAX_BYTES
 from keyturn.topology import EVENTS_MAX_BYTES
-from keyturn_workers.keyring import reader as keyring_reader
+from keyturn_workers.keyring.reader import BETWEEN_READS_S
 from keyturn_workers.settings import GatewaySettings, WorkerSettings
 from keyturn_workers.sweep import planner, project_sweep
 
@@ -39,11 +39,11 @@ GATEWAY_AT_ONCE = _default(GatewaySettings, "gateway_concurrency")
 PAGE_KEYS = _default(WorkerSettings, "sweep_page_keys")
 LEASE_S = _default(WorkerSettings, "lease_s")
 LIST_KEYS = 1000
-BETWEEN_READS_MS = 1000 * keyring_reader._BETWEEN_READS_S
-# One project's sweep: so many pages may live, a step plans so many, one comes so often.
-LIVE_PAGES = planner.MAX_LIVE
-PAGES_A_STEP = planner._PAGES_A_STEP
-STEP_S = project_sweep._BETWEEN_STEPS_S
+BETWEEN_READS_MS = 1000 * BETWEEN_READS_S
+# One project's sweep: so many pages may be open, a step plans so many, one comes so often.
+LIVE_PAGES = planner.MAX_OPEN_PAGES
+PAGES_A_STEP = planner.PAGES_PER_STEP
+STEP_S = project_sweep.STEP_INTERVAL_S
 
 # AWS's documented floor, a prefix of keys: requests a second.
 PREFIX_WRITES = 3500

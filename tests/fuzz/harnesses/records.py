@@ -13,7 +13,7 @@ from keyturn.crypto import Secret, b64, record_kek, seal_record
 from keyturn.errors import CodedError
 from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.keyring import sealed_records
-from keyturn_workers.keyring.model import Keyring, build, parse
+from keyturn_workers.keyring.model import Keyring, build_keyring, parse_keyring
 from keyturn_workers.sweep.counts import Counts
 from keyturn_workers.sweep.plan import (
     AllPlan,
@@ -50,7 +50,7 @@ def _ring() -> Keyring:
 
 with same_each_time():
     _RING: Final = _ring()
-    _RAW: Final = build(_RING, _MASTER_KEYS)
+    _RAW: Final = build_keyring(_RING, _MASTER_KEYS)
 _REST: Final = sealed_records.parse(_RAW, _KEY, "acme", _MASTER_KEYS)[1]
 _SECRETS: Final = tuple(
     b64(kek.reveal())[:24] for kek in (*_RING.user_keks.values(), factories.V0_USER_KEK)
@@ -71,7 +71,7 @@ def run(data: bytes) -> str:
 
 def _raw(body: bytes) -> str:
     try:
-        ring = parse(body, "acme", _MASTER_KEYS)
+        ring = parse_keyring(body, "acme", _MASTER_KEYS)
     except CodedError as exc:
         _check_shows_nothing(exc)
         return code_of(exc, "corrupt_object", "unknown_master_key")
@@ -87,11 +87,14 @@ def _sealed(payload: bytes) -> bytes:
 
 def _keyring(body: bytes) -> str:
     try:
-        ring = parse(body, "acme", _MASTER_KEYS)
+        ring = parse_keyring(body, "acme", _MASTER_KEYS)
     except CodedError as exc:
         _check_shows_nothing(exc)
         return code_of(exc, "corrupt_object")
-    check(parse(build(ring, _MASTER_KEYS), "acme", _MASTER_KEYS) == ring, "comes back changed")
+    check(
+        parse_keyring(build_keyring(ring, _MASTER_KEYS), "acme", _MASTER_KEYS) == ring,
+        "comes back changed",
+    )
     desired = ring.desired(_MASTER_KEYS)
     check(desired.generation == ring.current.generation, "an earlier generation is desired")
     generations = [entry.generation for entry in (*ring.history, ring.current)]

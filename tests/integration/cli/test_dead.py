@@ -16,7 +16,7 @@ from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.amqp.declarations import declare
 from keyturn_workers.amqp.retry import identity_body
 from keyturn_workers.cli.dead_letters import Look, connected
-from keyturn_workers.keyring.model import Generation, Keyring, build
+from keyturn_workers.keyring.model import Generation, Keyring, build_keyring
 from tests.integration.cli.conftest import document
 from tools.harness import requests
 from tools.servers.s3 import sync_client
@@ -300,7 +300,7 @@ def _put_keyring(cli: Cli, project: str, generation: int, requested_at: str) -> 
     current = Generation(
         generation, kek_id(kek), kek, requests.new_id(), requested_at, requested_at
     )
-    body = build(Keyring(project, "m1", current), {"m1": Secret(cli.deployment.master_key)})
+    body = build_keyring(Keyring(project, "m1", current), {"m1": Secret(cli.deployment.master_key)})
     client = sync_client(cli.deployment.s3)
     client.put_object(Bucket=cli.deployment.bucket, Key=keyring_s3_key(project), Body=body)
     client.close()

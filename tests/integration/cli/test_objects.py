@@ -11,7 +11,7 @@ import pytest
 
 from keyturn.crypto import BODY_CONTEXT, HEADER_BYTES, Secret, kek_id, new_dek, seal, user_kek
 from keyturn_workers.keyring import Generation, Keyring
-from keyturn_workers.keyring.model import build
+from keyturn_workers.keyring.model import build_keyring
 from keyturn_workers.objects.wrap import build_object_metadata, wrap
 from tests.integration.cli.conftest import document
 from tools.servers.s3 import sync_client
@@ -153,7 +153,7 @@ def test_download_replaces_a_file_only_when_forced_and_only_by_a_whole_one(
 
 
 def test_the_operator_reads_plaintext_where_the_keyring_allows_it(bucket_cli: Cli) -> None:
-    record = build(_keyring(bucket_cli, plaintext=True), _masters(bucket_cli))
+    record = build_keyring(_keyring(bucket_cli, plaintext=True), _masters(bucket_cli))
     _put(bucket_cli, "acme/p", b"as it is")
     arguments = ["download", "acme", "p", "-o", "-", "--as-operator"]
     refused = bucket_cli.run(*arguments)

@@ -10,7 +10,7 @@ import pytest
 
 from keyturn.crypto import KekPurpose, Secret, admin_kek, b64, kek_id, kek_info, user_kek
 from keyturn.identifiers import keyring_s3_key
-from keyturn_workers.keyring.model import Generation, Keyring, build
+from keyturn_workers.keyring.model import Generation, Keyring, build_keyring
 from tools.harness import reader, requests
 from tools.harness.bucket import Bucket
 from tools.harness.serving import Sent, Serving
@@ -76,7 +76,9 @@ async def test_the_same_request_after_a_turn(served: Serving) -> None:
         request_id = document["request_id"] if number == 1 else requests.new_id()
         entries.append(Generation(number, kek_id(kek), kek, request_id, now, now))
     ring = Keyring(project, "m1", entries[1], history=(entries[0],))
-    served.put(keyring_s3_key(project), build(ring, {"m1": Secret(served.deployment.master_key)}))
+    served.put(
+        keyring_s3_key(project), build_keyring(ring, {"m1": Secret(served.deployment.master_key)})
+    )
     event = await served.served(document)
     assert (event["type"], event["generation"]) == ("project.enrolled", 1)
 
@@ -254,7 +256,7 @@ async def test_keyring_under_an_unknown_master_key(served: Serving) -> None:
     project, now = new_project(), requests.now()
     kek = user_kek(served.deployment.api_key, project)
     ring = Keyring(project, "m9", Generation(1, kek_id(kek), kek, requests.new_id(), now, now))
-    served.put(keyring_s3_key(project), build(ring, {"m9": Secret(bytes(32))}))
+    served.put(keyring_s3_key(project), build_keyring(ring, {"m9": Secret(bytes(32))}))
     sent = served.signed(requests.enroll(served.deployment, project))
     await served.publish(sent, message_id=sent.request_id)
     waiting = await served.wire.take("keyturn.control.retry.5s")

@@ -14,7 +14,7 @@ from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn.metadata import V0_ALGORITHM, Wraps, parse
 from keyturn_workers.errors import RefusedError
 from keyturn_workers.keyring import Keyring, KeyringReader, KeyringSnapshot
-from keyturn_workers.keyring.model import build
+from keyturn_workers.keyring.model import build_keyring
 from keyturn_workers.objects.apply import ActionExecutor, tags_at_risk
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.objects.plan_action import (
@@ -78,7 +78,9 @@ class Place:
 
     async def write_keyring(self, ring: Keyring) -> None:
         self.ring = ring
-        await self.storage.put(keyring_s3_key("acme"), build(ring, MASTER_KEYS), Headers({}))
+        await self.storage.put(
+            keyring_s3_key("acme"), build_keyring(ring, MASTER_KEYS), Headers({})
+        )
 
     async def put(self, own: dict[str, str], body: bytes) -> None:
         headers = Headers({**CALLER, **own}, "application/pdf", CONTENT)

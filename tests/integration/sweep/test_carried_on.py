@@ -18,7 +18,7 @@ from keyturn import topology
 from keyturn_workers.settings import WorkerSettings
 from keyturn_workers.storage import Capabilities
 from keyturn_workers.storage.s3 import open_storage
-from keyturn_workers.sweep.recovery import rescue
+from keyturn_workers.sweep.recovery import recover
 from keyturn_workers.worker.metrics import WorkerMetrics
 from keyturn_workers.worker.wiring import Wiring
 from tests.integration.sweep.scene import WORKER_ENV, Project, Scene, counts
@@ -89,10 +89,10 @@ async def hurried(deployment: Deployment) -> int:
         RabbitBroker(deployment.amqp_url, logger=None) as broker,
     ):
         process = Wiring(settings, storage, broker, WorkerMetrics())
-        return await rescue(
+        return await recover(
             process._store,
             process._sweep,
-            still_for=timedelta(0),
+            stalled_after=timedelta(0),
             keep_for=timedelta(days=1),
             now=datetime.now(UTC) + timedelta(seconds=5),
         )
@@ -173,7 +173,7 @@ async def test_a_forged_plan(broker: Servers, ceph: S3Server) -> None:
         async with worker(scene.deployment.worker_env(**WORKER_ENV), "sweep") as process:
             letter = await scene.dead(topology.PLAN_QUEUE, document["rotation_id"])
             assert letter.headers["keyturn-code"] == "corrupt_object"
-            # The mark of the forged one stands, and the rescue of others gets past it.
+            # The mark of the forged one stands, and the recovery of others gets past it.
             rotation_id = await accepted(other)
             await hurried(scene.deployment)
             scene.bucket.delete(s3_key)

@@ -14,7 +14,7 @@ from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn.messages import RequestOrigin
 from keyturn_workers.errors import RefusedError
 from keyturn_workers.keyring import Generation, Keyring, KeyringReader, rotate
-from keyturn_workers.keyring.model import build
+from keyturn_workers.keyring.model import build_keyring
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.sweep import Plan, SweepRequest, SweepStore
 from keyturn_workers.sweep.page_worker import PageWorker
@@ -68,7 +68,9 @@ class Stalling:
             raise
 
 
-async def test_a_stalled_take(ceph: S3Server, ceph_bucket: str) -> None:
+async def test_late_copies_of_a_stalled_worker_are_refused(
+    ceph: S3Server, ceph_bucket: str
+) -> None:
     """Each late copy is refused, and done again by a keyring that was turned meanwhile."""
     deployment = Deployment("", ceph, ceph_bucket)
     bucket, master_keys = Bucket(deployment), {"m1": Secret(deployment.master_key)}
@@ -90,7 +92,7 @@ async def test_a_stalled_take(ceph: S3Server, ceph_bucket: str) -> None:
             at=now,
             origin=RequestOrigin("api", "0" * 64),
         )
-        bucket.put(keyring_s3_key("acme"), build(after, master_keys), {})
+        bucket.put(keyring_s3_key("acme"), build_keyring(after, master_keys), {})
         return after
 
     second = turn(ring, keks[1])
@@ -103,7 +105,7 @@ async def test_a_stalled_take(ceph: S3Server, ceph_bucket: str) -> None:
     async with opened(ceph, ceph_bucket) as storage:
         stalling: Any = Stalling(storage, turn_once)
         keyrings = KeyringReader(storage, master_keys, lease_s=LEASE_S, cache_s=0.5)
-        taker = PageWorker(
+        worker = PageWorker(
             stalling,
             keyrings,
             OperatorKeys(master_keys),
@@ -118,8 +120,8 @@ async def test_a_stalled_take(ceph: S3Server, ceph_bucket: str) -> None:
             turned_at=observed.lease.read_at,
             started_at=datetime.now(UTC),
         )
-        result = await taker.take(plan, OpenPage(page=0, after="", last=""))
-        again = await taker.take(
+        result = await worker.process(plan, OpenPage(page=0, after="", last=""))
+        again = await worker.process(
             replace(plan, state=State.of(await keyrings.read_fresh("acme"))),
             OpenPage(page=0, after="", last=""),
         )

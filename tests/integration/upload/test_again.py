@@ -16,7 +16,7 @@ import pytest
 
 from keyturn.crypto import Secret, kek_id, user_kek
 from keyturn.identifiers import keyring_s3_key
-from keyturn_workers.keyring.model import Generation, build, parse
+from keyturn_workers.keyring.model import Generation, build_keyring, parse_keyring
 from tools.harness import reader, requests
 from tools.harness.serving import Serving, staged_key
 
@@ -241,13 +241,13 @@ def turn(served: Serving, project: str) -> str:
     client, bucket = reader.s3_client(served.deployment), served.deployment.bucket
     answer = client.get_object(Bucket=bucket, Key=keyring_s3_key(project))
     held = {"m1": Secret(served.deployment.master_key)}
-    ring = parse(answer["Body"].read(), project, held)
+    ring = parse_keyring(answer["Body"].read(), project, held)
     api_key = f"{served.deployment.api_key}~{ring.current.generation}"
     kek, now = user_kek(api_key, project), requests.now()
     number = ring.current.generation + 1
     current = Generation(number, kek_id(kek), kek, requests.new_id(), now, now)
     turned = replace(ring, current=current, history=(*ring.history, ring.current))
-    served.put(keyring_s3_key(project), build(turned, held))
+    served.put(keyring_s3_key(project), build_keyring(turned, held))
     return api_key
 
 

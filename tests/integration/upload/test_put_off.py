@@ -10,7 +10,7 @@ import pytest_asyncio
 
 from keyturn.crypto import Secret, kek_id, user_kek
 from keyturn.identifiers import keyring_s3_key
-from keyturn_workers.keyring.model import Generation, Keyring, build
+from keyturn_workers.keyring.model import Generation, Keyring, build_keyring
 from tests.support.proxy import Proxy, proxy
 from tools.harness import reader, requests
 from tools.harness.serving import Serving, serving, staged_key
@@ -97,7 +97,7 @@ async def test_keyring_under_an_unknown_master_key(served: Serving) -> None:
     known = len(served.wire.events)
     kek, now = user_kek(served.deployment.api_key, "newer"), requests.now()
     ring = Keyring("newer", "m9", Generation(1, kek_id(kek), kek, requests.new_id(), now, now))
-    served.put(keyring_s3_key("newer"), build(ring, {"m9": Secret(bytes(32))}))
+    served.put(keyring_s3_key("newer"), build_keyring(ring, {"m9": Secret(bytes(32))}))
     sent = served.signed(requests.upload(served.deployment, "newer", "k", b"x").document)
     await served.publish(sent, message_id=sent.request_id)
     waiting = await served.wire.take("keyturn.upload.retry.5s")

@@ -27,7 +27,7 @@ from keyturn.crypto import (
     user_kek,
 )
 from keyturn.identifiers import keyring_s3_key
-from keyturn_workers.keyring.model import Generation, Keyring, build
+from keyturn_workers.keyring.model import Generation, Keyring, build_keyring
 from tools.harness import reader, requests
 from tools.harness.serving import Serving, staged_key
 
@@ -268,7 +268,7 @@ def keyring(served: Serving, project: str, *, master_key: bytes | None = None) -
     now = requests.now()
     current = Generation(1, kek_id(kek), kek, requests.new_id(), now, now)
     held = Secret(master_key or served.deployment.master_key)
-    return build(Keyring(project, "m1", current), {"m1": held})
+    return build_keyring(Keyring(project, "m1", current), {"m1": held})
 
 
 KEYRINGS: dict[str, Callable[[Serving, str], bytes]] = {

@@ -15,7 +15,7 @@ from keyturn.crypto import Secret
 from keyturn.identifiers import keyring_s3_key
 from keyturn.messages import Event, encode, parse_event
 from keyturn.publisher.event_matcher import EventMatcher
-from keyturn_workers.keyring.model import build, parse
+from keyturn_workers.keyring.model import build_keyring, parse_keyring
 from keyturn_workers.storage import Headers
 from keyturn_workers.sweep.counts import Counts
 from keyturn_workers.sweep.plan import AllPlan, Plan
@@ -41,7 +41,7 @@ def _event(event_type: str) -> Event:
 
 
 def test_a_keyring_lacks_what_revision_2_adds() -> None:
-    keyring = parse(_MADE["records"][keyring_s3_key("acme")].encode(), "acme", _MASTER_KEYS)
+    keyring = parse_keyring(_MADE["records"][keyring_s3_key("acme")].encode(), "acme", _MASTER_KEYS)
     assert (keyring.current.generation, keyring.current.rotation_id) == (2, _SWEEP_ID)
     assert (keyring.lease_s, keyring.publisher, keyring.request, keyring.evidence) == (None,) * 4
     assert keyring.history[0].kek is not None
@@ -49,8 +49,8 @@ def test_a_keyring_lacks_what_revision_2_adds() -> None:
 
 
 def test_a_keyring_that_is_written_again_keeps_all_that_it_had() -> None:
-    before = parse(_MADE["records"][keyring_s3_key("acme")].encode(), "acme", _MASTER_KEYS)
-    assert parse(build(before, _MASTER_KEYS), "acme", _MASTER_KEYS) == before
+    before = parse_keyring(_MADE["records"][keyring_s3_key("acme")].encode(), "acme", _MASTER_KEYS)
+    assert parse_keyring(build_keyring(before, _MASTER_KEYS), "acme", _MASTER_KEYS) == before
 
 
 async def test_a_sweep_under_way_goes_on_from_its_record() -> None:
@@ -75,7 +75,7 @@ async def test_a_sweep_of_all_under_way_goes_on_from_its_record() -> None:
     plan = (await store.read_all(_SWEEP_ID)).plan
     assert isinstance(plan, AllPlan)
     assert (plan.live, plan.step, plan.origins) == (("acme",), 2, (None,))
-    ended = await store.read_ended(_SWEEP_ID, "acme")
+    ended = await store.read_part_result(_SWEEP_ID, "acme")
     assert ended is not None
     assert ended.clean
 

@@ -87,8 +87,8 @@ async def measure(deployment: Deployment, *, sizes: Sequence[int], rounds: int) 
 
 
 async def _rotated(world: World, key: str) -> float:
-    """Seconds of one take that finds the object under the key before."""
-    taker = PageWorker(
+    """Seconds of one page attempt that finds the object under the key before."""
+    worker = PageWorker(
         world.storage,
         world.keyrings,
         world.keys,
@@ -97,16 +97,16 @@ async def _rotated(world: World, key: str) -> float:
         copy_limit_bytes=COPY_LIMIT_BYTES,
     )
     observed = await world.keyrings.read_fresh(PROJECT)
-    live = OpenPage(page=0, after=key[:-1], last=key, sent_at=datetime.now(UTC), sends=1)
+    open_page = OpenPage(page=0, after=key[:-1], last=key, sent_at=datetime.now(UTC), sends=1)
     plan = Plan(
         ask=SweepRequest("sweep", new_id(), PROJECT, now()),
         state=State.of(observed),
         turned_at=observed.lease.read_at,
         started_at=datetime.now(UTC),
-        live=(live,),
+        live=(open_page,),
     )
     began = time.perf_counter()
-    result = await taker.take(plan, live)
+    result = await worker.process(plan, open_page)
     took_s = time.perf_counter() - began
     if (result.changed, result.counts.objects, result.counts.rewrapped) != (1, 1, 1):
         raise BenchError(f"the object was not rotated: {result.counts}")

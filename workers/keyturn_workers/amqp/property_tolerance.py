@@ -1,18 +1,22 @@
-"""Reading AMQP properties that nobody should have sent, and writing back what was read.
+"""Reads AMQP properties that pamqp and aio-pika reject, and writes them as they were (ADR 0013).
 
-FACTS of pamqp 3 and 4 and of aio-pika 10. The decoder raises on a timestamp beyond the year
-9999 (which is what microseconds look like), on a short string that is not UTF-8, and on
-header tables that it cannot read. It raises in the connection's reader, so one such message,
-unsigned, cuts the connection; the broker gives it again, and so on. An unknown delivery mode
-or expiration raises where aio-pika makes its message: nobody is ever given that one, and it
-holds a place of the prefetch for good. Here such a value is read as something harmless: a
-message whose headers cannot be read has no signature, and is refused like any other.
+THE ONLY MODULE THAT CHANGES LIBRARIES OF OTHERS, for the whole process. Called once at the start of
+a worker, a gateway or a command; `keyturn`, which services install, never calls it.
 
-The encoder refuses or changes some of what the decoder reads (strings that are not UTF-8,
-doubles, names above 128 bytes), so that a message could not be passed on as it was sent.
-Here it writes them as they were.
+The decoder of pamqp 4 raises on a timestamp after the year 9999 (which is what microseconds look
+like), on a short string that is not UTF-8, and on a header table that it cannot decode. It raises in
+the connection's reader: one such message, unsigned, costs the connection, is redelivered, and costs
+the next one. An unknown delivery mode or expiration raises where aio-pika creates its message: no
+handler ever gets that delivery, and it keeps its place in the prefetch. Here such a value is read as
+something harmless. A message whose headers cannot be decoded has no signature, and is refused like
+any other.
 
-Called once at a process's door; it changes both libraries for the whole process.
+The encoder rejects or changes some of what the decoder reads (strings that are not UTF-8, doubles,
+names above 128 bytes), so that a message could not be copied as it was sent. Here it writes them
+unchanged.
+
+`tests/unit/keyturn_workers/amqp/test_property_tolerance_upstream.py` fails when a release of pamqp
+or aio-pika no longer needs one of these.
 """
 
 import struct
@@ -44,14 +48,14 @@ def _short_string(value: bytes) -> tuple[int, Any]:
     except ValueError:
         length = value[0] if value else 0
         text = value[1 : length + 1].decode("utf-8", "replace")
-        # Longer than what it stands for otherwise: what is read must fit where it came from.
+        # The replacement character takes more bytes than it replaces: the string must still fit.
         return length + 1, text.replace("\N{REPLACEMENT CHARACTER}", "?")
 
 
 def _table(value: bytes) -> tuple[int, Any]:
     try:
         return _strict_table(value)
-    except Exception:  # noqa: BLE001  # whatever it is made of, it must not end the connection
+    except Exception:  # noqa: BLE001  # whatever it contains, it must not cost the connection
         length = _LENGTH.unpack_from(value)[0] if len(value) >= _LENGTH.size else 0
         return _LENGTH.size + min(length, len(value) - _LENGTH.size), {}
 
@@ -62,10 +66,10 @@ def _write_table(value: Mapping[str, Any] | None) -> bytes:
 
 
 def _write_entry(name: str, value: Any) -> bytes:
-    raw = name.encode()
-    if len(raw) > _NAME_MAX_BYTES:
+    encoded = name.encode()
+    if len(encoded) > _NAME_MAX_BYTES:
         raise ValueError(f"a header's name has at most {_NAME_MAX_BYTES} bytes")
-    return bytes([len(raw)]) + raw + _write_value(value)
+    return bytes([len(encoded)]) + encoded + _write_value(value)
 
 
 def _write_value(value: Any) -> bytes:
@@ -96,7 +100,7 @@ def _other_mode(mode: object) -> DeliveryMode:
 
 
 def tolerate_odd_properties() -> None:
-    """Let properties that cannot be decoded cost no more than themselves."""
+    """Patch pamqp and aio-pika, so that a property that cannot be decoded costs only itself."""
     decode.METHODS["timestamp"] = _timestamp
     decode.METHODS["shortstr"] = _short_string
     decode.METHODS["table"] = _table

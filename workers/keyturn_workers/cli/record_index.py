@@ -21,20 +21,18 @@ from keyturn.errors import (
 )
 from keyturn.identifiers import (
     ALL_PROJECTS,
-    ALL_PROJECTS_FOLDER,
     KEYRINGS_PREFIX,
     SWEEPS_PREFIX,
     is_project,
-    is_uuid,
     keyring_s3_key,
     parse_time,
 )
 from keyturn_workers.errors import MissingError
 from keyturn_workers.keyring import Keyring, sealed_records
-from keyturn_workers.keyring.model import parse as parse_keyring
+from keyturn_workers.keyring.model import parse_keyring
 from keyturn_workers.storage import ObjectSummary, Storage
 from keyturn_workers.sweep.plan import AllPlan, Plan, from_json
-from keyturn_workers.sweep.store import PLAN_NAME
+from keyturn_workers.sweep.record_paths import parse_record_path
 
 # Records are read whole, and some are large.
 _AT_ONCE: Final = 16
@@ -123,19 +121,10 @@ async def _records(
         if is_project(name) and row.key == keyring_s3_key(name):
             yield _Record(row.key, _KEYRING, name), row
     async for row in storage.list(SWEEPS_PREFIX):
-        record = _of_sweep(row.key)
-        if record is not None and project in (None, record.project):
-            yield record, row
-
-
-def _of_sweep(s3_key: str) -> _Record | None:
-    """What this key of a sweep's record says; None of marks, which hold nothing, and the like."""
-    sweep_id, _, rest = s3_key.removeprefix(SWEEPS_PREFIX).partition("/")
-    folder, _, name = rest.partition("/")
-    project = ALL_PROJECTS if folder == ALL_PROJECTS_FOLDER else folder
-    if not is_uuid(sweep_id) or not (project == ALL_PROJECTS or is_project(project)):
-        return None
-    return _Record(s3_key, _PLAN if name == PLAN_NAME else _OTHER, project, sweep_id)
+        path = parse_record_path(row.key)
+        if path is not None and project in (None, path.project):
+            kind = _PLAN if path.is_plan else _OTHER
+            yield _Record(row.key, kind, path.project, path.sweep_id), row
 
 
 _Opened = tuple[str, Keyring | Plan | AllPlan | None] | CodedError | None
@@ -236,7 +225,7 @@ _EMPTY_SWEEP: Final[dict[str, Any]] = dict.fromkeys((*SWEEP_COLUMNS, "detail"))
 
 
 def _keyring_row(keyring: Keyring) -> dict[str, Any]:
-    first, current = keyring.enrolment, keyring.current
+    first, current = keyring.enrollment, keyring.current
     return _EMPTY_KEYRING | {
         "project": keyring.project,
         "generation": current.generation,

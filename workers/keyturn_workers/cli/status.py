@@ -36,7 +36,7 @@ from keyturn_workers.cli.settings import StatusSettings
 from keyturn_workers.cli.sweep_report import FIRST_FAILURES, PART_COLUMNS, SweepStatus, read_sweep
 from keyturn_workers.cli.watch import check_end, counted, watch
 from keyturn_workers.errors import MissingError
-from keyturn_workers.keyring.model import parse as parse_keyring
+from keyturn_workers.keyring.model import parse_keyring
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.storage import Storage
 from keyturn_workers.sweep.plan import AllPlan, Plan

@@ -123,11 +123,11 @@ async def _parts(store: SweepStore, plan: AllPlan) -> Parts:
             parts.plans.append(of_part)
             parts.live_counts += of_part.counts
     live = set(plan.live)
-    async for project in store.ended(plan.ask.sweep_id):
+    async for project in store.ended_parts(plan.ask.sweep_id):
         if project in live:
             continue
         try:
-            ended = await store.read_ended(plan.ask.sweep_id, project)
+            ended = await store.read_part_result(plan.ask.sweep_id, project)
         except StorageUnavailableError:
             raise
         except CodedError as exc:

@@ -28,7 +28,7 @@ from keyturn_workers.keyring import (
 )
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.storage import Storage
-from keyturn_workers.sweep import Starter, SweepRequest
+from keyturn_workers.sweep import SweepRequest, SweepStarter
 from keyturn_workers.worker.authorization import open_secret
 
 _FIRST_GENERATION: Final = 1
@@ -44,7 +44,7 @@ class Enroller:
         operator_keys: OperatorKeys,
         active_master_key: str,
         intake_keys: Mapping[str, IntakeKey],
-        starter: Starter,
+        starter: SweepStarter,
     ) -> None:
         self._storage = storage
         self._keyrings = keyrings
@@ -105,7 +105,7 @@ class Enroller:
         except UnknownProjectError:
             return None
         keyring = snapshot.keyring
-        enrolment = keyring.enrolment
+        enrolment = keyring.enrollment
         if enrolment.rotation_id != request.request_id or not (
             has_origin(keyring, enrolment, origin)
             or is_same_request(keyring, enrolment, kek=self._kek(request), origin=origin)

@@ -22,7 +22,7 @@ from keyturn_workers.amqp import Handled
 from keyturn_workers.control.deletion import Deleter
 from keyturn_workers.control.enrollment import Enroller
 from keyturn_workers.control.rotation import Rotated, Rotator
-from keyturn_workers.sweep import AllPlan, Plan, Starter, SweepRequest, end_of
+from keyturn_workers.sweep import AllPlan, Plan, SweepRequest, SweepStarter, completed_event
 
 
 class ControlHandler:
@@ -32,7 +32,7 @@ class ControlHandler:
     served: Final = CONTROL_REQUESTS
 
     def __init__(
-        self, enroller: Enroller, rotator: Rotator, starter: Starter, deleter: Deleter
+        self, enroller: Enroller, rotator: Rotator, starter: SweepStarter, deleter: Deleter
     ) -> None:
         self._enroller = enroller
         self._rotator = rotator
@@ -71,7 +71,7 @@ class ControlHandler:
                     rotated = await self._rotator.find_rotated(request, origin)
                     return None if rotated is None else _rotated(request, rotated)
                 case SweepRequested():
-                    begun = await self._starter.standing(_ask(request))
+                    begun = await self._starter.find_existing(_ask(request))
                     return None if begun is None else await self._sweep(request, origin)
                 case DeleteRequested():
                     found = await self._deleter.find_deleted(request)
@@ -146,7 +146,7 @@ def _deleted(request: DeleteRequested) -> Handled:
 
 def _end(plan: Plan | AllPlan) -> tuple[Event, ...]:
     """The end of a sweep that was published before: it is the answer to this request too."""
-    return (end_of(plan),) if plan.told and plan.status == "done" else ()
+    return (completed_event(plan),) if plan.told and plan.status == "done" else ()
 
 
 def _logged(

@@ -31,7 +31,7 @@ from keyturn_workers.keyring import (
     rotate,
 )
 from keyturn_workers.storage import Storage
-from keyturn_workers.sweep import AllPlan, Plan, Starter, SweepRequest, failure_of
+from keyturn_workers.sweep import AllPlan, Plan, SweepRequest, SweepStarter, failed_event
 from keyturn_workers.worker.authorization import open_secret
 
 _MAX_TURNS: Final = 8
@@ -58,7 +58,7 @@ class Rotator:
         keyrings: KeyringReader,
         master_keys: Mapping[str, Secret],
         intake_keys: Mapping[str, IntakeKey],
-        starter: Starter,
+        starter: SweepStarter,
     ) -> None:
         self._storage = storage
         self._keyrings = keyrings
@@ -78,7 +78,7 @@ class Rotator:
             KeyringRolledBackError, StorageUnavailableError, UnknownMasterKeyError: later.
         """
         ask = _ask(request)
-        begun = await self._starter.standing(ask)
+        begun = await self._starter.find_existing(ask)
         for _ in range(_MAX_TURNS):
             snapshot = await self._keyrings.read_fresh(request.project)
             known = self._known(snapshot.keyring, request, origin)
@@ -118,7 +118,7 @@ class Rotator:
         except MalformedRequestError as exc:
             # Another publisher began a sweep with this id, after this request had looked for
             # one and before it turned the keyring. It did turn it: to reject it would be false.
-            return Rotated(known.generation, None, failure_of(ask, exc))
+            return Rotated(known.generation, None, failed_event(ask, exc))
         return Rotated(known.generation, plan)
 
     def _known(

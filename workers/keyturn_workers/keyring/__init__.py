@@ -1,7 +1,8 @@
 """The keyring: what a project's objects must be wrapped under (SPEC 5)."""
 
 from keyturn_workers.keyring.model import DesiredState, Generation, Keyring
-from keyturn_workers.keyring.reader import KeyringReader, KeyringSnapshot
+from keyturn_workers.keyring.reader import KeyringReader
+from keyturn_workers.keyring.snapshot import KeyringSnapshot
 from keyturn_workers.keyring.store import create_keyring, delete_older_versions, replace_keyring
 from keyturn_workers.keyring.transitions import (
     check_rotation,

@@ -1,8 +1,8 @@
-"""What listings of the keyrings say: which cached ones are still what they were (SPEC 8.4). Pure.
+"""Listings of the keyrings: which cached ones are unchanged (SPEC 8.4). Pure.
 
-A listing shows up to 1,000 keyrings by their ETags. Kept by where they begin, listings cover
-the keyrings in segments: the next listing of a segment begins where the last one did, so that
-each keyring is covered by one of them however many there are.
+A listing shows the ETags of up to 1,000 keyrings. Listings are kept by where they begin and cover
+the keyrings in segments. The next listing of a segment begins where the last one did, so that one
+of them covers each keyring, however many there are.
 """
 
 from bisect import bisect_left, bisect_right
@@ -13,26 +13,26 @@ from typing import Final
 
 from keyturn.identifiers import KEYRINGS_PREFIX, keyring_s3_key
 
-# How many cached keyrings may come before the wanted one in a listing that begins anew: a page
-# holds 1,000, and others may lie between.
-_BEFORE: Final = 900
+# How many cached keyrings may precede the requested one in a new listing: a page holds 1,000, and
+# keyrings that are not cached may lie between.
+_MAX_PRECEDING: Final = 900
 
 
 def name_of(project: str) -> str:
-    """A keyring's name in listings: these are in the order of names, not of projects."""
+    """A keyring's name in listings, which are ordered by these names, not by projects."""
     return keyring_s3_key(project).removeprefix(KEYRINGS_PREFIX)
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """One answer to a listing of the keyrings.
+    """One page of a listing of the keyrings.
 
     Attributes:
-        after: it shows the names behind this one.
-        last: the last name that it covers; None where it goes on to the end.
+        after: it shows the names after this one.
+        last: the last name that it covers; None if it reaches the end.
         etags: the ETag of each keyring's record, by name.
-        date: the answer's `Date`.
-        sent_s: when it was sent, by the process's own clock: what it says held then.
+        date: the response's `Date`.
+        sent_s: when it was sent, by the process's own clock; what it shows was true then.
         leased: whether it gives leases, as a read would.
         proves: whether its date may prove, as that of a read would.
     """
@@ -46,12 +46,12 @@ class Listing:
     proves: bool
 
     def covers(self, name: str) -> bool:
-        """Whether it would show a keyring of this name."""
+        """Whether it would show a keyring with this name."""
         return self.after < name and (self.last is None or name <= self.last)
 
 
 class Listings:
-    """The newest listing of each segment, in the order of their beginnings."""
+    """The newest listing of each segment, ordered by where they begin."""
 
     def __init__(self) -> None:
         self._listings: list[Listing] = []
@@ -61,14 +61,14 @@ class Listings:
         return len(self._listings)
 
     def covering(self, name: str) -> Listing | None:
-        """The listing in whose segment a name lies."""
+        """The listing whose segment contains a name."""
         at = bisect_left(self._starts, name) - 1
         if at < 0 or not self._listings[at].covers(name):
             return None
         return self._listings[at]
 
     def add(self, listing: Listing) -> None:
-        """Take in a new listing, in place of those that begin within it."""
+        """Add a listing; it replaces those that begin within it."""
         begin = bisect_left(self._starts, listing.after)
         end = len(self._starts)
         if listing.last is not None:
@@ -78,13 +78,13 @@ class Listings:
         self._starts[begin:end] = [listing.after]
 
     def start_for(self, name: str, names: list[str]) -> str:
-        """Behind which name to begin a listing that is to show this one.
+        """The name after which to begin a listing that must show a keyring.
 
-        That of its segment; where it lies in none, just before the first cached keyring that
-        lies in none either, so that one listing serves as many as it can.
+        The start of its segment. If no segment contains it, just before the first cached keyring
+        that no segment contains either, so that one listing serves as many as possible.
 
         Args:
-            name: the keyring wanted, one of `names`.
+            name: of the requested keyring; one of `names`.
             names: of all cached keyrings, in order.
         """
         listing = self.covering(name)
@@ -92,7 +92,7 @@ class Listings:
             return listing.after
         at = bisect_left(self._starts, name) - 1
         covered = "" if at < 0 else self._listings[at].last or ""
-        wanted = bisect_left(names, name)
-        first = max(bisect_right(names, covered), wanted - _BEFORE)
-        # Without its last letter a name sorts just before itself.
+        position = bisect_left(names, name)
+        first = max(bisect_right(names, covered), position - _MAX_PRECEDING)
+        # A name without its last letter sorts just before the name.
         return max(covered, names[first][:-1])

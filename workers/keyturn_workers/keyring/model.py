@@ -1,7 +1,7 @@
-"""A project's keyring as bytes and as a value (SPEC 5.1, 5.2). Pure; no I/O.
+"""A project's keyring, as a value and as the bytes of its record (SPEC 5.1, 5.2). Pure.
 
-A record that does not open under its own master key, or that belongs to another
-project, was forged or moved: nothing may be wrapped by it.
+A record that does not open under its own master key, or that belongs to another project, was
+forged or moved: nothing may be wrapped by it.
 """
 
 import re
@@ -26,10 +26,10 @@ _PERMISSIONS: Final = ("allowed", "forbidden")
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One user KEK of a project: the current one, or an earlier one of the history.
+    """One user KEK of a project: the current one, or one of the history.
 
-    `kek` is kept until a clean sweep and is then None. `rotation_id` is the request that
-    brought it: at the first generation the enrolment's.
+    `kek` is kept until a clean sweep, and is None after it. `rotation_id` is the id of the
+    rotation that created the generation; for the first one, the id of the enrollment.
     """
 
     generation: int
@@ -53,7 +53,7 @@ class DesiredState:
     plaintext_allowed: bool
 
     def same_state(self, other: "DesiredState") -> bool:
-        """Whether an object made for one is as the other wants it."""
+        """Whether an object made for one state matches the other."""
         return (
             self.generation == other.generation
             and self.user_kek == other.user_kek
@@ -67,9 +67,8 @@ class Keyring:
     """The record of a project's keys; `current` is the desired generation.
 
     `lease_s` is the longest lease, in seconds, of any worker that wrote this record.
-    `publisher` and `request` are the origin of the request that brought the current
-    generation, and `evidence` is the digest of the newest evidence. Records of 0.4 have none
-    of them.
+    `publisher` and `request` are the origin of the request that created the current generation;
+    `evidence` is the digest of the newest evidence. Records written by 0.4 have none of these.
     """
 
     project: str
@@ -86,26 +85,26 @@ class Keyring:
 
     @property
     def origin(self) -> RequestOrigin | None:
-        """The request that brought the current generation; None in a record of 0.4."""
+        """The request that created the current generation; None in a record written by 0.4."""
         if self.publisher is None or self.request is None:
             return None
         return RequestOrigin(self.publisher, self.request)
 
     @property
-    def holds_earlier(self) -> bool:
-        """Whether a KEK of an earlier generation is kept, which a clean sweep clears."""
+    def has_old_keks(self) -> bool:
+        """Whether it keeps a KEK of an earlier generation, which a clean sweep clears."""
         return any(entry.kek is not None for entry in self.history)
 
     @property
-    def enrolment(self) -> Generation:
-        """The generation that the enrolment brought."""
+    def enrollment(self) -> Generation:
+        """The generation that the enrollment created."""
         return self.history[0] if self.history else self.current
 
     @cached_property
     def user_keks(self) -> dict[int, Secret]:
-        """The user KEKs that the record still holds, by generation."""
-        every = (*self.history, self.current)
-        return {entry.generation: entry.kek for entry in every if entry.kek is not None}
+        """The user KEKs that the record still has, by generation."""
+        entries = (*self.history, self.current)
+        return {entry.generation: entry.kek for entry in entries if entry.kek is not None}
 
     def desired(self, master_keys: Mapping[str, Secret]) -> DesiredState:
         """The desired state of the project's objects.
@@ -128,7 +127,7 @@ class Keyring:
         )
 
 
-def build(keyring: Keyring, master_keys: Mapping[str, Secret]) -> bytes:
+def build_keyring(keyring: Keyring, master_keys: Mapping[str, Secret]) -> bytes:
     """The record's bytes, sealed under the master key that it names.
 
     Raises:
@@ -159,7 +158,7 @@ def _entry_json(entry: Generation) -> dict[str, Any]:
 
 
 def _added_json(keyring: Keyring) -> dict[str, Any]:
-    """The fields that records of 0.4 lack, where they are set."""
+    """The fields that records written by 0.4 lack, if they are set."""
     added = {
         "lease_s": keyring.lease_s,
         "publisher": keyring.publisher,
@@ -177,8 +176,8 @@ def _permission(*, allowed: bool) -> str:
     return "allowed" if allowed else "forbidden"
 
 
-def parse(body: bytes, project: str, master_keys: Mapping[str, Secret]) -> Keyring:
-    """The keyring that stands in a record's bytes.
+def parse_keyring(body: bytes, project: str, master_keys: Mapping[str, Secret]) -> Keyring:
+    """The keyring in a record's bytes.
 
     Raises:
         UnknownMasterKeyError: this process lacks the master key that the record names.
@@ -191,8 +190,8 @@ def parse(body: bytes, project: str, master_keys: Mapping[str, Secret]) -> Keyri
     try:
         return _keyring(project, master_key, rest)
     except (ValueError, TypeError, KeyError):
-        # No cause: what was opened holds keys, and an exception may repeat it.
-        raise CorruptObjectError("the keyring does not hold what it must") from None
+        # No cause: the opened record contains keys, and an exception may repeat them.
+        raise CorruptObjectError("the keyring's fields are malformed") from None
 
 
 def _keyring(project: str, master_key: str, rest: Mapping[str, Any]) -> Keyring:

@@ -1,8 +1,8 @@
-"""Keyturn's own records in the bucket: sealed JSON, changed by conditional puts alone (SPEC 5.1).
+"""Keyturn's own records in the bucket: sealed JSON, changed only by conditional puts (SPEC 5.1).
 
-A bucket reader cannot read one and a bucket writer cannot forge one: each is sealed under
-the project's record KEK and bound to the S3 key at which it stands. What the sealed part
-of a keyring or of a sweep's record means is their own business.
+A bucket reader cannot read a record and a bucket writer cannot forge one: each is sealed under
+the project's record KEK and bound to its S3 key. The modules of keyrings and of sweeps define
+what the sealed part means.
 """
 
 import json
@@ -46,27 +46,27 @@ def require_master_key(master_keys: Mapping[str, Secret], name: str) -> bytes:
 
 
 def build(
-    record_key: str,
+    s3_key: str,
     project: str,
     master_key: str,
     rest: Mapping[str, Any],
     master_keys: Mapping[str, Secret],
 ) -> bytes:
-    """A record's bytes for the S3 key `record_key`, sealed under the master key named.
+    """The bytes of a record for this S3 key, sealed under the named master key.
 
     Raises:
         UnknownMasterKeyError: this process lacks it.
     """
     kek = record_kek(require_master_key(master_keys, master_key), project)
-    sealed = seal_record(kek, record_key, json.dumps(rest).encode())
+    sealed = seal_record(kek, s3_key, json.dumps(rest).encode())
     record = {"v": _VERSION, "project": project, "master_key": master_key, "sealed": b64(sealed)}
     return json.dumps(record).encode()
 
 
 def parse(
-    body: bytes, record_key: str, project: str, master_keys: Mapping[str, Secret]
+    body: bytes, s3_key: str, project: str, master_keys: Mapping[str, Secret]
 ) -> tuple[str, dict[str, Any]]:
-    """The master key that a record names, and its sealed part.
+    """The id of the master key that a record names, and its opened part.
 
     Raises:
         UnknownMasterKeyError: this process lacks that master key.
@@ -75,12 +75,12 @@ def parse(
     try:
         master_key, sealed = _outer(load_json(body), project)
     except (MalformedRequestError, ValueError, TypeError) as exc:
-        raise CorruptObjectError("no record of this project") from exc
+        raise CorruptObjectError("not a record of this project") from exc
     kek = record_kek(require_master_key(master_keys, master_key), project)
     try:
-        return master_key, load_json(open_record(kek, record_key, sealed))
+        return master_key, load_json(open_record(kek, s3_key, sealed))
     except (SealError, MalformedRequestError):
-        # No cause: what was opened may hold keys, and an exception may repeat it.
+        # No cause: the opened record may contain keys, and an exception may repeat them.
         raise CorruptObjectError("a record that does not open") from None
 
 
@@ -97,77 +97,77 @@ def _outer(record: Mapping[str, Any], project: str) -> tuple[str, bytes]:
 
 async def reseal(
     storage: Storage,
-    key: str,
+    s3_key: str,
     project: str,
     master_key: str,
     master_keys: Mapping[str, Secret],
 ) -> bool:
-    """Seal a record under another master key; False where it changed meanwhile, or is gone.
+    """Seal a record under another master key; False if it changed meanwhile, or is gone.
 
     Raises:
-        UnknownMasterKeyError: this process lacks the key that it stands under, or the new one.
+        UnknownMasterKeyError: this process lacks its master key, or the new one.
         CorruptObjectError: it was forged, moved or damaged.
         StorageUnavailableError: the outcome is unknown.
     """
     try:
-        head, body = await storage.read(key)
+        head, body = await storage.read(s3_key)
     except MissingError:
         return False
-    name, rest = parse(body, key, project, master_keys)
+    name, rest = parse(body, s3_key, project, master_keys)
     if name == master_key:
         return True
     return await replace(
-        storage, key, build(key, project, master_key, rest, master_keys), head.etag
+        storage, s3_key, build(s3_key, project, master_key, rest, master_keys), head.etag
     )
 
 
-async def create(storage: Storage, key: str, body: bytes) -> bool:
-    """Put a new record; False where another stands already.
+async def create(storage: Storage, s3_key: str, body: bytes) -> bool:
+    """Put a new record; False if another one exists.
 
     Raises:
-        StorageUnavailableError: the outcome is unknown, and nothing stands there.
+        StorageUnavailableError: the outcome is unknown, and no record exists.
     """
-    return await _write(storage, key, body, IfAbsent())
+    return await _write(storage, s3_key, body, IfAbsent())
 
 
-async def replace(storage: Storage, key: str, body: bytes, etag: str) -> bool:
-    """Change a record that was read with this ETag; False where it changed meanwhile, or is gone.
+async def replace(storage: Storage, s3_key: str, body: bytes, etag: str) -> bool:
+    """Replace a record that was read with this ETag; False if it changed meanwhile, or is gone.
 
     Raises:
-        StorageUnavailableError: the outcome is unknown, and the record stands as it was read.
+        StorageUnavailableError: the outcome is unknown, and the record is unchanged.
     """
-    return await _write(storage, key, body, IfMatch(etag))
+    return await _write(storage, s3_key, body, IfMatch(etag))
 
 
-async def _write(storage: Storage, key: str, body: bytes, condition: Condition) -> bool:
+async def _write(storage: Storage, s3_key: str, body: bytes, condition: Condition) -> bool:
     try:
-        await storage.put(key, body, _HEADERS, condition=condition)
+        await storage.put(s3_key, body, _HEADERS, condition=condition)
     except (PreconditionError, MissingError):
-        return await _is(storage, key, body)
+        return await _has_bytes(storage, s3_key, body)
     except RefusedError as exc:
         raise StorageUnavailableError("the storage refuses to write a record") from exc
     except StorageUnavailableError:
-        # The loser of a race gets 500 from some servers, and a winner's answer may be lost.
-        # No two seals are alike, so the bytes that stand there tell whose they are.
-        if await _is(storage, key, body):
+        # Some servers answer 500 to the loser of a race, and a winner's response may be lost.
+        # No two seals are alike, so the stored bytes tell who wrote them.
+        if await _has_bytes(storage, s3_key, body):
             return True
-        if await _still_as_before(storage, key, condition):
+        if await _is_unchanged(storage, s3_key, condition):
             raise
         return False
     return True
 
 
-async def _is(storage: Storage, key: str, body: bytes) -> bool:
+async def _has_bytes(storage: Storage, s3_key: str, body: bytes) -> bool:
     try:
-        _, standing = await storage.read(key)
+        _, stored = await storage.read(s3_key)
     except MissingError:
         return False
-    return standing == body
+    return stored == body
 
 
-async def _still_as_before(storage: Storage, key: str, condition: Condition) -> bool:
+async def _is_unchanged(storage: Storage, s3_key: str, condition: Condition) -> bool:
     try:
-        head = await storage.head(key)
+        head = await storage.head(s3_key)
     except MissingError:
         return isinstance(condition, IfAbsent)
     return isinstance(condition, IfMatch) and head.etag == condition.etag

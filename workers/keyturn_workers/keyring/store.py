@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from keyturn.crypto import Secret
 from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.keyring import sealed_records
-from keyturn_workers.keyring.model import Keyring, build
+from keyturn_workers.keyring.model import Keyring, build_keyring
 from keyturn_workers.keyring.transitions import with_lease
 from keyturn_workers.storage import Storage
 
@@ -21,7 +21,7 @@ async def create_keyring(
         StorageUnavailableError: the outcome is unknown, so read the keyring again.
         UnknownMasterKeyError: this process lacks the keyring's master key.
     """
-    body = build(with_lease(keyring, lease_s), master_keys)
+    body = build_keyring(with_lease(keyring, lease_s), master_keys)
     return await sealed_records.create(storage, keyring_s3_key(keyring.project), body)
 
 
@@ -41,7 +41,7 @@ async def replace_keyring(
         StorageUnavailableError: the outcome is unknown, so read the keyring again.
         UnknownMasterKeyError: this process lacks the keyring's master key.
     """
-    body = build(with_lease(keyring, lease_s), master_keys)
+    body = build_keyring(with_lease(keyring, lease_s), master_keys)
     return await sealed_records.replace(storage, keyring_s3_key(keyring.project), body, etag)
 
 

@@ -32,7 +32,7 @@ from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn.metadata import COBBLESTONE, Envelope
 from keyturn_workers.errors import ArchivedError, MissingError
 from keyturn_workers.keyring import Keyring
-from keyturn_workers.keyring.model import parse
+from keyturn_workers.keyring.model import parse_keyring
 from keyturn_workers.objects.body_stream import read_first_bytes
 from keyturn_workers.objects.open_dek import OpenedDek, ReaderKeys, check_not_rolled_back, open_dek
 from keyturn_workers.objects.operator_keys import OperatorKeys
@@ -187,4 +187,4 @@ async def _read_keyring(storage: Storage, access: Access) -> Keyring | None:
         _, record = await storage.read(keyring_s3_key(access.project))
     except MissingError:
         return None
-    return parse(record, access.project, access.operator_keys.master_keys)
+    return parse_keyring(record, access.project, access.operator_keys.master_keys)

@@ -1,21 +1,23 @@
-"""Sweeps: every object of a project brought to the desired state, and that proven (SPEC 8).
+"""Sweeps: bring every object of a project to the desired state, and prove it (SPEC 8).
 
 | module | what it does |
 | --- | --- |
-| `start` | begins a sweep: its record, its first step |
-| `steps`, `planner`, `judge` | planner and prover: list keys as pages, judge what pages tell |
-| `pages`, `listing` | one take of one page: look, bring to the desired state, tell |
+| `starter` | starts a sweep: its record, its first step |
+| `step_runner` | what a step message does to a record |
+| `project_sweep`, `planner`, `progress` | a sweep of one project: plan and prove pages |
+| `fleet_sweep` | a sweep of all projects |
 | `takeover` | a later sweep of a project takes over the earlier ones |
-| `everyone` | a sweep of all projects |
-| `carrying` | what a message does to a record, the same for both |
-| `plan`, `counts`, `store` | records: as values, and in the bucket |
-| `messages`, `outbox`, `consumer`, `role` | hints on the broker, and events |
-| `rescue`, `lost` | sweeps whose messages were lost, rotations whose record is gone |
+| `page_worker`, `page_context`, `page_listing` | one attempt at one page |
+| `page_tags`, `page_versions` | tags and noncurrent versions of a page's objects |
+| `plan`, `counts` | the records as values |
+| `store`, `page_records`, `record_io`, `record_paths` | the records in the bucket |
+| `messages`, `hint_consumer`, `handler`, `outbox` | hints on the broker, and events |
+| `recovery`, `lost_rotations` | sweeps whose messages were lost, rotations whose record is gone |
 """
 
-from keyturn_workers.sweep.outbox import Outbox, end_of, failure_of
+from keyturn_workers.sweep.outbox import Outbox, completed_event, failed_event
 from keyturn_workers.sweep.plan import ALL, AllPlan, Plan, SweepRequest
-from keyturn_workers.sweep.starter import Starter
+from keyturn_workers.sweep.starter import SweepStarter
 from keyturn_workers.sweep.store import SweepStore
 
 __all__ = [
@@ -23,9 +25,9 @@ __all__ = [
     "AllPlan",
     "Outbox",
     "Plan",
-    "Starter",
     "SweepRequest",
+    "SweepStarter",
     "SweepStore",
-    "end_of",
-    "failure_of",
+    "completed_event",
+    "failed_event",
 ]

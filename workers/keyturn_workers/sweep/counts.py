@@ -1,15 +1,14 @@
 """The counts of a sweep (SPEC 8.6). Pure values."""
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What one look at some keys found, or the sum over many.
+    """What one page attempt counted, or the sum of many.
 
-    `objects` counts all keys but the foreign ones. `rewrapped` and `encrypted` count writes,
-    the others what was seen.
+    `objects` counts all object keys except foreign names. `rewrapped` and `encrypted` count
+    writes, the others count states.
     """
 
     objects: int = 0
@@ -27,35 +26,23 @@ class Counts:
             *(getattr(self, name) + getattr(other, name) for name in _NAMES),
         )
 
-    def seen(self) -> "Counts":
-        """The same without writes: what the last look found."""
+    def without_writes(self) -> "Counts":
+        """The states alone."""
         return Counts(**(asdict(self) | {"rewrapped": 0, "encrypted": 0}))
 
-    def written(self) -> "Counts":
+    def writes(self) -> "Counts":
         """The writes alone."""
         return Counts(rewrapped=self.rewrapped, encrypted=self.encrypted)
 
     @property
-    def nothing_left(self) -> bool:
-        """Whether nothing failed and every object is as it should be."""
-        settled = self.current + self.plaintext + self.deleted
-        return not self.failed and not self.noncurrent_stale and settled == self.objects
+    def all_as_desired(self) -> bool:
+        """Whether nothing failed and every object is in its desired state."""
+        as_desired = self.current + self.plaintext + self.deleted
+        return not self.failed and not self.noncurrent_stale and as_desired == self.objects
 
     def to_json(self) -> dict[str, int]:
-        """By name."""
+        """The counts by name."""
         return asdict(self)
-
-    @classmethod
-    def from_json(cls, document: dict[str, Any]) -> "Counts":
-        """The reverse.
-
-        Raises:
-            ValueError, KeyError: not counts.
-        """
-        values = [document[name] for name in _NAMES]
-        if not all(type(value) is int and value >= 0 for value in values):
-            raise ValueError("counts")
-        return cls(*values)
 
 
 _NAMES = tuple(field.name for field in fields(Counts))

@@ -1,13 +1,14 @@
-"""A sweep of all projects: one part a project, begun a window at a time (SPEC 6.6, 8.1).
+"""The steps of a sweep of all projects: one part per project (SPEC 6.6, 8.1).
 
-It walks through the listing of keyrings, lets each be re-sealed under the master key that
-is named, and begins the project's part, which is a sweep like any other. It ends when a
-walk through a fresh listing finds no keyring whose part has not ended.
+Each step walks on through the listing of keyrings. It lets each keyring be re-sealed under the
+master key that the request names, and starts the project's part, which is a sweep like any
+other. The sweep ends when a walk through a fresh listing finds no keyring whose part has not
+ended.
 
-A keyring that is listed and answers 404 is not taken as gone: it is looked for in further
-walks, and recorded as failed where a listing still shows it after a few (SPEC 8.6).
+A keyring that is listed but answers 404 is not taken as gone. Further walks look for it, and if
+a listing still shows it after a few, the project is recorded as failed (SPEC 8.6).
 
-A part under way whose record a bucket writer removed would never end: it is begun again.
+A part whose record an attacker removed from the bucket would never end: it is started again.
 """
 
 from collections.abc import AsyncIterator
@@ -31,38 +32,38 @@ from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.storage import Storage
 from keyturn_workers.sweep.counts import Counts
 from keyturn_workers.sweep.outbox import Outbox
-from keyturn_workers.sweep.plan import AllPlan, Ended
-from keyturn_workers.sweep.progress import TRIES
-from keyturn_workers.sweep.starter import Starter
+from keyturn_workers.sweep.plan import AllPlan, PartResult
+from keyturn_workers.sweep.progress import MAX_TRIES
+from keyturn_workers.sweep.starter import SweepStarter
 from keyturn_workers.sweep.step_runner import StepRunner
-from keyturn_workers.sweep.store import Standing, SweepStore
+from keyturn_workers.sweep.store import StoredPlan, SweepStore
 
-# Parts under way at once: each waits for two leases, whatever its size.
-MAX_LIVE: Final = 512
-# Keyrings that one step looks at.
-_PROJECTS_A_STEP: Final = 2000
-_BETWEEN_STEPS_S: Final = 1.0
-# Between looks at the records of the parts under way: about a minute.
-_STEPS_A_LOOK: Final = 60
-# Before a walk that has only projects left whose master key nobody here has.
-_STUCK_S: Final = 30.0
-# Before a walk that has only keyrings left that were listed and not found.
-_NOT_FOUND_S: Final = 5.0
-# So many of those are counted at once; further ones wait for their turn.
+# Parts under way at once: each waits for two leases, however small the project.
+MAX_OPEN_PARTS: Final = 512
+# Keyrings that one step inspects.
+_PROJECTS_PER_STEP: Final = 2000
+_STEP_INTERVAL_S: Final = 1.0
+# Steps between checks of the records of the parts under way: about a minute.
+_STEPS_PER_CHECK: Final = 60
+# Before a walk that has only projects left whose master key no worker here holds.
+_DEFERRED_PAUSE_S: Final = 30.0
+# Before a walk that has only keyrings left that were listed but not found.
+_NOT_FOUND_PAUSE_S: Final = 5.0
+# How many of those are counted at once. The others are counted later.
 _MAX_NOT_FOUND: Final = 1000
 
 _log = structlog.get_logger()
 
 
 class FleetSweep(StepRunner[AllPlan]):
-    """Carries sweeps of all projects on.
+    """Runs the steps of sweeps of all projects.
 
     Args:
         storage: The bucket.
-        keyrings: The process's reads of keyrings.
-        keys: The operator's.
+        keyrings: The keyring reads of the process.
+        keys: The operator's keys.
         store: The records of sweeps.
-        starter: Begins the parts.
+        starter: Starts the parts.
         outbox: Hints and events.
     """
 
@@ -72,7 +73,7 @@ class FleetSweep(StepRunner[AllPlan]):
         keyrings: KeyringReader,
         keys: OperatorKeys,
         store: SweepStore,
-        starter: Starter,
+        starter: SweepStarter,
         outbox: Outbox,
     ) -> None:
         super().__init__(store, outbox)
@@ -81,73 +82,78 @@ class FleetSweep(StepRunner[AllPlan]):
         self._keys = keys
         self._starter = starter
 
-    async def _read(self, sweep_id: str, project: str) -> Standing[AllPlan]:
+    async def _read(self, sweep_id: str, project: str) -> StoredPlan[AllPlan]:
         del project
         return await self._store.read_all(sweep_id)
 
     async def _send_again(self, plan: AllPlan) -> None:
         await self._outbox.step(plan)
 
+    async def _before_end_published(self, stored: StoredPlan[AllPlan]) -> None:
+        """Nothing: its parts ended before it did."""
+
     @property
     def _refuses_late_writes(self) -> bool:
         return self._storage.capabilities.late_writes_refused
 
-    async def _step(self, standing: Standing[AllPlan]) -> bool:
-        if standing.plan.step == 0 and not self._refuses_late_writes:
-            sweep_id = standing.plan.ask.sweep_id
+    async def _step(self, stored: StoredPlan[AllPlan]) -> bool:
+        if stored.plan.step == 0 and not self._refuses_late_writes:
+            sweep_id = stored.plan.ask.sweep_id
             _log.warning("the storage does not refuse late writes", sweep_id=sweep_id)
-        plan = await self._without_ended(standing.plan)
-        if plan.step % _STEPS_A_LOOK == 0:
-            plan = await self._without_lost(plan, standing.master_key)
+        plan = await self._without_ended(stored.plan)
+        if plan.step % _STEPS_PER_CHECK == 0:
+            plan = await self._without_lost(plan, stored.master_key)
         walk = _Walk(not_found=dict(plan.not_found))
-        async for project in self._missing(plan):
-            if len(plan.live) >= MAX_LIVE or walk.looked_at == _PROJECTS_A_STEP:
-                walk.over = False
+        async for project in self._projects_to_start(plan):
+            if len(plan.live) >= MAX_OPEN_PARTS or walk.inspected == _PROJECTS_PER_STEP:
+                walk.is_over = False
                 break
-            walk.looked_at += 1
+            walk.inspected += 1
             plan = replace(plan, through=project)
-            if await self._begin(plan, project, standing.master_key, walk):
+            if await self._start_part(plan, project, stored.master_key, walk):
                 plan = replace(plan, live=(*plan.live, project))
         plan = replace(
             plan,
-            begun_in_walk=plan.begun_in_walk + walk.begun + walk.stuck + walk.missed,
+            begun_in_walk=plan.begun_in_walk + walk.started + walk.deferred + walk.missed,
             not_found=walk.not_found,
         )
-        if not walk.over or plan.live:
-            return await self._go_on(standing, plan, _BETWEEN_STEPS_S)
+        if not walk.is_over or plan.live:
+            return await self._continue(stored, plan, _STEP_INTERVAL_S)
         if plan.begun_in_walk:
             # Projects may have been enrolled behind the walk: once more from the beginning.
             plan = replace(plan, through="", begun_in_walk=0)
-            return await self._go_on(standing, plan, walk.pause_s)
-        return await self._end(standing, plan)
+            return await self._continue(stored, plan, walk.pause_s)
+        return await self._end(stored, plan)
 
-    async def _go_on(self, standing: Standing[AllPlan], plan: AllPlan, wait_s: float) -> bool:
+    async def _continue(self, stored: StoredPlan[AllPlan], plan: AllPlan, wait_s: float) -> bool:
         plan = replace(plan, step=plan.step + 1, stepped_at=datetime.now(UTC))
-        if not await self._store.change(plan, standing.etag, standing.master_key):
+        if not await self._store.change(plan, stored.etag, stored.master_key):
             return False
         await self._outbox.step(plan, wait_s)
         return True
+
+    # Parts under way.
 
     async def _without_ended(self, plan: AllPlan) -> AllPlan:
         """The plan without the parts that ended since the last step."""
         if not plan.live:
             return plan
-        left, sums, projects = set(plan.live), plan.sums, plan.projects
-        async for project in self._store.ended(plan.ask.sweep_id, since=_first(plan.live)):
-            if project not in left:
+        open_parts, sums, projects = set(plan.live), plan.sums, plan.projects
+        async for project in self._store.ended_parts(plan.ask.sweep_id, since=_first(plan.live)):
+            if project not in open_parts:
                 continue
-            ended = await self._store.read_ended(plan.ask.sweep_id, project)
-            if ended is not None:
-                left.discard(project)
-                # For people: what is told in the end is summed up anew.
-                sums, projects = sums + ended.counts, projects + 1
-        live = tuple(project for project in plan.live if project in left)
+            result = await self._store.read_part_result(plan.ask.sweep_id, project)
+            if result is not None:
+                open_parts.discard(project)
+                # These sums show progress. The sums of the end are computed anew.
+                sums, projects = sums + result.counts, projects + 1
+        live = tuple(project for project in plan.live if project in open_parts)
         return replace(plan, live=live, sums=sums, projects=projects)
 
     async def _without_lost(self, plan: AllPlan, master_key: str) -> AllPlan:
-        """The plan without the parts that have no record any more: the next walk begins them.
+        """The plan without the parts that have no record any more: the next walk starts them.
 
-        Of a part that ended and was published, only the record of its end can be gone.
+        If a part ended and its end was published, only the record of its result can be lost.
         """
         lost = set[str]()
         for project in plan.live:
@@ -156,57 +162,60 @@ class FleetSweep(StepRunner[AllPlan]):
             except UnknownMasterKeyError:
                 continue
             except (MissingError, CorruptObjectError):
-                # One that was overwritten has failed: the walk records that.
-                said = {"sweep_id": plan.ask.sweep_id, "project": project}
-                _log.warning("part of a sweep of all without a record", **said)
+                # If it was overwritten, it has failed: the walk records that.
+                fields = {"sweep_id": plan.ask.sweep_id, "project": project}
+                _log.warning("part of a sweep of all without a record", **fields)
                 lost.add(project)
                 continue
             if part.told:
-                ended = Ended.of(part)
-                await self._store.add_ended(plan.ask.sweep_id, project, ended, master_key)
+                result = PartResult.of(part)
+                await self._store.add_part_result(plan.ask.sweep_id, project, result, master_key)
         live = tuple(project for project in plan.live if project not in lost)
         return replace(plan, live=live, begun_in_walk=plan.begun_in_walk + len(lost))
 
-    async def _missing(self, plan: AllPlan) -> AsyncIterator[str]:
-        """The projects of the rest of the walk that have a keyring, and no part that ended."""
-        live = set(plan.live)
-        ended = self._store.ended(plan.ask.sweep_id, since=plan.through)
-        done = await anext(ended, None)
+    # The walk.
+
+    async def _projects_to_start(self, plan: AllPlan) -> AsyncIterator[str]:
+        """The projects of the rest of the walk whose part neither ended nor is under way."""
+        open_parts = set(plan.live)
+        ended_parts = self._store.ended_parts(plan.ask.sweep_id, since=plan.through)
+        ended = await anext(ended_parts, None)
         start = f"{KEYRINGS_PREFIX}{plan.through}.json" if plan.through else ""
         async for row in self._storage.list(KEYRINGS_PREFIX, after=start):
             project = row.key.removeprefix(KEYRINGS_PREFIX).removesuffix(".json")
-            while done is not None and _order(done) < _order(project):
-                done = await anext(ended, None)
-            if not is_project(project) or project in live:
+            while ended is not None and _order(ended) < _order(project):
+                ended = await anext(ended_parts, None)
+            if not is_project(project) or project in open_parts:
                 continue
-            # A name proves nothing, whoever put it there: the record must open.
-            if project == done and await self._store.read_ended(plan.ask.sweep_id, project):
+            # The name of a record proves nothing, an attacker can create it: it must open.
+            if project == ended and await self._store.read_part_result(plan.ask.sweep_id, project):
                 continue
             yield project
 
-    async def _begin(self, plan: AllPlan, project: str, master_key: str, walk: "_Walk") -> bool:
-        """Begin a project's part; False where there is nothing to do, or it failed at once."""
-        ask = plan.ask
+    async def _start_part(
+        self, plan: AllPlan, project: str, master_key: str, walk: "_Walk"
+    ) -> bool:
+        """Start a project's part; False if there is nothing to do, or it failed at once."""
         try:
-            part = replace(ask, project=project, of_all=True)
+            part = replace(plan.ask, project=project, of_all=True)
             await self._starter.start(part, plan.origins)
         except UnknownProjectError as exc:
-            await self._not_found(plan, project, exc, master_key, walk)
+            await self._keyring_not_found(plan, project, exc, master_key, walk)
             return False
         except UnknownMasterKeyError as exc:
-            # The rest goes on; the walk comes by again, perhaps in a process that has the key.
+            # The others continue. A later walk tries again, perhaps in a process with the key.
             _log.warning("project put off", project=project, code=exc.code, detail=exc.detail)
-            walk.stuck += 1
+            walk.deferred += 1
             return False
         except (CorruptObjectError, MalformedRequestError) as exc:
-            # A keyring that somebody forged, or another sweep of the project by the same id:
-            # nothing may be wrapped by it, and the rest goes on.
-            await self._note_failed(plan, project, exc, master_key)
+            # A forged keyring, by which nothing may be wrapped, or another sweep of the project
+            # with the same id. The others continue.
+            await self._record_failed_part(plan, project, exc, master_key)
             return False
-        walk.begun += 1
+        walk.started += 1
         return True
 
-    async def _not_found(
+    async def _keyring_not_found(
         self,
         plan: AllPlan,
         project: str,
@@ -214,39 +223,41 @@ class FleetSweep(StepRunner[AllPlan]):
         master_key: str,
         walk: "_Walk",
     ) -> None:
-        """A keyring that was listed does not exist, says the storage: perhaps it was removed.
+        """A keyring was listed, and the storage says that it does not exist.
 
-        The next walk's listing decides. Taken as gone, a whole project could be left under
-        the master key that is to be dropped.
+        If it was removed, the listing of the next walk shows that. Taken as gone now, a whole
+        project could be left under the master key that is to be dropped.
         """
         tries = walk.not_found.get(project, 0) + 1
-        if tries >= TRIES:
+        if tries >= MAX_TRIES:
             walk.not_found.pop(project, None)
-            await self._note_failed(plan, project, error, master_key)
+            await self._record_failed_part(plan, project, error, master_key)
             return
         walk.missed += 1
         if project in walk.not_found or len(walk.not_found) < _MAX_NOT_FOUND:
             walk.not_found[project] = tries
         _log.warning("keyring listed and not found", project=project, tries=tries)
 
-    async def _note_failed(
+    async def _record_failed_part(
         self, plan: AllPlan, project: str, error: CodedError, master_key: str
     ) -> None:
-        ask = plan.ask
-        said = {"sweep_id": ask.sweep_id, "project": project, "code": error.code}
-        _log.error("sweep failed", **said, detail=error.detail)
-        part = replace(ask, project=project)
+        sweep_id = plan.ask.sweep_id
+        fields = {"sweep_id": sweep_id, "project": project, "code": error.code}
+        _log.error("sweep failed", **fields, detail=error.detail)
+        part = replace(plan.ask, project=project)
         await self._outbox.progressed(part, Counts(failed=1), plan.origins)
-        ended = Ended(Counts(failed=1), clean=False)
-        await self._store.add_ended(ask.sweep_id, project, ended, master_key)
+        result = PartResult(Counts(failed=1), clean=False)
+        await self._store.add_part_result(sweep_id, project, result, master_key)
 
-    async def _end(self, standing: Standing[AllPlan], plan: AllPlan) -> bool:
-        """Nothing is missing: the sums of all parts, by their records, are the end."""
-        sums, projects, clean = await self._summed(plan.ask.sweep_id)
+    # The end.
+
+    async def _end(self, stored: StoredPlan[AllPlan], plan: AllPlan) -> bool:
+        """Every part ended: the sums of all of them, by their records, are the end."""
+        sums, projects, clean = await self._sum_parts(plan.ask.sweep_id)
         if plan.ask.master_key is not None and not plan.ask.dry_run:
             clean &= await self._all_under(plan.ask.master_key)
-            # So that no record is left under the key that is to be dropped.
-            await self._store.reseal_ended(plan.ask.master_key)
+            # No record may be left under the master key that is to be dropped.
+            await self._store.reseal_records(plan.ask.master_key)
         ended = replace(
             plan,
             status="done",
@@ -256,72 +267,74 @@ class FleetSweep(StepRunner[AllPlan]):
             ended_at=datetime.now(UTC),
             late_writes_refused=None if plan.ask.dry_run else self._refuses_late_writes,
         )
-        if not await self._store.change(ended, standing.etag, standing.master_key):
+        if not await self._store.change(ended, stored.etag, stored.master_key):
             return False
         _log.info("sweep of all ended", sweep_id=plan.ask.sweep_id, clean=clean)
-        await self._tell_end(await self._store.read_all(plan.ask.sweep_id))
+        await self._finish(await self._store.read_all(plan.ask.sweep_id))
         return True
 
-    async def _summed(self, sweep_id: str) -> tuple[Counts, int, bool]:
+    async def _sum_parts(self, sweep_id: str) -> tuple[Counts, int, bool]:
         sums, projects, clean = Counts(), 0, True
-        async for project in self._store.ended(sweep_id):
-            ended = await self._store.read_ended(sweep_id, project)
-            if ended is not None:
-                sums, projects, clean = sums + ended.counts, projects + 1, clean and ended.clean
+        async for project in self._store.ended_parts(sweep_id):
+            result = await self._store.read_part_result(sweep_id, project)
+            if result is not None:
+                sums, projects, clean = sums + result.counts, projects + 1, clean and result.clean
         return sums, projects, clean
 
     async def _all_under(self, master_key: str) -> bool:
-        """Whether a fresh listing shows every keyring under the master key that was named."""
+        """Whether a fresh listing shows every keyring under this master key."""
         async for row in self._storage.list(KEYRINGS_PREFIX):
             project = row.key.removeprefix(KEYRINGS_PREFIX).removesuffix(".json")
             if not is_project(project):
                 continue
             try:
-                observed = await self._keyrings.read_fresh(project)
+                snapshot = await self._keyrings.read_fresh(project)
             except UnknownProjectError:
                 if await self._is_listed(project):
                     return False
                 continue  # removed since it was listed
             except (CorruptObjectError, UnknownMasterKeyError):
                 return False
-            if observed.keyring.master_key != master_key:
+            if snapshot.keyring.master_key != master_key:
                 return False
         return True
 
     async def _is_listed(self, project: str) -> bool:
         """Whether a listing that begins now shows the project's keyring."""
-        key = keyring_s3_key(project)
-        return any([row.key == key async for row in self._storage.list(key, limit=1)])
-
-    async def _before_told(self, standing: Standing[AllPlan]) -> None:
-        """Nothing: its parts ended before it did."""
+        s3_key = keyring_s3_key(project)
+        return any([row.key == s3_key async for row in self._storage.list(s3_key, limit=1)])
 
 
 @dataclass(slots=True)
 class _Walk:
-    """What one step's part of the walk came by.
+    """What one step's part of a walk found.
 
-    `not_found` counts, by project, the walks in which its keyring was listed and not found;
-    `missed` are those of this part of the walk that another walk must look for.
+    Attributes:
+        inspected: How many projects were inspected.
+        started: How many parts were started.
+        deferred: How many projects wait for a process with their master key.
+        missed: How many keyrings were not found that the next walk must look for.
+        is_over: Whether the walk reached the end of the listing.
+        not_found: By project, in how many walks its keyring was listed but not found.
     """
 
-    looked_at: int = 0
-    begun: int = 0
-    stuck: int = 0
+    inspected: int = 0
+    started: int = 0
+    deferred: int = 0
     missed: int = 0
-    over: bool = True
+    is_over: bool = True
     not_found: dict[str, int] = field(default_factory=dict)
 
     @property
     def pause_s(self) -> float:
         """How long to wait before the next walk."""
-        if self.stuck:
-            return _STUCK_S
-        return _NOT_FOUND_S if self.missed else _BETWEEN_STEPS_S
+        if self.deferred:
+            return _DEFERRED_PAUSE_S
+        return _NOT_FOUND_PAUSE_S if self.missed else _STEP_INTERVAL_S
 
 
 def _order(project: str) -> bytes:
-    """As the bucket lists their records: by the name with its ending."""
+    """The order in which the bucket lists records: by the name with its suffix."""
     return f"{project}.json".encode()
 
 

@@ -1,4 +1,4 @@
-"""What a sweep worker does with the hints that it gets (SPEC 8.5)."""
+"""What a sweep worker does with the hints that it receives (SPEC 8.5)."""
 
 import asyncio
 
@@ -18,62 +18,64 @@ from keyturn_workers.worker.metrics import WorkerMetrics
 _log = structlog.get_logger()
 
 
-class SweepRole:
-    """Serves `keyturn.plan` and `keyturn.sweep`."""
+class SweepHandler:
+    """Serves `keyturn.plan` and `keyturn.sweep`.
+
+    Args:
+        store: The records of sweeps.
+        project_sweep: Runs the steps of sweeps of one project.
+        fleet_sweep: Runs the steps of sweeps of all projects.
+        page_worker: Processes pages.
+        metrics: Of the process.
+    """
 
     def __init__(
         self,
         store: SweepStore,
-        steps: ProjectSweep,
-        everyone: FleetSweep,
-        pages: PageWorker,
+        project_sweep: ProjectSweep,
+        fleet_sweep: FleetSweep,
+        page_worker: PageWorker,
         metrics: WorkerMetrics | None = None,
     ) -> None:
         self._store = store
-        self._steps = steps
-        self._everyone = everyone
-        self._pages = pages
+        self._project_sweep = project_sweep
+        self._fleet_sweep = fleet_sweep
+        self._page_worker = page_worker
         self._metrics = metrics or WorkerMetrics()
         self._stage = self._metrics.queue(SWEEP_QUEUE).stage
-        # The event loop holds no task by itself.
+        # The event loop itself keeps no reference to a task.
         self._recording: set[asyncio.Task[None]] = set()
 
-    async def step(self, hint: SweepStep, *, again: bool) -> None:
-        """Carry a sweep on by one step; errors as `StepRunner.serve`."""
-        await self._carrier(hint.project).serve(hint, again=again)
+    async def run_step(self, hint: SweepStep, *, again: bool) -> None:
+        """Run a step of a sweep; arguments and errors as of `StepRunner.run_step`."""
+        await self._runner(hint.project).run_step(hint, again=again)
 
-    async def page(self, hint: SweepPage) -> None:
-        """Do one take of a page, if the sweep's record still waits for it.
+    async def process_page(self, hint: SweepPage) -> None:
+        """Make one attempt at a page, if the sweep's record still waits for it.
 
-        Raises: as `PageWorker.take`.
+        Raises: as `PageWorker.process`.
         """
         try:
-            standing = await self._store.read(hint.sweep_id, hint.project)
+            stored = await self._store.read(hint.sweep_id, hint.project)
         except MissingError:
-            return  # the sweep ended, and its records went
-        plan = standing.plan
+            return  # the sweep ended, and its records were removed
+        plan = stored.plan
         if plan.successor is not None:
-            await self._steps.restore_tags_of(plan, hint)
+            await self._project_sweep.restore_page_tags(plan, hint)
             return
-        live = plan.page(hint.page)
-        if (
-            plan.status != "running"
-            or live is None
-            or (plan.round, live.take)
-            != (
-                hint.round,
-                hint.take,
-            )
-        ):
+        open_page = plan.page(hint.page)
+        if plan.status != "running" or open_page is None:
             return
-        if await self._steps.lengthen(standing):
+        if (plan.round, open_page.take) != (hint.round, hint.take):
+            return
+        if await self._project_sweep.extend_lease(stored):
             return
         with self._stage("take"):
-            result = await self._pages.take(plan, live)
+            result = await self._page_worker.process(plan, open_page)
         with self._stage("record"):
-            # Whole even where this message's handler is cancelled, as it is when the broker's
-            # connection is lost: a result put and not looked after would stay for days.
-            recording = asyncio.create_task(self._record(plan, live, result))
+            # Completed even if this message's handler is cancelled, as when the connection to
+            # the broker is lost. A result without the check that follows would stay for days.
+            recording = asyncio.create_task(self._record(plan, open_page, result))
             self._recording.add(recording)
             recording.add_done_callback(self._recording.discard)
             await asyncio.shield(recording)
@@ -90,18 +92,18 @@ class SweepRole:
             failed=len(result.failures),
         )
 
-    async def _record(self, plan: Plan, live: OpenPage, result: Result) -> None:
+    async def _record(self, plan: Plan, open_page: OpenPage, result: Result) -> None:
         state = result.state or plan.state
-        if await self._store.add_result(plan, live, result, state.master_key):
-            await self._store.forget_if_over(plan, live)
+        if await self._store.add_result(plan, open_page, result, state.master_key):
+            await self._store.delete_result_if_stale(plan, open_page)
 
-    async def fail(self, hint: SweepStep, error: CodedError) -> None:
-        """Record and tell that a sweep cannot go on."""
-        await self._carrier(hint.project).fail(hint, error)
+    async def record_failure(self, hint: SweepStep, error: CodedError) -> None:
+        """Record and publish that a sweep cannot continue."""
+        await self._runner(hint.project).record_failure(hint, error)
 
     async def resume(self, sweep_id: str, project: str) -> None:
-        """Make sure that a sweep goes on whose messages may be lost."""
-        await self._carrier(project).resume(sweep_id, project)
+        """Make sure that a sweep continues whose messages may be lost."""
+        await self._runner(project).resume(sweep_id, project)
 
-    def _carrier(self, project: str) -> ProjectSweep | FleetSweep:
-        return self._everyone if project == ALL else self._steps
+    def _runner(self, project: str) -> ProjectSweep | FleetSweep:
+        return self._fleet_sweep if project == ALL else self._project_sweep

@@ -27,7 +27,7 @@ from keyturn_workers.amqp.message_consumer import (
 )
 from keyturn_workers.amqp.retry import retry_delay_s
 from keyturn_workers.errors import StorageAnswerError
-from keyturn_workers.sweep.handler import SweepRole
+from keyturn_workers.sweep.handler import SweepHandler
 from keyturn_workers.sweep.messages import Hint, SweepPage, SweepStep, parse, queue_of
 from keyturn_workers.worker.metrics import Delivery
 
@@ -50,7 +50,7 @@ class HintConsumer(MessageConsumer[HintJob, None]):
     """Consumes one of the sweep's queues."""
 
     def __init__(
-        self, handler: SweepRole, queue: str, max_age: timedelta, context: ConsumerContext
+        self, handler: SweepHandler, queue: str, max_age: timedelta, context: ConsumerContext
     ) -> None:
         """A step is retried for up to `max_age`; then its sweep fails."""
         super().__init__(queue, context)
@@ -82,9 +82,9 @@ class HintConsumer(MessageConsumer[HintJob, None]):
         try:
             match job.hint:
                 case SweepStep():
-                    await self._handler.step(job.hint, again=job.seen_before)
+                    await self._handler.run_step(job.hint, again=job.seen_before)
                 case SweepPage():
-                    await self._handler.page(job.hint)
+                    await self._handler.process_page(job.hint)
         except NotFoundError as exc:
             # Forged, or left over from a sweep whose records were removed.
             _log.warning("hint without a sweep", sweep_id=job.hint.sweep_id, detail=exc.detail)
@@ -121,7 +121,7 @@ class HintConsumer(MessageConsumer[HintJob, None]):
 
     async def _fail(self, hint: SweepStep, error: CodedError) -> None:
         try:
-            await self._handler.fail(hint, error)
+            await self._handler.record_failure(hint, error)
         except (CodedError, StorageAnswerError) as exc:
             # Its record cannot be changed (by this process, perhaps for want of a master key):
             # then only the dead letter reports the failure.

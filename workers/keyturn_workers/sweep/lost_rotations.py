@@ -1,18 +1,19 @@
-"""Rotations whose record is gone are begun anew under their own id (SPEC 8.6).
+"""Rotations whose record is gone are restarted under their own id (SPEC 8.6).
 
-A sweep's record is an object like any other: a bucket writer can remove it, and a worker can
-die between the turn of the keyring and the record. The keyring names the rotation that turned
-it with its publisher and its request, and mostly still holds the earlier keys.
+A sweep's record is an object like any other. An attacker who can write the bucket can remove
+it, and a worker can die after it rotated the keyring and before it created the record. The
+keyring names its last rotation with publisher and request, and usually still holds the earlier
+keys.
 
-Where it holds none any more, a clean sweep has cleared them: another one of the project, or the
-rotation's own, whose record was removed before its end was published. That a rotation ended
-and was published is known from its record alone. A rotation that is younger than half the time
-for which records are kept, and has none, is therefore begun anew as well: its record was not
-removed for its age. Where its end had been published, it is published once more.
+If it holds none, a clean sweep has cleared them: another one of the project, or the rotation's
+own, whose record was removed before its end was published. Only the record shows that the end
+of a rotation was published. So a rotation without a record is restarted in this case too, if it
+is younger than half the time for which records are kept: the record was not removed for its
+age. If its end had been published, it is published once more.
 
-What it costs: one listing of keyrings a round, a read of each keyring that is new to this
-process or changed since its last round (at most `_READS_A_ROUND`), and a read of the record of
-each rotation that the listing of sweeps does not show.
+The cost: one listing of keyrings per round, a read of each keyring that is new to this process
+or changed since its last round (at most `_READS_PER_ROUND`), and a read of the record of each
+rotation that the listing of sweeps does not show.
 """
 
 import asyncio
@@ -28,12 +29,12 @@ from keyturn.crypto import Secret
 from keyturn.errors import CodedError, CorruptObjectError, UnknownMasterKeyError
 from keyturn.identifiers import KEYRINGS_PREFIX, is_project, keyring_s3_key, parse_time
 from keyturn_workers.errors import MissingError
-from keyturn_workers.keyring.model import parse
+from keyturn_workers.keyring.model import parse_keyring
 from keyturn_workers.storage import Storage
-from keyturn_workers.sweep.starter import Starter
+from keyturn_workers.sweep.starter import SweepStarter
 from keyturn_workers.sweep.store import SweepStore
 
-_READS_A_ROUND: Final = 2000
+_READS_PER_ROUND: Final = 2000
 _CONCURRENCY: Final = 16
 _KEYRING_MAX_BYTES: Final = 2 * 1024**2
 
@@ -44,49 +45,49 @@ _log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class _Last:
-    """The rotation that turned a keyring last; `is_open` while that still holds earlier keys."""
+class _LastRotation:
+    """The last rotation of a keyring; `is_open` while that still holds earlier keys."""
 
     rotation_id: str
-    turned_at: datetime
+    rotated_at: datetime
     is_open: bool
 
 
 @dataclass(frozen=True, slots=True)
-class _Seen:
-    """A keyring as it was read: `rotation` is None where none turned it."""
+class _SeenKeyring:
+    """A keyring as it was read; `rotation` is None if it was never rotated."""
 
     etag: str
-    rotation: _Last | None
+    rotation: _LastRotation | None
 
 
 class OpenRotations:
-    """The last rotations of all projects, as the rounds of one process see them.
+    """The last rotations of all projects, as the recovery rounds of one process see them.
 
     Args:
         storage: The bucket.
         store: The records of sweeps.
-        starter: Begins a rotation's sweep.
-        master_keys: Those that this process holds.
+        starter: Starts the sweep of a rotation.
+        master_keys: The master keys that this process holds, by name.
     """
 
     def __init__(
         self,
         storage: Storage,
         store: SweepStore,
-        starter: Starter,
+        starter: SweepStarter,
         master_keys: Mapping[str, Secret],
     ) -> None:
         self._storage = storage
         self._store = store
         self._starter = starter
         self._master_keys = master_keys
-        self._seen: dict[str, _Seen] = {}
+        self._seen: dict[str, _SeenKeyring] = {}
         # Projects whose keyring could not be read, or not yet.
         self._unread: set[str] = set()
         self._missing: set[_Name] = set()
 
-    async def look(self) -> None:
+    async def refresh(self) -> None:
         """Read the keyrings that changed since the last round."""
         changed: list[tuple[str, str]] = []
         seen, self._unread = self._seen, set()
@@ -98,7 +99,7 @@ class OpenRotations:
             before = seen.get(project)
             if before is not None and before.etag == row.etag:
                 self._seen[project] = before
-            elif len(changed) < _READS_A_ROUND:
+            elif len(changed) < _READS_PER_ROUND:
                 changed.append((project, row.etag))
             else:
                 self._unread.add(project)
@@ -115,24 +116,25 @@ class OpenRotations:
             _, body = await self._storage.read(
                 keyring_s3_key(project), max_bytes=_KEYRING_MAX_BYTES
             )
-            keyring = parse(body, project, self._master_keys)
+            keyring = parse_keyring(body, project, self._master_keys)
         except MissingError:
             return
         except (CorruptObjectError, UnknownMasterKeyError):
-            # Another worker's to look after, or an operator's: its records are kept.
+            # Another worker may hold its master key, or an operator must act. Its records stay.
             self._unread.add(project)
             return
         current = keyring.current
-        turned_at = parse_time(current.at)
-        rotation = _Last(current.rotation_id, turned_at, is_open=keyring.holds_earlier)
-        # Of the listing: where the keyring changed since, it is read again.
-        self._seen[project] = _Seen(etag, rotation if keyring.history else None)
+        rotation = _LastRotation(
+            current.rotation_id, parse_time(current.at), is_open=keyring.has_old_keks
+        )
+        # The ETag of the listing: if the keyring changed since, the next round reads it again.
+        self._seen[project] = _SeenKeyring(etag, rotation if keyring.history else None)
 
-    def needs(self, sweep_id: str, project: str) -> bool:
-        """Whether the record of this sweep must be kept, or begun anew where it is gone.
+    def needs_record(self, sweep_id: str, project: str) -> bool:
+        """Whether the record of this sweep must be kept, or created again if it is gone.
 
-        That of the last rotation is kept while earlier keys are: without it, the rotation would
-        be taken for one that was lost.
+        The record of the last rotation is kept as long as the earlier keys: without it, the
+        rotation would be taken for a lost one.
         """
         if project in self._unread:
             return True
@@ -140,27 +142,30 @@ class OpenRotations:
         rotation = None if seen is None else seen.rotation
         return rotation is not None and rotation.is_open and rotation.rotation_id == sweep_id
 
-    async def begin_lost(
+    async def restart_lost(
         self,
         present: AbstractSet[_Name],
         *,
-        still_for: timedelta,
+        stalled_after: timedelta,
         keep_for: timedelta,
         now: datetime,
     ) -> int:
-        """Begin those anew that two rounds in a row found without a record; gives how many.
+        """Restart the rotations that two rounds in a row found without a record.
 
         Args:
-            present: The sweeps whose record this round's listing showed.
-            still_for: A rotation that turned its keyring later than this ago is left alone:
-                its record may be about to be written.
+            present: The sweeps whose record the listing of this round showed.
+            stalled_after: A younger rotation is left alone: its record may be about to be
+                written.
             keep_for: How long the records of an ended sweep are kept.
             now: This machine's clock.
+
+        Returns:
+            How many rotations were restarted.
         """
         missing = set[_Name]()
         for project, seen in self._seen.items():
             rotation = seen.rotation
-            if rotation is None or now - rotation.turned_at <= still_for:
+            if rotation is None or now - rotation.rotated_at <= stalled_after:
                 continue
             if not rotation.is_open and not _is_recent(rotation, keep_for, now):
                 continue
@@ -169,7 +174,7 @@ class OpenRotations:
                 missing.add(name)
         again = sorted(missing & self._missing)
         self._missing = missing - set(again)
-        return sum([await self._begin(*name) for name in again])
+        return sum([await self._restart(*name) for name in again])
 
     async def _is_gone(self, sweep_id: str, project: str) -> bool:
         try:
@@ -180,22 +185,22 @@ class OpenRotations:
             return False
         return False
 
-    async def _begin(self, sweep_id: str, project: str) -> bool:
-        said = {"sweep_id": sweep_id, "project": project}
+    async def _restart(self, sweep_id: str, project: str) -> bool:
+        fields = {"sweep_id": sweep_id, "project": project}
         try:
-            begun = await self._starter.begin_again(sweep_id, project)
+            restarted = await self._starter.restart_rotation(sweep_id, project)
         except CodedError as exc:
-            # The others are not to wait for it; the next rounds come by again.
-            _log.warning("lost rotation not begun", **said, code=exc.code, detail=exc.detail)
+            # The others must not wait for it. The next rounds try again.
+            _log.warning("lost rotation not restarted", **fields, code=exc.code, detail=exc.detail)
             return False
-        if begun:
-            _log.warning("rotation without a record begun anew", **said)
-        return begun
+        if restarted:
+            _log.warning("rotation without a record restarted", **fields)
+        return restarted
 
 
-def _is_recent(rotation: _Last, keep_for: timedelta, now: datetime) -> bool:
+def _is_recent(rotation: _LastRotation, keep_for: timedelta, now: datetime) -> bool:
     """Whether the rotation's record cannot have been removed for its age.
 
-    Half the time makes up for clocks that differ: the record is as old as its rotation at most.
+    Half the time allows for clocks that differ. The record is at most as old as its rotation.
     """
-    return now - rotation.turned_at <= keep_for / 2
+    return now - rotation.rotated_at <= keep_for / 2

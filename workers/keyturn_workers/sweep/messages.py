@@ -1,7 +1,7 @@
-"""The sweep's own messages (SPEC 8.5): hints, which prove nothing and are signed by nobody.
+"""The messages between sweep workers (SPEC 8.5): hints, which are not signed and prove nothing.
 
-What a message asks for stands in the sweep's sealed record; a forged or stale one finds
-there that nothing is to be done, or does work that was to be done anyway.
+The sweep's sealed record says what is to be done. A forged or stale hint finds nothing to do
+there, or does work that had to be done anyway.
 """
 
 from typing import Annotated, Final, Literal
@@ -25,14 +25,14 @@ class _Hint(BaseModel):
 
 
 class SweepStep(_Hint):
-    """Carry the sweep on by one step; `step` is the one that its record waits for."""
+    """Run a step of the sweep; `step` is the number that its record must wait for."""
 
     type: Literal["sweep.step"] = "sweep.step"
     step: Number
 
 
 class SweepPage(_Hint):
-    """Do one page of the sweep; `take` counts how often it was done before."""
+    """Make an attempt at a page; `take` is the number of attempts before it."""
 
     type: Literal["sweep.page"] = "sweep.page"
     round: Number
@@ -50,15 +50,15 @@ def queue_of(hint: Hint) -> str:
 
 
 def encode(hint: Hint) -> bytes:
-    """The bytes that are sent."""
+    """The bytes of a hint."""
     return orjson.dumps(hint.model_dump(mode="json"))
 
 
 def parse(body: bytes) -> Hint:
-    """The hint that these bytes are.
+    """The hint in these bytes.
 
     Raises:
-        MalformedRequestError: none of ours.
+        MalformedRequestError: there is none.
     """
     try:
         return _ADAPTER.validate_python(load_json(body))

@@ -1,4 +1,4 @@
-"""What a sweep sends: its own hints, and the events that tell how far it is (SPEC 6.7, 8.6)."""
+"""What a sweep sends: hints to workers, and events about its progress and end (SPEC 6.7, 8.6)."""
 
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -9,18 +9,25 @@ from keyturn.messages import EVENT_MODELS, Event, RequestOrigin, id_field, with_
 from keyturn_workers.amqp.retry import longest_delay_s
 from keyturn_workers.sweep.counts import Counts
 from keyturn_workers.sweep.messages import Hint, SweepPage, SweepStep, encode, queue_of
-from keyturn_workers.sweep.plan import AllPlan, OpenPage, Origins, Plan, SweepRequest, by_publisher
+from keyturn_workers.sweep.plan import (
+    AllPlan,
+    OpenPage,
+    Origins,
+    Plan,
+    SweepRequest,
+    one_per_publisher,
+)
 
 
 class Sender(Protocol):
-    """How messages leave: `keyturn_workers.amqp.WorkerPublisher`, or a queue in memory."""
+    """Sends messages: `keyturn_workers.amqp.WorkerPublisher`, or a queue in memory."""
 
     async def publish_event(self, event: Event) -> None:
         """Publish a signed event, and return once it is durable."""
         ...
 
     async def send(self, body: bytes, queue: str, delay_s: int) -> None:
-        """Put an own message into a queue, now or after so many seconds; durable then."""
+        """Put a message of a worker into a queue, now or after a delay, and return once durable."""
         ...
 
 
@@ -31,19 +38,19 @@ class Outbox:
         self._sender = sender
 
     async def step(self, plan: Plan | AllPlan, wait_s: float = 0) -> None:
-        """Ask for the step that the plan waits for, in about so many seconds."""
+        """Send the step that the plan waits for, in about so many seconds."""
         hint = SweepStep(sweep_id=plan.ask.sweep_id, project=plan.ask.project, step=plan.step)
         await self._send(hint, longest_delay_s(wait_s))
 
-    async def page(self, plan: Plan, live: OpenPage) -> None:
-        """Ask for the current take of a page."""
+    async def page(self, plan: Plan, open_page: OpenPage) -> None:
+        """Send the current attempt at a page."""
         await self._send(
             SweepPage(
                 sweep_id=plan.ask.sweep_id,
                 project=plan.ask.project,
                 round=plan.round,
-                page=live.page,
-                take=live.take,
+                page=open_page.page,
+                take=open_page.take,
             ),
             0,
         )
@@ -52,40 +59,40 @@ class Outbox:
         await self._sender.send(encode(hint), queue_of(hint), delay_s)
 
     async def progressed(
-        self, ask: SweepRequest, counts: Counts, origins: Origins, *, clean: bool = False
+        self, request: SweepRequest, counts: Counts, origins: Origins, *, clean: bool = False
     ) -> None:
-        """Publish how far a sweep of one project is, once to each publisher that asked for it."""
-        event = _counted("sweep.progressed", ask, counts, clean=clean)
-        for origin in by_publisher(origins):
+        """Publish how far a sweep of one project is, once to each publisher that requested it."""
+        event = _counted("sweep.progressed", request, counts, clean=clean)
+        for origin in one_per_publisher(origins):
             await self._sender.publish_event(with_origin(event, origin))
 
     async def ended(self, plan: Plan | AllPlan, origin: RequestOrigin | None) -> None:
-        """Publish how a rotation or a sweep ended, as the answer to this request."""
-        await self._sender.publish_event(with_origin(end_of(plan), origin))
+        """Publish how a rotation or a sweep ended, as the response to this request."""
+        await self._sender.publish_event(with_origin(completed_event(plan), origin))
 
     async def failed(
-        self, ask: SweepRequest, error: CodedError, origin: RequestOrigin | None
+        self, request: SweepRequest, error: CodedError, origin: RequestOrigin | None
     ) -> None:
-        """Publish that a rotation or a sweep cannot go on, as the answer to this request.
+        """Publish that a rotation or a sweep cannot continue, as the response to this request.
 
-        It is no refusal: the request was accepted (SPEC 6.7).
+        This does not reject the request, which was accepted (SPEC 6.7).
         """
-        await self._sender.publish_event(with_origin(failure_of(ask, error), origin))
+        await self._sender.publish_event(with_origin(failed_event(request, error), origin))
 
 
-def failure_of(ask: SweepRequest, error: CodedError) -> Event:
-    """The event that says that a rotation or a sweep cannot go on."""
-    event_type = f"{ask.kind}.failed"
+def failed_event(request: SweepRequest, error: CodedError) -> Event:
+    """The event that a rotation or a sweep cannot continue."""
+    event_type = f"{request.kind}.failed"
     fields = {"code": error.code, "detail": error.detail, "at": _now()}
     event: Any = EVENT_MODELS[event_type](
-        **{id_field(event_type): ask.sweep_id}, project=ask.project, **fields
+        **{id_field(event_type): request.sweep_id}, project=request.project, **fields
     )
     failed: Event = event
     return failed
 
 
-def end_of(plan: Plan | AllPlan) -> Event:
-    """The event that says how a rotation or a sweep ended."""
+def completed_event(plan: Plan | AllPlan) -> Event:
+    """The event of how a rotation or a sweep ended."""
     counts = plan.counts if isinstance(plan, Plan) else plan.sums
     return _counted(
         f"{plan.ask.kind}.completed",
@@ -97,19 +104,19 @@ def end_of(plan: Plan | AllPlan) -> Event:
 
 
 def _counted(
-    event_type: str, ask: SweepRequest, counts: Counts, *, clean: bool, **more: Any
+    event_type: str, request: SweepRequest, counts: Counts, *, clean: bool, **more: Any
 ) -> Event:
     fields: dict[str, Any] = {
         **more,
-        id_field(event_type): ask.sweep_id,
-        "project": ask.project,
+        id_field(event_type): request.sweep_id,
+        "project": request.project,
         "at": _now(),
         "clean": clean,
         **counts.to_json(),
     }
     event: Any = EVENT_MODELS[event_type](**fields)
-    told: Event = event
-    return told
+    counted: Event = event
+    return counted
 
 
 def _now() -> str:

@@ -1,7 +1,7 @@
-"""The keys of a page, as the bucket shows them now (SPEC 8.5, 8.6).
+"""The object keys of a page, as the bucket lists them now (SPEC 8.5, 8.6).
 
-A page may have grown since it was planned: keys come in batches, so that memory stays
-bounded. On a versioned bucket each key comes with its noncurrent versions.
+A page may have grown since it was planned, so keys come in batches and memory stays bounded. On
+a versioned bucket each key comes with its noncurrent versions.
 """
 
 from collections.abc import AsyncIterator
@@ -13,23 +13,31 @@ from keyturn_workers.storage import ObjectVersion, Storage
 
 @dataclass(slots=True)
 class Row:
-    """One key of the project; `stands` is False where its newest version is a delete marker.
+    """One object key of the project.
 
-    `noncurrent` are the ids of its older versions, delete markers not among them.
+    Attributes:
+        key: The key.
+        exists: False if the newest version is a delete marker.
+        noncurrent: The ids of the older versions, without delete markers.
     """
 
     key: str
-    stands: bool = True
+    exists: bool = True
     noncurrent: list[str] = field(default_factory=list)
 
 
-async def batches(
+async def list_batches(
     storage: Storage, project: str, after: str, last: str, *, versioned: bool, size: int
 ) -> AsyncIterator[list[Row]]:
-    """The rows after `after` up to and including `last` (empty: to the end), `size` at a time."""
+    """The rows after `after` up to and including `last`, `size` at a time.
+
+    An empty `last` is the end of the project.
+    """
     batch: list[Row] = []
     rows = (
-        _versioned(storage, project, after) if versioned else _plain(storage, project, after, size)
+        _versioned(storage, project, after)
+        if versioned
+        else _unversioned(storage, project, after, size)
     )
     async for row in rows:
         if last and row.key.encode() > last.encode():
@@ -42,12 +50,12 @@ async def batches(
         yield batch
 
 
-async def _plain(storage: Storage, project: str, after: str, size: int) -> AsyncIterator[Row]:
+async def _unversioned(storage: Storage, project: str, after: str, size: int) -> AsyncIterator[Row]:
     prefix = f"{project}/"
     start = object_s3_key(project, after) if after else ""
     while True:
-        # One more than a page holds, which shows that it is over: servers give 1,000 else,
-        # and reading what is not looked at costs time.
+        # One more than a batch holds shows whether it is the last one. Without a limit servers
+        # return 1,000 keys, and reading those that are not needed costs time.
         rows = [row async for row in storage.list(prefix, after=start, limit=size + 1)]
         for row in rows:
             yield Row(row.key.removeprefix(prefix))
@@ -65,7 +73,7 @@ async def _versioned(storage: Storage, project: str, after: str) -> AsyncIterato
         if row is None or row.key != key:
             if row is not None:
                 yield row
-            row = Row(key, stands=False)
+            row = Row(key, exists=False)
         _add(row, version)
     if row is not None:
         yield row
@@ -73,6 +81,6 @@ async def _versioned(storage: Storage, project: str, after: str) -> AsyncIterato
 
 def _add(row: Row, version: ObjectVersion) -> None:
     if version.is_latest:
-        row.stands = not version.is_delete_marker
+        row.exists = not version.is_delete_marker
     elif not version.is_delete_marker:
         row.noncurrent.append(version.version_id)

@@ -1,11 +1,17 @@
-"""A sweep as its record keeps it: what was asked, what is planned, what is proven (SPEC 8.5).
+"""The record of a sweep as values: what was requested, planned and proven (SPEC 8.5). Pure.
 
-Values alone; `keyturn_workers.sweep.store` reads and writes them. A page covers the keys after
-`after` up to and including `last`; by construction the pages of a key range touch each
-other, so that no key lies between two of them.
+`keyturn_workers.sweep.store` reads and writes these values. A page covers the object keys after
+`after` up to and including `last`. The pages of a key range adjoin by construction, so no
+object key lies between two of them.
+
+The names of fields are the names in the stored JSON. That is why some of them differ from the
+terms of the prose: `ask` is the request, `live` are the open pages, `take` is the number of
+attempts, `told` means that the end was published, `taken` are the sweeps that were taken over,
+and `turned_at` is when the state changed.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import cache
@@ -13,25 +19,28 @@ from typing import Any, Final, Literal, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
+from keyturn.crypto import Secret
 from keyturn.messages import RequestOrigin
-from keyturn_workers.keyring import KeyringSnapshot
+from keyturn_workers.keyring import KeyringSnapshot, with_master_key
 from keyturn_workers.sweep.counts import Counts
 
 ALL: Final = "*"
-# Digests of one publisher that a record keeps.
+# Request digests of one publisher that a record keeps.
 _MAX_DIGESTS: Final = 16
 
 Status = Literal["running", "done", "failed"]
 Origins = tuple[RequestOrigin | None, ...]
-"""Who asked for a sweep, by publisher and digest; None where a record of 0.4 does not say."""
+"""Who requested a sweep: publisher and request digest; None if a record of 0.4 does not say."""
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
 class SweepRequest:
-    """What was asked for.
+    """What was requested.
 
-    `kind` is how its end is told. `of_all` marks one project's part of a sweep of all.
+    Attributes:
+        kind: Whether the end is published as that of a rotation or of a sweep.
+        of_all: Whether this is one project's part of a sweep of all projects.
     """
 
     kind: Literal["rotation", "sweep"]
@@ -47,10 +56,12 @@ class SweepRequest:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """A desired state in a few words (SPEC 5.2): what a page observed, what a sweep proves.
+    """A desired state in short (SPEC 5.2): what a page attempt snapshot, what a sweep proves.
 
-    `etag` is the keyring's: a state that was left and came back (two sweeps that name two
-    master keys) is not the same one, since objects may have followed it in between.
+    Attributes:
+        etag: The ETag of the keyring. A state that was left and came back, as with two sweeps
+            that name two master keys, is not the same state: objects may have followed the
+            other one in between.
     """
 
     generation: int
@@ -60,23 +71,39 @@ class State:
     etag: str
 
     @classmethod
-    def of(cls, observed: KeyringSnapshot) -> "State":
-        """The state that a keyring read showed."""
-        desired = observed.desired
+    def of(cls, snapshot: KeyringSnapshot) -> "State":
+        """The state that a keyring snapshot shows."""
+        desired = snapshot.desired
         return cls(
             desired.generation,
             desired.kek_id,
             desired.master_key,
             desired.plaintext_allowed,
-            observed.etag,
+            snapshot.etag,
         )
+
+
+def effective_state(
+    request: SweepRequest, snapshot: KeyringSnapshot, master_keys: Mapping[str, Secret]
+) -> KeyringSnapshot:
+    """The keyring snapshot that a sweep works by (SPEC 6.6).
+
+    It is the snapshot one, except that a dry run counts by the master key that it names.
+
+    Raises:
+        UnknownMasterKeyError: this process lacks that master key.
+    """
+    if not request.dry_run or request.master_key in (None, snapshot.keyring.master_key):
+        return snapshot
+    keyring = with_master_key(snapshot.keyring, str(request.master_key))
+    return replace(snapshot, keyring=keyring, desired=keyring.desired(master_keys))
 
 
 @dataclass(frozen=True, slots=True)
 class KeyRange:
-    """One range of keys: planned up to `through`, to be planned to `end`.
+    """A range of object keys, planned up to `through`, to be planned up to `end`.
 
-    Both are keys of the project; an empty `end` is the end of all keys.
+    An empty `end` is the end of the project.
     """
 
     through: str = ""
@@ -88,9 +115,13 @@ class KeyRange:
 class OpenPage:
     """A page that is not proven yet.
 
-    `take` counts the looks at it so far, `tries` those of them that failed for an object
-    with nothing else left to do. It is sent where `sent_at` is None and `not_before` (the
-    storage's clock) is over.
+    A page is sent if `sent_at` is None and `not_before` has passed by the storage's clock.
+
+    Attributes:
+        take: How many attempts at it were made.
+        tries: How many of them failed for an object, with nothing else left to do.
+        sends: How often the current attempt was sent.
+        seen: What the last attempt counted.
     """
 
     page: int
@@ -106,7 +137,7 @@ class OpenPage:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An object that could not be brought to the desired state, or not even read."""
+    """An object that could not be read, or not be brought to the desired state."""
 
     key: str
     code: str
@@ -114,13 +145,15 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What one take of a page found and did (SPEC 8.5).
+    """What one page attempt found and did (SPEC 8.5).
 
-    `state` is the desired state that was observed; None where it moved meanwhile.
-    `observed_at` is the storage's `Date` of a read that came before all others of the take;
-    `proves` whether the worker knew the storage's clock well enough for it to date a proof.
-    `changed` counts everything that was written or removed. `after` and `last` are the page's,
-    so that a result proves no other range of keys.
+    Attributes:
+        after: With `last` the range of the page, so that a result proves no other range.
+        last: See `after`.
+        state: The desired state that was snapshot; None if it changed during the attempt.
+        observed_at: The storage's `Date` of a read that preceded all others of the attempt.
+        changed: How many writes and removals there were.
+        proves: Whether the worker had known the storage's clock for long enough to date a proof.
     """
 
     after: str
@@ -135,20 +168,27 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A sweep's record.
+    """The record of a sweep of one project.
 
-    `turned_at` is the storage's `Date` of the first answer that showed `state` as desired.
-    `proven` adds up what the last look at each proven page found, `written` what all looks
-    wrote. `width` is how many pages may be under way at once. `idle` counts the steps since
-    one that found something to do. The end is published once to each of `origins`.
-    `successor` is the id of the later sweep of the project that took this one over; `taken` are
-    the ids of those that this one took over, noted by a step of its own before it proved
-    anything for them: only they may copy its end.
-    `turn_dated` is False until a worker that has known the storage's clock for two leases has
-    dated the turn: nothing is proven before (SPEC 8.4).
-    `late_writes_refused` is whether the storage refuses what comes after its lease.
-    `lease_s` is the longest lease of all workers that took part (None in records of 0.4),
-    `stepped_lease_s` that of the worker of the last step.
+    Attributes:
+        ask: The request.
+        state: The desired state that the sweep proves.
+        turned_at: The storage's `Date` of the first response that showed `state`.
+        told: Whether the end was published to each of `origins`.
+        idle: How many steps passed since one that had something to do.
+        live: The open pages.
+        proven: The counts of proven pages, each by its last attempt.
+        written: The writes of all attempts.
+        width: How many pages may be under way at once.
+        origins: The requests whose publishers get the end.
+        successor: The id of the later sweep of the project that took this one over.
+        taken: The ids of the sweeps that this one took over. A step of its own notes them before
+            it proves anything for them: only they may copy its end.
+        turn_dated: False until a worker that has known the storage's clock for two leases has
+            dated the change of state. Nothing is proven before (SPEC 8.4).
+        late_writes_refused: Whether the storage refuses writes that arrive after their lease.
+        lease_s: The longest lease of all workers that took part; None in records of 0.4.
+        stepped_lease_s: The lease of the worker that made the last step.
     """
 
     ask: SweepRequest
@@ -182,8 +222,8 @@ class Plan:
 
     @property
     def everything_planned(self) -> bool:
-        """Whether every key of the project stands in a page, proven or live."""
-        return all(keys.planned for keys in self.ranges)
+        """Whether every object key of the project is in a page, proven or open."""
+        return all(key_range.planned for key_range in self.ranges)
 
     @property
     def complete(self) -> bool:
@@ -192,31 +232,37 @@ class Plan:
 
     @property
     def counts(self) -> Counts:
-        """The counts so far: of proven pages, and of the last look at the others."""
+        """The counts so far: of proven pages, and of the last attempt at each open page."""
         seen = self.proven
-        for live in self.live:
-            seen += live.seen
+        for open_page in self.live:
+            seen += open_page.seen
         return replace(seen, rewrapped=self.written.rewrapped, encrypted=self.written.encrypted)
 
     def page(self, number: int) -> OpenPage | None:
-        """The live page of this number."""
-        return next((live for live in self.live if live.page == number), None)
+        """The open page with this number."""
+        return next((open_page for open_page in self.live if open_page.page == number), None)
 
     def proof_after(self, lease_s: int) -> datetime:
-        """An observation is proof only where it was made later than this (SPEC 8.4).
+        """Only an observation later than this is a proof (SPEC 8.4).
 
-        A worker that stalled can set an object back until then.
+        Until then a stalled worker can set an object back.
         """
         return self.turned_at + timedelta(seconds=2 * lease_s)
 
 
 @dataclass(frozen=True, slots=True)
 class AllPlan:
-    """The record of a sweep of all projects: those under way, and the sums so far.
+    """The record of a sweep of all projects.
 
-    `through` is the last project that was looked at in this walk through the listing of
-    keyrings, `begun_in_walk` how many were begun in it, or are to be looked for again.
-    `not_found` counts the walks in which a project's keyring was listed and not found.
+    Attributes:
+        ask: The request.
+        told: Whether the end was published to each of `origins`.
+        through: The last project that this walk through the listing of keyrings inspected.
+        begun_in_walk: How many parts this walk started, or leaves to the next walk.
+        live: The projects whose parts are under way.
+        sums: The counts of the parts that ended.
+        projects: How many parts ended.
+        not_found: By project, in how many walks its keyring was listed but not found.
     """
 
     ask: SweepRequest
@@ -240,43 +286,43 @@ class AllPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
-    """How one project's part of a sweep of all ended."""
+class PartResult:
+    """How one project's part of a sweep of all projects ended."""
 
     counts: Counts
     clean: bool
 
     @classmethod
-    def of(cls, plan: Plan) -> "Ended":
-        """The end of a part, by its own record."""
+    def of(cls, plan: Plan) -> "PartResult":
+        """The result of a part, by its own record."""
         if plan.status == "failed":
-            # Of the whole it is one thing that failed; its own record says which code.
+            # For the whole sweep this is one failure. The part's own record has its code.
             return cls(plan.counts + Counts(failed=1), clean=False)
         return cls(plan.counts, plan.clean)
 
 
-def joined(origins: Origins, more: Origins) -> Origins:
-    """Those who asked for a sweep, with more of them; each once.
+def merge_origins(origins: Origins, more: Origins) -> Origins:
+    """The requests of a sweep with more of them, each once.
 
     A publisher that signs the same request again and again must not make the record grow
-    without bound. Its further digests are left out: the end of a sweep is matched by all but
-    the digest, so that they are answered all the same.
+    without bound. Its further digests are left out. It gets the end all the same, since that is
+    matched by everything but the digest.
     """
     for origin in more:
-        names = [each.publisher for each in origins if each is not None]
+        publishers = [each.publisher for each in origins if each is not None]
         if origin not in origins and (
-            origin is None or names.count(origin.publisher) < _MAX_DIGESTS
+            origin is None or publishers.count(origin.publisher) < _MAX_DIGESTS
         ):
             origins = (*origins, origin)
     return origins
 
 
-def by_publisher(origins: Origins) -> Origins:
+def one_per_publisher(origins: Origins) -> Origins:
     """One origin of each publisher: progress is matched by all but the digest (SPEC 6.7)."""
-    found: dict[str | None, RequestOrigin | None] = {}
+    first: dict[str | None, RequestOrigin | None] = {}
     for origin in origins:
-        found.setdefault(None if origin is None else origin.publisher, origin)
-    return tuple(found.values())
+        first.setdefault(None if origin is None else origin.publisher, origin)
+    return tuple(first.values())
 
 
 def to_json(value: Any) -> dict[str, Any]:
@@ -286,10 +332,10 @@ def to_json(value: Any) -> dict[str, Any]:
 
 
 def from_json(kind: type[_T], document: dict[str, Any]) -> _T:
-    """The reverse.
+    """A value of this module from JSON.
 
     Raises:
-        ValueError: not of that kind.
+        ValueError: the document is not of that kind.
     """
     try:
         value: _T = _adapter(cast("Any", kind)).validate_json(json.dumps(document))

@@ -1,11 +1,11 @@
-"""What becomes of a page once a take of it is told, and which pages are sent (SPEC 8.5). Pure.
+"""What becomes of a page after an attempt, and which pages are sent (SPEC 8.4, 8.5). Pure.
 
-A page is proven by a take that observed the desired state which the sweep proves, later
-than any stalled worker could still have set an object back, with nothing to change. Only
-what stands in sealed records counts here; no counter and no message does.
+A page is proven by an attempt that snapshot the desired state which the sweep proves, later
+than any stalled worker could have set an object back, with nothing to change. Only sealed
+records count as evidence; counters and messages do not.
 
-Moments are the storage's, as one read told them, and one read can be told wrongly: what a
-moment is later than the step's own read proves nothing, and holds nothing up (SPEC 8.4).
+All moments are the storage's, each by one read, and one read can be dated wrongly. So a moment
+later than the step's own read proves nothing, and nothing waits for it (SPEC 8.4).
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,17 +18,17 @@ from keyturn.topology import RETRY_DELAYS_S
 from keyturn_workers.sweep.counts import Counts
 from keyturn_workers.sweep.plan import KeyRange, OpenPage, Plan, Result, State
 
-# Looks at an object that fails, before it is recorded as failed; more where it may pass.
-TRIES: Final = 3
-# From this take on a page that always finds something to change waits between takes.
-_CALM_TAKES: Final = 4
+# Attempts at a failing object before it is recorded as failed; transient failures get more.
+MAX_TRIES: Final = 3
+# From this attempt on, a page that always finds something to change waits between attempts.
+_CALM_ATTEMPTS: Final = 4
 _MAX_PAUSE_S: Final = 600
-# A page whose result does not come is sent again: its message may have been lost.
+# A page without a result is sent again after this: its message may be lost.
 RESEND_AFTER_S: Final = 900
-# The record of a sweep that workers with its longer lease have left for this long is carried on
-# by others: there may be none of the former any more.
-_LEFT_ALONE_S: Final = 900
-# Front ends of one storage may differ by seconds; what lies further ahead was told wrongly.
+# If workers with the sweep's longer lease made no step for this long, others continue it: there
+# may be no such worker any more.
+_ABANDONED_AFTER_S: Final = 900
+# The clocks of one storage's front ends may differ by seconds. A date further ahead is wrong.
 _MAX_AHEAD_S: Final = 60
 MIN_WIDTH: Final = 16
 MAX_WIDTH: Final = 512
@@ -36,76 +36,93 @@ _RESULTS_TO_WIDTH: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
-    """A plan after its results were looked at; `failing` are the proven pages with failures."""
+class AppliedResults:
+    """A plan after the results of its pages were applied.
+
+    Attributes:
+        plan: The plan.
+        proven: The pages that are proven now.
+        failing: The results of proven pages with failures, by page number.
+    """
 
     plan: Plan
     proven: tuple[OpenPage, ...]
     failing: Mapping[int, Result]
 
 
-def moved(plan: Plan, state: State, at: datetime, *, dated: bool) -> Plan:
-    """The plan for another desired state: everything is to be looked at again.
+# Rounds, leases and the date of the state.
 
-    What was written stays counted. A page of an earlier round proves nothing any more. `dated`
-    says whether `at` comes from a read that proves.
+
+def start_round(plan: Plan, state: State, changed_at: datetime, *, dated: bool) -> Plan:
+    """The plan for another desired state: every page must be proven again.
+
+    What was written stays counted. A page of an earlier round proves nothing any more.
+
+    Args:
+        plan: The plan so far.
+        state: The state to prove.
+        changed_at: When it was first snapshot, by the storage's clock.
+        dated: Whether that date comes from a read that proves.
     """
     return replace(
         plan,
         state=state,
-        turned_at=at,
+        turned_at=changed_at,
         turn_dated=dated,
         round=plan.round + 1,
         next_page=0,
         ranges=tuple(
-            KeyRange(through=start, end=keys.end)
-            for start, keys in zip(_starts(plan.ranges), plan.ranges, strict=True)
+            KeyRange(through=start, end=key_range.end)
+            for start, key_range in zip(_starts(plan.ranges), plan.ranges, strict=True)
         ),
         live=(),
         proven=Counts(),
     )
 
 
-def with_lease(plan: Plan, own_s: int, keyring_s: int | None, now: datetime) -> Plan:
-    """The plan as a worker with this lease carries it on (SPEC 8.4, "One lease").
+def _starts(ranges: Sequence[KeyRange]) -> Sequence[str]:
+    return ("", *(key_range.end for key_range in ranges[:-1]))
 
-    The record decides: a longer lease, of this worker or of one that wrote the keyring, is
-    written in, and everything is looked at again, since what that worker wrote may arrive
-    later than the pages so far were held against. A worker with a shorter one leaves the
-    sweep to those with the record's. Where none of them made a step for a long time it goes
-    on by the record's lease, which proves no less: else a sweep whose lease was lowered
-    everywhere would never end.
+
+def with_lease(plan: Plan, own_s: int, keyring_s: int | None, now: datetime) -> Plan:
+    """The plan as a worker with this lease continues it (SPEC 8.4, "One lease").
+
+    The record decides. A longer lease, of this worker or of one that wrote the keyring, is
+    written into it and starts a new round: what that worker wrote may arrive later than the
+    proofs so far allowed for. A worker with a shorter lease leaves the sweep to workers with the
+    record's. If none of those made a step for a long time, it continues by the record's lease,
+    which proves no less. Otherwise a sweep would never end after every lease was shortened.
 
     Args:
         plan: As it was read.
         own_s: This worker's `LEASE_S`.
-        keyring_s: The longest lease of those who wrote the keyring, where it says.
+        keyring_s: The longest lease of the workers that wrote the keyring, if it says.
         now: The storage's clock.
 
     Raises:
-        LeaseMismatchError: others carry this sweep on.
+        LeaseMismatchError: other workers continue this sweep.
     """
     longest = max(own_s, keyring_s or 0)
     lease_s = plan.lease_s or own_s
     if longest > lease_s:
         longer = replace(plan, lease_s=longest)
-        plan = moved(longer, plan.state, plan.turned_at, dated=plan.turn_dated)
+        plan = start_round(longer, plan.state, plan.turned_at, dated=plan.turn_dated)
     elif own_s < lease_s and (plan.stepped_lease_s or 0) > own_s:
         since = plan.turned_at if plan.stepped_at is None else plan.stepped_at
-        if now - since <= timedelta(seconds=_LEFT_ALONE_S):
+        if now - since <= timedelta(seconds=_ABANDONED_AFTER_S):
             raise LeaseMismatchError(f"the sweep's lease is {lease_s} s, and LEASE_S here {own_s}")
     else:
         plan = replace(plan, lease_s=lease_s)
     return replace(plan, stepped_lease_s=own_s)
 
 
-def at(plan: Plan, now: datetime, *, proves: bool) -> Plan:
-    """The plan as a step sees it whose own read is of this moment (SPEC 8.4).
+def reconcile_clock(plan: Plan, now: datetime, *, proves: bool) -> Plan:
+    """The plan with its moments checked against the step's own read (SPEC 8.4).
 
-    `turned_at` must be no earlier than the turn, and no later than anything that follows it.
-    Steps read it again until one does so whose worker has known the storage's clock for two
-    leases: pages are done meanwhile, and none of them proves anything. A step that finds it
-    later than its own read begins a new round.
+    `turned_at` must be no earlier than the change of state, and no later than anything that
+    follows it. Every step dates it anew until one is made by a worker that has known the
+    storage's clock for two leases. Pages are processed meanwhile, and none of them proves
+    anything. A step that finds the date later than its own read starts a new round.
 
     Args:
         plan: As it was read.
@@ -113,147 +130,164 @@ def at(plan: Plan, now: datetime, *, proves: bool) -> Plan:
         proves: Whether this worker has known the storage's clock for two leases.
 
     Raises:
-        StorageUnavailableError: the record is of a later moment, and it is not known which of
-            the two was told wrongly.
+        StorageUnavailableError: the record is dated later, and it is unknown which of the two
+            dates is wrong.
     """
     latest = plan.turned_at if plan.stepped_at is None else max(plan.turned_at, plan.stepped_at)
     if now < latest and not proves:
         raise StorageUnavailableError("the sweep's record is of a later moment than this read")
     if plan.turned_at > now:
-        plan = moved(plan, plan.state, now, dated=proves)
+        plan = start_round(plan, plan.state, now, dated=proves)
     elif plan.stepped_at is None or not plan.turn_dated:
-        # The worker that dated it may have met one slow front end, and dated the turn too early.
-        plan = _dated(plan, now, proves=proves)
+        # The worker that dated it may have met one slow front end, and dated it too early.
+        plan = _date_state_change(plan, now, proves=proves)
     progressed_at = plan.progressed_at
     return replace(
         plan,
-        live=tuple(_redated(live, now, plan.lease_s or 0) for live in plan.live),
+        live=tuple(_drop_implausible_times(each, now, plan.lease_s or 0) for each in plan.live),
         progressed_at=None if progressed_at is None or progressed_at > now else progressed_at,
     )
 
 
-def _dated(plan: Plan, now: datetime, *, proves: bool) -> Plan:
-    """The plan with its turn dated anew; pages that wait for a proof wait for the later one."""
+def _date_state_change(plan: Plan, now: datetime, *, proves: bool) -> Plan:
+    """The plan with its state dated anew. Pages that wait for a proof wait for the later one."""
     plan = replace(plan, turned_at=now, turn_dated=proves)
-    late = plan.proof_after(plan.lease_s or 0)
-    waiting = (
-        live if live.not_before is None else replace(live, not_before=max(live.not_before, late))
-        for live in plan.live
+    proof_after = plan.proof_after(plan.lease_s or 0)
+    open_pages = (
+        each
+        if each.not_before is None
+        else replace(each, not_before=max(each.not_before, proof_after))
+        for each in plan.live
     )
-    return replace(plan, live=tuple(waiting))
+    return replace(plan, live=tuple(open_pages))
 
 
-def _redated(live: OpenPage, now: datetime, lease_s: int) -> OpenPage:
-    """The page without moments that only a wrong `Date` can have given: it would wait for them."""
+def _drop_implausible_times(open_page: OpenPage, now: datetime, lease_s: int) -> OpenPage:
+    """The page without moments that only a wrong `Date` can explain: it would wait for them."""
     latest = now + timedelta(seconds=_MAX_AHEAD_S)
-    sent_at = None if live.sent_at is None or live.sent_at > latest else live.sent_at
+    sent_at = open_page.sent_at
+    if sent_at is not None and sent_at > latest:
+        sent_at = None
     latest += timedelta(seconds=2 * lease_s + _MAX_PAUSE_S + RETRY_DELAYS_S[-1])
-    not_before = live.not_before
+    not_before = open_page.not_before
     if not_before is not None and not_before > latest:
         not_before = None
-    return replace(live, sent_at=sent_at, not_before=not_before)
+    return replace(open_page, sent_at=sent_at, not_before=not_before)
 
 
-def _starts(ranges: Sequence[KeyRange]) -> Sequence[str]:
-    return ("", *(keys.end for keys in ranges[:-1]))
+# Results.
 
 
-def judge(plan: Plan, results: Mapping[int, Result], now: datetime, lease_s: int) -> Judged:
-    """The plan after these results, by page; each is of its page's current take.
+def apply_results(
+    plan: Plan, results: Mapping[int, Result], now: datetime, lease_s: int
+) -> AppliedResults:
+    """The plan after these results.
 
-    `now` is the storage's clock, by the step's own read.
+    Args:
+        plan: The plan so far.
+        results: By page number, each of the current attempt.
+        now: The storage's clock, by the step's own read.
+        lease_s: The lease of the sweep.
     """
-    kept: list[OpenPage] = []
+    still_open: list[OpenPage] = []
     proven: list[OpenPage] = []
     failing: dict[int, Result] = {}
     seen, written = plan.proven, plan.written
-    for live in plan.live:
-        result = results.get(live.page)
+    for open_page in plan.live:
+        result = results.get(open_page.page)
         if result is None:
-            kept.append(live)
+            still_open.append(open_page)
             continue
-        written += result.counts.written()
-        again = _again(plan, live, result, now, lease_s)
-        if again is not None:
-            kept.append(again)
+        written += result.counts.writes()
+        next_attempt = _next_attempt(plan, open_page, result, now, lease_s)
+        if next_attempt is not None:
+            still_open.append(next_attempt)
             continue
-        proven.append(live)
-        seen += result.counts.seen()
+        proven.append(open_page)
+        seen += result.counts.without_writes()
         if result.failures:
-            failing[live.page] = result
+            failing[open_page.page] = result
     width = min(MAX_WIDTH, max(MIN_WIDTH, _RESULTS_TO_WIDTH * len(results)))
-    after = replace(plan, live=tuple(kept), proven=seen, written=written, width=width)
-    return Judged(after, tuple(proven), failing)
+    after = replace(plan, live=tuple(still_open), proven=seen, written=written, width=width)
+    return AppliedResults(after, tuple(proven), failing)
 
 
-def _again(
-    plan: Plan, live: OpenPage, result: Result, now: datetime, lease_s: int
+def _next_attempt(
+    plan: Plan, open_page: OpenPage, result: Result, now: datetime, lease_s: int
 ) -> OpenPage | None:
-    """The page as it is to be done again, or None where this take is the last."""
+    """The page as it must be processed again, or None if this attempt is the last one."""
     if plan.ask.dry_run:
         return None  # it counts, and proves nothing
-    late = plan.proof_after(lease_s)
-    in_time = plan.turn_dated and _is_in_time(result, late, now)
-    as_wanted = in_time and _is_as_wanted(plan, live, result)
-    tries = live.tries + (1 if result.failures and as_wanted else 0)
-    # A storage that fails for a moment is no fault of the object's (SPEC 12).
-    passing = any(failure.code == StorageUnavailableError.code for failure in result.failures)
-    if as_wanted and (not result.failures or tries >= (len(RETRY_DELAYS_S) if passing else TRIES)):
+    proof_after = plan.proof_after(lease_s)
+    is_proof = (
+        plan.turn_dated
+        and _is_late_enough(result, proof_after, now)
+        and _matches_plan(plan, open_page, result)
+    )
+    tries = open_page.tries + (1 if result.failures and is_proof else 0)
+    # A storage that fails for a moment says nothing against the object (SPEC 12).
+    is_transient = any(failure.code == StorageUnavailableError.code for failure in result.failures)
+    max_tries = len(RETRY_DELAYS_S) if is_transient else MAX_TRIES
+    if is_proof and (not result.failures or tries >= max_tries):
         return None
-    pause_s = min(_MAX_PAUSE_S, 2 ** max(0, live.take - _CALM_TAKES) - 1)
+    pause_s = min(_MAX_PAUSE_S, 2 ** max(0, open_page.take - _CALM_ATTEMPTS) - 1)
     if tries:
-        pause_s += RETRY_DELAYS_S[min(tries, len(RETRY_DELAYS_S)) - 1] if passing else tries
-    # Until then a look would prove nothing; failing objects can wait for it as well.
+        pause_s += RETRY_DELAYS_S[min(tries, len(RETRY_DELAYS_S)) - 1] if is_transient else tries
+    # Before `proof_after` an attempt would prove nothing. Failing objects can wait for it too.
     return replace(
-        live,
-        take=live.take + 1,
+        open_page,
+        take=open_page.take + 1,
         tries=tries,
         sends=0,
         sent_at=None,
-        not_before=max(late, now + timedelta(seconds=pause_s)),
-        seen=result.counts.seen(),
+        not_before=max(proof_after, now + timedelta(seconds=pause_s)),
+        seen=result.counts.without_writes(),
     )
 
 
-def _is_in_time(result: Result, late: datetime, now: datetime) -> bool:
-    """Whether the take looked later than any stalled worker could still have written.
+def _is_late_enough(result: Result, proof_after: datetime, now: datetime) -> bool:
+    """Whether the attempt snapshot later than any stalled worker could have written.
 
-    Dated after the step's own read, an observation was told wrongly: it may be an early one.
+    An observation dated after the step's own read has a wrong date: it may be an early one.
     """
-    return result.proves and late < result.observed_at <= now
+    return result.proves and proof_after < result.observed_at <= now
 
 
-def _is_as_wanted(plan: Plan, live: OpenPage, result: Result) -> bool:
-    """Whether the take observed just what the sweep proves, and found it so."""
-    its_own = (result.after, result.last) == (live.after, live.last)
-    return its_own and result.state == plan.state and not result.changed
+def _matches_plan(plan: Plan, open_page: OpenPage, result: Result) -> bool:
+    """Whether the attempt snapshot exactly what the sweep proves, and changed nothing."""
+    same_range = (result.after, result.last) == (open_page.after, open_page.last)
+    return same_range and result.state == plan.state and not result.changed
 
 
-def due(plan: Plan, now: datetime) -> tuple[Plan, tuple[OpenPage, ...]]:
-    """The plan with those pages marked as sent that may be sent now, and these pages."""
-    under_way = sum(live.sent_at is not None and not _may_go(live, now) for live in plan.live)
+# Which pages are sent.
+
+
+def mark_due_pages(plan: Plan, now: datetime) -> tuple[Plan, tuple[OpenPage, ...]]:
+    """The plan with the pages marked as sent that may be sent now, and these pages."""
+    under_way = sum(each.sent_at is not None and not _is_due(each, now) for each in plan.live)
     room = max(0, plan.width - under_way)
     sent: list[OpenPage] = []
-    every: list[OpenPage] = []
-    for live in plan.live:
-        if _may_go(live, now) and len(sent) < room:
-            sent.append(replace(live, sent_at=now, sends=live.sends + 1))
-            every.append(sent[-1])
+    open_pages: list[OpenPage] = []
+    for open_page in plan.live:
+        if _is_due(open_page, now) and len(sent) < room:
+            sent.append(replace(open_page, sent_at=now, sends=open_page.sends + 1))
+            open_pages.append(sent[-1])
         else:
-            every.append(live)
-    return replace(plan, live=tuple(every)), tuple(sent)
+            open_pages.append(open_page)
+    return replace(plan, live=tuple(open_pages)), tuple(sent)
 
 
-def _may_go(live: OpenPage, now: datetime) -> bool:
-    if live.sent_at is not None:
-        # Twice as late each time: a page of large bodies may take its time.
-        return now - live.sent_at > timedelta(seconds=RESEND_AFTER_S * 2 ** (live.sends - 1))
-    return live.not_before is None or now > live.not_before
+def _is_due(open_page: OpenPage, now: datetime) -> bool:
+    if open_page.sent_at is not None:
+        # The delay doubles each time: a page of large bodies may need long.
+        delay_s = RESEND_AFTER_S * 2 ** (open_page.sends - 1)
+        return now - open_page.sent_at > timedelta(seconds=delay_s)
+    return open_page.not_before is None or now > open_page.not_before
 
 
-def waits_until(plan: Plan) -> datetime | None:
-    """The moment before which no page needs a step, or None where one is under way or due."""
-    if any(live.sent_at is not None or live.not_before is None for live in plan.live):
+def next_due_at(plan: Plan) -> datetime | None:
+    """The moment before which no page needs a step; None if one is under way or due now."""
+    if any(each.sent_at is not None or each.not_before is None for each in plan.live):
         return None
-    moments = [live.not_before for live in plan.live if live.not_before is not None]
+    moments = [each.not_before for each in plan.live if each.not_before is not None]
     return min(moments, default=None) if plan.everything_planned else None

@@ -1,12 +1,11 @@
-"""Planner and prover: a sweep carried on by one step (SPEC 8.4 to 8.6).
+"""The steps of a sweep of one project: planner and prover (SPEC 8.4 to 8.6).
 
-A step reads the sweep's record and the keyring, judges what the pages' results tell, plans
-further pages, changes the record by one conditional put, and only then sends what follows
-from it. A step that comes twice, late or out of order finds that the record waits for
-another one. Whoever dies leaves nothing behind but a message that comes again.
+A step reads the sweep's record and the keyring, applies the results of pages, plans further
+pages, changes the record by one conditional put, and only then sends what follows from it. A
+step that arrives twice, late or out of order finds that the record waits for another one. A
+worker that dies leaves nothing behind but a message that is delivered again.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final
@@ -18,9 +17,7 @@ from keyturn.errors import (
     KeyringRolledBackError,
     StorageUnavailableError,
 )
-from keyturn.identifiers import object_s3_key
-from keyturn.metadata import ALGO, DELETED
-from keyturn_workers.errors import MissingError, RefusedError, StorageAnswerError
+from keyturn_workers.errors import MissingError, RefusedError
 from keyturn_workers.keyring import (
     Keyring,
     KeyringReader,
@@ -32,37 +29,45 @@ from keyturn_workers.keyring import (
 )
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.storage import Storage
-from keyturn_workers.sweep.effective_state import wanted
 from keyturn_workers.sweep.messages import SweepPage
 from keyturn_workers.sweep.outbox import Outbox
-from keyturn_workers.sweep.plan import Ended, OpenPage, Plan, State, SweepRequest
+from keyturn_workers.sweep.page_tags import restore_noted_tags, restore_page_tags
+from keyturn_workers.sweep.plan import OpenPage, PartResult, Plan, State, effective_state
 from keyturn_workers.sweep.planner import Planner
-from keyturn_workers.sweep.progress import at, due, judge, moved, waits_until, with_lease
-from keyturn_workers.sweep.step_runner import HURRY_STEPS, StepRunner
-from keyturn_workers.sweep.store import Standing, SweepStore
-from keyturn_workers.sweep.takeover import copied, pause_s, take_over_earlier
+from keyturn_workers.sweep.progress import (
+    apply_results,
+    mark_due_pages,
+    next_due_at,
+    reconcile_clock,
+    start_round,
+    with_lease,
+)
+from keyturn_workers.sweep.step_runner import RESUME_STEPS, StepRunner
+from keyturn_workers.sweep.store import StoredPlan, SweepStore
+from keyturn_workers.sweep.takeover import copy_end, pause_s, take_over_earlier
 
-# Steps of a sweep that has something to do: progress is told no more often than this.
-_BETWEEN_STEPS_S: Final = 1.0
-_BETWEEN_TOLD_OF_ALL_S: Final = 120
-# A step that found nothing to do comes again later and later: after so many of them, seconds.
-_IDLE_S: Final = ((60, 30.0), (10, 9.0), (3, 5.0), (0, _BETWEEN_STEPS_S))
-_MAX_TURNS: Final = 8
+# Between steps of a sweep that has something to do. Progress is published no more often.
+STEP_INTERVAL_S: Final = 1.0
+# Between progress events of one part of a sweep of all: there may be many parts.
+_PART_PROGRESS_INTERVAL_S: Final = 120
+# Steps that find nothing to do come later and later: after so many of them, seconds.
+_IDLE_S: Final = ((60, 30.0), (10, 9.0), (3, 5.0), (0, STEP_INTERVAL_S))
+_MAX_ATTEMPTS: Final = 8
 
 _log = structlog.get_logger()
 
 
 class ProjectSweep(StepRunner[Plan]):
-    """Carries sweeps of single projects on.
+    """Runs the steps of sweeps of single projects.
 
     Args:
         storage: The bucket.
-        keyrings: The process's reads of keyrings.
-        keys: The operator's.
+        keyrings: The keyring reads of the process.
+        keys: The operator's keys.
         store: The records of sweeps.
-        planner: Lists keys as pages.
+        planner: Plans pages.
         outbox: Hints and events.
-        lease_s: The same in all processes (SPEC 8.4).
+        lease_s: The lease of this process, which should be that of all (SPEC 8.4).
     """
 
     def __init__(
@@ -87,283 +92,273 @@ class ProjectSweep(StepRunner[Plan]):
     def _refuses_late_writes(self) -> bool:
         return self._storage.capabilities.late_writes_refused
 
-    async def _read(self, sweep_id: str, project: str) -> Standing[Plan]:
+    async def _read(self, sweep_id: str, project: str) -> StoredPlan[Plan]:
         return await self._store.read(sweep_id, project)
 
     def _unsent(self, plan: Plan) -> Plan:
-        # A page done twice does no harm.
-        return replace(plan, live=tuple(replace(live, sent_at=None) for live in plan.live))
+        # Processing a page twice does no harm.
+        return replace(plan, live=tuple(replace(each, sent_at=None) for each in plan.live))
 
     def _resumed(self, plan: Plan) -> Plan:
         if plan.successor is None:
             return self._unsent(plan)
         # The sweep that had taken it over failed, and its end was copied. What this one had
-        # proven before was proven for another state than the one that was copied.
-        return replace(moved(plan, plan.state, plan.turned_at, dated=False), successor=None)
+        # proven before was for another state than the one that was copied.
+        return replace(start_round(plan, plan.state, plan.turned_at, dated=False), successor=None)
 
     async def _send_again(self, plan: Plan) -> None:
         if plan.successor is not None:
             await self._outbox.step(plan)
             return
-        told = await self._store.results(plan)
-        sent = [live for live in plan.live if live.sent_at == plan.stepped_at]
-        for live in (live for live in sent if live.page not in told):
-            await self._outbox.page(plan, live)
+        results = await self._store.results(plan)
+        for open_page in plan.live:
+            if open_page.sent_at == plan.stepped_at and open_page.page not in results:
+                await self._outbox.page(plan, open_page)
         await self._outbox.step(plan)
 
-    async def _step(self, standing: Standing[Plan]) -> bool:
-        before = standing.plan
+    async def _step(self, stored: StoredPlan[Plan]) -> bool:
+        before = stored.plan
         if before.successor is not None:
             successor = await self._successor(before)
             if successor is not None:
-                return await self._follow_successor(standing, successor)
-            _log.warning("sweep resumed without its successor", **_named(before))
+                return await self._follow_successor(stored, successor)
+            _log.warning("sweep resumed without its successor", **_log_fields(before))
             before = replace(self._unsent(before), successor=None)
-        return await self._make_step(standing, before)
+        return await self._make_step(stored, before)
 
-    async def _make_step(self, standing: Standing[Plan], before: Plan) -> bool:
-        """The step of a sweep that goes on by itself; False as `_step`."""
-        observed = self._wanted(before.ask, await self._keyrings.read_fresh(before.ask.project))
-        state, now = State.of(observed), observed.lease.read_at
+    async def _make_step(self, stored: StoredPlan[Plan], before: Plan) -> bool:
+        """The step of a sweep that continues by itself; False as `_step`."""
+        snapshot = self._effective(before, await self._keyrings.read_fresh(before.ask.project))
+        state, now = State.of(snapshot), snapshot.lease.read_at
         if state.generation < before.state.generation:
             raise KeyringRolledBackError(
-                f"the keyring stands at generation {state.generation}, "
-                f"and stood at {before.state.generation}"
+                f"the keyring is at generation {state.generation}, "
+                f"and was at {before.state.generation}"
             )
-        before = with_lease(before, observed.lease_s, observed.keyring.lease_s, now)
-        before = at(before, now, proves=observed.proves)
+        before = with_lease(before, snapshot.lease_s, snapshot.keyring.lease_s, now)
+        before = reconcile_clock(before, now, proves=snapshot.proves)
         if before.step == 0:
             if not self._refuses_late_writes and not before.ask.of_all:
-                _log.warning("the storage does not refuse late writes", **_named(before))
+                _log.warning("the storage does not refuse late writes", **_log_fields(before))
             ranges = await self._planner.key_ranges(before.ask.project)
             before = replace(before, ranges=ranges)
-        lease_s = before.lease_s or observed.lease_s
-        judged = judge(before, await self._store.results(before), now, lease_s)
-        plan, proven = judged.plan, judged.proven
+        lease_s = before.lease_s or snapshot.lease_s
+        applied = apply_results(before, await self._store.results(before), now, lease_s)
+        plan, proven = applied.plan, applied.proven
         if state != plan.state:
-            # Pages of the new round bear the numbers of the old one's: none of them is done.
-            plan, proven = moved(plan, state, now, dated=observed.proves), ()
-            _log.info("sweep overtaken", **_named(plan), round=plan.round)
+            # Pages of the new round have the numbers of the old ones: none of them is proven.
+            plan, proven = start_round(plan, state, now, dated=snapshot.proves), ()
+            _log.info("sweep overtaken", **_log_fields(plan), round=plan.round)
         if before.step == 0 or plan.round != before.round:
             # Nothing is proven yet that could be older than what is taken over here.
-            master_key = observed.desired.master_key
+            master_key = snapshot.desired.master_key
             plan = await take_over_earlier(self._store, self._outbox, plan, master_key)
         if plan.round == before.round:
-            for page, result in judged.failing.items():
+            for page, result in applied.failing.items():
                 await self._store.add_failures(
-                    plan, page, result.failures, observed.desired.master_key
+                    plan, page, result.failures, snapshot.desired.master_key
                 )
         plan = await self._planner.extend(plan)
         if plan.complete:
-            return await self._settle(standing, plan, proven)
-        plan, sent = due(plan, now)
-        return await self._go_on(standing, plan, observed, sent, proven)
+            return await self._complete(stored, plan, proven)
+        plan, sent = mark_due_pages(plan, now)
+        return await self._continue(stored, plan, snapshot, sent, proven)
 
-    async def lengthen(self, standing: Standing[Plan]) -> bool:
-        """Write this worker's longer lease into a sweep's record, and begin a new round.
+    async def extend_lease(self, stored: StoredPlan[Plan]) -> bool:
+        """Write this worker's longer lease into a sweep's record, and start a new round.
 
-        Gives whether the record's was shorter: what this worker writes may then arrive later
-        than its proofs are held against, so it may do no page of it before (SPEC 8.4). It may
-        even outlive this sweep, so the keyring is to name the lease to the sweeps that follow.
+        Returns whether the record's lease was shorter. What this worker writes could then arrive
+        later than the sweep's proofs allow for, so it must not process a page before (SPEC 8.4).
+        Its writes may even outlive this sweep, so the keyring must name the lease to the sweeps
+        that follow.
 
         Raises:
-            StorageUnavailableError: the keyring changed meanwhile: later.
+            StorageUnavailableError: the keyring changed meanwhile: try later.
             CorruptObjectError, UnknownProjectError, UnknownMasterKeyError: it cannot be read.
         """
-        plan, own_s = standing.plan, self._lease_s
+        plan, own_s = stored.plan, self._lease_s
         if plan.ask.dry_run:
             return False  # it writes nothing
-        observed = await self._keyrings.read_recent(plan.ask.project)
-        named_s = observed.keyring.lease_s or plan.lease_s or own_s
+        snapshot = await self._keyrings.read_recent(plan.ask.project)
+        named_s = snapshot.keyring.lease_s or plan.lease_s or own_s
         if own_s <= min(named_s, plan.lease_s or own_s):
             return False
         if own_s > named_s:
-            observed = await self._keyrings.read_fresh(plan.ask.project)
-            if not await self._change(observed, observed.keyring):
+            snapshot = await self._keyrings.read_fresh(plan.ask.project)
+            if not await self._change(snapshot, snapshot.keyring):
                 raise StorageUnavailableError("the keyring changed while it was to name a lease")
-        _log.warning("sweep's lease lengthened", **_named(plan), lease_s=own_s, was_s=plan.lease_s)
+        _log.warning(
+            "sweep's lease lengthened", **_log_fields(plan), lease_s=own_s, was_s=plan.lease_s
+        )
         longer = replace(plan, lease_s=own_s)
-        plan = moved(longer, plan.state, plan.turned_at, dated=plan.turn_dated)
-        plan = replace(plan, step=plan.step + HURRY_STEPS, stepped_lease_s=own_s)
-        if await self._store.change(plan, standing.etag, standing.master_key):
+        plan = start_round(longer, plan.state, plan.turned_at, dated=plan.turn_dated)
+        plan = replace(plan, step=plan.step + RESUME_STEPS, stepped_lease_s=own_s)
+        if await self._store.change(plan, stored.etag, stored.master_key):
             await self._outbox.step(plan)
         return True
 
-    async def _successor(self, plan: Plan) -> Standing[Plan] | None:
-        """The sweep that took this one over; None where its record is gone."""
+    async def _successor(self, plan: Plan) -> StoredPlan[Plan] | None:
+        """The sweep that took this one over; None if its record is gone."""
         try:
             return await self._store.read(str(plan.successor), plan.ask.project)
         except (MissingError, CorruptObjectError):
             return None
 
-    async def _follow_successor(self, standing: Standing[Plan], successor: Standing[Plan]) -> bool:
+    async def _follow_successor(
+        self, stored: StoredPlan[Plan], successor: StoredPlan[Plan]
+    ) -> bool:
         """Wait for the end of the sweep that took this one over, or copy it; False as `_step`.
 
         The record is written under the successor's master key, which follows the keyring's.
         """
-        plan, later = standing.plan, successor.plan
+        plan, later = stored.plan, successor.plan
         if later.status != "running" and plan.ask.sweep_id not in later.taken:
             # It was marked by a worker that stalled until the other sweep had ended, or whose
             # step was lost: that end says nothing of this sweep's state.
-            _log.warning("sweep resumed: its successor never took it", **_named(plan))
-            return await self._make_step(standing, replace(self._unsent(plan), successor=None))
+            _log.warning("sweep resumed: its successor never took it", **_log_fields(plan))
+            return await self._make_step(stored, replace(self._unsent(plan), successor=None))
         if later.status == "running":
             plan = replace(plan, step=plan.step + 1, idle=plan.idle + 1)
-            if not await self._store.change(plan, standing.etag, successor.master_key):
+            if not await self._store.change(plan, stored.etag, successor.master_key):
                 return False
             await self._outbox.step(plan, pause_s(plan))
             return True
-        await self._restore_noted_tags(plan)
-        ended = copied(plan, later)
-        if not await self._store.change(ended, standing.etag, successor.master_key):
+        await restore_noted_tags(self._storage, self._store, plan)
+        ended = copy_end(plan, later)
+        if not await self._store.change(ended, stored.etag, successor.master_key):
             return False
-        _log.info("sweep ended with its successor", **_named(plan), clean=ended.clean)
-        await self._tell_end(await self._read(plan.ask.sweep_id, plan.ask.project))
+        _log.info("sweep ended with its successor", **_log_fields(plan), clean=ended.clean)
+        await self._finish(await self._read(plan.ask.sweep_id, plan.ask.project))
         return True
 
-    async def _go_on(
+    async def _continue(
         self,
-        standing: Standing[Plan],
+        stored: StoredPlan[Plan],
         plan: Plan,
-        observed: KeyringSnapshot,
+        snapshot: KeyringSnapshot,
         sent: tuple[OpenPage, ...] = (),
         proven: tuple[OpenPage, ...] = (),
     ) -> bool:
         """Change the record, and send what follows from it; False as `_step`."""
-        now = observed.lease.read_at
-        idle = 0 if _has_moved(standing.plan, plan) else plan.idle + 1
+        now = snapshot.lease.read_at
+        idle = 0 if _has_progressed(stored.plan, plan) else plan.idle + 1
         plan = replace(plan, step=plan.step + 1, stepped_at=now, idle=idle)
-        if _has_news(standing.plan, plan, now):
+        if _is_worth_an_event(stored.plan, plan, now):
             plan = replace(plan, progressed_at=now)
-        if not await self._store.change(plan, standing.etag, observed.desired.master_key):
+        if not await self._store.change(plan, stored.etag, snapshot.desired.master_key):
             return False
-        for live in sent:
-            await self._outbox.page(plan, live)
-        waits = waits_until(plan)
-        wait_s = 0.0 if waits is None else (waits - now).total_seconds()
+        for open_page in sent:
+            await self._outbox.page(plan, open_page)
+        due_at = next_due_at(plan)
+        wait_s = 0.0 if due_at is None else (due_at - now).total_seconds()
         idle_s = next(pause_s for steps, pause_s in _IDLE_S if idle >= steps)
         await self._outbox.step(plan, max(idle_s, wait_s))
         if plan.progressed_at == now:
             await self._outbox.progressed(plan.ask, plan.counts, plan.origins)
-        await self._store.forget(plan, proven)
+        await self._store.delete_page_results(plan, proven)
         return True
 
-    async def _settle(
-        self, standing: Standing[Plan], plan: Plan, proven: tuple[OpenPage, ...]
+    async def _complete(
+        self, stored: StoredPlan[Plan], plan: Plan, proven: tuple[OpenPage, ...]
     ) -> bool:
         """Every page is proven: let the keyring show it, and end the sweep (SPEC 8.6).
 
         False as `_step`.
         """
-        await self._restore_noted_tags(plan)
+        await restore_noted_tags(self._storage, self._store, plan)
         named = plan.ask.master_key
-        clean = plan.counts.nothing_left and named in (None, plan.state.master_key)
-        for _ in range(_MAX_TURNS):
-            observed = await self._keyrings.read_fresh(plan.ask.project)
-            wanted = self._wanted(plan.ask, observed)
-            if State.of(wanted) != plan.state:
-                # It moved since this step began: what was proven is not what is wanted now.
-                at_now = observed.lease.read_at
-                after = moved(plan, State.of(wanted), at_now, dated=observed.proves)
-                return await self._go_on(standing, after, observed)
+        clean = plan.counts.all_as_desired and named in (None, plan.state.master_key)
+        for _ in range(_MAX_ATTEMPTS):
+            snapshot = await self._keyrings.read_fresh(plan.ask.project)
+            state = State.of(self._effective(plan, snapshot))
+            if state != plan.state:
+                # It changed since this step began: what was proven is not the desired state now.
+                at_now = snapshot.lease.read_at
+                after = start_round(plan, state, at_now, dated=snapshot.proves)
+                return await self._continue(stored, after, snapshot)
             if not clean or plan.ask.dry_run:
                 break
-            if plan.ask.encrypt_plaintext and observed.keyring.plaintext_allowed:
+            if plan.ask.encrypt_plaintext and snapshot.keyring.plaintext_allowed:
                 # Forbidden first, and proven once more: an upload may have stored plaintext
-                # behind the look at its page, by a keyring that still allowed it.
-                if await self._change(observed, forbid_plaintext(observed.keyring)):
+                # behind the attempt at its page, by a keyring that still allowed it.
+                if await self._change(snapshot, forbid_plaintext(snapshot.keyring)):
                     now = await self._keyrings.read_fresh(plan.ask.project)
-                    again = moved(plan, State.of(now), now.lease.read_at, dated=now.proves)
-                    return await self._go_on(standing, again, now)
+                    again = start_round(plan, State.of(now), now.lease.read_at, dated=now.proves)
+                    return await self._continue(stored, again, now)
                 continue
-            after_all = retire_old_keys(observed.keyring)
-            if after_all == observed.keyring or await self._change(observed, after_all):
+            without_earlier = retire_old_keys(snapshot.keyring)
+            if without_earlier == snapshot.keyring:
+                break
+            if await self._change(snapshot, without_earlier):
                 break
         else:
             raise StorageUnavailableError("the keyring kept changing")
         if clean and not plan.ask.dry_run:
-            await self._forget_older_keyrings(plan)
+            await self._delete_older_keyrings(plan)
+        return await self._end(stored, plan, snapshot, proven, clean=clean)
+
+    async def _end(
+        self,
+        stored: StoredPlan[Plan],
+        plan: Plan,
+        snapshot: KeyringSnapshot,
+        proven: tuple[OpenPage, ...],
+        *,
+        clean: bool,
+    ) -> bool:
         ended = replace(
             plan,
             status="done",
             clean=clean,
-            ended_at=observed.read_at,
+            ended_at=snapshot.read_at,
             late_writes_refused=None if plan.ask.dry_run else self._refuses_late_writes,
         )
-        if not await self._store.change(ended, standing.etag, observed.desired.master_key):
+        if not await self._store.change(ended, stored.etag, snapshot.desired.master_key):
             return False
-        _log.info("sweep ended", **_named(plan), clean=clean, **plan.counts.to_json())
-        await self._store.forget(plan, proven)
-        await self._tell_end(await self._store.read(plan.ask.sweep_id, plan.ask.project))
+        _log.info("sweep ended", **_log_fields(plan), clean=clean, **plan.counts.to_json())
+        await self._store.delete_page_results(plan, proven)
+        await self._finish(await self._store.read(plan.ask.sweep_id, plan.ask.project))
         return True
 
-    async def _forget_older_keyrings(self, plan: Plan) -> None:
+    async def _delete_older_keyrings(self, plan: Plan) -> None:
         try:
             await delete_older_versions(self._storage, plan.ask.project)
         except RefusedError as exc:
-            # They stay sealed under the master key; the objects are proven all the same.
-            _log.warning("an older version of the keyring stays", **_named(plan), problem=str(exc))
+            # They stay sealed under the master key. The objects are proven all the same.
+            fields = _log_fields(plan)
+            _log.warning("an older version of the keyring stays", **fields, problem=str(exc))
 
-    async def _change(self, observed: KeyringSnapshot, keyring: Keyring) -> bool:
+    async def _change(self, snapshot: KeyringSnapshot, keyring: Keyring) -> bool:
         return await replace_keyring(
             self._storage,
             keyring,
-            observed.etag,
+            snapshot.etag,
             self._keys.master_keys,
             lease_s=self._lease_s,
         )
 
-    async def _restore_noted_tags(self, plan: Plan) -> None:
-        """Put back what a worker that died left noted, of rounds that were given up too."""
-        async for note, tags_by_key in self._store.noted_tags(plan):
-            for key, tags in tags_by_key.items():
-                await self._restore_tags(plan, object_s3_key(plan.ask.project, key), tags)
-            await self._store.forget_note(note)
+    async def restore_page_tags(self, plan: Plan, hint: SweepPage) -> None:
+        """Put back the tags that were noted for a page of a sweep that was taken over."""
+        await restore_page_tags(self._storage, self._store, plan, hint.round, hint.page)
 
-    async def restore_tags_of(self, plan: Plan, hint: SweepPage) -> None:
-        """Put back the tags that were noted for a page of a sweep that was taken over.
-
-        A worker that died in the midst of the page may have left them noted, and no other
-        worker does that page again. A note stays until the sweep's end: the page may be under
-        way all the same.
-        """
-        page = OpenPage(page=hint.page, after="", last="")
-        async for note, tags_by_key in self._store.noted_tags(
-            replace(plan, round=hint.round), page
-        ):
-            for key, tags in tags_by_key.items():
-                await self._restore_tags(plan, object_s3_key(plan.ask.project, key), tags)
-            if plan.status != "running":
-                await self._store.forget_note(note)
-
-    async def _restore_tags(self, plan: Plan, s3_key: str, tags: Mapping[str, str]) -> None:
-        try:
-            head = await self._storage.head(s3_key)
-            if not head.tag_count and head.metadata.get(ALGO) != DELETED:
-                await self._storage.write_tags(s3_key, tags)
-        except MissingError:
-            return
-        except StorageAnswerError as exc:
-            _log.error("tags not put back", **_named(plan), s3_key=s3_key, problem=str(exc))
-
-    async def _before_told(self, standing: Standing[Plan]) -> None:
-        plan = standing.plan
+    async def _before_end_published(self, stored: StoredPlan[Plan]) -> None:
+        plan = stored.plan
         if plan.ask.of_all:
-            await self._add_to_all(plan, standing.master_key)
-        await self._store.forget_all_results(plan)
+            await self._add_part_result(plan, stored.master_key)
+        await self._store.delete_results(plan.ask.sweep_id, plan.ask.project)
 
-    async def _add_to_all(self, plan: Plan, master_key: str) -> None:
-        """Let the sweep of all know how this part of it ended: that publishes one end."""
-        ended = Ended.of(plan)
-        await self._store.add_ended(plan.ask.sweep_id, plan.ask.project, ended, master_key)
-        await self._outbox.progressed(plan.ask, ended.counts, plan.origins, clean=ended.clean)
+    async def _add_part_result(self, plan: Plan, master_key: str) -> None:
+        """Let the sweep of all know how this part ended: that one publishes the end."""
+        result, request = PartResult.of(plan), plan.ask
+        await self._store.add_part_result(request.sweep_id, request.project, result, master_key)
+        await self._outbox.progressed(request, result.counts, plan.origins, clean=result.clean)
 
-    def _wanted(self, ask: SweepRequest, observed: KeyringSnapshot) -> KeyringSnapshot:
-        return wanted(ask, observed, self._keys.master_keys)
+    def _effective(self, plan: Plan, snapshot: KeyringSnapshot) -> KeyringSnapshot:
+        return effective_state(plan.ask, snapshot, self._keys.master_keys)
 
 
-def _has_moved(before: Plan, plan: Plan) -> bool:
-    """Whether a step did anything but come by."""
+def _has_progressed(before: Plan, plan: Plan) -> bool:
+    """Whether a step found anything to do."""
     return (before.round, before.live, before.ranges, before.proven) != (
         plan.round,
         plan.live,
@@ -372,14 +367,13 @@ def _has_moved(before: Plan, plan: Plan) -> bool:
     )
 
 
-def _has_news(before: Plan, plan: Plan, now: datetime) -> bool:
-    """Whether progress is worth an event: not of the same counts, nor too often."""
+def _is_worth_an_event(before: Plan, plan: Plan, now: datetime) -> bool:
+    """Whether progress is published: not if the counts are the same, and not too often."""
     if plan.counts == before.counts:
         return False
-    # The parts of a sweep of all may be many.
-    pause = timedelta(seconds=_BETWEEN_TOLD_OF_ALL_S if plan.ask.of_all else 0)
+    pause = timedelta(seconds=_PART_PROGRESS_INTERVAL_S if plan.ask.of_all else 0)
     return plan.progressed_at is None or now - plan.progressed_at >= pause
 
 
-def _named(plan: Plan) -> dict[str, str]:
+def _log_fields(plan: Plan) -> dict[str, str]:
     return {"sweep_id": plan.ask.sweep_id, "project": plan.ask.project}

@@ -1,7 +1,7 @@
-"""What a message does to a sweep: the same for one project's and for one of all (SPEC 8.5).
+"""What a step message does to a sweep, of one project or of all (SPEC 8.5).
 
-Messages are hints: they come twice, late, out of order, or not at all, and the record alone
-says where the sweep stands. What its steps are is the business of `steps` and `everyone`.
+Messages are hints: they arrive twice, late, out of order or not at all. The record alone says
+how far the sweep is. `project_sweep` and `fleet_sweep` define what a step does.
 """
 
 from abc import ABC, abstractmethod
@@ -11,22 +11,27 @@ from typing import Final, Generic
 
 import structlog
 
-from keyturn.errors import CodedError, NotFoundError, StorageUnavailableError, all_errors
+from keyturn.errors import (
+    CodedError,
+    NotFoundError,
+    StorageUnavailableError,
+    all_errors,
+)
 from keyturn_workers.errors import MissingError
 from keyturn_workers.sweep.messages import SweepStep
 from keyturn_workers.sweep.outbox import Outbox
 from keyturn_workers.sweep.plan import AllPlan, Plan
-from keyturn_workers.sweep.store import PlanT, Standing, SweepStore
+from keyturn_workers.sweep.store import PlanT, StoredPlan, SweepStore
 
-# By two: what still travels of the step before is then no step before the current one.
-HURRY_STEPS: Final = 2
-_MAX_TURNS: Final = 8
+# By two, so that no message of the step before can be taken for the step that is current now.
+RESUME_STEPS: Final = 2
+_MAX_ATTEMPTS: Final = 8
 
 _log = structlog.get_logger()
 
 
 class StepRunner(ABC, Generic[PlanT]):
-    """Carries sweeps of one kind on.
+    """Runs the steps of sweeps of one kind.
 
     Args:
         store: The records of sweeps.
@@ -38,90 +43,94 @@ class StepRunner(ABC, Generic[PlanT]):
         self._outbox = outbox
 
     @abstractmethod
-    async def _read(self, sweep_id: str, project: str) -> Standing[PlanT]:
-        """The record; `MissingError` where there is none."""
+    async def _read(self, sweep_id: str, project: str) -> StoredPlan[PlanT]:
+        """The record; `MissingError` if there is none."""
 
     @abstractmethod
-    async def _step(self, standing: Standing[PlanT]) -> bool:
-        """Make the step; False where somebody else had changed the record meanwhile."""
+    async def _step(self, stored: StoredPlan[PlanT]) -> bool:
+        """Make the step; False if the record changed meanwhile."""
 
     @abstractmethod
     async def _send_again(self, plan: PlanT) -> None:
-        """What the step before should have sent: whoever made it may have died before that."""
+        """Send what the last step had to send: its worker may have died before that."""
 
     @abstractmethod
-    async def _before_told(self, standing: Standing[PlanT]) -> None:
-        """What must be durable before the end counts as published, at least once."""
+    async def _before_end_published(self, stored: StoredPlan[PlanT]) -> None:
+        """Do what must be durable before the end counts as published, at least once."""
 
     def _unsent(self, plan: PlanT) -> PlanT:
-        """The plan with everything to be sent again; of a sweep of all that is its step alone."""
+        """The plan with everything to be sent again; for a sweep of all that is only its step."""
         return plan
 
     def _resumed(self, plan: PlanT) -> PlanT:
-        """The plan as it goes on after it had failed."""
+        """The plan as it continues after it had failed."""
         return self._unsent(plan)
 
-    async def serve(self, hint: SweepStep, *, again: bool) -> None:
-        """Carry the sweep on; `again` says that this very message may have been served before.
+    async def run_step(self, hint: SweepStep, *, again: bool) -> None:
+        """Run a step of the sweep.
+
+        Args:
+            hint: The message.
+            again: Whether this very message may have been served before.
 
         Raises:
             NotFoundError: there is no such sweep.
-            CorruptObjectError, UnknownProjectError: its record or its keyring was forged, or
-                the keyring is gone.
-            KeyringRolledBackError, UnknownMasterKeyError, StorageUnavailableError: later.
+            CorruptObjectError, UnknownProjectError: its record or its keyring is forged, or the
+                keyring is gone.
+            KeyringRolledBackError, UnknownMasterKeyError, StorageUnavailableError: try later.
         """
         try:
-            standing = await self._read(hint.sweep_id, hint.project)
+            stored = await self._read(hint.sweep_id, hint.project)
         except MissingError as exc:
-            # Nothing can be done for it; a request with the same id begins it anew.
-            raise NotFoundError("no record of this sweep stands in the bucket") from exc
-        plan = standing.plan
+            # Nothing can be done for it. A request with the same id starts it again.
+            raise NotFoundError("no record of this sweep exists in the bucket") from exc
+        plan = stored.plan
         if plan.status == "done" or (plan.status == "failed" and hint.step != plan.step):
-            await self._tell_end(standing)
+            await self._finish(stored)
         elif hint.step == plan.step:
             if plan.status == "failed":
-                # Its dead letter was replayed, or its request came again.
+                # Its dead letter was replayed, or its request was sent again.
                 await self._store.mark_running(plan.ask)
-                # Hints of pages that came meanwhile found it ended, and went with that.
+                # Hints of pages that arrived meanwhile were dropped, since the sweep had ended.
                 plan = self._resumed(plan)
-            standing = replace(standing, plan=replace(plan, status="running", told=False))
-            if not await self._step(standing) and again:
-                await self._follow(hint)
+            stored = replace(stored, plan=replace(plan, status="running", told=False))
+            if not await self._step(stored) and again:
+                await self._follow_up(hint)
         elif again and hint.step + 1 == plan.step:
             await self._send_again(plan)
 
-    async def _follow(self, hint: SweepStep) -> None:
-        """Go on from a step that somebody else made just before this message could.
+    async def _follow_up(self, hint: SweepStep) -> None:
+        """Continue after a step that was made just before this message could make it.
 
-        That may have been its own earlier try: a put that came late, from a worker that died,
-        or lost its connection, and sent nothing. A request that joined the sweep meanwhile
-        changed no step, and sends it again by itself.
+        That may have been an earlier delivery of this message: a put that arrived late, from a
+        worker that died or lost its connection and sent nothing. A request that joined the sweep
+        meanwhile changed no step, and sends the step itself.
         """
         try:
-            standing = await self._read(hint.sweep_id, hint.project)
+            stored = await self._read(hint.sweep_id, hint.project)
         except MissingError:
             return
-        if standing.plan.status != "running":
-            await self._tell_end(standing)
-        elif hint.step + 1 == standing.plan.step:
-            await self._send_again(standing.plan)
+        if stored.plan.status != "running":
+            await self._finish(stored)
+        elif hint.step + 1 == stored.plan.step:
+            await self._send_again(stored.plan)
 
-    async def _tell_end(self, standing: Standing[PlanT]) -> None:
-        """Publish how a sweep ended, at least once to each request that asked for it."""
-        first = 0
-        for _ in range(_MAX_TURNS):
-            plan = standing.plan
+    async def _finish(self, stored: StoredPlan[PlanT]) -> None:
+        """Publish how a sweep ended, at least once to each request, and remove its marker."""
+        published = 0
+        for _ in range(_MAX_ATTEMPTS):
+            plan = stored.plan
             if not plan.told:
-                await self._before_told(standing)
+                await self._before_end_published(stored)
                 if not plan.ask.of_all:
-                    await self._publish_end(plan, first)
-                    # Those who join meanwhile are the only ones left for the next turn.
-                    first = len(plan.origins)
+                    await self._publish_end(plan, published)
+                    # Only requests that join meanwhile are left for the next attempt.
+                    published = len(plan.origins)
                 told = replace(plan, told=True)
-                if not await self._store.change(told, standing.etag, standing.master_key):
-                    standing = await self._read(plan.ask.sweep_id, plan.ask.project)
-                    if standing.plan.status == "running":
-                        return  # its request came again after it had failed
+                if not await self._store.change(told, stored.etag, stored.master_key):
+                    stored = await self._read(plan.ask.sweep_id, plan.ask.project)
+                    if stored.plan.status == "running":
+                        return  # its request was sent again after it had failed
                     continue
             await self._store.unmark_running(plan.ask.sweep_id, plan.ask.project)
             return
@@ -135,34 +144,34 @@ class StepRunner(ABC, Generic[PlanT]):
                 await self._outbox.ended(plan, origin)
 
     async def resume(self, sweep_id: str, project: str) -> None:
-        """Make sure that a sweep goes on whose messages may be lost.
+        """Make sure that a sweep continues whose messages may be lost.
 
-        Its record moves to the next step first, so that of many who hurry it one sends that
-        step, and whatever still travels is out of date. Its pages are sent again as well.
+        The record moves to the next step first. So of many workers that resume the sweep, one
+        sends that step, and any older message is out of date. Its pages are sent again too.
         """
         try:
-            standing = await self._read(sweep_id, project)
+            stored = await self._read(sweep_id, project)
         except MissingError:
             return
-        plan = standing.plan
+        plan = stored.plan
         if plan.status != "running":
-            await self._tell_end(standing)
+            await self._finish(stored)
             return
-        plan = self._unsent(replace(plan, step=plan.step + HURRY_STEPS))
-        if await self._store.change(plan, standing.etag, standing.master_key):
+        plan = self._unsent(replace(plan, step=plan.step + RESUME_STEPS))
+        if await self._store.change(plan, stored.etag, stored.master_key):
             await self._outbox.step(plan)
 
-    async def fail(self, hint: SweepStep, error: CodedError) -> None:
-        """Record and tell that a sweep cannot go on; a replay of its message carries it on.
+    async def record_failure(self, hint: SweepStep, error: CodedError) -> None:
+        """Record and publish that a sweep cannot continue; a replay of its message resumes it.
 
         Raises:
             StorageUnavailableError, UnknownMasterKeyError: its record cannot be changed.
         """
         try:
-            standing = await self._read(hint.sweep_id, hint.project)
+            stored = await self._read(hint.sweep_id, hint.project)
         except MissingError:
             return
-        plan = standing.plan
+        plan = stored.plan
         if plan.status != "running" or hint.step != plan.step:
             return
         plan = replace(
@@ -174,10 +183,10 @@ class StepRunner(ABC, Generic[PlanT]):
             detail=error.detail,
             ended_at=datetime.now(UTC),
         )
-        if await self._store.change(plan, standing.etag, standing.master_key):
-            said = {"sweep_id": hint.sweep_id, "project": hint.project, "code": error.code}
-            _log.error("sweep failed", **said, detail=error.detail)
-            await self._tell_end(await self._read(hint.sweep_id, hint.project))
+        if await self._store.change(plan, stored.etag, stored.master_key):
+            fields = {"sweep_id": hint.sweep_id, "project": hint.project, "code": error.code}
+            _log.error("sweep failed", **fields, detail=error.detail)
+            await self._finish(await self._read(hint.sweep_id, hint.project))
 
 
 def error_of(plan: Plan | AllPlan) -> CodedError:

@@ -1,15 +1,16 @@
-"""A later sweep of a project takes over the earlier ones: work is not multiplied (SPEC 8.6).
+"""A later sweep of a project takes over the earlier ones, so work is not multiplied (SPEC 8.6).
 
-The later sweep marks the record of each earlier one, by a conditional put, while it has no
-proof of its own yet, and then proves every page itself: nothing that was proven for an earlier
-state is taken over. The earlier sweep does no page any more. It waits for the end of the later
-one and copies it, failure included; where the later one's record is gone, it goes on from its
-own. Which of two sweeps is the later one is a total order, so that no two take over each other.
+The later sweep marks the record of each earlier one by a conditional put, while it has no proof
+of its own yet. It then proves every page itself: nothing that was proven for an earlier state is
+reused. The earlier sweep processes no page any more. It waits for the end of the later one and
+copies it, failure included. If the record of the later one is gone, the earlier one continues
+from its own. Which of two sweeps is the later one is a total order, so no two take over each
+other.
 
-A mark alone says little: a worker that stalled between reading the later sweep and marking the
-earlier one may set it after the later one has ended, for a state that is over. So the later one
-notes whom it took in the very put that makes its step, which fails where it has gone on, and
-the earlier one copies no end of a sweep that did not note it.
+A mark alone proves little. A worker that stalled between reading the later sweep and marking
+the earlier one may set the mark after the later one has ended, for a state that is over. So the
+later one notes which sweeps it took over in the very put that makes its step. That put fails if
+the sweep has moved on, and an earlier sweep never copies the end of a sweep that did not note it.
 """
 
 from dataclasses import replace
@@ -26,29 +27,29 @@ from keyturn_workers.sweep.outbox import Outbox
 from keyturn_workers.sweep.plan import Plan, SweepRequest
 from keyturn_workers.sweep.store import SweepStore
 
-# By two: what still travels of the earlier sweep's steps is then out of date.
+# By two, so that messages of the earlier sweep's steps are out of date.
 _MARK_STEPS: Final = 2
-_MAX_TURNS: Final = 8
-# Between looks at the later sweep: after so many of them, seconds.
+_MAX_ATTEMPTS: Final = 8
+# Between checks of the later sweep: after so many of them, seconds.
 _PAUSE_S: Final = ((20, 30.0), (6, 9.0), (0, 5.0))
 
 _log = structlog.get_logger()
 
 
-def is_later(ask: SweepRequest, than: SweepRequest) -> bool:
-    """Whether a sweep comes after another one, by the time that it was asked for, then by id."""
-    return _order(ask) > _order(than)
+def is_later(request: SweepRequest, than: SweepRequest) -> bool:
+    """Whether a sweep comes after another one, by the time of its request, then by id."""
+    return _order(request) > _order(than)
 
 
-def _order(ask: SweepRequest) -> tuple[datetime, str]:
-    return parse_time(ask.requested_at), ask.sweep_id
+def _order(request: SweepRequest) -> tuple[datetime, str]:
+    return parse_time(request.requested_at), request.sweep_id
 
 
 def covers(later: SweepRequest, earlier: SweepRequest) -> bool:
-    """Whether the end of the later sweep says all that the end of the earlier one would say.
+    """Whether the end of the later sweep says all that the end of the earlier one would.
 
-    A master key that the earlier one names must be the later one's too: without naming it, the
-    later one would be clean under any.
+    If the earlier one names a master key, the later one must name the same. Without naming it,
+    the later one would be clean under any master key.
     """
     return (
         later.project == earlier.project
@@ -62,16 +63,16 @@ def covers(later: SweepRequest, earlier: SweepRequest) -> bool:
 
 
 async def take_over_earlier(store: SweepStore, outbox: Outbox, plan: Plan, master_key: str) -> Plan:
-    """Mark the earlier sweeps of the project as taken over by this one; the plan that notes them.
+    """Mark the earlier sweeps of the project as taken over; returns the plan that notes them.
 
-    To be called where a round begins: no page of this plan is proven then. A mark that is
-    missing among the hints of running sweeps leaves a sweep to run by itself.
+    Call this at the beginning of a round, while no page of this plan is proven. An earlier sweep
+    without a running marker is not found, and runs by itself.
 
     Args:
         store: The records of sweeps.
         outbox: Hints.
         plan: The later sweep.
-        master_key: The one that the project's keyring names now.
+        master_key: The master key that the project's keyring names now.
 
     Raises:
         StorageUnavailableError: try again later.
@@ -94,33 +95,33 @@ async def take_over_earlier(store: SweepStore, outbox: Outbox, plan: Plan, maste
 async def _take_over(
     store: SweepStore, outbox: Outbox, plan: Plan, sweep_id: str, master_key: str
 ) -> bool:
-    """Mark one sweep; False where it goes on by itself."""
+    """Mark one sweep; False if it continues by itself."""
     later = plan.ask
-    for _ in range(_MAX_TURNS):
+    for _ in range(_MAX_ATTEMPTS):
         try:
-            standing = await store.read(sweep_id, later.project)
+            stored = await store.read(sweep_id, later.project)
         except (MissingError, CorruptObjectError, UnknownMasterKeyError):
-            return False  # no sweep: a hint that an attacker made, or a record that was removed
-        earlier = standing.plan
+            return False  # no sweep: a forged marker, or a record that was removed
+        earlier = stored.plan
         if earlier.status != "running" or not covers(later, earlier.ask):
             return False
         if earlier.successor == later.sweep_id:
-            # Whoever marked it may have died before it sent this.
+            # The worker that marked it may have died before it sent this.
             await outbox.step(earlier)
             return True
         if earlier.successor is not None and not await _replaces(store, later, earlier.successor):
             return False
         taken = replace(earlier, successor=later.sweep_id, step=earlier.step + _MARK_STEPS, idle=0)
-        if await store.change(taken, standing.etag, master_key):
-            said = {"sweep_id": sweep_id, "project": later.project}
-            _log.info("sweep taken over", **said, successor=later.sweep_id)
+        if await store.change(taken, stored.etag, master_key):
+            fields = {"sweep_id": sweep_id, "project": later.project}
+            _log.info("sweep taken over", **fields, successor=later.sweep_id)
             await outbox.step(taken)
             return True
     raise StorageUnavailableError("an earlier sweep's record kept changing")
 
 
 async def _replaces(store: SweepStore, later: SweepRequest, successor: str) -> bool:
-    """Whether this sweep takes an earlier one over from the one that did so before it."""
+    """Whether this sweep takes an earlier one over from its present successor."""
     try:
         other = (await store.read(successor, later.project)).plan
     except (MissingError, CorruptObjectError):
@@ -131,14 +132,14 @@ async def _replaces(store: SweepStore, later: SweepRequest, successor: str) -> b
 
 
 def pause_s(plan: Plan) -> float:
-    """Seconds until a sweep that was taken over looks at its successor again."""
-    return next(seconds for looks, seconds in _PAUSE_S if plan.idle >= looks)
+    """Seconds until a sweep that was taken over checks its successor again."""
+    return next(seconds for checks, seconds in _PAUSE_S if plan.idle >= checks)
 
 
-def copied(plan: Plan, later: Plan) -> Plan:
+def copy_end(plan: Plan, later: Plan) -> Plan:
     """A sweep that was taken over, with the end of its successor as its own.
 
-    A failed one may be asked for again, and then goes on by itself: see `ProjectSweep._resumed`.
+    If that is a failure, the sweep may be requested again, and then continues by itself.
     """
     return replace(
         plan,
@@ -150,9 +151,9 @@ def copied(plan: Plan, later: Plan) -> Plan:
         detail=later.detail,
         ended_at=later.ended_at,
         late_writes_refused=later.late_writes_refused,
-        proven=later.counts.seen(),
-        written=later.counts.written(),
-        # Failures of pages that this sweep had looked at itself are not the successor's.
+        proven=later.counts.without_writes(),
+        written=later.counts.writes(),
+        # Failures that this sweep recorded itself are not the successor's.
         round=plan.round + 1,
-        live=tuple(replace(live, seen=Counts()) for live in plan.live),
+        live=tuple(replace(open_page, seen=Counts()) for open_page in plan.live),
     )

@@ -24,15 +24,15 @@ from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.settings import WorkerSettings
 from keyturn_workers.storage import Storage
 from keyturn_workers.storage.timekeeper import keep_clock_known
-from keyturn_workers.sweep import Outbox, Starter, SweepStore
+from keyturn_workers.sweep import Outbox, SweepStarter, SweepStore
 from keyturn_workers.sweep.fleet_sweep import FleetSweep
-from keyturn_workers.sweep.handler import SweepRole
+from keyturn_workers.sweep.handler import SweepHandler
 from keyturn_workers.sweep.hint_consumer import HintConsumer
 from keyturn_workers.sweep.lost_rotations import OpenRotations
 from keyturn_workers.sweep.page_worker import PageWorker
 from keyturn_workers.sweep.planner import Planner
 from keyturn_workers.sweep.project_sweep import ProjectSweep
-from keyturn_workers.sweep.recovery import keep_rescuing
+from keyturn_workers.sweep.recovery import recover_periodically
 from keyturn_workers.upload import Limits, UploadContext, Uploader, UploadHandler
 from keyturn_workers.upload.staging_cleanup import clean_staging_periodically
 from keyturn_workers.worker.authorization import Rules
@@ -81,7 +81,7 @@ class Wiring:
         )
         self._store = SweepStore(storage, settings.master_keys)
         self._outbox = Outbox(self._publisher)
-        self._starter = Starter(
+        self._starter = SweepStarter(
             storage,
             self._keyrings,
             self._keys,
@@ -178,15 +178,15 @@ class Wiring:
         return ControlHandler(enroller, rotator, self._starter, deleter)
 
     @cached_property
-    def _sweep(self) -> SweepRole:
+    def _sweep(self) -> SweepHandler:
         settings, storage = self._settings, self._storage
         keyrings, keys, store, outbox = self._keyrings, self._keys, self._store, self._outbox
         planner = Planner(storage, settings.sweep_page_keys)
-        steps = ProjectSweep(
+        project_sweep = ProjectSweep(
             storage, keyrings, keys, store, planner, outbox, lease_s=settings.lease_s
         )
-        everyone = FleetSweep(storage, keyrings, keys, store, self._starter, outbox)
-        pages = PageWorker(
+        fleet_sweep = FleetSweep(storage, keyrings, keys, store, self._starter, outbox)
+        page_worker = PageWorker(
             storage,
             keyrings,
             keys,
@@ -194,7 +194,7 @@ class Wiring:
             concurrency=settings.sweep_concurrency,
             copy_limit_bytes=settings.copy_limit_bytes,
         )
-        return SweepRole(store, steps, everyone, pages, self._metrics)
+        return SweepHandler(store, project_sweep, fleet_sweep, page_worker, self._metrics)
 
     async def _clean_up_staging(self) -> None:
         """Remove staged bodies that no request may name any more (SPEC 6.4)."""
@@ -224,7 +224,7 @@ class Wiring:
         """Resume sweeps whose messages were lost (SPEC 8.5)."""
         settings = self._settings
         keep_for = timedelta(seconds=settings.request_max_age_s + settings.staging_grace_s)
-        await keep_rescuing(
+        await recover_periodically(
             self._store,
             self._sweep,
             OpenRotations(self._storage, self._store, self._starter, settings.master_keys),

@@ -13,7 +13,7 @@ import pytest
 from keyturn.crypto import IntakeKey, SigningKey, b64
 from keyturn.identifiers import format_time
 from keyturn_workers.sweep.counts import Counts
-from keyturn_workers.sweep.plan import Ended, Failure, KeyRange, OpenPage
+from keyturn_workers.sweep.plan import Failure, KeyRange, OpenPage, PartResult
 from tests.unit.keyturn_workers.cli.publishing import FakePublisher, event
 from tests.unit.keyturn_workers.cli.status_bench import (
     BEGIN,
@@ -188,8 +188,8 @@ def test_a_sweep_of_all_shows_its_parts(bucket: Bench) -> None:
     )
     _fail(bucket, bad, 2)
     for project, clean in {"a": True, "c": False, "d": False}.items():
-        ended = Ended(Counts(), clean)
-        asyncio.run(bucket.store.add_ended(_ID, project, ended, "m1"))
+        ended = PartResult(Counts(), clean)
+        asyncio.run(bucket.store.add_part_result(_ID, project, ended, "m1"))
     told = bucket.told(_ID)
     assert (told["project"], told["status"], told["counts"]["objects"]) == ("*", "running", 17)
     parts = told["parts"]

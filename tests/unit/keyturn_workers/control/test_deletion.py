@@ -11,7 +11,7 @@ from keyturn.messages import DeleteRequested
 from keyturn_workers.amqp import DeferError
 from keyturn_workers.control import Deleter
 from keyturn_workers.keyring import KeyringReader
-from keyturn_workers.keyring.model import build
+from keyturn_workers.keyring.model import build_keyring
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.storage import Headers, StorageClock
 from keyturn_workers.testing.memory_storage import MemoryStorage
@@ -34,7 +34,7 @@ async def test_a_delete_waits_two_of_the_longest_lease_that_the_keyring_names(
 ) -> None:
     """A worker with that lease may still have a copy under way."""
     storage = MemoryStorage()
-    ring = build(replace(keyring(), lease_s=named_s), MASTER_KEYS)
+    ring = build_keyring(replace(keyring(), lease_s=named_s), MASTER_KEYS)
     storage.plant(keyring_s3_key("acme"), ring, Headers({}))
     keyrings = KeyringReader(
         storage,

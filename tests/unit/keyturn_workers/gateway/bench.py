@@ -13,7 +13,7 @@ from keyturn_workers.gateway.auth import Authenticator, Caller
 from keyturn_workers.gateway.keyring_lookups import KeyringLookups
 from keyturn_workers.gateway.object_opener import ObjectOpener
 from keyturn_workers.keyring import Keyring, KeyringReader
-from keyturn_workers.keyring.model import build
+from keyturn_workers.keyring.model import build_keyring
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.objects.wrap import wrap
 from keyturn_workers.storage import Headers
@@ -174,7 +174,9 @@ class Bench:
 
     def write_keyring(self, ring: Keyring) -> None:
         self.ring = ring
-        self.storage.plant(keyring_s3_key(ring.project), build(ring, MASTER_KEYS), Headers({}))
+        self.storage.plant(
+            keyring_s3_key(ring.project), build_keyring(ring, MASTER_KEYS), Headers({})
+        )
 
     def allow(self, *, plaintext: bool = False, v0: bool = False) -> None:
         """Let objects of these kinds stand in the project."""

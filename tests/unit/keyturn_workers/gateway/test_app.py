@@ -15,7 +15,7 @@ from keyturn_workers.gateway import client_connection, docs_page
 from keyturn_workers.gateway.openapi import document
 from keyturn_workers.gateway.paths import object_path
 from keyturn_workers.gateway.problems import MEDIA_TYPE
-from keyturn_workers.keyring.model import build
+from keyturn_workers.keyring.model import build_keyring
 from keyturn_workers.storage import Headers
 from tests.unit.keyturn_workers.factories import MASTER_KEYS
 from tests.unit.keyturn_workers.gateway.asgi import Connection, ask
@@ -161,7 +161,9 @@ async def test_a_project_with_its_share_of_requests_takes_none_from_others() -> 
     serving = Serving(concurrency=8, project_share=0.25)
     serving.bench.plant_sealed(bytes(20 * CHUNK))
     other = ring_of(NEW_API_KEY, "other")
-    serving.bench.storage.plant(keyring_s3_key("other"), build(other, MASTER_KEYS), Headers({}))
+    serving.bench.storage.plant(
+        keyring_s3_key("other"), build_keyring(other, MASTER_KEYS), Headers({})
+    )
     slow = [Connection(), Connection()]
     for connection in slow:
         connection.takes.clear()

@@ -20,7 +20,7 @@ from keyturn_workers.errors import RefusedError as StorageRefusedError
 from keyturn_workers.gateway import auth as gate_module
 from keyturn_workers.gateway import keyring_lookups as lookups_module
 from keyturn_workers.gateway.auth import AuthenticationError
-from keyturn_workers.keyring.model import build
+from keyturn_workers.keyring.model import build_keyring
 from keyturn_workers.storage import Headers
 from keyturn_workers.storage import clock as clock_module
 from tests.unit.keyturn_workers.factories import MASTER_KEYS
@@ -136,7 +136,7 @@ async def test_what_is_no_project_is_refused_as_an_unknown_one(project: str) -> 
 async def test_a_key_is_its_own_projects_alone() -> None:
     bench = Bench()
     other = ring_of(NEW_API_KEY, "other")
-    bench.storage.plant(keyring_s3_key("other"), build(other, MASTER_KEYS), Headers({}))
+    bench.storage.plant(keyring_s3_key("other"), build_keyring(other, MASTER_KEYS), Headers({}))
     assert await bench.auth.authenticate("other", [f"Bearer {NEW_API_KEY}"])
     await _refused(bench, "other", f"Bearer {API_KEY}")
     await _refused(bench, "acme", f"Bearer {NEW_API_KEY}")
@@ -315,7 +315,7 @@ async def test_a_project_is_admitted_from_its_enrolment_on() -> None:
     bench = Bench()
     await _refused(bench, "late")
     ring = ring_of(API_KEY, "late")
-    bench.storage.plant(keyring_s3_key("late"), build(ring, MASTER_KEYS), Headers({}))
+    bench.storage.plant(keyring_s3_key("late"), build_keyring(ring, MASTER_KEYS), Headers({}))
     assert await bench.auth.authenticate("late", [f"Bearer {API_KEY}"])
 
 
@@ -335,15 +335,15 @@ async def test_nothing_is_kept_of_projects_that_there_are_not() -> None:
     await asyncio.gather(*(_refused(bench, f"made-up-{number}") for number in range(200)))
     assert bench.auth._reading == {}
     assert not bench.auth._failed
-    assert set(bench.keyrings._lines) == {"acme"}
+    assert set(bench.keyrings._cache.projects) == {"acme"}
     assert bench.lookups._unsent == {}
     assert bench.lookups._next is None
 
 
 async def test_a_forged_keyring_admits_nobody_and_is_told_as_such() -> None:
     """Whoever writes the bucket cannot make a keyring, nor bring another project's."""
-    forged = build(ring_of(), {"m1": Secret(b"\0" * 32)})
-    moved = build(ring_of(API_KEY, "other"), MASTER_KEYS)
+    forged = build_keyring(ring_of(), {"m1": Secret(b"\0" * 32)})
+    moved = build_keyring(ring_of(API_KEY, "other"), MASTER_KEYS)
     for body in (forged, moved, b"{}", b""):
         bench = Bench()
         bench.storage.plant(keyring_s3_key("acme"), body, Headers({}))
@@ -356,7 +356,7 @@ async def test_a_keyring_under_a_master_key_that_is_not_held_is_for_later() -> N
     bench = Bench()
     keys = {"m3": Secret(bytes(32))}
     ring = ring_of()
-    body = build(type(ring)("acme", "m3", ring.current), keys)
+    body = build_keyring(type(ring)("acme", "m3", ring.current), keys)
     bench.storage.plant(keyring_s3_key("acme"), body, Headers({}))
     with pytest.raises(UnknownMasterKeyError):
         await bench.authenticate()

@@ -11,7 +11,7 @@ from keyturn.errors import StorageUnavailableError, UnauthorizedError
 from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.errors import RefusedError as StorageRefusedError
 from keyturn_workers.gateway import keyring_lookups
-from keyturn_workers.keyring.model import build
+from keyturn_workers.keyring.model import build_keyring
 from keyturn_workers.storage import Headers
 from tests.unit.keyturn_workers.factories import MASTER_KEYS
 from tests.unit.keyturn_workers.gateway.bench import API_KEY, NEW_API_KEY, Bench, ring_of, turned_to
@@ -36,7 +36,7 @@ def spent(monkeypatch: pytest.MonkeyPatch) -> Bench:
 
 def _enrol(bench: Bench, project: str, api_key: str = API_KEY) -> None:
     ring = ring_of(api_key, project)
-    bench.storage.plant(keyring_s3_key(project), build(ring, MASTER_KEYS), Headers({}))
+    bench.storage.plant(keyring_s3_key(project), build_keyring(ring, MASTER_KEYS), Headers({}))
 
 
 async def _refused(bench: Bench, project: str, authorization: str = _WRONG) -> None:

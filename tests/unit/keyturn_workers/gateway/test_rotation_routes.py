@@ -17,7 +17,7 @@ from keyturn.identifiers import is_uuid, keyring_s3_key
 from keyturn.messages import COUNT_FIELDS, RotationAccepted, RotationRejected
 from keyturn.publisher import NotDeliveredError, OutcomeUnknownError, PublisherError
 from keyturn_workers.gateway import rotation_routes as rotations_module
-from keyturn_workers.keyring.model import build
+from keyturn_workers.keyring.model import build_keyring
 from keyturn_workers.storage import Headers
 from keyturn_workers.sweep import Plan, SweepRequest
 from keyturn_workers.sweep.counts import Counts
@@ -223,7 +223,9 @@ async def test_one_that_the_broker_may_have_is_known_by_its_id(serving: Serving)
 async def test_what_is_not_answered_yet_is_a_few_a_project(serving: Serving) -> None:
     """With the same generation expected all but one of them end as dead letters."""
     others = ring_of(THIRD_API_KEY, "other")
-    serving.bench.storage.plant(keyring_s3_key("other"), build(others, MASTER_KEYS), Headers({}))
+    serving.bench.storage.plant(
+        keyring_s3_key("other"), build_keyring(others, MASTER_KEYS), Headers({})
+    )
     for _ in range(3):
         assert (await serving.ask("POST", ROTATIONS, body=_ask())).status == 202
     refused = await serving.ask("POST", ROTATIONS, body=_ask())
@@ -278,7 +280,7 @@ async def test_rotations_that_are_being_swept_are_a_few_a_project() -> None:
         ring = replace(ring, current=replace(ring.current, rotation_id=rotation_id))
         serving.bench.write_keyring(ring)
         await serving.store.create(_plan(serving, rotation_id), "m1")
-        serving.rotations._auth._keyrings._lines.clear()
+        serving.rotations._auth._keyrings._cache.clear()
         got = await serving.ask("POST", ROTATIONS, key=key, body=_ask("kt_" + "4" * 43))
         assert got.status == (202 if number == 0 else 429)
         serving.rotations._pending.clear()
@@ -286,7 +288,7 @@ async def test_rotations_that_are_being_swept_are_a_few_a_project() -> None:
     ring = serving.bench.ring
     cleared = tuple(replace(entry, kek=None) for entry in ring.history)
     serving.bench.write_keyring(replace(ring, history=cleared))
-    serving.rotations._auth._keyrings._lines.clear()
+    serving.rotations._auth._keyrings._cache.clear()
     got = await serving.ask("POST", ROTATIONS, key=THIRD_API_KEY, body=_ask("kt_" + "4" * 43))
     assert got.status == 202
 

@@ -26,7 +26,7 @@ from keyturn_workers.errors import RefusedError as StorageRefusedError
 from keyturn_workers.gateway import staging_quota, upload_limits
 from keyturn_workers.gateway.paths import object_path
 from keyturn_workers.gateway.upload_routes import requested_wait_s
-from keyturn_workers.keyring.model import build
+from keyturn_workers.keyring.model import build_keyring
 from keyturn_workers.storage import Headers
 from tests.unit.keyturn_workers.factories import MASTER_KEYS
 from tests.unit.keyturn_workers.gateway.asgi import Connection
@@ -159,7 +159,9 @@ async def test_nobody_waits_long_for_a_place(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(upload_limits, "SLOT_WAIT_S", 0.05)
     serving = Serving(upload_concurrency=1, project_share=0.5)
     other = ring_of(NEW_API_KEY, "other")
-    serving.bench.storage.plant(keyring_s3_key("other"), build(other, MASTER_KEYS), Headers({}))
+    serving.bench.storage.plant(
+        keyring_s3_key("other"), build_keyring(other, MASTER_KEYS), Headers({})
+    )
     first = Connection()
     asking = asyncio.create_task(serving.ask("PUT", body=[LARGE, None], on=first))
     await until_taken(first)
@@ -409,7 +411,7 @@ async def test_bodies_that_are_not_stored_yet_count_until_they_have_left_staging
     serving = Serving(staging_max_bytes=16 * mib, project_share=0.25, max_bytes=8 * mib)
     other = ring_of(NEW_API_KEY, "other")
     storage = serving.bench.storage
-    storage.plant(keyring_s3_key("other"), build(other, MASTER_KEYS), Headers({}))
+    storage.plant(keyring_s3_key("other"), build_keyring(other, MASTER_KEYS), Headers({}))
     for number in range(4):
         assert (await serving.ask("PUT", f"{PATH}-{number}", body=bytes(mib))).status == 202
         staged = serving.publisher.uploads[-1]

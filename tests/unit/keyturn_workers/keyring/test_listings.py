@@ -13,9 +13,9 @@ import pytest
 from keyturn.errors import StorageUnavailableError, UnknownProjectError
 from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.keyring import Keyring, KeyringReader
-from keyturn_workers.keyring import reader as reader_module
+from keyturn_workers.keyring import cache as cache_module
 from keyturn_workers.keyring.listings import Listing, Listings, name_of
-from keyturn_workers.keyring.model import build
+from keyturn_workers.keyring.model import build_keyring
 from keyturn_workers.storage import Capabilities, Headers, StorageClock
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring, turned
@@ -50,7 +50,9 @@ class Many:
         )
 
     def write(self, ring: Keyring) -> None:
-        self.storage.plant(keyring_s3_key(ring.project), build(ring, MASTER_KEYS), Headers({}))
+        self.storage.plant(
+            keyring_s3_key(ring.project), build_keyring(ring, MASTER_KEYS), Headers({})
+        )
 
     async def use(self, names: Iterable[str] | None = None) -> None:
         for project in self.names if names is None else names:
@@ -240,7 +242,7 @@ async def test_a_keyring_in_use_is_renewed_before_its_time_is_over(
 
 async def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """By projects and by bytes; the longest unused ones go, and those without a keyring first."""
-    monkeypatch.setattr(reader_module, "_MAX_PROJECTS", 5)
+    monkeypatch.setattr(cache_module, "_MAX_PROJECTS", 5)
     on = Many(10)
     await on.use()
     assert [on.reader.get_last(name) is not None for name in on.names] == [False] * 5 + [True] * 5
@@ -248,11 +250,11 @@ async def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(UnknownProjectError):
             await on.reader.read_recent(f"nobody-{number}")
     assert on.reader.get_cached("p00009") is not None
-    assert sorted(on.reader._lines) == [_project(name) for name in on.reader._names]
-    monkeypatch.setattr(reader_module, "_MAX_TOTAL_BYTES", 1)
+    assert sorted(on.reader._cache.projects) == [_project(name) for name in on.reader._cache.names]
+    monkeypatch.setattr(cache_module, "_MAX_TOTAL_BYTES", 1)
     await on.use(["p00001"])
-    assert [_project(name) for name in on.reader._names] == ["p00001"]
-    assert on.reader._total_bytes == len((await on.storage.read(keyring_s3_key("p00001")))[1])
+    assert [_project(name) for name in on.reader._cache.names] == ["p00001"]
+    assert on.reader._cache.total_bytes == len((await on.storage.read(keyring_s3_key("p00001")))[1])
 
 
 def _project(name: str) -> str:

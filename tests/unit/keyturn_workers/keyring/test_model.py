@@ -14,7 +14,7 @@ from keyturn.errors import CorruptObjectError, UnknownMasterKeyError
 from keyturn.identifiers import keyring_s3_key
 from keyturn.messages import RequestOrigin
 from keyturn_workers.keyring import sealed_records
-from keyturn_workers.keyring.model import Keyring, build, parse
+from keyturn_workers.keyring.model import Keyring, build_keyring, parse_keyring
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, generation, keyring, turned
 
 
@@ -51,15 +51,15 @@ def test_round_trip(turns: int, plaintext: bool, v0: bool, with_v0_kek: bool, ma
         ring = turned(ring)
     v0_kek = Secret(bytes(range(32))) if with_v0_kek else None
     ring = replace(ring, v0_allowed=v0, v0_kek=v0_kek)
-    assert parse(build(ring, MASTER_KEYS), "acme", MASTER_KEYS) == ring
+    assert parse_keyring(build_keyring(ring, MASTER_KEYS), "acme", MASTER_KEYS) == ring
 
 
 def test_the_fields_that_0_4_lacks_round_trip_and_may_be_missing() -> None:
     ring = replace(keyring(), lease_s=30, publisher="billing", request="a" * 64, evidence="b" * 64)
-    parsed = parse(build(ring, MASTER_KEYS), "acme", MASTER_KEYS)
+    parsed = parse_keyring(build_keyring(ring, MASTER_KEYS), "acme", MASTER_KEYS)
     assert parsed == ring
     assert parsed.origin == RequestOrigin("billing", "a" * 64)
-    old = parse(_sealed(_payload(keyring())), "acme", MASTER_KEYS)
+    old = parse_keyring(_sealed(_payload(keyring())), "acme", MASTER_KEYS)
     assert (old.lease_s, old.publisher, old.request, old.evidence) == (None, None, None, None)
     assert old.origin is None
 
@@ -67,7 +67,7 @@ def test_the_fields_that_0_4_lacks_round_trip_and_may_be_missing() -> None:
 def test_a_history_entry_has_the_fields_of_the_specification_alone() -> None:
     ring = replace(turned(keyring()), lease_s=30, publisher="billing", request="a" * 64)
     _, rest = sealed_records.parse(
-        build(ring, MASTER_KEYS), keyring_s3_key("acme"), "acme", MASTER_KEYS
+        build_keyring(ring, MASTER_KEYS), keyring_s3_key("acme"), "acme", MASTER_KEYS
     )
     (entry,) = rest["history"]
     assert list(entry) == ["generation", "kek_id", "kek", "rotation_id", "requested_at", "at"]
@@ -76,51 +76,51 @@ def test_a_history_entry_has_the_fields_of_the_specification_alone() -> None:
 def test_a_cleared_kek_of_the_history_round_trips() -> None:
     first = keyring()
     ring = replace(turned(first), history=(replace(first.current, kek=None),))
-    parsed = parse(build(ring, MASTER_KEYS), "acme", MASTER_KEYS)
+    parsed = parse_keyring(build_keyring(ring, MASTER_KEYS), "acme", MASTER_KEYS)
     assert parsed.history[0].kek is None
-    assert parsed.enrolment == ring.history[0]
+    assert parsed.enrollment == ring.history[0]
 
 
 def test_the_record_shows_no_key() -> None:
     ring = keyring()
     assert ring.current.kek is not None
-    body = build(ring, MASTER_KEYS)
+    body = build_keyring(ring, MASTER_KEYS)
     assert b64(ring.current.kek.reveal()).encode() not in body
     assert ring.current.kek.reveal().hex() not in repr(ring)
     assert ring.current.kek_id.encode() not in body
 
 
 def test_one_moved_from_another_project_does_not_open() -> None:
-    moved = json.loads(build(keyring("other"), MASTER_KEYS))
+    moved = json.loads(build_keyring(keyring("other"), MASTER_KEYS))
     with pytest.raises(CorruptObjectError):
-        parse(json.dumps(moved).encode(), "acme", MASTER_KEYS)
+        parse_keyring(json.dumps(moved).encode(), "acme", MASTER_KEYS)
     moved["project"] = "acme"
     with pytest.raises(CorruptObjectError):
-        parse(json.dumps(moved).encode(), "acme", MASTER_KEYS)
+        parse_keyring(json.dumps(moved).encode(), "acme", MASTER_KEYS)
 
 
 def test_one_made_under_another_key_does_not_open() -> None:
-    forged = build(keyring(), {"m1": Secret(bytes(32))})
+    forged = build_keyring(keyring(), {"m1": Secret(bytes(32))})
     with pytest.raises(CorruptObjectError):
-        parse(forged, "acme", MASTER_KEYS)
+        parse_keyring(forged, "acme", MASTER_KEYS)
 
 
 def test_a_master_key_that_is_not_held_is_no_forgery() -> None:
-    body = build(keyring(master_key="m2"), MASTER_KEYS)
+    body = build_keyring(keyring(master_key="m2"), MASTER_KEYS)
     with pytest.raises(UnknownMasterKeyError) as told:
-        parse(body, "acme", {"m1": MASTER_KEYS["m1"]})
+        parse_keyring(body, "acme", {"m1": MASTER_KEYS["m1"]})
     assert told.value.transient
 
 
 @given(st.data())
 def test_any_flipped_bit_of_the_sealed_part_is_refused(data: st.DataObject) -> None:
-    record = json.loads(build(keyring(), MASTER_KEYS))
+    record = json.loads(build_keyring(keyring(), MASTER_KEYS))
     sealed = bytearray(b64_decode(record["sealed"]))
     bit = data.draw(st.integers(0, len(sealed) * 8 - 1))
     sealed[bit // 8] ^= 1 << bit % 8
     record["sealed"] = b64(bytes(sealed))
     with pytest.raises(CorruptObjectError):
-        parse(json.dumps(record).encode(), "acme", MASTER_KEYS)
+        parse_keyring(json.dumps(record).encode(), "acme", MASTER_KEYS)
 
 
 @pytest.mark.parametrize(
@@ -139,9 +139,9 @@ def test_any_flipped_bit_of_the_sealed_part_is_refused(data: st.DataObject) -> N
     ids=repr,
 )
 def test_an_odd_outer_form_is_refused(change: dict[str, object]) -> None:
-    record = json.loads(build(keyring(), MASTER_KEYS)) | change
+    record = json.loads(build_keyring(keyring(), MASTER_KEYS)) | change
     with pytest.raises(CorruptObjectError):
-        parse(json.dumps(record).encode(), "acme", MASTER_KEYS)
+        parse_keyring(json.dumps(record).encode(), "acme", MASTER_KEYS)
 
 
 @pytest.mark.parametrize(
@@ -169,18 +169,18 @@ def test_an_odd_outer_form_is_refused(change: dict[str, object]) -> None:
 )
 def test_an_odd_sealed_part_is_refused(change: dict[str, object]) -> None:
     payload = _payload(keyring())
-    assert parse(_sealed(payload), "acme", MASTER_KEYS).current.generation == 1
+    assert parse_keyring(_sealed(payload), "acme", MASTER_KEYS).current.generation == 1
     with pytest.raises(CorruptObjectError):
-        parse(_sealed(payload | change), "acme", MASTER_KEYS)
+        parse_keyring(_sealed(payload | change), "acme", MASTER_KEYS)
 
 
 def test_generations_never_go_back() -> None:
     ring = replace(keyring(), history=(generation(2),))
     with pytest.raises(CorruptObjectError):
-        parse(build(ring, MASTER_KEYS), "acme", MASTER_KEYS)
+        parse_keyring(build_keyring(ring, MASTER_KEYS), "acme", MASTER_KEYS)
 
 
 @given(st.binary(max_size=200))
 def test_garbage_is_refused(garbage: bytes) -> None:
     with pytest.raises(CorruptObjectError):
-        parse(garbage, "acme", MASTER_KEYS)
+        parse_keyring(garbage, "acme", MASTER_KEYS)

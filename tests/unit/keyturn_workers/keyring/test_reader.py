@@ -10,7 +10,7 @@ import pytest
 from keyturn.errors import StorageUnavailableError, UnknownProjectError
 from keyturn_workers.errors import MissingError
 from keyturn_workers.keyring import Keyring, KeyringReader
-from keyturn_workers.keyring.model import build
+from keyturn_workers.keyring.model import build_keyring
 from keyturn_workers.storage import Capabilities, Headers, ObjectHead
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring, turned
 
@@ -39,7 +39,7 @@ class _Bucket:
             raise failing
         if seen is None:
             raise MissingError
-        body = build(seen, MASTER_KEYS)
+        body = build_keyring(seen, MASTER_KEYS)
         now = datetime.now(UTC)
         return ObjectHead(len(body), "etag", now, now, Headers({})), body
 

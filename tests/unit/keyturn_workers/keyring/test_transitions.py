@@ -19,7 +19,7 @@ from keyturn_workers.keyring import (
     rotate,
     with_master_key,
 )
-from keyturn_workers.keyring.model import Keyring, parse
+from keyturn_workers.keyring.model import Keyring, parse_keyring
 from keyturn_workers.keyring.transitions import has_origin, with_lease
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import AT, MASTER_KEYS, keyring
@@ -74,7 +74,7 @@ async def test_a_written_keyring_names_the_longest_lease_of_all_that_wrote_it() 
 
     async def read() -> tuple[Keyring, str]:
         head, body = await storage.read(keyring_s3_key("acme"))
-        return parse(body, "acme", MASTER_KEYS), head.etag
+        return parse_keyring(body, "acme", MASTER_KEYS), head.etag
 
     assert await create_keyring(storage, keyring(), MASTER_KEYS, lease_s=15)
     ring, etag = await read()

@@ -24,7 +24,7 @@ from keyturn.crypto import (
 )
 from keyturn.errors import CodedError, NoUsableWrapError
 from keyturn.metadata import COBBLESTONE
-from keyturn_workers.keyring.model import parse
+from keyturn_workers.keyring.model import parse_keyring
 from keyturn_workers.objects.open_dek import ReaderKeys, open_dek
 from keyturn_workers.objects.operator_keys import OperatorKeys
 
@@ -110,7 +110,7 @@ def test_v0_is_honoured_only_where_the_keyring_says_so() -> None:
 def test_keyring_record() -> None:
     """The record opens to what the vectors say."""
     vector = _VECTORS["keyring"]
-    keyring = parse(json.dumps(vector["record"]).encode(), "acme", _masters())
+    keyring = parse_keyring(json.dumps(vector["record"]).encode(), "acme", _masters())
     expected = vector["opens_to"]
     assert keyring.current.generation == expected["generation"]
     assert keyring.current.kek_id == expected["kek_id"]

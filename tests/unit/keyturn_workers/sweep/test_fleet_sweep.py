@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.errors import MissingError
 from keyturn_workers.keyring import KeyringReader
-from keyturn_workers.keyring.model import build
+from keyturn_workers.keyring.model import build_keyring
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.storage import Headers
 from keyturn_workers.sweep import ALL, AllPlan, Outbox, SweepRequest, SweepStore
 from keyturn_workers.sweep.counts import Counts
 from keyturn_workers.sweep.fleet_sweep import FleetSweep
 from keyturn_workers.sweep.messages import SweepStep
-from keyturn_workers.sweep.plan import Ended
+from keyturn_workers.sweep.plan import PartResult
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring
 
@@ -51,7 +51,7 @@ class Sender:
 
 @dataclass
 class Fleet:
-    """Projects with keyrings under `m2`; a part that is begun ends at once, and clean."""
+    """Projects with keyrings under `m2`; a part that is started ends at once, and clean."""
 
     projects: tuple[str, ...] = ("acme", "bob")
     storage: MemoryStorage = field(default_factory=MemoryStorage)
@@ -59,29 +59,31 @@ class Fleet:
 
     def __post_init__(self) -> None:
         for name in self.projects:
-            body = build(keyring(name, master_key="m2"), MASTER_KEYS)
+            body = build_keyring(keyring(name, master_key="m2"), MASTER_KEYS)
             self.storage.plant(keyring_s3_key(name), body, Headers({}))
         self.store = SweepStore(self.storage, MASTER_KEYS)
         self.keyrings = KeyringReader(self.storage, MASTER_KEYS, lease_s=15, cache_s=0)
         keys, starter = OperatorKeys(MASTER_KEYS), cast("Any", self)
         outbox = Outbox(cast("Any", self.sender))
-        self.everyone = FleetSweep(self.storage, self.keyrings, keys, self.store, starter, outbox)
+        self.fleet_sweep = FleetSweep(
+            self.storage, self.keyrings, keys, self.store, starter, outbox
+        )
 
-    async def start(self, ask: SweepRequest, origins: Origins) -> None:
-        """The starter's part."""
+    async def start(self, request: SweepRequest, origins: Origins) -> None:
+        """Stands in for the starter."""
         del origins
-        await self.keyrings.read_fresh(ask.project)
-        ended = Ended(Counts(objects=1, current=1), clean=True)
-        await self.store.add_ended(SWEEP_ID, ask.project, ended, "m2")
+        await self.keyrings.read_fresh(request.project)
+        result = PartResult(Counts(objects=1, current=1), clean=True)
+        await self.store.add_part_result(SWEEP_ID, request.project, result, "m2")
 
     async def begin(self) -> None:
-        ask = SweepRequest("sweep", SWEEP_ID, ALL, "", master_key="m2")
-        assert await self.store.create(AllPlan(ask, datetime.now(UTC)), "m2")
+        request = SweepRequest("sweep", SWEEP_ID, ALL, "", master_key="m2")
+        assert await self.store.create(AllPlan(request, datetime.now(UTC)), "m2")
 
     async def step(self) -> AllPlan:
         plan = (await self.store.read_all(SWEEP_ID)).plan
         hint = SweepStep(sweep_id=SWEEP_ID, project=ALL, step=plan.step)
-        await self.everyone.serve(hint, again=False)
+        await self.fleet_sweep.run_step(hint, again=False)
         return (await self.store.read_all(SWEEP_ID)).plan
 
     async def finished(self) -> AllPlan:
@@ -115,13 +117,13 @@ async def test_a_keyring_that_is_listed_and_never_found_fails_the_sweep(
     plan = await fleet.finished()
     assert (plan.clean, plan.projects, plan.sums.failed) == (False, 2, 1)
     assert plan.not_found == {}
-    ended = await fleet.store.read_ended(SWEEP_ID, "acme")
-    assert ended == Ended(Counts(failed=1), clean=False)
+    result = await fleet.store.read_part_result(SWEEP_ID, "acme")
+    assert result == PartResult(Counts(failed=1), clean=False)
     # With nothing else to do it waits a little before the next walk.
     assert fleet.sender.waits[-1] == 5
 
 
-async def test_a_keyring_that_a_later_listing_shows_no_more_is_gone(
+async def test_a_keyring_that_a_later_listing_no_longer_shows_is_gone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     fleet = Fleet()
@@ -137,7 +139,7 @@ async def test_a_keyring_that_a_later_listing_shows_no_more_is_gone(
 async def test_a_keyring_that_is_not_found_at_the_end_is_not_under_the_master_key(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """All parts ended; the last listing shows a keyring that nobody can read."""
+    """All parts ended; the last listing shows a keyring that cannot be read."""
     fleet = Fleet()
     await fleet.begin()
     await fleet.step()
@@ -146,7 +148,7 @@ async def test_a_keyring_that_is_not_found_at_the_end_is_not_under_the_master_ke
     assert not plan.clean
 
 
-async def test_a_keyring_that_went_before_the_end_is_passed_over(
+async def test_a_keyring_that_was_removed_before_the_end_is_passed_over(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     fleet = Fleet()
@@ -164,7 +166,7 @@ async def test_a_keyring_that_went_before_the_end_is_passed_over(
     assert plan.clean
 
 
-async def test_of_many_keyrings_that_are_not_found_each_has_its_turn(
+async def test_each_of_many_keyrings_that_are_not_found_is_counted_in_the_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The record stays small; none of them is passed over."""

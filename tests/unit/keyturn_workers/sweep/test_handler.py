@@ -1,4 +1,4 @@
-"""Results that come late: whoever put one for what is over removes it again (SPEC 8.5)."""
+"""A worker whose result comes too late removes it again (SPEC 8.5)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import pytest
 from keyturn.crypto import Secret
 from keyturn.identifiers import sweep_folder
 from keyturn_workers.sweep.counts import Counts
-from keyturn_workers.sweep.handler import SweepRole
+from keyturn_workers.sweep.handler import SweepHandler
 from keyturn_workers.sweep.messages import SweepPage
 from keyturn_workers.sweep.plan import OpenPage, Plan, Result, State, SweepRequest
-from keyturn_workers.sweep.store import Standing, SweepStore
+from keyturn_workers.sweep.store import StoredPlan, SweepStore
 from keyturn_workers.testing.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ FOLDER: Final = sweep_folder(SWEEP_ID, "acme")
 NOW: Final = datetime(2026, 11, 24, 10, tzinfo=UTC)
 STATE: Final = State(1, "9f86d081884c7d65", "m1", plaintext=False, etag="e")
 PAGE: Final = SweepPage(sweep_id=SWEEP_ID, project="acme", round=0, page=0, take=0)
-LIVE: Final = OpenPage(page=0, after="", last="", sent_at=NOW, sends=1)
+OPEN_PAGE: Final = OpenPage(page=0, after="", last="", sent_at=NOW, sends=1)
 
 
 @dataclass
@@ -37,28 +37,28 @@ class Scene:
 
     def __post_init__(self) -> None:
         self.store = SweepStore(self.storage, {"m1": Secret(bytes(32))})
-        nobody, itself = cast("Any", None), cast("Any", self)
-        self.role = SweepRole(self.store, itself, nobody, itself)
+        unused, itself = cast("Any", None), cast("Any", self)
+        self.handler = SweepHandler(self.store, itself, unused, itself)
         self.meanwhile: Callable[[Plan], Plan] | None = None
 
-    async def take(self, plan: Plan, live: OpenPage) -> Result:
-        """The page taker's part."""
+    async def process(self, plan: Plan, open_page: OpenPage) -> Result:
+        """Stands in for the page worker."""
         if self.meanwhile is not None:
             await self.change(self.meanwhile)
-        return Result(live.after, live.last, plan.state, NOW, Counts(), changed=0)
+        return Result(open_page.after, open_page.last, plan.state, NOW, Counts(), changed=0)
 
-    async def lengthen(self, standing: Standing[Plan]) -> bool:
-        """The part of the steps: leases are the same here."""
-        del standing
+    async def extend_lease(self, stored: StoredPlan[Plan]) -> bool:
+        """Stands in for the project sweep: leases are the same here."""
+        del stored
         return False
 
     async def begin(self) -> None:
-        plan = Plan(SweepRequest("sweep", SWEEP_ID, "acme", ""), STATE, NOW, NOW, live=(LIVE,))
+        plan = Plan(SweepRequest("sweep", SWEEP_ID, "acme", ""), STATE, NOW, NOW, live=(OPEN_PAGE,))
         assert await self.store.create(plan, "m1")
 
     async def change(self, to: Callable[[Plan], Plan]) -> None:
-        standing = await self.store.read(SWEEP_ID, "acme")
-        assert await self.store.change(to(standing.plan), standing.etag, "m1")
+        stored = await self.store.read(SWEEP_ID, "acme")
+        assert await self.store.change(to(stored.plan), stored.etag, "m1")
 
     def results(self) -> list[str]:
         return [key for key in self.storage.stored_keys() if key.startswith(f"{FOLDER}results/")]
@@ -69,29 +69,29 @@ OVER: dict[str, Callable[[Plan], Plan]] = {
     "it failed": lambda plan: replace(plan, status="failed"),
     "another round": lambda plan: replace(plan, round=1),
     "the page is proven": lambda plan: replace(plan, live=()),
-    "another attempt": lambda plan: replace(plan, live=(replace(LIVE, take=1),)),
+    "another attempt": lambda plan: replace(plan, live=(replace(OPEN_PAGE, take=1),)),
 }
 
 
-async def test_a_result_that_the_record_waits_for_stays() -> None:
+async def test_a_result_that_the_record_waits_for_is_kept() -> None:
     scene = Scene()
     await scene.begin()
-    await scene.role.page(PAGE)
+    await scene.handler.process_page(PAGE)
     assert scene.results() == [f"{FOLDER}results/000000-00000000-000000.json"]
 
 
 @pytest.mark.parametrize("meanwhile", OVER.values(), ids=OVER)
-async def test_a_result_that_no_step_will_look_at_is_removed(
+async def test_a_result_that_no_step_will_read_is_removed(
     meanwhile: Callable[[Plan], Plan],
 ) -> None:
     scene = Scene()
     await scene.begin()
     scene.meanwhile = meanwhile
-    await scene.role.page(PAGE)
+    await scene.handler.process_page(PAGE)
     assert scene.results() == []
 
 
-async def test_a_result_is_removed_where_the_records_are_gone() -> None:
+async def test_a_result_is_removed_if_the_records_are_gone() -> None:
     scene = Scene()
     await scene.begin()
 
@@ -99,7 +99,7 @@ async def test_a_result_is_removed_where_the_records_are_gone() -> None:
         await scene.storage.delete(f"{FOLDER}sweep.json")
 
     scene.storage.before_next("put", removed)
-    await scene.role.page(PAGE)
+    await scene.handler.process_page(PAGE)
     assert scene.storage.stored_keys() == []
 
 
@@ -122,7 +122,7 @@ async def test_a_lost_connection_leaves_no_result_behind(moment: str) -> None:
             scene.storage.before_next(moment, held)
 
     scene.storage.before_next("put", end_and_hold)
-    work = asyncio.create_task(scene.role.page(PAGE))
+    work = asyncio.create_task(scene.handler.process_page(PAGE))
     await reached.wait()
     work.cancel()
     with pytest.raises(asyncio.CancelledError):

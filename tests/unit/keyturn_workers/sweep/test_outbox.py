@@ -12,7 +12,14 @@ from keyturn.errors import CorruptObjectError
 from keyturn.messages import RequestOrigin, encode, parse_event
 from keyturn_workers.sweep import ALL, AllPlan, Outbox, Plan, SweepRequest
 from keyturn_workers.sweep.counts import Counts
-from keyturn_workers.sweep.plan import Origins, State, by_publisher, from_json, joined, to_json
+from keyturn_workers.sweep.plan import (
+    Origins,
+    State,
+    from_json,
+    merge_origins,
+    one_per_publisher,
+    to_json,
+)
 
 if TYPE_CHECKING:
     from keyturn.messages import Event
@@ -64,7 +71,7 @@ async def test_the_end_of_a_sweep_of_all_says_the_same() -> None:
 
 
 @pytest.mark.parametrize("kind", ["rotation", "sweep"])
-async def test_what_cannot_go_on_has_failed(kind: str) -> None:
+async def test_a_sweep_that_cannot_continue_has_failed(kind: str) -> None:
     sender = Sender()
     await Outbox(sender).failed(_plan(kind).ask, CorruptObjectError("the keyring"), ONE)
     (event,) = cast("list[Any]", sender.told)
@@ -77,7 +84,7 @@ async def test_progress_is_published_once_to_each_publisher() -> None:
     assert [event.origin for event in sender.told] == [ONE, TWO, None]
 
 
-async def test_a_record_of_0_4_names_nobody_and_its_events_carry_neither_field() -> None:
+async def test_a_record_of_0_4_names_no_publisher_and_its_events_carry_neither_field() -> None:
     added = ("origins", "successor", "late_writes_refused")
     old = {name: value for name, value in to_json(_plan()).items() if name not in added}
     plan = from_json(Plan, old)
@@ -89,18 +96,18 @@ async def test_a_record_of_0_4_names_nobody_and_its_events_carry_neither_field()
     assert (event.publisher, event.request, event.late_writes_refused) == (None, None, None)
 
 
-def test_those_who_asked_are_kept_by_publisher_and_digest() -> None:
+def test_those_who_asked_are_kept_one_per_publisher_and_digest() -> None:
     plan = replace(_plan(), origins=(ONE, AGAIN, TWO))
     assert from_json(Plan, to_json(plan)) == plan
-    assert joined((ONE,), (ONE, TWO, AGAIN)) == (ONE, TWO, AGAIN)
-    # Whoever asked for a sweep of 0.4 is answered as before.
-    assert joined((None,), (ONE,)) == (None, ONE)
+    assert merge_origins((ONE,), (ONE, TWO, AGAIN)) == (ONE, TWO, AGAIN)
+    # A publisher that requested a sweep of 0.4 gets its end as before.
+    assert merge_origins((None,), (ONE,)) == (None, ONE)
 
 
 def test_a_publisher_that_asks_again_and_again_does_not_fill_the_record() -> None:
     origins: Origins = (TWO,)
     for number in range(100):
-        origins = joined(origins, (RequestOrigin("one", f"{number:064}"),))
+        origins = merge_origins(origins, (RequestOrigin("one", f"{number:064}"),))
     assert len(origins) == 1 + 16
-    # Its end is matched by all but the digest, so that it is answered all the same.
-    assert [each.publisher for each in by_publisher(origins) if each] == ["two", "one"]
+    # The end is matched by all but the digest, so the publisher gets it all the same.
+    assert [each.publisher for each in one_per_publisher(origins) if each] == ["two", "one"]

@@ -17,7 +17,7 @@ from keyturn.errors import StorageUnavailableError
 from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn_workers.errors import ArchivedError, MissingError, RefusedError
 from keyturn_workers.keyring import Keyring, KeyringReader
-from keyturn_workers.keyring.model import build
+from keyturn_workers.keyring.model import build_keyring
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.storage import Headers
 from keyturn_workers.sweep.page_worker import PageWorker
@@ -46,7 +46,7 @@ class Page:
 
     def write_keyring(self, ring: Keyring) -> None:
         self.ring = ring
-        self.storage.plant(keyring_s3_key("acme"), build(ring, MASTER_KEYS), Headers({}))
+        self.storage.plant(keyring_s3_key("acme"), build_keyring(ring, MASTER_KEYS), Headers({}))
 
     def plant(self, *keys: str) -> None:
         """An object at each key, as the keyring desires it now."""
@@ -58,15 +58,17 @@ class Page:
         """What another program put there."""
         self.storage.plant(object_s3_key("acme", key), b"", Headers({"author": "kim"}))
 
-    async def taken(self) -> Result:
+    async def process(self) -> Result:
         store = SweepStore(self.storage, MASTER_KEYS)
-        taker = PageWorker(
+        worker = PageWorker(
             self.storage, self.keyrings, KEYS, store, concurrency=4, copy_limit_bytes=2**30
         )
         now = datetime.now(UTC)
         state = State.of(await self.keyrings.read_fresh("acme"))
-        ask = SweepRequest("sweep", SWEEP_ID, "acme", "", dry_run=self.dry_run)
-        return await taker.take(Plan(ask, state, now, now), OpenPage(page=0, after="", last=""))
+        request = SweepRequest("sweep", SWEEP_ID, "acme", "", dry_run=self.dry_run)
+        return await worker.process(
+            Plan(request, state, now, now), OpenPage(page=0, after="", last="")
+        )
 
 
 async def test_a_listed_object_that_is_not_found_has_failed() -> None:
@@ -74,15 +76,15 @@ async def test_a_listed_object_that_is_not_found_has_failed() -> None:
     page = Page()
     page.plant("a", "b")
     page.storage.fail_next("read_start", GONE)
-    result = await page.taken()
+    result = await page.process()
     assert result.failures == (Failure("a", "not_found"),)
     assert (result.counts.objects, result.counts.current, result.counts.failed) == (2, 1, 1)
-    assert not result.counts.nothing_left
-    again = await page.taken()
+    assert not result.counts.all_as_desired
+    again = await page.process()
     assert (again.failures, again.counts.current) == ((), 2)
 
 
-async def test_an_object_that_a_later_listing_shows_no_more_is_gone() -> None:
+async def test_an_object_that_a_later_listing_no_longer_shows_is_gone() -> None:
     """Removed past Keyturn between the listing and the read: the next attempt proves the page."""
     page = Page()
     page.plant("a", "b")
@@ -91,13 +93,13 @@ async def test_an_object_that_a_later_listing_shows_no_more_is_gone() -> None:
         await page.storage.delete("acme/a")
 
     page.storage.before_next("read_start", removed)
-    assert (await page.taken()).failures == (Failure("a", "not_found"),)
-    again = await page.taken()
+    assert (await page.process()).failures == (Failure("a", "not_found"),)
+    again = await page.process()
     assert (again.failures, again.counts.objects, again.counts.failed) == ((), 1, 0)
 
 
 async def test_an_object_that_is_not_found_after_a_lost_race_has_failed() -> None:
-    """The copy and the look after it answer 404 while the listing shows the object."""
+    """The copy and the read after it answer 404 while the listing shows the object."""
     page = Page()
     page.plant("a")
     page.write_keyring(turned(page.ring))
@@ -107,16 +109,16 @@ async def test_an_object_that_is_not_found_after_a_lost_race_has_failed() -> Non
         page.storage.fail_next("read_start", GONE)
 
     page.storage.before_next("copy_onto_itself", not_found)
-    result = await page.taken()
+    result = await page.process()
     assert result.failures == (Failure("a", "not_found"),)
-    assert (await page.taken()).counts.rewrapped == 1
+    assert (await page.process()).counts.rewrapped == 1
 
 
 async def test_a_dry_run_counts_what_is_not_found_as_failed() -> None:
     page = Page(dry_run=True)
     page.plant("a")
     page.storage.fail_next("read_start", GONE)
-    assert (await page.taken()).counts.failed == 1
+    assert (await page.process()).counts.failed == 1
 
 
 async def test_a_listed_version_that_is_not_found_has_failed() -> None:
@@ -124,21 +126,21 @@ async def test_a_listed_version_that_is_not_found_has_failed() -> None:
     page.plant("a")
     page.write_keyring(turned(page.ring))
     page.plant("a")
-    looks = 0
+    reads = 0
 
     async def only_the_version() -> None:
-        nonlocal looks
-        looks += 1
-        if looks == 2:  # the first is of the object itself
+        nonlocal reads
+        reads += 1
+        if reads == 2:  # the first is of the object itself
             page.storage.fail_next("read_start", MissingError("read: NoSuchVersion"))
 
     page.storage.before_next("read_start", only_the_version)
     page.storage.before_next("read_start", only_the_version)
-    result = await page.taken()
-    assert looks == 2
+    result = await page.process()
+    assert reads == 2
     assert result.failures == (Failure("a", "not_found"),)
     assert (result.counts.objects, result.counts.failed) == (1, 1)
-    again = await page.taken()
+    again = await page.process()
     assert (again.failures, again.changed, again.counts.noncurrent_stale) == ((), 1, 0)
 
 
@@ -147,10 +149,10 @@ async def test_a_foreign_name_with_metadata_of_ours_has_failed(key: str) -> None
     """No rewrap can be bound to its name: an old key goes on opening it."""
     page = Page()
     page.plant("a", key)
-    result = await page.taken()
+    result = await page.process()
     assert result.failures == (Failure(key, "foreign_object"),)
     assert (result.counts.objects, result.counts.failed, result.counts.foreign) == (2, 1, 0)
-    assert not result.counts.nothing_left
+    assert not result.counts.all_as_desired
 
 
 @pytest.mark.parametrize("key", FOREIGN)
@@ -158,9 +160,9 @@ async def test_a_foreign_name_of_another_program_is_counted(key: str) -> None:
     page = Page()
     page.plant("a")
     page.plant_plain(key)
-    result = await page.taken()
+    result = await page.process()
     assert (result.failures, result.counts.foreign, result.counts.objects) == ((), 1, 1)
-    assert result.counts.nothing_left
+    assert result.counts.all_as_desired
 
 
 async def test_an_older_version_of_a_foreign_name_has_failed_too() -> None:
@@ -170,7 +172,7 @@ async def test_an_older_version_of_a_foreign_name_has_failed_too() -> None:
     await page.storage.delete("acme/c//d")
     page.plant_plain("g//h")
     page.plant_plain("g//h")
-    result = await page.taken()
+    result = await page.process()
     codes = {failure.key: failure.code for failure in result.failures}
     assert codes == dict.fromkeys(("a//b", "c//d", "e//f"), "foreign_object")
     assert (result.counts.failed, result.counts.foreign, result.counts.objects) == (3, 2, 1)
@@ -187,7 +189,7 @@ async def test_an_older_version_of_a_foreign_name_has_failed_too() -> None:
     ],
 )
 @pytest.mark.parametrize("versioned", [False, True], ids=["the object", "an older version"])
-async def test_a_foreign_name_that_cannot_be_looked_at_has_failed(
+async def test_a_foreign_name_that_cannot_be_inspected_has_failed(
     error: Exception, code: str, *, versioned: bool
 ) -> None:
     page = Page(MemoryStorage(versioned=versioned))
@@ -195,6 +197,6 @@ async def test_a_foreign_name_that_cannot_be_looked_at_has_failed(
     if versioned:
         page.plant_plain("a//b")
     page.storage.fail_next("read_start" if versioned else "head", error)
-    result = await page.taken()
+    result = await page.process()
     assert result.failures == (Failure("a//b", code),)
     assert result.counts.failed == 1

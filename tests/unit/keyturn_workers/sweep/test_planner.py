@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keyturn_workers.storage import Headers
-from keyturn_workers.sweep.page_listing import batches
+from keyturn_workers.sweep.page_listing import list_batches
 from keyturn_workers.sweep.plan import KeyRange, OpenPage, Plan, State, SweepRequest
-from keyturn_workers.sweep.planner import MAX_LIVE, Planner
+from keyturn_workers.sweep.planner import MAX_OPEN_PAGES, Planner
 from keyturn_workers.testing.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
@@ -51,20 +51,20 @@ async def all_pages(planner: Planner, plan: Plan) -> list[OpenPage]:
     pages: list[OpenPage] = []
     while not plan.complete:
         plan = await planner.extend(plan)
-        assert len(plan.live) <= MAX_LIVE
+        assert len(plan.live) <= MAX_OPEN_PAGES
         pages += plan.live
         plan = replace(plan, live=())
     return pages
 
 
-async def keys_of(storage: MemoryStorage, live: OpenPage) -> list[str]:
-    rows = batches(storage, "acme", live.after, live.last, versioned=False, size=3)
+async def keys_of(storage: MemoryStorage, page: OpenPage) -> list[str]:
+    rows = list_batches(storage, "acme", page.after, page.last, versioned=False, size=3)
     return [row.key async for batch in rows for row in batch]
 
 
 @settings(max_examples=60, deadline=None)
 @given(keys=KEYS, page_keys=st.integers(1, 7), borders=KEYS)
-async def test_every_key_stands_in_exactly_one_page(
+async def test_every_key_is_in_exactly_one_page(
     keys: set[str], page_keys: int, borders: set[str]
 ) -> None:
     """By one range of keys or by several, wherever their borders are."""
@@ -72,28 +72,28 @@ async def test_every_key_stands_in_exactly_one_page(
     edges = ["", *sorted(borders, key=str.encode)[:5], ""]
     ranges = tuple(KeyRange(start, end) for start, end in itertools.pairwise(edges))
     pages = await all_pages(Planner(storage, page_keys), new_plan(ranges))
-    found = [key for live in pages for key in await keys_of(storage, live)]
+    found = [key for page in pages for key in await keys_of(storage, page)]
     assert sorted(found, key=str.encode) == sorted(keys, key=str.encode)
-    assert len({live.page for live in pages}) == len(pages)
+    assert len({page.page for page in pages}) == len(pages)
 
 
 @settings(max_examples=30, deadline=None)
 @given(keys=KEYS, later=KEYS, page_keys=st.integers(1, 7))
-async def test_a_key_that_comes_after_planning_stands_in_a_page_too(
+async def test_a_key_that_comes_after_planning_is_in_a_page_too(
     keys: set[str], later: set[str], page_keys: int
 ) -> None:
-    """Pages are ranges without gaps, not lists: what is uploaded meanwhile is looked at."""
+    """Pages are ranges without gaps, not lists: what is uploaded meanwhile is inspected."""
     storage = bucket(keys)
     pages = await all_pages(Planner(storage, page_keys), new_plan())
     for key in later:
         storage.plant(f"acme/{key}", b"", Headers({}))
-    found = [key for live in pages for key in await keys_of(storage, live)]
+    found = [key for page in pages for key in await keys_of(storage, page)]
     assert sorted(found, key=str.encode) == sorted(keys | later, key=str.encode)
 
 
 async def test_an_empty_project_has_one_page() -> None:
     pages = await all_pages(Planner(bucket(()), 5), new_plan())
-    assert [(live.after, live.last) for live in pages] == [("", "")]
+    assert [(page.after, page.last) for page in pages] == [("", "")]
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ async def test_a_large_project_is_listed_by_ranges_that_cover_it(names: list[str
     for one, other in itertools.pairwise(ranges):
         assert one.end == other.through
     pages = await all_pages(planner, new_plan(ranges))
-    found = [key for live in pages for key in await keys_of(storage, live)]
+    found = [key for page in pages for key in await keys_of(storage, page)]
     assert sorted(found) == sorted(names)
 
 

@@ -19,15 +19,15 @@ from keyturn_workers.sweep.plan import (
     SweepRequest,
 )
 from keyturn_workers.sweep.progress import (
+    MAX_TRIES,
     MAX_WIDTH,
     MIN_WIDTH,
     RESEND_AFTER_S,
-    TRIES,
-    at,
-    due,
-    judge,
-    moved,
-    waits_until,
+    apply_results,
+    mark_due_pages,
+    next_due_at,
+    reconcile_clock,
+    start_round,
     with_lease,
 )
 
@@ -60,11 +60,11 @@ def result(**more: object) -> Result:
     return replace(made, **more)  # type: ignore[arg-type]  # a test's own fields
 
 
-def test_a_page_found_as_wanted_late_enough_is_proven() -> None:
-    judged = judge(plan(page()), {0: result()}, PROOF, LEASE_S)
-    assert judged.plan.live == ()
-    assert judged.plan.complete
-    assert judged.plan.proven == SEEN
+def test_a_page_in_the_desired_state_is_proven_late_enough() -> None:
+    applied = apply_results(plan(page()), {0: result()}, PROOF, LEASE_S)
+    assert applied.plan.live == ()
+    assert applied.plan.complete
+    assert applied.plan.proven == SEEN
 
 
 @pytest.mark.parametrize(
@@ -74,12 +74,12 @@ def test_a_page_found_as_wanted_late_enough_is_proven() -> None:
         pytest.param(
             result(observed_at=PROOF - timedelta(seconds=1)), id="two leases were not over"
         ),
-        pytest.param(result(observed_at=TURN), id="observed at the turn"),
+        pytest.param(result(observed_at=TURN), id="observed when the state changed"),
         pytest.param(
             result(observed_at=PROOF + timedelta(seconds=1)), id="dated after the step's own read"
         ),
         pytest.param(result(proves=False), id="the storage's clock was not known long enough"),
-        pytest.param(result(state=None), id="the state moved while it was looked at"),
+        pytest.param(result(state=None), id="the state changed during the attempt"),
         pytest.param(result(state=replace(STATE, generation=1)), id="another generation"),
         pytest.param(result(state=replace(STATE, kek_id="0" * 16)), id="another KEK"),
         pytest.param(result(state=replace(STATE, master_key="m2")), id="another master key"),
@@ -90,25 +90,25 @@ def test_a_page_found_as_wanted_late_enough_is_proven() -> None:
         pytest.param(result(failures=(Failure("k", "corrupt_object"),)), id="an object failed"),
     ],
 )
-def test_a_page_is_done_again_where_its_result_proves_nothing(told: Result) -> None:
-    judged = judge(plan(page()), {0: told}, PROOF, LEASE_S)
-    (again,) = judged.plan.live
+def test_a_page_is_processed_again_if_its_result_proves_nothing(told: Result) -> None:
+    applied = apply_results(plan(page()), {0: told}, PROOF, LEASE_S)
+    (again,) = applied.plan.live
     assert (again.take, again.sent_at, again.sends) == (2, None, 0)
-    assert not judged.plan.complete
-    assert judged.plan.proven == Counts()
+    assert not applied.plan.complete
+    assert applied.plan.proven == Counts()
     assert again.not_before is not None
     assert again.not_before >= plan().proof_after(LEASE_S)
 
 
 def test_a_page_without_a_result_stays_as_it_is() -> None:
-    judged = judge(plan(page(0), page(1)), {1: result()}, PROOF, LEASE_S)
-    assert judged.plan.live == (page(0),)
+    applied = apply_results(plan(page(0), page(1)), {1: result()}, PROOF, LEASE_S)
+    assert applied.plan.live == (page(0),)
 
 
-def test_writes_add_up_over_all_takes() -> None:
+def test_writes_add_up_over_all_attempts() -> None:
     wrote = result(changed=3, counts=Counts(objects=5, rewrapped=3, current=2))
-    first = judge(plan(page()), {0: wrote}, PROOF, LEASE_S).plan
-    second = judge(first, {0: result()}, PROOF, LEASE_S).plan
+    first = apply_results(plan(page()), {0: wrote}, PROOF, LEASE_S).plan
+    second = apply_results(first, {0: result()}, PROOF, LEASE_S).plan
     assert second.counts == Counts(objects=5, rewrapped=3, current=5)
 
 
@@ -117,36 +117,38 @@ def test_a_failing_object_is_tried_a_few_times_and_then_recorded() -> None:
         counts=Counts(objects=5, current=4, failed=1), failures=(Failure("k", "corrupt_object"),)
     )
     tried = plan(page())
-    for _ in range(TRIES - 1):
-        judged = judge(tried, {0: failing}, PROOF, LEASE_S)
-        assert judged.plan.live
-        assert not judged.failing
-        tried = judged.plan
-    judged = judge(tried, {0: failing}, PROOF, LEASE_S)
-    assert judged.plan.complete
-    assert judged.failing == {0: failing}
-    assert judged.plan.counts.failed == 1
-    assert not judged.plan.counts.nothing_left
+    for _ in range(MAX_TRIES - 1):
+        applied = apply_results(tried, {0: failing}, PROOF, LEASE_S)
+        assert applied.plan.live
+        assert not applied.failing
+        tried = applied.plan
+    applied = apply_results(tried, {0: failing}, PROOF, LEASE_S)
+    assert applied.plan.complete
+    assert applied.failing == {0: failing}
+    assert applied.plan.counts.failed == 1
+    assert not applied.plan.counts.all_as_desired
 
 
 def test_tries_are_not_spent_while_other_objects_change() -> None:
     both = result(changed=1, failures=(Failure("k", "storage_unavailable"),))
-    (again,) = judge(plan(page()), {0: both}, PROOF, LEASE_S).plan.live
+    (again,) = apply_results(plan(page()), {0: both}, PROOF, LEASE_S).plan.live
     assert again.tries == 0
 
 
-def test_a_dry_run_looks_once() -> None:
+def test_a_dry_run_makes_one_attempt() -> None:
     dry = plan(page(), ask=replace(plan().ask, kind="sweep", dry_run=True))
     early = result(observed_at=TURN, counts=Counts(objects=5, current=2))
-    judged = judge(dry, {0: early}, TURN, LEASE_S)
-    assert judged.plan.complete
-    assert not judged.plan.counts.nothing_left
+    applied = apply_results(dry, {0: early}, TURN, LEASE_S)
+    assert applied.plan.complete
+    assert not applied.plan.counts.all_as_desired
 
 
-def test_a_page_that_always_changes_something_is_looked_at_less_and_less_often() -> None:
+def test_a_page_that_always_changes_waits_longer_and_longer() -> None:
     waits = []
     for take in (1, 5, 8, 40):
-        (again,) = judge(plan(page(take=take)), {0: result(changed=1)}, PROOF, LEASE_S).plan.live
+        (again,) = apply_results(
+            plan(page(take=take)), {0: result(changed=1)}, PROOF, LEASE_S
+        ).plan.live
         assert again.not_before is not None
         waits.append((again.not_before - PROOF).total_seconds())
     assert waits == sorted(waits)
@@ -154,7 +156,7 @@ def test_a_page_that_always_changes_something_is_looked_at_less_and_less_often()
     assert waits[-1] == 600
 
 
-def test_another_state_means_everything_anew_but_for_what_was_written() -> None:
+def test_another_state_starts_a_round_that_keeps_only_the_writes() -> None:
     before = plan(
         page(),
         proven=SEEN,
@@ -163,7 +165,7 @@ def test_another_state_means_everything_anew_but_for_what_was_written() -> None:
         ranges=(KeyRange("f", "f", planned=True), KeyRange("k", "")),
     )
     state = replace(STATE, generation=3)
-    after = moved(before, state, PROOF, dated=True)
+    after = start_round(before, state, PROOF, dated=True)
     assert (after.round, after.next_page, after.live) == (1, 0, ())
     assert after.ranges == (KeyRange("", "f"), KeyRange("f", ""))
     assert (after.state, after.turned_at) == (state, PROOF)
@@ -172,40 +174,40 @@ def test_another_state_means_everything_anew_but_for_what_was_written() -> None:
 
 def test_pages_are_sent_up_to_the_width_and_no_page_twice() -> None:
     waiting = tuple(page(n, sent_at=None, take=0) for n in range(MIN_WIDTH + 5))
-    first, sent = due(plan(*waiting), TURN)
-    assert [live.page for live in sent] == list(range(MIN_WIDTH))
-    again, more = due(first, TURN + timedelta(seconds=1))
+    first, sent = mark_due_pages(plan(*waiting), TURN)
+    assert [page.page for page in sent] == list(range(MIN_WIDTH))
+    again, more = mark_due_pages(first, TURN + timedelta(seconds=1))
     assert more == ()
     assert again == first
 
 
-def test_a_page_is_not_sent_before_a_look_at_it_can_prove_something() -> None:
+def test_a_page_is_not_sent_before_an_attempt_can_prove_something() -> None:
     at = plan().proof_after(LEASE_S)
     held = plan(page(sent_at=None, not_before=at))
-    assert due(held, at)[1] == ()
-    assert waits_until(held) == at
-    assert [live.page for live in due(held, at + timedelta(seconds=1))[1]] == [0]
+    assert mark_due_pages(held, at)[1] == ()
+    assert next_due_at(held) == at
+    assert [page.page for page in mark_due_pages(held, at + timedelta(seconds=1))[1]] == [0]
 
 
-def test_a_page_whose_result_does_not_come_is_sent_again_ever_later() -> None:
+def test_a_page_without_a_result_is_sent_again_with_growing_delay() -> None:
     lost = plan(page())
     moments = []
     for seconds in range(0, 7 * RESEND_AFTER_S, 60):
-        lost, sent = due(lost, TURN + timedelta(seconds=seconds))
+        lost, sent = mark_due_pages(lost, TURN + timedelta(seconds=seconds))
         moments += [seconds] if sent else []
     assert len(moments) == 2
     assert moments[0] > RESEND_AFTER_S
     assert moments[1] - moments[0] > 2 * RESEND_AFTER_S
 
 
-def test_the_width_follows_what_the_workers_do() -> None:
+def test_the_width_follows_the_rate_of_results() -> None:
     many = tuple(page(n) for n in range(100))
-    judged = judge(plan(*many), {n: result() for n in range(100)}, PROOF, LEASE_S)
-    assert judged.plan.width == 400
-    assert judge(plan(page()), {0: result()}, PROOF, LEASE_S).plan.width == MIN_WIDTH
+    applied = apply_results(plan(*many), {n: result() for n in range(100)}, PROOF, LEASE_S)
+    assert applied.plan.width == 400
+    assert apply_results(plan(page()), {0: result()}, PROOF, LEASE_S).plan.width == MIN_WIDTH
     crowd = tuple(page(n) for n in range(500))
-    judged = judge(plan(*crowd), {n: result() for n in range(500)}, PROOF, LEASE_S)
-    assert judged.plan.width == MAX_WIDTH
+    applied = apply_results(plan(*crowd), {n: result() for n in range(500)}, PROOF, LEASE_S)
+    assert applied.plan.width == MAX_WIDTH
 
 
 # One lease, and one wrong `Date` (SPEC 8.4).
@@ -213,7 +215,7 @@ def test_the_width_follows_what_the_workers_do() -> None:
 A_DAY = timedelta(days=1)
 
 
-def test_a_longer_lease_is_written_in_and_everything_is_looked_at_again() -> None:
+def test_a_longer_lease_is_written_into_the_record_and_starts_a_round() -> None:
     """What that worker writes may arrive later than the pages so far were held against."""
     before = plan(page(), lease_s=LEASE_S, stepped_lease_s=LEASE_S, proven=SEEN)
     after = with_lease(before, 60, None, PROOF)
@@ -222,11 +224,11 @@ def test_a_longer_lease_is_written_in_and_everything_is_looked_at_again() -> Non
     assert after.proof_after(60) == TURN + timedelta(seconds=120)
 
 
-def test_the_longest_lease_of_those_who_wrote_the_keyring_counts() -> None:
+def test_the_longest_lease_of_the_keyrings_writers_counts() -> None:
     before = plan(page(), lease_s=LEASE_S, stepped_lease_s=LEASE_S)
     after = with_lease(before, LEASE_S, 60, PROOF)
     assert (after.lease_s, after.round, after.stepped_lease_s) == (60, 1, LEASE_S)
-    # It goes on by that lease, since nobody who has it carries the sweep on.
+    # It continues by that lease, since no worker with that lease continues the sweep.
     again = with_lease(after, LEASE_S, 60, PROOF)
     assert (again.lease_s, again.round) == (60, 1)
 
@@ -237,7 +239,7 @@ def test_a_worker_with_a_shorter_lease_leaves_the_sweep_to_others() -> None:
         with_lease(before, LEASE_S, 60, TURN + timedelta(minutes=15))
 
 
-def test_a_sweep_that_those_others_left_alone_goes_on_by_its_own_lease() -> None:
+def test_an_abandoned_sweep_continues_by_its_own_lease() -> None:
     """Else one whose lease was lowered everywhere would never end."""
     before = plan(page(), lease_s=60, stepped_lease_s=60, stepped_at=TURN)
     after = with_lease(before, LEASE_S, 60, TURN + timedelta(minutes=15, seconds=1))
@@ -246,55 +248,55 @@ def test_a_sweep_that_those_others_left_alone_goes_on_by_its_own_lease() -> None
     assert with_lease(later, LEASE_S, 60, PROOF) == later
 
 
-def test_a_record_of_0_4_takes_the_lease_that_was_the_same_everywhere() -> None:
+def test_a_record_of_0_4_gets_the_lease_of_this_worker() -> None:
     after = with_lease(plan(page()), LEASE_S, None, PROOF)
     assert (after.lease_s, after.round, after.live) == (LEASE_S, 0, (page(),))
 
 
-def test_a_turn_that_is_dated_after_the_read_is_dated_again() -> None:
+def test_a_state_dated_after_the_read_is_dated_again() -> None:
     """One `Date` a day ahead must not stall a rotation for a day."""
     ahead = plan(page(), turned_at=PROOF + A_DAY, stepped_at=PROOF, step=3)
-    after = at(ahead, PROOF, proves=True)
+    after = reconcile_clock(ahead, PROOF, proves=True)
     assert (after.turned_at, after.round, after.live) == (PROOF, 1, ())
 
 
-def test_a_clock_that_is_not_known_for_long_dates_no_turn_back() -> None:
-    """It may be this read that is wrong: a turn dated too early would be proven too early."""
+def test_a_clock_not_known_for_long_dates_no_state_back() -> None:
+    """It may be this read that is wrong: a state dated too early would be proven too early."""
     for record in (
         plan(page(), turned_at=PROOF, stepped_at=TURN, step=3),
         plan(page(), turned_at=TURN, stepped_at=PROOF, step=3),
     ):
         with pytest.raises(StorageUnavailableError):
-            at(record, PROOF - timedelta(seconds=1), proves=False)
-        assert at(record, PROOF, proves=False).turned_at == record.turned_at
+            reconcile_clock(record, PROOF - timedelta(seconds=1), proves=False)
+        assert reconcile_clock(record, PROOF, proves=False).turned_at == record.turned_at
 
 
-def test_the_first_step_reads_the_turn_again() -> None:
-    for step in (0, 2):  # hurried, or taken over, before its first step
-        assert at(plan(step=step), PROOF, proves=True).turned_at == PROOF
+def test_the_first_step_dates_the_state_again() -> None:
+    for step in (0, 2):  # resumed, or taken over, before its first step
+        assert reconcile_clock(plan(step=step), PROOF, proves=True).turned_at == PROOF
     stepped = plan(page(), step=1, stepped_at=TURN)
-    assert at(stepped, PROOF, proves=False).turned_at == TURN
+    assert reconcile_clock(stepped, PROOF, proves=False).turned_at == TURN
 
 
 @pytest.mark.parametrize("step", [0, 2])
-def test_a_read_that_proves_nothing_dates_no_turn(step: int) -> None:
+def test_a_read_that_proves_nothing_does_not_date_the_state(step: int) -> None:
     """A worker that had just started met a slow front end: pages were proven too early."""
-    early = at(plan(page(), step=step), PROOF, proves=False)
+    early = reconcile_clock(plan(page(), step=step), PROOF, proves=False)
     assert (early.turned_at, early.turn_dated) == (PROOF, False)
     after_two_leases = early.proof_after(LEASE_S) + timedelta(seconds=1)
     found = {0: result(observed_at=after_two_leases)}
-    judged = judge(early, found, after_two_leases, LEASE_S)
-    assert judged.proven == ()
-    assert judge(replace(early, turn_dated=True), found, after_two_leases, LEASE_S).proven
+    applied = apply_results(early, found, after_two_leases, LEASE_S)
+    assert applied.proven == ()
+    assert apply_results(replace(early, turn_dated=True), found, after_two_leases, LEASE_S).proven
     # The first read that proves dates it, and pages wait for the proof from then on.
-    dated = at(judged.plan, after_two_leases, proves=True)
+    dated = reconcile_clock(applied.plan, after_two_leases, proves=True)
     assert (dated.turned_at, dated.turn_dated) == (after_two_leases, True)
     (waiting,) = dated.live
     assert waiting.not_before is not None
     assert waiting.not_before >= dated.proof_after(dated.lease_s or 0)
 
 
-def test_a_page_waits_for_no_moment_that_only_a_wrong_date_can_have_given() -> None:
+def test_a_page_waits_for_no_moment_that_only_a_wrong_date_explains() -> None:
     ahead = PROOF + A_DAY
     record = plan(
         page(0, sent_at=ahead),
@@ -305,12 +307,12 @@ def test_a_page_waits_for_no_moment_that_only_a_wrong_date_can_have_given() -> N
         progressed_at=ahead,
         step=3,
     )
-    after = at(record, PROOF, proves=True)
-    assert [(live.sent_at, live.not_before) for live in after.live] == [
+    after = reconcile_clock(record, PROOF, proves=True)
+    assert [(page.sent_at, page.not_before) for page in after.live] == [
         (None, None),
         (None, None),
         (PROOF, None),
         (None, PROOF + timedelta(minutes=19)),
     ]
     assert after.progressed_at is None
-    assert [live.page for live in due(after, PROOF)[1]] == [0, 1]
+    assert [page.page for page in mark_due_pages(after, PROOF)[1]] == [0, 1]

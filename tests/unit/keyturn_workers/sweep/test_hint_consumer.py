@@ -56,16 +56,16 @@ class Scene:
     again: bool | None = None
 
     # The handler.
-    async def step(self, hint: SweepStep, *, again: bool) -> None:
+    async def run_step(self, hint: SweepStep, *, again: bool) -> None:
         assert hint == STEP
         self.again = again
         self._served("step")
 
-    async def page(self, hint: SweepPage) -> None:
+    async def process_page(self, hint: SweepPage) -> None:
         assert hint == PAGE
         self._served("page")
 
-    async def fail(self, _hint: SweepStep, error: CodedError) -> None:
+    async def record_failure(self, _hint: SweepStep, error: CodedError) -> None:
         self.steps.append(f"failed {error.code}")
         if self.fail_error is not None:
             raise self.fail_error

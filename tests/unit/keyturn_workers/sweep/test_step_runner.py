@@ -1,4 +1,4 @@
-"""A sweep that cannot go on: recorded, told, logged; of one project and of all (SPEC 8.5)."""
+"""A sweep that cannot continue is recorded, published and logged (SPEC 8.5)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ERROR = StorageUnavailableError("it was away for a week")
 
 
 class Sender:
-    """Notes what is told and sent."""
+    """Notes what is published and sent."""
 
     def __init__(self) -> None:
         self.told: list[Event] = []
@@ -39,17 +39,17 @@ class Sender:
         self.sent.append(body)
 
 
-async def _standing(project: str, sender: Sender) -> tuple[SweepStore, ProjectSweep | FleetSweep]:
+async def _running(project: str, sender: Sender) -> tuple[SweepStore, ProjectSweep | FleetSweep]:
     store = SweepStore(MemoryStorage(), {"m1": Secret(bytes(32))})
-    outbox, nobody, now = Outbox(sender), cast("Any", None), datetime.now(UTC)
-    ask = SweepRequest("sweep", SWEEP_ID, project, "")
-    await store.mark_running(ask)
+    outbox, unused, now = Outbox(sender), cast("Any", None), datetime.now(UTC)
+    request = SweepRequest("sweep", SWEEP_ID, project, "")
+    await store.mark_running(request)
     if project == ALL:
-        assert await store.create(AllPlan(ask, now, step=3), "m1")
-        return store, FleetSweep(nobody, nobody, nobody, store, nobody, outbox)
+        assert await store.create(AllPlan(request, now, step=3), "m1")
+        return store, FleetSweep(unused, unused, unused, store, unused, outbox)
     state = State(1, "9f86d081884c7d65", "m1", plaintext=False, etag="e")
-    assert await store.create(Plan(ask, state, now, now, step=3), "m1")
-    return store, ProjectSweep(nobody, nobody, nobody, store, nobody, outbox, lease_s=15)
+    assert await store.create(Plan(request, state, now, now, step=3), "m1")
+    return store, ProjectSweep(unused, unused, unused, store, unused, outbox, lease_s=15)
 
 
 async def _plan(store: SweepStore, project: str) -> Plan | AllPlan:
@@ -59,13 +59,13 @@ async def _plan(store: SweepStore, project: str) -> Plan | AllPlan:
 
 
 @pytest.mark.parametrize("project", ["acme", ALL])
-async def test_a_sweep_that_cannot_go_on_is_recorded_told_and_logged(project: str) -> None:
+async def test_a_sweep_that_cannot_continue_is_recorded_published_and_logged(project: str) -> None:
     sender = Sender()
-    store, carrier = await _standing(project, sender)
+    store, runner = await _running(project, sender)
     hint = SweepStep(sweep_id=SWEEP_ID, project=project, step=3)
     with capture_logs() as logs:
-        await carrier.fail(hint, ERROR)
-        await carrier.fail(hint, ERROR)  # its message came twice
+        await runner.record_failure(hint, ERROR)
+        await runner.record_failure(hint, ERROR)  # its message came twice
     plan = await _plan(store, project)
     assert (plan.status, plan.code, plan.clean) == ("failed", ERROR.code, False)
     (event,) = cast("list[Any]", sender.told)
@@ -77,10 +77,10 @@ async def test_a_sweep_that_cannot_go_on_is_recorded_told_and_logged(project: st
 
 
 @pytest.mark.parametrize("project", ["acme", ALL])
-async def test_a_step_that_is_over_fails_nothing(project: str) -> None:
+async def test_only_the_current_step_can_fail_a_sweep(project: str) -> None:
     sender = Sender()
-    store, carrier = await _standing(project, sender)
+    store, runner = await _running(project, sender)
     for step in (2, 4):
-        await carrier.fail(SweepStep(sweep_id=SWEEP_ID, project=project, step=step), ERROR)
+        await runner.record_failure(SweepStep(sweep_id=SWEEP_ID, project=project, step=step), ERROR)
     assert (await _plan(store, project)).status == "running"
     assert sender.told == []
