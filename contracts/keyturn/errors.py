@@ -41,9 +41,9 @@
      │    └── WaitTimeoutError              no event in time (also a TimeoutError)
      ├── GatewayError                       talking to the HTTP gateway
      │    ├── GatewayUnavailableError       no connection, or no response to a read
-     │    ├── AnswerLostError               an upload or a rotation got no response
-     │    ├── UnexpectedAnswerError         a response that SPEC 9 does not define
-     │    └── BodyCutError                  the body ended before its length
+     │    ├── ResponseLostError             an upload or a rotation got no response
+     │    ├── UnexpectedResponseError       a response that SPEC 9 does not define
+     │    └── IncompleteBodyError           the body ended before its length
      ├── SealError                          sealed bytes do not open
      │    ├── CommitmentError               the header does not match the key and context
      │    ├── ChunkError                    a chunk is not authentic, or the stream is cut
@@ -315,7 +315,7 @@ class GatewayUnavailableError(GatewayError):
     """The gateway could not be reached, or did not respond to a read. Safe to repeat."""
 
 
-class AnswerLostError(GatewayError):
+class ResponseLostError(GatewayError):
     """An upload or a rotation was sent, in part or whole, and its response did not arrive.
 
     It may have taken effect, or may still do so. After an upload, check with `stat`: a
@@ -324,7 +324,7 @@ class AnswerLostError(GatewayError):
     """
 
 
-class UnexpectedAnswerError(GatewayError):
+class UnexpectedResponseError(GatewayError):
     """The response is not the gateway's (but a proxy's, say), or does not fit the request.
 
     With a `status` of 500 or more, an upload or a rotation may have taken effect: a proxy
@@ -340,7 +340,7 @@ class UnexpectedAnswerError(GatewayError):
         self.status = status
 
 
-class BodyCutError(GatewayError):
+class IncompleteBodyError(GatewayError):
     """The connection ended, or stalled, before the whole body was received.
 
     The gateway cuts a body when a chunk is not authentic or the storage fails. The bytes

@@ -13,7 +13,7 @@ PROJECT_PATTERN: Final = r"^[a-z0-9][a-z0-9-]{0,62}$"
 SHORT_NAME_PATTERN: Final = r"^[a-z0-9-]{1,32}$"  # master keys, publishers, deployments
 UUID_PATTERN: Final = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
 TIME_PATTERN: Final = r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(\.\d{0,6})?Z$"
-KEY_MAX_BYTES: Final = 900
+OBJECT_KEY_MAX_BYTES: Final = 900
 
 OWN_PREFIX: Final = ".keyturn/"
 KEYRINGS_PREFIX: Final = ".keyturn/keyrings/"
@@ -43,7 +43,7 @@ def is_uuid(text: str) -> bool:
     return _UUID.fullmatch(text) is not None
 
 
-def check_key(key: str) -> str:
+def check_object_key(key: str) -> str:
     """The key itself where SPEC 1 allows it.
 
     Raises:
@@ -53,8 +53,8 @@ def check_key(key: str) -> str:
         size_bytes = len(key.encode())
     except UnicodeEncodeError as exc:
         raise ValueError("a key must be valid UTF-8") from exc
-    if not 1 <= size_bytes <= KEY_MAX_BYTES:
-        raise ValueError(f"a key has 1 to {KEY_MAX_BYTES} bytes of UTF-8")
+    if not 1 <= size_bytes <= OBJECT_KEY_MAX_BYTES:
+        raise ValueError(f"a key has 1 to {OBJECT_KEY_MAX_BYTES} bytes of UTF-8")
     if has_control_characters(key):
         raise ValueError("a key has no control characters")
     if any(segment in ("", ".", "..") for segment in key.split("/")):
@@ -62,10 +62,10 @@ def check_key(key: str) -> str:
     return key
 
 
-def is_key(key: str) -> bool:
+def is_object_key(key: str) -> bool:
     """Whether SPEC 1 allows this key."""
     try:
-        check_key(key)
+        check_object_key(key)
     except ValueError:
         return False
     return True
@@ -110,7 +110,7 @@ def staging_s3_key(publisher: str, upload_id: str) -> str:
     return f"{STAGING_PREFIX}{publisher}/{upload_id}"
 
 
-def sweep_folder(sweep_id: str, project: str) -> str:
+def sweep_prefix(sweep_id: str, project: str) -> str:
     """Where the records of a sweep of one project, or of all (`*`), stand (SPEC 8.5)."""
     folder = ALL_PROJECTS_FOLDER if project == ALL_PROJECTS else project
     return f"{SWEEPS_PREFIX}{sweep_id}/{folder}/"

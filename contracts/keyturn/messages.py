@@ -17,14 +17,14 @@ import orjson
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from keyturn import metadata as object_metadata
-from keyturn.crypto import b64_checked
+from keyturn.crypto import validate_base64
 from keyturn.errors import CodedError, MalformedRequestError
 from keyturn.identifiers import (
     PROJECT_PATTERN,
     SHORT_NAME_PATTERN,
     TIME_PATTERN,
     UUID_PATTERN,
-    check_key,
+    check_object_key,
     is_uuid,
     parse_time,
 )
@@ -48,7 +48,7 @@ def _check_content_type(text: str) -> str:
 
 
 def _check_caller(caller: dict[str, str]) -> dict[str, str]:
-    _as_value_error(object_metadata.caller_to_wire, caller)
+    _as_value_error(object_metadata.encode_caller_metadata, caller)
     return caller
 
 
@@ -66,12 +66,12 @@ Time = Annotated[str, Field(pattern=TIME_PATTERN), AfterValidator(_check_time)]
 Key = Annotated[
     str,
     Field(min_length=1, description="1-900 bytes of UTF-8; see SPEC 1 for what it must not hold"),
-    AfterValidator(check_key),
+    AfterValidator(check_object_key),
 ]
 Base64 = Annotated[
     str,
     Field(json_schema_extra={"contentEncoding": "base64"}),
-    AfterValidator(b64_checked),
+    AfterValidator(validate_base64),
 ]
 ContentType = Annotated[
     str, Field(pattern=r"^[\x20-\x7e]{0,1024}$"), AfterValidator(_check_content_type)

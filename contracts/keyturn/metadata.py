@@ -200,14 +200,14 @@ def stored_at(metadata: Mapping[str, str], last_modified: datetime) -> datetime 
     return instant if instant <= last_modified else None
 
 
-def caller_to_wire(caller: Mapping[str, str]) -> dict[str, str]:
+def encode_caller_metadata(caller: Mapping[str, str]) -> dict[str, str]:
     """The caller's own metadata as it is sent to the storage (SPEC 4.3).
 
     Raises:
         MalformedRequestError: a name that is not allowed, a control character in a
             value, or more than 1 KiB of names and values on the wire.
     """
-    wire = {check_caller_name(name): _encode(value) for name, value in caller.items()}
+    wire = {check_caller_metadata_name(name): _encode(value) for name, value in caller.items()}
     size_bytes = sum(len(name) + len(value) for name, value in wire.items())
     if size_bytes > CALLER_MAX_BYTES:
         raise MalformedRequestError(
@@ -216,7 +216,7 @@ def caller_to_wire(caller: Mapping[str, str]) -> dict[str, str]:
     return wire
 
 
-def check_caller_name(name: str) -> str:
+def check_caller_metadata_name(name: str) -> str:
     """The name itself where a caller may use it.
 
     Raises:
@@ -261,7 +261,7 @@ def _encode(value: str) -> str:
         raise MalformedRequestError("metadata values must be valid UTF-8") from exc
 
 
-def caller_from_wire(metadata: Mapping[str, str]) -> dict[str, str]:
+def decode_caller_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
     """The caller's own metadata of a stored object, decoded for a reader.
 
     A value that is no readable RFC 2047 form is given as it stands: it is not

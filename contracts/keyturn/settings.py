@@ -14,7 +14,7 @@ from typing import Annotated, Final, Self
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from keyturn.crypto import IntakePublicKey, SigningKey, VerifyKey, b64_decode
+from keyturn.crypto import IntakePublicKey, SigningKey, VerifyKey, from_base64
 from keyturn.errors import SettingsError
 from keyturn.identifiers import SHORT_NAME_PATTERN, is_short_name
 
@@ -86,7 +86,7 @@ def seed_from_b64(value: object) -> bytes:
     if not isinstance(value, str):
         raise ValueError("not the base64 of 32 bytes")  # noqa: TRY004  # pydantic wants ValueError
     try:
-        decoded = b64_decode(value.strip())
+        decoded = from_base64(value.strip())
     except ValueError:
         raise ValueError("not the base64 of 32 bytes") from None
     if len(decoded) != SEED_BYTES:
@@ -129,7 +129,7 @@ def _intake_public_key(value: object) -> object:
     if not is_short_name(name):
         raise ValueError("reads id:base64")
     try:
-        return NamedIntakeKey(name, IntakePublicKey.from_bytes(b64_decode(encoded)))
+        return NamedIntakeKey(name, IntakePublicKey.from_bytes(from_base64(encoded)))
     except ValueError:
         raise ValueError("reads id:base64, of a public key of 1216 bytes") from None
 

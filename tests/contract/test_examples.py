@@ -12,7 +12,7 @@ from keyturn.crypto import (
     SignatureError,
     SigningKey,
     VerifyKey,
-    b64_decode,
+    from_base64,
     kek_info,
     open_sealed,
     transport_context,
@@ -89,24 +89,24 @@ def test_signed_example_verifies_for_its_deployment_and_no_other(message_type: s
 
 
 def test_sealed_examples_open_with_the_examples_keys() -> None:
-    intake = IntakeKey.from_seed(b64_decode(SEALED["intake_seed"]))
+    intake = IntakeKey.from_seed(from_base64(SEALED["intake_seed"]))
     upload = parse_request((EXAMPLES / "upload.requested/valid/inline.json").read_bytes())
     assert isinstance(upload, UploadRequested)
     info = upload_info(upload.upload_id, upload.project, upload.key)
-    transport_key = intake.open(b64_decode(upload.sealed_key.ciphertext), info)
-    assert transport_key == b64_decode(SEALED["transport_key"])
-    sealed = b64_decode(SEALED["inline"])
+    transport_key = intake.open(from_base64(upload.sealed_key.ciphertext), info)
+    assert transport_key == from_base64(SEALED["transport_key"])
+    sealed = from_base64(SEALED["inline"])
     opened = open_sealed(transport_key, transport_context(upload.upload_id), sealed)
     assert opened.decode() == SEALED["plaintext"]
 
 
 def test_sealed_keks_of_examples_are_those_of_their_api_keys() -> None:
-    intake = IntakeKey.from_seed(b64_decode(SEALED["intake_seed"]))
+    intake = IntakeKey.from_seed(from_base64(SEALED["intake_seed"]))
     enroll: Any = parse_request((EXAMPLES / "enroll.requested/valid/adopting.json").read_bytes())
     rotate: Any = parse_request((EXAMPLES / "rotation.requested/valid/minimal.json").read_bytes())
 
     def opened(ciphertext: str, info: bytes) -> bytes:
-        return intake.open(b64_decode(ciphertext), info)
+        return intake.open(from_base64(ciphertext), info)
 
     kek = opened(enroll.sealed_kek.ciphertext, kek_info("enroll", enroll.request_id, "acme"))
     assert kek == user_kek(SEALED["api_key"], "acme").reveal()
@@ -117,4 +117,4 @@ def test_sealed_keks_of_examples_are_those_of_their_api_keys() -> None:
 
 
 def _public(seed: str) -> VerifyKey:
-    return VerifyKey.from_bytes(SigningKey.from_seed(b64_decode(SEALED[seed])).public_bytes)
+    return VerifyKey.from_bytes(SigningKey.from_seed(from_base64(SEALED[seed])).public_bytes)

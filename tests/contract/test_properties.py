@@ -16,12 +16,12 @@ from keyturn.identifiers import (
     ALL_PROJECTS,
     ALL_PROJECTS_FOLDER,
     TIME_PATTERN,
-    check_key,
+    check_object_key,
     format_time,
-    is_key,
+    is_object_key,
     is_project,
     parse_time,
-    sweep_folder,
+    sweep_prefix,
 )
 from keyturn.messages import (
     COUNT_FIELDS,
@@ -133,23 +133,23 @@ def test_keys_are_what_spec_1_allows(key: str) -> None:
         and not key.endswith("/")
         and not {"", ".", ".."} & set(key.split("/"))
     )
-    assert is_key(key) is allowed
+    assert is_object_key(key) is allowed
     if allowed:
-        assert check_key(key) == key
+        assert check_object_key(key) == key
     else:
         with pytest.raises(ValueError, match="key"):
-            check_key(key)
+            check_object_key(key)
 
 
 @pytest.mark.parametrize(("key", "allowed"), [("ü" * 450, True), ("ü" * 450 + "a", False)])
 def test_a_key_is_measured_in_bytes(key: str, allowed: bool) -> None:
-    assert is_key(key) is allowed
+    assert is_object_key(key) is allowed
 
 
 def test_the_records_of_a_sweep_of_all_stand_beside_those_of_any_project() -> None:
     sweep_id = next(d["sweep_id"] for d in _EVENTS if d["type"] == "sweep.completed")
-    assert sweep_folder(sweep_id, "acme") == f".keyturn/sweeps/{sweep_id}/acme/"
-    assert sweep_folder(sweep_id, ALL_PROJECTS) == f".keyturn/sweeps/{sweep_id}/_all/"
+    assert sweep_prefix(sweep_id, "acme") == f".keyturn/sweeps/{sweep_id}/acme/"
+    assert sweep_prefix(sweep_id, ALL_PROJECTS) == f".keyturn/sweeps/{sweep_id}/_all/"
     assert not is_project(ALL_PROJECTS_FOLDER)
 
 
@@ -177,18 +177,18 @@ _caller = st.dictionaries(
 
 @given(_caller)
 def test_callers_metadata_comes_back_from_the_wire_as_it_was(caller: dict[str, str]) -> None:
-    wire = metadata.caller_to_wire(caller)
+    wire = metadata.encode_caller_metadata(caller)
     for name, value in wire.items():
         assert value.isascii()
         assert value.isprintable() or value == ""
         assert name in caller
-    assert metadata.caller_from_wire(wire | {"enc-algo": "x"}) == caller
+    assert metadata.decode_caller_metadata(wire | {"enc-algo": "x"}) == caller
 
 
 @given(st.dictionaries(st.text(max_size=12), st.text(max_size=40), max_size=4))
 def test_any_callers_metadata_is_sent_or_refused_as_malformed(caller: dict[str, str]) -> None:
     try:
-        wire = metadata.caller_to_wire(caller)
+        wire = metadata.encode_caller_metadata(caller)
     except MalformedRequestError:
         return
     assert sum(len(n) + len(v) for n, v in wire.items()) <= 1024
@@ -217,7 +217,7 @@ def test_any_objects_metadata_is_sorted_or_refused_with_its_code(stored: dict[st
 
 @given(st.dictionaries(st.text(max_size=8), st.text(max_size=60), max_size=4))
 def test_anything_stored_can_be_decoded_for_a_reader(stored: dict[str, str]) -> None:
-    assert set(metadata.caller_from_wire(stored)) == {n for n in stored if n[:4] != "enc-"}
+    assert set(metadata.decode_caller_metadata(stored)) == {n for n in stored if n[:4] != "enc-"}
 
 
 @given(st.integers(0, 2**53), st.integers(1, 2**53))

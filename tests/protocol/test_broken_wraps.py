@@ -7,7 +7,7 @@ from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from keyturn.crypto import BODY_CONTEXT, b64, kek_id, seal, wrap_dek
+from keyturn.crypto import BODY_CONTEXT, kek_id, seal, to_base64, wrap_dek
 from keyturn_workers.storage import Headers
 from keyturn_workers.sweep import SweepStore
 from tests.protocol.process import Parts
@@ -30,8 +30,8 @@ def a_user_wrap_of_another_dek(world: World) -> None:
     wrap = wrap_dek(kek, "user", dek=os.urandom(32), **about)  # type: ignore[arg-type]
     metadata = {
         "enc-algo": "Cobblestone-256",
-        "enc-dek-user": b64(wrap),
-        "enc-dek-admin": b64(bytes(104)),
+        "enc-dek-user": to_base64(wrap),
+        "enc-dek-admin": to_base64(bytes(104)),
         "enc-kek-user": f"1:{kek_id(kek)}",
         "enc-kek-admin": "m1",
     }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from keyturn.identifiers import keyring_s3_key, sweep_folder
+from keyturn.identifiers import keyring_s3_key, sweep_prefix
 from keyturn.messages import SweepCompleted
 from keyturn_workers.keyring import with_master_key
 from keyturn_workers.keyring.model import build_keyring, parse_keyring
@@ -52,7 +52,7 @@ def end(world: World, sweep: str) -> SweepCompleted:
 def test_a_planted_end_of_a_part_does_not_hide_its_project(world: World, body: bytes) -> None:
     sweep = world.sweep("*", master_key="m2")
     for project in ("acme", "beta"):
-        plant(world, f"{sweep_folder(sweep, '*')}done/{project}.json", body)
+        plant(world, f"{sweep_prefix(sweep, '*')}done/{project}.json", body)
     told = end(world, sweep)
     assert (told.clean, told.objects, told.rewrapped) == (True, 2, 2)
     world.settle()
@@ -94,7 +94,7 @@ def test_planted_results_and_notes_hold_nothing_up(world: World, folder: str, bo
         "tags": "000000-00000000-000000-x.json",
         "failures": "000000-00000000.json",
     }
-    plant(world, f"{sweep_folder(rotation, 'acme')}{folder}/{names[folder]}", body)
+    plant(world, f"{sweep_prefix(rotation, 'acme')}{folder}/{names[folder]}", body)
     world.run()
     told: Any = world.ended(rotation)[-1]
     assert (told.type, told.clean, told.rewrapped) == ("rotation.completed", True, 1)
@@ -105,7 +105,7 @@ def test_planted_results_and_notes_hold_nothing_up(world: World, folder: str, bo
 def test_parts_that_end_while_the_whole_waits_are_summed_up(world: World) -> None:
     """The step that began them failed behind that, and comes again much later."""
     sweep = world.sweep("*", master_key="m2")
-    plan = f"{sweep_folder(sweep, '*')}sweep.json"
+    plan = f"{sweep_prefix(sweep, '*')}sweep.json"
 
     def changes_plan(call: Any) -> bool:
         return bool(call.op == "put" and call.key == plan and call.state == "sent")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import pytest
 import structlog
 
-from keyturn.crypto import b64, kek_info, seal, transport_context, upload_info
+from keyturn.crypto import kek_info, seal, to_base64, transport_context, upload_info
 from keyturn.identifiers import format_time, object_s3_key, staging_s3_key
 from keyturn.topology import CONTROL_QUEUE, UPLOAD_QUEUE
 from keyturn_workers.storage import Headers
@@ -180,7 +180,7 @@ class World:
 
     def _kek(self, purpose: Any, request_id: str, project: str, kek: bytes) -> dict[str, str]:
         ciphertext = intake().public_key.seal(kek, kek_info(purpose, request_id, project))
-        return {"intake_key": "main", "ciphertext": b64(ciphertext)}
+        return {"intake_key": "main", "ciphertext": to_base64(ciphertext)}
 
     def enroll(
         self,
@@ -265,7 +265,7 @@ class World:
         ciphertext = intake().public_key.seal(transport_key, info)
         if staged:
             self.server.plant(staging_s3_key(publisher, upload_id), sealed, Headers({}))
-        body = {"staged": {"size": len(sealed)}} if staged else {"inline": b64(sealed)}
+        body = {"staged": {"size": len(sealed)}} if staged else {"inline": to_base64(sealed)}
         if GRANTS[publisher].allows("upload.requested", project):
             self.oracle.plaintexts.setdefault(object_s3_key(project, key), set()).add(plaintext)
         document = {
@@ -273,7 +273,7 @@ class World:
             "upload_id": upload_id,
             "project": project,
             "key": key,
-            "sealed_key": {"intake_key": "main", "ciphertext": b64(ciphertext)},
+            "sealed_key": {"intake_key": "main", "ciphertext": to_base64(ciphertext)},
             "body": body,
         }
         return self._publish(document, publisher, honest=honest, secret=plaintext)

@@ -19,11 +19,11 @@ from keyturn.crypto import (
     Secret,
     SigningKey,
     admin_kek,
-    b64,
     kek_id,
     kek_info,
     record_kek,
     seal,
+    to_base64,
     transport_context,
     upload_info,
     user_kek,
@@ -127,7 +127,7 @@ def _sealed() -> dict[str, Any]:
             "key": kek.reveal().hex(),
             "context": context.encode().hex(),
             "plaintext": message.hex(),
-            "sealed": b64(seal(kek.reveal(), context.encode(), message, salt=SALT)),
+            "sealed": to_base64(seal(kek.reveal(), context.encode(), message, salt=SALT)),
         }
         for name, (kek, context, message) in messages.items()
     }
@@ -138,13 +138,13 @@ def _intake(carried: dict[str, Any]) -> dict[str, Any]:
     info = upload_info(REQUEST_ID, PROJECT, KEY)
     old = carried.get("intake", {}).get("ciphertext")
     return {
-        "public_key": b64(intake.public_bytes),
+        "public_key": to_base64(intake.public_bytes),
         "transport_context": transport_context(REQUEST_ID).hex(),
         "upload_info": info.hex(),
         "enroll_info": kek_info("enroll", REQUEST_ID, PROJECT).hex(),
         "v0_info": kek_info("v0", REQUEST_ID, PROJECT).hex(),
         "rotation_info": kek_info("rotation", REQUEST_ID, PROJECT).hex(),
-        "ciphertext": old or b64(intake.public_key.seal(DEK, info)),
+        "ciphertext": old or to_base64(intake.public_key.seal(DEK, info)),
         "opens_to": DEK.hex(),
     }
 

@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, cast
 
 import psutil
 
-from keyturn.crypto import Sealer, b64, sealed_size, transport_context, upload_info
+from keyturn.crypto import Sealer, sealed_size, to_base64, transport_context, upload_info
 from tools.bench.bare import Zeros
 from tools.bench.figures import Row, Spread, higher_is_better
 from tools.bench.processes import BenchError, bare, worker
@@ -86,7 +86,7 @@ def _stage(deployment: Deployment, key: str, size_bytes: int) -> Upload:
     ciphertext = deployment.intake.public_key.seal(
         transport_key, upload_info(made.upload_id, PROJECT, key)
     )
-    made.document["sealed_key"]["ciphertext"] = b64(ciphertext)
+    made.document["sealed_key"]["ciphertext"] = to_base64(ciphertext)
     made.document["body"] = {"staged": {"size": sealed_size(size_bytes)}}
     return made
 

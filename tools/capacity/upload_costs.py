@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from keyturn.crypto import b64, sealed_size
+from keyturn.crypto import sealed_size, to_base64
 from tools.bench.rotation.delaying import delaying
 from tools.bench.uploads import PROJECT
 from tools.capacity.check import calibrated
@@ -129,7 +129,7 @@ async def of_broker(
     body = requests.encode(empty.document)
     headers = requests.headers(body, deployment.publisher_key)
     message_bytes = len(body) + sum(len(text) for pair in headers.items() for text in pair)
-    message_bytes -= len(b64(empty.sealed_body))
+    message_bytes -= len(to_base64(empty.sealed_body))
     count = INLINE[_SMALL]
     waiting_bytes = count * (message_bytes + 4 / 3 * sealed_size(_SMALL))
     looks = [_Node(rabbitmq)]

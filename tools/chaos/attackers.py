@@ -21,7 +21,7 @@ import aio_pika
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS, AMQPException
 
 from keyturn import topology
-from keyturn.crypto import SigningKey, b64, new_api_key
+from keyturn.crypto import SigningKey, new_api_key, to_base64
 from keyturn.errors import NotSentHereError
 from keyturn.publisher import PublisherError
 from keyturn.publisher.requests import SignedRequest
@@ -103,7 +103,7 @@ def publishers_with_rival(deployment: Deployment, key: SigningKey) -> str:
     return json.dumps(
         {
             **known,
-            RIVAL: {"keys": [b64(key.public_bytes)], "may": ["*"], "projects": [RIVAL]},
+            RIVAL: {"keys": [to_base64(key.public_bytes)], "may": ["*"], "projects": [RIVAL]},
         }
     )
 
@@ -257,7 +257,7 @@ class Attackers:
             topology.ATTEMPT_HEADER: _FORGED_ATTEMPT,
             topology.CODE_HEADER: "storage_unavailable",
             topology.NOT_BEFORE_HEADER: "2099-01-01T00:00:00.000000Z",
-            topology.RETRY_MAC_HEADER: b64(os.urandom(32)),
+            topology.RETRY_MAC_HEADER: to_base64(os.urandom(32)),
         }
         return Message(victim.type, body, headers | forged, named)
 

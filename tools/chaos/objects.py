@@ -12,16 +12,9 @@ from typing import TYPE_CHECKING
 
 from botocore.exceptions import ClientError
 
-from keyturn.crypto import (
-    BODY_CONTEXT,
-    SealError,
-    admin_kek,
-    kek_id,
-    open_sealed,
-    user_kek,
-)
+from keyturn.crypto import BODY_CONTEXT, SealError, admin_kek, kek_id, open_sealed, user_kek
 from keyturn.identifiers import STAGING_PREFIX, object_s3_key
-from keyturn.metadata import caller_to_wire
+from keyturn.metadata import encode_caller_metadata
 from tools.chaos.load import plaintext
 from tools.chaos.messages import stored_ids
 from tools.harness import reader
@@ -163,7 +156,7 @@ def _check_callers(
 ) -> None:
     """What the caller sent along is as it was sent, tags put on later too."""
     callers = {name: value for name, value in metadata.items() if not name.startswith("enc-")}
-    assert callers == caller_to_wire(dict(upload.metadata)), f"metadata {callers}"
+    assert callers == encode_caller_metadata(dict(upload.metadata)), f"metadata {callers}"
     assert upload.content_type in {None, content_type}, f"content type {content_type}"
     if s3_key in evidence.tagged:
         tags = evidence.tenants[upload.project]._tags(upload.key)

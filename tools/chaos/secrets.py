@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from keyturn.crypto import admin_kek, b64_decode, record_kek, upload_info, user_kek
+from keyturn.crypto import admin_kek, from_base64, record_kek, upload_info, user_kek
 from tools.chaos import search
 from tools.harness.canaries import Canaries
 
@@ -45,7 +45,7 @@ def _transport_keys(evidence: Evidence) -> dict[str, bytes]:
             continue
         info = upload_info(upload.upload_id, upload.project, upload.key)
         for number, signed in enumerate(evidence.sent.get(upload.upload_id, ()), start=1):
-            sealed = b64_decode(json.loads(signed.body)["sealed_key"]["ciphertext"])
+            sealed = from_base64(json.loads(signed.body)["sealed_key"]["ciphertext"])
             name = f"transport key {number} of {upload.upload_id}"
             found[name] = evidence.deployment.intake.open(sealed, info)
     return found

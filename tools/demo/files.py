@@ -6,7 +6,7 @@ import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from keyturn.identifiers import is_key
+from keyturn.identifiers import is_object_key
 
 _ROOT = Path(__file__).parents[2]
 _BIG_BYTES = 64 * 1024 * 1024
@@ -45,7 +45,7 @@ def given(arguments: list[str]) -> list[DemoFile]:
     for key in keys:
         if keys.count(key) > 1:
             raise DemoFilesError(f"two files would get the key {key}")
-        if not is_key(key):
+        if not is_object_key(key):
             raise DemoFilesError(f"{key!r} cannot be a key")
     return found
 

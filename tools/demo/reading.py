@@ -17,7 +17,7 @@ import urllib.error
 import urllib.request
 from typing import TYPE_CHECKING
 
-from keyturn.crypto import b64
+from keyturn.crypto import to_base64
 from keyturn_workers.gateway.paths import object_path
 from tools.demo.rotation import QUICK
 from tools.harness.process import gateway
@@ -49,7 +49,7 @@ async def read_all(
     was uploaded, by key.
     """
     before, now = keys
-    held = json.dumps({name: b64(key) for name, key in now.master_keys.items()})
+    held = json.dumps({name: to_base64(key) for name, key in now.master_keys.items()})
     env = deployment.gateway_env(MASTER_KEYS=held, KEYRING_CACHE_S=QUICK["KEYRING_CACHE_S"])
     console.print("\n[bold]7.[/] The gateway starts: the holder of the current API key can read.")
     async with gateway(env) as running:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from keyturn.crypto import Secret, b64, new_api_key, user_kek
+from keyturn.crypto import Secret, new_api_key, to_base64, user_kek
 from keyturn.messages import RotationCompleted, SweepCompleted
 from keyturn_workers.objects.download import OperatorAccess, ProjectAccess
 from keyturn_workers.objects.operator_keys import OperatorKeys
@@ -112,7 +112,7 @@ async def _rotate_master_key(
     deployment: Deployment, publisher: Publisher, before: Keys, after: Keys, console: Console
 ) -> bool:
     both = {**before.master_keys, **after.master_keys}
-    held = json.dumps({name: b64(key) for name, key in both.items()})
+    held = json.dumps({name: to_base64(key) for name, key in both.items()})
     env = deployment.worker_env(**QUICK, MASTER_KEYS=held, ACTIVE_MASTER_KEY="m2")
     async with worker(env) as running:
         sweep = await publisher.sweep("*", master_key="m2")

@@ -9,10 +9,10 @@ from typing import Any, Final
 from keyturn.crypto import (
     IntakeKey,
     SigningKey,
-    b64,
-    b64_decode,
+    from_base64,
     kek_info,
     seal,
+    to_base64,
     transport_context,
     upload_info,
     user_kek,
@@ -46,7 +46,7 @@ def new_sealed() -> dict[str, Any]:
     intake = IntakeKey.from_seed(_INTAKE_SEED).public_key
 
     def hpke(secret: bytes, info: bytes) -> str:
-        return b64(intake.seal(secret, info))
+        return to_base64(intake.seal(secret, info))
 
     def kek(api_key: str) -> bytes:
         return user_kek(api_key, PROJECT).reveal()
@@ -56,10 +56,10 @@ def new_sealed() -> dict[str, Any]:
         "deployment": DEPLOYMENT,
         "publisher": PUBLISHER,
         "intake_key_id": INTAKE_KEY_ID,
-        "intake_seed": b64(_INTAKE_SEED),
-        "publisher_seed": b64(_PUBLISHER_SEED),
-        "event_seed": b64(_EVENT_SEED),
-        "transport_key": b64(_TRANSPORT_KEY),
+        "intake_seed": to_base64(_INTAKE_SEED),
+        "publisher_seed": to_base64(_PUBLISHER_SEED),
+        "event_seed": to_base64(_EVENT_SEED),
+        "transport_key": to_base64(_TRANSPORT_KEY),
         "api_key": API_KEY,
         "new_api_key": NEW_API_KEY,
         "v0_api_key": V0_API_KEY,
@@ -70,16 +70,18 @@ def new_sealed() -> dict[str, Any]:
             v0_user_kek(V0_API_KEY, "").reveal(), kek_info("v0", ENROLL_ID, PROJECT)
         ),
         "rotation_sealed_kek": hpke(kek(NEW_API_KEY), kek_info("rotation", ROTATION_ID, PROJECT)),
-        "inline": b64(seal(_TRANSPORT_KEY, transport_context(UPLOAD_ID), PLAINTEXT, salt=_SALT)),
+        "inline": to_base64(
+            seal(_TRANSPORT_KEY, transport_context(UPLOAD_ID), PLAINTEXT, salt=_SALT)
+        ),
     }
 
 
 def headers(sealed: dict[str, Any], body: bytes, *, event: bool) -> dict[str, str]:
     """The headers of an example as it would be sent; Ed25519 signs the same way each time."""
     if event:
-        key = SigningKey.from_seed(b64_decode(sealed["event_seed"]))
+        key = SigningKey.from_seed(from_base64(sealed["event_seed"]))
         return {"keyturn-signature": key.sign_event(DEPLOYMENT, body)}
-    key = SigningKey.from_seed(b64_decode(sealed["publisher_seed"]))
+    key = SigningKey.from_seed(from_base64(sealed["publisher_seed"]))
     return {
         "keyturn-publisher": PUBLISHER,
         "keyturn-signature": key.sign_request(DEPLOYMENT, PUBLISHER, body),

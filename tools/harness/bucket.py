@@ -20,7 +20,6 @@ from keyturn.crypto import (
     SealError,
     Secret,
     admin_kek,
-    b64,
     kek_id,
     open_record,
     open_sealed,
@@ -28,6 +27,7 @@ from keyturn.crypto import (
     record_kek,
     seal,
     seal_record,
+    to_base64,
     unwrap_dek,
     user_kek,
     wrap_dek,
@@ -144,7 +144,7 @@ class Bucket:
             generation=generation,
             dek=dek,
         )
-        return b64(sealed)
+        return to_base64(sealed)
 
     def put_made(self, project: str, made: Made, **more: Any) -> None:
         """Put an object made by hand; `more` as `put`."""
@@ -208,7 +208,7 @@ class Bucket:
         """Put a record made by hand."""
         name, secret = master_key or ("m1", self.deployment.master_key)
         sealed = seal_record(record_kek(secret, project), s3_key, json.dumps(holds).encode())
-        outer = {"v": 1, "project": project, "master_key": name, "sealed": b64(sealed)}
+        outer = {"v": 1, "project": project, "master_key": name, "sealed": to_base64(sealed)}
         self.put(s3_key, json.dumps(outer).encode(), {}, ContentType="application/json")
 
     def put_keyring(
@@ -229,7 +229,7 @@ class Bucket:
                 {
                     "generation": generation,
                     "kek_id": kek_id(kek),
-                    "kek": b64(kek.reveal()),
+                    "kek": to_base64(kek.reveal()),
                     "rotation_id": str(uuid.uuid4()),
                     "requested_at": "2026-11-24T10:00:00.000000Z",
                     "at": "2026-11-24T10:00:01.000000Z",

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from keyturn.crypto import IntakeKey, SigningKey, b64, new_api_key
+from keyturn.crypto import IntakeKey, SigningKey, new_api_key, to_base64
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -72,17 +72,17 @@ class Deployment:
         """The whole environment of a worker; `more` without the prefix."""
         publishers = {
             "api": {
-                "keys": [b64(self.publisher_key.public_bytes)],
+                "keys": [to_base64(self.publisher_key.public_bytes)],
                 "may": ["*"],
                 "projects": ["*"],
             },
             "narrow": {
-                "keys": [b64(self.narrow_key.public_bytes)],
+                "keys": [to_base64(self.narrow_key.public_bytes)],
                 "may": ["upload.requested"],
                 "projects": ["other"],
             },
             "gateway": {
-                "keys": [b64(self.gateway_key.public_bytes)],
+                "keys": [to_base64(self.gateway_key.public_bytes)],
                 "may": ["upload.requested", "rotation.requested"],
                 "projects": ["*"],
             },
@@ -92,11 +92,11 @@ class Deployment:
             "KEYTURN_DEPLOYMENT": self.name,
             "KEYTURN_AMQP_URL": self.amqp_url,
             "KEYTURN_MASTER_KEYS": json.dumps(
-                {name: b64(key) for name, key in self.master_keys.items()}
+                {name: to_base64(key) for name, key in self.master_keys.items()}
             ),
             "KEYTURN_ACTIVE_MASTER_KEY": "m1",
-            "KEYTURN_INTAKE_KEYS": json.dumps({"main": b64(self.intake_seed)}),
-            "KEYTURN_EVENT_KEY": b64(self.event_seed),
+            "KEYTURN_INTAKE_KEYS": json.dumps({"main": to_base64(self.intake_seed)}),
+            "KEYTURN_EVENT_KEY": to_base64(self.event_seed),
             "KEYTURN_PUBLISHERS": json.dumps(publishers),
             "KEYTURN_LOG_FORMAT": "json",
         }
@@ -109,9 +109,9 @@ class Deployment:
             "KEYTURN_DEPLOYMENT": self.name,
             "KEYTURN_AMQP_URL": self.amqp_url,
             "KEYTURN_PUBLISHER_NAME": "api",
-            "KEYTURN_PUBLISHER_KEY": b64(self.publisher_seed),
-            "KEYTURN_INTAKE_PUBLIC_KEY": f"main:{b64(self.intake.public_bytes)}",
-            "KEYTURN_EVENT_PUBLIC_KEY": b64(self.event_key.public_bytes),
+            "KEYTURN_PUBLISHER_KEY": to_base64(self.publisher_seed),
+            "KEYTURN_INTAKE_PUBLIC_KEY": f"main:{to_base64(self.intake.public_bytes)}",
+            "KEYTURN_EVENT_PUBLIC_KEY": to_base64(self.event_key.public_bytes),
         }
 
     def gateway_env(self, **more: str) -> dict[str, str]:
@@ -119,9 +119,9 @@ class Deployment:
         env = {
             **self.publisher_env(),
             "KEYTURN_PUBLISHER_NAME": "gateway",
-            "KEYTURN_PUBLISHER_KEY": b64(self.gateway_seed),
+            "KEYTURN_PUBLISHER_KEY": to_base64(self.gateway_seed),
             "KEYTURN_MASTER_KEYS": json.dumps(
-                {name: b64(key) for name, key in self.master_keys.items()}
+                {name: to_base64(key) for name, key in self.master_keys.items()}
             ),
             "KEYTURN_PEPPER": self.pepper,
             "KEYTURN_GATEWAY_PORT": "0",

@@ -9,14 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from keyturn.crypto import (
-    b64,
-    kek_info,
-    seal,
-    transport_context,
-    upload_info,
-    user_kek,
-)
+from keyturn.crypto import kek_info, seal, to_base64, transport_context, upload_info, user_kek
 from keyturn.identifiers import format_time
 
 if TYPE_CHECKING:
@@ -57,14 +50,14 @@ def upload(
     ciphertext = deployment.intake.public_key.seal(
         transport_key, upload_info(upload_id, project, key)
     )
-    body = {"staged": {"size": len(sealed)}} if staged else {"inline": b64(sealed)}
+    body = {"staged": {"size": len(sealed)}} if staged else {"inline": to_base64(sealed)}
     document = {
         "type": "upload.requested",
         "upload_id": upload_id,
         "project": project,
         "key": key,
         "requested_at": now(),
-        "sealed_key": {"intake_key": "main", "ciphertext": b64(ciphertext)},
+        "sealed_key": {"intake_key": "main", "ciphertext": to_base64(ciphertext)},
         "body": body,
     }
     return Upload(document, sealed, upload_id, transport_key)
@@ -82,7 +75,7 @@ def enroll(deployment: Deployment, project: str, **more: Any) -> dict[str, Any]:
         "request_id": request_id,
         "project": project,
         "requested_at": now(),
-        "sealed_kek": {"intake_key": "main", "ciphertext": b64(ciphertext)},
+        "sealed_kek": {"intake_key": "main", "ciphertext": to_base64(ciphertext)},
         **more,
     }
 
@@ -98,7 +91,7 @@ def rotation(deployment: Deployment, project: str, api_key: str, **more: Any) ->
         "rotation_id": rotation_id,
         "project": project,
         "requested_at": now(),
-        "sealed_kek": {"intake_key": "main", "ciphertext": b64(ciphertext)},
+        "sealed_kek": {"intake_key": "main", "ciphertext": to_base64(ciphertext)},
         **more,
     }
 

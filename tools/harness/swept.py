@@ -8,7 +8,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from keyturn import topology
-from keyturn.crypto import b64
+from keyturn.crypto import to_base64
 from tools.harness import requests as rq
 from tools.harness.canaries import MARKER
 from tools.harness.scene import Scene, told
@@ -26,7 +26,7 @@ _SHOWN_LINES = 60
 
 def master_keys(masters: dict[str, bytes]) -> str:
     """The setting that holds these."""
-    return json.dumps({name: b64(master) for name, master in masters.items()})
+    return json.dumps({name: to_base64(master) for name, master in masters.items()})
 
 
 def sweep_of_all(**more: Any) -> dict[str, Any]:

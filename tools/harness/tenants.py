@@ -18,7 +18,6 @@ from keyturn.crypto import (
     BODY_CONTEXT,
     SealError,
     admin_kek,
-    b64,
     kek_id,
     kek_info,
     new_api_key,
@@ -27,11 +26,12 @@ from keyturn.crypto import (
     open_tombstone,
     record_kek,
     seal,
+    to_base64,
     unwrap_dek,
     user_kek,
     wrap_dek,
 )
-from keyturn.identifiers import keyring_s3_key, object_s3_key, sweep_folder
+from keyturn.identifiers import keyring_s3_key, object_s3_key, sweep_prefix
 from tools.harness import reader
 from tools.harness import requests as rq
 from tools.harness.canaries import MARKER
@@ -95,7 +95,7 @@ class Tenant:
             "rotation_id": rotation_id,
             "project": self.project,
             "requested_at": rq.now(),
-            "sealed_kek": {"intake_key": "main", "ciphertext": b64(ciphertext)},
+            "sealed_kek": {"intake_key": "main", "ciphertext": to_base64(ciphertext)},
             **more,
         }
 
@@ -121,7 +121,7 @@ class Tenant:
             "enc-dek-admin": (admin, "admin"),
         }
         metadata = {
-            name: b64(
+            name: to_base64(
                 wrap_dek(
                     kek,
                     role,
@@ -270,7 +270,7 @@ class Tenant:
     def plan(self, sweep_id: str, project: str | None = None) -> dict[str, Any] | None:
         """A sweep's record, or None."""
         project = project or self.project
-        return self._record(f"{sweep_folder(sweep_id, project)}sweep.json", project)
+        return self._record(f"{sweep_prefix(sweep_id, project)}sweep.json", project)
 
     def _record(self, key: str, project: str) -> dict[str, Any] | None:
         if key not in reader.keys(self.deployment, key):
@@ -283,7 +283,7 @@ class Tenant:
 
     def left(self, sweep_id: str) -> list[str]:
         """Records of a sweep that should be gone once its end is told."""
-        folder = sweep_folder(sweep_id, self.project)
+        folder = sweep_prefix(sweep_id, self.project)
         leftovers = (f"{folder}results/", f"{folder}tags/", f".keyturn/sweeps/_running/{sweep_id}/")
         everything = reader.keys(self.deployment, ".keyturn/sweeps/")
         return [key for key in everything if key.startswith(leftovers)]

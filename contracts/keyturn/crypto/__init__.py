@@ -14,7 +14,7 @@ It must never read a setting, a clock, a file or the network, and never log. Its
 effect is to draw random bytes from the system.
 """
 
-from keyturn.crypto.base64 import b64, b64_checked, b64_decode
+from keyturn.crypto.base64 import from_base64, to_base64, validate_base64
 from keyturn.crypto.cobblestone import (
     CHUNK_BYTES,
     COMMITMENT_BYTES,
@@ -98,11 +98,9 @@ __all__ = [
     "V0Opener",
     "VerifyKey",
     "admin_kek",
-    "b64",
-    "b64_checked",
-    "b64_decode",
     "check_api_key",
     "commits_to",
+    "from_base64",
     "kek_id",
     "kek_info",
     "new_api_key",
@@ -116,6 +114,7 @@ __all__ = [
     "seal_record",
     "seal_tombstone",
     "sealed_size",
+    "to_base64",
     "transport_context",
     "unwrap_dek",
     "upload_info",
@@ -126,5 +125,6 @@ __all__ = [
     "v0_seal",
     "v0_unwrap_dek",
     "v0_user_kek",
+    "validate_base64",
     "wrap_dek",
 ]

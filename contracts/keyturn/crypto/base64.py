@@ -1,45 +1,45 @@
 """Standard base64 with padding, read strictly (SPEC, preamble and 6.3).
 
-One byte string has one spelling: what two readers would decode differently, or what
-decodes to the same bytes as another text, is refused. An attacker cannot vary a
-message that was signed or remembered without its bytes changing.
-It must never put the text it refuses into an error, since that may be a sealed key.
+Each byte string has exactly one spelling. A text that two readers could decode differently,
+or that decodes to the same bytes as another one, is refused: so nobody can vary a signed or
+remembered message without changing its bytes.
+It must never put a refused text into an error, since it may be a sealed key.
 """
 
 import binascii
 
 
-def b64(data: bytes) -> str:
+def to_base64(data: bytes) -> str:
     """Return `data` in standard base64 with padding, without line breaks."""
     return binascii.b2a_base64(data, newline=False).decode("ascii")
 
 
-class B64Text(str):
-    """A text that was found to be base64, and carries its bytes; made by `b64_checked` alone."""
+class Base64Text(str):
+    """A text that is valid base64 and carries its bytes. Made by `validate_base64` only."""
 
     __slots__ = ("data",)
     data: bytes
 
 
-def b64_checked(text: str) -> B64Text:
-    """Return the text itself with its bytes, so that `b64_decode` need not read it again.
+def validate_base64(text: str) -> Base64Text:
+    """Return the text with its bytes attached, so that `from_base64` need not decode it again.
 
     Raises:
-        ValueError: as `b64_decode`.
+        ValueError: as `from_base64`.
     """
-    checked = B64Text(text)
-    checked.data = b64_decode(text)
+    checked = Base64Text(text)
+    checked.data = from_base64(text)
     return checked
 
 
-def b64_decode(text: str) -> bytes:
+def from_base64(text: str) -> bytes:
     """Return the bytes that `text` spells.
 
     Raises:
         ValueError: `text` holds a character outside the standard alphabet (white space too),
             is not padded to a multiple of four, or sets bits that no byte uses.
     """
-    if isinstance(text, B64Text):
+    if isinstance(text, Base64Text):
         return text.data
     try:
         data = binascii.a2b_base64(text, strict_mode=True)

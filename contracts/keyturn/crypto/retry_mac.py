@@ -8,7 +8,7 @@ another publisher's identical bytes, or to another queue, it does not verify.
 import hmac
 from dataclasses import dataclass
 
-from keyturn.crypto.base64 import b64, b64_decode
+from keyturn.crypto.base64 import from_base64, to_base64
 from keyturn.crypto.keys import Secret
 from keyturn.crypto.labels import label
 from keyturn.errors import SignatureError
@@ -43,7 +43,7 @@ class RetryKey:
         Raises:
             ValueError: a part of the note holds a zero byte.
         """
-        return b64(self._digest(deployment, note))
+        return to_base64(self._digest(deployment, note))
 
     def verify(self, deployment: str, note: RetryNote, mac_b64: str) -> None:
         """Return where a holder of this key made the note, in constant time.
@@ -52,7 +52,7 @@ class RetryKey:
             SignatureError: it did not, or the MAC is not base64.
         """
         try:
-            given, expected = b64_decode(mac_b64), self._digest(deployment, note)
+            given, expected = from_base64(mac_b64), self._digest(deployment, note)
         except ValueError as exc:
             raise SignatureError from exc
         if not hmac.compare_digest(given, expected):

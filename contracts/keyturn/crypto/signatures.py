@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from keyturn.crypto.base64 import b64, b64_decode
+from keyturn.crypto.base64 import from_base64, to_base64
 from keyturn.crypto.keys import Secret
 from keyturn.crypto.labels import label
 from keyturn.crypto.retry_mac import RetryKey
@@ -51,11 +51,11 @@ class SigningKey:
 
     def sign_request(self, deployment: str, publisher: str, body: bytes) -> str:
         """Return the header `keyturn-signature` of a request, in base64 (SPEC 6.3)."""
-        return b64(self._key.sign(_request(deployment, publisher) + body))
+        return to_base64(self._key.sign(_request(deployment, publisher) + body))
 
     def sign_event(self, deployment: str, body: bytes) -> str:
         """Return the header `keyturn-signature` of an event, in base64 (SPEC 6.7)."""
-        return b64(self._key.sign(_event(deployment) + body))
+        return to_base64(self._key.sign(_event(deployment) + body))
 
     def retry_key(self) -> RetryKey:
         """Return the key of the notes on retries, out of this event key's seed (SPEC 6.3)."""
@@ -105,7 +105,7 @@ class VerifyKey:
             SignatureError: it did not, or the signature is not 64 bytes in base64.
         """
         try:
-            self._key.verify(b64_decode(signature_b64), _request(deployment, publisher) + body)
+            self._key.verify(from_base64(signature_b64), _request(deployment, publisher) + body)
         # ValueError: no base64, or a publisher's name that no label can hold.
         except (InvalidSignature, ValueError) as exc:
             raise SignatureError from exc
@@ -117,7 +117,7 @@ class VerifyKey:
             SignatureError: it did not, or the signature is not 64 bytes in base64.
         """
         try:
-            self._key.verify(b64_decode(signature_b64), _event(deployment) + body)
+            self._key.verify(from_base64(signature_b64), _event(deployment) + body)
         except (InvalidSignature, ValueError) as exc:
             raise SignatureError from exc
 

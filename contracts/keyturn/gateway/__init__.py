@@ -15,26 +15,26 @@ gateway has authenticated what it sends, so what vouches for it on the way here 
 """
 
 from keyturn.errors import (
-    AnswerLostError,
-    BodyCutError,
     GatewayError,
     GatewayUnavailableError,
+    IncompleteBodyError,
+    ResponseLostError,
     UnencryptedGatewayWarning,
-    UnexpectedAnswerError,
+    UnexpectedResponseError,
 )
-from keyturn.gateway.client import Client, Uploaded
+from keyturn.gateway.client import Client, UploadReceipt
 from keyturn.gateway.object_stream import OpenObject
 from keyturn.gateway.responses import ObjectInfo
 
 __all__ = [
-    "AnswerLostError",
-    "BodyCutError",
     "Client",
     "GatewayError",
     "GatewayUnavailableError",
+    "IncompleteBodyError",
     "ObjectInfo",
     "OpenObject",
+    "ResponseLostError",
     "UnencryptedGatewayWarning",
-    "UnexpectedAnswerError",
-    "Uploaded",
+    "UnexpectedResponseError",
+    "UploadReceipt",
 ]

@@ -23,27 +23,27 @@ from pydantic import SecretStr
 
 from keyturn.crypto import check_api_key
 from keyturn.errors import (
-    AnswerLostError,
     GatewayUnavailableError,
     MalformedRequestError,
+    ResponseLostError,
     UnencryptedGatewayWarning,
-    UnexpectedAnswerError,
+    UnexpectedResponseError,
 )
 from keyturn.gateway.object_stream import OpenObject
-from keyturn.gateway.request_body import Sending
+from keyturn.gateway.request_body import RequestBody
 from keyturn.gateway.responses import (
     META_PREFIX,
+    ByteRange,
     ObjectInfo,
-    Span,
-    document,
-    info_of,
-    lengths,
-    refusal,
-    storage_refusal,
+    content_lengths,
+    json_object,
+    object_info,
+    response_error,
+    storage_response_error,
 )
 from keyturn.gateway.transport import MAX_CONNECTIONS, Transport, is_unencrypted
-from keyturn.identifiers import check_key, is_project, is_uuid
-from keyturn.metadata import caller_to_wire, check_content_type
+from keyturn.identifiers import check_object_key, is_project, is_uuid
+from keyturn.metadata import check_content_type, encode_caller_metadata
 from keyturn.publisher.body_source import Body
 from keyturn.publisher.requests import ApiKey
 
@@ -54,12 +54,12 @@ _CALLER: Final = 3  # frames up to whoever enters `connect`: its own, and contex
 CONNECT_TIMEOUT_S: Final = 10.0
 IDLE_TIMEOUT_S: Final = 60.0
 _UNRESERVED: Final = "/-_.~"
-_WHOLE: Final = Span(0, None)
+_WHOLE: Final = ByteRange(0, None)
 _OK, _CREATED, _ACCEPTED, _PARTIAL, _REDIRECT = 200, 201, 202, 206, 307
 
 
 @dataclass(frozen=True, slots=True)
-class Uploaded:
+class UploadReceipt:
     """An upload that the gateway has taken on.
 
     Args:
@@ -150,14 +150,14 @@ class Client:
             GatewayError: the gateway cannot be reached, or its answer is none.
         """
         try:
-            span = Span(start, length)
+            span = ByteRange(start, length)
         except ValueError as exc:
             raise MalformedRequestError(str(exc)) from exc
         async with self._object("GET", project, key, span) as (answer, by_storage):
-            size_bytes, length_bytes = lengths(
+            size_bytes, length_bytes = content_lengths(
                 answer.status, answer.headers, span, by_storage=by_storage
             )
-            info = info_of(size_bytes, answer.headers, by_storage=by_storage)
+            info = object_info(size_bytes, answer.headers, by_storage=by_storage)
             yield OpenObject(info, length_bytes, answer)
 
     async def stat(self, project: str, key: str) -> ObjectInfo:
@@ -173,8 +173,10 @@ class Client:
                 mean several codes: an answer to HEAD has no body that would tell.
         """
         async with self._object("HEAD", project, key, _WHOLE) as (answer, by_storage):
-            size_bytes, _ = lengths(answer.status, answer.headers, _WHOLE, by_storage=by_storage)
-            return info_of(size_bytes, answer.headers, by_storage=by_storage)
+            size_bytes, _ = content_lengths(
+                answer.status, answer.headers, _WHOLE, by_storage=by_storage
+            )
+            return object_info(size_bytes, answer.headers, by_storage=by_storage)
 
     async def upload(
         self,
@@ -185,7 +187,7 @@ class Client:
         content_type: str | None = None,
         metadata: Mapping[str, str] | None = None,
         wait_s: int | None = None,
-    ) -> Uploaded:
+    ) -> UploadReceipt:
         """Hand in one object. It is sent once: the gateway gives each request an id of its own.
 
         Args:
@@ -202,25 +204,25 @@ class Client:
             AlreadyExistsError: the key holds another object; told only while waiting.
             CodedError: what else the gateway refuses with.
             GatewayUnavailableError: it cannot be reached; nothing was sent.
-            AnswerLostError: the object may be stored, or may not; look with `stat`.
-            UnexpectedAnswerError: as that, where its status is 500 or more.
+            ResponseLostError: the object may be stored, or may not; look with `stat`.
+            UnexpectedResponseError: as that, where its status is 500 or more.
         """
         if wait_s is not None and wait_s < 1:
             raise MalformedRequestError("wait_s is 1 or more")
         headers = {} if wait_s is None else {"Prefer": f"wait={wait_s}"}
         if content_type:
             headers["Content-Type"] = check_content_type(content_type)
-        for name, value in caller_to_wire(metadata or {}).items():
+        for name, value in encode_caller_metadata(metadata or {}).items():
             headers[META_PREFIX + name] = value
         status, told = await self._send(
             "PUT",
             _object_path(project, key),
             headers,
-            Sending(body),
+            RequestBody(body),
             (_CREATED, _ACCEPTED),
             wait_s or 0,
         )
-        return Uploaded(_told_id(status, told, "upload_id"), stored=status == _CREATED)
+        return UploadReceipt(_told_id(status, told, "upload_id"), stored=status == _CREATED)
 
     async def rotate(self, project: str, new_api_key: ApiKey) -> str:
         """Ask for the project's key to be turned; return the rotation's id.
@@ -237,15 +239,15 @@ class Client:
             UnauthorizedError: not the project's current API key, or no such project.
             CodedError: what else the gateway refuses with.
             GatewayUnavailableError: it cannot be reached; nothing was sent.
-            AnswerLostError: the new API key may be in force soon, or may not: keep both.
-            UnexpectedAnswerError: as that, where its status is 500 or more.
+            ResponseLostError: the new API key may be in force soon, or may not: keep both.
+            UnexpectedResponseError: as that, where its status is 500 or more.
         """
         secret = _checked_api_key(new_api_key)
         status, told = await self._send(
             "POST",
             f"{_project_path(project)}/rotations",
             {"Content-Type": "application/json"},
-            Sending(orjson.dumps({"api_key": secret.get_secret_value()})),
+            RequestBody(orjson.dumps({"api_key": secret.get_secret_value()})),
             (_ACCEPTED,),
             secret=secret,
         )
@@ -270,16 +272,16 @@ class Client:
                 raise GatewayUnavailableError("the gateway's answer was cut")
             if answer.status != _OK:
                 raise self._refusal(answer, body)
-            told = document(body)
+            told = json_object(body)
         finally:
             answer.close()
         if told.get("rotation_id") != rotation_id or not isinstance(told.get("state"), str):
-            raise UnexpectedAnswerError("the answer tells of no rotation", status=_OK)
+            raise UnexpectedResponseError("the answer tells of no rotation", status=_OK)
         return told
 
     @asynccontextmanager
     async def _object(
-        self, method: str, project: str, key: str, span: Span
+        self, method: str, project: str, key: str, span: ByteRange
     ) -> "AsyncIterator[tuple[aiohttp.ClientResponse, bool]]":
         """The answer about an object, and whether it is the storage's own (SPEC 9.3)."""
         headers = {} if span.is_whole else {"Range": span.header}
@@ -292,7 +294,7 @@ class Client:
                 answer = onward
             if answer.status not in (_OK, _PARTIAL):
                 if by_storage:
-                    raise storage_refusal(answer.status)
+                    raise storage_response_error(answer.status)
                 raise await self._object_refusal(answer)
             yield answer, by_storage
         finally:
@@ -312,7 +314,7 @@ class Client:
         method: str,
         path: str,
         headers: dict[str, str],
-        sending: Sending,
+        sending: RequestBody,
         done: tuple[int, ...],
         wait_s: int = 0,
         *,
@@ -325,10 +327,10 @@ class Client:
         try:
             told = await self._transport.body_of(answer)
             if told is None:
-                raise AnswerLostError("the gateway's answer was cut")
+                raise ResponseLostError("the gateway's answer was cut")
             if answer.status not in done:
                 raise self._refusal(answer, told, secret)
-            return answer.status, document(told)
+            return answer.status, json_object(told)
         finally:
             answer.close()
 
@@ -337,7 +339,7 @@ class Client:
     ) -> Exception:
         held = (self._api_key, secret)
         secrets = tuple(one.get_secret_value() for one in held if one is not None)
-        return refusal(answer.status, answer.headers, body, secrets=secrets)
+        return response_error(answer.status, answer.headers, body, secrets=secrets)
 
 
 def _checked_api_key(api_key: ApiKey) -> SecretStr:
@@ -357,7 +359,7 @@ def _project_path(project: str) -> str:
 
 def _object_path(project: str, key: str) -> str:
     try:
-        check_key(key)
+        check_object_key(key)
     except ValueError as exc:
         raise MalformedRequestError(str(exc)) from exc
     return f"{_project_path(project)}/objects/{quote(key, safe=_UNRESERVED)}"
@@ -366,5 +368,5 @@ def _object_path(project: str, key: str) -> str:
 def _told_id(status: int, told: Mapping[str, Any], name: str) -> str:
     value = told.get(name)
     if not isinstance(value, str) or not is_uuid(value):
-        raise UnexpectedAnswerError(f"the answer tells no {name}", status=status)
+        raise UnexpectedResponseError(f"the answer tells no {name}", status=status)
     return value

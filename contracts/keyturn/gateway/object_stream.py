@@ -8,9 +8,9 @@ from collections.abc import AsyncGenerator, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from keyturn.errors import BodyCutError
+from keyturn.errors import IncompleteBodyError
 from keyturn.gateway.responses import ObjectInfo
-from keyturn.gateway.transport import piece_of
+from keyturn.gateway.transport import next_piece
 
 if TYPE_CHECKING:
     import aiohttp
@@ -64,12 +64,12 @@ class OpenObject:
         so far is a beginning.
 
         Raises:
-            BodyCutError: the body ended before its length, or stood still.
+            IncompleteBodyError: the body ended before its length, or stood still.
         """
         while self._left_bytes:
-            piece = await piece_of(self._answer)
+            piece = await next_piece(self._answer)
             if not piece:
-                raise BodyCutError("the body ended before its length")
+                raise IncompleteBodyError("the body ended before its length")
             self._left_bytes -= len(piece)
             yield piece
 
@@ -77,6 +77,6 @@ class OpenObject:
         """What is left of the body, all of it in memory.
 
         Raises:
-            BodyCutError: as `chunks`; nothing of it is returned then.
+            IncompleteBodyError: as `chunks`; nothing of it is returned then.
         """
         return b"".join([piece async for piece in self.chunks()])

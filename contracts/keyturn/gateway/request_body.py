@@ -12,7 +12,7 @@ from contextlib import aclosing, suppress
 from keyturn.publisher.body_source import Body, blocks
 
 
-class Sending:
+class RequestBody:
     """One body, to be sent once.
 
     Args:
@@ -30,7 +30,7 @@ class Sending:
             return {}
         return {"Content-Length": str(memoryview(self._body).nbytes)}
 
-    async def watched(
+    async def blocks_with_timeout(
         self, idle: asyncio.Timeout, idle_s: float, wait_s: float
     ) -> AsyncIterator[memoryview]:
         """The blocks in order; `idle` runs while one is taken, and at the end `wait_s` longer."""

@@ -19,10 +19,10 @@ from keyturn.errors import (
     CodedError,
     GatewayError,
     StorageUnavailableError,
-    UnexpectedAnswerError,
+    UnexpectedResponseError,
     all_errors,
 )
-from keyturn.metadata import caller_from_wire
+from keyturn.metadata import decode_caller_metadata
 
 META_PREFIX: Final = "x-keyturn-meta-"
 PROBLEM_TYPE: Final = "application/problem+json"
@@ -44,7 +44,7 @@ _BY_STATUS: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class ByteRange:
     """The part of an object that is asked for.
 
     Args:
@@ -77,7 +77,7 @@ class Span:
         last = "" if self.length is None else self.start + self.length - 1
         return f"bytes={self.start}-{last}"
 
-    def within(self, size_bytes: int) -> tuple[int, int]:
+    def bounds(self, size_bytes: int) -> tuple[int, int]:
         """The first and the last byte that an object of this size has of it."""
         if self.start < 0:
             return max(0, size_bytes + self.start), size_bytes - 1
@@ -105,38 +105,38 @@ class ObjectInfo:
     last_modified: datetime | None
 
 
-def lengths(
-    status: int, headers: Mapping[str, str], span: Span, *, by_storage: bool
+def content_lengths(
+    status: int, headers: Mapping[str, str], span: ByteRange, *, by_storage: bool
 ) -> tuple[int, int]:
     """The whole object's size and the length of what comes of it, both in bytes.
 
     Raises:
-        UnexpectedAnswerError: not the answer to this question, or its length is not told.
+        UnexpectedResponseError: not the answer to this question, or its length is not told.
     """
     if headers.get("Content-Encoding", "identity") != "identity" and not by_storage:
         # Not the object's bytes any more, and of another length than theirs. The storage
         # tells what a plaintext object was stored with, and encodes nothing.
-        raise UnexpectedAnswerError("the answer is encoded on its way", status=status)
+        raise UnexpectedResponseError("the answer is encoded on its way", status=status)
     length = _CONTENT_LENGTH.fullmatch(headers.get("Content-Length", ""))
     if length is None:
-        raise UnexpectedAnswerError("the answer tells no length", status=status)
+        raise UnexpectedResponseError("the answer tells no length", status=status)
     length_bytes = int(length[1])
     if span.is_whole:
         if status != _OK:
-            raise UnexpectedAnswerError(f"the whole object was answered {status}", status=status)
+            raise UnexpectedResponseError(f"the whole object was answered {status}", status=status)
         return length_bytes, length_bytes
     if status != _PARTIAL:
-        raise UnexpectedAnswerError("the range was ignored", status=status)
+        raise UnexpectedResponseError("the range was ignored", status=status)
     told = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", ""))
     if told is None:
-        raise UnexpectedAnswerError("the answer tells no range", status=status)
+        raise UnexpectedResponseError("the answer tells no range", status=status)
     first, last, size_bytes = (int(number) for number in told.groups())
-    if (first, last) != span.within(size_bytes) or length_bytes != last - first + 1:
-        raise UnexpectedAnswerError("the answer is another range", status=status)
+    if (first, last) != span.bounds(size_bytes) or length_bytes != last - first + 1:
+        raise UnexpectedResponseError("the answer is another range", status=status)
     return size_bytes, length_bytes
 
 
-def info_of(size_bytes: int, headers: Mapping[str, str], *, by_storage: bool) -> ObjectInfo:
+def object_info(size_bytes: int, headers: Mapping[str, str], *, by_storage: bool) -> ObjectInfo:
     """What the headers of an object's answer tell; the storage's own of a plaintext object."""
     prefix = _STORAGE_META_PREFIX if by_storage else META_PREFIX
     lowered = {name.lower(): value for name, value in headers.items()}
@@ -144,7 +144,7 @@ def info_of(size_bytes: int, headers: Mapping[str, str], *, by_storage: bool) ->
     return ObjectInfo(
         size_bytes=size_bytes,
         content_type=lowered.get("content-type"),
-        metadata=caller_from_wire(wire),
+        metadata=decode_caller_metadata(wire),
         etag=lowered.get("etag"),
         last_modified=_http_date(lowered.get("last-modified", "")),
     )
@@ -162,7 +162,7 @@ def redirect_target(headers: Mapping[str, str]) -> str:
     """Where a plaintext object is read instead: a whole http or https URL (SPEC 9.3).
 
     Raises:
-        UnexpectedAnswerError: anything else.
+        UnexpectedResponseError: anything else.
     """
     target = headers.get("Location", "")
     try:
@@ -171,11 +171,11 @@ def redirect_target(headers: Mapping[str, str]) -> str:
     except ValueError:
         fine = False
     if not fine or not target.isascii() or not target.isprintable() or " " in target:
-        raise UnexpectedAnswerError("redirected to what is no http or https address", status=307)
+        raise UnexpectedResponseError("redirected to what is no http or https address", status=307)
     return target
 
 
-def refusal(
+def response_error(
     status: int, headers: Mapping[str, str], body: bytes | None, *, secrets: tuple[str, ...]
 ) -> CodedError | GatewayError:
     """The error that the gateway's answer stands for.
@@ -192,7 +192,7 @@ def refusal(
     if body is None and content_type in ("", PROBLEM_TYPE):
         code = _BY_STATUS.get(status)
     elif body is not None and content_type == PROBLEM_TYPE:
-        problem = document(body)
+        problem = json_object(body)
         code, detail = problem.get("code"), problem.get("detail")
     else:
         return _foreign(status)
@@ -200,7 +200,7 @@ def refusal(
     return _foreign(status) if error is None else error(_told(detail, secrets))
 
 
-def storage_refusal(status: int) -> CodedError | GatewayError:
+def storage_response_error(status: int) -> CodedError | GatewayError:
     """The error that the storage's answer to a presigned request stands for."""
     if status >= _SERVER_ERROR:
         return StorageUnavailableError(f"the storage answered {status}")
@@ -208,11 +208,11 @@ def storage_refusal(status: int) -> CodedError | GatewayError:
     # Not 401: that would be the presigned address's fault, not the API key's.
     if code in ("not_found", "range_not_satisfiable"):
         return all_errors()[code]()
-    return UnexpectedAnswerError(f"the storage answered {status}", status=status)
+    return UnexpectedResponseError(f"the storage answered {status}", status=status)
 
 
-def _foreign(status: int) -> UnexpectedAnswerError:
-    return UnexpectedAnswerError(f"answered {status} without a code of Keyturn", status=status)
+def _foreign(status: int) -> UnexpectedResponseError:
+    return UnexpectedResponseError(f"answered {status} without a code of Keyturn", status=status)
 
 
 def _told(detail: object, secrets: tuple[str, ...]) -> str:
@@ -223,7 +223,7 @@ def _told(detail: object, secrets: tuple[str, ...]) -> str:
     return detail[:_DETAIL_MAX_CHARACTERS]
 
 
-def document(body: bytes) -> dict[str, Any]:
+def json_object(body: bytes) -> dict[str, Any]:
     """A JSON object; an empty one where the body is something else."""
     try:
         parsed = orjson.loads(body)

@@ -21,13 +21,13 @@ from urllib.parse import urlsplit
 from pydantic import SecretStr
 
 from keyturn.errors import (
-    AnswerLostError,
-    BodyCutError,
     GatewayUnavailableError,
+    IncompleteBodyError,
+    ResponseLostError,
     SettingsError,
     StorageUnavailableError,
 )
-from keyturn.gateway.request_body import Sending, reset
+from keyturn.gateway.request_body import RequestBody, reset
 from keyturn.gateway.responses import redirect_target
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ class Transport:
             headers: What is asked there.
 
         Raises:
-            UnexpectedAnswerError: it leads to no http or https address.
+            UnexpectedResponseError: it leads to no http or https address.
             StorageUnavailableError: nothing answers there.
         """
         onward = await self._get(answer.method, redirect_target(answer.headers), headers, None)
@@ -145,7 +145,7 @@ class Transport:
         path: str,
         headers: Mapping[str, str],
         api_key: SecretStr,
-        sending: Sending,
+        sending: RequestBody,
         *,
         wait_s: float = 0,
     ) -> "aiohttp.ClientResponse":
@@ -156,7 +156,7 @@ class Transport:
 
         Raises:
             GatewayUnavailableError: not even a connection was made.
-            AnswerLostError: there is no answer.
+            ResponseLostError: there is no answer.
             Exception: whatever the body's source raised, unchanged; nothing was stored.
         """
         answer = await self._put(method, self._base_url + path, headers, api_key, sending, wait_s)
@@ -168,7 +168,7 @@ class Transport:
             return answer
         if answer.unsent:
             raise GatewayUnavailableError(f"the gateway cannot be reached ({answer.reason})")
-        raise AnswerLostError(f"no answer came to what was sent ({answer.reason})")
+        raise ResponseLostError(f"no answer came to what was sent ({answer.reason})")
 
     async def body_of(self, answer: "aiohttp.ClientResponse") -> bytes | None:
         """A small answer's body, cut at 64 KiB; None where the connection failed."""
@@ -210,7 +210,7 @@ class Transport:
         url: str,
         headers: Mapping[str, str],
         api_key: SecretStr,
-        sending: Sending,
+        sending: RequestBody,
         wait_s: float,
     ) -> "aiohttp.ClientResponse | _Failure":
         import aiohttp  # noqa: PLC0415  # an extra of its own
@@ -225,7 +225,7 @@ class Transport:
                     method,
                     URL(url, encoded=True),
                     headers=_authorized({**headers, **sending.headers}, api_key),
-                    data=sending.watched(idle, self._idle_s, wait_s),
+                    data=sending.blocks_with_timeout(idle, self._idle_s, wait_s),
                     allow_redirects=False,
                     expect100=True,
                     timeout=limits,
@@ -280,15 +280,15 @@ def is_unencrypted(url: str) -> bool:
         return True
 
 
-async def piece_of(answer: "aiohttp.ClientResponse") -> bytes:
+async def next_piece(answer: "aiohttp.ClientResponse") -> bytes:
     """The next bytes of a body, as they came; none at its end.
 
     Raises:
-        BodyCutError: the connection ended before, or stood still.
+        IncompleteBodyError: the connection ended before, or stood still.
     """
     piece = await _settled(answer.content.readany())
     if isinstance(piece, _Failure):
-        raise BodyCutError(f"the body ended before its length ({piece.reason})")
+        raise IncompleteBodyError(f"the body ended before its length ({piece.reason})")
     return piece
 
 

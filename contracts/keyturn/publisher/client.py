@@ -16,7 +16,7 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from datetime import datetime
 from typing import Final, Self
 
-from keyturn.crypto import Sealer, b64, seal
+from keyturn.crypto import Sealer, seal, to_base64
 from keyturn.errors import BodyTooLargeError, NotDeliveredError, OutcomeUnknownError
 from keyturn.identifiers import staging_s3_key
 from keyturn.messages import (
@@ -32,8 +32,8 @@ from keyturn.publisher.body_source import Body, blocks, head
 from keyturn.publisher.connection import BrokerConnection, persistent_json
 from keyturn.publisher.event_matcher import RequestType
 from keyturn.publisher.event_stream import Verifier, follow
-from keyturn.publisher.event_waiter import Waiter
-from keyturn.publisher.pending_uploads import Unsettled
+from keyturn.publisher.event_waiter import EventWaiter
+from keyturn.publisher.pending_uploads import PendingUploads
 from keyturn.publisher.requests import (
     ApiKey,
     SignedRequest,
@@ -70,8 +70,8 @@ class Publisher:
         self._events_connection = events_connection
         self._staging = staging
         self._verifier = Verifier(settings.deployment, settings.event_public_key)
-        self._waiter = Waiter(events_connection, self._verifier, settings.publisher_name)
-        self._unsettled = Unsettled()
+        self._waiter = EventWaiter(events_connection, self._verifier, settings.publisher_name)
+        self._unsettled = PendingUploads()
 
     @classmethod
     @asynccontextmanager
@@ -222,7 +222,7 @@ class Publisher:
             first, whole = await head(source, INLINE_MAX_BYTES)
             if whole:
                 sealed = seal(draft.transport_key.reveal(), draft.context, first)
-                await self._publish(draft.with_body(InlineBody(inline=b64(sealed))))
+                await self._publish(draft.with_body(InlineBody(inline=to_base64(sealed))))
                 return upload_id
             staged = StagedBody(staged=Staged(size=await self._stage(draft, first, source)))
         await self._publish_staged(draft.with_body(staged), fresh=True)

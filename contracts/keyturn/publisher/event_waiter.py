@@ -155,7 +155,7 @@ class _Wait:
             self.future.set_result(parse_event(body))
 
 
-class Waiter:
+class EventWaiter:
     """Waits for events of requests.
 
     Args:

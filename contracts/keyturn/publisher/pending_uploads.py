@@ -13,7 +13,7 @@ from typing import Final
 
 from keyturn.messages import UploadRequested
 
-MAX_UNSETTLED: Final = 1024
+MAX_PENDING: Final = 1024
 MAX_AGE_S: Final = 24 * 3600.0
 
 
@@ -23,7 +23,7 @@ class _Sent:
     at_s: float
 
 
-class Unsettled:
+class PendingUploads:
     """What was sent without an answer, by upload id."""
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class Unsettled:
         again = before is not None and before.request.sealed_key == request.sealed_key
         at_s = before.at_s if before is not None and again else time.monotonic()
         self._sent[request.upload_id] = _Sent(request, at_s)
-        while len(self._sent) > MAX_UNSETTLED:
+        while len(self._sent) > MAX_PENDING:
             self._sent.popitem(last=False)
 
     def forget(self, upload_id: str) -> None:

@@ -23,7 +23,7 @@ from keyturn.crypto import (
     user_kek,
     v0_user_kek,
 )
-from keyturn.crypto import b64 as to_b64
+from keyturn.crypto import to_base64 as to_b64
 from keyturn.errors import MalformedRequestError
 from keyturn.identifiers import format_time
 from keyturn.messages import (

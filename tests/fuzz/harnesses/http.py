@@ -10,7 +10,7 @@ from typing import Final
 
 from starlette.datastructures import Headers
 
-from keyturn.identifiers import is_key
+from keyturn.identifiers import is_object_key
 from keyturn_workers.gateway.conditions import (
     CONDITIONS,
     evaluate,
@@ -45,7 +45,7 @@ def _path(raw_path: bytes) -> str:
     parse_project(raw_path)
     if key is None:
         return "no key"
-    check(is_key(key), "a key that SPEC 1 does not allow")
+    check(is_object_key(key), "a key that SPEC 1 does not allow")
     if project.isascii() and project.isalnum():
         again = parse_object_path(object_path(project, key).encode())
         check(again == (project, key), "a path that comes back as another")

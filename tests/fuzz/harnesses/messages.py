@@ -6,7 +6,7 @@ import json
 from typing import Any, Final
 
 from keyturn.errors import MalformedRequestError
-from keyturn.identifiers import check_key, is_key, parse_time
+from keyturn.identifiers import check_object_key, is_object_key, parse_time
 from keyturn.messages import encode, identity, parse_event, parse_request, rejection
 from keyturn_workers.sweep import messages as hints
 from tests.fuzz import documents, valid
@@ -43,8 +43,8 @@ def _check_names(data: bytes) -> None:
         text = data.decode("utf-8", "surrogatepass")
     except UnicodeDecodeError:
         text = data.decode("latin-1")
-    if is_key(text):
-        check(check_key(text) == text, "a key that is not itself")
+    if is_object_key(text):
+        check(check_object_key(text) == text, "a key that is not itself")
         check(len(text.encode()) <= 900, "a key that is too long")
     try:
         parse_time(text)

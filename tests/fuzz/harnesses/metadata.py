@@ -50,14 +50,17 @@ def run(data: bytes) -> str:
 
 
 def _check_callers(stored: dict[str, str]) -> None:
-    callers = metadata.caller_from_wire(stored)
+    callers = metadata.decode_caller_metadata(stored)
     check(all(not name.startswith("enc-") for name in callers), "an enc- name given to a caller")
     for name, value in callers.items():
         try:
-            wire = metadata.caller_to_wire({name: value})
+            wire = metadata.encode_caller_metadata({name: value})
         except MalformedRequestError:
             continue
-        check(metadata.caller_from_wire(wire) == {name: value}, "a value that comes back changed")
+        check(
+            metadata.decode_caller_metadata(wire) == {name: value},
+            "a value that comes back changed",
+        )
 
 
 def _seeds() -> list[bytes]:

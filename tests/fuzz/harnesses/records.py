@@ -9,7 +9,7 @@ import json
 from dataclasses import replace
 from typing import Any, Final
 
-from keyturn.crypto import Secret, b64, record_kek, seal_record
+from keyturn.crypto import Secret, record_kek, seal_record, to_base64
 from keyturn.errors import CodedError
 from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.keyring import sealed_records
@@ -53,7 +53,7 @@ with same_each_time():
     _RAW: Final = build_keyring(_RING, _MASTER_KEYS)
 _REST: Final = sealed_records.parse(_RAW, _KEY, "acme", _MASTER_KEYS)[1]
 _SECRETS: Final = tuple(
-    b64(kek.reveal())[:24] for kek in (*_RING.user_keks.values(), factories.V0_USER_KEK)
+    to_base64(kek.reveal())[:24] for kek in (*_RING.user_keks.values(), factories.V0_USER_KEK)
 )
 
 
@@ -81,7 +81,7 @@ def _raw(body: bytes) -> str:
 
 def _sealed(payload: bytes) -> bytes:
     sealed = seal_record(_RECORD_KEK, _KEY, payload)
-    outer = {"v": 1, "project": "acme", "master_key": "m1", "sealed": b64(sealed)}
+    outer = {"v": 1, "project": "acme", "master_key": "m1", "sealed": to_base64(sealed)}
     return json.dumps(outer).encode()
 
 

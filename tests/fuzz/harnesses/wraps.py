@@ -15,12 +15,12 @@ from keyturn.crypto import (
     SignatureError,
     SigningKey,
     VerifyKey,
-    b64,
-    b64_decode,
+    from_base64,
     open_record,
     open_tombstone,
     seal_record,
     seal_tombstone,
+    to_base64,
     unwrap_dek,
     upload_info,
     v0_seal,
@@ -145,10 +145,10 @@ def run(data: bytes) -> str:
 
 def _check_base64(text: str) -> None:
     try:
-        decoded = b64_decode(text)
+        decoded = from_base64(text)
     except ValueError:
         return
-    check(b64(decoded) == text, "bytes with two spellings")
+    check(to_base64(decoded) == text, "bytes with two spellings")
 
 
 def _seeds() -> list[bytes]:
@@ -156,7 +156,7 @@ def _seeds() -> list[bytes]:
     for number, (_, right, _holds) in enumerate(_OPENERS):
         found += [bytes([number, place]) + right for place in (0, 1)]
     found += [bytes([0, place]) + _WRAPS[place] for place in range(1, len(_PLACES))]
-    return [*found, bytes([0, 0]) + b64(_WRAP).encode()]
+    return [*found, bytes([0, 0]) + to_base64(_WRAP).encode()]
 
 
 HARNESS: Final = Harness("wraps", run, _seeds)

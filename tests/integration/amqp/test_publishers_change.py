@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from keyturn.crypto import SigningKey, b64
+from keyturn.crypto import SigningKey, to_base64
 from tools.harness import requests
 from tools.harness.deployment import Deployment
 from tools.harness.serving import Sent, fresh_amqp_url, served_by_a_worker
@@ -35,7 +35,7 @@ def _with(deployment: Deployment, *keys: SigningKey) -> str:
     """The deployment's publishers, and `later` with these keys."""
     publishers = json.loads(deployment.worker_env()["KEYTURN_PUBLISHERS"])
     if keys:
-        public = [b64(key.public_bytes) for key in keys]
+        public = [to_base64(key.public_bytes) for key in keys]
         publishers["later"] = {"keys": public, "may": ["upload.requested"], "projects": ["acme"]}
     return json.dumps(publishers)
 

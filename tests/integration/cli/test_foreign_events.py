@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from keyturn.crypto import SigningKey, VerifyKey, b64, new_api_key
+from keyturn.crypto import SigningKey, VerifyKey, new_api_key, to_base64
 from keyturn.messages import ProjectEnrolled, SweepCompleted, UploadRejected, UploadStored
 from keyturn.publisher import Publisher
 from keyturn.publisher.requests import new_id
@@ -34,7 +34,7 @@ def _worker_env(cli: Cli) -> dict[str, str]:
     """A worker for whom `mallory` may sweep bob, and nothing else."""
     env = cli.deployment.worker_env(**_FAST)
     publishers = json.loads(env["KEYTURN_PUBLISHERS"])
-    keys = [b64(_MALLORY.public_bytes)]
+    keys = [to_base64(_MALLORY.public_bytes)]
     publishers["mallory"] = {"keys": keys, "may": ["sweep.requested"], "projects": ["bob"]}
     return env | {"KEYTURN_PUBLISHERS": json.dumps(publishers)}
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import aio_pika
 import pytest
 
-from keyturn.crypto import b64_decode, kek_info, v0_user_kek
+from keyturn.crypto import from_base64, kek_info, v0_user_kek
 from keyturn.topology import queues
 from keyturn_workers.amqp.declarations import declare
 from tests.integration.cli.conftest import document
@@ -122,7 +122,7 @@ async def test_enrolment_takes_the_earlier_systems_objects_along(
     assert (sealed is not None) is keyed
     if keyed:
         info = kek_info("v0", request["request_id"], "acme")
-        kek = cli.deployment.intake.open(b64_decode(sealed["ciphertext"]), info)
+        kek = cli.deployment.intake.open(from_base64(sealed["ciphertext"]), info)
         assert kek == v0_user_kek(old_key, "old pepper").reveal()
 
 

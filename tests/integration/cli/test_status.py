@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from keyturn.crypto import b64, new_api_key
+from keyturn.crypto import new_api_key, to_base64
 from tests.integration.cli.conftest import Cli, cli_for, document
 from tools.harness import reader, requests
 from tools.harness.process import worker
@@ -54,7 +54,7 @@ async def _fill(running: Serving) -> None:
 async def test_a_rotation_then_a_new_master_key_until_the_old_one_may_be_dropped(
     broker: Servers, ceph: S3Server
 ) -> None:
-    held = {"m2": b64(os.urandom(32))}
+    held = {"m2": to_base64(os.urandom(32))}
     env = {"LEASE_S": "2", "KEYRING_CACHE_S": "0.5"}
     async with serving(broker, ceph, **env) as running:
         await _fill(running)
@@ -70,7 +70,7 @@ async def test_a_rotation_then_a_new_master_key_until_the_old_one_may_be_dropped
         assert not _verdict(told, "m1")["may_be_dropped"]
         deployment, bucket = running.deployment, running.deployment.bucket
         await running.process.terminate()
-    held["m1"] = b64(deployment.master_key)
+    held["m1"] = to_base64(deployment.master_key)
     env |= {"MASTER_KEYS": json.dumps(held), "ACTIVE_MASTER_KEY": "m2"}
     cli = Cli(deployment, cli.env | {f"KEYTURN_{name}": value for name, value in env.items()})
     client = reader.s3_client(deployment)

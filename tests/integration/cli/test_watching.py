@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from keyturn import topology
-from keyturn.crypto import b64_decode, kek_info, new_api_key, user_kek
+from keyturn.crypto import from_base64, kek_info, new_api_key, user_kek
 from keyturn.messages import (
     COUNT_FIELDS,
     Event,
@@ -120,7 +120,7 @@ async def test_ctrl_c_leaves_a_rotation_running_and_says_how_to_pick_it_up(
     assert (process.returncode, out) == (130, b"")
     assert err.decode().endswith(f"keyturn status {rotation_id} --project acme --watch\n")
     info = kek_info("rotation", rotation_id, "acme")
-    kek = cli.deployment.intake.open(b64_decode(request.sealed_kek.ciphertext), info)
+    kek = cli.deployment.intake.open(from_base64(request.sealed_kek.ciphertext), info)
     assert kek == user_kek(key, "acme").reveal()
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from keyturn.crypto import admin_kek, b64, seal_tombstone
+from keyturn.crypto import admin_kek, seal_tombstone, to_base64
 from keyturn.identifiers import parse_time
 from keyturn.topology import BODY_DROPPED_HEADER
 from tools.harness import requests
@@ -74,7 +74,7 @@ async def test_told_after_two_leases(served: Serving, bucket: Bucket) -> None:
     bucket.put_made("acme", bucket.made("acme", "object"))
     bucket.put("acme/plain", b"somebody's", {"author": "kim"})
     kek = admin_kek(served.deployment.master_key, "acme")
-    elsewhere = b64(seal_tombstone(kek, "acme", "another key", requests.now()))
+    elsewhere = to_base64(seal_tombstone(kek, "acme", "another key", requests.now()))
     bucket.put("acme/forged", b"", {"enc-algo": "deleted", "enc-dek-admin": elsewhere})
     keys = ["object", "nothing", "plain", "forged", "reports/ü q3.pdf"]
     events = await asyncio.gather(*(deleted(served, key) for key in keys))

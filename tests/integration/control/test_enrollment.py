@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from keyturn.crypto import KekPurpose, Secret, admin_kek, b64, kek_id, kek_info, user_kek
+from keyturn.crypto import KekPurpose, Secret, admin_kek, kek_id, kek_info, to_base64, user_kek
 from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.keyring.model import Generation, Keyring, build_keyring
 from tools.harness import reader, requests
@@ -51,7 +51,7 @@ async def test_enrolled(served: Serving) -> None:
     assert event["generation"] == 1
     kek = user_kek(served.deployment.api_key, project).reveal()
     _, _, record = keyring(served, project)
-    assert b64(kek).encode() not in record
+    assert to_base64(kek).encode() not in record
     await served.serves_the_next(project)
 
 
@@ -154,7 +154,9 @@ async def test_objects_of_a_namesake(served: Serving) -> None:
 
 def sealed(served: Serving, document: Document, info: bytes, secret: bytes | None = None) -> str:
     kek = user_kek(served.deployment.api_key, document["project"]).reveal()
-    return b64(served.deployment.intake.public_key.seal(kek if secret is None else secret, info))
+    return to_base64(
+        served.deployment.intake.public_key.seal(kek if secret is None else secret, info)
+    )
 
 
 SEALED_FOR: dict[str, Callable[[Document], bytes]] = {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from keyturn.crypto import b64, kek_info, new_api_key, user_kek
+from keyturn.crypto import kek_info, new_api_key, to_base64, user_kek
 from keyturn.identifiers import keyring_s3_key
 from keyturn.topology import UNSIGNED_DEAD_QUEUE
 from tools.harness import reader, requests
@@ -43,7 +43,7 @@ def sealed(served: Serving, document: Document, info: bytes, secret: bytes | Non
     """Seal the request's KEK anew, for something else or with another secret."""
     kek = user_kek(new_api_key(), PROJECT).reveal() if secret is None else secret
     ciphertext = served.deployment.intake.public_key.seal(kek, info)
-    document["sealed_kek"] = {"intake_key": "main", "ciphertext": b64(ciphertext)}
+    document["sealed_kek"] = {"intake_key": "main", "ciphertext": to_base64(ciphertext)}
 
 
 async def refused(served: Serving, document: Document, code: str, detail: str = "") -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import aiohttp
 import pytest
 
-from keyturn.crypto import admin_kek, b64, seal_tombstone
+from keyturn.crypto import admin_kek, seal_tombstone, to_base64
 from keyturn.identifiers import keyring_s3_key, object_s3_key
 from tests.integration.gateway.scene import CHUNK, HEADER, OTHER_KEY, SEALED_CHUNK, plain
 from tools.harness.http import object_target
@@ -275,8 +275,12 @@ async def test_an_object_moved_elsewhere(scene: Scene, where: str) -> None:
 async def test_a_tombstone_is_not_found(scene: Scene) -> None:
     """One that opens and one that does not, with or without a body: readers see no object."""
     kek = admin_kek(scene.deployment.master_key, "acme")
-    true = b64(seal_tombstone(kek, "acme", "dead", "2026-11-24T10:00:00.000000Z"))
-    for sealed, body in ((true, b""), (b64(b"x" * 80), b""), (true, b"a body all the same")):
+    true = to_base64(seal_tombstone(kek, "acme", "dead", "2026-11-24T10:00:00.000000Z"))
+    for sealed, body in (
+        (true, b""),
+        (to_base64(b"x" * 80), b""),
+        (true, b"a body all the same"),
+    ):
         metadata = {"enc-algo": "deleted", "enc-dek-admin": sealed}
         scene.bucket.put("acme/dead", body, metadata)
         for headers in ({}, {"Range": "bytes=0-0"}, {"If-None-Match": "*"}):

@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from keyturn.crypto import b64, v0_admin_kek, v0_seal, v0_user_kek
+from keyturn.crypto import to_base64, v0_admin_kek, v0_seal, v0_user_kek
 from keyturn.identifiers import object_s3_key
 from tests.integration.gateway.conftest import reading
 from tests.integration.gateway.scene import CHUNK, plain
@@ -34,7 +34,9 @@ _SIZES = (0, 1, 3 * CHUNK)
 @pytest_asyncio.fixture(scope="module", loop_scope="module", autouse=True)
 async def _project(scene: Scene) -> None:
     kek = v0_user_kek(scene.deployment.api_key, "")
-    scene.bucket.put_keyring("mixed", plaintext="allowed", v0="allowed", v0_kek=b64(kek.reveal()))
+    scene.bucket.put_keyring(
+        "mixed", plaintext="allowed", v0="allowed", v0_kek=to_base64(kek.reveal())
+    )
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -84,7 +86,7 @@ def _put_v0(scene: Scene, plaintext: bytes, *, user: bool = True, admin: bool = 
     metadata = {"enc-algo": "AES-256-GCM"}
     for name, (there, kek) in wraps.items():
         if there:
-            metadata[name] = b64(v0_seal(kek.reveal(), dek))
+            metadata[name] = to_base64(v0_seal(kek.reveal(), dek))
     body = v0_seal(dek, plaintext)
     scene.bucket.put(object_s3_key("mixed", "v0"), body, metadata)
     return body

@@ -15,7 +15,7 @@ from keyturn.crypto import (
     IntakeKey,
     SigningKey,
     VerifyKey,
-    b64_decode,
+    from_base64,
     kek_info,
     open_sealed,
     transport_context,
@@ -217,7 +217,7 @@ def transport_key(request: UploadRequested) -> bytes:
     """The transport key, opened as a worker would."""
     assert request.sealed_key.intake_key == "main"
     info = upload_info(request.upload_id, request.project, request.key)
-    opened = INTAKE.open(b64_decode(request.sealed_key.ciphertext), info)
+    opened = INTAKE.open(from_base64(request.sealed_key.ciphertext), info)
     assert len(opened) == 32
     return opened
 
@@ -230,7 +230,7 @@ def opened_body(request: UploadRequested, sealed: bytes) -> bytes:
 def opened_kek(request: EnrollRequested, purpose: Any, ciphertext: str) -> bytes:
     """A KEK in an enrolment, opened as a worker would."""
     info = kek_info(purpose, request.request_id, request.project)
-    return INTAKE.open(b64_decode(ciphertext), info)
+    return INTAKE.open(from_base64(ciphertext), info)
 
 
 class Network:

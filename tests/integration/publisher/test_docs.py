@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from keyturn import topology
-from keyturn.crypto import b64
+from keyturn.crypto import to_base64
 from keyturn.messages import INLINE_MAX_BYTES, ProjectEnrolled, StagedBody
 from tests.integration.publisher.side import (
     EVENTS,
@@ -38,9 +38,9 @@ async def test_example_in_the_documentation_runs(
         "KEYTURN_DEPLOYMENT": "test",
         "KEYTURN_AMQP_URL": vhost_url,
         "KEYTURN_PUBLISHER_NAME": "billing",
-        "KEYTURN_PUBLISHER_KEY": b64(b"p" * 32),
-        "KEYTURN_INTAKE_PUBLIC_KEY": f"main:{b64(INTAKE.public_bytes)}",
-        "KEYTURN_EVENT_PUBLIC_KEY": b64(EVENTS.public_bytes),
+        "KEYTURN_PUBLISHER_KEY": to_base64(b"p" * 32),
+        "KEYTURN_INTAKE_PUBLIC_KEY": f"main:{to_base64(INTAKE.public_bytes)}",
+        "KEYTURN_EVENT_PUBLIC_KEY": to_base64(EVENTS.public_bytes),
         "ACME_API_KEY": "k" * 40,
         "REPORT": str(report),
         "PYTHONPATH": str(ROOT),

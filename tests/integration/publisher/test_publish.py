@@ -11,7 +11,7 @@ import aio_pika
 import pytest
 
 from keyturn import topology
-from keyturn.crypto import b64_decode, user_kek, v0_user_kek
+from keyturn.crypto import from_base64, user_kek, v0_user_kek
 from keyturn.errors import BodyTooLargeError, MalformedRequestError
 from keyturn.messages import INLINE_MAX_BYTES, EnrollRequested, InlineBody, UploadRequested
 from keyturn.publisher import (
@@ -40,7 +40,7 @@ API_KEY = "kt_" + "k" * 43
 
 def _inline(request: UploadRequested) -> bytes:
     assert isinstance(request.body, InlineBody)
-    return opened_body(request, b64_decode(request.body.inline))
+    return opened_body(request, from_base64(request.body.inline))
 
 
 async def test_upload_is_sealed_signed_and_carries_what_was_given(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from keyturn import topology
-from keyturn.crypto import SigningKey, b64_decode, kek_info, user_kek
+from keyturn.crypto import SigningKey, from_base64, kek_info, user_kek
 from keyturn.errors import MalformedRequestError
 from keyturn.messages import (
     COUNT_FIELDS,
@@ -85,7 +85,7 @@ async def test_a_rotation_reaches_the_control_queue_sealed(
     assert isinstance(request, RotationRequested)
     assert request.expected_generation == 3
     info = kek_info("rotation", rotation_id, "acme")
-    kek = INTAKE.open(b64_decode(request.sealed_kek.ciphertext), info)
+    kek = INTAKE.open(from_base64(request.sealed_kek.ciphertext), info)
     assert kek == user_kek(API_KEY, "acme", "pepper").reveal()
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import aio_pika
 import pytest
 
-from keyturn.crypto import Secret, b64, kek_id, record_kek, seal_record
+from keyturn.crypto import Secret, kek_id, record_kek, seal_record, to_base64
 from keyturn.identifiers import keyring_s3_key
 from tests.integration.sweep.scene import Project, Scene, counts
 from tools.harness import requests
@@ -38,7 +38,7 @@ def forged(project: Project) -> bytes:
     sealed_part = {
         "generation": project.generation,
         "kek_id": kek_id(ATTACKERS_KEK),
-        "kek": b64(ATTACKERS_KEK.reveal()),
+        "kek": to_base64(ATTACKERS_KEK.reveal()),
         "rotation_id": requests.new_id(),
         "requested_at": now,
         "at": now,
@@ -49,7 +49,7 @@ def forged(project: Project) -> bytes:
     }
     kek = record_kek(os.urandom(32), project.name)
     sealed = seal_record(kek, s3_key, json.dumps(sealed_part).encode())
-    record = {"v": 1, "project": project.name, "master_key": "m1", "sealed": b64(sealed)}
+    record = {"v": 1, "project": project.name, "master_key": "m1", "sealed": to_base64(sealed)}
     return json.dumps(record).encode()
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 
-from keyturn.crypto import b64
+from keyturn.crypto import to_base64
 from tests.integration.sweep.scene import WORKER_ENV, Project, Scene, counts
 from tools.harness import requests
 from tools.harness.deployment import Deployment
@@ -167,7 +167,7 @@ async def _served_without_the_old_one(
     scene: Scene, project: Project, plaintexts: dict[str, bytes]
 ) -> None:
     env = scene.deployment.worker_env(
-        **WORKER_ENV, MASTER_KEYS=json.dumps({"m2": b64(NEW[1])}), ACTIVE_MASTER_KEY="m2"
+        **WORKER_ENV, MASTER_KEYS=json.dumps({"m2": to_base64(NEW[1])}), ACTIVE_MASTER_KEY="m2"
     )
     async with worker(env) as process:
         now = Scene(Serving(scene.deployment, process, scene.wire))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from keyturn.crypto import b64, new_api_key, seal_tombstone
+from keyturn.crypto import new_api_key, seal_tombstone, to_base64
 from keyturn.identifiers import keyring_s3_key
 from tests.integration.sweep import v0
 from tests.integration.sweep.scene import Project, Scene, counts
@@ -49,7 +49,7 @@ def bad_objects(project: Project) -> dict[str, Made]:
     tombstone = project.made("bad/6", b"")
     sealed = seal_tombstone(project.admin_kek(), project.name, "another", requests.now())
     tombstone.body = b""
-    tombstone.metadata = {"enc-algo": "deleted", "enc-dek-admin": b64(sealed)}
+    tombstone.metadata = {"enc-algo": "deleted", "enc-dek-admin": to_base64(sealed)}
     plain = replace(project.made("bad/7"), metadata={}, body=b"never allowed here")
     return {
         "unknown_algorithm": unknown,
@@ -127,7 +127,7 @@ async def a_repair(scene: Scene) -> None:
     """
     project = await scene.enrolled("repair")
     lost = project.made("lost", b"under the old key alone")
-    lost.metadata["enc-dek-admin"] = b64(os.urandom(104))
+    lost.metadata["enc-dek-admin"] = to_base64(os.urandom(104))
     document = project.rotation()
     assert (await scene.told(document))["type"] == "rotation.accepted"
     project.bucket.put_made("repair", lost)

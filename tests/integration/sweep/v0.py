@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from keyturn.crypto import b64, kek_info, v0_admin_kek, v0_open, v0_seal, v0_user_kek
+from keyturn.crypto import kek_info, to_base64, v0_admin_kek, v0_open, v0_seal, v0_user_kek
 from tests.integration.sweep.scene import Project, Scene, counts
 from tools.harness import requests
 
@@ -20,7 +20,7 @@ ADMIN_KEK, USER_KEK = v0_admin_kek(MASTER_KEY), v0_user_kek(API_KEY, "")
 
 
 def v0_wrap(kek: Secret, dek: bytes) -> str:
-    return b64(v0_seal(kek.reveal(), dek))
+    return to_base64(v0_seal(kek.reveal(), dek))
 
 
 def put_v0(
@@ -47,7 +47,7 @@ def enrolment(scene: Scene, project: str) -> Document:
     document = requests.enroll(scene.deployment, project, v0="allowed", adopt=True)
     info = kek_info("v0", document["request_id"], project)
     ciphertext = scene.deployment.intake.public_key.seal(USER_KEK.reveal(), info)
-    return document | {"sealed_v0_kek": {"intake_key": "main", "ciphertext": b64(ciphertext)}}
+    return document | {"sealed_v0_kek": {"intake_key": "main", "ciphertext": to_base64(ciphertext)}}
 
 
 def opens(project: Project, key: str, plaintext: bytes) -> None:
@@ -107,7 +107,7 @@ async def migration(scene: Scene) -> None:
         assert scene.bucket.get(f"old/{key}")[0] == bodies[key]
     assert (project.keyring()["v0"], project.keyring()["v0_kek"]) == (
         "allowed",
-        b64(USER_KEK.reveal()),
+        to_base64(USER_KEK.reveal()),
     )
     for key in failed:
         scene.bucket.delete(f"old/{key}")

@@ -16,12 +16,12 @@ from keyturn.crypto import (
     SEALED_CHUNK_BYTES,
     Secret,
     admin_kek,
-    b64,
     kek_id,
     kek_info,
     seal,
     seal_tombstone,
     sealed_size,
+    to_base64,
     transport_context,
     upload_info,
     user_kek,
@@ -61,7 +61,7 @@ async def refused(served: Serving, sent: Upload, code: str, detail: str = "") ->
 def resealed(served: Serving, sent: Upload, info: bytes, secret: bytes | None = None) -> str:
     """The transport key of this upload, or another secret, sealed for something else."""
     secret = sent.transport_key if secret is None else secret
-    return b64(served.deployment.intake.public_key.seal(secret, info))
+    return to_base64(served.deployment.intake.public_key.seal(secret, info))
 
 
 SEALED_FOR: dict[str, Callable[[str, str], bytes]] = {
@@ -94,7 +94,7 @@ async def test_key_of_another_length(served: Serving, size_bytes: int) -> None:
 @pytest.mark.parametrize("ciphertext", [b"", b"short", bytes(1168)])
 async def test_key_that_is_no_ciphertext(served: Serving, ciphertext: bytes) -> None:
     sent = upload(served)
-    sent.document["sealed_key"]["ciphertext"] = b64(ciphertext)
+    sent.document["sealed_key"]["ciphertext"] = to_base64(ciphertext)
     await refused(served, sent, BAD_SEAL)
 
 
@@ -133,7 +133,7 @@ INLINE: dict[str, Callable[[Upload], bytes]] = {
 @pytest.mark.parametrize("name", INLINE)
 async def test_inline_body(served: Serving, name: str) -> None:
     sent = upload(served)
-    sent.document["body"]["inline"] = b64(INLINE[name](sent))
+    sent.document["body"]["inline"] = to_base64(INLINE[name](sent))
     await refused(served, sent, BAD_SEAL, "does not open for this upload")
 
 
@@ -220,7 +220,7 @@ async def test_staged_size_of_no_sealed_body(served: Serving, size_bytes: int) -
 def tombstone(served: Serving, key: str) -> dict[str, str]:
     kek = admin_kek(served.deployment.master_key, "acme")
     sealed = seal_tombstone(kek, "acme", key, requests.now())
-    return {"enc-algo": "deleted", "enc-dek-admin": b64(sealed)}
+    return {"enc-algo": "deleted", "enc-dek-admin": to_base64(sealed)}
 
 
 OCCUPIED: dict[str, tuple[Callable[[Serving, str], dict[str, str]], str]] = {

@@ -13,11 +13,11 @@ from keyturn.crypto import (
     BODY_CONTEXT,
     HEADER_BYTES,
     Secret,
-    b64,
     kek_id,
     new_dek,
     seal,
     seal_tombstone,
+    to_base64,
     v0_admin_kek,
     v0_seal,
 )
@@ -74,8 +74,8 @@ def v0_metadata(user: bytes | None, admin: bytes | None) -> dict[str, str]:
     """The metadata of the earlier system, with these DEKs under its two KEKs."""
     return {
         "enc-algo": "AES-256-GCM",
-        "enc-dek-user": "" if user is None else b64(v0_seal(V0_USER_KEK.reveal(), user)),
-        "enc-dek-admin": "" if admin is None else b64(v0_seal(V0_ADMIN_KEK.reveal(), admin)),
+        "enc-dek-user": "" if user is None else to_base64(v0_seal(V0_USER_KEK.reveal(), user)),
+        "enc-dek-admin": "" if admin is None else to_base64(v0_seal(V0_ADMIN_KEK.reveal(), admin)),
     }
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from keyturn.crypto import b64
+from keyturn.crypto import to_base64
 from keyturn.identifiers import object_s3_key
 from tools.bench.processes import printed, serving
 from tools.bench.rotation.world import MASTER_KEY
@@ -92,7 +92,7 @@ async def opened(
     deployment = world.deployment
     said = {
         **deployment.publisher_env(),
-        "KEYTURN_MASTER_KEYS": json.dumps({MASTER_KEY: b64(deployment.master_key)}),
+        "KEYTURN_MASTER_KEYS": json.dumps({MASTER_KEY: to_base64(deployment.master_key)}),
         "KEYTURN_GATEWAY_PORT": "0",
         "KEYTURN_LOG_FORMAT": "json",
         **{f"KEYTURN_{setting}": value for setting, value in env.items()},

@@ -12,7 +12,7 @@ import typer
 from pydantic import SecretStr
 
 from keyturn.crypto import user_kek
-from keyturn.identifiers import check_key, is_project
+from keyturn.identifiers import check_object_key, is_project
 from keyturn_workers.cli.settings import ApiKeySettings
 
 _MAX_FILE_BYTES: Final = 4096
@@ -33,7 +33,7 @@ def checked_key(value: str) -> str:
         typer.BadParameter: it does not.
     """
     try:
-        return check_key(value)
+        return check_object_key(value)
     except ValueError as exc:
         raise typer.BadParameter(f"malformed_request: {exc}") from exc
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from keyturn.errors import ArchivedObjectError, CodedError, StorageUnavailableError
-from keyturn.identifiers import OWN_PREFIX, is_key, is_project
+from keyturn.identifiers import OWN_PREFIX, is_object_key, is_project
 from keyturn_workers.cli.output import printable
 from keyturn_workers.errors import ArchivedError, MissingError, StorageAnswerError
 from keyturn_workers.objects.key_usage import find_key_usage
@@ -115,7 +115,7 @@ async def _look(
 ) -> Seen | None:
     """What one object stands under; None where it is gone since it was listed."""
     project, _, key = row.s3_key.partition("/")
-    if not is_project(project) or not is_key(key):
+    if not is_project(project) or not is_object_key(key):
         return Seen(project if is_project(project) else "", FOREIGN)
     try:
         if row.version_id is None:

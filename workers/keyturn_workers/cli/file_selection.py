@@ -14,7 +14,7 @@ from typing import Final
 
 import typer
 
-from keyturn.identifiers import check_key
+from keyturn.identifiers import check_object_key
 
 _ENCODINGS: Final = {"gzip": "application/gzip", "bzip2": "application/x-bzip2"}
 _UNKNOWN: Final = "application/octet-stream"
@@ -88,7 +88,7 @@ def _files(argument: Path, skipped: Callable[[str], None]) -> Iterator[tuple[Pat
 
 def _source(path: Path, key: str, content_type: str | None) -> Source:
     try:
-        check_key(key)
+        check_object_key(key)
         problem = None
     except ValueError as exc:
         problem = str(exc)

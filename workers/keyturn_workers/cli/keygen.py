@@ -11,7 +11,7 @@ from typing import Annotated, Final
 
 import typer
 
-from keyturn.crypto import IntakeKey, SigningKey, b64, new_api_key
+from keyturn.crypto import IntakeKey, SigningKey, new_api_key, to_base64
 from keyturn.identifiers import is_short_name
 from keyturn.settings import SEED_BYTES
 from keyturn_workers.cli.arguments import AsJson
@@ -45,16 +45,16 @@ def fresh_seed() -> bytes:
 
 def master_key_settings(name: str) -> dict[str, str]:
     """A master key under an id, as the settings of whoever opens everything."""
-    keys = json.dumps({name: b64(fresh_seed())})
+    keys = json.dumps({name: to_base64(fresh_seed())})
     return {"KEYTURN_MASTER_KEYS": keys, "KEYTURN_ACTIVE_MASTER_KEY": name}
 
 
 def intake_key_settings(name: str) -> tuple[dict[str, str], dict[str, str]]:
     """An intake key pair: the workers' settings, the publishers' settings."""
     seed = fresh_seed()
-    public = b64(IntakeKey.from_seed(seed).public_bytes)
+    public = to_base64(IntakeKey.from_seed(seed).public_bytes)
     return (
-        {"KEYTURN_INTAKE_KEYS": json.dumps({name: b64(seed)})},
+        {"KEYTURN_INTAKE_KEYS": json.dumps({name: to_base64(seed)})},
         {"KEYTURN_INTAKE_PUBLIC_KEY": f"{name}:{public}"},
     )
 
@@ -62,8 +62,8 @@ def intake_key_settings(name: str) -> tuple[dict[str, str], dict[str, str]]:
 def event_key_settings() -> tuple[dict[str, str], dict[str, str]]:
     """An event key pair: the workers' settings, the publishers' settings."""
     seed = fresh_seed()
-    public = b64(SigningKey.from_seed(seed).public_bytes)
-    return {"KEYTURN_EVENT_KEY": b64(seed)}, {"KEYTURN_EVENT_PUBLIC_KEY": public}
+    public = to_base64(SigningKey.from_seed(seed).public_bytes)
+    return {"KEYTURN_EVENT_KEY": to_base64(seed)}, {"KEYTURN_EVENT_PUBLIC_KEY": public}
 
 
 def publisher_key_settings(
@@ -71,9 +71,9 @@ def publisher_key_settings(
 ) -> tuple[dict[str, str], dict[str, str]]:
     """A publisher's key pair: the workers' settings (what it may do), its own settings."""
     seed = fresh_seed()
-    public = b64(SigningKey.from_seed(seed).public_bytes)
+    public = to_base64(SigningKey.from_seed(seed).public_bytes)
     grant = {name: {"keys": [public], "may": may, "projects": projects}}
-    own = {"KEYTURN_PUBLISHER_NAME": name, "KEYTURN_PUBLISHER_KEY": b64(seed)}
+    own = {"KEYTURN_PUBLISHER_NAME": name, "KEYTURN_PUBLISHER_KEY": to_base64(seed)}
     return {"KEYTURN_PUBLISHERS": json.dumps(grant)}, own
 
 

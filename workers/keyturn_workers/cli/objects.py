@@ -13,13 +13,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from keyturn import metadata as object_metadata
-from keyturn.crypto import (
-    HEADER_BYTES,
-    SALT_BYTES,
-    V0_OVERHEAD_BYTES,
-    ChunkError,
-    plaintext_size,
-)
+from keyturn.crypto import HEADER_BYTES, SALT_BYTES, V0_OVERHEAD_BYTES, ChunkError, plaintext_size
 from keyturn.errors import CorruptObjectError, NotFoundError, UnknownAlgorithmError
 from keyturn.identifiers import object_s3_key
 from keyturn.metadata import COBBLESTONE, Plaintext, Tombstone, V0Wraps, Wraps
@@ -179,5 +173,5 @@ def _report(head: ObjectHead, start: bytes) -> dict[str, Any]:
         "etag": head.etag,
         "modified": head.last_modified.isoformat(timespec="seconds"),
         "tags": head.tag_count,
-        "metadata": object_metadata.caller_from_wire(head.metadata),
+        "metadata": object_metadata.decode_caller_metadata(head.metadata),
     }

@@ -15,7 +15,7 @@ import typer
 
 from keyturn.errors import CodedError, MalformedRequestError, SettingsError
 from keyturn.messages import Event, Rejected
-from keyturn.metadata import caller_to_wire, check_content_type
+from keyturn.metadata import check_content_type, encode_caller_metadata
 from keyturn.publisher import OutcomeUnknownError, Publisher, PublisherError
 from keyturn.publisher.body_source import blocks
 from keyturn.publisher.requests import new_id
@@ -81,7 +81,7 @@ def _metadata(pairs: list[str]) -> dict[str, str]:
             raise typer.BadParameter("--metadata reads name=value")
         parsed[name] = value
     try:
-        caller_to_wire(parsed)
+        encode_caller_metadata(parsed)
     except MalformedRequestError as exc:
         raise typer.BadParameter(str(exc)) from exc
     return parsed

@@ -9,7 +9,7 @@ segments, `.` and `..`, control characters) is none. Nothing is ever resolved or
 from typing import Final
 from urllib.parse import quote, unquote_to_bytes
 
-from keyturn.identifiers import is_key
+from keyturn.identifiers import is_object_key
 
 _PROJECTS: Final = b"/v1/projects/"
 _OBJECTS: Final = b"/objects/"
@@ -24,7 +24,7 @@ def parse_object_path(raw_path: bytes) -> tuple[str, str | None]:
     """
     project, _, key = raw_path.removeprefix(_PROJECTS).partition(_OBJECTS)
     decoded = _text(key)
-    return _text(project) or "", decoded if decoded is not None and is_key(decoded) else None
+    return _text(project) or "", decoded if decoded is not None and is_object_key(decoded) else None
 
 
 def object_path(project: str, key: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from keyturn.errors import MalformedRequestError
-from keyturn.metadata import OWN_PREFIX, caller_to_wire
+from keyturn.metadata import OWN_PREFIX, encode_caller_metadata
 from keyturn_workers.gateway.conditions import format_http_date
 from keyturn_workers.gateway.object_reader import ObjectReader, Plaintext, content_modified_at
 from keyturn_workers.gateway.ranges import Span
@@ -67,7 +67,7 @@ def _sendable(value: str) -> str | None:
     if not value or _is_plain(value):
         return value
     try:
-        return caller_to_wire({"v": value})["v"]  # as the storage would have it: RFC 2047
+        return encode_caller_metadata({"v": value})["v"]  # as the storage would have it: RFC 2047
     except MalformedRequestError:
         return None
 

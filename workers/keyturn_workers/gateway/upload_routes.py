@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 
 from keyturn.errors import BodyTooLargeError, MalformedRequestError
 from keyturn.messages import Rejected, UploadStored
-from keyturn.metadata import CALLER_MAX_BYTES, caller_from_wire
+from keyturn.metadata import CALLER_MAX_BYTES, decode_caller_metadata
 from keyturn.publisher import (
     NotDeliveredError,
     OutcomeUnknownError,
@@ -174,7 +174,7 @@ def _metadata(headers: Headers) -> dict[str, str]:
         if short in told:
             raise MalformedRequestError("a metadata name stands twice")
         told[short] = _utf8(value)
-    return caller_from_wire(told) | {n: v for n, v in told.items() if n.startswith("enc-")}
+    return decode_caller_metadata(told) | {n: v for n, v in told.items() if n.startswith("enc-")}
 
 
 def _utf8(value: str) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
-from keyturn.crypto import Secret, admin_kek, b64, b64_decode, kek_id
+from keyturn.crypto import Secret, admin_kek, from_base64, kek_id, to_base64
 from keyturn.errors import CorruptObjectError
 from keyturn.identifiers import is_short_name, is_uuid, keyring_s3_key, parse_time
 from keyturn.messages import RequestOrigin
@@ -169,7 +169,7 @@ def _added_json(keyring: Keyring) -> dict[str, Any]:
 
 
 def _kek_json(kek: Secret | None) -> str | None:
-    return None if kek is None else b64(kek.reveal())
+    return None if kek is None else to_base64(kek.reveal())
 
 
 def _permission(*, allowed: bool) -> str:
@@ -253,7 +253,7 @@ def _entry(fields: Mapping[str, Any]) -> Generation:
 def _kek(value: str | None) -> Secret | None:
     if value is None:
         return None
-    decoded = b64_decode(value)
+    decoded = from_base64(value)
     if len(decoded) != _KEK_BYTES:
         raise ValueError("KEK length")
     return Secret(decoded)

@@ -12,11 +12,11 @@ from typing import Any, Final
 from keyturn.crypto import (
     SealError,
     Secret,
-    b64,
-    b64_decode,
+    from_base64,
     open_record,
     record_kek,
     seal_record,
+    to_base64,
 )
 from keyturn.errors import (
     CorruptObjectError,
@@ -59,7 +59,12 @@ def build(
     """
     kek = record_kek(require_master_key(master_keys, master_key), project)
     sealed = seal_record(kek, s3_key, json.dumps(rest).encode())
-    record = {"v": _VERSION, "project": project, "master_key": master_key, "sealed": b64(sealed)}
+    record = {
+        "v": _VERSION,
+        "project": project,
+        "master_key": master_key,
+        "sealed": to_base64(sealed),
+    }
     return json.dumps(record).encode()
 
 
@@ -92,7 +97,7 @@ def _outer(record: Mapping[str, Any], project: str) -> tuple[str, bytes]:
         raise ValueError("version or project")
     if not is_short_name(record["master_key"]):
         raise ValueError("master key")
-    return record["master_key"], b64_decode(record["sealed"])
+    return record["master_key"], from_base64(record["sealed"])
 
 
 async def reseal(

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from keyturn import metadata as object_metadata
-from keyturn.crypto import Role, Secret, b64, wrap_dek
+from keyturn.crypto import Role, Secret, to_base64, wrap_dek
 from keyturn.metadata import COBBLESTONE, DELETED, Wraps
 from keyturn_workers.keyring import DesiredState
 
@@ -55,4 +55,4 @@ def build_object_metadata(
 
 def build_tombstone_metadata(sealed: bytes) -> dict[str, str]:
     """All metadata of a tombstone, around the bytes of `seal_tombstone` (SPEC 8.7)."""
-    return {object_metadata.ALGO: DELETED, object_metadata.DEK_ADMIN: b64(sealed)}
+    return {object_metadata.ALGO: DELETED, object_metadata.DEK_ADMIN: to_base64(sealed)}

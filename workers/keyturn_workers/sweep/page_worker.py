@@ -16,7 +16,7 @@ from keyturn.errors import (
     ForeignObjectError,
     StorageUnavailableError,
 )
-from keyturn.identifiers import is_key, object_s3_key
+from keyturn.identifiers import is_object_key, object_s3_key
 from keyturn.metadata import OWN_PREFIX
 from keyturn_workers.errors import (
     ArchivedError,
@@ -154,8 +154,8 @@ class _PageAttempt:
 
     async def _process_batch(self, batch: Sequence[Row]) -> None:
         context = self._context
-        rows = [row for row in batch if is_key(row.key)]
-        await gather_all(self._count_foreign(row) for row in batch if not is_key(row.key))
+        rows = [row for row in batch if is_object_key(row.key)]
+        await gather_all(self._count_foreign(row) for row in batch if not is_object_key(row.key))
         inspected = await gather_all(
             context.guarded(row.key, context.inspect(row.key)) for row in rows if row.exists
         )

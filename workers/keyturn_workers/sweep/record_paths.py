@@ -24,7 +24,7 @@ from keyturn.identifiers import (
     SWEEPS_PREFIX,
     is_project,
     is_uuid,
-    sweep_folder,
+    sweep_prefix,
 )
 
 PLAN_NAME: Final = "sweep.json"
@@ -96,18 +96,18 @@ def parse_part_name(sweep_id: str, s3_key: str) -> str:
 
 def plan_path(sweep_id: str, project: str) -> str:
     """The path of a plan; `*` for a sweep of all projects."""
-    return sweep_folder(sweep_id, project) + PLAN_NAME
+    return sweep_prefix(sweep_id, project) + PLAN_NAME
 
 
 def running_marker(sweep_id: str, project: str) -> str:
     """The path of the marker of a running sweep."""
-    folder = sweep_folder(sweep_id, project)
+    folder = sweep_prefix(sweep_id, project)
     return RUNNING_PREFIX + folder.removeprefix(SWEEPS_PREFIX).removesuffix("/")
 
 
 def results_folder(sweep_id: str, project: str) -> str:
     """The folder of all page results of a sweep."""
-    return sweep_folder(sweep_id, project) + _RESULTS
+    return sweep_prefix(sweep_id, project) + _RESULTS
 
 
 def results_prefix(sweep_id: str, project: str, round_: int) -> str:
@@ -122,7 +122,7 @@ def result_path(sweep_id: str, project: str, round_: int, page: int, attempt: in
 
 def failures_prefix(sweep_id: str, project: str, round_: int) -> str:
     """What the paths of all failure records of one round begin with."""
-    return f"{sweep_folder(sweep_id, project)}{_FAILURES}{round_:06}-"
+    return f"{sweep_prefix(sweep_id, project)}{_FAILURES}{round_:06}-"
 
 
 def failures_path(sweep_id: str, project: str, round_: int, page: int) -> str:
@@ -132,7 +132,7 @@ def failures_path(sweep_id: str, project: str, round_: int, page: int) -> str:
 
 def tags_folder(sweep_id: str, project: str) -> str:
     """The folder of all tag notes of a sweep."""
-    return sweep_folder(sweep_id, project) + _TAGS
+    return sweep_prefix(sweep_id, project) + _TAGS
 
 
 def tags_prefix(sweep_id: str, project: str, round_: int, page: int) -> str:
@@ -147,7 +147,7 @@ def new_tags_path(sweep_id: str, project: str, round_: int, page: int, attempt: 
 
 def part_results_folder(sweep_id: str) -> str:
     """The folder of the results of the parts of a sweep of all projects."""
-    return sweep_folder(sweep_id, ALL_PROJECTS) + _PARTS
+    return sweep_prefix(sweep_id, ALL_PROJECTS) + _PARTS
 
 
 def part_result_path(sweep_id: str, project: str) -> str:

@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 import structlog
 
 from keyturn.errors import CorruptObjectError, UnknownMasterKeyError
-from keyturn.identifiers import SWEEPS_PREFIX, sweep_folder
+from keyturn.identifiers import SWEEPS_PREFIX, sweep_prefix
 from keyturn_workers.errors import MissingError
 from keyturn_workers.keyring import sealed_records
 from keyturn_workers.storage import Headers
@@ -109,7 +109,7 @@ class SweepStore(PageRecords):
     async def remove(self, sweep_id: str, project: str) -> None:
         """Delete every record of a sweep, its plan last."""
         plan_path = record_paths.plan_path(sweep_id, project)
-        async for row in self._storage.list(sweep_folder(sweep_id, project)):
+        async for row in self._storage.list(sweep_prefix(sweep_id, project)):
             if row.key != plan_path:
                 await self._storage.delete(row.key)
         await self._storage.delete(plan_path)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from keyturn.crypto import new_dek, upload_tag
-from keyturn.metadata import UPLOAD, caller_to_wire, format_upload_tag
+from keyturn.metadata import UPLOAD, encode_caller_metadata, format_upload_tag
 from keyturn_workers.keyring import KeyringSnapshot
 from keyturn_workers.objects.wrap import build_object_metadata, wrap
 from keyturn_workers.storage import Condition, Headers, IfMatch
@@ -57,7 +57,7 @@ class Attempt:
 
     def _metadata(self, size_bytes: int) -> dict[str, str]:
         request = self.upload.request
-        caller_wire = caller_to_wire(request.metadata or {})
+        caller_wire = encode_caller_metadata(request.metadata or {})
         if not self.is_encrypted:
             return {**caller_wire, UPLOAD: request.upload_id}
         tag = upload_tag(

@@ -13,7 +13,7 @@ from keyturn.crypto import (
     ChunkError,
     Opener,
     SealError,
-    b64_decode,
+    from_base64,
     open_sealed,
     plaintext_size,
     sealed_size,
@@ -33,7 +33,7 @@ def open_inline(body: InlineBody, transport_key: bytes, upload_id: str) -> bytes
         BodyTooLargeError: above 256 KiB of plaintext.
         BadSealError: sealed for another upload, or damaged.
     """
-    sealed = b64_decode(body.inline)
+    sealed = from_base64(body.inline)
     if len(sealed) > _INLINE_MAX_SEALED_BYTES:
         raise BodyTooLargeError(f"an inline body has at most {INLINE_MAX_BYTES} bytes of plaintext")
     try:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from keyturn.crypto import ChunkError, IntakeKey, b64_decode, plaintext_size
+from keyturn.crypto import ChunkError, IntakeKey, from_base64, plaintext_size
 from keyturn.errors import BadSealError
 from keyturn.identifiers import object_s3_key, staging_s3_key
 from keyturn.messages import InlineBody, StagedBody, UploadRequested
@@ -79,7 +79,7 @@ class Upload:
         """
         match self.request.body:
             case InlineBody(inline=inline):
-                sealed_bytes = len(b64_decode(inline))
+                sealed_bytes = len(from_base64(inline))
             case StagedBody(staged=staged):
                 sealed_bytes = staged.size
         try:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from keyturn.crypto import IntakeKey, SealError, SignatureError, b64_decode
+from keyturn.crypto import IntakeKey, SealError, SignatureError, from_base64
 from keyturn.errors import (
     BadSealError,
     BadSignatureError,
@@ -157,7 +157,7 @@ def open_secret(sealed: SealedSecret, info: bytes, intake_keys: Mapping[str, Int
     if key is None:
         raise UnknownIntakeKeyError(sealed.intake_key)
     try:
-        secret = key.open(b64_decode(sealed.ciphertext), info)
+        secret = key.open(from_base64(sealed.ciphertext), info)
     except SealError as exc:
         raise BadSealError("the sealed secret does not open for this request") from exc
     if len(secret) != _SECRET_BYTES:

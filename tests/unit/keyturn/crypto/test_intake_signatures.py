@@ -13,9 +13,9 @@ from keyturn.crypto import (
     SignatureError,
     SigningKey,
     VerifyKey,
-    b64,
-    b64_decode,
+    from_base64,
     kek_info,
+    to_base64,
     upload_info,
 )
 
@@ -123,7 +123,11 @@ def test_signatures_are_for_one_deployment_publisher_and_kind() -> None:
         VERIFY.verify_request("default", "api", body, event)
 
 
-@given(st.text(max_size=90) | st.binary(max_size=70).map(b64) | st.binary(min_size=64).map(b64))
+@given(
+    st.text(max_size=90)
+    | st.binary(max_size=70).map(to_base64)
+    | st.binary(min_size=64).map(to_base64)
+)
 def test_whatever_the_signature_only_signature_errors_come_out(signature: str) -> None:
     with pytest.raises(SignatureError):
         VERIFY.verify_request("default", "api", b"{}", signature)
@@ -154,7 +158,7 @@ def test_private_keys_do_not_show() -> None:
 
 @given(st.binary(max_size=100))
 def test_base64_round_trip(data: bytes) -> None:
-    assert b64_decode(b64(data)) == data
+    assert from_base64(to_base64(data)) == data
 
 
 @given(st.text("AQg+/=-_ \n\0é", max_size=12))
@@ -166,10 +170,10 @@ def test_base64_has_one_spelling(text: str) -> None:
     except ValueError:
         canonical = False
     if canonical:
-        assert b64_decode(text) == decoded
+        assert from_base64(text) == decoded
     else:
         with pytest.raises(ValueError, match=r"^not standard base64 with padding$"):
-            b64_decode(text)
+            from_base64(text)
 
 
 @pytest.mark.parametrize(
@@ -177,4 +181,4 @@ def test_base64_has_one_spelling(text: str) -> None:
 )
 def test_base64_refuses(text: str) -> None:
     with pytest.raises(ValueError, match=r"^not standard base64 with padding$"):
-        b64_decode(text)
+        from_base64(text)

@@ -21,8 +21,8 @@ from keyturn.crypto import (
     SigningKey,
     VerifyKey,
     admin_kek,
-    b64_decode,
     commits_to,
+    from_base64,
     kek_id,
     open_record,
     open_sealed,
@@ -40,7 +40,7 @@ from tests.unit.keyturn.crypto.shared import load
 
 VECTORS = load("keyturn_v1.json")
 KEYS: dict[str, Any] = VECTORS["keys"]
-MASTER = {name: b64_decode(key) for name, key in KEYS["master_keys"].items()}
+MASTER = {name: from_base64(key) for name, key in KEYS["master_keys"].items()}
 
 
 def test_keys() -> None:
@@ -66,7 +66,7 @@ def test_keyring_record() -> None:
     keyring = VECTORS["keyring"]
     record = keyring["record"]
     kek = record_kek(MASTER[record["master_key"]], record["project"])
-    sealed = b64_decode(record["sealed"])
+    sealed = from_base64(record["sealed"])
     assert json.loads(open_record(kek, keyring["s3_key"], sealed)) == keyring["opens_to"]
     with pytest.raises(SealError):
         open_record(kek, ".keyturn/keyrings/other.json", sealed)
@@ -88,7 +88,7 @@ def test_upload_request() -> None:
     info = upload_info(body["upload_id"], body["project"], body["key"])
     assert info.hex() == vector["hpke_info"]
     intake = IntakeKey.from_seed(bytes.fromhex(KEYS["intake_seed"]))
-    ciphertext = b64_decode(body["sealed_key"]["ciphertext"])
+    ciphertext = from_base64(body["sealed_key"]["ciphertext"])
     transport_key = intake.open(ciphertext, info)
     assert transport_key.hex() == vector["transport_key"]
     for part in range(3):
@@ -96,7 +96,7 @@ def test_upload_request() -> None:
         names[part] += "x"
         with pytest.raises(SealError):
             intake.open(ciphertext, upload_info(*names))
-    inline = b64_decode(body["body"]["inline"])
+    inline = from_base64(body["body"]["inline"])
     opened = open_sealed(transport_key, transport_context(body["upload_id"]), inline)
     assert opened == vector["plaintext"].encode()
 
@@ -124,12 +124,12 @@ def keks(role: Role, vector: dict[str, Any]) -> tuple[Secret, Secret]:
 
 def read(role: Role, vector: dict[str, Any]) -> bytes | str:
     """Return the plaintext that the wrap of `role` gives, or a code of SPEC 12."""
-    metadata, body = vector["metadata"], b64_decode(vector["body"])
+    metadata, body = vector["metadata"], from_base64(vector["body"])
     algorithm = metadata["enc-algo"]
     if algorithm not in ("Cobblestone-256", "AES-256-GCM"):
         return "unknown_algorithm"
     v1, v0 = keks(role, vector)
-    wrap = b64_decode(metadata[f"enc-dek-{role}"])
+    wrap = from_base64(metadata[f"enc-dek-{role}"])
     try:
         if "enc-kek-user" in metadata:
             generation = int(metadata["enc-kek-user"].split(":")[0])

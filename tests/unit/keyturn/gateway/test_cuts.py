@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from aiohttp import web
 
-from keyturn.gateway import BodyCutError, Client
+from keyturn.gateway import Client, IncompleteBodyError
 from keyturn.gateway.object_stream import OpenObject
 from keyturn.gateway.responses import ObjectInfo
 from tests.unit.keyturn.gateway.gateway import API_KEY, cut, drop, serving
@@ -34,9 +34,9 @@ async def test_a_body_that_is_cut_raises_after_what_came(missing: int) -> None:
             async for piece in opened.chunks():
                 given.extend(piece)
 
-        with pytest.raises(BodyCutError):
+        with pytest.raises(IncompleteBodyError):
             await read()
-        with pytest.raises(BodyCutError):  # nor does it end cleanly when asked again
+        with pytest.raises(IncompleteBodyError):  # nor does it end cleanly when asked again
             await opened.read()
     assert sent.startswith(bytes(given))
 
@@ -55,7 +55,7 @@ async def test_a_range_that_is_cut_raises() -> None:
         Client.connect(gateway.url, API_KEY) as client,
         client.open("acme", "k", start=10, length=10) as opened,
     ):
-        with pytest.raises(BodyCutError):
+        with pytest.raises(IncompleteBodyError):
             await opened.read()
 
 
@@ -74,7 +74,7 @@ async def test_a_body_that_stands_still_raises() -> None:
         Client.connect(gateway.url, API_KEY, idle_timeout_s=0.2) as client,
         client.open("acme", "k") as opened,
     ):
-        with pytest.raises(BodyCutError, match="SocketTimeoutError"):
+        with pytest.raises(IncompleteBodyError, match="SocketTimeoutError"):
             await opened.read()
         over.set()
 
@@ -93,7 +93,7 @@ class _Ends:
 async def test_the_bytes_are_counted_whatever_the_http_client_says() -> None:
     info = ObjectInfo(10, None, {}, None, None)
     short = OpenObject(info, 10, _Ends(iter([b"01234", b"5678"])))  # type: ignore[arg-type]
-    with pytest.raises(BodyCutError):
+    with pytest.raises(IncompleteBodyError):
         await short.read()
     whole = OpenObject(info, 10, _Ends(iter([b"01234", b"56789"])))  # type: ignore[arg-type]
     assert await whole.read() == b"0123456789"

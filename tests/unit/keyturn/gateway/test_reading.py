@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 from keyturn.errors import MalformedRequestError, NotFoundError, RangeNotSatisfiableError
-from keyturn.gateway import Client, UnexpectedAnswerError
+from keyturn.gateway import Client, UnexpectedResponseError
 from tests.unit.keyturn.gateway.gateway import API_KEY, HEADERS, always, object_of, serving
 
 BODY = os.urandom(1000)
@@ -126,7 +126,7 @@ async def test_an_answer_that_is_not_the_range_is_not_taken_for_it(
     status: int, headers: dict[str, str], told: str
 ) -> None:
     async with serving(always(status, b"0123456789", headers)) as gateway:
-        with pytest.raises(UnexpectedAnswerError, match=told) as raised:
+        with pytest.raises(UnexpectedResponseError, match=told) as raised:
             await _read(gateway.url, 100, 10)
     assert raised.value.status == status
 
@@ -134,14 +134,14 @@ async def test_an_answer_that_is_not_the_range_is_not_taken_for_it(
 async def test_another_length_than_the_range_has_is_not_taken_for_it() -> None:
     headers = {"Content-Range": "bytes 100-109/1000"}
     async with serving(always(206, b"012345678", headers)) as gateway:
-        with pytest.raises(UnexpectedAnswerError, match="another range"):
+        with pytest.raises(UnexpectedResponseError, match="another range"):
             await _read(gateway.url, 100, 10)
 
 
 async def test_a_part_is_not_taken_for_the_whole() -> None:
     headers = {"Content-Range": "bytes 0-9/10"}
     async with serving(always(206, b"0123456789", headers)) as gateway:
-        with pytest.raises(UnexpectedAnswerError, match="answered 206"):
+        with pytest.raises(UnexpectedResponseError, match="answered 206"):
             await _read(gateway.url)
 
 
@@ -154,13 +154,13 @@ async def test_an_answer_without_a_length_is_not_taken() -> None:
         return response
 
     async with serving(answer) as gateway:
-        with pytest.raises(UnexpectedAnswerError, match="no length"):
+        with pytest.raises(UnexpectedResponseError, match="no length"):
             await _read(gateway.url)
 
 
 async def test_a_body_that_a_proxy_compressed_is_not_taken() -> None:
     async with serving(object_of(BODY, {**HEADERS, "Content-Encoding": "gzip"})) as gateway:
-        with pytest.raises(UnexpectedAnswerError, match="encoded"):
+        with pytest.raises(UnexpectedResponseError, match="encoded"):
             await _read(gateway.url)
 
 

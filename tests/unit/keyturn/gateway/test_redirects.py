@@ -14,7 +14,7 @@ from keyturn.errors import (
     RangeNotSatisfiableError,
     StorageUnavailableError,
 )
-from keyturn.gateway import BodyCutError, Client, GatewayError, UnexpectedAnswerError
+from keyturn.gateway import Client, GatewayError, IncompleteBodyError, UnexpectedResponseError
 from tests.unit.keyturn.gateway.gateway import (
     API_KEY,
     Answer,
@@ -98,7 +98,7 @@ async def test_a_second_redirect_is_not_followed(storage: FakeGateway) -> None:
         serving(_to(storage.url + SIGNED)) as second,
         serving(_to(second.url + "/x")) as gateway,
     ):
-        with pytest.raises(UnexpectedAnswerError, match="the storage answered 307"):
+        with pytest.raises(UnexpectedResponseError, match="the storage answered 307"):
             await _read(gateway)
     assert storage.seen == []
     assert len(second.seen) == 1
@@ -107,7 +107,7 @@ async def test_a_second_redirect_is_not_followed(storage: FakeGateway) -> None:
 async def test_a_loop_is_asked_twice_and_then_refused() -> None:
     async with serving(always(500)) as gateway:
         gateway.answer = _to(gateway.url + "/v1/projects/acme/objects/k")
-        with pytest.raises(UnexpectedAnswerError):
+        with pytest.raises(UnexpectedResponseError):
             await _read(gateway)
     assert ["Authorization" in seen.headers for seen in gateway.seen] == [True, False]
 
@@ -115,7 +115,7 @@ async def test_a_loop_is_asked_twice_and_then_refused() -> None:
 @pytest.mark.parametrize("status", [300, 301, 302, 303, 304, 308])
 async def test_no_other_redirect_is_followed(storage: FakeGateway, status: int) -> None:
     async with serving(_to(storage.url + SIGNED, status)) as gateway:
-        with pytest.raises(UnexpectedAnswerError) as raised:
+        with pytest.raises(UnexpectedResponseError) as raised:
             await _read(gateway)
     assert raised.value.status == status
     assert storage.seen == []
@@ -138,7 +138,7 @@ async def test_no_other_redirect_is_followed(storage: FakeGateway, status: int) 
 )
 async def test_a_redirect_to_anything_but_a_web_address_is_refused(target: str) -> None:
     async with serving(_to(target)) as gateway:
-        with pytest.raises(UnexpectedAnswerError, match="redirected to what is no"):
+        with pytest.raises(UnexpectedResponseError, match="redirected to what is no"):
             await _read(gateway)
     assert len(gateway.seen) == 1
 
@@ -159,9 +159,9 @@ async def test_an_address_where_nothing_answers_is_the_storages_failure(host: st
         (416, RangeNotSatisfiableError),
         (500, StorageUnavailableError),
         (503, StorageUnavailableError),
-        (401, UnexpectedAnswerError),
-        (403, UnexpectedAnswerError),
-        (204, UnexpectedAnswerError),
+        (401, UnexpectedResponseError),
+        (403, UnexpectedResponseError),
+        (204, UnexpectedResponseError),
     ],
 )
 @pytest.mark.parametrize("how", ["GET", "HEAD"])
@@ -184,7 +184,7 @@ async def test_a_plaintext_body_that_is_cut_raises() -> None:
         serving(cut(b"abc", 10)) as storage,
         serving(_to(storage.url + SIGNED)) as gateway,
     ):
-        with pytest.raises(BodyCutError):
+        with pytest.raises(IncompleteBodyError):
             await _read(gateway)
 
 
@@ -194,6 +194,6 @@ async def test_what_is_sent_is_never_redirected(storage: FakeGateway) -> None:
         Client.connect(gateway.url, API_KEY) as client,
     ):
         for call in (client.upload("acme", "k", b"body"), client.rotate("acme", API_KEY)):
-            with pytest.raises(UnexpectedAnswerError):
+            with pytest.raises(UnexpectedResponseError):
                 await call
     assert storage.seen == []

@@ -13,11 +13,11 @@ from pydantic import SecretStr
 
 from keyturn.errors import CodedError, UnauthorizedError, all_errors
 from keyturn.gateway import (
-    AnswerLostError,
     Client,
     GatewayError,
     GatewayUnavailableError,
-    UnexpectedAnswerError,
+    ResponseLostError,
+    UnexpectedResponseError,
 )
 from tests.unit.keyturn.gateway.gateway import (
     AN_ID,
@@ -106,7 +106,7 @@ async def test_head_is_refused_by_the_code_that_its_status_can_mean_alone(
         429: "too_many_requests",
     }.get(status)
     if expected is None:
-        assert isinstance(error, UnexpectedAnswerError)
+        assert isinstance(error, UnexpectedResponseError)
         assert error.status == status
     else:
         assert type(error) is all_errors()[expected]
@@ -117,7 +117,7 @@ async def test_a_page_is_no_refusal_of_the_gateway(status: int) -> None:
     """A proxy's own 404 says nothing about the object."""
     for how in _HOW:
         error = await _refused(always(status, b"<html>", {"Content-Type": "text/html"}), how)
-        assert isinstance(error, UnexpectedAnswerError), how
+        assert isinstance(error, UnexpectedResponseError), how
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ async def test_what_is_no_problem_document_is_an_error_of_its_own(
 ) -> None:
     headers = {"Content-Type": content_type} if content_type else {}
     error = await _refused(always(status, body, headers), how)
-    assert isinstance(error, UnexpectedAnswerError)
+    assert isinstance(error, UnexpectedResponseError)
     assert error.status == status
     assert str(error) == f"answered {status} without a code of Keyturn"
 
@@ -162,7 +162,7 @@ async def test_a_page_without_an_end_is_not_read_to_it(how: str) -> None:
         return response
 
     error = await _refused(answer, how)
-    assert isinstance(error, UnexpectedAnswerError)
+    assert isinstance(error, UnexpectedResponseError)
 
 
 async def test_a_problem_documents_type_may_have_parameters_and_odd_details() -> None:
@@ -190,7 +190,7 @@ async def _hang_up(request: web.Request) -> web.StreamResponse:
 async def test_a_gateway_that_hangs_up_leaves_open_what_was_sent(how: str) -> None:
     error = await _refused(_hang_up, how)
     sent = how in ("upload", "rotate")
-    assert isinstance(error, AnswerLostError if sent else GatewayUnavailableError)
+    assert isinstance(error, ResponseLostError if sent else GatewayUnavailableError)
 
 
 async def _garbage(request: web.Request) -> web.StreamResponse:
@@ -204,7 +204,7 @@ async def _garbage(request: web.Request) -> web.StreamResponse:
 async def test_an_answer_that_is_no_http_is_none(how: str) -> None:
     """The HTTP client's own error would hold the request with its headers here."""
     error = await _refused(_garbage, how)
-    assert isinstance(error, (AnswerLostError, GatewayUnavailableError))
+    assert isinstance(error, (ResponseLostError, GatewayUnavailableError))
 
 
 @pytest.mark.parametrize("how", ["open", "upload", "rotate", "rotation"])
@@ -219,7 +219,7 @@ async def test_a_refusal_that_is_cut_is_no_answer(how: str) -> None:
 
     error = await _refused(answer, how)
     sent = how in ("upload", "rotate")
-    assert isinstance(error, AnswerLostError if sent else GatewayUnavailableError)
+    assert isinstance(error, ResponseLostError if sent else GatewayUnavailableError)
 
 
 async def _echo(request: web.Request) -> web.StreamResponse:

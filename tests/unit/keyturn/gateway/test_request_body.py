@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 
 from keyturn.errors import AlreadyExistsError, MalformedRequestError, UnauthorizedError
-from keyturn.gateway import AnswerLostError, Client, UnexpectedAnswerError, Uploaded
+from keyturn.gateway import Client, ResponseLostError, UnexpectedResponseError, UploadReceipt
 from tests.unit.keyturn.gateway.gateway import (
     AN_ID,
     API_KEY,
@@ -62,7 +62,7 @@ async def test_every_kind_of_body_arrives_as_it_is(size: int, tmp_path: Path) ->
     ]
     async with serving(_TAKEN) as gateway, Client.connect(gateway.url, API_KEY) as client:
         for kind in bodies:
-            assert await client.upload("acme", "a b/%23#?&=é", kind) == Uploaded(
+            assert await client.upload("acme", "a b/%23#?&=é", kind) == UploadReceipt(
                 AN_ID, stored=False
             )
     assert len(gateway.seen) == len(bodies)
@@ -89,7 +89,7 @@ async def test_what_belongs_to_an_upload_is_sent_with_it() -> None:
             metadata={"author": "kim", "title": "éé"},
             wait_s=30,
         )
-    assert done == Uploaded(AN_ID, stored=True)
+    assert done == UploadReceipt(AN_ID, stored=True)
     headers = gateway.seen[0].headers
     assert headers["Prefer"] == "wait=30"
     assert headers["Content-Type"] == "text/plain; charset=utf-8"
@@ -177,7 +177,7 @@ async def test_an_upload_is_not_sent_again_when_a_kept_connection_drops(body: by
     async with serving(_TAKEN) as gateway, Client.connect(gateway.url, API_KEY) as client:
         await client.upload("acme", "first", b"so that a connection is kept")
         gateway.expect = hang_up
-        with pytest.raises(AnswerLostError):
+        with pytest.raises(ResponseLostError):
             await client.upload("acme", "k", body)
     assert asked == ["PUT"]
 
@@ -194,7 +194,7 @@ async def test_a_server_that_stops_reading_ends_the_upload() -> None:
         Client.connect(gateway.url, API_KEY, idle_timeout_s=0.2) as client,
     ):
         gateway.expect = stand_still
-        with pytest.raises(AnswerLostError, match="TimeoutError"):
+        with pytest.raises(ResponseLostError, match="TimeoutError"):
             await client.upload("acme", "k", b"body")
         over.set()
 
@@ -210,7 +210,7 @@ async def test_a_server_that_never_answers_ends_the_upload() -> None:
         serving(answer) as gateway,
         Client.connect(gateway.url, API_KEY, idle_timeout_s=0.2) as client,
     ):
-        with pytest.raises(AnswerLostError, match="TimeoutError"):
+        with pytest.raises(ResponseLostError, match="TimeoutError"):
             await client.upload("acme", "k", b"body")
         over.set()
 
@@ -271,9 +271,9 @@ async def test_an_answer_without_an_id_is_none(document: object) -> None:
         serving(_json(202, document)) as gateway,
         Client.connect(gateway.url, API_KEY) as client,
     ):
-        with pytest.raises(UnexpectedAnswerError, match="no upload_id"):
+        with pytest.raises(UnexpectedResponseError, match="no upload_id"):
             await client.upload("acme", "k", b"body")
-        with pytest.raises(UnexpectedAnswerError, match="no rotation_id"):
+        with pytest.raises(UnexpectedResponseError, match="no rotation_id"):
             await client.rotate("acme", NEW_API_KEY)
 
 
@@ -329,5 +329,5 @@ async def test_an_answer_about_no_rotation_is_none(document: object) -> None:
         serving(_json(200, document)) as gateway,
         Client.connect(gateway.url, API_KEY) as client,
     ):
-        with pytest.raises(UnexpectedAnswerError, match="no rotation"):
+        with pytest.raises(UnexpectedResponseError, match="no rotation"):
             await client.rotation("acme", AN_ID)

@@ -35,7 +35,7 @@ from keyturn.publisher import (
     WaitTimeoutError,
 )
 from keyturn.publisher.event_stream import StreamRecord, Verifier
-from keyturn.publisher.event_waiter import Waiter, _claimed_id
+from keyturn.publisher.event_waiter import EventWaiter, _claimed_id
 from tools.generate.sealed_secrets import PUBLISHER, ROTATION_ID
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class _Rotation:
         return answer
 
 
-class _Reading(Waiter):
+class _Reading(EventWaiter):
     """A waiter whose shared reader is the test."""
 
     def __init__(self) -> None:
@@ -469,7 +469,7 @@ def test_the_id_is_read_from_the_field_of_the_events_own_type(
 
 
 def test_memory_of_what_was_sent_is_bounded() -> None:
-    waiter = Waiter(None, None, PUBLISHER, max_tracked=100)  # type: ignore[arg-type]
+    waiter = EventWaiter(None, None, PUBLISHER, max_tracked=100)  # type: ignore[arg-type]
     ids = [f"00000000-0000-4000-8000-{number:012}" for number in range(1000)]
     for sweep_id in ids:
         request = SweepRequested(sweep_id=sweep_id, project="acme", requested_at=_AT)

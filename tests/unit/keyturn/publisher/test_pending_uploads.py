@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from keyturn.messages import Staged, StagedBody, UploadRequested
 from keyturn.publisher import pending_uploads
-from keyturn.publisher.pending_uploads import Unsettled
+from keyturn.publisher.pending_uploads import PendingUploads
 from keyturn.publisher.requests import new_id, sign, signed_now
 from tests.unit.keyturn.publisher.test_requests import SETTINGS, new_draft
 
@@ -20,7 +20,7 @@ def _sent(**change: Any) -> UploadRequested:
 
 
 def test_a_retry_has_the_same_key_and_body_and_bytes_of_its_own() -> None:
-    kept, first = Unsettled(), _sent()
+    kept, first = PendingUploads(), _sent()
     kept.remember(first)
     earlier = kept.earlier(_sent(upload_id=first.upload_id))
     assert earlier == first
@@ -31,7 +31,7 @@ def test_a_retry_has_the_same_key_and_body_and_bytes_of_its_own() -> None:
 
 
 def test_another_object_under_the_same_id_is_another_upload() -> None:
-    kept, first = Unsettled(), _sent()
+    kept, first = PendingUploads(), _sent()
     kept.remember(first)
     for other in ({"project": "bob"}, {"key": "b"}):
         assert kept.earlier(_sent(upload_id=first.upload_id, **other)) is None
@@ -39,7 +39,7 @@ def test_another_object_under_the_same_id_is_another_upload() -> None:
 
 
 def test_what_the_broker_keeps_is_forgotten() -> None:
-    kept, first = Unsettled(), _sent()
+    kept, first = PendingUploads(), _sent()
     kept.remember(first)
     kept.forget(first.upload_id)
     assert kept.earlier(first) is None
@@ -50,7 +50,7 @@ def test_memory_is_bounded_in_number_and_by_the_age_of_the_staged_body(
 ) -> None:
     now_s = 0.0
     monkeypatch.setattr("keyturn.publisher.pending_uploads.time.monotonic", lambda: now_s)
-    kept, first = Unsettled(), _sent()
+    kept, first = PendingUploads(), _sent()
     kept.remember(first)
     now_s = pending_uploads.MAX_AGE_S - 1
     kept.remember(signed_now(first))  # a second try, with the body of the first
@@ -60,6 +60,6 @@ def test_memory_is_bounded_in_number_and_by_the_age_of_the_staged_body(
     staged_anew = _sent(upload_id=first.upload_id)
     kept.remember(staged_anew)
     assert kept.earlier(first) == staged_anew
-    for _ in range(pending_uploads.MAX_UNSETTLED):
+    for _ in range(pending_uploads.MAX_PENDING):
         kept.remember(first.model_copy(update={"upload_id": new_id()}))
     assert kept.earlier(first) is None

@@ -15,7 +15,7 @@ from keyturn.crypto import (
     SealError,
     SigningKey,
     VerifyKey,
-    b64_decode,
+    from_base64,
     kek_info,
     upload_info,
     user_kek,
@@ -88,7 +88,7 @@ def _sweep(**change: Any) -> SweepRequested:
 def test_drafts_transport_key_is_sealed_for_this_upload_alone() -> None:
     draft = new_draft()
     request = draft.request
-    sealed = b64_decode(request.sealed_key.ciphertext)
+    sealed = from_base64(request.sealed_key.ciphertext)
     right = upload_info(request.upload_id, "acme", "a")
     assert INTAKE.open(sealed, right) == draft.transport_key.reveal()
     for wrong in (
@@ -130,7 +130,7 @@ def test_no_secret_shows_in_a_draft() -> None:
 def test_enrolment_seals_the_kek_of_the_key_and_the_pepper(as_secret: bool) -> None:
     request = _enroll(api_key=SecretStr(API_KEY) if as_secret else API_KEY)
     info = kek_info("enroll", request.request_id, "acme")
-    kek = INTAKE.open(b64_decode(request.sealed_kek.ciphertext), info)
+    kek = INTAKE.open(from_base64(request.sealed_kek.ciphertext), info)
     assert kek == user_kek(API_KEY, "acme", "pepper").reveal()
 
 
@@ -144,7 +144,7 @@ def test_v0_is_allowed_with_and_without_its_key() -> None:
 def test_a_rotation_seals_the_kek_of_the_new_key_for_this_rotation_alone() -> None:
     request = _rotation(expected_generation=3)
     assert request.expected_generation == 3
-    sealed = b64_decode(request.sealed_kek.ciphertext)
+    sealed = from_base64(request.sealed_kek.ciphertext)
     kek = INTAKE.open(sealed, kek_info("rotation", request.rotation_id, "acme"))
     assert kek == user_kek(API_KEY, "acme", "pepper").reveal()
     for wrong in (

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from typer.testing import CliRunner
 
-from keyturn.crypto import b64
+from keyturn.crypto import to_base64
 from keyturn_workers.cli.app import app
 from keyturn_workers.keyring import create_keyring
 from keyturn_workers.storage import Headers
@@ -44,7 +44,7 @@ class Bench:
         return SweepStore(self.storage, MASTER_KEYS)
 
     def run(self, *arguments: str, **env: str) -> Result:
-        held = {name: b64(MASTER_KEYS[name].reveal()) for name in self.master_keys}
+        held = {name: to_base64(MASTER_KEYS[name].reveal()) for name in self.master_keys}
         named = {f"KEYTURN_{name}": value for name, value in env.items()}
         settings = {"KEYTURN_MASTER_KEYS": json.dumps(held), "KEYTURN_S3_BUCKET": "memory"}
         return CliRunner().invoke(app, ["status", *arguments], env=settings | named)

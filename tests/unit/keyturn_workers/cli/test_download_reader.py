@@ -10,8 +10,8 @@ import pytest
 from keyturn.crypto import (
     SEALED_CHUNK_BYTES,
     Secret,
-    b64,
     seal_tombstone,
+    to_base64,
     v0_admin_kek,
     v0_seal,
     v0_user_kek,
@@ -206,7 +206,7 @@ async def test_missing_deleted_unknown_and_archived_objects_are_told_apart() -> 
     storage.plant(
         object_s3_key("acme", "gone"),
         b"",
-        Headers({"enc-algo": "deleted", "enc-dek-admin": b64(tombstone)}),
+        Headers({"enc-algo": "deleted", "enc-dek-admin": to_base64(tombstone)}),
     )
     storage.plant(object_s3_key("acme", "odd"), b"", Headers({"enc-algo": "ROT13"}))
     storage.plant(object_s3_key("acme", "cold"), b"", Headers({}), archived=True)
@@ -236,7 +236,11 @@ def _v0_ring(*, allowed: bool = True) -> Keyring:
 def _v0_metadata(dek: bytes, *, other_dek: bytes | None = None) -> dict[str, str]:
     user = v0_seal(v0_user_kek("old api key", "").reveal(), dek)
     admin = v0_seal(v0_admin_kek("old master").reveal(), other_dek or dek)
-    return {"enc-algo": "AES-256-GCM", "enc-dek-user": b64(user), "enc-dek-admin": b64(admin)}
+    return {
+        "enc-algo": "AES-256-GCM",
+        "enc-dek-user": to_base64(user),
+        "enc-dek-admin": to_base64(admin),
+    }
 
 
 _V0_OPERATOR = OperatorAccess("acme", OperatorKeys(MASTER_KEYS, v0_admin_kek("old master")))
@@ -274,7 +278,7 @@ async def test_a_v0_body_under_new_wraps_needs_both_to_agree() -> None:
     storage.plant(object_s3_key("acme", "old"), body, Headers(metadata))
     assert await _read(storage, _OPERATOR, "old") == b"long ago"
     other = wrap(desired, "old", os.urandom(32), algorithm="AES-256-GCM")
-    split = {**metadata, "enc-dek-user": b64(other.user)}
+    split = {**metadata, "enc-dek-user": to_base64(other.user)}
     storage.plant(object_s3_key("acme", "old"), body, Headers(split))
     with pytest.raises(CorruptObjectError):
         await _read(storage, _OPERATOR, "old")

@@ -13,7 +13,7 @@ import pytest
 from dotenv import dotenv_values
 from typer.testing import CliRunner
 
-from keyturn.crypto import IntakeKey, IntakePublicKey, SigningKey, b64_decode, user_kek
+from keyturn.crypto import IntakeKey, IntakePublicKey, SigningKey, from_base64, user_kek
 from keyturn.settings import PublisherSettings, S3Settings
 from keyturn.topology import REQUESTS
 from keyturn_workers.cli.app import app
@@ -161,18 +161,18 @@ def test_keygen_pairs_belong_together() -> None:
 
     intake = made("intake-key", "--id", "k2")
     name, _, public = intake["KEYTURN_INTAKE_PUBLIC_KEY"].partition(":")
-    seed = b64_decode(json.loads(intake["KEYTURN_INTAKE_KEYS"])[name])
+    seed = from_base64(json.loads(intake["KEYTURN_INTAKE_KEYS"])[name])
     assert name == "k2"
-    assert IntakePublicKey.from_bytes(b64_decode(public)).public_bytes == (
+    assert IntakePublicKey.from_bytes(from_base64(public)).public_bytes == (
         IntakeKey.from_seed(seed).public_bytes
     )
     event = made("event-key")
-    key = SigningKey.from_seed(b64_decode(event["KEYTURN_EVENT_KEY"]))
-    assert key.public_bytes == b64_decode(event["KEYTURN_EVENT_PUBLIC_KEY"])
+    key = SigningKey.from_seed(from_base64(event["KEYTURN_EVENT_KEY"]))
+    assert key.public_bytes == from_base64(event["KEYTURN_EVENT_PUBLIC_KEY"])
     publisher = made("publisher-key", "--name", "billing")
-    key = SigningKey.from_seed(b64_decode(publisher["KEYTURN_PUBLISHER_KEY"]))
+    key = SigningKey.from_seed(from_base64(publisher["KEYTURN_PUBLISHER_KEY"]))
     grant = json.loads(publisher["KEYTURN_PUBLISHERS"])["billing"]
-    assert [b64_decode(each) for each in grant["keys"]] == [key.public_bytes]
+    assert [from_base64(each) for each in grant["keys"]] == [key.public_bytes]
     master = made("master-key", "--id", "m2")
     assert json.loads(master["KEYTURN_MASTER_KEYS"]).keys() == {"m2"}
     assert master["KEYTURN_ACTIVE_MASTER_KEY"] == "m2"

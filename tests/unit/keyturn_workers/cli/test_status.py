@@ -11,20 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from keyturn.crypto import b64, new_dek
+from keyturn.crypto import new_dek, to_base64
 from keyturn.errors import StorageUnavailableError
 from keyturn_workers.cli.census import AT_ONCE, take_census
 from keyturn_workers.keyring import replace_keyring
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.testing.memory_storage import MemoryStorage
-from tests.unit.keyturn_workers.cli.status_bench import (
-    Bench,
-    all_plan,
-    bench,
-    done,
-    plan,
-    sweep_id,
-)
+from tests.unit.keyturn_workers.cli.status_bench import Bench, all_plan, bench, done, plan, sweep_id
 from tests.unit.keyturn_workers.factories import (
     MASTER_KEYS,
     enc,
@@ -313,7 +306,7 @@ def test_no_secret_is_shown(bucket: Bench) -> None:
     for arguments in ((), ("--json",), ("acme",)):
         output = bucket.run(*arguments).output
         for secret in secrets:
-            assert b64(secret.reveal()) not in output
+            assert to_base64(secret.reveal()) not in output
             assert secret.reveal().hex() not in output
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from keyturn.crypto import IntakeKey, SigningKey, b64
+from keyturn.crypto import IntakeKey, SigningKey, to_base64
 from keyturn.identifiers import format_time
 from keyturn_workers.sweep.counts import Counts
 from keyturn_workers.sweep.plan import Failure, KeyRange, OpenPage, PartResult
@@ -37,9 +37,9 @@ _ID = sweep_id(1)
 _PUBLISHER = {
     "AMQP_URL": "amqp://nobody@127.0.0.1:1/",
     "PUBLISHER_NAME": "api",
-    "PUBLISHER_KEY": b64(bytes(32)),
-    "INTAKE_PUBLIC_KEY": f"main:{b64(IntakeKey.from_seed(bytes(32)).public_bytes)}",
-    "EVENT_PUBLIC_KEY": b64(SigningKey.from_seed(bytes(32)).public_bytes),
+    "PUBLISHER_KEY": to_base64(bytes(32)),
+    "INTAKE_PUBLIC_KEY": f"main:{to_base64(IntakeKey.from_seed(bytes(32)).public_bytes)}",
+    "EVENT_PUBLIC_KEY": to_base64(SigningKey.from_seed(bytes(32)).public_bytes),
 }
 
 

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 
-from keyturn.crypto import IntakeKey, b64, kek_info
+from keyturn.crypto import IntakeKey, kek_info, to_base64
 from keyturn.errors import UnknownIntakeKeyError
 from keyturn.messages import EnrollRequested, RequestOrigin, RotationRequested
 from keyturn_workers.control import Enroller, Rotator
@@ -35,7 +35,7 @@ class _NoSweeps:
 
 def _sealed(kind: Any, request_id: str, kek: bytes) -> dict[str, str]:
     ciphertext = _INTAKE.public_key.seal(kek, kek_info(kind, request_id, "acme"))
-    return {"intake_key": "main", "ciphertext": b64(ciphertext)}
+    return {"intake_key": "main", "ciphertext": to_base64(ciphertext)}
 
 
 async def test_a_request_that_the_keyring_names_is_known_after_its_intake_key_was_retired() -> None:

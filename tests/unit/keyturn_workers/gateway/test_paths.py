@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keyturn.identifiers import check_key, is_key, is_project
+from keyturn.identifiers import check_object_key, is_object_key, is_project
 from keyturn_workers.gateway.paths import object_path, parse_object_path, parse_project
 
 _SEGMENT = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="/"))
@@ -18,7 +18,7 @@ KEYS = st.lists(_SEGMENT.filter(lambda s: s not in ("", ".", "..")), min_size=1,
 PROJECTS = st.from_regex(r"[a-z0-9][a-z0-9-]{0,62}", fullmatch=True)
 
 
-@given(PROJECTS, KEYS.filter(is_key))
+@given(PROJECTS, KEYS.filter(is_object_key))
 def test_every_path_that_is_built_names_its_object(project: str, key: str) -> None:
     path = object_path(project, key)
     assert path.isascii()
@@ -26,7 +26,7 @@ def test_every_path_that_is_built_names_its_object(project: str, key: str) -> No
     assert parse_project(path.encode()) == project
 
 
-@given(PROJECTS, KEYS.filter(is_key))
+@given(PROJECTS, KEYS.filter(is_object_key))
 def test_a_key_may_come_with_everything_escaped_or_as_little_as_may_be(
     project: str, key: str
 ) -> None:
@@ -43,7 +43,7 @@ def test_a_key_may_come_with_everything_escaped_or_as_little_as_may_be(
 def test_whatever_the_bytes_no_key_comes_out_that_may_not_be(project: bytes, key: bytes) -> None:
     name, found = parse_object_path(b"/v1/projects/" + project + b"/objects/" + key)
     if found is not None:
-        assert check_key(found) == found
+        assert check_object_key(found) == found
     if is_project(name):
         assert "/" not in name
 
@@ -51,7 +51,7 @@ def test_whatever_the_bytes_no_key_comes_out_that_may_not_be(project: bytes, key
 @given(st.binary(max_size=80))
 def test_any_path_at_all_is_read_without_an_error(raw: bytes) -> None:
     _, key = parse_object_path(raw)
-    assert key is None or is_key(key)
+    assert key is None or is_object_key(key)
     parse_project(raw)
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keyturn.metadata import caller_from_wire
+from keyturn.metadata import decode_caller_metadata
 from keyturn_workers.gateway.object_reader import Legacy, Plaintext
 from keyturn_workers.gateway.ranges import Span
 from keyturn_workers.gateway.response_headers import META_PREFIX, object_headers, validator_headers
@@ -143,4 +143,4 @@ def test_no_header_can_break_out_of_its_line(
 def test_a_value_of_any_script_can_be_read_again(value: str) -> None:
     said = object_headers(_whole(_head({"v": value})), None)[META_PREFIX + "v"]
     if "=?" not in value:  # such a stored value is in RFC 2047's form, or looks like it
-        assert caller_from_wire({"v": said})["v"] == value
+        assert decode_caller_metadata({"v": said})["v"] == value

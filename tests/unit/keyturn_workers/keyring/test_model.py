@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keyturn.crypto import Secret, b64, b64_decode, record_kek, seal_record
+from keyturn.crypto import Secret, from_base64, record_kek, seal_record, to_base64
 from keyturn.errors import CorruptObjectError, UnknownMasterKeyError
 from keyturn.identifiers import keyring_s3_key
 from keyturn.messages import RequestOrigin
@@ -21,7 +21,7 @@ from tests.unit.keyturn_workers.factories import MASTER_KEYS, generation, keyrin
 def _sealed(payload: dict[str, object], project: str = "acme") -> bytes:
     kek = record_kek(MASTER_KEYS["m1"].reveal(), project)
     sealed = seal_record(kek, keyring_s3_key(project), json.dumps(payload).encode())
-    record = {"v": 1, "project": project, "master_key": "m1", "sealed": b64(sealed)}
+    record = {"v": 1, "project": project, "master_key": "m1", "sealed": to_base64(sealed)}
     return json.dumps(record).encode()
 
 
@@ -31,7 +31,7 @@ def _payload(ring: Keyring) -> dict[str, object]:
     return {
         "generation": current.generation,
         "kek_id": current.kek_id,
-        "kek": b64(current.kek.reveal()),
+        "kek": to_base64(current.kek.reveal()),
         "rotation_id": current.rotation_id,
         "requested_at": current.requested_at,
         "at": current.at,
@@ -85,7 +85,7 @@ def test_the_record_shows_no_key() -> None:
     ring = keyring()
     assert ring.current.kek is not None
     body = build_keyring(ring, MASTER_KEYS)
-    assert b64(ring.current.kek.reveal()).encode() not in body
+    assert to_base64(ring.current.kek.reveal()).encode() not in body
     assert ring.current.kek.reveal().hex() not in repr(ring)
     assert ring.current.kek_id.encode() not in body
 
@@ -115,10 +115,10 @@ def test_a_master_key_that_is_not_held_is_no_forgery() -> None:
 @given(st.data())
 def test_any_flipped_bit_of_the_sealed_part_is_refused(data: st.DataObject) -> None:
     record = json.loads(build_keyring(keyring(), MASTER_KEYS))
-    sealed = bytearray(b64_decode(record["sealed"]))
+    sealed = bytearray(from_base64(record["sealed"]))
     bit = data.draw(st.integers(0, len(sealed) * 8 - 1))
     sealed[bit // 8] ^= 1 << bit % 8
-    record["sealed"] = b64(bytes(sealed))
+    record["sealed"] = to_base64(bytes(sealed))
     with pytest.raises(CorruptObjectError):
         parse_keyring(json.dumps(record).encode(), "acme", MASTER_KEYS)
 
@@ -151,7 +151,7 @@ def test_an_odd_outer_form_is_refused(change: dict[str, object]) -> None:
         {"generation": "1"},
         {"generation": True},
         {"kek": None},
-        {"kek": b64(bytes(31))},
+        {"kek": to_base64(bytes(31))},
         {"kek_id": "0" * 16},
         {"rotation_id": "x"},
         {"plaintext": "maybe"},

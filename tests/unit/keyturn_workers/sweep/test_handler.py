@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import pytest
 
 from keyturn.crypto import Secret
-from keyturn.identifiers import sweep_folder
+from keyturn.identifiers import sweep_prefix
 from keyturn_workers.sweep.counts import Counts
 from keyturn_workers.sweep.handler import SweepHandler
 from keyturn_workers.sweep.messages import SweepPage
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 SWEEP_ID: Final = "2f6c9a0e-1111-4111-8111-111111111111"
-FOLDER: Final = sweep_folder(SWEEP_ID, "acme")
+FOLDER: Final = sweep_prefix(SWEEP_ID, "acme")
 NOW: Final = datetime(2026, 11, 24, 10, tzinfo=UTC)
 STATE: Final = State(1, "9f86d081884c7d65", "m1", plaintext=False, etag="e")
 PAGE: Final = SweepPage(sweep_id=SWEEP_ID, project="acme", round=0, page=0, take=0)

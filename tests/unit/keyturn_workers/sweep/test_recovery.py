@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 from keyturn.crypto import Secret
-from keyturn.identifiers import sweep_folder
+from keyturn.identifiers import sweep_prefix
 from keyturn_workers.storage import Headers
 from keyturn_workers.sweep.counts import Counts
 from keyturn_workers.sweep.plan import OpenPage, Plan, Result, State, SweepRequest
@@ -72,7 +72,7 @@ async def test_a_sweep_whose_end_was_published_is_left_alone_and_removed_later()
     assert await store.change(replace(plan, status="done", told=True), stored.etag, "m1")
     await store.unmark_running(SWEEP_ID, "acme")
     assert (await recovery_round(store, timedelta(days=7))).resumed == []
-    assert storage.stored_keys() == [f"{sweep_folder(SWEEP_ID, 'acme')}sweep.json"]
+    assert storage.stored_keys() == [f"{sweep_prefix(SWEEP_ID, 'acme')}sweep.json"]
     await recovery_round(store, timedelta(days=9))
     assert storage.stored_keys() == []
 
@@ -81,7 +81,7 @@ async def test_a_running_sweep_is_never_removed() -> None:
     storage, store, _ = await setting()
     handler = await recovery_round(store, timedelta(days=900))
     assert handler.resumed == [(SWEEP_ID, "acme")]
-    assert f"{sweep_folder(SWEEP_ID, 'acme')}sweep.json" in storage.stored_keys()
+    assert f"{sweep_prefix(SWEEP_ID, 'acme')}sweep.json" in storage.stored_keys()
 
 
 async def test_a_marker_without_a_plan_is_removed() -> None:
@@ -128,7 +128,7 @@ async def test_a_running_sweep_that_lost_its_marker_is_not_removed() -> None:
     storage, store, _ = await setting()
     await store.unmark_running(SWEEP_ID, "acme")
     assert (await recovery_round(store, timedelta(days=9))).resumed == [(SWEEP_ID, "acme")]
-    assert storage.stored_keys() == [f"{sweep_folder(SWEEP_ID, 'acme')}sweep.json"]
+    assert storage.stored_keys() == [f"{sweep_prefix(SWEEP_ID, 'acme')}sweep.json"]
 
 
 async def test_an_unpublished_end_is_found_without_its_marker() -> None:
@@ -147,7 +147,7 @@ async def test_a_forged_marker_removes_nothing_and_resumes_nothing() -> None:
     handler = await recovery_round(store, timedelta(days=9))
     # For a sweep whose end was published, `resume` removes the marker.
     assert handler.resumed == [(SWEEP_ID, "acme")]
-    assert f"{sweep_folder(SWEEP_ID, 'acme')}sweep.json" in storage.stored_keys()
+    assert f"{sweep_prefix(SWEEP_ID, 'acme')}sweep.json" in storage.stored_keys()
     assert (await store.read(SWEEP_ID, "acme")).plan == replace(plan, status="done", told=True)
 
 
@@ -156,7 +156,7 @@ async def test_results_that_came_after_the_end_are_removed_by_the_next_round() -
     storage, store, plan = await setting()
     await end(store, plan)
     await add_result(store, plan)
-    plan_key = f"{sweep_folder(SWEEP_ID, 'acme')}sweep.json"
+    plan_key = f"{sweep_prefix(SWEEP_ID, 'acme')}sweep.json"
     await recovery_round(store, timedelta(minutes=14))  # it may be reading the plan just now
     assert len(storage.stored_keys()) == 2
     await recovery_round(store, timedelta(minutes=16))
@@ -181,7 +181,7 @@ async def test_results_without_a_plan_are_removed_and_tag_notes_are_kept() -> No
     await add_result(store, plan)
     open_page = OpenPage(page=0, after="", last="")
     note = await store.add_tag_note(plan, open_page, {"k": {"team": "legal"}}, "m1")
-    await storage.delete(f"{sweep_folder(SWEEP_ID, 'acme')}sweep.json")
+    await storage.delete(f"{sweep_prefix(SWEEP_ID, 'acme')}sweep.json")
     await recovery_round(store, timedelta(minutes=16))
     assert storage.stored_keys() == [note]
     await recovery_round(store, timedelta(days=9))

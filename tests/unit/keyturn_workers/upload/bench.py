@@ -14,9 +14,9 @@ from keyturn.crypto import (
     BODY_CONTEXT,
     HEADER_BYTES,
     IntakeKey,
-    b64,
     open_sealed,
     seal,
+    to_base64,
     transport_context,
     upload_info,
 )
@@ -124,7 +124,7 @@ def request(
             "project": "acme",
             "key": "k",
             "requested_at": AT,
-            "sealed_key": {"intake_key": "main", "ciphertext": b64(ciphertext)},
-            "body": {"staged": {"size": len(sealed)}} if staged else {"inline": b64(sealed)},
+            "sealed_key": {"intake_key": "main", "ciphertext": to_base64(ciphertext)},
+            "body": {"staged": {"size": len(sealed)}} if staged else {"inline": to_base64(sealed)},
         }
     )

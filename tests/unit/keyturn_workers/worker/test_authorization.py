@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from keyturn.crypto import IntakeKey, SigningKey, VerifyKey, b64
+from keyturn.crypto import IntakeKey, SigningKey, VerifyKey, to_base64
 from keyturn.errors import (
     BadSealError,
     BadSignatureError,
@@ -290,7 +290,7 @@ def test_refusals_repeat_no_value() -> None:
 
 
 def sealed(secret: bytes, info: bytes, intake: IntakeKey, name: str = "main") -> SealedSecret:
-    return SealedSecret(intake_key=name, ciphertext=b64(intake.public_key.seal(secret, info)))
+    return SealedSecret(intake_key=name, ciphertext=to_base64(intake.public_key.seal(secret, info)))
 
 
 @pytest.fixture(scope="module")

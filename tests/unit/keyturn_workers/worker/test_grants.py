@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from keyturn.crypto import SigningKey, VerifyKey, b64
+from keyturn.crypto import SigningKey, VerifyKey, to_base64
 from keyturn_workers.worker import grants as module
 from keyturn_workers.worker.grants import Grant, GrantsFile, GrantsKeeper
 
@@ -24,7 +24,7 @@ ALL = frozenset("*")
 def text_of(**publishers: SigningKey) -> str:
     return json.dumps(
         {
-            name: {"keys": [b64(key.public_bytes)], "may": ["*"], "projects": ["*"]}
+            name: {"keys": [to_base64(key.public_bytes)], "may": ["*"], "projects": ["*"]}
             for name, key in publishers.items()
         }
     )

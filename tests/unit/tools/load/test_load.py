@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from keyturn.identifiers import is_key, is_uuid
+from keyturn.identifiers import is_object_key, is_uuid
 from tools.bench.processes import BenchError
 from tools.load.__main__ import _arguments
 from tools.load.disturbed import Found, rows
@@ -48,7 +48,7 @@ def test_an_upload_is_the_same_in_every_process_and_another_in_every_run() -> No
     assert one.upload_id(1) != other.upload_id(1)
     assert len({one.body(number) for number in range(3)}) == 3
     assert len(one.body(0)) == 100
-    assert is_key(one.key(0))
+    assert is_object_key(one.key(0))
     assert is_uuid(one.upload_id(0))
 
 
