@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
-from keyturn_workers.gateway.http_protocol import PIPELINED_MAX
+from keyturn_workers.gateway.http_protocol import MAX_PIPELINED
 from tests.integration.gateway.scene import plain
 from tools.harness.http import object_target, read_answer, request
 
@@ -266,7 +266,7 @@ async def test_requests_behind_one_another_whose_sender_goes(scene: Scene) -> No
     asked = request("GET", object_target("acme", "large"), authorization)
     for number in range(60):
         async with _opened(scene) as (reader, writer):
-            writer.write((_OPENAPI if number % 2 else asked) * PIPELINED_MAX)
+            writer.write((_OPENAPI if number % 2 else asked) * MAX_PIPELINED)
             assert (await reader.readexactly(1024)).startswith(b"HTTP/1.1 ")
     await _served(scene)
 

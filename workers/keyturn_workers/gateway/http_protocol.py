@@ -1,56 +1,83 @@
-"""uvicorn's HTTP protocol, bounded: heads in time and size, connections, how slow a client.
+"""uvicorn's HTTP protocol with the limits that uvicorn has no setting for (SPEC 9.2, ADR 0014).
 
-uvicorn waits for ever for a client that opens a connection and sends nothing, its headers byte
-by byte, or a blank line behind an answer; it keeps whatever headers come, of any length; and
-what it has written to a connection stays there for as long as the other end takes nothing; it
-queues any number of requests that are sent behind one another. It also has no way for an
-application to reset a connection: one is put into each request's state.
+`GatewayProtocol` subclasses uvicorn's public httptools protocol (`Config(http=...)` accepts a
+class) and overrides public methods only. An ASGI application cannot do any of this: it is
+called once a request's head is complete, and it has no access to the connection. Everything
+else is a uvicorn setting (`server`) or an option of the listening socket (`listener`).
+
+- Head timeout. Guards against clients that open a connection and send nothing, send a head
+  byte by byte, or a blank line after a response. `timeout_keep_alive` starts only after a
+  response and stops at the next byte.
+- Size of the head, of trailers and of chunk framing. Guards memory against a head without an
+  end. `h11_max_incomplete_event_size` applies to h11 only; httptools has no limit.
+- Pipelined requests. Guards memory against thousands of requests sent at once. uvicorn queues
+  all of them, before authentication.
+- Connections. Guards health probes and other clients against somebody who opens many
+  connections and sends nothing: a new connection closes an idle one. With `limit_concurrency`
+  those connections would turn every other request away with a 503, and stay open.
+- Reset. A truncated response must not look complete. ASGI cannot reset a connection: if an
+  application raises, uvicorn closes the connection in order, after it has sent its buffers.
+- 400 for what is not HTTP. A problem document (SPEC 9.6), and no response before those that
+  earlier requests on the connection are waiting for. uvicorn writes `text/plain` at once.
+- Disconnect of pipelined requests. uvicorn reports it to the newest request only; the one
+  being served would run on, for as long as its client asked it to wait.
 """
 
 import asyncio
 import contextlib
 import socket
 import struct
-from typing import Any, Final
+from typing import Final
 
+import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from keyturn_workers.gateway.client_connection import IS_CLOSED, RESET_CONNECTION
 
-# What every head fits in that a client of this gateway has a reason to send.
-HEAD_MAX_BYTES: Final = 64 * 1024
-# No client of a gateway has a reason to send several requests before it has an answer.
-PIPELINED_MAX: Final = 4
-_NO_REQUEST_BODY: Final = (
-    b'{"title":"Bad Request","status":400,"code":"malformed_request","detail":"no HTTP request"}'
+MAX_HEAD_BYTES: Final = 64 * 1024
+"""More than the head of any request that this gateway serves."""
+
+MAX_PIPELINED: Final = 4
+"""How many requests may wait on a connection. No client of a gateway needs to pipeline more."""
+
+_BAD_REQUEST_BODY: Final = orjson.dumps(
+    {
+        "title": "Bad Request",
+        "status": 400,
+        "code": "malformed_request",
+        "detail": "not an HTTP request",
+    }
 )
-_NO_REQUEST: Final = (
+_BAD_REQUEST: Final = (
     b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/problem+json\r\n"
-    b"connection: close\r\ncontent-length: %d\r\n\r\n%s" % (len(_NO_REQUEST_BODY), _NO_REQUEST_BODY)
+    b"connection: close\r\ncontent-length: %d\r\n\r\n%s"
+    % (len(_BAD_REQUEST_BODY), _BAD_REQUEST_BODY)
 )
-_UNSENT_BYTES: Final = 128 * 1024
-_NO_LINGER: Final = struct.pack("ii", 1, 0)
+# struct linger: enabled, 0 seconds. Closing the socket then sends a RST.
+_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
 
 class GatewayProtocol(HttpToolsProtocol):
-    """One connection; `make_protocol_class` makes the class that a gateway serves with."""
+    """One connection. `make_protocol_class` sets the limits."""
 
     head_timeout_s = 15.0
-    idle_timeout_s = 60.0
     max_connections = 1024
     _head_timer: asyncio.TimerHandle | None = None
-    _cycles: tuple[RequestResponseCycle, ...] = ()
-    # Since a head, or a piece of a body, was complete: of a head, of trailers, of framing.
-    _unread_bytes = 0
+    _unfinished: tuple[RequestResponseCycle, ...] = ()
+    # Bytes since the last complete head or piece of a body: head, trailers or chunk framing.
+    _unparsed_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait for the first request."""
+        """Start the timer for the first head; close an idle connection if there are too many."""
         super().connection_made(transport)
-        self._bound_what_is_not_taken()
-        self._await_head()
+        # uvicorn copies this into the state of each request.
+        self.app_state = {
+            **self.app_state,
+            RESET_CONNECTION: self.reset,
+            IS_CLOSED: transport.is_closing,
+        }
+        self._start_head_timer()
         if len(self.connections) > self.max_connections:
-            # One that nobody uses makes room: whoever opens many and says nothing keeps none
-            # of the others out, nor those who ask whether this process is alive.
             others = (each for each in self.connections if isinstance(each, GatewayProtocol))
             idle = (other for other in others if other is not self and other.is_idle)
             next(idle, self).reset()
@@ -61,108 +88,86 @@ class GatewayProtocol(HttpToolsProtocol):
         return self.cycle is None or self.cycle.response_complete
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nothing is waited for any more, and every request of the connection hears of it."""
-        self._head_came()
+        """Report the disconnect to every unfinished request."""
+        self._stop_head_timer()
         super().connection_lost(exc)
-        # uvicorn tells the newest one alone, not one that others were sent behind.
-        for cycle in self._cycles:
-            if not cycle.response_complete:
-                cycle.disconnected = True
-                cycle.message_event.set()
+        for cycle in self._unfinished:
+            # uvicorn reports it to `self.cycle` only.
+            self.cycle = cycle
+            super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Take no more of a head than any honest one has."""
-        # Whatever comes between two requests begins one: uvicorn has stopped its own timer.
+        """Parse the data, and reset the connection if a head grows too large."""
+        # Anything received between two requests starts a head: uvicorn stops its own timer.
         if self._head_timer is None and self.is_idle:
-            self._await_head()
-        self._unread_bytes += len(data)
+            self._start_head_timer()
+        self._unparsed_bytes += len(data)
         super().data_received(data)
-        if self._unread_bytes > HEAD_MAX_BYTES and not self.transport.is_closing():
+        if self._unparsed_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self.reset()
 
     def on_message_begin(self) -> None:
-        """A request's first byte came; the rest of its head has to follow."""
+        """A head has started: the rest of it must follow within the timeout."""
         super().on_message_begin()
-        state: dict[str, Any] = self.scope["state"]
-        state[RESET_CONNECTION] = self.reset
-        state[IS_CLOSED] = self.transport.is_closing
         if self._head_timer is None:
-            self._await_head()
+            self._start_head_timer()
 
     def on_headers_complete(self) -> None:
-        """The head is there."""
-        self._head_came()
-        self._unread_bytes = 0
-        super().on_headers_complete()
-        if len(self.pipeline) > PIPELINED_MAX:
-            raise _TooManyError  # uvicorn answers, see below
-        open_still = (cycle for cycle in self._cycles if not cycle.response_complete)
-        self._cycles = (*open_still, self.cycle)
+        """The head is complete: serve the request, or queue it behind the current one.
 
-    def send_400_response(self, msg: str) -> None:
-        """Answer what is no request: a problem document, or a reset where there is no end of it."""
-        del msg
-        if self.pipeline or not self.is_idle:
-            self.reset()  # an answer now would come before those that are owed
-            return
-        self.transport.write(_NO_REQUEST)
-        self.transport.close()
+        Raises:
+            _TooManyPipelinedError: the queue is full. The parser turns this into a parse
+                error, and uvicorn calls `send_400_response`.
+        """
+        self._stop_head_timer()
+        self._unparsed_bytes = 0
+        super().on_headers_complete()
+        if len(self.pipeline) > MAX_PIPELINED:
+            raise _TooManyPipelinedError
+        unfinished = (cycle for cycle in self._unfinished if not cycle.response_complete)
+        self._unfinished = (*unfinished, self.cycle)
 
     def on_body(self, body: bytes) -> None:
-        """A piece of a body is there, and whatever framed it."""
-        self._unread_bytes = 0
+        """A piece of a body is complete, and so is its framing."""
+        self._unparsed_bytes = 0
         super().on_body(body)
 
-    def _await_head(self) -> None:
+    def send_400_response(self, msg: str) -> None:
+        """Respond with a problem document, or reset if earlier responses are still due."""
+        del msg
+        if self.pipeline or not self.is_idle:
+            self.reset()
+            return
+        self.transport.write(_BAD_REQUEST)
+        self.transport.close()
+
+    def reset(self) -> None:
+        """Reset the connection, so that its client cannot take a partial response for a whole."""
+        sock = self.transport.get_extra_info("socket")
+        # The socket may be closed already.
+        with contextlib.suppress(OSError, ValueError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        self.transport.abort()
+
+    def _start_head_timer(self) -> None:
         self._head_timer = self.loop.call_later(self.head_timeout_s, self.reset)
 
-    def _head_came(self) -> None:
+    def _stop_head_timer(self) -> None:
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
 
-    def _bound_what_is_not_taken(self) -> None:
-        """Have the kernel end a connection whose other end takes nothing of what is written.
 
-        Also when the answer is complete for the application, and its end lies in a buffer.
-        """
-        sock = self.transport.get_extra_info("socket")
-        if sock is None:
-            return
-        if hasattr(socket, "TCP_USER_TIMEOUT"):
-            waited_ms = int(self.idle_timeout_s * 1000)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, waited_ms)
-        if hasattr(socket, "TCP_NOTSENT_LOWAT"):
-            # Else megabytes wait in the kernel, and it says nothing while a slow reader takes
-            # the first of them: one that takes little would pass for one that takes nothing.
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
-
-    def reset(self) -> None:
-        """End the connection so that nobody takes it for the end of an answer."""
-        sock = self.transport.get_extra_info("socket")
-        # Without this it would be closed in order, with what was written so far. It may be gone.
-        with contextlib.suppress(OSError, ValueError):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
-        self.transport.abort()
+class _TooManyPipelinedError(Exception):
+    """The client sent more requests than may wait on a connection."""
 
 
-class _TooManyError(Exception):
-    """More requests were sent behind one another than are queued."""
-
-
-def make_protocol_class(
-    *, head_timeout_s: float, idle_timeout_s: float, max_connections: int
-) -> type[GatewayProtocol]:
-    """The protocol with these limits.
+def make_protocol_class(*, head_timeout_s: float, max_connections: int) -> type[GatewayProtocol]:
+    """Return the protocol class with these limits.
 
     Args:
         head_timeout_s: How long a request's head may take.
-        idle_timeout_s: How long a client may take nothing of what was written.
-        max_connections: How many connections are open at once.
+        max_connections: How many connections may be open at once.
     """
-    limits = {
-        "head_timeout_s": head_timeout_s,
-        "idle_timeout_s": idle_timeout_s,
-        "max_connections": max_connections,
-    }
+    limits = {"head_timeout_s": head_timeout_s, "max_connections": max_connections}
     return type("GatewayProtocol", (GatewayProtocol,), limits)

@@ -19,7 +19,6 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from keyturn.crypto import Secret
-from keyturn.errors import SettingsError
 from keyturn.identifiers import KEYRINGS_PREFIX
 from keyturn.publisher import Publisher
 from keyturn_workers.amqp.property_tolerance import tolerate_odd_properties
@@ -28,6 +27,7 @@ from keyturn_workers.gateway.auth import Authenticator
 from keyturn_workers.gateway.fair_shares import ConcurrencyLimit, StagingLedger
 from keyturn_workers.gateway.http_protocol import make_protocol_class
 from keyturn_workers.gateway.keyring_lookups import KeyringLookups
+from keyturn_workers.gateway.listener import open_listeners
 from keyturn_workers.gateway.listing_check import listing_detection
 from keyturn_workers.gateway.metrics import GatewayMetrics
 from keyturn_workers.gateway.object_opener import ObjectOpener
@@ -50,15 +50,11 @@ _SPARE_CONNECTIONS: Final = 16
 # Nothing is written by a keyring that is read here; it bounds how far answers' dates may differ.
 _LEASE_S: Final = 15
 _KEEP_ALIVE_S: Final = 15
-_CONNECTIONS_A_REQUEST: Final = 4
+_CONNECTIONS_PER_REQUEST: Final = 4
 _BACKLOG: Final = 1024
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 _log = structlog.get_logger()
-
-
-class AddressError(SettingsError):
-    """The address to listen on cannot be had; the text is one line for a person."""
 
 
 async def run_gateway(settings: GatewaySettings) -> None:
@@ -181,11 +177,11 @@ def _checks(storage: Storage, publisher: Publisher) -> dict[str, Check]:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, which says when it listens and ends in order on a signal."""
+    """uvicorn's server, which logs its address once it listens and ends normally on a signal."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Stop on a signal; uvicorn would raise it again afterwards, and end as if killed."""
+        """Stop on a signal. uvicorn's own would raise the signal again after the shutdown."""
         loop = asyncio.get_running_loop()
         for number in _SIGNALS:
             loop.add_signal_handler(number, self.handle_exit, number, None)
@@ -196,35 +192,27 @@ class _Server(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, and tell where."""
-        try:
-            await super().startup(sockets)
-        except SystemExit as exc:
-            raise AddressError(
-                f"cannot listen on {self.config.host} port {self.config.port}"
-            ) from exc
+        """Listen, and log the address."""
+        await super().startup(sockets)
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         _log.info("gateway started", host=host, port=port)
 
 
 async def serve(settings: GatewaySettings, app: ASGIApp) -> None:
-    """Serve any application as the gateway is served, until the process is told to stop.
+    """Serve an application with the gateway's limits until a signal stops the process.
 
     Raises:
-        AddressError: another process listens there, or there is no such address.
+        AddressError: the address is in use or does not exist.
     """
-    # What is worth saying is said here; uvicorn's own lines hold paths, and so keys.
+    # uvicorn's messages contain paths, and so object keys. The gateway logs what is needed.
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     tame_garbage_collection()
     config = uvicorn.Config(
         app,
-        host=settings.gateway_host,
-        port=settings.gateway_port,
         http=make_protocol_class(
             head_timeout_s=settings.gateway_head_timeout_s,
-            idle_timeout_s=settings.gateway_idle_timeout_s,
-            max_connections=settings.gateway_concurrency * _CONNECTIONS_A_REQUEST,
+            max_connections=settings.gateway_concurrency * _CONNECTIONS_PER_REQUEST,
         ),
         ws="none",
         lifespan="off",
@@ -236,4 +224,9 @@ async def serve(settings: GatewaySettings, app: ASGIApp) -> None:
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=int(settings.shutdown_grace_s),
     )
-    await _Server(config).serve()
+    listeners = await open_listeners(
+        settings.gateway_host,
+        settings.gateway_port,
+        idle_timeout_s=settings.gateway_idle_timeout_s,
+    )
+    await _Server(config).serve(listeners)

@@ -1,4 +1,4 @@
-"""A connection on loopback: how long a head may take, and how an answer is cut (SPEC 9.2)."""
+"""The limits of a connection, over loopback: timeouts, sizes, pipelining, resets (SPEC 9.2)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from uvicorn.server import ServerState
 
 from keyturn_workers.gateway.client_connection import abort
 from keyturn_workers.gateway.http_protocol import (
-    PIPELINED_MAX,
+    MAX_PIPELINED,
     GatewayProtocol,
     make_protocol_class,
 )
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
 _HEAD = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
-_PATIENT_S = 20.0
+_TIMEOUT_S = 20.0
 _SHORT_S = 0.05
 
 
@@ -39,38 +39,38 @@ async def _connected(
     state = ServerState()
     loop = asyncio.get_running_loop()
 
-    over: asyncio.Future[None] = loop.create_future()
+    lost: asyncio.Future[None] = loop.create_future()
 
-    class Told(GatewayProtocol):
+    class Observed(GatewayProtocol):
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
-            over.set_result(None)
+            lost.set_result(None)
 
     def made() -> GatewayProtocol:
-        return Told(config=config, server_state=state, app_state={})
+        return Observed(config=config, server_state=state, app_state={})
 
     server = await loop.create_server(made, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
-        async with asyncio.timeout(_PATIENT_S):
+        async with asyncio.timeout(_TIMEOUT_S):
             yield reader, writer
     finally:
         writer.transport.abort()
         server.close()
         await asyncio.gather(*state.tasks, return_exceptions=True)
-        await over
+        await lost
 
 
-async def _answers(scope: Scope, receive: Receive, send: Send) -> None:
+async def _respond_ok(scope: Scope, receive: Receive, send: Send) -> None:
     del scope, receive
     headers = [(b"content-length", b"2")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": b"ok"})
 
 
-async def _is_cut(reader: asyncio.StreamReader) -> bool:
-    """Whether the connection ends without a byte more."""
+async def _ends_without_response(reader: asyncio.StreamReader) -> bool:
+    """Whether the connection ends without another byte."""
     try:
         return await reader.read() == b""
     except ConnectionResetError:
@@ -83,77 +83,77 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("short")
-async def test_a_client_that_says_nothing_is_cut_off() -> None:
-    async with _connected(_answers) as (reader, _):
-        assert await _is_cut(reader)
+async def test_a_connection_without_a_request_is_reset() -> None:
+    async with _connected(_respond_ok) as (reader, _):
+        assert await _ends_without_response(reader)
 
 
 @pytest.mark.usefixtures("short")
-async def test_a_head_that_comes_byte_by_byte_is_cut_off() -> None:
-    """Progress does not count: the whole head has its time."""
-    async with _connected(_answers) as (reader, writer):
+async def test_a_head_sent_byte_by_byte_is_reset() -> None:
+    """The timeout is for the whole head, not for its next byte."""
+    async with _connected(_respond_ok) as (reader, writer):
 
         async def dribble() -> None:
             while True:
                 writer.write(b"x")
-                await asyncio.sleep(_SHORT_S / 5)  # the very thing under test
+                await asyncio.sleep(_SHORT_S / 5)  # this is what the test is about
 
         writer.write(b"GET /")
         dribbling = asyncio.create_task(dribble())
-        assert await _is_cut(reader)
+        assert await _ends_without_response(reader)
         dribbling.cancel()
 
 
 @pytest.mark.usefixtures("short")
-async def test_a_next_request_has_its_time_too() -> None:
-    async with _connected(_answers) as (reader, writer):
+async def test_a_later_request_has_the_same_timeout() -> None:
+    async with _connected(_respond_ok) as (reader, writer):
         for _ in range(2):
             writer.write(_HEAD)
             assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
-        await asyncio.sleep(_SHORT_S * 2)  # between two requests nothing is timed here
+        await asyncio.sleep(_SHORT_S * 2)  # no head timeout applies between two requests
         writer.write(_HEAD[:20])
-        assert await _is_cut(reader)
+        assert await _ends_without_response(reader)
 
 
-async def test_what_follows_the_head_may_take_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_head_timeout_does_not_apply_to_the_body(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(GatewayProtocol, "head_timeout_s", _SHORT_S)
     headed = asyncio.Event()
 
     async def slow(scope: Scope, receive: Receive, send: Send) -> None:
         headed.set()
         assert (await receive())["body"] == b"body"
-        await _answers(scope, receive, send)
+        await _respond_ok(scope, receive, send)
 
     async with _connected(slow) as (reader, writer):
         writer.write(b"PUT / HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\n")
         await headed.wait()
-        await asyncio.sleep(_SHORT_S * 2)  # the very thing under test
+        await asyncio.sleep(_SHORT_S * 2)  # this is what the test is about
         writer.write(b"body")
         assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
 
 
-async def test_an_answer_that_is_cut_never_looks_whole() -> None:
-    async def cuts(scope: Scope, receive: Receive, send: Send) -> None:
+async def test_an_aborted_response_never_looks_complete() -> None:
+    async def aborts(scope: Scope, receive: Receive, send: Send) -> None:
         del receive
         headers = [(b"content-length", b"1000")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": b"x" * 10, "more_body": True})
         abort(scope)
 
-    async with _connected(cuts) as (reader, writer):
+    async with _connected(aborts) as (reader, writer):
         writer.write(_HEAD)
         with pytest.raises((asyncio.IncompleteReadError, ConnectionResetError)):
             await reader.readuntil(b"x" * 1000)
 
 
-async def test_each_request_has_its_own_way_to_be_cut() -> None:
+async def test_each_request_has_a_state_of_its_own_with_the_connections_calls() -> None:
     seen: list[Any] = []
 
-    async def looks(scope: Scope, receive: Receive, send: Send) -> None:
+    async def records(scope: Scope, receive: Receive, send: Send) -> None:
         seen.append(scope["state"])
-        await _answers(scope, receive, send)
+        await _respond_ok(scope, receive, send)
 
-    async with _connected(looks) as (reader, writer):
+    async with _connected(records) as (reader, writer):
         for _ in range(2):
             writer.write(_HEAD)
             await reader.readuntil(b"ok")
@@ -171,16 +171,16 @@ async def test_each_request_has_its_own_way_to_be_cut() -> None:
     ],
     ids=["a path", "one header", "many headers"],
 )
-async def test_a_head_without_end_is_cut_off_before_it_fills_the_memory(
+async def test_a_head_without_an_end_is_reset_before_it_fills_the_memory(
     begun: bytes, more: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(GatewayProtocol, "head_timeout_s", 60.0)
-    async with _connected(_answers) as (reader, writer):
-        cut = asyncio.create_task(_is_cut(reader))
+    async with _connected(_respond_ok) as (reader, writer):
+        cut = asyncio.create_task(_ends_without_response(reader))
         writer.write(b"GET /" + begun)
         sent = 0
         while not cut.done():
-            assert sent < 50_000_000, "whatever comes is kept"
+            assert sent < 50_000_000, "the head is kept without a limit"
             writer.write(more * 10_000)
             sent += len(more) * 10_000
             with suppress(ConnectionResetError):
@@ -189,28 +189,28 @@ async def test_a_head_without_end_is_cut_off_before_it_fills_the_memory(
         assert cut.result()
 
 
-async def test_a_head_of_a_reasonable_size_is_taken() -> None:
-    async with _connected(_answers) as (reader, writer):
+async def test_a_head_below_the_limit_is_served() -> None:
+    async with _connected(_respond_ok) as (reader, writer):
         for _ in range(3):
             writer.write(b"GET / HTTP/1.1\r\nhost: a\r\nx-a: " + b"a" * 30_000 + b"\r\n\r\n")
             assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
 
 
-async def test_a_long_body_is_no_long_head() -> None:
-    async def takes(scope: Scope, receive: Receive, send: Send) -> None:
+async def test_the_limit_of_the_head_does_not_apply_to_the_body() -> None:
+    async def reads_the_body(scope: Scope, receive: Receive, send: Send) -> None:
         while (await receive()).get("more_body"):
             pass
-        await _answers(scope, receive, send)
+        await _respond_ok(scope, receive, send)
 
-    async with _connected(takes) as (reader, writer):
+    async with _connected(reads_the_body) as (reader, writer):
         for _ in range(2):
             writer.write(b"PUT / HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000\r\n\r\n")
             writer.write(bytes(1_000_000))
             assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
 
 
-async def test_requests_behind_one_another_are_bounded() -> None:
-    """A server that queues whatever is sent fills its memory, for a caller without a key."""
+async def test_too_many_pipelined_requests_reset_the_connection() -> None:
+    """An unlimited queue would let a client without an API key fill the memory."""
     begun: list[Scope] = []
 
     async def hangs(scope: Scope, receive: Receive, send: Send) -> None:
@@ -221,44 +221,62 @@ async def test_requests_behind_one_another_are_bounded() -> None:
 
     async with _connected(hangs) as (reader, writer), asyncio.timeout(10):
         writer.write(_HEAD * 1000)
-        assert await _is_cut(reader)
+        assert await _ends_without_response(reader)
     assert len(begun) == 1
 
 
-async def test_a_few_requests_behind_one_another_are_answered() -> None:
-    async with _connected(_answers) as (reader, writer):
-        writer.write(_HEAD * PIPELINED_MAX)
-        for _ in range(PIPELINED_MAX):
+async def test_a_few_pipelined_requests_are_served() -> None:
+    async with _connected(_respond_ok) as (reader, writer):
+        writer.write(_HEAD * MAX_PIPELINED)
+        for _ in range(MAX_PIPELINED):
             assert b"200" in await reader.readuntil(b"ok")
 
 
-async def test_what_is_no_request_is_told_as_a_problem() -> None:
-    async with _connected(_answers) as (reader, writer):
+async def test_every_pipelined_request_sees_the_disconnect() -> None:
+    """Uvicorn reports it to the newest request only, and the first would wait forever."""
+    started, disconnected = asyncio.Event(), asyncio.Event()
+
+    async def waits(scope: Scope, receive: Receive, send: Send) -> None:
+        del scope, send
+        started.set()
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        disconnected.set()
+
+    async with _connected(waits) as (_, writer):
+        writer.write(_HEAD * MAX_PIPELINED)
+        await started.wait()
+        writer.transport.abort()
+        await disconnected.wait()
+
+
+async def test_what_is_not_http_gets_a_problem_document() -> None:
+    async with _connected(_respond_ok) as (reader, writer):
         writer.write(b"\x16\x03\x01 no HTTP\r\n\r\n")
-        answer = await reader.read()
-    head, _, body = answer.partition(b"\r\n\r\n")
+        response = await reader.read()
+    head, _, body = response.partition(b"\r\n\r\n")
     assert b"application/problem+json" in head
     assert b"connection: close" in head
     assert json.loads(body)["code"] == "malformed_request"
     assert f"content-length: {len(body)}".encode() in head
 
 
-async def test_a_connection_that_nobody_uses_makes_room() -> None:
-    """Whoever opens many and says nothing keeps out nobody, nor a probe of this process."""
-    config = uvicorn.Config(_answers, lifespan="off", log_config=None, access_log=False)
+async def test_an_idle_connection_is_closed_when_there_are_too_many() -> None:
+    """Many silent connections keep out neither other clients nor health probes."""
+    config = uvicorn.Config(_respond_ok, lifespan="off", log_config=None, access_log=False)
     config.load()
     state, loop = ServerState(), asyncio.get_running_loop()
-    kind = make_protocol_class(head_timeout_s=60, idle_timeout_s=60, max_connections=3)
+    protocol_class = make_protocol_class(head_timeout_s=60, max_connections=3)
     server = await loop.create_server(
-        lambda: kind(config=config, server_state=state, app_state={}), "127.0.0.1", 0
+        lambda: protocol_class(config=config, server_state=state, app_state={}), "127.0.0.1", 0
     )
     port = server.sockets[0].getsockname()[1]
-    silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(10)]
+    idle = [await asyncio.open_connection("127.0.0.1", port) for _ in range(10)]
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(_HEAD)
     assert b"200" in await reader.readuntil(b"ok")
     assert len(state.connections) <= 3
-    for _, each in [*silent, (reader, writer)]:
+    for _, each in [*idle, (reader, writer)]:
         each.transport.abort()
     server.close()
     for _ in range(500):
