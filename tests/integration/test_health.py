@@ -101,5 +101,5 @@ async def test_a_worker_sweeps_staging(vhost_url: str, ceph: S3Server, ceph_buck
         REQUEST_MAX_AGE_S="1", STAGING_GRACE_S="0", STAGING_SWEEP_INTERVAL_S="0.5"
     )
     async with worker(env, "upload") as running:
-        assert '"bodies":1' in await running.logged("staging swept")
+        assert '"bodies":1' in await running.logged("staging cleaned")
     assert reader.keys(deployment, ".keyturn/staging/") == []

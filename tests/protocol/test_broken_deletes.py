@@ -36,8 +36,8 @@ def a_delete_while_a_copy_is_under_way(world: World) -> None:
 
 
 class _TellsAtOnce(Deleter):
-    def _check_settled(self, head: Any, observed: Any) -> None:
-        del head, observed
+    def _check_age(self, head: Any, snapshot: Any) -> None:
+        del head, snapshot
 
 
 def test_a_delete_is_told_after_two_leases() -> None:

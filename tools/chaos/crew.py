@@ -204,7 +204,7 @@ class Crew:
             for _ in range(_SWEEPS):
                 seen = len(running.lines)
                 with suppress(TimeoutError):
-                    await running.logged("staging swept", after=seen, timeout_s=_SWEPT_UP_S)
+                    await running.logged("staging cleaned", after=seen, timeout_s=_SWEPT_UP_S)
                 if await asyncio.to_thread(is_clean):
                     break
             self.posts[WORKERS[0]].logs.append(running)

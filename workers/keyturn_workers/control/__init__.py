@@ -1,4 +1,4 @@
-"""The control worker: enrolments, rotations, sweeps and deletes (SPEC 5.4, 6, 8)."""
+"""The control worker: enrollments, rotations, sweeps and deletes (SPEC 5.4, 6, 8)."""
 
 from keyturn_workers.control.deletion import Deleter
 from keyturn_workers.control.enrollment import Enroller

@@ -1,7 +1,7 @@
-"""Adoption: objects that stand under a prefix whose keyring is gone (SPEC 5.4).
+"""Adoption of objects under a prefix whose keyring is gone (SPEC 5.4).
 
-Every object counts, under whatever name: one that SPEC 1 does not allow may be wrapped at
-the highest generation all the same.
+Every object counts, whatever its name: one that SPEC 1 does not allow may still be wrapped at the
+highest generation.
 """
 
 import asyncio
@@ -16,42 +16,46 @@ from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.objects.unwrap import admin_generation
 from keyturn_workers.storage import Storage
 
-_BATCH: Final = 64
+_BATCH_SIZE: Final = 64
 
 
-async def find_highest_generation(storage: Storage, project: str, keys: OperatorKeys) -> int | None:
+async def find_highest_generation(
+    storage: Storage, project: str, operator_keys: OperatorKeys
+) -> int | None:
     """The highest generation whose admin wrap opens under the project's prefix.
 
-    0 where objects stand and none opens; None where nothing stands.
+    0 if there are objects and none opens; None if there are no objects.
     """
     highest: int | None = None
     batch: list[str] = []
     async for row in storage.list(f"{project}/"):
         batch.append(row.key)
-        if len(batch) == _BATCH:
-            highest = max(highest or 0, await _highest(storage, project, batch, keys))
+        if len(batch) == _BATCH_SIZE:
+            highest = max(highest or 0, await _highest_of(storage, project, batch, operator_keys))
             batch = []
     if batch:
-        highest = max(highest or 0, await _highest(storage, project, batch, keys))
+        highest = max(highest or 0, await _highest_of(storage, project, batch, operator_keys))
     return highest
 
 
-async def _highest(
-    storage: Storage, project: str, s3_keys: Iterable[str], keys: OperatorKeys
+async def _highest_of(
+    storage: Storage, project: str, s3_keys: Iterable[str], operator_keys: OperatorKeys
 ) -> int:
-    found = await asyncio.gather(*(_of_one(storage, project, at, keys) for at in s3_keys))
-    return max(found, default=0)
+    reads = (_generation(storage, project, s3_key, operator_keys) for s3_key in s3_keys)
+    return max(await asyncio.gather(*reads), default=0)
 
 
-async def _of_one(storage: Storage, project: str, s3_key: str, keys: OperatorKeys) -> int:
-    key = s3_key.removeprefix(f"{project}/")
+async def _generation(
+    storage: Storage, project: str, s3_key: str, operator_keys: OperatorKeys
+) -> int:
+    object_key = s3_key.removeprefix(f"{project}/")
     try:
         head = await storage.head(s3_key)
     except MissingError as exc:
-        # Listed, and not found: a later listing decides whether it was removed (SPEC 8.6).
+        # A later listing decides whether it was removed (SPEC 8.6).
         raise StorageUnavailableError("an object to adopt was listed and not found") from exc
     except RefusedError as exc:
-        # Passed over, it could be the one at the highest generation.
+        # It could be the one at the highest generation: do not skip it.
         raise StorageUnavailableError("an object to adopt cannot be read") from exc
     try:
         envelope = object_metadata.parse(head.metadata)
@@ -59,4 +63,4 @@ async def _of_one(storage: Storage, project: str, s3_key: str, keys: OperatorKey
         return 0
     if not isinstance(envelope, Wraps):
         return 0
-    return admin_generation(envelope, project, key, keys)
+    return admin_generation(envelope, project, object_key, operator_keys)

@@ -1,8 +1,7 @@
-"""Deletes: a tombstone that stays (SPEC 8.7).
+"""Deletes: putting a tombstone that stays (SPEC 8.7).
 
-A copy under way can bring a deleted object back. So a delete is told only where, two
-leases after the last put that was needed, its tombstone still stands: no copy that began
-before it can arrive later than that.
+A copy under way can bring a deleted object back. So a delete is published only if its tombstone
+still exists two leases after it was last put: no copy that began before can land later.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -21,13 +20,13 @@ from keyturn_workers.objects.plan_action import NoOp, ObjectView, Options, plan_
 from keyturn_workers.objects.wrap import build_tombstone_metadata
 from keyturn_workers.storage import Headers, ObjectHead, Storage
 
-_MAX_TURNS: Final = 8
+_MAX_ATTEMPTS: Final = 8
 
 
 class Deleter:
     """Serves deletes against one bucket.
 
-    `lease_s` is this worker's; where the keyring names a longer one, that counts (SPEC 8.4).
+    `lease_s` is this worker's; if the keyring names a longer one, that counts (SPEC 8.4).
     """
 
     def __init__(
@@ -39,46 +38,46 @@ class Deleter:
         self._lease_s = lease_s
 
     async def delete(self, request: DeleteRequested) -> None:
-        """Make sure that a tombstone stands for good; returning means that it does.
+        """Put a tombstone; returns once it is there for good.
 
         Raises:
-            NotYetError: it was put, or put again, less than two leases ago.
-            UnknownProjectError: no keyring stands.
+            DeferError: it was put, or put again, less than two leases ago.
+            UnknownProjectError: no keyring exists.
             LockedObjectError: a lock refuses the put, or keeps an older version.
             CorruptObjectError: the keyring was forged.
             StorageUnavailableError, UnknownMasterKeyError: try again later.
         """
         s3_key = object_s3_key(request.project, request.key)
-        for _ in range(_MAX_TURNS):
+        for _ in range(_MAX_ATTEMPTS):
             snapshot = await self._keyrings.read_fresh(request.project)
-            head = await self._tombstone(s3_key, request, snapshot)
+            head = await self._find_tombstone(s3_key, request, snapshot)
             if head is not None:
-                await self._remove_older(s3_key)
-                self._check_settled(head, snapshot)
+                await self._delete_older_versions(s3_key)
+                self._check_age(head, snapshot)
                 return
-            await self._put(s3_key, request, snapshot)
-        raise StorageUnavailableError("the tombstone did not stay")
+            await self._put_tombstone(s3_key, request, snapshot)
+        raise StorageUnavailableError("the tombstone was replaced again and again")
 
     async def find_deleted(self, request: DeleteRequested) -> bool:
-        """Whether a tombstone stays in the key's place already; it puts none.
+        """Whether the object's tombstone is there for good already; it puts none.
 
         Raises:
-            NotYetError: it was put less than two leases ago.
+            DeferError: it was put less than two leases ago.
             Others: as `delete`.
         """
         s3_key = object_s3_key(request.project, request.key)
         snapshot = await self._keyrings.read_fresh(request.project)
-        head = await self._tombstone(s3_key, request, snapshot)
+        head = await self._find_tombstone(s3_key, request, snapshot)
         if head is None:
             return False
-        await self._remove_older(s3_key)
-        self._check_settled(head, snapshot)
+        await self._delete_older_versions(s3_key)
+        self._check_age(head, snapshot)
         return True
 
-    async def _tombstone(
+    async def _find_tombstone(
         self, s3_key: str, request: DeleteRequested, snapshot: KeyringSnapshot
     ) -> ObjectHead | None:
-        """The tombstone as it is desired, or None where it must be put."""
+        """The tombstone, if it matches the desired state; None if it must be put."""
         try:
             view = ObjectView(*await self._storage.read_start(s3_key, HEADER_BYTES))
         except (MissingError, ArchivedError):
@@ -98,7 +97,9 @@ class Deleter:
             return None  # forged, or moved from another key
         return view.head if isinstance(action, NoOp) else None
 
-    async def _put(self, s3_key: str, request: DeleteRequested, snapshot: KeyringSnapshot) -> None:
+    async def _put_tombstone(
+        self, s3_key: str, request: DeleteRequested, snapshot: KeyringSnapshot
+    ) -> None:
         time = format_time(datetime.now(UTC))
         sealed = seal_tombstone(snapshot.desired.admin_kek, request.project, request.key, time)
         headers = Headers(build_tombstone_metadata(sealed))
@@ -107,7 +108,7 @@ class Deleter:
         except RefusedError as exc:
             if await self._is_locked(s3_key):
                 raise LockedObjectError("the storage refuses to write a locked object") from exc
-            # Sent after its lease: again, by a new reading.
+            # It came after its lease: the caller tries again by a new keyring read.
 
     async def _is_locked(self, s3_key: str) -> bool:
         try:
@@ -115,13 +116,13 @@ class Deleter:
         except MissingError:
             return False
 
-    async def _remove_older(self, s3_key: str) -> None:
-        """Remove versions that still hold the object's body and its wraps."""
+    async def _delete_older_versions(self, s3_key: str) -> None:
+        """Delete versions that still hold the object's body and its wraps."""
         if not await self._storage.versioning():
             return
         async for version in self._storage.list_versions(s3_key):
             if version.key != s3_key:
-                break  # a longer key that begins with this one
+                break  # an S3 key that begins with this one
             if version.is_latest:
                 continue
             try:
@@ -129,10 +130,10 @@ class Deleter:
             except RefusedError as exc:
                 raise LockedObjectError("a lock keeps an older version") from exc
 
-    def _check_settled(self, head: ObjectHead, snapshot: KeyringSnapshot) -> None:
+    def _check_age(self, head: ObjectHead, snapshot: KeyringSnapshot) -> None:
         # A worker with the longer lease that the keyring names may have a copy under way.
         lease_s = max(self._lease_s, snapshot.keyring.lease_s or 0)
-        # Both of them in whole seconds of the storage's own clock.
-        settled_at = head.last_modified + timedelta(seconds=2 * lease_s)
-        if head.date <= settled_at:
-            raise DeferError((settled_at - head.date).total_seconds() + 1)
+        # Both times are in whole seconds of the storage's clock.
+        final_at = head.last_modified + timedelta(seconds=2 * lease_s)
+        if head.date <= final_at:
+            raise DeferError((final_at - head.date).total_seconds() + 1)

@@ -1,7 +1,7 @@
-"""Enrolment: a project's first keyring (SPEC 5.4, 6.5).
+"""Enrollment: creating a project's first keyring (SPEC 5.4, 6.5).
 
-The keyring is created by one conditional put; everything before it only decides whether
-to try. The same request, however often it comes, finds its own keyring and is told again.
+One conditional put creates the keyring; everything before it only decides whether to try. The
+same request, however often it comes, finds its own keyring and gets the same result.
 """
 
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ _FIRST_GENERATION: Final = 1
 
 
 class Enroller:
-    """Serves enrolments against one bucket, under the active master key."""
+    """Serves enrollments against one bucket, under the active master key."""
 
     def __init__(
         self,
@@ -49,72 +49,76 @@ class Enroller:
         self._storage = storage
         self._keyrings = keyrings
         self._operator_keys = operator_keys
-        self._active = active_master_key
+        self._active_master_key = active_master_key
         self._intake_keys = intake_keys
         self._starter = starter
 
     async def enroll(self, request: EnrollRequested, origin: RequestOrigin) -> int:
-        """Create the project's keyring; gives the generation that the enrolment brought.
+        """Create the project's keyring.
+
+        Returns:
+            The generation that the enrollment created.
 
         Raises:
-            AlreadyEnrolledError: another enrolment's keyring, or objects, stand there.
+            AlreadyEnrolledError: another enrollment's keyring, or objects, exist.
             UnknownIntakeKeyError, BadSealError: a KEK in the request does not open.
-            CorruptObjectError: a keyring stands that nobody here wrote.
+            CorruptObjectError: a keyring exists that no worker wrote.
             StorageUnavailableError, UnknownMasterKeyError: try again later.
         """
-        generation = await self._generation(request, origin)
+        generation = await self._find_or_create(request, origin)
         await self._adopt(request, origin)
         return generation
 
     async def find_enrolled(self, request: EnrollRequested, origin: RequestOrigin) -> int | None:
-        """As `enroll` where this very request enrolled the project before; else None.
+        """As `enroll`, if this very request enrolled the project before; else None.
 
         Raises: as `enroll`.
         """
-        generation = await self._standing(request, origin)
+        generation = await self._find(request, origin)
         if generation is not None:
             await self._adopt(request, origin)
         return generation
 
     async def _adopt(self, request: EnrollRequested, origin: RequestOrigin) -> None:
         if request.adopt:
-            # Objects may exist there under other wraps; the sweep is this request's own.
-            ask = SweepRequest("sweep", request.request_id, request.project, request.requested_at)
-            await self._starter.start(ask, (origin,), adopting=True)
+            # Objects may exist under other wraps; the sweep has this request's id.
+            sweep = SweepRequest("sweep", request.request_id, request.project, request.requested_at)
+            await self._starter.start(sweep, (origin,), adopting=True)
 
-    async def _generation(self, request: EnrollRequested, origin: RequestOrigin) -> int:
-        """The generation of this request's keyring, which is created where none stands."""
-        if (standing := await self._standing(request, origin)) is not None:
-            return standing
+    async def _find_or_create(self, request: EnrollRequested, origin: RequestOrigin) -> int:
+        """The generation of this request's keyring, which is created if none exists."""
+        if (existing := await self._find(request, origin)) is not None:
+            return existing
         keyring = self._keyring(request, origin)
         keyring = replace(
-            keyring, current=replace(keyring.current, generation=await self._first(request))
+            keyring,
+            current=replace(keyring.current, generation=await self._first_generation(request)),
         )
         if await create_keyring(
             self._storage, keyring, self._operator_keys.master_keys, lease_s=self._keyrings.lease_s
         ):
             return keyring.current.generation
-        # A lost race, or the answer to an earlier try of this very request was lost.
-        if (standing := await self._standing(request, origin)) is not None:
-            return standing
-        raise StorageUnavailableError("a keyring was refused where none stands")
+        # A lost race, or the response to an earlier attempt of this very request was lost.
+        if (existing := await self._find(request, origin)) is not None:
+            return existing
+        raise StorageUnavailableError("a keyring was refused, but none exists")
 
-    async def _standing(self, request: EnrollRequested, origin: RequestOrigin) -> int | None:
+    async def _find(self, request: EnrollRequested, origin: RequestOrigin) -> int | None:
         try:
             snapshot = await self._keyrings.read_fresh(request.project)
         except UnknownProjectError:
             return None
         keyring = snapshot.keyring
-        enrolment = keyring.enrollment
-        if enrolment.rotation_id != request.request_id or not (
-            has_origin(keyring, enrolment, origin)
-            or is_same_request(keyring, enrolment, kek=self._kek(request), origin=origin)
+        enrollment = keyring.enrollment
+        if enrollment.rotation_id != request.request_id or not (
+            has_origin(keyring, enrollment, origin)
+            or is_same_request(keyring, enrollment, kek=self._kek(request), origin=origin)
         ):
             raise AlreadyEnrolledError(f"{request.project} has a keyring")
-        return enrolment.generation
+        return enrollment.generation
 
-    async def _first(self, request: EnrollRequested) -> int:
-        """The keyring's first generation: above all that stands there, where it is adopted."""
+    async def _first_generation(self, request: EnrollRequested) -> int:
+        """The keyring's first generation; above that of every object, if it adopts them."""
         if request.adopt:
             highest = await find_highest_generation(
                 self._storage, request.project, self._operator_keys
@@ -123,24 +127,24 @@ class Enroller:
         async for _ in self._storage.list(f"{request.project}/", limit=1):
             await self._check_not_listed(request.project)
             raise AlreadyEnrolledError(
-                f"objects stand under {request.project}/ without a keyring; "
-                "an enrolment with adopt takes them over"
+                f"objects exist under {request.project}/ without a keyring; "
+                "an enrollment with adopt takes them over"
             )
         return _FIRST_GENERATION
 
     async def _check_not_listed(self, project: str) -> None:
-        """Return where a listing, too, shows no keyring.
+        """Check that a listing shows no keyring either.
 
-        A read that falsely answers 404 must refuse no request that comes again: this very one
+        A read that wrongly answers 404 must not refuse a repeated request: this very request
         may have enrolled the project (SPEC 8.6).
 
         Raises:
-            StorageUnavailableError: it is listed, so the read that did not find it was wrong.
+            StorageUnavailableError: the keyring is listed, so the read was wrong.
         """
-        key = keyring_s3_key(project)
-        async for row in self._storage.list(key, limit=1):
-            if row.key == key:
-                raise StorageUnavailableError("the keyring is listed and was not found")
+        s3_key = keyring_s3_key(project)
+        async for row in self._storage.list(s3_key, limit=1):
+            if row.key == s3_key:
+                raise StorageUnavailableError("the keyring is listed but was not found")
 
     def _keyring(self, request: EnrollRequested, origin: RequestOrigin) -> Keyring:
         kek = self._kek(request)
@@ -154,7 +158,7 @@ class Enroller:
         )
         return Keyring(
             project=request.project,
-            master_key=self._active,
+            master_key=self._active_master_key,
             current=first,
             plaintext_allowed=request.plaintext == "allowed",
             v0_allowed=request.v0 == "allowed",

@@ -1,4 +1,4 @@
-"""Control requests as a role of a worker process (SPEC 6.1, 6.7)."""
+"""The request handler of the control worker (SPEC 6.1, 6.7)."""
 
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -26,7 +26,7 @@ from keyturn_workers.sweep import AllPlan, Plan, SweepRequest, SweepStarter, com
 
 
 class ControlHandler:
-    """Serves `keyturn.control`: enrolments, rotations, sweeps and deletes."""
+    """Serves `keyturn.control`: enrollments, rotations, sweeps and deletes."""
 
     queue: Final = CONTROL_QUEUE
     served: Final = CONTROL_REQUESTS
@@ -40,7 +40,7 @@ class ControlHandler:
         self._deleter = deleter
 
     async def serve(self, request: Request, origin: RequestOrigin, *, seen_before: bool) -> Handled:
-        """Serve one request; coming again changes nothing."""
+        """Serve one request; a repeated one changes nothing."""
         del seen_before
         match request:
             case EnrollRequested():
@@ -54,13 +54,13 @@ class ControlHandler:
         raise MalformedRequestError(f"{request.type} is not served here")
 
     async def find_completed(self, request: Request, origin: RequestOrigin) -> Handled | None:
-        """What is done already of a request that came too late to be served (SPEC 6.3).
+        """The result of an expired request that was completed before; else None (SPEC 6.3).
 
-        It changes nothing in the target, but for making sure that a sweep which exists goes on.
+        It changes nothing, except that an existing sweep continues.
 
         Raises:
             TransientError: try again later.
-            NotYetError: the delete is done, but for a wait.
+            DeferError: the delete is done except for the wait.
         """
         try:
             match request:
@@ -71,13 +71,13 @@ class ControlHandler:
                     rotated = await self._rotator.find_rotated(request, origin)
                     return None if rotated is None else _rotated(request, rotated)
                 case SweepRequested():
-                    begun = await self._starter.find_existing(_ask(request))
-                    return None if begun is None else await self._sweep(request, origin)
+                    existing_sweep = await self._starter.find_existing(_sweep_request(request))
+                    return None if existing_sweep is None else await self._sweep(request, origin)
                 case DeleteRequested():
-                    found = await self._deleter.find_deleted(request)
-                    return _deleted(request) if found else None
+                    is_deleted = await self._deleter.find_deleted(request)
+                    return _deleted(request) if is_deleted else None
         except PermanentError:
-            # Another request's, or a project without a keyring: nothing was done of this one.
+            # Another request's, or no keyring: nothing of this request was done.
             return None
         return None
 
@@ -88,7 +88,7 @@ class ControlHandler:
         return _rotated(request, await self._rotator.rotate(request, origin))
 
     async def _sweep(self, request: SweepRequested, origin: RequestOrigin) -> Handled:
-        plan = await self._starter.start(_ask(request), (origin,))
+        plan = await self._starter.start(_sweep_request(request), (origin,))
         return Handled(None, _logged(request, sweep_id=request.sweep_id), more=_end(plan))
 
     async def _delete(self, request: DeleteRequested) -> Handled:
@@ -124,7 +124,7 @@ def _rotated(request: RotationRequested, rotated: Rotated) -> Handled:
     return Handled(event, logged, more=more if rotated.failed is None else (rotated.failed,))
 
 
-def _ask(request: SweepRequested) -> SweepRequest:
+def _sweep_request(request: SweepRequested) -> SweepRequest:
     return SweepRequest(
         "sweep",
         request.sweep_id,
@@ -145,7 +145,7 @@ def _deleted(request: DeleteRequested) -> Handled:
 
 
 def _end(plan: Plan | AllPlan) -> tuple[Event, ...]:
-    """The end of a sweep that was published before: it is the answer to this request too."""
+    """The end of a sweep that was published before: it answers this request too."""
     return (completed_event(plan),) if plan.told and plan.status == "done" else ()
 
 

@@ -1,8 +1,7 @@
-"""Rotations: the keyring turned once, and its sweep begun (SPEC 8.1).
+"""Rotations: changing the keyring once, and starting the sweep (SPEC 8.1).
 
-The keyring itself remembers which request turned it: however often one comes, and in
-whatever order, it turns the keyring once. An id is known only with the publisher and the key
-that it came with.
+The keyring records which request rotated it: however often a request comes, and in whatever
+order, it rotates the keyring once. An id is recognized only with its publisher and its KEK.
 """
 
 from collections.abc import Mapping
@@ -34,14 +33,14 @@ from keyturn_workers.storage import Storage
 from keyturn_workers.sweep import AllPlan, Plan, SweepRequest, SweepStarter, failed_event
 from keyturn_workers.worker.authorization import open_secret
 
-_MAX_TURNS: Final = 8
+_MAX_ATTEMPTS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Rotated:
-    """A rotation that was accepted: the generation that it brought, and its sweep.
+    """An accepted rotation: the generation that it created, and its sweep.
 
-    `failed` is published where no sweep of its own can begin.
+    `failed` is published if no sweep of its own can begin.
     """
 
     generation: int
@@ -67,27 +66,27 @@ class Rotator:
         self._starter = starter
 
     async def rotate(self, request: RotationRequested, origin: RequestOrigin) -> "Rotated":
-        """Turn the keyring, and begin the sweep.
+        """Rotate the keyring, and start the sweep.
 
         Raises:
             UnknownProjectError: no keyring exists.
-            GenerationMismatchError, KekReusedError: the keyring is not turned by this.
+            GenerationMismatchError, KekReusedError: this request must not rotate it.
             UnknownIntakeKeyError, BadSealError: the KEK does not open.
             MalformedRequestError: the id was used for another sweep.
             CorruptObjectError: a keyring exists that no worker wrote.
             KeyringRolledBackError, StorageUnavailableError, UnknownMasterKeyError: later.
         """
-        ask = _ask(request)
-        begun = await self._starter.find_existing(ask)
-        for _ in range(_MAX_TURNS):
+        sweep = _sweep_request(request)
+        existing_sweep = await self._starter.find_existing(sweep)
+        for _ in range(_MAX_ATTEMPTS):
             snapshot = await self._keyrings.read_fresh(request.project)
-            known = self._known(snapshot.keyring, request, origin)
+            known = self._find_generation(snapshot.keyring, request, origin)
             if known is not None:
-                return await self._begun(known, ask, origin)
-            if begun is not None:
-                raise KeyringRolledBackError("the keyring does not know a rotation that it took")
-            after = self._turned(snapshot.keyring, request, origin)
-            # Lost or won: the keyring is read again, and says who turned it.
+                return await self._start_sweep(known, sweep, origin)
+            if existing_sweep is not None:
+                raise KeyringRolledBackError("the keyring lacks a rotation that it accepted")
+            after = self._rotate_keyring(snapshot.keyring, request, origin)
+            # Lost or won, the keyring is read again: it says which request rotated it.
             await replace_keyring(
                 self._storage,
                 after,
@@ -100,35 +99,35 @@ class Rotator:
     async def find_rotated(
         self, request: RotationRequested, origin: RequestOrigin
     ) -> "Rotated | None":
-        """As `rotate` where this very request turned the keyring before; else None.
+        """As `rotate`, if this very request rotated the keyring before; else None.
 
         Raises: as `rotate`.
         """
         snapshot = await self._keyrings.read_fresh(request.project)
-        known = self._known(snapshot.keyring, request, origin)
+        known = self._find_generation(snapshot.keyring, request, origin)
         if known is None:
             return None
-        return await self._begun(known, _ask(request), origin)
+        return await self._start_sweep(known, _sweep_request(request), origin)
 
-    async def _begun(
-        self, known: Generation, ask: SweepRequest, origin: RequestOrigin
+    async def _start_sweep(
+        self, known: Generation, sweep: SweepRequest, origin: RequestOrigin
     ) -> "Rotated":
         try:
-            plan = await self._starter.start(ask, (origin,))
+            plan = await self._starter.start(sweep, (origin,))
         except MalformedRequestError as exc:
-            # Another publisher began a sweep with this id, after this request had looked for
-            # one and before it turned the keyring. It did turn it: to reject it would be false.
-            return Rotated(known.generation, None, failed_event(ask, exc))
+            # Another publisher started a sweep with this id after this request looked for one
+            # and before it rotated the keyring. It did rotate it: a rejection would be wrong.
+            return Rotated(known.generation, None, failed_event(sweep, exc))
         return Rotated(known.generation, plan)
 
-    def _known(
+    def _find_generation(
         self, keyring: Keyring, request: RotationRequested, origin: RequestOrigin
     ) -> Generation | None:
-        """The generation that this request brought; None where none has its id.
+        """The generation that this request created; None if none has its id.
 
         Raises:
-            GenerationMismatchError: another request with this id brought it.
-            UnknownIntakeKeyError, BadSealError: only its KEK can tell, and does not open.
+            GenerationMismatchError: another request with this id created it.
+            UnknownIntakeKeyError, BadSealError: only its KEK can tell, and it does not open.
         """
         entry = find_generation(keyring, request.rotation_id)
         if entry is None:
@@ -136,10 +135,10 @@ class Rotator:
         if has_origin(keyring, entry, origin):
             return entry
         if not is_same_request(keyring, entry, kek=self._kek(request), origin=origin):
-            raise GenerationMismatchError("another request with this id turned the keyring")
+            raise GenerationMismatchError("another request with this id rotated the keyring")
         return entry
 
-    def _turned(
+    def _rotate_keyring(
         self, keyring: Keyring, request: RotationRequested, origin: RequestOrigin
     ) -> Keyring:
         check_rotation(
@@ -161,5 +160,5 @@ class Rotator:
         return Secret(open_secret(request.sealed_kek, info, self._intake_keys))
 
 
-def _ask(request: RotationRequested) -> SweepRequest:
+def _sweep_request(request: RotationRequested) -> SweepRequest:
     return SweepRequest("rotation", request.rotation_id, request.project, request.requested_at)

@@ -1,4 +1,4 @@
-"""Writing keyrings, only ever by conditional put (SPEC 5.1)."""
+"""Writing keyrings, always by conditional put (SPEC 5.1)."""
 
 from collections.abc import Mapping
 
@@ -13,7 +13,7 @@ from keyturn_workers.storage import Storage
 async def create_keyring(
     storage: Storage, keyring: Keyring, master_keys: Mapping[str, Secret], *, lease_s: int
 ) -> bool:
-    """Put a project's first keyring; False where one exists already.
+    """Put a project's first keyring; False if one exists already.
 
     `lease_s` is this worker's lease, in seconds.
 
@@ -33,7 +33,7 @@ async def replace_keyring(
     *,
     lease_s: int,
 ) -> bool:
-    """Put a keyring over the one that was read with this ETag; False where that one changed.
+    """Replace the keyring that was read with this ETag; False if it changed meanwhile.
 
     `lease_s` is this worker's lease, in seconds.
 
@@ -46,7 +46,7 @@ async def replace_keyring(
 
 
 async def delete_older_versions(storage: Storage, project: str) -> None:
-    """On a versioned bucket: remove older versions of a keyring, which hold earlier KEKs.
+    """Delete older versions of a keyring, which contain earlier KEKs, from a versioned bucket.
 
     Raises:
         RefusedError: a lock keeps one.
@@ -55,9 +55,9 @@ async def delete_older_versions(storage: Storage, project: str) -> None:
     versioning = await storage.versioning()
     if not versioning:
         return
-    key = keyring_s3_key(project)
-    async for version in storage.list_versions(key):
-        # Where versioning is suspended, a change of the keyring stands under that name.
-        null = version.version_id == "null" and versioning == "Suspended"
-        if version.key == key and not version.is_latest and not null:
-            await storage.delete_version(key, version.version_id)
+    s3_key = keyring_s3_key(project)
+    async for version in storage.list_versions(s3_key):
+        # While versioning is suspended, a new keyring is written as the version "null".
+        is_null = version.version_id == "null" and versioning == "Suspended"
+        if version.key == s3_key and not version.is_latest and not is_null:
+            await storage.delete_version(s3_key, version.version_id)

@@ -1,4 +1,4 @@
-"""What becomes of a keyring: turned, re-sealed, settled (SPEC 8.1, 8.6). Pure; no I/O."""
+"""Changes of a keyring: rotation, new master key, end of a clean sweep (SPEC 8.1, 8.6). Pure."""
 
 from dataclasses import replace
 
@@ -10,18 +10,18 @@ from keyturn_workers.keyring.model import Generation, Keyring
 
 
 def check_rotation(keyring: Keyring, *, requested_at: str, expected_generation: int | None) -> None:
-    """Whether a rotation asked for at that time, of that generation, may turn the keyring.
+    """Check that a rotation may be applied to the keyring.
 
     Raises:
-        GenerationMismatchError: it is older than the last one accepted, or not from the
-            generation that it expects.
+        GenerationMismatchError: it was requested before the last accepted one, or expects
+            another generation.
     """
     current = keyring.current
     if parse_time(requested_at) < parse_time(current.requested_at):
         raise GenerationMismatchError("a rotation requested later was accepted already")
     if expected_generation is not None and expected_generation != current.generation:
         raise GenerationMismatchError(
-            f"the project stands at generation {current.generation}, not {expected_generation}"
+            f"the project is at generation {current.generation}, not {expected_generation}"
         )
 
 
@@ -34,12 +34,12 @@ def rotate(
     at: str,
     origin: RequestOrigin,
 ) -> Keyring:
-    """The keyring after a user rotation: one generation on, the one before in the history.
+    """The keyring after a user rotation: the next generation, the previous one in the history.
 
     `origin` is that of the rotation's request.
 
     Raises:
-        KekReusedError: the KEK is the current one or stands in the history.
+        KekReusedError: the KEK is the current one or in the history.
     """
     label = kek_id(kek)
     if label in {entry.kek_id for entry in (*keyring.history, keyring.current)}:
@@ -62,13 +62,13 @@ def rotate(
 
 
 def find_generation_number(keyring: Keyring, rotation_id: str) -> int | None:
-    """The number of the generation that this request brought, or None where it brought none."""
+    """The number of the generation that this request created; None if it created none."""
     entry = find_generation(keyring, rotation_id)
     return None if entry is None else entry.generation
 
 
 def find_generation(keyring: Keyring, rotation_id: str) -> Generation | None:
-    """The generation that this request brought, or None where it brought none yet."""
+    """The generation that this request created; None if it created none yet."""
     for entry in (keyring.current, *keyring.history):
         if entry.rotation_id == rotation_id:
             return entry
@@ -78,11 +78,11 @@ def find_generation(keyring: Keyring, rotation_id: str) -> Generation | None:
 def is_same_request(
     keyring: Keyring, entry: Generation, *, kek: Secret, origin: RequestOrigin
 ) -> bool:
-    """Whether a request with the id of this generation is the one that brought it (SPEC 8.1).
+    """Whether a request with the id of this generation is the one that created it (SPEC 8.1).
 
-    Another publisher of the project may send a known id with a key of its own: it must not
-    learn from the answer that its key was accepted. The history keeps no publisher, nor does
-    a keyring of 0.4; there the KEK alone decides.
+    Another publisher of the project may send a known id with a KEK of its own: the response must
+    not make it believe that its KEK was accepted. The history has no publishers, nor has a
+    keyring written by 0.4; there the KEK alone decides.
     """
     if entry is keyring.current and keyring.publisher not in (None, origin.publisher):
         return False
@@ -90,10 +90,10 @@ def is_same_request(
 
 
 def has_origin(keyring: Keyring, entry: Generation, origin: RequestOrigin) -> bool:
-    """Whether the keyring itself says that this very request brought the generation.
+    """Whether the keyring records this very request as the origin of the generation.
 
-    Then its KEK need not be opened, which cannot be done any more once its intake key was
-    retired. Only the current generation's origin is kept; of others the KEK decides.
+    Then the request's KEK need not be opened, which is impossible once its intake key was
+    retired. Only the current generation has an origin; for others the KEK decides.
     """
     return entry is keyring.current and keyring.origin == origin
 
@@ -101,7 +101,7 @@ def has_origin(keyring: Keyring, entry: Generation, origin: RequestOrigin) -> bo
 def with_lease(keyring: Keyring, lease_s: int) -> Keyring:
     """The keyring as a worker with this lease, in seconds, writes it (SPEC 5.2).
 
-    It keeps the longest lease that was ever written: a worker with that one may still write.
+    It keeps the longest lease ever written: a worker with that lease may still write.
     """
     return replace(keyring, lease_s=max(keyring.lease_s or 0, lease_s))
 
@@ -112,11 +112,11 @@ def with_master_key(keyring: Keyring, master_key: str) -> Keyring:
 
 
 def forbid_plaintext(keyring: Keyring) -> Keyring:
-    """The keyring once all plaintext was encrypted."""
+    """The keyring after all plaintext was encrypted."""
     return replace(keyring, plaintext_allowed=False)
 
 
 def retire_old_keys(keyring: Keyring) -> Keyring:
-    """The keyring after a clean sweep: no wrap needs an earlier KEK or v0 any more."""
+    """The keyring after a clean sweep: no wrap needs an earlier KEK, or v0, any longer."""
     history = tuple(replace(entry, kek=None) for entry in keyring.history)
     return replace(keyring, history=history, v0_allowed=False, v0_kek=None)

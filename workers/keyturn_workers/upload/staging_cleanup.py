@@ -1,9 +1,9 @@
-"""Sweeping staging of what nobody came for (SPEC 6.4).
+"""Cleaning staging of abandoned bodies and multipart uploads (SPEC 6.4).
 
-A staged body goes once its upload is stored. What stays behind (a publisher that died
-before it published, a refused upload) is swept after the longest age of a request and
-some grace: no request that could still be served names it then. The same goes for
-multipart uploads that nobody completed.
+A staged body is deleted once its upload is stored. What stays behind, by a publisher that died
+before it published or by a refused upload, is deleted after the longest age of a request and
+some grace: no request that could still be served names it then. The same holds for multipart
+uploads that were never completed.
 """
 
 import asyncio
@@ -25,28 +25,32 @@ _log = structlog.get_logger()
 async def clean_staging(
     storage: Storage, *, older_than: timedelta, now: datetime
 ) -> tuple[int, int]:
-    """Delete staged bodies, and abort multipart uploads, older than that.
+    """Delete staged bodies and abort multipart uploads that are older than this.
 
-    `now` is this machine's clock; ages are counted in days, so its drift does not matter.
-    Gives how many bodies and how many multipart uploads went.
+    `now` is by this machine's clock; ages are counted in days, so its drift does not matter.
+
+    Returns:
+        How many bodies were deleted, and how many multipart uploads aborted.
     """
-    bodies = uploads = 0
+    deleted = aborted = 0
     for prefix in (STAGING_PREFIX, DOCTOR_PREFIX):
         async for body in storage.list(prefix):
             if now - body.last_modified > older_than:
-                bodies += await _went(storage.delete(body.key))
+                deleted += await _try_to_remove(storage.delete(body.key))
     enrolled: dict[str, bool] = {}
     async for upload in storage.list_multipart_uploads(""):
-        if now - upload.initiated > older_than and await _is_ours(upload.key, storage, enrolled):
-            uploads += await _went(storage.abort_multipart(upload.key, upload.upload_id))
-    return bodies, uploads
+        if now - upload.initiated > older_than and await _may_be_keyturns(
+            upload.key, storage, enrolled
+        ):
+            aborted += await _try_to_remove(storage.abort_multipart(upload.key, upload.upload_id))
+    return deleted, aborted
 
 
-async def _is_ours(s3_key: str, storage: Storage, enrolled: dict[str, bool]) -> bool:
+async def _may_be_keyturns(s3_key: str, storage: Storage, enrolled: dict[str, bool]) -> bool:
     """Whether Keyturn could have begun a multipart upload at this key.
 
-    Outside of `.keyturn/` and of projects that have a keyring the bucket may be another
-    application's (SPEC 10), whatever its names look like. `enrolled` remembers the answers.
+    Outside `.keyturn/` and the projects that have a keyring, the bucket may belong to another
+    application (SPEC 10), whatever its keys look like. `enrolled` caches the answers.
     """
     if s3_key.startswith(OWN_PREFIX):
         return True
@@ -64,17 +68,19 @@ async def _has_keyring(project: str, storage: Storage) -> bool:
     except MissingError:
         return False
     except (StorageUnavailableError, StorageAnswerError) as exc:
-        _log.warning("not swept", project=project, problem=type(exc).__name__)
+        _log.warning(
+            "staging cleanup skipped a project", project=project, problem=type(exc).__name__
+        )
         return False
     return True
 
 
-async def _went(removal: Awaitable[None]) -> bool:
-    """Whether it could be removed; one that could not does not keep the others."""
+async def _try_to_remove(removal: Awaitable[None]) -> bool:
+    """Whether the removal succeeded; a failure does not stop the others."""
     try:
         await removal
     except (StorageUnavailableError, StorageAnswerError) as exc:
-        _log.warning("not swept", problem=type(exc).__name__)
+        _log.warning("staging cleanup failed to remove an item", problem=type(exc).__name__)
         return False
     return True
 
@@ -82,15 +88,15 @@ async def _went(removal: Awaitable[None]) -> bool:
 async def clean_staging_periodically(
     storage: Storage, *, older_than: timedelta, interval_s: float
 ) -> None:
-    """Sweep staging for ever, a little out of step with other workers."""
+    """Clean staging at intervals, with jitter so that workers do not run in step."""
     while True:
         await asyncio.sleep(interval_s * random.uniform(0.5, 1.5))  # noqa: S311  # no secret
         try:
-            bodies, uploads = await clean_staging(
+            deleted, aborted = await clean_staging(
                 storage, older_than=older_than, now=datetime.now().astimezone()
             )
-        except Exception as exc:  # noqa: BLE001  # whatever it was: the next round is an hour away
-            _log.warning("staging not swept", problem=type(exc).__name__)
+        except Exception as exc:  # noqa: BLE001  # any failure: the next round retries
+            _log.warning("staging cleanup failed", problem=type(exc).__name__)
             continue
-        if bodies or uploads:
-            _log.info("staging swept", bodies=bodies, multipart_uploads=uploads)
+        if deleted or aborted:
+            _log.info("staging cleaned", bodies=deleted, multipart_uploads=aborted)
