@@ -8,7 +8,7 @@ from keyturn.crypto import SigningKey
 from keyturn.topology import CODE_HEADER
 from keyturn_workers.amqp.property_tolerance import tolerate_odd_properties
 from keyturn_workers.amqp.retry import RetryNotes, copy_of
-from keyturn_workers.cli.dead_letters import shown_headers
+from keyturn_workers.cli.dead_letters import json_headers
 from tests.fuzz import wire
 from tests.fuzz.harness import Harness, check
 from tests.fuzz.letters import check_copy
@@ -28,7 +28,7 @@ def run(data: bytes) -> str:
         _NOTES.read("keyturn.upload", "api", sent.body, sent.headers) is None,
         "a note of a retry that no worker made",
     )
-    shown_headers(sent.headers)
+    json_headers(sent.headers)
     written = copy_of(sent, {CODE_HEADER: "bad_signature"}).properties.marshal()
     check(len(written) < wire.FRAME_BYTES, "a copy that does not fit a frame")
     letter = received(written, b"body", "keyturn.upload.dead", Channel())

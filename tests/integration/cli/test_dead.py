@@ -15,7 +15,7 @@ from keyturn.crypto import Secret, VerifyKey, kek_id, user_kek
 from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.amqp.declarations import declare
 from keyturn_workers.amqp.retry import identity_body
-from keyturn_workers.cli.dead_letters import Look, connected
+from keyturn_workers.cli.dead_letters import DeadLetterReader, connect
 from keyturn_workers.keyring.model import Generation, Keyring, build_keyring
 from tests.integration.cli.conftest import document
 from tools.harness import requests
@@ -128,11 +128,11 @@ async def test_what_was_looked_at_stands_there_for_whoever_looks_next(cli: Cli) 
         for _ in range(50):
             await _bury(channel, b"{}", {}, message_id=None)
         for _ in range(20):
-            async with connected(cli.deployment.amqp_url) as connection:
-                look = Look(await connection.channel())
-                assert len([_ async for _ in look.deliveries(_DEAD, 1000)]) == 50
-                await look.give_back()
-                await look.channel.close()
+            async with connect(cli.deployment.amqp_url) as connection:
+                reader = DeadLetterReader(await connection.channel())
+                assert len([_ async for _ in reader.read(_DEAD, 1000)]) == 50
+                await reader.requeue_all()
+                await reader.channel.close()
                 assert await _depth(channel, _DEAD) == 50
 
 
@@ -401,7 +401,7 @@ async def test_an_id_that_somebody_else_took_names_neither_letter(cli: Cli) -> N
         await _bury(channel, b"{}", {}, message_id=made.upload_id)
         refused = await cli.arun("dead", "discard", made.upload_id, "--yes")
         assert refused.exit_code == 1
-        assert "names several" in refused.stderr
+        assert "several dead letters have the id" in refused.stderr
         rows = document(await cli.arun("dead", "list", "--json"))
         assert all(row["id"].startswith("h-") for row in rows)
         forged = next(row["id"] for row in rows if row["type"] is None)
@@ -444,7 +444,7 @@ async def test_what_was_kept_without_its_body_is_shown_and_cannot_be_replayed(cl
         for options in ((), ("--resign",)):
             result = await cli.arun("dead", "replay", made.upload_id, *options)
             assert result.exit_code == 1
-            assert "cannot be replayed: of already_exists the body is not kept" in result.stderr
+            assert "cannot be replayed: with already_exists the body is not kept" in result.stderr
         assert await _depth(channel, _DEAD) == 1
         discarded = await cli.arun("dead", "discard", made.upload_id, "--yes")
         assert discarded.exit_code == 0

@@ -95,7 +95,9 @@ async def test_another_publishers_dry_run_under_its_id_does_not_end_a_watched_ro
         )
         watched = await cli.arun("status", rotation_id, "--watch")
         assert watched.exit_code == 1
-        assert "several projects have this id; add --project: acme, bob" in watched.stderr
+        assert (
+            "several projects have a sweep with this id; add --project: acme, bob" in watched.stderr
+        )
         mine = await cli.arun("status", rotation_id, "--project", "acme", "--json")
         assert document(mine)["clean"] is False
 

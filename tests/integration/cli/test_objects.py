@@ -220,7 +220,7 @@ def test_a_short_list_says_what_an_object_without_bytes_is(bucket_cli: Cli) -> N
     _put(bucket_cli, "acme/full", b"x", {})
     assert bucket_cli.run("ls", "acme").stderr == ""
     _put(bucket_cli, "acme/gone", b"", {"enc-algo": "deleted", "enc-dek-admin": "AAAA"})
-    assert "deleted for good, or is empty plaintext" in bucket_cli.run("ls", "acme").stderr
+    assert "0 bytes are deleted or empty plaintext" in bucket_cli.run("ls", "acme").stderr
     assert bucket_cli.run("ls", "acme", "--long").stderr == ""
 
 

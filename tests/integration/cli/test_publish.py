@@ -90,7 +90,7 @@ async def test_a_generated_key_is_shown_before_anything_is_published(cli: Cli) -
     # Nothing serves here: publishing fails, and the key has been shown all the same.
     result = await cli.arun("enroll", "acme", "--generate")
     assert result.exit_code == 1
-    assert result.stdout.startswith("API key (shown this once): kt_")
+    assert result.stdout.startswith("API key (shown only once): kt_")
     assert "no worker has declared" in result.stderr
 
 

@@ -27,7 +27,7 @@ _OBJECTS = 5
 async def _watched(
     cli: Cli, process: WorkerProcess, *arguments: str, **env: str
 ) -> tuple[int, dict[str, Any]]:
-    """Ask for something, and pick it up by its id; how the watching ended and what it told."""
+    """Ask for something, and pick it up by its id: the exit status and the report."""
     asked = document(await cli.arun(*arguments, "--json", stdin=None, **env))
     request_id = asked.get("rotation_id") or asked["sweep_id"]
     await process.logged(request_id)  # once a worker has served it, it has a record
@@ -40,7 +40,7 @@ def _census(told: dict[str, Any]) -> list[tuple[Any, ...]]:
     return [tuple(row[name] for name in names) for row in told["objects"]]
 
 
-def _verdict(told: dict[str, Any], master_key: str) -> dict[str, Any]:
+def _key_usage(told: dict[str, Any], master_key: str) -> dict[str, Any]:
     row: dict[str, Any] = next(r for r in told["master_keys"] if r["master_key"] == master_key)
     return row
 
@@ -67,7 +67,7 @@ async def test_a_rotation_then_a_new_master_key_until_the_old_one_may_be_dropped
         told = document(await cli.arun("status", "acme", "--json"))
         assert _census(told) == [("encrypted", 2, "m1", None, _OBJECTS)]
         assert told["keyrings"][0]["earlier_keks"] == 0
-        assert not _verdict(told, "m1")["may_be_dropped"]
+        assert not _key_usage(told, "m1")["may_be_dropped"]
         deployment, bucket = running.deployment, running.deployment.bucket
         await running.process.terminate()
     held["m1"] = to_base64(deployment.master_key)
@@ -85,10 +85,10 @@ async def test_a_rotation_then_a_new_master_key_until_the_old_one_may_be_dropped
             ("encrypted", 2, "m2", None, _OBJECTS),
             ("unreadable", None, None, "unknown_algorithm", 1),
         ]
-        assert not _verdict(told, "m1")["may_be_dropped"]
+        assert not _key_usage(told, "m1")["may_be_dropped"]
         client.delete_object(Bucket=bucket, Key="acme/odd")
         code, told = await _watched(cli, process, *sweep)
         assert (code, told["clean"]) == (0, True)
     told = document(await cli.arun("status", "--json"))
-    assert _verdict(told, "m1")["told"] == "m1: 0 objects, 0 records: may be dropped"
-    assert not _verdict(told, "m2")["may_be_dropped"]
+    assert _key_usage(told, "m1")["told"] == "m1: safe to drop: no object and no record uses it"
+    assert not _key_usage(told, "m2")["may_be_dropped"]

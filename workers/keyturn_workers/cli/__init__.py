@@ -1,16 +1,11 @@
-"""The `keyturn` command line: what a person or a script runs (SPEC 11, 12, 14).
+"""The `keyturn` command line, one module a command (SPEC 11, 12, 14).
 
-| module | commands |
-| --- | --- |
-| `development`, `keygen` | `init`, `keygen` |
-| `worker` | `worker upload`, `worker control`, `worker all` |
-| `enroll`, `upload` | what publishes |
-| `objects`, `download` | `ls`, `inspect`, `download`: straight from the bucket |
-| `doctor` | the bucket and the broker, probed |
-| `dead` | `dead list`, `show`, `replay`, `discard` |
+`objects` has `ls` and `inspect`; `dead` has all commands for dead letters; `status` is shown
+from `record_index`, `census`, `key_usage` and `sweep_report`.
 
-Exit status 0 done, 1 refused or failed, 2 wrong usage, 130 interrupted; a failure is one
-line on standard error. It must never print a secret that was not just made, nor a traceback.
+Exit status: 0 done, 1 rejected or failed, 2 wrong usage, 130 interrupted. A failure is one
+line on standard error. A command never prints a traceback, nor a secret other than one that
+it has just generated.
 """
 
 from keyturn_workers.cli.app import main

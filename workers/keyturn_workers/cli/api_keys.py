@@ -1,65 +1,125 @@
-"""The API key that a project gets, for `enroll` and `rotate`: read, or made and kept first.
+"""The API keys that commands work with: read, or generated and saved first (SPEC 1, 14).
 
-A generated one is saved or shown before anything is published (SPEC 14), since a project
-under a key that nobody has is lost to its users.
+An API key comes from a file, the environment or a prompt, never from an argument, which
+every process list would show. A generated one is saved or printed before anything is
+published: nobody could read a project under a lost key.
 """
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Final
 
 import typer
 from pydantic import SecretStr
 
-from keyturn.crypto import new_api_key
-from keyturn_workers.cli.arguments import read_api_key
+from keyturn.crypto import new_api_key, user_kek
 from keyturn_workers.cli.errors import note
 from keyturn_workers.cli.output import print_line
 from keyturn_workers.cli.secret_files import write_secret
+from keyturn_workers.cli.settings import ApiKeySettings
 
-Generate = Annotated[
-    bool, typer.Option("--generate", help="Make a fresh API key, and save or show it first.")
-]
-SaveTo = Annotated[
-    Path | None,
-    typer.Option(help="New file (mode 0600) for the generated API key, instead of showing it."),
-]
+_MAX_FILE_BYTES: Final = 4096
 
 
-def given_or_generated(
+def read_or_generate_api_key(
     project: str,
     file: Path | None,
     save_to: Path | None,
     *,
     generate: bool,
     as_json: bool,
-    rotated: bool = False,
+    new: bool = False,
 ) -> SecretStr:
-    """The API key that the options ask for; a generated one is saved or shown by now.
+    """The API key that the options ask for; a generated one is already saved or printed.
 
     Args:
-        project: Whose key it becomes.
-        file: A file that holds it.
+        project: The project that gets it.
+        file: A file that contains it.
         save_to: A new file for a generated one.
-        generate: Whether to make one.
-        as_json: Whether standard output belongs to a JSON document.
-        rotated: Whether it takes the place of another one.
+        generate: Whether to generate one.
+        as_json: Whether standard output is reserved for JSON.
+        new: Whether it replaces another one.
 
     Raises:
-        typer.BadParameter: the options do not go together, or what is given is no API key.
+        typer.BadParameter: the options contradict each other, or the API key is malformed.
         OSError: the new file cannot be written; nothing has been published.
     """
     if not generate:
         if save_to is not None:
-            raise typer.BadParameter("--save-to goes with --generate")
-        return read_api_key(file, project, twice=True, rotated=rotated)
+            raise typer.BadParameter("--save-to needs --generate")
+        return read_api_key(file, project, confirm=True, new=new)
     if file is not None:
-        raise typer.BadParameter("--generate and --api-key-file exclude each other")
+        raise typer.BadParameter("--generate and --api-key-file cannot be used together")
     if as_json and save_to is None:
         raise typer.BadParameter("--generate with --json needs --save-to")
-    key = new_api_key()
+    api_key = new_api_key()
     if save_to is not None:
-        write_secret(save_to, key + "\n")
+        write_secret(save_to, api_key + "\n")
         note(f"API key written to {save_to}")
     else:
-        print_line(f"API key (shown this once): {key}")
-    return SecretStr(key)
+        print_line(f"API key (shown only once): {api_key}")
+    return SecretStr(api_key)
+
+
+def read_api_key(file: Path | None, project: str, *, confirm: bool, new: bool = False) -> SecretStr:
+    """The project's API key from the file, else the environment, else a hidden prompt.
+
+    Args:
+        file: The file named by the option.
+        project: The project of the key.
+        confirm: Whether a prompt asks twice.
+        new: Whether it is the key that a rotation introduces.
+
+    Raises:
+        typer.BadParameter: there is none, or it is malformed (SPEC 1).
+    """
+    if file is not None:
+        api_key: SecretStr | None = SecretStr(_read_text(file).strip())
+    else:
+        settings = ApiKeySettings.read()
+        api_key = settings.new_api_key if new else settings.api_key
+    if api_key is None:
+        api_key = _prompt(confirm=confirm, new=new)
+    try:
+        user_kek(api_key.get_secret_value(), project)
+    except ValueError as exc:  # its text names the rule, never the key
+        raise typer.BadParameter(str(exc)) from None
+    return api_key
+
+
+def read_v0_api_key(file: Path) -> SecretStr:
+    """The API key of the legacy objects: the file's text without the final line break.
+
+    A wrong key cannot be detected here (SPEC 4.6 gives these keys no form); it would only
+    show when the users' wraps do not open. So no other character is removed.
+
+    Raises:
+        typer.BadParameter: the file cannot be read, is empty, or is too long.
+    """
+    text = _read_text(file).rstrip("\r\n")
+    if not text:
+        raise typer.BadParameter(f"{file}: the file is empty")
+    return SecretStr(text)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_FILE_BYTES + 1)
+        if len(data) > _MAX_FILE_BYTES:
+            raise typer.BadParameter(f"{path}: longer than {_MAX_FILE_BYTES} bytes")
+        return data.decode()
+    except (OSError, UnicodeDecodeError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else "not UTF-8 text"
+        raise typer.BadParameter(f"{path}: {reason}") from None
+
+
+def _prompt(*, confirm: bool, new: bool) -> SecretStr:
+    name, setting = ("new API key", "NEW_API_KEY") if new else ("API key", "API_KEY")
+    if not sys.stdin.isatty():
+        raise typer.BadParameter(
+            f"no {name}: use --api-key-file, set KEYTURN_{setting}, or run in a terminal"
+        )
+    prompt = name[0].upper() + name[1:]
+    typed: str = typer.prompt(prompt, hide_input=True, confirmation_prompt=confirm, err=True)
+    return SecretStr(typed)

@@ -1,4 +1,4 @@
-"""The root of the command line: its commands, its environment files, its one way out."""
+"""The root of the command line: its commands, environment files and exit status."""
 
 import logging
 import os
@@ -34,8 +34,8 @@ from keyturn_workers.cli import (
 from keyturn_workers.worker.core_dumps import forbid_core_dumps
 
 
-class Door(TyperGroup):
-    """Every command ends here, whoever started it (a shell, a test)."""
+class RootGroup(TyperGroup):
+    """Gives every command, from a shell or a test, the same errors and exit statuses."""
 
     def main(
         self,
@@ -46,8 +46,8 @@ class Door(TyperGroup):
         windows_expand_args: bool = True,
         **extra: Any,
     ) -> Any:
-        """Run, tell what failed in one line, and exit with its status."""
-        del standalone_mode  # typer's own way out prints boxes
+        """Run, print a failure as one line, and exit with the status."""
+        del standalone_mode  # typer's own mode prints errors in boxes
         run = super().main
         status = errors.run(
             lambda: run(
@@ -64,31 +64,31 @@ class Door(TyperGroup):
 
 app = typer.Typer(
     name="keyturn",
-    cls=Door,
-    help="Envelope encryption for files in S3, with two keys an object.",
+    cls=RootGroup,
+    help="Encrypt many customers' files in one S3 bucket, and rotate their keys.",
     pretty_exceptions_enable=False,
     add_completion=False,
     rich_markup_mode=None,
 )
 
 
-def _load(paths: list[Path]) -> None:
+def _load_env_files(paths: list[Path]) -> None:
     for path in paths:
         try:
             with path.open(encoding="utf-8") as file:
                 values = dotenv_values(stream=file, interpolate=False)
         except (OSError, UnicodeDecodeError) as exc:
-            reason = exc.strerror if isinstance(exc, OSError) else "not text"
+            reason = exc.strerror if isinstance(exc, OSError) else "not UTF-8 text"
             raise typer.BadParameter(f"{path}: {reason}") from None
         for name, value in values.items():
             if name.startswith(PREFIX) and value is not None:
                 os.environ.setdefault(name, value)
 
 
-def _hush() -> None:
-    """Let no library speak: what a person needs is in the one line that a failure tells.
+def _silence_libraries() -> None:
+    """Drop the logs of libraries: a failure is reported in one line.
 
-    Without a handler, Python itself writes their warnings to standard error.
+    Without a handler, Python writes their warnings to standard error.
     """
     stamina.instrumentation.set_on_retry_hooks([])
     logger = logging.getLogger()
@@ -103,16 +103,16 @@ def root(
         list[Path] | None,
         typer.Option(
             envvar="KEYTURN_ENV_FILE",
-            help="Read KEYTURN_ variables from this file too; those of the environment win, "
-            "and earlier files over later ones.",
+            help="Also read KEYTURN_ variables from this file. The environment takes precedence, "
+            "then earlier files.",
         ),
     ] = None,
 ) -> None:
-    """Envelope encryption for files in S3, with two keys an object."""
-    _load(env_file or [])
+    """Encrypt many customers' files in one S3 bucket, and rotate their keys."""
+    _load_env_files(env_file or [])
     tolerate_odd_properties()
-    if context.invoked_subcommand not in ("worker", "gateway"):  # which sets up logs of its own
-        _hush()
+    if context.invoked_subcommand not in ("worker", "gateway"):  # which configure their own logs
+        _silence_libraries()
 
 
 app.command("init")(init.init)
@@ -133,6 +133,6 @@ app.add_typer(dead.app)
 
 
 def main() -> None:
-    """The console script."""
+    """Run the command line."""
     forbid_core_dumps()  # before the first secret is read
     app(prog_name="keyturn")

@@ -1,24 +1,27 @@
-"""Opening the configured bucket for one command."""
+"""The configured bucket for one command: opening it, counting and reading it in batches."""
 
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from keyturn.settings import S3Settings
 from keyturn_workers.cli.endpoints import naming_storage
+from keyturn_workers.storage import Storage
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from keyturn_workers.storage.s3 import S3Storage
+
+_T = TypeVar("_T")
 
 
 @asynccontextmanager
 async def open_bucket(
     settings: S3Settings, *, max_connections: int = 16
-) -> "AsyncIterator[S3Storage]":
-    """The bucket, for as long as the command lasts; errors as `storage.s3.open_storage`.
+) -> AsyncIterator["S3Storage"]:
+    """The bucket while the command runs; errors as `storage.s3.open_storage`.
 
-    One that does not answer is told with its address.
+    If the storage does not answer, the error includes its address.
     """
     # Half a second of imports that `keyturn keygen` and `keyturn --help` do without.
     from keyturn_workers.storage.s3 import open_storage  # noqa: PLC0415
@@ -26,3 +29,34 @@ async def open_bucket(
     with naming_storage(settings):
         async with open_storage(settings, max_connections=max_connections) as storage:
             yield storage
+
+
+async def count_objects(storage: Storage, project: str) -> int:
+    """How many objects a project has, by listing them."""
+    count = 0
+    async for _ in storage.list(f"{project}/"):
+        count += 1
+    return count
+
+
+async def batched(items: AsyncIterator[_T], size: int) -> AsyncIterator[list[_T]]:
+    """The items in lists of `size`; the last one may be shorter."""
+    batch: list[_T] = []
+    async for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+@asynccontextmanager
+async def optional_task(work: Coroutine[Any, Any, object]) -> AsyncIterator[None]:
+    """Run `work` in the background and cancel it at the end; its failure is ignored."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

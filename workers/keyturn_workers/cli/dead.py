@@ -17,155 +17,156 @@ from keyturn.settings import DeploymentSettings
 from keyturn.topology import DEAD_QUEUES
 from keyturn_workers.cli.arguments import AsJson
 from keyturn_workers.cli.dead_letters import (
-    Letter,
-    Look,
+    DeadLetter,
+    DeadLetterReader,
     check_body_kept,
-    connected,
+    connect,
     dead_queue,
-    letter_of,
+    describe,
+    exclusive,
+    json_headers,
     now,
-    shown_body,
-    shown_headers,
-    undisturbed,
+    redacted_body,
     work_queue,
 )
 from keyturn_workers.cli.errors import CommandError, note
-from keyturn_workers.cli.output import print_json, print_table
+from keyturn_workers.cli.output import print_json, print_rows
 from keyturn_workers.cli.secret_files import write_secret
 from keyturn_workers.cli.settings import ResignSettings
 
-app = typer.Typer(name="dead", help="Look after what could not be served.")
+app = typer.Typer(name="dead", help="Inspect, replay or discard dead letters.")
 
 _COLUMNS: Final = ("queue", "id", "type", "project", "code", "detail", "publisher", "age")
 _SEARCH_LIMIT: Final = 10_000
 
-Ids = Annotated[list[str], typer.Argument(help="Ids, as `keyturn dead list` shows them.")]
+Ids = Annotated[list[str], typer.Argument(help="Ids from `keyturn dead list`.")]
 QueueOption = Annotated[str | None, typer.Option("--queue", help="Only this dead-letter queue.")]
-Limit = Annotated[int, typer.Option(min=1, help="Look at so many letters a queue at most.")]
-Act = Callable[[AbstractIncomingMessage, str], Awaitable[None]]
+Limit = Annotated[int, typer.Option(min=1, help="Maximum number of letters per queue.")]
+Action = Callable[[AbstractIncomingMessage, str], Awaitable[None]]
 
 
 @app.command("list")
 def list_letters(
     queue: Annotated[
-        str | None, typer.Argument(help="One queue, such as keyturn.upload.dead.")
+        str | None, typer.Argument(help="A single queue, such as keyturn.upload.dead.")
     ] = None,
     limit: Limit = 100,
     as_json: AsJson = False,
 ) -> None:
-    """List dead letters, oldest first; they stay where they are."""
+    """List dead letters, oldest first. None is removed."""
     settings = DeploymentSettings.read()
     letters, more = asyncio.run(_list(settings, _queues(queue), limit))
-    rows = [_described(letter, letters) for letter in letters]
+    rows = [_row(letter, letters) for letter in letters]
     if as_json:
         print_json(rows)
     else:
-        print_table(_COLUMNS, ([row[name] for name in _COLUMNS] for row in rows))
+        print_rows(_COLUMNS, rows)
     for name in more:
-        note(f"{name} holds more than {limit}; --limit shows them")
+        note(f"{name} holds more than {limit} letters; raise --limit to see them")
 
 
 def _queues(name: str | None) -> list[str]:
     return list(DEAD_QUEUES) if name is None else [dead_queue(name)]
 
 
-def _described(letter: Letter, among: list[Letter]) -> dict[str, Any]:
-    namesakes = sum(1 for other in among if other.id == letter.id)
-    # Anybody who may publish can take another message's id: then the digest tells them apart.
-    chosen = letter.digest if namesakes > 1 else letter.id
-    return {"id": chosen, "age": letter.age(now()), **asdict(letter)}
+def _row(letter: DeadLetter, letters: list[DeadLetter]) -> dict[str, Any]:
+    duplicates = sum(1 for other in letters if other.id == letter.id)
+    # Any publisher can reuse the id of another message; the digest is still unique.
+    unique_id = letter.digest if duplicates > 1 else letter.id
+    return {"id": unique_id, "age": letter.age(now()), **asdict(letter)}
 
 
 @asynccontextmanager
-async def _look(settings: DeploymentSettings) -> AsyncIterator[Look]:
-    """One look at the letters; where the broker is lost, it takes them back by itself."""
+async def _open_reader(settings: DeploymentSettings) -> AsyncIterator[DeadLetterReader]:
+    """A reader that returns the letters at the end; the broker does if the connection is lost."""
     async with (
-        connected(settings.amqp_url.get_secret_value()) as connection,
-        undisturbed(connection),
+        connect(settings.amqp_url.get_secret_value()) as connection,
+        exclusive(connection),
     ):
         channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
         async with channel:
-            look = Look(channel)
+            reader = DeadLetterReader(channel)
             try:
-                yield look
+                yield reader
             finally:
                 if not channel.is_closed:
-                    await look.give_back()
+                    await reader.requeue_all()
 
 
 async def _list(
     settings: DeploymentSettings, queues: list[str], limit: int
-) -> tuple[list[Letter], list[str]]:
-    letters: list[Letter] = []
+) -> tuple[list[DeadLetter], list[str]]:
+    letters: list[DeadLetter] = []
     more: list[str] = []
-    async with _look(settings) as look:
+    async with _open_reader(settings) as reader:
         for queue in queues:
-            found = [letter_of(m, queue) async for m in look.deliveries(queue, limit + 1)]
-            letters += found[:limit]
-            if len(found) > limit:
-                more.append(found[0].queue)
+            read = [describe(m, queue) async for m in reader.read(queue, limit + 1)]
+            letters += read[:limit]
+            if len(read) > limit:
+                more.append(queue)
     return letters, more
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
-    letter: Letter
+class _Match:
+    letter: DeadLetter
     message: AbstractIncomingMessage
     queue: str
 
 
-async def _find(look: Look, queues: list[str], ids: list[str]) -> list[_Found]:
-    """The letters with these ids, or digests.
+async def _find(reader: DeadLetterReader, queues: list[str], ids: list[str]) -> list[_Match]:
+    """The letters with these ids or digests.
 
     Raises:
-        CommandError: one of them names no letter, or several that differ.
+        CommandError: an id matches no letter, or several different ones.
     """
-    found: list[_Found] = []
+    matches: list[_Match] = []
     for queue in queues:
-        async for message in look.deliveries(queue, _SEARCH_LIMIT):
-            letter = letter_of(message, queue)
+        async for message in reader.read(queue, _SEARCH_LIMIT):
+            letter = describe(message, queue)
             if letter.message_id in ids or letter.digest in ids:
-                found.append(_Found(letter, message, queue))
-    for wanted in ids:
+                matches.append(_Match(letter, message, queue))
+    for id_ in ids:
         digests = {
-            f.letter.digest for f in found if wanted in (f.letter.message_id, f.letter.digest)
+            m.letter.digest for m in matches if id_ in (m.letter.message_id, m.letter.digest)
         }
         if not digests:
-            raise CommandError(f"no dead letter has the id {wanted}")
+            raise CommandError(f"no dead letter has the id {id_}")
         if len(digests) > 1:
-            raise CommandError(f"{wanted} names several: choose of {', '.join(sorted(digests))}")
-    return found
+            several = ", ".join(sorted(digests))
+            raise CommandError(f"several dead letters have the id {id_}; use one of: {several}")
+    return matches
 
 
 @app.command()
 def show(
-    letter_id: Annotated[str, typer.Argument(help="The id, as `keyturn dead list` shows it.")],
+    letter_id: Annotated[str, typer.Argument(help="The id from `keyturn dead list`.")],
     queue: QueueOption = None,
     raw: Annotated[
-        Path | None, typer.Option(help="Write the body, sealed as it is, to this new file.")
+        Path | None, typer.Option(help="Write the body, still sealed, to this new file.")
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON, as without it: a letter is no table.")
+        bool, typer.Option("--json", help="Accepted for scripts: the output is always JSON.")
     ] = False,
 ) -> None:
-    """Show one dead letter as JSON: headers, and the body without its sealed parts."""
-    del as_json  # for scripts that say --json to every command; the output is the same
+    """Show one dead letter as JSON: its headers, and its body without the sealed parts."""
+    del as_json  # for scripts that pass --json to every command
     asyncio.run(_show(DeploymentSettings.read(), letter_id, _queues(queue), raw))
 
 
 async def _show(
     settings: DeploymentSettings, letter_id: str, queues: list[str], raw: Path | None
 ) -> None:
-    async with _look(settings) as look:
-        found = (await _find(look, queues, [letter_id]))[0]
-        message = found.message
+    async with _open_reader(settings) as reader:
+        match = (await _find(reader, queues, [letter_id]))[0]
+        message = match.message
         document = {
-            "queue": found.letter.queue,
+            "queue": match.letter.queue,
             "message_id": message.message_id,
-            "digest": found.letter.digest,
+            "digest": match.letter.digest,
             "content_type": message.content_type,
-            "headers": shown_headers(message.headers),
-            "body": shown_body(message.body),
+            "headers": json_headers(message.headers),
+            "body": redacted_body(message.body),
         }
         if raw is not None:
             write_secret(raw, message.body)
@@ -174,112 +175,111 @@ async def _show(
 
 @app.command()
 def replay(
-    ids: Annotated[list[str] | None, typer.Argument(help="Ids of letters.")] = None,
-    every: Annotated[bool, typer.Option("--all", help="All letters of the queues.")] = False,
+    ids: Annotated[list[str] | None, typer.Argument(help="Ids from `keyturn dead list`.")] = None,
+    all_letters: Annotated[bool, typer.Option("--all", help="All letters of the queues.")] = False,
     resign: Annotated[
         bool,
         typer.Option(
             "--resign",
-            help="Sign anew as KEYTURN_PUBLISHER_NAME with the time of now. Only what was refused "
-            "as request_expired, and what its own publisher signed and may send "
-            "(KEYTURN_PUBLISHERS). A rotation or an enrolment only by its id; a rotation only "
-            "where no later one was accepted (KEYTURN_MASTER_KEYS).",
+            help="Sign again as KEYTURN_PUBLISHER_NAME, with the current time. Only for letters "
+            "rejected with request_expired that their publisher signed and may send "
+            "(KEYTURN_PUBLISHERS). A rotation or an enrollment must be named by its id; a "
+            "rotation must be later than the project's last one (KEYTURN_MASTER_KEYS).",
         ),
     ] = False,
     queue: QueueOption = None,
     limit: Limit = _SEARCH_LIMIT,
     as_json: AsJson = False,
 ) -> None:
-    """Send dead letters back to their work queue."""
-    if bool(ids) == every:
-        raise typer.BadParameter("name ids, or --all")
+    """Send dead letters back to their work queues."""
+    if bool(ids) == all_letters:
+        raise typer.BadParameter("name ids or use --all")
     settings = ResignSettings.read() if resign else DeploymentSettings.read()
     rows = asyncio.run(_replay(settings, ids or [], _queues(queue), limit))
-    _tell(rows, as_json=as_json)
+    _print_results(rows, as_json=as_json)
 
 
 async def _replay(
     settings: DeploymentSettings, ids: list[str], queues: list[str], limit: int
 ) -> list[dict[str, Any]]:
-    # It brings the workers' side of the broker with it, a second of imports.
-    from keyturn_workers.cli.replay import Resigner, as_sent, send_back  # noqa: PLC0415
+    # It imports FastStream, which takes a second.
+    from keyturn_workers.cli.replay import Resigner, original, send_back  # noqa: PLC0415
 
     async with AsyncExitStack() as stack:
         resigner = None
         if isinstance(settings, ResignSettings):
             resigner = await stack.enter_async_context(Resigner(settings))
-        look = await stack.enter_async_context(_look(settings))
+        reader = await stack.enter_async_context(_open_reader(settings))
 
-        async def act(message: AbstractIncomingMessage, dead: str) -> None:
+        async def send(message: AbstractIncomingMessage, dead: str) -> None:
             check_body_kept(message)
             queue = work_queue(message, dead)
             if resigner is None:
-                copy = as_sent(message)
+                copy = original(message)
             else:
-                copy = await resigner.renewed(message, queue, named=bool(ids))
-            await send_back(look.channel, message, copy, queue)
+                copy = await resigner.resign(message, queue, named=bool(ids))
+            await send_back(reader.channel, message, copy, queue)
 
         if ids:
-            found = await _find(look, queues, ids)
-            return [await _done(act, f.message, f.letter, f.queue, "replayed") for f in found]
+            return [
+                await _apply(send, match, "replayed") for match in await _find(reader, queues, ids)
+            ]
         return [
-            await _done(act, message, letter_of(message, name), name, "replayed")
+            await _apply(send, _Match(describe(message, name), message, name), "replayed")
             for name in queues
-            async for message in look.deliveries(name, limit)
+            async for message in reader.read(name, limit)
         ]
 
 
-async def _done(
-    act: Act, message: AbstractIncomingMessage, letter: Letter, queue: str, status: str
-) -> dict[str, Any]:
-    """Act on one letter; one that cannot be is told, and stays."""
-    row = {"queue": letter.queue, "id": letter.id, "status": status, "code": None, "detail": None}
+async def _apply(action: Action, match: _Match, status: str) -> dict[str, Any]:
+    """Act on one letter; on an error it stays in its queue, and the row says why."""
+    row: dict[str, Any] = {"queue": match.queue, "id": match.letter.id, "status": status}
+    row |= {"code": None, "detail": None}
     try:
-        await act(message, queue)
+        await action(match.message, match.queue)
     except CodedError as exc:
         row.update(status="kept", code=exc.code, detail=exc.detail)
     except DeliveryError as exc:
-        row.update(status="kept", detail=f"the broker did not take it ({type(exc).__name__})")
+        row.update(status="kept", detail=f"the broker did not accept it ({type(exc).__name__})")
     return row
 
 
-def _tell(rows: list[dict[str, Any]], *, as_json: bool) -> None:
+def _print_results(rows: list[dict[str, Any]], *, as_json: bool) -> None:
     if as_json:
         print_json(rows)
     else:
-        columns = ("queue", "id", "status", "code", "detail")
-        print_table(columns, ([row[name] for name in columns] for row in rows))
+        print_rows(("queue", "id", "status", "code", "detail"), rows)
     kept = [row for row in rows if row["status"] == "kept"]
     if kept:
         reason = ": ".join(str(part) for part in (kept[0]["code"], kept[0]["detail"]) if part)
-        raise CommandError(f"{len(kept)} of {len(rows)} kept; the first: {reason}")
+        raise CommandError(f"{len(kept)} of {len(rows)} stay in the queue; the first: {reason}")
 
 
 @app.command()
 def discard(
     ids: Ids,
     queue: QueueOption = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Drop dead letters for good."""
+    """Discard dead letters permanently."""
     if not yes:
         if not sys.stdin.isatty():
-            raise typer.BadParameter("without a terminal to ask on, discarding needs --yes")
-        typer.confirm(f"Discard {len(ids)} dead letter(s) for good?", abort=True, err=True)
+            raise typer.BadParameter("without a terminal, discard needs --yes")
+        typer.confirm(f"Permanently discard {len(ids)} dead letter(s)?", abort=True, err=True)
     rows = asyncio.run(_discard(DeploymentSettings.read(), ids, _queues(queue)))
-    _tell(rows, as_json=as_json)
+    _print_results(rows, as_json=as_json)
 
 
 async def _discard(
     settings: DeploymentSettings, ids: list[str], queues: list[str]
 ) -> list[dict[str, Any]]:
-    async def act(message: AbstractIncomingMessage, queue: str) -> None:
+    async def acknowledge(message: AbstractIncomingMessage, queue: str) -> None:
         await message.ack()
-        # One at a time: acknowledgements that the channel has not passed on when it is closed,
-        # the broker forgets, and the letters are there again.
-        await look.channel.declare_queue(queue, passive=True)
+        # Wait for each: the broker forgets acknowledgements that are still on their way when
+        # the channel closes, and the letters would come back.
+        await reader.channel.declare_queue(queue, passive=True)
 
-    async with _look(settings) as look:
-        found = await _find(look, queues, ids)
-        return [await _done(act, f.message, f.letter, f.queue, "discarded") for f in found]
+    async with _open_reader(settings) as reader:
+        matches = await _find(reader, queues, ids)
+        return [await _apply(acknowledge, match, "discarded") for match in matches]

@@ -1,10 +1,9 @@
-"""Dead letters: reading them without taking them, and describing them safely (SPEC 12).
+"""Reading dead letters without removing them, and describing them safely (SPEC 12).
 
-Looking is taking without acknowledgement, by one consumer a queue; what was not acted on goes
-back in its order (dead-letter queues have no delivery limit, see `keyturn.topology`).
-Nothing in a letter is anybody's word: its id, its headers and its code can be made up by
-whoever may write to the broker.
-It must never show a sealed body, nor a value of a field that may hold anything.
+Letters are consumed without acknowledgement, by one consumer a queue; the unprocessed ones go
+back in their order (dead-letter queues have no delivery limit, see `keyturn.topology`).
+Nothing in a letter is trusted: anyone who may write to the broker can invent its id, its
+headers and its code. A sealed body, or the value of an unknown field, must never be shown.
 """
 
 import asyncio
@@ -42,12 +41,12 @@ from keyturn_workers.cli.errors import CommandError
 
 _DIGEST_DIGITS: Final = 16
 _ID_MAX_CHARACTERS: Final = 64
-_GIVE_BACK_TIMEOUT_S: Final = 5
-_LOOK_AGAIN_S: Final = 0.02
+_REQUEUE_TIMEOUT_S: Final = 5
+_POLL_INTERVAL_S: Final = 0.02
 _LOCK_TIMEOUT_S: Final = 120
-_LOCKED_FOR_S: Final = 0.1
-# Fields that hold no secret in a well-formed request; all others are shown by their length.
-_SHOWN_FIELDS: Final = frozenset(
+_LOCK_RETRY_S: Final = 0.1
+# Fields without a secret in a well-formed request; of all others only the length is shown.
+_SAFE_FIELDS: Final = frozenset(
     {
         "type",
         "upload_id",
@@ -68,7 +67,7 @@ _SHOWN_FIELDS: Final = frozenset(
         "dry_run",
     }
 )
-_SHOWN_INSIDE: Final = {
+_SAFE_NESTED_FIELDS: Final = {
     "sealed_key": ("intake_key",),
     "sealed_kek": ("intake_key",),
     "sealed_v0_kek": ("intake_key",),
@@ -77,8 +76,8 @@ _SHOWN_INSIDE: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class Letter:
-    """What can be said of one dead letter."""
+class DeadLetter:
+    """What a dead letter claims."""
 
     queue: str
     message_id: str | None
@@ -93,11 +92,11 @@ class Letter:
 
     @property
     def id(self) -> str:
-        """How commands name it: its message id, or its digest where that is none."""
+        """Its message id, or its digest if the id is unusable."""
         return self.message_id or self.digest
 
     def age(self, now: datetime) -> str | None:
-        """How long ago it was requested, roughly, as it says itself."""
+        """Roughly how long ago it was requested, by its own claim."""
         try:
             seconds = int((now - parse_time(self.requested_at or "")).total_seconds())
         except ValueError:
@@ -109,46 +108,46 @@ class Letter:
 
 
 def dead_queue(name: str) -> str:
-    """The dead-letter queue that a queue's name means, with or without `.dead`.
+    """The dead-letter queue of this name, with or without `.dead`.
 
     Raises:
-        CommandError: none of ours.
+        CommandError: there is no such queue.
     """
     dead = f"{name.removesuffix('.dead')}.dead"
     if dead not in DEAD_QUEUES:
-        raise CommandError(f"{name} is none of {', '.join(DEAD_QUEUES)}")
+        raise CommandError(f"{name} is not one of {', '.join(DEAD_QUEUES)}")
     return dead
 
 
 def work_queue(message: AbstractIncomingMessage, dead: str) -> str:
     """The work queue that a letter of this dead-letter queue is replayed to.
 
-    Of what nobody signed, the one that its type belongs to.
+    For unsigned messages it follows from the type.
 
     Raises:
-        MalformedRequestError: it was unsigned, and has no type of a request.
+        MalformedRequestError: unsigned, and not of a request type.
     """
     if dead != UNSIGNED_DEAD_QUEUE:
         return dead.removesuffix(".dead")
     claimed = claimed_type(message.body)
     if claimed not in REQUESTS:
-        raise MalformedRequestError("has no type of a request, so no queue to replay it to")
+        raise MalformedRequestError("it has no request type, so there is no queue to replay it to")
     return UPLOAD_QUEUE if claimed in UPLOAD_REQUESTS else CONTROL_QUEUE
 
 
-def letter_of(message: AbstractIncomingMessage, queue: str) -> Letter:
+def describe(message: AbstractIncomingMessage, queue: str) -> DeadLetter:
     """Describe a delivery of this dead-letter queue."""
     document = _document(message.body)
     headers = message.headers
-    named = message.message_id
+    message_id = message.message_id
     usable = (
-        named is not None
-        and 0 < len(named) <= _ID_MAX_CHARACTERS
-        and not has_control_characters(named)
+        message_id is not None
+        and 0 < len(message_id) <= _ID_MAX_CHARACTERS
+        and not has_control_characters(message_id)
     )
-    return Letter(
+    return DeadLetter(
         queue=queue,
-        message_id=named if usable else None,
+        message_id=message_id if usable else None,
         digest=_digest(message),
         type=_text(document.get("type")),
         project=_text(document.get("project")),
@@ -186,128 +185,126 @@ def _broker_reason(headers: Mapping[str, Any]) -> str | None:
     return _text(headers.get("x-first-death-reason"))
 
 
-def shown_body(body: bytes) -> dict[str, Any]:
-    """A request's fields, the sealed and the unknown ones by their length alone."""
+def redacted_body(body: bytes) -> dict[str, Any]:
+    """A request's fields; only the lengths of sealed and unknown ones."""
     try:
         document = load_json(body)
     except MalformedRequestError as exc:
         return {"unreadable": exc.detail, "bytes": len(body)}
-    return {name: _shown(name, value) for name, value in document.items()}
+    return {name: _redact(name, value) for name, value in document.items()}
 
 
-def _shown(name: str, value: object) -> object:
-    if name in _SHOWN_FIELDS and not isinstance(value, dict | list):
+def _redact(name: str, value: object) -> object:
+    if name in _SAFE_FIELDS and not isinstance(value, dict | list):
         return value
     if name == "metadata" and isinstance(value, dict):
         return value
-    if name in _SHOWN_INSIDE and isinstance(value, dict):
-        inside = _SHOWN_INSIDE[name]
-        return {part: v if part in inside else _elided(v) for part, v in value.items()}
-    return _elided(value)
+    if name in _SAFE_NESTED_FIELDS and isinstance(value, dict):
+        safe = _SAFE_NESTED_FIELDS[name]
+        return {part: v if part in safe else _elide(v) for part, v in value.items()}
+    return _elide(value)
 
 
-def _elided(value: object) -> str:
+def _elide(value: object) -> str:
     if isinstance(value, str):
         return f"<{len(value)} characters>"
     return f"<{len(json.dumps(value))} characters of JSON>"
 
 
-def shown_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
-    """Headers as JSON can hold them."""
-    shown: dict[str, Any] = json.loads(json.dumps(dict(headers), default=str))
-    return shown
+def json_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """Headers as JSON values."""
+    converted: dict[str, Any] = json.loads(json.dumps(dict(headers), default=str))
+    return converted
 
 
 def now() -> datetime:
-    """This machine's clock."""
+    """The current time."""
     return datetime.now(UTC)
 
 
 @asynccontextmanager
-async def connected(amqp_url: str) -> AsyncIterator[aio_pika.abc.AbstractConnection]:
-    """A connection for as long as one command lasts."""
+async def connect(amqp_url: str) -> AsyncIterator[aio_pika.abc.AbstractConnection]:
+    """A connection while the command runs."""
     connection = await aio_pika.connect(amqp_url)
     async with connection:
         yield connection
 
 
 @asynccontextmanager
-async def undisturbed(connection: aio_pika.abc.AbstractConnection) -> AsyncIterator[None]:
-    """Keep the workers, and other commands, from the letters meanwhile.
+async def exclusive(connection: aio_pika.abc.AbstractConnection) -> AsyncIterator[None]:
+    """Lock the dead letters against workers and other commands.
 
-    While one reads them the others would find them taken, and say that there is none.
+    While one reads the letters, the queues look empty to the others.
 
     Raises:
-        CommandError: they were not free in time.
+        CommandError: the lock was not free in time.
     """
-    for _ in range(round(_LOCK_TIMEOUT_S / _LOCKED_FOR_S)):
-        async with locked(connection, DEAD_LOCK) as is_mine:
-            if is_mine:
+    for _ in range(round(_LOCK_TIMEOUT_S / _LOCK_RETRY_S)):
+        async with locked(connection, DEAD_LOCK) as acquired:
+            if acquired:
                 yield
                 return
-        await asyncio.sleep(_LOCKED_FOR_S)
-    raise CommandError("a worker or another command is reading the dead letters; try again")
+        await asyncio.sleep(_LOCK_RETRY_S)
+    raise CommandError("a worker or another command is reading the dead letters; try again later")
 
 
 def check_body_kept(message: AbstractIncomingMessage) -> None:
-    """Return where the letter is whole.
+    """Check that the letter still has its body.
 
     Raises:
-        MalformedRequestError: its body was not kept (SPEC 6.9).
+        MalformedRequestError: the body was dropped (SPEC 6.9).
     """
     if BODY_DROPPED_HEADER in message.headers:
         code = _text(message.headers.get(CODE_HEADER))
-        raise MalformedRequestError(f"cannot be replayed: of {code} the body is not kept")
+        raise MalformedRequestError(f"cannot be replayed: with {code} the body is not kept")
 
 
-class Look:
-    """One look at dead letters, on one channel."""
+class DeadLetterReader:
+    """Reads dead letters on one channel, and returns the unprocessed ones to their queues."""
 
     def __init__(self, channel: AbstractChannel) -> None:
         self.channel = channel
-        self._taken: dict[str, list[AbstractIncomingMessage]] = {}
+        self._read: dict[str, list[AbstractIncomingMessage]] = {}
 
-    async def deliveries(self, queue: str, limit: int) -> AsyncIterator[AbstractIncomingMessage]:
+    async def read(self, queue: str, limit: int) -> AsyncIterator[AbstractIncomingMessage]:
         """The letters of a dead-letter queue, oldest first, unacknowledged.
 
-        At most as many as stand there now: one that is replayed and dies again is not met twice.
+        At most as many as there are now: a letter that is replayed and dies again is not read
+        twice.
 
         Raises:
-            CommandError: the queue does not stand.
+            CommandError: the queue does not exist.
         """
         try:
             declared = await self.channel.declare_queue(queue, passive=True)
         except ChannelNotFoundEntity as exc:
             raise CommandError(f"{queue} does not exist on the broker; start a worker") from exc
-        standing = declared.declaration_result.message_count or 0
-        taken = self._taken.setdefault(queue, [])
-        if not standing:
+        count = declared.declaration_result.message_count or 0
+        if not count:
             return
-        # It brings the workers' side of the broker with it, a second of imports.
-        from keyturn_workers.amqp.dead_letters import taken as taken_of  # noqa: PLC0415
+        # It imports FastStream, which takes a second.
+        from keyturn_workers.amqp.dead_letters import taken  # noqa: PLC0415
 
-        # All of them before any is acted on: for each that is acknowledged the consumer would be
-        # given one more.
-        found = [
-            message async for message in taken_of(self.channel, declared, min(limit, standing))
-        ]
-        taken += found
-        for message in found:
+        # All of them before any is processed: for each acknowledged one the consumer would get
+        # another.
+        letters = [message async for message in taken(self.channel, declared, min(limit, count))]
+        self._read.setdefault(queue, []).extend(letters)
+        for message in letters:
             yield message
 
-    async def give_back(self) -> None:
-        """Hand back what was not acted on, and wait until the next look can see it.
+    async def requeue_all(self) -> None:
+        """Return the unprocessed letters, and wait until the queues show them.
 
-        The broker takes letters back after it has answered, even to the channel's close: a
-        command that came next at once would find the queue empty. The wait is bounded,
-        because somebody else may take them meanwhile.
+        The broker requeues letters only after it has replied, even to the close of the
+        channel: the next command could find the queue empty. The wait is bounded, because
+        another consumer may take the letters meanwhile.
         """
-        kept = {
+        unprocessed = {
             name: [message for message in messages if not message.processed]
-            for name, messages in self._taken.items()
+            for name, messages in self._read.items()
         }
         last = max(
-            (message for messages in kept.values() for message in messages),
+            (message for messages in unprocessed.values() for message in messages),
             key=lambda message: message.delivery_tag or 0,
             default=None,
         )
@@ -315,13 +312,13 @@ class Look:
             return
         await last.nack(multiple=True, requeue=True)
         with suppress(TimeoutError):
-            async with asyncio.timeout(_GIVE_BACK_TIMEOUT_S):
-                for name, messages in kept.items():
-                    await self._seen(name, len(messages))
+            async with asyncio.timeout(_REQUEUE_TIMEOUT_S):
+                for name, messages in unprocessed.items():
+                    await self._wait_until_queued(name, len(messages))
 
-    async def _seen(self, name: str, count: int) -> None:
+    async def _wait_until_queued(self, name: str, count: int) -> None:
         while True:
             declared = await self.channel.declare_queue(name, passive=True)
             if (declared.declaration_result.message_count or 0) >= count:
                 return
-            await asyncio.sleep(_LOOK_AGAIN_S)
+            await asyncio.sleep(_POLL_INTERVAL_S)

@@ -1,7 +1,7 @@
-"""`keyturn delete`: objects replaced by tombstones, for good (SPEC 6.6, 8.7, 14).
+"""`keyturn delete`: replace objects by tombstones (SPEC 6.6, 8.7, 14).
 
-Every row is the event that the workers signed. A delete is told two leases after its
-tombstone was put, so that no copy under way brings the object back: half a minute.
+Every row comes from an event that the workers signed. A deletion is reported two leases
+after its tombstone was put (half a minute), so that no running copy restores the object.
 """
 
 import asyncio
@@ -13,16 +13,16 @@ from keyturn.errors import CodedError
 from keyturn.messages import Rejected
 from keyturn.publisher import OutcomeUnknownError, Publisher, PublisherError
 from keyturn.settings import PublisherSettings
-from keyturn_workers.cli.arguments import AsJson, Project, TimeoutS, checked_key
-from keyturn_workers.cli.output import print_json, print_table
-from keyturn_workers.cli.publishing import Sending, not_done
+from keyturn_workers.cli.arguments import AsJson, Project, TimeoutS, check_object_key
+from keyturn_workers.cli.output import print_json, print_rows
+from keyturn_workers.cli.publishing import PendingRequest, rows_error
 
-_AT_ONCE: Final = 64
+_CONCURRENCY: Final = 64
 _COLUMNS: Final = ("key", "status", "request_id", "code", "detail")
 
 
-def _checked_keys(values: list[str]) -> list[str]:
-    return [checked_key(value) for value in dict.fromkeys(values)]
+def _check_object_keys(values: list[str]) -> list[str]:
+    return [check_object_key(value) for value in dict.fromkeys(values)]
 
 
 def delete(
@@ -30,60 +30,60 @@ def delete(
     keys: Annotated[
         list[str],
         typer.Argument(
-            help="The objects' keys, without their project.",
-            callback=_checked_keys,
+            help="The object keys, without the project.",
+            callback=_check_object_keys,
         ),
     ],
-    wait: Annotated[bool, typer.Option(help="Wait until each is deleted or refused.")] = True,
+    wait: Annotated[bool, typer.Option(help="Wait until each is deleted or rejected.")] = True,
     timeout_s: TimeoutS = 300,
     as_json: AsJson = False,
 ) -> None:
-    """Delete objects, for good: their keys never take another body."""
+    """Delete objects permanently. Their keys can never be reused."""
     settings = PublisherSettings.read()
     rows = asyncio.run(_delete_all(settings, project, keys, timeout_s if wait else None))
     if as_json:
         print_json(rows)
     else:
         used = [name for name in _COLUMNS if any(row[name] is not None for row in rows)]
-        print_table(used, ([row[name] for name in used] for row in rows))
+        print_rows(used, rows)
     if failed := [row for row in rows if row["status"] not in ("queued", "deleted")]:
-        raise not_done(failed, len(rows), "key")
+        raise rows_error(failed, len(rows), "key")
 
 
 async def _delete_all(
     settings: PublisherSettings, project: str, keys: list[str], timeout_s: float | None
 ) -> list[dict[str, Any]]:
-    slots = asyncio.Semaphore(_AT_ONCE)
+    slots = asyncio.Semaphore(_CONCURRENCY)
     async with Publisher.open(settings) as publisher:
 
-        async def one(key: str) -> dict[str, Any]:
-            sending = Sending()
+        async def delete_one(key: str) -> dict[str, Any]:
+            request = PendingRequest()
             row: dict[str, Any] = {
                 "key": key,
-                "request_id": sending.id,
+                "request_id": request.id,
                 "status": "failed",
                 "code": None,
                 "detail": None,
                 "event": None,
             }
             async with slots:
-                await _send(publisher, project, key, sending, row)
-            # Others may be sent while this one waits for its event.
-            if sending.sent and timeout_s is not None:
+                await _send(publisher, project, key, request, row)
+            # The next ones are sent while this one waits for its event.
+            if request.sent and timeout_s is not None:
                 await _await_event(publisher, project, row, timeout_s)
             return row
 
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(key)) for key in keys]
+            tasks = [group.create_task(delete_one(key)) for key in keys]
     return [task.result() for task in tasks]
 
 
 async def _send(
-    publisher: Publisher, project: str, key: str, sending: Sending, row: dict[str, Any]
+    publisher: Publisher, project: str, key: str, request: PendingRequest, row: dict[str, Any]
 ) -> None:
-    """Publish one; what went wrong goes into its row."""
+    """Publish one request; its row gets the error, if any."""
     try:
-        await sending.send(lambda: publisher.delete(project, key, request_id=sending.id))
+        await request.send(lambda: publisher.delete(project, key, request_id=request.id))
     except CodedError as exc:
         row.update(code=exc.code, detail=exc.detail)
     except PublisherError as exc:

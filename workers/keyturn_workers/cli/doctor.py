@@ -1,6 +1,6 @@
-"""`keyturn doctor`: what the configured bucket and broker really do (SPEC 10).
+"""`keyturn doctor`: what the configured bucket and broker can do (SPEC 10).
 
-Each row is the outcome of requests just made, never of a server's name.
+Each row is the outcome of requests just made; a server's name is never trusted.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from keyturn.topology import EXCHANGE, queues
 from keyturn_workers.cli.arguments import AsJson
 from keyturn_workers.cli.bucket import open_bucket
 from keyturn_workers.cli.errors import CommandError, note
-from keyturn_workers.cli.output import print_json, print_table
+from keyturn_workers.cli.output import print_json, print_rows
 from keyturn_workers.cli.settings import BrokerSettings
 from keyturn_workers.storage.probe.runner import probe
 
@@ -27,13 +27,13 @@ _TOPOLOGY: Final = (EXCHANGE, *(queue.name for queue in queues()))
 _COLUMNS: Final = ("check", "needed", "ok", "said", "consequence")
 
 Verbose = Annotated[
-    bool, typer.Option("--verbose", help="Name every queue that is missing, as --json does.")
+    bool, typer.Option("--verbose", help="List every missing queue, as --json does.")
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One row; `needed` says what its failure means for `doctor`'s exit status."""
+    """One row; if `needed` is `required`, its failure fails the command."""
 
     check: str
     needed: str
@@ -41,7 +41,7 @@ class Check:
     said: str
     consequence: str
     names: Sequence[str] = ()
-    """What `said` counts: told by `--verbose` and in JSON."""
+    """What `said` counts; listed with `--verbose` and in JSON."""
 
     @property
     def broken(self) -> bool:
@@ -50,32 +50,32 @@ class Check:
 
 
 def doctor(as_json: AsJson = False, verbose: Verbose = False) -> None:
-    """Probe the bucket and the broker.
+    """Check what the bucket and the broker can do.
 
-    The broker where KEYTURN_AMQP_URL is set. Exits 1 where something required is missing.
+    The broker is checked if KEYTURN_AMQP_URL is set. Exits with 1 if a requirement is not met.
     """
     storage, broker = S3Settings.read(), BrokerSettings.read()
-    checks = asyncio.run(_examine(storage, broker))
+    checks = asyncio.run(_run_checks(storage, broker))
     if as_json:
-        print_json([_row(check, whole=True) for check in checks])
+        print_json([_row(check, names=True) for check in checks])
     else:
-        print_table(_COLUMNS, (list(_row(check, whole=verbose).values()) for check in checks))
+        print_rows(_COLUMNS, (_row(check, names=verbose) for check in checks))
     if broken := [check.check for check in checks if check.broken]:
         raise CommandError(f"missing: {', '.join(broken)}")
 
 
-def _row(check: Check, *, whole: bool) -> dict[str, Any]:
+def _row(check: Check, *, names: bool) -> dict[str, Any]:
     row = {name: getattr(check, name) for name in _COLUMNS}
-    if whole and check.names:
+    if names and check.names:
         row["said"] += f": {', '.join(check.names)}"
     return row
 
 
-async def _examine(storage: S3Settings, broker: BrokerSettings) -> list[Check]:
+async def _run_checks(storage: S3Settings, broker: BrokerSettings) -> list[Check]:
     async with open_bucket(storage, max_connections=64) as bucket:
         report = await probe(bucket)
     if report.left_behind is not None:
-        note(f"could not be removed: {report.left_behind}")
+        note(f"could not remove {report.left_behind}")
     checks = [Check(row.name, row.needed, row.ok, row.said, row.consequence) for row in report.rows]
     if broker.amqp_url is not None:
         checks += await broker_checks(broker.amqp_url.get_secret_value())
@@ -83,17 +83,17 @@ async def _examine(storage: S3Settings, broker: BrokerSettings) -> list[Check]:
 
 
 async def broker_checks(amqp_url: str) -> list[Check]:
-    """Whether the broker lets us in, and whether workers have declared their queues."""
+    """Whether the broker accepts a connection, and whether workers have declared their queues."""
     try:
         async with asyncio.timeout(_CONNECT_TIMEOUT_S):
             connection = await connect(amqp_url)
     except (OSError, TimeoutError, AMQPException) as exc:
-        # The type alone: a driver's text can hold the address with its password.
+        # Only the type: a driver's text can contain the address with its password.
         said = type(exc).__name__
         return [Check("broker", "required", ok=False, said=said, consequence="nothing works")]
     async with connection:
         missing = await _missing(connection)
-    said = f"{len(missing)} of {len(_TOPOLOGY)} missing" if missing else "all stand"
+    said = f"{len(missing)} of {len(_TOPOLOGY)} missing" if missing else "all exist"
     return [
         Check("broker", "required", ok=True, said="connected", consequence=""),
         Check(
@@ -108,10 +108,10 @@ async def broker_checks(amqp_url: str) -> list[Check]:
 
 
 async def _missing(connection: AbstractConnection) -> list[str]:
-    """What of the topology does not stand; asked passively, so that nothing is made."""
+    """What is missing of the topology; checked passively, so that nothing is created."""
     missing = []
     for name in _TOPOLOGY:
-        # A channel each: the broker closes it with the answer "not found".
+        # One channel each: the broker closes it if the queue does not exist.
         channel = await connection.channel()
         try:
             if name == EXCHANGE:

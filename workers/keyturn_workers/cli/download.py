@@ -1,9 +1,9 @@
-"""`keyturn download`: one object's plaintext, from the bucket or the gateway (SPEC 9.1, 14).
+"""`keyturn download`: decrypt one object, from the bucket or a gateway (SPEC 9.1, 14).
 
-A file appears under its name only once the whole body has authenticated. Standard output
-gets authenticated chunks as they come; there only the exit status tells of the end.
-Through the gateway it is the gateway that authenticates, and that ends the connection
-where it cannot: no access to the bucket is needed then, nor the pepper.
+A file appears under its name only after the whole body was authenticated. Standard output
+gets authenticated chunks as they arrive; only the exit status says whether all of them came.
+A gateway authenticates the body itself and cuts the connection if that fails. So a download
+through a gateway needs neither access to the bucket nor the pepper.
 """
 
 import asyncio
@@ -23,11 +23,12 @@ from keyturn.errors import NoUsableWrapError
 from keyturn.gateway import Client, UnencryptedGatewayWarning
 from keyturn.gateway.transport import is_gateway_url, is_unencrypted
 from keyturn.settings import S3Settings
-from keyturn_workers.cli.arguments import ApiKeyFile, Key, Project, read_api_key
+from keyturn_workers.cli.api_keys import read_api_key
+from keyturn_workers.cli.arguments import ApiKeyFile, ObjectKey, Project
 from keyturn_workers.cli.bucket import open_bucket
 from keyturn_workers.cli.errors import CommandError, note
-from keyturn_workers.cli.output import Gauge, gauge
-from keyturn_workers.cli.settings import GatewayUrlSettings, ReaderSettings
+from keyturn_workers.cli.output import ByteProgress, byte_progress
+from keyturn_workers.cli.settings import GATEWAY_URL_FORM, GatewayUrlSettings, ReaderSettings
 from keyturn_workers.objects.download import Access, OperatorAccess, ProjectAccess, open_object
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.settings import OperatorSettings
@@ -39,97 +40,99 @@ _STDOUT: Final = Path("-")
 
 
 class _Opened(Protocol):
-    """An object that is being read, whoever opens it."""
+    """An object opened in the bucket or by the gateway."""
 
     @property
     def size_bytes(self) -> int | None:
-        """Length of its plaintext, where it is told beforehand."""
+        """The length of its plaintext; None if unknown."""
 
     def chunks(self) -> "AsyncIterator[bytes]":
-        """The plaintext; ends cleanly only where all of it authenticated."""
+        """The plaintext; ends without an error only if all of it was authenticated."""
 
 
-def _checked_gateway(value: str | None) -> str | None:
+def _check_gateway(value: str | None) -> str | None:
     if value is not None and not is_gateway_url(value):
-        raise typer.BadParameter("reads http://host or https://host, and no more than a path")
+        raise typer.BadParameter(GATEWAY_URL_FORM)
     return value
 
 
 def download(
     project: Project,
-    key: Key,
+    key: ObjectKey,
     output: Annotated[
         Path | None,
         typer.Option(
             "-o",
             "--output",
             help="File to write (mode 0600), or - for standard output. "
-            "By default the key's last segment, in the current folder.",
+            "Default: the key's last segment, in the current folder.",
         ),
     ] = None,
     as_operator: Annotated[
         bool,
-        typer.Option("--as-operator", help="Open with KEYTURN_MASTER_KEYS, not the API key."),
+        typer.Option(
+            "--as-operator", help="Decrypt with KEYTURN_MASTER_KEYS instead of the API key."
+        ),
     ] = False,
     gateway: Annotated[
         str | None,
         typer.Option(
             metavar="URL",
-            callback=_checked_gateway,
-            help="Read through the gateway there, with the API key and no S3 settings. "
-            "Without it: KEYTURN_GATEWAY_URL, then straight from the bucket.",
+            callback=_check_gateway,
+            help="Download through this gateway, which needs the API key and no S3 settings. "
+            "Default: KEYTURN_GATEWAY_URL, then directly from the bucket.",
         ),
     ] = None,
     api_key_file: ApiKeyFile = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
-    """Decrypt one object.
+    """Download and decrypt one object.
 
-    Straight from the bucket, or through the gateway where one is named.
+    Directly from the bucket, or through a gateway if one is configured.
     """
     for name, value in (("--api-key-file", api_key_file), ("--gateway", gateway)):
         if as_operator and value is not None:
-            raise typer.BadParameter(f"--as-operator and {name} exclude each other")
+            raise typer.BadParameter(f"--as-operator and {name} cannot be used together")
     target = _target(key, output, force=force)
     if not as_operator and (url := gateway or GatewayUrlSettings.read().gateway_url):
-        api_key = read_api_key(api_key_file, project, twice=False)
+        api_key = read_api_key(api_key_file, project, confirm=False)
         if is_unencrypted(url):
-            note("the API key goes to the gateway unencrypted: use https://")
+            note("the API key is sent to the gateway unencrypted; use https://")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UnencryptedGatewayWarning)  # a line above says it
+            warnings.simplefilter("ignore", UnencryptedGatewayWarning)  # see the note above
             asyncio.run(_through_gateway(url, api_key, project, key, target))
         return
     settings: S3Settings
     if as_operator:
         settings = operator = OperatorSettings.read()
-        access: Access = _operator(project, operator)
+        access: Access = _operator_access(project, operator)
     else:
         settings = S3Settings.read()
-        access = _project(project, api_key_file)
+        access = _project_access(project, api_key_file)
     asyncio.run(_download(settings, key, access, target))
 
 
 def _target(key: str, output: Path | None, *, force: bool) -> Path | None:
-    """The file to write, or None for standard output."""
+    """The file to write; None for standard output."""
     if output == _STDOUT:
         return None
     target = output if output is not None else Path(key.rpartition("/")[2])
     if target.exists() and not target.is_file():
-        raise typer.BadParameter(f"{target} is no file")
+        raise typer.BadParameter(f"{target} is not a file")
     if target.exists() and not force:
-        raise CommandError(f"{target} stands already; --force replaces it")
+        raise CommandError(f"{target} already exists; use --force to replace it")
     return target
 
 
-def _operator(project: str, settings: OperatorSettings) -> OperatorAccess:
+def _operator_access(project: str, settings: OperatorSettings) -> OperatorAccess:
     v0_master_key = ReaderSettings.read().v0_master_key
     v0 = None if v0_master_key is None else v0_master_key.get_secret_value()
     return OperatorAccess(project, OperatorKeys.derive(settings.master_keys, v0))
 
 
-def _project(project: str, api_key_file: Path | None) -> ProjectAccess:
+def _project_access(project: str, api_key_file: Path | None) -> ProjectAccess:
     pepper = ReaderSettings.read().pepper.get_secret_value()
-    api_key = read_api_key(api_key_file, project, twice=False)
+    api_key = read_api_key(api_key_file, project, confirm=False)
     return ProjectAccess(project, user_kek(api_key.get_secret_value(), project, pepper))
 
 
@@ -143,9 +146,9 @@ async def _download(settings: S3Settings, key: str, access: Access, target: Path
     except NoUsableWrapError as exc:
         if exc.detail or not isinstance(access, ProjectAccess):
             raise
-        # What a person meets who holds an earlier key: nothing is wrong with the object then.
+        # Users with an old key get this error most often; the object is fine then.
         raise NoUsableWrapError(
-            "this API key does not open the object: an earlier one, or another project's?"
+            "this API key does not open the object; it may be an old key or another project's"
         ) from exc
 
 
@@ -157,31 +160,31 @@ async def _through_gateway(
 
 
 async def _write(opened: _Opened, key: str, target: Path | None) -> None:
-    with gauge(opened.size_bytes, wanted=target is not None) as bar:
-        bar.label(key)
+    with byte_progress(opened.size_bytes, enabled=target is not None) as progress:
+        progress.label(key)
         if target is None:
             await _to_stdout(opened)
         else:
-            await _to_file(opened, target, bar)
+            await _to_file(opened, target, progress)
     if target is not None:
         note(f"written to {target}")
 
 
 async def _to_stdout(opened: _Opened) -> None:
-    async for piece in opened.chunks():
-        sys.stdout.buffer.write(piece)
+    async for chunk in opened.chunks():
+        sys.stdout.buffer.write(chunk)
     sys.stdout.buffer.flush()
 
 
-async def _to_file(opened: _Opened, target: Path, bar: Gauge) -> None:
+async def _to_file(opened: _Opened, target: Path, progress: ByteProgress) -> None:
     descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:100]}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
-            async for piece in opened.chunks():
-                await asyncio.to_thread(file.write, piece)
-                bar.advance(len(piece))
+            async for chunk in opened.chunks():
+                await asyncio.to_thread(file.write, chunk)
+                progress.advance(len(chunk))
         os.replace(temporary, target)  # noqa: PTH105  # a path as mkstemp gives it
     finally:
-        # Gone already where it was renamed; else it holds part of a body that did not verify.
+        # Already renamed after success; otherwise it holds part of an unauthenticated body.
         with suppress(FileNotFoundError):
             os.unlink(temporary)  # noqa: PTH108  # as above

@@ -1,6 +1,6 @@
-"""`keyturn enroll`: ask for a project's keyring (SPEC 5.4, 6.5, 14).
+"""`keyturn enroll`: enroll a project (SPEC 5.4, 6.5, 14).
 
-The API key itself never leaves this process: what is published is a key derived from it,
+The API key itself never leaves this process. The request contains a key derived from it,
 sealed to the workers.
 """
 
@@ -15,42 +15,54 @@ from keyturn.messages import Event, Rejected
 from keyturn.publisher import Publisher
 from keyturn.publisher.requests import new_id
 from keyturn.settings import PublisherSettings
-from keyturn_workers.cli.api_keys import Generate, SaveTo, given_or_generated
-from keyturn_workers.cli.arguments import ApiKeyFile, AsJson, Project, TimeoutS, read_v0_api_key
+from keyturn_workers.cli.api_keys import read_or_generate_api_key, read_v0_api_key
+from keyturn_workers.cli.arguments import (
+    ApiKeyFile,
+    AsJson,
+    GenerateApiKey,
+    Project,
+    SaveTo,
+    TimeoutS,
+)
 from keyturn_workers.cli.output import print_json, print_table
-from keyturn_workers.cli.publishing import publish_twice, refusal
+from keyturn_workers.cli.publishing import event_error, publish_with_retry, result_document
 
 
 def enroll(
     project: Project,
     api_key_file: ApiKeyFile = None,
-    generate: Generate = False,
+    generate: GenerateApiKey = False,
     save_to: SaveTo = None,
     plaintext: Annotated[
-        bool, typer.Option("--plaintext", help="Allow unencrypted objects in the project.")
+        bool, typer.Option("--plaintext", help="Allow unencrypted objects.")
     ] = False,
     v0: Annotated[
-        bool, typer.Option("--v0", help="Allow the earlier system's objects in the project.")
+        bool, typer.Option("--v0", help="Allow objects in the legacy v0 format.")
     ] = False,
     v0_api_key_file: Annotated[
         Path | None,
         typer.Option(
-            help="File that holds the API key under which the earlier system's objects are "
-            "wrapped (KEYTURN_V0_PEPPER goes with it). Implies --v0."
+            help="File with the API key that the project's v0 objects are wrapped under. Needs "
+            "KEYTURN_V0_PEPPER. Implies --v0."
         ),
     ] = None,
     adopt: Annotated[
-        bool, typer.Option("--adopt", help="Enrol although objects stand under its prefix.")
+        bool,
+        typer.Option("--adopt", help="Enroll even if objects exist under the project's prefix."),
     ] = False,
-    wait: Annotated[bool, typer.Option(help="Wait until it is enrolled or refused.")] = True,
+    wait: Annotated[
+        bool, typer.Option(help="Wait until the project is enrolled or rejected.")
+    ] = True,
     timeout_s: TimeoutS = 60,
     as_json: AsJson = False,
 ) -> None:
-    """Enrol a project: give it its keyring."""
+    """Enroll a project: create its keyring."""
     settings = PublisherSettings.read()
-    # Before a key is generated: what cannot be read must not leave a saved key behind.
+    # Before a key is generated: an unreadable file must not leave a saved key behind.
     v0_api_key = None if v0_api_key_file is None else read_v0_api_key(v0_api_key_file)
-    api_key = given_or_generated(project, api_key_file, save_to, generate=generate, as_json=as_json)
+    api_key = read_or_generate_api_key(
+        project, api_key_file, save_to, generate=generate, as_json=as_json
+    )
     request_id = new_id()
     event = asyncio.run(
         _enroll(
@@ -65,7 +77,7 @@ def enroll(
             timeout_s=timeout_s if wait else None,
         )
     )
-    _tell(project, request_id, event, as_json=as_json)
+    _print_result(project, request_id, event, as_json=as_json)
 
 
 async def _enroll(
@@ -81,7 +93,7 @@ async def _enroll(
     timeout_s: float | None,
 ) -> Event | None:
     async with Publisher.open(settings) as publisher:
-        await publish_twice(
+        await publish_with_retry(
             lambda: publisher.enroll(
                 project,
                 api_key=api_key,
@@ -99,16 +111,16 @@ async def _enroll(
         )
 
 
-def _tell(project: str, request_id: str, event: Event | None, *, as_json: bool) -> None:
+def _print_result(project: str, request_id: str, event: Event | None, *, as_json: bool) -> None:
     rejected = isinstance(event, Rejected)
     if as_json:
-        told = None if event is None else event.model_dump(mode="json")
         status = "queued" if event is None else "rejected" if rejected else "enrolled"
-        print_json({"project": project, "request_id": request_id, "status": status, "event": told})
+        ids = {"project": project, "request_id": request_id}
+        print_json(result_document(ids, status, event))
     elif event is None:
         print_table(("project", "status", "request_id"), [(project, "queued", request_id)])
     elif not rejected:
         row = (project, "enrolled", getattr(event, "generation", None), request_id)
         print_table(("project", "status", "generation", "request_id"), [row])
     if isinstance(event, Rejected):
-        raise refusal(event)
+        raise event_error(event)

@@ -1,8 +1,8 @@
-"""Which files an upload means, and the keys that they take (SPEC 1).
+"""The files that `keyturn upload` selects, and their object keys (SPEC 1).
 
-A folder keeps its own name, as `cp -r` does: `photos/2026/a.jpg` under the argument
-`photos` becomes that key. Links and special files inside folders are left out: a link can
-lead anywhere, and a pipe never ends.
+A folder keeps its own name, as with `cp -r`: with the argument `photos`, the file
+`photos/2026/a.jpg` gets that key. Links and special files inside folders are skipped: a
+link can lead anywhere, and a pipe never ends.
 """
 
 import mimetypes
@@ -21,83 +21,87 @@ _UNKNOWN: Final = "application/octet-stream"
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """One body to upload; `path` is None for standard input. `problem` refuses it."""
+class SelectedFile:
+    """One file to upload; `path` is None for standard input.
+
+    `problem` says why it cannot be uploaded.
+    """
 
     path: Path | None
-    key: str
+    object_key: str
     size_bytes: int | None
     content_type: str | None
     problem: str | None = None
 
     @property
-    def shown(self) -> str:
-        """What a person knows it by."""
+    def display_name(self) -> str:
+        """Its name on the command line."""
         return "-" if self.path is None else str(self.path)
 
 
-def find(
-    paths: list[Path], prefix: str, content_type: str | None, skipped: Callable[[str], None]
-) -> list[Source]:
-    """All files that the arguments mean, in a stable order.
+def select_files(
+    paths: list[Path], prefix: str, content_type: str | None, on_skip: Callable[[str], None]
+) -> list[SelectedFile]:
+    """All files that the arguments name, in a stable order.
 
     Args:
         paths: Files and folders.
-        prefix: What stands before every key, with its `/` where one is meant.
-        content_type: For all of them; guessed from each name where None.
-        skipped: Is told what was left out, and why.
+        prefix: Precedes every object key, including its `/` if it has one.
+        content_type: Of all files; None guesses it from each name.
+        on_skip: Called with the name of each skipped file, and why.
 
     Raises:
-        typer.BadParameter: a path does not exist, or two files would take one key.
+        typer.BadParameter: a path does not exist, or two files would have the same key.
     """
-    sources: dict[str, Source] = {}
+    files: dict[str, SelectedFile] = {}
     for argument in paths:
-        for path, name in _files(argument, skipped):
-            source = _source(path, prefix + name, content_type)
-            if source.key in sources:
-                first = sources[source.key].shown
-                raise typer.BadParameter(f"{first} and {path} would take the same key")
-            sources[source.key] = source
-    return list(sources.values())
+        for path, name in _walk(argument, on_skip):
+            file = _describe(path, prefix + name, content_type)
+            if file.object_key in files:
+                first = files[file.object_key].display_name
+                raise typer.BadParameter(f"{first} and {path} would have the same key")
+            files[file.object_key] = file
+    return list(files.values())
 
 
-def _files(argument: Path, skipped: Callable[[str], None]) -> Iterator[tuple[Path, str]]:
-    """The files of one argument, with names relative to where it stands."""
+def _walk(argument: Path, on_skip: Callable[[str], None]) -> Iterator[tuple[Path, str]]:
+    """The files of one argument, with names relative to its parent."""
     if argument.is_file():
         yield argument, argument.name
         return
     if not argument.is_dir():
-        reason = "is no file and no folder" if argument.exists() else "does not exist"
+        reason = "is neither a file nor a folder" if argument.exists() else "does not exist"
         raise typer.BadParameter(f"{argument} {reason}")
     own = "" if argument.name in ("", "..") else f"{argument.name}/"
 
     def unreadable(error: OSError) -> None:
-        skipped(f"{error.filename}: {error.strerror}")
+        on_skip(f"{error.filename}: {error.strerror}")
 
     for folder, folders, names in os.walk(argument, onerror=unreadable):
         folders.sort()
         for name in [*folders, *sorted(names)]:
             path = Path(folder, name)
             if path.is_symlink():
-                skipped(f"{path}: a symbolic link")
+                on_skip(f"{path} is a symbolic link")
             elif path.is_file():
                 yield path, own + path.relative_to(argument).as_posix()
             elif not path.is_dir():
-                skipped(f"{path}: no regular file")
+                on_skip(f"{path} is not a regular file")
 
 
-def _source(path: Path, key: str, content_type: str | None) -> Source:
+def _describe(path: Path, object_key: str, content_type: str | None) -> SelectedFile:
     try:
-        check_object_key(key)
+        check_key(object_key)
         problem = None
     except ValueError as exc:
         problem = str(exc)
     size_bytes = path.stat().st_size
-    return Source(path, key, size_bytes, content_type or guessed_type(path.name), problem)
+    content_type = content_type or guess_content_type(path.name)
+    return SelectedFile(path, object_key, size_bytes, content_type, problem)
 
 
-def guessed_type(name: str) -> str:
-    """A content type by the name's ending; a compressed file is what it is compressed by."""
+def guess_content_type(name: str) -> str:
+    """A content type by file extension; that of a compressed file is its compression."""
     guessed, encoding = mimetypes.guess_type(name, strict=True)
     if encoding is not None:
         return _ENCODINGS.get(encoding, _UNKNOWN)

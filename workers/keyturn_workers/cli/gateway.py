@@ -7,10 +7,10 @@ from keyturn_workers.worker.logging import configure
 
 
 def gateway() -> None:
-    """Serve objects over HTTP, decrypted while they stream, to holders of API keys."""
+    """Run the HTTP gateway: decrypted objects for holders of API keys."""
     settings = GatewaySettings.read()
     configure(settings.log_format, settings.log_level)
-    # uvicorn and Starlette take their time to import; every other command does without.
+    # uvicorn and Starlette are slow to import, and no other command needs them.
     from keyturn_workers.gateway.server import run_gateway  # noqa: PLC0415
 
     uvloop.run(run_gateway(settings))

@@ -1,10 +1,10 @@
-"""`keyturn init`: a fresh set of development secrets and settings (SPEC 11, 14).
+"""`keyturn init`: create development secrets and settings (SPEC 11, 14).
 
 Four files of mode 0600: `keyturn.env` for workers and the operator, `gateway.env` for the
 gateway, `publisher.env` for a service that publishes, `storage.env` for compose's development
-storage, which needs the bucket's keys and none of the others. A shell
-(`set -a; . ./keyturn.env`), compose's `env_file` and `keyturn --env-file` read them alike.
-It must never overwrite a secret unless told to: what was sealed under it would be lost.
+storage, which only needs the access keys. A shell (`set -a; . ./keyturn.env`), compose's
+`env_file` and `keyturn --env-file` read them alike. It must never overwrite a secret without
+`--force`: everything sealed under it would be lost.
 """
 
 import json
@@ -43,57 +43,59 @@ def init(
     directory: Annotated[
         Path,
         typer.Option(
-            "--dir", help="Where to write keyturn.env, gateway.env, publisher.env and storage.env."
+            "--dir", help="Folder for keyturn.env, gateway.env, publisher.env and storage.env."
         ),
     ] = Path(),
     force: Annotated[
         bool,
-        typer.Option("--force", help="Replace existing files: what they opened is then lost."),
+        typer.Option(
+            "--force", help="Replace existing files. Data encrypted with their keys is lost."
+        ),
     ] = False,
     amqp_url: Annotated[
-        str, typer.Option(envvar="KEYTURN_AMQP_URL", help="The broker's address.")
+        str, typer.Option(envvar="KEYTURN_AMQP_URL", help="The broker's URL.")
     ] = "amqp://guest:guest@127.0.0.1:5672/",
     s3_endpoint_url: Annotated[
-        str, typer.Option(envvar="KEYTURN_S3_ENDPOINT_URL", help="The storage's address.")
+        str, typer.Option(envvar="KEYTURN_S3_ENDPOINT_URL", help="The storage's URL.")
     ] = "http://127.0.0.1:9000",
     s3_bucket: Annotated[
-        str, typer.Option(envvar="KEYTURN_S3_BUCKET", help="The bucket's name.")
+        str, typer.Option(envvar="KEYTURN_S3_BUCKET", help="The bucket name.")
     ] = "keyturn",
 ) -> None:
-    """Write fresh development secrets and settings.
+    """Create development secrets and settings.
 
-    The publisher `dev` may do everything, `gateway` may upload and rotate. For production,
-    make each key with `keyturn keygen` and give each process only its own.
+    The publisher `dev` may do everything; `gateway` may upload and rotate. For production,
+    generate each key with `keyturn keygen` and give each process only its own.
 
-    The storage's region and access keys come from KEYTURN_S3_REGION, _S3_ACCESS_KEY_ID and
-    _S3_SECRET_ACCESS_KEY; where no keys are set, new ones are made for a storage to come.
+    The region and access keys of the storage come from KEYTURN_S3_REGION, _S3_ACCESS_KEY_ID
+    and _S3_SECRET_ACCESS_KEY. Without access keys, new ones are generated for a new storage.
     """
-    given = StorageKeySettings.read()
-    addresses = {
+    storage = StorageKeySettings.read()
+    s3 = {
         "KEYTURN_S3_ENDPOINT_URL": s3_endpoint_url,
-        "KEYTURN_S3_REGION": given.s3_region,
+        "KEYTURN_S3_REGION": storage.s3_region,
         "KEYTURN_S3_BUCKET": s3_bucket,
-        **_access_keys(given),
+        **_access_keys(storage),
     }
-    worker, gateway, publisher = _settings(amqp_url, addresses)
+    worker, gateway, publisher = _settings(amqp_url, s3)
     files = {
         directory / WORKER_FILE: _text("Workers and operator", worker),
         directory / GATEWAY_FILE: _text("The HTTP gateway", gateway),
         directory / PUBLISHER_FILE: _text("A service that publishes", publisher),
         directory / STORAGE_FILE: _text(
-            "The development storage", [("Where it serves, its bucket and its keys", addresses)]
+            "The development storage", [("Endpoint, bucket and access keys", s3)]
         ),
     }
-    if not force and (standing := [path for path in files if path.exists()]):
-        raise CommandError(f"{standing[0]} stands already; --force replaces it, and its secrets")
+    if not force and (existing := [path for path in files if path.exists()]):
+        raise CommandError(f"{existing[0]} already exists; --force replaces it and its secrets")
     directory.mkdir(parents=True, exist_ok=True)
     for path, text in files.items():
         write_secret(path, text, force=force)
-        print_line(f"written: {path}")
+        print_line(f"wrote {path}")
 
 
-def _access_keys(given: StorageKeySettings) -> dict[str, str]:
-    name, secret = given.s3_access_key_id, given.s3_secret_access_key
+def _access_keys(settings: StorageKeySettings) -> dict[str, str]:
+    name, secret = settings.s3_access_key_id, settings.s3_secret_access_key
     pair = ("keyturn", secrets.token_hex(20))
     if name is not None and secret is not None:
         pair = (name, secret.get_secret_value())
@@ -108,48 +110,51 @@ def _settings(amqp_url: str, s3: dict[str, str]) -> tuple[list[_Part], list[_Par
     workers_event, publishers_event = event_key_settings()
     master_keys = master_key_settings(_KEY_ID)
     grants, own = publisher_key_settings(_PUBLISHER, ["*"], ["*"])
-    gateways_grant, gateways_own = publisher_key_settings(_GATEWAY, GATEWAY_MAY, ["*"])
+    gateway_grants, gateway_own = publisher_key_settings(_GATEWAY, GATEWAY_MAY, ["*"])
     shared: list[_Part] = [
-        ("The same in every process of one installation", {"KEYTURN_DEPLOYMENT": "dev"}),
+        ("The same in every process of a deployment", {"KEYTURN_DEPLOYMENT": "dev"}),
         ("The broker", {"KEYTURN_AMQP_URL": amqp_url}),
-        ("The bucket; leave the keys out where the standard AWS chain has them", s3),
+        ("The bucket; omit the access keys if the standard AWS chain provides them", s3),
     ]
     worker: list[_Part] = [
         *shared,
-        ("The operator's keys, by id; they open everything", master_keys),
-        ("What publishers' secrets are opened with", workers_intake),
-        ("What events are signed with", workers_event),
-        ("Who may publish what, for which projects", _joined(grants, gateways_grant)),
+        ("The master keys by id; they open everything", master_keys),
+        ("Opens the secrets that publishers seal", workers_intake),
+        ("Signs events", workers_event),
+        (
+            "The publishers: their keys, and what they may request for which projects",
+            _merge(grants, gateway_grants),
+        ),
     ]
     gateway: list[_Part] = [
         *shared,
         (
-            "The operator's keys, by id; they open everything",
+            "The master keys by id; they open everything",
             {name: value for name, value in master_keys.items() if name in GATEWAY_READS},
         ),
-        ("Who this is, and what its requests are signed with", gateways_own),
-        ("What secrets to the workers are sealed to", publishers_intake),
-        ("What events are checked with", publishers_event),
+        ("This publisher's name, and the key that signs its requests", gateway_own),
+        ("Seals secrets to the workers", publishers_intake),
+        ("Verifies events", publishers_event),
     ]
     publisher: list[_Part] = [
         *shared,
-        ("Who this is, and what its requests are signed with", own),
-        ("What secrets to the workers are sealed to", publishers_intake),
-        ("What events are checked with", publishers_event),
+        ("This publisher's name, and the key that signs its requests", own),
+        ("Seals secrets to the workers", publishers_intake),
+        ("Verifies events", publishers_event),
     ]
     return worker, gateway, publisher
 
 
-def _joined(*grants: dict[str, str]) -> dict[str, str]:
+def _merge(*grants: dict[str, str]) -> dict[str, str]:
     """The grants of several publishers in one setting."""
-    joined: dict[str, object] = {}
+    merged: dict[str, object] = {}
     for grant in grants:
-        joined |= json.loads(grant[PUBLISHERS])
-    return {PUBLISHERS: json.dumps(joined)}
+        merged |= json.loads(grant[PUBLISHERS])
+    return {PUBLISHERS: json.dumps(merged)}
 
 
 def _text(title: str, parts: list[_Part]) -> str:
-    lines = [f"# {title}: development secrets, made by `keyturn init`. Never commit this file."]
+    lines = [f"# {title}: development secrets, created by `keyturn init`. Never commit this file."]
     for comment, settings in parts:
         try:
             lines += ["", f"# {comment}.", *env_lines(settings)]

@@ -1,96 +1,97 @@
-"""Whether a master key is still needed, as `keyturn status` tells it (SPEC 8.1). Pure.
+"""Whether a master key is still in use, for `keyturn status` (SPEC 8.1). Pure.
 
-Dropping one too early loses whatever stands under it. So nothing is said to be droppable
-by less than the whole bucket, while sweeps run, or where something did not open.
+Dropping a master key too early loses everything that it opens. So no key is called safe to
+drop on the word of less than the whole bucket, while a sweep is running, or while anything
+cannot be opened.
 """
 
-from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from keyturn_workers.cli.census import NONCURRENT, UNREADABLE, Seen
-from keyturn_workers.cli.record_index import Recorded
+from keyturn_workers.cli.census import NONCURRENT, UNREADABLE, Census
+from keyturn_workers.cli.record_index import RecordIndex
 
 
-def master_key_rows(
-    held: Iterable[str],
-    recorded: Recorded,
-    census: Counter[Seen] | None,
+def key_usage_rows(
+    master_keys: Iterable[str],
+    index: RecordIndex,
+    census: Census | None,
     *,
     project: str | None,
     active: str | None,
 ) -> list[dict[str, Any]]:
-    """A row for each master key that is held, and for each other that a record names.
+    """A row for each available master key, and for each missing one that a record names.
 
     Args:
-        held: The ids of the master keys held here.
-        recorded: What the records say.
-        census: What the objects stand under; None where nobody looked.
-        project: The only project that was looked at.
-        active: The id of the master key that new projects are enrolled under, if known.
+        master_keys: The ids of the available master keys.
+        index: What the records say.
+        census: What the objects are wrapped under; None if they were not inspected.
+        project: The only project that was inspected.
+        active: The id of the master key that new projects get, if known.
     """
     rows = []
-    for name in held:
+    for name in master_keys:
         row: dict[str, Any] = {
             "master_key": name,
             "held": True,
             "active": None if active is None else name == active,
-            "objects": None if census is None else _objects(census, name),
-            "noncurrent": None if census is None else _noncurrent(census, name),
-            "keyrings": recorded.keyrings_under[name],
-            "sweep_records": recorded.sweep_records_under[name],
+            "objects": _count(census, name, noncurrent=False),
+            "noncurrent": _count(census, name, noncurrent=True),
+            "keyrings": index.keyrings_under[name],
+            "sweep_records": index.sweep_records_under[name],
         }
-        rows.append(row | _told(row, recorded, census, project))
-    for name in sorted(recorded.named):
-        told = f"{name}: not held here, but named by {_many(recorded.named[name], 'record')}"
-        rows.append({"master_key": name, "held": False, "may_be_dropped": None, "told": told})
+        safe, reason = _safe_to_drop(row, index, census, project)
+        rows.append(row | {"may_be_dropped": safe, "told": f"{name}: {reason}"})
+    for name, count in sorted(index.missing_master_keys.items()):
+        reason = f"missing from KEYTURN_MASTER_KEYS, but named by {_plural(count, 'record')}"
+        row = {"master_key": name, "held": False, "may_be_dropped": None}
+        rows.append(row | {"told": f"{name}: {reason}"})
     return rows
 
 
-def _objects(census: Counter[Seen], name: str) -> int:
-    return sum(n for seen, n in census.items() if seen.master_key == name) - _noncurrent(
-        census, name
-    )
-
-
-def _noncurrent(census: Counter[Seen], name: str) -> int:
-    return sum(
-        n for seen, n in census.items() if (seen.master_key, seen.kind) == (name, NONCURRENT)
-    )
-
-
-def _told(
-    row: dict[str, Any], recorded: Recorded, census: Counter[Seen] | None, project: str | None
-) -> dict[str, Any]:
-    name, records = row["master_key"], row["keyrings"] + row["sweep_records"]
+def _count(census: Census | None, name: str, *, noncurrent: bool) -> int | None:
     if census is None:
-        told = f"{name}: {_many(records, 'record')}; objects were not looked at"
-        return {"may_be_dropped": None, "told": told}
-    under = [_many(row["objects"], "object"), _many(records, "record")]
+        return None
+    return sum(
+        count
+        for group, count in census.items()
+        if group.master_key == name and (group.kind == NONCURRENT) is noncurrent
+    )
+
+
+def _safe_to_drop(
+    row: dict[str, Any], index: RecordIndex, census: Census | None, project: str | None
+) -> tuple[bool | None, str]:
+    """Whether the master key may be dropped, and the sentence that says why; None if unknown."""
+    records = row["keyrings"] + row["sweep_records"]
+    if census is None:
+        return None, f"{_plural(records, 'record')}; objects were not inspected"
+    uses = [_plural(row["objects"], "object"), _plural(records, "record")]
     if row["noncurrent"]:
-        under.insert(1, _many(row["noncurrent"], "noncurrent version"))
+        uses.insert(1, _plural(row["noncurrent"], "noncurrent version"))
     if project is not None:
-        told = f"{name}: {', '.join(under)} of {project}"
-        return {"may_be_dropped": None, "told": told}
+        return None, f"{', '.join(uses)} in {project}"
     if row["objects"] or row["noncurrent"] or records:
-        return {"may_be_dropped": False, "told": f"{name}: still needed by {', '.join(under)}"}
-    if hindrance := _hindrance(row, recorded, census):
-        return {"may_be_dropped": False, "told": f"{name}: {', '.join(under)}: {hindrance}"}
-    return {"may_be_dropped": True, "told": f"{name}: {', '.join(under)}: may be dropped"}
+        return False, f"in use by {', '.join(uses)}"
+    if obstacle := _obstacle(row, index, census):
+        return False, f"not safe to drop: {obstacle}"
+    return True, "safe to drop: no object and no record uses it"
 
 
-def _hindrance(row: dict[str, Any], recorded: Recorded, census: Counter[Seen]) -> str:
+def _obstacle(row: dict[str, Any], index: RecordIndex, census: Census) -> str:
     if row["active"]:
-        return "may be dropped once another is the active one"
-    if recorded.running:
-        return f"may be dropped if it is so after {_many(recorded.running, 'sweep')} under way"
-    unreadable = sum(n for seen, n in census.items() if seen.kind == UNREADABLE)
-    if unreadable or recorded.failed:
-        # Nobody knows what key it takes to make them readable again.
-        closed = f"{_many(unreadable, 'object')} and {_many(recorded.failed, 'record')}"
-        return f"may be dropped if it cannot help {closed} that open under no key held here"
-    return ""
+        return "it is the active master key"
+    if index.running:
+        verb = "is" if index.running == 1 else "are"
+        return f"{_plural(index.running, 'sweep')} {verb} still running"
+    objects = sum(count for group, count in census.items() if group.kind == UNREADABLE)
+    unreadable = [
+        _plural(n, w) for n, w in ((objects, "object"), (index.unreadable, "record")) if n
+    ]
+    # Nobody knows which key would open them.
+    closed = f"{' and '.join(unreadable)} cannot be opened with any available key"
+    return closed if unreadable else ""
 
 
-def _many(count: int, noun: str) -> str:
+def _plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

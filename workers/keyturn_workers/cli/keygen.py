@@ -1,7 +1,7 @@
-"""`keyturn keygen`: one fresh key, with the settings that its halves go into (SPEC 2, 11).
+"""`keyturn keygen`: generate a key, as the settings that it belongs into (SPEC 2, 11).
 
-A key pair is printed as both halves: the seed for the one process that holds it, the
-public half for those who seal to it or check its signatures.
+Of a key pair both halves are printed: the seed for its owner, the public key for those who
+seal to it or verify its signatures.
 """
 
 import json
@@ -19,40 +19,40 @@ from keyturn_workers.cli.errors import note
 from keyturn_workers.cli.output import print_json, print_line
 from keyturn_workers.cli.secret_files import write_secret
 
-app = typer.Typer(name="keygen", help="Print a fresh key.")
+app = typer.Typer(name="keygen", help="Generate a key.")
 
 _DEFAULT_ID: Final = "main"
 
 Output = Annotated[
     Path | None,
-    typer.Option("-o", "--output", help="Write it to this new file (mode 0600) instead."),
+    typer.Option("-o", "--output", help="Write to this new file (mode 0600) instead of printing."),
 ]
 
 
-def _checked_name(value: str) -> str:
+def _check_name(value: str) -> str:
     if not is_short_name(value):
-        raise typer.BadParameter("1 to 32 characters of a-z, 0-9 and -")
+        raise typer.BadParameter("must have 1 to 32 characters from a-z, 0-9 and -")
     return value
 
 
-KeyId = Annotated[str, typer.Option("--id", help="The key's id.", callback=_checked_name)]
+KeyId = Annotated[str, typer.Option("--id", help="The key id.", callback=_check_name)]
 
 
-def fresh_seed() -> bytes:
+def new_seed() -> bytes:
     """32 random bytes."""
     return os.urandom(SEED_BYTES)
 
 
 def master_key_settings(name: str) -> dict[str, str]:
-    """A master key under an id, as the settings of whoever opens everything."""
-    keys = json.dumps({name: to_base64(fresh_seed())})
+    """A master key with an id: the settings of workers and operator."""
+    keys = json.dumps({name: b64(new_seed())})
     return {"KEYTURN_MASTER_KEYS": keys, "KEYTURN_ACTIVE_MASTER_KEY": name}
 
 
 def intake_key_settings(name: str) -> tuple[dict[str, str], dict[str, str]]:
     """An intake key pair: the workers' settings, the publishers' settings."""
-    seed = fresh_seed()
-    public = to_base64(IntakeKey.from_seed(seed).public_bytes)
+    seed = new_seed()
+    public = b64(IntakeKey.from_seed(seed).public_bytes)
     return (
         {"KEYTURN_INTAKE_KEYS": json.dumps({name: to_base64(seed)})},
         {"KEYTURN_INTAKE_PUBLIC_KEY": f"{name}:{public}"},
@@ -61,40 +61,40 @@ def intake_key_settings(name: str) -> tuple[dict[str, str], dict[str, str]]:
 
 def event_key_settings() -> tuple[dict[str, str], dict[str, str]]:
     """An event key pair: the workers' settings, the publishers' settings."""
-    seed = fresh_seed()
-    public = to_base64(SigningKey.from_seed(seed).public_bytes)
-    return {"KEYTURN_EVENT_KEY": to_base64(seed)}, {"KEYTURN_EVENT_PUBLIC_KEY": public}
+    seed = new_seed()
+    public = b64(SigningKey.from_seed(seed).public_bytes)
+    return {"KEYTURN_EVENT_KEY": b64(seed)}, {"KEYTURN_EVENT_PUBLIC_KEY": public}
 
 
 def publisher_key_settings(
     name: str, may: list[str], projects: list[str]
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """A publisher's key pair: the workers' settings (what it may do), its own settings."""
-    seed = fresh_seed()
-    public = to_base64(SigningKey.from_seed(seed).public_bytes)
+    """A publisher's key pair: the workers' settings (its permissions), its own settings."""
+    seed = new_seed()
+    public = b64(SigningKey.from_seed(seed).public_bytes)
     grant = {name: {"keys": [public], "may": may, "projects": projects}}
     own = {"KEYTURN_PUBLISHER_NAME": name, "KEYTURN_PUBLISHER_KEY": to_base64(seed)}
     return {"KEYTURN_PUBLISHERS": json.dumps(grant)}, own
 
 
 def env_lines(settings: dict[str, str]) -> list[str]:
-    """Settings as lines that a shell and compose's `env_file` both read the same way.
+    """Settings as lines that a shell and compose's `env_file` read alike.
 
     Raises:
-        ValueError: a value that single quotes cannot hold.
+        ValueError: a value cannot be quoted.
     """
     if any("'" in value or "\n" in value for value in settings.values()):
-        raise ValueError("a value must not hold a single quote or a line's end")
+        raise ValueError("a value cannot contain a single quote or a line break")
     return [f"{name}='{value}'" for name, value in settings.items()]
 
 
-def _give(parts: dict[str, dict[str, str]], output: Path | None, *, as_json: bool) -> None:
-    """Print or write settings, each part under a comment that says whose they are."""
+def _output(parts: dict[str, dict[str, str]], output: Path | None, *, as_json: bool) -> None:
+    """Print or write settings, each part under a comment that names its owner."""
     if as_json:
-        together = {name: value for part in parts.values() for name, value in part.items()}
-        text = json.dumps(together, indent=2)
+        merged = {name: value for part in parts.values() for name, value in part.items()}
+        text = json.dumps(merged, indent=2)
     else:
-        lines = [(f"# {whose}", *env_lines(part)) for whose, part in parts.items()]
+        lines = [(f"# {owner}", *env_lines(part)) for owner, part in parts.items()]
         text = "\n".join(line for part in lines for line in part)
     if output is not None:
         write_secret(output, text + "\n")
@@ -108,7 +108,7 @@ def _give(parts: dict[str, dict[str, str]], output: Path | None, *, as_json: boo
 
 @app.command("api-key")
 def api_key(output: Output = None, as_json: AsJson = False) -> None:
-    """A project's API key."""
+    """Generate a project's API key."""
     key = new_api_key()
     if output is not None:
         write_secret(output, json.dumps({"api_key": key}) + "\n" if as_json else key + "\n")
@@ -121,33 +121,36 @@ def api_key(output: Output = None, as_json: AsJson = False) -> None:
 
 @app.command("master-key")
 def master_key(key_id: KeyId = _DEFAULT_ID, output: Output = None, as_json: AsJson = False) -> None:
-    """A master key of the operator's."""
-    _give({"workers and operator": master_key_settings(key_id)}, output, as_json=as_json)
+    """Generate a master key."""
+    _output({"workers and operator": master_key_settings(key_id)}, output, as_json=as_json)
 
 
 @app.command("intake-key")
 def intake_key(key_id: KeyId = _DEFAULT_ID, output: Output = None, as_json: AsJson = False) -> None:
-    """The key pair to which publishers seal secrets."""
+    """Generate the key pair that publishers seal secrets to."""
     workers, publishers = intake_key_settings(key_id)
-    _give({"workers: the seed": workers, "publishers": publishers}, output, as_json=as_json)
+    _output({"workers only (private)": workers, "publishers": publishers}, output, as_json=as_json)
 
 
 @app.command("publisher-key")
 def publisher_key(
     name: Annotated[
-        str, typer.Option(help="The publisher's name.", callback=_checked_name)
+        str, typer.Option(help="The publisher's name.", callback=_check_name)
     ] = "publisher",
     output: Output = None,
     as_json: AsJson = False,
 ) -> None:
-    """A publisher's key pair; what it may do is yours to widen."""
+    """Generate a publisher's key pair; it may only upload until you allow more."""
     workers, own = publisher_key_settings(name, ["upload.requested"], ["*"])
-    parts = {"this publisher alone: the seed": own, "workers: join it to the others": workers}
-    _give(parts, output, as_json=as_json)
+    parts = {
+        "this publisher only (private)": own,
+        "workers (merge with the other publishers)": workers,
+    }
+    _output(parts, output, as_json=as_json)
 
 
 @app.command("event-key")
 def event_key(output: Output = None, as_json: AsJson = False) -> None:
-    """The key pair by which readers know the deployment's events."""
+    """Generate the key pair that events are signed with."""
     workers, publishers = event_key_settings()
-    _give({"workers: the seed": workers, "publishers": publishers}, output, as_json=as_json)
+    _output({"workers only (private)": workers, "publishers": publishers}, output, as_json=as_json)

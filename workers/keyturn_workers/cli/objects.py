@@ -1,13 +1,12 @@
-"""`keyturn ls` and `keyturn inspect`: what the bucket itself says (SPEC 4.3, 4.5 to 4.7).
+"""`keyturn ls` and `keyturn inspect`: what metadata says (SPEC 4.3, 4.5 to 4.7).
 
-Both need the bucket alone and no key: everything shown is a claim of metadata, which
-only the wraps and the header can prove (`keyturn download`).
-They must never print a wrap, only its length.
+Both need only the bucket and no key. What they show is what metadata claims; only opening
+the wraps and the body proves it (`keyturn download`). They must never print a wrap, only its
+length.
 """
 
 import asyncio
 from collections.abc import Mapping
-from itertools import islice
 from typing import Annotated, Any, Final
 
 import typer
@@ -18,17 +17,17 @@ from keyturn.errors import CorruptObjectError, NotFoundError, UnknownAlgorithmEr
 from keyturn.identifiers import object_s3_key
 from keyturn.metadata import COBBLESTONE, Plaintext, Tombstone, V0Wraps, Wraps
 from keyturn.settings import S3Settings
-from keyturn_workers.cli.arguments import AsJson, Key, Project
+from keyturn_workers.cli.arguments import AsJson, ObjectKey, Project
 from keyturn_workers.cli.bucket import open_bucket
 from keyturn_workers.cli.errors import note
-from keyturn_workers.cli.output import print_json, print_table
+from keyturn_workers.cli.output import print_json, print_rows, print_table
 from keyturn_workers.errors import MissingError
 from keyturn_workers.storage import ObjectHead, ObjectSummary, Storage
 
-_HEADS_AT_ONCE: Final = 16
-_SHORT: Final = ("key", "stored_bytes", "modified")
-_LONG: Final = (
-    *_SHORT,
+_CONCURRENCY: Final = 16
+_SHORT_COLUMNS: Final = ("key", "stored_bytes", "modified")
+_LONG_COLUMNS: Final = (
+    *_SHORT_COLUMNS,
     "kind",
     "algorithm",
     "plaintext_bytes",
@@ -40,11 +39,11 @@ _LONG: Final = (
 
 def ls(
     project: Project,
-    prefix: Annotated[str, typer.Argument(help="Only keys that begin so.")] = "",
+    prefix: Annotated[str, typer.Argument(help="Only keys with this prefix.")] = "",
     long: Annotated[
-        bool, typer.Option("-l", "--long", help="Ask each object for its metadata, too.")
+        bool, typer.Option("-l", "--long", help="Also read each object's metadata.")
     ] = False,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many objects.")] = 1000,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of objects.")] = 1000,
     as_json: AsJson = False,
 ) -> None:
     """List a project's objects."""
@@ -52,50 +51,47 @@ def ls(
     if as_json:
         print_json(rows)
     else:
-        columns = _LONG if long else _SHORT
-        print_table(columns, ([row.get(column) for column in columns] for row in rows))
+        print_rows(_LONG_COLUMNS if long else _SHORT_COLUMNS, rows)
     if not long and any(row["stored_bytes"] == 0 for row in rows):
-        note("what has no bytes was deleted for good, or is empty plaintext: --long tells")
+        note("objects with 0 bytes are deleted or empty plaintext; --long shows which")
     if more:
-        note(f"there are more than {limit}; --limit shows them")
+        note(f"there are more than {limit} objects; raise --limit to see them")
 
 
 async def _ls(
     settings: S3Settings, project: str, prefix: str, limit: int, *, long: bool
 ) -> tuple[list[dict[str, Any]], bool]:
-    async with open_bucket(settings, max_connections=_HEADS_AT_ONCE + 1) as storage:
-        whole = object_s3_key(project, prefix)
-        found = [row async for row in storage.list(whole, limit=limit + 1)]
-        shown = list(islice(found, limit))
-        slots = asyncio.Semaphore(_HEADS_AT_ONCE)
+    async with open_bucket(settings, max_connections=_CONCURRENCY + 1) as storage:
+        s3_prefix = object_s3_key(project, prefix)
+        listed = [row async for row in storage.list(s3_prefix, limit=limit + 1)]
+        slots = asyncio.Semaphore(_CONCURRENCY)
 
-        async def row_of(listed: ObjectSummary) -> dict[str, Any]:
-            key = listed.key.removeprefix(f"{project}/")
+        async def describe(row: ObjectSummary) -> dict[str, Any]:
             short = {
-                "key": key,
-                "stored_bytes": listed.size_bytes,
-                "modified": listed.last_modified.isoformat(timespec="seconds"),
+                "key": row.key.removeprefix(f"{project}/"),
+                "stored_bytes": row.size_bytes,
+                "modified": row.last_modified.isoformat(timespec="seconds"),
             }
             if not long:
                 return short
             async with slots:
-                return short | await _claims(storage, listed.key)
+                return short | await _read_claims(storage, row.key)
 
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(row_of(listed)) for listed in shown]
-        return [task.result() for task in tasks], len(found) > limit
+            tasks = [group.create_task(describe(row)) for row in listed[:limit]]
+        return [task.result() for task in tasks], len(listed) > limit
 
 
-async def _claims(storage: Storage, s3_key: str) -> dict[str, Any]:
+async def _read_claims(storage: Storage, s3_key: str) -> dict[str, Any]:
     try:
         head = await storage.head(s3_key)
     except MissingError:
-        return {"kind": "gone"}  # between the listing and this look
+        return {"kind": "gone"}  # deleted since it was listed
     return claims(head.metadata, head.size_bytes)
 
 
 def claims(metadata: Mapping[str, str], stored_bytes: int) -> dict[str, Any]:
-    """What an object's metadata and length claim it to be. Pure; proves nothing."""
+    """What an object's metadata and length claim. Pure; proves nothing."""
     algorithm = metadata.get(object_metadata.ALGO)
     try:
         envelope = object_metadata.parse(metadata)
@@ -135,20 +131,20 @@ def _plaintext_bytes(algorithm: str, stored_bytes: int) -> int | None:
     try:
         return plaintext_size(stored_bytes)
     except ChunkError:
-        return None  # no sealed body has this length
+        return None  # no encrypted body has this length
 
 
-def inspect(project: Project, key: Key, as_json: AsJson = False) -> None:
-    """Show what an object's metadata says.
+def inspect(project: Project, key: ObjectKey, as_json: AsJson = False) -> None:
+    """Show an object's metadata.
 
-    No key is needed, and no secret is shown.
+    Needs no key and shows no secret.
     """
     report = asyncio.run(_inspect(S3Settings.read(), project, key))
     if as_json:
         print_json(report)
         return
-    caller = report.pop("metadata")
-    rows = [*report.items(), *((f"metadata: {name}", value) for name, value in caller.items())]
+    metadata = report.pop("metadata")
+    rows = [*report.items(), *((f"metadata: {name}", value) for name, value in metadata.items())]
     print_table(("field", "value"), rows)
 
 

@@ -1,12 +1,12 @@
-"""What commands print: tables for a person, JSON for a script, progress on a terminal.
+"""What commands print: tables for people, JSON for scripts, progress on a terminal (SPEC 14).
 
-What others wrote (keys, metadata, headers) is made printable first: a control sequence
-in a key must not reach a terminal. Where output is no terminal it is plain columns.
+Keys, metadata and headers are written by others. They are escaped first, so that a control
+sequence in a key never reaches a terminal. Outside a terminal, tables are plain columns.
 """
 
 import json
 import sys
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ from rich.progress import (
     BarColumn,
     DownloadColumn,
     Progress,
+    ProgressColumn,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
@@ -24,38 +25,44 @@ from rich.table import Table
 from rich.text import Text
 
 _PLAIN_WIDTH: Final = 100_000
-_NOTHING: Final = "-"
 
 
 def printable(text: str) -> str:
-    """The text with whatever is no printable character written as an escape."""
+    """The text with every unprintable character escaped."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def print_json(document: Any) -> None:
-    """One JSON document; pure ASCII, so that nothing in it can steer a terminal."""
+    """Print one JSON document; pure ASCII, so that nothing in it can control a terminal."""
     print(json.dumps(document, indent=2, default=str))  # noqa: T201  # its purpose
 
 
 def print_line(text: str) -> None:
-    """One plain line to standard output."""
+    """Print one plain line."""
     print(printable(text))  # noqa: T201  # its purpose
 
 
-def print_table(
-    columns: Sequence[str], rows: Iterable[Sequence[object]], *, whole: Collection[str] = ()
+def print_rows(
+    columns: Sequence[str], rows: Iterable[Mapping[str, object]], *, unfolded: Collection[str] = ()
 ) -> None:
-    """A table: framed on a terminal, plain columns elsewhere. None shows as `-`.
+    """Print a table with these columns of each row; a missing value prints as `-`."""
+    print_table(columns, ([row.get(name) for name in columns] for row in rows), unfolded=unfolded)
 
-    Columns in `whole` are never folded: ids that a person copies.
+
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], *, unfolded: Collection[str] = ()
+) -> None:
+    """Print a table: with a ruled header on a terminal, plain columns elsewhere.
+
+    None prints as `-`. Columns in `unfolded` stay on one line: ids that people copy.
     """
     terminal = sys.stdout.isatty()
     console = Console(file=sys.stdout, width=None if terminal else _PLAIN_WIDTH, highlight=False)
     table = Table(box=SIMPLE_HEAD if terminal else None, pad_edge=False, show_edge=False)
-    for column in columns:
-        table.add_column(Text(column), overflow="fold", no_wrap=not terminal or column in whole)
+    for name in columns:
+        table.add_column(Text(name), overflow="fold", no_wrap=not terminal or name in unfolded)
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
     if terminal:
@@ -69,36 +76,40 @@ def print_table(
 
 def _cell(value: object) -> Text:
     if value is None:
-        return Text(_NOTHING)
+        return Text("-")
     if isinstance(value, bool):
         return Text("yes" if value else "no")
     return Text(printable(str(value)))
 
 
-class Gauge:
-    """Counts bytes on a bar, where there is one."""
+@contextmanager
+def progress_display(*columns: ProgressColumn, enabled: bool = True) -> Iterator[Progress]:
+    """Progress on standard error, removed at the end; disabled outside a terminal."""
+    console = Console(file=sys.stderr)
+    disable = not enabled or not sys.stderr.isatty()
+    with Progress(*columns, console=console, transient=True, disable=disable) as progress:
+        yield progress
 
-    def __init__(self, progress: Progress | None, total_bytes: int | None) -> None:
+
+class ByteProgress:
+    """Counts transferred bytes."""
+
+    def __init__(self, progress: Progress, total_bytes: int | None) -> None:
         self._progress = progress
-        self._task = progress.add_task("", total=total_bytes) if progress is not None else None
+        self._task_id = progress.add_task("", total=total_bytes)
 
     def advance(self, count_bytes: int) -> None:
-        """Note that so many bytes more are done."""
-        if self._progress is not None and self._task is not None:
-            self._progress.advance(self._task, count_bytes)
+        """Count so many more bytes as transferred."""
+        self._progress.advance(self._task_id, count_bytes)
 
     def label(self, text: str) -> None:
-        """Say what is under way."""
-        if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, description=printable(text))
+        """Show what is being transferred."""
+        self._progress.update(self._task_id, description=printable(text))
 
 
 @contextmanager
-def gauge(total_bytes: int | None, *, wanted: bool = True) -> Iterator[Gauge]:
-    """A progress bar on standard error where that is a terminal, else nothing."""
-    if not wanted or not sys.stderr.isatty():
-        yield Gauge(None, total_bytes)
-        return
+def byte_progress(total_bytes: int | None, *, enabled: bool = True) -> Iterator[ByteProgress]:
+    """A progress bar for bytes; `total_bytes` is None where the size is unknown."""
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -106,5 +117,5 @@ def gauge(total_bytes: int | None, *, wanted: bool = True) -> Iterator[Gauge]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as progress:
-        yield Gauge(progress, total_bytes)
+    with progress_display(*columns, enabled=enabled) as progress:
+        yield ByteProgress(progress, total_bytes)

@@ -1,7 +1,7 @@
-"""How far a sweep is, how fast, and how long it may take, by its events (SPEC 6.7, 8.6). Pure.
+"""How far a sweep is, how fast, and how much time is left (SPEC 6.7, 8.6). Pure.
 
-Times are those of the events, not of their arrival: whoever picks a sweep up again reads
-an hour of events in a moment.
+Times are those of the events, not of their arrival: a reader that joins late reads an hour
+of events in a moment.
 """
 
 from collections import deque
@@ -9,65 +9,67 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Final
 
-from keyturn.identifiers import parse_time
+from keyturn.identifiers import ALL_PROJECTS, parse_time
 from keyturn.messages import COUNT_FIELDS, CountedEvent, Event
+from keyturn_workers.sweep.counts import Counts
 
 _WINDOW: Final = timedelta(seconds=60)
-_FEWEST: Final = 2  # between which there is a rate
-_SETTLED: Final = ("current", "plaintext", "deleted", "failed")
+_MIN_SAMPLES: Final = 2  # a rate needs two
 
 
-class Pace:
-    """The counts so far, summed over projects, and what follows from them.
+class SweepProgress:
+    """The counts so far, summed over projects, with the rate and the time left.
 
-    An object is looked at, perhaps changed, and looked at again as proof. Each look is half
-    of what is to be done for it.
+    A sweep inspects each object, changes it if needed, and inspects it again as proof. Each
+    of the two inspections is half of the work.
 
     Attributes:
         counts: The sums of the counts of SPEC 8.6.
-        expected: How many keys a listing found, where one was made.
+        expected: How many keys a listing returned, if there was one.
     """
 
-    def __init__(self) -> None:
-        self.counts: dict[str, int] = dict.fromkeys(COUNT_FIELDS, 0)
-        self.expected: int | None = None
-        self._projects: dict[str, CountedEvent] = {}
-        self._first: datetime | None = None
+    def __init__(self, expected: int | None = None) -> None:
+        self.counts = Counts()
+        self.expected = expected
+        self._by_project: dict[str, Counts] = {}
+        self._started_at: datetime | None = None
         self._recent: deque[tuple[datetime, float]] = deque()
 
-    def take(self, event: Event) -> None:
-        """Note one event of the sweep."""
+    def add_event(self, event: Event) -> None:
+        """Record an event of the sweep."""
         at = parse_time(event.at)
-        self._first = self._first or at
-        if not isinstance(event, CountedEvent):
-            return
-        if event.project == "*":  # the end: sums of all projects
-            self._projects.clear()
-        self._projects[str(event.project)] = event
-        self.counts = {
-            name: sum(getattr(told, name) for told in self._projects.values())
-            for name in COUNT_FIELDS
-        }
+        self._started_at = self._started_at or at
+        if isinstance(event, CountedEvent):
+            counts = Counts(**{name: getattr(event, name) for name in COUNT_FIELDS})
+            self.add(at, str(event.project), counts)
+
+    def add(self, at: datetime, project: str, counts: Counts) -> None:
+        """Record a project's counts at this time; `*` replaces those of all projects."""
+        if project == ALL_PROJECTS:
+            self._by_project.clear()
+        self._by_project[project] = counts
+        self.counts = sum(self._by_project.values(), Counts())
         self._recent.append((at, self.done))
-        while len(self._recent) > _FEWEST and at - self._recent[0][0] > _WINDOW:
+        while len(self._recent) > _MIN_SAMPLES and at - self._recent[0][0] > _WINDOW:
             self._recent.popleft()
 
     @property
     def done(self) -> float:
-        """Objects done; one that waits for its proof counts as half a one."""
-        settled = sum(self.counts[name] for name in _SETTLED)
-        return (self.counts["objects"] + settled) / 2
+        """Objects done; one that still needs its proof counts as half."""
+        counts = self.counts
+        proven = counts.current + counts.plaintext + counts.deleted + counts.failed
+        return (counts.objects + proven) / 2
 
     @property
     def total(self) -> int | None:
-        """How many objects there are to do, where that is known."""
+        """How many objects there are in all; None if unknown."""
         if self.expected is None:
             return None
-        return max(self.expected - self.counts["foreign"], self.counts["objects"])
+        return max(self.expected - self.counts.foreign, self.counts.objects)
 
     @property
     def rate_per_s(self) -> float | None:
-        """Objects done a second, of late; None where nothing can be said yet."""
+        """Objects done a second during the last minute; None if unknown."""
         if not self._recent:
             return None
         (begin, before), (end, after) = self._recent[0], self._recent[-1]
@@ -76,21 +78,22 @@ class Pace:
 
     @property
     def left(self) -> timedelta | None:
-        """How long it may take from here on; None where nothing can be said."""
+        """The time left; None if unknown."""
         if self.total is None or self.rate_per_s is None:
             return None
         return timedelta(seconds=round((self.total - self.done) / self.rate_per_s))
 
     def elapsed(self, now: datetime) -> timedelta:
-        """How long it has been under way, to the second."""
-        return timedelta(seconds=max(0, int((now - (self._first or now)).total_seconds())))
+        """The time since the first event, in whole seconds."""
+        return timedelta(seconds=max(0, int((now - (self._started_at or now)).total_seconds())))
 
     def parts(self, now: datetime) -> Iterator[str]:
-        """What a person wants to know of it, in short."""
-        yield f"{self.counts['objects']} objects"
-        for name in ("rewrapped", "encrypted", "failed"):
-            if self.counts[name] or name == "rewrapped":
-                yield f"{self.counts[name]} {name}"
+        """The parts of a one-line summary."""
+        yield f"{self.counts.objects} objects"
+        yield f"{self.counts.rewrapped} rewrapped"
+        for name in ("encrypted", "failed"):
+            if count := getattr(self.counts, name):
+                yield f"{count} {name}"
         if self.rate_per_s is not None:
             yield f"{self.rate_per_s:.0f} objects/s"
         yield f"{self.elapsed(now)} elapsed"

@@ -1,7 +1,7 @@
-"""What the commands that publish requests have in common (SPEC 6.2, 14).
+"""What the commands that publish requests share (SPEC 6.2, 14).
 
-Each request has its id before it is sent, so that a second try is the same request, and
-so that whoever stops waiting can be told what to ask for.
+Each request has its id before it is sent. So a second attempt is the same request, and a
+user who stops waiting learns which id to follow.
 """
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -10,74 +10,99 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from keyturn.identifiers import ALL_PROJECTS
-from keyturn.messages import Failed, Rejected
+from keyturn.messages import Event, Failed, Rejected, RotationAccepted
 from keyturn.publisher import OutcomeUnknownError, WaitTimeoutError
 from keyturn.publisher.requests import new_id
 from keyturn_workers.cli.errors import CommandError, note
 
-PUBLISH_TRIES: Final = 2
+PUBLISH_ATTEMPTS: Final = 2
 
 
 @dataclass(slots=True)
-class Sending:
-    """One request on its way: its id, its project, and whether the broker keeps it by now."""
+class PendingRequest:
+    """One request: its id, its project, and whether the broker has confirmed it."""
 
     id: str = field(default_factory=new_id)
     project: str | None = None
     sent: bool = False
 
     async def send(self, publish: Callable[[], Awaitable[str]]) -> None:
-        """Publish it, and once more where nobody can say what became of it."""
-        await publish_twice(publish)
+        """Publish it; errors as `publish_with_retry`."""
+        await publish_with_retry(publish)
         self.sent = True
 
 
-async def publish_twice(publish: Callable[[], Awaitable[str]]) -> None:
-    """Publish under one id; once more where the broker did not confirm.
+async def publish_with_retry(
+    publish: Callable[[], Awaitable[str]], *, attempts: int = PUBLISH_ATTEMPTS
+) -> None:
+    """Publish under one id, and again if the broker does not confirm.
 
     Raises:
-        OutcomeUnknownError: the second try was not confirmed either.
+        OutcomeUnknownError: the last attempt was not confirmed either.
     """
-    for tries_left in reversed(range(PUBLISH_TRIES)):
+    for attempts_left in reversed(range(attempts)):
         try:
             await publish()
         except OutcomeUnknownError:
-            if not tries_left:
+            if not attempts_left:
                 raise
         else:
             return
 
 
 @contextmanager
-def resumable(sending: Sending) -> Iterator[None]:
-    """Where waiting ends early, say that the work goes on and how to pick it up again."""
-    of = f" --project {sending.project}" if sending.project not in (None, ALL_PROJECTS) else ""
-    hint = f"it goes on without you: keyturn status {sending.id}{of} --watch"
+def resumable(request: PendingRequest) -> Iterator[None]:
+    """If waiting ends early, say that the work continues and how to follow it."""
+    named = request.project not in (None, ALL_PROJECTS)
+    option = f" --project {request.project}" if named else ""
+    hint = (
+        f"it continues in the background; to follow it: keyturn status {request.id}{option} --watch"
+    )
     try:
         yield
     except KeyboardInterrupt:
-        if sending.sent:
+        if request.sent:
             note(hint)
         raise
     except WaitTimeoutError as exc:
         raise CommandError(f"{exc}; {hint}") from exc
 
 
-def refusal(event: Rejected | Failed) -> CommandError:
-    """The one line of a refusal, or of what cannot go on."""
+def request_status(event: Event | None) -> str:
+    """The status of a rotation or sweep after its last event; None before any event."""
+    match event:
+        case None:
+            return "queued"
+        case RotationAccepted():
+            return "accepted"
+        case _ if isinstance(event, Rejected):
+            return "rejected"
+        case _ if isinstance(event, Failed):
+            return "failed"
+        case _:
+            return "completed"
+
+
+def result_document(ids: dict[str, str], status: str, event: Event | None) -> dict[str, Any]:
+    """What a command prints as JSON: ids, status and the last event."""
+    return ids | {"status": status, "event": event and event.model_dump(mode="json")}
+
+
+def event_error(event: Rejected | Failed) -> CommandError:
+    """The error for a rejected request, or for a sweep that failed."""
     return CommandError(f"{event.code}: {event.detail}" if event.detail else event.code)
 
 
-def not_done(failed: Sequence[dict[str, Any]], count: int, name: str) -> CommandError:
-    """The one line where some rows of many failed.
+def rows_error(failed: Sequence[dict[str, Any]], count: int, label: str) -> CommandError:
+    """The error if some of many rows failed.
 
     Args:
-        failed: The rows that did, each with `code` and `detail`.
-        count: How many rows there are.
-        name: The column that a person knows a row by.
+        failed: The failed rows, each with `code` and `detail`.
+        count: The number of all rows.
+        label: The column that identifies a row.
     """
     first = failed[0]
     reason = ": ".join(part for part in (first["code"], first["detail"]) if part)
     if count == 1:
         return CommandError(reason)
-    return CommandError(f"{len(failed)} of {count} not done; the first, {first[name]}: {reason}")
+    return CommandError(f"{len(failed)} of {count} failed; the first was {first[label]}: {reason}")

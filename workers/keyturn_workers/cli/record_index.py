@@ -1,8 +1,8 @@
-"""Keyturn's own records as `keyturn status` counts and shows them (SPEC 5, 8.1, 8.5).
+"""Keyturn's own records as `keyturn status` shows them (SPEC 5, 8.1, 8.5).
 
-Each record is opened: whoever writes the bucket can relabel one, but not make it open
-under another master key. One that does not open is told with its code. What is kept of a
-record never holds a key.
+Every record is opened: an attacker who writes the bucket can relabel a record, but not make
+it open under another master key. One that does not open is shown with its code. No key of a
+record is kept.
 """
 
 import asyncio
@@ -27,118 +27,132 @@ from keyturn.identifiers import (
     keyring_s3_key,
     parse_time,
 )
+from keyturn_workers.cli.bucket import batched
 from keyturn_workers.errors import MissingError
 from keyturn_workers.keyring import Keyring, sealed_records
 from keyturn_workers.keyring.model import parse_keyring
-from keyturn_workers.storage import ObjectSummary, Storage
+from keyturn_workers.storage import Storage
 from keyturn_workers.sweep.plan import AllPlan, Plan, from_json
 from keyturn_workers.sweep.record_paths import parse_record_path
 
+KEYRING_COLUMNS: Final = (
+    *("project", "generation", "master_key", "plaintext", "v0", "earlier_keks"),
+    *("enrolled_at", "turned_at", "code"),
+)
+SWEEP_COLUMNS: Final = (
+    *("sweep_id", "kind", "project", "status", "code", "clean", "objects", "rewrapped", "failed"),
+    *("started_at", "ended_at"),
+)
 # Records are read whole, and some are large.
-_AT_ONCE: Final = 16
-# No keyring and no sweep's record comes near; a bucket writer's could fill the memory.
+_CONCURRENCY: Final = 16
+# Far above any real record; a larger one was planted, and could exhaust the memory.
 _MAX_BYTES: Final = 16 * 1024**2
-_MAX_FAILING: Final = 100
-_KEYRING: Final = "keyring"
-_PLAN: Final = "plan"
-_OTHER: Final = "other"
+_MAX_SHOWN: Final = 100
+
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class _Record:
-    """Where a record stands; `project` is the one that it is sealed for."""
+    """A listed record; `project` is the one that it must be sealed for."""
 
     s3_key: str
-    kind: str
+    size_bytes: int
     project: str
-    sweep_id: str = ""
+    sweep_id: str | None = None
+    """None for a keyring."""
+    is_plan: bool = False
 
 
 @dataclass(slots=True)
-class Recorded:
+class RecordIndex:
     """What the records say.
 
     Attributes:
         keyrings: A row each, in the order of the bucket.
         generations: Of each project whose keyring opens, the newest first.
-        sweeps: A row each; parts of a sweep of all only where one project is asked for.
-        keyrings_under: How many keyrings stand under each master key.
-        sweep_records_under: The same of records of sweeps.
-        failing: Other records that do not open, up to a number.
-        failed: How many records do not open, of all kinds.
-        named: Master keys that are not held here, by how many records name them.
+        sweeps: A row each, running ones first, then the latest.
+        keyrings_under: The number of keyrings under each master key.
+        sweep_records_under: The number of records of sweeps under each master key.
+        failing: Rows of other records that do not open, up to a limit.
+        unreadable: The number of records of any kind that do not open.
+        missing_master_keys: How many records name each master key that is not available.
     """
 
-    keyrings: list[dict[str, Any]] = field(default_factory=list)
+    keyrings: list[Row] = field(default_factory=list)
     generations: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    sweeps: list[dict[str, Any]] = field(default_factory=list)
+    sweeps: list[Row] = field(default_factory=list)
     keyrings_under: Counter[str] = field(default_factory=Counter)
     sweep_records_under: Counter[str] = field(default_factory=Counter)
-    failing: list[dict[str, Any]] = field(default_factory=list)
-    failed: int = 0
-    named: Counter[str] = field(default_factory=Counter)
+    failing: list[Row] = field(default_factory=list)
+    unreadable: int = 0
+    missing_master_keys: Counter[str] = field(default_factory=Counter)
 
     @property
     def running(self) -> int:
-        """How many sweeps are under way."""
+        """The number of running sweeps."""
         return sum(row["status"] == "running" for row in self.sweeps)
 
 
 async def read_records(
     storage: Storage, master_keys: Mapping[str, Secret], *, project: str | None = None
-) -> Recorded:
-    """Every keyring and every record of a sweep; of one project where it is named.
+) -> RecordIndex:
+    """All keyrings and records of sweeps, or those of one project.
+
+    The parts of a sweep of all are shown only for one project.
 
     Raises:
-        StorageUnavailableError, StorageAnswerError: they cannot all be read.
+        StorageUnavailableError, StorageAnswerError: not all of them can be read.
     """
-    told = Recorded()
-    batch: list[tuple[_Record, ObjectSummary]] = []
+    index = RecordIndex()
+    async for batch in batched(_list_records(storage, project), _CONCURRENCY):
+        contents = await asyncio.gather(*(_read(storage, master_keys, each) for each in batch))
+        for record, content in zip(batch, contents, strict=True):
+            if isinstance(content, CodedError):
+                _add_unreadable(index, record, content)
+            elif isinstance(content, Keyring):
+                index.keyrings_under[content.master_key] += 1
+                index.keyrings.append(_keyring_row(content))
+                entries = (content.current, *reversed(content.history))
+                index.generations[record.project] = tuple(entry.generation for entry in entries)
+            elif content is not None:
+                master_key, plan = content
+                index.sweep_records_under[master_key] += 1
+                if plan is not None and (project is not None or not plan.ask.of_all):
+                    index.sweeps.append(sweep_row(plan))
+    index.sweeps.sort(key=lambda row: row["started_at"] or "", reverse=True)
+    index.sweeps.sort(key=lambda row: row["status"] != "running")
+    return index
 
-    async def take_batch() -> None:
-        read = (_open(storage, master_keys, record, row) for record, row in batch)
-        for opened, (record, _) in zip(await asyncio.gather(*read), batch, strict=True):
-            _take(told, record, opened, of_parts=project is not None)
-        batch.clear()
 
-    async for found in _records(storage, project):
-        batch.append(found)
-        if len(batch) == _AT_ONCE:
-            await take_batch()
-    if batch:
-        await take_batch()
-    told.sweeps.sort(key=lambda row: row["started_at"] or "", reverse=True)
-    told.sweeps.sort(key=lambda row: row["status"] != "running")
-    return told
-
-
-async def _records(
-    storage: Storage, project: str | None
-) -> AsyncIterator[tuple[_Record, ObjectSummary]]:
-    start = KEYRINGS_PREFIX if project is None else keyring_s3_key(project)
-    async for row in storage.list(start):
+async def _list_records(storage: Storage, project: str | None) -> AsyncIterator[_Record]:
+    async for row in storage.list(KEYRINGS_PREFIX if project is None else keyring_s3_key(project)):
         name = row.key.removeprefix(KEYRINGS_PREFIX).removesuffix(".json")
         if is_project(name) and row.key == keyring_s3_key(name):
-            yield _Record(row.key, _KEYRING, name), row
+            yield _Record(row.key, row.size_bytes, name)
     async for row in storage.list(SWEEPS_PREFIX):
         path = parse_record_path(row.key)
         if path is not None and project in (None, path.project):
-            kind = _PLAN if path.is_plan else _OTHER
-            yield _Record(row.key, kind, path.project, path.sweep_id), row
+            yield _Record(row.key, row.size_bytes, path.project, path.sweep_id, path.is_plan)
 
 
-_Opened = tuple[str, Keyring | Plan | AllPlan | None] | CodedError | None
+async def _read(
+    storage: Storage, master_keys: Mapping[str, Secret], record: _Record
+) -> Keyring | tuple[str, Plan | AllPlan | None] | CodedError | None:
+    """A keyring; or the master key of a sweep's record, and its plan if it is one.
 
-
-async def _open(
-    storage: Storage, master_keys: Mapping[str, Secret], record: _Record, row: ObjectSummary
-) -> _Opened:
-    """The master key that opens a record, and what it holds; why not; None where it is gone."""
-    if row.size_bytes > _MAX_BYTES:
+    The error if the record does not open; None if it is gone.
+    """
+    if record.size_bytes > _MAX_BYTES:
         return CorruptObjectError("too large for a record")
     try:
         _, body = await storage.read(record.s3_key)
-        return _parsed(body, master_keys, record)
+        if record.sweep_id is None:
+            return parse_keyring(body, record.project, master_keys)
+        name, content = sealed_records.parse(body, record.s3_key, record.project, master_keys)
+        if not record.is_plan:
+            return name, None
+        return name, _parse_plan(record, content)
     except MissingError:
         return None
     except StorageUnavailableError:
@@ -147,118 +161,71 @@ async def _open(
         return exc
 
 
-def _parsed(
-    body: bytes, master_keys: Mapping[str, Secret], record: _Record
-) -> tuple[str, Keyring | Plan | AllPlan | None]:
-    if record.kind == _KEYRING:
-        keyring = parse_keyring(body, record.project, master_keys)
-        return keyring.master_key, keyring
-    master_key, rest = sealed_records.parse(body, record.s3_key, record.project, master_keys)
-    if record.kind == _OTHER:
-        return master_key, None
+def _parse_plan(record: _Record, content: dict[str, Any]) -> Plan | AllPlan:
     try:
         if record.project == ALL_PROJECTS:
-            return master_key, from_json(AllPlan, rest)
-        return master_key, from_json(Plan, rest)
+            return from_json(AllPlan, content)
+        return from_json(Plan, content)
     except ValueError as exc:
         raise CorruptObjectError("the record is not of its kind") from exc
 
 
-def _take(told: Recorded, record: _Record, opened: _Opened, *, of_parts: bool) -> None:
-    if opened is None:
-        return
-    if isinstance(opened, CodedError):
-        _take_failing(told, record, opened)
-        return
-    master_key, value = opened
-    if isinstance(value, Keyring):
-        told.keyrings_under[master_key] += 1
-        told.keyrings.append(_keyring_row(value))
-        every = (*value.history, value.current)
-        told.generations[record.project] = tuple(entry.generation for entry in reversed(every))
-        return
-    told.sweep_records_under[master_key] += 1
-    if value is not None and (of_parts or not value.ask.of_all):
-        told.sweeps.append(sweep_row(value))
-
-
-def _take_failing(told: Recorded, record: _Record, error: CodedError) -> None:
-    told.failed += 1
+def _add_unreadable(index: RecordIndex, record: _Record, error: CodedError) -> None:
+    index.unreadable += 1
     if isinstance(error, UnknownMasterKeyError):
-        told.named[error.detail] += 1
-    failed = {"code": error.code, "detail": error.detail}
-    if record.kind == _KEYRING:
-        told.keyrings.append(_EMPTY_KEYRING | {"project": record.project} | failed)
-    elif record.kind == _PLAN:
-        named = {"sweep_id": record.sweep_id, "project": record.project}
-        told.sweeps.append(_EMPTY_SWEEP | named | failed)
-    elif len(told.failing) < _MAX_FAILING:
-        told.failing.append({"record": record.s3_key} | failed)
+        index.missing_master_keys[error.detail] += 1
+    reason = {"code": error.code, "detail": error.detail}
+    if record.sweep_id is None:
+        row = dict.fromkeys((*KEYRING_COLUMNS, "detail")) | {"project": record.project}
+        index.keyrings.append(row | reason)
+    elif record.is_plan:
+        index.sweeps.append(empty_sweep_row(record.sweep_id, record.project) | reason)
+    elif len(index.failing) < _MAX_SHOWN:
+        index.failing.append({"record": record.s3_key} | reason)
 
 
-KEYRING_COLUMNS: Final = (
-    "project",
-    "generation",
-    "master_key",
-    "plaintext",
-    "v0",
-    "earlier_keks",
-    "enrolled_at",
-    "turned_at",
-    "code",
-)
-SWEEP_COLUMNS: Final = (
-    "sweep_id",
-    "kind",
-    "project",
-    "status",
-    "code",
-    "clean",
-    "objects",
-    "rewrapped",
-    "failed",
-    "started_at",
-    "ended_at",
-)
-_EMPTY_KEYRING: Final[dict[str, Any]] = dict.fromkeys((*KEYRING_COLUMNS, "detail"))
-_EMPTY_SWEEP: Final[dict[str, Any]] = dict.fromkeys((*SWEEP_COLUMNS, "detail"))
-
-
-def _keyring_row(keyring: Keyring) -> dict[str, Any]:
-    first, current = keyring.enrollment, keyring.current
-    return _EMPTY_KEYRING | {
+def _keyring_row(keyring: Keyring) -> Row:
+    current = keyring.current
+    return {
         "project": keyring.project,
         "generation": current.generation,
         "master_key": keyring.master_key,
         "plaintext": "allowed" if keyring.plaintext_allowed else "forbidden",
         "v0": "allowed" if keyring.v0_allowed else "forbidden",
         "earlier_keks": sum(entry.kek is not None for entry in keyring.history),
-        "enrolled_at": seconds(parse_time(first.at)),
-        "turned_at": seconds(parse_time(current.at)) if keyring.history else None,
+        "enrolled_at": to_seconds(parse_time(keyring.enrollment.at)),
+        "turned_at": to_seconds(parse_time(current.at)) if keyring.history else None,
+        "code": None,
+        "detail": None,
     }
 
 
-def sweep_row(plan: Plan | AllPlan) -> dict[str, Any]:
-    """A sweep in one row; of a sweep of all the counts are of the parts that were added up."""
+def empty_sweep_row(sweep_id: str, project: str) -> Row:
+    """The row of a sweep that has no plan, or whose plan does not open."""
+    names = (*SWEEP_COLUMNS, "detail")
+    return dict.fromkeys(names) | {"sweep_id": sweep_id, "project": project}
+
+
+def sweep_row(plan: Plan | AllPlan) -> Row:
+    """A sweep in one row; for a sweep of all, with the counts of the parts that ended."""
     counts = plan.counts if isinstance(plan, Plan) else plan.sums
-    return _EMPTY_SWEEP | {
-        "sweep_id": plan.ask.sweep_id,
+    failed, running = plan.status == "failed", plan.status == "running"
+    return empty_sweep_row(plan.ask.sweep_id, plan.ask.project) | {
         "kind": plan.ask.kind,
-        "project": plan.ask.project,
         "status": plan.status,
-        "code": plan.code if plan.status == "failed" else None,
-        "clean": None if plan.status == "running" else plan.clean,
+        "code": plan.code if failed else None,
+        "clean": None if running else plan.clean,
         "objects": counts.objects,
         "rewrapped": counts.rewrapped,
         "failed": counts.failed,
-        "started_at": seconds(plan.started_at),
-        "ended_at": None if plan.status == "running" else seconds(plan.ended_at),
-        "detail": plan.detail if plan.status == "failed" else None,
+        "started_at": to_seconds(plan.started_at),
+        "ended_at": None if running else to_seconds(plan.ended_at),
+        "detail": plan.detail if failed else None,
     }
 
 
-def seconds(instant: datetime | None) -> str | None:
-    """A moment to the second, as SPEC 1 writes it."""
+def to_seconds(instant: datetime | None) -> str | None:
+    """A time as SPEC 1 writes it, to the second."""
     if instant is None:
         return None
     return instant.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="seconds") + "Z"

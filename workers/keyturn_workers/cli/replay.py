@@ -1,11 +1,11 @@
-"""Sending dead letters back to work: as they were sent, or signed anew (SPEC 12).
+"""Replaying dead letters: as they were sent, or signed again (SPEC 12).
 
-The copy is confirmed by the broker before the letter is acknowledged, so that a crash in
-between gives two (which is harmless, SPEC 5.3) and never none.
+The broker confirms the copy before the letter is acknowledged. So a crash in between leaves
+two of them (which is harmless, SPEC 5.3), never none.
 
-To sign anew is to lend one's name. It must never be done for a letter that its publisher
-did not sign or was not permitted to send: whoever may write to the broker could lay
-anything into a dead-letter queue and wait for an operator to give it a signature.
+Never sign a letter again that its publisher did not sign or was not permitted to send: an
+attacker who writes to the broker could put anything into a dead-letter queue and wait for
+the operator's signature.
 """
 
 from contextlib import AsyncExitStack
@@ -53,13 +53,13 @@ _LEASE_S: Final = 15
 async def send_back(
     channel: AbstractChannel, message: AbstractIncomingMessage, copy: Message, queue: str
 ) -> None:
-    """Publish a copy to its work queue, confirmed, and acknowledge the letter."""
+    """Publish a copy to its work queue, wait for the confirmation, acknowledge the letter."""
     await channel.default_exchange.publish(copy, queue, mandatory=True, timeout=_CONFIRM_TIMEOUT_S)
     await message.ack()
 
 
-def as_sent(message: AbstractIncomingMessage) -> Message:
-    """The copy of a letter without what workers and the broker added."""
+def original(message: AbstractIncomingMessage) -> Message:
+    """A copy of the letter without the headers that workers and the broker added."""
     return copy_of(message, {})
 
 
@@ -70,7 +70,7 @@ class _Signed:
 
 
 class Resigner:
-    """Signs letters anew as the settings' publisher, with the time of now."""
+    """Signs letters again as the settings' publisher, with the current time."""
 
     def __init__(self, settings: ResignSettings) -> None:
         self._settings = settings
@@ -83,73 +83,71 @@ class Resigner:
     async def __aexit__(self, *exc_info: object) -> None:
         await self._stack.aclose()
 
-    async def renewed(
-        self, message: AbstractIncomingMessage, queue: str, *, named: bool
-    ) -> Message:
-        """The request in a letter under a new time and signature; its id stays.
+    async def resign(self, message: AbstractIncomingMessage, queue: str, *, named: bool) -> Message:
+        """The letter's request with a new time and signature, and the same id.
 
-        `named` says that the operator asked for this very letter.
+        `named` says that the operator named this letter by its id.
 
         Raises:
-            NotPermittedError: it was not refused for its age, or is not past it; it is a rotation
-                or an enrolment that was not named; or its publisher may not send it.
+            NotPermittedError: it was not rejected for its age, or has not expired; it is a
+                rotation or an enrollment that was not named; or its publisher may not send it.
             BadSignatureError, MalformedRequestError: its publisher did not sign it.
-            GenerationMismatchError: a rotation that another one has overtaken.
+            GenerationMismatchError: the project has a later rotation.
             StagedBodyMissingError: its staged body is gone.
             UnknownProjectError, CorruptObjectError, UnknownMasterKeyError: a rotation whose
-                project's keyring cannot be read.
+                keyring cannot be read.
         """
         code = message.headers.get(CODE_HEADER)
         if code != RequestExpiredError.code:
-            # What else was refused, was refused for what it is: a new signature would lend it
-            # another chance that its publisher never gave it.
-            raise NotPermittedError(f"only request_expired is signed anew, this is {code!r}")
-        old = self._believed(message, queue)
-        # Nobody signed the code above: a broker writer can put it on a letter that was refused
-        # for something else, or on a copy of a request that is not old.
+            # Everything else was rejected for its content: a new signature would give it a
+            # second chance that its publisher never requested.
+            raise NotPermittedError(f"only request_expired can be signed again, not {code!r}")
+        old = self._verify(message, queue)
+        # The code is not signed: an attacker who writes to the broker can put it on a letter
+        # rejected for another reason, or on a copy of a recent request.
         max_age = timedelta(seconds=self._settings.request_max_age_s)
         if now() - old.request.requested_at_instant <= max_age:
-            raise NotPermittedError("it is not past its age: replay it without --resign")
+            raise NotPermittedError("it has not expired; replay it without --resign")
         if isinstance(old.request, RotationRequested | EnrollRequested) and not named:
             raise NotPermittedError(
-                "a rotation or an enrolment is signed anew only where it is named by its id"
+                "a rotation or an enrollment is signed again only if it is named by its id"
             )
         await self._move_staged(old)
-        changed: dict[str, object] = {"requested_at": format_time(now())}
+        changes: dict[str, object] = {"requested_at": format_time(now())}
         if isinstance(old.request, RotationRequested):
-            changed["expected_generation"] = await self._generation_before(old.request)
-        request = old.request.model_copy(update=changed)
+            changes["expected_generation"] = await self._expected_generation(old.request)
+        request = old.request.model_copy(update=changes)
         body = encode(request)
         name = self._settings.publisher_name
         signature = self._settings.publisher_key.sign_request(self._settings.deployment, name, body)
         headers = {PUBLISHER_HEADER: name, SIGNATURE_HEADER: signature}
         return persistent_json(body, request_id(request), headers)
 
-    def _believed(self, message: AbstractIncomingMessage, queue: str) -> _Signed:
+    def _verify(self, message: AbstractIncomingMessage, queue: str) -> _Signed:
         rules = Rules(self._settings.deployment, self._settings.publishers, timedelta.max)
         signer = verify(message.body, message.headers, rules)
         request = permit(message.body, signer, Arrival(queue, REQUESTS, queue))
         return _Signed(request, signer.name)
 
-    async def _generation_before(self, request: RotationRequested) -> int:
-        """The generation that a rotation signed anew may turn from: the keyring's now.
+    async def _expected_generation(self, request: RotationRequested) -> int:
+        """The generation that a rotation may replace: the keyring's current one.
 
-        A rotation keeps the order of its first time: under its new one it would otherwise turn
-        the project back, from a key that came later to one that was given up (SPEC 12). Should
-        one be accepted between this look and its own turn, the generation no longer fits.
+        A rotation keeps its place in the order of the original times. With its new time it
+        could otherwise bring back an old key after a later rotation (SPEC 12). If another
+        rotation is accepted before this one arrives, the generation no longer matches.
 
-        Raises: as `renewed`.
+        Raises: as `resign`.
         """
-        storage = await self._opened_storage()
-        # As workers read it; nothing is written by it, so its lease counts for nothing.
+        storage = await self._open_storage()
+        # Nothing is written under this lease, so its length does not matter.
         keyrings = KeyringReader(
             storage, OperatorSettings.read().master_keys, lease_s=_LEASE_S, cache_s=0
         )
         current = (await keyrings.read_fresh(request.project)).keyring.current
         if parse_time(current.requested_at) >= request.requested_at_instant:
             raise GenerationMismatchError(
-                f"generation {current.generation} was asked for later: the project would go back "
-                "to a key that it has left"
+                f"generation {current.generation} was requested later; this rotation would bring "
+                "back an old key"
             )
         if request.expected_generation not in (None, current.generation):
             raise GenerationMismatchError(f"the project is at generation {current.generation}")
@@ -159,22 +157,22 @@ class Resigner:
         request = old.request
         if not isinstance(request, UploadRequested) or not isinstance(request.body, StagedBody):
             return
-        storage = await self._opened_storage()
+        storage = await self._open_storage()
         source = staging_s3_key(old.publisher, request.upload_id)
         target = staging_s3_key(self._settings.publisher_name, request.upload_id)
         size_bytes = request.body.staged.size
         try:
             if (await storage.head(source)).size_bytes != size_bytes:
-                raise StagedBodyMissingError(f"the staged body has not {size_bytes} bytes")
+                raise StagedBodyMissingError(f"the staged body does not have {size_bytes} bytes")
             if source == target:
                 return
             async with storage.stream(source) as stream:
-                pieces = stream.chunks(_COPY_BYTES)
-                await storage.put_stream(target, pieces, size_bytes, Headers({}))
+                chunks = stream.chunks(_COPY_BYTES)
+                await storage.put_stream(target, chunks, size_bytes, Headers({}))
         except MissingError as exc:
             raise StagedBodyMissingError("the staged body is gone") from exc
 
-    async def _opened_storage(self) -> Storage:
+    async def _open_storage(self) -> Storage:
         if self._storage is None:
             self._storage = await self._stack.enter_async_context(
                 open_bucket(S3Settings.read(), max_connections=4)

@@ -1,4 +1,4 @@
-"""Files that hold secrets: written whole, for their owner alone."""
+"""Files with secrets: written atomically, readable only by their owner."""
 
 import os
 import tempfile
@@ -12,14 +12,14 @@ _OWNER_ONLY: Final = 0o600
 
 
 def write_secret(path: Path, content: str | bytes, *, force: bool = False) -> None:
-    """Write a file of mode 0600; an existing one is replaced, as a whole, with `force` alone.
+    """Write a file of mode 0600; `force` replaces an existing one atomically.
 
     Raises:
-        CommandError: the file stands already.
+        CommandError: the file exists.
         OSError: it cannot be written.
     """
     data = content.encode() if isinstance(content, str) else content
-    # The name is linked in only when all is written: no half file, no wider mode for a moment.
+    # The name appears only after everything is written: never half a file or a wider mode.
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -30,9 +30,9 @@ def write_secret(path: Path, content: str | bytes, *, force: bool = False) -> No
         if force:
             os.replace(temporary, path)  # noqa: PTH105  # a path as mkstemp gives it
         else:
-            os.link(temporary, path)  # fails where the name is taken, unlike a rename
+            os.link(temporary, path)  # fails if the name exists, unlike a rename
     except FileExistsError as exc:
-        raise CommandError(f"{path} stands already") from exc
+        raise CommandError(f"{path} already exists") from exc
     finally:
         with suppress(FileNotFoundError):
             os.unlink(temporary)  # noqa: PTH108  # as above

@@ -1,6 +1,6 @@
-"""What single commands read from the environment, beside the settings of workers (SPEC 11)."""
+"""Settings of single commands, in addition to those of the workers (SPEC 11)."""
 
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import AfterValidator, Field, SecretStr
 
@@ -9,10 +9,12 @@ from keyturn.identifiers import SHORT_NAME_PATTERN
 from keyturn.settings import DeploymentSettings, Settings, SigningKeySetting
 from keyturn_workers.settings import OperatorSettings, Publishers
 
+GATEWAY_URL_FORM: Final = "must be http://host or https://host, optionally with a path"
+
 
 def _gateway_url(value: str) -> str:
     if not is_gateway_url(value):
-        raise ValueError("reads http://host or https://host, and no more than a path")
+        raise ValueError(GATEWAY_URL_FORM)
     return value
 
 
@@ -20,10 +22,10 @@ GatewayUrl = Annotated[str, AfterValidator(_gateway_url)]
 
 
 class ApiKeySettings(Settings):
-    """A project's API key where no file names it and nobody types it.
+    """A project's API key, if it comes from neither a file nor a prompt.
 
-    The one that a rotation turns to has a name of its own: `api_key` may be set for
-    downloads, and must not become a key anew.
+    The new key of a rotation has its own name: `api_key` may be set for downloads, and must
+    not become the new key by mistake.
     """
 
     api_key: SecretStr | None = None
@@ -31,26 +33,26 @@ class ApiKeySettings(Settings):
 
 
 class ReaderSettings(Settings):
-    """What a KEK is derived with, beside the key itself."""
+    """What a KEK is derived with, in addition to the API key."""
 
     pepper: SecretStr = SecretStr("")
     v0_master_key: SecretStr | None = None
 
 
 class GatewayUrlSettings(Settings):
-    """Where the gateway is, for a command that can do without."""
+    """The gateway, for a command that can work without."""
 
     gateway_url: GatewayUrl | None = None
 
 
 class BrokerSettings(Settings):
-    """The broker's address, for a command that can do without."""
+    """The broker, for a command that can work without."""
 
     amqp_url: SecretStr | None = None
 
 
 class StorageKeySettings(Settings):
-    """What a storage that stands already is asked with."""
+    """The region and access keys of an existing storage."""
 
     s3_region: str = "us-east-1"
     s3_access_key_id: str | None = None
@@ -58,16 +60,16 @@ class StorageKeySettings(Settings):
 
 
 class ResignSettings(DeploymentSettings):
-    """Who signs a dead letter anew, and by whom it may have been signed before."""
+    """Who signs a dead letter again, and who may have signed it before."""
 
     publisher_name: Annotated[str, Field(pattern=SHORT_NAME_PATTERN)]
     publisher_key: SigningKeySetting
     publishers: Publishers
-    # As the workers have it: only what is older was refused for its age.
+    # The same as the workers': only older requests were rejected for their age.
     request_max_age_s: Annotated[int, Field(ge=1)] = 7 * 24 * 3600
 
 
 class StatusSettings(OperatorSettings):
-    """What opens everything, and the master key that new projects come under, where told."""
+    """The operator's keys, and the master key that new projects get, if known."""
 
     active_master_key: str | None = None

@@ -1,13 +1,13 @@
-"""`keyturn status`: keyrings, sweeps, and what stands under each master key (SPEC 8, 14).
+"""`keyturn status`: keyrings, sweeps, objects, and which master keys are in use (SPEC 8, 14).
 
-It reads the bucket alone, but for `--watch`, which follows events. It opens records and
-wraps with the operator's master keys, and must never show a key, a wrap or a DEK.
+It reads the bucket alone; only `--watch` needs the broker. It opens records and wraps with
+the operator's master keys, and must never show a key, a wrap or a DEK.
 """
 
 import asyncio
-from collections import Counter
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
+from dataclasses import asdict
 from typing import Annotated, Any, Final
 
 import typer
@@ -26,243 +26,222 @@ from keyturn.publisher.event_matcher import EventMatcher, is_end
 from keyturn.settings import PublisherSettings
 from keyturn_workers.cli.arguments import AsJson
 from keyturn_workers.cli.bucket import open_bucket
-from keyturn_workers.cli.census import AT_ONCE, NONCURRENT, Seen, take_census
+from keyturn_workers.cli.census import CONCURRENCY, NONCURRENT, Census, take_census
 from keyturn_workers.cli.errors import CommandError, note
-from keyturn_workers.cli.key_usage import master_key_rows
-from keyturn_workers.cli.output import print_json, print_line, print_table
-from keyturn_workers.cli.publishing import Sending, resumable
-from keyturn_workers.cli.record_index import KEYRING_COLUMNS, SWEEP_COLUMNS, Recorded, read_records
+from keyturn_workers.cli.key_usage import key_usage_rows
+from keyturn_workers.cli.output import print_json, print_line, print_rows, print_table
+from keyturn_workers.cli.publishing import PendingRequest, resumable
+from keyturn_workers.cli.record_index import (
+    KEYRING_COLUMNS,
+    SWEEP_COLUMNS,
+    RecordIndex,
+    Row,
+    read_records,
+)
 from keyturn_workers.cli.settings import StatusSettings
-from keyturn_workers.cli.sweep_report import FIRST_FAILURES, PART_COLUMNS, SweepStatus, read_sweep
-from keyturn_workers.cli.watch import check_end, counted, watch
+from keyturn_workers.cli.sweep_report import FIRST_FAILURES, PART_COLUMNS, SweepReport, read_sweep
+from keyturn_workers.cli.watch import check_end, not_clean, object_counter, watch
 from keyturn_workers.errors import MissingError
 from keyturn_workers.keyring.model import parse_keyring
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.storage import Storage
-from keyturn_workers.sweep.plan import AllPlan, Plan
+from keyturn_workers.sweep.plan import Plan
 from keyturn_workers.sweep.store import SweepStore
 
-# A listing, its courtesy count, and the records are read beside the heads.
+# For the listing, its count and the records, beside the objects.
 _SPARE_CONNECTIONS: Final = 4
-_ENDED_SHOWN: Final = 20
+_MAX_SHOWN: Final = 20
 _OBJECT_COLUMNS: Final = ("project", "kind", "generation", "master_key", "code", "objects")
 
 
-def _checked_project(value: str | None) -> str | None:
+def _check_sweep_project(value: str | None) -> str | None:
     if value is not None and value != ALL_PROJECTS and not is_project(value):
-        raise typer.BadParameter("malformed_request: neither a project id nor *")
+        raise typer.BadParameter("malformed_request: not a project id or *")
     return value
 
 
-def _checked(value: str | None) -> str | None:
-    if value is not None and not is_project(value):  # an id of a sweep passes as well
+def _check_target(value: str | None) -> str | None:
+    if value is not None and not is_project(value):  # which the id of a sweep is, too
         raise typer.BadParameter(
-            "malformed_request: neither a project id (1 to 63 characters of a-z, 0-9 and -) "
-            "nor a sweep's id"
+            "malformed_request: not a project id (1 to 63 characters of a-z, 0-9 and -) "
+            "or the id of a sweep"
         )
     return value
 
 
 def status(
-    of: Annotated[
+    target: Annotated[
         str | None,
         typer.Argument(
             metavar="PROJECT | ID",
-            help="A project, or the id of a sweep or a rotation. Without it: everything.",
-            callback=_checked,
+            help="A project, or the id of a sweep or rotation. Default: everything.",
+            callback=_check_target,
         ),
     ] = None,
     project: Annotated[
         str | None,
         typer.Option(
-            help="With an id: the project of the sweep, where sweeps of several have this id.",
-            callback=_checked_project,
+            help="With an id: the sweep's project, if sweeps of several projects share the id.",
+            callback=_check_sweep_project,
         ),
     ] = None,
     no_objects: Annotated[
-        bool, typer.Option("--no-objects", help="Read records alone; look at no object.")
+        bool, typer.Option("--no-objects", help="Read only records; inspect no objects.")
     ] = False,
     failures: Annotated[
         bool,
         typer.Option(
-            "--failures", help=f"All failures of a sweep, not the first {FIRST_FAILURES}."
+            "--failures", help=f"Show all failures of a sweep, not only the first {FIRST_FAILURES}."
         ),
     ] = False,
     watching: Annotated[
         bool,
         typer.Option(
             "--watch/--no-watch",
-            help="Follow a sweep to its end; exits 1 where it is not clean.",
+            help="Follow a sweep until it ends; exit with 1 unless it is clean.",
         ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show keyrings, sweeps, and what stands under each master key.
+    """Show keyrings, sweeps, and which master keys are in use.
 
-    With an id: how far that sweep or rotation is, and what failed. Objects are counted by
-    the wraps that open under the master keys held here, never by labels.
+    With an id: the progress and the failures of that sweep or rotation. Objects are counted
+    by the wraps that your master keys open, never by labels.
     """
-    if (watching or failures) and (of is None or not is_uuid(of)):
-        raise typer.BadParameter("--watch and --failures need the id of a sweep or a rotation")
-    if project is not None and (of is None or not is_uuid(of)):
-        raise typer.BadParameter("--project goes with the id of a sweep or a rotation")
+    sweep_id = target if target is not None and is_uuid(target) else None
+    if (watching or failures) and sweep_id is None:
+        raise typer.BadParameter("--watch and --failures need the id of a sweep or rotation")
+    if project is not None and sweep_id is None:
+        raise typer.BadParameter("--project needs the id of a sweep or rotation")
     settings = StatusSettings.read()
     publisher = PublisherSettings.read() if watching else None
-    if of is not None and is_uuid(of):
+    if sweep_id is not None:
         limit = None if failures else FIRST_FAILURES
-        found = asyncio.run(_read_sweep(settings, of, project, limit, count_objects=not no_objects))
-        if found is not None:
-            if watching:
-                _check_watchable(found, named=project is not None)
-            event = None
-            if publisher is not None and found.plan.status == "running":
-                event = _follow(publisher, found, as_json=as_json)
-                again = asyncio.run(_read_sweep(settings, of, project, limit, count_objects=False))
-                found = again or found
-            _tell_sweep(found, event, as_json=as_json)
-            if watching:
-                _check_sweep(found, event)
+        report = asyncio.run(_read_sweep(settings, sweep_id, project, limit, count=not no_objects))
+        if report is not None:
+            if publisher is None:
+                _show_sweep(report, as_json=as_json)
+            else:
+                _watch_sweep(settings, publisher, report, project, limit, as_json=as_json)
             return
-        if (
-            watching
-            or failures
-            or project is not None
-            or not asyncio.run(_is_enrolled(settings, of))
-        ):
-            raise NotFoundError("no record of a sweep with this id stands in the bucket")
-    asyncio.run(_overview(settings, of, objects=not no_objects, as_json=as_json))
+        named = watching or failures or project is not None
+        if named or not asyncio.run(_is_enrolled(settings, sweep_id)):
+            raise NotFoundError("the bucket has no sweep or rotation with this id")
+    asyncio.run(_show_overview(settings, target, objects=not no_objects, as_json=as_json))
 
 
 # Everything, or one project.
 
 
-async def _overview(
+async def _show_overview(
     settings: StatusSettings, project: str | None, *, objects: bool, as_json: bool
 ) -> None:
     keys = OperatorKeys(settings.master_keys)
-    async with open_bucket(settings, max_connections=AT_ONCE + _SPARE_CONNECTIONS) as storage:
-        recorded = await read_records(storage, keys.master_keys, project=project)
-        census: Counter[Seen] | None = None
+    async with open_bucket(settings, max_connections=CONCURRENCY + _SPARE_CONNECTIONS) as storage:
+        index = await read_records(storage, keys.master_keys, project=project)
+        census: Census | None = None
         if objects:
-            census = await take_census(storage, keys, recorded.generations, project=project)
-            await _mark_rolled_back(storage, keys, recorded, census)
-    rows = master_key_rows(
-        keys.master_keys, recorded, census, project=project, active=settings.active_master_key
-    )
+            census = await take_census(storage, keys, index.generations, project=project)
+            await _mark_rolled_back(storage, keys, index, census)
+    document = {
+        "keyrings": index.keyrings,
+        "sweeps": index.sweeps,
+        "records_that_do_not_open": index.failing,
+        "objects": None if census is None else _object_rows(census),
+        "master_keys": key_usage_rows(
+            keys.master_keys, index, census, project=project, active=settings.active_master_key
+        ),
+    }
     if as_json:
-        print_json(
-            {
-                "keyrings": recorded.keyrings,
-                "sweeps": recorded.sweeps,
-                "records_that_do_not_open": recorded.failing,
-                "objects": None if census is None else _object_rows(census),
-                "master_keys": rows,
-            }
-        )
+        print_json(document)
     else:
-        _tell_overview(recorded, census, project)
-        _section("Master keys")
-        for row in rows:
-            print_line(row["told"])
-    if project is not None and not recorded.keyrings:
+        _print_overview(document, project)
+    if project is not None and not index.keyrings:
         raise UnknownProjectError(project)
 
 
 async def _mark_rolled_back(
-    storage: Storage, keys: OperatorKeys, recorded: Recorded, census: Counter[Seen]
+    storage: Storage, keys: OperatorKeys, index: RecordIndex, census: Census
 ) -> None:
-    """Tell keyrings that stand below what opens among their project's objects (SPEC 5.4)."""
+    """Mark keyrings older than what opens among their project's objects (SPEC 5.4)."""
     highest: dict[str, int] = {}
-    for seen in census:
-        if seen.generation is not None and seen.kind != NONCURRENT:
-            highest[seen.project] = max(seen.generation, highest.get(seen.project, 0))
-    for row in recorded.keyrings:
-        project, generation = row["project"], row["generation"]
-        if generation is None or highest.get(project, 0) <= generation:
+    for group in census:
+        if group.generation is not None and group.kind != NONCURRENT:
+            highest[group.project] = max(group.generation, highest.get(group.project, 0))
+    for row in index.keyrings:
+        project, newest = row["project"], highest.get(row["project"], 0)
+        if row["generation"] is None or newest <= row["generation"]:
             continue
-        # Only a keyring read that began after the object was read can tell: it may have turned.
+        # The project may have been rotated since: only a keyring read after the objects counts.
         try:
             _, body = await storage.read(keyring_s3_key(project))
             now = parse_keyring(body, project, keys.master_keys).current.generation
         except (MissingError, CorruptObjectError, UnknownMasterKeyError):
             continue
-        if highest[project] > now:
+        if newest > now:
             row["code"] = KeyringRolledBackError.code
-            row["detail"] = f"an object stands at generation {highest[project]}"
+            row["detail"] = f"an object is at generation {newest}"
 
 
-def _object_rows(census: Counter[Seen]) -> list[dict[str, Any]]:
+def _object_rows(census: Census) -> list[Row]:
     return [
-        {name: getattr(seen, name) or None for name in _OBJECT_COLUMNS[:-1]}
-        | {"objects": census[seen]}
-        for seen in sorted(census, key=lambda seen: seen.order)
+        {name: value or None for name, value in asdict(group).items()} | {"objects": census[group]}
+        for group in sorted(census, key=lambda group: group.order)
     ]
 
 
-def _tell_overview(recorded: Recorded, census: Counter[Seen] | None, project: str | None) -> None:
-    _table("Keyrings", KEYRING_COLUMNS, recorded.keyrings)
-    running = [row for row in recorded.sweeps if row["status"] == "running"]
-    others = recorded.sweeps[len(running) :]
-    _table("Sweeps", SWEEP_COLUMNS, running + others[:_ENDED_SHOWN])
-    if len(others) > _ENDED_SHOWN:
-        more = "--json" if project is not None else "--json, or naming a project,"
-        note(f"{len(others) - _ENDED_SHOWN} more sweeps have ended; {more} shows them")
-    if recorded.failing:
-        _table("Records that do not open", ("record", "code", "detail"), recorded.failing)
-    if census is not None:
-        _table("Objects", _OBJECT_COLUMNS, _object_rows(census))
+def _print_overview(document: dict[str, Any], project: str | None) -> None:
+    keyrings = document["keyrings"]
+    _print_section("Keyrings", _used(KEYRING_COLUMNS, keyrings), keyrings, first=True)
+    running = [row for row in document["sweeps"] if row["status"] == "running"]
+    ended = document["sweeps"][len(running) :]
+    sweeps = running + ended[:_MAX_SHOWN]
+    _print_section("Sweeps", _used(SWEEP_COLUMNS, sweeps), sweeps)
+    if len(ended) > _MAX_SHOWN:
+        hint = "add --json" if project is not None else "add --json or name a project"
+        note(f"{len(ended) - _MAX_SHOWN} older sweeps are not shown; {hint} to see them")
+    if failing := document["records_that_do_not_open"]:
+        _print_section("Unreadable records", ("record", "code", "detail"), failing)
+    if (objects := document["objects"]) is not None:
+        _print_section("Objects", _used(_OBJECT_COLUMNS, objects), objects)
+    print_line("")
+    print_line("Master keys")
+    for row in document["master_keys"]:
+        print_line(row["told"])
 
 
-def _table(title: str, columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
-    _section(title)
-    if rows:
-        # A code has a column only where something has one.
-        shown = [name for name in columns if name != "code" or any(row[name] for row in rows)]
-        cells = ([row[name] for name in shown] for row in rows)
-        print_table(shown, cells, whole=("sweep_id",))
-    else:
-        print_line("none")
+def _used(columns: Sequence[str], rows: list[Row]) -> Sequence[str]:
+    """The columns, without `code` if no row has one."""
+    return [name for name in columns if name != "code" or any(row[name] for row in rows)]
 
 
-def _section(title: str) -> None:
-    if title != "Keyrings":
+def _print_section(
+    title: str, columns: Sequence[str], rows: list[Row], *, first: bool = False
+) -> None:
+    if not first:
         print_line("")
     print_line(title)
+    if not rows:
+        print_line("none")
+        return
+    print_rows(columns, rows, unfolded=("sweep_id",))
 
 
 # One sweep.
 
 
 async def _read_sweep(
-    settings: StatusSettings,
-    sweep_id: str,
-    project: str | None,
-    limit: int | None,
-    *,
-    count_objects: bool,
-) -> SweepStatus | None:
+    settings: StatusSettings, sweep_id: str, project: str | None, limit: int | None, *, count: bool
+) -> SweepReport | None:
     async with open_bucket(settings) as storage:
         store = SweepStore(storage, settings.master_keys)
         return await read_sweep(
-            storage, store, sweep_id, project=project, limit=limit, count_objects=count_objects
+            storage, store, sweep_id, project=project, limit=limit, count_objects=count
         )
 
 
-def _check_watchable(found: SweepStatus, *, named: bool) -> None:
-    """Refuse to follow what may be another sweep than the caller means, or has no end.
-
-    Publishers choose ids, so that a sweep of another project may have been asked for under
-    the id of this one: its end must not pass for this one's.
-    """
-    if found.also and not named:
-        several = ", ".join((found.plan.ask.project, *found.also[:_ENDED_SHOWN]))
-        raise CommandError(f"sweeps of several projects have this id; add --project: {several}")
-    if found.plan.ask.of_all:
-        raise CommandError("this is one part of a sweep of all: follow that, with --project '*'")
-
-
 async def _is_enrolled(settings: StatusSettings, project: str) -> bool:
-    """Whether there is a project of this name: a project's id may look like a sweep's."""
+    """Whether the project exists: a project's id may look like that of a sweep."""
     async with open_bucket(settings) as storage:
         try:
             await storage.head(keyring_s3_key(project))
@@ -271,89 +250,111 @@ async def _is_enrolled(settings: StatusSettings, project: str) -> bool:
         return True
 
 
-def _follow(settings: PublisherSettings, found: SweepStatus, *, as_json: bool) -> Event:
-    """Show a sweep's progress to its end; its last event."""
-    plan = found.plan
-    count = counted(plan.ask.project) if isinstance(plan, Plan) else None
-
-    async def follow() -> Event:
-        async with Publisher.open(settings) as publisher:
-            events = _events_of(plan, publisher.events(plan.started_at))
-            return await watch(events, as_json=as_json, count=count)
-
-    with resumable(Sending(id=plan.ask.sweep_id, project=plan.ask.project, sent=True)):
-        return asyncio.run(follow())
+def _show_sweep(report: SweepReport, event: Event | None = None, *, as_json: bool) -> None:
+    if as_json:
+        final = {} if event is None else {"event": event.model_dump(mode="json")}
+        print_json(report.document | final)
+    else:
+        _print_sweep(report.document)
+    if report.other_projects:
+        note(f"other projects have a sweep with this id: {_listed(report.other_projects)}")
 
 
-async def _events_of(
-    plan: Plan | AllPlan, every: AsyncGenerator[Event, None]
-) -> AsyncGenerator[Event, None]:
-    """The events of this record's sweep, up to its end.
+def _print_sweep(document: dict[str, Any]) -> None:
+    nested = ("counts", "parts", "failures", "more_failures")
+    rows = [(n, v) for n, v in document.items() if n not in nested and v is not None]
+    print_table(("field", "value"), [*rows, *document["counts"].items()])
+    if "parts" in document:
+        parts = document["parts"]
+        title = f"Parts: {parts['ended_clean']} ended clean; the others:"
+        _print_section(title, PART_COLUMNS, parts["live"] + parts["ended_not_clean"])
+    if document["failures"]:
+        _print_section("Failures", ("code", "project", "key"), document["failures"])
+    if document["more_failures"]:
+        note("there are more failures; add --failures to see all")
 
-    Those of all publishers that asked for it. Not those of another sweep or rotation that
-    has the same id, and no refusals: each answers one request, and the sweep goes on.
+
+def _watch_sweep(
+    settings: StatusSettings,
+    publisher: PublisherSettings,
+    report: SweepReport,
+    project: str | None,
+    limit: int | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Follow a sweep until it ends, show its report, and fail unless it is clean."""
+    plan = report.plan
+    _check_watchable(report, project)
+    if plan.status != "running":
+        _show_sweep(report, as_json=as_json)
+        _check_clean(report)
+        return
+    with resumable(PendingRequest(id=plan.ask.sweep_id, project=plan.ask.project, sent=True)):
+        event = asyncio.run(_follow(publisher, report, as_json=as_json))
+    final = asyncio.run(_read_sweep(settings, plan.ask.sweep_id, project, limit, count=False))
+    _show_sweep(final or report, event, as_json=as_json)
+    check_end(event, plan.ask.sweep_id)
+
+
+def _check_watchable(report: SweepReport, project: str | None) -> None:
+    """Refuse to follow a sweep that the caller may not mean, or that has no end of its own.
+
+    Publishers choose ids. So another project may have a sweep with this id, and its end must
+    not pass for the end of this one.
     """
+    request = report.plan.ask
+    if report.other_projects and project is None:
+        several = _listed((request.project, *report.other_projects))
+        raise CommandError(f"several projects have a sweep with this id; add --project: {several}")
+    if request.of_all:
+        raise CommandError("this is one part of a sweep of all; add --project '*' to watch it")
+
+
+def _check_clean(report: SweepReport) -> None:
+    plan, counts = report.plan, report.document["counts"]
+    if plan.status == "failed":
+        raise CommandError(f"{plan.code}: {plan.detail}" if plan.detail else plan.code)
+    if not plan.clean:
+        raise CommandError(not_clean(counts["failed"], counts["noncurrent_stale"]))
+
+
+async def _follow(settings: PublisherSettings, report: SweepReport, *, as_json: bool) -> Event:
+    """Show the progress until the end; the last event."""
+    plan = report.plan
+    count = object_counter(plan.ask.project) if isinstance(plan, Plan) else None
+    async with Publisher.open(settings) as publisher:
+        events = _own_events(report, publisher.events(plan.started_at))
+        return await watch(events, as_json=as_json, count=count)
+
+
+async def _own_events(
+    report: SweepReport, events: AsyncGenerator[Event, None]
+) -> AsyncGenerator[Event, None]:
+    """The events of this sweep until it ends, no matter who requested it.
+
+    Not those of another sweep or rotation with the same id, and no rejections: each answers
+    one request, and the sweep goes on.
+    """
+    plan = report.plan
     matcher = EventMatcher(
         publisher=None,
         project=plan.ask.project,
         request_type=f"{plan.ask.kind}.requested",
         request_id=plan.ask.sweep_id,
     )
-    # One that failed and then went on (its dead letter was replayed): not by its failure.
-    went_on_at = plan.stepped_at if plan.ended_at is not None else None
-    async with aclosing(every):
-        async for event in every:
+    # A sweep that failed and then continued (its dead letter was replayed): skip the failure.
+    resumed_at = plan.stepped_at if plan.ended_at is not None else None
+    async with aclosing(events):
+        async for event in events:
             if not matcher.matches(event) or isinstance(event, Rejected):
                 continue
-            if isinstance(event, Failed) and went_on_at and parse_time(event.at) < went_on_at:
+            if isinstance(event, Failed) and resumed_at and parse_time(event.at) < resumed_at:
                 continue
             yield event
             if is_end(event):
                 return
 
 
-def _tell_sweep(found: SweepStatus, event: Event | None, *, as_json: bool) -> None:
-    document = found.document
-    if as_json:
-        told = {} if event is None else {"event": event.model_dump(mode="json")}
-        print_json(document | told)
-    else:
-        _tell_document(document)
-    if found.also:
-        note(f"sweeps of other projects have this id too: {', '.join(found.also[:_ENDED_SHOWN])}")
-
-
-def _tell_document(document: dict[str, Any]) -> None:
-    nested = ("counts", "parts", "failures", "more_failures")
-    rows = [(n, v) for n, v in document.items() if n not in nested and v is not None]
-    print_table(("field", "value"), [*rows, *document["counts"].items()])
-    if "parts" in document:
-        parts = document["parts"]
-        print_line("")
-        print_line(f"Parts: {parts['ended_clean']} ended clean; the others:")
-        others = parts["live"] + parts["ended_not_clean"]
-        if others:
-            print_table(PART_COLUMNS, ([row[n] for n in PART_COLUMNS] for row in others))
-        else:
-            print_line("none")
-    if document["failures"]:
-        print_line("")
-        columns = ("code", "project", "key")
-        print_line("Failures")
-        print_table(columns, ([row[n] for n in columns] for row in document["failures"]))
-    if document["more_failures"]:
-        note("there are more failures; --failures shows all")
-
-
-def _check_sweep(found: SweepStatus, event: Event | None) -> None:
-    """Fail where a sweep that was watched ended as none to be content with."""
-    plan, counts = found.plan, found.document["counts"]
-    if event is not None:
-        check_end(event, plan.ask.sweep_id)
-    elif plan.status == "failed":
-        raise CommandError(f"{plan.code}: {plan.detail}" if plan.detail else plan.code)
-    elif not plan.clean:
-        raise CommandError(
-            f"not clean: {counts['failed']} failed, "
-            f"{counts['noncurrent_stale']} noncurrent versions stale"
-        )
+def _listed(projects: Iterable[str]) -> str:
+    return ", ".join(tuple(projects)[:_MAX_SHOWN])

@@ -1,13 +1,13 @@
-"""`keyturn upload`: files and folders onto the queue, and what became of each (SPEC 6.4, 14).
+"""`keyturn upload`: upload files and folders (SPEC 6.4, 14).
 
-Done without `--wait` means that the broker keeps the requests. With it, every row is the
-event that the workers signed.
+Without `--wait`, success means that the broker has the requests. With it, every row comes
+from an event that the workers signed.
 """
 
 import asyncio
 import sys
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -20,19 +20,19 @@ from keyturn.publisher import OutcomeUnknownError, Publisher, PublisherError
 from keyturn.publisher.body_source import blocks
 from keyturn.publisher.requests import new_id
 from keyturn.settings import PublisherSettings, S3Settings
-from keyturn_workers.cli.arguments import AsJson, Project, checked_key
+from keyturn_workers.cli.arguments import AsJson, Project, TimeoutS, check_object_key
 from keyturn_workers.cli.errors import note
-from keyturn_workers.cli.file_selection import Source, find, guessed_type
-from keyturn_workers.cli.output import Gauge, gauge, print_json, print_table
-from keyturn_workers.cli.publishing import PUBLISH_TRIES, not_done
+from keyturn_workers.cli.file_selection import SelectedFile, guess_content_type, select_files
+from keyturn_workers.cli.output import ByteProgress, byte_progress, print_json, print_rows
+from keyturn_workers.cli.publishing import PUBLISH_ATTEMPTS, publish_with_retry, rows_error
 
 _STDIN: Final = "-"
 _COLUMNS: Final = ("path", "key", "status", "size", "generation", "upload_id", "code", "detail")
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
-    """What is the same for every file of one command."""
+class _Options:
+    """What applies to every file of one command; `timeout_s` is None without `--wait`."""
 
     project: str
     metadata: dict[str, str]
@@ -43,34 +43,36 @@ class _Plan:
 def upload(
     project: Project,
     paths: Annotated[list[str], typer.Argument(help="Files and folders, or - for standard input.")],
-    key: Annotated[str | None, typer.Option(help="The key, for one file or -.")] = None,
+    key: Annotated[str | None, typer.Option(help="The object key, for one file or -.")] = None,
     key_prefix: Annotated[
-        str, typer.Option(help="What stands before every key, such as 2026/.")
+        str, typer.Option(help="Prefix of every object key, such as 2026/.")
     ] = "",
     content_type: Annotated[
-        str | None, typer.Option(help="For all of them; guessed from each name by default.")
+        str | None, typer.Option(help="Content type of all files. Default: guessed from each name.")
     ] = None,
     metadata: Annotated[
-        list[str] | None, typer.Option(help="name=value, kept with the object, not encrypted.")
+        list[str] | None, typer.Option(help="name=value, stored with the object, unencrypted.")
     ] = None,
-    wait: Annotated[bool, typer.Option(help="Wait until each is stored or refused.")] = False,
-    timeout_s: Annotated[float, typer.Option(min=0.1, help="Seconds to wait at most.")] = 300,
-    concurrency: Annotated[int, typer.Option(min=1, max=64, help="Files at a time.")] = 4,
+    wait: Annotated[bool, typer.Option(help="Wait until each file is stored or rejected.")] = False,
+    timeout_s: TimeoutS = 300,
+    concurrency: Annotated[
+        int, typer.Option(min=1, max=64, help="How many files to send at once.")
+    ] = 4,
     as_json: AsJson = False,
 ) -> None:
     """Upload files and folders."""
-    plan = _Plan(project, _metadata(metadata or []), concurrency, timeout_s if wait else None)
+    options = _Options(project, _metadata(metadata or []), concurrency, timeout_s if wait else None)
     _check_content_type(content_type)
     settings = PublisherSettings.read()
-    sources = _sources(paths, key, key_prefix, content_type)
-    rows = asyncio.run(_upload_all(settings, _staging(), sources, plan))
+    files = _select(paths, key, key_prefix, content_type)
+    rows = asyncio.run(_upload_all(settings, _staging_settings(), files, options))
     if as_json:
         print_json(rows)
     else:
         used = [name for name in _COLUMNS if any(row.get(name) is not None for row in rows)]
-        print_table(used, ([row.get(name) for name in used] for row in rows))
+        print_rows(used, rows)
     if failed := [row for row in rows if row["status"] not in ("queued", "stored")]:
-        raise not_done(failed, len(rows), "path")
+        raise rows_error(failed, len(rows), "path")
 
 
 def _metadata(pairs: list[str]) -> dict[str, str]:
@@ -78,7 +80,7 @@ def _metadata(pairs: list[str]) -> dict[str, str]:
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals:
-            raise typer.BadParameter("--metadata reads name=value")
+            raise typer.BadParameter("--metadata must be name=value")
         parsed[name] = value
     try:
         encode_caller_metadata(parsed)
@@ -96,32 +98,31 @@ def _check_content_type(content_type: str | None) -> None:
         raise typer.BadParameter(str(exc)) from exc
 
 
-def _sources(
+def _select(
     paths: list[str], key: str | None, prefix: str, content_type: str | None
-) -> list[Source]:
+) -> list[SelectedFile]:
     if key is not None and len(paths) != 1:
-        raise typer.BadParameter("--key goes with one file, or with -")
+        raise typer.BadParameter("--key needs exactly one file or -")
     if key is not None and prefix:
-        raise typer.BadParameter("--key and --key-prefix exclude each other")
+        raise typer.BadParameter("--key and --key-prefix cannot be used together")
     if _STDIN in paths:
         if key is None:
-            raise typer.BadParameter("standard input needs --key, and no other path")
-        checked_key(key)
-        return [Source(None, key, None, content_type or guessed_type(key))]
-    left_out: list[str] = []
-    found = find([Path(path) for path in paths], prefix, content_type, left_out.append)
-    for told in left_out:
-        note(f"left out: {told}")
+            raise typer.BadParameter("standard input needs --key and no other path")
+        check_object_key(key)
+        return [SelectedFile(None, key, None, content_type or guess_content_type(key))]
+    skipped: list[str] = []
+    files = select_files([Path(path) for path in paths], prefix, content_type, skipped.append)
+    for reason in skipped:
+        note(f"skipped: {reason}")
     if key is None:
-        return found
-    if len(found) != 1 or not Path(paths[0]).is_file():
-        raise typer.BadParameter("--key goes with one file, or with -")
-    only = found[0]
-    return [Source(only.path, checked_key(key), only.size_bytes, only.content_type)]
+        return files
+    if len(files) != 1 or not Path(paths[0]).is_file():
+        raise typer.BadParameter("--key needs exactly one file or -")
+    return [replace(files[0], object_key=check_object_key(key), problem=None)]
 
 
-def _staging() -> S3Settings | None:
-    """Where large bodies are staged; small ones need no bucket, so none is no error yet."""
+def _staging_settings() -> S3Settings | None:
+    """The bucket for staging large bodies; None without one, which small bodies do not need."""
     try:
         return S3Settings.read()
     except SettingsError as exc:
@@ -131,19 +132,22 @@ def _staging() -> S3Settings | None:
 
 
 async def _upload_all(
-    settings: PublisherSettings, staging: S3Settings | None, sources: list[Source], plan: _Plan
+    settings: PublisherSettings,
+    staging: S3Settings | None,
+    files: list[SelectedFile],
+    options: _Options,
 ) -> list[dict[str, Any]]:
-    sizes = [source.size_bytes for source in sources]
+    sizes = [file.size_bytes for file in files]
     known = [size for size in sizes if size is not None]
     total_bytes = sum(known) if len(known) == len(sizes) else None
-    slots = asyncio.Semaphore(plan.concurrency)
-    with gauge(total_bytes) as bar:
+    slots = asyncio.Semaphore(options.concurrency)
+    with byte_progress(total_bytes) as progress:
         async with Publisher.open(settings, s3=staging) as publisher:
 
-            async def one(source: Source) -> dict[str, Any]:
+            async def upload_one(file: SelectedFile) -> dict[str, Any]:
                 row: dict[str, Any] = {
-                    "path": source.shown,
-                    "key": source.key,
+                    "path": file.display_name,
+                    "key": file.object_key,
                     "upload_id": new_id(),
                     "status": "failed",
                     "code": None,
@@ -151,47 +155,49 @@ async def _upload_all(
                     "event": None,
                 }
                 async with slots:
-                    sent = await _send(publisher, source, plan, row, bar)
-                # Others may be sent while this one waits for its event.
-                if sent and plan.timeout_s is not None:
-                    await _await_event(publisher, plan.project, row, plan.timeout_s)
+                    sent = await _send(publisher, file, options, row, progress)
+                # The next ones are sent while this one waits for its event.
+                if sent and options.timeout_s is not None:
+                    await _await_event(publisher, options.project, row, options.timeout_s)
                 return row
 
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(one(source)) for source in sources]
+                tasks = [group.create_task(upload_one(file)) for file in files]
         return [task.result() for task in tasks]
 
 
 async def _send(
-    publisher: Publisher, source: Source, plan: _Plan, row: dict[str, Any], bar: Gauge
+    publisher: Publisher,
+    file: SelectedFile,
+    options: _Options,
+    row: dict[str, Any],
+    progress: ByteProgress,
 ) -> bool:
-    """Publish one file; what went wrong goes into its row."""
-    if source.problem is not None:
-        row.update(code=MalformedRequestError.code, detail=source.problem)
+    """Publish one file; its row gets the error, if any."""
+    if file.problem is not None:
+        row.update(code=MalformedRequestError.code, detail=file.problem)
         return False
-    bar.label(source.shown)
+    progress.label(file.display_name)
     # A pipe cannot be read twice.
-    tries = 1 if source.path is None else PUBLISH_TRIES
+    attempts = 1 if file.path is None else PUBLISH_ATTEMPTS
     try:
-        for tries_left in reversed(range(tries)):
-            try:
-                await publisher.upload(
-                    plan.project,
-                    source.key,
-                    _counted(source, bar),
-                    content_type=source.content_type,
-                    metadata=plan.metadata,
-                    upload_id=row["upload_id"],
-                )
-                break
-            except OutcomeUnknownError:
-                if not tries_left:
-                    raise
+        await publish_with_retry(
+            lambda: publisher.upload(
+                options.project,
+                file.object_key,
+                _read(file, progress),
+                content_type=file.content_type,
+                metadata=options.metadata,
+                upload_id=row["upload_id"],
+            ),
+            attempts=attempts,
+        )
     except CodedError as exc:
         row.update(code=exc.code, detail=exc.detail)
         return False
     except PublisherError as exc:
-        row.update(status=_unknown(exc), detail=str(exc))
+        unknown = isinstance(exc, OutcomeUnknownError)
+        row.update(status="unknown" if unknown else "failed", detail=str(exc))
         return False
     except OSError as exc:
         row.update(detail=exc.strerror or type(exc).__name__)
@@ -200,15 +206,11 @@ async def _send(
     return True
 
 
-def _unknown(exc: PublisherError) -> str:
-    return "unknown" if isinstance(exc, OutcomeUnknownError) else "failed"
-
-
-async def _counted(source: Source, bar: Gauge) -> AsyncIterator[bytes]:
-    body = sys.stdin.buffer if source.path is None else source.path
+async def _read(file: SelectedFile, progress: ByteProgress) -> AsyncIterator[bytes]:
+    body = sys.stdin.buffer if file.path is None else file.path
     async for block in blocks(body):
         yield bytes(block)
-        bar.advance(len(block))
+        progress.advance(len(block))
 
 
 async def _await_event(

@@ -1,17 +1,16 @@
-"""Watching a rotation or a sweep to its end by its events (SPEC 6.7, 14).
+"""Following a rotation or a sweep by its events until it ends (SPEC 6.7, 14).
 
-Nothing depends on the watching: it reads the stream of events, and may stop and begin
-again. Progress goes to standard error: a bar on a terminal, a plain line now and then
-elsewhere, nothing where the output is JSON. The end is the caller's to tell.
+Nothing depends on it: it only reads the event stream, and may stop and start again.
+Progress goes to standard error: a bar on a terminal, otherwise a line every few seconds,
+nothing with JSON output. The caller prints the end.
 """
 
-import asyncio
 import sys
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from contextlib import AbstractAsyncContextManager, aclosing, contextmanager, nullcontext
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Any, Final, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
@@ -20,57 +19,57 @@ from keyturn.errors import SettingsError
 from keyturn.messages import COUNT_FIELDS, CountedEvent, Event, Failed, Rejected, RotationAccepted
 from keyturn.publisher import PublisherError
 from keyturn.settings import S3Settings
-from keyturn_workers.cli.bucket import open_bucket
+from keyturn_workers.cli.bucket import count_objects, open_bucket, optional_task
 from keyturn_workers.cli.errors import CommandError, note
-from keyturn_workers.cli.output import print_table, printable
-from keyturn_workers.cli.progress import Pace
-from keyturn_workers.cli.publishing import refusal
+from keyturn_workers.cli.output import print_rows, printable
+from keyturn_workers.cli.progress import SweepProgress
+from keyturn_workers.cli.publishing import event_error
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-LINE_EVERY_S: Final = 5.0
+LINE_INTERVAL_S: Final = 5.0
 _ALWAYS_SHOWN: Final = ("objects", "rewrapped", "failed")
 
-Count = Callable[[], Coroutine[Any, Any, int]]
+ObjectCounter = Callable[[], Coroutine[Any, Any, int]]
 
 
 class Display(Protocol):
-    """Where progress is shown."""
+    """Shows progress."""
 
-    def show(self, pace: Pace, state: str) -> None:
-        """Show how far it is."""
+    def show(self, progress: SweepProgress, state: str) -> None:
+        """Show the progress and the current state."""
         ...
 
 
 async def watch(
-    events: AsyncGenerator[Event, None], *, as_json: bool, count: Count | None = None
+    events: AsyncGenerator[Event, None], *, as_json: bool, count: ObjectCounter | None = None
 ) -> Event:
-    """Show the progress of a rotation or a sweep until it ends; return its last event.
+    """Show the progress of a rotation or sweep until it ends; the last event.
 
     Args:
-        events: Its events, and no others, up to its end.
+        events: Its events, and no others, until the end.
         as_json: Show nothing.
-        count: Counts the objects there are, beside the watching: without it, no time left
-            can be told.
+        count: Counts the objects meanwhile. Without it the time left is unknown.
 
     Raises:
-        EventsUnavailableError: there is no stream of events, or it may not be read.
+        EventsUnavailableError: the event stream does not exist or may not be read.
     """
-    pace = Pace()
-    with shown_on(as_json=as_json) as display:
-        display.show(pace, "waiting for a worker")
-        async with AsyncExitStack() as stack:
-            if count is not None and not as_json:
-                await stack.enter_async_context(_counting(count, pace))
-            await stack.enter_async_context(aclosing(events))
-            last: Event | None = None
+    progress = SweepProgress()
+
+    async def count_expected() -> None:
+        progress.expected = None if count is None else await count()
+
+    counting: AbstractAsyncContextManager[None] = nullcontext()
+    if count is not None and not as_json:
+        counting = optional_task(count_expected())
+    last: Event | None = None
+    with open_display(as_json=as_json) as display:
+        display.show(progress, "waiting for a worker")
+        async with counting, aclosing(events):
             async for event in events:
-                pace.take(event)
-                display.show(pace, _state(event))
+                progress.add_event(event)
+                display.show(progress, _state(event))
                 last = event
     if last is None:
-        raise PublisherError("the stream of events ended")  # it never does
+        raise PublisherError("the event stream ended")  # it never does
     return last
 
 
@@ -84,22 +83,8 @@ def _state(event: Event) -> str:
             return event.type
 
 
-@asynccontextmanager
-async def _counting(count: Count, pace: Pace) -> AsyncIterator[None]:
-    async def run() -> None:
-        pace.expected = await count()
-
-    task = asyncio.create_task(run())
-    try:
-        yield
-    finally:
-        task.cancel()
-        # A count is a courtesy: where it fails, only the time left stays unknown.
-        await asyncio.gather(task, return_exceptions=True)
-
-
-def counted(project: str) -> Count | None:
-    """Counts a project's objects by listing them; None where no bucket is configured."""
+def object_counter(project: str) -> ObjectCounter | None:
+    """Counts a project's objects; None if no bucket is configured."""
     try:
         settings = S3Settings.read()
     except SettingsError:
@@ -107,74 +92,71 @@ def counted(project: str) -> Count | None:
 
     async def count() -> int:
         async with open_bucket(settings, max_connections=1) as storage:
-            found = 0
-            async for _ in storage.list(f"{project}/"):
-                found += 1
-            return found
+            return await count_objects(storage, project)
 
     return count
 
 
 @contextmanager
-def shown_on(*, as_json: bool) -> "Iterator[Display]":
+def open_display(*, as_json: bool) -> Iterator[Display]:
     """The display for this process's standard error."""
     if as_json:
-        yield Nowhere()
+        yield NullDisplay()
     elif sys.stderr.isatty():
-        with bar(Console(file=sys.stderr)) as display:
+        with bar_display(Console(file=sys.stderr)) as display:
             yield display
     else:
-        yield Lines()
+        yield LineDisplay()
 
 
-class Nowhere:
+class NullDisplay:
     """Shows nothing."""
 
-    def show(self, pace: Pace, state: str) -> None:
+    def show(self, progress: SweepProgress, state: str) -> None:
         """Nothing."""
 
 
-class Lines:
-    """A plain line at first and then every few seconds.
+class LineDisplay:
+    """Prints a plain line at first and then every few seconds.
 
     Args:
-        clock: Seconds of a clock that never goes back.
+        clock: A monotonic clock, in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._next_s = 0.0
-        self._shown = False
+        self._next_s: float | None = None
 
-    def show(self, pace: Pace, state: str) -> None:
-        """A line, unless the last one is fresh."""
-        if self._shown and self._clock() < self._next_s:
+    def show(self, progress: SweepProgress, state: str) -> None:
+        """Print a line, unless the last one is recent."""
+        now_s = self._clock()
+        if self._next_s is not None and now_s < self._next_s:
             return
-        self._shown, self._next_s = True, self._clock() + LINE_EVERY_S
-        note(f"{state}: {', '.join(pace.parts(datetime.now(UTC)))}")
+        self._next_s = now_s + LINE_INTERVAL_S
+        note(f"{state}: {', '.join(progress.parts(datetime.now(UTC)))}")
 
 
-class Bar:
-    """A line that moves: what is done, how fast, how long it may take."""
+class BarDisplay:
+    """A progress bar with the counts, the rate and the time left."""
 
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._task = progress.add_task("", total=None, state="", parts="")
+    def __init__(self, bar: Progress) -> None:
+        self._bar = bar
+        self._task_id = bar.add_task("", total=None, state="", parts="")
 
-    def show(self, pace: Pace, state: str) -> None:
-        """Move."""
-        self._progress.update(
-            self._task,
-            completed=pace.done,
-            total=pace.total,
+    def show(self, progress: SweepProgress, state: str) -> None:
+        """Update the bar."""
+        self._bar.update(
+            self._task_id,
+            completed=progress.done,
+            total=progress.total,
             state=printable(state),
-            parts=", ".join(pace.parts(datetime.now(UTC))),
+            parts=", ".join(progress.parts(datetime.now(UTC))),
         )
 
 
 @contextmanager
-def bar(console: Console) -> "Iterator[Bar]":
-    """A progress bar; it is taken away at the end."""
+def bar_display(console: Console) -> Iterator[BarDisplay]:
+    """A progress bar; it disappears at the end."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.fields[state]}", markup=False),
@@ -182,37 +164,40 @@ def bar(console: Console) -> "Iterator[Bar]":
         TaskProgressColumn(),
         TextColumn("{task.fields[parts]}", markup=False),
     )
-    with Progress(*columns, console=console, transient=True) as progress:
-        yield Bar(progress)
+    with Progress(*columns, console=console, transient=True) as bar:
+        yield BarDisplay(bar)
 
 
-def tell_end(event: Event, **shown: object) -> None:
-    """The end of a rotation or a sweep as a table: what is worth a column.
+def print_end(event: Event, **more: object) -> None:
+    """Print the end of a rotation or sweep as a table of the counts that matter.
 
     Args:
         event: The last event.
-        shown: More columns, such as the id, behind the others.
+        more: Further columns, such as the id.
     """
     if not isinstance(event, CountedEvent):
         return
     counts = {name: getattr(event, name) for name in COUNT_FIELDS}
-    used = {n: c for n, c in counts.items() if c or n in _ALWAYS_SHOWN}
-    row = {"project": event.project, **used, "clean": event.clean, **shown}
-    print_table(tuple(row), [tuple(row.values())])
+    used = {name: n for name, n in counts.items() if n or name in _ALWAYS_SHOWN}
+    row = {"project": event.project, **used, "clean": event.clean, **more}
+    print_rows(tuple(row), [row])
 
 
 def check_end(event: Event, request_id: str) -> None:
-    """Fail where the end is none to be content with.
+    """Fail unless the end is clean.
 
     Raises:
-        CommandError: it was refused, cannot go on, or is not clean.
+        CommandError: rejected, failed, or not clean.
     """
+    hint = f"for details: keyturn status {request_id}"
     if isinstance(event, Failed):
-        raise CommandError(f"{refusal(event)}; keyturn status {request_id} tells more")
+        raise CommandError(f"{event_error(event)}; {hint}")
     if isinstance(event, Rejected):
-        raise refusal(event)
+        raise event_error(event)
     if isinstance(event, CountedEvent) and not event.clean:
-        raise CommandError(
-            f"not clean: {event.failed} failed, {event.noncurrent_stale} noncurrent versions "
-            f"stale; keyturn status {request_id} tells more"
-        )
+        raise CommandError(f"{not_clean(event.failed, event.noncurrent_stale)}; {hint}")
+
+
+def not_clean(failed: int, noncurrent_stale: int) -> str:
+    """Why a sweep is not clean."""
+    return f"not clean: {failed} failed, {noncurrent_stale} stale noncurrent versions"

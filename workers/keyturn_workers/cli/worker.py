@@ -19,7 +19,7 @@ _SWEEP: Final = "sweep"
 def _run(*roles: str) -> None:
     settings = WorkerSettings.read()
     configure(settings.log_format, settings.log_level)
-    # FastStream alone takes a second to import; every other command does without.
+    # FastStream alone takes a second to import, and no other command needs it.
     from keyturn_workers.worker.process import run_worker  # noqa: PLC0415
 
     with naming_storage(settings):
@@ -28,23 +28,23 @@ def _run(*roles: str) -> None:
 
 @app.command("upload")
 def upload() -> None:
-    """Encrypt and store what is uploaded."""
+    """Encrypt and store uploads."""
     _run(_UPLOAD)
 
 
 @app.command("control")
 def control() -> None:
-    """Serve enrolments, rotations, sweeps and deletes."""
+    """Handle enrollments, rotations, sweeps and deletions."""
     _run(_CONTROL)
 
 
 @app.command("sweep")
 def sweep() -> None:
-    """Bring objects to the desired state: the pages of sweeps, and their proof."""
+    """Process the pages of sweeps: rewrap objects and prove it."""
     _run(_SWEEP)
 
 
 @app.command("all")
-def every_role() -> None:
-    """All roles in one process, for a small deployment."""
+def all_roles() -> None:
+    """Run all roles in one process, for small deployments."""
     _run(_UPLOAD, _CONTROL, _SWEEP)

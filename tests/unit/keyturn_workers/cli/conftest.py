@@ -1,4 +1,4 @@
-"""An environment of its own for every test: commands read and, by --env-file, extend it."""
+"""A clean environment for every test: commands read it, and --env-file extends it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.unit.keyturn_workers.cli.publishing import Commands, commands
+from tests.unit.keyturn_workers.cli.fake_publisher import Commands, commands
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,5 +27,5 @@ def clean_environment() -> Iterator[None]:
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
-    """Commands whose publisher is a fake one."""
+    """Commands with a fake publisher."""
     return commands(tmp_path, monkeypatch)

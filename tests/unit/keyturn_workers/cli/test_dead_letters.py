@@ -1,4 +1,4 @@
-"""Dead letters described: their names, and nothing in them that may be a secret."""
+"""Dead letters: their ids, and that no secret in them is shown."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from keyturn.identifiers import parse_time
-from keyturn_workers.cli.dead_letters import Letter, letter_of, shown_body
+from keyturn_workers.cli.dead_letters import DeadLetter, describe, redacted_body
 
 if TYPE_CHECKING:
     from aio_pika.abc import AbstractIncomingMessage
 
 
-def _letter(body: bytes = b"{}", message_id: str | None = None, **headers: Any) -> Letter:
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    message = SimpleNamespace(body=body, headers=named, message_id=message_id)
-    return letter_of(cast("AbstractIncomingMessage", message), "keyturn.upload.dead")
+def _letter(body: bytes = b"{}", message_id: str | None = None, **headers: Any) -> DeadLetter:
+    message_headers = {name.replace("_", "-"): value for name, value in headers.items()}
+    message = SimpleNamespace(body=body, headers=message_headers, message_id=message_id)
+    return describe(cast("AbstractIncomingMessage", message), "keyturn.upload.dead")
 
 
 @pytest.mark.parametrize("message_id", [None, "", "a\x1b[2J", "x" * 65])
-def test_a_letter_without_a_usable_id_goes_by_its_digest(message_id: str | None) -> None:
+def test_a_letter_without_a_usable_id_is_identified_by_its_digest(message_id: str | None) -> None:
     letter = _letter(message_id=message_id)
     assert letter.id == letter.digest
     assert letter.id.startswith("h-")
 
 
-def test_a_digest_tells_bodies_and_signatures_apart() -> None:
+def test_the_digest_depends_on_body_signature_and_code() -> None:
     digests = {
         _letter(b"{}").digest,
         _letter(b"{ }").digest,
@@ -46,7 +46,7 @@ def test_a_digest_tells_bodies_and_signatures_apart() -> None:
         ("yesterday", None),
     ],
 )
-def test_age_is_what_the_request_says_of_itself(requested_at: str, age: str | None) -> None:
+def test_the_age_follows_from_the_requests_own_time(requested_at: str, age: str | None) -> None:
     letter = _letter(f'{{"requested_at": "{requested_at}"}}'.encode())
     assert letter.age(parse_time("2026-11-24T10:00:00Z")) == age
 
@@ -63,4 +63,4 @@ def test_age_is_what_the_request_says_of_itself(requested_at: str, age: str | No
     ],
 )
 def test_no_field_that_may_hold_a_secret_is_shown(body: bytes) -> None:
-    assert "kt_secret" not in repr(shown_body(body))
+    assert "kt_secret" not in repr(redacted_body(body))

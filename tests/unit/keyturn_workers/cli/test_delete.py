@@ -1,4 +1,4 @@
-"""`keyturn delete`: several keys, each with its own answer (SPEC 6.6, 8.7, 14)."""
+"""`keyturn delete`: several keys, each with its own result (SPEC 6.6, 8.7, 14)."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from keyturn.publisher import NotDeliveredError, OutcomeUnknownError
-from tests.unit.keyturn_workers.cli.publishing import event
+from tests.unit.keyturn_workers.cli.fake_publisher import event
 
 if TYPE_CHECKING:
     from keyturn.messages import Event
-    from tests.unit.keyturn_workers.cli.publishing import Commands
+    from tests.unit.keyturn_workers.cli.fake_publisher import Commands
 
 
 def _deleted(fake: Commands, refused: str | None = None) -> Any:
@@ -41,7 +41,7 @@ def test_a_refusal_of_one_is_told_and_the_others_are_done(fake: Commands) -> Non
     fake.publisher.script = _deleted(fake, refused="b")
     result = fake.run("delete", "acme", "a", "b", "c")
     assert result.exit_code == 1
-    assert result.stderr == "keyturn: 1 of 3 not done; the first, b: unknown_project: acme\n"
+    assert result.stderr == "keyturn: 1 of 3 failed; the first was b: unknown_project: acme\n"
     statuses = [line.split()[1] for line in result.stdout.splitlines()[1:]]
     assert statuses == ["deleted", "rejected", "deleted"]
 

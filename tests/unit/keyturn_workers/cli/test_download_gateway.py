@@ -130,7 +130,7 @@ async def test_an_existing_file_is_replaced_by_force_alone(
     (here / "q 3.bin").write_bytes(b"old")
     result = await _download("--gateway", gateway.url)
     assert result.exit_code == 1
-    assert "--force replaces it" in result.stderr
+    assert "use --force to replace it" in result.stderr
     assert gateway.seen == []
     assert (await _download("--gateway", gateway.url, "--force")).exit_code == 0
     assert (here / "q 3.bin").read_bytes() == BODY
@@ -139,7 +139,7 @@ async def test_an_existing_file_is_replaced_by_force_alone(
 async def test_the_operator_never_reads_through_the_gateway(gateway: FakeGateway) -> None:
     result = await _download("--gateway", gateway.url, "--as-operator")
     assert result.exit_code == 2
-    assert "--as-operator and --gateway exclude each other" in result.stderr
+    assert "--as-operator and --gateway cannot be used together" in result.stderr
     result = await _download("--as-operator", GATEWAY_URL=gateway.url)
     assert result.exit_code == 2
     assert "KEYTURN_S3_BUCKET is missing" in result.stderr
@@ -157,11 +157,11 @@ async def test_without_a_gateway_the_bucket_is_asked_for() -> None:
 async def test_a_url_of_no_gateway_is_wrong_usage_and_not_shown(url: str) -> None:
     result = await _download("--gateway", url)
     assert result.exit_code == 2
-    assert "reads http://host or https://host" in result.stderr
+    assert "must be http://host or https://host" in result.stderr
     assert "sesame" not in result.stderr
     result = await _download(GATEWAY_URL=url)
     assert result.exit_code == 2
-    assert "KEYTURN_GATEWAY_URL is malformed: reads http://host" in result.stderr
+    assert "KEYTURN_GATEWAY_URL is malformed: must be http://host" in result.stderr
     assert "sesame" not in result.stderr
 
 
@@ -170,6 +170,6 @@ async def test_a_key_that_would_leave_the_machine_unencrypted_is_warned_of() -> 
     result = await _download("--gateway", "http://gateway.invalid:8080")
     assert result.exit_code == 1
     first, *others = result.stderr.splitlines()
-    assert first == "keyturn: the API key goes to the gateway unencrypted: use https://"
+    assert first == "keyturn: the API key is sent to the gateway unencrypted; use https://"
     assert "UnencryptedGatewayWarning" not in result.stderr
     assert len(others) == 1

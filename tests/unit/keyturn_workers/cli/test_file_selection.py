@@ -1,4 +1,4 @@
-"""Which files an upload means, and the keys that they take."""
+"""Which files an upload selects, and their object keys."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from keyturn_workers.cli.file_selection import find, guessed_type
+from keyturn_workers.cli.file_selection import guess_content_type, select_files
 
 
 @pytest.fixture
@@ -22,7 +22,10 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def _keys(paths: list[str], prefix: str = "") -> list[str]:
-    return [source.key for source in find([Path(p) for p in paths], prefix, None, pytest.fail)]
+    return [
+        file.object_key
+        for file in select_files([Path(p) for p in paths], prefix, None, pytest.fail)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -35,39 +38,39 @@ def _keys(paths: list[str], prefix: str = "") -> list[str]:
         (["."], "", ["one.tar.gz", "d/b.txt", "d/sub/a.json"]),
     ],
 )
-def test_keys_are_relative_to_where_the_argument_stands(
+def test_keys_are_relative_to_the_parent_of_the_argument(
     tree: Path, paths: list[str], prefix: str, keys: list[str]
 ) -> None:
     assert _keys(paths, prefix) == keys
     del tree
 
 
-def test_links_and_pipes_inside_folders_are_left_out_and_told(tree: Path) -> None:
+def test_links_and_pipes_inside_folders_are_skipped_with_a_reason(tree: Path) -> None:
     (tree / "d" / "link").symlink_to("/etc/hostname")
     (tree / "d" / "loop").symlink_to("..")
     os.mkfifo(tree / "d" / "pipe")
-    told: list[str] = []
-    found = find([Path("d")], "", None, told.append)
-    assert [source.key for source in found] == ["d/b.txt", "d/sub/a.json"]
-    assert sorted(told) == [
-        "d/link: a symbolic link",
-        "d/loop: a symbolic link",
-        "d/pipe: no regular file",
+    skipped: list[str] = []
+    files = select_files([Path("d")], "", None, skipped.append)
+    assert [file.object_key for file in files] == ["d/b.txt", "d/sub/a.json"]
+    assert sorted(skipped) == [
+        "d/link is a symbolic link",
+        "d/loop is a symbolic link",
+        "d/pipe is not a regular file",
     ]
 
 
-def test_two_files_of_one_key_are_refused(tree: Path) -> None:
+def test_two_files_with_the_same_key_are_rejected(tree: Path) -> None:
     with pytest.raises(typer.BadParameter, match="same key"):
-        find([Path("d/b.txt"), tree / "d" / "b.txt"], "", None, pytest.fail)
+        select_files([Path("d/b.txt"), tree / "d" / "b.txt"], "", None, pytest.fail)
 
 
-def test_a_name_that_no_key_may_have_is_refused_alone(tree: Path) -> None:
+def test_an_invalid_name_affects_only_its_own_file(tree: Path) -> None:
     (tree / "d" / "bad\nname").write_text("x")
-    found = find([Path("d")], "", None, pytest.fail)
-    assert [source.problem for source in found if source.key == "d/bad\nname"] == [
+    files = select_files([Path("d")], "", None, pytest.fail)
+    assert [file.problem for file in files if file.object_key == "d/bad\nname"] == [
         "a key has no control characters"
     ]
-    assert sum(source.problem is None for source in found) == 2
+    assert sum(file.problem is None for file in files) == 2
 
 
 @pytest.mark.parametrize(
@@ -79,5 +82,5 @@ def test_a_name_that_no_key_may_have_is_refused_alone(tree: Path) -> None:
         ("noending", "application/octet-stream"),
     ],
 )
-def test_content_types_are_guessed_by_the_ending(name: str, content_type: str) -> None:
-    assert guessed_type(name) == content_type
+def test_content_types_are_guessed_from_the_extension(name: str, content_type: str) -> None:
+    assert guess_content_type(name) == content_type

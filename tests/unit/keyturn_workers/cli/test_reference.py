@@ -1,6 +1,6 @@
-"""`docs/reference/cli.md` is what the commands' own help says: generated, committed, compared.
+"""The reference of the command line is generated from the help of the commands.
 
-To write it anew: `python -m tests.unit.keyturn_workers.cli.test_reference`.
+To regenerate it: `python -m tests.unit.keyturn_workers.cli.test_reference`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def generate() -> str:
     return "\n".join(lines) + "\n"
 
 
-def test_the_reference_is_what_the_commands_say() -> None:
+def test_the_reference_matches_the_help_of_the_commands() -> None:
     assert _REFERENCE.read_text() == generate(), (
         "run `python -m tests.unit.keyturn_workers.cli.test_reference`"
     )

@@ -1,4 +1,4 @@
-"""`keyturn rotate`: which key is published, what is waited for, how it ends (SPEC 8.1, 14)."""
+"""`keyturn rotate`: which key is published, what it waits for, how it ends (SPEC 8.1, 14)."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typer.testing import CliRunner
 from keyturn.crypto import user_kek
 from keyturn.publisher import NotDeliveredError, OutcomeUnknownError
 from keyturn_workers.cli.app import app
-from tests.unit.keyturn_workers.cli.publishing import event
+from tests.unit.keyturn_workers.cli.fake_publisher import event
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from keyturn.messages import Event
-    from tests.unit.keyturn_workers.cli.publishing import Commands
+    from tests.unit.keyturn_workers.cli.fake_publisher import Commands
 
 NEW_KEY = "kt_" + "n" * 43
 OLD_KEY = "kt_" + "o" * 43
@@ -29,7 +29,7 @@ def _accepted(rotation_id: str) -> Event:
     return event("rotation.accepted", rotation_id=rotation_id, generation=4)
 
 
-def _ends(**counts: Any) -> Callable[[str], list[Event]]:
+def _completed(**counts: Any) -> Callable[[str], list[Event]]:
     return lambda rotation_id: [
         _accepted(rotation_id),
         event("sweep.progressed", sweep_id=rotation_id, objects=5, rewrapped=3),
@@ -37,7 +37,7 @@ def _ends(**counts: Any) -> Callable[[str], list[Event]]:
     ]
 
 
-def _refused(rotation_id: str) -> list[Event]:
+def _rejected(rotation_id: str) -> list[Event]:
     fields = {"code": "kek_reused", "detail": "that key was in use"}
     return [event("rotation.rejected", rotation_id=rotation_id, **fields)]
 
@@ -47,8 +47,8 @@ def _rotations(fake: Commands) -> list[dict[str, Any]]:
     return [given for _, given in fake.publisher.sent]
 
 
-def test_it_is_done_when_accepted_and_tells_the_generation_and_the_id(fake: Commands) -> None:
-    fake.publisher.script = _ends()
+def test_an_accepted_rotation_prints_its_generation_and_id(fake: Commands) -> None:
+    fake.publisher.script = _completed()
     result = fake.run("rotate", "acme", "--expected-generation", "3", NEW_API_KEY=NEW_KEY)
     assert result.exit_code == 0, result.stderr
     (sent,) = _rotations(fake)
@@ -60,10 +60,10 @@ def test_it_is_done_when_accepted_and_tells_the_generation_and_the_id(fake: Comm
     assert NEW_KEY not in result.output
 
 
-def test_the_current_key_in_the_environment_is_never_taken_for_the_new_one(
+def test_the_current_key_in_the_environment_never_becomes_the_new_one(
     fake: Commands,
 ) -> None:
-    """KEYTURN_API_KEY is what downloads read: turning to it could only be a mistake."""
+    """KEYTURN_API_KEY is for downloads: rotating to it could only be a mistake."""
     result = fake.run("rotate", "acme", API_KEY=OLD_KEY)
     assert result.exit_code == 2
     assert "no new API key" in result.stderr
@@ -73,7 +73,7 @@ def test_the_current_key_in_the_environment_is_never_taken_for_the_new_one(
 def test_a_key_in_a_file_wins_over_the_environment(fake: Commands, tmp_path: Path) -> None:
     file = tmp_path / "new"
     file.write_text(NEW_KEY + "\n")
-    fake.publisher.script = _ends()
+    fake.publisher.script = _completed()
     result = fake.run("rotate", "acme", "--api-key-file", str(file), NEW_API_KEY=OLD_KEY)
     assert result.exit_code == 0
     assert _rotations(fake)[0]["api_key"].get_secret_value() == NEW_KEY
@@ -93,7 +93,7 @@ def test_a_generated_key_is_saved_before_anything_is_published(
     assert key not in result.output
 
 
-def test_nothing_is_published_where_the_key_cannot_be_saved(fake: Commands, tmp_path: Path) -> None:
+def test_nothing_is_published_if_the_key_cannot_be_saved(fake: Commands, tmp_path: Path) -> None:
     target = tmp_path / "new"
     target.write_text("precious")
     result = fake.run("rotate", "acme", "--generate", "--save-to", str(target))
@@ -102,8 +102,8 @@ def test_nothing_is_published_where_the_key_cannot_be_saved(fake: Commands, tmp_
     assert fake.publisher.sent == []
 
 
-def test_a_refusal_exits_1_with_its_code(fake: Commands) -> None:
-    fake.publisher.script = _refused
+def test_a_rejection_exits_1_with_its_code(fake: Commands) -> None:
+    fake.publisher.script = _rejected
     result = fake.run("rotate", "acme", NEW_API_KEY=NEW_KEY)
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr == "keyturn: kek_reused: that key was in use\n"
@@ -112,7 +112,7 @@ def test_a_refusal_exits_1_with_its_code(fake: Commands) -> None:
     assert json.loads(watched.stdout)["event"]["code"] == "kek_reused"
 
 
-def test_a_rotation_that_cannot_go_on_exits_1_with_its_code(fake: Commands) -> None:
+def test_a_failed_rotation_exits_1_with_its_code(fake: Commands) -> None:
     fields = {"code": "keyring_rolled_back", "detail": ""}
     fake.publisher.script = lambda rotation_id: [
         _accepted(rotation_id),
@@ -122,11 +122,11 @@ def test_a_rotation_that_cannot_go_on_exits_1_with_its_code(fake: Commands) -> N
     assert result.exit_code == 1
     document = json.loads(result.stdout)
     assert (document["status"], document["event"]["type"]) == ("failed", "rotation.failed")
-    assert "keyturn: keyring_rolled_back; keyturn status" in result.stderr
+    assert "keyturn: keyring_rolled_back; for details: keyturn status" in result.stderr
 
 
-def test_an_unconfirmed_rotation_is_sent_again_under_the_same_id(fake: Commands) -> None:
-    fake.publisher.script = _ends()
+def test_an_unconfirmed_rotation_is_sent_again_with_the_same_id(fake: Commands) -> None:
+    fake.publisher.script = _completed()
     fake.publisher.errors = [OutcomeUnknownError("not confirmed")]
     result = fake.run("rotate", "acme", NEW_API_KEY=NEW_KEY)
     assert result.exit_code == 0
@@ -135,22 +135,22 @@ def test_an_unconfirmed_rotation_is_sent_again_under_the_same_id(fake: Commands)
 
 
 @pytest.mark.parametrize(
-    ("counts", "status", "told"),
+    ("counts", "status", "message"),
     [
         ({"objects": 5, "rewrapped": 5, "current": 5}, 0, ""),
-        ({"objects": 5, "failed": 1, "clean": False}, 1, "not clean: 1 failed, 0 noncurrent"),
-        ({"noncurrent_stale": 2, "clean": False}, 1, "not clean: 0 failed, 2 noncurrent"),
+        ({"objects": 5, "failed": 1, "clean": False}, 1, "not clean: 1 failed, 0 stale noncurrent"),
+        ({"noncurrent_stale": 2, "clean": False}, 1, "not clean: 0 failed, 2 stale noncurrent"),
     ],
 )
-def test_watching_goes_on_to_the_end_and_fails_where_it_is_not_clean(
-    fake: Commands, counts: dict[str, Any], status: int, told: str
+def test_watching_continues_to_the_end_and_fails_unless_clean(
+    fake: Commands, counts: dict[str, Any], status: int, message: str
 ) -> None:
-    fake.publisher.script = _ends(**counts)
+    fake.publisher.script = _completed(**counts)
     result = fake.run("rotate", "acme", "--watch", NEW_API_KEY=NEW_KEY)
     assert result.exit_code == status
     rotation_id = _rotations(fake)[0]["rotation_id"]
     assert f"accepted: acme is at generation 4 ({rotation_id})\n" in result.stderr
-    assert told in result.stderr
+    assert message in result.stderr
     header, row = (line.split() for line in result.stdout.splitlines())
     shown = dict(zip(header, row, strict=True))
     assert shown["rotation_id"] == rotation_id
@@ -158,8 +158,8 @@ def test_watching_goes_on_to_the_end_and_fails_where_it_is_not_clean(
     assert shown["objects"] == str(counts.get("objects", 0))
 
 
-def test_json_is_one_document_and_nothing_else_is_said(fake: Commands) -> None:
-    fake.publisher.script = _ends(objects=5)
+def test_json_is_one_document_without_other_output(fake: Commands) -> None:
+    fake.publisher.script = _completed(objects=5)
     result = fake.run("rotate", "acme", "--watch", "--json", NEW_API_KEY=NEW_KEY)
     assert (result.exit_code, result.stderr) == (0, "")
     document = json.loads(result.stdout)
@@ -169,7 +169,7 @@ def test_json_is_one_document_and_nothing_else_is_said(fake: Commands) -> None:
     assert json.loads(queued.stdout)["event"] is None
 
 
-def test_an_interrupt_leaves_it_running_and_says_how_to_pick_it_up(fake: Commands) -> None:
+def test_an_interrupt_says_how_to_follow_the_rotation(fake: Commands) -> None:
     fake.publisher.script = lambda rotation_id: [_accepted(rotation_id)]
     fake.publisher.interrupt = True
     result = fake.run("rotate", "acme", "--watch", NEW_API_KEY=NEW_KEY)
@@ -178,41 +178,41 @@ def test_an_interrupt_leaves_it_running_and_says_how_to_pick_it_up(fake: Command
     assert result.stderr.endswith(f"keyturn status {rotation_id} --project acme --watch\n")
 
 
-def test_an_interrupt_before_it_was_sent_promises_nothing(fake: Commands) -> None:
+def test_an_interrupt_before_sending_is_silent(fake: Commands) -> None:
     fake.publisher.errors = [KeyboardInterrupt()]  # type: ignore[list-item]  # raised all the same
     result = fake.run("rotate", "acme", NEW_API_KEY=NEW_KEY)
     assert (result.exit_code, result.output) == (130, "")
 
 
-def test_where_nothing_is_told_in_time_it_says_how_to_pick_it_up(fake: Commands) -> None:
+def test_a_timeout_says_how_to_follow_the_rotation(fake: Commands) -> None:
     result = fake.run("rotate", "acme", "--timeout-s", "0.5", NEW_API_KEY=NEW_KEY)
     assert result.exit_code == 1
     rotation_id = _rotations(fake)[0]["rotation_id"]
-    assert f"nothing was told of {rotation_id} in 0.5 s" in result.stderr
+    assert f"no event of {rotation_id} in 0.5 s" in result.stderr
     assert f"keyturn status {rotation_id} --project acme --watch" in result.stderr
     assert result.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
-        (["--watch", "--no-wait"], "exclude each other"),
-        (["--save-to", "x"], "--save-to goes with --generate"),
-        (["--generate", "--api-key-file", "x"], "exclude each other"),
+        (["--watch", "--no-wait"], "cannot be used together"),
+        (["--save-to", "x"], "--save-to needs --generate"),
+        (["--generate", "--api-key-file", "x"], "cannot be used together"),
         (["--generate", "--json"], "needs --save-to"),
         (["--expected-generation", "0"], "--expected-generation"),
     ],
 )
-def test_options_that_do_not_go_together_are_wrong_usage(
-    fake: Commands, options: list[str], told: str
+def test_contradictory_options_are_wrong_usage(
+    fake: Commands, options: list[str], message: str
 ) -> None:
     result = fake.run("rotate", "acme", *options)
     assert result.exit_code == 2
-    assert told in result.stderr
+    assert message in result.stderr
     assert fake.publisher.sent == []
 
 
-def test_without_settings_it_says_which_is_missing() -> None:
+def test_a_missing_setting_is_named() -> None:
     result = CliRunner().invoke(app, ["rotate", "acme", "--generate"])
     assert (result.exit_code, result.stdout) == (2, "")
     assert "KEYTURN_AMQP_URL is missing" in result.stderr

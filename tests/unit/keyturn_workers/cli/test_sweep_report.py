@@ -1,4 +1,4 @@
-"""One sweep, picked up again by its id: how far it is, what failed, how it ends (SPEC 8.5, 14)."""
+"""`keyturn status ID`: the progress, the failures and the end of a sweep (SPEC 8.5, 14)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from keyturn.crypto import IntakeKey, SigningKey, to_base64
 from keyturn.identifiers import format_time
 from keyturn_workers.sweep.counts import Counts
 from keyturn_workers.sweep.plan import Failure, KeyRange, OpenPage, PartResult
-from tests.unit.keyturn_workers.cli.publishing import FakePublisher, event
-from tests.unit.keyturn_workers.cli.status_bench import (
+from tests.unit.keyturn_workers.cli.fake_publisher import FakePublisher, event
+from tests.unit.keyturn_workers.cli.status_bucket import (
     BEGIN,
     Bench,
     all_plan,
@@ -43,8 +43,8 @@ _PUBLISHER = {
 }
 
 
-class _Told(FakePublisher):
-    """Tells its script, and remembers from when on it was asked to."""
+class _ScriptedPublisher(FakePublisher):
+    """Yields the events of its script, and records since when they were requested."""
 
     since: datetime | None = None
     meanwhile: Callable[[], Awaitable[object]] | None = None
@@ -53,8 +53,8 @@ class _Told(FakePublisher):
         self.since = since
         if self.meanwhile is not None:
             await self.meanwhile()
-        for told in self.script(""):
-            yield told
+        for scripted in self.script(""):
+            yield scripted
         if self.interrupt:
             raise KeyboardInterrupt
 
@@ -65,10 +65,10 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Bench:
 
 
 @pytest.fixture
-def publisher(monkeypatch: pytest.MonkeyPatch) -> _Told:
-    told = _Told()
-    monkeypatch.setattr("keyturn_workers.cli.status.Publisher", told)
-    return told
+def publisher(monkeypatch: pytest.MonkeyPatch) -> _ScriptedPublisher:
+    fake = _ScriptedPublisher()
+    monkeypatch.setattr("keyturn_workers.cli.status.Publisher", fake)
+    return fake
 
 
 def _fail(bucket: Bench, of: Plan, count: int, *, page: int = 0) -> None:
@@ -76,7 +76,7 @@ def _fail(bucket: Bench, of: Plan, count: int, *, page: int = 0) -> None:
     asyncio.run(bucket.store.add_failures(of, page, failures, "m1"))
 
 
-def test_a_running_sweep_tells_how_far_it_is(bucket: Bench) -> None:
+def test_a_running_sweep_shows_its_progress(bucket: Bench) -> None:
     began = BEGIN + timedelta(minutes=1)
     until = began + timedelta(seconds=45)
     bucket.add(
@@ -92,7 +92,7 @@ def test_a_running_sweep_tells_how_far_it_is(bucket: Bench) -> None:
     )
     for number in range(61):
         bucket.plant(f"acme/k{number}", {})
-    told = bucket.told(_ID)
+    report = bucket.json(_ID)
     shown: dict[str, Any] = {
         "status": "running",
         "clean": None,
@@ -108,72 +108,72 @@ def test_a_running_sweep_tells_how_far_it_is(bucket: Bench) -> None:
         "failures": [],
         "more_failures": False,
     }
-    assert {name: told[name] for name in shown} == shown
-    assert told["counts"]["rewrapped"] == 20
-    assert told["counts"]["objects"] == 50
+    assert {name: report[name] for name in shown} == shown
+    assert report["counts"]["rewrapped"] == 20
+    assert report["counts"]["objects"] == 50
 
 
-def test_a_sweep_that_was_taken_over_names_the_later_one_and_shows_its_failures(
+def test_a_superseded_sweep_names_its_successor_and_shows_its_failures(
     bucket: Bench,
 ) -> None:
     later = done(2, clean=False)
     bucket.add(done(1, clean=False, successor=later.ask.sweep_id), later)
     _fail(bucket, later, 2)
-    told = bucket.told(_ID)
-    assert told["taken_over_by"] == later.ask.sweep_id
-    assert [row["key"] for row in told["failures"]] == ["p0/000", "p0/001"]
-    assert bucket.told(later.ask.sweep_id)["taken_over_by"] is None
+    report = bucket.json(_ID)
+    assert report["taken_over_by"] == later.ask.sweep_id
+    assert [row["key"] for row in report["failures"]] == ["p0/000", "p0/001"]
+    assert bucket.json(later.ask.sweep_id)["taken_over_by"] is None
     assert later.ask.sweep_id in bucket.run(_ID).stdout
 
 
-def test_time_left_follows_from_the_rate_where_objects_are_counted(bucket: Bench) -> None:
+def test_the_time_left_is_known_only_if_objects_are_counted(bucket: Bench) -> None:
     stepped = BEGIN + timedelta(minutes=1, seconds=10)
     bucket.add(plan(1, stepped_at=stepped, proven=Counts(objects=10, current=10)))
     for number in range(30):
         bucket.plant(f"acme/k{number}", {})
-    assert bucket.told(_ID)["left_s"] == 20
-    assert bucket.told(_ID, "--no-objects")["left_s"] is None
+    assert bucket.json(_ID)["left_s"] == 20
+    assert bucket.json(_ID, "--no-objects")["left_s"] is None
 
 
-def test_nothing_is_claimed_before_the_first_step(bucket: Bench) -> None:
+def test_no_rate_is_shown_before_the_first_step(bucket: Bench) -> None:
     bucket.add(plan(1))
-    told = bucket.told(_ID)
-    assert (told["rate_per_s"], told["left_s"]) == (None, None)
+    report = bucket.json(_ID)
+    assert (report["rate_per_s"], report["left_s"]) == (None, None)
 
 
-def test_failures_are_listed_up_to_a_number_and_all_where_asked(bucket: Bench) -> None:
+def test_failures_are_limited_unless_all_are_requested(bucket: Bench) -> None:
     ended = done(1, clean=False)
     bucket.add(ended)
     for page in range(5):
         _fail(bucket, ended, 10, page=page)
     reads = bucket.storage.calls["read"]
-    told = bucket.told(_ID)
-    assert told["failures"][0] == {"project": "acme", "key": "p0/000", "code": "no_usable_wrap"}
-    assert [row["key"] for row in told["failures"]] == [
+    report = bucket.json(_ID)
+    assert report["failures"][0] == {"project": "acme", "key": "p0/000", "code": "no_usable_wrap"}
+    assert [row["key"] for row in report["failures"]] == [
         f"p{page}/{n:03}" for page in (0, 1) for n in range(10)
     ]
-    assert told["more_failures"] is True
+    assert report["more_failures"] is True
     assert bucket.storage.calls["read"] - reads == 4  # the plan, and three pages of five
-    every = bucket.told(_ID, "--failures")
+    every = bucket.json(_ID, "--failures")
     assert (len(every["failures"]), every["more_failures"]) == (50, False)
     result = bucket.run(_ID)
     assert "p1/009" in result.stdout
-    assert "--failures shows all" in result.stderr
+    assert "add --failures to see all" in result.stderr
 
 
-def test_exactly_so_many_failures_are_not_more(bucket: Bench) -> None:
+def test_exactly_the_limit_of_failures_leaves_no_more(bucket: Bench) -> None:
     ended = done(1, clean=False)
     bucket.add(ended)
     _fail(bucket, ended, 20)
-    told = bucket.told(_ID)
-    assert (len(told["failures"]), told["more_failures"]) == (20, False)
+    report = bucket.json(_ID)
+    assert (len(report["failures"]), report["more_failures"]) == (20, False)
 
 
-def test_a_record_of_failures_that_does_not_open_is_a_row(bucket: Bench) -> None:
+def test_an_unreadable_record_of_failures_is_a_row(bucket: Bench) -> None:
     bucket.add(done(1, clean=False))
     bucket.plant(f".keyturn/sweeps/{_ID}/acme/failures/000000-00000001.json", {}, b"{}")
-    told = bucket.told(_ID)
-    assert told["failures"] == [{"project": "acme", "key": None, "code": "corrupt_object"}]
+    report = bucket.json(_ID)
+    assert report["failures"] == [{"project": "acme", "key": None, "code": "corrupt_object"}]
 
 
 def test_a_sweep_of_all_shows_its_parts(bucket: Bench) -> None:
@@ -190,53 +190,59 @@ def test_a_sweep_of_all_shows_its_parts(bucket: Bench) -> None:
     for project, clean in {"a": True, "c": False, "d": False}.items():
         ended = PartResult(Counts(), clean)
         asyncio.run(bucket.store.add_part_result(_ID, project, ended, "m1"))
-    told = bucket.told(_ID)
-    assert (told["project"], told["status"], told["counts"]["objects"]) == ("*", "running", 17)
-    parts = told["parts"]
+    report = bucket.json(_ID)
+    assert (report["project"], report["status"], report["counts"]["objects"]) == (
+        "*",
+        "running",
+        17,
+    )
+    parts = report["parts"]
     assert parts["ended_clean"] == 1
     assert [(row["project"], row["status"]) for row in parts["live"]] == [("b", "running")]
     assert [(row["project"], row["status"]) for row in parts["ended_not_clean"]] == [
         ("c", "done"),
         ("d", "failed"),
     ]
-    assert [row["project"] for row in told["failures"]] == ["c", "c"]
+    assert [row["project"] for row in report["failures"]] == ["c", "c"]
     assert "Parts: 1 ended clean; the others:" in bucket.run(_ID).stdout
 
 
-def test_what_there_is_no_record_of_is_not_found(bucket: Bench) -> None:
+def test_an_unknown_id_is_not_found(bucket: Bench) -> None:
     for arguments in ([_ID], [_ID, "--json"], [_ID, "--failures"]):
         result = bucket.run(*arguments)
         assert (result.exit_code, result.stdout) == (1, "")
         assert result.stderr.startswith("keyturn: not_found: ")
 
 
-def test_a_project_whose_id_looks_like_a_sweeps_is_shown(bucket: Bench) -> None:
+def test_a_project_whose_id_looks_like_that_of_a_sweep_is_shown(bucket: Bench) -> None:
     bucket.enroll(keyring(_ID))
-    assert bucket.told(_ID)["keyrings"][0]["project"] == _ID
+    assert bucket.json(_ID)["keyrings"][0]["project"] == _ID
 
 
-def test_an_id_that_sweeps_of_several_projects_have_says_so(bucket: Bench) -> None:
+def test_an_id_shared_by_sweeps_of_several_projects_is_pointed_out(bucket: Bench) -> None:
     bucket.add(done(1, "a"), done(1, "b"))
     result = bucket.run(_ID)
     assert result.exit_code == 0
-    assert result.stderr == "keyturn: sweeps of other projects have this id too: b\n"
+    assert result.stderr == "keyturn: other projects have a sweep with this id: b\n"
 
 
-def test_a_forged_plan_is_one_line(bucket: Bench) -> None:
+def test_a_forged_plan_fails_with_one_line(bucket: Bench) -> None:
     bucket.plant(f".keyturn/sweeps/{_ID}/acme/sweep.json", {}, b"{}")
     result = bucket.run(_ID)
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
     assert result.stderr.startswith("keyturn: corrupt_object: ")
 
 
-def test_a_sweep_of_the_same_id_in_another_project_is_never_watched_in_its_place(
-    bucket: Bench, publisher: _Told
+def test_the_same_id_in_another_project_is_never_watched_by_mistake(
+    bucket: Bench, publisher: _ScriptedPublisher
 ) -> None:
-    """Whoever may sweep `aaa` can ask for that under the id of acme's rotation."""
+    """A publisher that may sweep `aaa` can do so under the id of acme's rotation."""
     bucket.add(done(1, "aaa"), plan(1, "acme", asked={"kind": "rotation"}))
     ambiguous = bucket.run(_ID, "--watch", **_PUBLISHER)
     assert ambiguous.exit_code == 1
-    assert "several projects have this id; add --project: aaa, acme" in ambiguous.stderr
+    assert (
+        "several projects have a sweep with this id; add --project: aaa, acme" in ambiguous.stderr
+    )
     assert publisher.since is None
     unclean: dict[str, Any] = {"objects": 5, "failed": 2, "clean": False}
     publisher.script = lambda _: [
@@ -249,16 +255,18 @@ def test_a_sweep_of_the_same_id_in_another_project_is_never_watched_in_its_place
     watched = bucket.run(_ID, "--project", "acme", "--watch", "--json", **_PUBLISHER)
     assert watched.exit_code == 1, watched.output
     assert json.loads(watched.stdout)["event"]["failed"] == 2
-    assert bucket.told(_ID, "--project", "acme")["project"] == "acme"
-    assert bucket.told(_ID, "--project", "aaa")["project"] == "aaa"
+    assert bucket.json(_ID, "--project", "acme")["project"] == "acme"
+    assert bucket.json(_ID, "--project", "aaa")["project"] == "aaa"
     assert bucket.run(_ID, "--project", "bob").exit_code == 1
 
 
-def test_a_part_of_a_sweep_of_all_is_shown_and_not_watched(bucket: Bench, publisher: _Told) -> None:
+def test_a_part_of_a_sweep_of_all_is_shown_and_not_watched(
+    bucket: Bench, publisher: _ScriptedPublisher
+) -> None:
     part = plan(1, "acme", asked={"of_all": True})
     bucket.add(all_plan(1, live=("acme",)), part)
-    assert bucket.told(_ID, "--project", "acme")["project"] == "acme"
-    assert bucket.told(_ID, "--project", "*")["project"] == "*"
+    assert bucket.json(_ID, "--project", "acme")["project"] == "acme"
+    assert bucket.json(_ID, "--project", "*")["project"] == "*"
     result = bucket.run(_ID, "--project", "acme", "--watch", **_PUBLISHER)
     assert result.exit_code == 1
     assert "one part of a sweep of all" in result.stderr
@@ -282,51 +290,51 @@ def test_wrong_usage_exits_2(bucket: Bench, arguments: list[str]) -> None:
     assert (result.exit_code, result.stdout) == (2, "")
 
 
-def test_watching_needs_a_publishers_settings(bucket: Bench) -> None:
+def test_watching_needs_the_settings_of_a_publisher(bucket: Bench) -> None:
     bucket.add(plan(1))
     result = bucket.run(_ID, "--watch")
     assert result.exit_code == 2
     assert "KEYTURN_PUBLISHER_KEY is missing" in result.stderr
 
 
-def test_a_failing_key_cannot_steer_the_terminal(bucket: Bench) -> None:
+def test_a_failed_object_key_cannot_control_the_terminal(bucket: Bench) -> None:
     ended = done(1, clean=False)
     bucket.add(ended)
-    steering = (Failure("\x1b[2Jx", "no_usable_wrap"),)
-    asyncio.run(bucket.store.add_failures(ended, 0, steering, "m1"))
+    failures = (Failure("\x1b[2Jx", "no_usable_wrap"),)
+    asyncio.run(bucket.store.add_failures(ended, 0, failures, "m1"))
     for arguments in ([_ID], [_ID, "--json"]):
         assert "\x1b" not in bucket.run(*arguments).output
 
 
 @pytest.mark.parametrize(
-    ("ended", "exit_code", "said"),
+    ("ended", "exit_code", "message"),
     [
         (done(1), 0, ""),
         (done(1, clean=False), 1, "not clean: 2 failed"),
         (plan(1, status="failed", code="keyring_rolled_back"), 1, "keyring_rolled_back"),
     ],
 )
-def test_watching_what_has_ended_tells_it_without_a_broker(
-    bucket: Bench, publisher: _Told, ended: Plan, exit_code: int, said: str
+def test_watching_an_ended_sweep_needs_no_broker(
+    bucket: Bench, publisher: _ScriptedPublisher, ended: Plan, exit_code: int, message: str
 ) -> None:
     bucket.add(ended)
     result = bucket.run(_ID, "--watch", **_PUBLISHER)
     assert result.exit_code == exit_code, result.output
-    assert said in result.stderr
-    assert bucket.run(_ID).exit_code == 0  # only whoever waits for the end asks how it was
+    assert message in result.stderr
+    assert bucket.run(_ID).exit_code == 0  # without --watch the end does not matter
     assert publisher.since is None
 
 
 @pytest.mark.parametrize("clean", [True, False])
-def test_watching_goes_on_to_the_end_and_shows_the_record_then(
-    bucket: Bench, publisher: _Told, *, clean: bool
+def test_watching_continues_to_the_end_and_shows_the_final_record(
+    bucket: Bench, publisher: _ScriptedPublisher, *, clean: bool
 ) -> None:
     running, ended = plan(1), done(1, clean=clean)
     bucket.add(running)
 
     async def end() -> None:
-        standing = await bucket.store.read(_ID, "acme")
-        assert await bucket.store.change(ended, standing.etag, "m1")
+        stored = await bucket.store.read(_ID, "acme")
+        assert await bucket.store.change(ended, stored.etag, "m1")
 
     publisher.meanwhile = end
     publisher.script = lambda _: [
@@ -335,12 +343,12 @@ def test_watching_goes_on_to_the_end_and_shows_the_record_then(
     ]
     result = bucket.run(_ID, "--watch", "--json", **_PUBLISHER)
     assert result.exit_code == (0 if clean else 1), result.output
-    told = json.loads(result.stdout)
-    assert (told["event"]["objects"], told["status"], told["clean"]) == (5, "done", clean)
+    report = json.loads(result.stdout)
+    assert (report["event"]["objects"], report["status"], report["clean"]) == (5, "done", clean)
     assert publisher.since == running.started_at
 
 
-def test_ctrl_c_leaves_it_running_and_says_how_to_go_on(bucket: Bench, publisher: _Told) -> None:
+def test_ctrl_c_says_how_to_follow_the_sweep(bucket: Bench, publisher: _ScriptedPublisher) -> None:
     bucket.add(plan(1))
     publisher.interrupt = True
     result = bucket.run(_ID, "--watch", **_PUBLISHER)
@@ -348,22 +356,22 @@ def test_ctrl_c_leaves_it_running_and_says_how_to_go_on(bucket: Bench, publisher
     assert result.stderr.endswith(f"keyturn status {_ID} --project acme --watch\n")
 
 
-def test_a_sweep_that_failed_and_went_on_is_watched_past_its_failure(
-    bucket: Bench, publisher: _Told
+def test_a_resumed_sweep_is_watched_past_its_failure(
+    bucket: Bench, publisher: _ScriptedPublisher
 ) -> None:
-    """Its dead letter was replayed; the stream still has the failure before it."""
-    failed_at, went_on_at = BEGIN + timedelta(minutes=2), BEGIN + timedelta(minutes=9)
-    bucket.add(replace(plan(1), ended_at=failed_at, stepped_at=went_on_at, step=4))
+    """Its dead letter was replayed; the event stream still contains the failure."""
+    failed_at, resumed_at = BEGIN + timedelta(minutes=2), BEGIN + timedelta(minutes=9)
+    bucket.add(replace(plan(1), ended_at=failed_at, stepped_at=resumed_at, step=4))
     refused = {"code": "keyring_rolled_back", "detail": "", "sweep_id": _ID}
     publisher.script = lambda _: [
         event("sweep.failed", format_time(failed_at), **refused),
-        event("sweep.completed", format_time(went_on_at), sweep_id=sweep_id(2)),
-        event("sweep.completed", format_time(went_on_at), sweep_id=_ID, objects=5),
+        event("sweep.completed", format_time(resumed_at), sweep_id=sweep_id(2)),
+        event("sweep.completed", format_time(resumed_at), sweep_id=_ID, objects=5),
     ]
     result = bucket.run(_ID, "--watch", "--json", **_PUBLISHER)
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["event"]["type"] == "sweep.completed"
-    publisher.script = lambda _: [event("sweep.failed", format_time(went_on_at), **refused)]
+    publisher.script = lambda _: [event("sweep.failed", format_time(resumed_at), **refused)]
     again = bucket.run(_ID, "--watch", "--json", **_PUBLISHER)
     assert again.exit_code == 1
     assert "keyring_rolled_back" in again.stderr

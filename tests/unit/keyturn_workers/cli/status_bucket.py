@@ -1,4 +1,4 @@
-"""A bucket in memory that `keyturn status` reads, and what is put into it."""
+"""An in-memory bucket for tests of `keyturn status`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ BEGIN = datetime(2026, 11, 24, 10, tzinfo=UTC)
 
 @dataclass
 class Bench:
-    """The bucket, and the command run on it."""
+    """The bucket, and the command to run on it."""
 
     storage: MemoryStorage = field(default_factory=MemoryStorage)
     master_keys: tuple[str, ...] = ("m1", "m2")
@@ -44,13 +44,13 @@ class Bench:
         return SweepStore(self.storage, MASTER_KEYS)
 
     def run(self, *arguments: str, **env: str) -> Result:
-        held = {name: to_base64(MASTER_KEYS[name].reveal()) for name in self.master_keys}
+        master_keys = {name: b64(MASTER_KEYS[name].reveal()) for name in self.master_keys}
         named = {f"KEYTURN_{name}": value for name, value in env.items()}
-        settings = {"KEYTURN_MASTER_KEYS": json.dumps(held), "KEYTURN_S3_BUCKET": "memory"}
+        settings = {"KEYTURN_MASTER_KEYS": json.dumps(master_keys), "KEYTURN_S3_BUCKET": "memory"}
         return CliRunner().invoke(app, ["status", *arguments], env=settings | named)
 
-    def told(self, *arguments: str, exit_code: int = 0, **env: str) -> Any:
-        """The document of the command with `--json`."""
+    def json(self, *arguments: str, exit_code: int = 0, **env: str) -> Any:
+        """The output of the command with `--json`."""
         result = self.run(*arguments, "--json", **env)
         assert result.exit_code == exit_code, result.output
         return json.loads(result.stdout)
@@ -59,12 +59,12 @@ class Bench:
         assert asyncio.run(create_keyring(self.storage, ring, MASTER_KEYS, lease_s=15))
 
     def put(self, ring: Keyring, *keys: str, **labels: Any) -> None:
-        """Objects wrapped as the keyring desires; `labels` replace what their metadata says."""
+        """Add objects wrapped under the keyring; `labels` forge their metadata."""
         for key in keys:
             wraps, body = sealed_object(ring.desired(MASTER_KEYS), key)
             self.plant(f"{ring.project}/{key}", enc(replace(wraps, **labels)), body)
 
-    def bury(self, ring: Keyring, key: str) -> None:
+    def delete(self, ring: Keyring, key: str) -> None:
         self.plant(f"{ring.project}/{key}", deleted(ring.desired(MASTER_KEYS), key), b"")
 
     def plant(self, s3_key: str, metadata: dict[str, str], body: bytes = b"x" * 80) -> None:

@@ -1,4 +1,4 @@
-"""`init` and `keygen`: what they write satisfies the settings, and only its owner reads it."""
+"""`keyturn init` and `keygen`: valid settings, readable only by their owner."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _init(folder: Path, *more: str) -> tuple[dict[str, str], dict[str, str]]:
     return _env(folder / "keyturn.env"), _env(folder / "publisher.env")
 
 
-def test_init_satisfies_workers_and_publishers_that_know_each_other(
+def test_init_writes_matching_settings_for_workers_and_publisher(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker_env, publisher_env = _init(tmp_path / "new")
@@ -55,7 +55,7 @@ def test_init_satisfies_workers_and_publishers_that_know_each_other(
     assert s3.s3_secret_access_key == worker.s3_secret_access_key
 
 
-def test_what_init_writes_is_for_no_commit_and_for_no_image() -> None:
+def test_the_files_of_init_are_ignored_by_git_and_docker() -> None:
     root = Path(__file__).parents[4]
     for name, folder in ((".gitignore", "/"), (".dockerignore", "")):
         patterns = (root / name).read_text().splitlines()
@@ -63,7 +63,7 @@ def test_what_init_writes_is_for_no_commit_and_for_no_image() -> None:
             assert any(fnmatch(folder + secret, pattern) for pattern in patterns), (name, secret)
 
 
-def test_init_satisfies_a_gateway_that_may_upload_and_rotate_and_no_more(
+def test_the_gateway_of_init_may_only_upload_and_rotate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker_env, _ = _init(tmp_path)
@@ -82,7 +82,7 @@ def test_init_satisfies_a_gateway_that_may_upload_and_rotate_and_no_more(
     assert allowed == {"upload.requested", "rotation.requested"}
 
 
-def test_a_shell_reads_the_files_as_python_does(tmp_path: Path) -> None:
+def test_a_shell_reads_the_files_like_python(tmp_path: Path) -> None:
     worker_env, publisher_env = _init(tmp_path)
     for name, expected in (("keyturn.env", worker_env), ("publisher.env", publisher_env)):
         script = f"set -a; . ./{name}; env -0"
@@ -105,7 +105,7 @@ def test_the_publishers_file_holds_none_of_the_operators_secrets(tmp_path: Path)
     assert "KEYTURN_PUBLISHER_KEY" not in worker_env
 
 
-def test_secret_files_are_their_owners_alone_whatever_the_umask(tmp_path: Path) -> None:
+def test_secret_files_are_private_despite_the_umask(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         _init(tmp_path)
@@ -116,18 +116,18 @@ def test_secret_files_are_their_owners_alone_whatever_the_umask(tmp_path: Path) 
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(_FILES)
 
 
-@pytest.mark.parametrize("standing", _FILES)
-def test_init_overwrites_nothing_unless_forced(tmp_path: Path, standing: str) -> None:
-    (tmp_path / standing).write_text("precious")
+@pytest.mark.parametrize("existing", _FILES)
+def test_init_overwrites_nothing_without_force(tmp_path: Path, existing: str) -> None:
+    (tmp_path / existing).write_text("precious")
     result = runner.invoke(app, ["init", "--dir", str(tmp_path)])
     assert result.exit_code == 1
-    assert standing in result.stderr
+    assert existing in result.stderr
     assert [path.read_text() for path in tmp_path.iterdir()] == ["precious"]
     first = _init(tmp_path, "--force")
     assert first != _init(tmp_path, "--force")
 
 
-def test_init_takes_the_addresses_that_the_environment_names(
+def test_init_uses_the_endpoints_of_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = {
@@ -135,8 +135,8 @@ def test_init_takes_the_addresses_that_the_environment_names(
         "KEYTURN_S3_ENDPOINT_URL": "http://storage.example:8001",
         "KEYTURN_S3_REGION": "eu-north-1",
         "KEYTURN_S3_BUCKET": "files-of-many",
-        "KEYTURN_S3_ACCESS_KEY_ID": "somebody",
-        "KEYTURN_S3_SECRET_ACCESS_KEY": "hers",
+        "KEYTURN_S3_ACCESS_KEY_ID": "access-key",
+        "KEYTURN_S3_SECRET_ACCESS_KEY": "secret-key",
     }
     for name, value in given.items():
         monkeypatch.setenv(name, value)
@@ -146,45 +146,45 @@ def test_init_takes_the_addresses_that_the_environment_names(
     assert worker_env["KEYTURN_S3_BUCKET"] == "another"
 
 
-def test_init_refuses_a_value_that_the_file_could_not_hold(tmp_path: Path) -> None:
+def test_init_rejects_a_value_that_cannot_be_quoted(tmp_path: Path) -> None:
     result = runner.invoke(app, ["init", "--dir", str(tmp_path / "n"), "--s3-bucket", "a'b"])
     assert result.exit_code == 2
     assert not (tmp_path / "n").exists()
 
 
-def test_keygen_pairs_belong_together() -> None:
-    def made(*arguments: str) -> dict[str, str]:
+def test_keygen_generates_matching_pairs() -> None:
+    def generate(*arguments: str) -> dict[str, str]:
         result = runner.invoke(app, ["keygen", *arguments, "--json"])
         assert result.exit_code == 0
         parsed: dict[str, str] = json.loads(result.stdout)
         return parsed
 
-    intake = made("intake-key", "--id", "k2")
+    intake = generate("intake-key", "--id", "k2")
     name, _, public = intake["KEYTURN_INTAKE_PUBLIC_KEY"].partition(":")
     seed = from_base64(json.loads(intake["KEYTURN_INTAKE_KEYS"])[name])
     assert name == "k2"
     assert IntakePublicKey.from_bytes(from_base64(public)).public_bytes == (
         IntakeKey.from_seed(seed).public_bytes
     )
-    event = made("event-key")
-    key = SigningKey.from_seed(from_base64(event["KEYTURN_EVENT_KEY"]))
-    assert key.public_bytes == from_base64(event["KEYTURN_EVENT_PUBLIC_KEY"])
-    publisher = made("publisher-key", "--name", "billing")
-    key = SigningKey.from_seed(from_base64(publisher["KEYTURN_PUBLISHER_KEY"]))
+    event = generate("event-key")
+    key = SigningKey.from_seed(b64_decode(event["KEYTURN_EVENT_KEY"]))
+    assert key.public_bytes == b64_decode(event["KEYTURN_EVENT_PUBLIC_KEY"])
+    publisher = generate("publisher-key", "--name", "billing")
+    key = SigningKey.from_seed(b64_decode(publisher["KEYTURN_PUBLISHER_KEY"]))
     grant = json.loads(publisher["KEYTURN_PUBLISHERS"])["billing"]
-    assert [from_base64(each) for each in grant["keys"]] == [key.public_bytes]
-    master = made("master-key", "--id", "m2")
+    assert [b64_decode(each) for each in grant["keys"]] == [key.public_bytes]
+    master = generate("master-key", "--id", "m2")
     assert json.loads(master["KEYTURN_MASTER_KEYS"]).keys() == {"m2"}
     assert master["KEYTURN_ACTIVE_MASTER_KEY"] == "m2"
 
 
-def test_keygen_api_key_is_one_that_derives() -> None:
+def test_keygen_generates_a_valid_api_key() -> None:
     result = runner.invoke(app, ["keygen", "api-key"])
     assert result.exit_code == 0
     user_kek(result.stdout.strip(), "acme")
 
 
-def test_keygen_writes_a_new_file_for_its_owner_and_prints_no_secret(tmp_path: Path) -> None:
+def test_keygen_writes_a_private_file_and_prints_no_secret(tmp_path: Path) -> None:
     target = tmp_path / "event.env"
     result = runner.invoke(app, ["keygen", "event-key", "-o", str(target)])
     assert result.exit_code == 0
@@ -192,4 +192,4 @@ def test_keygen_writes_a_new_file_for_its_owner_and_prints_no_secret(tmp_path: P
     assert stat.S_IMODE(target.stat().st_mode) == 0o600
     again = runner.invoke(app, ["keygen", "event-key", "-o", str(target)])
     assert again.exit_code == 1
-    assert "stands already" in again.stderr
+    assert "already exists" in again.stderr

@@ -1,4 +1,4 @@
-"""The earlier system's API key from a file: taken as it is, since nothing can check it."""
+"""The API key of legacy objects: read unchanged, since it cannot be checked."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from keyturn_workers.cli.api_keys import read_v0_api_key
 from keyturn_workers.cli.app import app
-from keyturn_workers.cli.arguments import read_v0_api_key
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,34 +26,34 @@ if TYPE_CHECKING:
         (b"x" * 4096, "x" * 4096),
     ],
 )
-def test_only_the_lines_end_is_taken_off(tmp_path: Path, content: bytes, key: str) -> None:
+def test_only_the_line_break_is_removed(tmp_path: Path, content: bytes, key: str) -> None:
     file = tmp_path / "old-key"
     file.write_bytes(content)
     assert read_v0_api_key(file).get_secret_value() == key
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (None, "No such file"),
         (b"", "empty"),
         (b"\n", "empty"),
-        (b"secret\xff", "not text"),
+        (b"secret\xff", "not UTF-8 text"),
         (b"secret" * 1000, "longer than 4096 bytes"),
     ],
 )
-def test_what_cannot_be_the_key_is_refused_without_being_shown(
-    tmp_path: Path, content: bytes | None, told: str
+def test_an_invalid_file_is_rejected_without_showing_its_content(
+    tmp_path: Path, content: bytes | None, message: str
 ) -> None:
     file = tmp_path / "old-key"
     if content is not None:
         file.write_bytes(content)
-    with pytest.raises(typer.BadParameter, match=told) as caught:
+    with pytest.raises(typer.BadParameter, match=message) as caught:
         read_v0_api_key(file)
     assert "secret" not in str(caught.value)
 
 
-def test_one_that_cannot_be_read_leaves_no_generated_key_behind(tmp_path: Path) -> None:
+def test_an_unreadable_file_leaves_no_generated_key_behind(tmp_path: Path) -> None:
     runner, saved = CliRunner(), tmp_path / "api-key"
     assert runner.invoke(app, ["init", "--dir", str(tmp_path)]).exit_code == 0
     settings = ["--env-file", str(tmp_path / "publisher.env")]

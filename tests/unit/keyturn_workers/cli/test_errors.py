@@ -1,4 +1,4 @@
-"""How commands end: exit statuses and the one line (SPEC 11, 12, 14)."""
+"""How commands fail: exit statuses and one line (SPEC 11, 12, 14)."""
 
 from __future__ import annotations
 
@@ -35,29 +35,29 @@ _USAGE = [
     (["doctor"], "KEYTURN_S3_BUCKET is missing"),
     (["worker", "upload"], "KEYTURN_AMQP_URL is missing"),
     (["dead", "list"], "KEYTURN_AMQP_URL is missing"),
-    (["dead", "replay"], "name ids, or --all"),
-    (["dead", "replay", "x", "--all"], "name ids, or --all"),
+    (["dead", "replay"], "name ids or use --all"),
+    (["dead", "replay", "x", "--all"], "name ids or use --all"),
     (["dead", "show", "x", "--json"], "KEYTURN_AMQP_URL is missing"),
     (["dead", "discard", "x"], "needs --yes"),
     (["enroll", "acme"], "KEYTURN_AMQP_URL is missing"),
     (["upload", "acme", "nowhere.txt"], "KEYTURN_AMQP_URL is missing"),
-    (["upload", "acme", "x", "--metadata", "novalue"], "--metadata reads name=value"),
+    (["upload", "acme", "x", "--metadata", "novalue"], "--metadata must be name=value"),
     (["upload", "acme", "x", "--metadata", "enc-algo=x"], "malformed_request: metadata names"),
     (["upload", "acme", "x", "--content-type", "a\nb"], "malformed_request: content_type"),
-    (["download", "acme", "k", "--as-operator", "--api-key-file", "f"], "exclude each other"),
+    (["download", "acme", "k", "--as-operator", "--api-key-file", "f"], "cannot be used together"),
     (["--env-file", "nowhere.env", "ls", "acme"], "nowhere.env: No such file"),
     (["keygen", "master-key", "--id", "No Name"], "1 to 32 characters"),
 ]
 
 
-@pytest.mark.parametrize(("arguments", "told"), _USAGE, ids=[" ".join(a) for a, _ in _USAGE])
+@pytest.mark.parametrize(("arguments", "message"), _USAGE, ids=[" ".join(a) for a, _ in _USAGE])
 def test_wrong_usage_and_missing_settings_exit_2_with_one_line(
-    arguments: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     result = runner.invoke(app, arguments)
     assert result.exit_code == 2
-    assert told in result.stderr
+    assert message in result.stderr
     assert result.stderr.count("\n") == 1
     assert result.stderr.startswith("keyturn: ")
     assert result.stdout == ""
@@ -85,7 +85,7 @@ def test_an_api_key_of_the_wrong_form_is_refused_without_being_shown(tmp_path: P
     assert "too short but secret" not in result.output
 
 
-def test_without_a_terminal_no_prompt_is_tried(tmp_path: Path) -> None:
+def test_without_a_terminal_there_is_no_prompt(tmp_path: Path) -> None:
     arguments = ["download", "acme", "k", "-o", str(tmp_path / "x")]
     result = runner.invoke(app, arguments, env={"KEYTURN_S3_BUCKET": "bucket"})
     assert result.exit_code == 2
@@ -93,8 +93,8 @@ def test_without_a_terminal_no_prompt_is_tried(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("code", sorted(all_errors()))
-def test_every_refusal_exits_1_with_its_code(code: str) -> None:
-    line, status = errors.line_of(all_errors()[code]("why"))
+def test_every_error_code_exits_1(code: str) -> None:
+    line, status = errors.describe(all_errors()[code]("why"))
     assert (line, status) == (f"{code}: why", 1)
 
 
@@ -103,7 +103,7 @@ def test_every_refusal_exits_1_with_its_code(code: str) -> None:
     [
         (SettingsError("KEYTURN_X is missing"), "KEYTURN_X is missing", 2),
         (errors.CommandError("no"), "no", 1),
-        (WaitTimeoutError("nothing was told"), "nothing was told", 1),
+        (WaitTimeoutError("no event"), "no event", 1),
         (ExceptionGroup("g", [AlreadyExistsError("k")]), "already_exists: k", 1),
         (PermissionError(13, "Permission denied", "f"), "f: Permission denied", 1),
         (KeyError("amqp://user:password@host"), "internal error: KeyError", 1),
@@ -114,34 +114,34 @@ def test_every_refusal_exits_1_with_its_code(code: str) -> None:
         ),
     ],
 )
-def test_every_other_failure_is_one_line_that_repeats_nothing(
+def test_every_other_error_is_one_line_without_foreign_text(
     error: Exception, line: str, status: int
 ) -> None:
-    assert errors.line_of(error) == (line, status)
+    assert errors.describe(error) == (line, status)
 
 
 @pytest.mark.parametrize(
     "error", [ConnectionRefusedError("amqp://user:password@host"), BrokerUnavailableError("away")]
 )
-def test_a_broker_that_is_away_is_told_with_its_address_and_no_secret(
+def test_an_unreachable_broker_is_reported_with_its_endpoint_and_no_secret(
     error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KEYTURN_AMQP_URL", "amqp://user:password@broker.example:5673/v?x=hidden")
-    line, status = errors.line_of(error)
+    line, status = errors.describe(error)
     assert line.endswith(" at amqp://broker.example:5673")
     assert "password" not in line
     assert status == 1
 
 
 @pytest.mark.parametrize("url", ["", "amqp://", "amqp://host:port/", "nonsense"])
-def test_an_address_that_is_none_is_left_out(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_malformed_broker_url_is_left_out(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KEYTURN_AMQP_URL", url)
-    line, _ = errors.line_of(ConnectionRefusedError())
+    line, _ = errors.describe(ConnectionRefusedError())
     assert line == "the broker cannot be reached (ConnectionRefusedError)"
 
 
 @pytest.mark.parametrize("command", [["ls", "acme"], ["inspect", "acme", "k"], ["doctor"]])
-def test_a_storage_that_is_away_is_told_with_its_address(
+def test_an_unreachable_storage_is_reported_with_its_endpoint(
     command: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KEYTURN_S3_ENDPOINT_URL", "http://127.0.0.1:1")
@@ -155,7 +155,7 @@ def test_a_storage_that_is_away_is_told_with_its_address(
     assert "not-to-show" not in result.output
 
 
-def test_another_refusal_within_is_left_as_it_is() -> None:
+def test_other_errors_keep_their_text() -> None:
     settings = S3Settings(s3_bucket="files")
     with pytest.raises(AlreadyExistsError, match=r"^already_exists: k$"), naming_storage(settings):
         raise AlreadyExistsError("k")
@@ -165,7 +165,7 @@ def test_another_refusal_within_is_left_as_it_is() -> None:
     assert raised.value is group
 
 
-def test_one_of_a_group_is_told_with_the_address_too() -> None:
+def test_an_error_in_a_group_gets_the_endpoint_too() -> None:
     failed = ExceptionGroup("g", [ExceptionGroup("h", [StorageUnavailableError("head: Timeout")])])
     with (
         pytest.raises(StorageUnavailableError, match=r"head: Timeout \(the storage at AWS, region"),
@@ -174,7 +174,7 @@ def test_one_of_a_group_is_told_with_the_address_too() -> None:
         raise failed
 
 
-def test_an_interrupt_exits_130_and_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interrupt_exits_130_silently(capsys: pytest.CaptureFixture[str]) -> None:
     def interrupted() -> None:
         raise KeyboardInterrupt
 
@@ -182,28 +182,28 @@ def test_an_interrupt_exits_130_and_says_nothing(capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().err == ""
 
 
-def test_an_interrupted_command_exits_130_and_says_nothing(
+def test_an_interrupted_command_exits_130_silently(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("keyturn_workers.cli.objects.asyncio.run", interrupted)
-    # The coroutine is never awaited then; nothing of it must be left to complain.
+    # Otherwise the coroutine would never be awaited, and Python would warn.
     monkeypatch.setattr("keyturn_workers.cli.objects._ls", lambda *_, **__: None)
     result = runner.invoke(app, ["ls", "acme"], env={"KEYTURN_S3_BUCKET": "bucket"})
     assert (result.exit_code, result.output) == (130, "")
 
 
-def test_an_abandoned_prompt_exits_1_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    def abandoned() -> None:
+def test_an_aborted_prompt_exits_1_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def abort() -> None:
         raise typer.Abort
 
-    assert errors.run(abandoned) == 1
-    assert capsys.readouterr().err == "keyturn: nothing was entered\n"
+    assert errors.run(abort) == 1
+    assert capsys.readouterr().err == "keyturn: aborted\n"
 
 
-def test_a_closed_pipe_ends_the_command_without_a_word() -> None:
+def test_a_closed_pipe_ends_the_command_silently() -> None:
     read_end, write_end = os.pipe()
     os.close(read_end)
     done = subprocess.run(
@@ -216,14 +216,14 @@ def test_a_closed_pipe_ends_the_command_without_a_word() -> None:
     assert (done.returncode, done.stderr) == (1, b"")
 
 
-def test_an_env_file_fills_what_the_environment_lacks(
+def test_an_env_file_never_overrides_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "with space.env"
     file.write_text("KEYTURN_S3_BUCKET='x'\nKEYTURN_DEPLOYMENT='file'\nPATH='/nowhere'\n")
     monkeypatch.setenv("KEYTURN_DEPLOYMENT", "environment")
     path = os.environ["PATH"]
-    # A bucket's name of one character: the setting was read, from the file.
+    # A one-character bucket name: the error proves that the setting was read from the file.
     result = runner.invoke(app, ["ls", "acme"], env={"KEYTURN_ENV_FILE": str(file)})
     assert "KEYTURN_S3_BUCKET is malformed" in result.stderr
     assert os.environ["KEYTURN_DEPLOYMENT"] == "environment"
@@ -234,5 +234,5 @@ def test_an_env_file_fills_what_the_environment_lacks(
     ("text", "shown"),
     [("plain é", "plain é"), ("a\x1b[2Jb", "a\\x1b[2Jb"), ("\ud800", "\\ud800"), ("\n", "\\n")],
 )
-def test_what_others_wrote_cannot_steer_a_terminal(text: str, shown: str) -> None:
+def test_foreign_text_cannot_control_the_terminal(text: str, shown: str) -> None:
     assert printable(text) == shown

@@ -1,4 +1,4 @@
-"""A publisher for commands that needs no broker: it keeps what is sent and tells a script."""
+"""A publisher without a broker: it records requests and yields scripted events."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _TYPES = {
 
 
 def event(type_: str, at: str = AT, **fields: Any) -> Event:
-    """An event by its type and fields; counts that are not named are zero."""
+    """An event of this type; counts default to zero."""
     counts: dict[str, Any] = {}
     if type_.endswith((".completed", ".progressed")):
         counts = dict.fromkeys(COUNT_FIELDS, 0) | {"clean": True}
@@ -42,11 +42,11 @@ def event(type_: str, at: str = AT, **fields: Any) -> Event:
 
 @dataclass
 class FakePublisher:
-    """Stands in for `Publisher`.
+    """Replaces `Publisher`.
 
     Attributes:
-        script: Gives the events that answer a request, by its id.
-        sent: What was published: method, arguments.
+        script: The events for a request, by its id.
+        sent: The published requests: method and arguments.
         errors: Raised by the first publications, one each.
     """
 
@@ -79,29 +79,29 @@ class FakePublisher:
         self, request_id: str, *, timeout_s: float, project: str, request_type: str
     ) -> Event:
         self._check(project, request_type)
-        for told in self.script(request_id):
-            if is_answer(told):
-                return told
-        raise WaitTimeoutError(f"nothing was told of {request_id} in {timeout_s:g} s")
+        for scripted in self.script(request_id):
+            if is_answer(scripted):
+                return scripted
+        raise WaitTimeoutError(f"no event of {request_id} in {timeout_s:g} s")
 
     async def progress(
         self, request_id: str, *, project: str, request_type: str
     ) -> AsyncGenerator[Event, None]:
         self._check(project, request_type)
-        for told in self.script(request_id):
-            yield told
+        for scripted in self.script(request_id):
+            yield scripted
         if self.interrupt:
             raise KeyboardInterrupt
 
     def _check(self, project: str, request_type: str) -> None:
-        """What is waited for is what was sent last."""
+        """Only the last request is waited for."""
         method, given = self.sent[-1]
         assert (given["project"], _TYPES[method]) == (project, request_type)
 
 
 @dataclass
 class Commands:
-    """Runs commands against the fake, with a publisher's settings."""
+    """Runs commands with the fake publisher and its settings."""
 
     publisher: FakePublisher
     env_file: Path
@@ -112,7 +112,7 @@ class Commands:
 
 
 def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
-    """Commands whose publisher is a fake one; no bucket is configured."""
+    """Commands with a fake publisher and without a bucket."""
     folder = tmp_path / "settings"
     made = CliRunner().invoke(app, ["init", "--dir", str(folder)])
     assert made.exit_code == 0, made.stderr
