@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from keyturn.identifiers import check_key, is_project
+from keyturn.identifiers import check_object_key, is_project
 
 
 def _check_project(value: str | None) -> str | None:
@@ -16,7 +16,7 @@ def _check_project(value: str | None) -> str | None:
     return value
 
 
-def check_object_key(value: str) -> str:
+def validate_object_key(value: str) -> str:
     """An object key that SPEC 1 allows.
 
     Raises:
@@ -33,7 +33,7 @@ OptionalProject = Annotated[
     str | None, typer.Argument(help="The project id.", callback=_check_project)
 ]
 ObjectKey = Annotated[
-    str, typer.Argument(help="The object key, without the project.", callback=check_object_key)
+    str, typer.Argument(help="The object key, without the project.", callback=validate_object_key)
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 ApiKeyFile = Annotated[

@@ -22,7 +22,7 @@ from rich.progress import (
 )
 
 from keyturn.errors import ArchivedObjectError, CodedError, StorageUnavailableError
-from keyturn.identifiers import OWN_PREFIX, is_key, is_project
+from keyturn.identifiers import OWN_PREFIX, is_object_key, is_project
 from keyturn_workers.cli.bucket import batched, optional_task
 from keyturn_workers.cli.output import printable, progress_display
 from keyturn_workers.errors import ArchivedError, MissingError
@@ -133,7 +133,7 @@ async def _inspect(
 ) -> ObjectGroup | None:
     """The group of one object; None if it was deleted since it was listed."""
     project, _, object_key = s3_key.partition("/")
-    if not is_project(project) or not is_key(object_key):
+    if not is_project(project) or not is_object_key(object_key):
         return ObjectGroup(project if is_project(project) else "", _FOREIGN)
     try:
         if version_id is None:

@@ -13,7 +13,7 @@ from keyturn.errors import CodedError
 from keyturn.messages import Rejected
 from keyturn.publisher import OutcomeUnknownError, Publisher, PublisherError
 from keyturn.settings import PublisherSettings
-from keyturn_workers.cli.arguments import AsJson, Project, TimeoutS, check_object_key
+from keyturn_workers.cli.arguments import AsJson, Project, TimeoutS, validate_object_key
 from keyturn_workers.cli.output import print_json, print_rows
 from keyturn_workers.cli.publishing import PendingRequest, rows_error
 
@@ -21,8 +21,8 @@ _CONCURRENCY: Final = 64
 _COLUMNS: Final = ("key", "status", "request_id", "code", "detail")
 
 
-def _check_object_keys(values: list[str]) -> list[str]:
-    return [check_object_key(value) for value in dict.fromkeys(values)]
+def _validate_object_keys(values: list[str]) -> list[str]:
+    return [validate_object_key(value) for value in dict.fromkeys(values)]
 
 
 def delete(
@@ -31,7 +31,7 @@ def delete(
         list[str],
         typer.Argument(
             help="The object keys, without the project.",
-            callback=_check_object_keys,
+            callback=_validate_object_keys,
         ),
     ],
     wait: Annotated[bool, typer.Option(help="Wait until each is deleted or rejected.")] = True,

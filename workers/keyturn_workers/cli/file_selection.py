@@ -91,7 +91,7 @@ def _walk(argument: Path, on_skip: Callable[[str], None]) -> Iterator[tuple[Path
 
 def _describe(path: Path, object_key: str, content_type: str | None) -> SelectedFile:
     try:
-        check_key(object_key)
+        check_object_key(object_key)
         problem = None
     except ValueError as exc:
         problem = str(exc)

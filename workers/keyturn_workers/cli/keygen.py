@@ -45,14 +45,14 @@ def new_seed() -> bytes:
 
 def master_key_settings(name: str) -> dict[str, str]:
     """A master key with an id: the settings of workers and operator."""
-    keys = json.dumps({name: b64(new_seed())})
+    keys = json.dumps({name: to_base64(new_seed())})
     return {"KEYTURN_MASTER_KEYS": keys, "KEYTURN_ACTIVE_MASTER_KEY": name}
 
 
 def intake_key_settings(name: str) -> tuple[dict[str, str], dict[str, str]]:
     """An intake key pair: the workers' settings, the publishers' settings."""
     seed = new_seed()
-    public = b64(IntakeKey.from_seed(seed).public_bytes)
+    public = to_base64(IntakeKey.from_seed(seed).public_bytes)
     return (
         {"KEYTURN_INTAKE_KEYS": json.dumps({name: to_base64(seed)})},
         {"KEYTURN_INTAKE_PUBLIC_KEY": f"{name}:{public}"},
@@ -62,8 +62,8 @@ def intake_key_settings(name: str) -> tuple[dict[str, str], dict[str, str]]:
 def event_key_settings() -> tuple[dict[str, str], dict[str, str]]:
     """An event key pair: the workers' settings, the publishers' settings."""
     seed = new_seed()
-    public = b64(SigningKey.from_seed(seed).public_bytes)
-    return {"KEYTURN_EVENT_KEY": b64(seed)}, {"KEYTURN_EVENT_PUBLIC_KEY": public}
+    public = to_base64(SigningKey.from_seed(seed).public_bytes)
+    return {"KEYTURN_EVENT_KEY": to_base64(seed)}, {"KEYTURN_EVENT_PUBLIC_KEY": public}
 
 
 def publisher_key_settings(
@@ -71,7 +71,7 @@ def publisher_key_settings(
 ) -> tuple[dict[str, str], dict[str, str]]:
     """A publisher's key pair: the workers' settings (its permissions), its own settings."""
     seed = new_seed()
-    public = b64(SigningKey.from_seed(seed).public_bytes)
+    public = to_base64(SigningKey.from_seed(seed).public_bytes)
     grant = {name: {"keys": [public], "may": may, "projects": projects}}
     own = {"KEYTURN_PUBLISHER_NAME": name, "KEYTURN_PUBLISHER_KEY": to_base64(seed)}
     return {"KEYTURN_PUBLISHERS": json.dumps(grant)}, own

@@ -20,7 +20,7 @@ from keyturn.publisher import OutcomeUnknownError, Publisher, PublisherError
 from keyturn.publisher.body_source import blocks
 from keyturn.publisher.requests import new_id
 from keyturn.settings import PublisherSettings, S3Settings
-from keyturn_workers.cli.arguments import AsJson, Project, TimeoutS, check_object_key
+from keyturn_workers.cli.arguments import AsJson, Project, TimeoutS, validate_object_key
 from keyturn_workers.cli.errors import note
 from keyturn_workers.cli.file_selection import SelectedFile, guess_content_type, select_files
 from keyturn_workers.cli.output import ByteProgress, byte_progress, print_json, print_rows
@@ -108,7 +108,7 @@ def _select(
     if _STDIN in paths:
         if key is None:
             raise typer.BadParameter("standard input needs --key and no other path")
-        check_object_key(key)
+        validate_object_key(key)
         return [SelectedFile(None, key, None, content_type or guess_content_type(key))]
     skipped: list[str] = []
     files = select_files([Path(path) for path in paths], prefix, content_type, skipped.append)
@@ -118,7 +118,7 @@ def _select(
         return files
     if len(files) != 1 or not Path(paths[0]).is_file():
         raise typer.BadParameter("--key needs exactly one file or -")
-    return [replace(files[0], object_key=check_object_key(key), problem=None)]
+    return [replace(files[0], object_key=validate_object_key(key), problem=None)]
 
 
 def _staging_settings() -> S3Settings | None:

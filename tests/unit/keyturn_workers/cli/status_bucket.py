@@ -44,7 +44,7 @@ class Bench:
         return SweepStore(self.storage, MASTER_KEYS)
 
     def run(self, *arguments: str, **env: str) -> Result:
-        master_keys = {name: b64(MASTER_KEYS[name].reveal()) for name in self.master_keys}
+        master_keys = {name: to_base64(MASTER_KEYS[name].reveal()) for name in self.master_keys}
         named = {f"KEYTURN_{name}": value for name, value in env.items()}
         settings = {"KEYTURN_MASTER_KEYS": json.dumps(master_keys), "KEYTURN_S3_BUCKET": "memory"}
         return CliRunner().invoke(app, ["status", *arguments], env=settings | named)

@@ -167,12 +167,12 @@ def test_keygen_generates_matching_pairs() -> None:
         IntakeKey.from_seed(seed).public_bytes
     )
     event = generate("event-key")
-    key = SigningKey.from_seed(b64_decode(event["KEYTURN_EVENT_KEY"]))
-    assert key.public_bytes == b64_decode(event["KEYTURN_EVENT_PUBLIC_KEY"])
+    key = SigningKey.from_seed(from_base64(event["KEYTURN_EVENT_KEY"]))
+    assert key.public_bytes == from_base64(event["KEYTURN_EVENT_PUBLIC_KEY"])
     publisher = generate("publisher-key", "--name", "billing")
-    key = SigningKey.from_seed(b64_decode(publisher["KEYTURN_PUBLISHER_KEY"]))
+    key = SigningKey.from_seed(from_base64(publisher["KEYTURN_PUBLISHER_KEY"]))
     grant = json.loads(publisher["KEYTURN_PUBLISHERS"])["billing"]
-    assert [b64_decode(each) for each in grant["keys"]] == [key.public_bytes]
+    assert [from_base64(each) for each in grant["keys"]] == [key.public_bytes]
     master = generate("master-key", "--id", "m2")
     assert json.loads(master["KEYTURN_MASTER_KEYS"]).keys() == {"m2"}
     assert master["KEYTURN_ACTIVE_MASTER_KEY"] == "m2"
