@@ -43,29 +43,29 @@ def is_uuid(text: str) -> bool:
     return _UUID.fullmatch(text) is not None
 
 
-def check_object_key(key: str) -> str:
+def check_object_key(object_key: str) -> str:
     """The key itself where SPEC 1 allows it.
 
     Raises:
         ValueError: says which rule it breaks, without repeating the key.
     """
     try:
-        size_bytes = len(key.encode())
+        size_bytes = len(object_key.encode())
     except UnicodeEncodeError as exc:
         raise ValueError("a key must be valid UTF-8") from exc
     if not 1 <= size_bytes <= OBJECT_KEY_MAX_BYTES:
         raise ValueError(f"a key has 1 to {OBJECT_KEY_MAX_BYTES} bytes of UTF-8")
-    if has_control_characters(key):
+    if has_control_characters(object_key):
         raise ValueError("a key has no control characters")
-    if any(segment in ("", ".", "..") for segment in key.split("/")):
+    if any(segment in ("", ".", "..") for segment in object_key.split("/")):
         raise ValueError("a key has no empty, '.' or '..' segment, and no '/' at either end")
-    return key
+    return object_key
 
 
-def is_object_key(key: str) -> bool:
+def is_object_key(object_key: str) -> bool:
     """Whether SPEC 1 allows this key."""
     try:
-        check_object_key(key)
+        check_object_key(object_key)
     except ValueError:
         return False
     return True
@@ -95,9 +95,9 @@ def format_time(instant: datetime) -> str:
     return instant.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
-def object_s3_key(project: str, key: str) -> str:
+def object_s3_key(project: str, object_key: str) -> str:
     """Where an object stands in the bucket (SPEC 4.1)."""
-    return f"{project}/{key}"
+    return f"{project}/{object_key}"
 
 
 def keyring_s3_key(project: str) -> str:

@@ -270,7 +270,7 @@ def _opened(left: Left, kek: Any, role: Any) -> Iterator[str]:
                     role,
                     algorithm=metadata["enc-algo"],
                     project=PROJECT,
-                    key=key,
+                    object_key=key,
                     generation=generation,
                     wrap=wrap,
                 )

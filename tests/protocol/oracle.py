@@ -315,7 +315,7 @@ class Oracle:
                         role,
                         algorithm=_ALGORITHM,
                         project=name,
-                        key=key,
+                        object_key=key,
                         generation=generation,
                         wrap=wrap,
                     )

@@ -140,7 +140,7 @@ class Bucket:
             role,
             algorithm=algorithm,
             project=project,
-            key=key,
+            object_key=key,
             generation=generation,
             dek=dek,
         )
@@ -253,7 +253,7 @@ def _unwrapped(
             role,
             algorithm=metadata["enc-algo"],
             project=project,
-            key=key,
+            object_key=key,
             generation=generation,
             wrap=base64.b64decode(metadata[f"enc-dek-{role}"], validate=True),
         )

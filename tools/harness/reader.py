@@ -103,7 +103,7 @@ def _dek(
         "user" if by == "user" else "admin",
         algorithm=stored.metadata["enc-algo"],
         project=project,
-        key=key,
+        object_key=key,
         generation=int(label[1]),
         wrap=base64.b64decode(stored.metadata[f"enc-dek-{by}"], validate=True),
     )

@@ -127,7 +127,7 @@ class Tenant:
                     role,
                     algorithm=_ALGORITHM,
                     project=self.project,
-                    key=key,
+                    object_key=key,
                     generation=1,
                     dek=dek,
                 )
@@ -228,7 +228,7 @@ class Tenant:
                             role,  # type: ignore[arg-type]
                             algorithm=_ALGORITHM,
                             project=self.project,
-                            key=key,
+                            object_key=key,
                             generation=generation,
                             wrap=wrap,
                         )

@@ -34,9 +34,9 @@ _MLKEM_SEED_BYTES: Final = 64
 _MLKEM_PUBLIC_BYTES: Final = 1184
 
 
-def upload_info(upload_id: str, project: str, key: str) -> bytes:
+def upload_info(upload_id: str, project: str, object_key: str) -> bytes:
     """Return the HPKE `info` of an upload's transport key (SPEC 6.4)."""
-    return label("keyturn/v1/intake", "upload", upload_id, project, key)
+    return label("keyturn/v1/intake", "upload", upload_id, project, object_key)
 
 
 def kek_info(purpose: KekPurpose, request_id: str, project: str) -> bytes:

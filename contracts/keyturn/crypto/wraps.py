@@ -40,16 +40,23 @@ def transport_context(upload_id: str) -> bytes:
 
 
 def wrap_dek(
-    kek: Kek, role: Role, *, algorithm: str, project: str, key: str, generation: int, dek: bytes
+    kek: Kek,
+    role: Role,
+    *,
+    algorithm: str,
+    project: str,
+    object_key: str,
+    generation: int,
+    dek: bytes,
 ) -> bytes:
-    """Return `dek` (32 bytes) wrapped for the object `project`/`key` (SPEC 4.3).
+    """Return `dek` (32 bytes) wrapped for the object `project`/`object_key` (SPEC 4.3).
 
     Args:
         kek: the user KEK or the admin KEK, as `role` says.
         role: whose wrap this is.
         algorithm: the object's `enc-algo`.
         project: the project's id.
-        key: the object's key, without its project.
+        object_key: the object's key, without its project.
         generation: of the user KEK, for both wraps.
         dek: the object's data key.
 
@@ -58,23 +65,30 @@ def wrap_dek(
     """
     if len(dek) != DEK_BYTES:
         raise ValueError("a DEK is 32 bytes long")
-    return seal(kek.reveal(), _dek_context(role, algorithm, project, key, generation), dek)
+    return seal(kek.reveal(), _dek_context(role, algorithm, project, object_key, generation), dek)
 
 
 def unwrap_dek(
-    kek: Kek, role: Role, *, algorithm: str, project: str, key: str, generation: int, wrap: bytes
+    kek: Kek,
+    role: Role,
+    *,
+    algorithm: str,
+    project: str,
+    object_key: str,
+    generation: int,
+    wrap: bytes,
 ) -> bytes:
     """Return the DEK in a wrap made by `wrap_dek` with the same arguments.
 
     Raises:
         SealError: it does not open, or opens to anything but 32 bytes.
     """
-    context = _dek_context(role, algorithm, project, key, generation)
+    context = _dek_context(role, algorithm, project, object_key, generation)
     return _dek(open_sealed(kek.reveal(), context, wrap))
 
 
 def upload_tag(
-    dek: bytes, *, publisher: str, project: str, key: str, upload_id: str, size_bytes: int
+    dek: bytes, *, publisher: str, project: str, object_key: str, upload_id: str, size_bytes: int
 ) -> bytes:
     """Return the 16 bytes by which an upload recognises its own object (SPEC 4.3).
 
@@ -85,11 +99,11 @@ def upload_tag(
         dek: the object's data key, 32 bytes.
         publisher: who signed the upload's request.
         project: the project's id.
-        key: the object's key, without its project.
+        object_key: the object's key, without its project.
         upload_id: the upload's.
         size_bytes: of the plaintext.
     """
-    message = label("keyturn/v1/upload", publisher, project, key, upload_id, str(size_bytes))
+    message = label("keyturn/v1/upload", publisher, project, object_key, upload_id, str(size_bytes))
     return hmac.digest(dek, message, "sha256")[:UPLOAD_TAG_BYTES]
 
 
@@ -107,18 +121,18 @@ def open_record(kek: Kek, record_key: str, sealed: bytes) -> bytes:
     return open_sealed(kek.reveal(), label("keyturn/v1/record", record_key), sealed)
 
 
-def seal_tombstone(kek: Kek, project: str, key: str, time: str) -> bytes:
-    """Return the proof that `project`/`key` was deleted at `time` (RFC 3339, SPEC 8.7)."""
-    return seal(kek.reveal(), label("keyturn/v1/tombstone", project, key), time.encode())
+def seal_tombstone(kek: Kek, project: str, object_key: str, time: str) -> bytes:
+    """Return the proof that `project`/`object_key` was deleted at `time` (RFC 3339, SPEC 8.7)."""
+    return seal(kek.reveal(), label("keyturn/v1/tombstone", project, object_key), time.encode())
 
 
-def open_tombstone(kek: Kek, project: str, key: str, sealed: bytes) -> str:
-    """Return the time at which `project`/`key` was deleted.
+def open_tombstone(kek: Kek, project: str, object_key: str, sealed: bytes) -> str:
+    """Return the time at which `project`/`object_key` was deleted.
 
     Raises:
         SealError: it does not open under this admin KEK, or is no tombstone of this object.
     """
-    time = open_sealed(kek.reveal(), label("keyturn/v1/tombstone", project, key), sealed)
+    time = open_sealed(kek.reveal(), label("keyturn/v1/tombstone", project, object_key), sealed)
     try:
         return time.decode()
     except UnicodeDecodeError as exc:
@@ -227,8 +241,10 @@ def v0_unwrap_dek(kek: Kek, wrap: bytes) -> bytes:
     return _dek(v0_open(kek.reveal(), wrap))
 
 
-def _dek_context(role: Role, algorithm: str, project: str, key: str, generation: int) -> bytes:
-    return label("keyturn/v1/dek", role, algorithm, project, key, str(generation))
+def _dek_context(
+    role: Role, algorithm: str, project: str, object_key: str, generation: int
+) -> bytes:
+    return label("keyturn/v1/dek", role, algorithm, project, object_key, str(generation))
 
 
 def _dek(opened: bytes) -> bytes:

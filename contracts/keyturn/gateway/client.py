@@ -128,7 +128,7 @@ class Client:
 
     @asynccontextmanager
     async def open(
-        self, project: str, key: str, *, start: int = 0, length: int | None = None
+        self, project: str, object_key: str, *, start: int = 0, length: int | None = None
     ) -> AsyncIterator[OpenObject]:
         """Open an object, or a range of it, for as long as the block lasts.
 
@@ -137,7 +137,7 @@ class Client:
 
         Args:
             project: The project's id (SPEC 1).
-            key: The object's key, 1 to 900 bytes of UTF-8.
+            object_key: The object's key, 1 to 900 bytes of UTF-8.
             start: The first byte wanted; a negative one counts from the end.
             length: How many bytes at most, or None for all from `start` on.
 
@@ -153,14 +153,14 @@ class Client:
             span = ByteRange(start, length)
         except ValueError as exc:
             raise MalformedRequestError(str(exc)) from exc
-        async with self._object("GET", project, key, span) as (answer, by_storage):
+        async with self._object("GET", project, object_key, span) as (answer, by_storage):
             size_bytes, length_bytes = content_lengths(
                 answer.status, answer.headers, span, by_storage=by_storage
             )
             info = object_info(size_bytes, answer.headers, by_storage=by_storage)
             yield OpenObject(info, length_bytes, answer)
 
-    async def stat(self, project: str, key: str) -> ObjectInfo:
+    async def stat(self, project: str, object_key: str) -> ObjectInfo:
         """What is told of an object, without its body.
 
         The gateway has authenticated an encrypted object's length, and nothing else of it.
@@ -172,7 +172,7 @@ class Client:
             GatewayError: the gateway cannot be reached, or refuses with a status that may
                 mean several codes: an answer to HEAD has no body that would tell.
         """
-        async with self._object("HEAD", project, key, _WHOLE) as (answer, by_storage):
+        async with self._object("HEAD", project, object_key, _WHOLE) as (answer, by_storage):
             size_bytes, _ = content_lengths(
                 answer.status, answer.headers, _WHOLE, by_storage=by_storage
             )
@@ -181,7 +181,7 @@ class Client:
     async def upload(
         self,
         project: str,
-        key: str,
+        object_key: str,
         body: Body,
         *,
         content_type: str | None = None,
@@ -192,7 +192,7 @@ class Client:
 
         Args:
             project: The project's id (SPEC 1).
-            key: The object's key, 1 to 900 bytes of UTF-8; objects are written once.
+            object_key: The object's key, 1 to 900 bytes of UTF-8; objects are written once.
             body: Bytes, a path, a binary file, or an async iterable of bytes of any length.
             content_type: As in HTTP; not authenticated.
             metadata: The caller's own, at most 1 KiB; not authenticated.
@@ -216,7 +216,7 @@ class Client:
             headers[META_PREFIX + name] = value
         status, told = await self._send(
             "PUT",
-            _object_path(project, key),
+            _object_path(project, object_key),
             headers,
             RequestBody(body),
             (_CREATED, _ACCEPTED),
@@ -281,11 +281,11 @@ class Client:
 
     @asynccontextmanager
     async def _object(
-        self, method: str, project: str, key: str, span: ByteRange
+        self, method: str, project: str, object_key: str, span: ByteRange
     ) -> "AsyncIterator[tuple[aiohttp.ClientResponse, bool]]":
         """The answer about an object, and whether it is the storage's own (SPEC 9.3)."""
         headers = {} if span.is_whole else {"Range": span.header}
-        path = _object_path(project, key)
+        path = _object_path(project, object_key)
         answer = await self._transport.read(method, path, headers, self._api_key)
         try:
             if by_storage := answer.status == _REDIRECT:
@@ -357,12 +357,12 @@ def _project_path(project: str) -> str:
     return f"/v1/projects/{project}"
 
 
-def _object_path(project: str, key: str) -> str:
+def _object_path(project: str, object_key: str) -> str:
     try:
-        check_object_key(key)
+        check_object_key(object_key)
     except ValueError as exc:
         raise MalformedRequestError(str(exc)) from exc
-    return f"{_project_path(project)}/objects/{quote(key, safe=_UNRESERVED)}"
+    return f"{_project_path(project)}/objects/{quote(object_key, safe=_UNRESERVED)}"
 
 
 def _told_id(status: int, told: Mapping[str, Any], name: str) -> str:

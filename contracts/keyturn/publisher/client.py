@@ -177,7 +177,7 @@ class Publisher:
     async def upload(
         self,
         project: str,
-        key: str,
+        object_key: str,
         body: Body,
         *,
         content_type: str | None = None,
@@ -191,7 +191,7 @@ class Publisher:
 
         Args:
             project: The project's id (SPEC 1).
-            key: The object's key, 1 to 900 bytes of UTF-8; objects are written once.
+            object_key: The object's key, 1 to 900 bytes of UTF-8; objects are written once.
             body: Bytes, a path, a binary file, or an async iterable of bytes of any length.
             content_type: As in HTTP, at most 256 characters; not authenticated.
             metadata: The caller's own, at most 1 KiB; not authenticated.
@@ -208,7 +208,7 @@ class Publisher:
         draft = draft_upload(
             self._settings,
             project,
-            key,
+            object_key,
             content_type=content_type,
             metadata=metadata,
             upload_id=upload_id,
@@ -298,14 +298,14 @@ class Publisher:
         await self._publish(request)
         return request.sweep_id
 
-    async def delete(self, project: str, key: str, *, request_id: str | None = None) -> str:
+    async def delete(self, project: str, object_key: str, *, request_id: str | None = None) -> str:
         """Ask for an object to be deleted, for good; return the request's id, for `wait`.
 
         A tombstone takes its place: the key never takes another body (SPEC 8.7).
 
         Args:
             project: The project's id (SPEC 1).
-            key: The object's key; one that holds nothing gets a tombstone too.
+            object_key: The object's key; one that holds nothing gets a tombstone too.
             request_id: The id of an earlier try that is repeated; a fresh one by default.
 
         Raises:
@@ -313,7 +313,7 @@ class Publisher:
             NotDeliveredError: no worker serves deletes, or the broker cannot be reached.
             OutcomeUnknownError: not confirmed; repeat it with the same `request_id`.
         """
-        request = build_delete(project, key, request_id=request_id or new_id())
+        request = build_delete(project, object_key, request_id=request_id or new_id())
         await self._publish(request)
         return request.request_id
 

@@ -97,7 +97,7 @@ def signed_now(request: UploadRequested) -> UploadRequested:
 def draft_upload(
     settings: PublisherSettings,
     project: str,
-    key: str,
+    object_key: str,
     *,
     content_type: str | None,
     metadata: Mapping[str, str] | None,
@@ -112,7 +112,7 @@ def draft_upload(
         UploadRequested,
         upload_id=upload_id,
         project=project,
-        key=key,
+        key=object_key,
         requested_at=format_time(datetime.now(UTC)),
         content_type=content_type,
         metadata=dict(metadata) if metadata else None,
@@ -120,7 +120,7 @@ def draft_upload(
         body=InlineBody(inline=""),
     )
     transport_key = Secret(os.urandom(TRANSPORT_KEY_BYTES))
-    sealed = _seal(settings, transport_key, upload_info(upload_id, project, key))
+    sealed = _seal(settings, transport_key, upload_info(upload_id, project, object_key))
     return UploadDraft(checked.model_copy(update={"sealed_key": sealed}), transport_key)
 
 
@@ -208,7 +208,7 @@ def build_sweep(
     )
 
 
-def build_delete(project: str, key: str, *, request_id: str) -> DeleteRequested:
+def build_delete(project: str, object_key: str, *, request_id: str) -> DeleteRequested:
     """A delete of one object.
 
     Raises:
@@ -218,7 +218,7 @@ def build_delete(project: str, key: str, *, request_id: str) -> DeleteRequested:
         DeleteRequested,
         request_id=request_id,
         project=project,
-        key=key,
+        key=object_key,
         requested_at=format_time(datetime.now(UTC)),
     )
 

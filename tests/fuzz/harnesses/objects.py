@@ -174,7 +174,7 @@ def _unwrapped(wraps: Wraps, desired: DesiredState, role: Role) -> bytes:
         role,
         algorithm=wraps.algorithm,
         project="acme",
-        key=KEY,
+        object_key=KEY,
         generation=desired.generation,
         wrap=wraps.user if role == "user" else wraps.admin,
     )

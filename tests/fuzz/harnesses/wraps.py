@@ -59,7 +59,7 @@ def _wrapped(place: int) -> bytes:
         role,
         algorithm=_ALGORITHM,
         project=project,
-        key=key,
+        object_key=key,
         generation=generation,
         dek=_DEK,
     )
@@ -83,7 +83,7 @@ def _open_wrap(place: int, sealed: bytes) -> object:
         role,
         algorithm=_ALGORITHM,
         project=project,
-        key=key,
+        object_key=key,
         generation=generation,
         wrap=sealed,
     )

@@ -113,7 +113,7 @@ def try_wrap(
                 role,
                 algorithm=wraps.algorithm,
                 project=project,
-                key=object_key,
+                object_key=object_key,
                 generation=generation,
                 wrap=wraps.user if role == "user" else wraps.admin,
             )

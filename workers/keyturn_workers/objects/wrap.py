@@ -27,7 +27,7 @@ def _wrap(
         role,
         algorithm=algorithm,
         project=desired.project,
-        key=object_key,
+        object_key=object_key,
         generation=desired.generation,
         dek=dek,
     )

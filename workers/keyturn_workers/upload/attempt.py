@@ -64,7 +64,7 @@ class Attempt:
             self.dek,
             publisher=self.upload.publisher,
             project=request.project,
-            key=request.key,
+            object_key=request.key,
             upload_id=request.upload_id,
             size_bytes=size_bytes,
         )

@@ -171,7 +171,7 @@ def _tag(upload: Upload, dek: bytes) -> bytes:
         dek,
         publisher=upload.publisher,
         project=request.project,
-        key=request.key,
+        object_key=request.key,
         upload_id=request.upload_id,
         size_bytes=upload.size_bytes(),
     )

@@ -138,7 +138,7 @@ def read(role: Role, vector: dict[str, Any]) -> bytes | str:
                 role,
                 algorithm=algorithm,
                 project=vector["project"],
-                key=vector["key"],
+                object_key=vector["key"],
                 generation=generation,
                 wrap=wrap,
             )
