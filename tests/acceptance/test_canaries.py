@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.spelt import SPELT
+from tests.support.secret_encodings import SPELT
 from tools.harness.canaries import Canaries
 
 if TYPE_CHECKING:

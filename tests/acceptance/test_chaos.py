@@ -16,7 +16,7 @@ import pytest_asyncio
 
 from keyturn import topology
 from keyturn.identifiers import STAGING_PREFIX, object_s3_key
-from tools.chaos import checks, messages, objects, secrets
+from tools.chaos import bucket_checks, checks, message_checks, secrecy_checks
 from tools.chaos.evidence import Evidence, Letter, OnBroker
 from tools.chaos.load import LATE_PROJECT, UNTOLD
 from tools.chaos.run import run
@@ -116,7 +116,7 @@ def _without_events(broker: OnBroker, upload: Upload) -> OnBroker:
 def test_a_lost_dead_letter_is_found(evidence: Evidence) -> None:
     lost = _refused(evidence)
     broken = replace(evidence, broker=_without_letter(evidence.broker, lost))
-    (said,) = messages.ends(broken)
+    (said,) = message_checks.ends(broken)
     assert lost.upload_id in said
 
 
@@ -125,7 +125,7 @@ def test_a_dead_letter_with_another_code_is_found(evidence: Evidence) -> None:
     broker = _without_letter(evidence.broker, lost)
     queue = topology.dead_letter_name(topology.UPLOAD_QUEUE)
     broker.letters.append(Letter(queue, lost.upload_id, "bad_seal"))
-    (said,) = messages.ends(replace(evidence, broker=broker))
+    (said,) = message_checks.ends(replace(evidence, broker=broker))
     assert lost.upload_id in said
 
 
@@ -133,13 +133,13 @@ def test_a_good_upload_among_the_dead_letters_is_found(evidence: Evidence) -> No
     queue = topology.dead_letter_name(topology.UPLOAD_QUEUE)
     letter = Letter(queue, _plain(evidence).upload_id, "corrupt_object")
     broker = replace(evidence.broker, letters=[*evidence.broker.letters, letter])
-    assert _plain(evidence).upload_id in messages.ends(replace(evidence, broker=broker))[0]
+    assert _plain(evidence).upload_id in message_checks.ends(replace(evidence, broker=broker))[0]
 
 
 def test_a_dead_step_of_a_sweep_is_found(evidence: Evidence) -> None:
     letter = Letter(topology.dead_letter_name(topology.PLAN_QUEUE), "None", "corrupt_object")
     broker = replace(evidence.broker, letters=[*evidence.broker.letters, letter])
-    assert messages.ends(replace(evidence, broker=broker)) == [
+    assert message_checks.ends(replace(evidence, broker=broker)) == [
         f"a dead letter of nobody's: {letter}"
     ]
 
@@ -149,13 +149,13 @@ def test_an_event_that_was_never_told_is_found(
     evidence: Evidence, which: Callable[[Evidence], Upload]
 ) -> None:
     broker = _without_events(evidence.broker, which(evidence))
-    said = messages.events(replace(evidence, broker=broker))
+    said = message_checks.events(replace(evidence, broker=broker))
     assert which(evidence).upload_id in "".join(said)
 
 
 def test_an_end_of_a_rotation_that_was_never_told_is_found(evidence: Evidence) -> None:
     kept = [e for e in evidence.broker.events if e["type"] != "rotation.completed"]
-    said = messages.events(replace(evidence, broker=replace(evidence.broker, events=kept)))
+    said = message_checks.events(replace(evidence, broker=replace(evidence.broker, events=kept)))
     assert len(said) == 4
 
 
@@ -177,23 +177,23 @@ def test_an_end_of_a_rotation_that_was_never_told_is_found(evidence: Evidence) -
     ids=["unsigned", "nobody's", "untrue"],
 )
 def test_an_event_that_is_not_true_is_found(evidence: Evidence, change: Change) -> None:
-    assert messages.events(replace(evidence, broker=change(evidence.broker)))
+    assert message_checks.events(replace(evidence, broker=change(evidence.broker)))
 
 
 def test_both_of_a_pair_stored_is_found(evidence: Evidence) -> None:
     pair = [upload for upload in evidence.plan.load.uploads if upload.pair is not None]
-    refused = next(u for u in pair if u.upload_id not in messages.stored_ids(evidence))
+    refused = next(u for u in pair if u.upload_id not in message_checks.stored_ids(evidence))
     broker = _without_letter(evidence.broker, refused)
     told = {"type": "upload.stored", "upload_id": refused.upload_id}
     broker = replace(broker, events=[*broker.events, told])
-    said = messages.ends(replace(evidence, broker=broker))
+    said = message_checks.ends(replace(evidence, broker=broker))
     assert f"pair {refused.pair}" in said[0]
 
 
 def test_a_message_that_is_left_is_found(evidence: Evidence) -> None:
     depths = {**evidence.broker.depths, "keyturn.plan.retry.5s": 1}
     broker = replace(evidence.broker, depths=depths)
-    assert messages.queues(replace(evidence, broker=broker)) == [
+    assert message_checks.queues(replace(evidence, broker=broker)) == [
         "1 messages are left in keyturn.plan.retry.5s"
     ]
 
@@ -219,7 +219,7 @@ def test_a_deleted_object_is_found(standing: tuple[Evidence, Upload, str]) -> No
     evidence, upload, s3_key = standing
     bucket = evidence.deployment.bucket
     evidence.tenants[upload.project].client.delete_object(Bucket=bucket, Key=s3_key)
-    assert f"{s3_key}: gone" in objects.look(evidence).not_opened
+    assert f"{s3_key}: gone" in bucket_checks.look(evidence).not_opened
 
 
 @pytest.mark.parametrize("what", ["body", "user", "admin", "caller"])
@@ -244,14 +244,14 @@ def test_a_changed_object_is_found(standing: tuple[Evidence, Upload, str], what:
         Metadata=metadata,
         ContentType=answer["ContentType"],
     )
-    assert s3_key in "".join(objects.look(evidence).not_opened)
+    assert s3_key in "".join(bucket_checks.look(evidence).not_opened)
 
 
 def test_an_object_that_an_old_key_opens_is_found(evidence: Evidence) -> None:
     """A tenant who never rotated, as far as the check knows, and one key that came before."""
     project, tenant = next((p, t) for p, t in evidence.tenants.items() if len(t.api_keys) > 1)
     again = replace(tenant, api_keys=[tenant.api_keys[-1], *tenant.api_keys[1:]])
-    looked = objects.look(replace(evidence, tenants={**evidence.tenants, project: again}))
+    looked = bucket_checks.look(replace(evidence, tenants={**evidence.tenants, project: again}))
     assert f"{project}/" in looked.opened_by_old[0]
     assert "user key 1 opens its wrap" in looked.opened_by_old[0]
 
@@ -262,7 +262,7 @@ def test_an_object_of_nobodys_and_leftovers_are_found(evidence: Evidence) -> Non
     client.put_object(Bucket=bucket, Key="amber/nobody's", Body=b"")
     client.put_object(Bucket=bucket, Key=staged, Body=b"")
     opened = client.create_multipart_upload(Bucket=bucket, Key="amber/open")
-    looked = objects.look(evidence)
+    looked = bucket_checks.look(evidence)
     client.delete_object(Bucket=bucket, Key="amber/nobody's")
     client.delete_object(Bucket=bucket, Key=staged)
     client.abort_multipart_upload(Bucket=bucket, Key="amber/open", UploadId=opened["UploadId"])
@@ -273,8 +273,8 @@ def test_an_object_of_nobodys_and_leftovers_are_found(evidence: Evidence) -> Non
 @pytest.mark.parametrize("place", ["logs", "metrics", "disk"])
 def test_a_planted_secret_is_found(evidence: Evidence, place: str) -> None:
     """A DEK, a transport key and a plaintext, each in another spelling."""
-    looked = objects.look(evidence)
-    secrets_by_name = secrets.all_secrets(evidence, looked)
+    looked = bucket_checks.look(evidence)
+    secrets_by_name = secrecy_checks.all_secrets(evidence, looked)
     dek = next(name for name in secrets_by_name if name.startswith("DEK"))
     key = next(name for name in secrets_by_name if name.startswith("transport key"))
     planted = evidence.folder / place / "planted"
@@ -287,7 +287,7 @@ def test_a_planted_secret_is_found(evidence: Evidence, place: str) -> None:
             )
         )
     )
-    found = secrets.leaks(evidence, looked)
+    found = secrecy_checks.leaks(evidence, looked)
     planted.unlink()
     assert found == [f"{name} in planted of {place}" for name in sorted((dek, "plaintext", key))]
 
@@ -297,7 +297,7 @@ def test_a_search_that_sees_nothing_says_so(evidence: Evidence) -> None:
     empty = evidence.folder / "empty"
     for place in ("logs", "metrics", "disk"):
         (empty / place).mkdir(parents=True)
-    found = secrets.leaks(replace(evidence, folder=empty), objects.look(evidence))
+    found = secrecy_checks.leaks(replace(evidence, folder=empty), bucket_checks.look(evidence))
     assert [line.split(":")[0] for line in found] == ["the search is blind"] * 2
 
 

@@ -14,7 +14,7 @@ import pytest_asyncio
 from tools.harness.deployment import Deployment
 from tools.harness.http import Client
 from tools.harness.process import gateway
-from tools.harness.serving import fresh_amqp_url, served_by_a_worker
+from tools.harness.worker_under_test import fresh_amqp_url, served_by_a_worker
 from tools.load.attacks import ATTACKS
 from tools.load.shares import Arena
 from tools.servers import new_bucket

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tools.harness.deployment import Deployment
-from tools.load.disturbed import measure
+from tools.load.disruptions import measure
 from tools.load.uploads import Uploads
 from tools.servers import new_bucket
 

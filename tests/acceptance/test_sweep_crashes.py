@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tools.harness import reader
+from tools.harness import stored_objects
 from tools.harness.deployment import Deployment
 from tools.harness.scene import Scene, check_queues_empty, told
-from tools.harness.swept import (
+from tools.harness.sweep_scenario import (
     check_ends,
     drained,
     ended,
@@ -36,7 +36,7 @@ from tools.servers import new_bucket
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tools.harness.swept import Logs
+    from tools.harness.sweep_scenario import Logs
     from tools.harness.tenants import Tenant
     from tools.harness.wire import Wire
     from tools.servers import S3Server, Servers
@@ -217,9 +217,9 @@ async def _delete_survives(scene: Scene, tenant: Tenant, point: str, logs: Logs)
         await scene.publish(wire, request)
         assert await dying.ended() == -signal.SIGKILL
         stands, was_told = DELETES[point]
-        shown = reader.shown(scene.deployment, tenant.project, key)
+        shown = stored_objects.shown(scene.deployment, tenant.project, key)
         assert (shown.metadata["enc-algo"] == "deleted") is stands
-        assert (reader.sha256(shown.body) == gone.body_sha256) is not stands
+        assert (stored_objects.sha256(shown.body) == gone.body_sha256) is not stands
         if was_told:
             await ended(wire, request_id, "object.deleted")
         assert bool(told(wire, request_id)) is was_told

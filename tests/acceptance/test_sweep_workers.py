@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tools.harness.scene import Scene, check_queues_empty
-from tools.harness.swept import check_ends, drained, ended, enrol, small
+from tools.harness.sweep_scenario import check_ends, drained, ended, enrol, small
 from tools.harness.tcp_proxy import proxy
 from tools.harness.wire import open_wire
 

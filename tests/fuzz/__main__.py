@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from rich.console import Console
 from rich.table import Table
 
-from tests.fuzz import events, guided, harness, live, requests, valid
+from tests.fuzz import coverage_guided, events, harness, live_workers, requests, valid_messages
 from tests.fuzz.cases import Case
 from tests.fuzz.harnesses import ALL
 from tests.fuzz.watch import Report, Watch
@@ -70,11 +70,13 @@ def _run(part: str, given: argparse.Namespace) -> Report:
             return events.run(given.seed, count)
         case "live":
             with Servers("ceph") as servers:
-                deployment = valid.deployment(servers.amqp_url, servers.s3, servers.new_bucket())
-                return live.run(deployment, given.seed, count)
-    if given.at_random or not guided.is_there():
+                deployment = valid_messages.deployment(
+                    servers.amqp_url, servers.s3, servers.new_bucket()
+                )
+                return live_workers.run(deployment, given.seed, count)
+    if given.at_random or not coverage_guided.is_there():
         return harness.at_random(ALL[part], given.seed, count)
-    return guided.run(part, given.seed, given.seconds)
+    return coverage_guided.run(part, given.seed, given.seconds)
 
 
 def _replay(part: str, file: Path) -> Report:

@@ -11,13 +11,13 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from keyturn.topology import CONTROL_QUEUE, REQUESTS, UPLOAD_QUEUE
-from tests.fuzz import documents, odd, wire
+from tests.fuzz import documents, odd_values, wire
 from tools.harness import requests as rq
 
 if TYPE_CHECKING:
     import random
 
-    from tests.fuzz.valid import Document, Pool
+    from tests.fuzz.valid_messages import Document, Pool
     from tools.harness.deployment import Deployment
 
 _UPLOAD_SHARE: Final = 0.55
@@ -83,7 +83,7 @@ class Cases:
         rng = self._rng
         signed, right = self._signed(body)
         if rng.random() < 0.02:
-            body, right = odd.raw(rng, body), False
+            body, right = odd_values.raw(rng, body), False
         queue = UPLOAD_QUEUE if like["type"] == "upload.requested" else CONTROL_QUEUE
         routing_key = like["type"]
         if rng.random() < 0.03:
@@ -122,7 +122,9 @@ class Cases:
                 name = rng.choice(headers)[0]
                 found = [e for e in headers if e[0] != name] + [(name, wire.odd_value(rng))]
             case _:
-                found = [(name, wire.text(odd.raw(rng, value[5:]))) for name, value in headers]
+                found = [
+                    (name, wire.text(odd_values.raw(rng, value[5:]))) for name, value in headers
+                ]
         return found, False
 
     def _header(self, signed: list[wire.Entry], properties: dict[str, bytes]) -> tuple[bytes, bool]:
@@ -139,7 +141,7 @@ class Cases:
         # Of a name that stands twice, a broker and a client need not keep the same one.
         header = wire.header_bytes(list(dict(headers).items()), properties)
         if rng.random() < 0.02:
-            return odd.raw(rng, header), False
+            return odd_values.raw(rng, header), False
         return header, True
 
 

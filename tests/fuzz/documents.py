@@ -10,7 +10,7 @@ import copy
 import json
 from typing import TYPE_CHECKING, Any, Final
 
-from tests.fuzz import odd
+from tests.fuzz import odd_values
 
 if TYPE_CHECKING:
     import random
@@ -86,7 +86,11 @@ def mutated(rng: random.Random, document: Document, others: list[Document]) -> D
             case 0 if place:
                 del place[rng.choice(sorted(place))]
             case 1:
-                _put(place, rng.choice((rng.choice(NAMES), odd.text(rng))), odd.value(rng))
+                _put(
+                    place,
+                    rng.choice((rng.choice(NAMES), odd_values.text(rng))),
+                    odd_values.value(rng),
+                )
             case 2:
                 other = rng.choice(others)
                 name = rng.choice(sorted(other))
@@ -104,9 +108,9 @@ def mutated(rng: random.Random, document: Document, others: list[Document]) -> D
                 place[name] = _near(rng, place[name])
             case 6 if place:
                 name = rng.choice(sorted(place))
-                _put(place, odd.text(rng), place.pop(name))
+                _put(place, odd_values.text(rng), place.pop(name))
             case _ if place:
-                _put(place, rng.choice(sorted(place)), odd.value(rng))
+                _put(place, rng.choice(sorted(place)), odd_values.value(rng))
     return made
 
 
@@ -116,7 +120,7 @@ def _place(rng: random.Random, document: Document) -> Document:
 
 
 def _put(place: Document, name: str, value: Any) -> None:
-    if name not in _REPEATED or odd.CANARY not in json.dumps(value):
+    if name not in _REPEATED or odd_values.CANARY not in json.dumps(value):
         place[name] = value
 
 
@@ -148,7 +152,7 @@ def _near(rng: random.Random, value: Any) -> Any:
             return value[:at] + between + value[at + rng.choice((0, 1)) :]
         case list() | dict():
             return type(value)()
-    return odd.value(rng)
+    return odd_values.value(rng)
 
 
 def encoded(rng: random.Random, document: Document) -> bytes:
@@ -173,4 +177,4 @@ def broken(rng: random.Random, body: bytes) -> bytes:
             return body[:at] + rng.choice(_TOKENS) + body[end + 1 :] if end > at >= 0 else body
         case 3:
             return rng.choice((b"\xef\xbb\xbf", b" ", b"[", b"\n\n")) + body
-    return odd.raw(rng, body)
+    return odd_values.raw(rng, body)

@@ -13,28 +13,28 @@ from typing import Final
 from keyturn.crypto import VerifyKey
 from keyturn.messages import Event, parse_event
 from keyturn.publisher.event_stream import StreamRecord, Verifier
-from tests.fuzz import documents, odd, valid
+from tests.fuzz import documents, odd_values, valid_messages
 from tests.fuzz.harness import as_text
 from tests.fuzz.watch import MAX_CPU_S, Clock, Report, Watch
 
 _WARM_SHARE: Final = 0.3
 _HUGE_EVERY: Final = 1000
 _BADLY_SIGNED_SHARE: Final = 0.1
-_DEPLOYMENT: Final = valid.deployment()
+_DEPLOYMENT: Final = valid_messages.deployment()
 
 
 def run(seed: int, count: int) -> Report:
     """Mutated events, so many, from this seed."""
     rng = random.Random(seed)  # noqa: S311  # no secret
     watch, key, verifier = Watch("events", seed), _DEPLOYMENT.event_key, _verifier()
-    examples = valid.events()
+    examples = valid_messages.events()
     for number in range(count):
         if number == int(count * _WARM_SHARE):
             watch.warmed_up()
         body = _body(rng, examples, huge=number % _HUGE_EVERY == 1)
         signature = key.sign_event(_DEPLOYMENT.name, body)
         if rng.random() < _BADLY_SIGNED_SHARE:
-            signature = rng.choice((odd.text(rng), "", signature[:-1], signature[::-1]))
+            signature = rng.choice((odd_values.text(rng), "", signature[:-1], signature[::-1]))
         _one(watch, verifier, StreamRecord(number, body, signature))
         if watch.over:
             break
@@ -55,12 +55,12 @@ def _verifier() -> Verifier:
     return Verifier(_DEPLOYMENT.name, [key])
 
 
-def _body(rng: random.Random, examples: list[valid.Document], *, huge: bool) -> bytes:
+def _body(rng: random.Random, examples: list[valid_messages.Document], *, huge: bool) -> bytes:
     document = rng.choice(examples)
     if rng.random() < 0.9:
         document = documents.mutated(rng, document, examples)
     if huge:
-        document = document | {rng.choice(sorted(document)): odd.nested(rng, 100_000 // 4)}
+        document = document | {rng.choice(sorted(document)): odd_values.nested(rng, 100_000 // 4)}
     try:
         body = documents.encoded(rng, document)
     except RecursionError:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from unittest.mock import patch
 
-from tests.fuzz import odd
+from tests.fuzz import odd_values
 from tests.fuzz.watch import MAX_CPU_S, Clock, Report, Watch
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def mutated(rng: random.Random, harness: Harness, seeds: Sequence[bytes]) -> byt
     data = rng.choice(seeds)
     if rng.random() < _HEAD_SHARE:
         # What decides how the rest is read stands at the start, and is short.
-        return (odd.raw(rng, data[:_HEAD_BYTES]) + data[_HEAD_BYTES:])[:_MAX_BYTES]
+        return (odd_values.raw(rng, data[:_HEAD_BYTES]) + data[_HEAD_BYTES:])[:_MAX_BYTES]
     match rng.randrange(6):
         case 0:
             other, at = rng.choice(seeds), rng.randrange(len(data) + 1)
@@ -98,7 +98,7 @@ def mutated(rng: random.Random, harness: Harness, seeds: Sequence[bytes]) -> byt
             at = rng.randrange(len(data) + 1)
             data = data[:at] + rng.choice(harness.words).encode() + data[at + rng.randrange(9) :]
         case _:
-            data = odd.raw(rng, data)
+            data = odd_values.raw(rng, data)
     return data[:_MAX_BYTES]
 
 

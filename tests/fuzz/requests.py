@@ -20,12 +20,12 @@ from keyturn.errors import all_errors
 from keyturn.messages import parse_event, parse_request
 from keyturn.topology import ATTEMPT_HEADER, CODE_HEADER, DETAIL_HEADER, SIGNATURE_HEADER
 from keyturn_workers.worker.gc import tame_garbage_collection
-from tests.fuzz import valid
+from tests.fuzz import valid_messages
 from tests.fuzz.cases import Case, Cases
+from tests.fuzz.dead_letters import check_copy, dead_queue_of
 from tests.fuzz.harness import as_text
-from tests.fuzz.letters import check_copy, dead_queue_of
+from tests.fuzz.offline_worker import Channel, FrameError, Published, Worker, delivered
 from tests.fuzz.watch import MAX_CPU_S, Clock, Report, Watch
-from tests.fuzz.worker import Channel, FrameError, Published, Worker, delivered
 from tools.harness.canaries import Canaries
 
 if TYPE_CHECKING:
@@ -62,9 +62,9 @@ class Fuzzer:
 
     def __init__(self, seed: int) -> None:
         rng = random.Random(seed)  # noqa: S311  # no secret
-        deployment = valid.deployment()
-        pool = valid.pool(deployment, rng, fresh=_FRESH)
-        canaries = Canaries.of(deployment, valid.PROJECT, valid.OTHER_PROJECT)
+        deployment = valid_messages.deployment()
+        pool = valid_messages.pool(deployment, rng, fresh=_FRESH)
+        canaries = Canaries.of(deployment, valid_messages.PROJECT, valid_messages.OTHER_PROJECT)
         canaries.secrets |= pool.secrets
         self.watch = Watch("requests", seed, canaries.secrets.values())
         self._cases = Cases(deployment, pool, rng)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import psutil
 
-from tests.fuzz.odd import CANARY
+from tests.fuzz.odd_values import CANARY
 from tools.harness.canaries import spellings
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import pytest
 
 from tools.harness.deployment import Deployment
 from tools.harness.process import gateway, worker
-from tools.harness.serving import fresh_amqp_url
+from tools.harness.worker_under_test import fresh_amqp_url
 
 if TYPE_CHECKING:
     from tools.servers import S3Server, Servers

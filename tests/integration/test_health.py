@@ -12,7 +12,7 @@ import pytest
 
 from keyturn.topology import SWEEP_QUEUE
 from keyturn_workers.amqp.declarations import declare
-from tools.harness import reader
+from tools.harness import stored_objects
 from tools.harness.deployment import Deployment
 from tools.harness.process import worker
 from tools.servers.process import free_port
@@ -96,10 +96,10 @@ async def test_a_worker_sweeps_staging(vhost_url: str, ceph: S3Server, ceph_buck
     """A staged body that no request names goes once it is older than any request may be."""
     deployment = Deployment(vhost_url, ceph, ceph_bucket)
     key = ".keyturn/staging/api/3b7a4f5e-0000-4000-8000-000000000000"
-    reader.s3_client(deployment).put_object(Bucket=ceph_bucket, Key=key, Body=b"sealed")
+    stored_objects.s3_client(deployment).put_object(Bucket=ceph_bucket, Key=key, Body=b"sealed")
     env = deployment.worker_env(
         REQUEST_MAX_AGE_S="1", STAGING_GRACE_S="0", STAGING_SWEEP_INTERVAL_S="0.5"
     )
     async with worker(env, "upload") as running:
         assert '"bodies":1' in await running.logged("staging cleaned")
-    assert reader.keys(deployment, ".keyturn/staging/") == []
+    assert stored_objects.keys(deployment, ".keyturn/staging/") == []

@@ -16,7 +16,7 @@ from keyturn_workers.worker.metrics import OTHER, OUTCOMES, WAITING
 from tests.support.scrape import rise, samples
 from tools.harness import requests
 from tools.harness.canaries import MARKER, Canaries
-from tools.harness.serving import Serving, serving
+from tools.harness.worker_under_test import Serving, serving
 from tools.servers.process import free_port
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tools.harness import reader, requests
+from tools.harness import requests, stored_objects
 from tools.harness.deployment import Deployment
 from tools.harness.process import gateway, worker
 from tools.harness.wire import open_wire
@@ -70,6 +70,10 @@ async def test_the_examples(
         reading = {"KEYTURN_GATEWAY_URL": served.url, "KEYTURN_API_KEY": deployment.api_key}
         read = await _run(_example("docs/howto/read.md", "read"), tmp_path, reading)
     assert read == (0, "stored\n18 bytes by kim\nthe fourth quarter\nb'fourth'\n")
-    assert reader.opened(deployment, "acme", "reports/q3.txt", "user") == b"the third quarter"
-    assert reader.shown(deployment, "acme", "reports/q3.txt").metadata["author"] == "kim"
-    assert reader.opened(deployment, "acme", "reports/q4.txt", "user") == b"the fourth quarter"
+    assert (
+        stored_objects.opened(deployment, "acme", "reports/q3.txt", "user") == b"the third quarter"
+    )
+    assert stored_objects.shown(deployment, "acme", "reports/q3.txt").metadata["author"] == "kim"
+    assert (
+        stored_objects.opened(deployment, "acme", "reports/q4.txt", "user") == b"the fourth quarter"
+    )

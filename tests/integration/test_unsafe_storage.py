@@ -16,7 +16,7 @@ import pytest
 from keyturn.topology import UPLOAD_QUEUE
 from keyturn_workers.storage.probe.runner import probe
 from keyturn_workers.testing.memory_storage import MemoryStorage
-from tests.support.breaking import (
+from tests.support.faulty_s3_proxy import (
     ChecksThenStores,
     CopiesNothing,
     Honest,
@@ -27,7 +27,7 @@ from tests.support.breaking import (
     RefusesLeases,
     broken,
 )
-from tools.doctor.kinds import make_bucket
+from tools.doctor.server_kinds import make_bucket
 from tools.harness.deployment import Deployment
 from tools.harness.process import worker
 from tools.servers import new_bucket

@@ -20,12 +20,20 @@ from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
 
-from tools.bench import against_plain, big, limited, profiles, sealing, tenants, uploads
+from tools.bench import (
+    against_plain,
+    large_upload,
+    limited_storage,
+    profiles,
+    sealing,
+    tenants,
+    uploads,
+)
 from tools.bench.figures import Results, profile_table, table
 from tools.bench.gateway import keyrings as gateway_keyrings
-from tools.bench.gateway import measuring as gateway
+from tools.bench.gateway import measurements as gateway
 from tools.bench.processes import BenchError
-from tools.bench.rotation import many, pages, scaling, sizes
+from tools.bench.rotation import pages, scaling, sizes, whole_rotation
 from tools.bench.rotation.world import LEASE_S
 from tools.harness.deployment import Deployment
 from tools.servers import Servers
@@ -125,7 +133,7 @@ def _uploads(kind: StorageKind, given: argparse.Namespace, results: Results) -> 
 
 def _limited(kind: StorageKind, given: argparse.Namespace, results: Results) -> None:
     with _served(kind) as (deployment, scratch):
-        measuring = limited.measure(
+        measuring = limited_storage.measure(
             deployment,
             scratch,
             count=_QUICK_COUNT if given.quick else _LIMITED,
@@ -180,12 +188,12 @@ def _layers(kind: StorageKind, given: argparse.Namespace, results: Results) -> N
 
 def _big(kind: StorageKind, given: argparse.Namespace, results: Results) -> None:
     size_bytes = 128 * _MIB if given.quick else 1024 * _MIB
-    found = big.Rounds()
+    found = large_upload.Rounds()
     for _ in range(given.rounds or (1 if given.quick else 2)):
-        big.check_memory(size_bytes)
+        large_upload.check_memory(size_bytes)
         with _served(kind) as (deployment, scratch):
-            asyncio.run(big.one_round(deployment, scratch, found, size_bytes=size_bytes))
-    results.rows += big.rows(kind, found, size_bytes)
+            asyncio.run(large_upload.one_round(deployment, scratch, found, size_bytes=size_bytes))
+    results.rows += large_upload.rows(kind, found, size_bytes)
 
 
 def _sealing(given: argparse.Namespace, results: Results) -> None:
@@ -229,14 +237,16 @@ def _rotation_scaling(kind: StorageKind, given: argparse.Namespace, results: Res
 
 def _rotation_many(kind: StorageKind, given: argparse.Namespace, results: Results) -> None:
     lease_s = _QUICK_LEASE_S if given.quick else LEASE_S
-    found: dict[int, list[many.Found]] = {}
+    found: dict[int, list[whole_rotation.Found]] = {}
     for count in given.objects or [_QUICK_MANY if given.quick else _MANY]:
         for _ in range(given.rounds or 1):
             # Servers of its own each time: what is left of the one before is in no page's way.
             with _served(kind) as (deployment, scratch):
-                measuring = many.measure(deployment, scratch, count=count, lease_s=lease_s)
+                measuring = whole_rotation.measure(
+                    deployment, scratch, count=count, lease_s=lease_s
+                )
                 found.setdefault(count, []).append(asyncio.run(measuring))
-    results.rows += many.rows(kind, found)
+    results.rows += whole_rotation.rows(kind, found)
 
 
 _OF_ROTATION: Final = {

@@ -22,7 +22,7 @@ from keyturn.topology import EVENTS_STREAM, EXCHANGE
 from tools.bench import plain, uploads
 from tools.bench.figures import Row, Spread, lower_is_better
 from tools.bench.processes import BenchError, serving, worker
-from tools.harness import reader, requests
+from tools.harness import requests, stored_objects
 from tools.harness.wire import Wire
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ async def _stored(deployment: Deployment, name: str, count: int) -> int:
     """How many objects of a round exist, once there are `count`, or after a while."""
     until = time.perf_counter() + _LATE_S
     while True:
-        stored = len(reader.keys(deployment, f"{uploads.PROJECT}/{name}/"))
+        stored = len(stored_objects.keys(deployment, f"{uploads.PROJECT}/{name}/"))
         if stored >= count or time.perf_counter() > until:
             return stored
         await asyncio.sleep(_STORED_EVERY_S)

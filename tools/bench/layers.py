@@ -97,7 +97,7 @@ class Sampled:
 
     @classmethod
     def written(cls, file: Path) -> Sampled:
-        """What stands in the file of `tools.bench.sampled`."""
+        """What stands in the file of `tools.bench.stack_sampler`."""
         found = json.loads(file.read_text())
         return cls(found["layers"], found["reads"])
 

@@ -84,7 +84,7 @@ async def worker(
     module = (
         ["keyturn_workers", "worker", role]
         if samples is None
-        else ["tools.bench.sampled", str(samples), role]
+        else ["tools.bench.stack_sampler", str(samples), role]
     )
     async with serving(env, log, module, ready="worker started") as running:
         if samples is not None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from tools.bench import uploads
 from tools.bench.figures import Row, Spread
-from tools.bench.rotation.delaying import delaying
+from tools.bench.rotation.delay_proxy import delaying
 from tools.bench.rotation.world import open_world
 
 if TYPE_CHECKING:

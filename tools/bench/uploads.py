@@ -23,7 +23,7 @@ from keyturn.topology import EVENTS_STREAM, UPLOAD_QUEUE, dead_letter_name
 from tools.bench.figures import Row, Spread, higher_is_better, lower_is_better
 from tools.bench.layers import Sampled
 from tools.bench.processes import BenchError, bare, worker
-from tools.harness import reader, requests
+from tools.harness import requests, stored_objects
 from tools.harness.wire import open_wire
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ async def ours(
         # One project's by its prefix; of many, one listing of everything is cheaper.
         under = f"{PROJECT}/{name}/" if tuple(projects) == (PROJECT,) else ""
         # In a thread: a long listing would keep this loop from answering the broker heartbeats.
-        keys = await asyncio.to_thread(reader.keys, deployment, under)
+        keys = await asyncio.to_thread(stored_objects.keys, deployment, under)
         stood = sum(f"/{name}/" in key for key in keys)
         dead = await wire.depth(dead_letter_name(UPLOAD_QUEUE))
     if (stood, told, dead) != (count, count, 0):

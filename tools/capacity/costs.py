@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from tools.bench.gateway.sides import ask, opened
 from tools.bench.rotation import pages
-from tools.bench.rotation.delaying import delaying
+from tools.bench.rotation.delay_proxy import delaying
 from tools.bench.rotation.world import key_of, open_world, pages_of
 from tools.bench.uploads import enrol
 from tools.capacity import upload_costs
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from tools.bench.gateway.sides import Sides
-    from tools.bench.rotation.delaying import Seen
+    from tools.bench.rotation.delay_proxy import Seen
     from tools.harness.deployment import Deployment
     from tools.servers import RabbitMQ
 

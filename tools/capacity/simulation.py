@@ -17,22 +17,22 @@ import psutil
 
 from keyturn.topology import UPLOAD_QUEUE
 from tools.bench.processes import worker
-from tools.bench.rotation.delaying import delaying
+from tools.bench.rotation.delay_proxy import delaying
 from tools.bench.rotation.passes import Crew as PageCrew
 from tools.bench.rotation.world import key_of, open_world, pages_of
 from tools.bench.uploads import Sample, steady
 from tools.harness.wire import Wire
-from tools.load.crew import Crew, crew
 from tools.load.drain import watched
-from tools.load.filling import fill
+from tools.load.queue_filler import fill
 from tools.load.uploads import Uploads
+from tools.load.worker_pool import Crew, crew
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
     from tools.bench.processes import Running
-    from tools.bench.rotation.delaying import Delaying
+    from tools.bench.rotation.delay_proxy import Delaying
     from tools.bench.rotation.passes import Pass
     from tools.bench.rotation.world import World
     from tools.harness.deployment import Deployment

@@ -13,21 +13,21 @@ from typing import TYPE_CHECKING
 import psutil
 
 from keyturn.crypto import sealed_size, to_base64
-from tools.bench.rotation.delaying import delaying
+from tools.bench.rotation.delay_proxy import delaying
 from tools.bench.uploads import PROJECT
 from tools.capacity.check import calibrated
 from tools.capacity.measured import AtSize, Broker, Operation
 from tools.capacity.simulation import upload_side
 from tools.harness import requests
-from tools.load.crew import crew
-from tools.load.filling import fill
+from tools.load.queue_filler import fill
 from tools.load.uploads import Uploads
+from tools.load.worker_pool import crew
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from tools.bench.rotation.delaying import Seen
+    from tools.bench.rotation.delay_proxy import Seen
     from tools.harness.deployment import Deployment
     from tools.servers import RabbitMQ
 

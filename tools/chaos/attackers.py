@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
     from keyturn.messages import Event
     from tools.chaos.load import Upload
+    from tools.chaos.load_sender import Hearing, Keeping
     from tools.chaos.schedule import Action
-    from tools.chaos.sending import Hearing, Keeping
     from tools.harness.deployment import Deployment
 
 _RECENT = 40

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tools.chaos import answers, messages, objects, secrets
+from tools.chaos import attack_checks, bucket_checks, message_checks, secrecy_checks
 
 if TYPE_CHECKING:
     from tools.chaos.evidence import Evidence
@@ -32,25 +32,25 @@ LETTERS = "dead letters are of what was sent, and keep no body that cannot be re
 
 def judge(evidence: Evidence) -> dict[str, list[str]]:
     """Every check, with what breaks it; an empty list is a check that holds."""
-    looked = objects.look(evidence)
+    looked = bucket_checks.look(evidence)
     evidence.counts["objects looked at"] = looked.objects
     return {
         SETTLED: evidence.unsettled,
-        ENDS: messages.ends(evidence),
-        EVENTS: messages.events(evidence),
+        ENDS: message_checks.ends(evidence),
+        EVENTS: message_checks.events(evidence),
         OPENED: looked.not_opened,
         OLD_KEYS: looked.opened_by_old,
         LEFTOVERS: looked.left,
-        QUEUES: messages.queues(evidence),
-        SECRETS: secrets.leaks(evidence, looked),
+        QUEUES: message_checks.queues(evidence),
+        SECRETS: secrecy_checks.leaks(evidence, looked),
         PROCESSES: [*evidence.fallen, *evidence.statuses],
         BUGS: _bugs(evidence),
         GATEWAY: evidence.misread,
-        TRESPASSES: answers.trespasses(evidence),
-        UNASKED: answers.unasked(evidence),
-        UNHEARD: answers.unheard(evidence),
-        UNSIGNED: answers.unsigned(evidence),
-        LETTERS: answers.letters(evidence),
+        TRESPASSES: attack_checks.trespasses(evidence),
+        UNASKED: attack_checks.unasked(evidence),
+        UNHEARD: attack_checks.unheard(evidence),
+        UNSIGNED: attack_checks.unsigned(evidence),
+        LETTERS: attack_checks.letters(evidence),
     }
 
 

@@ -16,15 +16,15 @@ from keyturn.crypto import new_api_key
 from keyturn.identifiers import ALL_PROJECTS, object_s3_key
 from keyturn.messages import CountedEvent
 from tools.harness import requests as rq
-from tools.harness.swept import master_keys
+from tools.harness.sweep_scenario import master_keys
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from keyturn.messages import Event
-    from tools.chaos.crew import Crew
     from tools.chaos.load import Upload
-    from tools.chaos.sending import Hearing, Keeping, Sending
+    from tools.chaos.load_sender import Hearing, Keeping, Sending
+    from tools.chaos.supervisor import Crew
     from tools.harness.tenants import Tenant
 
 NEW_MASTER = "m2"

@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING
 from keyturn.crypto import SigningKey, new_api_key
 from tools.chaos.attackers import Attackers, publishers_with_rival
 from tools.chaos.broker import Broker
-from tools.chaos.crew import Crew, crew
+from tools.chaos.bucket_checks import leftovers
 from tools.chaos.evidence import Evidence, OnBroker, on_broker
+from tools.chaos.fault_proxy import Harming, harming
+from tools.chaos.gateway_readers import Reading
 from tools.chaos.load import LATE_PROJECT, PROJECTS, UNTOLD
-from tools.chaos.objects import leftovers
-from tools.chaos.operator import Operator, new_masters
-from tools.chaos.reading import Reading
-from tools.chaos.schedule import GATEWAY, PUBLISHER, RIVAL
-from tools.chaos.sending import (
+from tools.chaos.load_sender import (
     PUBLISH_TIMEOUT_S,
     Hearing,
     Keeping,
@@ -28,9 +26,11 @@ from tools.chaos.sending import (
     publisher_settings,
     staging_settings,
 )
-from tools.chaos.storage import Harming, harming
+from tools.chaos.operator import Operator, new_masters
+from tools.chaos.schedule import GATEWAY, PUBLISHER, RIVAL
+from tools.chaos.supervisor import Crew, crew
 from tools.harness.deployment import Deployment
-from tools.harness.swept import drained, master_keys
+from tools.harness.sweep_scenario import drained, master_keys
 from tools.harness.tenants import Tenant
 from tools.harness.wire import open_wire
 from tools.servers import new_bucket

@@ -29,7 +29,7 @@ HARMS = (
     "answer lost",
     "late",
 )
-"""What may befall a request to the storage; `tools.chaos.storage` says what each one is."""
+"""What may befall a request to the storage; `tools.chaos.fault_proxy` says what each one is."""
 
 UNTRUTHS = {
     "404": ("read object", "read keyring"),

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from keyturn_workers.cli.output import print_table
 from keyturn_workers.storage.probe.runner import probe
 from keyturn_workers.testing.memory_storage import MemoryStorage
-from tools.doctor.kinds import KINDS, examine
-from tools.doctor.seen import Column, Seen, cells, needs
+from tools.doctor.results import Column, Seen, cells, needs
+from tools.doctor.server_kinds import KINDS, examine
 from tools.doctor.tables import documents
 from tools.servers import S3Server
 from tools.servers.packages import MissingPackagesError
@@ -26,7 +26,7 @@ from tools.servers.process import ServerError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from tools.doctor.kinds import Kind
+    from tools.doctor.server_kinds import Kind
 
 
 def main() -> int:

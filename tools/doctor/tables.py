@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tools.doctor.seen import HOLDS
+from tools.doctor.results import HOLDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from tools.doctor.seen import Column, Seen
+    from tools.doctor.results import Column, Seen
 
 _ROOT = Path(__file__).parents[2]
 _MARKED = re.compile(r"(<!-- doctor: begin -->\n).*?(<!-- doctor: end -->)", re.DOTALL)

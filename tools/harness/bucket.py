@@ -33,7 +33,7 @@ from keyturn.crypto import (
     wrap_dek,
 )
 from keyturn.identifiers import keyring_s3_key, object_s3_key
-from tools.harness import reader
+from tools.harness import stored_objects
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -64,7 +64,7 @@ class Bucket:
     @cached_property
     def client(self) -> S3Client:
         """One client for many calls."""
-        return reader.s3_client(self.deployment)
+        return stored_objects.s3_client(self.deployment)
 
     # What stands there.
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from keyturn import topology
-from tools.harness import reader
 from tools.harness import requests as rq
+from tools.harness import stored_objects
 from tools.harness.canaries import MARKER, Canaries
 from tools.harness.process import worker
 from tools.harness.wire import open_wire
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tools.harness.process import WorkerProcess
     from tools.harness.wire import Wire
 
-CRASHING = "tests.acceptance.crashing"
+CRASHING = "tests.acceptance.crash_worker"
 
 
 @dataclass
@@ -69,7 +69,7 @@ class Scene:
         self.plaintexts.setdefault(key, plaintext)
         if staged:
             await asyncio.to_thread(
-                reader.s3_client(self.deployment).put_object,
+                stored_objects.s3_client(self.deployment).put_object,
                 Bucket=self.deployment.bucket,
                 Key=staging_s3_key(made),
                 Body=made.sealed_body,
@@ -84,20 +84,24 @@ class Scene:
         signed = rq.headers(body, self.deployment.publisher_key)
         await wire.publish(document["type"], body, signed)
 
-    def stands(self, key: str) -> reader.Shown | None:
+    def stands(self, key: str) -> stored_objects.Shown | None:
         """The object, or None."""
-        if f"{self.project}/{key}" not in reader.keys(self.deployment, f"{self.project}/{key}"):
+        if f"{self.project}/{key}" not in stored_objects.keys(
+            self.deployment, f"{self.project}/{key}"
+        ):
             return None
-        return reader.shown(self.deployment, self.project, key)
+        return stored_objects.shown(self.deployment, self.project, key)
 
     def check_object(self, key: str, upload_id: str | None = None) -> None:
         """It opens by each key alone, to what was uploaded; its DEK is no log's."""
         for by in ("user", "admin"):
-            opened = reader.opened(self.deployment, self.project, key, by)
+            opened = stored_objects.opened(self.deployment, self.project, key, by)
             assert opened == self.plaintexts[key], (key, by)
-        self.canaries.secrets[f"DEK of {key}"] = reader.dek(self.deployment, self.project, key)
+        self.canaries.secrets[f"DEK of {key}"] = stored_objects.dek(
+            self.deployment, self.project, key
+        )
         if upload_id is not None:
-            shown = reader.shown(self.deployment, self.project, key)
+            shown = stored_objects.shown(self.deployment, self.project, key)
             assert shown.metadata["enc-upload"] == upload_id
 
     def check_logs(self) -> None:
@@ -108,8 +112,8 @@ class Scene:
 
     def check_nothing_left(self) -> None:
         """No staged body and no open multipart upload anywhere in the bucket."""
-        assert reader.keys(self.deployment, ".keyturn/staging/") == []
-        assert reader.list_multipart_uploads(self.deployment) == []
+        assert stored_objects.keys(self.deployment, ".keyturn/staging/") == []
+        assert stored_objects.list_multipart_uploads(self.deployment) == []
 
 
 async def check_queues_empty(wire: Wire, *but: str) -> None:

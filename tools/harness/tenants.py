@@ -1,6 +1,6 @@
 """Projects that are rotated: keys by generation, objects as they were put, records.
 
-All that is checked here is read with boto3 and the formats alone (`tools.harness.reader`).
+All that is checked here is read with boto3 and the formats alone (`tools.harness.stored_objects`).
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from keyturn.crypto import (
     wrap_dek,
 )
 from keyturn.identifiers import keyring_s3_key, object_s3_key, sweep_prefix
-from tools.harness import reader
 from tools.harness import requests as rq
+from tools.harness import stored_objects
 from tools.harness.canaries import MARKER
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from keyturn.crypto import Kek, Role
     from tools.harness.deployment import Deployment
-    from tools.harness.reader import Shown
+    from tools.harness.stored_objects import Shown
 
 _THREADS = 8
 _ALGORITHM = "Cobblestone-256"
@@ -78,7 +78,7 @@ class Tenant:
     def __post_init__(self) -> None:
         self.api_keys = self.api_keys or [self.deployment.api_key]
         self.masters = self.masters or {"m1": self.deployment.master_key}
-        self.client: S3Client = reader.s3_client(self.deployment)
+        self.client: S3Client = stored_objects.s3_client(self.deployment)
 
     # Requests.
 
@@ -150,8 +150,8 @@ class Tenant:
             },
         )
         self.objects[key] = Put(
-            reader.sha256(plaintext),
-            reader.sha256(body),
+            stored_objects.sha256(plaintext),
+            stored_objects.sha256(body),
             answer["ETag"],
             _CALLERS,
             "text/x-canary",
@@ -167,8 +167,8 @@ class Tenant:
         """Take uploaded objects as they stand now for what must stay."""
         for key, shown, etag in self._shown(plaintexts):
             self.objects[key] = Put(
-                reader.sha256(plaintexts[key]),
-                reader.sha256(shown.body),
+                stored_objects.sha256(plaintexts[key]),
+                stored_objects.sha256(shown.body),
                 etag,
                 _callers(shown),
                 shown.content_type,
@@ -178,7 +178,7 @@ class Tenant:
         """The generations that the labels of all objects tell, in the order of keys."""
         heads = [
             self.client.head_object(Bucket=self.deployment.bucket, Key=key)["Metadata"]
-            for key in reader.keys(self.deployment, f"{self.project}/")
+            for key in stored_objects.keys(self.deployment, f"{self.project}/")
         ]
         return [int(head["enc-kek-user"].split(":")[0]) for head in heads if "enc-kek-user" in head]
 
@@ -187,7 +187,9 @@ class Tenant:
             answer = self.client.get_object(
                 Bucket=self.deployment.bucket, Key=object_s3_key(self.project, key)
             )
-            shown = reader.Shown(answer["Body"].read(), answer["Metadata"], answer["ContentType"])
+            shown = stored_objects.Shown(
+                answer["Body"].read(), answer["Metadata"], answer["ContentType"]
+            )
             return key, shown, answer["ETag"]
 
         with ThreadPoolExecutor(_THREADS) as pool:
@@ -197,7 +199,7 @@ class Tenant:
 
     def check(self, *, generation: int, deleted: frozenset[str] = frozenset()) -> None:
         """Every object opens by both keys and by no older one, and is else as it was put."""
-        standing = reader.keys(self.deployment, f"{self.project}/")
+        standing = stored_objects.keys(self.deployment, f"{self.project}/")
         assert set(standing) == {object_s3_key(self.project, k) for k in {*self.objects, *deleted}}
         assert len(self.api_keys) == generation
         for key, shown, etag in self._shown(self.objects):
@@ -211,9 +213,9 @@ class Tenant:
         assert shown.metadata["enc-kek-admin"] == list(self.masters)[-1], key
         now = replace(self.deployment, master_key=self._master, api_key=self.api_keys[-1])
         for by in ("user", "admin"):
-            dek = reader._dek(now, self.project, key, by, shown, None)
+            dek = stored_objects._dek(now, self.project, key, by, shown, None)
             opened = open_sealed(dek, BODY_CONTEXT, shown.body)
-            assert reader.sha256(opened) == self.objects[key].plaintext_sha256, (key, by)
+            assert stored_objects.sha256(opened) == self.objects[key].plaintext_sha256, (key, by)
 
     def _check_old_keys_open_nothing(self, key: str, shown: Shown) -> None:
         old = [self._user_kek(number) for number in range(1, len(self.api_keys))]
@@ -237,7 +239,7 @@ class Tenant:
         put = self.objects[key]
         now = Put(
             put.plaintext_sha256,
-            reader.sha256(shown.body),
+            stored_objects.sha256(shown.body),
             etag,
             _callers(shown),
             shown.content_type,
@@ -253,7 +255,7 @@ class Tenant:
 
     def check_deleted(self, key: str) -> None:
         """A tombstone stands there, which the operator's key opens, and it is empty."""
-        shown = reader.shown(self.deployment, self.project, key)
+        shown = stored_objects.shown(self.deployment, self.project, key)
         assert (shown.body, shown.metadata["enc-algo"]) == (b"", "deleted")
         assert shown.metadata.keys() == {"enc-algo", "enc-dek-admin"}
         sealed = base64.b64decode(shown.metadata["enc-dek-admin"], validate=True)
@@ -273,7 +275,7 @@ class Tenant:
         return self._record(f"{sweep_prefix(sweep_id, project)}sweep.json", project)
 
     def _record(self, key: str, project: str) -> dict[str, Any] | None:
-        if key not in reader.keys(self.deployment, key):
+        if key not in stored_objects.keys(self.deployment, key):
             return None
         answer = self.client.get_object(Bucket=self.deployment.bucket, Key=key)
         record = json.loads(answer["Body"].read())
@@ -285,7 +287,7 @@ class Tenant:
         """Records of a sweep that should be gone once its end is told."""
         folder = sweep_prefix(sweep_id, self.project)
         leftovers = (f"{folder}results/", f"{folder}tags/", f".keyturn/sweeps/_running/{sweep_id}/")
-        everything = reader.keys(self.deployment, ".keyturn/sweeps/")
+        everything = stored_objects.keys(self.deployment, ".keyturn/sweeps/")
         return [key for key in everything if key.startswith(leftovers)]
 
     @property
@@ -312,7 +314,7 @@ class Tenant:
             ).reveal()
         for key in list(self.objects)[:20]:
             now = replace(self.deployment, master_key=self._master)
-            found[f"DEK of {key}"] = reader.dek(now, self.project, key)
+            found[f"DEK of {key}"] = stored_objects.dek(now, self.project, key)
         return found
 
 

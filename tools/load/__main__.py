@@ -20,12 +20,12 @@ from rich.console import Console
 from tools.bench.figures import Results, table
 from tools.bench.processes import BenchError
 from tools.harness.deployment import Deployment
-from tools.load import disturbed, drain
+from tools.load import disruptions, drain
 from tools.load.uploads import SIZE_BYTES, Uploads
 from tools.servers import Servers
 from tools.servers.process import ServerError
 
-_PARTS = ("drain", *disturbed.GRACEFUL, *disturbed.BROKEN)
+_PARTS = ("drain", *disruptions.GRACEFUL, *disruptions.BROKEN)
 _COUNT = 50_000
 _DISTURBED = 20_000
 _QUICK = 6_000
@@ -87,7 +87,7 @@ def _disturbed(part: str, given: argparse.Namespace, results: Results, console: 
     console.print(f"{part} …")
     with _servers() as servers, _folder() as scratch:
         deployment = Deployment(servers.amqp_url, servers.s3, servers.new_bucket())
-        measuring = disturbed.measure(
+        measuring = disruptions.measure(
             deployment,
             Path(scratch),
             _uploads(given, part, _DISTURBED),
@@ -96,7 +96,7 @@ def _disturbed(part: str, given: argparse.Namespace, results: Results, console: 
             times=1 if given.quick else _TIMES[part],
             broker=servers.rabbitmq,
         )
-        results.rows += disturbed.rows("ceph", asyncio.run(measuring))
+        results.rows += disruptions.rows("ceph", asyncio.run(measuring))
 
 
 def _servers() -> Servers:

@@ -18,18 +18,18 @@ from tools.bench.figures import Row, Spread, number
 from tools.bench.processes import BenchError
 from tools.bench.uploads import CONCURRENCY, enrol
 from tools.harness.wire import Wire
-from tools.load.crew import crew
-from tools.load.filling import fill
-from tools.load.proof import Outcome, outcome
-from tools.load.tenths import Drained, Sample, drained
+from tools.load.drain_summary import Drained, Sample, drained
+from tools.load.outcome import Outcome, outcome
+from tools.load.queue_filler import fill
+from tools.load.worker_pool import crew
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     from tools.harness.deployment import Deployment
-    from tools.load.crew import Crew
     from tools.load.uploads import Uploads
+    from tools.load.worker_pool import Crew
 
 _SAMPLE_S = 0.2
 _START_S = 60

@@ -23,17 +23,17 @@ from rich.console import Console
 from rich.table import Table
 
 from keyturn import topology
-from tools.harness import reader
+from tools.harness import stored_objects
 from tools.harness.deployment import Deployment
 from tools.harness.http import Client
 from tools.harness.process import gateway
-from tools.harness.serving import served_by_a_worker
+from tools.harness.worker_under_test import served_by_a_worker
 from tools.load.attacks import ACCOMPLICE, ATTACKER, ATTACKS, KEY_VARIABLE, LARGE, TAKEN
 from tools.servers import Servers
 
 if TYPE_CHECKING:
     from tools.harness.process import GatewayProcess
-    from tools.harness.serving import Serving
+    from tools.harness.worker_under_test import Serving
 
 VICTIM: Final = "victim"
 OBJECTS: Final = 51
@@ -178,7 +178,7 @@ class Arena:
     async def _left(self) -> tuple[int, int]:
         """How many dead letters there are, and how many bodies in staging."""
         dead = [await self.serving.wire.depth(f"{queue}.dead") for queue in _SERVED]
-        return sum(dead), len(reader.keys(self.serving.deployment, ".keyturn/staging/"))
+        return sum(dead), len(stored_objects.keys(self.serving.deployment, ".keyturn/staging/"))
 
 
 _SERVED: Final = (topology.UPLOAD_QUEUE, topology.CONTROL_QUEUE)

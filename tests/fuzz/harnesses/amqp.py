@@ -10,9 +10,9 @@ from keyturn_workers.amqp.property_tolerance import tolerate_odd_properties
 from keyturn_workers.amqp.retry import RetryNotes, copy_of
 from keyturn_workers.cli.dead_letters import json_headers
 from tests.fuzz import wire
+from tests.fuzz.dead_letters import check_copy
 from tests.fuzz.harness import Harness, check
-from tests.fuzz.letters import check_copy
-from tests.fuzz.worker import Channel, FrameError, received
+from tests.fuzz.offline_worker import Channel, FrameError, received
 
 _NOTES: Final = RetryNotes("fuzz", [SigningKey.from_seed(b"e" * 32)])
 

@@ -9,7 +9,7 @@ from keyturn.errors import MalformedRequestError
 from keyturn.identifiers import check_object_key, is_object_key, parse_time
 from keyturn.messages import encode, identity, parse_event, parse_request, rejection
 from keyturn_workers.sweep import messages as hints
-from tests.fuzz import documents, valid
+from tests.fuzz import documents, valid_messages
 from tests.fuzz.harness import Harness, as_text, check
 from tests.unit.keyturn_workers.factories import AT
 
@@ -53,11 +53,11 @@ def _check_names(data: bytes) -> None:
 
 
 def _seeds() -> list[bytes]:
-    pool = valid.Pool()
-    valid.add_examples(pool)
+    pool = valid_messages.Pool()
+    valid_messages.add_examples(pool)
     step = {"type": "sweep.step", "sweep_id": "e0a4c6b8-7d92-4f31-8c55-2b9d0f6e1a74"}
     page = step | {"type": "sweep.page", "round": 1, "page": 2, "take": 3}
-    found = [*pool.all, *valid.events(), step | {"project": "*", "step": 7}]
+    found = [*pool.all, *valid_messages.events(), step | {"project": "*", "step": 7}]
     found.append(page | {"project": "acme"})
     return [json.dumps(document).encode() for document in found] + [AT.encode(), b"a/b.pdf"]
 

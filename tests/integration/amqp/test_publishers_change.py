@@ -12,13 +12,13 @@ import pytest
 from keyturn.crypto import SigningKey, to_base64
 from tools.harness import requests
 from tools.harness.deployment import Deployment
-from tools.harness.serving import Sent, fresh_amqp_url, served_by_a_worker
+from tools.harness.worker_under_test import Sent, fresh_amqp_url, served_by_a_worker
 from tools.servers import new_bucket
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tools.harness.serving import Serving
+    from tools.harness.worker_under_test import Serving
     from tools.servers import S3Server, Servers
 
 pytestmark = pytest.mark.servers

@@ -10,13 +10,13 @@ import pytest
 
 from keyturn.crypto import new_api_key, to_base64
 from tests.integration.cli.conftest import Cli, cli_for, document
-from tools.harness import reader, requests
+from tools.harness import requests, stored_objects
 from tools.harness.process import worker
-from tools.harness.serving import serving
+from tools.harness.worker_under_test import serving
 
 if TYPE_CHECKING:
     from tools.harness.process import WorkerProcess
-    from tools.harness.serving import Serving
+    from tools.harness.worker_under_test import Serving
     from tools.servers import S3Server, Servers
 
 pytestmark = pytest.mark.servers
@@ -73,7 +73,7 @@ async def test_a_rotation_then_a_new_master_key_until_the_old_one_may_be_dropped
     held["m1"] = to_base64(deployment.master_key)
     env |= {"MASTER_KEYS": json.dumps(held), "ACTIVE_MASTER_KEY": "m2"}
     cli = Cli(deployment, cli.env | {f"KEYTURN_{name}": value for name, value in env.items()})
-    client = reader.s3_client(deployment)
+    client = stored_objects.s3_client(deployment)
     client.put_object(Bucket=bucket, Key="acme/odd", Body=b"", Metadata={"enc-algo": "ROT13"})
     async with worker(deployment.worker_env(**env)) as process:
         sweep = ("sweep", "--all", "--master-key", "m2")

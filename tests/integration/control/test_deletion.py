@@ -18,7 +18,7 @@ from tools.harness import requests
 from tools.harness.bucket import Bucket
 
 if TYPE_CHECKING:
-    from tools.harness.serving import Serving
+    from tools.harness.worker_under_test import Serving
 
 pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
 

@@ -11,9 +11,9 @@ import pytest
 from keyturn.crypto import KekPurpose, Secret, admin_kek, kek_id, kek_info, to_base64, user_kek
 from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.keyring.model import Generation, Keyring, build_keyring
-from tools.harness import reader, requests
+from tools.harness import requests, stored_objects
 from tools.harness.bucket import Bucket
-from tools.harness.serving import Sent, Serving
+from tools.harness.worker_under_test import Sent, Serving
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +32,7 @@ def new_project() -> str:
 
 def keyring(served: Serving, project: str) -> tuple[str, str, bytes]:
     """The record as it stands: ETag, time of its last write, bytes."""
-    answer = reader.s3_client(served.deployment).get_object(
+    answer = stored_objects.s3_client(served.deployment).get_object(
         Bucket=served.deployment.bucket, Key=keyring_s3_key(project)
     )
     return answer["ETag"], str(answer["LastModified"]), answer["Body"].read()

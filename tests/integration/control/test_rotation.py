@@ -11,8 +11,8 @@ import pytest
 from keyturn.crypto import kek_info, new_api_key, to_base64, user_kek
 from keyturn.identifiers import keyring_s3_key
 from keyturn.topology import UNSIGNED_DEAD_QUEUE
-from tools.harness import reader, requests
-from tools.harness.serving import Sent, Serving
+from tools.harness import requests, stored_objects
+from tools.harness.worker_under_test import Sent, Serving
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,7 +27,7 @@ OLD = "2026-01-01T00:00:00Z"
 
 def keyring(served: Serving, project: str = PROJECT) -> tuple[str, str]:
     """ETag and time of the last write of a project's keyring."""
-    head = reader.s3_client(served.deployment).head_object(
+    head = stored_objects.s3_client(served.deployment).head_object(
         Bucket=served.deployment.bucket, Key=keyring_s3_key(project)
     )
     return head["ETag"], str(head["LastModified"])
@@ -197,4 +197,4 @@ async def test_unknown_project(served: Serving) -> None:
         dead = await served.wire.take("keyturn.control.dead")
         assert dead.headers["keyturn-code"] == "unknown_project"
     assert not served.stands(".keyturn/keyrings/nobody.json")
-    assert reader.keys(served.deployment, "nobody/") == []
+    assert stored_objects.keys(served.deployment, "nobody/") == []

@@ -16,7 +16,7 @@ from tools.harness.bucket import Bucket
 from tools.harness.deployment import Deployment
 from tools.harness.http import Client
 from tools.harness.process import gateway
-from tools.harness.serving import serving
+from tools.harness.worker_under_test import serving
 from tools.servers import new_bucket
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from tools.harness.deployment import Deployment
     from tools.harness.http import Client
     from tools.harness.process import GatewayProcess
-    from tools.harness.serving import Serving
+    from tools.harness.worker_under_test import Serving
 
 OTHER_KEY = "other-key-" + "o" * 33
 CHUNK = 16 * 1024

@@ -15,7 +15,7 @@ import pytest
 
 from keyturn.crypto import new_api_key
 from tests.integration.gateway.scene import plain
-from tools.harness import reader, requests
+from tools.harness import requests, stored_objects
 from tools.harness.canaries import MARKER
 from tools.harness.http import object_target, read_answer, request
 
@@ -77,17 +77,17 @@ def _left_over(live: Live) -> list[Any]:
     Without what the gateway itself tries out there, beside its first requests.
     """
     deployment = live.scene.deployment
-    staged = reader.keys(deployment, ".keyturn/staging/")
+    staged = stored_objects.keys(deployment, ".keyturn/staging/")
     return [
         *(key for key in staged if not key.startswith(_PROBE)),
-        *reader.list_multipart_uploads(deployment),
+        *stored_objects.list_multipart_uploads(deployment),
     ]
 
 
 async def test_the_gateways_probe_leaves_nothing(live: Live) -> None:
     """The objects by which it learns what listings show are gone soon after its start."""
     async with asyncio.timeout(60):
-        while reader.keys(live.scene.deployment, _PROBE):  # noqa: ASYNC110  # S3 tells nothing
+        while stored_objects.keys(live.scene.deployment, _PROBE):  # noqa: ASYNC110  # S3 tells nothing
             await asyncio.sleep(0.1)
 
 
@@ -116,7 +116,7 @@ async def test_put_and_get(live: Live) -> None:
     assert got.headers["content-type"] == "text/plain"
     assert got.headers["x-keyturn-meta-author"] == "kim"
     for role in ("user", "admin"):
-        opened = reader.opened(live.scene.deployment, "acme", "a/b c+ü.txt", role)
+        opened = stored_objects.opened(live.scene.deployment, "acme", "a/b c+ü.txt", role)
         assert opened == plaintext
 
 
@@ -231,7 +231,7 @@ async def test_a_client_that_goes_in_mid_body(live: Live, sent_bytes: int) -> No
     await writer.drain()
     if sent_bytes > 8 * _MIB:
         async with asyncio.timeout(10):
-            while not reader.list_multipart_uploads(live.scene.deployment):  # noqa: ASYNC110  # S3 tells nothing
+            while not stored_objects.list_multipart_uploads(live.scene.deployment):  # noqa: ASYNC110  # S3 tells nothing
                 await asyncio.sleep(0.05)
     writer.transport.abort()
     async with asyncio.timeout(10):
@@ -288,7 +288,7 @@ async def test_a_rotation_over_http(live: Live) -> None:
     assert done["generation"] == 2
     for key, plaintext in objects.items():
         assert (await client.ask("turning", key, token=new)).body == plaintext
-        opened = reader.opened(live.scene.deployment, "turning", key, "user", api_key=new)
+        opened = stored_objects.opened(live.scene.deployment, "turning", key, "user", api_key=new)
         assert opened == plaintext
 
     # Whoever puts an object under the retired key there is served by the admin wrap at most.

@@ -13,7 +13,7 @@ import pytest_asyncio
 
 from keyturn.crypto import new_api_key
 from tests.integration.gateway.scene import plain
-from tools.harness import reader
+from tools.harness import stored_objects
 from tools.harness.http import object_target, request
 from tools.harness.process import gateway
 
@@ -59,8 +59,8 @@ async def test_without_a_broker_nothing_stays_in_staging(scene: Scene) -> None:
     """A large body is not left there by an upload that nobody will hear of."""
     answer = await scene.client.ask("acme", "z", method="PUT", body=plain(9 * 1024 * 1024))
     assert answer.status == 503
-    assert reader.keys(scene.deployment, ".keyturn/staging/") == []
-    assert reader.list_multipart_uploads(scene.deployment) == []
+    assert stored_objects.keys(scene.deployment, ".keyturn/staging/") == []
+    assert stored_objects.list_multipart_uploads(scene.deployment) == []
 
 
 @asynccontextmanager

@@ -13,16 +13,16 @@ from keyturn_workers.errors import UnsafeStorageError
 from keyturn_workers.storage import Capabilities
 from keyturn_workers.storage.probe.runner import PREFIX, probe
 from tests.integration.storage.conftest import opened
-from tools.doctor.kinds import KINDS, examine
-from tools.doctor.seen import Seen, cells
+from tools.doctor.results import Seen, cells
+from tools.doctor.server_kinds import KINDS, examine
 from tools.servers.s3 import sync_client
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from keyturn_workers.storage.s3 import S3Storage
-    from tools.doctor.kinds import Kind
-    from tools.doctor.seen import Bucket
+    from tools.doctor.results import Bucket
+    from tools.doctor.server_kinds import Kind
     from tools.servers import S3Server
 
 pytestmark = pytest.mark.servers

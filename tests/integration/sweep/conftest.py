@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest_asyncio
 
 from tests.integration.sweep.scene import WORKER_ENV, Scene
-from tools.harness.serving import serving
+from tools.harness.worker_under_test import serving
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from tools.harness.bucket import Made
     from tools.harness.deployment import Deployment
-    from tools.harness.serving import Sent, Serving
     from tools.harness.wire import Wire
+    from tools.harness.worker_under_test import Sent, Serving
 
 Document = dict[str, Any]
 Event = dict[str, Any]

@@ -25,8 +25,8 @@ from tests.integration.sweep.scene import WORKER_ENV, Project, Scene, counts
 from tools.harness import requests
 from tools.harness.deployment import Deployment
 from tools.harness.process import worker
-from tools.harness.serving import Serving, fresh_amqp_url
 from tools.harness.wire import open_wire
+from tools.harness.worker_under_test import Serving, fresh_amqp_url
 from tools.servers import new_bucket
 
 if TYPE_CHECKING:

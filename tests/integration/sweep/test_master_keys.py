@@ -19,7 +19,7 @@ from tests.integration.sweep.scene import WORKER_ENV, Project, Scene, counts
 from tools.harness import requests
 from tools.harness.deployment import Deployment
 from tools.harness.process import worker
-from tools.harness.serving import Serving, fresh_amqp_url, served_by_a_worker
+from tools.harness.worker_under_test import Serving, fresh_amqp_url, served_by_a_worker
 from tools.servers import new_bucket
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from keyturn.identifiers import format_time, keyring_s3_key
 from tests.integration.sweep.scene import WORKER_ENV, Scene, counts
 from tests.integration.sweep.test_options import failures
 from tools.harness import requests
-from tools.harness.serving import serving
+from tools.harness.worker_under_test import serving
 
 if TYPE_CHECKING:
     import asyncio

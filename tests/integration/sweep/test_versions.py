@@ -15,7 +15,7 @@ import pytest_asyncio
 from tests.integration.sweep.scene import WORKER_ENV, Project, Scene, counts
 from tools.harness import requests
 from tools.harness.deployment import Deployment
-from tools.harness.serving import fresh_amqp_url, served_by_a_worker
+from tools.harness.worker_under_test import fresh_amqp_url, served_by_a_worker
 from tools.servers import new_bucket
 from tools.servers.s3 import sync_client
 

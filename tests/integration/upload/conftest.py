@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest_asyncio
 
-from tools.harness.serving import Serving, serving
+from tools.harness.worker_under_test import Serving, serving
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -17,8 +17,8 @@ import pytest
 from keyturn.crypto import Secret, kek_id, user_kek
 from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.keyring.model import Generation, build_keyring, parse_keyring
-from tools.harness import reader, requests
-from tools.harness.serving import Serving, staged_key
+from tools.harness import requests, stored_objects
+from tools.harness.worker_under_test import Serving, staged_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,7 +41,7 @@ def upload(served: Serving, data: bytes, *, staged: bool, project: str = "acme")
 
 def state(served: Serving, key: str, project: str = "acme") -> tuple[object, ...]:
     """All that would show a second put, or a rewrap."""
-    head = reader.s3_client(served.deployment).head_object(
+    head = stored_objects.s3_client(served.deployment).head_object(
         Bucket=served.deployment.bucket, Key=f"{project}/{key}"
     )
     return head["ETag"], head["LastModified"], head["Metadata"], head["ContentLength"]
@@ -72,7 +72,7 @@ async def test_published_many_times_at_once(served: Serving, *, staged: bool) ->
     events = served.wire.events[known:]
     assert [event | {"at": ""} for event in events] == [events[0] | {"at": ""}] * 8
     assert events[0]["type"] == "upload.stored"
-    assert reader.opened(served.deployment, "acme", sent.document["key"], "user") == data
+    assert stored_objects.opened(served.deployment, "acme", sent.document["key"], "user") == data
     assert await served.wire.depth("keyturn.upload.dead") == 0
 
 
@@ -91,14 +91,14 @@ async def test_two_uploads_race_for_a_key(served: Serving, *, staged: bool) -> N
     events = [await served.wire.outcome(rival.upload_id) for rival in rivals]
     assert sorted(event["type"] for event in events) == ["upload.rejected", "upload.stored"]
     winner = (b"one", b"two")[events[1]["type"] == "upload.stored"]
-    assert reader.opened(served.deployment, "acme", key, "admin") == winner
+    assert stored_objects.opened(served.deployment, "acme", key, "admin") == winner
     dead = await served.wire.take("keyturn.upload.dead")
     assert dead.headers["keyturn-code"] == "already_exists"
 
 
 def change_metadata(served: Serving, key: str, change: Callable[[Metadata], Metadata]) -> None:
     """Copy the object onto itself with other metadata, as a bucket writer can."""
-    client = reader.s3_client(served.deployment)
+    client = stored_objects.s3_client(served.deployment)
     bucket, s3_key = served.deployment.bucket, f"acme/{key}"
     metadata = change(client.head_object(Bucket=bucket, Key=s3_key)["Metadata"])
     client.copy_object(
@@ -175,11 +175,11 @@ async def test_own_object_relabelled(served: Serving, name: str) -> None:
     sent = upload(served, b"mine", staged=False)
     first = await served.served(sent.document)
     key = sent.document["key"]
-    before = reader.shown(served.deployment, "acme", key)
+    before = stored_objects.shown(served.deployment, "acme", key)
     change_metadata(served, key, lambda m: m | RELABELLED[name])
     second = await served.served(sent.document)
     assert second | {"at": ""} == first | {"at": ""}
-    after = reader.shown(served.deployment, "acme", key)
+    after = stored_objects.shown(served.deployment, "acme", key)
     assert after.body == before.body
     for label in ("enc-kek-user", "enc-kek-admin"):
         assert after.metadata[label] == before.metadata[label]
@@ -191,7 +191,7 @@ async def test_wraps_of_another_object(served: Serving) -> None:
     for sent in (mine, other):
         await served.served(sent.document)
     served.stage(mine.upload_id, mine.sealed_body)
-    moved = reader.shown(served.deployment, "acme", other.document["key"]).metadata
+    moved = stored_objects.shown(served.deployment, "acme", other.document["key"]).metadata
     change_metadata(served, mine.document["key"], lambda m: moved | {"enc-upload": m["enc-upload"]})
     await served.publish(served.signed(mine.document))
     dead = await served.wire.take("keyturn.upload.dead")
@@ -204,7 +204,7 @@ async def test_another_body_under_own_metadata(served: Serving, *, staged: bool)
     """The header commits to no DEK in the wraps: nothing is told as stored."""
     sent = upload(served, b"mine", staged=staged)
     await served.served(sent.document)
-    stored = reader.shown(served.deployment, "acme", sent.document["key"])
+    stored = stored_objects.shown(served.deployment, "acme", sent.document["key"])
     other = bytes([stored.body[40] ^ 1])
     body = stored.body[:40] + other + stored.body[41:]
     served.put(f"acme/{sent.document['key']}", body, stored.metadata)
@@ -233,12 +233,12 @@ async def test_deleted_meanwhile(served: Serving) -> None:
     await served.publish(served.signed(sent.document))
     dead = await served.wire.take("keyturn.upload.dead")
     assert dead.headers["keyturn-code"] == "deleted_key"
-    assert reader.shown(served.deployment, "acme", key).body == b""
+    assert stored_objects.shown(served.deployment, "acme", key).body == b""
 
 
 def turn(served: Serving, project: str) -> str:
     """Turn the project's keyring by hand, as a rotation does; gives the new API key."""
-    client, bucket = reader.s3_client(served.deployment), served.deployment.bucket
+    client, bucket = stored_objects.s3_client(served.deployment), served.deployment.bucket
     answer = client.get_object(Bucket=bucket, Key=keyring_s3_key(project))
     held = {"m1": Secret(served.deployment.master_key)}
     ring = parse_keyring(answer["Body"].read(), project, held)
@@ -259,23 +259,23 @@ async def test_turned_before_it_came_again(served: Serving, *, staged: bool) -> 
     sent = upload(served, b"mine", staged=staged, project=project)
     key = sent.document["key"]
     assert (await served.served(sent.document))["generation"] == 1
-    body = reader.shown(served.deployment, project, key).body
+    body = stored_objects.shown(served.deployment, project, key).body
     api_key = turn(served, project)
     second = await served.served(sent.document)
     assert (second["type"], second["generation"]) == ("upload.stored", 2)
-    stored = reader.shown(served.deployment, project, key)
+    stored = stored_objects.shown(served.deployment, project, key)
     assert stored.metadata["enc-kek-user"].startswith("2:")
     assert stored.metadata["enc-upload"] == sent.upload_id
     assert stored.body == body
-    opened = reader.opened(served.deployment, project, key, "user", api_key=api_key)
-    assert opened == reader.opened(served.deployment, project, key, "admin") == b"mine"
+    opened = stored_objects.opened(served.deployment, project, key, "user", api_key=api_key)
+    assert opened == stored_objects.opened(served.deployment, project, key, "admin") == b"mine"
 
 
 async def test_keyring_rolled_back(served: Serving) -> None:
     """An object above its keyring: nothing goes on for it until an operator looks (SPEC 5.4)."""
     project = "rolled"
     await served.enroll(project)
-    client, bucket = reader.s3_client(served.deployment), served.deployment.bucket
+    client, bucket = stored_objects.s3_client(served.deployment), served.deployment.bucket
     earlier = client.get_object(Bucket=bucket, Key=keyring_s3_key(project))["Body"].read()
     turn(served, project)
     sent = upload(served, b"mine", staged=True, project=project)

@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from tools.harness import reader, requests
-from tools.harness.serving import Serving, staged_key
+from tools.harness import requests, stored_objects
+from tools.harness.worker_under_test import Serving, staged_key
 
 WORKER_ENV = {"ENCRYPTION_ENABLED": "false"}
 pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
@@ -31,8 +31,8 @@ async def test_allowed(served: Serving, size_bytes: int, *, staged: bool) -> Non
         served.stage(sent.upload_id, sent.sealed_body)
     event = await served.served(sent.document)
     assert (event["type"], event["size"], event["generation"]) == ("upload.stored", size_bytes, 1)
-    shown = reader.shown(served.deployment, project, "k")
-    assert shown == reader.Shown(
+    shown = stored_objects.shown(served.deployment, project, "k")
+    assert shown == stored_objects.Shown(
         data, {"author": "kim", "enc-upload": sent.upload_id}, "text/plain"
     )
     assert not served.stands(staged_key(sent.upload_id))
@@ -49,9 +49,12 @@ async def test_forbidden(served: Serving, size_bytes: int, *, staged: bool) -> N
     if staged:
         served.stage(sent.upload_id, sent.sealed_body)
     assert (await served.served(sent.document))["type"] == "upload.stored"
-    assert reader.shown(served.deployment, "acme", key).metadata["enc-algo"] == "Cobblestone-256"
+    assert (
+        stored_objects.shown(served.deployment, "acme", key).metadata["enc-algo"]
+        == "Cobblestone-256"
+    )
     for role in ("user", "admin"):
-        assert reader.opened(served.deployment, "acme", key, role) == data
+        assert stored_objects.opened(served.deployment, "acme", key, role) == data
 
 
 async def test_damaged(served: Serving) -> None:
@@ -60,4 +63,4 @@ async def test_damaged(served: Serving) -> None:
     sent = requests.upload(served.deployment, "plain", "k", os.urandom(2_000_000), staged=True)
     served.stage(sent.upload_id, sent.sealed_body[:-1] + b"\0")
     await served.refuses(served.signed(sent.document), "bad_seal")
-    assert reader.keys(served.deployment, "plain/") == []
+    assert stored_objects.keys(served.deployment, "plain/") == []

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
-from tools.harness import reader, requests
-from tools.harness.serving import Serving, serving, staged_key
+from tools.harness import requests, stored_objects
+from tools.harness.worker_under_test import Serving, serving, staged_key
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -47,13 +47,13 @@ async def test_stored_in_parts(served: Serving) -> None:
     data = os.urandom(2 * PART_BYTES + 1000)
     key, event = await staged(served, data)
     assert (event["type"], event["size"]) == ("upload.stored", len(data))
-    head = reader.s3_client(served.deployment).head_object(
+    head = stored_objects.s3_client(served.deployment).head_object(
         Bucket=served.deployment.bucket, Key=f"acme/{key}"
     )
     assert head["ETag"].strip('"').endswith("-3")
     for role in ("user", "admin"):
-        assert reader.opened(served.deployment, "acme", key, role) == data
-    assert reader.list_multipart_uploads(served.deployment) == []
+        assert stored_objects.opened(served.deployment, "acme", key, role) == data
+    assert stored_objects.list_multipart_uploads(served.deployment) == []
 
 
 async def test_damaged_in_its_last_chunk(served: Serving) -> None:
@@ -63,7 +63,7 @@ async def test_damaged_in_its_last_chunk(served: Serving) -> None:
     dead = await served.wire.take("keyturn.upload.dead")
     assert dead.headers["keyturn-code"] == "bad_seal"
     assert not served.stands(f"acme/{key}")
-    assert reader.list_multipart_uploads(served.deployment) == []
+    assert stored_objects.list_multipart_uploads(served.deployment) == []
     await served.serves_the_next()
 
 
@@ -74,5 +74,5 @@ async def test_key_taken_at_completion(served: Serving) -> None:
     rival = requests.upload(served.deployment, "acme", key, first, staged=True)
     served.stage(rival.upload_id, rival.sealed_body)
     await served.refuses(served.signed(rival.document), "already_exists")
-    assert reader.opened(served.deployment, "acme", key, "user") == first
-    assert reader.list_multipart_uploads(served.deployment) == []
+    assert stored_objects.opened(served.deployment, "acme", key, "user") == first
+    assert stored_objects.list_multipart_uploads(served.deployment) == []

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tools.harness import requests
-from tools.harness.serving import Sent, Serving
+from tools.harness.worker_under_test import Sent, Serving
 
 pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
 

@@ -17,7 +17,7 @@ from keyturn_workers.amqp.property_tolerance import tolerate_odd_properties
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tools.harness.serving import Serving
+    from tools.harness.worker_under_test import Serving
 
 pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
 

@@ -11,9 +11,9 @@ import pytest_asyncio
 from keyturn.crypto import Secret, kek_id, user_kek
 from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.keyring.model import Generation, Keyring, build_keyring
-from tests.support.proxy import Proxy, proxy
-from tools.harness import reader, requests
-from tools.harness.serving import Serving, serving, staged_key
+from tests.support.cuttable_proxy import Proxy, proxy
+from tools.harness import requests, stored_objects
+from tools.harness.worker_under_test import Serving, serving, staged_key
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -65,7 +65,7 @@ async def test_enrolled_meanwhile(served: Serving) -> None:
     event = await served.wire.outcome(sent.upload_id)
     assert (event["type"], event["generation"]) == ("upload.stored", 1)
     assert put_offs(served, sent.upload_id)[0] == ("unknown_project", 1)
-    assert reader.opened(served.deployment, "late", "k", "user") == b"patience"
+    assert stored_objects.opened(served.deployment, "late", "k", "user") == b"patience"
 
 
 @pytest.mark.parametrize("staged", [False, True], ids=["inline", "staged"])
@@ -85,7 +85,7 @@ async def test_storage_out_of_reach(served: Serving, storage: Proxy, *, staged: 
     event = await served.wire.outcome(sent.upload_id)
     assert event["type"] == "upload.stored"
     assert put_offs(served, sent.upload_id)[0] == ("storage_unavailable", 1)
-    assert reader.opened(served.deployment, "acme", key, "admin") == b"kept"
+    assert stored_objects.opened(served.deployment, "acme", key, "admin") == b"kept"
     assert await served.serves_the_next() == served.wire.events[-1]
     assert [e["type"] for e in served.wire.events[known:]] == ["upload.stored"] * 2
     await served.process.logged(f'"again":true,"upload_id":"{sent.upload_id}"')

@@ -28,8 +28,8 @@ from keyturn.crypto import (
 )
 from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.keyring.model import Generation, Keyring, build_keyring
-from tools.harness import reader, requests
-from tools.harness.serving import Serving, staged_key
+from tools.harness import requests, stored_objects
+from tools.harness.worker_under_test import Serving, staged_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,7 +55,7 @@ async def refused(served: Serving, sent: Upload, code: str, detail: str = "") ->
     await served.refuses(served.signed(sent.document), code, detail)
     target = f"{sent.document['project']}/{sent.document['key']}"
     assert not served.stands(target)
-    assert reader.list_multipart_uploads(served.deployment) == []
+    assert stored_objects.list_multipart_uploads(served.deployment) == []
 
 
 def resealed(served: Serving, sent: Upload, info: bytes, secret: bytes | None = None) -> str:
@@ -190,7 +190,7 @@ async def test_staged_body_mended(served: Serving) -> None:
     event = await served.wire.event(lambda event: event in served.wire.events[known:])
     assert event["type"] == "upload.stored"
     key = sent.document["key"]
-    assert reader.opened(served.deployment, "acme", key, "user") == b"late" * 100_000
+    assert stored_objects.opened(served.deployment, "acme", key, "user") == b"late" * 100_000
 
 
 async def test_staged_under_another_publisher(served: Serving) -> None:
@@ -242,7 +242,7 @@ async def test_key_is_taken(served: Serving, name: str, *, staged: bool) -> None
     if staged:
         served.stage(sent.upload_id, sent.sealed_body)
     await served.refuses(served.signed(sent.document), code, key)
-    assert reader.shown(served.deployment, "acme", key).body == b"first"
+    assert stored_objects.shown(served.deployment, "acme", key).body == b"first"
     # Under a tombstone it can never be stored: its staged body goes at once (SPEC 6.9).
     assert served.stands(staged_key(sent.upload_id)) == (staged and code != "deleted_key")
 
@@ -252,14 +252,14 @@ async def test_key_of_another_upload(served: Serving, *, staged: bool) -> None:
     """The first upload of a key stays what it was."""
     first, second = upload(served, b"first"), upload(served, b"second", staged=staged)
     assert (await served.served(first.document))["type"] == "upload.stored"
-    before = reader.shown(served.deployment, "acme", first.document["key"])
+    before = stored_objects.shown(served.deployment, "acme", first.document["key"])
     second = requests.upload(
         served.deployment, "acme", first.document["key"], b"second", staged=staged
     )
     if staged:
         served.stage(second.upload_id, second.sealed_body)
     await served.refuses(served.signed(second.document), "already_exists")
-    assert reader.shown(served.deployment, "acme", first.document["key"]) == before
+    assert stored_objects.shown(served.deployment, "acme", first.document["key"]) == before
 
 
 def keyring(served: Serving, project: str, *, master_key: bytes | None = None) -> bytes:
@@ -291,7 +291,7 @@ async def test_keyring_that_nobody_here_wrote(served: Serving, name: str) -> Non
     served.put(keyring_s3_key(project), KEYRINGS[name](served, project))
     sent = requests.upload(served.deployment, project, "k", b"secret")
     await served.refuses(served.signed(sent.document), "corrupt_object", "keyring")
-    assert reader.keys(served.deployment, f"{project}/") == []
+    assert stored_objects.keys(served.deployment, f"{project}/") == []
 
 
 async def test_a_good_keyring_by_hand(served: Serving) -> None:

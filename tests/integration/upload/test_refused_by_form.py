@@ -16,7 +16,7 @@ import pytest
 from keyturn.crypto import SigningKey
 from keyturn.identifiers import format_time
 from tools.harness import requests
-from tools.harness.serving import Sent, Serving
+from tools.harness.worker_under_test import Sent, Serving
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Final
 from tools.bench.figures import Row, Spread
 from tools.bench.gateway.sides import ask, opened
 from tools.bench.processes import BenchError
-from tools.bench.rotation.delaying import delaying
+from tools.bench.rotation.delay_proxy import delaying
 from tools.bench.rotation.world import key_of, open_world
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from tools.bench.rotation.delaying import Delaying
+    from tools.bench.rotation.delay_proxy import Delaying
     from tools.bench.rotation.world import World
     from tools.harness.deployment import Deployment
 

@@ -16,7 +16,7 @@ from keyturn.crypto import to_base64
 from keyturn.identifiers import object_s3_key
 from tools.bench.processes import printed, serving
 from tools.bench.rotation.world import MASTER_KEY
-from tools.harness import reader
+from tools.harness import stored_objects
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -52,7 +52,7 @@ class Sides:
 
     def bare(self, key: str, **headers: str) -> dict[str, Any]:
         """Its stored bytes from the storage."""
-        url = reader.s3_client(self.world.deployment).generate_presigned_url(
+        url = stored_objects.s3_client(self.world.deployment).generate_presigned_url(
             "get_object",
             Params={
                 "Bucket": self.world.deployment.bucket,
@@ -87,7 +87,7 @@ async def opened(
     module = (
         ["keyturn_workers", "gateway"]
         if samples is None
-        else ["tools.bench.sampled", str(samples), "gateway"]
+        else ["tools.bench.stack_sampler", str(samples), "gateway"]
     )
     deployment = world.deployment
     said = {
@@ -102,7 +102,7 @@ async def opened(
         serving(
             said,
             scratch / f"{name}-passing.log",
-            ["tools.bench.gateway.passing"],
+            ["tools.bench.gateway.passthrough_server"],
             ready=_STARTED,
         ) as b,
     ):
@@ -110,7 +110,7 @@ async def opened(
 
 
 async def ask(what: str, targets: list[dict[str, Any]], **more: float) -> dict[str, Any]:
-    """Do one job of `tools.bench.gateway.asking`; errors as `printed`."""
+    """Do one job of `tools.bench.gateway.load_client`; errors as `printed`."""
     job = json.dumps({"what": what, "targets": targets, **more})
-    told: dict[str, Any] = await printed({}, "tools.bench.gateway.asking", said=job)
+    told: dict[str, Any] = await printed({}, "tools.bench.gateway.load_client", said=job)
     return told

@@ -17,7 +17,7 @@ import aio_pika
 from tools.bench.figures import Row, Spread, higher_is_better, lower_is_better
 from tools.bench.layers import Sampled
 from tools.bench.processes import bare, worker
-from tools.bench.rotation.delaying import delaying
+from tools.bench.rotation.delay_proxy import delaying
 from tools.bench.rotation.passes import Crew
 from tools.bench.rotation.world import key_of, open_world, pages_of
 from tools.bench.uploads import Rate
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from tools.bench.rotation.delaying import Seen
+    from tools.bench.rotation.delay_proxy import Seen
     from tools.bench.rotation.passes import Pass
     from tools.bench.rotation.world import World
     from tools.harness.deployment import Deployment

@@ -17,7 +17,7 @@ import psutil
 
 from tools.bench.figures import Row, Spread, higher_is_better, number
 from tools.bench.processes import worker
-from tools.bench.rotation.delaying import delaying
+from tools.bench.rotation.delay_proxy import delaying
 from tools.bench.rotation.passes import Crew
 from tools.bench.rotation.world import key_of, open_world, pages_of
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tools.bench.processes import Running
-    from tools.bench.rotation.delaying import Delaying
+    from tools.bench.rotation.delay_proxy import Delaying
     from tools.bench.rotation.passes import Pass
     from tools.bench.rotation.world import World
     from tools.harness.deployment import Deployment

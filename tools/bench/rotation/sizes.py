@@ -20,8 +20,8 @@ from keyturn_workers.objects.unwrap import open_admin_wrap
 from keyturn_workers.storage import Headers
 from keyturn_workers.sweep.page_worker import PageWorker
 from keyturn_workers.sweep.plan import OpenPage, Plan, State, SweepRequest
-from tools.bench.big import check_memory
 from tools.bench.figures import Row, Spread, lower_is_better
+from tools.bench.large_upload import check_memory
 from tools.bench.processes import BenchError, bare, printed
 from tools.bench.rotation.world import open_world
 from tools.harness.requests import new_id, now
@@ -127,7 +127,7 @@ async def _through_a_client(world: World, key: str) -> float:
         raise BenchError("the object has no wrap that opens")
     told = await printed(
         world.deployment.s3_env(),
-        *("tools.bench.rotation.resealing", s3_key, f"bare/{key}/1"),
+        *("tools.bench.rotation.reencrypt", s3_key, f"bare/{key}/1"),
         said=opened.dek.hex() + "\n",
     )
     return float(told["wall_s"])

@@ -15,8 +15,8 @@ from keyturn.topology import CODE_HEADER
 from keyturn_workers.amqp.property_tolerance import tolerate_odd_properties
 from keyturn_workers.amqp.retry import copy_of
 from tests.fuzz import wire
+from tests.fuzz.offline_worker import Channel, received
 from tests.fuzz.watch import Clock
-from tests.fuzz.worker import Channel, received
 
 if TYPE_CHECKING:
     from aio_pika import IncomingMessage

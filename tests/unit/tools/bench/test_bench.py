@@ -7,7 +7,6 @@ import json
 import pytest
 
 from keyturn.crypto import open_sealed, sealed_size
-from tools.bench.big import SealedFile
 from tools.bench.figures import (
     Results,
     Row,
@@ -18,6 +17,7 @@ from tools.bench.figures import (
     profile_table,
     table,
 )
+from tools.bench.large_upload import SealedFile
 from tools.bench.layers import WAITING, Sampled, layer_of, shares
 from tools.bench.sealing import openssl_speed
 from tools.bench.uploads import Rate, Rounds, Sample, rows, steady

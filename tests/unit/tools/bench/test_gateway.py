@@ -11,7 +11,7 @@ import pytest
 
 from tools.bench.__main__ import _arguments, _measurements
 from tools.bench.gateway import downloads, first_bytes, keyrings
-from tools.bench.gateway.asking import AskingError, Target, do
+from tools.bench.gateway.load_client import AskingError, Target, do
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

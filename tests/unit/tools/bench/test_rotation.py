@@ -15,10 +15,10 @@ from keyturn.crypto import BODY_CONTEXT, open_sealed, seal
 from keyturn_workers.sweep.counts import Counts
 from tools.bench.__main__ import _arguments
 from tools.bench.processes import BenchError
-from tools.bench.rotation import many, pages, scaling, sizes
-from tools.bench.rotation.delaying import Seen, delaying, forwarding
+from tools.bench.rotation import pages, scaling, sizes, whole_rotation
+from tools.bench.rotation.delay_proxy import Seen, delaying, forwarding
 from tools.bench.rotation.passes import Pass, _checked, pages_done
-from tools.bench.rotation.resealing import Resealed
+from tools.bench.rotation.reencrypt import Resealed
 from tools.bench.rotation.world import key_of, pages_of
 from tools.bench.uploads import Rate
 
@@ -130,24 +130,26 @@ def test_flat_means_the_largest_against_the_smallest() -> None:
 
 def test_rates_are_of_thirds_of_the_objects_that_were_written() -> None:
     log = "\n".join([_line(10, 300), _line(15, 0), _line(20, 300), _line(40, 300)])
-    done = many.page_times(log, _ID, _BEGAN)
+    done = whole_rotation.page_times(log, _ID, _BEGAN)
     assert done == [(10.0, 300), (20.0, 600), (40.0, 900)]
-    assert many.thirds(done) == pytest.approx((30.0, 30.0, 15.0))
+    assert whole_rotation.thirds(done) == pytest.approx((30.0, 30.0, 15.0))
     # One page alone: as if its objects were done evenly.
-    assert many.thirds([(30.0, 900)]) == pytest.approx((30.0, 30.0, 30.0))
+    assert whole_rotation.thirds([(30.0, 900)]) == pytest.approx((30.0, 30.0, 30.0))
     with pytest.raises(BenchError):
-        many.page_times(_line(1, 0), _ID, _BEGAN)
+        whole_rotation.page_times(_line(1, 0), _ID, _BEGAN)
 
 
 def test_memory_is_compared_over_the_numbers_of_objects() -> None:
-    small = many.Found(60.0, 30.0, (100.0, 100.0, 70.0), 100.0, 120.0, 90.0)
-    large = many.Found(400.0, 300.0, (100.0, 100.0, 100.0), 100.0, 180.0, 90.0)
-    rows = many.rows("ceph", {10_000: [small], 100_000: [large]})
+    small = whole_rotation.Found(60.0, 30.0, (100.0, 100.0, 70.0), 100.0, 120.0, 90.0)
+    large = whole_rotation.Found(400.0, 300.0, (100.0, 100.0, 100.0), 100.0, 180.0, 90.0)
+    rows = whole_rotation.rows("ceph", {10_000: [small], 100_000: [large]})
     assert rows[-1].ours.median == 1.5
     assert rows[-1].met is False
     even = [row.met for row in rows if "against first" in row.figure]
     assert even == [False, True]
-    assert not any("against 10,000" in row.figure for row in many.rows("ceph", {10_000: [small]}))
+    assert not any(
+        "against 10,000" in row.figure for row in whole_rotation.rows("ceph", {10_000: [small]})
+    )
 
 
 @pytest.mark.parametrize(
@@ -170,9 +172,9 @@ def test_only_a_clean_end_with_everything_rewrapped_is_measured(wrong: dict[str,
         "failed": 0,
         "rewrapped": 10,
     }
-    many.check(event, 10)
+    whole_rotation.check(event, 10)
     with pytest.raises(BenchError):
-        many.check(event | wrong, 10)
+        whole_rotation.check(event | wrong, 10)
 
 
 @pytest.mark.parametrize("size_bytes", [0, 1, 16384, 3 * 2**20 + 5])

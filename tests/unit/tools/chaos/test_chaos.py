@@ -16,9 +16,10 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from tests.support.spelt import SPELT
+from tests.support.secret_encodings import SPELT
 from tests.unit.keyturn_workers.storage.scripted import Reply, ScriptedServer, scripted_server
-from tools.chaos import search
+from tools.chaos import secret_scan
+from tools.chaos.fault_proxy import Harming, harming, kind_of
 from tools.chaos.load import FLAWS, STORED, make_load, plaintext
 from tools.chaos.schedule import (
     GATEWAY,
@@ -31,7 +32,6 @@ from tools.chaos.schedule import (
     Action,
     make_plan,
 )
-from tools.chaos.storage import Harming, harming, kind_of
 from tools.servers.process import free_port
 
 if TYPE_CHECKING:
@@ -336,12 +336,12 @@ def test_a_secret_in_a_file_is_found(tmp_path: Path, spelt: Callable[[bytes], by
     noise = os.urandom(100_000)
     (tmp_path / "below" / "segment.1").write_bytes(noise + spelt(keys["key 7"]) + noise)
     (tmp_path / "other").write_bytes(noise)
-    assert search.found_in(tmp_path, keys) == ["key 7 in below/segment.1"]
+    assert secret_scan.found_in(tmp_path, keys) == ["key 7 in below/segment.1"]
 
 
 def test_nothing_is_found_where_nothing_is(tmp_path: Path) -> None:
     (tmp_path / "log").write_bytes(os.urandom(1_000_000))
-    assert search.found_in(tmp_path, {str(n): os.urandom(32) for n in range(2000)}) == []
+    assert secret_scan.found_in(tmp_path, {str(n): os.urandom(32) for n in range(2000)}) == []
 
 
 @pytest.mark.parametrize(
@@ -365,5 +365,5 @@ def test_a_key_that_is_hard_to_look_for_is_found_all_the_same(tmp_path: Path, ke
     shown = [key, repr(key).encode(), json.dumps(repr(key)).encode(), utf_8]
     for number, text in enumerate(shown):
         (tmp_path / f"log-{number}").write_bytes(b"before" + text + b"after")
-    found = search.found_in(tmp_path, {"key": key, "other": os.urandom(32)})
+    found = secret_scan.found_in(tmp_path, {"key": key, "other": os.urandom(32)})
     assert found == [f"key in log-{number}" for number in range(len(shown))]

@@ -6,7 +6,7 @@ import pytest
 
 from keyturn_workers.storage.probe.runner import Report, Row, probe
 from keyturn_workers.testing.memory_storage import MemoryStorage
-from tools.doctor.seen import HOLDS, Column, Seen, cells, needs
+from tools.doctor.results import HOLDS, Column, Seen, cells, needs
 from tools.doctor.tables import documents, placed, short, whole
 
 NEEDED = {"a": "required", "a, many at once": "required", "b": "wanted", "c": "info"}

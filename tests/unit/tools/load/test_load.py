@@ -9,9 +9,9 @@ import pytest
 from keyturn.identifiers import is_object_key, is_uuid
 from tools.bench.processes import BenchError
 from tools.load.__main__ import _arguments
-from tools.load.disturbed import Found, rows
-from tools.load.proof import Outcome, _of
-from tools.load.tenths import Sample, drained
+from tools.load.disruptions import Found, rows
+from tools.load.drain_summary import Sample, drained
+from tools.load.outcome import Outcome, _of
 from tools.load.uploads import Uploads
 
 _DONE = Outcome(

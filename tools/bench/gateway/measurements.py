@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tools.bench.big import check_memory
 from tools.bench.gateway import downloads, first_bytes
+from tools.bench.large_upload import check_memory
 from tools.bench.rotation.world import open_world
 
 if TYPE_CHECKING:

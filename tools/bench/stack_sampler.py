@@ -1,4 +1,4 @@
-"""A worker or gateway that samples its own stack: `python -m tools.bench.sampled FILE ROLE`.
+"""A worker or gateway that samples its own stack: `python -m tools.bench.stack_sampler FILE ROLE`.
 
 A timer of the process's CPU time interrupts it every few milliseconds, so that waiting
 costs nothing and counts for nothing. For a round of its own, which is never timed. It also

@@ -17,7 +17,7 @@ import aio_pika
 
 from keyturn import topology
 from keyturn_workers.amqp.retry import CODES_WITHOUT_BODY
-from tools.harness import reader, requests
+from tools.harness import requests, stored_objects
 from tools.harness.deployment import Deployment
 from tools.harness.process import WorkerProcess, worker
 from tools.harness.wire import Wire, open_wire
@@ -112,7 +112,7 @@ class Serving:
         event = await self.served(requests.upload(self.deployment, project, key, b"good").document)
         assert event["type"] == "upload.stored", event
         for role in ("user", "admin"):
-            assert reader.opened(self.deployment, project, key, role) == b"good"
+            assert stored_objects.opened(self.deployment, project, key, role) == b"good"
         return event
 
     async def refuses(
@@ -164,19 +164,19 @@ class Serving:
 
     def stage(self, upload_id: str, body: bytes, *, publisher: str = "api") -> None:
         """Put a sealed body into staging, as a publisher does."""
-        reader.s3_client(self.deployment).put_object(
+        stored_objects.s3_client(self.deployment).put_object(
             Bucket=self.deployment.bucket, Key=staged_key(upload_id, publisher), Body=body
         )
 
     def put(self, s3_key: str, body: bytes, metadata: dict[str, str] | None = None) -> None:
         """Put an object as anybody who may write the bucket could."""
-        reader.s3_client(self.deployment).put_object(
+        stored_objects.s3_client(self.deployment).put_object(
             Bucket=self.deployment.bucket, Key=s3_key, Body=body, Metadata=metadata or {}
         )
 
     def stands(self, s3_key: str) -> bool:
         """Whether an object stands at this very S3 key."""
-        return s3_key in reader.keys(self.deployment, s3_key)
+        return s3_key in stored_objects.keys(self.deployment, s3_key)
 
 
 def staged_key(upload_id: str, publisher: str = "api") -> str:

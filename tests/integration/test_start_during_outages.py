@@ -13,9 +13,9 @@ import aio_pika
 import pytest
 
 from keyturn.topology import UPLOAD_QUEUE
-from tests.support.counting import counting
+from tests.support.counting_proxy import counting
+from tools.chaos.fault_proxy import harming
 from tools.chaos.schedule import Action
-from tools.chaos.storage import harming
 from tools.harness.deployment import Deployment
 from tools.harness.process import worker
 from tools.harness.tcp_proxy import proxy
@@ -23,7 +23,7 @@ from tools.harness.tcp_proxy import proxy
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tests.support.counting import Counting
+    from tests.support.counting_proxy import Counting
     from tools.servers import RabbitMQ, S3Server
 
 pytestmark = pytest.mark.servers

@@ -16,7 +16,7 @@ from keyturn.errors import StorageUnavailableError
 from keyturn.messages import request_id
 from keyturn.publisher import Publisher, PublisherError
 from keyturn.settings import NamedIntakeKey, PublisherSettings, S3Settings
-from tools.chaos.flaws import flawed
+from tools.chaos.invalid_uploads import flawed
 from tools.chaos.load import UNTOLD, plaintext
 from tools.chaos.schedule import RIVAL
 

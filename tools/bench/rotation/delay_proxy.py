@@ -1,6 +1,6 @@
 """A storage that is further away: a proxy that holds every request back, and counts.
 
-`python -m tools.bench.rotation.delaying HOST PORT --delay-ms N --under PATH` listens on
+`python -m tools.bench.rotation.delay_proxy HOST PORT --delay-ms N --under PATH` listens on
 loopback, prints its port, and for each line on standard input prints what it saw since
 the line before. A line of two numbers begins no new count: these are the delays from then on,
 in milliseconds, of every request, and what comes on top of it under the path. It ends with

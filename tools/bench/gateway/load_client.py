@@ -1,6 +1,6 @@
 """The client: requests on open connections, bodies counted and thrown away.
 
-`python -m tools.bench.gateway.asking`, with a job as JSON on its standard input, prints one
+`python -m tools.bench.gateway.load_client`, with a job as JSON on its standard input, prints one
 JSON object. It shares two cores with what it measures, so it is as cheap as Python allows:
 httptools on an asyncio protocol, no session, no buffers. A connection is open before the
 clock of a request starts. An answer that is no 200 or 206, or not of the length that it

@@ -12,9 +12,9 @@ import pytest
 from aiohttp import web
 
 from keyturn.identifiers import keyring_s3_key, object_s3_key
-from tools.chaos import reading
+from tools.chaos import gateway_readers
+from tools.chaos.gateway_readers import Reading
 from tools.chaos.load import Upload, plaintext
-from tools.chaos.reading import Reading
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -29,8 +29,8 @@ READS = 60
 
 @pytest.fixture(autouse=True)
 def _without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "_PAUSE_S", 0.001)
-    monkeypatch.setattr(reading, "_GONE_S", 0.001)
+    monkeypatch.setattr(gateway_readers, "_PAUSE_S", 0.001)
+    monkeypatch.setattr(gateway_readers, "_GONE_S", 0.001)
 
 
 @asynccontextmanager

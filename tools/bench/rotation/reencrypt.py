@@ -1,4 +1,4 @@
-"""The other way to turn a key: `python -m tools.bench.rotation.resealing KEY ONTO`.
+"""The other way to turn a key: `python -m tools.bench.rotation.reencrypt KEY ONTO`.
 
 Downloads an object, opens it, seals it under a fresh DEK, and uploads that, all streamed:
 what rotation costs where the ciphertext is not left alone. It reads where the bucket is

@@ -28,7 +28,7 @@ from keyturn_workers.storage import Headers
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from keyturn_workers.worker.metrics import WorkerMetrics
 from keyturn_workers.worker.wiring import CONTROL, UPLOAD, Wiring
-from tests.fuzz.valid import OTHER_PROJECT, PROJECT
+from tests.fuzz.valid_messages import OTHER_PROJECT, PROJECT
 from tests.fuzz.wire import FRAME_BYTES
 from tests.unit.keyturn_workers.factories import generation, keyring
 

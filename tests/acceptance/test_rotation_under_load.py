@@ -18,7 +18,7 @@ import pytest
 from tools.harness.canaries import MARKER
 from tools.harness.deployment import Deployment
 from tools.harness.scene import Scene, check_queues_empty, told
-from tools.harness.swept import (
+from tools.harness.sweep_scenario import (
     drained,
     ended,
     enrol,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from keyturn_workers.storage.probe.runner import Report
-    from tools.doctor.seen import Bucket
+    from tools.doctor.results import Bucket
     from tools.servers import S3Server
 
 _CONNECTIONS = 64

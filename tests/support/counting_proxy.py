@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from tools.harness.accepting import accepting
+from tools.harness.loopback_server import accepting
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

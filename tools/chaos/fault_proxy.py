@@ -29,7 +29,7 @@ from urllib.parse import unquote, urlsplit
 
 from tools.chaos.http import Message, absence, head, redated, refusal, with_body, without
 from tools.chaos.schedule import UNTRUTHS
-from tools.harness.accepting import accepting
+from tools.harness.loopback_server import accepting
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

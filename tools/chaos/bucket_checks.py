@@ -1,4 +1,4 @@
-"""Checks of the bucket, by boto3 and the formats alone (`tools.harness.reader`, `.bucket`).
+"""Checks of the bucket, by boto3 and the formats alone (`tools.harness.stored_objects`, `.bucket`).
 
 The bucket is read once, in threads; what each check has to say of an object is kept beside it.
 """
@@ -16,8 +16,8 @@ from keyturn.crypto import BODY_CONTEXT, SealError, admin_kek, kek_id, open_seal
 from keyturn.identifiers import STAGING_PREFIX, object_s3_key
 from keyturn.metadata import encode_caller_metadata
 from tools.chaos.load import plaintext
-from tools.chaos.messages import stored_ids
-from tools.harness import reader
+from tools.chaos.message_checks import stored_ids
+from tools.harness import stored_objects
 from tools.harness.bucket import Bucket, _unwrapped
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def look(evidence: Evidence) -> Looked:
         for s3_key, upload in standing.items():
             pool.submit(_guarded, evidence, keys[upload.project], s3_key, upload, looked)
     for name, tenant in evidence.tenants.items():
-        there = set(reader.keys(evidence.deployment, f"{name}/"))
+        there = set(stored_objects.keys(evidence.deployment, f"{name}/"))
         wanted = {s3_key for s3_key, upload in standing.items() if upload.project == name}
         looked.not_opened += [f"{s3_key}: gone" for s3_key in wanted - there]
         looked.not_opened += [f"{s3_key}: nobody's" for s3_key in there - wanted]
@@ -93,7 +93,7 @@ def _look_at_rival(rival: Tenant, looked: Looked) -> None:
         looked.not_opened.append(f"the keyring of {rival.project}: {type(exc).__name__} {exc}")
     bucket = Bucket(rival.deployment)
     old = _Keys.of(rival).admins[:-1]
-    for s3_key in reader.keys(rival.deployment, f"{rival.project}/"):
+    for s3_key in stored_objects.keys(rival.deployment, f"{rival.project}/"):
         _, answer = bucket.get(s3_key)
         key = s3_key.partition("/")[2]
         looked.opened_by_old += [
@@ -187,9 +187,9 @@ def _look_at_keyring(tenant: Tenant, looked: Looked) -> None:
 def leftovers(deployment: Deployment) -> list[str]:
     """What killed processes left: staged bodies, open multipart uploads, a probe's objects."""
     return [
-        *reader.keys(deployment, STAGING_PREFIX),
-        *reader.keys(deployment, DOCTOR_PREFIX),
-        *(f"open: {upload['Key']}" for upload in reader.list_multipart_uploads(deployment)),
+        *stored_objects.keys(deployment, STAGING_PREFIX),
+        *stored_objects.keys(deployment, DOCTOR_PREFIX),
+        *(f"open: {upload['Key']}" for upload in stored_objects.list_multipart_uploads(deployment)),
     ]
 
 

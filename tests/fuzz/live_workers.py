@@ -34,13 +34,13 @@ from keyturn.topology import (
 )
 from keyturn_workers.amqp.property_tolerance import tolerate_odd_properties
 from keyturn_workers.amqp.retry import CODES_WITHOUT_BODY
-from tests.fuzz import valid
+from tests.fuzz import valid_messages
 from tests.fuzz.cases import Case, Cases
-from tests.fuzz.letters import check_copy, dead_queue_of
+from tests.fuzz.dead_letters import check_copy, dead_queue_of
+from tests.fuzz.offline_worker import Channel, FrameError, received
 from tests.fuzz.watch import Report, Watch
-from tests.fuzz.worker import Channel, FrameError, received
-from tools.harness import reader
 from tools.harness import requests as rq
+from tools.harness import stored_objects
 from tools.harness.bucket import Bucket
 from tools.harness.canaries import Canaries
 from tools.harness.process import worker
@@ -62,7 +62,7 @@ _TAKEN_S: Final = 5
 _MAX_GROWTH_MIB: Final = 16
 # Of the good uploads alone: a mutated request may turn, or delete, what stands in the others.
 _GOOD_PROJECT: Final = "good"
-_PROJECTS: Final = (valid.PROJECT, valid.OTHER_PROJECT, _GOOD_PROJECT)
+_PROJECTS: Final = (valid_messages.PROJECT, valid_messages.OTHER_PROJECT, _GOOD_PROJECT)
 # Short, so that what is put off comes to its end while somebody watches: older requests expire.
 _SETTINGS: Final = {
     "LOG_LEVEL": "debug",
@@ -182,7 +182,7 @@ class Live:
                 await wire.outcome(document["request_id"])
 
     async def _send(self, count: int) -> None:
-        pool = valid.pool(self._deployment, self._rng, fresh=60)
+        pool = valid_messages.pool(self._deployment, self._rng, fresh=60)
         self._canaries = Canaries.of(self._deployment, *_PROJECTS)
         self._canaries.secrets |= pool.secrets
         await asyncio.to_thread(self._stage, pool.staged)
@@ -217,7 +217,7 @@ class Live:
             self.watch.outcome("not taken by the broker", 0)
 
     def _stage(self, staged: dict[str, bytes]) -> None:
-        client = reader.s3_client(self._deployment)
+        client = stored_objects.s3_client(self._deployment)
         for key, body in staged.items():
             client.put_object(Bucket=self._deployment.bucket, Key=key, Body=body)
 

@@ -14,7 +14,7 @@ from keyturn.identifiers import ALL_PROJECTS
 from tools.chaos.attackers import digest
 from tools.chaos.evidence import event_ids
 from tools.chaos.load import UNTOLD
-from tools.chaos.messages import attackers_letter
+from tools.chaos.message_checks import attackers_letter
 from tools.chaos.schedule import RIVAL
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from urllib.parse import quote
 import aiohttp
 
 from keyturn.identifiers import keyring_s3_key, object_s3_key
-from tools.chaos.crew import KEYRING_CACHE_S
 from tools.chaos.load import dice_of, plaintext
+from tools.chaos.supervisor import KEYRING_CACHE_S
 
 if TYPE_CHECKING:
     import random

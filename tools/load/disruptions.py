@@ -26,21 +26,21 @@ from aio_pika.exceptions import AMQPException
 from keyturn.topology import UPLOAD_QUEUE, dead_letter_name
 from tools.bench.figures import Row, Spread
 from tools.bench.processes import BenchError
-from tools.bench.rotation.delaying import delaying
+from tools.bench.rotation.delay_proxy import delaying
 from tools.bench.uploads import CONCURRENCY, PROJECT, enrol
 from tools.harness.wire import Wire
-from tools.load.crew import crew
-from tools.load.filling import fill
-from tools.load.proof import Outcome, outcome
+from tools.load.outcome import Outcome, outcome
+from tools.load.queue_filler import fill
+from tools.load.worker_pool import crew
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
-    from tools.bench.rotation.delaying import Delaying
+    from tools.bench.rotation.delay_proxy import Delaying
     from tools.harness.deployment import Deployment
-    from tools.load.crew import Crew
     from tools.load.uploads import Uploads
+    from tools.load.worker_pool import Crew
     from tools.servers import RabbitMQ
 
 _LOOK_S = 0.1

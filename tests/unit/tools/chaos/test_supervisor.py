@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tools.chaos import crew as crews
-from tools.chaos.crew import Crew, Post, crew
+from tools.chaos import supervisor as crews
+from tools.chaos.supervisor import Crew, Post, crew
 from tools.harness.deployment import Deployment
 from tools.harness.process import worker
 from tools.harness.tcp_proxy import proxy

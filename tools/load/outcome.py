@@ -19,7 +19,7 @@ from keyturn import topology
 from keyturn.crypto import SealError, SignatureError, VerifyKey
 from tools.bench.processes import BenchError
 from tools.bench.uploads import PROJECT
-from tools.harness import reader
+from tools.harness import stored_objects
 from tools.harness.wire import Wire
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ async def outcome(deployment: Deployment, uploads: Uploads, *, sample: int) -> O
         events = await _events(connection, deployment)
     numbers = range(0, uploads.count, max(1, uploads.count // sample))
     await asyncio.to_thread(_open, deployment, uploads, numbers)
-    stand = await asyncio.to_thread(reader.keys, deployment, f"{PROJECT}/{uploads.prefix}")
+    stand = await asyncio.to_thread(stored_objects.keys, deployment, f"{PROJECT}/{uploads.prefix}")
     stored, other = _of(events, uploads)
     return Outcome(
         uploads=uploads.count,
@@ -151,11 +151,11 @@ def _open(deployment: Deployment, uploads: Uploads, numbers: range) -> None:
         key = uploads.key(number)
         for by in ("user", "admin"):
             try:
-                plaintext = reader.opened(deployment, PROJECT, key, by)
+                plaintext = stored_objects.opened(deployment, PROJECT, key, by)
             except SealError as exc:
                 raise BenchError(f"{key} does not open by its {by} key") from exc
             if plaintext != uploads.body(number):
                 raise BenchError(f"{key} opens to other bytes than those that were sent")
-        shown = reader.shown(deployment, PROJECT, key)
+        shown = stored_objects.shown(deployment, PROJECT, key)
         if shown.metadata["enc-upload"] != uploads.upload_id(number):
             raise BenchError(f"{key} is another upload's")

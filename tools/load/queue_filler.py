@@ -1,4 +1,4 @@
-"""Filling the queue: `python -m tools.load.filling NAME COUNT SIZE --from N --step S`.
+"""Filling the queue: `python -m tools.load.queue_filler NAME COUNT SIZE --from N --step S`.
 
 A process of its own, of which a run starts one a core: sealing and signing are most of the
 work. It publishes with the product's own publisher, each request confirmed, and prints as
@@ -72,7 +72,7 @@ async def fill(deployment: Deployment, uploads: Uploads) -> dict[str, float]:
         *(
             printed(
                 deployment.publisher_env(),
-                "tools.load.filling",
+                "tools.load.queue_filler",
                 *(uploads.name, str(uploads.count), str(uploads.size_bytes)),
                 *("--from", str(first), "--step", str(processes)),
             )

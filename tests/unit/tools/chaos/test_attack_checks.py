@@ -11,7 +11,7 @@ import pytest
 
 from keyturn import topology
 from keyturn.publisher.requests import SignedRequest
-from tools.chaos import answers, messages
+from tools.chaos import attack_checks, message_checks
 from tools.chaos.attackers import Attacks, Forged, Waited, digest
 from tools.chaos.evidence import Evidence, Letter, OnBroker
 from tools.chaos.load import Load, Upload
@@ -112,13 +112,13 @@ def _heard(request_id: str, event: dict[str, Any] | None) -> Change:
 
 
 ALL = (
-    answers.trespasses,
-    answers.unasked,
-    answers.unheard,
-    answers.unsigned,
-    answers.letters,
-    messages.queues,
-    messages.ends,
+    attack_checks.trespasses,
+    attack_checks.unasked,
+    attack_checks.unheard,
+    attack_checks.unsigned,
+    attack_checks.letters,
+    message_checks.queues,
+    message_checks.ends,
 )
 
 
@@ -133,7 +133,7 @@ def test_what_came_to_nothing_is_not_found(
 def test_an_event_in_a_project_without_a_grant_is_found(evidence: Evidence, project: str) -> None:
     """As 0.4 published the refusal of a malformed body: in the project that the body named."""
     event = {**REJECTED, "project": project}
-    (said,) = answers.trespasses(_with_event(event)(evidence))
+    (said,) = attack_checks.trespasses(_with_event(event)(evidence))
     assert project in said
 
 
@@ -152,7 +152,7 @@ def test_an_event_in_a_project_without_a_grant_is_found(evidence: Evidence, proj
 def test_an_event_of_no_request_that_was_sent_is_found(
     evidence: Evidence, event: dict[str, Any]
 ) -> None:
-    (said,) = answers.unasked(_with_event(event)(evidence))
+    (said,) = attack_checks.unasked(_with_event(event)(evidence))
     assert said.startswith("no request that was sent")
 
 
@@ -160,7 +160,7 @@ def test_an_event_of_a_forged_upload_is_found(evidence: Evidence) -> None:
     """A body that no publisher signed is no request, although it was sent."""
     forged = replace(UPLOAD, flaw="forged")
     plan = replace(evidence.plan, load=Load((forged,)))
-    (said,) = answers.unasked(replace(evidence, plan=plan))
+    (said,) = attack_checks.unasked(replace(evidence, plan=plan))
     assert "upload.stored" in said
 
 
@@ -188,7 +188,7 @@ def test_a_caller_that_an_attack_deceived_is_found(
     evidence: Evidence, request_id: str, event: dict[str, Any] | None, said: str
 ) -> None:
     """As 0.4 ended a wait for a rotation with another publisher's dry run."""
-    (found,) = answers.unheard(_heard(request_id, event)(evidence))
+    (found,) = attack_checks.unheard(_heard(request_id, event)(evidence))
     assert said in found
 
 
@@ -197,33 +197,33 @@ def test_a_caller_whose_request_may_be_refused_may_hear_that(evidence: Evidence)
     plan = replace(evidence.plan, load=Load((replace(UPLOAD, may_end=refused),)))
     event = _event("upload.rejected", HONEST, "amber", code="already_exists")
     own = replace(evidence.attacks, waited=[Waited(UPLOAD.upload_id, "x", event)])
-    assert answers.unheard(replace(evidence, plan=plan, attacks=own)) == []
+    assert attack_checks.unheard(replace(evidence, plan=plan, attacks=own)) == []
     event["code"] = "bad_seal"
-    assert len(answers.unheard(replace(evidence, plan=plan, attacks=own))) == 1
+    assert len(attack_checks.unheard(replace(evidence, plan=plan, attacks=own))) == 1
 
 
 def test_an_event_about_what_nobody_signed_is_found(evidence: Evidence) -> None:
     event = {**REJECTED, "request": digest(JUNK)}
-    (said,) = answers.unsigned(_with_event(event)(evidence))
+    (said,) = attack_checks.unsigned(_with_event(event)(evidence))
     assert said.startswith("published of what nobody signed")
 
 
 def test_what_nobody_signed_among_signed_letters_is_found(evidence: Evidence) -> None:
     """As 0.4 kept it: a flood of it would push out what was signed."""
     letter = Letter("keyturn.upload.dead", "id", "bad_signature", digest(JUNK))
-    lost, displaced = answers.unsigned(_with_letters(letter)(evidence))
+    lost, displaced = attack_checks.unsigned(_with_letters(letter)(evidence))
     assert "not in ['keyturn.unsigned.dead']" in lost
     assert "in ['keyturn.upload.dead']" in displaced
     beside = Letter(UNSIGNED, "id", "bad_signature", digest(JUNK))
-    assert len(answers.unsigned(_with_letters(letter, beside)(evidence))) == 1
+    assert len(attack_checks.unsigned(_with_letters(letter, beside)(evidence))) == 1
 
 
 def test_a_letter_of_nobodys_is_found(evidence: Evidence) -> None:
     letter = Letter(UNSIGNED, "id", "bad_signature", digest(b"never sent"))
     change = _with_letters(*evidence.broker.letters, letter)
-    (said,) = answers.letters(change(evidence))
+    (said,) = attack_checks.letters(change(evidence))
     assert said.startswith("nobody sent")
-    assert len(messages.ends(change(evidence))) == 1
+    assert len(message_checks.ends(change(evidence))) == 1
 
 
 def test_a_body_that_was_kept_in_vain_is_found(evidence: Evidence) -> None:
@@ -231,26 +231,26 @@ def test_a_body_that_was_kept_in_vain_is_found(evidence: Evidence) -> None:
     code, of_body = "already_exists", digest(HONEST.body)
     without = Letter("keyturn.upload.dead", UPLOAD.upload_id, code, of_body, whole=False)
     change = _with_letters(*evidence.broker.letters, without)
-    assert answers.letters(change(evidence)) == []
+    assert attack_checks.letters(change(evidence)) == []
     change = _with_letters(*evidence.broker.letters, replace(without, whole=True))
-    (said,) = answers.letters(change(evidence))
+    (said,) = attack_checks.letters(change(evidence))
     assert said.startswith("its body was kept")
 
 
 def test_an_unsigned_event_that_no_attack_published_is_found(evidence: Evidence) -> None:
     asked = [Asked(ROTATION, "rotation.completed", "amber")]
     evidence = replace(evidence, asked=asked)
-    assert messages.events(evidence) == []
+    assert message_checks.events(evidence) == []
     broker = replace(evidence.broker, unverified=["digest of another"])
-    (said,) = messages.events(replace(evidence, broker=broker))
+    (said,) = message_checks.events(replace(evidence, broker=broker))
     assert said.endswith("digest of another")
 
 
 def test_an_attack_does_not_hide_what_befell_its_victim(evidence: Evidence) -> None:
     """The hostile publisher's own letters and events count for nothing under the victim's id."""
     broker = replace(evidence.broker, events=[REJECTED, SWEPT])
-    lost = messages.ends(replace(evidence, broker=broker))
+    lost = message_checks.ends(replace(evidence, broker=broker))
     assert UPLOAD.upload_id in "".join(lost)
     letter = Letter("keyturn.upload.dead", UPLOAD.upload_id, "bad_seal", digest(HONEST.body))
-    refused = messages.ends(_with_letters(*evidence.broker.letters, letter)(evidence))
+    refused = message_checks.ends(_with_letters(*evidence.broker.letters, letter)(evidence))
     assert UPLOAD.upload_id in "".join(refused)

@@ -1,9 +1,9 @@
-"""The other side of the gateway: its own server and send loop, which open nothing.
+"""The baseline for the gateway: the same server and send loop, without decryption.
 
-`python -m tools.bench.gateway.passing`, with a gateway's environment. It serves the stored
-bytes of whatever key the path names, to anybody, by the product's own storage module, in
-pieces as the gateway reads them. So what is left between the two is the gate, the keyring,
-the DEK and the opening.
+`python -m tools.bench.gateway.passthrough_server`, with a gateway's environment. It serves the
+stored bytes of the object that the path names to any client, with the product's own storage module
+and in the same pieces as the gateway. The difference between the two is therefore authorization,
+the keyring, the DEK and decryption.
 """
 
 from __future__ import annotations

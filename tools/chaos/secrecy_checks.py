@@ -10,12 +10,12 @@ import json
 from typing import TYPE_CHECKING
 
 from keyturn.crypto import admin_kek, from_base64, record_kek, upload_info, user_kek
-from tools.chaos import search
+from tools.chaos import secret_scan
 from tools.harness.canaries import Canaries
 
 if TYPE_CHECKING:
+    from tools.chaos.bucket_checks import Looked
     from tools.chaos.evidence import Evidence
-    from tools.chaos.objects import Looked
 
 # The broker's own password stands on its disk; the S3 secret and it are no business of the search
 # there, but no log may show them.
@@ -58,11 +58,11 @@ def leaks(evidence: Evidence, looked: Looked) -> list[str]:
     found = [
         f"{leak} of {place}"
         for place, looked_for in (("logs", secrets), ("metrics", secrets), ("disk", on_disk))
-        for leak in search.found_in(evidence.folder / place, looked_for)
+        for leak in secret_scan.found_in(evidence.folder / place, looked_for)
     ]
     evidence.counts["secrets looked for"] = len(secrets)
     evidence.counts["searched, MiB"] = {
-        place: round(search.size_bytes(evidence.folder / place) / 1024**2, 1)
+        place: round(secret_scan.size_bytes(evidence.folder / place) / 1024**2, 1)
         for place in ("logs", "metrics", "disk")
     }
     return found + _blind(evidence)
@@ -74,5 +74,5 @@ def _blind(evidence: Evidence) -> list[str]:
     return [
         f"the search is blind: it finds no upload's id in {place}"
         for place in ("logs", "disk")
-        if not search.found_in(evidence.folder / place, ids)
+        if not secret_scan.found_in(evidence.folder / place, ids)
     ]

@@ -1,4 +1,6 @@
-"""A worker that dies at a named point: `python -m tests.acceptance.crashing worker ROLE --point P`.
+"""A worker that kills itself at a named point.
+
+`python -m tests.acceptance.crash_worker worker ROLE --point P`
 
 For the promise that nothing is lost (SPEC 6.2, 7.1, 8.5). The real worker is patched from outside
 and kills its own process with SIGKILL, so that no handler, buffer or `finally` gets a last word;

@@ -29,13 +29,13 @@ from keyturn.crypto import (
     unwrap_dek,
     user_kek,
 )
-from tools.harness import reader
+from tools.harness import stored_objects
 from tools.harness.canaries import Canaries
 from tools.harness.deployment import Deployment
 from tools.harness.http import Client
 from tools.harness.process import gateway
 from tools.harness.scene import Scene, check_queues_empty
-from tools.harness.swept import drained, ended, enrol, master_keys, sweep_of_all
+from tools.harness.sweep_scenario import drained, ended, enrol, master_keys, sweep_of_all
 from tools.harness.wire import open_wire
 from tools.servers import Servers, new_bucket
 from tools.servers.process import free_port
@@ -181,9 +181,9 @@ def _disk(rabbitmq: RabbitMQ) -> dict[Path, bytes]:
 
 
 def _bucket(deployment: Deployment) -> dict[str, tuple[bytes, dict[str, str]]]:
-    client = reader.s3_client(deployment)
+    client = stored_objects.s3_client(deployment)
     found = {}
-    for key in reader.keys(deployment):
+    for key in stored_objects.keys(deployment):
         answer = client.get_object(Bucket=deployment.bucket, Key=key)
         found[key] = (answer["Body"].read(), answer["Metadata"])
     return found

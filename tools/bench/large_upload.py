@@ -21,7 +21,7 @@ from tools.bench.bare import Zeros
 from tools.bench.figures import Row, Spread, higher_is_better
 from tools.bench.processes import BenchError, bare, worker
 from tools.bench.uploads import PROJECT, enrol
-from tools.harness import reader, requests
+from tools.harness import requests, stored_objects
 from tools.harness.wire import open_wire
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def _stage(deployment: Deployment, key: str, size_bytes: int) -> Upload:
     made = requests.upload(deployment, PROJECT, key, b"", staged=True)
     transport_key = os.urandom(32)
     source = SealedFile(transport_key, transport_context(made.upload_id), size_bytes)
-    reader.s3_client(deployment).upload_fileobj(
+    stored_objects.s3_client(deployment).upload_fileobj(
         cast("IO[bytes]", source),
         deployment.bucket,
         f".keyturn/staging/api/{made.upload_id}",

@@ -20,7 +20,7 @@ from keyturn.crypto import SealError, new_api_key
 from tools.bench.figures import Row, Spread
 from tools.bench.processes import BenchError, worker
 from tools.bench.rotation.world import key_of, open_world
-from tools.harness import reader, requests
+from tools.harness import requests, stored_objects
 from tools.harness.wire import open_wire
 
 if TYPE_CHECKING:
@@ -127,9 +127,9 @@ def _check_keys(world: World, api_key: str, count: int) -> None:
     for number in range(0, count, max(1, count // _OPENED)):
         key = key_of(number)
         for by in ("user", "admin"):
-            reader.opened(deployment, PROJECT, key, by, api_key=api_key)
+            stored_objects.opened(deployment, PROJECT, key, by, api_key=api_key)
         try:
-            reader.opened(deployment, PROJECT, key, "user", api_key=old)
+            stored_objects.opened(deployment, PROJECT, key, "user", api_key=old)
         except SealError:
             continue
         raise BenchError(f"the old key still opens {key}")
