@@ -64,7 +64,7 @@ def test_the_404_of_a_proxy_says_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     # A 404 without the storage's own code is no absence, even where absence were believed.
     assert violations(behind_a_proxy) == []
     monkeypatch.setattr(
-        "tests.protocol.wire.error_of", lambda operation, *_: MissingError(operation)
+        "tests.protocol.wire.error_for", lambda operation, *_: MissingError(operation)
     )
     assert _left_behind(violations(behind_a_proxy))
 

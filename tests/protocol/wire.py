@@ -14,7 +14,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from keyturn.errors import StorageUnavailableError
-from keyturn_workers.storage.s3_responses import error_of
+from keyturn_workers.storage.s3_responses import error_for
 from keyturn_workers.storage.streaming_body import KnownLengthBody
 from keyturn_workers.testing.memory_bucket import Bucket, Stored, etag_of
 from keyturn_workers.testing.memory_storage import MemoryStorage
@@ -225,7 +225,7 @@ class Server(MemoryStorage):
         call = _SERVING.get()
         for fault in [] if call is None else call.faults:
             if fault.missing is not None:
-                raise error_of(operation, 404, fault.missing)
+                raise error_for(operation, 404, fault.missing)
 
     def hide(self, prefix: str, *, code: Missing = "NoSuchKey", times: int | None = None) -> Fault:
         """Let reads under a prefix answer 404, with a code or as a proxy's page without one."""
@@ -267,7 +267,7 @@ class Server(MemoryStorage):
         """
         async with self._acting("put_stream", lease):
             await self._network.midst(BEGUN)
-            body = await KnownLengthBody(chunks, size_bytes).whole()
+            body = await KnownLengthBody(chunks, size_bytes).read_all()
             self._network.check_sender()
             await self._network.midst()
             return self._store(key, body, headers, etag_of(body), condition)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from types_aiobotocore_s3.type_defs import ListObjectVersionsOutputTypeDef
 
 # What no XML 1.0 document may hold, as it is or as a reference.
-_UNSPEAKABLE: Final = re.compile(
+_INVALID_XML: Final = re.compile(
     rb"[\x00-\x08\x0b\x0c\x0e-\x1f]|\xef\xbf[\xbe\xbf]"
     rb"|&#(?:x0*(?:[0-8bce-f]|1[0-9a-f]|fff[ef])|0*(?:[0-8]|1[124-9]|2[0-9]|3[01]|6553[45]));",
     re.IGNORECASE,
@@ -34,7 +34,7 @@ _ENCODED: Final = b"<EncodingType>url</EncodingType>"
 _Row = TypeVar("_Row", ObjectSummary, ObjectVersion)
 
 
-def make_speakable(
+def sanitize_listing(
     operation_model: "OperationModel", response_dict: dict[str, Any], **_event: object
 ) -> None:
     """Before botocore parses the answer to a listing: make it XML.
@@ -52,7 +52,7 @@ def make_speakable(
             pass
         case _:
             return
-    response_dict["body"] = _UNSPEAKABLE.sub(b"\t", body)
+    response_dict["body"] = _INVALID_XML.sub(b"\t", body)
 
 
 def page_query(prefix: str, after: str) -> str:
@@ -61,7 +61,7 @@ def page_query(prefix: str, after: str) -> str:
     return f"{said}&start-after={quote(after, safe='-_.~')}" if after else said
 
 
-def page_of(body: bytes, date: datetime | None) -> ListingPage:
+def parse_page(body: bytes, date: datetime | None) -> ListingPage:
     """What one answer to `page_query` shows.
 
     Raises:
@@ -109,7 +109,7 @@ def _element(name: bytes, within: bytes) -> str:
     return text.decode()
 
 
-async def behind(
+async def rows_after(
     rows: AsyncGenerator[_Row, None], after: str, limit: int | None
 ) -> AsyncIterator[_Row]:
     """The rows whose keys come behind `after`, as many as asked for.
@@ -130,7 +130,7 @@ async def behind(
                 return
 
 
-def versions_of(page: "ListObjectVersionsOutputTypeDef") -> Sequence[ObjectVersion]:
+def parse_versions(page: "ListObjectVersionsOutputTypeDef") -> Sequence[ObjectVersion]:
     """A page's rows in the listing's order, which botocore splits into two lists."""
     rows = [
         ObjectVersion(

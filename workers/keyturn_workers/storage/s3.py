@@ -1,17 +1,15 @@
-"""S3 behind the port: raw requests where it is hot, aioboto3 where it is not (SPEC 8.2, 8.4, 10).
+"""S3 behind the port (SPEC 8.2, 8.4, 10).
 
-Reads are tried again for a few seconds; writes are sent once, since a resent conditional
-write may meet its own first attempt. ETags are without quotes everywhere here, and
-writes send `If-Match` so too, since Ceph's gateway takes no other there.
-Tags around a copy are the caller's business.
+What runs for each object is here, on signed HTTP requests (`storage.s3_http`); the rest is in
+`storage.s3_admin`, on aioboto3. Reads are retried for a few seconds. Writes are sent once, since
+a resent conditional write may meet its own first attempt. Tags around a copy are the caller's
+business.
 """
 
-import hashlib
-from base64 import b64encode
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final, TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 import aiohttp
 import stamina
@@ -21,12 +19,11 @@ from keyturn.s3_client import new_session, open_client
 from keyturn.settings import S3Settings
 from keyturn_workers.errors import ArchivedError
 from keyturn_workers.storage.capabilities import BASELINE, Capabilities
-from keyturn_workers.storage.listing import page_of, page_query
+from keyturn_workers.storage.listing import page_query, parse_page
 from keyturn_workers.storage.port import (
     RECORD_MAX_BYTES,
     Condition,
     Headers,
-    IfAbsent,
     IfMatch,
     Lease,
     ListingPage,
@@ -37,20 +34,29 @@ from keyturn_workers.storage.port import (
 )
 from keyturn_workers.storage.s3_admin import S3Admin
 from keyturn_workers.storage.s3_http import PLAIN_WRITE_TIMEOUT_S, S3HttpClient, S3Response
+from keyturn_workers.storage.s3_requests import (
+    EMPTY_MD5,
+    completion_body,
+    condition_headers,
+    object_headers,
+    part_query,
+    upload_query,
+    version_query,
+)
 from keyturn_workers.storage.s3_responses import (
     LOCK_PREFIX,
-    META_PREFIX,
-    RangeBeyondError,
-    UnconfirmedError,
-    check_late_error,
-    date_of,
-    etag_in,
-    etag_of,
-    head_of,
-    text_in,
+    RangeNotSatisfiableError,
+    UnconfirmedNotFoundError,
+    check_embedded_error,
+    etag_element,
+    etag_header,
+    parse_date,
+    parse_head,
+    text_element,
 )
 from keyturn_workers.storage.s3_session import open_session
 from keyturn_workers.storage.streaming_body import KnownLengthBody
+from keyturn_workers.storage.vendor_errors import translate_errors
 
 if TYPE_CHECKING:
     from aiobotocore.credentials import AioCredentials
@@ -60,15 +66,11 @@ _RETRIES_S: Final = 5.0
 _RETRIES: Final = 3
 _READ_TOTAL_S: Final = 60.0
 
-# Where a lock is asked for, or the bucket locks by itself, S3 wants a digest of the body,
-# also of one that is empty.
-_EMPTY_MD5: Final = b64encode(hashlib.md5(b"", usedforsecurity=False).digest()).decode()
-
 _T = TypeVar("_T")
 
 
-async def _retried(call: Callable[[], Awaitable[_T]]) -> _T:
-    """A read, tried again where the storage failed; the first try costs nothing extra."""
+async def _with_retries(call: Callable[[], Awaitable[_T]]) -> _T:
+    """Run a read with retries while the storage fails; the first attempt costs nothing extra."""
     try:
         return await call()
     except StorageUnavailableError:
@@ -90,14 +92,14 @@ class S3Stream:
     """An object being read from an open response."""
 
     def __init__(
-        self, head: ObjectHead, response: aiohttp.ClientResponse | None, left: int
+        self, head: ObjectHead, response: aiohttp.ClientResponse | None, left_bytes: int
     ) -> None:
         self.head = head
         self._response = response
-        self._left_bytes = left
+        self._left_bytes = left_bytes
 
     async def chunks(self, size_bytes: int | None) -> AsyncIterator[bytes]:
-        """Pieces of exactly `size_bytes`, the last one shorter; with None as they come.
+        """Yield pieces of exactly `size_bytes`, the last one shorter; with None as they arrive.
 
         Raises:
             StorageUnavailableError: the connection broke before the object's end.
@@ -106,19 +108,17 @@ class S3Stream:
             return
         content = self._response.content
         while self._left_bytes:
-            try:
+            with translate_errors("stream"):
                 if size_bytes is None:
-                    # Uncut: what is cut to a length and joined again is copied each time.
-                    piece = _present(await content.readany())[: self._left_bytes]
+                    # As it comes: cutting and joining would copy every byte.
+                    piece = _not_empty(await content.readany())[: self._left_bytes]
                 else:
                     piece = await content.readexactly(min(size_bytes, self._left_bytes))
-            except (aiohttp.ClientError, OSError, EOFError) as exc:
-                raise StorageUnavailableError(f"stream: {type(exc).__name__}") from exc
             self._left_bytes -= len(piece)
             yield piece
 
 
-def _present(piece: bytes) -> bytes:
+def _not_empty(piece: bytes) -> bytes:
     if not piece:
         raise EOFError
     return piece
@@ -128,66 +128,66 @@ class S3Storage(S3Admin):
     """One bucket. See `keyturn_workers.storage.port.Storage` for what each method promises."""
 
     def __init__(
-        self, raw: S3HttpClient, client: "S3Client", bucket: str, capabilities: Capabilities
+        self, http: S3HttpClient, client: "S3Client", bucket: str, capabilities: Capabilities
     ) -> None:
         super().__init__(client, bucket)
-        self._raw = raw
+        self._http = http
         self.capabilities = capabilities
 
     async def read(
         self, key: str, *, max_bytes: int = RECORD_MAX_BYTES
     ) -> tuple[ObjectHead, bytes]:
-        """A small object whole; of a larger one the beginning."""
+        """Read a small object whole, or the beginning of a larger one."""
         return await self.read_start(key, max_bytes)
 
     async def read_start(
         self, key: str, length_bytes: int, *, version_id: str | None = None
     ) -> tuple[ObjectHead, bytes]:
-        """The head and the first bytes in one ranged read."""
+        """Read the head and the first bytes in one ranged read."""
         ranged = {"range": f"bytes=0-{length_bytes - 1}"}
-        query = "" if version_id is None else f"versionId={quote(version_id, safe='-_.~')}"
+        query = version_query(version_id)
         try:
-            answer = await self._get("read", key, ranged, query)
-        except RangeBeyondError:
+            response = await self._get("read", key, ranged, query)
+        except RangeNotSatisfiableError:
             return await self._head(key, {}, query), b""
-        return head_of("read", answer.headers), answer.body
+        return parse_head("read", response.headers), response.body
 
     async def head(self, key: str) -> ObjectHead:
-        """The head alone."""
+        """Read the head alone."""
         return await self._head(key, {})
 
     async def _head(self, key: str, headers: dict[str, str], query: str = "") -> ObjectHead:
         async def once() -> S3Response:
-            return await self._raw.call("head", "HEAD", key, dict(headers), query=query)
+            return await self._http.call("head", "HEAD", key, dict(headers), query=query)
 
         try:
-            return head_of("head", (await _retried(once)).headers)
-        except UnconfirmedError:
-            return await self._confirmed(key, headers, query)
+            return parse_head("head", (await _with_retries(once)).headers)
+        except UnconfirmedNotFoundError:
+            return await self._head_by_read(key, headers, query)
 
-    async def _confirmed(self, key: str, headers: dict[str, str], query: str) -> ObjectHead:
-        """The head by a ranged read, whose refusal names a code: a HEAD's 404 may be anybody's.
+    async def _head_by_read(self, key: str, headers: dict[str, str], query: str) -> ObjectHead:
+        """Read the head with a ranged GET, whose errors have a code: a proxy may send a bare 404.
 
         Raises:
-            MissingError: the storage itself says that nothing is there.
-            StorageUnavailableError: it does not, or cannot tell.
+            MissingError: the storage itself reports that the object does not exist.
+            StorageUnavailableError: it does not, or cannot.
         """
         try:
-            answer = await self._get("head", key, {**headers, "range": "bytes=0-0"}, query)
-        except (RangeBeyondError, ArchivedError) as exc:
-            # It exists, as the HEAD said that it does not.
+            response = await self._get("head", key, {**headers, "range": "bytes=0-0"}, query)
+        except (RangeNotSatisfiableError, ArchivedError) as exc:
+            # The object exists, although the HEAD reported that it does not.
             raise StorageUnavailableError(f"head: 404, and {exc}") from exc
-        return head_of("head", answer.headers)
+        return parse_head("head", response.headers)
 
     async def _get(
         self, operation: str, key: str, headers: dict[str, str], query: str = ""
     ) -> S3Response:
         async def once() -> S3Response:
-            return await self._raw.call(
+            return await self._http.call(
                 operation, "GET", key, dict(headers), query=query, timeout_s=_READ_TOTAL_S
             )
 
-        return await _retried(once)
+        return await _with_retries(once)
 
     @asynccontextmanager
     async def stream(
@@ -198,36 +198,36 @@ class S3Storage(S3Admin):
         length_bytes: int | None = None,
         if_match: str | None = None,
     ) -> AsyncIterator[ObjectStream]:
-        """The object from byte `start` on; nothing where it starts at or behind the end."""
+        """Open the object from byte `start` on; nothing if `start` is at or past the end."""
         headers = {} if if_match is None else {"if-match": f'"{if_match}"'}
         last = "" if length_bytes is None else start + length_bytes - 1
         partial = bool(start) or length_bytes is not None
         ranged = {**headers, "range": f"bytes={start}-{last}"} if partial else headers
 
         async def once() -> tuple[aiohttp.ClientResponse, _Closing]:
-            opening = self._raw.opened("stream", key, dict(ranged))
+            opening = self._http.open_get("stream", key, dict(ranged))
             return await opening.__aenter__(), opening.__aexit__
 
         try:
-            response, close = await _retried(once)
-        except RangeBeyondError:
+            response, close = await _with_retries(once)
+        except RangeNotSatisfiableError:
             yield S3Stream(await self._head(key, headers), None, 0)
             return
         try:
-            head = head_of("stream", response.headers)
-            # A server may answer a range with the whole object.
+            head = parse_head("stream", response.headers)
+            # A server may ignore the range and send the whole object.
             if partial and response.status != 206:  # noqa: PLR2004  # HTTP's own number
-                raise StorageUnavailableError("stream: range not honoured")
-            left = head.size_bytes - start
-            yield S3Stream(
-                head, response, left if length_bytes is None else min(left, length_bytes)
-            )
+                raise StorageUnavailableError("stream: range not honored")
+            left_bytes = head.size_bytes - start
+            if length_bytes is not None:
+                left_bytes = min(left_bytes, length_bytes)
+            yield S3Stream(head, response, left_bytes)
         finally:
             await close(None, None, None)
 
     async def presign_get(self, key: str, lease: Lease) -> str:
-        """A URL by which whoever has it may GET the object until the lease is over."""
-        return await self._raw.presign("GET", key, lease)
+        """Make a URL with which any HTTP client may GET the object while the lease lasts."""
+        return await self._http.presign("GET", key, lease)
 
     async def put(
         self,
@@ -238,14 +238,20 @@ class S3Storage(S3Admin):
         condition: Condition | None = None,
         lease: Lease | None = None,
     ) -> WriteResult:
-        """One put of bytes."""
-        said = _request_headers(headers, condition)
+        """Store an object from bytes in memory."""
+        request_headers = object_headers(headers, condition)
         if not body:
-            said["content-md5"] = _EMPTY_MD5
-        answer = await self._raw.call(
-            "put", "PUT", key, said, body=body, lease=lease, timeout_s=PLAIN_WRITE_TIMEOUT_S
+            request_headers["content-md5"] = EMPTY_MD5
+        response = await self._http.call(
+            "put",
+            "PUT",
+            key,
+            request_headers,
+            body=body,
+            lease=lease,
+            timeout_s=PLAIN_WRITE_TIMEOUT_S,
         )
-        return WriteResult(etag_of("put", answer.headers), date_of(answer.headers))
+        return WriteResult(etag_header("put", response.headers), parse_date(response.headers))
 
     async def put_stream(
         self,
@@ -257,16 +263,16 @@ class S3Storage(S3Admin):
         condition: Condition | None = None,
         lease: Lease | None = None,
     ) -> WriteResult:
-        """One put of known length in bounded memory."""
-        said = _request_headers(headers, condition)
+        """Store an object of known length in bounded memory."""
+        request_headers = object_headers(headers, condition)
         body = KnownLengthBody(chunks, size_bytes)
-        answer = await self._raw.send_stream("put", key, said, body, lease=lease)
-        return WriteResult(etag_of("put", answer.headers), date_of(answer.headers))
+        response = await self._http.put_stream("put", key, request_headers, body, lease=lease)
+        return WriteResult(etag_header("put", response.headers), parse_date(response.headers))
 
     async def copy_onto_itself(
         self, key: str, headers: Headers, *, source_etag: str, lease: Lease
     ) -> None:
-        """Replace an object's metadata and leave its body."""
+        """Replace an object's metadata and keep its body."""
         destination = (
             IfMatch(source_etag) if self.capabilities.conditional_copy_destination else None
         )
@@ -283,61 +289,61 @@ class S3Storage(S3Admin):
         destination: Condition | None,
         lease: Lease,
     ) -> None:
-        """A self-copy with the conditions that are named; for the probe, and for the above."""
-        said = _request_headers(headers, destination)
-        said["x-amz-copy-source"] = self._raw.copy_source(key)
-        said["x-amz-metadata-directive"] = "REPLACE"
+        """Copy an object onto itself with exactly these conditions; the probe needs all of them."""
+        request_headers = object_headers(headers, destination)
+        request_headers["x-amz-copy-source"] = self._http.copy_source(key)
+        request_headers["x-amz-metadata-directive"] = "REPLACE"
         if source_etag is not None:
-            said["x-amz-copy-source-if-match"] = source_etag
-        if any(name.startswith(LOCK_PREFIX) for name in said):
-            said["content-md5"] = _EMPTY_MD5
-        answer = await self._raw.call("copy", "PUT", key, said, lease=lease)
-        check_late_error("copy", answer.body, b"<CopyObjectResult")
+            request_headers["x-amz-copy-source-if-match"] = source_etag
+        if any(name.startswith(LOCK_PREFIX) for name in request_headers):
+            request_headers["content-md5"] = EMPTY_MD5
+        response = await self._http.call("copy", "PUT", key, request_headers, lease=lease)
+        check_embedded_error("copy", response.body, b"<CopyObjectResult")
 
     async def create_multipart(self, key: str, headers: Headers) -> str:
-        """The id of a new multipart upload."""
-        answer = await self._raw.call(
-            "begin multipart",
+        """Create a multipart upload and return its id."""
+        response = await self._http.call(
+            "create multipart",
             "POST",
             key,
-            _request_headers(headers, None),
+            object_headers(headers, None),
             query="uploads=",
             timeout_s=PLAIN_WRITE_TIMEOUT_S,
         )
-        return text_in("begin multipart", answer.body, "UploadId")
+        return text_element("create multipart", response.body, "UploadId")
 
     async def upload_part(self, key: str, upload_id: str, number: int, body: bytes) -> Part:
-        """One part, 5 MiB or more but for the last."""
-        answer = await self._raw.call(
-            "put part",
+        """Store one part: at least 5 MiB, except for the last."""
+        response = await self._http.call(
+            "upload part",
             "PUT",
             key,
             {},
-            query=_part_query(upload_id, number),
+            query=part_query(upload_id, number),
             body=body,
             timeout_s=PLAIN_WRITE_TIMEOUT_S,
         )
-        return Part(number, etag_of("put part", answer.headers))
+        return Part(number, etag_header("upload part", response.headers))
 
     async def copy_part(
         self, key: str, upload_id: str, number: int, *, first: int, last: int, source_etag: str
     ) -> Part:
-        """Bytes `first` to `last` (both included) of the object itself as a part."""
-        said = {
-            "x-amz-copy-source": self._raw.copy_source(key),
+        """Store bytes `first` to `last` (inclusive) of the object itself as a part."""
+        request_headers = {
+            "x-amz-copy-source": self._http.copy_source(key),
             "x-amz-copy-source-range": f"bytes={first}-{last}",
             "x-amz-copy-source-if-match": source_etag,
         }
-        answer = await self._raw.call(
+        response = await self._http.call(
             "copy part",
             "PUT",
             key,
-            said,
-            query=_part_query(upload_id, number),
+            request_headers,
+            query=part_query(upload_id, number),
             timeout_s=PLAIN_WRITE_TIMEOUT_S,
         )
-        check_late_error("copy part", answer.body, b"<CopyPartResult")
-        return Part(number, etag_in("copy part", answer.body))
+        check_embedded_error("copy part", response.body, b"<CopyPartResult")
+        return Part(number, etag_element("copy part", response.body))
 
     async def complete_multipart(
         self,
@@ -348,28 +354,30 @@ class S3Storage(S3Admin):
         condition: Condition | None = None,
         lease: Lease | None = None,
     ) -> WriteResult:
-        """Make the parts the object."""
-        answer = await self._raw.call(
+        """Make the parts an object."""
+        response = await self._http.call(
             "complete multipart",
             "POST",
             key,
-            {"content-type": "application/xml", **_condition_headers(condition)},
-            query=f"uploadId={quote(upload_id, safe='-_.~')}",
-            body=_completion(parts),
+            {"content-type": "application/xml", **condition_headers(condition)},
+            query=upload_query(upload_id),
+            body=completion_body(parts),
             lease=lease,
             timeout_s=PLAIN_WRITE_TIMEOUT_S,
         )
-        check_late_error("complete multipart", answer.body, b"<CompleteMultipartUploadResult")
-        return WriteResult(etag_in("complete multipart", answer.body), date_of(answer.headers))
+        check_embedded_error("complete multipart", response.body, b"<CompleteMultipartUploadResult")
+        return WriteResult(
+            etag_element("complete multipart", response.body), parse_date(response.headers)
+        )
 
     async def list_page(self, prefix: str, *, after: str = "") -> ListingPage:
-        """One request of a listing, with the answer's `Date`."""
-        answer = await self._get("list", "", {}, page_query(prefix, after))
-        return page_of(answer.body, date_of(answer.headers))
+        """Read one page of a listing, with the response's `Date`."""
+        response = await self._get("list", "", {}, page_query(prefix, after))
+        return parse_page(response.body, parse_date(response.headers))
 
     async def delete_if_match(self, key: str, etag: str) -> None:
-        """A conditional delete; for the probe alone, since few servers honour it."""
-        await self._raw.call(
+        """Delete conditionally; for the probe alone, since few servers honor the condition."""
+        await self._http.call(
             "delete", "DELETE", key, {"if-match": etag}, timeout_s=PLAIN_WRITE_TIMEOUT_S
         )
 
@@ -377,41 +385,8 @@ class S3Storage(S3Admin):
 _Closing = Callable[[None, None, None], Awaitable[bool | None]]
 
 
-def _request_headers(headers: Headers, condition: Condition | None) -> dict[str, str]:
-    said = dict(headers.restated)
-    if headers.content_type is not None:
-        said["content-type"] = headers.content_type
-    for name, value in headers.metadata.items():
-        said[META_PREFIX + name] = value
-    said.update(_condition_headers(condition))
-    return said
-
-
-def _condition_headers(condition: Condition | None) -> Mapping[str, str]:
-    match condition:
-        case None:
-            return {}
-        case IfAbsent():
-            return {"if-none-match": "*"}
-        case IfMatch(etag):
-            return {"if-match": etag}
-
-
-def _part_query(upload_id: str, number: int) -> str:
-    return f"partNumber={number}&uploadId={quote(upload_id, safe='-_.~')}"
-
-
-def _completion(parts: Sequence[Part]) -> bytes:
-    rows = "".join(
-        f'<Part><PartNumber>{part.number}</PartNumber><ETag>"{part.etag}"</ETag></Part>'
-        for part in parts
-    )
-    namespace = "http://s3.amazonaws.com/doc/2006-03-01/"
-    return f'<CompleteMultipartUpload xmlns="{namespace}">{rows}</CompleteMultipartUpload>'.encode()
-
-
 async def _bucket_url(client: "S3Client", bucket: str) -> str:
-    """Where the bucket is, by botocore's own rules (virtual host, region, partition, endpoint)."""
+    """The bucket's URL by botocore's rules (virtual host, region, partition, endpoint)."""
     signed = await client.generate_presigned_url(
         "get_object", Params={"Bucket": bucket, "Key": "k"}
     )
@@ -426,32 +401,32 @@ async def open_storage(
     capabilities: Capabilities = BASELINE,
     max_connections: int = 128,
 ) -> AsyncIterator[S3Storage]:
-    """The configured bucket, for the process's life.
+    """Open the configured bucket for the life of the process.
 
     Args:
-        settings: Where it is, and the keys.
-        capabilities: As `keyturn_workers.storage.probe.runner` measured them.
-        max_connections: The pool's size; at least the concurrency that is meant.
+        settings: The bucket and its credentials.
+        capabilities: As measured by `keyturn_workers.storage.probe.runner`.
+        max_connections: The size of the pool; at least the intended concurrency.
 
     Raises:
-        SettingsError: no credentials anywhere in the standard AWS chain.
+        SettingsError: the standard AWS chain has no credentials.
     """
-    # The stubs miss that it is a coroutine.
+    # The stubs do not know that this is a coroutine.
     credentials: AioCredentials | None = await new_session(settings).get_credentials()  # type: ignore[misc]
     if credentials is None:
         raise SettingsError(
             "no S3 credentials: set KEYTURN_S3_ACCESS_KEY_ID and KEYTURN_S3_SECRET_ACCESS_KEY, "
-            "or give them by the standard AWS chain"
+            "or provide credentials through the standard AWS chain"
         )
     async with (
         open_client(settings, max_connections=max_connections) as client,
         open_session(max_connections) as session,
     ):
-        raw = S3HttpClient(
+        http = S3HttpClient(
             session,
             base_url=await _bucket_url(client, settings.s3_bucket),
             bucket=settings.s3_bucket,
             region=settings.s3_region,
             credentials=credentials,
         )
-        yield S3Storage(raw, client, settings.s3_bucket, capabilities)
+        yield S3Storage(http, client, settings.s3_bucket, capabilities)

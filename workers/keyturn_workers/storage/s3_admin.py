@@ -1,7 +1,7 @@
-"""The cold half of S3 behind the port: listings, tags, versions, aborts, by aioboto3.
+"""The administrative half of the S3 storage: listings, tags, versions and deletes, by aioboto3.
 
-Whatever is not called for each object, and has XML to read, goes through the generated
-client. Errors are mapped as on the hot path, and reads are tried again in the same way.
+What does not run for each object, and has XML to parse, goes through the generated client.
+Errors and retries are those of `keyturn_workers.storage.s3`.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
@@ -9,12 +9,15 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import stamina
-from aiohttp import ClientError as HttpError
-from botocore.exceptions import BotoCoreError, ClientError
 
 from keyturn.errors import StorageUnavailableError
 from keyturn_workers.errors import MissingError
-from keyturn_workers.storage.listing import BEFORE_PARSING, behind, make_speakable, versions_of
+from keyturn_workers.storage.listing import (
+    BEFORE_PARSING,
+    parse_versions,
+    rows_after,
+    sanitize_listing,
+)
 from keyturn_workers.storage.port import (
     PAGE_KEYS,
     MultipartUpload,
@@ -22,7 +25,7 @@ from keyturn_workers.storage.port import (
     ObjectVersion,
     Versioning,
 )
-from keyturn_workers.storage.s3_responses import error_of
+from keyturn_workers.storage.vendor_errors import translate_errors
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3.client import S3Client
@@ -34,16 +37,10 @@ _READ_TOTAL_S: Final = 5.0
 _T = TypeVar("_T")
 
 
-async def _once(operation: str, call: Callable[..., Awaitable[_T]], **said: Any) -> _T:
-    """One call of the client with the port's errors."""
-    try:
-        return await call(**said)
-    except ClientError as exc:
-        status = exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
-        code = exc.response.get("Error", {}).get("Code", "")
-        raise error_of(operation, status, code) from exc
-    except (BotoCoreError, HttpError, OSError) as exc:
-        raise StorageUnavailableError(f"{operation}: {type(exc).__name__}") from exc
+async def _call(operation: str, call: Callable[..., Awaitable[_T]], **parameters: Any) -> _T:
+    """Call the client once."""
+    with translate_errors(operation):
+        return await call(**parameters)
 
 
 @stamina.retry(
@@ -54,9 +51,9 @@ async def _once(operation: str, call: Callable[..., Awaitable[_T]], **said: Any)
     wait_max=1.0,
     wait_jitter=0.2,
 )
-async def _read(operation: str, call: Callable[..., Awaitable[_T]], **said: Any) -> _T:
-    """A read, tried again where the storage failed."""
-    return await _once(operation, call, **said)
+async def _read(operation: str, call: Callable[..., Awaitable[_T]], **parameters: Any) -> _T:
+    """Call the client for a read, with retries while the storage fails."""
+    return await _call(operation, call, **parameters)
 
 
 def _page_keys(limit: int | None) -> int:
@@ -64,17 +61,17 @@ def _page_keys(limit: int | None) -> int:
 
 
 class S3Admin:
-    """What an S3 storage does seldom."""
+    """The operations of an S3 storage that do not run for each object."""
 
     def __init__(self, client: "S3Client", bucket: str) -> None:
         self._client = client
         self._bucket = bucket
-        client.meta.events.register_first(BEFORE_PARSING, make_speakable)
+        client.meta.events.register_first(BEFORE_PARSING, sanitize_listing)
 
     async def abort_multipart(self, key: str, upload_id: str) -> None:
-        """Drop an upload and its parts; one that is gone is fine."""
+        """Abort a multipart upload. A missing one is no error."""
         with suppress(MissingError):
-            await _once(
+            await _call(
                 "abort multipart",
                 self._client.abort_multipart_upload,
                 Bucket=self._bucket,
@@ -83,7 +80,7 @@ class S3Admin:
             )
 
     async def list_multipart_uploads(self, prefix: str) -> AsyncIterator[MultipartUpload]:
-        """All open multipart uploads under a prefix."""
+        """List the open multipart uploads under a prefix."""
         marker: dict[str, Any] = {}
         while True:
             page = await _read(
@@ -95,27 +92,27 @@ class S3Admin:
             )
             for row in page.get("Uploads", ()):
                 yield MultipartUpload(row["Key"], row["UploadId"], row["Initiated"])
-            before, marker = (
+            previous, marker = (
                 marker,
                 {
                     "KeyMarker": page.get("NextKeyMarker"),
                     "UploadIdMarker": page.get("NextUploadIdMarker"),
                 },
             )
-            # A key that was told wrongly could lead back to where this page began.
-            if not page.get("IsTruncated") or marker == before:
+            # A sanitized key could lead back to the start of this page.
+            if not page.get("IsTruncated") or marker == previous:
                 return
 
     async def delete(self, key: str) -> None:
-        """Remove an object; one that is gone is fine."""
+        """Delete an object. A missing one is no error."""
         with suppress(MissingError):
-            await _once("delete", self._client.delete_object, Bucket=self._bucket, Key=key)
+            await _call("delete", self._client.delete_object, Bucket=self._bucket, Key=key)
 
     def list(
         self, prefix: str, *, after: str = "", limit: int | None = None
     ) -> AsyncIterator[ObjectSummary]:
-        """The objects under a prefix in the order of their keys' bytes."""
-        return behind(self._list(prefix, after, _page_keys(limit)), after, limit)
+        """List the objects under a prefix, in the byte order of their keys."""
+        return rows_after(self._list(prefix, after, _page_keys(limit)), after, limit)
 
     async def _list(
         self, prefix: str, after: str, page_keys: int
@@ -146,8 +143,8 @@ class S3Admin:
     def list_versions(
         self, prefix: str, *, after: str = "", limit: int | None = None
     ) -> AsyncIterator[ObjectVersion]:
-        """All versions and delete markers under a prefix, of one key the newest first."""
-        return behind(self._list_versions(prefix, after, _page_keys(limit)), after, limit)
+        """List the versions and delete markers under a prefix; for one key the newest first."""
+        return rows_after(self._list_versions(prefix, after, _page_keys(limit)), after, limit)
 
     async def _list_versions(
         self, prefix: str, after: str, page_keys: int
@@ -162,7 +159,7 @@ class S3Admin:
                 MaxKeys=page_keys,
                 **marker,
             )
-            rows = versions_of(page)
+            rows = parse_versions(page)
             for row in rows:
                 yield row
             if not page.get("IsTruncated"):
@@ -173,9 +170,9 @@ class S3Admin:
             }
 
     async def delete_version(self, key: str, version_id: str) -> None:
-        """Remove one version or delete marker for good; one that is gone is fine."""
+        """Delete one version or delete marker for good. A missing one is no error."""
         with suppress(MissingError):
-            await _once(
+            await _call(
                 "delete version",
                 self._client.delete_object,
                 Bucket=self._bucket,
@@ -184,15 +181,15 @@ class S3Admin:
             )
 
     async def read_tags(self, key: str) -> Mapping[str, str]:
-        """An object's tags."""
-        told = await _read(
+        """Read an object's tags."""
+        response = await _read(
             "read tags", self._client.get_object_tagging, Bucket=self._bucket, Key=key
         )
-        return {tag["Key"]: tag["Value"] for tag in told["TagSet"]}
+        return {tag["Key"]: tag["Value"] for tag in response["TagSet"]}
 
     async def write_tags(self, key: str, tags: Mapping[str, str]) -> None:
-        """Put an object's tags back."""
-        await _once(
+        """Replace an object's tags."""
+        await _call(
             "write tags",
             self._client.put_object_tagging,
             Bucket=self._bucket,
@@ -201,16 +198,15 @@ class S3Admin:
         )
 
     async def versioning(self) -> Versioning:
-        """Whether the bucket keeps versions; empty where it never did."""
-        told = await _read("versioning", self._client.get_bucket_versioning, Bucket=self._bucket)
-        status: Versioning = told.get("Status", "")
+        """The bucket's versioning status; empty if it was never enabled."""
+        response = await _read(
+            "versioning", self._client.get_bucket_versioning, Bucket=self._bucket
+        )
+        status: Versioning = response.get("Status", "")
         return status
 
     async def purge(self, prefix: str) -> None:
-        """Remove everything under a prefix: objects, all versions, open uploads.
-
-        For the probe's own prefix alone.
-        """
+        """Remove objects, all versions and open uploads under a prefix; for the probe's alone."""
         async for upload in self.list_multipart_uploads(prefix):
             await self.abort_multipart(upload.key, upload.upload_id)
         if await self.versioning():

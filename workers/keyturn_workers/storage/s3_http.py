@@ -1,4 +1,4 @@
-"""Signed HTTP requests for the objects of one bucket (SPEC 7, 8.4).
+"""SignedRequest HTTP requests for the objects of one bucket (SPEC 7, 8.4).
 
 Everything that runs once for each object goes this way, through one aiohttp session and our
 own signer: about a quarter of the CPU time of the generated client. The session
@@ -14,24 +14,23 @@ import asyncio
 import hashlib
 import io
 from base64 import b64encode
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 import aiohttp
 from aiobotocore.credentials import AioCredentials
-from botocore.exceptions import BotoCoreError
 from yarl import URL
 
 from keyturn.errors import StorageUnavailableError
 from keyturn_workers.errors import StorageAnswerError
 from keyturn_workers.storage.port import Lease
-from keyturn_workers.storage.s3_responses import UnconfirmedError, code_of, error_of
-from keyturn_workers.storage.s3_session import ConnectionLostError
-from keyturn_workers.storage.signing import UNSIGNED_PAYLOAD, Signed, Signer, lease_from_now
+from keyturn_workers.storage.s3_responses import UnconfirmedNotFoundError, error_code, error_for
+from keyturn_workers.storage.signing import UNSIGNED_PAYLOAD, SignedRequest, Signer, lease_from_now
 from keyturn_workers.storage.streaming_body import KnownLengthBody
+from keyturn_workers.storage.vendor_errors import translate_credential_errors, translate_errors
 
 if TYPE_CHECKING:
     from botocore.credentials import ReadOnlyCredentials
@@ -67,26 +66,15 @@ class S3Response:
     body: bytes
 
 
-@contextmanager
-def _told(operation: str) -> Iterator[None]:
-    """Turn every failure of the way into the one error that leaves the outcome open."""
-    try:
-        yield
-    except ConnectionLostError as exc:
-        raise StorageUnavailableError(f"{operation}: {exc}") from exc
-    except (aiohttp.ClientError, BotoCoreError, OSError) as exc:
-        raise StorageUnavailableError(f"{operation}: {type(exc).__name__}") from exc
-
-
 class S3HttpClient:
     """Sends signed requests for the keys of one bucket.
 
     Args:
         session: From `open_session`.
-        base_url: The bucket's own URL, ending with a slash.
-        bucket: Its name, for copy sources.
-        region: For the signatures.
-        credentials: Refreshed by botocore where they can be.
+        base_url: The bucket's URL, ending with a slash.
+        bucket: The bucket's name, for copy sources.
+        region: The bucket's region, for the signatures.
+        credentials: Botocore refreshes temporary ones.
     """
 
     def __init__(
@@ -102,10 +90,10 @@ class S3HttpClient:
         self._signer = Signer(base_url, region)
         self._bucket = bucket
         self._credentials = credentials
-        self._is_private = base_url.startswith("https:")
+        self._is_tls = base_url.startswith("https:")
 
     def copy_source(self, key: str) -> str:
-        """This key as `x-amz-copy-source`, unpinned: a pinned one can revive a deleted key."""
+        """The value of `x-amz-copy-source`, without a version: a pinned copy can undo a delete."""
         return f"/{self._bucket}/{quote(key, safe=_UNRESERVED)}"
 
     async def call(
@@ -120,15 +108,15 @@ class S3HttpClient:
         lease: Lease | None = None,
         timeout_s: float = READ_TIMEOUT_S,
     ) -> S3Response:
-        """Send one request with a body in memory, and read its whole answer.
+        """Send one request with a body in memory, and read its whole response.
 
         Args:
-            operation: For the text of errors.
+            operation: The name of the operation in errors.
             method: In upper case.
-            key: The object's.
-            headers: What the request says; signed as they are.
-            query: Percent-encoded already.
-            body: Its MD5 is sent along, so that the storage checks what it received.
+            key: The S3 key; empty for the bucket itself.
+            headers: The request's headers, which are all signed; this adds to them.
+            query: Already percent-encoded.
+            body: Sent with its MD5, so that the storage checks what it received.
             lease: Bounds the request in time, at the storage and here (SPEC 8.4).
             timeout_s: For the whole request, unless a lease bounds it.
 
@@ -136,49 +124,49 @@ class S3HttpClient:
             StorageAnswerError: a definite refusal.
             StorageUnavailableError: the outcome is unknown.
         """
-        sha256 = UNSIGNED_PAYLOAD if self._is_private else _EMPTY_SHA256
+        sha256 = UNSIGNED_PAYLOAD if self._is_tls else _EMPTY_SHA256
         if body:
-            # Over plain http the signature is all that vouches for the body.
-            with_sha256 = lease is None and not self._is_private
+            # Over plain http only the signature protects the body.
+            with_sha256 = lease is None and not self._is_tls
             if len(body) > _LARGE_BODY_BYTES:
                 md5, hashed = await asyncio.to_thread(_hashes, body, with_sha256)
             else:
                 md5, hashed = _hashes(body, with_sha256)
             headers["content-md5"] = md5
             sha256 = hashed or sha256
-        with _told(operation):
+        with translate_errors(operation):
             signed = await self._sign(method, key, query, headers, sha256, lease)
             total_s = timeout_s if lease is None else lease.expires_s
             response = await self._exchange(method, signed, body, total_s)
-        if not 200 <= response.status < 300:  # noqa: PLR2004  # HTTP's own numbers; a redirect is no success
+        if not 200 <= response.status < 300:  # noqa: PLR2004  # a redirect is no success
             raise _refusal(operation, method, response)
         return response
 
     @asynccontextmanager
-    async def opened(
+    async def open_get(
         self, operation: str, key: str, headers: dict[str, str]
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """A GET whose body is still to be read; leaving closes the connection.
+        """Open a GET whose body is read by the caller; leaving closes the connection.
 
         Raises:
             StorageAnswerError: a definite refusal.
-            StorageUnavailableError: no answer, or one of failure.
+            StorageUnavailableError: no response, or a failure of the server.
         """
-        with _told(operation):
+        with translate_errors(operation):
             signed = await self._sign("GET", key, "", headers, _EMPTY_SHA256, None)
             async with asyncio.timeout(CONNECT_TIMEOUT_S + READ_TIMEOUT_S):
                 response = await self._send("GET", signed, b"", _READ_STREAM_TIMEOUT)
         try:
             if response.status >= 300:  # noqa: PLR2004  # as above
-                with _told(operation):
-                    answer = await response.content.read(_ERROR_BODY_BYTES)
-                raise error_of(operation, response.status, code_of(answer))
+                with translate_errors(operation):
+                    error_body = await response.content.read(_ERROR_BODY_BYTES)
+                raise error_for(operation, response.status, error_code(error_body))
             yield response
         finally:
-            # Of a body read to its end the connection went back to the pool already.
+            # After a whole body this does nothing: the connection is back in the pool.
             response.close()
 
-    async def send_stream(
+    async def put_stream(
         self,
         operation: str,
         key: str,
@@ -187,40 +175,41 @@ class S3HttpClient:
         *,
         lease: Lease | None,
     ) -> S3Response:
-        """One PUT of known length in bounded memory.
+        """Send one PUT of known length in bounded memory.
 
-        It waits for `100 Continue`, so that a late or forbidden one costs no body. Signed
-        in its query where the hash of the body would be needed otherwise.
+        It waits for `100 Continue`, so that a late or forbidden request costs no body. Without a
+        lease, over plain http, it is signed in its query all the same: a signature in the header
+        would need the hash of the body.
 
         Raises:
             StorageAnswerError: a definite refusal.
-            StorageUnavailableError: the outcome is unknown, or no progress for 60 s.
-            Exception: whatever the body's source raised, unchanged; nothing was stored.
+            StorageUnavailableError: the outcome is unknown, or there was no progress for 60 s.
+            Exception: what the body's source raised, unchanged; nothing was stored.
         """
-        if lease is None and not self._is_private:
+        if lease is None and not self._is_tls:
             lease = lease_from_now(_STREAM_SIGNATURE_S)
         headers["content-length"] = str(body.size_bytes)
         try:
-            with _told(operation):
+            with translate_errors(operation):
                 signed = await self._sign("PUT", key, "", headers, UNSIGNED_PAYLOAD, lease)
-                # aiohttp's own timers do not see a server that stops reading.
+                # aiohttp has no timer for a server that stops reading.
                 async with asyncio.timeout(IDLE_TIMEOUT_S) as idle:
                     response = await self._send(
-                        "PUT", signed, body.watched(idle), _STREAM_TIMEOUT, expect100=True
+                        "PUT", signed, body.with_idle_timeout(idle), _STREAM_TIMEOUT, expect100=True
                     )
-                    answer = await response.read()
+                    response_body = await response.read()
         except StorageUnavailableError:
             if body.failure is not None:
-                raise body.failure from None  # the source's own error, not its echo
+                raise body.failure from None  # not aiohttp's report of it
             raise
         if response.status >= 300:  # noqa: PLR2004  # as above
             response.close()
-            raise error_of(operation, response.status, code_of(answer))
-        return S3Response(response.status, response.headers, answer)
+            raise error_for(operation, response.status, error_code(response_body))
+        return S3Response(response.status, response.headers, response_body)
 
     async def presign(self, method: str, key: str, lease: Lease) -> str:
-        """The URL of a request that somebody else will send, valid while the lease is."""
-        with _told("presign"):
+        """Make the URL of a request that another client will send while the lease lasts."""
+        with translate_errors("presign"):
             return (await self._sign(method, key, "", {}, UNSIGNED_PAYLOAD, lease)).url
 
     async def _sign(
@@ -231,8 +220,9 @@ class S3HttpClient:
         headers: dict[str, str],
         payload_sha256: str,
         lease: Lease | None,
-    ) -> Signed:
-        frozen: ReadOnlyCredentials = await self._credentials.get_frozen_credentials()
+    ) -> SignedRequest:
+        with translate_credential_errors():
+            frozen: ReadOnlyCredentials = await self._credentials.get_frozen_credentials()
         return self._signer.sign(
             method,
             quote(key, safe=_UNRESERVED),
@@ -244,7 +234,7 @@ class S3HttpClient:
         )
 
     async def _exchange(
-        self, method: str, signed: Signed, body: bytes, total_s: float
+        self, method: str, signed: SignedRequest, body: bytes, total_s: float
     ) -> S3Response:
         """Send a request with a body in memory, and read its whole response.
 
@@ -258,7 +248,7 @@ class S3HttpClient:
     def _send(
         self,
         method: str,
-        signed: Signed,
+        signed: SignedRequest,
         body: bytes | AsyncIterator[bytes],
         limits: aiohttp.ClientTimeout,
         *,
@@ -279,20 +269,20 @@ class S3HttpClient:
 
 
 def _refusal(
-    operation: str, method: str, answer: S3Response
+    operation: str, method: str, response: S3Response
 ) -> StorageAnswerError | StorageUnavailableError:
-    """The error that a refusal means."""
-    code = code_of(answer.body)
-    is_marker = answer.headers.get("x-amz-delete-marker") == "true"
-    if method == "HEAD" and (answer.status == 404 or is_marker):  # noqa: PLR2004  # as above
-        return UnconfirmedError(f"{operation}: {answer.status}")
+    """The error for a response that is no success."""
+    code = error_code(response.body)
+    is_marker = response.headers.get("x-amz-delete-marker") == "true"
+    if method == "HEAD" and (response.status == 404 or is_marker):  # noqa: PLR2004  # as above
+        return UnconfirmedNotFoundError(f"{operation}: {response.status}")
     if is_marker and code == "MethodNotAllowed":
-        # A delete marker that is read by its id: 405.
-        return error_of(operation, 404, "NoSuchKey")
-    return error_of(operation, answer.status, code)
+        # 405: a delete marker was read by its version id.
+        return error_for(operation, 404, "NoSuchKey")
+    return error_for(operation, response.status, code)
 
 
 def _hashes(body: bytes, with_sha256: bool) -> tuple[str, str]:  # noqa: FBT001  # to_thread
-    """`Content-MD5`, and where wanted the SHA-256 in hex (else an empty text)."""
+    """`Content-MD5`, and on request the SHA-256 in hex (else an empty string)."""
     md5 = b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
     return md5, hashlib.sha256(body).hexdigest() if with_sha256 else ""

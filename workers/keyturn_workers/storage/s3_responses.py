@@ -1,17 +1,17 @@
-"""What the storage's answers mean: errors and heads (SPEC 8.2, 12).
+"""What S3 responses mean: errors and heads (SPEC 8.2, 12).
 
     403, any 4xx AccessDenied            RefusedError
     403 InvalidObjectState               ArchivedError
     404 NoSuchKey, NoSuchVersion,
         NoSuchUpload                     MissingError
-    404 to a HEAD, which has no body     UnconfirmedError, for the storage's own use
+    404 to a HEAD, which has no body     UnconfirmedNotFoundError, internal to the storage
     412, 409 ConditionalRequestConflict  PreconditionError
-    416                                  RangeBeyondError, for the storage's own use
-    everything else, NoSuchBucket and
-        a proxy's own 404 too            StorageUnavailableError
+    416                                  RangeNotSatisfiableError, internal to the storage
+    everything else, also NoSuchBucket
+        and the 404 of a proxy           StorageUnavailableError
 
-Pure functions of status, code and headers. An error's text is the operation and the
-code alone: never a URL (it may hold a signature), a header or a body.
+Pure functions of status, code and headers. The text of an error is the operation and the code
+alone: never a URL (which may contain a signature), a header or a body.
 """
 
 import html
@@ -33,18 +33,18 @@ from keyturn_workers.errors import (
 from keyturn_workers.storage.port import Headers, ObjectHead
 
 
-class RangeBeyondError(StorageAnswerError):
-    """416: the range begins behind the object's end. It never leaves the storage."""
+class RangeNotSatisfiableError(StorageAnswerError):
+    """416: the range starts past the object's end. It never leaves the storage."""
 
 
-class UnconfirmedError(StorageAnswerError):
-    """404 to a HEAD: it carries no code, so a GET must decide. It never leaves the storage."""
+class UnconfirmedNotFoundError(StorageAnswerError):
+    """404 to a HEAD: it has no code, so a GET must decide. It never leaves the storage."""
 
 
 META_PREFIX: Final = "x-amz-meta-"
 LOCK_PREFIX: Final = "x-amz-object-lock-"
 LEGAL_HOLD: Final = LOCK_PREFIX + "legal-hold"
-# What a self-copy with REPLACE would reset unless it is said again (SPEC 8.2).
+# What a self-copy with REPLACE resets unless the request repeats it (SPEC 8.2).
 RESTATED: Final = frozenset(
     {
         "cache-control",
@@ -64,13 +64,13 @@ RESTATED: Final = frozenset(
 )
 _RETENTION: Final = frozenset({"x-amz-object-lock-mode", "x-amz-object-lock-retain-until-date"})
 _ARCHIVES: Final = frozenset({"GLACIER", "DEEP_ARCHIVE"})
-# Taken for a missing object, a missing bucket or the 404 of a proxy that was set up wrongly
-# would read as "there is nothing", and a sweep would pass over an object that an old key opens.
-_ABSENT: Final = frozenset({"NoSuchKey", "NoSuchVersion", "NoSuchUpload"})
+# Only these mean that an object does not exist. If a missing bucket or the 404 of a misconfigured
+# proxy counted too, a sweep would skip an object that an old key opens.
+_NOT_FOUND_CODES: Final = frozenset({"NoSuchKey", "NoSuchVersion", "NoSuchUpload"})
 _CODE: Final = re.compile(rb"<Code>([A-Za-z0-9_.-]{1,64})</Code>")
 _ETAG: Final = re.compile(rb"<ETag>([^<]{1,200})</ETag>")
-# S3 answers a long copy or completion with 200 before it knows the outcome.
-_STATUS_OF_LATE_CODE: Final = {
+# S3 starts its 200 response to a long copy or completion before it knows the outcome.
+_STATUS_OF_EMBEDDED_CODE: Final = {
     "AccessDenied": 403,
     "ConditionalRequestConflict": 409,
     "InvalidObjectState": 403,
@@ -80,113 +80,114 @@ _STATUS_OF_LATE_CODE: Final = {
 }
 
 
-def code_of(body: bytes) -> str:
-    """The `<Code>` of an error's body, or an empty text."""
-    found = _CODE.search(body)
-    return found.group(1).decode() if found else ""
+def error_code(body: bytes) -> str:
+    """The `<Code>` of an error's body, or an empty string."""
+    match = _CODE.search(body)
+    return match.group(1).decode() if match else ""
 
 
-def error_of(
+def error_for(
     operation: str, status: int, code: str
 ) -> StorageAnswerError | StorageUnavailableError:
-    """The error that an answer means; see the table above."""
+    """The error for a response that is no success; see the table above."""
     detail = f"{operation}: {code or status}"
-    if status == 404 and code in _ABSENT:  # noqa: PLR2004  # HTTP's own numbers
+    if status == 404 and code in _NOT_FOUND_CODES:  # noqa: PLR2004  # HTTP's own numbers
         return MissingError(detail)
     if status == 412 or (status == 409 and code == "ConditionalRequestConflict"):  # noqa: PLR2004
         return PreconditionError(detail)
-    # `rclone serve s3` tells AccessDenied with status 400.
+    # `rclone serve s3` sends AccessDenied with status 400.
     if status == 403 or (400 <= status < 500 and code == "AccessDenied"):  # noqa: PLR2004
         return ArchivedError(detail) if code == "InvalidObjectState" else RefusedError(detail)
     if status == 416:  # noqa: PLR2004
-        return RangeBeyondError(detail)
+        return RangeNotSatisfiableError(detail)
     return StorageUnavailableError(detail)
 
 
-def check_late_error(operation: str, body: bytes, wanted: bytes) -> None:
-    """Look into the 200 answer to a copy or a completion.
+def check_embedded_error(operation: str, body: bytes, success: bytes) -> None:
+    """Check the 200 response to a copy or a completion, which may contain an error.
 
     Args:
-        operation: For the error's text.
-        body: The answer's.
-        wanted: The element that a success holds.
+        operation: The name of the operation in errors.
+        body: The response's body.
+        success: The element that only a success contains.
 
     Raises:
         StorageAnswerError: a definite refusal.
-        StorageUnavailableError: a failure, or an answer that says neither.
+        StorageUnavailableError: a failure, or a response that is neither.
     """
-    if wanted in body and b"<Error>" not in body:
+    if success in body and b"<Error>" not in body:
         return
-    code = code_of(body)
-    raise error_of(operation, _STATUS_OF_LATE_CODE.get(code, 500), code or "answer without outcome")
+    code = error_code(body)
+    status = _STATUS_OF_EMBEDDED_CODE.get(code, 500)
+    raise error_for(operation, status, code or "response without outcome")
 
 
-def etag_in(operation: str, body: bytes) -> str:
-    """The `<ETag>` of an answer's body, without quotes.
-
-    Raises:
-        StorageUnavailableError: there is none.
-    """
-    found = _ETAG.search(body)
-    if found is None:
-        raise StorageUnavailableError(f"{operation}: answer without ETag")
-    return html.unescape(found.group(1).decode()).strip('"')
-
-
-def text_in(operation: str, body: bytes, element: str) -> str:
-    """The text of an element of an answer's body.
+def etag_element(operation: str, body: bytes) -> str:
+    """The `<ETag>` in a response's body, without quotes.
 
     Raises:
         StorageUnavailableError: there is none.
     """
-    found = re.search(rf"<{element}>([^<]+)</{element}>", body.decode())
-    if found is None:
-        raise StorageUnavailableError(f"{operation}: answer without {element}")
-    return html.unescape(found.group(1))
+    match = _ETAG.search(body)
+    if match is None:
+        raise StorageUnavailableError(f"{operation}: response without ETag")
+    return html.unescape(match.group(1).decode()).strip('"')
 
 
-def etag_of(operation: str, headers: Mapping[str, str]) -> str:
+def text_element(operation: str, body: bytes, element: str) -> str:
+    """The text of an element in a response's body.
+
+    Raises:
+        StorageUnavailableError: there is none.
+    """
+    match = re.search(rf"<{element}>([^<]+)</{element}>", body.decode())
+    if match is None:
+        raise StorageUnavailableError(f"{operation}: response without {element}")
+    return html.unescape(match.group(1))
+
+
+def etag_header(operation: str, headers: Mapping[str, str]) -> str:
     """The ETag header without quotes.
 
     Raises:
-        StorageUnavailableError: there is none, so it was not S3 that answered.
+        StorageUnavailableError: there is none, so the response is not from S3.
     """
     etag = headers.get("ETag")
     if etag is None:
-        raise StorageUnavailableError(f"{operation}: answer without ETag")
+        raise StorageUnavailableError(f"{operation}: response without ETag")
     return etag.strip('"')
 
 
-def head_of(operation: str, headers: Mapping[str, str]) -> ObjectHead:
-    """The head that an answer to a read tells.
+def parse_head(operation: str, headers: Mapping[str, str]) -> ObjectHead:
+    """The object's head in the response to a read.
 
     Args:
-        operation: For the error's text.
-        headers: The answer's, with names in any case.
+        operation: The name of the operation in errors.
+        headers: The response's headers; names match in any case.
 
     Raises:
         StorageUnavailableError: no ETag, Date, Last-Modified or length.
     """
     try:
-        last_modified = _moment(headers["Last-Modified"])
-        date = _moment(headers["Date"])
+        last_modified = _http_date(headers["Last-Modified"])
+        date = _http_date(headers["Date"])
         content_range = headers.get("Content-Range")
         size_bytes = int(
             headers["Content-Length"] if content_range is None else content_range.rpartition("/")[2]
         )
     except (KeyError, ValueError) as exc:
-        raise StorageUnavailableError(f"{operation}: answer without its times or length") from exc
-    told, locked = lock_of(_said(headers.items()), date)
+        raise StorageUnavailableError(f"{operation}: response without times or length") from exc
+    object_headers, locked = lock_state(_object_headers(headers.items()), date)
     return ObjectHead(
         size_bytes=size_bytes,
-        etag=etag_of(operation, headers),
+        etag=etag_header(operation, headers),
         date=date,
         last_modified=last_modified,
-        headers=told,
+        headers=object_headers,
         tag_count=int(headers.get("x-amz-tagging-count", 0)),
         version_id=headers.get("x-amz-version-id"),
         archived=is_archived(
-            told.restated,
+            object_headers.restated,
             restore=headers.get("x-amz-restore"),
             status=headers.get("x-amz-archive-status"),
         ),
@@ -194,25 +195,25 @@ def head_of(operation: str, headers: Mapping[str, str]) -> ObjectHead:
     )
 
 
-def date_of(headers: Mapping[str, str]) -> datetime | None:
-    """The answer's `Date`; None where there is none that can be read."""
+def parse_date(headers: Mapping[str, str]) -> datetime | None:
+    """The response's `Date`; None if it is missing or unreadable."""
     try:
-        return _moment(headers["Date"])
+        return _http_date(headers["Date"])
     except (KeyError, ValueError):
         return None
 
 
-@lru_cache(maxsize=512)  # a second has many answers, and its objects too
-def _moment(text: str) -> datetime:
-    moment = parsedate_to_datetime(text)
-    # `-0000` is UTC as well, of a server that does not know where it is (RFC 5322).
-    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+@lru_cache(maxsize=512)  # many responses, and many objects, share a second
+def _http_date(text: str) -> datetime:
+    date = parsedate_to_datetime(text)
+    # `-0000` is UTC too, from a server that does not know its zone (RFC 5322).
+    return date if date.tzinfo is not None else date.replace(tzinfo=UTC)
 
 
-def _text(value: str) -> str:
-    """A header's value; bytes of a foreign writer's that are no UTF-8 are Latin-1.
+def _header_value(value: str) -> str:
+    """A header's value. Bytes of another writer that are not UTF-8 are read as Latin-1.
 
-    aiohttp gives such bytes as lone surrogates, and could not send them again.
+    aiohttp returns such bytes as lone surrogates, which it cannot send again.
     """
     if value.isascii():
         return value
@@ -223,14 +224,14 @@ def _text(value: str) -> str:
     return value
 
 
-def lock_of(told: Headers, date: datetime) -> tuple[Headers, bool]:
-    """Whether a lock holds at `date`, and the headers without a retention that is over."""
-    retained = _retained(told.restated, date)
-    if not retained and _RETENTION & told.restated.keys():
-        # Said again, S3 would refuse it as lying in the past.
-        kept = {name: value for name, value in told.restated.items() if name not in _RETENTION}
-        told = Headers(told.metadata, told.content_type, kept)
-    return told, retained or told.restated.get(LEGAL_HOLD) == "ON"
+def lock_state(headers: Headers, date: datetime) -> tuple[Headers, bool]:
+    """Whether a lock holds at `date`, and the headers without an expired retention."""
+    retained = _is_retained(headers.restated, date)
+    if not retained and _RETENTION & headers.restated.keys():
+        # S3 refuses a request that repeats a retention in the past.
+        kept = {name: value for name, value in headers.restated.items() if name not in _RETENTION}
+        headers = Headers(headers.metadata, headers.content_type, kept)
+    return headers, retained or headers.restated.get(LEGAL_HOLD) == "ON"
 
 
 def is_archived(
@@ -239,8 +240,8 @@ def is_archived(
     """Whether the object's bytes cannot be read now.
 
     Args:
-        restated: With the storage class.
-        restore: `x-amz-restore`: a copy of an archived object that is or was asked for.
+        restated: Has the storage class.
+        restore: `x-amz-restore`: a temporary copy of an archived object, pending or ready.
         status: `x-amz-archive-status`: an archive tier within another storage class.
     """
     if status is None and restated.get("x-amz-storage-class") not in _ARCHIVES:
@@ -248,27 +249,27 @@ def is_archived(
     return restore is None or 'ongoing-request="true"' in restore
 
 
-def _said(items: Iterable[tuple[str, str]]) -> Headers:
-    """Metadata, content type and what must be restated, in one pass."""
+def _object_headers(items: Iterable[tuple[str, str]]) -> Headers:
+    """Metadata, content type and the headers to restate, in one pass."""
     metadata: dict[str, str] = {}
     restated: dict[str, str] = {}
     content_type = None
     for name, value in items:
         lowered = name.lower()
         if lowered.startswith(META_PREFIX):
-            metadata[lowered[len(META_PREFIX) :]] = _text(value)
+            metadata[lowered[len(META_PREFIX) :]] = _header_value(value)
         elif lowered in RESTATED:
-            restated[lowered] = _text(value)
+            restated[lowered] = _header_value(value)
         elif lowered == "content-type":
-            content_type = _text(value)
+            content_type = _header_value(value)
     return Headers(metadata, content_type, restated)
 
 
-def _retained(restated: Mapping[str, str], date: datetime) -> bool:
+def _is_retained(restated: Mapping[str, str], date: datetime) -> bool:
     until = restated.get("x-amz-object-lock-retain-until-date")
     if until is None:
         return False
     try:
         return datetime.fromisoformat(until) > date
-    except (ValueError, TypeError):  # unreadable, or without a zone: the careful answer
+    except (ValueError, TypeError):  # unreadable, or without a zone: assume a lock
         return True

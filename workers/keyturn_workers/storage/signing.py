@@ -38,7 +38,7 @@ _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 
 @dataclass(frozen=True, slots=True)
-class Signed:
+class SignedRequest:
     """A request ready to be sent once. A retry needs a new one.
 
     `origin` is the URL's scheme, host and port, and `target` the rest of it.
@@ -76,7 +76,7 @@ class Signer:
         parts = urlsplit(base_url)
         self._origin = f"{parts.scheme}://{parts.netloc}"
         self._path = parts.path
-        self._host = host_of(base_url)
+        self._host = host_header(base_url)
         # Two: leases of yesterday are still in use a minute after midnight.
         self._day = lru_cache(maxsize=2)(_day_of(region))
 
@@ -90,7 +90,7 @@ class Signer:
         query: str = "",
         payload_sha256: str = UNSIGNED_PAYLOAD,
         lease: Lease | None = None,
-    ) -> Signed:
+    ) -> SignedRequest:
         """Sign one request.
 
         Args:
@@ -117,7 +117,7 @@ class Signer:
         credentials: ReadOnlyCredentials,
         query: str,
         payload_sha256: str,
-    ) -> Signed:
+    ) -> SignedRequest:
         stamp = _stamp(int(time.time()))
         sent = {**headers, "x-amz-content-sha256": payload_sha256, "x-amz-date": stamp}
         if credentials.token:
@@ -129,7 +129,7 @@ class Signer:
             f"{_ALGORITHM} Credential={day.credential}, SignedHeaders={names}, "
             f"Signature={_signature(day, stamp, request)}"
         )
-        return Signed(self._origin, f"{target}?{query}" if query else target, sent)
+        return SignedRequest(self._origin, f"{target}?{query}" if query else target, sent)
 
     def _in_query(
         self,
@@ -139,7 +139,7 @@ class Signer:
         credentials: ReadOnlyCredentials,
         query: str,
         lease: Lease,
-    ) -> Signed:
+    ) -> SignedRequest:
         stamp = _stamp(int(lease.read_at.timestamp()))
         day = self._day(credentials.access_key, credentials.secret_key, stamp[:8])
         names, canonical = self._canonical(headers)
@@ -157,7 +157,7 @@ class Signer:
             ordered = _sorted(said)
         request = f"{method}\n{target}\n{ordered}\n{canonical}\n\n{names}\n{UNSIGNED_PAYLOAD}"
         signature = _signature(day, stamp, request)
-        return Signed(self._origin, f"{target}?{said}&X-Amz-Signature={signature}", headers)
+        return SignedRequest(self._origin, f"{target}?{said}&X-Amz-Signature={signature}", headers)
 
     def _canonical(self, headers: dict[str, str]) -> tuple[str, str]:
         """The names that are signed, and the headers as they are signed."""
@@ -168,7 +168,7 @@ class Signer:
         return ";".join(names), "\n".join(lines)
 
 
-def host_of(url: str) -> str:
+def host_header(url: str) -> str:
     """The Host header that an HTTP client sends for a URL."""
     parts = urlsplit(url)
     name = parts.hostname or ""

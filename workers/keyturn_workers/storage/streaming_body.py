@@ -25,16 +25,16 @@ class KnownLengthBody:
         self.size_bytes = size_bytes
         self.failure: Exception | None = None
 
-    async def whole(self) -> bytes:
+    async def read_all(self) -> bytes:
         """All of it in memory, for tests' storage."""
-        return b"".join([piece async for piece in self._counted()])
+        return b"".join([piece async for piece in self._checked()])
 
-    async def watched(self, idle: asyncio.Timeout) -> AsyncIterator[bytes]:
+    async def with_idle_timeout(self, idle: asyncio.Timeout) -> AsyncIterator[bytes]:
         """The pieces; `idle` runs only while the storage takes one, never for the source."""
         loop = asyncio.get_running_loop()
         try:
             idle.reschedule(None)
-            async for piece in self._counted():
+            async for piece in self._checked():
                 idle.reschedule(loop.time() + IDLE_TIMEOUT_S)
                 yield piece
                 idle.reschedule(None)
@@ -44,7 +44,7 @@ class KnownLengthBody:
             self.failure = exc
             raise
 
-    async def _counted(self) -> AsyncIterator[bytes]:
+    async def _checked(self) -> AsyncIterator[bytes]:
         held = b""
         seen_bytes = 0
         async for chunk in self._chunks:

@@ -20,7 +20,7 @@ from keyturn_workers.storage.port import (
     ObjectHead,
     ObjectVersion,
 )
-from keyturn_workers.storage.s3_responses import is_archived, lock_of
+from keyturn_workers.storage.s3_responses import is_archived, lock_state
 
 DEFAULT_CONTENT_TYPE: Final = "binary/octet-stream"
 # The id of what was written while the bucket kept no versions.
@@ -42,7 +42,7 @@ class Stored:
 
     def head(self, now: datetime) -> ObjectHead:
         """As a read at `now` tells it."""
-        headers, locked = lock_of(self.headers, now)
+        headers, locked = lock_state(self.headers, now)
         return ObjectHead(
             size_bytes=len(self.body),
             etag=self.etag,
@@ -63,7 +63,7 @@ class Stored:
 
     def check_lock(self, now: datetime) -> None:
         """Raise where this version may not be removed."""
-        if not self.is_delete_marker and lock_of(self.headers, now)[1]:
+        if not self.is_delete_marker and lock_state(self.headers, now)[1]:
             raise RefusedError("AccessDenied")
 
 

@@ -37,7 +37,7 @@ from keyturn_workers.storage.port import (
     Versioning,
     WriteResult,
 )
-from keyturn_workers.storage.s3_responses import LEGAL_HOLD, lock_of
+from keyturn_workers.storage.s3_responses import LEGAL_HOLD, lock_state
 from keyturn_workers.storage.streaming_body import KnownLengthBody
 from keyturn_workers.testing.memory_bucket import Bucket, Stored, etag_of, new_version
 
@@ -148,7 +148,7 @@ class MemoryStorage:
 
         `locked` is a legal hold, where the headers tell of no lock.
         """
-        if locked and not lock_of(headers, self.now)[1]:
+        if locked and not lock_state(headers, self.now)[1]:
             held = {**headers.restated, LEGAL_HOLD: "ON"}
             headers = Headers(headers.metadata, headers.content_type, held)
         stored = Stored(body, headers, etag_of(body), self.now, dict(tags or {}), archived=archived)
@@ -230,7 +230,7 @@ class MemoryStorage:
     ) -> WriteResult:
         """One put of known length; the lease is looked at when it begins, as on a server."""
         async with self._acting("put_stream", lease):
-            body = await KnownLengthBody(chunks, size_bytes).whole()
+            body = await KnownLengthBody(chunks, size_bytes).read_all()
             return self._store(key, body, headers, etag_of(body), condition)
 
     async def copy_onto_itself(

@@ -11,7 +11,7 @@ import pytest
 from keyturn.errors import StorageUnavailableError
 from keyturn_workers.errors import RefusedError
 from keyturn_workers.storage import s3_admin as cold_module
-from keyturn_workers.storage.listing import page_of, page_query
+from keyturn_workers.storage.listing import page_query, parse_page
 from keyturn_workers.storage.s3 import S3Storage, open_storage
 from tests.unit.keyturn_workers.storage.scripted import Reply, scripted_server
 
@@ -73,7 +73,7 @@ async def test_without_the_guard_a_listing_would_break(
     server: ScriptedServer, storage: S3Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The broken variant that it exists for: botocore takes such an answer for a failure."""
-    monkeypatch.setattr(cold_module, "make_speakable", lambda **_event: None)
+    monkeypatch.setattr(cold_module, "sanitize_listing", lambda **_event: None)
     async with open_storage(server.settings()) as unguarded:
         server.script = [listed("p/%01", more="p/\x01")] * 9
         with pytest.raises(StorageUnavailableError):
@@ -147,13 +147,15 @@ DATE: Final = datetime(2026, 11, 24, 10, tzinfo=UTC)
 
 @pytest.mark.parametrize(("truncated", "is_last"), [(b"true", False), (b"false", True)])
 def test_a_page_is_read(truncated: bytes, *, is_last: bool) -> None:
-    page = page_of(PAGE % truncated, DATE)
+    page = parse_page(PAGE % truncated, DATE)
     assert list(page.etags.items()) == [("a/x yü", "e1"), ("b", "e&2")]
     assert (page.is_last, page.date) == (is_last, DATE)
 
 
 def test_an_empty_page_is_read() -> None:
-    page = page_of(b"<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>", None)
+    page = parse_page(
+        b"<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>", None
+    )
     assert (dict(page.etags), page.is_last, page.date) == ({}, True, None)
 
 
@@ -187,7 +189,7 @@ def test_an_empty_page_is_read() -> None:
 )
 def test_what_is_no_page_is_a_failure(body: bytes) -> None:
     with pytest.raises(StorageUnavailableError):
-        page_of(body, DATE)
+        parse_page(body, DATE)
 
 
 def test_the_query_of_a_page_is_encoded() -> None:

@@ -149,7 +149,7 @@ async def test_a_silent_server_ends_a_stream(sent: bytes, monkeypatch: pytest.Mo
     monkeypatch.setattr(s3_http, "READ_TIMEOUT_S", 0.2)
     async with connected(sent) as (server, client), asyncio.timeout(5):
         with pytest.raises((StorageUnavailableError, aiohttp.ServerTimeoutError)):
-            async with client.opened("stream", "k", {}) as response:
+            async with client.open_get("stream", "k", {}) as response:
                 await response.content.readexactly(9)
         await server.hung_up.wait()
 

@@ -10,13 +10,13 @@ from keyturn.errors import StorageUnavailableError
 from keyturn_workers.errors import ArchivedError, MissingError, PreconditionError, RefusedError
 from keyturn_workers.storage.s3_responses import (
     RESTATED,
-    RangeBeyondError,
-    check_late_error,
-    code_of,
-    error_of,
-    etag_in,
-    head_of,
-    text_in,
+    RangeNotSatisfiableError,
+    check_embedded_error,
+    error_code,
+    error_for,
+    etag_element,
+    parse_head,
+    text_element,
 )
 
 NEEDED = {
@@ -46,7 +46,7 @@ NEEDED = {
         (409, "ConditionalRequestConflict", PreconditionError),
         (409, "OperationAborted", StorageUnavailableError),
         (412, "PreconditionFailed", PreconditionError),
-        (416, "InvalidRange", RangeBeyondError),
+        (416, "InvalidRange", RangeNotSatisfiableError),
         (400, "RequestTimeout", StorageUnavailableError),
         (400, "BadDigest", StorageUnavailableError),
         (301, "PermanentRedirect", StorageUnavailableError),
@@ -57,7 +57,7 @@ NEEDED = {
     ],
 )
 def test_every_status_has_its_error(status: int, code: str, error: type[Exception]) -> None:
-    found = error_of("put", status, code)
+    found = error_for("put", status, code)
     assert type(found) is error
     assert str(found).endswith(f"put: {code or status}")
 
@@ -74,7 +74,7 @@ def test_head() -> None:
         "x-amz-version-id": "v1",
         "x-amz-request-id": "not for us",
     }
-    head = head_of("read", answer)
+    head = parse_head("read", answer)
     assert (head.size_bytes, head.etag, head.version_id, head.tag_count) == (56, "abc-2", "v1", 3)
     assert head.date == datetime(2026, 11, 24, 10, tzinfo=UTC)
     assert head.last_modified == datetime(2026, 11, 23, 9, tzinfo=UTC)
@@ -93,14 +93,14 @@ def test_bytes_that_are_no_utf8() -> None:
         "Content-Type": "text/plain; n=\udce9",
         "Content-Disposition": "inline; filename=\udcfc",
     }
-    headers = head_of("read", given).headers
+    headers = parse_head("read", given).headers
     assert headers.metadata == {"latin": "René", "utf": "René"}
     assert headers.content_type == "text/plain; n=é"
     assert headers.restated == {"content-disposition": "inline; filename=ü"}
 
 
 def test_a_range_tells_the_whole_size() -> None:
-    assert head_of("read", {**NEEDED, "Content-Range": "bytes 0-55/1234"}).size_bytes == 1234
+    assert parse_head("read", {**NEEDED, "Content-Range": "bytes 0-55/1234"}).size_bytes == 1234
 
 
 @pytest.mark.parametrize("missing", NEEDED)
@@ -108,7 +108,7 @@ def test_an_answer_without_what_is_needed(missing: str) -> None:
     """Not S3, or a proxy that strips: nothing may rest on it."""
     answer = {name: value for name, value in NEEDED.items() if name != missing}
     with pytest.raises(StorageUnavailableError):
-        head_of("read", answer)
+        parse_head("read", answer)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_an_answer_without_what_is_needed(missing: str) -> None:
     ],
 )
 def test_archived(told: dict[str, str], archived: bool) -> None:
-    assert head_of("read", {**NEEDED, **told}).archived is archived
+    assert parse_head("read", {**NEEDED, **told}).archived is archived
 
 
 @pytest.mark.parametrize(
@@ -170,28 +170,30 @@ def test_archived(told: dict[str, str], archived: bool) -> None:
 )
 def test_locked(told: dict[str, str], locked: bool, restated: int) -> None:
     """A retention that is over locks nothing; restated, S3 would refuse it as being past."""
-    head = head_of("read", {**NEEDED, **told})
+    head = parse_head("read", {**NEEDED, **told})
     assert (head.locked, len(head.headers.restated)) == (locked, restated)
 
 
 def test_codes_and_texts_of_bodies() -> None:
-    assert code_of(b"<Error><Code>SlowDown</Code></Error>") == "SlowDown"
-    assert code_of(b"<html>") == ""
-    assert code_of(b"<Code>" + b"x" * 100 + b"</Code>") == ""
-    assert etag_in("copy", b"<ETag>&quot;abc&quot;</ETag>") == "abc"
-    assert text_in("begin", b"<UploadId>a&amp;b</UploadId>", "UploadId") == "a&b"
+    assert error_code(b"<Error><Code>SlowDown</Code></Error>") == "SlowDown"
+    assert error_code(b"<html>") == ""
+    assert error_code(b"<Code>" + b"x" * 100 + b"</Code>") == ""
+    assert etag_element("copy", b"<ETag>&quot;abc&quot;</ETag>") == "abc"
+    assert text_element("begin", b"<UploadId>a&amp;b</UploadId>", "UploadId") == "a&b"
     with pytest.raises(StorageUnavailableError):
-        etag_in("copy", b"<ETag/>")
+        etag_element("copy", b"<ETag/>")
     with pytest.raises(StorageUnavailableError):
-        text_in("begin", b"<UploadId/>", "UploadId")
+        text_element("begin", b"<UploadId/>", "UploadId")
 
 
 def test_late_errors() -> None:
     """In a 200 only the wanted element, without an error beside it, is a success."""
-    check_late_error("copy", b"<CopyObjectResult xmlns=''/>", b"<CopyObjectResult")
+    check_embedded_error("copy", b"<CopyObjectResult xmlns=''/>", b"<CopyObjectResult")
     with pytest.raises(StorageUnavailableError, match="without outcome"):
-        check_late_error("copy", b"", b"<CopyObjectResult")
+        check_embedded_error("copy", b"", b"<CopyObjectResult")
     with pytest.raises(ArchivedError, match="InvalidObjectState"):
-        check_late_error("copy", b"<Error><Code>InvalidObjectState</Code></Error>", b"<CopyObject")
+        check_embedded_error(
+            "copy", b"<Error><Code>InvalidObjectState</Code></Error>", b"<CopyObject"
+        )
     with pytest.raises(StorageUnavailableError, match="InternalError"):
-        check_late_error("copy", b"<Error><Code>InternalError</Code></Error>", b"<CopyObject")
+        check_embedded_error("copy", b"<Error><Code>InternalError</Code></Error>", b"<CopyObject")

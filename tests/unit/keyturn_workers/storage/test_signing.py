@@ -19,7 +19,7 @@ from keyturn_workers.storage.port import Lease
 from keyturn_workers.storage.signing import UNSIGNED_PAYLOAD, Signer
 
 if TYPE_CHECKING:
-    from keyturn_workers.storage.signing import Signed
+    from keyturn_workers.storage.signing import SignedRequest
 
 pytestmark = pytest.mark.slow
 
@@ -108,7 +108,9 @@ class Case:
         whole = self.base_url + self.path
         return f"{whole}?{self.query}" if self.query else whole
 
-    def signed(self, *, payload: str = UNSIGNED_PAYLOAD, lease: Lease | None = None) -> Signed:
+    def signed(
+        self, *, payload: str = UNSIGNED_PAYLOAD, lease: Lease | None = None
+    ) -> SignedRequest:
         return Signer(self.base_url, self.region).sign(
             self.method,
             self.path,

@@ -1,0 +1,56 @@
+"""Errors of aiohttp and botocore never leave the storage."""
+
+from __future__ import annotations
+
+import asyncio
+
+import aiohttp
+import pytest
+from botocore.exceptions import ClientError, EndpointConnectionError
+
+from keyturn.errors import StorageUnavailableError
+from keyturn_workers.errors import MissingError, RefusedError
+from keyturn_workers.storage.s3_session import ConnectionLostError
+from keyturn_workers.storage.vendor_errors import translate_credential_errors, translate_errors
+
+
+def _client_error(status: int, code: str) -> ClientError:
+    response = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return ClientError(response, "GetObject")  # type: ignore[arg-type]  # as botocore raises it
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected", "text"),
+    [
+        (ConnectionLostError("ServerDisconnectedError"), StorageUnavailableError, "Disconnected"),
+        (aiohttp.ClientPayloadError("?X-Amz-Signature=1"), StorageUnavailableError, "Payload"),
+        (EndpointConnectionError(endpoint_url="u"), StorageUnavailableError, "EndpointConnection"),
+        (ConnectionResetError(), StorageUnavailableError, "ConnectionReset"),
+        (TimeoutError(), StorageUnavailableError, "TimeoutError"),
+        (asyncio.IncompleteReadError(b"", 1), StorageUnavailableError, "IncompleteRead"),
+        (_client_error(404, "NoSuchKey"), MissingError, "NoSuchKey"),
+        (_client_error(403, "AccessDenied"), RefusedError, "AccessDenied"),
+        (_client_error(404, "404"), StorageUnavailableError, "404"),
+    ],
+    ids=lambda value: getattr(type(value), "__name__", value),
+)
+def test_each_vendor_error_becomes_an_error_of_the_port(
+    raised: Exception, expected: type[Exception], text: str
+) -> None:
+    """With the operation and the kind of failure alone."""
+    with pytest.raises(expected, match=f"read: .*{text}") as caught, translate_errors("read"):
+        raise raised
+    assert "Signature" not in str(caught.value)
+    assert caught.value.__cause__ is raised
+
+
+def test_other_errors_pass_unchanged() -> None:
+    with pytest.raises(ValueError, match="own"), translate_errors("read"):
+        raise ValueError("own")
+
+
+def test_a_refusal_of_the_credential_service_is_no_refusal_of_the_storage() -> None:
+    """Nothing was sent to the storage: a later attempt may succeed."""
+    with pytest.raises(StorageUnavailableError, match="credentials"):
+        with translate_errors("put"), translate_credential_errors():
+            raise _client_error(403, "AccessDenied")

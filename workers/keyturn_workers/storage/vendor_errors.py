@@ -1,0 +1,51 @@
+"""The one place where errors of aiohttp and botocore become errors of the port (SPEC 12).
+
+The text of the new error is the operation and the kind of failure alone: some of the vendors'
+messages repeat the URL, which may contain a signature.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import aiohttp
+from botocore.exceptions import BotoCoreError, ClientError
+
+from keyturn.errors import StorageUnavailableError
+from keyturn_workers.storage.s3_responses import error_for
+from keyturn_workers.storage.s3_session import ConnectionLostError
+
+
+@contextmanager
+def translate_errors(operation: str) -> Iterator[None]:
+    """Turn what the vendors raise within the block into the port's errors.
+
+    Args:
+        operation: The name of the operation in the error.
+
+    Raises:
+        StorageAnswerError: botocore received a definite refusal.
+        StorageUnavailableError: everything else; the outcome of a write is unknown.
+    """
+    try:
+        yield
+    except ConnectionLostError as exc:
+        raise StorageUnavailableError(f"{operation}: {exc}") from exc
+    except ClientError as exc:
+        status = exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
+        code = exc.response.get("Error", {}).get("Code", "")
+        raise error_for(operation, status, code) from exc
+    except (aiohttp.ClientError, BotoCoreError, OSError, EOFError) as exc:
+        raise StorageUnavailableError(f"{operation}: {type(exc).__name__}") from exc
+
+
+@contextmanager
+def translate_credential_errors() -> Iterator[None]:
+    """The same around refreshing credentials: nothing was sent to the storage yet.
+
+    Raises:
+        StorageUnavailableError: also where the credential service itself refused.
+    """
+    try:
+        yield
+    except (ClientError, aiohttp.ClientError, BotoCoreError, OSError) as exc:
+        raise StorageUnavailableError(f"credentials: {type(exc).__name__}") from exc
