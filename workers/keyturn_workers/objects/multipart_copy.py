@@ -12,7 +12,7 @@ from typing import Final
 from keyturn_workers.keyring import KeyringReader
 from keyturn_workers.objects.guards import ObjectWrite, check_unchanged, recheck_state
 from keyturn_workers.storage import IfMatch, Part, Storage
-from keyturn_workers.storage.multipart import multipart
+from keyturn_workers.storage.multipart import open_multipart
 
 _MIN_PART_BYTES: Final = 5 * 1024**2
 _MAX_PART_BYTES: Final = 1024**3
@@ -42,7 +42,7 @@ async def copy_in_parts(
     """
     s3_key, head = write.s3_key, write.head
     ranges = part_ranges(head.size_bytes, copy_limit_bytes)
-    async with multipart(storage, s3_key, write.headers) as upload_id:
+    async with open_multipart(storage, s3_key, write.headers) as upload_id:
         parts = await _copy_parts(storage, s3_key, upload_id, ranges, head.etag)
         now = await recheck_state(keyrings, write.snapshot)
         # The order matters. A tombstone put before this check is seen by it. One put after it

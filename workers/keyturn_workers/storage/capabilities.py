@@ -1,7 +1,7 @@
-"""What differs between S3 servers, named here and nowhere else (SPEC 10).
+"""What S3 servers differ in, named here and nowhere else (SPEC 10).
 
-Each field is measured by `keyturn_workers.storage.probe.runner` with requests to the bucket itself.
-The defaults are what works everywhere.
+`keyturn_workers.storage.probe.runner` measures each field with requests to the bucket itself.
+The defaults work on every server.
 """
 
 from dataclasses import dataclass
@@ -11,20 +11,19 @@ from dataclasses import dataclass
 class Capabilities:
     """What the configured bucket does beyond what SPEC 10 requires."""
 
-    # Completing a multipart upload honours If-None-Match: *. Where it does not, two
-    # completions both succeed and the second body wins: large bodies then go as one
-    # streamed conditional put.
+    # A completion honors If-None-Match: *. Otherwise two completions both succeed, and the second
+    # body wins: large bodies are then stored by one streamed conditional put.
     conditional_completion: bool = False
-    # A copy honours If-Match on its destination; where it does not, the header is not sent.
+    # A copy honors If-Match on its destination. Otherwise the header is not sent.
     conditional_copy_destination: bool = False
-    # A self-copy keeps the tags; where it does not, they are read before and put back after.
+    # A self-copy keeps the tags. Otherwise they are read before it and restored after it.
     copy_keeps_tags: bool = False
-    # A listing begun after an overwrite was acknowledged shows the new ETag. Where it may not,
+    # A listing that starts after an overwrite was acknowledged shows the new ETag. Otherwise
     # keyrings are read one by one.
     listings_show_overwrites: bool = False
-    # What is signed with a lease is refused after it: puts, self-copies and completions. Where
-    # it is not, a worker that stalled may set an object back behind a proof, and the end of
-    # each sweep says so.
+    # Puts, self-copies and completions are refused after the lease they were signed with.
+    # Otherwise a stalled worker may revert an object after a proof, and the report of each sweep
+    # says so.
     late_writes_refused: bool = False
 
 

@@ -1,7 +1,7 @@
-"""A multipart upload that leaves nothing behind where it does not end in an object (SPEC 7.2).
+"""Multipart uploads that leave nothing behind unless they are completed (SPEC 7.2).
 
-One whose worker was killed is aborted by what comes after it: the delivery that stores the
-upload, the next try of a copy, the sweep of staging.
+The upload of a killed worker is aborted by what follows it: the delivery that stores the upload,
+the next attempt of a copy, or the cleanup of staging.
 """
 
 import asyncio
@@ -18,19 +18,19 @@ _log = structlog.get_logger()
 
 
 @contextlib.asynccontextmanager
-async def multipart(storage: Storage, s3_key: str, headers: Headers) -> AsyncIterator[str]:
-    """A multipart upload that is aborted where the block does not end well."""
+async def open_multipart(storage: Storage, s3_key: str, headers: Headers) -> AsyncIterator[str]:
+    """Create a multipart upload, and abort it if the block raises. Yields its id."""
     upload_id = await storage.create_multipart(s3_key, headers)
     try:
         yield upload_id
     except BaseException:
         # Shielded: a cancelled upload must not leave its parts behind either.
-        await asyncio.shield(abort(storage, s3_key, upload_id))
+        await asyncio.shield(abort_multipart(storage, s3_key, upload_id))
         raise
 
 
-async def abort(storage: Storage, s3_key: str, upload_id: str) -> None:
-    """Abort one upload; what fails here is swept up later."""
+async def abort_multipart(storage: Storage, s3_key: str, upload_id: str) -> None:
+    """Abort one upload. A failure is only logged: a later cleanup repeats it."""
     try:
         await storage.abort_multipart(s3_key, upload_id)
     except (StorageUnavailableError, StorageAnswerError) as exc:

@@ -1,14 +1,13 @@
-"""Signatures for raw requests: AWS's version 4, as S3 wants it (SPEC 8.4).
+"""AWS Signature Version 4 for S3 requests (SPEC 8.4).
 
-A leased write is signed in its query with the time of the keyring read that it rests on,
-so that the storage itself refuses it once the lease is over. All headers that carry
-meaning are signed.
+A leased write is signed in its query with the time of the keyring read that it relies on, so
+that the storage itself refuses it when the lease is over. All headers that carry meaning are
+signed. The signer never logs, and never sees a body.
 
-botocore makes the same signatures, byte for byte (a test holds thousands of requests
-against it), at four times the cost: it derives the key anew each time, and takes URL and
-headers apart again and again. Here a key is derived once a day, the host is known, and
-what was percent-encoded stays so.
-It must never log, and never puts a body into what it signs.
+botocore creates the same signatures, byte for byte (a test compares thousands of requests), at
+about six times the cost: it derives the signing key for each request, and parses the URL and the
+headers several times. Here the signing key is derived once a day, the host is known, and what is
+percent-encoded stays so (docs/adr/0005-own-sigv4-signer.md).
 
 Source: AWS, "Authenticating Requests (AWS Signature ObjectVersion 4)", Amazon S3 API Reference.
 """
@@ -31,7 +30,7 @@ UNSIGNED_PAYLOAD: Final = "UNSIGNED-PAYLOAD"
 _ALGORITHM: Final = "AWS4-HMAC-SHA256"
 _TERMINATOR: Final = "aws4_request"
 _SERVICE: Final = "s3"
-# What a proxy may change, or aiohttp sets by itself.
+# Headers that a proxy may change, or that aiohttp sets.
 _NEVER_SIGNED: Final = frozenset({"expect", "transfer-encoding", "user-agent", "x-amzn-trace-id"})
 _UNRESERVED: Final = "-_.~"
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
@@ -39,9 +38,9 @@ _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 @dataclass(frozen=True, slots=True)
 class SignedRequest:
-    """A request ready to be sent once. A retry needs a new one.
+    """A request that is ready to be sent once. A retry needs a new signature.
 
-    `origin` is the URL's scheme, host and port, and `target` the rest of it.
+    `origin` is the URL's scheme, host and port; `target` is the rest of it.
     """
 
     origin: str
@@ -55,8 +54,8 @@ class SignedRequest:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class _Day:
-    """What all signatures of one day, by the same credentials, have in common."""
+class _SigningKey:
+    """What all signatures of one day with the same credentials have in common."""
 
     key: bytes
     scope: str
@@ -65,11 +64,11 @@ class _Day:
 
 
 class Signer:
-    """Signs requests for what lies below one URL.
+    """Signs requests below one URL.
 
     Args:
         base_url: Scheme, host and path, ending with a slash; percent-encoded.
-        region: The bucket's.
+        region: The bucket's region.
     """
 
     def __init__(self, base_url: str, region: str) -> None:
@@ -77,8 +76,8 @@ class Signer:
         self._origin = f"{parts.scheme}://{parts.netloc}"
         self._path = parts.path
         self._host = host_header(base_url)
-        # Two: leases of yesterday are still in use a minute after midnight.
-        self._day = lru_cache(maxsize=2)(_day_of(region))
+        # Two: yesterday's leases are still in use a minute after midnight.
+        self._signing_key = lru_cache(maxsize=2)(_derivation(region))
 
     def sign(
         self,
@@ -96,13 +95,12 @@ class Signer:
         Args:
             method: In upper case.
             path: Below the base URL, percent-encoded.
-            headers: All headers that the request will carry, but for Host and
-                Content-Length; each name once.
-            credentials: Frozen ones; a session token travels along where there is one.
+            headers: All headers of the request except Host and Content-Length; each name once.
+            credentials: Frozen; a session token is added to the request.
             query: Pairs `name=value`, percent-encoded.
-            payload_sha256: Hex, or `UNSIGNED-PAYLOAD`. A leased request never signs its body;
-                its `Content-MD5` is signed.
-            lease: Signs in the query, bounded in time, where given.
+            payload_sha256: Hex, or `UNSIGNED-PAYLOAD`. A leased request does not sign its body,
+                but its `Content-MD5`.
+            lease: Signs in the query, valid until the lease ends; without one, in a header.
         """
         target = self._path + path
         if lease is None:
@@ -118,16 +116,16 @@ class Signer:
         query: str,
         payload_sha256: str,
     ) -> SignedRequest:
-        stamp = _stamp(int(time.time()))
-        sent = {**headers, "x-amz-content-sha256": payload_sha256, "x-amz-date": stamp}
+        amz_date = _amz_date(int(time.time()))
+        sent = {**headers, "x-amz-content-sha256": payload_sha256, "x-amz-date": amz_date}
         if credentials.token:
             sent["x-amz-security-token"] = credentials.token
-        day = self._day(credentials.access_key, credentials.secret_key, stamp[:8])
+        key = self._signing_key(credentials.access_key, credentials.secret_key, amz_date[:8])
         names, canonical = self._canonical(sent)
         request = f"{method}\n{target}\n{_sorted(query)}\n{canonical}\n\n{names}\n{payload_sha256}"
         sent["authorization"] = (
-            f"{_ALGORITHM} Credential={day.credential}, SignedHeaders={names}, "
-            f"Signature={_signature(day, stamp, request)}"
+            f"{_ALGORITHM} Credential={key.credential}, SignedHeaders={names}, "
+            f"Signature={_signature(key, amz_date, request)}"
         )
         return SignedRequest(self._origin, f"{target}?{query}" if query else target, sent)
 
@@ -140,27 +138,29 @@ class Signer:
         query: str,
         lease: Lease,
     ) -> SignedRequest:
-        stamp = _stamp(int(lease.read_at.timestamp()))
-        day = self._day(credentials.access_key, credentials.secret_key, stamp[:8])
+        amz_date = _amz_date(int(lease.read_at.timestamp()))
+        key = self._signing_key(credentials.access_key, credentials.secret_key, amz_date[:8])
         names, canonical = self._canonical(headers)
-        said = (
-            f"X-Amz-Algorithm={_ALGORITHM}&X-Amz-Credential={day.quoted_credential}"
-            f"&X-Amz-Date={stamp}&X-Amz-Expires={lease.expires_s}"
+        parameters = (
+            f"X-Amz-Algorithm={_ALGORITHM}&X-Amz-Credential={key.quoted_credential}"
+            f"&X-Amz-Date={amz_date}&X-Amz-Expires={lease.expires_s}"
             f"&X-Amz-SignedHeaders={_quoted(names)}"
         )
-        ordered = said  # as it is; what comes to it may not be
+        ordered = parameters  # sorted already, unless something is added
         if credentials.token:
-            said += f"&X-Amz-Security-Token={quote(credentials.token, safe=_UNRESERVED)}"
+            parameters += f"&X-Amz-Security-Token={quote(credentials.token, safe=_UNRESERVED)}"
         if query:
-            said = f"{query}&{said}"
-        if said is not ordered:
-            ordered = _sorted(said)
+            parameters = f"{query}&{parameters}"
+        if parameters is not ordered:
+            ordered = _sorted(parameters)
         request = f"{method}\n{target}\n{ordered}\n{canonical}\n\n{names}\n{UNSIGNED_PAYLOAD}"
-        signature = _signature(day, stamp, request)
-        return SignedRequest(self._origin, f"{target}?{said}&X-Amz-Signature={signature}", headers)
+        signature = _signature(key, amz_date, request)
+        return SignedRequest(
+            self._origin, f"{target}?{parameters}&X-Amz-Signature={signature}", headers
+        )
 
     def _canonical(self, headers: dict[str, str]) -> tuple[str, str]:
-        """The names that are signed, and the headers as they are signed."""
+        """The signed names, and the canonical headers."""
         lowered = {name.lower(): value for name, value in headers.items()}
         lowered["host"] = self._host
         names = sorted(lowered.keys() - _NEVER_SIGNED)
@@ -169,7 +169,7 @@ class Signer:
 
 
 def host_header(url: str) -> str:
-    """The Host header that an HTTP client sends for a URL."""
+    """The Host header that HTTP clients send for a URL."""
     parts = urlsplit(url)
     name = parts.hostname or ""
     if ":" in name:
@@ -179,33 +179,35 @@ def host_header(url: str) -> str:
 
 
 def _sorted(query: str) -> str:
-    """The pairs in the order of their names, then of their values."""
+    """The pairs in the order of their names, then their values."""
     if "&" not in query:
         return query
     pairs = sorted(pair.partition("=") for pair in query.split("&"))
     return "&".join(map("".join, pairs))
 
 
-def _day_of(region: str) -> Callable[[str, str, str], _Day]:
-    def derive(access_key: str, secret_key: str, date: str) -> _Day:
+def _derivation(region: str) -> Callable[[str, str, str], _SigningKey]:
+    """How signing keys for a region are derived from access key, secret key and date."""
+
+    def derive(access_key: str, secret_key: str, date: str) -> _SigningKey:
         key = f"AWS4{secret_key}".encode()
         for step in (date, region, _SERVICE, _TERMINATOR):
             key = hmac.digest(key, step.encode(), "sha256")
         scope = f"{date}/{region}/{_SERVICE}/{_TERMINATOR}"
         credential = f"{access_key}/{scope}"
-        return _Day(key, scope, credential, quote(credential, safe=_UNRESERVED))
+        return _SigningKey(key, scope, credential, quote(credential, safe=_UNRESERVED))
 
     return derive
 
 
-def _signature(day: _Day, stamp: str, request: str) -> str:
+def _signature(key: _SigningKey, amz_date: str, request: str) -> str:
     hashed = hashlib.sha256(request.encode()).hexdigest()
-    text = f"{_ALGORITHM}\n{stamp}\n{day.scope}\n{hashed}"
-    return hmac.digest(day.key, text.encode(), "sha256").hex()
+    text = f"{_ALGORITHM}\n{amz_date}\n{key.scope}\n{hashed}"
+    return hmac.digest(key.key, text.encode(), "sha256").hex()
 
 
 @lru_cache(maxsize=64)
-def _stamp(epoch_s: int) -> str:
+def _amz_date(epoch_s: int) -> str:
     return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(epoch_s))
 
 
@@ -215,5 +217,5 @@ def _quoted(names: str) -> str:
 
 
 def lease_from_now(expires_s: int) -> Lease:
-    """For requests that are query-signed only because their body cannot be hashed first."""
+    """A lease for a request that is query-signed only because its body cannot be hashed first."""
     return Lease(datetime.now(UTC), expires_s)

@@ -1,8 +1,8 @@
-"""A streamed body of a length told beforehand (SPEC 7.2).
+"""A streamed request body whose length is known beforehand (SPEC 7.2).
 
-It holds the newest piece back until the next one is there, or the end: a source that
-fails, ends early or runs over can then never complete a body, and the storage stores
-nothing. It must never swallow the source's own error.
+The newest piece is held back until the next one arrives, or the end. So a source that fails,
+ends early or is too long never completes a body, and the storage stores nothing. The source's
+own error is never swallowed.
 """
 
 import asyncio
@@ -13,11 +13,11 @@ IDLE_TIMEOUT_S: Final = 60.0
 
 
 class KnownLengthBody:
-    """Pieces of a body, counted.
+    """A body of exactly `size_bytes`.
 
     Args:
-        chunks: The source. Its owner closes it.
-        size_bytes: How much it gives in all.
+        chunks: The source. The caller closes it.
+        size_bytes: The total length of the chunks.
     """
 
     def __init__(self, chunks: AsyncIterator[bytes], size_bytes: int) -> None:
@@ -26,11 +26,11 @@ class KnownLengthBody:
         self.failure: Exception | None = None
 
     async def read_all(self) -> bytes:
-        """All of it in memory, for tests' storage."""
+        """Read the whole body into memory, for the in-memory storage."""
         return b"".join([piece async for piece in self._checked()])
 
     async def with_idle_timeout(self, idle: asyncio.Timeout) -> AsyncIterator[bytes]:
-        """The pieces; `idle` runs only while the storage takes one, never for the source."""
+        """Yield the pieces. `idle` runs only while the storage takes one, not for the source."""
         loop = asyncio.get_running_loop()
         try:
             idle.reschedule(None)
@@ -40,7 +40,7 @@ class KnownLengthBody:
                 idle.reschedule(None)
             idle.reschedule(loop.time() + IDLE_TIMEOUT_S)
         except Exception as exc:
-            # The HTTP client would wrap it; the caller gets it back as it was.
+            # The HTTP client would wrap it; the caller must get it unchanged.
             self.failure = exc
             raise
 
@@ -50,12 +50,12 @@ class KnownLengthBody:
         async for chunk in self._chunks:
             seen_bytes += len(chunk)
             if seen_bytes > self.size_bytes:
-                raise ValueError("the body is longer than it was said to be")
+                raise ValueError("the body is longer than announced")
             if chunk:
                 if held:
                     yield held
                 held = chunk
         if seen_bytes != self.size_bytes:
-            raise ValueError("the body is shorter than it was said to be")
+            raise ValueError("the body is shorter than announced")
         if held:
             yield held

@@ -1,8 +1,8 @@
-"""Keeps what a process knows of the storage's clock from being forgotten (SPEC 8.4).
+"""Keep the storage's clock known in an idle process (SPEC 8.4).
 
-What answers said is believed for ten minutes, and a look proves only where it was known for two
-leases before. A sweep worker that was idle for longer would prove nothing for two leases, just
-when a rotation waits for its proof.
+A response is a reference for ten minutes, and an inspection proves something only if the clock
+was known for two leases before. A sweep worker that was idle for longer could prove nothing for
+two leases, exactly when a rotation waits for its proof.
 """
 
 import asyncio
@@ -15,23 +15,23 @@ from keyturn.errors import StorageUnavailableError
 from keyturn_workers.errors import StorageAnswerError
 
 INTERVAL_S: Final = 240.0
-"""Well below the ten minutes: one request may fail in between."""
+"""Well below ten minutes: one request may fail in between."""
 
 _log = structlog.get_logger()
 
 
 async def keep_clock_known(
-    ask: Callable[[], Awaitable[None]], *, interval_s: float = INTERVAL_S
+    observe: Callable[[], Awaitable[None]], *, interval_s: float = INTERVAL_S
 ) -> None:
-    """Ask for the storage's time, at once and then again and again, for ever.
+    """Observe the storage's time now, and then at each interval, until cancelled.
 
     Args:
-        ask: One request whose answer's `Date` the process takes in.
-        interval_s: Seconds from one to the next.
+        observe: Makes one request and observes the `Date` of its response.
+        interval_s: The time between two requests.
     """
     while True:
         try:
-            await ask()
+            await observe()
         except (StorageUnavailableError, StorageAnswerError) as exc:
-            _log.info("the storage's time was not learnt", problem=str(exc))
+            _log.info("storage time not observed", problem=str(exc))
         await asyncio.sleep(interval_s)

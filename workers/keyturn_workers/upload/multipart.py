@@ -15,7 +15,7 @@ import structlog
 from keyturn.errors import StorageUnavailableError
 from keyturn_workers.errors import StorageAnswerError
 from keyturn_workers.storage import Part, Storage
-from keyturn_workers.storage.multipart import abort
+from keyturn_workers.storage.multipart import abort_multipart
 
 _MAX_PARTS: Final = 10_000
 _PARTS_IN_FLIGHT: Final = 3
@@ -37,7 +37,7 @@ async def abort_leftovers(storage: Storage, s3_key: str) -> None:
     try:
         async for leftover in storage.list_multipart_uploads(s3_key):
             if leftover.key == s3_key:
-                await abort(storage, s3_key, leftover.upload_id)
+                await abort_multipart(storage, s3_key, leftover.upload_id)
     except (StorageUnavailableError, StorageAnswerError) as exc:
         _log.warning("multipart uploads not listed", s3_key=s3_key, problem=type(exc).__name__)
 

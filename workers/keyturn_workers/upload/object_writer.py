@@ -8,7 +8,7 @@ from keyturn.messages import InlineBody
 from keyturn_workers.keyring import KeyringSnapshot
 from keyturn_workers.objects.body_stream import seal_stream
 from keyturn_workers.storage import IfAbsent, IfMatch, WriteResult
-from keyturn_workers.storage.multipart import multipart
+from keyturn_workers.storage.multipart import open_multipart
 from keyturn_workers.upload import body_pipeline
 from keyturn_workers.upload.attempt import Attempt
 from keyturn_workers.upload.context import UploadContext
@@ -131,7 +131,7 @@ async def _put_in_parts(
 ) -> Stored:
     storage, s3_key = context.storage, attempt.upload.s3_key
     part_bytes = part_size(body_bytes, context.limits.part_size_bytes)
-    async with multipart(storage, s3_key, attempt.headers(size_bytes)) as upload_id:
+    async with open_multipart(storage, s3_key, attempt.headers(size_bytes)) as upload_id:
         parts = await put_parts(
             storage, s3_key, upload_id, body_pipeline.split_into_parts(pieces, part_bytes)
         )

@@ -243,7 +243,7 @@ def test_what_a_signer_knows_does_not_show() -> None:
     """Neither the secret nor the day's key is in any text."""
     signer = Signer(_BASE_URLS[0], "us-east-1")
     signer.sign("GET", "k", {}, credentials=_EXAMPLE, lease=Lease(_EXAMPLE_TIME, 60))
-    day = signer._day(_EXAMPLE.access_key, _EXAMPLE.secret_key, "20130524")
-    shown = f"{signer!r} {vars(signer)!r} {day!r}"
+    key = signer._signing_key(_EXAMPLE.access_key, _EXAMPLE.secret_key, "20130524")
+    shown = f"{signer!r} {vars(signer)!r} {key!r}"
     assert str(_EXAMPLE.secret_key) not in shown
-    assert repr(day.key) not in shown
+    assert repr(key.key) not in shown

@@ -51,6 +51,6 @@ def test_other_errors_pass_unchanged() -> None:
 
 def test_a_refusal_of_the_credential_service_is_no_refusal_of_the_storage() -> None:
     """Nothing was sent to the storage: a later attempt may succeed."""
-    with pytest.raises(StorageUnavailableError, match="credentials"):
-        with translate_errors("put"), translate_credential_errors():
-            raise _client_error(403, "AccessDenied")
+    caught = pytest.raises(StorageUnavailableError, match="credentials")
+    with caught, translate_errors("put"), translate_credential_errors():
+        raise _client_error(403, "AccessDenied")
