@@ -16,7 +16,7 @@ from keyturn.publisher.requests import new_id
 from keyturn.settings import NamedIntakeKey, PublisherSettings
 from keyturn.topology import publisher_stream
 from tests.integration.cli.conftest import document
-from tests.integration.cli.test_watching import started
+from tests.integration.cli.test_watch import started
 from tools.harness.bucket import Bucket
 from tools.harness.process import worker
 from tools.harness.wire import open_wire

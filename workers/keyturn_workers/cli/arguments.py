@@ -8,7 +8,12 @@ import typer
 from keyturn.identifiers import check_object_key, is_project
 
 
-def _check_project(value: str | None) -> str | None:
+def validate_project(value: str | None) -> str | None:
+    """A project id that SPEC 1 allows, or None.
+
+    Raises:
+        typer.BadParameter: it is not allowed.
+    """
     if value is not None and not is_project(value):
         raise typer.BadParameter(
             "malformed_request: a project id has 1 to 63 characters from a-z, 0-9 and -"
@@ -28,9 +33,9 @@ def validate_object_key(value: str) -> str:
         raise typer.BadParameter(f"malformed_request: {exc}") from exc
 
 
-Project = Annotated[str, typer.Argument(help="The project id.", callback=_check_project)]
+Project = Annotated[str, typer.Argument(help="The project id.", callback=validate_project)]
 OptionalProject = Annotated[
-    str | None, typer.Argument(help="The project id.", callback=_check_project)
+    str | None, typer.Argument(help="The project id.", callback=validate_project)
 ]
 ObjectKey = Annotated[
     str, typer.Argument(help="The object key, without the project.", callback=validate_object_key)

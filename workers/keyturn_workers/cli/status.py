@@ -19,12 +19,12 @@ from keyturn.errors import (
     UnknownMasterKeyError,
     UnknownProjectError,
 )
-from keyturn.identifiers import ALL_PROJECTS, is_project, is_uuid, keyring_s3_key, parse_time
+from keyturn.identifiers import ALL_PROJECTS, is_uuid, keyring_s3_key, parse_time
 from keyturn.messages import Event, Failed, Rejected
 from keyturn.publisher import Publisher
 from keyturn.publisher.event_matcher import EventMatcher, is_end
 from keyturn.settings import PublisherSettings
-from keyturn_workers.cli.arguments import AsJson
+from keyturn_workers.cli.arguments import AsJson, validate_project
 from keyturn_workers.cli.bucket import open_bucket
 from keyturn_workers.cli.census import CONCURRENCY, NONCURRENT, Census, take_census
 from keyturn_workers.cli.errors import CommandError, note
@@ -54,19 +54,8 @@ _MAX_SHOWN: Final = 20
 _OBJECT_COLUMNS: Final = ("project", "kind", "generation", "master_key", "code", "objects")
 
 
-def _check_sweep_project(value: str | None) -> str | None:
-    if value is not None and value != ALL_PROJECTS and not is_project(value):
-        raise typer.BadParameter("malformed_request: not a project id or *")
-    return value
-
-
-def _check_target(value: str | None) -> str | None:
-    if value is not None and not is_project(value):  # which the id of a sweep is, too
-        raise typer.BadParameter(
-            "malformed_request: not a project id (1 to 63 characters of a-z, 0-9 and -) "
-            "or the id of a sweep"
-        )
-    return value
+def _validate_sweep_project(value: str | None) -> str | None:
+    return value if value == ALL_PROJECTS else validate_project(value)
 
 
 def status(
@@ -75,14 +64,14 @@ def status(
         typer.Argument(
             metavar="PROJECT | ID",
             help="A project, or the id of a sweep or rotation. Default: everything.",
-            callback=_check_target,
+            callback=validate_project,
         ),
     ] = None,
     project: Annotated[
         str | None,
         typer.Option(
             help="With an id: the sweep's project, if sweeps of several projects share the id.",
-            callback=_check_sweep_project,
+            callback=_validate_sweep_project,
         ),
     ] = None,
     no_objects: Annotated[

@@ -11,13 +11,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from keyturn.errors import AlreadyExistsError, SettingsError, StorageUnavailableError, all_errors
+from keyturn.errors import AlreadyExistsError, SettingsError, all_errors
 from keyturn.publisher import BrokerUnavailableError, WaitTimeoutError
-from keyturn.settings import S3Settings
 from keyturn_workers.cli import errors
 from keyturn_workers.cli.app import app
-from keyturn_workers.cli.endpoints import naming_storage
-from keyturn_workers.cli.output import printable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -155,25 +152,6 @@ def test_an_unreachable_storage_is_reported_with_its_endpoint(
     assert "not-to-show" not in result.output
 
 
-def test_other_errors_keep_their_text() -> None:
-    settings = S3Settings(s3_bucket="files")
-    with pytest.raises(AlreadyExistsError, match=r"^already_exists: k$"), naming_storage(settings):
-        raise AlreadyExistsError("k")
-    group = ExceptionGroup("g", [AlreadyExistsError("k")])
-    with pytest.raises(ExceptionGroup) as raised, naming_storage(settings):
-        raise group
-    assert raised.value is group
-
-
-def test_an_error_in_a_group_gets_the_endpoint_too() -> None:
-    failed = ExceptionGroup("g", [ExceptionGroup("h", [StorageUnavailableError("head: Timeout")])])
-    with (
-        pytest.raises(StorageUnavailableError, match=r"head: Timeout \(the storage at AWS, region"),
-        naming_storage(S3Settings(s3_bucket="files")),
-    ):
-        raise failed
-
-
 def test_an_interrupt_exits_130_silently(capsys: pytest.CaptureFixture[str]) -> None:
     def interrupted() -> None:
         raise KeyboardInterrupt
@@ -214,25 +192,3 @@ def test_a_closed_pipe_ends_the_command_silently() -> None:
     )
     os.close(write_end)
     assert (done.returncode, done.stderr) == (1, b"")
-
-
-def test_an_env_file_never_overrides_the_environment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "with space.env"
-    file.write_text("KEYTURN_S3_BUCKET='x'\nKEYTURN_DEPLOYMENT='file'\nPATH='/nowhere'\n")
-    monkeypatch.setenv("KEYTURN_DEPLOYMENT", "environment")
-    path = os.environ["PATH"]
-    # A one-character bucket name: the error proves that the setting was read from the file.
-    result = runner.invoke(app, ["ls", "acme"], env={"KEYTURN_ENV_FILE": str(file)})
-    assert "KEYTURN_S3_BUCKET is malformed" in result.stderr
-    assert os.environ["KEYTURN_DEPLOYMENT"] == "environment"
-    assert os.environ["PATH"] == path
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [("plain é", "plain é"), ("a\x1b[2Jb", "a\\x1b[2Jb"), ("\ud800", "\\ud800"), ("\n", "\\n")],
-)
-def test_foreign_text_cannot_control_the_terminal(text: str, shown: str) -> None:
-    assert printable(text) == shown
