@@ -135,7 +135,7 @@ async def test_enrolment_carries_the_keks_and_never_the_api_key(
     ("change", "named"),
     [
         ({"project": "Acme"}, "project"),
-        ({"key": "a/../b"}, "key"),
+        ({"object_key": "a/../b"}, "key"),
         ({"metadata": {"enc-algo": "x"}}, "metadata"),
         ({"content_type": "a\nb"}, "content_type"),
         ({"upload_id": "not-an-id"}, "upload_id"),
@@ -150,7 +150,7 @@ async def test_malformed_upload_is_refused_before_anything_is_sent_or_read(
         read.append(True)
         yield b""
 
-    given = {"project": "acme", "key": "a"} | change
+    given = {"project": "acme", "object_key": "a"} | change
     async with Publisher.open(settings) as publisher:
         with pytest.raises(MalformedRequestError, match=named):
             await publisher.upload(body=body(), **given)  # type: ignore[arg-type]
