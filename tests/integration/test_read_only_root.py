@@ -77,7 +77,7 @@ def keyturn() -> Iterator[tuple[str, ...]]:
         subprocess.run(
             [
                 *(uv, "sync", "--locked", "--package", "keyturn-workers", "--no-default-groups"),
-                *("--reinstall-package", "keyturn"),
+                *("--reinstall-package", "keyturn", "--reinstall-package", "keyturn-workers"),
                 *("--no-editable", "--quiet", "--python", str(_INTERPRETER)),
             ],
             cwd=_ROOT,
@@ -93,12 +93,12 @@ def test_the_limits_hold(keyturn: tuple[str, ...]) -> None:
     """As that user nothing can be written or gained, and the code is the installed one."""
     python = str(Path(keyturn[-1]).parent / "python")
     program = """
-import os, sys, contracts, workers
+import os, sys, keyturn, keyturn_workers
 print(os.getuid(), os.getgid(), os.getgroups())
 status = open("/proc/self/status").read().split()
 print([status[status.index(x) + 1].strip("0") for x in ("CapEff:", "CapBnd:", "NoNewPrivs:")])
-print({os.path.dirname(os.path.dirname(m.__file__)) for m in (contracts, workers)})
-for folder in ("/", "/tmp", "/var/tmp", "/dev/shm", os.path.dirname(workers.__file__)):
+print({os.path.dirname(os.path.dirname(m.__file__)) for m in (keyturn, keyturn_workers)})
+for folder in ("/", "/tmp", "/var/tmp", "/dev/shm", os.path.dirname(keyturn_workers.__file__)):
     try:
         open(folder + "/x", "w")
     except OSError as exc:
