@@ -15,7 +15,7 @@ from keyturn.topology import ATTEMPT_HEADER, CONTROL_QUEUE, NOT_BEFORE_HEADER, U
 from keyturn_workers.amqp import request_consumer
 from keyturn_workers.amqp.retry import Retry, RetryNotes
 from keyturn_workers.upload import UploadHandler
-from keyturn_workers.worker.authorization import Arrival, refusal_of
+from keyturn_workers.worker.authorization import Arrival, rejection_of
 from keyturn_workers.worker.grants import Grant
 from tests.protocol.clock import EPOCH
 from tests.protocol.hostile import HostilePublisher
@@ -106,7 +106,7 @@ async def _finds_nothing(*_: object) -> None:
         (
             a_genuine_upload_copied_to_another_queue,
             Arrival,
-            "suits",
+            "accepts",
             lambda *_: True,
             "upload.rejected was told for a message on another queue than its own",
         ),
@@ -154,9 +154,9 @@ def test_a_refusal_names_no_project_of_others(monkeypatch: pytest.MonkeyPatch) -
     def by_what_is_claimed(body: bytes, signer: Any, error: Any, at: str) -> Any:
         every = frozenset("*")
         signer = type(signer)(signer.name, Grant(signer.grant.keys, every, every))
-        return refusal_of(body, signer, error, at)
+        return rejection_of(body, signer, error, at)
 
-    monkeypatch.setattr(request_consumer, "refusal_of", by_what_is_claimed)
+    monkeypatch.setattr(request_consumer, "rejection_of", by_what_is_claimed)
     found = violations(a_malformed_body_in_anothers_project)
     assert "a refusal in a project that is not its publisher's" in found
 

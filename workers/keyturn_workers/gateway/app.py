@@ -37,7 +37,7 @@ from keyturn_workers.gateway.openapi import document
 from keyturn_workers.gateway.paths import parse_object_path
 from keyturn_workers.gateway.problems import problem, problem_from_error, status_for_code
 from keyturn_workers.gateway.rotation_routes import RotationRoutes
-from keyturn_workers.worker.health import Check, holding
+from keyturn_workers.worker.health import Check, run_checks
 
 OBJECTS: Final = "/v1/projects/{project}/objects/{key:path}"
 ROTATIONS: Final = "/v1/projects/{project}/rotations"
@@ -146,7 +146,7 @@ class _Readiness:
         """Which checks hold."""
         async with self._lock:
             if time.monotonic() - self._at >= _READY_FOR_S:
-                self._results = await holding(self._checks)
+                self._results = await run_checks(self._checks)
                 self._at = time.monotonic()
             return self._results
 

@@ -42,7 +42,7 @@ from keyturn_workers.settings import GatewaySettings
 from keyturn_workers.storage import Storage
 from keyturn_workers.storage.s3 import open_storage
 from keyturn_workers.sweep import SweepStore
-from keyturn_workers.worker.gc import tame_garbage_collection
+from keyturn_workers.worker.gc import reduce_garbage_collection
 from keyturn_workers.worker.health import Check
 
 # Beyond one a request: keyrings, records, health.
@@ -207,7 +207,7 @@ async def serve(settings: GatewaySettings, app: ASGIApp) -> None:
     # uvicorn's messages contain paths, and so object keys. The gateway logs what is needed.
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    tame_garbage_collection()
+    reduce_garbage_collection()
     config = uvicorn.Config(
         app,
         http=make_protocol_class(

@@ -218,7 +218,7 @@ class Wiring:
             interval_s=settings.dead_check_interval_s,
             now=self._now,
         )
-        await keeper.keep()
+        await keeper.run()
 
     async def _recover_sweeps(self) -> None:
         """Resume sweeps whose messages were lost (SPEC 8.5)."""
