@@ -287,7 +287,9 @@ class DeadLetterReader:
 
         # All of them before any is processed: for each acknowledged one the consumer would get
         # another.
-        letters = [message async for message in receive_batch(self.channel, declared, min(limit, count))]
+        letters = [
+            message async for message in receive_batch(self.channel, declared, min(limit, count))
+        ]
         self._read.setdefault(queue, []).extend(letters)
         for message in letters:
             yield message
