@@ -26,7 +26,7 @@ _OTHER = RequestOrigin("api", "3" * 64)
 class _NoSweeps:
     """Begins none: what is looked at here is decided before."""
 
-    async def standing(self, *_: Any) -> None:
+    async def find_existing(self, *_: Any) -> None:
         return None
 
     async def start(self, *_: Any, **__: Any) -> None:
