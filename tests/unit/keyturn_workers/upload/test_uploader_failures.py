@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from keyturn.crypto import (
@@ -11,11 +13,12 @@ from keyturn.crypto import (
 )
 from keyturn.errors import (
     BadSealError,
+    CodedError,
     StagedBodyMissingError,
     StorageUnavailableError,
     UnknownProjectError,
 )
-from keyturn.identifiers import keyring_s3_key
+from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn.metadata import Wraps, parse
 from keyturn_workers.errors import MissingError, PreconditionError, RefusedError
 from keyturn_workers.objects.verify import verify
@@ -23,6 +26,10 @@ from keyturn_workers.storage import Headers
 from keyturn_workers.upload import UploadResult
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, OPERATOR_KEYS
 from tests.unit.keyturn_workers.upload.bench import DATA, STAGED, TARGET, WAYS, bench, request
+
+if TYPE_CHECKING:
+    from keyturn.messages import UploadRequested
+
 
 BY_ALL_WAYS = pytest.mark.parametrize("way", WAYS)
 
@@ -234,3 +241,17 @@ async def test_parts_aborted_by_another_delivery() -> None:
         await on.serve(sent)
     assert await on.serve(sent, seen_before=True) == UploadResult(len(DATA), 1)
     assert await on.opened() == DATA
+
+
+async def test_an_unknown_projects_parts_are_left_alone() -> None:
+    """A request for a project without a keyring is refused; it aborts nothing first."""
+    on = bench("complete_multipart")
+    sent = _for_project(request(on, "complete_multipart"), "videos")
+    await on.storage.create_multipart(object_s3_key("videos", "k"), Headers({}))
+    with pytest.raises(CodedError):
+        await on.serve(sent, seen_before=True)
+    assert await on.open_uploads() == [object_s3_key("videos", "k")]
+
+
+def _for_project(sent: UploadRequested, project: str) -> UploadRequested:
+    return sent.model_copy(update={"project": project})

@@ -1,4 +1,4 @@
-"""Every object of the shared known answers, through the product's own reader's policy."""
+"""Which DEK a reader gets from each object of the shared test vectors (SPEC 9.1)."""
 
 from __future__ import annotations
 

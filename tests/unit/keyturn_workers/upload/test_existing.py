@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from datetime import timedelta
+from typing import Any
 
 import pytest
 
 from keyturn.crypto import sealed_size
 from keyturn.errors import (
     AlreadyExistsError,
-    BadSignatureError,
-    BodyTooLargeError,
-    CodedError,
     CorruptObjectError,
-    DeletedKeyError,
-    NotPermittedError,
     StagedBodyMissingError,
-    StorageUnavailableError,
 )
-from keyturn.identifiers import object_s3_key
-from keyturn.messages import RequestOrigin, UploadStored
+from keyturn.messages import RequestOrigin
 from keyturn_workers.objects.single import reconcile_object
 from keyturn_workers.storage import Headers
 from keyturn_workers.upload import UploadHandler, UploadResult
-from keyturn_workers.upload.staging_cleanup import clean_staging
 from tests.unit.keyturn_workers.factories import OPERATOR_KEYS, keyring
 from tests.unit.keyturn_workers.upload.bench import (
     DATA,
@@ -38,9 +30,6 @@ from tests.unit.keyturn_workers.upload.bench import (
     bench,
     request,
 )
-
-if TYPE_CHECKING:
-    from keyturn.messages import UploadRequested
 
 BY_ALL_WAYS = pytest.mark.parametrize("way", WAYS)
 STAGED_WAYS = pytest.mark.parametrize("way", ["put_stream", "complete_multipart"])
@@ -180,93 +169,3 @@ async def test_rewraps_keep_the_tag() -> None:
     await reconcile_object("acme", "k", on.storage, on.keyrings, OPERATOR_KEYS)
     assert (await on.metadata())["enc-upload-tag"] == tag
     assert await on.serve(sent, seen_before=True) == UploadResult(len(DATA), 2)
-
-
-@BY_ALL_WAYS
-async def test_a_completed_upload_is_found(way: str) -> None:
-    """A request past its age is answered from its target, and stores nothing (SPEC 6.3)."""
-    on = bench(way)
-    sent = request(on, way)
-    role = UploadHandler(on.uploader)
-    assert await role.find_completed(sent, ORIGIN) is None
-    assert on.storage.calls[way] == 0
-    await on.serve(sent)
-    done = await role.find_completed(sent, ORIGIN)
-    assert done is not None
-    assert isinstance(done.event, UploadStored)
-    assert (done.event.size, done.event.generation) == (len(DATA), 1)
-    assert on.storage.calls[way] == 1
-    assert await role.find_completed(sent, replace(ORIGIN, publisher="web")) is None
-
-
-async def test_a_completed_upload_is_brought_to_the_desired_state() -> None:
-    on = bench()
-    sent = request(on)
-    await on.serve(sent)
-    await on.turn()
-    assert await on.uploader.find_completed(sent, "api") == UploadResult(len(DATA), 2)
-    assert await on.opened() == DATA
-
-
-async def test_whether_it_is_completed_cannot_always_be_said() -> None:
-    on = bench()
-    on.storage.fail_next("read_start", StorageUnavailableError("down"))
-    with pytest.raises(StorageUnavailableError):
-        await on.uploader.find_completed(request(on), "api")
-
-
-@pytest.mark.parametrize(
-    ("error", "stays"),
-    [
-        (DeletedKeyError("k"), False),
-        (BodyTooLargeError("k"), False),
-        (AlreadyExistsError("k"), True),  # nothing with another upload's id is there
-        (BadSignatureError("k"), True),
-        (NotPermittedError("k"), True),
-        (CorruptObjectError("k"), True),
-        (StagedBodyMissingError("k"), True),
-    ],
-)
-async def test_what_is_refused_for_ever_leaves_nothing_staged(
-    error: CodedError, *, stays: bool
-) -> None:
-    on = bench("put_stream")
-    sent = request(on, "put_stream")
-    await UploadHandler(on.uploader).after_refusal(sent, ORIGIN, error)
-    assert await on.stands(STAGED) is stays
-
-
-async def test_a_key_with_another_uploads_object_leaves_nothing_staged() -> None:
-    on = bench("put_stream")
-    await on.serve(request(on, "put_stream", upload_id=OTHER_ID))
-    sent = request(on, "put_stream")
-    with pytest.raises(AlreadyExistsError) as refused:
-        await on.serve(sent)
-    await UploadHandler(on.uploader).after_refusal(sent, ORIGIN, refused.value)
-    assert not await on.stands(STAGED)
-
-
-async def test_multipart_uploads_of_other_applications_are_left_alone() -> None:
-    """Their first segment looks like a project, but none has a keyring (SPEC 10)."""
-    on = bench("complete_multipart")
-    theirs = object_s3_key("videos", "raw.mp4")
-    await on.storage.create_multipart(theirs, Headers({}))
-    await on.storage.create_multipart(TARGET, Headers({}))
-    later = datetime.now(UTC).replace(year=2100)
-    counts = await clean_staging(on.storage, older_than=later - datetime.now(UTC) - _DAY, now=later)
-    assert counts == (0, 1)
-    assert await on.open_uploads() == [theirs]
-
-
-async def test_an_unknown_projects_parts_are_left_alone() -> None:
-    """A request for a project without a keyring is refused; it aborts nothing first."""
-    on = bench("complete_multipart")
-    sent = _for_project(request(on, "complete_multipart"), "videos")
-    await on.storage.create_multipart(object_s3_key("videos", "k"), Headers({}))
-    with pytest.raises(CodedError):
-        await on.serve(sent, seen_before=True)
-    assert await on.open_uploads() == [object_s3_key("videos", "k")]
-
-
-def _for_project(sent: UploadRequested, project: str) -> UploadRequested:
-    return sent.model_copy(update={"project": project})

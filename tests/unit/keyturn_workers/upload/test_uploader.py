@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from keyturn.errors import AlreadyExistsError, CodedError, CorruptObjectError, DeletedKeyError
+from keyturn.errors import (
+    AlreadyExistsError,
+    CodedError,
+    CorruptObjectError,
+    DeletedKeyError,
+    StorageUnavailableError,
+)
 from keyturn_workers.storage import Headers
 from keyturn_workers.upload import UploadResult
 from tests.unit.keyturn_workers.factories import keyring
@@ -17,9 +24,21 @@ from tests.unit.keyturn_workers.upload.bench import (
     TARGET,
     UPLOAD_ID,
     WAYS,
+    Bench,
     bench,
     request,
 )
+
+if TYPE_CHECKING:
+    from keyturn.messages import UploadRequested
+
+from typing import TYPE_CHECKING
+
+from tests.support.scrape import risen, shown
+
+if TYPE_CHECKING:
+    from keyturn.messages import UploadRequested
+
 
 BY_ALL_WAYS = pytest.mark.parametrize("way", WAYS)
 
@@ -187,3 +206,55 @@ async def test_two_uploads_of_one_key() -> None:
     with pytest.raises(AlreadyExistsError):
         await on.serve(request(on, data=b"second", upload_id=OTHER_ID))
     assert await on.opened() == b"first"
+
+
+async def test_a_completed_upload_is_brought_to_the_desired_state() -> None:
+    on = bench()
+    sent = request(on)
+    await on.serve(sent)
+    await on.turn()
+    assert await on.uploader.find_completed(sent, "api") == UploadResult(len(DATA), 2)
+    assert await on.opened() == DATA
+
+
+async def test_whether_it_is_completed_cannot_always_be_said() -> None:
+    on = bench()
+    on.storage.fail_next("read_start", StorageUnavailableError("down"))
+    with pytest.raises(StorageUnavailableError):
+        await on.uploader.find_completed(request(on), "api")
+
+
+_BYTES = "keyturn_stored_bytes_total"
+
+
+_STAGE = 'keyturn_stage_seconds_count{queue="keyturn.upload",stage="'
+
+
+async def _measured(on: Bench, asked: UploadRequested, **more: Any) -> dict[str, float]:
+    """Times of each stage, and bytes, while this upload is served."""
+    before = shown(on.metrics)
+    await on.serve(asked, **more)
+    rise = risen(on.metrics, before)
+    return {name.removeprefix(_STAGE).removesuffix('"}'): value for name, value in rise.items()}
+
+
+async def test_stored_at_once() -> None:
+    on = bench()
+    expected = {"open": 1, "store": 1, "settle": 1, _BYTES: len(DATA)}
+    assert await _measured(on, request(on)) == expected
+
+
+async def test_a_staged_body_is_looked_for_first() -> None:
+    on = bench("put_stream")
+    expected = {"look": 1, "open": 1, "store": 1, "settle": 1, _BYTES: len(DATA)}
+    assert await _measured(on, request(on, "put_stream")) == expected
+
+
+async def test_what_stands_is_not_stored_again() -> None:
+    """Delivered again after it was stored: found as it is to be, or brought there."""
+    on = bench()
+    asked = request(on)
+    await on.serve(asked)
+    assert await _measured(on, asked, seen_before=True) == {"look": 1}
+    await on.turn()
+    assert await _measured(on, asked, seen_before=True) == {"look": 1, "settle": 1}

@@ -1,4 +1,4 @@
-"""Older versions of a keyring hold earlier KEKs: a clean sweep removes them (SPEC 8.5)."""
+"""Writing keyrings: leases that they name, older versions that are deleted (SPEC 5.1, 8.5)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from keyturn_workers.keyring import (
     delete_older_versions,
     replace_keyring,
 )
+from keyturn_workers.keyring.model import Keyring, parse_keyring
 from keyturn_workers.keyring.transitions import with_lease
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring, turned
@@ -35,3 +36,21 @@ async def test_the_latest_version_alone_is_left(*, versioned: bool, left: int) -
     await delete_older_versions(storage, "acme")
     assert await versions(storage) == left
     assert (await keyrings.read_fresh("acme")).keyring == ring
+
+
+async def test_a_written_keyring_names_the_longest_lease_of_all_that_wrote_it() -> None:
+    storage = MemoryStorage()
+
+    async def read() -> tuple[Keyring, str]:
+        head, body = await storage.read(keyring_s3_key("acme"))
+        return parse_keyring(body, "acme", MASTER_KEYS), head.etag
+
+    assert await create_keyring(storage, keyring(), MASTER_KEYS, lease_s=15)
+    ring, etag = await read()
+    assert ring.lease_s == 15
+    assert await replace_keyring(storage, ring, etag, MASTER_KEYS, lease_s=60)
+    ring, etag = await read()
+    assert ring.lease_s == 60
+    # A worker with a shorter lease does not take the longer one back.
+    assert await replace_keyring(storage, ring, etag, MASTER_KEYS, lease_s=6)
+    assert (await read())[0].lease_s == 60
