@@ -90,7 +90,7 @@ def check_rewrap(action: PlannedAction, ring: Keyring, dek: bytes = DEK, *, chec
     place: dict[str, Any] = {
         "algorithm": wraps.algorithm,
         "project": desired.project,
-        "key": KEY,
+        "object_key": KEY,
         "generation": desired.generation,
     }
     assert unwrap_dek(desired.user_kek, "user", wrap=wraps.user, **place) == dek
