@@ -209,7 +209,7 @@ async def test_a_legal_key_is_looked_for_below_the_project_alone(scene: Scene, w
     target = f"/v1/projects/acme/objects/{_NOT_THERE[what]}"
     answer = await _raw(scene, "GET", target, _bearer(scene.deployment.api_key))
     assert (answer.status, answer.code) == (404, "not_found")
-    assert answer.problem["detail"] == "nothing stands at this key"
+    assert answer.problem["detail"] == "no object has this key"
 
 
 @pytest.mark.parametrize(

@@ -163,7 +163,7 @@ async def test_a_client_that_counts_bytes_is_told(scene: Scene) -> None:
             await read()
     assert len(got) < len(plaintext)
     assert plaintext.startswith(bytes(got))
-    await scene.process.logged("answer aborted")
+    await scene.process.logged("response aborted")
 
 
 async def test_swapped_chunks(scene: Scene) -> None:

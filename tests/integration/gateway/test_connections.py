@@ -213,7 +213,7 @@ async def test_a_slow_reader_is_cut(scene: Scene) -> None:
         await _until_metric(scene, cut, known + 1)
         writer.transport.resume_reading()  # type: ignore[attr-defined]
         assert len(await _ends(reader)) < 32 * 1024 * 1024
-    assert "client_slow" in await scene.process.logged("answer aborted")
+    assert "client_slow" in await scene.process.logged("response aborted")
 
 
 async def test_a_reader_that_takes_little_is_not_cut(scene: Scene) -> None:

@@ -105,7 +105,7 @@ class UploadRoutes:
         metadata, upload_id = _metadata(headers), new_id()
         # Before a byte of the body is read: what would be refused fills neither staging nor the
         # dead letters. Of two that pass here at once the workers refuse one.
-        await self._opener.check_free(caller, key)
+        await self._opener.require_unused_key(caller, key)
         try:
             async with self._limits.hold(caller.project, upload_id) as claim:
                 # What tells its length has its place before the client is asked for the body.

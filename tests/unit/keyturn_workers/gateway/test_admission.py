@@ -112,6 +112,6 @@ async def test_a_refusal_has_read_a_keyring_at_most(
 
 async def test_the_holder_of_the_key_reads_the_object(storage: _Watched) -> None:
     """So that the refusals above do not pass for another reason."""
-    with pytest.raises(CodedError, match="nothing stands"):
+    with pytest.raises(CodedError, match="no object has this key"):
         await _ask(storage, "GET", "acme", f"Bearer {_API_KEY}")
     assert storage.seen == [".keyturn/keyrings/acme.json", "acme/x"]

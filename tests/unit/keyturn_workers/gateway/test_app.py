@@ -229,7 +229,7 @@ async def test_no_secret_shows_in_metrics_or_logs(capsys: pytest.CaptureFixture[
     await serving.ask()
     await serving.ask("HEAD")
     told = (await serving.ask(target="/metrics")).content.decode() + capsys.readouterr().out
-    assert "answer aborted" in told
+    assert "response aborted" in told
     for secret in (API_KEY, kek_of(API_KEY).reveal().hex(), "secret plaintext"):
         assert secret not in told
     assert MASTER_KEYS["m1"].reveal().hex() not in told
