@@ -26,7 +26,7 @@ def a_user_wrap_of_another_dek(world: World) -> None:
     """Whoever holds the API key and writes the bucket makes a wrap of a DEK of his own."""
     begin(world, "a")
     kek = world.oracle.projects["acme"].keks[1]
-    about = {"algorithm": "Cobblestone-256", "project": "acme", "key": "x", "generation": 1}
+    about = {"algorithm": "Cobblestone-256", "project": "acme", "object_key": "x", "generation": 1}
     wrap = wrap_dek(kek, "user", dek=os.urandom(32), **about)  # type: ignore[arg-type]
     metadata = {
         "enc-algo": "Cobblestone-256",
