@@ -45,7 +45,7 @@ COBBLESTONE = "Cobblestone-256"
 
 
 @dataclass
-class Made:
+class HandmadeObject:
     """An object made by hand; every part can be changed before it is put."""
 
     key: str
@@ -108,7 +108,7 @@ class Bucket:
         generation: int = 1,
         api_key: str | None = None,
         master_key: tuple[str, bytes] | None = None,
-    ) -> Made:
+    ) -> HandmadeObject:
         """An object as a worker would have stored it at this generation."""
         dek = os.urandom(32)
         name, secret = master_key or ("m1", self.deployment.master_key)
@@ -122,7 +122,7 @@ class Bucket:
             "enc-kek-user": f"{generation}:{kek_id(user)}",
             "enc-kek-admin": name,
         }
-        return Made(key, plaintext, seal(dek, BODY_CONTEXT, plaintext), metadata, dek)
+        return HandmadeObject(key, plaintext, seal(dek, BODY_CONTEXT, plaintext), metadata, dek)
 
     def wrap(
         self,
@@ -146,16 +146,21 @@ class Bucket:
         )
         return to_base64(sealed)
 
-    def put_made(self, project: str, made: Made, **more: Any) -> None:
+    def put_made(self, project: str, made: HandmadeObject, **more: Any) -> None:
         """Put an object made by hand; `more` as `put`."""
-        caller = more.pop("Metadata", {})
-        self.put(object_s3_key(project, made.key), made.body, {**caller, **made.metadata}, **more)
+        caller_metadata = more.pop("Metadata", {})
+        self.put(
+            object_s3_key(project, made.key),
+            made.body,
+            {**caller_metadata, **made.metadata},
+            **more,
+        )
 
     def unwrapped(self, kek: Secret, role: Role, s3_key: str, generation: int) -> bytes | None:
         """The DEK of one wrap under this KEK at this generation, or None: no label is asked."""
         project, _, key = s3_key.partition("/")
         metadata = self.head(s3_key)["Metadata"]
-        return _unwrapped(metadata, kek, role, project, key, generation)
+        return unwrap_data_key(metadata, kek, role, project, key, generation)
 
     def opened(self, s3_key: str, kek: Secret, role: Role, generation: int) -> bytes:
         """The plaintext by one wrap alone.
@@ -165,7 +170,7 @@ class Bucket:
         """
         project, _, key = s3_key.partition("/")
         body, answer = self.get(s3_key)
-        dek = _unwrapped(answer["Metadata"], kek, role, project, key, generation)
+        dek = unwrap_data_key(answer["Metadata"], kek, role, project, key, generation)
         if dek is None:
             raise SealError
         return open_sealed(dek, BODY_CONTEXT, body)
@@ -244,7 +249,7 @@ class Bucket:
         return self.record(keyring_s3_key(project), project, master_key)
 
 
-def _unwrapped(
+def unwrap_data_key(
     metadata: dict[str, str], kek: Secret, role: Role, project: str, key: str, generation: int
 ) -> bytes | None:
     try:

@@ -23,7 +23,7 @@ MARKER = b"plaintext-canary-5b1d0c7e-do-not-log"
 _SHOWN_BYTES = 24
 
 
-def spellings(value: bytes) -> set[str]:
+def encodings(value: bytes) -> set[str]:
     """How a value shows in a log: raw, in hex, in base64, escaped; by its first 24 bytes.
 
     Each also as it stands in a string of JSON.
@@ -80,5 +80,5 @@ class Canaries:
         return [
             name
             for name, value in self.secrets.items()
-            if any(text in log for text in spellings(value))
+            if any(text in log for text in encodings(value))
         ]

@@ -15,7 +15,7 @@ _LIMIT_BYTES = 2**16
 
 
 @asynccontextmanager
-async def accepting(serve: Serve, *, limit_bytes: int = _LIMIT_BYTES) -> AsyncIterator[str]:
+async def loopback_server(serve: Serve, *, limit_bytes: int = _LIMIT_BYTES) -> AsyncIterator[str]:
     """Listen on loopback; gives the address. At the end all that is still served is cancelled."""
     tasks: set[asyncio.Task[None]] = set()
 

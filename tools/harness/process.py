@@ -87,7 +87,7 @@ class GatewayProcess(WorkerProcess):
         return f"http://{self.host}:{self.port}"
 
 
-async def _started(env: dict[str, str], *command: str) -> asyncio.subprocess.Process:
+async def _start(env: dict[str, str], *command: str) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
         *command,
         cwd=_ROOT,
@@ -97,7 +97,7 @@ async def _started(env: dict[str, str], *command: str) -> asyncio.subprocess.Pro
     )
 
 
-async def _end(running: WorkerProcess) -> None:
+async def _kill_if_running(running: WorkerProcess) -> None:
     if running.process.returncode is None:
         running.process.kill()
     await running.ended()
@@ -118,14 +118,14 @@ async def worker(
     `program` is another `keyturn` than this checkout's.
     """
     command = program or (sys.executable, "-m", module)
-    running = WorkerProcess(await _started(env, *command, "worker", role, *arguments))
+    running = WorkerProcess(await _start(env, *command, "worker", role, *arguments))
     running._reader = asyncio.create_task(running._read())
     try:
         if ready:
             await running.logged("worker started")
         yield running
     finally:
-        await _end(running)
+        await _kill_if_running(running)
 
 
 @asynccontextmanager
@@ -139,7 +139,7 @@ async def gateway(
 
     One that is not waited for has no address here.
     """
-    running = GatewayProcess(await _started(env, *program, "gateway"))
+    running = GatewayProcess(await _start(env, *program, "gateway"))
     running._reader = asyncio.create_task(running._read())
     try:
         if ready:
@@ -147,4 +147,4 @@ async def gateway(
             running.host, running.port = told["host"], told["port"]
         yield running
     finally:
-        await _end(running)
+        await _kill_if_running(running)

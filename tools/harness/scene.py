@@ -84,24 +84,24 @@ class Scene:
         signed = rq.headers(body, self.deployment.publisher_key)
         await wire.publish(document["type"], body, signed)
 
-    def stands(self, key: str) -> stored_objects.Shown | None:
+    def find_object(self, key: str) -> stored_objects.StoredObject | None:
         """The object, or None."""
-        if f"{self.project}/{key}" not in stored_objects.keys(
+        if f"{self.project}/{key}" not in stored_objects.list_keys(
             self.deployment, f"{self.project}/{key}"
         ):
             return None
-        return stored_objects.shown(self.deployment, self.project, key)
+        return stored_objects.read_object(self.deployment, self.project, key)
 
     def check_object(self, key: str, upload_id: str | None = None) -> None:
         """It opens by each key alone, to what was uploaded; its DEK is no log's."""
         for by in ("user", "admin"):
-            opened = stored_objects.opened(self.deployment, self.project, key, by)
+            opened = stored_objects.decrypt(self.deployment, self.project, key, by)
             assert opened == self.plaintexts[key], (key, by)
-        self.canaries.secrets[f"DEK of {key}"] = stored_objects.dek(
+        self.canaries.secrets[f"DEK of {key}"] = stored_objects.data_key(
             self.deployment, self.project, key
         )
         if upload_id is not None:
-            shown = stored_objects.shown(self.deployment, self.project, key)
+            shown = stored_objects.read_object(self.deployment, self.project, key)
             assert shown.metadata["enc-upload"] == upload_id
 
     def check_logs(self) -> None:
@@ -112,7 +112,7 @@ class Scene:
 
     def check_nothing_left(self) -> None:
         """No staged body and no open multipart upload anywhere in the bucket."""
-        assert stored_objects.keys(self.deployment, ".keyturn/staging/") == []
+        assert stored_objects.list_keys(self.deployment, ".keyturn/staging/") == []
         assert stored_objects.list_multipart_uploads(self.deployment) == []
 
 
@@ -131,19 +131,19 @@ def staging_s3_key(made: rq.Upload) -> str:
     return f".keyturn/staging/api/{made.upload_id}"
 
 
-def told(wire: Wire, request_id: str) -> list[dict[str, Any]]:
+def events_of(wire: Wire, request_id: str) -> list[dict[str, Any]]:
     """All verified events of one request so far."""
     return [event for event in wire.events if request_id in event.values()]
 
 
-def served(running: WorkerProcess) -> list[dict[str, Any]]:
+def served_uploads(running: WorkerProcess) -> list[dict[str, Any]]:
     """The log lines of uploads that a worker acknowledged."""
     lines = [json.loads(line) for line in running.lines if '"upload.stored"' in line]
     return [line for line in lines if line["event"] == "upload.stored"]
 
 
 @asynccontextmanager
-async def enrolled(deployment: Deployment, project: str) -> AsyncIterator[Scene]:
+async def enrolled_scene(deployment: Deployment, project: str) -> AsyncIterator[Scene]:
     """A scene whose project was enrolled by a real worker."""
     scene = Scene(deployment, project)
     # The keyring names the longest lease that ever wrote it, and proofs wait for two of those:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Shown:
+class StoredObject:
     """What the bucket shows of one object."""
 
     body: bytes
@@ -55,13 +55,13 @@ def s3_client(deployment: Deployment) -> S3Client:
     return client
 
 
-def shown(deployment: Deployment, project: str, key: str) -> Shown:
+def read_object(deployment: Deployment, project: str, key: str) -> StoredObject:
     """Read an object as anybody with the bucket would."""
     answer = s3_client(deployment).get_object(Bucket=deployment.bucket, Key=f"{project}/{key}")
-    return Shown(answer["Body"].read(), answer["Metadata"], answer["ContentType"])
+    return StoredObject(answer["Body"].read(), answer["Metadata"], answer["ContentType"])
 
 
-def keys(deployment: Deployment, prefix: str = "") -> list[str]:
+def list_keys(deployment: Deployment, prefix: str = "") -> list[str]:
     """All keys under a prefix."""
     pages = s3_client(deployment).get_paginator("list_objects_v2")
     found = pages.paginate(Bucket=deployment.bucket, Prefix=prefix)
@@ -74,23 +74,28 @@ def list_multipart_uploads(deployment: Deployment) -> list[Any]:
     return list(answer.get("Uploads", []))
 
 
-def opened(
+def decrypt(
     deployment: Deployment, project: str, key: str, by: str, *, api_key: str | None = None
 ) -> bytes:
     """The plaintext of an object by one key: `by` is "user" or "admin". Raises if it fails."""
-    stored = shown(deployment, project, key)
+    stored = read_object(deployment, project, key)
     return open_sealed(
-        _dek(deployment, project, key, by, stored, api_key), BODY_CONTEXT, stored.body
+        _data_key(deployment, project, key, by, stored, api_key), BODY_CONTEXT, stored.body
     )
 
 
-def dek(deployment: Deployment, project: str, key: str) -> bytes:
+def data_key(deployment: Deployment, project: str, key: str) -> bytes:
     """An object's data key, by the operator's wrap: to look for where it must not be."""
-    return _dek(deployment, project, key, "admin", shown(deployment, project, key), None)
+    return _data_key(deployment, project, key, "admin", read_object(deployment, project, key), None)
 
 
-def _dek(
-    deployment: Deployment, project: str, key: str, by: str, stored: Shown, api_key: str | None
+def _data_key(
+    deployment: Deployment,
+    project: str,
+    key: str,
+    by: str,
+    stored: StoredObject,
+    api_key: str | None,
 ) -> bytes:
     if by == "user":
         kek: Secret = user_kek(api_key or deployment.api_key, project)

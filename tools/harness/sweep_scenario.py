@@ -11,7 +11,7 @@ from keyturn import topology
 from keyturn.crypto import to_base64
 from tools.harness import requests as rq
 from tools.harness.canaries import MARKER
-from tools.harness.scene import Scene, told
+from tools.harness.scene import Scene, events_of
 from tools.harness.tenants import Tenant
 from tools.harness.wire import open_wire
 
@@ -24,12 +24,12 @@ Logs = list[list[str]]
 _SHOWN_LINES = 60
 
 
-def master_keys(masters: dict[str, bytes]) -> str:
+def master_keys_setting(masters: dict[str, bytes]) -> str:
     """The setting that holds these."""
     return json.dumps({name: to_base64(master) for name, master in masters.items()})
 
 
-def sweep_of_all(**more: Any) -> dict[str, Any]:
+def all_projects_sweep(**more: Any) -> dict[str, Any]:
     """A request to sweep all projects."""
     return {
         "type": "sweep.requested",
@@ -40,12 +40,12 @@ def sweep_of_all(**more: Any) -> dict[str, Any]:
     }
 
 
-def small(count: int, prefix: str = "small") -> dict[str, bytes]:
+def small_plaintexts(count: int, prefix: str = "small") -> dict[str, bytes]:
     """So many small plaintexts, each a canary, one of them empty but for it."""
     return {f"{prefix}/{n:03} ü.bin": MARKER + os.urandom(37 * n) for n in range(count)}
 
 
-async def enrol(scene: Scene, projects: Iterable[str]) -> list[Tenant]:
+async def enroll_projects(scene: Scene, projects: Iterable[str]) -> list[Tenant]:
     """Enrol projects of the scene's deployment by one real worker."""
     tenants = [Tenant(scene.deployment, project) for project in projects]
     # No longer lease than those of the workers to come: the keyring names the longest, and
@@ -64,7 +64,9 @@ async def enrol(scene: Scene, projects: Iterable[str]) -> list[Tenant]:
     return tenants
 
 
-async def side_by_side(limit: int, cases: Mapping[str, Callable[[Logs], Awaitable[None]]]) -> None:
+async def run_concurrently(
+    limit: int, cases: Mapping[str, Callable[[Logs], Awaitable[None]]]
+) -> None:
     """Run cases, a few at a time; all that failed are told, each by its name and its logs' ends.
 
     A case is given the list into which its workers' logs go.
@@ -89,7 +91,7 @@ async def side_by_side(limit: int, cases: Mapping[str, Callable[[Logs], Awaitabl
         raise ExceptionGroup(f"{len(failed)} of {len(cases)} cases", failed)
 
 
-async def ended(
+async def wait_for_end(
     wire: Wire, request_id: str, kind: str, *, timeout_s: float = 150
 ) -> dict[str, Any]:
     """The event of this kind that ends a request; a refusal fails the test at once."""
@@ -113,7 +115,7 @@ def _ends(event: dict[str, Any], kind: str) -> bool:
 
 def check_ends(wire: Wire, request_id: str, kind: str, objects: int) -> None:
     """Every end that was told of a sweep was clean, and counted what there is."""
-    ends = [event for event in told(wire, request_id) if event["type"] == kind]
+    ends = [event for event in events_of(wire, request_id) if event["type"] == kind]
     assert ends
     for event in ends:
         assert event["clean"] is True, event
@@ -121,7 +123,7 @@ def check_ends(wire: Wire, request_id: str, kind: str, objects: int) -> None:
         assert (event["failed"], event["noncurrent_stale"]) == (0, 0), event
 
 
-async def drained(wire: Wire, *, timeout_s: float = 60) -> None:
+async def wait_until_drained(wire: Wire, *, timeout_s: float = 60) -> None:
     """Wait until nothing waits to be served: leftovers of doubled steps take their delays to go."""
     work = (
         topology.UPLOAD_QUEUE,

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from keyturn.crypto import Kek, Role
     from tools.harness.deployment import Deployment
-    from tools.harness.stored_objects import Shown
+    from tools.harness.stored_objects import StoredObject
 
 _THREADS = 8
 _ALGORITHM = "Cobblestone-256"
@@ -178,16 +178,16 @@ class Tenant:
         """The generations that the labels of all objects tell, in the order of keys."""
         heads = [
             self.client.head_object(Bucket=self.deployment.bucket, Key=key)["Metadata"]
-            for key in stored_objects.keys(self.deployment, f"{self.project}/")
+            for key in stored_objects.list_keys(self.deployment, f"{self.project}/")
         ]
         return [int(head["enc-kek-user"].split(":")[0]) for head in heads if "enc-kek-user" in head]
 
-    def _shown(self, keys: Iterable[str]) -> list[tuple[str, Shown, str]]:
-        def one(key: str) -> tuple[str, Shown, str]:
+    def _shown(self, keys: Iterable[str]) -> list[tuple[str, StoredObject, str]]:
+        def one(key: str) -> tuple[str, StoredObject, str]:
             answer = self.client.get_object(
                 Bucket=self.deployment.bucket, Key=object_s3_key(self.project, key)
             )
-            shown = stored_objects.Shown(
+            shown = stored_objects.StoredObject(
                 answer["Body"].read(), answer["Metadata"], answer["ContentType"]
             )
             return key, shown, answer["ETag"]
@@ -199,7 +199,7 @@ class Tenant:
 
     def check(self, *, generation: int, deleted: frozenset[str] = frozenset()) -> None:
         """Every object opens by both keys and by no older one, and is else as it was put."""
-        standing = stored_objects.keys(self.deployment, f"{self.project}/")
+        standing = stored_objects.list_keys(self.deployment, f"{self.project}/")
         assert set(standing) == {object_s3_key(self.project, k) for k in {*self.objects, *deleted}}
         assert len(self.api_keys) == generation
         for key, shown, etag in self._shown(self.objects):
@@ -207,17 +207,17 @@ class Tenant:
             self._check_old_keys_open_nothing(key, shown)
             self._check_unchanged(key, shown, etag)
 
-    def _check_opens(self, key: str, shown: Shown) -> None:
+    def _check_opens(self, key: str, shown: StoredObject) -> None:
         label = f"{len(self.api_keys)}:{kek_id(self._user_kek(len(self.api_keys)))}"
         assert shown.metadata["enc-kek-user"] == label, key
         assert shown.metadata["enc-kek-admin"] == list(self.masters)[-1], key
         now = replace(self.deployment, master_key=self._master, api_key=self.api_keys[-1])
         for by in ("user", "admin"):
-            dek = stored_objects._dek(now, self.project, key, by, shown, None)
+            dek = stored_objects._data_key(now, self.project, key, by, shown, None)
             opened = open_sealed(dek, BODY_CONTEXT, shown.body)
             assert stored_objects.sha256(opened) == self.objects[key].plaintext_sha256, (key, by)
 
-    def _check_old_keys_open_nothing(self, key: str, shown: Shown) -> None:
+    def _check_old_keys_open_nothing(self, key: str, shown: StoredObject) -> None:
         old = [self._user_kek(number) for number in range(1, len(self.api_keys))]
         old += [self._admin_kek(name) for name in list(self.masters)[:-1]]
         for name, role in (("enc-dek-user", "user"), ("enc-dek-admin", "admin")):
@@ -235,7 +235,7 @@ class Tenant:
                             wrap=wrap,
                         )
 
-    def _check_unchanged(self, key: str, shown: Shown, etag: str) -> None:
+    def _check_unchanged(self, key: str, shown: StoredObject, etag: str) -> None:
         put = self.objects[key]
         now = Put(
             put.plaintext_sha256,
@@ -255,7 +255,7 @@ class Tenant:
 
     def check_deleted(self, key: str) -> None:
         """A tombstone stands there, which the operator's key opens, and it is empty."""
-        shown = stored_objects.shown(self.deployment, self.project, key)
+        shown = stored_objects.read_object(self.deployment, self.project, key)
         assert (shown.body, shown.metadata["enc-algo"]) == (b"", "deleted")
         assert shown.metadata.keys() == {"enc-algo", "enc-dek-admin"}
         sealed = base64.b64decode(shown.metadata["enc-dek-admin"], validate=True)
@@ -275,7 +275,7 @@ class Tenant:
         return self._record(f"{sweep_prefix(sweep_id, project)}sweep.json", project)
 
     def _record(self, key: str, project: str) -> dict[str, Any] | None:
-        if key not in stored_objects.keys(self.deployment, key):
+        if key not in stored_objects.list_keys(self.deployment, key):
             return None
         answer = self.client.get_object(Bucket=self.deployment.bucket, Key=key)
         record = json.loads(answer["Body"].read())
@@ -287,7 +287,7 @@ class Tenant:
         """Records of a sweep that should be gone once its end is told."""
         folder = sweep_prefix(sweep_id, self.project)
         leftovers = (f"{folder}results/", f"{folder}tags/", f".keyturn/sweeps/_running/{sweep_id}/")
-        everything = stored_objects.keys(self.deployment, ".keyturn/sweeps/")
+        everything = stored_objects.list_keys(self.deployment, ".keyturn/sweeps/")
         return [key for key in everything if key.startswith(leftovers)]
 
     @property
@@ -314,9 +314,9 @@ class Tenant:
             ).reveal()
         for key in list(self.objects)[:20]:
             now = replace(self.deployment, master_key=self._master)
-            found[f"DEK of {key}"] = stored_objects.dek(now, self.project, key)
+            found[f"DEK of {key}"] = stored_objects.data_key(now, self.project, key)
         return found
 
 
-def _callers(shown: Shown) -> dict[str, str]:
+def _callers(shown: StoredObject) -> dict[str, str]:
     return {name: value for name, value in shown.metadata.items() if not name.startswith("enc-")}

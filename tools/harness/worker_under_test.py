@@ -42,55 +42,55 @@ _ID_FIELDS = sorted(set(topology.REQUEST_ID_FIELDS.values()))
 
 
 @dataclass(frozen=True)
-class Sent:
-    """A message as it is published; its refusal is told under `told`, or in no event."""
+class OutgoingRequest:
+    """A message as it is published; its refusal is told under `rejection`, or in no event."""
 
     routing_key: str
     body: bytes
     headers: dict[str, Any]
-    told: dict[str, Any] | None = None
+    rejection: dict[str, Any] | None = None
 
     @property
     def request_id(self) -> str:
         """The id under which its refusal is told."""
-        assert self.told is not None
-        return str(next(self.told[n] for n in _ID_FIELDS if n in self.told))
+        assert self.rejection is not None
+        return str(next(self.rejection[n] for n in _ID_FIELDS if n in self.rejection))
 
 
 @dataclass(frozen=True)
-class Serving:
+class WorkerUnderTest:
     """A worker process, the wire to its broker, and its deployment."""
 
     deployment: Deployment
     process: WorkerProcess
     wire: Wire
 
-    def signed(
+    def sign(
         self, document: dict[str, Any], *, routing_key: str = "", project: str | None = None
-    ) -> Sent:
+    ) -> OutgoingRequest:
         """A request of the publisher `api`; `project` where it is not told as it stands."""
         body = requests.encode(document)
         kind = document["type"]
         name = topology.REQUEST_ID_FIELDS[kind]
-        told = {
+        rejection = {
             "type": kind.replace(".requested", ".rejected"),
             name: document[name],
             "project": project or document["project"],
         }
         headers: dict[str, Any] = dict(requests.headers(body, self.deployment.publisher_key))
-        return Sent(routing_key or kind, body, headers, told)
+        return OutgoingRequest(routing_key or kind, body, headers, rejection)
 
-    async def publish(self, sent: Sent, **properties: Any) -> None:
+    async def publish(self, sent: OutgoingRequest, **properties: Any) -> None:
         """Publish it as it is."""
         await self.wire.publish(sent.routing_key, sent.body, sent.headers, **properties)
 
-    async def served(self, document: dict[str, Any]) -> dict[str, Any]:
+    async def publish_and_wait(self, document: dict[str, Any]) -> dict[str, Any]:
         """Publish a request; gives the next event of it, once the worker is done with it.
 
         The log line comes last, after staging is cleared and the message acknowledged.
         """
         known, logged = len(self.wire.events), len(self.process.lines)
-        sent = self.signed(document)
+        sent = self.sign(document)
         await self.publish(sent, message_id=sent.request_id)
         event = await self.wire.event(
             lambda event: (
@@ -102,21 +102,23 @@ class Serving:
 
     async def enroll(self, project: str, **more: Any) -> dict[str, Any]:
         """Enrol a project with the deployment's API key."""
-        event = await self.served(requests.enroll(self.deployment, project, **more))
+        event = await self.publish_and_wait(requests.enroll(self.deployment, project, **more))
         assert event["type"] == "project.enrolled"
         return event
 
-    async def serves_the_next(self, project: str = "acme") -> dict[str, Any]:
+    async def assert_serves_next(self, project: str = "acme") -> dict[str, Any]:
         """A good upload is stored and opens by both keys; gives its event."""
         key = f"good/{uuid.uuid4()}"
-        event = await self.served(requests.upload(self.deployment, project, key, b"good").document)
+        event = await self.publish_and_wait(
+            requests.upload(self.deployment, project, key, b"good").document
+        )
         assert event["type"] == "upload.stored", event
         for role in ("user", "admin"):
-            assert stored_objects.opened(self.deployment, project, key, role) == b"good"
+            assert stored_objects.decrypt(self.deployment, project, key, role) == b"good"
         return event
 
-    async def refuses(
-        self, sent: Sent, code: str, detail: str = "", **properties: Any
+    async def assert_rejected(
+        self, sent: OutgoingRequest, code: str, detail: str = "", **properties: Any
     ) -> AbstractIncomingMessage:
         """Everything that SPEC 6.3 and 12 say of a refused message; gives the dead letter.
 
@@ -144,20 +146,20 @@ class Serving:
         assert dead.message_id == properties["message_id"]
         assert dead.delivery_mode == aio_pika.DeliveryMode.PERSISTENT
         expected = []
-        if sent.told is not None:
+        if sent.rejection is not None:
             event = await self.wire.outcome(sent.request_id)
             assert detail in event["detail"]
-            told = {
-                **sent.told,
+            rejection = {
+                **sent.rejection,
                 "code": code,
                 "at": event["at"],
                 "detail": event["detail"],
                 "publisher": sent.headers["keyturn-publisher"],
                 "request": hashlib.sha256(sent.body).hexdigest(),
             }
-            assert event == told
+            assert event == rejection
             expected.append(event)
-        expected.append(await self.serves_the_next())
+        expected.append(await self.assert_serves_next())
         assert self.wire.events[known:] == expected
         assert [await self.wire.depth(q) for q in (queue, dead_queue)] == [0, 0]
         return dead
@@ -165,7 +167,7 @@ class Serving:
     def stage(self, upload_id: str, body: bytes, *, publisher: str = "api") -> None:
         """Put a sealed body into staging, as a publisher does."""
         stored_objects.s3_client(self.deployment).put_object(
-            Bucket=self.deployment.bucket, Key=staged_key(upload_id, publisher), Body=body
+            Bucket=self.deployment.bucket, Key=staging_s3_key(upload_id, publisher), Body=body
         )
 
     def put(self, s3_key: str, body: bytes, metadata: dict[str, str] | None = None) -> None:
@@ -174,12 +176,12 @@ class Serving:
             Bucket=self.deployment.bucket, Key=s3_key, Body=body, Metadata=metadata or {}
         )
 
-    def stands(self, s3_key: str) -> bool:
+    def object_exists(self, s3_key: str) -> bool:
         """Whether an object stands at this very S3 key."""
-        return s3_key in stored_objects.keys(self.deployment, s3_key)
+        return s3_key in stored_objects.list_keys(self.deployment, s3_key)
 
 
-def staged_key(upload_id: str, publisher: str = "api") -> str:
+def staging_s3_key(upload_id: str, publisher: str = "api") -> str:
     """Where a publisher's staged body stands."""
     return f".keyturn/staging/{publisher}/{upload_id}"
 
@@ -197,9 +199,9 @@ async def fresh_amqp_url(broker: Servers) -> str:
 
 
 @asynccontextmanager
-async def serving(
+async def run_worker(
     broker: Servers, s3: S3Server, *, endpoint_url: str = "", **env: str
-) -> AsyncIterator[Serving]:
+) -> AsyncIterator[WorkerUnderTest]:
     """Serve a fresh deployment on these servers, with the project `acme` enrolled.
 
     `endpoint_url` is where the worker finds the storage, if not directly; `env` is
@@ -208,17 +210,17 @@ async def serving(
     deployment = Deployment(await fresh_amqp_url(broker), s3, new_bucket(s3))
     if endpoint_url:
         env["S3_ENDPOINT_URL"] = endpoint_url
-    async with served_by_a_worker(deployment, **env) as running:
+    async with run_worker_for(deployment, **env) as running:
         yield running
 
 
 @asynccontextmanager
-async def served_by_a_worker(deployment: Deployment, **env: str) -> AsyncIterator[Serving]:
+async def run_worker_for(deployment: Deployment, **env: str) -> AsyncIterator[WorkerUnderTest]:
     """Serve this deployment, with the project `acme` enrolled."""
     async with (
         worker(deployment.worker_env(**env)) as process,
         open_wire(deployment) as wire,
     ):
-        running = Serving(deployment, process, wire)
+        running = WorkerUnderTest(deployment, process, wire)
         await running.enroll("acme")
         yield running

@@ -38,7 +38,7 @@ class Outcome:
 
     `stand` are objects in the bucket, `told` uploads of which at least one signed event is in
     the stream, `told_again` events beyond the first of an upload, `other_events` events of
-    theirs that are no `upload.stored`, `opened` objects that both keys opened to what was sent.
+    theirs that are no `upload.stored`, `decrypt` objects that both keys opened to what was sent.
     """
 
     uploads: int
@@ -72,7 +72,9 @@ async def outcome(deployment: Deployment, uploads: Uploads, *, sample: int) -> O
         events = await _events(connection, deployment)
     numbers = range(0, uploads.count, max(1, uploads.count // sample))
     await asyncio.to_thread(_open, deployment, uploads, numbers)
-    stand = await asyncio.to_thread(stored_objects.keys, deployment, f"{PROJECT}/{uploads.prefix}")
+    stand = await asyncio.to_thread(
+        stored_objects.list_keys, deployment, f"{PROJECT}/{uploads.prefix}"
+    )
     stored, other = _of(events, uploads)
     return Outcome(
         uploads=uploads.count,
@@ -151,11 +153,11 @@ def _open(deployment: Deployment, uploads: Uploads, numbers: range) -> None:
         key = uploads.key(number)
         for by in ("user", "admin"):
             try:
-                plaintext = stored_objects.opened(deployment, PROJECT, key, by)
+                plaintext = stored_objects.decrypt(deployment, PROJECT, key, by)
             except SealError as exc:
                 raise BenchError(f"{key} does not open by its {by} key") from exc
             if plaintext != uploads.body(number):
                 raise BenchError(f"{key} opens to other bytes than those that were sent")
-        shown = stored_objects.shown(deployment, PROJECT, key)
+        shown = stored_objects.read_object(deployment, PROJECT, key)
         if shown.metadata["enc-upload"] != uploads.upload_id(number):
             raise BenchError(f"{key} is another upload's")

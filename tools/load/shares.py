@@ -27,13 +27,13 @@ from tools.harness import stored_objects
 from tools.harness.deployment import Deployment
 from tools.harness.http import Client
 from tools.harness.process import gateway
-from tools.harness.worker_under_test import served_by_a_worker
+from tools.harness.worker_under_test import run_worker_for
 from tools.load.attacks import ACCOMPLICE, ATTACKER, ATTACKS, KEY_VARIABLE, LARGE, TAKEN
 from tools.servers import Servers
 
 if TYPE_CHECKING:
     from tools.harness.process import GatewayProcess
-    from tools.harness.worker_under_test import Serving
+    from tools.harness.worker_under_test import WorkerUnderTest
 
 VICTIM: Final = "victim"
 OBJECTS: Final = 51
@@ -90,7 +90,7 @@ class Measured:
 class Arena:
     """A gateway with three projects."""
 
-    serving: Serving
+    serving: WorkerUnderTest
     process: GatewayProcess
     client: Client
     count: int = 0
@@ -178,7 +178,9 @@ class Arena:
     async def _left(self) -> tuple[int, int]:
         """How many dead letters there are, and how many bodies in staging."""
         dead = [await self.serving.wire.depth(f"{queue}.dead") for queue in _SERVED]
-        return sum(dead), len(stored_objects.keys(self.serving.deployment, ".keyturn/staging/"))
+        return sum(dead), len(
+            stored_objects.list_keys(self.serving.deployment, ".keyturn/staging/")
+        )
 
 
 _SERVED: Final = (topology.UPLOAD_QUEUE, topology.CONTROL_QUEUE)
@@ -189,7 +191,7 @@ async def measure(
 ) -> list[Measured]:
     """Each attack in turn, on one deployment."""
     async with (
-        served_by_a_worker(deployment) as serving,
+        run_worker_for(deployment) as serving,
         gateway(deployment.gateway_env()) as process,
     ):
         arena = Arena(serving, process, Client(process, deployment.api_key))

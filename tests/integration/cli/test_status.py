@@ -12,11 +12,11 @@ from keyturn.crypto import new_api_key, to_base64
 from tests.integration.cli.conftest import Cli, cli_for, document
 from tools.harness import requests, stored_objects
 from tools.harness.process import worker
-from tools.harness.worker_under_test import serving
+from tools.harness.worker_under_test import run_worker
 
 if TYPE_CHECKING:
     from tools.harness.process import WorkerProcess
-    from tools.harness.worker_under_test import Serving
+    from tools.harness.worker_under_test import WorkerUnderTest
     from tools.servers import S3Server, Servers
 
 pytestmark = pytest.mark.servers
@@ -45,10 +45,10 @@ def _key_usage(told: dict[str, Any], master_key: str) -> dict[str, Any]:
     return row
 
 
-async def _fill(running: Serving) -> None:
+async def _fill(running: WorkerUnderTest) -> None:
     for number in range(_OBJECTS):
         upload = requests.upload(running.deployment, "acme", f"k{number}", b"hello")
-        assert (await running.served(upload.document))["type"] == "upload.stored"
+        assert (await running.publish_and_wait(upload.document))["type"] == "upload.stored"
 
 
 async def test_a_rotation_then_a_new_master_key_until_the_old_one_may_be_dropped(
@@ -56,7 +56,7 @@ async def test_a_rotation_then_a_new_master_key_until_the_old_one_may_be_dropped
 ) -> None:
     held = {"m2": to_base64(os.urandom(32))}
     env = {"LEASE_S": "2", "KEYRING_CACHE_S": "0.5"}
-    async with serving(broker, ceph, **env) as running:
+    async with run_worker(broker, ceph, **env) as running:
         await _fill(running)
         cli = cli_for(running.deployment)
         code, told = await _watched(

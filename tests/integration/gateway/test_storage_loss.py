@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from tests.integration.gateway.scene import Scene
-    from tools.harness.bucket import Made
+    from tools.harness.bucket import HandmadeObject
     from tools.servers import S3Server
 
 pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
@@ -64,7 +64,7 @@ async def test_a_connection_that_breaks_in_mid_body(
     assert answer.body == (_PLAINTEXT[100:-1] if asked else _PLAINTEXT)
 
 
-def _turn_both_keys(scene: Scene, made: Made, new: str) -> None:
+def _turn_both_keys(scene: Scene, made: HandmadeObject, new: str) -> None:
     """As a rotation of both does: the keyring first, then a self-copy with new wraps."""
     deployment, bucket = scene.deployment, scene.bucket
     m2 = ("m2", deployment.more_master_keys["m2"])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest_asyncio
 
 from tests.integration.sweep.scene import WORKER_ENV, Scene
-from tools.harness.worker_under_test import serving
+from tools.harness.worker_under_test import run_worker
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -24,7 +24,7 @@ async def scene(
 ) -> AsyncIterator[Scene]:
     """A worker of all roles on Ceph; the module's `MORE_ENV` are further settings of it."""
     env: dict[str, str] = getattr(request.module, "MORE_ENV", {})
-    async with serving(broker, ceph, **WORKER_ENV, **env) as running:
+    async with run_worker(broker, ceph, **WORKER_ENV, **env) as running:
         yield Scene(running)
 
 

@@ -22,10 +22,10 @@ from tools.harness.bucket import Bucket
 if TYPE_CHECKING:
     from aio_pika.abc import AbstractIncomingMessage
 
-    from tools.harness.bucket import Made
+    from tools.harness.bucket import HandmadeObject
     from tools.harness.deployment import Deployment
     from tools.harness.wire import Wire
-    from tools.harness.worker_under_test import Sent, Serving
+    from tools.harness.worker_under_test import OutgoingRequest, WorkerUnderTest
 
 Document = dict[str, Any]
 Event = dict[str, Any]
@@ -45,7 +45,7 @@ def counts(event: Event) -> dict[str, Any]:
 class Scene:
     """A deployment while its worker serves it; its requests may overlap."""
 
-    served: Serving
+    served: WorkerUnderTest
     _dead: list[tuple[str, AbstractIncomingMessage]] = field(default_factory=list)
     _taking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -67,9 +67,9 @@ class Scene:
         assert (event["type"], event["generation"]) == ("project.enrolled", 1), event
         return project
 
-    async def send(self, document: Document) -> Sent:
+    async def send(self, document: Document) -> OutgoingRequest:
         """Publish a request of the publisher `api`."""
-        sent = self.served.signed(document)
+        sent = self.served.sign(document)
         await self.served.publish(sent, message_id=sent.request_id)
         return sent
 
@@ -161,13 +161,13 @@ class Project:
     def s3_key(self, key: str) -> str:
         return object_s3_key(self.name, key)
 
-    def made(self, key: str, plaintext: bytes = b"hello", **more: Any) -> Made:
+    def made(self, key: str, plaintext: bytes = b"hello", **more: Any) -> HandmadeObject:
         """An object by hand, at the generation of today unless `more` tells otherwise."""
         more.setdefault("generation", self.generation)
         more.setdefault("api_key", self.api_keys[more["generation"] - 1])
         return self.bucket.made(self.name, key, plaintext, **more)
 
-    def put(self, key: str, plaintext: bytes = b"hello", **more: Any) -> Made:
+    def put(self, key: str, plaintext: bytes = b"hello", **more: Any) -> HandmadeObject:
         """Put such an object; `more` are arguments of boto3's `put_object`."""
         made = self.made(key, plaintext)
         self.bucket.put_made(self.name, made, **more)

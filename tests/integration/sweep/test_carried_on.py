@@ -26,7 +26,7 @@ from tools.harness import requests
 from tools.harness.deployment import Deployment
 from tools.harness.process import worker
 from tools.harness.wire import open_wire
-from tools.harness.worker_under_test import Serving, fresh_amqp_url
+from tools.harness.worker_under_test import WorkerUnderTest, fresh_amqp_url
 from tools.servers import new_bucket
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ async def without_sweepers(broker: Servers, s3: S3Server) -> AsyncIterator[Scene
         worker(deployment.worker_env(**WORKER_ENV), "control") as process,
         open_wire(deployment) as wire,
     ):
-        yield Scene(Serving(deployment, process, wire))
+        yield Scene(WorkerUnderTest(deployment, process, wire))
 
 
 async def killed_in_the_middle(scene: Scene, project: Project) -> None:

@@ -19,7 +19,7 @@ from tests.integration.sweep.scene import WORKER_ENV, Project, Scene, counts
 from tools.harness import requests
 from tools.harness.deployment import Deployment
 from tools.harness.process import worker
-from tools.harness.worker_under_test import Serving, fresh_amqp_url, served_by_a_worker
+from tools.harness.worker_under_test import WorkerUnderTest, fresh_amqp_url, run_worker_for
 from tools.servers import new_bucket
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ async def scene(broker: Servers, ceph: S3Server) -> AsyncIterator[Scene]:
     """A worker that holds both keys; enrolments still go under the old one."""
     url, bucket = await fresh_amqp_url(broker), new_bucket(ceph)
     deployment = Deployment(url, ceph, bucket, more_master_keys=dict([NEW]))
-    async with served_by_a_worker(deployment, **WORKER_ENV) as running:
+    async with run_worker_for(deployment, **WORKER_ENV) as running:
         yield Scene(running)
 
 
@@ -170,7 +170,7 @@ async def _served_without_the_old_one(
         **WORKER_ENV, MASTER_KEYS=json.dumps({"m2": to_base64(NEW[1])}), ACTIVE_MASTER_KEY="m2"
     )
     async with worker(env) as process:
-        now = Scene(Serving(scene.deployment, process, scene.wire))
+        now = Scene(WorkerUnderTest(scene.deployment, process, scene.wire))
         project.scene = now
         await project.upload("later", b"by the new one alone")
         swept = requests.sweep("*")

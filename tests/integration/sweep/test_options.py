@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Coroutine
 
-    from tools.harness.bucket import Made
+    from tools.harness.bucket import HandmadeObject
 
 pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
 
@@ -36,7 +36,7 @@ def failures(scene: Scene, project: str, sweep_id: str) -> dict[str, str]:
     return found
 
 
-def bad_objects(project: Project) -> dict[str, Made]:
+def bad_objects(project: Project) -> dict[str, HandmadeObject]:
     """An object of each kind that fails, by its code."""
     unknown, cut, other, stripped = (project.made(f"bad/{n}") for n in range(4))
     unknown.metadata["enc-algo"] = "ROT-13"

@@ -21,7 +21,7 @@ from keyturn.identifiers import format_time, keyring_s3_key
 from tests.integration.sweep.scene import WORKER_ENV, Scene, counts
 from tests.integration.sweep.test_options import failures
 from tools.harness import requests
-from tools.harness.worker_under_test import serving
+from tools.harness.worker_under_test import run_worker
 
 if TYPE_CHECKING:
     import asyncio
@@ -104,7 +104,7 @@ async def hiding(ceph: S3Server) -> AsyncIterator[Hiding]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def scene(broker: Servers, ceph: S3Server, hiding: Hiding) -> AsyncIterator[Scene]:
     """A worker of all roles that reaches the storage through the proxy."""
-    async with serving(broker, ceph, endpoint_url=hiding.url, **WORKER_ENV) as running:
+    async with run_worker(broker, ceph, endpoint_url=hiding.url, **WORKER_ENV) as running:
         found = Scene(running)
         found.hiding = hiding  # type: ignore[attr-defined]
         yield found

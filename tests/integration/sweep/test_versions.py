@@ -15,7 +15,7 @@ import pytest_asyncio
 from tests.integration.sweep.scene import WORKER_ENV, Project, Scene, counts
 from tools.harness import requests
 from tools.harness.deployment import Deployment
-from tools.harness.worker_under_test import fresh_amqp_url, served_by_a_worker
+from tools.harness.worker_under_test import fresh_amqp_url, run_worker_for
 from tools.servers import new_bucket
 from tools.servers.s3 import sync_client
 
@@ -36,7 +36,7 @@ async def scene(broker: Servers, moto: S3Server) -> AsyncIterator[Scene]:
         client.put_bucket_versioning(
             Bucket=deployment.bucket, VersioningConfiguration={"Status": "Enabled"}
         )
-    async with served_by_a_worker(deployment, **WORKER_ENV) as running:
+    async with run_worker_for(deployment, **WORKER_ENV) as running:
         yield Scene(running)
 
 
