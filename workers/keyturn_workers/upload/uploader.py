@@ -52,7 +52,7 @@ class Uploader:
     async def serve(
         self, request: UploadRequested, publisher: str, *, seen_before: bool
     ) -> UploadResult:
-        """Store the request's object, once, under wraps of a state that held after the put.
+        """Store the request's object, once, under wraps of a state that was current after the put.
 
         `seen_before`: an earlier delivery of the message may have done part of the work.
 
