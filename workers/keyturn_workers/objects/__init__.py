@@ -1,4 +1,4 @@
-"""One object: making, opening and verifying its wraps, and reaching the desired state (SPEC 4, 8.2).
+"""One object: making, opening and verifying wraps, and reaching the desired state (SPEC 4, 8.2).
 
 Pure: `plan_action`, `wrap`, `unwrap`, `verify`, `open_dek`, `key_usage`, `operator_keys`. The rest
 does I/O:
