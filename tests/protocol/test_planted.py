@@ -134,7 +134,7 @@ def test_a_project_enrolled_meanwhile_is_looked_at_whoever_re_sealed_it(world: W
     world.run(keep=lambda letter: hint(letter).get("sweep_id") == sweep)
     # As a step does that dies before the part's own record stands.
     key = keyring_s3_key("gamma")
-    ring = parse_keyring(world.server._bucket.get(key).opened(), "gamma", MASTER_KEYS)
+    ring = parse_keyring(world.server._bucket.get(key).readable_body(), "gamma", MASTER_KEYS)
     assert (ring.master_key, ring.history) == ("m1", ())
     plant(world, key, build_keyring(with_master_key(ring, "m2"), MASTER_KEYS))
     told = end(world, sweep)

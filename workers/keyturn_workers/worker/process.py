@@ -248,7 +248,7 @@ async def _check_storage(settings: WorkerSettings) -> Capabilities:
         if not settings.allow_unsafe_storage:
             if all(row.undecided for row in report.unsafe):
                 # A failed request proves nothing about the bucket; the next one may succeed.
-                failures = "; ".join(f"{row.name} {row.said}" for row in report.unsafe)
+                failures = "; ".join(f"{row.name} {row.detail}" for row in report.unsafe)
                 raise StorageUnavailableError(f"the bucket could not be tested: {failures}")
             raise UnsafeStorageError(
                 f"the bucket lacks: {missing}; see `keyturn doctor`, or set "
