@@ -14,13 +14,15 @@ if TYPE_CHECKING:
     from tests.protocol.world import World
 
 
-def a_rotation_whose_messages_and_mark_are_gone(world: World) -> None:
+def a_rotation_whose_messages_and_marker_are_gone(world: World) -> None:
     """The broker was emptied, and a bucket writer removed the mark."""
     begin(world, "a")
     world.rotate("acme")
-    world.run(until=lambda: world.told_of("rotation.accepted"), keep=lambda each: bool(hint(each)))
+    world.run(
+        until=lambda: world.events_of_type("rotation.accepted"), keep=lambda each: bool(hint(each))
+    )
     world.run(keep=lambda each: bool(hint(each)))
-    world.queue[:] = [letter for letter in world.queue if not hint(letter)]
+    world.queue[:] = [queued for queued in world.queue if not hint(queued)]
     world.bucket_writer.remove(f"{SWEEPS_PREFIX}_running/")
 
 
@@ -29,8 +31,8 @@ async def _leaves_them_alone(*_: Any) -> int:
     return 0
 
 
-def test_a_sweep_without_a_mark_is_looked_after(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert violations(a_rotation_whose_messages_and_mark_are_gone) == []
+def test_a_sweep_without_a_marker_is_resumed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert violations(a_rotation_whose_messages_and_marker_are_gone) == []
     monkeypatch.setattr(recovery._UnmarkedSweeps, "recover", _leaves_them_alone)
-    found = violations(a_rotation_whose_messages_and_mark_are_gone)
-    assert "the waiter of api's rotation.requested waits for ever" in found
+    found = violations(a_rotation_whose_messages_and_marker_are_gone)
+    assert "the waiter of api's rotation.requested waits forever" in found
