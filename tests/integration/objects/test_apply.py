@@ -35,8 +35,8 @@ from tests.unit.keyturn_workers.factories import (
     deleted,
     enc,
     keyring,
+    rotated,
     sealed_object,
-    turned,
     v0_metadata,
     v0_ring,
 )
@@ -103,7 +103,7 @@ class Place:
             case "rewrap":
                 wraps, body = sealed_object(desired, KEY, plaintext)
                 await self.put(enc(wraps), body)
-                await self.write_keyring(turned(self.ring))
+                await self.write_keyring(rotated(self.ring))
             case "v0":
                 dek = new_dek()
                 plaintext = v0_seal(dek, plaintext)

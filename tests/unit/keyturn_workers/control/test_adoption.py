@@ -37,7 +37,7 @@ async def test_a_name_that_no_object_can_have_counts_by_its_wraps() -> None:
     assert await find_highest_generation(storage, "acme", KEYS) == 7
 
 
-async def test_an_object_that_is_listed_and_not_found_is_not_passed_over() -> None:
+async def test_an_object_that_is_listed_but_not_found_is_not_skipped() -> None:
     """It could be the one at the highest generation: a retry lists anew."""
     storage = MemoryStorage()
     _plant(storage, "a", 3)

@@ -17,7 +17,7 @@ from keyturn_workers.keyring import cache as cache_module
 from keyturn_workers.keyring.model import build_keyring
 from keyturn_workers.storage import Capabilities, Headers, StorageClock
 from keyturn_workers.testing.memory_storage import MemoryStorage
-from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring, turned
+from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring, rotated
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -114,7 +114,7 @@ async def test_projects_too_far_apart_for_one_listing_are_read() -> None:
     assert on.requests() == (len(apart), 0)
 
 
-async def test_where_listings_may_show_what_was_every_keyring_is_read() -> None:
+async def test_without_reliable_listings_every_keyring_is_read() -> None:
     on = Many(10, shows_overwrites=False)
     await on.use()
     on.pass_time()
@@ -122,10 +122,10 @@ async def test_where_listings_may_show_what_was_every_keyring_is_read() -> None:
     assert on.requests() == (20, 0)
 
 
-async def test_a_keyring_that_was_turned_is_read() -> None:
+async def test_a_rotated_keyring_is_read_again() -> None:
     on = Many(10)
     await on.use()
-    on.write(replace(turned(keyring()), project="p00003"))
+    on.write(replace(rotated(keyring()), project="p00003"))
     on.requests()
     on.pass_time()
     await on.use()
@@ -153,7 +153,7 @@ async def test_a_listing_counts_from_its_sending() -> None:
 
     async def slow(*args: Any, **kwargs: Any) -> Any:
         page = await original(*args, **kwargs)
-        on.write(replace(turned(keyring()), project="p00003"))
+        on.write(replace(rotated(keyring()), project="p00003"))
         on.storage.advance(20)
         return page
 
@@ -203,7 +203,7 @@ async def test_a_listing_whose_date_contradicts_the_others_gives_no_lease() -> N
     assert not (await on.reader.read_recent("p00003")).leased
 
 
-async def test_one_listing_serves_all_who_come_while_it_is_under_way() -> None:
+async def test_concurrent_callers_share_one_listing() -> None:
     on = Many(50)
     await on.use()
     on.requests()
@@ -212,7 +212,7 @@ async def test_one_listing_serves_all_who_come_while_it_is_under_way() -> None:
     assert on.requests() == (0, 1)
 
 
-async def test_a_listing_that_fails_leaves_the_reads() -> None:
+async def test_after_a_failed_listing_the_keyrings_are_read() -> None:
     on = Many(3)
     await on.use()
     on.requests()
@@ -223,7 +223,7 @@ async def test_a_listing_that_fails_leaves_the_reads() -> None:
 
 
 @pytest.mark.parametrize(("projects", "requests"), [(1, (1, 0)), (10, (0, 1))])
-async def test_a_keyring_in_use_is_renewed_before_its_time_is_over(
+async def test_a_keyring_in_use_is_renewed_before_its_cache_time_ends(
     projects: int, requests: tuple[int, int]
 ) -> None:
     """Beside those who use it: none of them waits for that."""

@@ -14,7 +14,7 @@ from keyturn_workers.keyring import (
 from keyturn_workers.keyring.model import Keyring, parse_keyring
 from keyturn_workers.keyring.transitions import with_lease
 from keyturn_workers.testing.memory_storage import MemoryStorage
-from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring, turned
+from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring, rotated
 
 
 async def versions(storage: MemoryStorage) -> int:
@@ -29,7 +29,7 @@ async def test_the_latest_version_alone_is_left(*, versioned: bool, left: int) -
     assert await create_keyring(storage, keyring("acme-2"), MASTER_KEYS, lease_s=15)
     keyrings = KeyringReader(storage, MASTER_KEYS, lease_s=15, cache_s=0)
     for _ in range(3):
-        ring = turned(ring)
+        ring = rotated(ring)
         snapshot = await keyrings.read_fresh("acme")
         assert await replace_keyring(storage, ring, snapshot.etag, MASTER_KEYS, lease_s=15)
     assert await versions(storage) == (4 if versioned else 1)

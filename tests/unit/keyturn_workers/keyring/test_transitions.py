@@ -34,13 +34,13 @@ def _turned(before: Keyring) -> Keyring:
     return rotate(before, kek=kek, rotation_id=_ID, requested_at=AT, at=AT, origin=_LATER)
 
 
-def test_a_turn_names_the_request_that_brought_it() -> None:
+def test_a_rotation_records_its_request() -> None:
     after = _turned(_BEFORE)
     assert after.origin == _LATER
     assert (after.lease_s, after.evidence) == (20, "e" * 64)
 
 
-def test_only_the_current_generation_is_known_by_its_origin_alone() -> None:
+def test_only_the_current_generation_has_an_origin() -> None:
     after = _turned(_BEFORE)
     assert has_origin(after, after.current, _LATER)
     assert not has_origin(after, after.current, RequestOrigin("two", "3" * 64))

@@ -68,12 +68,12 @@ def in_plaintext(body: bytes = b"hello", **more: Any) -> Scene:
 # New wraps.
 
 
-@pytest.mark.parametrize("move", [Scene.turn, Scene.turn_master_key], ids=["user", "master"])
-async def test_new_wraps_and_nothing_else(move: Callable[[Scene], Awaitable[None]]) -> None:
+@pytest.mark.parametrize("move", [Scene.rotate, Scene.change_master_key], ids=["user", "master"])
+async def test_a_rewrap_changes_only_the_wraps(move: Callable[[Scene], Awaitable[None]]) -> None:
     on = sealed()
     before, etag = await on.body(), (await on.storage.head(TARGET)).etag
     await move(on)
-    assert isinstance(await on.bring(), Rewrap)
+    assert isinstance(await on.reconcile(), Rewrap)
     assert await on.is_current()
     assert await on.body() == before
     assert (await on.storage.head(TARGET)).etag == etag
@@ -84,15 +84,15 @@ async def test_new_wraps_and_nothing_else(move: Callable[[Scene], Awaitable[None
 
 async def test_what_is_current_is_not_written() -> None:
     on = sealed()
-    assert await on.bring() == NoOp("current")
+    assert await on.reconcile() == NoOp("current")
     assert on.storage.calls["copy_onto_itself"] == 0
 
 
 async def test_the_whole_object_costs_one_read_and_one_copy() -> None:
     on = sealed()
-    await on.turn()
+    await on.rotate()
     before = on.storage.calls.copy()
-    await on.bring()
+    await on.reconcile()
     assert on.storage.calls - before == {"read_start": 1, "read": 1, "copy_onto_itself": 1}
 
 
@@ -103,7 +103,7 @@ async def test_v0_body_is_opened_before_it_gets_wraps() -> None:
     """It keeps its body and its algorithm, and an upload's id that it cannot have had goes."""
     on = Scene()
     body = on.plant_v0(new_dek(), size=3_000_000)
-    await on.bring()
+    await on.reconcile()
     assert on.storage.calls["stream"] == 1
     assert await on.body() == body
     assert (await on.wraps()).algorithm == "AES-256-GCM"
@@ -117,7 +117,7 @@ async def test_v0_body_that_does_not_open_gets_no_wraps() -> None:
     on.plant_v0(new_dek(), body_dek=new_dek())
     before = await on.storage.head(TARGET)
     with pytest.raises(CorruptObjectError):
-        await on.bring()
+        await on.reconcile()
     assert (await on.storage.head(TARGET)).metadata == before.metadata
     assert on.storage.calls["copy_onto_itself"] == 0
 
@@ -127,18 +127,18 @@ async def test_v0_body_that_takes_longer_than_a_lease() -> None:
     on = Scene()
     on.plant_v0(new_dek())
     on.storage.before_next("stream", on.late)
-    await on.bring()
+    await on.reconcile()
     assert await on.is_current()
 
 
-async def test_v0_body_and_a_turn_while_it_is_checked() -> None:
+async def test_a_rotation_while_a_v0_body_is_checked_refuses_the_copy() -> None:
     on = Scene()
     on.plant_v0(new_dek())
-    on.storage.before_next("stream", on.turn)
+    on.storage.before_next("stream", on.rotate)
     with pytest.raises(PreconditionError):
-        await on.bring()
+        await on.reconcile()
     assert on.storage.calls["copy_onto_itself"] == 0
-    await on.bring()
+    await on.reconcile()
     assert await on.is_current()
 
 
@@ -147,15 +147,15 @@ async def test_v0_body_replaced_before_it_is_checked() -> None:
     on.plant_v0(new_dek())
     on.storage.before_next("stream", on.delete)
     with pytest.raises(PreconditionError):
-        await on.bring()
+        await on.reconcile()
 
 
 async def test_v0_body_with_v1_wraps_is_not_read_again() -> None:
     on = Scene()
     on.plant_v0(new_dek())
-    await on.bring()
-    await on.turn()
-    await on.bring()
+    await on.reconcile()
+    await on.rotate()
+    await on.reconcile()
     assert on.storage.calls["stream"] == 1
     assert await on.is_current()
 
@@ -164,9 +164,9 @@ async def test_v0_body_with_v1_wraps_is_not_read_again() -> None:
 
 
 @pytest.mark.parametrize("body", [b"hello", b"", bytes(2_500_000)], ids=["small", "empty", "large"])
-async def test_plaintext_is_encrypted_where_it_stands(body: bytes) -> None:
+async def test_plaintext_is_encrypted_in_place(body: bytes) -> None:
     on = in_plaintext(body)
-    assert await on.bring(ENCRYPT) == Encrypt()
+    assert await on.reconcile(ENCRYPT) == Encrypt()
     assert await opened(on) == body
     await on.check_the_rest()
     # One of no bytes goes at once: streamed, it could outlast its lease.
@@ -188,9 +188,9 @@ async def test_each_attempt_to_encrypt_has_its_own_dek() -> None:
 async def test_no_body_lands_under_wraps_that_are_past(body: bytes) -> None:
     """The lease bounds a put's beginning: the turn comes while the body is on its way."""
     on = in_plaintext(body)
-    on.storage.before_next("stream", on.turn)
+    on.storage.before_next("stream", on.rotate)
     with pytest.raises(PreconditionError):
-        await on.bring(ENCRYPT)
+        await on.reconcile(ENCRYPT)
     assert await on.body() == body
     assert isinstance(parse((await on.storage.head(TARGET)).metadata), Plaintext)
 
@@ -204,7 +204,7 @@ async def test_plaintext_replaced_meanwhile_is_left_as_it_is_now(operation: str)
 
     on.storage.before_next(operation, change)
     with pytest.raises(PreconditionError):
-        await on.bring(ENCRYPT)
+        await on.reconcile(ENCRYPT)
     assert await on.body() == b"other"
 
 
@@ -212,7 +212,7 @@ async def test_plaintext_deleted_meanwhile_stays_deleted() -> None:
     on = in_plaintext()
     on.storage.before_next("put_stream", on.delete)
     with pytest.raises(PreconditionError):
-        await on.bring(ENCRYPT)
+        await on.reconcile(ENCRYPT)
     assert isinstance(parse((await on.storage.head(TARGET)).metadata), Tombstone)
 
 
@@ -226,12 +226,12 @@ async def test_empty_plaintext_deleted_meanwhile_stays_deleted() -> None:
     assert isinstance(parse((await on.storage.head(TARGET)).metadata), Tombstone)
 
 
-async def test_empty_plaintext_rests_on_a_lease_begun_before_its_last_look() -> None:
+async def test_empty_plaintext_is_rechecked_after_its_lease_began() -> None:
     """Late after that look, the storage refuses it: a delete waits no longer than that."""
     on = in_plaintext(b"")
     on.storage.before_next("head", on.late)
     with pytest.raises(RefusedError):
-        await on.bring(ENCRYPT)
+        await on.reconcile(ENCRYPT)
     assert isinstance(parse((await on.storage.head(TARGET)).metadata), Plaintext)
 
 
@@ -248,11 +248,11 @@ async def test_plaintext_above_one_put_is_too_large() -> None:
 # Tombstones.
 
 
-async def test_a_tombstone_is_sealed_anew_with_its_time() -> None:
+async def test_a_tombstone_keeps_its_time_when_it_is_resealed() -> None:
     on = Scene()
     on.plant(deleted(on.ring.desired(MASTER_KEYS), KEY), b"")
-    await on.turn_master_key()
-    assert isinstance(await on.bring(), ResealTombstone)
+    await on.change_master_key()
+    assert isinstance(await on.reconcile(), ResealTombstone)
     head = await on.storage.head(TARGET)
     tombstone = parse(head.metadata)
     assert isinstance(tombstone, Tombstone)
@@ -280,7 +280,7 @@ async def due(kind: str, storage: MemoryStorage | None = None, **more: Any) -> S
     match kind:
         case "rewrap":
             on.plant_sealed(**more)
-            await on.turn()
+            await on.rotate()
         case "v0":
             on.plant_v0(new_dek())
             if more:
@@ -290,7 +290,7 @@ async def due(kind: str, storage: MemoryStorage | None = None, **more: Any) -> S
             on.plant({}, b"hello", **more)
         case "reseal":
             on.plant(deleted(on.ring.desired(MASTER_KEYS), KEY), b"", **more)
-            await on.turn_master_key()
+            await on.change_master_key()
     return on
 
 
@@ -304,38 +304,38 @@ async def test_a_late_write_is_refused_by_the_storage(kind: str) -> None:
     before = await on.storage.read(TARGET)
     on.storage.before_next(WRITES[kind], on.late)
     with pytest.raises(RefusedError):
-        await on.bring(ENCRYPT)
+        await on.reconcile(ENCRYPT)
     after = await on.storage.read(TARGET)
     assert (after[1], after[0].headers) == (before[1], before[0].headers)
-    await on.bring(ENCRYPT)
+    await on.reconcile(ENCRYPT)
 
 
 @ALL_KINDS
-async def test_a_lock_that_refuses_is_told(kind: str) -> None:
+async def test_a_refusal_by_a_lock_is_a_locked_object(kind: str) -> None:
     on = await due(kind, locked=True)
     with pytest.raises(LockedObjectError):
-        await on.bring(ENCRYPT)
+        await on.reconcile(ENCRYPT)
 
 
 async def test_a_late_write_to_a_locked_object_is_no_word_of_its_lock() -> None:
     on = await due("rewrap", locked=True)
     on.storage.before_next("copy_onto_itself", on.late)
     with pytest.raises(RefusedError):
-        await on.bring()
+        await on.reconcile()
 
 
 async def test_a_lock_is_restated_where_a_new_version_is_allowed() -> None:
     on = await due("rewrap", MemoryStorage(versioned=True), locked=True)
-    await on.bring()
+    await on.reconcile()
     head = await on.storage.head(TARGET)
     assert head.locked
     assert head.headers.restated["x-amz-object-lock-legal-hold"] == "ON"
     assert await on.is_current()
 
 
-async def test_an_archive_that_refuses_is_told() -> None:
+async def test_a_refusal_by_an_archive_is_an_archived_object() -> None:
     on = sealed()
-    await on.turn()
+    await on.rotate()
     view, action, snapshot = await on.plan_action()
     body = await on.body()
     on.storage.plant(TARGET, body, view.head.headers, archived=True)
@@ -352,7 +352,7 @@ async def test_an_object_that_is_gone(kind: str) -> None:
 
     on.storage.before_next(WRITES[kind], remove)
     with pytest.raises(MissingError):
-        await on.bring(ENCRYPT)
+        await on.reconcile(ENCRYPT)
 
 
 @pytest.mark.parametrize("kind", ["rewrap", "v0", "encrypt"])
@@ -360,7 +360,7 @@ async def test_an_object_deleted_before_the_write_stays_deleted(kind: str) -> No
     on = await due(kind)
     on.storage.before_next(WRITES[kind], on.delete)
     with pytest.raises(PreconditionError):
-        await on.bring(ENCRYPT)
+        await on.reconcile(ENCRYPT)
     assert isinstance(parse((await on.storage.head(TARGET)).metadata), Tombstone)
 
 
@@ -370,8 +370,8 @@ async def test_a_lost_answer(kind: str) -> None:
     on = await due(kind)
     on.storage.fail_next(WRITES[kind], StorageUnavailableError("lost"), after_effect=True)
     with pytest.raises(StorageUnavailableError):
-        await on.bring(ENCRYPT)
-    assert isinstance(await on.bring(ENCRYPT), NoOp)
+        await on.reconcile(ENCRYPT)
+    assert isinstance(await on.reconcile(ENCRYPT), NoOp)
 
 
 # Tags.
@@ -411,7 +411,7 @@ async def test_what_is_kept_risks_no_tags() -> None:
 
 
 @pytest.mark.parametrize("kind", ["current", "plaintext", "deleted"])
-async def test_keeping_does_nothing(kind: Any) -> None:
+async def test_no_op_does_nothing(kind: Any) -> None:
     on = sealed()
     view, _, snapshot = await on.plan_action()
     action: PlannedAction = NoOp(kind)
@@ -443,8 +443,8 @@ async def rewrapped(on: Scene) -> datetime:
     """Rewrap a minute later; gives the storage's `Last-Modified` before it."""
     before = (await on.storage.head(TARGET)).last_modified
     on.storage.advance(60)
-    await on.turn()
-    assert isinstance(await on.bring(), Rewrap)
+    await on.rotate()
+    assert isinstance(await on.reconcile(), Rewrap)
     assert (await on.storage.head(TARGET)).last_modified > before
     return before
 
@@ -467,7 +467,7 @@ async def test_later_rewraps_keep_what_the_first_one_kept() -> None:
 @pytest.mark.parametrize(
     "value", ["yesterday", "2026-11-24", "9999-01-01T00:00:00.000000Z", "2026-11-24T10:00:00+01:00"]
 )
-async def test_a_time_that_is_none_or_lies_ahead_is_written_anew(value: str) -> None:
+async def test_a_malformed_or_future_stored_at_is_replaced(value: str) -> None:
     """Nothing vouches for it: whoever writes the bucket may have put it there."""
     on = tagged(**{"enc-stored-at": value})
     before = await rewrapped(on)
@@ -499,7 +499,7 @@ async def test_plaintext_that_is_encrypted_keeps_its_time_and_no_tag() -> None:
     on = in_plaintext()
     before = (await on.storage.head(TARGET)).last_modified
     on.storage.advance(60)
-    assert isinstance(await on.bring(ENCRYPT), Encrypt)
+    assert isinstance(await on.reconcile(ENCRYPT), Encrypt)
     assert await stored(on) == (format_time(before), None)
     assert (await on.storage.head(TARGET)).metadata["enc-upload"] == UPLOAD_ID
 
@@ -509,5 +509,5 @@ async def test_an_object_of_the_earlier_system_keeps_its_time() -> None:
     on.plant_v0(new_dek())
     before = (await on.storage.head(TARGET)).last_modified
     on.storage.advance(60)
-    await on.bring()
+    await on.reconcile()
     assert await stored(on) == (format_time(before), None)

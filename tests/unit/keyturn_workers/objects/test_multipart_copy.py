@@ -34,7 +34,7 @@ async def due(storage: MemoryStorage | None = None, *, locked: bool = False) -> 
     """A large object one generation behind, above the copy's limit."""
     on = Scene(storage or MemoryStorage(), copy_limit_bytes=1)
     on.plant_sealed(LARGE, locked=locked)
-    await on.turn()
+    await on.rotate()
     return on
 
 
@@ -44,7 +44,7 @@ async def due(storage: MemoryStorage | None = None, *, locked: bool = False) -> 
 async def test_copied_in_parts(capabilities: Capabilities) -> None:
     on = await due(MemoryStorage(capabilities=capabilities))
     before = await on.body()
-    await on.bring()
+    await on.reconcile()
     assert await on.body() == before
     assert await on.is_current()
     await on.check_the_rest()
@@ -55,7 +55,7 @@ async def test_copied_in_parts(capabilities: Capabilities) -> None:
 async def test_at_the_limit_it_is_one_copy() -> None:
     on = await due()
     on = Scene(on.storage, on.ring, copy_limit_bytes=len(await on.body()))
-    await on.bring()
+    await on.reconcile()
     assert (on.storage.calls["create_multipart"], on.storage.calls["copy_onto_itself"]) == (0, 1)
     assert await on.is_current()
 
@@ -64,7 +64,7 @@ async def test_a_large_body_of_the_earlier_system() -> None:
     """It is opened first, whatever its size, and then copied in parts."""
     on = Scene(copy_limit_bytes=6 * MIB)
     body = on.plant_v0(new_dek(), size=7 * MIB)
-    await on.bring()
+    await on.reconcile()
     assert await on.body() == body
     assert (on.storage.calls["stream"], on.storage.calls["copy_part"]) == (1, 2)
     assert await on.is_current()
@@ -74,7 +74,7 @@ async def test_copying_longer_than_a_lease() -> None:
     """The completion alone is fenced, by a keyring read just before it."""
     on = await due()
     on.storage.before_next("copy_part", on.late)
-    await on.bring()
+    await on.reconcile()
     assert await on.is_current()
 
 
@@ -88,7 +88,7 @@ async def check_refused(
     before = await on.body()
     on.storage.before_next(operation, hook)
     with pytest.raises(error):
-        await on.bring()
+        await on.reconcile()
     assert await on.open_uploads() == []
     assert await on.body() in (before, b"")
 
@@ -100,18 +100,18 @@ async def test_a_completion_after_its_lease() -> None:
 
 
 @pytest.mark.parametrize("operation", ["create_multipart", "copy_part"])
-async def test_a_turn_while_it_is_copied(operation: str) -> None:
+async def test_a_rotation_during_the_copy_refuses_the_completion(operation: str) -> None:
     """Its wraps are of yesterday: aborted, and looked at again."""
     on = await due()
-    await check_refused(on, operation, on.turn, PreconditionError)
+    await check_refused(on, operation, on.rotate, PreconditionError)
     assert on.storage.calls["complete_multipart"] == 0
-    await on.bring()
+    await on.reconcile()
     assert await on.is_current()
 
 
-async def test_a_master_key_turned_while_it_is_copied() -> None:
+async def test_a_new_master_key_during_the_copy_refuses_the_completion() -> None:
     on = await due()
-    await check_refused(on, "copy_part", on.turn_master_key, PreconditionError)
+    await check_refused(on, "copy_part", on.change_master_key, PreconditionError)
 
 
 @pytest.mark.parametrize("operation", ["create_multipart", "copy_part", "head"])
@@ -132,7 +132,7 @@ async def test_deleted_at_the_last_moment_where_completions_honour_conditions() 
     assert isinstance(parse((await on.storage.head(TARGET)).metadata), Tombstone)
 
 
-async def test_the_last_look_comes_after_the_keyring_read_that_fences_the_completion() -> None:
+async def test_the_object_is_rechecked_after_the_keyring_read_that_fences_the_completion() -> None:
     """Stalled after the look, the completion is late: so a delete waits for one lease alone."""
     on = await due()
 
@@ -142,7 +142,7 @@ async def test_the_last_look_comes_after_the_keyring_read_that_fences_the_comple
 
     on.storage.before_next("complete_multipart", stall_then_delete)
     with pytest.raises(RefusedError):
-        await on.bring()
+        await on.reconcile()
     assert isinstance(parse((await on.storage.head(TARGET)).metadata), Tombstone)
 
 
@@ -154,7 +154,7 @@ async def test_gone_while_it_is_copied() -> None:
 
     on.storage.before_next("head", remove)
     with pytest.raises(MissingError):
-        await on.bring()
+        await on.reconcile()
     assert await on.open_uploads() == []
 
 
@@ -164,11 +164,11 @@ async def test_rewrapped_by_another_worker_meanwhile() -> None:
     other = Scene(on.storage, on.ring)
 
     async def overtake() -> None:
-        await other.bring()
+        await other.reconcile()
 
     on.storage.before_next("head", overtake)
     with pytest.raises(PreconditionError):
-        await on.bring()
+        await on.reconcile()
     assert on.storage.calls["complete_multipart"] == 0
     assert await on.is_current()
 
@@ -184,15 +184,15 @@ async def test_a_failure_leaves_no_parts(operation: str) -> None:
     assert await on.body() != b""
 
 
-async def test_an_abort_that_fails_hides_nothing() -> None:
+async def test_a_failed_abort_hides_no_error() -> None:
     on = await due()
     on.storage.fail_next("copy_part", StorageUnavailableError("down"))
     on.storage.fail_next("abort_multipart", StorageUnavailableError("down too"))
     with pytest.raises(StorageUnavailableError, match=r"down$"):
-        await on.bring()
+        await on.reconcile()
 
 
-async def test_cancelled_while_it_is_copied() -> None:
+async def test_a_canceled_copy_leaves_no_parts() -> None:
     """A worker that shuts down leaves no parts behind, and no part under way."""
     on = await due()
     reached, never = asyncio.Event(), asyncio.Event()
@@ -202,7 +202,7 @@ async def test_cancelled_while_it_is_copied() -> None:
         await never.wait()
 
     on.storage.before_next("copy_part", hang)
-    task = asyncio.create_task(on.bring())
+    task = asyncio.create_task(on.reconcile())
     await reached.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -214,14 +214,14 @@ async def test_a_locked_object_is_not_copied_in_parts() -> None:
     """Not every server keeps the lock that a multipart upload begins with."""
     on = await due(locked=True)
     with pytest.raises(LockedObjectError):
-        await on.bring()
+        await on.reconcile()
     assert await on.open_uploads() == []
 
 
 async def test_a_few_parts_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     on = Scene(copy_limit_bytes=1)
     on.plant_sealed(bytes(60 * MIB))
-    await on.turn()
+    await on.rotate()
     under_way: list[int] = []
     most = 0
     copy_part = on.storage.copy_part
@@ -236,7 +236,7 @@ async def test_a_few_parts_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
             under_way.remove(number)
 
     monkeypatch.setattr(on.storage, "copy_part", counted)
-    await on.bring()
+    await on.reconcile()
     assert on.storage.calls["copy_part"] == 13
     assert most == 4
 

@@ -23,7 +23,7 @@ def test_derived_keks_do_not_pile_up_over_all_projects() -> None:
     assert len(keys._derived) <= 4096
 
 
-def test_operator_keys_show_nothing() -> None:
+def test_operator_keys_print_no_key() -> None:
     keys = OperatorKeys(MASTER_KEYS, V0_ADMIN_KEK)
     derived = keys.admin_kek("m1", "acme")
     assert derived is not None

@@ -42,8 +42,8 @@ from tests.unit.keyturn_workers.factories import (
     enc,
     keyring,
     object_view,
+    rotated,
     sealed_object,
-    turned,
     v0_metadata,
     v0_ring,
 )
@@ -56,8 +56,8 @@ if TYPE_CHECKING:
 KEY: Final = "reports/q3.pdf"
 KEYS = OperatorKeys(MASTER_KEYS, V0_ADMIN_KEK)
 FIRST = keyring()
-SECOND = turned(FIRST)
-THIRD = turned(SECOND)
+SECOND = rotated(FIRST)
+THIRD = rotated(SECOND)
 DEK, OTHER_DEK = new_dek(), new_dek()
 BODY = seal(DEK, BODY_CONTEXT, b"hello")
 V0_BODY = v0_seal(DEK, b"hello")
@@ -249,7 +249,7 @@ V0_OTHER = v0_metadata(OTHER_DEK, DEK)
 NO_KEK = replace(OLD, v0_kek=None)
 FORBIDDEN = replace(OLD, v0_allowed=False)
 V1_NOW = under(OLD, algorithm=V0_ALGORITHM)
-OLD_SECOND = turned(OLD)
+OLD_SECOND = rotated(OLD)
 V0 = [
     Case("both", v0_metadata(DEK, DEK), "rewrap", ring=OLD, checked=True),
     Case("user alone", v0_metadata(DEK, None), "rewrap", ring=OLD, checked=True),
@@ -359,7 +359,7 @@ def test_a_longer_history_never_hides_an_object() -> None:
     """Ten rotations behind, with a label that names none of them."""
     rings = [FIRST]
     for _ in range(10):
-        rings.append(turned(rings[-1]))
+        rings.append(rotated(rings[-1]))
     for older, newer in pairwise(rings):
         assert newer.history[-1] == older.current
     for ring in rings:
@@ -367,7 +367,7 @@ def test_a_longer_history_never_hides_an_object() -> None:
         check_rewrap(decided(enc(lost), ring=rings[-1]), rings[-1], checked=False)
 
 
-def test_a_master_key_that_is_not_held_opens_nothing() -> None:
+def test_an_unavailable_master_key_opens_nothing() -> None:
     keys = OperatorKeys({"m2": MASTER_KEYS["m2"]})
     stale = enc(replace(NOW, user=BAD))
     with pytest.raises(NoUsableWrapError):
@@ -391,7 +391,7 @@ def test_a_current_object_costs_two_unwraps(unwraps: Counter[str]) -> None:
     """A proving pass decides thousands of objects a second, however long the history is."""
     ring = FIRST
     for _ in range(20):
-        ring = turned(ring)
+        ring = rotated(ring)
     assert decided(enc(under(ring)), ring=ring) == NoOp("current")
     assert unwraps == {"user": 1, "admin": 1}
 
@@ -399,13 +399,13 @@ def test_a_current_object_costs_two_unwraps(unwraps: Counter[str]) -> None:
 def test_one_rotation_behind_costs_four(unwraps: Counter[str]) -> None:
     before = FIRST
     for _ in range(20):
-        before = turned(before)
-    ring = turned(before)
+        before = rotated(before)
+    ring = rotated(before)
     assert isinstance(decided(enc(under(before)), ring=ring), Rewrap)
     assert unwraps == {"user": 2, "admin": 2}
 
 
-def test_a_body_key_shows_nothing() -> None:
+def test_a_planned_action_prints_no_key() -> None:
     action = decided(v0_metadata(DEK, DEK), V0_BODY, OLD)
     assert repr(DEK)[2:-1] not in repr(action)
 

@@ -27,8 +27,8 @@ from tests.unit.keyturn_workers.factories import (
     OPERATOR_KEYS,
     deleted,
     enc,
+    rotated,
     sealed_object,
-    turned,
 )
 from tests.unit.keyturn_workers.scene import KEY, TAGS, TARGET, Scene
 
@@ -52,11 +52,11 @@ async def run(on: Scene) -> KeyringSnapshot:
 async def behind(storage: MemoryStorage | None = None, size: int = 5, limit: int = 10**9) -> Scene:
     on = Scene(storage or MemoryStorage(), copy_limit_bytes=limit)
     on.plant_sealed(bytes(size))
-    await on.turn()
+    await on.rotate()
     return on
 
 
-async def test_it_tells_the_state_that_the_object_now_has() -> None:
+async def test_the_snapshot_returned_is_the_state_of_the_object() -> None:
     on = await behind()
     assert (await run(on)).desired.generation == 2
     assert await on.is_current()
@@ -73,7 +73,7 @@ async def test_what_is_current_is_only_read() -> None:
 async def test_the_keyring_is_read_again_after_the_copy() -> None:
     """It turned during the copy: what was written was of yesterday, and is done over."""
     on = await behind()
-    on.storage.before_next("copy_onto_itself", on.turn)
+    on.storage.before_next("copy_onto_itself", on.rotate)
     assert (await run(on)).desired.generation == 3
     assert await on.is_current()
     assert on.storage.calls["copy_onto_itself"] == 2
@@ -102,21 +102,21 @@ async def test_tags_are_there_after_it(size: int, limit: int, *, keeps_tags: boo
 async def test_an_object_without_tags_costs_no_request_for_them() -> None:
     on = Scene()
     on.plant_sealed(tags={})
-    await on.turn()
+    await on.rotate()
     await run(on)
     assert (on.storage.calls["read_tags"], on.storage.calls["write_tags"]) == (0, 0)
 
 
 async def test_a_large_object_moved_while_it_was_copied() -> None:
     on = await behind(size=6 * MIB, limit=1)
-    on.storage.before_next("copy_part", on.turn)
+    on.storage.before_next("copy_part", on.rotate)
     assert (await run(on)).desired.generation == 3
     assert await on.is_current()
     assert await on.storage.read_tags(TARGET) == TAGS
     assert await on.open_uploads() == []
 
 
-async def test_it_gives_up_where_the_storage_refuses_for_ever() -> None:
+async def test_it_gives_up_if_the_storage_always_refuses() -> None:
     on = await behind()
     on.storage.fail_next("copy_onto_itself", RefusedError("no"), times=20)
     with pytest.raises(StorageUnavailableError, match="kept changing"):
@@ -140,7 +140,7 @@ async def test_what_it_leaves_as_it_is() -> None:
     on = Scene()
     wraps, body = sealed_object(on.ring.desired(MASTER_KEYS), KEY)
     other, _ = sealed_object(on.ring.desired(MASTER_KEYS), KEY)
-    later, _ = sealed_object(turned(on.ring).desired(MASTER_KEYS), KEY)
+    later, _ = sealed_object(rotated(on.ring).desired(MASTER_KEYS), KEY)
     broken = replace(wraps, user=b"", admin=b"")
     cases: list[tuple[dict[str, str], type[CodedError]]] = [
         ({}, CorruptObjectError),
@@ -163,7 +163,7 @@ async def test_what_it_leaves_as_it_is() -> None:
 async def test_locked_and_archived() -> None:
     on = Scene()
     on.plant_sealed(locked=True)
-    await on.turn()
+    await on.rotate()
     with pytest.raises(LockedObjectError):
         await run(on)
     on.plant_sealed(archived=True)

@@ -15,8 +15,8 @@ from tests.unit.keyturn_workers.factories import (
     MASTER_KEYS,
     OPERATOR_KEYS,
     keyring,
+    rotated,
     sealed_object,
-    turned,
 )
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 KEY = "reports/q3.pdf"
 RING = keyring()
 NOW = RING.desired(MASTER_KEYS)
-LATER_RING = turned(RING)
+LATER_RING = rotated(RING)
 LATER = LATER_RING.desired(MASTER_KEYS)
 OTHER_MASTER = replace(RING, master_key="m2").desired(MASTER_KEYS)
 
@@ -95,13 +95,13 @@ def test_a_dek_that_the_header_does_not_commit_to() -> None:
         _examined(wraps, b"short")
 
 
-def test_an_admin_wrap_ahead_of_the_keyring_tells_a_rollback() -> None:
+def test_an_admin_wrap_ahead_of_the_keyring_is_a_rollback() -> None:
     wraps, body = sealed_object(LATER, KEY)
     with pytest.raises(KeyringRolledBackError):
         _examined(wraps, body)
 
 
-def test_a_label_ahead_of_the_keyring_alone_tells_nothing() -> None:
+def test_a_label_ahead_of_the_keyring_is_no_rollback() -> None:
     wraps, body = sealed_object(NOW, KEY)
     assert not _examined(replace(wraps, generation=9), body).current
 

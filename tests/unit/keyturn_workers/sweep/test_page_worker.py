@@ -24,7 +24,7 @@ from keyturn_workers.sweep.page_worker import PageWorker
 from keyturn_workers.sweep.plan import Failure, OpenPage, Plan, Result, State, SweepRequest
 from keyturn_workers.sweep.store import SweepStore
 from keyturn_workers.testing.memory_storage import MemoryStorage
-from tests.unit.keyturn_workers.factories import MASTER_KEYS, enc, keyring, sealed_object, turned
+from tests.unit.keyturn_workers.factories import MASTER_KEYS, enc, keyring, rotated, sealed_object
 
 SWEEP_ID: Final = "2f6c9a0e-1111-4111-8111-111111111111"
 KEYS: Final = OperatorKeys(MASTER_KEYS)
@@ -102,7 +102,7 @@ async def test_an_object_that_is_not_found_after_a_lost_race_has_failed() -> Non
     """The copy and the read after it answer 404 while the listing shows the object."""
     page = Page()
     page.plant("a")
-    page.write_keyring(turned(page.ring))
+    page.write_keyring(rotated(page.ring))
     page.storage.fail_next("copy_onto_itself", GONE)
 
     async def not_found() -> None:
@@ -124,7 +124,7 @@ async def test_a_dry_run_counts_what_is_not_found_as_failed() -> None:
 async def test_a_listed_version_that_is_not_found_has_failed() -> None:
     page = Page(MemoryStorage(versioned=True))
     page.plant("a")
-    page.write_keyring(turned(page.ring))
+    page.write_keyring(rotated(page.ring))
     page.plant("a")
     reads = 0
 

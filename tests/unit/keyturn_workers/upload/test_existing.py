@@ -47,7 +47,7 @@ async def relabel(on: Bench, **changed: str | None) -> None:
 
 
 @BY_ALL_WAYS
-async def test_a_second_delivery_is_told_from_its_tag(way: str) -> None:
+async def test_a_second_delivery_recognizes_its_object_by_the_tag(way: str) -> None:
     """Neither body is opened for that: the staged one may be gone."""
     on = bench(way)
     sent = request(on, way)
@@ -61,7 +61,7 @@ async def test_a_second_delivery_is_told_from_its_tag(way: str) -> None:
 
 @STAGED_WAYS
 @pytest.mark.parametrize("seen_before", [False, True])
-async def test_an_object_relabelled_to_a_pending_uploads_id_is_not_its_own(
+async def test_an_object_relabeled_to_a_pending_uploads_id_is_not_its_own(
     way: str, *, seen_before: bool
 ) -> None:
     """The pending upload is refused, and its staged body stays: it exists nowhere else."""
@@ -72,8 +72,8 @@ async def test_an_object_relabelled_to_a_pending_uploads_id_is_not_its_own(
     with pytest.raises(AlreadyExistsError) as refused:
         await on.serve(pending, seen_before=seen_before)
     await UploadHandler(on.uploader).after_refusal(pending, ORIGIN, refused.value)
-    assert await on.stands(STAGED)
-    assert await on.opened() == DATA[::-1]
+    assert await on.exists(STAGED)
+    assert await on.plaintext() == DATA[::-1]
 
 
 async def test_the_same_id_by_another_publisher_is_another_upload() -> None:
@@ -114,7 +114,7 @@ async def test_plaintext_under_the_uploads_id_is_compared(way: str) -> None:
     assert (await on.storage.read(TARGET))[1] == DATA[::-1]
 
 
-async def test_nothing_left_to_compare_with() -> None:
+async def test_an_object_without_a_tag_is_refused_without_a_staged_body() -> None:
     """An object without a tag is not taken for the upload's own where its staged body is gone."""
     on = bench("put_stream")
     sent = request(on, "put_stream")
@@ -126,7 +126,7 @@ async def test_nothing_left_to_compare_with() -> None:
 
 
 @STAGED_WAYS
-async def test_plaintext_that_is_published_once_more_is_told_again(way: str) -> None:
+async def test_plaintext_that_is_published_again_is_completed_again(way: str) -> None:
     """Its staged body went once it was stored; another length is another object."""
     on = bench(way, ring=keyring(plaintext=True), encryption_enabled=False)
     sent = request(on, way)
@@ -147,7 +147,7 @@ async def test_wraps_that_do_not_verify_leave_the_staged_body(changed: dict[str,
     with pytest.raises(CorruptObjectError) as refused:
         await on.serve(sent, seen_before=True)
     await UploadHandler(on.uploader).after_refusal(sent, ORIGIN, refused.value)
-    assert await on.stands(STAGED)
+    assert await on.exists(STAGED)
 
 
 async def test_an_own_object_that_was_cut_is_corrupt() -> None:
@@ -165,7 +165,7 @@ async def test_rewraps_keep_the_tag() -> None:
     sent = request(on)
     await on.serve(sent)
     tag = (await on.metadata())["enc-upload-tag"]
-    await on.turn()
+    await on.rotate()
     await reconcile_object("acme", "k", on.storage, on.keyrings, OPERATOR_KEYS)
     assert (await on.metadata())["enc-upload-tag"] == tag
     assert await on.serve(sent, seen_before=True) == UploadResult(len(DATA), 2)

@@ -34,7 +34,7 @@ ORIGIN = RequestOrigin("api", "0" * 64)
 
 
 @BY_ALL_WAYS
-async def test_a_completed_upload_is_found(way: str) -> None:
+async def test_an_expired_upload_that_was_stored_is_completed(way: str) -> None:
     """A request past its age is answered from its target, and stores nothing (SPEC 6.3)."""
     on = bench(way)
     sent = request(on, way)
@@ -62,20 +62,20 @@ async def test_a_completed_upload_is_found(way: str) -> None:
         (StagedBodyMissingError("k"), True),
     ],
 )
-async def test_what_is_refused_for_ever_leaves_nothing_staged(
+async def test_a_permanent_refusal_deletes_the_staged_body(
     error: CodedError, *, stays: bool
 ) -> None:
     on = bench("put_stream")
     sent = request(on, "put_stream")
     await UploadHandler(on.uploader).after_refusal(sent, ORIGIN, error)
-    assert await on.stands(STAGED) is stays
+    assert await on.exists(STAGED) is stays
 
 
-async def test_a_key_with_another_uploads_object_leaves_nothing_staged() -> None:
+async def test_a_key_taken_by_another_upload_deletes_the_staged_body() -> None:
     on = bench("put_stream")
     await on.serve(request(on, "put_stream", upload_id=OTHER_ID))
     sent = request(on, "put_stream")
     with pytest.raises(AlreadyExistsError) as refused:
         await on.serve(sent)
     await UploadHandler(on.uploader).after_refusal(sent, ORIGIN, refused.value)
-    assert not await on.stands(STAGED)
+    assert not await on.exists(STAGED)

@@ -34,7 +34,7 @@ PUT: Final = PutResponse(
 )
 
 
-def test_a_sealed_put_within_the_lease_is_told_at_once() -> None:
+def test_an_encrypted_put_within_the_lease_needs_no_second_read() -> None:
     assert exists_within_lease(OBSERVED, PUT, is_encrypted=True)
 
 
@@ -60,7 +60,7 @@ def test_a_sealed_put_within_the_lease_is_told_at_once() -> None:
         ({"keyring": replace(RING, lease_s=None)}, {}, True),
     ],
 )
-def test_otherwise_the_keyring_is_read_again(
+def test_any_other_put_needs_a_second_read(
     snapshot: dict[str, Any], put: dict[str, Any], *, is_encrypted: bool
 ) -> None:
     assert not exists_within_lease(
@@ -87,11 +87,11 @@ async def test_reads_of_the_keyring(way: str, reads: int) -> None:
     on = leased_bench(way)
     assert await on.serve(request(on, way)) == UploadResult(len(DATA), 1)
     assert on.storage.calls["read"] == reads
-    assert await on.opened() == DATA
+    assert await on.plaintext() == DATA
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_plaintext_forbidden_by_the_time_it_lands_is_never_told_unread(way: str) -> None:
+async def test_plaintext_always_needs_a_second_read(way: str) -> None:
     """The keyring forbade plaintext while the put was under way: no sweep would encrypt it."""
     ring = replace(keyring(plaintext=True), lease_s=LEASE_S)
     on = leased_bench(way, ring=ring, encryption_enabled=False)
@@ -101,13 +101,13 @@ async def test_plaintext_forbidden_by_the_time_it_lands_is_never_told_unread(way
 
     on.storage.before_next(way, forbid)
     assert await on.serve(request(on, way)) == UploadResult(len(DATA), 1)
-    assert await on.opened() == DATA
+    assert await on.plaintext() == DATA
 
 
-async def test_a_turn_during_the_put_is_left_to_its_sweep() -> None:
+async def test_a_rotation_during_the_put_is_left_to_its_sweep() -> None:
     """The object exists within a lease of the turn: every proof of the sweep comes later."""
     on = leased_bench()
-    on.storage.before_next("put", on.turn)
+    on.storage.before_next("put", on.rotate)
     assert await on.serve(request(on)) == UploadResult(len(DATA), 1)
     assert on.storage.calls["copy_onto_itself"] == 0
 
@@ -118,14 +118,14 @@ async def test_a_put_that_outlasts_its_lease_reads_the_keyring_again() -> None:
 
     async def slow(*args: Any, **kwargs: Any) -> Any:
         written = await original(*args, **kwargs)
-        await on.turn()
+        await on.rotate()
         on.storage.advance(LEASE_S)
         # Dated before the commit.
         return replace(written, date=on.storage.now - timedelta(seconds=LEASE_S + 1))
 
     on.storage.put_stream = slow  # type: ignore[method-assign]
     assert await on.serve(request(on, "put_stream")) == UploadResult(len(DATA), 2)
-    assert await on.opened() == DATA
+    assert await on.plaintext() == DATA
 
 
 async def test_a_keyring_read_of_more_than_a_sixth_of_a_lease_gives_no_lease() -> None:

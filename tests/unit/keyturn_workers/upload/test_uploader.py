@@ -44,11 +44,11 @@ BY_ALL_WAYS = pytest.mark.parametrize("way", WAYS)
 
 
 @BY_ALL_WAYS
-async def test_stored(way: str) -> None:
+async def test_an_upload_is_stored_once(way: str) -> None:
     """By the way meant, once, opened by both wraps; nothing else is called for."""
     on = bench(way)
     assert await on.serve(request(on, way)) == UploadResult(len(DATA), 1)
-    assert await on.opened() == DATA
+    assert await on.plaintext() == DATA
     assert (await on.metadata())["enc-upload"] == UPLOAD_ID
     put = {name: on.storage.calls[name] for name in ("put", "put_stream", "complete_multipart")}
     assert put == {name: int(name == way) for name in put}
@@ -56,26 +56,26 @@ async def test_stored(way: str) -> None:
 
 
 @BY_ALL_WAYS
-async def test_turned_during_the_put(way: str) -> None:
+async def test_a_rotation_during_the_put_rewraps_the_object(way: str) -> None:
     """The wraps rest on the old generation: brought to the new one before it is told."""
     on = bench(way)
-    on.storage.before_next(way, on.turn)
+    on.storage.before_next(way, on.rotate)
     assert await on.serve(request(on, way)) == UploadResult(len(DATA), 2)
-    assert await on.opened() == DATA
+    assert await on.plaintext() == DATA
     assert (await on.metadata())["enc-upload"] == UPLOAD_ID
     assert on.storage.calls["copy_onto_itself"] == 1
 
 
-async def test_turned_twice() -> None:
+async def test_two_rotations_during_an_upload_rewrap_the_object_twice() -> None:
     """And once more while it is being brought to the new one."""
     on = bench()
-    on.storage.before_next("put", on.turn)
-    on.storage.before_next("copy_onto_itself", on.turn)
+    on.storage.before_next("put", on.rotate)
+    on.storage.before_next("copy_onto_itself", on.rotate)
     assert await on.serve(request(on)) == UploadResult(len(DATA), 3)
-    assert await on.opened() == DATA
+    assert await on.plaintext() == DATA
 
 
-async def test_master_key_turned_during_the_put() -> None:
+async def test_a_new_master_key_during_the_put_rewraps_the_object() -> None:
     """The admin wrap follows the master key that the keyring names."""
     on = bench()
 
@@ -84,16 +84,16 @@ async def test_master_key_turned_during_the_put() -> None:
 
     on.storage.before_next("put", reseal)
     assert await on.serve(request(on)) == UploadResult(len(DATA), 1)
-    assert await on.opened() == DATA
+    assert await on.plaintext() == DATA
     assert (await on.metadata())["enc-kek-admin"] == "m2"
 
 
-async def test_moved_before_completion() -> None:
+async def test_a_rotation_before_the_completion_starts_the_upload_again() -> None:
     """The wraps were fixed when the upload began: aborted, and done again under the new state."""
     on = bench("complete_multipart")
-    on.storage.before_next("upload_part", on.turn)
+    on.storage.before_next("upload_part", on.rotate)
     assert await on.serve(request(on, "complete_multipart")) == UploadResult(len(DATA), 2)
-    assert await on.opened() == DATA
+    assert await on.plaintext() == DATA
     assert on.storage.calls["create_multipart"] == 2
     assert on.storage.calls["complete_multipart"] == 1
     assert on.storage.calls["copy_onto_itself"] == 0
@@ -101,7 +101,7 @@ async def test_moved_before_completion() -> None:
 
 
 @BY_ALL_WAYS
-async def test_plaintext_forbidden_during_the_put(way: str) -> None:
+async def test_plaintext_forbidden_during_the_put_is_encrypted(way: str) -> None:
     """Plaintext that is forbidden by the time it stands is sealed where it stands."""
     on = bench(way, ring=keyring(plaintext=True), encryption_enabled=False)
 
@@ -110,7 +110,7 @@ async def test_plaintext_forbidden_during_the_put(way: str) -> None:
 
     on.storage.before_next(way, forbid)
     assert await on.serve(request(on, way)) == UploadResult(len(DATA), 1)
-    assert await on.opened() == DATA
+    assert await on.plaintext() == DATA
 
 
 async def test_plaintext() -> None:
@@ -120,32 +120,32 @@ async def test_plaintext() -> None:
     assert await on.metadata() == {"enc-upload": UPLOAD_ID}
 
 
-async def test_plaintext_turned_during_the_put() -> None:
+async def test_a_rotation_during_a_put_of_plaintext_changes_no_object() -> None:
     """There is nothing to rewrap; the generation told is the one that now stands."""
     on = bench(ring=keyring(plaintext=True), encryption_enabled=False)
-    on.storage.before_next("put", on.turn)
+    on.storage.before_next("put", on.rotate)
     assert await on.serve(request(on)) == UploadResult(len(DATA), 2)
     assert (await on.storage.read(TARGET))[1] == DATA
 
 
 @BY_ALL_WAYS
-async def test_lease_run_out(way: str) -> None:
+async def test_an_expired_lease_puts_the_object_again(way: str) -> None:
     """Refused by the storage for being late: the keyring is read anew, and it is put again."""
     on = bench(way)
 
     async def stall() -> None:
         on.storage.advance(60)
-        await on.turn()
+        await on.rotate()
 
     on.storage.before_next(way, stall)
     assert await on.serve(request(on, way)) == UploadResult(len(DATA), 2)
-    assert await on.opened() == DATA
+    assert await on.plaintext() == DATA
     assert on.storage.calls[way] == 2
     assert on.storage.calls["copy_onto_itself"] == 0
     assert await on.open_uploads() == []
 
 
-async def test_stored_by_another_delivery_while_this_one_waited() -> None:
+async def test_an_object_stored_by_another_delivery_is_completed() -> None:
     """Between the look at the target and staging another delivery stored it and cleared up."""
     on = bench("put_stream")
     sent = request(on, "put_stream")
@@ -157,7 +157,7 @@ async def test_stored_by_another_delivery_while_this_one_waited() -> None:
     on.storage.before_next("stream", finish_first)
     assert await on.serve(sent) == UploadResult(len(DATA), 1)
     assert on.storage.calls["put_stream"] == 1
-    assert not await on.stands(STAGED)
+    assert not await on.exists(STAGED)
 
 
 @BY_ALL_WAYS
@@ -173,7 +173,7 @@ async def test_stored_by_another_delivery_while_this_one_waited() -> None:
         ({"enc-upload": UPLOAD_ID, "enc-algo": "Cobblestone-256"}, CorruptObjectError),
     ],
 )
-async def test_taken_during_the_put(
+async def test_a_key_taken_during_the_put_refuses_the_upload(
     way: str, metadata: dict[str, str], error: type[CodedError]
 ) -> None:
     """Somebody put something there after the look: what stands decides, and stays."""
@@ -191,7 +191,9 @@ async def test_taken_during_the_put(
 
 
 @pytest.mark.parametrize("seen_before", [False, True])
-async def test_look_before_a_first_delivery(*, seen_before: bool) -> None:
+async def test_a_first_delivery_of_an_inline_upload_does_not_read_its_target(
+    *, seen_before: bool
+) -> None:
     """An inline upload that comes for the first time costs no read of its target."""
     on = bench()
     await on.serve(request(on), seen_before=seen_before)
@@ -199,25 +201,25 @@ async def test_look_before_a_first_delivery(*, seen_before: bool) -> None:
     assert on.storage.calls["list_multipart_uploads"] == 0  # no inline body goes in parts
 
 
-async def test_two_uploads_of_one_key() -> None:
+async def test_the_second_upload_of_a_key_is_refused() -> None:
     """The second finds the first's object and leaves it as it is."""
     on = bench()
     await on.serve(request(on, data=b"first"))
     with pytest.raises(AlreadyExistsError):
         await on.serve(request(on, data=b"second", upload_id=OTHER_ID))
-    assert await on.opened() == b"first"
+    assert await on.plaintext() == b"first"
 
 
-async def test_a_completed_upload_is_brought_to_the_desired_state() -> None:
+async def test_a_completed_upload_is_reconciled() -> None:
     on = bench()
     sent = request(on)
     await on.serve(sent)
-    await on.turn()
+    await on.rotate()
     assert await on.uploader.find_completed(sent, "api") == UploadResult(len(DATA), 2)
-    assert await on.opened() == DATA
+    assert await on.plaintext() == DATA
 
 
-async def test_whether_it_is_completed_cannot_always_be_said() -> None:
+async def test_completion_is_unknown_while_the_storage_fails() -> None:
     on = bench()
     on.storage.fail_next("read_start", StorageUnavailableError("down"))
     with pytest.raises(StorageUnavailableError):
@@ -238,23 +240,23 @@ async def _measured(on: Bench, asked: UploadRequested, **more: Any) -> dict[str,
     return {name.removeprefix(_STAGE).removesuffix('"}'): value for name, value in rise.items()}
 
 
-async def test_stored_at_once() -> None:
+async def test_a_first_inline_delivery_measures_three_stages() -> None:
     on = bench()
     expected = {"open": 1, "store": 1, "settle": 1, _BYTES: len(DATA)}
     assert await _measured(on, request(on)) == expected
 
 
-async def test_a_staged_body_is_looked_for_first() -> None:
+async def test_a_staged_upload_reads_its_target_first() -> None:
     on = bench("put_stream")
     expected = {"look": 1, "open": 1, "store": 1, "settle": 1, _BYTES: len(DATA)}
     assert await _measured(on, request(on, "put_stream")) == expected
 
 
-async def test_what_stands_is_not_stored_again() -> None:
+async def test_an_existing_object_is_not_stored_again() -> None:
     """Delivered again after it was stored: found as it is to be, or brought there."""
     on = bench()
     asked = request(on)
     await on.serve(asked)
     assert await _measured(on, asked, seen_before=True) == {"look": 1}
-    await on.turn()
+    await on.rotate()
     assert await _measured(on, asked, seen_before=True) == {"look": 1, "settle": 1}

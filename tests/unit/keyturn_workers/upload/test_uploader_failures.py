@@ -45,12 +45,12 @@ async def test_keyring_gone_after_the_put() -> None:
     on.storage.before_next("put", remove)
     with pytest.raises(UnknownProjectError):
         await on.serve(sent)
-    await on.turn()
+    await on.rotate()
     assert await on.serve(sent, seen_before=True) == UploadResult(len(DATA), 2)
 
 
 @BY_ALL_WAYS
-async def test_refused_for_ever(way: str) -> None:
+async def test_a_put_that_is_always_refused_is_unavailable_storage(way: str) -> None:
     """Keys that may not write: put off after a few tries, and not a part left open."""
     on = bench(way)
     on.storage.fail_next(way, RefusedError("no"), times=20)
@@ -66,21 +66,21 @@ async def test_false_precondition_failure(way: str) -> None:
     on = bench(way)
     on.storage.fail_next(way, PreconditionError("412"), after_effect=True)
     assert await on.serve(request(on, way)) == UploadResult(len(DATA), 1)
-    assert await on.opened() == DATA
+    assert await on.plaintext() == DATA
     assert on.storage.calls[way] == 1
 
 
-async def test_false_precondition_failure_and_a_turn() -> None:
+async def test_a_false_precondition_failure_during_a_rotation_is_survived() -> None:
     """The object that it meets is its own, and of yesterday's generation."""
     on = bench()
     on.storage.fail_next("put", PreconditionError("412"), after_effect=True)
-    on.storage.before_next("read_start", on.turn)
+    on.storage.before_next("read_start", on.rotate)
     assert await on.serve(request(on)) == UploadResult(len(DATA), 2)
-    assert await on.opened() == DATA
+    assert await on.plaintext() == DATA
 
 
 @BY_ALL_WAYS
-async def test_precondition_failure_where_nothing_stands(way: str) -> None:
+async def test_a_precondition_failure_without_an_object_is_unavailable_storage(way: str) -> None:
     """Told neither as stored nor as taken: tried again later."""
     on = bench(way)
     on.storage.fail_next(way, PreconditionError("412"))
@@ -111,9 +111,9 @@ async def test_request_lost(way: str) -> None:
     on.storage.fail_next(way, StorageUnavailableError("lost"))
     with pytest.raises(StorageUnavailableError):
         await on.serve(sent)
-    assert not await on.stands(TARGET)
+    assert not await on.exists(TARGET)
     assert await on.serve(sent, seen_before=True) == UploadResult(len(DATA), 1)
-    assert await on.opened() == DATA
+    assert await on.plaintext() == DATA
     assert await on.open_uploads() == []
 
 
@@ -129,9 +129,9 @@ async def test_keyring_not_readable_after_the_put(way: str) -> None:
     on.storage.before_next(way, fail_reads)
     with pytest.raises(StorageUnavailableError):
         await on.serve(sent)
-    await on.turn()
+    await on.rotate()
     assert await on.serve(sent, seen_before=True) == UploadResult(len(DATA), 2)
-    assert await on.opened() == DATA
+    assert await on.plaintext() == DATA
     assert on.storage.calls[way] == 1
 
 
@@ -154,13 +154,13 @@ async def test_each_attempt_has_its_own_dek() -> None:
     assert not commits_to(dek, BODY_CONTEXT, first[:HEADER_BYTES])
 
 
-async def test_staged_body_gone_and_nothing_stored() -> None:
+async def test_a_missing_staged_body_without_an_object_is_refused() -> None:
     on = bench("put_stream")
     sent = request(on, "put_stream")
     await on.storage.delete(STAGED)
     with pytest.raises(StagedBodyMissingError):
         await on.serve(sent)
-    assert not await on.stands(TARGET)
+    assert not await on.exists(TARGET)
 
 
 async def test_staged_body_not_deleted() -> None:
@@ -170,7 +170,7 @@ async def test_staged_body_not_deleted() -> None:
     await on.serve(sent)
     on.storage.fail_next("delete", StorageUnavailableError("down"))
     await on.uploader.discard_staged(sent, "api")
-    assert await on.stands(STAGED)
+    assert await on.exists(STAGED)
 
 
 @pytest.mark.parametrize("way", ["put_stream", "complete_multipart"])
@@ -182,8 +182,8 @@ async def test_staged_body_damaged_at_its_end(way: str) -> None:
     on.storage.plant(STAGED, sealed[:-1] + bytes([sealed[-1] ^ 1]), Headers({}))
     with pytest.raises(BadSealError):
         await on.serve(sent)
-    assert not await on.stands(TARGET)
-    assert await on.stands(STAGED)
+    assert not await on.exists(TARGET)
+    assert await on.exists(STAGED)
     assert await on.open_uploads() == []
 
 
@@ -197,7 +197,7 @@ async def test_leftovers_of_a_killed_worker() -> None:
     assert await on.open_uploads() == [TARGET + "ey"]
 
 
-async def test_copies_of_a_retry_leave_each_other_alone() -> None:
+async def test_copies_of_a_retry_do_not_abort_each_other() -> None:
     """One retry copied by a broker writer: each copy that comes meanwhile takes no parts."""
     on = bench("complete_multipart")
     sent = request(on, "complete_multipart")
@@ -211,11 +211,11 @@ async def test_copies_of_a_retry_leave_each_other_alone() -> None:
 
     on.storage.before_next("complete_multipart", more_copies)
     assert await on.serve(sent, seen_before=True) == UploadResult(len(DATA), 1)
-    assert await on.opened() == DATA
+    assert await on.plaintext() == DATA
     assert await on.open_uploads() == []
 
 
-async def test_a_copy_that_finds_its_object_aborts_nothing() -> None:
+async def test_a_delivery_that_finds_its_object_aborts_nothing() -> None:
     """It may be a sweep's copy of the large object onto itself that has parts under way."""
     on = bench("complete_multipart")
     sent = request(on, "complete_multipart")
@@ -240,7 +240,7 @@ async def test_parts_aborted_by_another_delivery() -> None:
     with pytest.raises(StorageUnavailableError):
         await on.serve(sent)
     assert await on.serve(sent, seen_before=True) == UploadResult(len(DATA), 1)
-    assert await on.opened() == DATA
+    assert await on.plaintext() == DATA
 
 
 async def test_an_unknown_projects_parts_are_left_alone() -> None:
