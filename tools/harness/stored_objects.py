@@ -1,6 +1,6 @@
-"""An independent reader: boto3 and the formats alone, none of the workers' code.
+"""Reads stored objects with boto3 and the specified formats only, without the workers' code.
 
-It tells what the bucket shows, and opens an object by one named key only.
+It shows what the bucket contains, and decrypts an object with one named key.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StoredObject:
-    """What the bucket shows of one object."""
+    """An object as the bucket shows it."""
 
     body: bytes
     metadata: dict[str, str]
@@ -56,7 +56,7 @@ def s3_client(deployment: Deployment) -> S3Client:
 
 
 def read_object(deployment: Deployment, project: str, key: str) -> StoredObject:
-    """Read an object as anybody with the bucket would."""
+    """Read an object as any reader of the bucket can."""
     answer = s3_client(deployment).get_object(Bucket=deployment.bucket, Key=f"{project}/{key}")
     return StoredObject(answer["Body"].read(), answer["Metadata"], answer["ContentType"])
 
@@ -69,7 +69,7 @@ def list_keys(deployment: Deployment, prefix: str = "") -> list[str]:
 
 
 def list_multipart_uploads(deployment: Deployment) -> list[Any]:
-    """All multipart uploads that are open."""
+    """All open multipart uploads."""
     answer = s3_client(deployment).list_multipart_uploads(Bucket=deployment.bucket)
     return list(answer.get("Uploads", []))
 
@@ -77,7 +77,7 @@ def list_multipart_uploads(deployment: Deployment) -> list[Any]:
 def decrypt(
     deployment: Deployment, project: str, key: str, by: str, *, api_key: str | None = None
 ) -> bytes:
-    """The plaintext of an object by one key: `by` is "user" or "admin". Raises if it fails."""
+    """The plaintext, decrypted with one key: `by` is "user" or "admin"."""
     stored = read_object(deployment, project, key)
     return open_sealed(
         _data_key(deployment, project, key, by, stored, api_key), BODY_CONTEXT, stored.body
@@ -85,7 +85,7 @@ def decrypt(
 
 
 def data_key(deployment: Deployment, project: str, key: str) -> bytes:
-    """An object's data key, by the operator's wrap: to look for where it must not be."""
+    """An object's DEK from the admin wrap, to search for it where it must not be."""
     return _data_key(deployment, project, key, "admin", read_object(deployment, project, key), None)
 
 

@@ -1,6 +1,6 @@
-"""Projects that are rotated: keys by generation, objects as they were put, records.
+"""Projects under rotation: their keys by generation, the expected objects, and their records.
 
-All that is checked here is read with boto3 and the formats alone (`tools.harness.stored_objects`).
+Every check reads with boto3 and the specified formats only (`tools.harness.stored_objects`).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _CALLERS = {"author": "kim", "note": "=?utf-8?q?=C3=BC?="}
 
 @dataclass(frozen=True)
 class Put:
-    """An object as it was put: what must be the same after any rotation."""
+    """An object as it was put: what every rotation must preserve."""
 
     plaintext_sha256: str
     body_sha256: str
@@ -64,9 +64,9 @@ class Put:
 
 @dataclass
 class Tenant:
-    """A project of a deployment; `api_keys[0]` is that of generation 1.
+    """A project of a deployment; `api_keys[0]` belongs to generation 1.
 
-    `masters` are the operator's keys by id, oldest first: the last one is what must open.
+    `masters` are the master keys by id, oldest first: only the last one must open objects.
     """
 
     deployment: Deployment
@@ -83,7 +83,7 @@ class Tenant:
     # Requests.
 
     def rotation(self, **more: Any) -> dict[str, Any]:
-        """A request to rotate to a new API key, which counts as the project's from now on."""
+        """A request to rotate to a new API key, which becomes the project's expected key."""
         self.api_keys.append(new_api_key())
         rotation_id = rq.new_id()
         kek = user_kek(self.api_keys[-1], self.project)
@@ -112,7 +112,7 @@ class Tenant:
     # Objects.
 
     def put(self, key: str, plaintext: bytes, *, tags: dict[str, str] | None = None) -> None:
-        """Put a sealed object of generation 1 by hand, as an upload would have."""
+        """Put a sealed object of generation 1 by hand, as an upload would."""
         dek = os.urandom(32)
         body = seal(dek, BODY_CONTEXT, plaintext)
         user, admin = self._user_kek(1), self._admin_kek(next(iter(self.masters)))
@@ -159,12 +159,12 @@ class Tenant:
         )
 
     def put_all(self, plaintexts: dict[str, bytes], *, tags: dict[str, str] | None = None) -> None:
-        """Put many, in threads."""
+        """Put many objects, in threads."""
         with ThreadPoolExecutor(_THREADS) as pool:
             list(pool.map(lambda item: self.put(*item, tags=tags), plaintexts.items()))
 
     def remember(self, plaintexts: dict[str, bytes]) -> None:
-        """Take uploaded objects as they stand now for what must stay."""
+        """Record the present state of uploaded objects as what must be preserved."""
         for key, shown, etag in self._shown(plaintexts):
             self.objects[key] = Put(
                 stored_objects.sha256(plaintexts[key]),
@@ -175,7 +175,7 @@ class Tenant:
             )
 
     def generations(self) -> list[int]:
-        """The generations that the labels of all objects tell, in the order of keys."""
+        """The generations in all objects' labels, in the order of keys."""
         heads = [
             self.client.head_object(Bucket=self.deployment.bucket, Key=key)["Metadata"]
             for key in stored_objects.list_keys(self.deployment, f"{self.project}/")
@@ -195,10 +195,10 @@ class Tenant:
         with ThreadPoolExecutor(_THREADS) as pool:
             return list(pool.map(one, keys))
 
-    # What must hold.
+    # Checks.
 
     def check(self, *, generation: int, deleted: frozenset[str] = frozenset()) -> None:
-        """Every object opens by both keys and by no older one, and is else as it was put."""
+        """Every object opens with both current keys and no older one, and is otherwise unchanged."""
         standing = stored_objects.list_keys(self.deployment, f"{self.project}/")
         assert set(standing) == {object_s3_key(self.project, k) for k in {*self.objects, *deleted}}
         assert len(self.api_keys) == generation
@@ -254,7 +254,7 @@ class Tenant:
         return {tag["Key"]: tag["Value"] for tag in answer["TagSet"]}
 
     def check_deleted(self, key: str) -> None:
-        """A tombstone stands there, which the operator's key opens, and it is empty."""
+        """The key has an empty tombstone, which the master key opens."""
         shown = stored_objects.read_object(self.deployment, self.project, key)
         assert (shown.body, shown.metadata["enc-algo"]) == (b"", "deleted")
         assert shown.metadata.keys() == {"enc-algo", "enc-dek-admin"}
@@ -264,9 +264,9 @@ class Tenant:
     # Records.
 
     def keyring(self) -> dict[str, Any]:
-        """What the project's keyring seals, and `master_key`."""
+        """The content of the project's keyring, and its `master_key`."""
         record = self._record(keyring_s3_key(self.project), self.project)
-        assert record is not None, "none stands"
+        assert record is not None, "no keyring"
         return record
 
     def plan(self, sweep_id: str, project: str | None = None) -> dict[str, Any] | None:
@@ -284,7 +284,7 @@ class Tenant:
         return {**json.loads(opened), "master_key": record["master_key"]}
 
     def left(self, sweep_id: str) -> list[str]:
-        """Records of a sweep that should be gone once its end is told."""
+        """Records of a sweep that should be deleted once it has completed."""
         folder = sweep_prefix(sweep_id, self.project)
         leftovers = (f"{folder}results/", f"{folder}tags/", f".keyturn/sweeps/_running/{sweep_id}/")
         everything = stored_objects.list_keys(self.deployment, ".keyturn/sweeps/")
@@ -301,7 +301,7 @@ class Tenant:
         return admin_kek(self.masters[name], self.project)
 
     def secrets(self) -> dict[str, bytes]:
-        """All that no log may show of this project."""
+        """All secrets of this project that no log may show."""
         found = {"plaintext": MARKER}
         for number, api_key in enumerate(self.api_keys, 1):
             found[f"API key {number} of {self.project}"] = api_key.encode()

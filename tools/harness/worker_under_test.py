@@ -1,7 +1,7 @@
-"""A deployment while a real worker process serves it, and what a refused message must meet.
+"""A deployment served by a real worker process, and the checks for a rejected message.
 
-For tests of SPEC 6.3 and 12 against a real broker and a real bucket. One worker may serve
-a whole module: each message is followed to its end before the next one is sent.
+For tests of SPEC 6.3 and 12 with a real broker and bucket. One worker may serve a whole test
+module: each message is handled completely before the next one is sent.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _ID_FIELDS = sorted(set(topology.REQUEST_ID_FIELDS.values()))
 
 @dataclass(frozen=True)
 class OutgoingRequest:
-    """A message as it is published; its refusal is told under `rejection`, or in no event."""
+    """A message to publish, and the rejection event that is expected for it, if any."""
 
     routing_key: str
     body: bytes
@@ -52,14 +52,14 @@ class OutgoingRequest:
 
     @property
     def request_id(self) -> str:
-        """The id under which its refusal is told."""
+        """The request id in its rejection event."""
         assert self.rejection is not None
         return str(next(self.rejection[n] for n in _ID_FIELDS if n in self.rejection))
 
 
 @dataclass(frozen=True)
 class WorkerUnderTest:
-    """A worker process, the wire to its broker, and its deployment."""
+    """A worker process, its deployment, and a connection to its broker."""
 
     deployment: Deployment
     process: WorkerProcess
@@ -68,7 +68,7 @@ class WorkerUnderTest:
     def sign(
         self, document: dict[str, Any], *, routing_key: str = "", project: str | None = None
     ) -> OutgoingRequest:
-        """A request of the publisher `api`; `project` where it is not told as it stands."""
+        """Sign a request as the publisher `api`; `project` overrides the one in its rejection."""
         body = requests.encode(document)
         kind = document["type"]
         name = topology.REQUEST_ID_FIELDS[kind]
@@ -81,13 +81,13 @@ class WorkerUnderTest:
         return OutgoingRequest(routing_key or kind, body, headers, rejection)
 
     async def publish(self, sent: OutgoingRequest, **properties: Any) -> None:
-        """Publish it as it is."""
+        """Publish a message unchanged."""
         await self.wire.publish(sent.routing_key, sent.body, sent.headers, **properties)
 
     async def publish_and_wait(self, document: dict[str, Any]) -> dict[str, Any]:
-        """Publish a request; gives the next event of it, once the worker is done with it.
+        """Publish a request, wait until the worker has handled it, and return its event.
 
-        The log line comes last, after staging is cleared and the message acknowledged.
+        The log line comes last, after the staged body is deleted and the message acknowledged.
         """
         known, logged = len(self.wire.events), len(self.process.lines)
         sent = self.sign(document)
@@ -101,13 +101,13 @@ class WorkerUnderTest:
         return event
 
     async def enroll(self, project: str, **more: Any) -> dict[str, Any]:
-        """Enrol a project with the deployment's API key."""
+        """Enroll a project with the deployment's API key."""
         event = await self.publish_and_wait(requests.enroll(self.deployment, project, **more))
         assert event["type"] == "project.enrolled"
         return event
 
     async def assert_serves_next(self, project: str = "acme") -> dict[str, Any]:
-        """A good upload is stored and opens by both keys; gives its event."""
+        """Check that a valid upload is stored and opens with both keys; returns its event."""
         key = f"good/{uuid.uuid4()}"
         event = await self.publish_and_wait(
             requests.upload(self.deployment, project, key, b"good").document
@@ -120,10 +120,10 @@ class WorkerUnderTest:
     async def assert_rejected(
         self, sent: OutgoingRequest, code: str, detail: str = "", **properties: Any
     ) -> AbstractIncomingMessage:
-        """Everything that SPEC 6.3 and 12 say of a refused message; gives the dead letter.
+        """Check what SPEC 6.3 and 12 require of a rejected message; returns the dead letter.
 
-        It is in the dead-letter queue of its queue with its code, its body and its headers,
-        told once or not at all, left nowhere else, and the next good message is served.
+        The message is in its queue's dead-letter queue with its code, body and headers and
+        nowhere else, at most one event reports it, and the next valid message is served.
         """
         known = len(self.wire.events)
         properties.setdefault("message_id", str(uuid.uuid4()))
@@ -171,29 +171,29 @@ class WorkerUnderTest:
         )
 
     def put(self, s3_key: str, body: bytes, metadata: dict[str, str] | None = None) -> None:
-        """Put an object as anybody who may write the bucket could."""
+        """Put an object as any writer of the bucket could."""
         stored_objects.s3_client(self.deployment).put_object(
             Bucket=self.deployment.bucket, Key=s3_key, Body=body, Metadata=metadata or {}
         )
 
     def object_exists(self, s3_key: str) -> bool:
-        """Whether an object stands at this very S3 key."""
+        """Whether an object exists at this S3 key."""
         return s3_key in stored_objects.list_keys(self.deployment, s3_key)
 
 
 def staging_s3_key(upload_id: str, publisher: str = "api") -> str:
-    """Where a publisher's staged body stands."""
+    """The S3 key of a publisher's staged body."""
     return f".keyturn/staging/{publisher}/{upload_id}"
 
 
 async def fresh_amqp_url(broker: Servers) -> str:
-    """A vhost of its own on a private broker; a given broker's one, emptied."""
+    """A fresh vhost of a private broker, or the emptied vhost of a given broker."""
     if broker.rabbitmq is not None:
         return broker.rabbitmq.next_vhost_url()
     async with await aio_pika.connect(broker.amqp_url) as connection:
         streams = map(topology.publisher_queue, ("api", "narrow", "gateway"))
         for queue in (*topology.queues(), *streams):
-            # A channel each: the broker closes the channel on an error.
+            # One channel each: the broker closes the channel on an error.
             await (await connection.channel()).queue_delete(queue.name)
     return broker.amqp_url
 
@@ -202,10 +202,10 @@ async def fresh_amqp_url(broker: Servers) -> str:
 async def run_worker(
     broker: Servers, s3: S3Server, *, endpoint_url: str = "", **env: str
 ) -> AsyncIterator[WorkerUnderTest]:
-    """Serve a fresh deployment on these servers, with the project `acme` enrolled.
+    """Run a worker for a fresh deployment on these servers, with the project `acme` enrolled.
 
-    `endpoint_url` is where the worker finds the storage, if not directly; `env` is
-    further settings of the worker, without their prefix.
+    `endpoint_url` overrides the worker's storage address; `env` are further settings of the
+    worker, without their prefix.
     """
     deployment = Deployment(await fresh_amqp_url(broker), s3, new_bucket(s3))
     if endpoint_url:
@@ -216,7 +216,7 @@ async def run_worker(
 
 @asynccontextmanager
 async def run_worker_for(deployment: Deployment, **env: str) -> AsyncIterator[WorkerUnderTest]:
-    """Serve this deployment, with the project `acme` enrolled."""
+    """Run a worker for this deployment, with the project `acme` enrolled."""
     async with (
         worker(deployment.worker_env(**env)) as process,
         open_wire(deployment) as wire,

@@ -17,7 +17,7 @@ import pytest_asyncio
 
 from keyturn_workers.gateway.http_protocol import MAX_PIPELINED
 from tests.integration.gateway.scene import plain
-from tools.harness.http import object_target, read_answer, request
+from tools.harness.http import object_target, read_response, request
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -110,7 +110,7 @@ async def test_a_head_that_does_not_come(scene: Scene, what: str, after: str) ->
     async with _opened(scene) as (reader, writer):
         if after == "an answer":
             writer.write(request("GET", "/healthz", []))
-            assert (await read_answer(reader)).status == 200
+            assert (await read_response(reader)).status == 200
             if not _SILENCE[what]:
                 return  # an idle connection is kept for the next request for a while
         writer.write(_SILENCE[what])

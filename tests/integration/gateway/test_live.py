@@ -17,13 +17,13 @@ from keyturn.crypto import new_api_key
 from tests.integration.gateway.scene import plain
 from tools.harness import requests, stored_objects
 from tools.harness.canaries import MARKER
-from tools.harness.http import object_target, read_answer, request
+from tools.harness.http import object_target, read_response, request
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from tests.integration.gateway.scene import Live
-    from tools.harness.http import Answer
+    from tools.harness.http import Response
 
 pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
 
@@ -46,7 +46,7 @@ def _rotations(project: str) -> str:
 
 async def _post(
     live: Live, project: str, new: object, *, token: str | None = None, **headers: str
-) -> Answer:
+) -> Response:
     body = json.dumps(new).encode()
     return await live.scene.client.send(
         "POST", _rotations(project), headers, token=token, body=body
@@ -207,7 +207,7 @@ async def test_a_body_that_turns_out_too_long(live: Live) -> None:
             await writer.drain()
 
     sending = asyncio.create_task(send())
-    answer = await read_answer(got)
+    answer = await read_response(got)
     sending.cancel()
     await asyncio.gather(sending, return_exceptions=True)
     writer.transport.abort()
@@ -363,7 +363,7 @@ async def test_the_location_names_this_gateway_alone(live: Live) -> None:
     ).encode() + body
     got, writer = await asyncio.open_connection(process.host, process.port)
     writer.write(raw)
-    answer = await read_answer(got)
+    answer = await read_response(got)
     writer.transport.abort()
     assert answer.status == 202
     assert answer.headers["location"].startswith(_rotations("hosted") + "/")
