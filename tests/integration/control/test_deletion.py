@@ -66,7 +66,9 @@ async def _tombstone_stands(bucket: Bucket, key: str) -> None:
             await asyncio.sleep(0.05)  # a bucket tells nobody that it was written
 
 
-async def test_told_after_two_leases(served: WorkerUnderTest, bucket: Bucket) -> None:
+async def test_a_delete_is_published_after_two_leases(
+    served: WorkerUnderTest, bucket: Bucket
+) -> None:
     """An object, a key that held nothing, one of somebody's plaintext, a forged tombstone.
 
     By the storage's own clock, no sooner than two leases after the tombstone was put.
@@ -88,7 +90,9 @@ async def test_told_after_two_leases(served: WorkerUnderTest, bucket: Bucket) ->
     assert await served.wire.depth("keyturn.control.dead") == 0
 
 
-async def test_told_again(served: WorkerUnderTest, bucket: Bucket) -> None:
+async def test_a_repeated_delete_is_published_at_once(
+    served: WorkerUnderTest, bucket: Bucket
+) -> None:
     """The same request, and another one: at once, from the tombstone that stands."""
     bucket.put_made("acme", bucket.made("acme", "again"))
     document = requests.delete("acme", "again")
@@ -101,7 +105,9 @@ async def test_told_again(served: WorkerUnderTest, bucket: Bucket) -> None:
     assert bucket.head("acme/again") == before
 
 
-async def test_brought_back_meanwhile(served: WorkerUnderTest, bucket: Bucket) -> None:
+async def test_an_object_brought_back_by_a_copy_is_deleted_again(
+    served: WorkerUnderTest, bucket: Bucket
+) -> None:
     """A copy that was under way brings the object back: it is deleted again before it is told."""
     made = bucket.made("acme", "undead", b"back again")
     bucket.put_made("acme", made)
@@ -115,7 +121,7 @@ async def test_brought_back_meanwhile(served: WorkerUnderTest, bucket: Bucket) -
     assert parse_time(event["at"]) - written_at(bucket, "undead") > TWO_LEASES
 
 
-async def test_never_written_again(served: WorkerUnderTest, bucket: Bucket) -> None:
+async def test_a_deleted_key_takes_no_upload(served: WorkerUnderTest, bucket: Bucket) -> None:
     """An upload to a deleted key is refused, however late; what it brought is not kept either."""
     document = requests.upload(served.deployment, "acme", "gone", b"once").document
     assert (await served.publish_and_wait(document))["type"] == "upload.stored"
@@ -136,7 +142,9 @@ BAD_KEYS = ["", "/a", "a/", "a//b", "a/../b", "./a", "a\n", "k" * 901]
 
 
 @pytest.mark.parametrize("key", BAD_KEYS)
-async def test_bad_key(served: WorkerUnderTest, bucket: Bucket, key: str) -> None:
+async def test_only_keys_of_objects_can_be_deleted(
+    served: WorkerUnderTest, bucket: Bucket, key: str
+) -> None:
     """Nothing that is no key of an object can be deleted: no record, no folder."""
     before = bucket.keys("")
     sent = served.sign(requests.delete("acme", key))
@@ -147,7 +155,9 @@ async def test_bad_key(served: WorkerUnderTest, bucket: Bucket, key: str) -> Non
     ]
 
 
-async def test_signed_by_a_stranger(served: WorkerUnderTest, bucket: Bucket) -> None:
+async def test_a_delete_signed_by_a_stranger_changes_nothing(
+    served: WorkerUnderTest, bucket: Bucket
+) -> None:
     bucket.put_made("acme", bucket.made("acme", "kept"))
     before = bucket.head("acme/kept")
     signed = served.sign(requests.delete("acme", "kept"))

@@ -44,7 +44,7 @@ async def refused(served: WorkerUnderTest, document: Document, code: str, detail
     assert not served.object_exists(keyring_s3_key(document["project"]))
 
 
-async def test_enrolled(served: WorkerUnderTest) -> None:
+async def test_an_enrollment_creates_a_keyring_that_shows_no_key(served: WorkerUnderTest) -> None:
     """A keyring that shows no key, and an upload under it."""
     project = new_project()
     event = await served.enroll(project)
@@ -55,7 +55,7 @@ async def test_enrolled(served: WorkerUnderTest) -> None:
     await served.assert_serves_next(project)
 
 
-async def test_the_same_request_again(served: WorkerUnderTest) -> None:
+async def test_a_repeated_enrollment_writes_nothing(served: WorkerUnderTest) -> None:
     """Told again with its generation; nothing is written."""
     document = requests.enroll(served.deployment, new_project())
     first = await served.publish_and_wait(document)
@@ -66,7 +66,9 @@ async def test_the_same_request_again(served: WorkerUnderTest) -> None:
     assert keyring(served, document["project"]) == before
 
 
-async def test_the_same_request_after_a_turn(served: WorkerUnderTest) -> None:
+async def test_a_repeated_enrollment_after_a_rotation_reports_its_own_generation(
+    served: WorkerUnderTest,
+) -> None:
     """Told again with the generation that the enrolment brought, not with today's."""
     project, now = new_project(), requests.now()
     document = requests.enroll(served.deployment, project)
@@ -84,7 +86,7 @@ async def test_the_same_request_after_a_turn(served: WorkerUnderTest) -> None:
 
 
 @pytest.mark.parametrize("adopt", [False, True])
-async def test_another_request(served: WorkerUnderTest, *, adopt: bool) -> None:
+async def test_a_second_enrollment_is_refused(served: WorkerUnderTest, *, adopt: bool) -> None:
     """A project has one enrolment; a second one changes nothing, with the same key or another."""
     project = new_project()
     await served.enroll(project)
@@ -94,7 +96,7 @@ async def test_another_request(served: WorkerUnderTest, *, adopt: bool) -> None:
     assert keyring(served, project) == before
 
 
-async def test_many_at_once(served: WorkerUnderTest) -> None:
+async def test_of_concurrent_enrollments_one_creates_the_keyring(served: WorkerUnderTest) -> None:
     """Of enrolments that race each other one brings the keyring; the others are told so."""
     project = new_project()
     rivals = [requests.enroll(served.deployment, project) for _ in range(8)]
@@ -110,7 +112,7 @@ async def test_many_at_once(served: WorkerUnderTest) -> None:
     await served.assert_serves_next(project)
 
 
-async def test_objects_without_a_keyring(served: WorkerUnderTest) -> None:
+async def test_objects_without_a_keyring_refuse_an_enrollment(served: WorkerUnderTest) -> None:
     """Objects stand under the prefix: they may be under a key that a new one would orphan."""
     project = new_project()
     served.put(f"{project}/old", b"older than Keyturn")
@@ -118,7 +120,7 @@ async def test_objects_without_a_keyring(served: WorkerUnderTest) -> None:
     await refused(served, document, "already_enrolled", "without a keyring")
 
 
-async def test_adopted(served: WorkerUnderTest) -> None:
+async def test_an_adopting_enrollment_takes_over_objects(served: WorkerUnderTest) -> None:
     """Asked for aloud, they are taken over: above every generation whose wrap opens, and swept.
 
     Generations that only a label claims raise nothing.
@@ -145,7 +147,7 @@ async def test_adopted(served: WorkerUnderTest) -> None:
         assert bucket.opened(f"{project}/{key}", kek, "admin", 6) == b"hello"
 
 
-async def test_objects_of_a_namesake(served: WorkerUnderTest) -> None:
+async def test_objects_of_a_similar_project_do_not_matter(served: WorkerUnderTest) -> None:
     """Another project whose id begins the same way stands in nobody's way."""
     project = new_project()
     served.put(f"{project}-2/old", b"another project's")
@@ -171,7 +173,9 @@ SEALED_FOR: dict[str, Callable[[Document], bytes]] = {
 
 
 @pytest.mark.parametrize("name", SEALED_FOR)
-async def test_kek_sealed_for(served: WorkerUnderTest, name: str) -> None:
+async def test_a_kek_sealed_for_something_else_is_refused(
+    served: WorkerUnderTest, name: str
+) -> None:
     """A sealed KEK is bound to its purpose, its request and its project."""
     document = requests.enroll(served.deployment, new_project())
     document["sealed_kek"]["ciphertext"] = sealed(served, document, SEALED_FOR[name](document))
@@ -179,7 +183,7 @@ async def test_kek_sealed_for(served: WorkerUnderTest, name: str) -> None:
 
 
 @pytest.mark.parametrize("size_bytes", [0, 31, 33])
-async def test_kek_of_another_length(served: WorkerUnderTest, size_bytes: int) -> None:
+async def test_a_kek_of_another_length_is_refused(served: WorkerUnderTest, size_bytes: int) -> None:
     document = requests.enroll(served.deployment, new_project())
     info = kek_info("enroll", document["request_id"], document["project"])
     secret = os.urandom(size_bytes)
@@ -187,13 +191,13 @@ async def test_kek_of_another_length(served: WorkerUnderTest, size_bytes: int) -
     await refused(served, document, "bad_seal", "not 32 bytes")
 
 
-async def test_unknown_intake_key(served: WorkerUnderTest) -> None:
+async def test_an_unknown_intake_key_is_refused(served: WorkerUnderTest) -> None:
     document = requests.enroll(served.deployment, new_project())
     document["sealed_kek"]["intake_key"] = "retired"
     await refused(served, document, "unknown_intake_key", "retired")
 
 
-async def test_v0_kek(served: WorkerUnderTest) -> None:
+async def test_a_v0_kek_is_sealed_for_its_own_purpose(served: WorkerUnderTest) -> None:
     """The earlier system's KEK is sealed like the other, for a purpose of its own."""
     document = requests.enroll(served.deployment, new_project(), v0="allowed")
     document["sealed_v0_kek"] = dict(document["sealed_kek"])
@@ -221,14 +225,14 @@ CHANGES: dict[str, tuple[Document, str]] = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-async def test_form(served: WorkerUnderTest, name: str) -> None:
+async def test_a_malformed_field_is_refused(served: WorkerUnderTest, name: str) -> None:
     change, said = CHANGES[name]
     document = requests.enroll(served.deployment, new_project()) | change
     code = "request_expired" if name == "of last month" else MALFORMED
     await refused(served, document, code, said)
 
 
-async def test_malformed_id(served: WorkerUnderTest) -> None:
+async def test_an_unreadable_id_is_refused_without_an_event(served: WorkerUnderTest) -> None:
     """Told to nobody, since nobody can be named."""
     document = requests.enroll(served.deployment, new_project()) | {"request_id": "1"}
     body = requests.encode(document)
@@ -238,7 +242,7 @@ async def test_malformed_id(served: WorkerUnderTest) -> None:
     )
 
 
-async def test_signed_by_a_stranger(served: WorkerUnderTest) -> None:
+async def test_an_enrollment_signed_by_a_stranger_changes_nothing(served: WorkerUnderTest) -> None:
     """No keyring, no event."""
     document = requests.enroll(served.deployment, new_project())
     body = requests.encode(document)
@@ -250,7 +254,9 @@ async def test_signed_by_a_stranger(served: WorkerUnderTest) -> None:
 
 
 @pytest.mark.parametrize("record", [b"", b"{}", b'{"v": 1, "project": "x", "sealed": "AAAA"}'])
-async def test_keyring_that_nobody_here_wrote(served: WorkerUnderTest, record: bytes) -> None:
+async def test_a_forged_keyring_is_never_overwritten(
+    served: WorkerUnderTest, record: bytes
+) -> None:
     """What stands in a keyring's place is never overwritten, whatever it is."""
     project = new_project()
     served.put(keyring_s3_key(project), record)
@@ -259,7 +265,7 @@ async def test_keyring_that_nobody_here_wrote(served: WorkerUnderTest, record: b
     assert keyring(served, project)[2] == record
 
 
-async def test_keyring_under_an_unknown_master_key(served: WorkerUnderTest) -> None:
+async def test_an_enrollment_waits_for_an_unknown_master_key(served: WorkerUnderTest) -> None:
     """Another worker may hold it: the enrolment waits."""
     project, now = new_project(), requests.now()
     kek = user_kek(served.deployment.api_key, project)

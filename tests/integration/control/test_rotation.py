@@ -66,7 +66,9 @@ SEALED_FOR: dict[str, Callable[[Document], bytes]] = {
 
 
 @pytest.mark.parametrize("name", SEALED_FOR)
-async def test_kek_sealed_for(served: WorkerUnderTest, name: str) -> None:
+async def test_a_kek_sealed_for_something_else_is_refused(
+    served: WorkerUnderTest, name: str
+) -> None:
     """A sealed KEK is bound to its purpose, its request and its project."""
     document = rotation(served)
     sealed(served, document, SEALED_FOR[name](document))
@@ -74,14 +76,14 @@ async def test_kek_sealed_for(served: WorkerUnderTest, name: str) -> None:
 
 
 @pytest.mark.parametrize("size_bytes", [0, 31, 33])
-async def test_kek_of_another_length(served: WorkerUnderTest, size_bytes: int) -> None:
+async def test_a_kek_of_another_length_is_refused(served: WorkerUnderTest, size_bytes: int) -> None:
     document = rotation(served)
     info = kek_info("rotation", document["rotation_id"], PROJECT)
     sealed(served, document, info, os.urandom(size_bytes))
     await refused(served, document, "bad_seal", "not 32 bytes")
 
 
-async def test_unknown_intake_key(served: WorkerUnderTest) -> None:
+async def test_an_unknown_intake_key_is_refused(served: WorkerUnderTest) -> None:
     document = rotation(served)
     document["sealed_kek"]["intake_key"] = "retired"
     await refused(served, document, "unknown_intake_key", "retired")
@@ -104,16 +106,16 @@ CHANGES: dict[str, tuple[Document, str, str]] = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-async def test_form(served: WorkerUnderTest, name: str) -> None:
+async def test_a_malformed_field_is_refused(served: WorkerUnderTest, name: str) -> None:
     change, code, detail = CHANGES[name]
     await refused(served, rotation(served) | change, code, detail)
 
 
-async def test_the_same_key(served: WorkerUnderTest) -> None:
+async def test_the_current_kek_is_refused(served: WorkerUnderTest) -> None:
     await refused(served, rotation(served, served.deployment.api_key), "kek_reused")
 
 
-async def test_signed_by_a_stranger(served: WorkerUnderTest) -> None:
+async def test_a_rotation_signed_by_a_stranger_changes_nothing(served: WorkerUnderTest) -> None:
     """Told to nobody; changes nothing."""
     before = keyring(served)
     body = requests.encode(rotation(served))
@@ -126,7 +128,9 @@ async def test_signed_by_a_stranger(served: WorkerUnderTest) -> None:
 
 
 @pytest.mark.parametrize("kind", ["rotation", "sweep", "sweep of all", "delete"])
-async def test_not_permitted(served: WorkerUnderTest, kind: str) -> None:
+async def test_a_rotation_that_is_not_granted_is_refused(
+    served: WorkerUnderTest, kind: str
+) -> None:
     """A publisher that may only upload, and only to another project."""
     before = keyring(served)
     documents: dict[str, Document] = {
@@ -146,7 +150,9 @@ async def test_not_permitted(served: WorkerUnderTest, kind: str) -> None:
     assert not served.object_exists("acme/k")
 
 
-async def test_of_another_type(served: WorkerUnderTest) -> None:
+async def test_a_rotation_under_another_routing_key_is_refused_without_an_event(
+    served: WorkerUnderTest,
+) -> None:
     """Routed as what it is not: a genuine request that was moved, so that no event says so."""
     document = rotation(served)
     sent = served.sign(document, routing_key="sweep.requested")
@@ -158,7 +164,7 @@ async def test_of_another_type(served: WorkerUnderTest) -> None:
     assert keyring(served) == before
 
 
-async def test_after_a_turn(served: WorkerUnderTest) -> None:
+async def test_outdated_rotations_are_refused(served: WorkerUnderTest) -> None:
     """A KEK of the past, one generation too early, asked for too early, an id used elsewhere."""
     await served.enroll("turned")
     too_early = rotation(served, project="turned")
@@ -181,7 +187,7 @@ async def test_after_a_turn(served: WorkerUnderTest) -> None:
     assert dead.body == served.sign(sweep).body
 
 
-async def test_unknown_project(served: WorkerUnderTest) -> None:
+async def test_an_unknown_project_is_final_after_three_retries(served: WorkerUnderTest) -> None:
     """Nobody enrols it: tried again after 1, 5 and 9 seconds, then final, for each kind at once."""
     documents = [
         requests.rotation(served.deployment, "nobody", new_api_key()),

@@ -138,7 +138,7 @@ async def place(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_effect(place: Place, kind: str) -> None:
+async def test_each_action_is_executed_as_planned(place: Place, kind: str) -> None:
     """By what is read back: the next look finds nothing to do, and everything else is there."""
     plaintext = await place.make(kind)
     view, action, snapshot = await place.plan_action()

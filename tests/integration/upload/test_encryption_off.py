@@ -20,7 +20,9 @@ BODIES = pytest.mark.parametrize(
 
 
 @BODIES
-async def test_allowed(served: WorkerUnderTest, size_bytes: int, *, staged: bool) -> None:
+async def test_plaintext_is_stored_where_the_keyring_allows_it(
+    served: WorkerUnderTest, size_bytes: int, *, staged: bool
+) -> None:
     """The body as it is, with the upload's id as the only `enc-` metadata; once, too."""
     project = f"plain-{requests.new_id()[:8]}"
     await served.enroll(project, plaintext="allowed")
@@ -41,7 +43,9 @@ async def test_allowed(served: WorkerUnderTest, size_bytes: int, *, staged: bool
 
 
 @BODIES
-async def test_forbidden(served: WorkerUnderTest, size_bytes: int, *, staged: bool) -> None:
+async def test_a_project_that_forbids_plaintext_is_encrypted(
+    served: WorkerUnderTest, size_bytes: int, *, staged: bool
+) -> None:
     """A project that does not allow plaintext is encrypted all the same."""
     data = os.urandom(size_bytes)
     key = f"sealed/{requests.new_id()}"
@@ -57,7 +61,7 @@ async def test_forbidden(served: WorkerUnderTest, size_bytes: int, *, staged: bo
         assert stored_objects.decrypt(served.deployment, "acme", key, role) == data
 
 
-async def test_damaged(served: WorkerUnderTest) -> None:
+async def test_a_damaged_body_is_not_stored_as_plaintext(served: WorkerUnderTest) -> None:
     """A body that does not open is not stored as plaintext either."""
     await served.enroll("plain", plaintext="allowed")
     sent = requests.upload(served.deployment, "plain", "k", os.urandom(2_000_000), staged=True)

@@ -46,7 +46,7 @@ async def staged(
     return key, event
 
 
-async def test_stored_in_parts(served: WorkerUnderTest) -> None:
+async def test_a_large_body_is_stored_in_parts(served: WorkerUnderTest) -> None:
     """Three parts, one object, no upload left open."""
     data = os.urandom(2 * PART_BYTES + 1000)
     key, event = await staged(served, data)
@@ -60,7 +60,7 @@ async def test_stored_in_parts(served: WorkerUnderTest) -> None:
     assert stored_objects.list_multipart_uploads(served.deployment) == []
 
 
-async def test_damaged_in_its_last_chunk(served: WorkerUnderTest) -> None:
+async def test_a_damaged_last_chunk_leaves_no_object_and_no_parts(served: WorkerUnderTest) -> None:
     """All parts but the last were put: none of them becomes an object, and none stays."""
     key, event = await staged(served, os.urandom(2 * PART_BYTES + 1000), damage=1)
     assert (event["type"], event["code"]) == ("upload.rejected", "bad_seal")
@@ -71,7 +71,7 @@ async def test_damaged_in_its_last_chunk(served: WorkerUnderTest) -> None:
     await served.assert_serves_next()
 
 
-async def test_key_taken_at_completion(served: WorkerUnderTest) -> None:
+async def test_a_key_taken_before_the_completion_is_refused(served: WorkerUnderTest) -> None:
     """An object of another upload stands there: refused, and the parts are gone."""
     first = os.urandom(PART_BYTES + 1000)
     key, _ = await staged(served, first)

@@ -35,19 +35,21 @@ def refusable(served: WorkerUnderTest, **headers: Any) -> OutgoingRequest:
     ],
     ids=",".join,
 )
-async def test_properties(served: WorkerUnderTest, properties: dict[str, Any]) -> None:
+async def test_odd_properties_are_kept_in_the_dead_letter(
+    served: WorkerUnderTest, properties: dict[str, Any]
+) -> None:
     """Refused once; the dead letter has them still, and nobody acts on them."""
     dead = await served.assert_rejected(refusable(served), "malformed_request", **properties)
     assert {name: getattr(dead, name) for name in properties} == properties
 
 
-async def test_expiration(served: WorkerUnderTest) -> None:
+async def test_a_dead_letter_never_expires(served: WorkerUnderTest) -> None:
     """A message that may expire on its way is kept for good once it is a dead letter."""
     dead = await served.assert_rejected(refusable(served), "malformed_request", expiration=10)
     assert dead.expiration is None
 
 
-async def test_user_id(served: WorkerUnderTest) -> None:
+async def test_a_dead_letter_carries_no_user_id(served: WorkerUnderTest) -> None:
     """The broker checks a user's name against who publishes: a copy carries none."""
     user = urlsplit(served.deployment.amqp_url).username
     dead = await served.assert_rejected(refusable(served), "malformed_request", user_id=user)
@@ -55,7 +57,7 @@ async def test_user_id(served: WorkerUnderTest) -> None:
 
 
 @pytest.mark.parametrize("name", ["CC", "BCC"])
-async def test_copied_recipients(served: WorkerUnderTest, name: str) -> None:
+async def test_a_dead_letter_is_routed_nowhere_else(served: WorkerUnderTest, name: str) -> None:
     """Routed once by whoever sent it; its dead letter is routed nowhere else."""
     sent = refusable(served)
     more: dict[str, Any] = {name: ["upload.requested", "keyturn.upload"]}
@@ -72,7 +74,7 @@ async def test_copied_recipients(served: WorkerUnderTest, name: str) -> None:
     assert await served.wire.depth("keyturn.upload") == 0
 
 
-async def test_headers_of_every_kind(served: WorkerUnderTest) -> None:
+async def test_headers_of_every_type_are_kept(served: WorkerUnderTest) -> None:
     """All headers as they were sent, of whatever type AMQP has."""
     sent = refusable(
         served,
@@ -93,7 +95,9 @@ async def test_headers_of_every_kind(served: WorkerUnderTest) -> None:
     ["unknown_project:3", "unknown_project:" + "9" * 5000, "unknown_project:-1", "x", 7, ["x"]],
     ids=lambda attempt: str(attempt)[:20],
 )
-async def test_attempts_that_a_sender_claims(served: WorkerUnderTest, attempt: object) -> None:
+async def test_attempts_that_a_sender_claims_do_not_count(
+    served: WorkerUnderTest, attempt: object
+) -> None:
     """Without a MAC of a worker it is a first delivery, and waits for the enrolment.
 
     Issue 10, item 3: with `unknown_project:3` it was refused for good.
@@ -117,7 +121,9 @@ async def test_attempts_that_a_sender_claims(served: WorkerUnderTest, attempt: o
     ],
     ids=lambda headers: next(iter(headers)),
 )
-async def test_notes_that_a_sender_makes(served: WorkerUnderTest, headers: dict[str, Any]) -> None:
+async def test_headers_that_a_sender_forges_do_not_matter(
+    served: WorkerUnderTest, headers: dict[str, Any]
+) -> None:
     """Headers in the worker's or the broker's name do not keep an upload from being stored."""
     sent = served.sign(requests.upload(served.deployment, "acme", requests.new_id(), b"x").document)
     await served.wire.publish(sent.routing_key, sent.body, sent.headers | headers)

@@ -43,7 +43,7 @@ _ODD: dict[str, tuple[Callable[[Any], bytes], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("kind", _ODD)
-async def test_odd_properties(
+async def test_properties_that_cannot_be_decoded_are_refused_once(
     served: WorkerUnderTest, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Refused once, for want of a signature; the connection stays, and the next is served."""
@@ -62,7 +62,7 @@ async def test_odd_properties(
     assert [await served.wire.depth(queue) for queue in DEAD_QUEUES] == [0] * len(DEAD_QUEUES)
 
 
-async def test_headers_that_fill_the_frame(served: WorkerUnderTest) -> None:
+async def test_a_dead_letter_leaves_out_headers_that_do_not_fit(served: WorkerUnderTest) -> None:
     """The copy leaves out the largest ones, so that a worker's own fit; never those of SPEC 6.3."""
     headers = {
         "keyturn-publisher": "api",

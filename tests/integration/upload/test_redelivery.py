@@ -48,7 +48,9 @@ def state(served: WorkerUnderTest, key: str, project: str = "acme") -> tuple[obj
 
 
 @BOTH
-async def test_published_twice(served: WorkerUnderTest, *, staged: bool) -> None:
+async def test_an_upload_that_is_published_twice_is_stored_once(
+    served: WorkerUnderTest, *, staged: bool
+) -> None:
     """The second delivery is told the same, from what stands: nothing is written again."""
     sent = upload(served, b"once", staged=staged)
     first = await served.publish_and_wait(sent.document)
@@ -61,7 +63,9 @@ async def test_published_twice(served: WorkerUnderTest, *, staged: bool) -> None
 
 
 @BOTH
-async def test_published_many_times_at_once(served: WorkerUnderTest, *, staged: bool) -> None:
+async def test_concurrent_deliveries_end_in_one_event(
+    served: WorkerUnderTest, *, staged: bool
+) -> None:
     """Deliveries that race each other all end in the same event; one of them stored it."""
     data = os.urandom(1_000_000 if staged else 1000)
     sent = upload(served, data, staged=staged)
@@ -77,7 +81,9 @@ async def test_published_many_times_at_once(served: WorkerUnderTest, *, staged: 
 
 
 @BOTH
-async def test_two_uploads_race_for_a_key(served: WorkerUnderTest, *, staged: bool) -> None:
+async def test_of_two_uploads_of_a_key_one_is_stored(
+    served: WorkerUnderTest, *, staged: bool
+) -> None:
     """One is stored, the other is told that the key is taken."""
     key = f"race/{requests.new_id()}"
     rivals = [
@@ -140,7 +146,9 @@ CHANGED: dict[str, Callable[[Metadata], Metadata]] = {
 
 
 @pytest.mark.parametrize("name", CHANGED)
-async def test_own_object_changed(served: WorkerUnderTest, name: str) -> None:
+async def test_an_own_object_that_does_not_verify_is_corrupt(
+    served: WorkerUnderTest, name: str
+) -> None:
     """It carries the upload's id and does not verify: corrupt, and the staged body stays."""
     sent = upload(served, b"mine", staged=True)
     await served.publish_and_wait(sent.document)
@@ -172,7 +180,9 @@ RELABELLED: dict[str, Metadata] = {
 
 
 @pytest.mark.parametrize("name", RELABELLED)
-async def test_own_object_relabelled(served: WorkerUnderTest, name: str) -> None:
+async def test_an_own_object_with_wrong_labels_is_stored_with_right_ones(
+    served: WorkerUnderTest, name: str
+) -> None:
     """Both wraps still open: told as stored, with the labels mended."""
     sent = upload(served, b"mine", staged=False)
     first = await served.publish_and_wait(sent.document)
@@ -187,7 +197,7 @@ async def test_own_object_relabelled(served: WorkerUnderTest, name: str) -> None
         assert after.metadata[label] == before.metadata[label]
 
 
-async def test_wraps_of_another_object(served: WorkerUnderTest) -> None:
+async def test_wraps_of_another_object_are_corrupt(served: WorkerUnderTest) -> None:
     """Authentic wraps, of this project even, but of another key."""
     mine, other = (upload(served, b"x", staged=True) for _ in range(2))
     for sent in (mine, other):
@@ -202,7 +212,9 @@ async def test_wraps_of_another_object(served: WorkerUnderTest) -> None:
 
 
 @BOTH
-async def test_another_body_under_own_metadata(served: WorkerUnderTest, *, staged: bool) -> None:
+async def test_another_body_under_own_metadata_is_corrupt(
+    served: WorkerUnderTest, *, staged: bool
+) -> None:
     """The header commits to no DEK in the wraps: nothing is told as stored."""
     sent = upload(served, b"mine", staged=staged)
     await served.publish_and_wait(sent.document)
@@ -215,7 +227,7 @@ async def test_another_body_under_own_metadata(served: WorkerUnderTest, *, stage
     assert dead.headers["keyturn-code"] == "corrupt_object"
 
 
-async def test_id_stripped(served: WorkerUnderTest) -> None:
+async def test_an_object_without_the_uploads_id_is_another_object(served: WorkerUnderTest) -> None:
     """Without its id it is somebody else's object."""
     sent = upload(served, b"mine", staged=False)
     await served.publish_and_wait(sent.document)
@@ -225,7 +237,7 @@ async def test_id_stripped(served: WorkerUnderTest) -> None:
     assert dead.headers["keyturn-code"] == "already_exists"
 
 
-async def test_deleted_meanwhile(served: WorkerUnderTest) -> None:
+async def test_a_deleted_object_does_not_come_back(served: WorkerUnderTest) -> None:
     """A tombstone in its place: it does not come back."""
     sent = upload(served, b"mine", staged=True)
     await served.publish_and_wait(sent.document)
@@ -254,7 +266,9 @@ def turn(served: WorkerUnderTest, project: str) -> str:
 
 
 @BOTH
-async def test_turned_before_it_came_again(served: WorkerUnderTest, *, staged: bool) -> None:
+async def test_a_second_delivery_after_a_rotation_rewraps_the_object(
+    served: WorkerUnderTest, *, staged: bool
+) -> None:
     """A second delivery brings its own object to the desired state, body untouched."""
     project = f"turned-{requests.new_id()[:8]}"
     await served.enroll(project)
@@ -273,7 +287,7 @@ async def test_turned_before_it_came_again(served: WorkerUnderTest, *, staged: b
     assert opened == stored_objects.decrypt(served.deployment, project, key, "admin") == b"mine"
 
 
-async def test_keyring_rolled_back(served: WorkerUnderTest) -> None:
+async def test_an_object_above_its_keyring_stops_its_upload(served: WorkerUnderTest) -> None:
     """An object above its keyring: nothing goes on for it until an operator looks (SPEC 5.4)."""
     project = "rolled"
     await served.enroll(project)
@@ -290,7 +304,7 @@ async def test_keyring_rolled_back(served: WorkerUnderTest) -> None:
     assert served.object_exists(staging_s3_key(sent.upload_id))
 
 
-async def test_logs_name_no_secret(served: WorkerUnderTest) -> None:
+async def test_logs_contain_no_secret(served: WorkerUnderTest) -> None:
     """The worker's log of all the above holds ids and codes, and no key of anybody."""
     sent = upload(served, b"a plaintext of its own", staged=False)
     await served.publish_and_wait(sent.document)

@@ -76,7 +76,9 @@ SEALED_FOR: dict[str, Callable[[str, str], bytes]] = {
 
 
 @pytest.mark.parametrize("name", SEALED_FOR)
-async def test_key_sealed_for(served: WorkerUnderTest, name: str) -> None:
+async def test_a_key_sealed_for_something_else_is_refused(
+    served: WorkerUnderTest, name: str
+) -> None:
     """A sealed key is bound to the upload, the project and the key that it was sealed for."""
     sent = upload(served)
     info = SEALED_FOR[name](sent.upload_id, sent.document["key"])
@@ -85,7 +87,7 @@ async def test_key_sealed_for(served: WorkerUnderTest, name: str) -> None:
 
 
 @pytest.mark.parametrize("size_bytes", [0, 31, 33])
-async def test_key_of_another_length(served: WorkerUnderTest, size_bytes: int) -> None:
+async def test_a_key_of_another_length_is_refused(served: WorkerUnderTest, size_bytes: int) -> None:
     sent = upload(served)
     info = upload_info(sent.upload_id, "acme", sent.document["key"])
     secret = os.urandom(size_bytes)
@@ -94,13 +96,15 @@ async def test_key_of_another_length(served: WorkerUnderTest, size_bytes: int) -
 
 
 @pytest.mark.parametrize("ciphertext", [b"", b"short", bytes(1168)])
-async def test_key_that_is_no_ciphertext(served: WorkerUnderTest, ciphertext: bytes) -> None:
+async def test_a_key_that_is_no_ciphertext_is_refused(
+    served: WorkerUnderTest, ciphertext: bytes
+) -> None:
     sent = upload(served)
     sent.document["sealed_key"]["ciphertext"] = to_base64(ciphertext)
     await refused(served, sent, BAD_SEAL)
 
 
-async def test_unknown_intake_key(served: WorkerUnderTest) -> None:
+async def test_an_unknown_intake_key_is_refused(served: WorkerUnderTest) -> None:
     sent = upload(served)
     sent.document["sealed_key"]["intake_key"] = "retired"
     await refused(served, sent, "unknown_intake_key", "retired")
@@ -133,13 +137,15 @@ INLINE: dict[str, Callable[[Upload], bytes]] = {
 
 
 @pytest.mark.parametrize("name", INLINE)
-async def test_inline_body(served: WorkerUnderTest, name: str) -> None:
+async def test_an_inline_body_that_does_not_open_is_refused(
+    served: WorkerUnderTest, name: str
+) -> None:
     sent = upload(served)
     sent.document["body"]["inline"] = to_base64(INLINE[name](sent))
     await refused(served, sent, BAD_SEAL, "does not open for this upload")
 
 
-async def test_inline_limit(served: WorkerUnderTest) -> None:
+async def test_an_inline_body_above_the_limit_is_refused(served: WorkerUnderTest) -> None:
     """256 KiB of plaintext go inline, one byte more does not."""
     event = await served.publish_and_wait(upload(served, bytes(256 * 1024)).document)
     assert (event["type"], event["size"]) == ("upload.stored", 256 * 1024)
@@ -170,7 +176,9 @@ STAGED: dict[str, tuple[int, Callable[[Upload], bytes | None], str]] = {
 
 
 @pytest.mark.parametrize("name", STAGED)
-async def test_staged_body(served: WorkerUnderTest, name: str) -> None:
+async def test_a_staged_body_that_does_not_open_is_refused(
+    served: WorkerUnderTest, name: str
+) -> None:
     """Not a byte of a damaged body becomes an object; what stands in staging stays there."""
     size_bytes, change, code = STAGED[name]
     sent = upload(served, os.urandom(size_bytes), staged=True)
@@ -181,7 +189,7 @@ async def test_staged_body(served: WorkerUnderTest, name: str) -> None:
     assert served.object_exists(staging_s3_key(sent.upload_id)) == (body is not None)
 
 
-async def test_staged_body_mended(served: WorkerUnderTest) -> None:
+async def test_a_replay_stores_a_staged_body_that_was_missing(served: WorkerUnderTest) -> None:
     """The dead letter of a body that was missing is served once the body stands there."""
     sent = upload(served, b"late" * 100_000, staged=True)
     dead = await served.assert_rejected(served.sign(sent.document), MISSING)
@@ -195,14 +203,14 @@ async def test_staged_body_mended(served: WorkerUnderTest) -> None:
     assert stored_objects.decrypt(served.deployment, "acme", key, "user") == b"late" * 100_000
 
 
-async def test_staged_under_another_publisher(served: WorkerUnderTest) -> None:
+async def test_a_body_in_another_publishers_staging_is_missing(served: WorkerUnderTest) -> None:
     """A publisher's request never reaches into another publisher's staging."""
     sent = upload(served, staged=True)
     served.stage(sent.upload_id, sent.sealed_body, publisher="narrow")
     await refused(served, sent, MISSING)
 
 
-async def test_staged_above_the_limit(served: WorkerUnderTest) -> None:
+async def test_a_staged_body_above_the_limit_is_refused_unread(served: WorkerUnderTest) -> None:
     """Refused by its size alone, before a byte of it is read."""
     sent = upload(served, bytes(MAX_BYTES), staged=True)
     assert len(sent.sealed_body) > MAX_BYTES
@@ -211,7 +219,9 @@ async def test_staged_above_the_limit(served: WorkerUnderTest) -> None:
 
 
 @pytest.mark.parametrize("size_bytes", [1, 71, sealed_size(16384) - 16, sealed_size(16384) - 1])
-async def test_staged_size_of_no_sealed_body(served: WorkerUnderTest, size_bytes: int) -> None:
+async def test_a_size_that_no_sealed_body_has_is_refused(
+    served: WorkerUnderTest, size_bytes: int
+) -> None:
     """A size that no sealed body has."""
     sent = upload(served, staged=True)
     sent.document["body"]["staged"]["size"] = size_bytes
@@ -235,7 +245,7 @@ OCCUPIED: dict[str, tuple[Callable[[WorkerUnderTest, str], dict[str, str]], str]
 
 @pytest.mark.parametrize("staged", [False, True], ids=["inline", "staged"])
 @pytest.mark.parametrize("name", OCCUPIED)
-async def test_key_is_taken(served: WorkerUnderTest, name: str, *, staged: bool) -> None:
+async def test_a_taken_key_is_refused(served: WorkerUnderTest, name: str, *, staged: bool) -> None:
     """A key never takes a second body, whoever put the first one."""
     metadata, code = OCCUPIED[name]
     sent = upload(served, staged=staged)
@@ -252,7 +262,7 @@ async def test_key_is_taken(served: WorkerUnderTest, name: str, *, staged: bool)
 
 
 @pytest.mark.parametrize("staged", [False, True], ids=["inline", "staged"])
-async def test_key_of_another_upload(served: WorkerUnderTest, *, staged: bool) -> None:
+async def test_a_key_of_another_upload_is_refused(served: WorkerUnderTest, *, staged: bool) -> None:
     """The first upload of a key stays what it was."""
     first, second = upload(served, b"first"), upload(served, b"second", staged=staged)
     assert (await served.publish_and_wait(first.document))["type"] == "upload.stored"
@@ -289,7 +299,7 @@ KEYRINGS: dict[str, Callable[[WorkerUnderTest, str], bytes]] = {
 
 
 @pytest.mark.parametrize("name", KEYRINGS)
-async def test_keyring_that_nobody_here_wrote(served: WorkerUnderTest, name: str) -> None:
+async def test_a_forged_keyring_wraps_nothing(served: WorkerUnderTest, name: str) -> None:
     """Nothing is wrapped by a keyring that does not open as this project's."""
     project = f"forged-{requests.new_id()[:8]}"
     served.put(keyring_s3_key(project), KEYRINGS[name](served, project))
@@ -298,7 +308,7 @@ async def test_keyring_that_nobody_here_wrote(served: WorkerUnderTest, name: str
     assert stored_objects.list_keys(served.deployment, f"{project}/") == []
 
 
-async def test_a_good_keyring_by_hand(served: WorkerUnderTest) -> None:
+async def test_a_genuine_keyring_wraps(served: WorkerUnderTest) -> None:
     """The records above are refused for what was changed in them, and for nothing else."""
     project = f"honest-{requests.new_id()[:8]}"
     served.put(keyring_s3_key(project), keyring(served, project))

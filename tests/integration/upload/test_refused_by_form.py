@@ -90,14 +90,14 @@ CHANGES: dict[str, tuple[Document, str]] = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-async def test_form(served: WorkerUnderTest, name: str) -> None:
+async def test_a_malformed_field_is_refused(served: WorkerUnderTest, name: str) -> None:
     """One field is wrong: refused under the request's id, and told which field."""
     change, said = CHANGES[name]
     await served.assert_rejected(served.sign(good(served) | change), MALFORMED, said)
 
 
 @pytest.mark.parametrize("missing", ["key", "requested_at", "sealed_key", "body"])
-async def test_missing_field(served: WorkerUnderTest, missing: str) -> None:
+async def test_a_missing_field_is_refused(served: WorkerUnderTest, missing: str) -> None:
     """A field that must be there is not."""
     document = good(served)
     del document[missing]
@@ -120,7 +120,9 @@ async def test_missing_field(served: WorkerUnderTest, missing: str) -> None:
         (["acme"], None),
     ],
 )
-async def test_project(served: WorkerUnderTest, project: object, told: str | None) -> None:
+async def test_a_malformed_project_is_refused(
+    served: WorkerUnderTest, project: object, told: str | None
+) -> None:
     """A project that SPEC 1 does not allow is told as it was sent, or as null."""
     sent = served.sign(good(served) | {"project": project})
     assert sent.rejection is not None
@@ -129,7 +131,7 @@ async def test_project(served: WorkerUnderTest, project: object, told: str | Non
     )
 
 
-async def test_project_missing(served: WorkerUnderTest) -> None:
+async def test_a_missing_project_is_refused(served: WorkerUnderTest) -> None:
     document = good(served)
     sent = served.sign(document)
     assert sent.rejection is not None
@@ -143,7 +145,9 @@ async def test_project_missing(served: WorkerUnderTest) -> None:
 
 
 @pytest.mark.parametrize("upload_id", ["2F6C9A0E-1111-4111-8111-111111111111", "7", "", 7, None])
-async def test_id_that_cannot_be_read(served: WorkerUnderTest, upload_id: object) -> None:
+async def test_an_unreadable_id_is_refused_without_an_event(
+    served: WorkerUnderTest, upload_id: object
+) -> None:
     """Without a readable id there is nobody to tell."""
     sent = served.sign(good(served) | {"upload_id": upload_id})
     await served.assert_rejected(replace(sent, rejection=None), MALFORMED, "upload_id: ")
@@ -176,7 +180,9 @@ BYTES: dict[str, tuple[Callable[[bytes], bytes], dict[str, Any] | None]] = {
 
 
 @pytest.mark.parametrize("name", BYTES)
-async def test_bytes(served: WorkerUnderTest, name: str) -> None:
+async def test_bytes_that_are_no_json_object_are_refused(
+    served: WorkerUnderTest, name: str
+) -> None:
     """Signed, but no unambiguous JSON object."""
     change, told = BYTES[name]
     sent = served.sign(good(served))
@@ -190,7 +196,9 @@ async def test_bytes(served: WorkerUnderTest, name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["upload.wished", "upload.stored", "", 7, None])
-async def test_unknown_type(served: WorkerUnderTest, kind: object) -> None:
+async def test_an_unknown_type_is_refused_without_an_event(
+    served: WorkerUnderTest, kind: object
+) -> None:
     """No event: which refusal it would be, only its unsigned routing key could say."""
     sent = served.sign(good(served))
     body = requests.encode(good(served) | {"type": kind, "upload_id": sent.request_id})
@@ -201,7 +209,9 @@ async def test_unknown_type(served: WorkerUnderTest, kind: object) -> None:
 
 
 @pytest.mark.parametrize("routing_key", ["enroll.requested", "delete.requested"])
-async def test_upload_on_the_control_queue(served: WorkerUnderTest, routing_key: str) -> None:
+async def test_an_upload_on_the_control_queue_is_refused_without_an_event(
+    served: WorkerUnderTest, routing_key: str
+) -> None:
     """A copy of a genuine request on another queue: a dead letter, and no event of any kind.
 
     Issue 10, item 2: it was told as `malformed_request` while the original was stored.
@@ -210,7 +220,9 @@ async def test_upload_on_the_control_queue(served: WorkerUnderTest, routing_key:
     await served.assert_rejected(replace(sent, rejection=None), "bad_signature", "routing key")
 
 
-async def test_enrolment_on_the_upload_queue(served: WorkerUnderTest) -> None:
+async def test_an_enrollment_on_the_upload_queue_is_refused_without_an_event(
+    served: WorkerUnderTest,
+) -> None:
     """As with an upload on the control queue."""
     document = requests.enroll(served.deployment, "elsewhere")
     sent = served.sign(document, routing_key="upload.requested")
@@ -251,14 +263,16 @@ SIGNATURES: dict[str, Callable[[WorkerUnderTest, OutgoingRequest], dict[str, Any
 
 
 @pytest.mark.parametrize("name", SIGNATURES)
-async def test_signature(served: WorkerUnderTest, name: str) -> None:
+async def test_a_bad_signature_is_refused_without_an_event(
+    served: WorkerUnderTest, name: str
+) -> None:
     """Nobody's word: dead, and told in no event."""
     sent = served.sign(good(served))
     headers = SIGNATURES[name](served, sent)
     await served.assert_rejected(replace(sent, headers=headers, rejection=None), BAD_SIGNATURE)
 
 
-async def test_bytes_changed_after_signing(served: WorkerUnderTest) -> None:
+async def test_bytes_changed_after_signing_are_refused(served: WorkerUnderTest) -> None:
     """One space more is another message; its refusal is not told to the id inside."""
     sent = served.sign(good(served))
     await served.assert_rejected(
@@ -266,7 +280,7 @@ async def test_bytes_changed_after_signing(served: WorkerUnderTest) -> None:
     )
 
 
-async def test_malformed_and_unsigned(served: WorkerUnderTest) -> None:
+async def test_the_signature_is_checked_before_the_form(served: WorkerUnderTest) -> None:
     """The signature is checked first."""
     await served.assert_rejected(OutgoingRequest("upload.requested", b"{", {}), BAD_SIGNATURE)
 
@@ -279,12 +293,12 @@ def by_narrow(served: WorkerUnderTest, document: Document) -> OutgoingRequest:
     return replace(sent, headers=dict(headers), rejection=sent.rejection | {"project": None})
 
 
-async def test_not_permitted_by_project(served: WorkerUnderTest) -> None:
+async def test_a_project_that_is_not_granted_is_refused(served: WorkerUnderTest) -> None:
     sent = by_narrow(served, good(served, "acme"))
     await served.assert_rejected(sent, "not_permitted", "narrow may not send upload.requested")
 
 
-async def test_not_permitted_by_type(served: WorkerUnderTest) -> None:
+async def test_a_type_that_is_not_granted_is_refused(served: WorkerUnderTest) -> None:
     sent = by_narrow(served, requests.enroll(served.deployment, "other"))
     await served.assert_rejected(sent, "not_permitted", "narrow may not send enroll.requested")
     assert not served.object_exists(".keyturn/keyrings/other.json")
@@ -298,20 +312,22 @@ EXPIRED: dict[str, tuple[dict[str, float], str]] = {
 
 
 @pytest.mark.parametrize("name", EXPIRED)
-async def test_expired(served: WorkerUnderTest, name: str) -> None:
+async def test_an_expired_request_is_refused(served: WorkerUnderTest, name: str) -> None:
     age, said = EXPIRED[name]
     sent = served.sign(good(served) | {"requested_at": ago(**age)})
     await served.assert_rejected(sent, "request_expired", said)
 
 
 @pytest.mark.parametrize("age", [{"days": 6.9}, {"minutes": -4}])
-async def test_not_expired(served: WorkerUnderTest, age: dict[str, float]) -> None:
+async def test_a_request_within_its_age_is_served(
+    served: WorkerUnderTest, age: dict[str, float]
+) -> None:
     """Within a week, and within what clocks may differ, a request is served."""
     event = await served.publish_and_wait(good(served) | {"requested_at": ago(**age)})
     assert event["type"] == "upload.stored"
 
 
-async def test_order_of_checks(served: WorkerUnderTest) -> None:
+async def test_checks_happen_in_the_order_of_the_specification(served: WorkerUnderTest) -> None:
     """Form before permission, permission before age, age before what is inside (SPEC 6.3)."""
     wrong = good(served) | {
         "key": "/",

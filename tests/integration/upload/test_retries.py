@@ -47,7 +47,7 @@ def put_offs(served: WorkerUnderTest, request_id: str) -> list[tuple[str, int]]:
     ]
 
 
-async def test_unknown_project(served: WorkerUnderTest) -> None:
+async def test_an_unknown_project_is_final_after_three_retries(served: WorkerUnderTest) -> None:
     """Nobody enrols it: tried again after 1, 5 and 9 seconds, then final."""
     sent = requests.upload(served.deployment, "nobody", "k", b"x")
     await served.assert_rejected(served.sign(sent.document), "unknown_project", "nobody")
@@ -56,7 +56,7 @@ async def test_unknown_project(served: WorkerUnderTest) -> None:
     assert not served.object_exists("nobody/k")
 
 
-async def test_enrolled_meanwhile(served: WorkerUnderTest) -> None:
+async def test_a_project_enrolled_meanwhile_is_served(served: WorkerUnderTest) -> None:
     """The enrolment was on its way on another queue: the upload finds it at its next try."""
     sent = requests.upload(served.deployment, "late", "k", b"patience")
     await served.publish(served.sign(sent.document), message_id=sent.upload_id)
@@ -69,7 +69,7 @@ async def test_enrolled_meanwhile(served: WorkerUnderTest) -> None:
 
 
 @pytest.mark.parametrize("staged", [False, True], ids=["inline", "staged"])
-async def test_storage_out_of_reach(
+async def test_an_upload_waits_while_the_storage_is_unreachable(
     served: WorkerUnderTest, storage: Proxy, *, staged: bool
 ) -> None:
     """Put off while the storage cannot be reached, stored when it can; told once."""
@@ -94,7 +94,7 @@ async def test_storage_out_of_reach(
     assert not served.object_exists(staging_s3_key(sent.upload_id))
 
 
-async def test_keyring_under_an_unknown_master_key(served: WorkerUnderTest) -> None:
+async def test_an_upload_waits_for_an_unknown_master_key(served: WorkerUnderTest) -> None:
     """Waits with a count of its tries, is told to nobody, and holds up nobody else."""
     known = len(served.wire.events)
     kek, now = user_kek(served.deployment.api_key, "newer"), requests.now()
