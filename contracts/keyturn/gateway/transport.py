@@ -88,7 +88,7 @@ class Transport:
         except ImportError as exc:
             raise SettingsError(
                 "the gateway's client needs aiohttp, which is not installed: install "
-                "keyturn[reader]"
+                "keyturn[gateway]"
             ) from exc
         async with aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=max_connections),
