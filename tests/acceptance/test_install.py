@@ -215,7 +215,7 @@ async def test_the_examples_run_on_a_real_broker(
         read = await complete.run(EXAMPLES / "read.py", tmp_path, reading)
         assert read == (0, "stored\n18 bytes by kim\nthe fourth quarter\nb'fourth'\n")
         assert (
-            stored_objects.opened(deployment, "acme", "reports/q3.txt", "user")
+            stored_objects.decrypt(deployment, "acme", "reports/q3.txt", "user")
             == b"the third quarter"
         )
         rotated = await complete.run(EXAMPLES / "rotate.py", tmp_path, publisher_env)
