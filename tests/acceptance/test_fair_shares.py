@@ -46,7 +46,7 @@ async def arena(broker: Servers, ceph: S3Server) -> AsyncIterator[Arena]:
 
 @pytest.mark.parametrize("name", ATTACKS)
 async def test_an_attack_takes_nothing_from_another_tenant(arena: Arena, name: str) -> None:
-    found = await arena.attacked(name, _SECONDS, rounds=1)
+    found = await arena.measure_attack(name, _SECONDS, rounds=1)
     assert found.under.refused == []
     for kind in found.quiet.seconds:
         most_ms = _TIMES * found.quiet.p50_ms(kind) + _BESIDES_MS

@@ -198,7 +198,7 @@ class Tenant:
     # Checks.
 
     def check(self, *, generation: int, deleted: frozenset[str] = frozenset()) -> None:
-        """Every object opens with both current keys and no older one, and is otherwise unchanged."""
+        """Every object opens with both current keys and no older one, else it is unchanged."""
         standing = stored_objects.list_keys(self.deployment, f"{self.project}/")
         assert set(standing) == {object_s3_key(self.project, k) for k in {*self.objects, *deleted}}
         assert len(self.api_keys) == generation
