@@ -1,4 +1,4 @@
-"""Deletes: a tombstone that stays, told when nothing can undo it any more (SPEC 8.7)."""
+"""Deletes: a tombstone that stays, published once nothing can undo it (SPEC 8.7)."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def written_at(bucket: Bucket, key: str) -> Any:
 
 
 def is_deleted(served: WorkerUnderTest, bucket: Bucket, key: str) -> None:
-    """A tombstone that tells when, and nothing else: no body, no wrap, no caller's metadata."""
+    """A tombstone has the time of the delete alone: no body, wrap or caller's metadata."""
     told = bucket.deleted_at(f"acme/{key}", served.deployment.master_key)
     assert abs(parse_time(told) - written_at(bucket, key)) < timedelta(seconds=30)
 
 
 async def deleted(served: WorkerUnderTest, key: str) -> dict[str, Any]:
-    """Ask for a delete, and wait until it is told."""
+    """Request a delete, and wait until it is published."""
     return await _end(served, requests.delete("acme", key))
 
 
@@ -93,7 +93,7 @@ async def test_a_delete_is_published_after_two_leases(
 async def test_a_repeated_delete_is_published_at_once(
     served: WorkerUnderTest, bucket: Bucket
 ) -> None:
-    """The same request, and another one: at once, from the tombstone that stands."""
+    """The same request and another one, from the existing tombstone."""
     bucket.put_made("acme", bucket.made("acme", "again"))
     document = requests.delete("acme", "again")
     first = await _end(served, document)
@@ -108,7 +108,7 @@ async def test_a_repeated_delete_is_published_at_once(
 async def test_an_object_brought_back_by_a_copy_is_deleted_again(
     served: WorkerUnderTest, bucket: Bucket
 ) -> None:
-    """A copy that was under way brings the object back: it is deleted again before it is told."""
+    """A copy under way brings the object back: it is deleted again before the event."""
     made = bucket.made("acme", "undead", b"back again")
     bucket.put_made("acme", made)
     end = asyncio.create_task(deleted(served, "undead"))
@@ -122,7 +122,7 @@ async def test_an_object_brought_back_by_a_copy_is_deleted_again(
 
 
 async def test_a_deleted_key_takes_no_upload(served: WorkerUnderTest, bucket: Bucket) -> None:
-    """An upload to a deleted key is refused, however late; what it brought is not kept either."""
+    """An upload to a deleted key is refused, however late; its staged body is deleted."""
     document = requests.upload(served.deployment, "acme", "gone", b"once").document
     assert (await served.publish_and_wait(document))["type"] == "upload.stored"
     assert (await deleted(served, "gone"))["type"] == "object.deleted"
@@ -145,7 +145,7 @@ BAD_KEYS = ["", "/a", "a/", "a//b", "a/../b", "./a", "a\n", "k" * 901]
 async def test_only_keys_of_objects_can_be_deleted(
     served: WorkerUnderTest, bucket: Bucket, key: str
 ) -> None:
-    """Nothing that is no key of an object can be deleted: no record, no folder."""
+    """Neither records nor folders can be deleted."""
     before = bucket.keys("")
     sent = served.sign(requests.delete("acme", key))
     dead = await served.assert_rejected(sent, "malformed_request", "key: ")

@@ -1,4 +1,4 @@
-"""Enrolments: told again, refused or waiting, on real servers (SPEC 5.4, 6.5)."""
+"""Enrollments: repeated, refused or waiting, on real servers (SPEC 5.4, 6.5)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def new_project() -> str:
 
 
 def keyring(served: WorkerUnderTest, project: str) -> tuple[str, str, bytes]:
-    """The record as it stands: ETag, time of its last write, bytes."""
+    """The record's ETag, time of its last write, and bytes."""
     answer = stored_objects.s3_client(served.deployment).get_object(
         Bucket=served.deployment.bucket, Key=keyring_s3_key(project)
     )
@@ -39,7 +39,7 @@ def keyring(served: WorkerUnderTest, project: str) -> tuple[str, str, bytes]:
 
 
 async def refused(served: WorkerUnderTest, document: Document, code: str, detail: str = "") -> None:
-    """Refused, and no keyring stands afterwards."""
+    """Refused, and there is no keyring afterwards."""
     await served.assert_rejected(served.sign(document), code, detail)
     assert not served.object_exists(keyring_s3_key(document["project"]))
 
@@ -56,7 +56,7 @@ async def test_an_enrollment_creates_a_keyring_that_shows_no_key(served: WorkerU
 
 
 async def test_a_repeated_enrollment_writes_nothing(served: WorkerUnderTest) -> None:
-    """Told again with its generation; nothing is written."""
+    """Its event repeats the generation."""
     document = requests.enroll(served.deployment, new_project())
     first = await served.publish_and_wait(document)
     before = keyring(served, document["project"])
@@ -69,7 +69,7 @@ async def test_a_repeated_enrollment_writes_nothing(served: WorkerUnderTest) -> 
 async def test_a_repeated_enrollment_after_a_rotation_reports_its_own_generation(
     served: WorkerUnderTest,
 ) -> None:
-    """Told again with the generation that the enrolment brought, not with today's."""
+    """Not the current generation."""
     project, now = new_project(), requests.now()
     document = requests.enroll(served.deployment, project)
     entries = []
@@ -87,7 +87,7 @@ async def test_a_repeated_enrollment_after_a_rotation_reports_its_own_generation
 
 @pytest.mark.parametrize("adopt", [False, True])
 async def test_a_second_enrollment_is_refused(served: WorkerUnderTest, *, adopt: bool) -> None:
-    """A project has one enrolment; a second one changes nothing, with the same key or another."""
+    """A second enrollment changes nothing, with the same key or another."""
     project = new_project()
     await served.enroll(project)
     before = keyring(served, project)
@@ -97,7 +97,7 @@ async def test_a_second_enrollment_is_refused(served: WorkerUnderTest, *, adopt:
 
 
 async def test_of_concurrent_enrollments_one_creates_the_keyring(served: WorkerUnderTest) -> None:
-    """Of enrolments that race each other one brings the keyring; the others are told so."""
+    """The others are refused."""
     project = new_project()
     rivals = [requests.enroll(served.deployment, project) for _ in range(8)]
     await asyncio.gather(*(served.publish(served.sign(rival)) for rival in rivals))
@@ -113,7 +113,7 @@ async def test_of_concurrent_enrollments_one_creates_the_keyring(served: WorkerU
 
 
 async def test_objects_without_a_keyring_refuse_an_enrollment(served: WorkerUnderTest) -> None:
-    """Objects stand under the prefix: they may be under a key that a new one would orphan."""
+    """The objects may be wrapped under a key that a new keyring would orphan."""
     project = new_project()
     served.put(f"{project}/old", b"older than Keyturn")
     document = requests.enroll(served.deployment, project)
@@ -121,7 +121,7 @@ async def test_objects_without_a_keyring_refuse_an_enrollment(served: WorkerUnde
 
 
 async def test_an_adopting_enrollment_takes_over_objects(served: WorkerUnderTest) -> None:
-    """Asked for aloud, they are taken over: above every generation whose wrap opens, and swept.
+    """Asked for explicitly, it enrolls above every generation whose wrap opens, and sweeps.
 
     Generations that only a label claims raise nothing.
     """
@@ -148,7 +148,7 @@ async def test_an_adopting_enrollment_takes_over_objects(served: WorkerUnderTest
 
 
 async def test_objects_of_a_similar_project_do_not_matter(served: WorkerUnderTest) -> None:
-    """Another project whose id begins the same way stands in nobody's way."""
+    """Another project whose id begins the same way."""
     project = new_project()
     served.put(f"{project}-2/old", b"another project's")
     await served.enroll(project)
@@ -198,7 +198,7 @@ async def test_an_unknown_intake_key_is_refused(served: WorkerUnderTest) -> None
 
 
 async def test_a_v0_kek_is_sealed_for_its_own_purpose(served: WorkerUnderTest) -> None:
-    """The earlier system's KEK is sealed like the other, for a purpose of its own."""
+    """The KEK of the earlier system is sealed like the other one, for a purpose of its own."""
     document = requests.enroll(served.deployment, new_project(), v0="allowed")
     document["sealed_v0_kek"] = dict(document["sealed_kek"])
     await refused(served, document, "bad_seal")
@@ -233,7 +233,7 @@ async def test_a_malformed_field_is_refused(served: WorkerUnderTest, name: str) 
 
 
 async def test_an_unreadable_id_is_refused_without_an_event(served: WorkerUnderTest) -> None:
-    """Told to nobody, since nobody can be named."""
+    """There is no id to answer."""
     document = requests.enroll(served.deployment, new_project()) | {"request_id": "1"}
     body = requests.encode(document)
     headers = requests.headers(body, served.deployment.publisher_key)
@@ -257,7 +257,7 @@ async def test_an_enrollment_signed_by_a_stranger_changes_nothing(served: Worker
 async def test_a_forged_keyring_is_never_overwritten(
     served: WorkerUnderTest, record: bytes
 ) -> None:
-    """What stands in a keyring's place is never overwritten, whatever it is."""
+    """Whatever is at the keyring's S3 key is never overwritten."""
     project = new_project()
     served.put(keyring_s3_key(project), record)
     document = requests.enroll(served.deployment, project)
@@ -266,7 +266,7 @@ async def test_a_forged_keyring_is_never_overwritten(
 
 
 async def test_an_enrollment_waits_for_an_unknown_master_key(served: WorkerUnderTest) -> None:
-    """Another worker may hold it: the enrolment waits."""
+    """Another worker may have it."""
     project, now = new_project(), requests.now()
     kek = user_kek(served.deployment.api_key, project)
     ring = Keyring(project, "m9", Generation(1, kek_id(kek), kek, requests.new_id(), now, now))

@@ -42,14 +42,14 @@ def rotation(
 def sealed(
     served: WorkerUnderTest, document: Document, info: bytes, secret: bytes | None = None
 ) -> None:
-    """Seal the request's KEK anew, for something else or with another secret."""
+    """Seal the request's KEK again, for something else or with another secret."""
     kek = user_kek(new_api_key(), PROJECT).reveal() if secret is None else secret
     ciphertext = served.deployment.intake.public_key.seal(kek, info)
     document["sealed_kek"] = {"intake_key": "main", "ciphertext": to_base64(ciphertext)}
 
 
 async def refused(served: WorkerUnderTest, document: Document, code: str, detail: str = "") -> None:
-    """Refused as SPEC 6.3 and 12 say, and the keyring stands as it did; no sweep was begun."""
+    """Refused as SPEC 6.3 and 12 say; the keyring is unchanged, and no sweep was started."""
     project = document["project"] if document["project"] != "*" else PROJECT
     before = keyring(served, project)
     await served.assert_rejected(served.sign(document), code, detail)
@@ -116,7 +116,7 @@ async def test_the_current_kek_is_refused(served: WorkerUnderTest) -> None:
 
 
 async def test_a_rotation_signed_by_a_stranger_changes_nothing(served: WorkerUnderTest) -> None:
-    """Told to nobody; changes nothing."""
+    """No event."""
     before = keyring(served)
     body = requests.encode(rotation(served))
     headers = requests.headers(body, served.deployment.event_key)
@@ -153,7 +153,7 @@ async def test_a_rotation_that_is_not_granted_is_refused(
 async def test_a_rotation_under_another_routing_key_is_refused_without_an_event(
     served: WorkerUnderTest,
 ) -> None:
-    """Routed as what it is not: a genuine request that was moved, so that no event says so."""
+    """A genuine request that was moved."""
     document = rotation(served)
     sent = served.sign(document, routing_key="sweep.requested")
     refusal = OutgoingRequest(sent.routing_key, sent.body, sent.headers)
@@ -165,7 +165,7 @@ async def test_a_rotation_under_another_routing_key_is_refused_without_an_event(
 
 
 async def test_outdated_rotations_are_refused(served: WorkerUnderTest) -> None:
-    """A KEK of the past, one generation too early, asked for too early, an id used elsewhere."""
+    """An earlier KEK, an earlier generation, an earlier time, an id used elsewhere."""
     await served.enroll("turned")
     too_early = rotation(served, project="turned")
     api_keys = [served.deployment.api_key, new_api_key()]
@@ -188,7 +188,7 @@ async def test_outdated_rotations_are_refused(served: WorkerUnderTest) -> None:
 
 
 async def test_an_unknown_project_is_final_after_three_retries(served: WorkerUnderTest) -> None:
-    """Nobody enrols it: tried again after 1, 5 and 9 seconds, then final, for each kind at once."""
+    """Retried after 1, 5 and 9 seconds, then refused; each kind of request at once."""
     documents = [
         requests.rotation(served.deployment, "nobody", new_api_key()),
         requests.sweep("nobody"),

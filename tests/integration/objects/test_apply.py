@@ -1,4 +1,4 @@
-"""Each effect on real servers: done as decided, all else as before, late ones refused (SPEC 8)."""
+"""Actions on real servers: executed as planned, all else unchanged, late ones refused (SPEC 8)."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ async def place(
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_each_action_is_executed_as_planned(place: Place, kind: str) -> None:
-    """By what is read back: the next look finds nothing to do, and everything else is there."""
+    """Read back: the next plan is a no-op, and everything else is unchanged."""
     plaintext = await place.make(kind)
     view, action, snapshot = await place.plan_action()
     at_risk = tags_at_risk(place.storage, view, action, 6 * MIB)

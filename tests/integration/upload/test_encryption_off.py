@@ -1,4 +1,4 @@
-"""Encryption switched off: plaintext where the keyring allows it, sealed elsewhere (SPEC 7.4)."""
+"""Encryption switched off: plaintext if the keyring allows it, else encrypted (SPEC 7.4)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BODIES = pytest.mark.parametrize(
 async def test_plaintext_is_stored_where_the_keyring_allows_it(
     served: WorkerUnderTest, size_bytes: int, *, staged: bool
 ) -> None:
-    """The body as it is, with the upload's id as the only `enc-` metadata; once, too."""
+    """The unchanged body, with the upload id as the only `enc-` field; stored once."""
     project = f"plain-{requests.new_id()[:8]}"
     await served.enroll(project, plaintext="allowed")
     data = os.urandom(size_bytes)
@@ -46,7 +46,7 @@ async def test_plaintext_is_stored_where_the_keyring_allows_it(
 async def test_a_project_that_forbids_plaintext_is_encrypted(
     served: WorkerUnderTest, size_bytes: int, *, staged: bool
 ) -> None:
-    """A project that does not allow plaintext is encrypted all the same."""
+    """Even with encryption switched off."""
     data = os.urandom(size_bytes)
     key = f"sealed/{requests.new_id()}"
     sent = requests.upload(served.deployment, "acme", key, data, staged=staged)

@@ -72,7 +72,7 @@ async def test_a_damaged_last_chunk_leaves_no_object_and_no_parts(served: Worker
 
 
 async def test_a_key_taken_before_the_completion_is_refused(served: WorkerUnderTest) -> None:
-    """An object of another upload stands there: refused, and the parts are gone."""
+    """Another upload's object is there: refused, and the parts are gone."""
     first = os.urandom(PART_BYTES + 1000)
     key, _ = await staged(served, first)
     rival = requests.upload(served.deployment, "acme", key, first, staged=True)

@@ -38,19 +38,19 @@ def refusable(served: WorkerUnderTest, **headers: Any) -> OutgoingRequest:
 async def test_odd_properties_are_kept_in_the_dead_letter(
     served: WorkerUnderTest, properties: dict[str, Any]
 ) -> None:
-    """Refused once; the dead letter has them still, and nobody acts on them."""
+    """Refused once; the dead letter keeps them, and no component acts on them."""
     dead = await served.assert_rejected(refusable(served), "malformed_request", **properties)
     assert {name: getattr(dead, name) for name in properties} == properties
 
 
 async def test_a_dead_letter_never_expires(served: WorkerUnderTest) -> None:
-    """A message that may expire on its way is kept for good once it is a dead letter."""
+    """A message that could expire in a queue is kept once it is a dead letter."""
     dead = await served.assert_rejected(refusable(served), "malformed_request", expiration=10)
     assert dead.expiration is None
 
 
 async def test_a_dead_letter_carries_no_user_id(served: WorkerUnderTest) -> None:
-    """The broker checks a user's name against who publishes: a copy carries none."""
+    """The broker checks a user id against the connection's user: a copy carries none."""
     user = urlsplit(served.deployment.amqp_url).username
     dead = await served.assert_rejected(refusable(served), "malformed_request", user_id=user)
     assert dead.user_id is None
@@ -58,7 +58,7 @@ async def test_a_dead_letter_carries_no_user_id(served: WorkerUnderTest) -> None
 
 @pytest.mark.parametrize("name", ["CC", "BCC"])
 async def test_a_dead_letter_is_routed_nowhere_else(served: WorkerUnderTest, name: str) -> None:
-    """Routed once by whoever sent it; its dead letter is routed nowhere else."""
+    """The sender's copies were routed once; the dead letter is routed nowhere else."""
     sent = refusable(served)
     more: dict[str, Any] = {name: ["upload.requested", "keyturn.upload"]}
     await served.wire.publish(sent.routing_key, sent.body, sent.headers | more)
@@ -124,7 +124,7 @@ async def test_attempts_that_a_sender_claims_do_not_count(
 async def test_headers_that_a_sender_forges_do_not_matter(
     served: WorkerUnderTest, headers: dict[str, Any]
 ) -> None:
-    """Headers in the worker's or the broker's name do not keep an upload from being stored."""
+    """Headers named like the worker's or the broker's do not keep an upload from being stored."""
     sent = served.sign(requests.upload(served.deployment, "acme", requests.new_id(), b"x").document)
     await served.wire.publish(sent.routing_key, sent.body, sent.headers | headers)
     assert (await served.wire.outcome(sent.request_id))["type"] == "upload.stored"

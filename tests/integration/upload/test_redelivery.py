@@ -1,4 +1,4 @@
-"""Uploads that come again, and objects that changed in between (SPEC 7.1, 7.2).
+"""Redelivered uploads, and objects that changed in between (SPEC 7.1, 7.2).
 
 An upload is stored once, however often its message comes. What stands at its key is told
 as stored only where its wraps verify: its id in the metadata is nobody's word.
@@ -40,7 +40,7 @@ def upload(served: WorkerUnderTest, data: bytes, *, staged: bool, project: str =
 
 
 def state(served: WorkerUnderTest, key: str, project: str = "acme") -> tuple[object, ...]:
-    """All that would show a second put, or a rewrap."""
+    """Everything that would show a second put, or a rewrap."""
     head = stored_objects.s3_client(served.deployment).head_object(
         Bucket=served.deployment.bucket, Key=f"{project}/{key}"
     )
@@ -51,7 +51,7 @@ def state(served: WorkerUnderTest, key: str, project: str = "acme") -> tuple[obj
 async def test_an_upload_that_is_published_twice_is_stored_once(
     served: WorkerUnderTest, *, staged: bool
 ) -> None:
-    """The second delivery is told the same, from what stands: nothing is written again."""
+    """The second delivery has the same event; nothing is written again."""
     sent = upload(served, b"once", staged=staged)
     first = await served.publish_and_wait(sent.document)
     before = state(served, sent.document["key"])
@@ -84,7 +84,7 @@ async def test_concurrent_deliveries_end_in_one_event(
 async def test_of_two_uploads_of_a_key_one_is_stored(
     served: WorkerUnderTest, *, staged: bool
 ) -> None:
-    """One is stored, the other is told that the key is taken."""
+    """The other is refused, since the key is taken."""
     key = f"race/{requests.new_id()}"
     rivals = [
         requests.upload(served.deployment, "acme", key, name, staged=staged)
@@ -183,7 +183,7 @@ RELABELLED: dict[str, Metadata] = {
 async def test_an_own_object_with_wrong_labels_is_stored_with_right_ones(
     served: WorkerUnderTest, name: str
 ) -> None:
-    """Both wraps still open: told as stored, with the labels mended."""
+    """Both wraps still open: published as stored, and the labels are corrected."""
     sent = upload(served, b"mine", staged=False)
     first = await served.publish_and_wait(sent.document)
     key = sent.document["key"]
@@ -215,7 +215,7 @@ async def test_wraps_of_another_object_are_corrupt(served: WorkerUnderTest) -> N
 async def test_another_body_under_own_metadata_is_corrupt(
     served: WorkerUnderTest, *, staged: bool
 ) -> None:
-    """The header commits to no DEK in the wraps: nothing is told as stored."""
+    """The header commits to no DEK in the wraps: it is not published as stored."""
     sent = upload(served, b"mine", staged=staged)
     await served.publish_and_wait(sent.document)
     stored = stored_objects.read_object(served.deployment, "acme", sent.document["key"])
@@ -228,7 +228,7 @@ async def test_another_body_under_own_metadata_is_corrupt(
 
 
 async def test_an_object_without_the_uploads_id_is_another_object(served: WorkerUnderTest) -> None:
-    """Without its id it is somebody else's object."""
+    """Without the id it counts as another upload's."""
     sent = upload(served, b"mine", staged=False)
     await served.publish_and_wait(sent.document)
     change_metadata(served, sent.document["key"], lambda m: without(m, "enc-upload"))
@@ -238,7 +238,7 @@ async def test_an_object_without_the_uploads_id_is_another_object(served: Worker
 
 
 async def test_a_deleted_object_does_not_come_back(served: WorkerUnderTest) -> None:
-    """A tombstone in its place: it does not come back."""
+    """A tombstone took its place."""
     sent = upload(served, b"mine", staged=True)
     await served.publish_and_wait(sent.document)
     served.stage(sent.upload_id, sent.sealed_body)
@@ -251,7 +251,7 @@ async def test_a_deleted_object_does_not_come_back(served: WorkerUnderTest) -> N
 
 
 def turn(served: WorkerUnderTest, project: str) -> str:
-    """Turn the project's keyring by hand, as a rotation does; gives the new API key."""
+    """Rotate the project's keyring by hand; returns the new API key."""
     client, bucket = stored_objects.s3_client(served.deployment), served.deployment.bucket
     answer = client.get_object(Bucket=bucket, Key=keyring_s3_key(project))
     held = {"m1": Secret(served.deployment.master_key)}
@@ -269,7 +269,7 @@ def turn(served: WorkerUnderTest, project: str) -> str:
 async def test_a_second_delivery_after_a_rotation_rewraps_the_object(
     served: WorkerUnderTest, *, staged: bool
 ) -> None:
-    """A second delivery brings its own object to the desired state, body untouched."""
+    """The body is unchanged."""
     project = f"turned-{requests.new_id()[:8]}"
     await served.enroll(project)
     sent = upload(served, b"mine", staged=staged, project=project)
@@ -288,7 +288,7 @@ async def test_a_second_delivery_after_a_rotation_rewraps_the_object(
 
 
 async def test_an_object_above_its_keyring_stops_its_upload(served: WorkerUnderTest) -> None:
-    """An object above its keyring: nothing goes on for it until an operator looks (SPEC 5.4)."""
+    """Its upload waits until an operator inspects the keyring (SPEC 5.4)."""
     project = "rolled"
     await served.enroll(project)
     client, bucket = stored_objects.s3_client(served.deployment), served.deployment.bucket
@@ -305,7 +305,7 @@ async def test_an_object_above_its_keyring_stops_its_upload(served: WorkerUnderT
 
 
 async def test_logs_contain_no_secret(served: WorkerUnderTest) -> None:
-    """The worker's log of all the above holds ids and codes, and no key of anybody."""
+    """The worker's log of all the above contains ids and codes, and no key."""
     sent = upload(served, b"a plaintext of its own", staged=False)
     await served.publish_and_wait(sent.document)
     await served.process.logged(f'"upload_id":"{sent.upload_id}"')

@@ -1,4 +1,4 @@
-"""Uploads that are refused for what is inside, or for what stands already (SPEC 6.4, 7, 12).
+"""Uploads that are refused for their body, or for an existing object (SPEC 6.4, 7, 12).
 
 Whatever is refused leaves its target as it was, and its staged body where it is, so that
 the dead letter can be replayed.
@@ -51,7 +51,7 @@ def upload(served: WorkerUnderTest, data: bytes = b"hello", *, staged: bool = Fa
 
 
 async def refused(served: WorkerUnderTest, sent: Upload, code: str, detail: str = "") -> None:
-    """Refused, and nothing stands at its target."""
+    """Refused, and there is no object at its target."""
     await served.assert_rejected(served.sign(sent.document), code, detail)
     target = f"{sent.document['project']}/{sent.document['key']}"
     assert not served.object_exists(target)
@@ -179,7 +179,7 @@ STAGED: dict[str, tuple[int, Callable[[Upload], bytes | None], str]] = {
 async def test_a_staged_body_that_does_not_open_is_refused(
     served: WorkerUnderTest, name: str
 ) -> None:
-    """Not a byte of a damaged body becomes an object; what stands in staging stays there."""
+    """Not a byte of a damaged body becomes an object; the staged body stays."""
     size_bytes, change, code = STAGED[name]
     sent = upload(served, os.urandom(size_bytes), staged=True)
     body = change(sent)
@@ -190,7 +190,7 @@ async def test_a_staged_body_that_does_not_open_is_refused(
 
 
 async def test_a_replay_stores_a_staged_body_that_was_missing(served: WorkerUnderTest) -> None:
-    """The dead letter of a body that was missing is served once the body stands there."""
+    """The dead letter of a missing body is served once the body is in staging."""
     sent = upload(served, b"late" * 100_000, staged=True)
     dead = await served.assert_rejected(served.sign(sent.document), MISSING)
     served.stage(sent.upload_id, sent.sealed_body)
@@ -246,7 +246,7 @@ OCCUPIED: dict[str, tuple[Callable[[WorkerUnderTest, str], dict[str, str]], str]
 @pytest.mark.parametrize("staged", [False, True], ids=["inline", "staged"])
 @pytest.mark.parametrize("name", OCCUPIED)
 async def test_a_taken_key_is_refused(served: WorkerUnderTest, name: str, *, staged: bool) -> None:
-    """A key never takes a second body, whoever put the first one."""
+    """A key never takes a second body."""
     metadata, code = OCCUPIED[name]
     sent = upload(served, staged=staged)
     key = sent.document["key"]
@@ -300,7 +300,7 @@ KEYRINGS: dict[str, Callable[[WorkerUnderTest, str], bytes]] = {
 
 @pytest.mark.parametrize("name", KEYRINGS)
 async def test_a_forged_keyring_wraps_nothing(served: WorkerUnderTest, name: str) -> None:
-    """Nothing is wrapped by a keyring that does not open as this project's."""
+    """Nothing is wrapped under a keyring that does not open as this project's."""
     project = f"forged-{requests.new_id()[:8]}"
     served.put(keyring_s3_key(project), KEYRINGS[name](served, project))
     sent = requests.upload(served.deployment, project, "k", b"secret")
@@ -309,7 +309,7 @@ async def test_a_forged_keyring_wraps_nothing(served: WorkerUnderTest, name: str
 
 
 async def test_a_genuine_keyring_wraps(served: WorkerUnderTest) -> None:
-    """The records above are refused for what was changed in them, and for nothing else."""
+    """So the records above are refused for what was changed in them."""
     project = f"honest-{requests.new_id()[:8]}"
     served.put(keyring_s3_key(project), keyring(served, project))
     await served.assert_serves_next(project)

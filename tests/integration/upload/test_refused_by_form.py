@@ -91,14 +91,14 @@ CHANGES: dict[str, tuple[Document, str]] = {
 
 @pytest.mark.parametrize("name", CHANGES)
 async def test_a_malformed_field_is_refused(served: WorkerUnderTest, name: str) -> None:
-    """One field is wrong: refused under the request's id, and told which field."""
+    """Refused under the request's id; the event names the field."""
     change, said = CHANGES[name]
     await served.assert_rejected(served.sign(good(served) | change), MALFORMED, said)
 
 
 @pytest.mark.parametrize("missing", ["key", "requested_at", "sealed_key", "body"])
 async def test_a_missing_field_is_refused(served: WorkerUnderTest, missing: str) -> None:
-    """A field that must be there is not."""
+    """A required field is missing."""
     document = good(served)
     del document[missing]
     await served.assert_rejected(served.sign(document), MALFORMED, f"{missing}: ")
@@ -123,7 +123,7 @@ async def test_a_missing_field_is_refused(served: WorkerUnderTest, missing: str)
 async def test_a_malformed_project_is_refused(
     served: WorkerUnderTest, project: object, told: str | None
 ) -> None:
-    """A project that SPEC 1 does not allow is told as it was sent, or as null."""
+    """The event has the project as it was sent, or null."""
     sent = served.sign(good(served) | {"project": project})
     assert sent.rejection is not None
     await served.assert_rejected(
@@ -148,7 +148,7 @@ async def test_a_missing_project_is_refused(served: WorkerUnderTest) -> None:
 async def test_an_unreadable_id_is_refused_without_an_event(
     served: WorkerUnderTest, upload_id: object
 ) -> None:
-    """Without a readable id there is nobody to tell."""
+    """Without a readable id there is no one to answer."""
     sent = served.sign(good(served) | {"upload_id": upload_id})
     await served.assert_rejected(replace(sent, rejection=None), MALFORMED, "upload_id: ")
 
@@ -266,14 +266,14 @@ SIGNATURES: dict[str, Callable[[WorkerUnderTest, OutgoingRequest], dict[str, Any
 async def test_a_bad_signature_is_refused_without_an_event(
     served: WorkerUnderTest, name: str
 ) -> None:
-    """Nobody's word: dead, and told in no event."""
+    """A dead letter, and no event."""
     sent = served.sign(good(served))
     headers = SIGNATURES[name](served, sent)
     await served.assert_rejected(replace(sent, headers=headers, rejection=None), BAD_SIGNATURE)
 
 
 async def test_bytes_changed_after_signing_are_refused(served: WorkerUnderTest) -> None:
-    """One space more is another message; its refusal is not told to the id inside."""
+    """One more space makes another message; its refusal is not published under the id inside."""
     sent = served.sign(good(served))
     await served.assert_rejected(
         replace(sent, body=sent.body + b" ", rejection=None), BAD_SIGNATURE

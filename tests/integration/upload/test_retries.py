@@ -1,4 +1,4 @@
-"""Uploads that cannot be served yet: they wait on the broker, and are served later (SPEC 12)."""
+"""Uploads that cannot be served yet wait on the broker and are served later (SPEC 12)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def storage(ceph: S3Server) -> AsyncIterator[Proxy]:
-    """What stands between the worker and the storage."""
+    """A proxy between the worker and the storage."""
     async with proxy(ceph.endpoint_url) as running:
         yield running
 
@@ -38,7 +38,7 @@ async def served(broker: Servers, ceph: S3Server, storage: Proxy) -> AsyncIterat
 
 
 def put_offs(served: WorkerUnderTest, request_id: str) -> list[tuple[str, int]]:
-    """Code and seconds of each time that the worker put the request off."""
+    """Code and delay in seconds of each retry that the worker scheduled."""
     rows: list[dict[str, Any]] = [json.loads(line) for line in served.process.lines]
     return [
         (row["code"], row["delay_s"])
@@ -48,7 +48,7 @@ def put_offs(served: WorkerUnderTest, request_id: str) -> list[tuple[str, int]]:
 
 
 async def test_an_unknown_project_is_final_after_three_retries(served: WorkerUnderTest) -> None:
-    """Nobody enrols it: tried again after 1, 5 and 9 seconds, then final."""
+    """Retried after 1, 5 and 9 seconds, then refused."""
     sent = requests.upload(served.deployment, "nobody", "k", b"x")
     await served.assert_rejected(served.sign(sent.document), "unknown_project", "nobody")
     waits = [("unknown_project", delay_s) for delay_s in (1, 5, 9)]
@@ -57,7 +57,7 @@ async def test_an_unknown_project_is_final_after_three_retries(served: WorkerUnd
 
 
 async def test_a_project_enrolled_meanwhile_is_served(served: WorkerUnderTest) -> None:
-    """The enrolment was on its way on another queue: the upload finds it at its next try."""
+    """The enrollment was in another queue: the upload finds the keyring at its next attempt."""
     sent = requests.upload(served.deployment, "late", "k", b"patience")
     await served.publish(served.sign(sent.document), message_id=sent.upload_id)
     await served.process.logged('"code":"unknown_project"')
@@ -72,7 +72,7 @@ async def test_a_project_enrolled_meanwhile_is_served(served: WorkerUnderTest) -
 async def test_an_upload_waits_while_the_storage_is_unreachable(
     served: WorkerUnderTest, storage: Proxy, *, staged: bool
 ) -> None:
-    """Put off while the storage cannot be reached, stored when it can; told once."""
+    """Retried while the storage is unreachable, stored afterwards, published once."""
     known = len(served.wire.events)
     key = f"outage/{staged}"
     sent = requests.upload(served.deployment, "acme", key, b"kept", staged=staged)
@@ -95,7 +95,7 @@ async def test_an_upload_waits_while_the_storage_is_unreachable(
 
 
 async def test_an_upload_waits_for_an_unknown_master_key(served: WorkerUnderTest) -> None:
-    """Waits with a count of its tries, is told to nobody, and holds up nobody else."""
+    """It waits with a count of its attempts, without an event, and blocks no other upload."""
     known = len(served.wire.events)
     kek, now = user_kek(served.deployment.api_key, "newer"), requests.now()
     ring = Keyring("newer", "m9", Generation(1, kek_id(kek), kek, requests.new_id(), now, now))

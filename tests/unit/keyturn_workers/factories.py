@@ -1,4 +1,4 @@
-"""Values for unit tests: keyrings and objects of a made-up project."""
+"""Values for unit tests: keyrings and objects of an example project."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One object in a bucket in memory, looked at, decided about and written to, step by step."""
+"""One object in an in-memory bucket: read, planned and written step by step."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ class Scene:
         return view, plan_action(view, KEY, snapshot.keyring, desired, KEYS, given), snapshot
 
     async def reconcile(self, options: Options | None = None) -> PlannedAction:
-        """Look, decide and carry out; gives what was decided."""
+        """Read, plan and execute; returns the planned action."""
         view, action, snapshot = await self.plan_action(options)
         await self.executor.execute("acme", KEY, view, action, snapshot)
         return action

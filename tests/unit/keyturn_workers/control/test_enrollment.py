@@ -1,4 +1,4 @@
-"""An enrolment that comes again while the storage denies its keyring (SPEC 6.5, 8.6)."""
+"""A repeated enrollment while the storage denies that the keyring exists (SPEC 6.5, 8.6)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KEYRING = keyring_s3_key("acme")
 
 
 class _Bucket:
-    """Whose listings are true, and which answers 404 to every read of a keyring."""
+    """Its listings are true, but it answers 404 to every read of a keyring."""
 
     lease_s = 15
 
@@ -55,7 +55,7 @@ async def _enroll(*keys: str) -> int:
 
 
 async def test_a_keyring_that_is_listed_but_not_found_does_not_refuse_an_enrollment() -> None:
-    """The read was wrong: tried again later, and not refused for good as `already_enrolled`."""
+    """The read was wrong: retried later, not refused permanently as `already_enrolled`."""
     with pytest.raises(StorageUnavailableError):
         await _enroll("acme/a.bin", KEYRING)
 

@@ -38,7 +38,7 @@ def _sealed(kind: Any, request_id: str, kek: bytes) -> dict[str, str]:
     return {"intake_key": "main", "ciphertext": to_base64(ciphertext)}
 
 
-async def test_a_request_that_the_keyring_names_is_known_after_its_intake_key_was_retired() -> None:
+async def test_a_recorded_request_is_recognized_after_its_intake_key_was_retired() -> None:
     storage = MemoryStorage()
     clock = StorageClock(15, storage.elapsed_s)
     keyrings = KeyringReader(storage, MASTER_KEYS, lease_s=15, cache_s=2, clock=clock)

@@ -1,4 +1,4 @@
-"""The keyring's record: what is written is read, and what was forged or moved is not."""
+"""The keyring's record: what was written is read; what was forged or moved is refused (SPEC 5)."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ def _payload(ring: Keyring) -> dict[str, object]:
 @given(
     st.integers(0, 4), st.booleans(), st.booleans(), st.booleans(), st.sampled_from(["m1", "m2"])
 )
-def test_round_trip(turns: int, plaintext: bool, v0: bool, with_v0_kek: bool, master: str) -> None:
+def test_a_keyring_round_trips(
+    turns: int, plaintext: bool, v0: bool, with_v0_kek: bool, master: str
+) -> None:
     ring = keyring(master_key=master, plaintext=plaintext)
     for _ in range(turns):
         ring = rotated(ring)

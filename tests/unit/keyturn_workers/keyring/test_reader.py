@@ -16,7 +16,7 @@ from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring, rotated
 
 
 class _Bucket:
-    """Answers reads only when it is told to, with what stood when each read began."""
+    """Answers reads on request only, with what was stored when each read began."""
 
     capabilities = Capabilities()
 
@@ -65,7 +65,7 @@ async def test_without_a_cache_each_call_reads() -> None:
 
 
 async def test_a_fresh_read_begins_after_the_call() -> None:
-    """A call that comes while a read is under way must not be answered by that read."""
+    """A read that is under way must not answer a later call."""
     bucket = _Bucket(keyring())
     assert bucket.ring is not None
     reader = _reader(bucket)

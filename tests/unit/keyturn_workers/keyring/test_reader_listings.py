@@ -1,4 +1,4 @@
-"""One listing in the place of a thousand reads: what it shows, and what it costs (SPEC 8.4)."""
+"""The reader uses one listing instead of a thousand reads (SPEC 8.4)."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Many:
         self.storage.advance(seconds)
 
     def requests(self) -> tuple[int, int]:
-        """Reads and listings since it was asked last."""
+        """Reads and listings since the last call."""
         made = self.storage.calls["read"], self.storage.calls["list_page"]
         self.storage.calls.clear()
         return made
@@ -82,7 +82,7 @@ async def test_a_thousand_projects_cost_one_listing_a_cache_period() -> None:
 
 @pytest.mark.parametrize("active", [1000, 300])
 async def test_more_projects_than_a_listing_shows_cost_one_for_each_page(active: int) -> None:
-    """However many of them are in use; the first periods find out where listings begin."""
+    """However many are in use; the first periods learn where listings begin."""
     on = Many(1000, page_keys=100)
     order = random.Random(2)  # noqa: S311  # no secret
     await on.use()
@@ -145,7 +145,7 @@ async def test_a_keyring_that_a_listing_covers_and_does_not_show_is_dropped() ->
 
 
 async def test_a_listing_counts_from_its_sending() -> None:
-    """Sent before a turn and answered 20 s after it: it shows nothing that is recent."""
+    """Sent before a rotation and answered 20 s after it, it shows nothing recent."""
     on = Many(10)
     await on.use()
     before = on.storage.elapsed_s()
@@ -226,7 +226,7 @@ async def test_after_a_failed_listing_the_keyrings_are_read() -> None:
 async def test_a_keyring_in_use_is_renewed_before_its_cache_time_ends(
     projects: int, requests: tuple[int, int]
 ) -> None:
-    """Beside those who use it: none of them waits for that."""
+    """In the background: no caller waits."""
     on = Many(projects)
     await on.use()
     on.requests()
@@ -240,7 +240,7 @@ async def test_a_keyring_in_use_is_renewed_before_its_cache_time_ends(
 
 
 async def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By projects and by bytes; the longest unused ones go, and those without a keyring first."""
+    """By projects and by bytes; the least recently used go, those without a keyring first."""
     monkeypatch.setattr(cache_module, "_MAX_PROJECTS", 5)
     on = Many(10)
     await on.use()
@@ -258,6 +258,3 @@ async def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _project(name: str) -> str:
     return name.removesuffix(".json")
-
-
-# Listings as values.

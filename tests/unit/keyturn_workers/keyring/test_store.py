@@ -22,7 +22,7 @@ async def versions(storage: MemoryStorage) -> int:
 
 
 @pytest.mark.parametrize(("versioned", "left"), [(True, 1), (False, 1)])
-async def test_the_latest_version_alone_is_left(*, versioned: bool, left: int) -> None:
+async def test_only_the_latest_version_remains(*, versioned: bool, left: int) -> None:
     storage = MemoryStorage(versioned=versioned)
     ring = with_lease(keyring(), 15)
     assert await create_keyring(storage, ring, MASTER_KEYS, lease_s=15)
@@ -51,6 +51,6 @@ async def test_a_written_keyring_names_the_longest_lease_of_all_that_wrote_it() 
     assert await replace_keyring(storage, ring, etag, MASTER_KEYS, lease_s=60)
     ring, etag = await read()
     assert ring.lease_s == 60
-    # A worker with a shorter lease does not take the longer one back.
+    # A worker with a shorter lease does not lower it.
     assert await replace_keyring(storage, ring, etag, MASTER_KEYS, lease_s=6)
     assert (await read())[0].lease_s == 60

@@ -1,4 +1,4 @@
-"""What a keyring becomes: each change keeps what it does not change (SPEC 5.2, 8.1)."""
+"""Changes of a keyring keep everything else (SPEC 5.2, 8.1)."""
 
 from __future__ import annotations
 

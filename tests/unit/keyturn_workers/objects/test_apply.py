@@ -1,4 +1,4 @@
-"""What is decided is written, under a lease; all else stays as it was (SPEC 8.2, 8.4)."""
+"""Executing planned actions: written under a lease, everything else unchanged (SPEC 8.2, 8.4)."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ KEEPS_TAGS = Capabilities(copy_keeps_tags=True)
 
 
 async def opened(on: Scene) -> bytes:
-    """The plaintext, by wraps that are both as desired."""
+    """The plaintext; both wraps match the desired state."""
     _, body = await on.storage.read(TARGET)
     desired = on.ring.desired(MASTER_KEYS)
     examined = verify(await on.wraps(), body[:56], KEY, desired, OPERATOR_KEYS)
@@ -82,13 +82,13 @@ async def test_a_rewrap_changes_only_the_wraps(move: Callable[[Scene], Awaitable
     assert [on.storage.calls[name] for name in writes] == [0, 0, 0, 0]
 
 
-async def test_what_is_current_is_not_written() -> None:
+async def test_a_current_object_is_not_written() -> None:
     on = sealed()
     assert await on.reconcile() == NoOp("current")
     assert on.storage.calls["copy_onto_itself"] == 0
 
 
-async def test_the_whole_object_costs_one_read_and_one_copy() -> None:
+async def test_a_rewrap_costs_one_read_and_one_copy() -> None:
     on = sealed()
     await on.rotate()
     before = on.storage.calls.copy()
@@ -99,8 +99,8 @@ async def test_the_whole_object_costs_one_read_and_one_copy() -> None:
 # Objects of the earlier system.
 
 
-async def test_v0_body_is_opened_before_it_gets_wraps() -> None:
-    """It keeps its body and its algorithm, and an upload's id that it cannot have had goes."""
+async def test_a_v0_body_is_opened_before_it_gets_wraps() -> None:
+    """It keeps its body and algorithm; an upload id, which it cannot have had, is removed."""
     on = Scene()
     body = on.plant_v0(new_dek(), size=3_000_000)
     await on.reconcile()
@@ -111,8 +111,8 @@ async def test_v0_body_is_opened_before_it_gets_wraps() -> None:
     await on.check_the_rest(upload_id=None)
 
 
-async def test_v0_body_that_does_not_open_gets_no_wraps() -> None:
-    """It does not commit to its key: the wraps' word alone is not enough."""
+async def test_a_v0_body_that_does_not_open_gets_no_wraps() -> None:
+    """The body does not commit to its key: the wraps alone prove nothing."""
     on = Scene()
     on.plant_v0(new_dek(), body_dek=new_dek())
     before = await on.storage.head(TARGET)
@@ -122,8 +122,8 @@ async def test_v0_body_that_does_not_open_gets_no_wraps() -> None:
     assert on.storage.calls["copy_onto_itself"] == 0
 
 
-async def test_v0_body_that_takes_longer_than_a_lease() -> None:
-    """The copy rests on a keyring read after the check, not on the one before."""
+async def test_a_v0_body_that_takes_longer_than_a_lease_is_copied_under_a_new_one() -> None:
+    """The copy uses a keyring read after the check, not the one before it."""
     on = Scene()
     on.plant_v0(new_dek())
     on.storage.before_next("stream", on.late)
@@ -142,7 +142,7 @@ async def test_a_rotation_while_a_v0_body_is_checked_refuses_the_copy() -> None:
     assert await on.is_current()
 
 
-async def test_v0_body_replaced_before_it_is_checked() -> None:
+async def test_a_v0_body_replaced_before_it_is_checked_is_left_alone() -> None:
     on = Scene()
     on.plant_v0(new_dek())
     on.storage.before_next("stream", on.delete)
@@ -150,7 +150,7 @@ async def test_v0_body_replaced_before_it_is_checked() -> None:
         await on.reconcile()
 
 
-async def test_v0_body_with_v1_wraps_is_not_read_again() -> None:
+async def test_a_v0_body_with_v1_wraps_is_not_read_again() -> None:
     on = Scene()
     on.plant_v0(new_dek())
     await on.reconcile()
@@ -169,7 +169,7 @@ async def test_plaintext_is_encrypted_in_place(body: bytes) -> None:
     assert await on.reconcile(ENCRYPT) == Encrypt()
     assert await opened(on) == body
     await on.check_the_rest()
-    # One of no bytes goes at once: streamed, it could outlast its lease.
+    # An empty body is put at once: streamed, it could outlast its lease.
     assert on.storage.calls["put_stream"] == bool(body)
 
 
@@ -185,8 +185,8 @@ async def test_each_attempt_to_encrypt_has_its_own_dek() -> None:
 
 
 @pytest.mark.parametrize("body", [b"hello", bytes(2_500_000)], ids=["small", "large"])
-async def test_no_body_lands_under_wraps_that_are_past(body: bytes) -> None:
-    """The lease bounds a put's beginning: the turn comes while the body is on its way."""
+async def test_no_body_lands_under_outdated_wraps(body: bytes) -> None:
+    """The lease bounds when a put begins; the rotation comes while the body is sent."""
     on = in_plaintext(body)
     on.storage.before_next("stream", on.rotate)
     with pytest.raises(PreconditionError):
@@ -196,7 +196,7 @@ async def test_no_body_lands_under_wraps_that_are_past(body: bytes) -> None:
 
 
 @pytest.mark.parametrize("operation", ["stream", "put_stream"])
-async def test_plaintext_replaced_meanwhile_is_left_as_it_is_now(operation: str) -> None:
+async def test_plaintext_replaced_meanwhile_is_left_alone(operation: str) -> None:
     on = in_plaintext()
 
     async def change() -> None:
@@ -227,7 +227,7 @@ async def test_empty_plaintext_deleted_meanwhile_stays_deleted() -> None:
 
 
 async def test_empty_plaintext_is_rechecked_after_its_lease_began() -> None:
-    """Late after that look, the storage refuses it: a delete waits no longer than that."""
+    """If it stalls after the check, the storage refuses it: a delete waits for one lease only."""
     on = in_plaintext(b"")
     on.storage.before_next("head", on.late)
     with pytest.raises(RefusedError):
@@ -275,7 +275,7 @@ WRITES = {
 
 
 async def due(kind: str, storage: MemoryStorage | None = None, **more: Any) -> Scene:
-    """An object for which that is to be done."""
+    """An object for which this action is planned."""
     on = Scene(storage or MemoryStorage(), ring=keyring(plaintext=True))
     match kind:
         case "rewrap":
@@ -317,14 +317,14 @@ async def test_a_refusal_by_a_lock_is_a_locked_object(kind: str) -> None:
         await on.reconcile(ENCRYPT)
 
 
-async def test_a_late_write_to_a_locked_object_is_no_word_of_its_lock() -> None:
+async def test_a_late_write_to_a_locked_object_is_no_lock_refusal() -> None:
     on = await due("rewrap", locked=True)
     on.storage.before_next("copy_onto_itself", on.late)
     with pytest.raises(RefusedError):
         await on.reconcile()
 
 
-async def test_a_lock_is_restated_where_a_new_version_is_allowed() -> None:
+async def test_a_rewrap_keeps_the_lock_if_new_versions_are_allowed() -> None:
     on = await due("rewrap", MemoryStorage(versioned=True), locked=True)
     await on.reconcile()
     head = await on.storage.head(TARGET)
@@ -344,7 +344,7 @@ async def test_a_refusal_by_an_archive_is_an_archived_object() -> None:
 
 
 @ALL_KINDS
-async def test_an_object_that_is_gone(kind: str) -> None:
+async def test_a_missing_object_is_reported(kind: str) -> None:
     on = await due(kind)
 
     async def remove() -> None:
@@ -365,8 +365,8 @@ async def test_an_object_deleted_before_the_write_stays_deleted(kind: str) -> No
 
 
 @ALL_KINDS
-async def test_a_lost_answer(kind: str) -> None:
-    """It is done, and the next look says so."""
+async def test_a_write_with_a_lost_response_is_current(kind: str) -> None:
+    """The write took effect, and the next plan shows it."""
     on = await due(kind)
     on.storage.fail_next(WRITES[kind], StorageUnavailableError("lost"), after_effect=True)
     with pytest.raises(StorageUnavailableError):
@@ -389,10 +389,10 @@ async def test_a_lost_answer(kind: str) -> None:
         ("reseal", KEEPS_TAGS, 10**9, True),
     ],
 )
-async def test_tags_at_risk(
+async def test_tags_are_at_risk_exactly_where_the_write_drops_them(
     kind: str, capabilities: Capabilities, limit: int, *, at_risk: bool
 ) -> None:
-    """Exactly where the write drops them, and never of an object without any."""
+    """Exactly if the write drops them, and never for an object without tags."""
     on = await due(kind, MemoryStorage(capabilities=capabilities))
     view, action, snapshot = await on.plan_action(ENCRYPT)
     assert tags_at_risk(on.storage, view, action, limit) is at_risk
@@ -404,7 +404,7 @@ async def test_tags_at_risk(
     assert not tags_at_risk(on.storage, untagged, action, limit)
 
 
-async def test_what_is_kept_risks_no_tags() -> None:
+async def test_no_op_risks_no_tags() -> None:
     on = sealed()
     view, action, _ = await on.plan_action()
     assert not tags_at_risk(on.storage, view, action, 1)
@@ -426,7 +426,7 @@ TAG = "AAECAwQFBgcICQoLDA0ODw=="
 
 
 def tagged(**more: str) -> Scene:
-    """A sealed object with the tag of its upload, and with these `enc-` names."""
+    """An encrypted object with its upload tag and these `enc-` fields."""
     on = Scene()
     wraps, body = sealed_object(on.ring.desired(MASTER_KEYS), KEY)
     on.plant({**enc(wraps, UPLOAD_ID), "enc-upload-tag": TAG, **more}, body)
@@ -434,13 +434,13 @@ def tagged(**more: str) -> Scene:
 
 
 async def stored(on: Scene) -> tuple[str | None, str | None]:
-    """What the object says of when it was stored, and of its upload."""
+    """The object's stored time and upload tag."""
     metadata = (await on.storage.head(TARGET)).metadata
     return metadata.get("enc-stored-at"), metadata.get("enc-upload-tag")
 
 
 async def rewrapped(on: Scene) -> datetime:
-    """Rewrap a minute later; gives the storage's `Last-Modified` before it."""
+    """Rewrap a minute later; returns the storage's `Last-Modified` from before."""
     before = (await on.storage.head(TARGET)).last_modified
     on.storage.advance(60)
     await on.rotate()
@@ -449,13 +449,13 @@ async def rewrapped(on: Scene) -> datetime:
     return before
 
 
-async def test_the_first_rewrap_keeps_when_the_object_was_stored() -> None:
+async def test_the_first_rewrap_saves_the_stored_time() -> None:
     on = tagged()
     before = await rewrapped(on)
     assert await stored(on) == (format_time(before), TAG)
 
 
-async def test_later_rewraps_keep_what_the_first_one_kept() -> None:
+async def test_later_rewraps_keep_the_stored_time() -> None:
     on = tagged()
     before = await rewrapped(on)
     await rewrapped(on)
@@ -468,14 +468,14 @@ async def test_later_rewraps_keep_what_the_first_one_kept() -> None:
     "value", ["yesterday", "2026-11-24", "9999-01-01T00:00:00.000000Z", "2026-11-24T10:00:00+01:00"]
 )
 async def test_a_malformed_or_future_stored_at_is_replaced(value: str) -> None:
-    """Nothing vouches for it: whoever writes the bucket may have put it there."""
+    """It is not authenticated: a bucket writer may have put it there."""
     on = tagged(**{"enc-stored-at": value})
     before = await rewrapped(on)
     assert (await stored(on))[0] == format_time(before)
 
 
-async def test_no_time_is_kept_where_the_storage_would_refuse_the_metadata() -> None:
-    """It is information alone; the rewrap and the tag are not."""
+async def test_the_stored_time_is_left_out_if_the_metadata_would_be_too_large() -> None:
+    """It is informational; the rewrap and the tag are not."""
     on = tagged()
     head = await on.storage.head(TARGET)
     used = size_bytes(head.metadata)
@@ -495,7 +495,7 @@ async def test_a_large_object_keeps_both_through_a_copy_in_parts() -> None:
 
 
 async def test_plaintext_that_is_encrypted_keeps_its_time_and_no_tag() -> None:
-    """A sweep knows no upload to make a tag of."""
+    """A sweep knows no upload, so there is no tag."""
     on = in_plaintext()
     before = (await on.storage.head(TARGET)).last_modified
     on.storage.advance(60)

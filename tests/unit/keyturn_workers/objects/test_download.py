@@ -1,4 +1,4 @@
-"""The reader behind `keyturn download`: which keys open what, and what is never given out."""
+"""The reader behind `keyturn download`: which keys open what, and what it never yields (SPEC 4)."""
 
 from __future__ import annotations
 

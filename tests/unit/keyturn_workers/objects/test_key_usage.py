@@ -1,4 +1,4 @@
-"""What an object stands under is what opens, never what a label says (SPEC 4.3, 8.1, 8.7)."""
+"""Key usage is what opens an object, never what a label says (SPEC 4.3, 8.1, 8.7)."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_the_admin_wrap_decides_which_key_an_object_depends_on(
 
 
 def test_false_labels_change_nothing() -> None:
-    """A new master key's label over a wrap under the old one must not have that one dropped."""
+    """A label with the new master key over a wrap under the old one must not hide the old one."""
     lying = replace(_wraps(), master_key="m2", generation=2, kek_id="0" * 16)
     assert _stands(enc(lying)) == KeyUsage("encrypted", 1, "m1")
     assert _stands(enc(replace(_wraps(), master_key="gone"))) == KeyUsage("encrypted", 1, "m1")

@@ -1,4 +1,4 @@
-"""A large object copied onto itself in parts, or not at all (SPEC 8.2, 8.4, 8.7)."""
+"""A large object is copied onto itself in parts, completely or not at all (SPEC 8.2, 8.4, 8.7)."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 MIB = 1024**2
 GIB = 1024**3
-# A copy's parts are 5 MiB at least: three of them.
+# Parts of a copy have at least 5 MiB: three parts.
 LARGE = os.urandom(11 * MIB)
 CONDITIONAL = Capabilities(conditional_completion=True)
 
 
 async def due(storage: MemoryStorage | None = None, *, locked: bool = False) -> Scene:
-    """A large object one generation behind, above the copy's limit."""
+    """A large object one generation behind, above the copy limit."""
     on = Scene(storage or MemoryStorage(), copy_limit_bytes=1)
     on.plant_sealed(LARGE, locked=locked)
     await on.rotate()
@@ -41,7 +41,7 @@ async def due(storage: MemoryStorage | None = None, *, locked: bool = False) -> 
 @pytest.mark.parametrize(
     "capabilities", [Capabilities(), CONDITIONAL], ids=["plain", "conditional"]
 )
-async def test_copied_in_parts(capabilities: Capabilities) -> None:
+async def test_a_large_object_is_copied_in_parts(capabilities: Capabilities) -> None:
     on = await due(MemoryStorage(capabilities=capabilities))
     before = await on.body()
     await on.reconcile()
@@ -52,7 +52,7 @@ async def test_copied_in_parts(capabilities: Capabilities) -> None:
     assert await on.open_uploads() == []
 
 
-async def test_at_the_limit_it_is_one_copy() -> None:
+async def test_an_object_at_the_limit_is_one_copy() -> None:
     on = await due()
     on = Scene(on.storage, on.ring, copy_limit_bytes=len(await on.body()))
     await on.reconcile()
@@ -60,7 +60,7 @@ async def test_at_the_limit_it_is_one_copy() -> None:
     assert await on.is_current()
 
 
-async def test_a_large_body_of_the_earlier_system() -> None:
+async def test_a_large_v0_body_is_opened_and_copied_in_parts() -> None:
     """It is opened first, whatever its size, and then copied in parts."""
     on = Scene(copy_limit_bytes=6 * MIB)
     body = on.plant_v0(new_dek(), size=7 * MIB)
@@ -70,8 +70,8 @@ async def test_a_large_body_of_the_earlier_system() -> None:
     assert await on.is_current()
 
 
-async def test_copying_longer_than_a_lease() -> None:
-    """The completion alone is fenced, by a keyring read just before it."""
+async def test_a_copy_that_outlasts_its_lease_completes_under_a_new_one() -> None:
+    """Only the completion is fenced, by a keyring read right before it."""
     on = await due()
     on.storage.before_next("copy_part", on.late)
     await on.reconcile()
@@ -93,7 +93,7 @@ async def check_refused(
     assert await on.body() in (before, b"")
 
 
-async def test_a_completion_after_its_lease() -> None:
+async def test_a_completion_after_its_lease_is_refused() -> None:
     on = await due()
     await check_refused(on, "complete_multipart", on.late, RefusedError)
     assert not await on.is_current()
@@ -101,7 +101,7 @@ async def test_a_completion_after_its_lease() -> None:
 
 @pytest.mark.parametrize("operation", ["create_multipart", "copy_part"])
 async def test_a_rotation_during_the_copy_refuses_the_completion(operation: str) -> None:
-    """Its wraps are of yesterday: aborted, and looked at again."""
+    """The wraps are outdated: the copy is aborted, and planned again."""
     on = await due()
     await check_refused(on, operation, on.rotate, PreconditionError)
     assert on.storage.calls["complete_multipart"] == 0
@@ -118,22 +118,24 @@ async def test_a_new_master_key_during_the_copy_refuses_the_completion() -> None
 @pytest.mark.parametrize(
     "capabilities", [Capabilities(), CONDITIONAL], ids=["plain", "conditional"]
 )
-async def test_deleted_while_it_is_copied(operation: str, capabilities: Capabilities) -> None:
-    """Its parts would bring it back, on a server that honours no condition there."""
+async def test_an_object_deleted_during_the_copy_stays_deleted(
+    operation: str, capabilities: Capabilities
+) -> None:
+    """Its parts would bring it back on a server without conditional completion."""
     on = await due(MemoryStorage(capabilities=capabilities))
     await check_refused(on, operation, on.delete, PreconditionError)
     assert isinstance(parse((await on.storage.head(TARGET)).metadata), Tombstone)
     assert on.storage.calls["complete_multipart"] == 0
 
 
-async def test_deleted_at_the_last_moment_where_completions_honour_conditions() -> None:
+async def test_a_conditional_completion_does_not_bring_back_a_deleted_object() -> None:
     on = await due(MemoryStorage(capabilities=CONDITIONAL))
     await check_refused(on, "complete_multipart", on.delete, PreconditionError)
     assert isinstance(parse((await on.storage.head(TARGET)).metadata), Tombstone)
 
 
 async def test_the_object_is_rechecked_after_the_keyring_read_that_fences_the_completion() -> None:
-    """Stalled after the look, the completion is late: so a delete waits for one lease alone."""
+    """If it stalls after the check, the completion is late: a delete waits for one lease only."""
     on = await due()
 
     async def stall_then_delete() -> None:
@@ -146,7 +148,7 @@ async def test_the_object_is_rechecked_after_the_keyring_read_that_fences_the_co
     assert isinstance(parse((await on.storage.head(TARGET)).metadata), Tombstone)
 
 
-async def test_gone_while_it_is_copied() -> None:
+async def test_an_object_that_vanishes_during_the_copy_is_missing() -> None:
     on = await due()
 
     async def remove() -> None:
@@ -158,8 +160,8 @@ async def test_gone_while_it_is_copied() -> None:
     assert await on.open_uploads() == []
 
 
-async def test_rewrapped_by_another_worker_meanwhile() -> None:
-    """Nothing is left to do: it is not copied a second time."""
+async def test_an_object_rewrapped_by_another_worker_is_not_copied_again() -> None:
+    """Nothing is left to do, so it is not copied a second time."""
     on = await due()
     other = Scene(on.storage, on.ring)
 
@@ -193,7 +195,7 @@ async def test_a_failed_abort_hides_no_error() -> None:
 
 
 async def test_a_canceled_copy_leaves_no_parts() -> None:
-    """A worker that shuts down leaves no parts behind, and no part under way."""
+    """A worker that shuts down leaves no parts, and no part in flight."""
     on = await due()
     reached, never = asyncio.Event(), asyncio.Event()
 
@@ -211,14 +213,14 @@ async def test_a_canceled_copy_leaves_no_parts() -> None:
 
 
 async def test_a_locked_object_is_not_copied_in_parts() -> None:
-    """Not every server keeps the lock that a multipart upload begins with."""
+    """Not every server keeps the lock that a multipart upload was created with."""
     on = await due(locked=True)
     with pytest.raises(LockedObjectError):
         await on.reconcile()
     assert await on.open_uploads() == []
 
 
-async def test_a_few_parts_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_parts_are_copied_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     on = Scene(copy_limit_bytes=1)
     on.plant_sealed(bytes(60 * MIB))
     await on.rotate()
@@ -253,8 +255,10 @@ async def test_a_few_parts_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
         (100 * GIB, 6 * MIB, 10_000, 100 * GIB // 10_000 + 1),
     ],
 )
-def test_parts(size_bytes: int, limit_bytes: int, parts: int, first_part_bytes: int) -> None:
-    """As large as one copy may be, 1 GiB at most, 5 MiB at least, 10,000 of them at most."""
+def test_parts_have_allowed_sizes(
+    size_bytes: int, limit_bytes: int, parts: int, first_part_bytes: int
+) -> None:
+    """As large as one copy allows: 5 MiB to 1 GiB, at most 10,000 of them."""
     ranges = part_ranges(size_bytes, limit_bytes)
     assert len(ranges) == parts
     assert ranges[0] == (0, first_part_bytes - 1)

@@ -16,7 +16,7 @@ def test_an_admin_kek_is_derived_once_a_project() -> None:
     assert keys.admin_kek("gone", "acme") is None
 
 
-def test_derived_keks_do_not_pile_up_over_all_projects() -> None:
+def test_derived_keks_are_bounded() -> None:
     keys = OperatorKeys(MASTER_KEYS)
     for number in range(5000):
         keys.admin_kek("m1", f"p{number}")

@@ -1,4 +1,4 @@
-"""What must become of an object: one table of wraps, states and answers (SPEC 5.4, 7.1, 8.2)."""
+"""Which wraps verify, in which state of the keyring (SPEC 5.4, 7.1, 8.2)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _examined(wraps: Wraps, body: bytes, desired: DesiredState = NOW) -> Verifie
     return verify(wraps, body[:HEADER_BYTES], KEY, desired, OPERATOR_KEYS)
 
 
-def test_an_object_as_desired_is_current() -> None:
+def test_an_object_in_the_desired_state_is_current() -> None:
     assert _examined(*sealed_object(NOW, KEY)).current
 
 
@@ -60,13 +60,13 @@ def test_wrong_labels_are_rewritten_not_believed(change: dict[str, object]) -> N
 
 
 @pytest.mark.parametrize("lost", ["user", "admin"])
-def test_one_wrap_that_does_not_open_is_made_again_from_the_other(lost: str) -> None:
+def test_a_wrap_that_does_not_open_is_renewed_from_the_other(lost: str) -> None:
     wraps, body = sealed_object(NOW, KEY)
     broken = replace(wraps, **{lost: bytes(104)})  # type: ignore[arg-type]
     assert not _examined(broken, body).current
 
 
-def test_no_wrap_that_opens() -> None:
+def test_an_object_without_a_usable_wrap_is_refused() -> None:
     wraps, body = sealed_object(keyring().desired(MASTER_KEYS), KEY)
     stranger = replace(wraps, admin=bytes(104))
     with pytest.raises(NoUsableWrapError):
@@ -86,7 +86,7 @@ def test_wraps_of_two_deks_are_left_alone() -> None:
         _examined(replace(wraps, user=other.user), body)
 
 
-def test_a_dek_that_the_header_does_not_commit_to() -> None:
+def test_a_dek_that_the_header_does_not_commit_to_is_refused() -> None:
     wraps, _ = sealed_object(NOW, KEY)
     other_body = seal(new_dek(), BODY_CONTEXT, b"hello")
     with pytest.raises(CorruptObjectError):
@@ -107,14 +107,14 @@ def test_a_label_ahead_of_the_keyring_is_no_rollback() -> None:
 
 
 @pytest.mark.parametrize("ring", [RING, LATER_RING], ids=["same", "turned since"])
-def test_own_object_verifies(ring: Keyring) -> None:
+def test_an_own_object_verifies(ring: Keyring) -> None:
     wraps, body = sealed_object(NOW, KEY)
     verified = verify_upload(wraps, body[:HEADER_BYTES], KEY, ring, OPERATOR_KEYS)
     assert verified.current is (ring is RING)
 
 
 @pytest.mark.parametrize("broken", ["user", "admin"])
-def test_own_object_needs_both_wraps(broken: str) -> None:
+def test_an_own_object_needs_both_wraps(broken: str) -> None:
     """An upload's id is not authenticated: less than both wraps would let a forgery pass."""
     wraps, body = sealed_object(NOW, KEY)
     forged = replace(wraps, **{broken: bytes(104)})  # type: ignore[arg-type]
@@ -122,7 +122,7 @@ def test_own_object_needs_both_wraps(broken: str) -> None:
         verify_upload(forged, body[:HEADER_BYTES], KEY, RING, OPERATOR_KEYS)
 
 
-def test_own_object_whose_old_kek_was_cleared_verifies_by_the_admin_wrap() -> None:
+def test_an_own_object_whose_old_kek_was_cleared_verifies_by_the_admin_wrap() -> None:
     wraps, body = sealed_object(NOW, KEY)
     ring = replace(LATER_RING, history=(replace(RING.current, kek=None),))
     assert not verify_upload(wraps, body[:HEADER_BYTES], KEY, ring, OPERATOR_KEYS).current

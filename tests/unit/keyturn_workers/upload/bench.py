@@ -1,6 +1,6 @@
 """An uploader on a bucket in memory, and good requests for it.
 
-The bucket lets a test turn the keyring just before a put takes effect, drop an answer, or
+The bucket lets a test rotate the keyring right before a put takes effect, lose a response, or
 refuse a lease: what on real servers takes a race happens here each time (SPEC 7).
 """
 
@@ -83,7 +83,7 @@ class Bench:
         return await self.uploader.serve(request, "api", seen_before=seen_before)
 
     async def plaintext(self, key: str = TARGET) -> bytes:
-        """The object's plaintext; both its wraps must be as the keyring wants them now."""
+        """The object's plaintext; both its wraps must match the keyring."""
         head, body = await self.storage.read(key)
         wraps = parse(head.metadata)
         assert isinstance(wraps, Wraps)

@@ -1,4 +1,4 @@
-"""An upload recognises its own object by its tag or its bytes, never by its id alone (SPEC 7.1)."""
+"""An upload recognizes its own object by its tag or its bytes, never by its id alone (SPEC 7.1)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ ORIGIN = RequestOrigin("api", "0" * 64)
 
 
 async def relabel(on: Bench, **changed: str | None) -> None:
-    """A bucket writer changes `enc-` names of the object and leaves its body."""
+    """A bucket writer changes `enc-` fields of the object and leaves its body."""
     head, body = await on.storage.read(TARGET)
     names = {f"enc-{name.replace('_', '-')}": value for name, value in changed.items()}
     metadata = {**head.metadata, **names}
@@ -48,7 +48,7 @@ async def relabel(on: Bench, **changed: str | None) -> None:
 
 @BY_ALL_WAYS
 async def test_a_second_delivery_recognizes_its_object_by_the_tag(way: str) -> None:
-    """Neither body is opened for that: the staged one may be gone."""
+    """Neither body is opened: the staged one may be gone."""
     on = bench(way)
     sent = request(on, way)
     await on.serve(sent)
@@ -86,7 +86,7 @@ async def test_the_same_id_by_another_publisher_is_another_upload() -> None:
 
 @BY_ALL_WAYS
 async def test_an_object_without_a_tag_is_compared(way: str) -> None:
-    """One of revision 1, or plaintext that a sweep encrypted where it is."""
+    """Stored by revision 1, or plaintext that a sweep encrypted in place."""
     on = bench(way)
     sent = request(on, way)
     await on.serve(sent)
@@ -115,7 +115,7 @@ async def test_plaintext_under_the_uploads_id_is_compared(way: str) -> None:
 
 
 async def test_an_object_without_a_tag_is_refused_without_a_staged_body() -> None:
-    """An object without a tag is not taken for the upload's own where its staged body is gone."""
+    """There is nothing to compare the object with."""
     on = bench("put_stream")
     sent = request(on, "put_stream")
     await on.serve(sent)
@@ -127,7 +127,7 @@ async def test_an_object_without_a_tag_is_refused_without_a_staged_body() -> Non
 
 @STAGED_WAYS
 async def test_plaintext_that_is_published_again_is_completed_again(way: str) -> None:
-    """Its staged body went once it was stored; another length is another object."""
+    """Its staged body was deleted once it was stored; another length is another object."""
     on = bench(way, ring=keyring(plaintext=True), encryption_enabled=False)
     sent = request(on, way)
     await on.serve(sent)

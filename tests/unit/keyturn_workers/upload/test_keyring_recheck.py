@@ -1,4 +1,4 @@
-"""When an upload is told without a second read of the keyring (SPEC 7.3)."""
+"""When an upload needs no second read of the keyring (SPEC 7.3)."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ def test_an_encrypted_put_within_the_lease_needs_no_second_read() -> None:
         ({}, {"date": READ_AT + timedelta(seconds=15)}, True),
         ({}, {"date": READ_AT + timedelta(days=1)}, True),
         ({}, {"date": None}, True),
-        # By the process's own: a front end 16 s slow, or that dates an answer before the commit.
+        # By the process's own: a front end 16 s slow, or one that dates before the commit.
         ({}, {"date": READ_AT, "received_s": SENT_S + 15}, True),
         ({}, {"date": READ_AT - timedelta(seconds=1), "received_s": SENT_S + 16}, True),
-        # A listing sent before a turn and answered 20 s after it.
+        # A listing sent before a rotation and answered 20 s after it.
         ({"sent_s": SENT_S - 20}, {}, True),
         # The storage's clock contradicts itself: of the put, or of the keyring's read.
         ({}, {"agrees": False}, True),
         ({"leased": False}, {}, True),
-        # A worker with a longer lease than the record names, and a record of before.
+        # A worker with a longer lease than the record names, and a record without a lease.
         ({"keyring": replace(RING, lease_s=14)}, {}, True),
         ({"keyring": replace(RING, lease_s=None)}, {}, True),
     ],
@@ -83,7 +83,7 @@ def leased_bench(way: str = "put", **more: Any) -> Bench:
     ("way", "reads"), [("put", 1), ("put_stream", 1), ("complete_multipart", 3)]
 )
 async def test_reads_of_the_keyring(way: str, reads: int) -> None:
-    """One for an upload of one put; those of an upload in parts come before and after it."""
+    """One read for one put; an upload in parts reads before and after."""
     on = leased_bench(way)
     assert await on.serve(request(on, way)) == UploadResult(len(DATA), 1)
     assert on.storage.calls["read"] == reads
@@ -92,7 +92,7 @@ async def test_reads_of_the_keyring(way: str, reads: int) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_plaintext_always_needs_a_second_read(way: str) -> None:
-    """The keyring forbade plaintext while the put was under way: no sweep would encrypt it."""
+    """The keyring forbade plaintext during the put: no sweep would encrypt it."""
     ring = replace(keyring(plaintext=True), lease_s=LEASE_S)
     on = leased_bench(way, ring=ring, encryption_enabled=False)
 
@@ -105,7 +105,7 @@ async def test_plaintext_always_needs_a_second_read(way: str) -> None:
 
 
 async def test_a_rotation_during_the_put_is_left_to_its_sweep() -> None:
-    """The object exists within a lease of the turn: every proof of the sweep comes later."""
+    """The object exists within a lease of the rotation: every proof of its sweep comes later."""
     on = leased_bench()
     on.storage.before_next("put", on.rotate)
     assert await on.serve(request(on)) == UploadResult(len(DATA), 1)

@@ -1,4 +1,4 @@
-"""Staging is swept of what nobody came for, and of nothing else (SPEC 6.4)."""
+"""The cleanup of staging removes abandoned items, and nothing else (SPEC 6.4)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _AGE = timedelta(days=8)
 _DAY = timedelta(days=1)
 
 
-async def test_only_what_is_older_goes() -> None:
+async def test_only_older_items_are_removed() -> None:
     storage = MemoryStorage()
     await storage.put(".keyturn/staging/api/old", b"sealed", Headers({}))
     await storage.put(".keyturn/doctor/killed/1", b"probe", Headers({}))

@@ -1,4 +1,4 @@
-"""What moves while an upload is under way: keyring, lease, and what stands at its key (SPEC 7)."""
+"""What changes during an upload: keyring, lease, and the object at its key (SPEC 7)."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ BY_ALL_WAYS = pytest.mark.parametrize("way", WAYS)
 
 @BY_ALL_WAYS
 async def test_an_upload_is_stored_once(way: str) -> None:
-    """By the way meant, once, opened by both wraps; nothing else is called for."""
+    """By the expected call, once, under both wraps; nothing else is called."""
     on = bench(way)
     assert await on.serve(request(on, way)) == UploadResult(len(DATA), 1)
     assert await on.plaintext() == DATA
@@ -57,7 +57,7 @@ async def test_an_upload_is_stored_once(way: str) -> None:
 
 @BY_ALL_WAYS
 async def test_a_rotation_during_the_put_rewraps_the_object(way: str) -> None:
-    """The wraps rest on the old generation: brought to the new one before it is told."""
+    """The wraps are of the old generation, and renewed before the result is published."""
     on = bench(way)
     on.storage.before_next(way, on.rotate)
     assert await on.serve(request(on, way)) == UploadResult(len(DATA), 2)
@@ -67,7 +67,7 @@ async def test_a_rotation_during_the_put_rewraps_the_object(way: str) -> None:
 
 
 async def test_two_rotations_during_an_upload_rewrap_the_object_twice() -> None:
-    """And once more while it is being brought to the new one."""
+    """Once more during the rewrap."""
     on = bench()
     on.storage.before_next("put", on.rotate)
     on.storage.before_next("copy_onto_itself", on.rotate)
@@ -89,7 +89,7 @@ async def test_a_new_master_key_during_the_put_rewraps_the_object() -> None:
 
 
 async def test_a_rotation_before_the_completion_starts_the_upload_again() -> None:
-    """The wraps were fixed when the upload began: aborted, and done again under the new state."""
+    """The wraps were fixed when the upload began: it is aborted and done again."""
     on = bench("complete_multipart")
     on.storage.before_next("upload_part", on.rotate)
     assert await on.serve(request(on, "complete_multipart")) == UploadResult(len(DATA), 2)
@@ -102,7 +102,7 @@ async def test_a_rotation_before_the_completion_starts_the_upload_again() -> Non
 
 @BY_ALL_WAYS
 async def test_plaintext_forbidden_during_the_put_is_encrypted(way: str) -> None:
-    """Plaintext that is forbidden by the time it stands is sealed where it stands."""
+    """Plaintext that is forbidden by the time it is stored is encrypted in place."""
     on = bench(way, ring=keyring(plaintext=True), encryption_enabled=False)
 
     async def forbid() -> None:
@@ -113,7 +113,7 @@ async def test_plaintext_forbidden_during_the_put_is_encrypted(way: str) -> None
     assert await on.plaintext() == DATA
 
 
-async def test_plaintext() -> None:
+async def test_plaintext_is_stored_if_encryption_is_off() -> None:
     on = bench(ring=keyring(plaintext=True), encryption_enabled=False)
     assert await on.serve(request(on)) == UploadResult(len(DATA), 1)
     assert (await on.storage.read(TARGET))[1] == DATA
@@ -121,7 +121,7 @@ async def test_plaintext() -> None:
 
 
 async def test_a_rotation_during_a_put_of_plaintext_changes_no_object() -> None:
-    """There is nothing to rewrap; the generation told is the one that now stands."""
+    """There is nothing to rewrap; the published generation is the current one."""
     on = bench(ring=keyring(plaintext=True), encryption_enabled=False)
     on.storage.before_next("put", on.rotate)
     assert await on.serve(request(on)) == UploadResult(len(DATA), 2)
@@ -130,7 +130,7 @@ async def test_a_rotation_during_a_put_of_plaintext_changes_no_object() -> None:
 
 @BY_ALL_WAYS
 async def test_an_expired_lease_puts_the_object_again(way: str) -> None:
-    """Refused by the storage for being late: the keyring is read anew, and it is put again."""
+    """The storage refuses the late put; the keyring is read again, and the object put again."""
     on = bench(way)
 
     async def stall() -> None:
@@ -146,7 +146,7 @@ async def test_an_expired_lease_puts_the_object_again(way: str) -> None:
 
 
 async def test_an_object_stored_by_another_delivery_is_completed() -> None:
-    """Between the look at the target and staging another delivery stored it and cleared up."""
+    """Between its reads of the target and of staging, another delivery stored the object."""
     on = bench("put_stream")
     sent = request(on, "put_stream")
 
@@ -176,7 +176,7 @@ async def test_an_object_stored_by_another_delivery_is_completed() -> None:
 async def test_a_key_taken_during_the_put_refuses_the_upload(
     way: str, metadata: dict[str, str], error: type[CodedError]
 ) -> None:
-    """Somebody put something there after the look: what stands decides, and stays."""
+    """Another writer took the key meanwhile: its object decides, and stays."""
     on = bench(way)
 
     async def take() -> None:
@@ -194,7 +194,7 @@ async def test_a_key_taken_during_the_put_refuses_the_upload(
 async def test_a_first_delivery_of_an_inline_upload_does_not_read_its_target(
     *, seen_before: bool
 ) -> None:
-    """An inline upload that comes for the first time costs no read of its target."""
+    """Its first delivery costs no read of the target."""
     on = bench()
     await on.serve(request(on), seen_before=seen_before)
     assert on.storage.calls["read_start"] == int(seen_before)
@@ -202,7 +202,7 @@ async def test_a_first_delivery_of_an_inline_upload_does_not_read_its_target(
 
 
 async def test_the_second_upload_of_a_key_is_refused() -> None:
-    """The second finds the first's object and leaves it as it is."""
+    """The second finds the first one's object and leaves it alone."""
     on = bench()
     await on.serve(request(on, data=b"first"))
     with pytest.raises(AlreadyExistsError):
@@ -233,7 +233,7 @@ _STAGE = 'keyturn_stage_seconds_count{queue="keyturn.upload",stage="'
 
 
 async def _measured(on: Bench, asked: UploadRequested, **more: Any) -> dict[str, float]:
-    """Times of each stage, and bytes, while this upload is served."""
+    """How often each stage was measured, and the bytes stored, for this upload."""
     before = shown(on.metrics)
     await on.serve(asked, **more)
     rise = risen(on.metrics, before)
@@ -253,7 +253,7 @@ async def test_a_staged_upload_reads_its_target_first() -> None:
 
 
 async def test_an_existing_object_is_not_stored_again() -> None:
-    """Delivered again after it was stored: found as it is to be, or brought there."""
+    """A second delivery finds its object current, or rewraps it."""
     on = bench()
     asked = request(on)
     await on.serve(asked)

@@ -1,4 +1,4 @@
-"""What fails or is lost in the middle of an upload, and what its next delivery does (SPEC 7.1)."""
+"""Failures in the middle of an upload, and what its next delivery does (SPEC 7.1)."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 BY_ALL_WAYS = pytest.mark.parametrize("way", WAYS)
 
 
-async def test_keyring_gone_after_the_put() -> None:
-    """What cannot be checked is not told; a later delivery finds its object."""
+async def test_a_keyring_that_is_gone_after_the_put_stops_the_upload() -> None:
+    """A result that cannot be checked is not published; a later delivery finds its object."""
     on = bench()
 
     async def remove() -> None:
@@ -51,7 +51,7 @@ async def test_keyring_gone_after_the_put() -> None:
 
 @BY_ALL_WAYS
 async def test_a_put_that_is_always_refused_is_unavailable_storage(way: str) -> None:
-    """Keys that may not write: put off after a few tries, and not a part left open."""
+    """Credentials that may not write: retried later, and no part is left open."""
     on = bench(way)
     on.storage.fail_next(way, RefusedError("no"), times=20)
     with pytest.raises(StorageUnavailableError, match="refuses"):
@@ -61,8 +61,8 @@ async def test_a_put_that_is_always_refused_is_unavailable_storage(way: str) -> 
 
 
 @BY_ALL_WAYS
-async def test_false_precondition_failure(way: str) -> None:
-    """The condition failed on this upload's own object: a resent put met its first attempt."""
+async def test_a_false_precondition_failure_is_survived(way: str) -> None:
+    """The condition failed on this upload's own object, stored by the first send of the put."""
     on = bench(way)
     on.storage.fail_next(way, PreconditionError("412"), after_effect=True)
     assert await on.serve(request(on, way)) == UploadResult(len(DATA), 1)
@@ -71,7 +71,7 @@ async def test_false_precondition_failure(way: str) -> None:
 
 
 async def test_a_false_precondition_failure_during_a_rotation_is_survived() -> None:
-    """The object that it meets is its own, and of yesterday's generation."""
+    """The object is its own, one generation behind."""
     on = bench()
     on.storage.fail_next("put", PreconditionError("412"), after_effect=True)
     on.storage.before_next("read_start", on.rotate)
@@ -81,7 +81,7 @@ async def test_a_false_precondition_failure_during_a_rotation_is_survived() -> N
 
 @BY_ALL_WAYS
 async def test_a_precondition_failure_without_an_object_is_unavailable_storage(way: str) -> None:
-    """Told neither as stored nor as taken: tried again later."""
+    """Published neither as stored nor as taken: retried later."""
     on = bench(way)
     on.storage.fail_next(way, PreconditionError("412"))
     with pytest.raises(StorageUnavailableError, match="no object exists"):
@@ -90,8 +90,8 @@ async def test_a_precondition_failure_without_an_object_is_unavailable_storage(w
 
 
 @BY_ALL_WAYS
-async def test_answer_lost(way: str) -> None:
-    """Nobody knows whether it was stored: the next delivery looks, and stores nothing twice."""
+async def test_a_lost_response_stores_nothing_twice(way: str) -> None:
+    """The outcome is unknown: the next delivery reads the target, and stores nothing twice."""
     on = bench(way)
     sent = request(on, way)
     on.storage.fail_next(way, StorageUnavailableError("lost"), after_effect=True)
@@ -104,8 +104,8 @@ async def test_answer_lost(way: str) -> None:
 
 
 @BY_ALL_WAYS
-async def test_request_lost(way: str) -> None:
-    """It never arrived: the next delivery stores it, under a DEK of its own."""
+async def test_a_lost_request_is_sent_again_under_a_new_dek(way: str) -> None:
+    """The put never arrived: the next delivery stores the object under a DEK of its own."""
     on = bench(way)
     sent = request(on, way)
     on.storage.fail_next(way, StorageUnavailableError("lost"))
@@ -118,8 +118,8 @@ async def test_request_lost(way: str) -> None:
 
 
 @BY_ALL_WAYS
-async def test_keyring_not_readable_after_the_put(way: str) -> None:
-    """Stored but not checked: not told, and finished by the next delivery."""
+async def test_a_keyring_that_is_unreadable_after_the_put_delays_the_result(way: str) -> None:
+    """Stored but not checked: the next delivery finishes it."""
     on = bench(way)
     sent = request(on, way)
 
@@ -136,7 +136,7 @@ async def test_keyring_not_readable_after_the_put(way: str) -> None:
 
 
 async def test_each_attempt_has_its_own_dek() -> None:
-    """A put that was lost and the one that follows share no key: headers differ, DEKs too."""
+    """A lost put and the next one share no key: headers and DEKs differ."""
     on = bench()
     sent = request(on)
     on.storage.fail_next("put", StorageUnavailableError("lost"), after_effect=True)
@@ -163,8 +163,8 @@ async def test_a_missing_staged_body_without_an_object_is_refused() -> None:
     assert not await on.exists(TARGET)
 
 
-async def test_staged_body_not_deleted() -> None:
-    """The upload is told all the same; what stays is swept up later."""
+async def test_a_staged_body_that_cannot_be_deleted_is_left_to_the_cleanup() -> None:
+    """The upload is published anyway."""
     on = bench("put_stream")
     sent = request(on, "put_stream")
     await on.serve(sent)
@@ -174,8 +174,8 @@ async def test_staged_body_not_deleted() -> None:
 
 
 @pytest.mark.parametrize("way", ["put_stream", "complete_multipart"])
-async def test_staged_body_damaged_at_its_end(way: str) -> None:
-    """Nothing stands, nothing is open, and the staged body is left as it was."""
+async def test_a_staged_body_damaged_at_its_end_is_refused(way: str) -> None:
+    """No object, no open parts, and the staged body is unchanged."""
     on = bench(way)
     sent = request(on, way)
     _, sealed = await on.storage.read(STAGED)
@@ -187,8 +187,8 @@ async def test_staged_body_damaged_at_its_end(way: str) -> None:
     assert await on.open_uploads() == []
 
 
-async def test_leftovers_of_a_killed_worker() -> None:
-    """Parts that an earlier delivery left open go with the next one; a neighbour's stay."""
+async def test_parts_of_a_killed_worker_are_aborted() -> None:
+    """The next delivery aborts them; those of another key stay."""
     on = bench("complete_multipart")
     for key in (TARGET, TARGET + "ey"):
         upload_id = await on.storage.create_multipart(key, Headers({}))
@@ -198,7 +198,7 @@ async def test_leftovers_of_a_killed_worker() -> None:
 
 
 async def test_copies_of_a_retry_do_not_abort_each_other() -> None:
-    """One retry copied by a broker writer: each copy that comes meanwhile takes no parts."""
+    """A broker writer copied one retry: no copy aborts the parts of another."""
     on = bench("complete_multipart")
     sent = request(on, "complete_multipart")
 
@@ -216,7 +216,7 @@ async def test_copies_of_a_retry_do_not_abort_each_other() -> None:
 
 
 async def test_a_delivery_that_finds_its_object_aborts_nothing() -> None:
-    """It may be a sweep's copy of the large object onto itself that has parts under way."""
+    """The open parts may belong to a sweep's copy of the object onto itself."""
     on = bench("complete_multipart")
     sent = request(on, "complete_multipart")
     await on.serve(sent)
@@ -225,15 +225,15 @@ async def test_a_delivery_that_finds_its_object_aborts_nothing() -> None:
     assert await on.open_uploads() == [TARGET]
 
 
-async def test_leftovers_that_cannot_be_listed_keep_no_upload_from_its_end() -> None:
+async def test_parts_that_cannot_be_listed_do_not_fail_the_upload() -> None:
     on = bench("complete_multipart")
     on.storage.fail_next("list_multipart_uploads", StorageUnavailableError("down"))
     sent = request(on, "complete_multipart")
     assert await on.serve(sent, seen_before=True) == UploadResult(len(DATA), 1)
 
 
-async def test_parts_aborted_by_another_delivery() -> None:
-    """Its parts are gone at its completion: tried again later, and stored then."""
+async def test_an_upload_whose_parts_were_aborted_is_retried() -> None:
+    """The parts are gone at the completion: retried later, and stored then."""
     on = bench("complete_multipart")
     sent = request(on, "complete_multipart")
     on.storage.fail_next("complete_multipart", MissingError("NoSuchUpload"))
@@ -244,7 +244,7 @@ async def test_parts_aborted_by_another_delivery() -> None:
 
 
 async def test_an_unknown_projects_parts_are_left_alone() -> None:
-    """A request for a project without a keyring is refused; it aborts nothing first."""
+    """A request for a project without a keyring is refused, and aborts nothing."""
     on = bench("complete_multipart")
     sent = _for_project(request(on, "complete_multipart"), "videos")
     await on.storage.create_multipart(object_s3_key("videos", "k"), Headers({}))

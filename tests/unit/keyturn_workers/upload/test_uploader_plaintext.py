@@ -1,4 +1,4 @@
-"""Own plaintext, forbidden before its upload was told, is sealed where it stands (SPEC 8.2).
+"""Own plaintext that was forbidden before its upload was published is encrypted (SPEC 8.2).
 
 What stands proves nothing: an upload's id is not authenticated, so a bucket writer can put
 plaintext of their own under it. Only plaintext that equals the request's body is this upload's
@@ -92,7 +92,7 @@ async def test_plaintext_that_is_still_allowed_stays() -> None:
 async def test_forged_plaintext_under_the_uploads_id_is_never_encrypted(
     way: str, *, seen_before: bool
 ) -> None:
-    """It was there before, or came during the put: as long as the body, and left as it is."""
+    """It was there before, or came during the put, has the body's length, and is left alone."""
     on = bench(way)
 
     async def forge() -> None:
@@ -107,7 +107,7 @@ async def test_forged_plaintext_under_the_uploads_id_is_never_encrypted(
 
 @BY_ALL_WAYS
 async def test_a_sealed_body_stripped_of_its_metadata_is_corrupt(way: str) -> None:
-    """It is longer than the plaintext, so it is told and left for someone to look at."""
+    """It is longer than the plaintext: reported as corrupt, and left alone."""
     on = bench(way)
     sent = request(on, way)
     await on.serve(sent)
@@ -119,7 +119,7 @@ async def test_a_sealed_body_stripped_of_its_metadata_is_corrupt(way: str) -> No
 
 
 async def test_own_plaintext_without_a_staged_body_stays() -> None:
-    """Told nothing, and left as it is: what stands is nobody's word."""
+    """The object proves nothing, so it is left alone."""
     on = bench("put_stream")
     sent = request(on, "put_stream")
     on.storage.plant(TARGET, DATA, OWN)
@@ -130,7 +130,7 @@ async def test_own_plaintext_without_a_staged_body_stays() -> None:
 
 
 async def test_plaintext_replaced_before_the_put_is_not_overwritten() -> None:
-    """The put is over the ETag that was compared: what came instead is not overwritten."""
+    """The put is conditional on the ETag that was compared."""
     on = bench()
     sent = request(on)
     on.storage.plant(TARGET, DATA, OWN)
