@@ -294,7 +294,7 @@ def test_running_sweeps_come_first_and_parts_of_a_sweep_of_all_stay_hidden(
         done(3, clean=False),
         plan(4, status="failed", code="keyring_rolled_back", detail="below"),
         all_plan(5),
-        plan(5, asked={"of_all": True}),
+        plan(5, request_fields={"of_all": True}),
     )
     shown = [(row["sweep_id"], row["status"], row["clean"]) for row in bucket.json()["sweeps"]]
     assert shown == [
