@@ -9,7 +9,7 @@ import pytest
 
 from keyturn.crypto import BODY_CONTEXT, HEADER_BYTES, new_dek, seal
 from keyturn.errors import CorruptObjectError, KeyringRolledBackError, NoUsableWrapError
-from keyturn_workers.objects.verify import Verified, verify, verify_upload
+from keyturn_workers.objects.verify import Verification, verify, verify_upload
 from keyturn_workers.objects.wrap import wrap
 from tests.unit.keyturn_workers.factories import (
     MASTER_KEYS,
@@ -31,7 +31,7 @@ LATER = LATER_RING.desired(MASTER_KEYS)
 OTHER_MASTER = replace(RING, master_key="m2").desired(MASTER_KEYS)
 
 
-def _examined(wraps: Wraps, body: bytes, desired: DesiredState = NOW) -> Verified:
+def _examined(wraps: Wraps, body: bytes, desired: DesiredState = NOW) -> Verification:
     return verify(wraps, body[:HEADER_BYTES], KEY, desired, OPERATOR_KEYS)
 
 
