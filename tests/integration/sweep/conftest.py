@@ -32,7 +32,7 @@ async def scene(
 async def running(
     request: pytest.FixtureRequest, scene: Scene
 ) -> AsyncIterator[dict[str, asyncio.Task[None]]]:
-    """The scenarios of the module that are asked for, all under way: `SCENARIOS` by name."""
+    """The selected scenarios of the module, all under way: `SCENARIOS` by name."""
     asked_for = {
         item.callspec.params["scenario"]
         for item in request.session.items

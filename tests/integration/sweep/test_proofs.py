@@ -1,4 +1,4 @@
-"""Nothing that an old key opens stays beside a clean end (SPEC 8.6), on Ceph's gateway.
+"""A clean end leaves nothing that an old key opens (SPEC 8.6), on Ceph's gateway.
 
 The worker reaches the storage through a proxy that answers 404 for some reads: as the storage
 itself does, by its code, or as a proxy does that is set up wrongly, by a page.
@@ -137,7 +137,7 @@ async def an_object_that_answers_404(scene: Scene) -> None:
     _hiding(scene).show(at)
     after = await scene.swept("absent")
     assert counts(after) == {"objects": 9, "rewrapped": 1, "current": 9, "clean": True}
-    project.stands_as(plaintexts)
+    project.assert_opens_as(plaintexts)
 
 
 async def the_page_of_a_proxy(scene: Scene) -> None:
@@ -148,7 +148,7 @@ async def the_page_of_a_proxy(scene: Scene) -> None:
     _hiding(scene).hide(project.s3_key("k/002"), PAGE, times=6)
     end = await project.rotated()
     assert counts(end) == {"objects": 5, "rewrapped": 5, "current": 5, "clean": True}
-    project.stands_as(plaintexts)
+    project.assert_opens_as(plaintexts)
 
 
 async def names_that_no_object_can_have(scene: Scene) -> None:
@@ -180,7 +180,7 @@ async def names_that_no_object_can_have(scene: Scene) -> None:
         project.bucket.delete(at)
     after = await scene.swept("foreign")
     assert counts(after) == {"objects": 4, "current": 4, "foreign": 5, "clean": True}
-    project.stands_as(plaintexts)
+    project.assert_opens_as(plaintexts)
 
 
 async def when_an_object_was_stored(scene: Scene) -> None:
