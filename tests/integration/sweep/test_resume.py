@@ -160,7 +160,7 @@ async def test_forged_hints_prove_nothing(broker: Servers, ceph: S3Server) -> No
 
 
 async def test_a_forged_plan_is_one_dead_letter(broker: Servers, ceph: S3Server) -> None:
-    """A sweep whose record was overwritten: one dead dead_letter; no other sweep waits for it.
+    """A sweep whose record was overwritten: one dead letter; no other sweep waits for it.
 
     Without that record its request starts it again.
     """
