@@ -155,7 +155,7 @@ class Bench:
     storage: WatchedStorage = field(default_factory=WatchedStorage)
     ring: Keyring = field(default_factory=ring_of)
     cache_s: float = 2.0
-    floor_s: float = 0.0
+    refusal_min_s: float = 0.0
     v0_max_bytes: int = 10**6
 
     def __post_init__(self) -> None:
@@ -164,7 +164,11 @@ class Bench:
         pepper = Secret(PEPPER.encode())
         self.lookups = KeyringLookups(self.keyrings, self.storage)
         self.auth = Authenticator(
-            self.keyrings, self.lookups, pepper, cache_s=self.cache_s, floor_s=self.floor_s
+            self.keyrings,
+            self.lookups,
+            pepper,
+            cache_s=self.cache_s,
+            refusal_min_s=self.refusal_min_s,
         )
         keys = OperatorKeys(MASTER_KEYS, V0_ADMIN_KEK)
         self.opener = ObjectOpener(

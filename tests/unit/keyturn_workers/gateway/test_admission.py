@@ -72,7 +72,7 @@ async def storage() -> AsyncIterator[_Watched]:
 async def _ask(storage: _Watched, method: str, project: str, authorization: str) -> None:
     keyrings = KeyringReader(storage, _MASTER, lease_s=1, cache_s=0)
     auth = Authenticator(
-        keyrings, KeyringLookups(keyrings, storage), Secret(b""), cache_s=0, floor_s=0
+        keyrings, KeyringLookups(keyrings, storage), Secret(b""), cache_s=0, refusal_min_s=0
     )
     opener = ObjectOpener(storage, auth, OperatorKeys(_MASTER), v0_max_bytes=1, v0_concurrency=1)
     limit = ConcurrencyLimit(4, 1.0, "requests")
