@@ -43,7 +43,7 @@ def begin(world: World, *keys: str, **more: Any) -> None:
 
 
 def establish_clock(world: World) -> None:
-    """Each process reads a keyring, and two leases pass: from now on its looks prove."""
+    """Each process reads a keyring, and two leases pass: from now on its attempts prove."""
     for process in world.processes:
         world.loop.create_task(process.keyrings.read_fresh("acme"))
     world.loop.run_until_idle()
@@ -81,7 +81,7 @@ def _is(call: Call, op: str, key: str) -> bool:
 
 
 def hint(queued: QueuedMessage) -> dict[str, Any]:
-    """A message, where it is a sweep's own; else nothing."""
+    """The hint in a message; empty if it is none."""
     document: dict[str, Any] = json.loads(queued.body)
     return document if document["type"] in ("sweep.step", "sweep.page") else {}
 

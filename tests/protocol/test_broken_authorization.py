@@ -36,7 +36,7 @@ _REFUSED_AND_DONE = "a refusal was believed of what was done"
 
 
 def _settle(world: World) -> None:
-    """Let all come to its end; then nobody may believe that what is stored was refused."""
+    """Let everything end; then no waiter may believe that a stored upload was refused."""
     world.settle()
     stored = {event.request for event in world.events_of_type("upload.stored")}
     for waiter in world.waiters:
@@ -99,7 +99,7 @@ def _read_unsigned(
 
 
 async def _finds_nothing(*_: object) -> None:
-    """In place of a look at what is done."""
+    """Instead of checking what was served."""
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def a_delete_before_a_copy_arrives(world: World) -> None:
 
 
 class _Unconditional(Wire):
-    """Copies whatever stands there by now."""
+    """Copies whatever object is there by now."""
 
     async def copy_onto_itself(
         self, key: str, headers: Any, *, source_etag: str, lease: Any
@@ -90,7 +90,7 @@ def a_delete_while_parts_are_copied(world: World) -> None:
 
 
 async def _nothing(*_args: Any) -> None:
-    """In place of a look at the object."""
+    """Instead of checking the object."""
 
 
 def test_copied_parts_do_not_bring_back_what_was_deleted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +115,7 @@ def _stop_at_the_put(world: World) -> Call:
 
 
 def no_bytes_that_a_sweep_encrypts(world: World) -> None:
-    """An empty body and a tombstone have one ETag: no condition tells them apart."""
+    """An empty body and a tombstone have one ETag: no condition distinguishes them."""
     begin(world, plaintext="allowed")
     world.upload("acme", "a", b"")
     world.run()

@@ -1,4 +1,4 @@
-"""Uploads that are told too early, or by another's object, with a guard taken out (SPEC 7, 8.4)."""
+"""Uploads reported too early, or by another's object, with a guard taken out (SPEC 7, 8.4)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _RULE: Final = keyring_recheck.exists_within_lease
 
 
 def plaintext_that_lands_after_it_was_forbidden(world: World) -> None:
-    """Within its lease: its sweep has seen every page by then, and will not come back."""
+    """Within its lease: its sweep has seen every page by then, and will not return."""
     begin(world, "a", plaintext="allowed")
     world.sweep("acme", encrypt_plaintext=True)
     forbids = stop_at(world, "put", ".keyturn/keyrings/")
@@ -92,7 +92,7 @@ def test_the_local_clock_bounds_a_put_whose_date_is_early(monkeypatch: pytest.Mo
 
 
 def a_listing_whose_response_arrives_long_after_a_rotation(world: World) -> None:
-    """Two projects in use, so that a listing pays; its answer comes when the rotation is over."""
+    """Two projects in use, so that a listing pays; its response arrives after the rotation."""
     begin(world, "a")
     world.enroll("bob")
     world.run()

@@ -48,7 +48,7 @@ def _ends(world: World, request_id: str) -> list[tuple[str, str | None]]:
     return [(event.type, event.publisher) for event in ends]
 
 
-# Ids that come again.
+# Ids that are used again.
 
 
 def a_rotation_id_that_another_publisher_reuses(world: World) -> None:
@@ -279,7 +279,7 @@ def a_rotation_that_takes_over_one_with_proven_pages(world: World) -> None:
 
 
 class _KeepsProofs(ProjectSweep):
-    """Goes on from where the sweep stood that it takes over."""
+    """Continues from the progress of the sweep that it takes over."""
 
     async def _step(self, stored: StoredPlan[Plan]) -> bool:
         plan = stored.plan
@@ -358,7 +358,7 @@ def a_sweep_whose_successor_vanishes(world: World) -> None:
 
 
 class _WaitsForGood(ProjectSweep):
-    """Takes a record that is gone for one that is still to come."""
+    """Treats a missing record as one that is still to be written."""
 
     async def _successor(self, plan: Plan) -> Any:
         found = await super()._successor(plan)
@@ -440,8 +440,8 @@ def test_tags_noted_after_the_end_of_a_sweep_that_was_taken_over_are_put_back() 
         assert without(world, note, until=lambda: world.ended(first) and world.ended(second))
         third = world.rotate("acme")
         of_third = lambda queued: hint(queued).get("sweep_id") == third  # noqa: E731
-        turned = lambda: len(world.events_of_type("rotation.accepted")) == 3  # noqa: E731
-        assert without(world, note, until=turned, keep=of_third)
+        rotated = lambda: len(world.events_of_type("rotation.accepted")) == 3  # noqa: E731
+        assert without(world, note, until=rotated, keep=of_third)
         copy = stop_at(world, "copy_onto_itself", "acme/a", state=MID, keep=of_third)
         world.step(copy, respond=False)
         world.crash(copy.sender)
@@ -475,7 +475,7 @@ def test_a_sweep_that_failed_with_its_successor_continues_by_itself_if_requested
 
 
 def _recover(world: World, rotations: OpenRotations | None) -> None:
-    """One round of a worker's periodic look, 16 minutes after the last one."""
+    """One recovery round of a worker, 16 minutes after the last one."""
     world.advance(16 * 60)
     process = world.processes[0]
     round_ = recover(
@@ -536,7 +536,7 @@ def test_the_end_of_a_restarted_rotation_names_its_publisher_and_request() -> No
 
 
 def a_rotation_whose_record_is_not_written_yet(world: World) -> None:
-    """Its worker stalls between the turn and the record; two rounds find none meanwhile."""
+    """Its worker stalls between the keyring and the record; two rounds find none meanwhile."""
     begin(world, "a")
     rotation = world.rotate("acme")
     put = stop_at(world, "put", f".keyturn/sweeps/{rotation}/")

@@ -1,4 +1,4 @@
-"""Marks of running sweeps are hints: without one a sweep goes on all the same (SPEC 8.5)."""
+"""Markers of running sweeps are hints: a sweep without one continues (SPEC 8.5)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def a_rotation_whose_messages_and_marker_are_gone(world: World) -> None:
-    """The broker was emptied, and a bucket writer removed the mark."""
+    """The broker was emptied, and a bucket writer removed the marker."""
     begin(world, "a")
     world.rotate("acme")
     world.run(

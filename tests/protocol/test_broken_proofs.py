@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def an_object_that_answers_404(world: World, code: Missing = "NoSuchKey") -> None:
-    """It is listed, and no read finds it while the sweep looks: an old key opens it."""
+    """It is listed, and no read finds it during the sweep: an old key opens it."""
     begin(world, "a", "b")
     world.server.hide("acme/a", code=code)
     rotation = world.rotate("acme")
@@ -61,7 +61,7 @@ def test_an_object_that_answers_404_is_not_gone(monkeypatch: pytest.MonkeyPatch)
 def test_the_404_of_a_proxy_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert violations(behind_a_proxy) == []
     monkeypatch.setattr(PageContext, "inspect", _gone)
-    # A 404 without the storage's own code is no absence, even where absence were believed.
+    # A 404 without the storage's own code is no absence, even if absence were believed.
     assert violations(behind_a_proxy) == []
     monkeypatch.setattr(
         "tests.protocol.wire.error_for", lambda operation, *_: MissingError(operation)
@@ -151,7 +151,7 @@ def test_a_foreign_name_with_wraps_is_no_clean_end(monkeypatch: pytest.MonkeyPat
 
 
 def an_attempt_dated_ahead(world: World, clock_s: float, wait_s: float) -> None:
-    """A sweep looks right after a turn, by a front end whose clock runs ahead.
+    """A sweep reads right after a rotation, by a front end whose clock runs ahead.
 
     A copy that rests on the state before arrives after the look, within its lease. The step
     that judges the look is made `wait_s` later.
@@ -179,7 +179,7 @@ def an_attempt_dated_ahead(world: World, clock_s: float, wait_s: float) -> None:
     while copy in world.calls:
         world.step(copy)
     world.advance(wait_s)
-    # The end of either rotation changes the keyring, so that the sweep would start anew.
+    # The end of either rotation changes the keyring, so that the sweep would start a new round.
     others = lambda each: hint(each).get("sweep_id", sweep) != sweep  # noqa: E731
     assert world.run(until=lambda: world.ended(sweep), keep=others)
     world.run()

@@ -40,7 +40,7 @@ def a_streamed_write_that_outlasts_a_rotation(world: World) -> None:
     sweep = world.sweep("acme", encrypt_plaintext=True)
     put = stop_within(world, "put_stream", "acme/a")
     rotation = world.rotate("acme")
-    # Else the sweep sees the turn, and another worker does its page.
+    # Otherwise the sweep sees the rotation, and another worker does its page.
     without(world, put, keep=lambda queued: hint(queued).get("sweep_id") == sweep)
     assert world.ended(rotation)
     world.run()
@@ -66,7 +66,7 @@ def test_the_keyring_is_read_again_after_the_writes_of_a_page(
 
 
 def a_copy_that_arrives_within_its_lease(world: World) -> None:
-    """It rests on a keyring read just before a turn, and stalls for nearly as long as it may."""
+    """It rests on a keyring read just before a rotation, and stalls nearly as long as it may."""
     begin(world, "a")
     world.rotate("acme")
     copy = stop_at(world, "copy_onto_itself")
@@ -105,7 +105,7 @@ def test_pages_are_proven_by_their_results_not_by_their_number(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert violations(a_copy_that_arrives_behind_a_later_sweep) == []
-    # Each page that told anything counts as done.
+    # Each page with any result counts as done.
     monkeypatch.setattr("keyturn_workers.sweep.progress._next_attempt", lambda *_: None)
     assert _set_back(violations(a_copy_that_arrives_behind_a_later_sweep))
 
@@ -121,7 +121,7 @@ def a_copy_that_arrives_after_its_lease(world: World) -> None:
 
 
 class _Unleased(Wire):
-    """Sends copies that the storage takes at any time."""
+    """Sends copies that the storage accepts at any time."""
 
     async def copy_onto_itself(
         self, key: str, headers: Any, *, source_etag: str, lease: Any
@@ -140,7 +140,7 @@ def test_the_storage_refuses_a_copy_that_arrives_after_its_lease() -> None:
 def a_worker_that_stalls_between_planning_and_writing(world: World) -> None:
     begin(world, "a", "b")
     world.rotate("acme")
-    # `a` of the same page is decided about, and waits for the look at `b`.
+    # `a` of the same page is planned, and waits for the read of `b`.
     look = stop_at(world, "read_start", "acme/b")
     rotation = world.rotate("acme")
     without(world, look)
@@ -189,7 +189,7 @@ def test_no_key_lies_between_two_pages() -> None:
 
 
 def a_master_key_that_returns(world: World) -> None:
-    """A proves a page under m2; B turns back to m1; C to m2; A goes on where it was."""
+    """A proves a page under m2; B returns to m1; C to m2; A continues where it was."""
     begin(world, "a", "b")
     first = world.sweep("acme", master_key="m2")
 
@@ -232,7 +232,7 @@ def a_plan_that_was_rolled_back(world: World) -> None:
     world.run(until=lambda: world.oracle.plan(rotation, "acme"), keep=lambda each: bool(hint(each)))
     folder = f".keyturn/sweeps/{rotation}/acme/"
     first: Stored = world.server.current_objects()[f"{folder}sweep.json"]
-    world.advance(CACHE_S + 1)  # or it would be wrapped by the keyring of before the turn
+    world.advance(CACHE_S + 1)  # or it would be wrapped by the keyring before the rotation
     world.upload("acme", "b", b"wrapped for the new generation")
     world.run(keep=lambda each: bool(hint(each)))
     world.run(keep=is_page, seconds=3 * LEASE_S)
@@ -258,7 +258,7 @@ def _whatever_the_range(plan: Any, open_page: Any, result: Any) -> bool:
 def test_a_result_proves_no_other_range_of_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     assert violations(a_plan_that_was_rolled_back, options=ONE_KEY_A_PAGE) == []
     monkeypatch.setattr("keyturn_workers.sweep.progress._matches_plan", _whatever_the_range)
-    # The first step reads the moment of the turn again, which is a guard of its own.
+    # The first step dates the state again, which is a guard of its own.
     assert violations(a_plan_that_was_rolled_back, options=ONE_KEY_A_PAGE) == []
     as_created = lambda plan, *_, **__: replace(plan, turn_dated=True)  # noqa: E731
     monkeypatch.setattr("keyturn_workers.sweep.project_sweep.reconcile_clock", as_created)

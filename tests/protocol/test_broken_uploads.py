@@ -89,7 +89,7 @@ def test_a_hint_is_acknowledged_after_its_effect(record: str) -> None:
             world.step(put)
             put = stop_at(world, "put", ".keyturn/sweeps/0")
         world.crash(put.sender, arriving=lambda _: False)
-        # A page that was lost is sent again after a quarter of an hour; nobody waits for that.
+        # A lost page is sent again after a quarter of an hour, which is not waited for.
         world.run(seconds=120)
         if not world.events_of_type("rotation.completed"):
             world.oracle.violated("the sweep stands still")
@@ -125,7 +125,7 @@ def test_a_step_continues_from_a_record_that_arrived_late(project: str, nth: int
 
         assert world.run(until=next_try, hold=lambda call: call is late)
         world.step(late)
-        # Lost messages are looked for after a quarter of an hour; nobody waits for that.
+        # Lost messages are recovered after a quarter of an hour; this story does not wait for that.
         world.run(seconds=120)
         if not world.ended(sweep):
             world.oracle.violated("the sweep stands still")
@@ -142,7 +142,7 @@ def an_upload_that_arrives_after_a_delete(world: World) -> None:
 
 
 class _Overwrites(Uploader):
-    """Puts whatever stands there, a tombstone too."""
+    """Puts over any object, a tombstone too."""
 
     async def _store(self, upload: Any, condition: Any) -> UploadResult:
         del condition

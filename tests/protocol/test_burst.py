@@ -54,7 +54,7 @@ def _reads_in_a_burst(rotations: int, gap_s: float | None = None) -> int:
 
 
 def test_14_rotations_at_once_read_each_object_twice() -> None:
-    """Once to turn it, once for the proof: as often as one rotation alone."""
+    """Once to rewrap it, once for the proof: as often as one rotation alone."""
     assert _reads_in_a_burst(1) == 2 * OBJECTS
     assert _reads_in_a_burst(ROTATIONS) == 2 * OBJECTS
 

@@ -1,4 +1,4 @@
-"""The rotation protocol under a scheduler that means ill: whatever it does, the oracle's laws hold.
+"""The rotation protocol under a hostile scheduler: whatever it does, the oracle's laws hold.
 
 Uploads, rotations, master key rotations, deletes and sweeps run at once on three workers.
 Requests are held, lost, answered late and answered never; workers are killed in the midst of
@@ -272,7 +272,7 @@ class Protocol(RuleBasedStateMachine):
 
     @rule(pick=PICKS, whole=st.booleans())
     def a_sweeps_records_are_removed(self, pick: int, *, whole: bool) -> None:
-        """By a bucket writer: all of them, or the marks alone."""
+        """By a bucket writer: all of them, or the markers alone."""
         prefix = SWEEPS_PREFIX if whole else RUNNING_PREFIX
         keys = [key for key in self.on.server.current_objects() if key.startswith(prefix)]
         if keys:
@@ -305,7 +305,7 @@ class Protocol(RuleBasedStateMachine):
     def a_front_end_is_off(
         self, clock_s: float, times: int | None, every: int, *, early: bool
     ) -> None:
-        """One of a few front ends, which serve requests in their turn."""
+        """One of a few front ends, which serve requests in rotation."""
         served = count()
         in_turn = lambda _: next(served) % every == 0  # noqa: E731
         if early:

@@ -103,7 +103,7 @@ def test_planted_results_and_notes_delay_nothing(world: World, folder: str, body
 
 
 def test_parts_that_end_while_the_whole_waits_are_summed_up(world: World) -> None:
-    """The step that began them failed behind that, and comes again much later."""
+    """The step that started them failed after that, and is delivered again much later."""
     sweep = world.sweep("*", master_key="m2")
     plan = f"{sweep_prefix(sweep, '*')}sweep.json"
 
@@ -132,7 +132,7 @@ def test_a_project_enrolled_meanwhile_is_swept_whichever_sweep_resealed_it(world
     world.run(keep=lambda queued: hint(queued).get("sweep_id") == sweep)
     world.upload("gamma", "k", b"gamma")
     world.run(keep=lambda queued: hint(queued).get("sweep_id") == sweep)
-    # As a step does that dies before the part's own record stands.
+    # Like a step that dies before the part's own record is created.
     key = keyring_s3_key("gamma")
     ring = parse_keyring(world.server._bucket.get(key).readable_body(), "gamma", MASTER_KEYS)
     assert (ring.master_key, ring.history) == ("m1", ())

@@ -1,4 +1,4 @@
-"""The world goes its way where nothing goes wrong, and the oracle sees what is wrong."""
+"""Without faults everything succeeds, and the oracle detects what is wrong."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from tests.protocol.process import Process
 
 SENT: Final = "sent"
-# Of a streamed put: its lease was checked, and its body is still to come; then it comes.
+# Of a streamed put: its lease was checked, and its body is still to be sent; then it is sent.
 BEGUN: Final = "begun"
 SENDING: Final = "sending"
 MID: Final = "mid"
@@ -161,7 +161,7 @@ class Network:
         self.calls.remove(call)
 
     async def midst(self, state: str = MID) -> None:
-        """Called at the server: here it takes its time, and others run."""
+        """Called at the server: here it pauses, and others run."""
         call = _SERVING.get()
         assert call is not None
         call.state = state

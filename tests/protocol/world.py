@@ -144,7 +144,7 @@ class World:
         return str(uuid.UUID(int=self._made, version=4))
 
     def put(self, queued: QueuedMessage) -> None:
-        """A message comes into its queue."""
+        """A message enters its queue."""
         self.all_messages.append(queued)
         self.queue.append(queued)
 

@@ -202,7 +202,7 @@ class ProjectSweep(StepRunner[Plan]):
         if later.status != "running" and plan.ask.sweep_id not in later.taken:
             # It was marked by a worker that stalled until the other sweep had ended, or whose
             # step was lost: that end says nothing of this sweep's state.
-            _log.warning("sweep resumed: its successor never took it", **_log_fields(plan))
+            _log.warning("sweep resumed: its successor never took it over", **_log_fields(plan))
             return await self._make_step(stored, replace(self._unsent(plan), successor=None))
         if later.status == "running":
             plan = replace(plan, step=plan.step + 1, idle=plan.idle + 1)

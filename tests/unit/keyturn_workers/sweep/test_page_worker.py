@@ -74,7 +74,7 @@ async def test_a_dry_run_counts_what_is_not_found_as_failed() -> None:
 
 @pytest.mark.parametrize("key", FOREIGN)
 async def test_a_foreign_name_with_metadata_of_ours_has_failed(key: str) -> None:
-    """No rewrap can be bound to its name: an old key goes on opening it."""
+    """No rewrap can be bound to its name: an old key still opens it."""
     page = Page()
     page.plant("a", key)
     result = await page.process()
