@@ -8,7 +8,7 @@ import pytest
 import pytest_asyncio
 
 from tools.harness.deployment import Deployment
-from tools.harness.scene import Scene, enrolled
+from tools.harness.scene import Scene, enrolled_scene
 from tools.servers import new_bucket
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ async def _enrolled(broker: Servers, server: S3Server) -> AsyncIterator[Scene]:
     private = broker.rabbitmq
     amqp_url = private.next_vhost_url() if private is not None else broker.amqp_url
     deployment = Deployment(amqp_url, server, new_bucket(server))
-    async with enrolled(deployment, PROJECT) as scene:
+    async with enrolled_scene(deployment, PROJECT) as scene:
         yield scene
 
 

@@ -13,7 +13,7 @@ import aio_pika
 import pytest
 
 from keyturn.crypto import VerifyKey
-from tools.harness.scene import check_queues_empty, served
+from tools.harness.scene import check_queues_empty, served_uploads
 from tools.harness.stream import consume_stream
 from tools.harness.tcp_proxy import proxy
 from tools.harness.wire import open_wire
@@ -69,7 +69,7 @@ async def test_the_broker_comes_back(
                 for number in range(_UPLOADS)
             ]
             await wire.outcome(uploads[_UPLOADS // 10].upload_id)
-            before = len(served(running))
+            before = len(served_uploads(running))
             assert before < _UPLOADS
             await asyncio.to_thread(_lose, own_rabbitmq, how)
         ids = {made.upload_id for made in uploads}

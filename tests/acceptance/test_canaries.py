@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.secret_encodings import SPELT
+from tests.support.secret_encodings import ENCODINGS
 from tools.harness.canaries import Canaries
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ SECRETS = [
 
 
 @pytest.mark.parametrize("secret", SECRETS, ids=range(len(SECRETS)))
-@pytest.mark.parametrize("spelt", SPELT.values(), ids=SPELT)
+@pytest.mark.parametrize("spelt", ENCODINGS.values(), ids=ENCODINGS)
 def test_a_secret_in_a_log_is_found(secret: bytes, spelt: Callable[[bytes], bytes]) -> None:
     canaries = Canaries({"key": secret, "other": os.urandom(32)})
     assert canaries.found(["nothing", f"a line: {spelt(secret).decode()} …"]) == ["key"]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import pytest
 
 from tools.harness import requests as rq
-from tools.harness.scene import check_queues_empty, told
+from tools.harness.scene import check_queues_empty, events_of
 from tools.harness.wire import open_wire
 
 if TYPE_CHECKING:
@@ -32,23 +32,26 @@ _PART_SIZE_BYTES = 5 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Death:
-    """One point; whether the object stands, and whether its event was told, when it strikes."""
+    """One crash point, and whether the object and its event exist at that point."""
 
     kind: Kind
     point: str
-    stands: bool
-    told: bool = False
+    object_exists: bool
+    event_published: bool = False
 
     def __str__(self) -> str:
         return f"{self.kind}-{self.point}"
 
 
-def _deaths(kind: Kind, before: str, after: str, told: str) -> list[Death]:
+def _deaths(kind: Kind, before: str, after_put: str, after_event: str) -> list[Death]:
     """A kind's points, in the order in which a worker comes by them."""
     return [
-        *(Death(kind, point, stands=False) for point in before.split()),
-        *(Death(kind, point, stands=True) for point in after.split()),
-        *(Death(kind, point, stands=True, told=True) for point in told.split()),
+        *(Death(kind, point, object_exists=False) for point in before.split()),
+        *(Death(kind, point, object_exists=True) for point in after_put.split()),
+        *(
+            Death(kind, point, object_exists=True, event_published=True)
+            for point in after_event.split()
+        ),
     ]
 
 
@@ -96,16 +99,16 @@ async def test_an_upload_survives(death: Death, death_scene: Scene) -> None:
             wire, key, os.urandom(_SIZES[death.kind]), staged=death.kind != "inline"
         )
         assert await dying.ended() == -signal.SIGKILL
-        first = scene.stands(key)
-        assert (first is not None) is death.stands
-        if death.told:
+        first = scene.find_object(key)
+        assert (first is not None) is death.object_exists
+        if death.event_published:
             await wire.outcome(made.upload_id)
-        assert bool(told(wire, made.upload_id)) is death.told
+        assert bool(events_of(wire, made.upload_id)) is death.event_published
         async with scene.worker("upload", **settings) as plain:
             await _finished(plain, made.upload_id)
         await _check_told(wire, scene, key, made)
         await check_queues_empty(wire)
-    last = scene.stands(key)
+    last = scene.find_object(key)
     assert last is not None
     assert first is None or (first.body, first.metadata) == (last.body, last.metadata)
     scene.check_object(key, made.upload_id)
@@ -123,14 +126,14 @@ async def _finished(plain: WorkerProcess, request_id: str) -> None:
 
 async def _check_told(wire: Wire, scene: Scene, key: str, made: rq.Upload) -> None:
     await wire.outcome(made.upload_id)
-    for event in told(wire, made.upload_id):
+    for event in events_of(wire, made.upload_id):
         assert event["type"] == "upload.stored"
         assert event["size"] == len(scene.plaintexts[key])
         assert (event["key"], event["generation"]) == (key, 1)
 
 
 @pytest.mark.parametrize(
-    ("point", "stands"),
+    ("point", "object_exists"),
     [
         ("taken", False),
         ("secret-opened", False),
@@ -141,7 +144,7 @@ async def _check_told(wire: Wire, scene: Scene, key: str, made: rq.Upload) -> No
         ("ack-before", True),
     ],
 )
-async def test_an_enrolment_survives(scene: Scene, point: str, *, stands: bool) -> None:
+async def test_an_enrolment_survives(scene: Scene, point: str, *, object_exists: bool) -> None:
     """One keyring, never written twice, and told with generation 1."""
     project = f"new-{point}"
     keyring = f"{project}.json"
@@ -153,8 +156,8 @@ async def test_an_enrolment_survives(scene: Scene, point: str, *, stands: bool) 
     ):
         await scene.publish(wire, document)
         assert await dying.ended() == -signal.SIGKILL
-        first = records.stands(keyring)
-        assert (first is not None) is stands
+        first = records.find_object(keyring)
+        assert (first is not None) is object_exists
         async with scene.worker("all") as plain:
             await plain.logged(document["request_id"])
             await wire.outcome(document["request_id"])
@@ -162,10 +165,10 @@ async def test_an_enrolment_survives(scene: Scene, point: str, *, stands: bool) 
             made = await scene.upload(wire, "after", b"enrolled")
             await wire.outcome(made.upload_id)
             assert await plain.terminate() == 0
-        for event in told(wire, document["request_id"]):
+        for event in events_of(wire, document["request_id"]):
             assert (event["type"], event["generation"]) == ("project.enrolled", 1)
         await check_queues_empty(wire)
-    last = records.stands(keyring)
+    last = records.find_object(keyring)
     assert last is not None
     assert first is None or first.body == last.body
     scene.check_object("after", made.upload_id)
@@ -191,7 +194,7 @@ async def test_a_refusal_survives(scene: Scene, point: str) -> None:
         assert letter.headers["keyturn-code"] == "unknown_intake_key"
         assert letter.body == rq.encode(made.document)
         await check_queues_empty(wire, "keyturn.upload.dead")
-    assert scene.stands("refused") is None
+    assert scene.find_object("refused") is None
     scene.check_logs()
 
 
@@ -210,9 +213,9 @@ async def test_an_upload_that_was_put_off_survives(scene: Scene, point: str, cop
         async with scene.worker("all") as plain:
             await scene.publish(wire, rq.enroll(scene.deployment, scene.project))
             # Each copy ends in an event of its own: then none waits any more.
-            await wire.event(lambda _: len(told(wire, made.upload_id)) == copies)
+            await wire.event(lambda _: len(events_of(wire, made.upload_id)) == copies)
             assert await plain.terminate() == 0
-        assert {event["type"] for event in told(wire, made.upload_id)} == {"upload.stored"}
+        assert {event["type"] for event in events_of(wire, made.upload_id)} == {"upload.stored"}
         await check_queues_empty(wire)
     scene.check_object("early", made.upload_id)
     scene.check_logs()

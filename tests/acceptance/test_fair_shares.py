@@ -14,7 +14,7 @@ import pytest_asyncio
 from tools.harness.deployment import Deployment
 from tools.harness.http import Client
 from tools.harness.process import gateway
-from tools.harness.worker_under_test import fresh_amqp_url, served_by_a_worker
+from tools.harness.worker_under_test import fresh_amqp_url, run_worker_for
 from tools.load.attacks import ATTACKS
 from tools.load.shares import Arena
 from tools.servers import new_bucket
@@ -36,7 +36,7 @@ _BESIDES_MS = 10_000
 async def arena(broker: Servers, ceph: S3Server) -> AsyncIterator[Arena]:
     deployment = Deployment(await fresh_amqp_url(broker), ceph, new_bucket(ceph))
     async with (
-        served_by_a_worker(deployment) as serving,
+        run_worker_for(deployment) as serving,
         gateway(deployment.gateway_env()) as process,
     ):
         made = Arena(serving, process, Client(process, deployment.api_key))
@@ -46,7 +46,7 @@ async def arena(broker: Servers, ceph: S3Server) -> AsyncIterator[Arena]:
 
 @pytest.mark.parametrize("name", ATTACKS)
 async def test_an_attack_takes_nothing_from_another_tenant(arena: Arena, name: str) -> None:
-    found = await arena.attacked(name, _SECONDS, rounds=1)
+    found = await arena.measure_attack(name, _SECONDS, rounds=1)
     assert found.under.refused == []
     for kind in found.quiet.seconds:
         most_ms = _TIMES * found.quiet.p50_ms(kind) + _BESIDES_MS

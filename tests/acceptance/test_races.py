@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tools.harness.scene import check_queues_empty, told
+from tools.harness.scene import check_queues_empty, events_of
 from tools.harness.tcp_proxy import proxy
 from tools.harness.wire import open_wire
 
@@ -39,7 +39,7 @@ async def test_the_same_upload_twice_is_stored_once(scene: Scene, *, staged: boo
             key = f"twice/{staged}/{number}"
             uploads[key] = await scene.upload(wire, key, os.urandom(size), staged=staged, times=2)
         for made in uploads.values():
-            await wire.event(lambda _, made=made: len(told(wire, made.upload_id)) == 2)  # type: ignore[misc]
+            await wire.event(lambda _, made=made: len(events_of(wire, made.upload_id)) == 2)  # type: ignore[misc]
         assert await one.terminate() == 0
         assert await other.terminate() == 0
         assert {event["type"] for event in wire.events} == {"upload.stored"}
@@ -106,7 +106,7 @@ async def test_a_late_put_is_refused(scene: Scene, *, staged: bool) -> None:
             async with scene.worker("upload", **settings) as brisk:
                 await brisk.logged(made.upload_id)
                 assert await brisk.terminate() == 0
-            stored = scene.stands(key)
+            stored = scene.find_object(key)
             assert stored is not None
             # No event tells that a lease is over: it is time, and nothing else.
             await asyncio.sleep(_LEASE_S + 1)
@@ -118,8 +118,8 @@ async def test_a_late_put_is_refused(scene: Scene, *, staged: bool) -> None:
             await wire.outcome(after.upload_id)
             assert await stalled.terminate() == 0
             await check_queues_empty(wire)
-            assert {event["type"] for event in told(wire, made.upload_id)} == {"upload.stored"}
-    last = scene.stands(key)
+            assert {event["type"] for event in events_of(wire, made.upload_id)} == {"upload.stored"}
+    last = scene.find_object(key)
     assert last is not None
     assert (last.body, last.metadata) == (stored.body, stored.metadata)
     scene.check_object(key, made.upload_id)

@@ -17,13 +17,13 @@ import pytest
 
 from tools.harness.canaries import MARKER
 from tools.harness.deployment import Deployment
-from tools.harness.scene import Scene, check_queues_empty, told
+from tools.harness.scene import Scene, check_queues_empty, events_of
 from tools.harness.sweep_scenario import (
-    drained,
-    ended,
-    enrol,
-    master_keys,
-    sweep_of_all,
+    all_projects_sweep,
+    enroll_projects,
+    master_keys_setting,
+    wait_for_end,
+    wait_until_drained,
 )
 from tools.harness.wire import open_wire
 from tools.servers import new_bucket
@@ -151,10 +151,10 @@ async def _rotate_twice(scene: Scene, wire: Wire, tenant: Tenant) -> None:
     await wire.event(lambda event: event["type"] == "sweep.progressed")
     second = tenant.rotation(expected_generation=2)
     await scene.publish(wire, second)
-    await ended(wire, second["rotation_id"], "rotation.accepted")
+    await wait_for_end(wire, second["rotation_id"], "rotation.accepted")
     assert "rotation.completed" not in {event["type"] for event in wire.events}
     for rotation in (first, second):
-        event = await ended(
+        event = await wait_for_end(
             wire, rotation["rotation_id"], "rotation.completed", timeout_s=_TIMEOUT_S
         )
         assert event["clean"] is True, event
@@ -164,12 +164,12 @@ async def test_rotations_survive_a_killing_spree(ceph: S3Server, vhost_url: str)
     """Each object opens by both keys and by no older one; its body is as it was; all is told."""
     bucket = await asyncio.to_thread(new_bucket, ceph)
     scene = Scene(Deployment(vhost_url, ceph, bucket), "fire")
-    (tenant,) = await enrol(scene, ["fire"])
+    (tenant,) = await enroll_projects(scene, ["fire"])
     masters = {"m1": scene.deployment.master_key, "m2": os.urandom(32)}
     by_hand = _plaintexts(random.Random(3))  # noqa: S311  # plaintexts of a test
     await asyncio.to_thread(tenant.put_all, by_hand)
     async with AsyncExitStack() as stack:
-        crew = _Crew(scene, stack, {**_SETTINGS, "MASTER_KEYS": master_keys(masters)})
+        crew = _Crew(scene, stack, {**_SETTINGS, "MASTER_KEYS": master_keys_setting(masters)})
         await crew.start()
         wire = await stack.enter_async_context(open_wire(scene.deployment))
         uploads = _Uploads(scene, wire)
@@ -181,12 +181,12 @@ async def test_rotations_survive_a_killing_spree(ceph: S3Server, vhost_url: str)
         coming = asyncio.create_task(uploads.keep_coming())
         killing = asyncio.create_task(crew.keep_killing())
         await _rotate_twice(scene, wire, tenant)
-        sweep = sweep_of_all(master_key="m2")
+        sweep = all_projects_sweep(master_key="m2")
         await scene.publish(wire, sweep)
         tenant.masters = masters
-        await ended(wire, sweep["sweep_id"], "sweep.completed", timeout_s=_TIMEOUT_S)
+        await wait_for_end(wire, sweep["sweep_id"], "sweep.completed", timeout_s=_TIMEOUT_S)
         await uploads.end(coming)
-        await drained(wire)
+        await wait_until_drained(wire)
         await crew.end(killing)
         assert len(crew.kills) >= 8
         assert len(uploads.ids) > _UPLOADED_BEFORE + 30
@@ -205,7 +205,7 @@ def _check_told(wire: Wire, sweep_id: str, upload_ids: list[str]) -> None:
         assert event["objects"] == event["current"] >= _BY_HAND + _UPLOADED_BEFORE, event
     assert any(sweep_id in event.values() for event in ends)
     for upload_id in upload_ids:
-        assert {event["type"] for event in told(wire, upload_id)} == {"upload.stored"}
+        assert {event["type"] for event in events_of(wire, upload_id)} == {"upload.stored"}
 
 
 def _check(scene: Scene, tenant: Tenant, late: dict[str, bytes]) -> None:

@@ -35,7 +35,13 @@ from tools.harness.deployment import Deployment
 from tools.harness.http import Client
 from tools.harness.process import gateway
 from tools.harness.scene import Scene, check_queues_empty
-from tools.harness.sweep_scenario import drained, ended, enrol, master_keys, sweep_of_all
+from tools.harness.sweep_scenario import (
+    all_projects_sweep,
+    enroll_projects,
+    master_keys_setting,
+    wait_for_end,
+    wait_until_drained,
+)
 from tools.harness.wire import open_wire
 from tools.servers import Servers, new_bucket
 from tools.servers.process import free_port
@@ -105,11 +111,11 @@ async def _lived(rabbitmq: RabbitMQ, ceph: S3Server) -> Left:
         more_master_keys={"m2": masters["m2"]},
     )
     scene = Scene(deployment, PROJECT)
-    (tenant,) = await enrol(scene, [PROJECT])
+    (tenant,) = await enroll_projects(scene, [PROJECT])
     port = free_port()
     settings = {
         **_SETTINGS,
-        "MASTER_KEYS": master_keys(masters),
+        "MASTER_KEYS": master_keys_setting(masters),
         "HEALTH_PORT": str(port),
     }
     async with (
@@ -122,20 +128,20 @@ async def _lived(rabbitmq: RabbitMQ, ceph: S3Server) -> Left:
         again = await scene.upload(wire, "inline", b"refused")
         assert (await wire.outcome(again.upload_id))["code"] == "already_exists"
         await asyncio.to_thread(tenant.remember, dict(scene.plaintexts))
-        sweep = sweep_of_all(master_key="m2")
+        sweep = all_projects_sweep(master_key="m2")
         await scene.publish(wire, sweep)
-        await ended(wire, sweep["sweep_id"], "sweep.completed")
+        await wait_for_end(wire, sweep["sweep_id"], "sweep.completed")
         tenant.masters = masters
         rotation = tenant.rotation(expected_generation=1)
         await scene.publish(wire, rotation)
-        await ended(wire, rotation["rotation_id"], "rotation.completed")
+        await wait_for_end(wire, rotation["rotation_id"], "rotation.completed")
         ids.append(await _stored(scene, wire, "afterwards"))
         await asyncio.to_thread(tenant.remember, {"afterwards": scene.plaintexts["afterwards"]})
         for api_key, status in ((tenant.api_keys[-1], 200), (tenant.api_keys[0], 401)):
             for key in scene.plaintexts:
                 answer = await Client(serving, api_key).ask(PROJECT, key)
                 assert answer.status == status
-        await drained(wire)
+        await wait_until_drained(wire)
         metrics = [await _scraped(at) for at in (port, serving.port)]
         disk = await asyncio.to_thread(_disk, rabbitmq)
         dead = topology.dead_letter_name(topology.UPLOAD_QUEUE)
@@ -183,7 +189,7 @@ def _disk(rabbitmq: RabbitMQ) -> dict[Path, bytes]:
 def _bucket(deployment: Deployment) -> dict[str, tuple[bytes, dict[str, str]]]:
     client = stored_objects.s3_client(deployment)
     found = {}
-    for key in stored_objects.keys(deployment):
+    for key in stored_objects.list_keys(deployment):
         answer = client.get_object(Bucket=deployment.bucket, Key=key)
         found[key] = (answer["Body"].read(), answer["Metadata"])
     return found

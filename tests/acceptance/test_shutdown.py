@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tools.harness.scene import check_queues_empty, served, told
+from tools.harness.scene import check_queues_empty, events_of, served_uploads
 from tools.harness.tcp_proxy import proxy
 from tools.harness.wire import open_wire
 
@@ -48,7 +48,7 @@ async def test_sigterm_finishes_what_is_held(scene: Scene) -> None:
             first.process.send_signal(signal.SIGTERM)
             assert await first.ended() == 0
             all_ids = {big.upload_id, *(made.upload_id for made in small)}
-            done = {line["upload_id"] for line in served(first)}
+            done = {line["upload_id"] for line in served_uploads(first)}
             told_by_first = {event["upload_id"] for event in wire.events}
             assert big.upload_id in done
             assert told_by_first == done
@@ -59,9 +59,9 @@ async def test_sigterm_finishes_what_is_held(scene: Scene) -> None:
                 for made in (big, *small):
                     await wire.outcome(made.upload_id)
                 assert await second.terminate() == 0
-            rest = {line["upload_id"] for line in served(second)}
+            rest = {line["upload_id"] for line in served_uploads(second)}
             assert rest == all_ids - done
-            assert all(len(told(wire, upload_id)) == 1 for upload_id in all_ids)
+            assert all(len(events_of(wire, upload_id)) == 1 for upload_id in all_ids)
             await check_queues_empty(wire)
     await asyncio.to_thread(_check_objects, scene)
 
@@ -96,16 +96,16 @@ async def test_a_worker_that_ends_keeps_nothing_from_the_others(scene: Scene) ->
             async with scene.worker("upload") as second:
                 for made in small:
                     await wire.outcome(made.upload_id)
-                assert told(wire, big.upload_id) == []
+                assert events_of(wire, big.upload_id) == []
                 assert first.process.returncode is None
                 slow.bytes_per_s = None
                 assert await first.ended() == 0
                 assert await second.terminate() == 0
-            assert len(told(wire, big.upload_id)) == 1
+            assert len(events_of(wire, big.upload_id)) == 1
             # Nothing was given to the one that ended, and by it to the other.
             # But for the few that the broker had put down for it and never sent: those it
             # marks as redelivered.
-            assert sum(line["again"] for line in served(second)) <= _PUT_DOWN
+            assert sum(line["again"] for line in served_uploads(second)) <= _PUT_DOWN
             await check_queues_empty(wire)
     await asyncio.to_thread(_check_objects, scene)
 
@@ -125,12 +125,12 @@ async def test_what_outlasts_the_grace_goes_back(scene: Scene) -> None:
             made = await scene.upload(wire, "grace", os.urandom(_SLOW_BYTES), staged=True)
             await slow.has_sent(before_bytes + 100_000)
             assert await first.terminate() == 0
-            assert scene.stands("grace") is None
-            assert told(wire, made.upload_id) == []
+            assert scene.find_object("grace") is None
+            assert events_of(wire, made.upload_id) == []
             assert await wire.depth("keyturn.upload") == 1
             async with scene.worker("upload") as second:
                 await second.logged(made.upload_id)
                 assert await second.terminate() == 0
-            assert len(told(wire, made.upload_id)) == 1
+            assert len(events_of(wire, made.upload_id)) == 1
             await check_queues_empty(wire)
     _check_objects(scene)

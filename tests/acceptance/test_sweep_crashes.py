@@ -19,16 +19,16 @@ import pytest
 
 from tools.harness import stored_objects
 from tools.harness.deployment import Deployment
-from tools.harness.scene import Scene, check_queues_empty, told
+from tools.harness.scene import Scene, check_queues_empty, events_of
 from tools.harness.sweep_scenario import (
+    all_projects_sweep,
     check_ends,
-    drained,
-    ended,
-    enrol,
-    master_keys,
-    side_by_side,
-    small,
-    sweep_of_all,
+    enroll_projects,
+    master_keys_setting,
+    run_concurrently,
+    small_plaintexts,
+    wait_for_end,
+    wait_until_drained,
 )
 from tools.harness.wire import open_wire
 from tools.servers import new_bucket
@@ -97,7 +97,7 @@ def _standing(tenant: Tenant, rotation_id: str, wire: Wire) -> set[str]:
     """What a rotation has left behind so far, in words."""
     keyring, plan = tenant.keyring(), tenant.plan(rotation_id) or {}
     left = tenant.left(rotation_id)
-    types = {event["type"] for event in told(wire, rotation_id)}
+    types = {event["type"] for event in events_of(wire, rotation_id)}
     found = {
         "turned": keyring["generation"] == 2,
         "cleared": keyring["generation"] == 2 and keyring["history"][0]["kek"] is None,
@@ -130,18 +130,18 @@ async def test_a_rotation_survives(
     deaths = DEATHS[when]
     scene = ceph_enrolled.on(vhosts())
     names = [f"{when}-{number}-{death.point}" for number, death in enumerate(deaths)]
-    tenants = await enrol(scene, names)
+    tenants = await enroll_projects(scene, names)
     cases = {
         name: partial(_rotation_survives, scene.on(vhosts()), tenant, death)
         for name, tenant, death in zip(names, tenants, deaths, strict=True)
     }
-    await side_by_side(_AT_ONCE, cases)
+    await run_concurrently(_AT_ONCE, cases)
 
 
 async def _rotation_survives(scene: Scene, tenant: Tenant, death: Death, logs: Logs) -> None:
     scene.logs = logs
     tags = _TAGS if death.tags else None
-    await asyncio.to_thread(tenant.put_all, small(_OBJECTS), tags=tags)
+    await asyncio.to_thread(tenant.put_all, small_plaintexts(_OBJECTS), tags=tags)
     async with (
         scene.worker(death.role, point=death.point, **_SETTINGS) as dying,
         open_wire(scene.deployment) as wire,
@@ -152,13 +152,13 @@ async def _rotation_survives(scene: Scene, tenant: Tenant, death: Death, logs: L
         assert await dying.ended() == -signal.SIGKILL
         await _check_death(tenant, rotation_id, wire, death)
         async with scene.worker("all", point="nowhere", **_SETTINGS) as plain:
-            await ended(wire, rotation_id, "rotation.completed")
+            await wait_for_end(wire, rotation_id, "rotation.completed")
             await wire.event(lambda event: event["type"] == "rotation.accepted")
-            await drained(wire)
+            await wait_until_drained(wire)
             assert await plain.terminate() == 0
         await check_queues_empty(wire)
     check_ends(wire, rotation_id, "rotation.completed", _OBJECTS)
-    accepted = [e for e in told(wire, rotation_id) if e["type"] == "rotation.accepted"]
+    accepted = [e for e in events_of(wire, rotation_id) if e["type"] == "rotation.accepted"]
     assert {event["generation"] for event in accepted} == {2}
     await asyncio.to_thread(_check_rotated, scene, tenant, rotation_id)
 
@@ -195,17 +195,17 @@ DELETES = {
 async def test_a_delete_survives(ceph_enrolled: Scene, vhosts: Callable[[], str]) -> None:
     """Told once two leases are over; its tombstone stands, the objects beside it too."""
     scene = ceph_enrolled.on(vhosts())
-    tenants = await enrol(scene, [f"delete-{point}" for point in DELETES])
+    tenants = await enroll_projects(scene, [f"delete-{point}" for point in DELETES])
     cases = {
         tenant.project: partial(_delete_survives, scene.on(vhosts()), tenant, point)
         for tenant, point in zip(tenants, DELETES, strict=True)
     }
-    await side_by_side(_AT_ONCE, cases)
+    await run_concurrently(_AT_ONCE, cases)
 
 
 async def _delete_survives(scene: Scene, tenant: Tenant, point: str, logs: Logs) -> None:
     scene.logs = logs
-    await asyncio.to_thread(tenant.put_all, small(2))
+    await asyncio.to_thread(tenant.put_all, small_plaintexts(2))
     key = next(iter(tenant.objects))
     gone = tenant.objects.pop(key)
     async with (
@@ -217,17 +217,17 @@ async def _delete_survives(scene: Scene, tenant: Tenant, point: str, logs: Logs)
         await scene.publish(wire, request)
         assert await dying.ended() == -signal.SIGKILL
         stands, was_told = DELETES[point]
-        shown = stored_objects.shown(scene.deployment, tenant.project, key)
+        shown = stored_objects.read_object(scene.deployment, tenant.project, key)
         assert (shown.metadata["enc-algo"] == "deleted") is stands
         assert (stored_objects.sha256(shown.body) == gone.body_sha256) is not stands
         if was_told:
-            await ended(wire, request_id, "object.deleted")
-        assert bool(told(wire, request_id)) is was_told
+            await wait_for_end(wire, request_id, "object.deleted")
+        assert bool(events_of(wire, request_id)) is was_told
         async with scene.worker("control", point="nowhere", **_SETTINGS) as plain:
-            await ended(wire, request_id, "object.deleted")
-            await drained(wire)
+            await wait_for_end(wire, request_id, "object.deleted")
+            await wait_until_drained(wire)
             assert await plain.terminate() == 0
-        assert {event["type"] for event in told(wire, request_id)} == {"object.deleted"}
+        assert {event["type"] for event in events_of(wire, request_id)} == {"object.deleted"}
         await check_queues_empty(wire)
     tenant.check_deleted(key)
     tenant.check(generation=1, deleted=frozenset({key}))
@@ -262,7 +262,7 @@ async def test_a_sweep_of_all_survives(
 ) -> None:
     """Completed and clean with the sums; every keyring and object is under the new key alone."""
     deaths = ALL_DEATHS[half::2]
-    await side_by_side(
+    await run_concurrently(
         _AT_ONCE, {death.point: partial(_all_survives, ceph, vhosts, death) for death in deaths}
     )
 
@@ -272,14 +272,14 @@ async def _all_survives(
 ) -> None:
     bucket = await asyncio.to_thread(new_bucket, ceph)
     scene = Scene(Deployment(await asyncio.to_thread(vhosts), ceph, bucket), "one", logs=logs)
-    tenants = await enrol(scene, ["one", "three", "two"])
+    tenants = await enroll_projects(scene, ["one", "three", "two"])
     for tenant in tenants:
-        await asyncio.to_thread(tenant.put_all, small(_OBJECTS))
+        await asyncio.to_thread(tenant.put_all, small_plaintexts(_OBJECTS))
     masters = {"m1": scene.deployment.master_key, "m2": os.urandom(32)}
     for tenant in tenants:
         tenant.masters = masters
-    settings = {**_SETTINGS, "MASTER_KEYS": master_keys(masters)}
-    request = sweep_of_all(master_key="m2")
+    settings = {**_SETTINGS, "MASTER_KEYS": master_keys_setting(masters)}
+    request = all_projects_sweep(master_key="m2")
     sweep_id = request["sweep_id"]
     async with (
         scene.worker("all", point=death.point, **settings) as dying,
@@ -290,7 +290,7 @@ async def _all_survives(
         assert await asyncio.to_thread(_all_standing, tenants, sweep_id, death.point) == death
         async with scene.worker("all", point="nowhere", **settings) as plain:
             await wire.event(partial(_is_whole_end, sweep_id), timeout_s=150)
-            await drained(wire)
+            await wait_until_drained(wire)
             assert await plain.terminate() == 0
         await check_queues_empty(wire)
     ends = [event for event in wire.events if _is_whole_end(sweep_id, event)]

@@ -12,7 +12,13 @@ from urllib.parse import urlsplit
 import pytest
 
 from tools.harness.scene import Scene, check_queues_empty
-from tools.harness.sweep_scenario import check_ends, drained, ended, enrol, small
+from tools.harness.sweep_scenario import (
+    check_ends,
+    enroll_projects,
+    small_plaintexts,
+    wait_for_end,
+    wait_until_drained,
+)
 from tools.harness.tcp_proxy import proxy
 from tools.harness.wire import open_wire
 
@@ -43,8 +49,8 @@ def _check(scene: Scene, tenant: Tenant, generation: int, *rotation_ids: str) ->
 async def test_sigterm_in_the_middle_of_a_page(scene: Scene, point: str) -> None:
     """It ends well, its page finished or given back after the grace; another goes on."""
     grace_s = 3 if point == "copy-hanging" else 20
-    (tenant,) = await enrol(scene, [f"sigterm-{point}"])
-    await asyncio.to_thread(tenant.put_all, small(_OBJECTS))
+    (tenant,) = await enroll_projects(scene, [f"sigterm-{point}"])
+    await asyncio.to_thread(tenant.put_all, small_plaintexts(_OBJECTS))
     async with (
         scene.worker("control", **_SETTINGS) as control,
         # It alone until it has begun its page: the other one would take them all.
@@ -60,8 +66,8 @@ async def test_sigterm_in_the_middle_of_a_page(scene: Scene, point: str) -> None
         assert plan is not None
         assert plan["status"] == "running"
         async with scene.worker("sweep", **_SETTINGS) as other:
-            await ended(wire, rotation_id, "rotation.completed")
-            await drained(wire)
+            await wait_for_end(wire, rotation_id, "rotation.completed")
+            await wait_until_drained(wire)
             assert await other.terminate() == 0
         assert await control.terminate() == 0
         await check_queues_empty(wire)
@@ -78,8 +84,8 @@ async def test_the_broker_restarts_in_the_middle_of_a_sweep(
 ) -> None:
     """The same workers find it again, and the sweep goes on to its clean end."""
     scene = ceph_enrolled.on(own_rabbitmq.url)
-    (tenant,) = await enrol(scene, ["restarted"])
-    await asyncio.to_thread(tenant.put_all, small(60))
+    (tenant,) = await enroll_projects(scene, ["restarted"])
+    await asyncio.to_thread(tenant.put_all, small_plaintexts(60))
     async with scene.worker("sweep", **_SETTINGS) as one, scene.worker("all", **_SETTINGS) as other:
         async with open_wire(scene.deployment) as wire:
             request = tenant.rotation()
@@ -96,8 +102,8 @@ async def test_the_broker_restarts_in_the_middle_of_a_sweep(
             log.cancel()
         async with open_wire(scene.deployment) as wire:
             await scene.publish(wire, request)
-            await ended(wire, rotation_id, "rotation.completed")
-            await drained(wire)
+            await wait_for_end(wire, rotation_id, "rotation.completed")
+            await wait_until_drained(wire)
             assert await one.terminate() == 0
             assert await other.terminate() == 0
             check_ends(wire, rotation_id, "rotation.completed", 60)
@@ -131,8 +137,8 @@ async def test_a_worker_that_stalled_for_two_leases_sets_nothing_back(scene: Sce
     """Its late copy is refused by the storage: both clean answers were true, and stay true."""
     broker_port = urlsplit(scene.deployment.amqp_url).port
     assert broker_port is not None
-    (tenant,) = await enrol(scene, ["stalled"])
-    await asyncio.to_thread(tenant.put_all, small(_OBJECTS))
+    (tenant,) = await enroll_projects(scene, ["stalled"])
+    await asyncio.to_thread(tenant.put_all, small_plaintexts(_OBJECTS))
     async with proxy(broker_port) as way:
         near = _through(scene, way)
         async with (
@@ -145,17 +151,17 @@ async def test_a_worker_that_stalled_for_two_leases_sets_nothing_back(scene: Sce
             # The broker sees its connection break, and gives the page to another.
             way.cut()
             async with scene.worker("sweep", **_SETTINGS) as brisk:
-                await ended(wire, first, "rotation.completed")
+                await wait_for_end(wire, first, "rotation.completed")
                 await asyncio.to_thread(tenant.check, generation=2)
                 second = await _rotate(scene, wire, tenant)
-                await ended(wire, second, "rotation.completed")
+                await wait_for_end(wire, second, "rotation.completed")
                 await asyncio.to_thread(tenant.check, generation=3)
                 stalled.process.send_signal(signal.SIGCONT)
                 assert "RefusedError" in await stalled.logged("late copy_onto_itself")
                 # It works on: a third rotation is both workers' to do.
                 third = await _rotate(scene, wire, tenant)
-                await ended(wire, third, "rotation.completed")
-                await drained(wire)
+                await wait_for_end(wire, third, "rotation.completed")
+                await wait_until_drained(wire)
                 for running in (brisk, stalled, control):
                     assert await running.terminate() == 0
             await check_queues_empty(wire)
@@ -175,8 +181,8 @@ async def test_what_a_stalled_worker_sets_back_within_its_lease_is_found(scene: 
     settings = {**_SETTINGS, "LEASE_S": "20"}
     broker_port = urlsplit(scene.deployment.amqp_url).port
     assert broker_port is not None
-    (tenant,) = await enrol(scene, ["set-back"])
-    await asyncio.to_thread(tenant.put_all, small(_OBJECTS))
+    (tenant,) = await enroll_projects(scene, ["set-back"])
+    await asyncio.to_thread(tenant.put_all, small_plaintexts(_OBJECTS))
     async with proxy(broker_port) as way:
         near = _through(scene, way)
         async with (
@@ -188,16 +194,16 @@ async def test_what_a_stalled_worker_sets_back_within_its_lease_is_found(scene: 
             await asyncio.to_thread(_wait_until_stopped, stalled.process.pid)
             way.cut()
             second = await _rotate(scene, wire, tenant)
-            await ended(wire, second, "rotation.accepted")
+            await wait_for_end(wire, second, "rotation.accepted")
             async with scene.worker("sweep", **settings) as brisk:
                 await _all_at(tenant, 3)
                 stalled.process.send_signal(signal.SIGCONT)
                 # Made: the wraps that it had signed before stand there again.
                 assert ": NoneType " in await stalled.logged("late copy_onto_itself")
                 for rotation_id in (first, second):
-                    await ended(wire, rotation_id, "rotation.completed")
+                    await wait_for_end(wire, rotation_id, "rotation.completed")
                 await asyncio.to_thread(tenant.check, generation=3)
-                await drained(wire)
+                await wait_until_drained(wire)
                 for running in (brisk, stalled, control):
                     assert await running.terminate() == 0
             await check_queues_empty(wire)

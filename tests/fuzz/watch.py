@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import psutil
 
 from tests.fuzz.odd_values import CANARY
-from tools.harness.canaries import spellings
+from tools.harness.canaries import encodings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -71,7 +71,7 @@ class Watch:
 
     def __init__(self, part: str, seed: int, secrets: Iterable[bytes] = ()) -> None:
         self.report = Report(part, seed)
-        self._texts = [CANARY, *(text for value in secrets for text in spellings(value))]
+        self._texts = [CANARY, *(text for value in secrets for text in encodings(value))]
         self._warm_mib = 0
         self._told: list[tuple[str, Callable[[], bytes]]] = []
 

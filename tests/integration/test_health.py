@@ -102,4 +102,4 @@ async def test_a_worker_sweeps_staging(vhost_url: str, ceph: S3Server, ceph_buck
     )
     async with worker(env, "upload") as running:
         assert '"bodies":1' in await running.logged("staging cleaned")
-    assert stored_objects.keys(deployment, ".keyturn/staging/") == []
+    assert stored_objects.list_keys(deployment, ".keyturn/staging/") == []

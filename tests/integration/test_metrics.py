@@ -16,7 +16,7 @@ from keyturn_workers.worker.metrics import OTHER, OUTCOMES, WAITING
 from tests.support.scrape import rise, samples
 from tools.harness import requests
 from tools.harness.canaries import MARKER, Canaries
-from tools.harness.worker_under_test import Serving, serving
+from tools.harness.worker_under_test import WorkerUnderTest, run_worker
 from tools.servers.process import free_port
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ _BOUNDED = {
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def served(broker: Servers, ceph: S3Server) -> AsyncIterator[Serving]:
-    async with serving(broker, ceph, HEALTH_PORT=str(PORT)) as running:
+async def served(broker: Servers, ceph: S3Server) -> AsyncIterator[WorkerUnderTest]:
+    async with run_worker(broker, ceph, HEALTH_PORT=str(PORT)) as running:
         yield running
 
 
@@ -62,9 +62,11 @@ async def _rise(before: dict[str, float]) -> dict[str, float]:
     return rise(await _shown(), before)
 
 
-async def test_an_upload_stored(served: Serving) -> None:
+async def test_an_upload_stored(served: WorkerUnderTest) -> None:
     before = await _shown()
-    await served.served(requests.upload(served.deployment, "acme", "a", b"x" * 1000).document)
+    await served.publish_and_wait(
+        requests.upload(served.deployment, "acme", "a", b"x" * 1000).document
+    )
     stage = 'keyturn_stage_seconds_count{queue="keyturn.upload",stage="%s"}'
     assert await _rise(before) == {
         'keyturn_messages_consumed_total{queue="keyturn.upload"}': 1,
@@ -78,9 +80,9 @@ async def test_an_upload_stored(served: Serving) -> None:
     assert {now[f'keyturn_consuming{{queue="keyturn.{q}"}}'] for q in ("upload", "control")} == {1}
 
 
-async def test_a_refusal_by_its_code(served: Serving) -> None:
+async def test_a_refusal_by_its_code(served: WorkerUnderTest) -> None:
     before = await _shown()
-    sent = served.signed(requests.upload(served.deployment, "acme", "b", b"x").document)
+    sent = served.sign(requests.upload(served.deployment, "acme", "b", b"x").document)
     forged = {**sent.headers, "keyturn-publisher": "other"}
     await served.wire.publish(sent.routing_key, sent.body, forged)
     await served.process.logged('"code":"bad_signature"')
@@ -91,9 +93,9 @@ async def test_a_refusal_by_its_code(served: Serving) -> None:
     }
 
 
-async def test_a_retry_by_its_code(served: Serving) -> None:
+async def test_a_retry_by_its_code(served: WorkerUnderTest) -> None:
     before = await _shown()
-    sent = served.signed(requests.upload(served.deployment, "nobody", "k", b"x").document)
+    sent = served.sign(requests.upload(served.deployment, "nobody", "k", b"x").document)
     await served.publish(sent, message_id=sent.request_id)
     await served.process.logged('"code":"unknown_project"')
     risen = await _rise(before)
@@ -103,13 +105,15 @@ async def test_a_retry_by_its_code(served: Serving) -> None:
     assert (await served.wire.outcome(sent.request_id))["type"] == "upload.stored"
 
 
-async def test_a_sweep(served: Serving) -> None:
+async def test_a_sweep(served: WorkerUnderTest) -> None:
     """Its pages, and what became of the objects."""
     before = await _shown()
-    await served.served(requests.upload(served.deployment, "acme", "swept", b"x").document)
+    await served.publish_and_wait(
+        requests.upload(served.deployment, "acme", "swept", b"x").document
+    )
     asked = requests.sweep("acme")
     known = len(served.process.lines)
-    await served.publish(served.signed(asked))
+    await served.publish(served.sign(asked))
     sweep_id = asked["sweep_id"]
     await served.wire.event(
         lambda event: event["type"] == "sweep.completed" and sweep_id in event.values(),
@@ -125,7 +129,7 @@ async def test_a_sweep(served: Serving) -> None:
         assert risen[name] >= 1
 
 
-async def test_nobodys_names(served: Serving) -> None:
+async def test_nobodys_names(served: WorkerUnderTest) -> None:
     """Served, refused or odd: no project, key, id or secret, and no label of an open set."""
     project = "a-telling-project"
     await served.enroll(project)
@@ -134,7 +138,7 @@ async def test_nobodys_names(served: Serving) -> None:
         requests.upload(served.deployment, project, SECRET_KEY, MARKER + b"again"),
     ]
     for each in sent:
-        await served.served(each.document)
+        await served.publish_and_wait(each.document)
     odd = requests.upload(served.deployment, project, SECRET_KEY, MARKER)
     odd.document["type"] = "a-telling-type"
     body = requests.encode(odd.document)

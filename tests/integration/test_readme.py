@@ -71,9 +71,12 @@ async def test_the_examples(
         read = await _run(_example("docs/howto/read.md", "read"), tmp_path, reading)
     assert read == (0, "stored\n18 bytes by kim\nthe fourth quarter\nb'fourth'\n")
     assert (
-        stored_objects.opened(deployment, "acme", "reports/q3.txt", "user") == b"the third quarter"
+        stored_objects.decrypt(deployment, "acme", "reports/q3.txt", "user") == b"the third quarter"
     )
-    assert stored_objects.shown(deployment, "acme", "reports/q3.txt").metadata["author"] == "kim"
     assert (
-        stored_objects.opened(deployment, "acme", "reports/q4.txt", "user") == b"the fourth quarter"
+        stored_objects.read_object(deployment, "acme", "reports/q3.txt").metadata["author"] == "kim"
+    )
+    assert (
+        stored_objects.decrypt(deployment, "acme", "reports/q4.txt", "user")
+        == b"the fourth quarter"
     )

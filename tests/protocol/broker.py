@@ -1,4 +1,4 @@
-"""The queues: at least once, out of order, and again where a worker was lost."""
+"""The queues: at least once, out of order, and again if a worker was lost."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from tests.protocol.process import Process
 
 
-class Letter:
-    """A message in a queue; `copies` of it wait for the next try."""
+class QueuedMessage:
+    """A message in a queue; `copies` of it wait for the next attempt."""
 
     def __init__(
         self,
@@ -38,33 +38,35 @@ class Letter:
         self.ready_at = ready_at
         self.redelivered = False
         self.acknowledged = False
-        self.copies: list[Letter] = []
+        self.copies: list[QueuedMessage] = []
 
     @property
     def settled(self) -> bool:
         """Whether it is acknowledged, and no copy of it is still to be served."""
         return self.acknowledged and all(copy.settled for copy in self.copies)
 
-    def copy(self, ready_at: float, more: dict[str, Any]) -> Letter:
+    def copy(self, ready_at: float, more: dict[str, Any]) -> QueuedMessage:
         """As it comes back from a retry queue: under its queue's own name."""
         kept = {k: v for k, v in self.headers.items() if k not in WORKER_HEADERS}
         headers = {**kept, **more}
-        return Letter(self.queue, self.body, headers, routing_key=self.queue, ready_at=ready_at)
+        return QueuedMessage(
+            self.queue, self.body, headers, routing_key=self.queue, ready_at=ready_at
+        )
 
     def __repr__(self) -> str:
         return f"<{self.queue} {self.body[:120]!r}>"
 
 
 class Delivery:
-    """One delivery of a letter to a process, as aio-pika would show it."""
+    """One delivery of a message to a process, as aio-pika would show it."""
 
-    def __init__(self, letter: Letter, process: Process) -> None:
-        self.letter = letter
+    def __init__(self, queued: QueuedMessage, process: Process) -> None:
+        self.queued = queued
         self.process = process
-        self.body = letter.body
-        self.headers = letter.headers
-        self.redelivered = letter.redelivered
-        self.routing_key = letter.routing_key
+        self.body = queued.body
+        self.headers = queued.headers
+        self.redelivered = queued.redelivered
+        self.routing_key = queued.routing_key
         self.message_id = ""
         self.lost = False
         self.task: asyncio.Task[None] | None = None
@@ -72,7 +74,7 @@ class Delivery:
     async def ack(self) -> None:
         if self.lost:
             raise ConnectionError("the channel is gone")
-        self.letter.acknowledged = True
+        self.queued.acknowledged = True
         self.process.deliveries.remove(self)
         self.process.world.acknowledged(self)
 
@@ -80,15 +82,15 @@ class Delivery:
         assert requeue
         if self.lost:
             raise ConnectionError("the channel is gone")
-        self.give_back()
+        self.requeue()
 
-    def give_back(self) -> None:
-        """The broker puts the letter back into its queue."""
+    def requeue(self) -> None:
+        """The broker puts the message back into its queue."""
         self.lost = True
         self.process.deliveries.remove(self)
-        if not self.letter.acknowledged:
-            self.letter.redelivered = True
-            self.process.world.queue.append(self.letter)
+        if not self.queued.acknowledged:
+            self.queued.redelivered = True
+            self.process.world.queue.append(self.queued)
 
 
 class WorkerPublisher:
@@ -112,12 +114,12 @@ class WorkerPublisher:
     async def publish_event(self, event: Event) -> None:
         record = signed(encode(event))
         delivery = CURRENT.get()
-        effect = lambda: self._world.told(event, record, delivery)  # noqa: E731
+        effect = lambda: self._world.event_published(event, record, delivery)  # noqa: E731
         await self._publish(f"tell {event.type}", effect)
 
     async def send(self, body: bytes, queue: str, delay_s: int) -> None:
-        letter = Letter(queue, body, routing_key=queue)
-        await self._publish(f"send {queue}", lambda: self._put(letter, delay_s))
+        queued = QueuedMessage(queue, body, routing_key=queue)
+        await self._publish(f"send {queue}", lambda: self._put(queued, delay_s))
 
     def retry_of(self, message: Delivery, queue: str, publisher: str = "") -> Retry | None:
         return self._notes.read(queue, publisher, message.body, message.headers)
@@ -166,14 +168,14 @@ class WorkerPublisher:
 
     async def dead_letter(self, message: Delivery, queue: str, error: CodedError) -> None:
         del queue
-        letter = message.letter
-        await self._publish("dead letter", lambda: self._world.dead.append((letter, error)))
+        queued = message.queued
+        await self._publish("dead letter", lambda: self._world.dead.append((queued, error)))
 
     def _copy(self, message: Delivery, delay_s: int, headers: dict[str, Any]) -> None:
-        copy = message.letter.copy(0, headers)
-        message.letter.copies.append(copy)
+        copy = message.queued.copy(0, headers)
+        message.queued.copies.append(copy)
         self._put(copy, delay_s)
 
-    def _put(self, letter: Letter, delay_s: int) -> None:
-        letter.ready_at = self._world.clock.seconds + delay_s
-        self._world.put(letter)
+    def _put(self, queued: QueuedMessage, delay_s: int) -> None:
+        queued.ready_at = self._world.clock.seconds + delay_s
+        self._world.put(queued)

@@ -1,4 +1,4 @@
-"""Time that goes on only where a test says so: one clock for the loop, the storage, the workers."""
+"""Time that passes only when a test says so: one clock for loop, storage and workers."""
 
 from __future__ import annotations
 

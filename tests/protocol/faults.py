@@ -25,9 +25,9 @@ class Fault:
 
     Attributes:
         clock_s: By how many seconds the clock of the front end is off, for dates and leases.
-        dated_early: Whether the answer's date is that of the request's arrival, which may lie
+        dated_early: Whether the response's date is that of the request's arrival, which may lie
             long before its effect.
-        missing: The code of a 404 that is answered in place of an effect; None for no 404.
+        missing: The code of a 404 that is returned in place of an effect; None for no 404.
     """
 
     where: Callable[[Call], bool]

@@ -15,57 +15,59 @@ from keyturn.messages import encode as encode_event
 from keyturn.topology import PLAN_QUEUE, REQUEST_ID_FIELDS, SWEEP_QUEUE
 from keyturn_workers.sweep.messages import SweepPage, SweepStep, encode
 from keyturn_workers.sweep.record_paths import PLAN_NAME
-from tests.protocol.broker import Letter
+from tests.protocol.broker import QueuedMessage
 from tests.protocol.waiters import Record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from keyturn.messages import Event
-    from tests.protocol.waiters import Asked
+    from tests.protocol.waiters import SentRequest
     from tests.protocol.world import World
 
-NOBODYS_SIGNATURE: Final = "A" * 86 + "=="
+INVALID_SIGNATURE: Final = "A" * 86 + "=="
 
 
 class BrokerWriter:
-    """Publishes whatever it wants, wherever it wants, and signs nothing."""
+    """Publishes anything to any queue, and signs nothing."""
 
     def __init__(self, world: World) -> None:
         self._world = world
 
     def copy(
         self,
-        letter: Letter,
+        queued: QueuedMessage,
         *,
         queue: str | None = None,
         routing_key: str | None = None,
         headers: Mapping[str, Any] | None = None,
         body: bytes | None = None,
-    ) -> Letter:
+    ) -> QueuedMessage:
         """A message that once was in any queue, in this or another one; None drops a header."""
-        changed = {**letter.headers, **(headers or {})}
-        made = Letter(
-            letter.queue if queue is None else queue,
-            letter.body if body is None else body,
+        changed = {**queued.headers, **(headers or {})}
+        made = QueuedMessage(
+            queued.queue if queue is None else queue,
+            queued.body if body is None else body,
             {name: value for name, value in changed.items() if value is not None},
-            routing_key=letter.routing_key if routing_key is None else routing_key,
+            routing_key=queued.routing_key if routing_key is None else routing_key,
             ready_at=self._world.clock.seconds,
         )
         self._world.put(made)
         return made
 
     def junk(self, queue: str, body: bytes, **headers: Any) -> None:
-        """A message that nobody signed."""
+        """A message without a valid signature."""
         self._world.put(
-            Letter(queue, body, headers, routing_key=queue, ready_at=self._world.clock.seconds)
+            QueuedMessage(
+                queue, body, headers, routing_key=queue, ready_at=self._world.clock.seconds
+            )
         )
 
     def unsigned(self, document: Mapping[str, Any], queue: str, publisher: str = "api") -> None:
-        """A request in a publisher's name, with a signature that is none."""
-        headers = {"keyturn-publisher": publisher, "keyturn-signature": NOBODYS_SIGNATURE}
+        """A request in a publisher's name, with an invalid signature."""
+        headers = {"keyturn-publisher": publisher, "keyturn-signature": INVALID_SIGNATURE}
         self._world.put(
-            Letter(
+            QueuedMessage(
                 queue,
                 json.dumps(document).encode(),
                 headers,
@@ -75,7 +77,7 @@ class BrokerWriter:
         )
 
     def step(self, sweep_id: str, project: str, step: int, **headers: Any) -> None:
-        """A forged hint: carry a sweep on."""
+        """A forged hint: run a step of a sweep."""
         body = encode(SweepStep(sweep_id=sweep_id, project=project, step=step))
         self.junk(PLAN_QUEUE, body, **headers)
 
@@ -92,11 +94,11 @@ class BrokerWriter:
 
     def forge(self, event: Event) -> None:
         """An event that no worker signed."""
-        self._world.streamed(Record(encode_event(event), NOBODYS_SIGNATURE))
+        self._world.streamed(Record(encode_event(event), INVALID_SIGNATURE))
 
 
 class HostilePublisher:
-    """A publisher with grants of its own, who signs what was never meant by them."""
+    """A publisher that signs requests which its grants do not cover."""
 
     def __init__(self, world: World, name: str) -> None:
         self._world = world
@@ -108,10 +110,10 @@ class HostilePublisher:
         made: str = ask(project, publisher=self.name, request_id=request_id, honest=False, **more)
         return made
 
-    def sign_as_own(self, asked: Asked) -> None:
+    def sign_as_own(self, request: SentRequest) -> None:
         """The very bytes that another publisher signed, signed once more."""
-        mine = replace(asked, publisher=self.name, honest=False)
-        self._world.asked.setdefault((self.name, mine.digest), mine)
+        mine = replace(request, publisher=self.name, honest=False)
+        self._world.sent_requests.setdefault((self.name, mine.digest), mine)
         self._world.send(mine.body, self.name, mine.kind)
 
     def malformed(self, request_id: str, message_type: str, project: object, **more: Any) -> None:
@@ -127,23 +129,23 @@ class HostilePublisher:
 
 
 class BucketWriter:
-    """Changes what stands in the bucket, and holds no key."""
+    """Changes what is in the bucket, and holds no key."""
 
     def __init__(self, world: World) -> None:
         self._world = world
 
     def remove(self, prefix: str) -> None:
-        """Remove all that stands under a prefix, with all its versions."""
-        removed = [key for key in self._world.server.standing() if key.startswith(prefix)]
+        """Remove everything under a prefix, with all versions."""
+        removed = [key for key in self._world.server.current_objects() if key.startswith(prefix)]
         self._world.server._bucket.purge(prefix)
         for key in removed:
             if key.startswith(SWEEPS_PREFIX) and key.endswith(f"/{PLAN_NAME}"):
                 _, _, sweep_id, folder, _ = key.split("/")
-                self._world.oracle.laws.cancelled.add((sweep_id, folder))
+                self._world.oracle.laws.canceled.add((sweep_id, folder))
 
     def relabel(self, s3_key: str, **metadata: str) -> None:
         """Change an object's metadata: `enc_upload="…"`."""
-        stored = self._world.server.standing()[s3_key]
+        stored = self._world.server.current_objects()[s3_key]
         named = {name.replace("_", "-"): value for name, value in metadata.items()}
         changed = {**stored.headers.metadata, **named}
         self._world.server.plant(s3_key, stored.body, replace(stored.headers, metadata=changed))

@@ -1,7 +1,7 @@
-"""What is told, held against what became of the requests: nothing it says can be false.
+"""Checks what is published against the effect of the requests: no event may be false.
 
-The judge of answers. It knows every request as it was signed, sees by which message each
-write was made, and hears what each waiter believes (SPEC 6.3, 6.7, 13).
+It knows every request as it was signed, the message that caused each write, and what each
+waiter believes (SPEC 6.3, 6.7, 13).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from keyturn.messages import Event
     from keyturn_workers.worker.grants import Grant
-    from tests.protocol.broker import Delivery, Letter
-    from tests.protocol.waiters import Asked, Waiter
+    from tests.protocol.broker import Delivery, QueuedMessage
+    from tests.protocol.waiters import SentRequest, Waiter
 
 _SERVED: Final = {UPLOAD_QUEUE: UPLOAD_REQUESTS, CONTROL_QUEUE: CONTROL_REQUESTS}
 _OPTIONS: Final = {
@@ -37,7 +37,7 @@ _ENDS_OF: Final = {"project": "enroll", "object": "delete"}
 
 @dataclass(frozen=True)
 class Holder:
-    """Whose upload brought the object of a key: nobody's, where a test put it there."""
+    """Whose upload stored an object; no publisher's if a test put it there."""
 
     publisher: str = ""
     upload_id: str = ""
@@ -47,7 +47,7 @@ class Holder:
 
 
 class Laws:
-    """Judges what was told. `violated` takes what is wrong.
+    """Checks what was published. `violated` is called with each violation.
 
     Args:
         violated: Takes what is wrong.
@@ -58,43 +58,43 @@ class Laws:
         self._violated = violated
         self._grants = grants
         # Every request by its publisher and the digest of its bytes.
-        self.asked: dict[tuple[str, str], Asked] = {}
+        self.sent_requests: dict[tuple[str, str], SentRequest] = {}
         # Sweeps whose plan a bucket writer removed, by id and folder. A part of a sweep of all
         # has a folder of its own: that sweep begins it again.
-        self.cancelled: set[tuple[str, str]] = set()
+        self.canceled: set[tuple[str, str]] = set()
         # Whatever a publisher signed, requests or not.
         self.signed: set[tuple[str, bytes]] = set()
         self._holders: dict[str, Holder] = {}
         # Keys whose object was changed behind the workers: its own upload may find it or not.
         self._tampered: set[str] = set()
         # By publisher, project, id and KEK id: the generation that a request brought.
-        self._turned: dict[tuple[str, str, str, str], int] = {}
+        self._rotated: dict[tuple[str, str, str, str], int] = {}
         self._latest: dict[str, int] = {}
         self._tombstoned: set[tuple[str, str]] = set()
         self._planned: set[tuple[str, str]] = set()
 
     # What happens.
 
-    def asked_by(self, delivery: Delivery | None) -> Asked | None:
+    def request_of(self, delivery: Delivery | None) -> SentRequest | None:
         """The request that a delivery brought, where a publisher signed it."""
         if delivery is None:
             return None
-        letter = delivery.letter
-        if not self._is_signed(letter):
+        queued = delivery.queued
+        if not self._is_signed(queued):
             return None
-        digest = hashlib.sha256(letter.body).hexdigest()
-        return self.asked.get((letter.headers["keyturn-publisher"], digest))
+        digest = hashlib.sha256(queued.body).hexdigest()
+        return self.sent_requests.get((queued.headers["keyturn-publisher"], digest))
 
-    def _is_signed(self, letter: Letter) -> bool:
-        return (letter.headers.get("keyturn-publisher"), letter.body) in self.signed
+    def _is_signed(self, queued: QueuedMessage) -> bool:
+        return (queued.headers.get("keyturn-publisher"), queued.body) in self.signed
 
     def wrote(self, s3_key: str, delivery: Delivery | None) -> None:
-        """Anything was written by a worker: for a message that somebody signed, in its place."""
-        if delivery is None or delivery.letter.queue not in _SERVED:
+        """Anything was written by a worker: for a signed message, on its own queue."""
+        if delivery is None or delivery.queued.queue not in _SERVED:
             return
-        if not self._is_signed(delivery.letter):
-            self._violated(f"{s3_key} was written for a message that nobody signed")
-        elif not _is_in_its_place(delivery.letter):
+        if not self._is_signed(delivery.queued):
+            self._violated(f"{s3_key} was written for a message without a valid signature")
+        elif not _is_in_its_place(delivery.queued):
             self._violated(f"{s3_key} was written for a message on another queue than its own")
 
     def planted(self, s3_key: str) -> None:
@@ -106,73 +106,80 @@ class Laws:
         self, s3_key: str, delivery: Delivery | None, plaintext: bytes | None, *, tagged: bool
     ) -> None:
         """An object was put: the first one holds its key for ever."""
-        asked = self.asked_by(delivery)
-        if asked is None or asked.kind != "upload.requested":
+        request = self.request_of(delivery)
+        if request is None or request.kind != "upload.requested":
             self._holders.setdefault(s3_key, Holder())
         else:
-            holder = Holder(asked.publisher, asked.id, plaintext, tagged)
+            holder = Holder(request.publisher, request.id, plaintext, tagged)
             self._holders.setdefault(s3_key, holder)
 
     def tombstoned(self, s3_key: str, delivery: Delivery | None) -> None:
-        asked = self.asked_by(delivery)
-        if asked is not None:
-            self._tombstoned.add((asked.publisher, asked.digest))
+        request = self.request_of(delivery)
+        if request is not None:
+            self._tombstoned.add((request.publisher, request.digest))
         self._holders.setdefault(s3_key, Holder())
 
-    def turned(self, project: str, entry: dict[str, Any], delivery: Delivery | None) -> None:
+    def rotated(self, project: str, entry: dict[str, Any], delivery: Delivery | None) -> None:
         """A keyring has a generation that it had not before."""
-        asked = self.asked_by(delivery)
-        if asked is None or asked.kind not in ("enroll.requested", "rotation.requested"):
-            self._violated(f"the keyring of {project} was turned by no request")
+        request = self.request_of(delivery)
+        if request is None or request.kind not in (
+            "enroll.requested",
+            "rotation.requested",
+        ):
+            self._violated(f"the keyring of {project} was rotated by no request")
             return
-        if not self._grants[asked.publisher].allows(asked.kind, project):
-            self._violated(f"{asked.publisher} turned the keyring of {project}")
-        at = (asked.publisher, project, entry["rotation_id"], entry["kek_id"])
-        self._turned[at] = self._latest[project] = entry["generation"]
+        if not self._grants[request.publisher].allows(request.kind, project):
+            self._violated(f"{request.publisher} rotated the keyring of {project}")
+        at = (request.publisher, project, entry["rotation_id"], entry["kek_id"])
+        self._rotated[at] = self._latest[project] = entry["generation"]
 
     def planned(self, delivery: Delivery | None) -> None:
         """A sweep has a record that it had not before."""
-        asked = self.asked_by(delivery)
-        if asked is not None:
-            self._planned.add((asked.publisher, asked.digest))
+        request = self.request_of(delivery)
+        if request is not None:
+            self._planned.add((request.publisher, request.digest))
 
-    # What is told.
+    # What is published.
 
-    def told(self, event: Event, delivery: Delivery | None) -> None:
+    def published(self, event: Event, delivery: Delivery | None) -> None:
         """A worker published an event."""
         kind = kind_of(event)
         if event.publisher is not None and event.project is not None:
             allowed = self._grants[event.publisher].allows(kind, event.project)
             if not allowed:
                 self._violated(f"{event.type} of {event.publisher} in {event.project}")
-        if delivery is None or delivery.letter.queue not in _SERVED:
+        if delivery is None or delivery.queued.queue not in _SERVED:
             return
-        letter = delivery.letter
-        if not self._is_signed(letter):
-            self._violated(f"{event.type} was told for a message that nobody signed")
+        queued = delivery.queued
+        if not self._is_signed(queued):
+            self._violated(f"{event.type} was published for a message without a valid signature")
             return
-        if not _is_in_its_place(letter):
-            self._violated(f"{event.type} was told for a message on another queue than its own")
+        if not _is_in_its_place(queued):
+            self._violated(f"{event.type} was published for a message on the wrong queue")
         if event.type.endswith(("progressed", "completed", "failed")):
-            return  # of a sweep, to each of those who asked for it
-        publisher = letter.headers["keyturn-publisher"]
+            return  # of a sweep, to each publisher that requested it
+        publisher = queued.headers["keyturn-publisher"]
         if event.publisher != publisher:
             self._violated(f"{event.type} does not name {publisher}, whose request it answers")
-        if event.request != hashlib.sha256(letter.body).hexdigest():
+        if event.request != hashlib.sha256(queued.body).hexdigest():
             self._violated(f"{event.type} does not name the request that it answers")
         if event.project is not None and not self._grants[publisher].allows(kind, event.project):
-            self._violated(f"{event.type} was told in {event.project}, by {publisher}'s request")
-        self._judge_unwaited(event, self.asked_by(delivery))
+            self._violated(
+                f"{event.type} was published in {event.project}, by {publisher}'s request"
+            )
+        self._check_unwaited(event, self.request_of(delivery))
 
-    def _judge_unwaited(self, event: Any, asked: Asked | None) -> None:
-        """The answer to a request whose publisher means ill is true as well."""
-        if asked is None or asked.honest or self._is_over(event) or self._is_open(asked):
+    def _check_unwaited(self, event: Any, request: SentRequest | None) -> None:
+        """The response to a hostile publisher's request must be true as well."""
+        if request is None or request.honest or self._is_over(event) or self._is_open(request):
             return
-        if asked.kind in _JOINED and not event.type.endswith(".rejected"):
+        if request.kind in _JOINED and not event.type.endswith(".rejected"):
             return
         refused = event.type.endswith(".rejected")
-        if self._had_effect(asked) if refused else not self._may_be_so(asked):
-            self._violated(f"{event.type} was told of {asked.publisher}'s {asked.kind}: not so")
+        if self._had_effect(request) if refused else not self._may_be_so(request):
+            self._violated(
+                f"{event.type} was published of {request.publisher}'s {request.kind}: not so"
+            )
 
     # What is believed.
 
@@ -181,117 +188,124 @@ class Laws:
         return next((g for a in self._tries(waiter) if (g := self._brought(a))), None)
 
     def believed(self, waiter: Waiter, event: Any) -> None:
-        """A waiter took an event for an answer: then that must be what happened."""
+        """A waiter believed an event: then it must be what happened."""
         about = f"{event.type} believed by {waiter}"
         tries = self._tries(waiter)
         if any(map(self._is_open, tries)):
             return
         if event.type.endswith(".rejected"):
-            earlier = self.asked.get((event.publisher, event.request))
+            earlier = self.sent_requests.get((event.publisher, event.request))
             if waiter.restarted and earlier is not None:
-                # The answer to an earlier try is one that somebody without the bytes may take.
-                if _identity(earlier) != _identity(waiter.asked):
+                # A waiter without the bytes may believe the response to an earlier attempt.
+                if _identity(earlier) != _identity(waiter.request):
                     self._violated(f"{about} answers another request")
-            elif all(self._had_effect(asked) for asked in tries) and not self._is_over(event):
+            elif all(self._had_effect(request) for request in tries) and not self._is_over(event):
                 self._violated(f"{about}, and it had its effect")
-        elif waiter.asked.kind not in _JOINED and not any(map(self._may_be_so, tries)):
+        elif waiter.request.kind not in _JOINED and not any(map(self._may_be_so, tries)):
             self._violated(f"{about}, and it had no effect")
         if event.type == "rotation.accepted" and event.generation != self.generation(waiter):
             self._violated(f"{about} names generation {event.generation}")
         if event.type == "upload.stored" and not any(
-            (event.key, event.size) == (asked.document["key"], len(asked.secret or b""))
-            for asked in tries
+            (event.key, event.size) == (request.document["key"], len(request.secret or b""))
+            for request in tries
         ):
             self._violated(f"{about} is about another object")
 
     def ended(self, waiter: Waiter, ask: Mapping[str, Any] | None) -> None:
-        """A waiter believes the end of a sweep: it was the sweep that was asked for."""
-        asked = waiter.asked
-        if asked.kind != "sweep.requested" or ask is None:
+        """A waiter believes the end of a sweep: it must be the sweep that it requested."""
+        request = waiter.request
+        if request.kind != "sweep.requested" or ask is None:
             return
-        wanted = {name: asked.document.get(name, value) for name, value in _OPTIONS.items()}
-        if {name: ask[name] for name in _OPTIONS} != wanted:
+        requested = {name: request.document.get(name, value) for name, value in _OPTIONS.items()}
+        if {name: ask[name] for name in _OPTIONS} != requested:
             self._violated(f"the end of another sweep was believed by {waiter}")
 
     def settled(self, waiter: Waiter) -> None:
-        """Everything came to its end: none waits for ever."""
-        asked = waiter.asked
-        # The last rotation is begun anew from its keyring, whatever that still holds; of a sweep,
+        """Everything has ended: no waiter may wait forever."""
+        request = waiter.request
+        # The last rotation is restarted from its keyring, whatever that still holds; of a sweep,
         # and of a rotation that a later one overtook, the record was all there was.
-        last = self._brought(asked) == self._latest.get(asked.project)
-        folder = ALL_PROJECTS_FOLDER if asked.project == "*" else asked.project
-        gone = (asked.id, folder) in self.cancelled and (
-            asked.kind == "sweep.requested" or not last
+        last = self._brought(request) == self._latest.get(request.project)
+        folder = ALL_PROJECTS_FOLDER if request.project == "*" else request.project
+        gone = (request.id, folder) in self.canceled and (
+            request.kind == "sweep.requested" or not last
         )
         if not waiter.ended and not gone:
-            self._violated(f"{waiter} waits for ever")
+            self._violated(f"{waiter} waits forever")
 
-    def _tries(self, waiter: Waiter) -> list[Asked]:
-        """The requests that the waiter may mean: its own, or without its bytes every try."""
-        mine = waiter.asked
+    def _tries(self, waiter: Waiter) -> list[SentRequest]:
+        """The requests that the waiter may mean: its own, or without its bytes every attempt."""
+        mine = waiter.request
         if not waiter.restarted:
             return [mine]
-        every = self.asked.values()
+        every = self.sent_requests.values()
         same = [
             a for a in every if (a.publisher, a.kind, a.id) == (mine.publisher, mine.kind, mine.id)
         ]
-        return [asked for asked in same if asked.project == mine.project]
+        return [request for request in same if request.project == mine.project]
 
-    def _generation(self, asked: Asked) -> int | None:
-        if asked.kind not in ("enroll.requested", "rotation.requested"):
+    def _generation(self, request: SentRequest) -> int | None:
+        if request.kind not in ("enroll.requested", "rotation.requested"):
             return None
-        name = kek_id(Secret(asked.secret or b""))
-        return self._turned.get((asked.publisher, asked.project, asked.id, name))
+        name = kek_id(Secret(request.secret or b""))
+        return self._rotated.get((request.publisher, request.project, request.id, name))
 
-    def _brought(self, asked: Asked) -> int | None:
+    def _brought(self, request: SentRequest) -> int | None:
         """The same, where another publisher may have sent the same id with the same KEK.
 
         A keyring remembers no publisher of a generation that another one followed (SPEC 5.2).
         """
-        for (publisher, *rest), generation in self._turned.items():
-            may_be_mine = publisher == asked.publisher or generation < self._latest.get(
-                asked.project, 0
+        for (publisher, *rest), generation in self._rotated.items():
+            may_be_mine = publisher == request.publisher or generation < self._latest.get(
+                request.project, 0
             )
-            same = rest == [asked.project, asked.id, kek_id(Secret(asked.secret or b""))]
+            same = rest == [
+                request.project,
+                request.id,
+                kek_id(Secret(request.secret or b"")),
+            ]
             if may_be_mine and same:
                 return generation
         return None
 
-    def _may_be_so(self, asked: Asked) -> bool:
+    def _may_be_so(self, request: SentRequest) -> bool:
         """Whether it is true that the request was served."""
-        match asked.kind:
+        match request.kind:
             case "enroll.requested" | "rotation.requested":
-                return self._brought(asked) is not None
+                return self._brought(request) is not None
             case "upload.requested":
-                s3_key = object_s3_key(asked.project, asked.document["key"])
+                s3_key = object_s3_key(request.project, request.document["key"])
                 held = self._holders.get(s3_key, Holder())
                 if not held.tagged:
-                    return (held.upload_id, held.plaintext) == (asked.id, asked.secret)
-        return self._had_effect(asked)
+                    return (held.upload_id, held.plaintext) == (
+                        request.id,
+                        request.secret,
+                    )
+        return self._had_effect(request)
 
-    def _had_effect(self, asked: Asked) -> bool:
-        match asked.kind:
+    def _had_effect(self, request: SentRequest) -> bool:
+        match request.kind:
             case "upload.requested":
-                held = self._holders.get(object_s3_key(asked.project, asked.document["key"]))
-                mine = (asked.publisher, asked.id, asked.secret)
+                held = self._holders.get(object_s3_key(request.project, request.document["key"]))
+                mine = (request.publisher, request.id, request.secret)
                 return held is not None and mine == (
                     held.publisher,
                     held.upload_id,
                     held.plaintext,
                 )
             case "enroll.requested" | "rotation.requested":
-                return self._generation(asked) is not None
+                return self._generation(request) is not None
             case "delete.requested":
-                return (asked.publisher, asked.digest) in self._tombstoned
-        return (asked.publisher, asked.digest) in self._planned  # of a sweep
+                return (request.publisher, request.digest) in self._tombstoned
+        return (request.publisher, request.digest) in self._planned  # of a sweep
 
-    def _is_open(self, asked: Asked) -> bool:
-        """Whether either answer is right: a bucket writer changed what this upload had put."""
-        if asked.kind != "upload.requested":
+    def _is_open(self, request: SentRequest) -> bool:
+        """Whether either response is right: a bucket writer changed what this upload had put."""
+        if request.kind != "upload.requested":
             return False
-        s3_key = object_s3_key(asked.project, asked.document["key"])
+        s3_key = object_s3_key(request.project, request.document["key"])
         held = self._holders.get(s3_key, Holder())
-        mine = (held.publisher, held.upload_id) == (asked.publisher, asked.id)
+        mine = (held.publisher, held.upload_id) == (request.publisher, request.id)
         return s3_key in self._tampered and mine
 
     def _is_over(self, event: Any) -> bool:
@@ -299,24 +313,24 @@ class Laws:
         return getattr(event, "code", "") in ("deleted_key", "corrupt_object")
 
 
-def _identity(asked: Asked) -> tuple[str, str, str, str]:
-    """What tells one publisher's request and its later tries from all others."""
-    return asked.publisher, asked.kind, asked.id, asked.project
+def _identity(request: SentRequest) -> tuple[str, str, str, str]:
+    """What distinguishes one publisher's request and its later attempts from all others."""
+    return request.publisher, request.kind, request.id, request.project
 
 
 def kind_of(event: Event) -> str:
-    """The type of the requests that an event answers."""
+    """The type of the requests that an event responds to."""
     first = event.type.partition(".")[0]
     return f"{_ENDS_OF.get(first, first)}.requested"
 
 
-def _is_in_its_place(letter: Letter) -> bool:
+def _is_in_its_place(queued: QueuedMessage) -> bool:
     """Whether a request came by the queue and the routing key that its type calls for."""
     try:
-        kind = json.loads(letter.body)["type"]
+        kind = json.loads(queued.body)["type"]
     except (ValueError, KeyError, TypeError):
         return True  # no type to hold it against
-    served = _SERVED[letter.queue]
+    served = _SERVED[queued.queue]
     return kind not in (*UPLOAD_REQUESTS, *CONTROL_REQUESTS) or (
-        kind in served and letter.routing_key in (kind, letter.queue)
+        kind in served and queued.routing_key in (kind, queued.queue)
     )

@@ -1,7 +1,7 @@
-"""What must hold, by a judge that shares no code with the workers but the sealing itself.
+"""Checks what must hold in the bucket. Shares no code with the workers except `keyturn.crypto`.
 
-It knows all keys, sees every write to the bucket and every event, opens wraps and records
-with `keyturn.crypto` alone, and writes down what is violated. It never changes anything.
+The oracle knows all keys, sees every write to the bucket and every event, opens wraps and
+records, and records violations. It never changes anything.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from keyturn.messages import Event
     from keyturn_workers.testing.memory_bucket import Stored
     from keyturn_workers.worker.grants import Grant
-    from tests.protocol.broker import Delivery, Letter
+    from tests.protocol.broker import Delivery, QueuedMessage
     from tests.protocol.waiters import Waiter
     from tests.protocol.wire import Call, Server
 
@@ -45,7 +45,7 @@ _PLAN_PARTS: Final = 3
 
 @dataclass(frozen=True)
 class State:
-    """A keyring as it once stood: what objects were to be wrapped under then."""
+    """A past state of a keyring: what objects were to be wrapped under then."""
 
     generation: int
     kek_id: str
@@ -83,7 +83,7 @@ class Project:
 
 
 class Oracle:
-    """Judges one bucket."""
+    """Checks one bucket."""
 
     def __init__(self, master_keys: dict[str, Secret], grants: Mapping[str, Grant]) -> None:
         self._master_keys = master_keys
@@ -93,20 +93,20 @@ class Oracle:
         self.claims: set[tuple[str, str]] = set()
         self.ended_sweeps: set[tuple[str, str]] = set()
         self.bodies: dict[str, bytes] = {}
-        # The plaintexts that were ever asked to be stored under a key.
+        # The plaintexts that requests contained, by S3 key.
         self.plaintexts: dict[str, set[bytes]] = {}
         self.deleted: set[str] = set()
-        self.delete_asked: set[str] = set()
+        self.delete_requested: set[str] = set()
         self.foreign: set[str] = set()
         self._streamed: dict[str, Delivery] = {}
         self._opened: dict[tuple[str, bytes, bytes], Seen] = {}
         self.events: list[Event] = []
-        # What sealed bodies opened to, and what was asked of each sweep that ended.
+        # What sealed bodies opened to, and the request of each sweep that ended.
         self._plaintexts_of: dict[bytes, bytes] = {}
-        self._ended_asks: dict[tuple[str, str], dict[str, Any]] = {}
+        self._ended_requests: dict[tuple[str, str], dict[str, Any]] = {}
         self._plans: set[str] = set()
         # How often each project was proven when a sweep began.
-        self._begun: dict[str, dict[str, int]] = {}
+        self._proofs_at_start: dict[str, dict[str, int]] = {}
         self.laws = Laws(self.violated, grants)
 
     def violated(self, what: str) -> None:
@@ -115,10 +115,10 @@ class Oracle:
     # Writes.
 
     def wrote(self, s3_key: str, stored: Stored, call: Call | None) -> None:
-        """Every version that is put into the bucket comes by here, at that moment."""
+        """Called for every version that is put into the bucket, at that moment."""
         if call is None:
             self.laws.planted(s3_key)
-            return  # a test's own doing
+            return  # written by the test itself
         self.laws.wrote(s3_key, call.delivery)
         if s3_key.startswith(KEYRINGS_PREFIX):
             self._keyring(s3_key, stored, call)
@@ -143,7 +143,7 @@ class Oracle:
         entries = [*rest["history"], rest]
         ids = [entry["rotation_id"] for entry in entries]
         if len(set(ids)) != len(ids):
-            self.violated(f"a rotation turned the keyring of {name} twice")
+            self.violated(f"a rotation rotated the keyring of {name} twice")
         project.rotation_ids.update(ids)
         project.brought_by.setdefault(rest["rotation_id"], rest.get("publisher"))
         for entry in entries:
@@ -157,7 +157,7 @@ class Oracle:
             stored.etag,
         )
         if not project.states or state.generation > project.states[-1].generation:
-            self.laws.turned(name, rest, call.delivery)
+            self.laws.rotated(name, rest, call.delivery)
         if project.states and state.generation < project.states[-1].generation:
             self.violated(f"the generation of {name} went back to {state.generation}")
         project.states.append(state)
@@ -171,11 +171,11 @@ class Oracle:
         if s3_key not in self._plans:
             self._plans.add(s3_key)
             self.laws.planned(call.delivery)
-            self._begun[sweep_id] = {n: len(p.proofs) for n, p in self.projects.items()}
+            self._proofs_at_start[sweep_id] = {n: len(p.proofs) for n, p in self.projects.items()}
         if rest["status"] == "running" or (sweep_id, name) in self.ended_sweeps:
             return
         self.ended_sweeps.add((sweep_id, name))
-        self._ended_asks[sweep_id, name] = rest["ask"]
+        self._ended_requests[sweep_id, name] = rest["ask"]
         if rest["status"] == "done" and rest["clean"] and not rest["ask"]["dry_run"]:
             self.claims.add((sweep_id, name))
             if name == "*":
@@ -184,7 +184,7 @@ class Oracle:
                 self._claimed(name, rest)
 
     def _claimed(self, name: str, rest: dict[str, Any]) -> None:
-        """A sweep says that it is clean: then so it must be, here and now."""
+        """A sweep says that it is clean: then it must be, at this moment."""
         project, ask = self.projects[name], rest["ask"]
         at = self._index(project, rest["state"])
         if at is None:
@@ -203,35 +203,35 @@ class Oracle:
                 self.violated(f"an earlier KEK opens {s3_key} at the end of a sweep of {name}")
 
     def _claimed_of_all(self, ask: dict[str, Any]) -> None:
-        """A sweep of all says that it is clean: each project that it could find was proven."""
-        for name, earlier in self._begun[ask["sweep_id"]].items():
+        """A sweep of all says that it is clean: then each project that existed was proven."""
+        for name, earlier in self._proofs_at_start[ask["sweep_id"]].items():
             proven = self.projects[name].proofs[earlier:]
             if not any(ask["master_key"] in (None, state.master_key) for state in proven):
                 self.violated(f"a sweep of all is clean, and {name} was not proven")
 
     def _versions_under(self, name: str) -> list[tuple[str, Stored]]:
-        """All versions of a project's objects, but those that a put under way may still excuse."""
+        """All versions of a project's objects, except those that a put under way excuses."""
         assert self.server is not None
         found = [row for row in self.server.every_version() if row[0].startswith(f"{name}/")]
         return [row for row in found if not self._excused(row[0])]
 
-    def _index(self, project: Project, told: dict[str, Any]) -> int | None:
+    def _index(self, project: Project, recorded: dict[str, Any]) -> int | None:
         """Which state a record speaks of: by its ETag, or else the last that reads the same."""
-        wraps = (told["generation"], told["kek_id"], told["master_key"])
+        wraps = (recorded["generation"], recorded["kek_id"], recorded["master_key"])
         every = list(enumerate(project.states))
-        found = [at for at, state in every if state.etag == told["etag"]]
+        found = [at for at, state in every if state.etag == recorded["etag"]]
         found = found or [at for at, state in every if state.wraps == wraps]
         return found[-1] if found else None
 
     def plan(self, sweep_id: str, name: str) -> dict[str, Any] | None:
-        """A sweep's record as it stands."""
+        """The current record of a sweep."""
         assert self.server is not None
         s3_key = f"{SWEEPS_PREFIX}{sweep_id}/{name}/sweep.json"
-        stored = self.server.standing().get(s3_key)
+        stored = self.server.current_objects().get(s3_key)
         return None if stored is None else self._record(s3_key, stored.body)[2]
 
     def _object(self, s3_key: str, stored: Stored, call: Call | None = None) -> None:
-        seen = self.look(s3_key, stored)
+        seen = self.inspect(s3_key, stored)
         delivery = None if call is None else call.delivery
         if seen.kind == "tombstone":
             self.laws.tombstoned(s3_key, delivery)
@@ -244,19 +244,19 @@ class Oracle:
                 tagged="enc-upload-tag" in stored.headers.metadata,
             )
         if s3_key in self.deleted and seen.kind != "tombstone":
-            self.violated(f"{s3_key} came back after its delete was told")
+            self.violated(f"{s3_key} came back after its delete was published")
         if seen.kind == "sealed":
             first = self.bodies.setdefault(s3_key, stored.body)
             if first != stored.body:
                 self.violated(f"the sealed body of {s3_key} changed")
         if seen.kind == "plaintext" and stored.body not in self.plaintexts.get(s3_key, ()):
-            self.violated(f"{s3_key} holds plaintext that nobody asked to store")
+            self.violated(f"{s3_key} holds plaintext that no request contained")
         self._check(s3_key, seen, "by a write")
 
     # Objects.
 
-    def look(self, s3_key: str, stored: Stored) -> Seen:
-        """What an object is; whatever does not hold together is a violation."""
+    def inspect(self, s3_key: str, stored: Stored) -> Seen:
+        """What an object is; an inconsistent one is a violation."""
         own = {n: v for n, v in stored.headers.metadata.items() if n.startswith("enc-")}
         at = (s3_key, stored.body, repr(sorted(own.items())).encode())
         if at not in self._opened:
@@ -284,9 +284,9 @@ class Oracle:
             return Seen("broken")
         plaintext = self._plaintexts_of[body] = open_sealed(user[0], BODY_CONTEXT, body)
         if plaintext not in self.plaintexts.get(s3_key, ()):
-            self.violated(f"{s3_key} opens to what nobody asked to store")
+            self.violated(f"{s3_key} opens to what no request contained")
         if user[1] != admin[1]:
-            self.violated(f"the wraps of {s3_key} stand at two generations")
+            self.violated(f"the wraps of {s3_key} have two generations")
         labels = (own["enc-kek-user"], own["enc-kek-admin"])
         return Seen("sealed", (user[1], user[2], admin[2]), labels)
 
@@ -334,15 +334,15 @@ class Oracle:
         self.violated(f"a tombstone of {name}/{key} opens under no master key")
 
     def check_all(self, name: str, when: str, *, versions: bool = False) -> None:
-        """No object of a project stands below what its last clean sweep proved."""
+        """No object of a project is below the state that its last clean sweep proved."""
         assert self.server is not None
-        for s3_key, stored in self.server.standing().items():
+        for s3_key, stored in self.server.current_objects().items():
             if s3_key.startswith(f"{name}/") and s3_key not in self.foreign:
-                self._check(s3_key, self.look(s3_key, stored), when)
+                self._check(s3_key, self.inspect(s3_key, stored), when)
         if versions:
             for s3_key, stored in self.server.every_version():
                 if s3_key.startswith(f"{name}/") and s3_key not in self.foreign:
-                    self._check(s3_key, self.look(s3_key, stored), f"in a version {when}")
+                    self._check(s3_key, self.inspect(s3_key, stored), f"in a version {when}")
 
     def _check(self, s3_key: str, seen: Seen, when: str) -> None:
         if self._excused(s3_key):
@@ -351,45 +351,45 @@ class Oracle:
         since = project.states[project.floor :]
         if seen.kind == "sealed":
             if seen.wraps not in {state.wraps for state in since}:
-                self.violated(f"{s3_key} stands under {seen.wraps} {when}, after a clean sweep")
+                self.violated(f"{s3_key} is wrapped under {seen.wraps} {when}, after a clean sweep")
         elif seen.kind == "plaintext" and not any(state.plaintext for state in since):
             self.violated(f"{s3_key} is plaintext {when}, after all was encrypted")
 
     def _excused(self, s3_key: str) -> bool:
         """A streamed put may end long after its lease: it counts once its message is done.
 
-        SPEC 8.4. Whoever made it looks at the keyring again before it acknowledges; where
+        SPEC 8.4. Whoever made it inspects the keyring again before it acknowledges; where
         that worker was lost, whoever does its work again.
         """
         delivery = self._streamed.get(s3_key)
         if delivery is None:
             return False
         if not delivery.lost:
-            return not delivery.letter.settled
-        sweep = _sweep_of(delivery.letter)
-        return not delivery.letter.settled if sweep is None else sweep not in self.ended_sweeps
+            return not delivery.queued.settled
+        sweep = _sweep_of(delivery.queued)
+        return not delivery.queued.settled if sweep is None else sweep not in self.ended_sweeps
 
     def acknowledged(self, delivery: Delivery) -> None:
         """A message is done: what its worker streamed is excused no longer."""
         for s3_key, streamed in list(self._streamed.items()):
-            if streamed.letter is delivery.letter and not self._excused(s3_key):
-                self._check_standing(s3_key, "once its message was done")
+            if streamed.queued is delivery.queued and not self._excused(s3_key):
+                self._check_current(s3_key, "once its message was done")
 
-    def _check_standing(self, s3_key: str, when: str) -> Seen | None:
+    def _check_current(self, s3_key: str, when: str) -> Seen | None:
         assert self.server is not None
-        stored = self.server.standing().get(s3_key)
+        stored = self.server.current_objects().get(s3_key)
         if stored is None:
             return None
-        seen = self.look(s3_key, stored)
+        seen = self.inspect(s3_key, stored)
         self._check(s3_key, seen, when)
         return seen
 
     # Events.
 
-    def told(self, event: Any, delivery: Delivery | None = None) -> None:
+    def published(self, event: Any, delivery: Delivery | None = None) -> None:
         """An event is durable: what it says must be so."""
         self.events.append(event)
-        self.laws.told(event, delivery)
+        self.laws.published(event, delivery)
         name = str(event.type)
         judge: Callable[[Any], None] | None = getattr(self, f"_on_{name.replace('.', '_')}", None)
         if judge is not None:
@@ -398,44 +398,44 @@ class Oracle:
     def _on_upload_stored(self, event: Any) -> None:
         s3_key = f"{event.project}/{event.key}"
         delivery = self._streamed.get(s3_key)
-        if delivery and json.loads(delivery.letter.body).get("upload_id") == event.upload_id:
+        if delivery and json.loads(delivery.queued.body).get("upload_id") == event.upload_id:
             del self._streamed[s3_key]  # from here on nothing excuses it
-        seen = self._check_standing(s3_key, "once its upload was told")
-        if seen is None or (seen.kind == "tombstone" and s3_key not in self.delete_asked):
-            self.violated(f"{s3_key} was told as stored, and does not stand")
+        seen = self._check_current(s3_key, "once its upload was published")
+        if seen is None or (seen.kind == "tombstone" and s3_key not in self.delete_requested):
+            self.violated(f"{s3_key} was reported as stored, and does not exist")
 
     def _on_object_deleted(self, event: Any) -> None:
         s3_key = f"{event.project}/{event.key}"
         self.deleted.add(s3_key)
         assert self.server is not None
-        stored = self.server.standing().get(s3_key)
-        if stored is None or self.look(s3_key, stored).kind != "tombstone":
-            self.violated(f"{s3_key} was told as deleted, and no tombstone stands")
+        stored = self.server.current_objects().get(s3_key)
+        if stored is None or self.inspect(s3_key, stored).kind != "tombstone":
+            self.violated(f"{s3_key} was reported as deleted, and has no tombstone")
         elif any(
-            self.look(s3_key, old).kind != "tombstone"
+            self.inspect(s3_key, old).kind != "tombstone"
             for key, old in self.server.every_version()
             if key == s3_key
         ):
-            self.violated(f"{s3_key} was told as deleted, and an older version stands")
+            self.violated(f"{s3_key} was reported as deleted, and has an older version")
 
     def _on_rotation_rejected(self, event: Any) -> None:
         project = self.projects.get(str(event.project))
         if project is None or event.rotation_id not in project.rotation_ids:
             return
-        if (event.publisher, event.request) not in self.laws.asked:
+        if (event.publisher, event.request) not in self.laws.sent_requests:
             return  # bytes that are no request, under the id of one
         # Another publisher that reuses the id is refused, and rightly so.
         if event.publisher == project.brought_by.get(event.rotation_id):
-            self.violated("a rotation was told as rejected, and had turned the keyring")
+            self.violated("a rotation was reported as rejected, and had rotated the keyring")
 
     def _on_rotation_accepted(self, event: Any) -> None:
         project = self.projects[event.project]
         if event.rotation_id not in project.rotation_ids:
-            self.violated("a rotation was told as accepted, and had not turned the keyring")
+            self.violated("a rotation was reported as accepted, and had not rotated the keyring")
         # Of a generation that another one followed, the keyring remembers the key alone.
         current = event.generation == project.states[-1].generation
         if current and event.publisher != project.brought_by.get(event.rotation_id):
-            self.violated("a rotation was accepted of a publisher that had not turned the keyring")
+            self.violated("a rotation was accepted of a publisher that had not rotated the keyring")
 
     def _on_rotation_completed(self, event: Any) -> None:
         self._on_clean_end(event.rotation_id, event)
@@ -445,25 +445,25 @@ class Oracle:
 
     def _on_clean_end(self, sweep_id: str, event: Any) -> None:
         if (sweep_id, event.project) not in self.ended_sweeps:
-            self.violated(f"a sweep of {event.project} was told as ended while it ran")
+            self.violated(f"a sweep of {event.project} was reported as ended while it ran")
         if event.clean and (sweep_id, event.project) in self.claims and event.project != "*":
-            self.check_all(event.project, "when its sweep was told clean")
+            self.check_all(event.project, "when its sweep was reported clean")
 
     # Those who wait.
 
     def believed(self, waiter: Waiter, event: Any) -> None:
-        """A waiter took an event for an answer to its request."""
+        """A waiter believed that an event answers its request."""
         self.laws.believed(waiter, event)
         if event.type in ("rotation.completed", "sweep.completed"):
-            self.laws.ended(waiter, self._ended_asks.get((waiter.asked.id, event.project)))
+            self.laws.ended(waiter, self._ended_requests.get((waiter.request.id, event.project)))
         if event.type == "rotation.completed" and event.clean:
-            self._check_turned(event.project, self.laws.generation(waiter) or 0)
+            self._check_rotated(event.project, self.laws.generation(waiter) or 0)
 
-    def _check_turned(self, name: str, generation: int) -> None:
+    def _check_rotated(self, name: str, generation: int) -> None:
         """No object of a project is wrapped under an earlier KEK than a rotation's."""
         for s3_key, stored in self._versions_under(name):
             if self._opens_under_an_earlier(name, generation, s3_key, stored):
-                self.violated(f"an earlier KEK opens {s3_key} once its rotation was told clean")
+                self.violated(f"an earlier KEK opens {s3_key} once its rotation was reported clean")
 
     def _opens_under_an_earlier(
         self, name: str, generation: int, s3_key: str, stored: Stored
@@ -482,21 +482,23 @@ class Oracle:
         assert self.server is not None
         desired = self.projects[name].states[-1]
         labels = (f"{desired.generation}:{desired.kek_id}", desired.master_key)
-        for s3_key, stored in self.server.standing().items():
+        for s3_key, stored in self.server.current_objects().items():
             if not s3_key.startswith(f"{name}/") or s3_key in self.foreign:
                 continue
-            seen = self.look(s3_key, stored)
+            seen = self.inspect(s3_key, stored)
             if seen.kind == "sealed" and (seen.wraps, seen.labels) != (desired.wraps, labels):
-                self.violated(f"{s3_key} stands under {seen.wraps} with {seen.labels} at the end")
+                self.violated(
+                    f"{s3_key} is wrapped under {seen.wraps} with {seen.labels} at the end"
+                )
             if seen.kind == "plaintext" and not desired.plaintext:
                 self.violated(f"{s3_key} is plaintext at the end")
             if s3_key in self.deleted and seen.kind != "tombstone":
-                self.violated(f"{s3_key} stands at the end, after its delete was told")
+                self.violated(f"{s3_key} exists at the end, after its delete was published")
 
 
-def _sweep_of(letter: Letter) -> tuple[str, str] | None:
+def _sweep_of(queued: QueuedMessage) -> tuple[str, str] | None:
     """The sweep that a hint belongs to."""
-    document = json.loads(letter.body)
+    document = json.loads(queued.body)
     if not str(document["type"]).startswith("sweep.") or document["type"] == "sweep.requested":
         return None
     return document["sweep_id"], document["project"]

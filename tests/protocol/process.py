@@ -21,7 +21,7 @@ from keyturn_workers.control.rotation import Rotator
 from keyturn_workers.keyring import KeyringReader
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.storage import Capabilities
-from keyturn_workers.sweep import Outbox, SweepStarter, SweepStore
+from keyturn_workers.sweep import Outbox, SweepContext, SweepStarter, SweepStore
 from keyturn_workers.sweep.fleet_sweep import FleetSweep
 from keyturn_workers.sweep.handler import SweepHandler
 from keyturn_workers.sweep.hint_consumer import HintConsumer
@@ -121,10 +121,10 @@ class Process:
         self._publisher = publisher
         now = self.keyrings.clock.now
         self._context = ConsumerContext(publisher, WorkerMetrics(), now)
-        self._outbox = Outbox(self._publisher)
-        self._starter = world.parts.starter(
-            storage, self.keyrings, self._keys, self._store, self._outbox, active_master_key="m1"
+        self._sweep_context = SweepContext(
+            storage, self.keyrings, self._keys, self._store, Outbox(publisher)
         )
+        self._starter = world.parts.starter(self._sweep_context, active_master_key="m1")
         hints: Any = world.parts.hint_consumer
         self.sweep_handler = self._sweep()
         self._seen = SeenPlans()
@@ -191,14 +191,11 @@ class Process:
 
     def _sweep(self) -> SweepHandler:
         storage, keyrings, keys = self._storage, self.keyrings, self._keys
-        parts, store, outbox = self.world.parts, self._store, self._outbox
+        parts, store, context = self.world.parts, self._store, self._sweep_context
         options = self.world.options
         planner = parts.planner(storage, options.page_keys)
-        lease_s = self.lease_s
-        project_sweep = parts.project_sweep(
-            storage, keyrings, keys, store, planner, outbox, lease_s=lease_s
-        )
-        fleet_sweep = parts.fleet_sweep(storage, keyrings, keys, store, self._starter, outbox)
+        project_sweep = parts.project_sweep(context, planner, lease_s=self.lease_s)
+        fleet_sweep = parts.fleet_sweep(context, self._starter)
         limit = options.copy_limit_bytes
         page_worker = parts.page_worker(
             storage, keyrings, keys, store, concurrency=4, copy_limit_bytes=limit

@@ -1,4 +1,4 @@
-"""Stories that are told twice: with the workers' own classes, and with a guard taken out."""
+"""Stories that run twice: with the workers' own classes, and with a guard taken out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.protocol.world import World
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.protocol.broker import Letter
+    from tests.protocol.broker import QueuedMessage
     from tests.protocol.process import Options, Parts
     from tests.protocol.wire import Call
 
@@ -24,7 +24,7 @@ def violations(
     *,
     settle: bool = True,
 ) -> list[str]:
-    """What the oracle has against a story; `settle` lets all of it come to its end."""
+    """The violations in a story; `settle` lets all of it end."""
     with World(parts, options) as world:
         story(world)
         if settle and world.holds():
@@ -39,11 +39,11 @@ def begin(world: World, *keys: str, **more: Any) -> None:
     for key in keys:
         world.upload("acme", key, key.encode() * 100)
     world.run()
-    know_the_clock(world)
+    establish_clock(world)
 
 
-def know_the_clock(world: World) -> None:
-    """Each process reads a keyring, and two leases pass: from now on its looks prove."""
+def establish_clock(world: World) -> None:
+    """Each process reads a keyring, and two leases pass: from now on its attempts prove."""
     for process in world.processes:
         world.loop.create_task(process.keyrings.read_fresh("acme"))
     world.loop.run_until_idle()
@@ -52,7 +52,7 @@ def know_the_clock(world: World) -> None:
 
 
 def stop_at(world: World, op: str, key: str = "", *, state: str = SENT, **more: Any) -> Call:
-    """Let all go on until such a request is on its way; gives it, not let on."""
+    """Let everything proceed until such a request is on its way; returns it, still held."""
 
     def found() -> Call | None:
         return next((c for c in world.calls if _is(c, op, key) and c.state == state), None)
@@ -72,7 +72,7 @@ def stop_within(world: World, op: str, key: str = "") -> Call:
 
 
 def without(world: World, *held: Call, **more: Any) -> bool:
-    """Let all but these requests go on."""
+    """Let everything but these requests proceed."""
     return world.run(hold=held.__contains__, **more)
 
 
@@ -80,12 +80,12 @@ def _is(call: Call, op: str, key: str) -> bool:
     return call.op == op and call.key.startswith(key)
 
 
-def hint(letter: Letter) -> dict[str, Any]:
-    """A message, where it is a sweep's own; else nothing."""
-    document: dict[str, Any] = json.loads(letter.body)
+def hint(queued: QueuedMessage) -> dict[str, Any]:
+    """The hint in a message; empty if it is none."""
+    document: dict[str, Any] = json.loads(queued.body)
     return document if document["type"] in ("sweep.step", "sweep.page") else {}
 
 
-def is_page(letter: Letter, page: int | None = None) -> bool:
-    document = hint(letter)
+def is_page(queued: QueuedMessage, page: int | None = None) -> bool:
+    document = hint(queued)
     return document.get("type") == "sweep.page" and page in (None, document["page"])

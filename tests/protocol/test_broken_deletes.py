@@ -35,15 +35,15 @@ def a_delete_while_a_copy_is_under_way(world: World) -> None:
     world.run()
 
 
-class _TellsAtOnce(Deleter):
+class _PublishesAtOnce(Deleter):
     def _check_age(self, head: Any, snapshot: Any) -> None:
         del head, snapshot
 
 
-def test_a_delete_is_told_after_two_leases() -> None:
+def test_a_delete_is_published_after_two_leases() -> None:
     assert violations(a_delete_while_a_copy_is_under_way) == []
-    found = violations(a_delete_while_a_copy_is_under_way, Parts(deleter=_TellsAtOnce))
-    assert "acme/a came back after its delete was told" in found
+    found = violations(a_delete_while_a_copy_is_under_way, Parts(deleter=_PublishesAtOnce))
+    assert "acme/a came back after its delete was published" in found
 
 
 def a_delete_before_a_copy_arrives(world: World) -> None:
@@ -57,7 +57,7 @@ def a_delete_before_a_copy_arrives(world: World) -> None:
 
 
 class _Unconditional(Wire):
-    """Copies whatever stands there by now."""
+    """Copies whatever object is there by now."""
 
     async def copy_onto_itself(
         self, key: str, headers: Any, *, source_etag: str, lease: Any
@@ -82,7 +82,7 @@ def a_delete_while_parts_are_copied(world: World) -> None:
     begin(world, "a")
     world.rotate("acme")
     part = stop_at(world, "copy_part")
-    world.step(part, answer=False)
+    world.step(part, respond=False)
     delete = world.delete("acme", "a")
     without(world, part, seconds=60)
     assert world.ended(delete)
@@ -90,7 +90,7 @@ def a_delete_while_parts_are_copied(world: World) -> None:
 
 
 async def _nothing(*_args: Any) -> None:
-    """In place of a look at the object."""
+    """Instead of checking the object."""
 
 
 def test_copied_parts_do_not_bring_back_what_was_deleted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +98,7 @@ def test_copied_parts_do_not_bring_back_what_was_deleted(monkeypatch: pytest.Mon
     assert violations(a_delete_while_parts_are_copied, options=options) == []
     monkeypatch.setattr("keyturn_workers.objects.multipart_copy.check_unchanged", _nothing)
     found = violations(a_delete_while_parts_are_copied, options=options)
-    assert "acme/a came back after its delete was told" in found
+    assert "acme/a came back after its delete was published" in found
 
 
 def _stop_at_the_put(world: World) -> Call:
@@ -115,14 +115,14 @@ def _stop_at_the_put(world: World) -> Call:
 
 
 def no_bytes_that_a_sweep_encrypts(world: World) -> None:
-    """An empty body and a tombstone have one ETag: no condition tells them apart."""
+    """An empty body and a tombstone have one ETag: no condition distinguishes them."""
     begin(world, plaintext="allowed")
     world.upload("acme", "a", b"")
     world.run()
     world.sweep("acme", encrypt_plaintext=True)
     put = _stop_at_the_put(world)
     delete = world.delete("acme", "a")
-    without(world, put, keep=lambda letter: bool(hint(letter)))
+    without(world, put, keep=lambda queued: bool(hint(queued)))
     assert world.ended(delete)
     world.run()
 
@@ -133,7 +133,7 @@ def no_bytes_that_an_upload_seals_in_their_place(world: World) -> None:
     world.upload("acme", "a", b"", staged=True)
     put = _stop_at_the_put(world)
     if put.state == SENT:
-        world.step(put, answer=False)
+        world.step(put, respond=False)
     held = [put]
     turned = _forbid_plaintext(world)
     world.server.plant(turned[0], turned[1], Headers({}))
@@ -148,7 +148,7 @@ def no_bytes_that_an_upload_seals_in_their_place(world: World) -> None:
 def _forbid_plaintext(world: World) -> tuple[str, bytes]:
     """The keyring as a sweep leaves it once all plaintext is encrypted."""
     s3_key = keyring_s3_key("acme")
-    ring = parse_keyring(world.server.standing()[s3_key].body, "acme", MASTER_KEYS)
+    ring = parse_keyring(world.server.current_objects()[s3_key].body, "acme", MASTER_KEYS)
     now = world.oracle.projects["acme"].states
     body = build_keyring(forbid_plaintext(ring), MASTER_KEYS)
     now.append(replace(now[-1], plaintext=False, etag=etag_of(body)))
@@ -178,4 +178,4 @@ def test_no_bytes_are_put_as_a_stream_over_what_may_be_a_tombstone(
     options = Options(unencrypted=frozenset({0, 1, 2}))
     assert violations(story, options=options) == []
     found = violations(story, Parts(wire=_Streams), options)
-    assert "acme/a came back after its delete was told" in found
+    assert "acme/a came back after its delete was published" in found

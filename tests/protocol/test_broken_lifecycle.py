@@ -1,4 +1,4 @@
-"""Enrolments, rotations and sweeps to their end, with a guard taken out (SPEC 5.4, 6.7, 8.1, 8.6).
+"""Enrollments, rotations and sweeps to their end, with a guard taken out (SPEC 5.4, 6.7, 8.1, 8.6).
 
 Each story is told twice: the workers' own classes hold, and the broken ones are caught.
 """
@@ -39,8 +39,8 @@ def _each_is_answered(world: World) -> None:
     world.run(seconds=3600)
     for waiter in world.waiters:
         if not waiter.ended:
-            asked = waiter.asked
-            world.oracle.violated(f"{asked.publisher} waits for ever for {asked.kind}")
+            sent = waiter.request
+            world.oracle.violated(f"{sent.publisher} waits forever for {sent.kind}")
 
 
 def _ends(world: World, request_id: str) -> list[tuple[str, str | None]]:
@@ -48,7 +48,7 @@ def _ends(world: World, request_id: str) -> list[tuple[str, str | None]]:
     return [(event.type, event.publisher) for event in ends]
 
 
-# Ids that come again.
+# Ids that are used again.
 
 
 def a_rotation_id_that_another_publisher_reuses(world: World) -> None:
@@ -63,7 +63,7 @@ def a_rotation_id_that_another_publisher_reuses(world: World) -> None:
     assert [error.code for _, error in world.dead] in ([], ["generation_mismatch"])
 
 
-def test_a_rotation_id_is_known_with_its_publisher_and_its_key_alone(
+def test_a_rotation_id_counts_only_with_its_publisher_and_its_key(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert violations(a_rotation_id_that_another_publisher_reuses) == []
@@ -78,15 +78,15 @@ def a_rotation_id_reused_before_its_record_exists(world: World) -> None:
     rotation = world.rotate("acme", publisher="api")
     generations = lambda: len(world.oracle.projects["acme"].states) == 2  # noqa: E731
     world.run(until=generations)
-    turning = [call for call in world.calls if call.can_go]
+    turning = [call for call in world.calls if call.can_proceed]
     HostilePublisher(world, "second").reuse(rotation, "sweep", "acme", dry_run=True)
-    world.run(hold=turning.__contains__, keep=lambda letter: bool(hint(letter)))
+    world.run(hold=turning.__contains__, keep=lambda queued: bool(hint(queued)))
     _each_is_answered(world)
-    if world.told_of("rotation.failed"):
+    if world.events_of_type("rotation.failed"):
         world.oracle.violated("another sweep has the rotation's id")
 
 
-def test_no_sweep_takes_the_id_of_a_rotation_whose_record_is_not_written_yet(
+def test_no_sweep_may_use_the_id_of_a_rotation_whose_record_is_not_written_yet(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert violations(a_rotation_id_reused_before_its_record_exists) == []
@@ -95,7 +95,7 @@ def test_no_sweep_takes_the_id_of_a_rotation_whose_record_is_not_written_yet(
     assert "another sweep has the rotation's id" in found
 
 
-def test_a_rotation_whose_id_a_sweep_took_as_it_turned_the_keyring_is_not_rejected() -> None:
+def test_a_rotation_whose_id_a_sweep_used_meanwhile_is_not_rejected() -> None:
     """No sweep of its own can begin: it was accepted, and has failed."""
 
     def story(world: World) -> None:
@@ -113,32 +113,32 @@ def test_a_rotation_whose_id_a_sweep_took_as_it_turned_the_keyring_is_not_reject
     assert violations(story) == []
 
 
-def test_no_sweep_takes_the_id_of_an_enrolment_that_adopts() -> None:
+def test_no_sweep_may_use_the_id_of_an_enrollment_that_adopts() -> None:
     def story(world: World) -> None:
-        enrolment = world.enroll("acme", adopt=True)
-        listed = stop_at(world, "read", f".keyturn/sweeps/{enrolment}/")
-        HostilePublisher(world, "second").reuse(enrolment, "sweep", "acme", dry_run=True)
+        enrollment = world.enroll("acme", adopt=True)
+        listed = stop_at(world, "read", f".keyturn/sweeps/{enrollment}/")
+        HostilePublisher(world, "second").reuse(enrollment, "sweep", "acme", dry_run=True)
         without(world, listed, seconds=1)
         world.step(listed)
         _each_is_answered(world)
         assert [error.code for _, error in world.dead] == ["malformed_request"]
-        assert [event.type for event in world.ended(enrolment)] == ["project.enrolled"]
+        assert [event.type for event in world.ended(enrollment)] == ["project.enrolled"]
 
     assert violations(story) == []
 
 
-def an_enrolment_that_comes_again_as_its_keyring_answers_404(world: World) -> None:
+def an_enrollment_delivered_again_while_its_keyring_answers_404(world: World) -> None:
     begin(world, "a")
-    enrolment = next(iter(world.requests))
+    enrollment = next(iter(world.requests))
     world.server.hide(".keyturn/keyrings/acme.json", code="NoSuchKey", times=1)
-    world.try_again(enrolment)
+    world.send_again(enrollment)
     _each_is_answered(world)
 
 
-def test_an_enrolment_is_not_refused_for_a_keyring_that_is_listed_and_answers_404(
+def test_an_enrollment_is_not_refused_for_a_keyring_that_is_listed_and_answers_404(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    story = an_enrolment_that_comes_again_as_its_keyring_answers_404
+    story = an_enrollment_delivered_again_while_its_keyring_answers_404
     assert violations(story) == []
 
     async def unchecked(*_: Any) -> None:
@@ -149,16 +149,16 @@ def test_an_enrolment_is_not_refused_for_a_keyring_that_is_listed_and_answers_40
     assert any("enroll.rejected believed by" in what for what in found)
 
 
-def test_an_enrolment_id_is_known_with_its_publisher_and_its_key_alone() -> None:
+def test_an_enrollment_id_counts_only_with_its_publisher_and_its_key() -> None:
     def story(world: World) -> None:
-        enrolment = world.enroll("acme", publisher="api")
+        enrollment = world.enroll("acme", publisher="api")
         world.run()
         hostile = HostilePublisher(world, "second")
-        hostile.reuse(enrolment, "enroll", "acme")
-        hostile.reuse(enrolment, "enroll", "acme", kek=OWN_KEK)
-        world.replay(enrolment)
+        hostile.reuse(enrollment, "enroll", "acme")
+        hostile.reuse(enrollment, "enroll", "acme", kek=OWN_KEK)
+        world.replay(enrollment)
         world.run()
-        ends: list[Any] = world.ended(enrolment)
+        ends: list[Any] = world.ended(enrollment)
         told = [(e.type, getattr(e, "code", "")) for e in ends]
         rejected = ("enroll.rejected", "already_enrolled")
         assert sorted(told) == [rejected] * 2 + [("project.enrolled", "")] * 2
@@ -167,7 +167,7 @@ def test_an_enrolment_id_is_known_with_its_publisher_and_its_key_alone() -> None
     assert violations(story) == []
 
 
-def test_after_a_later_rotation_the_key_alone_decides_whose_an_id_is() -> None:
+def test_after_a_later_rotation_the_key_alone_identifies_the_owner_of_an_id() -> None:
     def story(world: World) -> None:
         begin(world, "a")
         first = world.rotate("acme", publisher="api")
@@ -189,7 +189,7 @@ def test_after_a_later_rotation_the_key_alone_decides_whose_an_id_is() -> None:
 # To whom the end is published.
 
 
-def a_sweep_that_two_publishers_ask_for(world: World) -> None:
+def a_sweep_requested_by_two_publishers(world: World) -> None:
     begin(world, "a")
     sweep = world.sweep("acme", publisher="api")
     world.run(until=lambda: world.oracle.plan(sweep, "acme"))
@@ -197,16 +197,16 @@ def a_sweep_that_two_publishers_ask_for(world: World) -> None:
     _each_is_answered(world)
 
 
-def test_the_end_of_a_sweep_is_published_to_each_that_asked_for_it(
+def test_the_end_of_a_sweep_is_published_to_each_publisher_that_requested_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert violations(a_sweep_that_two_publishers_ask_for) == []
+    assert violations(a_sweep_requested_by_two_publishers) == []
     monkeypatch.setattr("keyturn_workers.sweep.starter.merge_origins", lambda origins, _: origins)
-    found = violations(a_sweep_that_two_publishers_ask_for)
-    assert any("second waits for ever for sweep.requested" in what for what in found)
+    found = violations(a_sweep_requested_by_two_publishers)
+    assert any("second waits forever for sweep.requested" in what for what in found)
 
 
-def test_each_hears_the_end_once_and_one_that_comes_later_hears_it_alone() -> None:
+def test_each_publisher_gets_the_end_once_and_a_later_one_gets_it_alone() -> None:
     def story(world: World) -> None:
         begin(world, "a")
         sweep = world.sweep("acme", publisher="api")
@@ -215,10 +215,10 @@ def test_each_hears_the_end_once_and_one_that_comes_later_hears_it_alone() -> No
         world.run()
         ended = [("sweep.completed", "api"), ("sweep.completed", "second")]
         assert sorted(_ends(world, sweep)) == ended
-        world.replay(sweep)  # the last that asked was `second`
+        world.replay(sweep)  # the last publisher was `second`
         world.run()
         assert sorted(_ends(world, sweep)) == [*ended, ("sweep.completed", "second")]
-        progress: list[Any] = world.told_of("sweep.progressed")
+        progress: list[Any] = world.events_of_type("sweep.progressed")
         assert {event.publisher for event in progress} <= {"api", "second"}
 
     assert violations(story) == []
@@ -231,7 +231,7 @@ def test_a_sweep_of_all_publishes_its_progress_and_its_end_to_each_publisher() -
         world.run()
         ends: list[Any] = world.ended(sweep)
         assert [(event.project, event.publisher) for event in ends] == [("*", "api")]
-        progress: list[Any] = world.told_of("sweep.progressed")
+        progress: list[Any] = world.events_of_type("sweep.progressed")
         assert {(e.project, e.publisher) for e in progress if e.sweep_id == sweep} == {
             ("acme", "api")
         }
@@ -239,16 +239,16 @@ def test_a_sweep_of_all_publishes_its_progress_and_its_end_to_each_publisher() -
     assert violations(story) == []
 
 
-def test_a_rotation_that_cannot_go_on_has_failed_and_was_not_rejected() -> None:
+def test_a_rotation_that_cannot_continue_has_failed_and_was_not_rejected() -> None:
     def story(world: World) -> None:
         begin(world, "a")
         rotation = world.rotate("acme")
-        world.run(until=lambda: world.told_of("rotation.accepted"))
+        world.run(until=lambda: world.events_of_type("rotation.accepted"))
         world.bucket_writer.remove(".keyturn/keyrings/acme.json")
         world.run()
-        (end,) = world.told_of("rotation.failed")
+        (end,) = world.events_of_type("rotation.failed")
         assert (end.rotation_id, end.publisher, end.code) == (rotation, "api", "unknown_project")
-        assert world.told_of("rotation.rejected") == []
+        assert world.events_of_type("rotation.rejected") == []
         assert all(waiter.ended for waiter in world.waiters)
 
     assert violations(story, settle=False) == []
@@ -272,14 +272,14 @@ def a_rotation_that_takes_over_one_with_proven_pages(world: World) -> None:
         plan = world.oracle.plan(first, "acme")
         return plan is not None and plan["proven"]["objects"] == 1
 
-    assert world.run(until=proven, keep=lambda letter: is_page(letter, 1))
+    assert world.run(until=proven, keep=lambda queued: is_page(queued, 1))
     second = world.rotate("acme")
     assert world.run(until=lambda: _successor(world, first) == second)
     _each_is_answered(world)
 
 
 class _KeepsProofs(ProjectSweep):
-    """Goes on from where the sweep stood that it takes over."""
+    """Continues from the progress of the sweep that it takes over."""
 
     async def _step(self, stored: StoredPlan[Plan]) -> bool:
         plan = stored.plan
@@ -299,7 +299,7 @@ def test_a_sweep_that_takes_over_another_proves_every_page_itself() -> None:
     story = a_rotation_that_takes_over_one_with_proven_pages
     assert violations(story, options=ONE_KEY_A_PAGE) == []
     found = violations(story, Parts(project_sweep=_KeepsProofs), ONE_KEY_A_PAGE)
-    assert any("acme/a stands under (2," in what and "at the end of" in what for what in found)
+    assert any("acme/a is wrapped under (2," in what and "at the end of" in what for what in found)
 
 
 def test_the_end_of_a_sweep_that_was_taken_over_is_that_of_the_later_one() -> None:
@@ -319,17 +319,17 @@ def test_the_end_of_a_sweep_that_was_taken_over_is_that_of_the_later_one() -> No
     assert violations(story) == []
 
 
-def two_sweeps_that_begin_at_once(world: World) -> None:
-    """Each has read its own record, and looks at the other one's."""
+def two_sweeps_that_start_at_once(world: World) -> None:
+    """Each has read its own record, and inspects the other one's."""
     begin(world, "a")
     first = world.sweep("acme")
     second = world.sweep("acme")
-    world.run(keep=lambda letter: bool(hint(letter)))
+    world.run(keep=lambda queued: bool(hint(queued)))
     look = stop_at(
         world,
         "read",
         f".keyturn/sweeps/{second}/",
-        keep=lambda letter: hint(letter).get("sweep_id") == second,
+        keep=lambda queued: hint(queued).get("sweep_id") == second,
     )
     without(world, look, until=lambda: _successor(world, first) == second)
     world.step(look)
@@ -337,10 +337,10 @@ def two_sweeps_that_begin_at_once(world: World) -> None:
 
 
 def test_no_two_sweeps_take_over_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert violations(two_sweeps_that_begin_at_once) == []
+    assert violations(two_sweeps_that_start_at_once) == []
     monkeypatch.setattr("keyturn_workers.sweep.takeover.is_later", lambda *_, **__: True)
-    found = violations(two_sweeps_that_begin_at_once, settle=False)
-    assert any("waits for ever for sweep.requested" in what for what in found)
+    found = violations(two_sweeps_that_start_at_once, settle=False)
+    assert any("waits forever for sweep.requested" in what for what in found)
 
 
 def a_sweep_whose_successor_vanishes(world: World) -> None:
@@ -358,14 +358,14 @@ def a_sweep_whose_successor_vanishes(world: World) -> None:
 
 
 class _WaitsForGood(ProjectSweep):
-    """Takes a record that is gone for one that is still to come."""
+    """Treats a missing record as one that is still to be written."""
 
     async def _successor(self, plan: Plan) -> Any:
         found = await super()._successor(plan)
         return found or await self._read(plan.ask.sweep_id, plan.ask.project)
 
 
-def test_a_sweep_goes_on_by_itself_where_its_successor_is_gone() -> None:
+def test_a_sweep_continues_by_itself_if_its_successor_is_gone() -> None:
     assert violations(a_sweep_whose_successor_vanishes) == []
     broken = Parts(project_sweep=_WaitsForGood)
     found = violations(a_sweep_whose_successor_vanishes, broken, settle=False)
@@ -381,7 +381,7 @@ def test_the_failure_of_the_later_sweep_is_that_of_the_earlier_one_too() -> None
         assert world.run(until=lambda: _successor(world, first) == second)
         world.bucket_writer.remove(".keyturn/keyrings/acme.json")
         world.run()
-        failed: list[Any] = world.told_of("rotation.failed")
+        failed: list[Any] = world.events_of_type("rotation.failed")
         told = {(event.rotation_id, event.publisher, event.code) for event in failed}
         assert told == {
             (first, "api", "unknown_project"),
@@ -417,17 +417,17 @@ def test_tags_that_a_dead_worker_noted_are_put_back_in_a_sweep_that_was_taken_ov
         copy = stop_at(world, "copy_onto_itself", "acme/a", state=MID)
         world.rotate("acme")
         world.run(until=lambda: _successor(world, first), hold=lambda call: call is copy)
-        world.step(copy, answer=False)
+        world.step(copy, respond=False)
         world.crash(copy.sender)
         if lost:
-            world.queue[:] = [letter for letter in world.queue if not is_page(letter)]
+            world.queue[:] = [queued for queued in world.queue if not is_page(queued)]
         _each_is_answered(world)
         assert world.server._bucket.get("acme/a").tags == tags
 
     assert violations(story) == []
 
 
-def test_tags_noted_behind_the_end_of_a_sweep_that_was_taken_over_are_put_back() -> None:
+def test_tags_noted_after_the_end_of_a_sweep_that_was_taken_over_are_put_back() -> None:
     """Its page was under way all the time, wrote by a third rotation, and its worker died."""
 
     def story(world: World) -> None:
@@ -439,11 +439,11 @@ def test_tags_noted_behind_the_end_of_a_sweep_that_was_taken_over_are_put_back()
         second = world.rotate("acme")
         assert without(world, note, until=lambda: world.ended(first) and world.ended(second))
         third = world.rotate("acme")
-        of_third = lambda letter: hint(letter).get("sweep_id") == third  # noqa: E731
-        turned = lambda: len(world.told_of("rotation.accepted")) == 3  # noqa: E731
-        assert without(world, note, until=turned, keep=of_third)
+        of_third = lambda queued: hint(queued).get("sweep_id") == third  # noqa: E731
+        rotated = lambda: len(world.events_of_type("rotation.accepted")) == 3  # noqa: E731
+        assert without(world, note, until=rotated, keep=of_third)
         copy = stop_at(world, "copy_onto_itself", "acme/a", state=MID, keep=of_third)
-        world.step(copy, answer=False)
+        world.step(copy, respond=False)
         world.crash(copy.sender)
         _each_is_answered(world)
         assert world.server._bucket.get("acme/a").tags == tags
@@ -451,19 +451,17 @@ def test_tags_noted_behind_the_end_of_a_sweep_that_was_taken_over_are_put_back()
     assert violations(story) == []
 
 
-def test_a_sweep_that_failed_with_its_successor_goes_on_by_itself_when_it_is_asked_for_again() -> (
-    None
-):
+def test_a_sweep_that_failed_with_its_successor_continues_by_itself_if_requested_again() -> None:
     def story(world: World) -> None:
         begin(world, "a", "b")
         first = world.rotate("acme")
         world.run(until=lambda: world.oracle.plan(first, "acme"))
         second = world.rotate("acme")
         assert world.run(until=lambda: _successor(world, first) == second)
-        keyring = world.server.standing()[".keyturn/keyrings/acme.json"]
+        keyring = world.server.current_objects()[".keyturn/keyrings/acme.json"]
         world.bucket_writer.remove(".keyturn/keyrings/acme.json")
         world.run()
-        assert len(world.told_of("rotation.failed")) == 2
+        assert len(world.events_of_type("rotation.failed")) == 2
         world.server.plant(".keyturn/keyrings/acme.json", keyring.body, keyring.headers)
         world.replay(first)
         world.run()
@@ -477,7 +475,7 @@ def test_a_sweep_that_failed_with_its_successor_goes_on_by_itself_when_it_is_ask
 
 
 def _recover(world: World, rotations: OpenRotations | None) -> None:
-    """One round of a worker's periodic look, 16 minutes after the last one."""
+    """One recovery round of a worker, 16 minutes after the last one."""
     world.advance(16 * 60)
     process = world.processes[0]
     round_ = recover(
@@ -501,7 +499,7 @@ def _open_rotations(world: World) -> OpenRotations:
 def a_rotation_whose_record_is_removed(world: World) -> None:
     begin(world, "a", "b")
     rotation = world.rotate("acme", publisher="second")
-    world.run(until=lambda: world.told_of("rotation.accepted"))
+    world.run(until=lambda: world.events_of_type("rotation.accepted"))
     world.bucket_writer.remove(f".keyturn/sweeps/{rotation}/")
     world.bucket_writer.remove(".keyturn/sweeps/_running/")
     world.run()
@@ -513,7 +511,7 @@ def a_rotation_whose_record_is_removed(world: World) -> None:
     assert [event.type for event in world.events if "failed" in event.type] == []
 
 
-def test_a_rotation_whose_record_is_removed_is_begun_anew_under_its_own_id(
+def test_a_rotation_whose_record_is_removed_is_restarted_under_its_own_id(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert violations(a_rotation_whose_record_is_removed) == []
@@ -523,22 +521,22 @@ def test_a_rotation_whose_record_is_removed_is_begun_anew_under_its_own_id(
 
     monkeypatch.setattr(OpenRotations, "restart_lost", never)
     found = violations(a_rotation_whose_record_is_removed, settle=False)
-    assert any("second waits for ever for rotation.requested" in what for what in found)
+    assert any("second waits forever for rotation.requested" in what for what in found)
 
 
-def test_the_end_of_a_rotation_begun_anew_names_its_publisher_and_request() -> None:
+def test_the_end_of_a_restarted_rotation_names_its_publisher_and_request() -> None:
     def story(world: World) -> None:
         a_rotation_whose_record_is_removed(world)
-        (end,) = world.told_of("rotation.completed")
-        asked = next(a for a in world.asked.values() if a.kind == "rotation.requested")
-        assert (end.rotation_id, end.publisher, end.request) == (asked.id, "second", asked.digest)
+        (end,) = world.events_of_type("rotation.completed")
+        sent = next(a for a in world.sent_requests.values() if a.kind == "rotation.requested")
+        assert (end.rotation_id, end.publisher, end.request) == (sent.id, "second", sent.digest)
         assert end.clean
 
     assert violations(story) == []
 
 
 def a_rotation_whose_record_is_not_written_yet(world: World) -> None:
-    """Its worker stalls between the turn and the record; two rounds find none meanwhile."""
+    """Its worker stalls between the keyring and the record; two rounds find none meanwhile."""
     begin(world, "a")
     rotation = world.rotate("acme")
     put = stop_at(world, "put", f".keyturn/sweeps/{rotation}/")
@@ -562,7 +560,7 @@ def a_rotation_whose_record_is_not_written_yet(world: World) -> None:
     assert len(world.oracle.projects["acme"].rotation_ids) == 2
 
 
-def test_a_record_that_is_written_late_changes_nothing_that_was_begun_anew() -> None:
+def test_a_record_that_is_written_late_changes_nothing_that_was_restarted() -> None:
     assert violations(a_rotation_whose_record_is_not_written_yet) == []
 
 
@@ -578,7 +576,7 @@ def a_rotation_whose_record_is_removed_before_its_end_is_published(world: World)
     """Its clean end is proven, and the keyring holds no earlier key any more."""
     begin(world, "a")
     rotation = world.rotate("acme", publisher="second")
-    world.run(until=lambda: world.told_of("rotation.accepted"))
+    world.run(until=lambda: world.events_of_type("rotation.accepted"))
     settling = stop_at(world, "put", ".keyturn/keyrings/acme.json")
     world.step(settling)
     world.bucket_writer.remove(f".keyturn/sweeps/{rotation}/")
@@ -593,12 +591,12 @@ def a_rotation_without_a_record_whose_earlier_keys_another_sweep_clears(world: W
     """A sweep of all encrypts too, so that the rotation does not take its part over."""
     begin(world, "a")
     world.sweep("*", encrypt_plaintext=True)
-    world.run(until=lambda: world.told_of("sweep.progressed"), seconds=10)
+    world.run(until=lambda: world.events_of_type("sweep.progressed"), seconds=10)
     rotation = world.rotate("acme", publisher="second")
-    world.run(until=lambda: world.told_of("rotation.accepted"))
+    world.run(until=lambda: world.events_of_type("rotation.accepted"))
     world.bucket_writer.remove(f".keyturn/sweeps/{rotation}/")
     world.run(seconds=300)
-    if not world.told_of("sweep.completed"):
+    if not world.events_of_type("sweep.completed"):
         world.oracle.violated("the sweep of all has not ended")
     _recover_thrice(world)
 
@@ -613,13 +611,13 @@ _CLEARED = pytest.mark.parametrize(
 
 
 @_CLEARED
-def test_a_rotation_without_a_record_is_begun_anew_though_its_earlier_keys_are_cleared(
+def test_a_rotation_without_a_record_is_restarted_though_its_earlier_keys_are_cleared(
     story: Callable[[World], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert violations(story) == []
     monkeypatch.setattr("keyturn_workers.sweep.lost_rotations._is_recent", lambda *_: False)
     found = violations(story, settle=False)
-    assert any("second waits for ever for rotation.requested" in what for what in found)
+    assert any("second waits forever for rotation.requested" in what for what in found)
 
 
 def a_sweep_of_all_that_loses_a_record(world: World, of: str) -> None:
@@ -630,14 +628,16 @@ def a_sweep_of_all_that_loses_a_record(world: World, of: str) -> None:
     plan = f".keyturn/sweeps/{sweep}/acme/sweep.json"
     ended = f".keyturn/sweeps/{sweep}/_all/done/acme.json"
     if of == "part":
-        pages = lambda: any(is_page(letter) for letter in world.queue)  # noqa: E731
+        pages = lambda: any(is_page(queued) for queued in world.queue)  # noqa: E731
         assert world.run(until=pages)
         world.bucket_writer.remove(plan)
     else:
-        assert world.run(until=lambda: ended in world.server.standing())
+        assert world.run(until=lambda: ended in world.server.current_objects())
         world.bucket_writer.remove(ended)
     _each_is_answered(world)
-    assert [(end.clean, end.objects) for end in world.told_of("sweep.completed")] == [(True, 1)]
+    assert [(end.clean, end.objects) for end in world.events_of_type("sweep.completed")] == [
+        (True, 1)
+    ]
 
 
 async def _all_live(_: FleetSweep, plan: AllPlan, *__: Any) -> AllPlan:
@@ -646,7 +646,7 @@ async def _all_live(_: FleetSweep, plan: AllPlan, *__: Any) -> AllPlan:
 
 
 @pytest.mark.parametrize("of", ["part", "end"])
-def test_a_sweep_of_all_goes_on_where_the_record_of_a_part_is_removed(
+def test_a_sweep_of_all_continues_if_the_record_of_a_part_is_removed(
     of: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def story(world: World) -> None:
@@ -659,7 +659,7 @@ def test_a_sweep_of_all_goes_on_where_the_record_of_a_part_is_removed(
         violations(story, settle=False)
 
 
-def a_rotation_whose_successor_of_all_vanishes(world: World) -> None:
+def a_rotation_whose_fleet_successor_vanishes(world: World) -> None:
     """The sweep of all took the rotation over, and the record of that part is removed."""
     begin(world, "a", "b")
     rotation = world.rotate("acme")
@@ -670,10 +670,10 @@ def a_rotation_whose_successor_of_all_vanishes(world: World) -> None:
     _each_is_answered(world)
 
 
-def test_a_rotation_goes_on_where_the_part_of_a_sweep_of_all_that_took_it_over_is_gone(
+def test_a_rotation_continues_if_the_part_of_a_sweep_of_all_that_took_it_over_is_gone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    story = a_rotation_whose_successor_of_all_vanishes
+    story = a_rotation_whose_fleet_successor_vanishes
     assert violations(story) == []
     monkeypatch.setattr(FleetSweep, "_without_lost", _all_live)
     with pytest.raises(AssertionError, match="it never ends"):
@@ -685,34 +685,34 @@ def test_a_rotation_goes_on_where_the_part_of_a_sweep_of_all_that_took_it_over_i
 TOO_OLD_S = 8 * 86_400
 
 
-def requests_that_were_served_and_come_again_too_late(world: World) -> None:
+def requests_that_were_served_and_are_delivered_again_too_late(world: World) -> None:
     begin(world, "a", "b")
-    enrolment = next(iter(world.requests))
+    enrollment = next(iter(world.requests))
     rotation = world.rotate("acme")
     world.run()
     sweep = world.sweep("acme")
     delete = world.delete("acme", "b")
     world.run()
     world.advance(TOO_OLD_S)
-    for request_id in (enrolment, rotation, sweep, delete):
+    for request_id in (enrollment, rotation, sweep, delete):
         world.replay(request_id)
     world.run()
-    for request_id in (enrolment, rotation, sweep, delete):
+    for request_id in (enrollment, rotation, sweep, delete):
         ends: list[Any] = world.ended(request_id)
         if {getattr(event, "code", "") for event in ends} != {""} or len(ends) != 2:
             world.oracle.violated(f"{world.requests[request_id]['type']} was done and is refused")
 
 
-def test_what_was_done_is_published_as_done_however_late_its_request_comes(
+def test_a_served_request_is_reported_as_served_however_late_it_comes_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert violations(requests_that_were_served_and_come_again_too_late) == []
+    assert violations(requests_that_were_served_and_are_delivered_again_too_late) == []
 
     async def nothing(*_: Any) -> None:
         return None
 
     monkeypatch.setattr(ControlHandler, "find_completed", nothing)
-    found = violations(requests_that_were_served_and_come_again_too_late, settle=False)
+    found = violations(requests_that_were_served_and_are_delivered_again_too_late, settle=False)
     kinds = {what.split()[0] for what in found if "was done and is refused" in what}
     assert kinds == {
         "enroll.requested",
@@ -722,23 +722,23 @@ def test_what_was_done_is_published_as_done_however_late_its_request_comes(
     }
 
 
-def test_what_was_not_done_is_refused_too_late_and_stays_undone() -> None:
+def test_a_request_that_comes_too_late_is_refused_and_changes_nothing() -> None:
     def story(world: World) -> None:
         begin(world, "a")
-        enrolment = next(iter(world.requests))
+        enrollment = next(iter(world.requests))
         old = format_time(world.clock.now - timedelta(seconds=TOO_OLD_S))
-        asked = [
+        sent = [
             world.rotate("acme", requested_at=old),
             world.sweep("acme", requested_at=old),
             world.enroll("beta", requested_at=old),
             # Another publisher's key under a known id is not what was done.
             HostilePublisher(world, "second").reuse(
-                enrolment, "enroll", "acme", kek=OWN_KEK, requested_at=old
+                enrollment, "enroll", "acme", kek=OWN_KEK, requested_at=old
             ),
         ]
         world.run()
         codes = [error.code for _, error in world.dead]
-        assert codes == ["request_expired"] * len(asked)
+        assert codes == ["request_expired"] * len(sent)
         assert list(world.oracle.projects) == ["acme"]
         assert len(world.oracle.projects["acme"].states) == 1
 

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from keyturn_workers.sweep.plan import Result
-    from tests.protocol.broker import Letter
+    from tests.protocol.broker import QueuedMessage
     from tests.protocol.faults import Missing
     from tests.protocol.wire import Call
 
 
 def an_object_that_answers_404(world: World, code: Missing = "NoSuchKey") -> None:
-    """It is listed, and no read finds it while the sweep looks: an old key opens it."""
+    """It is listed, and no read finds it during the sweep: an old key opens it."""
     begin(world, "a", "b")
     world.server.hide("acme/a", code=code)
     rotation = world.rotate("acme")
@@ -49,7 +49,7 @@ async def _gone(self: Any, key: str, inspect: Any = PageContext.inspect) -> Any:
 
 
 def _left_behind(found: list[str]) -> bool:
-    return any("acme/a stands under (1," in what and "at the end of" in what for what in found)
+    return any("acme/a is wrapped under (1," in what and "at the end of" in what for what in found)
 
 
 def test_an_object_that_answers_404_is_not_gone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,7 +61,7 @@ def test_an_object_that_answers_404_is_not_gone(monkeypatch: pytest.MonkeyPatch)
 def test_the_404_of_a_proxy_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert violations(behind_a_proxy) == []
     monkeypatch.setattr(PageContext, "inspect", _gone)
-    # A 404 without the storage's own code is no absence, even where absence were believed.
+    # A 404 without the storage's own code is no absence, even if absence were believed.
     assert violations(behind_a_proxy) == []
     monkeypatch.setattr(
         "tests.protocol.wire.error_for", lambda operation, *_: MissingError(operation)
@@ -84,7 +84,7 @@ def an_object_that_is_removed_between_listing_and_read(world: World) -> None:
         world.oracle.violated(f"an object that was removed is no failure: {end}")
 
 
-def test_what_a_later_listing_shows_no_more_is_gone() -> None:
+def test_an_object_that_a_later_listing_no_longer_shows_is_gone() -> None:
     assert violations(an_object_that_is_removed_between_listing_and_read) == []
 
 
@@ -124,7 +124,7 @@ def test_a_keyring_that_answers_404_is_not_gone(monkeypatch: pytest.MonkeyPatch)
 def an_object_of_ours_under_a_foreign_name(world: World) -> None:
     """A v1 object that another program moved to `a//b`, wraps and all: no sweep can rewrap it."""
     begin(world, "a")
-    stored = world.server.standing()["acme/a"]
+    stored = world.server.current_objects()["acme/a"]
     own = {n: v for n, v in stored.headers.metadata.items() if n.startswith("enc-")}
     world.server.plant(object_s3_key("acme", "a//b"), stored.body, Headers(own))
     world.oracle.foreign.add("acme/a//b")
@@ -135,14 +135,14 @@ def an_object_of_ours_under_a_foreign_name(world: World) -> None:
         world.oracle.violated("clean beside wraps that an old key opens")
 
 
-async def _whatever_it_is(*_: object) -> None:
+async def _ignore_foreign(*_: object) -> None:
     """`_PageAttempt._foreign_error` of a sweep that leaves foreign names alone."""
 
 
 def test_a_foreign_name_with_wraps_is_no_clean_end(monkeypatch: pytest.MonkeyPatch) -> None:
     story = an_object_of_ours_under_a_foreign_name
     assert violations(story, settle=False) == []
-    monkeypatch.setattr(page_worker._PageAttempt, "_foreign_error", _whatever_it_is)
+    monkeypatch.setattr(page_worker._PageAttempt, "_foreign_error", _ignore_foreign)
     found = violations(story, settle=False)
     assert found == ["clean beside wraps that an old key opens"]
 
@@ -150,8 +150,8 @@ def test_a_foreign_name_with_wraps_is_no_clean_end(monkeypatch: pytest.MonkeyPat
 # The storage's clock (SPEC 8.4).
 
 
-def a_look_that_is_dated_ahead(world: World, clock_s: float, wait_s: float) -> None:
-    """A sweep looks right after a turn, by a front end whose clock runs ahead.
+def an_attempt_dated_ahead(world: World, clock_s: float, wait_s: float) -> None:
+    """A sweep reads right after a rotation, by a front end whose clock runs ahead.
 
     A copy that rests on the state before arrives after the look, within its lease. The step
     that judges the look is made `wait_s` later.
@@ -165,13 +165,13 @@ def a_look_that_is_dated_ahead(world: World, clock_s: float, wait_s: float) -> N
     sweep = world.sweep("acme")
 
     def looks(call: Call) -> bool:
-        letter = None if call.delivery is None else call.delivery.letter
-        of_it = letter is not None and is_page(letter) and hint(letter)["sweep_id"] == sweep
+        queued = None if call.delivery is None else call.delivery.queued
+        of_it = queued is not None and is_page(queued) and hint(queued)["sweep_id"] == sweep
         return of_it and call.op == "read" and call.key.startswith(".keyturn/keyrings/")
 
     ahead = world.server.front_end(clock_s, looks)
     steps = lambda each: hint(each).get("type") == "sweep.step"  # noqa: E731
-    looked = lambda: any(f"{sweep}/acme/results/" in key for key in world.server.standing())  # noqa: E731
+    looked = lambda: any(f"{sweep}/acme/results/" in key for key in world.server.current_objects())  # noqa: E731
     world.run(until=looked, hold=held, seconds=2)
     world.run(hold=held, keep=steps, seconds=0.1)
     world.server.mend(ahead)
@@ -179,26 +179,28 @@ def a_look_that_is_dated_ahead(world: World, clock_s: float, wait_s: float) -> N
     while copy in world.calls:
         world.step(copy)
     world.advance(wait_s)
-    # The end of either rotation changes the keyring, so that the sweep would begin anew.
+    # The end of either rotation changes the keyring, so that the sweep would start a new round.
     others = lambda each: hint(each).get("sweep_id", sweep) != sweep  # noqa: E731
     assert world.run(until=lambda: world.ended(sweep), keep=others)
     world.run()
 
 
 def _generation(world: World, s3_key: str) -> int:
-    return int(world.server.standing()[s3_key].headers.metadata["enc-kek-user"].partition(":")[0])
+    return int(
+        world.server.current_objects()[s3_key].headers.metadata["enc-kek-user"].partition(":")[0]
+    )
 
 
-def a_look_a_day_ahead(world: World) -> None:
-    a_look_that_is_dated_ahead(world, 86_400, 0.1)
+def an_attempt_a_day_ahead(world: World) -> None:
+    an_attempt_dated_ahead(world, 86_400, 0.1)
 
 
-def a_look_two_leases_ahead(world: World) -> None:
-    a_look_that_is_dated_ahead(world, 2 * LEASE_S + 2, 2 * LEASE_S + 4)
+def an_attempt_two_leases_ahead(world: World) -> None:
+    an_attempt_dated_ahead(world, 2 * LEASE_S + 2, 2 * LEASE_S + 4)
 
 
 def _proven_early(found: list[str]) -> bool:
-    return any("acme/a stands under (2," in what and "at the end of" in what for what in found)
+    return any("acme/a is wrapped under (2," in what and "at the end of" in what for what in found)
 
 
 def _trusted(*_: object) -> DateTrust:
@@ -206,20 +208,20 @@ def _trusted(*_: object) -> DateTrust:
 
 
 def test_a_wrong_date_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert violations(a_look_two_leases_ahead) == []
+    assert violations(an_attempt_two_leases_ahead) == []
     monkeypatch.setattr("keyturn_workers.storage.clock.StorageClock.observe", _trusted)
-    assert _proven_early(violations(a_look_two_leases_ahead))
+    assert _proven_early(violations(an_attempt_two_leases_ahead))
 
 
-def test_an_observation_that_is_dated_after_the_step_proves_nothing(
+def test_an_observation_dated_after_the_step_proves_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert violations(a_look_a_day_ahead) == []
+    assert violations(an_attempt_a_day_ahead) == []
     monkeypatch.setattr("keyturn_workers.storage.clock.StorageClock.observe", _trusted)
     # Where no date is doubted, the step's own read is still a guard of its own.
-    assert violations(a_look_a_day_ahead) == []
+    assert violations(an_attempt_a_day_ahead) == []
     monkeypatch.setattr("keyturn_workers.sweep.progress._is_late_enough", _however_late)
-    assert _proven_early(violations(a_look_a_day_ahead))
+    assert _proven_early(violations(an_attempt_a_day_ahead))
 
 
 def _however_late(result: Result, proof_after: datetime, now: datetime) -> bool:
@@ -227,7 +229,7 @@ def _however_late(result: Result, proof_after: datetime, now: datetime) -> bool:
     return result.proves and result.observed_at > proof_after
 
 
-def a_turn_that_is_dated_ahead(world: World) -> None:
+def a_rotation_dated_ahead(world: World) -> None:
     """A process that knows no other date of the storage begins a sweep by one a day ahead."""
     begin(world, "a")
     for process in list(world.processes):
@@ -243,14 +245,14 @@ def a_turn_that_is_dated_ahead(world: World) -> None:
     assert world.clock.seconds - began < 3600
 
 
-def test_a_turn_that_is_dated_a_day_ahead_stalls_no_rotation(
+def test_a_rotation_dated_a_day_ahead_does_not_stall(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert violations(a_turn_that_is_dated_ahead, settle=False) == []
+    assert violations(a_rotation_dated_ahead, settle=False) == []
     monkeypatch.setattr(
         "keyturn_workers.sweep.project_sweep.reconcile_clock", lambda plan, *_, **__: plan
     )
-    found = violations(a_turn_that_is_dated_ahead, settle=False)
+    found = violations(a_rotation_dated_ahead, settle=False)
     assert found == ["a rotation stands still for a day"]
 
 
@@ -271,12 +273,12 @@ def a_copy_by_a_worker_with_a_longer_lease(world: World) -> None:
     def copies(call: Call) -> bool:
         return call.sender is slow and call.op == "copy_onto_itself"
 
-    def page() -> Letter | None:
+    def page() -> QueuedMessage | None:
         return next((each for each in world.ready() if is_page(each)), None)
 
     while not any(map(copies, world.calls)):
-        if (letter := page()) is not None:
-            world.deliver(letter, slow)
+        if (queued := page()) is not None:
+            world.deliver(queued, slow)
         world.run(until=lambda: any(map(copies, world.calls)) or page(), keep=is_page, hold=copies)
     (copy,) = filter(copies, world.calls)
     slow.stalled = True
@@ -299,7 +301,7 @@ def test_a_longer_lease_is_known_before_the_first_write(monkeypatch: pytest.Monk
     assert violations(story, options=TWO_LEASES) == []
     monkeypatch.setattr("keyturn_workers.sweep.project_sweep.ProjectSweep.extend_lease", _as_it_is)
     found = violations(story, options=TWO_LEASES)
-    assert any("acme/a stands under (2," in what and "by a write" in what for what in found)
+    assert any("acme/a is wrapped under (2," in what and "by a write" in what for what in found)
 
 
 # What the proof rests on (SPEC 8.4, 15.1).

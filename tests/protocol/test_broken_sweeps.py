@@ -10,7 +10,7 @@ from keyturn_workers.sweep import page_worker
 from keyturn_workers.sweep.messages import SweepStep, encode
 from keyturn_workers.sweep.plan import Plan, State
 from keyturn_workers.sweep.planner import Planner
-from tests.protocol.broker import Letter
+from tests.protocol.broker import QueuedMessage
 from tests.protocol.process import CACHE_S, LEASE_S, Options, Parts
 from tests.protocol.stories import (
     begin,
@@ -40,8 +40,8 @@ def a_streamed_write_that_outlasts_a_rotation(world: World) -> None:
     sweep = world.sweep("acme", encrypt_plaintext=True)
     put = stop_within(world, "put_stream", "acme/a")
     rotation = world.rotate("acme")
-    # Else the sweep sees the turn, and another worker does its page.
-    without(world, put, keep=lambda letter: hint(letter).get("sweep_id") == sweep)
+    # Otherwise the sweep sees the rotation, and another worker does its page.
+    without(world, put, keep=lambda queued: hint(queued).get("sweep_id") == sweep)
     assert world.ended(rotation)
     world.run()
 
@@ -60,11 +60,13 @@ def test_the_keyring_is_read_again_after_the_writes_of_a_page(
     assert violations(story, options=ALL_PLAINTEXT) == []
     monkeypatch.setattr(page_worker._PageAttempt, "_write", _write_once)
     found = violations(story, options=ALL_PLAINTEXT)
-    assert any("acme/a stands under (1," in what and "message was done" in what for what in found)
+    assert any(
+        "acme/a is wrapped under (1," in what and "message was done" in what for what in found
+    )
 
 
-def a_copy_that_comes_within_its_lease(world: World) -> None:
-    """It rests on a keyring read just before a turn, and stalls for nearly as long as it may."""
+def a_copy_that_arrives_within_its_lease(world: World) -> None:
+    """It rests on a keyring read just before a rotation, and stalls nearly as long as it may."""
     begin(world, "a")
     world.rotate("acme")
     copy = stop_at(world, "copy_onto_itself")
@@ -75,16 +77,18 @@ def a_copy_that_comes_within_its_lease(world: World) -> None:
 
 
 def _set_back(found: list[str]) -> bool:
-    return any("acme/a stands under (2," in what and "by a write" in what for what in found)
+    return any("acme/a is wrapped under (2," in what and "by a write" in what for what in found)
 
 
-def test_a_look_before_two_leases_are_over_is_no_proof(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert violations(a_copy_that_comes_within_its_lease) == []
+def test_an_attempt_before_two_leases_have_passed_is_no_proof(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert violations(a_copy_that_arrives_within_its_lease) == []
     monkeypatch.setattr(Plan, "proof_after", lambda self, _lease_s: self.turned_at)
-    assert _set_back(violations(a_copy_that_comes_within_its_lease))
+    assert _set_back(violations(a_copy_that_arrives_within_its_lease))
 
 
-def a_copy_that_comes_behind_a_later_sweep(world: World) -> None:
+def a_copy_that_arrives_behind_a_later_sweep(world: World) -> None:
     """The same, and by then a sweep has found each object as desired."""
     begin(world, "a")
     world.rotate("acme")
@@ -97,16 +101,16 @@ def a_copy_that_comes_behind_a_later_sweep(world: World) -> None:
     world.run()
 
 
-def test_pages_are_proven_by_what_they_found_not_by_their_number(
+def test_pages_are_proven_by_their_results_not_by_their_number(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert violations(a_copy_that_comes_behind_a_later_sweep) == []
-    # Each page that told anything counts as done.
+    assert violations(a_copy_that_arrives_behind_a_later_sweep) == []
+    # Each page with any result counts as done.
     monkeypatch.setattr("keyturn_workers.sweep.progress._next_attempt", lambda *_: None)
-    assert _set_back(violations(a_copy_that_comes_behind_a_later_sweep))
+    assert _set_back(violations(a_copy_that_arrives_behind_a_later_sweep))
 
 
-def a_copy_that_comes_after_its_lease(world: World) -> None:
+def a_copy_that_arrives_after_its_lease(world: World) -> None:
     begin(world, "a")
     world.rotate("acme")
     copy = stop_at(world, "copy_onto_itself")
@@ -117,7 +121,7 @@ def a_copy_that_comes_after_its_lease(world: World) -> None:
 
 
 class _Unleased(Wire):
-    """Sends copies that the storage takes at any time."""
+    """Sends copies that the storage accepts at any time."""
 
     async def copy_onto_itself(
         self, key: str, headers: Any, *, source_etag: str, lease: Any
@@ -128,15 +132,15 @@ class _Unleased(Wire):
         return await self._ask("copy_onto_itself", key, effect)
 
 
-def test_the_storage_refuses_what_comes_after_its_lease() -> None:
-    assert violations(a_copy_that_comes_after_its_lease) == []
-    assert _set_back(violations(a_copy_that_comes_after_its_lease, Parts(wire=_Unleased)))
+def test_the_storage_refuses_a_copy_that_arrives_after_its_lease() -> None:
+    assert violations(a_copy_that_arrives_after_its_lease) == []
+    assert _set_back(violations(a_copy_that_arrives_after_its_lease, Parts(wire=_Unleased)))
 
 
-def a_worker_that_stalls_between_deciding_and_writing(world: World) -> None:
+def a_worker_that_stalls_between_planning_and_writing(world: World) -> None:
     begin(world, "a", "b")
     world.rotate("acme")
-    # `a` of the same page is decided about, and waits for the look at `b`.
+    # `a` of the same page is planned, and waits for the read of `b`.
     look = stop_at(world, "read_start", "acme/b")
     rotation = world.rotate("acme")
     without(world, look)
@@ -152,10 +156,10 @@ async def _apply_by_a_later_lease(self: Any, planned: Any) -> Any:
     return planned
 
 
-def test_a_lease_is_that_of_the_read_by_which_was_decided(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert violations(a_worker_that_stalls_between_deciding_and_writing) == []
+def test_a_write_has_the_lease_of_the_read_that_planned_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert violations(a_worker_that_stalls_between_planning_and_writing) == []
     monkeypatch.setattr(page_worker._PageAttempt, "_apply", _apply_by_a_later_lease)
-    assert _set_back(violations(a_worker_that_stalls_between_deciding_and_writing))
+    assert _set_back(violations(a_worker_that_stalls_between_planning_and_writing))
 
 
 def a_rotation_of_many_pages(world: World) -> None:
@@ -181,11 +185,11 @@ class _Gapped(Planner):
 def test_no_key_lies_between_two_pages() -> None:
     assert violations(a_rotation_of_many_pages, options=ONE_KEY_A_PAGE) == []
     found = violations(a_rotation_of_many_pages, Parts(planner=_Gapped), ONE_KEY_A_PAGE)
-    assert any("acme/b stands under (1," in what and "at the end of" in what for what in found)
+    assert any("acme/b is wrapped under (1," in what and "at the end of" in what for what in found)
 
 
-def a_master_key_that_comes_back(world: World) -> None:
-    """A proves a page under m2; B turns back to m1; C to m2; A goes on where it was."""
+def a_master_key_that_returns(world: World) -> None:
+    """A proves a page under m2; B returns to m1; C to m2; A continues where it was."""
     begin(world, "a", "b")
     first = world.sweep("acme", master_key="m2")
 
@@ -193,10 +197,10 @@ def a_master_key_that_comes_back(world: World) -> None:
         plan = world.oracle.plan(first, "acme")
         return plan is not None and plan["proven"]["objects"] == 1
 
-    def of_first(letter: Letter) -> bool:
-        return hint(letter).get("sweep_id") == first
+    def of_first(queued: QueuedMessage) -> bool:
+        return hint(queued).get("sweep_id") == first
 
-    world.run(until=proven, keep=lambda letter: is_page(letter, 1))
+    world.run(until=proven, keep=lambda queued: is_page(queued, 1))
     world.sweep("acme", master_key="m1")
     world.run(until=lambda: _under(world, "acme/a") == "m1", keep=of_first)
     third = world.sweep("acme", master_key="m2")
@@ -208,16 +212,16 @@ def a_master_key_that_comes_back(world: World) -> None:
 
 
 def _under(world: World, s3_key: str) -> str:
-    return world.server.standing()[s3_key].headers.metadata["enc-kek-admin"]
+    return world.server.current_objects()[s3_key].headers.metadata["enc-kek-admin"]
 
 
-def test_a_state_that_was_left_and_came_back_is_another_one(
+def test_a_state_that_was_left_and_returned_is_another_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert violations(a_master_key_that_comes_back, options=ONE_KEY_A_PAGE) == []
+    assert violations(a_master_key_that_returns, options=ONE_KEY_A_PAGE) == []
     of: Callable[[Any], State] = State.of
     monkeypatch.setattr(State, "of", lambda observed: replace(of(observed), etag=""))
-    found = violations(a_master_key_that_comes_back, options=ONE_KEY_A_PAGE)
+    found = violations(a_master_key_that_returns, options=ONE_KEY_A_PAGE)
     assert any("acme/a" in what and "'m1') at the end of" in what for what in found)
 
 
@@ -227,8 +231,8 @@ def a_plan_that_was_rolled_back(world: World) -> None:
     rotation = world.rotate("acme")
     world.run(until=lambda: world.oracle.plan(rotation, "acme"), keep=lambda each: bool(hint(each)))
     folder = f".keyturn/sweeps/{rotation}/acme/"
-    first: Stored = world.server.standing()[f"{folder}sweep.json"]
-    world.advance(CACHE_S + 1)  # or it would be wrapped by the keyring of before the turn
+    first: Stored = world.server.current_objects()[f"{folder}sweep.json"]
+    world.advance(CACHE_S + 1)  # or it would be wrapped by the keyring before the rotation
     world.upload("acme", "b", b"wrapped for the new generation")
     world.run(keep=lambda each: bool(hint(each)))
     world.run(keep=is_page, seconds=3 * LEASE_S)
@@ -236,13 +240,13 @@ def a_plan_that_was_rolled_back(world: World) -> None:
     def told() -> bool:
         """Page 1 has a result, and the worker that put it saw that the sweep waits for it."""
         result = f"{folder}results/000000-00000001-000000.json"
-        return result in world.server.standing() and not world.calls
+        return result in world.server.current_objects() and not world.calls
 
     assert world.run(until=told, keep=lambda each: bool(hint(each)) and not is_page(each, 1))
     world.server.plant(f"{folder}sweep.json", first.body, first.headers)
     world.server._bucket.purge("acme/a")
     step = SweepStep(sweep_id=rotation, project="acme", step=0)
-    world.queue.append(Letter(PLAN_QUEUE, encode(step), ready_at=world.clock.seconds))
+    world.queue.append(QueuedMessage(PLAN_QUEUE, encode(step), ready_at=world.clock.seconds))
     world.run(keep=lambda each: is_page(each, 1), seconds=60)
 
 
@@ -254,15 +258,15 @@ def _whatever_the_range(plan: Any, open_page: Any, result: Any) -> bool:
 def test_a_result_proves_no_other_range_of_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     assert violations(a_plan_that_was_rolled_back, options=ONE_KEY_A_PAGE) == []
     monkeypatch.setattr("keyturn_workers.sweep.progress._matches_plan", _whatever_the_range)
-    # The first step reads the moment of the turn again, which is a guard of its own.
+    # The first step dates the state again, which is a guard of its own.
     assert violations(a_plan_that_was_rolled_back, options=ONE_KEY_A_PAGE) == []
     as_created = lambda plan, *_, **__: replace(plan, turn_dated=True)  # noqa: E731
     monkeypatch.setattr("keyturn_workers.sweep.project_sweep.reconcile_clock", as_created)
     found = violations(a_plan_that_was_rolled_back, options=ONE_KEY_A_PAGE)
-    assert any("acme/c stands under (1," in what and "at the end of" in what for what in found)
+    assert any("acme/c is wrapped under (1," in what and "at the end of" in what for what in found)
 
 
-def an_upload_of_plaintext_behind_the_look_at_its_page(world: World) -> None:
+def an_upload_of_plaintext_behind_the_attempt_at_its_page(world: World) -> None:
     """Its put rests on a keyring that allows plaintext, and ends once that was forbidden."""
     begin(world, "a", plaintext="allowed")
     world.upload("acme", "b", b"late" * 100, staged=True)
@@ -273,11 +277,11 @@ def an_upload_of_plaintext_behind_the_look_at_its_page(world: World) -> None:
     world.run()
 
 
-def test_plaintext_that_was_forbidden_meanwhile_is_encrypted_before_it_is_told(
+def test_plaintext_that_was_forbidden_meanwhile_is_encrypted_before_it_is_published(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    story = an_upload_of_plaintext_behind_the_look_at_its_page
+    story = an_upload_of_plaintext_behind_the_attempt_at_its_page
     assert violations(story, options=ALL_PLAINTEXT) == []
     monkeypatch.setattr("keyturn_workers.keyring.DesiredState.same_state", lambda *_: True)
     found = violations(story, options=ALL_PLAINTEXT)
-    assert any("acme/b is plaintext once its upload was told" in what for what in found)
+    assert any("acme/b is plaintext once its upload was published" in what for what in found)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from keyturn_workers.sweep.plan import Plan
     from keyturn_workers.sweep.store import StoredPlan
-    from tests.protocol.broker import Letter
+    from tests.protocol.broker import QueuedMessage
     from tests.protocol.world import World
 
 _RUNNING = ".keyturn/sweeps/_running/"
@@ -31,19 +31,19 @@ def _plan(world: World, sweep_id: str) -> Any:
     return world.oracle.plan(sweep_id, "acme")
 
 
-def a_sweep_asked_for_again_after_its_successor_failed(world: World) -> None:
+def a_sweep_requested_again_after_its_successor_failed(world: World) -> None:
     """It had proven pages for the state before the rotation that took it over."""
     begin(world, "a", "b", "c")
     sweep = world.sweep("acme")
     proven = lambda: (  # noqa: E731
         _plan(world, sweep) is not None and _plan(world, sweep)["proven"]["objects"] == 2
     )
-    assert world.run(until=proven, keep=lambda letter: is_page(letter, 2))
+    assert world.run(until=proven, keep=lambda queued: is_page(queued, 2))
     rotation = world.rotate("acme")
     taken = lambda: sweep in (_plan(world, rotation) or {}).get("taken", ())  # noqa: E731
 
-    def of_the_first(letter: Letter) -> bool:
-        return is_page(letter) or hint(letter).get("sweep_id") == sweep
+    def of_the_first(queued: QueuedMessage) -> bool:
+        return is_page(queued) or hint(queued).get("sweep_id") == sweep
 
     assert world.run(until=taken, keep=of_the_first)
     world.run(keep=hint)
@@ -54,13 +54,13 @@ def a_sweep_asked_for_again_after_its_successor_failed(world: World) -> None:
     error = CorruptObjectError("a step of its own failed")
     world.loop.create_task(handler.record_failure(failing, error))
     world.loop.run_until_idle()
-    assert world.run(until=lambda: world.told_of("sweep.failed"), keep=is_page)
+    assert world.run(until=lambda: world.events_of_type("sweep.failed"), keep=is_page)
     world.replay(sweep)
     world.run()
     end: Any = world.ended(sweep)[-1]
     assert end.type == "sweep.completed"
     for key in "abc":
-        label = world.server.standing()[f"acme/{key}"].headers.metadata["enc-kek-user"]
+        label = world.server.current_objects()[f"acme/{key}"].headers.metadata["enc-kek-user"]
         if end.clean and not label.startswith("2:"):
             world.oracle.violated(f"a clean end while acme/{key} is wrapped under {label}")
 
@@ -69,17 +69,17 @@ def _keeps_what_it_had_proven(self: ProjectSweep, plan: Plan) -> Plan:
     return replace(self._unsent(plan), successor=None)
 
 
-def test_a_sweep_that_goes_on_after_its_successor_failed_proves_every_page_again(
+def test_a_sweep_that_continues_after_its_successor_failed_proves_every_page_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    story, options = a_sweep_asked_for_again_after_its_successor_failed, Options(page_keys=1)
+    story, options = a_sweep_requested_again_after_its_successor_failed, Options(page_keys=1)
     assert violations(story, options=options, settle=False) == []
     monkeypatch.setattr(ProjectSweep, "_resumed", _keeps_what_it_had_proven)
     found = violations(story, options=options, settle=False)
     assert any("acme/" in what for what in found), found
 
 
-def a_mark_that_is_set_after_the_later_sweep_has_ended(world: World) -> None:
+def a_mark_set_after_the_later_sweep_has_ended(world: World) -> None:
     """A worker stalls between reading the later sweep and marking the earlier one."""
     begin(world, "a")
     earlier = format_time(world.clock.now)
@@ -109,7 +109,7 @@ _follow = ProjectSweep._follow_successor
 def test_no_sweep_copies_the_end_of_one_that_did_not_note_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    story = a_mark_that_is_set_after_the_later_sweep_has_ended
+    story = a_mark_set_after_the_later_sweep_has_ended
     assert violations(story, settle=False) == []
     monkeypatch.setattr(ProjectSweep, "_follow_successor", _follows_any_sweep)
     found = violations(story, settle=False)

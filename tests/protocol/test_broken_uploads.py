@@ -42,7 +42,7 @@ class _NoReread(Uploader):
 def test_the_keyring_is_read_again_after_a_put() -> None:
     assert violations(a_put_that_outlasts_a_rotation) == []
     found = violations(a_put_that_outlasts_a_rotation, Parts(uploader=_NoReread))
-    assert any("acme/late stands under (1," in what for what in found)
+    assert any("acme/late is wrapped under (1," in what for what in found)
 
 
 def an_upload_whose_worker_dies_at_its_put(world: World) -> None:
@@ -74,7 +74,7 @@ def test_a_request_is_acknowledged_after_its_effect() -> None:
     assert violations(an_upload_whose_worker_dies_at_its_put) == []
     broken = Parts(consumer=_AcknowledgesFirst)
     found = violations(an_upload_whose_worker_dies_at_its_put, broken)
-    assert "the waiter of api's upload.requested waits for ever" in found
+    assert "the waiter of api's upload.requested waits forever" in found
 
 
 @pytest.mark.parametrize("record", ["sweep.json", "results"])
@@ -83,15 +83,15 @@ def test_a_hint_is_acknowledged_after_its_effect(record: str) -> None:
         begin(world, "a")
         world.rotate("acme")
         # The request's own put of the record comes first: the sweep's begins behind it.
-        world.run(until=lambda: world.told_of("rotation.accepted"))
+        world.run(until=lambda: world.events_of_type("rotation.accepted"))
         put = stop_at(world, "put", ".keyturn/sweeps/0")
         while record not in put.key:
             world.step(put)
             put = stop_at(world, "put", ".keyturn/sweeps/0")
         world.crash(put.sender, arriving=lambda _: False)
-        # A page that was lost is sent again after a quarter of an hour; nobody waits for that.
+        # A lost page is sent again after a quarter of an hour, which is not waited for.
         world.run(seconds=120)
-        if not world.told_of("rotation.completed"):
+        if not world.events_of_type("rotation.completed"):
             world.oracle.violated("the sweep stands still")
 
     assert violations(story) == []
@@ -101,7 +101,7 @@ def test_a_hint_is_acknowledged_after_its_effect(record: str) -> None:
 
 @pytest.mark.parametrize("project", ["acme", "*"])
 @pytest.mark.parametrize("nth", range(4))
-def test_a_record_that_comes_late_is_gone_on_from(project: str, nth: int) -> None:
+def test_a_step_continues_from_a_record_that_arrived_late(project: str, nth: int) -> None:
     """A worker dies while its step's record is on the way; that arrives just before the next try's.
 
     The next try then finds the step made, by nobody who could still send what follows.
@@ -110,7 +110,7 @@ def test_a_record_that_comes_late_is_gone_on_from(project: str, nth: int) -> Non
     def story(world: World) -> None:
         begin(world, "a")
         sweep = world.sweep(project)
-        world.run(until=lambda: any(hint(letter) for letter in world.ready()))
+        world.run(until=lambda: any(hint(queued) for queued in world.ready()))
         folder = "_all" if project == "*" else "acme"
         record = f".keyturn/sweeps/{sweep}/{folder}/sweep.json"
         late = stop_at(world, "put", record)
@@ -125,7 +125,7 @@ def test_a_record_that_comes_late_is_gone_on_from(project: str, nth: int) -> Non
 
         assert world.run(until=next_try, hold=lambda call: call is late)
         world.step(late)
-        # Lost messages are looked for after a quarter of an hour; nobody waits for that.
+        # Lost messages are recovered after a quarter of an hour; this story does not wait for that.
         world.run(seconds=120)
         if not world.ended(sweep):
             world.oracle.violated("the sweep stands still")
@@ -133,7 +133,7 @@ def test_a_record_that_comes_late_is_gone_on_from(project: str, nth: int) -> Non
     assert violations(story) == []
 
 
-def an_upload_that_comes_after_a_delete(world: World) -> None:
+def an_upload_that_arrives_after_a_delete(world: World) -> None:
     begin(world, "a")
     world.delete("acme", "a")
     world.run()
@@ -142,7 +142,7 @@ def an_upload_that_comes_after_a_delete(world: World) -> None:
 
 
 class _Overwrites(Uploader):
-    """Puts whatever stands there, a tombstone too."""
+    """Puts over any object, a tombstone too."""
 
     async def _store(self, upload: Any, condition: Any) -> UploadResult:
         del condition
@@ -151,22 +151,22 @@ class _Overwrites(Uploader):
 
 
 def test_a_tombstone_refuses_every_later_upload() -> None:
-    assert violations(an_upload_that_comes_after_a_delete) == []
-    found = violations(an_upload_that_comes_after_a_delete, Parts(uploader=_Overwrites))
-    assert "acme/a came back after its delete was told" in found
+    assert violations(an_upload_that_arrives_after_a_delete) == []
+    found = violations(an_upload_that_arrives_after_a_delete, Parts(uploader=_Overwrites))
+    assert "acme/a came back after its delete was published" in found
 
 
-def a_rotation_whose_worker_dies_once_it_turned(world: World) -> None:
+def a_rotation_whose_worker_dies_after_it_rotated_the_keyring(world: World) -> None:
     begin(world, "a")
     world.rotate("acme")
     put = stop_at(world, "put", ".keyturn/keyrings/")
-    world.step(put, answer=False)
+    world.step(put, respond=False)
     world.crash(put.sender)
     world.run()
 
 
-def test_the_keyring_remembers_which_rotation_turned_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert violations(a_rotation_whose_worker_dies_once_it_turned) == []
+def test_the_keyring_remembers_its_last_rotation(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert violations(a_rotation_whose_worker_dies_after_it_rotated_the_keyring) == []
     monkeypatch.setattr("keyturn_workers.control.rotation.find_generation", lambda *_: None)
-    found = violations(a_rotation_whose_worker_dies_once_it_turned)
+    found = violations(a_rotation_whose_worker_dies_after_it_rotated_the_keyring)
     assert any("rotation.rejected believed" in what and "had its effect" in what for what in found)

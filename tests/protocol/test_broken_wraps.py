@@ -26,7 +26,7 @@ def a_user_wrap_of_another_dek(world: World) -> None:
     """Whoever holds the API key and writes the bucket makes a wrap of a DEK of his own."""
     begin(world, "a")
     kek = world.oracle.projects["acme"].keks[1]
-    about = {"algorithm": "Cobblestone-256", "project": "acme", "key": "x", "generation": 1}
+    about = {"algorithm": "Cobblestone-256", "project": "acme", "object_key": "x", "generation": 1}
     wrap = wrap_dek(kek, "user", dek=os.urandom(32), **about)  # type: ignore[arg-type]
     metadata = {
         "enc-algo": "Cobblestone-256",
@@ -53,7 +53,7 @@ def test_a_dek_is_checked_against_the_header_before_it_is_wrapped(
     assert "the body of acme/x does not commit to its DEK" in found
 
 
-def a_master_key_that_is_turned(world: World) -> None:
+def a_master_key_that_is_rotated(world: World) -> None:
     begin(world, "a")
     world.sweep("acme", master_key="m2")
     world.run()
@@ -65,9 +65,9 @@ def _user_wrap_is_current(wraps: Any, admin: Any, user: Any, desired: Any) -> bo
 
 
 def test_both_wraps_are_brought_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert violations(a_master_key_that_is_turned) == []
+    assert violations(a_master_key_that_is_rotated) == []
     monkeypatch.setattr(DECIDE, "is_current", _user_wrap_is_current)
-    found = violations(a_master_key_that_is_turned)
+    found = violations(a_master_key_that_is_rotated)
     assert any("'m1') at the end of a sweep of acme, after a clean" in what for what in found)
 
 
@@ -75,7 +75,7 @@ def labels_that_are_ahead_of_their_wraps(world: World) -> None:
     begin(world, "a")
     world.rotate("acme")
     world.run(until=lambda: len(world.oracle.projects["acme"].states) > 1)
-    now, stored = world.oracle.projects["acme"].states[-1], world.server.standing()["acme/a"]
+    now, stored = world.oracle.projects["acme"].states[-1], world.server.current_objects()["acme/a"]
     labelled = {"enc-kek-user": f"{now.generation}:{now.kek_id}", "enc-kek-admin": now.master_key}
     metadata = {**stored.headers.metadata, **labelled}
     world.server.plant("acme/a", stored.body, replace(stored.headers, metadata=metadata))
@@ -88,11 +88,11 @@ def _labels_say_so(wraps: Any, admin: Any, user: Any, desired: Any) -> bool:
     return bool((wraps.generation, wraps.kek_id, wraps.master_key) == wanted)
 
 
-def test_wraps_are_opened_whatever_their_labels_say(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wraps_are_opened_whatever_their_labels_are(monkeypatch: pytest.MonkeyPatch) -> None:
     assert violations(labels_that_are_ahead_of_their_wraps) == []
     monkeypatch.setattr(DECIDE, "is_current", _labels_say_so)
     found = violations(labels_that_are_ahead_of_their_wraps)
-    assert any("acme/a stands under (1," in what and "at the end of" in what for what in found)
+    assert any("acme/a is wrapped under (1," in what and "at the end of" in what for what in found)
 
 
 def a_worker_that_dies_before_it_puts_tags_back(world: World) -> None:
@@ -102,7 +102,7 @@ def a_worker_that_dies_before_it_puts_tags_back(world: World) -> None:
     tags = stop_at(world, "write_tags")
     world.crash(tags.sender, arriving=lambda _: False)
     world.run()
-    if world.server.standing()["acme/a"].tags != {"team": "legal"}:
+    if world.server.current_objects()["acme/a"].tags != {"team": "legal"}:
         world.oracle.violated("the tags are gone")
 
 

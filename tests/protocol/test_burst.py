@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tests.protocol.process import Options
-from tests.protocol.stories import know_the_clock
+from tests.protocol.stories import establish_clock
 from tests.protocol.world import World
 
 if TYPE_CHECKING:
@@ -17,8 +17,8 @@ OBJECTS = 51
 ROTATIONS = 14
 
 
-def _looks_of_a_burst(rotations: int, gap_s: float | None = None) -> int:
-    """Reads of objects by so many rotations of one project that are asked for at once."""
+def _reads_in_a_burst(rotations: int, gap_s: float | None = None) -> int:
+    """Reads of objects by so many rotations of one project that are requested at once."""
     looks = 0
     with World(options=Options(page_keys=500)) as world:
         world.enroll("acme")
@@ -26,7 +26,7 @@ def _looks_of_a_burst(rotations: int, gap_s: float | None = None) -> int:
         for number in range(OBJECTS):
             world.upload("acme", f"k{number:02}", b"x")
         world.run()
-        know_the_clock(world)
+        establish_clock(world)
         network: Any = world.network
         ask = network.ask
 
@@ -36,14 +36,14 @@ def _looks_of_a_burst(rotations: int, gap_s: float | None = None) -> int:
             return ask(client, op, key, *args, **more)
 
         network.ask = counted
-        asked = []
+        requested = []
         for _ in range(rotations):
-            asked.append(world.rotate("acme"))
+            requested.append(world.rotate("acme"))
             world.clock.seconds += 0.001
             if gap_s is not None:
                 world.run(seconds=gap_s)
         world.run()
-        ends: list[Any] = [world.ended(rotation) for rotation in asked]
+        ends: list[Any] = [world.ended(rotation) for rotation in requested]
         assert [[event.type for event in each] for each in ends] == [["rotation.completed"]] * (
             rotations
         )
@@ -53,21 +53,21 @@ def _looks_of_a_burst(rotations: int, gap_s: float | None = None) -> int:
     return looks
 
 
-def test_14_rotations_at_once_look_at_each_object_twice() -> None:
-    """Once to turn it, once for the proof: as often as one rotation alone."""
-    assert _looks_of_a_burst(1) == 2 * OBJECTS
-    assert _looks_of_a_burst(ROTATIONS) == 2 * OBJECTS
+def test_14_rotations_at_once_read_each_object_twice() -> None:
+    """Once to rewrap it, once for the proof: as often as one rotation alone."""
+    assert _reads_in_a_burst(1) == 2 * OBJECTS
+    assert _reads_in_a_burst(ROTATIONS) == 2 * OBJECTS
 
 
-def test_of_14_rotations_one_after_the_other_each_looks_once_and_the_last_proves() -> None:
-    assert _looks_of_a_burst(ROTATIONS, gap_s=0.5) == (ROTATIONS + 1) * OBJECTS
+def test_of_14_consecutive_rotations_each_reads_once_and_the_last_proves() -> None:
+    assert _reads_in_a_burst(ROTATIONS, gap_s=0.5) == (ROTATIONS + 1) * OBJECTS
 
 
-def test_without_the_take_over_the_work_grows_with_the_square(
+def test_without_takeover_the_work_grows_with_the_square(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def none(_store: Any, _outbox: Any, plan: Plan, _master_key: str) -> Plan:
         return plan
 
     monkeypatch.setattr("keyturn_workers.sweep.project_sweep.take_over_earlier", none)
-    assert _looks_of_a_burst(ROTATIONS, gap_s=0.5) > 80 * OBJECTS
+    assert _reads_in_a_burst(ROTATIONS, gap_s=0.5) > 80 * OBJECTS

@@ -32,7 +32,7 @@ def world() -> Iterator[World]:
 
 
 def _waiters(world: World, request_id: str) -> list[Waiter]:
-    return [waiter for waiter in world.waiters if waiter.asked.id == request_id]
+    return [waiter for waiter in world.waiters if waiter.request.id == request_id]
 
 
 def test_each_honest_request_has_a_waiter_and_one_that_was_restarted(world: World) -> None:
@@ -49,12 +49,12 @@ def test_each_honest_request_has_a_waiter_and_one_that_was_restarted(world: Worl
     assert all(waiter.ended for waiter in world.waiters)
 
 
-def test_a_new_try_has_waiters_of_its_own(world: World) -> None:
+def test_a_repeated_request_has_waiters_of_its_own(world: World) -> None:
     upload = world.upload("nowhere", "k", b"x", staged=True)
     world.run()
     world.enroll("nowhere")
     world.run()
-    world.try_again(upload)
+    world.send_again(upload)
     world.run()
     ends = [waiter.believed[-1].type for waiter in _waiters(world, upload)]
     assert ends == ["upload.rejected"] * 2 + ["upload.stored"] * 2
@@ -67,8 +67,8 @@ def test_a_publisher_acts_in_its_projects_alone(world: World) -> None:
     assert (end.type, end.code) == ("upload.rejected", "not_permitted")
 
 
-def test_a_broker_writer_copies_what_was_ever_in_a_queue(world: World) -> None:
-    first = next(letter for letter in world.letters if letter.queue == UPLOAD_QUEUE)
+def test_a_broker_writer_copies_any_message_that_was_ever_queued(world: World) -> None:
+    first = next(queued for queued in world.all_messages if queued.queue == UPLOAD_QUEUE)
     copy = world.broker_writer.copy(
         first,
         queue=CONTROL_QUEUE,
@@ -78,20 +78,22 @@ def test_a_broker_writer_copies_what_was_ever_in_a_queue(world: World) -> None:
     assert (copy.body, copy.queue) == (first.body, CONTROL_QUEUE)
     assert copy.headers == {"keyturn-publisher": "api", ATTEMPT_HEADER: "unknown_project:3"}
     world.run()
-    assert [error.code for letter, error in world.dead if letter is copy] == ["bad_signature"]
+    assert [error.code for queued, error in world.dead if queued is copy] == ["bad_signature"]
 
 
-def test_what_nobody_signed_is_told_in_no_event(world: World) -> None:
+def test_no_event_reports_what_was_not_signed(world: World) -> None:
     before = len(world.stream)
     world.broker_writer.junk(UPLOAD_QUEUE, b"\xff")
     world.broker_writer.junk(CONTROL_QUEUE, b"{}", **{"keyturn-publisher": "api"})
-    document = next(a.document for a in world.asked.values() if a.kind == "upload.requested")
+    document = next(
+        a.document for a in world.sent_requests.values() if a.kind == "upload.requested"
+    )
     world.broker_writer.unsigned({**document, "key": "forged"}, UPLOAD_QUEUE)
     world.broker_writer.step(document["upload_id"], "acme", 3)
     world.broker_writer.page(document["upload_id"], "acme", 0, 0, 0)
     world.run()
     assert len(world.stream) == before
-    assert "acme/forged" not in world.server.standing()
+    assert "acme/forged" not in world.server.current_objects()
     assert [error.code for _, error in world.dead] == ["bad_signature"] * 3
 
 
@@ -107,13 +109,13 @@ def test_an_event_published_again_is_believed_and_a_forged_one_is_not(world: Wor
     assert not any(waiter.believed for waiter in _waiters(world, upload))
 
 
-def test_a_hostile_publisher_signs_what_carries_the_ids_of_others(world: World) -> None:
+def test_a_hostile_publisher_signs_requests_with_ids_of_others(world: World) -> None:
     rotation = world.rotate("acme")
     hostile = HostilePublisher(world, "other")
     hostile.reuse(rotation, "sweep", "beta", dry_run=True)
     hostile.reuse(rotation, "upload", "beta", key="k", plaintext=b"x")
     hostile.malformed(rotation, "rotation.requested", "acme")
-    signed_by = [letter.headers["keyturn-publisher"] for letter in world.letters[-3:]]
+    signed_by = [queued.headers["keyturn-publisher"] for queued in world.all_messages[-3:]]
     assert signed_by == ["other"] * 3
     assert len(_waiters(world, rotation)) == 2
     assert world.requests[rotation]["type"] == "rotation.requested"
@@ -164,7 +166,7 @@ def test_a_front_end_has_a_clock_of_its_own(world: World) -> None:
     assert date() == pytest.approx(86_400, abs=1)
 
 
-def test_an_answer_may_be_dated_before_its_effect(world: World) -> None:
+def test_a_response_may_be_dated_before_its_effect(world: World) -> None:
     world.server.front_end(where=lambda call: call.op == "put_stream", dated_early=True)
     began = world.clock.now.replace(microsecond=0)
     world.upload("acme", "b", b"x" * 100, staged=True)
@@ -172,7 +174,7 @@ def test_an_answer_may_be_dated_before_its_effect(world: World) -> None:
     without(world, put, seconds=5)
     world.advance(5)
     world.step(put)
-    modified = world.server.standing()["acme/b"].last_modified
+    modified = world.server.current_objects()["acme/b"].last_modified
     assert modified - began < timedelta(seconds=2)
 
 
@@ -186,11 +188,11 @@ def test_a_worker_has_a_clock_of_its_own(world: World) -> None:
     assert format_time(world.clock.now - timedelta(seconds=58)) > end.at
 
 
-def test_a_bucket_writer_removes_and_relabels(world: World) -> None:
+def test_a_bucket_writer_removes_and_relabels_objects(world: World) -> None:
     world.bucket_writer.relabel("acme/a", enc_upload="another")
-    assert world.server.standing()["acme/a"].headers.metadata["enc-upload"] == "another"
+    assert world.server.current_objects()["acme/a"].headers.metadata["enc-upload"] == "another"
     world.bucket_writer.remove("acme/")
-    assert "acme/a" not in world.server.standing()
+    assert "acme/a" not in world.server.current_objects()
 
 
 def test_a_record_of_the_stream_is_believed_by_its_signature_alone(world: World) -> None:

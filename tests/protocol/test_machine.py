@@ -1,4 +1,4 @@
-"""The rotation protocol under a scheduler that means ill: whatever it does, the oracle's laws hold.
+"""The rotation protocol under a hostile scheduler: whatever it does, the oracle's laws hold.
 
 Uploads, rotations, master key rotations, deletes and sweeps run at once on three workers.
 Requests are held, lost, answered late and answered never; workers are killed in the midst of
@@ -129,9 +129,9 @@ class Protocol(RuleBasedStateMachine):
         self.on.enroll("acme", **more)
         for key in ("a", "b", "e"):
             self.on.upload("acme", key, key.encode() * 100)
-        self.go_on(seconds=30)
+        self.all_proceeds(seconds=30)
 
-    # What is asked for.
+    # Requests.
 
     @rule(project=PROJECTS, plaintext=st.booleans(), publisher=PUBLISHER)
     def enroll(self, project: str, publisher: str, *, plaintext: bool) -> None:
@@ -170,13 +170,13 @@ class Protocol(RuleBasedStateMachine):
     def delete(self, project: str, key: str, publisher: str) -> None:
         self.on.delete(project, key, publisher=publisher)
 
-    @rule(pick=PICKS, anew=st.booleans())
-    def ask_again(self, pick: int, *, anew: bool) -> None:
+    @rule(pick=PICKS, signed_again=st.booleans())
+    def request_again(self, pick: int, *, signed_again: bool) -> None:
         names = list(self.on.requests)
-        again = self.on.try_again if anew else self.on.replay
+        again = self.on.send_again if signed_again else self.on.replay
         again(names[pick % len(names)])
 
-    # Those who mean ill.
+    # Attackers.
 
     @rule(
         pick=PICKS,
@@ -194,13 +194,13 @@ class Protocol(RuleBasedStateMachine):
         attempt: str | None,
     ) -> None:
         """To any queue, by any key, with the notes of another message or forged ones."""
-        letters = self.on.letters
+        all_messages = self.on.all_messages
         headers: dict[str, Any] = {} if attempt is None else {ATTEMPT_HEADER: attempt}
         if of is not None:
-            noted = letters[of % len(letters)].headers
+            noted = all_messages[of % len(all_messages)].headers
             headers = {name: noted[name] for name in WORKER_HEADERS if name in noted}
-        letter = letters[pick % len(letters)]
-        self.on.broker_writer.copy(letter, queue=queue, routing_key=routing_key, headers=headers)
+        queued = all_messages[pick % len(all_messages)]
+        self.on.broker_writer.copy(queued, queue=queue, routing_key=routing_key, headers=headers)
 
     @rule(pick=PICKS)
     def an_event_is_published_again(self, pick: int) -> None:
@@ -214,9 +214,9 @@ class Protocol(RuleBasedStateMachine):
     @rule(pick=PICKS, queue=st.sampled_from(QUEUES))
     def a_request_is_changed(self, pick: int, queue: str) -> None:
         """Its bytes, under the signature of others."""
-        asked = list(self.on.asked.values())
-        document = {**asked[pick % len(asked)].document, "key": "forged", "project": "acme"}
-        self.on.broker_writer.unsigned(document, queue, asked[pick % len(asked)].publisher)
+        sent = list(self.on.sent_requests.values())
+        document = {**sent[pick % len(sent)].document, "key": "forged", "project": "acme"}
+        self.on.broker_writer.unsigned(document, queue, sent[pick % len(sent)].publisher)
 
     @rule(pick=PICKS, project=st.sampled_from(("acme", "beta", "*")), numbers=st.integers(0, 40))
     def a_hint_is_forged(self, pick: int, project: str, numbers: int) -> None:
@@ -237,8 +237,8 @@ class Protocol(RuleBasedStateMachine):
     )
     def an_id_is_reused(self, pick: int, kind: str, hostile: str, key: str, *, own: bool) -> None:
         """Another publisher asks for something else under the id of an honest request."""
-        asked = [each for each in self.on.asked.values() if each.honest]
-        taken = asked[pick % len(asked)]
+        sent = [each for each in self.on.sent_requests.values() if each.honest]
+        taken = sent[pick % len(sent)]
         publisher = HostilePublisher(self.on, hostile)
         more: dict[str, Any] = {}
         match kind:
@@ -255,8 +255,8 @@ class Protocol(RuleBasedStateMachine):
 
     @rule(pick=PICKS, hostile=st.sampled_from(("other", "second")))
     def bytes_are_signed_once_more(self, pick: int, hostile: str) -> None:
-        asked = [each for each in self.on.asked.values() if each.honest]
-        HostilePublisher(self.on, hostile).sign_as_own(asked[pick % len(asked)])
+        sent = [each for each in self.on.sent_requests.values() if each.honest]
+        HostilePublisher(self.on, hostile).sign_as_own(sent[pick % len(sent)])
 
     @rule(
         pick=PICKS,
@@ -266,23 +266,23 @@ class Protocol(RuleBasedStateMachine):
     def a_malformed_body_names_anothers_id(
         self, pick: int, hostile: str, project: str | None
     ) -> None:
-        asked = list(self.on.asked.values())
-        taken = asked[pick % len(asked)]
+        sent = list(self.on.sent_requests.values())
+        taken = sent[pick % len(sent)]
         HostilePublisher(self.on, hostile).malformed(taken.id, taken.kind, project)
 
     @rule(pick=PICKS, whole=st.booleans())
     def a_sweeps_records_are_removed(self, pick: int, *, whole: bool) -> None:
-        """By a bucket writer: all of them, or the marks alone."""
+        """By a bucket writer: all of them, or the markers alone."""
         prefix = SWEEPS_PREFIX if whole else RUNNING_PREFIX
-        keys = [key for key in self.on.server.standing() if key.startswith(prefix)]
+        keys = [key for key in self.on.server.current_objects() if key.startswith(prefix)]
         if keys:
             self.on.bucket_writer.remove(keys[pick % len(keys)])
 
     @rule(key=KEYS, pick=PICKS)
-    def an_object_is_relabelled(self, key: str, pick: int) -> None:
+    def an_object_is_relabeled(self, key: str, pick: int) -> None:
         """To the id of an upload that is perhaps still to come."""
-        uploads = [a.id for a in self.on.asked.values() if a.kind == "upload.requested"]
-        stored = self.on.server.standing().get(f"acme/{key}")
+        uploads = [a.id for a in self.on.sent_requests.values() if a.kind == "upload.requested"]
+        stored = self.on.server.current_objects().get(f"acme/{key}")
         if stored is not None and "enc-upload" in stored.headers.metadata:
             self.on.bucket_writer.relabel(f"acme/{key}", enc_upload=uploads[pick % len(uploads)])
 
@@ -305,7 +305,7 @@ class Protocol(RuleBasedStateMachine):
     def a_front_end_is_off(
         self, clock_s: float, times: int | None, every: int, *, early: bool
     ) -> None:
-        """One of a few front ends, which serve requests in their turn."""
+        """One of a few front ends, which serve requests in rotation."""
         served = count()
         in_turn = lambda _: next(served) % every == 0  # noqa: E731
         if early:
@@ -326,36 +326,36 @@ class Protocol(RuleBasedStateMachine):
         self.on.processes[worker].clock_s = clock_s
 
     @rule(worker=WORKERS)
-    def a_worker_looks_after_sweeps(self, worker: int) -> None:
+    def a_worker_recovers_sweeps(self, worker: int) -> None:
         process = self.on.processes[worker]
         if not process.stalled:
             self.on.advance(1000)
             self.on.recover_sweeps(process)
 
-    # Who goes on.
+    # The scheduler.
 
     @rule(picks=st.lists(PICKS, min_size=1, max_size=12))
-    def some_go_on(self, picks: list[int]) -> None:
+    def some_calls_proceed(self, picks: list[int]) -> None:
         for pick in picks:
             calls = [call for call in self.on.moving() if call not in self.held]
-            letters = self.on.ready()
-            if not calls and not letters:
+            ready = self.on.ready()
+            if not calls and not ready:
                 return
-            at = pick % (len(calls) + len(letters))
+            at = pick % (len(calls) + len(ready))
             if at < len(calls):
                 self.on.step(calls[at])
             else:
-                self.on.deliver(letters[at - len(calls)])
+                self.on.deliver(ready[at - len(calls)])
 
     @rule(seconds=st.sampled_from((0.5, 4, 20, 60)))
-    def go_on(self, seconds: float) -> None:
+    def all_proceeds(self, seconds: float) -> None:
         self.on.run(hold=self.held.__contains__, seconds=seconds)
 
     @rule(seconds=st.sampled_from((0.6, 3, 7, 14)))
     def time_passes(self, seconds: float) -> None:
         self.on.advance(seconds)
 
-    # What goes wrong.
+    # Faults.
 
     @rule(
         moment=MOMENT,
@@ -363,7 +363,7 @@ class Protocol(RuleBasedStateMachine):
         skip=st.integers(0, 3),
     )
     def something_happens_at(self, moment: str, fate: str, skip: int) -> None:
-        """Go on until a request of this kind is sent; then it meets its fate."""
+        """Proceed until a request of this kind is sent; then it meets its fate."""
         for _ in range(skip + 1):
             call = self._next(moment)
             if call is None:
@@ -391,7 +391,7 @@ class Protocol(RuleBasedStateMachine):
         return found()
 
     def _meet(self, call: Call, fate: str) -> None:
-        """Whatever is neither served nor forgotten by it is held from then on."""
+        """A request that is neither served nor dropped by it is held from then on."""
         match fate:
             case "begun" | "midst" | "late":
                 self._serve_in_part(call, fate)
@@ -408,7 +408,7 @@ class Protocol(RuleBasedStateMachine):
             self.held.append(call)
 
     def _serve_in_part(self, call: Call, fate: str) -> None:
-        self.on.step(call, answer=fate != "late")
+        self.on.step(call, respond=fate != "late")
         if call.state == BEGUN and fate == "midst":
             self.on.step(call)
 
@@ -427,8 +427,8 @@ class Protocol(RuleBasedStateMachine):
     def meanwhile(
         self, first: str, moment: str, fate: str, then: list[str], seconds: float, key: str
     ) -> None:
-        """One request is held up at a moment of its way; others come to pass; then it goes on."""
-        self._ask(first, key)
+        """One request is held at a moment of its way, others are served, then it proceeds."""
+        self._request(first, key)
         call = self._next(moment)
         if call is None:
             return
@@ -436,19 +436,19 @@ class Protocol(RuleBasedStateMachine):
         if call.key.startswith("acme/"):
             key = call.key.removeprefix("acme/")
         for what in then:
-            self._ask(what, key)
-            self.go_on(seconds=seconds)
+            self._request(what, key)
+            self.all_proceeds(seconds=seconds)
         while self.held:
-            self.what_was_held_goes_on(0)
+            self.a_held_call_proceeds(0)
         self.nothing_is_violated()
 
-    def _ask(self, what: str, key: str) -> None:
+    def _request(self, what: str, key: str) -> None:
         match what:
             case "rotate":
                 self.on.rotate("acme")
             case "sweep":
-                standing = self.on.oracle.projects["acme"].states[-1].master_key
-                self.on.sweep("acme", master_key="m2" if standing == "m1" else "m1")
+                current = self.on.oracle.projects["acme"].states[-1].master_key
+                self.on.sweep("acme", master_key="m2" if current == "m1" else "m1")
             case "encrypt":
                 self.on.sweep("acme", encrypt_plaintext=True)
             case "upload":
@@ -458,7 +458,7 @@ class Protocol(RuleBasedStateMachine):
 
     @precondition(lambda self: self.held)
     @rule(pick=PICKS)
-    def what_was_held_goes_on(self, pick: int) -> None:
+    def a_held_call_proceeds(self, pick: int) -> None:
         call = self.held.pop(pick % len(self.held))
         if call in self.on.calls:
             self.on.step(call)
@@ -472,7 +472,7 @@ class Protocol(RuleBasedStateMachine):
         self.on.disconnect(self.on.processes[worker], noticed=noticed)
 
     @rule(worker=WORKERS)
-    def stall_or_come_back(self, worker: int) -> None:
+    def stall_or_recover(self, worker: int) -> None:
         process = self.on.processes[worker]
         process.stalled = not process.stalled
 

@@ -1,4 +1,4 @@
-"""The world goes its way where nothing goes wrong, and the oracle sees what is wrong."""
+"""Without faults everything succeeds, and the oracle detects what is wrong."""
 
 from __future__ import annotations
 
@@ -49,20 +49,20 @@ def test_one_list_of_choices_gives_one_story() -> None:
 
 
 def _another_body(world: World) -> None:
-    stored = world.server.standing()["acme/a"]
+    stored = world.server.current_objects()["acme/a"]
     body = seal(os.urandom(32), BODY_CONTEXT, b"a" * 100)
     world.oracle._object("acme/a", replace(stored, body=body))
 
 
 def _no_object_any_more(world: World) -> None:
     world.oracle.deleted.add("acme/a")
-    world.oracle._object("acme/a", world.server.standing()["acme/a"])
+    world.oracle._object("acme/a", world.server.current_objects()["acme/a"])
 
 
 def _unknown_keys(world: World) -> None:
     world.oracle.projects["acme"].keks[1] = Secret(os.urandom(32))
     world.oracle._opened.clear()
-    world.oracle.look("acme/a", world.server.standing()["acme/a"])
+    world.oracle.inspect("acme/a", world.server.current_objects()["acme/a"])
 
 
 def _an_earlier_state(world: World) -> None:
@@ -76,7 +76,7 @@ def _an_earlier_state(world: World) -> None:
     ("change", "found"),
     [
         (_another_body, "the body of acme/a does not commit to its DEK"),
-        (_no_object_any_more, "acme/a came back after its delete was told"),
+        (_no_object_any_more, "acme/a came back after its delete was published"),
         (_unknown_keys, "a wrap of acme/a does not open under any key that ever was"),
         (_an_earlier_state, "after a clean sweep"),
     ],

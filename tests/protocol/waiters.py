@@ -1,7 +1,6 @@
-"""Those who wait for the answer to a request, and believe the stream as a publisher does.
+"""Waiters for the response to a request, which believe the stream as a publisher does.
 
-A waiter keeps what it believed. Whether that is what happened to its request is for the
-oracle to say.
+A waiter keeps what it believed. The oracle checks whether that is what happened.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 EVENT_KEY: Final = SigningKey.from_seed(bytes([9]) * 32)
 _VERIFY: Final = VerifyKey.from_bytes(EVENT_KEY.public_bytes)
 
-ANSWERS: Final = {
+RESPONSES: Final = {
     "enroll.requested": {"project.enrolled", "enroll.rejected"},
     "upload.requested": {"upload.stored", "upload.rejected"},
     "rotation.requested": {"rotation.accepted", "rotation.rejected"},
@@ -30,7 +29,7 @@ ANSWERS: Final = {
     "delete.requested": {"object.deleted", "delete.rejected"},
 }
 ENDS: Final = {
-    **ANSWERS,
+    **RESPONSES,
     "rotation.requested": {"rotation.completed", "rotation.failed", "rotation.rejected"},
     "sweep.requested": {"sweep.completed", "sweep.failed", "sweep.rejected"},
 }
@@ -45,7 +44,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Asked:
+class SentRequest:
     """One request as it was signed; `secret` is its plaintext, or its KEK."""
 
     publisher: str
@@ -75,41 +74,41 @@ class Asked:
 class Waiter:
     """Waits for the end of one request; one that was restarted no longer has its bytes."""
 
-    asked: Asked
+    request: SentRequest
     restarted: bool = False
     believed: list[Event] = field(default_factory=list)
 
     def __str__(self) -> str:
         who = "a restarted waiter" if self.restarted else "the waiter"
-        return f"{who} of {self.asked.publisher}'s {self.asked.kind}"
+        return f"{who} of {self.request.publisher}'s {self.request.kind}"
 
     @property
     def ended(self) -> bool:
-        return any(event.type in ENDS[self.asked.kind] for event in self.believed)
+        return any(event.type in ENDS[self.request.kind] for event in self.believed)
 
-    def hears(self, event: Event) -> bool:
-        """Take an event for an answer to the request, or leave it (SPEC 6.7)."""
+    def receive(self, event: Event) -> bool:
+        """Believe an event if it answers the request (SPEC 6.7); returns whether it does."""
         if self.ended or not self._is_meant_by(event):
             return False
         self.believed.append(event)
         return True
 
     def _is_meant_by(self, event: Event) -> bool:
-        asked = self.asked
-        of_the_answer = event.type in ANSWERS[asked.kind] | ENDS[asked.kind]
-        return of_the_answer and self._matcher.matches(event)
+        request = self.request
+        is_response = event.type in RESPONSES[request.kind] | ENDS[request.kind]
+        return is_response and self._matcher.matches(event)
 
     @property
     def _matcher(self) -> EventMatcher:
-        """What the publisher's client asks of an event."""
-        asked = self.asked
+        """What the publisher's client requires of an event."""
+        request = self.request
         return EventMatcher(
-            asked.publisher,
-            asked.project,
-            asked.kind,
-            asked.id,
-            digest=None if self.restarted else asked.digest,
-            signed_at=None if self.restarted else parse_time(asked.document["requested_at"]),
+            request.publisher,
+            request.project,
+            request.kind,
+            request.id,
+            digest=None if self.restarted else request.digest,
+            signed_at=None if self.restarted else parse_time(request.document["requested_at"]),
         )
 
 
@@ -119,7 +118,7 @@ def signed(body: bytes) -> Record:
 
 
 def verified(record: Record) -> Event | None:
-    """The event, where the deployment signed it."""
+    """The event, if the deployment signed it."""
     try:
         _VERIFY.verify_event("test", record.body, record.signature)
     except SignatureError:

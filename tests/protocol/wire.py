@@ -1,4 +1,4 @@
-"""The way between workers and the bucket: each request is held until the scheduler lets it on.
+"""The network between workers and the bucket: each request is held until the scheduler lets it on.
 
 A request that was sent lives on when its sender dies: it may still arrive, late or never.
 The bucket is the awkward one of FACTS: a self-copy reads, lets others run, and then writes;
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from tests.protocol.process import Process
 
 SENT: Final = "sent"
-# Of a streamed put: its lease was looked at, and its body is still to come; then it comes.
+# Of a streamed put: its lease was checked, and its body is still to be sent; then it is sent.
 BEGUN: Final = "begun"
 SENDING: Final = "sending"
 MID: Final = "mid"
@@ -54,7 +54,7 @@ _SERVING: ContextVar[Call | None] = ContextVar("call", default=None)
 
 
 class Call:
-    """One request: sent, at the server in the midst of its effect, or served and not answered."""
+    """One request: sent, at the server in the midst of its effect, or served without a response."""
 
     def __init__(
         self, sender: Process, op: str, key: str, effect: Callable[[], Awaitable[Any]]
@@ -74,11 +74,11 @@ class Call:
 
     @property
     def is_ghost(self) -> bool:
-        """Whether nobody waits for its answer any more."""
+        """Whether its sender no longer waits for the response."""
         return self.client.done()
 
     @property
-    def can_go(self) -> bool:
+    def can_proceed(self) -> bool:
         """Whether it waits for the scheduler, and not for a sender that makes a body."""
         return self.state != SENDING
 
@@ -107,8 +107,8 @@ class Network:
         self.calls.append(call)
         return await call.client
 
-    def step(self, call: Call, *, answer: bool = True) -> None:
-        """Let a request on: to the midst of its effect, to its end, or its answer to its sender."""
+    def step(self, call: Call, *, respond: bool = True) -> None:
+        """Let a request on: to the midst of its effect, to its end, or to its response."""
         if call.state == SENT:
             call.began = self.clock.seconds
             call.faults = [fault for fault in self.faults if fault.meets(call)]
@@ -123,9 +123,9 @@ class Network:
                 resume.set_result(None)
             self.loop.run_until_idle()
         else:
-            answer = True
-        if call.state == SERVED and (answer or call.is_ghost):
-            self._answer(call)
+            respond = True
+        if call.state == SERVED and (respond or call.is_ghost):
+            self._respond(call)
 
     async def _serve(self, call: Call) -> None:
         _SERVING.set(call)
@@ -137,7 +137,7 @@ class Network:
             call.failure = StorageUnavailableError("its sender died")
         call.state = SERVED
 
-    def _answer(self, call: Call) -> None:
+    def _respond(self, call: Call) -> None:
         self.calls.remove(call)
         if not call.client.done():
             if call.failure is not None:
@@ -147,21 +147,21 @@ class Network:
         self.loop.run_until_idle()
 
     def lose(self, call: Call) -> None:
-        """The sender is told that the connection broke; the request itself may still arrive."""
+        """The sender sees a broken connection; the request itself may still arrive."""
         if call.state == SERVED:
             self.calls.remove(call)
         if not call.client.done():
             call.client.set_exception(StorageUnavailableError("the connection broke"))
         self.loop.run_until_idle()
 
-    def forget(self, call: Call) -> None:
+    def drop(self, call: Call) -> None:
         """A request that never arrives."""
         assert call.state == SENT
         self.lose(call)
         self.calls.remove(call)
 
     async def midst(self, state: str = MID) -> None:
-        """Called at the server: here it takes its time, and others run."""
+        """Called at the server: here it pauses, and others run."""
         call = _SERVING.get()
         assert call is not None
         call.state = state
@@ -228,7 +228,7 @@ class Server(MemoryStorage):
                 raise error_for(operation, 404, fault.missing)
 
     def hide(self, prefix: str, *, code: Missing = "NoSuchKey", times: int | None = None) -> Fault:
-        """Let reads under a prefix answer 404, with a code or as a proxy's page without one."""
+        """Let reads under a prefix return 404, with a code or as a proxy's page without one."""
         fault = Fault(reads_of(prefix), times, missing=code)
         self._network.faults.append(fault)
         return fault
@@ -261,7 +261,7 @@ class Server(MemoryStorage):
         condition: Condition | None = None,
         lease: Lease | None = None,
     ) -> WriteResult:
-        """Its lease is looked at when it begins, its condition when it ends; any time between.
+        """The lease is checked when it begins, the condition when it ends, any time later.
 
         A sender that is lost before it sent the whole body stores nothing.
         """
@@ -272,8 +272,8 @@ class Server(MemoryStorage):
             await self._network.midst()
             return self._store(key, body, headers, etag_of(body), condition)
 
-    def standing(self) -> dict[str, Stored]:
-        """All objects, as someone sees them who holds the bucket."""
+    def current_objects(self) -> dict[str, Stored]:
+        """All objects in the bucket."""
         return {key: self._bucket.get(key) for key in self.stored_keys()}
 
     def every_version(self) -> list[tuple[str, Stored]]:
@@ -298,7 +298,7 @@ class Wire:
         return await self._network.ask(self._sender, op, key, effect)
 
     def __getattr__(self, op: str) -> Callable[..., Awaitable[Any]]:
-        """The methods that answer once."""
+        """The methods with a single response."""
         method = getattr(self._server, op)
 
         async def call(*args: Any, **kwargs: Any) -> Any:

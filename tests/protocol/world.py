@@ -1,8 +1,8 @@
-"""Several workers, one bucket, one broker, and a scheduler that decides who goes on.
+"""Several workers, one bucket, one broker, and a scheduler that decides which of them proceeds.
 
 The classes are the workers' own, wired as `worker.wiring` wires them. Everything that they
 do to the world is a request on the network or a message in a queue; a test lets each one on,
-holds it, loses it, or kills whoever sent it. Nothing waits for real, nothing is random but
+holds it, loses it, or kills its sender. Nothing waits for real, nothing is random but
 the keys, so that one list of choices always gives one story.
 """
 
@@ -22,7 +22,7 @@ from keyturn.identifiers import format_time, object_s3_key, staging_s3_key
 from keyturn.topology import CONTROL_QUEUE, UPLOAD_QUEUE
 from keyturn_workers.storage import Headers
 from keyturn_workers.storage.timekeeper import INTERVAL_S
-from tests.protocol.broker import Delivery, Letter
+from tests.protocol.broker import Delivery, QueuedMessage
 from tests.protocol.clock import Clock, Loop
 from tests.protocol.hostile import BrokerWriter, BucketWriter
 from tests.protocol.oracle import Oracle
@@ -36,7 +36,7 @@ from tests.protocol.process import (
     Process,
     intake,
 )
-from tests.protocol.waiters import ENDS, Asked, Record, Waiter, verified
+from tests.protocol.waiters import ENDS, Record, SentRequest, Waiter, verified
 from tests.protocol.wire import CURRENT, MID, SENT, Call, Network, Server
 
 if TYPE_CHECKING:
@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 
 TICK_S: Final = 0.01
 _STEPS: Final = 20_000
-# What stands still for longer than a quarter of an hour is looked after.
-_STILL_FOR_S: Final = 1000
+# A sweep that is stalled for longer than a quarter of an hour is recovered.
+_STALLED_S: Final = 1000
 _ROUNDS: Final = 3
 _QUEUES: Final = {"upload.requested": UPLOAD_QUEUE}
 
@@ -74,20 +74,20 @@ class World:
             versioned=self.options.versioned,
         )
         self.oracle.server = self.server
-        self.queue: list[Letter] = []
+        self.queue: list[QueuedMessage] = []
         # Every message that was ever in a queue, and every record of the stream of events.
-        self.letters: list[Letter] = []
+        self.all_messages: list[QueuedMessage] = []
         self.stream: list[Record] = []
-        self.dead: list[tuple[Letter, CodedError]] = []
+        self.dead: list[tuple[QueuedMessage, CodedError]] = []
         self.retries: Counter[str] = Counter()
         self.requests: dict[str, dict[str, Any]] = {}
         # Every request by the digest of its bytes, and those who wait for the honest ones.
-        self.asked: dict[tuple[str, str], Asked] = self.oracle.laws.asked
+        self.sent_requests: dict[tuple[str, str], SentRequest] = self.oracle.laws.sent_requests
         self.waiters: list[Waiter] = []
         self.broker_writer = BrokerWriter(self)
         self.bucket_writer = BucketWriter(self)
         self.processes = [Process(self, n) for n in range(self.options.processes)]
-        self._turn = 0
+        self._next_process = 0
         self._made = 0
         self._timed_at = 0.0
 
@@ -120,18 +120,18 @@ class World:
     def events(self) -> list[Event]:
         return self.oracle.events
 
-    def told(self, event: Event, record: Record, delivery: Delivery | None) -> None:
+    def event_published(self, event: Event, record: Record, delivery: Delivery | None) -> None:
         """A worker's event is durable."""
-        self.oracle.told(event, delivery)
+        self.oracle.published(event, delivery)
         self.streamed(record)
 
     def streamed(self, record: Record) -> None:
-        """The stream has one more record, from whoever published it: each waiter reads it."""
+        """The stream has one more record, of any origin: each waiter reads it."""
         self.stream.append(record)
         event = verified(record)
         if event is not None:
             for waiter in self.waiters:
-                if waiter.hears(event):
+                if waiter.receive(event):
                     self.oracle.believed(waiter, event)
 
     def acknowledged(self, delivery: Delivery) -> None:
@@ -143,10 +143,10 @@ class World:
         self._made += 1
         return str(uuid.UUID(int=self._made, version=4))
 
-    def put(self, letter: Letter) -> None:
-        """A message comes into its queue."""
-        self.letters.append(letter)
-        self.queue.append(letter)
+    def put(self, queued: QueuedMessage) -> None:
+        """A message enters its queue."""
+        self.all_messages.append(queued)
+        self.queue.append(queued)
 
     def send(
         self, body: bytes, publisher: str, routing_key: str, *, queue: str | None = None
@@ -156,7 +156,7 @@ class World:
         signature = PUBLISHERS[publisher].sign_request("test", publisher, body)
         headers = {"keyturn-publisher": publisher, "keyturn-signature": signature}
         queue = queue or _QUEUES.get(routing_key, CONTROL_QUEUE)
-        self.put(Letter(queue, body, headers, routing_key=routing_key))
+        self.put(QueuedMessage(queue, body, headers, routing_key=routing_key))
 
     def _publish(
         self,
@@ -166,17 +166,17 @@ class World:
         honest: bool = True,
         secret: bytes | None = None,
     ) -> str:
-        """Sign a request and send it; of an honest one the answer is waited for."""
+        """Sign a request and send it; a waiter waits for the response to an honest one."""
         document = {"requested_at": format_time(self.clock.now), **document}
-        asked = Asked(publisher, document, json.dumps(document).encode(), honest, secret)
-        if (publisher, asked.digest) not in self.asked:
-            self.asked[publisher, asked.digest] = asked
+        request = SentRequest(publisher, document, json.dumps(document).encode(), honest, secret)
+        if (publisher, request.digest) not in self.sent_requests:
+            self.sent_requests[publisher, request.digest] = request
             if honest:
-                self.waiters += [Waiter(asked), Waiter(asked, restarted=True)]
+                self.waiters += [Waiter(request), Waiter(request, restarted=True)]
         if honest:
-            self.requests[asked.id] = document
-        self.send(asked.body, publisher, asked.kind)
-        return asked.id
+            self.requests[request.id] = document
+        self.send(request.body, publisher, request.kind)
+        return request.id
 
     def _kek(self, purpose: Any, request_id: str, project: str, kek: bytes) -> dict[str, str]:
         ciphertext = intake().public_key.seal(kek, kek_info(purpose, request_id, project))
@@ -192,7 +192,7 @@ class World:
         kek: bytes | None = None,
         **more: Any,
     ) -> str:
-        """Ask for an enrolment; the KEK is that of the id, unless one is given."""
+        """Ask for an enrollment; the KEK is that of the id, unless one is given."""
         request_id = request_id or self._id()
         kek = kek or hashlib.sha256(request_id.encode()).digest()
         sealed = self._kek("enroll", request_id, project, kek)
@@ -241,7 +241,7 @@ class World:
         honest: bool = True,
     ) -> str:
         if GRANTS[publisher].allows("delete.requested", project):
-            self.oracle.delete_asked.add(object_s3_key(project, key))
+            self.oracle.delete_requested.add(object_s3_key(project, key))
         request_id = request_id or self._id()
         document = {"type": "delete.requested", "request_id": request_id, "project": project}
         return self._publish({**document, "key": key}, publisher, honest=honest)
@@ -280,17 +280,21 @@ class World:
 
     def replay(self, request_id: str, **more: Any) -> None:
         """The publisher sends the same request once more, in the same bytes or with changes."""
-        asked = next(a for a in reversed(self.asked.values()) if a.id == request_id and a.honest)
-        self._publish({**asked.document, **more}, asked.publisher, secret=asked.secret)
+        request = next(
+            a for a in reversed(self.sent_requests.values()) if a.id == request_id and a.honest
+        )
+        self._publish({**request.document, **more}, request.publisher, secret=request.secret)
 
-    def try_again(self, request_id: str) -> None:
-        """A new try under the same id, signed anew: its body is staged again, where it was."""
-        asked = next(a for a in reversed(self.asked.values()) if a.id == request_id and a.honest)
-        if "staged" in asked.document.get("body", {}):
-            assert asked.secret is not None
+    def send_again(self, request_id: str) -> None:
+        """A new attempt under the same id, signed again; a staged body is staged again."""
+        request = next(
+            a for a in reversed(self.sent_requests.values()) if a.id == request_id and a.honest
+        )
+        if "staged" in request.document.get("body", {}):
+            assert request.secret is not None
             transport_key = hashlib.sha256(request_id.encode()).digest()
-            sealed = seal(transport_key, transport_context(request_id), asked.secret)
-            self.server.plant(staging_s3_key(asked.publisher, request_id), sealed, Headers({}))
+            sealed = seal(transport_key, transport_context(request_id), request.secret)
+            self.server.plant(staging_s3_key(request.publisher, request_id), sealed, Headers({}))
         self.replay(request_id, requested_at=format_time(self.clock.now))
 
     # The scheduler.
@@ -300,24 +304,24 @@ class World:
         return self.network.calls
 
     def moving(self) -> list[Call]:
-        """The requests that can go on; those of a worker that stalls cannot."""
+        """The requests that can proceed; those of a stalled worker cannot."""
         stalled = [process for process in self.processes if process.stalled]
-        return [call for call in self.calls if call.can_go and call.sender not in stalled]
+        return [call for call in self.calls if call.can_proceed and call.sender not in stalled]
 
-    def ready(self) -> list[Letter]:
+    def ready(self) -> list[QueuedMessage]:
         """The messages that can be delivered now."""
-        return [letter for letter in self.queue if letter.ready_at <= self.clock.seconds]
+        return [queued for queued in self.queue if queued.ready_at <= self.clock.seconds]
 
-    def deliver(self, letter: Letter, process: Process | None = None) -> Delivery:
-        """Give a message to a process: the next one that takes any."""
+    def deliver(self, queued: QueuedMessage, process: Process | None = None) -> Delivery:
+        """Give a message to a process: the next one that is awake."""
         if process is None:
             awake = [each for each in self.processes if not each.stalled] or self.processes
-            self._turn += 1
-            process = awake[self._turn % len(awake)]
-        self.queue.remove(letter)
-        delivery = Delivery(letter, process)
+            self._next_process += 1
+            process = awake[self._next_process % len(awake)]
+        self.queue.remove(queued)
+        delivery = Delivery(queued, process)
         process.deliveries.append(delivery)
-        consume = process.consumers[letter.queue]
+        consume = process.consumers[queued.queue]
 
         async def consumed() -> None:
             CURRENT.set(delivery)
@@ -327,11 +331,11 @@ class World:
         self.loop.run_until_idle()
         return delivery
 
-    def step(self, call: Call, *, answer: bool = True) -> None:
+    def step(self, call: Call, *, respond: bool = True) -> None:
         self.clock.seconds += TICK_S
         self._end_copies(self.clock.seconds)
-        if call in self.calls and call.can_go:
-            self.network.step(call, answer=answer)
+        if call in self.calls and call.can_proceed:
+            self.network.step(call, respond=respond)
         self.loop.run_until_idle()
 
     def advance(self, seconds: float) -> None:
@@ -364,7 +368,7 @@ class World:
         """Kill a process; `arriving` says which of its requests that were sent still arrive."""
         process.wire.dead = True
         for delivery in list(process.deliveries):
-            delivery.give_back()
+            delivery.requeue()
             assert delivery.task is not None
             delivery.task.cancel()
         for call in [call for call in self.calls if call.sender is process]:
@@ -375,20 +379,20 @@ class World:
         self.loop.run_until_idle()
 
     def disconnect(self, process: Process, *, noticed: bool = True) -> None:
-        """The broker takes a process for lost; unnoticed, its work goes on all the same."""
+        """The broker considers a process lost; if that is unnoticed, its work continues."""
         for delivery in list(process.deliveries):
-            delivery.give_back()
+            delivery.requeue()
             if noticed:
                 assert delivery.task is not None
                 delivery.task.cancel()
         self.loop.run_until_idle()
 
-    def duplicate(self, letter: Letter) -> None:
+    def duplicate(self, queued: QueuedMessage) -> None:
         """The same message once more, as a publisher sends it that missed its confirmation."""
-        copy = Letter(
-            letter.queue, letter.body, dict(letter.headers), routing_key=letter.routing_key
+        copy = QueuedMessage(
+            queued.queue, queued.body, dict(queued.headers), routing_key=queued.routing_key
         )
-        copy.ready_at = letter.ready_at
+        copy.ready_at = queued.ready_at
         self.put(copy)
 
     def run(
@@ -396,14 +400,14 @@ class World:
         *,
         until: Callable[[], object] | None = None,
         hold: Callable[[Call], object] = lambda _: False,
-        keep: Callable[[Letter], object] = lambda _: False,
+        keep: Callable[[QueuedMessage], object] = lambda _: False,
         seconds: float = float("inf"),
     ) -> bool:
-        """Let all go on in the order in which it came; gives whether `until` came true.
+        """Let everything proceed in order of arrival; returns whether `until` became true.
 
         Args:
-            until: Where to stop. Else: where nothing is left that can go on.
-            hold: Requests that are not let on.
+            until: When to stop. By default when nothing is left that can proceed.
+            hold: Requests that are held.
             keep: Messages that stay in their queue.
             seconds: How much time may pass at most.
         """
@@ -415,9 +419,9 @@ class World:
             if call is not None:
                 self.step(call)
                 continue
-            letter = next((each for each in self.ready() if not keep(each)), None)
-            if letter is not None:
-                self.deliver(letter)
+            queued = next((each for each in self.ready() if not keep(each)), None)
+            if queued is not None:
+                self.deliver(queued)
                 continue
             if not self._pass_time(end, keep):
                 return until is None
@@ -430,8 +434,8 @@ class World:
         self.run(until=task.done)
         task.exception()  # what it met, the next round meets or not
 
-    def _pass_time(self, end: float, keep: Callable[[Letter], object]) -> bool:
-        moments = [letter.ready_at for letter in self.queue if not keep(letter)]
+    def _pass_time(self, end: float, keep: Callable[[QueuedMessage], object]) -> bool:
+        moments = [queued.ready_at for queued in self.queue if not keep(queued)]
         timer = self.loop.next_timer()
         if timer is not None:
             moments.append(timer)
@@ -441,14 +445,14 @@ class World:
         self.advance(min(later) - self.clock.seconds + 0.001)
         return True
 
-    # What came of it.
+    # Results.
 
     def ended(self, request_id: str) -> list[Event]:
         """The events that end a request."""
         ends = ENDS[self.requests[request_id]["type"]]
         return [e for e in self.events if e.type in ends and _id_of(e) == request_id]
 
-    def told_of(self, event_type: str) -> list[Any]:
+    def events_of_type(self, event_type: str) -> list[Any]:
         return [event for event in self.events if event.type == event_type]
 
     def holds(self) -> bool:
@@ -456,7 +460,7 @@ class World:
         return not self.oracle.violations
 
     def settle(self) -> None:
-        """Let all come to its end, sweep all projects, and look at the result."""
+        """Let everything end, sweep all projects, and check the result."""
         for process in self.processes:
             process.stalled = False
         self.server.mend()
@@ -464,7 +468,7 @@ class World:
         for _ in range(_ROUNDS):
             if all(waiter.ended for waiter in self.waiters):
                 break
-            self.advance(_STILL_FOR_S)
+            self.advance(_STALLED_S)
             self.recover_sweeps(self.processes[0])
             self.run()
         for waiter in self.waiters:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from tools.harness.loopback_server import accepting
+from tools.harness.loopback_server import loopback_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -98,5 +98,5 @@ async def counting(url: str) -> AsyncIterator[Counting]:
     at = urlsplit(url)
     assert at.hostname is not None
     running = Counting(at.hostname, at.port or 80)
-    async with accepting(running._serve) as running.url:
+    async with loopback_server(running._serve) as running.url:
         yield running

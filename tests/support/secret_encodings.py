@@ -11,7 +11,7 @@ import orjson
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-SPELT: Final[dict[str, Callable[[bytes], bytes]]] = {
+ENCODINGS: Final[dict[str, Callable[[bytes], bytes]]] = {
     "hex": lambda value: value.hex().encode(),
     "HEX": lambda value: value.hex().upper().encode(),
     "base64": base64.b64encode,

@@ -147,7 +147,7 @@ async def _stored(deployment: Deployment, name: str, count: int) -> int:
     """How many objects of a round exist, once there are `count`, or after a while."""
     until = time.perf_counter() + _LATE_S
     while True:
-        stored = len(stored_objects.keys(deployment, f"{uploads.PROJECT}/{name}/"))
+        stored = len(stored_objects.list_keys(deployment, f"{uploads.PROJECT}/{name}/"))
         if stored >= count or time.perf_counter() > until:
             return stored
         await asyncio.sleep(_STORED_EVERY_S)

@@ -168,7 +168,7 @@ async def ours(
         # One project's by its prefix; of many, one listing of everything is cheaper.
         under = f"{PROJECT}/{name}/" if tuple(projects) == (PROJECT,) else ""
         # In a thread: a long listing would keep this loop from answering the broker heartbeats.
-        keys = await asyncio.to_thread(stored_objects.keys, deployment, under)
+        keys = await asyncio.to_thread(stored_objects.list_keys, deployment, under)
         stood = sum(f"/{name}/" in key for key in keys)
         dead = await wire.depth(dead_letter_name(UPLOAD_QUEUE))
     if (stood, told, dead) != (count, count, 0):

@@ -22,10 +22,10 @@ from tools.bench.rotation.passes import Crew as PageCrew
 from tools.bench.rotation.world import key_of, open_world, pages_of
 from tools.bench.uploads import Sample, steady
 from tools.harness.wire import Wire
-from tools.load.drain import watched
+from tools.load.drain import sample_until_drained
 from tools.load.queue_filler import fill
 from tools.load.uploads import Uploads
-from tools.load.worker_pool import Crew, crew
+from tools.load.worker_pool import WorkerPool, worker_pool
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -80,7 +80,7 @@ class UploadSide:
     deployment: Deployment
     between: Delaying
     wire: Wire
-    crew: Crew
+    crew: WorkerPool
     runs: int = 0
 
     async def run(self, workers: int, delay_ms: int, count: int) -> Ran:
@@ -93,7 +93,7 @@ class UploadSide:
         waiting = await self.wire.depth(UPLOAD_QUEUE)
         await self.between.delay(delay_ms)
         busy = Busy()
-        samples = await watched(self.wire, self.crew, timeout_s=_DRAIN_S)
+        samples = await sample_until_drained(self.wire, self.crew, timeout_s=_DRAIN_S)
         share = busy.share()
         rate = steady([Sample(s.at_s, s.depth, sum(s.cpu_s)) for s in samples], waiting)
         return Ran(rate.per_s, rate.cpu_ms, share)
@@ -105,7 +105,7 @@ async def upload_side(deployment: Deployment, scratch: Path) -> AsyncIterator[Up
     async with (
         delaying(deployment.s3.endpoint_url, delay_ms=0, under="/") as between,
         await aio_pika.connect(deployment.amqp_url) as connection,
-        crew(
+        worker_pool(
             deployment.worker_env(
                 UPLOAD_CONCURRENCY=str(AT_ONCE), S3_ENDPOINT_URL=between.url, SHUTDOWN_GRACE_S="20"
             ),
@@ -131,12 +131,12 @@ class PageSide:
         """A writing pass and a proving pass, each request held back for so long."""
         while len(self.workers) < workers:
             await self._start()
-        crew = PageCrew(self.world, self.channel, tuple(self.workers))
+        pool = PageCrew(self.world, self.channel, tuple(self.workers))
         pages = pages_of([key_of(n) for n in range(objects(workers))], PAGE_KEYS)
         await self.between.delay(delay_ms)
         await self.world.turn(SWEPT)
         found: dict[str, Ran] = {}
-        for name, take in (("writing", crew.write), ("proving", crew.prove)):
+        for name, take in (("writing", pool.write), ("proving", pool.prove)):
             busy = Busy()
             done: Pass = await take(SWEPT, pages)
             found[name] = Ran(done.per_s, done.cpu_ms, busy.share())

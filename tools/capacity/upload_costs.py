@@ -21,7 +21,7 @@ from tools.capacity.simulation import upload_side
 from tools.harness import requests
 from tools.load.queue_filler import fill
 from tools.load.uploads import Uploads
-from tools.load.worker_pool import crew
+from tools.load.worker_pool import worker_pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -67,10 +67,10 @@ async def _uploaded(
     folder.mkdir()
     filled = await fill(deployment, uploads)
     full()
-    async with crew(deployment.worker_env(), folder) as running:
+    async with worker_pool(deployment.worker_env(), folder) as running:
         await running.start()
         cpu_s = running.running[0].cpu_s()
-        await running.served_all(uploads)
+        await running.wait_until_all_served(uploads)
         cpu_s = running.running[0].cpu_s() - cpu_s
         await running.stop()
         moments = sorted(datetime.fromisoformat(line["timestamp"]) for line in running.served())
@@ -85,12 +85,12 @@ async def _counted(deployment: Deployment, scratch: Path, size_bytes: int, count
     uploads = Uploads(f"counted-{size_bytes}", count, size_bytes)
     async with (
         delaying(deployment.s3.endpoint_url, delay_ms=0, under="/") as between,
-        crew(deployment.worker_env(S3_ENDPOINT_URL=between.url), scratch) as running,
+        worker_pool(deployment.worker_env(S3_ENDPOINT_URL=between.url), scratch) as running,
     ):
         await running.start()
         await between.seen()
         await fill(deployment, uploads)
-        await running.served_all(uploads)
+        await running.wait_until_all_served(uploads)
         return await between.seen()
 
 

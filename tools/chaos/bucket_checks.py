@@ -18,7 +18,7 @@ from keyturn.metadata import encode_caller_metadata
 from tools.chaos.load import plaintext
 from tools.chaos.message_checks import stored_ids
 from tools.harness import stored_objects
-from tools.harness.bucket import Bucket, _unwrapped
+from tools.harness.bucket import Bucket, unwrap_data_key
 
 if TYPE_CHECKING:
     from keyturn.crypto import Kek, Role
@@ -70,7 +70,7 @@ def look(evidence: Evidence) -> Looked:
         for s3_key, upload in standing.items():
             pool.submit(_guarded, evidence, keys[upload.project], s3_key, upload, looked)
     for name, tenant in evidence.tenants.items():
-        there = set(stored_objects.keys(evidence.deployment, f"{name}/"))
+        there = set(stored_objects.list_keys(evidence.deployment, f"{name}/"))
         wanted = {s3_key for s3_key, upload in standing.items() if upload.project == name}
         looked.not_opened += [f"{s3_key}: gone" for s3_key in wanted - there]
         looked.not_opened += [f"{s3_key}: nobody's" for s3_key in there - wanted]
@@ -93,13 +93,13 @@ def _look_at_rival(rival: Tenant, looked: Looked) -> None:
         looked.not_opened.append(f"the keyring of {rival.project}: {type(exc).__name__} {exc}")
     bucket = Bucket(rival.deployment)
     old = _Keys.of(rival).admins[:-1]
-    for s3_key in stored_objects.keys(rival.deployment, f"{rival.project}/"):
+    for s3_key in stored_objects.list_keys(rival.deployment, f"{rival.project}/"):
         _, answer = bucket.get(s3_key)
         key = s3_key.partition("/")[2]
         looked.opened_by_old += [
             f"{s3_key}: admin key {number} opens its wrap"
             for number, kek in enumerate(old, start=1)
-            if _unwrapped(answer["Metadata"], kek, "admin", rival.project, key, 1) is not None
+            if unwrap_data_key(answer["Metadata"], kek, "admin", rival.project, key, 1) is not None
         ]
 
 
@@ -123,7 +123,7 @@ def _look_at(evidence: Evidence, keys: _Keys, s3_key: str, upload: Upload, looke
     generation = len(keys.users)
 
     def dek_by(kek: Kek, role: Role, at: int = generation) -> bytes | None:
-        return _unwrapped(metadata, kek, role, upload.project, upload.key, at)
+        return unwrap_data_key(metadata, kek, role, upload.project, upload.key, at)
 
     by_user, by_admin = dek_by(keys.users[-1], "user"), dek_by(keys.admins[-1], "admin")
     for name, dek in (("user's", by_user), ("operator's", by_admin)):
@@ -187,8 +187,8 @@ def _look_at_keyring(tenant: Tenant, looked: Looked) -> None:
 def leftovers(deployment: Deployment) -> list[str]:
     """What killed processes left: staged bodies, open multipart uploads, a probe's objects."""
     return [
-        *stored_objects.keys(deployment, STAGING_PREFIX),
-        *stored_objects.keys(deployment, DOCTOR_PREFIX),
+        *stored_objects.list_keys(deployment, STAGING_PREFIX),
+        *stored_objects.list_keys(deployment, DOCTOR_PREFIX),
         *(f"open: {upload['Key']}" for upload in stored_objects.list_multipart_uploads(deployment)),
     ]
 

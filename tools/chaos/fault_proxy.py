@@ -29,7 +29,7 @@ from urllib.parse import unquote, urlsplit
 
 from tools.chaos.http import Message, absence, head, redated, refusal, with_body, without
 from tools.chaos.schedule import UNTRUTHS
-from tools.harness.loopback_server import accepting
+from tools.harness.loopback_server import loopback_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -254,5 +254,5 @@ async def harming(url: str) -> AsyncIterator[Harming]:
     at = urlsplit(url)
     assert at.hostname is not None
     running = Harming(at.hostname, at.port or 80)
-    async with accepting(running._serve, limit_bytes=_LIMIT_BYTES) as running.url:
+    async with loopback_server(running._serve, limit_bytes=_LIMIT_BYTES) as running.url:
         yield running

@@ -16,7 +16,7 @@ from keyturn.crypto import new_api_key
 from keyturn.identifiers import ALL_PROJECTS, object_s3_key
 from keyturn.messages import CountedEvent
 from tools.harness import requests as rq
-from tools.harness.sweep_scenario import master_keys
+from tools.harness.sweep_scenario import master_keys_setting
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -106,7 +106,9 @@ class Operator:
 
     async def turn_master(self, masters: dict[str, bytes]) -> None:
         """Deploy the new master key as the active one, then sweep everything under it."""
-        await self.crew.deploy(MASTER_KEYS=master_keys(masters), ACTIVE_MASTER_KEY=NEW_MASTER)
+        await self.crew.deploy(
+            MASTER_KEYS=master_keys_setting(masters), ACTIVE_MASTER_KEY=NEW_MASTER
+        )
         await self.sweep(ALL_PROJECTS, master_key=NEW_MASTER)
 
     async def sweep(self, project: str, *, master_key: str | None = None) -> None:

@@ -30,7 +30,7 @@ from tools.chaos.operator import Operator, new_masters
 from tools.chaos.schedule import GATEWAY, PUBLISHER, RIVAL
 from tools.chaos.supervisor import Crew, crew
 from tools.harness.deployment import Deployment
-from tools.harness.sweep_scenario import drained, master_keys
+from tools.harness.sweep_scenario import master_keys_setting, wait_until_drained
 from tools.harness.tenants import Tenant
 from tools.harness.wire import open_wire
 from tools.servers import new_bucket
@@ -85,7 +85,7 @@ class Run:
         self.say("starting the processes")
         rival_key = SigningKey.from_seed(os.urandom(32))
         publishers = publishers_with_rival(self.deployment, rival_key)
-        await self.crew.hire(self.storage.url, master_keys(self.masters), publishers)
+        await self.crew.hire(self.storage.url, master_keys_setting(self.masters), publishers)
         await asyncio.to_thread(self.broker.wait_until_it_survives)
         way = self.crew.url_of(self.crew.posts[PUBLISHER].way)
         async with Keeping.open(
@@ -147,7 +147,7 @@ class Run:
         await attackers.all_heard()
         await operator.sweep_again()
         async with open_wire(self.deployment) as wire:
-            await drained(wire, timeout_s=_EMPTY_S)
+            await wait_until_drained(wire, timeout_s=_EMPTY_S)
         self.seconds["until all was settled"] = self.elapsed_s
         self.say("all settled")
 

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tools.harness.canaries import spellings
+from tools.harness.canaries import encodings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,7 +32,7 @@ def patterns(secret: bytes) -> set[bytes]:
     start = secret[:_LOOKED_FOR_BYTES]
     # Inside of a longer text its groups of three may begin at its second or third byte.
     inside = (secret[shift : shift + _LOOKED_FOR_BYTES] for shift in (1, 2))
-    texts = spellings(start)
+    texts = encodings(start)
     found = {text.encode(code) for text in texts for code in ("latin-1", "utf-8")} - {start}
     for part in inside:
         found |= {base64.b64encode(part), base64.urlsafe_b64encode(part)}

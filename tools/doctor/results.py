@@ -22,11 +22,11 @@ _LABELS: Mapping[Bucket, str] = {"versioned": "versioned", "locked": "object loc
 
 # How many writers a race let through is chance; that it let several through is not.
 _SHORTER = (
-    (r"\d+ of \d+ writers were told that they stored", "several stored"),
-    (r"hardly any writer was told that it stored", "nobody stored"),
+    (r"\d+ of \d+ writers succeeded", "several stored"),
+    (r"hardly any writer succeeded", "nobody stored"),
     (r"condition ignored: deleted", "ignored: deletes"),
     (r"not refused", "ignored"),
-    (r"versioned, and conditions are honoured", "kept; conditions hold"),
+    (r"versioned, and conditions are honored", "kept; conditions hold"),
     (r"versioned, and the server ignores If-None-Match: \* there", "kept; conditions ignored"),
 )
 
@@ -107,7 +107,7 @@ class Seen:
 
 def cells(report: Report) -> Mapping[str, str]:
     """A probe's rows as a column's: the same for every run on the same server."""
-    return {row.name: HOLDS if row.ok else _shorter(row.said) for row in report.rows}
+    return {row.name: HOLDS if row.ok else _shorter(row.detail) for row in report.rows}
 
 
 def needs(report: Report) -> Mapping[str, str]:

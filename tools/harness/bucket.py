@@ -1,8 +1,8 @@
-"""A deployment's bucket by boto3 and the formats alone: what stands there, and what opens it.
+"""A deployment's bucket, accessed with boto3 and the specified formats only.
 
-Objects made here are made by hand, so that a test can break any part of one; wraps are tried
-under one named key at one named generation, whatever their labels say (SPEC 4, 5.1, 8.6).
-Nothing here uses the workers' code.
+Objects are built by hand, so that a test can break any part of one. Wraps are tried with one named
+key at one named generation, regardless of their labels (SPEC 4, 5.1, 8.6). Nothing here uses the
+workers' code.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ COBBLESTONE = "Cobblestone-256"
 
 
 @dataclass
-class Made:
-    """An object made by hand; every part can be changed before it is put."""
+class HandmadeObject:
+    """An object built by hand; every part can be changed before it is put."""
 
     key: str
     plaintext: bytes
@@ -63,24 +63,24 @@ class Bucket:
 
     @cached_property
     def client(self) -> S3Client:
-        """One client for many calls."""
+        """One S3 client, created on first use."""
         return stored_objects.s3_client(self.deployment)
 
-    # What stands there.
+    # Raw access.
 
     def put(self, s3_key: str, body: bytes, metadata: dict[str, str], **more: Any) -> None:
-        """Put anything at this very S3 key; `more` are arguments of boto3's `put_object`."""
+        """Put any object at this S3 key; `more` are arguments of boto3's `put_object`."""
         self.client.put_object(
             Bucket=self.deployment.bucket, Key=s3_key, Body=body, Metadata=metadata, **more
         )
 
     def get(self, s3_key: str, **more: Any) -> tuple[bytes, dict[str, Any]]:
-        """The body and the rest of the answer; `more` as `put`."""
+        """The body and the rest of the response; `more` as in `put`."""
         answer = self.client.get_object(Bucket=self.deployment.bucket, Key=s3_key, **more)
         return answer["Body"].read(), dict(answer)
 
     def head(self, s3_key: str) -> dict[str, Any]:
-        """What a HEAD tells, without what differs between two answers."""
+        """The HEAD response, without the metadata of the request itself."""
         answer = self.client.head_object(Bucket=self.deployment.bucket, Key=s3_key)
         return {name: value for name, value in answer.items() if name != "ResponseMetadata"}
 
@@ -94,7 +94,7 @@ class Bucket:
         return [row["Key"] for page in found for row in page.get("Contents", [])]
 
     def heads(self, prefix: str) -> dict[str, dict[str, Any]]:
-        """What stands under a prefix, with its times: to show that nothing was written."""
+        """The HEAD responses under a prefix, to check that nothing was written."""
         return {key: self.head(key) for key in self.keys(prefix)}
 
     # Objects.
@@ -108,8 +108,8 @@ class Bucket:
         generation: int = 1,
         api_key: str | None = None,
         master_key: tuple[str, bytes] | None = None,
-    ) -> Made:
-        """An object as a worker would have stored it at this generation."""
+    ) -> HandmadeObject:
+        """An object as a worker would store it at this generation."""
         dek = os.urandom(32)
         name, secret = master_key or ("m1", self.deployment.master_key)
         user = user_kek(api_key or self.deployment.api_key, project, self.deployment.pepper)
@@ -122,7 +122,7 @@ class Bucket:
             "enc-kek-user": f"{generation}:{kek_id(user)}",
             "enc-kek-admin": name,
         }
-        return Made(key, plaintext, seal(dek, BODY_CONTEXT, plaintext), metadata, dek)
+        return HandmadeObject(key, plaintext, seal(dek, BODY_CONTEXT, plaintext), metadata, dek)
 
     def wrap(
         self,
@@ -134,7 +134,7 @@ class Bucket:
         dek: bytes,
         algorithm: str = COBBLESTONE,
     ) -> str:
-        """A wrap as it stands in metadata."""
+        """A wrap as it is stored in metadata."""
         sealed = wrap_dek(
             kek,
             role,
@@ -146,32 +146,37 @@ class Bucket:
         )
         return to_base64(sealed)
 
-    def put_made(self, project: str, made: Made, **more: Any) -> None:
-        """Put an object made by hand; `more` as `put`."""
-        caller = more.pop("Metadata", {})
-        self.put(object_s3_key(project, made.key), made.body, {**caller, **made.metadata}, **more)
+    def put_made(self, project: str, made: HandmadeObject, **more: Any) -> None:
+        """Put a handmade object; `more` as in `put`."""
+        caller_metadata = more.pop("Metadata", {})
+        self.put(
+            object_s3_key(project, made.key),
+            made.body,
+            {**caller_metadata, **made.metadata},
+            **more,
+        )
 
     def unwrapped(self, kek: Secret, role: Role, s3_key: str, generation: int) -> bytes | None:
-        """The DEK of one wrap under this KEK at this generation, or None: no label is asked."""
+        """The DEK of one wrap under this KEK and generation, or None; labels are ignored."""
         project, _, key = s3_key.partition("/")
         metadata = self.head(s3_key)["Metadata"]
-        return _unwrapped(metadata, kek, role, project, key, generation)
+        return unwrap_data_key(metadata, kek, role, project, key, generation)
 
     def opened(self, s3_key: str, kek: Secret, role: Role, generation: int) -> bytes:
-        """The plaintext by one wrap alone.
+        """The plaintext, opened with one wrap only.
 
         Raises:
-            SealError: that wrap does not open there, or the body does not under its DEK.
+            SealError: the wrap does not open, or the body does not open with its DEK.
         """
         project, _, key = s3_key.partition("/")
         body, answer = self.get(s3_key)
-        dek = _unwrapped(answer["Metadata"], kek, role, project, key, generation)
+        dek = unwrap_data_key(answer["Metadata"], kek, role, project, key, generation)
         if dek is None:
             raise SealError
         return open_sealed(dek, BODY_CONTEXT, body)
 
     def deleted_at(self, s3_key: str, master_key: bytes) -> str:
-        """The time that a tombstone tells under this master key; it has nothing else.
+        """The deletion time in a tombstone, opened with this master key; checks its form.
 
         Raises:
             SealError: it does not open.
@@ -189,7 +194,7 @@ class Bucket:
     def record(
         self, s3_key: str, project: str, master_key: tuple[str, bytes] | None = None
     ) -> dict[str, Any]:
-        """What a record holds, by the one master key under which it must stand."""
+        """A record's content; it must be sealed with this master key."""
         name, secret = master_key or ("m1", self.deployment.master_key)
         outer = json.loads(self.get(s3_key)[0])
         assert (outer["v"], outer["project"], outer["master_key"]) == (1, project, name)
@@ -205,7 +210,7 @@ class Bucket:
         holds: dict[str, Any],
         master_key: tuple[str, bytes] | None = None,
     ) -> None:
-        """Put a record made by hand."""
+        """Put a handmade record."""
         name, secret = master_key or ("m1", self.deployment.master_key)
         sealed = seal_record(record_kek(secret, project), s3_key, json.dumps(holds).encode())
         outer = {"v": 1, "project": project, "master_key": name, "sealed": to_base64(sealed)}
@@ -218,9 +223,9 @@ class Bucket:
         master_key: tuple[str, bytes] | None = None,
         **more: Any,
     ) -> None:
-        """Put a keyring made by hand: one generation an API key, the last one current.
+        """Put a handmade keyring: one generation per API key, the last one current.
 
-        Without any it is the deployment's; `more` is what the record says beside them.
+        The default is the deployment's API key; `more` are further fields of the record.
         """
         entries = []
         for generation, api_key in enumerate(api_keys or (self.deployment.api_key,), start=1):
@@ -244,7 +249,7 @@ class Bucket:
         return self.record(keyring_s3_key(project), project, master_key)
 
 
-def _unwrapped(
+def unwrap_data_key(
     metadata: dict[str, str], kek: Secret, role: Role, project: str, key: str, generation: int
 ) -> bytes | None:
     try:

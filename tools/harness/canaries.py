@@ -1,4 +1,4 @@
-"""What no log may hold (SPEC 13): secrets, plaintext and sealed bodies, in any usual spelling."""
+"""Finds secrets, plaintext and sealed bodies in logs, in any usual encoding (SPEC 13)."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
     from tools.harness.deployment import Deployment
 
 MARKER = b"plaintext-canary-5b1d0c7e-do-not-log"
-"""Every plaintext of these tests begins with it."""
+"""Every plaintext of these tests begins with this."""
 
-# Enough to be sure, and short enough to find what was cut off.
+# Long enough to be unique, short enough to match truncated values.
 _SHOWN_BYTES = 24
 
 
-def spellings(value: bytes) -> set[str]:
-    """How a value shows in a log: raw, in hex, in base64, escaped; by its first 24 bytes.
+def encodings(value: bytes) -> set[str]:
+    """The encodings of a value's first 24 bytes: raw, hex, base64, and escaped.
 
-    Each also as it stands in a string of JSON.
+    Each one also as it is escaped in a JSON string.
     """
     start = value[:_SHOWN_BYTES]
-    # Python escapes an apostrophe only where both kinds of quotes are in the whole value.
+    # Python escapes an apostrophe only if the value contains both kinds of quotes.
     escaped = repr(start + b"'\"")[2:-1].removesuffix("\\'\"")
     texts = {
         start.decode("latin-1"),
@@ -40,20 +40,20 @@ def spellings(value: bytes) -> set[str]:
         base64.b64encode(start).decode(),
         base64.urlsafe_b64encode(start).decode(),
     }
-    # orjson, which workers log by, leaves as they are what json writes as \u00e9.
+    # Workers log with orjson, which does not escape characters that json writes as \u00e9.
     in_json = {text for each in texts for text in (json.dumps(each), orjson.dumps(each).decode())}
     return texts | {text[1:-1] for text in in_json}
 
 
 @dataclass
 class Canaries:
-    """Secrets by name, and the logs that were looked through."""
+    """Secrets by name, to be searched for in logs."""
 
     secrets: dict[str, bytes] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, deployment: Deployment, *projects: str) -> Canaries:
-        """All lasting secrets of a deployment, and its projects' KEKs."""
+        """All long-lived secrets of a deployment, and its projects' KEKs."""
         canaries = cls()
         canaries.secrets |= {
             "API key": deployment.api_key.encode(),
@@ -75,10 +75,10 @@ class Canaries:
         return canaries
 
     def found(self, lines: Iterable[str]) -> list[str]:
-        """The names of the secrets that show in these lines."""
+        """The names of the secrets that occur in these lines."""
         log = "\n".join(lines)
         return [
             name
             for name, value in self.secrets.items()
-            if any(text in log for text in spellings(value))
+            if any(text in log for text in encodings(value))
         ]

@@ -1,4 +1,4 @@
-"""A deployment of its own for one test: fresh secrets, and the environment they make."""
+"""A fresh deployment for one test: its secrets and its environment variables."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Deployment:
-    """Fresh keys, and the addresses that a test works against."""
+    """Fresh keys, and the addresses of the broker and the storage."""
 
     amqp_url: str
     s3: S3Server
@@ -35,7 +35,7 @@ class Deployment:
 
     @property
     def master_keys(self) -> dict[str, bytes]:
-        """All that workers hold; `m1` is the active one."""
+        """All master keys of the workers; `m1` is the active one."""
         return {"m1": self.master_key, **self.more_master_keys}
 
     @property
@@ -59,7 +59,7 @@ class Deployment:
         return SigningKey.from_seed(self.event_seed)
 
     def s3_env(self) -> dict[str, str]:
-        """What reaches the bucket."""
+        """The settings for access to the bucket."""
         return {
             "KEYTURN_S3_ENDPOINT_URL": self.s3.endpoint_url,
             "KEYTURN_S3_REGION": self.s3.region,
@@ -69,7 +69,7 @@ class Deployment:
         }
 
     def worker_env(self, **more: str) -> dict[str, str]:
-        """The whole environment of a worker; `more` without the prefix."""
+        """The complete environment of a worker; `more` without the prefix."""
         publishers = {
             "api": {
                 "keys": [to_base64(self.publisher_key.public_bytes)],
@@ -103,7 +103,7 @@ class Deployment:
         return env | {f"KEYTURN_{name}": value for name, value in more.items()}
 
     def publisher_env(self) -> dict[str, str]:
-        """The whole environment of the publisher `api`."""
+        """The complete environment of the publisher `api`."""
         return {
             **self.s3_env(),
             "KEYTURN_DEPLOYMENT": self.name,
@@ -115,7 +115,7 @@ class Deployment:
         }
 
     def gateway_env(self, **more: str) -> dict[str, str]:
-        """The whole environment of a gateway on a free port; `more` without the prefix."""
+        """The complete environment of a gateway on a free port; `more` without the prefix."""
         env = {
             **self.publisher_env(),
             "KEYTURN_PUBLISHER_NAME": "gateway",

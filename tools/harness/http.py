@@ -1,6 +1,6 @@
-"""HTTP by plain sockets: whatever bytes a test likes go out, and how an answer ends is seen.
+"""HTTP over plain sockets: sends arbitrary bytes and reports how a response ends.
 
-A library would tidy paths up, refuse odd ones, and hide how a connection came to its end.
+An HTTP library would normalize paths, reject invalid ones, and hide how a connection was closed.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ End = Literal["clean", "short", "reset"]
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What came back: `end` is clean where all came that `Content-Length` told of.
+class Response:
+    """A response; `end` is clean if the whole body of its `Content-Length` arrived.
 
-    `status` is 0 where the connection ended before a head came.
+    `status` is 0 if the connection ended before the response head.
     """
 
     status: int
@@ -36,12 +36,12 @@ class Answer:
 
     @property
     def headers(self) -> dict[str, str]:
-        """By name, in lower case."""
+        """Headers by lower-case name."""
         return dict(self.fields)
 
     @property
     def problem(self) -> dict[str, Any]:
-        """The problem document; a refusal is always one."""
+        """The problem document that every error response carries."""
         assert self.headers["content-type"] == "application/problem+json"
         found = json.loads(self.body)
         assert isinstance(found, dict)
@@ -62,20 +62,20 @@ def object_target(project: str, key: str) -> str:
 def request(
     method: str, target: str, headers: Mapping[str, str] | list[tuple[str, str]], body: bytes = b""
 ) -> bytes:
-    """The bytes of a request; the target and the values go out as they are."""
+    """The bytes of a request; target and header values are sent unchanged."""
     fields = list(headers.items()) if not isinstance(headers, list) else headers
     lines = [f"{method} {target} HTTP/1.1", "Host: gateway", *(f"{n}: {v}" for n, v in fields)]
     return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
 
 
-async def read_answer(reader: asyncio.StreamReader, *, head_only: bool = False) -> Answer:
-    """The next answer of a connection, and how it ends."""
+async def read_response(reader: asyncio.StreamReader, *, head_only: bool = False) -> Response:
+    """The next response of a connection, and how it ends."""
     try:
         head = await reader.readuntil(b"\r\n\r\n")
     except asyncio.IncompleteReadError:
-        return Answer(0, end="short")
+        return Response(0, end="short")
     except ConnectionError:
-        return Answer(0, end="reset")
+        return Response(0, end="reset")
     first, *lines = head[:-4].decode("latin-1").split("\r\n")
     parted = (line.partition(":") for line in lines)
     fields = [(name.lower(), value.strip()) for name, _, value in parted]
@@ -94,23 +94,23 @@ async def read_answer(reader: asyncio.StreamReader, *, head_only: bool = False) 
             end = "short"
             break
         body += piece
-    return Answer(status, fields, bytes(body), end)
+    return Response(status, fields, bytes(body), end)
 
 
-async def exchange(host: str, port: int, raw: bytes, *, head_only: bool = False) -> Answer:
-    """Send these bytes on a connection of their own, and read one answer."""
+async def exchange(host: str, port: int, raw: bytes, *, head_only: bool = False) -> Response:
+    """Send these bytes on a new connection, and read one response."""
     async with asyncio.timeout(_TIMEOUT_S):
         reader, writer = await asyncio.open_connection(host, port)
         try:
             writer.write(raw)
-            return await read_answer(reader, head_only=head_only)
+            return await read_response(reader, head_only=head_only)
         finally:
             writer.transport.abort()
 
 
 @dataclass(frozen=True)
 class Client:
-    """Asks one gateway with one API key."""
+    """Sends requests to one gateway with one API key."""
 
     process: GatewayProcess
     api_key: str = field(repr=False)
@@ -124,8 +124,8 @@ class Client:
         method: str = "GET",
         token: str | None = None,
         body: bytes = b"",
-    ) -> Answer:
-        """Ask for an object, with the client's own API key or the one given."""
+    ) -> Response:
+        """Request an object, with the client's API key or another `token`."""
         target = object_target(project, key)
         return await self.send(method, target, headers, token=token, body=body)
 
@@ -137,10 +137,10 @@ class Client:
         *,
         token: str | None = None,
         body: bytes = b"",
-    ) -> Answer:
-        """Ask for any path."""
-        said = {"Authorization": f"Bearer {token or self.api_key}", **(headers or {})}
+    ) -> Response:
+        """Send a request for any target."""
+        all_headers = {"Authorization": f"Bearer {token or self.api_key}", **(headers or {})}
         if body:
-            said.setdefault("Content-Length", str(len(body)))
-        raw = request(method, target, said, body)
+            all_headers.setdefault("Content-Length", str(len(body)))
+        raw = request(method, target, all_headers, body)
         return await exchange(self.process.host, self.process.port, raw, head_only=method == "HEAD")

@@ -1,4 +1,4 @@
-"""The part that proxies have in common: connections taken, each served by a task of its own."""
+"""A TCP server on loopback for test proxies: one task per connection."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _LIMIT_BYTES = 2**16
 
 
 @asynccontextmanager
-async def accepting(serve: Serve, *, limit_bytes: int = _LIMIT_BYTES) -> AsyncIterator[str]:
-    """Listen on loopback; gives the address. At the end all that is still served is cancelled."""
+async def loopback_server(serve: Serve, *, limit_bytes: int = _LIMIT_BYTES) -> AsyncIterator[str]:
+    """Listen on loopback and yield the URL. Open connections are cancelled at the end."""
     tasks: set[asyncio.Task[None]] = set()
 
     async def served(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -32,7 +32,7 @@ async def accepting(serve: Serve, *, limit_bytes: int = _LIMIT_BYTES) -> AsyncIt
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     finally:
         server.close()
-        await asyncio.sleep(0)  # what was accepted a moment ago becomes a task now
+        await asyncio.sleep(0)  # lets connections that were just accepted become tasks
         while tasks:
             for task in tasks:
                 task.cancel()

@@ -1,4 +1,4 @@
-"""Processes of a test, workers and gateways: the real command, its log, signals, its end."""
+"""Worker and gateway processes for tests: the real commands, their logs and signals."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class WorkerProcess:
     async def logged(
         self, text: str, *, after: int = 0, timeout_s: float = _START_TIMEOUT_S
     ) -> str:
-        """The first log line that holds this text, now or later; `after` lines are left out."""
+        """Wait for the first log line with this text; the first `after` lines are skipped."""
         async with asyncio.timeout(timeout_s), self._changed:
             while True:
                 for line in self.lines[after:]:
@@ -43,7 +43,7 @@ class WorkerProcess:
                 await self._changed.wait()
 
     async def ended(self, *, timeout_s: float = _STOP_TIMEOUT_S) -> int:
-        """Wait for the process to end; its exit status."""
+        """Wait for the process to exit; returns its exit status."""
         async with asyncio.timeout(timeout_s):
             status = await self.process.wait()
             if self._reader is not None:
@@ -51,15 +51,15 @@ class WorkerProcess:
             return status
 
     async def terminate(self) -> int:
-        """SIGTERM, and wait for the end."""
+        """Send SIGTERM, and wait for the exit status."""
         self.process.send_signal(signal.SIGTERM)
         status = await self.ended()
         if status != 0:
-            print("\n".join(self.lines[-40:]))  # pytest shows it where this fails a test
+            print("\n".join(self.lines[-40:]))  # pytest shows this if the test fails
         return status
 
     async def kill(self) -> None:
-        """SIGKILL, and wait for the end."""
+        """Send SIGKILL, and wait for the exit."""
         self.process.kill()
         await self.ended()
 
@@ -76,18 +76,18 @@ class WorkerProcess:
 
 @dataclass
 class GatewayProcess(WorkerProcess):
-    """A running gateway, and where it listens."""
+    """A running gateway and its address."""
 
     host: str = ""
     port: int = 0
 
     @property
     def url(self) -> str:
-        """Its address."""
+        """The base URL."""
         return f"http://{self.host}:{self.port}"
 
 
-async def _started(env: dict[str, str], *command: str) -> asyncio.subprocess.Process:
+async def _start(env: dict[str, str], *command: str) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
         *command,
         cwd=_ROOT,
@@ -97,7 +97,7 @@ async def _started(env: dict[str, str], *command: str) -> asyncio.subprocess.Pro
     )
 
 
-async def _end(running: WorkerProcess) -> None:
+async def _kill_if_running(running: WorkerProcess) -> None:
     if running.process.returncode is None:
         running.process.kill()
     await running.ended()
@@ -113,19 +113,19 @@ async def worker(
     arguments: tuple[str, ...] = (),
     ready: bool = True,
 ) -> AsyncIterator[WorkerProcess]:
-    """Run `keyturn worker ROLE` in this environment, ready to serve; killed afterwards.
+    """Run `keyturn worker ROLE`, wait until it is ready, and kill it afterwards.
 
-    `program` is another `keyturn` than this checkout's.
+    `program` replaces this checkout's `keyturn`.
     """
     command = program or (sys.executable, "-m", module)
-    running = WorkerProcess(await _started(env, *command, "worker", role, *arguments))
+    running = WorkerProcess(await _start(env, *command, "worker", role, *arguments))
     running._reader = asyncio.create_task(running._read())
     try:
         if ready:
             await running.logged("worker started")
         yield running
     finally:
-        await _end(running)
+        await _kill_if_running(running)
 
 
 @asynccontextmanager
@@ -135,16 +135,16 @@ async def gateway(
     program: tuple[str, ...] = (sys.executable, "-m", "keyturn_workers"),
     ready: bool = True,
 ) -> AsyncIterator[GatewayProcess]:
-    """Run `keyturn gateway` in this environment, once it listens; killed afterwards.
+    """Run `keyturn gateway`, wait until it listens, and kill it afterwards.
 
-    One that is not waited for has no address here.
+    With `ready=False` there is no wait, and the address stays unknown.
     """
-    running = GatewayProcess(await _started(env, *program, "gateway"))
+    running = GatewayProcess(await _start(env, *program, "gateway"))
     running._reader = asyncio.create_task(running._read())
     try:
         if ready:
-            told = json.loads(await running.logged("gateway started"))
-            running.host, running.port = told["host"], told["port"]
+            started = json.loads(await running.logged("gateway started"))
+            running.host, running.port = started["host"], started["port"]
         yield running
     finally:
-        await _end(running)
+        await _kill_if_running(running)

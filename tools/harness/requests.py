@@ -1,4 +1,4 @@
-"""Requests made by hand from the formats, so that a test can break any part of one."""
+"""Requests built by hand from the specified formats, so that a test can break any part."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def now() -> str:
 
 @dataclass
 class Upload:
-    """An upload request in the making; every field can be changed before it is signed."""
+    """An unsigned upload request; every field can be changed before it is signed."""
 
     document: dict[str, Any]
     sealed_body: bytes
@@ -44,7 +44,7 @@ def upload(
     staged: bool = False,
     upload_id: str | None = None,
 ) -> Upload:
-    """A good upload request; a staged one's sealed body is in `sealed_body`."""
+    """A valid upload request; the body to stage is in `sealed_body`."""
     upload_id, transport_key = upload_id or new_id(), os.urandom(32)
     sealed = seal(transport_key, transport_context(upload_id), plaintext)
     ciphertext = deployment.intake.public_key.seal(
@@ -64,7 +64,7 @@ def upload(
 
 
 def enroll(deployment: Deployment, project: str, **more: Any) -> dict[str, Any]:
-    """A good enrolment of the deployment's API key."""
+    """A valid enrollment of the deployment's API key."""
     request_id = new_id()
     kek = user_kek(deployment.api_key, project)
     ciphertext = deployment.intake.public_key.seal(
@@ -81,7 +81,7 @@ def enroll(deployment: Deployment, project: str, **more: Any) -> dict[str, Any]:
 
 
 def rotation(deployment: Deployment, project: str, api_key: str, **more: Any) -> dict[str, Any]:
-    """A good rotation to the KEK of this API key."""
+    """A valid rotation to this API key."""
     rotation_id = new_id()
     ciphertext = deployment.intake.public_key.seal(
         user_kek(api_key, project).reveal(), kek_info("rotation", rotation_id, project)
@@ -97,7 +97,7 @@ def rotation(deployment: Deployment, project: str, api_key: str, **more: Any) ->
 
 
 def sweep(project: str, **more: Any) -> dict[str, Any]:
-    """A good sweep of one project, or of all (`*`)."""
+    """A valid sweep of one project, or of all (`*`)."""
     return {
         "type": "sweep.requested",
         "sweep_id": new_id(),
@@ -108,7 +108,7 @@ def sweep(project: str, **more: Any) -> dict[str, Any]:
 
 
 def delete(project: str, key: str, **more: Any) -> dict[str, Any]:
-    """A good delete."""
+    """A valid delete request."""
     return {
         "type": "delete.requested",
         "request_id": new_id(),

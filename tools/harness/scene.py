@@ -1,4 +1,4 @@
-"""What every acceptance test does: publish by hand, run watched workers, look at what landed."""
+"""The common steps of acceptance tests: publish, run workers, inspect bucket and broker."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CRASHING = "tests.acceptance.crash_worker"
 
 @dataclass
 class Scene:
-    """A deployment with an enrolled project, on a broker of one test."""
+    """A deployment with an enrolled project, on a test's own broker."""
 
     deployment: Deployment
     project: str
@@ -46,7 +46,7 @@ class Scene:
     async def worker(
         self, role: str = "all", *, point: str | None = None, **settings: str
     ) -> AsyncIterator[WorkerProcess]:
-        """A worker at its most talkative; with a point, one that dies there."""
+        """A worker with debug logs; with `point`, one that kills itself there."""
         env = self.deployment.worker_env(**{"LOG_LEVEL": "debug", **settings})
         arguments: tuple[str, ...] = ()
         module = "keyturn_workers"
@@ -61,7 +61,7 @@ class Scene:
     async def upload(
         self, wire: Wire, key: str, plaintext: bytes, *, staged: bool = False, times: int = 1
     ) -> rq.Upload:
-        """Publish an upload of `MARKER` and this; put its staged body first."""
+        """Publish an upload of `MARKER` followed by `plaintext`; stage its body first if needed."""
         plaintext = MARKER + plaintext
         made = rq.upload(self.deployment, self.project, key, plaintext, staged=staged)
         self.canaries.secrets[f"transport key of {key}"] = made.transport_key
@@ -79,45 +79,48 @@ class Scene:
         return made
 
     async def publish(self, wire: Wire, document: dict[str, Any]) -> None:
-        """Sign a request as it is, and publish it."""
+        """Sign and publish a request."""
         body = rq.encode(document)
         signed = rq.headers(body, self.deployment.publisher_key)
         await wire.publish(document["type"], body, signed)
 
-    def stands(self, key: str) -> stored_objects.Shown | None:
-        """The object, or None."""
-        if f"{self.project}/{key}" not in stored_objects.keys(
+    def find_object(self, key: str) -> stored_objects.StoredObject | None:
+        """The object, or None if it does not exist."""
+        if f"{self.project}/{key}" not in stored_objects.list_keys(
             self.deployment, f"{self.project}/{key}"
         ):
             return None
-        return stored_objects.shown(self.deployment, self.project, key)
+        return stored_objects.read_object(self.deployment, self.project, key)
 
     def check_object(self, key: str, upload_id: str | None = None) -> None:
-        """It opens by each key alone, to what was uploaded; its DEK is no log's."""
+        """Each key alone decrypts the uploaded plaintext; the DEK becomes a canary."""
         for by in ("user", "admin"):
-            opened = stored_objects.opened(self.deployment, self.project, key, by)
+            opened = stored_objects.decrypt(self.deployment, self.project, key, by)
             assert opened == self.plaintexts[key], (key, by)
-        self.canaries.secrets[f"DEK of {key}"] = stored_objects.dek(
+        self.canaries.secrets[f"DEK of {key}"] = stored_objects.data_key(
             self.deployment, self.project, key
         )
         if upload_id is not None:
-            shown = stored_objects.shown(self.deployment, self.project, key)
+            shown = stored_objects.read_object(self.deployment, self.project, key)
             assert shown.metadata["enc-upload"] == upload_id
 
     def check_logs(self) -> None:
-        """No log of any worker shows a secret, and there are logs."""
+        """There are logs, and none contains a secret."""
         lines = [line for log in self.logs for line in log]
         assert lines
         assert self.canaries.found(lines) == []
 
     def check_nothing_left(self) -> None:
-        """No staged body and no open multipart upload anywhere in the bucket."""
-        assert stored_objects.keys(self.deployment, ".keyturn/staging/") == []
+        """The bucket has no staged body and no open multipart upload."""
+        assert stored_objects.list_keys(self.deployment, ".keyturn/staging/") == []
         assert stored_objects.list_multipart_uploads(self.deployment) == []
 
 
 async def check_queues_empty(wire: Wire, *but: str) -> None:
-    """Nothing waits, nothing is dead; call it once no worker runs, or unacked ones hide."""
+    """All queues and dead-letter queues are empty.
+
+    Call this after the workers ended: unacknowledged messages are not counted.
+    """
     depths = {
         queue.name: await wire.depth(queue.name)
         for queue in topology.queues()
@@ -131,23 +134,23 @@ def staging_s3_key(made: rq.Upload) -> str:
     return f".keyturn/staging/api/{made.upload_id}"
 
 
-def told(wire: Wire, request_id: str) -> list[dict[str, Any]]:
+def events_of(wire: Wire, request_id: str) -> list[dict[str, Any]]:
     """All verified events of one request so far."""
     return [event for event in wire.events if request_id in event.values()]
 
 
-def served(running: WorkerProcess) -> list[dict[str, Any]]:
+def served_uploads(running: WorkerProcess) -> list[dict[str, Any]]:
     """The log lines of uploads that a worker acknowledged."""
     lines = [json.loads(line) for line in running.lines if '"upload.stored"' in line]
     return [line for line in lines if line["event"] == "upload.stored"]
 
 
 @asynccontextmanager
-async def enrolled(deployment: Deployment, project: str) -> AsyncIterator[Scene]:
-    """A scene whose project was enrolled by a real worker."""
+async def enrolled_scene(deployment: Deployment, project: str) -> AsyncIterator[Scene]:
+    """A scene whose project a real worker has enrolled."""
     scene = Scene(deployment, project)
-    # The keyring names the longest lease that ever wrote it, and proofs wait for two of those:
-    # it must be no longer than the leases of the workers that rotate the project.
+    # The keyring records the longest lease of its writers, and proofs wait two such leases:
+    # this lease must not exceed those of the workers that rotate the project later.
     async with (
         scene.worker("control", LEASE_S="2", KEYRING_CACHE_S="0.5") as running,
         open_wire(deployment) as wire,

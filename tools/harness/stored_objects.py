@@ -1,6 +1,6 @@
-"""An independent reader: boto3 and the formats alone, none of the workers' code.
+"""Reads stored objects with boto3 and the specified formats only, without the workers' code.
 
-It tells what the bucket shows, and opens an object by one named key only.
+It shows what the bucket contains, and decrypts an object with one named key.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Shown:
-    """What the bucket shows of one object."""
+class StoredObject:
+    """An object as the bucket shows it."""
 
     body: bytes
     metadata: dict[str, str]
@@ -55,13 +55,13 @@ def s3_client(deployment: Deployment) -> S3Client:
     return client
 
 
-def shown(deployment: Deployment, project: str, key: str) -> Shown:
-    """Read an object as anybody with the bucket would."""
+def read_object(deployment: Deployment, project: str, key: str) -> StoredObject:
+    """Read an object as any reader of the bucket can."""
     answer = s3_client(deployment).get_object(Bucket=deployment.bucket, Key=f"{project}/{key}")
-    return Shown(answer["Body"].read(), answer["Metadata"], answer["ContentType"])
+    return StoredObject(answer["Body"].read(), answer["Metadata"], answer["ContentType"])
 
 
-def keys(deployment: Deployment, prefix: str = "") -> list[str]:
+def list_keys(deployment: Deployment, prefix: str = "") -> list[str]:
     """All keys under a prefix."""
     pages = s3_client(deployment).get_paginator("list_objects_v2")
     found = pages.paginate(Bucket=deployment.bucket, Prefix=prefix)
@@ -69,28 +69,33 @@ def keys(deployment: Deployment, prefix: str = "") -> list[str]:
 
 
 def list_multipart_uploads(deployment: Deployment) -> list[Any]:
-    """All multipart uploads that are open."""
+    """All open multipart uploads."""
     answer = s3_client(deployment).list_multipart_uploads(Bucket=deployment.bucket)
     return list(answer.get("Uploads", []))
 
 
-def opened(
+def decrypt(
     deployment: Deployment, project: str, key: str, by: str, *, api_key: str | None = None
 ) -> bytes:
-    """The plaintext of an object by one key: `by` is "user" or "admin". Raises if it fails."""
-    stored = shown(deployment, project, key)
+    """The plaintext, decrypted with one key: `by` is "user" or "admin"."""
+    stored = read_object(deployment, project, key)
     return open_sealed(
-        _dek(deployment, project, key, by, stored, api_key), BODY_CONTEXT, stored.body
+        _data_key(deployment, project, key, by, stored, api_key), BODY_CONTEXT, stored.body
     )
 
 
-def dek(deployment: Deployment, project: str, key: str) -> bytes:
-    """An object's data key, by the operator's wrap: to look for where it must not be."""
-    return _dek(deployment, project, key, "admin", shown(deployment, project, key), None)
+def data_key(deployment: Deployment, project: str, key: str) -> bytes:
+    """An object's DEK from the admin wrap, to search for it where it must not be."""
+    return _data_key(deployment, project, key, "admin", read_object(deployment, project, key), None)
 
 
-def _dek(
-    deployment: Deployment, project: str, key: str, by: str, stored: Shown, api_key: str | None
+def _data_key(
+    deployment: Deployment,
+    project: str,
+    key: str,
+    by: str,
+    stored: StoredObject,
+    api_key: str | None,
 ) -> bytes:
     if by == "user":
         kek: Secret = user_kek(api_key or deployment.api_key, project)

@@ -1,4 +1,4 @@
-"""Reading a stream from its beginning, also on a broker that was killed a moment ago."""
+"""Reads a stream from its beginning, even right after the broker was killed."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ async def consume_stream(
     name: str,
     take: Callable[[AbstractIncomingMessage], Awaitable[None]],
 ) -> None:
-    """Consume it once it is up: a killed broker takes connections before its streams."""
+    """Consume it once it is available: a restarted broker accepts connections before that."""
     while True:
-        # A channel each: the broker closes the channel on an error.
+        # One channel each: the broker closes the channel on an error.
         channel = await connection.channel()
         await channel.set_qos(prefetch_count=_PREFETCH)
         try:
             stream = await channel.declare_queue(name, passive=True)
             await stream.consume(take, arguments={"x-stream-offset": "first"})
         except (ChannelNotFoundEntity, ChannelPreconditionFailed):
-            # Its home is down, or it has no running replica yet.
+            # The stream's leader is down, or no replica runs yet.
             await asyncio.sleep(_PAUSE_S)
         else:
             return

@@ -1,4 +1,4 @@
-"""What tests of sweeps do: enrol projects, ask for rotations and sweeps, wait for their ends."""
+"""The common steps of sweep tests: enroll projects, request sweeps, wait for their completion."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from keyturn import topology
 from keyturn.crypto import to_base64
 from tools.harness import requests as rq
 from tools.harness.canaries import MARKER
-from tools.harness.scene import Scene, told
+from tools.harness.scene import Scene, events_of
 from tools.harness.tenants import Tenant
 from tools.harness.wire import open_wire
 
@@ -24,12 +24,12 @@ Logs = list[list[str]]
 _SHOWN_LINES = 60
 
 
-def master_keys(masters: dict[str, bytes]) -> str:
-    """The setting that holds these."""
+def master_keys_setting(masters: dict[str, bytes]) -> str:
+    """The value of the setting `MASTER_KEYS`."""
     return json.dumps({name: to_base64(master) for name, master in masters.items()})
 
 
-def sweep_of_all(**more: Any) -> dict[str, Any]:
+def all_projects_sweep(**more: Any) -> dict[str, Any]:
     """A request to sweep all projects."""
     return {
         "type": "sweep.requested",
@@ -40,16 +40,16 @@ def sweep_of_all(**more: Any) -> dict[str, Any]:
     }
 
 
-def small(count: int, prefix: str = "small") -> dict[str, bytes]:
-    """So many small plaintexts, each a canary, one of them empty but for it."""
+def small_plaintexts(count: int, prefix: str = "small") -> dict[str, bytes]:
+    """`count` small plaintexts that begin with the canary; the first has nothing else."""
     return {f"{prefix}/{n:03} ü.bin": MARKER + os.urandom(37 * n) for n in range(count)}
 
 
-async def enrol(scene: Scene, projects: Iterable[str]) -> list[Tenant]:
-    """Enrol projects of the scene's deployment by one real worker."""
+async def enroll_projects(scene: Scene, projects: Iterable[str]) -> list[Tenant]:
+    """Enroll projects of the scene's deployment with one real worker."""
     tenants = [Tenant(scene.deployment, project) for project in projects]
-    # No longer lease than those of the workers to come: the keyring names the longest, and
-    # every proof waits for two of them.
+    # The keyring records the longest lease of its writers, and every proof waits two of them:
+    # this lease must not exceed those of later workers.
     async with (
         scene.worker("control", LEASE_S="2", KEYRING_CACHE_S="0.5") as running,
         open_wire(scene.deployment) as wire,
@@ -64,10 +64,12 @@ async def enrol(scene: Scene, projects: Iterable[str]) -> list[Tenant]:
     return tenants
 
 
-async def side_by_side(limit: int, cases: Mapping[str, Callable[[Logs], Awaitable[None]]]) -> None:
-    """Run cases, a few at a time; all that failed are told, each by its name and its logs' ends.
+async def run_concurrently(
+    limit: int, cases: Mapping[str, Callable[[Logs], Awaitable[None]]]
+) -> None:
+    """Run cases, `limit` at a time, and report every failure with the ends of its workers' logs.
 
-    A case is given the list into which its workers' logs go.
+    Each case gets a list to which it adds its workers' logs.
     """
     slots = asyncio.Semaphore(limit)
 
@@ -76,7 +78,7 @@ async def side_by_side(limit: int, cases: Mapping[str, Callable[[Logs], Awaitabl
         async with slots:
             try:
                 await case(logs)
-            except Exception as exc:  # noqa: BLE001  # the other cases tell something too
+            except Exception as exc:  # noqa: BLE001  # the other cases still run
                 exc.add_note(f"in the case {name}")
                 for log in logs:
                     exc.add_note("\n".join(["its worker:", *log[-_SHOWN_LINES:]]))
@@ -89,10 +91,10 @@ async def side_by_side(limit: int, cases: Mapping[str, Callable[[Logs], Awaitabl
         raise ExceptionGroup(f"{len(failed)} of {len(cases)} cases", failed)
 
 
-async def ended(
+async def wait_for_end(
     wire: Wire, request_id: str, kind: str, *, timeout_s: float = 150
 ) -> dict[str, Any]:
-    """The event of this kind that ends a request; a refusal fails the test at once."""
+    """Wait for the event of this kind that ends a request; a rejection fails at once."""
     event = await wire.event(
         lambda event: request_id in event.values() and _ends(event, kind), timeout_s=timeout_s
     )
@@ -112,8 +114,8 @@ def _ends(event: dict[str, Any], kind: str) -> bool:
 
 
 def check_ends(wire: Wire, request_id: str, kind: str, objects: int) -> None:
-    """Every end that was told of a sweep was clean, and counted what there is."""
-    ends = [event for event in told(wire, request_id) if event["type"] == kind]
+    """Every completion event of a sweep is clean and has the right counts."""
+    ends = [event for event in events_of(wire, request_id) if event["type"] == kind]
     assert ends
     for event in ends:
         assert event["clean"] is True, event
@@ -121,8 +123,8 @@ def check_ends(wire: Wire, request_id: str, kind: str, objects: int) -> None:
         assert (event["failed"], event["noncurrent_stale"]) == (0, 0), event
 
 
-async def drained(wire: Wire, *, timeout_s: float = 60) -> None:
-    """Wait until nothing waits to be served: leftovers of doubled steps take their delays to go."""
+async def wait_until_drained(wire: Wire, *, timeout_s: float = 60) -> None:
+    """Wait until all queues are empty; duplicates of steps remain for their retry delays."""
     work = (
         topology.UPLOAD_QUEUE,
         topology.CONTROL_QUEUE,

@@ -1,4 +1,4 @@
-"""A TCP proxy on loopback whose connections a test can cut and slow down."""
+"""A TCP proxy on loopback whose connections a test can drop and slow down."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PIECE_BYTES = 64 * 1024
 
 @dataclass
 class Proxy:
-    """Forwards to one port; what clients send is held to `bytes_per_s` on each connection."""
+    """Forwards to one port; each client may send `bytes_per_s` per connection."""
 
     target_port: int
     bytes_per_s: float | None = None
@@ -26,14 +26,14 @@ class Proxy:
     _moved: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     def cut(self) -> int:
-        """Drop every connection as a broken network would; how many there were."""
+        """Drop every connection as a network failure would; returns how many."""
         clients = list(self._writers)
         for writer in clients:
             writer.transport.abort()
         return len(clients)
 
     async def has_sent(self, size_bytes: int, *, timeout_s: float = 30) -> None:
-        """Wait until clients have sent this much in all."""
+        """Wait until clients have sent this many bytes in total."""
         async with asyncio.timeout(timeout_s), self._moved:
             await self._moved.wait_for(lambda: self.sent_bytes >= size_bytes)
 
@@ -62,7 +62,7 @@ class Proxy:
     async def _forward(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, back: bool = False
     ) -> None:
-        # A transport that was aborted raises an OSError in asyncio, a RuntimeError in uvloop.
+        # An aborted transport raises OSError in asyncio and RuntimeError in uvloop.
         with contextlib.suppress(OSError, RuntimeError):
             while piece := await reader.read(_PIECE_BYTES):
                 writer.write(piece)
@@ -79,7 +79,7 @@ class Proxy:
 
 @contextlib.asynccontextmanager
 async def proxy(target_port: int) -> AsyncIterator[Proxy]:
-    """A proxy for as long as the block lasts."""
+    """Run a proxy for the duration of the block."""
     running = Proxy(target_port)
     server = await asyncio.start_server(running._accept, "127.0.0.1", 0)
     running.port = server.sockets[0].getsockname()[1]

@@ -1,6 +1,6 @@
-"""Projects that are rotated: keys by generation, objects as they were put, records.
+"""Projects under rotation: their keys by generation, the expected objects, and their records.
 
-All that is checked here is read with boto3 and the formats alone (`tools.harness.stored_objects`).
+Every check reads with boto3 and the specified formats only (`tools.harness.stored_objects`).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from keyturn.crypto import Kek, Role
     from tools.harness.deployment import Deployment
-    from tools.harness.stored_objects import Shown
+    from tools.harness.stored_objects import StoredObject
 
 _THREADS = 8
 _ALGORITHM = "Cobblestone-256"
@@ -52,7 +52,7 @@ _CALLERS = {"author": "kim", "note": "=?utf-8?q?=C3=BC?="}
 
 @dataclass(frozen=True)
 class Put:
-    """An object as it was put: what must be the same after any rotation."""
+    """An object as it was put: what every rotation must preserve."""
 
     plaintext_sha256: str
     body_sha256: str
@@ -64,9 +64,9 @@ class Put:
 
 @dataclass
 class Tenant:
-    """A project of a deployment; `api_keys[0]` is that of generation 1.
+    """A project of a deployment; `api_keys[0]` belongs to generation 1.
 
-    `masters` are the operator's keys by id, oldest first: the last one is what must open.
+    `masters` are the master keys by id, oldest first: only the last one must open objects.
     """
 
     deployment: Deployment
@@ -83,7 +83,7 @@ class Tenant:
     # Requests.
 
     def rotation(self, **more: Any) -> dict[str, Any]:
-        """A request to rotate to a new API key, which counts as the project's from now on."""
+        """A request to rotate to a new API key, which becomes the project's expected key."""
         self.api_keys.append(new_api_key())
         rotation_id = rq.new_id()
         kek = user_kek(self.api_keys[-1], self.project)
@@ -112,7 +112,7 @@ class Tenant:
     # Objects.
 
     def put(self, key: str, plaintext: bytes, *, tags: dict[str, str] | None = None) -> None:
-        """Put a sealed object of generation 1 by hand, as an upload would have."""
+        """Put a sealed object of generation 1 by hand, as an upload would."""
         dek = os.urandom(32)
         body = seal(dek, BODY_CONTEXT, plaintext)
         user, admin = self._user_kek(1), self._admin_kek(next(iter(self.masters)))
@@ -159,12 +159,12 @@ class Tenant:
         )
 
     def put_all(self, plaintexts: dict[str, bytes], *, tags: dict[str, str] | None = None) -> None:
-        """Put many, in threads."""
+        """Put many objects, in threads."""
         with ThreadPoolExecutor(_THREADS) as pool:
             list(pool.map(lambda item: self.put(*item, tags=tags), plaintexts.items()))
 
     def remember(self, plaintexts: dict[str, bytes]) -> None:
-        """Take uploaded objects as they stand now for what must stay."""
+        """Record the present state of uploaded objects as what must be preserved."""
         for key, shown, etag in self._shown(plaintexts):
             self.objects[key] = Put(
                 stored_objects.sha256(plaintexts[key]),
@@ -175,19 +175,19 @@ class Tenant:
             )
 
     def generations(self) -> list[int]:
-        """The generations that the labels of all objects tell, in the order of keys."""
+        """The generations in all objects' labels, in the order of keys."""
         heads = [
             self.client.head_object(Bucket=self.deployment.bucket, Key=key)["Metadata"]
-            for key in stored_objects.keys(self.deployment, f"{self.project}/")
+            for key in stored_objects.list_keys(self.deployment, f"{self.project}/")
         ]
         return [int(head["enc-kek-user"].split(":")[0]) for head in heads if "enc-kek-user" in head]
 
-    def _shown(self, keys: Iterable[str]) -> list[tuple[str, Shown, str]]:
-        def one(key: str) -> tuple[str, Shown, str]:
+    def _shown(self, keys: Iterable[str]) -> list[tuple[str, StoredObject, str]]:
+        def one(key: str) -> tuple[str, StoredObject, str]:
             answer = self.client.get_object(
                 Bucket=self.deployment.bucket, Key=object_s3_key(self.project, key)
             )
-            shown = stored_objects.Shown(
+            shown = stored_objects.StoredObject(
                 answer["Body"].read(), answer["Metadata"], answer["ContentType"]
             )
             return key, shown, answer["ETag"]
@@ -195,11 +195,11 @@ class Tenant:
         with ThreadPoolExecutor(_THREADS) as pool:
             return list(pool.map(one, keys))
 
-    # What must hold.
+    # Checks.
 
     def check(self, *, generation: int, deleted: frozenset[str] = frozenset()) -> None:
-        """Every object opens by both keys and by no older one, and is else as it was put."""
-        standing = stored_objects.keys(self.deployment, f"{self.project}/")
+        """Every object opens with both current keys and no older one, else it is unchanged."""
+        standing = stored_objects.list_keys(self.deployment, f"{self.project}/")
         assert set(standing) == {object_s3_key(self.project, k) for k in {*self.objects, *deleted}}
         assert len(self.api_keys) == generation
         for key, shown, etag in self._shown(self.objects):
@@ -207,17 +207,17 @@ class Tenant:
             self._check_old_keys_open_nothing(key, shown)
             self._check_unchanged(key, shown, etag)
 
-    def _check_opens(self, key: str, shown: Shown) -> None:
+    def _check_opens(self, key: str, shown: StoredObject) -> None:
         label = f"{len(self.api_keys)}:{kek_id(self._user_kek(len(self.api_keys)))}"
         assert shown.metadata["enc-kek-user"] == label, key
         assert shown.metadata["enc-kek-admin"] == list(self.masters)[-1], key
         now = replace(self.deployment, master_key=self._master, api_key=self.api_keys[-1])
         for by in ("user", "admin"):
-            dek = stored_objects._dek(now, self.project, key, by, shown, None)
+            dek = stored_objects._data_key(now, self.project, key, by, shown, None)
             opened = open_sealed(dek, BODY_CONTEXT, shown.body)
             assert stored_objects.sha256(opened) == self.objects[key].plaintext_sha256, (key, by)
 
-    def _check_old_keys_open_nothing(self, key: str, shown: Shown) -> None:
+    def _check_old_keys_open_nothing(self, key: str, shown: StoredObject) -> None:
         old = [self._user_kek(number) for number in range(1, len(self.api_keys))]
         old += [self._admin_kek(name) for name in list(self.masters)[:-1]]
         for name, role in (("enc-dek-user", "user"), ("enc-dek-admin", "admin")):
@@ -235,7 +235,7 @@ class Tenant:
                             wrap=wrap,
                         )
 
-    def _check_unchanged(self, key: str, shown: Shown, etag: str) -> None:
+    def _check_unchanged(self, key: str, shown: StoredObject, etag: str) -> None:
         put = self.objects[key]
         now = Put(
             put.plaintext_sha256,
@@ -254,8 +254,8 @@ class Tenant:
         return {tag["Key"]: tag["Value"] for tag in answer["TagSet"]}
 
     def check_deleted(self, key: str) -> None:
-        """A tombstone stands there, which the operator's key opens, and it is empty."""
-        shown = stored_objects.shown(self.deployment, self.project, key)
+        """The key has an empty tombstone, which the master key opens."""
+        shown = stored_objects.read_object(self.deployment, self.project, key)
         assert (shown.body, shown.metadata["enc-algo"]) == (b"", "deleted")
         assert shown.metadata.keys() == {"enc-algo", "enc-dek-admin"}
         sealed = base64.b64decode(shown.metadata["enc-dek-admin"], validate=True)
@@ -264,9 +264,9 @@ class Tenant:
     # Records.
 
     def keyring(self) -> dict[str, Any]:
-        """What the project's keyring seals, and `master_key`."""
+        """The content of the project's keyring, and its `master_key`."""
         record = self._record(keyring_s3_key(self.project), self.project)
-        assert record is not None, "none stands"
+        assert record is not None, "no keyring"
         return record
 
     def plan(self, sweep_id: str, project: str | None = None) -> dict[str, Any] | None:
@@ -275,7 +275,7 @@ class Tenant:
         return self._record(f"{sweep_prefix(sweep_id, project)}sweep.json", project)
 
     def _record(self, key: str, project: str) -> dict[str, Any] | None:
-        if key not in stored_objects.keys(self.deployment, key):
+        if key not in stored_objects.list_keys(self.deployment, key):
             return None
         answer = self.client.get_object(Bucket=self.deployment.bucket, Key=key)
         record = json.loads(answer["Body"].read())
@@ -284,10 +284,10 @@ class Tenant:
         return {**json.loads(opened), "master_key": record["master_key"]}
 
     def left(self, sweep_id: str) -> list[str]:
-        """Records of a sweep that should be gone once its end is told."""
+        """Records of a sweep that should be deleted once it has completed."""
         folder = sweep_prefix(sweep_id, self.project)
         leftovers = (f"{folder}results/", f"{folder}tags/", f".keyturn/sweeps/_running/{sweep_id}/")
-        everything = stored_objects.keys(self.deployment, ".keyturn/sweeps/")
+        everything = stored_objects.list_keys(self.deployment, ".keyturn/sweeps/")
         return [key for key in everything if key.startswith(leftovers)]
 
     @property
@@ -301,7 +301,7 @@ class Tenant:
         return admin_kek(self.masters[name], self.project)
 
     def secrets(self) -> dict[str, bytes]:
-        """All that no log may show of this project."""
+        """All secrets of this project that no log may show."""
         found = {"plaintext": MARKER}
         for number, api_key in enumerate(self.api_keys, 1):
             found[f"API key {number} of {self.project}"] = api_key.encode()
@@ -314,9 +314,9 @@ class Tenant:
             ).reveal()
         for key in list(self.objects)[:20]:
             now = replace(self.deployment, master_key=self._master)
-            found[f"DEK of {key}"] = stored_objects.dek(now, self.project, key)
+            found[f"DEK of {key}"] = stored_objects.data_key(now, self.project, key)
         return found
 
 
-def _callers(shown: Shown) -> dict[str, str]:
+def _callers(shown: StoredObject) -> dict[str, str]:
     return {name: value for name, value in shown.metadata.items() if not name.startswith("enc-")}

@@ -1,6 +1,6 @@
-"""The broker's side of a test: publishing raw bytes, following events, looking at queues.
+"""A test's connection to the broker: publishes raw bytes, follows events, inspects queues.
 
-Nothing here uses the product's own client, so that what it shows is what others would see.
+It does not use the product's client, so it shows what any other client would see.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Events = list[dict[str, Any]]
 
 @dataclass
 class Wire:
-    """One connection of a test, with every event since it was opened."""
+    """One connection, with every verified event since it was opened."""
 
     channel: AbstractChannel
     events: Events
@@ -36,7 +36,7 @@ class Wire:
     async def publish(
         self, routing_key: str, body: bytes, headers: dict[str, Any], **properties: Any
     ) -> None:
-        """Publish to the exchange; confirmed and routed, or it raises."""
+        """Publish to the exchange; raises unless the message is confirmed and routed."""
         exchange = await self.channel.get_exchange("keyturn", ensure=False)
         message = aio_pika.Message(
             body,
@@ -48,18 +48,18 @@ class Wire:
         await exchange.publish(message, routing_key, timeout=30)
 
     async def event(
-        self, wanted: Callable[[dict[str, Any]], bool], *, timeout_s: float = 60
+        self, matches: Callable[[dict[str, Any]], bool], *, timeout_s: float = 60
     ) -> dict[str, Any]:
-        """The first event that is wanted, now or as soon as it is told."""
+        """The first event that matches; waits for it."""
         async with asyncio.timeout(timeout_s), self._arrived:
             while True:
                 for event in self.events:
-                    if wanted(event):
+                    if matches(event):
                         return event
                 await self._arrived.wait()
 
     async def more(self, known: int) -> None:
-        """Wait until more than so many events were told."""
+        """Wait for more than `known` events."""
         async with self._arrived:
             await self._arrived.wait_for(lambda: len(self.events) > known)
 
@@ -68,7 +68,7 @@ class Wire:
         return await self.event(lambda event: request_id in event.values(), timeout_s=timeout_s)
 
     async def take(self, queue: str, *, timeout_s: float = 60) -> AbstractIncomingMessage:
-        """Take one message off a queue, waiting for it."""
+        """Take one message from a queue; waits for it."""
         source = await self.channel.get_queue(queue, ensure=False)
         async with asyncio.timeout(timeout_s):
             while True:
@@ -79,7 +79,7 @@ class Wire:
                 await asyncio.sleep(0.05)
 
     async def depth(self, queue: str) -> int:
-        """How many messages are ready in a queue."""
+        """The number of ready messages in a queue."""
         declared = await self.channel.declare_queue(queue, passive=True)
         return declared.declaration_result.message_count or 0
 
@@ -96,7 +96,7 @@ class Wire:
 
 @asynccontextmanager
 async def open_wire(deployment: Deployment) -> AsyncIterator[Wire]:
-    """Connect, and follow all verified events from now on (the topology must stand)."""
+    """Connect and follow all verified events from now on; the topology must exist."""
     async with await aio_pika.connect(deployment.amqp_url) as connection:
         channel = await connection.channel(on_return_raises=True)
         wire = Wire(channel, [])

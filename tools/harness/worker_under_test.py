@@ -1,7 +1,7 @@
-"""A deployment while a real worker process serves it, and what a refused message must meet.
+"""A deployment served by a real worker process, and the checks for a rejected message.
 
-For tests of SPEC 6.3 and 12 against a real broker and a real bucket. One worker may serve
-a whole module: each message is followed to its end before the next one is sent.
+For tests of SPEC 6.3 and 12 with a real broker and bucket. One worker may serve a whole test
+module: each message is handled completely before the next one is sent.
 """
 
 from __future__ import annotations
@@ -42,55 +42,55 @@ _ID_FIELDS = sorted(set(topology.REQUEST_ID_FIELDS.values()))
 
 
 @dataclass(frozen=True)
-class Sent:
-    """A message as it is published; its refusal is told under `told`, or in no event."""
+class OutgoingRequest:
+    """A message to publish, and the rejection event that is expected for it, if any."""
 
     routing_key: str
     body: bytes
     headers: dict[str, Any]
-    told: dict[str, Any] | None = None
+    rejection: dict[str, Any] | None = None
 
     @property
     def request_id(self) -> str:
-        """The id under which its refusal is told."""
-        assert self.told is not None
-        return str(next(self.told[n] for n in _ID_FIELDS if n in self.told))
+        """The request id in its rejection event."""
+        assert self.rejection is not None
+        return str(next(self.rejection[n] for n in _ID_FIELDS if n in self.rejection))
 
 
 @dataclass(frozen=True)
-class Serving:
-    """A worker process, the wire to its broker, and its deployment."""
+class WorkerUnderTest:
+    """A worker process, its deployment, and a connection to its broker."""
 
     deployment: Deployment
     process: WorkerProcess
     wire: Wire
 
-    def signed(
+    def sign(
         self, document: dict[str, Any], *, routing_key: str = "", project: str | None = None
-    ) -> Sent:
-        """A request of the publisher `api`; `project` where it is not told as it stands."""
+    ) -> OutgoingRequest:
+        """Sign a request as the publisher `api`; `project` overrides the one in its rejection."""
         body = requests.encode(document)
         kind = document["type"]
         name = topology.REQUEST_ID_FIELDS[kind]
-        told = {
+        rejection = {
             "type": kind.replace(".requested", ".rejected"),
             name: document[name],
             "project": project or document["project"],
         }
         headers: dict[str, Any] = dict(requests.headers(body, self.deployment.publisher_key))
-        return Sent(routing_key or kind, body, headers, told)
+        return OutgoingRequest(routing_key or kind, body, headers, rejection)
 
-    async def publish(self, sent: Sent, **properties: Any) -> None:
-        """Publish it as it is."""
+    async def publish(self, sent: OutgoingRequest, **properties: Any) -> None:
+        """Publish a message unchanged."""
         await self.wire.publish(sent.routing_key, sent.body, sent.headers, **properties)
 
-    async def served(self, document: dict[str, Any]) -> dict[str, Any]:
-        """Publish a request; gives the next event of it, once the worker is done with it.
+    async def publish_and_wait(self, document: dict[str, Any]) -> dict[str, Any]:
+        """Publish a request, wait until the worker has handled it, and return its event.
 
-        The log line comes last, after staging is cleared and the message acknowledged.
+        The log line comes last, after the staged body is deleted and the message acknowledged.
         """
         known, logged = len(self.wire.events), len(self.process.lines)
-        sent = self.signed(document)
+        sent = self.sign(document)
         await self.publish(sent, message_id=sent.request_id)
         event = await self.wire.event(
             lambda event: (
@@ -101,27 +101,29 @@ class Serving:
         return event
 
     async def enroll(self, project: str, **more: Any) -> dict[str, Any]:
-        """Enrol a project with the deployment's API key."""
-        event = await self.served(requests.enroll(self.deployment, project, **more))
+        """Enroll a project with the deployment's API key."""
+        event = await self.publish_and_wait(requests.enroll(self.deployment, project, **more))
         assert event["type"] == "project.enrolled"
         return event
 
-    async def serves_the_next(self, project: str = "acme") -> dict[str, Any]:
-        """A good upload is stored and opens by both keys; gives its event."""
+    async def assert_serves_next(self, project: str = "acme") -> dict[str, Any]:
+        """Check that a valid upload is stored and opens with both keys; returns its event."""
         key = f"good/{uuid.uuid4()}"
-        event = await self.served(requests.upload(self.deployment, project, key, b"good").document)
+        event = await self.publish_and_wait(
+            requests.upload(self.deployment, project, key, b"good").document
+        )
         assert event["type"] == "upload.stored", event
         for role in ("user", "admin"):
-            assert stored_objects.opened(self.deployment, project, key, role) == b"good"
+            assert stored_objects.decrypt(self.deployment, project, key, role) == b"good"
         return event
 
-    async def refuses(
-        self, sent: Sent, code: str, detail: str = "", **properties: Any
+    async def assert_rejected(
+        self, sent: OutgoingRequest, code: str, detail: str = "", **properties: Any
     ) -> AbstractIncomingMessage:
-        """Everything that SPEC 6.3 and 12 say of a refused message; gives the dead letter.
+        """Check what SPEC 6.3 and 12 require of a rejected message; returns the dead letter.
 
-        It is in the dead-letter queue of its queue with its code, its body and its headers,
-        told once or not at all, left nowhere else, and the next good message is served.
+        The message is in its queue's dead-letter queue with its code, body and headers and
+        nowhere else, at most one event reports it, and the next valid message is served.
         """
         known = len(self.wire.events)
         properties.setdefault("message_id", str(uuid.uuid4()))
@@ -144,20 +146,20 @@ class Serving:
         assert dead.message_id == properties["message_id"]
         assert dead.delivery_mode == aio_pika.DeliveryMode.PERSISTENT
         expected = []
-        if sent.told is not None:
+        if sent.rejection is not None:
             event = await self.wire.outcome(sent.request_id)
             assert detail in event["detail"]
-            told = {
-                **sent.told,
+            rejection = {
+                **sent.rejection,
                 "code": code,
                 "at": event["at"],
                 "detail": event["detail"],
                 "publisher": sent.headers["keyturn-publisher"],
                 "request": hashlib.sha256(sent.body).hexdigest(),
             }
-            assert event == told
+            assert event == rejection
             expected.append(event)
-        expected.append(await self.serves_the_next())
+        expected.append(await self.assert_serves_next())
         assert self.wire.events[known:] == expected
         assert [await self.wire.depth(q) for q in (queue, dead_queue)] == [0, 0]
         return dead
@@ -165,60 +167,60 @@ class Serving:
     def stage(self, upload_id: str, body: bytes, *, publisher: str = "api") -> None:
         """Put a sealed body into staging, as a publisher does."""
         stored_objects.s3_client(self.deployment).put_object(
-            Bucket=self.deployment.bucket, Key=staged_key(upload_id, publisher), Body=body
+            Bucket=self.deployment.bucket, Key=staging_s3_key(upload_id, publisher), Body=body
         )
 
     def put(self, s3_key: str, body: bytes, metadata: dict[str, str] | None = None) -> None:
-        """Put an object as anybody who may write the bucket could."""
+        """Put an object as any writer of the bucket could."""
         stored_objects.s3_client(self.deployment).put_object(
             Bucket=self.deployment.bucket, Key=s3_key, Body=body, Metadata=metadata or {}
         )
 
-    def stands(self, s3_key: str) -> bool:
-        """Whether an object stands at this very S3 key."""
-        return s3_key in stored_objects.keys(self.deployment, s3_key)
+    def object_exists(self, s3_key: str) -> bool:
+        """Whether an object exists at this S3 key."""
+        return s3_key in stored_objects.list_keys(self.deployment, s3_key)
 
 
-def staged_key(upload_id: str, publisher: str = "api") -> str:
-    """Where a publisher's staged body stands."""
+def staging_s3_key(upload_id: str, publisher: str = "api") -> str:
+    """The S3 key of a publisher's staged body."""
     return f".keyturn/staging/{publisher}/{upload_id}"
 
 
 async def fresh_amqp_url(broker: Servers) -> str:
-    """A vhost of its own on a private broker; a given broker's one, emptied."""
+    """A fresh vhost of a private broker, or the emptied vhost of a given broker."""
     if broker.rabbitmq is not None:
         return broker.rabbitmq.next_vhost_url()
     async with await aio_pika.connect(broker.amqp_url) as connection:
         streams = map(topology.publisher_queue, ("api", "narrow", "gateway"))
         for queue in (*topology.queues(), *streams):
-            # A channel each: the broker closes the channel on an error.
+            # One channel each: the broker closes the channel on an error.
             await (await connection.channel()).queue_delete(queue.name)
     return broker.amqp_url
 
 
 @asynccontextmanager
-async def serving(
+async def run_worker(
     broker: Servers, s3: S3Server, *, endpoint_url: str = "", **env: str
-) -> AsyncIterator[Serving]:
-    """Serve a fresh deployment on these servers, with the project `acme` enrolled.
+) -> AsyncIterator[WorkerUnderTest]:
+    """Run a worker for a fresh deployment on these servers, with the project `acme` enrolled.
 
-    `endpoint_url` is where the worker finds the storage, if not directly; `env` is
-    further settings of the worker, without their prefix.
+    `endpoint_url` overrides the worker's storage address; `env` are further settings of the
+    worker, without their prefix.
     """
     deployment = Deployment(await fresh_amqp_url(broker), s3, new_bucket(s3))
     if endpoint_url:
         env["S3_ENDPOINT_URL"] = endpoint_url
-    async with served_by_a_worker(deployment, **env) as running:
+    async with run_worker_for(deployment, **env) as running:
         yield running
 
 
 @asynccontextmanager
-async def served_by_a_worker(deployment: Deployment, **env: str) -> AsyncIterator[Serving]:
-    """Serve this deployment, with the project `acme` enrolled."""
+async def run_worker_for(deployment: Deployment, **env: str) -> AsyncIterator[WorkerUnderTest]:
+    """Run a worker for this deployment, with the project `acme` enrolled."""
     async with (
         worker(deployment.worker_env(**env)) as process,
         open_wire(deployment) as wire,
     ):
-        running = Serving(deployment, process, wire)
+        running = WorkerUnderTest(deployment, process, wire)
         await running.enroll("acme")
         yield running

@@ -1,15 +1,15 @@
-"""A long queue drained, and disturbed meanwhile: `make load` (SPEC 6.2, 7).
+"""Drains a long queue, with and without disruptions: `make load` (SPEC 6.2, 7).
 
-| module | what it does or holds |
+| module | purpose |
 | --- | --- |
-| `uploads` | the uploads of a run by their number: key, id and bytes |
-| `filling` | a process of its own that publishes them with the product's publisher |
-| `crew` | the worker processes: started, told to stop, replaced |
-| `tenths` | samples of a drain as tenths: rates, memory, CPU time. Pure |
-| `proof` | afterwards: what stands, what was told, what is dead |
-| `drain` | the queue drained by 1, 2 and 4 workers, undisturbed |
-| `shares`, `attacks` | a tenant while another attacks its gateway: `python -m tools.load.shares` |
-| `disturbed` | workers stopped, a rolling deploy and a broker's restart in its middle |
+| `uploads` | the uploads of a run by number: key, id and bytes |
+| `queue_filler` | a separate process that publishes them with the product's publisher |
+| `worker_pool` | the worker processes: start, stop, replace |
+| `drain_summary` | summarizes samples of a drain: rates, memory, CPU time. Pure |
+| `outcome` | counts stored objects, events and dead letters afterwards |
+| `drain` | 1, 2 and 4 workers drain the queue undisturbed |
+| `disruptions` | stopped workers, a rolling deploy, or a broker restart meanwhile |
+| `shares`, `attacks` | one tenant while another attacks: `python -m tools.load.shares` |
 
-Every wait is bounded. Traffic goes to loopback alone, to servers that the run starts itself.
+Every wait is bounded. All traffic stays on loopback, to servers that the run starts itself.
 """

@@ -1,7 +1,8 @@
-"""`python -m tools.load`: drain a long queue, undisturbed and disturbed; a table and JSON.
+"""`python -m tools.load`: drain a long queue, with and without disruptions; prints a table.
 
-Exit status 0 where everything was done once, whether an aim of speed was met or not; 1 where
-an upload was lost, stored twice, or told twice without need, or nothing could be measured.
+Exit status 0 if every upload was handled once, even if a performance target was missed. Exit
+status 1 if an upload was lost, stored twice, or reported twice without a crash, or if a
+measurement failed.
 """
 
 from __future__ import annotations
@@ -42,11 +43,19 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
         "--uploads",
         type=int,
         metavar="N",
-        help=f"in the queue ({_COUNT} for drain, {_DISTURBED} for each of the others)",
+        help=f"uploads in the queue ({_COUNT} for drain, {_DISTURBED} for each of the others)",
     )
-    parser.add_argument("--bytes", type=int, default=SIZE_BYTES, metavar="N", help="an upload")
-    parser.add_argument("--workers", type=_numbers, default=[1, 2, 4], metavar="N,N", help="drain")
-    parser.add_argument("--quick", action="store_true", help=f"{_QUICK} uploads: to see it run")
+    parser.add_argument(
+        "--bytes", type=int, default=SIZE_BYTES, metavar="N", help="bytes per upload"
+    )
+    parser.add_argument(
+        "--workers",
+        type=_numbers,
+        default=[1, 2, 4],
+        metavar="N,N",
+        help="numbers of workers for drain",
+    )
+    parser.add_argument("--quick", action="store_true", help=f"a short run with {_QUICK} uploads")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
     return parser.parse_args(argv)
 
@@ -54,7 +63,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
 def _parts(text: str) -> tuple[str, ...]:
     parts = tuple(text.split(","))
     if unknown := set(parts) - set(_PARTS):
-        raise argparse.ArgumentTypeError(f"no part: {', '.join(sorted(unknown))}")
+        raise argparse.ArgumentTypeError(f"unknown parts: {', '.join(sorted(unknown))}")
     return parts
 
 
@@ -70,10 +79,10 @@ def _uploads(given: argparse.Namespace, name: str, count: int) -> Uploads:
 
 
 def _drains(given: argparse.Namespace, results: Results, console: Console) -> None:
-    found: dict[int, drain.Found] = {}
+    found: dict[int, drain.DrainResult] = {}
     for workers in given.workers:
         console.print(f"drain by {workers} …")
-        # Servers of its own each time: what is left of the one before is in no page's way.
+        # Fresh servers for each drain: data of an earlier one does not affect it.
         with _servers() as servers, _folder() as scratch:
             deployment = Deployment(servers.amqp_url, servers.s3, servers.new_bucket())
             uploads = _uploads(given, f"drain-{workers}", _COUNT)
@@ -108,9 +117,9 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
 
 
 def main(argv: list[str]) -> int:
-    """Do what was asked for; gives the exit status."""
+    """Run the requested parts; returns the exit status."""
     given = _arguments(argv)
-    # Told to stop, it still ends the workers and servers that it started.
+    # On SIGTERM it still stops the workers and servers that it started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     console = Console(width=None if sys.stdout.isatty() else 150)
     results, failed, began = Results(), False, time.monotonic()
@@ -123,12 +132,12 @@ def main(argv: list[str]) -> int:
         except (BenchError, ServerError) as exc:
             failed = True
             results.notes.append(f"{part}: FAILED: {exc}")
-        # At once: a run that is cut short keeps what it has.
+        # After each part: an interrupted run keeps its results.
         if given.json:
             given.json.write_text(results.as_json())
     results.notes.append(
         f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f} at the end, "
-        f"{time.monotonic() - began:.0f} s in all"
+        f"{time.monotonic() - began:.0f} s in total"
     )
     console.print(table(results.rows, title="Keyturn load"))
     for note in results.notes:

@@ -1,12 +1,11 @@
-"""What one tenant does to crowd out the others of a gateway, each by itself (SPEC 9.3, 13).
+"""Attacks with which one tenant tries to starve the others of a gateway (SPEC 9.3, 13).
 
-A process of its own, so that it takes nothing from the one that measures:
+A separate process, so that it does not slow the process that measures:
 
     KEYTURN_ATTACK_KEY=… python -m tools.load.attacks NAME HOST PORT SECONDS PROJECT
 
-PROJECT is one whose key the attack may turn.
-
-It prints how many answers of each status it got.
+PROJECT is a project whose key the attack may rotate. The process prints the number of responses
+by status.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ _WRONG = "kt_" + "w" * 43
 
 @dataclass
 class Attack:
-    """One attack under way on one gateway, and the statuses that it was answered."""
+    """A running attack on one gateway, and the statuses of its responses."""
 
     host: str
     port: int
@@ -51,14 +50,14 @@ class Attack:
         self.until = time.monotonic() + self.seconds
 
     @property
-    def goes_on(self) -> bool:
+    def is_running(self) -> bool:
         """Whether its time is not over."""
         return time.monotonic() < self.until
 
     async def ask(
         self, method: str, target: str, body: bytes = b"", api_key: str | None = None
     ) -> bytes:
-        """One request to its end; gives the answer's body."""
+        """Send one request; returns the response body, empty on a connection error."""
         headers = {"Authorization": f"Bearer {api_key or self.api_key}"}
         if body:
             headers["Content-Length"] = str(len(body))
@@ -71,9 +70,9 @@ class Attack:
         self.statuses[str(answer.status)] += 1
         return answer.body
 
-    async def holding(self, raw: bytes, *, trickle: bytes = b"") -> None:
-        """Send this and take nothing of the answer, but send a little more now and then."""
-        while self.goes_on:
+    async def hold_connection(self, raw: bytes, *, trickle: bytes = b"") -> None:
+        """Send this, do not read the response, and send `trickle` now and then."""
+        while self.is_running:
             try:
                 reader, writer = await asyncio.open_connection(self.host, self.port, limit=1024)
             except OSError as exc:
@@ -85,7 +84,7 @@ class Attack:
                 if not trickle:
                     status = (await reader.readline()).split(b" ")[1:2]
                     self.statuses[b"".join(status).decode() or "closed"] += 1
-                while self.goes_on and not reader.at_eof():
+                while self.is_running and not reader.at_eof():
                     if trickle:
                         writer.write(trickle)
                         await writer.drain()
@@ -104,10 +103,10 @@ async def _together(count: int, one: Callable[[int], Awaitable[None]]) -> None:
 
 
 async def refused_small(attack: Attack) -> None:
-    """Bodies of 256 KiB to a key that is taken: 400 left 400 dead letters for good."""
+    """Bodies of 256 KiB to an existing key: 400 of them left 400 permanent dead letters."""
 
     async def one(_: int) -> None:
-        while attack.goes_on:
+        while attack.is_running:
             await attack.ask("PUT", object_target(ATTACKER, TAKEN), bytes(256 * _KIB))
             await asyncio.sleep(0.05)
 
@@ -115,10 +114,10 @@ async def refused_small(attack: Attack) -> None:
 
 
 async def refused_large(attack: Attack) -> None:
-    """Bodies of 1 MiB to a key that is taken: they filled staging for 8 days."""
+    """Bodies of 1 MiB to an existing key: they filled staging for 8 days."""
 
     async def one(_: int) -> None:
-        while attack.goes_on:
+        while attack.is_running:
             await attack.ask("PUT", object_target(ATTACKER, TAKEN), bytes(1024 * _KIB))
             await asyncio.sleep(0.05)
 
@@ -126,14 +125,14 @@ async def refused_large(attack: Attack) -> None:
 
 
 async def slow_downloads(attack: Attack) -> None:
-    """256 downloads of which nothing is taken: every other tenant got 503."""
+    """256 downloads that the client does not read: every other tenant got 503."""
     headers = {"Authorization": f"Bearer {attack.api_key}"}
     raw = request("GET", object_target(ATTACKER, LARGE), headers)
-    await _together(256, lambda _: attack.holding(raw))
+    await _together(256, lambda _: attack.hold_connection(raw))
 
 
 async def slow_uploads(attack: Attack) -> None:
-    """Two tenants with four slow bodies each: everybody else got 503."""
+    """Two tenants with four slow request bodies each: every other tenant got 503."""
 
     async def one(number: int) -> None:
         project = (ATTACKER, ACCOMPLICE)[number % 2]
@@ -142,17 +141,17 @@ async def slow_uploads(attack: Attack) -> None:
             "Content-Length": str(64 * 1024 * _KIB),
         }
         raw = request("PUT", object_target(project, f"slow-{number}-{time.time_ns()}"), headers)
-        await attack.holding(raw + bytes(300 * _KIB), trickle=bytes(8 * _KIB))
+        await attack.hold_connection(raw + bytes(300 * _KIB), trickle=bytes(8 * _KIB))
 
     await _together(8, one)
 
 
 async def wrong_keys(attack: Attack) -> None:
-    """Projects that there are not, and wrong keys: each cost a read of the storage."""
+    """Unknown projects and wrong API keys: each request caused a storage read."""
 
     async def one(number: int) -> None:
         count = 0
-        while attack.goes_on:
+        while attack.is_running:
             count += 1
             project = ATTACKER if count % 2 else f"made-up-{number}-{count}"
             await attack.ask("GET", object_target(project, "x"), api_key=_WRONG)
@@ -161,14 +160,14 @@ async def wrong_keys(attack: Attack) -> None:
 
 
 async def rotations(attack: Attack) -> None:
-    """One rotation after the other: 14 of them did 4,845 looks at 51 objects."""
+    """One rotation after the other: 14 of them read 51 objects 4,845 times."""
     current = attack.api_key
-    while attack.goes_on:
+    while attack.is_running:
         new, target = new_api_key(), f"/v1/projects/{attack.project}/rotations"
-        told = await attack.ask("POST", target, json.dumps({"api_key": new}).encode(), current)
-        rotation_id = json.loads(told or b"{}").get("rotation_id")
+        response = await attack.ask("POST", target, json.dumps({"api_key": new}).encode(), current)
+        rotation_id = json.loads(response or b"{}").get("rotation_id")
         for _ in range(50):
-            if rotation_id is None or not attack.goes_on:
+            if rotation_id is None or not attack.is_running:
                 await asyncio.sleep(0.2)
                 break
             shown = await attack.ask("GET", f"{target}/{rotation_id}", api_key=new)
@@ -189,7 +188,7 @@ ATTACKS: dict[str, Callable[[Attack], Awaitable[None]]] = {
 
 
 def main(argv: list[str]) -> None:
-    """Attack for so many seconds, and print the statuses."""
+    """Attack for the given time, and print the statuses."""
     name, host, port, seconds, project = argv
     attack = Attack(host, int(port), os.environ[KEY_VARIABLE], float(seconds), project)
 

@@ -1,4 +1,4 @@
-"""A long queue whose workers and broker are stopped and started in its middle (SPEC 6.2, 7.1).
+"""Drains a long queue while workers or the broker are stopped and started (SPEC 6.2, 7.1).
 
 | part | what happens while the queue is drained |
 | --- | --- |
@@ -7,9 +7,9 @@
 | `broker` | the broker is stopped and started; the workers stay |
 | `broker-kill` | the broker is killed and started; the workers stay |
 
-A proxy before the storage counts the puts that made an object, by their target: that no
-upload was stored twice is not only the bucket's word. Telling is at least once; how often
-an event came twice is counted, and after SIGTERM alone none may.
+A proxy in front of the storage counts successful puts by target, so that the bucket is not the
+only evidence that no upload was stored twice. Events are published at least once: duplicates are
+counted, and after SIGTERM alone there must be none.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from tools.bench.processes import BenchError
 from tools.bench.rotation.delay_proxy import delaying
 from tools.bench.uploads import CONCURRENCY, PROJECT, enrol
 from tools.harness.wire import Wire
-from tools.load.outcome import Outcome, outcome
+from tools.load.outcome import Outcome, read_outcome
 from tools.load.queue_filler import fill
-from tools.load.worker_pool import crew
+from tools.load.worker_pool import worker_pool
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from tools.bench.rotation.delay_proxy import Delaying
     from tools.harness.deployment import Deployment
     from tools.load.uploads import Uploads
-    from tools.load.worker_pool import Crew
+    from tools.load.worker_pool import WorkerPool
     from tools.servers import RabbitMQ
 
 _LOOK_S = 0.1
@@ -56,14 +56,13 @@ BROKEN = ("broker", "broker-kill")
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a disturbed drain ended in.
+class DisruptionResult:
+    """The result of a disrupted drain.
 
-    `times` is how often something was stopped with more in the queue, `created` puts that
-    made an object, `created_again` those of a target that was made already, `unheard` puts
-    whose answer no worker waited for, `served_again` deliveries that a worker served to the
-    end knowing that the message may have come before, `peak_mib` the kernel's largest peak of
-    a worker's memory.
+    `times` counts disruptions while the queue was not empty, `created` the successful puts,
+    `created_again` those whose target had been created before, `unanswered` the puts whose client
+    was gone before the response, `served_again` the redeliveries that a worker served, and
+    `peak_mib` is the largest peak memory of a worker.
     """
 
     part: str
@@ -71,30 +70,30 @@ class Found:
     wall_s: float
     created: int
     created_again: int
-    unheard: int
+    unanswered: int
     served_again: int
     peak_mib: float
     outcome: Outcome
 
     def check(self) -> None:
-        """See that no upload was stored twice, and where all ends were graceful none served twice.
+        """Check that no upload was stored or, after graceful stops, reported twice.
 
         Raises:
-            BenchError: one was not, or the outcome is not whole.
+            BenchError: one was, or the outcome is incomplete.
         """
         self.outcome.check()
-        # A broker that goes takes the worker's handlers with it: nobody hears of their puts.
-        heard = self.created + (self.unheard if self.part in BROKEN else 0)
+        # A broker stop cancels the handlers, which then never see their puts' responses.
+        heard = self.created + (self.unanswered if self.part in BROKEN else 0)
         if heard < self.outcome.uploads or self.created > self.outcome.uploads:
-            raise BenchError(f"{self.part}: the puts are not those of the uploads: {asdict(self)}")
+            raise BenchError(f"{self.part}: the puts do not match the uploads: {asdict(self)}")
         if self.created_again:
             raise BenchError(f"{self.part}: an upload was stored twice: {asdict(self)}")
         if self.part in BROKEN:
             return
-        if self.outcome.told_again:
-            raise BenchError(f"{self.part}: an upload was told twice: {asdict(self)}")
-        if self.unheard:
-            raise BenchError(f"{self.part}: a put was cut short: {asdict(self)}")
+        if self.outcome.reported_again:
+            raise BenchError(f"{self.part}: an upload was reported twice: {asdict(self)}")
+        if self.unanswered:
+            raise BenchError(f"{self.part}: a put was interrupted: {asdict(self)}")
 
 
 async def measure(
@@ -108,42 +107,42 @@ async def measure(
     broker: RabbitMQ | None = None,
     delay_ms: int = 0,
     at_once: int = CONCURRENCY,
-) -> Found:
-    """Fill the queue, drain it with `times` disturbances spread over it, look at everything.
+) -> DisruptionResult:
+    """Fill the queue, drain it with `times` disruptions spread over it, and check the outcome.
 
     Args:
-        deployment: Whose bucket holds none of these uploads.
-        scratch: For logs.
+        deployment: A deployment whose bucket has none of these uploads.
+        scratch: Folder for logs.
         uploads: What is published first.
-        part: One of the table above.
-        workers: How many serve at once.
-        times: Disturbances at most; of a deploy, rounds in which each worker is replaced.
-        broker: Whom to stop; the deployment's.
-        delay_ms: By which the proxy holds each request to the storage back; where it does, puts
-            are held back for longer while a successor starts.
-        at_once: Uploads under way in a worker.
+        part: A part of the table above.
+        workers: The number of workers.
+        times: The maximum number of disruptions; for a deploy, rounds that replace each worker.
+        broker: The deployment's broker, to be stopped.
+        delay_ms: The proxy's delay of each storage request; if set, puts are delayed further while
+            a successor starts.
+        at_once: Concurrent uploads per worker.
 
     Raises:
-        BenchError: an upload was lost, stored twice, or told twice without need.
+        BenchError: an upload was lost, stored twice, or reported twice without a crash.
     """
     await enrol(deployment, scratch)
     await fill(deployment, uploads)
     under = f"/{deployment.bucket}/{PROJECT}/"
     async with delaying(deployment.s3.endpoint_url, delay_ms=delay_ms, under=under) as between:
         env = deployment.worker_env(UPLOAD_CONCURRENCY=str(at_once), S3_ENDPOINT_URL=between.url)
-        async with crew(env, scratch) as running:
+        async with worker_pool(env, scratch) as running:
             await running.start(workers)
             disturb = _disturbance(part, running, workers, broker, between, delay_ms)
             began = time.perf_counter()
             under_load = await _drain(deployment, uploads.count, times, disturb)
             wall_s = time.perf_counter() - began
-            await running.served_all(uploads)
+            await running.wait_until_all_served(uploads)
             await running.stop()
             again = sum(bool(line["again"]) for line in running.served())
             peak_mib = max(running.peaks_bytes) / _MIB
         seen = await between.seen()
-    ended = await outcome(deployment, uploads, sample=_SAMPLE_OPENED)
-    found = Found(
+    ended = await read_outcome(deployment, uploads, sample=_SAMPLE_OPENED)
+    found = DisruptionResult(
         part,
         under_load,
         wall_s,
@@ -160,7 +159,7 @@ async def measure(
 
 def _disturbance(
     part: str,
-    running: Crew,
+    running: WorkerPool,
     workers: int,
     broker: RabbitMQ | None,
     between: Delaying,
@@ -172,7 +171,7 @@ def _disturbance(
 
     async def deploy() -> None:
         for each in list(running.running):
-            # A short queue would be gone before a slow machine has started the successor.
+            # Otherwise a slow machine would drain a short queue before the successor has started.
             await between.delay(delay_ms, under_ms=_HELD_MS if delay_ms else 0)
             await running.start()
             await between.delay(delay_ms)
@@ -184,7 +183,7 @@ def _disturbance(
 
     async def kill_broker() -> None:
         assert broker is not None
-        await asyncio.to_thread(_kill, broker)
+        await asyncio.to_thread(_kill_and_restart, broker)
 
     return {
         "restart": restart,
@@ -194,7 +193,7 @@ def _disturbance(
     }[part]
 
 
-def _kill(broker: RabbitMQ) -> None:
+def _kill_and_restart(broker: RabbitMQ) -> None:
     for queue in (UPLOAD_QUEUE, dead_letter_name(UPLOAD_QUEUE)):
         broker.wait_until_registered(queue)
     broker.wait_until_streams_registered()
@@ -205,34 +204,34 @@ def _kill(broker: RabbitMQ) -> None:
 async def _drain(
     deployment: Deployment, count: int, times: int, disturb: Callable[[], Awaitable[None]]
 ) -> int:
-    """Wait for the queue's end; disturb while its first half is drained, or a little later.
+    """Wait until the queue is empty; disrupt while its first half is drained, or a little later.
 
-    Gives how many disturbances were over before the queue was: the last one may not count.
+    Returns how many disruptions ended before the queue was empty.
 
     Raises:
-        BenchError: none was, or the queue is not drained in time.
+        BenchError: none did, or the queue was not drained in time.
     """
     under_load = 0
     for number in range(1, times + 1):
-        await _down_to(deployment, count - number * count // (2 * times + 1), count)
+        await _wait_for_depth(deployment, count - number * count // (2 * times + 1), count)
         await disturb()
         if await _depth(deployment) == 0:
             break
         under_load = number
     if not under_load:
-        raise BenchError("the queue was empty before the first disturbance was over")
-    await _down_to(deployment, 0, count)
+        raise BenchError("the queue was empty before the first disruption ended")
+    await _wait_for_depth(deployment, 0, count)
     return under_load
 
 
-async def _down_to(deployment: Deployment, wanted: int, count: int) -> None:
+async def _wait_for_depth(deployment: Deployment, target: int, count: int) -> None:
     until = time.perf_counter() + _START_S + count / _SLOWEST_PER_S
     async with _wire(deployment) as wire:
         while time.perf_counter() < until:
-            if await wire.depth(UPLOAD_QUEUE) <= wanted:
+            if await wire.depth(UPLOAD_QUEUE) <= target:
                 return
             await asyncio.sleep(_LOOK_S)
-    raise BenchError(f"the queue did not come down to {wanted}")
+    raise BenchError(f"the queue did not shrink to {target} messages in time")
 
 
 async def _depth(deployment: Deployment) -> int:
@@ -242,7 +241,7 @@ async def _depth(deployment: Deployment) -> int:
 
 @asynccontextmanager
 async def _wire(deployment: Deployment) -> AsyncIterator[Wire]:
-    """A connection, as soon as the broker and its queue are there (again)."""
+    """A connection, as soon as the broker and its queue are available."""
     until = time.perf_counter() + _BACK_S
     while True:
         try:
@@ -258,28 +257,28 @@ async def _wire(deployment: Deployment) -> AsyncIterator[Wire]:
         yield wire
 
 
-def rows(server: str, found: Found) -> list[Row]:
-    """What was seen, with the aims of SPEC 7: each object once; told once where none crashed."""
+def rows(server: str, found: DisruptionResult) -> list[Row]:
+    """The rows of the result, with the targets of SPEC 7: each object and event exactly once."""
     ended = found.outcome
     once = 0 if found.part in GRACEFUL else None
     made = [
         Row(f"{found.part}: {figure}", server, unit, Spread((value,)))
         for figure, unit, value in (
             ("uploads", "", ended.uploads),
-            ("disturbances under load", "", found.times),
+            ("disruptions under load", "", found.times),
             ("time", "s", found.wall_s),
-            ("puts that made an object", "", found.created),
+            ("successful puts", "", found.created),
             ("peak memory of a worker", "MiB", found.peak_mib),
         )
     ]
     return made + [
         Row(f"{found.part}: {figure}", server, "", Spread((value,)), at_most=at_most)
         for figure, value, at_most in (
-            ("puts of a target that stood", found.created_again, 0),
-            ("uploads without an object", ended.uploads - ended.stand, 0),
-            ("uploads not told", ended.uploads - ended.told, 0),
-            ("events beyond an upload's first", ended.told_again, once),
-            ("puts whose answer nobody heard", found.unheard, once),
+            ("puts of an existing target", found.created_again, 0),
+            ("uploads without an object", ended.uploads - ended.stored, 0),
+            ("uploads without an event", ended.uploads - ended.reported, 0),
+            ("events beyond an upload's first", ended.reported_again, once),
+            ("puts without a waiting client", found.unanswered, once),
             ("served after an earlier delivery", found.served_again, None),
             ("dead letters", ended.dead, 0),
         )

@@ -1,7 +1,7 @@
-"""A long queue drained by so many workers, undisturbed: rate, memory and CPU time by tenths.
+"""Drains a long queue undisturbed: rate, memory and CPU time by tenths of the drain.
 
-All uploads are confirmed on the queue before the first worker starts. The clock runs from
-the moment at which all of them serve to the one at which nothing waits.
+All uploads are confirmed before the first worker starts. The clock runs from the moment when all
+workers serve until the queue is empty.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from tools.bench.figures import Row, Spread, number
 from tools.bench.processes import BenchError
 from tools.bench.uploads import CONCURRENCY, enrol
 from tools.harness.wire import Wire
-from tools.load.drain_summary import Drained, Sample, drained
-from tools.load.outcome import Outcome, outcome
+from tools.load.drain_summary import DrainSummary, Sample, summarize
+from tools.load.outcome import Outcome, read_outcome
 from tools.load.queue_filler import fill
-from tools.load.worker_pool import crew
+from tools.load.worker_pool import worker_pool
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from tools.harness.deployment import Deployment
     from tools.load.uploads import Uploads
-    from tools.load.worker_pool import Crew
+    from tools.load.worker_pool import WorkerPool
 
 _SAMPLE_S = 0.2
 _START_S = 60
@@ -41,11 +41,11 @@ _FLAT_AIM = 1.1
 
 
 @dataclass(frozen=True)
-class Found:
-    """What one drain gave; memory in MiB, `filled` what `filling.fill` told."""
+class DrainResult:
+    """The result of one drain; memory in MiB, `filled` from `queue_filler.fill`."""
 
     workers: int
-    drained: Drained
+    drained: DrainSummary
     peak_mib: float
     filled: Mapping[str, float]
     outcome: Outcome
@@ -53,35 +53,43 @@ class Found:
 
 async def measure(
     deployment: Deployment, scratch: Path, uploads: Uploads, *, workers: int
-) -> Found:
-    """Fill, drain, and look at everything.
+) -> DrainResult:
+    """Fill and drain the queue, and check the outcome.
 
     Raises:
-        BenchError: something was not done, not told, told again, or is dead.
+        BenchError: an upload was not stored, not reported, reported twice, or is a dead letter.
     """
     await enrol(deployment, scratch)
     filled = await fill(deployment, uploads)
     env = deployment.worker_env(UPLOAD_CONCURRENCY=str(CONCURRENCY))
     async with (
         await aio_pika.connect(deployment.amqp_url) as connection,
-        crew(env, scratch) as running,
+        worker_pool(env, scratch) as running,
     ):
         wire = Wire(await connection.channel(), [])
         if (depth := await wire.depth(UPLOAD_QUEUE)) != uploads.count:
-            raise BenchError(f"{depth} of {uploads.count} uploads wait")
+            raise BenchError(f"{depth} of {uploads.count} uploads are queued")
         await running.start(workers)
-        samples = await watched(wire, running, timeout_s=_START_S + uploads.count / _SLOWEST_PER_S)
-        await running.served_all(uploads)
+        samples = await sample_until_drained(
+            wire, running, timeout_s=_START_S + uploads.count / _SLOWEST_PER_S
+        )
+        await running.wait_until_all_served(uploads)
         await running.stop()
-        found = await outcome(deployment, uploads, sample=_SAMPLE_OPENED)
+        found = await read_outcome(deployment, uploads, sample=_SAMPLE_OPENED)
         found.check()
-        if found.told_again:
-            raise BenchError(f"{found.told_again} events were told twice, and nothing broke")
-        return Found(workers, drained(samples), max(running.peaks_bytes) / _MIB, filled, found)
+        if found.reported_again:
+            raise BenchError(
+                f"{found.reported_again} events were published twice without a failure"
+            )
+        return DrainResult(
+            workers, summarize(samples), max(running.peaks_bytes) / _MIB, filled, found
+        )
 
 
-async def watched(wire: Wire, running: Crew, *, timeout_s: float) -> list[Sample]:
-    """Samples until nothing waits any more.
+async def sample_until_drained(
+    wire: Wire, running: WorkerPool, *, timeout_s: float
+) -> list[Sample]:
+    """Sample until the queue is empty.
 
     Raises:
         BenchError: it took too long.
@@ -104,8 +112,8 @@ async def watched(wire: Wire, running: Crew, *, timeout_s: float) -> list[Sample
     raise BenchError(f"the queue was not drained in {timeout_s:.0f} s")
 
 
-def rows(server: str, found: Mapping[int, Found]) -> list[Row]:
-    """One drain a number of workers: rate, steadiness, memory, CPU time, and scaling."""
+def rows(server: str, found: Mapping[int, DrainResult]) -> list[Row]:
+    """The rows by number of workers: rate, steadiness, memory, CPU time, and scaling."""
     made: list[Row] = []
     for workers, one in found.items():
         name = f"{one.outcome.uploads:,} uploads, {workers} worker{'s' if workers > 1 else ''}"
@@ -127,21 +135,21 @@ def rows(server: str, found: Mapping[int, Found]) -> list[Row]:
     return made
 
 
-def notes(found: Mapping[int, Found]) -> list[str]:
-    """The tenths, and what filling took."""
-    said: list[str] = []
+def notes(found: Mapping[int, DrainResult]) -> list[str]:
+    """The rates by tenth, memory, and the cost of filling the queue."""
+    lines: list[str] = []
     for workers, one in found.items():
         drain, filled = one.drained, one.filled
         per_s = ", ".join(number(tenth.per_s) for tenth in drain.tenths)
         cpu_ms = 1000 * filled["cpu_s"] / filled["done"]
-        said += [
+        lines += [
             f"{workers} workers: published in {filled['wall_s']:.0f} s, {cpu_ms:.2f} CPU ms each",
             f"{workers} workers: objects/s in each tenth: {per_s}",
         ]
         for n, start in enumerate(drain.start_bytes):
             held = ", ".join(number(tenth.rss_bytes[n] / _MIB) for tenth in drain.tenths)
-            said.append(
+            lines.append(
                 f"{workers} workers, worker {n + 1}: MiB at the start {number(start / _MIB)}, "
                 f"after each tenth {held}"
             )
-    return said
+    return lines

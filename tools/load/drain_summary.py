@@ -1,4 +1,4 @@
-"""Samples of a drain as tenths of it: rates, memory and CPU time (pure)."""
+"""Summarizes samples of a drain by tenths: rates, memory and CPU time (pure)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TENTHS = 10
 
 @dataclass(frozen=True)
 class Sample:
-    """One moment: seconds, messages that wait, and of each worker CPU seconds and bytes held."""
+    """One moment: seconds, queued messages, and each worker's CPU seconds and memory."""
 
     at_s: float
     depth: int
@@ -24,15 +24,15 @@ class Sample:
 
 @dataclass(frozen=True)
 class Tenth:
-    """One tenth of a drain: objects a second, and each worker's memory at its end."""
+    """One tenth of a drain: objects per second, and each worker's memory at its end."""
 
     per_s: float
     rss_bytes: tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Drained:
-    """A whole drain, from the first sample to the one that found the queue empty."""
+class DrainSummary:
+    """A whole drain, from the first sample to the one with an empty queue."""
 
     objects: int
     wall_s: float
@@ -42,35 +42,35 @@ class Drained:
 
     @property
     def per_s(self) -> float:
-        """Objects a second."""
+        """Objects per second."""
         return self.objects / self.wall_s
 
     @property
     def cpu_ms(self) -> float:
-        """CPU milliseconds of all workers an object."""
+        """CPU milliseconds of all workers per object."""
         return 1000 * self.cpu_s / self.objects
 
     @property
     def steady(self) -> float:
-        """The last tenth's rate against the first one's."""
+        """The last tenth's rate relative to the first one's."""
         return self.tenths[-1].per_s / self.tenths[0].per_s
 
     @property
     def growth(self) -> float:
         """The largest growth of a worker's memory in the second half.
 
-        In its first 10,000 uploads or so a worker's heap fills with what the garbage collector,
-        which runs seldom, leaves for later.
+        During the first 10,000 uploads or so a worker's heap grows, because the garbage collector
+        runs rarely.
         """
         first, *later = (tenth.rss_bytes for tenth in self.tenths[TENTHS // 2 - 1 :])
         return max(rss / before for each in later for rss, before in zip(each, first, strict=True))
 
 
-def drained(samples: Sequence[Sample]) -> Drained:
-    """The drain that these samples saw; the last one must have found the queue empty.
+def summarize(samples: Sequence[Sample]) -> DrainSummary:
+    """Summarize the samples of a drain; the queue must be empty in the last one.
 
     Raises:
-        ValueError: they saw no drain, or too few moments of one.
+        ValueError: there are too few samples of a drain.
     """
     if len(samples) <= TENTHS or samples[-1].depth != 0 or samples[0].depth <= 0:
         raise ValueError("too few samples of a drain")
@@ -80,8 +80,8 @@ def drained(samples: Sequence[Sample]) -> Drained:
         left = first.depth * (TENTHS - number) // TENTHS
         edges.append(next(sample for sample in samples if sample.depth <= left))
     if any(a.at_s >= b.at_s for a, b in pairwise(edges)):
-        raise ValueError("the queue was drained faster than it was looked at")
-    return Drained(
+        raise ValueError("the queue was drained faster than it was sampled")
+    return DrainSummary(
         objects=first.depth,
         wall_s=last.at_s - first.at_s,
         cpu_s=sum(last.cpu_s) - sum(first.cpu_s),

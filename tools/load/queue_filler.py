@@ -1,8 +1,8 @@
-"""Filling the queue: `python -m tools.load.queue_filler NAME COUNT SIZE --from N --step S`.
+"""Fills the queue: `python -m tools.load.queue_filler NAME COUNT SIZE --from N --step S`.
 
-A process of its own, of which a run starts one a core: sealing and signing are most of the
-work. It publishes with the product's own publisher, each request confirmed, and prints as
-JSON what that took. Settings come from the environment, as for any publisher.
+A run starts one such process per core, because sealing and signing are most of the work. Each
+publishes with the product's publisher, every request confirmed, and prints the cost as JSON.
+Settings come from the environment, as for any publisher.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _PUBLISH_S = 120.0
 
 
 async def publish(uploads: Uploads, numbers: range) -> dict[str, float]:
-    """Publish the uploads of these numbers; gives how many, and seconds of wall and CPU time."""
+    """Publish the uploads of these numbers; returns their count, and wall and CPU seconds."""
     began, cpu = time.perf_counter(), time.process_time()
     async with Publisher.open(
         PublisherSettings.read(), s3=S3Settings.read(), publish_timeout_s=_PUBLISH_S
@@ -62,13 +62,13 @@ async def publish(uploads: Uploads, numbers: range) -> dict[str, float]:
 
 
 async def fill(deployment: Deployment, uploads: Uploads) -> dict[str, float]:
-    """Publish all uploads by one process a core; gives what `publish` does, in all.
+    """Publish all uploads with one process per core; returns the totals of `publish`.
 
     Raises:
-        BenchError: one of them was not published.
+        BenchError: an upload was not published.
     """
     processes = os.cpu_count() or 1
-    told: list[dict[str, Any]] = await asyncio.gather(
+    reports: list[dict[str, Any]] = await asyncio.gather(
         *(
             printed(
                 deployment.publisher_env(),
@@ -79,18 +79,18 @@ async def fill(deployment: Deployment, uploads: Uploads) -> dict[str, float]:
             for first in range(processes)
         )
     )
-    done = sum(each["done"] for each in told)
+    done = sum(each["done"] for each in reports)
     if done != uploads.count:
         raise BenchError(f"{done} of {uploads.count} uploads were published")
     return {
         "done": done,
-        "wall_s": max(each["wall_s"] for each in told),
-        "cpu_s": sum(each["cpu_s"] for each in told),
+        "wall_s": max(each["wall_s"] for each in reports),
+        "cpu_s": sum(each["cpu_s"] for each in reports),
     }
 
 
 def main() -> None:
-    """Publish, and print what it took."""
+    """Publish, and print the cost as JSON."""
     parser = argparse.ArgumentParser()
     parser.add_argument("name")
     parser.add_argument("count", type=int)

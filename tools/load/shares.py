@@ -1,9 +1,9 @@
-"""`python -m tools.load.shares`: another tenant of a gateway while one attacks it (SPEC 9.3, 13).
+"""`python -m tools.load.shares`: one tenant while another attacks the gateway (SPEC 9.3, 13).
 
-A gateway, a worker of all roles, broker and storage of their own. For each attack: a tenant's
-requests in quiet and under the attack, in turn a few times, so that whatever else the machine
-does meets both alike; then what the attack left behind. Figures are ratios within one run; what
-is left behind is exact.
+It runs a gateway, a worker for all roles, a broker and a storage server. For each attack, a
+tenant's requests are measured without and under the attack in alternating rounds, so that other
+load on the machine affects both; then what the attack left behind is counted. Latencies are
+compared within one run; leftovers are exact.
 """
 
 from __future__ import annotations
@@ -27,42 +27,42 @@ from tools.harness import stored_objects
 from tools.harness.deployment import Deployment
 from tools.harness.http import Client
 from tools.harness.process import gateway
-from tools.harness.worker_under_test import served_by_a_worker
+from tools.harness.worker_under_test import run_worker_for
 from tools.load.attacks import ACCOMPLICE, ATTACKER, ATTACKS, KEY_VARIABLE, LARGE, TAKEN
 from tools.servers import Servers
 
 if TYPE_CHECKING:
     from tools.harness.process import GatewayProcess
-    from tools.harness.worker_under_test import Serving
+    from tools.harness.worker_under_test import WorkerUnderTest
 
 VICTIM: Final = "victim"
 OBJECTS: Final = 51
 _MIB: Final = 1024 * 1024
 _LARGE_BYTES: Final = 32 * _MIB
 _SMALL_BYTES: Final = 4096
-# A larger body too: it needs a place, and room in staging.
+# A larger body too: it needs an upload slot and space in staging.
 _STAGED_BYTES: Final = 300 * 1024
 _BEGIN_S: Final = 3.0
-# Whoever waits for the attack to end is seen to have waited.
+# Longer than the attack, so that requests that wait for its end are measured.
 _OUTLASTS_S: Final = 4.0
 _SETTLE_S: Final = 1.0
 
 
 @dataclass
-class Seen:
-    """What a tenant saw of its requests: seconds by kind, and answers other than good ones."""
+class TenantSample:
+    """A tenant's requests: seconds by kind, and the responses that were not successful."""
 
     seconds: dict[str, list[float]] = field(default_factory=dict)
     refused: list[str] = field(default_factory=list)
 
-    def add(self, more: Seen) -> None:
-        """Take the requests of another round in."""
+    def add(self, more: TenantSample) -> None:
+        """Add the requests of another round."""
         for kind, seconds in more.seconds.items():
             self.seconds.setdefault(kind, []).extend(seconds)
         self.refused += more.refused
 
     def p99_ms(self, kind: str) -> float:
-        """The 99th of a hundred."""
+        """The 99th percentile."""
         return 1000 * sorted(self.seconds[kind])[int(len(self.seconds[kind]) * 0.99)]
 
     def p50_ms(self, kind: str) -> float:
@@ -71,33 +71,33 @@ class Seen:
 
 
 @dataclass
-class Measured:
-    """One attack."""
+class AttackResult:
+    """The result of one attack."""
 
     name: str
-    quiet: Seen
-    under: Seen
+    quiet: TenantSample
+    under: TenantSample
     attacker: dict[str, int]
     dead: int
     staged: int
 
     def ratio(self, kind: str) -> float:
-        """How much longer the slowest of a hundred took."""
+        """The 99th percentile under attack relative to the one without."""
         return self.under.p99_ms(kind) / self.quiet.p99_ms(kind)
 
 
 @dataclass
 class Arena:
-    """A gateway with three projects."""
+    """A gateway with a worker and three projects."""
 
-    serving: Serving
+    serving: WorkerUnderTest
     process: GatewayProcess
     client: Client
     count: int = 0
     rotated: int = 0
 
     async def prepare(self) -> None:
-        """The objects that the attacks and the tenant ask for."""
+        """Store the objects that the attacks and the tenant request."""
         for project in (ATTACKER, ACCOMPLICE, VICTIM):
             await self.serving.enroll(project)
         await self._put(ATTACKER, TAKEN, b"x")
@@ -105,7 +105,7 @@ class Arena:
         await self._put(VICTIM, "small", bytes(_SMALL_BYTES))
 
     async def _to_rotate(self) -> str:
-        """A fresh project with objects, whose key an attack may turn."""
+        """Create a project with objects, whose key an attack may rotate."""
         self.rotated += 1
         project = f"rotated-{self.rotated}"
         await self.serving.enroll(project)
@@ -118,13 +118,15 @@ class Arena:
         answer = await self.client.ask(project, key, wait, method="PUT", body=body)
         assert answer.status == 201, answer
 
-    async def tenant(self, seconds: float) -> Seen:
-        """Ask as the tenant for so long: 20 reads, 4 small and 2 larger bodies a second."""
-        seen, until = Seen(), time.monotonic() + seconds
+    async def tenant(self, seconds: float) -> TenantSample:
+        """Send the tenant's requests: 20 reads, 4 small and 2 larger bodies per second."""
+        seen, until = TenantSample(), time.monotonic() + seconds
         await asyncio.gather(
-            self._asking(seen, "get", until, 20, lambda: ("GET", "small", b"")),
-            self._asking(seen, "put", until, 4, lambda: ("PUT", self._key(), bytes(_SMALL_BYTES))),
-            self._asking(
+            self._send_steadily(seen, "get", until, 20, lambda: ("GET", "small", b"")),
+            self._send_steadily(
+                seen, "put", until, 4, lambda: ("PUT", self._key(), bytes(_SMALL_BYTES))
+            ),
+            self._send_steadily(
                 seen, "staged put", until, 2, lambda: ("PUT", self._key(), bytes(_STAGED_BYTES))
             ),
         )
@@ -134,28 +136,30 @@ class Arena:
         self.count += 1
         return f"new-{self.count}"
 
-    async def _asking(self, seen: Seen, kind: str, until: float, per_s: float, what: Any) -> None:
+    async def _send_steadily(
+        self, seen: TenantSample, kind: str, until: float, per_s: float, what: Any
+    ) -> None:
         tasks = set()
         while (now := time.monotonic()) < until:
             tasks.add(asyncio.create_task(self._ask(seen, kind, *what())))
             await asyncio.sleep(now + 1 / per_s - time.monotonic())
         await asyncio.gather(*tasks)
 
-    async def _ask(self, seen: Seen, kind: str, method: str, key: str, body: bytes) -> None:
+    async def _ask(self, seen: TenantSample, kind: str, method: str, key: str, body: bytes) -> None:
         began = time.perf_counter()
         try:
             answer = await self.client.ask(VICTIM, key, method=method, body=body)
-            told = str(answer.status)
+            problem = str(answer.status)
         except (OSError, TimeoutError) as exc:
-            told = type(exc).__name__
+            problem = type(exc).__name__
         seen.seconds.setdefault(kind, []).append(time.perf_counter() - began)
-        if told not in ("200", "202"):
-            seen.refused.append(f"{kind}: {told}")
+        if problem not in ("200", "202"):
+            seen.refused.append(f"{kind}: {problem}")
 
-    async def attacked(self, name: str, seconds: float, *, rounds: int) -> Measured:
-        """The tenant in quiet and under this attack, and what is left of the attack."""
-        quiet, under, attacker = Seen(), Seen(), Counter[str]()
-        dead_before, staged_before = await self._left()
+    async def measure_attack(self, name: str, seconds: float, *, rounds: int) -> AttackResult:
+        """Measure the tenant without and under this attack, and count what the attack left."""
+        quiet, under, attacker = TenantSample(), TenantSample(), Counter[str]()
+        dead_before, staged_before = await self._leftovers()
         for _ in range(rounds):
             project = await self._to_rotate() if name == "rotations" else ACCOMPLICE
             quiet.add(await self.tenant(seconds / rounds))
@@ -168,17 +172,19 @@ class Arena:
             )
             await asyncio.sleep(_BEGIN_S)
             under.add(await self.tenant(seconds / rounds))
-            told, _ = await attack.communicate()
-            attacker.update(json.loads(told))
+            problem, _ = await attack.communicate()
+            attacker.update(json.loads(problem))
             await asyncio.sleep(_SETTLE_S)
-        dead, staged = await self._left()
+        dead, staged = await self._leftovers()
         left = dead - dead_before, staged - staged_before
-        return Measured(name, quiet, under, dict(attacker), *left)
+        return AttackResult(name, quiet, under, dict(attacker), *left)
 
-    async def _left(self) -> tuple[int, int]:
-        """How many dead letters there are, and how many bodies in staging."""
+    async def _leftovers(self) -> tuple[int, int]:
+        """The numbers of dead letters and of bodies in staging."""
         dead = [await self.serving.wire.depth(f"{queue}.dead") for queue in _SERVED]
-        return sum(dead), len(stored_objects.keys(self.serving.deployment, ".keyturn/staging/"))
+        return sum(dead), len(
+            stored_objects.list_keys(self.serving.deployment, ".keyturn/staging/")
+        )
 
 
 _SERVED: Final = (topology.UPLOAD_QUEUE, topology.CONTROL_QUEUE)
@@ -186,23 +192,23 @@ _SERVED: Final = (topology.UPLOAD_QUEUE, topology.CONTROL_QUEUE)
 
 async def measure(
     deployment: Deployment, names: list[str], seconds: float, rounds: int
-) -> list[Measured]:
-    """Each attack in turn, on one deployment."""
+) -> list[AttackResult]:
+    """Run each attack in turn, on one deployment."""
     async with (
-        served_by_a_worker(deployment) as serving,
+        run_worker_for(deployment) as serving,
         gateway(deployment.gateway_env()) as process,
     ):
         arena = Arena(serving, process, Client(process, deployment.api_key))
         await arena.prepare()
-        return [await arena.attacked(name, seconds, rounds=rounds) for name in names]
+        return [await arena.measure_attack(name, seconds, rounds=rounds) for name in names]
 
 
-def table(measured: list[Measured]) -> Table:
-    """The figures, a row for each attack and kind of request."""
-    shown = Table(title="Another tenant while one attacks")
+def table(measured: list[AttackResult]) -> Table:
+    """The results, a row for each attack and kind of request."""
+    shown = Table(title="One tenant while another attacks")
     for column in (
         *("attack", "request", "quiet p50/p99 ms", "attacked p50/p99 ms", "p99 ratio"),
-        *("refused", "attacker's answers", "dead letters", "staged"),
+        *("refused", "attacker's responses", "dead letters", "staged"),
     ):
         shown.add_column(column)
     for each in measured:
@@ -213,7 +219,7 @@ def table(measured: list[Measured]) -> Table:
                 f"{each.quiet.p50_ms(kind):.1f} / {each.quiet.p99_ms(kind):.1f}",
                 f"{each.under.p50_ms(kind):.1f} / {each.under.p99_ms(kind):.1f}",
                 f"{each.ratio(kind):.2f}",
-                str(sum(told.startswith(f"{kind}:") for told in each.under.refused)),
+                str(sum(problem.startswith(f"{kind}:") for problem in each.under.refused)),
                 str(each.attacker),
                 str(each.dead),
                 str(each.staged),
@@ -222,11 +228,15 @@ def table(measured: list[Measured]) -> Table:
 
 
 def main(argv: list[str]) -> int:
-    """Measure and print; 1 where a tenant was refused anything or something was left behind."""
+    """Measure and print; 1 if a request of the tenant failed or staged bodies were left."""
     parser = argparse.ArgumentParser(prog="python -m tools.load.shares")
-    parser.add_argument("--seconds", type=float, default=20, help="in quiet and under attack")
+    parser.add_argument(
+        "--seconds", type=float, default=20, help="per round, without and under attack"
+    )
     parser.add_argument("--only", default=",".join(ATTACKS), help=f"of {', '.join(ATTACKS)}")
-    parser.add_argument("--rounds", type=int, default=5, help="of quiet and attack in turn")
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="alternating rounds without and under attack"
+    )
     given = parser.parse_args(argv)
     with Servers("ceph", environ={}) as servers:
         deployment = Deployment(servers.amqp_url, servers.s3, servers.new_bucket())

@@ -1,6 +1,6 @@
-"""The uploads of a run by their number, so that every process knows them without being told.
+"""The uploads of a run by number, so that every process can compute them.
 
-Key, id and bytes follow from the run's name and the number alone; ids differ between runs.
+Key, id and bytes depend only on the run's name and the number; ids differ between runs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Uploads:
 
     @property
     def prefix(self) -> str:
-        """What all their keys begin with."""
+        """The common prefix of all keys."""
         return f"{self.name}/"
 
     def key(self, number: int) -> str:
@@ -35,5 +35,5 @@ class Uploads:
         return str(uuid.uuid5(_NAMESPACE, self.key(number)))
 
     def body(self, number: int) -> bytes:
-        """Its bytes; no two uploads have the same."""
+        """The plaintext; no two uploads have the same."""
         return hashlib.shake_128(self.key(number).encode()).digest(self.size_bytes)

@@ -1,6 +1,6 @@
-"""The upload workers of a run: real processes, started, told to stop, replaced.
+"""The upload workers of a run: real processes that are started, stopped and replaced.
 
-Each has its log in a file of its own, which stays after its end.
+Each logs to its own file, which remains after the process ended.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _LOOK_S = 0.5
 
 
 @dataclass
-class Crew:
-    """Workers that serve `keyturn.upload`; `running` are those of now."""
+class WorkerPool:
+    """Workers that serve `keyturn.upload`; `running` are the present ones."""
 
     env: Mapping[str, str]
     folder: Path
@@ -38,10 +38,10 @@ class Crew:
     running: list[Running] = field(default_factory=list)
     logs: list[Path] = field(default_factory=list)
     peaks_bytes: list[int] = field(default_factory=list)
-    """Of those that were told to stop: the kernel's peak of their memory."""
+    """Peak memory of the stopped workers, as the kernel reports it."""
 
     async def start(self, count: int = 1) -> None:
-        """Start so many more, all at once; they serve when this returns."""
+        """Start `count` more workers concurrently; they serve when this returns."""
         first = len(self.logs)
         self.logs += [self.folder / f"worker-{n}.log" for n in range(first, first + count)]
         starting = [
@@ -51,27 +51,27 @@ class Crew:
         self.running += await asyncio.gather(*starting)
 
     async def stop(self, *which: Running) -> None:
-        """SIGTERM to these at once, or to all, and wait for their ends.
+        """Send SIGTERM to these workers, by default to all, and wait until they exit.
 
         Raises:
-            BenchError: one did not end in time, or not with status 0.
+            BenchError: one did not exit in time, or not with status 0.
         """
-        told = which or tuple(self.running)
-        for each in told:
+        stopping = which or tuple(self.running)
+        for each in stopping:
             self.peaks_bytes.append(each.peak_bytes())
             each.process.send_signal(signal.SIGTERM)
-        for each in told:
+        for each in stopping:
             self.running.remove(each)
             try:
                 async with asyncio.timeout(_STOP_S):
                     status = await each.process.wait()
             except TimeoutError as exc:
-                raise BenchError(f"{each.log.name}: did not end in {_STOP_S} s") from exc
+                raise BenchError(f"{each.log.name}: did not exit within {_STOP_S} s") from exc
             if status != 0:
-                raise BenchError(f"{each.log.name}: ended with status {status}")
+                raise BenchError(f"{each.log.name}: exited with status {status}")
 
-    async def served_all(self, uploads: Uploads) -> None:
-        """Wait until each upload was acknowledged: an empty queue says nothing of what they hold.
+    async def wait_until_all_served(self, uploads: Uploads) -> None:
+        """Wait until each upload is acknowledged: an empty queue does not show unacknowledged ones.
 
         Raises:
             BenchError: it took too long.
@@ -84,14 +84,14 @@ class Crew:
             await asyncio.sleep(_LOOK_S)
 
     def served(self) -> list[dict[str, Any]]:
-        """The log lines of all uploads that any of them served to its end."""
+        """The log lines of all uploads that the workers have stored."""
         lines = [line for log in self.logs for line in log.read_text().splitlines()]
-        told = [json.loads(line) for line in lines if '"upload.stored"' in line]
-        return [line for line in told if line["event"] == "upload.stored"]
+        reports = [json.loads(line) for line in lines if '"upload.stored"' in line]
+        return [line for line in reports if line["event"] == "upload.stored"]
 
 
 @asynccontextmanager
-async def crew(env: Mapping[str, str], folder: Path) -> AsyncIterator[Crew]:
-    """No workers yet; those that run at the block's end are told to stop."""
+async def worker_pool(env: Mapping[str, str], folder: Path) -> AsyncIterator[WorkerPool]:
+    """An empty pool; workers that still run at the end of the block are stopped."""
     async with AsyncExitStack() as stack:
-        yield Crew(env, folder, stack)
+        yield WorkerPool(env, folder, stack)

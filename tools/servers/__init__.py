@@ -1,7 +1,7 @@
 """Private, throwaway servers for tests, demo and bench: RabbitMQ, Ceph's S3 gateway, moto.
 
-They listen on loopback alone, keep everything in a scratch folder and end with the process that
-started them, however that ends. Nothing here may touch a server that it did not start.
+They listen on loopback only, keep all data in a scratch folder, and end with the process that
+started them, even if that is killed. Nothing here touches a server that it did not start.
 """
 
 from tools.servers.ceph import CephRgw

@@ -1,7 +1,7 @@
-"""`python -m tools.servers`: private servers for hand use, until Ctrl-C.
+"""`python -m tools.servers`: private servers for manual use, until Ctrl-C.
 
-Prints shell `export` lines with the settings of SPEC 11. They hold the throwaway servers' own
-passwords; nothing else is ever printed here.
+Prints shell `export` lines with the settings of SPEC 11, including the passwords of these
+throwaway servers, and nothing else.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def _leave(_number: int, _frame: FrameType | None) -> NoReturn:
 
 
 def serve(storage: StorageKind) -> None:
-    """Starts the servers, says where they are, waits for Ctrl-C or SIGTERM."""
+    """Start the servers, print their settings, and wait for Ctrl-C or SIGTERM."""
     with Servers(storage) as servers:
         settings = {"KEYTURN_AMQP_URL": servers.amqp_url}
         if storage != "none":
@@ -37,7 +37,7 @@ def serve(storage: StorageKind) -> None:
 
 
 def main() -> None:
-    """Parses the command line and serves."""
+    """Parse the command line and run the servers."""
     parser = argparse.ArgumentParser(prog="python -m tools.servers", description=__doc__)
     parser.add_argument("--storage", choices=get_args(StorageKind), default="ceph")
     storage: StorageKind = parser.parse_args().storage

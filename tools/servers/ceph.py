@@ -1,9 +1,9 @@
-"""A private Ceph cluster with its S3 gateway on loopback, from Debian's packages, in memory.
+"""A private in-memory Ceph cluster with its S3 gateway on loopback, from Debian's packages.
 
-Storage for tests and bench (SPEC 10): real conditional puts under real races, which moto cannot
-show. One monitor, one memory-backed OSD, one gateway; no manager, which only serves statistics and
-whose modules do not load on Debian 13. Needs root. It must never read or write the system's own
-Ceph configuration.
+Storage for tests and benchmarks (SPEC 10): real conditional puts under real races, which moto
+cannot reproduce. One monitor, one memory-backed OSD and one gateway; no manager, which only serves
+statistics and whose modules do not load on Debian 13. Needs root. It must never read or write the
+system's own Ceph configuration.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ BINARIES = ("ceph", "ceph-mon", "ceph-osd", "radosgw", "radosgw-admin", "monmapt
 _DEFAULT_DEVICE_BYTES = 6 * 2**30
 _READY_TIMEOUT_S = 30.0
 
-# Everything is thrown away, so the daemons get SIGKILL: at a graceful end a memory-backed OSD
+# All data is discarded, so the daemons get SIGKILL: on a graceful shutdown a memory-backed OSD
 # would write all its objects to disk.
 _GRACE_S = 0.0
 
@@ -103,13 +103,13 @@ _CAPS = {
 
 
 def cephx_key() -> str:
-    """A fresh cephx secret in Ceph's own form: type (1), time, length, 16 random bytes."""
+    """A fresh cephx secret in Ceph's encoding: type (1), time, length, 16 random bytes."""
     header = struct.pack("<HIIH", 1, int(time.time()), 0, 16)
     return base64.b64encode(header + secrets.token_bytes(16)).decode()
 
 
 def keyring_text() -> str:
-    """One keyring file for every daemon, with a fresh key each."""
+    """One keyring file for all daemons, with a fresh key for each."""
     return "".join(
         _KEYRING_ENTRY.format(
             name=name,
@@ -131,7 +131,7 @@ class CephRgw:
     """One throwaway cluster.
 
     Args:
-        device_bytes: How much it can hold, in bytes; taken from memory only as it fills.
+        device_bytes: Capacity in bytes; memory is allocated only as it fills.
         server: The gateway's port and keys; a free port and fresh keys by default.
         listen: The gateway's address; everything else stays on loopback.
     """
@@ -152,10 +152,10 @@ class CephRgw:
         self._rgw_endpoint = f"{listen}:{urlsplit(self.server.endpoint_url).port}"
 
     def start(self) -> S3Server:
-        """Starts the cluster, makes the S3 user, waits until the gateway answers.
+        """Start the cluster, create the S3 user, and wait until the gateway responds.
 
         Raises:
-            ServerError: a daemon ended or was not ready in time.
+            ServerError: a daemon exited or was not ready in time.
         """
         self._write_files()
         self._make_monmap()
@@ -171,7 +171,7 @@ class CephRgw:
         return self.server
 
     def stop(self) -> None:
-        """Kills every daemon, the gateway first, and removes the scratch folder."""
+        """Kill every daemon, the gateway first, and remove the scratch folder."""
         while self._daemons:
             self._daemons.pop().kill()
         remove_scratch(self._folder)
@@ -212,7 +212,7 @@ class CephRgw:
             check=False,
         )
         if done.returncode != 0:
-            # The program's name alone: its arguments may hold the S3 secret.
+            # Only the program's name: its arguments may contain the S3 secret.
             raise ServerError(f"{program} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
 
     def _daemon(self, program: str, *arguments: str) -> GuardedProcess:
@@ -247,5 +247,5 @@ class CephRgw:
 
 
 def runs_here() -> bool:
-    """Whether this user may run the cluster: Ceph's daemons want root."""
+    """Whether this user may run the cluster: Ceph's daemons need root."""
     return os.geteuid() == 0

@@ -1,7 +1,7 @@
 """`python -m tools.servers.development`: the storage of compose.yaml, Ceph's gateway in memory.
 
-It listens on all addresses of its container, on the port and with the keys that
-`KEYTURN_S3_…` name, and makes the bucket. For development: what it holds ends with it.
+It listens on all addresses of its container, with the port and the keys of `KEYTURN_S3_…`, and
+creates the bucket. For development only: its data is lost when it stops.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def _leave(_number: int, _frame: FrameType | None) -> NoReturn:
 
 
 def serve(environ: dict[str, str]) -> None:
-    """Start the gateway, make the bucket, wait to be told to stop."""
+    """Start the gateway, create the bucket, and wait for SIGTERM or Ctrl-C."""
     if missing := [name for name in (*_NEEDED, "KEYTURN_S3_BUCKET") if not environ.get(name)]:
         raise ServerError(f"{', '.join(missing)} is missing")
     port = urlsplit(environ["KEYTURN_S3_ENDPOINT_URL"]).port

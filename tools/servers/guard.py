@@ -1,13 +1,13 @@
-"""Runs one server and outlives nothing: when its owner goes, so does every process below it.
+"""Runs one server, and ends it with all its descendants when the owner process dies.
 
-For the private servers of tests, demo and bench. It is a script of its own, run as
-`python -I -S guard.py` with the standard library alone, because it must notice the death of a
-Python process that was killed with SIGKILL and could clean up nothing itself.
+For the private servers of tests, demo and bench. It is a separate script, run as
+`python -I -S guard.py` with the standard library only, because it must notice when its owner is
+killed with SIGKILL and cannot clean up itself.
 
-How it knows: the owner holds the other end of standard input. `end` on it means a graceful end,
-`kill` an immediate one; end of file without either means that the owner died, and then the
-scratch folder goes too. It is a child subreaper, so that what the server started and detached
-(Erlang's epmd, say) becomes its own child and is found.
+The owner holds the other end of standard input. `end` requests a graceful shutdown, `kill` an
+immediate one. End of file without either means that the owner died; then the scratch folder is
+removed too. The guard is a child subreaper, so that detached descendants of the server (such as
+Erlang's epmd) become its children.
 
 It must never signal a process that is not its own descendant.
 """
@@ -39,12 +39,12 @@ def _prctl(option: int, value: int) -> None:
 
 
 def _die_with_guard() -> None:
-    """Runs in the child before exec: should the guard itself be killed, its server goes too."""
+    """Run in the child before exec, so that the server dies if the guard is killed."""
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def children_of(pid: int) -> list[int]:
-    """The ids of the direct children of `pid`, read from /proc."""
+    """The process ids of the direct children of `pid`, from /proc."""
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
@@ -53,14 +53,14 @@ def children_of(pid: int) -> list[int]:
             stat = (entry / "stat").read_text()
         except (FileNotFoundError, ProcessLookupError):
             continue
-        # The command's name stands in parentheses and may itself hold spaces and parentheses.
+        # The command's name is in parentheses and may itself contain spaces and parentheses.
         if int(stat.rpartition(")")[2].split()[1]) == pid:
             found.append(int(entry.name))
     return found
 
 
 def kill_descendants() -> None:
-    """Kill and reap until no child is left; orphans arrive as children, being reparented here."""
+    """Kill and reap until no child is left; orphans are reparented to this process."""
     while True:
         for pid in children_of(os.getpid()):
             os.kill(pid, signal.SIGKILL)
@@ -71,7 +71,7 @@ def kill_descendants() -> None:
 
 
 class _Guard:
-    """Waits for the owner's word, for the owner's death, or for the server's own end."""
+    """Waits for the owner's command, the owner's death, or the server's exit."""
 
     def __init__(self, server: subprocess.Popen[bytes], grace_s: float) -> None:
         self._server = server
@@ -85,13 +85,13 @@ class _Guard:
         self._signalled = True
 
     def wait(self) -> str:
-        """Returns `end`, `kill`, `orphaned` or `exited`."""
+        """Return `end`, `kill`, `orphaned` or `exited`."""
         while True:
             if self._server.poll() is not None:
                 return "exited"
             if self._signalled:
                 return "end"
-            # Also where some forked sibling of the owner still holds the pipe open.
+            # Also if a forked sibling of the owner still holds the pipe open.
             if os.getppid() != self._owner:
                 return "orphaned"
             readable, _, _ = select.select([0], [], [], _POLL_S)
@@ -100,7 +100,7 @@ class _Guard:
                 return word.decode() if word in {b"end", b"kill"} else "orphaned"
 
     def end(self, word: str) -> int:
-        """Ends the server and everything below it; returns its exit status."""
+        """End the server and all its descendants; returns its exit status."""
         if word == "end":
             self._server.terminate()
             deadline = time.monotonic() + self._grace_s
@@ -114,7 +114,7 @@ class _Guard:
 
 
 def main() -> NoReturn:
-    """Parses the command line, runs the server, ends it, exits with its status."""
+    """Parse the command line, run the server, end it, and exit with its status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scratch", type=Path, required=True)
     parser.add_argument("--grace-s", type=float, required=True)

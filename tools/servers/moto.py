@@ -1,7 +1,7 @@
-"""moto's S3 seen from its owner's side: starts `tools.servers.moto_server` and ends it.
+"""Starts and ends `tools.servers.moto_server`, moto's S3 in a process of its own.
 
-The quick storage of the demo and of functional tests (SPEC 10). It imports no moto here, which
-takes a second. It must never stand in for a real server in tests of races.
+The quick storage of the demo and of functional tests (SPEC 10). This module does not import moto,
+which takes a second. Tests of races must use a real server instead.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _READY_TIMEOUT_S = 60.0
 
 
 class MotoServer:
-    """The server as a guarded process; what it stores is gone with it."""
+    """The server as a guarded process; its data is lost when it ends."""
 
     def __init__(self) -> None:
         self._folder = scratch_folder("moto")
@@ -33,10 +33,10 @@ class MotoServer:
         self.server = S3Server.private(self._port, "moto")
 
     def start(self) -> S3Server:
-        """Starts it and waits until it accepts connections.
+        """Start it, and wait until it accepts connections.
 
         Raises:
-            ServerError: it ended or was not ready in time.
+            ServerError: it exited or was not ready in time.
         """
         self._process = GuardedProcess(
             [sys.executable, "-m", "tools.servers.moto_server", "--port", str(self._port)],
@@ -51,7 +51,7 @@ class MotoServer:
         return self.server
 
     def stop(self) -> None:
-        """Ends it; nothing to do where it never ran."""
+        """End it; does nothing if it never ran."""
         if self._process is not None:
             self._process.kill()
             self._process = None

@@ -1,8 +1,8 @@
-"""moto's S3 in a process of its own, one request at a time: `python -m tools.servers.moto_server`.
+"""moto's S3 server, one request at a time: `python -m tools.servers.moto_server`.
 
-The quick storage of the demo and of functional tests. A request's body is read to its end before
-the lock around moto is taken, so that each request is atomic and conditional puts are honest even
-where bodies arrive slowly. It must never stand in for a real server in tests of races (SPEC 10).
+The quick storage of the demo and of functional tests. A request's body is read completely before
+the lock around moto is acquired, so that each request is atomic and conditional puts are correct
+even for slow bodies. Tests of races must use a real server instead (SPEC 10).
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _COPY_BYTES = 2**20
 
 
 def read_body(environ: WSGIEnvironment) -> IO[bytes]:
-    """The whole body of a request, in memory where small, else in an unnamed file.
+    """The whole body of a request: in memory if small, else in an unnamed file.
 
     Raises:
-        ConnectionError: the client went away before the length that it told was read.
+        ConnectionError: the client disconnected before the announced length was read.
     """
-    # Closed by the handler once the request is answered.
-    body = SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES)  # noqa: SIM115 - as said above
+    # The handler closes it after the response.
+    body = SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES)  # noqa: SIM115 - see above
     try:
         _copy(environ, body)
     except BaseException:
@@ -62,32 +62,32 @@ def _copy(environ: WSGIEnvironment, body: SpooledTemporaryFile[bytes]) -> None:
 
 
 class _Request(BackendRequest):
-    """A request whose body is an object, even where its content type is that of a form.
+    """A request whose body is an object even if its content type is that of a form.
 
-    Without this, flask eats such a body as form fields and moto stores an empty object.
+    Otherwise flask parses the body as form fields and moto stores an empty object.
     """
 
     @property
     def want_form_data_parsed(self) -> bool:
-        """Whether flask looks for form fields: never."""
+        """Whether flask parses form fields: never."""
         return False
 
 
 class _Handler(MotoRequestHandler):
-    """HTTP/1.1 with kept connections, which werkzeug's own handler always closes."""
+    """HTTP/1.1 with keep-alive; werkzeug's own handler closes every connection."""
 
     protocol_version = "HTTP/1.1"
     wbufsize = -1
     disable_nagle_algorithm = True
 
     def handle_expect_100(self) -> bool:
-        """Said here and at once: every body is read, whatever the answer will be."""
+        """Send `100 Continue` at once: every body is read, whatever the response will be."""
         done = super().handle_expect_100()
         self.wfile.flush()
         return done
 
     def run_wsgi(self) -> None:
-        """Reads the body, asks the application, writes its whole answer."""
+        """Read the body, call the application, and write its whole response."""
         environ = self.make_environ()
         with read_body(environ) as body:
             environ["wsgi.input"] = body
@@ -109,11 +109,11 @@ class _Handler(MotoRequestHandler):
         self.wfile.flush()
 
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-        """Says nothing: one line a request would drown what went wrong."""
+        """Log nothing: one line per request would hide errors."""
 
 
 def atomic(app: WSGIApplication) -> WSGIApplication:
-    """The application with a lock around each call and around the reading of its answer."""
+    """The application with a lock around each call and around reading its response."""
     lock = threading.Lock()
 
     def locked(environ: WSGIEnvironment, start_response: Any) -> list[bytes]:
@@ -126,7 +126,7 @@ def atomic(app: WSGIApplication) -> WSGIApplication:
 
 
 def main() -> None:
-    """Serves on loopback until killed."""
+    """Serve on loopback until killed."""
     parser = argparse.ArgumentParser(description="moto's S3, one request at a time")
     parser.add_argument("--port", type=int, required=True)
     port: int = parser.parse_args().port

@@ -1,8 +1,7 @@
-"""Debian's packages for the private servers: which are missing, and installing them as root.
+"""Finds missing Debian packages of the private servers, and installs them as root.
 
-For tests, demo and bench. Without root it says in one line what is missing and installs nothing.
-The service that a package may start is left alone: private servers have names and ports of their
-own.
+For tests, demo and bench. Without root it installs nothing and names what is missing. A service
+that a package starts is left alone: private servers use their own names and ports.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ class MissingPackagesError(Exception):
 
 
 def missing_packages(programs: dict[str, str]) -> list[str]:
-    """The packages of those programs that are not on this machine, sorted, each once."""
+    """The packages of the programs that are not installed, sorted and without duplicates."""
     return sorted(
         {
             package
@@ -51,7 +50,7 @@ def missing_packages(programs: dict[str, str]) -> list[str]:
 
 
 def needed(storage: str, *, broker: bool) -> dict[str, str]:
-    """The programs, with their packages, that private servers of these kinds need."""
+    """The programs that private servers of these kinds need, with their packages."""
     found = dict(RABBITMQ_PACKAGES) if broker else {}
     if storage == "ceph":
         found |= CEPH_PACKAGES
@@ -59,14 +58,14 @@ def needed(storage: str, *, broker: bool) -> dict[str, str]:
 
 
 def ensure(programs: dict[str, str]) -> None:
-    """Installs what is missing.
+    """Install missing packages.
 
     Raises:
-        MissingPackagesError: something is missing and this user is not root, or apt failed.
+        MissingPackagesError: a package is missing and this user is not root, or apt failed.
     """
     if missing_packages(programs):
         with _alone():
-            # Whoever came first, another process of this suite perhaps, has installed them.
+            # Another process of this suite may have installed them meanwhile.
             if missing := missing_packages(programs):
                 _install(missing)
     if set(programs) & set(ceph.BINARIES) and not ceph.runs_here():
@@ -75,7 +74,7 @@ def ensure(programs: dict[str, str]) -> None:
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """One process at a time: apt's own locks make the second one fail, not wait."""
+    """One process at a time: with apt's own locks a second one fails instead of waiting."""
     with Path(tempfile.gettempdir(), "keyturn-packages.lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -89,7 +88,7 @@ def _install(packages: Iterable[str]) -> None:
         )
     print(f"installing {names}", file=sys.stderr)
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    # For somebody else's apt: this machine's own updates, say.
+    # Waits for other users of apt, such as the system's updates.
     patient = ["-o", f"DPkg::Lock::Timeout={_LOCK_TIMEOUT_S}"]
     install = ["apt-get", "install", "-y", "--no-install-recommends", *patient, *packages]
     for command in (["apt-get", "update"], install):

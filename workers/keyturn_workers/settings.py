@@ -21,7 +21,7 @@ from keyturn.settings import (
     SigningKeysSetting,
     seed_from_b64,
 )
-from keyturn_workers.worker.grants import Grant, GrantsFile, json_of_names, parse_grants
+from keyturn_workers.worker.grants import Grant, GrantsFile, parse_grants, parse_named_settings
 
 _DAY_S: Final = 24 * 3600
 _GIB: Final = 1024**3
@@ -29,11 +29,11 @@ _MIB: Final = 1024**2
 
 
 def _master_keys(value: object) -> dict[str, Secret]:
-    return {name: Secret(seed_from_b64(key)) for name, key in json_of_names(value).items()}
+    return {name: Secret(seed_from_b64(key)) for name, key in parse_named_settings(value).items()}
 
 
 def _intake_keys(value: object) -> dict[str, IntakeKey]:
-    seeds = json_of_names(value)
+    seeds = parse_named_settings(value)
     return {name: IntakeKey.from_seed(seed_from_b64(seed)) for name, seed in seeds.items()}
 
 

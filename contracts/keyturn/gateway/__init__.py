@@ -1,17 +1,26 @@
-"""The client of the HTTP gateway (SPEC 9): reading, and sending, with an API key alone.
+"""The client of the HTTP gateway (SPEC 9): read and send objects with an API key alone.
 
-| module | what it holds |
+    from keyturn.gateway import Client
+
+    async with Client.connect("https://files.example.com", api_key) as client:
+        async with client.open("acme", "reports/q3.pdf") as opened:
+            async for piece in opened.chunks():
+                ...
+
+| module | holds |
 | --- | --- |
 | `client` | `Client`: open, stat, upload, rotate, rotation |
-| `objects` | one object while it is read: its length, and its body as a checked stream |
-| `answers` | what an answer's status, headers and problem document mean; pure |
-| `sending` | a body on its way to the gateway, watched for progress |
-| `transport` | one pool of connections, requests sent once, failures told without secrets |
-| `errors` | how it can end, beside the codes of SPEC 12 |
+| `object_stream` | one object while it is read: its length, and its body as a checked stream |
+| `responses` | what a response's status, headers and problem document mean; pure |
+| `request_body` | a body on its way to the gateway, watched for progress |
+| `transport` | one pool of connections; sends each request once; errors without secrets |
 
-It needs aiohttp (`keyturn[reader]`), imported only when a client is made, and no access to
-the bucket or the broker. It must never import `workers`, and opens nothing itself: the
-gateway has authenticated what it sends, so what vouches for it on the way here is TLS.
+Exceptions are in `keyturn.errors`: the class of its code for what the gateway refuses, and
+`GatewayError` for everything else.
+
+It needs aiohttp (`pip install 'keyturn[gateway]'`), imported when a client is opened, and no
+access to the bucket or the broker. It decrypts nothing: the gateway has authenticated what it
+sends, and TLS protects it on the way here. It must never import `keyturn_workers`.
 """
 
 from keyturn.errors import (

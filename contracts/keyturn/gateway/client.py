@@ -1,14 +1,9 @@
-"""The gateway's client: what a service imports to read, and to send, with an API key alone.
+"""`Client`: what a service imports to read, and to send, with an API key alone (SPEC 9).
 
-    async with Client.connect("https://files.example.com", api_key) as client:
-        async with client.open("acme", "reports/q3.pdf") as opened:
-            async for piece in opened.chunks():
-                ...
-
-It carries out the caller's half of SPEC 9. Names are checked before anything is sent. The
-API key is sent to the gateway's own address alone, never where that redirects, so use
-https wherever the way there is not your own machine.
-It must never log or raise an API key or a body, and never sends an upload or a rotation twice.
+It is the caller's half of SPEC 9. Names are checked before anything is sent. The API key is
+sent to the gateway's own address only, never to where that redirects: use https unless the
+gateway runs on the same machine.
+It must never log or raise an API key or a body, and never send an upload or a rotation twice.
 """
 
 import warnings
@@ -50,7 +45,7 @@ from keyturn.publisher.requests import ApiKey
 if TYPE_CHECKING:
     import aiohttp
 
-_CALLER: Final = 3  # frames up to whoever enters `connect`: its own, and contextlib's
+_CALLER: Final = 3  # frames up to the caller of `connect`: its own, and contextlib's
 CONNECT_TIMEOUT_S: Final = 10.0
 IDLE_TIMEOUT_S: Final = 60.0
 _UNRESERVED: Final = "/-_.~"
@@ -60,11 +55,11 @@ _OK, _CREATED, _ACCEPTED, _PARTIAL, _REDIRECT = 200, 201, 202, 206, 307
 
 @dataclass(frozen=True, slots=True)
 class UploadReceipt:
-    """An upload that the gateway has taken on.
+    """An upload that the gateway has accepted.
 
-    Args:
-        upload_id: Its id, under which its event is told too.
-        stored: Whether the object stands by now; else it will, or its refusal is told.
+    Attributes:
+        upload_id: Its id, which its event names too.
+        stored: Whether the object is stored already. If not, it will be, or an event says why not.
     """
 
     upload_id: str
@@ -72,7 +67,7 @@ class UploadReceipt:
 
 
 class Client:
-    """One project's way to a gateway. Made by `connect`; safe for concurrent use."""
+    """Access to one project through a gateway. Made by `connect`; safe for concurrent use."""
 
     def __init__(self, transport: Transport, api_key: ApiKey) -> None:
         self._transport = transport
@@ -89,21 +84,21 @@ class Client:
         idle_timeout_s: float = IDLE_TIMEOUT_S,
         max_connections: int = MAX_CONNECTIONS,
     ) -> AsyncIterator[Self]:
-        """A client, and its connections, for as long as the block lasts.
+        """A client and its connections, open as long as the block lasts. Connects when needed.
 
         Args:
             url: The gateway's address, such as `https://files.example.com`.
             api_key: The project's current API key.
-            connect_timeout_s: Seconds for one connection to be made.
-            idle_timeout_s: Seconds without any progress, after which a request fails.
-            max_connections: How many at once; further requests wait for one.
+            connect_timeout_s: Seconds to make one connection.
+            idle_timeout_s: Seconds without progress after which a request fails.
+            max_connections: Connections at once; further requests wait for one.
 
         Warns:
-            UnencryptedGatewayWarning: an `http://` address that is not of this machine.
+            UnencryptedGatewayWarning: an `http://` address of another machine.
 
         Raises:
-            MalformedRequestError: the API key is not of the form of SPEC 1.
-            SettingsError: the URL is none of a gateway, or aiohttp is not installed.
+            MalformedRequestError: the API key does not have the form of SPEC 1.
+            SettingsError: the URL cannot be a gateway's, or aiohttp is not installed.
         """
         async with Transport.open(
             url,
@@ -117,12 +112,13 @@ class Client:
             yield cls(transport, api_key)
 
     def with_api_key(self, api_key: ApiKey) -> Self:
-        """A client with another API key on the same connections, for as long as this one lasts.
+        """A client with another API key, on the connections of this one and as long as they last.
 
-        That is another project's, or the new one of a rotation.
+        Args:
+            api_key: Another project's, or the new one of a rotation.
 
         Raises:
-            MalformedRequestError: the API key is not of the form of SPEC 1.
+            MalformedRequestError: the API key does not have the form of SPEC 1.
         """
         return type(self)(self._transport, api_key)
 
@@ -130,53 +126,56 @@ class Client:
     async def open(
         self, project: str, object_key: str, *, start: int = 0, length: int | None = None
     ) -> AsyncIterator[OpenObject]:
-        """Open an object, or a range of it, for as long as the block lasts.
+        """Open an object, or a range of it, as long as the block lasts.
 
-        What `chunks` gives is authentic, but it is the whole only once that ends cleanly:
-        see there.
+        What `OpenObject.chunks` yields is authentic, but it is complete only when the iteration
+        ends without an error.
 
         Args:
             project: The project's id (SPEC 1).
             object_key: The object's key, 1 to 900 bytes of UTF-8.
-            start: The first byte wanted; a negative one counts from the end.
-            length: How many bytes at most, or None for all from `start` on.
+            start: The first byte; a negative one counts from the object's end.
+            length: Bytes at most, or None for all from `start` on.
+
+        Yields:
+            The object: its length, its metadata, and its body as a stream.
 
         Raises:
-            MalformedRequestError: a name, or the range, is none that can be asked for.
+            MalformedRequestError: a name or the range is not valid.
             UnauthorizedError: not the project's current API key, or no such project.
-            NotFoundError: nothing stands there.
+            NotFoundError: there is no object, or it was deleted.
             RangeNotSatisfiableError: the object ends before `start`.
-            CodedError: what else the gateway refuses with: `corrupt_object`, ….
-            GatewayError: the gateway cannot be reached, or its answer is none.
+            CodedError: any other refusal of the gateway, such as `corrupt_object`.
+            GatewayError: the gateway cannot be reached, or its response is not valid.
         """
         try:
             span = ByteRange(start, length)
         except ValueError as exc:
             raise MalformedRequestError(str(exc)) from exc
-        async with self._object("GET", project, object_key, span) as (answer, by_storage):
+        async with self._object("GET", project, object_key, span) as (response, by_storage):
             size_bytes, length_bytes = content_lengths(
-                answer.status, answer.headers, span, by_storage=by_storage
+                response.status, response.headers, span, by_storage=by_storage
             )
-            info = object_info(size_bytes, answer.headers, by_storage=by_storage)
-            yield OpenObject(info, length_bytes, answer)
+            info = object_info(size_bytes, response.headers, by_storage=by_storage)
+            yield OpenObject(info, length_bytes, response)
 
     async def stat(self, project: str, object_key: str) -> ObjectInfo:
-        """What is told of an object, without its body.
+        """An object's size and metadata, without its body.
 
-        The gateway has authenticated an encrypted object's length, and nothing else of it.
+        Of an encrypted object the gateway has authenticated the size, and nothing else.
 
         Raises:
-            MalformedRequestError: a name is not of the form that it must have.
+            MalformedRequestError: a name is not valid.
             UnauthorizedError: not the project's current API key, or no such project.
-            NotFoundError: nothing stands there.
-            GatewayError: the gateway cannot be reached, or refuses with a status that may
-                mean several codes: an answer to HEAD has no body that would tell.
+            NotFoundError: there is no object, or it was deleted.
+            GatewayError: the gateway cannot be reached, or refuses with a status that several
+                codes share: a response to HEAD has no body that would name the code.
         """
-        async with self._object("HEAD", project, object_key, _WHOLE) as (answer, by_storage):
+        async with self._object("HEAD", project, object_key, _WHOLE) as (response, by_storage):
             size_bytes, _ = content_lengths(
-                answer.status, answer.headers, _WHOLE, by_storage=by_storage
+                response.status, response.headers, _WHOLE, by_storage=by_storage
             )
-            return object_info(size_bytes, answer.headers, by_storage=by_storage)
+            return object_info(size_bytes, response.headers, by_storage=by_storage)
 
     async def upload(
         self,
@@ -188,24 +187,28 @@ class Client:
         metadata: Mapping[str, str] | None = None,
         wait_s: int | None = None,
     ) -> UploadReceipt:
-        """Hand in one object. It is sent once: the gateway gives each request an id of its own.
+        """Upload one object. It is sent once: the gateway gives each request a new id.
 
         Args:
             project: The project's id (SPEC 1).
             object_key: The object's key, 1 to 900 bytes of UTF-8; objects are written once.
             body: Bytes, a path, a binary file, or an async iterable of bytes of any length.
             content_type: As in HTTP; not authenticated.
-            metadata: The caller's own, at most 1 KiB; not authenticated.
-            wait_s: Seconds that the gateway may wait until the object is stored.
+            metadata: The caller's own, at most 1 KiB of names and values; not authenticated.
+            wait_s: Seconds, 1 or more, that the gateway may wait until the object is stored;
+                None responds once the request is on its queue.
+
+        Returns:
+            The upload's id, and whether the object is stored already.
 
         Raises:
             MalformedRequestError: a name, the content type or the metadata is not allowed.
             UnauthorizedError: not the project's current API key, or no such project.
-            AlreadyExistsError: the key holds another object; told only while waiting.
-            CodedError: what else the gateway refuses with.
+            AlreadyExistsError: the key holds another object; raised only while waiting.
+            CodedError: any other refusal of the gateway.
             GatewayUnavailableError: it cannot be reached; nothing was sent.
-            ResponseLostError: the object may be stored, or may not; look with `stat`.
-            UnexpectedResponseError: as that, where its status is 500 or more.
+            ResponseLostError: the object may be stored, or not; check with `stat`.
+            UnexpectedResponseError: likewise, if its status is 500 or more.
         """
         if wait_s is not None and wait_s < 1:
             raise MalformedRequestError("wait_s is 1 or more")
@@ -214,7 +217,7 @@ class Client:
             headers["Content-Type"] = check_content_type(content_type)
         for name, value in encode_caller_metadata(metadata or {}).items():
             headers[META_PREFIX + name] = value
-        status, told = await self._send(
+        status, fields = await self._send(
             "PUT",
             _object_path(project, object_key),
             headers,
@@ -222,28 +225,28 @@ class Client:
             (_CREATED, _ACCEPTED),
             wait_s or 0,
         )
-        return UploadReceipt(_told_id(status, told, "upload_id"), stored=status == _CREATED)
+        return UploadReceipt(_required_id(status, fields, "upload_id"), stored=status == _CREATED)
 
     async def rotate(self, project: str, new_api_key: ApiKey) -> str:
-        """Ask for the project's key to be turned; return the rotation's id.
+        """Request a rotation of the project's key; return the rotation's id.
 
-        The current API key holds until the rotation is accepted, from then on the new one:
-        follow it by `with_api_key(new_api_key)` and `rotation`.
+        The current API key is valid until the rotation is accepted, and the new one from then
+        on: follow the rotation by `with_api_key(new_api_key)` and `rotation`.
 
         Args:
             project: The project's id (SPEC 1).
-            new_api_key: Its new secret; save it before this is called.
+            new_api_key: Its new secret; save it before you call this.
 
         Raises:
-            MalformedRequestError: the project, or the API key, is not of the form of SPEC 1.
+            MalformedRequestError: the project or the API key does not have the form of SPEC 1.
             UnauthorizedError: not the project's current API key, or no such project.
-            CodedError: what else the gateway refuses with.
+            CodedError: any other refusal of the gateway.
             GatewayUnavailableError: it cannot be reached; nothing was sent.
-            ResponseLostError: the new API key may be in force soon, or may not: keep both.
-            UnexpectedResponseError: as that, where its status is 500 or more.
+            ResponseLostError: the new API key may become valid, or not: keep both.
+            UnexpectedResponseError: likewise, if its status is 500 or more.
         """
         secret = _checked_api_key(new_api_key)
-        status, told = await self._send(
+        status, fields = await self._send(
             "POST",
             f"{_project_path(project)}/rotations",
             {"Content-Type": "application/json"},
@@ -251,95 +254,104 @@ class Client:
             (_ACCEPTED,),
             secret=secret,
         )
-        return _told_id(status, told, "rotation_id")
+        return _required_id(status, fields, "rotation_id")
 
     async def rotation(self, project: str, rotation_id: str) -> dict[str, Any]:
-        """How far a rotation is, as the gateway tells it: `state`, `counts` and more.
+        """The state of a rotation (SPEC 9): a JSON object with `state`, `counts` and more.
+
+        Args:
+            project: The project's id (SPEC 1).
+            rotation_id: As `rotate` returned it.
 
         Raises:
-            MalformedRequestError: a name or the id is not of the form that it must have.
+            MalformedRequestError: a name or the id is not valid.
             UnauthorizedError: not the current API key, which a rotation changes.
             NotFoundError: no rotation of that id is known.
-            GatewayError: the gateway cannot be reached, or its answer is none.
+            GatewayError: the gateway cannot be reached, or its response is not valid.
         """
         if not is_uuid(rotation_id):
             raise MalformedRequestError("a rotation's id is a UUID in lower case")
         path = f"{_project_path(project)}/rotations/{rotation_id}"
-        answer = await self._transport.read("GET", path, {}, self._api_key)
+        response = await self._transport.read("GET", path, {}, self._api_key)
         try:
-            body = await self._transport.body_of(answer)
+            body = await self._transport.body_of(response)
             if body is None:
-                raise GatewayUnavailableError("the gateway's answer was cut")
-            if answer.status != _OK:
-                raise self._refusal(answer, body)
-            told = json_object(body)
+                raise GatewayUnavailableError("the gateway's response was cut short")
+            if response.status != _OK:
+                raise self._error(response, body)
+            fields = json_object(body)
         finally:
-            answer.close()
-        if told.get("rotation_id") != rotation_id or not isinstance(told.get("state"), str):
-            raise UnexpectedResponseError("the answer tells of no rotation", status=_OK)
-        return told
+            response.close()
+        if fields.get("rotation_id") != rotation_id or not isinstance(fields.get("state"), str):
+            raise UnexpectedResponseError(
+                "the response describes another rotation, or none", status=_OK
+            )
+        return fields
 
     @asynccontextmanager
     async def _object(
         self, method: str, project: str, object_key: str, span: ByteRange
     ) -> "AsyncIterator[tuple[aiohttp.ClientResponse, bool]]":
-        """The answer about an object, and whether it is the storage's own (SPEC 9.3)."""
+        """The response about an object, and whether it came from the storage (SPEC 9.3)."""
         headers = {} if span.is_whole else {"Range": span.header}
         path = _object_path(project, object_key)
-        answer = await self._transport.read(method, path, headers, self._api_key)
+        response = await self._transport.read(method, path, headers, self._api_key)
         try:
-            if by_storage := answer.status == _REDIRECT:
-                onward = await self._transport.follow(answer, headers)
-                answer.close()
-                answer = onward
-            if answer.status not in (_OK, _PARTIAL):
+            if by_storage := response.status == _REDIRECT:
+                redirected = await self._transport.follow(response, headers)
+                response.close()
+                response = redirected
+            if response.status not in (_OK, _PARTIAL):
                 if by_storage:
-                    raise storage_response_error(answer.status)
-                raise await self._object_refusal(answer)
-            yield answer, by_storage
+                    raise storage_response_error(response.status)
+                raise await self._object_error(response)
+            yield response, by_storage
         finally:
-            # Of a body read to its end the connection went back to the pool already.
-            answer.close()
+            # If the body was read to its end, the connection is in the pool already.
+            response.close()
 
-    async def _object_refusal(self, answer: "aiohttp.ClientResponse") -> Exception:
-        if answer.method == "HEAD":
-            return self._refusal(answer, None)
-        body = await self._transport.body_of(answer)
+    async def _object_error(self, response: "aiohttp.ClientResponse") -> Exception:
+        if response.method == "HEAD":
+            return self._error(response, None)
+        body = await self._transport.body_of(response)
         if body is None:
-            return GatewayUnavailableError("the gateway's answer was cut")
-        return self._refusal(answer, body)
+            return GatewayUnavailableError("the gateway's response was cut short")
+        return self._error(response, body)
 
     async def _send(
         self,
         method: str,
         path: str,
         headers: dict[str, str],
-        sending: RequestBody,
+        request_body: RequestBody,
         done: tuple[int, ...],
         wait_s: int = 0,
         *,
         secret: SecretStr | None = None,
     ) -> tuple[int, dict[str, Any]]:
-        """Send a request; the status and the document of an answer that is `done`."""
-        answer = await self._transport.send(
-            method, path, headers, self._api_key, sending, wait_s=wait_s
+        """Send a request; return status and document of a response whose status is in `done`."""
+        response = await self._transport.send(
+            method, path, headers, self._api_key, request_body, wait_s=wait_s
         )
         try:
-            told = await self._transport.body_of(answer)
-            if told is None:
-                raise ResponseLostError("the gateway's answer was cut")
-            if answer.status not in done:
-                raise self._refusal(answer, told, secret)
-            return answer.status, json_object(told)
+            received = await self._transport.body_of(response)
+            if received is None:
+                raise ResponseLostError("the gateway's response was cut short")
+            if response.status not in done:
+                raise self._error(response, received, secret)
+            return response.status, json_object(received)
         finally:
-            answer.close()
+            response.close()
 
-    def _refusal(
-        self, answer: "aiohttp.ClientResponse", body: bytes | None, secret: SecretStr | None = None
+    def _error(
+        self,
+        response: "aiohttp.ClientResponse",
+        body: bytes | None,
+        secret: SecretStr | None = None,
     ) -> Exception:
         held = (self._api_key, secret)
         secrets = tuple(one.get_secret_value() for one in held if one is not None)
-        return response_error(answer.status, answer.headers, body, secrets=secrets)
+        return response_error(response.status, response.headers, body, secrets=secrets)
 
 
 def _checked_api_key(api_key: ApiKey) -> SecretStr:
@@ -365,8 +377,8 @@ def _object_path(project: str, object_key: str) -> str:
     return f"{_project_path(project)}/objects/{quote(object_key, safe=_UNRESERVED)}"
 
 
-def _told_id(status: int, told: Mapping[str, Any], name: str) -> str:
-    value = told.get(name)
+def _required_id(status: int, fields: Mapping[str, Any], name: str) -> str:
+    value = fields.get(name)
     if not isinstance(value, str) or not is_uuid(value):
-        raise UnexpectedResponseError(f"the answer tells no {name}", status=status)
+        raise UnexpectedResponseError(f"the response has no {name}", status=status)
     return value

@@ -22,13 +22,13 @@ class OpenObject:
     Args:
         info: What its headers tell.
         length: How many bytes of plaintext come: of the whole object, or of the range.
-        answer: The open answer; its owner closes it.
+        response: The open response; its owner closes it.
     """
 
-    def __init__(self, info: ObjectInfo, length: int, answer: "aiohttp.ClientResponse") -> None:
+    def __init__(self, info: ObjectInfo, length: int, response: "aiohttp.ClientResponse") -> None:
         self.info = info
         self.length = length
-        self._answer = answer
+        self._answer = response
         self._left_bytes = length
 
     @property

@@ -50,6 +50,6 @@ class RequestBody:
 def reset(idle: asyncio.Timeout, seconds: float | None) -> None:
     """Let a clock end in so many seconds from now, or stand still."""
     when = None if seconds is None else asyncio.get_running_loop().time() + seconds
-    # It can have expired, or the answer be there already: the last steps of a request.
+    # It can have expired, or the response be there already: the last steps of a request.
     with suppress(RuntimeError):
         idle.reschedule(when)

@@ -1,7 +1,7 @@
-"""What an answer's status, headers and problem document mean (SPEC 9, 12). Pure.
+"""What a response's status, headers and problem document mean (SPEC 9, 12). Pure.
 
-An answer is believed only where it fits the question: a length that is told, the very
-range that was asked for, a code that SPEC 12 knows. Everything else may be a proxy's.
+A response is accepted only if it fits the request: it states a length, it is exactly the
+requested range, its code is one of SPEC 12. Anything else may be a proxy's.
 It must never put a part of a body, or a header that can hold a secret, into an error.
 """
 
@@ -88,9 +88,9 @@ class ByteRange:
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """What is told of an object; but for an encrypted one's length, none is authenticated.
+    """What the gateway states about an object. Only an encrypted object's size is authenticated.
 
-    Args:
+    Attributes:
         size_bytes: Length of the whole object's plaintext.
         content_type: As stored.
         metadata: The caller's own, decoded.
@@ -111,33 +111,35 @@ def content_lengths(
     """The whole object's size and the length of what comes of it, both in bytes.
 
     Raises:
-        UnexpectedResponseError: not the answer to this question, or its length is not told.
+        UnexpectedResponseError: not the response to this question, or it states no length.
     """
     if headers.get("Content-Encoding", "identity") != "identity" and not by_storage:
         # Not the object's bytes any more, and of another length than theirs. The storage
         # tells what a plaintext object was stored with, and encodes nothing.
-        raise UnexpectedResponseError("the answer is encoded on its way", status=status)
+        raise UnexpectedResponseError("the response is encoded on its way", status=status)
     length = _CONTENT_LENGTH.fullmatch(headers.get("Content-Length", ""))
     if length is None:
-        raise UnexpectedResponseError("the answer tells no length", status=status)
+        raise UnexpectedResponseError("the response states no length", status=status)
     length_bytes = int(length[1])
     if span.is_whole:
         if status != _OK:
-            raise UnexpectedResponseError(f"the whole object was answered {status}", status=status)
+            raise UnexpectedResponseError(
+                f"the whole object was requested, and the status is {status}", status=status
+            )
         return length_bytes, length_bytes
     if status != _PARTIAL:
         raise UnexpectedResponseError("the range was ignored", status=status)
-    told = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", ""))
-    if told is None:
-        raise UnexpectedResponseError("the answer tells no range", status=status)
-    first, last, size_bytes = (int(number) for number in told.groups())
+    stated = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", ""))
+    if stated is None:
+        raise UnexpectedResponseError("the response states no range", status=status)
+    first, last, size_bytes = (int(number) for number in stated.groups())
     if (first, last) != span.bounds(size_bytes) or length_bytes != last - first + 1:
-        raise UnexpectedResponseError("the answer is another range", status=status)
+        raise UnexpectedResponseError("the response is another range", status=status)
     return size_bytes, length_bytes
 
 
 def object_info(size_bytes: int, headers: Mapping[str, str], *, by_storage: bool) -> ObjectInfo:
-    """What the headers of an object's answer tell; the storage's own of a plaintext object."""
+    """What the headers of an object's response tell; the storage's own of a plaintext object."""
     prefix = _STORAGE_META_PREFIX if by_storage else META_PREFIX
     lowered = {name.lower(): value for name, value in headers.items()}
     wire = {n.removeprefix(prefix): v for n, v in lowered.items() if n.startswith(prefix)}
@@ -178,13 +180,13 @@ def redirect_target(headers: Mapping[str, str]) -> str:
 def response_error(
     status: int, headers: Mapping[str, str], body: bytes | None, *, secrets: tuple[str, ...]
 ) -> CodedError | GatewayError:
-    """The error that the gateway's answer stands for.
+    """The error that the gateway's response stands for.
 
     Args:
         status: Its HTTP status, one that is no success.
         headers: Its headers.
-        body: Its body, or as much as was read; None for HEAD, whose answers have none.
-        secrets: What the error must not repeat, should the answer do so.
+        body: Its body, or as much as was read; None for HEAD, whose responses have none.
+        secrets: What the error must not repeat, should the response do so.
     """
     content_type = headers.get("Content-Type", "").partition(";")[0].strip().lower()
     code: object
@@ -197,25 +199,25 @@ def response_error(
     else:
         return _foreign(status)
     error = all_errors().get(code) if isinstance(code, str) else None
-    return _foreign(status) if error is None else error(_told(detail, secrets))
+    return _foreign(status) if error is None else error(_redacted(detail, secrets))
 
 
 def storage_response_error(status: int) -> CodedError | GatewayError:
-    """The error that the storage's answer to a presigned request stands for."""
+    """The error that the storage's response to a presigned request stands for."""
     if status >= _SERVER_ERROR:
-        return StorageUnavailableError(f"the storage answered {status}")
+        return StorageUnavailableError(f"the storage responded with {status}")
     code = _BY_STATUS.get(status)
     # Not 401: that would be the presigned address's fault, not the API key's.
     if code in ("not_found", "range_not_satisfiable"):
         return all_errors()[code]()
-    return UnexpectedResponseError(f"the storage answered {status}", status=status)
+    return UnexpectedResponseError(f"the storage responded with {status}", status=status)
 
 
 def _foreign(status: int) -> UnexpectedResponseError:
-    return UnexpectedResponseError(f"answered {status} without a code of Keyturn", status=status)
+    return UnexpectedResponseError(f"status {status} without a code of Keyturn", status=status)
 
 
-def _told(detail: object, secrets: tuple[str, ...]) -> str:
+def _redacted(detail: object, secrets: tuple[str, ...]) -> str:
     if not isinstance(detail, str):
         return ""
     for secret in secrets:

@@ -1,11 +1,11 @@
-"""Requests to the gateway over one pool of connections: sent once, failures told (SPEC 9).
+"""Requests to the gateway over one pool of connections, each sent once (SPEC 9).
 
-Nothing is followed or sent again by itself, but for what aiohttp does with a GET or a HEAD
-on a kept-alive connection that dropped. aiohttp is imported only when a pool is opened,
-since a publisher needs none.
+No redirect is followed and nothing is sent again automatically, except that aiohttp repeats a
+GET or a HEAD if a kept-alive connection was dropped. aiohttp is imported only when a pool is
+opened: it is an optional dependency.
 
-It must never let an error of aiohttp out, not even as a cause or a context: some of them
-hold the request with its `Authorization`.
+It must never let an exception of aiohttp out, not even as a cause or a context: some hold the
+request with its `Authorization`.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import aiohttp
 
 MAX_CONNECTIONS: Final = 100
-_ANSWER_MAX_BYTES: Final = 64 * 1024
+_RESPONSE_MAX_BYTES: Final = 64 * 1024
 _READ_BUFFER_BYTES: Final = 256 * 1024
 _AUTOMATIC_HEADERS: Final = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
 _OWN_HEADERS: Final = {
@@ -50,7 +50,7 @@ class _LostError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
-    """Why there is no answer, in words that hold nothing of the request."""
+    """Why there is no response, in words that hold nothing of the request."""
 
     reason: str
     unsent: bool = False
@@ -88,7 +88,7 @@ class Transport:
         except ImportError as exc:
             raise SettingsError(
                 "the gateway's client needs aiohttp, which is not installed: install "
-                "keyturn[reader]"
+                "keyturn[gateway]"
             ) from exc
         async with aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=max_connections),
@@ -97,7 +97,7 @@ class Transport:
             headers=_OWN_HEADERS,
             auto_decompress=False,
             read_bufsize=_READ_BUFFER_BYTES,
-            trace_configs=[_clock_of_sends()],
+            trace_configs=[_idle_clock_trace()],
         ) as session:
             yield cls(
                 session,
@@ -109,35 +109,37 @@ class Transport:
     async def read(
         self, method: str, path: str, headers: Mapping[str, str], api_key: SecretStr
     ) -> "aiohttp.ClientResponse":
-        """The answer to a request that changes nothing; its owner closes it.
+        """The response to a request that changes nothing; its owner closes it.
 
         Raises:
             GatewayUnavailableError: there is none.
         """
-        answer = await self._get(method, self._base_url + path, headers, api_key)
-        if isinstance(answer, _Failure):
-            raise GatewayUnavailableError(f"the gateway did not answer ({answer.reason})")
-        return answer
+        response = await self._get(method, self._base_url + path, headers, api_key)
+        if isinstance(response, _Failure):
+            raise GatewayUnavailableError(f"the gateway did not respond ({response.reason})")
+        return response
 
     async def follow(
-        self, answer: "aiohttp.ClientResponse", headers: Mapping[str, str]
+        self, response: "aiohttp.ClientResponse", headers: Mapping[str, str]
     ) -> "aiohttp.ClientResponse":
         """What stands where a redirect leads (SPEC 9.3), asked without the API key.
 
         Its owner closes it.
 
         Args:
-            answer: The redirect.
+            response: The redirect.
             headers: What is asked there.
 
         Raises:
             UnexpectedResponseError: it leads to no http or https address.
-            StorageUnavailableError: nothing answers there.
+            StorageUnavailableError: nothing responds there.
         """
-        onward = await self._get(answer.method, redirect_target(answer.headers), headers, None)
-        if isinstance(onward, _Failure):
-            raise StorageUnavailableError(f"the storage did not answer ({onward.reason})")
-        return onward
+        redirected = await self._get(
+            response.method, redirect_target(response.headers), headers, None
+        )
+        if isinstance(redirected, _Failure):
+            raise StorageUnavailableError(f"the storage did not respond ({redirected.reason})")
+        return redirected
 
     async def send(
         self,
@@ -145,43 +147,47 @@ class Transport:
         path: str,
         headers: Mapping[str, str],
         api_key: SecretStr,
-        sending: RequestBody,
+        request_body: RequestBody,
         *,
         wait_s: float = 0,
     ) -> "aiohttp.ClientResponse":
-        """The answer to a request with a body, which is sent once; its owner closes it.
+        """The response to a request with a body, which is sent once; its owner closes it.
 
         The body goes out only when the gateway asks for it (100 Continue), so that a
         refused one is not sent.
 
         Raises:
             GatewayUnavailableError: not even a connection was made.
-            ResponseLostError: there is no answer.
+            ResponseLostError: there is no response.
             Exception: whatever the body's source raised, unchanged; nothing was stored.
         """
-        answer = await self._put(method, self._base_url + path, headers, api_key, sending, wait_s)
-        if sending.failure is not None:
-            if not isinstance(answer, _Failure):
-                answer.close()
-            raise sending.failure
-        if not isinstance(answer, _Failure):
-            return answer
-        if answer.unsent:
-            raise GatewayUnavailableError(f"the gateway cannot be reached ({answer.reason})")
-        raise ResponseLostError(f"no answer came to what was sent ({answer.reason})")
+        response = await self._put(
+            method, self._base_url + path, headers, api_key, request_body, wait_s
+        )
+        if request_body.failure is not None:
+            if not isinstance(response, _Failure):
+                response.close()
+            raise request_body.failure
+        if not isinstance(response, _Failure):
+            return response
+        if response.unsent:
+            raise GatewayUnavailableError(f"the gateway cannot be reached ({response.reason})")
+        raise ResponseLostError(f"no response came to what was sent ({response.reason})")
 
-    async def body_of(self, answer: "aiohttp.ClientResponse") -> bytes | None:
-        """A small answer's body, cut at 64 KiB; None where the connection failed."""
+    async def body_of(self, response: "aiohttp.ClientResponse") -> bytes | None:
+        """A small response's body, cut at 64 KiB; None where the connection failed."""
         body = bytearray()
 
         async def read() -> bytes:
             async with asyncio.timeout(self._idle_s):
-                while len(body) < _ANSWER_MAX_BYTES and (piece := await answer.content.readany()):
+                while len(body) < _RESPONSE_MAX_BYTES and (
+                    piece := await response.content.readany()
+                ):
                     body.extend(piece)
-            return bytes(body[:_ANSWER_MAX_BYTES])
+            return bytes(body[:_RESPONSE_MAX_BYTES])
 
-        told = await _settled(read())
-        return None if isinstance(told, _Failure) else told
+        received = await _outcome(read())
+        return None if isinstance(received, _Failure) else received
 
     async def _get(
         self, method: str, url: str, headers: Mapping[str, str], api_key: SecretStr | None
@@ -202,7 +208,7 @@ class Transport:
                 timeout=limits,
             )
 
-        return await _settled(ask())
+        return await _outcome(ask())
 
     async def _put(
         self,
@@ -210,7 +216,7 @@ class Transport:
         url: str,
         headers: Mapping[str, str],
         api_key: SecretStr,
-        sending: RequestBody,
+        request_body: RequestBody,
         wait_s: float,
     ) -> "aiohttp.ClientResponse | _Failure":
         import aiohttp  # noqa: PLC0415  # an extra of its own
@@ -224,16 +230,16 @@ class Transport:
                 return await self._session.request(
                     method,
                     URL(url, encoded=True),
-                    headers=_authorized({**headers, **sending.headers}, api_key),
-                    data=sending.blocks_with_timeout(idle, self._idle_s, wait_s),
+                    headers=_authorized({**headers, **request_body.headers}, api_key),
+                    data=request_body.blocks_with_timeout(idle, self._idle_s, wait_s),
                     allow_redirects=False,
                     expect100=True,
                     timeout=limits,
-                    middlewares=(_surface_loss,),
+                    middlewares=(_raise_loss,),
                     trace_request_ctx=lambda: reset(idle, self._idle_s),
                 )
 
-        return await _settled(ask())
+        return await _outcome(ask())
 
 
 def _authorized(headers: Mapping[str, str], api_key: SecretStr | None) -> Mapping[str, str]:
@@ -280,19 +286,19 @@ def is_unencrypted(url: str) -> bool:
         return True
 
 
-async def next_piece(answer: "aiohttp.ClientResponse") -> bytes:
+async def next_piece(response: "aiohttp.ClientResponse") -> bytes:
     """The next bytes of a body, as they came; none at its end.
 
     Raises:
         IncompleteBodyError: the connection ended before, or stood still.
     """
-    piece = await _settled(answer.content.readany())
+    piece = await _outcome(response.content.readany())
     if isinstance(piece, _Failure):
         raise IncompleteBodyError(f"the body ended before its length ({piece.reason})")
     return piece
 
 
-def _clock_of_sends() -> "aiohttp.TraceConfig":
+def _idle_clock_trace() -> "aiohttp.TraceConfig":
     """Begins to count a send's idle time with its headers: waiting for a connection is none."""
     import aiohttp  # noqa: PLC0415  # an extra of its own
 
@@ -305,7 +311,7 @@ def _clock_of_sends() -> "aiohttp.TraceConfig":
     return config
 
 
-async def _surface_loss(
+async def _raise_loss(
     request: "aiohttp.ClientRequest", handler: "aiohttp.ClientHandlerType"
 ) -> "aiohttp.ClientResponse":
     """Turn a loss into an error that aiohttp does not know, so that it does not send again.
@@ -322,7 +328,7 @@ async def _surface_loss(
         raise _LostError(_reason(exc)) from None
 
 
-async def _settled(call: Awaitable[_Result]) -> _Result | _Failure:
+async def _outcome(call: Awaitable[_Result]) -> _Result | _Failure:
     """What a call of aiohttp gives, or why it failed; its error ends here."""
     import aiohttp  # noqa: PLC0415  # an extra of its own
 

@@ -1,8 +1,4 @@
-"""Events on a channel of their own: in order, confirmed each, and never counted wrongly (SPEC 6.2).
-
-The announcer uses what aiormq shows of a channel. Each test here fails where a release of
-aiormq counts, confirms, returns or closes in another way.
-"""
+"""Events on a channel of their own: in order, each confirmed, none by mistake (SPEC 6.2)."""
 
 from __future__ import annotations
 
@@ -26,19 +22,19 @@ if TYPE_CHECKING:
 
     from tests.integration.publisher.side import Network
 
-_EXCHANGE = "announced"
-_KEY = "event.told"
+_EXCHANGE = "published"
+_KEY = "event.published"
 
 
 @asynccontextmanager
-async def announcing(
+async def publishing(
     url: str, *, behind: str = "", timeout_s: float = 20, **arguments: Any
 ) -> AsyncIterator[tuple[ConfirmedPublisher, AbstractQueue]]:
-    """An announcer at `behind`, or `url`, and the queue behind its exchange."""
+    """A publisher at `behind`, or `url`, and the queue behind its exchange."""
     async with await aio_pika.connect(url) as connection:
         channel = await connection.channel()
         exchange = await channel.declare_exchange(_EXCHANGE, "topic", durable=True)
-        queue = await channel.declare_queue("told", durable=True, arguments=arguments)
+        queue = await channel.declare_queue("events", durable=True, arguments=arguments)
         await queue.bind(exchange, _KEY)
         broker = RabbitBroker(
             behind or url,
@@ -52,7 +48,7 @@ async def announcing(
             await broker.stop()
 
 
-def said(number: int = 0) -> commands.Basic.Properties:
+def properties(number: int = 0) -> commands.Basic.Properties:
     return commands.Basic.Properties(
         content_type="application/json",
         headers={"keyturn-signature": f"s{number}"},
@@ -61,11 +57,11 @@ def said(number: int = 0) -> commands.Basic.Properties:
     )
 
 
-async def test_many_at_once_stand_in_order_with_all_that_was_said(vhost_url: str) -> None:
-    async with announcing(vhost_url) as (announcer, queue):
+async def test_many_at_once_arrive_in_order_with_all_properties(vhost_url: str) -> None:
+    async with publishing(vhost_url) as (publisher, queue):
         bodies = [b"x" * (number * 40) for number in range(200)]
-        told = (announcer.publish(_KEY, body, said(n)) for n, body in enumerate(bodies))
-        await asyncio.gather(*told)
+        publishes = (publisher.publish(_KEY, body, properties(n)) for n, body in enumerate(bodies))
+        await asyncio.gather(*publishes)
         ids = set()
         for number, body in enumerate(bodies):
             message = await queue.get(no_ack=True)
@@ -81,70 +77,73 @@ async def test_many_at_once_stand_in_order_with_all_that_was_said(vhost_url: str
 
 
 @pytest.mark.parametrize("size_bytes", [0, 131_064, 131_065, 400_000])
-async def test_a_body_of_any_number_of_frames_stands_as_it_was(
+async def test_a_body_of_any_number_of_frames_arrives_unchanged(
     vhost_url: str, size_bytes: int
 ) -> None:
     body = bytes(size_bytes - 1) + b"." if size_bytes else b""
-    async with announcing(vhost_url) as (announcer, queue):
-        await announcer.publish(_KEY, body, said())
+    async with publishing(vhost_url) as (publisher, queue):
+        await publisher.publish(_KEY, body, properties())
         assert (await queue.get(no_ack=True)).body == body
 
 
-async def test_what_no_queue_takes_is_an_error_for_it_alone(vhost_url: str) -> None:
-    async with announcing(vhost_url) as (announcer, queue):
-        keys = [_KEY, "event.unheard", _KEY, "event.unheard", _KEY]
-        told = await asyncio.gather(
-            *(announcer.publish(key, key.encode(), said()) for key in keys), return_exceptions=True
+async def test_an_unroutable_message_is_an_error_for_it_alone(vhost_url: str) -> None:
+    async with publishing(vhost_url) as (publisher, queue):
+        keys = [_KEY, "event.unrouted", _KEY, "event.unrouted", _KEY]
+        outcomes = await asyncio.gather(
+            *(publisher.publish(key, key.encode(), properties()) for key in keys),
+            return_exceptions=True,
         )
-        assert [type(each) for each in told] == [
+        assert [type(each) for each in outcomes] == [
             type(None),
             PublishError,
             type(None),
             PublishError,
             type(None),
         ]
-        await announcer.publish(_KEY, b"after", said())
+        await publisher.publish(_KEY, b"after", properties())
         assert [(await queue.get(no_ack=True)).body for _ in range(4)] == [
             *([_KEY.encode()] * 3),
             b"after",
         ]
 
 
-async def test_what_the_broker_refuses_is_an_error(vhost_url: str) -> None:
+async def test_a_message_that_the_broker_rejects_is_an_error(vhost_url: str) -> None:
     full: dict[str, Any] = {"x-max-length": 1, "x-overflow": "reject-publish"}
-    async with announcing(vhost_url, **full) as (announcer, queue):
-        await announcer.publish(_KEY, b"fits", said())
+    async with publishing(vhost_url, **full) as (publisher, queue):
+        await publisher.publish(_KEY, b"fits", properties())
         with pytest.raises(DeliveryError):
-            await announcer.publish(_KEY, b"does not", said())
+            await publisher.publish(_KEY, b"does not", properties())
         assert (await queue.get(no_ack=True)).body == b"fits"
-        await announcer.publish(_KEY, b"fits again", said())
+        await publisher.publish(_KEY, b"fits again", properties())
 
 
-async def test_no_confirmation_is_an_error_in_time_and_a_late_one_belongs_to_nobody(
+async def test_a_missing_confirmation_is_a_timeout_and_a_late_one_confirms_nothing_else(
     vhost_url: str, network: tuple[Network, str]
 ) -> None:
     relay, url = network
-    async with announcing(vhost_url, behind=url, timeout_s=0.3) as (announcer, queue):
-        await announcer.publish(_KEY, b"first", said())
+    async with publishing(vhost_url, behind=url, timeout_s=0.3) as (publisher, queue):
+        await publisher.publish(_KEY, b"first", properties())
         relay.silence()
         with pytest.raises(TimeoutError):
-            await announcer.publish(_KEY, b"unheard of", said())
+            await publisher.publish(_KEY, b"unconfirmed", properties())
         relay.restore()
         with pytest.raises(PublishError):
-            await announcer.publish("event.unheard", b"", said())
-        await announcer.publish(_KEY, b"next", said())
-        stood = [(await queue.get(no_ack=True)).body for _ in range(3)]
-        assert stood == [b"first", b"unheard of", b"next"]
+            await publisher.publish("event.unrouted", b"", properties())
+        await publisher.publish(_KEY, b"next", properties())
+        bodies = [(await queue.get(no_ack=True)).body for _ in range(3)]
+        assert bodies == [b"first", b"unconfirmed", b"next"]
 
 
-async def test_a_lost_connection_fails_what_waits_and_another_one_serves(
+async def test_a_lost_connection_fails_what_waits_and_the_next_one_publishes(
     vhost_url: str, network: tuple[Network, str]
 ) -> None:
     relay, url = network
-    async with announcing(vhost_url, behind=url) as (announcer, _):
-        await announcer.publish(_KEY, b"before", said())
+    async with publishing(vhost_url, behind=url) as (publisher, _):
+        await publisher.publish(_KEY, b"before", properties())
         relay.silence()
-        waiting = [asyncio.create_task(announcer.publish(_KEY, b"?", said())) for _ in range(20)]
+        waiting = [
+            asyncio.create_task(publisher.publish(_KEY, b"?", properties())) for _ in range(20)
+        ]
         await relay.waiting.wait()
         relay.cut()
         relay.restore()
@@ -155,11 +154,11 @@ async def test_a_lost_connection_fails_what_waits_and_another_one_serves(
         async with asyncio.timeout(20):
             while True:
                 try:
-                    await announcer.publish(_KEY, b"after", said())
+                    await publisher.publish(_KEY, b"after", properties())
                     break
                 except (AMQPException, OSError, ChannelInvalidStateError):
                     await asyncio.sleep(0.05)
-        # Counting began anew with the new channel.
+        # The new channel counts its confirmations from one.
         with pytest.raises(PublishError):
-            await announcer.publish("event.unheard", b"", said())
-        await announcer.publish(_KEY, b"after", said())
+            await publisher.publish("event.unrouted", b"", properties())
+        await publisher.publish(_KEY, b"after", properties())

@@ -13,9 +13,9 @@ import pytest
 
 from keyturn.identifiers import format_time
 from keyturn.topology import DEAD_KEEPER_LOCK, DEAD_LOCK, DEAD_QUEUES, UNSIGNED_DEAD_QUEUE
-from keyturn_workers.amqp.dead_letters import Bounds, DeadLetterKeeper, taken
+from keyturn_workers.amqp.dead_letters import Bounds, DeadLetterKeeper, receive_batch
 from keyturn_workers.amqp.declarations import declare
-from keyturn_workers.amqp.locks import locked
+from keyturn_workers.amqp.locks import broker_lock
 from keyturn_workers.worker.metrics import WorkerMetrics
 from keyturn_workers.worker.process import _background
 from tests.support.scrape import risen
@@ -50,7 +50,7 @@ async def _names(channel: AbstractChannel, queue: str) -> list[str | None]:
     """What is there, in order; the next look waits until the broker has taken it back."""
     found = await channel.get_queue(queue, ensure=False)
     names, last = [], None
-    async for message in taken(channel, found, await _count(channel, queue)):
+    async for message in receive_batch(channel, found, await _count(channel, queue)):
         names.append(message.message_id)
         last = message
     if last is not None:
@@ -78,10 +78,10 @@ async def test_the_oldest_go_and_the_rest_keeps_its_order(
         for number in range(10):
             await _bury(channel, _DEAD, str(number), days=31 if number in (0, 4) else 1)
         keeper = _keeper(vhost_url, metrics, upload=Bounds(timedelta(days=30), 8 * 13_000))
-        await keeper.look(connection)
+        await keeper.enforce(connection)
         left = ["3", "5", "6", "7", "8", "9"]
         assert await _names(channel, _DEAD) == left
-        await keeper.look(connection)
+        await keeper.enforce(connection)
         assert await _names(channel, _DEAD) == left
     dropped = 'keyturn_dead_letters_dropped_total{queue="keyturn.upload.dead",reason="%s"}'
     assert risen(metrics) == {dropped % "age": 2, dropped % "bytes": 2}
@@ -96,7 +96,7 @@ async def test_a_flood_that_nobody_signed_pushes_out_nothing_signed(vhost_url: s
         for number in range(50):
             await _bury(channel, UNSIGNED_DEAD_QUEUE, str(number))
         keeper = _keeper(vhost_url, WorkerMetrics(), u=Bounds(timedelta(days=7), 65_000))
-        await keeper.look(connection)
+        await keeper.enforce(connection)
         assert await _names(channel, _DEAD) == ["signed"]
         assert await _names(channel, UNSIGNED_DEAD_QUEUE) == ["46", "47", "48", "49"]
 
@@ -116,7 +116,7 @@ async def test_a_keeper_that_dies_at_its_letters_loses_none(
         monkeypatch.setattr(keeper, "_settle", dies)
         async with await aio_pika.connect(vhost_url) as its_own:
             with pytest.raises(ConnectionError):
-                await keeper.look(its_own)
+                await keeper.enforce(its_own)
         await _until(lambda: _count(channel, _DEAD), 20)
         assert await _names(channel, _DEAD) == [str(number) for number in range(20)]
 
@@ -132,7 +132,7 @@ async def test_one_worker_does_it_until_it_is_gone(vhost_url: str) -> None:
         looks: asyncio.Queue[int] = asyncio.Queue()
         for number, keeper in enumerate(keepers):
             _note_looks(keeper, looks, number)
-        running = [asyncio.create_task(keeper.keep()) for keeper in keepers]
+        running = [asyncio.create_task(keeper.run()) for keeper in keepers]
         first, *more = [await asyncio.wait_for(looks.get(), 20) for _ in range(5)]
         assert set(more) == {first}
         running[first].cancel()
@@ -149,13 +149,13 @@ async def test_one_worker_does_it_until_it_is_gone(vhost_url: str) -> None:
 
 
 def _note_looks(keeper: DeadLetterKeeper, looks: asyncio.Queue[int], number: int) -> None:
-    look = keeper.look
+    enforce = keeper.enforce
 
     async def noted(connection: AbstractConnection) -> None:
         looks.put_nowait(number)
-        await look(connection)
+        await enforce(connection)
 
-    keeper.look = noted  # type: ignore[method-assign]
+    keeper.enforce = noted  # type: ignore[method-assign]
 
 
 async def _until(ask: Callable[[], Awaitable[Any]], expected: Any) -> None:
@@ -175,24 +175,24 @@ async def test_it_leaves_letters_alone_that_an_operator_reads(vhost_url: str) ->
         keeper = _keeper(vhost_url, WorkerMetrics(), upload=Bounds(timedelta(days=30), 1))
         async with (
             await aio_pika.connect(vhost_url) as operator,
-            locked(operator, DEAD_LOCK) as is_mine,
+            broker_lock(operator, DEAD_LOCK) as is_mine,
         ):
             assert is_mine
-            await keeper.look(connection)
+            await keeper.enforce(connection)
             assert await _count(channel, _DEAD) == 1
-        await keeper.look(connection)
+        await keeper.enforce(connection)
         assert await _count(channel, _DEAD) == 0
 
 
 async def test_a_lock_ends_with_its_connection(vhost_url: str) -> None:
     first = await aio_pika.connect(vhost_url)
-    holding = locked(first, DEAD_KEEPER_LOCK)
+    holding = broker_lock(first, DEAD_KEEPER_LOCK)
     assert await holding.__aenter__()
     async with await aio_pika.connect(vhost_url) as second:
-        async with locked(second, DEAD_KEEPER_LOCK) as is_mine:
+        async with broker_lock(second, DEAD_KEEPER_LOCK) as is_mine:
             assert not is_mine
         await first.close()
-        async with locked(second, DEAD_KEEPER_LOCK) as is_mine:
+        async with broker_lock(second, DEAD_KEEPER_LOCK) as is_mine:
             assert is_mine
 
 
@@ -202,14 +202,14 @@ async def test_letters_are_not_read_for_each_new_one(vhost_url: str, grown: int)
     async with _connected(vhost_url) as (connection, channel):
         await _bury(channel, _DEAD, "first")
         keeper = _keeper(vhost_url, WorkerMetrics(), upload=Bounds(timedelta(days=30), 16_000))
-        await keeper.look(connection)
+        await keeper.enforce(connection)
         for number in range(grown):
             await _bury(channel, _DEAD, str(number))
-        await keeper.look(connection)
+        await keeper.enforce(connection)
         assert await _count(channel, _DEAD) == 1 + grown
         for number in range(25):
             await _bury(channel, _DEAD, str(number))
-        await keeper.look(connection)
+        await keeper.enforce(connection)
         assert await _count(channel, _DEAD) == 1
 
 
@@ -224,6 +224,6 @@ async def test_it_ends_at_whatever_moment_it_is_told_to(vhost_url: str) -> None:
     moment = random.Random(7)  # noqa: S311  # no secret
     for _ in range(40):
         keeper = DeadLetterKeeper(vhost_url, bounds, WorkerMetrics(), interval_s=0.02)
-        async with asyncio.timeout(10), _background(keeper.keep()):
+        async with asyncio.timeout(10), _background(keeper.run()):
             await asyncio.sleep(moment.uniform(0.01, 0.25))
-    assert not [task for task in asyncio.all_tasks() if task.get_name() == "DeadLetterKeeper.keep"]
+    assert not [task for task in asyncio.all_tasks() if task.get_name() == "DeadLetterKeeper.run"]

@@ -12,13 +12,13 @@ import pytest
 from keyturn.crypto import SigningKey, to_base64
 from tools.harness import requests
 from tools.harness.deployment import Deployment
-from tools.harness.worker_under_test import Sent, fresh_amqp_url, served_by_a_worker
+from tools.harness.worker_under_test import OutgoingRequest, fresh_amqp_url, run_worker_for
 from tools.servers import new_bucket
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tools.harness.worker_under_test import Serving
+    from tools.harness.worker_under_test import WorkerUnderTest
     from tools.servers import S3Server, Servers
 
 pytestmark = pytest.mark.servers
@@ -40,21 +40,21 @@ def _with(deployment: Deployment, *keys: SigningKey) -> str:
     return json.dumps(publishers)
 
 
-def _upload(served: Serving, key: SigningKey) -> Sent:
+def _upload(served: WorkerUnderTest, key: SigningKey) -> OutgoingRequest:
     document = requests.upload(served.deployment, "acme", requests.new_id(), b"x").document
     body = requests.encode(document)
     headers: dict[str, Any] = dict(requests.headers(body, key, publisher="later"))
     told = {"upload_id": document["upload_id"]}
-    return Sent("upload.requested", body, headers, told)
+    return OutgoingRequest("upload.requested", body, headers, told)
 
 
-async def _stored(served: Serving, key: SigningKey) -> None:
+async def _stored(served: WorkerUnderTest, key: SigningKey) -> None:
     sent = _upload(served, key)
     await served.publish(sent)
     assert (await served.wire.outcome(sent.request_id))["type"] == "upload.stored"
 
 
-async def _refused(served: Serving, key: SigningKey) -> None:
+async def _refused(served: WorkerUnderTest, key: SigningKey) -> None:
     sent = _upload(served, key)
     await served.publish(sent)
     dead = await served.wire.take("keyturn.unsigned.dead")
@@ -69,7 +69,7 @@ async def test_publishers_and_keys_come_and_go(
     deployment = Deployment(await fresh_amqp_url(broker), moto, new_bucket(moto))
     path = tmp_path / "publishers.json"
     _replace(path, _with(deployment))
-    async with served_by_a_worker(deployment, PUBLISHERS=str(path)) as served:
+    async with run_worker_for(deployment, PUBLISHERS=str(path)) as served:
         await _refused(served, FIRST)
         # Known at once: the file is read again before a message is refused.
         _replace(path, _with(deployment, FIRST))
@@ -93,7 +93,7 @@ async def test_publishers_and_keys_come_and_go(
         served.process.process.send_signal(signal.SIGHUP)
         await served.process.logged('"removed":["later"]', after=lines, timeout_s=5)
         await _refused(served, SECOND)
-        await served.serves_the_next()
+        await served.assert_serves_next()
         assert await asyncio.wait_for(served.process.terminate(), 60) == 0
 
 
@@ -102,6 +102,6 @@ async def test_an_event_of_a_publisher_without_a_stream_is_in_the_stream_of_all(
 ) -> None:
     """SPEC 6.8: `mandatory` is satisfied by `keyturn.events`, and the request is served."""
     deployment = Deployment(await fresh_amqp_url(broker), moto, new_bucket(moto))
-    async with served_by_a_worker(deployment) as served:
+    async with run_worker_for(deployment) as served:
         await served.wire.channel.queue_delete("keyturn.events.api")
-        await served.serves_the_next()
+        await served.assert_serves_next()

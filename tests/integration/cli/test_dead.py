@@ -98,7 +98,7 @@ async def _ids(channel: AbstractChannel, queue: str) -> list[str | None]:
     return ids
 
 
-async def test_thirty_looks_lose_nothing_and_keep_the_order(cli: Cli) -> None:
+async def test_reading_thirty_times_loses_nothing_and_keeps_the_order(cli: Cli) -> None:
     async with _broker(cli) as channel:
         made = [await _bury_upload(cli, channel) for _ in range(5)]
         expected = [each.upload_id for each in made]
@@ -111,7 +111,7 @@ async def test_thirty_looks_lose_nothing_and_keep_the_order(cli: Cli) -> None:
 
 
 async def test_hundreds_of_letters_keep_their_order(cli: Cli) -> None:
-    """The broker gives back in another order what more than some thirty `basic.get` took."""
+    """The broker requeues out of order after more than about thirty `basic.get`."""
     async with _broker(cli) as channel:
         expected = [f"letter-{place:03}" for place in range(300)]
         for name in expected:
@@ -122,8 +122,8 @@ async def test_hundreds_of_letters_keep_their_order(cli: Cli) -> None:
         assert await _ids(channel, _DEAD) == expected
 
 
-async def test_what_was_looked_at_stands_there_for_whoever_looks_next(cli: Cli) -> None:
-    """Without the wait, the next look finds too few nearly every other time."""
+async def test_the_next_reader_finds_every_letter(cli: Cli) -> None:
+    """Without the wait, the next reader finds too few nearly every other time."""
     async with _broker(cli) as channel:
         for _ in range(50):
             await _bury(channel, b"{}", {}, message_id=None)
@@ -136,7 +136,7 @@ async def test_what_was_looked_at_stands_there_for_whoever_looks_next(cli: Cli) 
                 assert await _depth(channel, _DEAD) == 50
 
 
-async def test_list_tells_what_a_letter_is_and_stops_at_the_limit(cli: Cli) -> None:
+async def test_list_describes_letters_up_to_the_limit(cli: Cli) -> None:
     async with _broker(cli) as channel:
         made = [await _bury_upload(cli, channel) for _ in range(3)]
         row = document(await cli.arun("dead", "list", _DEAD, "--json"))[0]
@@ -156,7 +156,7 @@ async def test_list_tells_what_a_letter_is_and_stops_at_the_limit(cli: Cli) -> N
         assert await _depth(channel, _DEAD) == 3
 
 
-async def test_the_brokers_own_reason_stands_where_no_worker_gave_one(cli: Cli) -> None:
+async def test_the_code_is_the_brokers_reason_if_no_worker_gave_one(cli: Cli) -> None:
     async with _broker(cli) as channel:
         await _bury(channel, b"{}", {}, message_id="odd", queue=_WORK)
         work = await channel.get_queue(_WORK, ensure=False)
@@ -171,32 +171,32 @@ async def test_the_brokers_own_reason_stands_where_no_worker_gave_one(cli: Cli) 
         assert [row["code"] for row in rows] == ["rejected"]
 
 
-async def test_show_elides_what_is_sealed_and_raw_writes_it_to_a_file(
+async def test_show_redacts_sealed_parts_and_raw_writes_them_to_a_file(
     cli: Cli, tmp_path: Path
 ) -> None:
     async with _broker(cli) as channel:
         made = await _bury_upload(cli, channel)
         target = tmp_path / "raw.json"
         result = await cli.arun("dead", "show", made.upload_id, "--raw", str(target))
-        told = document(result)
+        letter = document(result)
         inline = made.document["body"]["inline"]
         assert inline not in result.stdout
         assert made.document["sealed_key"]["ciphertext"] not in result.stdout
-        assert told["body"]["body"] == {"inline": f"<{len(inline)} characters>"}
-        assert told["body"]["sealed_key"]["intake_key"] == "main"
-        assert told["body"]["key"] == "k"
-        assert told["headers"]["keyturn-code"] == "request_expired"
+        assert letter["body"]["body"] == {"inline": f"<{len(inline)} characters>"}
+        assert letter["body"]["sealed_key"]["intake_key"] == "main"
+        assert letter["body"]["key"] == "k"
+        assert letter["headers"]["keyturn-code"] == "request_expired"
         with_json = await cli.arun("dead", "show", made.upload_id, "--json")
         same = document(with_json)
-        for each in (told, same):
-            each["headers"].pop("x-delivery-count", None)  # the broker counts the looks
-        assert same == told
+        for each in (letter, same):
+            each["headers"].pop("x-delivery-count", None)  # the broker counts deliveries
+        assert same == letter
         assert json.loads(target.read_bytes()) == made.document
         assert target.stat().st_mode & 0o777 == 0o600
         assert await _depth(channel, _DEAD) == 1
 
 
-async def test_show_repeats_no_value_of_a_field_that_it_does_not_know(cli: Cli) -> None:
+async def test_show_redacts_unknown_fields(cli: Cli) -> None:
     async with _broker(cli) as channel:
         body = b'{"type": "upload.requested", "api_key": "kt_secret", "body": {"x": "kt_secret"}}'
         await _bury(channel, body, {}, message_id="odd")
@@ -252,7 +252,7 @@ async def test_resign_gives_a_new_time_and_a_signature_that_verifies(cli: Cli) -
         assert "keyturn-code" not in message.headers
 
 
-async def test_resign_lends_no_signature_to_what_nobody_signed_or_may_send(cli: Cli) -> None:
+async def test_resign_rejects_unsigned_and_unauthorized_requests(cli: Cli) -> None:
     forger = replace(cli.deployment, publisher_seed=os.urandom(32)).publisher_key
     narrow = cli.deployment.narrow_key
     async with _broker(cli) as channel:
@@ -270,19 +270,19 @@ async def test_resign_lends_no_signature_to_what_nobody_signed_or_may_send(cli: 
         assert await _ids(channel, _DEAD) == [forged.upload_id, beyond.upload_id]
 
 
-async def test_resign_believes_no_code_on_a_request_that_is_not_past_its_age(cli: Cli) -> None:
+async def test_resign_does_not_trust_the_code_of_a_recent_request(cli: Cli) -> None:
     """The code is in no signature: a broker writer can put it on any letter."""
     async with _broker(cli) as channel:
         made = await _bury_upload(cli, channel)
         result = await cli.arun("dead", "replay", made.upload_id, "--resign", "--json")
         (row,) = document(result)
         assert (row["status"], row["code"]) == ("kept", "not_permitted")
-        assert "not past its age" in row["detail"]
+        assert "it has not expired" in row["detail"]
         assert await _depth(channel, _WORK) == 0
         assert await _ids(channel, _DEAD) == [made.upload_id]
 
 
-async def test_resign_is_for_what_was_refused_for_its_age_alone(cli: Cli) -> None:
+async def test_resign_is_only_for_expired_requests(cli: Cli) -> None:
     """SPEC 12: what was refused for what it is gets no second chance by an operator's name."""
     async with _broker(cli) as channel:
         made = requests.upload(cli.deployment, "acme", "k", b"hello")
@@ -317,8 +317,8 @@ async def _bury_control(
     return str(made[id_field])
 
 
-async def test_resign_never_turns_a_project_back_to_a_key_that_it_left(cli: Cli) -> None:
-    """Issue 10, item 7: `--all --resign` signed an overtaken rotation anew, and it was accepted."""
+async def test_resign_never_brings_back_an_old_key(cli: Cli) -> None:
+    """`--all --resign` once signed a superseded rotation again, and it was accepted."""
     control, dead = "keyturn.control", "keyturn.control.dead"
     async with _broker(cli) as channel:
         made = requests.rotation(cli.deployment, "acme", "k" * 40)
@@ -331,8 +331,8 @@ async def test_resign_never_turns_a_project_back_to_a_key_that_it_left(cli: Cli)
         assert "named by its id" in unnamed.stderr
         _put_keyring(cli, "acme", 3, "2026-01-01T00:00:01.000000Z")
         named = ("dead", "replay", rotation, "--resign", "--json")
-        overtaken = await cli.arun(*named)
-        assert document(overtaken)[0]["code"] == "generation_mismatch"
+        superseded = await cli.arun(*named)
+        assert document(superseded)[0]["code"] == "generation_mismatch"
         assert await _depth(channel, control) == 0
         _put_keyring(cli, "acme", 3, "2025-12-31T00:00:00.000000Z")
         result = await cli.arun(*named)
@@ -348,7 +348,7 @@ async def test_resign_never_turns_a_project_back_to_a_key_that_it_left(cli: Cli)
         assert await _depth(channel, dead) == 0
 
 
-async def test_resign_keeps_the_generation_that_a_rotation_was_asked_for(cli: Cli) -> None:
+async def test_resign_keeps_the_expected_generation_of_a_rotation(cli: Cli) -> None:
     async with _broker(cli) as channel:
         made = requests.rotation(cli.deployment, "acme", "k" * 40, expected_generation=2)
         rotation = await _bury_control(channel, cli, made, "rotation_id")
@@ -358,7 +358,7 @@ async def test_resign_keeps_the_generation_that_a_rotation_was_asked_for(cli: Cl
         assert await _depth(channel, "keyturn.control") == 0
 
 
-async def test_resign_as_another_publisher_takes_the_staged_body_along(cli: Cli) -> None:
+async def test_resign_as_another_publisher_moves_the_staged_body(cli: Cli) -> None:
     async with _broker(cli) as channel:
         made = await _bury_upload(
             cli,
@@ -384,18 +384,18 @@ async def test_resign_as_another_publisher_takes_the_staged_body_along(cli: Cli)
         assert await _ids(channel, _WORK) == [made.upload_id]
 
 
-async def test_discard_drops_what_is_named_and_nothing_else(cli: Cli) -> None:
+async def test_discard_removes_only_the_named_letters(cli: Cli) -> None:
     async with _broker(cli) as channel:
         made = [(await _bury_upload(cli, channel)).upload_id for _ in range(3)]
-        asked = await cli.arun("dead", "discard", made[1])
-        assert asked.exit_code == 2
+        unconfirmed = await cli.arun("dead", "discard", made[1])
+        assert unconfirmed.exit_code == 2
         assert await _depth(channel, _DEAD) == 3
         result = await cli.arun("dead", "discard", made[1], "--yes")
         assert result.exit_code == 0, result.stderr
         assert await _ids(channel, _DEAD) == [made[0], made[2]]
 
 
-async def test_an_id_that_somebody_else_took_names_neither_letter(cli: Cli) -> None:
+async def test_an_ambiguous_id_selects_no_letter(cli: Cli) -> None:
     async with _broker(cli) as channel:
         made = await _bury_upload(cli, channel)
         await _bury(channel, b"{}", {}, message_id=made.upload_id)
@@ -410,7 +410,7 @@ async def test_an_id_that_somebody_else_took_names_neither_letter(cli: Cli) -> N
         assert [row["id"] for row in left] == [made.upload_id]
 
 
-async def test_what_is_not_there_is_one_line(cli: Cli) -> None:
+async def test_a_missing_letter_or_queue_is_one_line(cli: Cli) -> None:
     nothing = await cli.arun("dead", "list")
     assert nothing.exit_code == 1
     assert "does not exist on the broker" in nothing.stderr
@@ -419,7 +419,7 @@ async def test_what_is_not_there_is_one_line(cli: Cli) -> None:
         missing = await cli.arun("dead", "replay", "no-such-id")
         assert missing.exit_code == 1
         assert missing.stderr == "keyturn: no dead letter has the id no-such-id\n"
-        other = await cli.arun("dead", "list", "somebody.elses.queue")
+        other = await cli.arun("dead", "list", "foreign.queue")
         assert other.exit_code == 1
         away = await cli.arun("dead", "list", AMQP_URL="amqp://u:secret@127.0.0.1:1/")
         assert away.exit_code == 1
@@ -427,7 +427,7 @@ async def test_what_is_not_there_is_one_line(cli: Cli) -> None:
         assert "secret" not in away.output
 
 
-async def test_what_was_kept_without_its_body_is_shown_and_cannot_be_replayed(cli: Cli) -> None:
+async def test_a_letter_without_its_body_is_shown_but_cannot_be_replayed(cli: Cli) -> None:
     """SPEC 6.9: of these refusals headers and identity alone are kept."""
     async with _broker(cli) as channel:
         made = requests.upload(cli.deployment, "acme", "k", b"hello")
@@ -450,7 +450,7 @@ async def test_what_was_kept_without_its_body_is_shown_and_cannot_be_replayed(cl
         assert discarded.exit_code == 0
 
 
-async def test_what_nobody_signed_is_listed_and_goes_back_by_its_type(cli: Cli) -> None:
+async def test_an_unsigned_letter_is_listed_and_replayed_by_its_type(cli: Cli) -> None:
     """Once its publisher is known, a message may be worth a second try."""
     async with _broker(cli) as channel:
         dead = "keyturn.unsigned.dead"
@@ -468,7 +468,7 @@ async def test_what_nobody_signed_is_listed_and_goes_back_by_its_type(cli: Cli) 
         assert await _depth(channel, dead) == 1
 
 
-async def test_many_are_discarded_for_good(cli: Cli) -> None:
+async def test_many_letters_are_discarded_permanently(cli: Cli) -> None:
     """Closed at once, a channel keeps acknowledgements for itself: the letters were there again."""
     async with _broker(cli) as channel:
         ids = [f"letter-{number}" for number in range(80)]

@@ -57,7 +57,7 @@ async def _enroll(publisher: Publisher, project: str) -> None:
 
 
 @pytest.mark.parametrize("stream", ["its own", "of all"])
-async def test_another_publishers_dry_run_under_its_id_does_not_end_a_watched_rotation(
+async def test_a_dry_run_of_another_publisher_with_the_same_id_does_not_end_a_rotation(
     cli: Cli, stream: str
 ) -> None:
     """What guards it is the matching of events; that it reads a stream of its own comes on top."""
@@ -72,7 +72,7 @@ async def test_another_publishers_dry_run_under_its_id_does_not_end_a_watched_ro
             await _enroll(publisher, project)
         if stream == "of all":
             await wire.channel.queue_delete(publisher_stream("api"))
-        # Something that no sweep of acme's can mend, so that its rotation is not clean.
+        # No sweep of acme can repair this object, so its rotation is not clean.
         bucket.put("acme/unencrypted", b"x", {})
         env = {"NEW_API_KEY": new_api_key()}
         async with started(cli, "rotate", "acme", "--watch", "--json", **env) as process:
@@ -85,9 +85,9 @@ async def test_another_publishers_dry_run_under_its_id_does_not_end_a_watched_ro
             out, err = await process.communicate()
         ends = [e["type"] for e in wire.events if e["type"].endswith(".completed")]
         assert ends == ["sweep.completed", "rotation.completed"]
-        told = json.loads(out)
-        assert (process.returncode, told["status"]) == (1, "completed"), err
-        event = told["event"]
+        result = json.loads(out)
+        assert (process.returncode, result["status"]) == (1, "completed"), err
+        event = result["event"]
         assert (event["type"], event["project"], event["clean"]) == (
             "rotation.completed",
             "acme",
@@ -102,10 +102,10 @@ async def test_another_publishers_dry_run_under_its_id_does_not_end_a_watched_ro
         assert document(mine)["clean"] is False
 
 
-async def test_a_sweep_that_two_publishers_asked_for_ends_for_each_and_after_a_restart(
+async def test_a_sweep_requested_by_two_publishers_ends_for_both(
     cli: Cli,
 ) -> None:
-    """Its record keeps who asked: each gets the one end, and so does one that lost its memory."""
+    """Its record keeps the publishers: each gets the end, even one that was restarted."""
     since, sweep_id = datetime.now(UTC), new_id()
     api = _settings(cli, "api", cli.deployment.publisher_key)
     of: Any = {"project": "bob", "request_type": "sweep.requested"}
@@ -128,7 +128,7 @@ async def test_a_sweep_that_two_publishers_asked_for_ends_for_each_and_after_a_r
     ]
 
 
-async def test_a_retry_by_a_new_process_is_not_answered_by_the_refusal_of_the_first(
+async def test_the_rejection_of_a_first_attempt_does_not_answer_a_retry_by_a_new_process(
     cli: Cli,
 ) -> None:
     settings = _settings(cli, "api", cli.deployment.publisher_key)
@@ -144,6 +144,6 @@ async def test_a_retry_by_a_new_process_is_not_answered_by_the_refusal_of_the_fi
             assert isinstance(refused, UploadRejected)
             assert refused.code == "unknown_project"
             await _enroll(first, "acme")
-        # Its memory is gone, and the refusal is on the stream, within what it looks back.
+        # The new process has no memory; the rejection is on the stream, within the time it reads.
         async with Publisher.open(settings) as second:
             assert isinstance(await once(second), UploadStored)

@@ -66,7 +66,7 @@ def _files(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("who", ["project", "operator"])
 @pytest.mark.parametrize("size", [0, 5, 3 * 2**20 + 7])
-def test_download_writes_what_was_stored(
+def test_download_writes_the_stored_plaintext(
     bucket_cli: Cli, tmp_path: Path, who: str, size: int
 ) -> None:
     plaintext = os.urandom(size)
@@ -83,7 +83,7 @@ def test_download_writes_what_was_stored(
     assert _files(tmp_path) == ["out.bin"]
 
 
-def test_download_to_standard_output_and_by_a_key_file_with_pepper(
+def test_download_to_standard_output_with_a_key_file_and_a_pepper(
     bucket_cli: Cli, tmp_path: Path
 ) -> None:
     _store(bucket_cli, "k", b"hello\n", pepper="hot")
@@ -98,7 +98,7 @@ def test_download_to_standard_output_and_by_a_key_file_with_pepper(
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "metadata"])
-def test_a_corrupt_object_exits_1_and_leaves_no_file_behind(
+def test_a_corrupt_object_exits_1_and_leaves_no_file(
     bucket_cli: Cli, tmp_path: Path, damage: str
 ) -> None:
     plaintext = os.urandom(2 * 2**20)
@@ -136,7 +136,7 @@ def test_a_corrupt_object_exits_1_and_leaves_no_file_behind(
         assert len(piped.stdout_bytes) < len(plaintext)
 
 
-def test_download_replaces_a_file_only_when_forced_and_only_by_a_whole_one(
+def test_download_replaces_a_file_only_with_force_and_only_completely(
     bucket_cli: Cli, tmp_path: Path
 ) -> None:
     _store(bucket_cli, "k", b"new")
@@ -162,16 +162,16 @@ def test_the_operator_reads_plaintext_where_the_keyring_allows_it(bucket_cli: Cl
     assert bucket_cli.run(*arguments).stdout_bytes == b"as it is"
 
 
-def test_inspect_says_what_metadata_says_and_shows_no_wrap(bucket_cli: Cli) -> None:
+def test_inspect_shows_metadata_and_no_wrap(bucket_cli: Cli) -> None:
     body = _store(bucket_cli, "k", b"hello")
     ring = _keyring(bucket_cli)
     result = bucket_cli.run("inspect", "acme", "k", "--json")
     assert result.exit_code == 0
-    told = document(result)
-    modified, etag = told.pop("modified"), told.pop("etag")
+    report = document(result)
+    modified, etag = report.pop("modified"), report.pop("etag")
     assert modified.endswith("+00:00")
     assert etag == hashlib.md5(body).hexdigest()  # noqa: S324  # what S3 calls a body
-    assert told == {
+    assert report == {
         "project": "acme",
         "key": "k",
         "kind": "encrypted",
@@ -206,17 +206,17 @@ def test_inspect_says_what_metadata_says_and_shows_no_wrap(bucket_cli: Cli) -> N
         ({"enc-algo": "Cobblestone-256"}, "corrupt"),
     ],
 )
-def test_inspect_names_every_other_kind(
+def test_inspect_recognizes_every_kind(
     bucket_cli: Cli, metadata: dict[str, str], kind: str
 ) -> None:
     _put(bucket_cli, "acme/k", b"x" * 40, metadata)
-    told = document(bucket_cli.run("inspect", "acme", "k", "--json"))
-    assert (told["kind"], told["commitment"]) == (kind, None)
+    report = document(bucket_cli.run("inspect", "acme", "k", "--json"))
+    assert (report["kind"], report["commitment"]) == (kind, None)
     row = document(bucket_cli.run("ls", "acme", "-l", "--json"))[0]
     assert row["kind"] == kind
 
 
-def test_a_short_list_says_what_an_object_without_bytes_is(bucket_cli: Cli) -> None:
+def test_a_short_list_explains_objects_without_bytes(bucket_cli: Cli) -> None:
     _put(bucket_cli, "acme/full", b"x", {})
     assert bucket_cli.run("ls", "acme").stderr == ""
     _put(bucket_cli, "acme/gone", b"", {"enc-algo": "deleted", "enc-dek-admin": "AAAA"})
@@ -224,7 +224,7 @@ def test_a_short_list_says_what_an_object_without_bytes_is(bucket_cli: Cli) -> N
     assert bucket_cli.run("ls", "acme", "--long").stderr == ""
 
 
-def test_ls_lists_one_project_in_order_and_no_further_than_asked(bucket_cli: Cli) -> None:
+def test_ls_lists_one_project_in_order_up_to_the_limit(bucket_cli: Cli) -> None:
     for key in ("b", "a/2", "a/1"):
         _store(bucket_cli, key, b"hello")
     _put(bucket_cli, "acme-2/other", b"")
@@ -243,7 +243,7 @@ def test_ls_lists_one_project_in_order_and_no_further_than_asked(bucket_cli: Cli
     assert exact.stderr == ""
 
 
-def test_a_key_cannot_steer_the_terminal(bucket_cli: Cli) -> None:
+def test_an_object_key_cannot_control_the_terminal(bucket_cli: Cli) -> None:
     _put(bucket_cli, "acme/\x1b[2Jx", b"")
     for arguments in (["ls", "acme"], ["ls", "acme", "--json"]):
         result = bucket_cli.run(*arguments)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.servers
 
 
-async def test_from_a_generated_key_to_a_folder_read_back(cli: Cli, tmp_path: Path) -> None:
+async def test_enroll_upload_and_download_a_folder(cli: Cli, tmp_path: Path) -> None:
     key_file, folder = tmp_path / "api-key", tmp_path / "d"
     (folder / "sub").mkdir(parents=True)
     bodies = {"d/a.txt": b"hello", "d/sub/big.bin": os.urandom(700_000), "d/empty": b""}
@@ -58,8 +58,8 @@ async def test_from_a_generated_key_to_a_folder_read_back(cli: Cli, tmp_path: Pa
                 await cli.arun(*arguments, "--as-operator"),
             ):
                 assert (result.exit_code, result.stdout_bytes) == (0, body)
-        told = document(await cli.arun("inspect", "acme", "d/a.txt", "--json"))
-        assert told["content_type"] == "text/plain"
+        report = document(await cli.arun("inspect", "acme", "d/a.txt", "--json"))
+        assert report["content_type"] == "text/plain"
 
         again = await cli.arun(
             "upload", "acme", str(folder / "a.txt"), "--key", "d/a.txt", "--wait"
@@ -86,7 +86,7 @@ async def test_from_a_generated_key_to_a_folder_read_back(cli: Cli, tmp_path: Pa
         assert second.stderr.startswith("keyturn: already_enrolled: ")
 
 
-async def test_a_generated_key_is_shown_before_anything_is_published(cli: Cli) -> None:
+async def test_a_generated_key_is_printed_before_anything_is_published(cli: Cli) -> None:
     # Nothing serves here: publishing fails, and the key has been shown all the same.
     result = await cli.arun("enroll", "acme", "--generate")
     assert result.exit_code == 1
@@ -99,7 +99,7 @@ async def test_a_generated_key_is_shown_before_anything_is_published(cli: Cli) -
     [((), None, False), (("--v0",), "allowed", False), ((), "allowed", True)],
     ids=["without", "--v0", "--v0-api-key-file"],
 )
-async def test_enrolment_takes_the_earlier_systems_objects_along(
+async def test_enrollment_sends_the_key_of_legacy_objects(
     cli: Cli, tmp_path: Path, options: tuple[str, ...], allowed: str | None, *, keyed: bool
 ) -> None:
     await declare(cli.deployment.amqp_url)
@@ -126,7 +126,7 @@ async def test_enrolment_takes_the_earlier_systems_objects_along(
         assert kek == v0_user_kek(old_key, "old pepper").reveal()
 
 
-async def test_without_waiting_the_broker_keeps_the_requests(cli: Cli, tmp_path: Path) -> None:
+async def test_without_waiting_the_requests_are_queued(cli: Cli, tmp_path: Path) -> None:
     await declare(cli.deployment.amqp_url)
     (tmp_path / "a").write_bytes(b"a")
     sent = await cli.arun("upload", "acme", str(tmp_path / "a"), "--json")
@@ -140,7 +140,7 @@ async def test_without_waiting_the_broker_keeps_the_requests(cli: Cli, tmp_path:
     assert "no event of" in untold.stderr
 
 
-async def test_doctor_tells_what_it_found_of_bucket_and_broker(cli: Cli) -> None:
+async def test_doctor_reports_on_bucket_and_broker(cli: Cli) -> None:
     before = await cli.arun("doctor", "--json")
     rows = {row["check"]: row for row in document(before)}
     assert rows["broker"]["ok"]
@@ -162,7 +162,7 @@ async def test_doctor_tells_what_it_found_of_bucket_and_broker(cli: Cli) -> None
     assert "secret" not in away.output
 
 
-async def test_an_interrupted_command_exits_130_quietly(cli: Cli, tmp_path: Path) -> None:
+async def test_an_interrupted_command_exits_130_silently(cli: Cli, tmp_path: Path) -> None:
     await declare(cli.deployment.amqp_url)
     (tmp_path / "a").write_bytes(b"a")
     process = await asyncio.create_subprocess_exec(
@@ -177,7 +177,7 @@ async def test_an_interrupted_command_exits_130_quietly(cli: Cli, tmp_path: Path
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    # Once its request stands on the queue it can only be waiting for the event.
+    # Its request is on the queue, so it can only be waiting for the event.
     async with await aio_pika.connect(cli.deployment.amqp_url) as connection:
         channel = await connection.channel()
         queue = await channel.get_queue("keyturn.upload", ensure=False)

@@ -1,4 +1,4 @@
-"""`rotate`, `sweep` and `delete` with a real worker, and what stands in the bucket afterwards."""
+"""`rotate`, `sweep` and `delete` with a real worker, and the bucket afterwards."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.servers
 _FAST = {"LEASE_S": "2", "KEYRING_CACHE_S": "0.2"}
 
 
-async def test_from_one_key_to_the_next_and_to_a_tombstone(cli: Cli, tmp_path: Path) -> None:
+async def test_rotate_sweep_and_delete(cli: Cli, tmp_path: Path) -> None:
     old, new = tmp_path / "old", tmp_path / "new"
     for name in ("a", "b", "c"):
         (tmp_path / name).write_bytes(name.encode() * 5000)

@@ -1,4 +1,4 @@
-"""`rotate`, `sweep` and `delete` on a real broker, where the test answers for the workers."""
+"""`rotate`, `sweep` and `delete` on a real broker; the test replaces the workers."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _event(type_: str, **fields: Any) -> Event:
 
 
 class Workers:
-    """Takes control requests and tells signed events, as the deployment's workers would."""
+    """Receives control requests and publishes signed events, like a worker."""
 
     def __init__(self, side: WorkerSide, cli: Cli) -> None:
         self._side = side
@@ -54,18 +54,18 @@ class Workers:
         self._bodies: dict[str, bytes] = {}
 
     async def request(self) -> Any:
-        """The next request, waited for; what is told of its id from then on answers it."""
+        """Wait for the next request; later events with its id answer it."""
         message = await self._side.next(topology.CONTROL_QUEUE)
         request = parse_request(message.body)
         self._bodies[request_id(request)] = message.body
         return request
 
-    async def tell(self, type_: str, publisher: str = _PUBLISHER, **fields: Any) -> None:
-        """Publish an event as this publisher's: an answer to its request."""
+    async def publish(self, type_: str, publisher: str = _PUBLISHER, **fields: Any) -> None:
+        """Publish an event that answers this publisher's request."""
         event = _event(type_, **fields)
         origin = RequestOrigin.of(publisher, self._bodies[request_id(event)])
-        told = with_origin(event, origin)
-        await self._side.tell(told, key=self._cli.deployment.event_key)
+        signed = with_origin(event, origin)
+        await self._side.tell(signed, key=self._cli.deployment.event_key)
 
 
 @pytest.fixture
@@ -102,19 +102,17 @@ async def stderr_line(process: asyncio.subprocess.Process, text: str) -> str:
         while line := await process.stderr.readline():
             if text in line.decode():
                 return line.decode()
-    raise AssertionError(f"nothing said {text}")
+    raise AssertionError(f"no line contains {text}")
 
 
-async def test_ctrl_c_leaves_a_rotation_running_and_says_how_to_pick_it_up(
-    cli: Cli, workers: Workers
-) -> None:
+async def test_ctrl_c_says_how_to_follow_the_rotation(cli: Cli, workers: Workers) -> None:
     key = new_api_key()
     async with started(cli, "rotate", "acme", "--watch", NEW_API_KEY=key) as process:
         request = await workers.request()
         rotation_id = request.rotation_id
-        await workers.tell("rotation.accepted", rotation_id=rotation_id, generation=2)
+        await workers.publish("rotation.accepted", rotation_id=rotation_id, generation=2)
         await stderr_line(process, "is at generation 2")
-        await workers.tell("sweep.progressed", sweep_id=rotation_id, objects=3)
+        await workers.publish("sweep.progressed", sweep_id=rotation_id, objects=3)
         process.send_signal(signal.SIGINT)
         out, err = await process.communicate()
     assert (process.returncode, out) == (130, b"")
@@ -125,57 +123,57 @@ async def test_ctrl_c_leaves_a_rotation_running_and_says_how_to_pick_it_up(
 
 
 @pytest.mark.parametrize("clean", [True, False])
-async def test_a_watched_rotation_ends_as_its_sweep_does(
+async def test_a_watched_rotation_ends_with_its_sweep(
     cli: Cli, workers: Workers, *, clean: bool
 ) -> None:
     arguments = ("rotate", "acme", "--watch", "--json")
     running = asyncio.create_task(cli.arun(*arguments, NEW_API_KEY=new_api_key()))
     rotation_id = (await workers.request()).rotation_id
-    await workers.tell("rotation.accepted", rotation_id=rotation_id, generation=2)
-    await workers.tell("sweep.progressed", sweep_id=rotation_id, objects=3, clean=False)
+    await workers.publish("rotation.accepted", rotation_id=rotation_id, generation=2)
+    await workers.publish("sweep.progressed", sweep_id=rotation_id, objects=3, clean=False)
     counts: dict[str, Any] = {
         "objects": 3,
         "rewrapped": 3,
         "failed": int(not clean),
         "clean": clean,
     }
-    await workers.tell("rotation.completed", rotation_id=rotation_id, **counts)
+    await workers.publish("rotation.completed", rotation_id=rotation_id, **counts)
     result = await running
     assert result.exit_code == (0 if clean else 1), result.stderr
     assert document(result)["event"]["rewrapped"] == 3
 
 
-async def test_a_rotation_is_done_when_it_is_accepted(cli: Cli, workers: Workers) -> None:
+async def test_an_accepted_rotation_ends_the_command(cli: Cli, workers: Workers) -> None:
     running = asyncio.create_task(cli.arun("rotate", "acme", NEW_API_KEY=new_api_key()))
     rotation_id = (await workers.request()).rotation_id
-    await workers.tell("rotation.accepted", rotation_id=rotation_id, generation=7)
+    await workers.publish("rotation.accepted", rotation_id=rotation_id, generation=7)
     result = await running
     assert result.exit_code == 0, result.stderr
     assert result.stdout.splitlines()[1].split() == ["acme", "accepted", "7", rotation_id]
 
 
-async def test_a_watched_sweep_of_all_ends_with_the_sums(cli: Cli, workers: Workers) -> None:
+async def test_a_watched_sweep_of_all_shows_the_sums(cli: Cli, workers: Workers) -> None:
     running = asyncio.create_task(cli.arun("sweep", "--all", "--watch", "--json"))
     request = await workers.request()
     assert request.project == "*"
     for project in ("acme", "other"):
-        await workers.tell(
+        await workers.publish(
             "sweep.progressed", sweep_id=request.sweep_id, project=project, objects=3
         )
-    await workers.tell("sweep.completed", sweep_id=request.sweep_id, project="*", objects=6)
+    await workers.publish("sweep.completed", sweep_id=request.sweep_id, project="*", objects=6)
     result = await running
     assert result.exit_code == 0, result.stderr
     assert document(result)["event"]["objects"] == 6
 
 
-async def test_deletes_end_each_with_its_own_event(cli: Cli, workers: Workers) -> None:
+async def test_each_deletion_has_its_own_event(cli: Cli, workers: Workers) -> None:
     running = asyncio.create_task(cli.arun("delete", "acme", "a", "b", "--json"))
     for request in (await workers.request(), await workers.request()):
         if request.key == "a":
             fields = {"code": "unknown_project", "detail": ""}
-            await workers.tell("delete.rejected", request_id=request.request_id, **fields)
+            await workers.publish("delete.rejected", request_id=request.request_id, **fields)
         else:
-            await workers.tell("object.deleted", request_id=request.request_id, key=request.key)
+            await workers.publish("object.deleted", request_id=request.request_id, key=request.key)
     result = await running
     assert result.exit_code == 1
     rows = {row["key"]: row["status"] for row in document(result)}

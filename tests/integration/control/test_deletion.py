@@ -1,4 +1,4 @@
-"""Deletes: a tombstone that stays, told when nothing can undo it any more (SPEC 8.7)."""
+"""Deletes: a tombstone that stays, published once nothing can undo it (SPEC 8.7)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tools.harness import requests
 from tools.harness.bucket import Bucket
 
 if TYPE_CHECKING:
-    from tools.harness.worker_under_test import Serving
+    from tools.harness.worker_under_test import WorkerUnderTest
 
 pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
 
@@ -28,7 +28,7 @@ TWO_LEASES = timedelta(seconds=2 * LEASE_S)
 
 
 @pytest.fixture
-def bucket(served: Serving) -> Bucket:
+def bucket(served: WorkerUnderTest) -> Bucket:
     """The deployment's bucket, by boto3."""
     return Bucket(served.deployment)
 
@@ -37,20 +37,20 @@ def written_at(bucket: Bucket, key: str) -> Any:
     return bucket.head(f"acme/{key}")["LastModified"]
 
 
-def is_deleted(served: Serving, bucket: Bucket, key: str) -> None:
-    """A tombstone that tells when, and nothing else: no body, no wrap, no caller's metadata."""
+def is_deleted(served: WorkerUnderTest, bucket: Bucket, key: str) -> None:
+    """A tombstone has the time of the delete alone: no body, wrap or caller's metadata."""
     told = bucket.deleted_at(f"acme/{key}", served.deployment.master_key)
     assert abs(parse_time(told) - written_at(bucket, key)) < timedelta(seconds=30)
 
 
-async def deleted(served: Serving, key: str) -> dict[str, Any]:
-    """Ask for a delete, and wait until it is told."""
+async def deleted(served: WorkerUnderTest, key: str) -> dict[str, Any]:
+    """Request a delete, and wait until it is published."""
     return await _end(served, requests.delete("acme", key))
 
 
-async def _end(served: Serving, document: dict[str, Any]) -> dict[str, Any]:
+async def _end(served: WorkerUnderTest, document: dict[str, Any]) -> dict[str, Any]:
     known = len(served.wire.events)
-    sent = served.signed(document)
+    sent = served.sign(document)
     await served.publish(sent, message_id=sent.request_id)
     return await served.wire.event(
         lambda event: sent.request_id in event.values() and event not in served.wire.events[:known]
@@ -66,7 +66,9 @@ async def _tombstone_stands(bucket: Bucket, key: str) -> None:
             await asyncio.sleep(0.05)  # a bucket tells nobody that it was written
 
 
-async def test_told_after_two_leases(served: Serving, bucket: Bucket) -> None:
+async def test_a_delete_is_published_after_two_leases(
+    served: WorkerUnderTest, bucket: Bucket
+) -> None:
     """An object, a key that held nothing, one of somebody's plaintext, a forged tombstone.
 
     By the storage's own clock, no sooner than two leases after the tombstone was put.
@@ -88,8 +90,10 @@ async def test_told_after_two_leases(served: Serving, bucket: Bucket) -> None:
     assert await served.wire.depth("keyturn.control.dead") == 0
 
 
-async def test_told_again(served: Serving, bucket: Bucket) -> None:
-    """The same request, and another one: at once, from the tombstone that stands."""
+async def test_a_repeated_delete_is_published_at_once(
+    served: WorkerUnderTest, bucket: Bucket
+) -> None:
+    """The same request and another one, from the existing tombstone."""
     bucket.put_made("acme", bucket.made("acme", "again"))
     document = requests.delete("acme", "again")
     first = await _end(served, document)
@@ -101,8 +105,10 @@ async def test_told_again(served: Serving, bucket: Bucket) -> None:
     assert bucket.head("acme/again") == before
 
 
-async def test_brought_back_meanwhile(served: Serving, bucket: Bucket) -> None:
-    """A copy that was under way brings the object back: it is deleted again before it is told."""
+async def test_an_object_brought_back_by_a_copy_is_deleted_again(
+    served: WorkerUnderTest, bucket: Bucket
+) -> None:
+    """A copy under way brings the object back: it is deleted again before the event."""
     made = bucket.made("acme", "undead", b"back again")
     bucket.put_made("acme", made)
     end = asyncio.create_task(deleted(served, "undead"))
@@ -115,13 +121,13 @@ async def test_brought_back_meanwhile(served: Serving, bucket: Bucket) -> None:
     assert parse_time(event["at"]) - written_at(bucket, "undead") > TWO_LEASES
 
 
-async def test_never_written_again(served: Serving, bucket: Bucket) -> None:
-    """An upload to a deleted key is refused, however late; what it brought is not kept either."""
+async def test_a_deleted_key_takes_no_upload(served: WorkerUnderTest, bucket: Bucket) -> None:
+    """An upload to a deleted key is refused, however late; its staged body is deleted."""
     document = requests.upload(served.deployment, "acme", "gone", b"once").document
-    assert (await served.served(document))["type"] == "upload.stored"
+    assert (await served.publish_and_wait(document))["type"] == "upload.stored"
     assert (await deleted(served, "gone"))["type"] == "object.deleted"
     for late in (document, requests.upload(served.deployment, "acme", "gone", b"x").document):
-        told = await served.served(late)
+        told = await served.publish_and_wait(late)
         assert (told["type"], told["code"]) == ("upload.rejected", "deleted_key")
         dead = await served.wire.take("keyturn.upload.dead")
         digest = hashlib.sha256(requests.encode(late)).hexdigest()
@@ -136,22 +142,26 @@ BAD_KEYS = ["", "/a", "a/", "a//b", "a/../b", "./a", "a\n", "k" * 901]
 
 
 @pytest.mark.parametrize("key", BAD_KEYS)
-async def test_bad_key(served: Serving, bucket: Bucket, key: str) -> None:
-    """Nothing that is no key of an object can be deleted: no record, no folder."""
+async def test_only_keys_of_objects_can_be_deleted(
+    served: WorkerUnderTest, bucket: Bucket, key: str
+) -> None:
+    """Neither records nor folders can be deleted."""
     before = bucket.keys("")
-    sent = served.signed(requests.delete("acme", key))
-    dead = await served.refuses(sent, "malformed_request", "key: ")
+    sent = served.sign(requests.delete("acme", key))
+    dead = await served.assert_rejected(sent, "malformed_request", "key: ")
     assert dead.body == sent.body
     assert [at for at in bucket.keys("") if not at.startswith("acme/good/")] == [
         at for at in before if not at.startswith("acme/good/")
     ]
 
 
-async def test_signed_by_a_stranger(served: Serving, bucket: Bucket) -> None:
+async def test_a_delete_signed_by_a_stranger_changes_nothing(
+    served: WorkerUnderTest, bucket: Bucket
+) -> None:
     bucket.put_made("acme", bucket.made("acme", "kept"))
     before = bucket.head("acme/kept")
-    signed = served.signed(requests.delete("acme", "kept"))
+    signed = served.sign(requests.delete("acme", "kept"))
     signed.headers["keyturn-publisher"] = "nobody"
     told_to_nobody = type(signed)(signed.routing_key, signed.body, signed.headers)
-    await served.refuses(told_to_nobody, "bad_signature")
+    await served.assert_rejected(told_to_nobody, "bad_signature")
     assert bucket.head("acme/kept") == before

@@ -1,4 +1,4 @@
-"""Enrolments: told again, refused or waiting, on real servers (SPEC 5.4, 6.5)."""
+"""Enrollments: repeated, refused or waiting, on real servers (SPEC 5.4, 6.5)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.keyring.model import Generation, Keyring, build_keyring
 from tools.harness import requests, stored_objects
 from tools.harness.bucket import Bucket
-from tools.harness.worker_under_test import Sent, Serving
+from tools.harness.worker_under_test import OutgoingRequest, WorkerUnderTest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,21 +30,21 @@ def new_project() -> str:
     return f"p-{requests.new_id()[:8]}"
 
 
-def keyring(served: Serving, project: str) -> tuple[str, str, bytes]:
-    """The record as it stands: ETag, time of its last write, bytes."""
+def keyring(served: WorkerUnderTest, project: str) -> tuple[str, str, bytes]:
+    """The record's ETag, time of its last write, and bytes."""
     answer = stored_objects.s3_client(served.deployment).get_object(
         Bucket=served.deployment.bucket, Key=keyring_s3_key(project)
     )
     return answer["ETag"], str(answer["LastModified"]), answer["Body"].read()
 
 
-async def refused(served: Serving, document: Document, code: str, detail: str = "") -> None:
-    """Refused, and no keyring stands afterwards."""
-    await served.refuses(served.signed(document), code, detail)
-    assert not served.stands(keyring_s3_key(document["project"]))
+async def refused(served: WorkerUnderTest, document: Document, code: str, detail: str = "") -> None:
+    """Refused, and there is no keyring afterwards."""
+    await served.assert_rejected(served.sign(document), code, detail)
+    assert not served.object_exists(keyring_s3_key(document["project"]))
 
 
-async def test_enrolled(served: Serving) -> None:
+async def test_an_enrollment_creates_a_keyring_that_shows_no_key(served: WorkerUnderTest) -> None:
     """A keyring that shows no key, and an upload under it."""
     project = new_project()
     event = await served.enroll(project)
@@ -52,22 +52,24 @@ async def test_enrolled(served: Serving) -> None:
     kek = user_kek(served.deployment.api_key, project).reveal()
     _, _, record = keyring(served, project)
     assert to_base64(kek).encode() not in record
-    await served.serves_the_next(project)
+    await served.assert_serves_next(project)
 
 
-async def test_the_same_request_again(served: Serving) -> None:
-    """Told again with its generation; nothing is written."""
+async def test_a_repeated_enrollment_writes_nothing(served: WorkerUnderTest) -> None:
+    """Its event repeats the generation."""
     document = requests.enroll(served.deployment, new_project())
-    first = await served.served(document)
+    first = await served.publish_and_wait(document)
     before = keyring(served, document["project"])
-    second = await served.served(document)
+    second = await served.publish_and_wait(document)
     assert second | {"at": ""} == first | {"at": ""}
     assert second["generation"] == 1
     assert keyring(served, document["project"]) == before
 
 
-async def test_the_same_request_after_a_turn(served: Serving) -> None:
-    """Told again with the generation that the enrolment brought, not with today's."""
+async def test_a_repeated_enrollment_after_a_rotation_reports_its_own_generation(
+    served: WorkerUnderTest,
+) -> None:
+    """Not the current generation."""
     project, now = new_project(), requests.now()
     document = requests.enroll(served.deployment, project)
     entries = []
@@ -79,26 +81,26 @@ async def test_the_same_request_after_a_turn(served: Serving) -> None:
     served.put(
         keyring_s3_key(project), build_keyring(ring, {"m1": Secret(served.deployment.master_key)})
     )
-    event = await served.served(document)
+    event = await served.publish_and_wait(document)
     assert (event["type"], event["generation"]) == ("project.enrolled", 1)
 
 
 @pytest.mark.parametrize("adopt", [False, True])
-async def test_another_request(served: Serving, *, adopt: bool) -> None:
-    """A project has one enrolment; a second one changes nothing, with the same key or another."""
+async def test_a_second_enrollment_is_refused(served: WorkerUnderTest, *, adopt: bool) -> None:
+    """A second enrollment changes nothing, with the same key or another."""
     project = new_project()
     await served.enroll(project)
     before = keyring(served, project)
     other = requests.enroll(served.deployment, project, adopt=adopt, plaintext="allowed")
-    await served.refuses(served.signed(other), "already_enrolled", project)
+    await served.assert_rejected(served.sign(other), "already_enrolled", project)
     assert keyring(served, project) == before
 
 
-async def test_many_at_once(served: Serving) -> None:
-    """Of enrolments that race each other one brings the keyring; the others are told so."""
+async def test_of_concurrent_enrollments_one_creates_the_keyring(served: WorkerUnderTest) -> None:
+    """The others are refused."""
     project = new_project()
     rivals = [requests.enroll(served.deployment, project) for _ in range(8)]
-    await asyncio.gather(*(served.publish(served.signed(rival)) for rival in rivals))
+    await asyncio.gather(*(served.publish(served.sign(rival)) for rival in rivals))
     events = [await served.wire.outcome(rival["request_id"]) for rival in rivals]
     assert sorted(event["type"] for event in events) == [
         *["enroll.rejected"] * 7,
@@ -107,19 +109,19 @@ async def test_many_at_once(served: Serving) -> None:
     for _ in range(7):
         dead = await served.wire.take("keyturn.control.dead")
         assert dead.headers["keyturn-code"] == "already_enrolled"
-    await served.serves_the_next(project)
+    await served.assert_serves_next(project)
 
 
-async def test_objects_without_a_keyring(served: Serving) -> None:
-    """Objects stand under the prefix: they may be under a key that a new one would orphan."""
+async def test_objects_without_a_keyring_refuse_an_enrollment(served: WorkerUnderTest) -> None:
+    """The objects may be wrapped under a key that a new keyring would orphan."""
     project = new_project()
     served.put(f"{project}/old", b"older than Keyturn")
     document = requests.enroll(served.deployment, project)
     await refused(served, document, "already_enrolled", "without a keyring")
 
 
-async def test_adopted(served: Serving) -> None:
-    """Asked for aloud, they are taken over: above every generation whose wrap opens, and swept.
+async def test_an_adopting_enrollment_takes_over_objects(served: WorkerUnderTest) -> None:
+    """Asked for explicitly, it enrolls above every generation whose wrap opens, and sweeps.
 
     Generations that only a label claims raise nothing.
     """
@@ -131,7 +133,7 @@ async def test_adopted(served: Serving) -> None:
     lying.metadata["enc-kek-user"] = lying.metadata["enc-kek-user"].replace("3:", "900:")
     bucket.put_made(project, lying)
     document = requests.enroll(served.deployment, project, adopt=True)
-    event = await served.served(document)
+    event = await served.publish_and_wait(document)
     assert (event["type"], event["generation"]) == ("project.enrolled", 6)
     swept = await served.wire.event(
         lambda told: (
@@ -145,14 +147,16 @@ async def test_adopted(served: Serving) -> None:
         assert bucket.opened(f"{project}/{key}", kek, "admin", 6) == b"hello"
 
 
-async def test_objects_of_a_namesake(served: Serving) -> None:
-    """Another project whose id begins the same way stands in nobody's way."""
+async def test_objects_of_a_similar_project_do_not_matter(served: WorkerUnderTest) -> None:
+    """Another project whose id begins the same way."""
     project = new_project()
     served.put(f"{project}-2/old", b"another project's")
     await served.enroll(project)
 
 
-def sealed(served: Serving, document: Document, info: bytes, secret: bytes | None = None) -> str:
+def sealed(
+    served: WorkerUnderTest, document: Document, info: bytes, secret: bytes | None = None
+) -> str:
     kek = user_kek(served.deployment.api_key, document["project"]).reveal()
     return to_base64(
         served.deployment.intake.public_key.seal(kek if secret is None else secret, info)
@@ -169,7 +173,9 @@ SEALED_FOR: dict[str, Callable[[Document], bytes]] = {
 
 
 @pytest.mark.parametrize("name", SEALED_FOR)
-async def test_kek_sealed_for(served: Serving, name: str) -> None:
+async def test_a_kek_sealed_for_something_else_is_refused(
+    served: WorkerUnderTest, name: str
+) -> None:
     """A sealed KEK is bound to its purpose, its request and its project."""
     document = requests.enroll(served.deployment, new_project())
     document["sealed_kek"]["ciphertext"] = sealed(served, document, SEALED_FOR[name](document))
@@ -177,7 +183,7 @@ async def test_kek_sealed_for(served: Serving, name: str) -> None:
 
 
 @pytest.mark.parametrize("size_bytes", [0, 31, 33])
-async def test_kek_of_another_length(served: Serving, size_bytes: int) -> None:
+async def test_a_kek_of_another_length_is_refused(served: WorkerUnderTest, size_bytes: int) -> None:
     document = requests.enroll(served.deployment, new_project())
     info = kek_info("enroll", document["request_id"], document["project"])
     secret = os.urandom(size_bytes)
@@ -185,14 +191,14 @@ async def test_kek_of_another_length(served: Serving, size_bytes: int) -> None:
     await refused(served, document, "bad_seal", "not 32 bytes")
 
 
-async def test_unknown_intake_key(served: Serving) -> None:
+async def test_an_unknown_intake_key_is_refused(served: WorkerUnderTest) -> None:
     document = requests.enroll(served.deployment, new_project())
     document["sealed_kek"]["intake_key"] = "retired"
     await refused(served, document, "unknown_intake_key", "retired")
 
 
-async def test_v0_kek(served: Serving) -> None:
-    """The earlier system's KEK is sealed like the other, for a purpose of its own."""
+async def test_a_v0_kek_is_sealed_for_its_own_purpose(served: WorkerUnderTest) -> None:
+    """The KEK of the earlier system is sealed like the other one, for a purpose of its own."""
     document = requests.enroll(served.deployment, new_project(), v0="allowed")
     document["sealed_v0_kek"] = dict(document["sealed_kek"])
     await refused(served, document, "bad_seal")
@@ -201,7 +207,7 @@ async def test_v0_kek(served: Serving) -> None:
     for name, purpose in purposes.items():
         info = kek_info(purpose, document["request_id"], document["project"])
         document[name]["ciphertext"] = sealed(served, document, info)
-    assert (await served.served(document))["type"] == "project.enrolled"
+    assert (await served.publish_and_wait(document))["type"] == "project.enrolled"
 
 
 CHANGES: dict[str, tuple[Document, str]] = {
@@ -219,50 +225,56 @@ CHANGES: dict[str, tuple[Document, str]] = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-async def test_form(served: Serving, name: str) -> None:
+async def test_a_malformed_field_is_refused(served: WorkerUnderTest, name: str) -> None:
     change, said = CHANGES[name]
     document = requests.enroll(served.deployment, new_project()) | change
     code = "request_expired" if name == "of last month" else MALFORMED
     await refused(served, document, code, said)
 
 
-async def test_malformed_id(served: Serving) -> None:
-    """Told to nobody, since nobody can be named."""
+async def test_an_unreadable_id_is_refused_without_an_event(served: WorkerUnderTest) -> None:
+    """There is no id to answer."""
     document = requests.enroll(served.deployment, new_project()) | {"request_id": "1"}
     body = requests.encode(document)
     headers = requests.headers(body, served.deployment.publisher_key)
-    await served.refuses(Sent("enroll.requested", body, dict(headers)), MALFORMED, "request_id: ")
+    await served.assert_rejected(
+        OutgoingRequest("enroll.requested", body, dict(headers)), MALFORMED, "request_id: "
+    )
 
 
-async def test_signed_by_a_stranger(served: Serving) -> None:
+async def test_an_enrollment_signed_by_a_stranger_changes_nothing(served: WorkerUnderTest) -> None:
     """No keyring, no event."""
     document = requests.enroll(served.deployment, new_project())
     body = requests.encode(document)
     headers = requests.headers(body, served.deployment.event_key)
-    await served.refuses(Sent("enroll.requested", body, dict(headers)), "bad_signature")
-    assert not served.stands(keyring_s3_key(document["project"]))
+    await served.assert_rejected(
+        OutgoingRequest("enroll.requested", body, dict(headers)), "bad_signature"
+    )
+    assert not served.object_exists(keyring_s3_key(document["project"]))
 
 
 @pytest.mark.parametrize("record", [b"", b"{}", b'{"v": 1, "project": "x", "sealed": "AAAA"}'])
-async def test_keyring_that_nobody_here_wrote(served: Serving, record: bytes) -> None:
-    """What stands in a keyring's place is never overwritten, whatever it is."""
+async def test_a_forged_keyring_is_never_overwritten(
+    served: WorkerUnderTest, record: bytes
+) -> None:
+    """Whatever is at the keyring's S3 key is never overwritten."""
     project = new_project()
     served.put(keyring_s3_key(project), record)
     document = requests.enroll(served.deployment, project)
-    await served.refuses(served.signed(document), "corrupt_object", "keyring")
+    await served.assert_rejected(served.sign(document), "corrupt_object", "keyring")
     assert keyring(served, project)[2] == record
 
 
-async def test_keyring_under_an_unknown_master_key(served: Serving) -> None:
-    """Another worker may hold it: the enrolment waits."""
+async def test_an_enrollment_waits_for_an_unknown_master_key(served: WorkerUnderTest) -> None:
+    """Another worker may have it."""
     project, now = new_project(), requests.now()
     kek = user_kek(served.deployment.api_key, project)
     ring = Keyring(project, "m9", Generation(1, kek_id(kek), kek, requests.new_id(), now, now))
     served.put(keyring_s3_key(project), build_keyring(ring, {"m9": Secret(bytes(32))}))
-    sent = served.signed(requests.enroll(served.deployment, project))
+    sent = served.sign(requests.enroll(served.deployment, project))
     await served.publish(sent, message_id=sent.request_id)
     waiting = await served.wire.take("keyturn.control.retry.5s")
     assert waiting.headers["keyturn-attempt"] == "unknown_master_key:2"
     assert waiting.headers.items() >= sent.headers.items()
     assert waiting.body == sent.body
-    await served.serves_the_next()
+    await served.assert_serves_next()

@@ -12,7 +12,7 @@ from keyturn.crypto import kek_info, new_api_key, to_base64, user_kek
 from keyturn.identifiers import keyring_s3_key
 from keyturn.topology import UNSIGNED_DEAD_QUEUE
 from tools.harness import requests, stored_objects
-from tools.harness.worker_under_test import Sent, Serving
+from tools.harness.worker_under_test import OutgoingRequest, WorkerUnderTest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +25,7 @@ PROJECT = "acme"
 OLD = "2026-01-01T00:00:00Z"
 
 
-def keyring(served: Serving, project: str = PROJECT) -> tuple[str, str]:
+def keyring(served: WorkerUnderTest, project: str = PROJECT) -> tuple[str, str]:
     """ETag and time of the last write of a project's keyring."""
     head = stored_objects.s3_client(served.deployment).head_object(
         Bucket=served.deployment.bucket, Key=keyring_s3_key(project)
@@ -34,25 +34,27 @@ def keyring(served: Serving, project: str = PROJECT) -> tuple[str, str]:
 
 
 def rotation(
-    served: Serving, api_key: str | None = None, *, project: str = PROJECT, **more: Any
+    served: WorkerUnderTest, api_key: str | None = None, *, project: str = PROJECT, **more: Any
 ) -> Document:
     return requests.rotation(served.deployment, project, api_key or new_api_key(), **more)
 
 
-def sealed(served: Serving, document: Document, info: bytes, secret: bytes | None = None) -> None:
-    """Seal the request's KEK anew, for something else or with another secret."""
+def sealed(
+    served: WorkerUnderTest, document: Document, info: bytes, secret: bytes | None = None
+) -> None:
+    """Seal the request's KEK again, for something else or with another secret."""
     kek = user_kek(new_api_key(), PROJECT).reveal() if secret is None else secret
     ciphertext = served.deployment.intake.public_key.seal(kek, info)
     document["sealed_kek"] = {"intake_key": "main", "ciphertext": to_base64(ciphertext)}
 
 
-async def refused(served: Serving, document: Document, code: str, detail: str = "") -> None:
-    """Refused as SPEC 6.3 and 12 say, and the keyring stands as it did; no sweep was begun."""
+async def refused(served: WorkerUnderTest, document: Document, code: str, detail: str = "") -> None:
+    """Refused as SPEC 6.3 and 12 say; the keyring is unchanged, and no sweep was started."""
     project = document["project"] if document["project"] != "*" else PROJECT
     before = keyring(served, project)
-    await served.refuses(served.signed(document), code, detail)
+    await served.assert_rejected(served.sign(document), code, detail)
     assert keyring(served, project) == before
-    assert not served.stands(f".keyturn/sweeps/{document['rotation_id']}/")
+    assert not served.object_exists(f".keyturn/sweeps/{document['rotation_id']}/")
 
 
 SEALED_FOR: dict[str, Callable[[Document], bytes]] = {
@@ -64,7 +66,9 @@ SEALED_FOR: dict[str, Callable[[Document], bytes]] = {
 
 
 @pytest.mark.parametrize("name", SEALED_FOR)
-async def test_kek_sealed_for(served: Serving, name: str) -> None:
+async def test_a_kek_sealed_for_something_else_is_refused(
+    served: WorkerUnderTest, name: str
+) -> None:
     """A sealed KEK is bound to its purpose, its request and its project."""
     document = rotation(served)
     sealed(served, document, SEALED_FOR[name](document))
@@ -72,14 +76,14 @@ async def test_kek_sealed_for(served: Serving, name: str) -> None:
 
 
 @pytest.mark.parametrize("size_bytes", [0, 31, 33])
-async def test_kek_of_another_length(served: Serving, size_bytes: int) -> None:
+async def test_a_kek_of_another_length_is_refused(served: WorkerUnderTest, size_bytes: int) -> None:
     document = rotation(served)
     info = kek_info("rotation", document["rotation_id"], PROJECT)
     sealed(served, document, info, os.urandom(size_bytes))
     await refused(served, document, "bad_seal", "not 32 bytes")
 
 
-async def test_unknown_intake_key(served: Serving) -> None:
+async def test_an_unknown_intake_key_is_refused(served: WorkerUnderTest) -> None:
     document = rotation(served)
     document["sealed_kek"]["intake_key"] = "retired"
     await refused(served, document, "unknown_intake_key", "retired")
@@ -102,27 +106,31 @@ CHANGES: dict[str, tuple[Document, str, str]] = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-async def test_form(served: Serving, name: str) -> None:
+async def test_a_malformed_field_is_refused(served: WorkerUnderTest, name: str) -> None:
     change, code, detail = CHANGES[name]
     await refused(served, rotation(served) | change, code, detail)
 
 
-async def test_the_same_key(served: Serving) -> None:
+async def test_the_current_kek_is_refused(served: WorkerUnderTest) -> None:
     await refused(served, rotation(served, served.deployment.api_key), "kek_reused")
 
 
-async def test_signed_by_a_stranger(served: Serving) -> None:
-    """Told to nobody; changes nothing."""
+async def test_a_rotation_signed_by_a_stranger_changes_nothing(served: WorkerUnderTest) -> None:
+    """No event."""
     before = keyring(served)
     body = requests.encode(rotation(served))
     headers = requests.headers(body, served.deployment.event_key)
-    await served.refuses(Sent("rotation.requested", body, dict(headers)), "bad_signature")
-    await served.refuses(Sent("rotation.requested", body, {}), "bad_signature")
+    await served.assert_rejected(
+        OutgoingRequest("rotation.requested", body, dict(headers)), "bad_signature"
+    )
+    await served.assert_rejected(OutgoingRequest("rotation.requested", body, {}), "bad_signature")
     assert keyring(served) == before
 
 
 @pytest.mark.parametrize("kind", ["rotation", "sweep", "sweep of all", "delete"])
-async def test_not_permitted(served: Serving, kind: str) -> None:
+async def test_a_rotation_that_is_not_granted_is_refused(
+    served: WorkerUnderTest, kind: str
+) -> None:
     """A publisher that may only upload, and only to another project."""
     before = keyring(served)
     documents: dict[str, Document] = {
@@ -131,22 +139,24 @@ async def test_not_permitted(served: Serving, kind: str) -> None:
         "sweep of all": requests.sweep("*"),
         "delete": requests.delete(PROJECT, "k"),
     }
-    signed = served.signed(documents[kind])
+    signed = served.sign(documents[kind])
     headers = requests.headers(signed.body, served.deployment.narrow_key, publisher="narrow")
-    assert signed.told is not None
+    assert signed.rejection is not None
     # In no project that is not the publisher's own (SPEC 6.3).
-    told = signed.told | {"project": None}
-    sent = Sent(signed.routing_key, signed.body, dict(headers), told)
-    await served.refuses(sent, "not_permitted")
+    told = signed.rejection | {"project": None}
+    sent = OutgoingRequest(signed.routing_key, signed.body, dict(headers), told)
+    await served.assert_rejected(sent, "not_permitted")
     assert keyring(served) == before
-    assert not served.stands("acme/k")
+    assert not served.object_exists("acme/k")
 
 
-async def test_of_another_type(served: Serving) -> None:
-    """Routed as what it is not: a genuine request that was moved, so that no event says so."""
+async def test_a_rotation_under_another_routing_key_is_refused_without_an_event(
+    served: WorkerUnderTest,
+) -> None:
+    """A genuine request that was moved."""
     document = rotation(served)
-    sent = served.signed(document, routing_key="sweep.requested")
-    refusal = Sent(sent.routing_key, sent.body, sent.headers)
+    sent = served.sign(document, routing_key="sweep.requested")
+    refusal = OutgoingRequest(sent.routing_key, sent.body, sent.headers)
     before = keyring(served)
     await served.publish(refusal, message_id=document["rotation_id"])
     dead = await served.wire.take(UNSIGNED_DEAD_QUEUE)
@@ -154,13 +164,13 @@ async def test_of_another_type(served: Serving) -> None:
     assert keyring(served) == before
 
 
-async def test_after_a_turn(served: Serving) -> None:
-    """A KEK of the past, one generation too early, asked for too early, an id used elsewhere."""
+async def test_outdated_rotations_are_refused(served: WorkerUnderTest) -> None:
+    """An earlier KEK, an earlier generation, an earlier time, an id used elsewhere."""
     await served.enroll("turned")
     too_early = rotation(served, project="turned")
     api_keys = [served.deployment.api_key, new_api_key()]
     first = rotation(served, api_keys[1], project="turned", expected_generation=1)
-    accepted = await served.served(first)
+    accepted = await served.publish_and_wait(first)
     assert (accepted["type"], accepted["generation"]) == ("rotation.accepted", 2)
     ended = await served.wire.event(lambda event: event["type"] == "rotation.completed")
     assert (ended["rotation_id"], ended["clean"]) == (first["rotation_id"], True)
@@ -171,14 +181,14 @@ async def test_after_a_turn(served: Serving) -> None:
     await refused(served, late, "generation_mismatch", "generation 2")
     await refused(served, too_early, "generation_mismatch", "later")
     sweep = requests.sweep("turned") | {"sweep_id": first["rotation_id"]}
-    told = await served.served(sweep)
+    told = await served.publish_and_wait(sweep)
     assert (told["type"], told["code"]) == ("sweep.rejected", "malformed_request")
     dead = await served.wire.take("keyturn.control.dead")
-    assert dead.body == served.signed(sweep).body
+    assert dead.body == served.sign(sweep).body
 
 
-async def test_unknown_project(served: Serving) -> None:
-    """Nobody enrols it: tried again after 1, 5 and 9 seconds, then final, for each kind at once."""
+async def test_an_unknown_project_is_final_after_three_retries(served: WorkerUnderTest) -> None:
+    """Retried after 1, 5 and 9 seconds, then refused; each kind of request at once."""
     documents = [
         requests.rotation(served.deployment, "nobody", new_api_key()),
         requests.sweep("nobody"),
@@ -186,15 +196,15 @@ async def test_unknown_project(served: Serving) -> None:
     ]
     known = len(served.wire.events)
     for document in documents:
-        sent = served.signed(document)
+        sent = served.sign(document)
         await served.publish(sent, message_id=sent.request_id)
     told = await asyncio.gather(
-        *(served.wire.outcome(served.signed(document).request_id) for document in documents)
+        *(served.wire.outcome(served.sign(document).request_id) for document in documents)
     )
     assert [event["code"] for event in told] == ["unknown_project"] * 3
     assert len(served.wire.events) == known + 3
     for _ in documents:
         dead = await served.wire.take("keyturn.control.dead")
         assert dead.headers["keyturn-code"] == "unknown_project"
-    assert not served.stands(".keyturn/keyrings/nobody.json")
-    assert stored_objects.keys(served.deployment, "nobody/") == []
+    assert not served.object_exists(".keyturn/keyrings/nobody.json")
+    assert stored_objects.list_keys(served.deployment, "nobody/") == []

@@ -16,7 +16,7 @@ from tools.harness.bucket import Bucket
 from tools.harness.deployment import Deployment
 from tools.harness.http import Client
 from tools.harness.process import gateway
-from tools.harness.worker_under_test import serving
+from tools.harness.worker_under_test import run_worker
 from tools.servers import new_bucket
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ async def live(
     worker_env: dict[str, str] = getattr(request.module, "WORKER_ENV", {})
     env: dict[str, str] = getattr(request.module, "GATEWAY_ENV", {})
     async with (
-        serving(broker, ceph, **worker_env) as served,
+        run_worker(broker, ceph, **worker_env) as served,
         reading(served.deployment, **env) as scene,
     ):
         yield Live(scene, served)

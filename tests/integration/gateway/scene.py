@@ -9,11 +9,11 @@ from keyturn.identifiers import object_s3_key
 from tools.harness.canaries import MARKER, Canaries
 
 if TYPE_CHECKING:
-    from tools.harness.bucket import Bucket, Made
+    from tools.harness.bucket import Bucket, HandmadeObject
     from tools.harness.deployment import Deployment
     from tools.harness.http import Client
     from tools.harness.process import GatewayProcess
-    from tools.harness.worker_under_test import Serving
+    from tools.harness.worker_under_test import WorkerUnderTest
 
 OTHER_KEY = "other-key-" + "o" * 33
 CHUNK = 16 * 1024
@@ -30,14 +30,20 @@ class Scene:
     process: GatewayProcess
     client: Client
 
-    def put(self, key: str, plaintext: bytes, *, project: str = "acme", **more: Any) -> Made:
+    def put(
+        self, key: str, plaintext: bytes, *, project: str = "acme", **more: Any
+    ) -> HandmadeObject:
         """Put a good object made by hand; `more` are arguments of boto3's `put_object`."""
         made = self.bucket.made(project, key, plaintext)
         self.bucket.put_made(project, made, **more)
         return made
 
     def replace(
-        self, made: Made, *, body: bytes | None = None, metadata: dict[str, str] | None = None
+        self,
+        made: HandmadeObject,
+        *,
+        body: bytes | None = None,
+        metadata: dict[str, str] | None = None,
     ) -> None:
         """Put a changed form of an object in its place, as a bucket writer could."""
         self.bucket.put(
@@ -52,7 +58,7 @@ class Live:
     """A gateway with a broker and a worker behind it."""
 
     scene: Scene
-    served: Serving
+    served: WorkerUnderTest
 
 
 def plain(size_bytes: int, seed: int = 0) -> bytes:

@@ -15,7 +15,7 @@ from tools.harness.http import exchange, object_target, request
 
 if TYPE_CHECKING:
     from tests.integration.gateway.scene import Scene
-    from tools.harness.http import Answer
+    from tools.harness.http import Response
 
 pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
 
@@ -31,7 +31,7 @@ def _bearer(api_key: str) -> Fields:
     return [("Authorization", f"Bearer {api_key}")]
 
 
-async def _raw(scene: Scene, method: str, target: str, fields: Fields) -> Answer:
+async def _raw(scene: Scene, method: str, target: str, fields: Fields) -> Response:
     return await exchange(
         scene.process.host,
         scene.process.port,
@@ -82,12 +82,12 @@ def _with_key(scene: Scene, fields: Fields) -> Fields:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def refusal(scene: Scene) -> Answer:
+async def refusal(scene: Scene) -> Response:
     """The one refusal, of which all others are a copy."""
     return await _raw(scene, "GET", _PATH, _bearer(_STRANGER))
 
 
-def _is_the_refusal(answer: Answer, refusal: Answer) -> None:
+def _is_the_refusal(answer: Response, refusal: Response) -> None:
     assert answer.status == 401
     assert answer.code == "unauthorized"
     assert answer.body == refusal.body
@@ -98,7 +98,7 @@ def _is_the_refusal(answer: Answer, refusal: Answer) -> None:
 
 
 @pytest.mark.parametrize("who", _NOBODY)
-async def test_nobody_but_the_holder_of_the_key(scene: Scene, refusal: Answer, who: str) -> None:
+async def test_nobody_but_the_holder_of_the_key(scene: Scene, refusal: Response, who: str) -> None:
     """Whatever is wrong with a key, it is refused in the same bytes."""
     answer = await _raw(scene, "GET", _PATH, _with_key(scene, _NOBODY[who]))
     _is_the_refusal(answer, refusal)
@@ -135,7 +135,7 @@ _PROJECTS = {
 
 
 @pytest.mark.parametrize("what", _PROJECTS)
-async def test_no_project_but_ones_own(scene: Scene, refusal: Answer, what: str) -> None:
+async def test_no_project_but_ones_own(scene: Scene, refusal: Response, what: str) -> None:
     """A project that there is not, or cannot be, is refused in the words for a wrong key."""
     target = f"/v1/projects/{_PROJECTS[what]}/objects/{_KEY}"
     fields = _bearer(scene.deployment.api_key)
@@ -209,7 +209,7 @@ async def test_a_legal_key_is_looked_for_below_the_project_alone(scene: Scene, w
     target = f"/v1/projects/acme/objects/{_NOT_THERE[what]}"
     answer = await _raw(scene, "GET", target, _bearer(scene.deployment.api_key))
     assert (answer.status, answer.code) == (404, "not_found")
-    assert answer.problem["detail"] == "nothing stands at this key"
+    assert answer.problem["detail"] == "no object has this key"
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.integration.gateway.scene import Scene
-    from tools.harness.http import Answer
+    from tools.harness.http import Response
 
 pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
 
@@ -75,7 +75,7 @@ def _first_wrong(harmed: bytes, body: bytes) -> int:
     return _chunk_of(same)
 
 
-def _never_wrong(answer: Answer, plaintext: bytes) -> None:
+def _never_wrong(answer: Response, plaintext: bytes) -> None:
     """Not whole, not ended in order, and no byte that is not the right one."""
     if answer.status in (200, 206):
         assert answer.end == "reset"
@@ -163,7 +163,7 @@ async def test_a_client_that_counts_bytes_is_told(scene: Scene) -> None:
             await read()
     assert len(got) < len(plaintext)
     assert plaintext.startswith(bytes(got))
-    await scene.process.logged("answer aborted")
+    await scene.process.logged("response aborted")
 
 
 async def test_swapped_chunks(scene: Scene) -> None:

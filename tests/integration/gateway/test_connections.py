@@ -17,7 +17,7 @@ import pytest_asyncio
 
 from keyturn_workers.gateway.http_protocol import MAX_PIPELINED
 from tests.integration.gateway.scene import plain
-from tools.harness.http import object_target, read_answer, request
+from tools.harness.http import object_target, read_response, request
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -110,7 +110,7 @@ async def test_a_head_that_does_not_come(scene: Scene, what: str, after: str) ->
     async with _opened(scene) as (reader, writer):
         if after == "an answer":
             writer.write(request("GET", "/healthz", []))
-            assert (await read_answer(reader)).status == 200
+            assert (await read_response(reader)).status == 200
             if not _SILENCE[what]:
                 return  # an idle connection is kept for the next request for a while
         writer.write(_SILENCE[what])
@@ -213,7 +213,7 @@ async def test_a_slow_reader_is_cut(scene: Scene) -> None:
         await _until_metric(scene, cut, known + 1)
         writer.transport.resume_reading()  # type: ignore[attr-defined]
         assert len(await _ends(reader)) < 32 * 1024 * 1024
-    assert "client_slow" in await scene.process.logged("answer aborted")
+    assert "client_slow" in await scene.process.logged("response aborted")
 
 
 async def test_a_reader_that_takes_little_is_not_cut(scene: Scene) -> None:

@@ -17,13 +17,13 @@ from keyturn.crypto import new_api_key
 from tests.integration.gateway.scene import plain
 from tools.harness import requests, stored_objects
 from tools.harness.canaries import MARKER
-from tools.harness.http import object_target, read_answer, request
+from tools.harness.http import object_target, read_response, request
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from tests.integration.gateway.scene import Live
-    from tools.harness.http import Answer
+    from tools.harness.http import Response
 
 pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
 
@@ -46,7 +46,7 @@ def _rotations(project: str) -> str:
 
 async def _post(
     live: Live, project: str, new: object, *, token: str | None = None, **headers: str
-) -> Answer:
+) -> Response:
     body = json.dumps(new).encode()
     return await live.scene.client.send(
         "POST", _rotations(project), headers, token=token, body=body
@@ -77,7 +77,7 @@ def _left_over(live: Live) -> list[Any]:
     Without what the gateway itself tries out there, beside its first requests.
     """
     deployment = live.scene.deployment
-    staged = stored_objects.keys(deployment, ".keyturn/staging/")
+    staged = stored_objects.list_keys(deployment, ".keyturn/staging/")
     return [
         *(key for key in staged if not key.startswith(_PROBE)),
         *stored_objects.list_multipart_uploads(deployment),
@@ -87,7 +87,7 @@ def _left_over(live: Live) -> list[Any]:
 async def test_the_gateways_probe_leaves_nothing(live: Live) -> None:
     """The objects by which it learns what listings show are gone soon after its start."""
     async with asyncio.timeout(60):
-        while stored_objects.keys(live.scene.deployment, _PROBE):  # noqa: ASYNC110  # S3 tells nothing
+        while stored_objects.list_keys(live.scene.deployment, _PROBE):  # noqa: ASYNC110  # S3 tells nothing
             await asyncio.sleep(0.1)
 
 
@@ -116,7 +116,7 @@ async def test_put_and_get(live: Live) -> None:
     assert got.headers["content-type"] == "text/plain"
     assert got.headers["x-keyturn-meta-author"] == "kim"
     for role in ("user", "admin"):
-        opened = stored_objects.opened(live.scene.deployment, "acme", "a/b c+ü.txt", role)
+        opened = stored_objects.decrypt(live.scene.deployment, "acme", "a/b c+ü.txt", role)
         assert opened == plaintext
 
 
@@ -130,7 +130,7 @@ async def test_put_that_waits_and_what_refuses_it(live: Live) -> None:
     second = await client.ask("acme", "once", _WAIT, method="PUT", body=plain(10, seed=1))
     assert (second.status, second.code) == (409, "already_exists")
     assert (await client.ask("acme", "once")).body == plain(10)
-    event = await live.served.served(requests.delete("acme", "once"))
+    event = await live.served.publish_and_wait(requests.delete("acme", "once"))
     assert event["type"] == "object.deleted"
     third = await client.ask("acme", "once", _WAIT, method="PUT", body=plain(10))
     assert (third.status, third.code) == (409, "deleted_key")
@@ -207,7 +207,7 @@ async def test_a_body_that_turns_out_too_long(live: Live) -> None:
             await writer.drain()
 
     sending = asyncio.create_task(send())
-    answer = await read_answer(got)
+    answer = await read_response(got)
     sending.cancel()
     await asyncio.gather(sending, return_exceptions=True)
     writer.transport.abort()
@@ -288,7 +288,7 @@ async def test_a_rotation_over_http(live: Live) -> None:
     assert done["generation"] == 2
     for key, plaintext in objects.items():
         assert (await client.ask("turning", key, token=new)).body == plaintext
-        opened = stored_objects.opened(live.scene.deployment, "turning", key, "user", api_key=new)
+        opened = stored_objects.decrypt(live.scene.deployment, "turning", key, "user", api_key=new)
         assert opened == plaintext
 
     # Whoever puts an object under the retired key there is served by the admin wrap at most.
@@ -363,7 +363,7 @@ async def test_the_location_names_this_gateway_alone(live: Live) -> None:
     ).encode() + body
     got, writer = await asyncio.open_connection(process.host, process.port)
     writer.write(raw)
-    answer = await read_answer(got)
+    answer = await read_response(got)
     writer.transport.abort()
     assert answer.status == 202
     assert answer.headers["location"].startswith(_rotations("hosted") + "/")

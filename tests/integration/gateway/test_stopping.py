@@ -59,7 +59,7 @@ async def test_without_a_broker_nothing_stays_in_staging(scene: Scene) -> None:
     """A large body is not left there by an upload that nobody will hear of."""
     answer = await scene.client.ask("acme", "z", method="PUT", body=plain(9 * 1024 * 1024))
     assert answer.status == 503
-    assert stored_objects.keys(scene.deployment, ".keyturn/staging/") == []
+    assert stored_objects.list_keys(scene.deployment, ".keyturn/staging/") == []
     assert stored_objects.list_multipart_uploads(scene.deployment) == []
 
 

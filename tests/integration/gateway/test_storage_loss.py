@@ -17,14 +17,14 @@ from tests.integration.gateway.scene import plain
 from tests.support.counting_proxy import Counting, counting
 from tools.harness.bucket import Bucket
 from tools.harness.deployment import Deployment
-from tools.harness.http import object_target, read_answer, request
+from tools.harness.http import object_target, read_response, request
 from tools.servers import new_bucket
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from tests.integration.gateway.scene import Scene
-    from tools.harness.bucket import Made
+    from tools.harness.bucket import HandmadeObject
     from tools.servers import S3Server
 
 pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
@@ -64,7 +64,7 @@ async def test_a_connection_that_breaks_in_mid_body(
     assert answer.body == (_PLAINTEXT[100:-1] if asked else _PLAINTEXT)
 
 
-def _turn_both_keys(scene: Scene, made: Made, new: str) -> None:
+def _turn_both_keys(scene: Scene, made: HandmadeObject, new: str) -> None:
     """As a rotation of both does: the keyring first, then a self-copy with new wraps."""
     deployment, bucket = scene.deployment, scene.bucket
     m2 = ("m2", deployment.more_master_keys["m2"])
@@ -95,7 +95,7 @@ async def test_both_keys_are_turned_and_the_storage_breaks_in_mid_body(behind: B
     await proxy.has_received(before + 2 * _MIB)
     _turn_both_keys(scene, made, new)
     proxy.cut_after, proxy.cuts = 0, 1
-    answer = await read_answer(reader)
+    answer = await read_response(reader)
     writer.transport.abort()
     assert proxy.was_cut == 1
     assert (answer.status, answer.end, answer.body == _PLAINTEXT) == (200, "clean", True)
@@ -115,7 +115,7 @@ async def test_another_object_in_its_place_while_it_is_read(behind: Behind) -> N
     await proxy.has_received(before + 2 * _MIB)
     scene.put("changing", plain(_SIZE, seed=9))
     proxy.cut_after, proxy.cuts = 0, 1  # with the next piece
-    answer = await read_answer(reader)
+    answer = await read_response(reader)
     writer.transport.abort()
     assert answer.status == 200
     assert answer.end == "reset"
@@ -164,7 +164,7 @@ async def test_a_reader_that_is_slow_is_not_run_ahead_of(behind: Behind) -> None
     assert still - before < _SIZE
     assert await _resident_bytes(scene) - resident < 8 * _MIB
     writer.transport.resume_reading()  # type: ignore[attr-defined]
-    answer = await read_answer(reader)
+    answer = await read_response(reader)
     writer.transport.abort()
     assert (answer.end, answer.body == _PLAINTEXT) == ("clean", True)
 

@@ -115,7 +115,7 @@ async def test_versioned_bucket_on_moto(
         report = await probe(storage)
         assert {r.name for r in report.rows if not r.ok} == {*MISSING_ON_MOTO, VERSIONS}
         told = next(row for row in report.rows if row.name == VERSIONS)
-        assert told.said == "versioned, and conditions are honoured"
+        assert told.detail == "versioned, and conditions are honored"
         report.check()
         assert [row async for row in storage.list_versions("")] == []
 
@@ -133,7 +133,7 @@ async def test_versioned_bucket_on_ceph(
             assert await storage.versioning() == "Enabled"
         assert "put If-None-Match: *" in {row.name for row in report.unsafe}
         told = next(row for row in report.rows if row.name == VERSIONS)
-        assert told.said == "versioned, and the server ignores If-None-Match: * there"
+        assert told.detail == "versioned, and the server ignores If-None-Match: * there"
         with pytest.raises(UnsafeStorageError, match="put If-None-Match"):
             report.check()
         versions = client.list_object_versions(Bucket=bucket, Prefix=PREFIX)

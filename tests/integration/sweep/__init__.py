@@ -1,1 +1,1 @@
-"""Sweeps, rotations and what they find, on real servers with real processes (SPEC 8)."""
+"""Sweeps and rotations on real servers with real processes (SPEC 8)."""

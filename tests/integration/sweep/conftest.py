@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest_asyncio
 
 from tests.integration.sweep.scene import WORKER_ENV, Scene
-from tools.harness.worker_under_test import serving
+from tools.harness.worker_under_test import run_worker
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -24,7 +24,7 @@ async def scene(
 ) -> AsyncIterator[Scene]:
     """A worker of all roles on Ceph; the module's `MORE_ENV` are further settings of it."""
     env: dict[str, str] = getattr(request.module, "MORE_ENV", {})
-    async with serving(broker, ceph, **WORKER_ENV, **env) as running:
+    async with run_worker(broker, ceph, **WORKER_ENV, **env) as running:
         yield Scene(running)
 
 
@@ -32,7 +32,7 @@ async def scene(
 async def running(
     request: pytest.FixtureRequest, scene: Scene
 ) -> AsyncIterator[dict[str, asyncio.Task[None]]]:
-    """The scenarios of the module that are asked for, all under way: `SCENARIOS` by name."""
+    """The selected scenarios of the module, all under way: `SCENARIOS` by name."""
     asked_for = {
         item.callspec.params["scenario"]
         for item in request.session.items

@@ -1,7 +1,7 @@
-"""What tests of sweeps share: projects with their keys, requests followed to their end.
+"""Shared by the tests of sweeps: projects with their keys, requests followed to their end.
 
 Most of a sweep's time is the wait for two leases. So tests that need a sweep each are
-scenarios: the ones of a module run at once against its worker, and each is told by a test
+scenarios: the ones of a module run at once against its worker, and each is reported by a test
 of its own (see `running` in the conftest).
 """
 
@@ -22,10 +22,10 @@ from tools.harness.bucket import Bucket
 if TYPE_CHECKING:
     from aio_pika.abc import AbstractIncomingMessage
 
-    from tools.harness.bucket import Made
+    from tools.harness.bucket import HandmadeObject
     from tools.harness.deployment import Deployment
     from tools.harness.wire import Wire
-    from tools.harness.worker_under_test import Sent, Serving
+    from tools.harness.worker_under_test import OutgoingRequest, WorkerUnderTest
 
 Document = dict[str, Any]
 Event = dict[str, Any]
@@ -45,7 +45,7 @@ def counts(event: Event) -> dict[str, Any]:
 class Scene:
     """A deployment while its worker serves it; its requests may overlap."""
 
-    served: Serving
+    served: WorkerUnderTest
     _dead: list[tuple[str, AbstractIncomingMessage]] = field(default_factory=list)
     _taking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -63,18 +63,18 @@ class Scene:
     async def enrolled(self, name: str, **more: Any) -> Project:
         """A project with a key of its own."""
         project = Project(self, name)
-        event = await self.told(requests.enroll(self.deployment, name, **more))
+        event = await self.first_event(requests.enroll(self.deployment, name, **more))
         assert (event["type"], event["generation"]) == ("project.enrolled", 1), event
         return project
 
-    async def send(self, document: Document) -> Sent:
+    async def send(self, document: Document) -> OutgoingRequest:
         """Publish a request of the publisher `api`."""
-        sent = self.served.signed(document)
+        sent = self.served.sign(document)
         await self.served.publish(sent, message_id=sent.request_id)
         return sent
 
-    async def told(self, document: Document, *, after: int | None = None) -> Event:
-        """Publish a request; gives the first event of it that is told from then on."""
+    async def first_event(self, document: Document, *, after: int | None = None) -> Event:
+        """Publish a request; returns its first event from then on."""
         known = len(self.wire.events) if after is None else after
         sent = await self.send(document)
         return await self.wire.event(
@@ -84,7 +84,7 @@ class Scene:
         )
 
     async def ended(self, request_id: str, *, nth: int = 1) -> Event:
-        """How a rotation or a sweep ended: its `nth` event that tells so; refused raises."""
+        """How a rotation or a sweep ended: its `nth` such event; raises if it was rejected."""
 
         def last(event: Event) -> bool:
             return request_id in event.values() and event["type"] in _ENDS
@@ -99,7 +99,7 @@ class Scene:
                 await self.wire.more(len(self.wire.events))
 
     async def swept(self, project: str, **more: Any) -> Event:
-        """Ask for a sweep, and wait for its end."""
+        """Request a sweep, and wait for its end."""
         document = requests.sweep(project, **more)
         await self.send(document)
         return await self.ended(document["sweep_id"])
@@ -108,13 +108,13 @@ class Scene:
         """Every event of a request so far."""
         return [event for event in self.wire.events if request_id in event.values()]
 
-    async def dead(self, queue: str, wanted: str) -> AbstractIncomingMessage:
-        """Take the dead letter of this queue whose body holds this text; others stay for others."""
+    async def dead(self, queue: str, text: str) -> AbstractIncomingMessage:
+        """The dead letter of this queue whose body contains this text; other ones stay."""
         async with asyncio.timeout(60):
             while True:
                 async with self._taking:
                     for row in self._dead:
-                        if row[0] == queue and wanted.encode() in row[1].body:
+                        if row[0] == queue and text.encode() in row[1].body:
                             self._dead.remove(row)
                             return row[1]
                     source = await self.wire.channel.get_queue(f"{queue}.dead", ensure=False)
@@ -122,7 +122,7 @@ class Scene:
                         await message.ack()
                         self._dead.append((queue, message))
                         continue
-                # A queue tells nobody that it has something to be fetched.
+                # A queue does not signal that it has a message to fetch.
                 await asyncio.sleep(0.1)
 
 
@@ -161,20 +161,20 @@ class Project:
     def s3_key(self, key: str) -> str:
         return object_s3_key(self.name, key)
 
-    def made(self, key: str, plaintext: bytes = b"hello", **more: Any) -> Made:
-        """An object by hand, at the generation of today unless `more` tells otherwise."""
+    def made(self, key: str, plaintext: bytes = b"hello", **more: Any) -> HandmadeObject:
+        """An object by hand, at the current generation unless `more` names another."""
         more.setdefault("generation", self.generation)
         more.setdefault("api_key", self.api_keys[more["generation"] - 1])
         return self.bucket.made(self.name, key, plaintext, **more)
 
-    def put(self, key: str, plaintext: bytes = b"hello", **more: Any) -> Made:
+    def put(self, key: str, plaintext: bytes = b"hello", **more: Any) -> HandmadeObject:
         """Put such an object; `more` are arguments of boto3's `put_object`."""
         made = self.made(key, plaintext)
         self.bucket.put_made(self.name, made, **more)
         return made
 
     def fill(self, count: int, prefix: str = "k/") -> dict[str, bytes]:
-        """Put so many objects; gives plaintexts by key."""
+        """Put so many objects; returns their plaintexts by key."""
         plaintexts = {f"{prefix}{n:03}": f"plaintext {n}".encode() for n in range(count)}
         for key, plaintext in plaintexts.items():
             self.put(key, plaintext)
@@ -183,7 +183,7 @@ class Project:
     async def upload(self, key: str, plaintext: bytes) -> Event:
         """Upload by the worker."""
         document = requests.upload(self.scene.deployment, self.name, key, plaintext).document
-        event = await self.scene.told(document)
+        event = await self.scene.first_event(document)
         assert event["type"] == "upload.stored", event
         return event
 
@@ -195,7 +195,7 @@ class Project:
     async def rotated(self, **more: Any) -> Event:
         """Rotate, and wait for the end."""
         document = self.rotation(**more)
-        event = await self.scene.told(document)
+        event = await self.scene.first_event(document)
         assert event["type"] == "rotation.accepted", event
         assert event["generation"] == self.generation
         return await self.scene.ended(document["rotation_id"])
@@ -208,11 +208,13 @@ class Project:
         return self.bucket.get(keyring_s3_key(self.name))[0]
 
     def put_keyring(self, body: bytes) -> None:
-        """Write the keyring as a bucket writer could."""
+        """Write the keyring as an attacker in the bucket could."""
         self.bucket.put(keyring_s3_key(self.name), body, {})
 
-    def stands_as(self, plaintexts: dict[str, bytes], *, master_key: bytes | None = None) -> None:
-        """Each object opens by the newest keys at the newest generation, and by none before."""
+    def assert_opens_as(
+        self, plaintexts: dict[str, bytes], *, master_key: bytes | None = None
+    ) -> None:
+        """Each object opens with the newest keys at the newest generation alone."""
         newest = self.generation
         for key, plaintext in plaintexts.items():
             at = self.s3_key(key)

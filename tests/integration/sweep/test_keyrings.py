@@ -1,4 +1,4 @@
-"""Keyrings and records that a bucket writer touched: told, and nothing wrapped by them (SPEC 13).
+"""Keyrings and records that an attacker changed are reported, and wrap nothing (SPEC 13).
 
 A keyring that was forged, or moved from another project, does not open. One that was
 rolled back opens, and is found by the objects that stand above it. One that is gone is an
@@ -83,14 +83,14 @@ async def refused_by(scene: Scene, project: Project, record: bytes) -> None:
         requests.delete(project.name, "k/001"),
         requests.upload(scene.deployment, project.name, "new", b"x").document,
     ]
-    told = await asyncio.gather(*(scene.told(document) for document in asked))
-    assert [event["type"] for event in told] == [
+    events = await asyncio.gather(*(scene.first_event(document) for document in asked))
+    assert [event["type"] for event in events] == [
         "rotation.rejected",
         "sweep.rejected",
         "delete.rejected",
         "upload.rejected",
     ]
-    assert {event["code"] for event in told} == {"corrupt_object"}
+    assert {event["code"] for event in events} == {"corrupt_object"}
     for document, queue in zip(asked, ["control", "control", "control", "upload"], strict=True):
         name = next(
             n for n in ("rotation_id", "sweep_id", "request_id", "upload_id") if n in document
@@ -102,7 +102,7 @@ async def refused_by(scene: Scene, project: Project, record: bytes) -> None:
 
 
 async def forged_before(scene: Scene) -> None:
-    """Nothing is served by a keyring that somebody made up."""
+    """Nothing is served by a forged keyring."""
     project = await scene.enrolled("forged")
     await refused_by(scene, project, forged(project))
 
@@ -114,18 +114,18 @@ async def moved_before(scene: Scene) -> None:
 
 
 async def _stopped(scene: Scene, project: Project, touch: Callable[[], None], code: str) -> None:
-    """A sweep that meets a touched keyring in its middle: told, stopped, and carried on later."""
+    """A sweep that meets a changed keyring in its middle is reported, stopped, resumed."""
     plaintexts = project.fill(20)
     document = project.rotation()
-    assert (await scene.told(document))["type"] == "rotation.accepted"
+    assert (await scene.first_event(document))["type"] == "rotation.accepted"
     right = project.keyring_bytes()
     touch()
 
     def failed(event: Event) -> bool:
         return event["type"] == "rotation.failed" and document["rotation_id"] in event.values()
 
-    told = await scene.wire.event(failed)
-    assert (told["code"], told["project"]) == (code, project.name)
+    event = await scene.wire.event(failed)
+    assert (event["code"], event["project"]) == (code, project.name)
     letter = await scene.dead("keyturn.plan", document["rotation_id"])
     assert letter.headers["keyturn-code"] == code
     nothing_of_the_attackers(project, list(plaintexts))
@@ -140,18 +140,18 @@ async def _stopped(scene: Scene, project: Project, touch: Callable[[], None], co
             event["type"] == "rotation.completed" and document["rotation_id"] in event.values()
         )
     )
-    # A take that was cut off after its copies never told how many they were.
+    # An attempt that was cut off after its copies never reported them.
     assert counts(end) | {"rewrapped": 0} == {
         "objects": 20,
         "current": 20,
         "rewrapped": 0,
         "clean": True,
     }
-    project.stands_as(plaintexts)
+    project.assert_opens_as(plaintexts)
 
 
 async def forged_in_the_middle(scene: Scene) -> None:
-    """A forged keyring ends the sweep aloud."""
+    """A forged keyring ends the sweep with an event."""
     project = await scene.enrolled("forged-mid")
     await _stopped(scene, project, lambda: project.put_keyring(forged(project)), "corrupt_object")
 
@@ -175,7 +175,7 @@ async def deleted_in_the_middle(scene: Scene) -> None:
 
 
 def put_offs(scene: Scene, project: Project) -> list[dict[str, Any]]:
-    """What the worker's log says of this project's waiting for an operator."""
+    """The worker's log lines that this project waits for an operator."""
     rows = [json.loads(line) for line in scene.served.process.lines if "keyring_rolled" in line]
     return [
         row for row in rows if row["event"] == "retry scheduled" and row["project"] == project.name
@@ -188,7 +188,7 @@ async def rolled_back_in_the_middle(scene: Scene) -> None:
     plaintexts = project.fill(20)
     before = project.keyring_bytes()
     document = project.rotation()
-    assert (await scene.told(document))["type"] == "rotation.accepted"
+    assert (await scene.first_event(document))["type"] == "rotation.accepted"
     right = project.keyring_bytes()
     await scene.wire.event(
         lambda event: document["rotation_id"] in event.values() and event.get("rewrapped") == 20
@@ -201,7 +201,7 @@ async def rolled_back_in_the_middle(scene: Scene) -> None:
     end = await scene.ended(document["rotation_id"])
     assert counts(end) == {"objects": 20, "current": 20, "rewrapped": 20, "clean": True}
     assert {row["level"] for row in put_offs(scene, project)} == {"error"}
-    project.stands_as(plaintexts)
+    project.assert_opens_as(plaintexts)
 
 
 async def rolled_back_before(scene: Scene) -> None:
@@ -219,11 +219,11 @@ async def rolled_back_before(scene: Scene) -> None:
     project.put_keyring(right)
     end = await scene.ended(document["sweep_id"])
     assert counts(end) == {"objects": 10, "current": 10, "clean": True}
-    project.stands_as(plaintexts)
+    project.assert_opens_as(plaintexts)
 
 
 async def forged_records_of_a_sweep(scene: Scene) -> None:
-    """Results that somebody made up prove nothing: the pages are done all the same."""
+    """Forged results prove nothing: the pages are processed all the same."""
     project = await scene.enrolled("records")
     plaintexts = project.fill(20)
     other = await scene.enrolled("records-b")
@@ -234,13 +234,13 @@ async def forged_records_of_a_sweep(scene: Scene) -> None:
     document = project.rotation()
     folder = f".keyturn/sweeps/{document['rotation_id']}/records"
     for page in range(4):
-        for take in range(3):
-            body = b"{}" if take % 2 else plan.replace(other.name.encode(), b"records")
-            scene.bucket.put(f"{folder}/results/000000-{page:08}-{take:06}.json", body, {})
+        for attempt in range(3):
+            body = b"{}" if attempt % 2 else plan.replace(other.name.encode(), b"records")
+            scene.bucket.put(f"{folder}/results/000000-{page:08}-{attempt:06}.json", body, {})
     await scene.send(document)
-    told = await scene.ended(document["rotation_id"])
-    assert counts(told) == {"objects": 20, "current": 20, "rewrapped": 20, "clean": True}
-    project.stands_as(plaintexts)
+    event = await scene.ended(document["rotation_id"])
+    assert counts(event) == {"objects": 20, "current": 20, "rewrapped": 20, "clean": True}
+    project.assert_opens_as(plaintexts)
 
 
 SCENARIOS: dict[str, Callable[[Scene], Coroutine[Any, Any, None]]] = {

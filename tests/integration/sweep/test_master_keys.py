@@ -19,7 +19,7 @@ from tests.integration.sweep.scene import WORKER_ENV, Project, Scene, counts
 from tools.harness import requests
 from tools.harness.deployment import Deployment
 from tools.harness.process import worker
-from tools.harness.worker_under_test import Serving, fresh_amqp_url, served_by_a_worker
+from tools.harness.worker_under_test import WorkerUnderTest, fresh_amqp_url, run_worker_for
 from tools.servers import new_bucket
 
 if TYPE_CHECKING:
@@ -34,16 +34,16 @@ NEW = ("m2", os.urandom(32))
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def scene(broker: Servers, ceph: S3Server) -> AsyncIterator[Scene]:
-    """A worker that holds both keys; enrolments still go under the old one."""
+    """A worker that holds both keys; enrollments still go under the old one."""
     url, bucket = await fresh_amqp_url(broker), new_bucket(ceph)
     deployment = Deployment(url, ceph, bucket, more_master_keys=dict([NEW]))
-    async with served_by_a_worker(deployment, **WORKER_ENV) as running:
+    async with run_worker_for(deployment, **WORKER_ENV) as running:
         yield Scene(running)
 
 
 def under_the_new_one(scene: Scene, project: Project, plaintexts: dict[str, bytes]) -> None:
     """Objects and keyring open by it, and nothing of the project names the old one."""
-    project.stands_as(plaintexts, master_key=NEW[1])
+    project.assert_opens_as(plaintexts, master_key=NEW[1])
     assert project.keyring(NEW)["generation"] == project.generation
     old = project.admin_kek()
     for key in plaintexts:
@@ -69,14 +69,14 @@ def names_the_old_one(scene: Scene) -> list[str]:
 
 async def one_project(scene: Scene) -> None:
     """Its keyring first, then its objects and tombstones; the others are not touched."""
-    turned, other = await scene.enrolled("turned"), await scene.enrolled("other")
-    plaintexts, others = turned.fill(20), other.fill(3)
-    deleted = await scene.told(requests.delete("turned", "gone"))
+    changed, other = await scene.enrolled("changed"), await scene.enrolled("other")
+    plaintexts, others = changed.fill(20), other.fill(3)
+    deleted = await scene.first_event(requests.delete("changed", "gone"))
     assert deleted["type"] == "object.deleted"
-    time = scene.bucket.deleted_at("turned/gone", scene.deployment.master_key)
-    before = {key: scene.bucket.get(f"turned/{key}")[0] for key in plaintexts}
-    ring = turned.keyring()
-    end = await scene.swept("turned", master_key="m2")
+    time = scene.bucket.deleted_at("changed/gone", scene.deployment.master_key)
+    before = {key: scene.bucket.get(f"changed/{key}")[0] for key in plaintexts}
+    ring = changed.keyring()
+    end = await scene.swept("changed", master_key="m2")
     assert counts(end) == {
         "objects": 21,
         "current": 20,
@@ -84,11 +84,11 @@ async def one_project(scene: Scene) -> None:
         "deleted": 1,
         "clean": True,
     }
-    assert turned.keyring(NEW) == ring
-    under_the_new_one(scene, turned, plaintexts)
-    assert {key: scene.bucket.get(f"turned/{key}")[0] for key in plaintexts} == before
-    assert scene.bucket.deleted_at("turned/gone", NEW[1]) == time
-    other.stands_as(others)
+    assert changed.keyring(NEW) == ring
+    under_the_new_one(scene, changed, plaintexts)
+    assert {key: scene.bucket.get(f"changed/{key}")[0] for key in plaintexts} == before
+    assert scene.bucket.deleted_at("changed/gone", NEW[1]) == time
+    other.assert_opens_as(others)
     assert other.keyring()["generation"] == 1
 
 
@@ -122,14 +122,14 @@ async def test_master_key(running: dict[str, asyncio.Task[None]], scenario: str)
 
 
 async def test_all_projects_while_some_are_enrolled(scene: Scene) -> None:
-    """Every keyring and object, whenever it came; then the old key can be dropped.
+    """Every keyring and object, whenever it was created; then the old key can be dropped.
 
-    It comes last here, since it turns whatever the scenarios left.
+    It comes last here, since it re-seals whatever the scenarios left.
     """
     projects = [await scene.enrolled(f"p{n}") for n in range(4)]
     plaintexts = {project.name: project.fill(9) for project in projects}
     # A finished sweep leaves a record, which must not keep the old key alive.
-    await asyncio.gather(scene.told(requests.delete("p0", "gone")), projects[3].rotated())
+    await asyncio.gather(scene.first_event(requests.delete("p0", "gone")), projects[3].rotated())
     document = requests.sweep("*", master_key="m2")
     await scene.send(document)
 
@@ -157,7 +157,7 @@ async def test_all_projects_while_some_are_enrolled(scene: Scene) -> None:
     for project in (*projects, *late):
         under_the_new_one(scene, project, plaintexts[project.name])
     assert names_the_old_one(scene) == []
-    again = await scene.told(document)
+    again = await scene.first_event(document)
     assert again | {"at": ""} == end | {"at": ""}
     await scene.served.process.terminate()
     await _served_without_the_old_one(scene, projects[3], plaintexts["p3"])
@@ -170,7 +170,7 @@ async def _served_without_the_old_one(
         **WORKER_ENV, MASTER_KEYS=json.dumps({"m2": to_base64(NEW[1])}), ACTIVE_MASTER_KEY="m2"
     )
     async with worker(env) as process:
-        now = Scene(Serving(scene.deployment, process, scene.wire))
+        now = Scene(WorkerUnderTest(scene.deployment, process, scene.wire))
         project.scene = now
         await project.upload("later", b"by the new one alone")
         swept = requests.sweep("*")

@@ -1,4 +1,4 @@
-"""What a sweep may be asked for, and the objects that it cannot bring on (SPEC 6.6, 8.2, 8.6)."""
+"""The options of a sweep, and objects that it cannot rewrap (SPEC 6.6, 8.2, 8.6)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Coroutine
 
-    from tools.harness.bucket import Made
+    from tools.harness.bucket import HandmadeObject
 
 pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
 
@@ -36,7 +36,7 @@ def failures(scene: Scene, project: str, sweep_id: str) -> dict[str, str]:
     return found
 
 
-def bad_objects(project: Project) -> dict[str, Made]:
+def bad_objects(project: Project) -> dict[str, HandmadeObject]:
     """An object of each kind that fails, by its code."""
     unknown, cut, other, stripped = (project.made(f"bad/{n}") for n in range(4))
     unknown.metadata["enc-algo"] = "ROT-13"
@@ -63,8 +63,8 @@ def bad_objects(project: Project) -> dict[str, Made]:
     }
 
 
-async def bad_objects_are_in_nobodys_way(scene: Scene) -> None:
-    """Each is told with its code and left alone, the rest is done; without them it is clean."""
+async def bad_objects_hold_nothing_up(scene: Scene) -> None:
+    """Each is reported with its code and left alone; without them the sweep is clean."""
     project = await scene.enrolled("bad")
     plaintexts = project.fill(20)
     # Made for the generation to come, under which alone two wraps can be seen to differ.
@@ -91,8 +91,8 @@ async def bad_objects_are_in_nobodys_way(scene: Scene) -> None:
         now, head = project.bucket.get(f"bad/{key}")
         assert (now, head["Metadata"]) == (body, answer["Metadata"])
         assert head["LastModified"] == answer["LastModified"]
-    project.stands_as(plaintexts)
-    # The old KEK is kept: somebody may yet need it for a repair.
+    project.assert_opens_as(plaintexts)
+    # The old KEK is kept: a repair may still need it.
     assert [entry["kek"] is None for entry in project.keyring()["history"]] == [False]
     for made in bad.values():
         project.bucket.delete(f"bad/{made.key}")
@@ -121,7 +121,7 @@ async def a_dry_run_writes_nothing(scene: Scene) -> None:
 
 
 async def a_repair(scene: Scene) -> None:
-    """A wrap under an earlier KEK counts only where a repair is asked for.
+    """A wrap under an earlier KEK counts only if a repair is requested.
 
     Whoever holds a leaked API key could have made it (SPEC 8.2).
     """
@@ -129,7 +129,7 @@ async def a_repair(scene: Scene) -> None:
     lost = project.made("lost", b"under the old key alone")
     lost.metadata["enc-dek-admin"] = to_base64(os.urandom(104))
     document = project.rotation()
-    assert (await scene.told(document))["type"] == "rotation.accepted"
+    assert (await scene.first_event(document))["type"] == "rotation.accepted"
     project.bucket.put_made("repair", lost)
     project.bucket.put_made("repair", project.made("fine", b"fine", generation=1))
     end = await scene.ended(document["rotation_id"])
@@ -143,53 +143,53 @@ async def a_repair(scene: Scene) -> None:
     assert failures(scene, "repair", document["rotation_id"]) == {"lost": "no_usable_wrap"}
     end = await scene.swept("repair", repair=True)
     assert counts(end) == {"objects": 2, "current": 2, "rewrapped": 1, "clean": True}
-    project.stands_as({"lost": b"under the old key alone", "fine": b"fine"})
+    project.assert_opens_as({"lost": b"under the old key alone", "fine": b"fine"})
     assert project.keyring()["history"][0]["kek"] is None
 
 
 async def adopted(scene: Scene) -> None:
-    """A keyring that was lost: enrolled anew, above all that stands there, and swept."""
+    """A keyring that was lost: enrolled again, above every existing generation, and swept."""
     project = await scene.enrolled("adopted")
     plaintexts = project.fill(10)
     await project.rotated()
     project.bucket.delete(keyring_s3_key("adopted"))
     other = requests.enroll(scene.deployment, "adopted")
-    refused = await scene.told(other)
+    refused = await scene.first_event(other)
     assert (refused["type"], refused["code"]) == ("enroll.rejected", "already_enrolled")
     await scene.dead("keyturn.control", other["request_id"])
     # The deployment's API key again: nothing tells the worker that it was one of this project.
     document = requests.enroll(scene.deployment, "adopted", adopt=True)
-    enrolled = await scene.told(document)
+    enrolled = await scene.first_event(document)
     assert (enrolled["type"], enrolled["generation"]) == ("project.enrolled", 3)
     end = await scene.ended(document["request_id"])
     assert end["type"] == "sweep.completed"
     assert counts(end) == {"objects": 10, "current": 10, "rewrapped": 10, "clean": True}
     now = Project(scene, "adopted", [new_api_key(), *project.api_keys[1:], project.api_keys[0]])
-    now.stands_as(plaintexts)
+    now.assert_opens_as(plaintexts)
     ring = now.keyring()
     assert (ring["generation"], ring["history"]) == (3, [])
-    again = await scene.told(document)
+    again = await scene.first_event(document)
     assert (again["type"], again["generation"]) == ("project.enrolled", 3)
 
 
 async def a_lost_master_key(scene: Scene) -> None:
-    """Nobody has it, and the keyring is gone: by the project's key all gets both wraps again."""
+    """No process has it, and the keyring is gone: the project's key restores all wraps."""
     project = Project(scene, "orphaned", [new_api_key(), new_api_key(), scene.deployment.api_key])
     plaintexts = {f"k/{n}": f"plaintext {n}".encode() for n in range(9)}
     for key, plaintext in plaintexts.items():
         made = project.made(key, plaintext, master_key=("lost", os.urandom(32)))
         project.bucket.put_made(project.name, made)
     document = requests.enroll(scene.deployment, project.name, adopt=True)
-    enrolled = await scene.told(document)
+    enrolled = await scene.first_event(document)
     assert enrolled["type"] == "project.enrolled", enrolled
     end = await scene.ended(document["request_id"])
     assert counts(end) == {"objects": 9, "current": 9, "rewrapped": 9, "clean": True}
     now = Project(scene, project.name, project.api_keys[-1:])
-    now.stands_as(plaintexts)
+    now.assert_opens_as(plaintexts)
 
 
 async def plaintext_encrypted(scene: Scene) -> None:
-    """Encrypted where it stands, everything else kept; from then on plaintext is forbidden."""
+    """Encrypted in place, everything else kept; from then on plaintext is forbidden."""
     project = await scene.enrolled("plain", plaintext="allowed")
     bodies = {
         "empty": b"",
@@ -213,7 +213,7 @@ async def plaintext_encrypted(scene: Scene) -> None:
     assert project.keyring()["plaintext"] == "allowed"
     end = await scene.swept("plain", encrypt_plaintext=True)
     assert counts(end) == {"objects": 5, "current": 5, "encrypted": 4, "clean": True}
-    project.stands_as(bodies | {"sealed already": b"s"})
+    project.assert_opens_as(bodies | {"sealed already": b"s"})
     for key in bodies:
         head = project.bucket.head(f"plain/{key}")
         kept = {name: v for name, v in head["Metadata"].items() if not name.startswith("enc-")}
@@ -231,7 +231,7 @@ async def plaintext_encrypted(scene: Scene) -> None:
 
 
 async def labels_are_hints(scene: Scene) -> None:
-    """Wrong labels are rewritten, whatever they say, and lead nobody astray."""
+    """Wrong labels are rewritten, whatever they say, and mislead no worker."""
     project = await scene.enrolled("labels")
     wrong = {
         "generation": {"enc-kek-user": "7:0123456789abcdef"},
@@ -245,7 +245,7 @@ async def labels_are_hints(scene: Scene) -> None:
         project.bucket.put_made("labels", made)
     end = await scene.swept("labels")
     assert counts(end) == {"objects": 4, "current": 4, "rewrapped": 4, "clean": True}
-    project.stands_as({key: key.encode() for key in wrong})
+    project.assert_opens_as({key: key.encode() for key in wrong})
     right = project.made("x").metadata
     for key in wrong:
         metadata = project.bucket.head(f"labels/{key}")["Metadata"]
@@ -254,10 +254,10 @@ async def labels_are_hints(scene: Scene) -> None:
 
 
 async def refused(scene: Scene) -> None:
-    """A sweep of a project that is not there, and an id that names another sweep."""
+    """A sweep of a project that does not exist, and an id that names another sweep."""
     document = requests.sweep("nobody")
-    told = await scene.told(document)
-    assert (told["type"], told["code"]) == ("sweep.rejected", "unknown_project")
+    event = await scene.first_event(document)
+    assert (event["type"], event["code"]) == ("sweep.rejected", "unknown_project")
     letter = await scene.dead("keyturn.control", document["sweep_id"])
     assert json.loads(letter.body) == document
     project = await scene.enrolled("once")
@@ -266,10 +266,10 @@ async def refused(scene: Scene) -> None:
     await scene.ended(first["sweep_id"])
     for change in ({"repair": True}, {"dry_run": True}, {"encrypt_plaintext": True}):
         other: dict[str, Any] = {**first, **change}
-        told = await scene.told(other)
-        assert (told["type"], told["code"]) == ("sweep.rejected", "malformed_request")
+        event = await scene.first_event(other)
+        assert (event["type"], event["code"]) == ("sweep.rejected", "malformed_request")
         await scene.dead("keyturn.control", first["sweep_id"])
-    again = await scene.told(first | {"requested_at": requests.now()})
+    again = await scene.first_event(first | {"requested_at": requests.now()})
     assert again["type"] == "sweep.completed"
     assert project.keyring()["generation"] == 1
 
@@ -278,7 +278,7 @@ SCENARIOS: dict[str, Callable[[Scene], Coroutine[Any, Any, None]]] = {
     play.__name__: play
     for play in (
         v0.migration,
-        bad_objects_are_in_nobodys_way,
+        bad_objects_hold_nothing_up,
         a_dry_run_writes_nothing,
         a_repair,
         adopted,

@@ -1,4 +1,4 @@
-"""Nothing that an old key opens stays beside a clean end (SPEC 8.6), on Ceph's gateway.
+"""A clean end leaves nothing that an old key opens (SPEC 8.6), on Ceph's gateway.
 
 The worker reaches the storage through a proxy that answers 404 for some reads: as the storage
 itself does, by its code, or as a proxy does that is set up wrongly, by a page.
@@ -21,7 +21,7 @@ from keyturn.identifiers import format_time, keyring_s3_key
 from tests.integration.sweep.scene import WORKER_ENV, Scene, counts
 from tests.integration.sweep.test_options import failures
 from tools.harness import requests
-from tools.harness.worker_under_test import serving
+from tools.harness.worker_under_test import run_worker
 
 if TYPE_CHECKING:
     import asyncio
@@ -104,7 +104,7 @@ async def hiding(ceph: S3Server) -> AsyncIterator[Hiding]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def scene(broker: Servers, ceph: S3Server, hiding: Hiding) -> AsyncIterator[Scene]:
     """A worker of all roles that reaches the storage through the proxy."""
-    async with serving(broker, ceph, endpoint_url=hiding.url, **WORKER_ENV) as running:
+    async with run_worker(broker, ceph, endpoint_url=hiding.url, **WORKER_ENV) as running:
         found = Scene(running)
         found.hiding = hiding  # type: ignore[attr-defined]
         yield found
@@ -137,7 +137,7 @@ async def an_object_that_answers_404(scene: Scene) -> None:
     _hiding(scene).show(at)
     after = await scene.swept("absent")
     assert counts(after) == {"objects": 9, "rewrapped": 1, "current": 9, "clean": True}
-    project.stands_as(plaintexts)
+    project.assert_opens_as(plaintexts)
 
 
 async def the_page_of_a_proxy(scene: Scene) -> None:
@@ -148,7 +148,7 @@ async def the_page_of_a_proxy(scene: Scene) -> None:
     _hiding(scene).hide(project.s3_key("k/002"), PAGE, times=6)
     end = await project.rotated()
     assert counts(end) == {"objects": 5, "rewrapped": 5, "current": 5, "clean": True}
-    project.stands_as(plaintexts)
+    project.assert_opens_as(plaintexts)
 
 
 async def names_that_no_object_can_have(scene: Scene) -> None:
@@ -180,7 +180,7 @@ async def names_that_no_object_can_have(scene: Scene) -> None:
         project.bucket.delete(at)
     after = await scene.swept("foreign")
     assert counts(after) == {"objects": 4, "current": 4, "foreign": 5, "clean": True}
-    project.stands_as(plaintexts)
+    project.assert_opens_as(plaintexts)
 
 
 async def when_an_object_was_stored(scene: Scene) -> None:

@@ -41,9 +41,9 @@ def unchanged(project: Project, prefix: str = "") -> dict[str, tuple[str, str, s
 
 
 async def from_request_to_proof(scene: Scene) -> None:
-    """Accepted, told how far it is, completed; every wrap is new and no byte of a body is.
+    """Accepted, its progress published, completed; every wrap is new and no byte of a body is.
 
-    What is uploaded from the turn on stands under the new key at once, and needs no turning.
+    Uploads after the rotation are under the new key at once, and need no rewrap.
     """
     project = await scene.enrolled("proof")
     plaintexts = project.fill(30)
@@ -51,20 +51,20 @@ async def from_request_to_proof(scene: Scene) -> None:
     await project.upload("uploaded", b"by a worker")
     before = unchanged(project)
     document = project.rotation(expected_generation=1)
-    accepted = await scene.told(document)
+    accepted = await scene.first_event(document)
     assert (accepted["type"], accepted["generation"]) == ("rotation.accepted", 2)
-    stored = await project.upload("after the turn", b"new")
+    stored = await project.upload("after the rotation", b"new")
     assert stored["generation"] == 2
     completed = await scene.ended(document["rotation_id"])
     assert counts(completed) == {"objects": 32, "current": 32, "rewrapped": 31, "clean": True}
     assert (completed["type"], completed["project"]) == ("rotation.completed", "proof")
-    told = types(scene.events(document["rotation_id"]))
-    assert told.pop("sweep.progressed") >= 1
-    assert told == {"rotation.accepted": 1, "rotation.completed": 1}
+    published = types(scene.events(document["rotation_id"]))
+    assert published.pop("sweep.progressed") >= 1
+    assert published == {"rotation.accepted": 1, "rotation.completed": 1}
     after = unchanged(project)
-    after.pop(project.s3_key("after the turn"))
+    after.pop(project.s3_key("after the rotation"))
     assert after == before
-    project.stands_as(plaintexts | {"after the turn": b"new"})
+    project.assert_opens_as(plaintexts | {"after the rotation": b"new"})
     ring = project.keyring()
     assert (ring["generation"], ring["rotation_id"]) == (2, document["rotation_id"])
     assert [(entry["generation"], entry["kek"]) for entry in ring["history"]] == [(1, None)]
@@ -75,7 +75,7 @@ async def two_in_quick_succession(scene: Scene) -> None:
     project = await scene.enrolled("quick")
     plaintexts = project.fill(10)
     rotations = [project.rotation(), project.rotation()]
-    accepted = [await scene.told(document) for document in rotations]
+    accepted = [await scene.first_event(document) for document in rotations]
     assert [event["generation"] for event in accepted] == [2, 3]
     ends = [await scene.ended(document["rotation_id"]) for document in rotations]
     for end in ends:
@@ -85,26 +85,26 @@ async def two_in_quick_succession(scene: Scene) -> None:
             "rewrapped": 0,
             "clean": True,
         }
-    # Each object is written once or twice. A take under way when its sweep is overtaken is done
-    # again, and what it had written by then nobody counts: no number below is certain.
+    # Each object is written once or twice. An attempt under way when its sweep is overtaken
+    # is repeated, and what it had written is not counted: no number below is certain.
     assert sum(end["rewrapped"] for end in ends) <= 20
-    project.stands_as(plaintexts)
+    project.assert_opens_as(plaintexts)
     ring = project.keyring()
     assert ring["generation"] == 3
     assert [entry["kek"] for entry in ring["history"]] == [None, None]
 
 
 async def the_same_again(scene: Scene) -> None:
-    """A known id is told again, with its own generation and its own end; nothing is written."""
+    """A known id is answered again, with its generation and its end; nothing is written."""
     project = await scene.enrolled("again")
     project.fill(3)
     first = project.rotation()
-    await scene.told(first)
+    await scene.first_event(first)
     first_end = await scene.ended(first["rotation_id"])
     await project.rotated()
     ring, heads = project.keyring_bytes(), project.bucket.heads("again/")
-    told = await scene.told(first)
-    assert (told["type"], told["generation"]) == ("rotation.accepted", 2)
+    event = await scene.first_event(first)
+    assert (event["type"], event["generation"]) == ("rotation.accepted", 2)
     again = await scene.ended(first["rotation_id"], nth=2)
     assert again | {"at": ""} == first_end | {"at": ""}
     assert (project.keyring_bytes(), project.bucket.heads("again/")) == (ring, heads)
@@ -125,7 +125,7 @@ async def all_else_as_before(scene: Scene) -> None:
     end = await project.rotated()
     assert counts(end) == {"objects": 4, "current": 4, "rewrapped": 4, "clean": True}
     assert {key: _all_else(project, key) for key in bodies} == before
-    project.stands_as(bodies)
+    project.assert_opens_as(bodies)
     assert (
         scene.bucket.client.list_multipart_uploads(Bucket=scene.deployment.bucket).get(
             "Uploads", []
@@ -155,10 +155,10 @@ async def a_delete_meanwhile(scene: Scene) -> None:
     project = await scene.enrolled("meanwhile")
     plaintexts = project.fill(15)
     document = project.rotation()
-    await scene.told(document)
+    await scene.first_event(document)
     gone = ["k/002", "k/009", "k/014"]
     deletes = [requests.delete("meanwhile", key) for key in gone]
-    deleted = await asyncio.gather(*(scene.told(delete) for delete in deletes))
+    deleted = await asyncio.gather(*(scene.first_event(delete) for delete in deletes))
     assert [event["type"] for event in deleted] == ["object.deleted"] * 3
     end = await scene.ended(document["rotation_id"])
     assert end["clean"]
@@ -167,17 +167,17 @@ async def a_delete_meanwhile(scene: Scene) -> None:
     for key in gone:
         scene.bucket.deleted_at(project.s3_key(key), scene.deployment.master_key)
         del plaintexts[key]
-    project.stands_as(plaintexts)
+    project.assert_opens_as(plaintexts)
 
 
 async def uploads_meanwhile(scene: Scene) -> None:
-    """Uploads under way at the turn, before it and after it: none is left under the old key."""
+    """Uploads during, before and after the rotation: none is left under the old key."""
     project = await scene.enrolled("busy")
     plaintexts = {f"up/{n:02}": os.urandom(10) for n in range(40)}
     document = project.rotation()
     pending = list(plaintexts.items())
     uploads = [asyncio.create_task(project.upload(*row)) for row in pending[:20]]
-    accepted = await scene.told(document)
+    accepted = await scene.first_event(document)
     uploads += [asyncio.create_task(project.upload(*row)) for row in pending[20:]]
     stored = await asyncio.gather(*uploads)
     assert accepted["type"] == "rotation.accepted"
@@ -190,10 +190,10 @@ async def uploads_meanwhile(scene: Scene) -> None:
         "objects": 0,
         "clean": True,
     }
-    project.stands_as(plaintexts)
+    project.assert_opens_as(plaintexts)
 
 
-async def nothing_to_turn(scene: Scene) -> None:
+async def nothing_to_rewrap(scene: Scene) -> None:
     """A project without objects: proven all the same."""
     project = await scene.enrolled("empty")
     end = await project.rotated()
@@ -220,7 +220,7 @@ SCENARIOS: dict[str, Callable[[Scene], Coroutine[Any, Any, None]]] = {
         all_else_as_before,
         a_delete_meanwhile,
         uploads_meanwhile,
-        nothing_to_turn,
+        nothing_to_rewrap,
         an_old_label_opens_nothing,
     )
 }

@@ -15,7 +15,7 @@ import pytest_asyncio
 from tests.integration.sweep.scene import WORKER_ENV, Project, Scene, counts
 from tools.harness import requests
 from tools.harness.deployment import Deployment
-from tools.harness.worker_under_test import fresh_amqp_url, served_by_a_worker
+from tools.harness.worker_under_test import fresh_amqp_url, run_worker_for
 from tools.servers import new_bucket
 from tools.servers.s3 import sync_client
 
@@ -36,7 +36,7 @@ async def scene(broker: Servers, moto: S3Server) -> AsyncIterator[Scene]:
         client.put_bucket_versioning(
             Bucket=deployment.bucket, VersioningConfiguration={"Status": "Enabled"}
         )
-    async with served_by_a_worker(deployment, **WORKER_ENV) as running:
+    async with run_worker_for(deployment, **WORKER_ENV) as running:
         yield Scene(running)
 
 
@@ -58,7 +58,7 @@ async def superseded(scene: Scene) -> None:
     end = await project.rotated()
     assert counts(end) == {"objects": 10, "current": 10, "rewrapped": 10, "clean": True}
     assert versions(project) == Counter(plaintexts.keys())
-    project.stands_as(plaintexts)
+    project.assert_opens_as(plaintexts)
 
 
 async def a_dry_run_counts_them(scene: Scene) -> None:
@@ -83,14 +83,14 @@ async def deleted(scene: Scene) -> None:
     project.fill(3)
     project.put("k/001")
     assert versions(project)["k/001"] == 2
-    told = await scene.told(requests.delete("deleted", "k/001"))
-    assert told["type"] == "object.deleted"
+    event = await scene.first_event(requests.delete("deleted", "k/001"))
+    assert event["type"] == "object.deleted"
     assert versions(project) == {"k/000": 1, "k/001": 1, "k/002": 1}
     scene.bucket.deleted_at("deleted/k/001", scene.deployment.master_key)
 
 
 async def under_a_delete_marker(scene: Scene) -> None:
-    """Keyturn leaves no delete marker; what lies under somebody else's is told, not removed."""
+    """Keyturn leaves no delete marker; what is under another program's is reported, not removed."""
     project = await scene.enrolled("marked")
     project.fill(4)
     project.bucket.delete("marked/k/002")
@@ -107,7 +107,7 @@ async def under_a_delete_marker(scene: Scene) -> None:
 
 
 async def history_in_plaintext(scene: Scene) -> None:
-    """Plaintext that was encrypted: its history is somebody's business, and keeps it unclean."""
+    """Plaintext that was encrypted: its history is kept, and the sweep is not clean."""
     project = await scene.enrolled("history", plaintext="allowed")
     project.bucket.put("history/plain", b"first", {})
     end = await scene.swept("history", encrypt_plaintext=True)

@@ -43,7 +43,7 @@ def put_v0(
     return body
 
 
-def enrolment(scene: Scene, project: str) -> Document:
+def enrollment(scene: Scene, project: str) -> Document:
     document = requests.enroll(scene.deployment, project, v0="allowed", adopt=True)
     info = kek_info("v0", document["request_id"], project)
     ciphertext = scene.deployment.intake.public_key.seal(USER_KEK.reveal(), info)
@@ -67,7 +67,7 @@ def opens(project: Project, key: str, plaintext: bytes) -> None:
 
 
 async def migration(scene: Scene) -> None:
-    """Adopted, swept, then rotated; what cannot be believed is told and left alone."""
+    """Adopted, swept, then rotated; what cannot be trusted is reported and left alone."""
     project = Project(scene, "old")
     plaintexts = {key: os.urandom(50_000) for key in ("both", "user", "admin", "x/empty")}
     plaintexts["x/empty"] = b""
@@ -82,9 +82,9 @@ async def migration(scene: Scene) -> None:
     # Both wraps agree, and the body is another's: nothing but opening it tells.
     put_v0(project, "bad/body", one, user=other, admin=other, plaintext=b"x" * 20_000)
     put_v0(project, "bad/none", one, user=None, admin=None, plaintext=b"x")
-    document = enrolment(scene, "old")
-    told = await scene.told(document)
-    assert (told["type"], told["generation"]) == ("project.enrolled", 1)
+    document = enrollment(scene, "old")
+    event = await scene.first_event(document)
+    assert (event["type"], event["generation"]) == ("project.enrolled", 1)
     end = await scene.ended(document["request_id"])
     assert counts(end) == {
         "objects": 7,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest_asyncio
 
-from tools.harness.worker_under_test import Serving, serving
+from tools.harness.worker_under_test import WorkerUnderTest, run_worker
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def served(
     request: pytest.FixtureRequest, broker: Servers, ceph: S3Server
-) -> AsyncIterator[Serving]:
+) -> AsyncIterator[WorkerUnderTest]:
     """A worker of all roles on Ceph; the module's `WORKER_ENV` are further settings of it."""
     env: dict[str, str] = getattr(request.module, "WORKER_ENV", {})
-    async with serving(broker, ceph, **env) as running:
+    async with run_worker(broker, ceph, **env) as running:
         yield running

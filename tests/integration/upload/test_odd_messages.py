@@ -13,15 +13,15 @@ from urllib.parse import urlsplit
 import pytest
 
 from tools.harness import requests
-from tools.harness.worker_under_test import Sent, Serving
+from tools.harness.worker_under_test import OutgoingRequest, WorkerUnderTest
 
 pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
 
 
-def refusable(served: Serving, **headers: Any) -> Sent:
+def refusable(served: WorkerUnderTest, **headers: Any) -> OutgoingRequest:
     """A signed upload that is refused for its key, with further headers."""
-    sent = served.signed(requests.upload(served.deployment, "acme", "/", b"x").document)
-    return Sent(sent.routing_key, sent.body, sent.headers | headers, sent.told)
+    sent = served.sign(requests.upload(served.deployment, "acme", "/", b"x").document)
+    return OutgoingRequest(sent.routing_key, sent.body, sent.headers | headers, sent.rejection)
 
 
 @pytest.mark.parametrize(
@@ -35,28 +35,30 @@ def refusable(served: Serving, **headers: Any) -> Sent:
     ],
     ids=",".join,
 )
-async def test_properties(served: Serving, properties: dict[str, Any]) -> None:
-    """Refused once; the dead letter has them still, and nobody acts on them."""
-    dead = await served.refuses(refusable(served), "malformed_request", **properties)
+async def test_odd_properties_are_kept_in_the_dead_letter(
+    served: WorkerUnderTest, properties: dict[str, Any]
+) -> None:
+    """Refused once; the dead letter keeps them, and no component acts on them."""
+    dead = await served.assert_rejected(refusable(served), "malformed_request", **properties)
     assert {name: getattr(dead, name) for name in properties} == properties
 
 
-async def test_expiration(served: Serving) -> None:
-    """A message that may expire on its way is kept for good once it is a dead letter."""
-    dead = await served.refuses(refusable(served), "malformed_request", expiration=10)
+async def test_a_dead_letter_never_expires(served: WorkerUnderTest) -> None:
+    """A message that could expire in a queue is kept once it is a dead letter."""
+    dead = await served.assert_rejected(refusable(served), "malformed_request", expiration=10)
     assert dead.expiration is None
 
 
-async def test_user_id(served: Serving) -> None:
-    """The broker checks a user's name against who publishes: a copy carries none."""
+async def test_a_dead_letter_carries_no_user_id(served: WorkerUnderTest) -> None:
+    """The broker checks a user id against the connection's user: a copy carries none."""
     user = urlsplit(served.deployment.amqp_url).username
-    dead = await served.refuses(refusable(served), "malformed_request", user_id=user)
+    dead = await served.assert_rejected(refusable(served), "malformed_request", user_id=user)
     assert dead.user_id is None
 
 
 @pytest.mark.parametrize("name", ["CC", "BCC"])
-async def test_copied_recipients(served: Serving, name: str) -> None:
-    """Routed once by whoever sent it; its dead letter is routed nowhere else."""
+async def test_a_dead_letter_is_routed_nowhere_else(served: WorkerUnderTest, name: str) -> None:
+    """The sender's copies were routed once; the dead letter is routed nowhere else."""
     sent = refusable(served)
     more: dict[str, Any] = {name: ["upload.requested", "keyturn.upload"]}
     await served.wire.publish(sent.routing_key, sent.body, sent.headers | more)
@@ -64,7 +66,7 @@ async def test_copied_recipients(served: Serving, name: str) -> None:
     assert name not in dead.headers
     assert {n: dead.headers[n] for n in sent.headers} == sent.headers
     events = served.wire.events
-    await served.serves_the_next()
+    await served.assert_serves_next()
     assert [event["type"] for event in events if sent.request_id in event.values()] == [
         "upload.rejected"
     ]
@@ -72,7 +74,7 @@ async def test_copied_recipients(served: Serving, name: str) -> None:
     assert await served.wire.depth("keyturn.upload") == 0
 
 
-async def test_headers_of_every_kind(served: Serving) -> None:
+async def test_headers_of_every_type_are_kept(served: WorkerUnderTest) -> None:
     """All headers as they were sent, of whatever type AMQP has."""
     sent = refusable(
         served,
@@ -85,7 +87,7 @@ async def test_headers_of_every_kind(served: Serving) -> None:
         table={"a": {"b": [1, "two", False]}},
         traceparent="00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
     )
-    await served.refuses(sent, "malformed_request")
+    await served.assert_rejected(sent, "malformed_request")
 
 
 @pytest.mark.parametrize(
@@ -93,19 +95,21 @@ async def test_headers_of_every_kind(served: Serving) -> None:
     ["unknown_project:3", "unknown_project:" + "9" * 5000, "unknown_project:-1", "x", 7, ["x"]],
     ids=lambda attempt: str(attempt)[:20],
 )
-async def test_attempts_that_a_sender_claims(served: Serving, attempt: object) -> None:
+async def test_attempts_that_a_sender_claims_do_not_count(
+    served: WorkerUnderTest, attempt: object
+) -> None:
     """Without a MAC of a worker it is a first delivery, and waits for the enrolment.
 
     Issue 10, item 3: with `unknown_project:3` it was refused for good.
     """
     document = requests.upload(served.deployment, f"p-{requests.new_id()[:8]}", "k", b"x").document
-    sent = served.signed(document)
+    sent = served.sign(document)
     await served.wire.publish(
         sent.routing_key, sent.body, sent.headers | {"keyturn-attempt": attempt}
     )
     await served.enroll(document["project"])
     assert (await served.wire.outcome(sent.request_id))["type"] == "upload.stored"
-    await served.serves_the_next()
+    await served.assert_serves_next()
 
 
 @pytest.mark.parametrize(
@@ -117,10 +121,10 @@ async def test_attempts_that_a_sender_claims(served: Serving, attempt: object) -
     ],
     ids=lambda headers: next(iter(headers)),
 )
-async def test_notes_that_a_sender_makes(served: Serving, headers: dict[str, Any]) -> None:
-    """Headers in the worker's or the broker's name do not keep an upload from being stored."""
-    sent = served.signed(
-        requests.upload(served.deployment, "acme", requests.new_id(), b"x").document
-    )
+async def test_headers_that_a_sender_forges_do_not_matter(
+    served: WorkerUnderTest, headers: dict[str, Any]
+) -> None:
+    """Headers named like the worker's or the broker's do not keep an upload from being stored."""
+    sent = served.sign(requests.upload(served.deployment, "acme", requests.new_id(), b"x").document)
     await served.wire.publish(sent.routing_key, sent.body, sent.headers | headers)
     assert (await served.wire.outcome(sent.request_id))["type"] == "upload.stored"

@@ -17,7 +17,7 @@ from keyturn_workers.amqp.property_tolerance import tolerate_odd_properties
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tools.harness.worker_under_test import Serving
+    from tools.harness.worker_under_test import WorkerUnderTest
 
 pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
 
@@ -43,7 +43,9 @@ _ODD: dict[str, tuple[Callable[[Any], bytes], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("kind", _ODD)
-async def test_odd_properties(served: Serving, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_properties_that_cannot_be_decoded_are_refused_once(
+    served: WorkerUnderTest, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Refused once, for want of a signature; the connection stays, and the next is served."""
     tolerate_odd_properties()
     encoder, properties = _ODD[kind]
@@ -54,13 +56,13 @@ async def test_odd_properties(served: Serving, kind: str, monkeypatch: pytest.Mo
     dead = await served.wire.take(UNSIGNED_DEAD_QUEUE)
     assert dead.headers["keyturn-code"] == "bad_signature"
     assert dead.body == b"{}"
-    await served.serves_the_next()
+    await served.assert_serves_next()
     since = served.process.lines[logged:]
     assert [line for line in since if '"level":"error"' in line] == []
     assert [await served.wire.depth(queue) for queue in DEAD_QUEUES] == [0] * len(DEAD_QUEUES)
 
 
-async def test_headers_that_fill_the_frame(served: Serving) -> None:
+async def test_a_dead_letter_leaves_out_headers_that_do_not_fit(served: WorkerUnderTest) -> None:
     """The copy leaves out the largest ones, so that a worker's own fit; never those of SPEC 6.3."""
     headers = {
         "keyturn-publisher": "api",
@@ -74,4 +76,4 @@ async def test_headers_that_fill_the_frame(served: Serving) -> None:
     assert "large" not in dead.headers
     assert dead.headers["small"] == "kept"
     assert dead.headers["keyturn-signature"] == "x" * 88
-    await served.serves_the_next()
+    await served.assert_serves_next()

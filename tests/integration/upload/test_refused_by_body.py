@@ -1,4 +1,4 @@
-"""Uploads that are refused for what is inside, or for what stands already (SPEC 6.4, 7, 12).
+"""Uploads that are refused for their body, or for an existing object (SPEC 6.4, 7, 12).
 
 Whatever is refused leaves its target as it was, and its staged body where it is, so that
 the dead letter can be replayed.
@@ -29,7 +29,7 @@ from keyturn.crypto import (
 from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.keyring.model import Generation, Keyring, build_keyring
 from tools.harness import requests, stored_objects
-from tools.harness.worker_under_test import Serving, staged_key
+from tools.harness.worker_under_test import WorkerUnderTest, staging_s3_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,20 +45,22 @@ BAD_SEAL = "bad_seal"
 MISSING = "staged_body_missing"
 
 
-def upload(served: Serving, data: bytes = b"hello", *, staged: bool = False) -> Upload:
+def upload(served: WorkerUnderTest, data: bytes = b"hello", *, staged: bool = False) -> Upload:
     key = f"body/{requests.new_id()}"
     return requests.upload(served.deployment, "acme", key, data, staged=staged)
 
 
-async def refused(served: Serving, sent: Upload, code: str, detail: str = "") -> None:
-    """Refused, and nothing stands at its target."""
-    await served.refuses(served.signed(sent.document), code, detail)
+async def refused(served: WorkerUnderTest, sent: Upload, code: str, detail: str = "") -> None:
+    """Refused, and there is no object at its target."""
+    await served.assert_rejected(served.sign(sent.document), code, detail)
     target = f"{sent.document['project']}/{sent.document['key']}"
-    assert not served.stands(target)
+    assert not served.object_exists(target)
     assert stored_objects.list_multipart_uploads(served.deployment) == []
 
 
-def resealed(served: Serving, sent: Upload, info: bytes, secret: bytes | None = None) -> str:
+def resealed(
+    served: WorkerUnderTest, sent: Upload, info: bytes, secret: bytes | None = None
+) -> str:
     """The transport key of this upload, or another secret, sealed for something else."""
     secret = sent.transport_key if secret is None else secret
     return to_base64(served.deployment.intake.public_key.seal(secret, info))
@@ -74,7 +76,9 @@ SEALED_FOR: dict[str, Callable[[str, str], bytes]] = {
 
 
 @pytest.mark.parametrize("name", SEALED_FOR)
-async def test_key_sealed_for(served: Serving, name: str) -> None:
+async def test_a_key_sealed_for_something_else_is_refused(
+    served: WorkerUnderTest, name: str
+) -> None:
     """A sealed key is bound to the upload, the project and the key that it was sealed for."""
     sent = upload(served)
     info = SEALED_FOR[name](sent.upload_id, sent.document["key"])
@@ -83,7 +87,7 @@ async def test_key_sealed_for(served: Serving, name: str) -> None:
 
 
 @pytest.mark.parametrize("size_bytes", [0, 31, 33])
-async def test_key_of_another_length(served: Serving, size_bytes: int) -> None:
+async def test_a_key_of_another_length_is_refused(served: WorkerUnderTest, size_bytes: int) -> None:
     sent = upload(served)
     info = upload_info(sent.upload_id, "acme", sent.document["key"])
     secret = os.urandom(size_bytes)
@@ -92,13 +96,15 @@ async def test_key_of_another_length(served: Serving, size_bytes: int) -> None:
 
 
 @pytest.mark.parametrize("ciphertext", [b"", b"short", bytes(1168)])
-async def test_key_that_is_no_ciphertext(served: Serving, ciphertext: bytes) -> None:
+async def test_a_key_that_is_no_ciphertext_is_refused(
+    served: WorkerUnderTest, ciphertext: bytes
+) -> None:
     sent = upload(served)
     sent.document["sealed_key"]["ciphertext"] = to_base64(ciphertext)
     await refused(served, sent, BAD_SEAL)
 
 
-async def test_unknown_intake_key(served: Serving) -> None:
+async def test_an_unknown_intake_key_is_refused(served: WorkerUnderTest) -> None:
     sent = upload(served)
     sent.document["sealed_key"]["intake_key"] = "retired"
     await refused(served, sent, "unknown_intake_key", "retired")
@@ -131,15 +137,17 @@ INLINE: dict[str, Callable[[Upload], bytes]] = {
 
 
 @pytest.mark.parametrize("name", INLINE)
-async def test_inline_body(served: Serving, name: str) -> None:
+async def test_an_inline_body_that_does_not_open_is_refused(
+    served: WorkerUnderTest, name: str
+) -> None:
     sent = upload(served)
     sent.document["body"]["inline"] = to_base64(INLINE[name](sent))
     await refused(served, sent, BAD_SEAL, "does not open for this upload")
 
 
-async def test_inline_limit(served: Serving) -> None:
+async def test_an_inline_body_above_the_limit_is_refused(served: WorkerUnderTest) -> None:
     """256 KiB of plaintext go inline, one byte more does not."""
-    event = await served.served(upload(served, bytes(256 * 1024)).document)
+    event = await served.publish_and_wait(upload(served, bytes(256 * 1024)).document)
     assert (event["type"], event["size"]) == ("upload.stored", 256 * 1024)
     await refused(served, upload(served, bytes(256 * 1024 + 1)), "body_too_large", "262144 bytes")
 
@@ -168,21 +176,23 @@ STAGED: dict[str, tuple[int, Callable[[Upload], bytes | None], str]] = {
 
 
 @pytest.mark.parametrize("name", STAGED)
-async def test_staged_body(served: Serving, name: str) -> None:
-    """Not a byte of a damaged body becomes an object; what stands in staging stays there."""
+async def test_a_staged_body_that_does_not_open_is_refused(
+    served: WorkerUnderTest, name: str
+) -> None:
+    """Not a byte of a damaged body becomes an object; the staged body stays."""
     size_bytes, change, code = STAGED[name]
     sent = upload(served, os.urandom(size_bytes), staged=True)
     body = change(sent)
     if body is not None:
         served.stage(sent.upload_id, body)
     await refused(served, sent, code)
-    assert served.stands(staged_key(sent.upload_id)) == (body is not None)
+    assert served.object_exists(staging_s3_key(sent.upload_id)) == (body is not None)
 
 
-async def test_staged_body_mended(served: Serving) -> None:
-    """The dead letter of a body that was missing is served once the body stands there."""
+async def test_a_replay_stores_a_staged_body_that_was_missing(served: WorkerUnderTest) -> None:
+    """The dead letter of a missing body is served once the body is in staging."""
     sent = upload(served, b"late" * 100_000, staged=True)
-    dead = await served.refuses(served.signed(sent.document), MISSING)
+    dead = await served.assert_rejected(served.sign(sent.document), MISSING)
     served.stage(sent.upload_id, sent.sealed_body)
     headers = {n: v for n, v in dead.headers.items() if not n.startswith("keyturn-code")}
     known = len(served.wire.events)
@@ -190,17 +200,17 @@ async def test_staged_body_mended(served: Serving) -> None:
     event = await served.wire.event(lambda event: event in served.wire.events[known:])
     assert event["type"] == "upload.stored"
     key = sent.document["key"]
-    assert stored_objects.opened(served.deployment, "acme", key, "user") == b"late" * 100_000
+    assert stored_objects.decrypt(served.deployment, "acme", key, "user") == b"late" * 100_000
 
 
-async def test_staged_under_another_publisher(served: Serving) -> None:
+async def test_a_body_in_another_publishers_staging_is_missing(served: WorkerUnderTest) -> None:
     """A publisher's request never reaches into another publisher's staging."""
     sent = upload(served, staged=True)
     served.stage(sent.upload_id, sent.sealed_body, publisher="narrow")
     await refused(served, sent, MISSING)
 
 
-async def test_staged_above_the_limit(served: Serving) -> None:
+async def test_a_staged_body_above_the_limit_is_refused_unread(served: WorkerUnderTest) -> None:
     """Refused by its size alone, before a byte of it is read."""
     sent = upload(served, bytes(MAX_BYTES), staged=True)
     assert len(sent.sealed_body) > MAX_BYTES
@@ -209,7 +219,9 @@ async def test_staged_above_the_limit(served: Serving) -> None:
 
 
 @pytest.mark.parametrize("size_bytes", [1, 71, sealed_size(16384) - 16, sealed_size(16384) - 1])
-async def test_staged_size_of_no_sealed_body(served: Serving, size_bytes: int) -> None:
+async def test_a_size_that_no_sealed_body_has_is_refused(
+    served: WorkerUnderTest, size_bytes: int
+) -> None:
     """A size that no sealed body has."""
     sent = upload(served, staged=True)
     sent.document["body"]["staged"]["size"] = size_bytes
@@ -217,13 +229,13 @@ async def test_staged_size_of_no_sealed_body(served: Serving, size_bytes: int) -
     await refused(served, sent, BAD_SEAL, "no sealed body has this size")
 
 
-def tombstone(served: Serving, key: str) -> dict[str, str]:
+def tombstone(served: WorkerUnderTest, key: str) -> dict[str, str]:
     kek = admin_kek(served.deployment.master_key, "acme")
     sealed = seal_tombstone(kek, "acme", key, requests.now())
     return {"enc-algo": "deleted", "enc-dek-admin": to_base64(sealed)}
 
 
-OCCUPIED: dict[str, tuple[Callable[[Serving, str], dict[str, str]], str]] = {
+OCCUPIED: dict[str, tuple[Callable[[WorkerUnderTest, str], dict[str, str]], str]] = {
     "a tombstone": (tombstone, "deleted_key"),
     "plaintext": (lambda _s, _key: {}, "already_exists"),
     "an unknown algorithm": (lambda _s, _key: {"enc-algo": "ROT13"}, "already_exists"),
@@ -233,36 +245,38 @@ OCCUPIED: dict[str, tuple[Callable[[Serving, str], dict[str, str]], str]] = {
 
 @pytest.mark.parametrize("staged", [False, True], ids=["inline", "staged"])
 @pytest.mark.parametrize("name", OCCUPIED)
-async def test_key_is_taken(served: Serving, name: str, *, staged: bool) -> None:
-    """A key never takes a second body, whoever put the first one."""
+async def test_a_taken_key_is_refused(served: WorkerUnderTest, name: str, *, staged: bool) -> None:
+    """A key never takes a second body."""
     metadata, code = OCCUPIED[name]
     sent = upload(served, staged=staged)
     key = sent.document["key"]
     served.put(f"acme/{key}", b"first", metadata(served, key))
     if staged:
         served.stage(sent.upload_id, sent.sealed_body)
-    await served.refuses(served.signed(sent.document), code, key)
-    assert stored_objects.shown(served.deployment, "acme", key).body == b"first"
+    await served.assert_rejected(served.sign(sent.document), code, key)
+    assert stored_objects.read_object(served.deployment, "acme", key).body == b"first"
     # Under a tombstone it can never be stored: its staged body goes at once (SPEC 6.9).
-    assert served.stands(staged_key(sent.upload_id)) == (staged and code != "deleted_key")
+    assert served.object_exists(staging_s3_key(sent.upload_id)) == (
+        staged and code != "deleted_key"
+    )
 
 
 @pytest.mark.parametrize("staged", [False, True], ids=["inline", "staged"])
-async def test_key_of_another_upload(served: Serving, *, staged: bool) -> None:
+async def test_a_key_of_another_upload_is_refused(served: WorkerUnderTest, *, staged: bool) -> None:
     """The first upload of a key stays what it was."""
     first, second = upload(served, b"first"), upload(served, b"second", staged=staged)
-    assert (await served.served(first.document))["type"] == "upload.stored"
-    before = stored_objects.shown(served.deployment, "acme", first.document["key"])
+    assert (await served.publish_and_wait(first.document))["type"] == "upload.stored"
+    before = stored_objects.read_object(served.deployment, "acme", first.document["key"])
     second = requests.upload(
         served.deployment, "acme", first.document["key"], b"second", staged=staged
     )
     if staged:
         served.stage(second.upload_id, second.sealed_body)
-    await served.refuses(served.signed(second.document), "already_exists")
-    assert stored_objects.shown(served.deployment, "acme", first.document["key"]) == before
+    await served.assert_rejected(served.sign(second.document), "already_exists")
+    assert stored_objects.read_object(served.deployment, "acme", first.document["key"]) == before
 
 
-def keyring(served: Serving, project: str, *, master_key: bytes | None = None) -> bytes:
+def keyring(served: WorkerUnderTest, project: str, *, master_key: bytes | None = None) -> bytes:
     """A keyring's record, by the worker's own master key or by another under its name."""
     kek = user_kek(served.deployment.api_key, project)
     now = requests.now()
@@ -271,7 +285,7 @@ def keyring(served: Serving, project: str, *, master_key: bytes | None = None) -
     return build_keyring(Keyring(project, "m1", current), {"m1": held})
 
 
-KEYRINGS: dict[str, Callable[[Serving, str], bytes]] = {
+KEYRINGS: dict[str, Callable[[WorkerUnderTest, str], bytes]] = {
     "forged": lambda s, project: keyring(s, project, master_key=bytes(32)),
     "moved": lambda s, _project: keyring(s, "elsewhere"),
     "moved and relabelled": lambda s, project: keyring(s, "elsewhere").replace(
@@ -285,17 +299,17 @@ KEYRINGS: dict[str, Callable[[Serving, str], bytes]] = {
 
 
 @pytest.mark.parametrize("name", KEYRINGS)
-async def test_keyring_that_nobody_here_wrote(served: Serving, name: str) -> None:
-    """Nothing is wrapped by a keyring that does not open as this project's."""
+async def test_a_forged_keyring_wraps_nothing(served: WorkerUnderTest, name: str) -> None:
+    """Nothing is wrapped under a keyring that does not open as this project's."""
     project = f"forged-{requests.new_id()[:8]}"
     served.put(keyring_s3_key(project), KEYRINGS[name](served, project))
     sent = requests.upload(served.deployment, project, "k", b"secret")
-    await served.refuses(served.signed(sent.document), "corrupt_object", "keyring")
-    assert stored_objects.keys(served.deployment, f"{project}/") == []
+    await served.assert_rejected(served.sign(sent.document), "corrupt_object", "keyring")
+    assert stored_objects.list_keys(served.deployment, f"{project}/") == []
 
 
-async def test_a_good_keyring_by_hand(served: Serving) -> None:
-    """The records above are refused for what was changed in them, and for nothing else."""
+async def test_a_genuine_keyring_wraps(served: WorkerUnderTest) -> None:
+    """So the records above are refused for what was changed in them."""
     project = f"honest-{requests.new_id()[:8]}"
     served.put(keyring_s3_key(project), keyring(served, project))
-    await served.serves_the_next(project)
+    await served.assert_serves_next(project)

@@ -16,7 +16,7 @@ import pytest
 from keyturn.crypto import SigningKey
 from keyturn.identifiers import format_time
 from tools.harness import requests
-from tools.harness.worker_under_test import Sent, Serving
+from tools.harness.worker_under_test import OutgoingRequest, WorkerUnderTest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +32,7 @@ def ago(**age: float) -> str:
     return format_time(datetime.now(UTC) - timedelta(**age))
 
 
-def good(served: Serving, project: str = "acme") -> Document:
+def good(served: WorkerUnderTest, project: str = "acme") -> Document:
     return requests.upload(served.deployment, project, f"form/{requests.new_id()}", b"x").document
 
 
@@ -90,18 +90,18 @@ CHANGES: dict[str, tuple[Document, str]] = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-async def test_form(served: Serving, name: str) -> None:
-    """One field is wrong: refused under the request's id, and told which field."""
+async def test_a_malformed_field_is_refused(served: WorkerUnderTest, name: str) -> None:
+    """Refused under the request's id; the event names the field."""
     change, said = CHANGES[name]
-    await served.refuses(served.signed(good(served) | change), MALFORMED, said)
+    await served.assert_rejected(served.sign(good(served) | change), MALFORMED, said)
 
 
 @pytest.mark.parametrize("missing", ["key", "requested_at", "sealed_key", "body"])
-async def test_missing_field(served: Serving, missing: str) -> None:
-    """A field that must be there is not."""
+async def test_a_missing_field_is_refused(served: WorkerUnderTest, missing: str) -> None:
+    """A required field is missing."""
     document = good(served)
     del document[missing]
-    await served.refuses(served.signed(document), MALFORMED, f"{missing}: ")
+    await served.assert_rejected(served.sign(document), MALFORMED, f"{missing}: ")
 
 
 @pytest.mark.parametrize(
@@ -120,29 +120,37 @@ async def test_missing_field(served: Serving, missing: str) -> None:
         (["acme"], None),
     ],
 )
-async def test_project(served: Serving, project: object, told: str | None) -> None:
-    """A project that SPEC 1 does not allow is told as it was sent, or as null."""
-    sent = served.signed(good(served) | {"project": project})
-    assert sent.told is not None
-    await served.refuses(replace(sent, told=sent.told | {"project": told}), MALFORMED, "project: ")
+async def test_a_malformed_project_is_refused(
+    served: WorkerUnderTest, project: object, told: str | None
+) -> None:
+    """The event has the project as it was sent, or null."""
+    sent = served.sign(good(served) | {"project": project})
+    assert sent.rejection is not None
+    await served.assert_rejected(
+        replace(sent, rejection=sent.rejection | {"project": told}), MALFORMED, "project: "
+    )
 
 
-async def test_project_missing(served: Serving) -> None:
+async def test_a_missing_project_is_refused(served: WorkerUnderTest) -> None:
     document = good(served)
-    sent = served.signed(document)
-    assert sent.told is not None
+    sent = served.sign(document)
+    assert sent.rejection is not None
     del document["project"]
     body = requests.encode(document)
     headers = requests.headers(body, served.deployment.publisher_key)
-    told = sent.told | {"project": None}
-    await served.refuses(Sent("upload.requested", body, dict(headers), told), MALFORMED)
+    told = sent.rejection | {"project": None}
+    await served.assert_rejected(
+        OutgoingRequest("upload.requested", body, dict(headers), told), MALFORMED
+    )
 
 
 @pytest.mark.parametrize("upload_id", ["2F6C9A0E-1111-4111-8111-111111111111", "7", "", 7, None])
-async def test_id_that_cannot_be_read(served: Serving, upload_id: object) -> None:
-    """Without a readable id there is nobody to tell."""
-    sent = served.signed(good(served) | {"upload_id": upload_id})
-    await served.refuses(replace(sent, told=None), MALFORMED, "upload_id: ")
+async def test_an_unreadable_id_is_refused_without_an_event(
+    served: WorkerUnderTest, upload_id: object
+) -> None:
+    """Without a readable id there is no one to answer."""
+    sent = served.sign(good(served) | {"upload_id": upload_id})
+    await served.assert_rejected(replace(sent, rejection=None), MALFORMED, "upload_id: ")
 
 
 def twice(name: str, value: str) -> Callable[[bytes], bytes]:
@@ -172,55 +180,65 @@ BYTES: dict[str, tuple[Callable[[bytes], bytes], dict[str, Any] | None]] = {
 
 
 @pytest.mark.parametrize("name", BYTES)
-async def test_bytes(served: Serving, name: str) -> None:
+async def test_bytes_that_are_no_json_object_are_refused(
+    served: WorkerUnderTest, name: str
+) -> None:
     """Signed, but no unambiguous JSON object."""
     change, told = BYTES[name]
-    sent = served.signed(good(served))
-    assert sent.told is not None
+    sent = served.sign(good(served))
+    assert sent.rejection is not None
     body = change(sent.body)
     headers = requests.headers(body, served.deployment.publisher_key)
-    expected = None if told is None else sent.told | told
-    await served.refuses(Sent(sent.routing_key, body, dict(headers), expected), MALFORMED)
+    expected = None if told is None else sent.rejection | told
+    await served.assert_rejected(
+        OutgoingRequest(sent.routing_key, body, dict(headers), expected), MALFORMED
+    )
 
 
 @pytest.mark.parametrize("kind", ["upload.wished", "upload.stored", "", 7, None])
-async def test_unknown_type(served: Serving, kind: object) -> None:
+async def test_an_unknown_type_is_refused_without_an_event(
+    served: WorkerUnderTest, kind: object
+) -> None:
     """No event: which refusal it would be, only its unsigned routing key could say."""
-    sent = served.signed(good(served))
+    sent = served.sign(good(served))
     body = requests.encode(good(served) | {"type": kind, "upload_id": sent.request_id})
     headers = requests.headers(body, served.deployment.publisher_key)
-    await served.refuses(
-        Sent(sent.routing_key, body, dict(headers)), MALFORMED, "type must be one of"
+    await served.assert_rejected(
+        OutgoingRequest(sent.routing_key, body, dict(headers)), MALFORMED, "type must be one of"
     )
 
 
 @pytest.mark.parametrize("routing_key", ["enroll.requested", "delete.requested"])
-async def test_upload_on_the_control_queue(served: Serving, routing_key: str) -> None:
+async def test_an_upload_on_the_control_queue_is_refused_without_an_event(
+    served: WorkerUnderTest, routing_key: str
+) -> None:
     """A copy of a genuine request on another queue: a dead letter, and no event of any kind.
 
     Issue 10, item 2: it was told as `malformed_request` while the original was stored.
     """
-    sent = served.signed(good(served), routing_key=routing_key)
-    await served.refuses(replace(sent, told=None), "bad_signature", "routing key")
+    sent = served.sign(good(served), routing_key=routing_key)
+    await served.assert_rejected(replace(sent, rejection=None), "bad_signature", "routing key")
 
 
-async def test_enrolment_on_the_upload_queue(served: Serving) -> None:
+async def test_an_enrollment_on_the_upload_queue_is_refused_without_an_event(
+    served: WorkerUnderTest,
+) -> None:
     """As with an upload on the control queue."""
     document = requests.enroll(served.deployment, "elsewhere")
-    sent = served.signed(document, routing_key="upload.requested")
-    await served.refuses(replace(sent, told=None), "bad_signature", "routing key")
-    assert not served.stands(".keyturn/keyrings/elsewhere.json")
+    sent = served.sign(document, routing_key="upload.requested")
+    await served.assert_rejected(replace(sent, rejection=None), "bad_signature", "routing key")
+    assert not served.object_exists(".keyturn/keyrings/elsewhere.json")
 
 
-def _unsigned(sent: Sent) -> dict[str, Any]:
+def _unsigned(sent: OutgoingRequest) -> dict[str, Any]:
     return {"keyturn-publisher": sent.headers["keyturn-publisher"]}
 
 
-def _with_narrow_key(served: Serving, sent: Sent) -> dict[str, Any]:
+def _with_narrow_key(served: WorkerUnderTest, sent: OutgoingRequest) -> dict[str, Any]:
     return dict(requests.headers(sent.body, served.deployment.narrow_key))
 
 
-SIGNATURES: dict[str, Callable[[Serving, Sent], dict[str, Any]]] = {
+SIGNATURES: dict[str, Callable[[WorkerUnderTest, OutgoingRequest], dict[str, Any]]] = {
     "no headers": lambda _s, _sent: {},
     "not signed": lambda _s, sent: _unsigned(sent),
     "no publisher": lambda _s, sent: {"keyturn-signature": sent.headers["keyturn-signature"]},
@@ -245,41 +263,45 @@ SIGNATURES: dict[str, Callable[[Serving, Sent], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", SIGNATURES)
-async def test_signature(served: Serving, name: str) -> None:
-    """Nobody's word: dead, and told in no event."""
-    sent = served.signed(good(served))
+async def test_a_bad_signature_is_refused_without_an_event(
+    served: WorkerUnderTest, name: str
+) -> None:
+    """A dead letter, and no event."""
+    sent = served.sign(good(served))
     headers = SIGNATURES[name](served, sent)
-    await served.refuses(replace(sent, headers=headers, told=None), BAD_SIGNATURE)
+    await served.assert_rejected(replace(sent, headers=headers, rejection=None), BAD_SIGNATURE)
 
 
-async def test_bytes_changed_after_signing(served: Serving) -> None:
-    """One space more is another message; its refusal is not told to the id inside."""
-    sent = served.signed(good(served))
-    await served.refuses(replace(sent, body=sent.body + b" ", told=None), BAD_SIGNATURE)
+async def test_bytes_changed_after_signing_are_refused(served: WorkerUnderTest) -> None:
+    """One more space makes another message; its refusal is not published under the id inside."""
+    sent = served.sign(good(served))
+    await served.assert_rejected(
+        replace(sent, body=sent.body + b" ", rejection=None), BAD_SIGNATURE
+    )
 
 
-async def test_malformed_and_unsigned(served: Serving) -> None:
+async def test_the_signature_is_checked_before_the_form(served: WorkerUnderTest) -> None:
     """The signature is checked first."""
-    await served.refuses(Sent("upload.requested", b"{", {}), BAD_SIGNATURE)
+    await served.assert_rejected(OutgoingRequest("upload.requested", b"{", {}), BAD_SIGNATURE)
 
 
-def by_narrow(served: Serving, document: Document) -> Sent:
+def by_narrow(served: WorkerUnderTest, document: Document) -> OutgoingRequest:
     """Signed by a publisher that may not ask for it: the refusal names no project (SPEC 6.3)."""
-    sent = served.signed(document)
-    assert sent.told is not None
+    sent = served.sign(document)
+    assert sent.rejection is not None
     headers = requests.headers(sent.body, served.deployment.narrow_key, publisher="narrow")
-    return replace(sent, headers=dict(headers), told=sent.told | {"project": None})
+    return replace(sent, headers=dict(headers), rejection=sent.rejection | {"project": None})
 
 
-async def test_not_permitted_by_project(served: Serving) -> None:
+async def test_a_project_that_is_not_granted_is_refused(served: WorkerUnderTest) -> None:
     sent = by_narrow(served, good(served, "acme"))
-    await served.refuses(sent, "not_permitted", "narrow may not send upload.requested")
+    await served.assert_rejected(sent, "not_permitted", "narrow may not send upload.requested")
 
 
-async def test_not_permitted_by_type(served: Serving) -> None:
+async def test_a_type_that_is_not_granted_is_refused(served: WorkerUnderTest) -> None:
     sent = by_narrow(served, requests.enroll(served.deployment, "other"))
-    await served.refuses(sent, "not_permitted", "narrow may not send enroll.requested")
-    assert not served.stands(".keyturn/keyrings/other.json")
+    await served.assert_rejected(sent, "not_permitted", "narrow may not send enroll.requested")
+    assert not served.object_exists(".keyturn/keyrings/other.json")
 
 
 EXPIRED: dict[str, tuple[dict[str, float], str]] = {
@@ -290,30 +312,32 @@ EXPIRED: dict[str, tuple[dict[str, float], str]] = {
 
 
 @pytest.mark.parametrize("name", EXPIRED)
-async def test_expired(served: Serving, name: str) -> None:
+async def test_an_expired_request_is_refused(served: WorkerUnderTest, name: str) -> None:
     age, said = EXPIRED[name]
-    sent = served.signed(good(served) | {"requested_at": ago(**age)})
-    await served.refuses(sent, "request_expired", said)
+    sent = served.sign(good(served) | {"requested_at": ago(**age)})
+    await served.assert_rejected(sent, "request_expired", said)
 
 
 @pytest.mark.parametrize("age", [{"days": 6.9}, {"minutes": -4}])
-async def test_not_expired(served: Serving, age: dict[str, float]) -> None:
+async def test_a_request_within_its_age_is_served(
+    served: WorkerUnderTest, age: dict[str, float]
+) -> None:
     """Within a week, and within what clocks may differ, a request is served."""
-    event = await served.served(good(served) | {"requested_at": ago(**age)})
+    event = await served.publish_and_wait(good(served) | {"requested_at": ago(**age)})
     assert event["type"] == "upload.stored"
 
 
-async def test_order_of_checks(served: Serving) -> None:
+async def test_checks_happen_in_the_order_of_the_specification(served: WorkerUnderTest) -> None:
     """Form before permission, permission before age, age before what is inside (SPEC 6.3)."""
     wrong = good(served) | {
         "key": "/",
         "requested_at": ago(days=30),
         "sealed_key": {"intake_key": "unheard-of", "ciphertext": ""},
     }
-    await served.refuses(by_narrow(served, wrong), MALFORMED)
+    await served.assert_rejected(by_narrow(served, wrong), MALFORMED)
     well_formed = wrong | {"key": "k", "upload_id": requests.new_id()}
-    await served.refuses(by_narrow(served, well_formed), "not_permitted")
+    await served.assert_rejected(by_narrow(served, well_formed), "not_permitted")
     permitted = well_formed | {"upload_id": requests.new_id()}
-    await served.refuses(served.signed(permitted), "request_expired")
+    await served.assert_rejected(served.sign(permitted), "request_expired")
     timely = permitted | {"requested_at": requests.now(), "upload_id": requests.new_id()}
-    await served.refuses(served.signed(timely), "unknown_intake_key", "unheard-of")
+    await served.assert_rejected(served.sign(timely), "unknown_intake_key", "unheard-of")

@@ -22,7 +22,7 @@ UPLOAD_ID: Final = "2f6c9a0e-1111-4111-8111-111111111111"
 UPLOAD: Final = {
     "publisher": "api",
     "project": "acme",
-    "key": "reports/q3.pdf",
+    "object_key": "reports/q3.pdf",
     "upload_id": UPLOAD_ID,
     "size_bytes": 5,
 }
@@ -39,7 +39,7 @@ def test_the_tag_is_that_of_the_specification() -> None:
     [
         {"publisher": "web"},
         {"project": "bob"},
-        {"key": "reports/q4.pdf"},
+        {"object_key": "reports/q4.pdf"},
         {"upload_id": UPLOAD_ID.replace("1", "2")},
         {"size_bytes": 50},
     ],

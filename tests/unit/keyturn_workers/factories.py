@@ -1,4 +1,4 @@
-"""Values for unit tests: keyrings and objects of a made-up project."""
+"""Values for unit tests: keyrings and objects of an example project."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def keyring(project: str = "acme", *, master_key: str = "m1", plaintext: bool = 
     return Keyring(project, master_key, generation(1), plaintext_allowed=plaintext)
 
 
-def turned(before: Keyring) -> Keyring:
+def rotated(before: Keyring) -> Keyring:
     """The same keyring after a user rotation."""
     number = before.current.generation + 1
     return replace(before, current=generation(number), history=(*before.history, before.current))

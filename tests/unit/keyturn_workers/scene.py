@@ -1,4 +1,4 @@
-"""One object in a bucket in memory, looked at, decided about and written to, step by step."""
+"""One object in an in-memory bucket: read, planned and written step by step."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from tests.unit.keyturn_workers.factories import (
     deleted,
     enc,
     keyring,
+    rotated,
     sealed_object,
-    turned,
     v0_metadata,
     v0_ring,
 )
@@ -77,11 +77,11 @@ class Scene:
         self.ring = ring
         self.storage.plant(keyring_s3_key("acme"), build_keyring(ring, MASTER_KEYS), Headers({}))
 
-    async def turn(self) -> None:
+    async def rotate(self) -> None:
         """A rotation, from outside."""
-        self.write_keyring(turned(self.ring))
+        self.write_keyring(rotated(self.ring))
 
-    async def turn_master_key(self) -> None:
+    async def change_master_key(self) -> None:
         self.write_keyring(replace(self.ring, master_key="m2"))
 
     async def late(self) -> None:
@@ -108,19 +108,19 @@ class Scene:
         own = {**v0_metadata(dek, dek), "enc-upload": UPLOAD_ID}
         return self.plant(own, v0_seal(body_dek or dek, bytes(size)))
 
-    async def look(self) -> ObjectView:
+    async def read_view(self) -> ObjectView:
         return ObjectView(*await self.storage.read_start(TARGET, HEADER_BYTES))
 
     async def plan_action(
         self, options: Options | None = None
     ) -> tuple[ObjectView, PlannedAction, KeyringSnapshot]:
-        view, snapshot = await self.look(), await self.keyrings.read_fresh("acme")
+        view, snapshot = await self.read_view(), await self.keyrings.read_fresh("acme")
         desired = snapshot.desired
         given = options or Options()
         return view, plan_action(view, KEY, snapshot.keyring, desired, KEYS, given), snapshot
 
-    async def bring(self, options: Options | None = None) -> PlannedAction:
-        """Look, decide and carry out; gives what was decided."""
+    async def reconcile(self, options: Options | None = None) -> PlannedAction:
+        """Read, plan and execute; returns the planned action."""
         view, action, snapshot = await self.plan_action(options)
         await self.executor.execute("acme", KEY, view, action, snapshot)
         return action

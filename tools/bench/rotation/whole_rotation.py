@@ -127,9 +127,9 @@ def _check_keys(world: World, api_key: str, count: int) -> None:
     for number in range(0, count, max(1, count // _OPENED)):
         key = key_of(number)
         for by in ("user", "admin"):
-            stored_objects.opened(deployment, PROJECT, key, by, api_key=api_key)
+            stored_objects.decrypt(deployment, PROJECT, key, by, api_key=api_key)
         try:
-            stored_objects.opened(deployment, PROJECT, key, "user", api_key=old)
+            stored_objects.decrypt(deployment, PROJECT, key, "user", api_key=old)
         except SealError:
             continue
         raise BenchError(f"the old key still opens {key}")

@@ -1,9 +1,9 @@
 """Dead letters are bounded in age and bytes, by one worker at a time (SPEC 6.9).
 
-The bounds are settings, never arguments of the queues, which cannot change. The worker that
-holds an exclusive queue does it; where it dies, the broker gives the place to another. Letters
-are taken without acknowledgement, the surplus is acknowledged, and the rest goes back: what
-stays is neither copied nor reordered.
+The bounds are settings, never arguments of the queues, which cannot change. The worker that holds
+an exclusive queue enforces them; if it dies, another one takes over. Letters are received without
+acknowledgment, the surplus is acknowledged, and the rest goes back: what is kept is neither copied
+nor reordered.
 """
 
 import asyncio
@@ -30,25 +30,25 @@ from keyturn.topology import (
     PUBLISHER_HEADER,
     UNSIGNED_DEAD_QUEUE,
 )
-from keyturn_workers.amqp.locks import locked
+from keyturn_workers.amqp.locks import broker_lock
 from keyturn_workers.amqp.retry import utc_now
 from keyturn_workers.worker.metrics import WorkerMetrics
 
-# What the broker keeps of a letter beside its body: headers, and its own notes.
+# What the broker stores of a letter besides its body: headers, and its own notes.
 _OVERHEAD_BYTES: Final = 4096
-# No consumer is given more at once (the prefetch is a number of 16 bits).
-TAKEN_AT_MOST: Final = 65_535
+# The prefetch is a number of 16 bits.
+MAX_BATCH: Final = 65_535
 _IDLE_S: Final = 5
-# Measured anew once so much more is there: reading all letters for each new one would cost
-# more than what they are bounded for.
+# Measured again once a queue has grown by this part: reading all letters for each new one would
+# cost more than the bound saves.
 _GROWTH: Final = 0.1
 _GROWTH_AT_LEAST: Final = 20
-# Down to this part of the bound, so that the next letter does not exceed it again.
+# Letters are dropped down to this part of the bound, so that the next one does not exceed it.
 _DOWN_TO: Final = 0.9
 _MEASURED_FOR_S: Final = 900
 _LOGGED_AT_MOST: Final = 100
-_RETURNED_TIMEOUT_S: Final = 10
-_ASK_AGAIN_S: Final = 0.02
+_REQUEUE_TIMEOUT_S: Final = 10
+_POLL_S: Final = 0.02
 
 Reason = Literal["age", "bytes"]
 
@@ -64,44 +64,44 @@ class Bounds:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
-    """One letter as it was read: its size, and when it came there, where that can be said."""
+class MeasuredLetter:
+    """A letter's size, and when it became a dead letter, if that is known."""
 
     size_bytes: int
     dead_at: datetime | None
 
 
-def surplus(
-    letters: Sequence[Measured], bounds: Bounds, now: datetime, unread_bytes: int = 0
+def select_surplus(
+    letters: Sequence[MeasuredLetter], bounds: Bounds, now: datetime, unread_bytes: int = 0
 ) -> dict[int, Reason]:
-    """Which letters are to be dropped, by their places: the oldest first. Pure.
+    """The letters to drop, by their positions, and why: the oldest first. Pure.
 
-    `letters` are in the order of the queue; `unread_bytes` is what more recent ones take. Each
-    goes by its own age alone: what an attacker puts there with a false time takes no other along.
+    `letters` are in the order of the queue; `unread_bytes` is the size of more recent ones. Each is
+    judged by its own age alone: a letter with a false time drops no other.
     """
     dropped: dict[int, Reason] = {
-        place: "age"
-        for place, letter in enumerate(letters)
+        position: "age"
+        for position, letter in enumerate(letters)
         if letter.dead_at is not None and now - letter.dead_at > bounds.max_age
     }
     left = unread_bytes + sum(
-        letter.size_bytes for place, letter in enumerate(letters) if place not in dropped
+        letter.size_bytes for position, letter in enumerate(letters) if position not in dropped
     )
     if left <= bounds.max_bytes:
         return dropped
-    for place, letter in enumerate(letters):
+    for position, letter in enumerate(letters):
         if left <= bounds.max_bytes * _DOWN_TO:
             break
-        if place not in dropped:
-            dropped[place] = "bytes"
+        if position not in dropped:
+            dropped[position] = "bytes"
             left -= letter.size_bytes
     return dropped
 
 
-def measured(message: AbstractIncomingMessage) -> Measured:
-    """A letter's size with its headers, and its age by what is noted on it."""
+def measure(message: AbstractIncomingMessage) -> MeasuredLetter:
+    """A letter's size with its headers, and its time by its own notes."""
     headers = sum(len(name) + len(str(value)) for name, value in message.headers.items())
-    return Measured(len(message.body) + headers + _OVERHEAD_BYTES, _dead_at(message))
+    return MeasuredLetter(len(message.body) + headers + _OVERHEAD_BYTES, _dead_at(message))
 
 
 def _dead_at(message: AbstractIncomingMessage) -> datetime | None:
@@ -110,11 +110,11 @@ def _dead_at(message: AbstractIncomingMessage) -> datetime | None:
         return _instant(noted)
     deaths: Any = message.headers.get("x-death")
     if isinstance(deaths, list) and deaths and isinstance(deaths[0], Mapping):
-        # The broker's own note, where it moved the message here.
+        # The broker's own note: it moved the message here itself.
         moved = deaths[0].get("time")
         return moved.replace(tzinfo=UTC) if isinstance(moved, datetime) else None
     try:
-        # Of a worker of 0.4, which noted no time: it is no older than its request.
+        # Written by a worker of 0.4, which noted no time: it is no older than its request.
         return _instant(load_json(message.body).get("requested_at"))
     except MalformedRequestError:
         return None
@@ -127,16 +127,16 @@ def _instant(text: object) -> datetime | None:
         return None
 
 
-async def taken(
+async def receive_batch(
     channel: AbstractChannel, queue: AbstractQueue, count: int
 ) -> AsyncIterator[AbstractIncomingMessage]:
-    """Up to so many messages of a queue, the oldest first, unacknowledged.
+    """Up to `count` messages of a queue, the oldest first, unacknowledged.
 
-    By one consumer, which is gone at the end. Each `basic.get` would count as a consumer of its
-    own, and what several consumers give back comes in the order of their names: letters would
-    change places.
+    One consumer receives them, and is cancelled at the end. Each `basic.get` would count as a
+    consumer of its own, and the broker requeues the messages of several consumers in the order of
+    the consumers' names: letters would change their order.
     """
-    count = min(count, TAKEN_AT_MOST)
+    count = min(count, MAX_BATCH)
     arrived: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
     await channel.set_qos(count)
     tag = await queue.consume(arrived.put)
@@ -146,21 +146,21 @@ async def taken(
                 async with asyncio.timeout(_IDLE_S):
                     message = await arrived.get()
             except TimeoutError:
-                return  # others took some meanwhile
+                return  # other consumers received some meanwhile
             yield message
     finally:
         await queue.cancel(tag)
 
 
-async def ready(queue: AbstractQueue) -> int:
-    """How many of a queue's messages are not taken."""
-    asked = await queue.channel.declare_queue(queue.name, passive=True)
-    return asked.declaration_result.message_count or 0
+async def ready_count(queue: AbstractQueue) -> int:
+    """How many of a queue's messages no consumer has."""
+    declared = await queue.channel.declare_queue(queue.name, passive=True)
+    return declared.declaration_result.message_count or 0
 
 
 @dataclass(slots=True)
 class _State:
-    """What was known of a queue when all its letters were read last."""
+    """What was known of a queue when all its letters were last read."""
 
     count: int
     at_s: float
@@ -168,7 +168,7 @@ class _State:
 
 
 class DeadLetterKeeper:
-    """Keeps the dead letters of a deployment within their bounds, while this worker is the one."""
+    """Keeps the dead letters of a deployment within their bounds, if no other worker does."""
 
     def __init__(
         self,
@@ -186,55 +186,55 @@ class DeadLetterKeeper:
         self._now = now
         self._states: dict[str, _State] = {}
 
-    async def keep(self) -> None:
-        """Do it for ever, or wait until the worker that does is gone."""
+    async def run(self) -> None:
+        """Enforce the bounds forever, or wait until the worker that does is gone."""
         while True:
             try:
                 with normalize_connection_errors():
                     await self._serve()
             except (AMQPException, OSError, TimeoutError, *CONNECTION_EXCEPTIONS) as exc:
-                _log.warning("dead letters not looked at", problem=type(exc).__name__)
+                _log.warning("dead letters not checked", problem=type(exc).__name__)
             await asyncio.sleep(self._interval_s)
 
     async def _serve(self) -> None:
         async with (
             await connect(self._amqp_url) as connection,
-            locked(connection, DEAD_KEEPER_LOCK) as is_mine,
+            broker_lock(connection, DEAD_KEEPER_LOCK) as is_mine,
         ):
             while is_mine:
-                await self.look(connection)
+                await self.enforce(connection)
                 await asyncio.sleep(self._interval_s)
 
-    async def look(self, connection: AbstractConnection) -> None:
-        """Drop the surplus of each queue; nothing where an operator is at the letters."""
-        async with locked(connection, DEAD_LOCK) as is_mine:
+    async def enforce(self, connection: AbstractConnection) -> None:
+        """Drop the surplus of each queue; nothing while an operator works on the letters."""
+        async with broker_lock(connection, DEAD_LOCK) as is_mine:
             if is_mine:
                 for queue, bounds in self._bounds.items():
                     channel = await connection.channel()
                     async with channel:
-                        await self._bound(channel, queue, bounds)
+                        await self._enforce_queue(channel, queue, bounds)
 
-    async def _bound(self, channel: AbstractChannel, queue: str, bounds: Bounds) -> None:
+    async def _enforce_queue(self, channel: AbstractChannel, queue: str, bounds: Bounds) -> None:
         declared = await channel.declare_queue(queue, passive=True)
-        count = await ready(declared)
+        count = await ready_count(declared)
         if not self._is_due(queue, count, bounds):
             return
-        letters: list[Measured] = []
+        letters: list[MeasuredLetter] = []
         tags: list[int] = []
-        told: list[dict[str, object]] = []
-        async for message in taken(channel, declared, count):
-            # Not the message itself: together their bodies may be as large as the bound.
-            letters.append(measured(message))
+        log_fields: list[dict[str, object]] = []
+        async for message in receive_batch(channel, declared, count):
+            # Not the message itself: all bodies together may be as large as the bound.
+            letters.append(measure(message))
             tags.append(message.delivery_tag or 0)
-            told.append(_described(message))
-        # What was not read takes at least so much.
+            log_fields.append(_log_fields(message))
+        # What was not read has at least this size.
         unread_bytes = (count - len(letters)) * _OVERHEAD_BYTES
-        dropped = surplus(letters, bounds, self._now(), unread_bytes)
+        dropped = select_surplus(letters, bounds, self._now(), unread_bytes)
         await self._settle(declared, tags, dropped)
-        left = [letter for place, letter in enumerate(letters) if place not in dropped]
+        left = [letter for position, letter in enumerate(letters) if position not in dropped]
         oldest = min((e.dead_at for e in left if e.dead_at is not None), default=None)
         self._states[queue] = _State(count - len(dropped), time.monotonic(), oldest)
-        self._report(queue, letters, dropped, told)
+        self._report(queue, letters, dropped, log_fields)
 
     def _is_due(self, queue: str, count: int, bounds: Bounds) -> bool:
         state = self._states.get(queue)
@@ -253,61 +253,61 @@ class DeadLetterKeeper:
     async def _settle(
         self, declared: AbstractQueue, tags: Sequence[int], dropped: Mapping[int, Reason]
     ) -> None:
-        """Acknowledge what is dropped, let the rest go back, and wait until it has."""
+        """Acknowledge what is dropped, requeue the rest, and wait until it is back."""
         if not tags:
             return
         underlay = await declared.channel.get_underlay_channel()
-        prefix = next((place for place in range(len(tags)) if place not in dropped), len(tags))
+        prefix = next((i for i in range(len(tags)) if i not in dropped), len(tags))
         if prefix:
             await underlay.basic_ack(tags[prefix - 1], multiple=True)
-        for place in dropped:
-            if place >= prefix:
-                await underlay.basic_ack(tags[place])
+        for position in dropped:
+            if position >= prefix:
+                await underlay.basic_ack(tags[position])
         left = len(tags) - len(dropped)
         if left:
-            # All that is left goes back at once, in its order.
+            # All of the rest at once, in its order.
             await underlay.basic_nack(tags[-1], multiple=True, requeue=True)
-            await self._returned(declared, left)
+            await self._wait_until_requeued(declared, left)
 
-    async def _returned(self, declared: AbstractQueue, count: int) -> None:
-        # What a channel has not passed on to the queue when it is closed, the broker forgets:
-        # letters that were dropped would be there again. An operator who looks next would find
-        # too few.
-        for _ in range(round(_RETURNED_TIMEOUT_S / _ASK_AGAIN_S)):
-            if await ready(declared) >= count:
+    async def _wait_until_requeued(self, declared: AbstractQueue, count: int) -> None:
+        # When a channel is closed, the broker forgets what it has not yet passed on to the queue:
+        # dropped letters would be there again, and an operator who reads next would find too few.
+        for _ in range(round(_REQUEUE_TIMEOUT_S / _POLL_S)):
+            if await ready_count(declared) >= count:
                 return
-            await asyncio.sleep(_ASK_AGAIN_S)
+            await asyncio.sleep(_POLL_S)
 
     def _report(
         self,
         queue: str,
-        letters: Sequence[Measured],
+        letters: Sequence[MeasuredLetter],
         dropped: Mapping[int, Reason],
-        told: Sequence[Mapping[str, object]],
+        log_fields: Sequence[Mapping[str, object]],
     ) -> None:
-        for place, reason in dropped.items():
+        for position, reason in dropped.items():
             self._metrics.count_dropped_letter(queue, reason)
-            if queue != UNSIGNED_DEAD_QUEUE and place < _LOGGED_AT_MOST:
-                _log.warning("dead letter dropped", queue=queue, reason=reason, **told[place])
+            if queue != UNSIGNED_DEAD_QUEUE and position < _LOGGED_AT_MOST:
+                fields = log_fields[position]
+                _log.warning("dead letter dropped", queue=queue, reason=reason, **fields)
         if dropped:
             _log.warning(
                 "dead letters dropped",
                 queue=queue,
                 letters=len(dropped),
-                bytes=sum(letters[place].size_bytes for place in dropped),
+                bytes=sum(letters[position].size_bytes for position in dropped),
                 left=len(letters) - len(dropped),
             )
 
 
-def _described(message: AbstractIncomingMessage) -> dict[str, object]:
-    """What names a letter in a log: made up by whoever sent it, so cut short."""
-    named = {
+def _log_fields(message: AbstractIncomingMessage) -> dict[str, object]:
+    """What identifies a letter in a log: chosen by its sender, so cut short."""
+    values = {
         "message_id": message.message_id,
         "code": message.headers.get(CODE_HEADER),
         "publisher": message.headers.get(PUBLISHER_HEADER),
     }
     return {
         name: value[:64]
-        for name, value in named.items()
+        for name, value in values.items()
         if isinstance(value, str) and not has_control_characters(value)
     }

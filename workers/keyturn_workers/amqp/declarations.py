@@ -12,57 +12,57 @@ from keyturn.publisher.connection import normalize_connection_errors
 
 
 class TopologyError(Exception):
-    """The broker holds one of ours with other arguments, or does not let us declare it."""
+    """A queue or exchange exists with other arguments, or may not be declared."""
 
 
 async def declare(amqp_url: str, publishers: Collection[str] = ()) -> None:
-    """Declare exchanges, queues and the publishers' streams; what exists stays as it is.
+    """Declare exchanges, queues and the publishers' streams. What exists is not changed.
 
     Raises:
         TopologyError: one exists with other arguments.
-        OSError, AMQPException: the broker is not reachable, or still bringing its queues back.
+        OSError, AMQPException: the broker is not reachable, or still restoring its queues.
     """
     with normalize_connection_errors():
         async with await connect(amqp_url) as connection:
-            declaring = _Declaring(await connection.channel())
-            with declaring.one_error():
-                await declaring.queues()
-                await declaring.streams(publishers)
+            declarer = _Declarer(await connection.channel())
+            with declarer.topology_errors():
+                await declarer.declare_queues()
+                await declarer.declare_streams(publishers)
 
 
 async def declare_streams(amqp_url: str, publishers: Collection[str]) -> None:
     """Declare the streams of further publishers; errors as `declare`."""
     with normalize_connection_errors():
         async with await connect(amqp_url) as connection:
-            declaring = _Declaring(await connection.channel())
-            with declaring.one_error():
-                await declaring.streams(publishers)
+            declarer = _Declarer(await connection.channel())
+            with declarer.topology_errors():
+                await declarer.declare_streams(publishers)
 
 
-class _Declaring:
-    """Declares on one channel, and knows what it was at."""
+class _Declarer:
+    """Declares on one channel, and knows what it declared last."""
 
     def __init__(self, channel: AbstractChannel) -> None:
         self._channel = channel
         self._name = topology.EXCHANGE
 
     @contextmanager
-    def one_error(self) -> Iterator[None]:
+    def topology_errors(self) -> Iterator[None]:
         try:
             yield
         except (ChannelPreconditionFailed, ChannelAccessRefused) as exc:
-            # The broker's text names the argument that differs.
+            # The broker's message names the argument that differs.
             raise TopologyError(f"{self._name} cannot be declared: {exc}") from exc
 
-    async def queues(self) -> None:
+    async def declare_queues(self) -> None:
         exchange = await self._exchange()
         for queue in topology.queues():
             declared = await self._queue(queue)
             for routing_key in queue.bindings:
                 await declared.bind(exchange, routing_key)
 
-    async def streams(self, publishers: Collection[str]) -> None:
-        """Each publisher's stream, fed by the broker itself (SPEC 6.8)."""
+    async def declare_streams(self, publishers: Collection[str]) -> None:
+        """Each publisher's stream, which the broker itself fills (SPEC 6.8)."""
         exchange = await self._exchange()
         self._name = topology.PUBLISHER_EVENTS_EXCHANGE
         by_publisher = await self._channel.declare_exchange(
@@ -71,7 +71,7 @@ class _Declaring:
         for publisher in sorted(publishers):
             declared = await self._queue(topology.publisher_queue(publisher))
             await declared.bind(by_publisher, arguments=dict(topology.publisher_binding(publisher)))
-        # Last, and one binding for each event, never `#`: requests must not get in.
+        # Last, and one binding for each event, never `#`: requests must not enter.
         for event in topology.EVENTS:
             await by_publisher.bind(exchange, event)
 

@@ -1,4 +1,4 @@
-"""Locks that the broker holds: an exclusive queue belongs to one connection, and ends with it."""
+"""Locks on the broker: an exclusive queue belongs to one connection, and ends with it."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -8,11 +8,8 @@ from aiormq.exceptions import ChannelLockedResource
 
 
 @asynccontextmanager
-async def locked(connection: AbstractConnection, name: str) -> AsyncIterator[bool]:
-    """Hold a lock of the broker; gives False where another connection has it.
-
-    It is an exclusive queue, so that it ends with its connection.
-    """
+async def broker_lock(connection: AbstractConnection, name: str) -> AsyncIterator[bool]:
+    """Hold a lock while the block runs; gives False if another connection holds it."""
     channel = await connection.channel()
     try:
         held = await channel.declare_queue(name, exclusive=True, durable=False)

@@ -8,8 +8,8 @@ like), on a short string that is not UTF-8, and on a header table that it cannot
 in the connection's reader: one such message, unsigned, costs the connection, is redelivered, and
 costs the next one. An unknown delivery mode or expiration raises where aio-pika creates its
 message: no handler ever gets that delivery, and it keeps its place in the prefetch. Here such a
-value is read as something harmless. A message whose headers cannot be decoded has no signature,
-and is refused like any other.
+value is read as something harmless. A message whose headers cannot be decoded has no signature, and
+is refused like any other.
 
 The encoder rejects or changes some of what the decoder reads (strings that are not UTF-8, doubles,
 names above 128 bytes), so that a message could not be copied as it was sent. Here it writes them

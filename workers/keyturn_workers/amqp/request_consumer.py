@@ -39,9 +39,9 @@ from keyturn_workers.worker.authorization import (
     Arrival,
     Rules,
     Signer,
+    authorize,
     check_age,
-    permit,
-    refusal_of,
+    rejection_of,
     verify,
 )
 from keyturn_workers.worker.grants import GrantsKeeper
@@ -183,7 +183,7 @@ class RequestConsumer(MessageConsumer[RequestJob, Handled]):
         try:
             with self._metrics.stage("admit"):
                 signer = verify(message.body, message.headers, self._rules)
-                request = permit(message.body, signer, arrival)
+                request = authorize(message.body, signer, arrival)
         except BadSignatureError as exc:
             # Forged, or genuine and moved by an attacker: no event says so, since what was moved
             # may be served elsewhere.
@@ -289,8 +289,8 @@ class RequestConsumer(MessageConsumer[RequestJob, Handled]):
     ) -> Report:
         """Refuse for good. Without a `signer`, no event says so."""
         at = format_time(self._now())
-        event = None if signer is None else refusal_of(message.body, signer, error, at)
-        # The dead letter first, the event second: whoever reads of a refusal finds the letter.
+        event = None if signer is None else rejection_of(message.body, signer, error, at)
+        # The dead letter first, the event second: a reader of the event finds the letter.
         await self._publisher.dead_letter(message, self._queue, error)
         if event is not None:
             await self._publisher.publish_event(event)

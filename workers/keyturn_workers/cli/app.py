@@ -31,7 +31,7 @@ from keyturn_workers.cli import (
     upload,
     worker,
 )
-from keyturn_workers.worker.core_dumps import forbid_core_dumps
+from keyturn_workers.worker.core_dumps import disable_core_dumps
 
 
 class RootGroup(TyperGroup):
@@ -134,5 +134,5 @@ app.add_typer(dead.app)
 
 def main() -> None:
     """Run the command line."""
-    forbid_core_dumps()  # before the first secret is read
+    disable_core_dumps()  # before the first secret is read
     app(prog_name="keyturn")

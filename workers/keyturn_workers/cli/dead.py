@@ -183,8 +183,8 @@ def replay(
             "--resign",
             help="Sign again as KEYTURN_PUBLISHER_NAME, with the current time. Only for letters "
             "rejected with request_expired that their publisher signed and may send "
-            "(KEYTURN_PUBLISHERS). A rotation or an enrollment must be named by its id; a "
-            "rotation must be later than the project's last one (KEYTURN_MASTER_KEYS).",
+            "(KEYTURN_PUBLISHERS). Rotations and enrollments only if named by id; a rotation "
+            "only if no later one was accepted (KEYTURN_MASTER_KEYS).",
         ),
     ] = False,
     queue: QueueOption = None,
@@ -252,7 +252,7 @@ def _print_results(rows: list[dict[str, Any]], *, as_json: bool) -> None:
     kept = [row for row in rows if row["status"] == "kept"]
     if kept:
         reason = ": ".join(str(part) for part in (kept[0]["code"], kept[0]["detail"]) if part)
-        raise CommandError(f"{len(kept)} of {len(rows)} stay in the queue; the first: {reason}")
+        raise CommandError(f"{len(kept)} of {len(rows)} left in the queue; the first: {reason}")
 
 
 @app.command()

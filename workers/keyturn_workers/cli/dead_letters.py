@@ -36,7 +36,7 @@ from keyturn.topology import (
     UPLOAD_QUEUE,
     UPLOAD_REQUESTS,
 )
-from keyturn_workers.amqp.locks import locked
+from keyturn_workers.amqp.locks import broker_lock
 from keyturn_workers.cli.errors import CommandError
 
 _DIGEST_DIGITS: Final = 16
@@ -240,7 +240,7 @@ async def exclusive(connection: aio_pika.abc.AbstractConnection) -> AsyncIterato
         CommandError: the lock was not free in time.
     """
     for _ in range(round(_LOCK_TIMEOUT_S / _LOCK_RETRY_S)):
-        async with locked(connection, DEAD_LOCK) as acquired:
+        async with broker_lock(connection, DEAD_LOCK) as acquired:
             if acquired:
                 yield
                 return
@@ -283,11 +283,13 @@ class DeadLetterReader:
         if not count:
             return
         # It imports FastStream, which takes a second.
-        from keyturn_workers.amqp.dead_letters import taken  # noqa: PLC0415
+        from keyturn_workers.amqp.dead_letters import receive_batch  # noqa: PLC0415
 
         # All of them before any is processed: for each acknowledged one the consumer would get
         # another.
-        letters = [message async for message in taken(self.channel, declared, min(limit, count))]
+        letters = [
+            message async for message in receive_batch(self.channel, declared, min(limit, count))
+        ]
         self._read.setdefault(queue, []).extend(letters)
         for message in letters:
             yield message

@@ -76,7 +76,9 @@ async def _run_checks(storage: S3Settings, broker: BrokerSettings) -> list[Check
         report = await probe(bucket)
     if report.left_behind is not None:
         note(f"could not remove {report.left_behind}")
-    checks = [Check(row.name, row.needed, row.ok, row.said, row.consequence) for row in report.rows]
+    checks = [
+        Check(row.name, row.needed, row.ok, row.detail, row.consequence) for row in report.rows
+    ]
     if broker.amqp_url is not None:
         checks += await broker_checks(broker.amqp_url.get_secret_value())
     return checks

@@ -79,7 +79,7 @@ def download(
         typer.Option(
             metavar="URL",
             callback=_check_gateway,
-            help="Download through this gateway, which needs the API key and no S3 settings. "
+            help="Download through this gateway, with the API key and no S3 settings. "
             "Default: KEYTURN_GATEWAY_URL, then directly from the bucket.",
         ),
     ] = None,

@@ -7,7 +7,7 @@ from keyturn_workers.worker.logging import configure
 
 
 def gateway() -> None:
-    """Run the HTTP gateway: decrypted objects for holders of API keys."""
+    """Run the HTTP gateway, which serves objects to holders of API keys."""
     settings = GatewaySettings.read()
     configure(settings.log_format, settings.log_level)
     # uvicorn and Starlette are slow to import, and no other command needs them.

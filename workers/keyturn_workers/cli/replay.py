@@ -43,7 +43,7 @@ from keyturn_workers.errors import MissingError
 from keyturn_workers.keyring import KeyringReader
 from keyturn_workers.settings import OperatorSettings
 from keyturn_workers.storage import Headers, Storage
-from keyturn_workers.worker.authorization import Arrival, Rules, permit, verify
+from keyturn_workers.worker.authorization import Arrival, Rules, authorize, verify
 
 _CONFIRM_TIMEOUT_S: Final = 30
 _COPY_BYTES: Final = 1024 * 1024
@@ -126,7 +126,7 @@ class Resigner:
     def _verify(self, message: AbstractIncomingMessage, queue: str) -> _Signed:
         rules = Rules(self._settings.deployment, self._settings.publishers, timedelta.max)
         signer = verify(message.body, message.headers, rules)
-        request = permit(message.body, signer, Arrival(queue, REQUESTS, queue))
+        request = authorize(message.body, signer, Arrival(queue, REQUESTS, queue))
         return _Signed(request, signer.name)
 
     async def _expected_generation(self, request: RotationRequested) -> int:

@@ -53,7 +53,7 @@ async def _generation(
         head = await storage.head(s3_key)
     except MissingError as exc:
         # A later listing decides whether it was removed (SPEC 8.6).
-        raise StorageUnavailableError("an object to adopt was listed and not found") from exc
+        raise StorageUnavailableError("an object to adopt was listed but was not found") from exc
     except RefusedError as exc:
         # It could be the one at the highest generation: do not skip it.
         raise StorageUnavailableError("an object to adopt cannot be read") from exc

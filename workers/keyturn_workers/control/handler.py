@@ -21,7 +21,7 @@ from keyturn.topology import CONTROL_QUEUE, CONTROL_REQUESTS
 from keyturn_workers.amqp import Handled
 from keyturn_workers.control.deletion import Deleter
 from keyturn_workers.control.enrollment import Enroller
-from keyturn_workers.control.rotation import Rotated, Rotator
+from keyturn_workers.control.rotation import RotationResult, Rotator
 from keyturn_workers.sweep import AllPlan, Plan, SweepRequest, SweepStarter, completed_event
 
 
@@ -112,7 +112,7 @@ def _enrolled(request: EnrollRequested, generation: int) -> Handled:
     return Handled(event, _logged(request, request_id=request.request_id, generation=generation))
 
 
-def _rotated(request: RotationRequested, rotated: Rotated) -> Handled:
+def _rotated(request: RotationRequested, rotated: RotationResult) -> Handled:
     event = RotationAccepted(
         rotation_id=request.rotation_id,
         project=request.project,

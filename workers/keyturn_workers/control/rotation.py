@@ -37,7 +37,7 @@ _MAX_ATTEMPTS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Rotated:
+class RotationResult:
     """An accepted rotation: the generation that it created, and its sweep.
 
     `failed` is published if no sweep of its own can begin.
@@ -65,7 +65,7 @@ class Rotator:
         self._intake_keys = intake_keys
         self._starter = starter
 
-    async def rotate(self, request: RotationRequested, origin: RequestOrigin) -> "Rotated":
+    async def rotate(self, request: RotationRequested, origin: RequestOrigin) -> "RotationResult":
         """Rotate the keyring, and start the sweep.
 
         Raises:
@@ -80,9 +80,9 @@ class Rotator:
         existing_sweep = await self._starter.find_existing(sweep)
         for _ in range(_MAX_ATTEMPTS):
             snapshot = await self._keyrings.read_fresh(request.project)
-            known = self._find_generation(snapshot.keyring, request, origin)
-            if known is not None:
-                return await self._start_sweep(known, sweep, origin)
+            entry = self._find_generation(snapshot.keyring, request, origin)
+            if entry is not None:
+                return await self._start_sweep(entry, sweep, origin)
             if existing_sweep is not None:
                 raise KeyringRolledBackError("the keyring lacks a rotation that it accepted")
             after = self._rotate_keyring(snapshot.keyring, request, origin)
@@ -98,27 +98,27 @@ class Rotator:
 
     async def find_rotated(
         self, request: RotationRequested, origin: RequestOrigin
-    ) -> "Rotated | None":
+    ) -> "RotationResult | None":
         """As `rotate`, if this very request rotated the keyring before; else None.
 
         Raises: as `rotate`.
         """
         snapshot = await self._keyrings.read_fresh(request.project)
-        known = self._find_generation(snapshot.keyring, request, origin)
-        if known is None:
+        entry = self._find_generation(snapshot.keyring, request, origin)
+        if entry is None:
             return None
-        return await self._start_sweep(known, _sweep_request(request), origin)
+        return await self._start_sweep(entry, _sweep_request(request), origin)
 
     async def _start_sweep(
-        self, known: Generation, sweep: SweepRequest, origin: RequestOrigin
-    ) -> "Rotated":
+        self, entry: Generation, sweep: SweepRequest, origin: RequestOrigin
+    ) -> "RotationResult":
         try:
             plan = await self._starter.start(sweep, (origin,))
         except MalformedRequestError as exc:
             # Another publisher started a sweep with this id after this request looked for one
             # and before it rotated the keyring. It did rotate it: a rejection would be wrong.
-            return Rotated(known.generation, None, failed_event(sweep, exc))
-        return Rotated(known.generation, plan)
+            return RotationResult(entry.generation, None, failed_event(sweep, exc))
+        return RotationResult(entry.generation, plan)
 
     def _find_generation(
         self, keyring: Keyring, request: RotationRequested, origin: RequestOrigin

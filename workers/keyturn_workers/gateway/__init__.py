@@ -2,17 +2,17 @@
 
 | module | what it holds |
 | --- | --- |
-| `server`, `protocol` | one process: settings, uvicorn, signals, slow heads |
-| `app` | routes, the door that counts, refusals |
-| `auth`, `keyring_lookups` | who may ask: the keyring alone decides |
-| `fair_shares`, `upload_limits`, `staged_bodies` | what one project may hold at once |
-| `paths`, `ranges`, `conditions`, `answers`, `problems` | HTTP as values; pure |
-| `objects` | GET, HEAD and PUT of an object |
-| `opener` | one object: opened by the right key, read by chunks |
-| `uploads`, `rotations` | what is published on a caller's behalf |
-| `client` | the other end of a connection: slow, silent or gone |
-| `openapi`, `docs`, `metrics` | what it says of itself |
+| `server`, `listener`, `http_protocol` | one process: uvicorn, signals, limits of a connection |
+| `app` | routes, error handlers, metrics of each request |
+| `auth`, `keyring_lookups`, `listing_check` | who may read: the keyring alone decides |
+| `fair_shares`, `upload_limits`, `staging_quota` | what one project may use at once |
+| `paths`, `ranges`, `conditions`, `response_headers`, `problems` | HTTP as values; pure |
+| `object_routes` | GET, HEAD and PUT of an object |
+| `object_opener` | opens one object with the right key |
+| `object_reader`, `encrypted_reader`, `legacy_reader`, `plaintext_reader` | read its plaintext |
+| `upload_routes`, `rotation_routes` | what is published on a caller's behalf |
+| `client_connection` | the client's side of a connection: slow, silent or gone |
+| `openapi`, `docs_page`, `metrics` | what the gateway says about itself |
 
-It must never give out a byte that is not authenticated, nor end an answer in order that is
-not whole.
+It never sends a byte that is not authenticated, and never ends an incomplete response in order.
 """

@@ -1,8 +1,8 @@
-"""The ASGI application: routes, refusals, counting (SPEC 9.6).
+"""The ASGI application: routes, error handlers, metrics (SPEC 9.6).
 
-Every request passes one door: it is counted, and whatever is raised becomes a problem document
-or, where an answer has begun, an aborted connection. How many are served at once is bounded
-once it is known who asks (`ConcurrencyLimit`): who is refused takes no place.
+Every request passes `LimitsMiddleware`: it is counted, and any error becomes a problem document
+or, if a response has started, a reset of the connection. Concurrent requests are limited after
+authentication (`ConcurrencyLimit`), so requests that fail it use nothing.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ from keyturn_workers.gateway.openapi import document
 from keyturn_workers.gateway.paths import parse_object_path
 from keyturn_workers.gateway.problems import problem, problem_from_error, status_for_code
 from keyturn_workers.gateway.rotation_routes import RotationRoutes
-from keyturn_workers.worker.health import Check, holding
+from keyturn_workers.worker.health import Check, run_checks
 
 OBJECTS: Final = "/v1/projects/{project}/objects/{key:path}"
 ROTATIONS: Final = "/v1/projects/{project}/rotations"
@@ -46,7 +46,7 @@ _NOT_FOUND: Final = 404
 _REQUEST_TIMEOUT: Final = 408
 _UNAVAILABLE: Final = 503
 _INTERNAL: Final = 500
-_READY_FOR_S: Final = 1.0
+_READINESS_MAX_AGE_S: Final = 1.0
 
 _log = structlog.get_logger()
 
@@ -59,54 +59,54 @@ def application(
     *,
     idle_timeout_s: float,
 ) -> ASGIApp:
-    """The whole application.
+    """Return the whole application.
 
     Args:
         objects: Serves objects.
         rotations: Serves rotations.
-        metrics: Counts, and is told at `/metrics`.
-        checks: What `/readyz` asks, by name.
-        idle_timeout_s: How long a client may take nothing.
+        metrics: The gateway's metrics, served at `/metrics`.
+        checks: What `/readyz` checks, by name.
+        idle_timeout_s: How long a client may read nothing.
     """
     readiness = _Readiness(checks)
-    text = orjson.dumps(document())
-    page = docs_page.page(document())
+    openapi_json = orjson.dumps(document())
+    docs_html = docs_page.page(document())
 
-    async def alive(request: Request) -> Response:
+    async def healthz(request: Request) -> Response:
         del request
         return _json({"status": "alive"})
 
-    async def ready(request: Request) -> Response:
+    async def readyz(request: Request) -> Response:
         del request
         results = await readiness.results()
         status = 200 if all(results.values()) else _UNAVAILABLE
         return _json({"ready": status != _UNAVAILABLE, "checks": results}, status)
 
-    async def told(request: Request) -> Response:
+    async def prometheus(request: Request) -> Response:
         body, content_type = metrics.render(request.headers.get("accept", ""))
         return Response(body, media_type=None, headers={"content-type": content_type})
 
-    async def described(request: Request) -> Response:
+    async def openapi(request: Request) -> Response:
         del request
-        return Response(text, media_type="application/json")
+        return Response(openapi_json, media_type="application/json")
 
-    async def documented(request: Request) -> Response:
+    async def docs(request: Request) -> Response:
         del request
-        return Response(page, headers=docs_page.HEADERS)
+        return Response(docs_html, headers=docs_page.HEADERS)
 
     routes = [
         Route(OBJECTS, objects, methods=["GET", "HEAD", "PUT"], name="objects"),
         Route(ROTATIONS, rotations.post, methods=["POST"], name="rotations"),
         Route(ROTATION, rotations.get, methods=["GET"], name="rotation"),
-        Route("/healthz", alive, name="healthz"),
-        Route("/readyz", ready, name="readyz"),
-        Route("/metrics", told, name="metrics"),
-        Route("/openapi.json", described, name="openapi"),
-        Route("/docs", documented, name="docs"),
+        Route("/healthz", healthz, name="healthz"),
+        Route("/readyz", readyz, name="readyz"),
+        Route("/metrics", prometheus, name="metrics"),
+        Route("/openapi.json", openapi, name="openapi"),
+        Route("/docs", docs, name="docs"),
     ]
     handlers: Mapping[Any, Callable[[Request, Any], Awaitable[Response]]] = {
         HTTPException: _http_error,
-        CodedError: ErrorHandler(metrics).answer,
+        CodedError: ErrorHandler(metrics).handle,
         GatewayBusyError: _busy,
         ClientGoneError: _client_silent,
         Exception: _internal_error,
@@ -121,53 +121,53 @@ def _json(value: object, status: int = 200) -> Response:
 
 
 async def _http_error(request: Request, error: HTTPException) -> Response:
-    headers = {**(error.headers or {}), **_closing(request.method)}
+    headers = {**(error.headers or {}), **_close_if_body(request.method)}
     if error.status_code == _NOT_FOUND:
-        detail = "nothing is served at this path"
+        detail = "there is no such path"
         return problem(_NOT_FOUND, detail, code="not_found", headers=headers)
     return problem(error.status_code, headers=headers)
 
 
-def _closing(method: str) -> dict[str, str]:
-    """What is left of a body is not read: the connection ends with the answer."""
+def _close_if_body(method: str) -> dict[str, str]:
+    """Close the connection after the response: the rest of a request's body is not read."""
     return {"connection": "close"} if method in ("PUT", "POST") else {}
 
 
 class _Readiness:
-    """What the checks said a moment ago: anybody may ask, and each asks the storage."""
+    """Caches the checks' results: anybody may request them, and each check asks the storage."""
 
     def __init__(self, checks: Mapping[str, Check]) -> None:
         self._checks = checks
         self._lock = asyncio.Lock()
-        self._at = -_READY_FOR_S
+        self._checked_at = -_READINESS_MAX_AGE_S
         self._results: dict[str, bool] = {}
 
     async def results(self) -> dict[str, bool]:
-        """Which checks hold."""
+        """Return which checks pass."""
         async with self._lock:
-            if time.monotonic() - self._at >= _READY_FOR_S:
-                self._results = await holding(self._checks)
-                self._at = time.monotonic()
+            if time.monotonic() - self._checked_at >= _READINESS_MAX_AGE_S:
+                self._results = await run_checks(self._checks)
+                self._checked_at = time.monotonic()
             return self._results
 
 
 class ErrorHandler:
-    """Answers to what is refused."""
+    """Turns errors of Keyturn into responses."""
 
     def __init__(self, metrics: GatewayMetrics) -> None:
         self._metrics = metrics
 
-    async def answer(self, request: Request, error: CodedError) -> Response:
-        """The problem document."""
+    async def handle(self, request: Request, error: CodedError) -> Response:
+        """Return the problem document."""
         if status_for_code(error.code) >= _INTERNAL:
-            project, key = parse_object_path(request.scope["raw_path"])
-            told = {"project": project, "key": key, "code": error.code, "detail": error.detail}
-            _log.warning("not served", **told)
+            project, object_key = parse_object_path(request.scope["raw_path"])
+            fields = {"project": project, "key": object_key}
+            _log.warning("request failed", **fields, code=error.code, detail=error.detail)
             self._metrics.failures.labels(error.code).inc()
-        headers = _closing(request.method)
+        headers = _close_if_body(request.method)
         if isinstance(error, AuthenticationError):
             await asyncio.sleep(error.not_before - time.monotonic())
-        # A client that waits for `100 Continue` sends nothing that would have to be read.
+        # A client that waits for `100 Continue` has not sent its body.
         if headers and "expect" not in request.headers and await drain_body(request.receive):
             headers = {}
         return problem_from_error(error, headers)
@@ -175,8 +175,8 @@ class ErrorHandler:
 
 async def _busy(request: Request, error: GatewayBusyError) -> Response:
     del error
-    headers = _closing(request.method)
-    return problem(_UNAVAILABLE, "too many requests at once", headers=headers)
+    headers = _close_if_body(request.method)
+    return problem(_UNAVAILABLE, "too many concurrent requests", headers=headers)
 
 
 async def _client_silent(request: Request, error: ClientGoneError) -> Response:
@@ -185,12 +185,12 @@ async def _client_silent(request: Request, error: ClientGoneError) -> Response:
 
 
 async def _internal_error(request: Request, error: Exception) -> Response:
-    del request, error  # whatever it was, its text is not for a caller
-    return problem(_INTERNAL, "an internal failure", headers={"connection": "close"})
+    del request, error  # its text may contain anything
+    return problem(_INTERNAL, "internal error", headers={"connection": "close"})
 
 
 class LimitsMiddleware:
-    """What every request passes."""
+    """Counts each request, limits how slow its client may be, and handles any error."""
 
     def __init__(self, app: ASGIApp, metrics: GatewayMetrics, idle_timeout_s: float) -> None:
         self._app = app
@@ -203,45 +203,45 @@ class LimitsMiddleware:
             await self._app(scope, receive, send)
             return
         receive = TrackedReceive(receive)
-        answer = _TrackedSend(
+        tracked = _TrackedSend(
             scope, with_send_timeout(send, scope, self._idle_timeout_s), self._metrics
         )
         try:
             with self._metrics.in_flight.track_inprogress():
-                await self._app(scope, receive, answer)
-        except Exception:  # noqa: BLE001  # the door: nothing passes it
-            if not answer.given_up:
+                await self._app(scope, receive, tracked)
+        except Exception:  # noqa: BLE001  # the outermost handler
+            if not tracked.client_gone:
                 _log.exception("unexpected failure", route=_route(scope))
-            if not answer.ended:
+            if not tracked.ended:
                 abort(scope)
         finally:
-            counted = (_route(scope), _method(scope), str(answer.status or "none"))
-            self._metrics.requests.labels(*counted).inc()
+            labels = (_route(scope), _method(scope), str(tracked.status or "none"))
+            self._metrics.requests.labels(*labels).inc()
 
 
 class _TrackedSend:
-    """`send`, which remembers how far an answer is."""
+    """Wraps `send` to record how far the response is."""
 
-    __slots__ = ("_began", "_metrics", "_scope", "_send", "ended", "given_up", "status")
+    __slots__ = ("_metrics", "_scope", "_send", "_started_at", "client_gone", "ended", "status")
 
     def __init__(self, scope: Scope, send: Send, metrics: GatewayMetrics) -> None:
         self._scope = scope
         self._send = send
         self._metrics = metrics
-        self._began = time.perf_counter()
+        self._started_at = time.perf_counter()
         self.status = 0
         self.ended = False
-        self.given_up = False
+        self.client_gone = False
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            waited_s = time.perf_counter() - self._began
-            self._metrics.first_byte_s.labels(_route(self._scope)).observe(waited_s)
+            elapsed_s = time.perf_counter() - self._started_at
+            self._metrics.first_byte_s.labels(_route(self._scope)).observe(elapsed_s)
         try:
             await self._send(message)
         except (ClientGoneError, ClientSlowError):
-            self.given_up = True
+            self.client_gone = True
             raise
         self.ended = message["type"] == "http.response.body" and not message.get("more_body")
 
@@ -252,6 +252,6 @@ def _route(scope: Scope) -> str:
 
 
 def _method(scope: Scope) -> str:
-    # A caller may send any word; only known ones become a label.
+    # A client may send any method. Only known ones become a label.
     method: str = scope["method"]
     return method if method in ("GET", "HEAD", "PUT", "POST") else "other"

@@ -1,10 +1,9 @@
-"""Who may read: the holder of a project's current API key, and nobody else (SPEC 9.1).
+"""Authenticates callers by their project's current API key (SPEC 9.1).
 
-The KEK that follows from the key must equal, in constant time, the KEK that the project's
-keyring seals. This is decided before anything about an object is read. A wrong key, a
-project that there is not and a key that was turned away are one refusal, in the same words
-and, by a floor under its time, about as fast as one another.
-It must never log or keep an API key.
+The KEK derived from the key must equal, in constant time, the KEK in the project's keyring.
+This is decided before anything about an object is read. A wrong key, an unknown project and a
+rotated key get the same response, in the same words, and after about the same time: there is a
+minimum for it. API keys are never logged nor kept.
 """
 
 import asyncio
@@ -31,21 +30,22 @@ from keyturn_workers.errors import StorageAnswerError
 from keyturn_workers.gateway.keyring_lookups import KeyringLookups
 from keyturn_workers.keyring import KeyringReader, KeyringSnapshot
 
-# Longer than a keyring takes to be read, so that a refusal does not tell whether one was.
-REFUSAL_FLOOR_S: Final = 0.1
-_MAX_FAILED: Final = 10_000
+REFUSAL_MIN_S: Final = 0.1
+"""The minimum time of a 401: more than a keyring read, so that the time does not show one."""
+_MAX_FAILURES: Final = 10_000
 _BEARER: Final = "bearer "
-_NOBODY: Final = "nobody"
-# A key of the right form that nobody has, so that a malformed one costs the same.
-_NO_KEY: Final = "0" * 43
-_NO_KEK: Final = Secret(os.urandom(32))
+# Derived for in place of what is not a project id.
+_PLACEHOLDER_PROJECT: Final = "nobody"
+# A well-formed key, so that a malformed one takes as long.
+_PLACEHOLDER_API_KEY: Final = "0" * 43
+_PLACEHOLDER_KEK: Final = Secret(os.urandom(32))
 
 _log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """A caller who holds the project's key, by the keyring as it was observed."""
+    """An authenticated caller, by a snapshot of the project's keyring."""
 
     project: str
     snapshot: KeyringSnapshot
@@ -53,7 +53,7 @@ class Caller:
 
 
 class AuthenticationError(UnauthorizedError):
-    """The refusal of all; `not_before` is when it may be told, by `time.monotonic`."""
+    """The caller is refused. Respond at `not_before` (`time.monotonic`) at the earliest."""
 
     def __init__(self, not_before: float) -> None:
         super().__init__()
@@ -61,14 +61,14 @@ class AuthenticationError(UnauthorizedError):
 
 
 class Authenticator:
-    """Admits callers by the keyrings alone.
+    """Authenticates callers by the keyrings.
 
     Args:
-        keyrings: Reads them, cached for as long as a turned key may still pass.
-        lookups: Looks them up for callers whom no cached one admits.
-        pepper: The deployment's (SPEC 2.1).
-        cache_s: How long it is known of a project that its keyring does not open.
-        floor_s: The least time that a refusal takes.
+        keyrings: Reads keyrings, with a cache. A rotated key is accepted for as long as that.
+        lookups: Looks up keyrings for callers that no cached keyring accepts.
+        pepper: The deployment's pepper (SPEC 2.1).
+        cache_s: How long a keyring that cannot be opened is not read again.
+        refusal_min_s: The minimum time of a refusal.
     """
 
     def __init__(
@@ -78,21 +78,21 @@ class Authenticator:
         pepper: Secret,
         *,
         cache_s: float,
-        floor_s: float = REFUSAL_FLOOR_S,
+        refusal_min_s: float = REFUSAL_MIN_S,
     ) -> None:
         self._keyrings = keyrings
         self._lookups = lookups
         self._pepper = pepper.reveal().decode()
         self._cache_s = cache_s
-        self._floor_s = floor_s
-        self._failed: OrderedDict[str, tuple[float, CodedError]] = OrderedDict()
+        self._refusal_min_s = refusal_min_s
+        self._failures: OrderedDict[str, tuple[float, CodedError]] = OrderedDict()
         self._reading: dict[str, tuple[float, asyncio.Task[KeyringSnapshot]]] = {}
 
     async def authenticate(self, project: str, authorization: list[str]) -> Caller:
-        """The caller, if the key is the project's current one.
+        """Return the caller, if the key is the project's current one.
 
         Args:
-            project: As the path names it.
+            project: The project's id as in the path.
             authorization: The values of all `Authorization` headers.
 
         Raises:
@@ -101,33 +101,37 @@ class Authenticator:
             UnknownMasterKeyError, StorageUnavailableError: try again later.
         """
         began = time.monotonic()
-        # As much is computed for a project that there is not as for one that there is.
-        name = project if is_project(project) else _NOBODY
+        # An unknown project costs the same computation as a known one.
+        name = project if is_project(project) else _PLACEHOLDER_PROJECT
         kek = self._kek_of(_bearer(authorization), name)
         try:
             snapshot = await self._keyring_for(project, kek) if name == project else None
         except CodedError as exc:
             await asyncio.sleep(self._not_before(began) - time.monotonic())
-            # The detail is for whoever is admitted, and nobody can be.
+            # The detail is for authenticated callers only.
             raise type(exc) from exc
-        wanted = _NO_KEK if snapshot is None else snapshot.desired.user_kek
-        if _same(kek, wanted) and snapshot is not None:
+        expected = _PLACEHOLDER_KEK if snapshot is None else snapshot.desired.user_kek
+        if _equal(kek, expected) and snapshot is not None:
             return Caller(project, snapshot, kek)
         raise AuthenticationError(self._not_before(began))
 
     def _not_before(self, began: float) -> float:
-        """When a refusal may be told: the floor, or the next multiple of it.
+        """Return when to send a refusal: after the minimum, or the next multiple of it.
 
-        A read that took longer than the floor shows no more than in which multiple it ended.
+        So the time of a slow read shows only as a multiple of the minimum.
         """
-        waited = time.monotonic() - began
-        return began + self._floor_s * (waited // self._floor_s + 1) if self._floor_s else began
+        elapsed = time.monotonic() - began
+        return (
+            began + self._refusal_min_s * (elapsed // self._refusal_min_s + 1)
+            if self._refusal_min_s
+            else began
+        )
 
     async def reauthenticate(self, caller: Caller) -> Caller:
-        """The same caller by a keyring read that begins now.
+        """Authenticate the caller again, by a keyring read that starts now.
 
         Raises:
-            UnauthorizedError: the key was turned meanwhile.
+            UnauthorizedError: the key has been rotated.
             CorruptObjectError, UnknownMasterKeyError, StorageUnavailableError: as `authenticate`.
         """
         try:
@@ -136,95 +140,96 @@ class Authenticator:
             raise UnauthorizedError from exc
         except StorageAnswerError as exc:
             raise StorageUnavailableError(str(exc)) from exc
-        if not _same(caller.kek, snapshot.desired.user_kek):
+        if not _equal(caller.kek, snapshot.desired.user_kek):
             raise UnauthorizedError
         return Caller(caller.project, snapshot, caller.kek)
 
     def derive_kek(self, api_key: str, project: str) -> Secret:
-        """The KEK that a project's API key leads to.
+        """Derive the KEK of a project's API key.
 
         Raises:
-            ValueError: the key has not the form of SPEC 1.
+            ValueError: the key does not have the form of SPEC 1.
         """
         return user_kek(api_key, project, self._pepper)
 
     def _kek_of(self, api_key: str, project: str) -> Secret:
-        """The same; of a key that has not the form, nobody's KEK."""
+        """Derive the KEK; return a random one for a malformed key."""
         try:
             return self.derive_kek(api_key, project)
         except ValueError:
-            self.derive_kek(_NO_KEY, project)
+            self.derive_kek(_PLACEHOLDER_API_KEY, project)
             return Secret(os.urandom(32))
 
     async def _keyring_for(self, project: str, kek: Secret) -> KeyringSnapshot | None:
-        """The keyring that decides about a caller with this KEK, or None where there is none.
+        """Return the keyring that decides about a caller with this KEK, or None.
 
-        Only a KEK that was the project's when this process last read it costs a read of its own.
-        All others share lookups that are sent after they came: the current key is never refused,
-        and a wrong one is by what the storage says now, whether there is such a project or not.
+        Only a KEK that was the project's at the last read costs a read of its own. All others
+        share lookups that are sent after the request came. So the current key is never refused,
+        and a wrong one is refused by what the storage says now, for unknown projects too.
         """
-        since, failure = self._failed.get(project, (0.0, None))
+        since, failure = self._failures.get(project, (0.0, None))
         if failure is not None and time.monotonic() - since <= self._cache_s:
             raise type(failure)(failure.detail)
         try:
             known = self._keyrings.get_last(project)
-            if known is not None and _same(kek, known.desired.user_kek):
+            if known is not None and _equal(kek, known.desired.user_kek):
                 snapshot = await self._recent(project)
-                if snapshot is not None and _same(kek, snapshot.desired.user_kek):
+                if snapshot is not None and _equal(kek, snapshot.desired.user_kek):
                     return snapshot
-            joined = await self._lookups.joined(project, self._cache_s)
-            if joined is not None and _same(kek, joined.desired.user_kek):
+            joined = await self._lookups.join(project, self._cache_s)
+            if joined is not None and _equal(kek, joined.desired.user_kek):
                 return joined
-            return await self._lookups.current(project)
+            return await self._lookups.look_up(project)
         except (CorruptObjectError, UnknownMasterKeyError) as exc:
-            self._remember(project, exc)
+            self._remember_failure(project, exc)
             raise
 
     async def _recent(self, project: str) -> KeyringSnapshot | None:
-        """The keyring by a read that began within the cache's seconds, or None."""
+        """Return the keyring by a read that started within the cache's time, or None."""
         try:
-            return self._keyrings.get_cached(project) or await self._joined(project)
+            return self._keyrings.get_cached(project) or await self._read_shared(project)
         except UnknownProjectError:
             return None
         except StorageAnswerError as exc:
             raise StorageUnavailableError(str(exc)) from exc
 
-    def _remember(self, project: str, failure: CodedError) -> None:
-        """For as long as a keyring would be: whoever asks again costs no read."""
-        told = {"code": failure.code, "detail": failure.detail}
-        _log.error("keyring does not open", project=project, **told)
-        self._failed[project] = time.monotonic(), failure
-        self._failed.move_to_end(project)
-        while len(self._failed) > _MAX_FAILED:
-            self._failed.popitem(last=False)
+    def _remember_failure(self, project: str, failure: CodedError) -> None:
+        """Keep the failure as long as a keyring would be cached, so that retries cost no read."""
+        _log.error(
+            "keyring cannot be opened", project=project, code=failure.code, detail=failure.detail
+        )
+        self._failures[project] = time.monotonic(), failure
+        self._failures.move_to_end(project)
+        while len(self._failures) > _MAX_FAILURES:
+            self._failures.popitem(last=False)
 
-    async def _joined(self, project: str) -> KeyringSnapshot:
-        """One read for all who come while it is under way, and began recently enough.
+    async def _read_shared(self, project: str) -> KeyringSnapshot:
+        """Read the keyring, or join a read in progress that started recently enough.
 
-        An answer that stalls on its way shows what stood when its read began: joined late, it
-        would admit a key that was turned long ago.
+        A delayed response shows the keyring as it was when the read started. Joining it late
+        would accept a key that was rotated long ago.
         """
-        began, reading = self._reading.get(project, (0.0, None))
+        started, reading = self._reading.get(project, (0.0, None))
         if reading is None:
             reading = asyncio.create_task(self._keyrings.read_recent(project))
             self._reading[project] = time.monotonic(), reading
-            reading.add_done_callback(lambda done: self._read(project, done))
-        elif time.monotonic() - began > self._cache_s:
+            reading.add_done_callback(lambda task: self._read_done(project, task))
+        elif time.monotonic() - started > self._cache_s:
             return await self._keyrings.read_fresh(project)
         return await asyncio.shield(reading)
 
-    def _read(self, project: str, done: asyncio.Task[KeyringSnapshot]) -> None:
+    def _read_done(self, project: str, task: asyncio.Task[KeyringSnapshot]) -> None:
         del self._reading[project]
-        if not done.cancelled():
-            done.exception()  # all who waited for it may be gone
+        if not task.cancelled():
+            task.exception()  # retrieve it: the waiters may all have been cancelled
 
 
 def _bearer(authorization: list[str]) -> str:
-    """The API key of the one `Authorization` header; an empty text where there is none."""
+    """Return the API key of the only `Authorization` header; empty if there is none."""
     if len(authorization) != 1 or authorization[0][: len(_BEARER)].lower() != _BEARER:
         return ""
     return authorization[0][len(_BEARER) :].strip(" ")
 
 
-def _same(one: Secret, other: Secret) -> bool:
+def _equal(one: Secret, other: Secret) -> bool:
     return hmac.compare_digest(one.reveal(), other.reveal())

@@ -1,8 +1,8 @@
-"""The other end of a connection: it may be slow, silent or gone (SPEC 9.2).
+"""The client's side of a connection: slow, silent or gone (SPEC 9.2).
 
-A reader that takes nothing for a while is cut off, and one that is gone is noticed while
-nothing is sent, so that the read from the storage ends too. An answer that cannot be
-completed is aborted: the connection is reset, never closed in order.
+A client that reads nothing for a while is disconnected. A client that disconnects is noticed
+even while nothing is sent to it, so that the read from the storage ends too. A response that
+cannot be completed resets the connection, so that it never looks complete.
 """
 
 import asyncio
@@ -12,92 +12,92 @@ from typing import Any, Final, TypeVar
 from starlette.types import Message, Receive, Scope, Send
 
 MIN_BYTES_PER_S: Final = 8 * 1024
-"""What a sender may not stay below for long."""
-
-_DRAINED_BYTES: Final = 1024 * 1024
-_DRAINING_S: Final = 0.5
-_T = TypeVar("_T")
+"""The average rate below which a request's body is given up."""
 
 RESET_CONNECTION: Final = "keyturn.abort"
-"""In a request's state: the call that resets its connection."""
+"""In a request's state: a function that resets its connection."""
 
 IS_CLOSED: Final = "keyturn.gone"
-"""In a request's state: the call that tells whether its connection is closed."""
+"""In a request's state: a function that returns whether its connection is closed."""
+
+_DRAIN_MAX_BYTES: Final = 1024 * 1024
+_DRAIN_TIMEOUT_S: Final = 0.5
+_T = TypeVar("_T")
 
 
 class ClientGoneError(Exception):
-    """The client closed the connection, or sends nothing any more."""
+    """The client disconnected, or stopped sending."""
 
 
 class ClientSlowError(Exception):
-    """The client took nothing for too long."""
+    """The client read nothing for too long."""
 
 
 def abort(scope: Scope) -> None:
-    """Reset the request's connection: what was sent of an answer is not all of it."""
+    """Reset the request's connection: the response that was started is incomplete."""
     reset: Callable[[], None] | None = scope.get("state", {}).get(RESET_CONNECTION)
     if reset is None:
-        raise RuntimeError("the server does not offer to reset a connection")
+        raise RuntimeError("the server offers no way to reset a connection")
     reset()
 
 
 def with_send_timeout(send: Send, scope: Scope, idle_timeout_s: float) -> Send:
-    """`send`, which gives up on a client that takes nothing for so long, or is gone.
+    """Wrap `send` to give up on a client that reads nothing for so long, or has disconnected.
 
-    Raises, when called:
-        ClientSlowError: it took nothing.
+    The wrapped `send` raises:
+        ClientSlowError: the client read nothing.
         ClientGoneError: the connection is closed.
     """
-    gone: Callable[[], bool] = scope.get("state", {}).get(IS_CLOSED, lambda: False)
+    is_closed: Callable[[], bool] = scope.get("state", {}).get(IS_CLOSED, lambda: False)
 
-    async def sending(message: Message) -> None:
+    async def send_in_time(message: Message) -> None:
         try:
             async with asyncio.timeout(idle_timeout_s):
                 await send(message)
         except TimeoutError as exc:
             raise ClientSlowError from exc
         except RuntimeError as exc:
-            # The server writes on for a moment after a connection was closed.
-            if gone():
+            # uvicorn keeps writing for a moment after a connection is closed.
+            if is_closed():
                 raise ClientGoneError("the connection was closed") from exc
             raise
 
-    return sending
+    return send_in_time
 
 
 async def run_while_connected(receive: Receive, work: Awaitable[_T]) -> _T:
-    """Do something for as long as there is a client that it is done for.
+    """Run `work`, and cancel it if the client disconnects.
 
-    A request's body must have been read to its end: what comes of it here is lost.
+    The request's body must have been read to its end: this discards what is left of it.
 
     Raises:
-        ClientGoneError: the client went; the work is cancelled.
+        ClientGoneError: the client disconnected.
         Exception: whatever the work raises.
     """
     task = asyncio.ensure_future(work)
-    gone = asyncio.create_task(_gone(receive))
+    disconnect = asyncio.create_task(_wait_for_disconnect(receive))
     try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((task, disconnect), return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             raise ClientGoneError("the connection was closed")
         return await task
     finally:
-        for each in (task, gone):
+        for each in (task, disconnect):
             each.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
+        await asyncio.gather(task, disconnect, return_exceptions=True)
 
 
-async def _gone(receive: Receive) -> None:
+async def _wait_for_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
-        pass  # what is left of a request's body
+        pass
 
 
 async def read_body(receive: Receive, idle_timeout_s: float) -> AsyncIterator[bytes]:
-    """A request's body as it comes.
+    """Yield a request's body as it arrives.
 
     Raises:
-        ClientGoneError: it ends before its end, nothing comes for `idle_timeout_s`, or in all
-            so little that the client only holds its place.
+        ClientGoneError: the client disconnected, sent nothing for `idle_timeout_s`, or sends
+            less than `MIN_BYTES_PER_S` on average beyond that time.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + idle_timeout_s
@@ -106,7 +106,7 @@ async def read_body(receive: Receive, idle_timeout_s: float) -> AsyncIterator[by
             async with asyncio.timeout_at(min(deadline, loop.time() + idle_timeout_s)):
                 message: dict[str, Any] = dict(await receive())
         except TimeoutError as exc:
-            raise ClientGoneError("too little was sent for too long") from exc
+            raise ClientGoneError("the request's body is sent too slowly") from exc
         if message["type"] == "http.disconnect":
             raise ClientGoneError("the connection was closed")
         if body := message.get("body", b""):
@@ -117,7 +117,7 @@ async def read_body(receive: Receive, idle_timeout_s: float) -> AsyncIterator[by
 
 
 class TrackedReceive:
-    """`receive`, which remembers whether a request's body came to its end."""
+    """Wraps `receive` to record whether the request's body has been read to its end."""
 
     __slots__ = ("_receive", "body_ended")
 
@@ -126,7 +126,7 @@ class TrackedReceive:
         self.body_ended = False
 
     async def __call__(self) -> Message:
-        """What comes next."""
+        """Return the next message."""
         message = await self._receive()
         if message["type"] == "http.request" and not message.get("more_body", False):
             self.body_ended = True
@@ -134,18 +134,19 @@ class TrackedReceive:
 
 
 async def drain_body(receive: Receive) -> bool:
-    """Read what is left of a small body that nobody wants; whether that was all of it.
+    """Discard the rest of a request's body; return whether its end was reached.
 
-    A connection that is closed on unread bytes is reset, and its client may never see why.
+    Closing a connection that has unread bytes resets it, and the client may never see the
+    response. So a small body is read even if the request is refused.
     """
     if isinstance(receive, TrackedReceive) and receive.body_ended:
         return True
-    left = _DRAINED_BYTES
+    remaining = _DRAIN_MAX_BYTES
     try:
-        async with asyncio.timeout(_DRAINING_S):
-            while left > 0:
+        async with asyncio.timeout(_DRAIN_TIMEOUT_S):
+            while remaining > 0:
                 message = await receive()
-                left -= len(message.get("body", b""))
+                remaining -= len(message.get("body", b""))
                 if not message.get("more_body", False):
                     return bool(message["type"] == "http.request")
     except TimeoutError:

@@ -1,7 +1,7 @@
-"""`/docs`: the description as a page that loads nothing from anywhere (SPEC 9.6). Pure.
+"""`/docs`: the OpenAPI description as a static page (SPEC 9.6). Pure.
 
-The pages that come with web frameworks fetch their scripts from a network of somebody
-else's, on the host that API keys are sent to. This one has no script at all.
+The documentation pages of web frameworks load scripts from a third party's CDN, on the origin
+that API keys are sent to. This page has no script, and loads nothing.
 """
 
 from base64 import b64encode
@@ -31,7 +31,7 @@ HEADERS: Final = {
 
 
 def page(document: dict[str, Any]) -> bytes:
-    """The page of an OpenAPI description."""
+    """Return an OpenAPI description as HTML."""
     info = document["info"]
     title = escape(f"{info['title']} {info['version']}")
     body = "".join(
@@ -45,27 +45,27 @@ def page(document: dict[str, Any]) -> bytes:
         f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head>'
         f"<body><h1>{title}</h1><p>{escape(info['summary'])}</p>"
         "<p>Send the project's API key as <code>Authorization: Bearer …</code>. "
-        'The same as <a href="/openapi.json">OpenAPI</a>.</p>'
+        'This page as <a href="/openapi.json">OpenAPI</a>.</p>'
         f"{body}</body></html>"
     ).encode()
 
 
 def _operation(path: str, method: str, operation: dict[str, Any], shared: list[Any]) -> str:
     rows = "".join(_parameters([*shared, *operation.get("parameters", [])]))
-    answers = "".join(
-        f"<tr><th><code>{escape(status)}</code></th><td>{escape(answer['description'])}</td></tr>"
-        for status, answer in operation["responses"].items()
+    responses = "".join(
+        f"<tr><th><code>{escape(status)}</code></th><td>{escape(response['description'])}</td></tr>"
+        for status, response in operation["responses"].items()
     )
     return (
         f"<section><h2><code>{escape(method.upper())}</code> <code>{escape(path)}</code></h2>"
         f"<p>{escape(operation['summary'])}. {escape(operation.get('description', ''))}</p>"
-        + (f"<h3>Asked with</h3><table>{rows}</table>" if rows else "")
-        + f"<h3>Answered with</h3><table>{answers}</table></section>"
+        + (f"<h3>Parameters</h3><table>{rows}</table>" if rows else "")
+        + f"<h3>Responses</h3><table>{responses}</table></section>"
     )
 
 
 def _parameters(parameters: list[dict[str, Any]]) -> Iterator[str]:
     for parameter in parameters:
         name, place = escape(parameter["name"]), escape(parameter["in"])
-        said = escape(parameter.get("description", ""))
-        yield f"<tr><th><code>{name}</code> ({place})</th><td>{said}</td></tr>"
+        description = escape(parameter.get("description", ""))
+        yield f"<tr><th><code>{name}</code> ({place})</th><td>{description}</td></tr>"

@@ -1,15 +1,15 @@
-"""How much of one gateway a single project may hold at once (SPEC 9.3). Pure.
+"""How much of one gateway a single project may use at once (SPEC 9.3). Pure.
 
-    ConcurrencyLimit   requests under way
+    ConcurrencyLimit   concurrent requests
     StagingLedger      bytes in staging that are not stored yet
 
-Each of them has a total for the whole process and a share of it that one project may hold.
-A project beyond its share is refused (429) while every other one is served; only where the
-total is used up are all refused (503). Nothing is kept of a project that holds nothing, so a
-caller cannot make this grow.
+Each has a total for the whole process, and a share of it that one project may use. A project
+at its share is refused (429) while all others are served. Only if the total is used up is
+everybody refused (503). Projects that use nothing leave no entry, so callers cannot make this
+grow.
 
-Each gateway counts what it serves itself: a project that spreads its requests over several
-gateways has a share of each.
+Each gateway counts its own requests: a project that spreads its requests over several gateways
+has a share of each.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,159 +19,162 @@ from typing import Final
 
 from keyturn.errors import TooManyRequestsError
 
-# A staged body counts as this many bytes at least, so that the total bounds their number too.
 MIN_STAGED_BYTES: Final = 1024 * 1024
+"""A staged body counts as at least this much, so that the total also limits their number."""
 
 
 class GatewayBusyError(Exception):
-    """What all projects have together is used up: a 503, with no code of SPEC 12."""
+    """The total of all projects is used up: a 503 without a code of SPEC 12."""
 
 
 def share_of(total: int, share: float) -> int:
-    """How much of a total one project may hold: at least 1."""
+    """Return how much of a total one project may use: at least 1."""
     return max(1, int(total * share))
 
 
 class ConcurrencyLimit:
-    """How many of something are under way, for each project and in all.
+    """Limits how many of something are in use, by each project and in all.
 
     Args:
-        total: How many at once.
-        share: The part of them that one project may hold, above 0 and at most 1.
-        what: What is counted, in the plural, for the refusal's detail.
+        total: How many may be in use at once.
+        share: The part of the total that one project may use, above 0 and at most 1.
+        noun: What is counted, in the plural, for the error's detail.
     """
 
-    def __init__(self, total: int, share: float, what: str) -> None:
+    def __init__(self, total: int, share: float, noun: str) -> None:
         self._total = total
         self._share = share_of(total, share)
-        self._what = what
-        self._held: dict[str, int] = {}
+        self._noun = noun
+        self._by_project: dict[str, int] = {}
         self.in_use = 0
 
     @contextmanager
     def hold(self, project: str) -> Iterator[None]:
-        """One of them for as long as the block runs.
+        """Acquire one for the duration of the block.
 
         Raises:
-            TooManyRequestsError: the project holds its share.
-            GatewayBusyError: all are taken.
+            TooManyRequestsError: the project uses its share.
+            GatewayBusyError: all are in use.
         """
-        self.take(project)
+        self.acquire(project)
         try:
             yield
         finally:
             self.release(project)
 
-    def take(self, project: str) -> None:
-        """One more for this project, until `release`; errors as `hold`."""
-        held = self._held.get(project, 0)
+    def acquire(self, project: str) -> None:
+        """Acquire one for this project, until `release`. Errors as `hold`."""
+        used = self._by_project.get(project, 0)
         if self.in_use >= self._total:
             raise GatewayBusyError
-        if held >= self._share:
-            raise TooManyRequestsError(f"the project has {held} {self._what} under way")
-        self._held[project] = held + 1
+        if used >= self._share:
+            raise TooManyRequestsError(f"the project has {used} {self._noun} in progress")
+        self._by_project[project] = used + 1
         self.in_use += 1
 
     def release(self, project: str) -> None:
-        """One that was taken is over."""
+        """Release one."""
         self.in_use -= 1
-        if self._held[project] == 1:
-            del self._held[project]
+        if self._by_project[project] == 1:
+            del self._by_project[project]
         else:
-            self._held[project] -= 1
-
-    def held(self, project: str) -> int:
-        """How many this project holds."""
-        return self._held.get(project, 0)
+            self._by_project[project] -= 1
 
 
 @dataclass(slots=True)
-class _Staged:
-    """One body of this gateway's; `since_s` is when it was complete, None while it comes in."""
+class _StagedBody:
+    """A body that this gateway staged; `completed_at_s` is None while it is being received."""
 
     project: str
     counted_bytes: int
-    since_s: float | None = None
+    completed_at_s: float | None = None
 
 
 class StagingLedger:
-    """The bytes that each project has in staging.
+    """Counts the bytes that each project has in staging.
 
-    What a worker has stored or refused for good, it deletes from staging; so a listing of this
-    publisher's part of it is the truth. It names no project: bodies that were there before this
-    process began, or that another gateway staged, count towards the total alone.
+    Workers delete a body from staging once it is stored or refused for good, so a listing of
+    the publisher's folder is the truth. It names no project: bodies from before this process
+    started, and those of other gateways, count toward the total only.
 
     Args:
         total_bytes: How many bytes all projects may have there together.
-        share: The part of them that one project may have, above 0 and at most 1. A project
-            that has nothing there may always stage one body.
+        share: The part of the total that one project may have, above 0 and at most 1. A
+            project that has nothing there may always stage one body.
     """
 
     def __init__(self, total_bytes: int, share: float) -> None:
         self._total_bytes = total_bytes
         self._share_bytes = share_of(total_bytes, share)
-        self._staged: dict[str, _Staged] = {}
+        self._staged: dict[str, _StagedBody] = {}
         self._by_project: dict[str, int] = {}
         self._own_bytes = 0
         self._foreign_bytes = 0
 
     @property
     def used_bytes(self) -> int:
-        """What is in staging, as far as is known, or was promised a place there."""
+        """What is known to be in staging, and what is reserved."""
         return self._own_bytes + self._foreign_bytes
 
     def reserve(self, project: str, upload_id: str, size_bytes: int) -> None:
-        """Make room for a body of at least this size; a larger one is reserved anew as it comes.
+        """Reserve room for a body of at least this size. Call again as the body grows.
 
         Raises:
-            TooManyRequestsError: the project has its share there.
-            GatewayBusyError: there is no room at all.
+            TooManyRequestsError: the project uses its share.
+            GatewayBusyError: the total is used up.
         """
         before = self._staged.get(upload_id)
         counted = before.counted_bytes if before else 0
         more = max(size_bytes, MIN_STAGED_BYTES) - counted
         if more <= 0:
             return
-        held = self._by_project.get(project, 0)
+        used = self._by_project.get(project, 0)
         if self.used_bytes + more > self._total_bytes:
             raise GatewayBusyError
-        if held > counted and held + more > self._share_bytes:
+        if used > counted and used + more > self._share_bytes:
             raise TooManyRequestsError(
-                f"the project has {held} bytes in staging that are not stored yet"
+                f"the project has {used} bytes in staging that are not stored yet"
             )
-        self._staged[upload_id] = _Staged(project, counted + more)
-        self._by_project[project] = held + more
+        self._staged[upload_id] = _StagedBody(project, counted + more)
+        self._by_project[project] = used + more
         self._own_bytes += more
 
     def complete(self, upload_id: str, now_s: float) -> None:
-        """The body may be in staging from now on, until a later listing does not show it."""
+        """Record that the body is in staging, until a later listing does not show it."""
         if (staged := self._staged.get(upload_id)) is not None:
-            staged.since_s = now_s
+            staged.completed_at_s = now_s
 
     def release(self, upload_id: str) -> None:
-        """Nothing of the body is in staging."""
+        """Record that nothing of the body is in staging."""
         staged = self._staged.pop(upload_id, None)
         if staged is None:
             return
         self._own_bytes -= staged.counted_bytes
-        left = self._by_project[staged.project] - staged.counted_bytes
-        if left:
-            self._by_project[staged.project] = left
+        remaining = self._by_project[staged.project] - staged.counted_bytes
+        if remaining:
+            self._by_project[staged.project] = remaining
         else:
             del self._by_project[staged.project]
 
-    def listed(self, began_s: float, found: Mapping[str, int]) -> None:
-        """What a listing that was sent at `began_s` shows: sizes in bytes by upload id."""
-        gone = [
+    def apply_listing(self, sent_at_s: float, sizes_bytes: Mapping[str, int]) -> None:
+        """Update from a listing.
+
+        Args:
+            sent_at_s: When the listing was sent, by the clock of `complete`.
+            sizes_bytes: The bodies that it shows: size by upload id.
+        """
+        deleted = [
             upload_id
             for upload_id, staged in self._staged.items()
-            # One that was not complete when the listing was sent may be missing from it.
-            if staged.since_s is not None and staged.since_s < began_s and upload_id not in found
+            # A body that was completed after the listing was sent may be missing from it.
+            if staged.completed_at_s is not None
+            and staged.completed_at_s < sent_at_s
+            and upload_id not in sizes_bytes
         ]
-        for upload_id in gone:
+        for upload_id in deleted:
             self.release(upload_id)
         self._foreign_bytes = sum(
             max(size_bytes, MIN_STAGED_BYTES)
-            for upload_id, size_bytes in found.items()
+            for upload_id, size_bytes in sizes_bytes.items()
             if upload_id not in self._staged
         )

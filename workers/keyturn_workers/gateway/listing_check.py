@@ -1,8 +1,8 @@
-"""Whether the gateway may renew keyrings by listings (SPEC 8.4), asked of the bucket itself.
+"""Detects whether the gateway may renew keyrings by listings (SPEC 8.4).
 
-Workers learn it from their probe. The gateway's keys may write its own staging folder alone,
-so it asks there, beside its first requests: until the answer is there keyrings are read one
-by one.
+Workers know it from their probe. The gateway's credentials may write only to its own staging
+folder, so it tests that folder, in the background. Until the result is known, keyrings are read
+one by one.
 """
 
 import asyncio
@@ -20,34 +20,34 @@ from keyturn_workers.errors import StorageAnswerError
 from keyturn_workers.storage import Storage
 from keyturn_workers.storage.probe.request_checks import overwritten_in_listing
 
-_AGAIN_S: Final = 30.0
+_RETRY_S: Final = 30.0
 
 _log = structlog.get_logger()
 
 
 async def detect_listing_support(
-    storage: Storage, publisher: str, *, again_s: float = _AGAIN_S
+    storage: Storage, publisher: str, *, retry_s: float = _RETRY_S
 ) -> None:
-    """Ask until the storage answers, and note the answer in its `capabilities`."""
+    """Test until the storage responds, and set the result in its `capabilities`."""
     while True:
         try:
-            shown = await _asked(storage, f"{STAGING_PREFIX}{publisher}/doctor-")
+            supported = await _test(storage, f"{STAGING_PREFIX}{publisher}/doctor-")
         except StorageUnavailableError:
-            await asyncio.sleep(again_s)
+            await asyncio.sleep(retry_s)
             continue
         except StorageAnswerError as exc:
             _log.warning("keyrings are read one by one", problem=type(exc).__name__)
             return
-        storage.capabilities = replace(storage.capabilities, listings_show_overwrites=shown)
+        storage.capabilities = replace(storage.capabilities, listings_show_overwrites=supported)
         return
 
 
-async def _asked(storage: Storage, prefix: str) -> bool:
+async def _test(storage: Storage, prefix: str) -> bool:
     folder = f"{prefix}{secrets.token_hex(8)}"
     try:
         return (await overwritten_in_listing(storage, folder)).ok
     finally:
-        # What stays behind is swept with old staged bodies.
+        # What cannot be deleted is swept with old staged bodies.
         with contextlib.suppress(StorageUnavailableError, StorageAnswerError):
             async for left in storage.list(f"{folder}/"):
                 await storage.delete(left.key)
@@ -55,7 +55,7 @@ async def _asked(storage: Storage, prefix: str) -> bool:
 
 @contextlib.asynccontextmanager
 async def listing_detection(storage: Storage, publisher: str) -> AsyncIterator[None]:
-    """The same beside the block, and no longer than it."""
+    """Run `detect_listing_support` in the background for the duration of the block."""
     task = asyncio.create_task(detect_listing_support(storage, publisher))
     try:
         yield

@@ -1,7 +1,7 @@
-"""What the gateway counts (SPEC 9.6, 13): Prometheus, on a registry of its own.
+"""The gateway's Prometheus metrics, on a registry of their own (SPEC 9.6, 13).
 
-Labels come from sets that are known beforehand: never a project, a key, an id or anything
-else that a caller chose, which would tell of customers and grow without bound.
+Labels have fixed sets of values. A project, a key, an id or anything else that a caller chooses
+would reveal customers, and grow without a limit.
 """
 
 from typing import Final
@@ -29,52 +29,51 @@ _FIRST_BYTE_BUCKETS_S: Final = (
 
 
 class GatewayMetrics:
-    """The counters of one gateway process."""
+    """The metrics of one gateway process."""
 
     def __init__(self) -> None:
         self.registry = Registry()
         self.requests = Counter(
             "keyturn_gateway_requests_total",
-            "Requests that were answered, by route, method and status",
+            "Requests served, by route, method and status",
             ("route", "method", "status"),
             registry=self.registry,
         )
         self.in_flight = Gauge(
             "keyturn_gateway_requests_in_flight",
-            "Requests that are being served",
+            "Requests in progress",
             registry=self.registry,
         )
         self.first_byte_s = Histogram(
             "keyturn_gateway_first_byte_seconds",
-            "From a request's headers to the first byte of its answer",
+            "From a request's headers to the first byte of its response",
             ("route",),
             buckets=_FIRST_BYTE_BUCKETS_S,
             registry=self.registry,
         )
         self.sent_bytes = Counter(
             "keyturn_gateway_sent_bytes_total",
-            "Bytes of objects that were sent",
+            "Bytes of objects sent",
             registry=self.registry,
         )
         self.received_bytes = Counter(
             "keyturn_gateway_received_bytes_total",
-            "Bytes of objects that were received",
+            "Bytes of objects received",
             registry=self.registry,
         )
         self.failures = Counter(
             "keyturn_gateway_failures_total",
-            "Objects that could not be given out, by the code of SPEC 12",
+            "Requests that failed, by the error code of SPEC 12",
             ("code",),
             registry=self.registry,
         )
         self.aborted = Counter(
             "keyturn_gateway_aborted_total",
-            "Answers that were cut after they had begun: by the code that cut them, by "
-            "client_gone or by client_slow",
+            "Responses reset after they had started, by error code, client_gone or client_slow",
             ("reason",),
             registry=self.registry,
         )
 
     def render(self, accept: str = "") -> tuple[bytes, str]:
-        """All counters in the form that an `Accept` header asks for, and its content type."""
+        """Return all metrics in the format that `Accept` requests, and its content type."""
         return self.registry.render(accept)

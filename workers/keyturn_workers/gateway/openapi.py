@@ -1,4 +1,4 @@
-"""The gateway's own description: OpenAPI 3.1, as served at `/openapi.json` (SPEC 9). Pure.
+"""The OpenAPI 3.1 description of the gateway, served at `/openapi.json` (SPEC 9). Pure.
 
 A file of the repository holds the same (`docs/openapi.json`), and a test compares them.
 """
@@ -14,20 +14,20 @@ from keyturn_workers.gateway.problems import MEDIA_TYPE, status_for_code
 _Json = dict[str, Any]
 _PROBLEM: Final = {"$ref": "#/components/schemas/Problem"}
 _DESCRIPTIONS: Final = {
-    400: "What was sent is not of the form that it must have",
+    400: "The request is malformed",
     401: "Not the project's current API key, or no such project",
-    403: "The gateway may not ask for this",
-    404: "Nothing stands there",
-    405: "The path is not served by this method",
-    408: "The client sent nothing for too long",
-    409: "It conflicts with what stands there",
-    412: "The object is not the one that is meant",
-    413: "Too large",
+    403: "The gateway may not request this",
+    404: "There is no such object, rotation or path",
+    405: "The path does not support this method",
+    408: "The request's body was sent too slowly",
+    409: "The request conflicts with what exists",
+    412: "The object does not meet the conditions",
+    413: "The body or the object is too large",
     416: "The range lies outside the object",
-    429: "The project has its share of what the gateway serves at once: try again later",
-    500: "An internal failure",
-    502: "What is stored does not open: altered, or not Keyturn's",
-    503: "Try again later: storage or broker away, or too many requests",
+    429: "The project uses its share of the gateway: try again later",
+    500: "Internal error",
+    502: "What is stored cannot be opened: it was changed, or is not Keyturn's",
+    503: "Try again later: storage or broker unavailable, or too many requests",
 }
 _READ: Final = (401, 404, 409, 412, 413, 429, 500, 502, 503)
 _WRITE: Final = (400, 401, 403, 404, 408, 409, 413, 429, 500, 502, 503)
@@ -35,14 +35,14 @@ _TAG: Final = {"schema": {"type": "string", "pattern": '^"[^"]*"$'}}
 
 
 def document() -> _Json:
-    """The whole description."""
+    """Return the whole document."""
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "Keyturn gateway",
             "version": version("keyturn"),
-            "summary": "Objects for the holder of a project's current API key, decrypted while "
-            "they stream.",
+            "summary": "Read, upload and rotate with a project's current API key. Objects are "
+            "decrypted while they stream.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "security": [{"apiKey": []}],
@@ -61,15 +61,15 @@ def document() -> _Json:
                 "parameters": [_project(), _rotation_id()],
                 "get": _get_rotation(),
             },
-            **_own(),
+            **_public(),
         },
         "components": {
             "securitySchemes": {
                 "apiKey": {
                     "type": "http",
                     "scheme": "bearer",
-                    "description": "The project's current API key. A key that was turned away "
-                    "passes for at most the keyring cache's seconds.",
+                    "description": "The project's current API key. A rotated key is accepted "
+                    "for at most the keyring cache's time.",
                 }
             },
             "schemas": {"Problem": _problem_schema(), "Counts": _counts_schema()},
@@ -92,8 +92,8 @@ def _key() -> _Json:
         "name": "key",
         "in": "path",
         "required": True,
-        "description": "The object's key: 1 to 900 bytes of UTF-8, its slashes as they are or "
-        "as %2F; no control character, no empty, `.` or `..` segment",
+        "description": "The object's key: 1 to 900 bytes of UTF-8, with slashes as `/` or "
+        "`%2F`; no control character, no empty, `.` or `..` segment",
         "schema": {"type": "string", "minLength": 1},
     }
 
@@ -118,18 +118,18 @@ def _header(name: str, description: str, schema: _Json | None = None) -> _Json:
 
 def _conditions() -> list[_Json]:
     return [
-        _header("If-None-Match", "304 where the object is still this one"),
-        _header("If-Match", "412 where it is another"),
-        _header("If-Modified-Since", "304 where it was not written since"),
-        _header("If-Unmodified-Since", "412 where it was"),
+        _header("If-None-Match", "304 if the object has this ETag"),
+        _header("If-Match", "412 if the object has another ETag"),
+        _header("If-Modified-Since", "304 if the object was not stored since"),
+        _header("If-Unmodified-Since", "412 if the object was stored since"),
     ]
 
 
 def _object_headers(**more: _Json) -> _Json:
     return {
         "ETag": {
-            "description": "The commitment to the object's key, which no rotation changes; "
-            "plaintext and objects of the earlier system keep the storage's own",
+            "description": "The commitment to the object's DEK, which no rotation changes. "
+            "Plaintext and objects of the earlier system have the storage's ETag",
             **_TAG,
         },
         "Last-Modified": {"schema": {"type": "string"}},
@@ -140,11 +140,11 @@ def _object_headers(**more: _Json) -> _Json:
     }
 
 
-def _bytes_answer(description: str, **headers: _Json) -> _Json:
+def _bytes_response(description: str, **headers: _Json) -> _Json:
     return {
         "description": description,
         "headers": _object_headers(**headers),
-        # Whatever type the object was stored with.
+        # The type that the object was stored with.
         "content": {"*/*": {"schema": {}}},
     }
 
@@ -154,21 +154,24 @@ def _get() -> _Json:
     return {
         "operationId": "getObject",
         "summary": "Read an object, or one range of it",
-        "description": "Streams as it decrypts. A body that does not authenticate to its end "
-        "ends in an aborted connection, never in order: count on Content-Length. The caller's "
-        "metadata comes as X-Keyturn-Meta-*.",
+        "description": "Decrypts while it streams. If the body does not authenticate to its "
+        "end, the connection is reset: rely on Content-Length. The caller's metadata is in "
+        "X-Keyturn-Meta-* headers.",
         "parameters": [
             _header("Range", "One range of bytes: `bytes=0-99`, `bytes=100-`, `bytes=-100`"),
-            _header("If-Range", "The ETag that the range is meant of; else all of it is sent"),
+            _header(
+                "If-Range",
+                "The ETag that the range is for; if it has changed, the whole object is sent",
+            ),
             *_conditions(),
         ],
         "responses": {
-            "200": _bytes_answer("The object"),
-            "206": _bytes_answer("The range", **{"Content-Range": content_range}),
+            "200": _bytes_response("The object"),
+            "206": _bytes_response("The range", **{"Content-Range": content_range}),
             "304": {"description": "Not modified"},
             "307": {
-                "description": "Plaintext, where the project allows it: to be read from the "
-                "storage itself, by a URL that is valid for 60 seconds",
+                "description": "Plaintext, if the project allows it: read it from the storage, "
+                "at a URL that is valid for 60 seconds",
                 "headers": {"Location": {"schema": {"type": "string"}}},
             },
             **_problems(*_READ, 416),
@@ -181,8 +184,8 @@ def _head() -> _Json:
     without_body = {str(status): {"description": _DESCRIPTIONS[status]} for status in sorted(_READ)}
     return {
         "operationId": "headObject",
-        "summary": "Read what GET would tell of an object",
-        "description": "Opens the last chunk: the length that it tells is proven.",
+        "summary": "Read an object's headers",
+        "description": "Decrypts the last chunk, which proves the length.",
         "parameters": _conditions(),
         "responses": {"200": described, "304": {"description": "Not modified"}, **without_body},
     }
@@ -198,20 +201,20 @@ def _put() -> _Json:
     )
     return {
         "operationId": "putObject",
-        "summary": "Hand in an object",
-        "description": "The body is sealed while it streams into staging; workers encrypt and "
-        "store it. A key is written once, and never again after a delete. X-Keyturn-Meta-* "
+        "summary": "Upload an object",
+        "description": "The body is encrypted while it streams into staging; workers store it. "
+        "A key is written once, and cannot be used again after a delete. X-Keyturn-Meta-* "
         "headers become the object's metadata: at most 1 KiB.",
         "parameters": [
             _header(
                 "Prefer",
-                "`wait=N`: answer only once it is stored or refused, or after N seconds",
+                "`wait=N`: respond when it is stored or refused, or after N seconds",
             )
         ],
         "requestBody": {"required": True, "content": {"*/*": {"schema": {}}}},
         "responses": {
             "201": {"description": "Stored", "content": answer},
-            "202": {"description": "Handed in", "content": answer},
+            "202": {"description": "Published", "content": answer},
             **_problems(*_WRITE, 412),
         },
     }
@@ -227,7 +230,7 @@ def _post_rotation() -> _Json:
                 "api_key": {
                     "type": "string",
                     "pattern": "^[A-Za-z0-9._~+/=-]{32,512}$",
-                    "description": "The new API key: save it before you send it",
+                    "description": "The new API key. Save it before you send it",
                 }
             },
         }
@@ -241,10 +244,10 @@ def _post_rotation() -> _Json:
     )
     return {
         "operationId": "rotate",
-        "summary": "Turn the project's key to a new API key",
-        "description": "Asked for with the current key, and expecting its generation. Once it "
-        "is accepted only the new key opens the project. `Prefer: wait=N` waits for that, or "
-        "for the refusal.",
+        "summary": "Rotate the project to a new API key",
+        "description": "Authenticate with the current key. The rotation expects that key's "
+        "generation. Once it is accepted, only the new key is accepted. `Prefer: wait=N` waits "
+        "until the rotation is accepted or refused.",
         "parameters": [_header("Prefer", "`wait=N`")],
         "requestBody": {"required": True, "content": body},
         "responses": {
@@ -268,9 +271,10 @@ def _get_rotation() -> _Json:
             "project": {"type": "string"},
             "state": {
                 "enum": states,
-                "description": "`accepted`: turned, and no record of its sweep stands (yet, or "
-                "any more); only `completed` with `clean` says that no old wrap is left. "
-                "`requested` and `rejected` are known to the gateway that published it",
+                "description": "`accepted`: the new key is in effect, and there is no record of "
+                "the sweep (yet, or any more). Only `completed` with `clean` means that no old "
+                "wrap is left. `requested` and `rejected` are known only to the gateway that "
+                "published the rotation",
             },
             "generation": {"type": "integer", "minimum": 1},
             "counts": {"$ref": "#/components/schemas/Counts"},
@@ -280,8 +284,9 @@ def _get_rotation() -> _Json:
     }
     return {
         "operationId": "getRotation",
-        "summary": "How far a rotation is",
-        "description": "For the holder of the current API key: the new one, once it is accepted.",
+        "summary": "Read the state of a rotation",
+        "description": "Authenticate with the current API key: the new one, once the rotation "
+        "is accepted.",
         "responses": {
             "200": {"description": "Its state", "content": _json_content(schema)},
             **_problems(401, 404, 429, 500, 502, 503),
@@ -289,8 +294,8 @@ def _get_rotation() -> _Json:
     }
 
 
-def _own() -> _Json:
-    """What needs no key."""
+def _public() -> _Json:
+    """Return the paths that need no API key."""
     alive = {"type": "object", "required": ["status"], "properties": {"status": {"const": "alive"}}}
     ready = {
         "type": "object",
@@ -303,24 +308,24 @@ def _own() -> _Json:
     text = {"text/plain": {"schema": {"type": "string"}}}
     return {
         "/healthz": _open(
-            "alive", "Whether the process answers", {"200": ("Alive", _json_content(alive))}
+            "alive", "Whether the process is alive", {"200": ("Alive", _json_content(alive))}
         ),
         "/readyz": _open(
             "ready",
-            "Whether broker and storage answer",
+            "Whether broker and storage respond",
             {
                 "200": ("Ready", _json_content(ready)),
                 "503": ("Not ready", _json_content(ready)),
             },
         ),
-        "/metrics": _open("metrics", "Counters for Prometheus", {"200": ("Counters", text)}),
+        "/metrics": _open("metrics", "Metrics for Prometheus", {"200": ("Metrics", text)}),
     }
 
 
-def _open(operation: str, summary: str, answers: dict[str, tuple[str, _Json]]) -> _Json:
+def _open(operation: str, summary: str, contents: dict[str, tuple[str, _Json]]) -> _Json:
     responses = {
         status: {"description": description, "content": content}
-        for status, (description, content) in answers.items()
+        for status, (description, content) in contents.items()
     }
     return {
         "get": {
@@ -360,7 +365,7 @@ def _problem_schema() -> _Json:
             "status": {"type": "integer"},
             "code": {
                 "enum": sorted(all_errors()),
-                "description": "What was refused; absent where HTTP's own status says it",
+                "description": "Keyturn's error code; absent if the HTTP status says it all",
             },
             "detail": {"type": "string"},
             "upload_id": {"type": "string"},

@@ -1,8 +1,7 @@
 """Errors over HTTP: RFC 9457 problem documents with the codes of SPEC 12 (SPEC 9.6).
 
-A refusal of HTTP's own (405, 412, 503 for too many requests) has no code there and carries
-none. A 401 has the same words for whatever was wrong with the key, or with the project.
-It must never put a secret, a plaintext or an exception's text into an answer.
+Errors of HTTP itself (405, 412, 503 for too many requests) have no code. Every 401 has the same
+text. A response never contains a secret, a plaintext or the text of a foreign exception.
 """
 
 from collections.abc import Mapping
@@ -41,18 +40,18 @@ _STATUS: Final[Mapping[str, int]] = {
     "no_usable_wrap": 502,
     "unknown_algorithm": 502,
 }
-_THE_REST: Final = 503
+_DEFAULT_STATUS: Final = 503
 _RETRY_AFTER_S: Final = 1
-_TRY_AGAIN: Final = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
+_RETRYABLE: Final = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 
 
 def status_for_code(code: str) -> int:
-    """The HTTP status of a code of SPEC 12."""
-    return _STATUS.get(code, _THE_REST)
+    """Return the HTTP status of a code of SPEC 12."""
+    return _STATUS.get(code, _DEFAULT_STATUS)
 
 
 def problem_from_error(error: CodedError, headers: Mapping[str, str] | None = None) -> Response:
-    """The answer to whatever an error of Keyturn's own refuses."""
+    """Return the response for an error of Keyturn."""
     detail = UNAUTHORIZED if isinstance(error, UnauthorizedError) else error.detail
     return problem(status_for_code(error.code), detail, code=error.code, headers=headers)
 
@@ -65,13 +64,13 @@ def problem(
     headers: Mapping[str, str] | None = None,
     more: Mapping[str, str] | None = None,
 ) -> Response:
-    """An answer with a problem document.
+    """Return a response with a problem document.
 
     Args:
-        status: HTTP's.
+        status: The HTTP status.
         detail: One line for a person.
-        code: Of SPEC 12, where it has one for this.
-        headers: Further headers of the answer.
+        code: The error code of SPEC 12, if it has one.
+        headers: Further headers of the response.
         more: Further members of the document.
     """
     document: dict[str, object] = {"title": HTTPStatus(status).phrase, "status": status}
@@ -79,9 +78,13 @@ def problem(
         document["code"] = code
     if detail:
         document["detail"] = detail
-    said = {"cache-control": "no-store", "x-content-type-options": "nosniff", **(headers or {})}
+    all_headers = {
+        "cache-control": "no-store",
+        "x-content-type-options": "nosniff",
+        **(headers or {}),
+    }
     if status == HTTPStatus.UNAUTHORIZED:
-        said["www-authenticate"] = 'Bearer realm="keyturn"'
-    if status in _TRY_AGAIN:
-        said["retry-after"] = str(_RETRY_AFTER_S)
-    return Response(orjson.dumps(document | dict(more or {})), status, said, MEDIA_TYPE)
+        all_headers["www-authenticate"] = 'Bearer realm="keyturn"'
+    if status in _RETRYABLE:
+        all_headers["retry-after"] = str(_RETRY_AFTER_S)
+    return Response(orjson.dumps(document | dict(more or {})), status, all_headers, MEDIA_TYPE)

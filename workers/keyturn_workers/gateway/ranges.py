@@ -1,14 +1,14 @@
-"""Which bytes a reader asks for: `Range` of RFC 9110, section 14, as far as SPEC 9.2 goes. Pure.
+"""Parses the `Range` header: RFC 9110, section 14, as far as SPEC 9.2 supports it. Pure.
 
-One range of bytes is served. What is no range of bytes, is none that can be read, or is
-several, is ignored, as RFC 9110 allows: the answer is then the whole object.
+One range of bytes is served. Other units, malformed ranges and several ranges are ignored, as
+RFC 9110 allows: the response is then the whole object.
 """
 
 import re
 from dataclasses import dataclass
 from typing import Final
 
-# Longer numbers than any length has, and shorter than those that int() refuses.
+# More digits than any length has, and fewer than int() refuses.
 _SPEC: Final = re.compile(
     r"bytes=[ \t]*(?P<first>[0-9]{0,40})-(?P<last>[0-9]{0,40})[ \t]*", re.IGNORECASE
 )
@@ -23,7 +23,7 @@ class Span:
 
     @property
     def length(self) -> int:
-        """How many bytes these are."""
+        """The number of bytes."""
         return self.end - self.first
 
 
@@ -35,11 +35,11 @@ class ByteRange:
     last: int | None
 
     def is_suffix_of_empty(self, size_bytes: int) -> bool:
-        """Whether it asks for the last bytes of an empty object, which are all of it."""
+        """Whether it is a suffix of an empty object, which is the whole object."""
         return self.first is None and bool(self.last) and size_bytes == 0
 
     def span(self, size_bytes: int) -> Span | None:
-        """The bytes of an object of that size; None where none of them lies in it."""
+        """Return the bytes of an object of that size; None if the range lies outside it."""
         if self.first is None:
             length = min(self.last or 0, size_bytes)
             return Span(size_bytes - length, size_bytes) if length else None
@@ -50,12 +50,12 @@ class ByteRange:
 
 
 def parse_range(value: str) -> ByteRange | None:
-    """What a `Range` header asks for, or None where it is to be ignored."""
-    found = _SPEC.fullmatch(value.strip(" \t"))
-    if found is None or not (found["first"] or found["last"]):
+    """Return the range of a `Range` header, or None if it must be ignored."""
+    match = _SPEC.fullmatch(value.strip(" \t"))
+    if match is None or not (match["first"] or match["last"]):
         return None
-    first = int(found["first"]) if found["first"] else None
-    last = int(found["last"]) if found["last"] else None
+    first = int(match["first"]) if match["first"] else None
+    last = int(match["last"]) if match["last"] else None
     if first is not None and last is not None and last < first:
         return None
     return ByteRange(first, last)

@@ -1,13 +1,14 @@
-"""Rotations over HTTP (SPEC 9.5): asked for by the holder of the current API key.
+"""Rotations over HTTP, requested with the current API key (SPEC 9.5).
 
-What is published expects the generation that the caller's key was good for, so that two who
-ask at once do not turn the key twice. The state of a rotation is read from the keyring and
-from its sweep's record, which every gateway can; only that one was refused, or is still on
-its way, is known to the gateway alone that published it.
+The published request expects the generation of the caller's key, so that two concurrent
+requests do not rotate twice. Every gateway reads a rotation's state from the keyring and from
+its sweep's record. That a rotation was rejected, or is not accepted yet, is known only to the
+gateway that published it.
 """
 
 import asyncio
 from collections import Counter, OrderedDict
+from dataclasses import dataclass
 from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
@@ -45,9 +46,9 @@ from keyturn_workers.sweep import SweepStore
 _ACCEPTED: Final = 202
 _BODY_MAX_BYTES: Final = 8 * 1024
 _BODY_TIMEOUT_S: Final = 10.0
-_MAX_KNOWN: Final = 10_000
-# How long an answer is listened for; whoever asks later reads the keyring.
-_LISTEN_S: Final = 600.0
+_MAX_PUBLISHED: Final = 10_000
+# How long to wait for the outcome. Later, the keyring shows it.
+_OUTCOME_WAIT_S: Final = 600.0
 
 
 class RotationBody(BaseModel):
@@ -59,16 +60,16 @@ class RotationBody(BaseModel):
 
 
 class RotationRoutes:
-    """Publishes rotations, and tells how far they are.
+    """Publishes rotations, and reports their state.
 
     Args:
-        gate: Decides who may ask.
-        limit: Bounds what is served at once, of one project and in all.
-        publisher: The gateway's own.
+        auth: Authenticates callers.
+        limit: Limits concurrent requests, of one project and in all.
+        publisher: The gateway's publisher.
         store: The records of sweeps.
-        max_under_way: How many rotations of one project may be under way.
+        max_in_progress: How many rotations of one project may be in progress.
         idle_timeout_s: How long a client may send nothing.
-        wait_max_s: The longest wait that is granted.
+        wait_max_s: The longest wait for `Prefer: wait=N`.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class RotationRoutes:
         publisher: Publisher,
         store: SweepStore,
         *,
-        max_under_way: int,
+        max_in_progress: int,
         idle_timeout_s: float,
         wait_max_s: float,
     ) -> None:
@@ -86,16 +87,16 @@ class RotationRoutes:
         self._limit = limit
         self._publisher = publisher
         self._store = store
-        self._max_under_way = max_under_way
-        # How many of each project were published here and are not answered yet.
+        self._max_in_progress = max_in_progress
+        # How many of each project were published here and have no outcome yet.
         self._pending: Counter[str] = Counter()
         self._idle_timeout_s = min(idle_timeout_s, _BODY_TIMEOUT_S)
         self._wait_max_s = wait_max_s
-        self._known: OrderedDict[str, _Known] = OrderedDict()
+        self._published: OrderedDict[str, _PublishedRotation] = OrderedDict()
 
     async def close(self) -> None:
-        """Listen for no answer any more."""
-        tasks = [known.answer for known in self._known.values()]
+        """Stop waiting for outcomes."""
+        tasks = [rotation.outcome for rotation in self._published.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -107,62 +108,62 @@ class RotationRoutes:
             return await self._post(request, caller)
 
     async def _post(self, request: Request, caller: Caller) -> Response:
-        ask = await self._ask(request)
-        self._check(caller, ask.api_key)
-        under_way = await self._running(caller)
-        # From here to the publication nothing is awaited that others could pass by.
-        if under_way + self._pending[caller.project] >= self._max_under_way:
+        body = await self._body(request)
+        self._check_new_key(caller, body.api_key)
+        in_progress = await self._count_running(caller)
+        # No await between this check and the count in `_publish`: two requests cannot both pass.
+        if in_progress + self._pending[caller.project] >= self._max_in_progress:
             raise TooManyRequestsError(
-                f"the project has {self._max_under_way} rotations under way: wait for their end"
+                f"the project has {self._max_in_progress} rotations in progress: wait for their end"
             )
         rotation_id = new_id()
-        answer = await self._publish(caller, ask, rotation_id)
-        if isinstance(answer, Response):
-            return answer
+        outcome = await self._publish(caller, body, rotation_id)
+        if isinstance(outcome, Response):
+            return outcome
         wait_s = requested_wait_s(request.headers, self._wait_max_s)
-        said = {"location": f"{request.url.path}/{rotation_id}"}
+        headers = {"location": f"{request.url.path}/{rotation_id}"}
         if wait_s is not None:
-            said["preference-applied"] = f"wait={wait_s}"
-            waiting = asyncio.wait((answer,), timeout=wait_s)
+            headers["preference-applied"] = f"wait={wait_s}"
+            waiting = asyncio.wait((outcome,), timeout=wait_s)
             await run_while_connected(request.receive, waiting)
-            if (event := _told(answer)) is not None and isinstance(event, Rejected):
+            if isinstance(event := _event_of(outcome), Rejected):
                 return rejection_response(event, {"rotation_id": rotation_id})
-        return JSONResponse({"rotation_id": rotation_id}, _ACCEPTED, said)
+        return JSONResponse({"rotation_id": rotation_id}, _ACCEPTED, headers)
 
     async def _publish(
-        self, caller: Caller, ask: RotationBody, rotation_id: str
+        self, caller: Caller, body: RotationBody, rotation_id: str
     ) -> asyncio.Task[Event] | Response:
-        """Publish it: the answer that is listened for, or the refusal where it did not go out."""
+        """Publish the rotation; return its outcome to come, or the response if that failed."""
         project = caller.project
         self._pending[project] += 1
         try:
             await self._publisher.rotate(
                 project,
-                api_key=ask.api_key,
+                api_key=body.api_key,
                 expected_generation=caller.snapshot.keyring.current.generation,
                 rotation_id=rotation_id,
             )
         except BaseException as exc:
             if isinstance(exc, OutcomeUnknownError):
-                self._listen(project, rotation_id)
+                self._wait_for_outcome(project, rotation_id)
             else:
-                self._answered(project)
+                self._release(project)
             if isinstance(exc, PublisherError):
                 return publish_failure_response(exc, {"rotation_id": rotation_id})
             raise
-        return self._listen(project, rotation_id)
+        return self._wait_for_outcome(project, rotation_id)
 
-    def _answered(self, project: str) -> None:
+    def _release(self, project: str) -> None:
         self._pending[project] -= 1
         if not self._pending[project]:
             del self._pending[project]
 
-    async def _running(self, caller: Caller) -> int:
-        """How many of the project's newest rotations are being swept, by their records."""
+    async def _count_running(self, caller: Caller) -> int:
+        """Count the project's newest rotations that are being swept, by their records."""
         keyring = caller.snapshot.keyring
         if all(entry.kek is None for entry in keyring.history):
-            return 0  # a clean sweep has ended since the newest was accepted
-        newest = (keyring.current, *reversed(keyring.history))[: self._max_under_way]
+            return 0  # a clean sweep has ended since the newest rotation
+        newest = (keyring.current, *reversed(keyring.history))[: self._max_in_progress]
         states = [await self._is_running(entry.rotation_id, caller.project) for entry in newest]
         return sum(states)
 
@@ -170,12 +171,12 @@ class RotationRoutes:
         try:
             return (await self._store.read(rotation_id, project)).plan.status == "running"
         except (MissingError, CorruptObjectError, UnknownMasterKeyError):
-            return False  # who spoils a record must not keep a project at a key that leaked
+            return False  # a damaged record must not prevent the rotation of a leaked key
         except StorageAnswerError as exc:
             raise StorageUnavailableError(str(exc)) from exc
 
     async def get(self, request: Request) -> Response:
-        """How far a rotation is."""
+        """Return the state of a rotation."""
         caller = await self._authenticate(request)
         with self._limit.hold(caller.project):
             return await self._get(request, caller)
@@ -183,7 +184,7 @@ class RotationRoutes:
     async def _get(self, request: Request, caller: Caller) -> Response:
         rotation_id: str = request.path_params["rotation_id"]
         if not is_uuid(rotation_id):
-            raise NotFoundError("no rotation has this id")
+            raise NotFoundError("this is not a rotation id")
         state = await self._state(caller, rotation_id)
         document = {"rotation_id": rotation_id, "project": caller.project} | state
         return JSONResponse(document, headers={"cache-control": "no-store"})
@@ -192,60 +193,60 @@ class RotationRoutes:
         project = parse_project(request.scope["raw_path"])
         return await self._auth.authenticate(project, request.headers.getlist("authorization"))
 
-    async def _ask(self, request: Request) -> RotationBody:
-        body = bytearray()
+    async def _body(self, request: Request) -> RotationBody:
+        content = bytearray()
         async for piece in read_body(request.receive, self._idle_timeout_s):
-            body += piece
-            if len(body) > _BODY_MAX_BYTES:
+            content += piece
+            if len(content) > _BODY_MAX_BYTES:
                 raise BodyTooLargeError(f"at most {_BODY_MAX_BYTES} bytes")
         try:
-            return RotationBody.model_validate(load_json(bytes(body)))
+            return RotationBody.model_validate(load_json(bytes(content)))
         except ValidationError as exc:
-            raise MalformedRequestError(problems(exc)) from None  # the cause repeats values
+            raise MalformedRequestError(problems(exc)) from None  # the cause contains the values
 
-    def _check(self, caller: Caller, api_key: SecretStr) -> None:
-        """Refuse at once what the workers would refuse: a key of the project's past."""
+    def _check_new_key(self, caller: Caller, api_key: SecretStr) -> None:
+        """Refuse what the workers would reject: a key that the project has or had."""
         keyring = caller.snapshot.keyring
         try:
             label = kek_id(self._auth.derive_kek(api_key.get_secret_value(), caller.project))
-        except ValueError as exc:  # its text names the rule, never the key
+        except ValueError as exc:  # its text names the rule, not the key
             raise MalformedRequestError(str(exc)) from None
         if label in {entry.kek_id for entry in (keyring.current, *keyring.history)}:
-            raise KekReusedError("the project has or had this key")
+            raise KekReusedError("the project has or had this API key")
 
-    def _listen(self, project: str, rotation_id: str) -> asyncio.Task[Event]:
-        waiting = self._publisher.wait(
+    def _wait_for_outcome(self, project: str, rotation_id: str) -> asyncio.Task[Event]:
+        event = self._publisher.wait(
             rotation_id,
-            timeout_s=_LISTEN_S,
+            timeout_s=_OUTCOME_WAIT_S,
             project=project,
             request_type="rotation.requested",
         )
-        answer = asyncio.create_task(waiting)
-        answer.add_done_callback(lambda done: done.cancelled() or done.exception())
-        until_s = asyncio.get_running_loop().time() + _LISTEN_S
-        answer.add_done_callback(lambda done: self._listened(project, done, until_s))
-        self._known[rotation_id] = _Known(project, answer)
-        while len(self._known) > _MAX_KNOWN:
-            _, oldest = self._known.popitem(last=False)
-            oldest.answer.cancel()
-        return answer
+        outcome = asyncio.create_task(event)
+        outcome.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+        until_s = asyncio.get_running_loop().time() + _OUTCOME_WAIT_S
+        outcome.add_done_callback(lambda ended: self._release_share(project, ended, until_s))
+        self._published[rotation_id] = _PublishedRotation(project, outcome)
+        while len(self._published) > _MAX_PUBLISHED:
+            _, oldest = self._published.popitem(last=False)
+            oldest.outcome.cancel()
+        return outcome
 
-    def _listened(self, project: str, answer: asyncio.Task[Event], until_s: float) -> None:
-        """Give the project its share back, but for an answer that could not be listened for.
+    def _release_share(self, project: str, outcome: asyncio.Task[Event], until_s: float) -> None:
+        """Release the project's share; later, if the outcome could not be waited for.
 
-        The rotation may be on its way all the same: were the share free at once, a project
-        could publish without bound for as long as the stream of events cannot be read.
+        The rotation may be in progress all the same. If the share were released at once, a
+        project could publish without a limit while the stream of events cannot be read.
         """
-        failed = None if answer.cancelled() else answer.exception()
-        if failed is None or isinstance(failed, WaitTimeoutError):
-            self._answered(project)
+        error = None if outcome.cancelled() else outcome.exception()
+        if error is None or isinstance(error, WaitTimeoutError):
+            self._release(project)
         else:
-            answer.get_loop().call_at(until_s, self._answered, project)
+            outcome.get_loop().call_at(until_s, self._release, project)
 
     async def _state(self, caller: Caller, rotation_id: str) -> dict[str, Any]:
         generation = find_generation_number(caller.snapshot.keyring, rotation_id)
         if generation is None:
-            # Accepted since that reading, perhaps.
+            # It may have been accepted after the snapshot.
             keyring = (await self._auth.reauthenticate(caller)).snapshot.keyring
             generation = find_generation_number(keyring, rotation_id)
         if generation is None:
@@ -254,11 +255,11 @@ class RotationRoutes:
         try:
             plan = (await self._store.read(rotation_id, caller.project)).plan
         except MissingError:
-            return state  # its sweep is about to begin, or ended so long ago that it was removed
+            return state  # the sweep has not started, or its record was removed long ago
         except StorageAnswerError as exc:
             raise StorageUnavailableError(str(exc)) from exc
         if plan.ask.kind != "rotation":
-            return state  # a sweep of another publisher's, under the id of this rotation
+            return state  # another publisher's sweep under this rotation's id
         counts: dict[str, Any] = {**plan.counts.to_json(), "clean": plan.clean}
         if plan.status == "running":
             return state | {"state": "running", "counts": counts}
@@ -267,26 +268,24 @@ class RotationRoutes:
         return state | {"state": "completed", "counts": counts}
 
     def _not_accepted(self, project: str, rotation_id: str) -> dict[str, Any]:
-        known = self._known.get(rotation_id)
-        if known is None or known.project != project:
-            raise NotFoundError("no rotation of this id was accepted")
-        event = _told(known.answer)
+        rotation = self._published.get(rotation_id)
+        if rotation is None or rotation.project != project:
+            raise NotFoundError("no rotation with this id was accepted")
+        event = _event_of(rotation.outcome)
         if isinstance(event, Rejected):
             return {"state": "rejected", "code": event.code, "detail": event.detail}
         return {"state": "requested"}
 
 
-class _Known:
-    """A rotation that was published here, and the answer that is listened for."""
+@dataclass(slots=True)
+class _PublishedRotation:
+    """A rotation that this gateway published, and its outcome to come."""
 
-    __slots__ = ("answer", "project")
-
-    def __init__(self, project: str, answer: asyncio.Task[Event]) -> None:
-        self.project = project
-        self.answer = answer
+    project: str
+    outcome: asyncio.Task[Event]
 
 
-def _told(answer: asyncio.Task[Event]) -> Event | None:
-    if not answer.done() or answer.cancelled() or answer.exception() is not None:
+def _event_of(outcome: asyncio.Task[Event]) -> Event | None:
+    if not outcome.done() or outcome.cancelled() or outcome.exception() is not None:
         return None
-    return answer.result()
+    return outcome.result()

@@ -1,8 +1,8 @@
-"""One gateway process: its settings in, requests served until it is told to stop (SPEC 9).
+"""One gateway process (SPEC 9).
 
-It starts without a broker and goes on reading while there is none: only what is published
-needs one. On SIGTERM and SIGINT it takes no new connection, lets answers end within
-`SHUTDOWN_GRACE_S`, and ends with status 0.
+It starts without a broker and serves reads while the broker is unavailable: only uploads and
+rotations need it. On SIGTERM and SIGINT it accepts no new connection, completes responses
+within `SHUTDOWN_GRACE_S`, and exits with status 0.
 """
 
 import asyncio
@@ -42,12 +42,12 @@ from keyturn_workers.settings import GatewaySettings
 from keyturn_workers.storage import Storage
 from keyturn_workers.storage.s3 import open_storage
 from keyturn_workers.sweep import SweepStore
-from keyturn_workers.worker.gc import tame_garbage_collection
+from keyturn_workers.worker.gc import reduce_garbage_collection
 from keyturn_workers.worker.health import Check
 
-# Beyond one a request: keyrings, records, health.
+# Connections to the storage besides one per request: keyrings, records, health.
 _SPARE_CONNECTIONS: Final = 16
-# Nothing is written by a keyring that is read here; it bounds how far answers' dates may differ.
+# The gateway writes nothing by a keyring: this limits only how far response dates may differ.
 _LEASE_S: Final = 15
 _KEEP_ALIVE_S: Final = 15
 _CONNECTIONS_PER_REQUEST: Final = 4
@@ -58,30 +58,29 @@ _log = structlog.get_logger()
 
 
 async def run_gateway(settings: GatewaySettings) -> None:
-    """Serve until the process is told to stop.
+    """Serve until a signal stops the process.
 
     Raises:
-        SettingsError: there are no S3 credentials anywhere.
-        AddressError: another process listens there, or there is no such address.
+        SettingsError: no S3 credentials are configured.
+        AddressError: the address is in use or does not exist.
     """
     tolerate_odd_properties()
     metrics = GatewayMetrics()
     metrics.registry.add_process()
-    async with opened(settings, metrics) as app:
+    async with open_app(settings, metrics) as app:
         await serve(settings, app)
     _log.info("gateway stopped")
 
 
 @dataclass(frozen=True, slots=True)
-class _Parts:
-    auth: Authenticator
+class _Routes:
     objects: ObjectRoutes
     rotations: RotationRoutes
 
 
 @asynccontextmanager
-async def opened(settings: GatewaySettings, metrics: GatewayMetrics) -> AsyncIterator[ASGIApp]:
-    """The application with its storage and its publisher."""
+async def open_app(settings: GatewaySettings, metrics: GatewayMetrics) -> AsyncIterator[ASGIApp]:
+    """Yield the application, with its storage and its publisher open."""
     connections = settings.gateway_concurrency + _SPARE_CONNECTIONS
     async with (
         open_storage(settings, max_connections=connections) as storage,
@@ -93,22 +92,22 @@ async def opened(settings: GatewaySettings, metrics: GatewayMetrics) -> AsyncIte
         ) as publisher,
         listing_detection(storage, settings.publisher_name),
     ):
-        parts = _parts(settings, storage, publisher, metrics)
+        routes = _routes(settings, storage, publisher, metrics)
         try:
             yield application(
-                parts.objects,
-                parts.rotations,
+                routes.objects,
+                routes.rotations,
                 metrics,
                 _checks(storage, publisher),
                 idle_timeout_s=settings.gateway_idle_timeout_s,
             )
         finally:
-            await parts.rotations.close()
+            await routes.rotations.close()
 
 
-def _parts(
+def _routes(
     settings: GatewaySettings, storage: Storage, publisher: Publisher, metrics: GatewayMetrics
-) -> _Parts:
+) -> _Routes:
     keyrings = KeyringReader(
         storage, settings.master_keys, lease_s=_LEASE_S, cache_s=settings.keyring_cache_s
     )
@@ -156,11 +155,11 @@ def _parts(
         limit,
         publisher,
         SweepStore(storage, settings.master_keys),
-        max_under_way=settings.gateway_project_rotations,
+        max_in_progress=settings.gateway_project_rotations,
         idle_timeout_s=settings.gateway_idle_timeout_s,
         wait_max_s=settings.gateway_wait_max_s,
     )
-    return _Parts(auth, objects, rotations)
+    return _Routes(objects, rotations)
 
 
 def _checks(storage: Storage, publisher: Publisher) -> dict[str, Check]:
@@ -207,7 +206,7 @@ async def serve(settings: GatewaySettings, app: ASGIApp) -> None:
     # uvicorn's messages contain paths, and so object keys. The gateway logs what is needed.
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    tame_garbage_collection()
+    reduce_garbage_collection()
     config = uvicorn.Config(
         app,
         http=make_protocol_class(

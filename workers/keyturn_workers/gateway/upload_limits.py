@@ -1,7 +1,7 @@
-"""What bodies above 256 KiB need on their way in: a place, and room in staging (SPEC 9.3).
+"""What bodies above 256 KiB need: an upload slot, and room in staging (SPEC 9.3).
 
-A smaller body travels in the request itself and needs neither. A larger one holds some parts of
-8 MiB in memory while it comes in, and its bytes in staging until it is stored.
+A smaller body is sent in the request message itself and needs neither. A larger one has some
+parts of 8 MiB in memory while it is received, and is in staging until it is stored.
 """
 
 import asyncio
@@ -16,86 +16,87 @@ from keyturn_workers.gateway.fair_shares import GatewayBusyError, share_of
 from keyturn_workers.gateway.staging_quota import StagingQuota
 
 SLOT_WAIT_S: Final = 30.0
-_WAITING_A_PLACE: Final = 4
+_WAITERS_PER_SLOT: Final = 4
 
 
 class UploadLimits:
-    """Bounds what bodies hold, of one project and in all.
+    """Limits what uploads use, of one project and in all.
 
     Args:
-        places: For bodies that come in.
-        staged: Counts what is in staging.
+        slots: Limits how many larger bodies are received at once.
+        quota: Limits what is in staging.
     """
 
-    def __init__(self, places: "UploadSlots", staged: StagingQuota) -> None:
-        self._places = places
-        self._staged = staged
+    def __init__(self, slots: "UploadSlots", quota: StagingQuota) -> None:
+        self._slots = slots
+        self._quota = quota
 
     @asynccontextmanager
     async def hold(self, project: str, upload_id: str) -> AsyncIterator["UploadClaim"]:
-        """What one upload needs, for as long as it is taken in and published."""
+        """Yield a claim for one upload, while its body is received and published."""
         async with AsyncExitStack() as stack:
             try:
-                yield UploadClaim(project, upload_id, self._places, self._staged, stack)
+                yield UploadClaim(project, upload_id, self._slots, self._quota, stack)
             except (OutcomeUnknownError, asyncio.CancelledError):
-                self._staged.complete(upload_id)  # it may be on its way to a worker
+                self._quota.complete(upload_id)  # a worker may be about to store it
                 raise
             except BaseException:
-                self._staged.release(upload_id)
+                self._quota.release(upload_id)
                 raise
-            self._staged.complete(upload_id)
+            self._quota.complete(upload_id)
 
 
 class UploadClaim:
-    """What one upload holds. Made by `UploadLimits.hold`."""
+    """What one upload uses. Created by `UploadLimits.hold`."""
 
     def __init__(
         self,
         project: str,
         upload_id: str,
-        places: "UploadSlots",
-        staged: StagingQuota,
+        slots: "UploadSlots",
+        quota: StagingQuota,
         stack: AsyncExitStack,
     ) -> None:
         self._project = project
         self._upload_id = upload_id
-        self._places = places
-        self._staged = staged
+        self._slots = slots
+        self._quota = quota
         self._stack = stack
-        self._has_place = False
+        self._has_slot = False
 
     async def grow(self, size_bytes: int) -> None:
-        """Hold what a body of at least this size needs.
+        """Acquire what a body of at least this size needs.
 
         Raises:
-            TooManyRequestsError: the project has its share.
-            GatewayBusyError: there is no place, or no room, for anybody.
+            TooManyRequestsError: the project uses its share.
+            GatewayBusyError: no slot became free, or staging is full.
             StorageUnavailableError: staging cannot be listed.
         """
         if size_bytes <= INLINE_MAX_BYTES:
             return
-        if not self._has_place:
-            await self._stack.enter_async_context(self._places.hold(self._project))
-            self._has_place = True
-        await self._staged.reserve(self._project, self._upload_id, size_bytes)
+        if not self._has_slot:
+            await self._stack.enter_async_context(self._slots.hold(self._project))
+            self._has_slot = True
+        await self._quota.reserve(self._project, self._upload_id, size_bytes)
 
 
 class _ProjectSlots:
-    """The places that one project may have, and how many use or want one."""
+    """The slots of one project, and how many uploads use one or wait for one."""
 
     def __init__(self, count: int) -> None:
-        self.places = asyncio.Semaphore(count)
-        self.users = 0
+        self.slots = asyncio.Semaphore(count)
+        self.uploads = 0
 
 
 class UploadSlots:
-    """Places for bodies above 256 KiB: no project has more than its share, and none waits for long.
+    """Slots for bodies above 256 KiB.
 
-    Those of a project that wait are bounded as well, so that they wait in no other one's way.
+    A project uses at most its share of them. How many of its uploads wait for a slot is limited
+    as well, so that they do not delay other projects.
 
     Args:
-        count: How many there are.
-        project_share: The part of them that one project may have.
+        count: How many slots there are.
+        project_share: The part of them that one project may use.
     """
 
     def __init__(self, count: int, project_share: float) -> None:
@@ -105,35 +106,36 @@ class UploadSlots:
 
     @asynccontextmanager
     async def hold(self, project: str) -> AsyncIterator[None]:
-        """A place for as long as the block runs.
+        """Acquire a slot for the duration of the block.
 
         Raises:
-            TooManyRequestsError: the project's own are all in use, and enough wait for them.
-            GatewayBusyError: no place became free in time.
+            TooManyRequestsError: the project uses its share, and enough of its uploads wait.
+            GatewayBusyError: no slot became free in time.
         """
         own = self._projects.setdefault(project, _ProjectSlots(self._share))
-        if own.users >= self._share * (1 + _WAITING_A_PLACE):
-            raise TooManyRequestsError(f"the project has {own.users} bodies under way")
-        own.users += 1
+        if own.uploads >= self._share * (1 + _WAITERS_PER_SLOT):
+            raise TooManyRequestsError(f"the project has {own.uploads} uploads in progress")
+        own.uploads += 1
         try:
             async with AsyncExitStack() as stack:
-                await self._wait(own, stack)
+                await self._acquire(own, stack)
                 yield
         finally:
-            own.users -= 1
-            if not own.users:
+            own.uploads -= 1
+            if not own.uploads:
                 del self._projects[project]
 
-    async def _wait(self, own: _ProjectSlots, stack: AsyncExitStack) -> None:
-        timeout = asyncio.timeout(SLOT_WAIT_S)
+    async def _acquire(self, own: _ProjectSlots, stack: AsyncExitStack) -> None:
         has_own = False
         try:
-            async with timeout:
-                # Its own first: who waits for it keeps none from the others meanwhile.
-                await stack.enter_async_context(own.places)
+            async with asyncio.timeout(SLOT_WAIT_S):
+                # The project's own first: waiting for it must not hold one of all slots.
+                await stack.enter_async_context(own.slots)
                 has_own = True
                 await stack.enter_async_context(self._all)
         except TimeoutError as exc:
             if not has_own:
-                raise TooManyRequestsError("the project's other bodies take too long") from exc
+                raise TooManyRequestsError(
+                    "the project's other uploads did not finish in time"
+                ) from exc
             raise GatewayBusyError from exc

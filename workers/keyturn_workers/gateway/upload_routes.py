@@ -1,12 +1,12 @@
-"""`PUT` of an object: sealed into staging, published as an upload (SPEC 9.4).
+"""`PUT` of an object: the body is encrypted into staging and published as an upload (SPEC 9.4).
 
-The gateway is a publisher like any other: it signs as itself, and the workers decide. It
-never waits for a worker unless it is asked to (`Prefer: wait=N`, RFC 7240), and then answers
-what the worker told. It must never write a byte of plaintext anywhere.
+The gateway is a publisher like any other: it signs as itself, and the workers decide. It waits
+for a worker only on request (`Prefer: wait=N`, RFC 7240), and then responds with the worker's
+outcome. It never writes plaintext anywhere.
 
-A key that holds something is refused before the body is taken. A body up to 256 KiB travels
-in the request itself; a larger one needs one of a few places, and room in staging, and no
-project has more than its share of either (SPEC 9.3).
+A key that is in use is refused before the body is read. A body up to 256 KiB is sent in the
+request message; a larger one needs an upload slot and room in staging, and each project has a
+share of both (SPEC 9.3).
 """
 
 import re
@@ -46,22 +46,22 @@ _LENGTH: Final = re.compile(r"[0-9]{1,18}")
 _QUOTED: Final = r'"(?:[^"\\]|\\.)*"'
 _PREFERENCE: Final = re.compile(rf'(?:[^,;"]|{_QUOTED})+(?:;(?:[^,;"]|{_QUOTED})*)*')
 _WAIT: Final = re.compile(r"\s*wait\s*=\s*\"?(?P<seconds>[0-9]{1,18})\"?\s*(?:;.*)?", re.IGNORECASE)
-# What a client sends of a value is never longer than what the storage is sent, but for quoted
-# forms; and decoding takes time that grows with the square.
+# Decoding takes quadratic time, so longer values are refused first. Only quoted forms are longer
+# than what the storage is sent.
 _METADATA_MAX_BYTES: Final = 2 * CALLER_MAX_BYTES
 
 
 class UploadRoutes:
-    """Takes bodies in.
+    """Handles uploads.
 
     Args:
-        publisher: The gateway's own.
-        source: Tells whether a key holds something.
-        limits: Bounds what larger bodies hold, of one project and in all.
-        metrics: Counts.
+        publisher: The gateway's publisher.
+        opener: Checks whether a key is in use.
+        limits: Limits what larger bodies use, of one project and in all.
+        metrics: The gateway's metrics.
         max_bytes: The largest body.
         idle_timeout_s: How long a client may send nothing.
-        wait_max_s: The longest wait that is granted.
+        wait_max_s: The longest wait for `Prefer: wait=N`.
     """
 
     def __init__(
@@ -84,32 +84,32 @@ class UploadRoutes:
         self._wait_max_s = wait_max_s
 
     async def put(self, request: Request, caller: Caller, key: str) -> Response:
-        """Hand the body in under this key.
+        """Publish the request's body as an upload to this key.
 
         Raises:
-            MalformedRequestError: its headers are not such as an object can keep.
-            BodyTooLargeError: it is larger than what is taken.
-            AlreadyExistsError, DeletedKeyError: the key holds an object, or a tombstone.
-            TooManyRequestsError: the project has its share of places or of staging.
-            GatewayBusyError: there is no place, or no room in staging, for anybody.
+            MalformedRequestError: the headers cannot be stored with an object.
+            BodyTooLargeError: the body is too large.
+            AlreadyExistsError, DeletedKeyError: the key has an object or a tombstone.
+            TooManyRequestsError: the project uses its share of slots or of staging.
+            GatewayBusyError: no slot became free, or staging is full.
             StorageUnavailableError: staging failed.
-            ClientGoneError: the client sent no more.
+            ClientGoneError: the client disconnected or stopped sending.
         """
         headers = request.headers
         if "if-match" in headers:
-            # A key is written once: there is no object that this could take the place of.
+            # A key is written once: there is nothing that this could replace.
             return problem(
-                _PRECONDITION_FAILED, "an object is never replaced", headers={"connection": "close"}
+                _PRECONDITION_FAILED, "objects cannot be replaced", headers={"connection": "close"}
             )
-        told_bytes = self._check(headers)
+        declared_bytes = self._declared_length(headers)
         metadata, upload_id = _metadata(headers), new_id()
-        # Before a byte of the body is read: what would be refused fills neither staging nor the
-        # dead letters. Of two that pass here at once the workers refuse one.
-        await self._opener.check_free(caller, key)
+        # Before the body is read, so that an upload that will be refused fills neither staging
+        # nor the dead letters. If two requests pass at once, the workers refuse one.
+        await self._opener.require_unused_key(caller, key)
         try:
             async with self._limits.hold(caller.project, upload_id) as claim:
-                # What tells its length has its place before the client is asked for the body.
-                await claim.grow(told_bytes)
+                # A declared length is claimed before the client is asked for the body.
+                await claim.grow(declared_bytes)
                 await self._publisher.upload(
                     caller.project,
                     key,
@@ -120,30 +120,30 @@ class UploadRoutes:
                 )
         except PublisherError as exc:
             return publish_failure_response(exc, {"upload_id": upload_id})
-        return await self._answer(request, caller.project, key, upload_id)
+        return await self._respond(request, caller.project, key, upload_id)
 
-    def _check(self, headers: Headers) -> int:
-        """The length that the headers tell, 0 where they tell none."""
-        # RFC 9110, 9.3.4 and 14.5: what is not understood of a PUT must not be passed over.
+    def _declared_length(self, headers: Headers) -> int:
+        """Return `Content-Length`, or 0 if there is none."""
+        # RFC 9110, 9.3.4 and 14.5: a PUT must not ignore these.
         for name in ("content-range", "content-encoding"):
             if name in headers:
-                raise MalformedRequestError(f"{name} is not taken")
-        told = headers.get("content-length", "0")
-        if _LENGTH.fullmatch(told) is None or int(told) > self._max_bytes:
+                raise MalformedRequestError(f"{name} is not supported")
+        length = headers.get("content-length", "0")
+        if _LENGTH.fullmatch(length) is None or int(length) > self._max_bytes:
             raise BodyTooLargeError(f"at most {self._max_bytes} bytes")
-        return int(told)
+        return int(length)
 
     async def _body(self, request: Request, claim: UploadClaim) -> AsyncIterator[bytes]:
-        taken = 0
+        received = 0
         async for piece in read_body(request.receive, self._idle_timeout_s):
-            taken += len(piece)
-            if taken > self._max_bytes:
+            received += len(piece)
+            if received > self._max_bytes:
                 raise BodyTooLargeError(f"at most {self._max_bytes} bytes")
-            await claim.grow(taken)
+            await claim.grow(received)
             self._metrics.received_bytes.inc(len(piece))
             yield piece
 
-    async def _answer(self, request: Request, project: str, key: str, upload_id: str) -> Response:
+    async def _respond(self, request: Request, project: str, key: str, upload_id: str) -> Response:
         wait_s = requested_wait_s(request.headers, self._wait_max_s)
         accepted = JSONResponse({"upload_id": upload_id}, _ACCEPTED)
         if wait_s is None:
@@ -160,25 +160,27 @@ class UploadRoutes:
             return rejection_response(event, {"upload_id": upload_id})
         if not isinstance(event, UploadStored):
             return accepted
-        place = {"location": object_path(project, key), "preference-applied": f"wait={wait_s}"}
-        return JSONResponse({"upload_id": upload_id}, _CREATED, place)
+        created = {"location": object_path(project, key), "preference-applied": f"wait={wait_s}"}
+        return JSONResponse({"upload_id": upload_id}, _CREATED, created)
 
 
 def _metadata(headers: Headers) -> dict[str, str]:
     sent = [item for item in headers.items() if item[0].startswith(META_PREFIX)]
     if sum(len(name) - len(META_PREFIX) + len(value) for name, value in sent) > _METADATA_MAX_BYTES:
-        raise MalformedRequestError(f"metadata has more than {CALLER_MAX_BYTES} bytes on the wire")
-    told: dict[str, str] = {}
+        raise MalformedRequestError(f"metadata is longer than {CALLER_MAX_BYTES} bytes")
+    metadata: dict[str, str] = {}
     for name, value in sent:
         short = name.removeprefix(META_PREFIX)
-        if short in told:
-            raise MalformedRequestError("a metadata name stands twice")
-        told[short] = _utf8(value)
-    return decode_caller_metadata(told) | {n: v for n, v in told.items() if n.startswith("enc-")}
+        if short in metadata:
+            raise MalformedRequestError("a metadata name occurs twice")
+        metadata[short] = _utf8(value)
+    return decode_caller_metadata(metadata) | {
+        n: v for n, v in metadata.items() if n.startswith("enc-")
+    }
 
 
 def _utf8(value: str) -> str:
-    """A header's value, whose bytes are UTF-8 today and were Latin-1 once."""
+    """Decode a header's value as UTF-8, or as Latin-1 if it is not."""
     try:
         return value.encode("latin-1").decode()
     except UnicodeError:
@@ -186,25 +188,31 @@ def _utf8(value: str) -> str:
 
 
 def requested_wait_s(headers: Headers, max_s: float) -> int | None:
-    """The seconds of `Prefer: wait=N`, no more than `max_s`; None where none is asked for."""
+    """Return the seconds of `Prefer: wait=N`, at most `max_s`; None without that preference."""
     for preference in _PREFERENCE.findall(",".join(headers.getlist("prefer"))):
-        found = _WAIT.fullmatch(preference)
-        if found is not None:
-            return int(min(int(found["seconds"]), max_s))
+        match = _WAIT.fullmatch(preference)
+        if match is not None:
+            return int(min(int(match["seconds"]), max_s))
     return None
 
 
 def rejection_response(event: Rejected, more: Mapping[str, str]) -> Response:
-    """What a worker refused, as the answer to whoever waited for it."""
+    """Return the response to a request that a worker rejected."""
     return problem(status_for_code(event.code), event.detail, code=event.code, more=more)
 
 
 def publish_failure_response(error: PublisherError, more: Mapping[str, str]) -> Response:
-    """A request that did not reach the broker, or perhaps did."""
+    """Return the response to a request that the broker did not confirm."""
     match error:
         case OutcomeUnknownError():
-            return problem(_UNAVAILABLE, "the broker did not confirm: it may have it", more=more)
+            return problem(
+                _UNAVAILABLE,
+                "the broker did not confirm the request: it may have been published",
+                more=more,
+            )
         case NotDeliveredError():
-            return problem(_UNAVAILABLE, "the broker cannot be reached, or no worker serves it")
+            return problem(
+                _UNAVAILABLE, "the broker cannot be reached, or no worker consumes from it"
+            )
         case _:
             return problem(_UNAVAILABLE, "the request could not be published")

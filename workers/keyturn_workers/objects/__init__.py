@@ -1,12 +1,14 @@
-"""One object: its wraps made, opened, verified and brought to the desired state (SPEC 4, 8.2).
+"""One object: making, opening and verifying wraps, and reaching the desired state (SPEC 4, 8.2).
 
-Deciding is pure (`plan_action`, `verify`, `wrap`, `unwrap`, `open`, `census`); carrying out is not:
+Pure: `plan_action`, `wrap`, `unwrap`, `verify`, `open_dek`, `key_usage`, `operator_keys`. The rest
+does I/O:
 
 | module | what it does |
 | --- | --- |
-| `apply` | carries one planned action out |
+| `apply` | executes one planned action |
 | `multipart_copy` | copies a large object onto itself in parts |
-| `encrypt_in_place` | the two actions that read a body: a v0 body checked, plaintext encrypted |
-| `single` | brings one object to the desired state at once, for uploads and deletes |
-| `download` | one object's plaintext straight from the bucket |
+| `encrypt_in_place` | the two actions that read a body: check a v0 body, encrypt plaintext |
+| `guards` | rechecks keyring and object around a write |
+| `single` | brings one object to the desired state at once, for uploads |
+| `download` | reads one object's plaintext straight from the bucket |
 """

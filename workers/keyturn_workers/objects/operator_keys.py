@@ -15,7 +15,7 @@ _MAX_DERIVED: Final = 4096
 
 @dataclass(frozen=True, slots=True)
 class OperatorKeys:
-    """The master keys by id, and the admin KEK of the earlier system where it is held."""
+    """The master keys by id, and the admin KEK of the earlier system if it is available."""
 
     master_keys: Mapping[str, Secret]
     v0_admin_kek: Secret | None = None
@@ -29,7 +29,7 @@ class OperatorKeys:
         return cls(master_keys, None if v0_master_key is None else v0_admin_kek(v0_master_key))
 
     def admin_kek(self, master_key: str, project: str) -> Secret | None:
-        """A project's admin KEK under the master key of this id; None if that is not held."""
+        """A project's admin KEK under the master key of this id; None if that is not available."""
         derived = self._derived.get((master_key, project))
         if derived is not None:
             return derived
@@ -42,7 +42,7 @@ class OperatorKeys:
         return derived
 
     def admin_keks(self, project: str, *, first: str = "") -> Iterator[tuple[str, Secret]]:
-        """A project's admin KEK under each master key held, by id; `first` leads if it is held."""
+        """A project's admin KEK under each available master key, by id; `first` leads."""
         for master_key in dict.fromkeys((first, *self.master_keys)):
             kek = self.admin_kek(master_key, project)
             if kek is not None:

@@ -107,7 +107,7 @@ PlannedAction: TypeAlias = NoOp | Rewrap | Encrypt | ResealTombstone
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """The object's key, and the state that it must be brought to."""
+    """The object's key, and the state that it must reach."""
 
     object_key: str
     keyring: Keyring

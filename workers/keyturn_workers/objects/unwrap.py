@@ -39,7 +39,7 @@ def open_admin_wrap(
     operator_keys: OperatorKeys,
     past: Sequence[int],
 ) -> OpenedWrap | None:
-    """Open the admin wrap under the desired master key, the label's, or any other that is held.
+    """Open the admin wrap under the desired master key, the label's, or any other available one.
 
     Raises:
         KeyringRolledBackError: it opens at a higher generation than the keyring's. This is
@@ -174,7 +174,7 @@ def is_current(
 def admin_generation(
     wraps: Wraps, project: str, object_key: str, operator_keys: OperatorKeys
 ) -> int:
-    """The generation at which the admin wrap opens under any master key held; 0 for none.
+    """The generation at which the admin wrap opens under any available master key; 0 for none.
 
     For objects whose keyring is gone: only the label says which generation to try.
     """

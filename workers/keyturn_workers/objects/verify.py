@@ -22,7 +22,7 @@ from keyturn_workers.objects.unwrap import (
 
 
 @dataclass(frozen=True, slots=True)
-class Verified:
+class Verification:
     """An object whose header commits to the DEK of its wraps.
 
     `current`: both wraps and their labels match the desired state.
@@ -34,7 +34,7 @@ class Verified:
 
 def verify(
     wraps: Wraps, header: bytes, object_key: str, desired: DesiredState, operator_keys: OperatorKeys
-) -> Verified:
+) -> Verification:
     """Open both wraps, and compare the object with the desired state.
 
     `header` is the first 56 bytes of the body.
@@ -52,7 +52,7 @@ def verify(
 
 def verify_upload(
     wraps: Wraps, header: bytes, object_key: str, keyring: Keyring, operator_keys: OperatorKeys
-) -> Verified:
+) -> Verification:
     """Verify an object that carries an upload's id, which is not authenticated (SPEC 7.1).
 
     Stricter than `verify`: the admin wrap must open, and so must the user wrap if the keyring
@@ -84,10 +84,10 @@ def _verify_opened(
     admin: OpenedWrap | None,
     user: OpenedWrap | None,
     desired: DesiredState,
-) -> Verified:
+) -> Verification:
     dek = select_dek(admin, user)
     check_header(dek, header)
-    return Verified(dek, current=is_current(wraps, admin, user, desired))
+    return Verification(dek, current=is_current(wraps, admin, user, desired))
 
 
 def check_header(dek: bytes, header: bytes) -> None:

@@ -1,9 +1,9 @@
-"""Listings as the port promises them, from what servers give (SPEC 8.5, 10).
+"""Parse listings into what the port promises (SPEC 8.5, 10).
 
-A foreign writer can put any character into a key. Servers encode the keys that they
-list, but not what they repeat of the request, nor the marker of the next page (which on
-Ceph's gateway is a key): a character that XML has not breaks the whole answer there. So
-these are made harmless, and a next page is asked for by the last key that was listed.
+Any writer of the bucket can put any character into a key. Servers encode the keys in a listing,
+but not what they repeat of the request, nor the marker of the next page (on Ceph's gateway that
+is a key). A character that XML does not allow breaks the whole response there. So such
+characters are replaced, and the next page is requested by the last key that was listed.
 """
 
 import html
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from botocore.model import OperationModel
     from types_aiobotocore_s3.type_defs import ListObjectVersionsOutputTypeDef
 
-# What no XML 1.0 document may hold, as it is or as a reference.
+# What an XML 1.0 document must not contain, literally or as a reference.
 _INVALID_XML: Final = re.compile(
     rb"[\x00-\x08\x0b\x0c\x0e-\x1f]|\xef\xbf[\xbe\xbf]"
     rb"|&#(?:x0*(?:[0-8bce-f]|1[0-9a-f]|fff[ef])|0*(?:[0-8]|1[124-9]|2[0-9]|3[01]|6553[45]));",
     re.IGNORECASE,
 )
-# Runs before botocore's own look into the answer, which hangs at `before-parse.s3.*`.
+# Runs before botocore's own check of the response, which is registered at `before-parse.s3.*`.
 BEFORE_PARSING: Final = "before-parse.*.*"
 _ENCODED: Final = b"<EncodingType>url</EncodingType>"
 
@@ -37,12 +37,12 @@ _Row = TypeVar("_Row", ObjectSummary, ObjectVersion)
 def sanitize_listing(
     operation_model: "OperationModel", response_dict: dict[str, Any], **_event: object
 ) -> None:
-    """Before botocore parses the answer to a listing: make it XML.
+    """Make the response to a listing valid XML, before botocore parses it.
 
-    Where keys are encoded, only what the server repeats of the request and its markers
-    can then be wrong, and neither is used. Elsewhere the answer stays, and fails; but for
-    open uploads, whose keys not every server encodes: one that cannot be told is told
-    wrongly then, and found by nobody.
+    If keys are encoded, this can only change what the server repeats of the request, and its
+    markers; neither is used. If they are not, the response is left as it is, and fails. Open
+    uploads are the exception, since some servers never encode their keys: a key with such a
+    character is then listed wrongly, and no upload is found under it.
     """
     body: bytes = response_dict["body"]
     match operation_model.name:
@@ -57,22 +57,24 @@ def sanitize_listing(
 
 def page_query(prefix: str, after: str) -> str:
     """The query of one request for a listing, percent-encoded."""
-    said = f"encoding-type=url&list-type=2&max-keys={PAGE_KEYS}&prefix={quote(prefix, safe='-_.~')}"
-    return f"{said}&start-after={quote(after, safe='-_.~')}" if after else said
+    query = (
+        f"encoding-type=url&list-type=2&max-keys={PAGE_KEYS}&prefix={quote(prefix, safe='-_.~')}"
+    )
+    return f"{query}&start-after={quote(after, safe='-_.~')}" if after else query
 
 
 def parse_page(body: bytes, date: datetime | None) -> ListingPage:
-    """What one answer to `page_query` shows.
+    """Parse the response to `page_query`.
 
     Raises:
-        StorageUnavailableError: the answer is no whole listing.
+        StorageUnavailableError: the response is not a whole listing.
     """
     if not body.rstrip().endswith(b"</ListBucketResult>"):
-        raise StorageUnavailableError("list: answer without outcome")
+        raise StorageUnavailableError("list: response without outcome")
     keys, etags = [], []
     try:
         is_last = _element(b"IsTruncated", body) != "true"
-        # A thousand rows several times a second: what follows is meant to be quick.
+        # A thousand rows several times a second: this must be fast.
         _, *rows = body.split(b"<Key>")
         for row in rows:
             key_end = row.index(b"</Key>")
@@ -81,23 +83,23 @@ def parse_page(body: bytes, date: datetime | None) -> ListingPage:
                 raise ValueError("an ETag of the next row")  # noqa: TRY301  # as `index` does
             keys.append(row[:key_end])
             etags.append(row[etag_at : row.index(b"</ETag>", etag_at)])
-        names = _decoded(b"\n".join(keys).decode(), encoded=_ENCODED in body).split("\n")
-        bodies = _unescaped(b"\n".join(etags).decode().replace("&quot;", "")).split("\n")
-        named = dict(zip(names, (etag.strip('"') for etag in bodies), strict=True))
+        object_keys = _decode_keys(b"\n".join(keys).decode(), encoded=_ENCODED in body).split("\n")
+        page_etags = _unescape(b"\n".join(etags).decode().replace("&quot;", "")).split("\n")
+        etag_of_key = dict(zip(object_keys, (e.strip('"') for e in page_etags), strict=True))
     except ValueError as exc:
-        raise StorageUnavailableError("list: answer that cannot be read") from exc
-    return ListingPage(named if rows else {}, is_last, date)
+        raise StorageUnavailableError("list: unreadable response") from exc
+    return ListingPage(etag_of_key if rows else {}, is_last, date)
 
 
-def _decoded(keys: str, *, encoded: bool) -> str:
-    """Keys as they are; most encoded ones have nothing but slashes that differ."""
+def _decode_keys(keys: str, *, encoded: bool) -> str:
+    """Decode keys; in most of them only the slashes are encoded."""
     if not encoded:
-        return _unescaped(keys)
+        return _unescape(keys)
     keys = keys.replace("%2F", "/")
     return unquote_plus(keys) if "%" in keys or "+" in keys else keys
 
 
-def _unescaped(text: str) -> str:
+def _unescape(text: str) -> str:
     return html.unescape(text) if "&" in text else text
 
 
@@ -112,26 +114,25 @@ def _element(name: bytes, within: bytes) -> str:
 async def rows_after(
     rows: AsyncGenerator[_Row, None], after: str, limit: int | None
 ) -> AsyncIterator[_Row]:
-    """The rows whose keys come behind `after`, as many as asked for.
+    """Yield the rows whose keys sort after `after`, at most `limit` of them.
 
-    Some servers begin a listing of versions in the middle of the key that they were
-    told to begin behind.
+    Some servers start a listing of versions in the middle of the key that was to be skipped.
     """
     if limit is not None and limit <= 0:
         return
-    given = 0
+    count = 0
     async with aclosing(rows):
         async for row in rows:
             if row.key.encode() <= after.encode():
                 continue
             yield row
-            given += 1
-            if given == limit:
+            count += 1
+            if count == limit:
                 return
 
 
 def parse_versions(page: "ListObjectVersionsOutputTypeDef") -> Sequence[ObjectVersion]:
-    """A page's rows in the listing's order, which botocore splits into two lists."""
+    """The rows of a page in the order of the listing; botocore splits them into two lists."""
     rows = [
         ObjectVersion(
             key=row["Key"],

@@ -1,15 +1,16 @@
-"""The one port through which everything reaches S3 (SPEC 8.4, 10).
+"""The port through which everything reaches S3 (SPEC 8.4, 10).
 
-Implementations: `keyturn_workers.storage.s3` (aioboto3 and leased requests) and
-`keyturn_workers.testing.memory_storage` (for tests). Whatever differs between servers is named in
-`keyturn_workers.storage.capabilities` and measured by `keyturn_workers.storage.probe`, never
-guessed from a server's name.
+Implementations: `keyturn_workers.storage.s3`, and `keyturn_workers.testing.memory_storage` for
+tests. What differs between servers is named in `keyturn_workers.storage.capabilities` and
+measured by `keyturn_workers.storage.probe`, never guessed from a server's name.
 
-Errors, of every method: `MissingError`, `PreconditionError`, `RefusedError`, and of
-reads and copies `ArchivedError`, for definite answers;
-`keyturn.errors.StorageUnavailableError` where the outcome of a write is unknown or a
-read failed after its retries. Writes are never resent here: a resent conditional write
-may meet its own first attempt.
+A `key` here is always an S3 object key, never key material. An ETag is without quotes.
+
+Every method raises `MissingError`, `PreconditionError` or `RefusedError` (reads and copies also
+`ArchivedError`) for a definite refusal, and `keyturn.errors.StorageUnavailableError` if the
+outcome of a write is unknown, or a read failed after its retries. No error of a client library
+leaves the port. Writes are never resent: a resent conditional write may meet its own first
+attempt.
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -23,9 +24,9 @@ from keyturn_workers.storage.capabilities import Capabilities
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """How long a write may still arrive (SPEC 8.4): the storage itself refuses later ones.
+    """Until when a write may arrive (SPEC 8.4); the storage itself refuses later ones.
 
-    `read_at` is the storage's own `Date` of the keyring read that the write rests on.
+    `read_at` is the storage's own `Date` of the keyring read that the write relies on.
     """
 
     read_at: datetime
@@ -34,10 +35,10 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Headers:
-    """What a write says of its object, and what a self-copy must restate (SPEC 8.2).
+    """The headers of an object, as a write sends them and a self-copy must restate them (SPEC 8.2).
 
     `metadata` is as on the wire: lower-case names without `x-amz-meta-`, ASCII values.
-    `restated` holds further request headers in lower case, by name (`cache-control`,
+    `restated` has further request headers, with lower-case names (`cache-control`,
     `x-amz-storage-class`, `x-amz-website-redirect-location`, ...).
     """
 
@@ -48,10 +49,11 @@ class Headers:
 
 @dataclass(frozen=True, slots=True)
 class ObjectHead:
-    """What the storage tells of a stored object.
+    """What the storage reports about a stored object.
 
-    `etag` is without quotes. `date` is the storage's clock at the answer. `headers` is
-    what a self-copy has to restate so that everything else stays as it was.
+    `date` is the storage's time of the response. `headers` is what a self-copy has to restate so
+    that everything else stays as it was. `size_bytes` is the whole object's, also after a ranged
+    read.
     """
 
     size_bytes: int
@@ -72,10 +74,10 @@ class ObjectHead:
 
 @dataclass(frozen=True, slots=True)
 class WriteResult:
-    """What the storage answers to a write of an object.
+    """The response to a write of an object.
 
-    `etag` is the new body's, without quotes; `date` the storage's clock at the answer, None
-    where the answer has no `Date` that can be read.
+    `etag` is the new body's. `date` is the storage's time of the response, or None if the
+    response has no readable `Date`.
     """
 
     etag: str
@@ -94,9 +96,9 @@ class ObjectSummary:
 
 @dataclass(frozen=True, slots=True)
 class ListingPage:
-    """One answer to a listing: the ETags of up to 1,000 keys, in the order of the keys' bytes.
+    """One page of a listing: the ETags of up to 1,000 keys, in the byte order of the keys.
 
-    `is_last` says that no key follows under the prefix; `date` is as in `WriteResult`.
+    `is_last`: no key follows under the prefix. `date` is as in `WriteResult`.
     """
 
     etags: Mapping[str, str]
@@ -108,7 +110,7 @@ class ListingPage:
 class ObjectVersion:
     """One version of an object, or a delete marker (which has no body and no ETag).
 
-    `version_id` is `null` of what was written while the bucket kept no versions.
+    `version_id` is `null` for what was written while the bucket kept no versions.
     """
 
     key: str
@@ -122,7 +124,7 @@ class ObjectVersion:
 
 @dataclass(frozen=True, slots=True)
 class MultipartUpload:
-    """A multipart upload that was neither completed nor aborted."""
+    """An open multipart upload: neither completed nor aborted."""
 
     key: str
     upload_id: str
@@ -139,35 +141,35 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class IfMatch:
-    """Write only over the body with this ETag (without quotes)."""
+    """Write only if the stored body has this ETag."""
 
     etag: str
 
 
 @dataclass(frozen=True, slots=True)
 class IfAbsent:
-    """Write only where nothing stands (`If-None-Match: *`)."""
+    """Write only if no object exists (`If-None-Match: *`)."""
 
 
 Condition = IfMatch | IfAbsent
 
 RECORD_MAX_BYTES: Final = 64 * 1024**2
-"""No record of ours comes near. Whoever writes the bucket could put one there that fills the
-memory of all who read it."""
+"""Far above every record of ours. Without it, one object that an attacker writes to the bucket
+could fill the memory of every process that reads it."""
 
 PAGE_KEYS: Final = 1000
-"""The most keys that one answer to a listing holds."""
+"""The most keys on one page of a listing."""
 
 Versioning = Literal["", "Enabled", "Suspended"]
 
 
 class ObjectStream(Protocol):
-    """An object being read: its head, and its bytes in order."""
+    """An open read of an object: its head, and its bytes in order."""
 
     head: ObjectHead
 
     def chunks(self, size_bytes: int | None) -> AsyncIterator[bytes]:
-        """Pieces of about `size_bytes`, the last one shorter; with None as they come.
+        """Yield pieces of `size_bytes`, the last one shorter; with None as they arrive.
 
         Raises:
             StorageUnavailableError: the connection broke before the object's end.
@@ -183,27 +185,28 @@ class Storage(Protocol):
     async def read(
         self, key: str, *, max_bytes: int = RECORD_MAX_BYTES
     ) -> tuple[ObjectHead, bytes]:
-        """A small object whole (a record).
+        """Read a small object (a record) whole.
 
-        Of one that is larger than `max_bytes` only the beginning may come, which opens as none.
+        If it is larger than `max_bytes`, only its beginning may be returned, which is no valid
+        record.
         """
         ...
 
     async def read_start(
         self, key: str, length_bytes: int, *, version_id: str | None = None
     ) -> tuple[ObjectHead, bytes]:
-        """The head and the first bytes in one ranged read; `b""` of an empty object.
+        """Read the head and the first bytes in one ranged read; `b""` for an empty object.
 
-        Of the latest version, or of the one named.
+        Reads the latest version, or the given one.
 
         Raises:
-            MissingError: no object, no such version, or a delete marker.
-            ArchivedError: its bytes cannot be read; `head` still can.
+            MissingError: no such object or version, or a delete marker.
+            ArchivedError: the bytes cannot be read; `head` still works.
         """
         ...
 
     async def head(self, key: str) -> ObjectHead:
-        """The head alone."""
+        """Read the head alone."""
         ...
 
     def stream(
@@ -214,16 +217,15 @@ class Storage(Protocol):
         length_bytes: int | None = None,
         if_match: str | None = None,
     ) -> AbstractAsyncContextManager[ObjectStream]:
-        """The object from byte `start` on, pinned to an ETag where one is given.
+        """Open the object from byte `start` on; with `if_match` only the body with this ETag.
 
-        With `length_bytes` (1 or more) no more than so many are asked for; fewer come where
-        the object ends. `head.size_bytes` is the whole object's. Leaving the context closes
-        the connection.
+        With `length_bytes` (1 or more) at most that many bytes are requested; there are fewer if
+        the object ends before. Leaving the context closes the connection.
         """
         ...
 
     async def presign_get(self, key: str, lease: Lease) -> str:
-        """A URL by which whoever has it may GET the object until the lease is over."""
+        """Make a URL with which any HTTP client may GET the object while the lease lasts."""
         ...
 
     async def put(
@@ -235,7 +237,7 @@ class Storage(Protocol):
         condition: Condition | None = None,
         lease: Lease | None = None,
     ) -> WriteResult:
-        """One put of bytes."""
+        """Store an object from bytes in memory."""
         ...
 
     async def put_stream(
@@ -248,38 +250,38 @@ class Storage(Protocol):
         condition: Condition | None = None,
         lease: Lease | None = None,
     ) -> WriteResult:
-        """One put of known length in bounded memory.
+        """Store an object of known length in bounded memory.
 
-        Where `chunks` raises, the request is cut short (which stores nothing) and that
-        exception is raised unchanged.
+        If `chunks` raises, the request is cut short, which stores nothing, and the exception is
+        raised unchanged.
         """
         ...
 
     async def copy_onto_itself(
         self, key: str, headers: Headers, *, source_etag: str, lease: Lease
     ) -> None:
-        """Replace an object's metadata and leave its body (SPEC 8.2).
+        """Replace an object's metadata and keep its body (SPEC 8.2).
 
-        Not atomic on every server: a put or a delete that comes between may be undone.
+        Not atomic on every server: a concurrent put or delete may be undone.
 
         Raises:
-            ArchivedError: the body cannot be copied from where it lies.
-            RefusedError: a lock forbids it, or it came after its lease.
+            ArchivedError: the body cannot be read from its storage class.
+            RefusedError: a lock forbids it, or the lease was over.
         """
         ...
 
     async def create_multipart(self, key: str, headers: Headers) -> str:
-        """The id of a new multipart upload."""
+        """Create a multipart upload and return its id."""
         ...
 
     async def upload_part(self, key: str, upload_id: str, number: int, body: bytes) -> Part:
-        """One part, 5 MiB or more but for the last."""
+        """Store one part: at least 5 MiB, except for the last."""
         ...
 
     async def copy_part(
         self, key: str, upload_id: str, number: int, *, first: int, last: int, source_etag: str
     ) -> Part:
-        """Bytes `first` to `last` (both included) of the object itself as a part."""
+        """Store bytes `first` to `last` (inclusive) of the object itself as a part."""
         ...
 
     async def complete_multipart(
@@ -291,51 +293,50 @@ class Storage(Protocol):
         condition: Condition | None = None,
         lease: Lease | None = None,
     ) -> WriteResult:
-        """Make the parts the object."""
+        """Make the parts an object."""
         ...
 
     async def abort_multipart(self, key: str, upload_id: str) -> None:
-        """Drop an upload and its parts; one that is gone is fine."""
+        """Abort a multipart upload. A missing one is no error."""
         ...
 
     def list_multipart_uploads(self, prefix: str) -> AsyncIterator[MultipartUpload]:
-        """All open multipart uploads under a prefix."""
+        """List the open multipart uploads under a prefix."""
         ...
 
     async def delete(self, key: str) -> None:
-        """Remove an object; one that is gone is fine. Never used on a project's objects."""
+        """Delete an object. A missing one is no error. Never used on a project's objects."""
         ...
 
     def list(
         self, prefix: str, *, after: str = "", limit: int | None = None
     ) -> AsyncIterator[ObjectSummary]:
-        """The objects under a prefix in the order of their keys' bytes.
+        """List the objects under a prefix, in the byte order of their keys.
 
-        Keys come as they are, whatever a foreign writer put into them. `after` leaves out
-        the keys up to and including it.
+        Keys are returned as they are, whatever characters another writer put into them. `after`
+        skips the keys up to and including itself.
         """
         ...
 
     async def list_page(self, prefix: str, *, after: str = "") -> ListingPage:
-        """One request of `list`, with the answer's `Date`.
+        """Read one page of a listing, with the `Date` of the response.
 
-        Keys that no XML document can hold may be missing.
+        Keys that XML cannot represent may be missing.
         """
         ...
 
     def list_versions(
         self, prefix: str, *, after: str = "", limit: int | None = None
     ) -> AsyncIterator[ObjectVersion]:
-        """All versions and delete markers under a prefix, as `list` gives objects.
+        """List the versions and delete markers under a prefix, as `list` does for objects.
 
-        In the order of the keys' bytes, and of one key the newest first, as far as their
-        times tell; the latest in any case. A bucket that keeps no versions shows each
-        object as its one version `null`.
+        In the byte order of the keys. For one key the latest comes first, then the others by
+        their times. A bucket without versioning lists each object as its one version `null`.
         """
         ...
 
     async def delete_version(self, key: str, version_id: str) -> None:
-        """Remove one version or delete marker for good; one that is gone is fine.
+        """Delete one version or delete marker for good. A missing one is no error.
 
         Raises:
             RefusedError: a lock forbids it.
@@ -343,16 +344,16 @@ class Storage(Protocol):
         ...
 
     async def read_tags(self, key: str) -> Mapping[str, str]:
-        """An object's tags."""
+        """Read an object's tags."""
         ...
 
     async def write_tags(self, key: str, tags: Mapping[str, str]) -> None:
-        """Put an object's tags back."""
+        """Replace an object's tags."""
         ...
 
     async def versioning(self) -> Versioning:
-        """Whether the bucket keeps versions; empty where it never did.
+        """The bucket's versioning status; empty if it was never enabled.
 
-        Where that was suspended old versions stand, and a write replaces the one named `null`.
+        While it is suspended, old versions remain, and a write replaces the version `null`.
         """
         ...

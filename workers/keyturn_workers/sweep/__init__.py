@@ -2,6 +2,7 @@
 
 | module | what it does |
 | --- | --- |
+| `context` | what the parts share |
 | `starter` | starts a sweep: its record, its first step |
 | `step_runner` | what a step message does to a record |
 | `project_sweep`, `planner`, `progress` | a sweep of one project: plan and prove pages |
@@ -15,6 +16,7 @@
 | `recovery`, `lost_rotations` | sweeps whose messages were lost, rotations whose record is gone |
 """
 
+from keyturn_workers.sweep.context import SweepContext
 from keyturn_workers.sweep.outbox import Outbox, completed_event, failed_event
 from keyturn_workers.sweep.plan import ALL, AllPlan, Plan, SweepRequest
 from keyturn_workers.sweep.starter import SweepStarter
@@ -25,6 +27,7 @@ __all__ = [
     "AllPlan",
     "Outbox",
     "Plan",
+    "SweepContext",
     "SweepRequest",
     "SweepStarter",
     "SweepStore",

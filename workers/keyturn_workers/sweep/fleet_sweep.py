@@ -27,16 +27,13 @@ from keyturn.errors import (
 )
 from keyturn.identifiers import KEYRINGS_PREFIX, is_project, keyring_s3_key
 from keyturn_workers.errors import MissingError
-from keyturn_workers.keyring import KeyringReader
-from keyturn_workers.objects.operator_keys import OperatorKeys
-from keyturn_workers.storage import Storage
+from keyturn_workers.sweep.context import SweepContext
 from keyturn_workers.sweep.counts import Counts
-from keyturn_workers.sweep.outbox import Outbox
 from keyturn_workers.sweep.plan import AllPlan, PartResult
 from keyturn_workers.sweep.progress import MAX_TRIES
 from keyturn_workers.sweep.starter import SweepStarter
 from keyturn_workers.sweep.step_runner import StepRunner
-from keyturn_workers.sweep.store import StoredPlan, SweepStore
+from keyturn_workers.sweep.store import StoredPlan
 
 # Parts under way at once: each waits for two leases, however small the project.
 MAX_OPEN_PARTS: Final = 512
@@ -67,19 +64,11 @@ class FleetSweep(StepRunner[AllPlan]):
         outbox: Hints and events.
     """
 
-    def __init__(
-        self,
-        storage: Storage,
-        keyrings: KeyringReader,
-        keys: OperatorKeys,
-        store: SweepStore,
-        starter: SweepStarter,
-        outbox: Outbox,
-    ) -> None:
-        super().__init__(store, outbox)
-        self._storage = storage
-        self._keyrings = keyrings
-        self._keys = keys
+    def __init__(self, context: SweepContext, starter: SweepStarter) -> None:
+        super().__init__(context.store, context.outbox)
+        self._storage = context.storage
+        self._keyrings = context.keyrings
+        self._keys = context.keys
         self._starter = starter
 
     async def _read(self, sweep_id: str, project: str) -> StoredPlan[AllPlan]:

@@ -1,6 +1,6 @@
 """Consumes the sweep's hints (SPEC 6.2, 8.5, 12).
 
-A hint is unsigned, so nobody's word: what is no hint, or names no sweep, changes nothing.
+A hint is unsigned, so not trusted: a message that is no hint, or names no sweep, changes nothing.
 """
 
 from dataclasses import dataclass

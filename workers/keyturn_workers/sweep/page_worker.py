@@ -2,7 +2,7 @@
 
 All objects of a batch are read, and their actions planned, before the first of them is written.
 That reveals a keyring that was rolled back below them before anything is wrapped by it, and
-notes tags that a copy drops before that copy. An attempt that changed nothing and snapshot late
+notes tags that a copy drops before that copy. An attempt that changed nothing and observed late
 enough is the proof. This module only reports what it saw.
 """
 

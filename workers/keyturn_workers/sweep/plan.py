@@ -88,7 +88,7 @@ def effective_state(
 ) -> KeyringSnapshot:
     """The keyring snapshot that a sweep works by (SPEC 6.6).
 
-    It is the snapshot one, except that a dry run counts by the master key that it names.
+    It is the given one, except that a dry run counts by the master key that it names.
 
     Raises:
         UnknownMasterKeyError: this process lacks that master key.
@@ -150,7 +150,7 @@ class Result:
     Attributes:
         after: With `last` the range of the page, so that a result proves no other range.
         last: See `after`.
-        state: The desired state that was snapshot; None if it changed during the attempt.
+        state: The desired state that was observed; None if it changed during the attempt.
         observed_at: The storage's `Date` of a read that preceded all others of the attempt.
         changed: How many writes and removals there were.
         proves: Whether the worker had known the storage's clock for long enough to date a proof.

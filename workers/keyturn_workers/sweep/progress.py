@@ -1,6 +1,6 @@
 """What becomes of a page after an attempt, and which pages are sent (SPEC 8.4, 8.5). Pure.
 
-A page is proven by an attempt that snapshot the desired state which the sweep proves, later
+A page is proven by an attempt that observed the desired state which the sweep proves, later
 than any stalled worker could have set an object back, with nothing to change. Only sealed
 records count as evidence; counters and messages do not.
 
@@ -246,7 +246,7 @@ def _next_attempt(
 
 
 def _is_late_enough(result: Result, proof_after: datetime, now: datetime) -> bool:
-    """Whether the attempt snapshot later than any stalled worker could have written.
+    """Whether the attempt observed later than any stalled worker could have written.
 
     An observation dated after the step's own read has a wrong date: it may be an early one.
     """
@@ -254,7 +254,7 @@ def _is_late_enough(result: Result, proof_after: datetime, now: datetime) -> boo
 
 
 def _matches_plan(plan: Plan, open_page: OpenPage, result: Result) -> bool:
-    """Whether the attempt snapshot exactly what the sweep proves, and changed nothing."""
+    """Whether the attempt observed exactly what the sweep proves, and changed nothing."""
     same_range = (result.after, result.last) == (open_page.after, open_page.last)
     return same_range and result.state == plan.state and not result.changed
 

@@ -20,17 +20,14 @@ from keyturn.errors import (
 from keyturn_workers.errors import MissingError, RefusedError
 from keyturn_workers.keyring import (
     Keyring,
-    KeyringReader,
     KeyringSnapshot,
     delete_older_versions,
     forbid_plaintext,
     replace_keyring,
     retire_old_keys,
 )
-from keyturn_workers.objects.operator_keys import OperatorKeys
-from keyturn_workers.storage import Storage
+from keyturn_workers.sweep.context import SweepContext
 from keyturn_workers.sweep.messages import SweepPage
-from keyturn_workers.sweep.outbox import Outbox
 from keyturn_workers.sweep.page_tags import restore_noted_tags, restore_page_tags
 from keyturn_workers.sweep.plan import OpenPage, PartResult, Plan, State, effective_state
 from keyturn_workers.sweep.planner import Planner
@@ -43,7 +40,7 @@ from keyturn_workers.sweep.progress import (
     with_lease,
 )
 from keyturn_workers.sweep.step_runner import RESUME_STEPS, StepRunner
-from keyturn_workers.sweep.store import StoredPlan, SweepStore
+from keyturn_workers.sweep.store import StoredPlan
 from keyturn_workers.sweep.takeover import copy_end, pause_s, take_over_earlier
 
 # Between steps of a sweep that has something to do. Progress is published no more often.
@@ -70,21 +67,11 @@ class ProjectSweep(StepRunner[Plan]):
         lease_s: The lease of this process, which should be that of all (SPEC 8.4).
     """
 
-    def __init__(
-        self,
-        storage: Storage,
-        keyrings: KeyringReader,
-        keys: OperatorKeys,
-        store: SweepStore,
-        planner: Planner,
-        outbox: Outbox,
-        *,
-        lease_s: int,
-    ) -> None:
-        super().__init__(store, outbox)
-        self._storage = storage
-        self._keyrings = keyrings
-        self._keys = keys
+    def __init__(self, context: SweepContext, planner: Planner, *, lease_s: int) -> None:
+        super().__init__(context.store, context.outbox)
+        self._storage = context.storage
+        self._keyrings = context.keyrings
+        self._keys = context.keys
         self._planner = planner
         self._lease_s = lease_s
 
@@ -215,7 +202,7 @@ class ProjectSweep(StepRunner[Plan]):
         if later.status != "running" and plan.ask.sweep_id not in later.taken:
             # It was marked by a worker that stalled until the other sweep had ended, or whose
             # step was lost: that end says nothing of this sweep's state.
-            _log.warning("sweep resumed: its successor never took it", **_log_fields(plan))
+            _log.warning("sweep resumed: its successor never took it over", **_log_fields(plan))
             return await self._make_step(stored, replace(self._unsent(plan), successor=None))
         if later.status == "running":
             plan = replace(plan, step=plan.step + 1, idle=plan.idle + 1)

@@ -7,15 +7,12 @@ from typing import Final
 from keyturn.errors import MalformedRequestError, StorageUnavailableError, UnknownMasterKeyError
 from keyturn_workers.errors import MissingError
 from keyturn_workers.keyring import (
-    KeyringReader,
     KeyringSnapshot,
     find_generation_number,
     replace_keyring,
     with_master_key,
 )
-from keyturn_workers.objects.operator_keys import OperatorKeys
-from keyturn_workers.storage import Storage
-from keyturn_workers.sweep.outbox import Outbox
+from keyturn_workers.sweep.context import SweepContext
 from keyturn_workers.sweep.plan import (
     ALL,
     AllPlan,
@@ -26,7 +23,7 @@ from keyturn_workers.sweep.plan import (
     effective_state,
     merge_origins,
 )
-from keyturn_workers.sweep.store import StoredPlan, SweepStore
+from keyturn_workers.sweep.store import StoredPlan
 
 _MAX_ATTEMPTS: Final = 8
 
@@ -44,21 +41,12 @@ class SweepStarter:
             names none.
     """
 
-    def __init__(
-        self,
-        storage: Storage,
-        keyrings: KeyringReader,
-        keys: OperatorKeys,
-        store: SweepStore,
-        outbox: Outbox,
-        *,
-        active_master_key: str,
-    ) -> None:
-        self._storage = storage
-        self._keyrings = keyrings
-        self._keys = keys
-        self._store = store
-        self._outbox = outbox
+    def __init__(self, context: SweepContext, *, active_master_key: str) -> None:
+        self._storage = context.storage
+        self._keyrings = context.keyrings
+        self._keys = context.keys
+        self._store = context.store
+        self._outbox = context.outbox
         self._active = active_master_key
 
     async def find_existing(self, request: SweepRequest) -> Plan | AllPlan | None:

@@ -1,7 +1,7 @@
-"""What a bucket in memory holds: objects, or all their versions (for `memory_storage`).
+"""The content of the in-memory bucket: objects, or all their versions (for `memory_storage`).
 
-The rules of S3 without any I/O: which version a key shows, what a lock forbids, what a
-delete leaves. Nothing here waits, so that each step is atomic among tasks.
+The rules of S3 without I/O: which version a key shows, what a lock forbids, what a delete leaves.
+Nothing here awaits, so each step is atomic among tasks.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from keyturn_workers.storage.port import (
 from keyturn_workers.storage.s3_responses import is_archived, lock_state
 
 DEFAULT_CONTENT_TYPE: Final = "binary/octet-stream"
-# The id of what was written while the bucket kept no versions.
+# The version id of what was written while the bucket kept no versions.
 NULL_VERSION: Final = "null"
 
 
@@ -41,7 +41,7 @@ class Stored:
     is_delete_marker: bool = False
 
     def head(self, now: datetime) -> ObjectHead:
-        """As a read at `now` tells it."""
+        """The head that a read at `now` returns."""
         headers, locked = lock_state(self.headers, now)
         return ObjectHead(
             size_bytes=len(self.body),
@@ -55,14 +55,14 @@ class Stored:
             locked=locked,
         )
 
-    def opened(self) -> bytes:
-        """The body, where it can be read."""
+    def readable_body(self) -> bytes:
+        """The body, unless it is archived."""
         if self.archived:
             raise ArchivedError("InvalidObjectState")
         return self.body
 
     def check_lock(self, now: datetime) -> None:
-        """Raise where this version may not be removed."""
+        """Raise `RefusedError` if a lock protects this version."""
         if not self.is_delete_marker and lock_state(self.headers, now)[1]:
             raise RefusedError("AccessDenied")
 
@@ -71,7 +71,7 @@ class Bucket:
     """All keys, each with its versions, the oldest first.
 
     Args:
-        versioned: Whether a write leaves the earlier version where it is.
+        versioned: Whether a write keeps the earlier versions.
     """
 
     def __init__(self, *, versioned: bool) -> None:
@@ -80,12 +80,12 @@ class Bucket:
         self._ids = count(1)
 
     def keys(self) -> list[str]:
-        """The keys under which an object stands, in the order of their bytes."""
-        found = (key for key, rows in self._rows.items() if not rows[-1].is_delete_marker)
-        return sorted(found, key=str.encode)
+        """The keys of all existing objects, in byte order."""
+        existing = (key for key, rows in self._rows.items() if not rows[-1].is_delete_marker)
+        return sorted(existing, key=str.encode)
 
     def get(self, key: str, version_id: str | None = None) -> Stored:
-        """The latest version, or the one named; a delete marker is none."""
+        """The latest version, or the given one. A delete marker counts as missing."""
         rows = self._rows.get(key, ())
         for stored in reversed(rows):
             if version_id in {None, stored.version_id}:
@@ -95,7 +95,7 @@ class Bucket:
         raise MissingError("NoSuchKey")
 
     def check(self, key: str, condition: Condition | None) -> None:
-        """Raise where a write's condition does not hold."""
+        """Raise if a write's condition does not hold."""
         match condition:
             case IfAbsent():
                 rows = self._rows.get(key)
@@ -105,7 +105,7 @@ class Bucket:
                 raise PreconditionError("PreconditionFailed")
 
     def store(self, key: str, stored: Stored) -> None:
-        """Put a new version on top; without versions, in place of what stands there."""
+        """Add a version; without versioning, replace the object."""
         rows = self._rows.setdefault(key, [])
         if self.versioned:
             rows.append(replace(stored, version_id=f"v{next(self._ids):06}"))
@@ -115,18 +115,18 @@ class Bucket:
         rows[:] = [replace(stored, version_id=NULL_VERSION)]
 
     def plant(self, key: str, stored: Stored) -> None:
-        """`store`, past all locks."""
+        """Like `store`, ignoring locks."""
         if not self.versioned:
             self._rows.pop(key, None)
         self.store(key, stored)
 
     def change_tags(self, key: str, tags: Mapping[str, str]) -> None:
-        """Of the latest version, in place."""
+        """Replace the tags of the latest version."""
         changed = replace(self.get(key), tags=dict(tags))
         self._rows[key][-1] = changed
 
     def delete(self, key: str, now: datetime) -> None:
-        """Remove an object; a versioned bucket keeps it under a delete marker."""
+        """Delete an object; a versioned bucket adds a delete marker."""
         if self.versioned:
             marker = Stored(b"", Headers({}), "", now, is_delete_marker=True)
             self.store(key, marker)
@@ -136,7 +136,7 @@ class Bucket:
         self._rows.pop(key, None)
 
     def delete_version(self, key: str, version_id: str, now: datetime) -> None:
-        """Remove one version or delete marker; one that is gone is fine."""
+        """Delete one version or delete marker. A missing one is no error."""
         kept = []
         for stored in self._rows.get(key, ()):
             if stored.version_id == version_id:
@@ -148,7 +148,7 @@ class Bucket:
             del self._rows[key]
 
     def versions(self) -> Iterator[ObjectVersion]:
-        """All of them, in the order of the keys' bytes, of one key the newest first."""
+        """All versions, in the byte order of the keys; for one key the newest first."""
         for key in sorted(self._rows, key=str.encode):
             rows = self._rows[key]
             for stored in reversed(rows):
@@ -163,12 +163,12 @@ class Bucket:
                 )
 
     def purge(self, prefix: str) -> None:
-        """Remove everything under a prefix, past all locks."""
+        """Delete everything under a prefix, ignoring locks."""
         self._rows = {k: rows for k, rows in self._rows.items() if not k.startswith(prefix)}
 
 
 def etag_of(body: bytes) -> str:
-    """As S3 makes it of a body that was put."""
+    """The ETag that S3 gives a body stored by a single put."""
     return hashlib.md5(body, usedforsecurity=False).hexdigest()
 
 
@@ -179,7 +179,7 @@ def new_version(
     now: datetime,
     tags: Mapping[str, str] | None = None,
 ) -> Stored:
-    """What a write with these headers leaves."""
+    """The version that a write with these headers creates."""
     kept = Headers(
         metadata={name.lower(): value for name, value in headers.metadata.items()},
         content_type=headers.content_type or DEFAULT_CONTENT_TYPE,

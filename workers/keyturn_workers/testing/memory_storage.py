@@ -1,9 +1,9 @@
-"""A bucket in memory, for unit tests of everything above the port (SPEC 8.4, 10).
+"""An in-memory storage for unit tests of everything above the port (SPEC 8.4, 10).
 
-Conditions, multipart, versions, locks, leases by a clock of its own, and the capabilities
-between servers behave as told; a test can make any operation fail before or after its
-effect, or let something else happen just before it. What the bucket holds is in
-`keyturn_workers.testing.memory_bucket`. It must never be offered as a storage to run on.
+It has conditions, multipart uploads, versions, locks, leases by a clock of its own, and the
+capabilities it is given. A test can make any operation fail before or after its effect, or run
+something just before it. The bucket's content is in `keyturn_workers.testing.memory_bucket`. It
+must never be offered as a storage to run on.
 """
 
 import asyncio
@@ -50,8 +50,8 @@ class _Upload:
     parts: dict[int, bytes] = field(default_factory=dict)
 
 
-# No multiple of any length that means something, as on a wire.
-_AS_IT_COMES_BYTES: Final = 20_011
+# Not a multiple of any meaningful length, as on a network.
+_ARRIVING_BYTES: Final = 20_011
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +61,15 @@ class _Failure:
 
 
 class MemoryStream:
-    """An object being read."""
+    """An open read of an object."""
 
     def __init__(self, head: ObjectHead, body: bytes) -> None:
         self.head = head
         self._body = body
 
     async def chunks(self, size_bytes: int | None) -> AsyncIterator[bytes]:
-        """Pieces of exactly `size_bytes`, the last one shorter; with None as if they came."""
-        step = size_bytes or _AS_IT_COMES_BYTES
+        """Yield pieces of exactly `size_bytes`, the last one shorter; with None of any size."""
+        step = size_bytes or _ARRIVING_BYTES
         for start in range(0, len(self._body), step):
             await asyncio.sleep(0)
             yield self._body[start : start + step]
@@ -79,12 +79,12 @@ class MemoryStorage:
     """One bucket. See `keyturn_workers.storage.port.Storage` for what each method promises.
 
     Args:
-        capabilities: What this server honours, beyond what SPEC 10 requires.
-        versioned: Whether writes and deletes leave the earlier versions where they are.
-            Conditions are honoured there too.
-        atomic_copies: Where not, a self-copy takes its source, lets other tasks run, and
-            then writes what it took whatever happened meanwhile, as Ceph's gateway does:
-            it brings a deleted or replaced body back, and tells that all is well.
+        capabilities: What this server honors beyond the requirements of SPEC 10.
+        versioned: Whether writes and deletes keep the earlier versions. Conditions are honored
+            all the same.
+        atomic_copies: If False, a self-copy reads its source, lets other tasks run, and then
+            writes what it read, whatever happened in between. Ceph's gateway does this: it
+            restores a deleted or replaced body and reports success.
     """
 
     def __init__(
@@ -106,14 +106,14 @@ class MemoryStorage:
         self._failures: dict[str, list[_Failure]] = {}
         self._hooks: dict[str, list[Callable[[], Awaitable[object]]]] = {}
 
-    # What a test does to it.
+    # Controls for tests.
 
     def advance(self, seconds: float) -> None:
-        """Let the storage's clock run ahead."""
+        """Move the storage's clock forward."""
         self._skew += timedelta(seconds=seconds)
 
     def elapsed_s(self) -> float:
-        """The own clock of a process that `advance` stalls: for a `StorageClock`."""
+        """The local clock of a process that `advance` stalls: for a `StorageClock`."""
         return boottime_s() + self._skew.total_seconds()
 
     @property
@@ -124,11 +124,11 @@ class MemoryStorage:
     def fail_next(
         self, operation: str, exception: Exception, *, after_effect: bool = False, times: int = 1
     ) -> None:
-        """Let the next calls of a method raise, before or after they did what was asked."""
+        """Make the next calls of a method raise, before or after their effect."""
         self._failures.setdefault(operation, []).extend([_Failure(exception, after_effect)] * times)
 
     def before_next(self, operation: str, hook: Callable[[], Awaitable[object]]) -> None:
-        """Let something else happen just before the next call of a method takes effect.
+        """Run a hook just before the next call of a method takes effect.
 
         `mid_copy` is the moment within a self-copy that is not atomic.
         """
@@ -144,9 +144,9 @@ class MemoryStorage:
         archived: bool = False,
         locked: bool = False,
     ) -> None:
-        """Put an object there as someone else would have, past all hooks and locks.
+        """Store an object as another writer would, ignoring hooks and locks.
 
-        `locked` is a legal hold, where the headers tell of no lock.
+        `locked` sets a legal hold, unless the headers have a lock.
         """
         if locked and not lock_state(headers, self.now)[1]:
             held = {**headers.restated, LEGAL_HOLD: "ON"}
@@ -155,7 +155,7 @@ class MemoryStorage:
         self._bucket.plant(key, stored)
 
     def stored_keys(self) -> Sequence[str]:
-        """The keys of all objects in the order of their bytes."""
+        """The keys of all objects, in byte order."""
         return self._bucket.keys()
 
     # The port.
@@ -163,21 +163,21 @@ class MemoryStorage:
     async def read(
         self, key: str, *, max_bytes: int = RECORD_MAX_BYTES
     ) -> tuple[ObjectHead, bytes]:
-        """A small object whole."""
+        """Read a small object whole."""
         async with self._acting("read"):
             stored = self._bucket.get(key)
-            return stored.head(self.now), stored.opened()[:max_bytes]
+            return stored.head(self.now), stored.readable_body()[:max_bytes]
 
     async def read_start(
         self, key: str, length_bytes: int, *, version_id: str | None = None
     ) -> tuple[ObjectHead, bytes]:
-        """The head and the first bytes."""
+        """Read the head and the first bytes."""
         async with self._acting("read_start"):
             stored = self._bucket.get(key, version_id)
-            return stored.head(self.now), stored.opened()[:length_bytes]
+            return stored.head(self.now), stored.readable_body()[:length_bytes]
 
     async def head(self, key: str) -> ObjectHead:
-        """The head alone."""
+        """Read the head alone."""
         async with self._acting("head"):
             return self._bucket.get(key).head(self.now)
 
@@ -190,17 +190,17 @@ class MemoryStorage:
         length_bytes: int | None = None,
         if_match: str | None = None,
     ) -> AsyncIterator[ObjectStream]:
-        """The object from byte `start` on."""
+        """Open the object from byte `start` on."""
         end = None if length_bytes is None else start + length_bytes
         async with self._acting("stream"):
             stored = self._bucket.get(key)
             if if_match is not None and stored.etag != if_match:
                 raise PreconditionError("stream: PreconditionFailed")
-            opened = MemoryStream(stored.head(self.now), stored.opened()[start:end])
-        yield opened
+            stream = MemoryStream(stored.head(self.now), stored.readable_body()[start:end])
+        yield stream
 
     async def presign_get(self, key: str, lease: Lease) -> str:
-        """A URL that leads nowhere, as there is no server."""
+        """Make a URL that leads nowhere, since there is no server."""
         return (
             f"memory:///{key}?until={(lease.read_at + timedelta(seconds=lease.expires_s)):%FT%TZ}"
         )
@@ -214,7 +214,7 @@ class MemoryStorage:
         condition: Condition | None = None,
         lease: Lease | None = None,
     ) -> WriteResult:
-        """One put of bytes."""
+        """Store an object from bytes in memory."""
         async with self._acting("put", lease):
             return self._store(key, body, headers, etag_of(body), condition)
 
@@ -228,7 +228,7 @@ class MemoryStorage:
         condition: Condition | None = None,
         lease: Lease | None = None,
     ) -> WriteResult:
-        """One put of known length; the lease is looked at when it begins, as on a server."""
+        """Store an object of known length; as on a server, the lease must hold at its start."""
         async with self._acting("put_stream", lease):
             body = await KnownLengthBody(chunks, size_bytes).read_all()
             return self._store(key, body, headers, etag_of(body), condition)
@@ -236,19 +236,19 @@ class MemoryStorage:
     async def copy_onto_itself(
         self, key: str, headers: Headers, *, source_etag: str, lease: Lease
     ) -> None:
-        """Replace an object's metadata and leave its body."""
+        """Replace an object's metadata and keep its body."""
         async with self._acting("copy_onto_itself", lease):
             await self._copy(key, headers, source_etag)
 
     async def create_multipart(self, key: str, headers: Headers) -> str:
-        """The id of a new multipart upload."""
+        """Create a multipart upload and return its id."""
         async with self._acting("create_multipart"):
             upload_id = f"upload-{next(self._ids)}"
             self._uploads[upload_id] = _Upload(key, headers, self.now)
             return upload_id
 
     async def upload_part(self, key: str, upload_id: str, number: int, body: bytes) -> Part:
-        """One part."""
+        """Store one part."""
         async with self._acting("upload_part"):
             self._upload(key, upload_id).parts[number] = body
             return Part(number, etag_of(body))
@@ -256,10 +256,10 @@ class MemoryStorage:
     async def copy_part(
         self, key: str, upload_id: str, number: int, *, first: int, last: int, source_etag: str
     ) -> Part:
-        """Bytes `first` to `last` (both included) of the object itself as a part."""
+        """Store bytes `first` to `last` (inclusive) of the object itself as a part."""
         async with self._acting("copy_part"):
             self._check(key, IfMatch(source_etag))
-            body = self._bucket.get(key).opened()[first : last + 1]
+            body = self._bucket.get(key).readable_body()[first : last + 1]
             self._upload(key, upload_id).parts[number] = body
             return Part(number, etag_of(body))
 
@@ -272,28 +272,28 @@ class MemoryStorage:
         condition: Condition | None = None,
         lease: Lease | None = None,
     ) -> WriteResult:
-        """Make the parts the object."""
+        """Make the parts an object."""
         async with self._acting("complete_multipart", lease):
             upload = self._upload(key, upload_id)
             pieces = [upload.parts.get(part.number, b"") for part in parts]
             if [part.etag for part in parts] != [etag_of(piece) for piece in pieces]:
                 raise StorageUnavailableError("complete multipart: InvalidPart")
-            honoured = condition if self.capabilities.conditional_completion else None
+            effective = condition if self.capabilities.conditional_completion else None
             digests = b"".join(hashlib.md5(p, usedforsecurity=False).digest() for p in pieces)
             etag = f"{etag_of(digests)}-{len(pieces)}"
-            written = self._store(key, b"".join(pieces), upload.headers, etag, honoured)
+            written = self._store(key, b"".join(pieces), upload.headers, etag, effective)
             del self._uploads[upload_id]
             return written
 
     async def abort_multipart(self, key: str, upload_id: str) -> None:
-        """Drop an upload and its parts; one that is gone is fine."""
+        """Abort a multipart upload. A missing one is no error."""
         async with self._acting("abort_multipart"):
             upload = self._uploads.get(upload_id)
             if upload is not None and upload.key == key:
                 del self._uploads[upload_id]
 
     async def list_multipart_uploads(self, prefix: str) -> AsyncIterator[MultipartUpload]:
-        """All open multipart uploads under a prefix."""
+        """List the open multipart uploads under a prefix."""
         async with self._acting("list_multipart_uploads"):
             rows = [
                 MultipartUpload(upload.key, upload_id, upload.initiated)
@@ -304,14 +304,14 @@ class MemoryStorage:
             yield row
 
     async def delete(self, key: str) -> None:
-        """Remove an object; one that is gone is fine."""
+        """Delete an object. A missing one is no error."""
         async with self._acting("delete"):
             self._bucket.delete(key, self.now)
 
     async def list(
         self, prefix: str, *, after: str = "", limit: int | None = None
     ) -> AsyncIterator[ObjectSummary]:
-        """The objects under a prefix in the order of their keys' bytes."""
+        """List the objects under a prefix, in the byte order of their keys."""
         async with self._acting("list"):
             keys = [key for key in self.stored_keys() if _behind(key, prefix, after)][:limit]
             rows = [(key, self._bucket.get(key)) for key in keys]
@@ -319,7 +319,7 @@ class MemoryStorage:
             yield ObjectSummary(key, len(stored.body), stored.etag, stored.last_modified)
 
     async def list_page(self, prefix: str, *, after: str = "") -> ListingPage:
-        """One request of `list`."""
+        """Read one page of a listing."""
         async with self._acting("list_page"):
             keys = [key for key in self.stored_keys() if _behind(key, prefix, after)]
             etags = {key: self._bucket.get(key).etag for key in keys[: self.page_keys]}
@@ -328,34 +328,34 @@ class MemoryStorage:
     async def list_versions(
         self, prefix: str, *, after: str = "", limit: int | None = None
     ) -> AsyncIterator[ObjectVersion]:
-        """All versions and delete markers under a prefix."""
+        """List the versions and delete markers under a prefix."""
         async with self._acting("list_versions"):
-            found = (row for row in self._bucket.versions() if _behind(row.key, prefix, after))
-            rows = list(islice(found, limit))
+            matching = (row for row in self._bucket.versions() if _behind(row.key, prefix, after))
+            rows = list(islice(matching, limit))
         for row in rows:
             yield row
 
     async def delete_version(self, key: str, version_id: str) -> None:
-        """Remove one version or delete marker for good; one that is gone is fine."""
+        """Delete one version or delete marker for good. A missing one is no error."""
         async with self._acting("delete_version"):
             self._bucket.delete_version(key, version_id, self.now)
 
     async def read_tags(self, key: str) -> Mapping[str, str]:
-        """An object's tags."""
+        """Read an object's tags."""
         async with self._acting("read_tags"):
             return dict(self._bucket.get(key).tags)
 
     async def write_tags(self, key: str, tags: Mapping[str, str]) -> None:
-        """Put an object's tags back."""
+        """Replace an object's tags."""
         async with self._acting("write_tags"):
             self._bucket.change_tags(key, tags)
 
     async def versioning(self) -> Versioning:
-        """Whether the bucket keeps versions."""
+        """The bucket's versioning status."""
         async with self._acting("versioning"):
             return "Enabled" if self.versioned else ""
 
-    # What only the probe asks for.
+    # Operations that only the probe uses.
 
     async def copy_conditionally(
         self,
@@ -366,20 +366,20 @@ class MemoryStorage:
         destination: Condition | None,
         lease: Lease,
     ) -> None:
-        """A self-copy with the conditions that are named."""
+        """Copy an object onto itself with exactly these conditions."""
         async with self._acting("copy_conditionally", lease):
             if self.capabilities.conditional_copy_destination:
                 self._check(key, destination)
             await self._copy(key, headers, source_etag)
 
     async def delete_if_match(self, key: str, etag: str) -> None:
-        """A conditional delete."""
+        """Delete conditionally."""
         async with self._acting("delete_if_match"):
             self._check(key, IfMatch(etag))
             self._bucket.delete(key, self.now)
 
     async def purge(self, prefix: str) -> None:
-        """Remove everything under a prefix."""
+        """Delete everything under a prefix."""
         async with self._acting("purge"):
             self._bucket.purge(prefix)
             self._uploads = {
@@ -388,12 +388,12 @@ class MemoryStorage:
                 if not upload.key.startswith(prefix)
             }
 
-    # How it is done.
+    # Internals.
 
     @asynccontextmanager
     async def _acting(self, operation: str, lease: Lease | None = None) -> AsyncIterator[None]:
         self.calls[operation] += 1
-        await asyncio.sleep(0)  # other tasks get their turn, as over a network
+        await asyncio.sleep(0)  # other tasks run meanwhile, as over a network
         await self._hook(operation)
         failures = self._failures.get(operation)
         failure = failures.pop(0) if failures else None
@@ -429,7 +429,7 @@ class MemoryStorage:
         source = self._bucket.get(key)
         if source_etag is not None and source.etag != source_etag:
             raise PreconditionError("PreconditionFailed")
-        body = source.opened()
+        body = source.readable_body()
         if not self.atomic_copies:
             await asyncio.sleep(0)
             await self._hook("mid_copy")

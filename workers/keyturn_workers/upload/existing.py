@@ -1,6 +1,6 @@
 """What exists at an upload's target (SPEC 7.1, 7.2).
 
-Every later look at a target goes through here: a second delivery, a retry, a put that was
+Used whenever an upload may have been stored before: a second delivery, a retry, a put that was
 refused because the key is taken, a staged body that is gone.
 
 An upload's id is not authenticated: a bucket writer can put it on any object. An object is this

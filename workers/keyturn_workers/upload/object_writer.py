@@ -18,7 +18,7 @@ from keyturn_workers.upload.request_body import open_staged
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class PutResult:
     """What an attempt stored.
 
     Attributes:
@@ -41,7 +41,7 @@ class StateMovedError(Exception):
     """The desired state moved before a multipart upload was completed."""
 
 
-async def put_object(context: UploadContext, attempt: Attempt) -> Stored:
+async def put_object(context: UploadContext, attempt: Attempt) -> PutResult:
     """Open the request's body and put the object.
 
     Raises:
@@ -72,7 +72,7 @@ async def put_object(context: UploadContext, attempt: Attempt) -> Stored:
         return await _put_stream(context, attempt, pieces, size_bytes)
 
 
-async def _put_at_once(context: UploadContext, attempt: Attempt, plaintext: bytes) -> Stored:
+async def _put_at_once(context: UploadContext, attempt: Attempt, plaintext: bytes) -> PutResult:
     body = seal(attempt.dek, BODY_CONTEXT, plaintext) if attempt.is_encrypted else plaintext
     headers = attempt.headers(len(plaintext))
     sent_s = context.keyrings.clock.local_s()
@@ -88,7 +88,7 @@ async def _put_at_once(context: UploadContext, attempt: Attempt, plaintext: byte
 
 async def _put_stream(
     context: UploadContext, attempt: Attempt, plaintext: AsyncIterator[bytes], size_bytes: int
-) -> Stored:
+) -> PutResult:
     pieces = seal_stream(plaintext, attempt.dek) if attempt.is_encrypted else plaintext
     body_bytes = sealed_size(size_bytes) if attempt.is_encrypted else size_bytes
     if (
@@ -112,14 +112,14 @@ async def _put_stream(
 
 def _stored(
     context: UploadContext, attempt: Attempt, size_bytes: int, written: WriteResult, sent_s: float
-) -> Stored:
+) -> PutResult:
     """What one put stored; called as soon as its response is there."""
     clock, snapshot = context.keyrings.clock, attempt.snapshot
     received_s = clock.local_s()
     agrees = clock.observe(written.date, sent_s, received_s).agrees
     response = PutResponse(written.date, agrees, received_s, by_one_put=True)
     within_lease = exists_within_lease(snapshot, response, is_encrypted=attempt.is_encrypted)
-    return Stored(size_bytes, written.etag, snapshot, attempt.is_encrypted, within_lease)
+    return PutResult(size_bytes, written.etag, snapshot, attempt.is_encrypted, within_lease)
 
 
 async def _put_in_parts(
@@ -128,7 +128,7 @@ async def _put_in_parts(
     pieces: AsyncIterator[bytes],
     size_bytes: int,
     body_bytes: int,
-) -> Stored:
+) -> PutResult:
     storage, s3_key = context.storage, attempt.upload.s3_key
     part_bytes = part_size(body_bytes, context.limits.part_size_bytes)
     async with open_multipart(storage, s3_key, attempt.headers(size_bytes)) as upload_id:
@@ -143,4 +143,4 @@ async def _put_in_parts(
             s3_key, upload_id, parts, condition=attempt.condition, lease=snapshot.lease
         )
     # Never within the lease: some parts came before this keyring read, and a completion is no put.
-    return Stored(size_bytes, written.etag, snapshot, attempt.is_encrypted, within_lease=False)
+    return PutResult(size_bytes, written.etag, snapshot, attempt.is_encrypted, within_lease=False)

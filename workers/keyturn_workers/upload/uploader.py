@@ -25,7 +25,7 @@ from keyturn_workers.upload.existing import (
     holds_another_upload,
 )
 from keyturn_workers.upload.multipart import abort_leftovers
-from keyturn_workers.upload.object_writer import StateMovedError, Stored, put_object
+from keyturn_workers.upload.object_writer import PutResult, StateMovedError, put_object
 from keyturn_workers.upload.request_body import open_transport_key
 
 # A put is tried again when its lease expired or the desired state moved.
@@ -52,7 +52,7 @@ class Uploader:
     async def serve(
         self, request: UploadRequested, publisher: str, *, seen_before: bool
     ) -> UploadResult:
-        """Store the request's object, once, under wraps of a state that held after the put.
+        """Store the request's object, once, under wraps of a state that was current after the put.
 
         `seen_before`: an earlier delivery of the message may have done part of the work.
 
@@ -146,7 +146,7 @@ class Uploader:
 
     async def _put(
         self, upload: Upload, transport_key: bytes, condition: Condition
-    ) -> Stored | ExistingUpload:
+    ) -> PutResult | ExistingUpload:
         """Put the object; if the key is taken, the upload's own object there."""
         # The slot comes before the keyring read: a read that waited for one would outlive its
         # lease.
@@ -155,7 +155,7 @@ class Uploader:
 
     async def _put_with_retries(
         self, upload: Upload, transport_key: bytes, condition: Condition
-    ) -> Stored | ExistingUpload:
+    ) -> PutResult | ExistingUpload:
         keyrings, project = self._context.keyrings, upload.request.project
         snapshot = await keyrings.read_leased(project)
         for _ in range(_MAX_ATTEMPTS):
@@ -193,7 +193,7 @@ class Uploader:
             raise otherwise from cause
         return existing
 
-    async def _finish_stored(self, upload: Upload, stored: Stored) -> UploadResult | None:
+    async def _finish_stored(self, upload: Upload, stored: PutResult) -> UploadResult | None:
         """The result of a put; None if plaintext was stored and is forbidden by now."""
         with self._stage("settle"):
             if stored.within_lease:

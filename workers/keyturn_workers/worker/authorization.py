@@ -1,8 +1,8 @@
-"""Who may ask for what: the checks of SPEC 6.3 in their order. Pure; no I/O.
+"""Who may request what: the checks of SPEC 6.3 in their order. Pure; no I/O.
 
-Signature, routing, form, permission, age: the first that fails decides the code. What is not
-signed, which a routing key is not, decides nothing that is published: a request that arrived
-where its type does not belong was moved by an attacker, and is handled like a bad signature.
+Signature, routing, form, permission, age: the first that fails decides the code. What is unsigned,
+such as a routing key, decides nothing that is published: a request that arrived where its type does
+not belong was moved by an attacker, and is handled like a bad signature.
 """
 
 from collections.abc import Mapping
@@ -39,7 +39,7 @@ _SECRET_BYTES: Final = 32
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What admission needs of the settings."""
+    """What authorization needs from the settings."""
 
     deployment: str
     publishers: Mapping[str, Grant]
@@ -55,11 +55,11 @@ class Signer:
 
 
 def verify(body: bytes, headers: Mapping[str, Any], rules: Rules) -> Signer:
-    """Who signed these bytes.
+    """The publisher that signed these bytes.
 
     Raises:
-        BadSignatureError: unknown publisher, or signed by none of its keys for this
-            deployment. Nothing in the message can be believed then.
+        BadSignatureError: unknown publisher, or none of its keys signed them for this deployment.
+            Then nothing in the message can be trusted.
     """
     name, signature = headers.get(PUBLISHER_HEADER), headers.get(SIGNATURE_HEADER)
     grant = rules.publishers.get(name) if isinstance(name, str) else None
@@ -84,16 +84,16 @@ class Arrival:
     served: tuple[str, ...]
     routing_key: str
 
-    def suits(self, message_type: str) -> bool:
+    def accepts(self, message_type: str) -> bool:
         """Whether a request of this type belongs here.
 
-        The queue's own name is the routing key under which retries and replays return.
+        Retries and replays return under the queue's own name as routing key.
         """
         return message_type in self.served and self.routing_key in (message_type, self.queue)
 
 
-def permit(body: bytes, signer: Signer, arrival: Arrival) -> Request:
-    """The request in these bytes, where its publisher may send it, whatever its age.
+def authorize(body: bytes, signer: Signer, arrival: Arrival) -> Request:
+    """The request in these bytes, if its publisher may send it, whatever its age.
 
     Raises:
         BadSignatureError: it arrived where its type does not belong.
@@ -113,12 +113,12 @@ def permit(body: bytes, signer: Signer, arrival: Arrival) -> Request:
 
 
 def _check_routing(message_type: str, arrival: Arrival) -> None:
-    if not arrival.suits(message_type):
+    if not arrival.accepts(message_type):
         raise BadSignatureError(f"{message_type} was moved to another queue or routing key")
 
 
 def check_age(request: Request, max_age: timedelta, now: datetime) -> None:
-    """Return where the request is neither too old nor from the future.
+    """Return if the request is neither too old nor from the future.
 
     Raises:
         RequestExpiredError
@@ -130,11 +130,11 @@ def check_age(request: Request, max_age: timedelta, now: datetime) -> None:
         raise RequestExpiredError("requested_at lies in the future")
 
 
-def refusal_of(body: bytes, signer: Signer, error: CodedError, at: str) -> Rejected | None:
-    """The event that answers a refused request; None where its type or id cannot be read.
+def rejection_of(body: bytes, signer: Signer, error: CodedError, at: str) -> Rejected | None:
+    """The event of a refused request; None if its type or id cannot be read.
 
-    It names the project only where the publisher may ask for this type there: otherwise any
-    publisher could have a refusal signed in a project that is not its own (SPEC 6.3).
+    It names the project only if the publisher may send this type for it: otherwise any publisher
+    could have a refusal signed in a project that is not its own (SPEC 6.3).
     """
     claimed = identity(body)
     if claimed is None:

@@ -1,6 +1,6 @@
-"""How often a serving process looks for garbage: seldom (SPEC 7, 9).
+"""A serving process collects garbage less often (SPEC 7, 9).
 
-Called once, when all that stays was loaded.
+Called once, after everything that stays is loaded.
 """
 
 import gc
@@ -9,11 +9,11 @@ from typing import Final
 _THRESHOLD: Final = 50_000
 
 
-def tame_garbage_collection() -> None:
-    """Leave what was loaded at start out of collections, and collect less often.
+def reduce_garbage_collection() -> None:
+    """Exclude what was loaded at start from collections, and collect less often.
 
-    What a request makes is freed by reference counts; the cycles left over are few. With
-    Python's own threshold of 700 objects a busy process collects hundreds of times a second.
+    The objects of a request are freed by their reference counts; few cycles are left. With
+    Python's threshold of 700 objects a busy process would collect hundreds of times a second.
     """
     gc.collect()
     gc.freeze()

@@ -1,7 +1,7 @@
-"""What each publisher may do, and how a worker follows changes of it (SPEC 6.3, 6.10).
+"""What each publisher may do, and how a worker follows changes to it (SPEC 6.3, 6.10).
 
 `KEYTURN_PUBLISHERS` is JSON, or the path of a file with that JSON. A file is read again when it
-changes, on SIGHUP, and before a message of an unknown publisher or key is refused: a publisher
+changes, on SIGHUP, and before a message of an unknown publisher or key is refused. So a publisher
 or one of its keys is added or revoked on all workers within seconds, without a restart.
 """
 
@@ -22,7 +22,7 @@ from keyturn.settings import seed_from_b64
 from keyturn.topology import REQUESTS
 
 _ALL: Final = "*"
-# How often a file is looked at, and how often one that looks unchanged is read all the same.
+# How often a file is checked, and how often it is read even if it looks unchanged.
 _INTERVAL_S: Final = 1
 
 _log = structlog.get_logger()
@@ -38,14 +38,14 @@ class Grant:
 
     def allows(self, message_type: str, project: str) -> bool:
         """Whether the publisher may send this type for this project (`*` is all of them)."""
-        # A request for all projects needs the right to all: "*" is then the project asked for.
+        # A request for all projects needs the grant for all: its project is then "*".
         return (_ALL in self.may or message_type in self.may) and (
             _ALL in self.projects or project in self.projects
         )
 
 
-def json_of_names(value: object) -> dict[str, Any]:
-    """A setting that is a JSON object by short names.
+def parse_named_settings(value: object) -> dict[str, Any]:
+    """A setting that is a JSON object with short names as its keys.
 
     Raises:
         ValueError: anything else, without repeating it.
@@ -53,7 +53,7 @@ def json_of_names(value: object) -> dict[str, Any]:
     try:
         document = load_json(value.encode()) if isinstance(value, str) else value
     except (MalformedRequestError, UnicodeEncodeError):
-        raise ValueError("not a JSON object, or a name stands in it twice") from None
+        raise ValueError("not a JSON object, or a name occurs twice") from None
     if not isinstance(document, dict):
         raise ValueError("not a JSON object")  # noqa: TRY004  # pydantic wants ValueError
     for name in document:
@@ -66,9 +66,9 @@ def parse_grants(value: object) -> dict[str, Grant]:
     """The grants in a JSON object.
 
     Raises:
-        ValueError: names the rule that fails, and no value.
+        ValueError: the rule that fails, without any value.
     """
-    return {name: _grant(fields) for name, fields in json_of_names(value).items()}
+    return {name: _grant(fields) for name, fields in parse_named_settings(value).items()}
 
 
 def _grant(fields: object) -> Grant:
@@ -88,7 +88,7 @@ def _grant(fields: object) -> Grant:
 
 
 class GrantsFile(Mapping[str, Grant]):
-    """The grants in a file, as they were when it was last taken over."""
+    """The grants of a file, as last applied."""
 
     def __init__(self, path: Path) -> None:
         """Read the file.
@@ -101,31 +101,31 @@ class GrantsFile(Mapping[str, Grant]):
         self._grants = self.read()
 
     def read(self) -> dict[str, Grant]:
-        """The grants in the file now; they count once `take_over` gets them.
+        """The grants in the file now; they take effect once they are passed to `replace`.
 
         Raises:
             ValueError: as `__init__`.
         """
         try:
-            # Before the content: what is written in between is seen as one more change.
-            self.version = self.version_now()
+            # Before the content: what is written in between counts as one more change.
+            self.version = self.current_version()
             text = self.path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as exc:
             self.version = None
             raise ValueError(f"the file cannot be read ({type(exc).__name__})") from None
         return parse_grants(text)
 
-    def version_now(self) -> tuple[int, ...]:
+    def current_version(self) -> tuple[int, ...]:
         """What changes when the file is written or replaced.
 
         Raises:
-            OSError: it cannot be looked at.
+            OSError: it cannot be examined.
         """
-        found = self.path.stat()
-        return found.st_mtime_ns, found.st_size, found.st_ino
+        stat = self.path.stat()
+        return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
-    def take_over(self, grants: Mapping[str, Grant]) -> None:
-        """From here on these count."""
+    def replace(self, grants: Mapping[str, Grant]) -> None:
+        """Apply these grants from now on."""
         self._grants = dict(grants)
 
     def __getitem__(self, name: str) -> Grant:
@@ -142,13 +142,13 @@ DeclareStreams = Callable[[Collection[str]], Awaitable[None]]
 
 
 class GrantsKeeper:
-    """Keeps the grants of a file current while a worker runs."""
+    """Keeps a worker's grants up to date with their file."""
 
     def __init__(self, grants: GrantsFile, declare_streams: DeclareStreams) -> None:
         self._grants = grants
         self._declare_streams = declare_streams
         self._reading = asyncio.Lock()
-        self._asked = asyncio.Event()
+        self._reload = asyncio.Event()
         self._read_at = time.monotonic()
         self._pending: frozenset[str] = frozenset()
 
@@ -157,72 +157,72 @@ class GrantsKeeper:
         return isinstance(publisher, str) and publisher in self._pending
 
     async def refresh(self) -> bool:
-        """Take over a file that changed; gives whether any grant did.
+        """Apply a file that changed; gives whether any grant did.
 
-        A file that looks unchanged is read all the same where that was a second ago. One that is
-        malformed changes nothing.
+        A file that looks unchanged is read anyway if the last time was a second ago. A malformed
+        file changes nothing.
         """
         async with self._reading:
             if not self._is_due():
                 return False
             self._read_at = time.monotonic()
             try:
-                found = self._grants.read()
+                grants = self._grants.read()
             except ValueError as exc:
-                _log.error("publishers not read: the old grants stay", problem=str(exc))
+                _log.error("publishers not read: the old grants stay in effect", problem=str(exc))
                 return False
-            return await self._take_over(found)
+            return await self._apply(grants)
 
     def _is_due(self) -> bool:
         return time.monotonic() - self._read_at >= _INTERVAL_S or self._has_changed()
 
     def _has_changed(self) -> bool:
         try:
-            return self._grants.version_now() != self._grants.version
+            return self._grants.current_version() != self._grants.version
         except OSError:
-            return self._grants.version is not None  # `read` says once what is wrong with it
+            return self._grants.version is not None  # `read` logs once what is wrong with it
 
-    async def _take_over(self, found: dict[str, Grant]) -> bool:
+    async def _apply(self, grants: dict[str, Grant]) -> bool:
         before = dict(self._grants)
-        new = found.keys() - before.keys()
-        # What was revoked ends at once; who is new waits for a stream of its own (SPEC 6.8).
-        self._grants.take_over({name: found[name] for name in found if name in before})
+        new = grants.keys() - before.keys()
+        # Revocations apply at once; a new publisher waits for its stream (SPEC 6.8).
+        self._grants.replace({name: grants[name] for name in grants if name in before})
         if new:
             self._pending = frozenset(new)
             try:
                 await self._declare_streams(new)
-            except Exception as exc:  # noqa: BLE001  # the broker's, of whatever kind
+            except Exception as exc:  # noqa: BLE001  # any error of the broker
                 _log.error(
                     "new publishers not admitted: their streams could not be declared",
                     publishers=sorted(new),
                     problem=f"{type(exc).__name__}: {exc}",
                 )
                 return dict(self._grants) != before
-            self._grants.take_over(found)
+            self._grants.replace(grants)
         self._pending = frozenset()
-        changed = found != before
+        changed = grants != before
         if changed:
             _log.info(
                 "publishers changed",
                 added=sorted(new),
-                removed=sorted(before.keys() - found.keys()),
-                changed=sorted(n for n in found if n in before and found[n] != before[n]),
+                removed=sorted(before.keys() - grants.keys()),
+                changed=sorted(n for n in grants if n in before and grants[n] != before[n]),
             )
         return changed
 
-    def read_again(self) -> None:
-        """Read the file soon, changed or not: on SIGHUP."""
+    def reload(self) -> None:
+        """Read the file soon, changed or not: for SIGHUP."""
         self._read_at = 0.0
-        self._asked.set()
+        self._reload.set()
 
-    async def keep_current(self) -> None:
-        """Follow the file, for ever."""
+    async def watch(self) -> None:
+        """Follow the file's changes forever."""
         while True:
             try:
                 async with asyncio.timeout(_INTERVAL_S):
-                    await self._asked.wait()
+                    await self._reload.wait()
             except TimeoutError:
                 if not (self._pending or self._has_changed()):
                     continue
-            self._asked.clear()
+            self._reload.clear()
             await self.refresh()

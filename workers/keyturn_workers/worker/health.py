@@ -1,8 +1,8 @@
 """`/healthz`, `/readyz` and `/metrics` of a worker, on `HEALTH_PORT` (SPEC 11).
 
-Alive means that the process answers. Ready means that the broker answered a ping, that
-every role has its consumer, and that the bucket answered, all just now. Metrics are of
-this process alone, and ask neither broker nor bucket.
+Alive means that the process responds. Ready means that the broker is connected, that every role
+has its consumer, and that the bucket responds, all at this moment. Metrics are of this process
+alone, and need neither broker nor bucket.
 """
 
 import asyncio
@@ -23,12 +23,12 @@ Check = Callable[[], Awaitable[bool]]
 async def health_server(
     host: str, port: int, checks: dict[str, Check], metrics: WorkerMetrics
 ) -> AsyncIterator[None]:
-    """Serve health and metrics while the block runs; port 0 serves nothing."""
+    """Serve health and metrics while the block runs; nothing if `port` is 0."""
     if port == 0:
         yield
         return
     app = web.Application()
-    app.router.add_get("/healthz", _alive)
+    app.router.add_get("/healthz", _liveness)
     app.router.add_get("/readyz", _readiness(checks))
     app.router.add_get("/metrics", _scrape(metrics))
     runner = web.AppRunner(app, access_log=None)
@@ -40,7 +40,7 @@ async def health_server(
         await runner.cleanup()
 
 
-async def _alive(request: web.Request) -> web.Response:
+async def _liveness(request: web.Request) -> web.Response:
     del request
     return web.json_response({"status": "alive"})
 
@@ -48,16 +48,16 @@ async def _alive(request: web.Request) -> web.Response:
 def _readiness(checks: dict[str, Check]) -> Callable[[web.Request], Awaitable[web.Response]]:
     async def ready(request: web.Request) -> web.Response:
         del request
-        results = await holding(checks)
+        results = await run_checks(checks)
         status = 200 if all(results.values()) else 503
         return web.json_response({"ready": status == 200, "checks": results}, status=status)  # noqa: PLR2004
 
     return ready
 
 
-async def holding(checks: Mapping[str, Check]) -> dict[str, bool]:
-    """Which of the checks hold just now; one that fails or takes too long does not."""
-    results = await asyncio.gather(*map(_holds, checks.values()))
+async def run_checks(checks: Mapping[str, Check]) -> dict[str, bool]:
+    """Which of the checks pass now; one that raises or takes too long does not."""
+    results = await asyncio.gather(*map(_passes, checks.values()))
     return dict(zip(checks, results, strict=True))
 
 
@@ -69,7 +69,7 @@ def _scrape(metrics: WorkerMetrics) -> Callable[[web.Request], Awaitable[web.Res
     return scrape
 
 
-async def _holds(check: Check) -> bool:
+async def _passes(check: Check) -> bool:
     try:
         async with asyncio.timeout(_CHECK_TIMEOUT_S):
             return await check()

@@ -1,7 +1,7 @@
-"""Structured logs: JSON or console, one line an object at most, to standard error.
+"""Structured logs to standard error, as JSON or for a console; at most one line for each object.
 
-Values are ids, codes, sizes and times. Secrets have types that cannot print themselves,
-bodies are never given to a logger, and tracebacks are written without local variables.
+Values are ids, codes, sizes and times. Secrets have types that cannot print themselves, bodies are
+never passed to a logger, and tracebacks contain no local variables.
 """
 
 import logging
@@ -13,12 +13,12 @@ import structlog
 from keyturn_workers.settings import LogFormat
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
-# These speak of every message or request, some with headers and URLs in full.
+# These log every message or request, some with complete headers and URLs.
 _QUIET = ("aio_pika", "aiormq", "aiobotocore", "botocore", "aiohttp", "asyncio", "faststream")
 
 
 def configure(log_format: LogFormat, level: str) -> None:
-    """Set up logging for the process, once, at its door."""
+    """Configure logging for the process, once, at its start."""
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -48,7 +48,7 @@ def configure(log_format: LogFormat, level: str) -> None:
 def _configure_libraries(
     before: list[structlog.typing.Processor], renderers: list[structlog.typing.Processor]
 ) -> None:
-    """What libraries log, in the same form as our own lines."""
+    """Log what libraries log in the same format as our own lines."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(

@@ -27,7 +27,7 @@ from keyturn_workers.settings import WorkerSettings
 from keyturn_workers.storage import Capabilities, Storage
 from keyturn_workers.storage.probe.runner import probe
 from keyturn_workers.storage.s3 import open_storage
-from keyturn_workers.worker.gc import tame_garbage_collection
+from keyturn_workers.worker.gc import reduce_garbage_collection
 from keyturn_workers.worker.grants import GrantsFile, GrantsKeeper
 from keyturn_workers.worker.health import Check, health_server
 from keyturn_workers.worker.metrics import WorkerMetrics
@@ -86,7 +86,7 @@ class _App(FastStream):
         self, broker: RabbitBroker, consumers: _Consumers, log_start: Callable[[], None]
     ) -> None:
         async def started() -> None:
-            # Not before `run` has set its signal handlers: whoever reads it may signal at once.
+            # Only after `run` has set its signal handlers: a reader of this line may signal.
             log_start()
 
         async def attach() -> None:
@@ -116,7 +116,7 @@ class _App(FastStream):
 async def _cancel_leftover_tasks() -> AsyncIterator[None]:
     """Cancel the tasks that the block leaves behind.
 
-    A failed start can leave a connection that nobody closes any more. It reconnects forever,
+    A failed start can leave a connection that nothing closes any more. It reconnects forever,
     consumers included, and takes a cancellation during an attempt for a failed attempt: the
     process would never end. Cancelled once more, while it waits, it ends.
     """
@@ -167,11 +167,11 @@ async def _serve(settings: WorkerSettings, roles: frozenset[str]) -> None:
                 health_server(settings.health_host, settings.health_port, checks, metrics)
             )
             if grants is not None:
-                stack.enter_context(_on_hangup(grants.read_again))
-                await stack.enter_async_context(_background(grants.keep_current()))
+                stack.enter_context(_on_hangup(grants.reload))
+                await stack.enter_async_context(_background(grants.watch()))
             for work in wiring.background(roles):
                 await stack.enter_async_context(_background(work))
-            tame_garbage_collection()
+            reduce_garbage_collection()
             await _run(app)
 
 
@@ -248,7 +248,7 @@ async def _check_storage(settings: WorkerSettings) -> Capabilities:
         if not settings.allow_unsafe_storage:
             if all(row.undecided for row in report.unsafe):
                 # A failed request proves nothing about the bucket; the next one may succeed.
-                failures = "; ".join(f"{row.name} {row.said}" for row in report.unsafe)
+                failures = "; ".join(f"{row.name} {row.detail}" for row in report.unsafe)
                 raise StorageUnavailableError(f"the bucket could not be tested: {failures}")
             raise UnsafeStorageError(
                 f"the bucket lacks: {missing}; see `keyturn doctor`, or set "

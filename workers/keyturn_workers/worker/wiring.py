@@ -24,7 +24,7 @@ from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.settings import WorkerSettings
 from keyturn_workers.storage import Storage
 from keyturn_workers.storage.timekeeper import keep_clock_known
-from keyturn_workers.sweep import Outbox, SweepStarter, SweepStore
+from keyturn_workers.sweep import Outbox, SweepContext, SweepStarter, SweepStore
 from keyturn_workers.sweep.fleet_sweep import FleetSweep
 from keyturn_workers.sweep.handler import SweepHandler
 from keyturn_workers.sweep.hint_consumer import HintConsumer
@@ -80,14 +80,11 @@ class Wiring:
             settings.master_keys, None if v0 is None else v0.get_secret_value()
         )
         self._store = SweepStore(storage, settings.master_keys)
-        self._outbox = Outbox(self._publisher)
+        self._sweep_context = SweepContext(
+            storage, self._keyrings, self._keys, self._store, Outbox(self._publisher)
+        )
         self._starter = SweepStarter(
-            storage,
-            self._keyrings,
-            self._keys,
-            self._store,
-            self._outbox,
-            active_master_key=settings.active_master_key,
+            self._sweep_context, active_master_key=settings.active_master_key
         )
 
     def consumers(self, roles: frozenset[str]) -> Iterator[tuple[str, int, Handle]]:
@@ -179,22 +176,19 @@ class Wiring:
 
     @cached_property
     def _sweep(self) -> SweepHandler:
-        settings, storage = self._settings, self._storage
-        keyrings, keys, store, outbox = self._keyrings, self._keys, self._store, self._outbox
-        planner = Planner(storage, settings.sweep_page_keys)
-        project_sweep = ProjectSweep(
-            storage, keyrings, keys, store, planner, outbox, lease_s=settings.lease_s
-        )
-        fleet_sweep = FleetSweep(storage, keyrings, keys, store, self._starter, outbox)
+        settings, context = self._settings, self._sweep_context
+        planner = Planner(context.storage, settings.sweep_page_keys)
+        project_sweep = ProjectSweep(context, planner, lease_s=settings.lease_s)
+        fleet_sweep = FleetSweep(context, self._starter)
         page_worker = PageWorker(
-            storage,
-            keyrings,
-            keys,
-            store,
+            context.storage,
+            context.keyrings,
+            context.keys,
+            context.store,
             concurrency=settings.sweep_concurrency,
             copy_limit_bytes=settings.copy_limit_bytes,
         )
-        return SweepHandler(store, project_sweep, fleet_sweep, page_worker, self._metrics)
+        return SweepHandler(context.store, project_sweep, fleet_sweep, page_worker, self._metrics)
 
     async def _clean_up_staging(self) -> None:
         """Remove staged bodies that no request may name any more (SPEC 6.4)."""
@@ -218,7 +212,7 @@ class Wiring:
             interval_s=settings.dead_check_interval_s,
             now=self._now,
         )
-        await keeper.keep()
+        await keeper.run()
 
     async def _recover_sweeps(self) -> None:
         """Resume sweeps whose messages were lost (SPEC 8.5)."""

@@ -38,7 +38,7 @@ def test_they_open_by_their_own_functions() -> None:
     project, key = make_sealing.PROJECT, make_sealing.KEY
     sealed = {name: from_base64(vector["sealed"]) for name, vector in VECTORS["sealed"].items()}
     kek = {name: Secret(bytes.fromhex(keys["kek"])) for name, keys in VECTORS["keks"].items()}
-    place: dict[str, Any] = {"project": project, "key": key, "generation": 3}
+    place: dict[str, Any] = {"project": project, "object_key": key, "generation": 3}
     for role in ("user", "admin"):
         wrap = sealed[f"{role} wrap, generation 3"]
         dek = unwrap_dek(

@@ -28,7 +28,7 @@ OTHER = Secret(bytes(32))
 PLACE: Final[dict[str, Any]] = {
     "algorithm": "Cobblestone-256",
     "project": "acme",
-    "key": "reports/q3.pdf",
+    "object_key": "reports/q3.pdf",
     "generation": 3,
 }
 
@@ -43,7 +43,7 @@ def test_a_wrap_opens_in_its_place_alone(role: Role) -> None:
         unwrap_dek(KEK, other_role, wrap=wrap, **PLACE)
     with pytest.raises(SealError):
         unwrap_dek(OTHER, role, wrap=wrap, **PLACE)
-    moved = {"algorithm": "AES-256-GCM", "project": "other", "key": "x", "generation": 4}
+    moved = {"algorithm": "AES-256-GCM", "project": "other", "object_key": "x", "generation": 4}
     for name, value in moved.items():
         with pytest.raises(SealError):
             unwrap_dek(KEK, role, wrap=wrap, **{**PLACE, name: value})
@@ -61,7 +61,7 @@ def test_a_wrap_holds_32_bytes_and_nothing_else(length: int) -> None:
 
 def test_a_zero_byte_cannot_move_a_border_between_names() -> None:
     with pytest.raises(ValueError, match="zero byte"):
-        wrap_dek(KEK, "user", dek=new_dek(), **{**PLACE, "key": "a\0b"})
+        wrap_dek(KEK, "user", dek=new_dek(), **{**PLACE, "object_key": "a\0b"})
 
 
 def test_a_record_opens_at_its_own_key_alone() -> None:

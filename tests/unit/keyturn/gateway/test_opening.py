@@ -46,6 +46,6 @@ async def test_a_url_of_no_gateway_is_refused_and_not_shown(url: str) -> None:
 
 async def test_without_aiohttp_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "aiohttp", None)
-    with pytest.raises(SettingsError, match=r"keyturn\[reader\]"):
+    with pytest.raises(SettingsError, match=r"keyturn\[gateway\]"):
         async with Client.connect("http://127.0.0.1:1", API_KEY):
             pass

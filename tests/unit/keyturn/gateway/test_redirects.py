@@ -98,7 +98,7 @@ async def test_a_second_redirect_is_not_followed(storage: FakeGateway) -> None:
         serving(_to(storage.url + SIGNED)) as second,
         serving(_to(second.url + "/x")) as gateway,
     ):
-        with pytest.raises(UnexpectedResponseError, match="the storage answered 307"):
+        with pytest.raises(UnexpectedResponseError, match="the storage responded with 307"):
             await _read(gateway)
     assert storage.seen == []
     assert len(second.seen) == 1

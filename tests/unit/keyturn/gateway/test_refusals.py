@@ -147,7 +147,7 @@ async def test_what_is_no_problem_document_is_an_error_of_its_own(
     error = await _refused(always(status, body, headers), how)
     assert isinstance(error, UnexpectedResponseError)
     assert error.status == status
-    assert str(error) == f"answered {status} without a code of Keyturn"
+    assert str(error) == f"status {status} without a code of Keyturn"
 
 
 @pytest.mark.parametrize("how", ["open", "upload", "rotation"])

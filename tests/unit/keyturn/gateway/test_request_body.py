@@ -329,5 +329,5 @@ async def test_an_answer_about_no_rotation_is_none(document: object) -> None:
         serving(_json(200, document)) as gateway,
         Client.connect(gateway.url, API_KEY) as client,
     ):
-        with pytest.raises(UnexpectedResponseError, match="no rotation"):
+        with pytest.raises(UnexpectedResponseError, match="another rotation"):
             await client.rotation("acme", AN_ID)

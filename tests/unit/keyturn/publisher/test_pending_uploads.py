@@ -33,7 +33,7 @@ def test_a_retry_has_the_same_key_and_body_and_bytes_of_its_own() -> None:
 def test_another_object_under_the_same_id_is_another_upload() -> None:
     kept, first = PendingUploads(), _sent()
     kept.remember(first)
-    for other in ({"project": "bob"}, {"key": "b"}):
+    for other in ({"project": "bob"}, {"object_key": "b"}):
         assert kept.earlier(_sent(upload_id=first.upload_id, **other)) is None
     assert kept.earlier(_sent()) is None
 

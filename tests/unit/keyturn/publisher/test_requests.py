@@ -42,7 +42,7 @@ SETTINGS = PublisherSettings(
 def new_draft(**change: Any) -> requests.UploadDraft:
     given_: dict[str, Any] = {
         "project": "acme",
-        "key": "a",
+        "object_key": "a",
         "content_type": None,
         "metadata": None,
         "upload_id": requests.new_id(),
@@ -218,7 +218,7 @@ def test_api_key_of_a_wrong_form_is_refused_and_not_repeated(build: Any, api_key
 @given(st.text(max_size=80), st.text(max_size=80))
 def test_any_names_are_taken_or_refused_as_malformed(project: str, key: str) -> None:
     try:
-        request = new_draft(project=project, key=key).with_body(InlineBody(inline=""))
+        request = new_draft(project=project, object_key=key).with_body(InlineBody(inline=""))
     except MalformedRequestError:
         return
     assert parse_request(requests.sign(SETTINGS, request).body) == request

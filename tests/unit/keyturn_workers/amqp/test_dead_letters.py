@@ -16,7 +16,7 @@ from pamqp.header import ContentHeader
 
 from keyturn.errors import all_errors
 from keyturn.topology import REQUEST_ID_FIELDS
-from keyturn_workers.amqp.dead_letters import Bounds, Measured, measured, surplus
+from keyturn_workers.amqp.dead_letters import Bounds, MeasuredLetter, measure, select_surplus
 from keyturn_workers.amqp.retry import dead_letter_of, identity_body, sent_headers
 
 if TYPE_CHECKING:
@@ -27,10 +27,10 @@ BOUNDS = Bounds(timedelta(days=30), 1000)
 UPLOAD_ID = "2f6c9a0e-1111-4111-8111-111111111111"
 
 
-def letters(*ages_and_sizes: tuple[float | None, int]) -> list[Measured]:
+def letters(*ages_and_sizes: tuple[float | None, int]) -> list[MeasuredLetter]:
     """By days of age, and bytes."""
     return [
-        Measured(size, None if days is None else NOW - timedelta(days=days))
+        MeasuredLetter(size, None if days is None else NOW - timedelta(days=days))
         for days, size in ages_and_sizes
     ]
 
@@ -57,7 +57,7 @@ def letters(*ages_and_sizes: tuple[float | None, int]) -> list[Measured]:
 )
 def test_surplus(found: list[tuple[float | None, int]], dropped: dict[int, str]) -> None:
     """By age each for itself; by bytes the oldest first, down to nine tenths of the bound."""
-    assert surplus(letters(*found), BOUNDS, NOW) == dropped
+    assert select_surplus(letters(*found), BOUNDS, NOW) == dropped
 
 
 def message(body: bytes, **headers: Any) -> AbstractIncomingMessage:
@@ -93,12 +93,12 @@ def test_age_is_what_a_worker_or_the_broker_noted(
     found: AbstractIncomingMessage, dead_at: datetime | None
 ) -> None:
     """Of a worker of 0.4, which noted none, the request's."""
-    assert measured(found).dead_at == dead_at
+    assert measure(found).dead_at == dead_at
 
 
 def test_headers_count_as_bytes() -> None:
-    plain = measured(message(b"x" * 10)).size_bytes
-    assert measured(message(b"x" * 10, own="y" * 5000)).size_bytes >= plain + 5000
+    plain = measure(message(b"x" * 10)).size_bytes
+    assert measure(message(b"x" * 10, own="y" * 5000)).size_bytes >= plain + 5000
 
 
 @pytest.mark.parametrize("code", sorted(all_errors()))

@@ -95,12 +95,12 @@ def sweep_id(number: int) -> str:
     return f"00000000-0000-4000-8000-{number:012}"
 
 
-def plan(number: int, project: str = "acme", *, asked: dict[str, Any] | None = None,
+def plan(number: int, project: str = "acme", *, request_fields: dict[str, Any] | None = None,
          **more: Any) -> Plan:  # fmt: skip
     """A sweep's plan; `number` minutes after the first one."""
     at = BEGIN + timedelta(minutes=number)
     state = State(3, "0" * 16, "m1", plaintext=False, etag="e")
-    return Plan(ask(number, project, **asked or {}), state, at, at, **more)
+    return Plan(ask(number, project, **request_fields or {}), state, at, at, **more)
 
 
 def done(number: int, project: str = "acme", *, clean: bool = True, **more: Any) -> Plan:

@@ -37,7 +37,7 @@ def test_each_key_is_deleted_once_and_waited_for(fake: Commands) -> None:
         assert row["event"]["request_id"] == row["request_id"]
 
 
-def test_a_refusal_of_one_is_told_and_the_others_are_done(fake: Commands) -> None:
+def test_a_rejection_of_one_does_not_affect_the_others(fake: Commands) -> None:
     fake.publisher.script = _deleted(fake, refused="b")
     result = fake.run("delete", "acme", "a", "b", "c")
     assert result.exit_code == 1
@@ -46,14 +46,14 @@ def test_a_refusal_of_one_is_told_and_the_others_are_done(fake: Commands) -> Non
     assert statuses == ["deleted", "rejected", "deleted"]
 
 
-def test_without_waiting_the_broker_keeps_the_requests(fake: Commands) -> None:
+def test_without_waiting_the_requests_are_queued(fake: Commands) -> None:
     result = fake.run("delete", "acme", "a", "--no-wait")
     assert result.exit_code == 0
     row = result.stdout.splitlines()[1].split()
     assert row == ["a", "queued", fake.publisher.sent[0][1]["request_id"]]
 
 
-def test_an_unconfirmed_delete_is_sent_again_under_the_same_id(fake: Commands) -> None:
+def test_an_unconfirmed_deletion_is_sent_again_with_the_same_id(fake: Commands) -> None:
     fake.publisher.script = _deleted(fake)
     fake.publisher.errors = [OutcomeUnknownError("not confirmed")]
     assert fake.run("delete", "acme", "a").exit_code == 0
@@ -68,7 +68,7 @@ def test_an_unconfirmed_delete_is_sent_again_under_the_same_id(fake: Commands) -
         ([], "untold"),
     ],
 )
-def test_what_was_not_told_deleted_is_not_called_so(
+def test_only_a_confirmed_deletion_is_called_deleted(
     fake: Commands, errors: list[Exception], status: str
 ) -> None:
     fake.publisher.errors = errors
@@ -80,7 +80,7 @@ def test_what_was_not_told_deleted_is_not_called_so(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["acme"], "Missing argument"),
         (["acme", "a", "../b"], "malformed_request: a key has no empty"),
@@ -88,9 +88,9 @@ def test_what_was_not_told_deleted_is_not_called_so(
     ],
 )
 def test_wrong_usage_exits_2_and_deletes_nothing(
-    fake: Commands, arguments: list[str], told: str
+    fake: Commands, arguments: list[str], message: str
 ) -> None:
     result = fake.run("delete", *arguments)
     assert result.exit_code == 2
-    assert told in result.stderr
+    assert message in result.stderr
     assert fake.publisher.sent == []

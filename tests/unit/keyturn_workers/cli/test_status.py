@@ -29,8 +29,8 @@ from tests.unit.keyturn_workers.factories import (
     MASTER_KEYS,
     enc,
     keyring,
+    rotated,
     sealed_object,
-    turned,
     v0_metadata,
 )
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from keyturn_workers.storage import ObjectHead
 
 _FIRST = keyring()
-_SECOND = turned(_FIRST)
+_SECOND = rotated(_FIRST)
 _OTHER = keyring("other", master_key="m2")
 
 
@@ -195,7 +195,7 @@ def test_no_objects_inspects_no_object(bucket: Bench) -> None:
 
 def test_a_keyring_shows_its_permissions_and_its_earlier_keks(bucket: Bench) -> None:
     cleared = replace(_FIRST.current, kek=None)
-    ring = replace(turned(_SECOND), plaintext_allowed=True, v0_allowed=True)
+    ring = replace(rotated(_SECOND), plaintext_allowed=True, v0_allowed=True)
     bucket.enroll(replace(ring, history=(cleared, ring.history[1])))
     row = bucket.json("--no-objects")["keyrings"][0]
     assert row == {
@@ -294,7 +294,7 @@ def test_running_sweeps_come_first_and_parts_of_a_sweep_of_all_stay_hidden(
         done(3, clean=False),
         plan(4, status="failed", code="keyring_rolled_back", detail="below"),
         all_plan(5),
-        plan(5, asked={"of_all": True}),
+        plan(5, request_fields={"of_all": True}),
     )
     shown = [(row["sweep_id"], row["status"], row["clean"]) for row in bucket.json()["sweeps"]]
     assert shown == [

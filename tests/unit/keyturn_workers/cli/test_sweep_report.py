@@ -104,7 +104,7 @@ def test_a_running_sweep_shows_its_progress(bucket: Bench) -> None:
         "pages_not_proven": 1,
         "proof_not_before": "2026-11-24T10:01:45Z",
         "rate_per_s": 4.0,  # half of 50 seen and 30 proven, in ten seconds
-        "left_s": 35.0,  # not the 5 s that the rate tells: the proof has to wait
+        "left_s": 35.0,  # not the 5 s that follow from the rate: the proof has to wait
         "failures": [],
         "more_failures": False,
     }
@@ -180,10 +180,10 @@ def test_a_sweep_of_all_shows_its_parts(bucket: Bench) -> None:
     sums = Counts(objects=10, current=8, failed=2)
     bucket.add(all_plan(1, live=("b",), sums=sums, clean=False, projects=3))
     part = {"of_all": True}
-    bad = done(1, "c", clean=False, asked=part)
+    bad = done(1, "c", clean=False, request_fields=part)
     bucket.add(
-        plan(1, "b", asked=part, proven=Counts(objects=7, current=7)),
-        done(1, "a", asked=part),
+        plan(1, "b", request_fields=part, proven=Counts(objects=7, current=7)),
+        done(1, "a", request_fields=part),
         bad,
     )
     _fail(bucket, bad, 2)
@@ -237,7 +237,7 @@ def test_the_same_id_in_another_project_is_never_watched_by_mistake(
     bucket: Bench, publisher: _ScriptedPublisher
 ) -> None:
     """A publisher that may sweep `aaa` can do so under the id of acme's rotation."""
-    bucket.add(done(1, "aaa"), plan(1, "acme", asked={"kind": "rotation"}))
+    bucket.add(done(1, "aaa"), plan(1, "acme", request_fields={"kind": "rotation"}))
     ambiguous = bucket.run(_ID, "--watch", **_PUBLISHER)
     assert ambiguous.exit_code == 1
     assert (
@@ -263,7 +263,7 @@ def test_the_same_id_in_another_project_is_never_watched_by_mistake(
 def test_a_part_of_a_sweep_of_all_is_shown_and_not_watched(
     bucket: Bench, publisher: _ScriptedPublisher
 ) -> None:
-    part = plan(1, "acme", asked={"of_all": True})
+    part = plan(1, "acme", request_fields={"of_all": True})
     bucket.add(all_plan(1, live=("acme",)), part)
     assert bucket.json(_ID, "--project", "acme")["project"] == "acme"
     assert bucket.json(_ID, "--project", "*")["project"] == "*"

@@ -1,4 +1,4 @@
-"""The generation above which a project is adopted: every object counts (SPEC 5.4, 8.6)."""
+"""Adoption starts above the highest generation of any object (SPEC 5.4, 8.6)."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def _plant(storage: MemoryStorage, key: str, number: int) -> None:
     storage.plant(object_s3_key("acme", key), body, Headers(enc(wraps)))
 
 
-async def test_a_name_that_no_object_can_have_counts_by_its_wraps() -> None:
+async def test_an_object_with_an_invalid_key_counts() -> None:
     storage = MemoryStorage()
     _plant(storage, "a", 3)
     _plant(storage, "reports//q3.txt", 7)
     assert await find_highest_generation(storage, "acme", KEYS) == 7
 
 
-async def test_an_object_that_is_listed_and_not_found_is_not_passed_over() -> None:
-    """It could be the one at the highest generation: a retry lists anew."""
+async def test_an_object_that_is_listed_but_not_found_is_not_skipped() -> None:
+    """It could be the one at the highest generation: a retry lists again."""
     storage = MemoryStorage()
     _plant(storage, "a", 3)
     storage.fail_next("head", MissingError("head: NoSuchKey"))

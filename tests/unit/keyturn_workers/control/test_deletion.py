@@ -1,4 +1,4 @@
-"""How long a delete waits: as long as the longest lease that the keyring names (SPEC 8.4, 8.7)."""
+"""A delete waits for two of the longest lease that the keyring names (SPEC 8.4, 8.7)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An enrolment that comes again while the storage denies its keyring (SPEC 6.5, 8.6)."""
+"""A repeated enrollment while the storage denies that the keyring exists (SPEC 6.5, 8.6)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KEYRING = keyring_s3_key("acme")
 
 
 class _Bucket:
-    """Whose listings are true, and which answers 404 to every read of a keyring."""
+    """Its listings are true, but it answers 404 to every read of a keyring."""
 
     lease_s = 15
 
@@ -54,13 +54,13 @@ async def _enroll(*keys: str) -> int:
     return await enroller.enroll(request, RequestOrigin.of("api", body))
 
 
-async def test_a_keyring_that_is_listed_and_not_found_refuses_no_enrolment() -> None:
-    """The read was wrong: tried again later, and not refused for good as `already_enrolled`."""
+async def test_a_keyring_that_is_listed_but_not_found_does_not_refuse_an_enrollment() -> None:
+    """The read was wrong: retried later, not refused permanently as `already_enrolled`."""
     with pytest.raises(StorageUnavailableError):
         await _enroll("acme/a.bin", KEYRING)
 
 
 @pytest.mark.parametrize("other", ["acme/b.bin", f"{KEYRING}.old"])
-async def test_objects_without_a_keyring_refuse_an_enrolment(other: str) -> None:
+async def test_objects_without_a_keyring_refuse_an_enrollment(other: str) -> None:
     with pytest.raises(AlreadyEnrolledError):
         await _enroll("acme/a.bin", other)

@@ -6,11 +6,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from keyturn.crypto import Secret, user_kek, v0_seal
-from keyturn.errors import StorageUnavailableError
+import pytest
+
+from keyturn.crypto import HEADER_BYTES, Secret, user_kek, v0_seal
+from keyturn.errors import CodedError, StorageUnavailableError
 from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn_workers.gateway.auth import Authenticator, Caller
 from keyturn_workers.gateway.keyring_lookups import KeyringLookups
+from keyturn_workers.gateway.legacy_reader import LegacyReader
 from keyturn_workers.gateway.object_opener import ObjectOpener
 from keyturn_workers.keyring import Keyring, KeyringReader
 from keyturn_workers.keyring.model import build_keyring
@@ -152,7 +155,7 @@ class Bench:
     storage: WatchedStorage = field(default_factory=WatchedStorage)
     ring: Keyring = field(default_factory=ring_of)
     cache_s: float = 2.0
-    floor_s: float = 0.0
+    refusal_min_s: float = 0.0
     v0_max_bytes: int = 10**6
 
     def __post_init__(self) -> None:
@@ -161,7 +164,11 @@ class Bench:
         pepper = Secret(PEPPER.encode())
         self.lookups = KeyringLookups(self.keyrings, self.storage)
         self.auth = Authenticator(
-            self.keyrings, self.lookups, pepper, cache_s=self.cache_s, floor_s=self.floor_s
+            self.keyrings,
+            self.lookups,
+            pepper,
+            cache_s=self.cache_s,
+            refusal_min_s=self.refusal_min_s,
         )
         keys = OperatorKeys(MASTER_KEYS, V0_ADMIN_KEK)
         self.opener = ObjectOpener(
@@ -216,10 +223,26 @@ class Bench:
         async with self.opener.open(caller, KEY, start_bytes=start_bytes) as reader:
             yield reader
 
+    async def open_fails(self, error: type[CodedError], api_key: str = API_KEY) -> str:
+        """Check that the object does not open, whole or by its beginning; return the detail."""
+        details = set()
+        for start_bytes in (None, HEADER_BYTES):
+            with pytest.raises(error) as caught:
+                await self._open_and_verify(start_bytes, api_key)
+            details.add(caught.value.detail)
+            assert self.storage.open_streams == 0
+        (detail,) = details
+        return detail
+
+    async def _open_and_verify(self, start_bytes: int | None, api_key: str) -> None:
+        async with self.opened(start_bytes, api_key) as reader:
+            assert isinstance(reader, LegacyReader)  # the others fail when they are opened
+            await reader.verify()
+
     async def read(self, span: Span | None = None, into: bytearray | None = None) -> bytes:
         """What a reader gets; `into` keeps it where an error ends it."""
         given = bytearray() if into is None else into
-        async with self.opened(None if span is None else 56) as reader:
+        async with self.opened(None if span is None else HEADER_BYTES) as reader:
             if span is not None:
                 await reader.verify()
             pieces = reader.read_all() if span is None else reader.read_range(span)

@@ -82,7 +82,7 @@ class Serving:
             limit,
             publisher,
             self.store,
-            max_under_way=self.max_rotations,
+            max_in_progress=self.max_rotations,
             idle_timeout_s=self.idle_timeout_s,
             wait_max_s=self.wait_max_s,
         )

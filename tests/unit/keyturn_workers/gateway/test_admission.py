@@ -72,7 +72,7 @@ async def storage() -> AsyncIterator[_Watched]:
 async def _ask(storage: _Watched, method: str, project: str, authorization: str) -> None:
     keyrings = KeyringReader(storage, _MASTER, lease_s=1, cache_s=0)
     auth = Authenticator(
-        keyrings, KeyringLookups(keyrings, storage), Secret(b""), cache_s=0, floor_s=0
+        keyrings, KeyringLookups(keyrings, storage), Secret(b""), cache_s=0, refusal_min_s=0
     )
     opener = ObjectOpener(storage, auth, OperatorKeys(_MASTER), v0_max_bytes=1, v0_concurrency=1)
     limit = ConcurrencyLimit(4, 1.0, "requests")
@@ -112,6 +112,6 @@ async def test_a_refusal_has_read_a_keyring_at_most(
 
 async def test_the_holder_of_the_key_reads_the_object(storage: _Watched) -> None:
     """So that the refusals above do not pass for another reason."""
-    with pytest.raises(CodedError, match="nothing stands"):
+    with pytest.raises(CodedError, match="no object has this key"):
         await _ask(storage, "GET", "acme", f"Bearer {_API_KEY}")
     assert storage.seen == [".keyturn/keyrings/acme.json", "acme/x"]

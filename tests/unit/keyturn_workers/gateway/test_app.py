@@ -125,7 +125,7 @@ async def test_an_unexpected_error_is_a_problem_without_its_text(
         assert got.headers["content-type"] == MEDIA_TYPE
         assert got.headers["connection"] == "close"
         assert _SECRET not in got.content.decode()
-        assert got.document()["detail"] == "an internal failure"
+        assert got.document()["detail"] == "internal error"
         assert serving.counted(
             "requests_total", route="objects" if target == PATH else "rotations",
             method=method, status="500",
@@ -229,7 +229,7 @@ async def test_no_secret_shows_in_metrics_or_logs(capsys: pytest.CaptureFixture[
     await serving.ask()
     await serving.ask("HEAD")
     told = (await serving.ask(target="/metrics")).content.decode() + capsys.readouterr().out
-    assert "answer aborted" in told
+    assert "response aborted" in told
     for secret in (API_KEY, kek_of(API_KEY).reveal().hex(), "secret plaintext"):
         assert secret not in told
     assert MASTER_KEYS["m1"].reveal().hex() not in told
@@ -272,7 +272,7 @@ def test_a_server_that_cannot_reset_a_connection_is_a_mistake_of_ours() -> None:
 
 async def test_who_is_refused_takes_nobodys_place() -> None:
     """A refusal waits; those with a wrong key would else crowd out those with the right one."""
-    serving = Serving(concurrency=2, bench=Bench(floor_s=0.3))
+    serving = Serving(concurrency=2, bench=Bench(refusal_min_s=0.3))
     serving.bench.plant_sealed(b"plaintext")
     wrong = [asyncio.create_task(serving.ask(key="kt_" + "w" * 43)) for _ in range(10)]
     for _ in range(50):

@@ -17,7 +17,7 @@ from keyturn.errors import (
 )
 from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.errors import RefusedError as StorageRefusedError
-from keyturn_workers.gateway import auth as gate_module
+from keyturn_workers.gateway import auth as auth_module
 from keyturn_workers.gateway import keyring_lookups as lookups_module
 from keyturn_workers.gateway.auth import AuthenticationError
 from keyturn_workers.keyring.model import build_keyring
@@ -42,7 +42,7 @@ class Clock:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
         fake = SimpleNamespace(monotonic=lambda: self.now)
-        patch.setattr(gate_module, "time", fake)
+        patch.setattr(auth_module, "time", fake)
         patch.setattr(lookups_module, "time", fake)
         own = SimpleNamespace(clock_gettime=lambda _: self.now, CLOCK_BOOTTIME=None)
         patch.setattr(clock_module, "time", own)
@@ -211,7 +211,7 @@ async def test_a_reading_older_than_the_cache_is_joined_by_nobody(clock: Clock) 
 async def test_no_refusal_may_be_told_before_the_floor(
     project: str, authorization: list[str]
 ) -> None:
-    bench = Bench(floor_s=0.03)
+    bench = Bench(refusal_min_s=0.03)
     for _ in range(2):  # not from the cache either
         began = time.monotonic()
         with pytest.raises(AuthenticationError) as refused:
@@ -219,8 +219,10 @@ async def test_no_refusal_may_be_told_before_the_floor(
         assert refused.value.not_before >= began + 0.03
 
 
-async def test_a_read_that_is_slower_than_the_floor_shows_in_multiples_of_it(clock: Clock) -> None:
-    bench = Bench(floor_s=0.5)
+async def test_a_read_that_is_slower_than_the_refusal_min_shows_in_multiples_of_it(
+    clock: Clock,
+) -> None:
+    bench = Bench(refusal_min_s=0.5)
     real = bench.storage.read
 
     async def slow(key: str, **how: int) -> object:
@@ -265,7 +267,7 @@ async def test_a_keyring_that_does_not_open_is_read_once_in_the_caches_seconds(
 
 async def test_who_is_admitted_does_not_wait() -> None:
     async with asyncio.timeout(5):
-        await Bench(floor_s=60).authenticate()
+        await Bench(refusal_min_s=60).authenticate()
 
 
 async def test_a_refusal_derives_one_kek_whatever_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,7 +279,7 @@ async def test_a_refusal_derives_one_kek_whatever_was_sent(monkeypatch: pytest.M
         derived.append((project, pepper))
         return kek
 
-    monkeypatch.setattr(gate_module, "user_kek", counting)
+    monkeypatch.setattr(auth_module, "user_kek", counting)
     bench = Bench()
     for project in ("acme", "unknown", "No Project"):
         for authorization in ([], [f"Bearer {WRONG_KEY}"], ["Bearer short"]):
@@ -320,13 +322,13 @@ async def test_a_project_is_admitted_from_its_enrolment_on() -> None:
 
 
 async def test_memory_of_what_does_not_open_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gate_module, "_MAX_FAILED", 10)
+    monkeypatch.setattr(auth_module, "_MAX_FAILURES", 10)
     bench = Bench()
     for number in range(30):
         bench.storage.plant(keyring_s3_key(f"bad-{number}"), b"{}", Headers({}))
         with pytest.raises(CorruptObjectError):
             await bench.auth.authenticate(f"bad-{number}", [])
-    assert list(bench.auth._failed) == [f"bad-{number}" for number in range(20, 30)]
+    assert list(bench.auth._failures) == [f"bad-{number}" for number in range(20, 30)]
 
 
 async def test_nothing_is_kept_of_projects_that_there_are_not() -> None:
@@ -334,7 +336,7 @@ async def test_nothing_is_kept_of_projects_that_there_are_not() -> None:
     await bench.authenticate()
     await asyncio.gather(*(_refused(bench, f"made-up-{number}") for number in range(200)))
     assert bench.auth._reading == {}
-    assert not bench.auth._failed
+    assert not bench.auth._failures
     assert set(bench.keyrings._cache.projects) == {"acme"}
     assert bench.lookups._unsent == {}
     assert bench.lookups._next is None

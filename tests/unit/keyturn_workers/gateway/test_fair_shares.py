@@ -40,12 +40,12 @@ def test_a_project_at_its_share_is_refused_and_no_other_one() -> None:
 def test_all_are_refused_only_where_all_is_taken() -> None:
     limit = ConcurrencyLimit(4, 0.5, "requests")
     for project in ("a", "a", "b", "b"):
-        limit.take(project)
+        limit.acquire(project)
     for project in ("a", "c"):
         with pytest.raises(GatewayBusyError):
-            limit.take(project)
+            limit.acquire(project)
     limit.release("b")
-    limit.take("c")
+    limit.acquire("c")
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans())))
@@ -57,13 +57,13 @@ def test_nothing_is_kept_of_who_holds_nothing(steps: list[tuple[str, bool]]) -> 
             limit.release(project)
             held.remove(project)
         elif takes and held.count(project) < 3 and len(held) < 6:
-            limit.take(project)
+            limit.acquire(project)
             held.append(project)
         elif takes:
             with pytest.raises((TooManyRequestsError, GatewayBusyError)):
-                limit.take(project)
+                limit.acquire(project)
         assert limit.in_use == len(held)
-        assert set(limit._held) == set(held)
+        assert set(limit._by_project) == set(held)
 
 
 def _ledger(mib: int = 16, share: float = 0.25) -> StagingLedger:
@@ -111,7 +111,7 @@ def test_a_listing_that_was_sent_later_tells_what_has_left() -> None:
     ledger.complete("left", 1.0)
     ledger.complete("late", 2.0)
     # A body that was complete only when the listing was sent may be missing from it.
-    ledger.listed(2.0, {"left": MIB})
+    ledger.apply_listing(2.0, {"left": MIB})
     assert set(ledger._staged) == {"coming", "late", "left"}
     assert ledger.used_bytes == 3 * MIB
     ledger.reserve("a", "room again", MIB)
@@ -119,12 +119,12 @@ def test_a_listing_that_was_sent_later_tells_what_has_left() -> None:
 
 def test_what_others_staged_counts_towards_the_total_alone() -> None:
     ledger = _ledger(mib=8, share=0.5)
-    ledger.listed(1.0, {"theirs": 3 * MIB, "small": 1})
+    ledger.apply_listing(1.0, {"theirs": 3 * MIB, "small": 1})
     assert ledger.used_bytes == 4 * MIB
     ledger.reserve("a", "1", 4 * MIB)
     with pytest.raises(GatewayBusyError):
         ledger.reserve("b", "2", 1)
-    ledger.listed(2.0, {})
+    ledger.apply_listing(2.0, {})
     ledger.reserve("b", "2", 1)
 
 
@@ -133,7 +133,7 @@ def test_nothing_is_kept_of_a_body_that_has_left() -> None:
     for number in range(100):
         ledger.reserve(f"project-{number}", str(number), number * 100_000)
         ledger.complete(str(number), 1.0)
-    ledger.listed(2.0, {})
+    ledger.apply_listing(2.0, {})
     ledger.release("unknown")
     ledger.complete("unknown", 3.0)
     assert (ledger._staged, ledger._by_project, ledger.used_bytes) == ({}, {}, 0)

@@ -28,7 +28,7 @@ _WRONG = "Bearer kt_" + "w" * 43
 def spent(monkeypatch: pytest.MonkeyPatch) -> Bench:
     """A gate whose few reads are used up: what follows is looked up by listings."""
     monkeypatch.setattr(keyring_lookups, "READS_PER_S", 0.0)
-    monkeypatch.setattr(keyring_lookups, "_BETWEEN_LISTINGS_S", 0.01)
+    monkeypatch.setattr(keyring_lookups, "_LISTING_MIN_PAUSE_S", 0.01)
     bench = Bench()
     bench.lookups._tokens = 0.0
     return bench
@@ -162,4 +162,4 @@ async def test_who_holds_the_right_key_joins_a_read_that_is_under_way() -> None:
     for task in (early, late):
         assert (await task).snapshot.keyring.current.generation == 1
     assert bench.storage.calls == {"read": 1}
-    assert bench.lookups._under_way == {}
+    assert bench.lookups._in_progress == {}

@@ -39,7 +39,7 @@ async def test_one_whose_listings_are_late_is_not_relied_on() -> None:
 async def test_a_storage_that_does_not_answer_is_asked_again() -> None:
     storage = MemoryStorage()
     storage.fail_next("put", StorageUnavailableError("down"), times=20)
-    await detect_listing_support(storage, "gateway", again_s=0)
+    await detect_listing_support(storage, "gateway", retry_s=0)
     assert storage.capabilities.listings_show_overwrites
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from keyturn.crypto import HEADER_BYTES, SEALED_CHUNK_BYTES, ChunkReader, new_dek
 from keyturn.errors import StorageUnavailableError
-from keyturn_workers.gateway import object_reader as found_module
+from keyturn_workers.gateway import encrypted_reader
 from keyturn_workers.gateway.conditions import format_http_date
 from tests.unit.keyturn_workers.factories import deleted, enc, sealed_object
 from tests.unit.keyturn_workers.gateway.asgi import Connection
@@ -27,7 +27,7 @@ PLAINTEXT = os.urandom(40 * CHUNK + 7)
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(found_module, "_RESUME_PAUSES_S", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(encrypted_reader, "_RESUME_PAUSES_S", (0.0, 0.0, 0.0))
 
 
 def _serving(plaintext: bytes = PLAINTEXT, **more: Any) -> Serving:

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keyturn.metadata import decode_caller_metadata
-from keyturn_workers.gateway.object_reader import Legacy, Plaintext
+from keyturn_workers.gateway.legacy_reader import LegacyReader
+from keyturn_workers.gateway.plaintext_reader import PlaintextReader
 from keyturn_workers.gateway.ranges import Span
 from keyturn_workers.gateway.response_headers import META_PREFIX, object_headers, validator_headers
 from keyturn_workers.storage import Headers, ObjectHead
@@ -33,13 +34,13 @@ async def _unread() -> bytes:
     raise AssertionError("headers need no plaintext")
 
 
-def _whole(head: ObjectHead) -> Legacy:
+def _whole(head: ObjectHead) -> LegacyReader:
     # Nonce and tag beside the plaintext.
-    return Legacy(replace(head, size_bytes=head.size_bytes + 28), _unread)
+    return LegacyReader(replace(head, size_bytes=head.size_bytes + 28), _unread)
 
 
-def _plain(head: ObjectHead) -> Plaintext:
-    return Plaintext(MemoryStorage(), "acme/k", head)
+def _plain(head: ObjectHead) -> PlaintextReader:
+    return PlaintextReader(MemoryStorage(), "acme/k", head)
 
 
 def test_what_every_answer_says() -> None:

@@ -16,7 +16,7 @@ from keyturn.errors import StorageUnavailableError, all_errors
 from keyturn.identifiers import is_uuid, keyring_s3_key
 from keyturn.messages import COUNT_FIELDS, RotationAccepted, RotationRejected
 from keyturn.publisher import NotDeliveredError, OutcomeUnknownError, PublisherError
-from keyturn_workers.gateway import rotation_routes as rotations_module
+from keyturn_workers.gateway import rotation_routes
 from keyturn_workers.keyring.model import build_keyring
 from keyturn_workers.storage import Headers
 from keyturn_workers.sweep import Plan, SweepRequest
@@ -259,7 +259,7 @@ async def test_one_whose_answer_cannot_be_listened_for_keeps_its_share_for_a_whi
     serving: Serving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While the stream of events cannot be read a project publishes no more than its share."""
-    monkeypatch.setattr(rotations_module, "_LISTEN_S", 0.2)
+    monkeypatch.setattr(rotation_routes, "_OUTCOME_WAIT_S", 0.2)
     serving.publisher.wait_fails = PublisherError("the stream cannot be read")
     statuses = []
     for _ in range(5):
@@ -404,7 +404,7 @@ async def test_a_refusal_is_told_by_the_gateway_that_published_it(serving: Servi
 async def test_a_rotation_of_another_project_is_nobodys(serving: Serving) -> None:
     await serving.ask("POST", ROTATIONS, body=_ask())
     rotation_id = serving.publisher.rotations[0]["id"]
-    serving.rotations._known[rotation_id].project = "other"
+    serving.rotations._published[rotation_id].project = "other"
     got = await serving.ask(target=f"{ROTATIONS}/{rotation_id}")
     assert got.status == 404
 
@@ -435,19 +435,19 @@ async def test_a_record_that_was_forged_or_cannot_be_read() -> None:
 async def test_memory_of_what_was_published_is_bounded(
     serving: Serving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rotations_module, "_MAX_KNOWN", 3)
+    monkeypatch.setattr(rotation_routes, "_MAX_PUBLISHED", 3)
     for _ in range(8):
         await serving.ask("POST", ROTATIONS, body=_ask())
     kept = [asked["id"] for asked in serving.publisher.rotations[-3:]]
-    assert list(serving.rotations._known) == kept
+    assert list(serving.rotations._published) == kept
 
 
 async def test_nothing_listens_once_it_is_closed() -> None:
     serving = Serving()
     await serving.ask("POST", ROTATIONS, body=_ask())
-    answers = [known.answer for known in serving.rotations._known.values()]
+    outcomes = [rotation.outcome for rotation in serving.rotations._published.values()]
     await serving.rotations.close()
-    assert all(answer.done() for answer in answers)
+    assert all(outcome.done() for outcome in outcomes)
 
 
 async def test_a_client_that_goes_while_it_waits_leaves_the_rotation_as_it_is(

@@ -96,7 +96,7 @@ async def test_refusals_share_looks_with_a_pause_between_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A flood of bodies beyond a share does not become a flood of listings."""
-    monkeypatch.setattr(staging_quota, "_BETWEEN_LISTINGS_S", 60.0)
+    monkeypatch.setattr(staging_quota, "_LISTING_MIN_PAUSE_S", 60.0)
     storage = MemoryStorage()
     staged = _staged(storage)
     for number in range(2):

@@ -405,8 +405,8 @@ async def test_bodies_that_are_not_stored_yet_count_until_they_have_left_staging
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Refused bodies of 1 MiB filled staging for 8 days."""
-    monkeypatch.setattr(staging_quota, "_BETWEEN_LISTINGS_S", 0.0)
-    monkeypatch.setattr(staging_quota, "_REST_A_LISTING", 0.0)
+    monkeypatch.setattr(staging_quota, "_LISTING_MIN_PAUSE_S", 0.0)
+    monkeypatch.setattr(staging_quota, "_PAUSE_PER_LISTING", 0.0)
     mib = 1024 * 1024
     serving = Serving(staging_max_bytes=16 * mib, project_share=0.25, max_bytes=8 * mib)
     other = ring_of(NEW_API_KEY, "other")

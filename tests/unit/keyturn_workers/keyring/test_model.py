@@ -1,4 +1,4 @@
-"""The keyring's record: what is written is read, and what was forged or moved is not."""
+"""The keyring's record: what was written is read; what was forged or moved is refused (SPEC 5)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from keyturn.identifiers import keyring_s3_key
 from keyturn.messages import RequestOrigin
 from keyturn_workers.keyring import sealed_records
 from keyturn_workers.keyring.model import Keyring, build_keyring, parse_keyring
-from tests.unit.keyturn_workers.factories import MASTER_KEYS, generation, keyring, turned
+from tests.unit.keyturn_workers.factories import MASTER_KEYS, generation, keyring, rotated
 
 
 def _sealed(payload: dict[str, object], project: str = "acme") -> bytes:
@@ -45,10 +45,12 @@ def _payload(ring: Keyring) -> dict[str, object]:
 @given(
     st.integers(0, 4), st.booleans(), st.booleans(), st.booleans(), st.sampled_from(["m1", "m2"])
 )
-def test_round_trip(turns: int, plaintext: bool, v0: bool, with_v0_kek: bool, master: str) -> None:
+def test_a_keyring_round_trips(
+    turns: int, plaintext: bool, v0: bool, with_v0_kek: bool, master: str
+) -> None:
     ring = keyring(master_key=master, plaintext=plaintext)
     for _ in range(turns):
-        ring = turned(ring)
+        ring = rotated(ring)
     v0_kek = Secret(bytes(range(32))) if with_v0_kek else None
     ring = replace(ring, v0_allowed=v0, v0_kek=v0_kek)
     assert parse_keyring(build_keyring(ring, MASTER_KEYS), "acme", MASTER_KEYS) == ring
@@ -65,7 +67,7 @@ def test_the_fields_that_0_4_lacks_round_trip_and_may_be_missing() -> None:
 
 
 def test_a_history_entry_has_the_fields_of_the_specification_alone() -> None:
-    ring = replace(turned(keyring()), lease_s=30, publisher="billing", request="a" * 64)
+    ring = replace(rotated(keyring()), lease_s=30, publisher="billing", request="a" * 64)
     _, rest = sealed_records.parse(
         build_keyring(ring, MASTER_KEYS), keyring_s3_key("acme"), "acme", MASTER_KEYS
     )
@@ -75,7 +77,7 @@ def test_a_history_entry_has_the_fields_of_the_specification_alone() -> None:
 
 def test_a_cleared_kek_of_the_history_round_trips() -> None:
     first = keyring()
-    ring = replace(turned(first), history=(replace(first.current, kek=None),))
+    ring = replace(rotated(first), history=(replace(first.current, kek=None),))
     parsed = parse_keyring(build_keyring(ring, MASTER_KEYS), "acme", MASTER_KEYS)
     assert parsed.history[0].kek is None
     assert parsed.enrollment == ring.history[0]
@@ -90,7 +92,7 @@ def test_the_record_shows_no_key() -> None:
     assert ring.current.kek_id.encode() not in body
 
 
-def test_one_moved_from_another_project_does_not_open() -> None:
+def test_a_record_of_another_project_does_not_open() -> None:
     moved = json.loads(build_keyring(keyring("other"), MASTER_KEYS))
     with pytest.raises(CorruptObjectError):
         parse_keyring(json.dumps(moved).encode(), "acme", MASTER_KEYS)
@@ -99,13 +101,13 @@ def test_one_moved_from_another_project_does_not_open() -> None:
         parse_keyring(json.dumps(moved).encode(), "acme", MASTER_KEYS)
 
 
-def test_one_made_under_another_key_does_not_open() -> None:
+def test_a_record_under_another_master_key_does_not_open() -> None:
     forged = build_keyring(keyring(), {"m1": Secret(bytes(32))})
     with pytest.raises(CorruptObjectError):
         parse_keyring(forged, "acme", MASTER_KEYS)
 
 
-def test_a_master_key_that_is_not_held_is_no_forgery() -> None:
+def test_an_unavailable_master_key_is_no_forgery() -> None:
     body = build_keyring(keyring(master_key="m2"), MASTER_KEYS)
     with pytest.raises(UnknownMasterKeyError) as told:
         parse_keyring(body, "acme", {"m1": MASTER_KEYS["m1"]})
@@ -138,7 +140,7 @@ def test_any_flipped_bit_of_the_sealed_part_is_refused(data: st.DataObject) -> N
     ],
     ids=repr,
 )
-def test_an_odd_outer_form_is_refused(change: dict[str, object]) -> None:
+def test_a_malformed_record_is_refused(change: dict[str, object]) -> None:
     record = json.loads(build_keyring(keyring(), MASTER_KEYS)) | change
     with pytest.raises(CorruptObjectError):
         parse_keyring(json.dumps(record).encode(), "acme", MASTER_KEYS)
@@ -167,7 +169,7 @@ def test_an_odd_outer_form_is_refused(change: dict[str, object]) -> None:
     ],
     ids=repr,
 )
-def test_an_odd_sealed_part_is_refused(change: dict[str, object]) -> None:
+def test_a_malformed_sealed_part_is_refused(change: dict[str, object]) -> None:
     payload = _payload(keyring())
     assert parse_keyring(_sealed(payload), "acme", MASTER_KEYS).current.generation == 1
     with pytest.raises(CorruptObjectError):

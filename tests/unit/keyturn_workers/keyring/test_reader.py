@@ -12,11 +12,11 @@ from keyturn_workers.errors import MissingError
 from keyturn_workers.keyring import Keyring, KeyringReader
 from keyturn_workers.keyring.model import build_keyring
 from keyturn_workers.storage import Capabilities, Headers, ObjectHead
-from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring, turned
+from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring, rotated
 
 
 class _Bucket:
-    """Answers reads only when it is told to, with what stood when each read began."""
+    """Answers reads on request only, with what was stored when each read began."""
 
     capabilities = Capabilities()
 
@@ -56,7 +56,7 @@ async def test_recent_reads_are_cached() -> None:
     assert bucket.began == 1
 
 
-async def test_a_cache_of_nothing_reads_each_time() -> None:
+async def test_without_a_cache_each_call_reads() -> None:
     bucket = _Bucket(keyring())
     reader = _reader(bucket, cache_s=0)
     await reader.read_recent("acme")
@@ -65,14 +65,14 @@ async def test_a_cache_of_nothing_reads_each_time() -> None:
 
 
 async def test_a_fresh_read_begins_after_the_call() -> None:
-    """A call that comes while a read is under way must not be answered by that read."""
+    """A read that is under way must not answer a later call."""
     bucket = _Bucket(keyring())
     assert bucket.ring is not None
     reader = _reader(bucket)
     bucket.gate.clear()
     early = asyncio.create_task(reader.read_fresh("acme"))
     await bucket.started.wait()
-    bucket.ring = turned(bucket.ring)
+    bucket.ring = rotated(bucket.ring)
     late = asyncio.create_task(reader.read_fresh("acme"))
     await asyncio.sleep(0)
     bucket.gate.set()
@@ -94,7 +94,7 @@ async def test_many_calls_share_one_read() -> None:
     assert bucket.began == 2
 
 
-async def test_a_cancelled_caller_does_not_take_the_others_along() -> None:
+async def test_a_canceled_caller_does_not_cancel_the_others() -> None:
     bucket = _Bucket(keyring())
     reader = _reader(bucket)
     bucket.gate.clear()

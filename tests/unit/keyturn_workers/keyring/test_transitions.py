@@ -1,4 +1,4 @@
-"""What a keyring becomes: each change keeps what it does not change (SPEC 5.2, 8.1)."""
+"""Changes of a keyring keep everything else (SPEC 5.2, 8.1)."""
 
 from __future__ import annotations
 
@@ -9,23 +9,20 @@ from typing import TYPE_CHECKING
 import pytest
 
 from keyturn.crypto import Secret
-from keyturn.identifiers import keyring_s3_key
 from keyturn.messages import RequestOrigin
 from keyturn_workers.keyring import (
-    create_keyring,
     forbid_plaintext,
-    replace_keyring,
     retire_old_keys,
     rotate,
     with_master_key,
 )
-from keyturn_workers.keyring.model import Keyring, parse_keyring
 from keyturn_workers.keyring.transitions import has_origin, with_lease
-from keyturn_workers.testing.memory_storage import MemoryStorage
-from tests.unit.keyturn_workers.factories import AT, MASTER_KEYS, keyring
+from tests.unit.keyturn_workers.factories import AT, keyring
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from keyturn_workers.keyring.model import Keyring
 
 _BEFORE = replace(keyring(), lease_s=20, publisher="one", request="1" * 64, evidence="e" * 64)
 _ID = "2f6c9a0e-1111-4111-8111-111111111111"
@@ -37,13 +34,13 @@ def _turned(before: Keyring) -> Keyring:
     return rotate(before, kek=kek, rotation_id=_ID, requested_at=AT, at=AT, origin=_LATER)
 
 
-def test_a_turn_names_the_request_that_brought_it() -> None:
+def test_a_rotation_records_its_request() -> None:
     after = _turned(_BEFORE)
     assert after.origin == _LATER
     assert (after.lease_s, after.evidence) == (20, "e" * 64)
 
 
-def test_only_the_current_generation_is_known_by_its_origin_alone() -> None:
+def test_only_the_current_generation_has_an_origin() -> None:
     after = _turned(_BEFORE)
     assert has_origin(after, after.current, _LATER)
     assert not has_origin(after, after.current, RequestOrigin("two", "3" * 64))
@@ -67,21 +64,3 @@ def test_every_other_change_keeps_lease_origin_and_evidence(
 ) -> None:
     after = changed(_BEFORE)
     assert (after.lease_s, after.origin, after.evidence) == (20, _BEFORE.origin, "e" * 64)
-
-
-async def test_a_written_keyring_names_the_longest_lease_of_all_that_wrote_it() -> None:
-    storage = MemoryStorage()
-
-    async def read() -> tuple[Keyring, str]:
-        head, body = await storage.read(keyring_s3_key("acme"))
-        return parse_keyring(body, "acme", MASTER_KEYS), head.etag
-
-    assert await create_keyring(storage, keyring(), MASTER_KEYS, lease_s=15)
-    ring, etag = await read()
-    assert ring.lease_s == 15
-    assert await replace_keyring(storage, ring, etag, MASTER_KEYS, lease_s=60)
-    ring, etag = await read()
-    assert ring.lease_s == 60
-    # A worker with a shorter lease does not take the longer one back.
-    assert await replace_keyring(storage, ring, etag, MASTER_KEYS, lease_s=6)
-    assert (await read())[0].lease_s == 60

@@ -1,4 +1,4 @@
-"""What is decided is written, under a lease; all else stays as it was (SPEC 8.2, 8.4)."""
+"""Executing planned actions: written under a lease, everything else unchanged (SPEC 8.2, 8.4)."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ KEEPS_TAGS = Capabilities(copy_keeps_tags=True)
 
 
 async def opened(on: Scene) -> bytes:
-    """The plaintext, by wraps that are both as desired."""
+    """The plaintext; both wraps match the desired state."""
     _, body = await on.storage.read(TARGET)
     desired = on.ring.desired(MASTER_KEYS)
     examined = verify(await on.wraps(), body[:56], KEY, desired, OPERATOR_KEYS)
@@ -68,12 +68,12 @@ def in_plaintext(body: bytes = b"hello", **more: Any) -> Scene:
 # New wraps.
 
 
-@pytest.mark.parametrize("move", [Scene.turn, Scene.turn_master_key], ids=["user", "master"])
-async def test_new_wraps_and_nothing_else(move: Callable[[Scene], Awaitable[None]]) -> None:
+@pytest.mark.parametrize("move", [Scene.rotate, Scene.change_master_key], ids=["user", "master"])
+async def test_a_rewrap_changes_only_the_wraps(move: Callable[[Scene], Awaitable[None]]) -> None:
     on = sealed()
     before, etag = await on.body(), (await on.storage.head(TARGET)).etag
     await move(on)
-    assert isinstance(await on.bring(), Rewrap)
+    assert isinstance(await on.reconcile(), Rewrap)
     assert await on.is_current()
     assert await on.body() == before
     assert (await on.storage.head(TARGET)).etag == etag
@@ -82,28 +82,28 @@ async def test_new_wraps_and_nothing_else(move: Callable[[Scene], Awaitable[None
     assert [on.storage.calls[name] for name in writes] == [0, 0, 0, 0]
 
 
-async def test_what_is_current_is_not_written() -> None:
+async def test_a_current_object_is_not_written() -> None:
     on = sealed()
-    assert await on.bring() == NoOp("current")
+    assert await on.reconcile() == NoOp("current")
     assert on.storage.calls["copy_onto_itself"] == 0
 
 
-async def test_the_whole_object_costs_one_read_and_one_copy() -> None:
+async def test_a_rewrap_costs_one_read_and_one_copy() -> None:
     on = sealed()
-    await on.turn()
+    await on.rotate()
     before = on.storage.calls.copy()
-    await on.bring()
+    await on.reconcile()
     assert on.storage.calls - before == {"read_start": 1, "read": 1, "copy_onto_itself": 1}
 
 
 # Objects of the earlier system.
 
 
-async def test_v0_body_is_opened_before_it_gets_wraps() -> None:
-    """It keeps its body and its algorithm, and an upload's id that it cannot have had goes."""
+async def test_a_v0_body_is_opened_before_it_gets_wraps() -> None:
+    """It keeps its body and algorithm; an upload id, which it cannot have had, is removed."""
     on = Scene()
     body = on.plant_v0(new_dek(), size=3_000_000)
-    await on.bring()
+    await on.reconcile()
     assert on.storage.calls["stream"] == 1
     assert await on.body() == body
     assert (await on.wraps()).algorithm == "AES-256-GCM"
@@ -111,51 +111,51 @@ async def test_v0_body_is_opened_before_it_gets_wraps() -> None:
     await on.check_the_rest(upload_id=None)
 
 
-async def test_v0_body_that_does_not_open_gets_no_wraps() -> None:
-    """It does not commit to its key: the wraps' word alone is not enough."""
+async def test_a_v0_body_that_does_not_open_gets_no_wraps() -> None:
+    """The body does not commit to its key: the wraps alone prove nothing."""
     on = Scene()
     on.plant_v0(new_dek(), body_dek=new_dek())
     before = await on.storage.head(TARGET)
     with pytest.raises(CorruptObjectError):
-        await on.bring()
+        await on.reconcile()
     assert (await on.storage.head(TARGET)).metadata == before.metadata
     assert on.storage.calls["copy_onto_itself"] == 0
 
 
-async def test_v0_body_that_takes_longer_than_a_lease() -> None:
-    """The copy rests on a keyring read after the check, not on the one before."""
+async def test_a_v0_body_that_takes_longer_than_a_lease_is_copied_under_a_new_one() -> None:
+    """The copy uses a keyring read after the check, not the one before it."""
     on = Scene()
     on.plant_v0(new_dek())
     on.storage.before_next("stream", on.late)
-    await on.bring()
+    await on.reconcile()
     assert await on.is_current()
 
 
-async def test_v0_body_and_a_turn_while_it_is_checked() -> None:
+async def test_a_rotation_while_a_v0_body_is_checked_refuses_the_copy() -> None:
     on = Scene()
     on.plant_v0(new_dek())
-    on.storage.before_next("stream", on.turn)
+    on.storage.before_next("stream", on.rotate)
     with pytest.raises(PreconditionError):
-        await on.bring()
+        await on.reconcile()
     assert on.storage.calls["copy_onto_itself"] == 0
-    await on.bring()
+    await on.reconcile()
     assert await on.is_current()
 
 
-async def test_v0_body_replaced_before_it_is_checked() -> None:
+async def test_a_v0_body_replaced_before_it_is_checked_is_left_alone() -> None:
     on = Scene()
     on.plant_v0(new_dek())
     on.storage.before_next("stream", on.delete)
     with pytest.raises(PreconditionError):
-        await on.bring()
+        await on.reconcile()
 
 
-async def test_v0_body_with_v1_wraps_is_not_read_again() -> None:
+async def test_a_v0_body_with_v1_wraps_is_not_read_again() -> None:
     on = Scene()
     on.plant_v0(new_dek())
-    await on.bring()
-    await on.turn()
-    await on.bring()
+    await on.reconcile()
+    await on.rotate()
+    await on.reconcile()
     assert on.storage.calls["stream"] == 1
     assert await on.is_current()
 
@@ -164,12 +164,12 @@ async def test_v0_body_with_v1_wraps_is_not_read_again() -> None:
 
 
 @pytest.mark.parametrize("body", [b"hello", b"", bytes(2_500_000)], ids=["small", "empty", "large"])
-async def test_plaintext_is_encrypted_where_it_stands(body: bytes) -> None:
+async def test_plaintext_is_encrypted_in_place(body: bytes) -> None:
     on = in_plaintext(body)
-    assert await on.bring(ENCRYPT) == Encrypt()
+    assert await on.reconcile(ENCRYPT) == Encrypt()
     assert await opened(on) == body
     await on.check_the_rest()
-    # One of no bytes goes at once: streamed, it could outlast its lease.
+    # An empty body is put at once: streamed, it could outlast its lease.
     assert on.storage.calls["put_stream"] == bool(body)
 
 
@@ -185,18 +185,18 @@ async def test_each_attempt_to_encrypt_has_its_own_dek() -> None:
 
 
 @pytest.mark.parametrize("body", [b"hello", bytes(2_500_000)], ids=["small", "large"])
-async def test_no_body_lands_under_wraps_that_are_past(body: bytes) -> None:
-    """The lease bounds a put's beginning: the turn comes while the body is on its way."""
+async def test_no_body_lands_under_outdated_wraps(body: bytes) -> None:
+    """The lease bounds when a put begins; the rotation comes while the body is sent."""
     on = in_plaintext(body)
-    on.storage.before_next("stream", on.turn)
+    on.storage.before_next("stream", on.rotate)
     with pytest.raises(PreconditionError):
-        await on.bring(ENCRYPT)
+        await on.reconcile(ENCRYPT)
     assert await on.body() == body
     assert isinstance(parse((await on.storage.head(TARGET)).metadata), Plaintext)
 
 
 @pytest.mark.parametrize("operation", ["stream", "put_stream"])
-async def test_plaintext_replaced_meanwhile_is_left_as_it_is_now(operation: str) -> None:
+async def test_plaintext_replaced_meanwhile_is_left_alone(operation: str) -> None:
     on = in_plaintext()
 
     async def change() -> None:
@@ -204,7 +204,7 @@ async def test_plaintext_replaced_meanwhile_is_left_as_it_is_now(operation: str)
 
     on.storage.before_next(operation, change)
     with pytest.raises(PreconditionError):
-        await on.bring(ENCRYPT)
+        await on.reconcile(ENCRYPT)
     assert await on.body() == b"other"
 
 
@@ -212,7 +212,7 @@ async def test_plaintext_deleted_meanwhile_stays_deleted() -> None:
     on = in_plaintext()
     on.storage.before_next("put_stream", on.delete)
     with pytest.raises(PreconditionError):
-        await on.bring(ENCRYPT)
+        await on.reconcile(ENCRYPT)
     assert isinstance(parse((await on.storage.head(TARGET)).metadata), Tombstone)
 
 
@@ -226,12 +226,12 @@ async def test_empty_plaintext_deleted_meanwhile_stays_deleted() -> None:
     assert isinstance(parse((await on.storage.head(TARGET)).metadata), Tombstone)
 
 
-async def test_empty_plaintext_rests_on_a_lease_begun_before_its_last_look() -> None:
-    """Late after that look, the storage refuses it: a delete waits no longer than that."""
+async def test_empty_plaintext_is_rechecked_after_its_lease_began() -> None:
+    """If it stalls after the check, the storage refuses it: a delete waits for one lease only."""
     on = in_plaintext(b"")
     on.storage.before_next("head", on.late)
     with pytest.raises(RefusedError):
-        await on.bring(ENCRYPT)
+        await on.reconcile(ENCRYPT)
     assert isinstance(parse((await on.storage.head(TARGET)).metadata), Plaintext)
 
 
@@ -248,11 +248,11 @@ async def test_plaintext_above_one_put_is_too_large() -> None:
 # Tombstones.
 
 
-async def test_a_tombstone_is_sealed_anew_with_its_time() -> None:
+async def test_a_tombstone_keeps_its_time_when_it_is_resealed() -> None:
     on = Scene()
     on.plant(deleted(on.ring.desired(MASTER_KEYS), KEY), b"")
-    await on.turn_master_key()
-    assert isinstance(await on.bring(), ResealTombstone)
+    await on.change_master_key()
+    assert isinstance(await on.reconcile(), ResealTombstone)
     head = await on.storage.head(TARGET)
     tombstone = parse(head.metadata)
     assert isinstance(tombstone, Tombstone)
@@ -275,12 +275,12 @@ WRITES = {
 
 
 async def due(kind: str, storage: MemoryStorage | None = None, **more: Any) -> Scene:
-    """An object for which that is to be done."""
+    """An object for which this action is planned."""
     on = Scene(storage or MemoryStorage(), ring=keyring(plaintext=True))
     match kind:
         case "rewrap":
             on.plant_sealed(**more)
-            await on.turn()
+            await on.rotate()
         case "v0":
             on.plant_v0(new_dek())
             if more:
@@ -290,7 +290,7 @@ async def due(kind: str, storage: MemoryStorage | None = None, **more: Any) -> S
             on.plant({}, b"hello", **more)
         case "reseal":
             on.plant(deleted(on.ring.desired(MASTER_KEYS), KEY), b"", **more)
-            await on.turn_master_key()
+            await on.change_master_key()
     return on
 
 
@@ -304,38 +304,38 @@ async def test_a_late_write_is_refused_by_the_storage(kind: str) -> None:
     before = await on.storage.read(TARGET)
     on.storage.before_next(WRITES[kind], on.late)
     with pytest.raises(RefusedError):
-        await on.bring(ENCRYPT)
+        await on.reconcile(ENCRYPT)
     after = await on.storage.read(TARGET)
     assert (after[1], after[0].headers) == (before[1], before[0].headers)
-    await on.bring(ENCRYPT)
+    await on.reconcile(ENCRYPT)
 
 
 @ALL_KINDS
-async def test_a_lock_that_refuses_is_told(kind: str) -> None:
+async def test_a_refusal_by_a_lock_is_a_locked_object(kind: str) -> None:
     on = await due(kind, locked=True)
     with pytest.raises(LockedObjectError):
-        await on.bring(ENCRYPT)
+        await on.reconcile(ENCRYPT)
 
 
-async def test_a_late_write_to_a_locked_object_is_no_word_of_its_lock() -> None:
+async def test_a_late_write_to_a_locked_object_is_no_lock_refusal() -> None:
     on = await due("rewrap", locked=True)
     on.storage.before_next("copy_onto_itself", on.late)
     with pytest.raises(RefusedError):
-        await on.bring()
+        await on.reconcile()
 
 
-async def test_a_lock_is_restated_where_a_new_version_is_allowed() -> None:
+async def test_a_rewrap_keeps_the_lock_if_new_versions_are_allowed() -> None:
     on = await due("rewrap", MemoryStorage(versioned=True), locked=True)
-    await on.bring()
+    await on.reconcile()
     head = await on.storage.head(TARGET)
     assert head.locked
     assert head.headers.restated["x-amz-object-lock-legal-hold"] == "ON"
     assert await on.is_current()
 
 
-async def test_an_archive_that_refuses_is_told() -> None:
+async def test_a_refusal_by_an_archive_is_an_archived_object() -> None:
     on = sealed()
-    await on.turn()
+    await on.rotate()
     view, action, snapshot = await on.plan_action()
     body = await on.body()
     on.storage.plant(TARGET, body, view.head.headers, archived=True)
@@ -344,7 +344,7 @@ async def test_an_archive_that_refuses_is_told() -> None:
 
 
 @ALL_KINDS
-async def test_an_object_that_is_gone(kind: str) -> None:
+async def test_a_missing_object_is_reported(kind: str) -> None:
     on = await due(kind)
 
     async def remove() -> None:
@@ -352,7 +352,7 @@ async def test_an_object_that_is_gone(kind: str) -> None:
 
     on.storage.before_next(WRITES[kind], remove)
     with pytest.raises(MissingError):
-        await on.bring(ENCRYPT)
+        await on.reconcile(ENCRYPT)
 
 
 @pytest.mark.parametrize("kind", ["rewrap", "v0", "encrypt"])
@@ -360,18 +360,18 @@ async def test_an_object_deleted_before_the_write_stays_deleted(kind: str) -> No
     on = await due(kind)
     on.storage.before_next(WRITES[kind], on.delete)
     with pytest.raises(PreconditionError):
-        await on.bring(ENCRYPT)
+        await on.reconcile(ENCRYPT)
     assert isinstance(parse((await on.storage.head(TARGET)).metadata), Tombstone)
 
 
 @ALL_KINDS
-async def test_a_lost_answer(kind: str) -> None:
-    """It is done, and the next look says so."""
+async def test_a_write_with_a_lost_response_is_current(kind: str) -> None:
+    """The write took effect, and the next plan shows it."""
     on = await due(kind)
     on.storage.fail_next(WRITES[kind], StorageUnavailableError("lost"), after_effect=True)
     with pytest.raises(StorageUnavailableError):
-        await on.bring(ENCRYPT)
-    assert isinstance(await on.bring(ENCRYPT), NoOp)
+        await on.reconcile(ENCRYPT)
+    assert isinstance(await on.reconcile(ENCRYPT), NoOp)
 
 
 # Tags.
@@ -389,10 +389,10 @@ async def test_a_lost_answer(kind: str) -> None:
         ("reseal", KEEPS_TAGS, 10**9, True),
     ],
 )
-async def test_tags_at_risk(
+async def test_tags_are_at_risk_exactly_where_the_write_drops_them(
     kind: str, capabilities: Capabilities, limit: int, *, at_risk: bool
 ) -> None:
-    """Exactly where the write drops them, and never of an object without any."""
+    """Exactly if the write drops them, and never for an object without tags."""
     on = await due(kind, MemoryStorage(capabilities=capabilities))
     view, action, snapshot = await on.plan_action(ENCRYPT)
     assert tags_at_risk(on.storage, view, action, limit) is at_risk
@@ -404,14 +404,14 @@ async def test_tags_at_risk(
     assert not tags_at_risk(on.storage, untagged, action, limit)
 
 
-async def test_what_is_kept_risks_no_tags() -> None:
+async def test_no_op_risks_no_tags() -> None:
     on = sealed()
     view, action, _ = await on.plan_action()
     assert not tags_at_risk(on.storage, view, action, 1)
 
 
 @pytest.mark.parametrize("kind", ["current", "plaintext", "deleted"])
-async def test_keeping_does_nothing(kind: Any) -> None:
+async def test_no_op_does_nothing(kind: Any) -> None:
     on = sealed()
     view, _, snapshot = await on.plan_action()
     action: PlannedAction = NoOp(kind)
@@ -426,7 +426,7 @@ TAG = "AAECAwQFBgcICQoLDA0ODw=="
 
 
 def tagged(**more: str) -> Scene:
-    """A sealed object with the tag of its upload, and with these `enc-` names."""
+    """An encrypted object with its upload tag and these `enc-` fields."""
     on = Scene()
     wraps, body = sealed_object(on.ring.desired(MASTER_KEYS), KEY)
     on.plant({**enc(wraps, UPLOAD_ID), "enc-upload-tag": TAG, **more}, body)
@@ -434,28 +434,28 @@ def tagged(**more: str) -> Scene:
 
 
 async def stored(on: Scene) -> tuple[str | None, str | None]:
-    """What the object says of when it was stored, and of its upload."""
+    """The object's stored time and upload tag."""
     metadata = (await on.storage.head(TARGET)).metadata
     return metadata.get("enc-stored-at"), metadata.get("enc-upload-tag")
 
 
 async def rewrapped(on: Scene) -> datetime:
-    """Rewrap a minute later; gives the storage's `Last-Modified` before it."""
+    """Rewrap a minute later; returns the storage's `Last-Modified` from before."""
     before = (await on.storage.head(TARGET)).last_modified
     on.storage.advance(60)
-    await on.turn()
-    assert isinstance(await on.bring(), Rewrap)
+    await on.rotate()
+    assert isinstance(await on.reconcile(), Rewrap)
     assert (await on.storage.head(TARGET)).last_modified > before
     return before
 
 
-async def test_the_first_rewrap_keeps_when_the_object_was_stored() -> None:
+async def test_the_first_rewrap_saves_the_stored_time() -> None:
     on = tagged()
     before = await rewrapped(on)
     assert await stored(on) == (format_time(before), TAG)
 
 
-async def test_later_rewraps_keep_what_the_first_one_kept() -> None:
+async def test_later_rewraps_keep_the_stored_time() -> None:
     on = tagged()
     before = await rewrapped(on)
     await rewrapped(on)
@@ -467,15 +467,15 @@ async def test_later_rewraps_keep_what_the_first_one_kept() -> None:
 @pytest.mark.parametrize(
     "value", ["yesterday", "2026-11-24", "9999-01-01T00:00:00.000000Z", "2026-11-24T10:00:00+01:00"]
 )
-async def test_a_time_that_is_none_or_lies_ahead_is_written_anew(value: str) -> None:
-    """Nothing vouches for it: whoever writes the bucket may have put it there."""
+async def test_a_malformed_or_future_stored_at_is_replaced(value: str) -> None:
+    """It is not authenticated: a bucket writer may have put it there."""
     on = tagged(**{"enc-stored-at": value})
     before = await rewrapped(on)
     assert (await stored(on))[0] == format_time(before)
 
 
-async def test_no_time_is_kept_where_the_storage_would_refuse_the_metadata() -> None:
-    """It is information alone; the rewrap and the tag are not."""
+async def test_the_stored_time_is_left_out_if_the_metadata_would_be_too_large() -> None:
+    """It is informational; the rewrap and the tag are not."""
     on = tagged()
     head = await on.storage.head(TARGET)
     used = size_bytes(head.metadata)
@@ -495,11 +495,11 @@ async def test_a_large_object_keeps_both_through_a_copy_in_parts() -> None:
 
 
 async def test_plaintext_that_is_encrypted_keeps_its_time_and_no_tag() -> None:
-    """A sweep knows no upload to make a tag of."""
+    """A sweep knows no upload, so there is no tag."""
     on = in_plaintext()
     before = (await on.storage.head(TARGET)).last_modified
     on.storage.advance(60)
-    assert isinstance(await on.bring(ENCRYPT), Encrypt)
+    assert isinstance(await on.reconcile(ENCRYPT), Encrypt)
     assert await stored(on) == (format_time(before), None)
     assert (await on.storage.head(TARGET)).metadata["enc-upload"] == UPLOAD_ID
 
@@ -509,5 +509,5 @@ async def test_an_object_of_the_earlier_system_keeps_its_time() -> None:
     on.plant_v0(new_dek())
     before = (await on.storage.head(TARGET)).last_modified
     on.storage.advance(60)
-    await on.bring()
+    await on.reconcile()
     assert await stored(on) == (format_time(before), None)

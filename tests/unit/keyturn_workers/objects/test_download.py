@@ -1,4 +1,4 @@
-"""The reader behind `keyturn download`: which keys open what, and what is never given out."""
+"""The reader behind `keyturn download`: which keys open what, and what it never yields (SPEC 4)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.objects.wrap import build_object_metadata, wrap
 from keyturn_workers.storage import Headers
 from keyturn_workers.testing.memory_storage import MemoryStorage
-from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring, sealed_object, turned
+from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring, rotated, sealed_object
 
 if TYPE_CHECKING:
     from keyturn_workers.keyring import Keyring
@@ -193,13 +193,13 @@ async def test_a_forged_keyring_stops_the_operator() -> None:
 async def test_a_keyring_older_than_the_object_stops_the_operator() -> None:
     ring = keyring()
     storage = await _bucket(ring)
-    _plant(storage, turned(ring), key="later")
+    _plant(storage, rotated(ring), key="later")
     with pytest.raises(KeyringRolledBackError):
         await _read(storage, _OPERATOR, "later")
     assert await _read(storage, _OPERATOR) == b"hello"
 
 
-async def test_missing_deleted_unknown_and_archived_objects_are_told_apart() -> None:
+async def test_missing_deleted_unknown_and_archived_objects_have_errors_of_their_own() -> None:
     ring = keyring()
     storage = await _bucket(ring)
     tombstone = seal_tombstone(ring.desired(MASTER_KEYS).admin_kek, "acme", "gone", "now")

@@ -1,4 +1,4 @@
-"""What an object stands under is what opens, never what a label says (SPEC 4.3, 8.1, 8.7)."""
+"""Key usage is what opens an object, never what a label says (SPEC 4.3, 8.1, 8.7)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tests.unit.keyturn_workers.factories import (
     deleted,
     enc,
     keyring,
+    rotated,
     sealed_object,
-    turned,
     v0_metadata,
 )
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _KEY = "reports/q3.pdf"
 _KEYS = OperatorKeys(MASTER_KEYS)
 _FIRST = keyring()
-_SECOND = turned(_FIRST)
+_SECOND = rotated(_FIRST)
 
 
 def _wraps(*, master_key: str = "m1", second: bool = False) -> Wraps:
@@ -45,13 +45,15 @@ def _stands(
 
 @pytest.mark.parametrize("master_key", ["m1", "m2"])
 @pytest.mark.parametrize("second", [False, True])
-def test_an_object_stands_where_its_admin_wrap_opens(master_key: str, *, second: bool) -> None:
+def test_the_admin_wrap_decides_which_key_an_object_depends_on(
+    master_key: str, *, second: bool
+) -> None:
     stands = _stands(enc(_wraps(master_key=master_key, second=second)))
     assert stands == KeyUsage("encrypted", 2 if second else 1, master_key)
 
 
-def test_labels_that_lie_change_nothing() -> None:
-    """A new master key's label over a wrap under the old one must not have that one dropped."""
+def test_false_labels_change_nothing() -> None:
+    """A label with the new master key over a wrap under the old one must not hide the old one."""
     lying = replace(_wraps(), master_key="m2", generation=2, kek_id="0" * 16)
     assert _stands(enc(lying)) == KeyUsage("encrypted", 1, "m1")
     assert _stands(enc(replace(_wraps(), master_key="gone"))) == KeyUsage("encrypted", 1, "m1")
@@ -63,7 +65,7 @@ def test_without_a_keyring_the_label_says_which_generation_to_try() -> None:
         find_key_usage(enc(replace(_wraps(), generation=7)), "acme", _KEY, _KEYS, ())
 
 
-def test_what_opens_under_no_key_held_stands_nowhere() -> None:
+def test_an_object_that_no_available_key_opens_is_refused() -> None:
     only_second = OperatorKeys({"m2": MASTER_KEYS["m2"]})
     with pytest.raises(NoUsableWrapError):
         _stands(enc(_wraps()), keys=only_second)
@@ -73,13 +75,13 @@ def test_what_opens_under_no_key_held_stands_nowhere() -> None:
         _stands(enc(_wraps()), project="other")
 
 
-def test_a_tombstone_stands_under_the_master_key_that_opens_it() -> None:
+def test_a_tombstone_depends_on_the_master_key_that_opens_it() -> None:
     for name in MASTER_KEYS:
         desired = replace(_FIRST, master_key=name).desired(MASTER_KEYS)
         assert _stands(deleted(desired, _KEY)) == KeyUsage("tombstone", None, name)
 
 
-def test_plaintext_and_v0_objects_stand_under_no_master_key() -> None:
+def test_plaintext_and_v0_objects_depend_on_no_master_key() -> None:
     assert _stands({}) == KeyUsage("plaintext")
     assert _stands(v0_metadata(new_dek(), new_dek())) == KeyUsage("v0")
 

@@ -1,4 +1,4 @@
-"""A large object copied onto itself in parts, or not at all (SPEC 8.2, 8.4, 8.7)."""
+"""A large object is copied onto itself in parts, completely or not at all (SPEC 8.2, 8.4, 8.7)."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ if TYPE_CHECKING:
 
 MIB = 1024**2
 GIB = 1024**3
-# A copy's parts are 5 MiB at least: three of them.
+# Parts of a copy have at least 5 MiB: three parts.
 LARGE = os.urandom(11 * MIB)
 CONDITIONAL = Capabilities(conditional_completion=True)
 
 
 async def due(storage: MemoryStorage | None = None, *, locked: bool = False) -> Scene:
-    """A large object one generation behind, above the copy's limit."""
+    """A large object one generation behind, above the copy limit."""
     on = Scene(storage or MemoryStorage(), copy_limit_bytes=1)
     on.plant_sealed(LARGE, locked=locked)
-    await on.turn()
+    await on.rotate()
     return on
 
 
 @pytest.mark.parametrize(
     "capabilities", [Capabilities(), CONDITIONAL], ids=["plain", "conditional"]
 )
-async def test_copied_in_parts(capabilities: Capabilities) -> None:
+async def test_a_large_object_is_copied_in_parts(capabilities: Capabilities) -> None:
     on = await due(MemoryStorage(capabilities=capabilities))
     before = await on.body()
-    await on.bring()
+    await on.reconcile()
     assert await on.body() == before
     assert await on.is_current()
     await on.check_the_rest()
@@ -52,29 +52,29 @@ async def test_copied_in_parts(capabilities: Capabilities) -> None:
     assert await on.open_uploads() == []
 
 
-async def test_at_the_limit_it_is_one_copy() -> None:
+async def test_an_object_at_the_limit_is_one_copy() -> None:
     on = await due()
     on = Scene(on.storage, on.ring, copy_limit_bytes=len(await on.body()))
-    await on.bring()
+    await on.reconcile()
     assert (on.storage.calls["create_multipart"], on.storage.calls["copy_onto_itself"]) == (0, 1)
     assert await on.is_current()
 
 
-async def test_a_large_body_of_the_earlier_system() -> None:
+async def test_a_large_v0_body_is_opened_and_copied_in_parts() -> None:
     """It is opened first, whatever its size, and then copied in parts."""
     on = Scene(copy_limit_bytes=6 * MIB)
     body = on.plant_v0(new_dek(), size=7 * MIB)
-    await on.bring()
+    await on.reconcile()
     assert await on.body() == body
     assert (on.storage.calls["stream"], on.storage.calls["copy_part"]) == (1, 2)
     assert await on.is_current()
 
 
-async def test_copying_longer_than_a_lease() -> None:
-    """The completion alone is fenced, by a keyring read just before it."""
+async def test_a_copy_that_outlasts_its_lease_completes_under_a_new_one() -> None:
+    """Only the completion is fenced, by a keyring read right before it."""
     on = await due()
     on.storage.before_next("copy_part", on.late)
-    await on.bring()
+    await on.reconcile()
     assert await on.is_current()
 
 
@@ -88,52 +88,54 @@ async def check_refused(
     before = await on.body()
     on.storage.before_next(operation, hook)
     with pytest.raises(error):
-        await on.bring()
+        await on.reconcile()
     assert await on.open_uploads() == []
     assert await on.body() in (before, b"")
 
 
-async def test_a_completion_after_its_lease() -> None:
+async def test_a_completion_after_its_lease_is_refused() -> None:
     on = await due()
     await check_refused(on, "complete_multipart", on.late, RefusedError)
     assert not await on.is_current()
 
 
 @pytest.mark.parametrize("operation", ["create_multipart", "copy_part"])
-async def test_a_turn_while_it_is_copied(operation: str) -> None:
-    """Its wraps are of yesterday: aborted, and looked at again."""
+async def test_a_rotation_during_the_copy_refuses_the_completion(operation: str) -> None:
+    """The wraps are outdated: the copy is aborted, and planned again."""
     on = await due()
-    await check_refused(on, operation, on.turn, PreconditionError)
+    await check_refused(on, operation, on.rotate, PreconditionError)
     assert on.storage.calls["complete_multipart"] == 0
-    await on.bring()
+    await on.reconcile()
     assert await on.is_current()
 
 
-async def test_a_master_key_turned_while_it_is_copied() -> None:
+async def test_a_new_master_key_during_the_copy_refuses_the_completion() -> None:
     on = await due()
-    await check_refused(on, "copy_part", on.turn_master_key, PreconditionError)
+    await check_refused(on, "copy_part", on.change_master_key, PreconditionError)
 
 
 @pytest.mark.parametrize("operation", ["create_multipart", "copy_part", "head"])
 @pytest.mark.parametrize(
     "capabilities", [Capabilities(), CONDITIONAL], ids=["plain", "conditional"]
 )
-async def test_deleted_while_it_is_copied(operation: str, capabilities: Capabilities) -> None:
-    """Its parts would bring it back, on a server that honours no condition there."""
+async def test_an_object_deleted_during_the_copy_stays_deleted(
+    operation: str, capabilities: Capabilities
+) -> None:
+    """Its parts would bring it back on a server without conditional completion."""
     on = await due(MemoryStorage(capabilities=capabilities))
     await check_refused(on, operation, on.delete, PreconditionError)
     assert isinstance(parse((await on.storage.head(TARGET)).metadata), Tombstone)
     assert on.storage.calls["complete_multipart"] == 0
 
 
-async def test_deleted_at_the_last_moment_where_completions_honour_conditions() -> None:
+async def test_a_conditional_completion_does_not_bring_back_a_deleted_object() -> None:
     on = await due(MemoryStorage(capabilities=CONDITIONAL))
     await check_refused(on, "complete_multipart", on.delete, PreconditionError)
     assert isinstance(parse((await on.storage.head(TARGET)).metadata), Tombstone)
 
 
-async def test_the_last_look_comes_after_the_keyring_read_that_fences_the_completion() -> None:
-    """Stalled after the look, the completion is late: so a delete waits for one lease alone."""
+async def test_the_object_is_rechecked_after_the_keyring_read_that_fences_the_completion() -> None:
+    """If it stalls after the check, the completion is late: a delete waits for one lease only."""
     on = await due()
 
     async def stall_then_delete() -> None:
@@ -142,11 +144,11 @@ async def test_the_last_look_comes_after_the_keyring_read_that_fences_the_comple
 
     on.storage.before_next("complete_multipart", stall_then_delete)
     with pytest.raises(RefusedError):
-        await on.bring()
+        await on.reconcile()
     assert isinstance(parse((await on.storage.head(TARGET)).metadata), Tombstone)
 
 
-async def test_gone_while_it_is_copied() -> None:
+async def test_an_object_that_vanishes_during_the_copy_is_missing() -> None:
     on = await due()
 
     async def remove() -> None:
@@ -154,21 +156,21 @@ async def test_gone_while_it_is_copied() -> None:
 
     on.storage.before_next("head", remove)
     with pytest.raises(MissingError):
-        await on.bring()
+        await on.reconcile()
     assert await on.open_uploads() == []
 
 
-async def test_rewrapped_by_another_worker_meanwhile() -> None:
-    """Nothing is left to do: it is not copied a second time."""
+async def test_an_object_rewrapped_by_another_worker_is_not_copied_again() -> None:
+    """Nothing is left to do, so it is not copied a second time."""
     on = await due()
     other = Scene(on.storage, on.ring)
 
     async def overtake() -> None:
-        await other.bring()
+        await other.reconcile()
 
     on.storage.before_next("head", overtake)
     with pytest.raises(PreconditionError):
-        await on.bring()
+        await on.reconcile()
     assert on.storage.calls["complete_multipart"] == 0
     assert await on.is_current()
 
@@ -184,16 +186,16 @@ async def test_a_failure_leaves_no_parts(operation: str) -> None:
     assert await on.body() != b""
 
 
-async def test_an_abort_that_fails_hides_nothing() -> None:
+async def test_a_failed_abort_hides_no_error() -> None:
     on = await due()
     on.storage.fail_next("copy_part", StorageUnavailableError("down"))
     on.storage.fail_next("abort_multipart", StorageUnavailableError("down too"))
     with pytest.raises(StorageUnavailableError, match=r"down$"):
-        await on.bring()
+        await on.reconcile()
 
 
-async def test_cancelled_while_it_is_copied() -> None:
-    """A worker that shuts down leaves no parts behind, and no part under way."""
+async def test_a_canceled_copy_leaves_no_parts() -> None:
+    """A worker that shuts down leaves no parts, and no part in flight."""
     on = await due()
     reached, never = asyncio.Event(), asyncio.Event()
 
@@ -202,7 +204,7 @@ async def test_cancelled_while_it_is_copied() -> None:
         await never.wait()
 
     on.storage.before_next("copy_part", hang)
-    task = asyncio.create_task(on.bring())
+    task = asyncio.create_task(on.reconcile())
     await reached.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -211,17 +213,17 @@ async def test_cancelled_while_it_is_copied() -> None:
 
 
 async def test_a_locked_object_is_not_copied_in_parts() -> None:
-    """Not every server keeps the lock that a multipart upload begins with."""
+    """Not every server keeps the lock that a multipart upload was created with."""
     on = await due(locked=True)
     with pytest.raises(LockedObjectError):
-        await on.bring()
+        await on.reconcile()
     assert await on.open_uploads() == []
 
 
-async def test_a_few_parts_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_parts_are_copied_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     on = Scene(copy_limit_bytes=1)
     on.plant_sealed(bytes(60 * MIB))
-    await on.turn()
+    await on.rotate()
     under_way: list[int] = []
     most = 0
     copy_part = on.storage.copy_part
@@ -236,7 +238,7 @@ async def test_a_few_parts_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
             under_way.remove(number)
 
     monkeypatch.setattr(on.storage, "copy_part", counted)
-    await on.bring()
+    await on.reconcile()
     assert on.storage.calls["copy_part"] == 13
     assert most == 4
 
@@ -253,8 +255,10 @@ async def test_a_few_parts_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
         (100 * GIB, 6 * MIB, 10_000, 100 * GIB // 10_000 + 1),
     ],
 )
-def test_parts(size_bytes: int, limit_bytes: int, parts: int, first_part_bytes: int) -> None:
-    """As large as one copy may be, 1 GiB at most, 5 MiB at least, 10,000 of them at most."""
+def test_parts_have_allowed_sizes(
+    size_bytes: int, limit_bytes: int, parts: int, first_part_bytes: int
+) -> None:
+    """As large as one copy allows: 5 MiB to 1 GiB, at most 10,000 of them."""
     ranges = part_ranges(size_bytes, limit_bytes)
     assert len(ranges) == parts
     assert ranges[0] == (0, first_part_bytes - 1)

@@ -1,4 +1,4 @@
-"""What must become of one object: every kind of body, each answer (SPEC 4, 5.4, 8.2, 8.7)."""
+"""The action planned for each kind of object (SPEC 4, 5.4, 8.2, 8.7)."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ from tests.unit.keyturn_workers.factories import (
     enc,
     keyring,
     object_view,
+    rotated,
     sealed_object,
-    turned,
     v0_metadata,
     v0_ring,
 )
@@ -56,8 +56,8 @@ if TYPE_CHECKING:
 KEY: Final = "reports/q3.pdf"
 KEYS = OperatorKeys(MASTER_KEYS, V0_ADMIN_KEK)
 FIRST = keyring()
-SECOND = turned(FIRST)
-THIRD = turned(SECOND)
+SECOND = rotated(FIRST)
+THIRD = rotated(SECOND)
 DEK, OTHER_DEK = new_dek(), new_dek()
 BODY = seal(DEK, BODY_CONTEXT, b"hello")
 V0_BODY = v0_seal(DEK, b"hello")
@@ -90,7 +90,7 @@ def check_rewrap(action: PlannedAction, ring: Keyring, dek: bytes = DEK, *, chec
     place: dict[str, Any] = {
         "algorithm": wraps.algorithm,
         "project": desired.project,
-        "key": KEY,
+        "object_key": KEY,
         "generation": desired.generation,
     }
     assert unwrap_dek(desired.user_kek, "user", wrap=wraps.user, **place) == dek
@@ -102,7 +102,7 @@ def check_rewrap(action: PlannedAction, ring: Keyring, dek: bytes = DEK, *, chec
 
 @dataclass(frozen=True)
 class Case:
-    """An object, what the keyring and the sweep say, and the answer.
+    """An object, the keyring, the options of the sweep, and the expected plan.
 
     `answer` is a code of SPEC 12, a kind of Keep, or `rewrap`; with `checked`, the body
     is to be opened first.
@@ -249,7 +249,7 @@ V0_OTHER = v0_metadata(OTHER_DEK, DEK)
 NO_KEK = replace(OLD, v0_kek=None)
 FORBIDDEN = replace(OLD, v0_allowed=False)
 V1_NOW = under(OLD, algorithm=V0_ALGORITHM)
-OLD_SECOND = turned(OLD)
+OLD_SECOND = rotated(OLD)
 V0 = [
     Case("both", v0_metadata(DEK, DEK), "rewrap", ring=OLD, checked=True),
     Case("user alone", v0_metadata(DEK, None), "rewrap", ring=OLD, checked=True),
@@ -306,7 +306,7 @@ def by_name(cases: list[Case]) -> pytest.MarkDecorator:
 
 
 def check(case: Case) -> PlannedAction | None:
-    """The decision, held against the table; None where an error was due."""
+    """The plan, compared with the table; None if an error was expected."""
     if case.answer in all_errors():
         with pytest.raises(all_errors()[case.answer]):
             decided(case.metadata, case.body, case.ring, case.options, **case.head)
@@ -321,34 +321,34 @@ def check(case: Case) -> PlannedAction | None:
 
 
 @by_name(SEALED)
-def test_sealed_object(case: Case) -> None:
+def test_the_plan_for_an_encrypted_object(case: Case) -> None:
     check(case)
 
 
 @by_name(PLAINTEXT)
-def test_plaintext(case: Case) -> None:
+def test_the_plan_for_plaintext(case: Case) -> None:
     assert isinstance(check(case), NoOp | Encrypt | None)
 
 
 @by_name([replace(c, body=V0_BODY) if c.body is BODY and c.name[:4] != "said" else c for c in V0])
-def test_object_of_the_earlier_system(case: Case) -> None:
-    """What gets wraps keeps its algorithm, since its body stays as it is."""
+def test_the_plan_for_an_object_of_the_earlier_system(case: Case) -> None:
+    """An object that gets wraps keeps its algorithm, since its body is unchanged."""
     action = check(case)
     if isinstance(action, Rewrap):
         assert action.wraps.algorithm == V0_ALGORITHM
 
 
 @by_name(TOMBSTONES)
-def test_tombstone(case: Case) -> None:
-    """One that is sealed anew tells the time of the delete, not of the sweep."""
+def test_the_plan_for_a_tombstone(case: Case) -> None:
+    """A resealed tombstone keeps the time of the delete, not of the sweep."""
     action = check(case)
     if isinstance(action, ResealTombstone):
         assert open_tombstone(at(case.ring).admin_kek, "acme", KEY, action.sealed) == AT
 
 
 @pytest.mark.parametrize("case", [c for c in SEALED if c.answer == "rewrap"], ids=lambda c: c.name)
-def test_what_was_rewrapped_is_current(case: Case) -> None:
-    """One pass is enough: the next one finds nothing to change."""
+def test_a_rewrapped_object_is_current(case: Case) -> None:
+    """One pass is enough: the next one changes nothing."""
     action = decided(case.metadata, case.body, case.ring, case.options, **case.head)
     assert isinstance(action, Rewrap)
     again = decided(enc(action.wraps), case.body, case.ring)
@@ -359,7 +359,7 @@ def test_a_longer_history_never_hides_an_object() -> None:
     """Ten rotations behind, with a label that names none of them."""
     rings = [FIRST]
     for _ in range(10):
-        rings.append(turned(rings[-1]))
+        rings.append(rotated(rings[-1]))
     for older, newer in pairwise(rings):
         assert newer.history[-1] == older.current
     for ring in rings:
@@ -367,7 +367,7 @@ def test_a_longer_history_never_hides_an_object() -> None:
         check_rewrap(decided(enc(lost), ring=rings[-1]), rings[-1], checked=False)
 
 
-def test_a_master_key_that_is_not_held_opens_nothing() -> None:
+def test_an_unavailable_master_key_opens_nothing() -> None:
     keys = OperatorKeys({"m2": MASTER_KEYS["m2"]})
     stale = enc(replace(NOW, user=BAD))
     with pytest.raises(NoUsableWrapError):
@@ -376,7 +376,7 @@ def test_a_master_key_that_is_not_held_opens_nothing() -> None:
 
 @pytest.fixture
 def unwraps(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often each role's wrap is tried."""
+    """Counts how often each role's wrap is tried."""
     tried: Counter[str] = Counter()
 
     def counted(kek: Secret, role: Any, **place: Any) -> bytes:
@@ -388,52 +388,29 @@ def unwraps(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 
 def test_a_current_object_costs_two_unwraps(unwraps: Counter[str]) -> None:
-    """A proving pass decides thousands of objects a second, however long the history is."""
+    """A proving pass plans thousands of objects a second, however long the history is."""
     ring = FIRST
     for _ in range(20):
-        ring = turned(ring)
+        ring = rotated(ring)
     assert decided(enc(under(ring)), ring=ring) == NoOp("current")
     assert unwraps == {"user": 1, "admin": 1}
 
 
-def test_one_rotation_behind_costs_four(unwraps: Counter[str]) -> None:
+def test_an_object_one_rotation_behind_costs_four_unwraps(unwraps: Counter[str]) -> None:
     before = FIRST
     for _ in range(20):
-        before = turned(before)
-    ring = turned(before)
+        before = rotated(before)
+    ring = rotated(before)
     assert isinstance(decided(enc(under(before)), ring=ring), Rewrap)
     assert unwraps == {"user": 2, "admin": 2}
 
 
-def test_an_admin_kek_is_derived_once_a_project() -> None:
-    keys = OperatorKeys(MASTER_KEYS)
-    assert keys.admin_kek("m1", "acme") is keys.admin_kek("m1", "acme")
-    assert keys.admin_kek("m1", "acme") != keys.admin_kek("m1", "other")
-    assert keys.admin_kek("gone", "acme") is None
-
-
-def test_derived_keks_do_not_pile_up_over_all_projects() -> None:
-    keys = OperatorKeys(MASTER_KEYS)
-    for number in range(5000):
-        keys.admin_kek("m1", f"p{number}")
-    assert len(keys._derived) <= 4096
-
-
-def test_operator_keys_show_nothing() -> None:
-    keys = OperatorKeys(MASTER_KEYS, V0_ADMIN_KEK)
-    derived = keys.admin_kek("m1", "acme")
-    assert derived is not None
-    for secret in (*MASTER_KEYS.values(), V0_ADMIN_KEK, derived):
-        assert repr(secret.reveal())[2:-1] not in repr(keys)
-        assert secret.reveal().hex() not in repr(keys)
-
-
-def test_a_body_key_shows_nothing() -> None:
+def test_a_planned_action_prints_no_key() -> None:
     action = decided(v0_metadata(DEK, DEK), V0_BODY, OLD)
     assert repr(DEK)[2:-1] not in repr(action)
 
 
-def test_fresh_wraps_each_time() -> None:
+def test_two_wraps_of_a_dek_differ() -> None:
     """Two wraps of one DEK share no salt."""
     one, two = (decided(enc(NOW), ring=SECOND) for _ in range(2))
     assert isinstance(one, Rewrap)
@@ -452,19 +429,19 @@ def test_a_flip_anywhere_in_a_wrap_makes_it_useless(position: int, role: str) ->
 
 
 @pytest.mark.parametrize("cut", [*range(0, 40, 7), 56, 72, 103])
-def test_a_cut_wrap_is_no_wrap(cut: int) -> None:
+def test_a_truncated_wrap_does_not_open(cut: int) -> None:
     check_rewrap(decided(enc(replace(NOW, user=NOW.user[:cut]))), FIRST, checked=False)
 
 
-def test_larger_objects() -> None:
-    """Only header and length are looked at, whatever the size."""
+def test_only_header_and_length_of_a_large_object_matter() -> None:
+    """Only header and length are read, whatever the size."""
     wraps, body = sealed_object(at(FIRST), KEY, os.urandom(70_000))
     assert decided(enc(wraps), body) == NoOp("current")
     huge = sealed_size(5 * 1024**4)
     assert decided(enc(wraps), body[:56], size_bytes=huge) == NoOp("current")
 
 
-def test_a_generation_kept_without_its_kek_still_names_its_wraps() -> None:
-    """Cleared KEKs leave the generation in the history, so wrong labels stay harmless."""
+def test_a_generation_without_its_kek_is_still_tried() -> None:
+    """A cleared KEK leaves its generation in the history, so a wrong label stays harmless."""
     ring = replace(THIRD, history=tuple(replace(g, kek=None) for g in THIRD.history))
     check_rewrap(decided(enc(replace(NOW, generation=2)), ring=ring), ring, checked=False)

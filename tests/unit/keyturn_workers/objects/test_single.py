@@ -1,4 +1,4 @@
-"""One object is brought to the desired state at once, whatever moves meanwhile (SPEC 7.3, 8.2)."""
+"""One object reaches the desired state, whatever changes meanwhile (SPEC 7.3, 8.2)."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from tests.unit.keyturn_workers.factories import (
     OPERATOR_KEYS,
     deleted,
     enc,
+    rotated,
     sealed_object,
-    turned,
 )
 from tests.unit.keyturn_workers.scene import KEY, TAGS, TARGET, Scene
 
@@ -52,18 +52,18 @@ async def run(on: Scene) -> KeyringSnapshot:
 async def behind(storage: MemoryStorage | None = None, size: int = 5, limit: int = 10**9) -> Scene:
     on = Scene(storage or MemoryStorage(), copy_limit_bytes=limit)
     on.plant_sealed(bytes(size))
-    await on.turn()
+    await on.rotate()
     return on
 
 
-async def test_it_tells_the_state_that_the_object_now_has() -> None:
+async def test_the_snapshot_returned_is_the_state_of_the_object() -> None:
     on = await behind()
     assert (await run(on)).desired.generation == 2
     assert await on.is_current()
     await on.check_the_rest()
 
 
-async def test_what_is_current_is_only_read() -> None:
+async def test_a_current_object_is_only_read() -> None:
     on = Scene()
     on.plant_sealed()
     assert (await run(on)).desired.generation == 1
@@ -71,9 +71,9 @@ async def test_what_is_current_is_only_read() -> None:
 
 
 async def test_the_keyring_is_read_again_after_the_copy() -> None:
-    """It turned during the copy: what was written was of yesterday, and is done over."""
+    """The keyring was rotated during the copy, so the copy is outdated and made again."""
     on = await behind()
-    on.storage.before_next("copy_onto_itself", on.turn)
+    on.storage.before_next("copy_onto_itself", on.rotate)
     assert (await run(on)).desired.generation == 3
     assert await on.is_current()
     assert on.storage.calls["copy_onto_itself"] == 2
@@ -89,7 +89,7 @@ async def test_a_late_copy_is_done_again_under_a_new_lease() -> None:
 
 @pytest.mark.parametrize("keeps_tags", [False, True])
 @pytest.mark.parametrize(("size", "limit"), [(5, 10**9), (6 * MIB, 1)], ids=["small", "in parts"])
-async def test_tags_are_there_after_it(size: int, limit: int, *, keeps_tags: bool) -> None:
+async def test_tags_survive(size: int, limit: int, *, keeps_tags: bool) -> None:
     capabilities = Capabilities(copy_keeps_tags=keeps_tags)
     on = await behind(MemoryStorage(capabilities=capabilities), size, limit)
     await run(on)
@@ -102,21 +102,21 @@ async def test_tags_are_there_after_it(size: int, limit: int, *, keeps_tags: boo
 async def test_an_object_without_tags_costs_no_request_for_them() -> None:
     on = Scene()
     on.plant_sealed(tags={})
-    await on.turn()
+    await on.rotate()
     await run(on)
     assert (on.storage.calls["read_tags"], on.storage.calls["write_tags"]) == (0, 0)
 
 
-async def test_a_large_object_moved_while_it_was_copied() -> None:
+async def test_a_large_object_rotated_during_the_copy_is_copied_again() -> None:
     on = await behind(size=6 * MIB, limit=1)
-    on.storage.before_next("copy_part", on.turn)
+    on.storage.before_next("copy_part", on.rotate)
     assert (await run(on)).desired.generation == 3
     assert await on.is_current()
     assert await on.storage.read_tags(TARGET) == TAGS
     assert await on.open_uploads() == []
 
 
-async def test_it_gives_up_where_the_storage_refuses_for_ever() -> None:
+async def test_it_gives_up_if_the_storage_always_refuses() -> None:
     on = await behind()
     on.storage.fail_next("copy_onto_itself", RefusedError("no"), times=20)
     with pytest.raises(StorageUnavailableError, match="kept changing"):
@@ -124,23 +124,23 @@ async def test_it_gives_up_where_the_storage_refuses_for_ever() -> None:
     assert on.storage.calls["copy_onto_itself"] == 8
 
 
-async def test_an_object_that_is_gone() -> None:
+async def test_a_missing_object_is_reported() -> None:
     with pytest.raises(StorageUnavailableError, match="gone"):
         await run(Scene())
 
 
-async def test_deleted_before_the_copy_stays_deleted() -> None:
+async def test_an_object_deleted_before_the_copy_stays_deleted() -> None:
     on = await behind()
     on.storage.before_next("copy_onto_itself", on.delete)
     with pytest.raises(DeletedKeyError):
         await run(on)
 
 
-async def test_what_it_leaves_as_it_is() -> None:
+async def test_an_object_that_cannot_be_opened_is_left_alone() -> None:
     on = Scene()
     wraps, body = sealed_object(on.ring.desired(MASTER_KEYS), KEY)
     other, _ = sealed_object(on.ring.desired(MASTER_KEYS), KEY)
-    later, _ = sealed_object(turned(on.ring).desired(MASTER_KEYS), KEY)
+    later, _ = sealed_object(rotated(on.ring).desired(MASTER_KEYS), KEY)
     broken = replace(wraps, user=b"", admin=b"")
     cases: list[tuple[dict[str, str], type[CodedError]]] = [
         ({}, CorruptObjectError),
@@ -160,10 +160,10 @@ async def test_what_it_leaves_as_it_is() -> None:
         assert (await on.storage.head(TARGET)).headers == before
 
 
-async def test_locked_and_archived() -> None:
+async def test_locked_and_archived_objects_are_refused() -> None:
     on = Scene()
     on.plant_sealed(locked=True)
-    await on.turn()
+    await on.rotate()
     with pytest.raises(LockedObjectError):
         await run(on)
     on.plant_sealed(archived=True)

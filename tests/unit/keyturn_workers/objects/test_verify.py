@@ -1,4 +1,4 @@
-"""What must become of an object: one table of wraps, states and answers (SPEC 5.4, 7.1, 8.2)."""
+"""Which wraps verify, in which state of the keyring (SPEC 5.4, 7.1, 8.2)."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import pytest
 
 from keyturn.crypto import BODY_CONTEXT, HEADER_BYTES, new_dek, seal
 from keyturn.errors import CorruptObjectError, KeyringRolledBackError, NoUsableWrapError
-from keyturn_workers.objects.verify import Verified, verify, verify_upload
+from keyturn_workers.objects.verify import Verification, verify, verify_upload
 from keyturn_workers.objects.wrap import wrap
 from tests.unit.keyturn_workers.factories import (
     MASTER_KEYS,
     OPERATOR_KEYS,
     keyring,
+    rotated,
     sealed_object,
-    turned,
 )
 
 if TYPE_CHECKING:
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
 KEY = "reports/q3.pdf"
 RING = keyring()
 NOW = RING.desired(MASTER_KEYS)
-LATER_RING = turned(RING)
+LATER_RING = rotated(RING)
 LATER = LATER_RING.desired(MASTER_KEYS)
 OTHER_MASTER = replace(RING, master_key="m2").desired(MASTER_KEYS)
 
 
-def _examined(wraps: Wraps, body: bytes, desired: DesiredState = NOW) -> Verified:
+def _examined(wraps: Wraps, body: bytes, desired: DesiredState = NOW) -> Verification:
     return verify(wraps, body[:HEADER_BYTES], KEY, desired, OPERATOR_KEYS)
 
 
-def test_an_object_as_desired_is_current() -> None:
+def test_an_object_in_the_desired_state_is_current() -> None:
     assert _examined(*sealed_object(NOW, KEY)).current
 
 
@@ -60,13 +60,13 @@ def test_wrong_labels_are_rewritten_not_believed(change: dict[str, object]) -> N
 
 
 @pytest.mark.parametrize("lost", ["user", "admin"])
-def test_one_wrap_that_does_not_open_is_made_again_from_the_other(lost: str) -> None:
+def test_a_wrap_that_does_not_open_is_renewed_from_the_other(lost: str) -> None:
     wraps, body = sealed_object(NOW, KEY)
     broken = replace(wraps, **{lost: bytes(104)})  # type: ignore[arg-type]
     assert not _examined(broken, body).current
 
 
-def test_no_wrap_that_opens() -> None:
+def test_an_object_without_a_usable_wrap_is_refused() -> None:
     wraps, body = sealed_object(keyring().desired(MASTER_KEYS), KEY)
     stranger = replace(wraps, admin=bytes(104))
     with pytest.raises(NoUsableWrapError):
@@ -86,7 +86,7 @@ def test_wraps_of_two_deks_are_left_alone() -> None:
         _examined(replace(wraps, user=other.user), body)
 
 
-def test_a_dek_that_the_header_does_not_commit_to() -> None:
+def test_a_dek_that_the_header_does_not_commit_to_is_refused() -> None:
     wraps, _ = sealed_object(NOW, KEY)
     other_body = seal(new_dek(), BODY_CONTEXT, b"hello")
     with pytest.raises(CorruptObjectError):
@@ -95,26 +95,26 @@ def test_a_dek_that_the_header_does_not_commit_to() -> None:
         _examined(wraps, b"short")
 
 
-def test_an_admin_wrap_ahead_of_the_keyring_tells_a_rollback() -> None:
+def test_an_admin_wrap_ahead_of_the_keyring_is_a_rollback() -> None:
     wraps, body = sealed_object(LATER, KEY)
     with pytest.raises(KeyringRolledBackError):
         _examined(wraps, body)
 
 
-def test_a_label_ahead_of_the_keyring_alone_tells_nothing() -> None:
+def test_a_label_ahead_of_the_keyring_is_no_rollback() -> None:
     wraps, body = sealed_object(NOW, KEY)
     assert not _examined(replace(wraps, generation=9), body).current
 
 
 @pytest.mark.parametrize("ring", [RING, LATER_RING], ids=["same", "turned since"])
-def test_own_object_verifies(ring: Keyring) -> None:
+def test_an_own_object_verifies(ring: Keyring) -> None:
     wraps, body = sealed_object(NOW, KEY)
     verified = verify_upload(wraps, body[:HEADER_BYTES], KEY, ring, OPERATOR_KEYS)
     assert verified.current is (ring is RING)
 
 
 @pytest.mark.parametrize("broken", ["user", "admin"])
-def test_own_object_needs_both_wraps(broken: str) -> None:
+def test_an_own_object_needs_both_wraps(broken: str) -> None:
     """An upload's id is not authenticated: less than both wraps would let a forgery pass."""
     wraps, body = sealed_object(NOW, KEY)
     forged = replace(wraps, **{broken: bytes(104)})  # type: ignore[arg-type]
@@ -122,7 +122,7 @@ def test_own_object_needs_both_wraps(broken: str) -> None:
         verify_upload(forged, body[:HEADER_BYTES], KEY, RING, OPERATOR_KEYS)
 
 
-def test_own_object_whose_old_kek_was_cleared_verifies_by_the_admin_wrap() -> None:
+def test_an_own_object_whose_old_kek_was_cleared_verifies_by_the_admin_wrap() -> None:
     wraps, body = sealed_object(NOW, KEY)
     ring = replace(LATER_RING, history=(replace(RING.current, kek=None),))
     assert not verify_upload(wraps, body[:HEADER_BYTES], KEY, ring, OPERATOR_KEYS).current

@@ -309,11 +309,11 @@ async def test_versions_are_told(*, quick: bool) -> None:
     report = await probe(storage, quick=quick)
     assert [row.name for row in report.rows if not row.ok] == ["no old versions kept"]
     row = report.rows[-1]
-    assert (row.needed, row.said) == ("info", "versioned, and conditions are honoured")
+    assert (row.needed, row.detail) == ("info", "versioned, and conditions are honored")
     report.check()
     assert [row async for row in storage.list_versions("")] == []
     report = await probe(IgnoresIfAbsent(versioned=True), quick=quick)
-    assert report.rows[-1].said == "versioned, and the server ignores If-None-Match: * there"
+    assert report.rows[-1].detail == "versioned, and the server ignores If-None-Match: * there"
     with pytest.raises(UnsafeStorageError):
         report.check()
 
@@ -324,7 +324,7 @@ async def test_a_failing_request_fails_its_row_alone() -> None:
     storage.fail_next("write_tags", StorageUnavailableError("write tags: NotImplemented"))
     storage.fail_next("copy_part", RefusedError("copy part: AccessDenied"))
     report = await probe(storage)
-    said = {row.name: row.said for row in report.rows if not row.ok}
+    said = {row.name: row.detail for row in report.rows if not row.ok}
     assert said["tags kept on self-copy"] == "failed: write tags: NotImplemented"
     assert said["multipart copy"] == "failed: copy part: AccessDenied"
     # A failure of the storage may pass; a refusal is an answer.

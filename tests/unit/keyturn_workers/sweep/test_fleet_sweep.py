@@ -16,7 +16,7 @@ from keyturn_workers.keyring import KeyringReader
 from keyturn_workers.keyring.model import build_keyring
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.storage import Headers
-from keyturn_workers.sweep import ALL, AllPlan, Outbox, SweepRequest, SweepStore
+from keyturn_workers.sweep import ALL, AllPlan, Outbox, SweepContext, SweepRequest, SweepStore
 from keyturn_workers.sweep.counts import Counts
 from keyturn_workers.sweep.fleet_sweep import FleetSweep
 from keyturn_workers.sweep.messages import SweepStep
@@ -65,9 +65,8 @@ class Fleet:
         self.keyrings = KeyringReader(self.storage, MASTER_KEYS, lease_s=15, cache_s=0)
         keys, starter = OperatorKeys(MASTER_KEYS), cast("Any", self)
         outbox = Outbox(cast("Any", self.sender))
-        self.fleet_sweep = FleetSweep(
-            self.storage, self.keyrings, keys, self.store, starter, outbox
-        )
+        context = SweepContext(self.storage, self.keyrings, keys, self.store, outbox)
+        self.fleet_sweep = FleetSweep(context, starter)
 
     async def start(self, request: SweepRequest, origins: Origins) -> None:
         """Stands in for the starter."""

@@ -31,7 +31,7 @@ OPEN_PAGE: Final = OpenPage(page=0, after="", last="", sent_at=NOW, sends=1)
 
 @dataclass
 class Scene:
-    """A sweep with one page under way, and a worker whose attempt at it takes its time."""
+    """A sweep with one page under way, and a worker with a slow attempt at it."""
 
     storage: MemoryStorage = field(default_factory=MemoryStorage)
 
@@ -105,7 +105,7 @@ async def test_a_result_is_removed_if_the_records_are_gone() -> None:
 
 @pytest.mark.parametrize("moment", ["put", "read"])
 async def test_a_lost_connection_leaves_no_result_behind(moment: str) -> None:
-    """It cancels the handler, in the midst of the put or before the look at the plan."""
+    """It cancels the handler, in the middle of the put or before the read of the plan."""
     scene = Scene()
     await scene.begin()
     reached, go_on = asyncio.Event(), asyncio.Event()

@@ -150,7 +150,7 @@ async def test_a_hint_is_acknowledged_after_it_was_served(hint: Hint, name: str)
     ],
     ids=["new", "delayed", "redelivered", "put off", "forged", "a request's", "another hint's"],
 )
-async def test_a_step_learns_whether_it_may_have_been_made(
+async def test_a_step_knows_whether_it_may_have_been_made(
     more: dict[str, Any], *, again: bool
 ) -> None:
     """A delay queue's own marks, which every step bears, say nothing of that."""
@@ -173,7 +173,7 @@ async def test_a_step_learns_whether_it_may_have_been_made(
         (encode(STEP), SWEEP_QUEUE),
     ],
 )
-async def test_what_is_no_hint_of_this_queue_is_a_dead_letter(body: bytes, queue: str) -> None:
+async def test_a_message_that_is_no_hint_is_a_dead_letter(body: bytes, queue: str) -> None:
     assert await deliver(Scene(), body, queue) == [f"{queue}.dead malformed_request", "ack"]
 
 
@@ -188,7 +188,7 @@ async def test_what_is_no_hint_of_this_queue_is_a_dead_letter(body: bytes, queue
     ],
     ids=["storage", "refused", "rolled back", "another lease"],
 )
-async def test_what_may_pass_is_put_off(hint: Hint, error: Exception, code: str) -> None:
+async def test_a_transient_failure_is_retried(hint: Hint, error: Exception, code: str) -> None:
     steps = await deliver(Scene(error=error), hint)
     queue = SWEEP_QUEUE if isinstance(hint, SweepPage) else PLAN_QUEUE
     assert steps[1:] == [f"{queue} {code} 0 in 1 s", "ack"]
@@ -199,7 +199,7 @@ async def test_a_step_that_fails_for_good_ends_the_sweep_and_is_kept() -> None:
     assert steps == ["step", "failed corrupt_object", f"{PLAN_QUEUE}.dead corrupt_object", "ack"]
 
 
-async def test_an_unknown_project_is_given_a_moment() -> None:
+async def test_an_unknown_project_is_retried_for_a_while() -> None:
     delays = []
     for attempt in range(4):
         header = noted(STEP, "unknown_project", attempt)
@@ -240,7 +240,7 @@ async def test_a_bug_loses_no_message_and_makes_no_loop() -> None:
     assert steps == ["step", f"{PLAN_QUEUE} storage_unavailable 0 in 1 s", "ack"]
 
 
-async def test_what_the_broker_did_not_confirm_is_given_back(
+async def test_a_hint_is_requeued_if_the_broker_confirmed_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("keyturn_workers.amqp.message_consumer._PAUSE_S", 0)
@@ -279,14 +279,14 @@ async def test_each_end_is_counted_once(
     assert risen(metrics) == {f"keyturn_{name}": 1 for name in names}
 
 
-async def test_a_count_that_nobody_signed_counts_for_nothing() -> None:
+async def test_an_unsigned_attempt_count_is_ignored() -> None:
     """By such a header alone a sweep was ended as failed (issue 10, item 3)."""
     header = {ATTEMPT_HEADER: "storage_unavailable:999999999"}
     steps = await deliver(Scene(error=StorageUnavailableError("x")), STEP, headers=header)
     assert steps == ["step", f"{PLAN_QUEUE} storage_unavailable 0 in 1 s", "ack"]
 
 
-async def test_a_hint_that_comes_before_its_time_waits_on() -> None:
+async def test_a_hint_that_comes_early_waits_on() -> None:
     """Moved out of its retry queue by an attacker: that uses up none of its tries."""
     header = noted(STEP, "storage_unavailable", 5, in_s=600)
     steps = await deliver(Scene(error=StorageUnavailableError("x")), STEP, headers=header)

@@ -18,7 +18,7 @@ from keyturn_workers.sweep.plan import Plan, State, SweepRequest
 from keyturn_workers.sweep.recovery import recover
 from keyturn_workers.sweep.store import SweepStore
 from keyturn_workers.testing.memory_storage import MemoryStorage
-from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring, turned
+from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring, rotated
 
 NOW = datetime.now(UTC)
 STALLED, KEEP = timedelta(minutes=15), timedelta(days=8)
@@ -81,7 +81,7 @@ class Scene:
 
 
 def _rotated(project: str = "acme") -> Keyring:
-    ring = turned(keyring(project))
+    ring = rotated(keyring(project))
     return replace(ring, current=replace(ring.current, at=format_time(NOW)))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,14 +11,7 @@ from keyturn.errors import CorruptObjectError
 from keyturn.messages import RequestOrigin, encode, parse_event
 from keyturn_workers.sweep import ALL, AllPlan, Outbox, Plan, SweepRequest
 from keyturn_workers.sweep.counts import Counts
-from keyturn_workers.sweep.plan import (
-    Origins,
-    State,
-    from_json,
-    merge_origins,
-    one_per_publisher,
-    to_json,
-)
+from keyturn_workers.sweep.plan import State, from_json, to_json
 
 if TYPE_CHECKING:
     from keyturn.messages import Event
@@ -35,10 +27,10 @@ class Sender:
     """Notes what is published, as its readers get it."""
 
     def __init__(self) -> None:
-        self.told: list[Event] = []
+        self.published: list[Event] = []
 
     async def publish_event(self, event: Event) -> None:
-        self.told.append(parse_event(encode(event)))
+        self.published.append(parse_event(encode(event)))
 
     async def send(self, *_: Any) -> None:
         raise AssertionError("no message of its own")
@@ -54,7 +46,7 @@ async def test_the_end_names_its_request_and_what_its_proof_rests_on(refused: An
     sender = Sender()
     plan = _plan(proven=COUNTS, clean=True, late_writes_refused=refused)
     await Outbox(sender).ended(plan, ONE)
-    (event,) = cast("list[Any]", sender.told)
+    (event,) = cast("list[Any]", sender.published)
     assert (event.type, event.rotation_id, event.origin) == ("rotation.completed", SWEEP_ID, ONE)
     assert (event.objects, event.clean, event.late_writes_refused) == (3, True, refused)
 
@@ -65,7 +57,7 @@ async def test_the_end_of_a_sweep_of_all_says_the_same() -> None:
         SweepRequest("sweep", SWEEP_ID, ALL, ""), NOW, sums=COUNTS, late_writes_refused=False
     )
     await Outbox(sender).ended(plan, TWO)
-    (event,) = cast("list[Any]", sender.told)
+    (event,) = cast("list[Any]", sender.published)
     assert (event.type, event.project, event.origin) == ("sweep.completed", "*", TWO)
     assert event.late_writes_refused is False
 
@@ -74,14 +66,14 @@ async def test_the_end_of_a_sweep_of_all_says_the_same() -> None:
 async def test_a_sweep_that_cannot_continue_has_failed(kind: str) -> None:
     sender = Sender()
     await Outbox(sender).failed(_plan(kind).ask, CorruptObjectError("the keyring"), ONE)
-    (event,) = cast("list[Any]", sender.told)
+    (event,) = cast("list[Any]", sender.published)
     assert (event.type, event.code, event.origin) == (f"{kind}.failed", "corrupt_object", ONE)
 
 
 async def test_progress_is_published_once_to_each_publisher() -> None:
     sender = Sender()
     await Outbox(sender).progressed(_plan().ask, COUNTS, (ONE, AGAIN, TWO, None))
-    assert [event.origin for event in sender.told] == [ONE, TWO, None]
+    assert [event.origin for event in sender.published] == [ONE, TWO, None]
 
 
 async def test_a_record_of_0_4_names_no_publisher_and_its_events_carry_neither_field() -> None:
@@ -92,22 +84,5 @@ async def test_a_record_of_0_4_names_no_publisher_and_its_events_carry_neither_f
     sender = Sender()
     for origin in plan.origins:
         await Outbox(sender).ended(plan, origin)
-    (event,) = cast("list[Any]", sender.told)
+    (event,) = cast("list[Any]", sender.published)
     assert (event.publisher, event.request, event.late_writes_refused) == (None, None, None)
-
-
-def test_those_who_asked_are_kept_one_per_publisher_and_digest() -> None:
-    plan = replace(_plan(), origins=(ONE, AGAIN, TWO))
-    assert from_json(Plan, to_json(plan)) == plan
-    assert merge_origins((ONE,), (ONE, TWO, AGAIN)) == (ONE, TWO, AGAIN)
-    # A publisher that requested a sweep of 0.4 gets its end as before.
-    assert merge_origins((None,), (ONE,)) == (None, ONE)
-
-
-def test_a_publisher_that_asks_again_and_again_does_not_fill_the_record() -> None:
-    origins: Origins = (TWO,)
-    for number in range(100):
-        origins = merge_origins(origins, (RequestOrigin("one", f"{number:064}"),))
-    assert len(origins) == 1 + 16
-    # The end is matched by all but the digest, so the publisher gets it all the same.
-    assert [each.publisher for each in one_per_publisher(origins) if each] == ["two", "one"]

@@ -68,7 +68,7 @@ def test_a_page_in_the_desired_state_is_proven_late_enough() -> None:
 
 
 @pytest.mark.parametrize(
-    "told",
+    "outcome",
     [
         pytest.param(result(changed=1), id="something was changed"),
         pytest.param(
@@ -90,8 +90,8 @@ def test_a_page_in_the_desired_state_is_proven_late_enough() -> None:
         pytest.param(result(failures=(Failure("k", "corrupt_object"),)), id="an object failed"),
     ],
 )
-def test_a_page_is_processed_again_if_its_result_proves_nothing(told: Result) -> None:
-    applied = apply_results(plan(page()), {0: told}, PROOF, LEASE_S)
+def test_a_page_is_processed_again_if_its_result_proves_nothing(outcome: Result) -> None:
+    applied = apply_results(plan(page()), {0: outcome}, PROOF, LEASE_S)
     (again,) = applied.plan.live
     assert (again.take, again.sent_at, again.sends) == (2, None, 0)
     assert not applied.plan.complete

@@ -8,7 +8,6 @@ from typing import Any, cast
 
 from keyturn.crypto import Secret
 from keyturn.identifiers import sweep_prefix
-from keyturn_workers.storage import Headers
 from keyturn_workers.sweep.counts import Counts
 from keyturn_workers.sweep.plan import OpenPage, Plan, Result, State, SweepRequest
 from keyturn_workers.sweep.recovery import SeenPlans, recover
@@ -95,13 +94,6 @@ async def test_a_marker_without_a_plan_is_removed() -> None:
     await recovery_round(store, timedelta(minutes=16))
     assert [named async for *named, _ in store.running()] == [[SWEEP_ID, "acme"]]
     assert len(storage.stored_keys()) == 2
-
-
-async def test_forged_markers_name_no_sweep() -> None:
-    storage, store, _ = await setting()
-    for name in ("x", f"{OTHER_ID}/../../keyrings/acme.json", f"{OTHER_ID}/", "../acme/k"):
-        await storage.put(f".keyturn/sweeps/_running/{name}", b"", Headers({}))
-    assert [named async for *named, _ in store.running()] == [[SWEEP_ID, "acme"]]
 
 
 async def end(store: SweepStore, plan: Plan) -> None:

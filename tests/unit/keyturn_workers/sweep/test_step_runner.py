@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from keyturn.crypto import Secret
 from keyturn.errors import StorageUnavailableError
-from keyturn_workers.sweep import ALL, AllPlan, Outbox, Plan, SweepRequest, SweepStore
+from keyturn_workers.sweep import ALL, AllPlan, Outbox, Plan, SweepContext, SweepRequest, SweepStore
 from keyturn_workers.sweep.fleet_sweep import FleetSweep
 from keyturn_workers.sweep.messages import SweepStep
 from keyturn_workers.sweep.plan import State
@@ -42,14 +42,15 @@ class Sender:
 async def _running(project: str, sender: Sender) -> tuple[SweepStore, ProjectSweep | FleetSweep]:
     store = SweepStore(MemoryStorage(), {"m1": Secret(bytes(32))})
     outbox, unused, now = Outbox(sender), cast("Any", None), datetime.now(UTC)
+    context = SweepContext(unused, unused, unused, store, outbox)
     request = SweepRequest("sweep", SWEEP_ID, project, "")
     await store.mark_running(request)
     if project == ALL:
         assert await store.create(AllPlan(request, now, step=3), "m1")
-        return store, FleetSweep(unused, unused, unused, store, unused, outbox)
+        return store, FleetSweep(context, unused)
     state = State(1, "9f86d081884c7d65", "m1", plaintext=False, etag="e")
     assert await store.create(Plan(request, state, now, now, step=3), "m1")
-    return store, ProjectSweep(unused, unused, unused, store, unused, outbox, lease_s=15)
+    return store, ProjectSweep(context, unused, lease_s=15)
 
 
 async def _plan(store: SweepStore, project: str) -> Plan | AllPlan:

@@ -1,6 +1,6 @@
 """An uploader on a bucket in memory, and good requests for it.
 
-The bucket lets a test turn the keyring just before a put takes effect, drop an answer, or
+The bucket lets a test rotate the keyring right before a put takes effect, lose a response, or
 refuse a lease: what on real servers takes a race happens here each time (SPEC 7).
 """
 
@@ -30,7 +30,7 @@ from keyturn_workers.storage import Capabilities, Headers, StorageClock
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from keyturn_workers.upload import Limits, UploadContext, Uploader, UploadResult
 from keyturn_workers.worker.metrics import WorkerMetrics
-from tests.unit.keyturn_workers.factories import AT, MASTER_KEYS, OPERATOR_KEYS, keyring, turned
+from tests.unit.keyturn_workers.factories import AT, MASTER_KEYS, OPERATOR_KEYS, keyring, rotated
 
 INTAKE = IntakeKey.from_seed(bytes(32))
 UPLOAD_ID = "2f6c9a0e-1111-4111-8111-111111111111"
@@ -75,15 +75,15 @@ class Bench:
         self.ring = ring
         self.storage.plant(keyring_s3_key("acme"), build_keyring(ring, MASTER_KEYS), Headers({}))
 
-    async def turn(self) -> None:
+    async def rotate(self) -> None:
         """A rotation, from outside."""
-        self.write_keyring(turned(self.ring))
+        self.write_keyring(rotated(self.ring))
 
     async def serve(self, request: UploadRequested, *, seen_before: bool = False) -> UploadResult:
         return await self.uploader.serve(request, "api", seen_before=seen_before)
 
-    async def opened(self, key: str = TARGET) -> bytes:
-        """The object's plaintext; both its wraps must be as the keyring wants them now."""
+    async def plaintext(self, key: str = TARGET) -> bytes:
+        """The object's plaintext; both its wraps must match the keyring."""
         head, body = await self.storage.read(key)
         wraps = parse(head.metadata)
         assert isinstance(wraps, Wraps)
@@ -92,7 +92,7 @@ class Bench:
         assert examined.current
         return open_sealed(examined.dek, BODY_CONTEXT, body)
 
-    async def stands(self, key: str) -> bool:
+    async def exists(self, key: str) -> bool:
         return [row.key async for row in self.storage.list(key)] == [key]
 
     async def open_uploads(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""When an upload is told without a second read of the keyring (SPEC 7.3)."""
+"""When an upload needs no second read of the keyring (SPEC 7.3)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PUT: Final = PutResponse(
 )
 
 
-def test_a_sealed_put_within_the_lease_is_told_at_once() -> None:
+def test_an_encrypted_put_within_the_lease_needs_no_second_read() -> None:
     assert exists_within_lease(OBSERVED, PUT, is_encrypted=True)
 
 
@@ -47,20 +47,20 @@ def test_a_sealed_put_within_the_lease_is_told_at_once() -> None:
         ({}, {"date": READ_AT + timedelta(seconds=15)}, True),
         ({}, {"date": READ_AT + timedelta(days=1)}, True),
         ({}, {"date": None}, True),
-        # By the process's own: a front end 16 s slow, or that dates an answer before the commit.
+        # By the process's own: a front end 16 s slow, or one that dates before the commit.
         ({}, {"date": READ_AT, "received_s": SENT_S + 15}, True),
         ({}, {"date": READ_AT - timedelta(seconds=1), "received_s": SENT_S + 16}, True),
-        # A listing sent before a turn and answered 20 s after it.
+        # A listing sent before a rotation and answered 20 s after it.
         ({"sent_s": SENT_S - 20}, {}, True),
         # The storage's clock contradicts itself: of the put, or of the keyring's read.
         ({}, {"agrees": False}, True),
         ({"leased": False}, {}, True),
-        # A worker with a longer lease than the record names, and a record of before.
+        # A worker with a longer lease than the record names, and a record without a lease.
         ({"keyring": replace(RING, lease_s=14)}, {}, True),
         ({"keyring": replace(RING, lease_s=None)}, {}, True),
     ],
 )
-def test_otherwise_the_keyring_is_read_again(
+def test_any_other_put_needs_a_second_read(
     snapshot: dict[str, Any], put: dict[str, Any], *, is_encrypted: bool
 ) -> None:
     assert not exists_within_lease(
@@ -83,16 +83,16 @@ def leased_bench(way: str = "put", **more: Any) -> Bench:
     ("way", "reads"), [("put", 1), ("put_stream", 1), ("complete_multipart", 3)]
 )
 async def test_reads_of_the_keyring(way: str, reads: int) -> None:
-    """One for an upload of one put; those of an upload in parts come before and after it."""
+    """One read for one put; an upload in parts reads before and after."""
     on = leased_bench(way)
     assert await on.serve(request(on, way)) == UploadResult(len(DATA), 1)
     assert on.storage.calls["read"] == reads
-    assert await on.opened() == DATA
+    assert await on.plaintext() == DATA
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_plaintext_forbidden_by_the_time_it_lands_is_never_told_unread(way: str) -> None:
-    """The keyring forbade plaintext while the put was under way: no sweep would encrypt it."""
+async def test_plaintext_always_needs_a_second_read(way: str) -> None:
+    """The keyring forbade plaintext during the put: no sweep would encrypt it."""
     ring = replace(keyring(plaintext=True), lease_s=LEASE_S)
     on = leased_bench(way, ring=ring, encryption_enabled=False)
 
@@ -101,13 +101,13 @@ async def test_plaintext_forbidden_by_the_time_it_lands_is_never_told_unread(way
 
     on.storage.before_next(way, forbid)
     assert await on.serve(request(on, way)) == UploadResult(len(DATA), 1)
-    assert await on.opened() == DATA
+    assert await on.plaintext() == DATA
 
 
-async def test_a_turn_during_the_put_is_left_to_its_sweep() -> None:
-    """The object exists within a lease of the turn: every proof of the sweep comes later."""
+async def test_a_rotation_during_the_put_is_left_to_its_sweep() -> None:
+    """The object exists within a lease of the rotation: every proof of its sweep comes later."""
     on = leased_bench()
-    on.storage.before_next("put", on.turn)
+    on.storage.before_next("put", on.rotate)
     assert await on.serve(request(on)) == UploadResult(len(DATA), 1)
     assert on.storage.calls["copy_onto_itself"] == 0
 
@@ -118,14 +118,14 @@ async def test_a_put_that_outlasts_its_lease_reads_the_keyring_again() -> None:
 
     async def slow(*args: Any, **kwargs: Any) -> Any:
         written = await original(*args, **kwargs)
-        await on.turn()
+        await on.rotate()
         on.storage.advance(LEASE_S)
         # Dated before the commit.
         return replace(written, date=on.storage.now - timedelta(seconds=LEASE_S + 1))
 
     on.storage.put_stream = slow  # type: ignore[method-assign]
     assert await on.serve(request(on, "put_stream")) == UploadResult(len(DATA), 2)
-    assert await on.opened() == DATA
+    assert await on.plaintext() == DATA
 
 
 async def test_a_keyring_read_of_more_than_a_sixth_of_a_lease_gives_no_lease() -> None:

@@ -26,10 +26,10 @@ from keyturn_workers.worker.authorization import (
     Arrival,
     Rules,
     Signer,
+    authorize,
     check_age,
     open_secret,
-    permit,
-    refusal_of,
+    rejection_of,
     verify,
 )
 from keyturn_workers.worker.grants import Grant
@@ -101,7 +101,7 @@ def admitted(
     served = CONTROL_REQUESTS if control else UPLOAD_REQUESTS
     queue = queue or (CONTROL_QUEUE if control else UPLOAD_QUEUE)
     signer = Signer(publisher, RULES.publishers[publisher])
-    request = permit(body, signer, Arrival(queue, served, routed_as))
+    request = authorize(body, signer, Arrival(queue, served, routed_as))
     check_age(request, RULES.max_age, now)
     return request.type
 
@@ -230,7 +230,7 @@ def test_a_type_that_cannot_be_read_is_malformed(body: bytes) -> None:
 def refusal(body: bytes, publisher: str) -> tuple[str, str | None] | None:
     """The type and the project of a refusal's event."""
     signer = Signer(publisher, RULES.publishers[publisher])
-    event = refusal_of(body, signer, MalformedRequestError("x"), format_time(NOW))
+    event = rejection_of(body, signer, MalformedRequestError("x"), format_time(NOW))
     if event is None:
         return None
     assert event.origin == RequestOrigin.of(publisher, body)

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 # In a process of its own: what it sets holds for the rest of that process's life.
 _AFTERWARDS = """
 import ctypes, os, resource
-from keyturn_workers.worker.core_dumps import forbid_core_dumps
+from keyturn_workers.worker.core_dumps import disable_core_dumps
 from keyturn_workers.worker.metrics import Registry
 if {uid} is not None:
     os.setgroups([])
     os.setgid({uid})
     os.setuid({uid})
-forbid_core_dumps()
+disable_core_dumps()
 print(resource.getrlimit(resource.RLIMIT_CORE))
 print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))  # PR_GET_DUMPABLE
 registry = Registry()
@@ -67,7 +67,7 @@ def test_every_command_forbids_them_before_it_reads_a_setting(
     def note(what: str) -> Callable[..., None]:
         return lambda **_: order.append(what)
 
-    monkeypatch.setattr(app_module, "forbid_core_dumps", note("forbidden"))
+    monkeypatch.setattr(app_module, "disable_core_dumps", note("forbidden"))
     monkeypatch.setattr(app_module, "app", note("run"))
     app_module.main()
     assert order == ["forbidden", "run"]
@@ -78,5 +78,5 @@ def test_a_limit_alone_is_set_where_there_is_no_prctl(monkeypatch: pytest.Monkey
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(ctypes, "CDLL", lambda _: pytest.fail("no prctl there"))
     monkeypatch.setattr(resource, "setrlimit", lambda which, limit: limits.append((which, limit)))
-    core_dumps.forbid_core_dumps()
+    core_dumps.disable_core_dumps()
     assert limits == [(resource.RLIMIT_CORE, (0, 0))]

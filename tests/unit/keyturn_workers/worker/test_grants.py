@@ -92,14 +92,14 @@ def removed(path: Path) -> None:
 
 
 class Watched(GrantsFile):
-    """Says when grants were taken over."""
+    """Notes when grants are replaced."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.taken_over = asyncio.Event()
 
-    def take_over(self, grants: Mapping[str, Grant]) -> None:
-        super().take_over(grants)
+    def replace(self, grants: Mapping[str, Grant]) -> None:
+        super().replace(grants)
         self.taken_over.set()
 
 
@@ -130,7 +130,7 @@ async def test_a_stream_is_declared_before_its_publisher_is_admitted(path: Path)
     assert not keeper.is_pending("api")
     assert not keeper.is_pending(["new"])
     broker.lost = False
-    keeper.read_again()
+    keeper.reload()
     assert await keeper.refresh()
     assert dict(grants) == {"new": grant(TWO)}
     assert not keeper.is_pending("new")
@@ -144,7 +144,7 @@ async def test_a_malformed_file_changes_nothing(
     written(path, text)
     assert not await keeper.refresh()
     assert dict(grants) == {"api": grant(ONE)}
-    assert "publishers not read: the old grants stay" in capsys.readouterr().out
+    assert "publishers not read: the old grants stay in effect" in capsys.readouterr().out
     replaced(path, text_of(api=TWO))
     assert await keeper.refresh()
     assert dict(grants) == {"api": grant(TWO)}
@@ -177,7 +177,7 @@ async def test_a_file_that_looks_unchanged_is_read_once_a_second(
 async def test_the_file_is_followed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_INTERVAL_S", 0.01)
     grants = Watched(path)
-    following = asyncio.create_task(GrantsKeeper(grants, Broker(grants).declare).keep_current())
+    following = asyncio.create_task(GrantsKeeper(grants, Broker(grants).declare).watch())
     replaced(path, text_of(api=TWO))
     async with asyncio.timeout(10):
         await grants.taken_over.wait()
@@ -189,9 +189,9 @@ async def test_a_hangup_reads_the_file(path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(module, "_INTERVAL_S", 1000)
     grants = Watched(path)
     keeper = GrantsKeeper(grants, Broker(grants).declare)
-    following = asyncio.create_task(keeper.keep_current())
+    following = asyncio.create_task(keeper.watch())
     replaced(path, text_of(api=TWO))
-    keeper.read_again()
+    keeper.reload()
     async with asyncio.timeout(10):
         await grants.taken_over.wait()
     assert dict(grants) == {"api": grant(TWO)}

@@ -16,7 +16,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from tests.support.secret_encodings import SPELT
+from tests.support.secret_encodings import ENCODINGS
 from tests.unit.keyturn_workers.storage.scripted import Reply, ScriptedServer, scripted_server
 from tools.chaos import secret_scan
 from tools.chaos.fault_proxy import Harming, harming, kind_of
@@ -319,7 +319,7 @@ async def test_a_storm_ends_with_its_time() -> None:
 
 
 IN_A_FILE: dict[str, Callable[[bytes], bytes]] = {
-    **SPELT,
+    **ENCODINGS,
     "raw": bytes,
     "UTF-8": lambda key: key.decode("latin-1").encode(),
     "inside 1": lambda key: base64.b64encode(b"1" + key),

@@ -35,8 +35,8 @@ async def test_every_row_of_the_probe_has_its_cell() -> None:
 
 def test_a_row_is_told_in_few_words_that_do_not_change_by_chance() -> None:
     said = {
-        "3 of 8 writers were told that they stored",
-        "8 of 8 writers were told that they stored",
+        "3 of 8 writers succeeded",
+        "8 of 8 writers succeeded",
     }
     assert {_cell(words) for words in said} == {"several stored"}
     assert _cell("failed: put: NotImplemented") == "failed: put: NotImplemented"

@@ -1,4 +1,4 @@
-"""Ask the configured bucket what it does: `keyturn doctor`, and each worker's start (SPEC 10)."""
+"""Measure what the configured bucket does: `keyturn doctor`, and each worker's start (SPEC 10)."""
 
 from keyturn_workers.storage.probe.runner import probe
 

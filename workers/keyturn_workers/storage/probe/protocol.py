@@ -1,6 +1,6 @@
-"""What the probe asks of a storage beyond the port (SPEC 10), and what a check gives back.
+"""What the probe needs of a storage beyond the port (SPEC 10), and the result of a check.
 
-Nothing but `keyturn_workers.storage.probe.runner` and its checks may need this.
+Only `keyturn_workers.storage.probe.runner` and its checks may use this.
 """
 
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ from keyturn_workers.storage.port import Condition, Headers, Lease, Storage
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Whether a check held, and in a few words what the storage did."""
+    """Whether a check passed, and in a few words what the storage did."""
 
     ok: bool
-    said: str
+    detail: str
 
 
 class ProbeStorage(Storage, Protocol):
-    """A storage with the requests that only the probe makes."""
+    """A storage with the operations that only the probe uses."""
 
     async def copy_conditionally(
         self,
@@ -29,13 +29,13 @@ class ProbeStorage(Storage, Protocol):
         destination: Condition | None,
         lease: Lease,
     ) -> None:
-        """A self-copy with exactly these conditions, whatever `capabilities` says."""
+        """Copy an object onto itself with exactly these conditions, whatever `capabilities` is."""
         ...
 
     async def delete_if_match(self, key: str, etag: str) -> None:
-        """Delete the object where its ETag is this one."""
+        """Delete the object if it has this ETag."""
         ...
 
     async def purge(self, prefix: str) -> None:
-        """Remove objects, versions and open uploads under a prefix."""
+        """Remove all objects, versions and open uploads under a prefix."""
         ...

@@ -1,8 +1,8 @@
 """The probe's checks with concurrent writers (SPEC 10).
 
-A server may honour a condition one request at a time and still let two of them through
-together. In each round exactly one writer may be told that it stored, and its body must
-be what stands: one that got an error may not have overwritten it.
+A server may honor a condition for one request at a time and still let two concurrent ones
+through. In each round exactly one writer may succeed, and its body must be the one stored: a
+writer that got an error must not have overwritten it.
 """
 
 import asyncio
@@ -16,17 +16,17 @@ from keyturn_workers.storage.probe.protocol import Outcome, ProbeStorage
 
 WRITERS: Final = 8
 ROUNDS: Final = 4
-# A round in which every writer got an error of the server's shows nothing; it is repeated.
-_ROUNDS_AT_MOST: Final = 12
-# Large enough that bodies arrive while others are being stored.
+# A round in which every writer got a server error proves nothing, and is repeated.
+_MAX_ROUNDS: Final = 12
+# Large enough for bodies to arrive while others are being stored.
 _BODY_BYTES: Final = 16 * 2**10
 _PLAIN: Final = Headers({})
 
 _Writer = Callable[[bytes], Awaitable[object]]
 
 
-async def creators(storage: ProbeStorage, key: str) -> Outcome:
-    """Many puts with `If-None-Match: *` to one free key."""
+async def concurrent_creates(storage: ProbeStorage, key: str) -> Outcome:
+    """Run many puts with `If-None-Match: *` to one unused key."""
 
     async def begin(round_key: str) -> list[_Writer]:
         return [_putter(storage, round_key, IfAbsent())] * WRITERS
@@ -34,8 +34,8 @@ async def creators(storage: ProbeStorage, key: str) -> Outcome:
     return await _rounds(storage, key, begin)
 
 
-async def replacers(storage: ProbeStorage, key: str) -> Outcome:
-    """Many puts with `If-Match` on the ETag that all of them have read."""
+async def concurrent_replaces(storage: ProbeStorage, key: str) -> Outcome:
+    """Run many puts with `If-Match` on the ETag that all of them have read."""
 
     async def begin(round_key: str) -> list[_Writer]:
         etag = (await storage.put(round_key, b"before", _PLAIN)).etag
@@ -44,8 +44,8 @@ async def replacers(storage: ProbeStorage, key: str) -> Outcome:
     return await _rounds(storage, key, begin)
 
 
-async def completers(storage: ProbeStorage, key: str) -> Outcome:
-    """Two completions with `If-None-Match: *` to one free key."""
+async def concurrent_completions(storage: ProbeStorage, key: str) -> Outcome:
+    """Run two completions with `If-None-Match: *` to one unused key."""
 
     async def begin(round_key: str) -> list[_Writer]:
         return [await _completer(storage, round_key, body) for body in map(_body, range(2))]
@@ -70,30 +70,30 @@ def _body(number: int) -> bytes:
 async def _rounds(
     storage: ProbeStorage, key: str, begin: Callable[[str], Awaitable[list[_Writer]]]
 ) -> Outcome:
-    """Let the writers loose on a fresh key a round."""
+    """Run the writers concurrently, on a new key in each round."""
     decided = 0
-    for number in range(_ROUNDS_AT_MOST):
+    for number in range(_MAX_ROUNDS):
         round_key = f"{key}-{number}"
         writers = await begin(round_key)
         bodies = [_body(at) for at in range(len(writers))]
-        told = await asyncio.gather(
-            *(_stored(writer(body)) for writer, body in zip(writers, bodies, strict=True))
+        stored = await asyncio.gather(
+            *(_succeeds(writer(body)) for writer, body in zip(writers, bodies, strict=True))
         )
-        winners = [body for body, stored in zip(bodies, told, strict=True) if stored]
+        winners = [body for body, won in zip(bodies, stored, strict=True) if won]
         if len(winners) > 1:
-            said = f"{len(winners)} of {len(writers)} writers were told that they stored"
-            return Outcome(ok=False, said=said)
+            detail = f"{len(winners)} of {len(writers)} writers succeeded"
+            return Outcome(ok=False, detail=detail)
         if not winners:
             continue
         if (await storage.read(round_key))[1] != winners[0]:
-            return Outcome(ok=False, said="another body stands than the one told stored")
+            return Outcome(ok=False, detail="the stored body is not the winner's")
         decided += 1
         if decided == ROUNDS:
-            return Outcome(ok=True, said=f"one of {len(writers)} stored, {ROUNDS} rounds")
-    return Outcome(ok=False, said="hardly any writer was told that it stored")
+            return Outcome(ok=True, detail=f"one of {len(writers)} stored, {ROUNDS} rounds")
+    return Outcome(ok=False, detail="hardly any writer succeeded")
 
 
-async def _stored(write: Awaitable[object]) -> bool:
+async def _succeeds(write: Awaitable[object]) -> bool:
     try:
         await write
     except (PreconditionError, StorageUnavailableError):

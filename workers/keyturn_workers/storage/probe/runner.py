@@ -1,9 +1,8 @@
-"""Ask the configured bucket what it does: `keyturn doctor`, and each worker's start (SPEC 10).
+"""Measure what the configured bucket does: `keyturn doctor`, and each worker's start (SPEC 10).
 
 Every row is the outcome of requests just made, with real concurrent writers where a race
-matters, and under the bucket's versioning as it is. Nothing is derived from a server's
-name or version. All of it happens under `.keyturn/doctor/{random}/`, which is removed at
-the end; no other key is ever touched.
+matters, and with the bucket's versioning as it is. Nothing is concluded from a server's name or
+version. All keys are under `.keyturn/doctor/{random}/`, which is removed at the end.
 """
 
 import asyncio
@@ -27,15 +26,15 @@ Needed = Literal["required", "wanted", "info"]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One thing that was tried, and what came of it."""
+    """The outcome of one check."""
 
     name: str
     needed: Needed
     ok: bool
-    said: str
+    detail: str
     consequence: str
     undecided: bool = False
-    """Not ok because a request of it failed at the storage, which may pass: nothing is known."""
+    """Not ok because a request failed at the storage: nothing is known, and a retry may differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,34 +43,34 @@ class Report:
 
     rows: Sequence[Row]
     left_behind: str | None = None
-    """The prefix that could not be removed, where that failed."""
+    """The prefix, if removing it failed."""
 
     @property
     def unsafe(self) -> Sequence[Row]:
-        """The required rows that do not hold; there must be none."""
+        """The required rows that do not hold. A safe bucket has none."""
         return [row for row in self.rows if row.needed == "required" and not row.ok]
 
     @property
     def capabilities(self) -> Capabilities:
-        """What the workers may rely on beyond what is required."""
-        held = {row.name for row in self.rows if row.ok}
+        """What workers may rely on beyond the requirements."""
+        passed = {row.name for row in self.rows if row.ok}
         return Capabilities(
-            conditional_completion={COMPLETION, COMPLETION_RACE} <= held,
-            conditional_copy_destination=COPY_DESTINATION in held,
-            copy_keeps_tags=TAGS in held,
-            late_writes_refused={LATE_PUT, LATE_COPY, LATE_COMPLETION} <= held,
-            listings_show_overwrites=OVERWRITES in held,
+            conditional_completion={COMPLETION, COMPLETION_RACE} <= passed,
+            conditional_copy_destination=COPY_DESTINATION in passed,
+            copy_keeps_tags=TAGS in passed,
+            late_writes_refused={LATE_PUT, LATE_COPY, LATE_COMPLETION} <= passed,
+            listings_show_overwrites=OVERWRITES in passed,
         )
 
     def check(self) -> None:
-        """Refuse a bucket on which Keyturn's promises would not hold.
+        """Refuse a bucket on which Keyturn's guarantees would not hold.
 
         Raises:
-            UnsafeStorageError: something that SPEC 10 requires is missing; names each row.
+            UnsafeStorageError: a requirement of SPEC 10 is not met; names each row.
         """
         if self.unsafe:
-            rows = "; ".join(f"{row.name}: {row.said}" for row in self.unsafe)
-            raise UnsafeStorageError(f"the bucket misses what is required: {rows}")
+            rows = "; ".join(f"{row.name}: {row.detail}" for row in self.unsafe)
+            raise UnsafeStorageError(f"the bucket does not meet the requirements: {rows}")
 
 
 COMPLETION: Final = "completion If-None-Match: *"
@@ -83,10 +82,10 @@ LATE_COPY: Final = "late self-copy refused"
 LATE_COMPLETION: Final = "late completion refused"
 OVERWRITES: Final = "listing shows overwrites"
 
-_OVERWRITTEN: Final = "two uploads to one key could both be told stored"
+_OVERWRITTEN: Final = "two uploads to one object key could both be reported as stored"
 _LOST_UPDATE: Final = "two rotations could overwrite each other's keyring"
 _LATE: Final = (
-    "a stalled worker's write can arrive after its lease, behind a proof; ends of sweeps say so"
+    "a stalled worker's write can arrive after its lease and after a proof; sweeps report this"
 )
 
 
@@ -97,16 +96,26 @@ class _Check:
     run: Callable[[ProbeStorage, str], Awaitable[Outcome]]
     consequence: str
     quick: bool = False
-    """Part of what a worker asks at its start."""
+    """Also run when a worker starts."""
 
 
 _CHECKS: Final = (
     _Check("put If-None-Match: *", "required", requests.create, _OVERWRITTEN, quick=True),
     _Check(
-        "put If-None-Match: *, many at once", "required", races.creators, _OVERWRITTEN, quick=True
+        "put If-None-Match: *, many at once",
+        "required",
+        races.concurrent_creates,
+        _OVERWRITTEN,
+        quick=True,
     ),
     _Check("put If-Match", "required", requests.replace_body, _LOST_UPDATE, quick=True),
-    _Check("put If-Match, many at once", "required", races.replacers, _LOST_UPDATE, quick=True),
+    _Check(
+        "put If-Match, many at once",
+        "required",
+        races.concurrent_replaces,
+        _LOST_UPDATE,
+        quick=True,
+    ),
     _Check(
         "read and list after write",
         "required",
@@ -118,7 +127,7 @@ _CHECKS: Final = (
         OVERWRITES,
         "wanted",
         requests.overwritten_in_listing,
-        "keyrings are read one by one, not a thousand by one listing",
+        "keyrings are read one by one, instead of a thousand by one listing",
         quick=True,
     ),
     _Check("multipart upload", "required", requests.multipart, "no large bodies", quick=True),
@@ -133,27 +142,27 @@ _CHECKS: Final = (
         "self-copy with a source condition",
         "wanted",
         requests.copy_source,
-        "a copy cannot be pinned to the body that was read; objects written once make up for it",
+        "a copy is not pinned to the body that was read; writing objects once makes up for it",
     ),
     _Check(
         COPY_DESTINATION,
         "wanted",
         requests.copy_destination,
-        "the condition is not sent; objects written once make up for it",
+        "the condition is not sent; writing objects once makes up for it",
         quick=True,
     ),
     _Check(
         COMPLETION,
         "wanted",
         requests.completion,
-        "large bodies go as one streamed put, 5 GiB at most",
+        "large bodies are stored by one streamed put, of 5 GiB at most",
         quick=True,
     ),
     _Check(
         COMPLETION_RACE,
         "wanted",
-        races.completers,
-        "large bodies go as one streamed put, 5 GiB at most",
+        races.concurrent_completions,
+        "large bodies are stored by one streamed put, of 5 GiB at most",
         quick=True,
     ),
     _Check(
@@ -166,7 +175,7 @@ _CHECKS: Final = (
         TAGS,
         "wanted",
         requests.tags,
-        "tags are read before a copy and put back after it",
+        "tags are read before a copy and restored after it",
         quick=True,
     ),
     _Check(LATE_PUT, "wanted", requests.late_put, _LATE, quick=True),
@@ -189,26 +198,26 @@ _CHECKS: Final = (
         "no old versions kept",
         "info",
         requests.unversioned,
-        "old versions hold old wraps until a rotation has removed them",
+        "old versions keep old wraps until a rotation removes them",
         quick=True,
     ),
 )
 
 
 async def probe(storage: ProbeStorage, *, quick: bool = False) -> Report:
-    """Try out everything that Keyturn relies on or works around.
+    """Check everything that Keyturn relies on or works around.
 
     Args:
-        storage: On the configured bucket.
-        quick: Only what a worker has to know when it starts.
+        storage: The configured bucket.
+        quick: Only what a worker needs to know when it starts.
 
     Raises:
         StorageUnavailableError: the storage cannot be reached.
-        SettingsError: the bucket does not exist, or the keys may not write there.
+        SettingsError: the bucket does not exist, or the credentials may not write there.
     """
     prefix = f"{PREFIX}{secrets.token_hex(8)}/"
     checks = [check for check in _CHECKS if check.quick or not quick]
-    await _knock(storage, f"{prefix}knock")
+    await _check_access(storage, f"{prefix}access")
     left_behind = None
     try:
         rows = await asyncio.gather(
@@ -218,18 +227,18 @@ async def probe(storage: ProbeStorage, *, quick: bool = False) -> Report:
         try:
             await storage.purge(prefix)
         except (StorageAnswerError, StorageUnavailableError):
-            left_behind = prefix  # told, and never in the way of what was found out
+            left_behind = prefix  # reported; the outcomes matter more
     return Report(rows, left_behind)
 
 
-async def _knock(storage: ProbeStorage, key: str) -> None:
+async def _check_access(storage: ProbeStorage, key: str) -> None:
     try:
         await storage.put(key, b"", Headers({}))
     except RefusedError as exc:
-        raise SettingsError(f"the storage lets these S3 keys not write below {PREFIX}") from exc
+        raise SettingsError(f"these S3 credentials may not write below {PREFIX}") from exc
     except StorageUnavailableError as exc:
         if exc.detail.endswith("NoSuchBucket"):
-            raise SettingsError("KEYTURN_S3_BUCKET names no bucket there") from exc
+            raise SettingsError("the bucket in KEYTURN_S3_BUCKET does not exist") from exc
         raise
 
 
@@ -237,18 +246,18 @@ async def _row(storage: ProbeStorage, check: _Check, key: str) -> Row:
     try:
         outcome = await check.run(storage, key)
     except StorageUnavailableError as exc:
-        said = f"failed: {exc.detail}"
+        detail = f"failed: {exc.detail}"
         return Row(
             check.name,
             check.needed,
             ok=False,
-            said=said,
+            detail=detail,
             consequence=check.consequence,
             undecided=True,
         )
     except StorageAnswerError as exc:
-        outcome = Outcome(ok=False, said=f"failed: {exc}")
-    return Row(check.name, check.needed, outcome.ok, outcome.said, check.consequence)
+        outcome = Outcome(ok=False, detail=f"failed: {exc}")
+    return Row(check.name, check.needed, outcome.ok, outcome.detail, check.consequence)
 
 
 def as_json(report: Report) -> Sequence[Mapping[str, str | bool]]:
@@ -258,7 +267,7 @@ def as_json(report: Report) -> Sequence[Mapping[str, str | bool]]:
             "name": row.name,
             "needed": row.needed,
             "ok": row.ok,
-            "said": row.said,
+            "said": row.detail,
             "consequence": row.consequence,
         }
         for row in report.rows

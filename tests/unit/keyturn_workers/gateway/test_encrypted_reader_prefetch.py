@@ -18,8 +18,8 @@ from keyturn.crypto import (
     seal,
 )
 from keyturn.errors import CorruptObjectError, StorageUnavailableError
+from keyturn_workers.gateway.encrypted_reader import EncryptedReader
 from keyturn_workers.gateway.object_opener import START_BYTES
-from keyturn_workers.gateway.object_reader import Encrypted
 from keyturn_workers.gateway.ranges import Span
 from keyturn_workers.storage import Headers
 from keyturn_workers.testing.memory_storage import MemoryStorage
@@ -62,15 +62,17 @@ class Watched(MemoryStorage):
             self._open -= 1
 
 
-async def _sealed(storage: Watched, *, sealed: bytes = b"", start_bytes: int = 0) -> Encrypted:
+async def _sealed(
+    storage: Watched, *, sealed: bytes = b"", start_bytes: int = 0
+) -> EncryptedReader:
     body = sealed or seal(DEK, BODY_CONTEXT, PLAINTEXT)
     await storage.put(KEY, body, Headers({}))
     head, start = await storage.read_start(KEY, start_bytes or HEADER_BYTES)
     reader = ChunkReader(DEK, BODY_CONTEXT, start[:HEADER_BYTES])
-    return Encrypted(storage, KEY, head, start, reader, len(PLAINTEXT))
+    return EncryptedReader(storage, KEY, head, start, reader, len(PLAINTEXT))
 
 
-async def _read(reader: Encrypted, span: Span) -> bytes:
+async def _read(reader: EncryptedReader, span: Span) -> bytes:
     return b"".join([bytes(piece) async for piece in reader.read_range(span)])
 
 
@@ -150,7 +152,7 @@ async def test_a_read_that_fails_is_its_own_error(
     index: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whichever of the two it is, and the other one is over."""
-    monkeypatch.setattr("keyturn_workers.gateway.object_reader._RESUMES", 0)
+    monkeypatch.setattr("keyturn_workers.gateway.encrypted_reader._RESUMES", 0)
     storage = Watched()
     storage.together = 2
     storage.fails_at = HEADER_BYTES + index * SEALED_CHUNK_BYTES

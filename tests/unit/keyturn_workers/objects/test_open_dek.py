@@ -1,4 +1,4 @@
-"""Every object of the shared known answers, through the product's own reader's policy."""
+"""Which DEK a reader gets from each object of the shared test vectors (SPEC 9.1)."""
 
 from __future__ import annotations
 
@@ -78,15 +78,15 @@ def _outcome(vector: dict[str, Any], reader: ReaderKeys) -> str:
 
 
 @pytest.mark.parametrize("vector", _VECTORS.get("objects", []), ids=lambda vector: vector["name"])
-def test_object(vector: dict[str, Any]) -> None:
+def test_each_object_opens_or_fails_with_its_code(vector: dict[str, Any]) -> None:
     """Each object opens to its plaintext, or fails with its code."""
     expected = "corrupt_object" if vector["expect"] == _BY_ADMIN else vector["expect"]
     assert _outcome(vector, _reader(vector)) == expected
 
 
 @pytest.mark.parametrize("vector", _VECTORS.get("objects", []), ids=lambda vector: vector["name"])
-def test_object_by_the_operator_alone(vector: dict[str, Any]) -> None:
-    """The operator's key alone gives the same answer, but for what only the user wrap shows."""
+def test_the_operators_key_alone_gives_the_same_result(vector: dict[str, Any]) -> None:
+    """Except for what only the user wrap shows."""
     reader = replace(_reader(vector), user_kek=None, v0_user_kek=None)
     expected = "valid" if vector["expect"] == _BY_ADMIN else vector["expect"]
     if vector["name"] == "v0 body with v1 wraps":
@@ -95,19 +95,19 @@ def test_object_by_the_operator_alone(vector: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("vector", _VECTORS.get("objects", []), ids=lambda vector: vector["name"])
-def test_object_by_a_stranger(vector: dict[str, Any]) -> None:
+def test_another_projects_keys_open_nothing(vector: dict[str, Any]) -> None:
     """Another project's keys never open anything."""
     stranger = ReaderKeys(project=vector["project"], user_kek=Secret(bytes(32)), v0_allowed=True)
     assert _outcome(vector, stranger) in {"no_usable_wrap", "unknown_algorithm"}
 
 
-def test_v0_is_honoured_only_where_the_keyring_says_so() -> None:
-    """Wraps that nothing binds to their object need the keyring's word."""
+def test_v0_wraps_need_the_keyrings_permission() -> None:
+    """Nothing binds such wraps to their object."""
     vector = next(v for v in _VECTORS["objects"] if v["name"] == "v0")
     assert _outcome(vector, replace(_reader(vector), v0_allowed=False)) == "no_usable_wrap"
 
 
-def test_keyring_record() -> None:
+def test_the_keyring_record_opens_as_the_vectors_say() -> None:
     """The record opens to what the vectors say."""
     vector = _VECTORS["keyring"]
     keyring = parse_keyring(json.dumps(vector["record"]).encode(), "acme", _masters())

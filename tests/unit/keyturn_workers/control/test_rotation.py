@@ -1,4 +1,4 @@
-"""A request that its keyring names is known though its intake key was retired (SPEC 8.1, 5.4)."""
+"""Requests that the keyring records: known even after their intake key was retired (SPEC 8.1)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import AT, MASTER_KEYS, OPERATOR_KEYS
 
 _INTAKE = IntakeKey.from_seed(bytes(32))
-_ENROLMENT = "2f6c9a0e-1111-4111-8111-111111111111"
+_ENROLLMENT = "2f6c9a0e-1111-4111-8111-111111111111"
 _ROTATION = "2f6c9a0e-2222-4222-8222-222222222222"
 _FIRST = RequestOrigin("api", "1" * 64)
 _SECOND = RequestOrigin("api", "2" * 64)
@@ -24,9 +24,9 @@ _OTHER = RequestOrigin("api", "3" * 64)
 
 
 class _NoSweeps:
-    """Begins none: what is looked at here is decided before."""
+    """Starts no sweep."""
 
-    async def standing(self, *_: Any) -> None:
+    async def find_existing(self, *_: Any) -> None:
         return None
 
     async def start(self, *_: Any, **__: Any) -> None:
@@ -38,7 +38,7 @@ def _sealed(kind: Any, request_id: str, kek: bytes) -> dict[str, str]:
     return {"intake_key": "main", "ciphertext": to_base64(ciphertext)}
 
 
-async def test_a_request_that_the_keyring_names_is_known_after_its_intake_key_was_retired() -> None:
+async def test_a_recorded_request_is_recognized_after_its_intake_key_was_retired() -> None:
     storage = MemoryStorage()
     clock = StorageClock(15, storage.elapsed_s)
     keyrings = KeyringReader(storage, MASTER_KEYS, lease_s=15, cache_s=2, clock=clock)
@@ -50,12 +50,12 @@ async def test_a_request_that_the_keyring_names_is_known_after_its_intake_key_wa
     def rotator(keys: dict[str, IntakeKey]) -> Rotator:
         return Rotator(storage, keyrings, MASTER_KEYS, keys, sweeps)
 
-    enrolment = EnrollRequested.model_validate(
+    enrollment = EnrollRequested.model_validate(
         {
-            "request_id": _ENROLMENT,
+            "request_id": _ENROLLMENT,
             "project": "acme",
             "requested_at": AT,
-            "sealed_kek": _sealed("enroll", _ENROLMENT, bytes([7]) * 32),
+            "sealed_kek": _sealed("enroll", _ENROLLMENT, bytes([7]) * 32),
         }
     )
     rotation = RotationRequested.model_validate(
@@ -66,11 +66,11 @@ async def test_a_request_that_the_keyring_names_is_known_after_its_intake_key_wa
             "sealed_kek": _sealed("rotation", _ROTATION, bytes([8]) * 32),
         }
     )
-    assert await enroller({"main": _INTAKE}).enroll(enrolment, _FIRST) == 1
-    assert await enroller({}).enroll(enrolment, _FIRST) == 1
-    assert await enroller({}).find_enrolled(enrolment, _FIRST) == 1
+    assert await enroller({"main": _INTAKE}).enroll(enrollment, _FIRST) == 1
+    assert await enroller({}).enroll(enrollment, _FIRST) == 1
+    assert await enroller({}).find_enrolled(enrollment, _FIRST) == 1
     with pytest.raises(UnknownIntakeKeyError):
-        await enroller({}).enroll(enrolment, _OTHER)
+        await enroller({}).enroll(enrollment, _OTHER)
 
     assert (await rotator({"main": _INTAKE}).rotate(rotation, _SECOND)).generation == 2
     assert (await rotator({}).rotate(rotation, _SECOND)).generation == 2

@@ -1,4 +1,4 @@
-"""Uploads that come again, and objects that changed in between (SPEC 7.1, 7.2).
+"""Redelivered uploads, and objects that changed in between (SPEC 7.1, 7.2).
 
 An upload is stored once, however often its message comes. What stands at its key is told
 as stored only where its wraps verify: its id in the metadata is nobody's word.
@@ -18,7 +18,7 @@ from keyturn.crypto import Secret, kek_id, user_kek
 from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.keyring.model import Generation, build_keyring, parse_keyring
 from tools.harness import requests, stored_objects
-from tools.harness.worker_under_test import Serving, staged_key
+from tools.harness.worker_under_test import WorkerUnderTest, staging_s3_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +31,7 @@ Metadata = dict[str, str]
 BOTH = pytest.mark.parametrize("staged", [False, True], ids=["inline", "staged"])
 
 
-def upload(served: Serving, data: bytes, *, staged: bool, project: str = "acme") -> Upload:
+def upload(served: WorkerUnderTest, data: bytes, *, staged: bool, project: str = "acme") -> Upload:
     key = f"again/{requests.new_id()}"
     sent = requests.upload(served.deployment, project, key, data, staged=staged)
     if staged:
@@ -39,8 +39,8 @@ def upload(served: Serving, data: bytes, *, staged: bool, project: str = "acme")
     return sent
 
 
-def state(served: Serving, key: str, project: str = "acme") -> tuple[object, ...]:
-    """All that would show a second put, or a rewrap."""
+def state(served: WorkerUnderTest, key: str, project: str = "acme") -> tuple[object, ...]:
+    """Everything that would show a second put, or a rewrap."""
     head = stored_objects.s3_client(served.deployment).head_object(
         Bucket=served.deployment.bucket, Key=f"{project}/{key}"
     )
@@ -48,37 +48,43 @@ def state(served: Serving, key: str, project: str = "acme") -> tuple[object, ...
 
 
 @BOTH
-async def test_published_twice(served: Serving, *, staged: bool) -> None:
-    """The second delivery is told the same, from what stands: nothing is written again."""
+async def test_an_upload_that_is_published_twice_is_stored_once(
+    served: WorkerUnderTest, *, staged: bool
+) -> None:
+    """The second delivery has the same event; nothing is written again."""
     sent = upload(served, b"once", staged=staged)
-    first = await served.served(sent.document)
+    first = await served.publish_and_wait(sent.document)
     before = state(served, sent.document["key"])
-    assert not served.stands(staged_key(sent.upload_id))
-    second = await served.served(sent.document)
+    assert not served.object_exists(staging_s3_key(sent.upload_id))
+    second = await served.publish_and_wait(sent.document)
     assert second | {"at": ""} == first | {"at": ""}
     assert state(served, sent.document["key"]) == before
     assert await served.wire.depth("keyturn.upload.dead") == 0
 
 
 @BOTH
-async def test_published_many_times_at_once(served: Serving, *, staged: bool) -> None:
+async def test_concurrent_deliveries_end_in_one_event(
+    served: WorkerUnderTest, *, staged: bool
+) -> None:
     """Deliveries that race each other all end in the same event; one of them stored it."""
     data = os.urandom(1_000_000 if staged else 1000)
     sent = upload(served, data, staged=staged)
     known = len(served.wire.events)
-    message = served.signed(sent.document)
+    message = served.sign(sent.document)
     await asyncio.gather(*(served.publish(message) for _ in range(8)))
     await served.wire.event(lambda _event: len(served.wire.events) >= known + 8)
     events = served.wire.events[known:]
     assert [event | {"at": ""} for event in events] == [events[0] | {"at": ""}] * 8
     assert events[0]["type"] == "upload.stored"
-    assert stored_objects.opened(served.deployment, "acme", sent.document["key"], "user") == data
+    assert stored_objects.decrypt(served.deployment, "acme", sent.document["key"], "user") == data
     assert await served.wire.depth("keyturn.upload.dead") == 0
 
 
 @BOTH
-async def test_two_uploads_race_for_a_key(served: Serving, *, staged: bool) -> None:
-    """One is stored, the other is told that the key is taken."""
+async def test_of_two_uploads_of_a_key_one_is_stored(
+    served: WorkerUnderTest, *, staged: bool
+) -> None:
+    """The other is refused, since the key is taken."""
     key = f"race/{requests.new_id()}"
     rivals = [
         requests.upload(served.deployment, "acme", key, name, staged=staged)
@@ -87,16 +93,18 @@ async def test_two_uploads_race_for_a_key(served: Serving, *, staged: bool) -> N
     for rival in rivals:
         if staged:
             served.stage(rival.upload_id, rival.sealed_body)
-        await served.publish(served.signed(rival.document), message_id=rival.upload_id)
+        await served.publish(served.sign(rival.document), message_id=rival.upload_id)
     events = [await served.wire.outcome(rival.upload_id) for rival in rivals]
     assert sorted(event["type"] for event in events) == ["upload.rejected", "upload.stored"]
     winner = (b"one", b"two")[events[1]["type"] == "upload.stored"]
-    assert stored_objects.opened(served.deployment, "acme", key, "admin") == winner
+    assert stored_objects.decrypt(served.deployment, "acme", key, "admin") == winner
     dead = await served.wire.take("keyturn.upload.dead")
     assert dead.headers["keyturn-code"] == "already_exists"
 
 
-def change_metadata(served: Serving, key: str, change: Callable[[Metadata], Metadata]) -> None:
+def change_metadata(
+    served: WorkerUnderTest, key: str, change: Callable[[Metadata], Metadata]
+) -> None:
     """Copy the object onto itself with other metadata, as a bucket writer can."""
     client = stored_objects.s3_client(served.deployment)
     bucket, s3_key = served.deployment.bucket, f"acme/{key}"
@@ -138,15 +146,17 @@ CHANGED: dict[str, Callable[[Metadata], Metadata]] = {
 
 
 @pytest.mark.parametrize("name", CHANGED)
-async def test_own_object_changed(served: Serving, name: str) -> None:
+async def test_an_own_object_that_does_not_verify_is_corrupt(
+    served: WorkerUnderTest, name: str
+) -> None:
     """It carries the upload's id and does not verify: corrupt, and the staged body stays."""
     sent = upload(served, b"mine", staged=True)
-    await served.served(sent.document)
+    await served.publish_and_wait(sent.document)
     served.stage(sent.upload_id, sent.sealed_body)
     key = sent.document["key"]
     change_metadata(served, key, CHANGED[name])
     before = state(served, key)
-    message = served.signed(sent.document)
+    message = served.sign(sent.document)
     await served.publish(message)
     dead = await served.wire.take("keyturn.upload.dead")
     assert dead.headers["keyturn-code"] == "corrupt_object"
@@ -156,9 +166,9 @@ async def test_own_object_changed(served: Serving, name: str) -> None:
         )
     )
     assert event["code"] == "corrupt_object"
-    assert served.stands(staged_key(sent.upload_id))
+    assert served.object_exists(staging_s3_key(sent.upload_id))
     assert state(served, key) == before
-    await served.serves_the_next()
+    await served.assert_serves_next()
 
 
 # Labels are hints: a wrong one is rewritten, and never believed (SPEC 8.2).
@@ -170,74 +180,78 @@ RELABELLED: dict[str, Metadata] = {
 
 
 @pytest.mark.parametrize("name", RELABELLED)
-async def test_own_object_relabelled(served: Serving, name: str) -> None:
-    """Both wraps still open: told as stored, with the labels mended."""
+async def test_an_own_object_with_wrong_labels_is_stored_with_right_ones(
+    served: WorkerUnderTest, name: str
+) -> None:
+    """Both wraps still open: published as stored, and the labels are corrected."""
     sent = upload(served, b"mine", staged=False)
-    first = await served.served(sent.document)
+    first = await served.publish_and_wait(sent.document)
     key = sent.document["key"]
-    before = stored_objects.shown(served.deployment, "acme", key)
+    before = stored_objects.read_object(served.deployment, "acme", key)
     change_metadata(served, key, lambda m: m | RELABELLED[name])
-    second = await served.served(sent.document)
+    second = await served.publish_and_wait(sent.document)
     assert second | {"at": ""} == first | {"at": ""}
-    after = stored_objects.shown(served.deployment, "acme", key)
+    after = stored_objects.read_object(served.deployment, "acme", key)
     assert after.body == before.body
     for label in ("enc-kek-user", "enc-kek-admin"):
         assert after.metadata[label] == before.metadata[label]
 
 
-async def test_wraps_of_another_object(served: Serving) -> None:
+async def test_wraps_of_another_object_are_corrupt(served: WorkerUnderTest) -> None:
     """Authentic wraps, of this project even, but of another key."""
     mine, other = (upload(served, b"x", staged=True) for _ in range(2))
     for sent in (mine, other):
-        await served.served(sent.document)
+        await served.publish_and_wait(sent.document)
     served.stage(mine.upload_id, mine.sealed_body)
-    moved = stored_objects.shown(served.deployment, "acme", other.document["key"]).metadata
+    moved = stored_objects.read_object(served.deployment, "acme", other.document["key"]).metadata
     change_metadata(served, mine.document["key"], lambda m: moved | {"enc-upload": m["enc-upload"]})
-    await served.publish(served.signed(mine.document))
+    await served.publish(served.sign(mine.document))
     dead = await served.wire.take("keyturn.upload.dead")
     assert dead.headers["keyturn-code"] == "corrupt_object"
-    assert served.stands(staged_key(mine.upload_id))
+    assert served.object_exists(staging_s3_key(mine.upload_id))
 
 
 @BOTH
-async def test_another_body_under_own_metadata(served: Serving, *, staged: bool) -> None:
-    """The header commits to no DEK in the wraps: nothing is told as stored."""
+async def test_another_body_under_own_metadata_is_corrupt(
+    served: WorkerUnderTest, *, staged: bool
+) -> None:
+    """The header commits to no DEK in the wraps: it is not published as stored."""
     sent = upload(served, b"mine", staged=staged)
-    await served.served(sent.document)
-    stored = stored_objects.shown(served.deployment, "acme", sent.document["key"])
+    await served.publish_and_wait(sent.document)
+    stored = stored_objects.read_object(served.deployment, "acme", sent.document["key"])
     other = bytes([stored.body[40] ^ 1])
     body = stored.body[:40] + other + stored.body[41:]
     served.put(f"acme/{sent.document['key']}", body, stored.metadata)
-    await served.publish(served.signed(sent.document))
+    await served.publish(served.sign(sent.document))
     dead = await served.wire.take("keyturn.upload.dead")
     assert dead.headers["keyturn-code"] == "corrupt_object"
 
 
-async def test_id_stripped(served: Serving) -> None:
-    """Without its id it is somebody else's object."""
+async def test_an_object_without_the_uploads_id_is_another_object(served: WorkerUnderTest) -> None:
+    """Without the id it counts as another upload's."""
     sent = upload(served, b"mine", staged=False)
-    await served.served(sent.document)
+    await served.publish_and_wait(sent.document)
     change_metadata(served, sent.document["key"], lambda m: without(m, "enc-upload"))
-    await served.publish(served.signed(sent.document))
+    await served.publish(served.sign(sent.document))
     dead = await served.wire.take("keyturn.upload.dead")
     assert dead.headers["keyturn-code"] == "already_exists"
 
 
-async def test_deleted_meanwhile(served: Serving) -> None:
-    """A tombstone in its place: it does not come back."""
+async def test_a_deleted_object_does_not_come_back(served: WorkerUnderTest) -> None:
+    """A tombstone took its place."""
     sent = upload(served, b"mine", staged=True)
-    await served.served(sent.document)
+    await served.publish_and_wait(sent.document)
     served.stage(sent.upload_id, sent.sealed_body)
     key = sent.document["key"]
     served.put(f"acme/{key}", b"", {"enc-algo": "deleted", "enc-dek-admin": "AAAA"})
-    await served.publish(served.signed(sent.document))
+    await served.publish(served.sign(sent.document))
     dead = await served.wire.take("keyturn.upload.dead")
     assert dead.headers["keyturn-code"] == "deleted_key"
-    assert stored_objects.shown(served.deployment, "acme", key).body == b""
+    assert stored_objects.read_object(served.deployment, "acme", key).body == b""
 
 
-def turn(served: Serving, project: str) -> str:
-    """Turn the project's keyring by hand, as a rotation does; gives the new API key."""
+def turn(served: WorkerUnderTest, project: str) -> str:
+    """Rotate the project's keyring by hand; returns the new API key."""
     client, bucket = stored_objects.s3_client(served.deployment), served.deployment.bucket
     answer = client.get_object(Bucket=bucket, Key=keyring_s3_key(project))
     held = {"m1": Secret(served.deployment.master_key)}
@@ -252,46 +266,48 @@ def turn(served: Serving, project: str) -> str:
 
 
 @BOTH
-async def test_turned_before_it_came_again(served: Serving, *, staged: bool) -> None:
-    """A second delivery brings its own object to the desired state, body untouched."""
+async def test_a_second_delivery_after_a_rotation_rewraps_the_object(
+    served: WorkerUnderTest, *, staged: bool
+) -> None:
+    """The body is unchanged."""
     project = f"turned-{requests.new_id()[:8]}"
     await served.enroll(project)
     sent = upload(served, b"mine", staged=staged, project=project)
     key = sent.document["key"]
-    assert (await served.served(sent.document))["generation"] == 1
-    body = stored_objects.shown(served.deployment, project, key).body
+    assert (await served.publish_and_wait(sent.document))["generation"] == 1
+    body = stored_objects.read_object(served.deployment, project, key).body
     api_key = turn(served, project)
-    second = await served.served(sent.document)
+    second = await served.publish_and_wait(sent.document)
     assert (second["type"], second["generation"]) == ("upload.stored", 2)
-    stored = stored_objects.shown(served.deployment, project, key)
+    stored = stored_objects.read_object(served.deployment, project, key)
     assert stored.metadata["enc-kek-user"].startswith("2:")
     assert stored.metadata["enc-upload"] == sent.upload_id
     assert stored.body == body
-    opened = stored_objects.opened(served.deployment, project, key, "user", api_key=api_key)
-    assert opened == stored_objects.opened(served.deployment, project, key, "admin") == b"mine"
+    opened = stored_objects.decrypt(served.deployment, project, key, "user", api_key=api_key)
+    assert opened == stored_objects.decrypt(served.deployment, project, key, "admin") == b"mine"
 
 
-async def test_keyring_rolled_back(served: Serving) -> None:
-    """An object above its keyring: nothing goes on for it until an operator looks (SPEC 5.4)."""
+async def test_an_object_above_its_keyring_stops_its_upload(served: WorkerUnderTest) -> None:
+    """Its upload waits until an operator inspects the keyring (SPEC 5.4)."""
     project = "rolled"
     await served.enroll(project)
     client, bucket = stored_objects.s3_client(served.deployment), served.deployment.bucket
     earlier = client.get_object(Bucket=bucket, Key=keyring_s3_key(project))["Body"].read()
     turn(served, project)
     sent = upload(served, b"mine", staged=True, project=project)
-    await served.served(sent.document)
+    await served.publish_and_wait(sent.document)
     served.put(keyring_s3_key(project), earlier)
     served.stage(sent.upload_id, sent.sealed_body)
-    await served.publish(served.signed(sent.document), message_id=sent.upload_id)
+    await served.publish(served.sign(sent.document), message_id=sent.upload_id)
     waiting = await served.wire.take("keyturn.upload.retry.5s")
     assert waiting.headers["keyturn-attempt"] == "keyring_rolled_back:2"
-    assert served.stands(staged_key(sent.upload_id))
+    assert served.object_exists(staging_s3_key(sent.upload_id))
 
 
-async def test_logs_name_no_secret(served: Serving) -> None:
-    """The worker's log of all the above holds ids and codes, and no key of anybody."""
+async def test_logs_contain_no_secret(served: WorkerUnderTest) -> None:
+    """The worker's log of all the above contains ids and codes, and no key."""
     sent = upload(served, b"a plaintext of its own", staged=False)
-    await served.served(sent.document)
+    await served.publish_and_wait(sent.document)
     await served.process.logged(f'"upload_id":"{sent.upload_id}"')
     log = "\n".join(served.process.lines)
     assert all(isinstance(json.loads(line), dict) for line in served.process.lines)

@@ -1,31 +1,23 @@
-"""An upload recognises its own object by its tag or its bytes, never by its id alone (SPEC 7.1)."""
+"""An upload recognizes its own object by its tag or its bytes, never by its id alone (SPEC 7.1)."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from datetime import timedelta
+from typing import Any
 
 import pytest
 
 from keyturn.crypto import sealed_size
 from keyturn.errors import (
     AlreadyExistsError,
-    BadSignatureError,
-    BodyTooLargeError,
-    CodedError,
     CorruptObjectError,
-    DeletedKeyError,
-    NotPermittedError,
     StagedBodyMissingError,
-    StorageUnavailableError,
 )
-from keyturn.identifiers import object_s3_key
-from keyturn.messages import RequestOrigin, UploadStored
+from keyturn.messages import RequestOrigin
 from keyturn_workers.objects.single import reconcile_object
 from keyturn_workers.storage import Headers
 from keyturn_workers.upload import UploadHandler, UploadResult
-from keyturn_workers.upload.staging_cleanup import clean_staging
 from tests.unit.keyturn_workers.factories import OPERATOR_KEYS, keyring
 from tests.unit.keyturn_workers.upload.bench import (
     DATA,
@@ -39,9 +31,6 @@ from tests.unit.keyturn_workers.upload.bench import (
     request,
 )
 
-if TYPE_CHECKING:
-    from keyturn.messages import UploadRequested
-
 BY_ALL_WAYS = pytest.mark.parametrize("way", WAYS)
 STAGED_WAYS = pytest.mark.parametrize("way", ["put_stream", "complete_multipart"])
 _DAY = timedelta(days=1)
@@ -49,7 +38,7 @@ ORIGIN = RequestOrigin("api", "0" * 64)
 
 
 async def relabel(on: Bench, **changed: str | None) -> None:
-    """A bucket writer changes `enc-` names of the object and leaves its body."""
+    """A bucket writer changes `enc-` fields of the object and leaves its body."""
     head, body = await on.storage.read(TARGET)
     names = {f"enc-{name.replace('_', '-')}": value for name, value in changed.items()}
     metadata = {**head.metadata, **names}
@@ -58,8 +47,8 @@ async def relabel(on: Bench, **changed: str | None) -> None:
 
 
 @BY_ALL_WAYS
-async def test_a_second_delivery_is_told_from_its_tag(way: str) -> None:
-    """Neither body is opened for that: the staged one may be gone."""
+async def test_a_second_delivery_recognizes_its_object_by_the_tag(way: str) -> None:
+    """Neither body is opened: the staged one may be gone."""
     on = bench(way)
     sent = request(on, way)
     await on.serve(sent)
@@ -72,7 +61,7 @@ async def test_a_second_delivery_is_told_from_its_tag(way: str) -> None:
 
 @STAGED_WAYS
 @pytest.mark.parametrize("seen_before", [False, True])
-async def test_an_object_relabelled_to_a_pending_uploads_id_is_not_its_own(
+async def test_an_object_relabeled_to_a_pending_uploads_id_is_not_its_own(
     way: str, *, seen_before: bool
 ) -> None:
     """The pending upload is refused, and its staged body stays: it exists nowhere else."""
@@ -83,8 +72,8 @@ async def test_an_object_relabelled_to_a_pending_uploads_id_is_not_its_own(
     with pytest.raises(AlreadyExistsError) as refused:
         await on.serve(pending, seen_before=seen_before)
     await UploadHandler(on.uploader).after_refusal(pending, ORIGIN, refused.value)
-    assert await on.stands(STAGED)
-    assert await on.opened() == DATA[::-1]
+    assert await on.exists(STAGED)
+    assert await on.plaintext() == DATA[::-1]
 
 
 async def test_the_same_id_by_another_publisher_is_another_upload() -> None:
@@ -97,7 +86,7 @@ async def test_the_same_id_by_another_publisher_is_another_upload() -> None:
 
 @BY_ALL_WAYS
 async def test_an_object_without_a_tag_is_compared(way: str) -> None:
-    """One of revision 1, or plaintext that a sweep encrypted where it is."""
+    """Stored by revision 1, or plaintext that a sweep encrypted in place."""
     on = bench(way)
     sent = request(on, way)
     await on.serve(sent)
@@ -125,8 +114,8 @@ async def test_plaintext_under_the_uploads_id_is_compared(way: str) -> None:
     assert (await on.storage.read(TARGET))[1] == DATA[::-1]
 
 
-async def test_nothing_left_to_compare_with() -> None:
-    """An object without a tag is not taken for the upload's own where its staged body is gone."""
+async def test_an_object_without_a_tag_is_refused_without_a_staged_body() -> None:
+    """There is nothing to compare the object with."""
     on = bench("put_stream")
     sent = request(on, "put_stream")
     await on.serve(sent)
@@ -137,8 +126,8 @@ async def test_nothing_left_to_compare_with() -> None:
 
 
 @STAGED_WAYS
-async def test_plaintext_that_is_published_once_more_is_told_again(way: str) -> None:
-    """Its staged body went once it was stored; another length is another object."""
+async def test_plaintext_that_is_published_again_is_completed_again(way: str) -> None:
+    """Its staged body was deleted once it was stored; another length is another object."""
     on = bench(way, ring=keyring(plaintext=True), encryption_enabled=False)
     sent = request(on, way)
     await on.serve(sent)
@@ -158,7 +147,7 @@ async def test_wraps_that_do_not_verify_leave_the_staged_body(changed: dict[str,
     with pytest.raises(CorruptObjectError) as refused:
         await on.serve(sent, seen_before=True)
     await UploadHandler(on.uploader).after_refusal(sent, ORIGIN, refused.value)
-    assert await on.stands(STAGED)
+    assert await on.exists(STAGED)
 
 
 async def test_an_own_object_that_was_cut_is_corrupt() -> None:
@@ -176,97 +165,7 @@ async def test_rewraps_keep_the_tag() -> None:
     sent = request(on)
     await on.serve(sent)
     tag = (await on.metadata())["enc-upload-tag"]
-    await on.turn()
+    await on.rotate()
     await reconcile_object("acme", "k", on.storage, on.keyrings, OPERATOR_KEYS)
     assert (await on.metadata())["enc-upload-tag"] == tag
     assert await on.serve(sent, seen_before=True) == UploadResult(len(DATA), 2)
-
-
-@BY_ALL_WAYS
-async def test_a_completed_upload_is_found(way: str) -> None:
-    """A request past its age is answered from its target, and stores nothing (SPEC 6.3)."""
-    on = bench(way)
-    sent = request(on, way)
-    role = UploadHandler(on.uploader)
-    assert await role.find_completed(sent, ORIGIN) is None
-    assert on.storage.calls[way] == 0
-    await on.serve(sent)
-    done = await role.find_completed(sent, ORIGIN)
-    assert done is not None
-    assert isinstance(done.event, UploadStored)
-    assert (done.event.size, done.event.generation) == (len(DATA), 1)
-    assert on.storage.calls[way] == 1
-    assert await role.find_completed(sent, replace(ORIGIN, publisher="web")) is None
-
-
-async def test_a_completed_upload_is_brought_to_the_desired_state() -> None:
-    on = bench()
-    sent = request(on)
-    await on.serve(sent)
-    await on.turn()
-    assert await on.uploader.find_completed(sent, "api") == UploadResult(len(DATA), 2)
-    assert await on.opened() == DATA
-
-
-async def test_whether_it_is_completed_cannot_always_be_said() -> None:
-    on = bench()
-    on.storage.fail_next("read_start", StorageUnavailableError("down"))
-    with pytest.raises(StorageUnavailableError):
-        await on.uploader.find_completed(request(on), "api")
-
-
-@pytest.mark.parametrize(
-    ("error", "stays"),
-    [
-        (DeletedKeyError("k"), False),
-        (BodyTooLargeError("k"), False),
-        (AlreadyExistsError("k"), True),  # nothing with another upload's id is there
-        (BadSignatureError("k"), True),
-        (NotPermittedError("k"), True),
-        (CorruptObjectError("k"), True),
-        (StagedBodyMissingError("k"), True),
-    ],
-)
-async def test_what_is_refused_for_ever_leaves_nothing_staged(
-    error: CodedError, *, stays: bool
-) -> None:
-    on = bench("put_stream")
-    sent = request(on, "put_stream")
-    await UploadHandler(on.uploader).after_refusal(sent, ORIGIN, error)
-    assert await on.stands(STAGED) is stays
-
-
-async def test_a_key_with_another_uploads_object_leaves_nothing_staged() -> None:
-    on = bench("put_stream")
-    await on.serve(request(on, "put_stream", upload_id=OTHER_ID))
-    sent = request(on, "put_stream")
-    with pytest.raises(AlreadyExistsError) as refused:
-        await on.serve(sent)
-    await UploadHandler(on.uploader).after_refusal(sent, ORIGIN, refused.value)
-    assert not await on.stands(STAGED)
-
-
-async def test_multipart_uploads_of_other_applications_are_left_alone() -> None:
-    """Their first segment looks like a project, but none has a keyring (SPEC 10)."""
-    on = bench("complete_multipart")
-    theirs = object_s3_key("videos", "raw.mp4")
-    await on.storage.create_multipart(theirs, Headers({}))
-    await on.storage.create_multipart(TARGET, Headers({}))
-    later = datetime.now(UTC).replace(year=2100)
-    counts = await clean_staging(on.storage, older_than=later - datetime.now(UTC) - _DAY, now=later)
-    assert counts == (0, 1)
-    assert await on.open_uploads() == [theirs]
-
-
-async def test_an_unknown_projects_parts_are_left_alone() -> None:
-    """A request for a project without a keyring is refused; it aborts nothing first."""
-    on = bench("complete_multipart")
-    sent = _for_project(request(on, "complete_multipart"), "videos")
-    await on.storage.create_multipart(object_s3_key("videos", "k"), Headers({}))
-    with pytest.raises(CodedError):
-        await on.serve(sent, seen_before=True)
-    assert await on.open_uploads() == [object_s3_key("videos", "k")]
-
-
-def _for_project(sent: UploadRequested, project: str) -> UploadRequested:
-    return sent.model_copy(update={"project": project})

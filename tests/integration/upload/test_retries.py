@@ -1,4 +1,4 @@
-"""Uploads that cannot be served yet: they wait on the broker, and are served later (SPEC 12)."""
+"""Uploads that cannot be served yet wait on the broker and are served later (SPEC 12)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.keyring.model import Generation, Keyring, build_keyring
 from tests.support.cuttable_proxy import Proxy, proxy
 from tools.harness import requests, stored_objects
-from tools.harness.worker_under_test import Serving, serving, staged_key
+from tools.harness.worker_under_test import WorkerUnderTest, run_worker, staging_s3_key
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -25,20 +25,20 @@ pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def storage(ceph: S3Server) -> AsyncIterator[Proxy]:
-    """What stands between the worker and the storage."""
+    """A proxy between the worker and the storage."""
     async with proxy(ceph.endpoint_url) as running:
         yield running
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def served(broker: Servers, ceph: S3Server, storage: Proxy) -> AsyncIterator[Serving]:
+async def served(broker: Servers, ceph: S3Server, storage: Proxy) -> AsyncIterator[WorkerUnderTest]:
     """A worker that reaches its storage by way of the proxy."""
-    async with serving(broker, ceph, endpoint_url=storage.url) as running:
+    async with run_worker(broker, ceph, endpoint_url=storage.url) as running:
         yield running
 
 
-def put_offs(served: Serving, request_id: str) -> list[tuple[str, int]]:
-    """Code and seconds of each time that the worker put the request off."""
+def put_offs(served: WorkerUnderTest, request_id: str) -> list[tuple[str, int]]:
+    """Code and delay in seconds of each retry that the worker scheduled."""
     rows: list[dict[str, Any]] = [json.loads(line) for line in served.process.lines]
     return [
         (row["code"], row["delay_s"])
@@ -47,30 +47,32 @@ def put_offs(served: Serving, request_id: str) -> list[tuple[str, int]]:
     ]
 
 
-async def test_unknown_project(served: Serving) -> None:
-    """Nobody enrols it: tried again after 1, 5 and 9 seconds, then final."""
+async def test_an_unknown_project_is_final_after_three_retries(served: WorkerUnderTest) -> None:
+    """Retried after 1, 5 and 9 seconds, then refused."""
     sent = requests.upload(served.deployment, "nobody", "k", b"x")
-    await served.refuses(served.signed(sent.document), "unknown_project", "nobody")
+    await served.assert_rejected(served.sign(sent.document), "unknown_project", "nobody")
     waits = [("unknown_project", delay_s) for delay_s in (1, 5, 9)]
     assert put_offs(served, sent.upload_id) == waits
-    assert not served.stands("nobody/k")
+    assert not served.object_exists("nobody/k")
 
 
-async def test_enrolled_meanwhile(served: Serving) -> None:
-    """The enrolment was on its way on another queue: the upload finds it at its next try."""
+async def test_a_project_enrolled_meanwhile_is_served(served: WorkerUnderTest) -> None:
+    """The enrollment was in another queue: the upload finds the keyring at its next attempt."""
     sent = requests.upload(served.deployment, "late", "k", b"patience")
-    await served.publish(served.signed(sent.document), message_id=sent.upload_id)
+    await served.publish(served.sign(sent.document), message_id=sent.upload_id)
     await served.process.logged('"code":"unknown_project"')
     await served.enroll("late")
     event = await served.wire.outcome(sent.upload_id)
     assert (event["type"], event["generation"]) == ("upload.stored", 1)
     assert put_offs(served, sent.upload_id)[0] == ("unknown_project", 1)
-    assert stored_objects.opened(served.deployment, "late", "k", "user") == b"patience"
+    assert stored_objects.decrypt(served.deployment, "late", "k", "user") == b"patience"
 
 
 @pytest.mark.parametrize("staged", [False, True], ids=["inline", "staged"])
-async def test_storage_out_of_reach(served: Serving, storage: Proxy, *, staged: bool) -> None:
-    """Put off while the storage cannot be reached, stored when it can; told once."""
+async def test_an_upload_waits_while_the_storage_is_unreachable(
+    served: WorkerUnderTest, storage: Proxy, *, staged: bool
+) -> None:
+    """Retried while the storage is unreachable, stored afterwards, published once."""
     known = len(served.wire.events)
     key = f"outage/{staged}"
     sent = requests.upload(served.deployment, "acme", key, b"kept", staged=staged)
@@ -78,34 +80,34 @@ async def test_storage_out_of_reach(served: Serving, storage: Proxy, *, staged: 
         served.stage(sent.upload_id, sent.sealed_body)
     await storage.cut()
     try:
-        await served.publish(served.signed(sent.document), message_id=sent.upload_id)
+        await served.publish(served.sign(sent.document), message_id=sent.upload_id)
         await served.process.logged(f'"request_id":"{sent.upload_id}"')
     finally:
         await storage.up()
     event = await served.wire.outcome(sent.upload_id)
     assert event["type"] == "upload.stored"
     assert put_offs(served, sent.upload_id)[0] == ("storage_unavailable", 1)
-    assert stored_objects.opened(served.deployment, "acme", key, "admin") == b"kept"
-    assert await served.serves_the_next() == served.wire.events[-1]
+    assert stored_objects.decrypt(served.deployment, "acme", key, "admin") == b"kept"
+    assert await served.assert_serves_next() == served.wire.events[-1]
     assert [e["type"] for e in served.wire.events[known:]] == ["upload.stored"] * 2
     await served.process.logged(f'"again":true,"upload_id":"{sent.upload_id}"')
-    assert not served.stands(staged_key(sent.upload_id))
+    assert not served.object_exists(staging_s3_key(sent.upload_id))
 
 
-async def test_keyring_under_an_unknown_master_key(served: Serving) -> None:
-    """Waits with a count of its tries, is told to nobody, and holds up nobody else."""
+async def test_an_upload_waits_for_an_unknown_master_key(served: WorkerUnderTest) -> None:
+    """It waits with a count of its attempts, without an event, and blocks no other upload."""
     known = len(served.wire.events)
     kek, now = user_kek(served.deployment.api_key, "newer"), requests.now()
     ring = Keyring("newer", "m9", Generation(1, kek_id(kek), kek, requests.new_id(), now, now))
     served.put(keyring_s3_key("newer"), build_keyring(ring, {"m9": Secret(bytes(32))}))
-    sent = served.signed(requests.upload(served.deployment, "newer", "k", b"x").document)
+    sent = served.sign(requests.upload(served.deployment, "newer", "k", b"x").document)
     await served.publish(sent, message_id=sent.request_id)
     waiting = await served.wire.take("keyturn.upload.retry.5s")
     assert waiting.headers["keyturn-attempt"] == "unknown_master_key:2"
     added = {"keyturn-attempt", "keyturn-not-before", "keyturn-retry-mac"}
     assert set(waiting.headers) == set(sent.headers) | added
     assert (waiting.body, waiting.message_id) == (sent.body, sent.request_id)
-    await served.serves_the_next()
+    await served.assert_serves_next()
     assert [event["type"] for event in served.wire.events[known:]] == ["upload.stored"]
     assert await served.wire.depth("keyturn.upload.dead") == 0
-    assert not served.stands("newer/k")
+    assert not served.object_exists("newer/k")

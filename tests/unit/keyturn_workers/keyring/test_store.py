@@ -1,4 +1,4 @@
-"""Older versions of a keyring hold earlier KEKs: a clean sweep removes them (SPEC 8.5)."""
+"""Writing keyrings: leases that they name, older versions that are deleted (SPEC 5.1, 8.5)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from keyturn_workers.keyring import (
     delete_older_versions,
     replace_keyring,
 )
+from keyturn_workers.keyring.model import Keyring, parse_keyring
 from keyturn_workers.keyring.transitions import with_lease
 from keyturn_workers.testing.memory_storage import MemoryStorage
-from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring, turned
+from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring, rotated
 
 
 async def versions(storage: MemoryStorage) -> int:
@@ -21,17 +22,35 @@ async def versions(storage: MemoryStorage) -> int:
 
 
 @pytest.mark.parametrize(("versioned", "left"), [(True, 1), (False, 1)])
-async def test_the_latest_version_alone_is_left(*, versioned: bool, left: int) -> None:
+async def test_only_the_latest_version_remains(*, versioned: bool, left: int) -> None:
     storage = MemoryStorage(versioned=versioned)
     ring = with_lease(keyring(), 15)
     assert await create_keyring(storage, ring, MASTER_KEYS, lease_s=15)
     assert await create_keyring(storage, keyring("acme-2"), MASTER_KEYS, lease_s=15)
     keyrings = KeyringReader(storage, MASTER_KEYS, lease_s=15, cache_s=0)
     for _ in range(3):
-        ring = turned(ring)
+        ring = rotated(ring)
         snapshot = await keyrings.read_fresh("acme")
         assert await replace_keyring(storage, ring, snapshot.etag, MASTER_KEYS, lease_s=15)
     assert await versions(storage) == (4 if versioned else 1)
     await delete_older_versions(storage, "acme")
     assert await versions(storage) == left
     assert (await keyrings.read_fresh("acme")).keyring == ring
+
+
+async def test_a_written_keyring_names_the_longest_lease_of_all_that_wrote_it() -> None:
+    storage = MemoryStorage()
+
+    async def read() -> tuple[Keyring, str]:
+        head, body = await storage.read(keyring_s3_key("acme"))
+        return parse_keyring(body, "acme", MASTER_KEYS), head.etag
+
+    assert await create_keyring(storage, keyring(), MASTER_KEYS, lease_s=15)
+    ring, etag = await read()
+    assert ring.lease_s == 15
+    assert await replace_keyring(storage, ring, etag, MASTER_KEYS, lease_s=60)
+    ring, etag = await read()
+    assert ring.lease_s == 60
+    # A worker with a shorter lease does not lower it.
+    assert await replace_keyring(storage, ring, etag, MASTER_KEYS, lease_s=6)
+    assert (await read())[0].lease_s == 60

@@ -1,4 +1,4 @@
-"""Sweeps whose workers and messages are lost: others go on from the records (SPEC 8.5).
+"""Sweeps whose workers and messages are lost: other workers resume them (SPEC 8.5).
 
 Here the roles run as processes of their own, so that a sweep worker can be killed.
 """
@@ -26,7 +26,7 @@ from tools.harness import requests
 from tools.harness.deployment import Deployment
 from tools.harness.process import worker
 from tools.harness.wire import open_wire
-from tools.harness.worker_under_test import Serving, fresh_amqp_url
+from tools.harness.worker_under_test import WorkerUnderTest, fresh_amqp_url
 from tools.servers import new_bucket
 
 if TYPE_CHECKING:
@@ -45,13 +45,13 @@ SWEEP_QUEUES = [
 
 @asynccontextmanager
 async def without_sweepers(broker: Servers, s3: S3Server) -> AsyncIterator[Scene]:
-    """A worker that takes requests; what they begin waits on the broker."""
+    """A worker that serves requests; the sweeps that they start wait on the broker."""
     deployment = Deployment(await fresh_amqp_url(broker), s3, new_bucket(s3))
     async with (
         worker(deployment.worker_env(**WORKER_ENV), "control") as process,
         open_wire(deployment) as wire,
     ):
-        yield Scene(Serving(deployment, process, wire))
+        yield Scene(WorkerUnderTest(deployment, process, wire))
 
 
 async def killed_in_the_middle(scene: Scene, project: Project) -> None:
@@ -62,9 +62,9 @@ async def killed_in_the_middle(scene: Scene, project: Project) -> None:
 
 
 async def accepted(project: Project) -> str:
-    """Begin a rotation; gives its id."""
+    """Start a rotation; returns its id."""
     document = project.rotation()
-    event = await project.scene.told(document)
+    event = await project.scene.first_event(document)
     assert event["type"] == "rotation.accepted"
     return str(document["rotation_id"])
 
@@ -79,8 +79,8 @@ def is_done(end: dict[str, Any], objects: int) -> None:
     }
 
 
-async def hurried(deployment: Deployment) -> int:
-    """Look after sweeps once, as a sweep worker of its own process does now and then."""
+async def resumed(deployment: Deployment) -> int:
+    """Run one recovery round, as a sweep worker does periodically."""
     env = deployment.worker_env(**WORKER_ENV)
     values = {name.removeprefix("KEYTURN_").lower(): value for name, value in env.items()}
     settings = WorkerSettings.model_validate(values)
@@ -98,8 +98,10 @@ async def hurried(deployment: Deployment) -> int:
         )
 
 
-async def test_a_worker_killed_and_messages_lost(broker: Servers, ceph: S3Server) -> None:
-    """Another process goes on: from what the broker gives back, and without any message too."""
+async def test_a_sweep_whose_worker_and_messages_are_lost_is_resumed(
+    broker: Servers, ceph: S3Server
+) -> None:
+    """Another process continues: from redelivered messages, and without any message too."""
     async with without_sweepers(broker, ceph) as scene:
         projects = [await scene.enrolled(name) for name in ("lost", "never", "killed")]
         plaintexts = [project.fill(40) for project in projects]
@@ -107,11 +109,11 @@ async def test_a_worker_killed_and_messages_lost(broker: Servers, ceph: S3Server
         rotations = [await accepted(lost)]
         await killed_in_the_middle(scene, lost)
         rotations.append(await accepted(never))
-        # The broker loses what it holds: of one sweep in its middle, of one never begun.
+        # The broker loses its messages: of one sweep in its middle, of one never started.
         for name in SWEEP_QUEUES:
             queue = await scene.wire.channel.get_queue(name, ensure=False)
             await queue.purge()
-        assert await hurried(scene.deployment) == 2
+        assert await resumed(scene.deployment) == 2
         # This one's messages the broker keeps, and gives to the next worker.
         rotations.append(await accepted(killed))
         await killed_in_the_middle(scene, killed)
@@ -120,13 +122,13 @@ async def test_a_worker_killed_and_messages_lost(broker: Servers, ceph: S3Server
                 is_done(await scene.ended(rotation_id), 40)
             await process.terminate()
         for project, expected in zip(projects, plaintexts, strict=True):
-            project.stands_as(expected)
-        # What has ended needs nobody.
-        assert await hurried(scene.deployment) == 0
+            project.assert_opens_as(expected)
+        # A sweep that has ended needs no recovery.
+        assert await resumed(scene.deployment) == 0
 
 
-async def test_forged_hints(broker: Servers, ceph: S3Server) -> None:
-    """Whoever writes the broker changes no key and proves nothing (SPEC 13)."""
+async def test_forged_hints_prove_nothing(broker: Servers, ceph: S3Server) -> None:
+    """An attacker who can write the broker changes no key and proves nothing (SPEC 13)."""
     async with without_sweepers(broker, ceph) as scene:
         project = await scene.enrolled("hinted")
         plaintexts = project.fill(10)
@@ -150,37 +152,37 @@ async def test_forged_hints(broker: Servers, ceph: S3Server) -> None:
             await scene.wire.channel.default_exchange.publish(message, queue)
         async with worker(scene.deployment.worker_env(**WORKER_ENV), "sweep"):
             is_done(await scene.ended(rotation_id), 10)
-        project.stands_as(plaintexts)
+        project.assert_opens_as(plaintexts)
         for queue in (topology.PLAN_QUEUE, topology.SWEEP_QUEUE):
-            letter = await scene.wire.take(f"{queue}.dead")
-            assert letter.headers["keyturn-code"] == "malformed_request"
+            dead_letter = await scene.wire.take(f"{queue}.dead")
+            assert dead_letter.headers["keyturn-code"] == "malformed_request"
             assert await scene.wire.depth(f"{queue}.dead") == 0
 
 
-async def test_a_forged_plan(broker: Servers, ceph: S3Server) -> None:
-    """A sweep whose record was overwritten: one dead letter; nobody else is held up by it.
+async def test_a_forged_plan_is_one_dead_letter(broker: Servers, ceph: S3Server) -> None:
+    """A sweep whose record was overwritten: one dead letter; no other sweep waits for it.
 
-    Without that record its request begins it anew.
+    Without that record its request starts it again.
     """
     async with without_sweepers(broker, ceph) as scene:
         forged, other = await scene.enrolled("forged"), await scene.enrolled("other")
         plaintexts = forged.fill(3)
         other.fill(2)
         document = forged.rotation()
-        await scene.told(document)
+        await scene.first_event(document)
         s3_key = f".keyturn/sweeps/{document['rotation_id']}/forged/sweep.json"
         scene.bucket.put(s3_key, b'{"v": 1}', {})
         async with worker(scene.deployment.worker_env(**WORKER_ENV), "sweep") as process:
-            letter = await scene.dead(topology.PLAN_QUEUE, document["rotation_id"])
-            assert letter.headers["keyturn-code"] == "corrupt_object"
-            # The mark of the forged one stands, and the recovery of others gets past it.
+            dead_letter = await scene.dead(topology.PLAN_QUEUE, document["rotation_id"])
+            assert dead_letter.headers["keyturn-code"] == "corrupt_object"
+            # The marker of the forged one is left, and the recovery of others gets past it.
             rotation_id = await accepted(other)
-            await hurried(scene.deployment)
+            await resumed(scene.deployment)
             scene.bucket.delete(s3_key)
-            again = await scene.told(document)
+            again = await scene.first_event(document)
             assert (again["type"], again["generation"]) == ("rotation.accepted", 2)
             is_done(await scene.ended(rotation_id), 2)
             assert await scene.wire.depth(f"{topology.PLAN_QUEUE}.dead") == 0
             is_done(await scene.ended(document["rotation_id"]), 3)
             await process.terminate()
-        forged.stands_as(plaintexts)
+        forged.assert_opens_as(plaintexts)

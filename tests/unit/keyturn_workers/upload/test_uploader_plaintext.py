@@ -1,4 +1,4 @@
-"""Own plaintext, forbidden before its upload was told, is sealed where it stands (SPEC 8.2).
+"""Own plaintext that was forbidden before its upload was published is encrypted (SPEC 8.2).
 
 What stands proves nothing: an upload's id is not authenticated, so a bucket writer can put
 plaintext of their own under it. Only plaintext that equals the request's body is this upload's
@@ -66,13 +66,15 @@ async def put_and_die(on: Bench, way: str, sent: UploadRequested) -> None:
     [*((way, DATA) for way in WAYS), ("put", b""), ("put_stream", b"")],
     ids=lambda value: value if isinstance(value, str) else f"{len(value)} bytes",
 )
-async def test_the_next_delivery_seals_it_and_tells(way: str, data: bytes) -> None:
+async def test_the_next_delivery_encrypts_plaintext_that_is_forbidden(
+    way: str, data: bytes
+) -> None:
     on = plaintext_bench(way)
     sent = request(on, way, data=data)
     await put_and_die(on, way, sent)
     await forbid(on)
     assert await on.serve(sent, seen_before=True) == UploadResult(len(data), 1)
-    assert await on.opened() == data
+    assert await on.plaintext() == data
     assert (await on.metadata())["enc-upload"] == UPLOAD_ID
     assert await on.open_uploads() == []
 
@@ -87,10 +89,10 @@ async def test_plaintext_that_is_still_allowed_stays() -> None:
 
 @BY_ALL_WAYS
 @pytest.mark.parametrize("seen_before", [False, True])
-async def test_forged_plaintext_under_the_uploads_id_is_never_sealed(
+async def test_forged_plaintext_under_the_uploads_id_is_never_encrypted(
     way: str, *, seen_before: bool
 ) -> None:
-    """It was there before, or came during the put: as long as the body, and left as it is."""
+    """It was there before, or came during the put, has the body's length, and is left alone."""
     on = bench(way)
 
     async def forge() -> None:
@@ -105,7 +107,7 @@ async def test_forged_plaintext_under_the_uploads_id_is_never_sealed(
 
 @BY_ALL_WAYS
 async def test_a_sealed_body_stripped_of_its_metadata_is_corrupt(way: str) -> None:
-    """It is longer than the plaintext, so it is told and left for someone to look at."""
+    """It is longer than the plaintext: reported as corrupt, and left alone."""
     on = bench(way)
     sent = request(on, way)
     await on.serve(sent)
@@ -116,8 +118,8 @@ async def test_a_sealed_body_stripped_of_its_metadata_is_corrupt(way: str) -> No
     assert (await on.storage.read(TARGET))[1] == sealed
 
 
-async def test_nothing_staged_to_seal() -> None:
-    """Told nothing, and left as it is: what stands is nobody's word."""
+async def test_own_plaintext_without_a_staged_body_stays() -> None:
+    """The object proves nothing, so it is left alone."""
     on = bench("put_stream")
     sent = request(on, "put_stream")
     on.storage.plant(TARGET, DATA, OWN)
@@ -127,8 +129,8 @@ async def test_nothing_staged_to_seal() -> None:
     assert (await on.storage.read(TARGET))[1] == DATA
 
 
-async def test_replaced_between_the_look_and_the_put() -> None:
-    """The put is over the ETag that was compared: what came instead is not overwritten."""
+async def test_plaintext_replaced_before_the_put_is_not_overwritten() -> None:
+    """The put is conditional on the ETag that was compared."""
     on = bench()
     sent = request(on)
     on.storage.plant(TARGET, DATA, OWN)
@@ -142,7 +144,7 @@ async def test_replaced_between_the_look_and_the_put() -> None:
     assert (await on.storage.read(TARGET))[1] == FORGED
 
 
-async def test_sealed_by_another_delivery_meanwhile() -> None:
+async def test_plaintext_encrypted_by_another_delivery_is_completed() -> None:
     on = bench()
     sent = request(on)
     on.storage.plant(TARGET, DATA, OWN)
@@ -152,7 +154,7 @@ async def test_sealed_by_another_delivery_meanwhile() -> None:
 
     on.storage.before_next("put", other)
     assert await on.serve(sent, seen_before=True) == UploadResult(len(DATA), 1)
-    assert await on.opened() == DATA
+    assert await on.plaintext() == DATA
 
 
 async def test_an_empty_body_deleted_meanwhile_stays_deleted() -> None:

@@ -1,4 +1,4 @@
-"""Each effect on real servers: done as decided, all else as before, late ones refused (SPEC 8)."""
+"""Actions on real servers: executed as planned, all else unchanged, late ones refused (SPEC 8)."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ from tests.unit.keyturn_workers.factories import (
     deleted,
     enc,
     keyring,
+    rotated,
     sealed_object,
-    turned,
     v0_metadata,
     v0_ring,
 )
@@ -103,7 +103,7 @@ class Place:
             case "rewrap":
                 wraps, body = sealed_object(desired, KEY, plaintext)
                 await self.put(enc(wraps), body)
-                await self.write_keyring(turned(self.ring))
+                await self.write_keyring(rotated(self.ring))
             case "v0":
                 dek = new_dek()
                 plaintext = v0_seal(dek, plaintext)
@@ -138,8 +138,8 @@ async def place(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_effect(place: Place, kind: str) -> None:
-    """By what is read back: the next look finds nothing to do, and everything else is there."""
+async def test_each_action_is_executed_as_planned(place: Place, kind: str) -> None:
+    """Read back: the next plan is a no-op, and everything else is unchanged."""
     plaintext = await place.make(kind)
     view, action, snapshot = await place.plan_action()
     at_risk = tags_at_risk(place.storage, view, action, 6 * MIB)

@@ -15,7 +15,7 @@ from keyturn.topology import ATTEMPT_HEADER, CONTROL_QUEUE, NOT_BEFORE_HEADER, U
 from keyturn_workers.amqp import request_consumer
 from keyturn_workers.amqp.retry import Retry, RetryNotes
 from keyturn_workers.upload import UploadHandler
-from keyturn_workers.worker.authorization import Arrival, refusal_of
+from keyturn_workers.worker.authorization import Arrival, rejection_of
 from keyturn_workers.worker.grants import Grant
 from tests.protocol.clock import EPOCH
 from tests.protocol.hostile import HostilePublisher
@@ -36,12 +36,12 @@ _REFUSED_AND_DONE = "a refusal was believed of what was done"
 
 
 def _settle(world: World) -> None:
-    """Let all come to its end; then nobody may believe that what is stored was refused."""
+    """Let everything end; then no waiter may believe that a stored upload was refused."""
     world.settle()
-    stored = {event.request for event in world.told_of("upload.stored")}
+    stored = {event.request for event in world.events_of_type("upload.stored")}
     for waiter in world.waiters:
         kinds = {event.type for event in waiter.believed}
-        if "upload.rejected" in kinds and waiter.asked.digest in stored:
+        if "upload.rejected" in kinds and waiter.request.digest in stored:
             world.oracle.violated(_REFUSED_AND_DONE)
 
 
@@ -49,7 +49,9 @@ def a_genuine_upload_copied_to_another_queue(world: World) -> None:
     """Issue 10, item 2."""
     begin(world)
     world.upload("acme", "a", b"x", publisher="api")
-    world.broker_writer.copy(world.letters[-1], queue=CONTROL_QUEUE, routing_key="delete.requested")
+    world.broker_writer.copy(
+        world.all_messages[-1], queue=CONTROL_QUEUE, routing_key="delete.requested"
+    )
 
 
 def a_copy_with_a_forged_attempt(world: World) -> None:
@@ -57,7 +59,7 @@ def a_copy_with_a_forged_attempt(world: World) -> None:
     begin(world)
     world.upload("nowhere", "a", b"x", publisher="api")
     forged = {ATTEMPT_HEADER: "unknown_project:3"}
-    world.broker_writer.copy(world.letters[-1], headers=forged)
+    world.broker_writer.copy(world.all_messages[-1], headers=forged)
     world.run(seconds=0.5)
     world.enroll("nowhere")
     _settle(world)
@@ -69,9 +71,9 @@ def retries_that_are_moved_early(world: World) -> None:
     world.upload("nowhere", "a", b"x", publisher="api")
     for _ in range(5):
         world.run(seconds=0.1)
-        waiting = [letter for letter in world.queue if NOT_BEFORE_HEADER in letter.headers]
-        for letter in waiting:
-            world.broker_writer.copy(letter)
+        waiting = [queued for queued in world.queue if NOT_BEFORE_HEADER in queued.headers]
+        for queued in waiting:
+            world.broker_writer.copy(queued)
     world.run(seconds=0.1)
     world.enroll("nowhere")
     _settle(world)
@@ -97,7 +99,7 @@ def _read_unsigned(
 
 
 async def _finds_nothing(*_: object) -> None:
-    """In place of a look at what is done."""
+    """Instead of checking what was served."""
 
 
 @pytest.mark.parametrize(
@@ -106,9 +108,9 @@ async def _finds_nothing(*_: object) -> None:
         (
             a_genuine_upload_copied_to_another_queue,
             Arrival,
-            "suits",
+            "accepts",
             lambda *_: True,
-            "upload.rejected was told for a message on another queue than its own",
+            "upload.rejected was published for a message on the wrong queue",
         ),
         (a_copy_with_a_forged_attempt, RetryNotes, "read", _read_unsigned, _REFUSED_AND_DONE),
         (retries_that_are_moved_early, Retry, "early_s", lambda *_: 0, _REFUSED_AND_DONE),
@@ -122,7 +124,7 @@ async def _finds_nothing(*_: object) -> None:
     ],
     ids=["routing", "mac", "not before", "age"],
 )
-def test_no_refusal_is_published_of_what_was_done(
+def test_no_refusal_is_published_of_a_request_that_was_served(
     story: Callable[[World], None],
     owner: Any,
     name: str,
@@ -142,7 +144,7 @@ def a_malformed_body_in_anothers_project(world: World) -> None:
     hostile = HostilePublisher(world, "other")
     hostile.malformed(rotation, "rotation.requested", "acme")
     world.run()
-    refused: list[Any] = world.told_of("rotation.rejected")
+    refused: list[Any] = world.events_of_type("rotation.rejected")
     assert [event.publisher for event in refused] == ["other"]
     if any(event.project is not None for event in refused):
         world.oracle.violated("a refusal in a project that is not its publisher's")
@@ -154,9 +156,9 @@ def test_a_refusal_names_no_project_of_others(monkeypatch: pytest.MonkeyPatch) -
     def by_what_is_claimed(body: bytes, signer: Any, error: Any, at: str) -> Any:
         every = frozenset("*")
         signer = type(signer)(signer.name, Grant(signer.grant.keys, every, every))
-        return refusal_of(body, signer, error, at)
+        return rejection_of(body, signer, error, at)
 
-    monkeypatch.setattr(request_consumer, "refusal_of", by_what_is_claimed)
+    monkeypatch.setattr(request_consumer, "rejection_of", by_what_is_claimed)
     found = violations(a_malformed_body_in_anothers_project)
     assert "a refusal in a project that is not its publisher's" in found
 
@@ -166,25 +168,25 @@ def a_retry_moved_to_another_publishers_identical_bytes(world: World) -> None:
     begin(world)
     upload = world.upload("nowhere", "a", b"x", publisher="api")
     world.run(seconds=7)
-    noted = next(letter for letter in world.queue if NOT_BEFORE_HEADER in letter.headers)
+    noted = next(queued for queued in world.queue if NOT_BEFORE_HEADER in queued.headers)
     notes = {name: noted.headers[name] for name in noted.headers if name != "keyturn-publisher"}
     signed = {name: notes.pop(name) for name in list(notes) if name == "keyturn-signature"}
     assert signed
-    copies = len(world.letters)
+    copies = len(world.all_messages)
     world.send(noted.body, "second", "upload.requested")
-    letter = world.letters[copies]
-    letter.headers.update(notes)
-    assert letter.queue == UPLOAD_QUEUE
+    queued = world.all_messages[copies]
+    queued.headers.update(notes)
+    assert queued.queue == UPLOAD_QUEUE
     assert upload
     process = world.processes[0]
-    read = process._publisher.retry_of(letter, UPLOAD_QUEUE, "second")
+    read = process._publisher.retry_of(queued, UPLOAD_QUEUE, "second")
     if read is not None:
         world.oracle.violated("the note of another publisher counts")
     world.run(seconds=1)
     world.enroll("nowhere")
 
 
-def test_a_note_counts_for_its_publisher_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_retry_note_counts_for_its_publisher_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert violations(a_retry_moved_to_another_publishers_identical_bytes) == []
     monkeypatch.setattr(RetryNotes, "read", _read_unsigned)
     found = violations(a_retry_moved_to_another_publishers_identical_bytes)

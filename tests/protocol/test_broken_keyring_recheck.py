@@ -1,4 +1,4 @@
-"""Uploads that are told too early, or by another's object, with a guard taken out (SPEC 7, 8.4)."""
+"""Uploads reported too early, or by another's object, with a guard taken out (SPEC 7, 8.4)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _RULE: Final = keyring_recheck.exists_within_lease
 
 
 def plaintext_that_lands_after_it_was_forbidden(world: World) -> None:
-    """Within its lease: its sweep has seen every page by then, and will not come back."""
+    """Within its lease: its sweep has seen every page by then, and will not return."""
     begin(world, "a", plaintext="allowed")
     world.sweep("acme", encrypt_plaintext=True)
     forbids = stop_at(world, "put", ".keyturn/keyrings/")
@@ -43,7 +43,7 @@ def plaintext_that_lands_after_it_was_forbidden(world: World) -> None:
     world.run()
 
 
-def test_plaintext_is_told_after_a_second_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plaintext_is_published_after_a_second_read(monkeypatch: pytest.MonkeyPatch) -> None:
     assert violations(plaintext_that_lands_after_it_was_forbidden, options=PLAINTEXT) == []
 
     def whatever_it_is(snapshot: Any, put: Any, *, is_encrypted: bool) -> bool:
@@ -66,7 +66,7 @@ class _DatesBefore(Wire):
         return replace(written, date=early)
 
 
-def a_put_that_is_dated_before_a_rotation(world: World) -> None:
+def a_put_dated_before_a_rotation(world: World) -> None:
     begin(world, "a")
     world.upload("acme", "late", b"x" * 300, staged=True)
     put = stop_within(world, "put_stream", "acme/late")
@@ -76,9 +76,9 @@ def a_put_that_is_dated_before_a_rotation(world: World) -> None:
     world.run()
 
 
-def test_the_own_clock_bounds_a_put_whose_date_is_early(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_local_clock_bounds_a_put_whose_date_is_early(monkeypatch: pytest.MonkeyPatch) -> None:
     parts = Parts(wire=_DatesBefore)
-    assert violations(a_put_that_is_dated_before_a_rotation, parts) == []
+    assert violations(a_put_dated_before_a_rotation, parts) == []
 
     def by_its_date_alone(snapshot: Any, put: Any, *, is_encrypted: bool) -> bool:
         undated = replace(put, received_s=snapshot.sent_s)
@@ -87,12 +87,12 @@ def test_the_own_clock_bounds_a_put_whose_date_is_early(monkeypatch: pytest.Monk
     monkeypatch.setattr(
         "keyturn_workers.upload.object_writer.exists_within_lease", by_its_date_alone
     )
-    found = violations(a_put_that_is_dated_before_a_rotation, parts)
-    assert any("acme/late stands under (1," in what for what in found)
+    found = violations(a_put_dated_before_a_rotation, parts)
+    assert any("acme/late is wrapped under (1," in what for what in found)
 
 
-def a_listing_that_is_answered_long_after_a_turn(world: World) -> None:
-    """Two projects in use, so that a listing pays; its answer comes when the rotation is over."""
+def a_listing_whose_response_arrives_long_after_a_rotation(world: World) -> None:
+    """Two projects in use, so that a listing pays; its response arrives after the rotation."""
     begin(world, "a")
     world.enroll("bob")
     world.run()
@@ -105,10 +105,10 @@ def a_listing_that_is_answered_long_after_a_turn(world: World) -> None:
     for name in ("acme", "bob"):
         process.keyrings.get_cached(name)
     upload = world.upload("acme", "late", b"x" * 300, staged=True)
-    (letter,) = world.ready()
-    world.deliver(letter, process)
+    (queued,) = world.ready()
+    world.deliver(queued, process)
     listing = stop_at(world, "list_page")
-    world.step(listing, answer=False)
+    world.step(listing, respond=False)
     process.stalled = True
     rotation = world.rotate("acme")
     world.run(until=lambda: world.ended(rotation))
@@ -118,7 +118,10 @@ def a_listing_that_is_answered_long_after_a_turn(world: World) -> None:
 
 
 def test_a_listing_counts_from_its_sending(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert violations(a_listing_that_is_answered_long_after_a_turn, options=BY_LISTINGS) == []
+    assert (
+        violations(a_listing_whose_response_arrives_long_after_a_rotation, options=BY_LISTINGS)
+        == []
+    )
 
     def of_its_answer(after: Any, last: Any, etags: Any, date: Any, sent_s: Any, *more: Any) -> Any:
         late_s = boottime_s() - sent_s
@@ -127,25 +130,25 @@ def test_a_listing_counts_from_its_sending(monkeypatch: pytest.MonkeyPatch) -> N
         return Listing(after, last, etags, moved, boottime_s(), leased=True, proves=True)
 
     monkeypatch.setattr(reader_module, "Listing", of_its_answer)
-    found = violations(a_listing_that_is_answered_long_after_a_turn, options=BY_LISTINGS)
-    assert any("acme/late stands under (1," in what for what in found)
+    found = violations(a_listing_whose_response_arrives_long_after_a_rotation, options=BY_LISTINGS)
+    assert any("acme/late is wrapped under (1," in what for what in found)
 
 
-def an_object_relabelled_to_a_pending_upload(world: World) -> None:
+def an_object_relabeled_to_a_pending_upload(world: World) -> None:
     begin(world, "a")
     pending = world.upload("acme", "a", b"mine" * 25, staged=True)
-    stood = world.server.standing()["acme/a"]
+    stood = world.server.current_objects()["acme/a"]
     metadata = {**stood.headers.metadata, "enc-upload": pending}
     world.server.plant("acme/a", stood.body, replace(stood.headers, metadata=metadata))
     world.run()
-    if f".keyturn/staging/api/{pending}" not in world.server.standing():
+    if f".keyturn/staging/api/{pending}" not in world.server.current_objects():
         world.oracle.violated("the staged body of a refused upload is gone")
 
 
-def test_an_upload_is_told_by_its_own_object_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert violations(an_object_relabelled_to_a_pending_upload) == []
+def test_an_upload_is_reported_by_its_own_object_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert violations(an_object_relabeled_to_a_pending_upload) == []
     agreeing = SimpleNamespace(compare_digest=lambda *_: True)
     monkeypatch.setattr("keyturn_workers.upload.existing.hmac", agreeing)
-    found = violations(an_object_relabelled_to_a_pending_upload)
+    found = violations(an_object_relabeled_to_a_pending_upload)
     assert "the staged body of a refused upload is gone" in found
     assert any("upload.stored" in what for what in found)

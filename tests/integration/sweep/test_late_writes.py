@@ -71,7 +71,7 @@ class Stalling:
 async def test_late_copies_of_a_stalled_worker_are_refused(
     ceph: S3Server, ceph_bucket: str
 ) -> None:
-    """Each late copy is refused, and done again by a keyring that was turned meanwhile."""
+    """Each late copy is refused, and repeated by a keyring that was rotated meanwhile."""
     deployment = Deployment("", ceph, ceph_bucket)
     bucket, master_keys = Bucket(deployment), {"m1": Secret(deployment.master_key)}
     api_keys = [deployment.api_key, new_api_key(), new_api_key()]
@@ -83,7 +83,7 @@ async def test_late_copies_of_a_stalled_worker_are_refused(
     for key in KEYS:
         bucket.put_made("acme", bucket.made("acme", key, key.encode()))
 
-    def turn(before: Keyring, kek: Secret) -> Keyring:
+    def rotate_keyring(before: Keyring, kek: Secret) -> Keyring:
         after = rotate(
             before,
             kek=kek,
@@ -95,15 +95,15 @@ async def test_late_copies_of_a_stalled_worker_are_refused(
         bucket.put(keyring_s3_key("acme"), build_keyring(after, master_keys), {})
         return after
 
-    second = turn(ring, keks[1])
-    turns: list[Keyring] = []
+    second = rotate_keyring(ring, keks[1])
+    later: list[Keyring] = []
 
-    async def turn_once() -> None:
-        if not turns:
-            turns.append(turn(second, keks[2]))
+    async def rotate_once() -> None:
+        if not later:
+            later.append(rotate_keyring(second, keks[2]))
 
     async with opened(ceph, ceph_bucket) as storage:
-        stalling: Any = Stalling(storage, turn_once)
+        stalling: Any = Stalling(storage, rotate_once)
         keyrings = KeyringReader(storage, master_keys, lease_s=LEASE_S, cache_s=0.5)
         worker = PageWorker(
             stalling,

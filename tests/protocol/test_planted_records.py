@@ -73,7 +73,7 @@ def test_a_forged_keyring_is_a_failure_of_the_whole(world: World) -> None:
     assert (told.clean, told.failed, told.objects) == (False, 1, 1)
 
 
-def test_another_sweep_by_the_same_id_cannot_stop_a_sweep_of_all(world: World) -> None:
+def test_another_sweep_with_the_same_id_cannot_stop_a_sweep_of_all(world: World) -> None:
     """A publisher of one project knows the id from an event."""
     sweep = world.sweep("*", master_key="m2")
     world._publish({"type": "sweep.requested", "sweep_id": sweep, "project": "beta"})
@@ -87,7 +87,7 @@ def test_another_sweep_by_the_same_id_cannot_stop_a_sweep_of_all(world: World) -
 
 @pytest.mark.parametrize("body", [b"", JUNK], ids=["empty", "odd"])
 @pytest.mark.parametrize("folder", ["results", "tags", "failures"])
-def test_planted_results_and_notes_hold_nothing_up(world: World, folder: str, body: bytes) -> None:
+def test_planted_results_and_notes_delay_nothing(world: World, folder: str, body: bytes) -> None:
     rotation = world.rotate("acme")
     names = {
         "results": "000000-00000000-000000.json",
@@ -103,7 +103,7 @@ def test_planted_results_and_notes_hold_nothing_up(world: World, folder: str, bo
 
 
 def test_parts_that_end_while_the_whole_waits_are_summed_up(world: World) -> None:
-    """The step that began them failed behind that, and comes again much later."""
+    """The step that started them failed after that, and is delivered again much later."""
     sweep = world.sweep("*", master_key="m2")
     plan = f"{sweep_prefix(sweep, '*')}sweep.json"
 
@@ -114,7 +114,7 @@ def test_parts_that_end_while_the_whole_waits_are_summed_up(world: World) -> Non
     seen: list[Any] = []
 
     def held(call: Any) -> bool:
-        if changes_plan(call) and len(world.told_of("sweep.progressed")) < 2:
+        if changes_plan(call) and len(world.events_of_type("sweep.progressed")) < 2:
             seen.append(call)
             return len(seen) > 1  # its creation goes through
         return False
@@ -124,17 +124,17 @@ def test_parts_that_end_while_the_whole_waits_are_summed_up(world: World) -> Non
     assert (told.clean, told.objects) == (True, 2)
 
 
-def test_a_project_enrolled_meanwhile_is_looked_at_whoever_re_sealed_it(world: World) -> None:
+def test_a_project_enrolled_meanwhile_is_swept_whichever_sweep_resealed_it(world: World) -> None:
     """Its keyring is under the new master key already; its object is not."""
     sweep = world.sweep("*", master_key="m2")
-    world.run(keep=lambda letter: hint(letter).get("sweep_id") == sweep)
+    world.run(keep=lambda queued: hint(queued).get("sweep_id") == sweep)
     world.enroll("gamma")
-    world.run(keep=lambda letter: hint(letter).get("sweep_id") == sweep)
+    world.run(keep=lambda queued: hint(queued).get("sweep_id") == sweep)
     world.upload("gamma", "k", b"gamma")
-    world.run(keep=lambda letter: hint(letter).get("sweep_id") == sweep)
-    # As a step does that dies before the part's own record stands.
+    world.run(keep=lambda queued: hint(queued).get("sweep_id") == sweep)
+    # Like a step that dies before the part's own record is created.
     key = keyring_s3_key("gamma")
-    ring = parse_keyring(world.server._bucket.get(key).opened(), "gamma", MASTER_KEYS)
+    ring = parse_keyring(world.server._bucket.get(key).readable_body(), "gamma", MASTER_KEYS)
     assert (ring.master_key, ring.history) == ("m1", ())
     plant(world, key, build_keyring(with_master_key(ring, "m2"), MASTER_KEYS))
     told = end(world, sweep)

@@ -1,0 +1,145 @@
+"""Messages to bytes and back, and the refusal that answers a request (SPEC 6.3, 6.7). Pure."""
+
+from typing import Annotated, Any, Final, TypeVar
+
+import orjson
+from pydantic import Field, TypeAdapter, ValidationError
+
+from keyturn.errors import CodedError, MalformedRequestError
+from keyturn.identifiers import is_uuid
+from keyturn.messages.events import EVENT_MODELS, Event, EventModel, Rejected, RejectedModel
+from keyturn.messages.fields import RequestOrigin
+from keyturn.messages.json_text import as_text, load_json, problems, readable_fields
+from keyturn.messages.requests import REQUEST_MODELS, Request
+from keyturn.topology import REQUEST_ID_FIELDS, REQUESTS
+
+_MAX_PROJECT_CHARACTERS: Final = 256
+_EVENT_ADAPTER: Final[TypeAdapter[Event]] = TypeAdapter(
+    Annotated[Event, Field(discriminator="type")]
+)
+
+
+def id_field(message_type: str) -> str:
+    """The field that holds the request's id, in a request or an event of this type."""
+    if message_type in REQUEST_ID_FIELDS:
+        return REQUEST_ID_FIELDS[message_type]
+    return next(name for name in EVENT_MODELS[message_type].model_fields if name in _ID_FIELDS)
+
+
+_ID_FIELDS: Final = frozenset(REQUEST_ID_FIELDS.values())
+
+
+def request_id(message: Request | Event) -> str:
+    """The id of a request, or of the request that an event answers."""
+    value: str = getattr(message, id_field(message.type))
+    return value
+
+
+_EventT = TypeVar("_EventT", bound=EventModel)
+
+
+def with_origin(event: _EventT, origin: RequestOrigin | None) -> _EventT:
+    """A copy of the event that names the request it belongs to; the event itself without one."""
+    if origin is None:
+        return event
+    return event.model_copy(update={"publisher": origin.publisher, "request": origin.request})
+
+
+def encode(message: Request | Event) -> bytes:
+    """The bytes that are signed and sent. Optional fields that are not set are left out."""
+    document = message.model_dump(mode="json", exclude_none=True)
+    if isinstance(message, RejectedModel):
+        document["project"] = message.project  # it may be null on purpose
+    return orjson.dumps(document)
+
+
+def parse_request(body: bytes) -> Request:
+    """Parse and check the body of a request.
+
+    Raises:
+        MalformedRequestError: names the fields and rules that fail, never a value.
+    """
+    document = load_json(body)
+    model = REQUEST_MODELS.get(as_text(document.get("type")) or "")
+    if model is None:
+        raise MalformedRequestError(f"type must be one of {', '.join(REQUESTS)}")
+    try:
+        return model.model_validate(document)  # type: ignore[return-value]  # one of Request
+    except ValidationError as exc:
+        raise MalformedRequestError(problems(exc)) from None  # the cause repeats values
+
+
+def parse_event(body: bytes) -> Event:
+    """Parse and check the body of an event. Unknown fields are ignored (SPEC 6.7).
+
+    Raises:
+        MalformedRequestError: not an event that this version knows.
+    """
+    try:
+        return _EVENT_ADAPTER.validate_python(load_json(body))
+    except ValidationError as exc:
+        raise MalformedRequestError(problems(exc)) from None
+
+
+def identity(body: bytes) -> tuple[str, str, str | None] | None:
+    """The type, the id and the project that a malformed request claims, if they can be read.
+
+    A request whose type and id can be read is answered by a refusal; `project` is as sent, or
+    None. Only the signed bytes are read: the routing key is chosen by anybody who may write to
+    the broker, and could make a refusal look like another type's (SPEC 6.3).
+    """
+    document = readable_fields(body)
+    if document is None:
+        return None
+    message_type = as_text(document.get("type"))
+    if message_type is None or message_type not in REQUEST_ID_FIELDS:
+        return None
+    claimed = as_text(document.get(REQUEST_ID_FIELDS[message_type]))
+    if claimed is None or not is_uuid(claimed):
+        return None
+    project = as_text(document.get("project"))
+    return (
+        message_type,
+        claimed,
+        project if project is not None and _is_publishable(project) else None,
+    )
+
+
+def claimed_type(body: bytes) -> str | None:
+    """The `type` that a request claims, well-formed or not; None if it cannot be read."""
+    return as_text((readable_fields(body) or {}).get("type"))
+
+
+def _is_publishable(text: str) -> bool:
+    # Every reader gets the event: it must not carry megabytes of a malformed request.
+    if len(text) > _MAX_PROJECT_CHARACTERS:
+        return False
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False  # a lone surrogate, which no event can carry
+    return True
+
+
+def rejection(
+    message_type: str,
+    claimed_id: str,
+    project: str | None,
+    error: CodedError,
+    at: str,
+    origin: RequestOrigin | None = None,
+) -> Rejected:
+    """The event that refuses a request.
+
+    Args:
+        message_type: The request's type.
+        claimed_id: The request's id.
+        project: The project as sent, or None if it is not to be repeated.
+        error: Why; its code and detail become the event's.
+        at: The time of the event (SPEC 1).
+        origin: Who signed the request, and which bytes.
+    """
+    model: Any = EVENT_MODELS[message_type.replace(".requested", ".rejected")]
+    fields = {"project": project, "at": at, "code": error.code, "detail": error.detail}
+    event: Rejected = model(**{id_field(message_type): claimed_id}, **fields)
+    return with_origin(event, origin)

@@ -1,0 +1,229 @@
+"""Events, as workers publish them and publishers read them (SPEC 6.7). Pure."""
+
+from typing import Annotated, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from keyturn.messages.fields import (
+    Count,
+    Generation,
+    Key,
+    Project,
+    RequestDigest,
+    RequestId,
+    RequestOrigin,
+    ShortName,
+    Time,
+)
+
+_CODE_PATTERN: Final = r"^[a-z0-9_]{1,64}$"
+
+
+class EventModel(BaseModel):
+    """What all events have in common."""
+
+    # Readers ignore fields that they do not know (SPEC 6.7).
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore", hide_input_in_errors=True)
+
+    at: Time
+    # The request's origin; absent where no request began it, and from workers before 0.5.
+    publisher: ShortName | None = None
+    request: RequestDigest | None = None
+
+    @property
+    def origin(self) -> RequestOrigin | None:
+        """Who signed the request that this event belongs to, and which bytes."""
+        if self.publisher is None or self.request is None:
+            return None
+        return RequestOrigin(self.publisher, self.request)
+
+
+class RejectedModel(EventModel):
+    """What all refusals have in common."""
+
+    # As sent: what was refused may not even have a well-formed project.
+    project: str | None
+    code: Annotated[str, Field(pattern=_CODE_PATTERN)]
+    detail: str
+
+
+class _Failed(EventModel):
+    project: Project | Literal["*"]
+    code: Annotated[str, Field(pattern=_CODE_PATTERN)]
+    detail: str
+
+
+class _Completed(EventModel):
+    # What the proof rests on: whether this storage refuses writes after their lease (SPEC 8.4).
+    late_writes_refused: bool | None = None
+
+
+class CountedEvent(EventModel):
+    """An event of a sweep, with the counts of SPEC 8.6.
+
+    `objects` counts all keys of the last look but `foreign`; `rewrapped` and `encrypted` add
+    up over the whole sweep; the others are of the last look. `clean` is the verdict at the end;
+    in progress nothing is proven yet, and it is false.
+    """
+
+    objects: Count
+    rewrapped: Count
+    current: Count
+    plaintext: Count
+    encrypted: Count
+    deleted: Count
+    foreign: Count
+    failed: Count
+    noncurrent_stale: Count
+    clean: bool
+
+
+COUNT_FIELDS: Final = tuple(name for name in CountedEvent.__annotations__ if name != "clean")
+"""The counts of SPEC 8.6, in its order."""
+
+
+class ProjectEnrolled(EventModel):
+    """The project's keyring stands."""
+
+    type: Literal["project.enrolled"] = "project.enrolled"
+    request_id: RequestId
+    project: Project
+    generation: Generation
+
+
+class EnrollRejected(RejectedModel):
+    """The enrolment was refused."""
+
+    type: Literal["enroll.rejected"] = "enroll.rejected"
+    request_id: RequestId
+
+
+class UploadStored(EventModel):
+    """The object stands, under wraps of this generation; `size` is in bytes of plaintext."""
+
+    type: Literal["upload.stored"] = "upload.stored"
+    upload_id: RequestId
+    project: Project
+    key: Key
+    size: Count
+    generation: Generation
+
+
+class UploadRejected(RejectedModel):
+    """The upload was refused."""
+
+    type: Literal["upload.rejected"] = "upload.rejected"
+    upload_id: RequestId
+
+
+class RotationAccepted(EventModel):
+    """The keyring has turned to this generation; the sweep begins (SPEC 8.1)."""
+
+    type: Literal["rotation.accepted"] = "rotation.accepted"
+    rotation_id: RequestId
+    project: Project
+    generation: Generation
+
+
+class RotationFailed(_Failed):
+    """The rotation was accepted, and its sweep cannot end; an operator must look (SPEC 6.7)."""
+
+    type: Literal["rotation.failed"] = "rotation.failed"
+    rotation_id: RequestId
+
+
+class RotationCompleted(CountedEvent, _Completed):
+    """The rotation's sweep has ended (SPEC 8.1); only `clean` says that no old wrap is left."""
+
+    type: Literal["rotation.completed"] = "rotation.completed"
+    rotation_id: RequestId
+    project: Project
+
+
+class RotationRejected(RejectedModel):
+    """The rotation was refused."""
+
+    type: Literal["rotation.rejected"] = "rotation.rejected"
+    rotation_id: RequestId
+
+
+class SweepProgressed(CountedEvent):
+    """How far a sweep of one project is; a rotation's has its `rotation_id` as `sweep_id`."""
+
+    type: Literal["sweep.progressed"] = "sweep.progressed"
+    sweep_id: RequestId
+    project: Project
+
+
+class SweepFailed(_Failed):
+    """The sweep was begun and cannot end; an operator must look (SPEC 6.7)."""
+
+    type: Literal["sweep.failed"] = "sweep.failed"
+    sweep_id: RequestId
+
+
+class SweepCompleted(CountedEvent, _Completed):
+    """The sweep of one project, or with `*` of all, has ended; then the counts are sums."""
+
+    type: Literal["sweep.completed"] = "sweep.completed"
+    sweep_id: RequestId
+    project: Project | Literal["*"]
+
+
+class SweepRejected(RejectedModel):
+    """The sweep was refused."""
+
+    type: Literal["sweep.rejected"] = "sweep.rejected"
+    sweep_id: RequestId
+
+
+class ObjectDeleted(EventModel):
+    """A tombstone stands in the object's place (SPEC 8.7)."""
+
+    type: Literal["object.deleted"] = "object.deleted"
+    request_id: RequestId
+    project: Project
+    key: Key
+
+
+class DeleteRejected(RejectedModel):
+    """The delete was refused."""
+
+    type: Literal["delete.rejected"] = "delete.rejected"
+    request_id: RequestId
+
+
+Event = (
+    ProjectEnrolled
+    | EnrollRejected
+    | UploadStored
+    | UploadRejected
+    | RotationAccepted
+    | RotationRejected
+    | RotationCompleted
+    | RotationFailed
+    | SweepProgressed
+    | SweepCompleted
+    | SweepFailed
+    | SweepRejected
+    | ObjectDeleted
+    | DeleteRejected
+)
+Failed = RotationFailed | SweepFailed
+Rejected = EnrollRejected | UploadRejected | RotationRejected | SweepRejected | DeleteRejected
+EVENT_MODELS: Final[dict[str, type[EventModel]]] = {
+    "project.enrolled": ProjectEnrolled,
+    "enroll.rejected": EnrollRejected,
+    "upload.stored": UploadStored,
+    "upload.rejected": UploadRejected,
+    "rotation.accepted": RotationAccepted,
+    "rotation.rejected": RotationRejected,
+    "rotation.completed": RotationCompleted,
+    "rotation.failed": RotationFailed,
+    "sweep.progressed": SweepProgressed,
+    "sweep.completed": SweepCompleted,
+    "sweep.failed": SweepFailed,
+    "sweep.rejected": SweepRejected,
+    "object.deleted": ObjectDeleted,
+    "delete.rejected": DeleteRejected,
+}

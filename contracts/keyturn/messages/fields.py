@@ -1,0 +1,91 @@
+"""The types of fields that requests and events share (SPEC 1, 6). Pure."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from keyturn import metadata as object_metadata
+from keyturn.crypto import validate_base64
+from keyturn.errors import MalformedRequestError
+from keyturn.identifiers import (
+    PROJECT_PATTERN,
+    SHORT_NAME_PATTERN,
+    TIME_PATTERN,
+    UUID_PATTERN,
+    check_object_key,
+    parse_time,
+)
+
+
+def _check_time(text: str) -> str:
+    parse_time(text)
+    return text
+
+
+def _check_content_type(text: str) -> str:
+    _as_value_error(object_metadata.check_content_type, text)
+    return text
+
+
+def _check_caller(caller: dict[str, str]) -> dict[str, str]:
+    _as_value_error(object_metadata.encode_caller_metadata, caller)
+    return caller
+
+
+def _as_value_error(check: Callable[[Any], object], value: object) -> None:
+    try:
+        check(value)
+    except MalformedRequestError as exc:
+        raise ValueError(exc.detail) from exc
+
+
+Project = Annotated[str, Field(pattern=PROJECT_PATTERN)]
+ShortName = Annotated[str, Field(pattern=SHORT_NAME_PATTERN)]
+RequestId = Annotated[str, Field(pattern=UUID_PATTERN)]
+Time = Annotated[str, Field(pattern=TIME_PATTERN), AfterValidator(_check_time)]
+Key = Annotated[
+    str,
+    Field(min_length=1, description="1-900 bytes of UTF-8; see SPEC 1 for what it must not hold"),
+    AfterValidator(check_object_key),
+]
+Base64 = Annotated[
+    str,
+    Field(json_schema_extra={"contentEncoding": "base64"}),
+    AfterValidator(validate_base64),
+]
+ContentType = Annotated[
+    str, Field(pattern=r"^[\x20-\x7e]{0,1024}$"), AfterValidator(_check_content_type)
+]
+CallerMetadata = Annotated[
+    dict[Annotated[str, Field(pattern=r"^[a-z0-9-]+$")], str],
+    Field(description="At most 1 KiB of names and values on the wire; no name begins with enc-"),
+    AfterValidator(_check_caller),
+]
+RequestDigest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Generation = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class StrictModel(BaseModel):
+    """Frozen; refuses unknown fields and converts no types. Errors repeat no values."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestOrigin:
+    """Who signed a request, and which bytes: what its events name (SPEC 6.7).
+
+    `request` is the SHA-256 of the request's body as signed, in 64 hex digits.
+    """
+
+    publisher: str
+    request: str
+
+    @classmethod
+    def of(cls, publisher: str, body: bytes) -> "RequestOrigin":
+        """The origin of a request with these bytes."""
+        return cls(publisher, hashlib.sha256(body).hexdigest())

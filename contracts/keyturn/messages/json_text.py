@@ -1,0 +1,95 @@
+"""JSON as strict as the specification asks, and what malformed JSON still shows. Pure.
+
+Errors name fields and rules and never repeat a value: a value may be a secret that was put
+into the wrong field.
+"""
+
+import json
+from collections import Counter
+from typing import Any, Final, NoReturn
+
+from pydantic import ValidationError
+
+from keyturn.errors import MalformedRequestError
+
+_MAX_PROBLEMS: Final = 3
+
+
+def load_json(body: bytes) -> dict[str, Any]:
+    """One JSON object, as strict as SPEC's opening asks: UTF-8, no name twice, no NaN.
+
+    Raises:
+        MalformedRequestError: anything else.
+    """
+    try:
+        document = json.loads(
+            body.decode(), object_pairs_hook=_object, parse_constant=_refuse_constant
+        )
+    except (ValueError, RecursionError) as exc:
+        reason = str(exc) if isinstance(exc, _JsonError) else "the body is not a JSON object"
+        raise MalformedRequestError(reason) from None  # the cause repeats the body
+    if not isinstance(document, dict):
+        raise MalformedRequestError("the body is not a JSON object")
+    return document
+
+
+class _JsonError(ValueError):
+    """A rule of ours that JSON itself does not have."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        raise _JsonError("a name stands twice in one object")
+    for pair in pairs:
+        for text in pair:
+            if isinstance(text, str) and not text.isascii():
+                text.encode()  # a lone surrogate is no text: it raises a ValueError
+    return document
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise _JsonError(f"{name} is not JSON")
+
+
+def as_text(value: object) -> str | None:
+    """The value if it is a string."""
+    return value if isinstance(value, str) else None
+
+
+def readable_fields(body: bytes) -> dict[str, Any] | None:
+    """The fields of a JSON object whose names occur once, whatever else is wrong with it."""
+    try:
+        # No field that is read here is a number, and one of thousands of digits does not convert.
+        document = json.loads(
+            body.decode(), object_pairs_hook=_unambiguous, parse_int=_unread, parse_float=_unread
+        )
+    except (ValueError, RecursionError):
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # A name that occurs twice cannot be read.
+    names = Counter(name for name, _ in pairs)
+    return {name: value for name, value in pairs if names[name] == 1}
+
+
+def _unread(number: str) -> None:
+    del number
+
+
+def problems(error: ValidationError) -> str:
+    """The fields and rules that fail, in one line and without a value."""
+    found = error.errors(include_url=False, include_input=False, include_context=False)
+    told = [
+        f"{_path(problem['loc'])}: {problem['msg'].removeprefix('Value error, ')}"
+        for problem in found[:_MAX_PROBLEMS]
+    ]
+    more = len(found) - len(told)
+    return "; ".join(told) + (f"; and {more} more" if more else "")
+
+
+def _path(loc: tuple[int | str, ...]) -> str:
+    # A name of the sender's own (a metadata name, an unknown field) is cut short.
+    return ".".join(ascii(str(part))[1:-1][:40] for part in loc)

@@ -1,0 +1,222 @@
+"""Objects of the earlier system, with their own wraps or with v1 wraps (SPEC 4.6, 9.3)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from keyturn.crypto import BODY_CONTEXT, new_dek, seal, v0_seal
+from keyturn.errors import (
+    BodyTooLargeError,
+    CorruptObjectError,
+    NoUsableWrapError,
+    StorageUnavailableError,
+)
+from keyturn_workers.gateway import legacy_reader
+from keyturn_workers.gateway.legacy_reader import LegacyReader
+from keyturn_workers.gateway.ranges import Span
+from keyturn_workers.objects.wrap import wrap
+from tests.unit.keyturn_workers.factories import (
+    MASTER_KEYS,
+    enc,
+    v0_metadata,
+)
+from tests.unit.keyturn_workers.gateway.bench import (
+    KEY,
+    NEW_API_KEY,
+    TARGET,
+    Bench,
+    turned_to,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PLAINTEXT = os.urandom(100_000)
+DEK = new_dek()
+
+
+@pytest.mark.parametrize(
+    ("user", "admin"), [(DEK, DEK), (DEK, None), (None, DEK)], ids=["both", "user", "admin"]
+)
+async def test_v0_objects_open_by_either_of_their_wraps(
+    user: bytes | None, admin: bytes | None
+) -> None:
+    bench = Bench()
+    bench.allow(v0=True)
+    bench.plant_v0(PLAINTEXT, user, admin)
+    async with bench.opened() as reader:
+        assert isinstance(reader, LegacyReader)
+        etag = (await bench.storage.head(TARGET)).etag
+        assert (reader.etag, reader.size_bytes) == (f'"{etag}"', len(PLAINTEXT))
+    assert await bench.read() == PLAINTEXT
+    assert await bench.read(Span(7, 99_000)) == PLAINTEXT[7:99_000]
+    assert bench.storage.open_streams == 0
+
+
+async def test_v0_objects_open_nowhere_else() -> None:
+    bench = Bench()
+    bench.plant_v0(PLAINTEXT, DEK, DEK)
+    await bench.open_fails(NoUsableWrapError)
+
+
+async def test_v0_wraps_that_disagree_are_corrupt() -> None:
+    bench = Bench()
+    bench.allow(v0=True)
+    bench.plant_v0(PLAINTEXT, DEK, new_dek())
+    await bench.open_fails(CorruptObjectError)
+
+
+async def test_v0_wraps_that_are_missing_open_nothing() -> None:
+    bench = Bench()
+    bench.allow(v0=True)
+    bench.plant(v0_metadata(None, None), v0_seal(DEK, PLAINTEXT))
+    await bench.open_fails(NoUsableWrapError)
+
+
+_DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "first": lambda body: bytes([body[0] ^ 1]) + body[1:],
+    "middle": lambda body: body[:5000] + bytes([body[5000] ^ 1]) + body[5001:],
+    "last": lambda body: body[:-1] + bytes([body[-1] ^ 1]),
+    "cut": lambda body: body[:-1],
+    "longer": lambda body: body + b"\0",
+    "a nonce alone": lambda body: body[:12],
+    "nothing": lambda _: b"",
+}
+
+
+@pytest.mark.parametrize("damage", _DAMAGE)
+@pytest.mark.parametrize("in_thread", [True, False])
+async def test_not_a_byte_of_a_damaged_v0_body_comes_out(
+    damage: str, *, in_thread: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(legacy_reader, "_IN_THREAD_BYTES", 0 if in_thread else 10**9)
+    bench = Bench()
+    bench.allow(v0=True)
+    bench.plant(v0_metadata(DEK, DEK), _DAMAGE[damage](v0_seal(DEK, PLAINTEXT)))
+    await bench.open_fails(CorruptObjectError)
+
+
+async def test_a_v0_body_above_the_limit_is_not_even_read() -> None:
+    bench = Bench(v0_max_bytes=1000)
+    bench.allow(v0=True)
+    bench.plant_v0(bytes(1000 - 28), DEK, DEK)
+    assert await bench.read() == bytes(1000 - 28)
+    bench.plant_v0(bytes(1000 - 27), DEK, DEK)
+    bench.storage.streamed.clear()
+    await bench.open_fails(BodyTooLargeError)
+    assert len(bench.storage.streamed) == 1  # the look at a whole GET, and no other
+
+
+async def test_v0_bodies_are_held_a_few_at_once() -> None:
+    bench = Bench()
+    bench.allow(v0=True)
+    bench.plant_v0(PLAINTEXT, DEK, DEK)
+    leave, opened = asyncio.Event(), asyncio.Semaphore(0)
+
+    async def reader() -> None:
+        async with bench.opened() as reader:
+            await reader.verify()
+            opened.release()
+            await leave.wait()
+
+    readers = [asyncio.create_task(reader()) for _ in range(3)]
+    await opened.acquire()
+    await opened.acquire()
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert opened.locked()  # the third waits
+    leave.set()
+    await asyncio.gather(*readers)
+
+
+async def test_a_v0_body_that_changes_meanwhile_is_told() -> None:
+    bench = Bench()
+    bench.allow(v0=True)
+    bench.plant_v0(PLAINTEXT, DEK, DEK)
+
+    async def replaced() -> None:
+        bench.plant_v0(PLAINTEXT, DEK, DEK)
+
+    await bench.authenticate()
+    bench.storage.before_next("stream", replaced)
+    with pytest.raises(StorageUnavailableError):
+        async with bench.opened(56) as reader:
+            await reader.verify()
+
+
+async def test_nobody_waits_long_for_a_place_among_v0_bodies(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(legacy_reader, "_SLOT_WAIT_S", 0.02)
+    bench = Bench()
+    bench.allow(v0=True)
+    bench.plant_v0(PLAINTEXT, DEK, DEK)
+    async with bench.opened() as one, bench.opened() as two, bench.opened() as three:
+        await one.verify()
+        await two.verify()
+        assert three.size_bytes == len(PLAINTEXT)  # of what is not opened, too
+        with pytest.raises(StorageUnavailableError):
+            await three.verify()
+
+
+# Swept: v1 wraps over a v0 body.
+
+
+async def test_a_swept_v0_object_opens_where_v0_is_forbidden_by_then() -> None:
+    bench = Bench()
+    bench.plant_swept_v0(PLAINTEXT, DEK, bench.desired)
+    assert await bench.read() == PLAINTEXT
+    assert await bench.read(Span(1, 2)) == PLAINTEXT[1:2]
+
+
+async def test_one_whose_wraps_disagree_is_corrupt() -> None:
+    """Its body commits to no key: a user's wrap of another DEK is told, not passed over."""
+    bench = Bench()
+    wraps = wrap(bench.desired, KEY, DEK, algorithm="AES-256-GCM")
+    lying = wrap(bench.desired, KEY, new_dek(), algorithm="AES-256-GCM")
+    body = v0_seal(DEK, PLAINTEXT)
+    for changed in (replace(wraps, user=lying.user), replace(wraps, admin=lying.admin)):
+        bench.plant(enc(changed), body)
+        await bench.open_fails(CorruptObjectError)
+
+
+async def test_one_with_a_single_wrap_that_opens_is_not_believed() -> None:
+    bench = Bench()
+    wraps = wrap(bench.desired, KEY, DEK, algorithm="AES-256-GCM")
+    body = v0_seal(DEK, PLAINTEXT)
+    for changed in (replace(wraps, user=b"x"), replace(wraps, admin=b"x")):
+        bench.plant(enc(changed), body)
+        await bench.open_fails(NoUsableWrapError)
+
+
+async def test_one_not_yet_swept_again_opens_by_the_kek_of_its_own_generation() -> None:
+    bench = Bench()
+    bench.plant_swept_v0(PLAINTEXT, DEK, bench.desired)
+    before = bench.ring
+    bench.write_keyring(turned_to(before, NEW_API_KEY))
+    async with bench.opened(api_key=NEW_API_KEY) as reader:
+        assert reader.size_bytes == len(PLAINTEXT)
+    # Once a clean sweep cleared that KEK, nothing of that generation is left to open.
+    cleared = replace(before.current, kek=None)
+    bench = Bench(ring=replace(turned_to(before, NEW_API_KEY), history=(cleared,)))
+    bench.plant_swept_v0(PLAINTEXT, DEK, before.desired(MASTER_KEYS))
+    await bench.open_fails(NoUsableWrapError, NEW_API_KEY)
+
+
+async def test_a_sealed_body_under_v0_labels_is_no_v0_body() -> None:
+    bench = Bench()
+    wraps = wrap(bench.desired, KEY, DEK, algorithm="AES-256-GCM")
+    bench.plant(enc(wraps), seal(DEK, BODY_CONTEXT, PLAINTEXT))
+    await bench.open_fails(CorruptObjectError)
+
+
+async def test_what_was_opened_whole_does_not_show() -> None:
+    bench = Bench()
+    bench.plant_swept_v0(b"a secret plaintext", DEK, bench.desired)
+    async with bench.opened() as reader:
+        assert "secret" not in repr(reader)
