@@ -14,7 +14,7 @@ import pytest
 
 from keyturn.topology import UPLOAD_QUEUE
 from tests.support.counting_proxy import counting
-from tools.chaos.fault_proxy import harming
+from tools.chaos.fault_proxy import run_fault_proxy
 from tools.chaos.schedule import Action
 from tools.harness.deployment import Deployment
 from tools.harness.process import worker
@@ -37,7 +37,7 @@ async def test_a_failing_storage_is_no_unsafe_bucket(
     vhost_url: str, ceph: S3Server, ceph_bucket: str, harm: str
 ) -> None:
     """What failed is tried again; a worker that gave up would call a good bucket unsafe."""
-    async with harming(ceph.endpoint_url) as way:
+    async with run_fault_proxy(ceph.endpoint_url) as way:
         far = replace(ceph, endpoint_url=way.url)
         deployment = Deployment(vhost_url, far, ceph_bucket)
         # Not the first request, which is only to see whether anything is there.
@@ -51,7 +51,7 @@ async def test_a_storage_that_keeps_failing_is_told_as_that(
     vhost_url: str, ceph: S3Server, ceph_bucket: str
 ) -> None:
     """It ends after its time, and says what failed, not that the bucket lacks anything."""
-    async with harming(ceph.endpoint_url) as way:
+    async with run_fault_proxy(ceph.endpoint_url) as way:
         far = replace(ceph, endpoint_url=way.url)
         deployment = Deployment(vhost_url, far, ceph_bucket)
         way.storm(Action(0, "storm", "500", kind="doctor", every=2, times=10**6))

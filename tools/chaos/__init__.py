@@ -1,1 +1,1 @@
-"""Faults on real servers, seeded: `python -m tools.chaos`, and what the suite runs of it."""
+"""Seeded fault injection on real servers: `python -m tools.chaos`, also run by the tests."""

@@ -1,6 +1,6 @@
-"""`python -m tools.chaos --seed N`: one run of faults on private servers, told as a report.
+"""`python -m tools.chaos --seed N`: one fault-injection run on private servers, with a report.
 
-Exit status 0 where every check holds, 1 where one fails, 2 where the servers did not start.
+Exit status 0 if every check holds, 1 if one fails, 2 if the servers did not start.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import uvloop
 
-from tools.chaos.checks import judge
+from tools.chaos.checks import run_checks
 from tools.chaos.run import run
 from tools.chaos.schedule import make_plan
 from tools.servers import Servers
@@ -36,26 +36,32 @@ _SHOWN = 12
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tools.chaos", description=__doc__)
-    parser.add_argument("--seed", type=int, help="of everything random; a fresh one by default")
-    parser.add_argument("--uploads", type=int, default=3000, help="how many (default: 3000)")
+    parser.add_argument("--seed", type=int, help="random seed of the run (default: a fresh one)")
+    parser.add_argument(
+        "--uploads", type=int, default=3000, help="number of uploads (default: 3000)"
+    )
     parser.add_argument("--server", choices=("ceph", "moto"), default="ceph")
-    parser.add_argument("--timeout-s", type=float, default=600, help="to settle (default: 600)")
-    parser.add_argument("--keep", type=Path, help="keep schedule, logs, metrics, disks and report")
-    parser.add_argument("--schedule", action="store_true", help="print the schedule and do nothing")
+    parser.add_argument(
+        "--timeout-s", type=float, default=600, help="time limit of the run (default: 600)"
+    )
+    parser.add_argument(
+        "--keep", type=Path, help="folder for schedule, logs, metrics, disks and report"
+    )
+    parser.add_argument("--schedule", action="store_true", help="only print the schedule")
     return parser.parse_args()
 
 
 def print_schedule(plan: Plan) -> None:
-    """A line an action, storms in brief."""
-    print(f"seed {plan.seed}: {plan.count} uploads in {len(plan.load.order)} sendings")
+    """One line per action."""
+    print(f"seed {plan.seed}: {plan.count} uploads in {len(plan.load.order)} publishes")
     for action in plan.actions:
-        told = action.shown()
-        rest = ", ".join(f"{name} {value}" for name, value in told.items() if name != "at")
+        details = action.shown()
+        rest = ", ".join(f"{name} {value}" for name, value in details.items() if name != "at")
         print(f"  after {action.at:>5} confirmed: {rest}")
 
 
 def print_report(found: dict[str, list[str]], counts: dict[str, object], again: str) -> bool:
-    """The report; whether every check holds."""
+    """Print the report; returns whether every check holds."""
     print(json.dumps(counts, indent=2))
     for name, broken in found.items():
         print(f"{'FAILED' if broken else 'holds '}  {name}")
@@ -64,19 +70,19 @@ def print_report(found: dict[str, list[str]], counts: dict[str, object], again: 
         if len(broken) > _SHOWN:
             print(f"        and {len(broken) - _SHOWN} more")
     holds = not any(found.values())
-    print(f"{'all hold' if holds else 'BROKEN'}; again: {again}")
+    print(f"{'all checks hold' if holds else 'CHECKS FAILED'}; repeat with: {again}")
     return holds
 
 
-def _go(said: argparse.Namespace, plan: Plan, folder: Path, again: str) -> int:
+def _go(message: argparse.Namespace, plan: Plan, folder: Path, again: str) -> int:
     (folder / "schedule.json").write_text(json.dumps(plan.shown(), indent=1))
     began = time.monotonic()
-    with Servers(said.server, environ={}) as servers:
+    with Servers(message.server, environ={}) as servers:
         assert servers.rabbitmq is not None
-        running = run(plan, servers.rabbitmq, servers.s3, folder, timeout_s=said.timeout_s)
+        running = run(plan, servers.rabbitmq, servers.s3, folder, timeout_s=message.timeout_s)
         evidence = uvloop.run(running)
-        found = judge(evidence)
-    evidence.counts["seconds in all"] = round(time.monotonic() - began, 1)
+        found = run_checks(evidence)
+    evidence.counts["seconds in total"] = round(time.monotonic() - began, 1)
     (folder / "report.json").write_text(
         json.dumps({"seed": plan.seed, "counts": evidence.counts, "broken": found}, indent=1)
     )
@@ -84,31 +90,31 @@ def _go(said: argparse.Namespace, plan: Plan, folder: Path, again: str) -> int:
 
 
 def main() -> int:
-    """Plan, run, check."""
-    said = _arguments()
-    # What was started here ends with it, however it is told to end.
+    """Plan and run, then check and report."""
+    message = _arguments()
+    # On SIGTERM it still stops everything that it started.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    # Losses are what it is about: aio-pika's tracebacks of them say nothing new.
+    # Connection losses are intended: aio-pika's tracebacks of them are noise.
     logging.getLogger("aiormq").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", "coroutine 'Connection.close' was never awaited")
-    seed = random.SystemRandom().randrange(10**6) if said.seed is None else said.seed
-    plan = make_plan(seed, said.uploads)
+    seed = random.SystemRandom().randrange(10**6) if message.seed is None else message.seed
+    plan = make_plan(seed, message.uploads)
     print_schedule(plan)
-    if said.schedule:
+    if message.schedule:
         return 0
-    again = f'make chaos ARGS="--seed {seed} --uploads {said.uploads} --server {said.server}"'
-    folder = said.keep or Path(tempfile.mkdtemp(prefix="keyturn-chaos-"))
+    again = f'make chaos ARGS="--seed {seed} --uploads {message.uploads} --server {message.server}"'
+    folder = message.keep or Path(tempfile.mkdtemp(prefix="keyturn-chaos-"))
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        return _go(said, plan, folder, again)
+        return _go(message, plan, folder, again)
     except (ServerError, MissingPackagesError) as exc:
         print(exc, file=sys.stderr)
         return 2
     except (asyncio.CancelledError, KeyboardInterrupt):
-        print(f"stopped; again: {again}", file=sys.stderr)
+        print(f"stopped; repeat with: {again}", file=sys.stderr)
         return 1
     finally:
-        if said.keep is None:
+        if message.keep is None:
             shutil.rmtree(folder, ignore_errors=True)
 
 

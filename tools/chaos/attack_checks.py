@@ -1,6 +1,6 @@
-"""Checks of answers under attack: each one names a request that was really sent (SPEC 6.3, 6.7).
+"""Checks under attack: each event names a request that was really sent (SPEC 6.3, 6.7).
 
-And what nobody signed changed nothing, and lies where it pushes out nothing that was signed.
+Unsigned messages had no effect, and are dead-lettered where they evict no signed dead letter.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from keyturn import topology
 from keyturn.identifiers import ALL_PROJECTS
 from tools.chaos.attackers import digest
 from tools.chaos.evidence import event_ids
-from tools.chaos.load import UNTOLD
-from tools.chaos.message_checks import attackers_letter
+from tools.chaos.load import FLAWS_WITHOUT_EVENT
+from tools.chaos.message_checks import is_attack_letter
 from tools.chaos.schedule import RIVAL
 
 if TYPE_CHECKING:
     from keyturn.publisher.requests import SignedRequest
     from tools.chaos.evidence import Evidence
 
-# What each publisher of a run may touch; `api` may do everything.
+# The project of each restricted publisher; `api` may use every project.
 _GRANTED = {RIVAL: RIVAL, "narrow": "other"}
 _BODILESS = frozenset({"already_exists", "deleted_key", "body_too_large"})
 _ENDS = {
@@ -34,8 +34,12 @@ _ENDS = {
 
 
 def _sent(evidence: Evidence) -> dict[tuple[str, str], SignedRequest]:
-    """Every request that its publisher signed, by that and its digest."""
-    forged = {upload.upload_id for upload in evidence.plan.load.uploads if upload.flaw in UNTOLD}
+    """Every request signed by its publisher, by publisher and digest."""
+    forged = {
+        upload.upload_id
+        for upload in evidence.plan.load.uploads
+        if upload.flaw in FLAWS_WITHOUT_EVENT
+    }
     every = [
         one for tries in evidence.sent.values() for one in tries if one.request_id not in forged
     ]
@@ -46,26 +50,26 @@ def _sent(evidence: Evidence) -> dict[tuple[str, str], SignedRequest]:
 
 
 def trespasses(evidence: Evidence) -> list[str]:
-    """Events of a publisher in a project that it has no grant for."""
+    """Events of a publisher in a project for which it has no grant."""
     return [
-        f"{event['publisher']} in a project of others: {event}"
+        f"{event['publisher']} in a project without a grant: {event}"
         for event in evidence.broker.events
         if event.get("publisher") in _GRANTED
         and event["project"] not in {None, _GRANTED[event["publisher"]]}
     ]
 
 
-def unasked(evidence: Evidence) -> list[str]:
-    """Events that do not name publisher and digest of a request that was sent, or another's id."""
+def unrequested(evidence: Evidence) -> list[str]:
+    """Events that do not name the publisher, digest and id of a request that was sent."""
     sent = _sent(evidence)
     return [
         f"no request that was sent: {event}"
         for event in evidence.broker.events
-        if not _answers(event, sent.get((str(event.get("publisher")), str(event.get("request")))))
+        if not _is_about(event, sent.get((str(event.get("publisher")), str(event.get("request")))))
     ]
 
 
-def _answers(event: dict[str, Any], signed: SignedRequest | None) -> bool:
+def _is_about(event: dict[str, Any], signed: SignedRequest | None) -> bool:
     if signed is None or signed.request_id not in event_ids(event):
         return False
     project = json.loads(signed.body)["project"]
@@ -74,58 +78,58 @@ def _answers(event: dict[str, Any], signed: SignedRequest | None) -> bool:
     return bool(project in {event["project"], ALL_PROJECTS})
 
 
-def unheard(evidence: Evidence) -> list[str]:
-    """Callers whose request was attacked, and who heard nothing, or of another request."""
+def misled_callers(evidence: Evidence) -> list[str]:
+    """Callers under attack who received no event, or one of another request."""
     sent = _sent(evidence)
     uploads = {upload.upload_id: upload for upload in evidence.plan.load.uploads}
     found = []
     for waited in evidence.attacks.waited:
-        said = f'{waited.request_id} under "{waited.attack}"'
+        message = f'{waited.request_id} under "{waited.attack}"'
         if (event := waited.event) is None:
-            found.append(f"{said}: its caller heard nothing")
+            found.append(f"{message}: its caller received nothing")
             continue
         signed = sent.get((str(event["publisher"]), str(event["request"])))
         own = evidence.sent.get(waited.request_id, ())
-        if signed is None or signed not in own or not _answers(event, signed):
-            found.append(f"{said}: its caller heard of another request: {event}")
+        if signed is None or signed not in own or not _is_about(event, signed):
+            found.append(f"{message}: its caller received an event of another request: {event}")
             continue
         upload = uploads.get(waited.request_id)
         if upload is None or upload.is_plain:
             if event["type"] not in _ENDS[signed.type]:
-                found.append(f"{said}: its caller heard {event}")
+                found.append(f"{message}: its caller received {event}")
         elif (event.get("code") or "stored") not in upload.may_end:
-            found.append(f"{said}: its caller heard {event}")
+            found.append(f"{message}: its caller received {event}")
     return found
 
 
 def unsigned(evidence: Evidence) -> list[str]:
-    """What nobody signed: nothing published of it, and dead in its own queue alone."""
+    """Unsigned messages caused no event, and are only in their own dead-letter queue."""
     attacks, found = evidence.attacks, list[str]()
     for event in evidence.broker.events:
         if event.get("request") in attacks.junk:
-            found.append(f"published of what nobody signed: {event}")
-    lies_in: dict[str, Counter[str]] = {}
+            found.append(f"event for an unsigned message: {event}")
+    dead_queue: dict[str, Counter[str]] = {}
     for letter in evidence.broker.letters:
-        lies_in.setdefault(letter.digest, Counter())[letter.queue] += 1
+        dead_queue.setdefault(letter.digest, Counter())[letter.queue] += 1
     for of_body, forged in attacks.forged.items():
-        named, there = forged[0].attack, lies_in.get(of_body, Counter())
-        wanted = {one.lies_in for one in forged}
-        if not wanted <= there.keys():
-            found.append(f"{named} {of_body}: not in {sorted(wanted - there.keys())}")
-        if of_body in attacks.junk and there.keys() - wanted:
-            found.append(f"{named} {of_body}: in {sorted(there.keys() - wanted)}")
+        named, present = forged[0].attack, dead_queue.get(of_body, Counter())
+        expected = {one.dead_queue for one in forged}
+        if not expected <= present.keys():
+            found.append(f"{named} {of_body}: not in {sorted(expected - present.keys())}")
+        if of_body in attacks.junk and present.keys() - expected:
+            found.append(f"{named} {of_body}: in {sorted(present.keys() - expected)}")
     return found
 
 
 def letters(evidence: Evidence) -> list[str]:
-    """Dead letters are bounded by what was sent, and keep no body that cannot be replayed."""
+    """Every dead letter was sent, and none keeps a body that cannot be replayed."""
     sent = {digest(one.body) for tries in evidence.sent.values() for one in tries}
     return [
-        f"nobody sent what this letter holds: {letter}"
+        f"the content of this dead letter was never sent: {letter}"
         for letter in evidence.broker.letters
-        if letter.digest not in sent and not attackers_letter(evidence, letter)
+        if letter.digest not in sent and not is_attack_letter(evidence, letter)
     ] + [
-        f"its body was kept: {letter}"
+        f"this dead letter keeps its body: {letter}"
         for letter in evidence.broker.letters
         if letter.code in _BODILESS and letter.whole
     ]

@@ -1,9 +1,9 @@
-"""A hostile publisher and a broker writer, beside everything else in a run (SPEC 6.3, 6.7).
+"""A hostile publisher and an attacker with broker access, during a run (SPEC 6.3, 6.7).
 
-The hostile publisher holds a key and a grant for its own project alone. It signs requests of its
-own under the ids of others'. The broker writer may publish whatever it likes wherever it likes,
-and holds no key: it copies and alters what others signed, and sends what is not signed at all.
-Whom they attack waits meanwhile by the product's own client, which must hear of its own request.
+The hostile publisher has a key and a grant for its own project only. It signs its own requests
+with the ids of others' requests. The broker writer may publish any message anywhere, but has no
+key: it copies and alters signed messages, and sends unsigned ones. Meanwhile each victim waits
+with the product's client, which must receive the event of its own request.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from keyturn.crypto import SigningKey, new_api_key, to_base64
 from keyturn.errors import NotSentHereError
 from keyturn.publisher import PublisherError
 from keyturn.publisher.requests import SignedRequest
-from tools.chaos.load import UNTOLD, dice_of
+from tools.chaos.load import FLAWS_WITHOUT_EVENT, rng_for
 from tools.chaos.schedule import HOSTILE, RIVAL
 from tools.harness import requests as rq
 from tools.harness.stream import consume_stream
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from keyturn.messages import Event
     from tools.chaos.load import Upload
-    from tools.chaos.load_sender import Hearing, Keeping
+    from tools.chaos.load_sender import EventLog, RecordingPublisher
     from tools.chaos.schedule import Action
     from tools.harness.deployment import Deployment
 
@@ -49,21 +49,21 @@ _FORGED_ATTEMPT = 99
 
 
 def digest(body: bytes) -> str:
-    """As events name a request: the hex SHA-256 of its body."""
+    """A request's digest in events: the hex SHA-256 of its body."""
     return hashlib.sha256(body).hexdigest()
 
 
 @dataclass(frozen=True)
-class Forged:
-    """What nobody signed for where it was sent: which attack it was, and where it must lie dead."""
+class ForgedMessage:
+    """A message not signed for its destination: its attack, and its expected dead-letter queue."""
 
     attack: str
-    lies_in: str
+    dead_queue: str
 
 
 @dataclass(frozen=True)
-class Waited:
-    """What an honest caller whose request was attacked heard: an event, or nothing."""
+class VictimOutcome:
+    """The event that the caller of an attacked request received, or None."""
 
     request_id: str
     attack: str
@@ -72,23 +72,24 @@ class Waited:
 
 @dataclass
 class Attacks:
-    """What attackers did, for the checks; keys are digests of bodies.
+    """A record of the attacks for the checks; keys are digests of bodies.
 
-    `forged` were published as requests that nobody signed for that place, `false_events` as
-    events that the deployment did not sign; `signed` are the hostile publisher's own requests.
+    `forged` were published as requests without a valid signature for their destination,
+    `false_events` as events not signed by the deployment; `signed` are the hostile publisher's
+    own requests.
     """
 
     signed: list[SignedRequest] = field(default_factory=list, repr=False)
-    forged: dict[str, list[Forged]] = field(default_factory=dict)
+    forged: dict[str, list[ForgedMessage]] = field(default_factory=dict)
     junk: set[str] = field(default_factory=set)
     false_events: set[str] = field(default_factory=set)
-    waited: list[Waited] = field(default_factory=list)
+    waited: list[VictimOutcome] = field(default_factory=list)
     done: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)
 class Message:
-    """What is to be published, to the exchange or straight to a queue."""
+    """A message to publish, to the exchange or directly to a queue."""
 
     routing_key: str
     body: bytes
@@ -98,7 +99,7 @@ class Message:
 
 
 def publishers_with_rival(deployment: Deployment, key: SigningKey) -> str:
-    """`PUBLISHERS` of the deployment with the hostile one, which may do anything in its project."""
+    """The setting `PUBLISHERS` with the hostile publisher, which has all rights in its project."""
     known = json.loads(deployment.worker_env()["KEYTURN_PUBLISHERS"])
     return json.dumps(
         {
@@ -110,53 +111,53 @@ def publishers_with_rival(deployment: Deployment, key: SigningKey) -> str:
 
 @dataclass
 class Attackers:
-    """Attack on request; `attacks` is the account of it."""
+    """Performs attacks; `attacks` records them."""
 
     deployment: Deployment
     key: SigningKey
     seed: int
-    publisher: Keeping
-    hearing: Hearing
+    publisher: RecordingPublisher
+    event_log: EventLog
     uploads: dict[str, Upload]
     attacks: Attacks = field(default_factory=Attacks)
     _waits: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _number: int = 0
 
     async def attack(self, action: Action) -> None:
-        """Carry out one attack on several requests, once the broker takes it."""
+        """Perform one attack on several requests, as soon as the broker accepts it."""
         self._number += 1
-        dice = dice_of(self.seed, f"attack {self._number}")
-        for victim in self._victims(dice, action.times):
+        rng = rng_for(self.seed, f"attack {self._number}")
+        for victim in self._victims(rng, action.times):
             self._wait_for(victim, action.to)
-            for message in await self._messages(action.to, victim, dice):
+            for message in await self._messages(action.to, victim, rng):
                 await self._publish(message)
                 self.attacks.done[action.to] += 1
 
     async def all_heard(self) -> None:
-        """Wait until all who were attacked have heard of their requests."""
+        """Wait until all victims have received the events of their requests."""
         await asyncio.gather(*self._waits.values())
 
     def stop(self) -> None:
-        """Let nobody wait any more; whose wait is cut short has heard nothing."""
+        """Cancel all waits; a victim whose wait is cancelled has received nothing."""
         for task in self._waits.values():
             task.cancel()
 
-    # Whom it befalls.
+    # The victims.
 
-    def _victims(self, dice: random.Random, count: int) -> list[SignedRequest]:
-        """Requests that were sent lately, those that are no uploads among them."""
+    def _victims(self, rng: random.Random, count: int) -> list[SignedRequest]:
+        """Recently sent requests, including some that are not uploads."""
         sent = [tries[-1] for tries in self.publisher.sent.values()]
         sent = [signed for signed in sent if self._is_whole(signed)]
         uploads = [signed for signed in sent if signed.type == "upload.requested"][-_RECENT:]
         others = [signed for signed in sent if signed.type != "upload.requested"]
-        waiting = [u for u in uploads if u.request_id not in self.hearing.told]
-        chosen = [dice.choice(others)] if others else []
+        waiting = [u for u in uploads if u.request_id not in self.event_log.events]
+        chosen = [rng.choice(others)] if others else []
         pool = waiting or uploads
-        return (chosen + dice.sample(pool, min(count, len(pool))))[:count]
+        return (chosen + rng.sample(pool, min(count, len(pool))))[:count]
 
     def _is_whole(self, signed: SignedRequest) -> bool:
         upload = self.uploads.get(signed.request_id)
-        return upload is None or upload.flaw not in UNTOLD
+        return upload is None or upload.flaw not in FLAWS_WITHOUT_EVENT
 
     def _wait_for(self, victim: SignedRequest, attack: str) -> None:
         if victim.request_id not in self._waits:
@@ -172,30 +173,30 @@ class Attackers:
                         victim.request_id, timeout_s=_WAIT_S
                     )
                 except NotSentHereError:
-                    return  # sent by the run's own hand, which the client knows nothing of
+                    return  # sent without the client, which does not know it
                 except TimeoutError:
                     break
                 except PublisherError:
                     await asyncio.sleep(_PAUSE_S)
         except asyncio.CancelledError:
-            self.attacks.waited.append(Waited(victim.request_id, attack, None))
+            self.attacks.waited.append(VictimOutcome(victim.request_id, attack, None))
             raise
         heard = None if event is None else event.model_dump()
-        self.attacks.waited.append(Waited(victim.request_id, attack, heard))
+        self.attacks.waited.append(VictimOutcome(victim.request_id, attack, heard))
 
-    # What is sent.
+    # The messages.
 
     async def _messages(
-        self, attack: str, victim: SignedRequest, dice: random.Random
+        self, attack: str, victim: SignedRequest, rng: random.Random
     ) -> list[Message]:
         if attack in HOSTILE:
             return self._signed(attack, victim)
         if attack == "old events":
-            return await self._old_events(dice)
-        return self._written(attack, victim, dice)
+            return await self._old_events(rng)
+        return self._written(attack, victim, rng)
 
     def _signed(self, attack: str, victim: SignedRequest) -> list[Message]:
-        """A request that the hostile publisher signs under the victim's id."""
+        """A request that the hostile publisher signs with the victim's id."""
         document = json.loads(victim.body)
         body = rq.encode(self._document(attack, victim.request_id, document))
         headers = rq.headers(body, self.key, publisher=RIVAL, deployment=self.deployment.name)
@@ -225,10 +226,10 @@ class Attackers:
             case _:
                 return {**others, "requested_at": "yesterday", "colour": "red"}
 
-    def _written(self, attack: str, victim: SignedRequest, dice: random.Random) -> list[Message]:
-        """What the broker writer makes of a victim's request, or of nothing."""
+    def _written(self, attack: str, victim: SignedRequest, rng: random.Random) -> list[Message]:
+        """The broker writer's message, with or without the victim's request."""
         if attack.startswith("copy"):
-            return [self._copy(attack, victim, dice)]
+            return [self._copy(attack, victim, rng)]
         if attack == "unsigned request":
             return [
                 self._junk(attack, key, os.urandom(60), {}, victim.request_id)
@@ -238,18 +239,18 @@ class Attackers:
             return [self._false_event(victim)]
         return [self._changed(attack, victim)]
 
-    def _copy(self, attack: str, victim: SignedRequest, dice: random.Random) -> Message:
-        """The same bytes under the same signature, elsewhere or with forged notes of a worker."""
+    def _copy(self, attack: str, victim: SignedRequest, rng: random.Random) -> Message:
+        """The same signed bytes, sent elsewhere or with forged worker headers."""
         body, headers, named = victim.body, dict(victim.headers), victim.request_id
         if attack == "copy under another key":
-            key = dice.choice([key for key in topology.REQUESTS if key != victim.type])
+            key = rng.choice([key for key in topology.REQUESTS if key != victim.type])
             self._note(attack, body, topology.UNSIGNED_DEAD_QUEUE)
             return Message(key, body, headers, named)
         if attack == "copy to another queue":
             is_upload = victim.type in topology.UPLOAD_REQUESTS
             away = topology.CONTROL_QUEUE if is_upload else topology.UPLOAD_QUEUE
-            queue = dice.choice((away, topology.SWEEP_QUEUE, topology.PLAN_QUEUE))
-            # The workers' own hints are signed by nobody, so what is none lies beside them.
+            queue = rng.choice((away, topology.SWEEP_QUEUE, topology.PLAN_QUEUE))
+            # The workers' hints are unsigned, so an invalid one is in their dead-letter queue.
             dead = topology.dead_letter_name(queue)
             self._note(attack, body, topology.UNSIGNED_DEAD_QUEUE if queue == away else dead)
             return Message(queue, body, headers, named, to_queue=True)
@@ -262,7 +263,7 @@ class Attackers:
         return Message(victim.type, body, headers | forged, named)
 
     def _changed(self, attack: str, victim: SignedRequest) -> Message:
-        """Other bytes: under the signature of what they were, or signed by a key of no use."""
+        """Changed bytes, with the original signature or signed with an unknown key."""
         document, headers = json.loads(victim.body), dict(victim.headers)
         if attack == "altered request":
             body = rq.encode({**document, "project": RIVAL})
@@ -279,11 +280,11 @@ class Attackers:
         self.attacks.junk.add(digest(body))
         return Message(key, body, headers, named)
 
-    def _note(self, attack: str, body: bytes, lies_in: str) -> None:
-        self.attacks.forged.setdefault(digest(body), []).append(Forged(attack, lies_in))
+    def _note(self, attack: str, body: bytes, dead_queue: str) -> None:
+        self.attacks.forged.setdefault(digest(body), []).append(ForgedMessage(attack, dead_queue))
 
     def _false_event(self, victim: SignedRequest) -> Message:
-        """A refusal of the victim's request that the deployment did not sign."""
+        """A rejection of the victim's request that the deployment did not sign."""
         event = {
             "type": topology.REJECTED_EVENTS[victim.type],
             topology.REQUEST_ID_FIELDS[victim.type]: victim.request_id,
@@ -302,29 +303,29 @@ class Attackers:
         }
         return Message(str(event["type"]), body, headers, victim.request_id)
 
-    async def _old_events(self, dice: random.Random) -> list[Message]:
-        """Events as the stream keeps them, under their own key or another one, for anybody."""
+    async def _old_events(self, rng: random.Random) -> list[Message]:
+        """Events from the stream, republished with their own or another routing key."""
         kept: list[Message] = []
 
         async def take(message: Any) -> None:
             headers = dict(message.headers)
-            if dice.random() < 0.5 and topology.PUBLISHER_HEADER in headers:
-                headers[topology.PUBLISHER_HEADER] = dice.choice(("api", RIVAL))
+            if rng.random() < 0.5 and topology.PUBLISHER_HEADER in headers:
+                headers[topology.PUBLISHER_HEADER] = rng.choice(("api", RIVAL))
             own = str(message.routing_key)
-            key = own if dice.random() < 0.5 else dice.choice(topology.EVENTS)
+            key = own if rng.random() < 0.5 else rng.choice(topology.EVENTS)
             kept.append(Message(key, message.body, headers))
             await message.ack()
 
         while not kept:
-            # While the broker is away there is nothing to be had from it.
+            # Nothing can be read while the broker is down.
             with suppress(AMQPException, OSError, TimeoutError, *CONNECTION_EXCEPTIONS):
                 async with await aio_pika.connect(self.deployment.amqp_url) as connection:
                     await consume_stream(connection, topology.EVENTS_STREAM, take)
                     await asyncio.sleep(_READ_S)
-        return dice.sample(kept, min(_OLD_EVENTS, len(kept)))
+        return rng.sample(kept, min(_OLD_EVENTS, len(kept)))
 
     async def _publish(self, message: Message) -> None:
-        """Publish until it is confirmed; a second copy is one more attack."""
+        """Publish until confirmed; a duplicate is one more attack."""
         while True:
             try:
                 await self._publish_once(message)

@@ -1,4 +1,4 @@
-"""The private broker of a run: lost, found again, and its disk kept each time."""
+"""The private broker of a run: stops, kills, and a copy of its disk after each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Broker:
-    """The private broker of a run; its disk is kept at each stop, to be searched later."""
+    """The private broker of a run; its disk is copied at each stop, to be searched later."""
 
     rabbitmq: RabbitMQ
     folder: Path
@@ -25,28 +25,28 @@ class Broker:
     stops: int = 0
 
     def wait_until_it_survives(self) -> None:
-        """Wait until all names are on disk without which a killed node does not come back."""
+        """Wait until the metadata is on disk without which a killed node does not recover."""
         for queue in topology.queues():
             if queue.name != topology.EVENTS_STREAM:
                 self.rabbitmq.wait_until_registered(queue.name)
         self.rabbitmq.wait_until_streams_registered()
 
     def stop(self) -> None:
-        """Stop it gracefully, and start it again."""
+        """Stop the broker gracefully, and start it again."""
         self.rabbitmq.process.end()
         self._keep_disk()
         self.rabbitmq.start()
         self.done["broker stopped"] += 1
 
     def kill(self) -> None:
-        """SIGKILL, and start it again."""
+        """Kill the broker with SIGKILL, and start it again."""
         self.rabbitmq.kill()
         self._keep_disk()
         self.rabbitmq.start()
         self.done["broker killed"] += 1
 
     def end(self) -> None:
-        """Stop it for good; its disk is kept once more."""
+        """Stop the broker for good; its disk is copied once more."""
         self.rabbitmq.process.end()
         self._keep_disk()
 

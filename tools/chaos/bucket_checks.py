@@ -1,6 +1,6 @@
-"""Checks of the bucket, by boto3 and the formats alone (`tools.harness.stored_objects`, `.bucket`).
+"""Checks of the bucket, with boto3 and the specified formats only (`tools.harness`).
 
-The bucket is read once, in threads; what each check has to say of an object is kept beside it.
+The bucket is read once, in threads; the violations of all checks are collected in one report.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _THREADS = 8
 
 
 @dataclass
-class Looked:
-    """What was found in the bucket; `deks` are of the objects, by their S3 keys."""
+class BucketReport:
+    """Violations in the bucket; `deks` are the objects' DEKs by S3 key."""
 
     not_opened: list[str] = field(default_factory=list)
     opened_by_old: list[str] = field(default_factory=list)
@@ -44,7 +44,7 @@ class Looked:
 
 @dataclass(frozen=True)
 class _Keys:
-    """A project's keys at the end of a run: KEKs by generation, operator's by name."""
+    """A project's KEKs at the end of a run: user KEKs by generation, admin KEKs by age."""
 
     users: list[Kek]
     admins: list[Kek]
@@ -56,67 +56,73 @@ class _Keys:
         return cls(users, admins)
 
 
-def look(evidence: Evidence) -> Looked:
-    """Read every object that must stand, and look for what must not."""
-    looked = Looked()
+def inspect_bucket(evidence: Evidence) -> BucketReport:
+    """Check every object that must exist, and find what must not exist."""
+    report = BucketReport()
     stored = stored_ids(evidence)
-    standing = {
+    existing = {
         object_s3_key(upload.project, upload.key): upload
         for upload in evidence.plan.load.uploads
         if upload.upload_id in stored
     }
     keys = {name: _Keys.of(tenant) for name, tenant in evidence.tenants.items()}
     with ThreadPoolExecutor(_THREADS) as pool:
-        for s3_key, upload in standing.items():
-            pool.submit(_guarded, evidence, keys[upload.project], s3_key, upload, looked)
+        for s3_key, upload in existing.items():
+            pool.submit(
+                _check_object_safely, evidence, keys[upload.project], s3_key, upload, report
+            )
     for name, tenant in evidence.tenants.items():
-        there = set(stored_objects.list_keys(evidence.deployment, f"{name}/"))
-        wanted = {s3_key for s3_key, upload in standing.items() if upload.project == name}
-        looked.not_opened += [f"{s3_key}: gone" for s3_key in wanted - there]
-        looked.not_opened += [f"{s3_key}: nobody's" for s3_key in there - wanted]
+        present = set(stored_objects.list_keys(evidence.deployment, f"{name}/"))
+        expected = {s3_key for s3_key, upload in existing.items() if upload.project == name}
+        report.not_opened += [f"{s3_key}: missing" for s3_key in expected - present]
+        report.not_opened += [f"{s3_key}: unexpected" for s3_key in present - expected]
         try:
-            _look_at_keyring(tenant, looked)
+            _check_keyring(tenant, report)
         except (AssertionError, SealError, ValueError, KeyError) as exc:
-            looked.not_opened.append(f"the keyring of {name}: {type(exc).__name__} {exc}")
-    looked.objects = len(standing)
+            report.not_opened.append(f"the keyring of {name}: {type(exc).__name__} {exc}")
+    report.objects = len(existing)
     if evidence.rival is not None:
-        _look_at_rival(evidence.rival, looked)
-    _look_for_leftovers(evidence, looked)
-    return looked
+        _check_rival(evidence.rival, report)
+    _check_leftovers(evidence, report)
+    return report
 
 
-def _look_at_rival(rival: Tenant, looked: Looked) -> None:
-    """The hostile publisher's project: swept with all others, so no old master key opens it."""
+def _check_rival(rival: Tenant, report: BucketReport) -> None:
+    """The hostile publisher's project is swept too, so no old master key opens it."""
     try:
-        _look_at_keyring(rival, looked)
+        _check_keyring(rival, report)
     except (AssertionError, SealError, ValueError, KeyError) as exc:
-        looked.not_opened.append(f"the keyring of {rival.project}: {type(exc).__name__} {exc}")
+        report.not_opened.append(f"the keyring of {rival.project}: {type(exc).__name__} {exc}")
     bucket = Bucket(rival.deployment)
     old = _Keys.of(rival).admins[:-1]
     for s3_key in stored_objects.list_keys(rival.deployment, f"{rival.project}/"):
         _, answer = bucket.get(s3_key)
         key = s3_key.partition("/")[2]
-        looked.opened_by_old += [
+        report.opened_by_old += [
             f"{s3_key}: admin key {number} opens its wrap"
             for number, kek in enumerate(old, start=1)
             if unwrap_data_key(answer["Metadata"], kek, "admin", rival.project, key, 1) is not None
         ]
 
 
-def _guarded(evidence: Evidence, keys: _Keys, s3_key: str, upload: Upload, looked: Looked) -> None:
+def _check_object_safely(
+    evidence: Evidence, keys: _Keys, s3_key: str, upload: Upload, report: BucketReport
+) -> None:
     named = f"{s3_key} (upload {upload.upload_id})"
     try:
-        _look_at(evidence, keys, s3_key, upload, looked)
+        _check_object(evidence, keys, s3_key, upload, report)
     except ClientError as exc:
-        looked.not_opened.append(f"{named}: {exc}")
+        report.not_opened.append(f"{named}: {exc}")
     except (AssertionError, SealError, ValueError, KeyError) as exc:
-        looked.not_opened.append(f"{named}: {type(exc).__name__} {exc}")
+        report.not_opened.append(f"{named}: {type(exc).__name__} {exc}")
 
 
-def _look_at(evidence: Evidence, keys: _Keys, s3_key: str, upload: Upload, looked: Looked) -> None:
+def _check_object(
+    evidence: Evidence, keys: _Keys, s3_key: str, upload: Upload, report: BucketReport
+) -> None:
     tenant = evidence.tenants[upload.project]
     if upload.deleted:
-        _look_at_tombstone(evidence, s3_key, looked)
+        _check_tombstone(evidence, s3_key, report)
         return
     answer = tenant.client.get_object(Bucket=evidence.deployment.bucket, Key=s3_key)
     body, metadata = answer["Body"].read(), answer["Metadata"]
@@ -127,22 +133,22 @@ def _look_at(evidence: Evidence, keys: _Keys, s3_key: str, upload: Upload, looke
 
     by_user, by_admin = dek_by(keys.users[-1], "user"), dek_by(keys.admins[-1], "admin")
     for name, dek in (("user's", by_user), ("operator's", by_admin)):
-        assert dek is not None, f"the {name} current key opens no wrap"
+        assert dek is not None, f"the {name} current key does not open its wrap"
         sent = plaintext(evidence.plan.seed, upload)
-        assert open_sealed(dek, BODY_CONTEXT, body) == sent, f"other bytes by the {name} key"
-        looked.deks[s3_key] = dek
+        assert open_sealed(dek, BODY_CONTEXT, body) == sent, f"wrong plaintext with the {name} key"
+        report.deks[s3_key] = dek
     labels = {
         "enc-kek-user": f"{generation}:{kek_id(keys.users[-1])}",
         "enc-kek-admin": list(evidence.masters)[-1],
         "enc-upload": upload.upload_id,
     }
     assert labels.items() <= metadata.items(), f"labels {metadata}, not {labels}"
-    _check_callers(evidence, upload, s3_key, metadata, answer["ContentType"])
+    _check_caller_metadata(evidence, upload, s3_key, metadata, answer["ContentType"])
     earlier: tuple[tuple[Role, list[Kek]], ...] = (
         ("user", keys.users[:-1]),
         ("admin", keys.admins[:-1]),
     )
-    looked.opened_by_old += [
+    report.opened_by_old += [
         f"{s3_key}: {role} key {number} opens its wrap"
         for at in range(1, generation + 1)
         for role, keks in earlier
@@ -151,10 +157,10 @@ def _look_at(evidence: Evidence, keys: _Keys, s3_key: str, upload: Upload, looke
     ]
 
 
-def _check_callers(
+def _check_caller_metadata(
     evidence: Evidence, upload: Upload, s3_key: str, metadata: dict[str, str], content_type: str
 ) -> None:
-    """What the caller sent along is as it was sent, tags put on later too."""
+    """The caller's metadata, the content type and later tags are unchanged."""
     callers = {name: value for name, value in metadata.items() if not name.startswith("enc-")}
     assert callers == encode_caller_metadata(dict(upload.metadata)), f"metadata {callers}"
     assert upload.content_type in {None, content_type}, f"content type {content_type}"
@@ -163,29 +169,29 @@ def _check_callers(
         assert tags == evidence.tagged[s3_key], f"tags {tags}"
 
 
-def _look_at_tombstone(evidence: Evidence, s3_key: str, looked: Looked) -> None:
+def _check_tombstone(evidence: Evidence, s3_key: str, report: BucketReport) -> None:
     bucket, masters = Bucket(evidence.deployment), list(evidence.masters.values())
     bucket.deleted_at(s3_key, masters[-1])
     for old in masters[:-1]:
         with suppress(SealError):
             bucket.deleted_at(s3_key, old)
-            looked.opened_by_old.append(f"{s3_key}: an old master key opens its tombstone")
+            report.opened_by_old.append(f"{s3_key}: an old master key opens its tombstone")
 
 
-def _look_at_keyring(tenant: Tenant, looked: Looked) -> None:
-    """It stands at the last generation under the new master key, and holds no old KEK."""
+def _check_keyring(tenant: Tenant, report: BucketReport) -> None:
+    """It has the last generation, is sealed with the new master key, and has no old KEK."""
     keyring = tenant.keyring()
-    stands = (keyring["generation"], keyring["master_key"])
-    if stands != (len(tenant.api_keys), list(tenant.masters)[-1]):
-        looked.opened_by_old.append(f"the keyring of {tenant.project} stands at {stands}")
+    state = (keyring["generation"], keyring["master_key"])
+    if state != (len(tenant.api_keys), list(tenant.masters)[-1]):
+        report.opened_by_old.append(f"the keyring of {tenant.project} is at {state}")
     for entry in keyring["history"]:
         if entry["kek"] is not None:
             number = entry["generation"]
-            looked.opened_by_old.append(f"the keyring of {tenant.project} holds KEK {number}")
+            report.opened_by_old.append(f"the keyring of {tenant.project} contains KEK {number}")
 
 
 def leftovers(deployment: Deployment) -> list[str]:
-    """What killed processes left: staged bodies, open multipart uploads, a probe's objects."""
+    """Leftovers of killed processes: staged bodies, multipart uploads, a probe's objects."""
     return [
         *stored_objects.list_keys(deployment, STAGING_PREFIX),
         *stored_objects.list_keys(deployment, DOCTOR_PREFIX),
@@ -193,11 +199,11 @@ def leftovers(deployment: Deployment) -> list[str]:
     ]
 
 
-def _look_for_leftovers(evidence: Evidence, looked: Looked) -> None:
-    looked.left += leftovers(evidence.deployment)
+def _check_leftovers(evidence: Evidence, report: BucketReport) -> None:
+    report.left += leftovers(evidence.deployment)
     swept = {asked.request_id for asked in evidence.asked}
     swept |= {signed.request_id for signed in evidence.attacks.signed}
     tenants = [*evidence.tenants.values(), *([evidence.rival] if evidence.rival else [])]
     for sweep_id in sorted(swept):
         for tenant in tenants:
-            looked.left += tenant.left(sweep_id)
+            report.left += tenant.left(sweep_id)

@@ -1,4 +1,4 @@
-"""What must hold after a run, one named check each; each gives what breaks it, in words."""
+"""The checks after a run; each returns descriptions of its violations."""
 
 from __future__ import annotations
 
@@ -11,44 +11,44 @@ if TYPE_CHECKING:
 
 _UNEXPECTED = "unexpected failure"
 
-SETTLED = "everything settled in time"
-ENDS = "each confirmed request is done, or a dead letter with its code"
-EVENTS = "each end was told, signed, and nothing else was"
-OPENED = "each object opens by both current keys to the bytes that were sent"
-OLD_KEYS = "no old key opens a wrap, and no keyring holds one"
-LEFTOVERS = "nothing in staging, no open multipart upload, no record of a sweep under way"
+SETTLED = "everything completed in time"
+ENDS = "each confirmed request is completed, or a dead letter with its code"
+EVENTS = "each outcome has a signed event, and there are no other events"
+OPENED = "each object opens with both current keys to the uploaded bytes"
+OLD_KEYS = "no old key opens a wrap, and no keyring contains an old key"
+LEFTOVERS = "no staged body, no open multipart upload, no record of a running sweep"
 QUEUES = "all queues are empty"
 SECRETS = "no key and no plaintext on the broker's disk, in logs or in metrics"
-PROCESSES = "no process ended by itself, and SIGTERM ended each in order"
+PROCESSES = "no process exited by itself, and each shut down cleanly on SIGTERM"
 BUGS = "no unexpected failure in any log"
-GATEWAY = "the gateway served what was sent, to current keys, and to nobody else"
+GATEWAY = "the gateway served the uploaded bytes, and only to current keys"
 
-TRESPASSES = "no event in a project whose publisher has no grant there"
-UNASKED = "each event names publisher and digest of a request that was sent"
-UNHEARD = "each caller under attack heard the end of its own request"
-UNSIGNED = "what nobody signed published nothing, and is among the unsigned dead letters alone"
-LETTERS = "dead letters are of what was sent, and keep no body that cannot be replayed"
+TRESPASSES = "no event in a project for which its publisher has no grant"
+UNREQUESTED = "each event names the publisher and digest of a request that was sent"
+MISLED = "each caller under attack received the outcome of its own request"
+UNSIGNED = "unsigned messages caused no event, and are only among the unsigned dead letters"
+LETTERS = "every dead letter was sent, and keeps no body that cannot be replayed"
 
 
-def judge(evidence: Evidence) -> dict[str, list[str]]:
-    """Every check, with what breaks it; an empty list is a check that holds."""
-    looked = bucket_checks.look(evidence)
-    evidence.counts["objects looked at"] = looked.objects
+def run_checks(evidence: Evidence) -> dict[str, list[str]]:
+    """Every check with its violations; an empty list means that it holds."""
+    report = bucket_checks.inspect_bucket(evidence)
+    evidence.counts["objects inspected"] = report.objects
     return {
         SETTLED: evidence.unsettled,
         ENDS: message_checks.ends(evidence),
         EVENTS: message_checks.events(evidence),
-        OPENED: looked.not_opened,
-        OLD_KEYS: looked.opened_by_old,
-        LEFTOVERS: looked.left,
+        OPENED: report.not_opened,
+        OLD_KEYS: report.opened_by_old,
+        LEFTOVERS: report.left,
         QUEUES: message_checks.queues(evidence),
-        SECRETS: secrecy_checks.leaks(evidence, looked),
-        PROCESSES: [*evidence.fallen, *evidence.statuses],
+        SECRETS: secrecy_checks.leaks(evidence, report),
+        PROCESSES: [*evidence.unexpected_exits, *evidence.statuses],
         BUGS: _bugs(evidence),
         GATEWAY: evidence.misread,
         TRESPASSES: attack_checks.trespasses(evidence),
-        UNASKED: attack_checks.unasked(evidence),
-        UNHEARD: attack_checks.unheard(evidence),
+        UNREQUESTED: attack_checks.unrequested(evidence),
+        MISLED: attack_checks.misled_callers(evidence),
         UNSIGNED: attack_checks.unsigned(evidence),
         LETTERS: attack_checks.letters(evidence),
     }

@@ -1,7 +1,7 @@
-"""What is known at the end of a run, for the checks: read from the broker, not from the run.
+"""The evidence for the checks after a run, read from the broker and not from the run itself.
 
-The stream of events is read from its beginning, the dead letters are taken, and queues are
-counted, all with aio-pika alone, once no worker runs.
+After the workers ended, it reads the event stream from its beginning, takes all dead letters and
+counts the messages in the queues, with aio-pika only.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
     from keyturn.publisher.requests import SignedRequest
-    from tools.chaos.operator import Asked
+    from tools.chaos.operator import OperatorRequest
     from tools.chaos.schedule import Plan
     from tools.harness.deployment import Deployment
     from tools.harness.tenants import Tenant
@@ -39,7 +39,7 @@ _READ_S = 120
 
 @dataclass(frozen=True)
 class Letter:
-    """A dead letter: where it lies, whose it is, why; what it was, and whether that is kept."""
+    """A dead letter: its queue, request, code and body digest, and whether the body is kept."""
 
     queue: str
     request_id: str
@@ -50,7 +50,7 @@ class Letter:
 
 @dataclass
 class OnBroker:
-    """What the broker holds: verified events, digests of others, letters, depths of queues."""
+    """The broker's content: verified events, digests of others, dead letters, queue depths."""
 
     events: list[dict[str, Any]] = field(default_factory=list)
     unverified: list[str] = field(default_factory=list)
@@ -60,7 +60,7 @@ class OnBroker:
 
 @dataclass
 class Evidence:
-    """A run: what was sent and asked, what is on the broker, and what the processes showed."""
+    """A run: what was requested, what is on the broker, and what the processes showed."""
 
     plan: Plan
     deployment: Deployment
@@ -69,20 +69,20 @@ class Evidence:
     masters: dict[str, bytes] = field(repr=False)
     confirmed: frozenset[str]
     sent: dict[str, list[SignedRequest]] = field(repr=False)
-    asked: list[Asked]
+    asked: list[OperatorRequest]
     tagged: dict[str, dict[str, str]]
     broker: OnBroker
     attacks: Attacks = field(default_factory=Attacks)
     rival: Tenant | None = None
     unsettled: list[str] = field(default_factory=list)
-    fallen: list[str] = field(default_factory=list)
+    unexpected_exits: list[str] = field(default_factory=list)
     statuses: list[str] = field(default_factory=list)
     misread: list[str] = field(default_factory=list)
     counts: dict[str, Any] = field(default_factory=dict)
 
 
 async def on_broker(deployment: Deployment) -> OnBroker:
-    """Read everything; the dead letters are gone from the broker then."""
+    """Read everything; this removes the dead letters from the broker."""
     found = OnBroker()
     async with open_wire(deployment) as wire:
         for queue in topology.queues():
@@ -106,7 +106,7 @@ async def _letters(channel: AbstractChannel, name: str) -> list[Letter]:
 
 
 async def _read_events(wire: Wire, deployment: Deployment, found: OnBroker) -> None:
-    """The stream from its beginning to a marker that is put to its end now."""
+    """Read the stream from its beginning to a marker that is published now."""
     verify = VerifyKey.from_bytes(deployment.event_key.public_bytes)
     marker, over = new_id().encode(), asyncio.Event()
 
@@ -130,7 +130,7 @@ async def _read_events(wire: Wire, deployment: Deployment, found: OnBroker) -> N
 
 
 def event_ids(event: dict[str, Any]) -> set[str]:
-    """The ids that an event is about."""
+    """The request ids in an event."""
     names = set(topology.REQUEST_ID_FIELDS.values())
     return {value for name, value in event.items() if name in names}
 
@@ -140,8 +140,8 @@ def honest(broker: OnBroker) -> list[dict[str, Any]]:
     return [event for event in broker.events if event.get("publisher") != RIVAL]
 
 
-def told(broker: OnBroker) -> dict[str, Counter[str]]:
-    """How often each type of event was told of each honest request; a refusal's with its code."""
+def events_by_request(broker: OnBroker) -> dict[str, Counter[str]]:
+    """The number of events by honest request and type; a rejection's type includes its code."""
     by_id: dict[str, Counter[str]] = {}
     for event in honest(broker):
         what = f"{event['type']} {event['code']}" if "code" in event else event["type"]

@@ -1,20 +1,19 @@
-"""A proxy before an S3 server that does harm to chosen requests, and counts what it did.
+"""A proxy in front of an S3 server that injects faults into chosen requests, and counts them.
 
-It reads each request whole before it decides, and each answer whole before it gives it on, so
-bodies are held in memory: it is for tests whose bodies are small. It never sends a request
-twice. Of each harm:
+It reads each request and each response completely before it passes them on, so it is for tests
+with small bodies. It never sends a request twice. The faults:
 
-| harm | the client sees | the server |
+| fault | the client gets | the server |
 | --- | --- | --- |
-| `500`, `503` | that answer, the latter with `Retry-After` | hears nothing |
-| `slow` | its answer so many seconds later | hears of it so many seconds later |
-| `reset` | a connection that breaks | hears nothing |
-| `request cut` | a connection that breaks | half a request |
-| `answer cut` | half an answer | does it |
-| `answer lost` | a connection that breaks once it is done | does it |
-| `late` | a connection that breaks | does it so many seconds later |
-| `404`, `404 page` | of what exists: S3's `NoSuchKey`, a proxy's HTML page | answers |
-| `date ahead`, `date behind` | its answer, with a `Date` hours ahead, or 30 s behind | does it |
+| `500`, `503` | this status, 503 with `Retry-After` | gets nothing |
+| `slow` | the response after a delay | gets the request after a delay |
+| `reset` | a broken connection | gets nothing |
+| `request cut` | a broken connection | gets half a request |
+| `answer cut` | half a response | performs the request |
+| `answer lost` | a broken connection instead of the response | performs the request |
+| `late` | a broken connection | performs the request after a delay |
+| `404`, `404 page` | S3's `NoSuchKey` or a proxy's HTML page for an existing key | responds |
+| `date ahead`, `date behind` | a `Date` hours ahead or 30 s behind | performs the request |
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from tools.chaos.http import Message, absence, head, redated, refusal, with_body, without
-from tools.chaos.schedule import UNTRUTHS
+from tools.chaos.schedule import FALSE_RESPONSES
 from tools.harness.loopback_server import loopback_server
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ def key_of(target: str) -> str:
 
 
 def kind_of(method: str, target: str, headers: dict[str, str]) -> str:
-    """What a request is for: a verb, and what it is about (`put object`, `read keyring` …)."""
+    """The kind of a request: verb and resource (`put object`, `read keyring` …)."""
     query, key = target.partition("?")[2], key_of(target)
     names = {part.partition("=")[0] for part in query.split("&")}
     if not key:
@@ -68,16 +67,16 @@ def _about(key: str) -> str:
     return "object"
 
 
-def untruth(harm: Action, request: Message, answer: Message) -> Message | None:
-    """What is said in place of an answer; None where the harm does not apply to it.
+def false_response(fault: Action, request: Message, answer: Message) -> Message | None:
+    """The false response in place of the real one; None if the fault does not apply.
 
-    Only of what exists is it said that it does not, and never to a HEAD, whose 404 says nothing.
+    Only existing keys are denied, and never for a HEAD, whose 404 carries no error code.
     """
-    if harm.to in {"date ahead", "date behind"}:
-        return redated(answer, harm.seconds)
+    if fault.to in {"date ahead", "date behind"}:
+        return redated(answer, fault.seconds)
     if request.first[0] != "GET" or answer.first[1] not in {"200", "206"}:
         return None
-    return absence(answer, page=harm.to == "404 page")
+    return absence(answer, page=fault.to == "404 page")
 
 
 @dataclass
@@ -88,10 +87,10 @@ class _Storm:
 
 
 @dataclass
-class Harming:
-    """Forwards to one server; `seen` counts requests by kind, `done` harms by name and kind.
+class FaultProxy:
+    """Forwards to one server; `seen` counts requests by kind, `done` faults by name and kind.
 
-    `denied` are the S3 keys that were last said not to exist, and when (monotonic).
+    `denied` has the S3 keys that were falsely reported missing, and when last (monotonic).
     """
 
     host: str
@@ -104,11 +103,11 @@ class Harming:
     _spared: set[str] = field(default_factory=set)
 
     def storm(self, action: Action) -> None:
-        """Let coming requests of a kind meet a harm, as the action says."""
+        """Inject a fault into further requests of a kind, as the action says."""
         self._storms.append(_Storm(action, left=action.times))
 
     def calm(self, confirmed: int | None = None) -> int:
-        """End the storms whose time is over by so many confirmed sendings, or all; how many."""
+        """End the storms that are over at this progress, or all; returns how many."""
         before = len(self._storms)
         self._storms = [
             storm
@@ -118,9 +117,9 @@ class Harming:
         return before - len(self._storms)
 
     def _next(self, kind: str) -> Action | None:
-        """The harm for the next request of a kind; never for two of them in a row.
+        """The fault for the next request of a kind; never for two in a row.
 
-        One that is done again at once would else meet one harm after the other, and be put off
+        Otherwise an immediate retry would fail again and again, and the message would be delayed
         for longer than a run takes: 1, 5, 30, 120, 600 seconds.
         """
         self.seen[kind] += 1
@@ -145,10 +144,10 @@ class Harming:
 
 
 class _Connection:
-    """One client's connection, and the one to the server that it is given."""
+    """A client's connection and its connection to the server."""
 
     def __init__(
-        self, proxy: Harming, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self, proxy: FaultProxy, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         self._proxy = proxy
         self._reader = reader
@@ -156,7 +155,7 @@ class _Connection:
         self._behind: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def serve(self) -> None:
-        """Requests one after the other, until either side has enough."""
+        """Handle requests one by one until either side closes."""
         try:
             with suppress(OSError, asyncio.IncompleteReadError):
                 while await self._one():
@@ -169,31 +168,31 @@ class _Connection:
         request = await self._request()
         method, target, _ = request.first
         kind = kind_of(method, target, request.headers)
-        harm = self._proxy._next(kind)
-        if harm is None:
+        fault = self._proxy._next(kind)
+        if fault is None:
             return await self._give(await self._ask(request))
-        if harm.to in UNTRUTHS:
-            return await self._tell_an_untruth(harm, kind, request)
-        self._proxy.done[harm.to, kind] += 1
-        return await self._harm(harm, request)
+        if fault.to in FALSE_RESPONSES:
+            return await self._send_false_response(fault, kind, request)
+        self._proxy.done[fault.to, kind] += 1
+        return await self._inject(fault, request)
 
-    async def _tell_an_untruth(self, harm: Action, kind: str, request: Message) -> bool:
-        """The server does it and answers; what it answers is changed where that makes sense."""
+    async def _send_false_response(self, fault: Action, kind: str, request: Message) -> bool:
+        """Forward the request, and replace the response by a false one where that applies."""
         answer = await self._ask(request)
-        changed = untruth(harm, request, answer)
+        changed = false_response(fault, request, answer)
         if changed is None:
             return await self._give(answer)
-        self._proxy.done[harm.to, kind] += 1
+        self._proxy.done[fault.to, kind] += 1
         if changed.first[1] == "404":
             self._proxy.denied[key_of(request.first[1])] = time.monotonic()
         return await self._give(changed)
 
-    async def _harm(self, harm: Action, request: Message) -> bool:
-        match harm.to:
+    async def _inject(self, fault: Action, request: Message) -> bool:
+        match fault.to:
             case "500" | "503":
-                return await self._give(refusal(harm.to, request.first[0]))
+                return await self._give(refusal(fault.to, request.first[0]))
             case "slow":
-                await asyncio.sleep(harm.seconds)
+                await asyncio.sleep(fault.seconds)
                 return await self._give(await self._ask(request))
             case "request cut":
                 _, writer = await self._server()
@@ -204,13 +203,13 @@ class _Connection:
                 half = answer.body[: len(answer.body) // 2]
                 self._writer.write(answer.head + half if half else answer.head[:20])
                 await self._writer.drain()
-                # An abort throws away what was not sent yet, and it is to be half an answer.
+                # An abort discards unsent bytes, and half the response must arrive.
                 self._writer.close()
             case "answer lost":
                 await self._ask(request)
             case "late":
                 self._writer.transport.abort()
-                await asyncio.sleep(harm.seconds)
+                await asyncio.sleep(fault.seconds)
                 await self._ask(request)
         return False
 
@@ -223,14 +222,14 @@ class _Connection:
 
     async def _ask(self, request: Message) -> Message:
         reader, writer = await self._server()
-        # It may refuse, and hang up, before it has read all of a body.
+        # The server may reject and close before it has read the whole body.
         with suppress(OSError):
             writer.write(request.raw)
             await writer.drain()
         answer = await head(reader)
         if request.first[0] == "HEAD" or int(answer.first[1]) in _BODILESS:
             return answer
-        return await with_body(reader, answer, to_its_end="content-length" not in answer.headers)
+        return await with_body(reader, answer, execute="content-length" not in answer.headers)
 
     async def _give(self, answer: Message) -> bool:
         self._writer.write(answer.raw)
@@ -249,10 +248,10 @@ class _Connection:
 
 
 @asynccontextmanager
-async def harming(url: str) -> AsyncIterator[Harming]:
-    """A proxy before the server at this address, without any harm at first."""
+async def run_fault_proxy(url: str) -> AsyncIterator[FaultProxy]:
+    """Run a proxy in front of the server at this URL, initially without faults."""
     at = urlsplit(url)
     assert at.hostname is not None
-    running = Harming(at.hostname, at.port or 80)
+    running = FaultProxy(at.hostname, at.port or 80)
     async with loopback_server(running._serve, limit_bytes=_LIMIT_BYTES) as running.url:
         yield running

@@ -1,4 +1,4 @@
-"""Customers who read through the gateway all the while: what is served must be what was sent."""
+"""Clients that read through the gateway during a run: it must serve the uploaded bytes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from urllib.parse import quote
 import aiohttp
 
 from keyturn.identifiers import keyring_s3_key, object_s3_key
-from tools.chaos.load import dice_of, plaintext
+from tools.chaos.load import plaintext, rng_for
 from tools.chaos.supervisor import KEYRING_CACHE_S
 
 if TYPE_CHECKING:
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
 _PAUSE_S = 0.02
 _READERS = 2
 _GONE_S = 0.5
-# After it is told that a rotation is accepted, the gateway may go by its cache (SPEC 9.1) for so
-# long, and the test's own hearing takes some time as well.
+# After a rotation is accepted the gateway may use its cache for this long (SPEC 9.1), plus the time
+# until the run itself receives the event.
 _CACHED_S = KEYRING_CACHE_S + 0.5
 _TIMEOUT = aiohttp.ClientTimeout(total=30)
 
 
 @dataclass
-class Reading:
-    """Reads of objects at random; `seen` counts answers, `wrong` says which must not be.
+class GatewayReaders:
+    """Reads random objects; `seen` counts responses, `wrong` describes the wrong ones.
 
-    `denied` tells which S3 keys the storage falsely said not to exist, and when last: until that
-    is forgotten the gateway may rightly say that there is no such object or project.
+    `denied` has the last time at which the storage falsely reported that an S3 key does not exist:
+    while that is cached the gateway may report that the object or project does not exist.
     """
 
     operator: Operator
@@ -50,28 +50,28 @@ class Reading:
         """Read until cancelled."""
         async with aiohttp.ClientSession(timeout=_TIMEOUT) as session, asyncio.TaskGroup() as both:
             for number in range(_READERS):
-                both.create_task(self._read_on(session, dice_of(self.seed, f"reader {number}")))
+                both.create_task(self._read_on(session, rng_for(self.seed, f"reader {number}")))
 
-    async def _read_on(self, session: aiohttp.ClientSession, dice: random.Random) -> None:
+    async def _read_on(self, session: aiohttp.ClientSession, rng: random.Random) -> None:
         while True:
             await asyncio.sleep(_PAUSE_S)
             if not self.stored:
                 continue
-            upload = dice.choice(self.stored)
+            upload = rng.choice(self.stored)
             keys = self.operator.tenants[upload.project].api_keys
             accepted = self.operator.accepted[upload.project]
-            # An earlier key now and then, else the last one that is known to be accepted.
-            old = len(accepted) > 1 and dice.random() < 0.2
-            generation = dice.randint(1, len(accepted) - 1) if old else len(accepted)
+            # Sometimes an earlier key, else the last one that is known to be accepted.
+            old = len(accepted) > 1 and rng.random() < 0.2
+            generation = rng.randint(1, len(accepted) - 1) if old else len(accepted)
             began = time.monotonic()
             dead = old and began - accepted[generation] > _CACHED_S
             known = not old and began - accepted[-1] > _CACHED_S
             status, body = await self._get(session, upload, keys[generation - 1])
-            # Turned meanwhile, or being turned: then either answer may be right.
+            # Rotated meanwhile, or being rotated: then either response may be correct.
             current = known and generation == len(keys)
             current &= not self._was_denied(keyring_s3_key(upload.project), began)
             here = not self._was_denied(object_s3_key(upload.project, upload.key), began)
-            self._judge(upload, status, body, dead=dead, current=current, here=here)
+            self._check_response(upload, status, body, dead=dead, current=current, here=here)
             if not status:
                 await asyncio.sleep(_GONE_S)
 
@@ -82,7 +82,7 @@ class Reading:
     async def _get(
         self, session: aiohttp.ClientSession, upload: Upload, api_key: str
     ) -> tuple[int, bytes]:
-        """Status and body; 0 where the connection was refused or broke."""
+        """Status and body; the status is 0 if the connection failed."""
         url = f"{self.url}/v1/projects/{upload.project}/objects/{quote(upload.key)}"
         headers = {"Authorization": f"Bearer {api_key}"}
         try:
@@ -91,20 +91,20 @@ class Reading:
         except (aiohttp.ClientError, TimeoutError):
             return 0, b""
 
-    def _judge(
+    def _check_response(
         self, upload: Upload, status: int, body: bytes, *, dead: bool, current: bool, here: bool
     ) -> None:
-        """Note an answer: `dead` is a key that opens nothing any more, `current` surely does.
+        """Record a response: `dead` is a revoked key, `current` surely is a valid one.
 
-        `here` is an object of which the storage did not say meanwhile that it does not exist.
+        `here` is an object that the storage did not falsely report as missing meanwhile.
         """
         self.seen[f"{status or 'broken'}{' to an old key' if dead else ''}"] += 1
         where = f"{upload.project}/{upload.key} (upload {upload.upload_id})"
         if status == 200 and body != plaintext(self.seed, upload):
-            self.wrong.append(f"{where}: served other bytes than were sent")
+            self.wrong.append(f"{where}: served bytes other than the uploaded ones")
         if status == 200 and dead:
             self.wrong.append(f"{where}: served to a key that was rotated out")
         if status == 401 and current:
-            self.wrong.append(f"{where}: the current key was turned away")
+            self.wrong.append(f"{where}: the current key was rejected")
         if status not in {0, 200, 401, 503} and (here or status != 404):
             self.wrong.append(f"{where}: answered {status}")

@@ -1,4 +1,4 @@
-"""HTTP/1.1 messages as they come, whole and byte for byte, for a proxy that changes none."""
+"""Reads whole HTTP/1.1 messages byte for byte, for a proxy that passes them on unchanged."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SAYS = {"500": "InternalError", "503": "SlowDown"}
 
 @dataclass(frozen=True)
 class Message:
-    """A request or an answer: its head as it came, its body."""
+    """A request or a response: its raw head, and its body."""
 
     first: tuple[str, str, str]
     headers: dict[str, str]
@@ -42,23 +42,23 @@ async def head(reader: asyncio.StreamReader) -> Message:
 
 
 def without(message: Message, header: str) -> Message:
-    """The message without a header."""
+    """The message without this header."""
     lines = message.head.split(b"\r\n")
     kept = [line for line in lines if not line.lower().startswith(f"{header}:".encode())]
     return Message(message.first, message.headers, b"\r\n".join(kept))
 
 
 async def with_body(
-    reader: asyncio.StreamReader, message: Message, *, to_its_end: bool = False
+    reader: asyncio.StreamReader, message: Message, *, execute: bool = False
 ) -> Message:
-    """The message with its body, framed as it came."""
+    """The message with its body, in its original framing."""
     headers = message.headers
     if headers.get("transfer-encoding", "").lower() == "chunked":
         body = await _chunks(reader)
     elif "content-length" in headers:
         body = await reader.readexactly(int(headers["content-length"]))
     else:
-        body = await reader.read() if to_its_end else b""
+        body = await reader.read() if execute else b""
     return Message(message.first, headers, message.head, body)
 
 
@@ -73,7 +73,7 @@ async def _chunks(reader: asyncio.StreamReader) -> bytes:
 
 
 def refusal(status: str, method: str) -> Message:
-    """An answer that refuses, as an S3 server in trouble gives it."""
+    """An error response of an overloaded S3 server."""
     code = _SAYS[status]
     body = f"<?xml version='1.0'?><Error><Code>{code}</Code></Error>".encode()
     sent = b"" if method == "HEAD" else body
@@ -93,7 +93,7 @@ _PAGE = b"<html><head><title>404 Not Found</title></head><body>Not Found</body><
 
 
 def absence(answer: Message, *, page: bool) -> Message:
-    """In the place of an answer: 404, as S3 gives it or as a proxy's HTML page."""
+    """A 404 in place of a response: S3's, or a proxy's HTML page."""
     body, kind = (_PAGE, "text/html") if page else (_NO_SUCH_KEY, "application/xml")
     lines = (
         "HTTP/1.1 404 Not Found",
@@ -107,7 +107,7 @@ def absence(answer: Message, *, page: bool) -> Message:
 
 
 def redated(answer: Message, seconds: float) -> Message | None:
-    """The answer with a `Date` so many seconds later; None where it has no `Date`."""
+    """The response with its `Date` shifted by `seconds`; None if it has no `Date`."""
     if "date" not in answer.headers:
         return None
     moved = parsedate_to_datetime(answer.headers["date"]) + timedelta(seconds=seconds)

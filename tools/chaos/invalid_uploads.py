@@ -1,4 +1,4 @@
-"""Upload requests that must be refused, each for one reason (SPEC 6.3, 12)."""
+"""Upload requests that must be rejected, each for one reason (SPEC 6.3, 12)."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _TOO_LARGE_BYTES = 6 * 1024**3
 _TOO_OLD = timedelta(days=8)
 
 
-def flawed(deployment: Deployment, seed: int, upload: Upload) -> SignedRequest:
-    """The request of an upload with a flaw, signed, ready to be sent."""
+def invalid_request(deployment: Deployment, seed: int, upload: Upload) -> SignedRequest:
+    """The signed request of an upload with a flaw."""
     body = _body(deployment, seed, upload)
     headers = rq.headers(body, deployment.publisher_key)
     if upload.flaw == "forged":

@@ -1,6 +1,6 @@
-"""The publisher of a run: the product's own client, which repeats until the broker confirms.
+"""The publisher of a run: the product's client, with retries until the broker confirms.
 
-And what it hears: every event that the deployment signed, by the id of its request.
+It also collects every event that the deployment signed, by request id.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from keyturn.errors import StorageUnavailableError
 from keyturn.messages import request_id
 from keyturn.publisher import Publisher, PublisherError
 from keyturn.settings import NamedIntakeKey, PublisherSettings, S3Settings
-from tools.chaos.invalid_uploads import flawed
-from tools.chaos.load import UNTOLD, plaintext
+from tools.chaos.invalid_uploads import invalid_request
+from tools.chaos.load import FLAWS_WITHOUT_EVENT, plaintext
 from tools.chaos.schedule import RIVAL
 
 if TYPE_CHECKING:
@@ -37,19 +37,19 @@ _LARGEST_WINDOW = 160
 _T = TypeVar("_T")
 
 
-class Keeping(Publisher):
-    """The product's client, which also keeps what it sent, to be sent again and searched for."""
+class RecordingPublisher(Publisher):
+    """The product's client, which records its messages, to repeat them and to search for them."""
 
     sent: dict[str, list[SignedRequest]]
 
     async def _send(self, signed: SignedRequest) -> None:
-        # Before it is sent: an outcome that stays unknown may still be on the broker's disk.
+        # Recorded before publishing: a message with unknown outcome may be on the broker's disk.
         self.__dict__.setdefault("sent", {}).setdefault(signed.request_id, []).append(signed)
         await super()._send(signed)
 
 
 def publisher_settings(deployment: Deployment, amqp_url: str) -> PublisherSettings:
-    """What the publisher `api` of the deployment reads, with this way to the broker."""
+    """The settings of the deployment's publisher `api`, with this broker URL."""
     return PublisherSettings(
         deployment=deployment.name,
         amqp_url=amqp_url,
@@ -61,7 +61,7 @@ def publisher_settings(deployment: Deployment, amqp_url: str) -> PublisherSettin
 
 
 def staging_settings(deployment: Deployment, endpoint_url: str) -> S3Settings:
-    """Where the publisher stages, with this way to the storage."""
+    """The staging settings of the publisher, with this storage URL."""
     return S3Settings.model_validate(
         {
             "s3_endpoint_url": endpoint_url,
@@ -74,41 +74,41 @@ def staging_settings(deployment: Deployment, endpoint_url: str) -> S3Settings:
 
 
 @dataclass
-class Hearing:
-    """Every signed event so far but the hostile publisher's, by the id of its request."""
+class EventLog:
+    """Every signed event so far by request id, except the hostile publisher's."""
 
-    told: dict[str, list[Event]] = field(default_factory=dict)
+    events: dict[str, list[Event]] = field(default_factory=dict)
     _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     async def listen(self, publisher: Publisher, heard: Callable[[str], None]) -> None:
-        """Take events for ever; `heard` is called with the id of each."""
+        """Collect events forever; `heard` is called with the request id of each."""
         async with aclosing(publisher.events()) as events:
             async for event in events:
                 if event.publisher == RIVAL:
-                    continue  # it signs under others' ids: no answer to them (SPEC 6.7)
+                    continue  # it uses others' ids, but these events are not theirs (SPEC 6.7)
                 async with self._changed:
-                    self.told.setdefault(request_id(event), []).append(event)
+                    self.events.setdefault(request_id(event), []).append(event)
                     self._changed.notify_all()
                 heard(request_id(event))
 
-    async def event(self, wanted_id: str, *types: str) -> Event:
-        """The first event of a request that is of one of these types, or any; waits for it."""
+    async def event(self, of_request: str, *types: str) -> Event:
+        """Wait for the first event of a request, of any type or one of these types."""
         async with self._changed:
             while True:
-                for event in self.told.get(wanted_id, ()):
+                for event in self.events.get(of_request, ()):
                     if not types or event.type in types:
                         return event
                 await self._changed.wait()
 
 
 @dataclass
-class Sending:
-    """Sends the load in its order; `confirmed` counts sendings, which is a run's progress."""
+class LoadSender:
+    """Publishes the load in its order; `confirmed` counts publishes, the progress of the run."""
 
     plan: Plan
     deployment: Deployment
-    publisher: Keeping
-    hearing: Hearing
+    publisher: RecordingPublisher
+    event_log: EventLog
     enrolled: dict[str, asyncio.Event]
     confirmed: int = 0
     confirmed_ids: set[str] = field(default_factory=set)
@@ -119,22 +119,22 @@ class Sending:
     _first: dict[int, asyncio.Event] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        # So many may be confirmed and not told: sending keeps pace with what is done to it.
+        # Limits the uploads that are confirmed but not reported, so that faults keep pace.
         self._window = asyncio.Semaphore(max(_SENDERS, min(self.plan.count // 15, _LARGEST_WINDOW)))
 
     def heard(self, upload_id: str) -> None:
-        """An event was told: there is room for one more upload."""
+        """An event arrived: one more upload may be published."""
         if upload_id in self._awaited:
             self._awaited.discard(upload_id)
             self._window.release()
 
     async def reached(self, confirmed: int) -> None:
-        """Wait until so many sendings are confirmed."""
+        """Wait until this many publishes are confirmed."""
         async with self._moved:
             await self._moved.wait_for(lambda: self.confirmed >= confirmed)
 
     async def send_all(self) -> None:
-        """Send everything, a few at a time."""
+        """Publish the whole load, a few uploads at a time."""
         waiting = iter(self.plan.load.order)
 
         async def sender() -> None:
@@ -146,7 +146,7 @@ class Sending:
                 group.create_task(sender())
 
     async def until_confirmed(self, send: Callable[[], Awaitable[_T]]) -> _T:
-        """Send, and again with the same id where the outcome is unknown or staging failed."""
+        """Send, and repeat with the same id if the outcome is unknown or staging failed."""
         while True:
             try:
                 return await send()
@@ -159,14 +159,14 @@ class Sending:
         again = self._first.get(upload.number)
         if again is None:
             first = self._first[upload.number] = asyncio.Event()
-            if upload.flaw not in UNTOLD:
+            if upload.flaw not in FLAWS_WITHOUT_EVENT:
                 self._awaited.add(upload.upload_id)
             await self.until_confirmed(lambda: self._once(upload))
             first.set()
         else:
             await again.wait()
             await self.until_confirmed(lambda: self._again(upload))
-        if again is not None or upload.flaw in UNTOLD:
+        if again is not None or upload.flaw in FLAWS_WITHOUT_EVENT:
             self._window.release()
         async with self._moved:
             self.confirmed += 1
@@ -175,7 +175,7 @@ class Sending:
 
     async def _once(self, upload: Upload) -> None:
         if upload.flaw is not None:
-            await self.publisher._send(flawed(self.deployment, self.plan.seed, upload))
+            await self.publisher._send(invalid_request(self.deployment, self.plan.seed, upload))
             return
         if upload.project in self.enrolled:
             await self.enrolled[upload.project].wait()
@@ -189,7 +189,7 @@ class Sending:
         )
 
     async def _again(self, upload: Upload) -> None:
-        """A second sending: a staged one as it was, since its body was sealed for it alone."""
+        """A second publish; a staged request unchanged, since its body is sealed for it alone."""
         if upload.staged:
             await self.publisher._send(self.publisher.sent[upload.upload_id][-1])
         else:

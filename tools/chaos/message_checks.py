@@ -1,4 +1,4 @@
-"""Checks of messages: each request ended once and as it must, each end was told (SPEC 6.2, 6.7)."""
+"""Checks of messages: each request has its expected outcome and event (SPEC 6.2, 6.7)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from keyturn import topology
 from tools.chaos.attackers import digest
-from tools.chaos.evidence import event_ids, honest, told
-from tools.chaos.load import STORED, UNTOLD
+from tools.chaos.evidence import event_ids, events_by_request, honest
+from tools.chaos.load import FLAWS_WITHOUT_EVENT, STORED
 
 if TYPE_CHECKING:
     from tools.chaos.evidence import Evidence, Letter
@@ -23,16 +23,16 @@ def _named(upload: Upload) -> str:
 def _letters(evidence: Evidence) -> dict[str, set[str]]:
     by_id: dict[str, set[str]] = defaultdict(set)
     for letter in evidence.broker.letters:
-        if attackers_letter(evidence, letter):
+        if is_attack_letter(evidence, letter):
             continue
         by_id[letter.request_id].add(letter.code)
     return by_id
 
 
-def attackers_letter(evidence: Evidence, letter: Letter) -> bool:
-    """Whether this is what an attack left, and lies where that may lie."""
+def is_attack_letter(evidence: Evidence, letter: Letter) -> bool:
+    """Whether an attack left this dead letter in a queue where it is expected."""
     forged = evidence.attacks.forged.get(letter.digest, ())
-    if any(one.lies_in == letter.queue for one in forged):
+    if any(one.dead_queue == letter.queue for one in forged):
         return True
     own = {digest(signed.body): signed.type for signed in evidence.attacks.signed}
     if letter.digest not in own:
@@ -43,14 +43,14 @@ def attackers_letter(evidence: Evidence, letter: Letter) -> bool:
 
 
 def stored_ids(evidence: Evidence) -> set[str]:
-    """The uploads that were told as stored."""
+    """The uploads that were reported as stored."""
     return {
         event["upload_id"] for event in honest(evidence.broker) if event["type"] == "upload.stored"
     }
 
 
 def ends(evidence: Evidence) -> list[str]:
-    """Each confirmed request is done, or a dead letter with a code that it may have."""
+    """Each confirmed request is completed, or a dead letter with an expected code."""
     letters, stored, found = _letters(evidence), stored_ids(evidence), list[str]()
     pairs: dict[int, list[str]] = defaultdict(list)
     for upload in evidence.plan.load.uploads:
@@ -66,53 +66,57 @@ def ends(evidence: Evidence) -> list[str]:
         if upload.pair is not None:
             pairs[upload.pair] += sorted(ended)
     found += [
-        f"pair {pair}: ended as {both}, not once stored and once refused"
+        f"pair {pair}: ended as {both}, not once stored and once rejected"
         for pair, both in pairs.items()
         if sorted(both) != ["already_exists", STORED]
     ]
-    return found + _strange_letters(evidence)
+    return found + _unexpected_letters(evidence)
 
 
-def _strange_letters(evidence: Evidence) -> list[str]:
+def _unexpected_letters(evidence: Evidence) -> list[str]:
     ours = {upload.upload_id for upload in evidence.plan.load.uploads}
     return [
-        f"a dead letter of nobody's: {letter}"
+        f"unexpected dead letter: {letter}"
         for letter in evidence.broker.letters
-        if not attackers_letter(evidence, letter)
-        and (letter.request_id not in ours or letter.queue != _lies_in(letter))
+        if not is_attack_letter(evidence, letter)
+        and (letter.request_id not in ours or letter.queue != _expected_queue(letter))
     ]
 
 
-def _lies_in(letter: Letter) -> str:
+def _expected_queue(letter: Letter) -> str:
     if letter.code == "bad_signature":
         return topology.UNSIGNED_DEAD_QUEUE
     return topology.dead_letter_name(topology.UPLOAD_QUEUE)
 
 
 def events(evidence: Evidence) -> list[str]:
-    """Every end was told at least once, truly, under the deployment's signature; nothing else."""
-    letters, by_id, found = _letters(evidence), told(evidence.broker), list[str]()
+    """Each outcome has at least one correct, signed event, and there are no other events."""
+    letters, by_id, found = _letters(evidence), events_by_request(evidence.broker), list[str]()
     for upload in evidence.plan.load.uploads:
-        if upload.flaw in UNTOLD:
+        if upload.flaw in FLAWS_WITHOUT_EVENT:
             continue
-        wanted = {f"upload.rejected {code}" for code in letters.get(upload.upload_id, ())}
-        heard = set(by_id.get(upload.upload_id, ()))
-        if not wanted <= heard or heard - wanted - {"upload.stored"} or not heard:
-            found.append(f"{_named(upload)}: told {sorted(heard)}, it ended as {sorted(wanted)}")
+        expected = {f"upload.rejected {code}" for code in letters.get(upload.upload_id, ())}
+        published = set(by_id.get(upload.upload_id, ()))
+        if not expected <= published or published - expected - {"upload.stored"} or not published:
+            found.append(
+                f"{_named(upload)}: events {sorted(published)}, expected {sorted(expected)}"
+            )
     for asked in evidence.asked:
-        if asked.must_be_told not in by_id.get(asked.request_id, ()):
-            heard = set(by_id.get(asked.request_id, ()))
-            found.append(f"{asked.request_id} of {asked.project}: {heard}, no {asked.must_be_told}")
+        if asked.expected_event not in by_id.get(asked.request_id, ()):
+            published = set(by_id.get(asked.request_id, ()))
+            found.append(
+                f"{asked.request_id} of {asked.project}: {published}, no {asked.expected_event}"
+            )
     unsigned = set(evidence.broker.unverified) - evidence.attacks.false_events
     found += [f"an event without a signature that verifies: {one}" for one in sorted(unsigned)]
-    return found + _untrue(evidence) + _strange_events(evidence)
+    return found + _wrong_events(evidence) + _unexpected_events(evidence)
 
 
-def _untrue(evidence: Evidence) -> list[str]:
-    """Events of stored uploads that tell another object than was sent."""
+def _wrong_events(evidence: Evidence) -> list[str]:
+    """Events of stored uploads that do not match the upload."""
     uploads = {upload.upload_id: upload for upload in evidence.plan.load.uploads}
     return [
-        f"told untruly: {event}"
+        f"wrong event: {event}"
         for event in honest(evidence.broker)
         if event["type"] == "upload.stored"
         and (upload := uploads.get(event["upload_id"])) is not None
@@ -121,19 +125,23 @@ def _untrue(evidence: Evidence) -> list[str]:
     ]
 
 
-def _strange_events(evidence: Evidence) -> list[str]:
-    ours = {upload.upload_id for upload in evidence.plan.load.uploads if upload.flaw not in UNTOLD}
+def _unexpected_events(evidence: Evidence) -> list[str]:
+    ours = {
+        upload.upload_id
+        for upload in evidence.plan.load.uploads
+        if upload.flaw not in FLAWS_WITHOUT_EVENT
+    }
     ours |= {asked.request_id for asked in evidence.asked}
     return [
-        f"an event of nobody's: {event}"
+        f"unexpected event: {event}"
         for event in honest(evidence.broker)
-        # A sweep of all starts one of each project, under its own id.
+        # A fleet sweep starts one sweep per project, with its own id.
         if not event_ids(event) & ours
     ]
 
 
 def queues(evidence: Evidence) -> list[str]:
-    """Nothing waits anywhere, but for dead letters, which have checks of their own."""
+    """All queues are empty, except for dead letters, which have their own checks."""
     return [
         f"{depth} messages are left in {name}"
         for name, depth in evidence.broker.depths.items()

@@ -1,7 +1,7 @@
-"""What an operator does in a run: enrols, rotates, deletes, turns the master key, sweeps again.
+"""The operator of a run: enrolls, rotates, deletes, rotates the master key, and sweeps.
 
-Each request is repeated until it is confirmed, and waited for until its end is told. A sweep
-that ends unclean, because too much failed under it, is asked for once more when all is calm.
+Each request is repeated until it is confirmed, and its outcome is awaited. A sweep that did not
+complete cleanly, because of the faults, is repeated after the last fault.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from keyturn.messages import Event
     from tools.chaos.load import Upload
-    from tools.chaos.load_sender import Hearing, Keeping, Sending
-    from tools.chaos.supervisor import Crew
+    from tools.chaos.load_sender import EventLog, LoadSender, RecordingPublisher
+    from tools.chaos.supervisor import Supervisor
     from tools.harness.tenants import Tenant
 
 NEW_MASTER = "m2"
@@ -34,38 +34,38 @@ _TRIES = 4
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A request of the operator's, and an event that must have been told of it."""
+class OperatorRequest:
+    """A request of the operator, and the event that must follow it."""
 
     request_id: str
-    must_be_told: str
+    expected_event: str
     project: str
 
 
 @dataclass
 class Operator:
-    """Asks for everything that is no upload.
+    """Publishes all requests other than uploads.
 
-    `accepted` tells when (by the monotonic clock) a project's n-th key was first known to be
-    accepted; `tagged` are the S3 keys of objects that carry tags.
+    `accepted` has the monotonic times at which each key of a project was known to be accepted;
+    `tagged` are the tags by S3 key.
     """
 
-    crew: Crew
-    sending: Sending
-    hearing: Hearing
+    supervisor: Supervisor
+    sender: LoadSender
+    event_log: EventLog
     tenants: dict[str, Tenant]
-    asked: list[Asked] = field(default_factory=list)
+    asked: list[OperatorRequest] = field(default_factory=list)
     accepted: dict[str, list[float]] = field(default_factory=dict)
     tagged: dict[str, dict[str, str]] = field(default_factory=dict)
     unclean: list[str] = field(default_factory=list)
-    _turning: dict[str, asyncio.Lock] = field(default_factory=dict)
+    _rotation_locks: dict[str, asyncio.Lock] = field(default_factory=dict)
 
     @property
-    def _publisher(self) -> Keeping:
-        return self.sending.publisher
+    def _publisher(self) -> RecordingPublisher:
+        return self.sender.publisher
 
-    async def enrol(self, project: str) -> None:
-        """Give a project its keyring; uploads to it may then be sent."""
+    async def enroll(self, project: str) -> None:
+        """Enroll a project; its uploads may be published afterwards."""
         tenant, request_id = self.tenants[project], rq.new_id()
         await self._ask(
             request_id,
@@ -76,14 +76,14 @@ class Operator:
             "project.enrolled",
         )
         self.accepted[project] = [time.monotonic()]
-        if project in self.sending.enrolled:
-            self.sending.enrolled[project].set()
+        if project in self.sender.enrolled:
+            self.sender.enrolled[project].set()
 
     async def rotate(self, project: str) -> None:
-        """Turn a project's key, once an earlier rotation of it is accepted."""
-        async with self._turning.setdefault(project, asyncio.Lock()):
-            if project in self.sending.enrolled:
-                await self.sending.enrolled[project].wait()
+        """Rotate a project's key, once its earlier rotation is accepted."""
+        async with self._rotation_locks.setdefault(project, asyncio.Lock()):
+            if project in self.sender.enrolled:
+                await self.sender.enrolled[project].wait()
             tenant, rotation_id = self.tenants[project], rq.new_id()
             if len(tenant.api_keys) == 1:
                 await self._tag_some(tenant)
@@ -101,18 +101,18 @@ class Operator:
                 "rotation.accepted",
             )
             self.accepted[project].append(time.monotonic())
-        self.asked.append(Asked(rotation_id, "rotation.completed", project))
+        self.asked.append(OperatorRequest(rotation_id, "rotation.completed", project))
         await self._end(rotation_id, project, "rotation.completed")
 
-    async def turn_master(self, masters: dict[str, bytes]) -> None:
-        """Deploy the new master key as the active one, then sweep everything under it."""
-        await self.crew.deploy(
+    async def rotate_master_key(self, masters: dict[str, bytes]) -> None:
+        """Deploy the new master key as the active one, then sweep all projects."""
+        await self.supervisor.deploy(
             MASTER_KEYS=master_keys_setting(masters), ACTIVE_MASTER_KEY=NEW_MASTER
         )
         await self.sweep(ALL_PROJECTS, master_key=NEW_MASTER)
 
     async def sweep(self, project: str, *, master_key: str | None = None) -> None:
-        """Sweep a project, or all, to the end."""
+        """Sweep a project, or all, and wait for the completion."""
         sweep_id = rq.new_id()
         await self._ask(
             sweep_id,
@@ -122,10 +122,10 @@ class Operator:
         )
 
     async def delete(self, upload_id: str) -> None:
-        """Delete the object of an upload, once it stands."""
-        uploads = self.sending.plan.load.uploads
+        """Delete the object of an upload, once it is stored."""
+        uploads = self.sender.plan.load.uploads
         upload = next(upload for upload in uploads if upload.upload_id == upload_id)
-        await self.hearing.event(upload.upload_id, "upload.stored")
+        await self.event_log.event(upload.upload_id, "upload.stored")
         request_id = rq.new_id()
         await self._ask(
             request_id,
@@ -135,10 +135,10 @@ class Operator:
         )
 
     async def sweep_again(self) -> None:
-        """Sweep what the last sweep left unclean; call it once no more harm is done.
+        """Repeat the sweeps that did not complete cleanly; call it after the last fault.
 
         Raises:
-            RuntimeError: it stays unclean.
+            RuntimeError: they still do not complete cleanly.
         """
         for _ in range(_TRIES):
             if not self.unclean:
@@ -151,24 +151,28 @@ class Operator:
             raise RuntimeError(f"sweeps stay unclean: {self.unclean}")
 
     async def _ask(
-        self, request_id: str, project: str, send: Callable[[], Awaitable[object]], told: str
+        self,
+        request_id: str,
+        project: str,
+        send: Callable[[], Awaitable[object]],
+        expected_event: str,
     ) -> None:
-        self.asked.append(Asked(request_id, told, project))
-        await self.sending.until_confirmed(send)
-        await self._end(request_id, project, told)
+        self.asked.append(OperatorRequest(request_id, expected_event, project))
+        await self.sender.until_confirmed(send)
+        await self._end(request_id, project, expected_event)
 
-    async def _end(self, request_id: str, project: str, told: str) -> Event:
+    async def _end(self, request_id: str, project: str, expected_event: str) -> Event:
         refusals = ("enroll.rejected", "rotation.rejected", "sweep.rejected", "delete.rejected")
-        event = await self.hearing.event(request_id, told, *refusals)
+        event = await self.event_log.event(request_id, expected_event, *refusals)
         if isinstance(event, CountedEvent) and not event.clean:
             self.unclean.append(project)
         return event
 
     async def _tag_some(self, tenant: Tenant) -> None:
-        """Tag objects that are stored and told, before any copy: sweeps must keep the tags."""
+        """Tag objects that are reported as stored, before any copy: sweeps must keep the tags."""
         stored = [
             object_s3_key(upload.project, upload.key)
-            for upload in self.sending.plan.load.uploads
+            for upload in self.sender.plan.load.uploads
             if upload.project == tenant.project and upload.is_plain and self._is_stored(upload)
         ][:_TAGGED]
         for s3_key in stored:
@@ -181,8 +185,8 @@ class Operator:
             self.tagged[s3_key] = _TAGS
 
     def _is_stored(self, upload: Upload) -> bool:
-        told = self.hearing.told.get(upload.upload_id, ())
-        return any(event.type == "upload.stored" for event in told)
+        events = self.event_log.events.get(upload.upload_id, ())
+        return any(event.type == "upload.stored" for event in events)
 
 
 def new_masters(first: bytes) -> dict[str, bytes]:

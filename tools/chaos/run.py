@@ -1,4 +1,4 @@
-"""One run: everything started, the load sent, the harm done on schedule, the evidence taken."""
+"""One run: starts everything, sends the load, injects faults on schedule, collects evidence."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from tools.chaos.attackers import Attackers, publishers_with_rival
 from tools.chaos.broker import Broker
 from tools.chaos.bucket_checks import leftovers
 from tools.chaos.evidence import Evidence, OnBroker, on_broker
-from tools.chaos.fault_proxy import Harming, harming
-from tools.chaos.gateway_readers import Reading
-from tools.chaos.load import LATE_PROJECT, PROJECTS, UNTOLD
+from tools.chaos.fault_proxy import FaultProxy, run_fault_proxy
+from tools.chaos.gateway_readers import GatewayReaders
+from tools.chaos.load import FLAWS_WITHOUT_EVENT, LATE_PROJECT, PROJECTS
 from tools.chaos.load_sender import (
     PUBLISH_TIMEOUT_S,
-    Hearing,
-    Keeping,
-    Sending,
+    EventLog,
+    LoadSender,
+    RecordingPublisher,
     publisher_settings,
     staging_settings,
 )
 from tools.chaos.operator import Operator, new_masters
 from tools.chaos.schedule import GATEWAY, PUBLISHER, RIVAL
-from tools.chaos.supervisor import Crew, crew
+from tools.chaos.supervisor import Supervisor, run_supervisor
 from tools.harness.deployment import Deployment
 from tools.harness.sweep_scenario import master_keys_setting, wait_until_drained
 from tools.harness.tenants import Tenant
@@ -48,34 +48,34 @@ _EMPTY_S = 120
 
 @dataclass
 class Run:
-    """A run under way."""
+    """A run in progress."""
 
     plan: Plan
     deployment: Deployment
     folder: Path
     broker: Broker
-    storage: Harming
-    crew: Crew
+    storage: FaultProxy
+    supervisor: Supervisor
     print: Callable[[str], None]
     tenants: dict[str, Tenant] = field(default_factory=dict)
     masters: dict[str, bytes] = field(default_factory=dict)
     unsettled: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     _asking: list[asyncio.Task[None]] = field(default_factory=list)
-    _away: asyncio.Task[None] | None = None
+    _broker_outage: asyncio.Task[None] | None = None
     _began: float = field(default_factory=time.monotonic)
 
     @property
     def elapsed_s(self) -> float:
-        """Since the beginning, to a tenth of a second."""
+        """Seconds since the start, with one decimal."""
         return round(time.monotonic() - self._began, 1)
 
     def say(self, what: str) -> None:
-        """Tell what is going on, and since when."""
+        """Print the progress with the elapsed time."""
         self.print(f"{self.elapsed_s:>6} s  {what}")
 
-    async def to_its_end(self, timeout_s: float) -> Evidence:
-        """Everything; where it does not settle in time, what did not is told in the evidence."""
+    async def execute(self, timeout_s: float) -> Evidence:
+        """The whole run; what did not complete in time is named in the evidence."""
         self.masters = new_masters(self.deployment.master_key)
         every = (*PROJECTS, LATE_PROJECT)
         self.tenants = {
@@ -85,88 +85,90 @@ class Run:
         self.say("starting the processes")
         rival_key = SigningKey.from_seed(os.urandom(32))
         publishers = publishers_with_rival(self.deployment, rival_key)
-        await self.crew.hire(self.storage.url, master_keys_setting(self.masters), publishers)
+        await self.supervisor.start_all(
+            self.storage.url, master_keys_setting(self.masters), publishers
+        )
         await asyncio.to_thread(self.broker.wait_until_it_survives)
-        way = self.crew.url_of(self.crew.posts[PUBLISHER].way)
-        async with Keeping.open(
-            publisher_settings(self.deployment, way),
+        broker_proxy = self.supervisor.url_of(self.supervisor.processes[PUBLISHER].broker_proxy)
+        async with RecordingPublisher.open(
+            publisher_settings(self.deployment, broker_proxy),
             s3=staging_settings(self.deployment, self.storage.url),
             publish_timeout_s=PUBLISH_TIMEOUT_S,
         ) as publisher:
-            hearing = Hearing()
+            event_log = EventLog()
             late = {LATE_PROJECT: asyncio.Event()}
-            sending = Sending(self.plan, self.deployment, publisher, hearing, late)
+            sender = LoadSender(self.plan, self.deployment, publisher, event_log, late)
             rival = Tenant(self.deployment, RIVAL, [new_api_key()], dict(self.masters))
             everybody = {**self.tenants, RIVAL: rival}
-            operator = Operator(self.crew, sending, hearing, everybody)
+            operator = Operator(self.supervisor, sender, event_log, everybody)
             attackers = Attackers(
                 self.deployment,
                 rival_key,
                 self.plan.seed,
                 publisher,
-                hearing,
+                event_log,
                 {upload.upload_id: upload for upload in self.plan.load.uploads},
             )
-            url = f"http://127.0.0.1:{self.crew.posts[GATEWAY].port}"
-            reading = Reading(operator, url, self.plan.seed, denied=self.storage.denied)
-            async with _meanwhile(
-                hearing.listen(publisher, sending.heard),
-                reading.keep_reading(),
-                self._keep_stored(reading, hearing),
-                self.crew.keep_scraping(),
+            url = f"http://127.0.0.1:{self.supervisor.processes[GATEWAY].port}"
+            readers = GatewayReaders(operator, url, self.plan.seed, denied=self.storage.denied)
+            async with _in_background(
+                event_log.listen(publisher, sender.heard),
+                readers.keep_reading(),
+                self._keep_stored(readers, event_log),
+                self.supervisor.keep_scraping(),
             ):
                 try:
                     async with asyncio.timeout(timeout_s):
-                        await self._all(sending, operator, hearing, attackers)
+                        await self._all(sender, operator, event_log, attackers)
                 except TimeoutError:
-                    self.say(f"not settled after {timeout_s:g} s")
-                    self.unsettled += self._open_ends(sending, operator, hearing)
+                    self.say(f"not completed after {timeout_s:g} s")
+                    self.unsettled += self._unfinished(sender, operator, event_log)
                 for task in self._asking:
                     task.cancel()
                 attackers.stop()
                 await asyncio.gather(*self._asking, return_exceptions=True)
-        return await self._evidence(sending, operator, reading, attackers, rival)
+        return await self._evidence(sender, operator, readers, attackers, rival)
 
     async def _all(
-        self, sending: Sending, operator: Operator, hearing: Hearing, attackers: Attackers
+        self, sender: LoadSender, operator: Operator, event_log: EventLog, attackers: Attackers
     ) -> None:
         for project in (*PROJECTS, RIVAL):
-            await operator.enrol(project)
+            await operator.enroll(project)
         async with asyncio.TaskGroup() as group:
-            group.create_task(sending.send_all())
-            group.create_task(self._keep_schedule(sending, operator, attackers))
-        self.seconds["until all was sent"] = self.elapsed_s
+            group.create_task(sender.send_all())
+            group.create_task(self._keep_schedule(sender, operator, attackers))
+        self.seconds["until all was published"] = self.elapsed_s
         self.storage.calm()
-        self.say("all sent, no more harm; waiting for what is under way")
+        self.say("all published, no more faults; waiting for what is in progress")
         for upload in self.plan.load.uploads:
-            if upload.flaw not in UNTOLD:
-                await hearing.event(upload.upload_id)
-        self.say("all uploads told; waiting for rotations, sweeps and deletions")
+            if upload.flaw not in FLAWS_WITHOUT_EVENT:
+                await event_log.event(upload.upload_id)
+        self.say("all uploads reported; waiting for rotations, sweeps and deletions")
         await asyncio.gather(*self._asking)
-        self.say("all ended; waiting for those who were attacked")
+        self.say("all completed; waiting for the victims of attacks")
         await attackers.all_heard()
         await operator.sweep_again()
         async with open_wire(self.deployment) as wire:
             await wait_until_drained(wire, timeout_s=_EMPTY_S)
-        self.seconds["until all was settled"] = self.elapsed_s
-        self.say("all settled")
+        self.seconds["until all was completed"] = self.elapsed_s
+        self.say("all completed")
 
     async def _keep_schedule(
-        self, sending: Sending, operator: Operator, attackers: Attackers
+        self, sender: LoadSender, operator: Operator, attackers: Attackers
     ) -> None:
         for action in self.plan.actions:
-            await sending.reached(action.at)
-            self.storage.calm(sending.confirmed)
+            await sender.reached(action.at)
+            self.storage.calm(sender.confirmed)
             if action.what not in {"storm", "attack"}:
-                self.say(f"{sending.confirmed:>5} confirmed: {action.what} {action.to}")
+                self.say(f"{sender.confirmed:>5} confirmed: {action.what} {action.to}")
             await self._do(action, operator, attackers)
 
     async def _do(self, action: Action, operator: Operator, attackers: Attackers) -> None:
-        """Do it; what an operator asks for goes on beside the schedule."""
+        """Perform an action; the operator's requests run beside the schedule."""
         asked: dict[str, Callable[[str], Coroutine[Any, Any, None]]] = {
             "rotate": operator.rotate,
             "sweep": operator.sweep,
-            "enrol": operator.enrol,
+            "enroll": operator.enroll,
             "delete": operator.delete,
         }
         match action.what:
@@ -175,112 +177,114 @@ class Run:
             case "attack":
                 self._ask(attackers.attack(action))
             case "kill":
-                await self.crew.kill(action.to)
+                await self.supervisor.kill(action.to)
             case "terminate":
-                await self.crew.terminate(action.to)
+                await self.supervisor.terminate(action.to)
             case "cut":
-                self.crew.cut(action.to)
+                self.supervisor.cut(action.to)
             case "stop broker":
                 await self._at_broker(self.broker.stop)
             case "kill broker":
                 await self._at_broker(self.broker.kill)
             case "new master key":
-                self._ask(operator.turn_master(self.masters))
+                self._ask(operator.rotate_master_key(self.masters))
             case what:
                 self._ask(asked[what](action.to))
 
     async def _at_broker(self, do: Callable[[], None]) -> None:
-        """Done to its end, where the run's time is over meanwhile too."""
-        self._away = asyncio.create_task(asyncio.to_thread(do))
-        await asyncio.shield(self._away)
+        """Complete it even if the run's time is over meanwhile."""
+        self._broker_outage = asyncio.create_task(asyncio.to_thread(do))
+        await asyncio.shield(self._broker_outage)
 
     def _ask(self, request: Coroutine[Any, Any, None]) -> None:
         self._asking.append(asyncio.create_task(request))
 
-    async def _keep_stored(self, reading: Reading, hearing: Hearing) -> None:
-        """Let readers know, twice a second, of what is stored and not to be deleted."""
+    async def _keep_stored(self, readers: GatewayReaders, event_log: EventLog) -> None:
+        """Twice a second, give the readers the objects that are stored and will not be deleted."""
         while True:
             await asyncio.sleep(0.5)
-            reading.stored = [
+            readers.stored = [
                 upload
                 for upload in self.plan.load.uploads
                 if not upload.deleted
-                and upload.upload_id in hearing.told
-                and any(e.type == "upload.stored" for e in hearing.told[upload.upload_id])
+                and upload.upload_id in event_log.events
+                and any(e.type == "upload.stored" for e in event_log.events[upload.upload_id])
             ]
 
-    def _open_ends(self, sending: Sending, operator: Operator, hearing: Hearing) -> list[str]:
-        """What had no end when the time was over."""
-        ends = [f"{len(self.plan.load.order) - sending.confirmed} sendings were not confirmed"]
+    def _unfinished(self, sender: LoadSender, operator: Operator, event_log: EventLog) -> list[str]:
+        """What was not completed when the time was over."""
+        ends = [f"{len(self.plan.load.order) - sender.confirmed} publishes were not confirmed"]
         ends += [
-            f"upload {upload.upload_id} of {upload.project}/{upload.key}: nothing was told"
+            f"upload {upload.upload_id} of {upload.project}/{upload.key}: no event"
             for upload in self.plan.load.uploads
-            if upload.upload_id not in hearing.told and upload.flaw not in UNTOLD
+            if upload.upload_id not in event_log.events and upload.flaw not in FLAWS_WITHOUT_EVENT
         ]
         for asked in operator.asked:
-            types = {event.type for event in hearing.told.get(asked.request_id, ())}
-            if asked.must_be_told not in types:
-                ends.append(f"{asked.must_be_told} of {asked.project}: not told ({types})")
+            types = {event.type for event in event_log.events.get(asked.request_id, ())}
+            if asked.expected_event not in types:
+                ends.append(f"{asked.expected_event} of {asked.project}: missing ({types})")
         return ends
 
     async def _evidence(
         self,
-        sending: Sending,
+        sender: LoadSender,
         operator: Operator,
-        reading: Reading,
+        readers: GatewayReaders,
         attackers: Attackers,
         rival: Tenant,
     ) -> Evidence:
-        if self._away is not None:
-            await self._away
-        await self.crew.scrape()
+        if self._broker_outage is not None:
+            await self._broker_outage
+        await self.supervisor.scrape()
         self.say("ending the processes")
-        await self.crew.end()
+        await self.supervisor.end()
         left = await asyncio.to_thread(leftovers, self.deployment)
         if left:
-            await self.crew.sweep_up(lambda: not leftovers(self.deployment))
-        self.crew.keep_logs()
+            await self.supervisor.clean_staging(lambda: not leftovers(self.deployment))
+        self.supervisor.keep_logs()
         broker: OnBroker = await on_broker(self.deployment)
         await asyncio.to_thread(self.broker.end)
-        harms = sorted(self.storage.done.items())
+        faults = sorted(self.storage.done.items())
         return Evidence(
             plan=self.plan,
             deployment=self.deployment,
             folder=self.folder,
             tenants=self.tenants,
             masters=self.masters,
-            confirmed=frozenset(sending.confirmed_ids),
-            sent=sending.publisher.sent,
+            confirmed=frozenset(sender.confirmed_ids),
+            sent=sender.publisher.sent,
             asked=operator.asked,
             tagged=operator.tagged,
             broker=broker,
             attacks=attackers.attacks,
             rival=rival,
             unsettled=self.unsettled,
-            fallen=self.crew.fallen,
-            statuses=self.crew.statuses,
-            misread=reading.wrong,
+            unexpected_exits=self.supervisor.unexpected_exits,
+            statuses=self.supervisor.statuses,
+            misread=readers.wrong,
             counts={
-                "done to processes": dict(self.crew.done),
+                "done to processes": dict(self.supervisor.done),
                 "done to the broker": dict(self.broker.done),
                 "done to requests to the storage": {
-                    f"{harm}: {kind}": count for (harm, kind), count in harms
+                    f"{fault}: {kind}": count for (fault, kind), count in faults
                 },
                 "attacks": dict(attackers.attacks.done),
                 "callers under attack": len(attackers.attacks.waited),
                 "requests to the storage": dict(self.storage.seen.most_common()),
-                "publisher's repetitions": dict(sending.repeated),
-                "gateway's answers": dict(reading.seen),
-                "left by killed processes, and swept up": len(left),
-                "processes started": sum(len(post.logs) for post in self.crew.posts.values()),
+                "publisher's retries": dict(sender.repeated),
+                "gateway's responses": dict(readers.seen),
+                "leftovers of killed processes, removed": len(left),
+                "processes started": sum(
+                    len(process.logs) for process in self.supervisor.processes.values()
+                ),
                 "seconds": self.seconds,
             },
         )
 
 
 @contextlib.asynccontextmanager
-async def _meanwhile(*works: Coroutine[Any, Any, None]) -> Any:
-    """Things that go on while the block runs; one that fails fails it at its end."""
+async def _in_background(*works: Coroutine[Any, Any, None]) -> Any:
+    """Run these during the block; if one fails, the block fails at its end."""
     tasks = [asyncio.create_task(work) for work in works]
     try:
         yield
@@ -302,15 +306,15 @@ async def run(
     timeout_s: float,
     say: Callable[[str], None] = print,
 ) -> Evidence:
-    """Do a whole run on a running broker and a running storage server.
+    """Perform a whole run on a running broker and a running storage server.
 
     The broker is stopped at the end: its disk is part of the evidence.
     """
     deployment = Deployment(rabbitmq.url, s3, await asyncio.to_thread(new_bucket, s3))
     async with AsyncExitStack() as stack:
-        storage = await stack.enter_async_context(harming(s3.endpoint_url))
-        hired = await stack.enter_async_context(crew(deployment, folder))
+        storage = await stack.enter_async_context(run_fault_proxy(s3.endpoint_url))
+        supervisor = await stack.enter_async_context(run_supervisor(deployment, folder))
         broker = Broker(rabbitmq, folder)
-        return await Run(plan, deployment, folder, broker, storage, hired, say).to_its_end(
+        return await Run(plan, deployment, folder, broker, storage, supervisor, say).execute(
             timeout_s
         )

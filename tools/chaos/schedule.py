@@ -1,7 +1,7 @@
-"""What is done to a run, and when: a function of the seed. Pure; plain data, printed and kept.
+"""The schedule of a run's actions: a function of the seed. Pure; plain data that can be printed.
 
-When is counted in sendings that the broker has confirmed, never in seconds, so that the
-same seed does the same harm at the same point of the work, on a slow machine as on a fast one.
+Time is counted in publishes that the broker has confirmed, not in seconds, so that the same seed
+injects the same fault at the same point of the work on slow and fast machines.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from tools.chaos.load import LATE_PROJECT, PROJECTS, Load, dice_of, make_load, with_deletions
+from tools.chaos.load import LATE_PROJECT, PROJECTS, Load, make_load, rng_for, with_deletions
 
 if TYPE_CHECKING:
     import random
@@ -19,7 +19,7 @@ GATEWAY = "gateway-1"
 PUBLISHER = "publisher"
 EVERYBODY = "everybody"
 
-HARMS = (
+FAULTS = (
     "500",
     "503",
     "slow",
@@ -29,19 +29,19 @@ HARMS = (
     "answer lost",
     "late",
 )
-"""What may befall a request to the storage; `tools.chaos.fault_proxy` says what each one is."""
+"""The faults of storage requests; see `tools.chaos.fault_proxy`."""
 
-UNTRUTHS = {
+FALSE_RESPONSES = {
     "404": ("read object", "read keyring"),
     "404 page": ("read object", "read keyring"),
     "date ahead": ("read object", "read keyring", "list", "put object", "copy object"),
     "date behind": ("read object", "read keyring", "list", "put object", "copy object"),
 }
-"""Harms that are untrue answers, each with the kinds of requests that it befalls."""
+"""The faults that are false responses, each with its kinds of requests."""
 _BEHIND_S = -30
 
 RIVAL = "rival"
-"""The hostile publisher's name, and its project."""
+"""The hostile publisher's name and project."""
 
 HOSTILE = (
     "sweep dry of its own",
@@ -54,7 +54,7 @@ HOSTILE = (
     "delete of another's",
     "malformed",
 )
-"""What the hostile publisher signs, always under the id of another's request."""
+"""The hostile publisher's requests, always with the id of another's request."""
 
 WRITER = (
     "copy under another key",
@@ -66,11 +66,11 @@ WRITER = (
     "old events",
     "false event",
 )
-"""What the broker writer publishes; it has no key."""
+"""The messages of the broker writer, which has no key."""
 
 _VICTIMS = 3
 
-# Kinds of requests with the weight of each: how many storms it gets beside the others.
+# Kinds of requests with their weights: the relative number of storms.
 KINDS = {
     "put object": 3,
     "copy object": 3,
@@ -88,18 +88,18 @@ KINDS = {
     "multipart": 2,
     "doctor": 1,
 }
-# A put that comes late could overwrite a body that was staged anew: a publisher's own matter.
+# A late put could overwrite a body that was staged again: that is up to the publisher.
 _SENSELESS = {("late", "put staged"), ("late", "doctor")}
 
 
 @dataclass(frozen=True)
 class Action:
-    """Something done once `at` sendings are confirmed.
+    """An action once `at` publishes are confirmed.
 
     `what` is `kill`, `terminate` or `cut` (`to` a process), `stop broker` or `kill broker`,
     `rotate`, `sweep` or `enrol` (a project), `delete` (the key of an upload), `new master key`;
-    `attack` (the one of this name, on so many `times` requests); or `storm`: the harm `to` every
-    `every`-th coming request of a `kind`, `times` in all, `until` so many sendings are confirmed.
+    `attack` (the attack `to`, on `times` requests); or `storm`: the fault `to` for every `every`-th
+    request of a `kind`, `times` in total, `until` that many publishes are confirmed.
     """
 
     at: int
@@ -112,13 +112,13 @@ class Action:
     seconds: float = 0
 
     def shown(self) -> dict[str, Any]:
-        """Itself as JSON, without what it does not use."""
+        """The action as JSON, without unused fields."""
         return {name: value for name, value in asdict(self).items() if value or name == "at"}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole run: what is sent, and what is done meanwhile in the order of `at`."""
+    """A whole run: its load, and its actions in the order of `at`."""
 
     seed: int
     count: int
@@ -133,7 +133,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Amounts:
-    """How often each thing is done in a run."""
+    """How often each kind of action occurs in a run."""
 
     kills: int
     terminations: int
@@ -142,12 +142,12 @@ class Amounts:
     broker_stops: int
     broker_kills: int
     deletions: int
-    untruths: int
+    false_responses: int
     attacks: int
 
     @classmethod
     def for_count(cls, count: int) -> Amounts:
-        """More for more uploads, and of each at least one."""
+        """In proportion to the number of uploads, and each at least once."""
         return cls(
             kills=3 + count // 150,
             terminations=1 + count // 600,
@@ -156,118 +156,118 @@ class Amounts:
             broker_stops=1 + count // 2500,
             broker_kills=1 + count // 2500,
             deletions=2 + count // 1000,
-            untruths=2 + count // 200,
+            false_responses=2 + count // 200,
             attacks=1 + count // 200,
         )
 
 
 def make_plan(seed: int, count: int) -> Plan:
-    """The run of a seed with so many uploads."""
+    """The plan for a seed and a number of uploads."""
     amounts = Amounts.for_count(count)
     load = with_deletions(make_load(seed, count), seed, amounts.deletions)
-    dice = dice_of(seed, "schedule")
+    rng = rng_for(seed, "schedule")
     whole = len(load.order)
-    actions = [*_turns(dice, whole), *_deletions(dice, load)]
-    actions += _losses(dice, whole, amounts)
-    actions += [_storm(dice, whole, harm, kind) for harm, kind in _harms(dice, amounts.storms)]
-    actions += _untruths(dice_of(seed, "untruths"), whole, amounts.untruths)
-    actions += _attacks(dice_of(seed, "attacks"), whole, amounts.attacks)
+    actions = [*_rotations(rng, whole), *_deletions(rng, load)]
+    actions += _losses(rng, whole, amounts)
+    actions += [_storm(rng, whole, fault, kind) for fault, kind in _faults(rng, amounts.storms)]
+    actions += _false_responses(rng_for(seed, "untruths"), whole, amounts.false_responses)
+    actions += _attacks(rng_for(seed, "attacks"), whole, amounts.attacks)
     return Plan(seed, count, load, tuple(sorted(actions, key=lambda action: action.at)))
 
 
-def _turns(dice: random.Random, whole: int) -> list[Action]:
-    """The rotations, the master key's among them, and an enrolment beside it."""
+def _rotations(rng: random.Random, whole: int) -> list[Action]:
+    """The rotations, including that of the master key, and an enrollment during it."""
 
     def at(share: float) -> int:
-        return int(whole * dice.uniform(share - 0.03, share + 0.03))
+        return int(whole * rng.uniform(share - 0.03, share + 0.03))
 
-    twice, once, *_ = dice.sample(PROJECTS, k=3)
+    twice, once, *_ = rng.sample(PROJECTS, k=3)
     return [
         Action(at(0.2), "rotate", twice),
         Action(at(0.3), "rotate", once),
         Action(at(0.4), "rotate", twice),
         Action(at(0.55), "new master key"),
-        Action(at(0.56), "enrol", LATE_PROJECT),
-        Action(at(0.75), "rotate", dice.choice((once, LATE_PROJECT))),
+        Action(at(0.56), "enroll", LATE_PROJECT),
+        Action(at(0.75), "rotate", rng.choice((once, LATE_PROJECT))),
         Action(at(0.85), "sweep", twice),
     ]
 
 
-def _deletions(dice: random.Random, load: Load) -> list[Action]:
+def _deletions(rng: random.Random, load: Load) -> list[Action]:
     half = len(load.order) // 2
     return [
-        Action(int(half * dice.uniform(1, 1.4)), "delete", upload.upload_id)
+        Action(int(half * rng.uniform(1, 1.4)), "delete", upload.upload_id)
         for upload in load.uploads
         if upload.deleted
     ]
 
 
-def _losses(dice: random.Random, whole: int, amounts: Amounts) -> list[Action]:
-    """Workers killed and ended, the broker lost, connections cut."""
+def _losses(rng: random.Random, whole: int, amounts: Amounts) -> list[Action]:
+    """Killed and stopped workers, broker outages, dropped connections."""
 
     def anywhere() -> int:
-        return int(whole * dice.uniform(0.02, 0.97))
+        return int(whole * rng.uniform(0.02, 0.97))
 
     processes = (*WORKERS, GATEWAY)
-    # Each process once before any one twice.
-    killed = [name for _ in range(amounts.kills) for name in dice.sample(processes, k=6)]
+    # Each process once before any process twice.
+    killed = [name for _ in range(amounts.kills) for name in rng.sample(processes, k=6)]
     actions = [Action(anywhere(), "kill", name) for name in killed[: amounts.kills]]
-    ended = dice.choices(WORKERS, k=amounts.terminations)
+    ended = rng.choices(WORKERS, k=amounts.terminations)
     actions += [Action(anywhere(), "terminate", name) for name in ended]
-    cut = dice.choices((*WORKERS, PUBLISHER, EVERYBODY), k=amounts.cuts)
+    cut = rng.choices((*WORKERS, PUBLISHER, EVERYBODY), k=amounts.cuts)
     actions += [Action(anywhere(), "cut", name) for name in cut]
     actions += [Action(anywhere(), "stop broker") for _ in range(amounts.broker_stops)]
     actions += [Action(anywhere(), "kill broker") for _ in range(amounts.broker_kills)]
     return actions
 
 
-def _harms(dice: random.Random, count: int) -> list[tuple[str, str]]:
-    """So many pairs of harm and kind: each harm about as often, kinds by their weights."""
+def _faults(rng: random.Random, count: int) -> list[tuple[str, str]]:
+    """`count` pairs of fault and kind: faults equally often, kinds by their weights."""
     pairs = [
-        (harm, kind)
+        (fault, kind)
         for kind, weight in KINDS.items()
-        for harm in HARMS
+        for fault in FAULTS
         for _ in range(weight)
-        if (harm, kind) not in _SENSELESS
+        if (fault, kind) not in _SENSELESS
     ]
-    dice.shuffle(pairs)
+    rng.shuffle(pairs)
     return [pairs[number % len(pairs)] for number in range(count)]
 
 
-def _storm(dice: random.Random, whole: int, harm: str, kind: str) -> Action:
-    at = int(whole * dice.uniform(0.02, 0.95))
+def _storm(rng: random.Random, whole: int, fault: str, kind: str) -> Action:
+    at = int(whole * rng.uniform(0.02, 0.95))
     return Action(
         at,
         "storm",
-        harm,
+        fault,
         kind=kind,
         until=at + max(15, whole // 25),
-        every=dice.randint(1, 4),
-        times=dice.randint(1, 6),
-        seconds=round(dice.uniform(0.3, 4), 2) if harm in {"slow", "late"} else 0,
+        every=rng.randint(1, 4),
+        times=rng.randint(1, 6),
+        seconds=round(rng.uniform(0.3, 4), 2) if fault in {"slow", "late"} else 0,
     )
 
 
-def _untruths(dice: random.Random, whole: int, each: int) -> list[Action]:
-    """Storms of untrue answers: so many of each harm to each kind that it befalls."""
+def _false_responses(rng: random.Random, whole: int, each: int) -> list[Action]:
+    """Storms of false responses: `each` per fault and kind."""
     storms = [
-        _storm(dice, whole, harm, kind)
-        for harm, kinds in UNTRUTHS.items()
+        _storm(rng, whole, fault, kind)
+        for fault, kinds in FALSE_RESPONSES.items()
         for kind in kinds
         for _ in range(each)
     ]
-    shifts = {"date ahead": dice.randint(1, 24) * 3600, "date behind": _BEHIND_S}
-    # They last longer than others: what is read seldom is to hear them as well.
+    shifts = {"date ahead": rng.randint(1, 24) * 3600, "date behind": _BEHIND_S}
+    # They last longer than others, so that rare reads get them too.
     return [
         replace(storm, seconds=shifts.get(storm.to, 0), until=storm.at + max(15, whole // 8))
         for storm in storms
     ]
 
 
-def _attacks(dice: random.Random, whole: int, each: int) -> list[Action]:
-    """So many of each kind, once there is something to attack."""
+def _attacks(rng: random.Random, whole: int, each: int) -> list[Action]:
+    """`each` attacks of each kind, once there is something to attack."""
     return [
-        Action(int(whole * dice.uniform(0.05, 0.97)), "attack", name, times=_VICTIMS)
+        Action(int(whole * rng.uniform(0.05, 0.97)), "attack", name, times=_VICTIMS)
         for name in (*HOSTILE, *WRITER)
         for _ in range(each)
     ]

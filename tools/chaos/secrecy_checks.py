@@ -1,7 +1,7 @@
-"""Checks of secrecy: no key and no plaintext where SPEC 13 says that none may be.
+"""Checks of secrecy: no key and no plaintext where SPEC 13 forbids them.
 
-Looked for: plaintexts by their canary, API keys, every user KEK, operator's and record KEK,
-the master keys, seeds, every object's DEK, and the transport key of every message that was sent.
+They search for the canary of all plaintexts, API keys, user, admin and record KEKs, master keys,
+seeds, every object's DEK, and the transport key of every published message.
 """
 
 from __future__ import annotations
@@ -14,16 +14,15 @@ from tools.chaos import secret_scan
 from tools.harness.canaries import Canaries
 
 if TYPE_CHECKING:
-    from tools.chaos.bucket_checks import Looked
+    from tools.chaos.bucket_checks import BucketReport
     from tools.chaos.evidence import Evidence
 
-# The broker's own password stands on its disk; the S3 secret and it are no business of the search
-# there, but no log may show them.
+# The broker's password is on its own disk, so it is not searched there; no log may show it.
 _NOT_ON_DISK = ("broker's password",)
 
 
-def all_secrets(evidence: Evidence, looked: Looked) -> dict[str, bytes]:
-    """Everything that nobody may find, by name."""
+def all_secrets(evidence: Evidence, report: BucketReport) -> dict[str, bytes]:
+    """All secrets by name."""
     found = dict(Canaries.of(evidence.deployment).secrets)
     found |= {f"master key {name}": key for name, key in evidence.masters.items()}
     for project, tenant in evidence.tenants.items():
@@ -33,12 +32,12 @@ def all_secrets(evidence: Evidence, looked: Looked) -> dict[str, bytes]:
         for name, master in evidence.masters.items():
             found[f"operator's KEK {name} of {project}"] = admin_kek(master, project).reveal()
             found[f"record KEK {name} of {project}"] = record_kek(master, project).reveal()
-    found |= {f"DEK of {s3_key}": dek for s3_key, dek in looked.deks.items()}
+    found |= {f"DEK of {s3_key}": dek for s3_key, dek in report.deks.items()}
     return found | _transport_keys(evidence)
 
 
 def _transport_keys(evidence: Evidence) -> dict[str, bytes]:
-    """The key of each body on its way, opened from the message as a worker would."""
+    """The transport key of each message, opened as a worker would."""
     found = {}
     for upload in evidence.plan.load.uploads:
         if upload.flaw is not None:
@@ -51,28 +50,28 @@ def _transport_keys(evidence: Evidence) -> dict[str, bytes]:
     return found
 
 
-def leaks(evidence: Evidence, looked: Looked) -> list[str]:
-    """No secret in any log, any scrape of metrics, or anything that the broker wrote to disk."""
-    secrets = all_secrets(evidence, looked)
+def leaks(evidence: Evidence, report: BucketReport) -> list[str]:
+    """No secret is in any log, in any metrics scrape, or on the broker's disk."""
+    secrets = all_secrets(evidence, report)
     on_disk = {name: secret for name, secret in secrets.items() if name not in _NOT_ON_DISK}
     found = [
         f"{leak} of {place}"
         for place, looked_for in (("logs", secrets), ("metrics", secrets), ("disk", on_disk))
-        for leak in secret_scan.found_in(evidence.folder / place, looked_for)
+        for leak in secret_scan.scan_folder(evidence.folder / place, looked_for)
     ]
-    evidence.counts["secrets looked for"] = len(secrets)
+    evidence.counts["secrets searched for"] = len(secrets)
     evidence.counts["searched, MiB"] = {
         place: round(secret_scan.size_bytes(evidence.folder / place) / 1024**2, 1)
         for place in ("logs", "metrics", "disk")
     }
-    return found + _blind(evidence)
+    return found + _check_scan_works(evidence)
 
 
-def _blind(evidence: Evidence) -> list[str]:
-    """The search must find what does stand there, or it shows nothing: ids of uploads."""
+def _check_scan_works(evidence: Evidence) -> list[str]:
+    """The scan must find upload ids, which do occur there; otherwise it proves nothing."""
     ids = {upload.upload_id: upload.upload_id.encode() for upload in evidence.plan.load.uploads}
     return [
-        f"the search is blind: it finds no upload's id in {place}"
+        f"the scan does not work: it finds no upload id in {place}"
         for place in ("logs", "disk")
-        if not secret_scan.found_in(evidence.folder / place, ids)
+        if not secret_scan.scan_folder(evidence.folder / place, ids)
     ]

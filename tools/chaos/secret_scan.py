@@ -1,8 +1,8 @@
-"""Looking for many secrets in many files at once, however they are spelt (SPEC 13).
+"""Searches many files for many secrets in any encoding (SPEC 13).
 
-GNU grep does it: thousands of fixed strings in one pass over hundreds of megabytes. Each
-secret is looked for by 12 of its bytes, which nothing else has by chance: raw, as Python shows
-bytes, in hex, in both alphabets of base64, and inside of a longer text of base64.
+It uses GNU grep, which finds thousands of fixed strings in one pass over hundreds of megabytes. It
+searches for 12 bytes of each secret, enough to exclude chance: raw, as Python's repr, in hex, in
+both alphabets of base64, and inside a longer base64 text.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _LOOKED_FOR_BYTES = 12
-# grep takes patterns by lines, and a NUL ends some of its ways to read them.
+# grep reads one pattern per line, and a NUL ends a pattern in some modes.
 _NOT_IN_A_PATTERN = re.compile(rb"[\n\0]")
 _AT_LEAST_BYTES = 8
 _FOUND, _NOTHING = 0, 1
 
 
 def patterns(secret: bytes) -> set[bytes]:
-    """What a file that shows this secret holds, one of them at least."""
+    """Patterns, at least one of which occurs in a file that contains the secret."""
     start = secret[:_LOOKED_FOR_BYTES]
-    # Inside of a longer text its groups of three may begin at its second or third byte.
+    # Inside a longer base64 text a group of three may begin at its second or third byte.
     inside = (secret[shift : shift + _LOOKED_FOR_BYTES] for shift in (1, 2))
     texts = encodings(start)
     found = {text.encode(code) for text in texts for code in ("latin-1", "utf-8")} - {start}
@@ -38,18 +38,18 @@ def patterns(secret: bytes) -> set[bytes]:
         found |= {base64.b64encode(part), base64.urlsafe_b64encode(part)}
     raw = _plain_part(secret)
     found = {text for text in found if not _NOT_IN_A_PATTERN.search(text)}
-    # A newline among the first bytes hides them from grep, as they are and as UTF-8 alike.
+    # grep cannot find a pattern with a newline, neither raw nor as UTF-8.
     return found | ({raw, raw.decode("latin-1").encode()} if raw else set())
 
 
 def _plain_part(secret: bytes) -> bytes | None:
-    """The longest stretch that can be a pattern; of fewer bytes where newlines leave no more."""
+    """The longest part that can be a pattern; shorter if the secret has newlines."""
     longest = max(_NOT_IN_A_PATTERN.split(secret), key=len)
     return longest[:_LOOKED_FOR_BYTES] if len(longest) >= _AT_LEAST_BYTES else None
 
 
-def found_in(folder: Path, secrets: Mapping[str, bytes]) -> list[str]:
-    """Which of the secrets show in the files of a folder: `NAME in FILE`, each once.
+def scan_folder(folder: Path, secrets: Mapping[str, bytes]) -> list[str]:
+    """The secrets that occur in the files of a folder: `NAME in FILE`, without duplicates.
 
     Raises:
         RuntimeError: grep failed.
@@ -79,5 +79,5 @@ def found_in(folder: Path, secrets: Mapping[str, bytes]) -> list[str]:
 
 
 def size_bytes(folder: Path) -> int:
-    """How much there is to look through."""
+    """The total size of the files in a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,8 +1,8 @@
-"""The processes of a run: workers and a gateway, each behind ways that can be cut.
+"""Supervises the processes of a run: workers and a gateway, each behind a breakable proxy.
 
-Each process is the real command at its most talkative. One that is killed or told to end is
-started again at once, as a supervisor would, whether the broker is there or not. One that ends
-by itself is started again too, and noted.
+Each process is the real command with debug logs. A process that was killed or stopped is restarted
+at once, whether the broker is available or not. One that exits by itself is restarted too, and
+recorded.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 LEASE_S = 3
 KEYRING_CACHE_S = 0.5
-# Small pages and a short lease make many steps; a low copy limit makes copies in parts.
+# Small pages and a short lease cause many steps; a low limit causes multipart copies.
 SETTINGS = {
     "LEASE_S": str(LEASE_S),
     "KEYRING_CACHE_S": str(KEYRING_CACHE_S),
@@ -49,16 +49,16 @@ _METRICS_EVERY_S = 2
 
 
 @dataclass
-class Post:
-    """One process's place, whoever stands there: its ports, its way to the broker, its logs."""
+class ManagedProcess:
+    """A process that is restarted when it exits: its ports, its broker proxy, its logs."""
 
     name: str
-    way: Proxy
+    broker_proxy: Proxy
     env: dict[str, str] = field(repr=False)
     port: int
     running: WorkerProcess | None = None
     logs: list[WorkerProcess] = field(default_factory=list, repr=False)
-    asked_to_end: bool = False
+    stop_requested: bool = False
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
@@ -68,35 +68,37 @@ class Post:
 
 
 @dataclass
-class Crew:
+class Supervisor:
     """All processes of a run.
 
-    `done` counts what was done to them; `fallen` tells who ended without being asked to.
+    `done` counts the faults by kind; `unexpected_exits` describes exits without a request.
     """
 
     deployment: Deployment
     folder: Path
-    posts: dict[str, Post] = field(default_factory=dict)
+    processes: dict[str, ManagedProcess] = field(default_factory=dict)
     done: Counter[str] = field(default_factory=Counter)
-    fallen: list[str] = field(default_factory=list)
+    unexpected_exits: list[str] = field(default_factory=list)
     statuses: list[str] = field(default_factory=list)
     scrapes: int = 0
     _stack: AsyncExitStack = field(default_factory=AsyncExitStack)
     _watching: set[asyncio.Task[None]] = field(default_factory=set)
 
-    def url_of(self, way: Proxy) -> str:
-        """The broker's address through one of the ways to it."""
+    def url_of(self, broker_proxy: Proxy) -> str:
+        """The broker's URL through one of the proxies."""
         at = urlsplit(self.deployment.amqp_url)
-        return at._replace(netloc=at.netloc.replace(f":{at.port}", f":{way.port}")).geturl()
+        return at._replace(
+            netloc=at.netloc.replace(f":{at.port}", f":{broker_proxy.port}")
+        ).geturl()
 
-    async def hire(self, storage_url: str, master_keys: str, publishers: str) -> None:
-        """Make the posts, and start a process at each; returns once all are ready."""
+    async def start_all(self, storage_url: str, master_keys: str, publishers: str) -> None:
+        """Start all processes; returns once all are ready."""
         broker_port = urlsplit(self.deployment.amqp_url).port
         assert broker_port is not None
         far = replace(self.deployment.s3, endpoint_url=storage_url)
         for name in (*WORKERS, GATEWAY, PUBLISHER):
-            way = await self._stack.enter_async_context(proxy(broker_port))
-            through = replace(self.deployment, s3=far, amqp_url=self.url_of(way))
+            broker_proxy = await self._stack.enter_async_context(proxy(broker_port))
+            through = replace(self.deployment, s3=far, amqp_url=self.url_of(broker_proxy))
             port = free_port()
             if name == GATEWAY:
                 more = {"GATEWAY_PORT": str(port), "KEYRING_CACHE_S": str(KEYRING_CACHE_S)}
@@ -108,94 +110,96 @@ class Crew:
                     HEALTH_PORT=str(port),
                     **SETTINGS,
                 )
-            self.posts[name] = Post(name, way, env, port)
+            self.processes[name] = ManagedProcess(name, broker_proxy, env, port)
         await asyncio.gather(*(self.start(name) for name in (*WORKERS, GATEWAY)))
         for name in (*WORKERS, GATEWAY):
-            running = self.posts[name].running
+            running = self.processes[name].running
             assert running is not None
             await running.logged(" started")
 
     async def start(self, name: str) -> None:
-        """Start the process of a post; it may be far from ready then."""
-        post = self.posts[name]
-        if post.role == "gateway":
-            served = gateway(post.env, ready=False)
+        """Start a process, without waiting until it is ready."""
+        process = self.processes[name]
+        if process.role == "gateway":
+            served = gateway(process.env, ready=False)
             running: WorkerProcess = await self._stack.enter_async_context(served)
         else:
-            started = worker(post.env, post.role, ready=False)
+            started = worker(process.env, process.role, ready=False)
             running = await self._stack.enter_async_context(started)
-        post.running, post.asked_to_end = running, False
-        post.logs.append(running)
-        task = asyncio.create_task(self._watch(post, running))
+        process.running, process.stop_requested = running, False
+        process.logs.append(running)
+        task = asyncio.create_task(self._watch(process, running))
         self._watching.add(task)
         task.add_done_callback(self._watching.discard)
 
-    async def _watch(self, post: Post, running: WorkerProcess) -> None:
+    async def _watch(self, process: ManagedProcess, running: WorkerProcess) -> None:
         status = await running.process.wait()
-        if post.asked_to_end or post.running is not running:
+        if process.stop_requested or process.running is not running:
             return
-        self.fallen.append(f"{post.name} ended by itself, status {status}: {running.lines[-3:]}")
-        async with post.changing:
-            await self.start(post.name)
+        self.unexpected_exits.append(
+            f"{process.name} exited by itself, status {status}: {running.lines[-3:]}"
+        )
+        async with process.changing:
+            await self.start(process.name)
 
-    async def watch_no_more(self) -> None:
-        """Nobody who ends is started again from now on."""
+    async def stop_watching(self) -> None:
+        """Stop restarting processes that exit."""
         for task in self._watching:
             task.cancel()
         await asyncio.gather(*self._watching, return_exceptions=True)
 
     async def kill(self, name: str) -> None:
-        """SIGKILL, and another one in its place."""
-        post = self.posts[name]
-        async with post.changing:
-            assert post.running is not None
-            post.asked_to_end = True
-            await post.running.kill()
-            self.done[f"kill -9 of {post.role}"] += 1
+        """Kill a process with SIGKILL, and restart it."""
+        process = self.processes[name]
+        async with process.changing:
+            assert process.running is not None
+            process.stop_requested = True
+            await process.running.kill()
+            self.done[f"kill -9 of {process.role}"] += 1
             await self.start(name)
 
     async def terminate(self, name: str, *, successor: bool = True) -> None:
-        """SIGTERM, the end of it, and another one in its place."""
-        post = self.posts[name]
-        async with post.changing:
-            assert post.running is not None
-            post.asked_to_end = True
-            was_ready = _has_started(post.running.lines)
+        """Send SIGTERM, wait for the exit, and start a successor."""
+        process = self.processes[name]
+        async with process.changing:
+            assert process.running is not None
+            process.stop_requested = True
+            was_ready = _handles_signals(process.running.lines)
             with suppress(ProcessLookupError):
-                post.running.process.terminate()
+                process.running.process.terminate()
             try:
-                status: int | None = await post.running.ended(timeout_s=_END_S)
+                status: int | None = await process.running.ended(timeout_s=_END_S)
             except TimeoutError:
                 status = None
-                await post.running.kill()
-            self.done[f"SIGTERM of {post.role}"] += 1
+                await process.running.kill()
+            self.done[f"SIGTERM of {process.role}"] += 1
             if status != 0 and (was_ready or status != -signal.SIGTERM):
-                self.statuses.append(f"{name} ended with {status} within {_END_S} s of SIGTERM")
+                self.statuses.append(f"{name} exited with {status} within {_END_S} s of SIGTERM")
             if successor:
                 await self.start(name)
 
     def cut(self, name: str) -> None:
-        """Cut the connections of one process to the broker, or everybody's."""
-        posts = self.posts.values() if name == EVERYBODY else (self.posts[name],)
-        cut = sum(post.way.cut() for post in posts)
+        """Drop the broker connections of one process, or of all."""
+        processes = self.processes.values() if name == EVERYBODY else (self.processes[name],)
+        cut = sum(process.broker_proxy.cut() for process in processes)
         self.done["broker connections cut"] += cut // 2
 
     async def deploy(self, **settings: str) -> None:
-        """A rolling restart of all workers and the gateway with other settings."""
+        """Restart all workers and the gateway one by one with other settings."""
         for name in (*WORKERS, GATEWAY):
-            post = self.posts[name]
-            post.env |= {f"KEYTURN_{setting}": value for setting, value in settings.items()}
+            process = self.processes[name]
+            process.env |= {f"KEYTURN_{setting}": value for setting, value in settings.items()}
             await self.terminate(name)
 
     async def end(self) -> None:
-        """SIGTERM for all, with nobody in their places."""
+        """Send SIGTERM to all processes, without successors."""
         ends = [self.terminate(name, successor=False) for name in (*WORKERS, GATEWAY)]
         await asyncio.gather(*ends)
 
-    async def sweep_up(self, is_clean: Callable[[], bool]) -> None:
-        """Let one more worker remove what nobody will come for, at once and not after 8 days."""
+    async def clean_staging(self, is_clean: Callable[[], bool]) -> None:
+        """Run one more worker that removes abandoned staged bodies at once, not after 8 days."""
         env = {
-            **self.posts[WORKERS[0]].env,
+            **self.processes[WORKERS[0]].env,
             "KEYTURN_REQUEST_MAX_AGE_S": "1",
             "KEYTURN_STAGING_GRACE_S": "0",
             "KEYTURN_STAGING_SWEEP_INTERVAL_S": "1",
@@ -207,22 +211,22 @@ class Crew:
                     await running.logged("staging cleaned", after=seen, timeout_s=_SWEPT_UP_S)
                 if await asyncio.to_thread(is_clean):
                     break
-            self.posts[WORKERS[0]].logs.append(running)
+            self.processes[WORKERS[0]].logs.append(running)
             await running.terminate()
 
     async def keep_scraping(self) -> None:
-        """Keep what `/metrics` of every process shows, until cancelled."""
+        """Save the `/metrics` of every process periodically, until cancelled."""
         while True:
             await self.scrape()
             await asyncio.sleep(_METRICS_EVERY_S)
 
     async def scrape(self) -> None:
-        """Keep what `/metrics` of every process shows now; one that is away is left out."""
+        """Save the present `/metrics` of every process that responds."""
         limits = aiohttp.ClientTimeout(total=2)
         async with aiohttp.ClientSession(timeout=limits) as session:
             for name in (*WORKERS, GATEWAY):
                 with suppress(aiohttp.ClientError, TimeoutError):
-                    url = f"http://127.0.0.1:{self.posts[name].port}/metrics"
+                    url = f"http://127.0.0.1:{self.processes[name].port}/metrics"
                     async with session.get(url) as answer:
                         text = await answer.text()
                     self.scrapes += 1
@@ -230,30 +234,30 @@ class Crew:
                     path.write_text(text)
 
     def keep_logs(self) -> None:
-        """Write every log so far to a file of its own."""
-        for post in self.posts.values():
-            for number, running in enumerate(post.logs, start=1):
-                path = self.folder / "logs" / f"{post.name}.{number}.log"
+        """Write each process's log to its own file."""
+        for process in self.processes.values():
+            for number, running in enumerate(process.logs, start=1):
+                path = self.folder / "logs" / f"{process.name}.{number}.log"
                 path.write_text("".join(f"{line}\n" for line in running.lines))
 
 
-def _has_started(lines: list[str]) -> bool:
-    """Whether it listens for signals; one that is starting, or starts anew, ends by them."""
+def _handles_signals(lines: list[str]) -> bool:
+    """Whether it handles signals; a process that is still starting is killed by them."""
     anew = max((at for at, line in enumerate(lines) if "LostAtStart" in line), default=-1)
     return any(" started" in line for line in lines[anew + 1 :])
 
 
 @asynccontextmanager
-async def crew(deployment: Deployment, folder: Path) -> AsyncIterator[Crew]:
-    """An empty crew, all of whose processes are gone afterwards."""
+async def run_supervisor(deployment: Deployment, folder: Path) -> AsyncIterator[Supervisor]:
+    """A supervisor without processes; all that it starts are ended afterwards."""
     for name in ("logs", "metrics", "disk"):
         (folder / name).mkdir(parents=True)
     async with AsyncExitStack() as stack:
-        hired = Crew(deployment, folder, _stack=stack)
+        supervisor = Supervisor(deployment, folder, _stack=stack)
         try:
-            yield hired
+            yield supervisor
         finally:
-            for post in hired.posts.values():
-                post.asked_to_end = True
-            await hired.watch_no_more()
-            hired.keep_logs()
+            for process in supervisor.processes.values():
+                process.stop_requested = True
+            await supervisor.stop_watching()
+            supervisor.keep_logs()

@@ -1,4 +1,4 @@
-"""The checks of `make chaos` that attackers must not break: each one fails where it should."""
+"""The attack checks of `make chaos`: each one fails when it should."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import pytest
 from keyturn import topology
 from keyturn.publisher.requests import SignedRequest
 from tools.chaos import attack_checks, message_checks
-from tools.chaos.attackers import Attacks, Forged, Waited, digest
+from tools.chaos.attackers import Attacks, ForgedMessage, VictimOutcome, digest
 from tools.chaos.evidence import Evidence, Letter, OnBroker
 from tools.chaos.load import Load, Upload
-from tools.chaos.operator import Asked
+from tools.chaos.operator import OperatorRequest
 from tools.chaos.schedule import RIVAL, Plan
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 UPLOAD = Upload(0, "the upload's id", "amber", "a.bin", 3)
 ROTATION = "the rotation's id"
-JUNK = b"signed by nobody"
+JUNK = b"unsigned"
 UNSIGNED = topology.UNSIGNED_DEAD_QUEUE
 Change = Callable[[Evidence], Evidence]
 
@@ -60,13 +60,16 @@ REJECTED = _event("upload.rejected", REFUSED, None, code="not_permitted")
 
 @pytest.fixture
 def evidence(tmp_path: Path) -> Evidence:
-    """An attack that came to nothing."""
+    """The evidence of a failed attack."""
     attacks = Attacks(
         signed=[HOSTILE, REFUSED],
-        forged={digest(JUNK): [Forged("unsigned request", UNSIGNED)]},
+        forged={digest(JUNK): [ForgedMessage("unsigned request", UNSIGNED)]},
         junk={digest(JUNK)},
         false_events={"digest of a false event"},
-        waited=[Waited(UPLOAD.upload_id, "x", STORED), Waited(ROTATION, "x", COMPLETED)],
+        waited=[
+            VictimOutcome(UPLOAD.upload_id, "x", STORED),
+            VictimOutcome(ROTATION, "x", COMPLETED),
+        ],
     )
     letters = [
         Letter(UNSIGNED, UPLOAD.upload_id, "bad_signature", digest(JUNK)),
@@ -105,7 +108,7 @@ def _with_letters(*letters: Letter) -> Change:
 
 def _heard(request_id: str, event: dict[str, Any] | None) -> Change:
     def change(evidence: Evidence) -> Evidence:
-        waited = [*evidence.attacks.waited, Waited(request_id, "x", event)]
+        waited = [*evidence.attacks.waited, VictimOutcome(request_id, "x", event)]
         return replace(evidence, attacks=replace(evidence.attacks, waited=waited))
 
     return change
@@ -113,8 +116,8 @@ def _heard(request_id: str, event: dict[str, Any] | None) -> Change:
 
 ALL = (
     attack_checks.trespasses,
-    attack_checks.unasked,
-    attack_checks.unheard,
+    attack_checks.unrequested,
+    attack_checks.misled_callers,
     attack_checks.unsigned,
     attack_checks.letters,
     message_checks.queues,
@@ -123,7 +126,7 @@ ALL = (
 
 
 @pytest.mark.parametrize("check", ALL)
-def test_what_came_to_nothing_is_not_found(
+def test_a_failed_attack_breaks_no_check(
     evidence: Evidence, check: Callable[[Evidence], list[str]]
 ) -> None:
     assert check(evidence) == []
@@ -133,8 +136,8 @@ def test_what_came_to_nothing_is_not_found(
 def test_an_event_in_a_project_without_a_grant_is_found(evidence: Evidence, project: str) -> None:
     """As 0.4 published the refusal of a malformed body: in the project that the body named."""
     event = {**REJECTED, "project": project}
-    (said,) = attack_checks.trespasses(_with_event(event)(evidence))
-    assert project in said
+    (message,) = attack_checks.trespasses(_with_event(event)(evidence))
+    assert project in message
 
 
 @pytest.mark.parametrize(
@@ -149,67 +152,71 @@ def test_an_event_in_a_project_without_a_grant_is_found(evidence: Evidence, proj
     ],
     ids=["bytes", "publisher", "id", "project", "no project", "none"],
 )
-def test_an_event_of_no_request_that_was_sent_is_found(
+def test_an_event_without_a_sent_request_is_found(
     evidence: Evidence, event: dict[str, Any]
 ) -> None:
-    (said,) = attack_checks.unasked(_with_event(event)(evidence))
-    assert said.startswith("no request that was sent")
+    (message,) = attack_checks.unrequested(_with_event(event)(evidence))
+    assert message.startswith("no request that was sent")
 
 
 def test_an_event_of_a_forged_upload_is_found(evidence: Evidence) -> None:
     """A body that no publisher signed is no request, although it was sent."""
     forged = replace(UPLOAD, flaw="forged")
     plan = replace(evidence.plan, load=Load((forged,)))
-    (said,) = attack_checks.unasked(replace(evidence, plan=plan))
-    assert "upload.stored" in said
+    (message,) = attack_checks.unrequested(replace(evidence, plan=plan))
+    assert "upload.stored" in message
 
 
 @pytest.mark.parametrize(
-    ("request_id", "event", "said"),
+    ("request_id", "event", "message"),
     [
-        (ROTATION, None, "heard nothing"),
-        (ROTATION, SWEPT, "heard of another request"),
-        (UPLOAD.upload_id, REJECTED, "heard of another request"),
-        (UPLOAD.upload_id, {**STORED, "request": "of no try"}, "heard of another request"),
+        (ROTATION, None, "received nothing"),
+        (ROTATION, SWEPT, "received an event of another request"),
+        (UPLOAD.upload_id, REJECTED, "received an event of another request"),
+        (
+            UPLOAD.upload_id,
+            {**STORED, "request": "of no try"},
+            "received an event of another request",
+        ),
         (
             UPLOAD.upload_id,
             _event("upload.rejected", HONEST, "amber", code="malformed_request"),
-            "heard {'type': 'upload.rejected'",
+            "received {'type': 'upload.rejected'",
         ),
         (
             ROTATION,
             _event("rotation.failed", TURNED, "amber", code="not_found"),
-            "heard {'type': 'rotation.failed'",
+            "received {'type': 'rotation.failed'",
         ),
     ],
     ids=["nothing", "a sweep", "a refusal", "other bytes", "a refusal of its own", "a failure"],
 )
-def test_a_caller_that_an_attack_deceived_is_found(
-    evidence: Evidence, request_id: str, event: dict[str, Any] | None, said: str
+def test_a_misled_caller_is_found(
+    evidence: Evidence, request_id: str, event: dict[str, Any] | None, message: str
 ) -> None:
     """As 0.4 ended a wait for a rotation with another publisher's dry run."""
-    (found,) = attack_checks.unheard(_heard(request_id, event)(evidence))
-    assert said in found
+    (found,) = attack_checks.misled_callers(_heard(request_id, event)(evidence))
+    assert message in found
 
 
-def test_a_caller_whose_request_may_be_refused_may_hear_that(evidence: Evidence) -> None:
+def test_an_expected_rejection_is_a_valid_outcome(evidence: Evidence) -> None:
     refused = frozenset({"already_exists"})
     plan = replace(evidence.plan, load=Load((replace(UPLOAD, may_end=refused),)))
     event = _event("upload.rejected", HONEST, "amber", code="already_exists")
-    own = replace(evidence.attacks, waited=[Waited(UPLOAD.upload_id, "x", event)])
-    assert attack_checks.unheard(replace(evidence, plan=plan, attacks=own)) == []
+    own = replace(evidence.attacks, waited=[VictimOutcome(UPLOAD.upload_id, "x", event)])
+    assert attack_checks.misled_callers(replace(evidence, plan=plan, attacks=own)) == []
     event["code"] = "bad_seal"
-    assert len(attack_checks.unheard(replace(evidence, plan=plan, attacks=own))) == 1
+    assert len(attack_checks.misled_callers(replace(evidence, plan=plan, attacks=own))) == 1
 
 
-def test_an_event_about_what_nobody_signed_is_found(evidence: Evidence) -> None:
+def test_an_event_for_an_unsigned_message_is_found(evidence: Evidence) -> None:
     event = {**REJECTED, "request": digest(JUNK)}
-    (said,) = attack_checks.unsigned(_with_event(event)(evidence))
-    assert said.startswith("published of what nobody signed")
+    (message,) = attack_checks.unsigned(_with_event(event)(evidence))
+    assert message.startswith("event for an unsigned message")
 
 
-def test_what_nobody_signed_among_signed_letters_is_found(evidence: Evidence) -> None:
-    """As 0.4 kept it: a flood of it would push out what was signed."""
+def test_an_unsigned_message_among_signed_dead_letters_is_found(evidence: Evidence) -> None:
+    """As in 0.4, where a flood of them would evict signed dead letters."""
     letter = Letter("keyturn.upload.dead", "id", "bad_signature", digest(JUNK))
     lost, displaced = attack_checks.unsigned(_with_letters(letter)(evidence))
     assert "not in ['keyturn.unsigned.dead']" in lost
@@ -218,36 +225,36 @@ def test_what_nobody_signed_among_signed_letters_is_found(evidence: Evidence) ->
     assert len(attack_checks.unsigned(_with_letters(letter, beside)(evidence))) == 1
 
 
-def test_a_letter_of_nobodys_is_found(evidence: Evidence) -> None:
+def test_a_dead_letter_that_was_never_sent_is_found(evidence: Evidence) -> None:
     letter = Letter(UNSIGNED, "id", "bad_signature", digest(b"never sent"))
     change = _with_letters(*evidence.broker.letters, letter)
-    (said,) = attack_checks.letters(change(evidence))
-    assert said.startswith("nobody sent")
+    (message,) = attack_checks.letters(change(evidence))
+    assert message.startswith("the content of this dead letter was never sent")
     assert len(message_checks.ends(change(evidence))) == 1
 
 
-def test_a_body_that_was_kept_in_vain_is_found(evidence: Evidence) -> None:
+def test_a_dead_letter_with_an_unreplayable_body_is_found(evidence: Evidence) -> None:
     """As 0.4 kept 256 KiB of each refused upload."""
     code, of_body = "already_exists", digest(HONEST.body)
     without = Letter("keyturn.upload.dead", UPLOAD.upload_id, code, of_body, whole=False)
     change = _with_letters(*evidence.broker.letters, without)
     assert attack_checks.letters(change(evidence)) == []
     change = _with_letters(*evidence.broker.letters, replace(without, whole=True))
-    (said,) = attack_checks.letters(change(evidence))
-    assert said.startswith("its body was kept")
+    (message,) = attack_checks.letters(change(evidence))
+    assert message.startswith("this dead letter keeps its body")
 
 
 def test_an_unsigned_event_that_no_attack_published_is_found(evidence: Evidence) -> None:
-    asked = [Asked(ROTATION, "rotation.completed", "amber")]
+    asked = [OperatorRequest(ROTATION, "rotation.completed", "amber")]
     evidence = replace(evidence, asked=asked)
     assert message_checks.events(evidence) == []
     broker = replace(evidence.broker, unverified=["digest of another"])
-    (said,) = message_checks.events(replace(evidence, broker=broker))
-    assert said.endswith("digest of another")
+    (message,) = message_checks.events(replace(evidence, broker=broker))
+    assert message.endswith("digest of another")
 
 
-def test_an_attack_does_not_hide_what_befell_its_victim(evidence: Evidence) -> None:
-    """The hostile publisher's own letters and events count for nothing under the victim's id."""
+def test_an_attack_does_not_hide_its_victims_outcome(evidence: Evidence) -> None:
+    """The hostile publisher's dead letters and events with the victim's id do not count."""
     broker = replace(evidence.broker, events=[REJECTED, SWEPT])
     lost = message_checks.ends(replace(evidence, broker=broker))
     assert UPLOAD.upload_id in "".join(lost)

@@ -1,4 +1,4 @@
-"""The harness of faults by itself: its schedule, its proxy, its search (`make chaos`)."""
+"""The fault injection itself: its schedule, proxy and secret scan (`make chaos`)."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from aiohttp import web
 from tests.support.secret_encodings import ENCODINGS
 from tests.unit.keyturn_workers.storage.scripted import Reply, ScriptedServer, scripted_server
 from tools.chaos import secret_scan
-from tools.chaos.fault_proxy import Harming, harming, kind_of
+from tools.chaos.fault_proxy import FaultProxy, kind_of, run_fault_proxy
 from tools.chaos.load import FLAWS, STORED, make_load, plaintext
 from tools.chaos.schedule import (
+    FALSE_RESPONSES,
+    FAULTS,
     GATEWAY,
-    HARMS,
     HOSTILE,
     KINDS,
-    UNTRUTHS,
     WORKERS,
     WRITER,
     Action,
@@ -46,7 +46,7 @@ PUT = ("PUT", "/bucket/acme/a.bin")
 
 
 def test_a_seed_makes_one_plan() -> None:
-    """The same load to the byte, and the same harm at the same points."""
+    """The same load to the byte, and the same faults at the same points."""
     one, other = make_plan(7, COUNT), make_plan(7, COUNT)
     assert one.shown() == other.shown()
     assert one.load == other.load
@@ -64,7 +64,7 @@ def test_another_seed_makes_another_plan() -> None:
 
 @pytest.mark.parametrize("count", [60, 300, COUNT])
 @pytest.mark.parametrize("seed", range(5))
-def test_every_plan_can_be_done_and_has_everything_in_it(seed: int, count: int) -> None:
+def test_every_plan_contains_every_kind_of_action(seed: int, count: int) -> None:
     plan = make_plan(seed, count)
     at = [action.at for action in plan.actions]
     assert at == sorted(at)
@@ -72,27 +72,29 @@ def test_every_plan_can_be_done_and_has_everything_in_it(seed: int, count: int) 
     assert at[-1] <= len(plan.load.order)
     done = Counter(action.what for action in plan.actions)
     assert done["rotate"] == 4
-    assert done["new master key"] == done["enrol"] == 1
+    assert done["new master key"] == done["enroll"] == 1
     assert done["delete"] >= 2
     assert done["kill"] >= 3
     assert min(done[what] for what in ("terminate", "cut", "stop broker", "kill broker")) >= 1
     twice = Counter(action.to for action in plan.actions if action.what == "rotate")
     assert max(twice.values()) >= 2
-    told = {(action.to, action.kind) for action in plan.actions if action.what == "storm"}
-    assert {(harm, kind) for harm, kinds in UNTRUTHS.items() for kind in kinds} <= told
+    storms_planned = {(action.to, action.kind) for action in plan.actions if action.what == "storm"}
+    assert {
+        (fault, kind) for fault, kinds in FALSE_RESPONSES.items() for kind in kinds
+    } <= storms_planned
     assert {a.to for a in plan.actions if a.what == "attack"} == {*HOSTILE, *WRITER}
 
 
-def test_a_large_plan_does_every_harm_and_kills_everybody() -> None:
+def test_a_large_plan_has_every_fault_and_kills_every_process() -> None:
     plan = make_plan(1, COUNT)
     storms = [action for action in plan.actions if action.what == "storm"]
-    assert {storm.to for storm in storms} == {*HARMS, *UNTRUTHS}
+    assert {storm.to for storm in storms} == {*FAULTS, *FALSE_RESPONSES}
     assert {storm.kind for storm in storms} == set(KINDS)
     assert {a.to for a in plan.actions if a.what == "kill"} == {*WORKERS, GATEWAY}
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_load_is_what_it_is_said_to_be(seed: int) -> None:
+def test_a_load_has_every_kind_of_upload(seed: int) -> None:
     plan = make_plan(seed, COUNT)
     uploads = plan.load.uploads
     assert len({upload.upload_id for upload in uploads}) == len(uploads) >= COUNT
@@ -104,7 +106,7 @@ def test_a_load_is_what_it_is_said_to_be(seed: int) -> None:
     assert set(pairs.values()) == {2}
     writers = Counter(f"{upload.project}/{upload.key}" for upload in uploads)
     shared = {upload for upload in uploads if writers[f"{upload.project}/{upload.key}"] > 1}
-    # Nobody who must be stored meets anybody at its key.
+    # No other upload uses the key of one that must be stored.
     assert not [upload for upload in shared if upload.is_plain and upload.flaw is None]
     for upload in uploads:
         assert (STORED in upload.may_end) != (upload.flaw is not None or _is_late(upload.may_end))
@@ -114,7 +116,7 @@ def _is_late(may_end: frozenset[str]) -> bool:
     return may_end == {"deleted_key", "already_exists"}
 
 
-def test_a_load_has_no_second_sending_before_the_first() -> None:
+def test_a_load_repeats_no_upload_before_its_first_publish() -> None:
     seen: set[int] = set()
     for upload in make_load(3, COUNT).order:
         assert upload.number in seen or upload.number == len(seen) or upload.number > max(seen)
@@ -149,16 +151,16 @@ def test_kinds_of_requests(method: str, target: str, headers: dict[str, str], ki
 
 
 @asynccontextmanager
-async def _before_a_server() -> AsyncIterator[tuple[ScriptedServer, Harming]]:
+async def _before_a_server() -> AsyncIterator[tuple[ScriptedServer, FaultProxy]]:
     async with (
         scripted_server() as server,
-        harming(f"http://127.0.0.1:{server.port}") as proxy,
+        run_fault_proxy(f"http://127.0.0.1:{server.port}") as proxy,
     ):
         yield server, proxy
 
 
 async def _ask(
-    proxy: Harming, method: str, target: str, body: bytes = b""
+    proxy: FaultProxy, method: str, target: str, body: bytes = b""
 ) -> tuple[int, bytes, dict[str, str]]:
     """Status, body and headers; or what broke, raised as it is. aiohttp would ask twice."""
 
@@ -171,7 +173,7 @@ async def _ask(
     return await asyncio.to_thread(ask)
 
 
-async def test_without_a_storm_all_passes() -> None:
+async def test_without_a_storm_requests_pass_unchanged() -> None:
     async with _before_a_server() as (server, proxy):
         server.script = [Reply(body=b"read"), Reply(404, b"gone")]
         assert (await _ask(proxy, "GET", "/bucket/acme/a"))[:2] == (200, b"read")
@@ -180,7 +182,7 @@ async def test_without_a_storm_all_passes() -> None:
         assert (proxy.seen, proxy.done) == ({"read object": 1, "put object": 1}, {})
 
 
-async def test_a_body_is_not_waited_for() -> None:
+async def test_the_proxy_answers_expect_100_continue() -> None:
     """`Expect: 100-continue` is answered by the proxy, which sends body and all at once."""
     async with _before_a_server() as (server, proxy), aiohttp.ClientSession() as session:
         async with session.put(proxy.url + PUT[1], data=b"body", expect100=True) as answer:
@@ -189,7 +191,7 @@ async def test_a_body_is_not_waited_for() -> None:
         assert "expect" not in server.asked[0].headers
 
 
-async def test_an_answer_in_chunks_is_passed_on_whole() -> None:
+async def test_a_chunked_response_is_passed_on_completely() -> None:
     async def pieces() -> AsyncIterator[bytes]:
         for piece in (b"one", b"two", b"x" * 100_000):
             yield piece
@@ -204,7 +206,7 @@ async def test_an_answer_in_chunks_is_passed_on_whole() -> None:
     site = web.TCPSite(runner, "127.0.0.1", port := free_port())
     await site.start()
     try:
-        async with harming(f"http://127.0.0.1:{port}") as proxy:
+        async with run_fault_proxy(f"http://127.0.0.1:{port}") as proxy:
             for _ in range(2):
                 _, body, headers = await _ask(proxy, "GET", "/bucket?list-type=2")
                 assert headers["Transfer-Encoding"] == "chunked"
@@ -214,11 +216,11 @@ async def test_an_answer_in_chunks_is_passed_on_whole() -> None:
 
 
 @pytest.mark.parametrize("status", ["500", "503"])
-async def test_a_refusal_reaches_no_server(status: str) -> None:
+async def test_a_refused_request_does_not_reach_the_server(status: str) -> None:
     async with _before_a_server() as (server, proxy):
         proxy.storm(Action(0, "storm", status, kind="put object", every=1, times=1))
-        told, body, headers = await _ask(proxy, *PUT, b"body")
-        assert told == int(status)
+        status_code, body, headers = await _ask(proxy, *PUT, b"body")
+        assert status_code == int(status)
         assert b"<Code>" in body
         assert ("Retry-After" in headers) == (status == "503")
         assert server.asked == []
@@ -227,22 +229,24 @@ async def test_a_refusal_reaches_no_server(status: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("harm", "arrives"),
+    ("fault", "arrives"),
     [("reset", 0), ("request cut", 0), ("answer lost", 1), ("answer cut", 1), ("late", 1)],
 )
-async def test_a_connection_breaks_and_the_server_does_it_or_not(harm: str, arrives: int) -> None:
+async def test_a_broken_connection_may_or_may_not_reach_the_server(
+    fault: str, arrives: int
+) -> None:
     async with _before_a_server() as (server, proxy):
         server.script = [Reply(body=b"x" * 1000)] * arrives
-        proxy.storm(Action(0, "storm", harm, kind="put object", every=1, times=1, seconds=0.2))
+        proxy.storm(Action(0, "storm", fault, kind="put object", every=1, times=1, seconds=0.2))
         with pytest.raises((OSError, http.client.HTTPException)):
             await _ask(proxy, *PUT, b"body")
-        if harm == "late":
+        if fault == "late":
             assert server.asked == []
             await asyncio.sleep(0.6)  # longer than it is late
         assert [asked.body for asked in server.asked] == [b"body"] * arrives
 
 
-async def test_a_slow_answer_comes_after_its_time() -> None:
+async def test_a_slow_response_arrives_after_its_delay() -> None:
     async with _before_a_server() as (_, proxy):
         proxy.storm(Action(0, "storm", "slow", kind="put object", every=1, times=1, seconds=0.3))
         began = asyncio.get_running_loop().time()
@@ -254,13 +258,13 @@ DATED = Reply(body=b"read", headers={"Date": "Tue, 24 Nov 2026 10:00:00 GMT"})
 
 
 @pytest.mark.parametrize(
-    ("harm", "code"), [("404", b"<Code>NoSuchKey</Code>"), ("404 page", b"<html>")]
+    ("fault", "code"), [("404", b"<Code>NoSuchKey</Code>"), ("404 page", b"<html>")]
 )
-async def test_what_exists_is_said_not_to(harm: str, code: bytes) -> None:
+async def test_an_existing_object_is_denied(fault: str, code: bytes) -> None:
     """To a GET that found it; not to a HEAD, and not of what is not there."""
     async with _before_a_server() as (server, proxy):
         server.script = [Reply(404, b"gone"), Reply(), DATED, DATED]
-        proxy.storm(Action(0, "storm", harm, kind="read object", every=1, times=9))
+        proxy.storm(Action(0, "storm", fault, kind="read object", every=1, times=9))
         get = ("GET", "/bucket/acme/a%20b")
         assert (await _ask(proxy, *get))[:2] == (404, b"gone")
         proxy._spared.clear()
@@ -270,35 +274,35 @@ async def test_what_exists_is_said_not_to(harm: str, code: bytes) -> None:
         status, body, headers = await _ask(proxy, *get)
         assert (status, headers["Date"]) == (404, DATED.headers["Date"])
         assert code in body
-        assert (b"NoSuchKey" in body) == (harm == "404")
+        assert (b"NoSuchKey" in body) == (fault == "404")
         assert (await _ask(proxy, *get))[:2] == (200, b"read")
-        assert (proxy.done, [*proxy.denied]) == ({(harm, "read object"): 1}, ["acme/a b"])
+        assert (proxy.done, [*proxy.denied]) == ({(fault, "read object"): 1}, ["acme/a b"])
 
 
 @pytest.mark.parametrize(
-    ("harm", "seconds", "date"),
+    ("fault", "seconds", "date"),
     [
         ("date ahead", 7200, "Tue, 24 Nov 2026 12:00:00 GMT"),
         ("date behind", -30, "Tue, 24 Nov 2026 09:59:30 GMT"),
     ],
 )
-async def test_a_date_is_skewed_and_nothing_else(harm: str, seconds: float, date: str) -> None:
+async def test_only_the_date_is_skewed(fault: str, seconds: float, date: str) -> None:
     async with _before_a_server() as (server, proxy):
         server.script = [DATED, DATED]
-        proxy.storm(Action(0, "storm", harm, kind="put object", every=1, times=1, seconds=seconds))
+        proxy.storm(Action(0, "storm", fault, kind="put object", every=1, times=1, seconds=seconds))
         status, body, headers = await _ask(proxy, *PUT, b"body")
         assert (status, body, headers["Date"]) == (200, b"read", date)
         assert server.asked[0].body == b"body"
         assert (await _ask(proxy, *PUT, b"body"))[2]["Date"] == DATED.headers["Date"]
-        assert proxy.done == {(harm, "put object"): 1}
+        assert proxy.done == {(fault, "put object"): 1}
 
 
-async def test_a_storm_chooses_its_requests() -> None:
+async def test_a_storm_selects_its_requests() -> None:
     """Every second one of its kind, so many in all, never two in a row; `calm` ends the rest."""
     async with _before_a_server() as (_, proxy):
         proxy.storm(Action(0, "storm", "500", kind="put object", every=2, times=2))
-        told = [(await _ask(proxy, *PUT, b"body"))[0] for _ in range(7)]
-        assert told == [200, 500, 200, 200, 500, 200, 200]
+        storms_planned = [(await _ask(proxy, *PUT, b"body"))[0] for _ in range(7)]
+        assert storms_planned == [200, 500, 200, 200, 500, 200, 200]
         assert (await _ask(proxy, "GET", "/bucket/acme/a"))[0] == 200
         proxy.storm(Action(0, "storm", "500", kind="put object", every=1, times=9))
         assert [(await _ask(proxy, *PUT, b"body"))[0] for _ in range(3)] == [500, 200, 500]
@@ -315,7 +319,7 @@ async def test_a_storm_ends_with_its_time() -> None:
         assert [(await _ask(proxy, *PUT, b"body"))[0] for _ in range(2)] == [200, 200]
 
 
-# The search.
+# The secret scan.
 
 
 IN_A_FILE: dict[str, Callable[[bytes], bytes]] = {
@@ -328,20 +332,20 @@ IN_A_FILE: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("spelt", IN_A_FILE.values(), ids=IN_A_FILE)
-def test_a_secret_in_a_file_is_found(tmp_path: Path, spelt: Callable[[bytes], bytes]) -> None:
-    """However it is spelt, in a folder below, in the midst of other bytes; and no other one."""
+@pytest.mark.parametrize("encode", IN_A_FILE.values(), ids=IN_A_FILE)
+def test_a_secret_in_a_file_is_found(tmp_path: Path, encode: Callable[[bytes], bytes]) -> None:
+    """In any encoding, in a subfolder, between other bytes; and no other secret."""
     keys = {f"key {number}": os.urandom(32) for number in range(300)}
     (tmp_path / "below").mkdir()
     noise = os.urandom(100_000)
-    (tmp_path / "below" / "segment.1").write_bytes(noise + spelt(keys["key 7"]) + noise)
+    (tmp_path / "below" / "segment.1").write_bytes(noise + encode(keys["key 7"]) + noise)
     (tmp_path / "other").write_bytes(noise)
-    assert secret_scan.found_in(tmp_path, keys) == ["key 7 in below/segment.1"]
+    assert secret_scan.scan_folder(tmp_path, keys) == ["key 7 in below/segment.1"]
 
 
-def test_nothing_is_found_where_nothing_is(tmp_path: Path) -> None:
+def test_no_secret_is_found_in_unrelated_files(tmp_path: Path) -> None:
     (tmp_path / "log").write_bytes(os.urandom(1_000_000))
-    assert secret_scan.found_in(tmp_path, {str(n): os.urandom(32) for n in range(2000)}) == []
+    assert secret_scan.scan_folder(tmp_path, {str(n): os.urandom(32) for n in range(2000)}) == []
 
 
 @pytest.mark.parametrize(
@@ -360,10 +364,10 @@ def test_nothing_is_found_where_nothing_is(tmp_path: Path) -> None:
     ],
     ids=range(10),
 )
-def test_a_key_that_is_hard_to_look_for_is_found_all_the_same(tmp_path: Path, key: bytes) -> None:
+def test_a_secret_with_newlines_or_quotes_is_found(tmp_path: Path, key: bytes) -> None:
     utf_8 = key.decode("latin-1").encode()
     shown = [key, repr(key).encode(), json.dumps(repr(key)).encode(), utf_8]
     for number, text in enumerate(shown):
         (tmp_path / f"log-{number}").write_bytes(b"before" + text + b"after")
-    found = secret_scan.found_in(tmp_path, {"key": key, "other": os.urandom(32)})
+    found = secret_scan.scan_folder(tmp_path, {"key": key, "other": os.urandom(32)})
     assert found == [f"key in log-{number}" for number in range(len(shown))]

@@ -1,4 +1,4 @@
-"""The readers of `make chaos`, before a gateway that does wrong (SPEC 9)."""
+"""The gateway readers of `make chaos`, with a faulty gateway (SPEC 9)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from aiohttp import web
 
 from keyturn.identifiers import keyring_s3_key, object_s3_key
 from tools.chaos import gateway_readers
-from tools.chaos.gateway_readers import Reading
+from tools.chaos.gateway_readers import GatewayReaders
 from tools.chaos.load import Upload, plaintext
 
 if TYPE_CHECKING:
@@ -54,14 +54,14 @@ async def _standing_for_a_gateway(answer: Answer) -> AsyncIterator[str]:
 
 async def _read(
     answer: Answer, *, accepted_at: float = 0.0, denied: dict[str, float] | None = None
-) -> Reading:
+) -> GatewayReaders:
     """What two readers noted in some reads; both keys were accepted long ago, or as given."""
     operator: Any = SimpleNamespace(
         tenants={"amber": SimpleNamespace(api_keys=[OLD, CURRENT])},
         accepted={"amber": [0.0, accepted_at]},
     )
     async with _standing_for_a_gateway(answer) as url:
-        found = Reading(operator, url, SEED, stored=[UPLOAD], denied=denied or {})
+        found = GatewayReaders(operator, url, SEED, stored=[UPLOAD], denied=denied or {})
         task = asyncio.create_task(found.keep_reading())
         async with asyncio.timeout(30):
             while found.seen.total() < READS:
@@ -80,8 +80,8 @@ async def _honest(_: web.Request, current: bool) -> web.StreamResponse:
     return _whole() if current else web.Response(status=401)
 
 
-async def test_an_honest_gateway_is_found_good() -> None:
-    """With both kinds of reads in it: else the other tests here would show nothing."""
+async def test_a_correct_gateway_passes() -> None:
+    """Both kinds of reads occur: otherwise the other tests would prove nothing."""
     found = await _read(_honest)
     assert found.wrong == []
     assert set(found.seen) == {"200", "401 to an old key"}
@@ -113,22 +113,22 @@ async def _failing(_: web.Request, current: bool) -> web.StreamResponse:
 
 
 @pytest.mark.parametrize(
-    ("answer", "said"),
+    ("answer", "message"),
     [
-        (_other_bytes, "served other bytes than were sent"),
-        (_fewer_bytes, "served other bytes than were sent"),
+        (_other_bytes, "served bytes other than the uploaded ones"),
+        (_fewer_bytes, "served bytes other than the uploaded ones"),
         (_everybody, "served to a key that was rotated out"),
-        (_nobody, "the current key was turned away"),
+        (_nobody, "the current key was rejected"),
         (_failing, "answered 500"),
     ],
 )
-async def test_a_gateway_that_does_wrong_is_found(answer: Answer, said: str) -> None:
+async def test_a_faulty_gateway_is_found(answer: Answer, message: str) -> None:
     found = await _read(answer)
-    assert any(said in wrong and UPLOAD.upload_id in wrong for wrong in found.wrong), found.wrong
+    assert any(message in wrong and UPLOAD.upload_id in wrong for wrong in found.wrong), found.wrong
 
 
-async def test_what_breaks_is_no_wrong_answer() -> None:
-    """A connection that ends in the middle served nobody other bytes."""
+async def test_a_broken_connection_is_not_a_wrong_response() -> None:
+    """A truncated response does not count as wrong bytes."""
 
     async def broken(request: web.Request, current: bool) -> web.StreamResponse:
         if not current:
@@ -145,7 +145,7 @@ async def test_what_breaks_is_no_wrong_answer() -> None:
     assert set(found.seen) == {"broken", "503 to an old key"}
 
 
-async def test_a_rotation_under_way_allows_either_answer() -> None:
+async def test_either_response_is_correct_during_a_rotation() -> None:
     """The gateway may go by its cache for a while (SPEC 9.1): nothing is surely wrong then."""
     just_now = time.monotonic() + 3600  # however slowly this test runs
     for answer in (_everybody, _nobody):
@@ -158,18 +158,18 @@ async def _not_found(_: web.Request, current: bool) -> web.StreamResponse:
 
 
 @pytest.mark.parametrize(
-    ("answer", "s3_key", "said"),
+    ("answer", "s3_key", "message"),
     [
         (_not_found, object_s3_key(UPLOAD.project, UPLOAD.key), "answered 404"),
-        (_nobody, keyring_s3_key(UPLOAD.project), "the current key was turned away"),
+        (_nobody, keyring_s3_key(UPLOAD.project), "the current key was rejected"),
     ],
 )
-async def test_what_the_storage_denied_the_gateway_may_deny(
-    answer: Answer, s3_key: str, said: str
+async def test_the_gateway_may_deny_what_the_storage_denied(
+    answer: Answer, s3_key: str, message: str
 ) -> None:
     """For as long as a cache lasts, and of that key alone."""
     later, long_ago = time.monotonic() + 3600, time.monotonic() - 60
     assert (await _read(answer, denied={s3_key: later})).wrong == []
     for denied in ({s3_key: long_ago}, {"another key": later}):
         found = await _read(answer, denied=denied)
-        assert any(said in wrong for wrong in found.wrong)
+        assert any(message in wrong for wrong in found.wrong)

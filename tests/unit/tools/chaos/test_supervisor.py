@@ -1,4 +1,4 @@
-"""The processes of `make chaos`: who ends by himself, or not in order, is noted."""
+"""The supervisor of `make chaos` records unexpected exits and failed shutdowns."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tools.chaos import supervisor as crews
-from tools.chaos.supervisor import Crew, Post, crew
+from tools.chaos.supervisor import ManagedProcess, Supervisor, run_supervisor
 from tools.harness.deployment import Deployment
 from tools.harness.process import worker
 from tools.harness.tcp_proxy import proxy
@@ -30,59 +30,64 @@ NAME = "upload-1"
 
 
 @asynccontextmanager
-async def _one_worker(folder: Path, **more: str) -> AsyncIterator[tuple[Crew, Post]]:
-    """A crew of one, whose broker and storage are away: it waits for them."""
+async def _one_worker(
+    folder: Path, **more: str
+) -> AsyncIterator[tuple[Supervisor, ManagedProcess]]:
+    """A supervisor with one worker, which waits for an unreachable broker and storage."""
     nowhere = free_port()
     s3 = S3Server(f"http://127.0.0.1:{nowhere}", "key", "secret", "us-east-1", "given")
     deployment = Deployment(f"amqp://guest:guest@127.0.0.1:{nowhere}/", s3, "bucket")
-    async with proxy(nowhere) as way, crew(deployment, folder) as hired:
+    async with proxy(nowhere) as broker_proxy, run_supervisor(deployment, folder) as supervisor:
         port = free_port()
         env = deployment.worker_env(HEALTH_PORT=str(port), LOG_LEVEL="debug", **more)
-        post = hired.posts[NAME] = Post(NAME, way, env, port)
-        await hired.start(NAME)
-        yield hired, post
+        process = supervisor.processes[NAME] = ManagedProcess(NAME, broker_proxy, env, port)
+        await supervisor.start(NAME)
+        yield supervisor, process
 
 
-async def _process(post: Post, number: int) -> int:
+async def _process(process: ManagedProcess, number: int) -> int:
     """The id of the post's n-th process, once it has logged something."""
     async with asyncio.timeout(60):
-        while len(post.logs) < number:  # noqa: ASYNC110  # the crew tells nobody
+        while len(process.logs) < number:  # noqa: ASYNC110  # the supervisor has no event for it
             await asyncio.sleep(0.01)
-    await post.logs[number - 1].logged("")
-    return post.logs[number - 1].process.pid
+    await process.logs[number - 1].logged("")
+    return process.logs[number - 1].process.pid
 
 
-async def test_one_that_is_killed_by_somebody_else_is_noted_and_replaced(tmp_path: Path) -> None:
-    async with _one_worker(tmp_path) as (hired, post):
-        first = await _process(post, 1)
+async def test_a_process_killed_from_outside_is_recorded_and_restarted(tmp_path: Path) -> None:
+    async with _one_worker(tmp_path) as (supervisor, process):
+        first = await _process(process, 1)
         os.kill(first, signal.SIGKILL)
-        assert await _process(post, 2) != first
-        (said,) = hired.fallen
-        assert said.startswith(f"{NAME} ended by itself, status -9: ")
-        assert hired.statuses == []
+        assert await _process(process, 2) != first
+        (message,) = supervisor.unexpected_exits
+        assert message.startswith(f"{NAME} exited by itself, status -9: ")
+        assert supervisor.statuses == []
 
 
-async def test_one_that_ends_by_itself_is_noted_each_time(tmp_path: Path) -> None:
-    """With its last words, which say why."""
-    async with _one_worker(tmp_path, EVENT_KEY="no key") as (hired, post):
-        await _process(post, 3)
-        assert len(hired.fallen) >= 2
-        assert all(said.startswith(f"{NAME} ended by itself, status 2: ") for said in hired.fallen)
-        assert "KEYTURN_EVENT_KEY" in hired.fallen[0]
-        post.asked_to_end = True
+async def test_each_exit_of_a_process_is_recorded(tmp_path: Path) -> None:
+    """With the end of its log, which says why."""
+    async with _one_worker(tmp_path, EVENT_KEY="no key") as (supervisor, process):
+        await _process(process, 3)
+        assert len(supervisor.unexpected_exits) >= 2
+        assert all(
+            message.startswith(f"{NAME} exited by itself, status 2: ")
+            for message in supervisor.unexpected_exits
+        )
+        assert "KEYTURN_EVENT_KEY" in supervisor.unexpected_exits[0]
+        process.stop_requested = True
 
 
-async def test_what_the_run_does_itself_is_not_noted(tmp_path: Path) -> None:
-    async with _one_worker(tmp_path) as (hired, post):
-        await _process(post, 1)
-        await hired.kill(NAME)
-        await _process(post, 2)
-        await hired.terminate(NAME)
-        await _process(post, 3)
-        await hired.terminate(NAME, successor=False)
-        assert (hired.fallen, hired.statuses) == ([], [])
-        assert hired.done == {"kill -9 of upload": 1, "SIGTERM of upload": 2}
-        assert len(post.logs) == 3
+async def test_requested_exits_are_not_recorded(tmp_path: Path) -> None:
+    async with _one_worker(tmp_path) as (supervisor, process):
+        await _process(process, 1)
+        await supervisor.kill(NAME)
+        await _process(process, 2)
+        await supervisor.terminate(NAME)
+        await _process(process, 3)
+        await supervisor.terminate(NAME, successor=False)
+        assert (supervisor.unexpected_exits, supervisor.statuses) == ([], [])
+        assert supervisor.done == {"kill -9 of upload": 1, "SIGTERM of upload": 2}
+        assert len(process.logs) == 3
 
 
 _STANDS_IN = """
@@ -99,28 +104,28 @@ def _stand_in(monkeypatch: pytest.MonkeyPatch, handler: str) -> None:
     monkeypatch.setattr(crews, "worker", partial(worker, program=program))
 
 
-async def test_one_that_does_not_end_in_time_is_noted(
+async def test_a_process_that_does_not_exit_in_time_is_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And is gone afterwards all the same."""
     monkeypatch.setattr(crews, "_END_S", 0.5)
     _stand_in(monkeypatch, "signal.SIG_IGN")
-    async with _one_worker(tmp_path) as (hired, post):
-        await _process(post, 1)
-        await hired.terminate(NAME, successor=False)
-        assert hired.statuses == [f"{NAME} ended with None within 0.5 s of SIGTERM"]
-        assert post.logs[0].process.returncode == -signal.SIGKILL
+    async with _one_worker(tmp_path) as (supervisor, process):
+        await _process(process, 1)
+        await supervisor.terminate(NAME, successor=False)
+        assert supervisor.statuses == [f"{NAME} exited with None within 0.5 s of SIGTERM"]
+        assert process.logs[0].process.returncode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(
     ("handler", "status"), [("lambda *_: sys.exit(3)", 3), ("signal.SIG_DFL", -15)]
 )
-async def test_one_that_ends_otherwise_than_in_order_is_noted(
+async def test_a_failed_shutdown_is_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, handler: str, status: int
 ) -> None:
     _stand_in(monkeypatch, handler)
-    async with _one_worker(tmp_path) as (hired, post):
-        await _process(post, 1)
-        await hired.terminate(NAME, successor=False)
-        assert hired.statuses == [f"{NAME} ended with {status} within 40 s of SIGTERM"]
-        assert hired.fallen == []
+    async with _one_worker(tmp_path) as (supervisor, process):
+        await _process(process, 1)
+        await supervisor.terminate(NAME, successor=False)
+        assert supervisor.statuses == [f"{NAME} exited with {status} within 40 s of SIGTERM"]
+        assert supervisor.unexpected_exits == []
