@@ -70,7 +70,7 @@ def _keeper(url: str, metrics: WorkerMetrics, **bounds: Bounds) -> DeadLetterKee
     return DeadLetterKeeper(url, named, metrics, interval_s=0.05)
 
 
-async def test_the_oldest_go_and_the_rest_keeps_its_order(
+async def test_the_oldest_are_dropped_and_the_rest_keeps_its_order(
     vhost_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     metrics = WorkerMetrics()
@@ -121,7 +121,7 @@ async def test_a_keeper_that_dies_at_its_letters_loses_none(
         assert await _names(channel, _DEAD) == [str(number) for number in range(20)]
 
 
-async def test_one_worker_does_it_until_it_is_gone(vhost_url: str) -> None:
+async def test_one_worker_enforces_the_bounds_until_it_is_gone(vhost_url: str) -> None:
     async with _connected(vhost_url) as (_, channel):
         for number in range(30):
             await _bury(channel, _DEAD, str(number))
@@ -159,7 +159,7 @@ def _note_looks(keeper: DeadLetterKeeper, looks: asyncio.Queue[int], number: int
 
 
 async def _until(ask: Callable[[], Awaitable[Any]], expected: Any) -> None:
-    """Asks the broker, which tells nobody, until it answers so."""
+    """Poll the broker, which sends no notification, until it reports this."""
     found = None
     for _ in range(200):
         found = await ask()
@@ -169,7 +169,7 @@ async def _until(ask: Callable[[], Awaitable[Any]], expected: Any) -> None:
     assert found == expected
 
 
-async def test_it_leaves_letters_alone_that_an_operator_reads(vhost_url: str) -> None:
+async def test_letters_that_an_operator_reads_are_left_alone(vhost_url: str) -> None:
     async with _connected(vhost_url) as (connection, channel):
         await _bury(channel, _DEAD, "one")
         keeper = _keeper(vhost_url, WorkerMetrics(), upload=Bounds(timedelta(days=30), 1))
@@ -213,7 +213,7 @@ async def test_letters_are_not_read_for_each_new_one(vhost_url: str, grown: int)
         assert await _count(channel, _DEAD) == 1
 
 
-async def test_it_ends_at_whatever_moment_it_is_told_to(vhost_url: str) -> None:
+async def test_it_can_be_cancelled_at_any_moment(vhost_url: str) -> None:
     """Cancelled within a request, aiormq raises an error of its own, and a keeper tries again.
 
     About one time in seven a single cancellation ended nothing, and a worker told to stop waited

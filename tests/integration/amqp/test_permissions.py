@@ -242,8 +242,8 @@ async def test_what_is_allowed_works_from_end_to_end(
             monkeypatch.setenv(name, value)
         async with Publisher.open(PublisherSettings.read()) as publisher:
             upload_id = await publisher.upload("acme", "by-the-client", b"x")
-            told = await publisher.wait(upload_id, timeout_s=60)
-            assert told.type == "upload.stored"
+            event = await publisher.wait(upload_id, timeout_s=60)
+            assert event.type == "upload.stored"
             swept = await publisher.rotate("acme", api_key="n" * 43)
             with pytest.raises(PublisherError):
                 await publisher.delete("acme", "k")

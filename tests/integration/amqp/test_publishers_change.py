@@ -44,8 +44,8 @@ def _upload(served: WorkerUnderTest, key: SigningKey) -> OutgoingRequest:
     document = requests.upload(served.deployment, "acme", requests.new_id(), b"x").document
     body = requests.encode(document)
     headers: dict[str, Any] = dict(requests.headers(body, key, publisher="later"))
-    told = {"upload_id": document["upload_id"]}
-    return OutgoingRequest("upload.requested", body, headers, told)
+    ids = {"upload_id": document["upload_id"]}
+    return OutgoingRequest("upload.requested", body, headers, ids)
 
 
 async def _stored(served: WorkerUnderTest, key: SigningKey) -> None:
@@ -65,7 +65,7 @@ async def _refused(served: WorkerUnderTest, key: SigningKey) -> None:
 async def test_publishers_and_keys_come_and_go(
     broker: Servers, moto: S3Server, tmp_path: Path
 ) -> None:
-    """None of it needs a restart, and nobody is refused between two of these steps."""
+    """None of it needs a restart, and no request is refused between two of these steps."""
     deployment = Deployment(await fresh_amqp_url(broker), moto, new_bucket(moto))
     path = tmp_path / "publishers.json"
     _replace(path, _with(deployment))

@@ -34,7 +34,7 @@ def read(headers: list[wire.Entry], **properties: bytes) -> IncomingMessage:
 
 
 def passed_on(message: IncomingMessage) -> IncomingMessage:
-    """Its dead letter, as whoever takes it off the broker reads it."""
+    """Its dead letter, as its consumer reads it."""
     written = copy_of(message, {CODE_HEADER: "bad_signature"}).properties.marshal()
     assert len(written) < wire.FRAME_BYTES
     letter = received(written, b"body", "keyturn.upload.dead", Channel())

@@ -246,7 +246,7 @@ def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_a_request_is_acknowledged_after_its_event_and_what_follows() -> None:
-    """Served, told, cleared up, acknowledged."""
+    """Served, published, cleaned up, acknowledged."""
     scene = Scene()
     assert await consume(FakeHandler(scene), message(scene)) == [
         "served",
@@ -257,7 +257,7 @@ async def test_a_request_is_acknowledged_after_its_event_and_what_follows() -> N
 
 
 async def test_a_refusal_is_a_dead_letter_first_and_an_event_second() -> None:
-    """Dead first, told second, acknowledged last."""
+    """The dead letter, the event, the acknowledgment."""
     scene = Scene()
     handler = FakeHandler(scene, AlreadyExistsError("k"))
     refused = [
@@ -281,7 +281,7 @@ async def test_a_malformed_request_is_refused_without_being_served() -> None:
 
 
 async def test_a_malformed_request_without_an_id_has_no_event() -> None:
-    """Without an id there is nobody to tell; it is dead all the same."""
+    """It becomes a dead letter all the same."""
     scene = Scene()
     refused = ["dead", "keyturn.upload malformed_request", "ack"]
     assert await consume(FakeHandler(scene), message(scene, b"{")) == refused
@@ -296,7 +296,7 @@ async def test_a_bad_signature_is_answered_by_no_event() -> None:
 
 
 async def test_a_transient_error_schedules_a_retry_before_the_acknowledgment() -> None:
-    """Its copy waits before it is acknowledged; nothing is told."""
+    """Its copy is in the retry queue by then; nothing is published."""
     scene = Scene()
     handler = FakeHandler(scene, StorageUnavailableError("x"))
     delivery = noted(message(scene), "storage_unavailable", 2)
@@ -319,7 +319,7 @@ async def test_after_the_last_attempt_a_request_is_refused() -> None:
 
 
 async def test_a_bug_of_ours_schedules_a_retry() -> None:
-    """What nobody thought of is put off like a failure of the storage, and never lost."""
+    """An unforeseen error is retried like a failure of the storage, and nothing is lost."""
     scene = Scene()
     handler = FakeHandler(scene, ZeroDivisionError("secret"))
     waits = ["retry", "keyturn.upload storage_unavailable 0 1s", "ack"]
@@ -384,7 +384,7 @@ async def test_a_closed_channel_raises_nothing() -> None:
 
 
 async def test_a_cancelled_delivery_is_neither_acknowledged_nor_given_back() -> None:
-    """A worker that is told to stop neither acknowledges nor gives back: the broker does."""
+    """At the end of the grace period the broker itself redelivers the message."""
     scene = Scene()
     handler = FakeHandler(scene, gate=asyncio.Event())
     running = asyncio.create_task(consume(handler, message(scene)))

@@ -80,7 +80,7 @@ def test_up_to_the_longest_age() -> None:
 
 
 def test_each_delay_has_its_queue() -> None:
-    """Whatever delay is decided on, a queue of every role's stands for it."""
+    """Every delay has a queue of every role."""
     declared = {queue.name for queue in queues()}
     for queue in ("keyturn.upload", "keyturn.control"):
         for error in (UnknownProjectError(), *(ERRORS[code]() for code in TRANSIENT)):
@@ -251,7 +251,7 @@ def test_copy() -> None:
     assert copied.delivery_mode == aio_pika.DeliveryMode.PERSISTENT
 
 
-def test_copy_does_not_vanish_and_is_nobody_elses() -> None:
+def test_a_copy_has_no_expiration_and_no_user_id() -> None:
     """No expiration, and no user's name that the broker would hold against the worker."""
     copied = copy_of(delivered(SENT, expiration="10", user_id="somebody"), {})
     assert copied.expiration is None

@@ -131,7 +131,7 @@ def test_either_key_of_a_publisher(key: SigningKey) -> None:
         {"keyturn-publisher": "api", "keyturn-signature": OLD.sign_event("test", b"body")},
     ],
 )
-def test_nobodys_word(found: dict[str, Any]) -> None:
+def test_a_request_without_a_valid_signature_is_refused(found: dict[str, Any]) -> None:
     with pytest.raises(BadSignatureError):
         verify(b"body", found, RULES)
 
@@ -238,7 +238,7 @@ def refusal(body: bytes, publisher: str) -> tuple[str, str | None] | None:
 
 
 @pytest.mark.parametrize(
-    ("publisher", "body", "told"),
+    ("publisher", "body", "expected"),
     [
         ("api", upload(key="/"), ("upload.rejected", "acme")),
         ("narrow", upload(key="/"), ("upload.rejected", "acme")),
@@ -255,10 +255,10 @@ def refusal(body: bytes, publisher: str) -> tuple[str, str | None] | None:
     ],
 )
 def test_a_refusal_names_only_a_project_of_its_publisher(
-    publisher: str, body: bytes, told: tuple[str, str | None] | None
+    publisher: str, body: bytes, expected: tuple[str, str | None] | None
 ) -> None:
     """Issue 10, item 4: no publisher causes a refusal in a project that is not its own."""
-    assert refusal(body, publisher) == told
+    assert refusal(body, publisher) == expected
 
 
 def test_order() -> None:
@@ -273,7 +273,7 @@ def test_order() -> None:
 
 
 def test_refusals_repeat_no_value() -> None:
-    """A secret in the wrong field stands in no refusal."""
+    """A secret in the wrong field is in no refusal."""
     secret = "kt_0123456789abcdef0123456789abcdef"
     for changes in (
         {"key": {"api_key": secret}},

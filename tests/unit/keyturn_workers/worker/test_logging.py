@@ -11,13 +11,13 @@ import logging, structlog, sys
 from keyturn_workers.worker.logging import configure
 configure(sys.argv[1], "info")
 log = structlog.get_logger()
-log.debug("not told")
+log.debug("not logged")
 log.info("upload.stored", upload_id="1", size_bytes=5)
 logging.getLogger("aiormq.connection").warning("a library's chatter")
 logging.getLogger("aio_pika.tools").error("a library's %s", "failure")
 secret = "local-canary"
 try:
-    raise ValueError("told")
+    raise ValueError("logged")
 except ValueError:
     log.exception("failed")
 """
@@ -36,7 +36,7 @@ def test_json_lines_are_json_and_nothing_else() -> None:
     assert [line["event"] for line in lines] == ["upload.stored", "a library's failure", "failed"]
     assert lines[0]["size_bytes"] == 5
     assert lines[1]["logger"] == "aio_pika.tools"
-    assert "ValueError: told" in lines[2]["exception"]
+    assert "ValueError: logged" in lines[2]["exception"]
 
 
 def test_tracebacks_hold_no_local_variables() -> None:

@@ -100,7 +100,7 @@ def test_the_age_is_that_of_the_oldest_in_flight() -> None:
         young.mark_admitted(format_time(now - timedelta(seconds=30)))
         assert 30 <= shown(metrics)[OLDEST] < 60
         with queue.delivery() as old:
-            # Not yet admitted: whatever it tells is nobody's word.
+            # Not yet admitted: what it says is not trusted.
             assert 30 <= shown(metrics)[OLDEST] < 60
             old.mark_admitted(format_time(now - timedelta(hours=1)))
             assert 3600 <= shown(metrics)[OLDEST] < 3660
