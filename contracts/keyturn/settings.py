@@ -1,9 +1,11 @@
-"""What a publisher reads from its environment, and how settings are read anywhere (SPEC 11).
+"""Settings of a publisher, and the base of every process's settings (SPEC 11).
 
-Variables have the prefix `KEYTURN_`; files of the same name in a secrets folder
-(`KEYTURN_SECRETS_DIR`, by default `/run/secrets` where that exists) serve as well.
-Settings are read once, at the process's door. A missing or malformed one is told in one
-line that names it and never shows its value.
+    settings = PublisherSettings.read()  # KEYTURN_AMQP_URL, KEYTURN_PUBLISHER_KEY, …
+
+Each setting is an environment variable with the prefix `KEYTURN_`, or a file of the same name
+in the secrets folder (`KEYTURN_SECRETS_DIR`; by default `/run/secrets`, if it exists). Settings
+are read once, at the start of a process. A missing or malformed one raises `SettingsError`,
+whose one line names it and never shows its value.
 """
 
 import os
@@ -25,7 +27,7 @@ _DEFAULT_SECRETS_DIR: Final = Path("/run/secrets")
 
 
 class Settings(BaseSettings):
-    """The base of every process's settings."""
+    """Base class of settings: frozen, and read by `read`."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
@@ -50,10 +52,10 @@ class Settings(BaseSettings):
 
 
 def secrets_dir() -> Path | None:
-    """The folder of secret files: the one that is named, or `/run/secrets` where it exists.
+    """The folder of secret files: `KEYTURN_SECRETS_DIR`, or `/run/secrets` if it exists.
 
     Raises:
-        SettingsError: the folder that is named does not exist.
+        SettingsError: the named folder does not exist.
     """
     named = os.environ.get(SECRETS_DIR_VARIABLE)
     if named is None:
@@ -78,10 +80,10 @@ def _one_line(error: ValidationError) -> str:
 
 
 def seed_from_b64(value: object) -> bytes:
-    """32 bytes from their base64.
+    """Decode the base64 of 32 bytes.
 
     Raises:
-        ValueError: anything else, without repeating it.
+        ValueError: anything else; the text does not repeat it.
     """
     if not isinstance(value, str):
         raise ValueError("not the base64 of 32 bytes")  # noqa: TRY004  # pydantic wants ValueError
@@ -96,7 +98,7 @@ def seed_from_b64(value: object) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class NamedIntakeKey:
-    """The workers' public intake key, and the id that requests name it by."""
+    """The workers' public intake key, and the id by which requests name it."""
 
     id: str
     key: IntakePublicKey
@@ -145,7 +147,12 @@ AmqpUrl = Annotated[SecretStr, Field(min_length=1)]  # it holds a password
 
 
 class DeploymentSettings(Settings):
-    """What every process shares: the installation's name, and the broker's address."""
+    """What every process has in common.
+
+    Attributes:
+        deployment: The name of the installation; signatures are bound to it.
+        amqp_url: The broker's address, `amqp://` or `amqps://`. A secret: it holds a password.
+    """
 
     deployment: Annotated[str, Field(pattern=SHORT_NAME_PATTERN)] = "default"
     amqp_url: AmqpUrl
@@ -158,7 +165,15 @@ class DeploymentSettings(Settings):
 
 
 class S3Settings(Settings):
-    """Where the bucket is. Without keys, the standard AWS chain finds them."""
+    """The bucket.
+
+    Attributes:
+        s3_endpoint_url: The server's address; None for AWS.
+        s3_region: The bucket's region.
+        s3_bucket: The bucket's name.
+        s3_access_key_id: Without keys, the standard AWS chain provides credentials.
+        s3_secret_access_key: Set together with `s3_access_key_id`.
+    """
 
     s3_endpoint_url: Url | None = None
     s3_region: str = "us-east-1"
@@ -174,11 +189,21 @@ class S3Settings(Settings):
 
 
 class PublisherSettings(DeploymentSettings):
-    """What a publishing service needs (SPEC 11). For staging also `S3Settings`."""
+    """What a publishing service needs (SPEC 11). To stage bodies it also needs `S3Settings`.
+
+    Attributes:
+        publisher_name: The name that the workers know the publisher by.
+        publisher_key: The key that signs requests; an Ed25519 seed, base64 of 32 bytes.
+        intake_public_key: The workers' public key that secrets are sealed to; `id:base64`.
+        event_public_key: The keys that sign events, base64 of 32 bytes each, separated by
+            commas (SPEC 6.10).
+        pepper: The secret that user KEKs are derived with beside the API key.
+        v0_pepper: The same for KEKs of the earlier system (SPEC 4.6).
+    """
 
     publisher_name: Annotated[str, Field(pattern=SHORT_NAME_PATTERN)]
     publisher_key: SigningKeySetting
     intake_public_key: IntakePublicKeySetting
-    event_public_key: VerifyKeysSetting  # one or several, with commas between them (SPEC 6.10)
+    event_public_key: VerifyKeysSetting
     pepper: SecretStr = SecretStr("")
-    v0_pepper: SecretStr = SecretStr("")  # for enrolments that bring a v0 API key (SPEC 4.6)
+    v0_pepper: SecretStr = SecretStr("")

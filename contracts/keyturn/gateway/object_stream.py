@@ -1,7 +1,7 @@
 """One object while it is read through the gateway (SPEC 9.2).
 
-A body is given out as it comes and ends cleanly only where all of it came: the gateway
-tells of a chunk that does not authenticate by ending the connection, and by nothing else.
+A body is yielded as it arrives and ends cleanly only if all of it arrived: the only sign of a
+chunk that does not authenticate is that the gateway ends the connection.
 """
 
 from collections.abc import AsyncGenerator, Mapping
@@ -20,8 +20,8 @@ class OpenObject:
     """An object, or a range of one, whose body is still to be read. Made by `Client.open`.
 
     Args:
-        info: What its headers tell.
-        length: How many bytes of plaintext come: of the whole object, or of the range.
+        info: Its size and metadata.
+        length: Bytes of plaintext to come: of the whole object, or of the range.
         response: The open response; its owner closes it.
     """
 
@@ -57,14 +57,13 @@ class OpenObject:
         return self.info.last_modified
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
-        """The body in pieces of any size, once; a second call goes on where the first stopped.
+        """The body in pieces of any size, once; a second call continues where the first stopped.
 
-        Every piece is authentic when it comes. Only the end of the iteration says that they
-        are the whole object, or range: where it raises instead, or is left early, what came
-        so far is a beginning.
+        Every piece is authentic when it is yielded. The pieces are the whole object, or range,
+        only if the iteration ends without an error.
 
         Raises:
-            IncompleteBodyError: the body ended before its length, or stood still.
+            IncompleteBodyError: the body ended before its length, or stalled.
         """
         while self._left_bytes:
             piece = await next_piece(self._answer)
@@ -74,9 +73,9 @@ class OpenObject:
             yield piece
 
     async def read(self) -> bytes:
-        """What is left of the body, all of it in memory.
+        """The rest of the body, all of it in memory.
 
         Raises:
-            IncompleteBodyError: as `chunks`; nothing of it is returned then.
+            IncompleteBodyError: as `chunks`; nothing is returned.
         """
         return b"".join([piece async for piece in self.chunks()])

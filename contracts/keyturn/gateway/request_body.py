@@ -1,8 +1,8 @@
 """A body on its way to the gateway (SPEC 9.4): watched for progress, its failure kept.
 
-The HTTP client wraps whatever a source raises; whoever gave the source wants it back as it
-was. It must never let a clock run while the source is read: a slow source is its owner's
-business, a server that stops reading is not.
+The HTTP client wraps what a body's source raises; the caller gets the original exception. The
+idle timeout must never run while the source is read: a slow source is the caller's business, a
+server that stops reading is not.
 """
 
 import asyncio
@@ -13,10 +13,10 @@ from keyturn.publisher.body_source import Body, blocks
 
 
 class RequestBody:
-    """One body, to be sent once.
+    """A body that is sent once.
 
     Args:
-        body: In any of the kinds that a publisher takes.
+        body: In any form that a publisher accepts.
     """
 
     def __init__(self, body: Body) -> None:
@@ -25,7 +25,7 @@ class RequestBody:
 
     @property
     def headers(self) -> dict[str, str]:
-        """Its length where it cannot change any more; a file may grow while it is read."""
+        """`Content-Length` of bytes in memory; a file may grow while it is read."""
         if not isinstance(self._body, bytes | bytearray | memoryview):
             return {}
         return {"Content-Length": str(memoryview(self._body).nbytes)}
@@ -33,7 +33,7 @@ class RequestBody:
     async def blocks_with_timeout(
         self, idle: asyncio.Timeout, idle_s: float, wait_s: float
     ) -> AsyncIterator[memoryview]:
-        """The blocks in order; `idle` runs while one is taken, and at the end `wait_s` longer."""
+        """The blocks in order; `idle` runs while one is sent, `wait_s` longer after the last."""
         try:
             async with aclosing(blocks(self._body)) as source:
                 reset(idle, None)
@@ -48,7 +48,7 @@ class RequestBody:
 
 
 def reset(idle: asyncio.Timeout, seconds: float | None) -> None:
-    """Let a clock end in so many seconds from now, or stand still."""
+    """Let a timeout expire in so many seconds, or never."""
     when = None if seconds is None else asyncio.get_running_loop().time() + seconds
     # It can have expired, or the response be there already: the last steps of a request.
     with suppress(RuntimeError):

@@ -1,16 +1,23 @@
-"""The publisher's client (SPEC 6, 11): all that another service imports to use Keyturn.
+"""The publisher's client (SPEC 6, 11): what another service imports to use Keyturn.
 
-| module | what it holds |
+    from keyturn import Publisher, PublisherSettings, S3Settings
+
+    async with Publisher.open(PublisherSettings.read(), s3=S3Settings.read()) as publisher:
+        upload_id = await publisher.upload("acme", "reports/q3.pdf", Path("q3.pdf"))
+        event = await publisher.wait(upload_id, timeout_s=60)
+
+| module | holds |
 | --- | --- |
 | `client` | `Publisher`: enroll, upload, rotate, sweep, delete, wait, progress, events |
-| `requests`, `bodies`, `staging` | building requests; bodies as streams; the claim check |
-| `unsettled` | staged uploads sent without an answer, to be sent again with the same body |
-| `link` | one connection to the broker, confirmed publishing |
-| `events` | streams of events |
-| `event_matcher`, `waiting` | which events belong to a request, and waiting for its answer |
-| `errors` | how publishing and waiting can end |
+| `requests`, `body_source`, `staging` | building requests; bodies as streams; bodies in S3 |
+| `pending_uploads` | staged uploads without a known outcome, kept for a retry with the same body |
+| `connection` | one connection to the broker, confirmed publishing |
+| `event_stream` | reading streams of events |
+| `event_matcher`, `event_waiter` | which events belong to a request; waiting for its answer |
 
-It must never import `workers`, and needs aioboto3 only where bodies are staged.
+Exceptions are in `keyturn.errors`: a `CodedError` for what is wrong with a request, a
+`PublisherError` for publishing and waiting. It must never import `keyturn_workers`, and needs
+aioboto3 (`pip install 'keyturn[staging]'`) only if it stages bodies.
 """
 
 from keyturn.errors import (

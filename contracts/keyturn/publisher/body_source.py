@@ -1,7 +1,7 @@
-"""A body in whatever form a caller has it, as a stream of small blocks. No cryptography.
+"""A body in any form that a caller may have, as a stream of small blocks. No cryptography.
 
-It must never hold more of a body than a block, and never block the event loop for
-longer than a block takes: files are read in a thread.
+It must never hold more of a body than one block, and never block the event loop: files are read
+in a thread.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ async def blocks(body: Body) -> AsyncGenerator[memoryview, None]:
     """The body's bytes in order, at most 1 MiB at a time, never an empty block.
 
     Raises:
-        TypeError: none of the kinds of `Body`, or a source that gives something else than bytes.
+        TypeError: not a `Body`, or a source that yields anything but bytes.
         OSError: a file cannot be read.
     """
     if isinstance(body, bytes | bytearray | memoryview):
@@ -42,7 +42,7 @@ async def blocks(body: Body) -> AsyncGenerator[memoryview, None]:
             async for block in read:
                 yield block
     else:
-        raise TypeError(f"a body is no {type(body).__name__}")
+        raise TypeError(f"a body cannot be a {type(body).__name__}")
 
 
 async def _file_blocks(file: BinaryIO) -> AsyncGenerator[memoryview, None]:
@@ -59,9 +59,9 @@ def _cut(piece: object) -> list[memoryview]:
 
 
 async def head(source: AsyncIterator[memoryview], limit_bytes: int) -> tuple[bytearray, bool]:
-    """What the source begins with, and whether that is all of it.
+    """The beginning of the source, and whether that is all of it.
 
-    More than `limit_bytes` come back where the source holds more: up to one block more.
+    If the source holds more than `limit_bytes`, up to one block more than that is returned.
     """
     gathered = bytearray()
     async for block in source:

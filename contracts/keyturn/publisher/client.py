@@ -1,12 +1,8 @@
-"""The publisher's client: what another service imports to hand its files to Keyturn.
+"""`Publisher`: what another service imports to give its files to Keyturn (SPEC 6).
 
-    async with Publisher.open(PublisherSettings.read(), s3=S3Settings.read()) as publisher:
-        upload_id = await publisher.upload("acme", "reports/q3.pdf", Path("q3.pdf"))
-        event = await publisher.wait(upload_id, timeout_s=60)
-
-It carries out the publisher's half of SPEC 6: it checks a request with the workers' own
-models, seals what is secret, signs, publishes with confirms, and believes only events
-that the deployment has signed. It never sends anything twice on its own.
+It is the publisher's half of SPEC 6. It checks a request with the same models as the workers,
+seals what is secret, signs, publishes with confirms, and accepts only events that the
+deployment has signed. It never sends anything twice on its own.
 It must never log or raise a secret, a plaintext or a sealed body.
 """
 
@@ -56,7 +52,11 @@ _STAGING_ATTEMPTS: Final = 3  # a staged body may be put twice without harm
 
 
 class Publisher:
-    """A connection to one deployment of Keyturn. Made by `open`; safe for concurrent use."""
+    """A client of one deployment of Keyturn. Made by `open`; safe for concurrent use.
+
+    It publishes on one connection to the broker and reads events on another, which it makes
+    with the first wait. It changes nothing else in its process.
+    """
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class Publisher:
         self._staging = staging
         self._verifier = Verifier(settings.deployment, settings.event_public_key)
         self._waiter = EventWaiter(events_connection, self._verifier, settings.publisher_name)
-        self._unsettled = PendingUploads()
+        self._pending_uploads = PendingUploads()
 
     @classmethod
     @asynccontextmanager
@@ -83,18 +83,18 @@ class Publisher:
         publish_timeout_s: float = PUBLISH_TIMEOUT_S,
         connect: bool = True,
     ) -> AsyncIterator[Self]:
-        """Connect, for as long as the block lasts.
+        """A publisher, connected as long as the block lasts.
 
         Args:
             settings: `PublisherSettings.read()`, or made by hand.
-            s3: Where bodies above 256 KiB are staged; without it they are refused.
+            s3: The bucket where bodies above 256 KiB are staged; without it they are refused.
             publish_timeout_s: Seconds for one publish, reconnecting and confirmation included.
-            connect: Whether to connect now, so that a wrong address is told at the door, or
-                with the first use.
+            connect: Whether to connect now, so that a wrong address fails here, or at the
+                first use.
 
         Raises:
-            BrokerUnavailableError: the broker refuses, or does not answer in time.
-            SettingsError: staging is asked for and aioboto3 is not installed.
+            BrokerUnavailableError: the broker refuses, or does not respond in time.
+            SettingsError: `s3` is given and aioboto3 is not installed (`keyturn[staging]`).
         """
         async with AsyncExitStack() as stack:
             staging = None
@@ -122,10 +122,10 @@ class Publisher:
             yield publisher
 
     async def connect(self) -> None:
-        """Make sure of the connection to the broker, for health checks.
+        """Connect to the broker if there is no connection; for health checks.
 
         Raises:
-            BrokerUnavailableError: the broker refuses, or does not answer in time.
+            BrokerUnavailableError: the broker refuses, or does not respond in time.
         """
         await self._connection.connect()
 
@@ -145,20 +145,20 @@ class Publisher:
         adopt: bool = False,
         request_id: str | None = None,
     ) -> str:
-        """Ask for a project's keyring; return the request's id, for `wait`.
+        """Request a keyring for a project; return the request's id, for `wait`.
 
         Args:
             project: The project's id (SPEC 1).
-            api_key: Its secret; what is sent is a key derived from it, sealed to the workers.
-            plaintext: Whether unencrypted objects may stand in the project.
-            v0: Whether objects of the earlier system may; `v0_api_key` implies it.
-            v0_api_key: The API key that the earlier system's objects were wrapped under.
-            adopt: Enrol although objects already stand under the project's prefix.
-            request_id: The id of an earlier try that is repeated; a fresh one by default.
+            api_key: Its secret. Only a key derived from it is sent, sealed to the workers.
+            plaintext: Whether the project may hold unencrypted objects.
+            v0: Whether it may hold objects of the earlier system; `v0_api_key` implies it.
+            v0_api_key: The API key under which the earlier system wrapped its objects.
+            adopt: Enroll although objects already exist under the project's prefix.
+            request_id: The id of an earlier attempt to repeat; a new one by default.
 
         Raises:
-            MalformedRequestError: a name or an API key is not of the form that it must have.
-            NotDeliveredError: no worker serves enrolments, or the broker cannot be reached.
+            MalformedRequestError: a name or an API key is not valid.
+            NotDeliveredError: no worker serves enrollments, or the broker cannot be reached.
             OutcomeUnknownError: not confirmed; repeat it with the same `request_id`.
         """
         request = build_enroll(
@@ -184,18 +184,18 @@ class Publisher:
         metadata: Mapping[str, str] | None = None,
         upload_id: str | None = None,
     ) -> str:
-        """Hand in one object; return the upload's id, for `wait`.
+        """Upload one object; return the upload's id, for `wait`.
 
-        Done means that the broker keeps the request, not that the object is stored.
-        A retry with the same `upload_id` and the same body stores the object once.
+        When this returns, the broker keeps the request; the object is not stored yet. A retry
+        with the same `upload_id` and the same body stores the object once.
 
         Args:
             project: The project's id (SPEC 1).
             object_key: The object's key, 1 to 900 bytes of UTF-8; objects are written once.
             body: Bytes, a path, a binary file, or an async iterable of bytes of any length.
             content_type: As in HTTP, at most 256 characters; not authenticated.
-            metadata: The caller's own, at most 1 KiB; not authenticated.
-            upload_id: The id of an earlier try that is repeated; a fresh one by default.
+            metadata: The caller's own, at most 1 KiB of names and values; not authenticated.
+            upload_id: The id of an earlier attempt to repeat; a new one by default.
 
         Raises:
             MalformedRequestError: a name, the content type or the metadata is not allowed.
@@ -213,9 +213,9 @@ class Publisher:
             metadata=metadata,
             upload_id=upload_id,
         )
-        if (earlier := self._unsettled.earlier(draft.request)) is not None:
-            # Signed anew: each try has an answer of its own, so that a refusal of an earlier
-            # one is never taken for the answer to this.
+        if (earlier := self._pending_uploads.earlier(draft.request)) is not None:
+            # Signed again: each attempt has its own answer, so that the refusal of an earlier
+            # one is never taken for the answer to this one.
             await self._publish_staged(signed_now(earlier), fresh=False)
             return upload_id
         async with aclosing(blocks(body)) as source:
@@ -236,19 +236,20 @@ class Publisher:
         expected_generation: int | None = None,
         rotation_id: str | None = None,
     ) -> str:
-        """Ask for a project's key to be turned; return the rotation's id.
+        """Request a rotation of a project's key; return the rotation's id.
 
-        `wait` tells whether it is accepted: from then on the new API key opens the project
-        and the old one does not. `wait_completed` tells that no object is left under it.
+        `wait` returns once it is accepted: from then on the new API key opens the project and
+        the old one does not. `wait_completed` returns once its sweep has ended; if the event is
+        `clean`, no object is left under the old key.
 
         Args:
             project: The project's id (SPEC 1).
-            api_key: Its new secret; save it before this is called.
-            expected_generation: Refuse unless the project stands at this generation.
-            rotation_id: The id of an earlier try that is repeated; a fresh one by default.
+            api_key: Its new secret; save it before you call this.
+            expected_generation: Refuse unless this is the project's current generation.
+            rotation_id: The id of an earlier attempt to repeat; a new one by default.
 
         Raises:
-            MalformedRequestError: a name or the API key is not of the form that it must have.
+            MalformedRequestError: a name or the API key is not valid.
             NotDeliveredError: no worker serves rotations, or the broker cannot be reached.
             OutcomeUnknownError: not confirmed; repeat it with the same `rotation_id`.
         """
@@ -272,18 +273,18 @@ class Publisher:
         dry_run: bool = False,
         sweep_id: str | None = None,
     ) -> str:
-        """Ask for every object to be brought to the desired state; return the sweep's id.
+        """Request that every object be brought to the desired state; return the sweep's id.
 
         Args:
             project: The project's id, or `*` for all.
-            master_key: The id of the master key to re-seal keyrings under first.
-            encrypt_plaintext: Encrypt unencrypted objects where they stand.
-            repair: Use earlier user KEKs for objects that open by nothing else (SPEC 8.2).
-            dry_run: Only look and count.
-            sweep_id: The id of an earlier try that is repeated; a fresh one by default.
+            master_key: The id of the master key under which keyrings are sealed first.
+            encrypt_plaintext: Encrypt unencrypted objects in place.
+            repair: Use earlier user KEKs for objects that no other key opens (SPEC 8.2).
+            dry_run: Only inspect and count.
+            sweep_id: The id of an earlier attempt to repeat; a new one by default.
 
         Raises:
-            MalformedRequestError: a name is not of the form that it must have.
+            MalformedRequestError: a name is not valid.
             NotDeliveredError: no worker serves sweeps, or the broker cannot be reached.
             OutcomeUnknownError: not confirmed; repeat it with the same `sweep_id`.
         """
@@ -299,17 +300,17 @@ class Publisher:
         return request.sweep_id
 
     async def delete(self, project: str, object_key: str, *, request_id: str | None = None) -> str:
-        """Ask for an object to be deleted, for good; return the request's id, for `wait`.
+        """Request that an object be deleted for good; return the request's id, for `wait`.
 
-        A tombstone takes its place: the key never takes another body (SPEC 8.7).
+        A tombstone takes its place: the object key never takes another body (SPEC 8.7).
 
         Args:
             project: The project's id (SPEC 1).
-            object_key: The object's key; one that holds nothing gets a tombstone too.
-            request_id: The id of an earlier try that is repeated; a fresh one by default.
+            object_key: The object's key; it gets a tombstone even if it holds no object.
+            request_id: The id of an earlier attempt to repeat; a new one by default.
 
         Raises:
-            MalformedRequestError: a name is not of the form that it must have.
+            MalformedRequestError: a name is not valid.
             NotDeliveredError: no worker serves deletes, or the broker cannot be reached.
             OutcomeUnknownError: not confirmed; repeat it with the same `request_id`.
         """
@@ -326,23 +327,27 @@ class Publisher:
         project: str | None = None,
         request_type: RequestType | None = None,
     ) -> Event:
-        """The signed event that answers a request: published already, or still to come.
+        """The signed event that answers a request, whether already published or still to come.
 
-        A refusal is an event too: look at its type. A rotation is answered by
+        A refusal is an event too: check its type. A rotation is answered by
         `rotation.accepted`, long before its end; a sweep only by its end. A request that was
-        sent again is answered by what became of the newest try. For a request that this
-        publisher sent, one shared reader serves all waits.
+        sent again is answered by the outcome of its newest attempt. One shared reader serves all
+        waits for requests that this publisher sent.
 
-        A request that this publisher name sent from another process needs its `project` and
-        `request_type`, and `since`, a moment not later than its answer (by default, when this
-        publisher was opened); it reads the stream on its own, and takes the answer to any try.
+        For a request that the same publisher name sent from another process, pass `project`,
+        `request_type` and `since`, a moment not later than the answer (by default, when this
+        publisher was opened). Such a wait reads the stream by itself and accepts the answer to
+        any attempt.
 
         Args:
             request_id: The request's id.
             timeout_s: Seconds to wait at most.
-            since: Where to begin to read, for a request of another process.
+            since: Where to begin reading, for a request of another process.
             project: The request's project, or `*`.
             request_type: The request's type, such as `upload.requested`.
+
+        Returns:
+            One of the models in `keyturn.messages.events`.
 
         Raises:
             WaitTimeoutError: nothing was published in time; waiting again is fine.
@@ -366,11 +371,11 @@ class Publisher:
         project: str | None = None,
         request_type: RequestType | None = None,
     ) -> Event:
-        """The signed event after which no more follow for a request.
+        """The last signed event of a request.
 
-        That is `rotation.completed`, `sweep.completed`, `rotation.failed` or `sweep.failed`
-        where it cannot go on, or a refusal; of every other request the end is its answer. Only
-        `clean` says whether a rotation or a sweep did all. Arguments are those of `wait`.
+        Of a rotation or a sweep that is its `completed` event, its `failed` event if it cannot
+        continue, or a refusal; of every other request it is the answer. Only `clean` says
+        whether a rotation or a sweep covered every object. Arguments are those of `wait`.
 
         Raises:
             WaitTimeoutError: it has not ended in time; waiting again is fine.
@@ -394,9 +399,9 @@ class Publisher:
         project: str | None = None,
         request_type: RequestType | None = None,
     ) -> AsyncGenerator[Event, None]:
-        """Every signed event of one request in order, the last one being its end.
+        """Every signed event of one request, in order, up to its last one.
 
-        It reads the stream on its own, from `since` on (by default from when the request was
+        It reads the stream by itself, from `since` on (by default from when the request was
         sent here, else from when this publisher was opened). `project` and `request_type` are
         as for `wait`. Close it with `contextlib.aclosing`.
 
@@ -414,9 +419,10 @@ class Publisher:
     async def events(self, since: datetime | None = None) -> AsyncGenerator[Event, None]:
         """Every signed event of the deployment that this version knows, in order, for ever.
 
-        Those of all publishers: the broker's user needs permission to read `keyturn.events`.
-        Begins at `since`, perhaps a little earlier (the stream is cut in chunks), or with
-        the oldest event that the stream still holds. Close it with `contextlib.aclosing`.
+        These are the events of all publishers: the broker's user needs permission to read
+        `keyturn.events`. Reading begins at `since`, perhaps a little earlier (streams are stored
+        in chunks), or at the oldest event that the stream still holds. Close it with
+        `contextlib.aclosing`.
 
         Raises:
             EventsUnavailableError: there is no stream of events, or it may not be read.
@@ -456,11 +462,11 @@ class Publisher:
         try:
             await self._publish(request)
         except NotDeliveredError:
-            # Not where an earlier try may stand on the queue: it would miss its body.
+            # Not if an earlier attempt may be on the queue: it needs the body.
             if fresh and self._staging is not None:
                 await self._staging.delete(self._staging_key(request.upload_id))
             raise
         except (OutcomeUnknownError, asyncio.CancelledError):
-            self._unsettled.remember(request)
+            self._pending_uploads.remember(request)
             raise
-        self._unsettled.forget(request.upload_id)
+        self._pending_uploads.forget(request.upload_id)

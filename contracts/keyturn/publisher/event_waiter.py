@@ -1,21 +1,22 @@
 """Waiting for the event that answers a request (SPEC 6.7).
 
-One reader of the stream serves every wait for what this publisher itself has sent: it
-begins a little before the publication, so that an event that is published before anyone
-waits is found all the same. A wait for another process's request reads the stream alone.
+One reader of the stream serves every wait for what this publisher itself has sent. It begins
+a little before the publish, so that it also finds an event that is published before anyone
+waits. A wait for another process's request reads the stream alone.
 
-Most requests are answered once, and that ends them. A rotation is answered by
+Most requests have one event, which answers and ends them. A rotation is answered by
 `rotation.accepted` and ended by `rotation.completed`; `sweep.progressed` answers nothing.
 
-A request that is sent again under its id is a new try with an answer of its own: a wait
-takes the answer to the try that was the newest when it began, and looks at others only
-where nobody knows whether that one is on the queue.
+A request that is sent again under its id is a new attempt with its own answer. A wait accepts
+the answer to the attempt that was the newest when the wait began, and considers others only
+while it is unknown whether that one is on its queue.
 
-Memory is bounded: of at most `max_tracked` requests sent here is it known when they
-were sent and how they were answered; the oldest are forgotten first, and a wait for a
-forgotten one is as a wait for another process's.
-It must never believe an event by its id alone: the signature is checked first, then
-everything else that `EventMatcher` asks for.
+Memory is bounded: of at most `max_tracked` requests the time of sending and the answer are
+remembered. The oldest are forgotten first; a wait for a forgotten one is like a wait for
+another process's request.
+
+It must never accept an event by its id alone: the signature is checked first, then everything
+else that `EventMatcher` requires.
 """
 
 import asyncio
@@ -49,15 +50,15 @@ MAX_TRACKED: Final = 100_000
 # The stream's times are the broker's, to the second; ours may run ahead of them.
 CLOCK_TOLERANCE_S: Final = 30
 _LOOK_BACK: Final = timedelta(minutes=15)
-_SCANS_AT_ONCE: Final = 64
-_MAX_TRIES: Final = 8
+_MAX_CONCURRENT_SCANS: Final = 64
+_MAX_ATTEMPTS: Final = 8
 _ID_FIELDS: Final = {event_type: id_field(event_type) for event_type in EVENTS}
-# Only these have events that older workers published without naming a publisher.
-_WITH_SWEEPS: Final = ("rotation.requested", "sweep.requested")
+# Only these have events in which older workers named no publisher.
+_SWEEPING_REQUESTS: Final = ("rotation.requested", "sweep.requested")
 
 
 class _Delivery(enum.Enum):
-    """Whether a try is on its queue."""
+    """Whether an attempt is on its queue."""
 
     IN_FLIGHT = enum.auto()
     CONFIRMED = enum.auto()
@@ -66,16 +67,20 @@ class _Delivery(enum.Enum):
 
 
 @dataclass(slots=True, eq=False)
-class _Try:
+class _Attempt:
     """One sending of a request, and what is known of its answer.
 
-    `earlier` is the try before it, for as long as this one may not have arrived. `over` are
-    the ends of earlier tries, as bytes: published again, they end nothing.
+    Attributes:
+        matcher: Which events belong to it.
+        at: When it was sent.
+        earlier: The attempt before it, as long as this one may not have arrived.
+        over: The ends of earlier attempts, as bytes: published again, they end nothing.
+        delivery: Whether it is on its queue.
     """
 
     matcher: EventMatcher
     at: datetime
-    earlier: "_Try | None" = None
+    earlier: "_Attempt | None" = None
     over: tuple[bytes, ...] = ()
     delivery: _Delivery = _Delivery.IN_FLIGHT
     # The bodies of events whose signatures were checked.
@@ -85,32 +90,32 @@ class _Try:
     is_failed: bool = False
 
     @property
-    def is_doubtful(self) -> bool:
-        """Whether nobody knows that it is on its queue, now that the broker was asked."""
+    def is_uncertain(self) -> bool:
+        """Whether it may not be on its queue, although its publish has ended."""
         return self.delivery in (_Delivery.UNKNOWN, _Delivery.NONE)
 
     @property
-    def answering(self) -> "Iterator[_Try]":
-        """This try, and earlier ones for as long as the later may not have arrived."""
+    def candidates(self) -> "Iterator[_Attempt]":
+        """This attempt, and earlier ones as long as the later ones may not have arrived."""
         for one in self.all:
             yield one
-            if not one.is_doubtful:
+            if not one.is_uncertain:
                 return
 
     @property
-    def all(self) -> "Iterator[_Try]":
-        """This try and all earlier ones that are kept."""
-        one: _Try | None = self
+    def all(self) -> "Iterator[_Attempt]":
+        """This attempt and all earlier ones that are kept."""
+        one: _Attempt | None = self
         while one is not None:
             yield one
             one = one.earlier
 
     def is_answered_by(self, event: Event, body: bytes) -> bool:
-        """Whether this event belongs to this try."""
+        """Whether this event belongs to this attempt."""
         return self.matcher.matches(event) and body not in self.over
 
-    def take(self, event: Event, body: bytes) -> None:
-        """Keep the event that answers this try, and the one that ends it."""
+    def record(self, event: Event, body: bytes) -> None:
+        """Keep the event that answers this attempt, and the one that ends it."""
         if not self.is_answered_by(event, body):
             return
         if isinstance(event, RotationAccepted):
@@ -124,45 +129,45 @@ class _Try:
         elif is_end(event):
             self.end, self.is_refused, self.is_failed = body, False, isinstance(event, Failed)
 
-    def told(self, *, ended: bool) -> bytes | None:
-        """What there is to say to a wait for the answer, or for the end."""
+    def outcome(self, *, ended: bool) -> bytes | None:
+        """The event that a wait for the answer, or for the end, gets; None if there is none yet."""
         return self.end if ended else self.accepted or self.end
 
     def ends(self) -> tuple[bytes, ...]:
-        """The ends of this try and of those before it, which the next one passes over."""
+        """The ends of this attempt and of earlier ones, which the next attempt ignores."""
         if self.end is None or self.is_refused:
             return self.over
-        return (*self.over, self.end)[-_MAX_TRIES:]
+        return (*self.over, self.end)[-_MAX_ATTEMPTS:]
 
 
 @dataclass(slots=True, eq=False)
 class _Wait:
-    """A caller that waits for the shared reader, and the tries whose answers count."""
+    """A caller that waits for the shared reader, and the attempts whose answers count."""
 
     future: asyncio.Future[Event]
     ended: bool
-    tries: list[_Try] = field(default_factory=list)
+    attempts: list[_Attempt] = field(default_factory=list)
 
-    def add(self, tries: Iterable[_Try]) -> None:
-        """Let answers to these tries count too."""
-        self.tries.extend(one for one in tries if one not in self.tries)
+    def add(self, attempts: Iterable[_Attempt]) -> None:
+        """Let answers to these attempts count too."""
+        self.attempts.extend(one for one in attempts if one not in self.attempts)
 
     def resolve(self) -> None:
-        """End it where there is something to say."""
-        answers = (one.told(ended=self.ended) for one in self.tries)
-        body = next((told for told in answers if told is not None), None)
+        """End the wait if there is an outcome."""
+        answers = (one.outcome(ended=self.ended) for one in self.attempts)
+        body = next((answer for answer in answers if answer is not None), None)
         if body is not None and not self.future.done():
             self.future.set_result(parse_event(body))
 
 
 class EventWaiter:
-    """Waits for events of requests.
+    """Waits for the events of requests.
 
     Args:
         connection: The broker.
         verifier: Decides which events are believed.
         publisher: The name under which requests are signed here.
-        max_tracked: Of how many requests sent here the answer is remembered.
+        max_tracked: How many requests are remembered with their answers.
     """
 
     def __init__(
@@ -178,15 +183,15 @@ class EventWaiter:
         self._publisher = publisher
         self._max_tracked = max_tracked
         self._opened_at = datetime.now(UTC)
-        self._sent: OrderedDict[str, _Try] = OrderedDict()
+        self._sent: OrderedDict[str, _Attempt] = OrderedDict()
         self._waiting: dict[str, set[_Wait]] = {}
         self._reader: asyncio.Task[None] | None = None
         self._reader_from = self._opened_at
-        self._scans = asyncio.Semaphore(_SCANS_AT_ONCE)
+        self._scans = asyncio.Semaphore(_MAX_CONCURRENT_SCANS)
 
     @contextmanager
     def sending(self, request: Request, body: bytes) -> Iterator[None]:
-        """Around the publication of a request that was signed as `body`."""
+        """Track an attempt while the block publishes the request that was signed as `body`."""
         one = self._begin(EventMatcher.of(self._publisher, request, body))
         try:
             yield
@@ -198,12 +203,12 @@ class EventWaiter:
             raise
         self._settle(one, _Delivery.CONFIRMED)
 
-    def _begin(self, matcher: EventMatcher) -> _Try:
+    def _begin(self, matcher: EventMatcher) -> _Attempt:
         request_id = matcher.request_id
         earlier = self._sent.pop(request_id, None)
         if earlier is not None and not _is_same_request(earlier.matcher, matcher):
             earlier = None  # a waiter for that other request keeps its own matcher
-        one = _Try(matcher, datetime.now(UTC), earlier)
+        one = _Attempt(matcher, datetime.now(UTC), earlier)
         if earlier is not None:
             one.over = earlier.ends()
             _cut_short(one)
@@ -211,12 +216,12 @@ class EventWaiter:
         while len(self._sent) > self._max_tracked:
             self._sent.popitem(last=False)
         for wait in self._waiting.get(request_id, ()):
-            if any(t.is_doubtful and _is_same_request(t.matcher, matcher) for t in wait.tries):
+            if any(t.is_uncertain and _is_same_request(t.matcher, matcher) for t in wait.attempts):
                 wait.add((one,))
         return one
 
-    def _settle(self, one: _Try, delivery: _Delivery) -> None:
-        """Note what became of a try; where it may not have arrived, others answer for it."""
+    def _settle(self, one: _Attempt, delivery: _Delivery) -> None:
+        """Note the outcome of a publish; if it may not have arrived, other attempts count too."""
         request_id = one.matcher.request_id
         one.delivery = delivery
         if delivery is _Delivery.CONFIRMED:
@@ -227,8 +232,8 @@ class EventWaiter:
             newest = one  # forgotten, or its id was used for something else
         newer = [*itertools.takewhile(lambda t: t is not one, newest.all)]
         for wait in self._waiting.get(request_id, ()):
-            if one in wait.tries:
-                wait.add((*one.answering, *newer))
+            if one in wait.attempts:
+                wait.add((*one.candidates, *newer))
                 wait.resolve()
         if delivery is _Delivery.NONE and one.earlier is not None:
             if newer and newer[-1].earlier is one:
@@ -285,27 +290,29 @@ class EventWaiter:
         sent = self._sent_here(request_id, project, request_type)
         streams = self._streams
         if sent is not None:
-            tries = tuple(sent.answering)
+            attempts = tuple(sent.candidates)
             begin = since or _earliest(sent)
         else:
             begin = since or self._opened_at
-            tries = (_Try(self._matcher(request_id, project, request_type), begin),)
-            if request_type in _WITH_SWEEPS:
+            attempts = (_Attempt(self._matcher(request_id, project, request_type), begin),)
+            if request_type in _SWEEPING_REQUESTS:
                 # A sweep that began before 0.5 is reported without its publisher, so that its
                 # events are not in the publisher's own stream.
                 streams = streams[::-1]
-        begun = False
+        has_begun = False
         start = _before(begin)
         async with self._scans, aclosing(follow(self._connection, start, *streams)) as stream:
-            async for told in stream:
-                if _claimed_id(told.body) != request_id:
+            async for record in stream:
+                if _claimed_id(record.body) != request_id:
                     continue
-                event = self._verifier.event(told)
-                if event is None or not any(one.is_answered_by(event, told.body) for one in tries):
+                event = self._verifier.event(record)
+                if event is None or not any(
+                    one.is_answered_by(event, record.body) for one in attempts
+                ):
                     continue
-                if begun and isinstance(event, Rejected):
-                    continue  # it answers another try: what was begun goes on
-                begun = True
+                if has_begun and isinstance(event, Rejected):
+                    continue  # it answers another attempt: what has begun continues
+                has_begun = True
                 yield event
                 if is_end(event):
                     return
@@ -320,12 +327,12 @@ class EventWaiter:
 
     @property
     def _streams(self) -> tuple[str, ...]:
-        """The stream of this publisher's own events; then that of all, which older workers have."""
+        """This publisher's own stream, then the stream of all, which older workers declare."""
         return publisher_stream(self._publisher), EVENTS_STREAM
 
     def _sent_here(
         self, request_id: str, project: str | None, request_type: RequestType | None
-    ) -> _Try | None:
+    ) -> _Attempt | None:
         one = self._sent.get(request_id)
         if one is None or project not in (None, one.matcher.project):
             return None
@@ -341,8 +348,8 @@ class EventWaiter:
             )
         return EventMatcher(self._publisher, project, request_type, request_id)
 
-    def _covers(self, sent: _Try) -> bool:
-        """Whether the shared reader has seen, or will see, what answers this request."""
+    def _covers(self, sent: _Attempt) -> bool:
+        """Whether the shared reader has read, or will read, the answer to this request."""
         at = _earliest(sent)
         if self._reader is None or self._reader.done():
             recent = next((s.at for s in self._sent.values() if s.at >= at - _LOOK_BACK), at)
@@ -350,9 +357,9 @@ class EventWaiter:
             self._reader = asyncio.create_task(self._read(_before(self._reader_from)))
         return at >= self._reader_from
 
-    async def _answer(self, sent: _Try, *, ended: bool) -> Event:
+    async def _answer(self, sent: _Attempt, *, ended: bool) -> Event:
         wait = _Wait(asyncio.get_running_loop().create_future(), ended)
-        wait.add(sent.answering)
+        wait.add(sent.candidates)
         wait.resolve()
         request_id = sent.matcher.request_id
         waiting = self._waiting.setdefault(request_id, set())
@@ -368,28 +375,28 @@ class EventWaiter:
         """The shared reader: ends only with the publisher, or where there is no stream."""
         try:
             async with aclosing(follow(self._connection, start, *self._streams)) as stream:
-                async for told in stream:
-                    self._take(told)
+                async for record in stream:
+                    self._handle(record)
         except PublisherError as exc:
             self._fail(exc)
-        except Exception as exc:  # a reader that dies must leave nobody waiting for it
+        except Exception as exc:  # a reader that fails must leave no caller waiting
             self._fail(PublisherError(f"reading events failed ({type(exc).__name__})"))
             raise
 
-    def _take(self, told: StreamRecord) -> None:
-        request_id = _claimed_id(told.body)
+    def _handle(self, record: StreamRecord) -> None:
+        request_id = _claimed_id(record.body)
         if request_id is None:
             return
         newest = self._sent.get(request_id)
         waiting = self._waiting.get(request_id, ())
-        # A wait may be for a try that was forgotten, or that a later one took the place of.
-        tries = {t for wait in waiting for t in wait.tries}
+        # A wait may be for an attempt that was forgotten or superseded by a later one.
+        attempts = {t for wait in waiting for t in wait.attempts}
         if newest is not None:
-            tries.update(newest.all)
-        if not tries or (event := self._verifier.event(told)) is None:
+            attempts.update(newest.all)
+        if not attempts or (event := self._verifier.event(record)) is None:
             return
-        for one in tries:
-            one.take(event, told.body)
+        for attempt in attempts:
+            attempt.record(event, record.body)
         for wait in waiting:
             wait.resolve()
 
@@ -410,19 +417,19 @@ async def _first(events: AsyncGenerator[Event, None], *, ended: bool) -> Event:
 
 
 def _is_same_request(one: EventMatcher, other: EventMatcher) -> bool:
-    """Whether these are tries of one request, whose ids are equal."""
+    """Whether these, whose ids are equal, are attempts of one request."""
     return (one.request_type, one.project) == (other.request_type, other.project)
 
 
-def _cut_short(newest: _Try) -> None:
-    """Forget all but the last few tries."""
-    for oldest in itertools.islice(newest.all, _MAX_TRIES - 1, None):
+def _cut_short(newest: _Attempt) -> None:
+    """Forget all but the last few attempts."""
+    for oldest in itertools.islice(newest.all, _MAX_ATTEMPTS - 1, None):
         oldest.earlier = None
         return
 
 
-def _earliest(sent: _Try) -> datetime:
-    return min(one.at for one in sent.answering)
+def _earliest(sent: _Attempt) -> datetime:
+    return min(one.at for one in sent.candidates)
 
 
 def _before(moment: datetime) -> datetime:
@@ -430,7 +437,7 @@ def _before(moment: datetime) -> datetime:
 
 
 def _claimed_id(body: bytes) -> str | None:
-    """The id that a message claims to answer, read fast and without belief."""
+    """The request id that an unverified event names."""
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError:

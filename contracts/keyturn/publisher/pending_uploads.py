@@ -1,9 +1,9 @@
-"""Staged uploads that were sent without an answer, to be sent again with the same body (SPEC 6.4).
+"""Staged uploads without a known outcome, kept for a retry with the same body (SPEC 6.4).
 
-Staging such a body again would seal it under another transport key, and the first
-message, should it be on the queue after all, could not open it. So the request is kept
-with its sealed key, and signed anew for each try.
-Memory is bounded, in number and in time; it must never hold a body or a transport key.
+To stage such a body again would seal it under another transport key, and the first message, if
+it is on the queue after all, could not open it. So the request is kept with its sealed key and
+signed again for each attempt.
+Memory is bounded in number and in time. It must never hold a body or a transport key.
 """
 
 import time
@@ -24,20 +24,20 @@ class _Sent:
 
 
 class PendingUploads:
-    """What was sent without an answer, by upload id."""
+    """Requests that were sent without a confirmation, by upload id."""
 
     def __init__(self) -> None:
         self._sent: OrderedDict[str, _Sent] = OrderedDict()
 
     def earlier(self, request: UploadRequested) -> UploadRequested | None:
-        """What was sent before for this upload of this object, where it may be on the queue."""
+        """The earlier request for this upload of this object, if it may be on the queue."""
         sent = self._sent.get(request.upload_id)
         if sent is None or not _is_of_one_object(sent.request, request):
             return None
         return sent.request if time.monotonic() - sent.at_s < MAX_AGE_S else None
 
     def remember(self, request: UploadRequested) -> None:
-        """Note that this was sent, and that nothing is known of it."""
+        """Keep a request whose outcome is unknown."""
         before = self._sent.pop(request.upload_id, None)
         # Its age is that of the body in staging.
         again = before is not None and before.request.sealed_key == request.sealed_key
@@ -47,7 +47,7 @@ class PendingUploads:
             self._sent.popitem(last=False)
 
     def forget(self, upload_id: str) -> None:
-        """The broker keeps it: there is nothing to send again."""
+        """Drop a request that the broker has confirmed."""
         self._sent.pop(upload_id, None)
 
 

@@ -1,7 +1,7 @@
 """Building requests: checked, sealed, signed (SPEC 6.3 to 6.6). Pure but for random bytes.
 
-Names and metadata are checked by the very models that workers check with, before a
-secret is derived or a byte of a body is read.
+Names and metadata are checked by the same models as in the workers, before a secret is
+derived or a byte of a body is read.
 It must never put a secret or a value into an error.
 """
 
@@ -50,7 +50,7 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 @dataclass(frozen=True, slots=True)
 class SignedRequest:
-    """A request ready to be sent; the same bytes sent twice get the same answer."""
+    """A request ready to be sent. The same bytes sent twice get the same answer."""
 
     request_id: str
     type: str
@@ -67,7 +67,7 @@ class UploadDraft:
 
     @property
     def context(self) -> bytes:
-        """The context under which the body is sealed on its way (SPEC 6.4)."""
+        """The context under which the body is sealed in transit (SPEC 6.4)."""
         return transport_context(self.request.upload_id)
 
     def with_body(self, body: InlineBody | StagedBody) -> UploadRequested:
@@ -90,7 +90,7 @@ def sign(settings: PublisherSettings, request: Request) -> SignedRequest:
 
 
 def signed_now(request: UploadRequested) -> UploadRequested:
-    """The same upload as a new try: `sign` gives it bytes, and so an answer, of its own."""
+    """The same upload as a new attempt: `sign` gives it other bytes, and so its own answer."""
     return request.model_copy(update={"requested_at": format_time(datetime.now(UTC))})
 
 
@@ -135,10 +135,10 @@ def build_enroll(
     adopt: bool,
     request_id: str,
 ) -> EnrollRequested:
-    """An enrolment: the user KEK is derived here, and leaves sealed to the workers alone.
+    """An enrollment. The user KEK is derived here, and leaves only sealed to the workers.
 
     Raises:
-        MalformedRequestError: a name or an API key is not of the form that SPEC 1 asks for.
+        MalformedRequestError: a name or an API key does not have the form of SPEC 1.
     """
     checked = _checked(
         EnrollRequested,
@@ -165,10 +165,10 @@ def build_rotation(
     expected_generation: int | None,
     rotation_id: str,
 ) -> RotationRequested:
-    """A rotation to the KEK of a new API key, which is derived and sealed as an enrolment's.
+    """A rotation to the KEK of a new API key, derived and sealed as in an enrollment.
 
     Raises:
-        MalformedRequestError: a name or the API key is not of the form that SPEC 1 asks for.
+        MalformedRequestError: a name or the API key does not have the form of SPEC 1.
     """
     checked = _checked(
         RotationRequested,
@@ -194,7 +194,7 @@ def build_sweep(
     """A sweep of one project, or of all (`*`).
 
     Raises:
-        MalformedRequestError: a name is not of the form that SPEC 1 asks for.
+        MalformedRequestError: a name does not have the form of SPEC 1.
     """
     return _checked(
         SweepRequested,
@@ -212,7 +212,7 @@ def build_delete(project: str, object_key: str, *, request_id: str) -> DeleteReq
     """A delete of one object.
 
     Raises:
-        MalformedRequestError: a name is not of the form that SPEC 1 asks for.
+        MalformedRequestError: a name does not have the form of SPEC 1.
     """
     return _checked(
         DeleteRequested,

@@ -1,8 +1,8 @@
-"""Bodies above the inline limit: sealed while they stream into staging (SPEC 6.4).
+"""Bodies above the inline limit: sealed while they stream into the bucket (SPEC 6.4).
 
-A small one is one put, a larger one a multipart upload of 8 MiB parts, a few at a time;
-memory stays bounded whatever the body's length, which need not be known. A failed
-multipart upload is aborted, so that nothing of it is left behind.
+A body up to 8 MiB is one put, a larger one a multipart upload of 8 MiB parts, a few at a time.
+Memory is bounded whatever the body's length, which need not be known. A failed multipart
+upload is aborted, so that nothing of it is left behind.
 It must never write a byte of plaintext.
 """
 
@@ -54,24 +54,26 @@ class Staging:
             second = await anext(parts, None)
             if second is not None:
                 return await self._multipart(s3_key, (first, second), parts)
-            await _told(self._client.put_object(Bucket=self._bucket, Key=s3_key, Body=first))
+            await _translated(self._client.put_object(Bucket=self._bucket, Key=s3_key, Body=first))
             return len(first)
 
     async def delete(self, s3_key: str) -> None:
-        """Delete what nobody will come for; where that fails, the workers' sweep finds it."""
+        """Delete a body that no worker will read; if that fails, the workers remove it later."""
         try:
-            await _told(self._client.delete_object(Bucket=self._bucket, Key=s3_key))
+            await _translated(self._client.delete_object(Bucket=self._bucket, Key=s3_key))
         except StorageUnavailableError as exc:
             _log.warning("a staged body could not be deleted: %s", exc.detail)
 
     async def _multipart(
         self, s3_key: str, first: Iterable[bytes], rest: AsyncIterator[bytes]
     ) -> int:
-        created = await _told(self._client.create_multipart_upload(Bucket=self._bucket, Key=s3_key))
+        created = await _translated(
+            self._client.create_multipart_upload(Bucket=self._bucket, Key=s3_key)
+        )
         upload_id = created["UploadId"]
         try:
             size_bytes, parts = await self._send_parts(s3_key, upload_id, first, rest)
-            await _told(
+            await _translated(
                 self._client.complete_multipart_upload(
                     Bucket=self._bucket,
                     Key=s3_key,
@@ -86,7 +88,7 @@ class Staging:
 
     async def _abort(self, s3_key: str, upload_id: str) -> None:
         try:
-            await _told(
+            await _translated(
                 self._client.abort_multipart_upload(
                     Bucket=self._bucket, Key=s3_key, UploadId=upload_id
                 )
@@ -103,7 +105,7 @@ class Staging:
 
         async def send(part: bytes, part_number: int) -> None:
             try:
-                answer = await _told(
+                answer = await _translated(
                     self._client.upload_part(
                         Bucket=self._bucket,
                         Key=s3_key,
@@ -158,8 +160,8 @@ async def _parts(pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
     yield bytes(part)
 
 
-async def _told(call: Awaitable[_Answer]) -> _Answer:
-    """One request's answer. Only these errors are the storage's; the source has its own."""
+async def _translated(call: Awaitable[_Answer]) -> _Answer:
+    """Await a call of the storage and translate its errors; those of a body's source pass."""
     from aiohttp import ClientError as HttpError  # noqa: PLC0415  # comes with aioboto3
     from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
 

@@ -96,7 +96,7 @@ class _Reading(EventWaiter):
     def tell(self, *told: Event) -> None:
         for event in told:
             body = encode(event)
-            self._take(StreamRecord(self._offset, body, _KEY.sign_event("test", body)))
+            self._handle(StreamRecord(self._offset, body, _KEY.sign_event("test", body)))
             self._offset += 1
 
     def begin(self, *, ended: bool = False) -> asyncio.Task[Event]:
