@@ -11,7 +11,15 @@ from keyturn_workers.sweep.store import SweepStore
 
 @dataclass(frozen=True, slots=True)
 class SweepContext:
-    """The bucket, its keyrings and keys, the sweeps' records, and what sweeps publish."""
+    """What the parts of a sweep share.
+
+    Attributes:
+        storage: The bucket.
+        keyrings: The keyring reads of the process.
+        keys: The operator's keys.
+        store: The records of sweeps.
+        outbox: Hints and events.
+    """
 
     storage: Storage
     keyrings: KeyringReader

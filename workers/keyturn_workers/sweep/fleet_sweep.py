@@ -56,19 +56,14 @@ class FleetSweep(StepRunner[AllPlan]):
     """Runs the steps of sweeps of all projects.
 
     Args:
-        storage: The bucket.
-        keyrings: The keyring reads of the process.
-        keys: The operator's keys.
-        store: The records of sweeps.
+        context: What the parts of a sweep share.
         starter: Starts the parts.
-        outbox: Hints and events.
     """
 
     def __init__(self, context: SweepContext, starter: SweepStarter) -> None:
         super().__init__(context.store, context.outbox)
         self._storage = context.storage
         self._keyrings = context.keyrings
-        self._keys = context.keys
         self._starter = starter
 
     async def _read(self, sweep_id: str, project: str) -> StoredPlan[AllPlan]:

@@ -58,12 +58,8 @@ class ProjectSweep(StepRunner[Plan]):
     """Runs the steps of sweeps of single projects.
 
     Args:
-        storage: The bucket.
-        keyrings: The keyring reads of the process.
-        keys: The operator's keys.
-        store: The records of sweeps.
+        context: What the parts of a sweep share.
         planner: Plans pages.
-        outbox: Hints and events.
         lease_s: The lease of this process, which should be that of all (SPEC 8.4).
     """
 

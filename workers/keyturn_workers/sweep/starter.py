@@ -32,11 +32,7 @@ class SweepStarter:
     """Starts sweeps, or finds that they were started already.
 
     Args:
-        storage: The bucket.
-        keyrings: The keyring reads of the process.
-        keys: The operator's keys.
-        store: The records of sweeps.
-        outbox: Hints and events.
+        context: What the parts of a sweep share.
         active_master_key: The master key that seals the records of a sweep of all projects which
             names none.
     """
