@@ -1,4 +1,4 @@
-"""A client for ASGI applications, without a server: it is what a server would be to them."""
+"""A client for ASGI applications, in place of a server."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Connection:
-    """One request on a connection of its own, and what came of it.
+    """One request on a connection of its own, and its response.
 
     A piece of the body that is None never comes. `gone` is set where the client leaves,
     `takes` cleared where it takes nothing.
@@ -39,7 +39,7 @@ class Connection:
         return json.loads(self.content)
 
     def abort(self) -> None:
-        assert not self.ended, "what was answered in order is not to be reset"
+        assert not self.ended, "a complete response must not be reset"
         self.aborted = True
 
     async def receive(self) -> Message:
@@ -52,14 +52,14 @@ class Connection:
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            assert not self.status, "an answer begins once"
+            assert not self.status, "a response starts once"
             self.status = message["status"]
             for name, value in message["headers"]:
                 assert name == name.lower()
                 assert name.decode() not in self.headers or name == b"set-cookie"
                 self.headers[name.decode()] = value.decode("latin-1")
             return
-        assert self.status, "an answer begins with its start"
+        assert self.status, "a response begins with its start"
         assert not self.ended, "nothing comes after the end"
         assert not self.aborted, "nothing comes after a reset"
         self.content += bytes(message.get("body", b""))
@@ -78,7 +78,7 @@ async def ask(
     body: bytes | Iterable[bytes | None] = b"",
     on: Connection | None = None,
 ) -> Connection:
-    """One request to its end, over the connection that is given or a new one."""
+    """Send one request on the given connection or a new one, and await its end."""
     connection = on or Connection()
     connection.body = [body] if isinstance(body, bytes) else list(body)
     pairs = headers if isinstance(headers, list | tuple) else dict(headers).items()

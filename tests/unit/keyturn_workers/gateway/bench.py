@@ -1,4 +1,4 @@
-"""A gateway's parts over a bucket in memory, and what a bucket can do to a reader."""
+"""A gateway's components over a bucket in memory that can misbehave."""
 
 from __future__ import annotations
 
@@ -51,23 +51,23 @@ CHUNK: Final = 16384
 
 
 def kek_of(api_key: str, project: str = "acme") -> Secret:
-    """The KEK of an API key."""
+    """Derive the KEK of an API key."""
     return user_kek(api_key, project, PEPPER)
 
 
 def ring_of(api_key: str = API_KEY, project: str = "acme") -> Keyring:
-    """A keyring at generation 1 whose current key this is."""
+    """Return a keyring at generation 1 with this API key."""
     return replace(keyring(project), current=generation(1, kek=kek_of(api_key, project)))
 
 
 def turned_to(before: Keyring, api_key: str) -> Keyring:
-    """The same keyring after a rotation to this key."""
+    """Return the keyring after a rotation to this API key."""
     current = generation(before.current.generation + 1, kek=kek_of(api_key, before.project))
     return replace(before, current=current, history=(*before.history, before.current))
 
 
 class WatchedStorage(MemoryStorage):
-    """A bucket that counts what is asked of it, and whose streams break where a test says.
+    """A bucket that counts requests, and whose streams break where a test says.
 
     `breaks` holds, for each stream that is opened next, after how many bytes it breaks.
     `reached` happens once a stream has given `pauses_at` bytes; it goes on with `resumed`.
@@ -150,7 +150,7 @@ class _Watched:
 
 @dataclass
 class Bench:
-    """A bucket with one project, a gate and a source."""
+    """A bucket with one project, an authenticator and an opener."""
 
     storage: WatchedStorage = field(default_factory=WatchedStorage)
     ring: Keyring = field(default_factory=ring_of)
@@ -186,29 +186,29 @@ class Bench:
         )
 
     def allow(self, *, plaintext: bool = False, v0: bool = False) -> None:
-        """Let objects of these kinds stand in the project."""
+        """Allow these kinds of objects in the project."""
         ring = v0_ring(self.ring) if v0 else self.ring
         self.write_keyring(replace(ring, plaintext_allowed=plaintext))
 
     def plant(self, own: dict[str, str], body: bytes, key: str = KEY, **more: Any) -> bytes:
-        """An object with these `enc-` names."""
+        """Put an object with this `enc-` metadata."""
         headers = Headers({**CALLER, **own}, "application/pdf", more.pop("restated", {}))
         self.storage.plant(object_s3_key("acme", key), body, headers, **more)
         return body
 
     def plant_sealed(self, plaintext: bytes = b"hello", key: str = KEY, **more: Any) -> bytes:
-        """A sealed object at the desired state; gives its body."""
+        """Put an encrypted object at the desired state; return its body."""
         wraps, body = sealed_object(self.desired, key, plaintext)
         return self.plant(enc(wraps), body, key, **more)
 
     def plant_v0(self, plaintext: bytes, user: bytes | None, admin: bytes | None) -> bytes:
-        """An object of the earlier system with its own wraps, of these DEKs."""
+        """Put an object of the earlier system with its own wraps of these DEKs."""
         dek = user or admin
         assert dek is not None
         return self.plant(v0_metadata(user, admin), v0_seal(dek, plaintext))
 
     def plant_swept_v0(self, plaintext: bytes, dek: bytes, desired: DesiredState) -> bytes:
-        """A body of the earlier system with v1 wraps."""
+        """Put a body of the earlier system with v1 wraps."""
         wraps = wrap(desired, KEY, dek, algorithm="AES-256-GCM")
         return self.plant(enc(wraps), v0_seal(dek, plaintext))
 
@@ -240,7 +240,7 @@ class Bench:
             await reader.verify()
 
     async def read(self, span: Span | None = None, into: bytearray | None = None) -> bytes:
-        """What a reader gets; `into` keeps it where an error ends it."""
+        """Read the object; `into` keeps what was read before an error."""
         given = bytearray() if into is None else into
         async with self.opened(None if span is None else HEADER_BYTES) as reader:
             if span is not None:

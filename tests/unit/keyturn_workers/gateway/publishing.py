@@ -1,4 +1,4 @@
-"""A publisher whose broker is the test: it keeps what is asked of it, and tells as told."""
+"""A publisher without a broker: it records requests and returns the events that a test sets."""
 
 from __future__ import annotations
 

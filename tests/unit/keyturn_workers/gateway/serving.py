@@ -1,4 +1,4 @@
-"""The whole application over a bucket in memory, with a publisher that is the test."""
+"""The whole application over a bucket in memory, with a fake publisher."""
 
 from __future__ import annotations
 
@@ -97,19 +97,19 @@ class Serving:
     async def ask(
         self, method: str = "GET", target: str = PATH, *, key: str | None = API_KEY, **more: Any
     ) -> Connection:
-        """One request, with the project's key where no other is given."""
+        """Send one request, with the project's API key by default."""
         headers = dict(more.pop("headers", {}))
         if key is not None:
             headers = {"authorization": f"Bearer {key}", **headers}
         return await ask(self.app, method, target, headers=headers, **more)
 
     def counted(self, name: str, **labels: str) -> float:
-        """A counter's value; 0 where nothing was counted."""
+        """Return a counter's value, or 0."""
         full = f"keyturn_gateway_{name}"
         return self.metrics.registry.get_sample_value(full, labels) or 0.0
 
     def label_values(self, name: str) -> set[str]:
-        """All values that a label has in any sample."""
+        """Return all values of a label in any sample."""
         return {
             sample.labels[name]
             for family in self.metrics.registry.collect()

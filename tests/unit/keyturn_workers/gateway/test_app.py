@@ -53,7 +53,7 @@ _SECRET = "a secret in an exception"  # as the name says
         "/v2/projects/acme/objects/a",
     ],
 )
-async def test_no_other_path_is_served(target: str) -> None:
+async def test_unknown_paths_are_not_found(target: str) -> None:
     serving = Serving()
     got = await serving.ask(target=target)
     assert (got.status, got.headers["content-type"]) == (404, MEDIA_TYPE)
@@ -74,7 +74,7 @@ async def test_no_other_path_is_served(target: str) -> None:
         ("FROB", PATH, {"GET", "HEAD", "PUT"}),
     ],
 )
-async def test_other_methods_are_refused_with_those_that_are_served(
+async def test_other_methods_get_a_405_with_the_allowed_ones(
     method: str, target: str, allow: set[str]
 ) -> None:
     got = await Serving().ask(method, target)
@@ -83,7 +83,7 @@ async def test_other_methods_are_refused_with_those_that_are_served(
     assert got.document() == {"title": "Method Not Allowed", "status": 405}
 
 
-async def test_what_needs_no_key() -> None:
+async def test_public_paths_need_no_api_key() -> None:
     serving = Serving()
     alive = await serving.ask(target="/healthz", key=None)
     assert (alive.status, alive.document()) == (200, {"status": "alive"})
@@ -100,7 +100,7 @@ async def test_what_needs_no_key() -> None:
     assert metrics.headers["content-type"].startswith("text/plain; version=")
 
 
-async def test_not_ready_where_a_check_fails_or_raises() -> None:
+async def test_readyz_is_503_if_a_check_fails_or_raises() -> None:
     async def fails() -> bool:
         return False
 
@@ -113,7 +113,7 @@ async def test_not_ready_where_a_check_fails_or_raises() -> None:
     assert ready.document() == {"ready": False, "checks": {"broker": False, "storage": False}}
 
 
-async def test_an_unexpected_error_is_a_problem_without_its_text(
+async def test_an_unexpected_error_is_a_500_without_its_text(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     serving = Serving()
@@ -133,7 +133,7 @@ async def test_an_unexpected_error_is_a_problem_without_its_text(
     assert "unexpected failure" in capsys.readouterr().out
 
 
-async def test_too_many_at_once_are_refused_while_health_still_answers() -> None:
+async def test_too_many_concurrent_requests_get_a_503_while_health_still_responds() -> None:
     serving = Serving(concurrency=2)
     serving.bench.plant_sealed(bytes(20 * CHUNK))
     slow = [Connection(), Connection()]
@@ -156,7 +156,7 @@ async def test_too_many_at_once_are_refused_while_health_still_answers() -> None
     assert serving.counted("requests_in_flight") == 0
 
 
-async def test_a_project_with_its_share_of_requests_takes_none_from_others() -> None:
+async def test_a_project_at_its_share_of_requests_leaves_the_rest_to_others() -> None:
     """256 slow downloads with one key gave every other tenant 503."""
     serving = Serving(concurrency=8, project_share=0.25)
     serving.bench.plant_sealed(bytes(20 * CHUNK))
@@ -184,7 +184,7 @@ async def test_a_project_with_its_share_of_requests_takes_none_from_others() -> 
     assert (await serving.ask()).status == 200
 
 
-async def test_a_request_that_is_cancelled_leaves_its_place() -> None:
+async def test_a_cancelled_request_releases_its_slot() -> None:
     serving = Serving(concurrency=1)
     serving.bench.plant_sealed(bytes(20 * CHUNK))
     connection = Connection()
@@ -199,7 +199,7 @@ async def test_a_request_that_is_cancelled_leaves_its_place() -> None:
     assert (await serving.ask()).status == 200
 
 
-async def test_a_made_up_request_makes_no_new_label_value() -> None:
+async def test_an_arbitrary_request_creates_no_new_label_value() -> None:
     serving = Serving()
     serving.bench.plant_sealed()
     await serving.ask()
@@ -235,21 +235,21 @@ async def test_no_secret_shows_in_metrics_or_logs(capsys: pytest.CaptureFixture[
     assert MASTER_KEYS["m1"].reveal().hex() not in told
 
 
-async def test_a_body_that_a_get_brings_is_nobodys() -> None:
+async def test_the_body_of_a_get_is_ignored() -> None:
     serving = Serving()
     serving.bench.plant_sealed(bytes(20 * CHUNK))
     got = await serving.ask(body=[b"what", b"ever"])
     assert (got.status, got.ended) == (200, True)
 
 
-async def test_a_query_changes_nothing() -> None:
+async def test_a_query_is_ignored() -> None:
     serving = Serving()
     serving.bench.plant_sealed()
     got = await serving.ask(target=PATH + "?versionId=1&response-content-type=text/html")
     assert (got.status, got.headers["content-type"]) == (200, "application/pdf")
 
 
-async def test_a_key_in_the_query_opens_nothing() -> None:
+async def test_an_api_key_in_the_query_is_not_accepted() -> None:
     serving = Serving()
     serving.bench.plant_sealed()
     for name in ("access_token", "authorization", "api_key"):
@@ -257,21 +257,21 @@ async def test_a_key_in_the_query_opens_nothing() -> None:
         assert got.status == 401
 
 
-async def test_two_authorizations_are_none() -> None:
+async def test_two_authorization_headers_are_refused() -> None:
     serving = Serving()
     serving.bench.plant_sealed()
     twice = [*BEARER.items(), *BEARER.items()]
     assert (await ask(serving.app, "GET", PATH, headers=twice)).status == 401
 
 
-def test_a_server_that_cannot_reset_a_connection_is_a_mistake_of_ours() -> None:
+def test_a_server_without_a_way_to_reset_is_a_programming_error() -> None:
     scope: Scope = {"type": "http"}
     with pytest.raises(RuntimeError, match="reset"):
         client_connection.abort(scope)
 
 
-async def test_who_is_refused_takes_nobodys_place() -> None:
-    """A refusal waits; those with a wrong key would else crowd out those with the right one."""
+async def test_an_unauthorized_request_uses_no_slot() -> None:
+    """A refusal is delayed. Wrong keys must not crowd out right ones meanwhile."""
     serving = Serving(concurrency=2, bench=Bench(refusal_min_s=0.3))
     serving.bench.plant_sealed(b"plaintext")
     wrong = [asyncio.create_task(serving.ask(key="kt_" + "w" * 43)) for _ in range(10)]
@@ -285,7 +285,7 @@ async def test_who_is_refused_takes_nobodys_place() -> None:
     assert time.monotonic() - began > 0.2
 
 
-async def test_readiness_is_asked_for_once_a_second_whoever_asks() -> None:
+async def test_readiness_is_checked_at_most_once_a_second() -> None:
     asked = 0
 
     async def holds() -> bool:
@@ -300,7 +300,7 @@ async def test_readiness_is_asked_for_once_a_second_whoever_asks() -> None:
 
 
 async def test_a_keyring_below_its_objects_is_counted() -> None:
-    """It stops the project until an operator looks: who should see it must (SPEC 5.4)."""
+    """It stops the project until an operator acts, so metrics must show it (SPEC 5.4)."""
     serving = Serving()
     before = serving.bench.ring
     serving.bench.write_keyring(turned_to(before, NEW_API_KEY))

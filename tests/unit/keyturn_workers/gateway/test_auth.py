@@ -37,7 +37,7 @@ WRONG_KEY = "kt_" + "w" * 43
 
 
 class Clock:
-    """A clock that stands still until it is told to move."""
+    """A clock that a test advances."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
@@ -60,7 +60,7 @@ async def _refused(bench: Bench, project: str = "acme", *authorization: str) -> 
     assert str(refused.value) == "unauthorized"
 
 
-async def test_the_current_key_is_admitted_by_its_kek() -> None:
+async def test_the_current_key_authenticates_by_its_kek() -> None:
     bench = Bench()
     caller = await bench.authenticate()
     assert caller.project == "acme"
@@ -75,7 +75,7 @@ async def test_the_current_key_is_admitted_by_its_kek() -> None:
         [f"BEARER   {API_KEY} "],
     ],
 )
-async def test_the_schemes_name_has_no_case(authorization: list[str]) -> None:
+async def test_the_authentication_scheme_is_case_insensitive(authorization: list[str]) -> None:
     assert await Bench().auth.authenticate("acme", authorization)
 
 
@@ -104,7 +104,7 @@ async def test_the_schemes_name_has_no_case(authorization: list[str]) -> None:
         ["Bearer " + "0" * 43],  # what stands in for a malformed key is no key
     ],
 )
-async def test_everything_else_is_refused(authorization: list[str]) -> None:
+async def test_every_other_authorization_is_refused(authorization: list[str]) -> None:
     bench = Bench()
     with pytest.raises(UnauthorizedError):
         await bench.auth.authenticate("acme", authorization)
@@ -126,14 +126,14 @@ async def test_everything_else_is_refused(authorization: list[str]) -> None:
         "nobody",
     ],
 )
-async def test_what_is_no_project_is_refused_as_an_unknown_one(project: str) -> None:
+async def test_an_invalid_project_id_is_refused_like_an_unknown_project(project: str) -> None:
     bench = Bench()
     await _refused(bench, project, f"Bearer {API_KEY}")
     # Not even a keyring is looked for under a name that no project has.
     assert bench.storage.calls["read"] == (1 if project == "nobody" else 0)
 
 
-async def test_a_key_is_its_own_projects_alone() -> None:
+async def test_an_api_key_is_valid_for_its_own_project_only() -> None:
     bench = Bench()
     other = ring_of(NEW_API_KEY, "other")
     bench.storage.plant(keyring_s3_key("other"), build_keyring(other, MASTER_KEYS), Headers({}))
@@ -142,7 +142,7 @@ async def test_a_key_is_its_own_projects_alone() -> None:
     await _refused(bench, "acme", f"Bearer {NEW_API_KEY}")
 
 
-async def test_an_admin_kek_in_the_keyrings_place_admits_nobody() -> None:
+async def test_the_admin_kek_does_not_authenticate() -> None:
     """Only a KEK that the keyring seals as the current one counts: not one of its history."""
     bench = Bench()
     bench.write_keyring(turned_to(bench.ring, NEW_API_KEY))
@@ -150,7 +150,7 @@ async def test_an_admin_kek_in_the_keyrings_place_admits_nobody() -> None:
     assert await bench.authenticate(NEW_API_KEY)
 
 
-async def test_nothing_is_read_but_the_keyring() -> None:
+async def test_authentication_reads_only_the_keyring() -> None:
     bench = Bench()
     bench.plant_sealed()
     await bench.authenticate()
@@ -159,7 +159,7 @@ async def test_nothing_is_read_but_the_keyring() -> None:
     assert set(bench.storage.calls) == {"read"}
 
 
-async def test_a_turned_key_passes_for_the_caches_seconds_and_no_longer(clock: Clock) -> None:
+async def test_a_rotated_key_is_accepted_for_the_cache_time_and_no_longer(clock: Clock) -> None:
     bench = Bench()
     await bench.authenticate()
     bench.write_keyring(turned_to(bench.ring, NEW_API_KEY))
@@ -171,7 +171,7 @@ async def test_a_turned_key_passes_for_the_caches_seconds_and_no_longer(clock: C
 
 
 async def test_the_current_key_is_never_refused_right_after_a_rotation(clock: Clock) -> None:
-    """It was, for up to the cache's 2 seconds; and from here on the old one is."""
+    """It was refused for up to the cache's 2 seconds. Now the old one is refused."""
     bench = Bench()
     await bench.authenticate()
     bench.write_keyring(turned_to(bench.ring, NEW_API_KEY))
@@ -181,8 +181,8 @@ async def test_the_current_key_is_never_refused_right_after_a_rotation(clock: Cl
     await _refused(bench, "acme", f"Bearer {API_KEY}")
 
 
-async def test_a_reading_older_than_the_cache_is_joined_by_nobody(clock: Clock) -> None:
-    """The storage's answer may stall on its way: it shows what stood when it was made."""
+async def test_a_read_older_than_the_cache_time_is_not_joined(clock: Clock) -> None:
+    """A delayed response of the storage shows the keyring as it was when it was sent."""
     bench = Bench()
     asked, answered = asyncio.Event(), asyncio.Event()
     real = bench.storage.read
@@ -208,7 +208,7 @@ async def test_a_reading_older_than_the_cache_is_joined_by_nobody(clock: Clock) 
 
 @pytest.mark.parametrize("project", ["acme", "unknown", "No Project"])
 @pytest.mark.parametrize("authorization", [[], [f"Bearer {WRONG_KEY}"], ["Bearer short"]])
-async def test_no_refusal_may_be_told_before_the_floor(
+async def test_no_refusal_is_sent_before_the_minimum_time(
     project: str, authorization: list[str]
 ) -> None:
     bench = Bench(refusal_min_s=0.03)
@@ -219,7 +219,7 @@ async def test_no_refusal_may_be_told_before_the_floor(
         assert refused.value.not_before >= began + 0.03
 
 
-async def test_a_read_that_is_slower_than_the_refusal_min_shows_in_multiples_of_it(
+async def test_a_read_slower_than_the_minimum_shows_only_as_a_multiple_of_it(
     clock: Clock,
 ) -> None:
     bench = Bench(refusal_min_s=0.5)
@@ -236,7 +236,7 @@ async def test_a_read_that_is_slower_than_the_refusal_min_shows_in_multiples_of_
     assert refused.value.not_before == pytest.approx(began + 1.0)
 
 
-async def test_a_storage_that_refuses_the_second_look_is_for_later() -> None:
+async def test_a_failed_second_read_is_storage_unavailable() -> None:
     bench = Bench()
     caller = await bench.authenticate()
 
@@ -249,10 +249,10 @@ async def test_a_storage_that_refuses_the_second_look_is_for_later() -> None:
         await bench.auth.reauthenticate(caller)
 
 
-async def test_a_keyring_that_does_not_open_is_read_once_in_the_caches_seconds(
+async def test_a_keyring_that_cannot_be_opened_is_read_once_in_the_cache_time(
     clock: Clock,
 ) -> None:
-    """And tells nothing of itself to whoever cannot be admitted."""
+    """Its detail is not sent to a caller that cannot be authenticated."""
     bench = Bench()
     bench.storage.plant(keyring_s3_key("acme"), b"[]", Headers({}))
     for _ in range(3):
@@ -265,13 +265,13 @@ async def test_a_keyring_that_does_not_open_is_read_once_in_the_caches_seconds(
     assert await bench.authenticate()
 
 
-async def test_who_is_admitted_does_not_wait() -> None:
+async def test_an_authenticated_caller_does_not_wait() -> None:
     async with asyncio.timeout(5):
         await Bench(refusal_min_s=60).authenticate()
 
 
 async def test_a_refusal_derives_one_kek_whatever_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under the floor, the same work: or the clock would tell a project from none."""
+    """Otherwise the time would tell a known project from an unknown one."""
     derived = []
 
     def counting(api_key: str, project: str, pepper: str) -> Secret:
@@ -296,13 +296,13 @@ async def test_many_callers_at_once_share_one_read() -> None:
     assert bench.storage.calls == {"read": 1}
 
 
-async def test_many_callers_of_a_project_that_there_is_not_share_one_read() -> None:
+async def test_many_callers_of_an_unknown_project_share_one_read() -> None:
     bench = Bench()
     await asyncio.gather(*(_refused(bench, "unknown") for _ in range(50)))
     assert bench.storage.calls == {"read": 1}
 
 
-async def test_a_caller_who_goes_does_not_take_the_others_along() -> None:
+async def test_a_cancelled_caller_does_not_cancel_the_others() -> None:
     bench = Bench()
     first = asyncio.create_task(bench.authenticate())
     others = [asyncio.create_task(bench.authenticate()) for _ in range(3)]
@@ -312,8 +312,8 @@ async def test_a_caller_who_goes_does_not_take_the_others_along() -> None:
     assert bench.storage.calls == {"read": 1}
 
 
-async def test_a_project_is_admitted_from_its_enrolment_on() -> None:
-    """Whoever asked a moment before has not made it unknown."""
+async def test_a_project_is_accepted_as_soon_as_it_is_enrolled() -> None:
+    """An earlier request does not make it unknown."""
     bench = Bench()
     await _refused(bench, "late")
     ring = ring_of(API_KEY, "late")
@@ -321,7 +321,7 @@ async def test_a_project_is_admitted_from_its_enrolment_on() -> None:
     assert await bench.auth.authenticate("late", [f"Bearer {API_KEY}"])
 
 
-async def test_memory_of_what_does_not_open_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_memory_of_failures_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auth_module, "_MAX_FAILURES", 10)
     bench = Bench()
     for number in range(30):
@@ -331,7 +331,7 @@ async def test_memory_of_what_does_not_open_is_bounded(monkeypatch: pytest.Monke
     assert list(bench.auth._failures) == [f"bad-{number}" for number in range(20, 30)]
 
 
-async def test_nothing_is_kept_of_projects_that_there_are_not() -> None:
+async def test_nothing_is_kept_of_unknown_projects() -> None:
     bench = Bench()
     await bench.authenticate()
     await asyncio.gather(*(_refused(bench, f"made-up-{number}") for number in range(200)))
@@ -342,8 +342,8 @@ async def test_nothing_is_kept_of_projects_that_there_are_not() -> None:
     assert bench.lookups._next is None
 
 
-async def test_a_forged_keyring_admits_nobody_and_is_told_as_such() -> None:
-    """Whoever writes the bucket cannot make a keyring, nor bring another project's."""
+async def test_a_forged_keyring_authenticates_nobody_and_is_corrupt() -> None:
+    """A bucket writer can neither forge a keyring nor use another project's."""
     forged = build_keyring(ring_of(), {"m1": Secret(b"\0" * 32)})
     moved = build_keyring(ring_of(API_KEY, "other"), MASTER_KEYS)
     for body in (forged, moved, b"{}", b""):
@@ -354,7 +354,7 @@ async def test_a_forged_keyring_admits_nobody_and_is_told_as_such() -> None:
                 await bench.authenticate(key)
 
 
-async def test_a_keyring_under_a_master_key_that_is_not_held_is_for_later() -> None:
+async def test_a_keyring_under_an_unknown_master_key_is_transient() -> None:
     bench = Bench()
     keys = {"m3": Secret(bytes(32))}
     ring = ring_of()
@@ -364,7 +364,7 @@ async def test_a_keyring_under_a_master_key_that_is_not_held_is_for_later() -> N
         await bench.authenticate()
 
 
-async def test_a_storage_that_fails_admits_nobody_and_is_asked_again() -> None:
+async def test_a_storage_failure_authenticates_nobody_and_is_not_cached() -> None:
     bench = Bench()
     bench.storage.fail_next("read", StorageUnavailableError("down"))
     with pytest.raises(StorageUnavailableError):
@@ -372,7 +372,7 @@ async def test_a_storage_that_fails_admits_nobody_and_is_asked_again() -> None:
     await bench.authenticate()
 
 
-async def test_a_second_look_begins_now() -> None:
+async def test_reauthentication_starts_a_new_read() -> None:
     bench = Bench()
     caller = await bench.authenticate()
     again = await bench.auth.reauthenticate(caller)

@@ -28,7 +28,7 @@ def _piece(body: bytes, *, more: bool = True) -> Message:
 
 
 def _receiving(*messages: Message) -> Receive:
-    """These messages, and then nothing for ever."""
+    """Receive these messages, and then nothing."""
     left = list(messages)
 
     async def receive() -> Message:
@@ -43,7 +43,7 @@ async def _never() -> None:
     await asyncio.Event().wait()
 
 
-async def test_sending_is_given_up_where_nothing_is_taken() -> None:
+async def test_sending_to_a_client_that_reads_nothing_times_out() -> None:
     sent: list[Message] = []
 
     async def takes(message: Message) -> None:
@@ -59,7 +59,7 @@ async def test_sending_is_given_up_where_nothing_is_taken() -> None:
         await with_send_timeout(takes_nothing, {}, 0.01)(_BODY)
 
 
-async def test_what_fails_while_sending_is_raised_as_it_is() -> None:
+async def test_an_error_while_sending_is_raised_unchanged() -> None:
     async def fails(message: Message) -> None:
         raise OSError(str(message["type"]))
 
@@ -67,7 +67,7 @@ async def test_what_fails_while_sending_is_raised_as_it_is() -> None:
         await with_send_timeout(fails, {}, 5)(_BODY)
 
 
-async def test_an_answer_is_sent_to_its_end_while_somebody_is_there() -> None:
+async def test_a_response_is_sent_to_its_end_while_the_client_is_connected() -> None:
     done = []
 
     async def sending() -> None:
@@ -79,7 +79,7 @@ async def test_an_answer_is_sent_to_its_end_while_somebody_is_there() -> None:
     assert done == [1]
 
 
-async def test_who_goes_ends_what_is_being_sent() -> None:
+async def test_a_disconnect_cancels_the_sending() -> None:
     ended = asyncio.Event()
 
     async def sending() -> None:
@@ -93,14 +93,14 @@ async def test_who_goes_ends_what_is_being_sent() -> None:
     assert ended.is_set()
 
 
-async def test_who_goes_once_all_is_sent_has_taken_it() -> None:
+async def test_a_disconnect_after_the_end_is_no_error() -> None:
     async def sending() -> None:
         pass
 
     await run_while_connected(_receiving(_GONE), sending())
 
 
-async def test_what_fails_is_raised_and_nothing_is_left_running() -> None:
+async def test_an_error_is_raised_and_no_task_is_left() -> None:
     async def sending() -> None:
         await asyncio.sleep(0)
         raise ValueError("why")
@@ -111,7 +111,7 @@ async def test_what_fails_is_raised_and_nothing_is_left_running() -> None:
     assert asyncio.all_tasks() == before
 
 
-async def test_whoever_is_cancelled_takes_the_sending_along() -> None:
+async def test_cancellation_cancels_the_sending() -> None:
     ended, began = asyncio.Event(), asyncio.Event()
 
     async def sending() -> None:
@@ -135,27 +135,27 @@ async def _taken(receive: Receive, idle_timeout_s: float = 5) -> list[bytes]:
     return [piece async for piece in read_body(receive, idle_timeout_s)]
 
 
-async def test_a_body_is_its_pieces_but_the_empty_ones() -> None:
+async def test_a_body_is_yielded_without_empty_pieces() -> None:
     pieces = [_piece(b"a"), _piece(b""), _piece(b"b"), _piece(b"c", more=False)]
     assert await _taken(_receiving(*pieces)) == [b"a", b"b", b"c"]
     assert await _taken(_receiving(_piece(b"", more=False))) == []
     assert await _taken(_receiving({"type": "http.request"})) == []
 
 
-async def test_a_body_that_is_cut_never_looks_whole() -> None:
+async def test_a_truncated_body_never_looks_complete() -> None:
     taking = read_body(_receiving(_piece(b"a"), _GONE), 5)
     assert await anext(taking) == b"a"
     with pytest.raises(ClientGoneError, match="closed"):
         await anext(taking)
 
 
-async def test_a_body_that_stalls_is_given_up() -> None:
+async def test_a_stalled_body_times_out() -> None:
     with pytest.raises(ClientGoneError, match="too slowly"):
         await _taken(_receiving(_piece(b"a")), 0.01)
 
 
-async def test_a_body_may_take_long_as_long_as_it_comes() -> None:
-    """The time is of each piece, not of the whole."""
+async def test_a_long_body_may_take_long_if_it_keeps_arriving() -> None:
+    """The timeout is for each piece, not for the whole body."""
 
     async def receive() -> Message:
         await asyncio.sleep(0.02)
@@ -166,8 +166,8 @@ async def test_a_body_may_take_long_as_long_as_it_comes() -> None:
     assert len(await _taken(receive, 0.06)) == 5
 
 
-async def test_a_body_that_only_holds_its_place_is_given_up() -> None:
-    """A byte now and then: each would begin the time anew."""
+async def test_a_body_below_the_minimum_rate_times_out() -> None:
+    """A byte now and then would otherwise restart the timeout each time."""
 
     async def receive() -> Message:
         await asyncio.sleep(0.01)
@@ -178,7 +178,7 @@ async def test_a_body_that_only_holds_its_place_is_given_up() -> None:
             await _taken(receive, 0.1)
 
 
-def test_a_connection_is_reset_by_its_own_call() -> None:
+def test_abort_resets_the_requests_own_connection() -> None:
     called = []
     abort({"state": {"keyturn.abort": lambda: called.append(1)}})
     assert called == [1]

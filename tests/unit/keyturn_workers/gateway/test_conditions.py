@@ -64,7 +64,7 @@ def test_tags_are_compared_strongly_for_if_match_and_weakly_for_if_none_match(
     assert _verdict(("if-none-match", value)) == ("not_modified" if weak else "serve")
 
 
-def test_lists_may_come_in_several_lines() -> None:
+def test_a_list_may_span_several_header_lines() -> None:
     assert _verdict(("if-match", '"x"'), ("if-match", ETAG)) == "serve"
     assert _verdict(("if-none-match", '"x"'), ("if-none-match", ETAG)) == "not_modified"
 
@@ -141,7 +141,7 @@ def test_if_range(value: str, *, holds: bool) -> None:
     assert not has_conditions(_headers(("if-range", value)))
 
 
-def test_a_time_is_no_strong_validator_of_what_was_just_written() -> None:
+def test_a_time_is_not_a_strong_validator_of_a_new_object() -> None:
     """Written twice within a second, two bodies share their time (RFC 9110, 8.8.2.2)."""
     now = datetime.now(UTC)
     assert not if_range_matches(_headers(("if-range", format_http_date(now))), ETAG, now)
@@ -149,13 +149,13 @@ def test_a_time_is_no_strong_validator_of_what_was_just_written() -> None:
 
 
 @given(st.datetimes(timezones=st.just(UTC)))
-def test_a_time_as_written_is_the_one_that_is_meant(instant: datetime) -> None:
+def test_a_formatted_time_parses_to_itself(instant: datetime) -> None:
     told = format_http_date(instant)
     assert evaluate(_headers(("if-modified-since", told)), ETAG, instant) == "not_modified"
     assert evaluate(_headers(("if-unmodified-since", told)), ETAG, instant) == "serve"
 
 
-def test_a_time_is_written_in_gmt_to_the_second() -> None:
+def test_a_time_is_formatted_in_gmt_to_the_second() -> None:
     assert format_http_date(MODIFIED) == AT
 
 
@@ -166,7 +166,7 @@ _ASCII = st.text(st.characters(max_codepoint=255), max_size=40)
     st.sampled_from(["if-match", "if-none-match", "if-modified-since", "if-unmodified-since"]),
     _ASCII | st.text(',:" 0123456789+-TueNovGMTW/*', max_size=40),
 )
-def test_whatever_is_sent_there_is_a_verdict(name: str, value: str) -> None:
+def test_any_header_value_has_an_outcome(name: str, value: str) -> None:
     headers = _headers((name, value))
     assert evaluate(headers, ETAG, MODIFIED) in ("serve", "not_modified", "failed")
     if_range_matches(_headers(("if-range", value)), ETAG, MODIFIED)

@@ -1,6 +1,6 @@
-"""Sealed objects as they stream: the right bytes, or an error and true ones alone (SPEC 3.1, 9.2).
+"""Encrypted objects as they stream: the right bytes, or true ones and an error (SPEC 3.1, 9.2).
 
-Damage is done to what is stored; breaks of the connection to what is being read.
+The tests damage what is stored and break connections during a read.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PLAINTEXT = os.urandom(34 * CHUNK + 9)
 
 @pytest.fixture(autouse=True)
 def _no_pauses() -> Iterator[None]:
-    """Between two tries of a read nothing is waited for; no function's own, for Hypothesis."""
+    """No pauses between resumes. Not a function's fixture, because of Hypothesis."""
     patch = pytest.MonkeyPatch()
     patch.setattr(encrypted_reader, "_RESUME_PAUSES_S", (0.0, 0.0, 0.0))
     yield
@@ -46,7 +46,7 @@ def _no_pauses() -> Iterator[None]:
 
 
 async def _failing(bench: Bench, error: type[CodedError], span: Span | None = None) -> bytearray:
-    """What was given out before this error."""
+    """Return what was read before this error."""
     given = bytearray()
     with pytest.raises(error):
         await bench.read(span, given)
@@ -54,7 +54,7 @@ async def _failing(bench: Bench, error: type[CodedError], span: Span | None = No
 
 
 @pytest.mark.parametrize("size", SIZES)
-async def test_the_whole_is_the_plaintext(size: int) -> None:
+async def test_reading_all_yields_the_plaintext(size: int) -> None:
     bench = Bench()
     bench.plant_sealed(PLAINTEXT[:size])
     assert await bench.read() == PLAINTEXT[:size]
@@ -64,7 +64,7 @@ async def test_the_whole_is_the_plaintext(size: int) -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("start_bytes", [None, HEADER_BYTES, START_BYTES])
-async def test_size_and_tag_are_told_however_it_is_opened(
+async def test_size_and_etag_do_not_depend_on_how_the_object_is_opened(
     size: int, start_bytes: int | None
 ) -> None:
     bench = Bench()
@@ -80,7 +80,7 @@ async def test_size_and_tag_are_told_however_it_is_opened(
 
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(SIZES[1:]), st.data())
-def test_any_span_is_that_slice(size: int, data: st.DataObject) -> None:
+def test_any_range_is_that_slice(size: int, data: st.DataObject) -> None:
     borders = [*list(range(0, size, CHUNK)), size - 1]
     near = st.sampled_from(borders) | st.integers(0, size - 1)
     first, last = sorted((data.draw(near), data.draw(near)))
@@ -112,7 +112,7 @@ async def test_one_byte_costs_the_header_and_two_chunks(first: int, start_bytes:
     assert bench.storage.asked_bytes <= HEADER_BYTES + 2 * SEALED_CHUNK_BYTES
 
 
-async def test_proving_twice_reads_once() -> None:
+async def test_verifying_twice_reads_once() -> None:
     bench = Bench()
     bench.plant_sealed(PLAINTEXT)
     async with bench.opened(HEADER_BYTES) as reader:
@@ -121,7 +121,7 @@ async def test_proving_twice_reads_once() -> None:
     assert len(bench.storage.streamed) == 1
 
 
-async def test_a_range_of_what_is_not_proven_is_a_mistake_of_ours() -> None:
+async def test_a_range_of_an_unverified_object_is_a_programming_error() -> None:
     bench = Bench()
     bench.plant_sealed(PLAINTEXT)
     async with bench.opened(HEADER_BYTES) as reader:
@@ -130,7 +130,7 @@ async def test_a_range_of_what_is_not_proven_is_a_mistake_of_ours() -> None:
 
 
 def _flips(size: int) -> list[int]:
-    """One byte of every kind of place: header, chunks, tags, the last chunk."""
+    """Return one offset of every kind: header, chunks, tags, the last chunk."""
     stored = HEADER_BYTES + size + (size // CHUNK + 1) * 16
     places = {0, 23, 24, 55, 56, 57, stored - 1, stored - 16, stored - 17}
     for chunk in (1, 16, size // CHUNK):
@@ -140,7 +140,7 @@ def _flips(size: int) -> list[int]:
 
 
 @pytest.mark.parametrize("size", [0, 1, CHUNK, 17 * CHUNK + 5])
-async def test_any_flipped_byte_is_told_and_only_true_bytes_came_before(size: int) -> None:
+async def test_any_flipped_byte_is_detected_and_only_true_bytes_come_before(size: int) -> None:
     bench = Bench()
     body = bench.plant_sealed(PLAINTEXT[:size])
     metadata = dict((await bench.storage.head(TARGET)).metadata)
@@ -156,8 +156,10 @@ async def test_any_flipped_byte_is_told_and_only_true_bytes_came_before(size: in
 
 
 @pytest.mark.parametrize("size", [0, 1, CHUNK, 2 * CHUNK, 17 * CHUNK + 5])
-async def test_any_cut_or_added_end_is_told_and_the_last_piece_is_kept_back(size: int) -> None:
-    """A body cut between chunks has only whole, authentic ones: its end alone tells."""
+async def test_any_truncation_or_extension_is_detected_and_the_last_piece_held_back(
+    size: int,
+) -> None:
+    """A body truncated between chunks has only authentic ones: only its end shows it."""
     bench = Bench()
     body = bench.plant_sealed(PLAINTEXT[:size])
     metadata = dict((await bench.storage.head(TARGET)).metadata)
@@ -175,8 +177,8 @@ async def test_any_cut_or_added_end_is_told_and_the_last_piece_is_kept_back(size
 
 
 @pytest.mark.parametrize("size", [16 * CHUNK, 32 * CHUNK, 17 * CHUNK + 5])
-async def test_the_last_piece_is_given_out_only_once_the_end_has_authenticated(size: int) -> None:
-    """Broken variant: `read_all` giving out each piece as it comes. A clean length would be met."""
+async def test_the_last_piece_is_yielded_only_after_the_end_has_authenticated(size: int) -> None:
+    """Broken variant: a `read_all` that yields each piece at once can reach the full length."""
     bench = Bench()
     body = bytearray(bench.plant_sealed(PLAINTEXT[:size]))
     metadata = dict((await bench.storage.head(TARGET)).metadata)
@@ -187,7 +189,7 @@ async def test_the_last_piece_is_given_out_only_once_the_end_has_authenticated(s
 
 
 @pytest.mark.parametrize("size", [1, CHUNK, 17 * CHUNK + 5])
-async def test_a_length_is_told_only_where_the_last_chunk_opens(size: int) -> None:
+async def test_verify_fails_if_the_last_chunk_does_not_open(size: int) -> None:
     bench = Bench()
     body = bench.plant_sealed(PLAINTEXT[:size])
     metadata = dict((await bench.storage.head(TARGET)).metadata)
@@ -207,7 +209,7 @@ async def test_a_length_is_told_only_where_the_last_chunk_opens(size: int) -> No
                     await reader.verify()
 
 
-async def test_chunks_that_change_places_or_come_from_elsewhere_are_told() -> None:
+async def test_moved_and_foreign_chunks_are_detected() -> None:
     bench = Bench()
     size = 3 * CHUNK + 7
     other = bench.plant_sealed(PLAINTEXT[:size])
@@ -232,7 +234,7 @@ async def test_chunks_that_change_places_or_come_from_elsewhere_are_told() -> No
     st.lists(st.integers(0, 17 * SEALED_CHUNK_BYTES), min_size=1, max_size=3),
     st.sampled_from([CHUNK, 17 * CHUNK + 5, 33 * CHUNK]),
 )
-def test_a_read_goes_on_wherever_its_connection_breaks(breaks: list[int], size: int) -> None:
+def test_a_read_resumes_wherever_its_connection_breaks(breaks: list[int], size: int) -> None:
     async def read() -> None:
         bench = Bench()
         bench.plant_sealed(PLAINTEXT[:size])
@@ -249,14 +251,14 @@ def test_a_read_goes_on_wherever_its_connection_breaks(breaks: list[int], size: 
 
 
 @pytest.mark.parametrize("span", [Span(0, 20 * CHUNK), Span(5, 33 * CHUNK + 3)])
-async def test_a_span_goes_on_too(span: Span) -> None:
+async def test_a_range_resumes_too(span: Span) -> None:
     bench = Bench()
     bench.plant_sealed(PLAINTEXT)
     bench.storage.breaks = [3, 7, None, 2 * SEALED_CHUNK_BYTES + 11]
     assert await bench.read(span) == PLAINTEXT[span.first : span.end]
 
 
-async def test_a_read_is_given_up_after_three_tries() -> None:
+async def test_a_read_fails_after_three_resumes_without_progress() -> None:
     bench = Bench()
     bench.plant_sealed(PLAINTEXT)
     bench.storage.breaks = [HEADER_BYTES + 16 * SEALED_CHUNK_BYTES, 0, 0, 0]
@@ -266,7 +268,7 @@ async def test_a_read_is_given_up_after_three_tries() -> None:
     assert bench.storage.open_streams == 0
 
 
-async def test_between_two_tries_a_read_waits_longer_each_time(
+async def test_pauses_between_resumes_grow(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pauses: list[float] = []
@@ -287,7 +289,7 @@ async def test_between_two_tries_a_read_waits_longer_each_time(
     assert pauses == [0.05, 0.3, 1.0]
 
 
-async def test_a_first_connection_that_cannot_be_had_is_told_before_anything() -> None:
+async def test_a_storage_failure_is_raised_before_the_first_byte() -> None:
     bench = Bench()
     bench.plant_sealed(PLAINTEXT)
     bench.storage.fail_next("stream", StorageUnavailableError("down"))
@@ -297,7 +299,7 @@ async def test_a_first_connection_that_cannot_be_had_is_told_before_anything() -
 
 
 async def _read_while(bench: Bench, happens: Any) -> tuple[bytearray, BaseException | None]:
-    """A read during which something happens once its first connection has broken."""
+    """Read, and run `happens` after the first connection has broken."""
     bench.storage.breaks = [HEADER_BYTES + 17 * SEALED_CHUNK_BYTES]
     given = bytearray()
     caller = await bench.authenticate()
@@ -311,7 +313,7 @@ async def _read_while(bench: Bench, happens: Any) -> tuple[bytearray, BaseExcept
     return given, None
 
 
-async def test_an_object_that_is_replaced_meanwhile_is_never_mixed_with_the_new_one() -> None:
+async def test_an_object_replaced_during_a_read_is_never_mixed_with_the_new_one() -> None:
     bench = Bench()
     bench.plant_sealed(PLAINTEXT)
     other = os.urandom(len(PLAINTEXT))
@@ -324,7 +326,7 @@ async def test_an_object_that_is_replaced_meanwhile_is_never_mixed_with_the_new_
     assert PLAINTEXT.startswith(bytes(given))
 
 
-async def test_an_object_that_is_rewrapped_meanwhile_is_read_to_its_end() -> None:
+async def test_an_object_rewrapped_during_a_read_is_read_to_its_end() -> None:
     bench = Bench()
     body = bench.plant_sealed(PLAINTEXT)
 
@@ -336,7 +338,7 @@ async def test_an_object_that_is_rewrapped_meanwhile_is_read_to_its_end() -> Non
     assert given == PLAINTEXT
 
 
-async def test_an_object_that_goes_or_shrinks_meanwhile_ends_the_read() -> None:
+async def test_an_object_deleted_or_truncated_during_a_read_ends_it() -> None:
     for removal, expected in (("delete", NotFoundError), ("tombstone", StorageUnavailableError)):
         bench = Bench()
         bench.plant_sealed(PLAINTEXT)
@@ -353,7 +355,7 @@ async def test_an_object_that_goes_or_shrinks_meanwhile_ends_the_read() -> None:
         assert PLAINTEXT.startswith(bytes(given))
 
 
-async def test_what_is_proven_and_then_replaced_is_never_mixed_either() -> None:
+async def test_an_object_replaced_after_verify_is_never_mixed() -> None:
     bench = Bench()
     bench.plant_sealed(PLAINTEXT)
     async with bench.opened(HEADER_BYTES) as reader:
@@ -363,7 +365,7 @@ async def test_what_is_proven_and_then_replaced_is_never_mixed_either() -> None:
             await anext(reader.read_range(Span(CHUNK, 2 * CHUNK)))
 
 
-async def test_a_reader_that_leaves_closes_the_storages_connection() -> None:
+async def test_closing_a_reader_closes_the_storages_connection() -> None:
     bench = Bench()
     bench.plant_sealed(PLAINTEXT)
     async with bench.opened() as reader, aclosing(reader.read_all()) as pieces:
@@ -373,7 +375,7 @@ async def test_a_reader_that_leaves_closes_the_storages_connection() -> None:
     assert bench.storage.given_bytes < len(PLAINTEXT)
 
 
-async def test_no_key_and_no_plaintext_show() -> None:
+async def test_repr_shows_no_key_and_no_plaintext() -> None:
     bench = Bench()
     bench.plant_sealed(b"a secret plaintext")
     async with bench.opened() as reader:

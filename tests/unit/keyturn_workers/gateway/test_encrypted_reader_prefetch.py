@@ -1,4 +1,4 @@
-"""A short range is read while the object is proven, and given out only after that (SPEC 9.2)."""
+"""A short range is fetched while the size is verified, and yielded only after that (SPEC 9.2)."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ PLAINTEXT = os.urandom(40 * CHUNK_BYTES + 5)
 MIDDLE = 20 * CHUNK_BYTES
 
 
-class Watched(MemoryStorage):
-    """Counts reads that are open at once; holds them back until so many are."""
+class WatchedStorage(MemoryStorage):
+    """Counts open reads, and delays them until `together` are open."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class Watched(MemoryStorage):
 
 
 async def _sealed(
-    storage: Watched, *, sealed: bytes = b"", start_bytes: int = 0
+    storage: WatchedStorage, *, sealed: bytes = b"", start_bytes: int = 0
 ) -> EncryptedReader:
     body = sealed or seal(DEK, BODY_CONTEXT, PLAINTEXT)
     await storage.put(KEY, body, Headers({}))
@@ -76,9 +76,9 @@ async def _read(reader: EncryptedReader, span: Span) -> bytes:
     return b"".join([bytes(piece) async for piece in reader.read_range(span)])
 
 
-async def test_a_short_range_and_the_proof_are_read_together() -> None:
-    """Neither waits for the other's end, and the range is not read again."""
-    storage = Watched()
+async def test_a_short_range_is_fetched_while_the_size_is_verified() -> None:
+    """Neither waits for the other, and the range is not read again."""
+    storage = WatchedStorage()
     storage.together = 2
     reader = await _sealed(storage)
     span = Span(MIDDLE, MIDDLE + 1)
@@ -104,32 +104,32 @@ async def test_a_short_range_and_the_proof_are_read_together() -> None:
         Span(0, len(PLAINTEXT)),
     ],
 )
-async def test_every_range_is_its_bytes(span: Span, start_bytes: int) -> None:
-    reader = await _sealed(Watched(), start_bytes=start_bytes)
+async def test_every_prefetched_range_is_its_bytes(span: Span, start_bytes: int) -> None:
+    reader = await _sealed(WatchedStorage(), start_bytes=start_bytes)
     await reader.verify(span)
     assert await _read(reader, span) == PLAINTEXT[span.first : span.end]
 
 
-async def test_what_was_read_ahead_is_of_its_own_place() -> None:
-    """Another span of the same object is read for itself."""
-    reader = await _sealed(Watched())
+async def test_a_prefetched_range_is_not_used_for_another_one() -> None:
+    """Another range of the same object is fetched."""
+    reader = await _sealed(WatchedStorage())
     await reader.verify(Span(MIDDLE, MIDDLE + 1))
     assert await _read(reader, Span(CHUNK_BYTES, CHUNK_BYTES + 9)) == PLAINTEXT[CHUNK_BYTES:][:9]
 
 
-async def test_a_long_range_is_not_read_ahead() -> None:
-    """It would be held in memory whole."""
-    storage = Watched()
+async def test_a_long_range_is_not_prefetched() -> None:
+    """It would be in memory as a whole."""
+    storage = WatchedStorage()
     reader = await _sealed(storage)
     await reader.verify(Span(0, 17 * CHUNK_BYTES))
     assert len(storage.asked) == 1
 
 
-async def test_nothing_of_an_unproven_object_is_given_out() -> None:
-    """What was read ahead is authentic by itself; the object is refused all the same."""
+async def test_nothing_of_an_unverified_object_is_yielded() -> None:
+    """The prefetched range is authentic by itself; the object is refused all the same."""
     body = bytearray(seal(DEK, BODY_CONTEXT, PLAINTEXT))
     body[-1] ^= 1
-    reader = await _sealed(Watched(), sealed=bytes(body))
+    reader = await _sealed(WatchedStorage(), sealed=bytes(body))
     span = Span(MIDDLE, MIDDLE + 1)
     with pytest.raises(CorruptObjectError):
         await reader.verify(span)
@@ -137,10 +137,10 @@ async def test_nothing_of_an_unproven_object_is_given_out() -> None:
         await _read(reader, span)
 
 
-async def test_a_chunk_read_ahead_is_opened_like_any_other() -> None:
+async def test_a_prefetched_chunk_is_authenticated_like_any_other() -> None:
     body = bytearray(seal(DEK, BODY_CONTEXT, PLAINTEXT))
     body[HEADER_BYTES + 20 * SEALED_CHUNK_BYTES] ^= 1
-    reader = await _sealed(Watched(), sealed=bytes(body))
+    reader = await _sealed(WatchedStorage(), sealed=bytes(body))
     span = Span(MIDDLE, MIDDLE + 1)
     await reader.verify(span)
     with pytest.raises(CorruptObjectError):
@@ -148,12 +148,12 @@ async def test_a_chunk_read_ahead_is_opened_like_any_other() -> None:
 
 
 @pytest.mark.parametrize("index", [20, 40])
-async def test_a_read_that_fails_is_its_own_error(
+async def test_a_failed_read_is_raised_unwrapped(
     index: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whichever of the two it is, and the other one is over."""
+    """Whichever of the two fails, the other is cancelled."""
     monkeypatch.setattr("keyturn_workers.gateway.encrypted_reader._RESUMES", 0)
-    storage = Watched()
+    storage = WatchedStorage()
     storage.together = 2
     storage.fails_at = HEADER_BYTES + index * SEALED_CHUNK_BYTES
     reader = await _sealed(storage)

@@ -1,4 +1,4 @@
-"""How much of a gateway one project may hold (SPEC 9.3): counted, and nothing kept of the rest."""
+"""How much of a gateway one project may use (SPEC 9.3)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_a_share_is_never_less_than_one(total: int, share: float, most: int) -> 
     assert share_of(total, share) == most
 
 
-def test_a_project_at_its_share_is_refused_and_no_other_one() -> None:
+def test_a_project_at_its_share_is_refused_and_others_are_not() -> None:
     limit = ConcurrencyLimit(4, 0.5, "requests")
     with limit.hold("a"), limit.hold("a"):
         with pytest.raises(TooManyRequestsError), limit.hold("a"):
@@ -37,7 +37,7 @@ def test_a_project_at_its_share_is_refused_and_no_other_one() -> None:
         assert limit.in_use == 1
 
 
-def test_all_are_refused_only_where_all_is_taken() -> None:
+def test_everybody_is_refused_only_if_all_are_in_use() -> None:
     limit = ConcurrencyLimit(4, 0.5, "requests")
     for project in ("a", "a", "b", "b"):
         limit.acquire(project)
@@ -49,7 +49,7 @@ def test_all_are_refused_only_where_all_is_taken() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans())))
-def test_nothing_is_kept_of_who_holds_nothing(steps: list[tuple[str, bool]]) -> None:
+def test_a_project_that_uses_nothing_leaves_no_entry(steps: list[tuple[str, bool]]) -> None:
     limit = ConcurrencyLimit(6, 0.5, "requests")
     held: list[str] = []
     for project, takes in steps:
@@ -70,7 +70,7 @@ def _ledger(mib: int = 16, share: float = 0.25) -> StagingLedger:
     return StagingLedger(mib * MIB, share)
 
 
-def test_a_project_with_its_share_in_staging_is_refused_and_no_other_one() -> None:
+def test_a_project_with_its_share_in_staging_is_refused_and_others_are_not() -> None:
     ledger = _ledger()
     for name in ("1", "2", "3", "4"):
         ledger.reserve("a", name, 10)  # a small one counts as 1 MiB: their number is bounded too
@@ -80,7 +80,7 @@ def test_a_project_with_its_share_in_staging_is_refused_and_no_other_one() -> No
     assert ledger.used_bytes == 8 * MIB
 
 
-def test_one_body_is_taken_whatever_its_size_while_there_is_room() -> None:
+def test_one_body_of_any_size_fits_while_there_is_room() -> None:
     ledger = _ledger()
     ledger.reserve("a", "1", 16 * MIB)
     with pytest.raises(GatewayBusyError):
@@ -89,7 +89,7 @@ def test_one_body_is_taken_whatever_its_size_while_there_is_room() -> None:
     ledger.reserve("b", "2", 1)
 
 
-def test_a_body_grows_as_it_comes_until_the_share_is_reached() -> None:
+def test_a_body_grows_until_the_share_is_reached() -> None:
     ledger = _ledger()
     ledger.reserve("a", "1", MIB)
     for size_bytes in range(MIB // 2, 3 * MIB, MIB // 2):
@@ -103,7 +103,7 @@ def test_a_body_grows_as_it_comes_until_the_share_is_reached() -> None:
     assert ledger.used_bytes == MIB
 
 
-def test_a_listing_that_was_sent_later_tells_what_has_left() -> None:
+def test_a_later_listing_shows_what_has_left_staging() -> None:
     ledger = _ledger()
     for name in ("coming", "late", "stored", "left"):
         ledger.reserve("a", name, MIB)
@@ -117,7 +117,7 @@ def test_a_listing_that_was_sent_later_tells_what_has_left() -> None:
     ledger.reserve("a", "room again", MIB)
 
 
-def test_what_others_staged_counts_towards_the_total_alone() -> None:
+def test_bodies_of_other_gateways_count_toward_the_total_only() -> None:
     ledger = _ledger(mib=8, share=0.5)
     ledger.apply_listing(1.0, {"theirs": 3 * MIB, "small": 1})
     assert ledger.used_bytes == 4 * MIB
@@ -128,7 +128,7 @@ def test_what_others_staged_counts_towards_the_total_alone() -> None:
     ledger.reserve("b", "2", 1)
 
 
-def test_nothing_is_kept_of_a_body_that_has_left() -> None:
+def test_nothing_is_kept_of_a_body_that_left_staging() -> None:
     ledger = _ledger(mib=1000)
     for number in range(100):
         ledger.reserve(f"project-{number}", str(number), number * 100_000)

@@ -26,7 +26,7 @@ _WRONG = "Bearer kt_" + "w" * 43
 
 @pytest.fixture
 def spent(monkeypatch: pytest.MonkeyPatch) -> Bench:
-    """A gate whose few reads are used up: what follows is looked up by listings."""
+    """A bench whose reads are used up: lookups use listings."""
     monkeypatch.setattr(keyring_lookups, "READS_PER_S", 0.0)
     monkeypatch.setattr(keyring_lookups, "_LISTING_MIN_PAUSE_S", 0.01)
     bench = Bench()
@@ -44,7 +44,7 @@ async def _refused(bench: Bench, project: str, authorization: str = _WRONG) -> N
         await bench.auth.authenticate(project, [authorization])
 
 
-async def test_made_up_projects_cost_a_few_requests_and_not_one_each() -> None:
+async def test_made_up_projects_cost_a_few_requests_not_one_each() -> None:
     """Each cost a read of the storage, at 1,200 requests a second."""
     bench = Bench()
     for batch in range(10):
@@ -55,7 +55,7 @@ async def test_made_up_projects_cost_a_few_requests_and_not_one_each() -> None:
     assert bench.storage.calls["list"] <= 10
 
 
-async def test_wrong_keys_of_projects_that_there_are_cost_no_more(spent: Bench) -> None:
+async def test_wrong_keys_of_existing_projects_cost_no_more(spent: Bench) -> None:
     for number in range(50):
         _enrol(spent, f"project-{number}")
         await spent.auth.authenticate(f"project-{number}", [f"Bearer {API_KEY}"])
@@ -67,8 +67,8 @@ async def test_wrong_keys_of_projects_that_there_are_cost_no_more(spent: Bench) 
     assert spent.storage.calls["list"] <= 5
 
 
-async def test_the_right_key_is_admitted_however_many_wrong_ones_ask(spent: Bench) -> None:
-    """One of a project that this process never read, and one of a key turned a moment ago."""
+async def test_the_right_key_is_accepted_however_many_wrong_ones_arrive(spent: Bench) -> None:
+    """For a project that this process never read, and for one rotated a moment ago."""
     await spent.authenticate()
     spent.write_keyring(turned_to(spent.ring, NEW_API_KEY))
     _enrol(spent, "first-timer")
@@ -81,7 +81,7 @@ async def test_the_right_key_is_admitted_however_many_wrong_ones_ask(spent: Benc
     await asyncio.gather(*flood)
 
 
-async def test_who_is_known_by_its_key_waits_for_no_lookup(spent: Bench) -> None:
+async def test_a_caller_with_a_cached_keyring_waits_for_no_lookup(spent: Bench) -> None:
     await spent.authenticate()
     flood = [asyncio.create_task(_refused(spent, f"made-up-{number}")) for number in range(500)]
     await asyncio.sleep(0)
@@ -91,7 +91,7 @@ async def test_who_is_known_by_its_key_waits_for_no_lookup(spent: Bench) -> None
     await asyncio.gather(*flood)
 
 
-async def test_a_listing_that_was_sent_before_a_caller_came_says_nothing_about_it(
+async def test_a_listing_sent_before_a_request_does_not_decide_about_it(
     spent: Bench,
 ) -> None:
     """Its project may have been enrolled since."""
@@ -116,7 +116,7 @@ async def test_a_listing_that_was_sent_before_a_caller_came_says_nothing_about_i
     assert (await late).project == "late"
 
 
-async def test_a_lookup_that_takes_too_long_is_for_later(
+async def test_a_lookup_that_takes_too_long_is_transient(
     spent: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Never a refusal: the key may be the current one."""
@@ -127,7 +127,7 @@ async def test_a_lookup_that_takes_too_long_is_for_later(
 
 
 @pytest.mark.parametrize("error", [StorageUnavailableError("down"), StorageRefusedError("denied")])
-async def test_a_storage_that_lists_nothing_refuses_nobody(spent: Bench, error: Exception) -> None:
+async def test_a_failed_listing_refuses_nobody(spent: Bench, error: Exception) -> None:
     spent.storage.fail_next("list", error)
     with pytest.raises(StorageUnavailableError):
         await spent.auth.authenticate("acme", [f"Bearer {API_KEY}"])
@@ -140,8 +140,8 @@ async def test_callers_of_one_project_share_a_lookup(spent: Bench) -> None:
     assert spent.storage.calls == {"list": 1, "read": 1}
 
 
-async def test_who_holds_the_right_key_joins_a_read_that_is_under_way() -> None:
-    """Of two rotations asked for at once the later caller is not refused by the earlier one."""
+async def test_the_right_key_joins_a_read_in_progress() -> None:
+    """With two rotations at once, the later caller is not refused by the earlier read."""
     bench = Bench()
     real = bench.storage.read
     sent, answered = asyncio.Event(), asyncio.Event()

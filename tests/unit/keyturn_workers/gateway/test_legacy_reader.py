@@ -58,7 +58,7 @@ async def test_v0_objects_open_by_either_of_their_wraps(
     assert bench.storage.open_streams == 0
 
 
-async def test_v0_objects_open_nowhere_else() -> None:
+async def test_v0_objects_open_only_where_v0_is_allowed() -> None:
     bench = Bench()
     bench.plant_v0(PLAINTEXT, DEK, DEK)
     await bench.open_fails(NoUsableWrapError)
@@ -91,7 +91,7 @@ _DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.mark.parametrize("damage", _DAMAGE)
 @pytest.mark.parametrize("in_thread", [True, False])
-async def test_not_a_byte_of_a_damaged_v0_body_comes_out(
+async def test_no_byte_of_a_damaged_v0_body_is_yielded(
     damage: str, *, in_thread: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(legacy_reader, "_IN_THREAD_BYTES", 0 if in_thread else 10**9)
@@ -101,7 +101,7 @@ async def test_not_a_byte_of_a_damaged_v0_body_comes_out(
     await bench.open_fails(CorruptObjectError)
 
 
-async def test_a_v0_body_above_the_limit_is_not_even_read() -> None:
+async def test_a_v0_body_above_the_limit_is_not_read() -> None:
     bench = Bench(v0_max_bytes=1000)
     bench.allow(v0=True)
     bench.plant_v0(bytes(1000 - 28), DEK, DEK)
@@ -112,7 +112,7 @@ async def test_a_v0_body_above_the_limit_is_not_even_read() -> None:
     assert len(bench.storage.streamed) == 1  # the look at a whole GET, and no other
 
 
-async def test_v0_bodies_are_held_a_few_at_once() -> None:
+async def test_the_number_of_open_v0_bodies_is_limited() -> None:
     bench = Bench()
     bench.allow(v0=True)
     bench.plant_v0(PLAINTEXT, DEK, DEK)
@@ -134,7 +134,7 @@ async def test_v0_bodies_are_held_a_few_at_once() -> None:
     await asyncio.gather(*readers)
 
 
-async def test_a_v0_body_that_changes_meanwhile_is_told() -> None:
+async def test_a_v0_body_replaced_during_a_read_is_detected() -> None:
     bench = Bench()
     bench.allow(v0=True)
     bench.plant_v0(PLAINTEXT, DEK, DEK)
@@ -149,7 +149,7 @@ async def test_a_v0_body_that_changes_meanwhile_is_told() -> None:
             await reader.verify()
 
 
-async def test_nobody_waits_long_for_a_place_among_v0_bodies(
+async def test_waiting_for_a_v0_slot_times_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(legacy_reader, "_SLOT_WAIT_S", 0.02)
@@ -167,15 +167,15 @@ async def test_nobody_waits_long_for_a_place_among_v0_bodies(
 # Swept: v1 wraps over a v0 body.
 
 
-async def test_a_swept_v0_object_opens_where_v0_is_forbidden_by_then() -> None:
+async def test_a_swept_v0_object_opens_where_v0_is_forbidden() -> None:
     bench = Bench()
     bench.plant_swept_v0(PLAINTEXT, DEK, bench.desired)
     assert await bench.read() == PLAINTEXT
     assert await bench.read(Span(1, 2)) == PLAINTEXT[1:2]
 
 
-async def test_one_whose_wraps_disagree_is_corrupt() -> None:
-    """Its body commits to no key: a user's wrap of another DEK is told, not passed over."""
+async def test_a_swept_v0_object_whose_wraps_disagree_is_corrupt() -> None:
+    """The body commits to no key, so a user wrap of another DEK is an error."""
     bench = Bench()
     wraps = wrap(bench.desired, KEY, DEK, algorithm="AES-256-GCM")
     lying = wrap(bench.desired, KEY, new_dek(), algorithm="AES-256-GCM")
@@ -185,7 +185,7 @@ async def test_one_whose_wraps_disagree_is_corrupt() -> None:
         await bench.open_fails(CorruptObjectError)
 
 
-async def test_one_with_a_single_wrap_that_opens_is_not_believed() -> None:
+async def test_a_swept_v0_object_needs_both_wraps() -> None:
     bench = Bench()
     wraps = wrap(bench.desired, KEY, DEK, algorithm="AES-256-GCM")
     body = v0_seal(DEK, PLAINTEXT)
@@ -194,7 +194,7 @@ async def test_one_with_a_single_wrap_that_opens_is_not_believed() -> None:
         await bench.open_fails(NoUsableWrapError)
 
 
-async def test_one_not_yet_swept_again_opens_by_the_kek_of_its_own_generation() -> None:
+async def test_a_swept_v0_object_opens_by_the_kek_of_its_own_generation() -> None:
     bench = Bench()
     bench.plant_swept_v0(PLAINTEXT, DEK, bench.desired)
     before = bench.ring
@@ -208,14 +208,14 @@ async def test_one_not_yet_swept_again_opens_by_the_kek_of_its_own_generation() 
     await bench.open_fails(NoUsableWrapError, NEW_API_KEY)
 
 
-async def test_a_sealed_body_under_v0_labels_is_no_v0_body() -> None:
+async def test_an_encrypted_body_with_v0_metadata_is_corrupt() -> None:
     bench = Bench()
     wraps = wrap(bench.desired, KEY, DEK, algorithm="AES-256-GCM")
     bench.plant(enc(wraps), seal(DEK, BODY_CONTEXT, PLAINTEXT))
     await bench.open_fails(CorruptObjectError)
 
 
-async def test_what_was_opened_whole_does_not_show() -> None:
+async def test_repr_shows_no_plaintext() -> None:
     bench = Bench()
     bench.plant_swept_v0(b"a secret plaintext", DEK, bench.desired)
     async with bench.opened() as reader:

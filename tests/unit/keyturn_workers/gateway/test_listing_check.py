@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Closed(MemoryStorage):
-    """Takes writes in one folder alone, as the bucket policy says."""
+    """Accepts writes in one folder only, like the bucket policy."""
 
     async def put(self, key: str, body: bytes, headers: Headers, **how: Any) -> WriteResult:
         if not key.startswith(".keyturn/staging/gateway/"):
@@ -23,27 +23,27 @@ class Closed(MemoryStorage):
         return await super().put(key, body, headers, **how)
 
 
-async def test_a_storage_whose_listings_show_overwrites_is_known() -> None:
+async def test_a_storage_whose_listings_show_overwrites_is_detected() -> None:
     storage = Closed()
     await detect_listing_support(storage, "gateway")
     assert storage.capabilities.listings_show_overwrites
     assert storage.stored_keys() == []
 
 
-async def test_one_whose_listings_are_late_is_not_relied_on() -> None:
+async def test_late_listings_are_detected() -> None:
     storage = ListsLate()
     await detect_listing_support(storage, "gateway")
     assert not storage.capabilities.listings_show_overwrites
 
 
-async def test_a_storage_that_does_not_answer_is_asked_again() -> None:
+async def test_detection_is_retried_if_the_storage_is_unavailable() -> None:
     storage = MemoryStorage()
     storage.fail_next("put", StorageUnavailableError("down"), times=20)
     await detect_listing_support(storage, "gateway", retry_s=0)
     assert storage.capabilities.listings_show_overwrites
 
 
-async def test_a_gateway_that_may_not_write_reads_one_by_one() -> None:
+async def test_a_gateway_without_write_permission_reads_keyrings_one_by_one() -> None:
     storage = Closed()
     await detect_listing_support(storage, "web")
     assert not storage.capabilities.listings_show_overwrites

@@ -36,7 +36,7 @@ DEK = new_dek()
 
 
 async def test_a_user_wrap_of_a_dek_that_the_header_does_not_commit_to_is_corrupt() -> None:
-    """Whoever holds the API key could make one: the admin wrap must not hide it."""
+    """The holder of the API key could forge one. The admin wrap must not hide it."""
     bench = Bench()
     wraps, body = sealed_object(bench.desired, KEY)
     lying = wrap(bench.desired, KEY, new_dek())
@@ -44,7 +44,7 @@ async def test_a_user_wrap_of_a_dek_that_the_header_does_not_commit_to_is_corrup
     await bench.open_fails(CorruptObjectError)
 
 
-async def test_an_admin_wrap_of_another_dek_is_corrupt_where_it_serves() -> None:
+async def test_an_admin_wrap_of_another_dek_is_corrupt_if_it_is_used() -> None:
     bench = Bench()
     wraps, body = sealed_object(bench.desired, KEY)
     lying = wrap(bench.desired, KEY, new_dek())
@@ -73,7 +73,7 @@ async def test_an_object_under_a_master_key_that_is_being_rotated_out_is_read() 
         assert reader.size_bytes == len(PLAINTEXT)
 
 
-async def test_wraps_that_open_under_no_key_at_hand() -> None:
+async def test_wraps_that_open_under_no_available_key() -> None:
     bench = Bench()
     wraps, body = sealed_object(bench.desired, KEY)
     bench.plant(enc(replace(wraps, user=b"x", admin=b"")), body)
@@ -88,7 +88,7 @@ async def test_a_relabelled_wrap_opens_nothing(change: dict[str, object]) -> Non
     await bench.open_fails(NoUsableWrapError)
 
 
-async def test_an_object_that_was_moved_or_is_another_projects_opens_nothing() -> None:
+async def test_an_object_of_another_key_or_project_does_not_open() -> None:
     bench = Bench()
     wraps, body = sealed_object(bench.desired, "another/key")
     bench.plant(enc(wraps), body)
@@ -107,7 +107,7 @@ async def test_another_objects_body_under_these_wraps_is_corrupt() -> None:
         await bench.open_fails(CorruptObjectError)
 
 
-async def test_metadata_that_is_stripped_or_strange() -> None:
+async def test_stripped_or_unknown_metadata_is_refused() -> None:
     bench = Bench()
     wraps, body = sealed_object(bench.desired, KEY)
     for name in ("enc-algo", "enc-dek-user", "enc-dek-admin", "enc-kek-user"):
@@ -119,7 +119,7 @@ async def test_metadata_that_is_stripped_or_strange() -> None:
     assert await bench.open_fails(UnknownAlgorithmError) == "ROT13"
 
 
-async def test_a_tombstone_is_not_found_whatever_it_holds() -> None:
+async def test_a_tombstone_is_not_found_whatever_its_body() -> None:
     bench = Bench()
     bench.plant(deleted(bench.desired, KEY), b"")
     await bench.open_fails(NotFoundError)
@@ -130,8 +130,8 @@ async def test_a_tombstone_is_not_found_whatever_it_holds() -> None:
 # An object that is newer than the keyring that was read.
 
 
-async def test_an_object_newer_than_the_keyring_in_the_cache_turns_its_old_key_away() -> None:
-    """The keyring turned and the object followed, all within the cache's seconds."""
+async def test_an_object_newer_than_the_cached_keyring_refuses_the_old_key() -> None:
+    """The project was rotated and the object rewrapped, all within the cache time."""
     bench = Bench()
     await bench.authenticate()
     bench.write_keyring(turned_to(bench.ring, NEW_API_KEY))
@@ -141,8 +141,8 @@ async def test_an_object_newer_than_the_keyring_in_the_cache_turns_its_old_key_a
         assert reader.size_bytes == len(PLAINTEXT)
 
 
-async def test_a_v0_body_newer_than_the_keyring_in_the_cache_turns_its_old_key_away_too() -> None:
-    """Its user wrap opens by the KEK of its own generation, which the old reading lacks."""
+async def test_a_v0_body_newer_than_the_cached_keyring_refuses_the_old_key() -> None:
+    """Its user wrap opens by the KEK of its own generation, which the old snapshot lacks."""
     bench = Bench()
     await bench.authenticate()
     bench.write_keyring(turned_to(bench.ring, NEW_API_KEY))
@@ -152,7 +152,7 @@ async def test_a_v0_body_newer_than_the_keyring_in_the_cache_turns_its_old_key_a
         assert reader.size_bytes == len(PLAINTEXT)
 
 
-async def test_an_object_newer_than_the_keyring_that_stands_is_a_rollback() -> None:
+async def test_an_object_newer_than_the_current_keyring_is_a_rollback() -> None:
     bench = Bench()
     before = bench.ring
     bench.write_keyring(turned_to(before, NEW_API_KEY))
@@ -161,8 +161,8 @@ async def test_an_object_newer_than_the_keyring_that_stands_is_a_rollback() -> N
     await bench.open_fails(KeyringRolledBackError)
 
 
-async def test_a_newer_label_alone_is_no_proof() -> None:
-    """The wrap is bound to its label: a forged one opens nothing, and stops nothing."""
+async def test_a_forged_newer_label_proves_no_rollback() -> None:
+    """The wrap is bound to its label: with a forged one it does not open."""
     bench = Bench()
     wraps, body = sealed_object(bench.desired, KEY)
     bench.plant(enc(replace(wraps, generation=9)), body)
@@ -170,7 +170,7 @@ async def test_a_newer_label_alone_is_no_proof() -> None:
 
 
 @pytest.mark.parametrize("start_bytes", [None, HEADER_BYTES])
-async def test_where_there_is_nothing_to_read(start_bytes: int | None) -> None:
+async def test_missing_deleted_and_archived_objects_do_not_open(start_bytes: int | None) -> None:
     bench = Bench()
     for error in (NotFoundError, NotFoundError, ArchivedObjectError):
         with pytest.raises(error):
@@ -184,8 +184,8 @@ async def test_where_there_is_nothing_to_read(start_bytes: int | None) -> None:
 
 
 @pytest.mark.parametrize("kind", ["plaintext", "v0"])
-async def test_what_is_read_anew_holds_one_connection_and_not_two(kind: str) -> None:
-    """Or as many readers as the pool has places for would wait for each other."""
+async def test_readers_hold_at_most_one_connection(kind: str) -> None:
+    """Otherwise readers could use up the pool and wait for each other."""
     bench = Bench()
     bench.allow(plaintext=True, v0=True)
     if kind == "plaintext":

@@ -50,7 +50,7 @@ async def test_a_whole_object() -> None:
     assert serving.counted("requests_total", route="objects", method="GET", status="200") == 1
 
 
-async def test_a_head_tells_the_same_without_a_body_and_costs_a_header_and_two_chunks() -> None:
+async def test_a_head_has_the_headers_of_a_get_and_costs_a_header_and_two_chunks() -> None:
     serving = _serving()
     whole, head = await serving.ask(), await serving.ask("HEAD")
     assert (head.status, head.content, head.ended) == (200, b"", True)
@@ -91,13 +91,13 @@ async def test_ranges(size: int, told: str, wanted: slice) -> None:
 
 
 @pytest.mark.parametrize("told", ["bytes=0-1,3-4", "lines=1-2", "bytes=3-2", "nonsense"])
-async def test_a_range_that_is_none_is_ignored(told: str) -> None:
+async def test_an_invalid_range_is_ignored(told: str) -> None:
     got = await _serving().ask(headers={"range": told})
     assert (got.status, got.content) == (200, PLAINTEXT)
 
 
 async def test_a_range_of_a_head_is_ignored() -> None:
-    """RFC 9110, 14.2: ranges are of GET alone."""
+    """RFC 9110, 14.2: only GET has ranges."""
     head = await _serving().ask("HEAD", headers={"range": "bytes=0-0"})
     assert (head.status, head.headers["content-length"]) == (200, str(len(PLAINTEXT)))
 
@@ -131,14 +131,14 @@ async def test_conditions() -> None:
     assert missing.status == 404
 
 
-async def test_a_tag_outlives_a_rotation() -> None:
+async def test_an_etag_outlives_a_rotation() -> None:
     serving = _serving()
     etag = (await serving.ask("HEAD")).headers["etag"]
     body = (await serving.bench.storage.read(TARGET))[1]
     assert etag == f'"{body[24:56].hex()}"'
 
 
-async def test_refusals_before_an_answer_begins() -> None:
+async def test_errors_before_a_response_starts() -> None:
     serving = _serving()
     other = "/v1/projects/acme/objects/"
     for target, key, status, code in (
@@ -158,8 +158,8 @@ async def test_refusals_before_an_answer_begins() -> None:
                 assert got.document()["code"] == code
 
 
-async def test_who_is_refused_learns_nothing_of_the_key_he_asked_for() -> None:
-    """A key that no object can have is told to who may ask alone."""
+async def test_an_unauthorized_caller_learns_nothing_about_the_object() -> None:
+    """Only an authenticated caller learns that a key is invalid."""
     serving = _serving()
     answers = []
     for target in (PATH, "/v1/projects/acme/objects/a//b", "/v1/projects/nobody/objects/a"):
@@ -169,7 +169,7 @@ async def test_who_is_refused_learns_nothing_of_the_key_he_asked_for() -> None:
     assert set(serving.bench.storage.calls) == {"read"}
 
 
-async def test_what_does_not_open_is_a_502_and_counted_by_its_code() -> None:
+async def test_an_object_that_does_not_open_is_a_502_counted_by_its_code() -> None:
     serving = Serving()
     bench = serving.bench
     wraps, body = sealed_object(bench.desired, KEY, PLAINTEXT)
@@ -188,8 +188,8 @@ async def test_what_does_not_open_is_a_502_and_counted_by_its_code() -> None:
     assert (await serving.ask()).document()["code"] == "not_found"
 
 
-async def test_a_first_chunk_that_fails_is_told_in_order_where_no_answer_began() -> None:
-    """HEAD and ranges prove the last chunk before they tell a length."""
+async def test_a_corrupt_first_chunk_is_a_502() -> None:
+    """HEAD and ranges verify the last chunk before they send a length."""
     serving = _serving()
     metadata = dict((await serving.bench.storage.head(TARGET)).metadata)
     body = (await serving.bench.storage.read(TARGET))[1]
@@ -201,7 +201,7 @@ async def test_a_first_chunk_that_fails_is_told_in_order_where_no_answer_began()
 
 @pytest.mark.parametrize("size", [0, 1, 3 * CHUNK, len(PLAINTEXT)])
 @pytest.mark.parametrize("damage", ["tag", "cut", "chunk cut", "longer"])
-async def test_a_whole_get_that_fails_is_aborted_and_never_ends(size: int, damage: str) -> None:
+async def test_a_get_that_fails_after_its_start_is_aborted(size: int, damage: str) -> None:
     serving = _serving(PLAINTEXT[:size])
     metadata = dict((await serving.bench.storage.head(TARGET)).metadata)
     body = (await serving.bench.storage.read(TARGET))[1]
@@ -223,7 +223,7 @@ async def test_a_whole_get_that_fails_is_aborted_and_never_ends(size: int, damag
     assert serving.counted("failures_total", code="corrupt_object") == 1
 
 
-async def test_a_storage_that_breaks_for_good_aborts() -> None:
+async def test_a_lasting_storage_failure_aborts_the_response() -> None:
     serving = _serving()
     serving.bench.storage.breaks = [HEADER_BYTES + 17 * SEALED_CHUNK_BYTES, 0, 0, 0]
     got = await serving.ask()
@@ -231,7 +231,7 @@ async def test_a_storage_that_breaks_for_good_aborts() -> None:
     assert serving.counted("aborted_total", reason="storage_unavailable") == 1
 
 
-async def test_a_storage_that_is_away_is_a_503_to_try_again() -> None:
+async def test_an_unavailable_storage_is_a_503_with_retry_after() -> None:
     serving = _serving()
     serving.bench.storage.fail_next("stream", StorageUnavailableError("stream: SlowDown"))
     got = await serving.ask()
@@ -261,7 +261,7 @@ async def test_an_unexpected_error_after_the_start_aborts_and_never_completes(
 # The other end.
 
 
-async def test_a_client_that_goes_ends_the_read_from_the_storage() -> None:
+async def test_a_disconnect_ends_the_read_from_the_storage() -> None:
     serving = _serving()
     storage = serving.bench.storage
     storage.pauses_at, storage.reached, storage.resumed = 1, asyncio.Event(), asyncio.Event()
@@ -279,7 +279,7 @@ async def test_a_client_that_goes_ends_the_read_from_the_storage() -> None:
 
 
 @pytest.mark.parametrize("headers", [{}, {"range": f"bytes=0-{18 * CHUNK}"}])
-async def test_a_client_that_takes_nothing_is_cut_off(headers: dict[str, str]) -> None:
+async def test_a_client_that_reads_nothing_is_disconnected(headers: dict[str, str]) -> None:
     serving = _serving(idle_timeout_s=0.05)
     connection = Connection()
     connection.takes.clear()
@@ -321,7 +321,7 @@ async def test_plaintext_is_read_from_the_storage_or_streamed(*, presigned: bool
         assert (ranged.status, ranged.content) == (206, PLAINTEXT[1:3])
 
 
-async def test_plaintext_is_never_presigned_for_who_may_not_read_it() -> None:
+async def test_plaintext_is_presigned_for_authenticated_callers_only() -> None:
     serving = Serving(presign_plaintext=True)
     serving.bench.plant({}, PLAINTEXT)
     got = await serving.ask()  # not allowed in the project
@@ -351,13 +351,13 @@ async def test_an_object_of_the_earlier_system() -> None:
 
 
 def _rewrapped(serving: Serving, stored_at: str) -> None:
-    """An object that a rotation wrote a moment ago, with this note of when it was stored."""
+    """Put an object that a rotation rewrapped a moment ago, with this `enc-stored-at`."""
     wraps, body = sealed_object(serving.bench.desired, KEY, PLAINTEXT)
     serving.bench.plant(enc(wraps) | {"enc-stored-at": stored_at}, body)
 
 
 async def test_no_rotation_makes_a_file_look_changed() -> None:
-    """The time is the one at which it was stored, in headers and in every condition."""
+    """Headers and conditions use the time at which the content was stored."""
     serving = Serving()
     then = "Mon, 02 Nov 2026 03:04:05 GMT"
     _rewrapped(serving, "2026-11-02T03:04:05.600000Z")
@@ -377,7 +377,7 @@ async def test_no_rotation_makes_a_file_look_changed() -> None:
 @pytest.mark.parametrize(
     "stored_at", ["", "yesterday", "2026-11-02", "9999-01-01T00:00:00Z", "2026-13-02T03:04:05Z"]
 )
-async def test_a_note_of_a_time_that_cannot_be_is_ignored(stored_at: str) -> None:
+async def test_an_implausible_stored_at_is_ignored(stored_at: str) -> None:
     serving = Serving()
     _rewrapped(serving, stored_at)
     head = await serving.bench.storage.head(TARGET)

@@ -20,7 +20,7 @@ def generate() -> str:
     return json.dumps(document(), indent=2, ensure_ascii=False) + "\n"
 
 
-def test_the_committed_description_is_what_is_served() -> None:
+def test_the_committed_description_is_the_served_one() -> None:
     assert _FILE.read_text() == generate(), (
         "run `python -m tests.unit.keyturn_workers.gateway.test_openapi`"
     )
@@ -52,7 +52,7 @@ class _Loads(HTMLParser):
 
 
 def test_the_page_loads_nothing_and_runs_nothing() -> None:
-    """It stands on the host to which API keys are sent."""
+    """It is on the origin to which API keys are sent."""
     page = docs_page.page(document()).decode()
     loads = _Loads()
     loads.feed(page)

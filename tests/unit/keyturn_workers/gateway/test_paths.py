@@ -19,7 +19,7 @@ PROJECTS = st.from_regex(r"[a-z0-9][a-z0-9-]{0,62}", fullmatch=True)
 
 
 @given(PROJECTS, KEYS.filter(is_object_key))
-def test_every_path_that_is_built_names_its_object(project: str, key: str) -> None:
+def test_every_built_path_parses_to_its_object(project: str, key: str) -> None:
     path = object_path(project, key)
     assert path.isascii()
     assert parse_object_path(path.encode()) == (project, key)
@@ -27,9 +27,7 @@ def test_every_path_that_is_built_names_its_object(project: str, key: str) -> No
 
 
 @given(PROJECTS, KEYS.filter(is_object_key))
-def test_a_key_may_come_with_everything_escaped_or_as_little_as_may_be(
-    project: str, key: str
-) -> None:
+def test_a_key_may_be_fully_or_minimally_escaped(project: str, key: str) -> None:
     escaped = "".join(f"%{byte:02x}" for byte in key.encode())
     assert parse_object_path(f"/v1/projects/{project}/objects/{escaped}".encode()) == (project, key)
     literal = key.replace("%", "%25").encode()
@@ -40,7 +38,7 @@ def test_a_key_may_come_with_everything_escaped_or_as_little_as_may_be(
 
 
 @given(st.binary(max_size=60), st.binary(max_size=60))
-def test_whatever_the_bytes_no_key_comes_out_that_may_not_be(project: bytes, key: bytes) -> None:
+def test_no_bytes_parse_to_an_invalid_key(project: bytes, key: bytes) -> None:
     name, found = parse_object_path(b"/v1/projects/" + project + b"/objects/" + key)
     if found is not None:
         assert check_object_key(found) == found
@@ -49,7 +47,7 @@ def test_whatever_the_bytes_no_key_comes_out_that_may_not_be(project: bytes, key
 
 
 @given(st.binary(max_size=80))
-def test_any_path_at_all_is_read_without_an_error(raw: bytes) -> None:
+def test_any_path_parses_without_an_error(raw: bytes) -> None:
     _, key = parse_object_path(raw)
     assert key is None or is_object_key(key)
     parse_project(raw)
@@ -115,23 +113,21 @@ def test_keys(path: str, key: str | None) -> None:
         ("..%2F..%2F/objects/a", "../../"),
     ],
 )
-def test_a_project_is_told_as_sent_and_only_an_exact_one_can_be_one(
-    path: str, project: str
-) -> None:
+def test_a_project_is_returned_as_sent(path: str, project: str) -> None:
     """No encoded slash moves a request to another project, nor to Keyturn's own records."""
     found, _ = parse_object_path(f"/v1/projects/{path}".encode())
     assert found == project
     assert is_project(found) == (project == "acme")
 
 
-def test_a_prefix_in_another_spelling_names_no_project() -> None:
+def test_another_spelling_of_the_prefix_names_no_project() -> None:
     for path in ("/v1/projects%2Facme/objects/a", "/v1/Projects/acme/objects/a", "//v1/projects/"):
         assert not is_project(parse_object_path(path.encode())[0])
         assert not is_project(parse_project(path.encode()))
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20))
-def test_a_rotations_project_is_read_as_an_objects_is(project: str) -> None:
+def test_the_project_of_a_rotation_is_parsed_like_an_objects(project: str) -> None:
     raw = f"/v1/projects/{quote(project, safe='')}".encode()
     assert parse_project(raw + b"/rotations") == project
     assert parse_object_path(raw + b"/objects/a")[0] == project

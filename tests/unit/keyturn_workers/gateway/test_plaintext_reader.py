@@ -20,7 +20,7 @@ from tests.unit.keyturn_workers.gateway.bench import (
 PLAINTEXT = os.urandom(100_000)
 
 
-async def test_plaintext_stands_only_where_it_is_allowed() -> None:
+async def test_plaintext_is_read_only_where_it_is_allowed() -> None:
     bench = Bench()
     bench.plant({}, PLAINTEXT)
     await bench.open_fails(CorruptObjectError)
@@ -46,7 +46,7 @@ async def test_empty_plaintext() -> None:
     assert await bench.read() == b""
 
 
-async def test_plaintext_that_is_replaced_or_goes_meanwhile_is_never_mixed() -> None:
+async def test_plaintext_replaced_or_deleted_during_a_read_is_never_mixed() -> None:
     for removed in (True, False):
         bench = Bench()
         bench.allow(plaintext=True)

@@ -56,7 +56,7 @@ def _document(response: Response) -> dict[str, Any]:
     return document
 
 
-def test_the_table_names_every_code() -> None:
+def test_the_table_has_every_code() -> None:
     assert set(STATUSES) == set(all_errors())
 
 
@@ -73,19 +73,19 @@ def test_every_code_has_its_status(code: str) -> None:
         assert document["detail"] == "said in one line"
 
 
-def test_a_code_of_a_later_version_is_the_servers_trouble() -> None:
+def test_an_unknown_code_is_a_503() -> None:
     assert status_for_code("something_new") == 503
 
 
 @pytest.mark.parametrize("error", [UnauthorizedError(), UnauthorizedError("no such project")])
-def test_every_401_has_the_same_bytes_and_asks_for_a_key(error: CodedError) -> None:
+def test_every_401_has_the_same_bytes_and_a_challenge(error: CodedError) -> None:
     response, plain = problem_from_error(error), problem_from_error(UnauthorizedError())
     assert response.body == plain.body
     assert response.raw_headers == plain.raw_headers
     assert response.headers["www-authenticate"] == 'Bearer realm="keyturn"'
 
 
-def test_what_may_be_tried_again_says_when() -> None:
+def test_a_retryable_response_has_retry_after() -> None:
     for status in (400, 401, 404, 409, 429, 502, 503):
         assert ("retry-after" in problem(status).headers) == (status in (429, 503))
 
@@ -97,11 +97,11 @@ def test_no_problem_is_cached_or_sniffed() -> None:
     assert headers["x-more"] == "1"
 
 
-def test_a_refusal_of_https_own_has_no_code() -> None:
+def test_an_error_of_http_itself_has_no_code() -> None:
     assert _document(problem(405)) == {"title": "Method Not Allowed", "status": 405}
 
 
-def test_further_members_stand_beside() -> None:
+def test_further_members_are_added() -> None:
     document = _document(problem(503, "why", more={"upload_id": "x"}))
     assert document == {
         "title": "Service Unavailable",

@@ -12,7 +12,7 @@ SIZES = st.integers(0, 10**6) | st.sampled_from([0, 1, 16384, 2**40])
 
 
 @given(st.integers(0, 2**41), st.integers(0, 2**41), SIZES)
-def test_a_span_is_what_slicing_gives(first: int, more: int, size: int) -> None:
+def test_a_span_is_what_slicing_returns(first: int, more: int, size: int) -> None:
     for told, wanted in (
         (f"bytes={first}-{first + more}", slice(first, first + more + 1)),
         (f"bytes={first}-", slice(first, None)),
@@ -25,7 +25,7 @@ def test_a_span_is_what_slicing_gives(first: int, more: int, size: int) -> None:
 
 
 @given(SIZES, st.text("0123456789-", max_size=50).map("bytes={}".format))
-def test_whatever_is_asked_a_span_lies_within_the_object(size: int, told: str) -> None:
+def test_a_span_always_lies_within_the_object(size: int, told: str) -> None:
     parsed = parse_range(told)
     span = None if parsed is None else parsed.span(size)
     if span is not None:
@@ -34,7 +34,7 @@ def test_whatever_is_asked_a_span_lies_within_the_object(size: int, told: str) -
 
 
 @given(st.text(max_size=40) | st.text("bytes=-, 0123456789\t", max_size=40))
-def test_any_text_is_read_without_an_error(told: str) -> None:
+def test_any_text_parses_without_an_error(told: str) -> None:
     parse_range(told)
 
 
@@ -99,7 +99,7 @@ def test_borders(told: str, size: int, span: Span | None) -> None:
     assert parsed.span(size) == span
 
 
-def test_the_last_bytes_of_an_empty_object_are_all_of_it() -> None:
+def test_a_suffix_of_an_empty_object_is_the_whole_object() -> None:
     """RFC 9110, 14.1.2: a suffix longer than the representation is satisfied by all of it."""
     suffix, nothing, start = (parse_range(f"bytes={told}") for told in ("-5", "-0", "0-"))
     assert suffix is not None

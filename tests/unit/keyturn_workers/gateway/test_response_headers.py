@@ -43,7 +43,7 @@ def _plain(head: ObjectHead) -> PlaintextReader:
     return PlaintextReader(MemoryStorage(), "acme/k", head)
 
 
-def test_what_every_answer_says() -> None:
+def test_validator_headers() -> None:
     assert validator_headers(_plain(_head({}))) == {
         "etag": '"' + "e" * 32 + '"',
         "last-modified": "Tue, 24 Nov 2026 10:00:00 GMT",
@@ -54,7 +54,7 @@ def test_what_every_answer_says() -> None:
     }
 
 
-def test_the_whole_and_a_span() -> None:
+def test_headers_of_the_whole_object_and_of_a_range() -> None:
     reader = _whole(_head({}, "text/plain"))
     whole = object_headers(reader, None)
     assert (whole["content-length"], whole["content-type"]) == ("10", "text/plain")
@@ -63,18 +63,18 @@ def test_the_whole_and_a_span() -> None:
     assert (span["content-length"], span["content-range"]) == ("3", "bytes 2-4/10")
 
 
-def test_the_length_is_the_plaintexts_and_not_the_stored_ones() -> None:
+def test_the_length_is_that_of_the_plaintext() -> None:
     assert object_headers(_whole(_head({})), None)["content-length"] == "10"
     assert object_headers(_plain(_head({})), None)["content-length"] == "10"
 
 
 @pytest.mark.parametrize("content_type", [None, "", "a/b\r\nx: y", "a/\x7f", "ä/b"])
-def test_a_content_type_that_is_none_becomes_the_default(content_type: str | None) -> None:
+def test_an_invalid_content_type_becomes_the_default(content_type: str | None) -> None:
     said = object_headers(_whole(_head({}, content_type)), None)
     assert said["content-type"] == "application/octet-stream"
 
 
-def test_metadata_comes_as_the_storage_would_have_it() -> None:
+def test_metadata_is_encoded_as_for_the_storage() -> None:
     metadata = {
         "author": "kim",
         "title": "=?utf-8?b?w7xiZXI=?=",
@@ -101,8 +101,8 @@ def test_metadata_comes_as_the_storage_would_have_it() -> None:
     }
 
 
-def test_the_stored_encoding_is_told_of_plaintext_alone_and_stored_caching_of_nothing() -> None:
-    """A sealed body is no gzip, and what one key opens is no shared cache's to keep."""
+def test_the_stored_encoding_is_sent_for_plaintext_only_and_stored_caching_never() -> None:
+    """An encrypted body is not gzip, and a shared cache must not store a response."""
     head = _head(
         {},
         content_encoding="gzip",
@@ -129,7 +129,7 @@ def test_the_stored_encoding_is_told_of_plaintext_alone_and_stored_caching_of_no
         _VALUES,
     ),
 )
-def test_no_header_can_break_out_of_its_line(
+def test_no_header_value_spans_lines(
     metadata: dict[str, str], content_type: str, restated: dict[str, str]
 ) -> None:
     head = replace(_head({}), headers=Headers(metadata, content_type, restated))
@@ -141,7 +141,7 @@ def test_no_header_can_break_out_of_its_line(
 
 
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=50))
-def test_a_value_of_any_script_can_be_read_again(value: str) -> None:
+def test_a_value_in_any_script_can_be_decoded(value: str) -> None:
     said = object_headers(_whole(_head({"v": value})), None)[META_PREFIX + "v"]
     if "=?" not in value:  # such a stored value is in RFC 2047's form, or looks like it
         assert decode_caller_metadata({"v": said})["v"] == value

@@ -86,9 +86,7 @@ async def test_a_rotation_is_published_expecting_the_callers_generation(serving:
 
 
 @pytest.mark.parametrize("host", ["a/b", "a?b", "[", "a:b]", "a#b", ""])
-async def test_where_it_is_told_does_not_hang_on_what_the_client_calls_this_host(
-    serving: Serving, host: str
-) -> None:
+async def test_the_location_does_not_depend_on_the_host_header(serving: Serving, host: str) -> None:
     got = await serving.ask("POST", ROTATIONS, body=_ask(), headers={"host": host})
     assert got.status == 202
     assert got.headers["location"] == f"{ROTATIONS}/{got.document()['rotation_id']}"
@@ -120,7 +118,7 @@ async def test_where_it_is_told_does_not_hang_on_what_the_client_calls_this_host
         _ask("kt_" + "k" * 43 + "\n"),
     ],
 )
-async def test_a_body_of_another_form_is_refused_and_no_key_repeated(
+async def test_a_malformed_body_is_refused_without_repeating_the_key(
     serving: Serving, body: bytes
 ) -> None:
     got = await serving.ask("POST", ROTATIONS, body=body)
@@ -133,7 +131,7 @@ async def test_a_body_of_another_form_is_refused_and_no_key_repeated(
 
 @settings(max_examples=60, deadline=None)
 @given(st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
-def test_whatever_the_body_it_is_refused_in_order(body: bytes) -> None:
+def test_any_malformed_body_is_a_400(body: bytes) -> None:
     async def asked() -> None:
         serving = Serving()
         got = await serving.ask("POST", ROTATIONS, body=body)
@@ -142,7 +140,7 @@ def test_whatever_the_body_it_is_refused_in_order(body: bytes) -> None:
     asyncio.run(asked())
 
 
-async def test_a_body_may_come_in_pieces_but_not_without_end(serving: Serving) -> None:
+async def test_a_body_may_arrive_in_pieces_but_is_limited(serving: Serving) -> None:
     whole = _ask()
     pieces = [whole[at : at + 1] for at in range(len(whole))]
     assert (await serving.ask("POST", ROTATIONS, body=pieces)).status == 202
@@ -150,13 +148,13 @@ async def test_a_body_may_come_in_pieces_but_not_without_end(serving: Serving) -
     assert (got.status, got.document()["code"]) == (413, "body_too_large")
 
 
-async def test_a_client_that_sends_no_body_is_given_up() -> None:
+async def test_a_client_that_sends_no_body_times_out() -> None:
     serving = Serving(idle_timeout_s=0.02)
     got = await serving.ask("POST", ROTATIONS, body=[b"{", None])
     assert got.status == 408
 
 
-async def test_who_holds_no_current_key_sends_no_body(serving: Serving) -> None:
+async def test_the_body_is_not_read_without_the_current_key(serving: Serving) -> None:
     for target, key in ((ROTATIONS, NEW_API_KEY), (ROTATIONS.replace("acme", "other"), API_KEY)):
         for sent in (key, None):
             got = await serving.ask("POST", target, key=sent, body=[None])
@@ -164,7 +162,7 @@ async def test_who_holds_no_current_key_sends_no_body(serving: Serving) -> None:
     assert not serving.publisher.rotations
 
 
-async def test_a_key_of_the_projects_past_is_refused_at_once(serving: Serving) -> None:
+async def test_a_key_that_the_project_has_or_had_is_refused_at_once(serving: Serving) -> None:
     serving.bench.write_keyring(turned_to(serving.bench.ring, NEW_API_KEY))
     for key in (API_KEY, NEW_API_KEY):
         got = await serving.ask("POST", ROTATIONS, key=NEW_API_KEY, body=_ask(key))
@@ -181,7 +179,7 @@ async def test_a_key_of_the_projects_past_is_refused_at_once(serving: Serving) -
     assert not other.publisher.rotations
 
 
-async def test_who_waits_learns_of_a_refusal_or_that_it_was_handed_in(serving: Serving) -> None:
+async def test_waiting_returns_a_rejection_or_202(serving: Serving) -> None:
     waiting = {"prefer": "wait=9"}
     serving.publisher.tells = _accepted
     got = await serving.ask("POST", ROTATIONS, body=_ask(), headers=waiting)
@@ -193,7 +191,7 @@ async def test_who_waits_learns_of_a_refusal_or_that_it_was_handed_in(serving: S
         assert got.document()["rotation_id"] == serving.publisher.rotations[-1]["id"]
 
 
-async def test_who_waits_in_vain_is_told_that_it_was_handed_in(serving: Serving) -> None:
+async def test_waiting_in_vain_returns_202(serving: Serving) -> None:
     got = await serving.ask("POST", ROTATIONS, body=_ask(), headers={"prefer": "wait=0"})
     assert (got.status, got.headers["preference-applied"]) == (202, "wait=0")
 
@@ -201,7 +199,7 @@ async def test_who_waits_in_vain_is_told_that_it_was_handed_in(serving: Serving)
 @pytest.mark.parametrize(
     ("error", "told"), [(NotDeliveredError("no"), False), (OutcomeUnknownError("?"), True)]
 )
-async def test_what_cannot_be_published_is_for_later(
+async def test_a_failed_publication_is_a_503(
     serving: Serving, error: Exception, *, told: bool
 ) -> None:
     serving.publisher.fails = error
@@ -210,7 +208,7 @@ async def test_what_cannot_be_published_is_for_later(
     assert ("rotation_id" in got.document()) is told
 
 
-async def test_one_that_the_broker_may_have_is_known_by_its_id(serving: Serving) -> None:
+async def test_an_unconfirmed_rotation_is_known_by_its_id(serving: Serving) -> None:
     serving.publisher.fails = OutcomeUnknownError("?")
     rotation_id = (await serving.ask("POST", ROTATIONS, body=_ask())).document()["rotation_id"]
     got = await serving.ask(target=f"{ROTATIONS}/{rotation_id}")
@@ -220,8 +218,8 @@ async def test_one_that_the_broker_may_have_is_known_by_its_id(serving: Serving)
 # How many are under way.
 
 
-async def test_what_is_not_answered_yet_is_a_few_a_project(serving: Serving) -> None:
-    """With the same generation expected all but one of them end as dead letters."""
+async def test_rotations_without_an_outcome_are_limited(serving: Serving) -> None:
+    """They expect the same generation: all but one would end as dead letters."""
     others = ring_of(THIRD_API_KEY, "other")
     serving.bench.storage.plant(
         keyring_s3_key("other"), build_keyring(others, MASTER_KEYS), Headers({})
@@ -246,7 +244,7 @@ async def test_what_is_not_answered_yet_is_a_few_a_project(serving: Serving) -> 
 
 
 @pytest.mark.parametrize("error", [NotDeliveredError("no"), PublisherError("no")])
-async def test_one_that_was_not_published_is_not_under_way(
+async def test_an_unpublished_rotation_is_not_in_progress(
     serving: Serving, error: Exception
 ) -> None:
     serving.publisher.fails = error
@@ -255,10 +253,10 @@ async def test_one_that_was_not_published_is_not_under_way(
     assert not serving.rotations._pending
 
 
-async def test_one_whose_answer_cannot_be_listened_for_keeps_its_share_for_a_while(
+async def test_a_rotation_whose_outcome_cannot_be_awaited_keeps_its_share_for_a_while(
     serving: Serving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While the stream of events cannot be read a project publishes no more than its share."""
+    """While events cannot be read, a project publishes no more than its share."""
     monkeypatch.setattr(rotation_routes, "_OUTCOME_WAIT_S", 0.2)
     serving.publisher.wait_fails = PublisherError("the stream cannot be read")
     statuses = []
@@ -270,8 +268,8 @@ async def test_one_whose_answer_cannot_be_listened_for_keeps_its_share_for_a_whi
     assert not serving.rotations._pending
 
 
-async def test_rotations_that_are_being_swept_are_a_few_a_project() -> None:
-    """14 rotations of 51 objects did 4,845 looks: each one's sweep goes over all objects."""
+async def test_rotations_that_are_being_swept_are_limited() -> None:
+    """14 rotations of 51 objects inspected 4,845: each sweep inspects all objects."""
     serving = Serving(max_rotations=2)
     keys = [NEW_API_KEY, THIRD_API_KEY]
     for number, key in enumerate(keys):
@@ -294,8 +292,8 @@ async def test_rotations_that_are_being_swept_are_a_few_a_project() -> None:
 
 
 @pytest.mark.parametrize("status", ["done", "failed", "spoilt", "missing"])
-async def test_a_rotation_that_ended_unclean_is_not_under_way_for_ever(status: str) -> None:
-    """Or a project could not turn a key that leaked: old KEKs stay until a sweep is clean."""
+async def test_a_rotation_that_ended_unclean_is_not_in_progress(status: str) -> None:
+    """Old KEKs stay until a sweep is clean. A leaked key must be rotatable meanwhile."""
     serving = Serving(max_rotations=1)
     rotation_id = _turn(serving)
     if status != "missing":
@@ -323,7 +321,7 @@ def _turn(serving: Serving) -> str:
     return serving.bench.ring.current.rotation_id
 
 
-async def test_each_status_of_its_record_is_a_state() -> None:
+async def test_each_status_of_the_record_is_a_state() -> None:
     counts = Counts(objects=3, rewrapped=2, current=3)
     told = {**asdict(counts), "clean": False}
     assert set(told) == {*COUNT_FIELDS, "clean"}
@@ -347,8 +345,8 @@ async def test_each_status_of_its_record_is_a_state() -> None:
         assert await _state(serving, rotation_id, NEW_API_KEY) == expected | {"generation": 2}
 
 
-async def test_the_record_of_a_sweep_under_its_id_is_not_taken_for_the_rotations() -> None:
-    """Another publisher of the project can ask for a dry run under any id."""
+async def test_a_sweeps_record_under_the_same_id_is_not_the_rotations() -> None:
+    """Another publisher of the project can request a dry run with any id."""
     serving = Serving()
     rotation_id = _turn(serving)
     plan = _plan(serving, rotation_id, status="done", clean=True)
@@ -358,17 +356,17 @@ async def test_the_record_of_a_sweep_under_its_id_is_not_taken_for_the_rotations
     assert state == {"state": "accepted", "generation": 2}
 
 
-async def test_an_earlier_rotation_is_told_of_by_its_own_generation() -> None:
+async def test_an_earlier_rotation_has_its_own_generation() -> None:
     serving = Serving()
     earlier = _turn(serving)
     serving.bench.write_keyring(turned_to(serving.bench.ring, THIRD_API_KEY))
     assert await _state(serving, earlier, THIRD_API_KEY) == {"state": "accepted", "generation": 2}
 
 
-async def test_one_that_was_accepted_a_moment_ago_is_found_by_a_second_look(
+async def test_a_rotation_accepted_a_moment_ago_is_found_by_a_second_read(
     serving: Serving,
 ) -> None:
-    """The keyring in the cache does not name it yet."""
+    """The cached keyring does not have it yet."""
     await serving.ask("POST", ROTATIONS, body=_ask())
     ring = serving.bench.ring
     rotation_id = serving.publisher.rotations[0]["id"]
@@ -378,7 +376,7 @@ async def test_one_that_was_accepted_a_moment_ago_is_found_by_a_second_look(
     assert await _state(serving, rotation_id) == {"state": "accepted", "generation": 1}
 
 
-async def test_the_old_key_is_turned_away_once_it_is_accepted(serving: Serving) -> None:
+async def test_the_old_key_is_refused_once_the_rotation_is_accepted(serving: Serving) -> None:
     await serving.ask("POST", ROTATIONS, body=_ask())
     rotation_id = serving.publisher.rotations[0]["id"]
     _turn(serving)
@@ -387,7 +385,7 @@ async def test_the_old_key_is_turned_away_once_it_is_accepted(serving: Serving) 
     assert got.status == 401
 
 
-async def test_a_refusal_is_told_by_the_gateway_that_published_it(serving: Serving) -> None:
+async def test_a_rejection_is_reported_by_the_gateway_that_published(serving: Serving) -> None:
     serving.publisher.tells = _rejected("generation_mismatch")
     await serving.ask("POST", ROTATIONS, body=_ask(), headers={"prefer": "wait=1"})
     rotation_id = serving.publisher.rotations[0]["id"]
@@ -401,7 +399,7 @@ async def test_a_refusal_is_told_by_the_gateway_that_published_it(serving: Servi
     assert (got.status, got.document()["code"]) == (404, "not_found")
 
 
-async def test_a_rotation_of_another_project_is_nobodys(serving: Serving) -> None:
+async def test_a_rotation_of_another_project_is_not_found(serving: Serving) -> None:
     await serving.ask("POST", ROTATIONS, body=_ask())
     rotation_id = serving.publisher.rotations[0]["id"]
     serving.rotations._published[rotation_id].project = "other"
@@ -410,13 +408,13 @@ async def test_a_rotation_of_another_project_is_nobodys(serving: Serving) -> Non
 
 
 @pytest.mark.parametrize("rotation_id", ["x", _ID.upper(), _ID + "0", "%00"])
-async def test_what_is_no_id_is_not_found(serving: Serving, rotation_id: str) -> None:
+async def test_an_invalid_rotation_id_is_not_found(serving: Serving, rotation_id: str) -> None:
     got = await serving.ask(target=f"{ROTATIONS}/{rotation_id}")
     assert (got.status, got.document()["code"]) == (404, "not_found")
     assert (await serving.ask(target=f"{ROTATIONS}/{rotation_id}", key=None)).status == 401
 
 
-async def test_a_record_that_was_forged_or_cannot_be_read() -> None:
+async def test_a_forged_or_unreadable_record_is_an_error() -> None:
     serving = Serving()
     rotation_id = _turn(serving)
     await serving.store.create(_plan(serving, rotation_id), "m1")
@@ -432,7 +430,7 @@ async def test_a_record_that_was_forged_or_cannot_be_read() -> None:
     assert (got.status, got.document()["code"]) == (502, "corrupt_object")
 
 
-async def test_memory_of_what_was_published_is_bounded(
+async def test_the_memory_of_published_rotations_is_bounded(
     serving: Serving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rotation_routes, "_MAX_PUBLISHED", 3)
@@ -442,7 +440,7 @@ async def test_memory_of_what_was_published_is_bounded(
     assert list(serving.rotations._published) == kept
 
 
-async def test_nothing_listens_once_it_is_closed() -> None:
+async def test_closing_cancels_the_waits_for_outcomes() -> None:
     serving = Serving()
     await serving.ask("POST", ROTATIONS, body=_ask())
     outcomes = [rotation.outcome for rotation in serving.rotations._published.values()]
@@ -450,7 +448,7 @@ async def test_nothing_listens_once_it_is_closed() -> None:
     assert all(outcome.done() for outcome in outcomes)
 
 
-async def test_a_client_that_goes_while_it_waits_leaves_the_rotation_as_it_is(
+async def test_a_disconnect_while_waiting_does_not_affect_the_rotation(
     serving: Serving,
 ) -> None:
     connection = Connection()

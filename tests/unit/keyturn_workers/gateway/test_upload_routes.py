@@ -55,13 +55,13 @@ def _rejected(code: str) -> object:
 
 
 async def until_taken(connection: Connection) -> None:
-    """Until all that there is of its body was taken."""
+    """Wait until the body has been read."""
     for _ in range(200):
         await asyncio.sleep(0)
     assert not [piece for piece in connection.body if piece]
 
 
-async def test_a_body_is_handed_in_under_its_key() -> None:
+async def test_a_body_is_published_under_its_key() -> None:
     serving = Serving()
     got = await serving.ask("PUT", body=[b"bo", b"", b"dy"], headers={"content-type": "text/x"})
     assert got.status == 202
@@ -75,14 +75,14 @@ async def test_a_body_is_handed_in_under_its_key() -> None:
     assert serving.counted("received_bytes_total") == 4
 
 
-async def test_an_empty_body_is_one_too() -> None:
+async def test_an_empty_body_is_published() -> None:
     serving = Serving()
     assert (await serving.ask("PUT")).status == 202
     (upload,) = serving.publisher.uploads
     assert (upload.body, upload.content_type, upload.metadata) == (b"", None, {})
 
 
-async def test_metadata_comes_from_headers_of_its_name() -> None:
+async def test_metadata_is_read_from_prefixed_headers() -> None:
     serving = Serving()
     headers = {
         "X-Keyturn-Meta-Author": "kim",
@@ -121,7 +121,7 @@ async def test_metadata_comes_from_headers_of_its_name() -> None:
         {"content-range": "bytes 0-1/4"},
     ],
 )
-async def test_what_an_object_cannot_keep_is_refused(headers: dict[str, str]) -> None:
+async def test_headers_that_cannot_be_stored_are_refused(headers: dict[str, str]) -> None:
     serving = Serving()
     got = await serving.ask("PUT", headers=headers, body=b"body")
     assert (got.status, got.document()["code"]) == (400, "malformed_request")
@@ -132,8 +132,8 @@ async def test_what_an_object_cannot_keep_is_refused(headers: dict[str, str]) ->
 @pytest.mark.parametrize(
     "value", ["=?a?q?x" * 9000, "x" * 60_000, "=?\xe9?b?YQ==?="], ids=["coded", "long", "odd"]
 )
-async def test_metadata_that_takes_long_to_read_is_not_read(value: str) -> None:
-    """Decoding grows with the square of the length: 63 KB held up everybody for 3 seconds."""
+async def test_metadata_that_takes_long_to_decode_is_refused(value: str) -> None:
+    """Decoding takes quadratic time: 63 KB blocked the event loop for 3 seconds."""
     serving = Serving()
     began = time.monotonic()
     got = await serving.ask("PUT", headers={"x-keyturn-meta-a": value}, body=b"body")
@@ -141,7 +141,7 @@ async def test_metadata_that_takes_long_to_read_is_not_read(value: str) -> None:
     assert time.monotonic() - began < 0.5
 
 
-async def test_who_waits_and_goes_is_waited_for_no_longer() -> None:
+async def test_a_disconnect_while_waiting_ends_the_wait() -> None:
     serving = Serving()
     connection = Connection()
     asking = asyncio.create_task(
@@ -155,7 +155,7 @@ async def test_who_waits_and_goes_is_waited_for_no_longer() -> None:
         await asking
 
 
-async def test_nobody_waits_long_for_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_waiting_for_a_slot_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upload_limits, "SLOT_WAIT_S", 0.05)
     serving = Serving(upload_concurrency=1, project_share=0.5)
     other = ring_of(NEW_API_KEY, "other")
@@ -174,8 +174,8 @@ async def test_nobody_waits_long_for_a_place(monkeypatch: pytest.MonkeyPatch) ->
     await asking
 
 
-async def test_what_is_to_replace_an_object_is_refused_at_once() -> None:
-    """A key is written once: no object can be the one that is meant (RFC 9110, 13.1.1)."""
+async def test_if_match_is_refused_at_once() -> None:
+    """A key is written once, so If-Match cannot be met (RFC 9110, 13.1.1)."""
     serving = Serving()
     got = await serving.ask("PUT", headers={"if-match": '"x"'}, body=b"body")
     assert (got.status, got.headers["connection"]) == (412, "close")
@@ -184,7 +184,7 @@ async def test_what_is_to_replace_an_object_is_refused_at_once() -> None:
     assert created.status == 202
 
 
-async def test_a_metadata_name_that_stands_twice_is_refused() -> None:
+async def test_a_metadata_name_that_occurs_twice_is_refused() -> None:
     serving = Serving()
     got = await serving.ask(
         "PUT", headers={"x-keyturn-meta-a": "1", "X-Keyturn-Meta-A": "2"}, body=b"body"
@@ -192,8 +192,8 @@ async def test_a_metadata_name_that_stands_twice_is_refused() -> None:
     assert got.status == 400
 
 
-async def test_who_may_not_put_sends_no_body() -> None:
-    """Refused before a byte of the body is looked at, and before anything is published."""
+async def test_the_body_of_an_unauthorized_put_is_not_read() -> None:
+    """It is refused before the body is read, and nothing is published."""
     serving = Serving()
     for target, key, status in (
         (PATH, NEW_API_KEY, 401),
@@ -206,7 +206,7 @@ async def test_who_may_not_put_sends_no_body() -> None:
     assert not serving.publisher.uploads
 
 
-async def test_a_body_that_is_too_long_is_refused_by_what_it_says_and_by_what_it_is() -> None:
+async def test_a_body_is_refused_by_its_declared_and_by_its_actual_length() -> None:
     serving = Serving(max_bytes=10)
     said = await serving.ask("PUT", headers={"content-length": "11"}, body=[None])
     assert (said.status, said.document()["code"]) == (413, "body_too_large")
@@ -221,14 +221,14 @@ async def test_a_body_that_is_too_long_is_refused_by_what_it_says_and_by_what_it
     )
 
 
-async def test_a_client_that_sends_nothing_is_given_up() -> None:
+async def test_a_client_that_sends_nothing_times_out() -> None:
     serving = Serving(idle_timeout_s=0.02)
     got = await serving.ask("PUT", body=[b"bo", None])
     assert (got.status, got.headers["connection"]) == (408, "close")
     assert not serving.publisher.uploads
 
 
-async def test_a_client_that_goes_hands_in_nothing() -> None:
+async def test_a_disconnect_during_the_body_publishes_nothing() -> None:
     serving = Serving()
     connection = Connection()
     connection.gone.set()
@@ -237,7 +237,7 @@ async def test_a_client_that_goes_hands_in_nothing() -> None:
     assert connection.status == 408  # to nobody
 
 
-async def test_a_few_bodies_are_taken_at_once() -> None:
+async def test_larger_bodies_are_limited() -> None:
     serving = Serving(upload_concurrency=1)
     first, second = Connection(), Connection()
     asking = asyncio.create_task(serving.ask("PUT", body=[LARGE, None], on=first))
@@ -263,8 +263,8 @@ async def test_a_few_bodies_are_taken_at_once() -> None:
         (PublisherError("at amqp://secret"), False),
     ],
 )
-async def test_what_cannot_be_published_is_for_later(error: PublisherError, *, told: bool) -> None:
-    """Only where the broker may have it is the id told, by which one can find out."""
+async def test_a_failed_publication_is_a_503(error: PublisherError, *, told: bool) -> None:
+    """The id is in the response only if the request may have been published."""
     serving = Serving()
     serving.publisher.fails = error
     got = await serving.ask("PUT", body=b"x", headers={"prefer": "wait=5"})
@@ -273,14 +273,14 @@ async def test_what_cannot_be_published_is_for_later(error: PublisherError, *, t
     assert "secret" not in got.content.decode()
 
 
-async def test_a_staging_that_fails_is_for_later() -> None:
+async def test_a_failure_of_staging_is_a_503() -> None:
     serving = Serving()
     serving.publisher.fails = StorageUnavailableError("put: SlowDown")
     got = await serving.ask("PUT", body=b"x")
     assert (got.status, got.document()["code"]) == (503, "storage_unavailable")
 
 
-async def test_who_waits_learns_that_it_is_stored_and_where() -> None:
+async def test_waiting_returns_201_with_the_location() -> None:
     serving = Serving()
     serving.publisher.tells = _stored
     got = await serving.ask(
@@ -294,7 +294,7 @@ async def test_who_waits_learns_that_it_is_stored_and_where() -> None:
 
 
 @pytest.mark.parametrize("code", sorted(all_errors()))
-async def test_who_waits_learns_of_a_refusal_by_its_status(code: str) -> None:
+async def test_waiting_returns_a_rejections_status(code: str) -> None:
     serving = Serving()
     serving.publisher.tells = _rejected(code)
     got = await serving.ask("PUT", body=b"x", headers={"prefer": "wait=7"})
@@ -305,14 +305,14 @@ async def test_who_waits_learns_of_a_refusal_by_its_status(code: str) -> None:
 
 
 @pytest.mark.parametrize("error", [None, EventsUnavailableError("no stream")])
-async def test_who_waits_in_vain_is_told_that_it_was_handed_in(error: Exception | None) -> None:
+async def test_waiting_in_vain_returns_202(error: Exception | None) -> None:
     serving = Serving()
     serving.publisher.wait_fails = error
     got = await serving.ask("PUT", body=b"x", headers={"prefer": "wait=1"})
     assert (got.status, got.headers["preference-applied"]) == (202, "wait=1")
 
 
-async def test_another_event_of_that_id_says_nothing() -> None:
+async def test_another_event_with_that_id_is_ignored() -> None:
     serving = Serving()
     serving.publisher.tells = lambda upload_id: ProjectEnrolled(
         request_id=upload_id, project="acme", generation=1, at=_AT
@@ -349,13 +349,13 @@ async def test_another_event_of_that_id_says_nothing() -> None:
         (["return=minimal"], None),
     ],
 )
-def test_the_seconds_that_are_asked_for(values: list[str], wait_s: int | None) -> None:
+def test_requested_wait_seconds(values: list[str], wait_s: int | None) -> None:
     headers = HttpHeaders(raw=[(b"prefer", value.encode()) for value in values])
     assert requested_wait_s(headers, 20.0) == wait_s
 
 
 @given(st.text(st.characters(max_codepoint=255), max_size=60))
-def test_whatever_is_preferred_the_wait_is_bounded(value: str) -> None:
+def test_the_wait_is_bounded_for_any_preference(value: str) -> None:
     found = requested_wait_s(HttpHeaders(raw=[(b"prefer", value.encode("latin-1"))]), 20.0)
     assert found is None or 0 <= found <= 20
 
@@ -372,10 +372,10 @@ def test_whatever_is_preferred_the_wait_is_bounded(value: str) -> None:
         ({"enc-algo": "deleted", "enc-dek-admin": "eA=="}, "deleted_key"),
     ],
 )
-async def test_a_key_that_holds_something_is_refused_before_the_body_is_taken(
+async def test_a_used_key_is_refused_before_the_body_is_read(
     own: dict[str, str], code: str
 ) -> None:
-    """400 refused bodies of 256 KiB left 400 dead letters for good, larger ones filled staging."""
+    """400 refused bodies of 256 KiB left 400 dead letters; larger ones filled staging."""
     serving = Serving()
     serving.bench.plant(own, b"" if code == "deleted_key" else b"x" * 100)
     connection = Connection()
@@ -386,14 +386,14 @@ async def test_a_key_that_holds_something_is_refused_before_the_body_is_taken(
     assert serving.ledger.used_bytes == 0
 
 
-async def test_an_archived_object_holds_its_key_too() -> None:
+async def test_a_key_of_an_archived_object_is_in_use() -> None:
     serving = Serving()
     serving.bench.storage.fail_next("read_start", ArchivedError("GLACIER"))
     got = await serving.ask("PUT", body=b"x")
     assert (got.status, got.document()["code"]) == (409, "already_exists")
 
 
-async def test_a_storage_that_does_not_say_what_a_key_holds_is_for_later() -> None:
+async def test_a_failed_check_of_the_key_is_a_503() -> None:
     serving = Serving()
     serving.bench.storage.fail_next("read_start", StorageRefusedError("AccessDenied"))
     got = await serving.ask("PUT", body=b"x")
@@ -401,7 +401,7 @@ async def test_a_storage_that_does_not_say_what_a_key_holds_is_for_later() -> No
     assert not serving.publisher.uploads
 
 
-async def test_bodies_that_are_not_stored_yet_count_until_they_have_left_staging(
+async def test_bodies_count_until_they_have_left_staging(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Refused bodies of 1 MiB filled staging for 8 days."""
@@ -432,7 +432,7 @@ async def test_bodies_that_are_not_stored_yet_count_until_they_have_left_staging
     ("error", "used"),
     [(NotDeliveredError("no"), 0), (OutcomeUnknownError("perhaps"), 1), (None, 1)],
 )
-async def test_only_a_body_that_may_be_in_staging_is_counted(
+async def test_only_bodies_that_may_be_in_staging_count(
     error: PublisherError | None, used: int
 ) -> None:
     serving = Serving()
@@ -441,7 +441,7 @@ async def test_only_a_body_that_may_be_in_staging_is_counted(
     assert serving.ledger.used_bytes == used * 1024 * 1024
 
 
-async def test_a_body_that_broke_off_is_not_counted() -> None:
+async def test_an_incomplete_body_does_not_count() -> None:
     serving = Serving(idle_timeout_s=0.02)
     assert (await serving.ask("PUT", body=[LARGE, None])).status == 408
     assert serving.ledger.used_bytes == 0

@@ -1,4 +1,4 @@
-"""Nothing of an object is read before its reader is admitted (SPEC 9.1): what the storage saw."""
+"""Nothing of an object is read before its caller is authenticated (SPEC 9.1)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _OPERATIONS = ("read", "read_start", "head", "stream", "list", "presign_get")
 
 
 class _Watched(MemoryStorage):
-    """Remembers the key of everything that is read."""
+    """Records the S3 key of every read."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ async def _ask(storage: _Watched, method: str, project: str, authorization: str)
         ("..", []),
     ],
 )
-async def test_a_refusal_has_read_a_keyring_at_most(
+async def test_an_unauthorized_request_reads_at_most_a_keyring(
     storage: _Watched, method: str, authorization: str, project: str, reads: list[str]
 ) -> None:
     with pytest.raises(UnauthorizedError):
@@ -111,7 +111,7 @@ async def test_a_refusal_has_read_a_keyring_at_most(
 
 
 async def test_the_holder_of_the_key_reads_the_object(storage: _Watched) -> None:
-    """So that the refusals above do not pass for another reason."""
+    """The refusals above must not have another reason."""
     with pytest.raises(CodedError, match="no object has this key"):
         await _ask(storage, "GET", "acme", f"Bearer {_API_KEY}")
     assert storage.seen == [".keyturn/keyrings/acme.json", "acme/x"]

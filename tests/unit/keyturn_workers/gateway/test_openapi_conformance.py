@@ -91,7 +91,7 @@ _KEYS = st.sampled_from([None, f"Bearer {NEW_API_KEY}", "Basic eA=="])
 
 
 def _made_up(path: str, method: str, max_examples: int) -> Callable[..., _Decorator]:
-    """As many cases of this operation, good and bad."""
+    """Run a test with this many cases of the operation, valid and invalid."""
     operation = _schema()[path][method]
     cases = operation.as_strategy() | operation.as_strategy(
         generation_mode=schemathesis.GenerationMode.NEGATIVE
@@ -112,7 +112,7 @@ def _made_up(path: str, method: str, max_examples: int) -> Callable[..., _Decora
 
 
 @pytest.mark.parametrize(("path", "method"), OPERATIONS)
-def test_every_answer_to_the_projects_key_is_one_that_is_described(path: str, method: str) -> None:
+def test_every_response_to_the_projects_key_matches_the_description(path: str, method: str) -> None:
     seen = set()
 
     # So many that one is served whatever is drawn: Hypothesis draws constants of the modules that
@@ -132,7 +132,7 @@ def test_every_answer_to_the_projects_key_is_one_that_is_described(path: str, me
 
 
 @pytest.mark.parametrize(("path", "method"), [each for each in OPERATIONS if "project" in each[0]])
-def test_every_answer_to_anybody_else_is_a_401_as_described(path: str, method: str) -> None:
+def test_every_response_to_another_key_is_the_described_401(path: str, method: str) -> None:
     @_made_up(path, method, 6)(_KEYS)
     def answers(case: Any, authorization: str | None) -> None:
         case.path_parameters |= {"project": "acme"}
