@@ -1,7 +1,7 @@
-"""`python -m tests.bench`: measure, print a table, write JSON (docs/operations/performance.md).
+"""`python -m tools.bench`: measure, print a table, write JSON (docs/operations/performance.md).
 
-Exit status 0 where everything could be measured, whether the aims were met or not: the
-table and the JSON say so. 1 where a measurement failed.
+Exit status 0 if everything could be measured, even if targets were missed, which the table and the
+JSON show. Exit status 1 if a measurement failed.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ _PARTS: Final = (
 _KINDS: Final[tuple[StorageKind, ...]] = ("ceph", "moto")
 _NO_BROKER: Final = "amqp://127.0.0.1:1/"
 _MIB: Final = 2**20
-# moto answers a few hundred puts a second: fewer objects last as long there.
+# moto handles a few hundred puts per second, so fewer objects take as long.
 _COUNTS: Final = {"ceph": 3000, "moto": 1200}
 _QUICK_COUNT: Final = 600
 _LIMITED: Final = 1500
@@ -113,7 +113,7 @@ def _numbers(text: str) -> list[int]:
 
 @contextmanager
 def _served(kind: StorageKind, *, broker: bool = True) -> Iterator[tuple[Deployment, Path]]:
-    """Servers of one's own, a deployment on them, and a scratch folder."""
+    """Fresh servers, a deployment on them, and a scratch folder."""
     with (
         Servers(kind, broker=broker, environ={}) as servers,
         tempfile.TemporaryDirectory(prefix="keyturn-bench-") as folder,
@@ -240,7 +240,7 @@ def _rotation_many(kind: StorageKind, given: argparse.Namespace, results: Result
     found: dict[int, list[whole_rotation.Found]] = {}
     for count in given.objects or [_QUICK_MANY if given.quick else _MANY]:
         for _ in range(given.rounds or 1):
-            # Servers of its own each time: what is left of the one before is in no page's way.
+            # Fresh servers for each rotation: data of an earlier one does not affect it.
             with _served(kind) as (deployment, scratch):
                 measuring = whole_rotation.measure(
                     deployment, scratch, count=count, lease_s=lease_s
@@ -260,7 +260,7 @@ _OF_ROTATION: Final = {
 def _gateway(kind: StorageKind, given: argparse.Namespace, results: Results) -> None:
     asked = frozenset(given.only) & frozenset(_GATEWAY)
     with _served(kind, broker=False) as (deployment, scratch):
-        # As each is done: one that fails leaves those before it.
+        # After each part: if one fails, the earlier results are kept.
         measuring = gateway.measure(
             deployment, scratch, asked, results.rows, quick=given.quick, rounds=given.rounds
         )
@@ -299,15 +299,15 @@ def _measurements(given: argparse.Namespace) -> Iterator[tuple[str, Callable[[Re
         yield f"4 KiB uploads on {kind}", partial(_uploads, kind, given)
     for kind in kinds if "layers" in given.only else ():
         yield f"CPU time by layer on {kind}", partial(_layers, kind, given)
-    # The proxy is the limit, so which server is behind it hardly matters.
+    # The proxy is the bottleneck, so the server behind it hardly matters.
     if "uploads-limited" in given.only:
         yield f"uploads to a limited storage on {kinds[0]}", partial(_limited, kinds[0], given)
-    # moto is slower than either side, so what it would show is itself.
+    # moto is slower than either side, so it would only measure itself.
     yield from _parts_of(_OF_UPLOADS, kinds[0], given)
-    # A figure of speed on moto would be one of moto.
+    # On moto it would only measure moto.
     if "big" in given.only and "ceph" in kinds:
         yield "a large staged upload on ceph", partial(_big, "ceph", given)
-    # As above; where moto alone is asked for, it is somebody's own wish.
+    # As above, unless only moto was requested.
     kind = "ceph" if "ceph" in kinds else kinds[0]
     yield from _parts_of(_OF_ROTATION, kind, given)
     if set(_GATEWAY) & set(given.only):
@@ -316,9 +316,9 @@ def _measurements(given: argparse.Namespace) -> Iterator[tuple[str, Callable[[Re
 
 
 def main(argv: list[str]) -> int:
-    """Measure what was asked for; gives the exit status."""
+    """Measure the requested parts; returns the exit status."""
     given = _arguments(argv)
-    # Told to stop, it still ends the workers and servers that it started.
+    # On SIGTERM it still stops the workers and servers that it started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     console = Console(width=None if sys.stdout.isatty() else 150)
     results = Results()
@@ -331,12 +331,12 @@ def main(argv: list[str]) -> int:
         except (BenchError, ServerError) as exc:
             failed = True
             results.notes.append(f"{name}: NOT MEASURED: {exc}")
-        # At once: a run that is cut short keeps what it has.
+        # After each part: an interrupted run keeps its results.
         if given.json:
             given.json.write_text(results.as_json())
     results.notes.append(
         f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f} at the end, "
-        f"{time.monotonic() - began:.0f} s in all"
+        f"{time.monotonic() - began:.0f} s in total"
     )
     if results.rows:
         console.print(table(results.rows))

@@ -1,4 +1,4 @@
-"""The other side: plain aioboto3, default settings, in a process of its own.
+"""The baseline: plain aioboto3 with default settings, in a separate process.
 
 `python -m tools.bench.bare puts|uploads|heads|copies|gets|multipart|get …`; where and with which
 keys it reads from `KEYTURN_S3_…`. It prints one JSON object: seconds of wall and CPU time, and how
@@ -81,7 +81,7 @@ async def _many(client: Any, once: _Once, count: int, warm: int, concurrency: in
     await span(0, warm)
     began, cpu = time.perf_counter(), time.process_time()
     await span(warm, warm + count)
-    return _told(began, cpu, count)
+    return _figures(began, cpu, count)
 
 
 async def puts(prefix: str, count: int, warm: int, concurrency: int) -> _Figures:
@@ -169,7 +169,7 @@ async def multipart(key: str, size_bytes: int) -> _Figures:
     async with _client(None) as client:
         began, cpu = time.perf_counter(), time.process_time()
         await client.upload_fileobj(Zeros(size_bytes), os.environ["KEYTURN_S3_BUCKET"], key)
-        return _told(began, cpu, size_bytes)
+        return _figures(began, cpu, size_bytes)
 
 
 async def get(key: str) -> _Figures:
@@ -180,10 +180,10 @@ async def get(key: str) -> _Figures:
         size_bytes = 0
         async for piece in answer["Body"].iter_chunks(2**20):
             size_bytes += len(piece)
-        return _told(began, cpu, size_bytes)
+        return _figures(began, cpu, size_bytes)
 
 
-def _told(began: float, cpu: float, done: int) -> _Figures:
+def _figures(began: float, cpu: float, done: int) -> _Figures:
     return {
         "wall_s": time.perf_counter() - began,
         "cpu_s": time.process_time() - cpu,
@@ -207,16 +207,16 @@ def main() -> None:
     given = parser.parse_args()
     if given.what in _LOOPS:
         loop = _LOOPS[given.what]
-        told = asyncio.run(loop(given.key, given.count, given.warm, given.concurrency))
+        report = asyncio.run(loop(given.key, given.count, given.warm, given.concurrency))
     elif given.what == "uploads":
-        told = asyncio.run(
+        report = asyncio.run(
             uploads(given.key, given.count, given.warm, given.concurrency, given.reads)
         )
     elif given.what == "multipart":
-        told = asyncio.run(multipart(given.key, given.bytes))
+        report = asyncio.run(multipart(given.key, given.bytes))
     else:
-        told = asyncio.run(get(given.key))
-    print(json.dumps(told))
+        report = asyncio.run(get(given.key))
+    print(json.dumps(report))
 
 
 if __name__ == "__main__":

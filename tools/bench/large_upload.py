@@ -74,7 +74,7 @@ class Rounds:
 
 
 def _stage(deployment: Deployment, key: str, size_bytes: int) -> Upload:
-    """A request whose sealed body stands in staging."""
+    """A request whose sealed body is in staging."""
     made = requests.upload(deployment, PROJECT, key, b"", staged=True)
     transport_key = os.urandom(32)
     source = SealedFile(transport_key, transport_context(made.upload_id), size_bytes)

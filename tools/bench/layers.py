@@ -1,7 +1,7 @@
 """Which layer of the worker a line of code belongs to. Pure.
 
 A stack is read from the innermost frame outwards; the first frame that some layer owns
-decides, so that a JSON parser's time counts for whoever called it.
+decides, so that a JSON parser's time counts for its caller.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ OTHER = "other"
 WAITING = "waiting"
 """Time by the clock in which the process's core had nothing to do: no CPU time, so no layer."""
 
-# The first entry whose text stands in the file's path wins: narrow ones come first.
+# The first entry that the file's path contains wins: specific ones come first.
 _OWNERS = (
     ("/contracts/keyturn/crypto/base64", "validation"),
     ("/contracts/keyturn/crypto/signatures", "crypto: signatures"),
@@ -97,7 +97,7 @@ class Sampled:
 
     @classmethod
     def written(cls, file: Path) -> Sampled:
-        """What stands in the file of `tools.bench.stack_sampler`."""
+        """Read the file that `tools.bench.stack_sampler` wrote."""
         found = json.loads(file.read_text())
         return cls(found["layers"], found["reads"])
 

@@ -1,8 +1,8 @@
 """4 KiB uploads where the storage is the limit: it serves so many requests a second, and no more.
 
-A proxy stands before the real server, lets few requests through at once and holds each of
-them for a moment: a server with that many threads. The machine then has cores to spare, and
-who keeps more requests waiting at the server is not the slower one. Both sides go through it.
+A proxy in front of the real server passes few requests at once and delays each of them, like a
+server with that many threads. The machine then has spare cores, and the side that keeps more
+requests waiting is not the slower one. Both sides go through the proxy.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tools.bench import uploads
-from tools.bench.rotation.delay_proxy import delaying
+from tools.bench.rotation.delay_proxy import delay_proxy
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,7 +34,7 @@ async def measure(
     await uploads.enrol(deployment, scratch)
     found, notes = uploads.Rounds(), list[str]()
     under = f"/{deployment.bucket}/{uploads.PROJECT}/"
-    async with delaying(
+    async with delay_proxy(
         deployment.s3.endpoint_url, delay_ms=HELD_MS, under=under, at_once=AT_ONCE
     ) as between:
         for number in range(rounds):

@@ -87,7 +87,7 @@ def _client() -> Any:
 
 
 async def serve() -> None:
-    """Serve uploads until the process is told to stop."""
+    """Serve uploads until SIGTERM."""
     broker = RabbitBroker(
         os.environ["KEYTURN_AMQP_URL"],
         default_channel=Channel(on_return_raises=True),

@@ -185,5 +185,5 @@ async def printed(env: dict[str, str], module: str, *arguments: str, said: str =
 async def bare(env: dict[str, str], what: str, key: str, **numbers: float) -> dict[str, Any]:
     """Run one of `tools.bench.bare`'s loops; gives what it printed; errors as `printed`."""
     options = [text for name, value in numbers.items() for text in (f"--{name}", str(value))]
-    told: dict[str, Any] = await printed(env, "tools.bench.bare", what, key, *options)
-    return told
+    report: dict[str, Any] = await printed(env, "tools.bench.bare", what, key, *options)
+    return report

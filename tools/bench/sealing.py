@@ -1,8 +1,8 @@
 """Sealing and opening on one core against OpenSSL's AES-256-GCM and Tink's streaming AEAD (SPEC 3).
 
 OpenSSL's side is `AESGCM.encrypt_into` over messages of 1 MiB through one buffer: no
-format, no copies, the most that the library gives from Python. `openssl speed` stands
-beside it where there is one. All sides alternate in one thread.
+format, no copies, the maximum of the library from Python. `openssl speed` is shown beside it if
+available. All sides alternate in one thread.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def _openssl_opening(sealed: Sequence[bytes]) -> int:
 
 def _tink() -> Any:
     """Tink's streaming AEAD with segments of 1 MiB, or None where it is not installed."""
-    # By name: it has no types, and stands only in the bench's group.
+    # By name: it has no types, and is only in the dependency group `bench`.
     try:
         tink = import_module("tink")
         streaming_aead = import_module("tink.streaming_aead")
@@ -77,7 +77,7 @@ def _tink() -> Any:
 
 
 class _KeptOpen(io.BytesIO):
-    """Tink closes what it writes to; the bytes are still wanted."""
+    """Tink closes its output stream, but the bytes are still needed."""
 
     def close(self) -> None:
         """Keep it."""

@@ -68,7 +68,7 @@ class Sampler:
 
     def _sample(self, _number: int, frame: FrameType | None) -> None:
         stack: list[str] = []
-        # Built-in checks count for whoever asks for them.
+        # Built-in checks count for their caller.
         while frame is not None and frame.f_code.co_filename.startswith("<"):
             frame = frame.f_back
         if frame is not None:
@@ -80,7 +80,7 @@ class Sampler:
 
 
 def main() -> None:
-    """Serve the role until told to stop, then write what was seen."""
+    """Serve the role until SIGTERM, then write the samples."""
     role = sys.argv[2]
     settings = GatewaySettings.read() if role == "gateway" else WorkerSettings.read()
     configure(settings.log_format, settings.log_level)

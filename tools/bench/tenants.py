@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from tools.bench import uploads
 from tools.bench.figures import Row, Spread
-from tools.bench.rotation.delay_proxy import delaying
+from tools.bench.rotation.delay_proxy import delay_proxy
 from tools.bench.rotation.world import open_world
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ async def _requests(
     deployment: Deployment, scratch: Path, number: int, count: int, figure: str
 ) -> list[Row]:
     """How many requests the storage got for each upload, the probe at the start among them."""
-    async with delaying(deployment.s3.endpoint_url, delay_ms=0, under="/") as between:
+    async with delay_proxy(deployment.s3.endpoint_url, delay_ms=0, under="/") as between:
         await between.seen()
         await uploads.ours(
             deployment,

@@ -3,8 +3,8 @@
 The queue is full before the worker starts. What counts is the middle: from the sample at
 which a fifth of the queue is gone to the one at which hardly any is left, so that neither
 start-up nor the last few in flight count. The queue's depth and the worker's CPU time are
-read from outside, in the same breath. Afterwards every object must stand in the bucket,
-every event must have been told, and nothing may be dead.
+read from outside at the same moment. Afterwards every object must be stored, every event must
+have been published, and there must be no dead letter.
 """
 
 from __future__ import annotations
@@ -149,9 +149,9 @@ async def ours(
     """One round of the worker, which finds the storage at `url` where one is given.
 
     Raises:
-        BenchError: something was not stored, not told, or dead.
+        BenchError: an upload was not stored, not reported, or is a dead letter.
     """
-    # Not open_wire: a follower of all events would take CPU time from what is measured.
+    # Not open_wire: following all events would take CPU time from what is measured.
     async with await aio_pika.connect(deployment.amqp_url) as connection:
         from tools.harness.wire import Wire  # noqa: PLC0415
 
@@ -162,21 +162,23 @@ async def ours(
         env = deployment.worker_env(UPLOAD_CONCURRENCY=str(CONCURRENCY), **more)
         async with worker(env, scratch / f"{name}.log", samples=samples) as running:
             seen = await drain(wire, running)
-            # The queue is empty before the last ones are done: a worker told to stop then
-            # gives back what it has not begun.
-            told = await _told(connection, deployment, name, count, since=began)
+            # The queue is empty before the last uploads are done: a worker that is stopped then
+            # returns what it has not begun.
+            reported = await _count_events(connection, deployment, name, count, since=began)
         # One project's by its prefix; of many, one listing of everything is cheaper.
         under = f"{PROJECT}/{name}/" if tuple(projects) == (PROJECT,) else ""
         # In a thread: a long listing would keep this loop from answering the broker heartbeats.
         keys = await asyncio.to_thread(stored_objects.list_keys, deployment, under)
-        stood = sum(f"/{name}/" in key for key in keys)
+        stored = sum(f"/{name}/" in key for key in keys)
         dead = await wire.depth(dead_letter_name(UPLOAD_QUEUE))
-    if (stood, told, dead) != (count, count, 0):
-        raise BenchError(f"of {count} uploads {stood} stand, {told} were told, {dead} are dead")
+    if (stored, reported, dead) != (count, count, 0):
+        raise BenchError(
+            f"of {count} uploads {stored} stored, {reported} reported, {dead} dead letters"
+        )
     return steady(seen, count)
 
 
-async def _told(
+async def _count_events(
     connection: aio_pika.abc.AbstractConnection,
     deployment: Deployment,
     name: str,
@@ -184,9 +186,9 @@ async def _told(
     *,
     since: datetime,
 ) -> int:
-    """How many events of the round's uploads are in the stream, each signed.
+    """The number of signed events of the round's uploads in the stream.
 
-    Read from the round's beginning: a stream of many rounds takes longer than any timeout.
+    It reads from the round's beginning: the whole stream of many rounds would take too long.
     """
     verify = VerifyKey.from_bytes(deployment.event_key.public_bytes)
     keys: set[str] = set()
@@ -223,7 +225,7 @@ async def theirs(
 ) -> Rate:
     """One round of the bare loop: puts, and so many reads of a record for each."""
     elsewhere = {"KEYTURN_S3_ENDPOINT_URL": url} if url else {}
-    told = await bare(
+    report = await bare(
         deployment.s3_env() | elsewhere,
         "uploads",
         f"bare-{name}",
@@ -232,7 +234,7 @@ async def theirs(
         concurrency=CONCURRENCY,
         reads=reads,
     )
-    return Rate(told["done"] / told["wall_s"], 1000 * told["cpu_s"] / told["done"])
+    return Rate(report["done"] / report["wall_s"], 1000 * report["cpu_s"] / report["done"])
 
 
 async def sampled(

@@ -1,4 +1,4 @@
-"""`python -m tests.capacity`: how many processes for so many objects.
+"""`python -m tools.capacity`: how many processes a number of objects needs.
 
 Without `--measure`, `--check` or `--document` it only computes, from `measured.json`.
 """
@@ -20,7 +20,7 @@ from tools.bench.processes import BenchError
 from tools.capacity import check, costs, document
 from tools.capacity.measured import MEASURED, committed
 from tools.capacity.model import Setting
-from tools.capacity.plan import GIB, Ask, sections
+from tools.capacity.plan import GIB, CapacityRequest, sections
 from tools.harness.deployment import Deployment
 from tools.servers import Servers
 from tools.servers.process import ServerError
@@ -103,12 +103,12 @@ def _check(parts: list[str], console: Console) -> None:
             calibrations, compared = check.measure(deployment, scratch, committed(), part)
         console.print(document.compared(compared), markup=False)
         console.print(document.claim(compared))
-        # At once: a run that is cut short keeps what it has.
+        # After each part: an interrupted run keeps its results.
         check.keep(calibrations, compared)
 
 
 def _plan(given: argparse.Namespace, console: Console) -> None:
-    ask = Ask(
+    ask = CapacityRequest(
         given.objects,
         given.hours,
         given.bytes,
@@ -123,7 +123,7 @@ def _plan(given: argparse.Namespace, console: Console) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Do what was asked for; gives the exit status."""
+    """Do what was requested; returns the exit status."""
     given = _arguments(argv)
     console = Console(width=None if sys.stdout.isatty() else 120)
     try:

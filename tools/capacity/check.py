@@ -167,7 +167,7 @@ def as_json(calibrations: Sequence[Calibrated], compared: Sequence[Compared]) ->
 
 
 def committed() -> tuple[list[Calibrated], list[Compared]]:
-    """What stands in `checked.json`."""
+    """The content of `checked.json`."""
     document: dict[str, Any] = json.loads(CHECKED.read_text())
     return (
         [Calibrated(**each) for each in document["calibrations"]],

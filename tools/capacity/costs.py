@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from tools.bench.gateway.sides import ask, opened
 from tools.bench.rotation import pages
-from tools.bench.rotation.delay_proxy import delaying
+from tools.bench.rotation.delay_proxy import delay_proxy
 from tools.bench.rotation.world import key_of, open_world, pages_of
 from tools.bench.uploads import enrol
 from tools.capacity import upload_costs
@@ -46,7 +46,7 @@ async def _passes(deployment: Deployment, scratch: Path) -> tuple[Operation, Ope
         await world.enrol(_PAGES)
         await world.load(_PAGES, _SWEPT, _SMALL)
         all_pages = pages_of([key_of(number) for number in range(_SWEPT)], pages.PAGE_KEYS)
-        async with pages.crew(world, scratch, "costs") as ours:
+        async with pages.run_page_worker(world, scratch, "costs") as ours:
             await world.turn(_PAGES)
             cpu_ms = (
                 (await ours.write(_PAGES, all_pages)).cpu_ms,
@@ -54,8 +54,8 @@ async def _passes(deployment: Deployment, scratch: Path) -> tuple[Operation, Ope
             )
         under = f"/{deployment.bucket}/{_PAGES}/"
         async with (
-            delaying(deployment.s3.endpoint_url, delay_ms=0, under=under) as between,
-            pages.crew(world, scratch, "counted", url=between.url) as ours,
+            delay_proxy(deployment.s3.endpoint_url, delay_ms=0, under=under) as between,
+            pages.run_page_worker(world, scratch, "counted", url=between.url) as ours,
         ):
             await world.turn(_PAGES)
             await between.seen()
@@ -99,7 +99,7 @@ async def _read(deployment: Deployment, scratch: Path) -> Operation:
             ]
             near = await _asked(sides, keys[_SMALL], _FEW, AT_ONCE)
         async with (
-            delaying(deployment.s3.endpoint_url, delay_ms=0, under="/") as between,
+            delay_proxy(deployment.s3.endpoint_url, delay_ms=0, under="/") as between,
             opened(world, _READ, scratch, "counted", S3_ENDPOINT_URL=between.url) as sides,
         ):
             await between.seen()
@@ -115,9 +115,9 @@ async def _asked(sides: Sides, keys: list[str], count: int, at_once: int) -> tup
     # What is imported or opened at first is there.
     await ask("many", targets, count=at_once, concurrency=at_once, warm=0)
     cpu_s = sides.gateway.cpu_s()
-    told = await ask("many", targets, count=count, concurrency=at_once, warm=0)
+    report = await ask("many", targets, count=count, concurrency=at_once, warm=0)
     cpu_s = sides.gateway.cpu_s() - cpu_s
-    return told["done"] / told["wall_s"], 1000 * cpu_s / count
+    return report["done"] / report["wall_s"], 1000 * cpu_s / count
 
 
 async def measure(deployment: Deployment, scratch: Path, rabbitmq: RabbitMQ) -> Measured:
@@ -148,6 +148,6 @@ async def measure(deployment: Deployment, scratch: Path, rabbitmq: RabbitMQ) -> 
 
 
 def _model() -> str:
-    """The processor's name, as Linux tells it."""
+    """The processor's name, as Linux reports it."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     return next((line.partition(": ")[2] for line in lines if "model name" in line), "unknown")

@@ -1,6 +1,6 @@
 """The tables of docs/operations/capacity.md, made from `measured.json` and `checked.json`.
 
-Each stands between two comments of its name; what stands there now is replaced.
+Each is between two comments with its name, and replaces the text there.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from tools.bench.figures import number
 from tools.capacity import check
 from tools.capacity.check import FULL
-from tools.capacity.plan import Ask, reads, rotation, size, uploads
+from tools.capacity.plan import CapacityRequest, reads, rotation, size, uploads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "operations" / "capacity.md"
 ASKS = (
-    Ask(1e6, 1),
-    Ask(1e6, 24),
-    Ask(1e9, 24),
-    Ask(1e9, 24 * 7),
-    Ask(1e9, 24 * 30),
+    CapacityRequest(1e6, 1),
+    CapacityRequest(1e6, 24),
+    CapacityRequest(1e9, 24),
+    CapacityRequest(1e9, 24 * 7),
+    CapacityRequest(1e9, 24 * 30),
 )
 SIZES = (4 * 2**10, 64 * 2**10, 256 * 2**10, 2**20, 16 * 2**20)
 
@@ -78,7 +78,7 @@ def broker(measured: Measured) -> str:
 
 def plans(measured: Measured) -> str:
     """Processes for a million and a billion objects."""
-    parts: list[tuple[str, Callable[[Measured, Ask], list[tuple[str, str]]]]] = [
+    parts: list[tuple[str, Callable[[Measured, CapacityRequest], list[tuple[str, str]]]]] = [
         ("Uploads of 4 KiB", uploads),
         ("A rotation of one project", rotation),
         ("Downloads of 4 KiB", reads),
@@ -96,7 +96,7 @@ def by_size(measured: Measured) -> str:
     """A million in an hour, by size."""
     rows = []
     for size_bytes in SIZES:
-        ask = Ask(1e6, 1, size_bytes)
+        ask = CapacityRequest(1e6, 1, size_bytes)
         up, down = dict(uploads(measured, ask)), dict(reads(measured, ask))
         rows.append(
             [

@@ -105,5 +105,5 @@ def parsed(text: str) -> Measured:
 
 
 def committed() -> Measured:
-    """What stands in `measured.json`."""
+    """The content of `measured.json`."""
     return parsed(MEASURED.read_text())

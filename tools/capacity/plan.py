@@ -18,8 +18,8 @@ _HOUR_S = 3600
 
 
 @dataclass(frozen=True)
-class Ask:
-    """What is wanted; `disk_bytes` is what the broker may use for waiting requests."""
+class CapacityRequest:
+    """A requested plan; `disk_bytes` is what the broker may use for queued requests."""
 
     objects: float
     hours: float
@@ -49,7 +49,7 @@ def span(seconds: float) -> str:
     return f"{number(seconds)} s"
 
 
-def uploads(measured: Measured, ask: Ask) -> list[tuple[str, str]]:
+def uploads(measured: Measured, ask: CapacityRequest) -> list[tuple[str, str]]:
     """What uploads need, by name."""
     need = model.uploads(
         measured,
@@ -74,7 +74,7 @@ def uploads(measured: Measured, ask: Ask) -> list[tuple[str, str]]:
     ]
 
 
-def rotation(measured: Measured, ask: Ask) -> list[tuple[str, str]]:
+def rotation(measured: Measured, ask: CapacityRequest) -> list[tuple[str, str]]:
     """What a rotation needs, by name."""
     need = model.rotation(measured, ask.objects, ask.hours, ask.setting)
     workers = (
@@ -96,7 +96,7 @@ def rotation(measured: Measured, ask: Ask) -> list[tuple[str, str]]:
     ]
 
 
-def reads(measured: Measured, ask: Ask) -> list[tuple[str, str]]:
+def reads(measured: Measured, ask: CapacityRequest) -> list[tuple[str, str]]:
     """What downloads need, by name."""
     need = model.reads(measured, ask.objects, ask.hours, ask.size_bytes, ask.setting)
     return [
@@ -113,7 +113,7 @@ def _requests(storage: model.Storage) -> str:
     return f"{number(storage.writes_per_s)} and {number(storage.reads_per_s)}"
 
 
-def sections(measured: Measured, ask: Ask) -> dict[str, list[tuple[str, str]]]:
+def sections(measured: Measured, ask: CapacityRequest) -> dict[str, list[tuple[str, str]]]:
     """All three, by title."""
     what = f"{count(ask.objects)} objects in {number(ask.hours)} h"
     return {

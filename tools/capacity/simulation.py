@@ -1,7 +1,7 @@
 """Real workers before a storage that is further away, a few objects at once in each.
 
 With few objects at once it is the way to the storage that limits, and not the cores that
-workers, storage and broker share here. How busy these were is told with each rate.
+workers, storage and broker share here. Each rate is reported with the load of the cores.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import psutil
 
 from keyturn.topology import UPLOAD_QUEUE
 from tools.bench.processes import worker
-from tools.bench.rotation.delay_proxy import delaying
-from tools.bench.rotation.passes import Crew as PageCrew
+from tools.bench.rotation.delay_proxy import delay_proxy
+from tools.bench.rotation.passes import PageWorkers
 from tools.bench.rotation.world import key_of, open_world, pages_of
 from tools.bench.uploads import Sample, steady
 from tools.harness.wire import Wire
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tools.bench.processes import Running
-    from tools.bench.rotation.delay_proxy import Delaying
+    from tools.bench.rotation.delay_proxy import DelayProxy
     from tools.bench.rotation.passes import Pass
     from tools.bench.rotation.world import World
     from tools.harness.deployment import Deployment
@@ -78,7 +78,7 @@ class UploadSide:
     """Upload workers; as many as were asked for so far."""
 
     deployment: Deployment
-    between: Delaying
+    between: DelayProxy
     wire: Wire
     crew: WorkerPool
     runs: int = 0
@@ -103,7 +103,7 @@ class UploadSide:
 async def upload_side(deployment: Deployment, scratch: Path) -> AsyncIterator[UploadSide]:
     """No worker yet; the project was enrolled."""
     async with (
-        delaying(deployment.s3.endpoint_url, delay_ms=0, under="/") as between,
+        delay_proxy(deployment.s3.endpoint_url, delay_ms=0, under="/") as between,
         await aio_pika.connect(deployment.amqp_url) as connection,
         worker_pool(
             deployment.worker_env(
@@ -121,7 +121,7 @@ class PageSide:
     """Page workers; as many as were asked for so far. One side has `most` of them at most."""
 
     world: World
-    between: Delaying
+    between: DelayProxy
     channel: aio_pika.abc.AbstractChannel
     scratch: Path
     _stack: AsyncExitStack
@@ -131,7 +131,7 @@ class PageSide:
         """A writing pass and a proving pass, each request held back for so long."""
         while len(self.workers) < workers:
             await self._start()
-        pool = PageCrew(self.world, self.channel, tuple(self.workers))
+        pool = PageWorkers(self.world, self.channel, tuple(self.workers))
         pages = pages_of([key_of(n) for n in range(objects(workers))], PAGE_KEYS)
         await self.between.delay(delay_ms)
         await self.world.turn(SWEPT)
@@ -157,10 +157,10 @@ def objects(workers: int) -> int:
 
 @asynccontextmanager
 async def page_side(deployment: Deployment, scratch: Path, *, most: int) -> AsyncIterator[PageSide]:
-    """No worker yet; the objects stand."""
+    """No worker yet; the objects are stored."""
     async with (
         open_world(deployment) as world,
-        delaying(deployment.s3.endpoint_url, delay_ms=0, under="/") as between,
+        delay_proxy(deployment.s3.endpoint_url, delay_ms=0, under="/") as between,
         await aio_pika.connect(deployment.amqp_url) as connection,
         AsyncExitStack() as stack,
     ):

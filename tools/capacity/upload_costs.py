@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from keyturn.crypto import sealed_size, to_base64
-from tools.bench.rotation.delay_proxy import delaying
+from tools.bench.rotation.delay_proxy import delay_proxy
 from tools.bench.uploads import PROJECT
 from tools.capacity.check import calibrated
 from tools.capacity.measured import AtSize, Broker, Operation
@@ -84,7 +84,7 @@ async def _counted(deployment: Deployment, scratch: Path, size_bytes: int, count
     """The requests of a worker that serves already, for so many uploads."""
     uploads = Uploads(f"counted-{size_bytes}", count, size_bytes)
     async with (
-        delaying(deployment.s3.endpoint_url, delay_ms=0, under="/") as between,
+        delay_proxy(deployment.s3.endpoint_url, delay_ms=0, under="/") as between,
         worker_pool(deployment.worker_env(S3_ENDPOINT_URL=between.url), scratch) as running,
     ):
         await running.start()

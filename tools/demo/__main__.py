@@ -1,4 +1,4 @@
-"""`python -m tools.demo [FILES...]`: the main job on real input, told as a table.
+"""`python -m tools.demo [FILES...]`: the main job on real input, shown as a table.
 
 Starts private servers where no address is given, and ends them: RabbitMQ, and for storage
 moto, an imitation of S3 in one process, because it is there in a second. (The tests use
@@ -72,15 +72,15 @@ async def run(
         console.print("[bold]3.[/] A worker starts and stores them.")
         began = time.perf_counter()
         async with worker(deployment.worker_env()) as second:
-            told = {
+            events = {
                 file: await publisher.wait(upload_id, timeout_s=_TIMEOUT_S)
                 for file, upload_id in uploads.items()
             }
-            console.print(f"   {len(told)} events after {time.perf_counter() - began:.1f} s")
+            console.print(f"   {len(events)} events after {time.perf_counter() - began:.1f} s")
             await second.terminate()
         console.print("[bold]4.[/] Everything below is read back from the broker and the bucket.\n")
         async with open_storage(S3Settings.read()) as storage:
-            good = await _show(deployment, storage, uploads, queued, told, console)
+            good = await _show(deployment, storage, uploads, queued, events, console)
             plain = {file.key: inspection.file_sha256(file.path) for file in wanted}
             turned, keys = await turn_both(deployment, publisher, storage, _PROJECT, plain, console)
             read = await read_all(deployment, keys, _PROJECT, plain, scratch, console)
@@ -92,7 +92,7 @@ async def _show(
     storage: Storage,
     uploads: dict[DemoFile, str],
     queued: dict[str, Waiting],
-    told: dict[DemoFile, Event],
+    events: dict[DemoFile, Event],
     console: Console,
 ) -> bool:
     table = Table(title=f"bucket {deployment.bucket}, project {_PROJECT}")
@@ -104,7 +104,7 @@ async def _show(
     operator = OperatorAccess(_PROJECT, OperatorKeys({"m1": Secret(deployment.master_key)}))
     good = True
     for file, upload_id in uploads.items():
-        event, waited = told[file], queued.get(upload_id)
+        event, waited = events[file], queued.get(upload_id)
         if not isinstance(event, UploadStored):
             table.add_row(file.key, "", _queued(waited), f"[red]{event.type}[/]", "", "", "")
             good = False

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from keyturn_workers.storage import Storage
     from tools.harness.deployment import Deployment
 
-# A proof takes two leases. 15 s is the default; here nobody is to wait so long.
+# A proof takes two leases. The default of 15 s would make the demo slow.
 QUICK = {"LEASE_S": "3", "KEYRING_CACHE_S": "0.5"}
 _TIMEOUT_S = 600
 

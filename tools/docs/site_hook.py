@@ -1,7 +1,7 @@
 """A MkDocs hook: the root's documents become pages, and links that leave `docs/` work on the site.
 
 The documentation is read in two places. In the repository a link such as `../CHANGELOG.md` or
-`../workers/…` works as it stands. The site holds `docs/` alone: there such a link becomes one to
+`../workers/…` works unchanged. The site holds `docs/` alone: there such a link becomes one to
 the page that is made from that document, or to the file in the hosted repository (`repo_url` of
 mkdocs.yml), or plain text where no repository is named. A link to a file that does not exist is
 left as it is, so that the strict build fails on it.

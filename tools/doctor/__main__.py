@@ -1,7 +1,7 @@
-"""`make doctor`: start each server, probe it, compare with what is committed.
+"""`make doctor`: start each server, probe it, and compare with the committed results.
 
-Exits 1 where a cell differs from docs/storage-servers.json; `--write` takes it over there and
-into the tables of README.md and docs/operations/storage-servers.md.
+Exit status 1 if a cell differs from docs/storage-servers.json; `--write` updates that file and the
+tables of README.md and docs/operations/storage-servers.md.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from keyturn_workers.cli.output import print_table
 from keyturn_workers.storage.probe.runner import probe
 from keyturn_workers.testing.memory_storage import MemoryStorage
-from tools.doctor.results import Column, Seen, cells, needs
-from tools.doctor.server_kinds import KINDS, examine
+from tools.doctor.results import Column, ServerResults, cells, needs
+from tools.doctor.server_kinds import KINDS, probe_bucket
 from tools.doctor.tables import documents
 from tools.servers import S3Server
 from tools.servers.packages import MissingPackagesError
@@ -30,28 +30,30 @@ if TYPE_CHECKING:
 
 
 def main() -> int:
-    """Parse the command line, look, tell."""
+    """Parse the command line, probe, and report."""
     parser = argparse.ArgumentParser(prog="python -m tools.doctor", description=__doc__)
     names = [kind.server for kind in KINDS]
-    parser.add_argument("--only", action="append", choices=names, help="this server alone")
+    parser.add_argument("--only", action="append", choices=names, help="only this server")
     parser.add_argument(
         "--given",
         nargs=2,
         metavar=("NAME", "VERSION"),
         help="one that runs already, where KEYTURN_S3_ENDPOINT_URL and its keys say",
     )
-    parser.add_argument("--write", action="store_true", help="commit to what is found")
-    told = parser.parse_args()
+    parser.add_argument("--write", action="store_true", help="write the results")
+    arguments = parser.parse_args()
     try:
-        found = list(_given(*told.given) if told.given else _started(told.only or names))
+        found = list(
+            _given(*arguments.given) if arguments.given else _started(arguments.only or names)
+        )
     except (MissingPackagesError, ServerError) as error:
         print(error, file=sys.stderr)
         return 1
-    committed = Seen.read()
+    committed = ServerResults.read()
     needed = needs(asyncio.run(probe(MemoryStorage())))
-    seen = Seen(needed, committed.renewed(found).columns)
-    _show(Seen(seen.needed, found))
-    if told.write:
+    seen = ServerResults(needed, committed.renewed(found).columns)
+    _show(ServerResults(seen.needed, found))
+    if arguments.write:
         seen.write()
         for path, text in documents(seen):
             path.write_text(text)
@@ -69,7 +71,7 @@ def _started(names: Sequence[str]) -> Iterator[Column]:
 def _columns(kind: Kind) -> Iterator[Column]:
     with kind.started() as server:
         for bucket in kind.buckets:
-            report = asyncio.run(examine(server, bucket))
+            report = asyncio.run(probe_bucket(server, bucket))
             yield Column(kind.server, kind.version(), bucket, _today(), cells(report))
 
 
@@ -77,14 +79,16 @@ def _given(name: str, version: str) -> Iterator[Column]:
     server = S3Server.from_environment(os.environ)
     if server is None:
         raise ServerError("KEYTURN_S3_ENDPOINT_URL names no server")
-    yield Column(name, version, "plain", _today(), cells(asyncio.run(examine(server, "plain"))))
+    yield Column(
+        name, version, "plain", _today(), cells(asyncio.run(probe_bucket(server, "plain")))
+    )
 
 
 def _today() -> str:
     return f"{datetime.now(UTC):%Y-%m-%d}"
 
 
-def _show(seen: Seen) -> None:
+def _show(seen: ServerResults) -> None:
     heads = ("row", "needed", *(column.name for column in seen.columns))
     rows = [
         (row, needed, *(c.rows[row] for c in seen.columns)) for row, needed in seen.needed.items()
@@ -93,8 +97,8 @@ def _show(seen: Seen) -> None:
     print_table(heads, [*rows, ("Keyturn", "", *verdicts)])
 
 
-def _compare(committed: Seen, found: Sequence[Column]) -> int:
-    """Tell each cell that is not as committed."""
+def _compare(committed: ServerResults, found: Sequence[Column]) -> int:
+    """Print each cell that differs from the committed one."""
     differing = 0
     for column in found:
         known = committed.column(*column.place)
@@ -103,7 +107,10 @@ def _compare(committed: Seen, found: Sequence[Column]) -> int:
                 differing += 1
                 print(f"{column.name}: {row}: {cell}, was: {known.rows.get(row)}", file=sys.stderr)
     if differing:
-        print("not as committed: `make doctor ARGS=--write`", file=sys.stderr)
+        print(
+            "differs from the committed results: `make doctor ARGS=--write` updates them",
+            file=sys.stderr,
+        )
     return 1 if differing else 0
 
 

@@ -1,4 +1,4 @@
-"""What servers were seen to do: one column each, committed as JSON."""
+"""The probe results of the servers: one column each, committed as JSON."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 FILE = Path(__file__).parents[2] / "docs" / "storage-servers.json"
 HOLDS = "yes"
-"""The cell of a row that held."""
+"""The cell of a row that holds."""
 
 Bucket = Literal["plain", "versioned", "locked"]
 _LABELS: Mapping[Bucket, str] = {"versioned": "versioned", "locked": "object lock"}
@@ -51,41 +51,41 @@ class Column:
 
     @property
     def name(self) -> str:
-        """The head of the column."""
+        """The heading of the column."""
         return ", ".join(filter(None, (f"{self.server} {self.version}", self.label)))
 
     @property
     def place(self) -> tuple[str, Bucket]:
-        """What a column seen anew takes the place of."""
+        """The identity of a column: a newer one replaces it."""
         return self.server, self.bucket
 
     def lacks(self, needed: Mapping[str, str], how_much: str) -> Sequence[str]:
-        """The rows of this need that do not hold."""
+        """The rows with this requirement level that do not hold."""
         return [
             row for row, found in self.rows.items() if needed[row] == how_much and found != HOLDS
         ]
 
 
 @dataclass(frozen=True)
-class Seen:
+class ServerResults:
     """All columns, and how much each row is needed."""
 
     needed: Mapping[str, str]
     columns: Sequence[Column]
 
     @classmethod
-    def read(cls) -> Seen:
-        """What is committed."""
-        told: dict[str, Any] = json.loads(FILE.read_text())
-        return cls(told["needed"], [Column(**column) for column in told["columns"]])
+    def read(cls) -> ServerResults:
+        """Read the committed results."""
+        document: dict[str, Any] = json.loads(FILE.read_text())
+        return cls(document["needed"], [Column(**column) for column in document["columns"]])
 
     def write(self) -> None:
-        """Replace what is committed."""
+        """Write the results to the committed file."""
         columns = [asdict(column) for column in self.columns]
         for column in columns:
             del column["label"]
-        told = {"needed": self.needed, "columns": columns}
-        FILE.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+        document = {"needed": self.needed, "columns": columns}
+        FILE.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
 
     def column(self, server: str, bucket: Bucket) -> Column:
         """The column of a server's kind of bucket.
@@ -98,11 +98,11 @@ class Seen:
                 return column
         raise LookupError(f"no column for {server}, {bucket}")
 
-    def renewed(self, found: Sequence[Column]) -> Seen:
-        """With these columns in place of older ones, new ones at the end."""
+    def renewed(self, found: Sequence[Column]) -> ServerResults:
+        """The results with these columns in place of older ones, new ones at the end."""
         places = {column.place: column for column in found}
         kept = [places.pop(column.place, column) for column in self.columns]
-        return Seen(self.needed, [*kept, *places.values()])
+        return ServerResults(self.needed, [*kept, *places.values()])
 
 
 def cells(report: Report) -> Mapping[str, str]:

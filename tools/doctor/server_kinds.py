@@ -1,4 +1,4 @@
-"""The servers that `make doctor` starts by itself, and the kinds of bucket that it tries there."""
+"""The servers that `make doctor` starts, and the kinds of bucket that it probes there."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def make_bucket(server: S3Server, kind: Bucket) -> str:
     return name
 
 
-async def examine(server: S3Server, bucket: Bucket) -> Report:
+async def probe_bucket(server: S3Server, bucket: Bucket) -> Report:
     """The whole probe on a fresh bucket of this kind."""
     settings = S3Settings.model_validate(
         {

@@ -1,4 +1,4 @@
-"""The tables of README.md and docs/operations/storage-servers.md, made from what was seen."""
+"""The tables of README.md and docs/operations/storage-servers.md, made from the results."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from tools.doctor.results import HOLDS
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from tools.doctor.results import Column, Seen
+    from tools.doctor.results import Column, ServerResults
 
 _ROOT = Path(__file__).parents[2]
 _MARKED = re.compile(r"(<!-- doctor: begin -->\n).*?(<!-- doctor: end -->)", re.DOTALL)
 
 
-def whole(seen: Seen) -> str:
+def whole(seen: ServerResults) -> str:
     """Every row on every server; the verdict last."""
     columns = _folded(seen.columns)
     heads = [f"{column.name} ({column.seen})" for column in columns]
@@ -30,14 +30,14 @@ def whole(seen: Seen) -> str:
     return _markdown(["row", "needed", *heads], [*rows, ["**Keyturn**", "", *verdicts]])
 
 
-def short(seen: Seen) -> str:
-    """One line a server: whether Keyturn starts there, and why not or what it does without."""
+def short(seen: ServerResults) -> str:
+    """One line per server: whether Keyturn starts there, why not, or what is missing."""
     rows = []
     for column in _folded(seen.columns):
-        refused = _told(column.lacks(seen.needed, "required"))
-        told = refused or _told(column.lacks(seen.needed, "wanted"))
+        refused = _reasons(column.lacks(seen.needed, "required"))
+        reasons = refused or _reasons(column.lacks(seen.needed, "wanted"))
         verdict = "**refused** for" if refused else "safe, without"
-        rows.append([column.name, f"{verdict}: {'; '.join(told)}" if told else "safe"])
+        rows.append([column.name, f"{verdict}: {'; '.join(reasons)}" if reasons else "safe"])
     return _markdown(["server", "`keyturn doctor` says"], rows)
 
 
@@ -53,7 +53,7 @@ def placed(text: str, table: str) -> str:
     return made
 
 
-def documents(seen: Seen) -> Iterable[tuple[Path, str]]:
+def documents(seen: ServerResults) -> Iterable[tuple[Path, str]]:
     """Each document that shows a table, as it should be."""
     page = "docs/operations/storage-servers.md"
     for name, table in (("README.md", short(seen)), (page, whole(seen))):
@@ -73,7 +73,7 @@ def _folded(columns: Sequence[Column]) -> Sequence[Column]:
     return folded
 
 
-def _told(rows: Sequence[str]) -> Sequence[str]:
+def _reasons(rows: Sequence[str]) -> Sequence[str]:
     """Without the races where the row fails for a single request already."""
     return [row for row in rows if row.partition(", ")[0] not in rows or ", " not in row]
 
@@ -84,8 +84,8 @@ def _cell(found: str, needed: str) -> str:
     return f"**no**: {found}" if needed == "required" else found
 
 
-def _verdict(column: Column, seen: Seen) -> str:
-    refused = _told(column.lacks(seen.needed, "required"))
+def _verdict(column: Column, seen: ServerResults) -> str:
+    refused = _reasons(column.lacks(seen.needed, "required"))
     return f"**refused**: {'; '.join(refused)}" if refused else "**safe**"
 
 

@@ -2,8 +2,8 @@
 
 `python -m tools.generate` writes the files below `contracts/`; a test compares them
 with what is committed. Everything comes from the models (`keyturn.messages`) and the
-topology (`keyturn.topology`), so that none of it can tell another story (SPEC 6).
-It must never run in a service: nothing else imports it.
+topology (`keyturn.topology`), so that it cannot contradict them (SPEC 6). It never runs in a
+service: nothing else imports it.
 """
 
 import json

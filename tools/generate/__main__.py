@@ -12,7 +12,7 @@ from tools.generate.sealed_secrets import new_sealed
 
 
 def main() -> None:
-    """Write everything; tell how much."""
+    """Write everything, and print the number of files."""
     if "--new-sealed" in sys.argv[1:]:
         target = ROOT / "examples" / "sealed.json"
         target.parent.mkdir(exist_ok=True)

@@ -1,7 +1,7 @@
 """The AsyncAPI 3.0 document: exchange, routing keys, queues, headers (SPEC 6.1 to 6.3, 6.7).
 
 It describes the workers: they receive requests and send events. Queues and their
-arguments are told as `x-queues`, because AsyncAPI's own bindings have no place for them.
+arguments are in `x-queues`, because AsyncAPI's own bindings have no place for them.
 It must never say what `keyturn.topology` does not.
 """
 
@@ -120,8 +120,10 @@ def _message(name: str) -> dict[str, Any]:
 
 
 def _queue(queue: Any) -> dict[str, Any]:
-    told = {"name": queue.name, "durable": True, "arguments": dict(queue.arguments)}
-    told["bindings"] = list(queue.bindings)
+    description = {"name": queue.name, "durable": True, "arguments": dict(queue.arguments)}
+    description["bindings"] = list(queue.bindings)
     if queue.name == EVENTS_STREAM:
-        told["description"] = "Read with the consumer argument x-stream-offset, prefetch and acks"
-    return told
+        description["description"] = (
+            "Read with the consumer argument x-stream-offset, prefetch and acks"
+        )
+    return description

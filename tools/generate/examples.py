@@ -1,7 +1,7 @@
 """Examples of every message: valid ones, and invalid ones with the reason (SPEC 6).
 
 `{type}/valid/*.json` pass the model and the schema; `{type}/invalid/*.json` are refused
-by the model with the code that `{type}/invalid/index.json` tells. `signed.json` holds
+by the model with the code in `{type}/invalid/index.json`. `signed.json` holds
 the headers of each type's first valid example, over its bytes in compact form.
 It must never hold a secret of anybody's: its keys are those of `sealed.json`.
 """
@@ -141,7 +141,7 @@ def events() -> dict[str, dict[str, Document]]:
         "generation": 1,
         "at": _AT,
     }
-    told: dict[str, dict[str, Document]] = {
+    examples: dict[str, dict[str, Document]] = {
         "project.enrolled": {"enrolled": enrolled},
         "upload.stored": {
             "stored": stored,
@@ -155,7 +155,7 @@ def events() -> dict[str, dict[str, Document]]:
     return {
         name: {
             title: {"type": name} | document | ({} if title == "without-origin" else _ORIGIN)
-            for title, document in told[name].items()
+            for title, document in examples[name].items()
         }
         for name in EVENT_MODELS
     }

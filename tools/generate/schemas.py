@@ -22,6 +22,6 @@ def schemas() -> dict[str, dict[str, Any]]:
 
 def _schema(name: str, model: Any) -> dict[str, Any]:
     schema: dict[str, Any] = model.model_json_schema(mode="validation")
-    # The models fill in `type`, so that code need not say it twice; on the wire it stands.
+    # The models fill in `type`, so that code need not repeat it; on the wire it is required.
     required = ["type", *(field for field in schema.get("required", []) if field != "type")]
     return {"$schema": _DIALECT, "$id": f"{name}.json"} | schema | {"required": required}

@@ -1,7 +1,7 @@
 """The keys and the sealed secrets of the examples (SPEC 2, 3, 6.4, 6.5).
 
-They are public: whoever writes a publisher in another language can open the examples
-with them. They must never be used in a deployment.
+They are public: the author of a publisher in another language can open the examples with them.
+They must never be used in a deployment.
 """
 
 from typing import Any, Final

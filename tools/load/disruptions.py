@@ -26,7 +26,7 @@ from aio_pika.exceptions import AMQPException
 from keyturn.topology import UPLOAD_QUEUE, dead_letter_name
 from tools.bench.figures import Row, Spread
 from tools.bench.processes import BenchError
-from tools.bench.rotation.delay_proxy import delaying
+from tools.bench.rotation.delay_proxy import delay_proxy
 from tools.bench.uploads import CONCURRENCY, PROJECT, enrol
 from tools.harness.wire import Wire
 from tools.load.outcome import Outcome, read_outcome
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
-    from tools.bench.rotation.delay_proxy import Delaying
+    from tools.bench.rotation.delay_proxy import DelayProxy
     from tools.harness.deployment import Deployment
     from tools.load.uploads import Uploads
     from tools.load.worker_pool import WorkerPool
@@ -128,7 +128,7 @@ async def measure(
     await enrol(deployment, scratch)
     await fill(deployment, uploads)
     under = f"/{deployment.bucket}/{PROJECT}/"
-    async with delaying(deployment.s3.endpoint_url, delay_ms=delay_ms, under=under) as between:
+    async with delay_proxy(deployment.s3.endpoint_url, delay_ms=delay_ms, under=under) as between:
         env = deployment.worker_env(UPLOAD_CONCURRENCY=str(at_once), S3_ENDPOINT_URL=between.url)
         async with worker_pool(env, scratch) as running:
             await running.start(workers)
@@ -162,7 +162,7 @@ def _disturbance(
     running: WorkerPool,
     workers: int,
     broker: RabbitMQ | None,
-    between: Delaying,
+    between: DelayProxy,
     delay_ms: int,
 ) -> Callable[[], Awaitable[None]]:
     async def restart() -> None:

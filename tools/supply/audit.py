@@ -2,7 +2,7 @@
 
 Asks the OSV database by pip-audit about the hashed, locked requirements. A finding fails. Where
 the database cannot be reached, or does not answer in time, one line says so and it passes: an audit
-must not stop a build for somebody else's outage.
+must not stop a build because of an outage elsewhere.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def audit(
         found: list[dict[str, Any]] = json.loads(done.stdout)["dependencies"]
     except ValueError:
         return _without_answer(done.stderr)
-    return _tell(found)
+    return _report(found)
 
 
 def _without_answer(said: str) -> int:
@@ -66,7 +66,7 @@ def _without_answer(said: str) -> int:
     return 1
 
 
-def _tell(found: list[dict[str, Any]]) -> int:
+def _report(found: list[dict[str, Any]]) -> int:
     bad = [dependency for dependency in found if dependency.get("vulns")]
     for dependency in bad:
         for vulnerability in dependency["vulns"]:

@@ -47,7 +47,7 @@ _SPDX = {
     "MIT License": "MIT",
 }
 _CLASSIFIERS = {"License :: OSI Approved :: MIT License": "MIT"}
-# Not installed where this is made: its wheel tells BSD-3-Clause.
+# Not installed where this is generated: its wheel declares BSD-3-Clause.
 _ELSEWHERE = {"colorama": "BSD-3-Clause"}
 
 _HEAD = """\
@@ -63,16 +63,25 @@ marked *publisher* alone. colorama is for Windows and comes nowhere else.
 
 
 def licence(name: str) -> str:
-    """A package's licence as an SPDX expression, as far as it tells one."""
+    """A package's license as an SPDX expression, if it declares one."""
     try:
-        told = metadata(name)
+        package_metadata = metadata(name)
     except PackageNotFoundError:
         return _ELSEWHERE[name]
-    given = [told[name] for name in ("License-Expression", "License") if name in told]
+    given = [
+        package_metadata[name]
+        for name in ("License-Expression", "License")
+        if name in package_metadata
+    ]
     expression = given[0] if given else ""
     if not expression:
         expression = next(
-            (_CLASSIFIERS[x] for x in told.get_all("Classifier") or () if x in _CLASSIFIERS), ""
+            (
+                _CLASSIFIERS[x]
+                for x in package_metadata.get_all("Classifier") or ()
+                if x in _CLASSIFIERS
+            ),
+            "",
         )
     return _SPDX.get(expression, expression)
 

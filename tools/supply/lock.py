@@ -83,7 +83,7 @@ def _direct(distribution: str) -> Mapping[str, Locked]:
 def _one(name: str) -> Locked:
     found = [package for package in _cached() if package.name == name]
     if len(found) != 1:
-        raise ValueError(f"{name} stands in the lock {len(found)} times")
+        raise ValueError(f"{name} occurs {len(found)} times in the lock")
     return found[0]
 
 

@@ -36,12 +36,12 @@ def faults(text: str) -> list[str]:
     validator = Draft7Validator(_schema(_MAIN), registry=registry)
     if broken := [error.message for error in validator.iter_errors(document)]:
         return [f"not CycloneDX 1.5: {message}" for message in broken]
-    told = {(one["name"], one["version"]) for one in document["components"]}
+    listed = {(one["name"], one["version"]) for one in document["components"]}
     locked = {(name, package.version) for name, package in shipped().items()}
     locked.add((PUBLISHERS, version(PUBLISHERS)))
     return [
-        *(f"missing: {name} {version}" for name, version in sorted(locked - told)),
-        *(f"not shipped: {name} {version}" for name, version in sorted(told - locked)),
+        *(f"missing: {name} {version}" for name, version in sorted(locked - listed)),
+        *(f"not shipped: {name} {version}" for name, version in sorted(listed - locked)),
     ]
 
 

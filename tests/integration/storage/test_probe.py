@@ -13,8 +13,8 @@ from keyturn_workers.errors import UnsafeStorageError
 from keyturn_workers.storage import Capabilities
 from keyturn_workers.storage.probe.runner import PREFIX, probe
 from tests.integration.storage.conftest import opened
-from tools.doctor.results import Seen, cells
-from tools.doctor.server_kinds import KINDS, examine
+from tools.doctor.results import ServerResults, cells
+from tools.doctor.server_kinds import KINDS, probe_bucket
 from tools.servers.s3 import sync_client
 
 if TYPE_CHECKING:
@@ -77,8 +77,8 @@ async def test_the_committed_table_is_what_servers_answer(
 ) -> None:
     """So it cannot go stale; what the suite does not start is `make doctor`'s business."""
     running: S3Server = request.getfixturevalue(FIXTURES[server])
-    committed = Seen.read().column(server, bucket)
-    found = cells(await examine(running, bucket))
+    committed = ServerResults.read().column(server, bucket)
+    found = cells(await probe_bucket(running, bucket))
     assert found == dict(committed.rows), "run `make doctor ARGS=--write`"
     if server == "moto":  # pinned by the lock; Debian's Ceph moves by itself
         assert committed.version == kind.version()

@@ -57,10 +57,10 @@ class Rounds:
 
 
 async def _served(running: Running, what: str, target: Any, **job: float) -> tuple[Any, float]:
-    """What a job told, and the CPU seconds that the server took for it."""
+    """The report of a job, and the server's CPU seconds for it."""
     before = running.cpu_s()
-    told = await ask(what, target, **job)
-    return told, running.cpu_s() - before
+    report = await ask(what, target, **job)
+    return report, running.cpu_s() - before
 
 
 async def large(
@@ -73,18 +73,18 @@ async def large(
     """
     found, mib = Rounds(), size_bytes / _MIB
     async with opened(world, PROJECT, scratch, "large") as sides:
-        told = await ask("whole", [sides.ours(LARGE)], hash=True)
-        if (told["size_bytes"], told["sha256"]) != (size_bytes, sha256):
+        report = await ask("whole", [sides.ours(LARGE)], hash=True)
+        if (report["size_bytes"], report["sha256"]) != (size_bytes, sha256):
             raise BenchError("the gateway gave out other bytes than those that were stored")
         for _ in range(rounds):
-            told, cpu_s = await _served(sides.gateway, "whole", [sides.ours(LARGE)], hash=False)
-            found.ours.per_s.append(mib / told["wall_s"])
+            report, cpu_s = await _served(sides.gateway, "whole", [sides.ours(LARGE)], hash=False)
+            found.ours.per_s.append(mib / report["wall_s"])
             found.ours.cpu.append(cpu_s)
-            told, cpu_s = await _served(sides.passing, "whole", [sides.passed(LARGE)], hash=False)
-            found.passed.per_s.append(mib / told["wall_s"])
+            report, cpu_s = await _served(sides.passing, "whole", [sides.passed(LARGE)], hash=False)
+            found.passed.per_s.append(mib / report["wall_s"])
             found.passed.cpu.append(cpu_s)
-            told = await ask("whole", [sides.bare(LARGE)], hash=False)
-            found.stored.per_s.append(mib / told["wall_s"])
+            report = await ask("whole", [sides.bare(LARGE)], hash=False)
+            found.stored.per_s.append(mib / report["wall_s"])
     figure = f"{name_of(size_bytes)} through the gateway"
     return rows(world.deployment.s3.kind, figure, found, "MiB/s", "s", cpu_name="its CPU")
 
@@ -98,7 +98,7 @@ async def bodies(world: World, scratch: Path, *, size_bytes: int, rounds: int) -
     mib = _BODIES_AT_ONCE * size_bytes / _MIB
     job: dict[str, float] = {"count": _BODIES_AT_ONCE, "concurrency": _BODIES_AT_ONCE, "warm": 0}
     async with opened(world, PROJECT, scratch, "bodies") as sides:
-        # The storage is slow the first time that it reads a body, whoever asks for it.
+        # The storage is slow on the first read of a body.
         await ask("many", [sides.bare(key) for key in keys], **job)
     for number in range(rounds):
         async with opened(world, PROJECT, scratch, f"bodies-{number}") as sides:
@@ -106,16 +106,16 @@ async def bodies(world: World, scratch: Path, *, size_bytes: int, rounds: int) -
             idle = sides.gateway.rss_bytes()
             sides.gateway.forget_peak()
             ours = [sides.ours(key) for key in keys]
-            told, cpu_s = await _served(sides.gateway, "many", ours, **job)
+            report, cpu_s = await _served(sides.gateway, "many", ours, **job)
             found.memory_mib.append((sides.gateway.peak_bytes() - idle) / _MIB)
-            found.ours.per_s.append(mib / told["wall_s"])
+            found.ours.per_s.append(mib / report["wall_s"])
             found.ours.cpu.append(cpu_s)
             passed = [sides.passed(key) for key in keys]
-            told, cpu_s = await _served(sides.passing, "many", passed, **job)
-            found.passed.per_s.append(mib / told["wall_s"])
+            report, cpu_s = await _served(sides.passing, "many", passed, **job)
+            found.passed.per_s.append(mib / report["wall_s"])
             found.passed.cpu.append(cpu_s)
-            told = await ask("many", [sides.bare(key) for key in keys], **job)
-            found.stored.per_s.append(mib / told["wall_s"])
+            report = await ask("many", [sides.bare(key) for key in keys], **job)
+            found.stored.per_s.append(mib / report["wall_s"])
     figure = f"{_BODIES_AT_ONCE} of {name_of(size_bytes)} at once"
     memory = Row(
         f"{figure}, peak memory above idle",
@@ -157,12 +157,12 @@ async def small(world: World, scratch: Path, *, count: int, rounds: int) -> list
                 (ours, sides.gateway, found.ours),
                 (passed, sides.passing, found.passed),
             ):
-                told, cpu_s = await _served(running, "many", targets, **job)
-                side.per_s.append(told["done"] / told["wall_s"])
+                report, cpu_s = await _served(running, "many", targets, **job)
+                side.per_s.append(report["done"] / report["wall_s"])
                 side.cpu.append(1000 * cpu_s / done)
-            told = await ask("many", stored, **job)
-            found.stored.per_s.append(told["done"] / told["wall_s"])
-            told = await bare(
+            report = await ask("many", stored, **job)
+            found.stored.per_s.append(report["done"] / report["wall_s"])
+            report = await bare(
                 world.deployment.s3_env(),
                 "gets",
                 "bare",
@@ -170,8 +170,8 @@ async def small(world: World, scratch: Path, *, count: int, rounds: int) -> list
                 warm=warm,
                 concurrency=_SMALL_AT_ONCE,
             )
-            bare_cpu.per_s.append(told["done"] / told["wall_s"])
-            bare_cpu.cpu.append(1000 * told["cpu_s"] / told["done"])
+            bare_cpu.per_s.append(report["done"] / report["wall_s"])
+            bare_cpu.cpu.append(1000 * report["cpu_s"] / report["done"])
     figure = f"{name_of(_SMALL_BYTES)} through the gateway, {_SMALL_AT_ONCE} at once"
     loop = "bare aioboto3 get loop"
     return [
@@ -189,8 +189,8 @@ async def sampled(world: World, scratch: Path, *, count: int) -> dict[str, float
         targets = [sides.ours(key_of(number)) for number in range(count)]
         await ask("many", targets[:warm], **(job | {"count": warm}))
         sample_from_now(sides.gateway)
-        told, cpu_s = await _served(sides.gateway, "many", targets, **job)
-    per_s, cpu_ms = told["done"] / told["wall_s"], 1000 * cpu_s / told["done"]
+        report, cpu_s = await _served(sides.gateway, "many", targets, **job)
+    per_s, cpu_ms = report["done"] / report["wall_s"], 1000 * cpu_s / report["done"]
     return Sampled.written(samples).an_object(per_s=per_s, cpu_ms=cpu_ms)
 
 

@@ -1,7 +1,7 @@
 """Seconds to the first byte: small, large, and one byte in the middle (SPEC 9.2).
 
-Samples of all sides alternate one by one, each on a connection that stands already, from
-the request to the first byte of the body. A range of the gateway opens the header and the
+Samples of all sides alternate one by one, each on an open connection, from the request to the
+first byte of the body. A range of the gateway opens the header and the
 last chunk first, so that its length is known: three reads where the storage does one.
 """
 
@@ -46,8 +46,8 @@ async def measure(
         await ask("first", targets[small], count=5, pause_s=_PAUSE_S)
         for _ in range(rounds):
             for name, asked in targets.items():
-                told = await ask("first", asked, count=samples, pause_s=_PAUSE_S)
-                found[name].append(told["seconds"])
+                report = await ask("first", asked, count=samples, pause_s=_PAUSE_S)
+                found[name].append(report["seconds"])
     return [
         row for name, each in found.items() for row in rows(world.deployment.s3.kind, name, each)
     ]

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Final
 from tools.bench.figures import Row, Spread
 from tools.bench.gateway.sides import ask, opened
 from tools.bench.processes import BenchError
-from tools.bench.rotation.delay_proxy import delaying
+from tools.bench.rotation.delay_proxy import delay_proxy
 from tools.bench.rotation.world import key_of, open_world
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from tools.bench.rotation.delay_proxy import Delaying
+    from tools.bench.rotation.delay_proxy import DelayProxy
     from tools.bench.rotation.world import World
     from tools.harness.deployment import Deployment
 
@@ -47,7 +47,7 @@ async def measure(
         for first in range(0, len(projects), _AT_ONCE):
             await asyncio.gather(*(_fill(world, name) for name in projects[first:][:_AT_ONCE]))
         under = f"/{deployment.bucket}/{_PREFIX}"
-        async with delaying(deployment.s3.endpoint_url, delay_ms=0, under=under) as between:
+        async with delay_proxy(deployment.s3.endpoint_url, delay_ms=0, under=under) as between:
             for number in numbers:
                 of = projects[:number]
                 found = [
@@ -64,7 +64,7 @@ async def _fill(world: World, project: str) -> None:
 
 
 async def _a_round(
-    world: World, scratch: Path, name: str, projects: Sequence[str], between: Delaying
+    world: World, scratch: Path, name: str, projects: Sequence[str], between: DelayProxy
 ) -> float:
     """Keyring requests per cache period of a gateway of its own, once it knows every keyring.
 

@@ -1,10 +1,10 @@
-"""The client: requests on open connections, bodies counted and thrown away.
+"""The client: sends requests on open connections, and counts and discards the bodies.
 
 `python -m tools.bench.gateway.load_client`, with a job as JSON on its standard input, prints one
 JSON object. It shares two cores with what it measures, so it is as cheap as Python allows:
 httptools on an asyncio protocol, no session, no buffers. A connection is open before the
-clock of a request starts. An answer that is no 200 or 206, or not of the length that it
-told, ends the run.
+clock of a request starts. A response that is not 200 or 206, or not of its announced length,
+fails the run.
 
 | job | what it does |
 | --- | --- |
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 _GOOD = (200, 206)
 
 
-class AskingError(Exception):
-    """An answer was not what it must be."""
+class LoadClientError(Exception):
+    """A response was wrong."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Connection(asyncio.Protocol):
 
     def _fail(self, why: str) -> None:
         if self._done is not None and not self._done.done():
-            self._done.set_exception(AskingError(why))
+            self._done.set_exception(LoadClientError(why))
 
     def on_body(self, body: bytes) -> None:
         """Count it; remember when the first came."""
@@ -103,7 +103,7 @@ class Connection(asyncio.Protocol):
             self._hashed.update(body)
 
     def on_message_complete(self) -> None:
-        """The answer is whole: the parser saw as many bytes as it was told of."""
+        """The response is complete: the parser saw the announced number of bytes."""
         if self._done is not None and not self._done.done():
             self._done.set_result(None)
 
@@ -116,7 +116,7 @@ class Connection(asyncio.Protocol):
         self._transport.write(head)
         try:
             await self._done
-        except AskingError:
+        except LoadClientError:
             self.close()
             raise
 
@@ -148,10 +148,10 @@ async def whole(target: Target, *, hash_it: bool) -> dict[str, Any]:
     connection, head = await _opened(target), target.head
     began, cpu = time.perf_counter(), time.process_time()
     await connection.ask(head, hashed=hashed)
-    told = _told(began, cpu, 1)
+    report = _figures(began, cpu, 1)
     connection.close()
     digest = hashed.hexdigest() if hashed is not None else ""
-    return {**told, "size_bytes": connection.size_bytes, "sha256": digest}
+    return {**report, "size_bytes": connection.size_bytes, "sha256": digest}
 
 
 async def first(targets: Sequence[Target], count: int, pause_s: float) -> dict[str, Any]:
@@ -193,13 +193,13 @@ async def many(
     size_bytes = 0
     began, cpu = time.perf_counter(), time.process_time()
     await span(count)
-    told = _told(began, cpu, count)
+    report = _figures(began, cpu, count)
     for connection in connections:
         connection.close()
-    return {**told, "size_bytes": size_bytes}
+    return {**report, "size_bytes": size_bytes}
 
 
-def _told(began: float, cpu: float, done: int) -> dict[str, Any]:
+def _figures(began: float, cpu: float, done: int) -> dict[str, Any]:
     return {
         "wall_s": time.perf_counter() - began,
         "cpu_s": time.process_time() - cpu,

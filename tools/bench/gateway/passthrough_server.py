@@ -52,7 +52,7 @@ class Passing:
 
 
 async def run(settings: GatewaySettings) -> None:
-    """Serve until told to stop."""
+    """Serve until SIGTERM."""
     async with open_storage(settings, max_connections=settings.gateway_concurrency) as storage:
         await serve(settings, Passing(storage, settings.gateway_idle_timeout_s))
 

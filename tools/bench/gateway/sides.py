@@ -66,8 +66,8 @@ class Sides:
 def _address(running: Running) -> str:
     """The log's line that says where it listens."""
     lines = [json.loads(line) for line in running.log.read_text().splitlines()]
-    told = next(line for line in lines if line["event"] == _STARTED)
-    return f"http://{told['host']}:{told['port']}"
+    report = next(line for line in lines if line["event"] == _STARTED)
+    return f"http://{report['host']}:{report['port']}"
 
 
 @asynccontextmanager
@@ -112,5 +112,5 @@ async def opened(
 async def ask(what: str, targets: list[dict[str, Any]], **more: float) -> dict[str, Any]:
     """Do one job of `tools.bench.gateway.load_client`; errors as `printed`."""
     job = json.dumps({"what": what, "targets": targets, **more})
-    told: dict[str, Any] = await printed({}, "tools.bench.gateway.load_client", said=job)
-    return told
+    report: dict[str, Any] = await printed({}, "tools.bench.gateway.load_client", said=job)
+    return report

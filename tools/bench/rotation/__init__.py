@@ -5,10 +5,10 @@
 | `pages` | one page worker against a bare loop; requests and bytes an object |
 | `sizes` | one object of 4 KiB to 512 MiB against its way through a client |
 | `scaling` | 1 to 8 page workers on a storage that is 20 ms away |
-| `many` | a whole rotation of many objects with real processes: time, rate, memory |
+| `whole_rotation` | a rotation of many objects with real processes: time, rate, memory |
 | `world` | a project whose keyring and objects the bench puts there itself |
 | `passes` | one pass over pages by running page workers, and what it took |
-| `delaying`, `resealing` | processes of its own: the delaying proxy, and the other way to rotate |
+| `delay_proxy`, `reencrypt` | separate processes: the delaying proxy, and the baseline |
 
 The page workers are the real `keyturn worker sweep`. Where one pass alone is measured, the
 bench is the planner: it writes the sweep's record and sends its pages.

@@ -288,8 +288,8 @@ async def _serve(given: argparse.Namespace) -> None:
 
 
 @dataclass(frozen=True)
-class Delaying:
-    """The proxy's process; `url` stands for the server behind it."""
+class DelayProxy:
+    """The proxy's process; `url` is its address."""
 
     url: str
     usage: psutil.Process
@@ -318,15 +318,15 @@ async def _line(process: asyncio.subprocess.Process) -> dict[str, Any]:
     with suppress(TimeoutError):
         async with asyncio.timeout(_ANSWER_S):
             if line := await process.stdout.readline():
-                told: dict[str, Any] = json.loads(line)
-                return told
+                report: dict[str, Any] = json.loads(line)
+                return report
     raise BenchError("the proxy does not answer")
 
 
 @asynccontextmanager
-async def delaying(
+async def delay_proxy(
     url: str, *, delay_ms: int, under: str, at_once: int = 0
-) -> AsyncIterator[Delaying]:
+) -> AsyncIterator[DelayProxy]:
     """Run the proxy before the server at `url`, until the block ends.
 
     Args:
@@ -349,7 +349,7 @@ async def delaying(
     )
     try:
         port = (await _line(process))["port"]
-        yield Delaying(f"http://127.0.0.1:{port}", psutil.Process(process.pid), process)
+        yield DelayProxy(f"http://127.0.0.1:{port}", psutil.Process(process.pid), process)
     finally:
         if process.returncode is None:
             process.kill()

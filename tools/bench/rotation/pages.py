@@ -3,7 +3,7 @@
 A real `keyturn worker sweep` does a writing pass over pages of 4 KiB objects, and a
 proving pass; a process of plain aioboto3 does a HEAD and a self-copy of as many objects
 of the same size, and a HEAD. They alternate. Requests and bytes are counted in a pass of
-its own, by a proxy that stands between.
+its own, by a proxy in between.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import aio_pika
 from tools.bench.figures import Row, Spread, higher_is_better, lower_is_better
 from tools.bench.layers import Sampled
 from tools.bench.processes import bare, worker
-from tools.bench.rotation.delay_proxy import delaying
-from tools.bench.rotation.passes import Crew
+from tools.bench.rotation.delay_proxy import delay_proxy
+from tools.bench.rotation.passes import PageWorkers
 from tools.bench.rotation.world import key_of, open_world, pages_of
 from tools.bench.uploads import Rate
 
@@ -68,9 +68,9 @@ class Counted:
 
 
 @asynccontextmanager
-async def crew(
+async def run_page_worker(
     world: World, scratch: Path, name: str, *, samples: Path | None = None, url: str = ""
-) -> AsyncIterator[Crew]:
+) -> AsyncIterator[PageWorkers]:
     """One page worker of the default concurrency, which finds the storage at `url` if given."""
     more = {"S3_ENDPOINT_URL": url} if url else {}
     env = world.deployment.worker_env(SWEEP_CONCURRENCY=str(CONCURRENCY), **more)
@@ -78,7 +78,7 @@ async def crew(
         worker(env, scratch / f"{name}.log", "sweep", samples=samples) as running,
         await aio_pika.connect(world.deployment.amqp_url) as connection,
     ):
-        yield Crew(world, await connection.channel(), (running,))
+        yield PageWorkers(world, await connection.channel(), (running,))
 
 
 def _rate(done: Pass) -> Rate:
@@ -86,10 +86,10 @@ def _rate(done: Pass) -> Rate:
 
 
 async def _theirs(deployment: Deployment, what: str, count: int, warm: int) -> Rate:
-    told = await bare(
+    report = await bare(
         deployment.s3_env(), what, "bare", count=count, warm=warm, concurrency=CONCURRENCY
     )
-    return Rate(told["done"] / told["wall_s"], 1000 * told["cpu_s"] / told["done"])
+    return Rate(report["done"] / report["wall_s"], 1000 * report["cpu_s"] / report["done"])
 
 
 async def _rounds(world: World, scratch: Path, count: int, warm: int, rounds: int) -> Rounds:
@@ -100,7 +100,7 @@ async def _rounds(world: World, scratch: Path, count: int, warm: int, rounds: in
         pages_of(keys[warm:], PAGE_KEYS, after=keys[warm - 1]),
     )
     found = Rounds()
-    async with crew(world, scratch, "pages") as ours:
+    async with run_page_worker(world, scratch, "pages") as ours:
         for _ in range(rounds):
             await world.turn(PROJECT)
             await ours.write(PROJECT, first)
@@ -119,8 +119,8 @@ async def _counted(
     pages = pages_of([key_of(number) for number in range(count)], PAGE_KEYS)
     under = f"/{world.deployment.bucket}/{project}/"
     async with (
-        delaying(world.deployment.s3.endpoint_url, delay_ms=0, under=under) as between,
-        crew(world, scratch, f"counted-{project}", url=between.url) as ours,
+        delay_proxy(world.deployment.s3.endpoint_url, delay_ms=0, under=under) as between,
+        run_page_worker(world, scratch, f"counted-{project}", url=between.url) as ours,
     ):
         await world.turn(project)
         await between.seen()
@@ -136,7 +136,7 @@ async def sampled(world: World, scratch: Path, count: int) -> dict[str, dict[str
     layers: dict[str, dict[str, float]] = {}
     for name in ("writing", "proving"):
         samples = scratch / f"{name}.json"
-        async with crew(world, scratch, name, samples=samples) as ours:
+        async with run_page_worker(world, scratch, name, samples=samples) as ours:
             if name == "writing":
                 await world.turn(PROJECT)
                 done = await ours.write(PROJECT, pages)

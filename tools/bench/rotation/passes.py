@@ -1,6 +1,6 @@
 """One pass over pages by page workers that run already (SPEC 8.5), and what it took.
 
-The bench stands in for the planner: it writes the sweep's record with all its pages as
+The bench acts as the planner: it writes the sweep's record with all its pages as
 sent, and sends them, and no step; so the workers do pages and nothing else. What each
 page found is read from its sealed record afterwards. A pass that did not do all that it
 should is no measurement.
@@ -38,7 +38,7 @@ _SHOWN = 4000
 
 @dataclass(frozen=True)
 class Pass:
-    """What a pass took: seconds from the first page sent to the last one told, CPU seconds."""
+    """The cost of a pass: seconds from the first page sent to the last one done, CPU seconds."""
 
     objects: int
     wall_s: float
@@ -56,7 +56,7 @@ class Pass:
 
 
 @dataclass(frozen=True)
-class Crew:
+class PageWorkers:
     """The page workers of a measurement, and how pages reach them."""
 
     world: World
@@ -99,7 +99,7 @@ class Crew:
         cpu_s = sum(worker.cpu_s() for worker in self.workers) - cpu_s
         results = await self.world.store.results(plan)
         if len(results) != len(pages) or any(r.state != plan.state for r in results.values()):
-            raise BenchError(f"of {len(pages)} pages {len(results)} were told")
+            raise BenchError(f"{len(results)} of {len(pages)} pages were reported")
         counts = sum((result.counts for result in results.values()), Counts())
         await self.world.store.remove(plan.ask.sweep_id, project)
         return wall_s, cpu_s, counts
@@ -123,7 +123,7 @@ class Crew:
         return plan
 
     async def _done(self, plan: Plan) -> None:
-        """Wait until the workers' logs show every page as told."""
+        """Wait until the workers' logs show every page as done."""
         until = time.perf_counter() + _PASS_S
         while time.perf_counter() < until:
             logs = [worker.log.read_text() for worker in self.workers]
@@ -135,7 +135,7 @@ class Crew:
 
 
 def pages_done(log: str, sweep_id: str) -> int:
-    """How many pages of a sweep a worker's log tells as done."""
+    """The number of a sweep's pages that a worker's log shows as done."""
     return sum('"page done"' in line and sweep_id in line for line in log.splitlines())
 
 

@@ -1,4 +1,4 @@
-"""The other way to turn a key: `python -m tools.bench.rotation.reencrypt KEY ONTO`.
+"""The baseline for a rotation: `python -m tools.bench.rotation.reencrypt KEY ONTO`.
 
 Downloads an object, opens it, seals it under a fresh DEK, and uploads that, all streamed:
 what rotation costs where the ciphertext is not left alone. It reads where the bucket is
@@ -72,7 +72,7 @@ def _client() -> S3Client:
 
 
 def main() -> None:
-    """Do it once, on a connection that stands."""
+    """Do it once, on an open connection."""
     key, onto = sys.argv[1:]
     dek, bucket = bytes.fromhex(sys.stdin.readline()), os.environ["KEYTURN_S3_BUCKET"]
     client = _client()

@@ -17,8 +17,8 @@ import psutil
 
 from tools.bench.figures import Row, Spread, higher_is_better, number
 from tools.bench.processes import worker
-from tools.bench.rotation.delay_proxy import delaying
-from tools.bench.rotation.passes import Crew
+from tools.bench.rotation.delay_proxy import delay_proxy
+from tools.bench.rotation.passes import PageWorkers
 from tools.bench.rotation.world import key_of, open_world, pages_of
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tools.bench.processes import Running
-    from tools.bench.rotation.delay_proxy import Delaying
+    from tools.bench.rotation.delay_proxy import DelayProxy
     from tools.bench.rotation.passes import Pass
     from tools.bench.rotation.world import World
     from tools.harness.deployment import Deployment
@@ -80,7 +80,7 @@ async def measure(
     url = deployment.s3.endpoint_url
     async with (
         open_world(deployment) as world,
-        delaying(url, delay_ms=DELAY_MS, under="/") as between,
+        delay_proxy(url, delay_ms=DELAY_MS, under="/") as between,
         await aio_pika.connect(deployment.amqp_url) as connection,
         AsyncExitStack() as stack,
     ):
@@ -92,7 +92,7 @@ async def measure(
             while len(running) < wanted:
                 starting = _one(world, scratch, f"scaling-{len(running)}", between)
                 running.append(await stack.enter_async_context(starting))
-            crew = Crew(world, channel, tuple(running))
+            crew = PageWorkers(world, channel, tuple(running))
             keys = [key_of(n) for n in range(wanted * objects_a_worker)]
             for _ in range(rounds):
                 await world.turn(PROJECT)
@@ -109,7 +109,7 @@ async def measure(
 
 
 def _one(
-    world: World, scratch: Path, name: str, between: Delaying
+    world: World, scratch: Path, name: str, between: DelayProxy
 ) -> AbstractAsyncContextManager[Running]:
     env = world.deployment.worker_env(
         SWEEP_CONCURRENCY=str(CONCURRENCY), S3_ENDPOINT_URL=between.url
@@ -120,7 +120,7 @@ def _one(
 class Look:
     """From its making on, what the machine, the bench's processes and the proxy use."""
 
-    def __init__(self, between: Delaying) -> None:
+    def __init__(self, between: DelayProxy) -> None:
         self._between = between
         self._proxy_s = between.cpu_s()
         self._ours_s = _started_by_us_s()

@@ -81,8 +81,8 @@ async def measure(deployment: Deployment, *, sizes: Sequence[int], rounds: int) 
                 seconds.ours.append(await _rotated(world, key))
                 seconds.through.append(await _through_a_client(world, key))
                 # Of two objects the first, a small one, makes the connection.
-                told = await bare(deployment.s3_env(), "copies", f"bare/{key}", warm=1, count=1)
-                seconds.copied.append(told["wall_s"])
+                report = await bare(deployment.s3_env(), "copies", f"bare/{key}", warm=1, count=1)
+                seconds.copied.append(report["wall_s"])
     return rows(deployment.s3.kind, found)
 
 
@@ -125,12 +125,12 @@ async def _through_a_client(world: World, key: str) -> float:
     )
     if opened is None:
         raise BenchError("the object has no wrap that opens")
-    told = await printed(
+    report = await printed(
         world.deployment.s3_env(),
         *("tools.bench.rotation.reencrypt", s3_key, f"bare/{key}/1"),
         said=opened.dek.hex() + "\n",
     )
-    return float(told["wall_s"])
+    return float(report["wall_s"])
 
 
 def rows(server: str, found: Mapping[int, Rounds]) -> list[Row]:

@@ -115,9 +115,9 @@ def check(event: Mapping[str, Any], count: int) -> None:
     Raises:
         BenchError: it did not.
     """
-    told = {name: event.get(name) for name in ("type", "clean", "objects", "current", "failed")}
+    report = {name: event.get(name) for name in ("type", "clean", "objects", "current", "failed")}
     wanted = ("rotation.completed", True, count, count, 0)
-    if tuple(told.values()) != wanted or event["rewrapped"] < count:
+    if tuple(report.values()) != wanted or event["rewrapped"] < count:
         raise BenchError(f"the rotation of {count} objects did not end clean: {event}")
 
 
@@ -136,19 +136,19 @@ def _check_keys(world: World, api_key: str, count: int) -> None:
 
 
 def page_times(log: str, sweep_id: str, began: datetime) -> list[tuple[float, int]]:
-    """When pages were told that changed something, in seconds, and how many objects by then."""
+    """The times of pages with changes, in seconds, and the number of objects by then."""
     done: list[tuple[float, int]] = []
     total = 0
     for line in log.splitlines():
         if '"page done"' not in line or sweep_id not in line:
             continue
-        told = json.loads(line)
-        if told["changed"]:
-            total += told["changed"]
-            moment = datetime.fromisoformat(told["timestamp"])
+        report = json.loads(line)
+        if report["changed"]:
+            total += report["changed"]
+            moment = datetime.fromisoformat(report["timestamp"])
             done.append(((moment - began).total_seconds(), total))
     if not done:
-        raise BenchError("no page of the rotation is told in the worker's log")
+        raise BenchError("the worker's log has no page of the rotation")
     return done
 
 

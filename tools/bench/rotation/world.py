@@ -1,7 +1,7 @@
 """A project that the bench owns: its keyring and its objects, put directly (SPEC 4, 5).
 
-Uploading is not what is measured, so objects are sealed and put without a request. They
-stand as an upload leaves them.
+Uploading is not measured, so objects are sealed and put without a request, in the form in which
+an upload stores them.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class World:
         if not await create_keyring(
             self.storage, keyring, self.keys.master_keys, lease_s=self.keyrings.lease_s
         ):
-            raise BenchError(f"the project {project} stands already")
+            raise BenchError(f"the project {project} already exists")
 
     async def turn(self, project: str) -> None:
         """Turn the project to a new API key."""
@@ -104,7 +104,7 @@ class World:
             self.keys.master_keys,
             lease_s=self.keyrings.lease_s,
         ):
-            raise BenchError(f"the keyring of {project} was changed by somebody else")
+            raise BenchError(f"the keyring of {project} was changed meanwhile")
 
     def _new_kek(self, project: str) -> Secret:
         self.api_keys[project] = new_api_key()
@@ -113,7 +113,7 @@ class World:
     async def load(
         self, project: str, count: int, size_bytes: int, *, tags: Mapping[str, str] | None = None
     ) -> None:
-        """Put so many small objects, sealed for the project as its keyring stands."""
+        """Put `count` small objects, sealed with the project's present keyring."""
         desired = (await self.keyrings.read_fresh(project)).desired
         plaintext = os.urandom(size_bytes)
 

@@ -11,7 +11,7 @@ import pytest
 
 from tools.bench.__main__ import _arguments, _measurements
 from tools.bench.gateway import downloads, first_bytes, keyrings
-from tools.bench.gateway.load_client import AskingError, Target, do
+from tools.bench.gateway.load_client import LoadClientError, Target, do
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -100,7 +100,7 @@ async def test_the_client_counts_what_was_answered() -> None:
 
 async def test_a_refusal_is_no_measurement() -> None:
     async with _answering(b"HTTP/1.1 503 No\r\ncontent-length: 0\r\n\r\n") as url:
-        with pytest.raises(AskingError):
+        with pytest.raises(LoadClientError):
             await do(_job(url, "whole", hash=False))
 
 

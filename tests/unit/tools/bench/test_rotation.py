@@ -16,7 +16,7 @@ from keyturn_workers.sweep.counts import Counts
 from tools.bench.__main__ import _arguments
 from tools.bench.processes import BenchError
 from tools.bench.rotation import pages, scaling, sizes, whole_rotation
-from tools.bench.rotation.delay_proxy import Seen, delaying, forwarding
+from tools.bench.rotation.delay_proxy import Seen, delay_proxy, forwarding
 from tools.bench.rotation.passes import Pass, _checked, pages_done
 from tools.bench.rotation.reencrypt import Resealed
 from tools.bench.rotation.world import key_of, pages_of
@@ -323,7 +323,7 @@ async def test_a_put_that_was_refused_made_nothing() -> None:
 async def test_the_proxys_delays_can_be_changed_while_it_runs() -> None:
     server = await asyncio.start_server(_answering, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    async with server, delaying(url, delay_ms=0, under="/b/p/") as between:
+    async with server, delay_proxy(url, delay_ms=0, under="/b/p/") as between:
         port = int(between.url.rpartition(":")[2])
         await _ask(port, "/", 1)
         await between.delay(100, under_ms=200)

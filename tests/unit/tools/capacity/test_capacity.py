@@ -14,7 +14,7 @@ from tools.capacity.__main__ import main
 from tools.capacity.check import Calibrated, Compared, calibrated, worst
 from tools.capacity.measured import AtSize, Broker, Measured, Operation, committed, parsed
 from tools.capacity.model import Setting
-from tools.capacity.plan import GIB, Ask, sections, size, span
+from tools.capacity.plan import GIB, CapacityRequest, sections, size, span
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -249,7 +249,7 @@ def test_what_is_no_amount_is_wrong_usage(wrong: list[str]) -> None:
 
 
 def test_every_answer_is_text_for_a_person() -> None:
-    made = sections(_MEASURED, Ask(1e9, 1.0))
+    made = sections(_MEASURED, CapacityRequest(1e9, 1.0))
     assert len(made) == 3
     assert (
         "one project needs"

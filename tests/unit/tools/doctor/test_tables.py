@@ -6,7 +6,7 @@ import pytest
 
 from keyturn_workers.storage.probe.runner import Report, Row, probe
 from keyturn_workers.testing.memory_storage import MemoryStorage
-from tools.doctor.results import HOLDS, Column, Seen, cells, needs
+from tools.doctor.results import HOLDS, Column, ServerResults, cells, needs
 from tools.doctor.tables import documents, placed, short, whole
 
 NEEDED = {"a": "required", "a, many at once": "required", "b": "wanted", "c": "info"}
@@ -20,13 +20,13 @@ def column(server: str, bucket: str = "plain", **found: str) -> Column:
 
 
 def test_the_documents_show_what_is_committed() -> None:
-    for path, text in documents(Seen.read()):
+    for path, text in documents(ServerResults.read()):
         assert path.read_text() == text, f"{path.name}: run `make doctor ARGS=--write`"
 
 
 async def test_every_row_of_the_probe_has_its_cell() -> None:
     """A row that is added, renamed or needed otherwise asks for a new look at every server."""
-    seen = Seen.read()
+    seen = ServerResults.read()
     report = await probe(MemoryStorage())
     assert dict(seen.needed) == dict(needs(report))
     for each in seen.columns:
@@ -49,7 +49,7 @@ def _cell(said: str, *, ok: bool = False) -> str:
 
 
 def test_a_required_row_that_fails_is_a_refusal() -> None:
-    seen = Seen(
+    seen = ServerResults(
         NEEDED, [column("good", c="changed"), column("bad", a="ignored", a_race="x", b="y")]
     )
     assert "| good 1.0 | safe |" in short(seen)
@@ -60,20 +60,22 @@ def test_a_required_row_that_fails_is_a_refusal() -> None:
 
 
 def test_what_is_worked_around_is_told() -> None:
-    assert "| fair 1.0 | safe, without: b |" in short(Seen(NEEDED, [column("fair", b="ignored")]))
-    raced = Seen(NEEDED, [column("raced", a_race="several stored")])
+    assert "| fair 1.0 | safe, without: b |" in short(
+        ServerResults(NEEDED, [column("fair", b="ignored")])
+    )
+    raced = ServerResults(NEEDED, [column("raced", a_race="several stored")])
     assert "**refused** for: a, many at once" in short(raced)
 
 
 def test_buckets_of_one_server_that_are_alike_share_a_column() -> None:
     alike = [column("s"), column("s", "versioned", c="x"), column("s", "locked", c="x")]
     assert "| s 1.0 | safe |\n| s 1.0, versioned or object lock | safe |\n" in short(
-        Seen(NEEDED, alike)
+        ServerResults(NEEDED, alike)
     )
 
 
 def test_a_column_seen_anew_takes_its_own_place() -> None:
-    seen = Seen(NEEDED, [column("one"), column("two")])
+    seen = ServerResults(NEEDED, [column("one"), column("two")])
     renewed = seen.renewed([column("one", a="ignored"), column("three")])
     assert [each.server for each in renewed.columns] == ["one", "two", "three"]
     assert renewed.column("one", "plain").rows["a"] == "ignored"
