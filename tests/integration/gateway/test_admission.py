@@ -98,14 +98,14 @@ def _is_the_refusal(answer: Response, refusal: Response) -> None:
 
 
 @pytest.mark.parametrize("who", _NOBODY)
-async def test_nobody_but_the_holder_of_the_key(scene: Scene, refusal: Response, who: str) -> None:
+async def test_only_the_current_key_is_accepted(scene: Scene, refusal: Response, who: str) -> None:
     """Whatever is wrong with a key, it is refused in the same bytes."""
     answer = await _raw(scene, "GET", _PATH, _with_key(scene, _NOBODY[who]))
     _is_the_refusal(answer, refusal)
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
-async def test_the_scheme_is_a_word_in_any_case(scene: Scene, scheme: str) -> None:
+async def test_the_authentication_scheme_is_case_insensitive(scene: Scene, scheme: str) -> None:
     fields = [("authorization", f"{scheme} {scene.deployment.api_key}")]
     answer = await _raw(scene, "GET", _PATH, fields)
     assert (answer.status, answer.body, answer.end) == (200, plain(100), "clean")
@@ -135,7 +135,9 @@ _PROJECTS = {
 
 
 @pytest.mark.parametrize("what", _PROJECTS)
-async def test_no_project_but_ones_own(scene: Scene, refusal: Response, what: str) -> None:
+async def test_an_api_key_opens_no_other_project(
+    scene: Scene, refusal: Response, what: str
+) -> None:
     """A project that there is not, or cannot be, is refused in the words for a wrong key."""
     target = f"/v1/projects/{_PROJECTS[what]}/objects/{_KEY}"
     fields = _bearer(scene.deployment.api_key)
@@ -179,7 +181,7 @@ _KEYS = {
 
 
 @pytest.mark.parametrize("what", _KEYS)
-async def test_no_object_has_such_a_key(scene: Scene, what: str) -> None:
+async def test_invalid_object_keys_are_not_found(scene: Scene, what: str) -> None:
     """404 for the key's holder, 401 for all others: nothing is resolved or joined."""
     target = f"/v1/projects/acme/objects/{_KEYS[what]}"
     methods = ("GET", "HEAD", "PUT")
@@ -205,7 +207,7 @@ _NOT_THERE = {
 
 
 @pytest.mark.parametrize("what", _NOT_THERE)
-async def test_a_legal_key_is_looked_for_below_the_project_alone(scene: Scene, what: str) -> None:
+async def test_a_valid_key_is_read_below_its_project_only(scene: Scene, what: str) -> None:
     target = f"/v1/projects/acme/objects/{_NOT_THERE[what]}"
     answer = await _raw(scene, "GET", target, _bearer(scene.deployment.api_key))
     assert (answer.status, answer.code) == (404, "not_found")
@@ -250,7 +252,7 @@ async def test_a_key_is_decoded_once(scene: Scene, target: str, size_bytes: int,
         ("*", {400, 404}),
     ],
 )
-async def test_a_path_that_is_none_of_ours(scene: Scene, target: str, statuses: set[int]) -> None:
+async def test_unknown_paths(scene: Scene, target: str, statuses: set[int]) -> None:
     """No other spelling of a path leads to an object."""
     answer = await _raw(scene, "GET", target, _bearer(scene.deployment.api_key))
     assert answer.status in statuses
@@ -258,7 +260,7 @@ async def test_a_path_that_is_none_of_ours(scene: Scene, target: str, statuses: 
 
 
 @pytest.mark.parametrize("method", ["DELETE", "POST", "PATCH", "OPTIONS", "TRACE", "PROPFIND"])
-async def test_no_other_method(scene: Scene, method: str) -> None:
+async def test_other_methods_are_refused(scene: Scene, method: str) -> None:
     answer = await _raw(scene, method, _PATH, _bearer(scene.deployment.api_key))
     assert answer.status == 405
     assert set(answer.headers["allow"].replace(" ", "").split(",")) == {"GET", "HEAD", "PUT"}
@@ -278,14 +280,14 @@ _SMUGGLING = {
 
 
 @pytest.mark.parametrize("what", _SMUGGLING)
-async def test_a_request_that_two_servers_read_differently(scene: Scene, what: str) -> None:
+async def test_ambiguous_requests_are_refused(scene: Scene, what: str) -> None:
     head = f"PUT {_PATH} HTTP/1.1\r\nHost: g\r\nAuthorization: Bearer {_STRANGER}\r\n"
     raw = (head + _SMUGGLING[what]).encode("latin-1")
     answer = await exchange(scene.process.host, scene.process.port, raw)
     assert answer.status in (400, 401)
 
 
-async def test_a_refusal_takes_as_long_for_whatever_reason(scene: Scene) -> None:
+async def test_refusals_take_equally_long(scene: Scene) -> None:
     """A wrong key of a project that there is, and of ones that there are not or cannot be.
 
     Each unknown project is asked for once, so that none is known to be unknown.
@@ -309,7 +311,7 @@ async def test_a_refusal_takes_as_long_for_whatever_reason(scene: Scene) -> None
     assert max(medians) < 1.2 * min(medians), medians
 
 
-async def test_an_unauthorised_request_reads_no_object(scene: Scene) -> None:
+async def test_an_unauthorized_request_reads_no_object(scene: Scene) -> None:
     """An object that is corrupt, absent or deleted is refused like one that is there."""
     made = scene.bucket.made("acme", "broken", plain(10))
     scene.replace(made, body=b"x" * 10)

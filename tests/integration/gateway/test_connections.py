@@ -1,6 +1,6 @@
-"""The other ends of a gateway's connections: slow, silent, gone, or out to fill it (SPEC 9.2).
+"""Clients that are slow, silent or gone, or that try to fill the gateway (SPEC 9.2).
 
-Whatever a client without a key does to its own connection, others are served.
+Whatever a client without an API key does to its own connection, others are served.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ _OPENAPI = request("GET", "/openapi.json", [])
 
 @asynccontextmanager
 async def _opened(
-    scene: Scene, *, takes_bytes: int | None = None
+    scene: Scene, *, receive_buffer_bytes: int | None = None
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """A connection; with `takes_bytes` its receive buffer is that small, and is not read."""
+    """Connect; with `receive_buffer_bytes` the receive buffer is that small, and is not read."""
     sock = socket.socket()
-    if takes_bytes is not None:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, takes_bytes)
+    if receive_buffer_bytes is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
     sock.setblocking(False)  # noqa: FBT003  # the socket module's own
     await asyncio.get_running_loop().sock_connect(sock, (scene.process.host, scene.process.port))
     reader, writer = await asyncio.open_connection(sock=sock, limit=1024)
     try:
-        if takes_bytes is not None:
+        if receive_buffer_bytes is not None:
             writer.transport.pause_reading()  # type: ignore[attr-defined]
         yield reader, writer
     finally:
@@ -63,7 +63,7 @@ async def _metric(scene: Scene, name: str) -> float:
 
 async def _until(holds: Callable[[], Awaitable[bool]]) -> None:
     async with asyncio.timeout(20):
-        while not await holds():  # noqa: ASYNC110  # another process tells no event
+        while not await holds():  # noqa: ASYNC110  # another process has no events
             await asyncio.sleep(0.05)
 
 
@@ -75,7 +75,7 @@ async def _until_metric(scene: Scene, name: str, at_least: float) -> None:
 
 
 async def _served(scene: Scene) -> None:
-    """A good request is answered within a while."""
+    """Wait until a valid request is served."""
 
     async def holds() -> bool:
         return (await scene.client.ask("acme", "small")).status == 200
@@ -84,7 +84,7 @@ async def _served(scene: Scene) -> None:
 
 
 async def _ends(reader: asyncio.StreamReader) -> bytes:
-    """What else comes, to the end of the connection, which must come soon."""
+    """Return what is received until the connection ends, which must be soon."""
     got = b""
     async with asyncio.timeout(8):
         try:
@@ -105,8 +105,10 @@ _SILENCE = {
 
 @pytest.mark.parametrize("what", _SILENCE)
 @pytest.mark.parametrize("after", ["a new connection", "an answer"])
-async def test_a_head_that_does_not_come(scene: Scene, what: str, after: str) -> None:
-    """A connection on which no whole request comes is ended, the first one or a later one."""
+async def test_a_connection_without_a_complete_head_is_closed(
+    scene: Scene, what: str, after: str
+) -> None:
+    """Before the first request and after a response."""
     async with _opened(scene) as (reader, writer):
         if after == "an answer":
             writer.write(request("GET", "/healthz", []))
@@ -117,8 +119,8 @@ async def test_a_head_that_does_not_come(scene: Scene, what: str, after: str) ->
         assert await _ends(reader) == b""
 
 
-async def test_a_head_that_comes_byte_by_byte(scene: Scene) -> None:
-    """The whole head counts, not its next byte."""
+async def test_a_head_sent_byte_by_byte_is_closed(scene: Scene) -> None:
+    """The timeout is for the whole head, not for its next byte."""
     async with _opened(scene) as (reader, writer):
         writer.write(b"GET /healthz HTTP/1.1\r\nX-A: ")
 
@@ -146,8 +148,8 @@ _LONG = {
 
 
 @pytest.mark.parametrize("what", _LONG)
-async def test_a_head_without_end(scene: Scene, what: str) -> None:
-    """It is not kept: who sends more than 64 KiB of it is cut off, long before any time is up."""
+async def test_a_head_without_an_end_is_reset(scene: Scene, what: str) -> None:
+    """More than 64 KiB of it reset the connection, long before the timeout."""
     begun = _LONG[what]
     more = b"X-A: b\r\n" * 8192 if what in ("many headers", "trailers") else b"a" * 65536
     sent = 0
@@ -167,11 +169,11 @@ async def test_a_head_without_end(scene: Scene, what: str) -> None:
     await _served(scene)
 
 
-async def test_answers_that_nobody_takes_keep_nobody_else_out(scene: Scene) -> None:
-    """Somebody without a key asks for more than they take, on as many connections as are served."""
+async def test_unread_responses_do_not_keep_others_out(scene: Scene) -> None:
+    """A client without an API key requests more than it reads, on many connections."""
     async with AsyncExitStack() as stack:
         for _ in range(2 * _CONCURRENCY):
-            _, writer = await stack.enter_async_context(_opened(scene, takes_bytes=4096))
+            _, writer = await stack.enter_async_context(_opened(scene, receive_buffer_bytes=4096))
             writer.write(_OPENAPI * 400)
         await _served(scene)
 
@@ -183,16 +185,16 @@ async def test_answers_that_nobody_takes_keep_nobody_else_out(scene: Scene) -> N
 
 
 async def _connections(scene: Scene) -> int:
-    """How many connections the gateway has, by its open files."""
+    """Return how many files the gateway has open, connections included."""
     return int(await _metric(scene, "process_open_fds"))
 
 
-async def test_the_end_of_an_answer_that_nobody_takes(scene: Scene) -> None:
-    """Complete for the application, and still in a buffer: such a connection ends too."""
+async def test_a_connection_with_an_unread_end_of_a_response_is_closed(scene: Scene) -> None:
+    """The response is complete for the application, and still in a buffer."""
     before = await _connections(scene)
     async with AsyncExitStack() as stack:
         for _ in range(10):
-            _, writer = await stack.enter_async_context(_opened(scene, takes_bytes=2048))
+            _, writer = await stack.enter_async_context(_opened(scene, receive_buffer_bytes=2048))
             writer.write(_OPENAPI * 3)
         assert await _connections(scene) >= before + 10
 
@@ -202,12 +204,12 @@ async def test_the_end_of_an_answer_that_nobody_takes(scene: Scene) -> None:
         await _until(holds)
 
 
-async def test_a_slow_reader_is_cut(scene: Scene) -> None:
-    """Who takes nothing of a long object does not hold its read from the storage."""
+async def test_a_client_that_reads_nothing_is_disconnected(scene: Scene) -> None:
+    """It does not hold the read from the storage."""
     cut = 'keyturn_gateway_aborted_total{reason="client_slow"}'
     known = await _metric(scene, cut)
     target = object_target("acme", "large")
-    async with _opened(scene, takes_bytes=4096) as (reader, writer):
+    async with _opened(scene, receive_buffer_bytes=4096) as (reader, writer):
         authorization = ("Authorization", f"Bearer {scene.deployment.api_key}")
         writer.write(request("GET", target, [authorization]))
         await _until_metric(scene, cut, known + 1)
@@ -216,8 +218,8 @@ async def test_a_slow_reader_is_cut(scene: Scene) -> None:
     assert "client_slow" in await scene.process.logged("response aborted")
 
 
-async def test_a_reader_that_takes_little_is_not_cut(scene: Scene) -> None:
-    """Four times its time to take nothing it takes a little, and more comes all the while."""
+async def test_a_client_that_reads_slowly_is_not_disconnected(scene: Scene) -> None:
+    """It reads a little for four times the idle timeout."""
     authorization = ("Authorization", f"Bearer {scene.deployment.api_key}")
     loop = asyncio.get_running_loop()
     with socket.socket() as sock:
@@ -233,8 +235,8 @@ async def test_a_reader_that_takes_little_is_not_cut(scene: Scene) -> None:
             await asyncio.sleep(0.05)
 
 
-async def test_readers_that_go_leave_nothing_behind(scene: Scene) -> None:
-    """Fifty of them, each in the middle of a download: none keeps a file open."""
+async def test_disconnects_leave_no_files_open(scene: Scene) -> None:
+    """Fifty clients disconnect in the middle of a download."""
     await _served(scene)
     before = await _connections(scene)
     gone = 'keyturn_gateway_aborted_total{reason="client_gone"}'
@@ -256,11 +258,8 @@ async def test_readers_that_go_leave_nothing_behind(scene: Scene) -> None:
     assert not [line for line in scene.process.lines if "unexpected" in line]
 
 
-async def test_requests_behind_one_another_whose_sender_goes(scene: Scene) -> None:
-    """Every one of them hears of it, also the one that is being answered: nothing is left over.
-
-    No failure of the gateway's own is logged for that, which anybody could fill a log with.
-    """
+async def test_a_disconnect_ends_all_pipelined_requests(scene: Scene) -> None:
+    """Nothing is logged, so that a client cannot fill the log."""
     known = len(scene.process.lines)
     authorization = [("Authorization", f"Bearer {scene.deployment.api_key}")]
     asked = request("GET", object_target("acme", "large"), authorization)

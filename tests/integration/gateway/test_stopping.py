@@ -79,7 +79,7 @@ async def _begun(
         writer.transport.abort()
 
 
-async def test_sigterm_in_mid_download(scene: Scene) -> None:
+async def test_sigterm_during_a_download(scene: Scene) -> None:
     """It takes no new connection, finishes the answer, and ends with status 0."""
     async with (
         gateway(scene.deployment.gateway_env()) as process,
@@ -99,7 +99,7 @@ async def test_sigterm_in_mid_download(scene: Scene) -> None:
     assert "gateway stopped" in process.lines[-1]
 
 
-async def test_sigterm_while_nothing_is_taken(scene: Scene) -> None:
+async def test_sigterm_with_a_client_that_reads_nothing(scene: Scene) -> None:
     """What is not finished within the grace is cut; the status is 0."""
     async with (
         gateway(scene.deployment.gateway_env(SHUTDOWN_GRACE_S="1")) as process,
@@ -112,7 +112,7 @@ async def test_sigterm_while_nothing_is_taken(scene: Scene) -> None:
             await got.readexactly(len(_PLAINTEXT))
 
 
-async def test_one_gateway_killed_harms_no_other(scene: Scene) -> None:
+async def test_a_killed_gateway_does_not_affect_another(scene: Scene) -> None:
     """Its readers' answers are cut; another one serves the same at once."""
     async with (
         gateway(scene.deployment.gateway_env()) as second,
@@ -125,7 +125,7 @@ async def test_one_gateway_killed_harms_no_other(scene: Scene) -> None:
     assert (await scene.client.ask("acme", "film")).body == _PLAINTEXT
 
 
-async def test_a_port_that_is_taken(scene: Scene) -> None:
+async def test_a_port_in_use_is_reported_in_one_line(scene: Scene) -> None:
     """One line that says so, and status 1."""
     env = scene.deployment.gateway_env(GATEWAY_PORT=str(scene.process.port))
     with pytest.raises(AssertionError, match="cannot listen"):

@@ -12,7 +12,7 @@ else is a uvicorn setting (`server`) or an option of the listening socket (`list
   end. `h11_max_incomplete_event_size` applies to h11 only; httptools has no limit.
 - Pipelined requests. Guards memory against thousands of requests sent at once. uvicorn queues
   all of them, before authentication.
-- Connections. Guards health probes and other clients against somebody who opens many
+- Connections. Guards health probes and other clients against a client that opens many
   connections and sends nothing: a new connection closes an idle one. With `limit_concurrency`
   those connections would turn every other request away with a 503, and stay open.
 - Reset. A truncated response must not look complete. ASGI cannot reset a connection: if an

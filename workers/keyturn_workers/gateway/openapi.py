@@ -192,7 +192,7 @@ def _head() -> _Json:
 
 
 def _put() -> _Json:
-    answer = _json_content(
+    accepted = _json_content(
         {
             "type": "object",
             "required": ["upload_id"],
@@ -213,8 +213,8 @@ def _put() -> _Json:
         ],
         "requestBody": {"required": True, "content": {"*/*": {"schema": {}}}},
         "responses": {
-            "201": {"description": "Stored", "content": answer},
-            "202": {"description": "Published", "content": answer},
+            "201": {"description": "Stored", "content": accepted},
+            "202": {"description": "Published", "content": accepted},
             **_problems(*_WRITE, 412),
         },
     }
@@ -235,7 +235,7 @@ def _post_rotation() -> _Json:
             },
         }
     )
-    answer = _json_content(
+    accepted = _json_content(
         {
             "type": "object",
             "required": ["rotation_id"],
@@ -254,7 +254,7 @@ def _post_rotation() -> _Json:
             "202": {
                 "description": "Published",
                 "headers": {"Location": {"schema": {"type": "string"}}},
-                "content": answer,
+                "content": accepted,
             },
             **_problems(*_WRITE),
         },
