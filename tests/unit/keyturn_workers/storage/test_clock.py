@@ -1,4 +1,4 @@
-"""The storage's clock, bounded by its answers (SPEC 8.4)."""
+"""The storage's clock, bounded by its responses (SPEC 8.4)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PROOF: Final = DateTrust(agrees=True, proves=True)
 
 @dataclass
 class Machine:
-    """A process and a storage that answers it; the storage's clock is `ahead_s` of the truth."""
+    """A process and its storage, whose clock is `ahead_s` seconds ahead."""
 
     now_s: float = 1000.0
     ahead_s: float = 0.0
@@ -32,46 +32,46 @@ class Machine:
         ahead = self.ahead_s if ahead_s is None else ahead_s
         return (EPOCH + timedelta(seconds=self.now_s + ahead)).replace(microsecond=0)
 
-    def answer(self, ahead_s: float | None = None, took_s: float = 0.1) -> DateTrust:
-        """One answer, dated in the middle of the time that it took."""
+    def response(self, ahead_s: float | None = None, took_s: float = 0.1) -> DateTrust:
+        """One response, dated in the middle of the time that it took."""
         sent_s = self.now_s
         self.now_s += took_s / 2
         date = self.date(ahead_s)
         self.now_s += took_s / 2
         return self.clock.observe(date, sent_s, self.now_s)
 
-    def answers(self, seconds: float, *ahead_s: float) -> list[DateTrust]:
+    def responses(self, seconds: float, *ahead_s: float) -> list[DateTrust]:
         """Answers, one a second, in turn from front ends whose clocks are so far ahead."""
         given = []
         for number in range(int(seconds)):
-            given.append(self.answer(ahead_s[number % len(ahead_s)] if ahead_s else None))
+            given.append(self.response(ahead_s[number % len(ahead_s)] if ahead_s else None))
             self.now_s += 0.9
         return given
 
 
 def test_a_young_reference_gives_leases_and_no_proofs() -> None:
     on = Machine()
-    given = on.answers(60)
+    given = on.responses(60)
     assert given[:29] == [LEASE_ONLY] * 29
     assert given[31:] == [PROOF] * 29
 
 
 @pytest.mark.parametrize("ahead_s", [DAY_S, 16, -16, -DAY_S])
-def test_a_few_answers_that_contradict_the_others_give_nothing(ahead_s: float) -> None:
-    """A `Date` a day ahead on a few answers: neither they nor the others are hurt."""
+def test_a_few_responses_that_contradict_the_others_give_nothing(ahead_s: float) -> None:
+    """A `Date` a day ahead on a few responses: neither they nor the others are hurt."""
     on = Machine()
-    on.answers(60)
-    assert on.answers(5, ahead_s) == [DISTRUSTED] * 5
-    assert on.answers(60) == [PROOF] * 60
+    on.responses(60)
+    assert on.responses(5, ahead_s) == [DISTRUSTED] * 5
+    assert on.responses(60) == [PROOF] * 60
 
 
 @pytest.mark.parametrize("ahead_s", [3600, -3600, 16, -16])
 def test_a_clock_that_is_set_stops_nothing_for_ever(ahead_s: float) -> None:
     """Forward or backward: no lease for two leases, then leases, then proofs."""
     on = Machine()
-    on.answers(60)
+    on.responses(60)
     on.ahead_s = ahead_s
-    given = on.answers(90)
+    given = on.responses(90)
     assert given[:30] == [DISTRUSTED] * 30
     assert given[31:60] == [LEASE_ONLY] * 29
     assert given[62:] == [PROOF] * 28
@@ -80,8 +80,8 @@ def test_a_clock_that_is_set_stops_nothing_for_ever(ahead_s: float) -> None:
 @pytest.mark.parametrize("ahead_s", [16, -16])
 def test_one_of_two_front_ends_never_becomes_the_reference(ahead_s: float) -> None:
     on = Machine()
-    on.answers(60)
-    given = on.answers(300, 0, ahead_s)
+    on.responses(60)
+    given = on.responses(300, 0, ahead_s)
     assert given[0::2] == [PROOF] * 150
     assert given[1::2] == [DISTRUSTED] * 150
 
@@ -89,48 +89,48 @@ def test_one_of_two_front_ends_never_becomes_the_reference(ahead_s: float) -> No
 @pytest.mark.parametrize("ahead_s", [2, -2])
 def test_a_sixth_of_a_lease_is_tolerated(ahead_s: float) -> None:
     on = Machine()
-    on.answers(60)
-    assert on.answers(60, 0, ahead_s) == [PROOF] * 60
+    on.responses(60)
+    assert on.responses(60, 0, ahead_s) == [PROOF] * 60
 
 
 def test_what_is_tolerated_does_not_add_up() -> None:
     """Answers that drift by a little each cannot carry the reference away with them."""
     on = Machine()
-    on.answers(60)
-    assert not all(on.answer(ahead_s=step / 2).agrees for step in range(1, 20))
-    assert on.answer() == PROOF
+    on.responses(60)
+    assert not all(on.response(ahead_s=step / 2).agrees for step in range(1, 20))
+    assert on.response() == PROOF
 
 
-def test_an_answer_under_way_for_long_bounds_little() -> None:
-    """A `Date` from the beginning of a slow answer contradicts nothing."""
+def test_a_response_under_way_for_long_bounds_little() -> None:
+    """A `Date` from the beginning of a slow response contradicts nothing."""
     on = Machine()
-    on.answers(60)
+    on.responses(60)
     sent_s, date = on.now_s, on.date()
     on.now_s += 120
     assert on.clock.observe(date, sent_s, on.now_s).agrees
-    assert on.answer() == PROOF
+    assert on.response() == PROOF
 
 
 def test_a_suspended_process_comes_back_to_the_same_clock() -> None:
-    """CLOCK_BOOTTIME went on meanwhile: the answers agree with those of before."""
+    """CLOCK_BOOTTIME went on meanwhile: the responses agree with those of before."""
     on = Machine()
-    on.answers(60)
+    on.responses(60)
     on.now_s += 500
-    assert on.answer() == PROOF
+    assert on.response() == PROOF
 
 
-def test_answers_of_more_than_ten_minutes_ago_are_no_reference() -> None:
+def test_responses_of_more_than_ten_minutes_ago_are_no_reference() -> None:
     on = Machine()
-    on.answers(60)
+    on.responses(60)
     on.now_s += 700
     on.ahead_s = 3600
-    assert on.answer() == LEASE_ONLY
+    assert on.response() == LEASE_ONLY
 
 
 def test_contradictions_that_contradict_each_other_are_no_new_reference() -> None:
     on = Machine()
-    on.answers(60)
-    assert on.answers(120, 100, 200) == [DISTRUSTED] * 120
+    on.responses(60)
+    assert on.responses(120, 100, 200) == [DISTRUSTED] * 120
 
 
 @pytest.mark.parametrize("ahead_s", [360, -360, 16, -16])
@@ -138,52 +138,52 @@ def test_contradictions_that_contradict_each_other_are_no_new_reference() -> Non
 def test_a_wrong_front_end_that_is_met_first_does_not_remain_the_reference(
     ahead_s: float, others: int
 ) -> None:
-    """Each of its answers put off the others for ever."""
+    """Each of its responses put off the others for ever."""
     on = Machine()
     right = [0.0] * others
-    given = on.answers(180, ahead_s, *right)
+    given = on.responses(180, ahead_s, *right)
     assert given[1 : others + 1] == [DISTRUSTED] * others
-    after = on.answers(60, *right, ahead_s)
-    assert [answer for answer in after if answer != DISTRUSTED] == [
+    after = on.responses(60, *right, ahead_s)
+    assert [response for response in after if response != DISTRUSTED] == [
         PROOF for number in range(60) if number % (others + 1) < others
     ]
 
 
 def test_of_three_clocks_the_one_of_most_front_ends_becomes_the_reference() -> None:
     on = Machine()
-    on.answers(180, 360, 0, 0, 0, 0, -360)
-    assert on.answers(60, 0, -360, 360) == [PROOF, DISTRUSTED, DISTRUSTED] * 20
+    on.responses(180, 360, 0, 0, 0, 0, -360)
+    assert on.responses(60, 0, -360, 360) == [PROOF, DISTRUSTED, DISTRUSTED] * 20
 
 
 @pytest.mark.parametrize("ahead_s", [360, -360])
 def test_a_minority_that_is_met_later_never_becomes_the_reference(ahead_s: float) -> None:
     on = Machine()
-    on.answers(60)
-    given = on.answers(3600, ahead_s, ahead_s, 0, 0, 0)
+    on.responses(60)
+    given = on.responses(3600, ahead_s, ahead_s, 0, 0, 0)
     assert given == [DISTRUSTED, DISTRUSTED, PROOF, PROOF, PROOF] * 720
 
 
-def test_it_is_known_by_a_reference_of_two_leases_and_an_answer_that_agrees() -> None:
+def test_it_is_known_by_a_reference_of_two_leases_and_a_response_that_agrees() -> None:
     on = Machine()
     known = [on.clock.is_known]
     for seconds, ahead_s in ((29, 0), (5, 0), (1, 360), (1, 0)):
-        on.answers(seconds, ahead_s)
+        on.responses(seconds, ahead_s)
         known.append(on.clock.is_known)
     assert known == [False, False, True, False, True]
 
 
-def test_an_answer_without_a_date_gives_nothing() -> None:
+def test_a_response_without_a_date_gives_nothing() -> None:
     on = Machine()
-    on.answers(60)
+    on.responses(60)
     assert on.clock.observe(None, on.now_s, on.now_s) == DISTRUSTED
-    assert on.answer() == PROOF
+    assert on.response() == PROOF
 
 
 def test_now_is_the_storages_time() -> None:
     on = Machine(ahead_s=3600)
     assert abs(on.clock.now() - datetime.now(UTC)) < timedelta(seconds=5)  # none is known yet
-    on.answers(60)
-    on.answers(5, DAY_S)
+    on.responses(60)
+    on.responses(5, DAY_S)
     assert abs(on.clock.now() - on.date()) <= timedelta(seconds=1)
 
 

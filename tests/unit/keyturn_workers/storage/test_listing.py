@@ -1,4 +1,4 @@
-"""Answers to listings, by script: what is believed of them (SPEC 8.5)."""
+"""Responses to listings: what is used of them, and what is refused (SPEC 8.5)."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import pytest
 
 from keyturn.errors import StorageUnavailableError
 from keyturn_workers.errors import RefusedError
-from keyturn_workers.storage import s3_admin as cold_module
+from keyturn_workers.storage import s3_admin
 from keyturn_workers.storage.listing import page_query, parse_page
 from keyturn_workers.storage.s3 import S3Storage, open_storage
-from tests.unit.keyturn_workers.storage.scripted import Reply, scripted_server
+from tests.unit.keyturn_workers.storage.scripted_server import Reply, scripted_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tests.unit.keyturn_workers.storage.scripted import ScriptedServer
+    from tests.unit.keyturn_workers.storage.scripted_server import ScriptedServer
 
 TIME = "2026-11-24T10:00:00.000Z"
 ENCODED = "<EncodingType>url</EncodingType>"
@@ -51,29 +51,29 @@ def listed(*keys: str, more: str = "", encoded: str = ENCODED) -> Reply:
     return Reply(200, body.encode(), {"Content-Type": "application/xml"})
 
 
-def asked_for(server: ScriptedServer, name: str) -> list[str | None]:
-    queries = [parse_qs(urlsplit(asked.target).query) for asked in server.asked]
+def query_values(server: ScriptedServer, name: str) -> list[str | None]:
+    queries = [parse_qs(urlsplit(request.target).query) for request in server.requests]
     return [query.get(name, [None])[0] for query in queries]
 
 
 @pytest.mark.parametrize(
     "token", ["p/\x01", "p/&#x1;", "p/&#1;", "p/\ufffe", "p/&#xFFFF;", "p/%2F"]
 )
-async def test_the_servers_marker_is_not_believed(
+async def test_the_servers_marker_is_not_used(
     server: ScriptedServer, storage: S3Storage, token: str
 ) -> None:
-    """Ceph's gateway makes it of a key, unencoded; the next page begins behind the last row."""
+    """On Ceph's gateway it is an unencoded key; the next page starts after the last row."""
     server.script = [listed("p/%01", "p/%2B+%252F", more=token), listed("p/z")]
     assert [row.key async for row in storage.list("p/")] == ["p/\x01", "p/+ %2F", "p/z"]
-    assert asked_for(server, "start-after") == [None, "p/+ %2F"]
-    assert asked_for(server, "continuation-token") == [None, None]
+    assert query_values(server, "start-after") == [None, "p/+ %2F"]
+    assert query_values(server, "continuation-token") == [None, None]
 
 
 async def test_without_the_guard_a_listing_would_break(
     server: ScriptedServer, storage: S3Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The broken variant that it exists for: botocore takes such an answer for a failure."""
-    monkeypatch.setattr(cold_module, "sanitize_listing", lambda **_event: None)
+    """The broken variant: botocore fails on such a response."""
+    monkeypatch.setattr(s3_admin, "sanitize_listing", lambda **_event: None)
     async with open_storage(server.settings()) as unguarded:
         server.script = [listed("p/%01", more="p/\x01")] * 9
         with pytest.raises(StorageUnavailableError):
@@ -81,35 +81,33 @@ async def test_without_the_guard_a_listing_would_break(
     assert storage.capabilities is not None
 
 
-async def test_an_empty_page_goes_on_by_its_token(
+async def test_after_an_empty_page_the_token_is_used(
     server: ScriptedServer, storage: S3Storage
 ) -> None:
-    """With no row to go on from, the token is all there is."""
+    """There is no row to continue from."""
     server.script = [listed(more="token"), listed("p/z")]
     assert [row.key async for row in storage.list("p/", after="p/a")] == ["p/z"]
-    assert asked_for(server, "continuation-token") == [None, "token"]
+    assert query_values(server, "continuation-token") == [None, "token"]
 
 
-async def test_keys_that_are_not_encoded_are_not_mended(
-    server: ScriptedServer, storage: S3Storage
-) -> None:
-    """A key told wrongly would hide an object from the sweep: rather no answer at all."""
+async def test_unencoded_keys_are_not_sanitized(server: ScriptedServer, storage: S3Storage) -> None:
+    """A wrong key would hide an object from a sweep: the listing fails instead."""
     server.script = [listed("p/\x01", encoded="")] * 9
     with pytest.raises(StorageUnavailableError):
         await anext(aiter(storage.list("p/")))
 
 
-async def test_rows_that_came_before(server: ScriptedServer, storage: S3Storage) -> None:
-    """A server that begins too early gives nothing twice, and a limit counts what was given."""
+async def test_rows_up_to_the_start_are_skipped(server: ScriptedServer, storage: S3Storage) -> None:
+    """A server may start too early; the limit counts the yielded rows."""
     server.script = [listed("p/a", "p/b", "p/c", "p/d", more="more")]
     assert [row.key async for row in storage.list("p/", after="p/b", limit=2)] == ["p/c", "p/d"]
-    assert len(server.asked) == 1
+    assert len(server.requests) == 1
 
 
-async def test_open_uploads_that_lead_nowhere_end(
+async def test_a_listing_of_uploads_that_repeats_its_marker_ends(
     server: ScriptedServer, storage: S3Storage
 ) -> None:
-    """A marker that was mended could begin the same page over and over."""
+    """A sanitized marker could request the same page forever."""
     page = (
         "<ListMultipartUploadsResult><IsTruncated>true</IsTruncated>"
         "<NextKeyMarker>p/\x1f</NextKeyMarker><NextUploadIdMarker>u</NextUploadIdMarker>"
@@ -118,21 +116,23 @@ async def test_open_uploads_that_lead_nowhere_end(
     )
     server.script = [Reply(200, page.encode(), {"Content-Type": "application/xml"})] * 5
     assert len([row async for row in storage.list_multipart_uploads("p/")]) == 2
-    assert len(server.asked) == 2
+    assert len(server.requests) == 2
 
 
-async def test_a_removal_that_is_refused(server: ScriptedServer, storage: S3Storage) -> None:
-    """A lock's refusal is told; a version that is gone is fine. Neither is sent again."""
+async def test_a_refused_delete_is_an_error_and_a_missing_version_is_not(
+    server: ScriptedServer, storage: S3Storage
+) -> None:
+    """Neither is resent."""
     server.script = [Reply(403, b"<Error><Code>AccessDenied</Code></Error>")]
     with pytest.raises(RefusedError):
         await storage.delete_version("p/k", "v")
     server.script = [Reply(404, b"<Error><Code>NoSuchVersion</Code></Error>")]
     await storage.delete_version("p/k", "v")
-    assert [asked.method for asked in server.asked] == ["DELETE", "DELETE"]
-    assert asked_for(server, "versionId") == ["v", "v"]
+    assert [request.method for request in server.requests] == ["DELETE", "DELETE"]
+    assert query_values(server, "versionId") == ["v", "v"]
 
 
-# One page, as it is read without the client.
+# One page, parsed without botocore.
 
 PAGE: Final = (
     b'<?xml version="1.0" encoding="UTF-8"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/">'
@@ -146,13 +146,13 @@ DATE: Final = datetime(2026, 11, 24, 10, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(("truncated", "is_last"), [(b"true", False), (b"false", True)])
-def test_a_page_is_read(truncated: bytes, *, is_last: bool) -> None:
+def test_a_page_is_parsed(truncated: bytes, *, is_last: bool) -> None:
     page = parse_page(PAGE % truncated, DATE)
     assert list(page.etags.items()) == [("a/x yü", "e1"), ("b", "e&2")]
     assert (page.is_last, page.date) == (is_last, DATE)
 
 
-def test_an_empty_page_is_read() -> None:
+def test_an_empty_page_is_parsed() -> None:
     page = parse_page(
         b"<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>", None
     )
@@ -165,13 +165,13 @@ def test_an_empty_page_is_read() -> None:
         b"",
         b"<Error><Code>SlowDown</Code></Error>",
         PAGE % b"true" + b"cut",
-        # Each ETag before its key: taken one by one, each key would get the next one's.
+        # Each ETag before its key: each key would get the next ETag.
         (
             b"<ListBucketResult><IsTruncated>false</IsTruncated>"
             b"<Contents><ETag>1</ETag><Key>a</Key></Contents>"
             b"<Contents><ETag>2</ETag><Key>b</Key></Contents></ListBucketResult>"
         ),
-        # A line's end within a key.
+        # A line break in a key.
         (
             b"<ListBucketResult><IsTruncated>false</IsTruncated><EncodingType>url</EncodingType>"
             b"<Contents><Key>a%0Ab</Key><ETag>1</ETag></Contents></ListBucketResult>"
@@ -187,7 +187,7 @@ def test_an_empty_page_is_read() -> None:
         ),
     ],
 )
-def test_what_is_no_page_is_a_failure(body: bytes) -> None:
+def test_a_malformed_page_is_an_error(body: bytes) -> None:
     with pytest.raises(StorageUnavailableError):
         parse_page(body, DATE)
 

@@ -1,4 +1,4 @@
-"""Raw requests against a server that misbehaves by script (SPEC 7, 8.4, 10)."""
+"""The S3 storage against a server that misbehaves by script (SPEC 7, 8.4, 10)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from keyturn_workers.errors import MissingError, PreconditionError, RefusedError
 from keyturn_workers.storage import Headers, IfAbsent, IfMatch, Lease, Part, s3_session
 from keyturn_workers.storage.port import RECORD_MAX_BYTES
 from keyturn_workers.storage.s3 import S3Storage, open_storage
-from tests.unit.keyturn_workers.storage.scripted import (
+from tests.unit.keyturn_workers.storage.scripted_server import (
     DROP,
     ETAG,
     SECRET,
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from keyturn_workers.storage import ObjectStream
-    from tests.unit.keyturn_workers.storage.scripted import ScriptedServer
+    from tests.unit.keyturn_workers.storage.scripted_server import ScriptedServer
 
 PLAIN = Headers({})
 COPIED = b"<CopyObjectResult><ETag>&quot;x&quot;</ETag></CopyObjectResult>"
@@ -77,18 +77,18 @@ WRITES: dict[str, Callable[[S3Storage], Awaitable[object]]] = {
 
 
 @pytest.mark.parametrize("name", WRITES)
-async def test_a_dropped_connection_is_told_and_never_resent(
+async def test_a_write_on_a_dropped_connection_fails_and_is_never_resent(
     server: ScriptedServer, storage: S3Storage, name: str
 ) -> None:
-    """A kept connection that drops after the request was read: it may have been stored.
+    """A kept connection drops after the request was read: the body may have been stored.
 
-    aiohttp alone would send a PUT again, and `If-None-Match: *` would meet its first try.
+    aiohttp alone would send a PUT again, and `If-None-Match: *` would meet its first attempt.
     """
     await storage.put("a/warm", b"1", PLAIN)
     server.script = [DROP]
     with pytest.raises(StorageUnavailableError):
         await WRITES[name](storage)
-    warm, lost = server.asked
+    warm, lost = server.requests
     assert lost.connection == warm.connection, "the drop must hit a kept connection"
 
 
@@ -101,7 +101,7 @@ async def test_a_failed_write_is_not_resent(
     server.script = [Reply(status, error("SlowDown"), {"Location": "/elsewhere"})]
     with pytest.raises(StorageUnavailableError, match="SlowDown"):
         await WRITES[name](storage)
-    assert len(server.asked) == 1
+    assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize("name", WRITES)
@@ -115,10 +115,10 @@ async def test_a_failed_write_is_not_resent(
         (404, "NoSuchBucket", StorageUnavailableError),
     ],
 )
-async def test_definite_answers(
+async def test_each_refusal_raises_its_error(
     server: ScriptedServer, storage: S3Storage, name: str, status: int, code: str, raised: type
 ) -> None:
-    """Each with its error, whose text is the operation and the code alone."""
+    """The text is the operation and the code alone."""
     server.script = [Reply(status, error(code))]
     with pytest.raises(raised) as caught:
         await WRITES[name](storage)
@@ -135,13 +135,11 @@ async def collected(stream: ObjectStream, into: list[bytes], size_bytes: int | N
         into.append(chunk)  # noqa: PERF401  # what came before an error stays
 
 
-async def test_no_more_of_a_record_is_asked_for_than_one_can_have(
-    server: ScriptedServer, storage: S3Storage
-) -> None:
-    """Whoever writes the bucket could put one there that fills the memory of all readers."""
+async def test_a_read_of_a_record_is_bounded(server: ScriptedServer, storage: S3Storage) -> None:
+    """A writer of the bucket could store one that fills the memory of all readers."""
     server.script = [Reply(206, b"beginning", {"Content-Range": "bytes 0-8/999999999999"})]
     head, body = await storage.read("a/k")
-    assert server.asked[0].headers["range"] == f"bytes=0-{RECORD_MAX_BYTES - 1}"
+    assert server.requests[0].headers["range"] == f"bytes=0-{RECORD_MAX_BYTES - 1}"
     assert (head.size_bytes, body) == (999999999999, b"beginning")
 
 
@@ -154,28 +152,30 @@ READS: dict[str, Callable[[S3Storage], Awaitable[object]]] = {
 
 
 @pytest.mark.parametrize("name", READS)
-async def test_reads_are_tried_again(server: ScriptedServer, storage: S3Storage, name: str) -> None:
-    """After a drop and after an error, with a signature of its own each time."""
+async def test_reads_are_retried(server: ScriptedServer, storage: S3Storage, name: str) -> None:
+    """After a drop and after an error, each time with a new signature."""
     server.script = [DROP, Reply(503, error("SlowDown")), Reply(200, b"body")]
     await READS[name](storage)
-    assert len(server.asked) == 3
-    assert all("authorization" in asked.headers for asked in server.asked)
+    assert len(server.requests) == 3
+    assert all("authorization" in request.headers for request in server.requests)
 
 
 @pytest.mark.parametrize("name", READS)
-async def test_reads_give_up(server: ScriptedServer, storage: S3Storage, name: str) -> None:
-    """After a few tries; and at once where the answer is definite."""
+async def test_reads_give_up_and_a_missing_object_is_not_retried(
+    server: ScriptedServer, storage: S3Storage, name: str
+) -> None:
+    """After a few attempts; a definite response is not retried at all."""
     server.script = [Reply(503, error("SlowDown"))] * 10
     with pytest.raises(StorageUnavailableError):
         await READS[name](storage)
-    assert 2 <= len(server.asked) <= 5
-    server.asked.clear()
-    # A HEAD's answer has no body, and so no code: a ranged read decides.
+    assert 2 <= len(server.requests) <= 5
+    server.requests.clear()
+    # The response to a HEAD has no code: a ranged read decides.
     bodiless = [Reply(404)] if name == "head" else []
     server.script = [*bodiless, Reply(404, error("NoSuchKey"))]
     with pytest.raises(MissingError):
         await READS[name](storage)
-    assert len(server.asked) == 1 + len(bodiless)
+    assert len(server.requests) == 1 + len(bodiless)
 
 
 PROXY_PAGE = b"<html><body>404 Not Found</body></html>"
@@ -185,19 +185,19 @@ PROXY_PAGE = b"<html><body>404 Not Found</body></html>"
 @pytest.mark.parametrize(
     "page", [PROXY_PAGE, b"", error("NoSuchBucket")], ids=["html", "empty", "bucket"]
 )
-async def test_a_404_that_is_not_the_storages_own_is_no_absence(
+async def test_a_404_without_the_storages_code_is_no_missing_object(
     server: ScriptedServer, storage: S3Storage, name: str, page: bytes
 ) -> None:
-    """A proxy's page, or a bucket that is gone: the object may exist all the same."""
+    """A proxy's page, or a missing bucket: the object may exist nevertheless."""
     server.script = [Reply(404, b"" if name == "head" else page), *[Reply(404, page)] * 9]
     with pytest.raises(StorageUnavailableError):
         await READS[name](storage)
 
 
-async def test_a_404_of_a_proxy_to_a_listing_or_tags_is_no_absence(
+async def test_a_404_of_a_proxy_to_an_administrative_request_is_no_missing_object(
     server: ScriptedServer, storage: S3Storage
 ) -> None:
-    """The generated client has its own reading of answers: it must come to the same."""
+    """The generated client parses responses itself: the result must be the same."""
     server.script = [Reply(404, PROXY_PAGE)] * 20
     with pytest.raises(StorageUnavailableError):
         _ = [row async for row in storage.list("a/")]
@@ -207,13 +207,13 @@ async def test_a_404_of_a_proxy_to_a_listing_or_tags_is_no_absence(
         await storage.delete("a/k")
 
 
-async def test_a_head_that_a_ranged_read_contradicts(
+async def test_a_404_to_a_head_is_checked_by_a_ranged_read(
     server: ScriptedServer, storage: S3Storage
 ) -> None:
-    """What the read shows is believed: the head is that of the object."""
+    """The read decides: if it finds the object, its head is returned."""
     server.script = [Reply(404), Reply(206, b"b", {"Content-Range": "bytes 0-0/4"})]
     assert (await storage.head("a/k")).size_bytes == 4
-    assert [asked.method for asked in server.asked] == ["HEAD", "GET"]
+    assert [request.method for request in server.requests] == ["HEAD", "GET"]
     server.script = [Reply(404), Reply(416, error("InvalidRange"))]
     with pytest.raises(StorageUnavailableError):
         await storage.head("a/k")
@@ -222,10 +222,10 @@ async def test_a_head_that_a_ranged_read_contradicts(
         await storage.head("a/k")
 
 
-async def test_a_delete_marker_that_is_read_by_its_id(
+async def test_a_delete_marker_read_by_its_version_id_is_missing(
     server: ScriptedServer, storage: S3Storage
 ) -> None:
-    """S3 answers 405: nothing to read is there, and that is certain."""
+    """S3 responds 405, which is definite; the 405 of a proxy is not."""
     marker = {"x-amz-delete-marker": "true"}
     server.script = [Reply(405, error("MethodNotAllowed"), marker)]
     with pytest.raises(MissingError):
@@ -236,7 +236,7 @@ async def test_a_delete_marker_that_is_read_by_its_id(
 
 
 async def test_a_truncated_record_is_read_again(server: ScriptedServer, storage: S3Storage) -> None:
-    """Half a record is no record."""
+    """Half a record is no record, and the read is retried."""
     server.script = [Reply(200, b"whole record", cut=5), Reply(200, b"whole record")]
     assert (await storage.read("a/k"))[1] == b"whole record"
 
@@ -245,19 +245,19 @@ async def test_a_truncated_record_is_read_again(server: ScriptedServer, storage:
 async def test_a_truncated_stream_breaks(
     server: ScriptedServer, storage: S3Storage, size_bytes: int | None, whole: set[bytes]
 ) -> None:
-    """What came before the break was given; the end never looks clean."""
+    """What arrived before the break was yielded; the end never looks clean."""
     server.script = [Reply(200, b"0123456789", cut=4)]
-    found: list[bytes] = []
+    received: list[bytes] = []
     async with storage.stream("a/k") as stream:
         with pytest.raises(StorageUnavailableError):
-            await collected(stream, found, size_bytes)
-    assert b"".join(found) in whole
+            await collected(stream, received, size_bytes)
+    assert b"".join(received) in whole
 
 
-async def test_a_stream_as_it_comes_ends_where_it_must(
+async def test_an_uncut_stream_ends_at_its_length(
     server: ScriptedServer, storage: S3Storage
 ) -> None:
-    """All of a body; and of a server that sends more than was asked for, no byte of that."""
+    """It yields the whole body, and no byte beyond the requested length."""
     server.script = [
         Reply(200, b"0123456789"),
         Reply(206, b"23456", {"Content-Range": "bytes 2-6/10"}),
@@ -269,19 +269,19 @@ async def test_a_stream_as_it_comes_ends_where_it_must(
 
 
 @pytest.mark.parametrize("size_bytes", [3, None])
-async def test_an_answer_shorter_than_it_told_breaks(
+async def test_a_body_shorter_than_its_range_breaks(
     server: ScriptedServer, storage: S3Storage, size_bytes: int | None
 ) -> None:
-    """One whose own length ends before the range that it says it is."""
+    """Its Content-Length ends before its Content-Range does."""
     server.script = [Reply(206, b"2", {"Content-Range": "bytes 2-4/10"})]
-    found: list[bytes] = []
+    received: list[bytes] = []
     async with storage.stream("a/k", start=2, length_bytes=3) as stream:
         with pytest.raises(StorageUnavailableError):
-            await collected(stream, found, size_bytes)
+            await collected(stream, received, size_bytes)
 
 
-async def test_an_ignored_range_is_no_answer(server: ScriptedServer, storage: S3Storage) -> None:
-    """The whole object in answer to a range would be read at the wrong place."""
+async def test_an_ignored_range_is_an_error(server: ScriptedServer, storage: S3Storage) -> None:
+    """The whole object would be read at the wrong offset."""
     server.script = [Reply(200, b"0123456789")]
     with pytest.raises(StorageUnavailableError):
         async with storage.stream("a/k", start=3):
@@ -289,35 +289,41 @@ async def test_an_ignored_range_is_no_answer(server: ScriptedServer, storage: S3
 
 
 @pytest.mark.parametrize(
-    ("start", "length_bytes", "asked"),
+    ("start", "length_bytes", "range_header"),
     [(0, 4, "bytes=0-3"), (3, 1, "bytes=3-3"), (3, None, "bytes=3-"), (0, None, None)],
 )
-async def test_a_bounded_stream_asks_for_no_more(
-    server: ScriptedServer, storage: S3Storage, start: int, length_bytes: int | None, asked: str
+async def test_a_bounded_stream_requests_its_range_alone(
+    server: ScriptedServer,
+    storage: S3Storage,
+    start: int,
+    length_bytes: int | None,
+    range_header: str,
 ) -> None:
-    """And reads no more, whatever is still to come of the object."""
+    """And reads no more than that."""
     end = 10 if length_bytes is None else start + length_bytes
-    status = 206 if asked else 200
-    told = {"Content-Range": f"bytes {start}-{end - 1}/10"} if asked else {}
-    server.script = [Reply(status, b"0123456789"[start:end], told)]
+    status = 206 if range_header else 200
+    headers = {"Content-Range": f"bytes {start}-{end - 1}/10"} if range_header else {}
+    server.script = [Reply(status, b"0123456789"[start:end], headers)]
     async with storage.stream("a/k", start=start, length_bytes=length_bytes) as stream:
         assert stream.head.size_bytes == 10
         got = b"".join([chunk async for chunk in stream.chunks(3)])
     assert got == b"0123456789"[start:end]
-    assert server.asked[0].headers.get("range") == asked
+    assert server.requests[0].headers.get("range") == range_header
 
 
 async def test_a_bounded_stream_of_a_shorter_object_ends_with_it(
     server: ScriptedServer, storage: S3Storage
 ) -> None:
-    """Fewer bytes than were asked for are what there is."""
+    """Fewer bytes than requested are no error there."""
     server.script = [Reply(206, b"789", {"Content-Range": "bytes 7-9/10"})]
     async with storage.stream("a/k", start=7, length_bytes=100) as stream:
         assert b"".join([chunk async for chunk in stream.chunks(70)]) == b"789"
 
 
-async def test_what_a_presigned_url_says(server: ScriptedServer, storage: S3Storage) -> None:
-    """A GET of this one object, from the read on, for as long as the lease; nothing is asked."""
+async def test_a_presigned_url_is_for_one_get_during_the_lease(
+    server: ScriptedServer, storage: S3Storage
+) -> None:
+    """It is valid from the keyring read on, and making it sends no request."""
     signed = await storage.presign_get("a/ü k?&", lease(60))
     url = urlsplit(signed)
     query = {name: value for name, (value,) in parse_qs(url.query).items()}
@@ -325,7 +331,7 @@ async def test_what_a_presigned_url_says(server: ScriptedServer, storage: S3Stor
     assert (query["X-Amz-Date"], query["X-Amz-Expires"]) == ("20261124T100000Z", "60")
     assert query["X-Amz-SignedHeaders"] == "host"
     assert SECRET not in signed
-    assert not server.asked
+    assert not server.requests
 
 
 @pytest.mark.parametrize(
@@ -339,17 +345,17 @@ async def test_what_a_presigned_url_says(server: ScriptedServer, storage: S3Stor
     ],
 )
 @pytest.mark.parametrize("name", ["copy", "completion"])
-async def test_an_error_inside_a_200(
+async def test_an_error_inside_a_200_is_an_error(
     server: ScriptedServer, storage: S3Storage, name: str, body: bytes, raised: type
 ) -> None:
-    """S3 begins its answer before it knows; only a result is a success."""
+    """S3 starts its response before it knows the outcome; only a result is a success."""
     server.script = [Reply(200, body)]
     with pytest.raises(raised):
         await WRITES[name](storage)
 
 
 async def test_silence_ends_with_the_lease(server: ScriptedServer, storage: S3Storage) -> None:
-    """A leased write waits no longer than its lease."""
+    """A leased write waits no longer than that."""
     server.script = [SILENCE]
     async with asyncio.timeout(5):
         with pytest.raises(StorageUnavailableError, match="TimeoutError"):
@@ -370,7 +376,7 @@ async def test_a_stalled_stream_ends(
 async def test_a_slow_source_does_not_count_as_a_stall(
     server: ScriptedServer, storage: S3Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The clock runs for the storage alone."""
+    """The timer runs only while the storage is slow."""
     monkeypatch.setattr("keyturn_workers.storage.streaming_body.IDLE_TIMEOUT_S", 0.1)
 
     async def slow() -> AsyncIterator[bytes]:
@@ -379,40 +385,44 @@ async def test_a_slow_source_does_not_count_as_a_stall(
         yield b"2"
 
     assert (await storage.put_stream("a/k", slow(), 2, PLAIN)).etag == ETAG
-    assert server.asked[0].body == b"12"
+    assert server.requests[0].body == b"12"
 
 
-async def test_what_a_leased_put_says(server: ScriptedServer, storage: S3Storage) -> None:
-    """SPEC 8.4: signed in the query, from the read on, with every header that carries meaning."""
-    said = Headers({"enc-algo": "X"}, "text/plain", {"cache-control": "no-store"})
-    await storage.put("a/ü k", b"body", said, condition=IfMatch(ETAG), lease=lease(7))
-    asked = server.asked[0]
-    url = urlsplit(asked.target)
+async def test_a_leased_put_signs_all_its_headers_in_the_query(
+    server: ScriptedServer, storage: S3Storage
+) -> None:
+    """SPEC 8.4: valid from the keyring read on."""
+    headers = Headers({"enc-algo": "X"}, "text/plain", {"cache-control": "no-store"})
+    await storage.put("a/ü k", b"body", headers, condition=IfMatch(ETAG), lease=lease(7))
+    request = server.requests[0]
+    url = urlsplit(request.target)
     query = {name: value for name, (value,) in parse_qs(url.query).items()}
     assert url.path == "/bucket/a/%C3%BC%20k"
     assert (query["X-Amz-Date"], query["X-Amz-Expires"]) == ("20261124T100000Z", "7")
     assert set(query["X-Amz-SignedHeaders"].split(";")) == {
         *("cache-control", "content-md5", "content-type", "host", "if-match", "x-amz-meta-enc-algo")
     }
-    assert asked.headers["if-match"] == ETAG
+    assert request.headers["if-match"] == ETAG
     digest = md5(b"body", usedforsecurity=False).digest()
-    assert asked.headers["content-md5"] == b64encode(digest).decode()
-    assert "authorization" not in asked.headers
-    assert not {"user-agent", "accept", "accept-encoding"} & set(asked.headers)
+    assert request.headers["content-md5"] == b64encode(digest).decode()
+    assert "authorization" not in request.headers
+    assert not {"user-agent", "accept", "accept-encoding"} & set(request.headers)
 
 
-async def test_what_a_copy_says(server: ScriptedServer, storage: S3Storage) -> None:
-    """Unpinned source, REPLACE, the source's condition, and none on the destination."""
+async def test_a_copy_has_an_unpinned_source_and_its_condition(
+    server: ScriptedServer, storage: S3Storage
+) -> None:
+    """REPLACE, the source's condition, and none on the destination."""
     server.script = [Reply(200, COPIED)]
     await storage.copy_onto_itself("a/ü+k", PLAIN, source_etag=ETAG, lease=lease())
-    headers = server.asked[0].headers
+    headers = server.requests[0].headers
     assert headers["x-amz-copy-source"] == "/bucket/a/%C3%BC%2Bk"
     assert headers["x-amz-metadata-directive"] == "REPLACE"
     assert headers["x-amz-copy-source-if-match"] == ETAG
     assert "if-match" not in headers
 
 
-async def test_a_session_token_travels_along(
+async def test_a_session_token_is_sent_and_signed(
     server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Temporary credentials of the standard AWS chain, in headers and in leased queries."""
@@ -424,15 +434,17 @@ async def test_a_session_token_travels_along(
     async with open_storage(settings) as storage:
         await storage.put("a/k", b"1", PLAIN)
         await storage.put("a/k", b"1", PLAIN, lease=lease())
-    plain, leased = server.asked
+    plain, leased = server.requests
     assert plain.headers["x-amz-security-token"] == "the/token+="
     assert "x-amz-security-token" in plain.headers["authorization"]
     query = parse_qs(urlsplit(leased.target).query)
     assert query["X-Amz-Security-Token"] == ["the/token+="]
 
 
-async def test_no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
-    """Said at the door, in one line."""
+async def test_missing_credentials_are_a_settings_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: object
+) -> None:
+    """Reported at the start, in one line."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -450,8 +462,8 @@ async def test_no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: object)
         ("dotted.name", "https://s3.eu-central-1.amazonaws.com/dotted.name/"),
     ],
 )
-async def test_where_aws_is(bucket: str, url: str) -> None:
-    """Without an endpoint: the bucket's own host at AWS, by botocore's rules."""
+async def test_the_default_endpoint_is_aws(bucket: str, url: str) -> None:
+    """Without an endpoint, by botocore's rules."""
     settings = S3Settings.model_validate(
         {
             "s3_bucket": bucket,
@@ -478,8 +490,10 @@ async def test_errors_show_neither_signature_nor_secret(
     assert SECRET not in shown
 
 
-async def test_a_refused_connection(storage: S3Storage, server: ScriptedServer) -> None:
-    """Nothing listens: the storage is unavailable."""
+async def test_a_refused_connection_is_unavailability(
+    storage: S3Storage, server: ScriptedServer
+) -> None:
+    """Nothing listens there."""
     gone = server.settings().model_copy(update={"s3_endpoint_url": "http://127.0.0.1:1"})
     async with open_storage(gone) as nowhere:
         with pytest.raises(StorageUnavailableError, match="ClientConnectorError"):
@@ -508,4 +522,4 @@ async def test_without_the_guard_a_put_would_be_sent_twice(
         server.script = [DROP, Reply(412, error("PreconditionFailed"))]
         with pytest.raises(PreconditionError):
             await WRITES[name](storage)
-    assert len(server.asked) == 3
+    assert len(server.requests) == 3

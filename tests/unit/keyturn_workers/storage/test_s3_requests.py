@@ -1,4 +1,4 @@
-"""What a copy says again, by the request sent, for what no server at hand has (SPEC 8.2)."""
+"""The headers of copies, for features that no test server has (SPEC 8.2)."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from keyturn_workers.errors import ArchivedError, MissingError
 from keyturn_workers.storage import Headers, Lease
 from keyturn_workers.storage.s3 import S3Storage, open_storage
 from keyturn_workers.storage.s3_responses import RESTATED
-from tests.unit.keyturn_workers.storage.scripted import ETAG, Reply, scripted_server
+from tests.unit.keyturn_workers.storage.scripted_server import ETAG, Reply, scripted_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from datetime import datetime
 
-    from tests.unit.keyturn_workers.storage.scripted import ScriptedServer
+    from tests.unit.keyturn_workers.storage.scripted_server import ScriptedServer
 
 COPIED = b"<CopyObjectResult><ETag>&quot;x&quot;</ETag></CopyObjectResult>"
 BEGUN = b"<InitiateMultipartUploadResult><UploadId>u</UploadId></InitiateMultipartUploadResult>"
 EMPTY_MD5 = "1B2M2Y8AsgTpgAmY7PhCfg=="
 
-# As AWS tells them of an object, and takes them in a copy.
+# As AWS returns them for an object, and accepts them in a copy.
 KMS = {
     "x-amz-server-side-encryption": "aws:kms",
     "x-amz-server-side-encryption-aws-kms-key-id": "arn:aws:kms:eu-central-1:1:key/a-b",
@@ -33,9 +33,9 @@ LOCK = {
     "x-amz-object-lock-mode": "COMPLIANCE",
     "x-amz-object-lock-retain-until-date": "2099-01-01T00:00:00.000Z",
 }
-TOLD = {
+OBJECT_HEADERS = {
     "storage class": {"x-amz-storage-class": "INTELLIGENT_TIERING"},
-    "class of an archive": {"x-amz-storage-class": "GLACIER"},
+    "archive class": {"x-amz-storage-class": "GLACIER"},
     "encrypted under a key": KMS,
     "locked": LOCK,
     "everything": {
@@ -66,61 +66,70 @@ async def storage(server: ScriptedServer) -> AsyncIterator[S3Storage]:
 
 def test_everything_is_everything() -> None:
     """A header that is restated and not in the table would go untested."""
-    assert TOLD["everything"].keys() == RESTATED
+    assert OBJECT_HEADERS["everything"].keys() == RESTATED
 
 
-@pytest.mark.parametrize("name", TOLD)
+@pytest.mark.parametrize("name", OBJECT_HEADERS)
 async def test_a_self_copy_says_what_was_told(
     server: ScriptedServer, storage: S3Storage, name: str
 ) -> None:
-    """Each header as it came, signed, beside the new metadata; a lock with its digest."""
-    told = TOLD[name]
-    answer = {**told, "Content-Type": "text/x", "x-amz-meta-author": "kim", "x-amz-meta-enc-a": "1"}
-    server.script = [Reply(200, b"start", answer), Reply(200, COPIED)]
+    """Each header unchanged and signed, with the new metadata; a lock with its digest."""
+    object_headers = OBJECT_HEADERS[name]
+    response_headers = {
+        **object_headers,
+        "Content-Type": "text/x",
+        "x-amz-meta-author": "kim",
+        "x-amz-meta-enc-a": "1",
+    }
+    server.script = [Reply(200, b"start", response_headers), Reply(200, COPIED)]
     head, _ = await storage.read_start("a/k", 56)
-    turned = Headers(
+    replaced = Headers(
         {"author": "kim", "enc-a": "2"}, head.headers.content_type, head.headers.restated
     )
-    await storage.copy_onto_itself("a/k", turned, source_etag=ETAG, lease=Lease(head.date, 15))
-    asked = server.asked[1]
-    assert {name: asked.headers.get(name) for name in told} == told
-    assert asked.headers["content-type"] == "text/x"
-    assert asked.headers["x-amz-meta-author"] == "kim"
-    assert asked.headers["x-amz-meta-enc-a"] == "2"
-    assert asked.headers["x-amz-metadata-directive"] == "REPLACE"
-    digest = EMPTY_MD5 if LOCK.keys() <= told.keys() else None
-    assert asked.headers.get("content-md5") == digest
-    signed = asked.target.partition("X-Amz-SignedHeaders=")[2].partition("&")[0].split("%3B")
-    assert told.keys() <= set(signed)
+    await storage.copy_onto_itself("a/k", replaced, source_etag=ETAG, lease=Lease(head.date, 15))
+    request = server.requests[1]
+    assert {name: request.headers.get(name) for name in object_headers} == object_headers
+    assert request.headers["content-type"] == "text/x"
+    assert request.headers["x-amz-meta-author"] == "kim"
+    assert request.headers["x-amz-meta-enc-a"] == "2"
+    assert request.headers["x-amz-metadata-directive"] == "REPLACE"
+    digest = EMPTY_MD5 if LOCK.keys() <= object_headers.keys() else None
+    assert request.headers.get("content-md5") == digest
+    signed = request.target.partition("X-Amz-SignedHeaders=")[2].partition("&")[0].split("%3B")
+    assert object_headers.keys() <= set(signed)
 
 
-@pytest.mark.parametrize("name", TOLD)
-async def test_a_multipart_copy_says_it_when_it_begins(
+@pytest.mark.parametrize("name", OBJECT_HEADERS)
+async def test_a_multipart_copy_restates_headers_when_it_is_created(
     server: ScriptedServer, storage: S3Storage, name: str
 ) -> None:
-    """There, and not with its parts, where S3 would refuse it."""
-    told = TOLD[name]
+    """Not with its parts, where S3 would refuse them."""
+    object_headers = OBJECT_HEADERS[name]
     copied = b"<CopyPartResult><ETag>&quot;p&quot;</ETag></CopyPartResult>"
     server.script = [Reply(200, BEGUN), Reply(200, copied)]
-    upload_id = await storage.create_multipart("a/k", Headers({"enc-a": "2"}, "text/x", told))
+    upload_id = await storage.create_multipart(
+        "a/k", Headers({"enc-a": "2"}, "text/x", object_headers)
+    )
     await storage.copy_part("a/k", upload_id, 1, first=0, last=9, source_etag=ETAG)
-    begun, part = server.asked
-    assert {name: begun.headers.get(name) for name in told} == told
+    begun, part = server.requests
+    assert {name: begun.headers.get(name) for name in object_headers} == object_headers
     assert begun.headers["x-amz-meta-enc-a"] == "2"
-    assert told.keys().isdisjoint(part.headers)
+    assert object_headers.keys().isdisjoint(part.headers)
     assert part.headers["x-amz-copy-source-range"] == "bytes=0-9"
     assert part.headers["x-amz-copy-source-if-match"] == ETAG
 
 
-async def test_an_empty_put_carries_its_digest(server: ScriptedServer, storage: S3Storage) -> None:
-    """A bucket that locks by itself refuses a put without one: a tombstone has to get in."""
+async def test_an_empty_put_has_its_digest(server: ScriptedServer, storage: S3Storage) -> None:
+    """A bucket that locks by default refuses a put without one, and a tombstone must be stored."""
     await storage.put("a/k", b"", Headers({"enc-algo": "deleted"}))
-    assert server.asked[0].headers["content-md5"] == EMPTY_MD5
+    assert server.requests[0].headers["content-md5"] == EMPTY_MD5
 
 
 @pytest.mark.parametrize("status", [200, 403])
-async def test_an_archived_source(server: ScriptedServer, storage: S3Storage, status: int) -> None:
-    """Told at once or inside of a 200, and never tried again."""
+async def test_an_archived_source_is_an_error(
+    server: ScriptedServer, storage: S3Storage, status: int
+) -> None:
+    """Reported at once or inside a 200; never retried."""
     server.script = [Reply(status, b"<Error><Code>InvalidObjectState</Code></Error>")] * 2
     lease = Lease((await _date(storage, server)), 15)
     with pytest.raises(ArchivedError):
@@ -133,29 +142,29 @@ async def _date(storage: S3Storage, server: ScriptedServer) -> datetime:
 
 
 async def test_an_archived_object_is_not_read(server: ScriptedServer, storage: S3Storage) -> None:
-    """Its head can be; its bytes cannot, and no second try changes that."""
+    """Its head can be read, its bytes cannot; there is no second attempt."""
     server.script = [Reply(403, b"<Error><Code>InvalidObjectState</Code></Error>")]
     with pytest.raises(ArchivedError):
         await storage.read_start("a/k", 56)
-    assert len(server.asked) == 1
+    assert len(server.requests) == 1
     server.script = [Reply(200, headers={"x-amz-storage-class": "DEEP_ARCHIVE"})]
     assert (await storage.head("a/k")).archived
 
 
-async def test_a_version_is_named(server: ScriptedServer, storage: S3Storage) -> None:
-    """In the query, and again in the HEAD of an empty one."""
+async def test_a_version_is_requested_by_its_id(server: ScriptedServer, storage: S3Storage) -> None:
+    """In the query of the GET, and of the HEAD of an empty object."""
     server.script = [
         Reply(416, b"<Error><Code>InvalidRange</Code></Error>"),
         Reply(200, headers={"x-amz-version-id": "a+b/c"}),
     ]
     head, start = await storage.read_start("a/k", 56, version_id="a+b/c")
     assert (head.version_id, start) == ("a+b/c", b"")
-    assert [asked.method for asked in server.asked] == ["GET", "HEAD"]
-    assert all(asked.target.endswith("/a/k?versionId=a%2Bb%2Fc") for asked in server.asked)
+    assert [request.method for request in server.requests] == ["GET", "HEAD"]
+    assert all(request.target.endswith("/a/k?versionId=a%2Bb%2Fc") for request in server.requests)
 
 
 async def test_a_delete_marker_is_missing(server: ScriptedServer, storage: S3Storage) -> None:
-    """AWS answers 405 where one is read by its id."""
+    """AWS responds 405 if one is read by its version id."""
     refused = b"<Error><Code>MethodNotAllowed</Code></Error>"
     server.script = [Reply(405, refused, {"x-amz-delete-marker": "true"})]
     with pytest.raises(MissingError):

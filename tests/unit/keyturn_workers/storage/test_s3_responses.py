@@ -62,10 +62,10 @@ def test_every_status_has_its_error(status: int, code: str, error: type[Exceptio
     assert str(found).endswith(f"put: {code or status}")
 
 
-def test_head() -> None:
-    """Everything that a later self-copy has to say again, and nothing else."""
+def test_a_head_has_everything_that_a_copy_restates() -> None:
+    """And nothing else."""
     restated = {name: f"value of {name}" for name in RESTATED if "lock" not in name}
-    answer = {
+    headers = {
         **NEEDED,
         **{name.title(): value for name, value in restated.items()},
         "Content-Type": "text/plain",
@@ -74,7 +74,7 @@ def test_head() -> None:
         "x-amz-version-id": "v1",
         "x-amz-request-id": "not for us",
     }
-    head = parse_head("read", answer)
+    head = parse_head("read", headers)
     assert (head.size_bytes, head.etag, head.version_id, head.tag_count) == (56, "abc-2", "v1", 3)
     assert head.date == datetime(2026, 11, 24, 10, tzinfo=UTC)
     assert head.last_modified == datetime(2026, 11, 23, 9, tzinfo=UTC)
@@ -84,8 +84,8 @@ def test_head() -> None:
     assert (head.archived, head.locked) == (False, False)
 
 
-def test_bytes_that_are_no_utf8() -> None:
-    """As aiohttp gives a foreign writer's Latin-1: told as a text that can be sent again."""
+def test_bytes_that_are_not_utf8_are_read_as_latin1() -> None:
+    """Aiohttp returns them as surrogates, which it cannot send again."""
     given = {
         **NEEDED,
         "x-amz-meta-latin": "Ren\udce9",
@@ -99,16 +99,16 @@ def test_bytes_that_are_no_utf8() -> None:
     assert headers.restated == {"content-disposition": "inline; filename=ü"}
 
 
-def test_a_range_tells_the_whole_size() -> None:
+def test_a_range_has_the_size_of_the_whole() -> None:
     assert parse_head("read", {**NEEDED, "Content-Range": "bytes 0-55/1234"}).size_bytes == 1234
 
 
 @pytest.mark.parametrize("missing", NEEDED)
-def test_an_answer_without_what_is_needed(missing: str) -> None:
-    """Not S3, or a proxy that strips: nothing may rest on it."""
-    answer = {name: value for name, value in NEEDED.items() if name != missing}
+def test_a_response_without_a_required_header_is_an_error(missing: str) -> None:
+    """It is not from S3, or a proxy removed headers."""
+    headers = {name: value for name, value in NEEDED.items() if name != missing}
     with pytest.raises(StorageUnavailableError):
-        parse_head("read", answer)
+        parse_head("read", headers)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_an_answer_without_what_is_needed(missing: str) -> None:
         ),
     ],
 )
-def test_archived(told: dict[str, str], archived: bool) -> None:
+def test_archived_objects_are_recognized(told: dict[str, str], archived: bool) -> None:
     assert parse_head("read", {**NEEDED, **told}).archived is archived
 
 
@@ -168,13 +168,13 @@ def test_archived(told: dict[str, str], archived: bool) -> None:
         ({"x-amz-object-lock-retain-until-date": "some day"}, True, 1),
     ],
 )
-def test_locked(told: dict[str, str], locked: bool, restated: int) -> None:
-    """A retention that is over locks nothing; restated, S3 would refuse it as being past."""
+def test_locked_objects_are_recognized(told: dict[str, str], locked: bool, restated: int) -> None:
+    """An expired retention locks nothing, and is not restated: S3 would refuse it."""
     head = parse_head("read", {**NEEDED, **told})
     assert (head.locked, len(head.headers.restated)) == (locked, restated)
 
 
-def test_codes_and_texts_of_bodies() -> None:
+def test_elements_of_bodies_are_parsed() -> None:
     assert error_code(b"<Error><Code>SlowDown</Code></Error>") == "SlowDown"
     assert error_code(b"<html>") == ""
     assert error_code(b"<Code>" + b"x" * 100 + b"</Code>") == ""
@@ -186,8 +186,8 @@ def test_codes_and_texts_of_bodies() -> None:
         text_element("begin", b"<UploadId/>", "UploadId")
 
 
-def test_late_errors() -> None:
-    """In a 200 only the wanted element, without an error beside it, is a success."""
+def test_embedded_errors_are_errors() -> None:
+    """Only the expected element, without an error beside it, is a success."""
     check_embedded_error("copy", b"<CopyObjectResult xmlns=''/>", b"<CopyObjectResult")
     with pytest.raises(StorageUnavailableError, match="without outcome"):
         check_embedded_error("copy", b"", b"<CopyObjectResult")

@@ -1,4 +1,4 @@
-"""Signatures: byte for byte what botocore's own signers make, for any request."""
+"""Signatures equal those of botocore's own signers, byte for byte, for any request."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ _known = st.sampled_from(
         "x-amzn-trace-id",
     ]
 )
-# What the signer, or the HTTP client, says itself.
+# Set by the signer or the HTTP client.
 _ours = frozenset(
     {
         *("host", "date", "authorization", "content-length"),
@@ -162,7 +162,7 @@ def test_signed_in_the_header_as_botocore_does(case: Case, moment: datetime, pay
     theirs = S3SigV4Auth(case.credentials, "s3", case.region)
     with pytest.MonkeyPatch.context() as patch:
         _at(patch, moment)
-        # Which of the two it takes is the caller's decision here, and not the signer's.
+        # Here the caller decides whether the payload is signed.
         patch.setattr(theirs, "payload", lambda _: payload)
         theirs.add_auth(request)
         ours = case.signed(payload=payload)
@@ -179,7 +179,7 @@ def test_signed_in_the_query_as_botocore_does(
     with pytest.MonkeyPatch.context() as patch:
         _at(patch, read_at)
         S3SigV4QueryAuth(case.credentials, "s3", case.region, expires_s).add_auth(request)
-        # The lease's own time counts, and not the local one.
+        # The lease's own time counts, not the local time.
         _at(patch, read_at + timedelta(days=1))
         ours = case.signed(lease=Lease(read_at, expires_s))
     assert ours.url == request.url
@@ -187,7 +187,7 @@ def test_signed_in_the_query_as_botocore_does(
 
 
 def test_a_content_type_is_signed_whatever_it_is() -> None:
-    """Botocore takes this one for its own default and drops it: a copy would lose it."""
+    """Botocore drops this one as its own default: a copy would lose it."""
     kind = "application/x-www-form-urlencoded; charset=utf-8"
     case = Case(_BASE_URLS[0], "us-east-1", "PUT", "k", "", {"content-type": kind}, _EXAMPLE)
     ours = case.signed(lease=Lease(_EXAMPLE_TIME, 60))
@@ -201,7 +201,7 @@ def test_a_content_type_is_signed_whatever_it_is() -> None:
     assert signature == theirs.signature(text, request)
 
 
-def test_the_examples_of_aws(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_examples_of_aws_are_signed_equally(monkeypatch: pytest.MonkeyPatch) -> None:
     """Amazon S3 API Reference: a ranged read signed in its header, and a presigned one."""
     _at(monkeypatch, _EXAMPLE_TIME)
     signer = Signer("https://examplebucket.s3.amazonaws.com/", "us-east-1")
@@ -224,8 +224,8 @@ def test_the_examples_of_aws(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def test_another_day_and_another_key_are_signed_anew() -> None:
-    """One signer over days and over credentials that are renewed."""
+def test_a_new_day_and_renewed_credentials_get_a_new_signing_key() -> None:
+    """A long-lived signer signs like a new one."""
     signer = Signer(_BASE_URLS[0], "us-east-1")
     renewed = ReadOnlyCredentials("AKID", "another secret", "token")
     for credentials in (_EXAMPLE, renewed, _EXAMPLE):
@@ -239,8 +239,8 @@ def test_another_day_and_another_key_are_signed_anew() -> None:
             assert of_one == of_other
 
 
-def test_what_a_signer_knows_does_not_show() -> None:
-    """Neither the secret nor the day's key is in any text."""
+def test_a_signer_shows_no_secret() -> None:
+    """Neither the secret key nor the signing key is in any text."""
     signer = Signer(_BASE_URLS[0], "us-east-1")
     signer.sign("GET", "k", {}, credentials=_EXAMPLE, lease=Lease(_EXAMPLE_TIME, 60))
     key = signer._signing_key(_EXAMPLE.access_key, _EXAMPLE.secret_key, "20130524")

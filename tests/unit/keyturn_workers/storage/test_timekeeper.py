@@ -23,7 +23,7 @@ class Time:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.seconds = 1000.0
         self.clock = StorageClock(LEASE_S, local_s=lambda: self.seconds)
-        self.asked = 0
+        self.requests = 0
         self.fails = False
         patch.setattr("keyturn_workers.storage.timekeeper.asyncio.sleep", self.sleep)
 
@@ -32,15 +32,15 @@ class Time:
         if self.seconds > 1000 + AN_HOUR_S:
             raise asyncio.CancelledError
 
-    def answered(self) -> Any:
+    def respond(self) -> Any:
         date = BEGAN + timedelta(seconds=int(self.seconds))
         return self.clock.observe(date, self.seconds, self.seconds)
 
-    async def ask(self) -> None:
-        self.asked += 1
-        if self.fails and self.asked % 2:
+    async def observe(self) -> None:
+        self.requests += 1
+        if self.fails and self.requests % 2:
             raise StorageUnavailableError("503")
-        self.answered()
+        self.respond()
 
 
 @pytest.mark.parametrize("fails", [False, True], ids=["answers", "fails every second time"])
@@ -50,15 +50,15 @@ async def test_an_idle_worker_proves_at_once(
     time = Time(monkeypatch)
     time.fails = fails
     with pytest.raises(asyncio.CancelledError):
-        await keep_clock_known(time.ask)
-    assert time.asked == AN_HOUR_S // INTERVAL_S + 1
-    assert time.answered().proves
+        await keep_clock_known(time.observe)
+    assert time.requests == AN_HOUR_S // INTERVAL_S + 1
+    assert time.respond().proves
 
 
 async def test_without_it_an_idle_worker_would_prove_nothing_for_two_leases(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     time = Time(monkeypatch)
-    time.answered()
+    time.respond()
     time.seconds += AN_HOUR_S
-    assert not time.answered().proves
+    assert not time.respond().proves

@@ -17,7 +17,11 @@ import pytest
 from aiohttp import web
 
 from tests.support.secret_encodings import ENCODINGS
-from tests.unit.keyturn_workers.storage.scripted import Reply, ScriptedServer, scripted_server
+from tests.unit.keyturn_workers.storage.scripted_server import (
+    Reply,
+    ScriptedServer,
+    scripted_server,
+)
 from tools.chaos import secret_scan
 from tools.chaos.fault_proxy import FaultProxy, kind_of, run_fault_proxy
 from tools.chaos.load import FLAWS, STORED, make_load, plaintext
@@ -178,7 +182,7 @@ async def test_without_a_storm_requests_pass_unchanged() -> None:
         server.script = [Reply(body=b"read"), Reply(404, b"gone")]
         assert (await _ask(proxy, "GET", "/bucket/acme/a"))[:2] == (200, b"read")
         assert (await _ask(proxy, *PUT, b"x" * 300_000))[:2] == (404, b"gone")
-        assert server.asked[1].body == b"x" * 300_000
+        assert server.requests[1].body == b"x" * 300_000
         assert (proxy.seen, proxy.done) == ({"read object": 1, "put object": 1}, {})
 
 
@@ -187,8 +191,8 @@ async def test_the_proxy_answers_expect_100_continue() -> None:
     async with _before_a_server() as (server, proxy), aiohttp.ClientSession() as session:
         async with session.put(proxy.url + PUT[1], data=b"body", expect100=True) as answer:
             assert answer.status == 200
-        assert server.asked[0].body == b"body"
-        assert "expect" not in server.asked[0].headers
+        assert server.requests[0].body == b"body"
+        assert "expect" not in server.requests[0].headers
 
 
 async def test_a_chunked_response_is_passed_on_completely() -> None:
@@ -223,7 +227,7 @@ async def test_a_refused_request_does_not_reach_the_server(status: str) -> None:
         assert status_code == int(status)
         assert b"<Code>" in body
         assert ("Retry-After" in headers) == (status == "503")
-        assert server.asked == []
+        assert server.requests == []
         assert (await _ask(proxy, *PUT, b"body"))[0] == 200
         assert proxy.done == {(status, "put object"): 1}
 
@@ -241,9 +245,9 @@ async def test_a_broken_connection_may_or_may_not_reach_the_server(
         with pytest.raises((OSError, http.client.HTTPException)):
             await _ask(proxy, *PUT, b"body")
         if fault == "late":
-            assert server.asked == []
+            assert server.requests == []
             await asyncio.sleep(0.6)  # longer than it is late
-        assert [asked.body for asked in server.asked] == [b"body"] * arrives
+        assert [asked.body for asked in server.requests] == [b"body"] * arrives
 
 
 async def test_a_slow_response_arrives_after_its_delay() -> None:
@@ -292,7 +296,7 @@ async def test_only_the_date_is_skewed(fault: str, seconds: float, date: str) ->
         proxy.storm(Action(0, "storm", fault, kind="put object", every=1, times=1, seconds=seconds))
         status, body, headers = await _ask(proxy, *PUT, b"body")
         assert (status, body, headers["Date"]) == (200, b"read", date)
-        assert server.asked[0].body == b"body"
+        assert server.requests[0].body == b"body"
         assert (await _ask(proxy, *PUT, b"body"))[2]["Date"] == DATED.headers["Date"]
         assert proxy.done == {(fault, "put object"): 1}
 

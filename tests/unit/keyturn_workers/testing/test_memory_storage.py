@@ -1,4 +1,4 @@
-"""The bucket in memory: what tests do to it (its promises are in the shared suite)."""
+"""The controls of the in-memory storage (the shared suite tests its promises)."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def lease_of(head: ObjectHead) -> Lease:
     return Lease(head.date, 15)
 
 
-def test_it_is_a_storage() -> None:
+def test_it_implements_the_port_and_the_probes_protocol() -> None:
     """Checked by mypy; kept as a value so that the check stays."""
     storage: Storage = MemoryStorage()
     probed: ProbeStorage = MemoryStorage()
     assert storage.capabilities == probed.capabilities == Capabilities()
 
 
-async def test_fails_before_the_effect() -> None:
+async def test_a_failure_before_the_effect_stores_nothing() -> None:
     """The write did not happen, and the next one does."""
     storage = MemoryStorage()
     storage.fail_next("put", LOST)
@@ -43,8 +43,8 @@ async def test_fails_before_the_effect() -> None:
     assert storage.calls["put"] == 2
 
 
-async def test_fails_after_the_effect() -> None:
-    """The write happened, and its answer was lost: a second one meets the first."""
+async def test_a_failure_after_the_effect_has_stored() -> None:
+    """The response was lost: a second write meets the first."""
     storage = MemoryStorage()
     storage.fail_next("put", LOST, after_effect=True, times=1)
     with pytest.raises(StorageUnavailableError):
@@ -54,8 +54,8 @@ async def test_fails_after_the_effect() -> None:
     assert (await storage.read("a/k"))[1] == b"1"
 
 
-async def test_something_else_happens_first() -> None:
-    """A race, at the point where a test wants it."""
+async def test_a_hook_runs_before_the_effect() -> None:
+    """A race at a chosen point."""
     storage = MemoryStorage()
     etag = (await storage.put("a/k", b"1", PLAIN)).etag
 
@@ -68,8 +68,8 @@ async def test_something_else_happens_first() -> None:
     assert (await storage.read("a/k"))[1] == b"2"
 
 
-async def test_its_clock() -> None:
-    """A lease ends when the storage's clock has passed it, not the test's."""
+async def test_leases_end_by_the_storages_clock() -> None:
+    """Not by the test's."""
     storage = MemoryStorage()
     await storage.put("a/k", b"1", PLAIN)
     before = await storage.head("a/k")
@@ -85,21 +85,21 @@ async def test_its_clock() -> None:
     assert after.last_modified < after.date
 
 
-async def test_planted() -> None:
-    """Objects as others left them: tagged, archived, locked."""
+async def test_planted_objects_keep_headers_and_tags() -> None:
+    """As another writer would have stored them."""
     storage = MemoryStorage(capabilities=Capabilities(copy_keeps_tags=True))
-    said = Headers({"a": "1"}, "text/plain", {"x-amz-storage-class": "GLACIER"})
-    storage.plant("a/tagged", b"1", said, tags={"t": "1"})
+    headers = Headers({"a": "1"}, "text/plain", {"x-amz-storage-class": "GLACIER"})
+    storage.plant("a/tagged", b"1", headers, tags={"t": "1"})
     head = await storage.head("a/tagged")
-    assert (head.archived, head.locked, head.tag_count, head.headers) == (False, False, 1, said)
+    assert (head.archived, head.locked, head.tag_count, head.headers) == (False, False, 1, headers)
     await storage.copy_onto_itself("a/tagged", PLAIN, source_etag=head.etag, lease=lease_of(head))
     assert await storage.read_tags("a/tagged") == {"t": "1"}
     with pytest.raises(MissingError):
         await storage.read_tags("a/none")
 
 
-async def test_archived() -> None:
-    """Its head is told, its bytes are not, and nothing copies it."""
+async def test_an_archived_object_has_a_head_and_no_body() -> None:
+    """And cannot be copied."""
     storage = MemoryStorage()
     storage.plant("a/k", b"1", PLAIN, archived=True)
     head = await storage.head("a/k")
@@ -113,8 +113,8 @@ async def test_archived() -> None:
         await storage.copy_part("a/k", upload_id, 1, first=0, last=0, source_etag=head.etag)
 
 
-async def test_locked_without_versions() -> None:
-    """Nothing goes over it or takes it away; a lock that is over forbids nothing."""
+async def test_a_lock_forbids_overwrites_and_deletes() -> None:
+    """Without versioning; an expired lock forbids nothing."""
     storage = MemoryStorage()
     storage.plant("a/k", b"1", PLAIN, locked=True)
     head = await storage.head("a/k")
@@ -140,15 +140,17 @@ async def test_locked_without_versions() -> None:
     assert storage.stored_keys() == []
 
 
-async def shown(storage: MemoryStorage, after: str = "") -> list[tuple[str, bool, bool, int]]:
+async def listed_versions(
+    storage: MemoryStorage, after: str = ""
+) -> list[tuple[str, bool, bool, int]]:
     return [
         (row.key, row.is_latest, row.is_delete_marker, row.size_bytes)
         async for row in storage.list_versions("a/", after=after)
     ]
 
 
-async def test_versions() -> None:
-    """Every way of writing adds one, a delete leaves a marker, and each can be removed."""
+async def test_each_write_adds_a_version() -> None:
+    """A delete adds a marker, and each version can be removed."""
     storage = MemoryStorage(versioned=True)
     etag = (await storage.put("a/k", b"1", Headers({"n": "1"}), condition=IfAbsent())).etag
     head = await storage.head("a/k")
@@ -161,7 +163,7 @@ async def test_versions() -> None:
     await storage.delete("a/k")
     assert storage.stored_keys() == []
     assert [row async for row in storage.list("a/")] == []
-    assert await shown(storage) == [
+    assert await listed_versions(storage) == [
         ("a/k", True, True, 0),
         ("a/k", False, False, 3),
         ("a/k", False, False, 1),
@@ -180,11 +182,11 @@ async def test_versions() -> None:
     await storage.delete_version("a/k", marker.version_id)
     assert (await storage.read("a/k"))[1] == b"333"
     await storage.put("a/later", b"1", PLAIN)
-    assert await shown(storage, after="a/k") == [("a/later", True, False, 1)]
+    assert await listed_versions(storage, after="a/k") == [("a/later", True, False, 1)]
 
 
-async def test_locked_with_versions() -> None:
-    """A new version may come on top, with the lock that it restates; the old one stays."""
+async def test_a_locked_version_cannot_be_removed() -> None:
+    """A new version may be added, with the lock that it restates."""
     storage = MemoryStorage(versioned=True)
     storage.plant("a/k", b"1", PLAIN, locked=True)
     head = await storage.head("a/k")
@@ -200,8 +202,7 @@ async def test_locked_with_versions() -> None:
     await storage.delete("a/k")
 
 
-async def test_tags_of_versions() -> None:
-    """Each version has its own."""
+async def test_each_version_has_its_own_tags() -> None:
     storage = MemoryStorage(versioned=True)
     await storage.put("a/k", b"1", PLAIN)
     await storage.write_tags("a/k", {"t": "1"})
@@ -215,8 +216,8 @@ async def test_tags_of_versions() -> None:
 
 @pytest.mark.parametrize("versioned", [False, True])
 @pytest.mark.parametrize("atomic", [False, True])
-async def test_a_delete_in_the_middle_of_a_copy(*, atomic: bool, versioned: bool) -> None:
-    """FACTS: on a server whose copies are not atomic the deleted body comes back."""
+async def test_a_delete_during_a_copy_may_be_undone(*, atomic: bool, versioned: bool) -> None:
+    """If copies are not atomic, as on Ceph, the deleted body comes back."""
     storage = MemoryStorage(versioned=versioned, atomic_copies=atomic)
     etag = (await storage.put("a/k", b"1", Headers({"n": "1"}))).etag
     lease = lease_of(await storage.head("a/k"))
@@ -227,8 +228,8 @@ async def test_a_delete_in_the_middle_of_a_copy(*, atomic: bool, versioned: bool
     assert (head.metadata, body) == ({"n": "2"}, b"1")
 
 
-async def test_a_put_in_the_middle_of_a_copy() -> None:
-    """The new body is lost, without any condition and among tasks of their own."""
+async def test_a_put_during_a_copy_may_be_lost() -> None:
+    """Between concurrent tasks, if copies are not atomic."""
     storage = MemoryStorage(atomic_copies=False)
     etag = (await storage.put("a/k", b"1", PLAIN)).etag
     lease = lease_of(await storage.head("a/k"))
@@ -239,8 +240,8 @@ async def test_a_put_in_the_middle_of_a_copy() -> None:
     assert (await storage.read("a/k"))[1] == b"1"
 
 
-async def test_a_presigned_url_names_its_object_and_its_end() -> None:
-    """It leads nowhere, but tells what it was made of."""
+async def test_a_presigned_url_contains_its_key_and_its_end() -> None:
+    """It leads nowhere."""
     storage = MemoryStorage()
     lease = Lease(datetime.fromisoformat("2026-11-24T10:00:00+00:00"), 60)
     assert await storage.presign_get("a/k", lease) == "memory:///a/k?until=2026-11-24T10:01:00Z"

@@ -1,7 +1,7 @@
-"""An HTTP server on loopback that answers by script, and keeps what it was asked.
+"""An HTTP server on loopback that responds by script and records its requests.
 
-For what no real server does on demand: dropping a kept connection after it has read the
-request, errors inside a 200, redirects, silence.
+For what no real server does on demand: dropping a kept connection after reading a request,
+errors inside a 200, redirects, silence.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ SECRET = "s3cr3t/do+not+show" + "x" * 20
 
 @dataclass(frozen=True)
 class Reply:
-    """One answer; a status of 0 drops the connection, of -1 never answers."""
+    """One response. Status 0 drops the connection; -1 never responds."""
 
     status: int = 200
     body: bytes = b""
     headers: dict[str, str] = field(default_factory=dict)
     cut: int = 0
-    """How many bytes of the body are held back before the connection is dropped."""
+    """How many bytes of the body are missing when the connection is dropped."""
 
 
 DROP = Reply(0)
@@ -39,8 +39,8 @@ SILENCE = Reply(-1)
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One request as it came."""
+class Request:
+    """One request as it was received."""
 
     method: str
     target: str
@@ -50,16 +50,16 @@ class Asked:
 
 
 class ScriptedServer:
-    """Answers requests in the order of its script, and 200 with an ETag behind its end."""
+    """Responds in the order of its script, and after its end with 200 and an ETag."""
 
     def __init__(self) -> None:
         self.script: list[Reply] = []
-        self.asked: list[Asked] = []
+        self.requests: list[Request] = []
         self.port = free_port()
         self._connections = 0
 
     def settings(self) -> S3Settings:
-        """By which a storage finds it."""
+        """The settings of a storage on this server."""
         return S3Settings.model_validate(
             {
                 "s3_endpoint_url": f"http://127.0.0.1:{self.port}",
@@ -93,7 +93,7 @@ class ScriptedServer:
             writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         body = await reader.readexactly(int(headers.get("content-length", 0)))
         method, target, _ = first.split(" ")
-        self.asked.append(Asked(method, target, headers, body, number))
+        self.requests.append(Request(method, target, headers, body, number))
         reply = self.script.pop(0) if self.script else Reply()
         if reply.status == 0:
             return False

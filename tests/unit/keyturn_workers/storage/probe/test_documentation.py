@@ -10,11 +10,11 @@ from typing import Any
 from keyturn_workers.storage.probe.runner import probe
 from keyturn_workers.testing.memory_storage import MemoryStorage
 
-TEXT = (Path(__file__).parents[4] / "docs" / "operations" / "storage-servers.md").read_text()
+TEXT = (Path(__file__).parents[5] / "docs" / "operations" / "storage-servers.md").read_text()
 
 
-async def test_every_row_stands_in_the_table() -> None:
-    """With how much it is needed, and whether a worker's start asks it."""
+async def test_every_check_is_documented() -> None:
+    """With its level, and whether it runs when a worker starts."""
     whole = await probe(MemoryStorage())
     quick = {row.name for row in (await probe(MemoryStorage(), quick=True)).rows}
     for row in whole.rows:
@@ -22,7 +22,7 @@ async def test_every_row_stands_in_the_table() -> None:
         assert f"| {row.name} | {row.needed} |{start}|" in TEXT
 
 
-def test_the_policy() -> None:
+def test_the_policy_is_valid() -> None:
     """Valid JSON, in which only workers write outside of staging."""
     (policy,) = re.findall(r"```json\n(.*?)```", TEXT, flags=re.DOTALL)
     statements: list[dict[str, Any]] = json.loads(policy)["Statement"]

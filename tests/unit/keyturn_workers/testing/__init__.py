@@ -1,0 +1,1 @@
+"""The in-memory storage, as far as the shared suite of the port does not test it."""
