@@ -57,7 +57,7 @@ async def _read_stream(deployment: Deployment, wanted: set[str], timeout_s: floa
 
 
 @pytest.mark.parametrize("how", ["restart", "kill"])
-async def test_the_broker_comes_back(
+async def test_uploads_survive_a_broker_restart(
     ceph_enrolled: Scene, own_rabbitmq: RabbitMQ, how: str
 ) -> None:
     """The worker finds it again by itself; all that was confirmed is stored and told."""
@@ -114,7 +114,7 @@ async def _settle(scene: Scene, wire: Wire) -> None:
             assert await running.terminate() == 0
 
 
-async def test_cut_connections_are_made_again(scene: Scene) -> None:
+async def test_dropped_connections_are_reestablished(scene: Scene) -> None:
     """Cut several times under load: nothing is lost, nothing is stored twice."""
     where = urlsplit(scene.deployment.amqp_url)
     assert where.port is not None

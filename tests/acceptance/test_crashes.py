@@ -86,7 +86,7 @@ def death_scene(death: Death, request: pytest.FixtureRequest) -> Scene:
 
 
 @pytest.mark.parametrize("death", DEATHS, ids=str)
-async def test_an_upload_survives(death: Death, death_scene: Scene) -> None:
+async def test_an_upload_survives_a_crash(death: Death, death_scene: Scene) -> None:
     """Stored once, opened by both keys, told; nothing queued, dead, staged or half uploaded."""
     scene = death_scene
     key = f"crashes/{death} ü.bin"
@@ -144,7 +144,9 @@ async def _check_told(wire: Wire, scene: Scene, key: str, made: rq.Upload) -> No
         ("ack-before", True),
     ],
 )
-async def test_an_enrolment_survives(scene: Scene, point: str, *, object_exists: bool) -> None:
+async def test_an_enrollment_survives_a_crash(
+    scene: Scene, point: str, *, object_exists: bool
+) -> None:
     """One keyring, never written twice, and told with generation 1."""
     project = f"new-{point}"
     keyring = f"{project}.json"
@@ -176,7 +178,7 @@ async def test_an_enrolment_survives(scene: Scene, point: str, *, object_exists:
 
 
 @pytest.mark.parametrize("point", ["letter-before", "letter-after", "event-after", "ack-before"])
-async def test_a_refusal_survives(scene: Scene, point: str) -> None:
+async def test_a_rejection_survives_a_crash(scene: Scene, point: str) -> None:
     """The letter lies there at least once with its code, the event is told, nothing is queued."""
     async with (
         scene.worker("upload", point=point) as dying,
@@ -201,7 +203,7 @@ async def test_a_refusal_survives(scene: Scene, point: str) -> None:
 @pytest.mark.parametrize(
     ("point", "copies"), [("put-off-before", 1), ("put-off-after", 2), ("ack-before", 2)]
 )
-async def test_an_upload_that_was_put_off_survives(scene: Scene, point: str, copies: int) -> None:
+async def test_a_deferred_upload_survives_a_crash(scene: Scene, point: str, copies: int) -> None:
     """Its project is enrolled only later; one copy or two of it wait, and it is stored once."""
     scene.project = f"late-{point}"
     async with (

@@ -45,7 +45,7 @@ async def arena(broker: Servers, ceph: S3Server) -> AsyncIterator[Arena]:
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-async def test_an_attack_takes_nothing_from_another_tenant(arena: Arena, name: str) -> None:
+async def test_an_attack_does_not_affect_another_tenant(arena: Arena, name: str) -> None:
     found = await arena.measure_attack(name, _SECONDS, rounds=1)
     assert found.under.refused == []
     for kind in found.quiet.seconds:

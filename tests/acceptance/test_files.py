@@ -83,7 +83,7 @@ class _Pair:
             assert await running.terminate() == 0
 
 
-async def test_files_survive_a_killing_spree(
+async def test_files_survive_killed_workers(
     scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every object opens by both keys to its file; every upload was told; staging is empty."""

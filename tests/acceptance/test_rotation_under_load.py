@@ -160,7 +160,7 @@ async def _rotate_twice(scene: Scene, wire: Wire, tenant: Tenant) -> None:
         assert event["clean"] is True, event
 
 
-async def test_rotations_survive_a_killing_spree(ceph: S3Server, vhost_url: str) -> None:
+async def test_rotations_survive_killed_workers(ceph: S3Server, vhost_url: str) -> None:
     """Each object opens by both keys and by no older one; its body is as it was; all is told."""
     bucket = await asyncio.to_thread(new_bucket, ceph)
     scene = Scene(Deployment(vhost_url, ceph, bucket), "fire")

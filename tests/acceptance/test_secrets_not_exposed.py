@@ -257,7 +257,7 @@ async def test_a_master_key_that_was_rotated_out_opens_nothing_new(left: Left) -
             open_record(record_kek(old, project), key, sealed)
 
 
-async def test_all_that_stands_opens_by_the_keys_of_now(left: Left) -> None:
+async def test_every_object_opens_with_the_current_keys(left: Left) -> None:
     """Else the two tests above would be content with a bucket that opens to nobody."""
     left.tenant.check(generation=2)
 

@@ -25,7 +25,7 @@ _SLOW_BYTES = 6_000_000
 _SLOW_BYTES_PER_S = 2_000_000
 
 
-async def test_sigterm_finishes_what_is_held(scene: Scene) -> None:
+async def test_sigterm_finishes_uploads_in_progress(scene: Scene) -> None:
     """Exit 0; all that was told is acknowledged; another worker does the rest, each once."""
     target = urlsplit(scene.deployment.s3.endpoint_url).port
     assert target is not None
@@ -73,7 +73,7 @@ def _check_objects(scene: Scene) -> None:
     scene.check_logs()
 
 
-async def test_a_worker_that_ends_keeps_nothing_from_the_others(scene: Scene) -> None:
+async def test_a_stopping_worker_holds_back_no_message(scene: Scene) -> None:
     """While it finishes a slow body after SIGTERM, another one serves all that waits."""
     target = urlsplit(scene.deployment.s3.endpoint_url).port
     assert target is not None
@@ -110,7 +110,7 @@ async def test_a_worker_that_ends_keeps_nothing_from_the_others(scene: Scene) ->
     await asyncio.to_thread(_check_objects, scene)
 
 
-async def test_what_outlasts_the_grace_goes_back(scene: Scene) -> None:
+async def test_an_upload_that_exceeds_the_grace_period_is_requeued(scene: Scene) -> None:
     """A body too slow for the grace is cut short, stores nothing, and is served by the next."""
     target = urlsplit(scene.deployment.s3.endpoint_url).port
     assert target is not None

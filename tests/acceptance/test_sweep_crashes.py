@@ -123,7 +123,7 @@ def vhosts(broker: Servers) -> Callable[[], str]:
 
 
 @pytest.mark.parametrize("when", DEATHS)
-async def test_a_rotation_survives(
+async def test_a_rotation_survives_a_crash(
     ceph_enrolled: Scene, vhosts: Callable[[], str], when: str
 ) -> None:
     """Accepted, completed and clean; every object opens by both new keys alone, else as before."""
@@ -192,7 +192,7 @@ DELETES = {
 }
 
 
-async def test_a_delete_survives(ceph_enrolled: Scene, vhosts: Callable[[], str]) -> None:
+async def test_a_delete_survives_a_crash(ceph_enrolled: Scene, vhosts: Callable[[], str]) -> None:
     """Told once two leases are over; its tombstone stands, the objects beside it too."""
     scene = ceph_enrolled.on(vhosts())
     tenants = await enroll_projects(scene, [f"delete-{point}" for point in DELETES])
@@ -257,7 +257,7 @@ _PROJECTS = 3
 
 
 @pytest.mark.parametrize("half", [0, 1])
-async def test_a_sweep_of_all_survives(
+async def test_a_fleet_sweep_survives_a_crash(
     ceph: S3Server, vhosts: Callable[[], str], half: int
 ) -> None:
     """Completed and clean with the sums; every keyring and object is under the new key alone."""

@@ -38,7 +38,7 @@ def test_seeds_get_deep(name: str) -> None:
 
 
 @pytest.mark.parametrize("file", _FILES, ids=lambda path: f"{path.parent.name}-{path.name}")
-def test_found_before(file: Path) -> None:
+def test_earlier_findings_stay_fixed(file: Path) -> None:
     ALL[file.parent.name].run(file.read_bytes())
 
 
@@ -71,7 +71,7 @@ def _work(cpu_s: float) -> None:
         hash("")
 
 
-def test_enough_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_findings_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.fuzz.watch.ROOT", tmp_path)
     monkeypatch.setattr("tests.fuzz.watch.FOLDER", tmp_path)
 
@@ -92,7 +92,7 @@ def test_a_secret_that_is_shown_is_found(tmp_path: Path, monkeypatch: pytest.Mon
     assert (tmp_path / found.file).read_bytes() == b"2"
 
 
-def test_a_code_that_a_reader_must_not_tell() -> None:
+def test_an_unexpected_error_code_is_a_finding() -> None:
 
     assert code_of(CorruptObjectError(), "corrupt_object") == "corrupt_object"
     with pytest.raises(OracleError):

@@ -129,7 +129,7 @@ async def test_a_sweep(served: WorkerUnderTest) -> None:
         assert risen[name] >= 1
 
 
-async def test_nobodys_names(served: WorkerUnderTest) -> None:
+async def test_metrics_have_no_names_of_projects_or_keys(served: WorkerUnderTest) -> None:
     """Served, refused or odd: no project, key, id or secret, and no label of an open set."""
     project = "a-telling-project"
     await served.enroll(project)

@@ -120,7 +120,7 @@ for folder in ("/", "/tmp", "/var/tmp", "/dev/shm", os.path.dirname(keyturn_work
     assert len(refused) == 5
 
 
-async def test_everything_works_on_a_root_that_nobody_can_write(
+async def test_everything_works_on_a_read_only_root(
     keyturn: tuple[str, ...],
     vhost_url: str,
     ceph: S3Server,

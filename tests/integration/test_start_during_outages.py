@@ -47,7 +47,7 @@ async def test_a_failing_storage_is_no_unsafe_bucket(
             assert await running.terminate() == 0
 
 
-async def test_a_storage_that_keeps_failing_is_told_as_that(
+async def test_a_storage_that_keeps_failing_is_reported(
     vhost_url: str, ceph: S3Server, ceph_bucket: str
 ) -> None:
     """It ends after its time, and says what failed, not that the bucket lacks anything."""

@@ -119,7 +119,9 @@ async def test_a_refused_worker_has_touched_no_queue(vhost_url: str, moto: S3Ser
             await channel.get_queue(UPLOAD_QUEUE, ensure=True)
 
 
-async def test_what_is_only_wanted_does_not_stop_a_worker(vhost_url: str, moto: S3Server) -> None:
+async def test_a_missing_optional_feature_does_not_stop_a_worker(
+    vhost_url: str, moto: S3Server
+) -> None:
     """Through the proxy that breaks nothing: moto lacks what SPEC 10 wants, and is served."""
     async with broken(moto.endpoint_url, Honest()) as url:
         deployment = _deployment(vhost_url, moto, url)
@@ -127,7 +129,7 @@ async def test_what_is_only_wanted_does_not_stop_a_worker(vhost_url: str, moto: 
             assert await running.terminate() == 0
 
 
-async def test_the_operator_may_insist(vhost_url: str, moto: S3Server) -> None:
+async def test_the_operator_may_override_the_probe(vhost_url: str, moto: S3Server) -> None:
     """And is told in the log what is missing."""
     async with broken(moto.endpoint_url, Ignores("if-match")) as url:
         deployment = _deployment(vhost_url, moto, url)

@@ -26,7 +26,7 @@ def _anchors(path: Path) -> frozenset[str]:
 
 
 @pytest.mark.parametrize("document", _DOCUMENTS)
-def test_the_tests_that_a_document_names_are_there(document: str) -> None:
+def test_the_tests_that_a_document_names_exist(document: str) -> None:
     missing = []
     for pattern, test in _TEST.findall((_ROOT / document).read_text()):
         files = list(_ROOT.glob(pattern))
@@ -36,7 +36,7 @@ def test_the_tests_that_a_document_names_are_there(document: str) -> None:
 
 
 @pytest.mark.parametrize("document", _DOCUMENTS)
-def test_the_headings_that_a_document_links_to_are_there(document: str) -> None:
+def test_the_headings_that_a_document_links_to_exist(document: str) -> None:
     path = _ROOT / document
     missing = []
     for target, anchor in _LINK.findall(path.read_text()):

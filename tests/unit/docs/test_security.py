@@ -56,7 +56,7 @@ def test_a_row_names_tests_and_no_whole_files(attacker: str) -> None:
 
 
 @pytest.mark.parametrize("named", sorted(set(_NAMED.findall(_TEXT))))
-def test_what_is_named_is_there(named: str) -> None:
+def test_every_named_test_exists(named: str) -> None:
     """The file, the test in it, and the scenario that a case is named after; none is skipped."""
     node = _NODE.fullmatch(named)
     assert node is not None, named

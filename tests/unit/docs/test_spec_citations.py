@@ -87,7 +87,7 @@ def test_every_citation_is_a_section() -> None:
     assert not wrong
 
 
-def test_citations_are_found_at_all() -> None:
+def test_the_parser_finds_citations() -> None:
     assert sum(len(_CITATION.findall(path.read_text())) for path in _citing_files()) > 300
 
 

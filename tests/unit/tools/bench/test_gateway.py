@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 
-def test_gateway_stands_for_its_four_parts() -> None:
+def test_gateway_selects_its_four_parts() -> None:
     given = _arguments(["--only", "gateway,sealing"])
     assert [part for part in given.only if part.startswith("gateway-")] == [
         "gateway-large",
@@ -104,7 +104,7 @@ async def test_a_refusal_is_no_measurement() -> None:
             await do(_job(url, "whole", hash=False))
 
 
-def test_a_target_is_sent_as_it_stands() -> None:
+def test_a_target_is_sent_unchanged() -> None:
     target = Target("http://127.0.0.1:81/a%20b?c=d", {"authorization": "Bearer x"})
     assert target.address == ("127.0.0.1", 81)
     assert target.head == (

@@ -35,7 +35,7 @@ def _line(second: int, changed: int, sweep_id: str = _ID, event: str = "page don
     )
 
 
-def test_rotation_stands_for_its_four_parts() -> None:
+def test_rotation_selects_its_four_parts() -> None:
     assert _arguments(["--only", "rotation"]).only == [
         "rotation-pages",
         "rotation-size",
@@ -47,7 +47,7 @@ def test_rotation_stands_for_its_four_parts() -> None:
 
 
 @pytest.mark.parametrize("wrong", [["--only", "rotations"], ["--objects", "0"], ["--objects", "x"]])
-def test_what_is_no_part_and_no_number_of_objects_is_wrong_usage(
+def test_an_unknown_part_and_a_wrong_number_of_objects_are_usage_errors(
     wrong: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -290,7 +290,7 @@ async def test_a_limited_proxy_holds_a_request_once_in_however_many_pieces_it_co
     assert holds * delay_s <= took_s < (holds + 1) * delay_s
 
 
-async def test_a_put_whose_client_is_gone_is_told_apart() -> None:
+async def test_a_put_whose_client_is_gone_is_counted_separately() -> None:
     asked = asyncio.Event()
 
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

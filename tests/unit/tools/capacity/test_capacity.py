@@ -59,7 +59,7 @@ def test_a_loop_whose_core_is_full_is_as_fast_as_the_core() -> None:
     assert model.loop(64, 10.0, 2.0) <= 500.0
 
 
-def test_one_at_a_time_waits_for_nobody() -> None:
+def test_a_single_object_waits_for_no_other() -> None:
     assert model.loop(1, 8.0, 2.0) == pytest.approx(100.0)
 
 

@@ -33,7 +33,7 @@ async def test_every_row_of_the_probe_has_its_cell() -> None:
         assert list(each.rows) == [row.name for row in report.rows], each.name
 
 
-def test_a_row_is_told_in_few_words_that_do_not_change_by_chance() -> None:
+def test_a_row_has_a_short_and_stable_text() -> None:
     said = {
         "3 of 8 writers succeeded",
         "8 of 8 writers succeeded",
@@ -59,7 +59,7 @@ def test_a_required_row_that_fails_is_a_refusal() -> None:
     assert "| c | info | changed | yes |" in whole(seen)
 
 
-def test_what_is_worked_around_is_told() -> None:
+def test_workarounds_are_reported() -> None:
     assert "| fair 1.0 | safe, without: b |" in short(
         ServerResults(NEEDED, [column("fair", b="ignored")])
     )

@@ -57,7 +57,7 @@ def test_ending_a_guard_ends_what_its_server_detached(tmp_path: Path) -> None:
     assert tmp_path.exists()
 
 
-def test_a_server_that_ends_while_starting_is_told_with_its_log(tmp_path: Path) -> None:
+def test_a_server_that_exits_while_starting_is_reported_with_its_log(tmp_path: Path) -> None:
     process = _guarded(tmp_path, "print('no such disk'); raise SystemExit(3)")
     with pytest.raises(ServerError, match="no such disk"):
         process.wait_until(lambda: False, what="the program")
@@ -153,7 +153,7 @@ def test_missing_packages_are_named_once() -> None:
 
 
 @pytest.mark.parametrize("size_bytes", [0, 1, 2**20, 17 * 2**20])
-def test_read_body_reads_the_length_told_and_no_more(size_bytes: int) -> None:
+def test_read_body_reads_only_the_announced_length(size_bytes: int) -> None:
     source = io.BytesIO(b"x" * size_bytes + b"next request")
     environ = {"wsgi.input": source, "CONTENT_LENGTH": str(size_bytes)}
     with read_body(environ) as body:

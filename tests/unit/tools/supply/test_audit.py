@@ -119,14 +119,14 @@ def test_a_service_that_fails_passes_in_one_line(
     assert _not_done(capfd) == "could not be reached"
 
 
-def test_nobody_there_passes_in_one_line(
+def test_an_unreachable_database_passes_in_one_line(
     requirements: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert audit(requirements, url=f"http://127.0.0.1:{free_port()}/") == 0
     assert _not_done(capfd) == "could not be reached"
 
 
-def test_silence_passes_in_one_line_and_soon(
+def test_a_silent_database_passes_in_one_line(
     requirements: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with _service() as (url, _):

@@ -86,7 +86,7 @@ def test_what_builds_the_wheel_is_pinned() -> None:
         assert set(built["build-system"]["requires"]) <= named
 
 
-def test_dependencies_are_few_told_and_free() -> None:
+def test_dependencies_are_few_documented_and_free() -> None:
     assert FILE.read_text() == generate(), "run `python -m tools.supply.dependencies`"
     assert list(direct()) == sorted(PURPOSES)
     assert len(direct()) <= _FEW

@@ -35,7 +35,7 @@ def test_it_is_the_shipped_set(sbom: dict[str, Any]) -> None:
     )
 
 
-def test_what_is_missing_or_too_much_is_told(sbom: dict[str, Any]) -> None:
+def test_missing_and_extra_packages_are_reported(sbom: dict[str, Any]) -> None:
     gone = sbom["components"].pop(0)
     sbom["components"][0]["version"] = "0"
     first, second, third = faults(json.dumps(sbom))
@@ -45,6 +45,6 @@ def test_what_is_missing_or_too_much_is_told(sbom: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("change", [{"bomFormat": "other"}, {"components": [{"name": "x"}]}])
-def test_another_form_is_told(sbom: dict[str, Any], change: dict[str, Any]) -> None:
+def test_another_format_is_reported(sbom: dict[str, Any], change: dict[str, Any]) -> None:
     (fault,) = faults(json.dumps(sbom | change))
     assert fault.startswith("not CycloneDX 1.5")
