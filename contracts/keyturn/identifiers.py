@@ -1,7 +1,7 @@
-"""The names of SPEC 1: projects, keys, ids, times, and where things stand in the bucket.
+"""Identifiers (SPEC 1): projects, object keys, ids, times, and the S3 keys of records.
 
-Every check here is exact: a name that passes can be put into an S3 key, a seal's
-context or a log line without a second thought.
+Every check is exact: what passes is safe in an S3 key, in the context of a seal and in a log
+line. An object key is relative to its project; an S3 key is relative to the bucket.
 """
 
 import re
@@ -44,10 +44,10 @@ def is_uuid(text: str) -> bool:
 
 
 def check_object_key(object_key: str) -> str:
-    """The key itself where SPEC 1 allows it.
+    """Return the object key if SPEC 1 allows it.
 
     Raises:
-        ValueError: says which rule it breaks, without repeating the key.
+        ValueError: names the rule that it breaks, without repeating the key.
     """
     try:
         size_bytes = len(object_key.encode())
@@ -63,7 +63,7 @@ def check_object_key(object_key: str) -> str:
 
 
 def is_object_key(object_key: str) -> bool:
-    """Whether SPEC 1 allows this key."""
+    """Whether SPEC 1 allows this object key."""
     try:
         check_object_key(object_key)
     except ValueError:
@@ -72,17 +72,17 @@ def is_object_key(object_key: str) -> bool:
 
 
 def has_control_characters(text: str) -> bool:
-    """Whether a C0 or C1 control character or DEL stands in the text."""
+    """Whether the text contains a C0 or C1 control character or DEL."""
     if text.isascii():
         return not text.isprintable()
     return any(unicodedata.category(character) == "Cc" for character in text)
 
 
 def parse_time(text: str) -> datetime:
-    """The instant that a time of SPEC 1 names.
+    """Parse a time of SPEC 1.
 
     Raises:
-        ValueError: not of the form, or no such instant.
+        ValueError: another form, or not a valid time.
     """
     if _TIME.fullmatch(text) is None:
         raise ValueError("a time reads like 2026-11-24T10:00:00.000000Z")
@@ -96,21 +96,21 @@ def format_time(instant: datetime) -> str:
 
 
 def object_s3_key(project: str, object_key: str) -> str:
-    """Where an object stands in the bucket (SPEC 4.1)."""
+    """The S3 key of an object (SPEC 4.1)."""
     return f"{project}/{object_key}"
 
 
 def keyring_s3_key(project: str) -> str:
-    """Where a project's keyring stands (SPEC 5.2)."""
+    """The S3 key of a project's keyring (SPEC 5.2)."""
     return f"{KEYRINGS_PREFIX}{project}.json"
 
 
 def staging_s3_key(publisher: str, upload_id: str) -> str:
-    """Where a publisher puts a body above the inline limit (SPEC 6.4)."""
+    """The S3 key of a staged body: one above the inline limit (SPEC 6.4)."""
     return f"{STAGING_PREFIX}{publisher}/{upload_id}"
 
 
 def sweep_prefix(sweep_id: str, project: str) -> str:
-    """Where the records of a sweep of one project, or of all (`*`), stand (SPEC 8.5)."""
+    """The S3 prefix of the records of a sweep of one project, or of all (`*`) (SPEC 8.5)."""
     folder = ALL_PROJECTS_FOLDER if project == ALL_PROJECTS else project
     return f"{SWEEPS_PREFIX}{sweep_id}/{folder}/"

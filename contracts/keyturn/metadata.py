@@ -1,7 +1,7 @@
-"""An object's metadata: parse and build (SPEC 4.3 to 4.7). Pure; opens no wrap.
+"""The metadata of an object: parse and build (SPEC 4.3 to 4.7). Pure; opens no wrap.
 
-`parse` sorts an object by what its metadata claims; whether the claim is true only
-the wraps and the header can tell (`keyturn_workers.objects`). Labels are hints.
+`parse` classifies an object by what its metadata claims. Only the wraps and the header prove
+the claim (`keyturn_workers.objects`); labels are hints.
 """
 
 import re
@@ -79,10 +79,10 @@ Envelope = Wraps | V0Wraps | Tombstone | Plaintext
 
 
 def parse(metadata: Mapping[str, str]) -> Envelope:
-    """What an object's metadata claims it to be.
+    """Classify an object by its metadata.
 
     Raises:
-        UnknownAlgorithmError: `enc-algo` is none of SPEC 4's, with the value in the detail.
+        UnknownAlgorithmError: `enc-algo` is not one of SPEC 4; its value is in the detail.
         CorruptObjectError: names or values are missing or unreadable.
     """
     algorithm = metadata.get(ALGO)
@@ -138,7 +138,7 @@ def build(
     Args:
         wraps: both, with their labels.
         upload_id: of the upload that stored the object.
-        tag: as `format_upload_tag` writes it; a rewrap passes on what it found, as it is.
+        tag: as `format_upload_tag` writes it; a rewrap passes it on unchanged.
         stored_at: when the object was stored, where rewraps have changed its `Last-Modified`.
     """
     if not is_short_name(wraps.master_key):
@@ -170,9 +170,9 @@ def format_upload_tag(tag: bytes) -> str:
 
 
 def upload_tag(metadata: Mapping[str, str]) -> bytes | None:
-    """The tag by which an upload recognises its own object; None where there is none.
+    """The tag by which an upload recognizes its own object; None if there is none.
 
-    A value that is no tag gives empty bytes, which equal no tag.
+    A malformed value gives empty bytes, which equal no tag.
     """
     value = metadata.get(UPLOAD_TAG)
     if value is None:
@@ -185,10 +185,10 @@ def upload_tag(metadata: Mapping[str, str]) -> bytes | None:
 
 
 def stored_at(metadata: Mapping[str, str], last_modified: datetime) -> datetime | None:
-    """When the object was stored, where a rewrap noted it (SPEC 4.3).
+    """When the object was stored, if a rewrap recorded it (SPEC 4.3).
 
-    Not authenticated: a value that is no time of SPEC 1, or that is later than the storage's
-    own `last_modified`, is ignored.
+    Not authenticated: a malformed time, or one later than the storage's own `last_modified`, is
+    ignored.
     """
     value = metadata.get(STORED_AT)
     if value is None:
@@ -217,7 +217,7 @@ def encode_caller_metadata(caller: Mapping[str, str]) -> dict[str, str]:
 
 
 def check_caller_metadata_name(name: str) -> str:
-    """The name itself where a caller may use it.
+    """Return the name if a caller may use it.
 
     Raises:
         MalformedRequestError: other characters than a-z, 0-9 and -, or an `enc-` name.
@@ -230,9 +230,9 @@ def check_caller_metadata_name(name: str) -> str:
 
 
 def check_content_type(content_type: str) -> str:
-    """The content type itself where it can be a header on one line.
+    """Return the content type if it can be a header on one line.
 
-    Spaces around it do not survive HTTP, and an empty one is none.
+    HTTP does not keep spaces around it, and an empty one counts as none.
 
     Raises:
         MalformedRequestError: control characters, others that a header does not carry
@@ -262,10 +262,10 @@ def _encode(value: str) -> str:
 
 
 def decode_caller_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
-    """The caller's own metadata of a stored object, decoded for a reader.
+    """The caller's own metadata of a stored object, decoded.
 
-    A value that is no readable RFC 2047 form is given as it stands: it is not
-    authenticated, and somebody else may have written it.
+    A value that is not valid RFC 2047 is returned unchanged: it is not authenticated, and
+    another program may have written it.
     """
     own = {n: v for n, v in metadata.items() if not n.startswith(OWN_PREFIX)}
     return {name: _decode(value) for name, value in own.items()}

@@ -1,8 +1,8 @@
 """Exchange, queues and routing keys, in one place (SPEC 6.1, 6.2).
 
-Plain data: workers declare it (request queues first, so that `mandatory` tells the
-truth), publishers only name it. The arguments of a queue are part of its identity:
-the broker refuses a second declaration that differs, so a change here is a migration.
+Plain data: workers declare it (request queues first, so that `mandatory` is reliable), and
+publishers only name it. The arguments of a queue are part of its identity: the broker refuses a
+second declaration that differs, so a change here is a migration.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ PUBLISHER_EVENTS_EXCHANGE: Final = "keyturn.publisher-events"
 # Dead letters that no known publisher signed, bounded on their own (SPEC 6.9).
 UNSIGNED_DEAD_QUEUE: Final = "keyturn.unsigned.dead"
 # Exclusive queues, held as locks: by the worker that keeps the dead letters within their
-# bounds, and by whoever reads them at the moment, so that no one finds half of them taken.
+# bounds, and by the command that reads them, so that no other one sees only half of them.
 DEAD_KEEPER_LOCK: Final = "keyturn.dead.keeper"
 DEAD_LOCK: Final = "keyturn.dead.lock"
 
@@ -97,8 +97,8 @@ _SEGMENT_BYTES: Final = 64 * 1024**2
 # One stream for each publisher: smaller, since there may be many.
 PUBLISHER_EVENTS_MAX_BYTES: Final = 512 * 1024**2
 _PUBLISHER_SEGMENT_BYTES: Final = 16 * 1024**2
-# A worker that dies costs a message one delivery; the broker's default of 20 is spent
-# by a bad afternoon of deploys, and what exceeds it goes to the dead letters.
+# Each crash of a worker costs a message one delivery. A series of failed deployments can use up
+# the broker's default of 20, and the message would be dead-lettered.
 _DELIVERY_LIMIT: Final = 100
 _CONSUMER_TIMEOUT_MS: Final = 6 * 3600 * 1000
 
@@ -129,7 +129,7 @@ def publisher_stream(publisher: str) -> str:
 
 
 def retry_name(queue: str, delay_s: int) -> str:
-    """The name of the queue in which a message waits `delay_s` seconds before it comes back."""
+    """The name of the queue where a message waits `delay_s` seconds for its next attempt."""
     return f"{queue}.retry.{delay_s}s"
 
 
@@ -158,9 +158,9 @@ def _dead_letters_to(queue: str) -> dict[str, str | int]:
 
 
 def _dead_queue(name: str) -> Queue:
-    # No delivery limit: looking at a dead letter counts as a delivery, and a limit without a
-    # dead-letter exchange drops. Nor a bound of age or length: those are settings of the
-    # workers, which an argument, once declared, could not follow (SPEC 6.9).
+    # No delivery limit: inspecting a dead letter counts as a delivery, and a limit without a
+    # dead-letter exchange drops messages. No limit of age or length either: those are settings
+    # of the workers, and a declared argument cannot change (SPEC 6.9).
     return Queue(name, {"x-queue-type": "quorum", "x-delivery-limit": -1})
 
 
@@ -220,5 +220,5 @@ def queues() -> tuple[Queue, ...]:
         },
         EVENTS,
     )
-    # Dead-letter and retry queues stand before any work queue that points at them.
+    # Dead-letter and retry queues are declared before the work queues that refer to them.
     return (*dead, *retry, *work, events)

@@ -2,16 +2,16 @@
 
 | module | what it holds |
 | --- | --- |
-| `cobblestone` | the one sealing primitive: whole, streamed, by the chunk (SPEC 3) |
+| `cobblestone` | the one AEAD format: whole messages, streams, single chunks (SPEC 3) |
 | `keys` | derivation of KEKs, and `Secret` (SPEC 2, 4.6, 5.1) |
 | `wraps` | DEK wraps, records, tombstones, v0 (SPEC 4, 5.1, 8.7) |
 | `intake` | HPKE from publishers to workers (SPEC 2.5, 3.2, 6.4, 6.5) |
 | `signatures` | Ed25519 on requests and events (SPEC 6.3, 6.7) |
-| `retries` | the MAC on what a worker notes on a message that waits (SPEC 6.3) |
-| `labels`, `base64`, `errors` | what these stand on |
+| `retry_mac` | the MAC on a worker's note about a retry (SPEC 6.3) |
+| `labels`, `base64` | helpers of these |
 
-It must never read a setting, a clock, a file or the network, and never log. Its only
-effect is to draw random bytes from the system.
+Its exceptions are the `SealError`s of `keyturn.errors`. It must never read a setting, a clock, a
+file or the network, and never log. Its only effect is to draw random bytes from the system.
 """
 
 from keyturn.crypto.base64 import from_base64, to_base64, validate_base64

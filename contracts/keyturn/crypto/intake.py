@@ -1,9 +1,9 @@
-"""The intake key: how publishers hand secrets to the workers (SPEC 2.5, 3.2, 6.4, 6.5).
+"""The intake key: publishers seal secrets to the workers with HPKE (SPEC 2.5, 3.2, 6.4, 6.5).
 
 HPKE base mode (RFC 9180) with MLKEM768-X25519 (0x647a), HKDF-SHA256 and AES-256-GCM.
 All context goes into `info`; `aad` is empty; the result is `enc ‖ ciphertext`. Base mode
-names no sender: that is the signature's part (`keyturn.crypto.signatures`).
-It must never raise anything but SealError for bytes that came over the broker.
+authenticates no sender: the signature does (`keyturn.crypto.signatures`).
+It must never raise anything but `SealError` for bytes from the broker.
 """
 
 import hashlib
@@ -45,7 +45,7 @@ def kek_info(purpose: KekPurpose, request_id: str, project: str) -> bytes:
 
 
 class IntakePublicKey:
-    """The half that publishers hold."""
+    """The public half, which publishers hold."""
 
     def __init__(self, mlkem: MLKEM768PublicKey, x25519: X25519PublicKey) -> None:
         self._mlkem = mlkem
@@ -82,7 +82,7 @@ class IntakePublicKey:
 
 
 class IntakeKey:
-    """The workers' half. Only the seed can be kept; the key itself has no bytes of its own."""
+    """The workers' half. Store its seed: the key itself has no serialization."""
 
     def __init__(self, mlkem: MLKEM768PrivateKey, x25519: X25519PrivateKey) -> None:
         self._key = MLKEM768X25519PrivateKey(mlkem, x25519)

@@ -1,8 +1,8 @@
-"""What a worker notes on a message that it puts off: an HMAC that no publisher can make (SPEC 6.3).
+"""The MAC on a worker's note about a retry: no publisher can make one (SPEC 6.3).
 
-The key is derived from the seed of an event key, which every worker holds and nobody else.
-The MAC binds the notes to one deployment, one queue, one publisher and one body: moved to
-another publisher's identical bytes, or to another queue, it does not verify.
+Its key is derived from the seed of an event key, which only workers hold. The MAC binds the
+note to one deployment, queue, publisher and body: on another publisher's identical bytes, or in
+another queue, it does not verify.
 """
 
 import hmac
@@ -16,11 +16,15 @@ from keyturn.errors import SignatureError
 
 @dataclass(frozen=True, slots=True)
 class RetryNote:
-    """What is noted on a message that waits.
+    """What a worker notes on a message that waits for its next attempt.
 
-    `publisher` is empty for the workers' own messages, `request` the SHA-256 of the body in
-    64 hex digits, `attempt` counts the tries that met `code` in a row, and `not_before` is
-    the time (SPEC 1) before which the message is not to be served.
+    Attributes:
+        queue: The queue that the message returns to.
+        publisher: Who signed the request; empty for the workers' own messages.
+        request: SHA-256 of the body, 64 hex digits.
+        attempt: How many attempts in a row failed with `code`.
+        code: The code of SPEC 12.
+        not_before: The time (SPEC 1) before which the message is not served.
     """
 
     queue: str
@@ -46,7 +50,7 @@ class RetryKey:
         return to_base64(self._digest(deployment, note))
 
     def verify(self, deployment: str, note: RetryNote, mac_b64: str) -> None:
-        """Return where a holder of this key made the note, in constant time.
+        """Verify in constant time that a holder of this key made the note.
 
         Raises:
             SignatureError: it did not, or the MAC is not base64.

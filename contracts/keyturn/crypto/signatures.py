@@ -1,9 +1,9 @@
-"""Who said it: Ed25519 over a message's bytes, for one deployment (SPEC 6.3, 6.7).
+"""Signatures of requests and events: Ed25519, bound to one deployment (SPEC 6.3, 6.7).
 
-A request's signature names the publisher, an event's does not; their labels differ, so
-that neither is ever valid as the other. Verification raises, and never returns a bool
-that a caller could forget to read.
-It must never parse a body: the bytes are checked before anything believes them.
+A request's signature covers the publisher's name, an event's does not; their labels differ, so
+that neither is ever valid as the other. Verification raises, and never returns a bool that a
+caller could forget to check.
+It must never parse a body: the bytes are verified before anything interprets them.
 """
 
 import hashlib
@@ -99,7 +99,7 @@ class VerifyKey:
     def verify_request(
         self, deployment: str, publisher: str, body: bytes, signature_b64: str
     ) -> None:
-        """Return where `publisher` signed `body` for this deployment.
+        """Verify that `publisher` signed `body` for this deployment.
 
         Raises:
             SignatureError: it did not, or the signature is not 64 bytes in base64.
@@ -111,7 +111,7 @@ class VerifyKey:
             raise SignatureError from exc
 
     def verify_event(self, deployment: str, body: bytes, signature_b64: str) -> None:
-        """Return where this deployment signed `body` as an event.
+        """Verify that this deployment signed `body` as an event.
 
         Raises:
             SignatureError: it did not, or the signature is not 64 bytes in base64.

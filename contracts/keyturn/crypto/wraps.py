@@ -1,9 +1,9 @@
-"""What stands in the bucket beside a body: wraps, records, tombstones (SPEC 4.3, 4.6, 4.7, 5.1).
+"""What is sealed in the bucket besides bodies: wraps, records, tombstones (SPEC 4.3 to 5.1).
 
-Each is a small Cobblestone-256 message whose context names what it is and where it
-stands, so that one moved elsewhere does not open. v0 wraps are bound to nothing:
-whoever opens one asks the keyring first (SPEC 4.6).
-It must never decide which KEK to try, nor what a failure means: callers know that.
+Each is a small Cobblestone-256 message whose context names what it is and where it is stored,
+so that a copy elsewhere does not open. v0 wraps are bound to nothing: the caller checks the
+keyring before it opens one (SPEC 4.6).
+It must never decide which KEK to try, nor what a failure means: callers do.
 """
 
 import hmac
@@ -22,7 +22,7 @@ from keyturn.crypto.labels import label
 from keyturn.errors import SealError
 
 Role: TypeAlias = Literal["user", "admin"]
-"""Whose KEK a wrap stands under."""
+"""Whose KEK a wrap is under."""
 
 BODY_CONTEXT: Final = b"keyturn/v1/body"
 """The context of an object's body (SPEC 4.2). It needs no more: a DEK has one body."""
@@ -31,7 +31,7 @@ UPLOAD_TAG_BYTES: Final = 16
 
 _V0_NONCE_BYTES: Final = 12
 V0_OVERHEAD_BYTES: Final = _V0_NONCE_BYTES + TAG_BYTES
-"""What a v0 body is longer than its plaintext."""
+"""How many bytes longer a v0 body is than its plaintext."""
 
 
 def transport_context(upload_id: str) -> bytes:

@@ -1,11 +1,10 @@
 """Which events belong to a request (SPEC 6.7). Pure; no I/O.
 
-An id alone names nothing: any publisher may send a request under any id, for its own
-project or with bytes of its own, and the deployment signs what became of it. So an event
-belongs to a request only where publisher, project, id and type are those of the request,
-and an answer only where it names the request's very bytes. Otherwise the dry run of
-another tenant would end the wait for a rotation, and the refusal of an earlier try would
-answer a later one.
+An id alone identifies nothing: any publisher may send a request under any id, for its own
+project or with other bytes, and the deployment signs its outcome. So an event belongs to a
+request only if publisher, project, id and type are those of the request, and an answer only if
+it names the request's exact bytes. Otherwise another tenant's dry run would end the wait for a
+rotation, and the refusal of an earlier attempt would answer a later one.
 """
 
 from collections.abc import Mapping
@@ -54,7 +53,7 @@ _SWEEP_REPORTS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
 
 
 def is_answer(event: Event) -> bool:
-    """Whether the event says what became of its request, be it only that it was accepted."""
+    """Whether the event states the outcome of its request, if only that it was accepted."""
     return not isinstance(event, SweepProgressed)
 
 
@@ -78,7 +77,7 @@ class EventMatcher:
         signed_at: The request's `requested_at`; None where the digest is.
 
     Raises:
-        ValueError: `request_type` is no type of a request.
+        ValueError: `request_type` is not the type of a request.
     """
 
     publisher: str | None
