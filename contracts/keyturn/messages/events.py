@@ -61,9 +61,9 @@ class _Completed(EventModel):
 class CountedEvent(EventModel):
     """An event of a sweep, with the counts of SPEC 8.6.
 
-    `objects` counts all keys of the last look but `foreign`; `rewrapped` and `encrypted` add
-    up over the whole sweep; the others are of the last look. `clean` is the verdict at the end;
-    in progress nothing is proven yet, and it is false.
+    `objects` counts all keys of the last pass except `foreign`; `rewrapped` and `encrypted` are
+    totals of the whole sweep; the others are of the last pass. `clean` is the result at the end;
+    while the sweep is in progress nothing is proven yet, and it is false.
     """
 
     objects: Count
@@ -83,7 +83,7 @@ COUNT_FIELDS: Final = tuple(name for name in CountedEvent.__annotations__ if nam
 
 
 class ProjectEnrolled(EventModel):
-    """The project's keyring stands."""
+    """The project has a keyring."""
 
     type: Literal["project.enrolled"] = "project.enrolled"
     request_id: RequestId
@@ -92,14 +92,14 @@ class ProjectEnrolled(EventModel):
 
 
 class EnrollRejected(RejectedModel):
-    """The enrolment was refused."""
+    """The enrollment was refused."""
 
     type: Literal["enroll.rejected"] = "enroll.rejected"
     request_id: RequestId
 
 
 class UploadStored(EventModel):
-    """The object stands, under wraps of this generation; `size` is in bytes of plaintext."""
+    """The object is stored, with wraps of this generation; `size` is in bytes of plaintext."""
 
     type: Literal["upload.stored"] = "upload.stored"
     upload_id: RequestId
@@ -117,7 +117,7 @@ class UploadRejected(RejectedModel):
 
 
 class RotationAccepted(EventModel):
-    """The keyring has turned to this generation; the sweep begins (SPEC 8.1)."""
+    """The keyring is at this generation; the sweep begins (SPEC 8.1)."""
 
     type: Literal["rotation.accepted"] = "rotation.accepted"
     rotation_id: RequestId
@@ -126,7 +126,7 @@ class RotationAccepted(EventModel):
 
 
 class RotationFailed(_Failed):
-    """The rotation was accepted, and its sweep cannot end; an operator must look (SPEC 6.7)."""
+    """The rotation was accepted, but its sweep cannot end; an operator must act (SPEC 6.7)."""
 
     type: Literal["rotation.failed"] = "rotation.failed"
     rotation_id: RequestId
@@ -156,7 +156,7 @@ class SweepProgressed(CountedEvent):
 
 
 class SweepFailed(_Failed):
-    """The sweep was begun and cannot end; an operator must look (SPEC 6.7)."""
+    """The sweep has begun, but cannot end; an operator must act (SPEC 6.7)."""
 
     type: Literal["sweep.failed"] = "sweep.failed"
     sweep_id: RequestId
@@ -178,7 +178,7 @@ class SweepRejected(RejectedModel):
 
 
 class ObjectDeleted(EventModel):
-    """A tombstone stands in the object's place (SPEC 8.7)."""
+    """A tombstone has replaced the object (SPEC 8.7)."""
 
     type: Literal["object.deleted"] = "object.deleted"
     request_id: RequestId

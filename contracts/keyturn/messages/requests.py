@@ -38,13 +38,13 @@ class InlineBody(StrictModel):
 
 
 class Staged(StrictModel):
-    """The size in bytes of the sealed body that stands in staging."""
+    """The size in bytes of the sealed body in staging."""
 
     size: Annotated[int, Field(ge=1, le=_STAGED_MAX_BYTES)]
 
 
 class StagedBody(StrictModel):
-    """A body put at `.keyturn/staging/{publisher}/{upload_id}` beforehand."""
+    """A body stored at `.keyturn/staging/{publisher}/{upload_id}` beforehand."""
 
     staged: Staged
 
@@ -87,7 +87,7 @@ class EnrollRequested(RequestModel):
 
 
 class RotationRequested(RequestModel):
-    """Turn a project's user KEK (SPEC 6.5)."""
+    """Replace a project's user KEK (SPEC 6.5)."""
 
     type: Literal["rotation.requested"] = "rotation.requested"
     rotation_id: RequestId
@@ -109,7 +109,7 @@ class SweepRequested(RequestModel):
 
 
 class DeleteRequested(RequestModel):
-    """Leave a tombstone in an object's place (SPEC 6.6, 8.7)."""
+    """Replace an object by a tombstone (SPEC 6.6, 8.7)."""
 
     type: Literal["delete.requested"] = "delete.requested"
     request_id: RequestId
