@@ -7,7 +7,7 @@ contradict those of the last ten minutes, in either direction, are distrusted un
 with each other for two leases and clearly outnumbered the others. Then the clock was set, or the
 reference came from one wrong front end, and they become the new reference.
 
-The local clock is CLOCK_BOOTTIME: nobody can set it, and it runs while the machine is suspended.
+The local clock is CLOCK_BOOTTIME: it cannot be set, and it runs while the machine is suspended.
 """
 
 import time

@@ -1,1 +1,1 @@
-"""What tests of everything above the storage port use instead of a real bucket (SPEC 8.4, 10)."""
+"""An in-memory storage for tests of everything above the storage port (SPEC 8.4, 10)."""

@@ -1,6 +1,6 @@
-"""What the port promises, asked of each of its implementations in the same words (SPEC 8.4, 10).
+"""The promises of the storage port, tested on each implementation (SPEC 8.4, 10).
 
-Where a server is known to differ the test says so by its kind.
+If a server is known to differ, the test names it by its kind.
 """
 
 from __future__ import annotations
@@ -252,7 +252,7 @@ async def test_a_bounded_stream(storage: AnyStorage) -> None:
 
 
 @pytest.mark.parametrize("key", ODD_KEYS)
-async def test_a_presigned_url_gives_its_object_to_whoever_has_it(
+async def test_a_presigned_url_needs_no_credentials(
     storage: AnyStorage, kind: str, key: str
 ) -> None:
     """Whole or in part, with any HTTP client and without a credential."""
@@ -268,7 +268,7 @@ async def test_a_presigned_url_gives_its_object_to_whoever_has_it(
             assert (answer.status, await answer.read()) == (206, b"od")
 
 
-async def test_a_presigned_url_is_of_its_object_its_method_and_its_time(
+async def test_a_presigned_url_is_for_one_key_one_method_and_one_period(
     on_ceph: S3Storage,
 ) -> None:
     """The storage itself refuses all else (moto does not look)."""
