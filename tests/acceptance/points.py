@@ -131,7 +131,7 @@ async def _struck_midway(
 
 
 class Stalled:
-    """Stopped by SIGSTOP, once, right before an object's write, and told what became of it."""
+    """Stops itself by SIGSTOP once, right before an object's write, and logs the result."""
 
     def __init__(self, *methods: str) -> None:
         self._methods = methods

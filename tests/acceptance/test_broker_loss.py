@@ -33,7 +33,7 @@ _CUTS = 4
 
 
 async def _read_stream(deployment: Deployment, wanted: set[str], timeout_s: float) -> None:
-    """Read the events' stream from its beginning until it has told all of these uploads."""
+    """Read the event stream from its beginning until it has reported all of these uploads."""
     verify = VerifyKey.from_bytes(deployment.event_key.public_bytes)
     missing = set(wanted)
     over = asyncio.Event()
@@ -60,7 +60,7 @@ async def _read_stream(deployment: Deployment, wanted: set[str], timeout_s: floa
 async def test_uploads_survive_a_broker_restart(
     ceph_enrolled: Scene, own_rabbitmq: RabbitMQ, how: str
 ) -> None:
-    """The worker finds it again by itself; all that was confirmed is stored and told."""
+    """The worker reconnects by itself; every confirmed upload is stored and reported."""
     scene = ceph_enrolled.on(own_rabbitmq.url)
     async with scene.worker("upload", UPLOAD_CONCURRENCY="4") as running:
         async with open_wire(scene.deployment) as wire:

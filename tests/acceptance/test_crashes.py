@@ -1,7 +1,7 @@
 """Killed with SIGKILL at each point between taking a message and acknowledging it (SPEC 7.1).
 
 Each case runs two real processes: one that dies at the point, and a plain worker that comes after
-it. The table says what must stand after the death, so that a case also proves where it struck.
+it. The table says what must exist after the crash, so that a case also proves where it happened.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def death_scene(death: Death, request: pytest.FixtureRequest) -> Scene:
 
 @pytest.mark.parametrize("death", DEATHS, ids=str)
 async def test_an_upload_survives_a_crash(death: Death, death_scene: Scene) -> None:
-    """Stored once, opened by both keys, told; nothing queued, dead, staged or half uploaded."""
+    """Stored once, opens with both keys, reported; nothing queued, dead, staged or incomplete."""
     scene = death_scene
     key = f"crashes/{death} ü.bin"
     settings = {"PART_SIZE_BYTES": str(_PART_SIZE_BYTES)}
@@ -147,7 +147,7 @@ async def _check_told(wire: Wire, scene: Scene, key: str, made: rq.Upload) -> No
 async def test_an_enrollment_survives_a_crash(
     scene: Scene, point: str, *, object_exists: bool
 ) -> None:
-    """One keyring, never written twice, and told with generation 1."""
+    """One keyring, never written twice, and reported with generation 1."""
     project = f"new-{point}"
     keyring = f"{project}.json"
     records = type(scene)(scene.deployment, ".keyturn/keyrings")
@@ -179,7 +179,7 @@ async def test_an_enrollment_survives_a_crash(
 
 @pytest.mark.parametrize("point", ["letter-before", "letter-after", "event-after", "ack-before"])
 async def test_a_rejection_survives_a_crash(scene: Scene, point: str) -> None:
-    """The letter lies there at least once with its code, the event is told, nothing is queued."""
+    """There is a dead letter with its code, the event is published, and nothing is queued."""
     async with (
         scene.worker("upload", point=point) as dying,
         open_wire(scene.deployment) as wire,

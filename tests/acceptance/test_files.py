@@ -86,7 +86,7 @@ class _Pair:
 async def test_files_survive_killed_workers(
     scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every object opens by both keys to its file; every upload was told; staging is empty."""
+    """Every object opens with both keys to its file; every upload is reported; staging is empty."""
     batches = _write_files(tmp_path)
     publisher_settings, s3_settings = _settings(scene, monkeypatch)
     async with AsyncExitStack() as stack:

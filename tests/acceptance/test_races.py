@@ -26,7 +26,7 @@ _LEASE_S = 3
 
 @pytest.mark.parametrize("staged", [False, True], ids=["inline", "staged"])
 async def test_the_same_upload_twice_is_stored_once(scene: Scene, *, staged: bool) -> None:
-    """Published twice, taken by two workers: each is told as stored, none is refused."""
+    """Published twice, consumed by two workers: each is reported as stored, none is rejected."""
     pairs = _PAIRS // 4 if staged else _PAIRS
     size = 1_500_000 if staged else 3000
     async with (
@@ -108,7 +108,7 @@ async def test_a_late_put_is_refused(scene: Scene, *, staged: bool) -> None:
                 assert await brisk.terminate() == 0
             stored = scene.find_object(key)
             assert stored is not None
-            # No event tells that a lease is over: it is time, and nothing else.
+            # There is no event at the end of a lease: only time passes.
             await asyncio.sleep(_LEASE_S + 1)
             stalled.process.send_signal(signal.SIGCONT)
             # By its lease, not only by its condition: it would be PreconditionError.

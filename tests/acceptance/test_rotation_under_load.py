@@ -95,7 +95,7 @@ class _Crew:
             self._running[at] = await self._new(_ROLES[at])
 
     async def end(self, killing: asyncio.Task[None]) -> None:
-        """No more killing; those who run are told to end, and end well."""
+        """Stop killing; the running workers get SIGTERM, and exit cleanly."""
         self._over.set()
         await killing
         for running in self._running:
@@ -103,7 +103,7 @@ class _Crew:
 
 
 class _Uploads:
-    """Uploads through the queue, a few a second until told to stop."""
+    """Uploads through the queue, a few per second until stopped."""
 
     def __init__(self, scene: Scene, wire: Wire) -> None:
         self._scene = scene
@@ -133,12 +133,12 @@ class _Uploads:
                 await asyncio.wait_for(self._over.wait(), _BETWEEN_UPLOADS_S)
 
     async def end(self, coming: asyncio.Task[None]) -> None:
-        """No more of them; all that were published are told."""
+        """Stop publishing, and wait until all published uploads are reported."""
         self._over.set()
         await coming
-        await self.told()
+        await self.wait_until_reported()
 
-    async def told(self) -> None:
+    async def wait_until_reported(self) -> None:
         for upload_id in self.ids:
             event = await self._wire.outcome(upload_id)
             assert event["type"] == "upload.stored", event
@@ -161,7 +161,7 @@ async def _rotate_twice(scene: Scene, wire: Wire, tenant: Tenant) -> None:
 
 
 async def test_rotations_survive_killed_workers(ceph: S3Server, vhost_url: str) -> None:
-    """Each object opens by both keys and by no older one; its body is as it was; all is told."""
+    """Each object opens with both keys and no older one, unchanged; everything is reported."""
     bucket = await asyncio.to_thread(new_bucket, ceph)
     scene = Scene(Deployment(vhost_url, ceph, bucket), "fire")
     (tenant,) = await enroll_projects(scene, ["fire"])
@@ -175,7 +175,7 @@ async def test_rotations_survive_killed_workers(ceph: S3Server, vhost_url: str) 
         uploads = _Uploads(scene, wire)
         for _ in range(_UPLOADED_BEFORE):
             await uploads.publish()
-        await uploads.told()
+        await uploads.wait_until_reported()
         await asyncio.to_thread(tenant.remember, dict(scene.plaintexts))
         before = set(scene.plaintexts)
         coming = asyncio.create_task(uploads.keep_coming())
@@ -197,7 +197,7 @@ async def test_rotations_survive_killed_workers(ceph: S3Server, vhost_url: str) 
 
 
 def _check_told(wire: Wire, sweep_id: str, upload_ids: list[str]) -> None:
-    """No refusal of anything; every end that was told, however often, was clean."""
+    """Nothing is rejected; every completion event is clean."""
     assert not [event for event in wire.events if event["type"].endswith(".rejected")]
     ends = [event for event in wire.events if event["type"].endswith(".completed")]
     for event in ends:

@@ -3,7 +3,7 @@
 One deployment lives through everything once, on a broker of its own: uploads inline and staged, a
 refusal, reads through the gateway, a new master key, a new API key, an upload after that. Then
 all that it left is searched for every secret that it ever had, and the keys of before are tried on
-all that stands.
+every object.
 """
 
 from __future__ import annotations
@@ -258,7 +258,7 @@ async def test_a_master_key_that_was_rotated_out_opens_nothing_new(left: Left) -
 
 
 async def test_every_object_opens_with_the_current_keys(left: Left) -> None:
-    """Else the two tests above would be content with a bucket that opens to nobody."""
+    """Otherwise the two tests above would accept a bucket that no key opens."""
     left.tenant.check(generation=2)
 
 

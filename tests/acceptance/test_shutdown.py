@@ -26,7 +26,7 @@ _SLOW_BYTES_PER_S = 2_000_000
 
 
 async def test_sigterm_finishes_uploads_in_progress(scene: Scene) -> None:
-    """Exit 0; all that was told is acknowledged; another worker does the rest, each once."""
+    """Exit status 0; all reported uploads are acknowledged; another worker does the rest once."""
     target = urlsplit(scene.deployment.s3.endpoint_url).port
     assert target is not None
     async with proxy(target) as slow:

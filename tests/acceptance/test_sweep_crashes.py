@@ -1,7 +1,7 @@
 """Killed with SIGKILL at each point of a rotation, a sweep of all or a delete (SPEC 8).
 
 Each case has a project and a vhost of its own, and two real processes: one that dies at the
-point, and a plain worker that comes after it. The table says what must stand after the death, and
+point, and a plain worker that comes after it. The table says what must exist after the crash, and
 what must not, so that a case also proves where it struck. Cases run side by side, since most of
 their time is waiting for leases. Objects are sealed and put by the test itself.
 """
@@ -53,7 +53,7 @@ _TAGS = {"team": "blue", "kept": "yes"}
 
 @dataclass(frozen=True)
 class Death:
-    """One point, and what stands and what does not when it strikes (see `_standing`)."""
+    """One crash point, and what exists and what does not at that point (see `_standing`)."""
 
     point: str
     stands: str
@@ -116,7 +116,7 @@ def _standing(tenant: Tenant, rotation_id: str, wire: Wire) -> set[str]:
 
 @pytest.fixture
 def vhosts(broker: Servers) -> Callable[[], str]:
-    """Addresses of vhosts that nobody has used yet."""
+    """URLs of unused vhosts."""
     if broker.rabbitmq is None:
         pytest.skip("cases run side by side, each on a vhost that only a private broker gives")
     return broker.rabbitmq.next_vhost_url
@@ -181,7 +181,7 @@ def _check_rotated(scene: Scene, tenant: Tenant, rotation_id: str) -> None:
     scene.check_logs()
 
 
-# A delete: whether a tombstone stands, and whether object.deleted was told.
+# A delete: whether the tombstone exists, and whether object.deleted was published.
 DELETES = {
     "put-before": (False, False),
     "put-after": (True, False),
@@ -193,7 +193,7 @@ DELETES = {
 
 
 async def test_a_delete_survives_a_crash(ceph_enrolled: Scene, vhosts: Callable[[], str]) -> None:
-    """Told once two leases are over; its tombstone stands, the objects beside it too."""
+    """Reported after two leases; the tombstone exists, and other objects are unchanged."""
     scene = ceph_enrolled.on(vhosts())
     tenants = await enroll_projects(scene, [f"delete-{point}" for point in DELETES])
     cases = {
@@ -216,13 +216,13 @@ async def _delete_survives(scene: Scene, tenant: Tenant, point: str, logs: Logs)
         request_id = request["request_id"]
         await scene.publish(wire, request)
         assert await dying.ended() == -signal.SIGKILL
-        stands, was_told = DELETES[point]
+        tombstone_exists, was_reported = DELETES[point]
         shown = stored_objects.read_object(scene.deployment, tenant.project, key)
-        assert (shown.metadata["enc-algo"] == "deleted") is stands
-        assert (stored_objects.sha256(shown.body) == gone.body_sha256) is not stands
-        if was_told:
+        assert (shown.metadata["enc-algo"] == "deleted") is tombstone_exists
+        assert (stored_objects.sha256(shown.body) == gone.body_sha256) is not tombstone_exists
+        if was_reported:
             await wait_for_end(wire, request_id, "object.deleted")
-        assert bool(events_of(wire, request_id)) is was_told
+        assert bool(events_of(wire, request_id)) is was_reported
         async with scene.worker("control", point="nowhere", **_SETTINGS) as plain:
             await wait_for_end(wire, request_id, "object.deleted")
             await wait_until_drained(wire)

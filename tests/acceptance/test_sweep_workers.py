@@ -94,7 +94,7 @@ async def test_the_broker_restarts_in_the_middle_of_a_sweep(
             await wire.event(lambda event: event["type"] == "sweep.progressed")
             await asyncio.to_thread(own_rabbitmq.restart)
             assert "rotation.completed" not in {event["type"] for event in wire.events}
-        # Both serve on: the sweep ends, and who asks again is told so.
+        # Both continue to serve: the sweep completes, and a repeated request is answered.
         logs = [asyncio.create_task(each.logged("sweep ended")) for each in (one, other)]
         done, _ = await asyncio.wait(logs, return_when=asyncio.FIRST_COMPLETED, timeout=60)
         assert done
@@ -175,7 +175,7 @@ async def test_a_worker_that_stalled_for_two_leases_sets_nothing_back(scene: Sce
 async def test_what_a_stalled_worker_sets_back_within_its_lease_is_found(scene: Scene) -> None:
     """Its copy lands on an object that had moved on; the proof sees it, if no look before does.
 
-    How long it stands so is nobody's promise: either sweep may come by at once.
+    How long this lasts is not specified: either sweep may process it at once.
     """
     # Time for another worker to start and to bring all objects on before it is over.
     settings = {**_SETTINGS, "LEASE_S": "20"}
@@ -198,7 +198,7 @@ async def test_what_a_stalled_worker_sets_back_within_its_lease_is_found(scene: 
             async with scene.worker("sweep", **settings) as brisk:
                 await _all_at(tenant, 3)
                 stalled.process.send_signal(signal.SIGCONT)
-                # Made: the wraps that it had signed before stand there again.
+                # Done: the wraps that it had written before are back.
                 assert ": NoneType " in await stalled.logged("late copy_onto_itself")
                 for rotation_id in (first, second):
                     await wait_for_end(wire, rotation_id, "rotation.completed")
@@ -213,7 +213,7 @@ async def test_what_a_stalled_worker_sets_back_within_its_lease_is_found(scene: 
 
 
 async def _all_at(tenant: Tenant, generation: int) -> None:
-    """Wait until every object's label tells this generation."""
+    """Wait until every object's label has this generation."""
     async with asyncio.timeout(30):
         while True:
             if set(await asyncio.to_thread(tenant.generations)) == {generation}:

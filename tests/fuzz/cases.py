@@ -138,7 +138,7 @@ class Cases:
             properties = {**wire.odd_properties(rng), **properties}
         if rng.random() < 0.03:
             properties["delivery_mode"] = bytes([rng.choice((0, 1, 2, 3, 255))])
-        # Of a name that stands twice, a broker and a client need not keep the same one.
+        # Of a duplicate name, broker and client may keep different values.
         header = wire.header_bytes(list(dict(headers).items()), properties)
         if rng.random() < 0.02:
             return odd_values.raw(rng, header), False

@@ -1,4 +1,4 @@
-"""Coverage-guided fuzzing of one harness: starts its engine, and reads what it tells.
+"""Coverage-guided fuzzing of one harness: starts the engine, and parses its output.
 
 The corpus is kept from run to run; what it holds at first are the harness's seeds.
 """
@@ -58,20 +58,20 @@ def run(name: str, seed: int, seconds: int) -> Report:
     return _report(name, seed, ended.returncode, ended.stdout + ended.stderr)
 
 
-def _report(name: str, seed: int, status: int, told: str) -> Report:
+def _report(name: str, seed: int, status: int, output: str) -> Report:
     report = Report(f"{name}, guided", seed)
-    executed = re.search(r"stat::number_of_executed_units:\s+(\d+)", told)
-    peak = re.search(r"stat::peak_rss_mb:\s+(\d+)", told)
-    covered = re.findall(r"cov: (\d+) ft: \d+ corp: (\d+)", told)
+    executed = re.search(r"stat::number_of_executed_units:\s+(\d+)", output)
+    peak = re.search(r"stat::peak_rss_mb:\s+(\d+)", output)
+    covered = re.findall(r"cov: (\d+) ft: \d+ corp: (\d+)", output)
     report.inputs = int(executed[1]) if executed else 0
     report.rss_mib = (0, int(peak[1]) if peak else 0)
     if covered:
         report.outcomes["edges"], report.outcomes["corpus"] = map(int, covered[-1])
     if status:
-        written = re.search(r"Test unit written to (\S+)", told)
-        what = re.search(r"=== Uncaught Python exception: ===\n(.*)", told)
+        written = re.search(r"Test unit written to (\S+)", output)
+        what = re.search(r"=== Uncaught Python exception: ===\n(.*)", output)
         file = str(Path(written[1]).relative_to(ROOT)) if written else ""
-        report.findings.append(Finding(what[1][:300] if what else told[-600:], file))
+        report.findings.append(Finding(what[1][:300] if what else output[-600:], file))
     return report
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import random
 
 Document = dict[str, Any]
-# Told as sent in a refusal, or an object's name: neither is a place for a secret (SPEC 6.3).
+# Echoed in a rejection, or an object's name: neither may contain a secret (SPEC 6.3).
 _REPEATED: Final = ("project", "key")
 NAMES: Final = (
     "type",

@@ -68,18 +68,18 @@ def _body(rng: random.Random, examples: list[valid_messages.Document], *, huge: 
     return documents.broken(rng, body) if rng.random() < 0.12 else body
 
 
-def _one(watch: Watch, verifier: Verifier, told: StreamRecord) -> None:
+def _one(watch: Watch, verifier: Verifier, record: StreamRecord) -> None:
     clock = Clock()
     try:
-        event = verifier.event(told)
+        event = verifier.event(record)
         cpu_s = clock.passed_s()
         if event is not None and _again(event) != event:
-            watch.found("an event that does not come back as it was read", told.body)
+            watch.found("an event that does not come back as it was read", record.body)
     except Exception as exc:  # noqa: BLE001  # whatever it is, it is the finding
-        watch.found(f"raised {exc!r}"[:300], told.body)
+        watch.found(f"raised {exc!r}"[:300], record.body)
         return
     if cpu_s > MAX_CPU_S:
-        watch.found(f"{cpu_s * 1000:.0f} ms of CPU for one event", told.body)
+        watch.found(f"{cpu_s * 1000:.0f} ms of CPU for one event", record.body)
     watch.outcome("nothing" if event is None else event.type, cpu_s)
 
 

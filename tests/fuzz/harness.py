@@ -1,6 +1,6 @@
 """A reader or a parser as a function of bytes, for any engine that makes bytes.
 
-A harness tells what came of its input in a word (`corrupt_object`, `whole`). Whatever it
+A harness returns the result for its input as a word (`corrupt_object`, `whole`). Whatever it
 raises is a finding: an exception that the product should not have let out, or
 `OracleError`, where it gave out something that is not right.
 """
@@ -88,7 +88,7 @@ def mutated(rng: random.Random, harness: Harness, seeds: Sequence[bytes]) -> byt
     """A seed that was damaged, with another seed or a word put into it now and then."""
     data = rng.choice(seeds)
     if rng.random() < _HEAD_SHARE:
-        # What decides how the rest is read stands at the start, and is short.
+        # The start, which is short, decides how the rest is read.
         return (odd_values.raw(rng, data[:_HEAD_BYTES]) + data[_HEAD_BYTES:])[:_MAX_BYTES]
     match rng.randrange(6):
         case 0:

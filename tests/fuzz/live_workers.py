@@ -60,10 +60,10 @@ _AT_ONCE: Final = 50
 _SETTLE_TIMEOUT_S: Final = 90
 _TAKEN_S: Final = 5
 _MAX_GROWTH_MIB: Final = 16
-# Of the good uploads alone: a mutated request may turn, or delete, what stands in the others.
+# Only for valid uploads: a mutated request may rotate or delete objects of other projects.
 _GOOD_PROJECT: Final = "good"
 _PROJECTS: Final = (valid_messages.PROJECT, valid_messages.OTHER_PROJECT, _GOOD_PROJECT)
-# Short, so that what is put off comes to its end while somebody watches: older requests expire.
+# Short, so that deferred requests end during the run: older requests expire.
 _SETTINGS: Final = {
     "LOG_LEVEL": "debug",
     "LEASE_S": "3",
@@ -290,7 +290,7 @@ class Live:
         if case is None:
             case = next((c for c in unmatched.values() if c.body == letter.body), None)
         if case is None:
-            self._found(f"a letter that nobody sent: {letter.message_id}")
+            self._found(f"a dead letter that was never sent: {letter.message_id}")
             return
         if code not in all_errors() or queue != dead_queue_of(case.queue, code):
             self._found(f"dead with {code} in {queue}", case)

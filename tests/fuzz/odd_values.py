@@ -1,4 +1,4 @@
-"""Values that nobody expects, drawn from a seed."""
+"""Unexpected values, drawn from a seed."""
 
 from __future__ import annotations
 

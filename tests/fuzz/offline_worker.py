@@ -53,7 +53,7 @@ class Published:
     header: bytes
 
     def read(self) -> IncomingMessage:
-        """As whoever takes it off the broker reads it."""
+        """The message as a consumer reads it."""
         return received(self.header, self.body, self.queue, Channel())
 
 

@@ -114,8 +114,8 @@ class Fuzzer:
         except Exception as exc:  # noqa: BLE001  # whatever it is, it is the finding
             if not case.sound and isinstance(exc, FrameError):
                 return "no frame", clock.passed_s()
-            told = str(exc) if isinstance(exc, _ViolationError) else f"raised {exc!r}"
-            self.watch.found(told[:500], case.dump())
+            problem = str(exc) if isinstance(exc, _ViolationError) else f"raised {exc!r}"
+            self.watch.found(problem[:500], case.dump())
             return "finding", clock.passed_s()
 
     def _judged(self, case: Case, sent: IncomingMessage, channel: Channel) -> str:
@@ -125,7 +125,7 @@ class Fuzzer:
             raise _ViolationError(f"not finished: {lines}")
         letters = [one for one in published if one.queue.startswith("keyturn.")]
         events = [one for one in published if one not in letters]
-        self.watch.told(lines + "".join(map(self._told, events)), case.dump)
+        self.watch.check_text(lines + "".join(map(self._check_event, events)), case.dump)
         code = self._code(case, sent, letters)
         if case.as_made and code in _FORM and _ANOTHER not in lines:
             raise _ViolationError(f"a good request was refused: {lines}")
@@ -137,7 +137,7 @@ class Fuzzer:
             raise _ViolationError("a request that does not come back as it was read")
         return f"served {request.type}"
 
-    def _told(self, event: Published) -> str:
+    def _check_event(self, event: Published) -> str:
         """The text of an event, which must be one that a reader believes."""
         if self.watch.report.inputs % _VERIFIED_EVERY == 0:
             signature = str(event.read().headers[SIGNATURE_HEADER])
@@ -160,7 +160,7 @@ class Fuzzer:
         code = str(copy.headers[CODE_HEADER])
         if code not in _CODES or letter.queue != dead_queue_of(case.queue, code):
             raise _ViolationError(f"dead with {code} in {letter.queue}")
-        self.watch.told(str(copy.headers.get(DETAIL_HEADER)), case.dump)
+        self.watch.check_text(str(copy.headers.get(DETAIL_HEADER)), case.dump)
         return code
 
 

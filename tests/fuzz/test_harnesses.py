@@ -31,7 +31,7 @@ def test_at_random(name: str) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_seeds_get_deep(name: str) -> None:
-    """What is mutated is good as it stands: each harness opens or reads some of its seeds."""
+    """The seeds are valid: each harness opens or reads some of them."""
     refused = {"refused", "corrupt_object", "malformed_request", "no frame", "too short", "no key"}
     outcomes = {ALL[name].run(seed) for seed in ALL[name].seeds()}
     assert outcomes - refused
@@ -43,7 +43,7 @@ def test_earlier_findings_stay_fixed(file: Path) -> None:
 
 
 def test_a_finding_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An exception, a wrong value and a slow input are told, with the bytes that did it."""
+    """An exception, a wrong value and a slow input are reported, with the input."""
     monkeypatch.setattr("tests.fuzz.watch.ROOT", tmp_path)
     monkeypatch.setattr("tests.fuzz.watch.FOLDER", tmp_path)
 
@@ -56,11 +56,11 @@ def test_a_finding_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     watch = Watch("broken", 1)
     for data in (b"wrong", b"raises", b"slow"):
         one(watch, Harness("broken", broken, list), data)
-    told = [found.what for found in watch.report.findings]
-    assert len(told) == 3
-    assert "another plaintext" in told[0]
-    assert "KeyError" in told[1]
-    assert "ms of CPU" in told[2]
+    problems = [found.what for found in watch.report.findings]
+    assert len(problems) == 3
+    assert "another plaintext" in problems[0]
+    assert "KeyError" in problems[1]
+    assert "ms of CPU" in problems[2]
     kept = [(tmp_path / found.file).read_bytes() for found in watch.report.findings]
     assert kept == [b"wrong", b"raises", b"slow"]
 
@@ -86,8 +86,8 @@ def test_a_secret_that_is_shown_is_found(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("tests.fuzz.watch.ROOT", tmp_path)
     monkeypatch.setattr("tests.fuzz.watch.FOLDER", tmp_path)
     watch = Watch("secrets", 1, [b"the secret of this test, long enough"])
-    watch.told("nothing", lambda: b"1")
-    watch.told(f"detail: {b'the secret of this test, long enough'.hex()}", lambda: b"2")
+    watch.check_text("nothing", lambda: b"1")
+    watch.check_text(f"detail: {b'the secret of this test, long enough'.hex()}", lambda: b"2")
     (found,) = watch.finish().findings
     assert (tmp_path / found.file).read_bytes() == b"2"
 

@@ -32,7 +32,7 @@ _steps = st.tuples(st.integers(0, 7), *(st.integers(0, 255),) * 3)
 
 
 def _places(document: Any) -> list[tuple[Any, Any]]:
-    """Every place in a document at which a value stands."""
+    """Every position of a value in a document."""
     inner = document.items() if isinstance(document, dict) else enumerate(document)
     found = []
     for name, value in inner:
@@ -43,7 +43,7 @@ def _places(document: Any) -> list[tuple[Any, Any]]:
 
 
 def _changed(seed: bytes, data: st.DataObject) -> bytes:
-    """The record with one or two values replaced, wherever they stand."""
+    """The record with one or two values replaced, at any position."""
     document = json.loads(seed[1:])
     for _ in range(data.draw(st.integers(1, 2))):
         places = _places(document)

@@ -22,7 +22,7 @@ _A_SHARD = 20_000
 # On a machine that is busy otherwise; about 20 s of CPU each.
 pytestmark = pytest.mark.timeout(600)
 _EVENTS = 20_000
-# Codes that can be told before anything of the bucket is looked at.
+# Codes that do not depend on the bucket.
 _EXPECTED_CODES = {
     "malformed_request",
     "bad_signature",

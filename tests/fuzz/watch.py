@@ -73,7 +73,7 @@ class Watch:
         self.report = Report(part, seed)
         self._texts = [CANARY, *(text for value in secrets for text in encodings(value))]
         self._warm_mib = 0
-        self._told: list[tuple[str, Callable[[], bytes]]] = []
+        self._pending: list[tuple[str, Callable[[], bytes]]] = []
 
     @property
     def over(self) -> bool:
@@ -96,23 +96,23 @@ class Watch:
         (folder / name).write_bytes(data)
         self.report.findings.append(Finding(what, str((folder / name).relative_to(ROOT))))
 
-    def told(self, text: str, data: Callable[[], bytes]) -> None:
+    def check_text(self, text: str, data: Callable[[], bytes]) -> None:
         """A text that was logged or sent for this input: it must show no secret.
 
         Many are looked through at once.
         """
-        self._told.append((text, data))
-        if len(self._told) >= _AT_ONCE:
+        self._pending.append((text, data))
+        if len(self._pending) >= _AT_ONCE:
             self._look()
 
     def _look(self) -> None:
-        together = "\n".join(text for text, _ in self._told)
+        together = "\n".join(text for text, _ in self._pending)
         for secret in self._texts:
             if secret in together:
-                for text, data in self._told:
+                for text, data in self._pending:
                     if secret in text:
                         self.found(f"a secret is shown: {text[:300]}", data())
-        self._told.clear()
+        self._pending.clear()
 
     def warmed_up(self) -> None:
         """From here on memory must not grow."""

@@ -56,7 +56,7 @@ _NAMES: Final = (
     b"keyturn-attempt",
 )
 _DEEP_SHARE: Final = 0.1
-# The code of a type, how it is packed, and what stands at its edges.
+# The code of a type, its struct format, and its boundary values.
 _EDGES: Final[tuple[tuple[bytes, str, tuple[Any, ...]], ...]] = (
     (b"b", ">b", (0, -128, 127)),
     (b"I", ">i", (0, -(2**31), 2**31 - 1)),
@@ -89,7 +89,7 @@ def nested(depth: int) -> bytes:
 
 
 def header_bytes(headers: Sequence[Entry], properties: dict[str, bytes]) -> bytes:
-    """Flags and properties as they stand behind the body's size in a content header."""
+    """Flags and properties as they follow the body's size in a content header."""
     flags, parts = 0, b""
     for name, bit in _FLAGS.items():
         if name == "headers":

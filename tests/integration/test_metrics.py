@@ -1,4 +1,4 @@
-"""A scrape of a live worker: what it served, refused and put off, and nobody's names (SPEC 13)."""
+"""Metrics of a running worker count its results, without names of projects or keys (SPEC 13)."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ async def test_a_sweep(served: WorkerUnderTest) -> None:
         lambda event: event["type"] == "sweep.completed" and sweep_id in event.values(),
         timeout_s=120,
     )
-    # The event may be told while a page's taker still clears up.
+    # The event may be published while a page attempt still cleans up.
     await served.process.logged("page done", after=known)
     risen = await _rise(before)
     assert risen["keyturn_sweep_pages_total"] >= 1

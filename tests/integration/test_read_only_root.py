@@ -1,4 +1,4 @@
-"""The image's content at work as it runs in a container: as nobody, on a root nobody can write.
+"""The image's content as it runs in a container: as `nobody`, on a read-only root.
 
 The wheel and its locked dependencies are installed as the Dockerfile does, into an environment
 of their own and not editable. Every process then runs as user 10001, without any capability, in

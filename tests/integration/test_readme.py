@@ -1,4 +1,4 @@
-"""The documents' examples of services that publish and that read, run as they stand there."""
+"""The documents' examples of publishing and reading services, run unchanged."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ async def _run(program: str, folder: Path, env: dict[str, str]) -> tuple[int | N
         env={"PATH": os.environ["PATH"], "PYTHONPATH": str(_ROOT), **env},
         stdout=asyncio.subprocess.PIPE,
     )
-    told, _ = await process.communicate()
-    return process.returncode, told.decode()
+    output, _ = await process.communicate()
+    return process.returncode, output.decode()
 
 
 async def test_the_examples(

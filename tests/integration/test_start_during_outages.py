@@ -83,12 +83,12 @@ async def _consumers(deployment: Deployment) -> int:
 
 
 async def _until_consumed(deployment: Deployment) -> None:
-    """Wait until somebody consumes uploads."""
+    """Wait until a worker consumes uploads."""
     for _ in range(600):
         if await _consumers(deployment):
             return
         await asyncio.sleep(0.1)
-    raise AssertionError("nobody consumes uploads")
+    raise AssertionError("no worker consumes uploads")
 
 
 async def test_a_broker_that_is_lost_while_consumers_start_is_found_again(

@@ -62,7 +62,7 @@ def _deployment(amqp_url: str, moto: S3Server, url: str) -> Deployment:
 
 
 async def _refusal(deployment: Deployment, role: str = "upload") -> tuple[int, str]:
-    """The exit status, and the one line that was told."""
+    """The exit status, and the one line of output."""
     async with worker(deployment.worker_env(), role, ready=False) as running:
         status = await running.ended(timeout_s=60)
         return status, running.lines[-1]
@@ -130,7 +130,7 @@ async def test_a_missing_optional_feature_does_not_stop_a_worker(
 
 
 async def test_the_operator_may_override_the_probe(vhost_url: str, moto: S3Server) -> None:
-    """And is told in the log what is missing."""
+    """The log names what is missing."""
     async with broken(moto.endpoint_url, Ignores("if-match")) as url:
         deployment = _deployment(vhost_url, moto, url)
         env = deployment.worker_env(ALLOW_UNSAFE_STORAGE="true")

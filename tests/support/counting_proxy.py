@@ -39,7 +39,7 @@ class Counting:
 
     @property
     def connections(self) -> int:
-        """How many connections stand."""
+        """The number of open connections."""
         return len(self._open)
 
     async def has_received(self, size_bytes: int, *, timeout_s: float = 30) -> None:

@@ -33,7 +33,7 @@ class Proxy:
         self.url = f"http://127.0.0.1:{self._at}"
 
     async def cut(self) -> None:
-        """Refuse new connections and drop the ones that stand."""
+        """Refuse new connections, and drop the open ones."""
         if self._server is None:
             return
         self._server.close()

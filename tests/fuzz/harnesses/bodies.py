@@ -1,6 +1,6 @@
 """Bodies, by every reader of them: the same verdict from each, and never another plaintext.
 
-The first byte tells what the rest is: a sealed message itself, or a program that cuts,
+The first byte selects what the rest is: a sealed message itself, or a program that cuts,
 swaps, doubles and flips a good one, chunk by chunk. The next two say how a stream is cut.
 """
 
@@ -50,7 +50,7 @@ def run_sealed(data: bytes) -> str:
     check(_by_chunk(sealed) == whole, "chunks open otherwise than the whole")
     if whole is None:
         return "refused"
-    check(sealed == _MESSAGES.get(len(whole)), "bytes that nobody sealed were opened")
+    check(sealed == _MESSAGES.get(len(whole)), "bytes that were never sealed were opened")
     check(whole == _PLAIN[: len(whole)], "another plaintext")
     return "opened"
 
@@ -157,7 +157,7 @@ def _step(pieces: list[bytes], what: int, which: int, number: int) -> None:
 
 
 def run_v0(data: bytes) -> str:
-    """Open a body of the earlier system whole, and as a stream of which the tag alone tells."""
+    """Open a body of the earlier system at once, and as a stream that only the tag verifies."""
     if not data:
         return "too short"
     step, sealed = 1 + data[0] * 7, data[1:]
@@ -174,7 +174,7 @@ def run_v0(data: bytes) -> str:
         check(whole is None, "a stream is refused that opens as a whole")
         return "refused"
     check(whole is not None, "a stream passes that does not open as a whole")
-    check((sealed, whole) == (_V0, _PLAIN[:5000]), "bytes that nobody sealed were opened")
+    check((sealed, whole) == (_V0, _PLAIN[:5000]), "bytes that were never sealed were opened")
     return "opened"
 
 

@@ -1,4 +1,4 @@
-"""An object's metadata, as whoever writes the bucket may leave it (SPEC 4.3 to 4.7).
+"""An object's metadata, as a bucket writer may change it (SPEC 4.3 to 4.7).
 
 The input is lines of `name=value`.
 """

@@ -1,6 +1,6 @@
 """Records: raw, as a bucket writer leaves them, and sealed anew, so that all is read (SPEC 5).
 
-The first byte tells which: the record's bytes themselves, or JSON that is sealed here.
+The first byte selects: the record's raw bytes, or JSON that is sealed here.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _raw(body: bytes) -> str:
     except CodedError as exc:
         _check_shows_nothing(exc)
         return code_of(exc, "corrupt_object", "unknown_master_key")
-    check(ring == _RING, "a keyring that nobody wrote")
+    check(ring == _RING, "a keyring that was never written")
     return "keyring"
 
 

@@ -137,7 +137,7 @@ def run(data: bytes) -> str:
     rightly = _WRAPS[place] if opener is _open_wrap else right
     check(
         sealed == rightly or opener is _open_secret,
-        "bytes that nobody sealed for this place were opened",
+        "bytes that were never sealed for this place were opened",
     )
     check(opener in (_open_wrap, _open_v0) or place % 2 == 0, "opened in another place")
     return "opened"

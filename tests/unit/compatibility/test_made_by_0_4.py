@@ -59,7 +59,7 @@ async def test_a_sweep_under_way_goes_on_from_its_record() -> None:
     plan = standing.plan
     assert isinstance(plan, Plan)
     assert (plan.status, plan.step, plan.written) == ("running", 4, Counts(rewrapped=3))
-    # Nobody is known to have asked for it: its end is published once, and names no request.
+    # Its requester is unknown: its completion is published once, and names no request.
     assert plan.origins == (None,)
     assert (plan.successor, plan.lease_s, plan.late_writes_refused) == (None, None, None)
     results = await store.results(plan)

@@ -40,10 +40,10 @@ def test_first_bytes_are_compared_round_by_round_in_milliseconds() -> None:
 
 def test_three_sides_are_two_comparisons() -> None:
     one = [[0.002, 0.002], [0.001, 0.001], [0.004, 0.004]]
-    told = [
+    report = [
         (row.against, row.ratios and row.ratios.median) for row in first_bytes.rows("c", "n", [one])
     ]
-    assert told[:2] == [
+    assert report[:2] == [
         ("the same server, passing stored bytes", 0.5),
         ("the storage itself", 2.0),
     ]
@@ -90,12 +90,12 @@ def _job(url: str, what: str, **more: object) -> dict[str, object]:
 async def test_the_client_counts_what_was_answered() -> None:
     """Bytes, requests, and the hash of a whole body; warming does not count."""
     async with _answering(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello") as url:
-        told = await do(_job(url, "whole", hash=True))
-        assert (told["size_bytes"], told["sha256"]) == (5, hashlib.sha256(b"hello").hexdigest())
-        told = await do(_job(url, "many", count=7, warm=3, concurrency=2))
-        assert (told["done"], told["size_bytes"]) == (7, 35)
-        told = await do(_job(url, "first", count=3, pause_s=0))
-        assert [len(seconds) for seconds in told["seconds"]] == [3]
+        report = await do(_job(url, "whole", hash=True))
+        assert (report["size_bytes"], report["sha256"]) == (5, hashlib.sha256(b"hello").hexdigest())
+        report = await do(_job(url, "many", count=7, warm=3, concurrency=2))
+        assert (report["done"], report["size_bytes"]) == (7, 35)
+        report = await do(_job(url, "first", count=3, pause_s=0))
+        assert [len(seconds) for seconds in report["seconds"]] == [3]
 
 
 async def test_a_refusal_is_no_measurement() -> None:

@@ -359,7 +359,7 @@ async def test_a_limited_proxy_serves_so_many_requests_at_once_and_all_in_the_en
         server,
         forwarding("127.0.0.1", behind, delay_s=_DELAY_S, under="/", at_once=2) as (port, way),
     ):
-        # One that goes away while it waits for its turn takes nobody's place.
+        # A client that disconnects while it waits does not use a slot.
         gone = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
         for _, writer in gone:
             writer.write(b"GET /gone HTTP/1.1\r\n\r\n")

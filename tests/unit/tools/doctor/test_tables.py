@@ -1,4 +1,4 @@
-"""The documents show what `make doctor` committed, and a table tells what was seen (SPEC 10)."""
+"""The documents show the committed results of `make doctor` (SPEC 10)."""
 
 from __future__ import annotations
 

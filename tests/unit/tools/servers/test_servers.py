@@ -22,7 +22,7 @@ from tools.servers.packages import missing_packages, needed
 from tools.servers.process import GuardedProcess, ServerError, free_port
 from tools.servers.rabbitmq import definitions
 
-# Detaches a grandchild as Erlang does with epmd, tells its id, and waits.
+# Detaches a grandchild as Erlang does with epmd, prints its id, and waits.
 _DETACHING = """
 import os, subprocess, sys, time
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"],

@@ -104,9 +104,9 @@ def test_a_finding_fails_and_is_named(
 ) -> None:
     with _service() as (url, _):
         assert audit(requirements, url=f"{url}/finding") == 1
-    told = capfd.readouterr()
-    assert told.err == "audit: idna 3.20: PYSEC-2026-1, fixed in 3.21\n"
-    assert told.out == "audit: 2 packages, 1 with known vulnerabilities\n"
+    report = capfd.readouterr()
+    assert report.err == "audit: idna 3.20: PYSEC-2026-1, fixed in 3.21\n"
+    assert report.out == "audit: 2 packages, 1 with known vulnerabilities\n"
 
 
 @pytest.mark.parametrize("path", ["/broken", "/no-json"])
@@ -137,7 +137,7 @@ def test_a_silent_database_passes_in_one_line(
 def test_requirements_without_hashes_fail(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """That is nobody's outage."""
+    """That is not an outage."""
     file = tmp_path / "r.txt"
     file.write_text("idna==3.20\n")
     with _service() as (url, _):
@@ -146,9 +146,9 @@ def test_requirements_without_hashes_fail(
 
 
 def _not_done(capfd: pytest.CaptureFixture[str]) -> str:
-    told = capfd.readouterr()
-    assert told.err == ""
-    (line,) = told.out.splitlines()
+    report = capfd.readouterr()
+    assert report.err == ""
+    (line,) = report.out.splitlines()
     before, after = "audit: not done, the vulnerability database ", "; nothing is known either way"
     assert line.startswith(before)
     assert line.endswith(after)

@@ -1,4 +1,4 @@
-"""What Dockerfile and compose.yaml say: nobody's root, a root that nobody writes, no secrets.
+"""Dockerfile and compose.yaml: an unprivileged user, a read-only root, no secrets.
 
 There is no Docker engine where these tests run; `tests/integration/test_read_only_root.py` runs
 what the image would hold under the same limits.
