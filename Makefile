@@ -48,7 +48,8 @@ check: setup  ## Lint, formatting, types, import rules and declared dependencies
 	@.venv/bin/ruff format --check
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports
-	@.venv/bin/deptry .
+	@.venv/bin/deptry --config contracts/pyproject.toml contracts/keyturn
+	@.venv/bin/deptry --config workers/pyproject.toml workers/keyturn_workers
 
 .PHONY: audit
 audit: setup  ## Ask for known vulnerabilities in what is shipped; passes where nobody answers

@@ -54,8 +54,9 @@ def publishers() -> Mapping[str, Locked]:
 
 
 def direct() -> Mapping[str, Locked]:
-    """What the shipped set names itself."""
-    return _direct(SHIPPED)
+    """What our own distributions name themselves, extras included."""
+    both = {**_direct(SHIPPED), **_direct(PUBLISHERS, frozenset({"staging", "gateway"}))}
+    return dict(sorted(both.items()))
 
 
 def shipped() -> Mapping[str, Locked]:
@@ -75,9 +76,9 @@ def version(distribution: str) -> str:
     return _one(distribution).version
 
 
-def _direct(distribution: str) -> Mapping[str, Locked]:
-    needed = {name for name, _ in _one(distribution).needs(frozenset())} - OURS
-    return {name: _one(name) for name in sorted(needed)}
+def _direct(distribution: str, extras: frozenset[str] = frozenset()) -> Mapping[str, Locked]:
+    needed = {name for name, _ in _one(distribution).needs(extras)} - OURS
+    return {name: _one(name) for name in needed}
 
 
 def _one(name: str) -> Locked:
