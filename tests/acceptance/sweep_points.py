@@ -114,7 +114,7 @@ SWEEP_POINTS: Final[dict[str, Installed]] = {
         SweepStore, "change", after=True, matters=_changed_to(Plan, "done", told=True)
     ),
     # A delete.
-    "quietly-put-off": Point(WorkerPublisher, "put_off_quietly", after=True),
+    "quietly-put-off": Point(WorkerPublisher, "defer", after=True),
     # A sweep of all.
     "part-begun": Point(SweepStarter, "start", after=True, matters=_begun_a_part),
     "part-ended": Point(SweepStore, "add_part_result", after=True),
