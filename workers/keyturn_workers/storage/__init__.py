@@ -1,4 +1,18 @@
-"""S3 behind one small port (SPEC 10)."""
+"""S3 behind one small port (SPEC 10).
+
+| module | what it holds |
+| --- | --- |
+| `port` | the port, and its values |
+| `s3` | the port on S3; `s3_http` sends what runs for each object, `s3_admin` the rest |
+| `s3_session` | the HTTP session: each request is sent once, on a clean connection |
+| `signing` | AWS Signature Version 4 |
+| `s3_requests`, `s3_responses`, `listing` | what requests contain and responses mean. Pure |
+| `vendor_errors` | the one place that translates errors of aiohttp and botocore |
+| `capabilities` | differences between servers that code asks about |
+| `probe` | what the configured bucket does: `keyturn doctor`, and each worker's start |
+| `clock`, `timekeeper` | the storage's clock |
+| `multipart`, `streaming_body` | large bodies |
+"""
 
 from keyturn_workers.storage.capabilities import Capabilities
 from keyturn_workers.storage.clock import StorageClock

@@ -1,4 +1,7 @@
-"""What S3 servers differ in, named here and nowhere else (SPEC 10).
+"""Differences between S3 servers that code asks about at run time (SPEC 10).
+
+What the requests and responses of single servers look like is in `s3_requests`, `s3_responses`
+and `listing`.
 
 `keyturn_workers.storage.probe.runner` measures each field with requests to the bucket itself.
 The defaults work on every server.

@@ -1,4 +1,4 @@
-"""SignedRequest HTTP requests for the objects of one bucket (SPEC 7, 8.4).
+"""Signed HTTP requests for the objects of one bucket (SPEC 7, 8.4).
 
 Everything that runs once for each object goes this way, through one aiohttp session and our
 own signer: about a quarter of the CPU time of the generated client. The session
