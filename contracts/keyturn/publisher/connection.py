@@ -231,14 +231,20 @@ async def _close_then_cancel(channel: AbstractChannel, sending: asyncio.Task[Non
 def normalize_connection_errors() -> Iterator[None]:
     """Turn losses that the client library raises as other exceptions into `ConnectionError`.
 
-    These are a bare `Exception`, and `StopAsyncIteration` where the broker hangs up during the
-    handshake. The latter would silently end an `async for` around it.
+    These are a bare `Exception`, `StopAsyncIteration` where the broker hangs up during the
+    handshake (which would silently end an `async for` around it), and a `CancelledError` where
+    a heartbeat fails: nobody cancelled the task then.
 
     Raises:
         ConnectionError: in place of one of these. Every other exception passes unchanged.
     """
     try:
         yield
+    except asyncio.CancelledError as exc:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise ConnectionError("the connection was lost") from exc
     except Exception as exc:
         if type(exc) is Exception or isinstance(exc, StopAsyncIteration):
             raise ConnectionError("the connection was lost") from exc

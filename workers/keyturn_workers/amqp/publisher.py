@@ -3,7 +3,6 @@
 Persistent, confirmed and mandatory: when a method returns, the broker has the message on disk.
 """
 
-import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -180,9 +179,3 @@ def _confirmed() -> Iterator[None]:
             yield
     except (TimeoutError, IncorrectState, *CONNECTION_EXCEPTIONS) as exc:
         raise NotConfirmedError(type(exc).__name__) from exc
-    except asyncio.CancelledError as exc:
-        # When a heartbeat fails, aiormq ends its futures with one: nobody cancelled this task.
-        task = asyncio.current_task()
-        if task is None or task.cancelling():
-            raise
-        raise NotConfirmedError("the connection was lost") from exc

@@ -28,6 +28,7 @@ from keyturn.errors import StorageUnavailableError
 from keyturn_workers.errors import StorageAnswerError
 from keyturn_workers.storage.port import Lease
 from keyturn_workers.storage.s3_responses import UnconfirmedNotFoundError, error_code, error_for
+from keyturn_workers.storage.s3_session import abort_on_failure
 from keyturn_workers.storage.signing import UNSIGNED_PAYLOAD, SignedRequest, Signer, lease_from_now
 from keyturn_workers.storage.streaming_body import KnownLengthBody
 from keyturn_workers.storage.vendor_errors import translate_credential_errors, translate_errors
@@ -194,10 +195,12 @@ class S3HttpClient:
                 signed = await self._sign("PUT", key, "", headers, UNSIGNED_PAYLOAD, lease)
                 # aiohttp has no timer for a server that stops reading.
                 async with asyncio.timeout(IDLE_TIMEOUT_S) as idle:
-                    response = await self._send(
-                        "PUT", signed, body.with_idle_timeout(idle), _STREAM_TIMEOUT, expect100=True
-                    )
-                    response_body = await response.read()
+                    watched = body.with_idle_timeout(idle)
+                    with abort_on_failure():
+                        response = await self._send(
+                            "PUT", signed, watched, _STREAM_TIMEOUT, expect100=True
+                        )
+                        response_body = await response.read()
         except StorageUnavailableError:
             if body.failure is not None:
                 raise body.failure from None  # not aiohttp's report of it
@@ -242,8 +245,9 @@ class S3HttpClient:
         they could take effect after the lease.
         """
         async with asyncio.timeout(total_s):
-            response = await self._send(method, signed, body, _EXCHANGE_TIMEOUT)
-            return S3Response(response.status, response.headers, await response.read())
+            with abort_on_failure():
+                response = await self._send(method, signed, body, _EXCHANGE_TIMEOUT)
+                return S3Response(response.status, response.headers, await response.read())
 
     def _send(
         self,

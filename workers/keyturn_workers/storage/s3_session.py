@@ -11,8 +11,9 @@ drops. Each connection that it takes from its pool is checked here, because
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -27,6 +28,12 @@ _KEEP_ALIVE_S: Final = 4.0
 # aiohttp reads ahead twice this for each response: enough to be busy, little with many readers.
 _READ_AHEAD_BYTES: Final = 64 * 2**10
 _AUTOMATIC_HEADERS: Final = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
+
+
+# The transports of the request that the current task is sending.
+_transports: ContextVar[list[asyncio.WriteTransport] | None] = ContextVar(
+    "_transports", default=None
+)
 
 
 class ConnectionLostError(Exception):
@@ -64,7 +71,29 @@ class CleanConnector(aiohttp.TCPConnector):
             connection.close()
             raise aiohttp.ServerDisconnectedError
         connection.add_callback(partial(_drop_unsent, transport))
+        if (transports := _transports.get()) is not None:
+            transports.append(transport)
         return connection
+
+
+@contextmanager
+def abort_on_failure() -> Iterator[None]:
+    """Abort the connections that aiohttp closes because this request failed.
+
+    Over TLS a transport reports nothing as unsent, and a normal close first flushes what is
+    encrypted already, for up to 30 s: a whole write could arrive long after its lease.
+    """
+    token = _transports.set([])
+    try:
+        yield
+    except BaseException:
+        for transport in _transports.get() or ():
+            # One that is back in the pool may serve another request by now.
+            if transport.is_closing():
+                transport.abort()
+        raise
+    finally:
+        _transports.reset(token)
 
 
 def _drop_unsent(transport: asyncio.WriteTransport) -> None:

@@ -83,7 +83,11 @@ class _App(FastStream):
     """FastStream, which also remembers whether it started and whether it was asked to exit."""
 
     def __init__(
-        self, broker: RabbitBroker, consumers: _Consumers, log_start: Callable[[], None]
+        self,
+        broker: RabbitBroker,
+        consumers: _Consumers,
+        log_start: Callable[[], None],
+        stop_timeout_s: float,
     ) -> None:
         async def started() -> None:
             # Only after `run` has set its signal handlers: a reader of this line may signal.
@@ -106,6 +110,19 @@ class _App(FastStream):
         )
         self.has_started = False
         self.exit_requested = False
+        self._stop_timeout_s = stop_timeout_s
+
+    async def stop(self) -> None:
+        """Stop in order, or without the broker if it does not answer in time.
+
+        One that is out of memory or disk reads nothing from a connection that has published.
+        What this process still holds goes back to its queue with the connection.
+        """
+        try:
+            async with asyncio.timeout(self._stop_timeout_s):
+                await super().stop()
+        except TimeoutError:
+            _log.warning("the broker did not answer; stopping without it")
 
     def exit(self) -> None:
         self.exit_requested = True
@@ -160,7 +177,8 @@ async def _serve(settings: WorkerSettings, roles: frozenset[str]) -> None:
         _register_consumers(metrics, consumers)
         bucket = settings.s3_bucket
         log_start = partial(_log.info, "worker started", roles=sorted(roles), bucket=bucket)
-        app = _App(broker, consumers, log_start)
+        stop_timeout_s = settings.shutdown_grace_s + 4 * _BROKER_TIMEOUT_S
+        app = _App(broker, consumers, log_start, stop_timeout_s)
         checks = _checks(broker, consumers, storage)
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(
@@ -185,9 +203,10 @@ async def _run(app: _App) -> None:
         await app.run()
     except Exception as exc:
         if app.exit_requested:
-            # While its consumers were still starting: they then meet a closed connection. What
-            # was delivered to them goes back to its queue.
-            _log.info("stopped while starting", problem=type(exc).__name__)
+            # Consumers that were still starting meet a closed connection, and one that is lost
+            # cannot be closed in order. What was delivered goes back to its queue.
+            how = "stopped without the broker" if app.has_started else "stopped while starting"
+            _log.info(how, problem=type(exc).__name__)
         elif app.has_started:
             raise
         else:
@@ -284,10 +303,18 @@ def _checks(broker: RabbitBroker, consumers: _Consumers, storage: Storage) -> di
 async def _background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     """Run `work` beside the consumers, and end it with them."""
     task = asyncio.create_task(work, name=getattr(work, "__qualname__", None))
-    task.add_done_callback(_report_failure)
+    ending = False
+
+    def report(done: asyncio.Task[None]) -> None:
+        # The client library also ends a task as cancelled when a connection is lost.
+        if not (done.cancelled() and ending):
+            _report_end(done)
+
+    task.add_done_callback(report)
     try:
         yield
     finally:
+        ending = True
         # Cancelled during a request to the broker, the client library may raise an error of a
         # lost connection instead of the cancellation; work that retries then goes on.
         for _ in range(_CANCELLATIONS):
@@ -297,9 +324,8 @@ async def _background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
                 break
 
 
-def _report_failure(task: asyncio.Task[None]) -> None:
-    """Log the error that ended background work: the consumers go on without it."""
-    if task.cancelled():
-        return
-    if (problem := task.exception()) is not None:
+def _report_end(task: asyncio.Task[None]) -> None:
+    """Log what ended background work: the consumers go on without it."""
+    problem = None if task.cancelled() else task.exception()
+    if task.cancelled() or problem is not None:
         _log.error("background work failed", work=task.get_name(), exc_info=problem)

@@ -27,6 +27,26 @@ def test_a_stop_of_nothing_is_a_loss() -> None:
         raise StopAsyncIteration
 
 
+async def test_a_future_that_a_lost_connection_cancels_is_a_loss() -> None:
+    """When a heartbeat fails, aiormq cancels its futures; nobody cancelled this task."""
+    future = asyncio.get_running_loop().create_future()
+    future.cancel()
+    with pytest.raises(ConnectionError), normalize_connection_errors():
+        await future
+
+
+async def test_a_cancellation_of_the_task_stays_one() -> None:
+    async def wait() -> None:
+        with normalize_connection_errors():
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(wait())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
 @asynccontextmanager
 async def _hanging_up() -> AsyncIterator[str]:
     """The address of somebody who says a broker's first word, and hangs up with it."""

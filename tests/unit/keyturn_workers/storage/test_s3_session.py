@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -68,12 +68,15 @@ class StallingServer:
 
 
 @asynccontextmanager
-async def _stalling() -> AsyncIterator[tuple[StallingServer, str]]:
+async def _stalling(
+    tls: ssl.SSLContext | None = None,
+) -> AsyncIterator[tuple[StallingServer, str]]:
     served = StallingServer()
     listener = socket.create_server(("127.0.0.1", 0))
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**14)
-    async with await asyncio.start_server(served.serve, sock=listener, limit=2**14):
-        yield served, f"http://127.0.0.1:{listener.getsockname()[1]}/bucket/"
+    async with await asyncio.start_server(served.serve, sock=listener, limit=2**14, ssl=tls):
+        scheme = "http" if tls is None else "https"
+        yield served, f"{scheme}://localhost:{listener.getsockname()[1]}/bucket/"
 
 
 @pytest.mark.usefixtures("small_sockets")
@@ -93,12 +96,47 @@ async def test_nothing_more_of_a_write_is_sent_after_its_time(body: bytes, by: s
         assert await server.received_bytes < len(body)
 
 
+async def _received_over_tls(folder: Path, body: bytes) -> int:
+    """What a server gets that reads on one second after the lease of a write."""
+    context = _server_context(folder)
+    trusting = ssl.create_default_context(cafile=str(folder / "cert"))
+    lease = Lease(datetime.now(UTC), 1)
+    async with (
+        _stalling(context) as (server, url),
+        open_client(url, tls=trusting) as client,
+        asyncio.timeout(30),
+    ):
+        with pytest.raises(StorageUnavailableError):
+            await client.call("put", "PUT", "k", {}, body=body, lease=lease)
+        await asyncio.sleep(1)  # a normal close would flush meanwhile
+        server.resume.set()
+        return await server.received_bytes
+
+
+@pytest.mark.usefixtures("small_sockets")
+async def test_nothing_more_of_a_write_is_sent_over_tls_after_its_time(tmp_path: Path) -> None:
+    """A TLS transport has encrypted the whole write by then, and reports nothing as unsent."""
+    body = bytes(2**20)
+    assert await _received_over_tls(tmp_path, body) < len(body)
+
+
+@pytest.mark.usefixtures("small_sockets")
+async def test_without_the_abort_a_write_over_tls_would_arrive_after_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broken variant: aiohttp closes the connection normally, which flushes first."""
+    monkeypatch.setattr("keyturn_workers.storage.s3_http.abort_on_failure", nullcontext)
+    body = bytes(2**20)
+    assert await _received_over_tls(tmp_path, body) == len(body)
+
+
 @pytest.mark.usefixtures("small_sockets")
 async def test_without_the_guard_the_rest_of_a_write_would_be_sent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The broken variant: a connection that is closed normally sends its buffer first."""
     monkeypatch.setattr(s3_session, "_drop_unsent", lambda _: None)
+    monkeypatch.setattr("keyturn_workers.storage.s3_http.abort_on_failure", nullcontext)
     lease = Lease(datetime.now(UTC), 1)
     async with _stalling() as (server, url), open_client(url) as client, asyncio.timeout(30):
         with pytest.raises(StorageUnavailableError):

@@ -7,8 +7,9 @@ import asyncio
 import aio_pika
 import pytest
 from aiormq.exceptions import ChannelInvalidStateError
+from faststream.rabbit import RabbitBroker
 
-from keyturn_workers.worker.process import _background, _cancel_leftover_tasks
+from keyturn_workers.worker.process import _App, _background, _cancel_leftover_tasks
 
 
 async def test_a_connection_that_is_just_being_made_again_ends() -> None:
@@ -86,3 +87,36 @@ async def test_background_work_that_fails_is_logged_at_once(
         said = capsys.readouterr().out
     assert "background work failed" in said
     assert "of the work" in said
+
+
+async def test_background_work_that_the_client_library_cancels_is_logged(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A lost connection ends futures as cancelled, and with them the task that awaits one."""
+
+    async def lose() -> None:
+        future = asyncio.get_running_loop().create_future()
+        future.cancel()
+        await future
+
+    async with _background(lose()):
+        await asyncio.sleep(0.01)
+        assert "background work failed" in capsys.readouterr().out
+    async with _background(asyncio.Event().wait()):  # type: ignore[arg-type]
+        await asyncio.sleep(0)
+    assert "background work failed" not in capsys.readouterr().out
+
+
+async def test_a_broker_that_never_answers_does_not_keep_the_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Out of memory or disk, it reads nothing from a connection that has published."""
+
+    async def never(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(RabbitBroker, "stop", never)
+    app = _App(RabbitBroker("amqp://127.0.0.1:1/"), {}, lambda: None, 0.05)
+    async with asyncio.timeout(5):
+        await app.stop()
+    assert "the broker did not answer" in capsys.readouterr().out
