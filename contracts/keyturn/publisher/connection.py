@@ -13,6 +13,7 @@ import logging
 from collections.abc import Awaitable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Final, Self, TypeGuard
+from weakref import WeakSet
 
 import aio_pika
 from aio_pika import DeliveryMode, Message
@@ -57,6 +58,7 @@ class BrokerConnection:
         self._in_flight: dict[str, asyncio.Task[None]] = {}
         self._sending: set[asyncio.Task[None]] = set()
         self._closing: set[asyncio.Task[None]] = set()
+        self._overlapping: WeakSet[asyncio.Task[None]] = WeakSet()
         self._closed = False
 
     def separate(self) -> Self:
@@ -144,6 +146,9 @@ class BrokerConnection:
         # Not cancelled at the deadline: the client library would forget the message's id, and
         # log the whole message should the broker return it late.
         sending = asyncio.create_task(_send(channel, routing_key, message))
+        if self._sending:
+            self._overlapping.update(self._sending)
+            self._overlapping.add(sending)
         self._sending.add(sending)
         sending.add_done_callback(self._sent)
         done, _ = await asyncio.wait({sending}, timeout=max(0.0, deadline - loop.time()))
@@ -152,6 +157,14 @@ class BrokerConnection:
             raise _publish_error(TimeoutError(), routing_key, self._timeout_s)
         try:
             sending.result()
+        except (ChannelAccessRefused, ChannelNotFoundEntity) as exc:
+            if sending in self._overlapping:
+                # The broker closes the channel for one publish, and the client library raises
+                # that refusal for every other one on it: this one may be on its queue.
+                raise OutcomeUnknownError(
+                    "the broker refused this publish, or another one at the same time"
+                ) from exc
+            raise _publish_error(exc, routing_key, self._timeout_s) from exc
         except CONNECTION_EXCEPTIONS as exc:
             raise _publish_error(exc, routing_key, self._timeout_s) from exc
 

@@ -8,10 +8,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 from aio_pika.exceptions import AMQPException
+from aiormq.exceptions import ChannelAccessRefused
 from pamqp import commands, frame
 
-from keyturn.publisher import BrokerUnavailableError
-from keyturn.publisher.connection import BrokerConnection, normalize_connection_errors
+from keyturn.errors import BrokerUnavailableError, NotDeliveredError, OutcomeUnknownError
+from keyturn.publisher.connection import (
+    BrokerConnection,
+    normalize_connection_errors,
+    persistent_json,
+)
 from keyturn_workers.amqp.declarations import declare
 
 if TYPE_CHECKING:
@@ -45,6 +50,39 @@ async def test_a_cancellation_of_the_task_stays_one() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_a_refusal_of_another_publish_leaves_the_outcome_unknown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The broker closes the channel for one, and the client library fails every other on it.
+
+    Reported as not delivered, a staged body would be deleted whose request is on its queue.
+    """
+    refuse = asyncio.Event()
+
+    async def send(*_: object) -> None:
+        await refuse.wait()
+        raise ChannelAccessRefused("ACCESS_REFUSED")
+
+    async def open_channel(_: float) -> object:
+        return object()
+
+    monkeypatch.setattr("keyturn.publisher.connection._send", send)
+    broker = BrokerConnection("amqp://127.0.0.1:1/", publish_timeout_s=5)
+    monkeypatch.setattr(broker, "_publishing_channel", open_channel)
+    message = persistent_json(b"{}", "id", {})
+    both = [
+        asyncio.create_task(broker.publish(f"id-{number}", "upload.requested", message))
+        for number in range(2)
+    ]
+    await asyncio.sleep(0.01)
+    refuse.set()
+    outcomes = await asyncio.gather(*both, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [OutcomeUnknownError] * 2
+    with pytest.raises(NotDeliveredError, match="may not write"):
+        await broker.publish("alone", "upload.requested", message)
+    await broker.close()
 
 
 @asynccontextmanager
