@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+pytestmark = pytest.mark.slow  # most wait for a lease
 # One write, and one that aiohttp writes piece by piece.
 BODIES = [bytes(2**20), bytes(8 * 2**20)]
 NOT_FOUND = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
