@@ -46,11 +46,13 @@ async def deployment(vhost_url: str, moto: S3Server, moto_bucket: str) -> Deploy
     """One that has the project acme, and no worker any more."""
     made = Deployment(vhost_url, moto, moto_bucket)
     async with (
-        worker(made.worker_env()),
+        worker(made.worker_env()) as running,
         Publisher.open(publisher_settings(made, made.amqp_url)) as publisher,
     ):
         request_id = await publisher.enroll("acme", api_key=made.api_key)
         assert isinstance(await publisher.wait(request_id), ProjectEnrolled)
+        # Killed, it might not have acknowledged the request yet, and a test would receive it.
+        assert await running.terminate() == 0
     return made
 
 
