@@ -63,7 +63,7 @@ _OWNERS = (
     ("/keyturn_workers/objects/apply", "sweep logic"),
     ("/keyturn_workers/objects/encrypt_in_place", "sweep logic"),
     ("/keyturn_workers/objects/multipart_copy", "sweep logic"),
-    ("/keyturn_workers/objects/single", "sweep logic"),
+    ("/keyturn_workers/objects/reconcile", "sweep logic"),
     ("/keyturn_workers/objects/", "envelope"),
     ("/keyturn_workers/sweep/", "sweep logic"),
     ("/keyturn_workers/", "upload logic"),

@@ -24,7 +24,7 @@ from keyturn_workers.objects.plan_action import (
     PlannedAction,
     plan_action,
 )
-from keyturn_workers.objects.single import reconcile_object
+from keyturn_workers.objects.reconcile import reconcile_object
 from keyturn_workers.objects.verify import verify
 from keyturn_workers.storage import Headers
 from tests.integration.storage.conftest import opened

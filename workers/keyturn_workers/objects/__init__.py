@@ -9,6 +9,6 @@ does I/O:
 | `multipart_copy` | copies a large object onto itself in parts |
 | `encrypt_in_place` | the two actions that read a body: check a v0 body, encrypt plaintext |
 | `guards` | rechecks keyring and object around a write |
-| `single` | brings one object to the desired state at once, for uploads |
+| `reconcile` | brings one object to the desired state at once, for uploads |
 | `download` | reads one object's plaintext straight from the bucket |
 """

@@ -15,7 +15,7 @@ from keyturn.errors import PermanentError, StagedBodyMissingError, StorageUnavai
 from keyturn.messages import UploadRequested
 from keyturn.topology import UPLOAD_QUEUE
 from keyturn_workers.errors import MissingError, PreconditionError, RefusedError, StorageAnswerError
-from keyturn_workers.objects.single import reconcile_object
+from keyturn_workers.objects.reconcile import reconcile_object
 from keyturn_workers.storage import Condition, IfAbsent, IfMatch
 from keyturn_workers.upload.attempt import Attempt
 from keyturn_workers.upload.context import Upload, UploadContext

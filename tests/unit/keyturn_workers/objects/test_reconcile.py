@@ -19,7 +19,7 @@ from keyturn.errors import (
     UnknownAlgorithmError,
 )
 from keyturn_workers.errors import RefusedError
-from keyturn_workers.objects.single import reconcile_object
+from keyturn_workers.objects.reconcile import reconcile_object
 from keyturn_workers.storage import Capabilities
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import (
