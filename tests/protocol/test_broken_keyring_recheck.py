@@ -148,7 +148,7 @@ def an_object_relabeled_to_a_pending_upload(world: World) -> None:
 def test_an_upload_is_reported_by_its_own_object_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert violations(an_object_relabeled_to_a_pending_upload) == []
     agreeing = SimpleNamespace(compare_digest=lambda *_: True)
-    monkeypatch.setattr("keyturn_workers.upload.existing.hmac", agreeing)
+    monkeypatch.setattr("keyturn_workers.upload.existing_upload.hmac", agreeing)
     found = violations(an_object_relabeled_to_a_pending_upload)
     assert "the staged body of a refused upload is gone" in found
     assert any("upload.stored" in what for what in found)

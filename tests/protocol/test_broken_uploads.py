@@ -9,7 +9,7 @@ import pytest
 from keyturn_workers.amqp import RequestConsumer
 from keyturn_workers.sweep.hint_consumer import HintConsumer
 from keyturn_workers.upload import Uploader, UploadResult
-from keyturn_workers.upload.existing import ExistingUpload
+from keyturn_workers.upload.existing_upload import ExistingUpload
 from keyturn_workers.upload.request_body import open_transport_key
 from tests.protocol.process import Parts
 from tests.protocol.stories import begin, hint, stop_at, stop_within, violations, without

@@ -7,7 +7,7 @@
 | `context`, `attempt` | what all uploads share; one attempt, as a value |
 | `request_body`, `body_pipeline` | opens the request's body, inline or staged |
 | `object_writer`, `multipart` | puts the object |
-| `existing` | finds the upload's own object at its target |
+| `existing_upload` | finds the upload's own object at its target |
 | `keyring_recheck` | decides whether the keyring must be read again after the put |
 | `staging_cleanup` | removes abandoned bodies and multipart uploads |
 """

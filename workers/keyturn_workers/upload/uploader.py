@@ -19,7 +19,7 @@ from keyturn_workers.objects.reconcile import reconcile_object
 from keyturn_workers.storage import Condition, IfAbsent, IfMatch
 from keyturn_workers.upload.attempt import Attempt
 from keyturn_workers.upload.context import Upload, UploadContext
-from keyturn_workers.upload.existing import (
+from keyturn_workers.upload.existing_upload import (
     ExistingUpload,
     find_own_object,
     holds_another_upload,
