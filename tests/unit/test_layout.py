@@ -1,0 +1,215 @@
+"""`tests/unit/` mirrors the packages file by file: `a/b.py` is tested in `a/test_b.py`.
+
+Exceptions are listed here, each with its reason. A module of declarations alone (constants,
+protocols, classes of data) needs no test, and a test across modules may have a name of its own.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+_ROOT = Path(__file__).parents[2]
+_UNIT = _ROOT / "tests/unit"
+_PACKAGES = {"keyturn": _ROOT / "contracts", "keyturn_workers": _ROOT / "workers"}
+
+# Nothing happens in these: they declare what others use.
+DECLARATIONS: Final = {
+    "keyturn_workers/__main__.py": "calls main() of the command line",
+    "keyturn_workers/errors.py": "the classes of the workers' errors",
+    "keyturn_workers/storage/capabilities.py": "flags and their defaults",
+    "keyturn_workers/storage/port.py": "the protocol of a storage and its classes of data",
+    "keyturn_workers/storage/probe/protocol.py": "the protocol of the probe's storage",
+}
+
+# These do something, and its test is elsewhere.
+TESTED_ELSEWHERE: Final[dict[str, str]] = {}
+
+# Tests that are not about one module.
+ACROSS_MODULES: Final[dict[str, str]] = {}
+
+# Not in place yet.
+PENDING: Final = frozenset(
+    {
+        "keyturn/crypto/intake.py",
+        "keyturn/crypto/labels.py",
+        "keyturn/crypto/retry_mac.py",
+        "keyturn/crypto/signatures.py",
+        "keyturn/errors.py",
+        "keyturn/gateway/client.py",
+        "keyturn/gateway/object_stream.py",
+        "keyturn/gateway/responses.py",
+        "keyturn/gateway/transport.py",
+        "keyturn/identifiers.py",
+        "keyturn/messages/codec.py",
+        "keyturn/messages/events.py",
+        "keyturn/messages/fields.py",
+        "keyturn/messages/json_text.py",
+        "keyturn/messages/requests.py",
+        "keyturn/publisher/client.py",
+        "keyturn/publisher/staging.py",
+        "keyturn/settings.py",
+        "keyturn/topology.py",
+        "keyturn_workers/amqp/confirmed_publisher.py",
+        "keyturn_workers/amqp/consumer.py",
+        "keyturn_workers/amqp/declarations.py",
+        "keyturn_workers/amqp/locks.py",
+        "keyturn_workers/amqp/message_consumer.py",
+        "keyturn_workers/cli/arguments.py",
+        "keyturn_workers/cli/bucket.py",
+        "keyturn_workers/cli/census.py",
+        "keyturn_workers/cli/dead.py",
+        "keyturn_workers/cli/doctor.py",
+        "keyturn_workers/cli/enroll.py",
+        "keyturn_workers/cli/gateway.py",
+        "keyturn_workers/cli/key_usage.py",
+        "keyturn_workers/cli/objects.py",
+        "keyturn_workers/cli/publishing.py",
+        "keyturn_workers/cli/record_index.py",
+        "keyturn_workers/cli/replay.py",
+        "keyturn_workers/cli/secret_files.py",
+        "keyturn_workers/cli/settings.py",
+        "keyturn_workers/cli/upload.py",
+        "keyturn_workers/cli/worker.py",
+        "keyturn_workers/storage/multipart.py",
+        "keyturn_workers/storage/probe/race_checks.py",
+        "keyturn_workers/storage/probe/request_checks.py",
+        "keyturn_workers/storage/s3_admin.py",
+        "keyturn_workers/storage/streaming_body.py",
+        "keyturn/crypto/test_intake_signatures.py",
+        "keyturn/crypto/test_keyturn_v1.py",
+        "keyturn/crypto/test_own_vectors.py",
+        "keyturn/crypto/test_v0_opener.py",
+        "keyturn/crypto/test_wycheproof.py",
+        "keyturn/gateway/test_cuts.py",
+        "keyturn/gateway/test_example.py",
+        "keyturn/gateway/test_opening.py",
+        "keyturn/gateway/test_reading.py",
+        "keyturn/gateway/test_redirects.py",
+        "keyturn/gateway/test_refusals.py",
+        "keyturn/gateway/test_unencrypted.py",
+        "keyturn/publisher/test_verifier.py",
+        "keyturn_workers/amqp/test_property_tolerance_upstream.py",
+        "keyturn_workers/cli/test_reference.py",
+        "keyturn_workers/storage/probe/test_documentation.py",
+        # The rest of the workers
+        "keyturn_workers/control/handler.py",
+        "keyturn_workers/gateway/docs_page.py",
+        "keyturn_workers/gateway/metrics.py",
+        "keyturn_workers/gateway/server.py",
+        "keyturn_workers/keyring/cache.py",
+        "keyturn_workers/keyring/sealed_records.py",
+        "keyturn_workers/keyring/snapshot.py",
+        "keyturn_workers/objects/body_stream.py",
+        "keyturn_workers/objects/encrypt_in_place.py",
+        "keyturn_workers/objects/guards.py",
+        "keyturn_workers/objects/unwrap.py",
+        "keyturn_workers/objects/wrap.py",
+        "keyturn_workers/sweep/context.py",
+        "keyturn_workers/sweep/page_context.py",
+        "keyturn_workers/sweep/page_records.py",
+        "keyturn_workers/sweep/project_sweep.py",
+        "keyturn_workers/sweep/record_io.py",
+        "keyturn_workers/sweep/starter.py",
+        "keyturn_workers/testing/memory_bucket.py",
+        "keyturn_workers/upload/attempt.py",
+        "keyturn_workers/upload/body_pipeline.py",
+        "keyturn_workers/upload/context.py",
+        "keyturn_workers/upload/multipart.py",
+        "keyturn_workers/upload/object_writer.py",
+        "keyturn_workers/upload/request_body.py",
+        "keyturn_workers/worker/gc.py",
+        "keyturn_workers/worker/health.py",
+        "keyturn_workers/worker/wiring.py",
+        "keyturn_workers/gateway/test_encrypted_reader_prefetch.py",
+        "keyturn_workers/gateway/test_object_routes_authentication.py",
+        "keyturn_workers/gateway/test_openapi_conformance.py",
+        "keyturn_workers/keyring/test_reader_listings.py",
+        "keyturn_workers/upload/test_uploader_failures.py",
+        "keyturn_workers/upload/test_uploader_plaintext.py",
+    }
+)
+
+_Definition = ast.FunctionDef | ast.AsyncFunctionDef
+_ACTION = (
+    ast.If, ast.IfExp, ast.For, ast.AsyncFor, ast.While, ast.Try, ast.With, ast.AsyncWith,
+    ast.Raise, ast.Await, ast.comprehension, ast.Match,
+)  # fmt: skip
+
+
+def _modules() -> set[str]:
+    return {
+        str(path.relative_to(root))
+        for package, root in _PACKAGES.items()
+        for path in (root / package).rglob("*.py")
+        if path.name != "__init__.py"
+    }
+
+
+def _tests() -> set[str]:
+    return {
+        str(path.relative_to(_UNIT))
+        for package in _PACKAGES
+        for path in (_UNIT / package).rglob("test_*.py")
+    }
+
+
+def _test_of(module: str) -> str:
+    path = Path(module)
+    return str(path.with_name(f"test_{path.name}"))
+
+
+def _acts(source: str) -> bool:
+    """Whether a function of the module decides or does something."""
+    return any(
+        isinstance(node, _ACTION)
+        for definition in ast.walk(ast.parse(source))
+        if isinstance(definition, _Definition)
+        for node in ast.walk(definition)
+    )
+
+
+def test_each_module_has_its_test() -> None:
+    untested = {module for module in _modules() if _test_of(module) not in _tests()}
+    assert untested - DECLARATIONS.keys() - TESTED_ELSEWHERE.keys() - PENDING == set()
+
+
+def test_each_test_has_its_module_or_a_reason_for_its_name() -> None:
+    unnamed = _tests() - {_test_of(module) for module in _modules()}
+    assert unnamed - ACROSS_MODULES.keys() - PENDING == set()
+
+
+def test_an_exception_is_no_longer_than_it_is_one() -> None:
+    """What has its test, or has gone, is not excused any more."""
+    excused = DECLARATIONS.keys() | TESTED_ELSEWHERE.keys()
+    assert excused - _modules() == set()
+    assert {module for module in excused if _test_of(module) in _tests()} == set()
+    assert ACROSS_MODULES.keys() - _tests() == set()
+    assert ACROSS_MODULES.keys() & {_test_of(module) for module in _modules()} == set()
+
+
+@pytest.mark.parametrize("module", sorted(DECLARATIONS))
+def test_what_needs_no_test_does_nothing(module: str) -> None:
+    root = _PACKAGES[Path(module).parts[0]]
+    assert not _acts((root / module).read_text())
+
+
+@pytest.mark.parametrize(
+    ("source", "acts"),
+    [
+        ("from typing import Final\nLIMIT: Final = 3", False),
+        (
+            "class P(Protocol):\n    def read(self) -> bytes:\n        '''Read.'''\n        ...",
+            False,
+        ),
+        ("class D:\n    @property\n    def name(self):\n        return self.a.name", False),
+        ("def f(x):\n    return x if x else 1", True),
+        ("class C:\n    async def f(self):\n        await self.g()", True),
+        ("def f(x):\n    raise ValueError(x)", True),
+    ],
+)
+def test_what_counts_as_doing_something(source: str, acts: bool) -> None:
+    assert _acts(source) is acts
