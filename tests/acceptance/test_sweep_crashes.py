@@ -257,7 +257,7 @@ _PROJECTS = 3
 
 
 @pytest.mark.parametrize("half", [0, 1])
-async def test_a_fleet_sweep_survives_a_crash(
+async def test_a_sweep_of_all_projects_survives_a_crash(
     ceph: S3Server, vhosts: Callable[[], str], half: int
 ) -> None:
     """Completed and clean with the sums; every keyring and object is under the new key alone."""

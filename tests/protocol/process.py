@@ -22,7 +22,7 @@ from keyturn_workers.keyring import KeyringReader
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.storage import Capabilities
 from keyturn_workers.sweep import Outbox, SweepContext, SweepStarter, SweepStore
-from keyturn_workers.sweep.fleet_sweep import FleetSweep
+from keyturn_workers.sweep.all_projects_sweep import AllProjectsSweep
 from keyturn_workers.sweep.handler import SweepHandler
 from keyturn_workers.sweep.hint_consumer import HintConsumer
 from keyturn_workers.sweep.lost_rotations import OpenRotations
@@ -76,7 +76,7 @@ class Parts:
     deleter: type[Deleter] = Deleter
     starter: type[SweepStarter] = SweepStarter
     project_sweep: type[ProjectSweep] = ProjectSweep
-    fleet_sweep: type[FleetSweep] = FleetSweep
+    all_projects_sweep: type[AllProjectsSweep] = AllProjectsSweep
     page_worker: type[PageWorker] = PageWorker
     planner: type[Planner] = Planner
     store: type[SweepStore] = SweepStore
@@ -195,9 +195,9 @@ class Process:
         options = self.world.options
         planner = parts.planner(storage, options.page_keys)
         project_sweep = parts.project_sweep(context, planner, lease_s=self.lease_s)
-        fleet_sweep = parts.fleet_sweep(context, self._starter)
+        all_projects_sweep = parts.all_projects_sweep(context, self._starter)
         limit = options.copy_limit_bytes
         page_worker = parts.page_worker(
             storage, keyrings, keys, store, concurrency=4, copy_limit_bytes=limit
         )
-        return SweepHandler(store, project_sweep, fleet_sweep, page_worker)
+        return SweepHandler(store, project_sweep, all_projects_sweep, page_worker)

@@ -14,7 +14,7 @@ import pytest
 from keyturn.identifiers import format_time
 from keyturn_workers.control import ControlHandler
 from keyturn_workers.control.enrollment import Enroller
-from keyturn_workers.sweep.fleet_sweep import FleetSweep
+from keyturn_workers.sweep.all_projects_sweep import AllProjectsSweep
 from keyturn_workers.sweep.lost_rotations import OpenRotations
 from keyturn_workers.sweep.project_sweep import ProjectSweep
 from keyturn_workers.sweep.recovery import recover
@@ -640,7 +640,7 @@ def a_sweep_of_all_that_loses_a_record(world: World, of: str) -> None:
     ]
 
 
-async def _all_live(_: FleetSweep, plan: AllPlan, *__: Any) -> AllPlan:
+async def _all_live(_: AllProjectsSweep, plan: AllPlan, *__: Any) -> AllPlan:
     """`_without_lost` of a sweep that waits for its parts whatever becomes of them."""
     return plan
 
@@ -654,12 +654,12 @@ def test_a_sweep_of_all_continues_if_the_record_of_a_part_is_removed(
 
     assert violations(story) == []
 
-    monkeypatch.setattr(FleetSweep, "_without_lost", _all_live)
+    monkeypatch.setattr(AllProjectsSweep, "_without_lost", _all_live)
     with pytest.raises(AssertionError, match="it never ends"):
         violations(story, settle=False)
 
 
-def a_rotation_whose_fleet_successor_vanishes(world: World) -> None:
+def a_rotation_taken_over_by_a_sweep_of_all_that_vanishes(world: World) -> None:
     """The sweep of all took the rotation over, and the record of that part is removed."""
     begin(world, "a", "b")
     rotation = world.rotate("acme")
@@ -673,9 +673,9 @@ def a_rotation_whose_fleet_successor_vanishes(world: World) -> None:
 def test_a_rotation_continues_if_the_part_of_a_sweep_of_all_that_took_it_over_is_gone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    story = a_rotation_whose_fleet_successor_vanishes
+    story = a_rotation_taken_over_by_a_sweep_of_all_that_vanishes
     assert violations(story) == []
-    monkeypatch.setattr(FleetSweep, "_without_lost", _all_live)
+    monkeypatch.setattr(AllProjectsSweep, "_without_lost", _all_live)
     with pytest.raises(AssertionError, match="it never ends"):
         violations(story, settle=False)
 

@@ -11,7 +11,7 @@ from keyturn.identifiers import object_s3_key
 from keyturn_workers.errors import MissingError
 from keyturn_workers.storage import Capabilities, Headers
 from keyturn_workers.storage.clock import DateTrust
-from keyturn_workers.sweep import fleet_sweep, page_worker
+from keyturn_workers.sweep import all_projects_sweep, page_worker
 from keyturn_workers.sweep.page_context import PageContext
 from tests.protocol.process import LEASE_S, Options
 from tests.protocol.stories import begin, hint, is_page, stop_at, violations
@@ -104,7 +104,7 @@ def a_keyring_that_answers_404(world: World) -> None:
 
 
 async def _passed_over(*_: object) -> None:
-    """`FleetSweep._keyring_not_found` that takes a keyring which is not found for removed."""
+    """`AllProjectsSweep._keyring_not_found` that takes a keyring which is not found for removed."""
 
 
 async def _never(*_: object) -> bool:
@@ -113,10 +113,10 @@ async def _never(*_: object) -> bool:
 
 def test_a_keyring_that_answers_404_is_not_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert violations(a_keyring_that_answers_404) == []
-    monkeypatch.setattr(fleet_sweep.FleetSweep, "_keyring_not_found", _passed_over)
+    monkeypatch.setattr(all_projects_sweep.AllProjectsSweep, "_keyring_not_found", _passed_over)
     # The last listing before the end is a guard of its own.
     assert violations(a_keyring_that_answers_404) == []
-    monkeypatch.setattr(fleet_sweep.FleetSweep, "_is_listed", _never)
+    monkeypatch.setattr(all_projects_sweep.AllProjectsSweep, "_is_listed", _never)
     found = violations(a_keyring_that_answers_404)
     assert "a sweep of all is clean, and a project is under the old master key" in found
 

@@ -135,7 +135,7 @@ def _unexpected_events(evidence: Evidence) -> list[str]:
     return [
         f"unexpected event: {event}"
         for event in honest(evidence.broker)
-        # A fleet sweep starts one sweep per project, with its own id.
+        # A sweep of all projects starts one sweep per project, with its own id.
         if not event_ids(event) & ours
     ]
 

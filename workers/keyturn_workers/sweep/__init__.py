@@ -6,7 +6,7 @@
 | `starter` | starts a sweep: its record, its first step |
 | `step_runner` | what a step message does to a record |
 | `project_sweep`, `planner`, `progress` | a sweep of one project: plan and prove pages |
-| `fleet_sweep` | a sweep of all projects |
+| `all_projects_sweep` | a sweep of all projects |
 | `takeover` | a later sweep of a project takes over the earlier ones |
 | `page_worker`, `page_context`, `page_listing` | one attempt at one page |
 | `page_tags`, `page_versions` | tags and noncurrent versions of a page's objects |

@@ -7,7 +7,7 @@ import structlog
 from keyturn.errors import CodedError
 from keyturn.topology import SWEEP_QUEUE
 from keyturn_workers.errors import MissingError
-from keyturn_workers.sweep.fleet_sweep import FleetSweep
+from keyturn_workers.sweep.all_projects_sweep import AllProjectsSweep
 from keyturn_workers.sweep.messages import SweepPage, SweepStep
 from keyturn_workers.sweep.page_worker import PageWorker
 from keyturn_workers.sweep.plan import ALL, OpenPage, Plan, Result
@@ -24,7 +24,7 @@ class SweepHandler:
     Args:
         store: The records of sweeps.
         project_sweep: Runs the steps of sweeps of one project.
-        fleet_sweep: Runs the steps of sweeps of all projects.
+        all_projects_sweep: Runs the steps of sweeps of all projects.
         page_worker: Processes pages.
         metrics: Of the process.
     """
@@ -33,13 +33,13 @@ class SweepHandler:
         self,
         store: SweepStore,
         project_sweep: ProjectSweep,
-        fleet_sweep: FleetSweep,
+        all_projects_sweep: AllProjectsSweep,
         page_worker: PageWorker,
         metrics: WorkerMetrics | None = None,
     ) -> None:
         self._store = store
         self._project_sweep = project_sweep
-        self._fleet_sweep = fleet_sweep
+        self._all_projects_sweep = all_projects_sweep
         self._page_worker = page_worker
         self._metrics = metrics or WorkerMetrics()
         self._stage = self._metrics.queue(SWEEP_QUEUE).stage
@@ -105,5 +105,5 @@ class SweepHandler:
         """Make sure that a sweep continues whose messages may be lost."""
         await self._runner(project).resume(sweep_id, project)
 
-    def _runner(self, project: str) -> ProjectSweep | FleetSweep:
-        return self._fleet_sweep if project == ALL else self._project_sweep
+    def _runner(self, project: str) -> ProjectSweep | AllProjectsSweep:
+        return self._all_projects_sweep if project == ALL else self._project_sweep

@@ -25,7 +25,7 @@ from keyturn_workers.settings import WorkerSettings
 from keyturn_workers.storage import Storage
 from keyturn_workers.storage.timekeeper import keep_clock_known
 from keyturn_workers.sweep import Outbox, SweepContext, SweepStarter, SweepStore
-from keyturn_workers.sweep.fleet_sweep import FleetSweep
+from keyturn_workers.sweep.all_projects_sweep import AllProjectsSweep
 from keyturn_workers.sweep.handler import SweepHandler
 from keyturn_workers.sweep.hint_consumer import HintConsumer
 from keyturn_workers.sweep.lost_rotations import OpenRotations
@@ -179,7 +179,7 @@ class Wiring:
         settings, context = self._settings, self._sweep_context
         planner = Planner(context.storage, settings.sweep_page_keys)
         project_sweep = ProjectSweep(context, planner, lease_s=settings.lease_s)
-        fleet_sweep = FleetSweep(context, self._starter)
+        all_projects_sweep = AllProjectsSweep(context, self._starter)
         page_worker = PageWorker(
             context.storage,
             context.keyrings,
@@ -188,7 +188,9 @@ class Wiring:
             concurrency=settings.sweep_concurrency,
             copy_limit_bytes=settings.copy_limit_bytes,
         )
-        return SweepHandler(context.store, project_sweep, fleet_sweep, page_worker, self._metrics)
+        return SweepHandler(
+            context.store, project_sweep, all_projects_sweep, page_worker, self._metrics
+        )
 
     async def _clean_up_staging(self) -> None:
         """Remove staged bodies that no request may name any more (SPEC 6.4)."""

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 from keyturn.crypto import Secret
 from keyturn.errors import StorageUnavailableError
 from keyturn_workers.sweep import ALL, AllPlan, Outbox, Plan, SweepContext, SweepRequest, SweepStore
-from keyturn_workers.sweep.fleet_sweep import FleetSweep
+from keyturn_workers.sweep.all_projects_sweep import AllProjectsSweep
 from keyturn_workers.sweep.messages import SweepStep
 from keyturn_workers.sweep.plan import State
 from keyturn_workers.sweep.project_sweep import ProjectSweep
@@ -39,7 +39,9 @@ class Sender:
         self.sent.append(body)
 
 
-async def _running(project: str, sender: Sender) -> tuple[SweepStore, ProjectSweep | FleetSweep]:
+async def _running(
+    project: str, sender: Sender
+) -> tuple[SweepStore, ProjectSweep | AllProjectsSweep]:
     store = SweepStore(MemoryStorage(), {"m1": Secret(bytes(32))})
     outbox, unused, now = Outbox(sender), cast("Any", None), datetime.now(UTC)
     context = SweepContext(unused, unused, unused, store, outbox)
@@ -47,7 +49,7 @@ async def _running(project: str, sender: Sender) -> tuple[SweepStore, ProjectSwe
     await store.mark_running(request)
     if project == ALL:
         assert await store.create(AllPlan(request, now, step=3), "m1")
-        return store, FleetSweep(context, unused)
+        return store, AllProjectsSweep(context, unused)
     state = State(1, "9f86d081884c7d65", "m1", plaintext=False, etag="e")
     assert await store.create(Plan(request, state, now, now, step=3), "m1")
     return store, ProjectSweep(context, unused, lease_s=15)

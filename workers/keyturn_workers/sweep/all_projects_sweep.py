@@ -52,7 +52,7 @@ _MAX_NOT_FOUND: Final = 1000
 _log = structlog.get_logger()
 
 
-class FleetSweep(StepRunner[AllPlan]):
+class AllProjectsSweep(StepRunner[AllPlan]):
     """Runs the steps of sweeps of all projects.
 
     Args:

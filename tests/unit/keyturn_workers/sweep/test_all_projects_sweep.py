@@ -17,8 +17,8 @@ from keyturn_workers.keyring.model import build_keyring
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.storage import Headers
 from keyturn_workers.sweep import ALL, AllPlan, Outbox, SweepContext, SweepRequest, SweepStore
+from keyturn_workers.sweep.all_projects_sweep import AllProjectsSweep
 from keyturn_workers.sweep.counts import Counts
-from keyturn_workers.sweep.fleet_sweep import FleetSweep
 from keyturn_workers.sweep.messages import SweepStep
 from keyturn_workers.sweep.plan import PartResult
 from keyturn_workers.testing.memory_storage import MemoryStorage
@@ -50,7 +50,7 @@ class Sender:
 
 
 @dataclass
-class Fleet:
+class Scenario:
     """Projects with keyrings under `m2`; a part that is started ends at once, and clean."""
 
     projects: tuple[str, ...] = ("acme", "bob")
@@ -66,7 +66,7 @@ class Fleet:
         keys, starter = OperatorKeys(MASTER_KEYS), cast("Any", self)
         outbox = Outbox(cast("Any", self.sender))
         context = SweepContext(self.storage, self.keyrings, keys, self.store, outbox)
-        self.fleet_sweep = FleetSweep(context, starter)
+        self.all_projects_sweep = AllProjectsSweep(context, starter)
 
     async def start(self, request: SweepRequest, origins: Origins) -> None:
         """Stands in for the starter."""
@@ -82,7 +82,7 @@ class Fleet:
     async def step(self) -> AllPlan:
         plan = (await self.store.read_all(SWEEP_ID)).plan
         hint = SweepStep(sweep_id=SWEEP_ID, project=ALL, step=plan.step)
-        await self.fleet_sweep.run_step(hint, again=False)
+        await self.all_projects_sweep.run_step(hint, again=False)
         return (await self.store.read_all(SWEEP_ID)).plan
 
     async def finished(self) -> AllPlan:
@@ -97,41 +97,41 @@ class Fleet:
 async def test_a_keyring_that_is_not_found_once_is_swept_in_a_later_walk(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    fleet = Fleet()
-    await fleet.begin()
+    scenario = Scenario()
+    await scenario.begin()
     with monkeypatch.context() as hidden:
-        _hide(hidden, fleet.storage, "acme")
-        plan = await fleet.step()
+        _hide(hidden, scenario.storage, "acme")
+        plan = await scenario.step()
     assert (plan.status, plan.not_found) == ("running", {"acme": 1})
-    plan = await fleet.finished()
+    plan = await scenario.finished()
     assert (plan.clean, plan.projects) == (True, 2)
 
 
 async def test_a_keyring_that_is_listed_and_never_found_fails_the_sweep(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    fleet = Fleet()
-    _hide(monkeypatch, fleet.storage, "acme")
-    await fleet.begin()
-    plan = await fleet.finished()
+    scenario = Scenario()
+    _hide(monkeypatch, scenario.storage, "acme")
+    await scenario.begin()
+    plan = await scenario.finished()
     assert (plan.clean, plan.projects, plan.sums.failed) == (False, 2, 1)
     assert plan.not_found == {}
-    result = await fleet.store.read_part_result(SWEEP_ID, "acme")
+    result = await scenario.store.read_part_result(SWEEP_ID, "acme")
     assert result == PartResult(Counts(failed=1), clean=False)
     # With nothing else to do it waits a little before the next walk.
-    assert fleet.sender.waits[-1] == 5
+    assert scenario.sender.waits[-1] == 5
 
 
 async def test_a_keyring_that_a_later_listing_no_longer_shows_is_gone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    fleet = Fleet()
-    await fleet.begin()
+    scenario = Scenario()
+    await scenario.begin()
     with monkeypatch.context() as hidden:
-        _hide(hidden, fleet.storage, "acme")
-        assert (await fleet.step()).not_found == {"acme": 1}
-    await fleet.storage.delete(keyring_s3_key("acme"))
-    plan = await fleet.finished()
+        _hide(hidden, scenario.storage, "acme")
+        assert (await scenario.step()).not_found == {"acme": 1}
+    await scenario.storage.delete(keyring_s3_key("acme"))
+    plan = await scenario.finished()
     assert (plan.clean, plan.projects) == (True, 1)
 
 
@@ -139,29 +139,29 @@ async def test_a_keyring_that_is_not_found_at_the_end_is_not_under_the_master_ke
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """All parts ended; the last listing shows a keyring that cannot be read."""
-    fleet = Fleet()
-    await fleet.begin()
-    await fleet.step()
-    _hide(monkeypatch, fleet.storage, "bob")
-    plan = await fleet.finished()
+    scenario = Scenario()
+    await scenario.begin()
+    await scenario.step()
+    _hide(monkeypatch, scenario.storage, "bob")
+    plan = await scenario.finished()
     assert not plan.clean
 
 
 async def test_a_keyring_that_was_removed_before_the_end_is_passed_over(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    fleet = Fleet()
-    await fleet.begin()
-    await fleet.step()
-    read = fleet.storage.read
+    scenario = Scenario()
+    await scenario.begin()
+    await scenario.step()
+    read = scenario.storage.read
 
     async def removed_first(key: str, **more: Any) -> Any:
         if key == keyring_s3_key("bob"):
-            await fleet.storage.delete(key)
+            await scenario.storage.delete(key)
         return await read(key, **more)
 
-    monkeypatch.setattr(fleet.storage, "read", removed_first)
-    plan = await fleet.finished()
+    monkeypatch.setattr(scenario.storage, "read", removed_first)
+    plan = await scenario.finished()
     assert plan.clean
 
 
@@ -169,11 +169,11 @@ async def test_each_of_many_keyrings_that_are_not_found_is_counted_in_the_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The record stays small; none of them is passed over."""
-    monkeypatch.setattr("keyturn_workers.sweep.fleet_sweep._MAX_NOT_FOUND", 1)
-    fleet = Fleet(("acme", "bob", "carol"))
-    _hide(monkeypatch, fleet.storage, *fleet.projects)
-    await fleet.begin()
-    plan = await fleet.finished()
+    monkeypatch.setattr("keyturn_workers.sweep.all_projects_sweep._MAX_NOT_FOUND", 1)
+    scenario = Scenario(("acme", "bob", "carol"))
+    _hide(monkeypatch, scenario.storage, *scenario.projects)
+    await scenario.begin()
+    plan = await scenario.finished()
     assert (plan.clean, plan.sums.failed) == (False, 3)
 
 
