@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from keyturn_workers.amqp import WorkerPublisher
 from keyturn_workers.storage.s3 import S3Storage
-from keyturn_workers.sweep import Outbox, SweepStarter, SweepStore, project_sweep
+from keyturn_workers.sweep import SweepDispatcher, SweepStarter, SweepStore, project_sweep
 from keyturn_workers.sweep.plan import AllPlan, Plan
 from keyturn_workers.sweep.project_sweep import ProjectSweep
 from tests.acceptance.points import Installed, Point, Stalled
@@ -94,7 +94,7 @@ SWEEP_POINTS: Final[dict[str, Installed]] = {
     "sweep-recorded": Point(SweepStore, "create", after=True),
     # A step.
     "plan-changed": Point(SweepStore, "change", after=True, matters=_changed_to(Plan, "running")),
-    "first-page-sent": Point(Outbox, "page", after=True),
+    "first-page-sent": Point(SweepDispatcher, "send_page", after=True),
     "results-judged": AfterResultsApplied(),
     "proven-before-forgotten": Point(SweepStore, "delete_page_results", matters=_proved),
     # A page.
@@ -109,7 +109,7 @@ SWEEP_POINTS: Final[dict[str, Installed]] = {
     # The end.
     "keyring-cleared": Point(ProjectSweep, "_change", after=True),
     "plan-done": Point(SweepStore, "change", after=True, matters=_changed_to(Plan, "done")),
-    "end-told": Point(Outbox, "ended", after=True),
+    "end-published": Point(SweepDispatcher, "publish_end", after=True),
     "end-recorded": Point(
         SweepStore, "change", after=True, matters=_changed_to(Plan, "done", told=True)
     ),
@@ -119,6 +119,6 @@ SWEEP_POINTS: Final[dict[str, Installed]] = {
     "part-begun": Point(SweepStarter, "start", after=True, matters=_begun_a_part),
     "part-ended": Point(SweepStore, "add_part_result", after=True),
     "all-changed": Point(SweepStore, "change", after=True, matters=_changed_to(AllPlan, "running")),
-    "all-end-told": Point(Outbox, "ended", after=True, matters=_of_all),
+    "all-end-published": Point(SweepDispatcher, "publish_end", after=True, matters=_of_all),
     "all-done": Point(SweepStore, "change", after=True, matters=_changed_to(AllPlan, "done")),
 }

@@ -87,7 +87,7 @@ DEATHS = {
     "ended": [
         Death("keyring-cleared", "stepped copied cleared", "done completed told"),
         Death("plan-done", "copied cleared done", "completed told"),
-        Death("end-told", "copied cleared done completed", "told"),
+        Death("end-published", "copied cleared done completed", "told"),
         Death("end-recorded", "copied cleared done completed told", ""),
     ],
 }
@@ -251,7 +251,7 @@ ALL_DEATHS = [
     AllDeath("all-changed", resealed=3, parts=3),
     AllDeath("part-ended", resealed=3, parts=3),
     AllDeath("all-done", resealed=3, parts=3, status="done"),
-    AllDeath("all-end-told", resealed=3, parts=3, status="done"),
+    AllDeath("all-end-published", resealed=3, parts=3, status="done"),
 ]
 _PROJECTS = 3
 

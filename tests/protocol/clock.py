@@ -26,7 +26,7 @@ _MODULES: Final = (
     "keyturn_workers.storage.clock",
     "keyturn_workers.sweep.step_runner",
     "keyturn_workers.sweep.all_projects_sweep",
-    "keyturn_workers.sweep.outbox",
+    "keyturn_workers.sweep.dispatcher",
     "keyturn_workers.sweep.starter",
     "keyturn_workers.upload.handler",
 )

@@ -21,7 +21,7 @@ from keyturn_workers.control.rotation import Rotator
 from keyturn_workers.keyring import KeyringReader
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.storage import Capabilities
-from keyturn_workers.sweep import Outbox, SweepContext, SweepStarter, SweepStore
+from keyturn_workers.sweep import SweepContext, SweepDispatcher, SweepStarter, SweepStore
 from keyturn_workers.sweep.all_projects_sweep import AllProjectsSweep
 from keyturn_workers.sweep.handler import SweepHandler
 from keyturn_workers.sweep.hint_consumer import HintConsumer
@@ -122,7 +122,7 @@ class Process:
         now = self.keyrings.clock.now
         self._context = ConsumerContext(publisher, WorkerMetrics(), now)
         self._sweep_context = SweepContext(
-            storage, self.keyrings, self._keys, self._store, Outbox(publisher)
+            storage, self.keyrings, self._keys, self._store, SweepDispatcher(publisher)
         )
         self._starter = world.parts.starter(self._sweep_context, active_master_key="m1")
         hints: Any = world.parts.hint_consumer

@@ -291,7 +291,7 @@ class _KeepsProofs(ProjectSweep):
                     ranges, number = earlier.ranges, earlier.next_page
                     plan = replace(plan, step=1, ranges=ranges, live=live, next_page=number)
                     plan = replace(plan, proven=earlier.proven)
-            await take_over_earlier(self._store, self._outbox, plan, stored.master_key)
+            await take_over_earlier(self._store, self._dispatcher, plan, stored.master_key)
         return await super()._step(replace(stored, plan=plan))
 
 

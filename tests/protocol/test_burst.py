@@ -66,7 +66,7 @@ def test_of_14_consecutive_rotations_each_reads_once_and_the_last_proves() -> No
 def test_without_takeover_the_work_grows_with_the_square(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async def none(_store: Any, _outbox: Any, plan: Plan, _master_key: str) -> Plan:
+    async def none(_store: Any, _dispatcher: Any, plan: Plan, _master_key: str) -> Plan:
         return plan
 
     monkeypatch.setattr("keyturn_workers.sweep.project_sweep.take_over_earlier", none)

@@ -12,12 +12,12 @@
 | `page_tags`, `page_versions` | tags and noncurrent versions of a page's objects |
 | `plan`, `counts` | the records as values |
 | `store`, `page_records`, `record_io`, `record_paths` | the records in the bucket |
-| `messages`, `hint_consumer`, `handler`, `outbox` | hints on the broker, and events |
+| `messages`, `hint_consumer`, `handler`, `dispatcher` | hints on the broker, and events |
 | `recovery`, `lost_rotations` | sweeps whose messages were lost, rotations whose record is gone |
 """
 
 from keyturn_workers.sweep.context import SweepContext
-from keyturn_workers.sweep.outbox import Outbox, completed_event, failed_event
+from keyturn_workers.sweep.dispatcher import SweepDispatcher, completed_event, failed_event
 from keyturn_workers.sweep.plan import ALL, AllPlan, Plan, SweepRequest
 from keyturn_workers.sweep.starter import SweepStarter
 from keyturn_workers.sweep.store import SweepStore
@@ -25,9 +25,9 @@ from keyturn_workers.sweep.store import SweepStore
 __all__ = [
     "ALL",
     "AllPlan",
-    "Outbox",
     "Plan",
     "SweepContext",
+    "SweepDispatcher",
     "SweepRequest",
     "SweepStarter",
     "SweepStore",

@@ -61,7 +61,7 @@ class AllProjectsSweep(StepRunner[AllPlan]):
     """
 
     def __init__(self, context: SweepContext, starter: SweepStarter) -> None:
-        super().__init__(context.store, context.outbox)
+        super().__init__(context.store, context.dispatcher)
         self._storage = context.storage
         self._keyrings = context.keyrings
         self._starter = starter
@@ -71,7 +71,7 @@ class AllProjectsSweep(StepRunner[AllPlan]):
         return await self._store.read_all(sweep_id)
 
     async def _send_again(self, plan: AllPlan) -> None:
-        await self._outbox.step(plan)
+        await self._dispatcher.send_step(plan)
 
     async def _before_end_published(self, stored: StoredPlan[AllPlan]) -> None:
         """Nothing: its parts ended before it did."""
@@ -113,7 +113,7 @@ class AllProjectsSweep(StepRunner[AllPlan]):
         plan = replace(plan, step=plan.step + 1, stepped_at=datetime.now(UTC))
         if not await self._store.change(plan, stored.etag, stored.master_key):
             return False
-        await self._outbox.step(plan, wait_s)
+        await self._dispatcher.send_step(plan, wait_s)
         return True
 
     # Parts under way.
@@ -229,7 +229,7 @@ class AllProjectsSweep(StepRunner[AllPlan]):
         fields = {"sweep_id": sweep_id, "project": project, "code": error.code}
         _log.error("sweep failed", **fields, detail=error.detail)
         part = replace(plan.ask, project=project)
-        await self._outbox.progressed(part, Counts(failed=1), plan.origins)
+        await self._dispatcher.publish_progress(part, Counts(failed=1), plan.origins)
         result = PartResult(Counts(failed=1), clean=False)
         await self._store.add_part_result(sweep_id, project, result, master_key)
 

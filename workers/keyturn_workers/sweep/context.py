@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from keyturn_workers.keyring import KeyringReader
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.storage import Storage
-from keyturn_workers.sweep.outbox import Outbox
+from keyturn_workers.sweep.dispatcher import SweepDispatcher
 from keyturn_workers.sweep.store import SweepStore
 
 
@@ -18,11 +18,11 @@ class SweepContext:
         keyrings: The keyring reads of the process.
         keys: The operator's keys.
         store: The records of sweeps.
-        outbox: Hints and events.
+        dispatcher: Sends hints and publishes events.
     """
 
     storage: Storage
     keyrings: KeyringReader
     keys: OperatorKeys
     store: SweepStore
-    outbox: Outbox
+    dispatcher: SweepDispatcher

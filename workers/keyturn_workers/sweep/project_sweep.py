@@ -64,7 +64,7 @@ class ProjectSweep(StepRunner[Plan]):
     """
 
     def __init__(self, context: SweepContext, planner: Planner, *, lease_s: int) -> None:
-        super().__init__(context.store, context.outbox)
+        super().__init__(context.store, context.dispatcher)
         self._storage = context.storage
         self._keyrings = context.keyrings
         self._keys = context.keys
@@ -91,13 +91,13 @@ class ProjectSweep(StepRunner[Plan]):
 
     async def _send_again(self, plan: Plan) -> None:
         if plan.successor is not None:
-            await self._outbox.step(plan)
+            await self._dispatcher.send_step(plan)
             return
         results = await self._store.results(plan)
         for open_page in plan.live:
             if open_page.sent_at == plan.stepped_at and open_page.page not in results:
-                await self._outbox.page(plan, open_page)
-        await self._outbox.step(plan)
+                await self._dispatcher.send_page(plan, open_page)
+        await self._dispatcher.send_step(plan)
 
     async def _step(self, stored: StoredPlan[Plan]) -> bool:
         before = stored.plan
@@ -135,7 +135,7 @@ class ProjectSweep(StepRunner[Plan]):
         if before.step == 0 or plan.round != before.round:
             # Nothing is proven yet that could be older than what is taken over here.
             master_key = snapshot.desired.master_key
-            plan = await take_over_earlier(self._store, self._outbox, plan, master_key)
+            plan = await take_over_earlier(self._store, self._dispatcher, plan, master_key)
         if plan.round == before.round:
             for page, result in applied.failing.items():
                 await self._store.add_failures(
@@ -177,7 +177,7 @@ class ProjectSweep(StepRunner[Plan]):
         plan = start_round(longer, plan.state, plan.turned_at, dated=plan.turn_dated)
         plan = replace(plan, step=plan.step + RESUME_STEPS, stepped_lease_s=own_s)
         if await self._store.change(plan, stored.etag, stored.master_key):
-            await self._outbox.step(plan)
+            await self._dispatcher.send_step(plan)
         return True
 
     async def _successor(self, plan: Plan) -> StoredPlan[Plan] | None:
@@ -204,7 +204,7 @@ class ProjectSweep(StepRunner[Plan]):
             plan = replace(plan, step=plan.step + 1, idle=plan.idle + 1)
             if not await self._store.change(plan, stored.etag, successor.master_key):
                 return False
-            await self._outbox.step(plan, pause_s(plan))
+            await self._dispatcher.send_step(plan, pause_s(plan))
             return True
         await restore_noted_tags(self._storage, self._store, plan)
         ended = copy_end(plan, later)
@@ -231,13 +231,13 @@ class ProjectSweep(StepRunner[Plan]):
         if not await self._store.change(plan, stored.etag, snapshot.desired.master_key):
             return False
         for open_page in sent:
-            await self._outbox.page(plan, open_page)
+            await self._dispatcher.send_page(plan, open_page)
         due_at = next_due_at(plan)
         wait_s = 0.0 if due_at is None else (due_at - now).total_seconds()
         idle_s = next(pause_s for steps, pause_s in _IDLE_S if idle >= steps)
-        await self._outbox.step(plan, max(idle_s, wait_s))
+        await self._dispatcher.send_step(plan, max(idle_s, wait_s))
         if plan.progressed_at == now:
-            await self._outbox.progressed(plan.ask, plan.counts, plan.origins)
+            await self._dispatcher.publish_progress(plan.ask, plan.counts, plan.origins)
         await self._store.delete_page_results(plan, proven)
         return True
 
@@ -334,7 +334,9 @@ class ProjectSweep(StepRunner[Plan]):
         """Let the sweep of all know how this part ended: that one publishes the end."""
         result, request = PartResult.of(plan), plan.ask
         await self._store.add_part_result(request.sweep_id, request.project, result, master_key)
-        await self._outbox.progressed(request, result.counts, plan.origins, clean=result.clean)
+        await self._dispatcher.publish_progress(
+            request, result.counts, plan.origins, clean=result.clean
+        )
 
     def _effective(self, plan: Plan, snapshot: KeyringSnapshot) -> KeyringSnapshot:
         return effective_state(plan.ask, snapshot, self._keys.master_keys)

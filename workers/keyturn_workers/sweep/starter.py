@@ -42,7 +42,7 @@ class SweepStarter:
         self._keyrings = context.keyrings
         self._keys = context.keys
         self._store = context.store
-        self._outbox = context.outbox
+        self._dispatcher = context.dispatcher
         self._active = active_master_key
 
     async def find_existing(self, request: SweepRequest) -> Plan | AllPlan | None:
@@ -86,7 +86,7 @@ class SweepStarter:
         # The stored plan: another delivery of this request may have been faster.
         plan = await self._join(request, origins)
         if not plan.told or plan.status == "failed":
-            await self._outbox.step(plan)
+            await self._dispatcher.send_step(plan)
         return plan
 
     async def restart_rotation(self, rotation_id: str, project: str) -> bool:

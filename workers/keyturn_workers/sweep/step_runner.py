@@ -18,8 +18,8 @@ from keyturn.errors import (
     all_errors,
 )
 from keyturn_workers.errors import MissingError
+from keyturn_workers.sweep.dispatcher import SweepDispatcher
 from keyturn_workers.sweep.messages import SweepStep
-from keyturn_workers.sweep.outbox import Outbox
 from keyturn_workers.sweep.plan import AllPlan, Plan
 from keyturn_workers.sweep.store import PlanT, StoredPlan, SweepStore
 
@@ -35,12 +35,12 @@ class StepRunner(ABC, Generic[PlanT]):
 
     Args:
         store: The records of sweeps.
-        outbox: Hints and events.
+        dispatcher: Sends hints and publishes events.
     """
 
-    def __init__(self, store: SweepStore, outbox: Outbox) -> None:
+    def __init__(self, store: SweepStore, dispatcher: SweepDispatcher) -> None:
         self._store = store
-        self._outbox = outbox
+        self._dispatcher = dispatcher
 
     @abstractmethod
     async def _read(self, sweep_id: str, project: str) -> StoredPlan[PlanT]:
@@ -139,9 +139,9 @@ class StepRunner(ABC, Generic[PlanT]):
     async def _publish_end(self, plan: PlanT, first: int) -> None:
         for origin in plan.origins[first:]:
             if plan.status == "failed":
-                await self._outbox.failed(plan.ask, error_of(plan), origin)
+                await self._dispatcher.publish_failure(plan.ask, error_of(plan), origin)
             else:
-                await self._outbox.ended(plan, origin)
+                await self._dispatcher.publish_end(plan, origin)
 
     async def resume(self, sweep_id: str, project: str) -> None:
         """Make sure that a sweep continues whose messages may be lost.
@@ -159,7 +159,7 @@ class StepRunner(ABC, Generic[PlanT]):
             return
         plan = self._unsent(replace(plan, step=plan.step + RESUME_STEPS))
         if await self._store.change(plan, stored.etag, stored.master_key):
-            await self._outbox.step(plan)
+            await self._dispatcher.send_step(plan)
 
     async def record_failure(self, hint: SweepStep, error: CodedError) -> None:
         """Record and publish that a sweep cannot continue; a replay of its message resumes it.

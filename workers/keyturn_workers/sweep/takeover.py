@@ -23,7 +23,7 @@ from keyturn.errors import CorruptObjectError, StorageUnavailableError, UnknownM
 from keyturn.identifiers import parse_time
 from keyturn_workers.errors import MissingError
 from keyturn_workers.sweep.counts import Counts
-from keyturn_workers.sweep.outbox import Outbox
+from keyturn_workers.sweep.dispatcher import SweepDispatcher
 from keyturn_workers.sweep.plan import Plan, SweepRequest
 from keyturn_workers.sweep.store import SweepStore
 
@@ -62,7 +62,9 @@ def covers(later: SweepRequest, earlier: SweepRequest) -> bool:
     )
 
 
-async def take_over_earlier(store: SweepStore, outbox: Outbox, plan: Plan, master_key: str) -> Plan:
+async def take_over_earlier(
+    store: SweepStore, dispatcher: SweepDispatcher, plan: Plan, master_key: str
+) -> Plan:
     """Mark the earlier sweeps of the project as taken over; returns the plan that notes them.
 
     Call this at the beginning of a round, while no page of this plan is proven. An earlier sweep
@@ -70,7 +72,7 @@ async def take_over_earlier(store: SweepStore, outbox: Outbox, plan: Plan, maste
 
     Args:
         store: The records of sweeps.
-        outbox: Hints.
+        dispatcher: Sends hints.
         plan: The later sweep.
         master_key: The master key that the project's keyring names now.
 
@@ -87,13 +89,13 @@ async def take_over_earlier(store: SweepStore, outbox: Outbox, plan: Plan, maste
     taken = [
         sweep_id
         for sweep_id in earlier
-        if await _take_over(store, outbox, plan, sweep_id, master_key)
+        if await _take_over(store, dispatcher, plan, sweep_id, master_key)
     ]
     return replace(plan, taken=tuple(dict.fromkeys((*plan.taken, *taken))))
 
 
 async def _take_over(
-    store: SweepStore, outbox: Outbox, plan: Plan, sweep_id: str, master_key: str
+    store: SweepStore, dispatcher: SweepDispatcher, plan: Plan, sweep_id: str, master_key: str
 ) -> bool:
     """Mark one sweep; False if it continues by itself."""
     later = plan.ask
@@ -107,7 +109,7 @@ async def _take_over(
             return False
         if earlier.successor == later.sweep_id:
             # The worker that marked it may have died before it sent this.
-            await outbox.step(earlier)
+            await dispatcher.send_step(earlier)
             return True
         if earlier.successor is not None and not await _replaces(store, later, earlier.successor):
             return False
@@ -115,7 +117,7 @@ async def _take_over(
         if await store.change(taken, stored.etag, master_key):
             fields = {"sweep_id": sweep_id, "project": later.project}
             _log.info("sweep taken over", **fields, successor=later.sweep_id)
-            await outbox.step(taken)
+            await dispatcher.send_step(taken)
             return True
     raise StorageUnavailableError("an earlier sweep's record kept changing")
 

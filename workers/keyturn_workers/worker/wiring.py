@@ -24,7 +24,7 @@ from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.settings import WorkerSettings
 from keyturn_workers.storage import Storage
 from keyturn_workers.storage.timekeeper import keep_clock_known
-from keyturn_workers.sweep import Outbox, SweepContext, SweepStarter, SweepStore
+from keyturn_workers.sweep import SweepContext, SweepDispatcher, SweepStarter, SweepStore
 from keyturn_workers.sweep.all_projects_sweep import AllProjectsSweep
 from keyturn_workers.sweep.handler import SweepHandler
 from keyturn_workers.sweep.hint_consumer import HintConsumer
@@ -81,7 +81,7 @@ class Wiring:
         )
         self._store = SweepStore(storage, settings.master_keys)
         self._sweep_context = SweepContext(
-            storage, self._keyrings, self._keys, self._store, Outbox(self._publisher)
+            storage, self._keyrings, self._keys, self._store, SweepDispatcher(self._publisher)
         )
         self._starter = SweepStarter(
             self._sweep_context, active_master_key=settings.active_master_key

@@ -16,7 +16,14 @@ from keyturn_workers.keyring import KeyringReader
 from keyturn_workers.keyring.model import build_keyring
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.storage import Headers
-from keyturn_workers.sweep import ALL, AllPlan, Outbox, SweepContext, SweepRequest, SweepStore
+from keyturn_workers.sweep import (
+    ALL,
+    AllPlan,
+    SweepContext,
+    SweepDispatcher,
+    SweepRequest,
+    SweepStore,
+)
 from keyturn_workers.sweep.all_projects_sweep import AllProjectsSweep
 from keyturn_workers.sweep.counts import Counts
 from keyturn_workers.sweep.messages import SweepStep
@@ -64,8 +71,8 @@ class Scenario:
         self.store = SweepStore(self.storage, MASTER_KEYS)
         self.keyrings = KeyringReader(self.storage, MASTER_KEYS, lease_s=15, cache_s=0)
         keys, starter = OperatorKeys(MASTER_KEYS), cast("Any", self)
-        outbox = Outbox(cast("Any", self.sender))
-        context = SweepContext(self.storage, self.keyrings, keys, self.store, outbox)
+        dispatcher = SweepDispatcher(cast("Any", self.sender))
+        context = SweepContext(self.storage, self.keyrings, keys, self.store, dispatcher)
         self.all_projects_sweep = AllProjectsSweep(context, starter)
 
     async def start(self, request: SweepRequest, origins: Origins) -> None:

@@ -10,7 +10,15 @@ from structlog.testing import capture_logs
 
 from keyturn.crypto import Secret
 from keyturn.errors import StorageUnavailableError
-from keyturn_workers.sweep import ALL, AllPlan, Outbox, Plan, SweepContext, SweepRequest, SweepStore
+from keyturn_workers.sweep import (
+    ALL,
+    AllPlan,
+    Plan,
+    SweepContext,
+    SweepDispatcher,
+    SweepRequest,
+    SweepStore,
+)
 from keyturn_workers.sweep.all_projects_sweep import AllProjectsSweep
 from keyturn_workers.sweep.messages import SweepStep
 from keyturn_workers.sweep.plan import State
@@ -43,8 +51,8 @@ async def _running(
     project: str, sender: Sender
 ) -> tuple[SweepStore, ProjectSweep | AllProjectsSweep]:
     store = SweepStore(MemoryStorage(), {"m1": Secret(bytes(32))})
-    outbox, unused, now = Outbox(sender), cast("Any", None), datetime.now(UTC)
-    context = SweepContext(unused, unused, unused, store, outbox)
+    dispatcher, unused, now = SweepDispatcher(sender), cast("Any", None), datetime.now(UTC)
+    context = SweepContext(unused, unused, unused, store, dispatcher)
     request = SweepRequest("sweep", SWEEP_ID, project, "")
     await store.mark_running(request)
     if project == ALL:

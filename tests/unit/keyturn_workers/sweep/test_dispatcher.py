@@ -9,7 +9,7 @@ import pytest
 
 from keyturn.errors import CorruptObjectError
 from keyturn.messages import RequestOrigin, encode, parse_event
-from keyturn_workers.sweep import ALL, AllPlan, Outbox, Plan, SweepRequest
+from keyturn_workers.sweep import ALL, AllPlan, Plan, SweepDispatcher, SweepRequest
 from keyturn_workers.sweep.counts import Counts
 from keyturn_workers.sweep.plan import State, from_json, to_json
 
@@ -45,7 +45,7 @@ def _plan(kind: Any = "rotation", **more: Any) -> Plan:
 async def test_the_end_names_its_request_and_what_its_proof_rests_on(refused: Any) -> None:
     sender = Sender()
     plan = _plan(proven=COUNTS, clean=True, late_writes_refused=refused)
-    await Outbox(sender).ended(plan, ONE)
+    await SweepDispatcher(sender).publish_end(plan, ONE)
     (event,) = cast("list[Any]", sender.published)
     assert (event.type, event.rotation_id, event.origin) == ("rotation.completed", SWEEP_ID, ONE)
     assert (event.objects, event.clean, event.late_writes_refused) == (3, True, refused)
@@ -56,7 +56,7 @@ async def test_the_end_of_a_sweep_of_all_says_the_same() -> None:
     plan = AllPlan(
         SweepRequest("sweep", SWEEP_ID, ALL, ""), NOW, sums=COUNTS, late_writes_refused=False
     )
-    await Outbox(sender).ended(plan, TWO)
+    await SweepDispatcher(sender).publish_end(plan, TWO)
     (event,) = cast("list[Any]", sender.published)
     assert (event.type, event.project, event.origin) == ("sweep.completed", "*", TWO)
     assert event.late_writes_refused is False
@@ -65,14 +65,16 @@ async def test_the_end_of_a_sweep_of_all_says_the_same() -> None:
 @pytest.mark.parametrize("kind", ["rotation", "sweep"])
 async def test_a_sweep_that_cannot_continue_has_failed(kind: str) -> None:
     sender = Sender()
-    await Outbox(sender).failed(_plan(kind).ask, CorruptObjectError("the keyring"), ONE)
+    await SweepDispatcher(sender).publish_failure(
+        _plan(kind).ask, CorruptObjectError("the keyring"), ONE
+    )
     (event,) = cast("list[Any]", sender.published)
     assert (event.type, event.code, event.origin) == (f"{kind}.failed", "corrupt_object", ONE)
 
 
 async def test_progress_is_published_once_to_each_publisher() -> None:
     sender = Sender()
-    await Outbox(sender).progressed(_plan().ask, COUNTS, (ONE, AGAIN, TWO, None))
+    await SweepDispatcher(sender).publish_progress(_plan().ask, COUNTS, (ONE, AGAIN, TWO, None))
     assert [event.origin for event in sender.published] == [ONE, TWO, None]
 
 
@@ -83,6 +85,6 @@ async def test_a_record_of_0_4_names_no_publisher_and_its_events_carry_neither_f
     assert (plan.origins, plan.successor) == ((None,), None)
     sender = Sender()
     for origin in plan.origins:
-        await Outbox(sender).ended(plan, origin)
+        await SweepDispatcher(sender).publish_end(plan, origin)
     (event,) = cast("list[Any]", sender.published)
     assert (event.publisher, event.request, event.late_writes_refused) == (None, None, None)

@@ -31,18 +31,18 @@ class Sender(Protocol):
         ...
 
 
-class Outbox:
-    """Hints and events of sweeps."""
+class SweepDispatcher:
+    """Sends the hints of sweeps and publishes their events."""
 
     def __init__(self, sender: Sender) -> None:
         self._sender = sender
 
-    async def step(self, plan: Plan | AllPlan, wait_s: float = 0) -> None:
-        """Send the step that the plan waits for, in about so many seconds."""
+    async def send_step(self, plan: Plan | AllPlan, wait_s: float = 0) -> None:
+        """Send the step that the plan waits for, in about `wait_s` seconds."""
         hint = SweepStep(sweep_id=plan.ask.sweep_id, project=plan.ask.project, step=plan.step)
         await self._send(hint, longest_delay_s(wait_s))
 
-    async def page(self, plan: Plan, open_page: OpenPage) -> None:
+    async def send_page(self, plan: Plan, open_page: OpenPage) -> None:
         """Send the current attempt at a page."""
         await self._send(
             SweepPage(
@@ -58,7 +58,7 @@ class Outbox:
     async def _send(self, hint: Hint, delay_s: int) -> None:
         await self._sender.send(encode(hint), queue_of(hint), delay_s)
 
-    async def progressed(
+    async def publish_progress(
         self, request: SweepRequest, counts: Counts, origins: Origins, *, clean: bool = False
     ) -> None:
         """Publish how far a sweep of one project is, once to each publisher that requested it."""
@@ -66,11 +66,11 @@ class Outbox:
         for origin in one_per_publisher(origins):
             await self._sender.publish_event(with_origin(event, origin))
 
-    async def ended(self, plan: Plan | AllPlan, origin: RequestOrigin | None) -> None:
+    async def publish_end(self, plan: Plan | AllPlan, origin: RequestOrigin | None) -> None:
         """Publish how a rotation or a sweep ended, as the response to this request."""
         await self._sender.publish_event(with_origin(completed_event(plan), origin))
 
-    async def failed(
+    async def publish_failure(
         self, request: SweepRequest, error: CodedError, origin: RequestOrigin | None
     ) -> None:
         """Publish that a rotation or a sweep cannot continue, as the response to this request.
