@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from keyturn_workers.sweep.plan import AllPlan, Plan
-    from keyturn_workers.sweep.store import StoredPlan
+    from keyturn_workers.sweep.sweep_store import StoredPlan
     from tests.protocol.world import World
 
 OWN_KEK = bytes([5]) * 32

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pytest
 
     from keyturn_workers.sweep.plan import Plan
-    from keyturn_workers.sweep.store import StoredPlan
+    from keyturn_workers.sweep.sweep_store import StoredPlan
     from tests.protocol.broker import QueuedMessage
     from tests.protocol.world import World
 

@@ -46,7 +46,7 @@ from keyturn_workers.keyring.model import parse_keyring
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.storage import Storage
 from keyturn_workers.sweep.plan import Plan
-from keyturn_workers.sweep.store import SweepStore
+from keyturn_workers.sweep.sweep_store import SweepStore
 
 # For the listing, its count and the records, beside the objects.
 _SPARE_CONNECTIONS: Final = 4

@@ -14,7 +14,7 @@ from keyturn_workers.errors import MissingError
 from keyturn_workers.storage import Storage
 from keyturn_workers.sweep.counts import Counts
 from keyturn_workers.sweep.plan import ALL, AllPlan, Plan
-from keyturn_workers.sweep.store import SweepStore
+from keyturn_workers.sweep.sweep_store import SweepStore
 
 FIRST_FAILURES: Final = 20
 PART_COLUMNS: Final = ("project", "status", "code", "clean", "objects", "rewrapped", "failed")

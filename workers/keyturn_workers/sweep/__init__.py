@@ -11,7 +11,10 @@
 | `page_worker`, `page_context`, `page_listing` | one attempt at one page |
 | `page_tags`, `page_versions` | tags and noncurrent versions of a page's objects |
 | `plan`, `counts` | the records as values |
-| `store`, `page_records`, `record_io`, `record_paths` | the records in the bucket |
+| `sweep_store` | plans, parts and markers of sweeps in the bucket |
+| `page_record_store` | results, failures and tag notes of pages in the bucket |
+| `record_store` | what both build on: reads and creates any sealed record of a sweep |
+| `record_paths` | the paths of all these records |
 | `messages`, `hint_consumer`, `handler`, `dispatcher` | hints on the broker, and events |
 | `recovery`, `lost_rotations` | sweeps whose messages were lost, rotations whose record is gone |
 """
@@ -20,7 +23,7 @@ from keyturn_workers.sweep.context import SweepContext
 from keyturn_workers.sweep.dispatcher import SweepDispatcher, completed_event, failed_event
 from keyturn_workers.sweep.plan import ALL, AllPlan, Plan, SweepRequest
 from keyturn_workers.sweep.starter import SweepStarter
-from keyturn_workers.sweep.store import SweepStore
+from keyturn_workers.sweep.sweep_store import SweepStore
 
 __all__ = [
     "ALL",

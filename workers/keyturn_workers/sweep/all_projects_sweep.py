@@ -33,7 +33,7 @@ from keyturn_workers.sweep.plan import AllPlan, PartResult
 from keyturn_workers.sweep.progress import MAX_TRIES
 from keyturn_workers.sweep.starter import SweepStarter
 from keyturn_workers.sweep.step_runner import StepRunner
-from keyturn_workers.sweep.store import StoredPlan
+from keyturn_workers.sweep.sweep_store import StoredPlan
 
 # Parts under way at once: each waits for two leases, however small the project.
 MAX_OPEN_PARTS: Final = 512

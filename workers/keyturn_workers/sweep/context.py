@@ -6,7 +6,7 @@ from keyturn_workers.keyring import KeyringReader
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.storage import Storage
 from keyturn_workers.sweep.dispatcher import SweepDispatcher
-from keyturn_workers.sweep.store import SweepStore
+from keyturn_workers.sweep.sweep_store import SweepStore
 
 
 @dataclass(frozen=True, slots=True)

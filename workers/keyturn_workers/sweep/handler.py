@@ -12,7 +12,7 @@ from keyturn_workers.sweep.messages import SweepPage, SweepStep
 from keyturn_workers.sweep.page_worker import PageWorker
 from keyturn_workers.sweep.plan import ALL, OpenPage, Plan, Result
 from keyturn_workers.sweep.project_sweep import ProjectSweep
-from keyturn_workers.sweep.store import SweepStore
+from keyturn_workers.sweep.sweep_store import SweepStore
 from keyturn_workers.worker.metrics import WorkerMetrics
 
 _log = structlog.get_logger()

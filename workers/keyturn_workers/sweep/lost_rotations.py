@@ -32,7 +32,7 @@ from keyturn_workers.errors import MissingError
 from keyturn_workers.keyring.model import parse_keyring
 from keyturn_workers.storage import Storage
 from keyturn_workers.sweep.starter import SweepStarter
-from keyturn_workers.sweep.store import SweepStore
+from keyturn_workers.sweep.sweep_store import SweepStore
 
 _READS_PER_ROUND: Final = 2000
 _CONCURRENCY: Final = 16

@@ -14,7 +14,7 @@ from keyturn_workers.objects.plan_action import NoOp
 from keyturn_workers.storage import Storage
 from keyturn_workers.sweep.page_context import PageContext, PlannedObject, gather_all
 from keyturn_workers.sweep.plan import OpenPage, Plan
-from keyturn_workers.sweep.store import SweepStore
+from keyturn_workers.sweep.sweep_store import SweepStore
 
 _log = structlog.get_logger()
 

@@ -41,7 +41,7 @@ from keyturn_workers.sweep.page_listing import Row, list_batches
 from keyturn_workers.sweep.page_tags import PageTags
 from keyturn_workers.sweep.page_versions import remove_noncurrent
 from keyturn_workers.sweep.plan import OpenPage, Plan, Result, State
-from keyturn_workers.sweep.store import SweepStore
+from keyturn_workers.sweep.sweep_store import SweepStore
 
 _BATCH_KEYS: Final = 500
 # Each repetition means that the desired state changed, another program wrote, or a lease ended.

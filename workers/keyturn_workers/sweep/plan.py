@@ -1,7 +1,7 @@
 """The record of a sweep as values: what was requested, planned and proven (SPEC 8.5). Pure.
 
-`keyturn_workers.sweep.store` reads and writes these values. A page covers the object keys after
-`after` up to and including `last`. The pages of a key range adjoin by construction, so no
+`sweep_store` and `page_record_store` read and write these values. A page covers the object keys
+after `after` up to and including `last`. The pages of a key range adjoin by construction, so no
 object key lies between two of them.
 
 The names of fields are the names in the stored JSON. That is why some of them differ from the

@@ -40,7 +40,7 @@ from keyturn_workers.sweep.progress import (
     with_lease,
 )
 from keyturn_workers.sweep.step_runner import RESUME_STEPS, StepRunner
-from keyturn_workers.sweep.store import StoredPlan
+from keyturn_workers.sweep.sweep_store import StoredPlan
 from keyturn_workers.sweep.takeover import copy_end, pause_s, take_over_earlier
 
 # Between steps of a sweep that has something to do. Progress is published no more often.

@@ -18,7 +18,7 @@ import structlog
 from keyturn.errors import CorruptObjectError, UnknownMasterKeyError
 from keyturn_workers.sweep.handler import SweepHandler
 from keyturn_workers.sweep.lost_rotations import OpenRotations
-from keyturn_workers.sweep.store import SweepFolder, SweepStore
+from keyturn_workers.sweep.sweep_store import SweepFolder, SweepStore
 
 # A step waits at most 600 s for its next attempt, and two leases for a proof.
 _STALLED_AFTER: Final = timedelta(minutes=15)

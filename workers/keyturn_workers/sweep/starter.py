@@ -23,7 +23,7 @@ from keyturn_workers.sweep.plan import (
     effective_state,
     merge_origins,
 )
-from keyturn_workers.sweep.store import StoredPlan
+from keyturn_workers.sweep.sweep_store import StoredPlan
 
 _MAX_ATTEMPTS: Final = 8
 

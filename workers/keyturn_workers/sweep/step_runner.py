@@ -21,7 +21,7 @@ from keyturn_workers.errors import MissingError
 from keyturn_workers.sweep.dispatcher import SweepDispatcher
 from keyturn_workers.sweep.messages import SweepStep
 from keyturn_workers.sweep.plan import AllPlan, Plan
-from keyturn_workers.sweep.store import PlanT, StoredPlan, SweepStore
+from keyturn_workers.sweep.sweep_store import PlanT, StoredPlan, SweepStore
 
 # By two, so that no message of the step before can be taken for the step that is current now.
 RESUME_STEPS: Final = 2

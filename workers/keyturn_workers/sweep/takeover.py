@@ -25,7 +25,7 @@ from keyturn_workers.errors import MissingError
 from keyturn_workers.sweep.counts import Counts
 from keyturn_workers.sweep.dispatcher import SweepDispatcher
 from keyturn_workers.sweep.plan import Plan, SweepRequest
-from keyturn_workers.sweep.store import SweepStore
+from keyturn_workers.sweep.sweep_store import SweepStore
 
 # By two, so that messages of the earlier sweep's steps are out of date.
 _MARK_STEPS: Final = 2

@@ -13,7 +13,7 @@ from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.storage import Headers
 from keyturn_workers.sweep.page_worker import PageWorker
 from keyturn_workers.sweep.plan import OpenPage, Plan, Result, State, SweepRequest
-from keyturn_workers.sweep.store import SweepStore
+from keyturn_workers.sweep.sweep_store import SweepStore
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, enc, keyring, sealed_object
 

@@ -15,7 +15,7 @@ from keyturn_workers.sweep.counts import Counts
 from keyturn_workers.sweep.handler import SweepHandler
 from keyturn_workers.sweep.messages import SweepPage
 from keyturn_workers.sweep.plan import OpenPage, Plan, Result, State, SweepRequest
-from keyturn_workers.sweep.store import StoredPlan, SweepStore
+from keyturn_workers.sweep.sweep_store import StoredPlan, SweepStore
 from keyturn_workers.testing.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:

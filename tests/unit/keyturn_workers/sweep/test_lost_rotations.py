@@ -16,7 +16,7 @@ from keyturn_workers.storage import Headers
 from keyturn_workers.sweep.lost_rotations import OpenRotations
 from keyturn_workers.sweep.plan import Plan, State, SweepRequest
 from keyturn_workers.sweep.recovery import recover
-from keyturn_workers.sweep.store import SweepStore
+from keyturn_workers.sweep.sweep_store import SweepStore
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring, rotated
 

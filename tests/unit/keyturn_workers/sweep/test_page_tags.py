@@ -9,7 +9,7 @@ from typing import Final
 from keyturn_workers.storage import Headers
 from keyturn_workers.sweep.page_tags import restore_noted_tags, restore_page_tags
 from keyturn_workers.sweep.plan import OpenPage, Plan, State, SweepRequest
-from keyturn_workers.sweep.store import SweepStore
+from keyturn_workers.sweep.sweep_store import SweepStore
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import MASTER_KEYS
 

@@ -11,7 +11,7 @@ from keyturn.identifiers import sweep_prefix
 from keyturn_workers.sweep.counts import Counts
 from keyturn_workers.sweep.plan import OpenPage, Plan, Result, State, SweepRequest
 from keyturn_workers.sweep.recovery import SeenPlans, recover
-from keyturn_workers.sweep.store import SweepStore
+from keyturn_workers.sweep.sweep_store import SweepStore
 from keyturn_workers.testing.memory_storage import MemoryStorage
 
 SWEEP_ID = "2f6c9a0e-1111-4111-8111-111111111111"

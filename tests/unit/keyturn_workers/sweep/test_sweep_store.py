@@ -22,7 +22,7 @@ from keyturn_workers.sweep.plan import (
     State,
     SweepRequest,
 )
-from keyturn_workers.sweep.store import SweepStore
+from keyturn_workers.sweep.sweep_store import SweepStore
 from keyturn_workers.testing.memory_storage import MemoryStorage
 
 SWEEP_ID: Final = "2f6c9a0e-1111-4111-8111-111111111111"

@@ -1,4 +1,4 @@
-"""What page attempts leave in the bucket: results, failures, tag notes (SPEC 8.2, 8.5)."""
+"""The records of pages in the bucket: results, failures, tag notes (SPEC 8.2, 8.5)."""
 
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -7,7 +7,7 @@ from keyturn.errors import CorruptObjectError, UnknownMasterKeyError
 from keyturn_workers.errors import MissingError
 from keyturn_workers.sweep import record_paths
 from keyturn_workers.sweep.plan import Failure, OpenPage, Plan, Result
-from keyturn_workers.sweep.record_io import RecordIO, gather_limited
+from keyturn_workers.sweep.record_store import RecordStore, gather_limited
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class _Tags:
     tags: dict[str, dict[str, str]]
 
 
-class PageRecords(RecordIO):
+class PageRecordStore(RecordStore):
     """Reads and writes the records of pages. Errors are those of `SweepStore`."""
 
     # Results.

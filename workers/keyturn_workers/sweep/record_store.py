@@ -1,4 +1,4 @@
-"""Sealed records of sweeps: read, create, delete (SPEC 5.1).
+"""Reads and creates any sealed record of a sweep (SPEC 5.1): the base of the two stores.
 
 Each record is sealed and bound to its path. An attacker who can write the bucket can remove a
 record, which means that its work is done again, but cannot forge one.
@@ -21,7 +21,7 @@ _CONCURRENCY: Final = 16
 _T = TypeVar("_T")
 
 
-class RecordIO:
+class RecordStore:
     """Reads and creates the sealed records of sweeps.
 
     Args:

@@ -1,6 +1,6 @@
 """The records of sweeps in the bucket: plans, parts of a sweep of all, markers (SPEC 5.1, 8.5).
 
-`record_paths` lists all records, `page_records` holds those of pages.
+`record_paths` lists all records; `page_record_store` reads and writes those of pages.
 
 Markers are no records: nothing seals them, and they prove nothing. They are hints that save
 the recovery round from reading every plan. A forged marker resumes a sweep too early, or
@@ -21,7 +21,7 @@ from keyturn_workers.errors import MissingError
 from keyturn_workers.keyring import sealed_records
 from keyturn_workers.storage import Headers
 from keyturn_workers.sweep import record_paths
-from keyturn_workers.sweep.page_records import PageRecords
+from keyturn_workers.sweep.page_record_store import PageRecordStore
 from keyturn_workers.sweep.plan import ALL, AllPlan, OpenPage, PartResult, Plan, SweepRequest
 
 PlanT = TypeVar("PlanT", Plan, AllPlan)
@@ -65,7 +65,7 @@ class SweepFolder:
     has_results: bool = False
 
 
-class SweepStore(PageRecords):
+class SweepStore(PageRecordStore):
     """Reads and writes the records of all sweeps of one bucket.
 
     Every method raises the errors of the storage, `UnknownMasterKeyError` if this process lacks
