@@ -159,7 +159,7 @@ class Worker:
         for key, body in self._staged.items():
             self.storage.plant(key, body, Headers({}))
         process = Wiring(self._settings, self.storage, cast("Any", self.broker), WorkerMetrics())
-        process._publisher._events = cast("Any", ConfirmedPublisher(self.broker))
+        process._worker_publisher._events = cast("Any", ConfirmedPublisher(self.broker))
         roles = frozenset({UPLOAD, CONTROL})
         self._consumers = {queue: consume for queue, _, consume in process.consumers(roles)}
 

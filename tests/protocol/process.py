@@ -117,12 +117,12 @@ class Process:
         self._storage = storage
         self._keys = OperatorKeys(MASTER_KEYS)
         self._store = world.parts.store(storage, MASTER_KEYS)
-        publisher: Any = WorkerPublisher(self)
-        self._publisher = publisher
+        worker_publisher: Any = WorkerPublisher(self)
+        self._worker_publisher = worker_publisher
         now = self.keyrings.clock.now
-        self._context = ConsumerContext(publisher, WorkerMetrics(), now)
+        self._context = ConsumerContext(worker_publisher, WorkerMetrics(), now)
         self._sweep_context = SweepContext(
-            storage, self.keyrings, self._keys, self._store, SweepDispatcher(publisher)
+            storage, self.keyrings, self._keys, self._store, SweepDispatcher(worker_publisher)
         )
         self._starter = world.parts.starter(self._sweep_context, active_master_key="m1")
         hints: Any = world.parts.hint_consumer

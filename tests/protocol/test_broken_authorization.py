@@ -179,7 +179,7 @@ def a_retry_moved_to_another_publishers_identical_bytes(world: World) -> None:
     assert queued.queue == UPLOAD_QUEUE
     assert upload
     process = world.processes[0]
-    read = process._publisher.retry_of(queued, UPLOAD_QUEUE, "second")
+    read = process._worker_publisher.retry_of(queued, UPLOAD_QUEUE, "second")
     if read is not None:
         world.oracle.violated("the note of another publisher counts")
     world.run(seconds=1)

@@ -2,27 +2,31 @@
 
 | module | what it holds |
 | --- | --- |
-| `consumer` | one FastStream subscriber per queue |
-| `message_consumer` | from a delivery to its acknowledgment, the same for every queue |
-| `request_consumer` | requests of publishers: authorized, served, answered by events |
-| `retry` | when a failed delivery is retried, and its copy (the delays are in `keyturn.topology`) |
-| `publisher` | everything that a worker publishes |
+| `consumer` | `QueueConsumer`: a FastStream subscriber that gives each delivery to a callable |
+| `message_consumer` | `MessageConsumer`: that callable; from a delivery to its acknowledgment |
+| `request_consumer` | `RequestConsumer`: a `MessageConsumer` that authorizes and answers requests |
+| `worker_publisher` | everything that a worker publishes |
 | `confirmed_publisher` | publishing with confirms, many messages at once |
+| `retry` | when a failed delivery is retried, and its copy (the delays are in `keyturn.topology`) |
 | `dead_letters` | bounds of the dead letters in age and bytes |
 | `declarations` | the topology on the broker |
 | `locks` | locks on the broker |
 | `property_tolerance` | AMQP properties that the client libraries reject |
+
+The other `MessageConsumer` is `sweep.hint_consumer`, for the workers' own messages. A `publisher`
+here is always the service that signed a request; what a worker itself publishes goes through
+its `worker_publisher`.
 """
 
 from keyturn_workers.amqp.consumer import QueueConsumer
 from keyturn_workers.amqp.message_consumer import ConsumerContext, DeferError
-from keyturn_workers.amqp.publisher import NotConfirmedError, WorkerPublisher
 from keyturn_workers.amqp.request_consumer import (
     Handled,
     RequestConsumer,
     RequestHandler,
     TimeSource,
 )
+from keyturn_workers.amqp.worker_publisher import NotConfirmedError, WorkerPublisher
 
 __all__ = [
     "ConsumerContext",

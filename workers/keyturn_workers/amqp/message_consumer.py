@@ -27,8 +27,8 @@ from aio_pika.abc import AbstractIncomingMessage
 from aio_pika.exceptions import AMQPException
 
 from keyturn.errors import CodedError, KeyringRolledBackError, StorageUnavailableError
-from keyturn_workers.amqp.publisher import NotConfirmedError, WorkerPublisher
 from keyturn_workers.amqp.retry import Retry, attempts, utc_now
+from keyturn_workers.amqp.worker_publisher import NotConfirmedError, WorkerPublisher
 from keyturn_workers.worker.authorization import Signer
 from keyturn_workers.worker.metrics import Delivery, WorkerMetrics
 
@@ -65,7 +65,7 @@ class NotAdmittedError(Exception):
 class ConsumerContext:
     """What every consumer of a process uses. `now` gives the time of ages and retries."""
 
-    publisher: WorkerPublisher
+    worker_publisher: WorkerPublisher
     metrics: WorkerMetrics
     now: Callable[[], datetime] = utc_now
 
@@ -102,7 +102,7 @@ class MessageConsumer(ABC, Generic[JobT, ResultT]):
 
     def __init__(self, queue: str, context: ConsumerContext) -> None:
         self._queue = queue
-        self._publisher = context.publisher
+        self._worker_publisher = context.worker_publisher
         self._now = context.now
         self._metrics = context.metrics.queue(queue)
 
@@ -135,13 +135,17 @@ class MessageConsumer(ABC, Generic[JobT, ResultT]):
             return await self._reject(message, exc)
         if job.retry is not None and job.retry.early_s(self._now()):
             # Moved out of its retry queue: this neither counts as an attempt nor ends the wait.
-            await self._publisher.put_back(message, self._queue, job.retry, publisher=job.publisher)
+            await self._worker_publisher.put_back(
+                message, self._queue, job.retry, publisher=job.publisher
+            )
             return self._metrics.count_deferred
         try:
             with self._metrics.stage("serve"):
                 result = await self._serve(job)
         except DeferError as exc:
-            await self._publisher.defer(message, self._queue, exc.wait_s, publisher=job.publisher)
+            await self._worker_publisher.defer(
+                message, self._queue, exc.wait_s, publisher=job.publisher
+            )
             return self._metrics.count_deferred
         except (AMQPException, NotConfirmedError):
             raise  # what it publishes was not confirmed: the broker redelivers the message
@@ -154,7 +158,7 @@ class MessageConsumer(ABC, Generic[JobT, ResultT]):
         delay_s = self._retry_delay_s(job, error, attempt)
         if delay_s is None:
             return await self._give_up(job, error)
-        await self._publisher.schedule_retry(
+        await self._worker_publisher.schedule_retry(
             job.message, self._queue, error, attempt, delay_s, publisher=job.publisher
         )
         return partial(self._report_retry, job, error, delay_s)

@@ -33,8 +33,8 @@ from keyturn_workers.amqp.message_consumer import (
     NotAdmittedError,
     Report,
 )
-from keyturn_workers.amqp.publisher import NotConfirmedError
 from keyturn_workers.amqp.retry import retry_delay_s, utc_now
+from keyturn_workers.amqp.worker_publisher import NotConfirmedError
 from keyturn_workers.worker.authorization import (
     Arrival,
     Rules,
@@ -190,7 +190,7 @@ class RequestConsumer(MessageConsumer[RequestJob, Handled]):
             raise NotAdmittedError(exc) from exc
         except PermanentError as exc:
             raise NotAdmittedError(exc, signer) from exc
-        retry = self._publisher.retry_of(message, self._queue, publisher=signer.name)
+        retry = self._worker_publisher.retry_of(message, self._queue, publisher=signer.name)
         return RequestJob(message, retry, signer.name, request, signer)
 
     async def _grants_changed(self, message: AbstractIncomingMessage) -> bool:
@@ -247,7 +247,7 @@ class RequestConsumer(MessageConsumer[RequestJob, Handled]):
         with self._metrics.stage("tell"):
             for event in (result.event, *result.more):
                 if event is not None:
-                    await self._publisher.publish_event(with_origin(event, job.origin))
+                    await self._worker_publisher.publish_event(with_origin(event, job.origin))
             if result.after is not None:
                 await result.after()
         return partial(self._report_served, job, result, delivery)
@@ -291,9 +291,9 @@ class RequestConsumer(MessageConsumer[RequestJob, Handled]):
         at = format_time(self._now())
         event = None if signer is None else rejection_of(message.body, signer, error, at)
         # The dead letter first, the event second: a reader of the event finds the letter.
-        await self._publisher.dead_letter(message, self._queue, error)
+        await self._worker_publisher.dead_letter(message, self._queue, error)
         if event is not None:
-            await self._publisher.publish_event(event)
+            await self._worker_publisher.publish_event(event)
         if admitted is not None:
             await self._clean_up(admitted, error)
         refused_id = None if event is None else request_id(event)

@@ -65,12 +65,12 @@ class HintConsumer(MessageConsumer[HintJob, None]):
             raise NotAdmittedError(exc) from exc
         if queue_of(hint) != self._queue:
             raise NotAdmittedError(MalformedRequestError("this hint belongs on another queue"))
-        retry = self._publisher.retry_of(message, self._queue)
+        retry = self._worker_publisher.retry_of(message, self._queue)
         return HintJob(message, retry, "", hint)
 
     async def _reject(self, message: AbstractIncomingMessage, refusal: NotAdmittedError) -> Report:
         error = refusal.error
-        await self._publisher.dead_letter(message, self._queue, error)
+        await self._worker_publisher.dead_letter(message, self._queue, error)
 
         def report() -> None:
             self._metrics.count_refused(error)
@@ -112,7 +112,7 @@ class HintConsumer(MessageConsumer[HintJob, None]):
     async def _give_up(self, job: HintJob, error: CodedError) -> Report:
         if isinstance(job.hint, SweepStep):
             await self._fail(job.hint, error)
-        await self._publisher.dead_letter(job.message, self._queue, error)
+        await self._worker_publisher.dead_letter(job.message, self._queue, error)
         return partial(self._report_given_up, job, error)
 
     def _report_given_up(self, job: HintJob, error: CodedError) -> None:

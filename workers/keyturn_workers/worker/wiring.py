@@ -71,17 +71,21 @@ class Wiring:
             cache_s=settings.keyring_cache_s,
         )
         self._now = self._keyrings.clock.now
-        self._publisher = WorkerPublisher(
+        self._worker_publisher = WorkerPublisher(
             broker, settings.deployment, settings.event_key, self._now
         )
-        self._context = ConsumerContext(self._publisher, metrics, self._now)
+        self._context = ConsumerContext(self._worker_publisher, metrics, self._now)
         v0 = settings.v0_master_key
         self._keys = OperatorKeys.derive(
             settings.master_keys, None if v0 is None else v0.get_secret_value()
         )
         self._store = SweepStore(storage, settings.master_keys)
         self._sweep_context = SweepContext(
-            storage, self._keyrings, self._keys, self._store, SweepDispatcher(self._publisher)
+            storage,
+            self._keyrings,
+            self._keys,
+            self._store,
+            SweepDispatcher(self._worker_publisher),
         )
         self._starter = SweepStarter(
             self._sweep_context, active_master_key=settings.active_master_key
