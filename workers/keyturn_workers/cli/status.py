@@ -28,7 +28,7 @@ from keyturn_workers.cli.arguments import AsJson, validate_project
 from keyturn_workers.cli.bucket import open_bucket
 from keyturn_workers.cli.census import CONCURRENCY, NONCURRENT, Census, take_census
 from keyturn_workers.cli.errors import CommandError, note
-from keyturn_workers.cli.key_usage import key_usage_rows
+from keyturn_workers.cli.master_key_report import master_key_rows
 from keyturn_workers.cli.output import print_json, print_line, print_rows, print_table
 from keyturn_workers.cli.publishing import PendingRequest, resumable
 from keyturn_workers.cli.record_index import (
@@ -137,7 +137,7 @@ async def _show_overview(
         "sweeps": index.sweeps,
         "records_that_do_not_open": index.failing,
         "objects": None if census is None else _object_rows(census),
-        "master_keys": key_usage_rows(
+        "master_keys": master_key_rows(
             keys.master_keys, index, census, project=project, active=settings.active_master_key
         ),
     }

@@ -12,7 +12,7 @@ from keyturn_workers.cli.census import NONCURRENT, UNREADABLE, Census
 from keyturn_workers.cli.record_index import RecordIndex
 
 
-def key_usage_rows(
+def master_key_rows(
     master_keys: Iterable[str],
     index: RecordIndex,
     census: Census | None,
