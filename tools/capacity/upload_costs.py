@@ -154,7 +154,7 @@ class _Node:
     def __init__(self, rabbitmq: RabbitMQ) -> None:
         self.queue_bytes = rabbitmq.disk_bytes("quorum")
         self.stream_bytes = rabbitmq.disk_bytes("stream")
-        below = psutil.Process(rabbitmq.process.guard_pid).children(recursive=True)
+        below = psutil.Process(rabbitmq.process.reaper_pid).children(recursive=True)
         times = [process.cpu_times() for process in below]
         self.cpu_s = sum(each.user + each.system for each in times)
         self.rss_bytes = sum(process.memory_info().rss for process in below)

@@ -21,8 +21,8 @@ from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 from tools.servers.process import (
-    GuardedProcess,
     ServerError,
+    ServerProcess,
     free_port,
     remove_scratch,
     scratch_folder,
@@ -147,7 +147,7 @@ class CephRgw:
         self._device_bytes = device_bytes
         self._fsid = str(uuid.uuid4())
         self._mon_address = f"v2:127.0.0.1:{free_port()}/0"
-        self._daemons: list[GuardedProcess] = []
+        self._daemons: list[ServerProcess] = []
         self.server = server or S3Server.private(free_port(), "ceph")
         self._rgw_endpoint = f"{listen}:{urlsplit(self.server.endpoint_url).port}"
 
@@ -215,8 +215,8 @@ class CephRgw:
             # Only the program's name: its arguments may contain the S3 secret.
             raise ServerError(f"{program} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
 
-    def _daemon(self, program: str, *arguments: str) -> GuardedProcess:
-        daemon = GuardedProcess(
+    def _daemon(self, program: str, *arguments: str) -> ServerProcess:
+        daemon = ServerProcess(
             self._command(program, "-f", *arguments),
             env=self._environment(),
             scratch=self._folder,

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from tools.servers.process import (
-    GuardedProcess,
+    ServerProcess,
     accepts_tcp,
     free_port,
     remove_scratch,
@@ -24,12 +24,12 @@ _READY_TIMEOUT_S = 60.0
 
 
 class MotoServer:
-    """The server as a guarded process; its data is lost when it ends."""
+    """The server; its data is lost when it ends."""
 
     def __init__(self) -> None:
         self._folder = scratch_folder("moto")
         self._port = free_port()
-        self._process: GuardedProcess | None = None
+        self._process: ServerProcess | None = None
         self.server = S3Server.private(self._port, "moto")
 
     def start(self) -> S3Server:
@@ -38,7 +38,7 @@ class MotoServer:
         Raises:
             ServerError: it exited or was not ready in time.
         """
-        self._process = GuardedProcess(
+        self._process = ServerProcess(
             [sys.executable, "-m", "tools.servers.moto_server", "--port", str(self._port)],
             env={**os.environ, "TMPDIR": str(self._folder), "PYTHONPATH": str(_ROOT)},
             scratch=self._folder,

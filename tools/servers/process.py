@@ -1,7 +1,7 @@
-"""The owner's side of a guarded server process; free ports and scratch folders.
+"""The owner's side of a server process; free ports and scratch folders.
 
 For the private servers of tests, demo and bench. It never signals a process by name: a server is
-ended through the pipe to the guard that started it.
+ended through the pipe to the reaper that started it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-_GUARD = Path(__file__).with_name("guard.py")
+_REAPER = Path(__file__).with_name("reaper.py")
 _LOG_TAIL_BYTES = 4000
 
 
@@ -64,13 +64,13 @@ def accepts_tcp(port: int) -> bool:
     return True
 
 
-class GuardedProcess:
-    """One server under `guard.py`.
+class ServerProcess:
+    """One server under `reaper.py`.
 
     Args:
         command: The server's command line.
         env: The server's complete environment.
-        scratch: Its data folder; the guard removes it if the owner dies.
+        scratch: Its data folder; the reaper removes it if the owner dies.
         log: The file to which its output is appended.
         grace_s: Seconds between SIGTERM and SIGKILL at `end`; 0 kills at once.
     """
@@ -86,11 +86,11 @@ class GuardedProcess:
     ) -> None:
         self._log = log
         self._grace_s = grace_s
-        guard = [sys.executable, "-I", "-S", str(_GUARD)]
+        reaper = [sys.executable, "-I", "-S", str(_REAPER)]
         options = ["--scratch", str(scratch), "--grace-s", str(grace_s), "--", *command]
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                [*guard, *options],
+                [*reaper, *options],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -100,8 +100,8 @@ class GuardedProcess:
             )
 
     @property
-    def guard_pid(self) -> int:
-        """The process id of the guard, the server's parent."""
+    def reaper_pid(self) -> int:
+        """The process id of the reaper, the server's parent."""
         return self._process.pid
 
     def wait_until(self, ready: Callable[[], bool], *, what: str, timeout_s: float = 60) -> None:
@@ -136,7 +136,7 @@ class GuardedProcess:
             # A broken pipe: it has exited.
             with contextlib.suppress(BrokenPipeError):
                 os.write(pipe.fileno(), word)
-            # Closed only after the exit: to the guard a closed pipe means that the owner died.
+            # Closed only after the exit: to the reaper a closed pipe means that the owner died.
             self._process.wait()
             pipe.close()
         self._process.wait()

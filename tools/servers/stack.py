@@ -1,7 +1,7 @@
 """A broker and an S3 server for the duration of a block, given or private.
 
 Used by the demo, the bench and the tests (SPEC 6, 10, 11). A server that the environment names is
-used as it is and never stopped. A missing one is started here and ended on exit, or by its guard
+used as it is and never stopped. A missing one is started here and ended on exit, or by its reaper
 if this process is killed.
 """
 

@@ -10,8 +10,8 @@ import getpass
 import subprocess
 
 from tools.servers.process import (
-    GuardedProcess,
     ServerError,
+    ServerProcess,
     accepts_tcp,
     free_port,
     remove_scratch,
@@ -80,7 +80,7 @@ class Swift:
 
     def __init__(self) -> None:
         self._folder = scratch_folder("swift")
-        self._processes: list[GuardedProcess] = []
+        self._processes: list[ServerProcess] = []
         private = S3Server.private(free_port(), "swift")
         self._user = private.access_key_id.lower()
         self.server = S3Server(
@@ -140,7 +140,7 @@ class Swift:
         config.write_text(
             _COMMON.format(folder=self._folder, port=port, user=getpass.getuser()) + rest
         )
-        process = GuardedProcess(
+        process = ServerProcess(
             [f"swift-{name}-server", str(config), "-v"],
             env={**_ENVIRONMENT, "HOME": str(self._folder)},
             scratch=self._folder,

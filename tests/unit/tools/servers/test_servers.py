@@ -1,4 +1,4 @@
-"""The pure parts of the private servers, and the guard that ends them; no server is started."""
+"""The pure parts of the private servers, and the reaper that ends them; no server is started."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tools.servers import S3Server, Servers, packages
 from tools.servers.ceph import cephx_key, keyring_text
 from tools.servers.moto_server import read_body
 from tools.servers.packages import missing_packages, needed
-from tools.servers.process import GuardedProcess, ServerError, free_port
+from tools.servers.process import ServerError, ServerProcess, free_port
 from tools.servers.rabbitmq import definitions
 
 # Detaches a grandchild as Erlang does with epmd, prints its id, and waits.
@@ -32,8 +32,8 @@ time.sleep(300)
 """
 
 
-def _guarded(folder: Path, program: str) -> GuardedProcess:
-    return GuardedProcess(
+def _start(folder: Path, program: str) -> ServerProcess:
+    return ServerProcess(
         [sys.executable, "-c", program],
         env=dict(os.environ),
         scratch=folder,
@@ -47,8 +47,8 @@ def _pids(folder: Path) -> list[int]:
     return [int(word) for word in words] if len(words) == 2 else []
 
 
-def test_ending_a_guard_ends_what_its_server_detached(tmp_path: Path) -> None:
-    process = _guarded(tmp_path, _DETACHING)
+def test_ending_a_reaper_ends_what_its_server_detached(tmp_path: Path) -> None:
+    process = _start(tmp_path, _DETACHING)
     process.wait_until(lambda: bool(_pids(tmp_path)), what="the program")
     pids = _pids(tmp_path)
     assert all(psutil.pid_exists(pid) for pid in pids)
@@ -58,7 +58,7 @@ def test_ending_a_guard_ends_what_its_server_detached(tmp_path: Path) -> None:
 
 
 def test_a_server_that_exits_while_starting_is_reported_with_its_log(tmp_path: Path) -> None:
-    process = _guarded(tmp_path, "print('no such disk'); raise SystemExit(3)")
+    process = _start(tmp_path, "print('no such disk'); raise SystemExit(3)")
     with pytest.raises(ServerError, match="no such disk"):
         process.wait_until(lambda: False, what="the program")
     process.end()
@@ -83,9 +83,9 @@ def test_a_killed_owner_leaves_nothing(tmp_path: Path) -> None:
 
 _OWNER = """
 import os, pathlib, sys, time
-from tools.servers.process import GuardedProcess
+from tools.servers.process import ServerProcess
 folder = pathlib.Path(sys.argv[1])
-process = GuardedProcess([sys.executable, "-c", sys.argv[2]], env=dict(os.environ),
+process = ServerProcess([sys.executable, "-c", sys.argv[2]], env=dict(os.environ),
                          scratch=folder, log=folder / "log", grace_s=5)
 time.sleep(300)
 """

@@ -1,12 +1,12 @@
 """Runs one server, and ends it with all its descendants when the owner process dies.
 
 For the private servers of tests, demo and bench. It is a separate script, run as
-`python -I -S guard.py` with the standard library only, because it must notice when its owner is
+`python -I -S reaper.py` with the standard library only, because it must notice when its owner is
 killed with SIGKILL and cannot clean up itself.
 
 The owner holds the other end of standard input. `end` requests a graceful shutdown, `kill` an
 immediate one. End of file without either means that the owner died; then the scratch folder is
-removed too. The guard is a child subreaper, so that detached descendants of the server (such as
+removed too. The reaper is a child subreaper, so that detached descendants of the server (such as
 Erlang's epmd) become its children.
 
 It must never signal a process that is not its own descendant.
@@ -38,8 +38,8 @@ def _prctl(option: int, value: int) -> None:
         raise OSError(code, os.strerror(code))
 
 
-def _die_with_guard() -> None:
-    """Run in the child before exec, so that the server dies if the guard is killed."""
+def _die_with_reaper() -> None:
+    """Run in the child before exec, so that the server dies if the reaper is killed."""
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
@@ -70,7 +70,7 @@ def kill_descendants() -> None:
             return
 
 
-class _Guard:
+class _Reaper:
     """Waits for the owner's command, the owner's death, or the server's exit."""
 
     def __init__(self, server: subprocess.Popen[bytes], grace_s: float) -> None:
@@ -124,12 +124,12 @@ def main() -> NoReturn:
     server = subprocess.Popen(
         options.command,
         stdin=subprocess.DEVNULL,
-        preexec_fn=_die_with_guard,  # noqa: PLW1509 - this process has one thread
+        preexec_fn=_die_with_reaper,  # noqa: PLW1509 - this process has one thread
         start_new_session=True,
     )
-    guard = _Guard(server, options.grace_s)
-    word = guard.wait()
-    status = guard.end(word)
+    reaper = _Reaper(server, options.grace_s)
+    word = reaper.wait()
+    status = reaper.end(word)
     if word == "orphaned":
         shutil.rmtree(options.scratch, ignore_errors=True)
     sys.exit(status if status >= 0 else 128 - status)
