@@ -1,8 +1,8 @@
-"""What only workers raise, on top of the contracts' errors: how the storage answered.
+"""Errors that only `keyturn_workers` raises: how the storage answered.
 
-These never leave a worker: whoever calls the storage decides which code of SPEC 12
-an answer means there (a missing object is `staged_body_missing` in staging and an
-empty place at an upload's target).
+Those of `keyturn` are in `keyturn.errors`. These never leave a worker: the caller of the storage
+decides which code of SPEC 12 an answer means there. A missing object, for example, is
+`staged_body_missing` in staging, and no error at an upload's target.
 """
 
 

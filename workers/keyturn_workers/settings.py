@@ -1,6 +1,7 @@
-"""What workers and the operator's commands read from the environment (SPEC 11).
+"""Settings of the workers, the gateway and the operator's commands (SPEC 11).
 
-Nothing else under `workers` reads it. Each process reads the class that it needs, so
+Those of a publisher are in `keyturn.settings`, those of single commands in `cli.settings`. No other
+module of `keyturn_workers` reads the environment. Each process reads the class that it needs, so
 that a command that only lists a bucket never asks for a master key.
 """
 

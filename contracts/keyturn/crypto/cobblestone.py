@@ -1,4 +1,7 @@
-"""Cobblestone-256, the one sealing primitive (SPEC 3): c2sp.org/chunked-encryption v1.
+"""Cobblestone-256, the one sealing primitive (SPEC 3).
+
+Cobblestone-256 is the name that the C2SP specification c2sp.org/chunked-encryption (version 1)
+gives to its construction with SHA-512 and AES-256-GCM.
 
 A sealed message is salt (24) ‖ commitment (32) ‖ chunks: 16 KiB of plaintext each,
 sealed with AES-256-GCM, 16 bytes longer when sealed, the last one always shorter and

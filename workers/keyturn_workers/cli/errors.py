@@ -1,4 +1,4 @@
-"""How a command ends: one exit status and, if it failed, one line (SPEC 12, 14).
+"""How a command reports errors: one exit status and one line (SPEC 12, 14).
 
 It must never show a traceback, or the text of a foreign exception: a driver's text can
 contain an address with its password.
