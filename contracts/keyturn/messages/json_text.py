@@ -22,9 +22,7 @@ def load_json(body: bytes) -> dict[str, Any]:
         MalformedRequestError: anything else.
     """
     try:
-        document = json.loads(
-            body.decode(), object_pairs_hook=_object, parse_constant=_refuse_constant
-        )
+        document = _STRICT_JSON.decode(body.decode())
     except (ValueError, RecursionError) as exc:
         reason = str(exc) if isinstance(exc, _JsonError) else "the body is not a JSON object"
         raise MalformedRequestError(reason) from None  # the cause repeats the body
@@ -50,6 +48,10 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise _JsonError(f"{name} is not JSON")
+
+
+# `json.loads` would make a new decoder for each message.
+_STRICT_JSON: Final = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_refuse_constant)
 
 
 def as_text(value: object) -> str | None:

@@ -12,7 +12,7 @@ import pytest
 from aio_pika.exceptions import MessageProcessError
 from faststream.rabbit import RabbitBroker
 
-from keyturn_workers.amqp import QueueConsumer
+from keyturn_workers.amqp import DirectConsumer, SubscriberConsumer, finish
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -21,8 +21,17 @@ if TYPE_CHECKING:
 
     from tests.integration.publisher.side import Network
 
+ConsumerType = type[SubscriberConsumer] | type[DirectConsumer]
+
 _PREFETCH = 4
 _QUEUE = "consumed"
+
+
+@pytest.fixture(params=[SubscriberConsumer, DirectConsumer], ids=["subscriber", "direct"])
+def consumer_type(request: pytest.FixtureRequest) -> ConsumerType:
+    """Both have to do all of this."""
+    kind: ConsumerType = request.param
+    return kind
 
 
 @dataclass
@@ -52,8 +61,14 @@ class Scene:
 
     channel: aio_pika.abc.AbstractChannel
     broker: RabbitBroker
-    consumer: QueueConsumer
+    consumer: SubscriberConsumer | DirectConsumer
     handler: Handler
+    grace_s: float = 20
+
+    async def stop(self) -> None:
+        """End as a worker does."""
+        await finish([self.consumer], self.grace_s)
+        await self.broker.stop()
 
     async def send(self, *bodies: bytes, **properties: Any) -> None:
         for body in bodies:
@@ -79,17 +94,20 @@ async def declare(channel: aio_pika.abc.AbstractChannel) -> None:
 
 @asynccontextmanager
 async def consuming(
-    url: str, *, behind: str = "", grace_s: float = 20, backlog: int = 0
+    consumer_type: ConsumerType,
+    url: str,
+    *,
+    behind: str = "",
+    grace_s: float = 20,
+    backlog: int = 0,
 ) -> AsyncIterator[Scene]:
     async with await aio_pika.connect(url) as connection:
         channel = await connection.channel()
         await declare(channel)
-        broker = RabbitBroker(
-            behind or url, apply_types=False, graceful_timeout=grace_s, logger=None,
-            reconnect_interval=0.1,
-        )  # fmt: skip
+        broker = RabbitBroker(behind or url, apply_types=False, logger=None, reconnect_interval=0.1)
         handler = Handler()
-        scene = Scene(channel, broker, QueueConsumer(broker, _QUEUE, _PREFETCH, handler), handler)
+        consumer = consumer_type(broker, _QUEUE, _PREFETCH, handler)
+        scene = Scene(channel, broker, consumer, handler, grace_s)
         await scene.send(*([b"x"] * backlog))
         await broker.start()
         await scene.consumer.attach()
@@ -97,12 +115,14 @@ async def consuming(
             yield scene
         finally:
             handler.gate.set()
-            await broker.stop()
+            await scene.stop()
 
 
-async def test_a_delivery_is_handed_over_as_it_was_sent(vhost_url: str) -> None:
+async def test_a_delivery_is_handed_over_as_it_was_sent(
+    consumer_type: ConsumerType, vhost_url: str
+) -> None:
     sent: dict[str, Any] = {"headers": {"a": "b"}, "message_id": "m", "content_type": "text/x"}
-    async with consuming(vhost_url) as scene:
+    async with consuming(consumer_type, vhost_url) as scene:
         await scene.send(b"{not json", b"\xff", **sent, priority=3, type="t")
         await scene.handler.has_received(2)
         assert [message.body for message in scene.handler.messages] == [b"{not json", b"\xff"]
@@ -112,15 +132,19 @@ async def test_a_delivery_is_handed_over_as_it_was_sent(vhost_url: str) -> None:
             assert (message.content_type, message.type) == ("text/x", "t")
 
 
-async def test_a_delivery_without_an_id_has_none(vhost_url: str) -> None:
-    async with consuming(vhost_url) as scene:
+async def test_a_delivery_without_an_id_has_none(
+    consumer_type: ConsumerType, vhost_url: str
+) -> None:
+    async with consuming(consumer_type, vhost_url) as scene:
         await scene.channel.default_exchange.publish(aio_pika.Message(b"", reply_to="x"), _QUEUE)
         await scene.handler.has_received(1)
         assert scene.handler.messages[0].reply_to == "x"
 
 
-async def test_the_prefetch_bounds_the_deliveries_in_flight(vhost_url: str) -> None:
-    async with consuming(vhost_url) as scene:
+async def test_the_prefetch_bounds_the_deliveries_in_flight(
+    consumer_type: ConsumerType, vhost_url: str
+) -> None:
+    async with consuming(consumer_type, vhost_url) as scene:
         await scene.send(*([b"x"] * 20))
         await scene.handler.has_received(_PREFETCH)
         assert await scene.ready_count() == 20 - _PREFETCH
@@ -128,21 +152,25 @@ async def test_the_prefetch_bounds_the_deliveries_in_flight(vhost_url: str) -> N
         await scene.handler.has_received(20)
 
 
-async def test_a_backlog_at_the_start_is_handled_completely(vhost_url: str) -> None:
-    """FastStream drops what arrives before its subscriber counts as running: nothing may."""
+async def test_a_backlog_at_the_start_is_handled_completely(
+    consumer_type: ConsumerType, vhost_url: str
+) -> None:
+    """FastStream drops what arrives before its subscriber is running: nothing may be lost."""
     for _ in range(10):
-        async with consuming(vhost_url, backlog=3 * _PREFETCH) as scene:
+        async with consuming(consumer_type, vhost_url, backlog=3 * _PREFETCH) as scene:
             scene.handler.gate.set()
             await scene.handler.has_received(3 * _PREFETCH)
-        async with consuming(vhost_url) as scene:
+        async with consuming(consumer_type, vhost_url) as scene:
             assert await scene.ready_count() == 0
 
 
-async def test_a_stop_waits_for_handlers_and_their_acknowledgments_arrive(vhost_url: str) -> None:
-    async with consuming(vhost_url) as scene:
+async def test_a_stop_waits_for_handlers_and_their_acknowledgments_arrive(
+    consumer_type: ConsumerType, vhost_url: str
+) -> None:
+    async with consuming(consumer_type, vhost_url) as scene:
         await scene.send(*([b"x"] * _PREFETCH))
         await scene.handler.has_received(_PREFETCH)
-        stopping = asyncio.create_task(scene.broker.stop())
+        stopping = asyncio.create_task(scene.stop())
         # It would be over long before that if it did not wait.
         assert not (await asyncio.wait({stopping}, timeout=1.5))[0]
         scene.handler.gate.set()
@@ -150,73 +178,83 @@ async def test_a_stop_waits_for_handlers_and_their_acknowledgments_arrive(vhost_
         assert await scene.ready_count() == 0
 
 
-async def test_a_stop_cuts_what_outlasts_the_grace_and_it_is_redelivered(vhost_url: str) -> None:
-    async with consuming(vhost_url, grace_s=0.5) as scene:
+async def test_a_stop_cuts_what_outlasts_the_grace_and_it_is_redelivered(
+    consumer_type: ConsumerType, vhost_url: str
+) -> None:
+    async with consuming(consumer_type, vhost_url, grace_s=0.5) as scene:
         await scene.send(b"x")
         await scene.handler.has_received(1)
-        await scene.broker.stop()
+        await scene.stop()
         async with asyncio.timeout(20):
             while await scene.ready_count() != 1:  # noqa: ASYNC110  # the broker has no event
                 await asyncio.sleep(0.05)
 
 
-async def test_a_cancelled_consumer_gets_no_more_and_finishes_what_it_has(vhost_url: str) -> None:
+async def test_a_cancelled_consumer_gets_no_more_and_finishes_what_it_has(
+    consumer_type: ConsumerType, vhost_url: str
+) -> None:
     """One handler is slow: its process must not keep the rest from the other consumers."""
-    async with consuming(vhost_url) as scene:
+    async with consuming(consumer_type, vhost_url) as scene:
         await scene.send(*([b"x"] * 20))
         await scene.handler.has_received(_PREFETCH)
         assert scene.consumer.is_active()
         await scene.consumer.cancel()
         assert not scene.consumer.is_active()
         scene.handler.gate.set()
-        await scene.broker.stop()
+        await scene.stop()
         assert len(scene.handler.messages) == _PREFETCH
         assert await scene.ready_count() == 20 - _PREFETCH
 
 
-async def test_what_arrives_while_the_consumer_is_cancelled_is_handled(vhost_url: str) -> None:
+async def test_what_arrives_while_the_consumer_is_cancelled_is_handled(
+    consumer_type: ConsumerType, vhost_url: str
+) -> None:
     """The broker may send until it answers: dropped, such a delivery would wait for the end."""
     for _ in range(5):
-        async with consuming(vhost_url) as scene:
+        async with consuming(consumer_type, vhost_url) as scene:
             scene.handler.gate.set()
             await scene.send(*([b"x"] * 40))
             await scene.consumer.cancel()
             received = len(scene.handler.messages)
-            await scene.broker.stop()
+            await scene.stop()
             assert len(scene.handler.messages) == received
             assert await scene.ready_count() == 40 - received
             await (await scene.channel.get_queue(_QUEUE)).purge()
 
 
-async def test_one_that_never_started_has_nothing_to_cancel(vhost_url: str) -> None:
+async def test_one_that_never_started_has_nothing_to_cancel(
+    consumer_type: ConsumerType, vhost_url: str
+) -> None:
     broker = RabbitBroker(vhost_url, logger=None)
-    consumer = QueueConsumer(broker, _QUEUE, _PREFETCH, Handler())
+    consumer = consumer_type(broker, _QUEUE, _PREFETCH, Handler())
     await consumer.cancel()
     assert not consumer.is_active()
 
 
-async def test_what_is_given_back_comes_again_and_nothing_is_settled_twice(vhost_url: str) -> None:
+async def test_what_is_given_back_comes_again_and_nothing_is_settled_twice(
+    consumer_type: ConsumerType, vhost_url: str
+) -> None:
     async def settle(message: AbstractIncomingMessage) -> None:
         again = bool(message.redelivered)
         await (message.ack() if again else message.nack(requeue=True))
         with pytest.raises(MessageProcessError):
             await message.ack()
 
-    async with consuming(vhost_url) as scene:
+    async with consuming(consumer_type, vhost_url) as scene:
         scene.handler.settle = settle
         scene.handler.gate.set()
         await scene.send(b"first", b"second")
         await scene.handler.has_received(4)
-        await scene.broker.stop()
+        await scene.stop()
         assert await scene.ready_count() == 0
     assert sorted(m.body for m in scene.handler.messages) == [b"first"] * 2 + [b"second"] * 2
 
 
 async def test_after_a_lost_connection_all_comes_again(
-    vhost_url: str, network: tuple[Network, str]
+    consumer_type: ConsumerType, vhost_url: str, network: tuple[Network, str]
 ) -> None:
     relay, url = network
-    async with consuming(vhost_url, behind=url) as scene:
+    async with consuming(consumer_type, vhost_url, behind=url) as scene:
         for times in (1, 2, 3):
             await scene.send(*([b"x"] * _PREFETCH))
             await scene.handler.has_received((2 * times - 1) * _PREFETCH)
@@ -227,14 +265,15 @@ async def test_after_a_lost_connection_all_comes_again(
             await scene.is_active(expected=True)
             scene.handler.gate.clear()
         scene.handler.gate.set()
-        await scene.broker.stop()
+        await scene.stop()
         assert await scene.ready_count() == 0
 
 
 async def test_a_consumer_that_the_broker_cancels_is_inactive_until_its_queue_is_back(
+    consumer_type: ConsumerType,
     vhost_url: str,
 ) -> None:
-    async with consuming(vhost_url) as scene:
+    async with consuming(consumer_type, vhost_url) as scene:
         assert scene.consumer.is_active()
         await scene.channel.queue_delete(_QUEUE)
         await scene.is_active(expected=False)
@@ -245,8 +284,10 @@ async def test_a_consumer_that_the_broker_cancels_is_inactive_until_its_queue_is
         await scene.handler.has_received(1)
 
 
-async def test_a_channel_that_the_broker_closes_is_opened_again(vhost_url: str) -> None:
-    async with consuming(vhost_url) as scene:
+async def test_a_channel_that_the_broker_closes_is_opened_again(
+    consumer_type: ConsumerType, vhost_url: str
+) -> None:
+    async with consuming(consumer_type, vhost_url) as scene:
         await scene.send(b"x")
         await scene.handler.has_received(1)
         message = scene.handler.messages[0]
@@ -255,17 +296,20 @@ async def test_a_channel_that_the_broker_closes_is_opened_again(vhost_url: str) 
         await scene.handler.has_received(2)
         await scene.is_active(expected=True)
         scene.handler.gate.set()
-        await scene.broker.stop()
+        await scene.stop()
         assert await scene.ready_count() == 0
 
 
 async def test_a_broker_that_does_not_answer_delays_a_cancellation_only_briefly(
-    vhost_url: str, network: tuple[Network, str], monkeypatch: pytest.MonkeyPatch
+    consumer_type: ConsumerType,
+    vhost_url: str,
+    network: tuple[Network, str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """And cuts nothing short: aiormq closes the channel of a request that is cancelled."""
     monkeypatch.setattr("keyturn_workers.amqp.consumer._CANCEL_TIMEOUT_S", 0.2)
     relay, url = network
-    async with consuming(vhost_url, behind=url) as scene:
+    async with consuming(consumer_type, vhost_url, behind=url) as scene:
         await scene.send(b"x")
         await scene.handler.has_received(1)
         relay.silence()
@@ -274,5 +318,5 @@ async def test_a_broker_that_does_not_answer_delays_a_cancellation_only_briefly(
         relay.restore()
         await scene.is_active(expected=False)
         scene.handler.gate.set()
-        await scene.broker.stop()
+        await scene.stop()
         assert await scene.ready_count() == 0

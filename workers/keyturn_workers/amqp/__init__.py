@@ -18,7 +18,12 @@ here is always the service that signed a request; what a worker itself publishes
 its `worker_publisher`.
 """
 
-from keyturn_workers.amqp.consumer import QueueConsumer
+from keyturn_workers.amqp.consumer import (
+    DirectConsumer,
+    QueueConsumer,
+    SubscriberConsumer,
+    finish,
+)
 from keyturn_workers.amqp.message_consumer import ConsumerContext, DeferError
 from keyturn_workers.amqp.request_consumer import (
     Handled,
@@ -31,11 +36,14 @@ from keyturn_workers.amqp.worker_publisher import NotConfirmedError, WorkerPubli
 __all__ = [
     "ConsumerContext",
     "DeferError",
+    "DirectConsumer",
     "Handled",
     "NotConfirmedError",
     "QueueConsumer",
     "RequestConsumer",
     "RequestHandler",
+    "SubscriberConsumer",
     "TimeSource",
     "WorkerPublisher",
+    "finish",
 ]

@@ -6,15 +6,12 @@ back as soon as a message is in its write queue, and returns on the broker's con
 """
 
 import asyncio
-from typing import TYPE_CHECKING
 
 import aiormq
+from aio_pika.abc import AbstractChannel, AbstractRobustChannel
 from aiormq.exceptions import ChannelInvalidStateError
 from faststream.rabbit import RabbitBroker
 from pamqp import commands
-
-if TYPE_CHECKING:
-    from aio_pika.abc import AbstractChannel
 
 
 class ConfirmedPublisher:
@@ -25,7 +22,8 @@ class ConfirmedPublisher:
         self._exchange = exchange
         self._timeout_s = timeout_s
         self._opening = asyncio.Lock()
-        self._channel: AbstractChannel | None = None
+        self._channel: aiormq.Channel | None = None
+        self._is_open = False
 
     async def publish(
         self, routing_key: str, body: bytes, properties: commands.Basic.Properties
@@ -40,14 +38,13 @@ class ConfirmedPublisher:
                 lost meanwhile.
             TimeoutError: the broker did not confirm in time.
         """
-        channel = self._channel or await self._open()
-        if channel.is_closed:
-            # While the connection is being made again, `get_underlay_channel` would wait for it.
+        if not self._is_open:
+            await self._open()
+        channel = self._channel
+        if channel is None or channel.is_closed:
+            # aio-pika opens it again; waiting for that would delay the redelivery.
             raise ChannelInvalidStateError("the channel of events is closed")
-        opened = await channel.get_underlay_channel()
-        if not isinstance(opened, aiormq.Channel):
-            raise TypeError("not a channel of aiormq")
-        await opened.basic_publish(
+        await channel.basic_publish(
             body,
             exchange=self._exchange,
             routing_key=routing_key,
@@ -57,9 +54,18 @@ class ConfirmedPublisher:
             wait=False,
         )
 
-    async def _open(self) -> "AbstractChannel":
+    async def _open(self) -> None:
         async with self._opening:
-            if self._channel is None:
-                connection = await self._broker.connect()
-                self._channel = await connection.channel(on_return_raises=True)
-            return self._channel
+            if self._is_open:
+                return
+            connection = await self._broker.connect()
+            channel = await connection.channel(on_return_raises=True)
+            if not isinstance(channel, AbstractRobustChannel):
+                raise TypeError("a channel that is not opened again after a lost connection")
+            channel.reopen_callbacks.add(self._follow)
+            await self._follow(channel)
+            self._is_open = True
+
+    async def _follow(self, channel: AbstractChannel | None) -> None:
+        opened = None if channel is None else await channel.get_underlay_channel()
+        self._channel = opened if isinstance(opened, aiormq.Channel) else None

@@ -115,11 +115,7 @@ class RequestJob(Job):
 
     request: Request
     signer: Signer
-
-    @property
-    def origin(self) -> RequestOrigin:
-        """Whose request it is, and its bytes' digest."""
-        return RequestOrigin.of(self.signer.name, self.message.body)
+    origin: RequestOrigin
 
     @property
     def log_fields(self) -> dict[str, Any]:
@@ -191,7 +187,8 @@ class RequestConsumer(MessageConsumer[RequestJob, Handled]):
         except PermanentError as exc:
             raise NotAdmittedError(exc, signer) from exc
         retry = self._worker_publisher.retry_of(message, self._queue, publisher=signer.name)
-        return RequestJob(message, retry, signer.name, request, signer)
+        origin = RequestOrigin.of(signer.name, message.body)
+        return RequestJob(message, retry, signer.name, request, signer, origin)
 
     async def _grants_changed(self, message: AbstractIncomingMessage) -> bool:
         """Whether the publishers are others than they were a moment ago (SPEC 6.3).

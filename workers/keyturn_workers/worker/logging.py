@@ -20,7 +20,6 @@ _QUIET = ("aio_pika", "aiormq", "aiobotocore", "botocore", "aiohttp", "asyncio",
 def configure(log_format: LogFormat, level: str) -> None:
     """Configure logging for the process, once, at its start."""
     shared: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]

@@ -19,7 +19,8 @@ from faststream.rabbit import Channel, RabbitBroker
 
 from keyturn.errors import StorageUnavailableError
 from keyturn.identifiers import KEYRINGS_PREFIX
-from keyturn_workers.amqp import QueueConsumer
+from keyturn.topology import UPLOAD_QUEUE
+from keyturn_workers.amqp import DirectConsumer, QueueConsumer, SubscriberConsumer, finish
 from keyturn_workers.amqp.declarations import declare, declare_streams
 from keyturn_workers.amqp.property_tolerance import tolerate_odd_properties
 from keyturn_workers.errors import UnsafeStorageError
@@ -87,7 +88,7 @@ class _App(FastStream):
         broker: RabbitBroker,
         consumers: _Consumers,
         log_start: Callable[[], None],
-        stop_timeout_s: float,
+        grace_s: float,
     ) -> None:
         async def started() -> None:
             # Only after `run` has set its signal handlers: a reader of this line may signal.
@@ -98,19 +99,16 @@ class _App(FastStream):
                 await consumer.attach()
             self.has_started = True
 
-        async def cancel() -> None:
-            await asyncio.gather(*(consumer.cancel() for consumer in consumers.values()))
-
         super().__init__(
             broker,
             logger=None,
             on_startup=[started],
             after_startup=[attach],
-            on_shutdown=[cancel],
+            on_shutdown=[partial(finish, consumers.values(), grace_s)],
         )
         self.has_started = False
         self.exit_requested = False
-        self._stop_timeout_s = stop_timeout_s
+        self._stop_timeout_s = grace_s + 4 * _BROKER_TIMEOUT_S
 
     async def stop(self) -> None:
         """Stop in order, or without the broker if it does not answer in time.
@@ -161,7 +159,6 @@ async def _serve(settings: WorkerSettings, roles: frozenset[str]) -> None:
             amqp_url,
             apply_types=False,
             default_channel=Channel(on_return_raises=True),
-            graceful_timeout=settings.shutdown_grace_s,
             logger=None,
             reconnect_interval=_RECONNECT_S,
         )
@@ -171,14 +168,13 @@ async def _serve(settings: WorkerSettings, roles: frozenset[str]) -> None:
         wiring = Wiring(settings, storage, broker, metrics, grants)
         await _retry_start(settings, wiring.learn_time)
         consumers = {
-            queue: QueueConsumer(broker, queue, prefetch, handle)
+            queue: _consumer_type(queue)(broker, queue, prefetch, handle)
             for queue, prefetch, handle in wiring.consumers(roles)
         }
         _register_consumers(metrics, consumers)
         bucket = settings.s3_bucket
         log_start = partial(_log.info, "worker started", roles=sorted(roles), bucket=bucket)
-        stop_timeout_s = settings.shutdown_grace_s + 4 * _BROKER_TIMEOUT_S
-        app = _App(broker, consumers, log_start, stop_timeout_s)
+        app = _App(broker, consumers, log_start, settings.shutdown_grace_s)
         checks = _checks(broker, consumers, storage)
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(
@@ -191,6 +187,11 @@ async def _serve(settings: WorkerSettings, roles: frozenset[str]) -> None:
                 await stack.enter_async_context(_background(work))
             reduce_garbage_collection()
             await _run(app)
+
+
+def _consumer_type(queue: str) -> type[DirectConsumer] | type[SubscriberConsumer]:
+    # The one queue with so many messages that the cost of each counts.
+    return DirectConsumer if queue == UPLOAD_QUEUE else SubscriberConsumer
 
 
 async def _run(app: _App) -> None:
