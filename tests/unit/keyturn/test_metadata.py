@@ -8,10 +8,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from keyturn import metadata
 from keyturn.crypto import upload_tag
-from keyturn.errors import CorruptObjectError
+from keyturn.errors import CorruptObjectError, MalformedRequestError, UnknownAlgorithmError
 from keyturn.metadata import Wraps
 from keyturn_workers.objects.wrap import build_object_metadata
 
@@ -105,3 +107,56 @@ def test_the_time_of_storing_is_left_out_where_metadata_would_be_too_large() -> 
         )
         assert ("enc-stored-at" in whole) is kept
         assert metadata.size_bytes(whole) <= metadata.METADATA_MAX_BYTES
+
+
+_values = st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), max_size=60)
+_caller = st.dictionaries(
+    st.from_regex(r"[a-z0-9-]{1,12}", fullmatch=True).filter(lambda n: not n.startswith("enc-")),
+    _values | st.sampled_from(["=?utf-8?q?no?=", " a", "a ", "=?", "", "Grüße", "a  b"]),
+    max_size=4,
+)
+
+
+@given(_caller)
+def test_callers_metadata_comes_back_from_the_wire_as_it_was(caller: dict[str, str]) -> None:
+    wire = metadata.encode_caller_metadata(caller)
+    for name, value in wire.items():
+        assert value.isascii()
+        assert value.isprintable() or value == ""
+        assert name in caller
+    assert metadata.decode_caller_metadata(wire | {"enc-algo": "x"}) == caller
+
+
+@given(st.dictionaries(st.text(max_size=12), st.text(max_size=40), max_size=4))
+def test_any_callers_metadata_is_sent_or_refused_as_malformed(caller: dict[str, str]) -> None:
+    try:
+        wire = metadata.encode_caller_metadata(caller)
+    except MalformedRequestError:
+        return
+    assert sum(len(n) + len(v) for n, v in wire.items()) <= 1024
+    assert not any(name.startswith("enc-") for name in wire)
+
+
+_OWN = ["enc-algo", "enc-dek-user", "enc-dek-admin", "enc-kek-user", "enc-kek-admin", "enc-upload"]
+_own_values = st.text(max_size=30) | st.sampled_from(
+    ["Cobblestone-256", "AES-256-GCM", "deleted", "1:9f86d081884c7d65", "0:00", "AAAA", "AAA", ""]
+)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(_OWN) | st.text(max_size=8).map("enc-".__add__), _own_values, max_size=6
+    )
+)
+def test_any_objects_metadata_is_sorted_or_refused_with_its_code(stored: dict[str, str]) -> None:
+    try:
+        envelope = metadata.parse(stored)
+    except (CorruptObjectError, UnknownAlgorithmError):
+        assert stored
+    else:
+        assert isinstance(envelope, metadata.Plaintext) is ("enc-algo" not in stored)
+
+
+@given(st.dictionaries(st.text(max_size=8), st.text(max_size=60), max_size=4))
+def test_anything_stored_can_be_decoded_for_a_reader(stored: dict[str, str]) -> None:
+    assert set(metadata.decode_caller_metadata(stored)) == {n for n in stored if n[:4] != "enc-"}

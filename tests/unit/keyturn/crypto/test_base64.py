@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import pickle
 
@@ -10,7 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keyturn.crypto import from_base64, to_base64, validate_base64
+from keyturn.crypto import (
+    from_base64,
+    to_base64,
+    validate_base64,
+)
 from keyturn.messages import InlineBody
 
 
@@ -42,3 +47,31 @@ def test_a_model_holds_it_and_tells_it_as_text() -> None:
     assert type(InlineBody(inline=to_base64(b"x")).inline) is not str
     assert body == InlineBody.model_validate_json(body.model_dump_json())
     assert body.model_dump(mode="json") == {"inline": to_base64(b"sealed")}
+
+
+@given(st.binary(max_size=100))
+def test_base64_round_trip(data: bytes) -> None:
+    assert from_base64(to_base64(data)) == data
+
+
+@given(st.text("AQg+/=-_ \n\0é", max_size=12))
+def test_base64_has_one_spelling(text: str) -> None:
+    """Against the standard library's decoder: accepted only where encoding gives the text back."""
+    try:
+        decoded = base64.b64decode(text, validate=True)
+        canonical = base64.b64encode(decoded).decode() == text
+    except ValueError:
+        canonical = False
+    if canonical:
+        assert from_base64(text) == decoded
+    else:
+        with pytest.raises(ValueError, match=r"^not standard base64 with padding$"):
+            from_base64(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["QQ", "QQ=", "QR==", "QQ==\n", "Q Q==", "QQ==QQ==", "QQ===", "====", "_-==", "é", "A"]
+)
+def test_base64_refuses(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^not standard base64 with padding$"):
+        from_base64(text)

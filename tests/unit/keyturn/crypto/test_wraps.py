@@ -1,5 +1,9 @@
 """A wrap, a record or a tombstone opens only where it stands (SPEC 4.3, 4.6, 5.1, 8.7)."""
 
+from __future__ import annotations
+
+import os
+from itertools import pairwise
 from typing import Any, Final
 
 import pytest
@@ -10,6 +14,7 @@ from keyturn.crypto import (
     Role,
     SealError,
     Secret,
+    V0Opener,
     new_dek,
     open_record,
     open_tombstone,
@@ -31,6 +36,10 @@ PLACE: Final[dict[str, Any]] = {
     "object_key": "reports/q3.pdf",
     "generation": 3,
 }
+
+DEK = bytes(range(32))
+SIZES = [0, 1, 15, 16, 17, 31, 32, 33, 16_384, 100_000]
+PIECES = [1, 11, 12, 13, 15, 16, 17, 28, 29, 64, 16_384, 1_000_000]
 
 
 @pytest.mark.parametrize("role", ["user", "admin"])
@@ -113,3 +122,86 @@ def test_whatever_the_bytes_only_seal_errors_come_out(data: bytes) -> None:
         v0_open(KEK.reveal(), data)
     with pytest.raises(SealError):
         v0_unwrap_dek(KEK, data)
+
+
+def _check_v0(sealed: bytes, piece_bytes: int, key: bytes = DEK) -> None:
+    opener = V0Opener(key)
+    for start in range(0, len(sealed), piece_bytes):
+        opener.feed(sealed[start : start + piece_bytes])
+    opener.finish()
+
+
+@pytest.mark.parametrize("size_bytes", SIZES)
+@pytest.mark.parametrize("piece_bytes", PIECES)
+def test_an_authentic_v0_body_passes_however_it_is_cut(size_bytes: int, piece_bytes: int) -> None:
+    _check_v0(v0_seal(DEK, os.urandom(size_bytes)), piece_bytes)
+
+
+@pytest.mark.parametrize("size_bytes", SIZES)
+@pytest.mark.parametrize("piece_bytes", [16, 17, 1_000_000])
+def test_a_v0_body_of_another_key_fails(size_bytes: int, piece_bytes: int) -> None:
+    sealed = v0_seal(new_dek(), bytes(size_bytes))
+    with pytest.raises(SealError):
+        _check_v0(sealed, piece_bytes)
+
+
+@pytest.mark.parametrize("size_bytes", [0, 1, 16, 100])
+def test_every_flip_and_every_cut_of_a_v0_body_fails(size_bytes: int) -> None:
+    sealed = v0_seal(DEK, bytes(size_bytes))
+    for at in range(len(sealed)):
+        flipped = bytearray(sealed)
+        flipped[at] ^= 1
+        for broken in (bytes(flipped), sealed[:at]):
+            with pytest.raises(SealError):
+                _check_v0(broken, 16)
+    with pytest.raises(SealError):
+        _check_v0(sealed + b"\0", 16)
+
+
+@given(st.binary(max_size=200), st.lists(st.integers(0, 230), max_size=12), st.booleans())
+def test_a_v0_body_in_pieces_opens_if_it_opens_whole(
+    plaintext: bytes,
+    cuts: list[int],
+    broken: bool,
+) -> None:
+    sealed = v0_seal(DEK, plaintext)
+    if broken:
+        sealed = sealed[:-1]
+    borders = [0, *sorted(min(cut, len(sealed)) for cut in cuts), len(sealed)]
+    opener = V0Opener(DEK)
+    for start, end in pairwise(borders):
+        opener.feed(memoryview(sealed)[start:end])
+    if broken:
+        with pytest.raises(SealError):
+            v0_open(DEK, sealed)
+        with pytest.raises(SealError):
+            opener.finish()
+    else:
+        assert v0_open(DEK, sealed) == plaintext
+        opener.finish()
+
+
+def test_a_v0_opener_is_used_once() -> None:
+    opener = V0Opener(DEK)
+    opener.feed(v0_seal(DEK, b"old"))
+    opener.finish()
+    with pytest.raises(SealError):
+        opener.finish()
+    with pytest.raises(SealError):
+        opener.feed(b"more")
+
+
+def test_a_v0_body_that_failed_is_not_mended_by_more() -> None:
+    sealed = v0_seal(DEK, b"old")
+    opener = V0Opener(DEK)
+    opener.feed(sealed[:-1])
+    with pytest.raises(SealError):
+        opener.finish()
+    with pytest.raises(SealError):
+        opener.feed(sealed[-1:])
+
+
+@pytest.mark.parametrize("length", [0, 16, 24, 31, 33])
+def test_a_v0_key_of_another_length_opens_nothing(length: int) -> None:
+    with pytest.raises(SealError):
+        V0Opener(bytes(length))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Awaitable, Callable, Mapping
@@ -144,6 +145,15 @@ def problem_answer(
     return json_answer(status, document, headers, content_type="application/problem+json")
 
 
+def json_always(status: int, value: Any) -> Answer:
+    """The same JSON document in answer to everything."""
+
+    async def answer(_: web.Request) -> web.StreamResponse:
+        return json_answer(status, value)
+
+    return answer
+
+
 def problem(status: int, code: str, detail: str = "") -> Answer:
     """The same refusal of everything."""
 
@@ -166,3 +176,13 @@ def json_answer(
         body=json.dumps(document).encode(),
         headers={**(headers or {}), "Content-Type": content_type},
     )
+
+
+ACCEPTED = json_always(202, {"upload_id": AN_ID})
+
+
+async def after(seconds: float) -> None:
+    """Wait in a test that time itself is about."""
+    reached = asyncio.Event()
+    asyncio.get_running_loop().call_later(seconds, reached.set)
+    await reached.wait()

@@ -1,0 +1,63 @@
+"""A signature is for one deployment, one publisher and one kind of message (SPEC 6.3, 6.7)."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keyturn.crypto import SignatureError, SigningKey, VerifyKey, to_base64
+
+SIGNING = SigningKey.from_seed(bytes(range(32)))
+VERIFY = VerifyKey.from_bytes(SIGNING.public_bytes)
+
+
+def test_signatures_are_for_one_deployment_publisher_and_kind() -> None:
+    body = b'{"type": "upload.requested"}'
+    request = SIGNING.sign_request("default", "api", body)
+    VERIFY.verify_request("default", "api", body, request)
+    event = SIGNING.sign_event("default", body)
+    VERIFY.verify_event("default", body, event)
+    refused = [("other", "api", body), ("default", "apj", body), ("default", "api", body + b" ")]
+    refused += [("default", "", b"api\0" + body), ("default\0api", "", body), ("\ud800", "", body)]
+    for deployment, publisher, sent in refused:
+        with pytest.raises(SignatureError):
+            VERIFY.verify_request(deployment, publisher, sent, request)
+    for deployment, sent in (("other", body), ("default", b""), ("default\0", body)):
+        with pytest.raises(SignatureError):
+            VERIFY.verify_event(deployment, sent, event)
+    with pytest.raises(SignatureError):  # a request is never an event
+        VERIFY.verify_event("default", b"api\0" + body, request)
+    with pytest.raises(SignatureError):
+        VERIFY.verify_request("default", "api", body, event)
+
+
+@given(
+    st.text(max_size=90)
+    | st.binary(max_size=70).map(to_base64)
+    | st.binary(min_size=64, max_size=80).map(to_base64)
+)
+def test_whatever_the_signature_only_signature_errors_come_out(signature: str) -> None:
+    with pytest.raises(SignatureError):
+        VERIFY.verify_request("default", "api", b"{}", signature)
+    with pytest.raises(SignatureError):
+        VERIFY.verify_event("default", b"{}", signature)
+
+
+@pytest.mark.parametrize("length", [0, 31, 33])
+def test_signing_keys_are_32_bytes(length: int) -> None:
+    for read in (SigningKey.from_seed, VerifyKey.from_bytes):
+        with pytest.raises(ValueError, match=r"32|key"):
+            read(bytes(length))
+
+
+def test_a_key_is_named_by_its_public_half() -> None:
+    """RFC 8032's first test key; its id is that of `sha256sum`, cut to 8 bytes."""
+    seed = bytes.fromhex("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60")
+    signing = SigningKey.from_seed(seed)
+    assert signing.id == "21fe31dfa154a261"
+    assert VerifyKey.from_bytes(signing.public_bytes).id == signing.id
+    assert signing.id != SIGNING.id
+
+
+def test_a_signing_key_does_not_show() -> None:
+    assert bytes(range(32)).hex() not in repr(SIGNING)
+    assert not any("seed" in name for name in vars(SIGNING))

@@ -1,0 +1,414 @@
+"""A client checks names before it sends anything, and returns what the gateway states (SPEC 9)."""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+import pytest
+from pydantic import SecretStr
+
+from keyturn.errors import (
+    AlreadyExistsError,
+    MalformedRequestError,
+    NotFoundError,
+    RangeNotSatisfiableError,
+)
+from keyturn.gateway import (
+    Client,
+    UnencryptedGatewayWarning,
+    UnexpectedResponseError,
+    UploadReceipt,
+)
+from keyturn.gateway.transport import is_unencrypted
+from tests.unit.keyturn.gateway.asking import read
+from tests.unit.keyturn.gateway.gateway import (
+    ACCEPTED,
+    AN_ID,
+    API_KEY,
+    NEW_API_KEY,
+    always,
+    json_always,
+    object_of,
+    problem,
+    serving,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from keyturn.publisher.body_source import Body
+
+
+BODY = os.urandom(1000)
+
+
+@pytest.mark.parametrize("key", ["", "short but secret", "x" * 513, "x" * 40 + "\r\nX-Evil: 1"])
+async def test_an_api_key_of_the_wrong_form_is_refused_and_not_shown(key: str) -> None:
+    for given in (key, SecretStr(key)):
+        with pytest.raises(MalformedRequestError, match="32 to 512 characters") as raised:
+            async with Client.connect("http://127.0.0.1:1", given):
+                pass
+        assert key == "" or key not in str(raised.value)
+
+
+async def test_a_client_does_not_print_its_key() -> None:
+    async with Client.connect("http://127.0.0.1:1", API_KEY) as client:
+        shown = [repr(client), str(client), repr(vars(client)), repr(vars(client._transport))]
+    assert not [text for text in shown if API_KEY in text]
+
+
+@pytest.mark.parametrize(
+    ("url", "unencrypted"),
+    [
+        ("https://files.example.com", False),
+        ("https://192.0.2.7:8443/keyturn", False),
+        ("http://127.0.0.1:8080", False),
+        ("http://127.9.9.9", False),
+        ("http://[::1]:8080", False),
+        ("http://localhost:8080", False),
+        ("http://LOCALHOST.", False),
+        ("http://gateway.localhost", False),
+        ("http://files.example.com", True),
+        ("http://localhost.example.com", True),
+        ("http://notlocalhost", True),
+        ("http://gateway:8080", True),
+        ("http://192.168.1.7", True),
+        ("http://0.0.0.0:8080", True),
+        ("http://[2001:db8::1]", True),
+    ],
+)
+async def test_plain_http_to_another_machine_is_warned_of(url: str, *, unencrypted: bool) -> None:
+    assert is_unencrypted(url) is unencrypted
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        async with Client.connect(url, API_KEY) as client:
+            client.with_api_key(NEW_API_KEY)
+    assert [warning.category for warning in caught] == [UnencryptedGatewayWarning] * unencrypted
+    for warning in caught:
+        assert warning.filename == __file__  # the caller's line, not one of ours
+        assert "https://" in str(warning.message)
+        assert API_KEY not in str(warning.message)
+
+
+async def _ask(client: Client, how: str, project: str, key: str) -> None:
+    if how == "open":
+        async with client.open(project, key):
+            pass
+    elif how == "stat":
+        await client.stat(project, key)
+    elif how == "upload":
+        await client.upload(project, key, b"")
+    elif how == "rotate":
+        await client.rotate(project, API_KEY)
+    else:
+        await client.rotation(project, "2f6c9a0e-0000-4000-8000-000000000001")
+
+
+@pytest.mark.parametrize("size", [0, 1, 16 * 1024, 3 * 2**20 + 1])
+async def test_a_whole_object_comes_in_pieces(size: int) -> None:
+    body = os.urandom(size)
+    async with (
+        serving(object_of(body)) as gateway,
+        Client.connect(gateway.url, API_KEY) as client,
+        client.open("acme", "k") as opened,
+    ):
+        assert (opened.size_bytes, opened.length) == (size, size)
+        pieces = [piece async for piece in opened.chunks()]
+        assert b"".join(pieces) == body
+        assert all(pieces)
+        assert await opened.read() == b""
+    (seen,) = gateway.seen
+    assert (seen.method, seen.target) == ("GET", "/v1/projects/acme/objects/k")
+    assert seen.headers["Authorization"] == f"Bearer {API_KEY}"
+    assert "Range" not in seen.headers
+    assert seen.headers["Accept-Encoding"] == "identity"
+
+
+async def test_what_is_told_of_an_object_is_the_same_by_get_and_head() -> None:
+    async with (
+        serving(object_of(BODY)) as gateway,
+        Client.connect(gateway.url, API_KEY) as client,
+    ):
+        told = await client.stat("acme", "k")
+        async with client.open("acme", "k") as opened:
+            assert opened.info == told
+            assert opened.content_type == "text/plain"
+            assert opened.metadata == {"author": "kim", "title": "éé"}
+            assert opened.etag == '"c0ffee"'
+            assert opened.last_modified == datetime(2026, 11, 24, 10, tzinfo=UTC)
+    assert told.size_bytes == len(BODY)
+    assert gateway.methods == ["HEAD", "GET"]
+
+
+@pytest.mark.parametrize(
+    ("start", "length", "header"),
+    [
+        (0, 1, "bytes=0-0"),
+        (0, 1000, "bytes=0-999"),
+        (0, 5000, "bytes=0-4999"),
+        (1, None, "bytes=1-"),
+        (999, None, "bytes=999-"),
+        (100, 50, "bytes=100-149"),
+        (990, 50, "bytes=990-1039"),
+        (-1, None, "bytes=-1"),
+        (-1000, None, "bytes=-1000"),
+        (-2000, None, "bytes=-2000"),
+    ],
+)
+async def test_a_range_is_read_as_asked(start: int, length: int | None, header: str) -> None:
+    expected = BODY[start:] if length is None else BODY[start : start + length]
+    async with (
+        serving(object_of(BODY)) as gateway,
+        Client.connect(gateway.url, API_KEY) as client,
+        client.open("acme", "k", start=start, length=length) as opened,
+    ):
+        assert opened.size_bytes == len(BODY)
+        assert opened.length == len(expected)
+        assert await opened.read() == expected
+    assert gateway.seen[0].headers["Range"] == header
+
+
+async def test_a_range_behind_the_end_is_refused_as_the_gateway_does() -> None:
+    async with serving(object_of(BODY)) as gateway:
+        with pytest.raises(RangeNotSatisfiableError):
+            await read(gateway.url, 1000)
+    async with serving(object_of(b"")) as gateway:
+        with pytest.raises(RangeNotSatisfiableError):
+            await read(gateway.url, 0, 1)
+
+
+@pytest.mark.parametrize(("start", "length"), [(0, 0), (5, -1), (-5, 3)])
+async def test_a_range_that_http_cannot_ask_for_is_not_sent(start: int, length: int) -> None:
+    async with serving(object_of(BODY)) as gateway:
+        with pytest.raises(MalformedRequestError):
+            await read(gateway.url, start, length)
+    assert gateway.seen == []
+
+
+@pytest.mark.parametrize(
+    ("key", "sent"),
+    [
+        ("a b", "a%20b"),
+        ("100%", "100%25"),
+        ("%2e%2e/x", "%252e%252e/x"),
+        ("a#b?c&d=e", "a%23b%3Fc%26d%3De"),
+        ("é/日本.txt", "%C3%A9/%E6%97%A5%E6%9C%AC.txt"),
+        ("a+b;c:d@e", "a%2Bb%3Bc%3Ad%40e"),
+        ("~-_.x/..y", "~-_.x/..y"),
+        ("back\\slash", "back%5Cslash"),
+    ],
+)
+async def test_every_key_arrives_as_it_is(key: str, sent: str) -> None:
+    async with serving(object_of(BODY)) as gateway:
+        assert await read(gateway.url, key=key) == (len(BODY), BODY)
+    assert gateway.seen[0].target == f"/v1/projects/acme/objects/{sent}"
+    assert unquote(gateway.seen[0].target).endswith(f"/objects/{key}")
+
+
+@pytest.mark.parametrize("key", ["", "/a", "a/", "a//b", "../x", "a/./b", "a\nb", "k" * 901])
+@pytest.mark.parametrize("how", ["open", "stat", "upload"])
+async def test_a_key_that_is_none_is_not_sent(key: str, how: str) -> None:
+    async with serving(object_of(BODY)) as gateway, Client.connect(gateway.url, API_KEY) as client:
+        with pytest.raises(MalformedRequestError, match="a key"):
+            await _ask(client, how, "acme", key)
+    assert gateway.seen == []
+
+
+@pytest.mark.parametrize("project", ["", "Acme", "a/b", "..", ".keyturn", "acme\r\nX: y"])
+@pytest.mark.parametrize("how", ["open", "stat", "upload", "rotate", "rotation"])
+async def test_a_project_that_is_none_is_not_sent(project: str, how: str) -> None:
+    async with serving(object_of(BODY)) as gateway, Client.connect(gateway.url, API_KEY) as client:
+        with pytest.raises(MalformedRequestError, match="a project id"):
+            await _ask(client, how, project, "k")
+    assert gateway.seen == []
+
+
+async def test_one_client_reads_for_several_projects_on_the_same_connections() -> None:
+    other_key = "another-project's-key-is-no-such".replace("'", "-")
+    async with serving(object_of(BODY)) as gateway, Client.connect(gateway.url, API_KEY) as client:
+        await client.stat("acme", "k")
+        await client.with_api_key(other_key).stat("other", "k")
+        await client.stat("acme", "k")
+    sent = [seen.headers["Authorization"].removeprefix("Bearer ") for seen in gateway.seen]
+    assert sent == [API_KEY, other_key, API_KEY]
+
+
+async def test_an_object_that_is_left_early_holds_no_connection() -> None:
+    body = os.urandom(8 * 2**20)
+    async with (
+        serving(object_of(body)) as gateway,
+        Client.connect(gateway.url, API_KEY, max_connections=1) as client,
+    ):
+        for _ in range(3):
+            async with client.open("acme", "k") as opened:
+                async for _ in opened.chunks():
+                    break
+        async with client.open("acme", "k") as opened:
+            assert await opened.read() == body
+
+
+async def test_nothing_there_is_not_found_by_head_too() -> None:
+    async with serving(always(404)) as gateway, Client.connect(gateway.url, API_KEY) as client:
+        with pytest.raises(NotFoundError):
+            await client.stat("acme", "k")
+
+
+async def _stream(*pieces: bytes) -> AsyncIterator[bytes]:
+    for piece in pieces:
+        yield piece
+
+
+@pytest.mark.parametrize("size", [0, 1, 16 * 1024, 3 * 2**20 + 1])
+async def test_every_kind_of_body_arrives_as_it_is(size: int, tmp_path: Path) -> None:
+    body = os.urandom(size)
+    path = tmp_path / "body"
+    path.write_bytes(body)
+    bodies: list[Body] = [
+        body,
+        bytearray(body),
+        memoryview(body),
+        path,
+        io.BytesIO(body),
+        _stream(body, b""),
+    ]
+    async with serving(ACCEPTED) as gateway, Client.connect(gateway.url, API_KEY) as client:
+        for kind in bodies:
+            assert await client.upload("acme", "a b/%23#?&=é", kind) == UploadReceipt(
+                AN_ID, stored=False
+            )
+    assert len(gateway.seen) == len(bodies)
+    for number, seen in enumerate(gateway.seen):
+        assert seen.method == "PUT"
+        assert seen.target == "/v1/projects/acme/objects/a%20b/%2523%23%3F%26%3D%C3%A9"
+        assert seen.body == body
+        known = seen.headers.get("Content-Length")
+        assert known == (str(size) if number < 3 else None)
+        assert seen.headers["Authorization"] == f"Bearer {API_KEY}"
+        assert not {"Content-Type", "Prefer"} & seen.headers.keys()
+
+
+async def test_what_belongs_to_an_upload_is_sent_with_it() -> None:
+    async with (
+        serving(json_always(201, {"upload_id": AN_ID})) as gateway,
+        Client.connect(gateway.url, API_KEY) as client,
+    ):
+        done = await client.upload(
+            "acme",
+            "k",
+            b"body",
+            content_type="text/plain; charset=utf-8",
+            metadata={"author": "kim", "title": "éé"},
+            wait_s=30,
+        )
+    assert done == UploadReceipt(AN_ID, stored=True)
+    headers = gateway.seen[0].headers
+    assert headers["Prefer"] == "wait=30"
+    assert headers["Content-Type"] == "text/plain; charset=utf-8"
+    assert headers["X-Keyturn-Meta-Author"] == "kim"
+    assert headers["X-Keyturn-Meta-Title"] == "=?utf-8?b?w6nDqQ==?="
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"wait_s": 0},
+        {"content_type": "a\r\nX-Evil: 1"},
+        {"metadata": {"enc-algo": "x"}},
+        {"metadata": {"a": "b\nc"}},
+        {"metadata": {"A b": "c"}},
+        {"metadata": {"a": "b" * 2000}},
+    ],
+)
+async def test_an_upload_that_is_none_is_not_sent(more: dict[str, Any]) -> None:
+    async with serving(ACCEPTED) as gateway, Client.connect(gateway.url, API_KEY) as client:
+        with pytest.raises(MalformedRequestError):
+            await client.upload("acme", "k", b"body", **more)
+    assert gateway.seen == []
+
+
+async def test_a_refusal_while_waiting_is_told() -> None:
+    async with (
+        serving(problem(409, "already_exists", "the key is taken")) as gateway,
+        Client.connect(gateway.url, API_KEY) as client,
+    ):
+        with pytest.raises(AlreadyExistsError, match="the key is taken"):
+            await client.upload("acme", "k", b"body", wait_s=5)
+
+
+@pytest.mark.parametrize(
+    "document", [{}, {"upload_id": "x"}, {"upload_id": 7}, {"upload_id": AN_ID.upper()}, [], None]
+)
+async def test_an_answer_without_an_id_is_none(document: object) -> None:
+    async with (
+        serving(json_always(202, document)) as gateway,
+        Client.connect(gateway.url, API_KEY) as client,
+    ):
+        with pytest.raises(UnexpectedResponseError, match="no upload_id"):
+            await client.upload("acme", "k", b"body")
+        with pytest.raises(UnexpectedResponseError, match="no rotation_id"):
+            await client.rotate("acme", NEW_API_KEY)
+
+
+async def test_a_rotation_is_asked_for_with_the_current_key_and_brings_the_new_one() -> None:
+    async with (
+        serving(json_always(202, {"rotation_id": AN_ID})) as gateway,
+        Client.connect(gateway.url, API_KEY) as client,
+    ):
+        assert await client.rotate("acme", NEW_API_KEY) == AN_ID
+    (seen,) = gateway.seen
+    assert (seen.method, seen.target) == ("POST", "/v1/projects/acme/rotations")
+    assert seen.headers["Authorization"] == f"Bearer {API_KEY}"
+    assert seen.headers["Content-Type"] == "application/json"
+    assert seen.body == b'{"api_key":"%s"}' % NEW_API_KEY.encode()
+
+
+async def test_a_new_key_of_the_wrong_form_is_not_sent() -> None:
+    async with serving(always(500)) as gateway, Client.connect(gateway.url, API_KEY) as client:
+        with pytest.raises(MalformedRequestError) as raised:
+            await client.rotate("acme", "short but secret")
+    assert "short but secret" not in str(raised.value)
+    assert gateway.seen == []
+
+
+async def test_a_rotation_is_followed_with_the_new_key() -> None:
+    told = {
+        "rotation_id": AN_ID,
+        "project": "acme",
+        "state": "completed",
+        "generation": 2,
+        "counts": {"objects": 3, "rewrapped": 3},
+    }
+    async with (
+        serving(json_always(200, told)) as gateway,
+        Client.connect(gateway.url, API_KEY) as client,
+    ):
+        assert await client.with_api_key(NEW_API_KEY).rotation("acme", AN_ID) == told
+    (seen,) = gateway.seen
+    assert (seen.method, seen.target) == ("GET", f"/v1/projects/acme/rotations/{AN_ID}")
+    assert seen.headers["Authorization"] == f"Bearer {NEW_API_KEY}"
+
+
+@pytest.mark.parametrize("rotation_id", ["", "..", AN_ID.upper(), f"{AN_ID}/x"])
+async def test_a_rotations_id_that_is_none_is_not_sent(rotation_id: str) -> None:
+    async with serving(always(500)) as gateway, Client.connect(gateway.url, API_KEY) as client:
+        with pytest.raises(MalformedRequestError):
+            await client.rotation("acme", rotation_id)
+    assert gateway.seen == []
+
+
+@pytest.mark.parametrize(
+    "document", [{}, {"rotation_id": AN_ID}, {"rotation_id": "x", "state": "completed"}, []]
+)
+async def test_an_answer_about_no_rotation_is_none(document: object) -> None:
+    async with (
+        serving(json_always(200, document)) as gateway,
+        Client.connect(gateway.url, API_KEY) as client,
+    ):
+        with pytest.raises(UnexpectedResponseError, match="another rotation"):
+            await client.rotation("acme", AN_ID)

@@ -1,0 +1,138 @@
+"""Projects, object keys, ids, times and the S3 keys of records (SPEC 1)."""
+
+import unicodedata
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keyturn.identifiers import (
+    ALL_PROJECTS,
+    ALL_PROJECTS_FOLDER,
+    OWN_PREFIX,
+    TIME_PATTERN,
+    check_object_key,
+    format_time,
+    has_control_characters,
+    is_object_key,
+    is_project,
+    is_short_name,
+    is_uuid,
+    keyring_s3_key,
+    object_s3_key,
+    parse_time,
+    staging_s3_key,
+    sweep_prefix,
+)
+from tests.unit.keyturn.messages.examples import EVENTS
+
+_key_text = st.text(st.sampled_from("a/.ü\u0000\x7f\u2028 -") | st.characters(), max_size=40)
+
+
+@given(_key_text)
+def test_keys_are_what_spec_1_allows(key: str) -> None:
+    """The rule of SPEC 1 in other words than the implementation's."""
+    try:
+        size = len(key.encode())
+    except UnicodeEncodeError:
+        size = 0
+    allowed = (
+        1 <= size <= 900
+        and not any(unicodedata.category(c) == "Cc" for c in key)
+        and not key.startswith("/")
+        and not key.endswith("/")
+        and not {"", ".", ".."} & set(key.split("/"))
+    )
+    assert is_object_key(key) is allowed
+    if allowed:
+        assert check_object_key(key) == key
+    else:
+        with pytest.raises(ValueError, match="key"):
+            check_object_key(key)
+
+
+@pytest.mark.parametrize(("key", "allowed"), [("ü" * 450, True), ("ü" * 450 + "a", False)])
+def test_a_key_is_measured_in_bytes(key: str, allowed: bool) -> None:
+    assert is_object_key(key) is allowed
+
+
+def test_the_records_of_a_sweep_of_all_stand_beside_those_of_any_project() -> None:
+    sweep_id = next(d["sweep_id"] for d in EVENTS if d["type"] == "sweep.completed")
+    assert sweep_prefix(sweep_id, "acme") == f".keyturn/sweeps/{sweep_id}/acme/"
+    assert sweep_prefix(sweep_id, ALL_PROJECTS) == f".keyturn/sweeps/{sweep_id}/_all/"
+    assert not is_project(ALL_PROJECTS_FOLDER)
+
+
+@given(st.datetimes(timezones=st.just(UTC)))
+def test_times_survive_a_round_trip(instant: datetime) -> None:
+    assert parse_time(format_time(instant)) == instant
+
+
+@given(st.text(max_size=32) | st.from_regex(TIME_PATTERN))
+def test_a_time_is_read_or_refused_with_a_value_error(text: str) -> None:
+    instant = None
+    with suppress(ValueError):
+        instant = parse_time(text)
+    if instant is not None:
+        assert format_time(instant)[:19] == text[:19]
+
+
+@pytest.mark.parametrize(
+    ("check", "allowed", "refused"),
+    [
+        (is_project, ["a", "0", "a-b", "a" * 63], ["", "-a", "A", "a_b", "a/b", "a\n", "a" * 64]),
+        (is_short_name, ["a", "-", "m1", "a" * 32], ["", "A", "a_b", "a.b", "a\n", "a" * 33]),
+        (
+            is_uuid,
+            ["2f6c9a0e-0000-4000-8000-000000000001", "0" * 8 + "-0000" * 3 + "-" + "0" * 12],
+            ["", "2F6C9A0E-0000-4000-8000-000000000001", "2f6c9a0e000040008000000000000001"],
+        ),
+    ],
+)
+def test_a_name_is_what_the_specification_allows(
+    check: Callable[[str], bool], allowed: list[str], refused: list[str]
+) -> None:
+    assert [check(text) for text in allowed] == [True] * len(allowed)
+    assert [check(text) for text in refused] == [False] * len(refused)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("", False),
+        ("a b", False),
+        ("é\u2028", False),
+        ("a\n", True),
+        ("é\x7f", True),
+        ("\x85", True),
+    ],
+)
+def test_control_characters_are_found(text: str, found: bool) -> None:
+    assert has_control_characters(text) is found
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2026-11-24T10:00:00Z", "2026-11-24T10:00:00.000000Z"),
+        ("2026-11-24T10:00:00.5Z", "2026-11-24T10:00:00.500000Z"),
+        ("0999-01-01T00:00:00Z", "0999-01-01T00:00:00.000000Z"),
+    ],
+)
+def test_a_time_is_written_to_the_microsecond(text: str, expected: str) -> None:
+    assert format_time(parse_time(text)) == expected
+
+
+def test_a_time_of_another_zone_is_written_in_utc() -> None:
+    instant = datetime(2026, 11, 24, 11, tzinfo=timezone(timedelta(hours=1)))
+    assert format_time(instant) == "2026-11-24T10:00:00.000000Z"
+
+
+def test_records_and_staged_bodies_are_outside_of_every_project() -> None:
+    assert object_s3_key("acme", "a/b") == "acme/a/b"
+    assert keyring_s3_key("acme") == ".keyturn/keyrings/acme.json"
+    assert staging_s3_key("api", "id") == ".keyturn/staging/api/id"
+    assert not is_project(OWN_PREFIX.rstrip("/"))

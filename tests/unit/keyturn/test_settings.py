@@ -1,0 +1,125 @@
+"""A publisher's settings: what is wrong is named in one line, and no value is shown (SPEC 11)."""
+
+from __future__ import annotations
+
+import base64
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from keyturn.crypto import IntakeKey, SigningKey
+from keyturn.errors import SettingsError
+from keyturn.settings import PublisherSettings, S3Settings, secrets_dir, seed_from_b64
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SEED: Final = base64.b64encode(b"p" * 32).decode()
+PUBLIC: Final = base64.b64encode(SigningKey.from_seed(b"e" * 32).public_bytes).decode()
+INTAKE: Final = IntakeKey.from_seed(bytes(32))
+ENVIRONMENT: Final = {
+    "AMQP_URL": "amqps://kim:canary@broker/",
+    "PUBLISHER_NAME": "billing",
+    "PUBLISHER_KEY": SEED,
+    "INTAKE_PUBLIC_KEY": f"main:{base64.b64encode(INTAKE.public_bytes).decode()}",
+    "EVENT_PUBLIC_KEY": PUBLIC,
+    "PEPPER": "canary",
+}
+
+
+@pytest.fixture(autouse=True)
+def secrets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A full environment, and an empty folder of secrets."""
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(f"KEYTURN_{name}", value)
+    monkeypatch.setenv("KEYTURN_SECRETS_DIR", str(tmp_path))
+    return tmp_path
+
+
+def test_a_publisher_is_read_from_the_environment() -> None:
+    settings = PublisherSettings.read()
+    assert (settings.deployment, settings.publisher_name) == ("default", "billing")
+    assert settings.publisher_key.id == SigningKey.from_seed(b"p" * 32).id
+    assert settings.intake_public_key.id == "main"
+    assert settings.intake_public_key.key.public_bytes == INTAKE.public_bytes
+    assert [key.id for key in settings.event_public_key] == [SigningKey.from_seed(b"e" * 32).id]
+    assert "canary" not in repr(settings)
+
+
+def test_a_secret_may_be_a_file(monkeypatch: pytest.MonkeyPatch, secrets: Path) -> None:
+    monkeypatch.delenv("KEYTURN_PUBLISHER_KEY")
+    (secrets / "KEYTURN_PUBLISHER_KEY").write_text(SEED + "\n")
+    assert PublisherSettings.read().publisher_key.id == SigningKey.from_seed(b"p" * 32).id
+
+
+def test_every_setting_that_is_missing_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KEYTURN_AMQP_URL")
+    monkeypatch.setenv("KEYTURN_PUBLISHER_NAME", "")
+    with pytest.raises(SettingsError) as refused:
+        PublisherSettings.read()
+    assert str(refused.value) == "KEYTURN_AMQP_URL is missing; KEYTURN_PUBLISHER_NAME is missing"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("AMQP_URL", "http://kim:canary@broker/"),
+        ("DEPLOYMENT", "Canary Deployment"),
+        ("PUBLISHER_NAME", "canary_name"),
+        ("PUBLISHER_KEY", "canary"),
+        ("PUBLISHER_KEY", base64.b64encode(b"canary" * 5).decode()),
+        ("INTAKE_PUBLIC_KEY", "canary"),
+        ("INTAKE_PUBLIC_KEY", "main:canary"),
+        ("INTAKE_PUBLIC_KEY", f"main:{SEED}"),
+        ("EVENT_PUBLIC_KEY", "canary"),
+        ("EVENT_PUBLIC_KEY", f"{PUBLIC},"),
+    ],
+)
+def test_a_malformed_setting_is_named_and_its_value_is_not_shown(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(f"KEYTURN_{name}", value)
+    with pytest.raises(SettingsError, match=f"KEYTURN_{name}") as refused:
+        PublisherSettings.read()
+    told = str(refused.value)
+    assert "canary" not in told.lower()
+    assert value not in told
+    assert "\n" not in told
+    assert refused.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    ("environment", "told"),
+    [
+        ({}, "KEYTURN_S3_BUCKET is missing"),
+        ({"BUCKET": "ab"}, "KEYTURN_S3_BUCKET is malformed"),
+        ({"BUCKET": "abc", "ENDPOINT_URL": "s3://x"}, "KEYTURN_S3_ENDPOINT_URL is malformed"),
+        ({"BUCKET": "abc", "ACCESS_KEY_ID": "x"}, "set together or not"),
+        ({"BUCKET": "abc", "SECRET_ACCESS_KEY": "x"}, "set together or not"),
+    ],
+)
+def test_a_bucket_that_cannot_be_is_refused(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], told: str
+) -> None:
+    for name in S3Settings.model_fields:
+        monkeypatch.delenv(f"KEYTURN_{name.upper()}", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(f"KEYTURN_S3_{name}", value)
+    with pytest.raises(SettingsError, match=told):
+        S3Settings.read()
+
+
+def test_a_folder_of_secrets_that_is_named_must_exist(
+    monkeypatch: pytest.MonkeyPatch, secrets: Path
+) -> None:
+    assert secrets_dir() == secrets
+    monkeypatch.setenv("KEYTURN_SECRETS_DIR", str(secrets / "none"))
+    with pytest.raises(SettingsError, match="KEYTURN_SECRETS_DIR names no folder"):
+        secrets_dir()
+
+
+@pytest.mark.parametrize("value", [None, 7, b"bytes", "", "x", SEED[:-2], SEED + SEED, "AAAA"])
+def test_what_is_not_the_base64_of_32_bytes_is_no_seed(value: Any) -> None:
+    assert seed_from_b64(f" {SEED}\n") == b"p" * 32
+    with pytest.raises(ValueError, match=r"^not the base64 of 32 bytes$"):
+        seed_from_b64(value)

@@ -1,0 +1,94 @@
+"""The queues hold together: no message is lost between two of them (SPEC 6.1, 6.2)."""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import Final
+
+import pytest
+
+from keyturn.messages import EVENT_MODELS, REQUEST_MODELS
+from keyturn.topology import (
+    ALL_DELAYS_S,
+    CONTROL_QUEUE,
+    DEAD_QUEUES,
+    EVENTS,
+    EVENTS_STREAM,
+    PLAN_QUEUE,
+    PUBLISHER_HEADER,
+    REJECTED_EVENTS,
+    REQUEST_ID_FIELDS,
+    REQUESTS,
+    RETRY_DELAYS_S,
+    SWEEP_QUEUE,
+    UPLOAD_QUEUE,
+    dead_letter_name,
+    publisher_binding,
+    publisher_queue,
+    queues,
+    retry_name,
+)
+
+WORK: Final = (UPLOAD_QUEUE, CONTROL_QUEUE, SWEEP_QUEUE, PLAN_QUEUE)
+QUEUES: Final = {queue.name: queue for queue in queues()}
+
+
+def test_each_request_goes_to_one_queue_and_each_event_to_the_stream() -> None:
+    bound = list(chain.from_iterable(queue.bindings for queue in queues()))
+    assert sorted(bound) == sorted((*REQUESTS, *EVENTS))
+    assert QUEUES[EVENTS_STREAM].bindings == EVENTS
+    assert QUEUES[UPLOAD_QUEUE].bindings == ("upload.requested",)
+
+
+def test_a_queue_is_declared_after_the_one_that_its_messages_go_to() -> None:
+    """Retry queues return to their work queue, which a message cannot leave before it exists."""
+    order = [queue.name for queue in queues()]
+    assert len(order) == len(set(order))
+    for name in WORK:
+        target = QUEUES[name].arguments["x-dead-letter-routing-key"]
+        assert target == dead_letter_name(name)
+        assert order.index(str(target)) < order.index(name)
+    assert order[-1] == EVENTS_STREAM
+
+
+def test_what_is_dead_lettered_on_its_way_is_kept_until_it_has_arrived() -> None:
+    for queue in queues():
+        if "x-dead-letter-exchange" in queue.arguments:
+            assert queue.arguments["x-dead-letter-routing-key"] in QUEUES
+            assert queue.arguments["x-dead-letter-strategy"] == "at-least-once"
+            assert queue.arguments["x-overflow"] == "reject-publish"
+            assert queue.arguments["x-queue-type"] == "quorum"
+
+
+@pytest.mark.parametrize("name", WORK)
+@pytest.mark.parametrize("delay_s", ALL_DELAYS_S)
+def test_a_retry_returns_to_its_queue_after_its_delay(name: str, delay_s: int) -> None:
+    arguments = QUEUES[retry_name(name, delay_s)].arguments
+    assert arguments["x-message-ttl"] == delay_s * 1000
+    assert arguments["x-dead-letter-routing-key"] == name
+
+
+def test_retries_wait_longer_each_time() -> None:
+    assert sorted(set(RETRY_DELAYS_S)) == list(RETRY_DELAYS_S)
+
+
+@pytest.mark.parametrize("name", DEAD_QUEUES)
+def test_no_dead_letter_is_dropped_for_being_looked_at(name: str) -> None:
+    assert QUEUES[name].arguments == {"x-queue-type": "quorum", "x-delivery-limit": -1}
+
+
+def test_every_request_has_an_id_and_a_refusal() -> None:
+    assert set(REQUESTS) == set(REQUEST_ID_FIELDS) == set(REQUEST_MODELS)
+    assert set(EVENTS) == set(EVENT_MODELS)
+    for request in REQUESTS:
+        assert REQUEST_ID_FIELDS[request] in REQUEST_MODELS[request].model_fields
+        refusal = EVENT_MODELS[REJECTED_EVENTS[request]]
+        assert REQUEST_ID_FIELDS[request] in refusal.model_fields
+
+
+def test_a_publishers_stream_takes_its_own_events_alone() -> None:
+    stream = publisher_queue("billing")
+    assert stream.name == "keyturn.events.billing"
+    assert stream.arguments["x-queue-type"] == "stream"
+    assert stream.bindings == ()
+    assert publisher_binding("billing") == {"x-match": "all", PUBLISHER_HEADER: "billing"}
