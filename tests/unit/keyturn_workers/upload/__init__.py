@@ -1,1 +1,1 @@
-"""Unit tests of the uploader (SPEC 7)."""
+"""Unit tests of the upload worker (SPEC 7)."""

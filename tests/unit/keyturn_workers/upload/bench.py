@@ -65,11 +65,10 @@ class Bench:
             part_size_bytes=PART_BYTES,
             stream_concurrency=2,
         )
-        self.uploader = Uploader(
-            UploadContext(
-                self.storage, self.keyrings, OPERATOR_KEYS, {"main": INTAKE}, limits, self.metrics
-            )
+        self.context = UploadContext(
+            self.storage, self.keyrings, OPERATOR_KEYS, {"main": INTAKE}, limits, self.metrics
         )
+        self.uploader = Uploader(self.context)
 
     def write_keyring(self, ring: Keyring) -> None:
         self.ring = ring

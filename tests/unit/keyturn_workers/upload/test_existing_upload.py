@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -33,7 +32,8 @@ from tests.unit.keyturn_workers.upload.bench import (
 
 BY_ALL_WAYS = pytest.mark.parametrize("way", WAYS)
 STAGED_WAYS = pytest.mark.parametrize("way", ["put_stream", "complete_multipart"])
-_DAY = timedelta(days=1)
+OWN = Headers({"enc-upload": UPLOAD_ID})
+FORGED = bytes(len(DATA))
 ORIGIN = RequestOrigin("api", "0" * 64)
 
 
@@ -169,3 +169,45 @@ async def test_rewraps_keep_the_tag() -> None:
     await reconcile_object("acme", "k", on.storage, on.keyrings, OPERATOR_KEYS)
     assert (await on.metadata())["enc-upload-tag"] == tag
     assert await on.serve(sent, seen_before=True) == UploadResult(len(DATA), 2)
+
+
+@BY_ALL_WAYS
+@pytest.mark.parametrize("seen_before", [False, True])
+async def test_forged_plaintext_under_the_uploads_id_is_never_encrypted(
+    way: str, *, seen_before: bool
+) -> None:
+    """It was there before, or came during the put, has the body's length, and is left alone."""
+    on = bench(way)
+
+    async def forge() -> None:
+        on.storage.plant(TARGET, FORGED, OWN)
+
+    sent = request(on, way)
+    on.storage.before_next("read_start" if seen_before else way, forge)
+    with pytest.raises(CorruptObjectError):
+        await on.serve(sent, seen_before=seen_before)
+    assert (await on.storage.read(TARGET))[1] == FORGED
+
+
+@BY_ALL_WAYS
+async def test_a_sealed_body_stripped_of_its_metadata_is_corrupt(way: str) -> None:
+    """It is longer than the plaintext: reported as corrupt, and left alone."""
+    on = bench(way)
+    sent = request(on, way)
+    await on.serve(sent)
+    sealed = (await on.storage.read(TARGET))[1]
+    on.storage.plant(TARGET, sealed, OWN)
+    with pytest.raises(CorruptObjectError):
+        await on.serve(sent, seen_before=True)
+    assert (await on.storage.read(TARGET))[1] == sealed
+
+
+async def test_own_plaintext_without_a_staged_body_stays() -> None:
+    """The object proves nothing, so it is left alone."""
+    on = bench("put_stream")
+    sent = request(on, "put_stream")
+    on.storage.plant(TARGET, DATA, OWN)
+    await on.storage.delete(STAGED)
+    with pytest.raises(StagedBodyMissingError):
+        await on.serve(sent, seen_before=True)
+    assert (await on.storage.read(TARGET))[1] == DATA

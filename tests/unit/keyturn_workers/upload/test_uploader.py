@@ -1,4 +1,8 @@
-"""What changes during an upload: keyring, lease, and the object at its key (SPEC 7)."""
+"""An upload, over all its deliveries: what changes and what fails meanwhile (SPEC 7, 8.2).
+
+Own plaintext that was forbidden before its upload was published is encrypted. What exists at the
+key proves nothing, so what is sealed is always the request's own body.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +17,13 @@ from keyturn.errors import (
     CorruptObjectError,
     DeletedKeyError,
     StorageUnavailableError,
+    UnknownProjectError,
 )
+from keyturn.identifiers import keyring_s3_key, object_s3_key
+from keyturn_workers.errors import MissingError, PreconditionError, RefusedError
 from keyturn_workers.storage import Headers
 from keyturn_workers.upload import UploadResult
+from tests.support.scrape import risen, shown
 from tests.unit.keyturn_workers.factories import keyring
 from tests.unit.keyturn_workers.upload.bench import (
     DATA,
@@ -32,27 +40,10 @@ from tests.unit.keyturn_workers.upload.bench import (
 if TYPE_CHECKING:
     from keyturn.messages import UploadRequested
 
-from typing import TYPE_CHECKING
-
-from tests.support.scrape import risen, shown
-
-if TYPE_CHECKING:
-    from keyturn.messages import UploadRequested
-
-
 BY_ALL_WAYS = pytest.mark.parametrize("way", WAYS)
-
-
-@BY_ALL_WAYS
-async def test_an_upload_is_stored_once(way: str) -> None:
-    """By the expected call, once, under both wraps; nothing else is called."""
-    on = bench(way)
-    assert await on.serve(request(on, way)) == UploadResult(len(DATA), 1)
-    assert await on.plaintext() == DATA
-    assert (await on.metadata())["enc-upload"] == UPLOAD_ID
-    put = {name: on.storage.calls[name] for name in ("put", "put_stream", "complete_multipart")}
-    assert put == {name: int(name == way) for name in put}
-    assert on.storage.calls["copy_onto_itself"] == 0
+OWN = Headers({"enc-upload": UPLOAD_ID})
+FORGED = bytes(len(DATA))
+DELETED = Headers({"enc-algo": "deleted", "enc-dek-admin": "AAAA"})
 
 
 @BY_ALL_WAYS
@@ -111,13 +102,6 @@ async def test_plaintext_forbidden_during_the_put_is_encrypted(way: str) -> None
     on.storage.before_next(way, forbid)
     assert await on.serve(request(on, way)) == UploadResult(len(DATA), 1)
     assert await on.plaintext() == DATA
-
-
-async def test_plaintext_is_stored_if_encryption_is_off() -> None:
-    on = bench(ring=keyring(plaintext=True), encryption_enabled=False)
-    assert await on.serve(request(on)) == UploadResult(len(DATA), 1)
-    assert (await on.storage.read(TARGET))[1] == DATA
-    assert await on.metadata() == {"enc-upload": UPLOAD_ID}
 
 
 async def test_a_rotation_during_a_put_of_plaintext_changes_no_object() -> None:
@@ -226,6 +210,8 @@ async def test_completion_is_unknown_while_the_storage_fails() -> None:
         await on.uploader.find_completed(request(on), "api")
 
 
+# Stages that are measured.
+
 _BYTES = "keyturn_stored_bytes_total"
 
 
@@ -260,3 +246,266 @@ async def test_an_existing_object_is_not_stored_again() -> None:
     assert await _measured(on, asked, seen_before=True) == {"look": 1}
     await on.rotate()
     assert await _measured(on, asked, seen_before=True) == {"look": 1, "settle": 1}
+
+
+# Failures.
+
+
+async def test_a_keyring_that_is_gone_after_the_put_stops_the_upload() -> None:
+    """A result that cannot be checked is not published; a later delivery finds its object."""
+    on = bench()
+
+    async def remove() -> None:
+        await on.storage.delete(keyring_s3_key("acme"))
+
+    sent = request(on)
+    on.storage.before_next("put", remove)
+    with pytest.raises(UnknownProjectError):
+        await on.serve(sent)
+    await on.rotate()
+    assert await on.serve(sent, seen_before=True) == UploadResult(len(DATA), 2)
+
+
+@BY_ALL_WAYS
+async def test_a_put_that_is_always_refused_is_unavailable_storage(way: str) -> None:
+    """Credentials that may not write: retried later, and no part is left open."""
+    on = bench(way)
+    on.storage.fail_next(way, RefusedError("no"), times=20)
+    with pytest.raises(StorageUnavailableError, match="refuses"):
+        await on.serve(request(on, way))
+    assert 1 < on.storage.calls[way] < 10
+    assert await on.open_uploads() == []
+
+
+@BY_ALL_WAYS
+async def test_a_false_precondition_failure_is_survived(way: str) -> None:
+    """The condition failed on this upload's own object, stored by the first send of the put."""
+    on = bench(way)
+    on.storage.fail_next(way, PreconditionError("412"), after_effect=True)
+    assert await on.serve(request(on, way)) == UploadResult(len(DATA), 1)
+    assert await on.plaintext() == DATA
+    assert on.storage.calls[way] == 1
+
+
+async def test_a_false_precondition_failure_during_a_rotation_is_survived() -> None:
+    """The object is its own, one generation behind."""
+    on = bench()
+    on.storage.fail_next("put", PreconditionError("412"), after_effect=True)
+    on.storage.before_next("read_start", on.rotate)
+    assert await on.serve(request(on)) == UploadResult(len(DATA), 2)
+    assert await on.plaintext() == DATA
+
+
+@BY_ALL_WAYS
+async def test_a_precondition_failure_without_an_object_is_unavailable_storage(way: str) -> None:
+    """Published neither as stored nor as taken: retried later."""
+    on = bench(way)
+    on.storage.fail_next(way, PreconditionError("412"))
+    with pytest.raises(StorageUnavailableError, match="no object exists"):
+        await on.serve(request(on, way))
+    assert await on.open_uploads() == []
+
+
+@BY_ALL_WAYS
+async def test_a_lost_response_stores_nothing_twice(way: str) -> None:
+    """The outcome is unknown: the next delivery reads the target, and stores nothing twice."""
+    on = bench(way)
+    sent = request(on, way)
+    on.storage.fail_next(way, StorageUnavailableError("lost"), after_effect=True)
+    with pytest.raises(StorageUnavailableError):
+        await on.serve(sent)
+    before = await on.storage.read(TARGET)
+    assert await on.serve(sent, seen_before=True) == UploadResult(len(DATA), 1)
+    assert (await on.storage.read(TARGET))[1] == before[1]
+    assert on.storage.calls[way] == 1
+
+
+@BY_ALL_WAYS
+async def test_a_lost_request_is_sent_again_under_a_new_dek(way: str) -> None:
+    """The put never arrived: the next delivery stores the object under a DEK of its own."""
+    on = bench(way)
+    sent = request(on, way)
+    on.storage.fail_next(way, StorageUnavailableError("lost"))
+    with pytest.raises(StorageUnavailableError):
+        await on.serve(sent)
+    assert not await on.exists(TARGET)
+    assert await on.serve(sent, seen_before=True) == UploadResult(len(DATA), 1)
+    assert await on.plaintext() == DATA
+    assert await on.open_uploads() == []
+
+
+@BY_ALL_WAYS
+async def test_a_keyring_that_is_unreadable_after_the_put_delays_the_result(way: str) -> None:
+    """Stored but not checked: the next delivery finishes it."""
+    on = bench(way)
+    sent = request(on, way)
+
+    async def fail_reads() -> None:
+        on.storage.fail_next("read", StorageUnavailableError("down"))
+
+    on.storage.before_next(way, fail_reads)
+    with pytest.raises(StorageUnavailableError):
+        await on.serve(sent)
+    await on.rotate()
+    assert await on.serve(sent, seen_before=True) == UploadResult(len(DATA), 2)
+    assert await on.plaintext() == DATA
+    assert on.storage.calls[way] == 1
+
+
+async def test_a_staged_body_that_cannot_be_deleted_is_left_to_the_cleanup() -> None:
+    """The upload is published anyway."""
+    on = bench("put_stream")
+    sent = request(on, "put_stream")
+    await on.serve(sent)
+    on.storage.fail_next("delete", StorageUnavailableError("down"))
+    await on.uploader.discard_staged(sent, "api")
+    assert await on.exists(STAGED)
+
+
+async def test_copies_of_a_retry_do_not_abort_each_other() -> None:
+    """A broker writer copied one retry: no copy aborts the parts of another."""
+    on = bench("complete_multipart")
+    sent = request(on, "complete_multipart")
+
+    async def more_copies() -> None:
+        for _ in range(20):
+            on.storage.fail_next("complete_multipart", StorageUnavailableError("slow"))
+            with pytest.raises(StorageUnavailableError):
+                await on.serve(sent, seen_before=True)
+            assert await on.open_uploads() == [TARGET]  # that of the first
+
+    on.storage.before_next("complete_multipart", more_copies)
+    assert await on.serve(sent, seen_before=True) == UploadResult(len(DATA), 1)
+    assert await on.plaintext() == DATA
+    assert await on.open_uploads() == []
+
+
+async def test_a_delivery_that_finds_its_object_aborts_nothing() -> None:
+    """The open parts may belong to a sweep's copy of the object onto itself."""
+    on = bench("complete_multipart")
+    sent = request(on, "complete_multipart")
+    await on.serve(sent)
+    await on.storage.create_multipart(TARGET, Headers({}))
+    assert await on.serve(sent, seen_before=True) == UploadResult(len(DATA), 1)
+    assert await on.open_uploads() == [TARGET]
+
+
+async def test_an_upload_whose_parts_were_aborted_is_retried() -> None:
+    """The parts are gone at the completion: retried later, and stored then."""
+    on = bench("complete_multipart")
+    sent = request(on, "complete_multipart")
+    on.storage.fail_next("complete_multipart", MissingError("NoSuchUpload"))
+    with pytest.raises(StorageUnavailableError):
+        await on.serve(sent)
+    assert await on.serve(sent, seen_before=True) == UploadResult(len(DATA), 1)
+    assert await on.plaintext() == DATA
+
+
+async def test_an_unknown_projects_parts_are_left_alone() -> None:
+    """A request for a project without a keyring is refused, and aborts nothing."""
+    on = bench("complete_multipart")
+    sent = _for_project(request(on, "complete_multipart"), "videos")
+    await on.storage.create_multipart(object_s3_key("videos", "k"), Headers({}))
+    with pytest.raises(CodedError):
+        await on.serve(sent, seen_before=True)
+    assert await on.open_uploads() == [object_s3_key("videos", "k")]
+
+
+def _for_project(sent: UploadRequested, project: str) -> UploadRequested:
+    return sent.model_copy(update={"project": project})
+
+
+# Plaintext that was forbidden meanwhile.
+
+
+def plaintext_bench(way: str) -> Bench:
+    return bench(way, ring=keyring(plaintext=True), encryption_enabled=False)
+
+
+async def forbid(on: Bench) -> None:
+    on.write_keyring(replace(on.ring, plaintext_allowed=False))
+
+
+async def put_and_die(on: Bench, way: str, sent: UploadRequested) -> None:
+    """A delivery whose worker dies between the put of plaintext and its event."""
+
+    async def die() -> None:
+        on.storage.fail_next("read", StorageUnavailableError("killed"))
+
+    on.storage.before_next(way, die)
+    with pytest.raises(StorageUnavailableError):
+        await on.serve(sent)
+    assert "enc-algo" not in await on.metadata()
+
+
+@pytest.mark.parametrize(
+    ("way", "data"),
+    [*((way, DATA) for way in WAYS), ("put", b""), ("put_stream", b"")],
+    ids=lambda value: value if isinstance(value, str) else f"{len(value)} bytes",
+)
+async def test_the_next_delivery_encrypts_plaintext_that_is_forbidden(
+    way: str, data: bytes
+) -> None:
+    on = plaintext_bench(way)
+    sent = request(on, way, data=data)
+    await put_and_die(on, way, sent)
+    await forbid(on)
+    assert await on.serve(sent, seen_before=True) == UploadResult(len(data), 1)
+    assert await on.plaintext() == data
+    assert (await on.metadata())["enc-upload"] == UPLOAD_ID
+    assert await on.open_uploads() == []
+
+
+async def test_plaintext_that_is_still_allowed_stays() -> None:
+    on = plaintext_bench("put")
+    sent = request(on)
+    await put_and_die(on, "put", sent)
+    assert await on.serve(sent, seen_before=True) == UploadResult(len(DATA), 1)
+    assert (await on.storage.read(TARGET))[1] == DATA
+
+
+async def test_plaintext_replaced_before_the_put_is_not_overwritten() -> None:
+    """The put is conditional on the ETag that was compared."""
+    on = bench()
+    sent = request(on)
+    on.storage.plant(TARGET, DATA, OWN)
+
+    async def replace_it() -> None:
+        on.storage.plant(TARGET, FORGED, OWN)
+
+    on.storage.before_next("put", replace_it)
+    with pytest.raises(CorruptObjectError):
+        await on.serve(sent, seen_before=True)
+    assert (await on.storage.read(TARGET))[1] == FORGED
+
+
+async def test_plaintext_encrypted_by_another_delivery_is_completed() -> None:
+    on = bench()
+    sent = request(on)
+    on.storage.plant(TARGET, DATA, OWN)
+
+    async def other() -> None:
+        await on.serve(sent, seen_before=True)
+
+    on.storage.before_next("put", other)
+    assert await on.serve(sent, seen_before=True) == UploadResult(len(DATA), 1)
+    assert await on.plaintext() == DATA
+
+
+async def test_an_empty_body_deleted_meanwhile_stays_deleted() -> None:
+    """A tombstone has the ETag of an empty body: the condition alone would overwrite it."""
+    on = bench()
+    sent = request(on, data=b"")
+    on.storage.plant(TARGET, b"", OWN)
+
+    async def nothing() -> None:
+        pass
+
+    async def delete() -> None:
+        on.storage.plant(TARGET, b"", DELETED)
+
+    on.storage.before_next("read_start", nothing)  # the look that finds the plaintext
+    on.storage.before_next("read_start", delete)
+    with pytest.raises(DeletedKeyError):
+        await on.serve(sent, seen_before=True)
+    assert (await on.metadata())["enc-algo"] == "deleted"

@@ -1,0 +1,145 @@
+"""The stream from the publisher's seal to the object's: whole, authentic, bounded (SPEC 3, 7.2)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from keyturn.crypto import HEADER_BYTES, SEALED_CHUNK_BYTES, seal, to_base64, transport_context
+from keyturn.errors import BadSealError, BodyTooLargeError
+from keyturn.messages import INLINE_MAX_BYTES, InlineBody
+from keyturn_workers.storage import Headers
+from keyturn_workers.upload.body_pipeline import (
+    decrypt_stream,
+    digest,
+    open_inline,
+    split_into_parts,
+    staged_plaintext_size,
+)
+from tests.unit.keyturn_workers.upload.bench import (
+    DATA,
+    OTHER_ID,
+    STAGED,
+    TARGET,
+    UPLOAD_ID,
+    bench,
+    request,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+SECRET: Final = bytes(range(32))
+CONTEXT: Final = transport_context(UPLOAD_ID)
+SEALED: Final = seal(SECRET, CONTEXT, DATA)
+
+
+async def _cut(body: bytes, step: int) -> AsyncIterator[bytes]:
+    for start in range(0, len(body), step):
+        yield body[start : start + step]
+
+
+async def _decrypted(
+    sealed: bytes, step: int = 20_011, *, context: bytes = CONTEXT, into: bytearray | None = None
+) -> bytes:
+    plaintext = bytearray() if into is None else into
+    async for piece in decrypt_stream(_cut(sealed, step), SECRET, context):
+        plaintext += piece
+    return bytes(plaintext)
+
+
+def _inline(data: bytes, upload_id: str = UPLOAD_ID) -> InlineBody:
+    return InlineBody(inline=to_base64(seal(SECRET, transport_context(upload_id), data)))
+
+
+@pytest.mark.parametrize("size", [0, 1, INLINE_MAX_BYTES])
+def test_an_inline_body_is_its_plaintext(size: int) -> None:
+    data = os.urandom(size)
+    assert open_inline(_inline(data), SECRET, UPLOAD_ID) == data
+
+
+def test_an_inline_body_above_the_limit_is_refused_before_it_is_opened() -> None:
+    too_large = _inline(bytes(INLINE_MAX_BYTES + 1))
+    with pytest.raises(BodyTooLargeError):
+        open_inline(too_large, bytes(32), UPLOAD_ID)
+
+
+def test_an_inline_body_opens_for_its_own_upload_alone() -> None:
+    with pytest.raises(BadSealError):
+        open_inline(_inline(b"hello", OTHER_ID), SECRET, UPLOAD_ID)
+
+
+def test_the_size_of_a_staged_body_is_known_before_it_is_read() -> None:
+    assert staged_plaintext_size(len(SEALED), len(SEALED)) == len(DATA)
+    with pytest.raises(BodyTooLargeError):
+        staged_plaintext_size(len(SEALED), len(SEALED) - 1)
+    with pytest.raises(BadSealError):
+        staged_plaintext_size(HEADER_BYTES, len(SEALED))
+
+
+@pytest.mark.parametrize("step", [1, 7, HEADER_BYTES - 1, HEADER_BYTES, HEADER_BYTES + 1, 10**6])
+async def test_a_sealed_body_may_arrive_in_any_pieces(step: int) -> None:
+    data = DATA[: 70_000 if step > 7 else 300]
+    assert await _decrypted(seal(SECRET, CONTEXT, data), step) == data
+
+
+async def test_no_byte_of_a_damaged_chunk_is_released() -> None:
+    damaged = bytearray(SEALED)
+    damaged[HEADER_BYTES + SEALED_CHUNK_BYTES] ^= 1  # the first byte of the second chunk
+    released = bytearray()
+    with pytest.raises(BadSealError):
+        await _decrypted(bytes(damaged), into=released)
+    assert bytes(released) == DATA[: len(released)]
+    assert len(released) < SEALED_CHUNK_BYTES
+
+
+@pytest.mark.parametrize("left", [0, HEADER_BYTES - 1, HEADER_BYTES, HEADER_BYTES + 9, -1])
+async def test_a_sealed_body_that_ends_early_is_refused(left: int) -> None:
+    with pytest.raises(BadSealError):
+        await _decrypted(SEALED[:left])
+
+
+async def test_a_sealed_body_with_bytes_behind_its_end_is_refused() -> None:
+    with pytest.raises(BadSealError):
+        await _decrypted(SEALED + b"x")
+
+
+async def test_a_sealed_body_opens_in_its_own_context_alone() -> None:
+    with pytest.raises(BadSealError):
+        await _decrypted(SEALED, context=transport_context(OTHER_ID))
+
+
+async def test_the_digest_does_not_depend_on_the_pieces() -> None:
+    for step in (7, 20_011, len(DATA)):
+        assert await digest(_cut(DATA, step)) == hashlib.sha256(DATA).digest()
+
+
+@pytest.mark.parametrize("step", [1, 99, 100, 101, 5000])
+async def test_parts_have_one_size_and_the_last_one_may_be_shorter(step: int) -> None:
+    data = DATA[:1050]
+    parts = [part async for part in split_into_parts(_cut(data, step), 100)]
+    assert [len(part) for part in parts] == [100] * 10 + [50]
+    assert b"".join(parts) == data
+
+
+async def test_a_body_of_whole_parts_has_no_empty_one() -> None:
+    parts = [part async for part in split_into_parts(_cut(DATA[:300], 70), 100)]
+    assert [len(part) for part in parts] == [100, 100, 100]
+    assert [part async for part in split_into_parts(_cut(b"", 70), 100)] == []
+
+
+@pytest.mark.parametrize("way", ["put_stream", "complete_multipart"])
+async def test_a_staged_body_damaged_at_its_end_is_refused(way: str) -> None:
+    """No object, no open parts, and the staged body is unchanged."""
+    on = bench(way)
+    sent = request(on, way)
+    _, sealed = await on.storage.read(STAGED)
+    on.storage.plant(STAGED, sealed[:-1] + bytes([sealed[-1] ^ 1]), Headers({}))
+    with pytest.raises(BadSealError):
+        await on.serve(sent)
+    assert not await on.exists(TARGET)
+    assert await on.exists(STAGED)
+    assert await on.open_uploads() == []
