@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keyturn.crypto import HEADER_BYTES, SEALED_CHUNK_BYTES
+from keyturn.crypto import BODY_CONTEXT, HEADER_BYTES, SEALED_CHUNK_BYTES, ChunkReader, seal
 from keyturn.errors import (
     CodedError,
     CorruptObjectError,
@@ -26,11 +26,15 @@ from keyturn_workers.gateway import encrypted_reader
 from keyturn_workers.gateway.encrypted_reader import EncryptedReader
 from keyturn_workers.gateway.object_opener import START_BYTES
 from keyturn_workers.gateway.ranges import Span
+from keyturn_workers.storage import Headers
+from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import deleted
 from tests.unit.keyturn_workers.gateway.bench import CHUNK, KEY, TARGET, Bench
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
+
+    from keyturn_workers.storage import ObjectStream
 
 SIZES = (0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 16 * CHUNK, 17 * CHUNK + 5)
 PLAINTEXT = os.urandom(34 * CHUNK + 9)
@@ -383,3 +387,137 @@ async def test_repr_shows_no_key_and_no_plaintext() -> None:
         shown = repr(reader)
     assert "secret" not in shown
     assert "first_bytes=" not in shown
+
+
+# A short range is fetched while the size is verified, and yielded only after that.
+
+DEK = bytes(32)
+LONG = os.urandom(40 * CHUNK + 5)
+MIDDLE = 20 * CHUNK
+
+
+class WatchedStorage(MemoryStorage):
+    """Counts open reads, and delays them until `together` are open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[tuple[int, int | None]] = []
+        self.together = 1
+        self._open = 0
+        self._enough = asyncio.Event()
+        self.fails_at: int | None = None
+
+    @asynccontextmanager
+    async def stream(self, key: str, **asked: Any) -> AsyncIterator[ObjectStream]:
+        self.asked.append((asked["start"], asked["length_bytes"]))
+        self._open += 1
+        if self._open >= self.together:
+            self._enough.set()
+        try:
+            await self._enough.wait()
+            if asked["start"] == self.fails_at:
+                raise StorageUnavailableError("stream: gone")
+            async with super().stream(key, **asked) as stream:
+                yield stream
+        finally:
+            self._open -= 1
+
+
+async def _sealed(
+    storage: WatchedStorage, *, sealed: bytes = b"", start_bytes: int = 0
+) -> EncryptedReader:
+    body = sealed or seal(DEK, BODY_CONTEXT, LONG)
+    await storage.put(TARGET, body, Headers({}))
+    head, start = await storage.read_start(TARGET, start_bytes or HEADER_BYTES)
+    reader = ChunkReader(DEK, BODY_CONTEXT, start[:HEADER_BYTES])
+    return EncryptedReader(storage, TARGET, head, start, reader, len(LONG))
+
+
+async def _read(reader: EncryptedReader, span: Span) -> bytes:
+    return b"".join([bytes(piece) async for piece in reader.read_range(span)])
+
+
+async def test_a_short_range_is_fetched_while_the_size_is_verified() -> None:
+    """Neither waits for the other, and the range is not read again."""
+    storage = WatchedStorage()
+    storage.together = 2
+    reader = await _sealed(storage)
+    span = Span(MIDDLE, MIDDLE + 1)
+    async with asyncio.timeout(10):
+        await reader.verify(span)
+    assert await _read(reader, span) == LONG[MIDDLE : MIDDLE + 1]
+    offset = HEADER_BYTES + 20 * SEALED_CHUNK_BYTES
+    assert (offset, SEALED_CHUNK_BYTES) in storage.asked
+    assert len(storage.asked) == 2
+
+
+@pytest.mark.parametrize("start_bytes", [HEADER_BYTES, START_BYTES])
+@pytest.mark.parametrize(
+    "span",
+    [
+        Span(0, 1),
+        Span(0, 3 * CHUNK),
+        Span(CHUNK - 1, CHUNK + 1),
+        Span(MIDDLE + 7, MIDDLE + 16 * CHUNK),
+        Span(MIDDLE + 7, MIDDLE + 17 * CHUNK),
+        Span(39 * CHUNK, len(LONG)),
+        Span(40 * CHUNK, len(LONG)),
+        Span(0, len(LONG)),
+    ],
+)
+async def test_every_prefetched_range_is_its_bytes(span: Span, start_bytes: int) -> None:
+    reader = await _sealed(WatchedStorage(), start_bytes=start_bytes)
+    await reader.verify(span)
+    assert await _read(reader, span) == LONG[span.first : span.end]
+
+
+async def test_a_prefetched_range_is_not_used_for_another_one() -> None:
+    """Another range of the same object is fetched."""
+    reader = await _sealed(WatchedStorage())
+    await reader.verify(Span(MIDDLE, MIDDLE + 1))
+    assert await _read(reader, Span(CHUNK, CHUNK + 9)) == LONG[CHUNK:][:9]
+
+
+async def test_a_long_range_is_not_prefetched() -> None:
+    """It would be in memory as a whole."""
+    storage = WatchedStorage()
+    reader = await _sealed(storage)
+    await reader.verify(Span(0, 17 * CHUNK))
+    assert len(storage.asked) == 1
+
+
+async def test_nothing_of_an_unverified_object_is_yielded() -> None:
+    """The prefetched range is authentic by itself; the object is refused all the same."""
+    body = bytearray(seal(DEK, BODY_CONTEXT, LONG))
+    body[-1] ^= 1
+    reader = await _sealed(WatchedStorage(), sealed=bytes(body))
+    span = Span(MIDDLE, MIDDLE + 1)
+    with pytest.raises(CorruptObjectError):
+        await reader.verify(span)
+    with pytest.raises(RuntimeError):
+        await _read(reader, span)
+
+
+async def test_a_prefetched_chunk_is_authenticated_like_any_other() -> None:
+    body = bytearray(seal(DEK, BODY_CONTEXT, LONG))
+    body[HEADER_BYTES + 20 * SEALED_CHUNK_BYTES] ^= 1
+    reader = await _sealed(WatchedStorage(), sealed=bytes(body))
+    span = Span(MIDDLE, MIDDLE + 1)
+    await reader.verify(span)
+    with pytest.raises(CorruptObjectError):
+        await _read(reader, span)
+
+
+@pytest.mark.parametrize("index", [20, 40])
+async def test_a_failed_read_is_raised_unwrapped(
+    index: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever of the two fails, the other is cancelled."""
+    monkeypatch.setattr("keyturn_workers.gateway.encrypted_reader._RESUMES", 0)
+    storage = WatchedStorage()
+    storage.together = 2
+    storage.fails_at = HEADER_BYTES + index * SEALED_CHUNK_BYTES
+    reader = await _sealed(storage)
+    with pytest.raises(StorageUnavailableError, match="gone"):
+        await reader.verify(Span(MIDDLE, MIDDLE + 1))
+    assert asyncio.all_tasks() == {asyncio.current_task()}
