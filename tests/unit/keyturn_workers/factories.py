@@ -21,7 +21,7 @@ from keyturn.crypto import (
     v0_admin_kek,
     v0_seal,
 )
-from keyturn_workers.keyring import DesiredState, Generation, Keyring
+from keyturn_workers.keyring import DesiredState, Generation, Keyring, KeyringSnapshot
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.objects.plan_action import ObjectView
 from keyturn_workers.objects.wrap import build_tombstone_metadata, wrap
@@ -49,6 +49,14 @@ def generation(number: int, *, kek: Secret | None = None) -> Generation:
 def keyring(project: str = "acme", *, master_key: str = "m1", plaintext: bool = False) -> Keyring:
     """A keyring at generation 1."""
     return Keyring(project, master_key, generation(1), plaintext_allowed=plaintext)
+
+
+def snapshot(ring: Keyring, **changed: Any) -> KeyringSnapshot:
+    """A prompt read of this keyring, under a lease of 15 seconds."""
+    fields: dict[str, Any] = {"read_at": DATE, "sent_s": 1000.0, "lease_s": 15, **changed}
+    return KeyringSnapshot(
+        ring, ring.desired(MASTER_KEYS), "etag", **{"leased": True, "proves": False, **fields}
+    )
 
 
 def rotated(before: Keyring) -> Keyring:

@@ -1,18 +1,30 @@
-"""Shared reads of keyrings: what matters is when a read began (SPEC 7.3)."""
+"""Shared reads of keyrings: what matters is when a read began (SPEC 7.3, 8.4).
+
+One listing takes the place of a thousand reads.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import random
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
 from keyturn.errors import StorageUnavailableError, UnknownProjectError
+from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.errors import MissingError
 from keyturn_workers.keyring import Keyring, KeyringReader
+from keyturn_workers.keyring import cache as cache_module
 from keyturn_workers.keyring.model import build_keyring
-from keyturn_workers.storage import Capabilities, Headers, ObjectHead
+from keyturn_workers.storage import Capabilities, Headers, ObjectHead, StorageClock
+from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring, rotated
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 class _Bucket:
@@ -126,3 +138,242 @@ async def test_a_failed_read_fails_its_callers_and_the_next_one_reads_again() ->
         await reader.read_fresh("acme")
     bucket.failing = None
     assert (await reader.read_fresh("acme")).desired.generation == 1
+
+
+# Listings in place of reads.
+
+LEASE_S: Final = 15
+CACHE_S: Final = 2.0
+
+
+@dataclass
+class Many:
+    """A bucket with keyrings of many projects, and one reader of them."""
+
+    projects: int
+    page_keys: int = 1000
+    shows_overwrites: bool = True
+    names: list[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        capabilities = Capabilities(listings_show_overwrites=self.shows_overwrites)
+        self.storage = MemoryStorage(capabilities=capabilities)
+        self.storage.page_keys = self.page_keys
+        self.names = [f"p{number:05}" for number in range(self.projects)]
+        for project in self.names:
+            self.write(replace(keyring(), project=project))
+        clock = StorageClock(LEASE_S, self.storage.elapsed_s)
+        self.reader = KeyringReader(
+            self.storage, MASTER_KEYS, lease_s=LEASE_S, cache_s=CACHE_S, clock=clock
+        )
+
+    def write(self, ring: Keyring) -> None:
+        self.storage.plant(
+            keyring_s3_key(ring.project), build_keyring(ring, MASTER_KEYS), Headers({})
+        )
+
+    async def use(self, names: Iterable[str] | None = None) -> None:
+        for project in self.names if names is None else names:
+            snapshot = await self.reader.read_leased(project)
+            assert snapshot.keyring.project == project
+            assert snapshot.lease.expires_s == LEASE_S
+
+    def pass_time(self, seconds: float = CACHE_S + 0.1) -> None:
+        self.storage.advance(seconds)
+
+    def requests(self) -> tuple[int, int]:
+        """Reads and listings since the last call."""
+        made = self.storage.calls["read"], self.storage.calls["list_page"]
+        self.storage.calls.clear()
+        return made
+
+
+async def test_a_thousand_projects_cost_one_listing_a_cache_period() -> None:
+    on = Many(1000)
+    random.Random(1).shuffle(on.names)  # noqa: S311  # no secret
+    await on.use()
+    assert on.requests()[0] == 1000
+    for _ in range(3):
+        on.pass_time()
+        await on.use()
+        assert on.requests() == (0, 1)
+
+
+@pytest.mark.parametrize("active", [1000, 300])
+async def test_more_projects_than_a_listing_shows_cost_one_for_each_page(active: int) -> None:
+    """However many are in use; the first periods learn where listings begin."""
+    on = Many(1000, page_keys=100)
+    order = random.Random(2)  # noqa: S311  # no secret
+    await on.use()
+    on.requests()
+    for period in range(8):
+        on.pass_time()
+        await on.use(order.sample(on.names, active))
+        reads, listings = on.requests()
+        if period > 3:
+            assert reads + listings <= 11
+
+
+async def test_one_project_is_read() -> None:
+    on = Many(1000)
+    for _ in range(3):
+        await on.use(["p00007"])
+        on.pass_time()
+    assert on.requests() == (3, 0)
+
+
+async def test_projects_too_far_apart_for_one_listing_are_read() -> None:
+    on = Many(100, page_keys=10)
+    apart = on.names[::20]
+    for _ in range(4):
+        await on.use(apart)
+        on.pass_time()
+    on.requests()
+    await on.use(apart)
+    assert on.requests() == (len(apart), 0)
+
+
+async def test_without_reliable_listings_every_keyring_is_read() -> None:
+    on = Many(10, shows_overwrites=False)
+    await on.use()
+    on.pass_time()
+    await on.use()
+    assert on.requests() == (20, 0)
+
+
+async def test_a_rotated_keyring_is_read_again() -> None:
+    on = Many(10)
+    await on.use()
+    on.write(replace(rotated(keyring()), project="p00003"))
+    on.requests()
+    on.pass_time()
+    await on.use()
+    assert on.requests() == (1, 1)
+    assert (await on.reader.read_recent("p00003")).desired.generation == 2
+
+
+async def test_a_keyring_that_a_listing_covers_and_does_not_show_is_dropped() -> None:
+    on = Many(10)
+    await on.use()
+    await on.storage.purge(keyring_s3_key("p00003"))
+    on.pass_time()
+    await on.use(["p00001", "p00002"])
+    assert on.reader.get_last("p00003") is None
+    with pytest.raises(UnknownProjectError):
+        await on.reader.read_recent("p00003")
+
+
+async def test_a_listing_counts_from_its_sending() -> None:
+    """Sent before a rotation and answered 20 s after it, it shows nothing recent."""
+    on = Many(10)
+    await on.use()
+    before = on.storage.elapsed_s()
+    original = on.storage.list_page
+
+    async def slow(*args: Any, **kwargs: Any) -> Any:
+        page = await original(*args, **kwargs)
+        on.write(replace(rotated(keyring()), project="p00003"))
+        on.storage.advance(20)
+        return page
+
+    on.storage.list_page = slow  # type: ignore[method-assign]
+    on.pass_time()
+    snapshot = await on.reader.read_recent("p00003")
+    assert snapshot.desired.generation == 2
+    assert snapshot.sent_s > before + 20
+    stale = on.reader.get_last("p00004")
+    assert stale is not None
+    assert stale.sent_s < before + 5
+    assert not stale.leased
+    assert on.reader.get_cached("p00004") is None
+
+
+async def test_a_listing_of_more_than_a_sixth_of_a_lease_gives_none() -> None:
+    on = Many(10)
+    on.reader._cache_s = 10
+    await on.use()
+    original = on.storage.list_page
+
+    async def slow(*args: Any, **kwargs: Any) -> Any:
+        page = await original(*args, **kwargs)
+        on.storage.advance(2.6)
+        return page
+
+    on.storage.list_page = slow  # type: ignore[method-assign]
+    on.pass_time(10.1)
+    assert not (await on.reader.read_recent("p00003")).leased
+    on.requests()
+    assert (await on.reader.read_leased("p00003")).leased
+    assert on.requests() == (1, 0)
+
+
+async def test_a_listing_whose_date_contradicts_the_others_gives_no_lease() -> None:
+    on = Many(10)
+    await on.use()
+    original = on.storage.list_page
+
+    async def skewed(*args: Any, **kwargs: Any) -> Any:
+        page = await original(*args, **kwargs)
+        assert page.date is not None
+        return replace(page, date=page.date.replace(year=2100))
+
+    on.storage.list_page = skewed  # type: ignore[method-assign]
+    on.pass_time()
+    assert not (await on.reader.read_recent("p00003")).leased
+
+
+async def test_concurrent_callers_share_one_listing() -> None:
+    on = Many(50)
+    await on.use()
+    on.requests()
+    on.pass_time()
+    await asyncio.gather(*(on.reader.read_leased(project) for project in on.names))
+    assert on.requests() == (0, 1)
+
+
+async def test_after_a_failed_listing_the_keyrings_are_read() -> None:
+    on = Many(3)
+    await on.use()
+    on.requests()
+    on.pass_time()
+    on.storage.fail_next("list_page", StorageUnavailableError("down"), times=3)
+    await on.use()
+    assert on.requests() == (3, 3)
+
+
+@pytest.mark.parametrize(("projects", "requests"), [(1, (1, 0)), (10, (0, 1))])
+async def test_a_keyring_in_use_is_renewed_before_its_cache_time_ends(
+    projects: int, requests: tuple[int, int]
+) -> None:
+    """In the background: no caller waits."""
+    on = Many(projects)
+    await on.use()
+    on.requests()
+    on.pass_time(CACHE_S * 0.9)
+    await on.use()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert on.requests() == requests
+    on.pass_time(CACHE_S * 0.5)
+    assert on.reader.get_cached(on.names[-1]) is not None
+
+
+async def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By projects and by bytes; the least recently used go, those without a keyring first."""
+    monkeypatch.setattr(cache_module, "_MAX_PROJECTS", 5)
+    on = Many(10)
+    await on.use()
+    assert [on.reader.get_last(name) is not None for name in on.names] == [False] * 5 + [True] * 5
+    for number in range(20):
+        with pytest.raises(UnknownProjectError):
+            await on.reader.read_recent(f"nobody-{number}")
+    assert on.reader.get_cached("p00009") is not None
+    assert sorted(on.reader._cache.projects) == [_project(name) for name in on.reader._cache.names]
+    monkeypatch.setattr(cache_module, "_MAX_TOTAL_BYTES", 1)
+    await on.use(["p00001"])
+    assert [_project(name) for name in on.reader._cache.names] == ["p00001"]
+    assert on.reader._cache.total_bytes == len((await on.storage.read(keyring_s3_key("p00001")))[1])
+
+
+def _project(name: str) -> str:
+    return name.removesuffix(".json")

@@ -9,26 +9,16 @@ from typing import Any, Final
 import pytest
 
 from keyturn.errors import StorageUnavailableError
-from keyturn_workers.keyring import KeyringSnapshot
 from keyturn_workers.upload import UploadResult
 from keyturn_workers.upload.keyring_recheck import PutResponse, exists_within_lease
-from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring
+from tests.unit.keyturn_workers.factories import keyring, snapshot
 from tests.unit.keyturn_workers.upload.bench import DATA, WAYS, Bench, bench, request
 
 LEASE_S: Final = 15
 READ_AT: Final = datetime(2026, 11, 24, 10, tzinfo=UTC)
 SENT_S: Final = 1000.0
 RING: Final = replace(keyring(), lease_s=LEASE_S)
-OBSERVED: Final = KeyringSnapshot(
-    RING,
-    RING.desired(MASTER_KEYS),
-    "etag",
-    read_at=READ_AT,
-    sent_s=SENT_S,
-    lease_s=LEASE_S,
-    leased=True,
-    proves=False,
-)
+OBSERVED: Final = snapshot(RING, read_at=READ_AT, sent_s=SENT_S, lease_s=LEASE_S)
 PUT: Final = PutResponse(
     READ_AT + timedelta(seconds=14), agrees=True, received_s=SENT_S + 14.9, by_one_put=True
 )
