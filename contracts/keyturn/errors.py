@@ -316,7 +316,7 @@ class GatewayUnavailableError(GatewayError):
 
 
 class ResponseLostError(GatewayError):
-    """An upload or a rotation was sent, in part or whole, and its response did not arrive.
+    """An upload or a rotation was sent, at least in part, and its response did not arrive.
 
     It may have taken effect, or may still do so. After an upload, check with `stat`: a
     repeated upload is refused with `already_exists` if the first one was stored. After a
@@ -352,10 +352,10 @@ class IncompleteBodyError(GatewayError):
 class SealError(KeyturnError):
     """Sealed bytes do not open with this key and context.
 
-    It has no code of SPEC 12, since the code depends on what was opened (`bad_seal` for a
-    request, `corrupt_object` for an object): the caller translates it. It carries no key, no
-    plaintext, no sealed byte, and no reason more precise than its class: who can tell
-    failures apart can use the reader as an oracle.
+    It has no code of SPEC 12, since the code depends on what was opened (`bad_seal` for a request,
+    `corrupt_object` for an object): the caller translates it. It carries no key, no plaintext, no
+    sealed byte, and no reason more precise than its class: a caller who could tell failures apart
+    could use the reader as an oracle.
     """
 
     def __init__(self, detail: str = "does not open") -> None:

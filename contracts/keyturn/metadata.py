@@ -223,7 +223,7 @@ def check_caller_metadata_name(name: str) -> str:
         MalformedRequestError: other characters than a-z, 0-9 and -, or an `enc-` name.
     """
     if _CALLER_NAME.fullmatch(name) is None:
-        raise MalformedRequestError("metadata names have characters of a-z, 0-9 and - alone")
+        raise MalformedRequestError("metadata names consist of a-z, 0-9 and - only")
     if name.startswith(OWN_PREFIX):
         raise MalformedRequestError("metadata names beginning with enc- are Keyturn's own")
     return name
@@ -272,7 +272,7 @@ def decode_caller_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
 
 
 def _decode(value: str) -> str:
-    # Decoding takes time that grows with the square of the length: no value of ours is so long.
+    # Decoding takes time quadratic in the length; no value of ours is that long.
     if "=?" not in value or len(value) > _DECODED_MAX_CHARACTERS:
         return value
     try:

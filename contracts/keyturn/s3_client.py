@@ -1,7 +1,7 @@
 """An S3 client, made in the same way for the workers' storage and for staging (SPEC 11).
 
 It suits servers other than AWS (no checksum trailers, path-style addressing where an endpoint
-is set) and resends nothing unless asked to. aioboto3 is imported only when a client is opened,
+is set) and resends nothing unless configured to. aioboto3 is imported only when a client is opened,
 since a publisher that stages nothing does not need it.
 
 Logging belongs to the host process. At level DEBUG, botocore logs whole requests with their
@@ -33,7 +33,7 @@ def new_session(settings: S3Settings) -> "aioboto3.Session":
         SettingsError: aioboto3 is not installed.
     """
     try:
-        import aioboto3  # noqa: PLC0415  # an extra of its own
+        import aioboto3  # noqa: PLC0415  # an optional extra
         from aiobotocore.session import AioSession  # noqa: PLC0415  # comes with it
     except ImportError as exc:
         raise SettingsError(
@@ -69,7 +69,7 @@ def _timestamp(value: str) -> datetime:
 async def open_client(
     settings: S3Settings, *, max_connections: int, total_max_attempts: int = 1
 ) -> "AsyncIterator[S3Client]":
-    """An aiobotocore S3 client, open as long as the block lasts.
+    """An aiobotocore S3 client, open for the duration of the block.
 
     Args:
         settings: Where the bucket is, and the credentials.

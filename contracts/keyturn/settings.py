@@ -61,22 +61,22 @@ def secrets_dir() -> Path | None:
     if named is None:
         return _DEFAULT_SECRETS_DIR if _DEFAULT_SECRETS_DIR.is_dir() else None
     if not Path(named).is_dir():
-        raise SettingsError(f"{SECRETS_DIR_VARIABLE} names no folder")
+        raise SettingsError(f"{SECRETS_DIR_VARIABLE} is not a folder")
     return Path(named)
 
 
 def _one_line(error: ValidationError) -> str:
     problems = error.errors(include_url=False, include_input=False, include_context=False)
-    told = []
+    lines = []
     for problem in problems:
         message = problem["msg"].removeprefix("Value error, ")
         if not problem["loc"]:  # a rule about several settings names them itself
-            told.append(PREFIX + message)
+            lines.append(PREFIX + message)
             continue
         name = PREFIX + str(problem["loc"][0]).upper()
         missing = problem["type"] == "missing"
-        told.append(f"{name} is missing" if missing else f"{name} is malformed: {message}")
-    return "; ".join(dict.fromkeys(told))
+        lines.append(f"{name} is missing" if missing else f"{name} is malformed: {message}")
+    return "; ".join(dict.fromkeys(lines))
 
 
 def seed_from_b64(value: object) -> bytes:
@@ -197,7 +197,7 @@ class PublisherSettings(DeploymentSettings):
         intake_public_key: The workers' public key that secrets are sealed to; `id:base64`.
         event_public_key: The keys that sign events, base64 of 32 bytes each, separated by
             commas (SPEC 6.10).
-        pepper: The secret that user KEKs are derived with beside the API key.
+        pepper: The secret from which, with the API key, user KEKs are derived.
         v0_pepper: The same for KEKs of the earlier system (SPEC 4.6).
     """
 

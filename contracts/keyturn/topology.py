@@ -22,7 +22,7 @@ PUBLISHER_EVENTS_EXCHANGE: Final = "keyturn.publisher-events"
 # Dead letters that no known publisher signed, bounded on their own (SPEC 6.9).
 UNSIGNED_DEAD_QUEUE: Final = "keyturn.unsigned.dead"
 # Exclusive queues, held as locks: by the worker that keeps the dead letters within their
-# bounds, and by the command that reads them, so that no other one sees only half of them.
+# bounds, and by the command that reads them, so that another reader never sees only half.
 DEAD_KEEPER_LOCK: Final = "keyturn.dead.keeper"
 DEAD_LOCK: Final = "keyturn.dead.lock"
 
@@ -199,7 +199,7 @@ def publisher_binding(publisher: str) -> Mapping[str, str]:
 def queues() -> tuple[Queue, ...]:
     """All queues in the order of their declaration: request queues first, the stream last.
 
-    The stream is bound to the events' keys alone, never to `#`: a stream that takes
+    The stream is bound only to the events' keys, never to `#`: a stream that takes
     requests would satisfy `mandatory` and lose them.
     """
     work = (

@@ -1,7 +1,7 @@
 """Those who hold something that they should not: the broker, the bucket, or another's key.
 
 None of them holds a key of the deployment or of another publisher. What they do is
-repetition, relabelling, junk, and requests of their own (SPEC 13).
+repetition, relabeling, junk, and requests of their own (SPEC 13).
 """
 
 from __future__ import annotations

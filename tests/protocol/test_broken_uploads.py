@@ -67,7 +67,7 @@ class _AcknowledgesHintsFirst(HintConsumer):
 
 
 async def _nothing() -> None:
-    """In place of an acknowledgement."""
+    """In place of an acknowledgment."""
 
 
 def test_a_request_is_acknowledged_after_its_effect() -> None:

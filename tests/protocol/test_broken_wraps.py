@@ -76,8 +76,8 @@ def labels_that_are_ahead_of_their_wraps(world: World) -> None:
     world.rotate("acme")
     world.run(until=lambda: len(world.oracle.projects["acme"].states) > 1)
     now, stored = world.oracle.projects["acme"].states[-1], world.server.current_objects()["acme/a"]
-    labelled = {"enc-kek-user": f"{now.generation}:{now.kek_id}", "enc-kek-admin": now.master_key}
-    metadata = {**stored.headers.metadata, **labelled}
+    labeled = {"enc-kek-user": f"{now.generation}:{now.kek_id}", "enc-kek-admin": now.master_key}
+    metadata = {**stored.headers.metadata, **labeled}
     world.server.plant("acme/a", stored.body, replace(stored.headers, metadata=metadata))
     world.run()
 

@@ -69,7 +69,7 @@ class Ignores(Honest):
 
 @dataclass
 class ChecksThenStores(Honest):
-    """Honours this header one request at a time, and lets those through that come meanwhile."""
+    """Honors this header one request at a time, and lets those through that come meanwhile."""
 
     header: str
     _under_way: Counter[str] = field(default_factory=Counter)

@@ -224,7 +224,7 @@ class Attackers:
             case "delete":
                 return rq.delete(project, key, request_id=request_id)
             case _:
-                return {**others, "requested_at": "yesterday", "colour": "red"}
+                return {**others, "requested_at": "yesterday", "color": "red"}
 
     def _written(self, attack: str, victim: SignedRequest, rng: random.Random) -> list[Message]:
         """The broker writer's message, with or without the victim's request."""

@@ -50,7 +50,7 @@ def _body(deployment: Deployment, seed: int, upload: Upload) -> bytes:
 def _changed(document: dict[str, Any], upload: Upload) -> dict[str, Any]:
     match upload.flaw:
         case "unknown field":
-            return {"colour": "blue"}
+            return {"color": "blue"}
         case "expired":
             return {"requested_at": format_time(datetime.now(UTC) - _TOO_OLD)}
         case "other intake key":

@@ -60,7 +60,7 @@ def _of_every_message(name: str, valid: Document) -> Iterator[Case]:
     yield _without(valid, request_id)
     yield _changed(valid, "project-as-number", "a number where text belongs", project=7)
     twice = text.replace("{", '{\n  "project": "other",', 1)
-    yield "name-twice", twice, "a name stands twice in one object"
+    yield "name-twice", twice, "duplicate name in an object"
     yield "cut", text[: len(text) // 2], "not JSON"
     yield "no-object", json.dumps([valid]), "not a JSON object"
     yield "lone-surrogate", text.replace('"acme"', _LONE_SURROGATE, 1), "not text"

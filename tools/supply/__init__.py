@@ -1,1 +1,1 @@
-"""What Keyturn is made of: the locked set that is shipped, its audit, its SBOM, its licences."""
+"""What Keyturn is made of: the locked set that is shipped, its audit, its SBOM, its licenses."""

@@ -1,4 +1,4 @@
-"""docs/dependencies.md: what is shipped, what each direct dependency is for, under which licence.
+"""docs/dependencies.md: what is shipped, what each direct dependency is for, under which license.
 
 Generated, committed, compared in a test. To write it anew: `python -m tools.supply.dependencies`.
 """
@@ -37,7 +37,7 @@ PURPOSES = {
     "yarl": "URLs that must not be encoded twice",
 }
 
-# Licences as packages write them that tell no SPDX expression.
+# Licenses as packages write them that tell no SPDX expression.
 _SPDX = {
     "Apache 2.0": "Apache-2.0",
     "Apache License 2.0": "Apache-2.0",
@@ -62,7 +62,7 @@ marked *publisher* alone. colorama is for Windows and comes nowhere else.
 """
 
 
-def licence(name: str) -> str:
+def license_of(name: str) -> str:
     """A package's license as an SPDX expression, if it declares one."""
     try:
         package_metadata = metadata(name)
@@ -91,16 +91,16 @@ def generate() -> str:
     named, all_of_them = direct(), shipped()
     for_publishers = publishers()
     rows = [
-        f"| {name} | {locked.version} | {licence(name)} | "
+        f"| {name} | {locked.version} | {license_of(name)} | "
         f"{PURPOSES[name]}{' (*publisher*)' if name in for_publishers else ''} |"
         for name, locked in named.items()
     ]
     below = [
-        f"{name} {locked.version} ({licence(name)})"
+        f"{name} {locked.version} ({license_of(name)})"
         for name, locked in all_of_them.items()
         if name not in named
     ]
-    head = ["| package | version | licence | what for |", "| --- | --- | --- | --- |"]
+    head = ["| package | version | license | what for |", "| --- | --- | --- | --- |"]
     table = "\n".join([*head, *rows])
     return (
         f"{_HEAD}## Named by Keyturn: {len(named)}\n\n{table}\n\n"

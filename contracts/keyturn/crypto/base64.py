@@ -1,8 +1,8 @@
 """Standard base64 with padding, read strictly (SPEC, preamble and 6.3).
 
 Each byte string has exactly one spelling. A text that two readers could decode differently,
-or that decodes to the same bytes as another one, is refused: so nobody can vary a signed or
-remembered message without changing its bytes.
+or that decodes to the same bytes as another one, is refused. So a signed or
+remembered message has one encoding only.
 It must never put a refused text into an error, since it may be a sealed key.
 """
 

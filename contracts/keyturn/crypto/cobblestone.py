@@ -67,9 +67,9 @@ def plaintext_size(sealed_bytes: int) -> int:
 
 
 def seal(key: bytes, context: bytes, plaintext: BytesLike, *, salt: bytes | None = None) -> bytes:
-    """Return the whole of `plaintext` sealed under `key` (32 bytes) for `context`.
+    """Return `plaintext` sealed under `key` (32 bytes) for `context`.
 
-    `salt` (24 bytes) is for known-answer tests alone: two messages under one key, context
+    `salt` (24 bytes) is only for known-answer tests: two messages under one key, context
     and salt would share their nonces.
 
     Raises:
@@ -110,7 +110,7 @@ def open_sealed(key: bytes, context: bytes, sealed: BytesLike) -> bytes:
 
 
 def commits_to(key: bytes, context: bytes, header: bytes) -> bool:
-    """Tell, in constant time, whether a 56-byte `header` commits to this key and context."""
+    """Whether a 56-byte `header` commits to this key and context, in constant time."""
     if len(key) != KEY_BYTES or len(header) != HEADER_BYTES:
         return False
     derived = _derive(key, context, header[:SALT_BYTES])
@@ -122,15 +122,15 @@ class Sealer:
 
     Args:
         key: 32 bytes.
-        context: what the message is, and of what.
-        salt: 24 bytes, for known-answer tests alone (see `seal`).
+        context: what the message is, and what it belongs to.
+        salt: 24 bytes, only for known-answer tests (see `seal`).
 
     Raises:
         ValueError: the key or the salt has another length.
     """
 
     header: bytes
-    """The 56 bytes that stand before the chunks."""
+    """The 56 bytes that precede the chunks."""
 
     def __init__(self, key: bytes, context: bytes, *, salt: bytes | None = None) -> None:
         self._aead, base_nonce, self.header = _fresh(key, context, salt)
@@ -167,12 +167,12 @@ class Sealer:
 class Opener:
     """Opens a stream: what comes out of `update` and `finish` is authentic, in order, from 0.
 
-    That the plaintext is whole is known only once `finish` has returned. After a failure
+    Only once `finish` has returned is the plaintext known to be complete. After a failure
     every further call fails too.
 
     Args:
         key: 32 bytes.
-        context: what the message must be, and of what.
+        context: what the message must be, and what it must belong to.
         header: the first 56 bytes of the sealed message.
 
     Raises:
@@ -204,7 +204,7 @@ class Opener:
         return out.getvalue()
 
     def finish(self) -> bytes:
-        """Return the plaintext of the last, short chunk: the message is whole.
+        """Return the plaintext of the last, short chunk: the message is complete.
 
         Raises:
             ChunkError: the stream is cut, its last chunk is not authentic, or it is over.
@@ -224,7 +224,7 @@ class ChunkReader:
 
     Args:
         key: 32 bytes.
-        context: what the message must be, and of what.
+        context: what the message must be, and what it must belong to.
         header: the first 56 bytes of the sealed message.
 
     Raises:
@@ -256,7 +256,7 @@ class ChunkReader:
         """Return the plaintext of consecutive chunks, none of which ends the message.
 
         Args:
-            first: the number of the first of them.
+            first: the number of the first one.
             sealed_chunks: whole chunks of 16400 bytes.
 
         Raises:
@@ -342,7 +342,7 @@ class _ChunkStream:
         """
         view = memoryview(data).cast("B")
         in_bytes, chunk, cipher, write = self._in_bytes, self._chunk, self._cipher, out.write
-        # The last, short chunk needs a number of its own.
+        # The last, short chunk needs its own number.
         if self._index + (len(self._held) + len(view)) // in_bytes >= MAX_CHUNKS:
             raise _TooManyChunksError
         at = 0
@@ -397,13 +397,13 @@ def _checked(key: bytes, context: bytes, header: bytes) -> tuple[AESGCM, int]:
 
 
 def _split(derived: bytes) -> tuple[AESGCM, int]:
-    """Return cipher and base nonce out of what was derived."""
+    """Return cipher and base nonce from what was derived."""
     nonce = int.from_bytes(derived[KEY_BYTES:-COMMITMENT_BYTES], "big")
     return AESGCM(derived[:KEY_BYTES]), nonce
 
 
 def _open_chunk(aead: AESGCM, nonce: bytes, sealed_chunk: BytesLike) -> bytes:
-    """Open one chunk, of a length that fits its place. One without a tag is not authentic."""
+    """Open one chunk, whose length fits its place. One without a tag is not authentic."""
     try:
         return aead.decrypt(nonce, sealed_chunk, None)
     except InvalidTag as exc:

@@ -73,7 +73,7 @@ class IntakePublicKey:
         """Return `enc ‖ ciphertext` of `plaintext`, 1136 bytes longer, for the key's holder.
 
         Raises:
-            SealError: the public key is one that no honest holder has (of low order).
+            SealError: the public key has low order; no honest holder has such a key.
         """
         try:
             return _suite().encrypt(plaintext, self._key, info=info)
@@ -116,8 +116,8 @@ class IntakeKey:
         """
         try:
             return _suite().decrypt(ciphertext, self._key, info=info)
-        # Today every failure is InvalidTag; elsewhere, as in `seal`, the library tells of bad
-        # shares by ValueError, and which one it is must not matter to whoever sent the bytes.
+        # Today every failure is InvalidTag; elsewhere, as in `seal`, the library reports bad
+        # shares by ValueError, and the sender of the bytes must not learn which one it is.
         except (InvalidTag, ValueError) as exc:
             raise SealError from exc
 

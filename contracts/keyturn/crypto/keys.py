@@ -1,6 +1,6 @@
 """Keys: what they are derived from, and a type that cannot print them (SPEC 2, 4.6, 5.1).
 
-Everything here is a function of its arguments, but for `new_api_key` and `new_dek`.
+Everything here is a function of its arguments, except `new_api_key` and `new_dek`.
 It must never show a key: not in a repr, not in an error, not in a pickle.
 """
 
@@ -30,8 +30,8 @@ _API_KEY_CHARACTERS: Final = 43
 class Secret:
     """Bytes that neither `repr`, `str`, `format` nor `pickle` give away; only `reveal` does.
 
-    Equality takes constant time, and a secret is not hashable: a set of secrets would
-    look them up in time that tells about them.
+    Equality takes constant time, and a secret is not hashable: the time of a
+    lookup in a set would reveal something about it.
     """
 
     __slots__ = ("_value",)
@@ -68,7 +68,7 @@ Kek: TypeAlias = Secret
 
 
 def user_kek(api_key: str, project: str, pepper: str = "") -> Kek:
-    """Return a project's user KEK, out of its API key (SPEC 2.1).
+    """Return a project's user KEK, derived from its API key (SPEC 2.1).
 
     Raises:
         ValueError: the API key is not 32 to 512 characters of ``[A-Za-z0-9._~+/=-]`` (SPEC 1).
@@ -78,7 +78,7 @@ def user_kek(api_key: str, project: str, pepper: str = "") -> Kek:
 
 
 def check_api_key(api_key: str) -> str:
-    """Return the API key itself where it has the form of SPEC 1.
+    """Return the API key itself if it has the form of SPEC 1.
 
     Raises:
         ValueError: it is not 32 to 512 characters of ``[A-Za-z0-9._~+/=-]``.
@@ -89,7 +89,7 @@ def check_api_key(api_key: str) -> str:
 
 
 def admin_kek(master_key: bytes, project: str) -> Kek:
-    """Return a project's admin KEK, out of the master key (SPEC 2.2).
+    """Return a project's admin KEK, derived from the master key (SPEC 2.2).
 
     Raises:
         ValueError: the master key is not 32 bytes long.
@@ -107,7 +107,7 @@ def record_kek(master_key: bytes, project: str) -> Kek:
 
 
 def kek_id(kek: Kek) -> str:
-    """Return a KEK's id, 16 hex digits: a hint that authorises nothing (SPEC 2.3)."""
+    """Return a KEK's id, 16 hex digits: a hint that authorizes nothing (SPEC 2.3)."""
     expand = HKDFExpand(SHA256(), _KEK_ID_BYTES, b"keyturn/v1/kek-id")
     return expand.derive(kek.reveal()).hex()
 

@@ -11,7 +11,7 @@ def label(*parts: str) -> bytes:
 
     Raises:
         ValueError: a part holds a zero byte, or cannot be written as UTF-8. The names that
-            SPEC 1 allows never do; this is the second fence, not the check of a name.
+            SPEC 1 allows never do; this is a second line of defense, not the check of a name.
     """
     joined = "\0".join(parts)
     if joined.count("\0") != len(parts) - 1:

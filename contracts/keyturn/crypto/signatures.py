@@ -58,7 +58,7 @@ class SigningKey:
         return to_base64(self._key.sign(_event(deployment) + body))
 
     def retry_key(self) -> RetryKey:
-        """Return the key of the notes on retries, out of this event key's seed (SPEC 6.3)."""
+        """Return the key of the notes on retries, derived from this event key's seed (SPEC 6.3)."""
         hkdf = HKDF(SHA256(), _RETRY_KEY_BYTES, b"", b"keyturn/v1/retry-key")
         return RetryKey(Secret(hkdf.derive(self._key.private_bytes_raw())))
 

@@ -90,10 +90,10 @@ def unwrap_dek(
 def upload_tag(
     dek: bytes, *, publisher: str, project: str, object_key: str, upload_id: str, size_bytes: int
 ) -> bytes:
-    """Return the 16 bytes by which an upload recognises its own object (SPEC 4.3).
+    """Return the 16 bytes by which an upload recognizes its own object (SPEC 4.3).
 
     The DEK is the key: only the holder of one of the object's KEKs can make a tag, and an
-    object that is relabelled to another upload's id, publisher or size does not verify.
+    object that is relabeled to another upload's id, publisher or size does not verify.
 
     Args:
         dek: the object's data key, 32 bytes.
@@ -142,14 +142,14 @@ def open_tombstone(kek: Kek, project: str, object_key: str, sealed: bytes) -> st
 def v0_seal(key: bytes, plaintext: bytes) -> bytes:
     """Return nonce (12) ‖ AES-256-GCM of `plaintext`, as the earlier system wrote it (SPEC 4.6).
 
-    For fixtures of a migration alone: Keyturn never writes it.
+    Only for fixtures of a migration: Keyturn never writes it.
     """
     nonce = os.urandom(_V0_NONCE_BYTES)
     return nonce + AESGCM(key).encrypt(nonce, plaintext, None)
 
 
 def v0_open(key: bytes, sealed: bytes) -> bytes:
-    """Return the plaintext of a v0 body or wrap of less than 2 GiB, opened whole (SPEC 4.6).
+    """Return the plaintext of a v0 body or wrap of less than 2 GiB (SPEC 4.6).
 
     Raises:
         SealError: it does not open under this key of 32 bytes.
@@ -164,11 +164,11 @@ def v0_open(key: bytes, sealed: bytes) -> bytes:
 
 
 class V0Opener:
-    """Tells whether a v0 body of any size opens under a key, in bounded memory (SPEC 4.6, 8.2).
+    """Checks whether a v0 body of any size opens under a key, in bounded memory (SPEC 4.6, 8.2).
 
-    AES-256-GCM authenticates a body by one tag at its end, and not a byte of the plaintext
-    may be believed before that: so none of it is ever given out here. It is deciphered
-    piece by piece, thrown away, and the tag alone tells.
+    AES-256-GCM authenticates a body by one tag at its end, and no byte of the plaintext may be
+    trusted before that. So the plaintext is never returned: it is decrypted piece by piece and
+    discarded, and only the tag decides.
 
     Args:
         key: the body's DEK, 32 bytes.
@@ -182,7 +182,7 @@ class V0Opener:
             raise SealError
         self._cipher = AES(key)
         self._decryptor: AEADDecryptionContext | None = None
-        self._held = b""  # the nonce until it is whole; then what may yet be the tag
+        self._held = b""  # the nonce until it is complete; then what may yet be the tag
         self._over = False
 
     def feed(self, data: BytesLike) -> None:
@@ -211,13 +211,13 @@ class V0Opener:
         try:
             decryptor.update(self._held)
             decryptor.update(view[:-TAG_BYTES])
-        except ValueError as exc:  # more than one nonce may cipher
+        except ValueError as exc:  # more than one nonce may encrypt
             self._over = True
             raise SealError from exc
         self._held = bytes(view[-TAG_BYTES:])
 
     def finish(self) -> None:
-        """Return where all that was fed is one authentic body of this key.
+        """Return if all that was fed is one authentic body of this key.
 
         Raises:
             SealError: it is not, it was cut short, or this is over.
@@ -248,7 +248,7 @@ def _dek_context(
 
 
 def _dek(opened: bytes) -> bytes:
-    # Whoever holds a KEK can wrap bytes of any length, and a short key must not travel on.
+    # A holder of a KEK can wrap bytes of any length, and a short key must not be passed on.
     if len(opened) != DEK_BYTES:
         raise SealError
     return opened

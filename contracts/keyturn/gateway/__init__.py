@@ -1,4 +1,4 @@
-"""The client of the HTTP gateway (SPEC 9): read and send objects with an API key alone.
+"""The client of the HTTP gateway (SPEC 9): read and send objects with only an API key.
 
     from keyturn.gateway import Client
 

@@ -1,4 +1,4 @@
-"""`Client`: what a service imports to read, and to send, with an API key alone (SPEC 9).
+"""`Client`: what a service imports to read and send objects with only an API key (SPEC 9).
 
 It is the caller's half of SPEC 9. Names are checked before anything is sent. The API key is
 sent to the gateway's own address only, never to where that redirects: use https unless the
@@ -115,7 +115,7 @@ class Client:
         """A client with another API key, on the connections of this one and as long as they last.
 
         Args:
-            api_key: Another project's, or the new one of a rotation.
+            api_key: Another project's, or the new one after a rotation.
 
         Raises:
             MalformedRequestError: the API key does not have the form of SPEC 1.

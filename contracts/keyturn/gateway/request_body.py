@@ -48,7 +48,7 @@ class RequestBody:
 
 
 def reset(idle: asyncio.Timeout, seconds: float | None) -> None:
-    """Let a timeout expire in so many seconds, or never."""
+    """Let a timeout expire in `seconds`, or never."""
     when = None if seconds is None else asyncio.get_running_loop().time() + seconds
     # It can have expired, or the response be there already: the last steps of a request.
     with suppress(RuntimeError):

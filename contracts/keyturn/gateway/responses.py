@@ -45,14 +45,14 @@ _BY_STATUS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class ByteRange:
-    """The part of an object that is asked for.
+    """The requested part of an object.
 
     Args:
         start: Its first byte; a negative one counts from the object's end.
         length: How many bytes at most, or None for all up to the end.
 
     Raises:
-        ValueError: nothing that HTTP can ask for.
+        ValueError: HTTP cannot express this range.
     """
 
     start: int
@@ -66,7 +66,7 @@ class ByteRange:
 
     @property
     def is_whole(self) -> bool:
-        """Whether it is the whole object, which is asked for without a range."""
+        """Whether it is the whole object, which is requested without a range."""
         return self.start == 0 and self.length is None
 
     @property
@@ -111,12 +111,12 @@ def content_lengths(
     """The whole object's size and the length of what comes of it, both in bytes.
 
     Raises:
-        UnexpectedResponseError: not the response to this question, or it states no length.
+        UnexpectedResponseError: not the response to this request, or it states no length.
     """
     if headers.get("Content-Encoding", "identity") != "identity" and not by_storage:
-        # Not the object's bytes any more, and of another length than theirs. The storage
-        # tells what a plaintext object was stored with, and encodes nothing.
-        raise UnexpectedResponseError("the response is encoded on its way", status=status)
+        # Not the object's bytes any more, and not their length. The storage
+        # returns the encoding that a plaintext object was stored with, and encodes nothing.
+        raise UnexpectedResponseError("the response was encoded on its way", status=status)
     length = _CONTENT_LENGTH.fullmatch(headers.get("Content-Length", ""))
     if length is None:
         raise UnexpectedResponseError("the response states no length", status=status)
@@ -134,12 +134,12 @@ def content_lengths(
         raise UnexpectedResponseError("the response states no range", status=status)
     first, last, size_bytes = (int(number) for number in stated.groups())
     if (first, last) != span.bounds(size_bytes) or length_bytes != last - first + 1:
-        raise UnexpectedResponseError("the response is another range", status=status)
+        raise UnexpectedResponseError("the response holds another range", status=status)
     return size_bytes, length_bytes
 
 
 def object_info(size_bytes: int, headers: Mapping[str, str], *, by_storage: bool) -> ObjectInfo:
-    """What the headers of an object's response tell; the storage's own of a plaintext object."""
+    """What the headers of an object's response state; for a plaintext object, the storage's own."""
     prefix = _STORAGE_META_PREFIX if by_storage else META_PREFIX
     lowered = {name.lower(): value for name, value in headers.items()}
     wire = {n.removeprefix(prefix): v for n, v in lowered.items() if n.startswith(prefix)}
@@ -173,17 +173,19 @@ def redirect_target(headers: Mapping[str, str]) -> str:
     except ValueError:
         fine = False
     if not fine or not target.isascii() or not target.isprintable() or " " in target:
-        raise UnexpectedResponseError("redirected to what is no http or https address", status=307)
+        raise UnexpectedResponseError(
+            "redirected to an address that is not http or https", status=307
+        )
     return target
 
 
 def response_error(
     status: int, headers: Mapping[str, str], body: bytes | None, *, secrets: tuple[str, ...]
 ) -> CodedError | GatewayError:
-    """The error that the gateway's response stands for.
+    """The error that the gateway's response means.
 
     Args:
-        status: Its HTTP status, one that is no success.
+        status: Its HTTP status; not one of success.
         headers: Its headers.
         body: Its body, or as much as was read; None for HEAD, whose responses have none.
         secrets: What the error must not repeat, should the response do so.
@@ -203,7 +205,7 @@ def response_error(
 
 
 def storage_response_error(status: int) -> CodedError | GatewayError:
-    """The error that the storage's response to a presigned request stands for."""
+    """The error that the storage's response to a presigned request means."""
     if status >= _SERVER_ERROR:
         return StorageUnavailableError(f"the storage responded with {status}")
     code = _BY_STATUS.get(status)

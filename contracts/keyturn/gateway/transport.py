@@ -80,11 +80,11 @@ class Transport:
         """A pool for as long as the block lasts; connects to nothing yet.
 
         Raises:
-            SettingsError: no URL of a gateway, or aiohttp is not installed.
+            SettingsError: not the URL of a gateway, or aiohttp is not installed.
         """
         base_url = _base(url)
         try:
-            import aiohttp  # noqa: PLC0415  # an extra of its own
+            import aiohttp  # noqa: PLC0415  # an optional extra
         except ImportError as exc:
             raise SettingsError(
                 "the gateway's client needs aiohttp, which is not installed: install "
@@ -122,16 +122,16 @@ class Transport:
     async def follow(
         self, response: "aiohttp.ClientResponse", headers: Mapping[str, str]
     ) -> "aiohttp.ClientResponse":
-        """What stands where a redirect leads (SPEC 9.3), asked without the API key.
+        """The response where a redirect leads (SPEC 9.3), requested without the API key.
 
         Its owner closes it.
 
         Args:
             response: The redirect.
-            headers: What is asked there.
+            headers: The headers of that request.
 
         Raises:
-            UnexpectedResponseError: it leads to no http or https address.
+            UnexpectedResponseError: it does not lead to an http or https address.
             StorageUnavailableError: nothing responds there.
         """
         redirected = await self._get(
@@ -192,7 +192,7 @@ class Transport:
     async def _get(
         self, method: str, url: str, headers: Mapping[str, str], api_key: SecretStr | None
     ) -> "aiohttp.ClientResponse | _Failure":
-        import aiohttp  # noqa: PLC0415  # an extra of its own
+        import aiohttp  # noqa: PLC0415  # an optional extra
         from yarl import URL  # noqa: PLC0415  # comes with it
 
         limits = aiohttp.ClientTimeout(
@@ -219,7 +219,7 @@ class Transport:
         request_body: RequestBody,
         wait_s: float,
     ) -> "aiohttp.ClientResponse | _Failure":
-        import aiohttp  # noqa: PLC0415  # an extra of its own
+        import aiohttp  # noqa: PLC0415  # an optional extra
         from yarl import URL  # noqa: PLC0415  # comes with it
 
         # aiohttp's own clock would run while the body's source is read.
@@ -254,7 +254,7 @@ def _base(url: str) -> str:
     """A gateway's URL, encoded, without a slash at its end.
 
     Raises:
-        SettingsError: it is none, or holds what would be lost, or shown.
+        SettingsError: it is not one, or holds parts that would be lost or logged.
     """
     if not is_gateway_url(url):
         raise SettingsError(
@@ -290,7 +290,7 @@ async def next_piece(response: "aiohttp.ClientResponse") -> bytes:
     """The next bytes of a body, as they came; none at its end.
 
     Raises:
-        IncompleteBodyError: the connection ended before, or stood still.
+        IncompleteBodyError: the connection ended too early, or stalled.
     """
     piece = await _outcome(response.content.readany())
     if isinstance(piece, _Failure):
@@ -299,8 +299,8 @@ async def next_piece(response: "aiohttp.ClientResponse") -> bytes:
 
 
 def _idle_clock_trace() -> "aiohttp.TraceConfig":
-    """Begins to count a send's idle time with its headers: waiting for a connection is none."""
-    import aiohttp  # noqa: PLC0415  # an extra of its own
+    """Counts a send's idle time from its headers on: waiting for a connection does not count."""
+    import aiohttp  # noqa: PLC0415  # an optional extra
 
     async def begun(_: object, context: SimpleNamespace, __: object) -> None:
         if context.trace_request_ctx is not None:
@@ -314,11 +314,11 @@ def _idle_clock_trace() -> "aiohttp.TraceConfig":
 async def _raise_loss(
     request: "aiohttp.ClientRequest", handler: "aiohttp.ClientHandlerType"
 ) -> "aiohttp.ClientResponse":
-    """Turn a loss into an error that aiohttp does not know, so that it does not send again.
+    """Turn a loss into an error that aiohttp does not know, so that it does not resend.
 
     It would send a PUT twice, and the second one be refused by the first.
     """
-    import aiohttp  # noqa: PLC0415  # an extra of its own
+    import aiohttp  # noqa: PLC0415  # an optional extra
 
     try:
         return await handler(request)
@@ -330,7 +330,7 @@ async def _raise_loss(
 
 async def _outcome(call: Awaitable[_Result]) -> _Result | _Failure:
     """What a call of aiohttp gives, or why it failed; its error ends here."""
-    import aiohttp  # noqa: PLC0415  # an extra of its own
+    import aiohttp  # noqa: PLC0415  # an optional extra
 
     try:
         return await call

@@ -85,8 +85,8 @@ def identity(body: bytes) -> tuple[str, str, str | None] | None:
     """The type, the id and the project that a malformed request claims, if they can be read.
 
     A request whose type and id can be read is answered by a refusal; `project` is as sent, or
-    None. Only the signed bytes are read: the routing key is chosen by anybody who may write to
-    the broker, and could make a refusal look like another type's (SPEC 6.3).
+    None. Only the signed bytes are read: anyone with write access to the broker can choose
+    the routing key, and so make a refusal look like another type's (SPEC 6.3).
     """
     document = readable_fields(body)
     if document is None:

@@ -1,4 +1,4 @@
-"""JSON as strict as the specification asks, and what malformed JSON still shows. Pure.
+"""JSON as strict as the specification requires, and what can be read of malformed JSON. Pure.
 
 Errors name fields and rules and never repeat a value: a value may be a secret that was put
 into the wrong field.
@@ -16,7 +16,7 @@ _MAX_PROBLEMS: Final = 3
 
 
 def load_json(body: bytes) -> dict[str, Any]:
-    """One JSON object, as strict as SPEC's opening asks: UTF-8, no name twice, no NaN.
+    """One JSON object, as strict as SPEC's opening requires: UTF-8, no duplicate name, no NaN.
 
     Raises:
         MalformedRequestError: anything else.
@@ -38,7 +38,7 @@ class _JsonError(ValueError):
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     document = dict(pairs)
     if len(document) != len(pairs):
-        raise _JsonError("a name stands twice in one object")
+        raise _JsonError("duplicate name in an object")
     for pair in pairs:
         for text in pair:
             if isinstance(text, str) and not text.isascii():
@@ -84,12 +84,12 @@ def _unread(number: str) -> None:
 def problems(error: ValidationError) -> str:
     """The fields and rules that fail, in one line and without a value."""
     found = error.errors(include_url=False, include_input=False, include_context=False)
-    told = [
+    described = [
         f"{_path(problem['loc'])}: {problem['msg'].removeprefix('Value error, ')}"
         for problem in found[:_MAX_PROBLEMS]
     ]
-    more = len(found) - len(told)
-    return "; ".join(told) + (f"; and {more} more" if more else "")
+    more = len(found) - len(described)
+    return "; ".join(described) + (f"; and {more} more" if more else "")
 
 
 def _path(loc: tuple[int | str, ...]) -> str:

@@ -83,7 +83,7 @@ class Publisher:
         publish_timeout_s: float = PUBLISH_TIMEOUT_S,
         connect: bool = True,
     ) -> AsyncIterator[Self]:
-        """A publisher, connected as long as the block lasts.
+        """A publisher, connected for the duration of the block.
 
         Args:
             settings: `PublisherSettings.read()`, or made by hand.
@@ -430,8 +430,8 @@ class Publisher:
         async with aclosing(
             follow(self._events_connection, since or "first", EVENTS_STREAM)
         ) as stream:
-            async for told in stream:
-                if (event := self._verifier.event(told)) is not None:
+            async for record in stream:
+                if (event := self._verifier.event(record)) is not None:
                     yield event
 
     async def _publish(self, request: Request) -> None:

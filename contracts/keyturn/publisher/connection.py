@@ -246,7 +246,7 @@ def normalize_connection_errors() -> Iterator[None]:
 
     These are a bare `Exception`, `StopAsyncIteration` where the broker hangs up during the
     handshake (which would silently end an `async for` around it), and a `CancelledError` where
-    a heartbeat fails: nobody cancelled the task then.
+    a heartbeat fails, although nothing cancelled the task.
 
     Raises:
         ConnectionError: in place of one of these. Every other exception passes unchanged.

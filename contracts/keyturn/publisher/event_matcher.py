@@ -67,13 +67,13 @@ class EventMatcher:
     """What an event must name to belong to one request.
 
     Args:
-        publisher: Who signed the request; None for an operator, who follows a sweep no
-            matter who asked for it.
+        publisher: Who signed the request; None for an operator, who follows a
+            sweep no matter who requested it.
         project: The request's project, or `*` for a sweep of all.
         request_type: The request's type, which gives the types of its events.
         request_id: The request's id.
         digest: Hex SHA-256 of the request's bytes; None for a reader that does not have
-            them any more, which then takes the answer to any try.
+            them any more, which then accepts the answer to any attempt.
         signed_at: The request's `requested_at`; None where the digest is.
 
     Raises:
@@ -117,12 +117,12 @@ class EventMatcher:
         if event.project == self.project:
             return True
         if isinstance(event, Rejected):
-            # What its publisher may not do is refused without a word about the project.
+            # A request without permission is refused without naming the project.
             return event.project is None
         return self.project == ALL_PROJECTS and isinstance(event, SweepProgressed)
 
     def _is_answered_by(self, event: Event) -> bool:
-        if event.origin is None:  # a worker before 0.5: for whom and for which try is unknown
+        if event.origin is None:  # a worker before 0.5: publisher and attempt are unknown
             return False
         if self.publisher not in (None, event.publisher):
             return False
@@ -134,6 +134,6 @@ class EventMatcher:
             return False
         if self.signed_at is None or event.request in (None, self.digest):
             return True
-        # Each try gets an end of its own. One for another try from before this one was signed
-        # may be that of an earlier run, which this try begins anew.
+        # Each attempt gets its own end. One for another attempt from before this one was signed
+        # may be that of an earlier run, which this attempt restarts.
         return not is_end(event) or parse_time(event.at) >= self.signed_at

@@ -3,14 +3,13 @@
 `follow` yields every message with its offset and resumes at the next offset after a loss;
 `Verifier` accepts only what one of the deployment's event keys has signed.
 
-Anybody who may write to the exchange can put a message on the stream whose properties the
-client library cannot decode (a timestamp beyond the year 9999, a string that is not UTF-8).
-Its decoder raises while it reads the connection, and the connection is lost. Keyturn's workers
-write no such message, so `follow` reads up to it, one message at a time and on a connection
-of its own, and resumes after it. Where reading begins at such a message, nothing tells its
-offset, so reading begins earlier: by a minute, an hour, a day, then with all that the stream
-holds. Do not publish on the connection that events are read from: such a loss would leave
-publishes without an outcome.
+Anyone with write access to the exchange can put a message on the stream whose properties the client
+library cannot decode (a timestamp beyond the year 9999, a string that is not UTF-8). Its decoder
+raises while it reads the connection, and the connection is lost. Keyturn's workers write no such
+message, so `follow` reads up to it, one message at a time and on a separate connection, and resumes
+after it. Where reading begins at such a message, its offset is unknown, so reading begins earlier:
+by a minute, an hour, a day, then with all that the stream holds. Do not publish on the connection
+that events are read from: such a loss would leave publishes without an outcome.
 
 It must never declare a stream, and never yield an event whose signature it has not checked.
 """
@@ -148,8 +147,8 @@ class _Position:
         last: The last record that was read.
         skipped: How many messages after that one are passed over.
         is_attached: Whether a consumer ever attached.
-        is_careful: Whether to read one message at a time, on a connection of its own: only
-            then is it certain which message cannot be decoded.
+        is_careful: Whether to read one message at a time, on a separate connection: otherwise
+            it is uncertain which message cannot be decoded.
         retreats: How often the beginning was moved to an earlier moment.
     """
 
@@ -271,7 +270,7 @@ async def _read(attach: "_Attach", position: _Position) -> AsyncGenerator[Stream
     prefetch = 1 if is_careful else PREFETCH
     async with attach(position.start, prefetch=prefetch) as messages:
         position.is_attached = True
-        # One acknowledgement for many messages; the others keep the stream flowing.
+        # One acknowledgment for many messages; the others keep the stream flowing.
         drained = _drain(messages, ack_every=max(1, prefetch // 4))
         async with aclosing(_after(position.expected, drained)) as records:
             async for record in records:
@@ -380,7 +379,7 @@ async def _consumer(
         stream: The stream's name.
         start: Where to begin.
         prefetch: How many unacknowledged messages the broker sends at most.
-        isolated: Whether to use a connection of its own, which nobody else can break.
+        isolated: Whether to use a separate connection, which no other consumer can break.
     """
     if isolated:
         own = connection.separate()

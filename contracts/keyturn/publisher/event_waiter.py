@@ -2,7 +2,7 @@
 
 One reader of the stream serves every wait for what this publisher itself has sent. It begins
 a little before the publish, so that it also finds an event that is published before anyone
-waits. A wait for another process's request reads the stream alone.
+waits. A wait for another process's request reads the stream by itself.
 
 Most requests have one event, which answers and ends them. A rotation is answered by
 `rotation.accepted` and ended by `rotation.completed`; `sweep.progressed` answers nothing.
@@ -281,7 +281,7 @@ class EventWaiter:
         request_type: RequestType | None = None,
         since: datetime | None = None,
     ) -> AsyncGenerator[Event, None]:
-        """Every event of this request, read from the stream for it alone; ends with its end.
+        """Every event of this request up to its end, read from the stream by a separate reader.
 
         Raises:
             NotSentHereError: it was not sent here, and project or type is missing.

@@ -230,7 +230,7 @@ def _sealed_kek(
     request_id: str,
     project: str,
 ) -> SealedSecret:
-    """The user KEK of an API key, sealed to the workers for this request alone."""
+    """The user KEK of an API key, sealed to the workers for this request only."""
     text = _text(api_key)
     try:
         if purpose == "v0":

@@ -124,7 +124,8 @@ class Staging:
                     number += 1
                     if number > MAX_PARTS:
                         raise BodyTooLargeError("a staged body has at most 10,000 parts of 8 MiB")
-                    await slots.acquire()  # memory: so many parts are held, and one being filled
+                    # Bounds memory: the parts in flight, and one being filled.
+                    await slots.acquire()
                     size_bytes += len(part)
                     group.create_task(send(part, number))
         except BaseExceptionGroup as exc:

@@ -469,7 +469,7 @@ async def test_an_unsigned_letter_is_listed_and_replayed_by_its_type(cli: Cli) -
 
 
 async def test_many_letters_are_discarded_permanently(cli: Cli) -> None:
-    """Closed at once, a channel keeps acknowledgements for itself: the letters were there again."""
+    """Closed at once, a channel keeps acknowledgments for itself: the letters were there again."""
     async with _broker(cli) as channel:
         ids = [f"letter-{number}" for number in range(80)]
         for name in ids:

@@ -207,8 +207,8 @@ _METADATA: dict[str, tuple[Callable[[dict[str, str]], dict[str, str]], int, str]
         502,
         "no_usable_wrap",
     ),
-    "relabelled as v0": (lambda m: m | {"enc-algo": "AES-256-GCM"}, 502, "no_usable_wrap"),
-    "relabelled as bare v0": (
+    "relabeled as v0": (lambda m: m | {"enc-algo": "AES-256-GCM"}, 502, "no_usable_wrap"),
+    "relabeled as bare v0": (
         lambda m: _without(m, "enc-kek-user") | {"enc-algo": "AES-256-GCM"},
         502,
         "no_usable_wrap",
@@ -305,13 +305,13 @@ def _forged(scene: Scene, project: str) -> None:
 
 
 def _moved(scene: Scene, project: str) -> None:
-    """The keyring of a project whose API key the attacker holds, and the same relabelled."""
+    """The keyring of a project whose API key the attacker holds, and the same relabeled."""
     scene.bucket.put_keyring("attacker", _ATTACKER)
     body, _ = scene.bucket.get(keyring_s3_key("attacker"))
     scene.bucket.put(keyring_s3_key(project), body, {})
 
 
-def _moved_and_relabelled(scene: Scene, project: str) -> None:
+def _moved_and_relabeled(scene: Scene, project: str) -> None:
     scene.bucket.put_keyring("attacker", _ATTACKER)
     body, _ = scene.bucket.get(keyring_s3_key("attacker"))
     name = f'"project": "{project}"'.encode()
@@ -332,7 +332,7 @@ _ATTACKER = "attacker-" + "a" * 34
 _RINGS = {
     "forged": _Ring(_forged, 502, "corrupt_object"),
     "moved": _Ring(_moved, 502, "corrupt_object"),
-    "moved and relabelled": _Ring(_moved_and_relabelled, 502, "corrupt_object"),
+    "moved and relabeled": _Ring(_moved_and_relabeled, 502, "corrupt_object"),
     "no JSON": _Ring(lambda s, p: s.bucket.put(keyring_s3_key(p), b"{", {}), 502, "corrupt_object"),
     "empty": _Ring(lambda s, p: s.bucket.put(keyring_s3_key(p), b"", {}), 502, "corrupt_object"),
     "of an unknown master key": _Ring(_of_a_master_key_unknown, 503, "unknown_master_key"),

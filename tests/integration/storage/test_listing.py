@@ -39,7 +39,7 @@ NAMED = [
     "acme/日本語 🗝",
     "acme/\x7f",
 ]
-# XML normalises the first two, and has no way to name the others.
+# XML normalizes the first two, and has no way to name the others.
 UNNAMED = [
     "acme/carriage\rreturn",
     "acme/new\nline",

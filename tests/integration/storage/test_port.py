@@ -361,7 +361,7 @@ async def test_put_stream(storage: AnyStorage, size: int, *, leased: bool) -> No
 
 
 async def test_put_stream_conditions(storage: AnyStorage) -> None:
-    """A streamed put honours its condition, and the storage goes on working."""
+    """A streamed put honors its condition, and the storage goes on working."""
     etag = (await storage.put("acme/k", b"1", PLAIN)).etag
     big = b"2" * (2 * MIB)
     with pytest.raises(PreconditionError):
@@ -464,7 +464,7 @@ async def test_multipart(storage: AnyStorage, kind: str) -> None:
 
 
 async def test_conditional_completion(storage: AnyStorage, kind: str) -> None:
-    """Moto honours it; Ceph's gateway does not, and the second body wins."""
+    """Moto honors it; Ceph's gateway does not, and the second body wins."""
     await storage.put("acme/k", b"first", PLAIN)
     upload_id = await storage.create_multipart("acme/k", PLAIN)
     part = await storage.upload_part("acme/k", upload_id, 1, b"second")

@@ -58,7 +58,7 @@ async def test_ceph(on_ceph: S3Storage) -> None:
 
 
 async def test_moto(moto: S3Server, new_bucket: Callable[[S3Server], str]) -> None:
-    """Served one request at a time, moto honours completions, and fences nothing."""
+    """Served one request at a time, moto honors completions, and fences nothing."""
     async with opened(moto, new_bucket(moto)) as storage:
         report = await probe(storage)
     assert {row.name for row in report.rows if not row.ok} == MISSING_ON_MOTO
@@ -107,7 +107,7 @@ async def test_nothing_is_left(on_ceph: S3Storage) -> None:
 async def test_versioned_bucket_on_moto(
     moto: S3Server, new_bucket: Callable[[S3Server], str]
 ) -> None:
-    """With versions moto honours the same as without, and that is said (SPEC 8.5)."""
+    """With versions moto honors the same as without, and that is said (SPEC 8.5)."""
     bucket = new_bucket(moto)
     with closing(sync_client(moto)) as client:
         client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})

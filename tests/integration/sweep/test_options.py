@@ -105,9 +105,9 @@ async def a_dry_run_writes_nothing(scene: Scene) -> None:
     """It counts what it would find, and touches no object and no keyring."""
     project = await scene.enrolled("dry", plaintext="allowed")
     project.fill(9)
-    unlabelled = project.made("unlabelled")
-    unlabelled.metadata["enc-kek-admin"] = "m0"
-    project.bucket.put_made("dry", unlabelled)
+    unlabeled = project.made("unlabeled")
+    unlabeled.metadata["enc-kek-admin"] = "m0"
+    project.bucket.put_made("dry", unlabeled)
     project.bucket.put("dry/plain", b"p", {})
     broken = project.made("broken")
     broken.metadata["enc-algo"] = "ROT-13"

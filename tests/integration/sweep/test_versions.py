@@ -1,6 +1,6 @@
 """Versioned buckets: older versions hold older wraps, and must not outlive them (SPEC 8.5, 8.7).
 
-On moto, whose versioned buckets honour the conditions that Ceph's ignore there.
+On moto, whose versioned buckets honor the conditions that Ceph's ignore there.
 """
 
 from __future__ import annotations

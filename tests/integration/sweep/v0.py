@@ -118,7 +118,7 @@ async def migration(scene: Scene) -> None:
         assert scene.bucket.get(f"old/{key}")[0] == bodies[key]
         assert scene.bucket.unwrapped(project.user_kek(1), "user", f"old/{key}", 1) is None
     assert (project.keyring()["v0"], project.keyring()["v0_kek"]) == ("forbidden", None)
-    # From now on wraps that are bound to nothing are honoured no more.
+    # From now on wraps that are bound to nothing are honored no more.
     put_v0(project, "late", one, user=one, admin=one, plaintext=b"x")
     before = scene.bucket.head("old/late")
     end = await scene.swept("old")

@@ -1,4 +1,4 @@
-"""Large bodies where the server's completion honours conditions: multipart (SPEC 7.2).
+"""Large bodies where the server's completion honors conditions: multipart (SPEC 7.2).
 
 On moto, which does; Ceph's gateway does not, and gets one streamed put instead. Nothing
 here depends on a race.

@@ -172,14 +172,14 @@ async def test_an_own_object_that_does_not_verify_is_corrupt(
 
 
 # Labels are hints: a wrong one is rewritten, and never believed (SPEC 8.2).
-RELABELLED: dict[str, Metadata] = {
+RELABELED: dict[str, Metadata] = {
     "another generation": {"enc-kek-user": "2:0000000000000000"},
     "another KEK": {"enc-kek-user": "1:0000000000000000"},
     "another master key": {"enc-kek-admin": "m9"},
 }
 
 
-@pytest.mark.parametrize("name", RELABELLED)
+@pytest.mark.parametrize("name", RELABELED)
 async def test_an_own_object_with_wrong_labels_is_stored_with_right_ones(
     served: WorkerUnderTest, name: str
 ) -> None:
@@ -188,7 +188,7 @@ async def test_an_own_object_with_wrong_labels_is_stored_with_right_ones(
     first = await served.publish_and_wait(sent.document)
     key = sent.document["key"]
     before = stored_objects.read_object(served.deployment, "acme", key)
-    change_metadata(served, key, lambda m: m | RELABELLED[name])
+    change_metadata(served, key, lambda m: m | RELABELED[name])
     second = await served.publish_and_wait(sent.document)
     assert second | {"at": ""} == first | {"at": ""}
     after = stored_objects.read_object(served.deployment, "acme", key)

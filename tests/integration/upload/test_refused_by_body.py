@@ -288,7 +288,7 @@ def keyring(served: WorkerUnderTest, project: str, *, master_key: bytes | None =
 KEYRINGS: dict[str, Callable[[WorkerUnderTest, str], bytes]] = {
     "forged": lambda s, project: keyring(s, project, master_key=bytes(32)),
     "moved": lambda s, _project: keyring(s, "elsewhere"),
-    "moved and relabelled": lambda s, project: keyring(s, "elsewhere").replace(
+    "moved and relabeled": lambda s, project: keyring(s, "elsewhere").replace(
         b'"elsewhere"', f'"{project}"'.encode()
     ),
     "no JSON": lambda _s, _project: b"{}",

@@ -45,7 +45,7 @@ CHANGES: dict[str, tuple[Document, str]] = {
     "staged size of nothing": ({"body": {"staged": {"size": 0}}}, "size: "),
     "null for a field": ({"sealed_key": None}, "sealed_key: "),
     "list for an object": ({"metadata": ["author"]}, "metadata: "),
-    "unknown field": ({"colour": "red"}, "colour: "),
+    "unknown field": ({"color": "red"}, "color: "),
     "unknown field further in": ({"body": {"inline": "AA==", "size": 1}}, "size: "),
     "body both ways": ({"body": {"inline": "AA==", "staged": {"size": 72}}}, "body."),
     "body no way": ({"body": {}}, "body."),

@@ -114,7 +114,7 @@ def test_a_folder_of_secrets_that_is_named_must_exist(
 ) -> None:
     assert secrets_dir() == secrets
     monkeypatch.setenv("KEYTURN_SECRETS_DIR", str(secrets / "none"))
-    with pytest.raises(SettingsError, match="KEYTURN_SECRETS_DIR names no folder"):
+    with pytest.raises(SettingsError, match="KEYTURN_SECRETS_DIR is not a folder"):
         secrets_dir()
 
 

@@ -276,7 +276,7 @@ async def _discard(
 ) -> list[dict[str, Any]]:
     async def acknowledge(message: AbstractIncomingMessage, queue: str) -> None:
         await message.ack()
-        # Wait for each: the broker forgets acknowledgements that are still on their way when
+        # Wait for each: the broker forgets acknowledgments that are still on their way when
         # the channel closes, and the letters would come back.
         await reader.channel.declare_queue(queue, passive=True)
 

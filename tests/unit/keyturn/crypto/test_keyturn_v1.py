@@ -1,7 +1,7 @@
 """The vectors of SPEC v1, made by an implementation of its own: keys, record, request, objects.
 
 Objects are opened here by a small reader of what belongs to this package: wraps, header
-and body. The whole policy of a reader (which wrap first, when v0 is honoured, tombstones,
+and body. The whole policy of a reader (which wrap first, when v0 is honored, tombstones,
 plaintext) is the envelope's, and is tested there.
 """
 

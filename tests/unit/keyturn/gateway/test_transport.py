@@ -187,7 +187,7 @@ async def test_no_other_redirect_is_followed(storage: FakeGateway, status: int) 
 )
 async def test_a_redirect_to_anything_but_a_web_address_is_refused(target: str) -> None:
     async with serving(_to(target)) as gateway:
-        with pytest.raises(UnexpectedResponseError, match="redirected to what is no"):
+        with pytest.raises(UnexpectedResponseError, match="redirected to an address that is not"):
             await read(gateway.url)
     assert len(gateway.seen) == 1
 

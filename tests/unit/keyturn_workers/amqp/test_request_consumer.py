@@ -1,4 +1,4 @@
-"""The order of things around one delivery (SPEC 6.2): the acknowledgement comes last.
+"""The order of things around one delivery (SPEC 6.2): the acknowledgment comes last.
 
 Each step that can fail is made to fail. Whatever had not become durable by then, the
 message was not acknowledged, and comes again.
@@ -129,7 +129,7 @@ class FakePublisher:
 
 @dataclass
 class FakeMessage:
-    """A delivery that notes its acknowledgement."""
+    """A delivery that notes its acknowledgment."""
 
     scene: Scene
     body: bytes

@@ -81,7 +81,7 @@ async def test_wraps_that_open_under_no_available_key() -> None:
 
 
 @pytest.mark.parametrize("change", [{"generation": 2}, {"algorithm": "AES-256-GCM"}])
-async def test_a_relabelled_wrap_opens_nothing(change: dict[str, object]) -> None:
+async def test_a_relabeled_wrap_opens_nothing(change: dict[str, object]) -> None:
     bench = Bench()
     wraps, body = sealed_object(bench.desired, KEY)
     bench.plant(enc(replace(wraps, **change)), body)  # type: ignore[arg-type]

@@ -69,7 +69,7 @@ def test_any_path_parses_without_an_error(raw: bytes) -> None:
         ("objects/x", "objects/x"),
         ("x/objects/y", "x/objects/y"),
         ("%F0%9F%97%9D", "🗝"),
-        ("e%CC%81", "e\u0301"),  # nothing is normalised
+        ("e%CC%81", "e\u0301"),  # nothing is normalized
         ("a?b", "a?b"),  # a raw path has no query
         ("k" * 900, "k" * 900),
         # None of SPEC 1's keys.

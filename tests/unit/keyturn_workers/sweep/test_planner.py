@@ -40,7 +40,7 @@ def bucket(keys: Iterable[str]) -> MemoryStorage:
     storage = MemoryStorage()
     for key in keys:
         storage.plant(f"acme/{key}", b"", Headers({}))
-    # Neighbours, which no page of this project may show.
+    # Neighbors, which no page of this project may show.
     for other in ("acm/k", "acme-2/k", "acmf/k", ".keyturn/keyrings/acme.json"):
         storage.plant(other, b"", Headers({}))
     return storage

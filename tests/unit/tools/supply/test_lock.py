@@ -7,7 +7,7 @@ import tomllib
 from typing import TYPE_CHECKING
 
 from tests.unit.tools.supply.exported import export
-from tools.supply.dependencies import FILE, PURPOSES, generate, licence
+from tools.supply.dependencies import FILE, PURPOSES, generate, license_of
 from tools.supply.lock import OURS, ROOT, direct, packages, shipped
 
 if TYPE_CHECKING:
@@ -91,5 +91,5 @@ def test_dependencies_are_few_documented_and_free() -> None:
     assert list(direct()) == sorted(PURPOSES)
     assert len(direct()) <= _FEW
     for name in shipped():
-        parts = set(re.split(r" (?:AND|OR) ", re.sub(r"[()]", "", licence(name))))
+        parts = set(re.split(r" (?:AND|OR) ", re.sub(r"[()]", "", license_of(name))))
         assert parts <= _ALLOWED, name

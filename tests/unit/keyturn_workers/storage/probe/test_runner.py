@@ -85,7 +85,7 @@ class IgnoresIfMatch(MemoryStorage):
 
 
 class ChecksThenStores(MemoryStorage):
-    """Honours conditions one request at a time, and lets two at once through."""
+    """Honors conditions one request at a time, and lets two at once through."""
 
     async def put(
         self,
