@@ -39,8 +39,6 @@ ACROSS_MODULES: Final[dict[str, str]] = {
 # Not in place yet.
 PENDING: Final = frozenset(
     {
-        "keyturn/publisher/client.py",
-        "keyturn/publisher/staging.py",
         "keyturn_workers/amqp/confirmed_publisher.py",
         "keyturn_workers/amqp/consumer.py",
         "keyturn_workers/amqp/declarations.py",

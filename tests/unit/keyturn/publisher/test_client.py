@@ -1,0 +1,211 @@
+"""What a publisher sends, keeps and cleans up, on connections that only note it (SPEC 6.4, 6.7)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from keyturn.crypto import from_base64, open_sealed, transport_context, upload_info
+from keyturn.errors import (
+    BodyTooLargeError,
+    MalformedRequestError,
+    NotDeliveredError,
+    OutcomeUnknownError,
+    StorageUnavailableError,
+)
+from keyturn.identifiers import staging_s3_key
+from keyturn.messages import INLINE_MAX_BYTES, InlineBody, StagedBody, parse_request
+from keyturn.publisher import Publisher
+from tests.unit.keyturn.publisher.test_requests import API_KEY, INTAKE, SETTINGS
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine
+
+    from aio_pika import Message
+
+    from keyturn.crypto import Sealer
+    from keyturn.messages import Request
+    from keyturn.publisher.connection import BrokerConnection
+    from keyturn.publisher.staging import Staging
+
+UPLOAD_ID = "2f6c9a0e-0000-4000-8000-000000000001"
+LARGE = bytes(INLINE_MAX_BYTES + 1)
+
+
+@dataclass
+class FakeConnection:
+    """Notes what is published, or fails as the broker would."""
+
+    error: Exception | None = None
+    sent: list[tuple[str, Request]] = field(default_factory=list)
+
+    async def publish(self, request_id: str, routing_key: str, message: Message) -> None:
+        assert message.message_id == request_id
+        self.sent.append((routing_key, parse_request(message.body)))
+        if self.error is not None:
+            raise self.error
+
+    async def close(self) -> None: ...
+
+
+@dataclass
+class FakeStaging:
+    """Keeps sealed bodies by their keys."""
+
+    error: Exception | None = None
+    stored: dict[str, bytes] = field(default_factory=dict)
+    puts: int = 0
+
+    async def put(
+        self, s3_key: str, sealer: Sealer, head: bytearray, rest: AsyncIterator[memoryview]
+    ) -> int:
+        if self.error is not None:
+            raise self.error
+        pieces = [sealer.header, sealer.update(head)]
+        pieces += [sealer.update(block) async for block in rest]
+        self.stored[s3_key] = b"".join([*pieces, sealer.finish()])
+        self.puts += 1
+        return len(self.stored[s3_key])
+
+    async def delete(self, s3_key: str) -> None:
+        del self.stored[s3_key]
+
+
+@dataclass
+class Scene:
+    """A publisher, and what it reached."""
+
+    publisher: Publisher
+    connection: FakeConnection
+    staging: FakeStaging
+
+
+def _scene(*, staged: bool = True) -> Scene:
+    connection, staging = FakeConnection(), FakeStaging()
+    link = cast("BrokerConnection", connection)
+    publisher = Publisher(SETTINGS, link, link, cast("Staging", staging) if staged else None)
+    return Scene(publisher, connection, staging)
+
+
+def _plaintext(request: Any, sealed: bytes) -> bytes:
+    """What a worker opens the body to."""
+    info = upload_info(request.upload_id, request.project, request.key)
+    key = INTAKE.open(from_base64(request.sealed_key.ciphertext), info)
+    return open_sealed(key, transport_context(request.upload_id), sealed)
+
+
+@pytest.mark.parametrize("size", [0, 1, INLINE_MAX_BYTES])
+async def test_a_body_up_to_the_limit_travels_sealed_inside_the_request(size: int) -> None:
+    body = b"x" * size
+    scene = _scene()
+    upload_id = await scene.publisher.upload("acme", "a/b", body)
+    ((routing_key, request),) = scene.connection.sent
+    assert routing_key == "upload.requested"
+    assert request.type == "upload.requested"
+    assert (request.upload_id, request.project, request.key) == (upload_id, "acme", "a/b")
+    assert isinstance(request.body, InlineBody)
+    assert _plaintext(request, from_base64(request.body.inline)) == body
+    assert scene.staging.puts == 0
+
+
+async def test_a_larger_body_is_staged_sealed_before_its_request_is_sent() -> None:
+    scene = _scene()
+    upload_id = await scene.publisher.upload("acme", "a/b", LARGE)
+    ((_, request),) = scene.connection.sent
+    assert request.type == "upload.requested"
+    assert isinstance(request.body, StagedBody)
+    ((s3_key, sealed),) = scene.staging.stored.items()
+    assert s3_key == staging_s3_key("billing", upload_id)
+    assert request.body.staged.size == len(sealed)
+    assert _plaintext(request, sealed) == LARGE
+
+
+async def test_without_staging_a_larger_body_is_refused_and_nothing_is_sent() -> None:
+    scene = _scene(staged=False)
+    with pytest.raises(BodyTooLargeError, match="KEYTURN_S3_BUCKET"):
+        await scene.publisher.upload("acme", "a/b", LARGE)
+    assert scene.connection.sent == []
+
+
+async def test_a_body_that_cannot_be_staged_is_not_announced() -> None:
+    scene = _scene()
+    scene.staging.error = StorageUnavailableError("staging failed")
+    with pytest.raises(StorageUnavailableError):
+        await scene.publisher.upload("acme", "a/b", LARGE)
+    assert scene.connection.sent == []
+
+
+async def test_the_staged_body_of_a_request_on_no_queue_is_deleted() -> None:
+    scene = _scene()
+    scene.connection.error = NotDeliveredError("no queue")
+    with pytest.raises(NotDeliveredError):
+        await scene.publisher.upload("acme", "a/b", LARGE)
+    assert (scene.staging.puts, scene.staging.stored) == (1, {})
+
+
+async def test_a_retry_of_an_unknown_outcome_uses_the_staged_body_and_never_deletes_it() -> None:
+    """The first request may be on its queue: it needs the body whatever becomes of the retry."""
+    scene = _scene()
+    scene.connection.error = OutcomeUnknownError("not confirmed")
+    with pytest.raises(OutcomeUnknownError):
+        await scene.publisher.upload("acme", "a/b", LARGE, upload_id=UPLOAD_ID)
+    scene.connection.error = NotDeliveredError("no queue")
+    with pytest.raises(NotDeliveredError):
+        await scene.publisher.upload("acme", "a/b", LARGE, upload_id=UPLOAD_ID)
+    scene.connection.error = None
+    await scene.publisher.upload("acme", "a/b", LARGE, upload_id=UPLOAD_ID)
+    requests: list[Any] = [request for _, request in scene.connection.sent]
+    assert scene.staging.puts == 1
+    assert len(scene.staging.stored) == 1
+    assert len({request.sealed_key for request in requests}) == 1
+    assert len({request.requested_at for request in requests}) == len(requests) == 3
+    await scene.publisher.upload("acme", "a/b", LARGE, upload_id=UPLOAD_ID)
+    assert scene.staging.puts == 2  # the one before was confirmed, and is forgotten
+
+
+async def test_a_source_that_fails_sends_nothing() -> None:
+    async def body() -> AsyncIterator[bytes]:
+        yield b"a beginning"
+        raise LookupError
+
+    scene = _scene()
+    with pytest.raises(LookupError):
+        await scene.publisher.upload("acme", "a/b", body())
+    assert scene.connection.sent == []
+
+
+CALLS: dict[str, Callable[[Publisher, str], Coroutine[Any, Any, str]]] = {
+    "enroll.requested": lambda publisher, project: publisher.enroll(project, api_key=API_KEY),
+    "upload.requested": lambda publisher, project: publisher.upload(project, "a", b""),
+    "rotation.requested": lambda publisher, project: publisher.rotate(project, api_key=API_KEY),
+    "sweep.requested": lambda publisher, project: publisher.sweep(project),
+    "delete.requested": lambda publisher, project: publisher.delete(project, "a"),
+}
+_ID_FIELDS = {
+    "enroll.requested": "request_id",
+    "upload.requested": "upload_id",
+    "rotation.requested": "rotation_id",
+    "sweep.requested": "sweep_id",
+    "delete.requested": "request_id",
+}
+
+
+@pytest.mark.parametrize("request_type", CALLS)
+async def test_each_request_is_sent_once_by_its_type_and_its_id_is_returned(
+    request_type: str,
+) -> None:
+    scene = _scene()
+    request_id = await CALLS[request_type](scene.publisher, "acme")
+    ((routing_key, request),) = scene.connection.sent
+    assert routing_key == request.type == request_type
+    assert getattr(request, _ID_FIELDS[request_type]) == request_id
+
+
+@pytest.mark.parametrize("request_type", CALLS)
+async def test_a_request_for_a_project_that_cannot_be_is_not_sent(request_type: str) -> None:
+    scene = _scene()
+    with pytest.raises(MalformedRequestError):
+        await CALLS[request_type](scene.publisher, "No Project")
+    assert scene.connection.sent == []
