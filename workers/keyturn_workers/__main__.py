@@ -1,4 +1,4 @@
-"""`python -m workers` is the `keyturn` command."""
+"""`python -m keyturn_workers` is the `keyturn` command."""
 
 from keyturn_workers.cli import main
 

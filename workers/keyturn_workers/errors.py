@@ -7,7 +7,7 @@ decides which code of SPEC 12 an answer means there. A missing object, for examp
 
 
 class StorageAnswerError(Exception):
-    """A definite answer of the storage that is not the one hoped for. Nothing was written."""
+    """A definite refusal by the storage. Nothing was written."""
 
 
 class MissingError(StorageAnswerError):
@@ -17,7 +17,7 @@ class MissingError(StorageAnswerError):
 class PreconditionError(StorageAnswerError):
     """412 (or 409 between two conditional writers): the condition did not hold.
 
-    An HTTP client that resends can make this a false alarm: look whose object it is.
+    An HTTP client that resends can make this a false alarm: check whose object it is.
     """
 
 
@@ -26,8 +26,8 @@ class RefusedError(StorageAnswerError):
 
 
 class ArchivedError(StorageAnswerError):
-    """403 InvalidObjectState: the object's bytes lie in an archive; its head can be read."""
+    """403 InvalidObjectState: the object's bytes are archived; its head can be read."""
 
 
 class UnsafeStorageError(Exception):
-    """The bucket misses something that SPEC 10 requires; the worker does not start."""
+    """The bucket lacks something that SPEC 10 requires; the worker does not start."""

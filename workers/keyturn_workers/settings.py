@@ -46,7 +46,7 @@ def _publishers(value: object) -> Mapping[str, Grant]:
 
 MasterKeys = Annotated[dict[str, Secret], NoDecode, BeforeValidator(_master_keys)]
 IntakeKeys = Annotated[dict[str, IntakeKey], NoDecode, BeforeValidator(_intake_keys)]
-# Not rebuilt by a validator of pydantic's own: a file stays the object that is read again.
+# Pydantic's own validation would copy it; the file must stay the object that is read again.
 Publishers = Annotated[Mapping[str, Grant], NoDecode, PlainValidator(_publishers)]
 LogFormat = Literal["console", "json"]
 
@@ -78,19 +78,19 @@ class WorkerSettings(DeploymentSettings, OperatorSettings, LogSettings):
     lease_s: Annotated[int, Field(ge=1, le=3600)] = 15
     keyring_cache_s: Annotated[float, Field(ge=0)] = 2
     request_max_age_s: Annotated[int, Field(ge=1)] = 7 * _DAY_S
-    # Staged bodies and abandoned multipart uploads go this long after the last moment
-    # at which a request could still have come for them.
+    # Staged bodies and abandoned multipart uploads are removed this long after the last moment
+    # at which a request for them could still have come.
     staging_grace_s: Annotated[int, Field(ge=0)] = _DAY_S
     staging_sweep_interval_s: Annotated[float, Field(gt=0)] = 3600
     upload_concurrency: Annotated[int, Field(ge=1, le=2000)] = 64
     # Bodies from staging stream a few at a time, so that memory stays bounded.
     stream_concurrency: Annotated[int, Field(ge=1, le=200)] = 4
-    # Objects that one process looks at, or copies, at once.
+    # Objects that one process reads, or copies, at once.
     sweep_concurrency: Annotated[int, Field(ge=1, le=2000)] = 64
     sweep_page_keys: Annotated[int, Field(ge=1, le=10_000)] = 500
     # How often a sweep worker looks for sweeps whose messages were lost.
     sweep_rescue_interval_s: Annotated[float, Field(gt=0)] = 600
-    # Dead letters of each queue, by age and by bytes with their headers; the unsigned apart.
+    # Dead letters of each queue, by age and by bytes with headers; unsigned ones separately.
     dead_max_age_s: Annotated[int, Field(ge=1)] = 30 * _DAY_S
     dead_max_bytes: Annotated[int, Field(ge=1)] = 256 * _MIB
     unsigned_dead_max_age_s: Annotated[int, Field(ge=1)] = 7 * _DAY_S
@@ -137,7 +137,7 @@ class GatewaySettings(PublisherSettings, OperatorSettings, LogSettings):
     gateway_v0_concurrency: Annotated[int, Field(ge=1, le=200)] = 4
     # A client whose request's head takes longer is cut off.
     gateway_head_timeout_s: Annotated[float, Field(gt=0)] = 15
-    # A client that takes or sends nothing for so long is cut off.
+    # A client that reads or sends nothing for this long is cut off.
     gateway_idle_timeout_s: Annotated[float, Field(gt=0)] = 60
     # How long the broker may take to confirm, reconnecting included, before it is a 503.
     gateway_publish_timeout_s: Annotated[float, Field(gt=0)] = 30

@@ -1,8 +1,9 @@
 """Publishes to one exchange, many messages at once, each confirmed by the broker (SPEC 6.2).
 
 `Exchange.publish` of aio-pika holds its channel's lock until the socket has taken a message, so
-that messages leave one after the other. aiormq's `basic_publish` with `wait=False` gives the lock
-back as soon as a message is in its write queue, and returns on the broker's confirmation as well.
+that messages are sent one after the other. aiormq's `basic_publish` with `wait=False` gives the
+lock back as soon as a message is in its write queue, and returns on the broker's confirmation as
+well.
 """
 
 import asyncio
@@ -15,7 +16,7 @@ from pamqp import commands
 
 
 class ConfirmedPublisher:
-    """Publishes to one exchange on a channel of its own, opened when it is first used."""
+    """Publishes to one exchange on a separate channel, opened when it is first used."""
 
     def __init__(self, broker: RabbitBroker, exchange: str, *, timeout_s: float) -> None:
         self._broker = broker
@@ -30,7 +31,7 @@ class ConfirmedPublisher:
     ) -> None:
         """Publish, mandatory; returns once the broker confirmed the message.
 
-        `properties` gets a message id of its own.
+        `properties` gets a new message id.
 
         Raises:
             DeliveryError, PublishError: the broker refused the message, or no queue takes it.

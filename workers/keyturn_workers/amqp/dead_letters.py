@@ -57,7 +57,7 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """How old the letters of a queue become, and how many bytes they take together."""
+    """How old the letters of a queue may become, and how many bytes they may take together."""
 
     max_age: timedelta
     max_bytes: int
@@ -77,7 +77,7 @@ def select_surplus(
     """The letters to drop, by their positions, and why: the oldest first. Pure.
 
     `letters` are in the order of the queue; `unread_bytes` is the size of more recent ones. Each is
-    judged by its own age alone: a letter with a false time drops no other.
+    judged only by its own age: a letter with a false time drops no other.
     """
     dropped: dict[int, Reason] = {
         position: "age"
@@ -110,7 +110,7 @@ def _dead_at(message: AbstractIncomingMessage) -> datetime | None:
         return _instant(noted)
     deaths: Any = message.headers.get("x-death")
     if isinstance(deaths, list) and deaths and isinstance(deaths[0], Mapping):
-        # The broker's own note: it moved the message here itself.
+        # The broker's own header: it moved the message here itself.
         moved = deaths[0].get("time")
         return moved.replace(tzinfo=UTC) if isinstance(moved, datetime) else None
     try:

@@ -9,7 +9,7 @@ from aiormq.exceptions import ChannelLockedResource
 
 @asynccontextmanager
 async def broker_lock(connection: AbstractConnection, name: str) -> AsyncIterator[bool]:
-    """Hold a lock while the block runs; gives False if another connection holds it."""
+    """Hold a lock while the block runs; yields False if another connection holds it."""
     channel = await connection.channel()
     try:
         held = await channel.declare_queue(name, exclusive=True, durable=False)

@@ -6,7 +6,7 @@ confirmed its copy in a retry or dead-letter queue. Whatever else happens, it is
 | what happened | what becomes of the message |
 | --- | --- |
 | it is not admitted | a dead letter |
-| it came before its time | back to its retry queue, with the same note |
+| it came too early | back to its retry queue, with the same note |
 | it was served | acknowledged |
 | `DeferError` | to a retry queue, without counting an attempt |
 | a transient error, or a bug | to a retry queue, as one more attempt |
@@ -53,7 +53,7 @@ class DeferError(Exception):
 
 
 class NotAdmittedError(Exception):
-    """The message must not be served: why, and who signed it, where that is proven."""
+    """The message must not be served: why, and who signed it, if that is proven."""
 
     def __init__(self, error: CodedError, signer: Signer | None = None) -> None:
         super().__init__(error.code)
@@ -82,8 +82,8 @@ class Job:
     def seen_before(self) -> bool:
         """Whether an earlier delivery may have done part of it.
 
-        Only the broker and the workers can say so, never an unsigned header: by one, anyone who
-        may write to the broker could have an upload abort the multipart uploads at its key.
+        Only the broker and the workers can say so, never an unsigned header: with one, anyone with
+        write access to the broker could make an upload abort the multipart uploads at its key.
         """
         return bool(self.message.redelivered) or self.retry is not None
 
@@ -117,7 +117,7 @@ class MessageConsumer(ABC, Generic[JobT, ResultT]):
             try:
                 report = await self._consume(message, delivery)
                 await message.ack()
-            except Exception:  # noqa: BLE001  # nothing may be lost, whatever it was
+            except Exception:  # noqa: BLE001  # no error may lose a message
                 # The broker did not confirm, so nothing is acknowledged: the message is
                 # redelivered, from here or, after a lost connection, by the broker itself.
                 _log.exception(
@@ -188,7 +188,7 @@ class MessageConsumer(ABC, Generic[JobT, ResultT]):
 
     @abstractmethod
     async def _serve(self, job: JobT) -> ResultT:
-        """Do what the message asks.
+        """Do what the message requests.
 
         Raises:
             DeferError

@@ -1,6 +1,6 @@
 """Reads AMQP properties that pamqp and aio-pika reject, and writes them as they were (ADR 0013).
 
-THE ONLY MODULE THAT CHANGES LIBRARIES OF OTHERS, for the whole process. Called once at the start of
+THE ONLY MODULE THAT PATCHES OTHER LIBRARIES, for the whole process. Called once at the start of
 a worker, a gateway or a command; `keyturn`, which services install, never calls it.
 
 The decoder of pamqp 4 raises on a timestamp after the year 9999 (which is what microseconds look

@@ -47,7 +47,7 @@ from keyturn_workers.worker.authorization import (
 from keyturn_workers.worker.grants import GrantsKeeper
 from keyturn_workers.worker.metrics import Delivery
 
-# So long an expired request waits for a storage that cannot say whether it was completed.
+# How long an expired request waits for a storage that cannot say whether it was completed.
 _EXPIRED_RETRIES: Final = timedelta(days=1)
 
 _log = structlog.get_logger()
@@ -81,7 +81,7 @@ class RequestHandler(Protocol):
         ...
 
     async def serve(self, request: Request, origin: RequestOrigin, *, seen_before: bool) -> Handled:
-        """Do what the request asks.
+        """Do what the request asks for.
 
         Raises:
             CodedError: why it is refused, or retried.
@@ -191,10 +191,10 @@ class RequestConsumer(MessageConsumer[RequestJob, Handled]):
         return RequestJob(message, retry, signer.name, request, signer, origin)
 
     async def _grants_changed(self, message: AbstractIncomingMessage) -> bool:
-        """Whether the publishers are others than they were a moment ago (SPEC 6.3).
+        """Whether the publishers have changed since a moment ago (SPEC 6.3).
 
         Raises:
-            NotConfirmedError: its publisher is known by now, and has no stream yet.
+            NotConfirmedError: its publisher is known now, but has no stream yet.
         """
         if self._grants is None:
             return False
@@ -208,7 +208,7 @@ class RequestConsumer(MessageConsumer[RequestJob, Handled]):
         expired = await self._expired(request)
         if expired is None:
             return await self._handler.serve(request, origin, seen_before=job.seen_before)
-        # A redelivery may have waited for long: what was completed is published as completed.
+        # A redelivery may have waited long: what was completed is published as completed.
         handled = await self._handler.find_completed(request, origin)
         if handled is not None:
             return handled
@@ -267,7 +267,7 @@ class RequestConsumer(MessageConsumer[RequestJob, Handled]):
             attempt,
             requested_at=requested_at,
             max_age=self._rules.max_age + _EXPIRED_RETRIES,
-            # By a clock that is not known, nothing is too old to be retried.
+            # While the storage's clock is not known, nothing is too old to be retried.
             now=self._now() if self._time.is_known() else requested_at,
         )
 

@@ -89,9 +89,9 @@ class Retry:
 class RetryNotes:
     """Writes and reads the notes of retries under the deployment's event keys (SPEC 6.3).
 
-    The first key signs notes; a note under any of the keys is accepted, so that an event key can
-    be replaced while messages wait. A message without such a note is a first delivery: anyone who
-    may write to the broker can put any header on a copy of a message.
+    The first key signs notes; a note under any of the keys is accepted, so that an event key can be
+    replaced while messages wait. A message without such a note is a first delivery: anyone with
+    write access to the broker can put any header on a copy of a message.
     """
 
     def __init__(self, deployment: str, keys: Sequence[SigningKey]) -> None:
@@ -122,7 +122,7 @@ class RetryNotes:
         mac = headers.get(RETRY_MAC_HEADER)
         if not (isinstance(claimed, str) and isinstance(not_before, str) and isinstance(mac, str)):
             return None
-        # With more digits than any count of ours has, int() itself would raise.
+        # With more digits than any of our counts has, int() itself would raise.
         match = _ATTEMPT.fullmatch(claimed)
         if match is None:
             return None
@@ -245,7 +245,7 @@ def _fit_in_frame(headers: dict[str, Any]) -> dict[str, Any]:
 
     All of them, unless they nearly fill the frame: a copy that does not fit would cost the
     connection each time. The largest are dropped first, and those that SPEC 6.3 names last. A
-    header that cannot be encoded (nested too deep, for instance) is dropped alone.
+    header that cannot be encoded (nested too deep, for instance) is the only one dropped.
     """
     sizes = {name: _encoded_bytes(name, value) for name, value in headers.items()}
     order = sorted(sizes, key=lambda name: (name not in SPECIFIED_HEADERS, sizes[name]))

@@ -44,7 +44,7 @@ _TIMEOUT_S: Final = 30
 
 
 class NotConfirmedError(Exception):
-    """The broker did not confirm a message: it may have it or not."""
+    """The broker did not confirm a message: it may or may not have it."""
 
 
 class WorkerPublisher:
@@ -72,8 +72,8 @@ class WorkerPublisher:
     async def publish_event(self, event: Event) -> None:
         """Publish a signed event.
 
-        By a header the broker routes it into its publisher's stream. Readers trust only the signed
-        body (SPEC 6.8).
+        A header makes the broker route it into its publisher's stream. Readers trust only the
+        signed body (SPEC 6.8).
         """
         body = encode(event)
         headers: dict[str, Any] = {
@@ -127,7 +127,7 @@ class WorkerPublisher:
     async def put_back(
         self, message: AbstractIncomingMessage, queue: str, retry: Retry, *, publisher: str = ""
     ) -> None:
-        """Let a message that came before its time wait on, with the same note."""
+        """Let a message that came too early keep waiting, with the same note."""
         delay_s = longest_delay_s(retry.early_s(self._now())) or min(ALL_DELAYS_S)
         await self._retry(message, queue, publisher, retry, delay_s)
 
@@ -150,14 +150,14 @@ class WorkerPublisher:
     ) -> None:
         """Copy the message to the dead letters, with the code and the time in headers.
 
-        Unsigned messages have a queue of their own: a flood of them displaces nothing signed.
+        Unsigned messages have a separate queue: a flood of them displaces nothing signed.
         """
         unsigned = isinstance(error, BadSignatureError)
         dead_queue = UNSIGNED_DEAD_QUEUE if unsigned else dead_letter_name(queue)
         await self._to_queue(dead_letter_of(message, error, self._now()), dead_queue)
 
     async def send(self, body: bytes, queue: str, delay_s: int) -> None:
-        """Publish a message of the workers' own to a queue, now or after `delay_s` seconds.
+        """Publish one of the workers' own messages to a queue, now or after `delay_s` seconds.
 
         `delay_s` is 0 or one of `keyturn.topology.ALL_DELAYS_S`.
         """

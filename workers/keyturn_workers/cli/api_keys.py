@@ -2,7 +2,7 @@
 
 An API key comes from a file, the environment or a prompt, never from an argument, which
 every process list would show. A generated one is saved or printed before anything is
-published: nobody could read a project under a lost key.
+published: a project under a lost key would be unreadable.
 """
 
 import sys

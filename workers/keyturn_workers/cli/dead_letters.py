@@ -1,9 +1,9 @@
 """Reading dead letters without removing them, and describing them safely (SPEC 12).
 
-Letters are consumed without acknowledgment, by one consumer a queue; the unprocessed ones go
-back in their order (dead-letter queues have no delivery limit, see `keyturn.topology`).
-Nothing in a letter is trusted: anyone who may write to the broker can invent its id, its
-headers and its code. A sealed body, or the value of an unknown field, must never be shown.
+Letters are consumed without acknowledgment, by one consumer a queue; the unprocessed ones go back
+in their order (dead-letter queues have no delivery limit, see `keyturn.topology`). Nothing in a
+letter is trusted: anyone with write access to the broker can invent its id, its headers and its
+code. A sealed body, or the value of an unknown field, must never be shown.
 """
 
 import asyncio

@@ -1,8 +1,7 @@
 """Whether a master key is still in use, for `keyturn status` (SPEC 8.1). Pure.
 
-Dropping a master key too early loses everything that it opens. So no key is called safe to
-drop on the word of less than the whole bucket, while a sweep is running, or while anything
-cannot be opened.
+Dropping a master key too early loses everything that it opens. So no key is reported as safe to
+drop unless the whole bucket was inspected, no sweep is running, and everything could be opened.
 """
 
 from collections.abc import Iterable
@@ -88,7 +87,7 @@ def _obstacle(row: dict[str, Any], index: RecordIndex, census: Census) -> str:
     unreadable = [
         _plural(n, w) for n, w in ((objects, "object"), (index.unreadable, "record")) if n
     ]
-    # Nobody knows which key would open them.
+    # It is unknown which key would open them.
     closed = f"{' and '.join(unreadable)} cannot be opened with any available key"
     return closed if unreadable else ""
 

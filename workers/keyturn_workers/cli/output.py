@@ -99,7 +99,7 @@ class ByteProgress:
         self._task_id = progress.add_task("", total=total_bytes)
 
     def advance(self, count_bytes: int) -> None:
-        """Count so many more bytes as transferred."""
+        """Count further bytes as transferred."""
         self._progress.advance(self._task_id, count_bytes)
 
     def label(self, text: str) -> None:

@@ -3,9 +3,9 @@
 The broker confirms the copy before the letter is acknowledged. So a crash in between leaves
 two of them (which is harmless, SPEC 5.3), never none.
 
-Never sign a letter again that its publisher did not sign or was not permitted to send: an
-attacker who writes to the broker could put anything into a dead-letter queue and wait for
-the operator's signature.
+Never sign a letter again that its publisher did not sign or was not permitted to send: an attacker
+with write access to the broker could put anything into a dead-letter queue and wait for the
+operator's signature.
 """
 
 from contextlib import AsyncExitStack
@@ -103,7 +103,7 @@ class Resigner:
             # second chance that its publisher never requested.
             raise NotPermittedError(f"only request_expired can be signed again, not {code!r}")
         old = self._verify(message, queue)
-        # The code is not signed: an attacker who writes to the broker can put it on a letter
+        # The code is not signed: an attacker with access to the broker can put it on a letter
         # rejected for another reason, or on a copy of a recent request.
         max_age = timedelta(seconds=self._settings.request_max_age_s)
         if now() - old.request.requested_at_instant <= max_age:

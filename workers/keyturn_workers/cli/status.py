@@ -1,6 +1,6 @@
 """`keyturn status`: keyrings, sweeps, objects, and which master keys are in use (SPEC 8, 14).
 
-It reads the bucket alone; only `--watch` needs the broker. It opens records and wraps with
+It reads only the bucket; `--watch` also needs the broker. It opens records and wraps with
 the operator's master keys, and must never show a key, a wrap or a DEK.
 """
 
@@ -48,7 +48,7 @@ from keyturn_workers.storage import Storage
 from keyturn_workers.sweep.plan import Plan
 from keyturn_workers.sweep.sweep_store import SweepStore
 
-# For the listing, its count and the records, beside the objects.
+# For the listing, its count and the records, in addition to the objects.
 _SPARE_CONNECTIONS: Final = 4
 _MAX_SHOWN: Final = 20
 _OBJECT_COLUMNS: Final = ("project", "kind", "generation", "master_key", "code", "objects")
@@ -287,7 +287,7 @@ def _watch_sweep(
 
 
 def _check_watchable(report: SweepReport, project: str | None) -> None:
-    """Refuse to follow a sweep that the caller may not mean, or that has no end of its own.
+    """Refuse to follow a sweep that the caller may not mean, or whose end is not published.
 
     Publishers choose ids. So another project may have a sweep with this id, and its end must
     not pass for the end of this one.

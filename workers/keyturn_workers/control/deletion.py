@@ -59,11 +59,11 @@ class Deleter:
         raise StorageUnavailableError("the tombstone was replaced again and again")
 
     async def find_deleted(self, request: DeleteRequested) -> bool:
-        """Whether the object's tombstone is there for good already; it puts none.
+        """Whether the object's tombstone is there for good already; does not put one.
 
         Raises:
             DeferError: it was put less than two leases ago.
-            Others: as `delete`.
+            Other errors as `delete`.
         """
         s3_key = object_s3_key(request.project, request.key)
         snapshot = await self._keyrings.read_fresh(request.project)
@@ -108,7 +108,7 @@ class Deleter:
         except RefusedError as exc:
             if await self._is_locked(s3_key):
                 raise LockedObjectError("the storage refuses to write a locked object") from exc
-            # It came after its lease: the caller tries again by a new keyring read.
+            # It came after its lease: the caller tries again with a new keyring read.
 
     async def _is_locked(self, s3_key: str) -> bool:
         try:

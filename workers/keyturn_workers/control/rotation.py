@@ -40,7 +40,7 @@ _MAX_ATTEMPTS: Final = 8
 class RotationResult:
     """An accepted rotation: the generation that it created, and its sweep.
 
-    `failed` is published if no sweep of its own can begin.
+    `failed` is published if its own sweep cannot begin.
     """
 
     generation: int
@@ -86,7 +86,8 @@ class Rotator:
             if existing_sweep is not None:
                 raise KeyringRolledBackError("the keyring lacks a rotation that it accepted")
             after = self._rotate_keyring(snapshot.keyring, request, origin)
-            # Lost or won, the keyring is read again: it says which request rotated it.
+            # After either outcome of the race, the keyring is read again: it says which request
+            # rotated it.
             await replace_keyring(
                 self._storage,
                 after,
@@ -127,7 +128,7 @@ class Rotator:
 
         Raises:
             GenerationMismatchError: another request with this id created it.
-            UnknownIntakeKeyError, BadSealError: only its KEK can tell, and it does not open.
+            UnknownIntakeKeyError, BadSealError: only its KEK would show that, and it does not open.
         """
         entry = find_generation(keyring, request.rotation_id)
         if entry is None:

@@ -4,7 +4,7 @@
 | --- | --- |
 | `server`, `listener`, `http_protocol` | one process: uvicorn, signals, limits of a connection |
 | `app` | routes, error handlers, metrics of each request |
-| `auth`, `keyring_lookups`, `listing_check` | who may read: the keyring alone decides |
+| `auth`, `keyring_lookups`, `listing_check` | who may read: only the keyring decides |
 | `fair_shares`, `upload_limits`, `staging_quota` | what one project may use at once |
 | `paths`, `ranges`, `conditions`, `response_headers`, `problems` | HTTP as values; pure |
 | `object_routes` | GET, HEAD and PUT of an object |
@@ -14,5 +14,5 @@
 | `client_connection` | the client's side of a connection: slow, silent or gone |
 | `openapi`, `docs_page`, `metrics` | what the gateway says about itself |
 
-It never sends a byte that is not authenticated, and never ends an incomplete response in order.
+It never sends a byte that is not authenticated, and never ends an incomplete response normally.
 """

@@ -134,7 +134,7 @@ def _close_if_body(method: str) -> dict[str, str]:
 
 
 class _Readiness:
-    """Caches the checks' results: anybody may request them, and each check asks the storage."""
+    """Caches the checks' results: anyone may request them, and each check sends a request."""
 
     def __init__(self, checks: Mapping[str, Check]) -> None:
         self._checks = checks

@@ -34,7 +34,7 @@ REFUSAL_MIN_S: Final = 0.1
 """The minimum time of a 401: more than a keyring read, so that the time does not show one."""
 _MAX_FAILURES: Final = 10_000
 _BEARER: Final = "bearer "
-# Derived for in place of what is not a project id.
+# The project to derive a key for, in place of what is not a project id.
 _PLACEHOLDER_PROJECT: Final = "nobody"
 # A well-formed key, so that a malformed one takes as long.
 _PLACEHOLDER_API_KEY: Final = "0" * 43
@@ -163,7 +163,7 @@ class Authenticator:
     async def _keyring_for(self, project: str, kek: Secret) -> KeyringSnapshot | None:
         """Return the keyring that decides about a caller with this KEK, or None.
 
-        Only a KEK that was the project's at the last read costs a read of its own. All others
+        Only a KEK that was the project's at the last read costs a separate read. All others
         share lookups that are sent after the request came. So the current key is never refused,
         and a wrong one is refused by what the storage says now, for unknown projects too.
         """

@@ -42,7 +42,7 @@ def abort(scope: Scope) -> None:
 
 
 def with_send_timeout(send: Send, scope: Scope, idle_timeout_s: float) -> Send:
-    """Wrap `send` to give up on a client that reads nothing for so long, or has disconnected.
+    """Wrap `send` to give up on a client that reads nothing for too long, or has disconnected.
 
     The wrapped `send` raises:
         ClientSlowError: the client read nothing.

@@ -3,10 +3,9 @@
     ConcurrencyLimit   concurrent requests
     StagingLedger      bytes in staging that are not stored yet
 
-Each has a total for the whole process, and a share of it that one project may use. A project
-at its share is refused (429) while all others are served. Only if the total is used up is
-everybody refused (503). Projects that use nothing leave no entry, so callers cannot make this
-grow.
+Each has a total for the whole process, and a share of it that one project may use. A project at its
+share is refused (429) while all others are served. Only when the total is used up are all projects
+refused (503). Projects that use nothing leave no entry, so callers cannot make this grow.
 
 Each gateway counts its own requests: a project that spreads its requests over several gateways
 has a share of each.

@@ -16,11 +16,11 @@ else is a uvicorn setting (`server`) or an option of the listening socket (`list
   connections and sends nothing: a new connection closes an idle one. With `limit_concurrency`
   those connections would turn every other request away with a 503, and stay open.
 - Reset. A truncated response must not look complete. ASGI cannot reset a connection: if an
-  application raises, uvicorn closes the connection in order, after it has sent its buffers.
+  application raises, uvicorn closes the connection normally, after it has sent its buffers.
 - 400 for what is not HTTP. A problem document (SPEC 9.6), and no response before those that
   earlier requests on the connection are waiting for. uvicorn writes `text/plain` at once.
 - Disconnect of pipelined requests. uvicorn reports it to the newest request only; the one
-  being served would run on, for as long as its client asked it to wait.
+  being served would keep running, for as long as its client requested it to wait.
 """
 
 import asyncio
@@ -142,7 +142,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self.transport.close()
 
     def reset(self) -> None:
-        """Reset the connection, so that its client cannot take a partial response for a whole."""
+        """Reset the connection, so that a partial response cannot look complete."""
         sock = self.transport.get_extra_info("socket")
         # The socket may be closed already.
         with contextlib.suppress(OSError, ValueError):

@@ -54,7 +54,7 @@ def _bind(family: int, address: tuple[Any, ...], idle_timeout_s: float) -> socke
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            # IPv4 has a socket of its own.
+            # IPv4 has its own socket.
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if hasattr(socket, "TCP_USER_TIMEOUT"):
             timeout_ms = int(idle_timeout_s * 1000)

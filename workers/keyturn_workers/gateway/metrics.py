@@ -1,4 +1,4 @@
-"""The gateway's Prometheus metrics, on a registry of their own (SPEC 9.6, 13).
+"""The gateway's Prometheus metrics, on a separate registry (SPEC 9.6, 13).
 
 Labels have fixed sets of values. A project, a key, an id or anything else that a caller chooses
 would reveal customers, and grow without a limit.

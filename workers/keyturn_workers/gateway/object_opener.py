@@ -97,7 +97,7 @@ class ObjectOpener:
                     head, start = await self._storage.read_start(s3_key, size_bytes)
                 opened = await self._open_dek(caller, object_key, head, start)
                 if opened is None or opened.algorithm != COBBLESTONE:
-                    # These readers open a connection of their own. Holding this one meanwhile
+                    # These readers open their own connection. Holding this one meanwhile
                     # could exhaust the pool, with every reader waiting for another connection.
                     await stack.aclose()
                 yield self._reader(s3_key, head, start, opened, rest, stack)

@@ -37,7 +37,7 @@ class PlaintextReader:
         """Do nothing: plaintext is not authenticated. See `ObjectReader`."""
 
     async def read_range(self, span: Span) -> Pieces:
-        """Yield the bytes of a range of this very body. See `ObjectReader`."""
+        """Yield the bytes of a range of exactly this body. See `ObjectReader`."""
         if not span.length:
             return
         try:

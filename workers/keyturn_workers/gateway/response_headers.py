@@ -16,7 +16,7 @@ from keyturn_workers.gateway.ranges import Span
 
 META_PREFIX: Final = "x-keyturn-meta-"
 _DEFAULT_TYPE: Final = "application/octet-stream"
-# Never the stored `cache-control`: a shared cache would serve one key's response to everybody.
+# Never the stored `cache-control`: a shared cache would serve one key's response to everyone.
 _CONTENT_HEADERS: Final = ("content-disposition", "content-language")
 # Plaintext may be stored with an encoding.
 _PLAINTEXT_HEADERS: Final = (*_CONTENT_HEADERS, "content-encoding")

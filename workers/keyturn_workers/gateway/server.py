@@ -47,7 +47,8 @@ from keyturn_workers.worker.health import Check
 
 # Connections to the storage besides one per request: keyrings, records, health.
 _SPARE_CONNECTIONS: Final = 16
-# The gateway writes nothing by a keyring: this limits only how far response dates may differ.
+# The gateway writes nothing that relies on a keyring: this limits only how far response dates may
+# differ.
 _LEASE_S: Final = 15
 _KEEP_ALIVE_S: Final = 15
 _CONNECTIONS_PER_REQUEST: Final = 4

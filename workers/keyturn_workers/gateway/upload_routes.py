@@ -108,7 +108,7 @@ class UploadRoutes:
         await self._opener.require_unused_key(caller, key)
         try:
             async with self._limits.hold(caller.project, upload_id) as claim:
-                # A declared length is claimed before the client is asked for the body.
+                # A declared length is claimed before the body is requested from the client.
                 await claim.grow(declared_bytes)
                 await self._publisher.upload(
                     caller.project,

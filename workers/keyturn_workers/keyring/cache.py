@@ -24,7 +24,7 @@ class CacheEntry:
         snapshot: the last one; None if there is no keyring, or it changed since.
         digest: SHA-256 of the record that `snapshot` was read from.
         size_bytes: of that record.
-        used_s: when it was last asked for, by the process's own clock.
+        used_s: when it was last used, by the process's own clock.
         running: the read under way.
         waiting: the read that begins after it.
     """

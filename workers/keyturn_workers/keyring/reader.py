@@ -1,7 +1,7 @@
 """Reading keyrings: recently, or by a read that begins after an instant (SPEC 7.3, 8.4).
 
 Many uploads share one read. What matters is not the age of a response but when its read *began*:
-only a read that began after a put was acknowledged can tell that the desired state had not moved
+only a read that began after a put was acknowledged shows that the desired state had not moved
 before the put. `read_fresh` gives exactly that.
 
 With many projects one listing replaces a read each: it shows, by their ETags, that the cached
@@ -31,7 +31,7 @@ BETWEEN_READS_S: Final = 0.03
 An upload that comes alone never waits for it.
 """
 
-# Some thousands of rotations. A larger record is not even read whole: a bucket writer put it there.
+# Some thousands of rotations. A larger record is not even read: a bucket writer put it there.
 _KEYRING_MAX_BYTES: Final = 2 * 1024**2
 # After this fraction of the cache time a keyring in use is renewed in the background, so that no
 # upload waits for it.
@@ -52,7 +52,7 @@ class KeyringReader:
         cache_s: float,
         clock: StorageClock | None = None,
     ) -> None:
-        """`cache_s` must stay well below `lease_s`, which fences what rests on a cached read."""
+        """`cache_s` must stay well below `lease_s`: the lease fences writes by a cached read."""
         self.clock = clock or StorageClock(lease_s)
         self._storage = storage
         self._master_keys = master_keys
@@ -96,7 +96,7 @@ class KeyringReader:
     def get_last(self, project: str) -> KeyringSnapshot | None:
         """What was last seen of a keyring, of any age; None if it is not remembered.
 
-        Asking for a project remembers nothing of it: callers may make names up.
+        Asking for a project remembers nothing about it: callers may invent names.
         """
         entry = self._cache.get(project)
         if entry is None or entry.snapshot is None:
@@ -191,7 +191,7 @@ class KeyringReader:
                 proves=listing.proves,
             )
         else:
-            self._cache.invalidate(entry)  # gone or changed: only a read can tell
+            self._cache.invalidate(entry)  # gone or changed: only a read can show which
 
     async def _renew_by_listing(self, project: str) -> bool:
         """Renew a cached keyring by a listing, if one needs fewer requests than reads."""

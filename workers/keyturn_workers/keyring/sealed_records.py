@@ -153,7 +153,7 @@ async def _write(storage: Storage, s3_key: str, body: bytes, condition: Conditio
         raise StorageUnavailableError("the storage refuses to write a record") from exc
     except StorageUnavailableError:
         # Some servers answer 500 to the loser of a race, and a winner's response may be lost.
-        # No two seals are alike, so the stored bytes tell who wrote them.
+        # No two seals are equal, so the stored bytes show who wrote them.
         if await _has_bytes(storage, s3_key, body):
             return True
         if await _is_unchanged(storage, s3_key, condition):

@@ -14,9 +14,9 @@ class KeyringSnapshot:
 
     Attributes:
         keyring: What the record says.
-        desired: The desired state that it asks for.
+        desired: The desired state that it defines.
         etag: The record's, for a conditional change.
-        read_at: The response's `Date`. Informational; a write that rests on it uses `lease`.
+        read_at: The response's `Date`. Informational; a write that relies on it uses `lease`.
         sent_s: When the read was sent, by the process's own clock.
         lease_s: The length of the lease, in seconds.
         leased: Whether the read gives a lease: it was prompt, and its `Date` agrees with the
@@ -36,7 +36,7 @@ class KeyringSnapshot:
 
     @property
     def lease(self) -> Lease:
-        """What fences writes that rest on this read; its date may also be a `turned_at`.
+        """What fences writes that rely on this read; its date may also be a `turned_at`.
 
         Raises:
             StorageUnavailableError: the read gives no lease: read again.

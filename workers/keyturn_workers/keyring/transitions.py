@@ -80,9 +80,9 @@ def is_same_request(
 ) -> bool:
     """Whether a request with the id of this generation is the one that created it (SPEC 8.1).
 
-    Another publisher of the project may send a known id with a KEK of its own: the response must
-    not make it believe that its KEK was accepted. The history has no publishers, nor has a
-    keyring written by 0.4; there the KEK alone decides.
+    Another publisher of the project may send a known id with its own KEK: the response must not
+    make it believe that its KEK was accepted. The history has no publishers, nor has a keyring
+    written by 0.4; there only the KEK decides.
     """
     if entry is keyring.current and keyring.publisher not in (None, origin.publisher):
         return False
@@ -90,7 +90,7 @@ def is_same_request(
 
 
 def has_origin(keyring: Keyring, entry: Generation, origin: RequestOrigin) -> bool:
-    """Whether the keyring records this very request as the origin of the generation.
+    """Whether the keyring records exactly this request as the origin of the generation.
 
     Then the request's KEK need not be opened, which is impossible once its intake key was
     retired. Only the current generation has an origin; for others the KEK decides.

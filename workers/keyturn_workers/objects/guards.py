@@ -52,8 +52,8 @@ async def check_unchanged(storage: Storage, s3_key: str, head: ObjectHead) -> No
 async def is_lock_refusal(storage: Storage, s3_key: str, head: ObjectHead, lease: Lease) -> bool:
     """Whether the object's lock refused a write, rather than its expired lease.
 
-    The storage answers both with the same 403. Its clock, read after the answer, tells whether
-    the write was in time; a doubtful one is tried again under a new lease.
+    The storage answers both with the same 403. Its clock, read after the answer, shows whether the
+    write was in time; a doubtful one is tried again under a new lease.
     """
     if not head.locked:
         return False

@@ -1,7 +1,7 @@
 """Which DEK a reader gets from an object (SPEC 4.5, 4.6, 9.1). Pure.
 
 The user wrap comes first: if it opens to a DEK to which the header does not commit, the object
-is `corrupt_object`. The admin wrap serves only where the user wrap does not open.
+is `corrupt_object`. The admin wrap is used only if the user wrap does not open.
 """
 
 from dataclasses import dataclass, field

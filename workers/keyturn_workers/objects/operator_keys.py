@@ -1,4 +1,4 @@
-"""What the operator holds: master keys, and the KEKs derived from them (SPEC 2.2, 4.6). Pure.
+"""The operator's keys: master keys, and the KEKs derived from them (SPEC 2.2, 4.6). Pure.
 
 A process builds one `OperatorKeys` and passes it on. It derives an admin KEK once per project
 and master key: a sweep opens thousands of objects a second.

@@ -2,7 +2,7 @@
 
 `keyturn_workers.objects.apply` carries out what is planned here. The plan never believes a label.
 It never wraps a DEK that the body does not commit to, or, for a body of the earlier system, that
-the body is not opened under first. It never chooses between two wraps that both open and differ:
+does not open the body. It never chooses between two wraps that both open and differ:
 the holder of an API key could otherwise make the user's and the operator's view of an object
 differ.
 """
@@ -54,7 +54,7 @@ V0_MIN_BYTES: Final = 28
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a sweep was asked to do beyond bringing wraps to the desired state (SPEC 6.6)."""
+    """What a sweep must do beyond bringing wraps to the desired state (SPEC 6.6)."""
 
     encrypt_plaintext: bool = False
     repair: bool = False
@@ -171,7 +171,7 @@ def _plan_wrapped(wraps: Wraps, view: ObjectView, target: _Target) -> NoOp | Rew
         check_header(dek, view.header)
     if is_current(wraps, admin, user, desired):
         return NoOp("current")
-    # The admin wrap vouches for a v0 body. A DEK from the user wrap alone proves nothing: the
+    # The admin wrap vouches for a v0 body. A DEK from only the user wrap proves nothing: the
     # holder of the API key could have wrapped any bytes.
     unproven = Secret(dek) if is_v0_body and admin is None else None
     return Rewrap(wrap(desired, object_key, dek, algorithm=wraps.algorithm), unproven)
@@ -183,7 +183,7 @@ def _generations_for_user_wrap(
     """The generations at which a user wrap could still matter, besides the two likely ones.
 
     Once the admin wrap gave the DEK and the header commits to it, a user wrap at a generation
-    that neither the label nor the admin wrap names serves no reader and is made anew. Searching
+    that neither the label nor the admin wrap names serves no reader and is replaced. Searching
     a long history for it, for each object, would be waste.
     """
     return past if admin is None or is_v0_body else (admin.generation,)

@@ -82,7 +82,7 @@ def _admin_keks(
 def open_user_wrap(
     wraps: Wraps, object_key: str, desired: DesiredState, past: Sequence[int]
 ) -> OpenedWrap | None:
-    """Open the user wrap under the desired KEK alone: earlier ones may have leaked (SPEC 8.2)."""
+    """Open the user wrap under the desired KEK only: earlier ones may have leaked (SPEC 8.2)."""
     generations = (desired.generation, wraps.generation, *past)
     return try_wrap(wraps, "user", object_key, desired.project, desired.user_kek, generations)
 

@@ -8,7 +8,7 @@
 | `signing` | AWS Signature Version 4 |
 | `s3_requests`, `s3_responses`, `listing` | what requests contain and responses mean. Pure |
 | `vendor_errors` | the one place that translates errors of aiohttp and botocore |
-| `capabilities` | differences between servers that code asks about |
+| `capabilities` | differences between servers that code depends on |
 | `probe` | what the configured bucket does: `keyturn doctor`, and each worker's start |
 | `clock`, `timekeeper` | the storage's clock |
 | `multipart`, `streaming_body` | large bodies |

@@ -1,4 +1,4 @@
-"""Differences between S3 servers that code asks about at run time (SPEC 10).
+"""Differences between S3 servers that code depends on at run time (SPEC 10).
 
 What the requests and responses of single servers look like is in `s3_requests`, `s3_responses`
 and `listing`.

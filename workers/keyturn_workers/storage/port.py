@@ -185,7 +185,7 @@ class Storage(Protocol):
     async def read(
         self, key: str, *, max_bytes: int = RECORD_MAX_BYTES
     ) -> tuple[ObjectHead, bytes]:
-        """Read a small object (a record) whole.
+        """Read a small object (a record) completely.
 
         If it is larger than `max_bytes`, only its beginning may be returned, which is no valid
         record.
@@ -206,7 +206,7 @@ class Storage(Protocol):
         ...
 
     async def head(self, key: str) -> ObjectHead:
-        """Read the head alone."""
+        """Read only the head."""
         ...
 
     def stream(

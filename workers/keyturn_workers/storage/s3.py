@@ -137,7 +137,7 @@ class S3Storage(S3Admin):
     async def read(
         self, key: str, *, max_bytes: int = RECORD_MAX_BYTES
     ) -> tuple[ObjectHead, bytes]:
-        """Read a small object whole, or the beginning of a larger one."""
+        """Read a small object completely, or the beginning of a larger one."""
         return await self.read_start(key, max_bytes)
 
     async def read_start(
@@ -153,7 +153,7 @@ class S3Storage(S3Admin):
         return parse_head("read", response.headers), response.body
 
     async def head(self, key: str) -> ObjectHead:
-        """Read the head alone."""
+        """Read only the head."""
         return await self._head(key, {})
 
     async def _head(self, key: str, headers: dict[str, str], query: str = "") -> ObjectHead:
@@ -376,7 +376,7 @@ class S3Storage(S3Admin):
         return parse_page(response.body, parse_date(response.headers))
 
     async def delete_if_match(self, key: str, etag: str) -> None:
-        """Delete conditionally; for the probe alone, since few servers honor the condition."""
+        """Delete conditionally; only for the probe, since few servers honor the condition."""
         await self._http.call(
             "delete", "DELETE", key, {"if-match": etag}, timeout_s=PLAIN_WRITE_TIMEOUT_S
         )

@@ -206,7 +206,7 @@ class S3Admin:
         return status
 
     async def purge(self, prefix: str) -> None:
-        """Remove objects, all versions and open uploads under a prefix; for the probe's alone."""
+        """Remove objects, all versions and open uploads under a prefix; only for the probe's."""
         async for upload in self.list_multipart_uploads(prefix):
             await self.abort_multipart(upload.key, upload.upload_id)
         if await self.versioning():

@@ -139,7 +139,7 @@ class S3HttpClient:
             signed = await self._sign(method, key, query, headers, sha256, lease)
             total_s = timeout_s if lease is None else lease.expires_s
             response = await self._exchange(method, signed, body, total_s)
-        if not 200 <= response.status < 300:  # noqa: PLR2004  # a redirect is no success
+        if not 200 <= response.status < 300:  # noqa: PLR2004  # a redirect is not a success
             raise _refusal(operation, method, response)
         return response
 
@@ -164,7 +164,7 @@ class S3HttpClient:
                 raise error_for(operation, response.status, error_code(error_body))
             yield response
         finally:
-            # After a whole body this does nothing: the connection is back in the pool.
+            # After a complete body this does nothing: the connection is back in the pool.
             response.close()
 
     async def put_stream(
@@ -275,7 +275,7 @@ class S3HttpClient:
 def _refusal(
     operation: str, method: str, response: S3Response
 ) -> StorageAnswerError | StorageUnavailableError:
-    """The error for a response that is no success."""
+    """The error for an unsuccessful response."""
     code = error_code(response.body)
     is_marker = response.headers.get("x-amz-delete-marker") == "true"
     if method == "HEAD" and (response.status == 404 or is_marker):  # noqa: PLR2004  # as above

@@ -10,8 +10,8 @@
     everything else, also NoSuchBucket
         and the 404 of a proxy           StorageUnavailableError
 
-Pure functions of status, code and headers. The text of an error is the operation and the code
-alone: never a URL (which may contain a signature), a header or a body.
+Pure functions of status, code and headers. The text of an error is only the operation and the code:
+never a URL (which may contain a signature), a header or a body.
 """
 
 import html
@@ -89,7 +89,7 @@ def error_code(body: bytes) -> str:
 def error_for(
     operation: str, status: int, code: str
 ) -> StorageAnswerError | StorageUnavailableError:
-    """The error for a response that is no success; see the table above."""
+    """The error for an unsuccessful response; see the table above."""
     detail = f"{operation}: {code or status}"
     if status == 404 and code in _NOT_FOUND_CODES:  # noqa: PLR2004  # HTTP's own numbers
         return MissingError(detail)

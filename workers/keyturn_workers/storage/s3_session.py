@@ -1,6 +1,6 @@
 """The HTTP session of a storage: every request is sent once, on a clean connection (SPEC 7, 8.4).
 
-This uses aiohttp's public API alone. What aiohttp does beyond one exchange is switched off:
+This uses only aiohttp's public API. What aiohttp does beyond one exchange is switched off:
 cookies, automatic headers, decompression, and its second attempt when a kept-alive connection
 drops. Each connection that it takes from its pool is checked here, because
 
@@ -37,7 +37,7 @@ _transports: ContextVar[list[asyncio.WriteTransport] | None] = ContextVar(
 
 
 class ConnectionLostError(Exception):
-    """The connection failed; the text is the kind of failure alone."""
+    """The connection failed; the text is only the kind of failure."""
 
 
 async def surface_loss(

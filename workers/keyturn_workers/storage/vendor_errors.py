@@ -1,6 +1,6 @@
 """The one place where errors of aiohttp and botocore become errors of the port (SPEC 12).
 
-The text of the new error is the operation and the kind of failure alone: some of the vendors'
+The text of the new error is only the operation and the kind of failure: some of the vendors'
 messages repeat the URL, which may contain a signature.
 """
 

@@ -209,8 +209,8 @@ class AllProjectsSweep(StepRunner[AllPlan]):
     ) -> None:
         """A keyring was listed, and the storage says that it does not exist.
 
-        If it was removed, the listing of the next walk shows that. Taken as gone now, a whole
-        project could be left under the master key that is to be dropped.
+        If it was removed, the listing of the next walk shows that. If it were taken as gone now, a
+        whole project could be left under the master key that is to be dropped.
         """
         tries = walk.not_found.get(project, 0) + 1
         if tries >= MAX_TRIES:
@@ -236,7 +236,7 @@ class AllProjectsSweep(StepRunner[AllPlan]):
     # The end.
 
     async def _end(self, stored: StoredPlan[AllPlan], plan: AllPlan) -> bool:
-        """Every part ended: the sums of all of them, by their records, are the end."""
+        """Every part ended: publish the sums of all of them, by their records."""
         sums, projects, clean = await self._sum_parts(plan.ask.sweep_id)
         if plan.ask.master_key is not None and not plan.ask.dry_run:
             clean &= await self._all_under(plan.ask.master_key)

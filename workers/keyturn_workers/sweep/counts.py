@@ -27,11 +27,11 @@ class Counts:
         )
 
     def without_writes(self) -> "Counts":
-        """The states alone."""
+        """Only the states."""
         return Counts(**(asdict(self) | {"rewrapped": 0, "encrypted": 0}))
 
     def writes(self) -> "Counts":
-        """The writes alone."""
+        """Only the writes."""
         return Counts(rewrapped=self.rewrapped, encrypted=self.encrypted)
 
     @property

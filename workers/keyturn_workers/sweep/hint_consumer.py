@@ -1,6 +1,7 @@
 """Consumes the sweep's hints (SPEC 6.2, 8.5, 12).
 
-A hint is unsigned, so not trusted: a message that is no hint, or names no sweep, changes nothing.
+A hint is unsigned, so not trusted: a message that is not a hint, or names no sweep, changes
+nothing.
 """
 
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ class HintConsumer(MessageConsumer[HintJob, None]):
         self._max_age = max_age
 
     async def _admit(self, message: AbstractIncomingMessage, delivery: Delivery) -> HintJob:
-        del delivery  # a hint says nothing of its age
+        del delivery  # a hint does not state its age
         try:
             hint = parse(message.body)
         except MalformedRequestError as exc:
@@ -123,7 +124,7 @@ class HintConsumer(MessageConsumer[HintJob, None]):
         try:
             await self._handler.record_failure(hint, error)
         except (CodedError, StorageAnswerError) as exc:
-            # Its record cannot be changed (by this process, perhaps for want of a master key):
+            # Its record cannot be changed (by this process, perhaps because it lacks a master key):
             # then only the dead letter reports the failure.
             _log.error("failure not recorded", sweep_id=hint.sweep_id, problem=type(exc).__name__)
 

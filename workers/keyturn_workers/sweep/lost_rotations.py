@@ -154,7 +154,7 @@ class OpenRotations:
 
         Args:
             present: The sweeps whose record the listing of this round showed.
-            stalled_after: A younger rotation is left alone: its record may be about to be
+            stalled_after: A younger rotation is not restarted: its record may be about to be
                 written.
             keep_for: How long the records of an ended sweep are kept.
             now: This machine's clock.

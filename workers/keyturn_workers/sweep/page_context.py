@@ -124,7 +124,7 @@ class PageContext:
     # Keyring reads.
 
     async def recent_keyring(self) -> KeyringSnapshot:
-        """A snapshot under a lease that lasts.
+        """A snapshot whose lease is still long enough.
 
         Raises:
             NoLeaseError: keyring reads give no lease now.
@@ -175,7 +175,7 @@ class PageContext:
         try:
             return self._plan_action(key, view, snapshot), snapshot
         except KeyringRolledBackError:
-            # This snapshot may be older than the object. Only a later one is an accusation.
+            # This snapshot may be older than the object. Only a later one proves a rollback.
             snapshot = await self.fresh_keyring()
             return self._plan_action(key, view, snapshot), snapshot
 
@@ -185,7 +185,7 @@ class PageContext:
     async def guarded(
         self, key: str, work: Coroutine[Any, Any, PlannedObject | None]
     ) -> PlannedObject | None:
-        """Do one object's work in a slot. A failure of this object alone is noted, not raised."""
+        """Do one object's work in a slot. A failure of only this object is noted, not raised."""
         async with self.slots:
             try:
                 return await work

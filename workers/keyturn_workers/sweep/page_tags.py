@@ -78,7 +78,7 @@ class PageTags:
             await self._put(key, tags)
 
     async def restore_missing(self, planned: PlannedObject) -> PlannedObject:
-        """Put back tags that an earlier attempt noted and did not live to put back."""
+        """Put back tags that an earlier attempt noted before its worker died."""
         tags = self._noted.get(planned.key)
         is_deleted = isinstance(planned.action, NoOp) and planned.action.kind == "deleted"
         if tags and not planned.view.head.tag_count and not is_deleted:

@@ -25,7 +25,7 @@ from keyturn_workers.keyring import KeyringSnapshot, with_master_key
 from keyturn_workers.sweep.counts import Counts
 
 ALL: Final = "*"
-# Request digests of one publisher that a record keeps.
+# How many request digests of one publisher a record keeps.
 _MAX_DIGESTS: Final = 16
 
 Status = Literal["running", "done", "failed"]
@@ -56,7 +56,7 @@ class SweepRequest:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """A desired state in short (SPEC 5.2): what a page attempt snapshot, what a sweep proves.
+    """A desired state in short (SPEC 5.2): what a page attempt observed, what a sweep proves.
 
     Attributes:
         etag: The ETag of the keyring. A state that was left and came back, as with two sweeps
@@ -145,7 +145,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What one page attempt found and did (SPEC 8.5).
+    """What one page attempt observed and did (SPEC 8.5).
 
     Attributes:
         after: With `last` the range of the page, so that a result proves no other range.

@@ -1,6 +1,6 @@
 """Planning: a project's object keys as adjoining pages (SPEC 8.5).
 
-Only so many pages are open at once, however many objects there are: further pages are planned
+The number of open pages is bounded, however many objects there are: further pages are planned
 as earlier ones are proven. Large projects are listed in parallel, by key ranges.
 """
 

@@ -47,7 +47,7 @@ from keyturn_workers.sweep.takeover import copy_end, pause_s, take_over_earlier
 STEP_INTERVAL_S: Final = 1.0
 # Between progress events of one part of a sweep of all: there may be many parts.
 _PART_PROGRESS_INTERVAL_S: Final = 120
-# Steps that find nothing to do come later and later: after so many of them, seconds.
+# Steps that find nothing to do wait longer and longer: after this many of them, seconds.
 _IDLE_S: Final = ((60, 30.0), (10, 9.0), (3, 5.0), (0, STEP_INTERVAL_S))
 _MAX_ATTEMPTS: Final = 8
 
@@ -197,7 +197,7 @@ class ProjectSweep(StepRunner[Plan]):
         plan, later = stored.plan, successor.plan
         if later.status != "running" and plan.ask.sweep_id not in later.taken:
             # It was marked by a worker that stalled until the other sweep had ended, or whose
-            # step was lost: that end says nothing of this sweep's state.
+            # step was lost: that end says nothing about this sweep's state.
             _log.warning("sweep resumed: its successor never took it over", **_log_fields(plan))
             return await self._make_step(stored, replace(self._unsent(plan), successor=None))
         if later.status == "running":

@@ -33,7 +33,7 @@ _log = structlog.get_logger()
 
 @dataclass(slots=True)
 class SeenPlans:
-    """The plans without a marker that earlier rounds saw ended: by sweep, their ETag then."""
+    """The plans without a marker that earlier rounds found ended: by sweep, their ETag then."""
 
     ended: dict[_Name, str] = field(default_factory=dict)
 
@@ -51,7 +51,7 @@ async def recover(
     """Resume stalled sweeps, and remove the records of sweeps that ended long ago.
 
     Markers are hints that anyone who can write the bucket can forge or remove. So the lack of a
-    marker neither removes the record of a running sweep nor leaves it alone.
+    marker neither removes the record of a running sweep nor keeps it from being resumed.
 
     Args:
         store: The records of sweeps.

@@ -1,7 +1,7 @@
 """What a step message does to a sweep, of one project or of all (SPEC 8.5).
 
-Messages are hints: they arrive twice, late, out of order or not at all. The record alone says
-how far the sweep is. `project_sweep` and `all_projects_sweep` define what a step does.
+Messages are hints: they arrive twice, late, out of order or not at all. Only the record says how
+far the sweep is. `project_sweep` and `all_projects_sweep` define what a step does.
 """
 
 from abc import ABC, abstractmethod

@@ -1,13 +1,12 @@
 """A later sweep of a project takes over the earlier ones, so work is not multiplied (SPEC 8.6).
 
 The later sweep marks the record of each earlier one by a conditional put, while it has no proof
-of its own yet. It then proves every page itself: nothing that was proven for an earlier state is
-reused. The earlier sweep processes no page any more. It waits for the end of the later one and
-copies it, failure included. If the record of the later one is gone, the earlier one continues
-from its own. Which of two sweeps is the later one is a total order, so no two take over each
-other.
+yet. It then proves every page itself: nothing that was proven for an earlier state is reused. The
+earlier sweep processes no page any more. It waits for the end of the later one and copies it,
+failure included. If the record of the later one is gone, the earlier one continues from its own.
+Which of two sweeps is the later one is a total order, so no two take over each other.
 
-A mark alone proves little. A worker that stalled between reading the later sweep and marking
+A mark by itself proves little. A worker that stalled between reading the later sweep and marking
 the earlier one may set the mark after the later one has ended, for a state that is over. So the
 later one notes which sweeps it took over in the very put that makes its step. That put fails if
 the sweep has moved on, and an earlier sweep never copies the end of a sweep that did not note it.
@@ -30,7 +29,7 @@ from keyturn_workers.sweep.sweep_store import SweepStore
 # By two, so that messages of the earlier sweep's steps are out of date.
 _MARK_STEPS: Final = 2
 _MAX_ATTEMPTS: Final = 8
-# Between checks of the later sweep: after so many of them, seconds.
+# Between checks of the later sweep: after this many of them, seconds.
 _PAUSE_S: Final = ((20, 30.0), (6, 9.0), (0, 5.0))
 
 _log = structlog.get_logger()

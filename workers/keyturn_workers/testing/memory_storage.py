@@ -1,9 +1,9 @@
 """An in-memory storage for unit tests of everything above the port (SPEC 8.4, 10).
 
-It has conditions, multipart uploads, versions, locks, leases by a clock of its own, and the
-capabilities it is given. A test can make any operation fail before or after its effect, or run
-something just before it. The bucket's content is in `keyturn_workers.testing.memory_bucket`. It
-must never be offered as a storage to run on.
+It has conditions, multipart uploads, versions, locks, leases by its own clock, and the capabilities
+it is given. A test can make any operation fail before or after its effect, or run something just
+before it. The bucket's content is in `keyturn_workers.testing.memory_bucket`. It must never be
+offered as a storage to run on.
 """
 
 import asyncio
@@ -163,7 +163,7 @@ class MemoryStorage:
     async def read(
         self, key: str, *, max_bytes: int = RECORD_MAX_BYTES
     ) -> tuple[ObjectHead, bytes]:
-        """Read a small object whole."""
+        """Read a small object completely."""
         async with self._acting("read"):
             stored = self._bucket.get(key)
             return stored.head(self.now), stored.readable_body()[:max_bytes]
@@ -177,7 +177,7 @@ class MemoryStorage:
             return stored.head(self.now), stored.readable_body()[:length_bytes]
 
     async def head(self, key: str) -> ObjectHead:
-        """Read the head alone."""
+        """Read only the head."""
         async with self._acting("head"):
             return self._bucket.get(key).head(self.now)
 

@@ -12,7 +12,7 @@ from keyturn_workers.upload.context import Upload, UploadContext
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One attempt to store an object, with a DEK of its own.
+    """One attempt to store an object, with its own DEK.
 
     Attributes:
         upload: what is stored.
@@ -20,7 +20,7 @@ class Attempt:
         condition: of the put.
         snapshot: the keyring read that the wraps and the lease come from.
         is_encrypted: whether the object is encrypted, or stored as plaintext.
-        dek: 32 bytes, for this attempt alone: if its answer is lost, the next one has another.
+        dek: 32 bytes, only for this attempt: if its response is lost, the next one has another.
     """
 
     upload: Upload

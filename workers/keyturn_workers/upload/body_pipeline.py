@@ -1,7 +1,7 @@
 """Streaming a body from the publisher's seal to the object's (SPEC 3, 7.2).
 
-Only an inline body is held whole. No byte is released before its chunk is authenticated, so a
-body that was tampered with cuts the put short.
+Only an inline body is held in memory completely. No byte is released before its chunk is
+authenticated, so a body that was tampered with cuts the put short.
 """
 
 import hashlib

@@ -74,8 +74,8 @@ async def find_own_object(
         DeletedKeyError: a tombstone is there.
         AlreadyExistsError: another upload's object is there, whatever id it carries.
         CorruptObjectError: it carries this upload's id, but does not verify.
-        StagedBodyMissingError: only its bytes could tell whose it is, and the body to compare
-            them with is gone. Plaintext of the same length is accepted where plaintext is
+        StagedBodyMissingError: only its bytes could show whose it is, and the body to compare them
+            with is gone. Plaintext of the same length is accepted where plaintext is
             allowed.
         BadSealError, UnknownIntakeKeyError: the request's own body does not open either.
     """

@@ -1,8 +1,8 @@
 """One upload: open, encrypt, store, bring to the desired state (SPEC 7).
 
 An upload may be delivered again at any point. A later delivery first reads the target, and
-continues from what exists there. Each attempt to put the object has a DEK of its own, so a lost
-response costs one put and nothing else.
+continues from what exists there. Each attempt to put the object has its own DEK, so a lost response
+costs one put and nothing else.
 """
 
 from contextlib import nullcontext
@@ -76,7 +76,7 @@ class Uploader:
         """The result of an upload whose object exists already, or None; stores no new object.
 
         Raises:
-            TransientError: it cannot be said now.
+            TransientError: it cannot be determined now.
         """
         upload = Upload(request, publisher)
         try:
@@ -160,7 +160,7 @@ class Uploader:
         snapshot = await keyrings.read_leased(project)
         for _ in range(_MAX_ATTEMPTS):
             if isinstance(condition, IfMatch):
-                # An empty body and a tombstone have the same ETag, so the condition alone could
+                # An empty body and a tombstone have the same ETag, so the condition by itself could
                 # bring back a deleted object. The target is read after the keyring whose lease
                 # fences the put: a delete that comes later waits for that lease.
                 existing = await self._find_own_object(upload, condition.etag)

@@ -157,7 +157,7 @@ class GrantsKeeper:
         return isinstance(publisher, str) and publisher in self._pending
 
     async def refresh(self) -> bool:
-        """Apply a file that changed; gives whether any grant did.
+        """Apply a file that changed; returns whether any grant changed.
 
         A file that looks unchanged is read anyway if the last time was a second ago. A malformed
         file changes nothing.

@@ -1,8 +1,8 @@
 """`/healthz`, `/readyz` and `/metrics` of a worker, on `HEALTH_PORT` (SPEC 11).
 
-Alive means that the process responds. Ready means that the broker is connected, that every role
-has its consumer, and that the bucket responds, all at this moment. Metrics are of this process
-alone, and need neither broker nor bucket.
+Alive means that the process responds. Ready means that the broker is connected, that every role has
+its consumer, and that the bucket responds, all at this moment. Metrics are only of this process,
+and need neither broker nor bucket.
 """
 
 import asyncio
@@ -73,5 +73,5 @@ async def _passes(check: Check) -> bool:
     try:
         async with asyncio.timeout(_CHECK_TIMEOUT_S):
             return await check()
-    except Exception:  # noqa: BLE001  # whatever it was, the worker is not ready
+    except Exception:  # noqa: BLE001  # after any error the worker is not ready
         return False

@@ -1,6 +1,6 @@
 """What a worker process counts and measures, for `/metrics` (SPEC 11, 13).
 
-Each process has a registry of its own; nothing here is global. A label is one of a small closed
+Each process has its own registry; nothing here is global. A label is one of a small closed
 set: a queue, a type, a code of SPEC 12, a stage, an outcome. It is never a project, an object key,
 an id or anything else that a sender chose: a sender could create series without end, and a scrape
 would reveal names. A value outside its set is counted as `other`.
@@ -184,7 +184,7 @@ class Registry(CollectorRegistry):
         GCCollector(registry=self)
 
     def render(self, accept: str = "") -> tuple[bytes, str]:
-        """All samples in the format that an `Accept` header asks for, and its content type."""
+        """All samples in the format that an `Accept` header requests, and its content type."""
         encode, content_type = choose_encoder(accept)
         return encode(self), content_type
 
@@ -196,7 +196,7 @@ class Registry(CollectorRegistry):
 
 
 class WorkerMetrics:
-    """All metrics of one process, on a registry of its own."""
+    """All metrics of one process, on its own registry."""
 
     def __init__(self) -> None:
         self._registry = Registry()
@@ -231,9 +231,9 @@ class WorkerMetrics:
         self._registry.add_process()
 
     def render(self, accept: str = "") -> tuple[bytes, str]:
-        """All samples in the format that an `Accept` header asks for, and its content type.
+        """All samples in the format that an `Accept` header requests, and its content type.
 
-        Prometheus text 0.0.4 if it asks for no other.
+        Prometheus text 0.0.4 by default.
         """
         return self._registry.render(accept)
 

@@ -81,7 +81,7 @@ class _StartFailedError(Exception):
 
 
 class _App(FastStream):
-    """FastStream, which also remembers whether it started and whether it was asked to exit."""
+    """FastStream, which also remembers whether it started and whether it was requested to exit."""
 
     def __init__(
         self,
@@ -111,7 +111,7 @@ class _App(FastStream):
         self._stop_timeout_s = grace_s + 4 * _BROKER_TIMEOUT_S
 
     async def stop(self) -> None:
-        """Stop in order, or without the broker if it does not answer in time.
+        """Stop gracefully, or without the broker if it does not answer in time.
 
         One that is out of memory or disk reads nothing from a connection that has published.
         What this process still holds goes back to its queue with the connection.
@@ -302,7 +302,7 @@ def _checks(broker: RabbitBroker, consumers: _Consumers, storage: Storage) -> di
 
 @asynccontextmanager
 async def _background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Run `work` beside the consumers, and end it with them."""
+    """Run `work` concurrently with the consumers, and end it with them."""
     task = asyncio.create_task(work, name=getattr(work, "__qualname__", None))
     ending = False
 

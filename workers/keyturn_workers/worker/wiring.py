@@ -109,7 +109,7 @@ class Wiring:
                 yield queue, prefetch, HintConsumer(self._sweep, queue, max_age, self._context)
 
     def background(self, roles: frozenset[str]) -> Iterator[Coroutine[Any, Any, None]]:
-        """What runs forever beside the consumers of the roles."""
+        """What runs forever concurrently with the consumers of the roles."""
         yield self._bound_dead_letters()
         # Every role needs the time: an upload's lease, the age of a request, a rotation's date.
         yield keep_clock_known(self.learn_time)
@@ -119,7 +119,7 @@ class Wiring:
             yield self._recover_sweeps()
 
     async def learn_time(self) -> None:
-        """Ask the storage for its time, by which ages and retries are measured.
+        """Request the storage's time, by which ages and retries are measured.
 
         Raises:
             StorageUnavailableError, StorageAnswerError
