@@ -40,7 +40,7 @@ coverage: setup  ## Run the tests that need no server, and fail below the floor 
 .PHONY: docs
 docs: $(UV)  ## Build the documentation as a site in site/; fails on a broken link
 	@$(SYNC) --group docs
-	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict --quiet
 
 .PHONY: check
 check: setup  ## Lint, formatting, types, import rules and declared dependencies

@@ -1,10 +1,13 @@
-"""A MkDocs hook: the root's documents become pages, and links that leave `docs/` work on the site.
+"""A MkDocs hook: pages from the root's documents, links out of `docs/`, diagrams, no other host.
 
 The documentation is read in two places. In the repository a link such as `../CHANGELOG.md` or
 `../workers/…` works unchanged. The site holds `docs/` alone: there such a link becomes one to
 the page that is made from that document, or to the file in the hosted repository (`repo_url` of
 mkdocs.yml), or plain text where no repository is named. A link to a file that does not exist is
 left as it is, so that the strict build fails on it.
+
+Blocks of Mermaid are replaced by the SVG files in `docs/diagrams/` (`tools/docs/diagrams.py`).
+The build fails if one is out of date, or if a page would fetch anything from another host.
 """
 
 import posixpath
@@ -12,6 +15,9 @@ import re
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
+
+from tools.docs.diagrams import DiagramError, embed_diagrams
+from tools.docs.site_check import external_in_site
 
 ROOT: Final = Path(__file__).parents[2]
 # Documents at the root, and the page of the site that each one is.
@@ -79,10 +85,39 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """Rewrite the links of one page."""
+    """Rewrite the links of one page, and put the pictures in place of its diagrams.
+
+    Raises:
+        mkdocs.exceptions.PluginError: A diagram has no picture, or one of an earlier text.
+    """
     del files
     name = page.file.src_uri
-    return rewrite(markdown, _DOCS + name, name, _repo_url(config))
+    text = rewrite(markdown, _DOCS + name, name, _repo_url(config))
+    try:
+        return embed_diagrams(text)
+    except DiagramError as error:
+        raise _build_error(f"{name}: {error}") from error
+
+
+def on_post_page(output: str, page: Any, config: Any) -> str:
+    """Keep the theme's script from asking the repository's host for numbers."""
+    del page, config
+    return output.replace(' data-md-component="source"', "")
+
+
+def on_post_build(config: Any) -> None:
+    """Fail if the site would fetch anything from another host.
+
+    Raises:
+        mkdocs.exceptions.PluginError: It would; the message lists what.
+    """
+    if found := external_in_site(Path(config.site_dir)):
+        raise _build_error("the site needs other hosts:\n  " + "\n  ".join(found))
+
+
+def _build_error(message: str) -> Exception:
+    error: Exception = import_module("mkdocs.exceptions").PluginError(message)
+    return error
 
 
 def _repo_url(config: Any) -> str | None:

@@ -1,4 +1,4 @@
-"""Tests and anchors that the documents name are really there."""
+"""Files, tests and anchors that the documents name are really there."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ _DOCUMENTS = sorted(
     str(path.relative_to(_ROOT)) for path in (*_ROOT.glob("*.md"), *(_ROOT / "docs").rglob("*.md"))
 )
 _TEST = re.compile(r"`(tests/[\w/*]+\.py)(?:::(\w+))?[^`]*`")
+# Below one of the repository's folders. What tells of the past may name what is gone.
+_PAST = re.compile(r"CHANGELOG\.md|docs/adr/.*")
+_FILE = re.compile(r"`((?:contracts|workers|tools|examples|docs|tests|\.ci)/[\w./*-]*)(?:::\w+)?`")
 _LINK = re.compile(r"\]\(((?!https?:)[^)#\s]*)#([^)\s]+)\)")
 
 
@@ -33,6 +36,12 @@ def test_the_tests_that_a_document_names_exist(document: str) -> None:
         if not files or (test and f"def {test}(" not in files[0].read_text()):
             missing.append(f"{pattern}::{test}")
     assert missing == []
+
+
+@pytest.mark.parametrize("document", [name for name in _DOCUMENTS if not _PAST.match(name)])
+def test_the_files_that_a_document_names_exist(document: str) -> None:
+    named = _FILE.findall((_ROOT / document).read_text())
+    assert [path for path in named if not any(_ROOT.glob(path))] == []
 
 
 @pytest.mark.parametrize("document", _DOCUMENTS)
