@@ -51,7 +51,6 @@ PENDING: Final = frozenset(
         "keyturn_workers/cli/doctor.py",
         "keyturn_workers/cli/enroll.py",
         "keyturn_workers/cli/gateway.py",
-        "keyturn_workers/cli/master_key_report.py",
         "keyturn_workers/cli/objects.py",
         "keyturn_workers/cli/publishing.py",
         "keyturn_workers/cli/record_index.py",

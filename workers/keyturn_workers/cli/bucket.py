@@ -1,7 +1,7 @@
 """The configured bucket for one command: opening it, counting and reading it in batches."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -33,10 +33,15 @@ async def open_bucket(
 
 async def count_objects(storage: Storage, project: str) -> int:
     """How many objects a project has, by listing them."""
-    count = 0
-    async for _ in storage.list(f"{project}/"):
-        count += 1
-    return count
+    return await count(storage.list(f"{project}/"))
+
+
+async def count(items: AsyncIterator[object]) -> int:
+    """How many items there are."""
+    number = 0
+    async for _ in items:
+        number += 1
+    return number
 
 
 async def batched(items: AsyncIterator[_T], size: int) -> AsyncIterator[list[_T]]:
@@ -52,9 +57,14 @@ async def batched(items: AsyncIterator[_T], size: int) -> AsyncIterator[list[_T]
 
 
 @asynccontextmanager
-async def optional_task(work: Coroutine[Any, Any, object]) -> AsyncIterator[None]:
-    """Run `work` in the background and cancel it at the end; its failure is ignored."""
-    task = asyncio.create_task(work)
+async def optional_task(
+    work: Callable[[], Coroutine[Any, Any, object]] | None,
+) -> AsyncIterator[None]:
+    """Run `work`, if any, in the background and cancel it at the end; its failure is ignored."""
+    if work is None:
+        yield
+        return
+    task = asyncio.create_task(work())
     try:
         yield
     finally:

@@ -1,38 +1,36 @@
-"""The census of `keyturn status`: how many objects each master key opens (SPEC 8.1, 8.7).
+"""Which master keys are in use, for `keyturn status`: a census of the objects (SPEC 8.1, 8.7).
 
 Each admin wrap and each tombstone is opened; labels are never believed. The census covers
 the whole bucket, not only enrolled projects: an object without a keyring still needs its
 master key. Memory grows with the number of groups, not of objects.
+
+Dropping a master key too early loses everything that it opens. So no key is called safe to
+drop on the word of less than the whole bucket, while a sweep is running, or while anything
+cannot be opened.
 """
 
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Final
 
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-from keyturn.errors import ArchivedObjectError, CodedError, StorageUnavailableError
+from keyturn.errors import ArchivedObjectError, PermanentError
 from keyturn.identifiers import OWN_PREFIX, is_object_key, is_project
-from keyturn_workers.cli.bucket import batched, optional_task
+from keyturn_workers.cli.bucket import batched, count, optional_task
 from keyturn_workers.cli.output import printable, progress_display
+from keyturn_workers.cli.record_index import RecordIndex, Row
+from keyturn_workers.cli.settings import StatusSettings
 from keyturn_workers.errors import ArchivedError, MissingError
 from keyturn_workers.objects.key_usage import find_key_usage
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.storage import Storage
 
 CONCURRENCY: Final = 64
-UNREADABLE: Final = "unreadable"
 NONCURRENT: Final = "noncurrent"
+_UNREADABLE: Final = "unreadable"
 _FOREIGN: Final = "foreign"
 
 
@@ -51,12 +49,6 @@ class ObjectGroup:
     master_key: str | None = None
     code: str | None = None
 
-    @property
-    def order(self) -> tuple[str, str, int, str, str]:
-        """Sorts by project and kind, the newest generation first."""
-        newest_first = -(self.generation or 0)
-        return self.project, self.kind, newest_first, self.master_key or "", self.code or ""
-
 
 Census = Counter[ObjectGroup]
 
@@ -70,30 +62,23 @@ async def take_census(
 ) -> Census:
     """Inspect every object of the bucket or of one project, `CONCURRENCY` at a time.
 
-    Args:
-        storage: The bucket.
-        keys: The operator's.
-        generations: All generations of each project whose keyring opens.
-        project: The only project to inspect.
+    `generations` are all those of each project whose keyring opens.
 
     Raises:
         StorageUnavailableError, StorageAnswerError: the census would be incomplete.
     """
     census: Census = Counter()
     prefix = "" if project is None else f"{project}/"
-    columns = (
-        TextColumn("census: {task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
+    text = TextColumn("census: {task.description}", markup=False)
+    columns = (text, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with progress_display(*columns) as progress:
         bar = progress.add_task("", total=None)
+
+        async def show_total() -> None:
+            progress.update(bar, total=await count(_objects(storage, prefix)))
+
         # A second listing is only worth it if the total is displayed.
-        counting: AbstractAsyncContextManager[None] = nullcontext()
-        if not progress.disable:
-            counting = optional_task(_count(storage, prefix, progress, bar))
-        async with counting:
+        async with optional_task(None if progress.disable else show_total):
             async for batch in batched(_objects(storage, prefix), CONCURRENCY):
                 groups = await asyncio.gather(
                     *(_inspect(storage, keys, generations, *listed) for listed in batch)
@@ -102,14 +87,6 @@ async def take_census(
                 name = batch[-1][0].partition("/")[0]
                 progress.update(bar, advance=len(batch), description=printable(name))
     return census
-
-
-async def _count(storage: Storage, prefix: str, progress: Progress, bar: TaskID) -> None:
-    """The total for the progress bar: a page of a listing holds a thousand objects."""
-    count = 0
-    async for _ in _objects(storage, prefix):
-        count += 1
-    progress.update(bar, total=count)
 
 
 async def _objects(storage: Storage, prefix: str) -> AsyncIterator[tuple[str, str | None]]:
@@ -140,16 +117,90 @@ async def _inspect(
             head = await storage.head(s3_key)
         else:
             head, _ = await storage.read_start(s3_key, 1, version_id=version_id)
-        opened = find_key_usage(
+        usage = find_key_usage(
             head.metadata, project, object_key, keys, generations.get(project, ())
         )
     except MissingError:
         return None
     except ArchivedError:  # an older version: its metadata comes with its bytes
-        return ObjectGroup(project, UNREADABLE, code=ArchivedObjectError.code)
-    except StorageUnavailableError:
-        raise
-    except CodedError as exc:
-        return ObjectGroup(project, UNREADABLE, code=exc.code)
-    kind = opened.kind if version_id is None else NONCURRENT
-    return ObjectGroup(project, kind, opened.generation, opened.master_key)
+        return ObjectGroup(project, _UNREADABLE, code=ArchivedObjectError.code)
+    except PermanentError as exc:
+        return ObjectGroup(project, _UNREADABLE, code=exc.code)
+    kind = usage.kind if version_id is None else NONCURRENT
+    return ObjectGroup(project, kind, usage.generation, usage.master_key)
+
+
+def object_rows(census: Census) -> list[Row]:
+    """A row for each group of objects, by project and kind, the newest generation first."""
+    groups = sorted(
+        census,
+        key=lambda g: (g.project, g.kind, -(g.generation or 0), g.master_key or "", g.code or ""),
+    )
+    return [asdict(g) | {"project": g.project or None, "objects": census[g]} for g in groups]
+
+
+def master_key_rows(
+    settings: StatusSettings, index: RecordIndex, census: Census | None, project: str | None
+) -> list[Row]:
+    """A row for each available master key, and for each missing one that a record names.
+
+    `census` is None if objects were not inspected, `project` the only one that was inspected.
+    """
+    objects: Counter[str | None] = Counter()
+    noncurrent: Counter[str | None] = Counter()
+    for group, number in (census or Census()).items():
+        (noncurrent if group.kind == NONCURRENT else objects)[group.master_key] += number
+    rows = []
+    active = settings.active_master_key
+    for name in settings.master_keys:
+        row: Row = {
+            "master_key": name,
+            "held": True,
+            "active": None if active is None else name == active,
+            "objects": None if census is None else objects[name],
+            "noncurrent": None if census is None else noncurrent[name],
+            "keyrings": sum(row["master_key"] == name for row in index.keyrings),
+            "sweep_records": index.sweep_records_under[name],
+        }
+        safe, reason = _safe_to_drop(row, index, census, project)
+        rows.append(row | {"may_be_dropped": safe, "told": f"{name}: {reason}"})
+    for name, number in sorted(index.missing_master_keys.items()):
+        reason = f"missing from KEYTURN_MASTER_KEYS, but named by {_plural(number, 'record')}"
+        row = {"master_key": name, "held": False, "may_be_dropped": None}
+        rows.append(row | {"told": f"{name}: {reason}"})
+    return rows
+
+
+def _safe_to_drop(
+    row: Row, index: RecordIndex, census: Census | None, project: str | None
+) -> tuple[bool | None, str]:
+    """Whether the master key may be dropped, and the sentence that says why; None if unknown."""
+    records = row["keyrings"] + row["sweep_records"]
+    if census is None:
+        return None, f"{_plural(records, 'record')}; objects were not inspected"
+    uses = [_plural(row["objects"], "object"), _plural(records, "record")]
+    if row["noncurrent"]:
+        uses.insert(1, _plural(row["noncurrent"], "noncurrent version"))
+    if project is not None:
+        return None, f"{', '.join(uses)} in {project}"
+    if row["objects"] or row["noncurrent"] or records:
+        return False, f"in use by {', '.join(uses)}"
+    if obstacle := _obstacle(row, index, census):
+        return False, f"not safe to drop: {obstacle}"
+    return True, "safe to drop: no object and no record uses it"
+
+
+def _obstacle(row: Row, index: RecordIndex, census: Census) -> str:
+    if row["active"]:
+        return "it is the active master key"
+    if running := sum(sweep["status"] == "running" for sweep in index.sweeps):
+        return f"{_plural(running, 'sweep')} {'is' if running == 1 else 'are'} still running"
+    objects = sum(number for group, number in census.items() if group.kind == _UNREADABLE)
+    counts = ((objects, "object"), (index.unreadable, "record"))
+    unreadable = " and ".join(_plural(number, noun) for number, noun in counts if number)
+    # Nobody knows which key would open them.
+    return unreadable and f"{unreadable} cannot be opened with any available key"
+
+
+def _plural(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -7,22 +7,18 @@ record is kept.
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final
 
 from keyturn.crypto import Secret
-from keyturn.errors import (
-    CodedError,
-    CorruptObjectError,
-    StorageUnavailableError,
-    UnknownMasterKeyError,
-)
+from keyturn.errors import CodedError, CorruptObjectError, UnknownMasterKeyError
 from keyturn.identifiers import (
     ALL_PROJECTS,
     KEYRINGS_PREFIX,
     SWEEPS_PREFIX,
+    format_time,
     is_project,
     keyring_s3_key,
     parse_time,
@@ -31,9 +27,10 @@ from keyturn_workers.cli.bucket import batched
 from keyturn_workers.errors import MissingError
 from keyturn_workers.keyring import Keyring, sealed_records
 from keyturn_workers.keyring.model import parse_keyring
-from keyturn_workers.storage import Storage
+from keyturn_workers.objects.unwrap import past_generations
+from keyturn_workers.storage import ObjectSummary, Storage
 from keyturn_workers.sweep.plan import AllPlan, Plan, from_json
-from keyturn_workers.sweep.record_paths import parse_record_path
+from keyturn_workers.sweep.record_paths import RecordPath, parse_record_path
 
 KEYRING_COLUMNS: Final = (
     *("project", "generation", "master_key", "plaintext", "v0", "earlier_keks"),
@@ -47,21 +44,10 @@ SWEEP_COLUMNS: Final = (
 _CONCURRENCY: Final = 16
 # Far above any real record; a larger one was planted, and could exhaust the memory.
 _MAX_BYTES: Final = 16 * 1024**2
-_MAX_SHOWN: Final = 100
+_MAX_FAILING: Final = 100
 
+UNREADABLE: Final = (CorruptObjectError, UnknownMasterKeyError)
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class _Record:
-    """A listed record; `project` is the one that it must be sealed for."""
-
-    s3_key: str
-    size_bytes: int
-    project: str
-    sweep_id: str | None = None
-    """None for a keyring."""
-    is_plan: bool = False
 
 
 @dataclass(slots=True)
@@ -72,26 +58,28 @@ class RecordIndex:
         keyrings: A row each, in the order of the bucket.
         generations: Of each project whose keyring opens, the newest first.
         sweeps: A row each, running ones first, then the latest.
-        keyrings_under: The number of keyrings under each master key.
-        sweep_records_under: The number of records of sweeps under each master key.
+        sweep_records_under: How many records of sweeps open under each master key.
         failing: Rows of other records that do not open, up to a limit.
-        unreadable: The number of records of any kind that do not open.
+        unreadable: How many records of any kind do not open.
         missing_master_keys: How many records name each master key that is not available.
     """
 
     keyrings: list[Row] = field(default_factory=list)
     generations: dict[str, tuple[int, ...]] = field(default_factory=dict)
     sweeps: list[Row] = field(default_factory=list)
-    keyrings_under: Counter[str] = field(default_factory=Counter)
     sweep_records_under: Counter[str] = field(default_factory=Counter)
     failing: list[Row] = field(default_factory=list)
     unreadable: int = 0
     missing_master_keys: Counter[str] = field(default_factory=Counter)
 
-    @property
-    def running(self) -> int:
-        """The number of running sweeps."""
-        return sum(row["status"] == "running" for row in self.sweeps)
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """A listed record, and the project that it must be sealed for."""
+
+    listed: ObjectSummary
+    project: str
+    sweep_path: RecordPath | None = None  # of a keyring
 
 
 async def read_records(
@@ -108,20 +96,20 @@ async def read_records(
     async for batch in batched(_list_records(storage, project), _CONCURRENCY):
         contents = await asyncio.gather(*(_read(storage, master_keys, each) for each in batch))
         for record, content in zip(batch, contents, strict=True):
-            if isinstance(content, CodedError):
-                _add_unreadable(index, record, content)
-            elif isinstance(content, Keyring):
-                index.keyrings_under[content.master_key] += 1
-                index.keyrings.append(_keyring_row(content))
-                entries = (content.current, *reversed(content.history))
-                index.generations[record.project] = tuple(entry.generation for entry in entries)
-            elif content is not None:
-                master_key, plan = content
-                index.sweep_records_under[master_key] += 1
-                if plan is not None and (project is not None or not plan.ask.of_all):
-                    index.sweeps.append(sweep_row(plan))
-    index.sweeps.sort(key=lambda row: row["started_at"] or "", reverse=True)
-    index.sweeps.sort(key=lambda row: row["status"] != "running")
+            match content:
+                case CodedError():
+                    _add_unreadable(index, record, content)
+                case Keyring():
+                    index.keyrings.append(_keyring_row(content))
+                    generations = (content.current.generation, *past_generations(content))
+                    index.generations[record.project] = generations
+                case (master_key, plan):
+                    index.sweep_records_under[master_key] += 1
+                    if plan is not None and (project is not None or not plan.ask.of_all):
+                        index.sweeps.append(sweep_row(plan))
+    index.sweeps.sort(
+        key=lambda row: (row["status"] == "running", row["started_at"] or ""), reverse=True
+    )
     return index
 
 
@@ -129,11 +117,11 @@ async def _list_records(storage: Storage, project: str | None) -> AsyncIterator[
     async for row in storage.list(KEYRINGS_PREFIX if project is None else keyring_s3_key(project)):
         name = row.key.removeprefix(KEYRINGS_PREFIX).removesuffix(".json")
         if is_project(name) and row.key == keyring_s3_key(name):
-            yield _Record(row.key, row.size_bytes, name)
+            yield _Record(row, name)
     async for row in storage.list(SWEEPS_PREFIX):
         path = parse_record_path(row.key)
         if path is not None and project in (None, path.project):
-            yield _Record(row.key, row.size_bytes, path.project, path.sweep_id, path.is_plan)
+            yield _Record(row, path.project, path)
 
 
 async def _read(
@@ -143,89 +131,78 @@ async def _read(
 
     The error if the record does not open; None if it is gone.
     """
-    if record.size_bytes > _MAX_BYTES:
+    s3_key, project = record.listed.key, record.project
+    if record.listed.size_bytes > _MAX_BYTES:
         return CorruptObjectError("too large for a record")
     try:
-        _, body = await storage.read(record.s3_key)
-        if record.sweep_id is None:
-            return parse_keyring(body, record.project, master_keys)
-        name, content = sealed_records.parse(body, record.s3_key, record.project, master_keys)
-        if not record.is_plan:
-            return name, None
-        return name, _parse_plan(record, content)
+        _, body = await storage.read(s3_key)
+        if record.sweep_path is None:
+            return parse_keyring(body, project, master_keys)
+        master_key, content = sealed_records.parse(body, s3_key, project, master_keys)
+        kind: type[Plan | AllPlan] = AllPlan if project == ALL_PROJECTS else Plan
+        return master_key, from_json(kind, content) if record.sweep_path.is_plan else None
     except MissingError:
         return None
-    except StorageUnavailableError:
-        raise
-    except CodedError as exc:
+    except ValueError:
+        return CorruptObjectError("the record is not of its kind")
+    except UNREADABLE as exc:
         return exc
-
-
-def _parse_plan(record: _Record, content: dict[str, Any]) -> Plan | AllPlan:
-    try:
-        if record.project == ALL_PROJECTS:
-            return from_json(AllPlan, content)
-        return from_json(Plan, content)
-    except ValueError as exc:
-        raise CorruptObjectError("the record is not of its kind") from exc
 
 
 def _add_unreadable(index: RecordIndex, record: _Record, error: CodedError) -> None:
     index.unreadable += 1
     if isinstance(error, UnknownMasterKeyError):
         index.missing_master_keys[error.detail] += 1
-    reason = {"code": error.code, "detail": error.detail}
-    if record.sweep_id is None:
-        row = dict.fromkeys((*KEYRING_COLUMNS, "detail")) | {"project": record.project}
-        index.keyrings.append(row | reason)
-    elif record.is_plan:
-        index.sweeps.append(empty_sweep_row(record.sweep_id, record.project) | reason)
-    elif len(index.failing) < _MAX_SHOWN:
-        index.failing.append({"record": record.s3_key} | reason)
+    reason = {"project": record.project, "code": error.code, "detail": error.detail}
+    if record.sweep_path is None:
+        index.keyrings.append(_row(KEYRING_COLUMNS, **reason))
+    elif record.sweep_path.is_plan:
+        index.sweeps.append(_row(SWEEP_COLUMNS, sweep_id=record.sweep_path.sweep_id, **reason))
+    elif len(index.failing) < _MAX_FAILING:
+        row = {"record": record.listed.key, "code": error.code, "detail": error.detail}
+        index.failing.append(row)
+
+
+def _row(columns: Iterable[str], **values: object) -> Row:
+    return dict.fromkeys((*columns, "detail")) | values
 
 
 def _keyring_row(keyring: Keyring) -> Row:
     current = keyring.current
-    return {
-        "project": keyring.project,
-        "generation": current.generation,
-        "master_key": keyring.master_key,
-        "plaintext": "allowed" if keyring.plaintext_allowed else "forbidden",
-        "v0": "allowed" if keyring.v0_allowed else "forbidden",
-        "earlier_keks": sum(entry.kek is not None for entry in keyring.history),
-        "enrolled_at": to_seconds(parse_time(keyring.enrollment.at)),
-        "turned_at": to_seconds(parse_time(current.at)) if keyring.history else None,
-        "code": None,
-        "detail": None,
-    }
-
-
-def empty_sweep_row(sweep_id: str, project: str) -> Row:
-    """The row of a sweep that has no plan, or whose plan does not open."""
-    names = (*SWEEP_COLUMNS, "detail")
-    return dict.fromkeys(names) | {"sweep_id": sweep_id, "project": project}
+    return _row(
+        KEYRING_COLUMNS,
+        project=keyring.project,
+        generation=current.generation,
+        master_key=keyring.master_key,
+        plaintext="allowed" if keyring.plaintext_allowed else "forbidden",
+        v0="allowed" if keyring.v0_allowed else "forbidden",
+        earlier_keks=sum(entry.kek is not None for entry in keyring.history),
+        enrolled_at=to_seconds(parse_time(keyring.enrollment.at)),
+        turned_at=to_seconds(parse_time(current.at)) if keyring.history else None,
+    )
 
 
 def sweep_row(plan: Plan | AllPlan) -> Row:
     """A sweep in one row; for a sweep of all, with the counts of the parts that ended."""
     counts = plan.counts if isinstance(plan, Plan) else plan.sums
     failed, running = plan.status == "failed", plan.status == "running"
-    return empty_sweep_row(plan.ask.sweep_id, plan.ask.project) | {
-        "kind": plan.ask.kind,
-        "status": plan.status,
-        "code": plan.code if failed else None,
-        "clean": None if running else plan.clean,
-        "objects": counts.objects,
-        "rewrapped": counts.rewrapped,
-        "failed": counts.failed,
-        "started_at": to_seconds(plan.started_at),
-        "ended_at": None if running else to_seconds(plan.ended_at),
-        "detail": plan.detail if failed else None,
-    }
+    return _row(
+        SWEEP_COLUMNS,
+        sweep_id=plan.ask.sweep_id,
+        kind=plan.ask.kind,
+        project=plan.ask.project,
+        status=plan.status,
+        code=plan.code if failed else None,
+        clean=None if running else plan.clean,
+        objects=counts.objects,
+        rewrapped=counts.rewrapped,
+        failed=counts.failed,
+        started_at=to_seconds(plan.started_at),
+        ended_at=None if running else to_seconds(plan.ended_at),
+        detail=plan.detail if failed else None,
+    )
 
 
 def to_seconds(instant: datetime | None) -> str | None:
     """A time as SPEC 1 writes it, to the second."""
-    if instant is None:
-        return None
-    return instant.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="seconds") + "Z"
+    return None if instant is None else f"{format_time(instant).partition('.')[0]}Z"

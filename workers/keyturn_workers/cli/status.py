@@ -5,20 +5,15 @@ the operator's master keys, and must never show a key, a wrap or a DEK.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing
-from dataclasses import asdict
+from functools import partial
 from typing import Annotated, Any, Final
 
 import typer
 
-from keyturn.errors import (
-    CorruptObjectError,
-    KeyringRolledBackError,
-    NotFoundError,
-    UnknownMasterKeyError,
-    UnknownProjectError,
-)
+from keyturn.errors import KeyringRolledBackError, NotFoundError, UnknownProjectError
 from keyturn.identifiers import ALL_PROJECTS, is_uuid, keyring_s3_key, parse_time
 from keyturn.messages import Event, Failed, Rejected
 from keyturn.publisher import Publisher
@@ -26,32 +21,31 @@ from keyturn.publisher.event_matcher import EventMatcher, is_end
 from keyturn.settings import PublisherSettings
 from keyturn_workers.cli.arguments import AsJson, validate_project
 from keyturn_workers.cli.bucket import open_bucket
-from keyturn_workers.cli.census import CONCURRENCY, NONCURRENT, Census, take_census
+from keyturn_workers.cli.census import (
+    CONCURRENCY,
+    NONCURRENT,
+    Census,
+    master_key_rows,
+    object_rows,
+    take_census,
+)
 from keyturn_workers.cli.errors import CommandError, note
-from keyturn_workers.cli.master_key_report import master_key_rows
 from keyturn_workers.cli.output import print_json, print_line, print_rows, print_table
 from keyturn_workers.cli.publishing import PendingRequest, resumable
-from keyturn_workers.cli.record_index import (
-    KEYRING_COLUMNS,
-    SWEEP_COLUMNS,
-    RecordIndex,
-    Row,
-    read_records,
-)
+from keyturn_workers.cli.record_index import UNREADABLE, Row, read_records
 from keyturn_workers.cli.settings import StatusSettings
-from keyturn_workers.cli.sweep_report import FIRST_FAILURES, PART_COLUMNS, SweepReport, read_sweep
+from keyturn_workers.cli.sweep_report import PART_COLUMNS, SweepReport, read_sweep
 from keyturn_workers.cli.watch import check_end, not_clean, object_counter, watch
 from keyturn_workers.errors import MissingError
 from keyturn_workers.keyring.model import parse_keyring
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.storage import Storage
-from keyturn_workers.sweep.plan import Plan
-from keyturn_workers.sweep.sweep_store import SweepStore
+from keyturn_workers.sweep.plan import AllPlan, Plan
 
 # For the listing, its count and the records, in addition to the objects.
 _SPARE_CONNECTIONS: Final = 4
 _MAX_SHOWN: Final = 20
-_OBJECT_COLUMNS: Final = ("project", "kind", "generation", "master_key", "code", "objects")
+_NO_SWEEP: Final = "the bucket has no sweep or rotation with this id"
 
 
 def _validate_sweep_project(value: str | None) -> str | None:
@@ -80,7 +74,8 @@ def status(
     failures: Annotated[
         bool,
         typer.Option(
-            "--failures", help=f"Show all failures of a sweep, not only the first {FIRST_FAILURES}."
+            "--failures",
+            help=f"Show all failures of a sweep, not only the first {_MAX_SHOWN}.",
         ),
     ] = False,
     watching: Annotated[
@@ -104,19 +99,20 @@ def status(
         raise typer.BadParameter("--project needs the id of a sweep or rotation")
     settings = StatusSettings.read()
     publisher = PublisherSettings.read() if watching else None
+
+    report = None
     if sweep_id is not None:
-        limit = None if failures else FIRST_FAILURES
-        report = asyncio.run(_read_sweep(settings, sweep_id, project, limit, count=not no_objects))
-        if report is not None:
-            if publisher is None:
-                _show_sweep(report, as_json=as_json)
-            else:
-                _watch_sweep(settings, publisher, report, project, limit, as_json=as_json)
-            return
-        named = watching or failures or project is not None
-        if named or not asyncio.run(_is_enrolled(settings, sweep_id)):
-            raise NotFoundError("the bucket has no sweep or rotation with this id")
-    asyncio.run(_show_overview(settings, target, objects=not no_objects, as_json=as_json))
+        limit = None if failures else _MAX_SHOWN
+        read = partial(read_sweep, settings, sweep_id, project, limit)
+        report = asyncio.run(read(time_left=not no_objects))
+    if report is not None and publisher is not None:
+        _watch_sweep(publisher, report, project, read, as_json=as_json)
+    elif report is not None:
+        _show_sweep(report, as_json=as_json)
+    elif watching or failures or project is not None:
+        raise NotFoundError(_NO_SWEEP)
+    else:
+        asyncio.run(_show_overview(settings, target, objects=not no_objects, as_json=as_json))
 
 
 # Everything, or one project.
@@ -128,18 +124,18 @@ async def _show_overview(
     keys = OperatorKeys(settings.master_keys)
     async with open_bucket(settings, max_connections=CONCURRENCY + _SPARE_CONNECTIONS) as storage:
         index = await read_records(storage, keys.master_keys, project=project)
-        census: Census | None = None
+        if project is not None and is_uuid(project) and not index.keyrings:
+            raise NotFoundError(_NO_SWEEP)
+        census = None
         if objects:
             census = await take_census(storage, keys, index.generations, project=project)
-            await _mark_rolled_back(storage, keys, index, census)
+            await _mark_rolled_back(storage, keys, index.keyrings, census)
     document = {
         "keyrings": index.keyrings,
         "sweeps": index.sweeps,
         "records_that_do_not_open": index.failing,
-        "objects": None if census is None else _object_rows(census),
-        "master_keys": master_key_rows(
-            keys.master_keys, index, census, project=project, active=settings.active_master_key
-        ),
+        "objects": None if census is None else object_rows(census),
+        "master_keys": master_key_rows(settings, index, census, project),
     }
     if as_json:
         print_json(document)
@@ -150,182 +146,134 @@ async def _show_overview(
 
 
 async def _mark_rolled_back(
-    storage: Storage, keys: OperatorKeys, index: RecordIndex, census: Census
+    storage: Storage, keys: OperatorKeys, keyrings: list[Row], census: Census
 ) -> None:
     """Mark keyrings older than what opens among their project's objects (SPEC 5.4)."""
-    highest: dict[str, int] = {}
+    highest: defaultdict[str, int] = defaultdict(int)
     for group in census:
-        if group.generation is not None and group.kind != NONCURRENT:
-            highest[group.project] = max(group.generation, highest.get(group.project, 0))
-    for row in index.keyrings:
-        project, newest = row["project"], highest.get(row["project"], 0)
+        if group.kind != NONCURRENT:
+            highest[group.project] = max(highest[group.project], group.generation or 0)
+    for row in keyrings:
+        project, newest = row["project"], highest[row["project"]]
         if row["generation"] is None or newest <= row["generation"]:
             continue
         # The project may have been rotated since: only a keyring read after the objects counts.
         try:
             _, body = await storage.read(keyring_s3_key(project))
             now = parse_keyring(body, project, keys.master_keys).current.generation
-        except (MissingError, CorruptObjectError, UnknownMasterKeyError):
+        except (MissingError, *UNREADABLE):
             continue
         if newest > now:
             row["code"] = KeyringRolledBackError.code
             row["detail"] = f"an object is at generation {newest}"
 
 
-def _object_rows(census: Census) -> list[Row]:
-    return [
-        {name: value or None for name, value in asdict(group).items()} | {"objects": census[group]}
-        for group in sorted(census, key=lambda group: group.order)
-    ]
-
-
 def _print_overview(document: dict[str, Any], project: str | None) -> None:
-    keyrings = document["keyrings"]
-    _print_section("Keyrings", _used(KEYRING_COLUMNS, keyrings), keyrings, first=True)
+    _print_section("Keyrings", document["keyrings"], first=True)
     running = [row for row in document["sweeps"] if row["status"] == "running"]
     ended = document["sweeps"][len(running) :]
-    sweeps = running + ended[:_MAX_SHOWN]
-    _print_section("Sweeps", _used(SWEEP_COLUMNS, sweeps), sweeps)
+    _print_section("Sweeps", running + ended[:_MAX_SHOWN])
     if len(ended) > _MAX_SHOWN:
         hint = "add --json" if project is not None else "add --json or name a project"
         note(f"{len(ended) - _MAX_SHOWN} older sweeps are not shown; {hint} to see them")
     if failing := document["records_that_do_not_open"]:
-        _print_section("Unreadable records", ("record", "code", "detail"), failing)
-    if (objects := document["objects"]) is not None:
-        _print_section("Objects", _used(_OBJECT_COLUMNS, objects), objects)
+        _print_section("Unreadable records", failing, ("record", "code", "detail"))
+    if document["objects"] is not None:
+        _print_section("Objects", document["objects"])
     print_line("")
     print_line("Master keys")
     for row in document["master_keys"]:
         print_line(row["told"])
 
 
-def _used(columns: Sequence[str], rows: list[Row]) -> Sequence[str]:
-    """The columns, without `code` if no row has one."""
-    return [name for name in columns if name != "code" or any(row[name] for row in rows)]
-
-
 def _print_section(
-    title: str, columns: Sequence[str], rows: list[Row], *, first: bool = False
+    title: str, rows: list[Row], columns: Sequence[str] = (), *, first: bool = False
 ) -> None:
+    """Print a table; by default with all columns but `detail`, and `code` only if one has it."""
     if not first:
         print_line("")
     print_line(title)
     if not rows:
         print_line("none")
         return
+    hidden = ("detail",) if any(row["code"] for row in rows) else ("detail", "code")
+    columns = columns or [name for name in rows[0] if name not in hidden]
     print_rows(columns, rows, unfolded=("sweep_id",))
 
 
 # One sweep.
 
 
-async def _read_sweep(
-    settings: StatusSettings, sweep_id: str, project: str | None, limit: int | None, *, count: bool
-) -> SweepReport | None:
-    async with open_bucket(settings) as storage:
-        store = SweepStore(storage, settings.master_keys)
-        return await read_sweep(
-            storage, store, sweep_id, project=project, limit=limit, count_objects=count
-        )
-
-
-async def _is_enrolled(settings: StatusSettings, project: str) -> bool:
-    """Whether the project exists: a project's id may look like that of a sweep."""
-    async with open_bucket(settings) as storage:
-        try:
-            await storage.head(keyring_s3_key(project))
-        except MissingError:
-            return False
-        return True
-
-
 def _show_sweep(report: SweepReport, event: Event | None = None, *, as_json: bool) -> None:
+    document = report.document
     if as_json:
-        final = {} if event is None else {"event": event.model_dump(mode="json")}
-        print_json(report.document | final)
+        print_json(
+            document if event is None else document | {"event": event.model_dump(mode="json")}
+        )
     else:
-        _print_sweep(report.document)
-    if report.other_projects:
-        note(f"other projects have a sweep with this id: {_listed(report.other_projects)}")
-
-
-def _print_sweep(document: dict[str, Any]) -> None:
-    nested = ("counts", "parts", "failures", "more_failures")
-    rows = [(n, v) for n, v in document.items() if n not in nested and v is not None]
-    print_table(("field", "value"), [*rows, *document["counts"].items()])
-    if "parts" in document:
-        parts = document["parts"]
-        title = f"Parts: {parts['ended_clean']} ended clean; the others:"
-        _print_section(title, PART_COLUMNS, parts["live"] + parts["ended_not_clean"])
-    if document["failures"]:
-        _print_section("Failures", ("code", "project", "key"), document["failures"])
-    if document["more_failures"]:
-        note("there are more failures; add --failures to see all")
+        nested = ("counts", "parts", "failures", "more_failures", "event")
+        rows = [(n, v) for n, v in document.items() if n not in nested and v is not None]
+        print_table(("field", "value"), [*rows, *document["counts"].items()])
+        if parts := document.get("parts"):
+            title = f"Parts: {parts['ended_clean']} ended clean; the others:"
+            _print_section(title, parts["live"] + parts["ended_not_clean"], PART_COLUMNS)
+        if document["failures"]:
+            _print_section("Failures", document["failures"], ("code", "project", "key"))
+        if document["more_failures"]:
+            note("there are more failures; add --failures to see all")
+    if others := report.other_projects[:_MAX_SHOWN]:
+        note(f"other projects have a sweep with this id: {', '.join(others)}")
 
 
 def _watch_sweep(
-    settings: StatusSettings,
     publisher: PublisherSettings,
     report: SweepReport,
     project: str | None,
-    limit: int | None,
+    read: Callable[[], Coroutine[Any, Any, SweepReport | None]],
     *,
     as_json: bool,
 ) -> None:
-    """Follow a sweep until it ends, show its report, and fail unless it is clean."""
-    plan = report.plan
-    _check_watchable(report, project)
-    if plan.status != "running":
-        _show_sweep(report, as_json=as_json)
-        _check_clean(report)
-        return
-    with resumable(PendingRequest(id=plan.ask.sweep_id, project=plan.ask.project, sent=True)):
-        event = asyncio.run(_follow(publisher, report, as_json=as_json))
-    final = asyncio.run(_read_sweep(settings, plan.ask.sweep_id, project, limit, count=False))
-    _show_sweep(final or report, event, as_json=as_json)
-    check_end(event, plan.ask.sweep_id)
-
-
-def _check_watchable(report: SweepReport, project: str | None) -> None:
-    """Refuse to follow a sweep that the caller may not mean, or whose end is not published.
+    """Follow a sweep until it ends, show its report, and fail unless it is clean.
 
     Publishers choose ids. So another project may have a sweep with this id, and its end must
     not pass for the end of this one.
     """
-    request = report.plan.ask
+    plan, request = report.plan, report.plan.ask
     if report.other_projects and project is None:
-        several = _listed((request.project, *report.other_projects))
+        several = ", ".join((request.project, *report.other_projects)[:_MAX_SHOWN])
         raise CommandError(f"several projects have a sweep with this id; add --project: {several}")
     if request.of_all:
         raise CommandError("this is one part of a sweep of all; add --project '*' to watch it")
-
-
-def _check_clean(report: SweepReport) -> None:
-    plan, counts = report.plan, report.document["counts"]
+    if plan.status == "running":
+        with resumable(PendingRequest(id=request.sweep_id, project=request.project, sent=True)):
+            event = asyncio.run(_follow(publisher, plan, as_json=as_json))
+        _show_sweep(asyncio.run(read()) or report, event, as_json=as_json)
+        check_end(event, request.sweep_id)
+        return
+    _show_sweep(report, as_json=as_json)
     if plan.status == "failed":
         raise CommandError(f"{plan.code}: {plan.detail}" if plan.detail else plan.code)
     if not plan.clean:
+        counts = report.document["counts"]
         raise CommandError(not_clean(counts["failed"], counts["noncurrent_stale"]))
 
 
-async def _follow(settings: PublisherSettings, report: SweepReport, *, as_json: bool) -> Event:
+async def _follow(settings: PublisherSettings, plan: Plan | AllPlan, *, as_json: bool) -> Event:
     """Show the progress until the end; the last event."""
-    plan = report.plan
     count = object_counter(plan.ask.project) if isinstance(plan, Plan) else None
     async with Publisher.open(settings) as publisher:
-        events = _own_events(report, publisher.events(plan.started_at))
+        events = _own_events(plan, publisher.events(plan.started_at))
         return await watch(events, as_json=as_json, count=count)
 
 
 async def _own_events(
-    report: SweepReport, events: AsyncGenerator[Event, None]
+    plan: Plan | AllPlan, events: AsyncGenerator[Event, None]
 ) -> AsyncGenerator[Event, None]:
     """The events of this sweep until it ends, no matter who requested it.
 
     Not those of another sweep or rotation with the same id, and no rejections: each answers
     one request, and the sweep goes on.
     """
-    plan = report.plan
     matcher = EventMatcher(
         publisher=None,
         project=plan.ask.project,
@@ -343,7 +291,3 @@ async def _own_events(
             yield event
             if is_end(event):
                 return
-
-
-def _listed(projects: Iterable[str]) -> str:
-    return ", ".join(tuple(projects)[:_MAX_SHOWN])

@@ -8,7 +8,7 @@ nothing with JSON output. The caller prints the end.
 import sys
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
-from contextlib import AbstractAsyncContextManager, aclosing, contextmanager, nullcontext
+from contextlib import aclosing, contextmanager
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
@@ -57,9 +57,7 @@ async def watch(
     async def count_expected() -> None:
         progress.expected = None if count is None else await count()
 
-    counting: AbstractAsyncContextManager[None] = nullcontext()
-    if count is not None and not as_json:
-        counting = optional_task(count_expected())
+    counting = optional_task(None if count is None or as_json else count_expected)
     last: Event | None = None
     with open_display(as_json=as_json) as display:
         display.show(progress, "waiting for a worker")

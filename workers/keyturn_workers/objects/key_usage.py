@@ -59,31 +59,14 @@ def find_key_usage(
         case V0Wraps():
             return KeyUsage("v0")
         case Tombstone(sealed):
-            return _tombstone(sealed, project, object_key, operator_keys)
+            for master_key, kek in operator_keys.admin_keks(project):
+                if try_tombstone(kek, project, object_key, sealed) is not None:
+                    return KeyUsage("tombstone", master_key=master_key)
         case Wraps() as wraps:
-            return _wraps(wraps, project, object_key, operator_keys, generations)
-
-
-def _wraps(
-    wraps: Wraps,
-    project: str,
-    object_key: str,
-    operator_keys: OperatorKeys,
-    generations: Sequence[int],
-) -> KeyUsage:
-    # Every master key at the label's generation first: nearly always one of them opens it.
-    for candidates in ((wraps.generation,), generations):
-        for master_key, kek in operator_keys.admin_keks(project, first=wraps.master_key):
-            opened = try_wrap(wraps, "admin", object_key, project, kek, candidates)
-            if opened is not None:
-                return KeyUsage("encrypted", opened.generation, master_key)
-    raise NoUsableWrapError("the admin wrap opens under no available master key")
-
-
-def _tombstone(
-    sealed: bytes, project: str, object_key: str, operator_keys: OperatorKeys
-) -> KeyUsage:
-    for master_key, kek in operator_keys.admin_keks(project):
-        if try_tombstone(kek, project, object_key, sealed) is not None:
-            return KeyUsage("tombstone", master_key=master_key)
-    raise NoUsableWrapError("the tombstone opens under no available master key")
+            # Every master key at the label's generation first: nearly always one of them opens it.
+            for candidates in ((wraps.generation,), generations):
+                for master_key, kek in operator_keys.admin_keks(project, first=wraps.master_key):
+                    opened = try_wrap(wraps, "admin", object_key, project, kek, candidates)
+                    if opened is not None:
+                        return KeyUsage("encrypted", opened.generation, master_key)
+    raise NoUsableWrapError("it opens under no available master key")
