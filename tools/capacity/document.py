@@ -63,7 +63,7 @@ def costs(measured: Measured) -> str:
 def broker(measured: Measured) -> str:
     """What an upload costs the broker."""
     units = {
-        "message_bytes": "bytes of a request beside its body",
+        "message_bytes": "bytes of a request besides its body",
         "event_bytes": "bytes of its event in the stream",
         "disk_factor": "bytes of disk for each byte that waits",
         "memory_factor": "bytes of memory for each byte that waits",
@@ -72,7 +72,7 @@ def broker(measured: Measured) -> str:
     }
     values = asdict(measured.broker)
     rows = [[text, number(values[name])] for name, text in units.items()]
-    rows.append(["requests of a page beside its objects'", number(measured.page_requests)])
+    rows.append(["requests of a page besides its objects'", number(measured.page_requests)])
     return _table(["broker, and pages", "measured"], rows)
 
 
