@@ -1,20 +1,13 @@
-"""The order of things around one delivery (SPEC 6.2): the acknowledgment comes last.
-
-Each step that can fail is made to fail. Whatever had not become durable by then, the
-message was not acknowledged, and comes again.
-"""
+"""A signed request on its way: admitted, served, answered and acknowledged (SPEC 6.2, 6.3)."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from keyturn.crypto import SigningKey, VerifyKey
 from keyturn.errors import (
     AlreadyExistsError,
     CodedError,
@@ -22,227 +15,36 @@ from keyturn.errors import (
     UnknownProjectError,
 )
 from keyturn.identifiers import format_time
-from keyturn.messages import RequestOrigin, UploadStored
+from keyturn.messages import RequestOrigin
 from keyturn_workers.amqp import (
-    ConsumerContext,
-    DeferError,
-    Handled,
-    NotConfirmedError,
     RequestConsumer,
     TimeSource,
-    WorkerPublisher,
-    message_consumer,
 )
-from keyturn_workers.amqp.retry import Retry, RetryNotes, utc_now
+from keyturn_workers.amqp.retry import Retry
 from keyturn_workers.worker.authorization import Rules
 from keyturn_workers.worker.grants import Grant
 from keyturn_workers.worker.metrics import WorkerMetrics
-from tests.support.scrape import risen, shown
+from tests.support.scrape import shown
+from tests.unit.keyturn_workers.amqp.deliveries import (
+    ALL,
+    NOTES,
+    RULES,
+    FakeHandler,
+    FakeMessage,
+    Scene,
+    consume,
+    context,
+    document,
+    message,
+    noted,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from aio_pika.abc import AbstractIncomingMessage
 
-    from keyturn.messages import Event, Request
     from keyturn_workers.worker.grants import GrantsKeeper
-
-KEY = SigningKey.from_seed(bytes(32))
-ALL = frozenset("*")
-RULES = Rules(
-    "test",
-    {"api": Grant((VerifyKey.from_bytes(KEY.public_bytes),), ALL, ALL)},
-    timedelta(days=7),
-)
-UPLOAD_ID = "2f6c9a0e-1111-4111-8111-111111111111"
-NOTES = RetryNotes("test", [KEY])
-STORED = UploadStored(
-    upload_id=UPLOAD_ID,
-    project="acme",
-    at=format_time(datetime.now(UTC)),
-    key="k",
-    size=1,
-    generation=1,
-)
-
-
-class BrokerError(Exception):
-    """What aio-pika raises where a publish was not confirmed."""
-
-
-@dataclass
-class Scene:
-    """Notes what happens, in order; `failing` names the step that raises."""
-
-    failing: str = ""
-    steps: list[str] = field(default_factory=list)
-    events: list[Event] = field(default_factory=list)
-
-    def step(self, name: str) -> None:
-        if name == self.failing:
-            self.steps.append(f"{name} failed")
-            raise BrokerError
-        self.steps.append(name)
-
-
-@dataclass
-class FakePublisher:
-    """Publishes nothing, and notes what it was asked for."""
-
-    scene: Scene
-
-    async def publish_event(self, event: Event) -> None:
-        self.scene.step("published")
-        self.scene.events.append(event)
-
-    def retry_of(self, message: FakeMessage, queue: str, publisher: str) -> Retry | None:
-        return NOTES.read(queue, publisher, message.body, message.headers)
-
-    async def schedule_retry(
-        self,
-        _message: object,
-        queue: str,
-        error: CodedError,
-        attempt: int,
-        delay_s: int,
-        *,
-        publisher: str,
-    ) -> None:
-        assert publisher == "api"
-        self.scene.step("retry")
-        self.scene.steps.append(f"{queue} {error.code} {attempt} {delay_s}s")
-
-    async def defer(self, _message: object, queue: str, wait_s: float, *, publisher: str) -> None:
-        assert publisher == "api"
-        self.scene.step("retry")
-        self.scene.steps.append(f"{queue} {wait_s}s")
-
-    async def put_back(self, _message: object, queue: str, retry: Retry, *, publisher: str) -> None:
-        assert publisher == "api"
-        self.scene.step("put back")
-        self.scene.steps.append(f"{queue} {retry.code} {retry.attempt}")
-
-    async def dead_letter(self, _message: object, queue: str, error: CodedError) -> None:
-        self.scene.step("dead")
-        self.scene.steps.append(f"{queue} {error.code}")
-
-
-@dataclass
-class FakeMessage:
-    """A delivery that notes its acknowledgment."""
-
-    scene: Scene
-    body: bytes
-    headers: dict[str, Any]
-    routing_key: str = "upload.requested"
-    redelivered: bool = False
-    message_id: str = UPLOAD_ID
-
-    async def ack(self) -> None:
-        self.scene.step("ack")
-
-    async def nack(self, *, requeue: bool) -> None:
-        assert requeue
-        self.scene.step("given back")
-
-
-@dataclass
-class FakeHandler:
-    """Serves uploads by doing nothing, or by raising."""
-
-    scene: Scene
-    error: Exception | None = None
-    queue: str = "keyturn.upload"
-    served: tuple[str, ...] = ("upload.requested",)
-    seen_before: bool | None = None
-    completed: bool = False
-    gate: asyncio.Event | None = None
-    entered: asyncio.Event = field(default_factory=asyncio.Event)
-
-    async def serve(self, request: Request, origin: RequestOrigin, *, seen_before: bool) -> Handled:
-        assert (request.type, origin.publisher) == ("upload.requested", "api")
-        self.seen_before = seen_before
-        self.entered.set()
-        if self.gate is not None:
-            await self.gate.wait()
-        self.scene.step("served")
-        if self.error is not None:
-            raise self.error
-
-        async def after() -> None:
-            self.scene.step("after")
-
-        return Handled(STORED, {}, after)
-
-    async def find_completed(self, request: Request, origin: RequestOrigin) -> Handled | None:
-        assert (request.type, origin.publisher) == ("upload.requested", "api")
-        self.scene.step("checked")
-        if self.error is not None:
-            raise self.error
-        return Handled(STORED, {}) if self.completed else None
-
-    async def after_refusal(
-        self, request: Request, origin: RequestOrigin, error: CodedError
-    ) -> None:
-        assert (request.type, origin.publisher) == ("upload.requested", "api")
-        self.scene.step(f"cleaned up {error.code}")
-
-
-def document(**changes: Any) -> bytes:
-    fields = {
-        "type": "upload.requested",
-        "upload_id": UPLOAD_ID,
-        "project": "acme",
-        "key": "k",
-        "requested_at": format_time(datetime.now(UTC)),
-        "sealed_key": {"intake_key": "main", "ciphertext": ""},
-        "body": {"inline": ""},
-    }
-    return json.dumps(fields | changes).encode()
-
-
-def message(
-    scene: Scene, body: bytes | None = None, headers: dict[str, Any] | None = None
-) -> FakeMessage:
-    """A signed delivery, with further headers."""
-    body = document() if body is None else body
-    signature = KEY.sign_request("test", "api", body)
-    signed = {"keyturn-publisher": "api", "keyturn-signature": signature}
-    return FakeMessage(scene, body, signed | (headers or {}))
-
-
-def noted(delivery: FakeMessage, code: str, attempt: int, in_s: float = 0) -> FakeMessage:
-    """The delivery as it comes back after a worker put it off."""
-    retry = Retry(code, attempt, datetime.now(UTC) + timedelta(seconds=in_s))
-    delivery.headers |= NOTES.headers("keyturn.upload", "api", delivery.body, retry)
-    delivery.routing_key = "keyturn.upload"
-    return delivery
-
-
-def context(
-    scene: Scene,
-    metrics: WorkerMetrics | None = None,
-    now: Callable[[], datetime] = utc_now,
-) -> ConsumerContext:
-    publisher = cast("WorkerPublisher", FakePublisher(scene))
-    return ConsumerContext(publisher, metrics or WorkerMetrics(), now)
-
-
-async def consume(
-    handler: FakeHandler,
-    delivery: FakeMessage,
-    metrics: WorkerMetrics | None = None,
-) -> list[str]:
-    """The steps in their order."""
-    consumer = RequestConsumer(handler, RULES, context(handler.scene, metrics))
-    await consumer(cast("AbstractIncomingMessage", delivery))
-    assert consumer.in_flight == 0
-    return handler.scene.steps
-
-
-@pytest.fixture(autouse=True)
-def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(message_consumer, "_PAUSE_S", 0)
 
 
 async def test_a_request_is_acknowledged_after_its_event_and_what_follows() -> None:
@@ -295,15 +97,6 @@ async def test_a_bad_signature_is_answered_by_no_event() -> None:
     assert await consume(FakeHandler(scene), forged) == refused
 
 
-async def test_a_transient_error_schedules_a_retry_before_the_acknowledgment() -> None:
-    """Its copy is in the retry queue by then; nothing is published."""
-    scene = Scene()
-    handler = FakeHandler(scene, StorageUnavailableError("x"))
-    delivery = noted(message(scene), "storage_unavailable", 2)
-    waits = ["retry", "keyturn.upload storage_unavailable 2 30s", "ack"]
-    assert await consume(handler, delivery) == ["served", *waits]
-
-
 async def test_after_the_last_attempt_a_request_is_refused() -> None:
     scene = Scene()
     handler = FakeHandler(scene, UnknownProjectError("acme"))
@@ -316,127 +109,6 @@ async def test_after_the_last_attempt_a_request_is_refused() -> None:
         "ack",
     ]
     assert await consume(handler, delivery) == ["served", *refused]
-
-
-async def test_a_bug_of_ours_schedules_a_retry() -> None:
-    """An unforeseen error is retried like a failure of the storage, and nothing is lost."""
-    scene = Scene()
-    handler = FakeHandler(scene, ZeroDivisionError("secret"))
-    waits = ["retry", "keyturn.upload storage_unavailable 0 1s", "ack"]
-    assert await consume(handler, message(scene)) == ["served", *waits]
-
-
-async def test_a_lost_broker_is_not_logged_as_a_bug(capsys: pytest.CaptureFixture[str]) -> None:
-    """What a role sends while it serves was not confirmed: the request comes again as it is."""
-    scene = Scene()
-    handler = FakeHandler(scene, NotConfirmedError("ChannelInvalidStateError"))
-    assert await consume(handler, message(scene)) == ["served", "given back"]
-    assert "unexpected failure" not in "".join(capsys.readouterr())
-
-
-Case = tuple[Exception | None, bytes | None]
-SERVED: Case = (None, None)
-REFUSED: Case = (AlreadyExistsError("k"), None)
-WAITING: Case = (StorageUnavailableError("x"), None)
-MALFORMED: Case = (None, b"{")
-
-
-@pytest.mark.parametrize(
-    ("case", "failing", "expected"),
-    [
-        (SERVED, "published", ["served", "published failed", "given back"]),
-        (SERVED, "after", ["served", "published", "after failed", "given back"]),
-        (SERVED, "ack", ["served", "published", "after", "ack failed", "given back"]),
-        (REFUSED, "dead", ["served", "dead failed", "given back"]),
-        (REFUSED, "published", ["served", "dead", "*", "published failed", "given back"]),
-        (
-            REFUSED,
-            "ack",
-            ["served", "dead", "*", "published", "cleaned", "ack failed", "given back"],
-        ),
-        (WAITING, "retry", ["served", "retry failed", "given back"]),
-        (WAITING, "ack", ["served", "retry", "*", "ack failed", "given back"]),
-        (MALFORMED, "dead", ["dead failed", "given back"]),
-    ],
-)
-async def test_nothing_is_acknowledged_before_it_is_durable(
-    case: Case, failing: str, expected: list[str]
-) -> None:
-    """A step that the broker did not confirm: the message goes back to its queue."""
-    error, body = case
-    scene = Scene(failing)
-    steps = await consume(FakeHandler(scene, error), message(scene, body))
-    short = [step.removesuffix(" up already_exists") for step in steps]
-    assert [step if "keyturn." not in step else "*" for step in short] == expected
-    assert "ack" not in steps
-
-
-async def test_a_closed_channel_raises_nothing() -> None:
-    """Not even the giving back works: the broker gives the message again by itself."""
-    scene = Scene("published")
-    delivery = message(scene)
-
-    async def nack(*, requeue: bool) -> None:
-        raise BrokerError(requeue)
-
-    delivery.nack = nack  # type: ignore[method-assign]  # a channel that is closed
-    assert await consume(FakeHandler(scene), delivery) == ["served", "published failed"]
-
-
-async def test_a_cancelled_delivery_is_neither_acknowledged_nor_given_back() -> None:
-    """At the end of the grace period the broker itself redelivers the message."""
-    scene = Scene()
-    handler = FakeHandler(scene, gate=asyncio.Event())
-    running = asyncio.create_task(consume(handler, message(scene)))
-    await handler.entered.wait()
-    running.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await running
-    assert scene.steps == []
-
-
-REFUSED_AS = 'requests_refused_total{code="%s",queue="keyturn.upload"}'
-RETRIED_AS = 'retries_total{code="%s",queue="keyturn.upload"}'
-
-
-@pytest.mark.parametrize(
-    ("error", "body", "stages", "ends"),
-    [
-        (None, None, "admit serve tell", ['requests_served_total{type="upload.stored"}']),
-        (AlreadyExistsError("k"), None, "admit serve", [REFUSED_AS % "already_exists"]),
-        (None, b"{", "admit", [REFUSED_AS % "malformed_request"]),
-        (StorageUnavailableError("x"), None, "admit serve", [RETRIED_AS % "storage_unavailable"]),
-        (ZeroDivisionError(), None, "admit serve", [RETRIED_AS % "storage_unavailable"]),
-        (DeferError(3), None, "admit serve", [RETRIED_AS % "waiting"]),
-    ],
-    ids=["served", "refused", "malformed", "retry", "a bug", "waits"],
-)
-async def test_each_outcome_is_counted_once(
-    error: Exception | None, body: bytes | None, stages: str, ends: list[str]
-) -> None:
-    """By what became of it; and each stage that it came through was measured."""
-    metrics, scene = WorkerMetrics(), Scene()
-    await consume(FakeHandler(scene, error), message(scene, body), metrics)
-    names = [
-        'messages_consumed_total{queue="keyturn.upload"}',
-        *(f'stage_seconds_count{{queue="keyturn.upload",stage="{s}"}}' for s in stages.split()),
-        *ends,
-    ]
-    assert risen(metrics) == {f"keyturn_{name}": 1 for name in names}
-
-
-async def test_what_did_not_become_durable_is_not_counted_as_done() -> None:
-    """It was taken, and comes again; its end is counted then."""
-    for error, failing in (
-        (None, "published"),
-        (None, "ack"),
-        (AlreadyExistsError("k"), "dead"),
-        (StorageUnavailableError("x"), "retry"),
-    ):
-        metrics, scene = WorkerMetrics(), Scene(failing)
-        await consume(FakeHandler(scene, error), message(scene), metrics)
-        ends = ("served", "refused", "retries")
-        assert not [name for name in risen(metrics) if any(end in name for end in ends)]
 
 
 async def test_the_age_of_a_request_in_flight_is_exported() -> None:
@@ -515,14 +187,6 @@ async def test_a_forged_attempt_is_not_counted(code: str, error: CodedError) -> 
     delivery = message(scene, headers={"keyturn-attempt": f"{code}:999999999"})
     waits = ["retry", f"keyturn.upload {code} 0 1s", "ack"]
     assert await consume(FakeHandler(scene, error), delivery) == ["served", *waits]
-
-
-async def test_a_retry_that_comes_early_waits_on() -> None:
-    """An attacker who moves it out of its retry queue neither hurries nor uses up its tries."""
-    scene = Scene()
-    delivery = noted(message(scene), "unknown_project", 2, in_s=5)
-    waits = ["put back", "keyturn.upload unknown_project 2", "ack"]
-    assert await consume(FakeHandler(scene, UnknownProjectError("acme")), delivery) == waits
 
 
 def expired(scene: Scene) -> FakeMessage:

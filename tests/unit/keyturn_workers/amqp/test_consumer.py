@@ -1,0 +1,177 @@
+"""A consumer knows what it handles, whether it still consumes, and how to end (SPEC 6.2, 11)."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+from unittest.mock import create_autospec
+
+import pytest
+from aio_pika.abc import AbstractChannel
+from faststream.rabbit import RabbitBroker, TestRabbitBroker
+
+from keyturn_workers.amqp import DirectConsumer, SubscriberConsumer, consumer, finish
+from tests.unit.keyturn_workers.amqp.connections import FakeConnection
+
+if TYPE_CHECKING:
+    from aio_pika.abc import AbstractIncomingMessage
+
+
+class Handler:
+    """Handles deliveries once `gate` is open."""
+
+    def __init__(self) -> None:
+        self.begun: list[Any] = []
+        self.ended: list[Any] = []
+        self.gate = asyncio.Event()
+
+    async def __call__(self, message: AbstractIncomingMessage) -> None:
+        self.begun.append(message)
+        await self.gate.wait()
+        self.ended.append(message)
+
+
+@pytest.fixture(autouse=True)
+def _no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(consumer, "_BEGIN_S", 0)
+    monkeypatch.setattr(consumer, "_CANCEL_TIMEOUT_S", 0.01)
+
+
+@pytest.fixture
+def connection() -> FakeConnection:
+    return FakeConnection()
+
+
+@pytest.fixture
+def handler() -> Handler:
+    return Handler()
+
+
+@pytest.fixture
+async def direct(connection: FakeConnection, handler: Handler) -> DirectConsumer:
+    made = DirectConsumer(connection.broker, "queue", 8, handler)
+    assert not made.is_active()
+    await made.attach()
+    return made
+
+
+async def _begin(connection: FakeConnection, message: object = 1) -> asyncio.Task[None]:
+    task = asyncio.create_task(connection.deliver(message))
+    await asyncio.sleep(0)
+    return task
+
+
+async def test_deliveries_are_bounded_by_the_prefetch_before_any_arrives(
+    connection: FakeConnection, direct: DirectConsumer
+) -> None:
+    assert direct.is_active()
+    connection.robust.set_qos.assert_awaited_once_with(prefetch_count=8)
+    order = [call[0] for call in connection.robust.mock_calls]
+    assert order.index("set_qos") < order.index("get_queue")
+
+
+async def test_a_consumer_that_the_broker_cancelled_is_not_active(
+    connection: FakeConnection, direct: DirectConsumer
+) -> None:
+    """As it does when the queue is deleted."""
+    connection.underlay.consumers.clear()
+    assert not direct.is_active()
+
+
+async def test_a_consumer_is_active_again_after_a_lost_connection(
+    connection: FakeConnection, direct: DirectConsumer
+) -> None:
+    connection.lose()
+    assert not direct.is_active()
+    await connection.reopen(consuming=False)
+    assert not direct.is_active()
+    await connection.reopen()
+    assert direct.is_active()
+
+
+async def test_a_channel_that_stays_lost_is_refused(
+    connection: FakeConnection, handler: Handler
+) -> None:
+    connection.queue.channel = create_autospec(AbstractChannel, instance=True)
+    with pytest.raises(TypeError):
+        await DirectConsumer(connection.broker, "queue", 8, handler).attach()
+
+
+async def test_an_end_in_order_waits_for_what_is_being_handled(
+    connection: FakeConnection, direct: DirectConsumer, handler: Handler
+) -> None:
+    deliveries = [await _begin(connection, number) for number in range(2)]
+    ending = asyncio.create_task(finish([direct], grace_s=5))
+    await asyncio.wait([ending], timeout=0.05)
+    connection.queue.cancel.assert_awaited_once_with("tag")
+    assert not ending.done()
+    assert not direct.is_active()
+    handler.gate.set()
+    await ending
+    assert handler.ended == [0, 1]
+    await asyncio.gather(*deliveries)
+
+
+async def test_the_grace_period_ends_the_wait(
+    connection: FakeConnection, direct: DirectConsumer, handler: Handler
+) -> None:
+    delivery = await _begin(connection)
+    await finish([direct], grace_s=0.02)
+    assert handler.ended == []
+    handler.gate.set()
+    await delivery
+
+
+async def test_a_handler_that_is_cancelled_is_no_longer_waited_for(
+    connection: FakeConnection, direct: DirectConsumer
+) -> None:
+    delivery = await _begin(connection)
+    delivery.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await delivery
+    async with asyncio.timeout(5):
+        await direct.wait_idle()
+
+
+async def test_a_broker_that_does_not_answer_does_not_hold_up_the_end(
+    connection: FakeConnection, direct: DirectConsumer
+) -> None:
+    """Nor is the request to it cancelled: aiormq would close the channel of the handlers."""
+    request: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def never(_: str) -> None:
+        await request
+
+    connection.queue.cancel.side_effect = never
+    async with asyncio.timeout(5):
+        await direct.cancel()
+    assert not request.cancelled()
+    request.set_result(None)
+
+
+async def test_a_refused_cancellation_is_no_error(
+    connection: FakeConnection, direct: DirectConsumer
+) -> None:
+    connection.queue.cancel.side_effect = ConnectionError
+    await direct.cancel()
+    connection.lose()
+    await direct.cancel()
+    assert connection.queue.cancel.await_count == 1
+
+
+async def test_a_consumer_that_never_attached_ends_at_once(
+    connection: FakeConnection, handler: Handler
+) -> None:
+    await finish([DirectConsumer(connection.broker, "queue", 8, handler)], grace_s=5)
+    connection.queue.cancel.assert_not_awaited()
+
+
+async def test_a_subscriber_hands_on_each_body_as_it_came(handler: Handler) -> None:
+    """A signature is over bytes: nothing may parse a body before it is verified."""
+    broker = RabbitBroker(apply_types=False)
+    SubscriberConsumer(broker, "queue", 3, handler)
+    handler.gate.set()
+    async with TestRabbitBroker(broker) as tested:
+        await tested.publish(b"{not json", "queue", content_type="application/json")
+    (message,) = handler.ended
+    assert message.body == b"{not json"
