@@ -10,26 +10,27 @@ cannot be opened.
 """
 
 import asyncio
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Final
 
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-from keyturn.errors import ArchivedObjectError, PermanentError
-from keyturn.identifiers import OWN_PREFIX, is_object_key, is_project
+from keyturn.errors import ArchivedObjectError, KeyringRolledBackError, PermanentError
+from keyturn.identifiers import OWN_PREFIX, is_object_key, is_project, keyring_s3_key
 from keyturn_workers.cli.bucket import batched, count, optional_task
 from keyturn_workers.cli.output import printable, progress_display
-from keyturn_workers.cli.record_index import RecordIndex, Row
+from keyturn_workers.cli.record_index import RECORD_ERRORS, RecordIndex, Row
 from keyturn_workers.cli.settings import StatusSettings
 from keyturn_workers.errors import ArchivedError, MissingError
+from keyturn_workers.keyring.model import parse_keyring
 from keyturn_workers.objects.key_usage import find_key_usage
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.storage import Storage
 
 CONCURRENCY: Final = 64
-NONCURRENT: Final = "noncurrent"
+_NONCURRENT: Final = "noncurrent"
 _UNREADABLE: Final = "unreadable"
 _FOREIGN: Final = "foreign"
 
@@ -126,8 +127,31 @@ async def _inspect(
         return ObjectGroup(project, _UNREADABLE, code=ArchivedObjectError.code)
     except PermanentError as exc:
         return ObjectGroup(project, _UNREADABLE, code=exc.code)
-    kind = usage.kind if version_id is None else NONCURRENT
+    kind = usage.kind if version_id is None else _NONCURRENT
     return ObjectGroup(project, kind, usage.generation, usage.master_key)
+
+
+async def mark_rolled_back(
+    storage: Storage, keys: OperatorKeys, keyrings: Sequence[Row], census: Census
+) -> None:
+    """Mark keyrings older than what opens among their project's objects (SPEC 5.4)."""
+    highest: defaultdict[str, int] = defaultdict(int)
+    for group in census:
+        if group.kind != _NONCURRENT:
+            highest[group.project] = max(highest[group.project], group.generation or 0)
+    for row in keyrings:
+        project, newest = row["project"], highest[row["project"]]
+        if row["generation"] is None or newest <= row["generation"]:
+            continue
+        # The project may have been rotated since: only a keyring read after the objects counts.
+        try:
+            _, body = await storage.read(keyring_s3_key(project))
+            now = parse_keyring(body, project, keys.master_keys).current.generation
+        except (MissingError, *RECORD_ERRORS):
+            continue
+        if newest > now:
+            detail = f"an object is at generation {newest}"
+            row.update(code=KeyringRolledBackError.code, detail=detail)
 
 
 def object_rows(census: Census) -> list[Row]:
@@ -149,7 +173,7 @@ def master_key_rows(
     objects: Counter[str | None] = Counter()
     noncurrent: Counter[str | None] = Counter()
     for group, number in (census or Census()).items():
-        (noncurrent if group.kind == NONCURRENT else objects)[group.master_key] += number
+        (noncurrent if group.kind == _NONCURRENT else objects)[group.master_key] += number
     rows = []
     active = settings.active_master_key
     for name in settings.master_keys:

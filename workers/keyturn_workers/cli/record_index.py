@@ -7,7 +7,7 @@ record is kept.
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
@@ -32,13 +32,13 @@ from keyturn_workers.storage import ObjectSummary, Storage
 from keyturn_workers.sweep.plan import AllPlan, Plan, from_json
 from keyturn_workers.sweep.record_paths import RecordPath, parse_record_path
 
-KEYRING_COLUMNS: Final = (
+_KEYRING_FIELDS: Final = (
     *("project", "generation", "master_key", "plaintext", "v0", "earlier_keks"),
-    *("enrolled_at", "turned_at", "code"),
+    *("enrolled_at", "turned_at", "code", "detail"),
 )
-SWEEP_COLUMNS: Final = (
+_SWEEP_FIELDS: Final = (
     *("sweep_id", "kind", "project", "status", "code", "clean", "objects", "rewrapped", "failed"),
-    *("started_at", "ended_at"),
+    *("started_at", "ended_at", "detail"),
 )
 # Records are read whole, and some are large.
 _CONCURRENCY: Final = 16
@@ -46,7 +46,7 @@ _CONCURRENCY: Final = 16
 _MAX_BYTES: Final = 16 * 1024**2
 _MAX_FAILING: Final = 100
 
-UNREADABLE: Final = (CorruptObjectError, UnknownMasterKeyError)
+RECORD_ERRORS: Final = (CorruptObjectError, UnknownMasterKeyError)
 Row = dict[str, Any]
 
 
@@ -145,7 +145,7 @@ async def _read(
         return None
     except ValueError:
         return CorruptObjectError("the record is not of its kind")
-    except UNREADABLE as exc:
+    except RECORD_ERRORS as exc:
         return exc
 
 
@@ -153,54 +153,48 @@ def _add_unreadable(index: RecordIndex, record: _Record, error: CodedError) -> N
     index.unreadable += 1
     if isinstance(error, UnknownMasterKeyError):
         index.missing_master_keys[error.detail] += 1
-    reason = {"project": record.project, "code": error.code, "detail": error.detail}
-    if record.sweep_path is None:
-        index.keyrings.append(_row(KEYRING_COLUMNS, **reason))
-    elif record.sweep_path.is_plan:
-        index.sweeps.append(_row(SWEEP_COLUMNS, sweep_id=record.sweep_path.sweep_id, **reason))
+    reason = {"code": error.code, "detail": error.detail}
+    path, known = record.sweep_path, {"project": record.project} | reason
+    if path is None:
+        index.keyrings.append(dict.fromkeys(_KEYRING_FIELDS) | known)
+    elif path.is_plan:
+        index.sweeps.append(dict.fromkeys(_SWEEP_FIELDS) | {"sweep_id": path.sweep_id} | known)
     elif len(index.failing) < _MAX_FAILING:
-        row = {"record": record.listed.key, "code": error.code, "detail": error.detail}
-        index.failing.append(row)
-
-
-def _row(columns: Iterable[str], **values: object) -> Row:
-    return dict.fromkeys((*columns, "detail")) | values
+        index.failing.append({"record": record.listed.key} | reason)
 
 
 def _keyring_row(keyring: Keyring) -> Row:
     current = keyring.current
-    return _row(
-        KEYRING_COLUMNS,
-        project=keyring.project,
-        generation=current.generation,
-        master_key=keyring.master_key,
-        plaintext="allowed" if keyring.plaintext_allowed else "forbidden",
-        v0="allowed" if keyring.v0_allowed else "forbidden",
-        earlier_keks=sum(entry.kek is not None for entry in keyring.history),
-        enrolled_at=to_seconds(parse_time(keyring.enrollment.at)),
-        turned_at=to_seconds(parse_time(current.at)) if keyring.history else None,
-    )
+    return dict.fromkeys(_KEYRING_FIELDS) | {
+        "project": keyring.project,
+        "generation": current.generation,
+        "master_key": keyring.master_key,
+        "plaintext": "allowed" if keyring.plaintext_allowed else "forbidden",
+        "v0": "allowed" if keyring.v0_allowed else "forbidden",
+        "earlier_keks": sum(entry.kek is not None for entry in keyring.history),
+        "enrolled_at": to_seconds(parse_time(keyring.enrollment.at)),
+        "turned_at": to_seconds(parse_time(current.at)) if keyring.history else None,
+    }
 
 
 def sweep_row(plan: Plan | AllPlan) -> Row:
     """A sweep in one row; for a sweep of all, with the counts of the parts that ended."""
     counts = plan.counts if isinstance(plan, Plan) else plan.sums
-    failed, running = plan.status == "failed", plan.status == "running"
-    return _row(
-        SWEEP_COLUMNS,
-        sweep_id=plan.ask.sweep_id,
-        kind=plan.ask.kind,
-        project=plan.ask.project,
-        status=plan.status,
-        code=plan.code if failed else None,
-        clean=None if running else plan.clean,
-        objects=counts.objects,
-        rewrapped=counts.rewrapped,
-        failed=counts.failed,
-        started_at=to_seconds(plan.started_at),
-        ended_at=None if running else to_seconds(plan.ended_at),
-        detail=plan.detail if failed else None,
-    )
+    row = dict.fromkeys(_SWEEP_FIELDS) | {
+        "sweep_id": plan.ask.sweep_id,
+        "kind": plan.ask.kind,
+        "project": plan.ask.project,
+        "status": plan.status,
+        "objects": counts.objects,
+        "rewrapped": counts.rewrapped,
+        "failed": counts.failed,
+        "started_at": to_seconds(plan.started_at),
+    }
+    if plan.status != "running":
+        row.update(clean=plan.clean, ended_at=to_seconds(plan.ended_at))
+    if plan.status == "failed":
+        row.update(code=plan.code, detail=plan.detail)
+    return row
 
 
 def to_seconds(instant: datetime | None) -> str | None:

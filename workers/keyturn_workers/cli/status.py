@@ -5,7 +5,6 @@ the operator's master keys, and must never show a key, a wrap or a DEK.
 """
 
 import asyncio
-from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from functools import partial
@@ -13,8 +12,8 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from keyturn.errors import KeyringRolledBackError, NotFoundError, UnknownProjectError
-from keyturn.identifiers import ALL_PROJECTS, is_uuid, keyring_s3_key, parse_time
+from keyturn.errors import NotFoundError, UnknownProjectError
+from keyturn.identifiers import ALL_PROJECTS, is_uuid, parse_time
 from keyturn.messages import Event, Failed, Rejected
 from keyturn.publisher import Publisher
 from keyturn.publisher.event_matcher import EventMatcher, is_end
@@ -23,8 +22,7 @@ from keyturn_workers.cli.arguments import AsJson, validate_project
 from keyturn_workers.cli.bucket import open_bucket
 from keyturn_workers.cli.census import (
     CONCURRENCY,
-    NONCURRENT,
-    Census,
+    mark_rolled_back,
     master_key_rows,
     object_rows,
     take_census,
@@ -32,14 +30,11 @@ from keyturn_workers.cli.census import (
 from keyturn_workers.cli.errors import CommandError, note
 from keyturn_workers.cli.output import print_json, print_line, print_rows, print_table
 from keyturn_workers.cli.publishing import PendingRequest, resumable
-from keyturn_workers.cli.record_index import UNREADABLE, Row, read_records
+from keyturn_workers.cli.record_index import Row, read_records
 from keyturn_workers.cli.settings import StatusSettings
 from keyturn_workers.cli.sweep_report import PART_COLUMNS, SweepReport, read_sweep
 from keyturn_workers.cli.watch import check_end, not_clean, object_counter, watch
-from keyturn_workers.errors import MissingError
-from keyturn_workers.keyring.model import parse_keyring
 from keyturn_workers.objects.operator_keys import OperatorKeys
-from keyturn_workers.storage import Storage
 from keyturn_workers.sweep.plan import AllPlan, Plan
 
 # For the listing, its count and the records, in addition to the objects.
@@ -99,7 +94,6 @@ def status(
         raise typer.BadParameter("--project needs the id of a sweep or rotation")
     settings = StatusSettings.read()
     publisher = PublisherSettings.read() if watching else None
-
     report = None
     if sweep_id is not None:
         limit = None if failures else _MAX_SHOWN
@@ -129,7 +123,7 @@ async def _show_overview(
         census = None
         if objects:
             census = await take_census(storage, keys, index.generations, project=project)
-            await _mark_rolled_back(storage, keys, index.keyrings, census)
+            await mark_rolled_back(storage, keys, index.keyrings, census)
     document = {
         "keyrings": index.keyrings,
         "sweeps": index.sweeps,
@@ -143,29 +137,6 @@ async def _show_overview(
         _print_overview(document, project)
     if project is not None and not index.keyrings:
         raise UnknownProjectError(project)
-
-
-async def _mark_rolled_back(
-    storage: Storage, keys: OperatorKeys, keyrings: list[Row], census: Census
-) -> None:
-    """Mark keyrings older than what opens among their project's objects (SPEC 5.4)."""
-    highest: defaultdict[str, int] = defaultdict(int)
-    for group in census:
-        if group.kind != NONCURRENT:
-            highest[group.project] = max(highest[group.project], group.generation or 0)
-    for row in keyrings:
-        project, newest = row["project"], highest[row["project"]]
-        if row["generation"] is None or newest <= row["generation"]:
-            continue
-        # The project may have been rotated since: only a keyring read after the objects counts.
-        try:
-            _, body = await storage.read(keyring_s3_key(project))
-            now = parse_keyring(body, project, keys.master_keys).current.generation
-        except (MissingError, *UNREADABLE):
-            continue
-        if newest > now:
-            row["code"] = KeyringRolledBackError.code
-            row["detail"] = f"an object is at generation {newest}"
 
 
 def _print_overview(document: dict[str, Any], project: str | None) -> None:
@@ -207,11 +178,10 @@ def _print_section(
 def _show_sweep(report: SweepReport, event: Event | None = None, *, as_json: bool) -> None:
     document = report.document
     if as_json:
-        print_json(
-            document if event is None else document | {"event": event.model_dump(mode="json")}
-        )
+        final = {} if event is None else {"event": event.model_dump(mode="json")}
+        print_json(document | final)
     else:
-        nested = ("counts", "parts", "failures", "more_failures", "event")
+        nested = ("counts", "parts", "failures", "more_failures")
         rows = [(n, v) for n, v in document.items() if n not in nested and v is not None]
         print_table(("field", "value"), [*rows, *document["counts"].items()])
         if parts := document.get("parts"):

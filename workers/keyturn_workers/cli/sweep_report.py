@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from keyturn_workers.cli.bucket import count_objects, open_bucket
 from keyturn_workers.cli.progress import SweepProgress
-from keyturn_workers.cli.record_index import UNREADABLE, Row, sweep_row, to_seconds
+from keyturn_workers.cli.record_index import RECORD_ERRORS, Row, sweep_row, to_seconds
 from keyturn_workers.errors import MissingError
 from keyturn_workers.settings import OperatorSettings
 from keyturn_workers.sweep.counts import Counts
@@ -87,7 +87,7 @@ async def _read_parts(
             continue
         try:
             ended = await store.read_part_result(sweep_id, project)
-        except UNREADABLE as exc:
+        except RECORD_ERRORS as exc:
             not_clean.append((_part_row(project=project, code=exc.code), None))
             continue
         if ended is not None and ended.clean:
@@ -110,7 +110,7 @@ async def _read_part(store: SweepStore, sweep_id: str, project: str) -> tuple[Ro
     except MissingError:
         # It failed before it had a plan: its keyring did not open.
         return _part_row(project=project, status="failed"), None
-    except UNREADABLE as exc:
+    except RECORD_ERRORS as exc:
         return _part_row(project=project, code=exc.code), None
     return _part_row(**sweep_row(plan)), plan
 
@@ -168,7 +168,7 @@ async def _failures(store: SweepStore, plans: Sequence[Plan], limit: int | None)
                     return rows
         except MissingError:
             continue  # another round began, and these failures are outdated
-        except UNREADABLE as exc:
+        except RECORD_ERRORS as exc:
             rows.append(row | {"key": None, "code": exc.code})
     return rows
 
