@@ -64,11 +64,6 @@ PENDING: Final = frozenset(
         "keyturn_workers/storage/streaming_body.py",
         # The rest of the workers
         "keyturn_workers/control/handler.py",
-        "keyturn_workers/objects/body_stream.py",
-        "keyturn_workers/objects/encrypt_in_place.py",
-        "keyturn_workers/objects/guards.py",
-        "keyturn_workers/objects/unwrap.py",
-        "keyturn_workers/objects/wrap.py",
         "keyturn_workers/sweep/context.py",
         "keyturn_workers/sweep/page_context.py",
         "keyturn_workers/sweep/page_record_store.py",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Final
 
 import pytest
@@ -15,7 +15,6 @@ from keyturn import metadata
 from keyturn.crypto import upload_tag
 from keyturn.errors import CorruptObjectError, MalformedRequestError, UnknownAlgorithmError
 from keyturn.metadata import Wraps
-from keyturn_workers.objects.wrap import build_object_metadata
 
 WRAPS: Final = Wraps("Cobblestone-256", b"u" * 104, b"a" * 104, 3, "0" * 16, "m1")
 DEK: Final = bytes(range(32))
@@ -93,20 +92,6 @@ def test_the_time_of_storing_is_written_anew() -> None:
 def test_a_time_of_storing_that_cannot_be_is_ignored(value: str) -> None:
     assert metadata.stored_at({"enc-stored-at": value}, LAST_MODIFIED) is None
     assert metadata.stored_at({}, LAST_MODIFIED) is None
-
-
-def test_the_time_of_storing_is_left_out_where_metadata_would_be_too_large() -> None:
-    own = metadata.build(WRAPS, upload_id=UPLOAD_ID, stored_at=LAST_MODIFIED)
-    room = metadata.METADATA_MAX_BYTES - metadata.size_bytes(own) - 1
-    for size, kept in ((room, True), (room + 1, False)):
-        whole = build_object_metadata(
-            WRAPS,
-            upload_id=UPLOAD_ID,
-            caller_wire={"a": "x" * size},
-            stored_at=LAST_MODIFIED - timedelta(days=1),
-        )
-        assert ("enc-stored-at" in whole) is kept
-        assert metadata.size_bytes(whole) <= metadata.METADATA_MAX_BYTES
 
 
 _values = st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), max_size=60)

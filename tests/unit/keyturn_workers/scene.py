@@ -57,6 +57,7 @@ RESTATED: Final = {
 }
 TAGS: Final = {"team": "legal"}
 KEYS: Final = OperatorKeys(MASTER_KEYS, V0_ADMIN_KEK)
+ENCRYPT: Final = Options(encrypt_plaintext=True)
 
 
 @dataclass
@@ -148,3 +149,10 @@ class Scene:
 
     async def open_uploads(self) -> list[str]:
         return [row.key async for row in self.storage.list_multipart_uploads("")]
+
+
+def in_plaintext(body: bytes = b"hello", **more: Any) -> Scene:
+    """A project that allows plaintext, and an upload's object that is not encrypted."""
+    on = Scene(ring=keyring(plaintext=True))
+    on.plant({"enc-upload": UPLOAD_ID}, body, **more)
+    return on

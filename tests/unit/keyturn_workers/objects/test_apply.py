@@ -10,8 +10,6 @@ import pytest
 from keyturn.crypto import BODY_CONTEXT, new_dek, open_sealed, open_tombstone
 from keyturn.errors import (
     ArchivedObjectError,
-    BodyTooLargeError,
-    CorruptObjectError,
     LockedObjectError,
     StorageUnavailableError,
 )
@@ -19,7 +17,7 @@ from keyturn.identifiers import format_time
 from keyturn.metadata import METADATA_MAX_BYTES, Plaintext, Tombstone, parse, size_bytes
 from keyturn_workers.errors import MissingError, PreconditionError, RefusedError
 from keyturn_workers.objects.apply import ActionExecutor, tags_at_risk
-from keyturn_workers.objects.plan_action import Encrypt, NoOp, Options, ResealTombstone, Rewrap
+from keyturn_workers.objects.plan_action import Encrypt, NoOp, ResealTombstone, Rewrap
 from keyturn_workers.objects.verify import verify
 from keyturn_workers.storage import Capabilities, Headers
 from keyturn_workers.testing.memory_storage import MemoryStorage
@@ -32,7 +30,16 @@ from tests.unit.keyturn_workers.factories import (
     keyring,
     sealed_object,
 )
-from tests.unit.keyturn_workers.scene import KEY, RESTATED, TAGS, TARGET, UPLOAD_ID, Scene
+from tests.unit.keyturn_workers.scene import (
+    ENCRYPT,
+    KEY,
+    RESTATED,
+    TAGS,
+    TARGET,
+    UPLOAD_ID,
+    Scene,
+    in_plaintext,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -40,7 +47,6 @@ if TYPE_CHECKING:
 
     from keyturn_workers.objects.plan_action import PlannedAction
 
-ENCRYPT = Options(encrypt_plaintext=True)
 KEEPS_TAGS = Capabilities(copy_keeps_tags=True)
 
 
@@ -56,12 +62,6 @@ async def opened(on: Scene) -> bytes:
 def sealed() -> Scene:
     on = Scene()
     on.plant_sealed()
-    return on
-
-
-def in_plaintext(body: bytes = b"hello", **more: Any) -> Scene:
-    on = Scene(ring=keyring(plaintext=True))
-    on.plant({"enc-upload": UPLOAD_ID}, body, **more)
     return on
 
 
@@ -111,17 +111,6 @@ async def test_a_v0_body_is_opened_before_it_gets_wraps() -> None:
     await on.check_the_rest(upload_id=None)
 
 
-async def test_a_v0_body_that_does_not_open_gets_no_wraps() -> None:
-    """The body does not commit to its key: the wraps alone prove nothing."""
-    on = Scene()
-    on.plant_v0(new_dek(), body_dek=new_dek())
-    before = await on.storage.head(TARGET)
-    with pytest.raises(CorruptObjectError):
-        await on.reconcile()
-    assert (await on.storage.head(TARGET)).metadata == before.metadata
-    assert on.storage.calls["copy_onto_itself"] == 0
-
-
 async def test_a_v0_body_that_takes_longer_than_a_lease_is_copied_under_a_new_one() -> None:
     """The copy uses a keyring read after the check, not the one before it."""
     on = Scene()
@@ -140,14 +129,6 @@ async def test_a_rotation_while_a_v0_body_is_checked_refuses_the_copy() -> None:
     assert on.storage.calls["copy_onto_itself"] == 0
     await on.reconcile()
     assert await on.is_current()
-
-
-async def test_a_v0_body_replaced_before_it_is_checked_is_left_alone() -> None:
-    on = Scene()
-    on.plant_v0(new_dek())
-    on.storage.before_next("stream", on.delete)
-    with pytest.raises(PreconditionError):
-        await on.reconcile()
 
 
 async def test_a_v0_body_with_v1_wraps_is_not_read_again() -> None:
@@ -184,38 +165,6 @@ async def test_each_attempt_to_encrypt_has_its_own_dek() -> None:
     assert headers[0] != headers[1]
 
 
-@pytest.mark.parametrize("body", [b"hello", bytes(2_500_000)], ids=["small", "large"])
-async def test_no_body_lands_under_outdated_wraps(body: bytes) -> None:
-    """The lease bounds when a put begins; the rotation comes while the body is sent."""
-    on = in_plaintext(body)
-    on.storage.before_next("stream", on.rotate)
-    with pytest.raises(PreconditionError):
-        await on.reconcile(ENCRYPT)
-    assert await on.body() == body
-    assert isinstance(parse((await on.storage.head(TARGET)).metadata), Plaintext)
-
-
-@pytest.mark.parametrize("operation", ["stream", "put_stream"])
-async def test_plaintext_replaced_meanwhile_is_left_alone(operation: str) -> None:
-    on = in_plaintext()
-
-    async def change() -> None:
-        on.plant({}, b"other")
-
-    on.storage.before_next(operation, change)
-    with pytest.raises(PreconditionError):
-        await on.reconcile(ENCRYPT)
-    assert await on.body() == b"other"
-
-
-async def test_plaintext_deleted_meanwhile_stays_deleted() -> None:
-    on = in_plaintext()
-    on.storage.before_next("put_stream", on.delete)
-    with pytest.raises(PreconditionError):
-        await on.reconcile(ENCRYPT)
-    assert isinstance(parse((await on.storage.head(TARGET)).metadata), Tombstone)
-
-
 async def test_empty_plaintext_deleted_meanwhile_stays_deleted() -> None:
     """A tombstone has the ETag of an empty body: the put's condition alone would pass."""
     on = in_plaintext(b"")
@@ -233,16 +182,6 @@ async def test_empty_plaintext_is_rechecked_after_its_lease_began() -> None:
     with pytest.raises(RefusedError):
         await on.reconcile(ENCRYPT)
     assert isinstance(parse((await on.storage.head(TARGET)).metadata), Plaintext)
-
-
-async def test_plaintext_above_one_put_is_too_large() -> None:
-    on = in_plaintext()
-    view, action, snapshot = await on.plan_action(ENCRYPT)
-    large = replace(view, head=replace(view.head, size_bytes=5 * 1024**3))
-    with pytest.raises(BodyTooLargeError):
-        await on.executor.execute("acme", KEY, large, action, snapshot)
-    assert on.storage.calls["stream"] == 0
-    assert await on.body() == b"hello"
 
 
 # Tombstones.

@@ -1,0 +1,192 @@
+"""Which KEK opens a wrap, and at which generation: labels are hints (SPEC 4.3, 4.6, 8.2)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from keyturn.crypto import Secret, new_dek, seal_tombstone, v0_seal
+from keyturn.errors import CorruptObjectError, KeyringRolledBackError, NoUsableWrapError
+from keyturn_workers.objects.operator_keys import OperatorKeys
+from keyturn_workers.objects.unwrap import (
+    OpenedWrap,
+    admin_generation,
+    is_current,
+    open_admin_wrap,
+    open_user_wrap,
+    open_user_wrap_with_earlier_kek,
+    past_generations,
+    select_dek,
+    try_tombstone,
+    try_v0_wrap,
+    try_wrap,
+)
+from keyturn_workers.objects.wrap import wrap
+from tests.unit.keyturn_workers.factories import AT, MASTER_KEYS, V0_USER_KEK, keyring, rotated
+
+if TYPE_CHECKING:
+    from keyturn.metadata import Wraps
+
+KEY: Final = "reports/q3.pdf"
+KEYS: Final = OperatorKeys(MASTER_KEYS)
+FIRST: Final = keyring()
+SECOND: Final = rotated(FIRST)
+THIRD: Final = rotated(SECOND)
+DEK: Final = new_dek()
+WRAPS: Final = wrap(FIRST.desired(MASTER_KEYS), KEY, DEK)
+WRAPS_2: Final = wrap(SECOND.desired(MASTER_KEYS), KEY, DEK)
+UNDER_M2: Final = wrap(replace(FIRST, master_key="m2").desired(MASTER_KEYS), KEY, DEK)
+DESIRED: Final = FIRST.desired(MASTER_KEYS)
+DESIRED_3: Final = THIRD.desired(MASTER_KEYS)
+
+
+def test_past_generations_are_the_newest_first() -> None:
+    assert list(past_generations(THIRD)) == [2, 1]
+    assert list(past_generations(FIRST)) == []
+
+
+# The admin wrap.
+
+
+def test_the_admin_wrap_opens_where_the_keyring_points() -> None:
+    opened = open_admin_wrap(WRAPS, KEY, DESIRED, KEYS, ())
+    assert opened == OpenedWrap(DEK, 1, "m1")
+
+
+@pytest.mark.parametrize("generation", [1, 2, 3, 9])
+def test_a_false_generation_label_makes_no_admin_wrap_unreadable(generation: int) -> None:
+    labeled = replace(WRAPS, generation=generation)
+    opened = open_admin_wrap(labeled, KEY, DESIRED_3, KEYS, past_generations(THIRD))
+    assert opened == OpenedWrap(DEK, 1, "m1")
+
+
+@pytest.mark.parametrize("label", ["m1", "m2", "gone"])
+def test_a_false_master_key_label_makes_no_admin_wrap_unreadable(label: str) -> None:
+    opened = open_admin_wrap(replace(UNDER_M2, master_key=label), KEY, DESIRED, KEYS, ())
+    assert opened == OpenedWrap(DEK, 1, "m2")
+
+
+def test_an_admin_wrap_of_another_key_or_project_opens_nowhere() -> None:
+    assert open_admin_wrap(WRAPS, "other", DESIRED, KEYS, ()) is None
+    other = replace(FIRST, project="other").desired(MASTER_KEYS)
+    assert open_admin_wrap(WRAPS, KEY, other, KEYS, ()) is None
+
+
+def test_an_admin_wrap_above_the_keyring_is_a_rollback() -> None:
+    with pytest.raises(KeyringRolledBackError, match="generation 2, the keyring at 1"):
+        open_admin_wrap(WRAPS_2, KEY, DESIRED, KEYS, ())
+
+
+def test_a_label_above_the_keyring_is_no_rollback() -> None:
+    opened = open_admin_wrap(replace(WRAPS, generation=2), KEY, DESIRED, KEYS, ())
+    assert opened == OpenedWrap(DEK, 1, "m1")
+
+
+def test_without_its_label_only_the_keyrings_generations_are_tried() -> None:
+    """A wrap above the keyring whose label hides it does not open."""
+    hidden = replace(WRAPS_2, generation=1)
+    assert open_admin_wrap(hidden, KEY, DESIRED, KEYS, ()) is None
+
+
+@pytest.mark.parametrize(("wraps", "generation"), [(WRAPS, 1), (WRAPS_2, 2), (UNDER_M2, 1)])
+def test_without_a_keyring_the_label_gives_the_generation(wraps: Wraps, generation: int) -> None:
+    assert admin_generation(wraps, "acme", KEY, KEYS) == generation
+    assert admin_generation(replace(wraps, generation=7), "acme", KEY, KEYS) == 0
+    assert admin_generation(wraps, "acme", KEY, OperatorKeys({"m9": Secret(bytes(32))})) == 0
+
+
+# The user wrap.
+
+
+def test_the_user_wrap_opens_under_the_desired_kek_alone() -> None:
+    """Earlier ones may have leaked."""
+    assert open_user_wrap(WRAPS, KEY, DESIRED, ()) == OpenedWrap(DEK, 1)
+    second = SECOND.desired(MASTER_KEYS)
+    assert open_user_wrap(WRAPS, KEY, second, past_generations(SECOND)) is None
+
+
+@pytest.mark.parametrize("generation", [1, 5])
+def test_the_user_wrap_opens_at_a_past_generation_of_the_desired_kek(generation: int) -> None:
+    same_kek = replace(SECOND.current, kek=FIRST.current.kek, kek_id=FIRST.current.kek_id)
+    desired = replace(SECOND, current=same_kek).desired(MASTER_KEYS)
+    labeled = replace(WRAPS, generation=generation)
+    assert open_user_wrap(labeled, KEY, desired, past_generations(SECOND)) == OpenedWrap(DEK, 1)
+
+
+def test_a_repair_tries_the_earlier_keks_that_the_keyring_still_holds() -> None:
+    assert open_user_wrap_with_earlier_kek(WRAPS, KEY, THIRD) == OpenedWrap(DEK, 1)
+    cleared = replace(THIRD, history=tuple(replace(e, kek=None) for e in THIRD.history))
+    assert open_user_wrap_with_earlier_kek(WRAPS, KEY, cleared) is None
+    assert open_user_wrap_with_earlier_kek(WRAPS, KEY, keyring()) is None
+
+
+def test_a_wrap_of_one_role_does_not_open_as_the_other() -> None:
+    swapped = replace(WRAPS, user=WRAPS.admin, admin=WRAPS.user)
+    for wraps, opens in ((WRAPS, True), (swapped, False)):
+        user = try_wrap(wraps, "user", KEY, "acme", DESIRED.user_kek, (1,))
+        admin = try_wrap(wraps, "admin", KEY, "acme", DESIRED.admin_kek, (1,))
+        assert [user is not None, admin is not None] == [opens, opens]
+
+
+def test_the_first_generation_that_fits_is_the_one() -> None:
+    opened = try_wrap(WRAPS, "user", KEY, "acme", DESIRED.user_kek, (3, 3, 2, 1))
+    assert opened == OpenedWrap(DEK, 1)
+    assert try_wrap(WRAPS, "user", KEY, "acme", DESIRED.user_kek, ()) is None
+
+
+# The earlier system, and tombstones.
+
+
+def test_a_v0_wrap_needs_its_kek() -> None:
+    sealed = v0_seal(V0_USER_KEK.reveal(), DEK)
+    assert try_v0_wrap(V0_USER_KEK, sealed) == OpenedWrap(DEK, 0)
+    assert try_v0_wrap(Secret(bytes(32)), sealed) is None
+    assert try_v0_wrap(None, sealed) is None
+    assert try_v0_wrap(V0_USER_KEK, None) is None
+
+
+def test_a_tombstone_opens_in_its_place_alone() -> None:
+    sealed = seal_tombstone(DESIRED.admin_kek, "acme", KEY, AT)
+    assert try_tombstone(DESIRED.admin_kek, "acme", KEY, sealed) == AT
+    assert try_tombstone(DESIRED.user_kek, "acme", KEY, sealed) is None
+    assert try_tombstone(DESIRED.admin_kek, "acme", "other", sealed) is None
+    assert try_tombstone(DESIRED.admin_kek, "acme", KEY, sealed[:-1]) is None
+
+
+# What the opened wraps say together.
+
+ADMIN: Final = OpenedWrap(DEK, 1, "m1")
+USER: Final = OpenedWrap(DEK, 1)
+
+
+@pytest.mark.parametrize(("admin", "user"), [(ADMIN, USER), (ADMIN, None), (None, USER)])
+def test_one_wrap_is_enough_for_the_dek(admin: OpenedWrap | None, user: OpenedWrap | None) -> None:
+    assert select_dek(admin, user) == DEK
+
+
+def test_wraps_of_two_deks_are_corrupt_and_none_is_unusable() -> None:
+    with pytest.raises(CorruptObjectError):
+        select_dek(ADMIN, OpenedWrap(bytes(32), 1))
+    with pytest.raises(NoUsableWrapError):
+        select_dek(None, None)
+
+
+def test_both_wraps_and_their_labels_must_be_the_desired_ones() -> None:
+    assert is_current(WRAPS, ADMIN, USER, DESIRED)
+    assert not is_current(WRAPS, None, USER, DESIRED)
+    assert not is_current(WRAPS, ADMIN, None, DESIRED)
+    for admin in (replace(ADMIN, generation=2), replace(ADMIN, master_key="m2")):
+        assert not is_current(WRAPS, admin, USER, DESIRED)
+    assert not is_current(WRAPS, ADMIN, replace(USER, generation=2), DESIRED)
+    for labeled in (
+        replace(WRAPS, generation=2),
+        replace(WRAPS, kek_id="0" * 16),
+        replace(WRAPS, master_key="m2"),
+    ):
+        assert not is_current(labeled, ADMIN, USER, DESIRED)
+
+
+def test_an_opened_wrap_prints_no_dek() -> None:
+    assert repr(DEK) not in repr(ADMIN)
