@@ -65,10 +65,7 @@ PENDING: Final = frozenset(
         # The rest of the workers
         "keyturn_workers/control/handler.py",
         "keyturn_workers/sweep/context.py",
-        "keyturn_workers/sweep/page_context.py",
-        "keyturn_workers/sweep/page_record_store.py",
         "keyturn_workers/sweep/project_sweep.py",
-        "keyturn_workers/sweep/record_store.py",
         "keyturn_workers/sweep/starter.py",
         "keyturn_workers/testing/memory_bucket.py",
         "keyturn_workers/worker/gc.py",

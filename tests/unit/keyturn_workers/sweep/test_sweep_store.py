@@ -2,50 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
-from typing import Final
+from dataclasses import replace
 
-from keyturn.crypto import Secret
 from keyturn.identifiers import SWEEPS_PREFIX, sweep_prefix
-from keyturn_workers.storage import Headers
 from keyturn_workers.sweep import record_paths
 from keyturn_workers.sweep.counts import Counts
 from keyturn_workers.sweep.plan import (
     ALL,
     AllPlan,
-    Failure,
-    OpenPage,
     PartResult,
-    Plan,
-    Result,
-    State,
     SweepRequest,
 )
-from keyturn_workers.sweep.sweep_store import SweepStore
-from keyturn_workers.testing.memory_storage import MemoryStorage
-
-SWEEP_ID: Final = "2f6c9a0e-1111-4111-8111-111111111111"
-OTHER_ID: Final = "2f6c9a0e-2222-4222-8222-222222222222"
-NOW: Final = datetime(2026, 11, 24, 10, tzinfo=UTC)
-STATE: Final = State(1, "9f86d081884c7d65", "m1", plaintext=False, etag="e")
-PAGE: Final = OpenPage(page=0, after="", last="", sent_at=NOW, sends=1)
-PLAN: Final = Plan(SweepRequest("sweep", SWEEP_ID, "acme", ""), STATE, NOW, NOW, live=(PAGE,))
-RESULT: Final = Result("", "", STATE, NOW, Counts(objects=1, current=1), changed=0)
-RESULT_PATH: Final = record_paths.result_path(SWEEP_ID, "acme", 0, 0, 0)
-
-
-@dataclass
-class Scene:
-    """A bucket and its records."""
-
-    storage: MemoryStorage = field(default_factory=MemoryStorage)
-
-    def __post_init__(self) -> None:
-        self.store = SweepStore(self.storage, {"m1": Secret(bytes(32)), "m2": Secret(b"2" * 32)})
-
-    def plant(self, s3_key: str, body: bytes = b"{}") -> None:
-        self.storage.plant(s3_key, body, Headers({}))
+from tests.unit.keyturn_workers.sweep.records import (
+    NOW,
+    OTHER_ID,
+    PAGE,
+    PLAN,
+    RESULT,
+    SWEEP_ID,
+    Scene,
+)
 
 
 async def test_of_two_changes_of_one_plan_the_second_is_refused() -> None:
@@ -67,64 +43,6 @@ async def test_the_plan_of_either_kind_is_found() -> None:
     assert await store.find_plan(OTHER_ID, ALL) == of_all
     assert await store.find_plan(SWEEP_ID, ALL) is None
     assert [named async for *named, _ in store.plans()] == [[SWEEP_ID, "acme"], [OTHER_ID, ALL]]
-
-
-async def test_the_first_result_of_an_attempt_is_kept() -> None:
-    store = Scene().store
-    assert await store.add_result(PLAN, PAGE, RESULT, "m1")
-    assert not await store.add_result(PLAN, PAGE, replace(RESULT, changed=1), "m1")
-    assert await store.results(PLAN) == {0: RESULT}
-
-
-async def test_only_results_of_current_attempts_are_read() -> None:
-    store = Scene().store
-    assert await store.add_result(PLAN, PAGE, RESULT, "m1")
-    for change in ({"take": 1}, {"sent_at": None}):
-        assert await store.results(replace(PLAN, live=(replace(PAGE, **change),))) == {}
-    assert await store.results(replace(PLAN, round=1)) == {}
-
-
-async def test_a_forged_result_is_deleted_and_replaced() -> None:
-    scene = Scene()
-    scene.plant(RESULT_PATH)
-    assert await scene.store.results(PLAN) == {}
-    assert RESULT_PATH not in scene.storage.stored_keys()
-    scene.plant(RESULT_PATH)
-    assert await scene.store.add_result(PLAN, PAGE, RESULT, "m1")
-    assert await scene.store.results(PLAN) == {0: RESULT}
-
-
-async def test_a_result_under_another_master_key_proves_no_state() -> None:
-    store = Scene().store
-    assert await store.add_result(PLAN, PAGE, RESULT, "m2")
-    assert await store.results(PLAN) == {0: replace(RESULT, state=None)}
-
-
-async def test_the_results_of_all_attempts_at_a_page_are_deleted() -> None:
-    scene = Scene()
-    for attempt in range(3):
-        assert await scene.store.add_result(PLAN, replace(PAGE, take=attempt), RESULT, "m1")
-    await scene.store.delete_page_results(PLAN, [replace(PAGE, take=2)])
-    assert scene.storage.stored_keys() == []
-
-
-async def test_failures_are_listed_in_the_order_of_pages() -> None:
-    store = Scene().store
-    for page in (1, 0):
-        await store.add_failures(PLAN, page, (Failure(f"k{page}", "corrupt_object"),), "m1")
-    assert [failure.key async for failure in store.failures(PLAN)] == ["k0", "k1"]
-    assert [failure async for failure in store.failures(replace(PLAN, round=1))] == []
-
-
-async def test_tag_notes_are_those_of_one_page_or_of_all_rounds() -> None:
-    scene = Scene()
-    tags = {"k": {"team": "legal"}}
-    earlier = await scene.store.add_tag_note(PLAN, PAGE, tags, "m1")
-    later = replace(PLAN, round=1)
-    note = await scene.store.add_tag_note(later, PAGE, tags, "m1")
-    scene.plant(record_paths.new_tags_path(SWEEP_ID, "acme", 1, 0, 0))
-    assert [each async for each in scene.store.tag_notes(later, PAGE)] == [(note, tags)]
-    assert [path async for path, _ in scene.store.tag_notes(later)] == [earlier, note]
 
 
 async def test_a_forged_part_result_is_none_and_can_be_replaced() -> None:
