@@ -1,0 +1,153 @@
+"""A sweep of one project from its request to its end: the workers' classes, on one clock.
+
+Messages wait in memory. The storage's clock moves on to the next of them, so that a sweep which
+takes minutes takes milliseconds here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from keyturn.identifiers import keyring_s3_key, object_s3_key
+from keyturn.messages import RequestOrigin
+from keyturn_workers.keyring import Keyring, KeyringReader
+from keyturn_workers.keyring.model import build_keyring
+from keyturn_workers.objects.operator_keys import OperatorKeys
+from keyturn_workers.storage import Headers, StorageClock
+from keyturn_workers.sweep import (
+    SweepContext,
+    SweepDispatcher,
+    SweepRequest,
+    SweepStarter,
+    SweepStore,
+)
+from keyturn_workers.sweep.handler import SweepHandler
+from keyturn_workers.sweep.messages import Hint, SweepPage, SweepStep, parse
+from keyturn_workers.sweep.page_worker import PageWorker
+from keyturn_workers.sweep.planner import Planner
+from keyturn_workers.sweep.project_sweep import ProjectSweep
+from keyturn_workers.testing.memory_storage import MemoryStorage
+from tests.unit.keyturn_workers.factories import MASTER_KEYS, enc, keyring, rotated, sealed_object
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from keyturn.messages import Event
+    from keyturn_workers.sweep import AllPlan, Plan
+    from keyturn_workers.sweep.sweep_store import StoredPlan
+
+SWEEP_ID: Final = "2f6c9a0e-1111-4111-8111-111111111111"
+OTHER_ID: Final = "2f6c9a0e-2222-4222-8222-222222222222"
+AT: Final = "2026-11-24T10:00:00.000000Z"
+LEASE_S: Final = 15
+ORIGIN: Final = RequestOrigin("api", "0" * 64)
+REQUEST: Final = SweepRequest("sweep", SWEEP_ID, "acme", AT)
+KEYS: Final = OperatorKeys(MASTER_KEYS)
+
+
+class Messages:
+    """What was published, and the hints that wait, each with its moment."""
+
+    def __init__(self, now_s: Callable[[], float]) -> None:
+        self._now_s = now_s
+        self.published: list[Event] = []
+        self.waiting: list[tuple[float, Hint]] = []
+
+    async def publish_event(self, event: Event) -> None:
+        self.published.append(event)
+
+    async def send(self, body: bytes, queue: str, delay_s: int) -> None:
+        del queue
+        self.waiting.append((self._now_s() + delay_s, parse(body)))
+
+    def take(self) -> tuple[float, Hint]:
+        """The message that is due first."""
+        first = min(self.waiting, key=lambda each: each[0])
+        self.waiting.remove(first)
+        return first
+
+    def steps(self) -> list[int]:
+        return [hint.step for _, hint in self.waiting if isinstance(hint, SweepStep)]
+
+    def pages(self) -> list[SweepPage]:
+        return [hint for _, hint in self.waiting if isinstance(hint, SweepPage)]
+
+    def types(self) -> list[str]:
+        return [cast("Any", event).type for event in self.published]
+
+
+@dataclass
+class Sweeping:
+    """One worker process, and a project at generation 2 whose objects are at generation 1."""
+
+    storage: MemoryStorage = field(default_factory=MemoryStorage)
+    ring: Keyring = field(default_factory=keyring)
+    keys: tuple[str, ...] = ("a", "b", "c")
+    page_keys: int = 2
+
+    def __post_init__(self) -> None:
+        self.write_keyring(self.ring)
+        self.plant(*self.keys)
+        self.write_keyring(rotated(self.ring))
+        self.messages = Messages(self.storage.elapsed_s)
+        self.clock = StorageClock(LEASE_S, self.storage.elapsed_s)
+        self.keyrings = KeyringReader(
+            self.storage, MASTER_KEYS, lease_s=LEASE_S, cache_s=0, clock=self.clock
+        )
+        self.store = SweepStore(self.storage, MASTER_KEYS)
+        self.context = SweepContext(
+            self.storage, self.keyrings, KEYS, self.store, SweepDispatcher(self.messages)
+        )
+        self.starter = SweepStarter(self.context, active_master_key="m1")
+        self.sweep = self.process(LEASE_S)
+        pages = PageWorker(
+            self.storage, self.keyrings, KEYS, self.store, concurrency=4, copy_limit_bytes=2**30
+        )
+        self.handler = SweepHandler(self.store, self.sweep, cast("Any", None), pages)
+
+    def process(self, lease_s: int) -> ProjectSweep:
+        """The steps of a process with this lease."""
+        return ProjectSweep(self.context, Planner(self.storage, self.page_keys), lease_s=lease_s)
+
+    def write_keyring(self, ring: Keyring) -> None:
+        self.ring = ring
+        self.storage.plant(keyring_s3_key("acme"), build_keyring(ring, MASTER_KEYS), Headers({}))
+
+    def plant(self, *keys: str) -> None:
+        """An object at each key, as the keyring desires it now."""
+        for key in keys:
+            wraps, body = sealed_object(self.ring.desired(MASTER_KEYS), key)
+            self.storage.plant(object_s3_key("acme", key), body, Headers(enc(wraps)))
+
+    async def start(self, request: SweepRequest = REQUEST) -> Plan | AllPlan:
+        return await self.starter.start(request, (ORIGIN,))
+
+    async def stored(self, sweep_id: str = SWEEP_ID) -> StoredPlan[Plan]:
+        return await self.store.read(sweep_id, "acme")
+
+    async def plan(self, sweep_id: str = SWEEP_ID) -> Plan:
+        return (await self.stored(sweep_id)).plan
+
+    async def deliver(self, *, again: bool = False) -> Hint:
+        """Handle the next message, at its moment."""
+        due_s, hint = self.messages.take()
+        self.storage.advance(max(0.0, due_s - self.storage.elapsed_s()))
+        if isinstance(hint, SweepStep):
+            await self.handler.run_step(hint, again=again)
+        else:
+            await self.handler.process_page(hint)
+        return hint
+
+    async def deliver_until(self, done: Callable[[Plan], bool], sweep_id: str = SWEEP_ID) -> Plan:
+        """Handle messages until a sweep's record is so."""
+        for _ in range(300):
+            plan = await self.plan(sweep_id)
+            if done(plan):
+                return plan
+            await self.deliver()
+        raise AssertionError("it never is")
+
+    async def finish(self, sweep_id: str = SWEEP_ID) -> Plan:
+        """Handle messages until a sweep ended, and its end is published."""
+        return await self.deliver_until(lambda plan: plan.told, sweep_id)
