@@ -52,7 +52,7 @@ check: setup  ## Lint, formatting, types, import rules and declared dependencies
 	@.venv/bin/deptry --config workers/pyproject.toml workers/keyturn_workers
 
 .PHONY: audit
-audit: setup  ## Ask for known vulnerabilities in what is shipped; passes where nobody answers
+audit: setup  ## Check what is shipped for known vulnerabilities; passes if the database is unreachable
 	@mkdir -p dist
 	@$(EXPORT) --format requirements.txt --no-emit-workspace --output-file dist/requirements.txt >/dev/null
 	@$(PYTHON) -m tools.supply.audit dist/requirements.txt
@@ -87,7 +87,7 @@ load: setup  ## Drain 50,000 uploads by 1, 2 and 4 workers, and with workers and
 	@$(PYTHON) -m tools.load $(ARGS)
 
 .PHONY: capacity
-capacity: setup  ## Say how many processes do so many objects; ARGS="--objects 1e9 --hours 24"
+capacity: setup  ## Say how many processes a load needs; ARGS="--objects 1e9 --hours 24"
 	@$(PYTHON) -m tools.capacity $(ARGS)
 
 .PHONY: chaos
@@ -103,7 +103,7 @@ clean:  ## Remove the environment, the tools and all caches
 	@rm -rf .venv .tools .scratch dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find contracts workers tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Debian's python3 has venv but not ensurepip, which stands in python3-venv.
+# Debian's python3 has venv but not ensurepip, which is in python3-venv.
 .tools/bin/uv:
 	@if ! python3 -c 'import ensurepip, venv' 2>/dev/null; then \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \

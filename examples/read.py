@@ -1,4 +1,4 @@
-"""Store one file of the project `acme` through the gateway, then read it whole and in part."""
+"""Store one file of the project `acme` through the gateway, then read all and a part of it."""
 
 import asyncio
 import os

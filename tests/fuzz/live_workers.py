@@ -156,7 +156,7 @@ class Live:
         async with AsyncExitStack() as stack:
             for role in ("upload", "control"):
                 self._workers.append(await stack.enter_async_context(worker(env, role)))
-            await self._enrol()
+            await self._enroll()
             await self._letters.follow(self._deployment.amqp_url)
             connections = self._connections()
             watching = asyncio.create_task(self._sample(count))
@@ -172,7 +172,7 @@ class Live:
         self._judge()
         return self.watch.finish()
 
-    async def _enrol(self) -> None:
+    async def _enroll(self) -> None:
         async with open_wire(self._deployment) as wire:
             for project in _PROJECTS:
                 document = rq.enroll(self._deployment, project)

@@ -127,7 +127,7 @@ async def test_everything_works_on_a_read_only_root(
     ceph_bucket: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each role in a process of its own: enrol, store, turn the key, read; and all end well."""
+    """Each role in a process of its own: enroll, store, turn the key, read; and all end well."""
     deployment = Deployment(vhost_url, ceph, ceph_bucket)
     new_key = new_api_key()
     for name, value in deployment.publisher_env().items():

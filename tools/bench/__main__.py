@@ -258,11 +258,11 @@ _OF_ROTATION: Final = {
 
 
 def _gateway(kind: StorageKind, given: argparse.Namespace, results: Results) -> None:
-    asked = frozenset(given.only) & frozenset(_GATEWAY)
+    requested = frozenset(given.only) & frozenset(_GATEWAY)
     with _served(kind, broker=False) as (deployment, scratch):
         # After each part: if one fails, the earlier results are kept.
         measuring = gateway.measure(
-            deployment, scratch, asked, results.rows, quick=given.quick, rounds=given.rounds
+            deployment, scratch, requested, results.rows, quick=given.quick, rounds=given.rounds
         )
         asyncio.run(measuring)
 

@@ -154,7 +154,7 @@ async def _stored(deployment: Deployment, name: str, count: int) -> int:
 
 
 async def declare(deployment: Deployment, scratch: Path) -> None:
-    """Let the plain worker declare its queue once, as ours does at `uploads.enrol`."""
+    """Let the plain worker declare its queue once, as ours does at `uploads.enroll`."""
     async with _plain_worker(deployment, scratch / "plain-declare.log"):
         pass
 
@@ -163,7 +163,7 @@ async def measure_drained(
     deployment: Deployment, scratch: Path, *, count: int, rounds: int
 ) -> list[Row]:
     """Throughput and CPU time of both on a full queue."""
-    await uploads.enrol(deployment, scratch)
+    await uploads.enroll(deployment, scratch)
     await declare(deployment, scratch)
     ours, theirs = list[uploads.Rate](), list[uploads.Rate]()
     for number in range(rounds):
@@ -184,7 +184,7 @@ async def measure_latency(
     deployment: Deployment, scratch: Path, *, rates: Sequence[int], seconds: int, rounds: int
 ) -> list[Row]:
     """Median and 99th percentile of both at each rate."""
-    await uploads.enrol(deployment, scratch)
+    await uploads.enroll(deployment, scratch)
     await declare(deployment, scratch)
     rows: list[Row] = []
     for rate in rates:
@@ -231,7 +231,7 @@ async def _steady(
         await aio_pika.connect(deployment.amqp_url) as following,
     ):
         arrived: dict[str, float] = {}
-        whole = asyncio.Event()
+        complete = asyncio.Event()
         wanted = {letter.upload_id for letter in letters}
 
         async def note(message: AbstractIncomingMessage) -> None:
@@ -240,14 +240,14 @@ async def _steady(
             if upload_id in wanted:
                 arrived[upload_id] = now
                 if len(arrived) == len(wanted):
-                    whole.set()
+                    complete.set()
             await message.ack()
 
         await _follow(following, side, note)
         sent = await _publish(publishing, side, letters, rate)
         try:
             async with asyncio.timeout(_LATE_S):
-                await whole.wait()
+                await complete.wait()
         except TimeoutError as exc:
             raise BenchError(f"{len(wanted) - len(arrived)} events did not come") from exc
     counted = letters[rate * _WARM_S :]

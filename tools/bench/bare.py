@@ -47,7 +47,7 @@ class Zeros:
         self._block = os.urandom(_BLOCK_BYTES)
 
     def read(self, size: int = -1) -> bytes:
-        """Up to so many bytes."""
+        """Up to `size` bytes."""
         wanted = min(size if size >= 0 else self._left, self._left, _BLOCK_BYTES)
         self._left -= wanted
         return self._block[:wanted]
@@ -68,7 +68,7 @@ def _client(connections: int | None) -> Any:
 
 
 async def _many(client: Any, once: _Once, count: int, warm: int, concurrency: int) -> _Figures:
-    """`once` for so many numbers, so many at once, after a few that do not count."""
+    """`once` for `count` numbers, `concurrency` at a time, after `warm` that do not count."""
 
     async def work(numbers: Iterator[int]) -> None:
         for number in numbers:
@@ -100,7 +100,7 @@ async def puts(prefix: str, count: int, warm: int, concurrency: int) -> _Figures
 async def uploads(
     prefix: str, count: int, warm: int, concurrency: int, reads: float = 0.0
 ) -> _Figures:
-    """`count` puts, and for each so many gets of a small record: what an upload worker sends."""
+    """`count` puts, and for each `reads` gets of a small record: what an upload worker sends."""
     bucket, body = os.environ["KEYTURN_S3_BUCKET"], os.urandom(_BODY_BYTES)
     record = f"{prefix}/record"
 

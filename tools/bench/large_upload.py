@@ -20,7 +20,7 @@ from keyturn.crypto import Sealer, sealed_size, to_base64, transport_context, up
 from tools.bench.bare import Zeros
 from tools.bench.figures import Row, Spread, higher_is_better
 from tools.bench.processes import BenchError, bare, worker
-from tools.bench.uploads import PROJECT, enrol
+from tools.bench.uploads import PROJECT, enroll
 from tools.harness import requests, stored_objects
 from tools.harness.wire import open_wire
 
@@ -52,7 +52,7 @@ class SealedFile(io.RawIOBase):
         return True
 
     def read(self, size: int = -1) -> bytes:
-        """Up to so many bytes; nothing at the end."""
+        """Up to `size` bytes; nothing at the end."""
         while not self._over and (size < 0 or len(self._held) < size):
             piece = self._source.read(_MIB)
             self._held += self._sealer.update(piece) if piece else self._sealer.finish()
@@ -140,8 +140,8 @@ def check_memory(size_bytes: int, *, memory_a_byte: int = _MEMORY_A_BYTE) -> Non
 async def one_round(
     deployment: Deployment, scratch: Path, found: Rounds, *, size_bytes: int
 ) -> None:
-    """One round, on servers of its own: what is deleted leaves their memory too late."""
-    await enrol(deployment, scratch)
+    """One round, on separate servers: what is deleted leaves their memory too late."""
+    await enroll(deployment, scratch)
     mib, env = size_bytes / _MIB, deployment.s3_env()
     made = await asyncio.to_thread(_stage, deployment, "big", size_bytes)
     took_s, memory_mib = await _ours(deployment, scratch, made, "big", size_bytes)

@@ -1,4 +1,4 @@
-"""4 KiB uploads where the storage is the limit: it serves so many requests a second, and no more.
+"""4 KiB uploads where the storage is the limit: it serves a fixed number of requests a second.
 
 A proxy in front of the real server passes few requests at once and delays each of them, like a
 server with that many threads. The machine then has spare cores, and the side that keeps more
@@ -31,7 +31,7 @@ async def measure(
     The reads that the other side does as well are those of our own rounds, as the proxy saw
     them: where uploads wait for the server, more of them share one read.
     """
-    await uploads.enrol(deployment, scratch)
+    await uploads.enroll(deployment, scratch)
     found, notes = uploads.Rounds(), list[str]()
     under = f"/{deployment.bucket}/{uploads.PROJECT}/"
     async with delay_proxy(

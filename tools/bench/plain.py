@@ -1,6 +1,6 @@
 """The plain pipeline: what a user would build instead of Keyturn (SPEC 7).
 
-A FastStream subscriber, one aioboto3 client, AES-256-GCM under a data key of its own for each
+A FastStream subscriber, one aioboto3 client, AES-256-GCM under a separate data key for each
 object, that key wrapped under one key-encryption key into the object's metadata, and a confirmed
 event. `python -m tools.bench.plain` serves `plain.upload` until SIGTERM; where broker and bucket
 are it reads from `KEYTURN_…`. It signs nothing, fences nothing, and could not rotate a key:

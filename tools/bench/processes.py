@@ -73,7 +73,7 @@ async def worker(
     """Run `keyturn worker ROLE` until the block ends, ready to serve.
 
     Args:
-        env: Its whole environment.
+        env: Its complete environment.
         log: Where its log goes.
         role: Which worker.
         samples: Where given, the worker samples its own stack, and writes there.

@@ -1,6 +1,6 @@
 """CPU milliseconds an object by layer, in the three hot paths (issue 5, 6).
 
-Upload worker, page worker and gateway each serve a round of their own in which they sample
+Upload worker, page worker and gateway each serve a separate round in which they sample
 their own stack; none of them is timed against anything. Shares are of the samples after the
 start, milliseconds are these shares of the CPU time an object of the same round. Sampling
 itself takes a few per cent, and counts for whatever it interrupts.
@@ -28,12 +28,12 @@ async def measure(
 ) -> dict[str, dict[str, float]]:
     """Milliseconds an object by layer, by process."""
     kind = deployment.s3.kind
-    await uploads.enrol(deployment, scratch)
+    await uploads.enroll(deployment, scratch)
     layers, reads = await uploads.sampled(deployment, scratch, count)
     found = {f"upload worker, {kind} ({reads:.2f} keyring reads an upload)": layers}
     async with open_world(deployment) as world:
         for project in (pages.PROJECT, downloads.PROJECT):
-            await world.enrol(project)
+            await world.enroll(project)
             await world.load(project, count, _BODY_BYTES)
         for name, layers in (await pages.sampled(world, scratch, count)).items():
             found[f"page worker, {name} pass, {kind}"] = layers

@@ -1,7 +1,7 @@
 """Sealing and opening on one core against OpenSSL's AES-256-GCM and Tink's streaming AEAD (SPEC 3).
 
 OpenSSL's side is `AESGCM.encrypt_into` over messages of 1 MiB through one buffer: no
-format, no copies, the maximum of the library from Python. `openssl speed` is shown beside it if
+format, no copies, the maximum of the library from Python. `openssl speed` is shown next to it if
 available. All sides alternate in one thread.
 """
 

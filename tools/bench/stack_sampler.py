@@ -1,7 +1,7 @@
 """A worker or gateway that samples its own stack: `python -m tools.bench.stack_sampler FILE ROLE`.
 
 A timer of the process's CPU time interrupts it every few milliseconds, so that waiting
-costs nothing and counts for nothing. For a round of its own, which is never timed. It also
+costs nothing and counts for nothing. For a separate round, which is never timed. It also
 counts the records that it reads from the storage. On SIGUSR1 it begins anew, so that its start
 does not count; on SIGTERM it ends as always, and what was seen is written to FILE.
 """
@@ -52,7 +52,7 @@ class Sampler:
         signal.setitimer(signal.ITIMER_PROF, 0)
 
     def count_reads(self) -> None:
-        """Count from now on what `S3Storage.read` is asked for."""
+        """Count from now on what `S3Storage.read` reads."""
         read = S3Storage.read
 
         async def counted(storage: S3Storage, key: str, **limits: int) -> tuple[ObjectHead, bytes]:

@@ -2,7 +2,7 @@
 
 What a project costs is its keyring: read once, then renewed with up to a thousand others by one
 listing. The sides take turns; how many requests the storage gets an upload is counted in rounds
-of their own, through a proxy, which are not timed.
+that are not timed, through a proxy.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ _ENROLLED_AT_ONCE: Final = 64
 
 
 def names(count: int) -> list[str]:
-    """The ids of so many projects."""
+    """The ids of `count` projects."""
     return [f"tenant-{number:05}" for number in range(count)]
 
 
-async def enrol_many(deployment: Deployment, projects: Sequence[str]) -> None:
-    """Put the projects' keyrings, as enrolments leave them."""
+async def enroll_many(deployment: Deployment, projects: Sequence[str]) -> None:
+    """Put the projects' keyrings, as enrollments leave them."""
     async with open_world(deployment) as world:
         for first in range(0, len(projects), _ENROLLED_AT_ONCE):
             await asyncio.gather(
-                *(world.enrol(name) for name in projects[first : first + _ENROLLED_AT_ONCE])
+                *(world.enroll(name) for name in projects[first : first + _ENROLLED_AT_ONCE])
             )
 
 
@@ -58,12 +58,12 @@ async def measure(
         deployment: Where.
         scratch: For logs.
         numbers: How many projects.
-        uploads_a_project: So many uploads each, so that a keyring is used more than once.
-        least: But at least so many uploads in a round.
+        uploads_a_project: How many uploads each, so that a keyring is used more than once.
+        least: The least number of uploads in a round.
         rounds: Of each side.
     """
-    await uploads.enrol(deployment, scratch)
-    await enrol_many(deployment, names(max(numbers)))
+    await uploads.enroll(deployment, scratch)
+    await enroll_many(deployment, names(max(numbers)))
     rows: list[Row] = []
     for number in numbers:
         projects = names(number)
@@ -100,13 +100,13 @@ async def _requests(
         seen = await between.seen()
     server = deployment.s3.kind
     # Each keyring must be read once in the life of a process, whatever comes after.
-    beside = Spread(((seen.requests - number) / count,))
+    without_first = Spread(((seen.requests - number) / count,))
     return [
         Row(
-            f"{figure}, beside the first reading of each keyring",
+            f"{figure}, without the first read of each keyring",
             server,
             "requests an upload",
-            beside,
+            without_first,
             at_most=_REQUESTS_AIM,
         ),
         Row(

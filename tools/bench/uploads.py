@@ -86,8 +86,8 @@ def steady(samples: Sequence[Sample], count: int) -> Rate:
     return Rate(done / (last.at_s - first.at_s), 1000 * (last.cpu_s - first.cpu_s) / done)
 
 
-async def enrol(deployment: Deployment, scratch: Path) -> None:
-    """Enrol the bench's project; the worker that does it declares the topology too."""
+async def enroll(deployment: Deployment, scratch: Path) -> None:
+    """Enroll the bench's project; the worker that does it declares the topology too."""
     env = deployment.worker_env()
     async with worker(env, scratch / "control.log", "control"), open_wire(deployment) as wire:
         document = requests.enroll(deployment, PROJECT)
@@ -107,7 +107,7 @@ async def fill(
     count: int,
     projects: Sequence[str] = (PROJECT,),
 ) -> None:
-    """Publish so many good requests, each confirmed; projects take turns."""
+    """Publish `count` good requests, each confirmed; projects take turns."""
     for first in range(0, count, _PUBLISHED_AT_ONCE):
         publishing = []
         for number in range(first, min(first + _PUBLISHED_AT_ONCE, count)):
@@ -192,7 +192,7 @@ async def _count_events(
     """
     verify = VerifyKey.from_bytes(deployment.event_key.public_bytes)
     keys: set[str] = set()
-    whole = asyncio.Event()
+    complete = asyncio.Event()
 
     async def look(message: aio_pika.abc.AbstractIncomingMessage) -> None:
         signature = str(message.headers.get("keyturn-signature"))
@@ -201,7 +201,7 @@ async def _count_events(
             verify.verify_event(deployment.name, message.body, signature)
             keys.add(event["key"])
             if len(keys) == count:
-                whole.set()
+                complete.set()
         await message.ack()
 
     channel = await connection.channel()
@@ -210,7 +210,7 @@ async def _count_events(
     tag = await stream.consume(look, arguments={"x-stream-offset": since})
     try:
         async with asyncio.timeout(30):
-            await whole.wait()
+            await complete.wait()
     except TimeoutError:
         pass
     finally:
@@ -223,7 +223,7 @@ async def _count_events(
 async def theirs(
     deployment: Deployment, name: str, count: int, reads: float = 0.0, *, url: str = ""
 ) -> Rate:
-    """One round of the bare loop: puts, and so many reads of a record for each."""
+    """One round of the bare loop: puts, and `reads` reads of a record for each."""
     elsewhere = {"KEYTURN_S3_ENDPOINT_URL": url} if url else {}
     report = await bare(
         deployment.s3_env() | elsewhere,
@@ -240,7 +240,7 @@ async def theirs(
 async def sampled(
     deployment: Deployment, scratch: Path, count: int
 ) -> tuple[dict[str, float], float]:
-    """Milliseconds an object by layer, and reads of a keyring an upload, in a round of its own."""
+    """Milliseconds an object by layer, and reads of a keyring an upload, in a separate round."""
     samples = scratch / "samples.json"
     rate = await ours(deployment, scratch, "sampled", count, samples=samples)
     seen = Sampled.written(samples)
@@ -250,8 +250,8 @@ async def sampled(
 async def measure(
     deployment: Deployment, scratch: Path, *, count: int, rounds: int
 ) -> tuple[list[Row], dict[str, float]]:
-    """The rows for one server, and where the worker's CPU time went in a round of its own."""
-    await enrol(deployment, scratch)
+    """The rows for one server, and where the worker's CPU time went in a separate round."""
+    await enroll(deployment, scratch)
     layers, reads = await sampled(deployment, scratch, count)
     found = Rounds(reads=reads)
     for number in range(rounds):
@@ -262,9 +262,9 @@ async def measure(
 
 
 def rows(server: str, found: Rounds) -> list[Row]:
-    """Throughput and CPU time as rows: against puts alone, and against the same requests.
+    """Throughput and CPU time as rows: against only puts, and against the same requests.
 
-    The aims are held against a loop of the same requests (issue 5), so puts alone have none.
+    The aims are for a loop of the same requests, so a loop of only puts has none.
     """
     same = f"the same and {found.reads:.2f} GETs each"
     return [

@@ -1,4 +1,4 @@
-"""How many processes for so many objects in so many hours: `make capacity`.
+"""How many processes a number of objects in a number of hours needs: `make capacity`.
 
 docs/operations/capacity.md explains it.
 

@@ -3,7 +3,7 @@
 Of each operation one run calibrates: one worker, no latency. What it shows of the servers'
 own time is all that the predictions for other latencies and more workers take from here.
 Rows in which the cores were nearly full are shown, and are no part of the claim: the model
-gives each worker a core of its own.
+gives each worker its own core.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tools.bench.uploads import enrol
+from tools.bench.uploads import enroll
 from tools.capacity import model
 from tools.capacity.simulation import (
     AT_ONCE,
@@ -59,7 +59,7 @@ class Compared:
 
     @property
     def error(self) -> float:
-        """By how much the prediction lies above what was seen, as a part of it."""
+        """By what fraction the prediction exceeds the measurement."""
         return self.predicted / self.seen - 1
 
     @property
@@ -101,7 +101,7 @@ async def of_uploads(
 ) -> tuple[Calibrated, list[Compared]]:
     """Uploads of 4 KiB."""
     compared: list[Compared] = []
-    await enrol(deployment, scratch)
+    await enroll(deployment, scratch)
     async with upload_side(deployment, scratch) as side:
         near = await side.run(1, 0, _LEAST * 5)
         first = calibrated("uploads", near.per_s, near.cpu_ms)
@@ -178,7 +178,7 @@ def committed() -> tuple[list[Calibrated], list[Compared]]:
 def measure(
     deployment: Deployment, scratch: Path, measured: Measured, part: str
 ) -> tuple[list[Calibrated], list[Compared]]:
-    """One of `PARTS`, on a deployment of its own.
+    """One of `PARTS`, on a separate deployment.
 
     Raises:
         BenchError: something was not done.

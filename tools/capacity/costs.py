@@ -15,7 +15,7 @@ from tools.bench.gateway.sides import ask, opened
 from tools.bench.rotation import pages
 from tools.bench.rotation.delay_proxy import delay_proxy
 from tools.bench.rotation.world import key_of, open_world, pages_of
-from tools.bench.uploads import enrol
+from tools.bench.uploads import enroll
 from tools.capacity import upload_costs
 from tools.capacity.check import calibrated
 from tools.capacity.measured import AtSize, Measured, Operation
@@ -41,9 +41,9 @@ _PAGES, _READ = "costs-pages", "costs-read"
 
 
 async def _passes(deployment: Deployment, scratch: Path) -> tuple[Operation, Operation, float]:
-    """Writing, proving, and a page's requests beside those of its objects."""
+    """Writing, proving, and a page's requests besides those of its objects."""
     async with open_world(deployment) as world:
-        await world.enrol(_PAGES)
+        await world.enroll(_PAGES)
         await world.load(_PAGES, _SWEPT, _SMALL)
         all_pages = pages_of([key_of(number) for number in range(_SWEPT)], pages.PAGE_KEYS)
         async with pages.run_page_worker(world, scratch, "costs") as ours:
@@ -69,11 +69,11 @@ async def _passes(deployment: Deployment, scratch: Path) -> tuple[Operation, Ope
             name: calibrated(name, ran.per_s, ran.cpu_ms)
             for name, ran in (await side.run(1, 0)).items()
         }
-    beside = written.requests - written.under + proven.requests - proven.under
+    other = written.requests - written.under + proven.requests - proven.under
     return (
         _of_pass(cpu_ms[0], near["writing"].own_ms, written),
         _of_pass(cpu_ms[1], near["proving"].own_ms, proven),
-        beside / (2 * len(all_pages)),
+        other / (2 * len(all_pages)),
     )
 
 
@@ -86,7 +86,7 @@ def _of_pass(cpu_ms: float, own_ms: float, seen: Seen) -> Operation:
 async def _read(deployment: Deployment, scratch: Path) -> Operation:
     """Downloads of whole objects."""
     async with open_world(deployment) as world:
-        await world.enrol(_READ)
+        await world.enroll(_READ)
         await world.load(_READ, DOWNLOADED[_SMALL], _SMALL)
         for size in DOWNLOADED:
             await world.load_large(_READ, str(size), size)
@@ -129,7 +129,7 @@ async def measure(deployment: Deployment, scratch: Path, rabbitmq: RabbitMQ) -> 
     folders = {name: scratch / name for name in ("broker", "upload", "staged", "pages", "read")}
     for folder in folders.values():
         folder.mkdir()
-    await enrol(deployment, scratch)
+    await enroll(deployment, scratch)
     broker, small = await upload_costs.of_broker(deployment, folders["broker"], rabbitmq)
     upload = await upload_costs.of_small(deployment, folders["upload"], small)
     staged = await upload_costs.of_staged(deployment, folders["staged"])

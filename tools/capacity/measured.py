@@ -27,7 +27,7 @@ class Operation:
     """What one object costs.
 
     `cpu` is by rising size. `own_ms` is for how long an object is under way without CPU time
-    and without latency: the servers' own time, beside the process on loopback. `writes` and
+    and without latency: the servers' own time, next to the process on loopback. `writes` and
     `reads` are requests to the storage an object, at a full queue.
     """
 
@@ -79,7 +79,7 @@ class Measured:
     read: Operation
     broker: Broker
     page_requests: float
-    """Requests of a page take beside those of its objects."""
+    """Requests of a page besides those of its objects."""
 
     def as_json(self) -> str:
         """The file's text."""

@@ -1,4 +1,4 @@
-"""The formulas (pure): what one process does a second, and what so many objects need.
+"""The formulas (pure): what one process does a second, and what a number of objects needs.
 
 An object waits for the storage a known number of times, one after the other; so many
 objects are under way in a process at once; and the process has one core. With `n` at once,
@@ -40,7 +40,7 @@ PAGE_KEYS = _default(WorkerSettings, "sweep_page_keys")
 LEASE_S = _default(WorkerSettings, "lease_s")
 LIST_KEYS = 1000
 BETWEEN_READS_MS = 1000 * BETWEEN_READS_S
-# One project's sweep: so many pages may be open, a step plans so many, one comes so often.
+# One project's sweep: how many pages may be open, how many a step plans, how often one comes.
 LIVE_PAGES = planner.MAX_OPEN_PAGES
 PAGES_A_STEP = planner.PAGES_PER_STEP
 STEP_S = project_sweep.STEP_INTERVAL_S
@@ -69,7 +69,7 @@ def loop(at_once: int, wait_ms: float, cpu_ms: float) -> float:
 
 
 def upload_wait_ms(own_ms: float, latency_ms: float) -> float:
-    """For how long an upload waits, beside its CPU time.
+    """For how long an upload waits, besides its CPU time.
 
     The put; then a keyring read that begins after it. Those reads are shared: on average half
     of one that is under way already (they begin at least `BETWEEN_READS_MS` apart) is waited
@@ -128,14 +128,14 @@ def sweep_rate(operation: Operation, wait_ms: float, setting: Setting) -> Rate:
 
 
 def read_rate(measured: Measured, size_bytes: int, setting: Setting) -> Rate:
-    """One gateway, asked for so many objects at once as it serves."""
+    """One gateway with as many requests at once as it serves."""
     cpu_ms = measured.read.cpu_ms(size_bytes)
     wait_ms = proving_wait_ms(measured.read.own_ms, setting.latency_ms)
     return bounded(loop(GATEWAY_AT_ONCE, wait_ms, cpu_ms), cpu_ms, setting.share)
 
 
 def processes(objects: float, seconds: float, per_s: float) -> int:
-    """How many processes of this rate do so many objects in that time."""
+    """How many processes of this rate serve that many objects in that time."""
     return math.ceil(objects / (seconds * per_s))
 
 
@@ -190,7 +190,7 @@ def uploads(
     *,
     disk_bytes: float,
 ) -> Uploads:
-    """So many uploads of one size to one project, evenly over the time."""
+    """A number of uploads of one size to one project, evenly over the time."""
     per_s = objects / (3600 * hours)
     rate = upload_rate(measured, size_bytes, setting)
     workers = processes(objects, 3600 * hours, rate.per_s)
@@ -275,7 +275,7 @@ class Reads:
 def reads(
     measured: Measured, objects: float, hours: float, size_bytes: int, setting: Setting
 ) -> Reads:
-    """So many whole objects of one size, evenly over the time."""
+    """A number of complete objects of one size, evenly over the time."""
     per_s = objects / (3600 * hours)
     rate = read_rate(measured, size_bytes, setting)
     return Reads(

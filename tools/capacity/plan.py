@@ -1,4 +1,4 @@
-"""The model's answers for so many objects, as rows of text (pure)."""
+"""The model's answers for a number of objects, as rows of text (pure)."""
 
 from __future__ import annotations
 

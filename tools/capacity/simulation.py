@@ -75,7 +75,7 @@ def _busy_s() -> float:
 
 @dataclass
 class UploadSide:
-    """Upload workers; as many as were asked for so far."""
+    """Upload workers; as many as were requested so far."""
 
     deployment: Deployment
     between: DelayProxy
@@ -84,7 +84,7 @@ class UploadSide:
     runs: int = 0
 
     async def run(self, workers: int, delay_ms: int, count: int) -> Ran:
-        """So many uploads on a full queue, each request held back for so long."""
+        """`count` uploads on a full queue, each request held back for `delay_ms`."""
         if len(self.crew.running) < workers:
             await self.crew.start(workers - len(self.crew.running))
         self.runs += 1
@@ -118,7 +118,7 @@ async def upload_side(deployment: Deployment, scratch: Path) -> AsyncIterator[Up
 
 @dataclass
 class PageSide:
-    """Page workers; as many as were asked for so far. One side has `most` of them at most."""
+    """Page workers; as many as were requested so far, at most `most` on one side."""
 
     world: World
     between: DelayProxy
@@ -128,7 +128,7 @@ class PageSide:
     workers: list[Running] = field(default_factory=list)
 
     async def run(self, workers: int, delay_ms: int) -> dict[str, Ran]:
-        """A writing pass and a proving pass, each request held back for so long."""
+        """A writing pass and a proving pass, each request held back for `delay_ms`."""
         while len(self.workers) < workers:
             await self._start()
         pool = PageWorkers(self.world, self.channel, tuple(self.workers))
@@ -151,7 +151,7 @@ class PageSide:
 
 
 def objects(workers: int) -> int:
-    """Objects of a pass by so many workers."""
+    """How many objects a pass by `workers` has."""
     return workers * PAGES_A_WORKER * PAGE_KEYS
 
 
@@ -164,6 +164,6 @@ async def page_side(deployment: Deployment, scratch: Path, *, most: int) -> Asyn
         await aio_pika.connect(deployment.amqp_url) as connection,
         AsyncExitStack() as stack,
     ):
-        await world.enrol(SWEPT)
+        await world.enroll(SWEPT)
         await world.load(SWEPT, objects(most), _BODY_BYTES)
         yield PageSide(world, between, await connection.channel(), scratch, stack)

@@ -58,7 +58,7 @@ async def _uploaded(
     *,
     full: Callable[[], None] = lambda: None,
 ) -> Uploaded:
-    """So many uploads by one worker with its defaults, on a queue that is full before.
+    """`count` uploads by one worker with its defaults, on a queue that is full before.
 
     `full` is called while all of them wait.
     """
@@ -81,7 +81,7 @@ async def _uploaded(
 
 
 async def _counted(deployment: Deployment, scratch: Path, size_bytes: int, count: int) -> Seen:
-    """The requests of a worker that serves already, for so many uploads."""
+    """The requests of a worker that serves already, for `count` uploads."""
     uploads = Uploads(f"counted-{size_bytes}", count, size_bytes)
     async with (
         delay_proxy(deployment.s3.endpoint_url, delay_ms=0, under="/") as between,

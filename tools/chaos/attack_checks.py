@@ -131,5 +131,5 @@ def letters(evidence: Evidence) -> list[str]:
     ] + [
         f"this dead letter keeps its body: {letter}"
         for letter in evidence.broker.letters
-        if letter.code in _BODILESS and letter.whole
+        if letter.code in _BODILESS and letter.has_body
     ]

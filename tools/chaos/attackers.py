@@ -147,7 +147,7 @@ class Attackers:
     def _victims(self, rng: random.Random, count: int) -> list[SignedRequest]:
         """Recently sent requests, including some that are not uploads."""
         sent = [tries[-1] for tries in self.publisher.sent.values()]
-        sent = [signed for signed in sent if self._is_whole(signed)]
+        sent = [signed for signed in sent if self._is_complete(signed)]
         uploads = [signed for signed in sent if signed.type == "upload.requested"][-_RECENT:]
         others = [signed for signed in sent if signed.type != "upload.requested"]
         waiting = [u for u in uploads if u.request_id not in self.event_log.events]
@@ -155,7 +155,7 @@ class Attackers:
         pool = waiting or uploads
         return (chosen + rng.sample(pool, min(count, len(pool))))[:count]
 
-    def _is_whole(self, signed: SignedRequest) -> bool:
+    def _is_complete(self, signed: SignedRequest) -> bool:
         upload = self.uploads.get(signed.request_id)
         return upload is None or upload.flaw not in FLAWS_WITHOUT_EVENT
 

@@ -45,7 +45,7 @@ class Letter:
     request_id: str
     code: str
     digest: str = ""
-    whole: bool = True
+    has_body: bool = True
 
 
 @dataclass
@@ -69,7 +69,7 @@ class Evidence:
     masters: dict[str, bytes] = field(repr=False)
     confirmed: frozenset[str]
     sent: dict[str, list[SignedRequest]] = field(repr=False)
-    asked: list[OperatorRequest]
+    requested: list[OperatorRequest]
     tagged: dict[str, dict[str, str]]
     broker: OnBroker
     attacks: Attacks = field(default_factory=Attacks)

@@ -1,4 +1,4 @@
-"""The load of a run: uploads of many kinds and their plaintexts, from the seed alone. Pure.
+"""The load of a run: uploads of many kinds and their plaintexts, from only the seed. Pure.
 
 Most uploads are plain. Some are published twice, some compete with a second writer of their key,
 and some must be rejected, each for one reason of SPEC 12. A few keys are deleted and written again.

@@ -134,7 +134,7 @@ class LoadSender:
             await self._moved.wait_for(lambda: self.confirmed >= confirmed)
 
     async def send_all(self) -> None:
-        """Publish the whole load, a few uploads at a time."""
+        """Publish the complete load, a few uploads at a time."""
         waiting = iter(self.plan.load.order)
 
         async def sender() -> None:
@@ -189,7 +189,7 @@ class LoadSender:
         )
 
     async def _again(self, upload: Upload) -> None:
-        """A second publish; a staged request unchanged, since its body is sealed for it alone."""
+        """A second publish; a staged request unchanged, since its body is sealed only for it."""
         if upload.staged:
             await self.publisher._send(self.publisher.sent[upload.upload_id][-1])
         else:

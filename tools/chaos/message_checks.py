@@ -101,11 +101,12 @@ def events(evidence: Evidence) -> list[str]:
             found.append(
                 f"{_named(upload)}: events {sorted(published)}, expected {sorted(expected)}"
             )
-    for asked in evidence.asked:
-        if asked.expected_event not in by_id.get(asked.request_id, ()):
-            published = set(by_id.get(asked.request_id, ()))
+    for request in evidence.requested:
+        if request.expected_event not in by_id.get(request.request_id, ()):
+            published = set(by_id.get(request.request_id, ()))
             found.append(
-                f"{asked.request_id} of {asked.project}: {published}, no {asked.expected_event}"
+                f"{request.request_id} of {request.project}: {published}, "
+                f"no {request.expected_event}"
             )
     unsigned = set(evidence.broker.unverified) - evidence.attacks.false_events
     found += [f"an event without a signature that verifies: {one}" for one in sorted(unsigned)]
@@ -131,7 +132,7 @@ def _unexpected_events(evidence: Evidence) -> list[str]:
         for upload in evidence.plan.load.uploads
         if upload.flaw not in FLAWS_WITHOUT_EVENT
     }
-    ours |= {asked.request_id for asked in evidence.asked}
+    ours |= {request.request_id for request in evidence.requested}
     return [
         f"unexpected event: {event}"
         for event in honest(evidence.broker)

@@ -54,7 +54,7 @@ class Operator:
     sender: LoadSender
     event_log: EventLog
     tenants: dict[str, Tenant]
-    asked: list[OperatorRequest] = field(default_factory=list)
+    requested: list[OperatorRequest] = field(default_factory=list)
     accepted: dict[str, list[float]] = field(default_factory=dict)
     tagged: dict[str, dict[str, str]] = field(default_factory=dict)
     unclean: list[str] = field(default_factory=list)
@@ -101,7 +101,7 @@ class Operator:
                 "rotation.accepted",
             )
             self.accepted[project].append(time.monotonic())
-        self.asked.append(OperatorRequest(rotation_id, "rotation.completed", project))
+        self.requested.append(OperatorRequest(rotation_id, "rotation.completed", project))
         await self._end(rotation_id, project, "rotation.completed")
 
     async def rotate_master_key(self, masters: dict[str, bytes]) -> None:
@@ -157,7 +157,7 @@ class Operator:
         send: Callable[[], Awaitable[object]],
         expected_event: str,
     ) -> None:
-        self.asked.append(OperatorRequest(request_id, expected_event, project))
+        self.requested.append(OperatorRequest(request_id, expected_event, project))
         await self.sender.until_confirmed(send)
         await self._end(request_id, project, expected_event)
 

@@ -75,7 +75,7 @@ class Run:
         self.print(f"{self.elapsed_s:>6} s  {what}")
 
     async def execute(self, timeout_s: float) -> Evidence:
-        """The whole run; what did not complete in time is named in the evidence."""
+        """The complete run; what did not complete in time is named in the evidence."""
         self.masters = new_masters(self.deployment.master_key)
         every = (*PROJECTS, LATE_PROJECT)
         self.tenants = {
@@ -164,8 +164,8 @@ class Run:
             await self._do(action, operator, attackers)
 
     async def _do(self, action: Action, operator: Operator, attackers: Attackers) -> None:
-        """Perform an action; the operator's requests run beside the schedule."""
-        asked: dict[str, Callable[[str], Coroutine[Any, Any, None]]] = {
+        """Perform an action; the operator's requests run alongside the schedule."""
+        requests: dict[str, Callable[[str], Coroutine[Any, Any, None]]] = {
             "rotate": operator.rotate,
             "sweep": operator.sweep,
             "enroll": operator.enroll,
@@ -189,7 +189,7 @@ class Run:
             case "new master key":
                 self._ask(operator.rotate_master_key(self.masters))
             case what:
-                self._ask(asked[what](action.to))
+                self._ask(requests[what](action.to))
 
     async def _at_broker(self, do: Callable[[], None]) -> None:
         """Complete it even if the run's time is over meanwhile."""
@@ -219,10 +219,10 @@ class Run:
             for upload in self.plan.load.uploads
             if upload.upload_id not in event_log.events and upload.flaw not in FLAWS_WITHOUT_EVENT
         ]
-        for asked in operator.asked:
-            types = {event.type for event in event_log.events.get(asked.request_id, ())}
-            if asked.expected_event not in types:
-                ends.append(f"{asked.expected_event} of {asked.project}: missing ({types})")
+        for request in operator.requested:
+            types = {event.type for event in event_log.events.get(request.request_id, ())}
+            if request.expected_event not in types:
+                ends.append(f"{request.expected_event} of {request.project}: missing ({types})")
         return ends
 
     async def _evidence(
@@ -253,7 +253,7 @@ class Run:
             masters=self.masters,
             confirmed=frozenset(sender.confirmed_ids),
             sent=sender.publisher.sent,
-            asked=operator.asked,
+            requested=operator.requested,
             tagged=operator.tagged,
             broker=broker,
             attacks=attackers.attacks,

@@ -97,7 +97,7 @@ class Action:
     """An action once `at` publishes are confirmed.
 
     `what` is `kill`, `terminate` or `cut` (`to` a process), `stop broker` or `kill broker`,
-    `rotate`, `sweep` or `enrol` (a project), `delete` (the key of an upload), `new master key`;
+    `rotate`, `sweep` or `enroll` (a project), `delete` (the key of an upload), `new master key`;
     `attack` (the attack `to`, on `times` requests); or `storm`: the fault `to` for every `every`-th
     request of a `kind`, `times` in total, `until` that many publishes are confirmed.
     """
@@ -118,7 +118,7 @@ class Action:
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole run: its load, and its actions in the order of `at`."""
+    """A run: its load, and its actions in the order of `at`."""
 
     seed: int
     count: int
@@ -166,20 +166,20 @@ def make_plan(seed: int, count: int) -> Plan:
     amounts = Amounts.for_count(count)
     load = with_deletions(make_load(seed, count), seed, amounts.deletions)
     rng = rng_for(seed, "schedule")
-    whole = len(load.order)
-    actions = [*_rotations(rng, whole), *_deletions(rng, load)]
-    actions += _losses(rng, whole, amounts)
-    actions += [_storm(rng, whole, fault, kind) for fault, kind in _faults(rng, amounts.storms)]
-    actions += _false_responses(rng_for(seed, "untruths"), whole, amounts.false_responses)
-    actions += _attacks(rng_for(seed, "attacks"), whole, amounts.attacks)
+    total = len(load.order)
+    actions = [*_rotations(rng, total), *_deletions(rng, load)]
+    actions += _losses(rng, total, amounts)
+    actions += [_storm(rng, total, fault, kind) for fault, kind in _faults(rng, amounts.storms)]
+    actions += _false_responses(rng_for(seed, "untruths"), total, amounts.false_responses)
+    actions += _attacks(rng_for(seed, "attacks"), total, amounts.attacks)
     return Plan(seed, count, load, tuple(sorted(actions, key=lambda action: action.at)))
 
 
-def _rotations(rng: random.Random, whole: int) -> list[Action]:
+def _rotations(rng: random.Random, total: int) -> list[Action]:
     """The rotations, including that of the master key, and an enrollment during it."""
 
     def at(share: float) -> int:
-        return int(whole * rng.uniform(share - 0.03, share + 0.03))
+        return int(total * rng.uniform(share - 0.03, share + 0.03))
 
     twice, once, *_ = rng.sample(PROJECTS, k=3)
     return [
@@ -202,11 +202,11 @@ def _deletions(rng: random.Random, load: Load) -> list[Action]:
     ]
 
 
-def _losses(rng: random.Random, whole: int, amounts: Amounts) -> list[Action]:
+def _losses(rng: random.Random, total: int, amounts: Amounts) -> list[Action]:
     """Killed and stopped workers, broker outages, dropped connections."""
 
     def anywhere() -> int:
-        return int(whole * rng.uniform(0.02, 0.97))
+        return int(total * rng.uniform(0.02, 0.97))
 
     processes = (*WORKERS, GATEWAY)
     # Each process once before any process twice.
@@ -234,24 +234,24 @@ def _faults(rng: random.Random, count: int) -> list[tuple[str, str]]:
     return [pairs[number % len(pairs)] for number in range(count)]
 
 
-def _storm(rng: random.Random, whole: int, fault: str, kind: str) -> Action:
-    at = int(whole * rng.uniform(0.02, 0.95))
+def _storm(rng: random.Random, total: int, fault: str, kind: str) -> Action:
+    at = int(total * rng.uniform(0.02, 0.95))
     return Action(
         at,
         "storm",
         fault,
         kind=kind,
-        until=at + max(15, whole // 25),
+        until=at + max(15, total // 25),
         every=rng.randint(1, 4),
         times=rng.randint(1, 6),
         seconds=round(rng.uniform(0.3, 4), 2) if fault in {"slow", "late"} else 0,
     )
 
 
-def _false_responses(rng: random.Random, whole: int, each: int) -> list[Action]:
+def _false_responses(rng: random.Random, total: int, each: int) -> list[Action]:
     """Storms of false responses: `each` per fault and kind."""
     storms = [
-        _storm(rng, whole, fault, kind)
+        _storm(rng, total, fault, kind)
         for fault, kinds in FALSE_RESPONSES.items()
         for kind in kinds
         for _ in range(each)
@@ -259,15 +259,15 @@ def _false_responses(rng: random.Random, whole: int, each: int) -> list[Action]:
     shifts = {"date ahead": rng.randint(1, 24) * 3600, "date behind": _BEHIND_S}
     # They last longer than others, so that rare reads get them too.
     return [
-        replace(storm, seconds=shifts.get(storm.to, 0), until=storm.at + max(15, whole // 8))
+        replace(storm, seconds=shifts.get(storm.to, 0), until=storm.at + max(15, total // 8))
         for storm in storms
     ]
 
 
-def _attacks(rng: random.Random, whole: int, each: int) -> list[Action]:
+def _attacks(rng: random.Random, total: int, each: int) -> list[Action]:
     """`each` attacks of each kind, once there is something to attack."""
     return [
-        Action(int(whole * rng.uniform(0.05, 0.97)), "attack", name, times=_VICTIMS)
+        Action(int(total * rng.uniform(0.05, 0.97)), "attack", name, times=_VICTIMS)
         for name in (*HOSTILE, *WRITER)
         for _ in range(each)
     ]

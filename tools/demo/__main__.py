@@ -58,8 +58,8 @@ async def run(
             "and is stopped again (SIGTERM)."
         )
         async with worker(deployment.worker_env()) as first:
-            enrolment = await publisher.enroll(_PROJECT, api_key=deployment.api_key)
-            event = await publisher.wait(enrolment, timeout_s=_TIMEOUT_S)
+            enrollment = await publisher.enroll(_PROJECT, api_key=deployment.api_key)
+            event = await publisher.wait(enrollment, timeout_s=_TIMEOUT_S)
             console.print(
                 f"   event: {event.type}, exit status of the worker: {await first.terminate()}"
             )

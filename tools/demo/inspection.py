@@ -38,7 +38,7 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Bucket:
-    """What the bucket shows of an object, to anybody who may read it."""
+    """What the bucket shows of an object to anyone who may read it."""
 
     size_bytes: int
     algorithm: str

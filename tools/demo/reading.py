@@ -1,4 +1,4 @@
-"""The demo's end: the files come back through the gateway, whole and in part.
+"""The demo's end: the files come back through the gateway, completely and in part.
 
 What is checked is what an HTTP client got. The commands that are shown are those that were
 run; on a terminal the gateway stays until Enter is pressed, so that they can be pasted.

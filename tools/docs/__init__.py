@@ -1,1 +1,1 @@
-"""What `make docs` needs beside MkDocs itself."""
+"""What `make docs` needs besides MkDocs itself."""

@@ -1,4 +1,4 @@
-"""The diagrams of the documentation: Mermaid text in the pages, SVG files beside them.
+"""The diagrams of the documentation: Mermaid text in the pages, SVG files next to them.
 
 A hosted repository shows a block of Mermaid by itself. The site shows the SVG in its place, so
 that reading needs no script and no other host. The SVG is rendered once, by

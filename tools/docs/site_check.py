@@ -19,7 +19,7 @@ _CSS: Final = re.compile(
     re.IGNORECASE,
 )
 # What the theme's script does by itself when it finds these: it draws Mermaid with a script of
-# unpkg.com, and asks api.github.com for a repository's stars.
+# unpkg.com, and requests a repository's stars from api.github.com.
 _TRIGGERS: Final = (("class", "mermaid"), ("data-md-component", "source"))
 
 
@@ -40,7 +40,7 @@ class _Page(HTMLParser):
                 self.found += external_in_css(value)
         for name, word in _TRIGGERS:
             if word in values.get(name, "").split():
-                self.found.append(f"<{tag} {name}={word}>: the theme's script asks another host")
+                self.found.append(f"<{tag} {name}={word}>: the theme's script uses another host")
 
     def handle_endtag(self, tag: str) -> None:
         self._in_style = self._in_style and tag != "style"

@@ -1,7 +1,7 @@
 """A MkDocs hook: pages from the root's documents, links out of `docs/`, diagrams, no other host.
 
 The documentation is read in two places. In the repository a link such as `../CHANGELOG.md` or
-`../workers/…` works unchanged. The site holds `docs/` alone: there such a link becomes one to
+`../workers/…` works unchanged. The site holds only `docs/`: there such a link becomes one to
 the page that is made from that document, or to the file in the hosted repository (`repo_url` of
 mkdocs.yml), or plain text where no repository is named. A link to a file that does not exist is
 left as it is, so that the strict build fails on it.
@@ -27,7 +27,7 @@ ROOT_PAGES: Final = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
 }
-# Those that have no page of their own below `docs/`.
+# Those that have no page below `docs/`.
 _GENERATED: Final = ("CONTRIBUTING.md", "CHANGELOG.md")
 _DOCS: Final = "docs/"
 _FENCED: Final = re.compile(r"(^ *```.*?^ *```[^\n]*$)", re.MULTILINE | re.DOTALL)

@@ -23,7 +23,7 @@ _LABELS: Mapping[Bucket, str] = {"versioned": "versioned", "locked": "object loc
 # How many writers a race let through is chance; that it let several through is not.
 _SHORTER = (
     (r"\d+ of \d+ writers succeeded", "several stored"),
-    (r"hardly any writer succeeded", "nobody stored"),
+    (r"hardly any writer succeeded", "none stored"),
     (r"condition ignored: deleted", "ignored: deletes"),
     (r"not refused", "ignored"),
     (r"versioned, and conditions are honored", "kept; conditions hold"),

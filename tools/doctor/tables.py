@@ -62,7 +62,7 @@ def documents(seen: ServerResults) -> Iterable[tuple[Path, str]]:
 
 
 def _folded(columns: Sequence[Column]) -> Sequence[Column]:
-    """The columns, with those of one server that are alike as one."""
+    """The columns, with identical ones of one server merged."""
     folded: list[Column] = []
     for column in columns:
         last = folded[-1] if folded else None

@@ -51,8 +51,8 @@ _EVENT_HEADERS: Final = {
         PUBLISHER_HEADER: {
             "type": "string",
             "pattern": "^[a-z0-9-]{1,32}$",
-            "description": "Whose request it answers: by it the broker feeds the publisher's "
-            "stream. Unsigned; readers believe the body alone",
+            "description": "Whose request it answers: the broker feeds the publisher's stream by "
+            "it. Unsigned; readers trust only the body",
         },
     },
 }

@@ -3,7 +3,7 @@
 `{type}/valid/*.json` pass the model and the schema; `{type}/invalid/*.json` are refused
 by the model with the code in `{type}/invalid/index.json`. `signed.json` holds
 the headers of each type's first valid example, over its bytes in compact form.
-It must never hold a secret of anybody's: its keys are those of `sealed.json`.
+It must never hold a real secret: its keys are those of `sealed.json`.
 """
 
 import hashlib

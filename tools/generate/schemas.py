@@ -1,7 +1,7 @@
 """JSON Schemas (2020-12) of every request and event, out of the models (SPEC 6).
 
 A schema is what a validator in any language can check; what it cannot say (a key's
-segments, base64's one spelling, a real date) the models check beside it, so a schema
+segments, base64's one spelling, a real date) the models check in addition, so a schema
 accepts everything that a model accepts and a little more.
 It must never refuse what a model accepts.
 """

@@ -93,7 +93,7 @@ class Scene:
         return stored_objects.read_object(self.deployment, self.project, key)
 
     def check_object(self, key: str, upload_id: str | None = None) -> None:
-        """Each key alone decrypts the uploaded plaintext; the DEK becomes a canary."""
+        """Each key by itself decrypts the uploaded plaintext; the DEK becomes a canary."""
         for by in ("user", "admin"):
             opened = stored_objects.decrypt(self.deployment, self.project, key, by)
             assert opened == self.plaintexts[key], (key, by)

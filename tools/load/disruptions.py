@@ -9,7 +9,7 @@
 
 A proxy in front of the storage counts successful puts by target, so that the bucket is not the
 only evidence that no upload was stored twice. Events are published at least once: duplicates are
-counted, and after SIGTERM alone there must be none.
+counted, and after only SIGTERM there must be none.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from keyturn.topology import UPLOAD_QUEUE, dead_letter_name
 from tools.bench.figures import Row, Spread
 from tools.bench.processes import BenchError
 from tools.bench.rotation.delay_proxy import delay_proxy
-from tools.bench.uploads import CONCURRENCY, PROJECT, enrol
+from tools.bench.uploads import CONCURRENCY, PROJECT, enroll
 from tools.harness.wire import Wire
 from tools.load.outcome import Outcome, read_outcome
 from tools.load.queue_filler import fill
@@ -125,7 +125,7 @@ async def measure(
     Raises:
         BenchError: an upload was lost, stored twice, or reported twice without a crash.
     """
-    await enrol(deployment, scratch)
+    await enroll(deployment, scratch)
     await fill(deployment, uploads)
     under = f"/{deployment.bucket}/{PROJECT}/"
     async with delay_proxy(deployment.s3.endpoint_url, delay_ms=delay_ms, under=under) as between:

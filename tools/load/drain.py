@@ -16,7 +16,7 @@ import aio_pika
 from keyturn.topology import UPLOAD_QUEUE
 from tools.bench.figures import Row, Spread, number
 from tools.bench.processes import BenchError
-from tools.bench.uploads import CONCURRENCY, enrol
+from tools.bench.uploads import CONCURRENCY, enroll
 from tools.harness.wire import Wire
 from tools.load.drain_summary import DrainSummary, Sample, summarize
 from tools.load.outcome import Outcome, read_outcome
@@ -59,7 +59,7 @@ async def measure(
     Raises:
         BenchError: an upload was not stored, not reported, reported twice, or is a dead letter.
     """
-    await enrol(deployment, scratch)
+    await enroll(deployment, scratch)
     filled = await fill(deployment, uploads)
     env = deployment.worker_env(UPLOAD_CONCURRENCY=str(CONCURRENCY))
     async with (

@@ -32,7 +32,7 @@ class Tenth:
 
 @dataclass(frozen=True)
 class DrainSummary:
-    """A whole drain, from the first sample to the one with an empty queue."""
+    """A complete drain, from the first sample to the one with an empty queue."""
 
     objects: int
     wall_s: float

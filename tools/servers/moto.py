@@ -1,4 +1,4 @@
-"""Starts and ends `tools.servers.moto_server`, moto's S3 in a process of its own.
+"""Starts and ends `tools.servers.moto_server`, moto's S3 in a separate process.
 
 The quick storage of the demo and of functional tests (SPEC 10). This module does not import moto,
 which takes a second. Tests of races must use a real server instead.

@@ -1,7 +1,7 @@
 """Finds missing Debian packages of the private servers, and installs them as root.
 
 For tests, demo and bench. Without root it installs nothing and names what is missing. A service
-that a package starts is left alone: private servers use their own names and ports.
+that a package starts is not touched: private servers use their own names and ports.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """`make audit`: are there known vulnerabilities in what is shipped?
 
-Asks the OSV database by pip-audit about the hashed, locked requirements. A finding fails. Where
-the database cannot be reached, or does not answer in time, one line says so and it passes: an audit
-must not stop a build because of an outage elsewhere.
+Checks the hashed, locked requirements against the OSV database with pip-audit. A finding fails.
+Where the database cannot be reached, or does not answer in time, one line says so and it passes: an
+audit must not stop a build because of an outage elsewhere.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NOT_AUDITED = "audit: not done, the vulnerability database {}; nothing is known
 def audit(
     requirements: Path, *, url: str | None = None, timeout_s: float = _WHOLE_TIMEOUT_S
 ) -> int:
-    """Ask, tell in a few lines, and give the exit status.
+    """Run the audit, print a few lines, and return the exit status.
 
     Args:
         requirements: Pinned, with hashes, as `uv export` writes them.

@@ -216,11 +216,11 @@ async def test_what_is_allowed_works_from_end_to_end(
     env = deployment.worker_env()
     for old, new in (("api", "billing"), ("narrow", "audit")):
         env["KEYTURN_PUBLISHERS"] = env["KEYTURN_PUBLISHERS"].replace(f'"{old}"', f'"{new}"')
-    enrolment = requests.enroll(deployment, "acme")
+    enrollment = requests.enroll(deployment, "acme")
     upload, refused = (requests.upload(deployment, "acme", key, b"x") for key in ("k", "l"))
     async with worker(env) as process:
         for user, key, document in (
-            ("operator", deployment.publisher_key, enrolment),
+            ("operator", deployment.publisher_key, enrollment),
             ("billing", deployment.publisher_key, upload.document),
             ("audit", deployment.narrow_key, refused.document),
         ):

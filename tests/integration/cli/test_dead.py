@@ -323,7 +323,7 @@ async def test_resign_never_brings_back_an_old_key(cli: Cli) -> None:
     async with _broker(cli) as channel:
         made = requests.rotation(cli.deployment, "acme", "k" * 40)
         rotation = await _bury_control(channel, cli, made, "rotation_id")
-        enrolment = await _bury_control(
+        enrollment = await _bury_control(
             channel, cli, requests.enroll(cli.deployment, "late"), "request_id"
         )
         unnamed = await cli.arun("dead", "replay", "--all", "--resign", "--json")
@@ -344,7 +344,7 @@ async def test_resign_never_brings_back_an_old_key(cli: Cli) -> None:
         renewed = json.loads(message.body)
         assert renewed["expected_generation"] == 3
         assert renewed["requested_at"] > _LONG_AGO
-        assert (await cli.arun("dead", "replay", enrolment, "--resign")).exit_code == 0
+        assert (await cli.arun("dead", "replay", enrollment, "--resign")).exit_code == 0
         assert await _depth(channel, dead) == 0
 
 

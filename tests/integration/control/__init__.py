@@ -1,1 +1,1 @@
-"""Tests of enrolments on real servers."""
+"""Tests of enrollments on real servers."""

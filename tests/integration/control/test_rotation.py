@@ -60,7 +60,7 @@ async def refused(served: WorkerUnderTest, document: Document, code: str, detail
 SEALED_FOR: dict[str, Callable[[Document], bytes]] = {
     "another project": lambda d: kek_info("rotation", d["rotation_id"], "other"),
     "another request": lambda _: kek_info("rotation", requests.new_id(), PROJECT),
-    "an enrolment": lambda d: kek_info("enroll", d["rotation_id"], PROJECT),
+    "an enrollment": lambda d: kek_info("enroll", d["rotation_id"], PROJECT),
     "nothing": lambda _: b"",
 }
 

@@ -228,7 +228,7 @@ def opened_body(request: UploadRequested, sealed: bytes) -> bytes:
 
 
 def opened_kek(request: EnrollRequested, purpose: Any, ciphertext: str) -> bytes:
-    """A KEK in an enrolment, opened as a worker would."""
+    """A KEK in an enrollment, opened as a worker would."""
     info = kek_info(purpose, request.request_id, request.project)
     return INTAKE.open(from_base64(ciphertext), info)
 

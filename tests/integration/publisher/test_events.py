@@ -72,7 +72,9 @@ async def test_event_told_while_many_wait_reaches_its_own(
         assert isinstance(event, UploadStored if n % 3 else UploadRejected)
 
 
-async def test_enrolment_is_waited_for_too(settings: PublisherSettings, worker: WorkerSide) -> None:
+async def test_enrollment_is_waited_for_too(
+    settings: PublisherSettings, worker: WorkerSide
+) -> None:
     async with Publisher.open(settings) as publisher:
         request_id = await publisher.enroll("acme", api_key="k" * 32)
         enrolled = ProjectEnrolled(request_id=request_id, project="acme", generation=1, at=AT)

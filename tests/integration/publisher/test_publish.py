@@ -107,7 +107,7 @@ async def test_every_kind_of_body_up_to_the_limit_goes_inline(
         assert _inline(verified(await worker.take())) == data
 
 
-async def test_enrolment_carries_the_keks_and_never_the_api_key(
+async def test_enrollment_carries_the_keks_and_never_the_api_key(
     settings: PublisherSettings, worker: WorkerSide
 ) -> None:
     async with Publisher.open(settings) as publisher:

@@ -98,7 +98,7 @@ async def test_headers_of_every_type_are_kept(served: WorkerUnderTest) -> None:
 async def test_attempts_that_a_sender_claims_do_not_count(
     served: WorkerUnderTest, attempt: object
 ) -> None:
-    """Without a MAC of a worker it is a first delivery, and waits for the enrolment.
+    """Without a MAC of a worker it is a first delivery, and waits for the enrollment.
 
     Issue 10, item 3: with `unknown_project:3` it was refused for good.
     """

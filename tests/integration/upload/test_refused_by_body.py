@@ -70,7 +70,7 @@ SEALED_FOR: dict[str, Callable[[str, str], bytes]] = {
     "another upload": lambda _id, key: upload_info(requests.new_id(), "acme", key),
     "another project": lambda upload_id, key: upload_info(upload_id, "other", key),
     "another key": lambda upload_id, key: upload_info(upload_id, "acme", key + "x"),
-    "an enrolment": lambda upload_id, _key: kek_info("enroll", upload_id, "acme"),
+    "an enrollment": lambda upload_id, _key: kek_info("enroll", upload_id, "acme"),
     "nothing": lambda _id, _key: b"",
 }
 

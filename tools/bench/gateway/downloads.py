@@ -1,8 +1,8 @@
 """Downloads through the gateway: one of 1 GiB, 64 at once of 16 MiB, and small ones (SPEC 9.2).
 
-Each round asks the gateway, the server that passes stored bytes through, and the storage
-itself, with the same client; throughput is of what the client got, CPU time of the server
-alone. What the first round of the large object gives is hashed.
+Each round requests from the gateway, the server that passes stored bytes through, and the storage
+itself, with the same client; throughput is of what the client got, CPU time only of the server.
+What the first round of the large object gives is hashed.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ async def small(world: World, scratch: Path, *, count: int, rounds: int) -> list
 
 
 async def sampled(world: World, scratch: Path, *, count: int) -> dict[str, float]:
-    """Milliseconds by layer of a 4 KiB object from the gateway, in a round of its own."""
+    """Milliseconds by layer of a 4 KiB object from the gateway, in a separate round."""
     samples, warm = scratch / "gateway.json", count // 10
     job: dict[str, float] = {"count": count, "concurrency": _SMALL_AT_ONCE, "warm": 0}
     async with opened(world, PROJECT, scratch, "sampled", samples=samples) as sides:

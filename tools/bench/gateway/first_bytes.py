@@ -33,20 +33,20 @@ async def measure(
     world: World, scratch: Path, *, size_bytes: int, samples: int, rounds: int
 ) -> list[Row]:
     """The rows for one server."""
-    small, whole = name_of(_SMALL_BYTES), name_of(size_bytes)
+    small, large = name_of(_SMALL_BYTES), name_of(size_bytes)
     middle = f"bytes={size_bytes // 2}-{size_bytes // 2}"
-    ranged = f"{_ONE_BYTE} in the middle of {whole}"
-    found: dict[str, list[list[list[float]]]] = {small: [], whole: [], ranged: []}
+    ranged = f"{_ONE_BYTE} in the middle of {large}"
+    found: dict[str, list[list[list[float]]]] = {small: [], large: [], ranged: []}
     async with opened(world, PROJECT, scratch, "first") as sides:
         targets = {
             small: [sides.ours(key_of(0)), sides.passed(key_of(0)), sides.bare(key_of(0))],
-            whole: [sides.ours(LARGE), sides.passed(LARGE), sides.bare(LARGE)],
+            large: [sides.ours(LARGE), sides.passed(LARGE), sides.bare(LARGE)],
             ranged: [sides.ours(LARGE, range=middle), sides.bare(LARGE, range=middle)],
         }
         await ask("first", targets[small], count=5, pause_s=_PAUSE_S)
         for _ in range(rounds):
-            for name, asked in targets.items():
-                report = await ask("first", asked, count=samples, pause_s=_PAUSE_S)
+            for name, sides_of_it in targets.items():
+                report = await ask("first", sides_of_it, count=samples, pause_s=_PAUSE_S)
                 found[name].append(report["seconds"])
     return [
         row for name, each in found.items() for row in rows(world.deployment.s3.kind, name, each)

@@ -59,14 +59,14 @@ async def measure(
 
 
 async def _fill(world: World, project: str) -> None:
-    await world.enrol(project)
+    await world.enroll(project)
     await world.load(project, 1, _BODY_BYTES)
 
 
 async def _a_round(
     world: World, scratch: Path, name: str, projects: Sequence[str], between: DelayProxy
 ) -> float:
-    """Keyring requests per cache period of a gateway of its own, once it knows every keyring.
+    """Keyring requests per cache period of a separate gateway, once it knows every keyring.
 
     Raises:
         BenchError: an object was not read from the storage.
@@ -100,7 +100,7 @@ def a_period(requests: int, passed_s: float) -> float:
 
 
 def row(server: str, projects: int, found: Sequence[float]) -> Row:
-    """One number of projects: the aim is that of so many listings."""
+    """One number of projects: the aim is the number of listings that show them all."""
     listings = -(-projects // _SHOWN_BY_A_LISTING)
     return Row(
         f"gateway, {projects:,} active projects, keyring requests per {CACHE_S:g} s of cache",

@@ -9,7 +9,7 @@ fails the run.
 | job | what it does |
 | --- | --- |
 | `whole` | one GET of the first target, with its SHA-256 where `hash` is on |
-| `first` | GETs of each target in turn, `count` times, each on a connection of its own |
+| `first` | GETs of each target in turn, `count` times, each on a new connection |
 | `many` | `count` GETs over the targets, `concurrency` at once, after `warm` that do not count |
 """
 
@@ -40,7 +40,7 @@ class LoadClientError(Exception):
 
 @dataclass(frozen=True)
 class Target:
-    """What is asked for."""
+    """What is requested."""
 
     url: str
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -108,7 +108,7 @@ class Connection(asyncio.Protocol):
             self._done.set_result(None)
 
     async def ask(self, head: bytes, *, hashed: Any = None) -> None:
-        """Send a request and take its whole answer."""
+        """Send a request and read its complete response."""
         assert self._transport is not None
         self.size_bytes, self.first_at, self._hashed = 0, 0.0, hashed
         self._done = asyncio.get_running_loop().create_future()
@@ -172,7 +172,7 @@ async def first(targets: Sequence[Target], count: int, pause_s: float) -> dict[s
 async def many(
     targets: Sequence[Target], count: int, *, warm: int, concurrency: int
 ) -> dict[str, Any]:
-    """So many GETs, so many at once, each of these on one connection."""
+    """`count` GETs, `concurrency` at a time, each of these on one connection."""
     heads = [target.head for target in targets]
     connections = [await _opened(targets[0]) for _ in range(concurrency)]
     size_bytes = 0

@@ -24,13 +24,13 @@ _MEMORY_A_BYTE = 3
 async def measure(
     deployment: Deployment,
     scratch: Path,
-    asked: Collection[str],
+    requested: Collection[str],
     rows: list[Row],
     *,
     quick: bool,
     rounds: int | None,
 ) -> None:
-    """Append the rows of what was asked for, as each is measured.
+    """Append the rows of what was requested, as each is measured.
 
     Raises:
         BenchError: something was not served, or the server has not the memory for it.
@@ -40,19 +40,19 @@ async def measure(
     rounds = rounds or (1 if quick else 5)
     check_memory(size_bytes, memory_a_byte=_MEMORY_A_BYTE)
     async with open_world(deployment) as world:
-        await world.enrol(downloads.PROJECT)
+        await world.enroll(downloads.PROJECT)
         await world.load(downloads.PROJECT, count, _SMALL_BYTES)
         sha256 = await world.load_large(downloads.PROJECT, downloads.LARGE, size_bytes)
-        if "gateway-large" in asked:
+        if "gateway-large" in requested:
             rows += await downloads.large(
                 world, scratch, size_bytes=size_bytes, sha256=sha256, rounds=rounds
             )
-        if "gateway-first" in asked:
+        if "gateway-first" in requested:
             rows += await first_bytes.measure(
                 world, scratch, size_bytes=size_bytes, samples=20 if quick else 60, rounds=rounds
             )
-        if "gateway-bodies" in asked:
+        if "gateway-bodies" in requested:
             body_bytes = (1 if quick else 16) * _MIB
             rows += await downloads.bodies(world, scratch, size_bytes=body_bytes, rounds=rounds)
-        if "gateway-small" in asked:
+        if "gateway-small" in requested:
             rows += await downloads.small(world, scratch, count=count, rounds=rounds)

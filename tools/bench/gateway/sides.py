@@ -1,7 +1,7 @@
 """Three sides of one object: the gateway, the server that passes bytes through, the storage.
 
-Gateway and passing server are processes of their own, started with the same settings. The
-storage itself is asked by presigned URLs, so that no side's client has to sign.
+Gateway and passing server are separate processes, started with the same settings. The storage
+itself is read by presigned URLs, so that no side's client has to sign.
 """
 
 from __future__ import annotations

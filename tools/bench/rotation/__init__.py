@@ -10,6 +10,6 @@
 | `passes` | one pass over pages by running page workers, and what it took |
 | `delay_proxy`, `reencrypt` | separate processes: the delaying proxy, and the baseline |
 
-The page workers are the real `keyturn worker sweep`. Where one pass alone is measured, the
+The page workers are the real `keyturn worker sweep`. Where a single pass is measured, the
 bench is the planner: it writes the sweep's record and sends its pages.
 """

@@ -1,14 +1,13 @@
 """A storage that is further away: a proxy that holds every request back, and counts.
 
 `python -m tools.bench.rotation.delay_proxy HOST PORT --delay-ms N --under PATH` listens on
-loopback, prints its port, and for each line on standard input prints what it saw since
-the line before. A line of two numbers begins no new count: these are the delays from then on,
-in milliseconds, of every request, and what comes on top of it under the path. It ends with
-its input. Latency alone is added, not a lack of bandwidth:
-as many requests as come are under way at once. With `--at-once N` it is a server with N
-threads: so many requests are under way, each for as long as it is held (once, in however many
-pieces it comes) and answered, and the others wait in the order in which they came. It keeps
-what it has not sent in memory, so it is for small bodies.
+loopback, prints its port, and for each line on standard input prints what it saw since the line
+before. A line of two numbers begins no new count: these are the delays from then on, in
+milliseconds, of every request, and what is added to it under the path. It ends with its input. Only
+latency is added, no limit of bandwidth: any number of requests is under way at once. With
+`--at-once N` it is a server with N threads: N requests are under way, each for as long as it is
+held (once, in however many pieces it comes) and answered, and the others wait in the order in which
+they came. It keeps what it has not sent in memory, so it is for small bodies.
 
 A client here sends a request only after the answer to the one before on that connection,
 so what comes from it after an answer is a request's beginning. Nothing else is parsed.
@@ -296,13 +295,13 @@ class DelayProxy:
     _process: asyncio.subprocess.Process
 
     async def seen(self) -> Seen:
-        """What went through since this was asked before."""
+        """What went through since the previous call."""
         assert self._process.stdin is not None
         self._process.stdin.write(b"\n")
         return Seen(**await _line(self._process))
 
     async def delay(self, delay_ms: int, *, under_ms: int = 0) -> None:
-        """Hold requests back for so long from now on, and those under the path for more."""
+        """Hold requests back for this long from now on, and those under the path for longer."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{delay_ms} {under_ms}\n".encode())
         await _line(self._process)

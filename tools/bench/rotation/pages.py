@@ -63,7 +63,7 @@ class Counted:
 
     @classmethod
     def of(cls, seen: Seen, objects: int) -> Counted:
-        """An object's share of what a pass over so many sent."""
+        """An object's share of what a pass over `objects` of them sent."""
         return cls(seen.under / objects, seen.requests / objects, seen.received_bytes / objects)
 
 
@@ -115,7 +115,7 @@ async def _rounds(world: World, scratch: Path, count: int, warm: int, rounds: in
 async def _counted(
     world: World, scratch: Path, project: str, count: int
 ) -> tuple[Counted, Counted]:
-    """What an object cost on the wire in a writing and in a proving pass of their own."""
+    """What an object cost on the wire in a separate writing pass and proving pass."""
     pages = pages_of([key_of(number) for number in range(count)], PAGE_KEYS)
     under = f"/{world.deployment.bucket}/{project}/"
     async with (
@@ -154,7 +154,7 @@ async def measure(
     warm, tagged = max(1, count // 15), max(1, count // 10)
     async with open_world(deployment) as world:
         for project, number in ((PROJECT, warm + count), (_TAGGED, tagged)):
-            await world.enrol(project)
+            await world.enroll(project)
             tags = _TAGS if project == _TAGGED else None
             await world.load(project, number, _BODY_BYTES, tags=tags)
         await _theirs(deployment, "puts", count, warm)

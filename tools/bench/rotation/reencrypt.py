@@ -1,7 +1,7 @@
 """The baseline for a rotation: `python -m tools.bench.rotation.reencrypt KEY ONTO`.
 
 Downloads an object, opens it, seals it under a fresh DEK, and uploads that, all streamed:
-what rotation costs where the ciphertext is not left alone. It reads where the bucket is
+what rotation costs where the ciphertext is rewritten. It reads where the bucket is
 from `KEYTURN_S3_…`, and the DEK in hex from standard input; it prints seconds of wall and
 CPU time. Plain boto3, whose own threads upload the parts.
 """
@@ -41,7 +41,7 @@ class Resealed(io.RawIOBase):
         return True
 
     def read(self, size: int = -1) -> bytes:
-        """Up to so many bytes; nothing at the end."""
+        """Up to `size` bytes; nothing at the end."""
         while not self._over and (size < 0 or len(self._held) < size):
             if piece := self._source.read(_PIECE_BYTES):
                 self._held += self._sealer.update(self._opener.update(piece))

@@ -84,7 +84,7 @@ async def measure(
         await aio_pika.connect(deployment.amqp_url) as connection,
         AsyncExitStack() as stack,
     ):
-        await world.enrol(PROJECT)
+        await world.enroll(PROJECT)
         await world.load(PROJECT, max(workers) * objects_a_worker, _BODY_BYTES)
         channel = await connection.channel()
         running: list[Running] = []
@@ -154,10 +154,9 @@ def _started_by_us_s() -> float:
 
 
 def rows(server: str, name: str, found: Rounds) -> list[Row]:
-    """Objects a second against so many times what one worker did.
+    """Objects a second against N times what one worker did.
 
-    The aim is of those numbers of workers alone that left a core free: it is the cores that
-    limit the others.
+    The aim is only for those numbers of workers that left a core free: the cores limit the others.
     """
     one = found.per_s[min(found.per_s)]
     made = []

@@ -2,7 +2,7 @@
 
 Ours is one take of a page with that one object, by the product's own `PageWorker`: keyring,
 listing, ranged read, copy, keyring again. Theirs is download, opening, sealing and upload
-of the same object, by a process of its own. A bare HEAD and self-copy of an object of that
+of the same object, by a separate process. A bare HEAD and self-copy of an object of that
 size says what the server itself needs for it.
 """
 
@@ -68,7 +68,7 @@ async def measure(deployment: Deployment, *, sizes: Sequence[int], rounds: int) 
     check_memory(sum(sizes) * (1 + rounds), memory_a_byte=_MEMORY_A_BYTE)
     found = {size_bytes: Rounds() for size_bytes in sizes}
     async with open_world(deployment) as world:
-        await world.enrol(PROJECT)
+        await world.enroll(PROJECT)
         await world.load_large(PROJECT, "warm", 4 * _KIB)
         for size_bytes in sizes:
             await world.load_large(PROJECT, str(size_bytes), size_bytes)

@@ -58,7 +58,7 @@ class Found:
 
 
 async def measure(deployment: Deployment, scratch: Path, *, count: int, lease_s: int) -> Found:
-    """Rotate a project of so many objects.
+    """Rotate a project of `count` objects.
 
     Raises:
         BenchError: it did not end, or not clean.
@@ -70,7 +70,7 @@ async def measure(deployment: Deployment, scratch: Path, *, count: int, lease_s:
         worker(env, scratch / "sweep.log", "sweep") as sweep,
         open_wire(deployment) as wire,
     ):
-        await world.enrol(PROJECT)
+        await world.enroll(PROJECT)
         await world.load(PROJECT, count, _BODY_BYTES)
         idle_mib = sweep.rss_bytes() / _MIB
         for running in (control, sweep):
@@ -165,7 +165,7 @@ def thirds(done: Sequence[tuple[float, int]]) -> tuple[float, float, float]:
 
 
 def _moment(done: Sequence[tuple[float, int]], wanted: float) -> float:
-    """When so many were done."""
+    """When `wanted` objects were done."""
     for (before_s, before), (after_s, after) in pairwise([(0.0, 0), *done]):
         if wanted <= after:
             return before_s + (after_s - before_s) * (wanted - before) / (after - before)

@@ -76,7 +76,7 @@ class World:
     api_keys: dict[str, str] = field(default_factory=dict)
     """The current API key by project."""
 
-    async def enrol(self, project: str) -> None:
+    async def enroll(self, project: str) -> None:
         """Put the project's first keyring."""
         kek = self._new_kek(project)
         first = Generation(1, kek_id(kek), kek, new_id(), now(), now())

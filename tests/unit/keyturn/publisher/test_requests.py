@@ -127,7 +127,7 @@ def test_no_secret_shows_in_a_draft() -> None:
 
 
 @pytest.mark.parametrize("as_secret", [True, False])
-def test_enrolment_seals_the_kek_of_the_key_and_the_pepper(as_secret: bool) -> None:
+def test_enrollment_seals_the_kek_of_the_key_and_the_pepper(as_secret: bool) -> None:
     request = _enroll(api_key=SecretStr(API_KEY) if as_secret else API_KEY)
     info = kek_info("enroll", request.request_id, "acme")
     kek = INTAKE.open(from_base64(request.sealed_kek.ciphertext), info)

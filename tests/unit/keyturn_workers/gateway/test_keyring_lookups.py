@@ -34,7 +34,7 @@ def spent(monkeypatch: pytest.MonkeyPatch) -> Bench:
     return bench
 
 
-def _enrol(bench: Bench, project: str, api_key: str = API_KEY) -> None:
+def _enroll(bench: Bench, project: str, api_key: str = API_KEY) -> None:
     ring = ring_of(api_key, project)
     bench.storage.plant(keyring_s3_key(project), build_keyring(ring, MASTER_KEYS), Headers({}))
 
@@ -57,7 +57,7 @@ async def test_made_up_projects_cost_a_few_requests_not_one_each() -> None:
 
 async def test_wrong_keys_of_existing_projects_cost_no_more(spent: Bench) -> None:
     for number in range(50):
-        _enrol(spent, f"project-{number}")
+        _enroll(spent, f"project-{number}")
         await spent.auth.authenticate(f"project-{number}", [f"Bearer {API_KEY}"])
     spent.storage.calls.clear()
     for _ in range(5):
@@ -71,7 +71,7 @@ async def test_the_right_key_is_accepted_however_many_wrong_ones_arrive(spent: B
     """For a project that this process never read, and for one rotated a moment ago."""
     await spent.authenticate()
     spent.write_keyring(turned_to(spent.ring, NEW_API_KEY))
-    _enrol(spent, "first-timer")
+    _enroll(spent, "first-timer")
     flood = [asyncio.create_task(_refused(spent, f"made-up-{number}")) for number in range(500)]
     await asyncio.sleep(0)
     async with asyncio.timeout(5):
@@ -108,7 +108,7 @@ async def test_a_listing_sent_before_a_request_does_not_decide_about_it(
     spent.storage.list = stalls  # type: ignore[method-assign]
     early = asyncio.create_task(_refused(spent, "late"))
     await sent.wait()
-    _enrol(spent, "late")
+    _enroll(spent, "late")
     late = asyncio.create_task(spent.auth.authenticate("late", [f"Bearer {API_KEY}"]))
     await asyncio.sleep(0)
     answered.set()

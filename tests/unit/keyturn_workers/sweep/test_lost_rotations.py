@@ -180,14 +180,14 @@ async def test_a_round_reads_a_limited_number_of_keyrings(monkeypatch: pytest.Mo
 async def test_the_last_rotations_record_is_kept_while_earlier_keys_are() -> None:
     scene = Scene()
     ring = _rotated()
-    rotation_id, enrolment_id = ring.current.rotation_id, ring.history[0].rotation_id
+    rotation_id, enrollment_id = ring.current.rotation_id, ring.history[0].rotation_id
     await scene.put(ring)
     await scene.add_ended_sweep(ring, rotation_id)
-    await scene.add_ended_sweep(ring, enrolment_id)
+    await scene.add_ended_sweep(ring, enrollment_id)
     for _ in range(2):
         await scene.round(timedelta(days=30))
     assert await scene.store.find_plan(rotation_id, "acme") is not None
-    assert await scene.store.find_plan(enrolment_id, "acme") is None
+    assert await scene.store.find_plan(enrollment_id, "acme") is None
     await scene.put(retire_old_keys(ring))
     for _ in range(2):
         await scene.round(timedelta(days=30))

@@ -236,17 +236,17 @@ def test_a_dead_letter_that_was_never_sent_is_found(evidence: Evidence) -> None:
 def test_a_dead_letter_with_an_unreplayable_body_is_found(evidence: Evidence) -> None:
     """As 0.4 kept 256 KiB of each refused upload."""
     code, of_body = "already_exists", digest(HONEST.body)
-    without = Letter("keyturn.upload.dead", UPLOAD.upload_id, code, of_body, whole=False)
+    without = Letter("keyturn.upload.dead", UPLOAD.upload_id, code, of_body, has_body=False)
     change = _with_letters(*evidence.broker.letters, without)
     assert attack_checks.letters(change(evidence)) == []
-    change = _with_letters(*evidence.broker.letters, replace(without, whole=True))
+    change = _with_letters(*evidence.broker.letters, replace(without, has_body=True))
     (message,) = attack_checks.letters(change(evidence))
     assert message.startswith("this dead letter keeps its body")
 
 
 def test_an_unsigned_event_that_no_attack_published_is_found(evidence: Evidence) -> None:
-    asked = [OperatorRequest(ROTATION, "rotation.completed", "amber")]
-    evidence = replace(evidence, asked=asked)
+    requested = [OperatorRequest(ROTATION, "rotation.completed", "amber")]
+    evidence = replace(evidence, requested=requested)
     assert message_checks.events(evidence) == []
     broker = replace(evidence.broker, unverified=["digest of another"])
     (message,) = message_checks.events(replace(evidence, broker=broker))

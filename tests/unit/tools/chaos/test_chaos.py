@@ -247,7 +247,7 @@ async def test_a_broken_connection_may_or_may_not_reach_the_server(
         if fault == "late":
             assert server.requests == []
             await asyncio.sleep(0.6)  # longer than it is late
-        assert [asked.body for asked in server.requests] == [b"body"] * arrives
+        assert [request.body for request in server.requests] == [b"body"] * arrives
 
 
 async def test_a_slow_response_arrives_after_its_delay() -> None:

@@ -35,14 +35,14 @@ def _without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @asynccontextmanager
 async def _standing_for_a_gateway(answer: Answer) -> AsyncIterator[str]:
-    async def asked(request: web.Request) -> web.StreamResponse:
+    async def respond(request: web.Request) -> web.StreamResponse:
         assert request.path == "/v1/projects/amber/objects/a folder/ü.bin"
         key = request.headers["Authorization"].removeprefix("Bearer ")
         assert key in {OLD, CURRENT}
         return await answer(request, key == CURRENT)
 
     app = web.Application()
-    app.router.add_get("/{rest:.*}", asked)
+    app.router.add_get("/{rest:.*}", respond)
     runner = web.AppRunner(app)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -72,12 +72,12 @@ async def _read(
     return found
 
 
-def _whole() -> web.Response:
+def _complete() -> web.Response:
     return web.Response(body=plaintext(SEED, UPLOAD))
 
 
 async def _honest(_: web.Request, current: bool) -> web.StreamResponse:
-    return _whole() if current else web.Response(status=401)
+    return _complete() if current else web.Response(status=401)
 
 
 async def test_a_correct_gateway_passes() -> None:
@@ -95,12 +95,12 @@ async def _other_bytes(_: web.Request, current: bool) -> web.StreamResponse:
 
 
 async def _fewer_bytes(_: web.Request, current: bool) -> web.StreamResponse:
-    return web.Response(body=plaintext(SEED, UPLOAD)[:-1]) if current else _whole()
+    return web.Response(body=plaintext(SEED, UPLOAD)[:-1]) if current else _complete()
 
 
 async def _everybody(_: web.Request, current: bool) -> web.StreamResponse:
     del current
-    return _whole()
+    return _complete()
 
 
 async def _nobody(_: web.Request, current: bool) -> web.StreamResponse:
