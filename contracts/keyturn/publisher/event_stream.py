@@ -7,11 +7,14 @@ Anyone with write access to the exchange can put a message on the stream whose p
 library cannot decode (a timestamp beyond the year 9999, a string that is not UTF-8). Its decoder
 raises while it reads the connection, and the connection is lost. Keyturn's workers write no such
 message, so `follow` reads up to it, one message at a time and on a separate connection, and resumes
-after it. Where reading begins at such a message, its offset is unknown, so reading begins earlier:
-by a minute, an hour, a day, then with all that the stream holds. Do not publish on the connection
-that events are read from: such a loss would leave publishes without an outcome.
+after it once its delivery has broken two connections in a row. Where reading begins at such a
+message, its offset is unknown, so reading begins earlier: by a minute, an hour, a day, then with
+all that the stream holds. Do not publish on the connection that events are read from: such a loss
+would leave publishes without an outcome.
 
-It must never declare a stream, and never yield an event whose signature it has not checked.
+It must never declare a stream, never yield an event whose signature it has not checked, and
+never skip a message that can be decoded: an error while it connects, attaches, acknowledges or
+closes says nothing about any message.
 """
 
 import asyncio
@@ -57,6 +60,10 @@ _log = logging.getLogger(__name__)
 
 PREFETCH: Final = 256
 _PAUSES_S: Final = (0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
+# After each skipped message, until one can be read: a flood of them must not make every reader
+# reconnect as fast as it can.
+_SKIP_PAUSES_S: Final = (0.1, 0.25, 0.5, 1.0)
+_LOSSES_OF_PROOF: Final = 2
 _KNOWN_AGAIN_S: Final = 5.0
 _OFFSET_HEADER: Final = "x-stream-offset"
 _NOT_READABLE: Final = (ChannelNotFoundEntity, ChannelAccessRefused)
@@ -131,7 +138,19 @@ class _InterruptedError(Exception):
 
 
 class _UndecodableError(Exception):
-    """The connection was lost because the client library cannot decode a message."""
+    """The connection was lost because the client library cannot decode what it received."""
+
+
+class _UndecodableMessageError(_UndecodableError):
+    """It was lost through an attached consumer, by what was delivered to it.
+
+    Attributes:
+        offset: The message that was being delivered; None if that is unknown.
+    """
+
+    def __init__(self, offset: int | None) -> None:
+        super().__init__()
+        self.offset = offset
 
 
 class _OtherStreamError(Exception):
@@ -146,22 +165,30 @@ class _Position:
         place: Where to begin, as long as nothing was read.
         last: The last record that was read.
         skipped: How many messages after that one are passed over.
+        suspect: The message to attach at because its delivery perhaps broke a connection.
+        losses: How many connections in a row its delivery has broken.
         is_attached: Whether a consumer ever attached.
         is_careful: Whether to read one message at a time, on a separate connection: otherwise
             it is uncertain which message cannot be decoded.
+        is_silent: Whether the last consumer waited in vain for `last`.
         retreats: How often the beginning was moved to an earlier moment.
     """
 
     place: Start
     last: StreamRecord | None = None
     skipped: int = 0
+    suspect: int | None = None
+    losses: int = 0
     is_attached: bool = False
     is_careful: bool = False
+    is_silent: bool = False
     retreats: int = 0
 
     @property
     def start(self) -> Start:
         """Where to attach: at `last` itself, to recognize the stream by it, or after it."""
+        if self.suspect is not None:
+            return self.suspect
         if self.last is not None:
             return self.last.offset + (1 + self.skipped if self.skipped else 0)
         return self.place + self.skipped if isinstance(self.place, int) else self.place
@@ -169,27 +196,63 @@ class _Position:
     @property
     def expected(self) -> StreamRecord | None:
         """The record that the stream delivers first if it is the same stream as before."""
-        return None if self.skipped else self.last
+        return None if self.skipped or self.suspect is not None else self.last
+
+    @property
+    def first(self) -> int | None:
+        """The offset of what is delivered first, if it is known."""
+        start = self.start
+        return start if isinstance(start, int) and self.expected is None else None
 
     def advance(self, record: StreamRecord) -> None:
         """Note what was read; after one record, careful reading ends."""
-        self.last, self.skipped, self.is_careful = record, 0, False
+        self.last, self.skipped = record, 0
+        self.is_careful = self.is_silent = False
+        self.forget_suspect()
 
-    def pass_undecodable(self, cause: "_UndecodableError") -> None:
+    def forget_suspect(self) -> None:
+        """Begin again with what shows that a message cannot be decoded."""
+        self.suspect, self.losses = None, 0
+
+    def pass_undecodable(self, cause: _UndecodableError) -> float | None:
         """Approach the message that cannot be decoded; go past it once it is known.
+
+        It is known when its delivery broke two connections in a row that nobody else used.
+
+        Returns:
+            After how many seconds to attach again; None if no message was the cause.
 
         Raises:
             EventsUnavailableError: what cannot be decoded is the broker's handshake.
         """
-        if self.is_careful and not self.is_attached:
-            raise EventsUnavailableError("the broker's frames cannot be decoded") from cause
         if not self.is_careful:
             self.is_careful = True
-        elif self.last is None and not isinstance(self.place, int):
-            self._retreat()
+            _log.info("reading one message at a time from %s on", self.start)
+        elif not isinstance(cause, _UndecodableMessageError):
+            if not self.is_attached:
+                raise EventsUnavailableError("the broker's frames cannot be decoded") from cause
+            return None
+        elif cause.offset is not None:
+            return self._suspect(cause.offset)
+        elif self.last is not None:  # which was decoded once
+            self.suspect, self.losses = self.last.offset + 1, 0
+            _log.info("the last event broke a connection; attaching after it")
         else:
-            self.skipped += 1
-            _log.warning("skipped a message that cannot be decoded, before offset %s", self.start)
+            self._retreat()
+            _log.info("a message before the first event broke a connection; reading begins earlier")
+        return 0.0
+
+    def _suspect(self, offset: int) -> float:
+        if offset != self.suspect:
+            self.suspect, self.losses = offset, 0
+        self.losses += 1
+        if self.losses < _LOSSES_OF_PROOF:
+            _log.info("the message at offset %d broke a connection; reading it again", offset)
+            return 0.0
+        self.skipped += 1
+        self.forget_suspect()
+        _log.warning("skipped a message that cannot be decoded, before offset %s", self.start)
+        return _SKIP_PAUSES_S[min(self.skipped, len(_SKIP_PAUSES_S)) - 1]
 
     def _retreat(self) -> None:
         if isinstance(self.place, datetime) and self.retreats < len(_EARLIER):
@@ -234,14 +297,17 @@ async def follow(
             position = _Position(start, is_attached=True)
             continue
         except _UndecodableError as exc:
-            position.pass_undecodable(exc)
-            continue
+            if (wait_s := position.pass_undecodable(exc)) is not None:
+                await asyncio.sleep(wait_s)
+                continue
+            _log.debug("reading events failed before a consumer was attached")
         except (TimeoutError, *CONNECTION_EXCEPTIONS) as exc:
             if not position.is_attached:
                 refusals.append(_unreadable(stream, exc))
                 stream = _replacement(others, refusals, exc)
                 continue
             _log.debug("reading events failed (%s)", type(exc).__name__)
+        position.forget_suspect()
         pause_s = _PAUSES_S[min(attempt, len(_PAUSES_S) - 1)]
         attempt += 1
         _log.info("reading events was interrupted; retrying in %g s", pause_s)
@@ -271,8 +337,8 @@ async def _read(attach: "_Attach", position: _Position) -> AsyncGenerator[Stream
     async with attach(position.start, prefetch=prefetch) as messages:
         position.is_attached = True
         # One acknowledgment for many messages; the others keep the stream flowing.
-        drained = _drain(messages, ack_every=max(1, prefetch // 4))
-        async with aclosing(_after(position.expected, drained)) as records:
+        drained = _drain(messages, position.first, ack_every=max(1, prefetch // 4))
+        async with aclosing(_after(position, drained)) as records:
             async for record in records:
                 position.advance(record)
                 yield record
@@ -291,7 +357,7 @@ async def _first_offset(attach: "_Attach", since: datetime, messages: "_Messages
 
     Raises:
         _InterruptedError: a consumer was lost.
-        _UndecodableError: a consumer was lost to a message that cannot be decoded.
+        _UndecodableMessageError: a consumer was lost to a message that cannot be decoded.
     """
     async with attach(since, prefetch=1) as later:
         offset = await _first_of(messages, later)
@@ -314,33 +380,40 @@ async def _first_of(*consumers: "_Messages") -> int:
             wait.cancel()
     match message:
         case _Loss.UNDECODABLE:
-            raise _UndecodableError
+            raise _UndecodableMessageError(None)
         case _Loss.CONNECTION:
             raise _InterruptedError
     return message.record.offset
 
 
 async def _after(
-    last: StreamRecord | None, records: AsyncGenerator[StreamRecord, None]
+    position: _Position, records: AsyncGenerator[StreamRecord, None]
 ) -> AsyncGenerator[StreamRecord, None]:
-    """The records after `last`, which the reader requests again to recognize the stream by.
+    """The records after the last one, which the reader requests again to recognize the stream by.
 
     A stream that was deleted and declared again counts from 0: without this check, its events
     would be taken for old ones and silently passed over. A stream never drops its tail for age
-    or size, so the same stream delivers something from `last` on at once.
+    or size, so the same stream delivers something from `last` on at once. A slow broker may not,
+    so that only the second consumer that waits in vain says that the stream is another one.
 
     Raises:
         _OtherStreamError: `last` is not where it was.
     """
+    last = position.expected
     async with aclosing(records):
         if last is not None:
             try:
                 async with asyncio.timeout(_KNOWN_AGAIN_S):
                     again = await anext(records, None)
             except TimeoutError as exc:
-                raise _OtherStreamError from exc
+                _log.info("offset %d was not delivered again", last.offset)
+                if position.is_silent:
+                    raise _OtherStreamError from exc
+                position.is_silent = True
+                return
             if again is None:
                 return
+            position.is_silent = False
             if again.offset > last.offset:  # `last` itself was removed for its age
                 yield again
             elif again != last:
@@ -387,7 +460,8 @@ async def _consumer(
             async with _consumer(own, stream, start, prefetch=prefetch, isolated=False) as messages:
                 yield messages
         finally:
-            await asyncio.shield(own.close())
+            with suppress(_UndecodableError), _undecodable_errors():
+                await asyncio.shield(own.close())
         return
     messages = asyncio.Queue()  # holds no more than the prefetch
 
@@ -406,6 +480,7 @@ async def _consumer(
         with normalize_connection_errors(), _undecodable_errors():
             await channel.get_queue(stream, ensure=True)
             await underlay.basic_consume(stream, receive, arguments=arguments)
+        _log.debug("reading %s from %s on, %d messages at a time", stream, start, prefetch)
         yield messages
     finally:
         with suppress(_UndecodableError), _undecodable_errors():
@@ -427,26 +502,39 @@ def _text(headers: Mapping[str, Any], name: str) -> str:
     return value if isinstance(value, str) else ""
 
 
-async def _drain(messages: _Messages, *, ack_every: int) -> AsyncGenerator[StreamRecord, None]:
+async def _drain(
+    messages: _Messages, first: int | None, *, ack_every: int
+) -> AsyncGenerator[StreamRecord, None]:
     """The records until the consumer is lost.
 
+    A record is acknowledged only after it was yielded: whatever the acknowledgment brings about,
+    the record has been read.
+
+    Args:
+        messages: What the consumer delivers.
+        first: The offset of the first record, if it is known.
+        ack_every: How many records to acknowledge at once.
+
     Raises:
-        _UndecodableError: it was lost to a message that cannot be decoded.
+        _UndecodableMessageError: it was lost to a message that cannot be decoded.
     """
     unacknowledged = 0
     while isinstance(message := await messages.get(), _Delivery):
+        yield message.record
+        first = message.record.offset + 1
         unacknowledged += 1
         if unacknowledged >= ack_every:
             with normalize_connection_errors(), _undecodable_errors():
                 await message.ack()
             unacknowledged = 0
-        yield message.record
     if message is _Loss.UNDECODABLE:
-        raise _UndecodableError
+        raise _UndecodableMessageError(first)
 
 
 def _loss(exc: BaseException | None) -> _Loss:
-    return _Loss.UNDECODABLE if _is_undecodable(exc) else _Loss.CONNECTION
+    loss = _Loss.UNDECODABLE if _is_undecodable(exc) else _Loss.CONNECTION
+    _log.debug("a consumer was lost: %s (%s)", loss.name, type(exc).__name__)
+    return loss
 
 
 def _is_undecodable(exc: BaseException | None) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections import defaultdict
 from contextlib import aclosing, asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -33,10 +34,16 @@ class _Broker:
     Attributes:
         attaching: What happens, by the number of the attachment, between the choice of a
             consumer's place and its first delivery.
+        refused: By the number of the attachment, the error that it ends with.
+        silent: The numbers of attachments that are delivered nothing.
+        ack_errors: By the offset, the error that its next acknowledgment ends with.
     """
 
     def __init__(self) -> None:
         self.attaching: dict[int, Callable[[], None]] = {}
+        self.refused: dict[int, Exception] = {}
+        self.silent: set[int] = set()
+        self.ack_errors: dict[int, Exception] = {}
         self.attached: defaultdict[int, asyncio.Event] = defaultdict(asyncio.Event)
         self.starts: list[object] = []
         self._log: list[tuple[datetime, Any]] = []
@@ -44,9 +51,12 @@ class _Broker:
         self._shared: list[tuple[int, asyncio.Queue[Any]]] = []
 
     def write(self, at: datetime = _NOW) -> None:
-        async def ack() -> None: ...
-
         offset = len(self._log)
+
+        async def ack() -> None:
+            if (error := self.ack_errors.pop(offset, None)) is not None:
+                raise error
+
         record = event_stream.StreamRecord(offset, b"%d" % offset, "")
         self._log.append((at, event_stream._Delivery(record, ack)))
         for place, queue in self._consumers:
@@ -65,6 +75,13 @@ class _Broker:
         for _, queue in self._shared:
             queue.put_nowait(event_stream._Loss.UNDECODABLE)
 
+    async def attachment(self, number: int) -> None:
+        await asyncio.wait_for(self.attached[number].wait(), timeout=5)
+
+    def break_every_connection(self) -> None:
+        for _, queue in self._consumers:
+            queue.put_nowait(event_stream._Loss.UNDECODABLE)
+
     def make_anew(self) -> None:
         self.lose()
         self._log.clear()
@@ -76,10 +93,14 @@ class _Broker:
         assert prefetch == 1 or not isolated
         self.starts.append(start)
         happens = self.attaching.get(len(self.starts))
+        if (error := self.refused.get(len(self.starts))) is not None:
+            raise error
         found = self._place(start)
         if happens is not None:
             happens()
         place = len(self._log) if found is None else found
+        if len(self.starts) in self.silent:
+            place = sys.maxsize
         queue: asyncio.Queue[Any] = asyncio.Queue()
         for _, message in self._log[place:]:
             queue.put_nowait(message)
@@ -108,6 +129,7 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> _Broker:
     monkeypatch.setattr(event_stream, "_consumer", made.consumer)
     monkeypatch.setattr(event_stream, "_KNOWN_AGAIN_S", 0.01)
     monkeypatch.setattr(event_stream, "_PAUSES_S", (0.0,))
+    monkeypatch.setattr(event_stream, "_SKIP_PAUSES_S", (0.0,))
     return made
 
 
@@ -273,3 +295,163 @@ def test_the_key_that_is_named_is_tried_first(monkeypatch: pytest.MonkeyPatch) -
     assert verifier.event(_told(_NEW, _NEW.id)) is not None
     assert verifier.event(_told(_NEW, "")) is not None
     assert tried == [_NEW.id, _OLD.id, _NEW.id]
+
+
+async def test_an_error_of_attaching_skips_nothing(broker: _Broker) -> None:
+    """A broker that closes the connection during the handshake looks like one, for example."""
+    broker.write()
+    reading = asyncio.create_task(_read(2, 0))
+    await broker.attachment(1)
+    broker.refused = dict.fromkeys(range(2, 7), event_stream._UndecodableError())
+    broker.break_shared_connection()
+    await broker.attachment(7)
+    broker.write()
+    assert await reading == [0, 1]
+
+
+async def test_an_error_of_acknowledging_skips_nothing(broker: _Broker) -> None:
+    """What follows the record may break the connection before its acknowledgment is sent."""
+    broker.write()
+    reading = asyncio.create_task(_read(3, 0))
+    await broker.attachment(1)
+    broker.ack_errors = {1: ValueError(), 2: ValueError()}
+    broker.break_shared_connection()
+    await broker.attachment(2)
+    broker.write()
+    broker.write()
+    assert await reading == [0, 1, 2]
+
+
+async def test_a_message_is_skipped_only_if_it_breaks_two_connections_in_a_row(
+    broker: _Broker,
+) -> None:
+    broker.write()
+    broker.silent = set(range(1, 5))
+    reading = asyncio.create_task(_read(2, 0))
+    for attachment in (1, 2):
+        await broker.attachment(attachment)
+        broker.break_every_connection()
+    await broker.attachment(3)
+    broker.lose()
+    await broker.attachment(4)
+    broker.break_every_connection()
+    await broker.attachment(5)
+    broker.write()
+    assert await reading == [0, 1]
+
+
+async def test_a_loss_before_the_last_event_comes_again_proves_nothing_of_the_next(
+    broker: _Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_stream, "_KNOWN_AGAIN_S", 60)
+    broker.write()
+    broker.silent = {2, 3}
+    reading = asyncio.create_task(_read(2, 0))
+    await broker.attachment(1)
+    broker.break_every_connection()
+    await broker.attachment(2)
+    broker.write()
+    for attachment in (2, 3):
+        await broker.attachment(attachment)
+        broker.break_every_connection()
+    assert await reading == [0, 1]
+
+
+async def test_the_pause_after_skipped_messages_grows_until_one_is_read(
+    broker: _Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many of them in a row must not make readers connect as fast as they can."""
+    pauses: list[float] = []
+    sleep = asyncio.sleep
+
+    async def pause(delay_s: float) -> None:
+        pauses.append(delay_s)
+        await sleep(0)
+
+    for undecodable in (5, 1):
+        broker.write()
+        for _ in range(undecodable):
+            broker.write_undecodable()
+    broker.write()
+    monkeypatch.setattr(event_stream, "_SKIP_PAUSES_S", (1, 2, 3))
+    monkeypatch.setattr(asyncio, "sleep", pause)
+    assert await _read(3, 0) == [0, 6, 8]
+    assert [each for each in pauses if each] == [1, 2, 3, 3, 3, 1]
+
+
+def test_three_messages_in_a_row_are_passed_within_seconds() -> None:
+    assert sum(event_stream._SKIP_PAUSES_S[:3]) < 2
+    assert max(event_stream._SKIP_PAUSES_S) <= 5
+
+
+async def test_a_broker_that_is_slow_once_is_not_taken_for_another_stream(broker: _Broker) -> None:
+    """Otherwise the events since the beginning would come again."""
+    broker.write()
+    broker.silent = {2}
+    reading = asyncio.create_task(_read(2, 0))
+    await broker.attachment(1)
+    broker.lose()
+    await broker.attachment(3)
+    broker.write()
+    assert await reading == [0, 1]
+
+
+async def test_another_stream_that_is_empty_is_noticed(broker: _Broker) -> None:
+    broker.write()
+    reading = asyncio.create_task(_read(2, 0))
+    await broker.attachment(1)
+    broker.make_anew()
+    await broker.attachment(4)
+    broker.write()
+    assert await reading == [0, 0]
+
+
+class _Connection:
+    """A connection whose channels open, and which fails when it is closed."""
+
+    def __init__(self) -> None:
+        self.channels: list[_Channel] = []
+
+    def separate(self) -> _Connection:
+        return self
+
+    async def channel(self, prefetch: int) -> _Channel:
+        assert prefetch == 1
+        self.channels.append(_Channel())
+        return self.channels[-1]
+
+    async def close(self) -> None:
+        raise OverflowError
+
+
+class _Channel:
+    """Both layers of a channel; the decoder's error ends it when it is closed."""
+
+    def __init__(self) -> None:
+        self.close_callbacks: set[Callable[[object, BaseException | None], None]] = set()
+        self.on_consumer_cancel_callbacks: set[object] = set()
+
+    async def get_underlay_channel(self) -> _Channel:
+        return self
+
+    async def get_queue(self, stream: str, *, ensure: bool) -> None: ...
+
+    async def basic_consume(self, stream: str, receive: object, *, arguments: object) -> None: ...
+
+    async def close(self) -> None:
+        raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "")
+
+
+async def test_errors_of_closing_say_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    connection = _Connection()
+    caplog.set_level("DEBUG", event_stream.__name__)
+    async with event_stream._consumer(
+        cast("BrokerConnection", connection), "keyturn.events", 7, prefetch=1, isolated=True
+    ) as messages:
+        (lost,) = connection.channels[0].close_callbacks
+        lost(None, OverflowError("a value of the message"))
+        assert await messages.get() is event_stream._Loss.UNDECODABLE
+    assert [each.getMessage() for each in caplog.records] == [
+        "reading keyturn.events from 7 on, 1 messages at a time",
+        "a consumer was lost: UNDECODABLE (OverflowError)",
+    ]
