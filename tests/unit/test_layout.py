@@ -64,11 +64,6 @@ PENDING: Final = frozenset(
         "keyturn_workers/storage/s3_admin.py",
         "keyturn_workers/storage/streaming_body.py",
         # The rest of the workers
-        "keyturn_workers/control/handler.py",
-        "keyturn_workers/testing/memory_bucket.py",
-        "keyturn_workers/worker/gc.py",
-        "keyturn_workers/worker/health.py",
-        "keyturn_workers/worker/wiring.py",
     }
 )
 

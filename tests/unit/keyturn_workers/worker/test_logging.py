@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import cache
 
 _SCRIPT = """
 import logging, structlog, sys
@@ -23,6 +24,7 @@ except ValueError:
 """
 
 
+@cache
 def _lines(log_format: str) -> list[str]:
     done = subprocess.run(
         [sys.executable, "-c", _SCRIPT, log_format], capture_output=True, text=True, check=True

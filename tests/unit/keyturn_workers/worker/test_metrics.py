@@ -7,7 +7,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import get_args
 
-import aiohttp
 import pytest
 import yaml
 
@@ -16,10 +15,8 @@ from keyturn.identifiers import format_time
 from keyturn.topology import EVENTS, PLAN_QUEUE, UPLOAD_QUEUE
 from keyturn_workers.gateway.metrics import GatewayMetrics
 from keyturn_workers.sweep.counts import Counts
-from keyturn_workers.worker.health import health_server
 from keyturn_workers.worker.metrics import OUTCOMES, Stage, WorkerMetrics
 from tests.support.scrape import risen, shown
-from tools.servers.process import free_port
 
 _DOCS = Path(__file__).parents[4] / "docs"
 METRICS = _DOCS / "reference" / "metrics.md"
@@ -163,39 +160,6 @@ def test_consuming_is_asked_at_each_scrape() -> None:
     metrics.queue(UPLOAD_QUEUE).track_consumer(lambda: registered.pop(0))
     name = f'keyturn_consuming{{queue="{UPLOAD_QUEUE}"}}'
     assert (shown(metrics)[name], shown(metrics)[name]) == (1, 0)
-
-
-@pytest.mark.parametrize(
-    ("accept", "content_type", "end"),
-    [
-        ("", "text/plain; version=0.0.4; charset=utf-8", ""),
-        (
-            "application/openmetrics-text; version=1.0.0",
-            "application/openmetrics-text; version=1.0.0; charset=utf-8",
-            "# EOF\n",
-        ),
-    ],
-)
-async def test_served_in_the_form_that_is_asked_for(
-    accept: str, content_type: str, end: str
-) -> None:
-    """Beside the health of the process, and its own memory and collections with it."""
-    metrics, port = WorkerMetrics(), free_port()
-    metrics.add_process()
-    async with (
-        health_server("127.0.0.1", port, {}, metrics),
-        aiohttp.ClientSession() as session,
-        session.get(f"http://127.0.0.1:{port}/metrics", headers={"Accept": accept}) as answer,
-    ):
-        text = await answer.text()
-        assert (answer.status, answer.headers["Content-Type"][: len(content_type)]) == (
-            200,
-            content_type,
-        )
-    for name in ("process_resident_memory_bytes ", "python_info{", "python_gc_collections_total{"):
-        assert f"\n{name}" in text
-    assert text.endswith(end)
-    assert "_created" not in text
 
 
 def test_the_documentation_lists_every_metric_and_stage() -> None:

@@ -9,6 +9,7 @@ import pytest
 from aiormq.exceptions import ChannelInvalidStateError
 from faststream.rabbit import RabbitBroker
 
+from keyturn_workers.worker import process
 from keyturn_workers.worker.process import _App, _background, _cancel_leftover_tasks
 
 
@@ -116,6 +117,7 @@ async def test_a_broker_that_never_answers_does_not_keep_the_process(
         await asyncio.Event().wait()
 
     monkeypatch.setattr(RabbitBroker, "stop", never)
+    monkeypatch.setattr(process, "_BROKER_TIMEOUT_S", 0.01)
     app = _App(RabbitBroker("amqp://127.0.0.1:1/"), {}, lambda: None, 0.05)
     async with asyncio.timeout(5):
         await app.stop()

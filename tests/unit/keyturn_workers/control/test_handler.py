@@ -1,0 +1,277 @@
+"""What the control worker publishes of a request, also if it comes again or too late (SPEC 6)."""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal
+
+import pytest
+
+from keyturn.crypto import IntakeKey, kek_info, to_base64
+from keyturn.errors import (
+    AlreadyEnrolledError,
+    GenerationMismatchError,
+    MalformedRequestError,
+    StorageUnavailableError,
+    UnknownProjectError,
+)
+from keyturn.messages import (
+    DeleteRequested,
+    EnrollRequested,
+    ObjectDeleted,
+    ProjectEnrolled,
+    Request,
+    RequestOrigin,
+    RotationAccepted,
+    RotationRequested,
+    SweepRequested,
+    UploadRequested,
+)
+from keyturn.topology import CONTROL_QUEUE, CONTROL_REQUESTS
+from keyturn_workers.amqp import DeferError, Handled
+from keyturn_workers.control import ControlHandler, Deleter, Enroller, Rotator
+from tests.unit.keyturn_workers.factories import MASTER_KEYS
+from tests.unit.keyturn_workers.sweep.sweeping import (
+    AT,
+    KEYS,
+    LEASE_S,
+    ORIGIN,
+    OTHER_ID,
+    REQUEST,
+    SWEEP_ID,
+    Sweeping,
+)
+from tests.unit.keyturn_workers.upload.bench import bench
+from tests.unit.keyturn_workers.upload.bench import request as upload_request
+
+INTAKE: Final = IntakeKey.from_seed(bytes(32))
+OTHER: Final = RequestOrigin("web", "1" * 64)
+
+
+class Control:
+    """A control worker, and the project `acme` at generation 2."""
+
+    def __init__(self) -> None:
+        self.on = Sweeping()
+        on, intake = self.on, {"main": INTAKE}
+        self.handler = ControlHandler(
+            Enroller(on.storage, on.keyrings, KEYS, "m1", intake, on.starter),
+            Rotator(on.storage, on.keyrings, MASTER_KEYS, intake, on.starter),
+            on.starter,
+            Deleter(on.storage, on.keyrings, KEYS, LEASE_S),
+        )
+
+    async def serve(self, request: Request, origin: RequestOrigin = ORIGIN) -> Handled:
+        return await self.handler.serve(request, origin, seen_before=False)
+
+    async def find(self, request: Request, origin: RequestOrigin = ORIGIN) -> Handled | None:
+        return await self.handler.find_completed(request, origin)
+
+
+def _kek(kind: Literal["enroll", "rotation"], request_id: str, project: str) -> dict[str, str]:
+    ciphertext = INTAKE.public_key.seal(bytes([7]) * 32, kek_info(kind, request_id, project))
+    return {"intake_key": "main", "ciphertext": to_base64(ciphertext)}
+
+
+def enroll(project: str = "bob", **more: Any) -> EnrollRequested:
+    fields = {"request_id": SWEEP_ID, "project": project, "requested_at": AT, **more}
+    return EnrollRequested.model_validate(
+        {**fields, "sealed_kek": _kek("enroll", SWEEP_ID, project)}
+    )
+
+
+def rotation(**more: Any) -> RotationRequested:
+    fields = {"rotation_id": SWEEP_ID, "project": "acme", "requested_at": AT, **more}
+    return RotationRequested.model_validate(
+        {**fields, "sealed_kek": _kek("rotation", SWEEP_ID, "acme")}
+    )
+
+
+def sweep(**more: Any) -> SweepRequested:
+    return SweepRequested.model_validate(
+        {"sweep_id": SWEEP_ID, "project": "acme", "requested_at": AT, **more}
+    )
+
+
+def delete(key: str = "a", **more: Any) -> DeleteRequested:
+    return DeleteRequested.model_validate(
+        {"request_id": SWEEP_ID, "project": "acme", "key": key, "requested_at": AT, **more}
+    )
+
+
+def test_it_serves_the_control_queue() -> None:
+    handler = Control().handler
+    assert (handler.queue, handler.served) == (CONTROL_QUEUE, CONTROL_REQUESTS)
+
+
+async def test_an_upload_is_not_served_here() -> None:
+    upload: UploadRequested = upload_request(bench())
+    with pytest.raises(MalformedRequestError):
+        await Control().serve(upload)
+    assert await Control().find(upload) is None
+
+
+# Enrollments.
+
+
+async def test_an_enrollment_is_published_with_its_generation() -> None:
+    control = Control()
+    for _ in range(2):
+        handled = await control.serve(enroll())
+        assert isinstance(handled.event, ProjectEnrolled)
+        assert (handled.event.project, handled.event.generation) == ("bob", 1)
+        assert handled.logged == {"project": "bob", "request_id": SWEEP_ID, "generation": 1}
+    with pytest.raises(AlreadyEnrolledError):
+        await control.serve(enroll(), OTHER)
+
+
+async def test_an_expired_enrollment_is_completed_only_if_it_was_made() -> None:
+    control = Control()
+    assert await control.find(enroll()) is None
+    with pytest.raises(UnknownProjectError):
+        await control.on.keyrings.read_fresh("bob")
+    await control.serve(enroll())
+    found = await control.find(enroll())
+    assert found is not None
+    assert isinstance(found.event, ProjectEnrolled)
+    assert await control.find(enroll(), OTHER) is None
+
+
+# Rotations.
+
+
+async def test_a_rotation_is_published_with_its_generation_and_starts_its_sweep() -> None:
+    control = Control()
+    handled = await control.serve(rotation(expected_generation=2))
+    assert isinstance(handled.event, RotationAccepted)
+    assert (handled.event.rotation_id, handled.event.generation) == (SWEEP_ID, 3)
+    assert handled.more == ()
+    assert (await control.on.plan()).ask.kind == "rotation"
+    with pytest.raises(GenerationMismatchError):
+        await control.serve(rotation(expected_generation=2), OTHER)
+
+
+async def test_a_repeated_rotation_gets_the_end_that_was_published_before() -> None:
+    control = Control()
+    await control.serve(rotation())
+    await control.on.finish()
+    handled = await control.serve(rotation())
+    assert isinstance(handled.event, RotationAccepted)
+    (end,) = handled.more
+    assert (end.type, end.project) == ("rotation.completed", "acme")
+
+
+async def test_a_rotation_whose_id_another_sweep_took_is_accepted_and_fails() -> None:
+    """It did rotate the keyring: a rejection would be wrong."""
+    control = Control()
+    on = control.on
+
+    async def take() -> None:
+        await on.starter.start(REQUEST, (OTHER,))
+
+    # Between the search for a sweep with its id and the rotation of the keyring.
+    on.storage.before_next("put", take)
+    handled = await control.serve(rotation())
+    assert isinstance(handled.event, RotationAccepted)
+    (failed,) = handled.more
+    assert (failed.type, failed.project) == ("rotation.failed", "acme")
+    assert (await on.keyrings.read_fresh("acme")).desired.generation == 3
+
+
+async def test_an_expired_rotation_is_completed_only_if_it_was_made() -> None:
+    control = Control()
+    assert await control.find(rotation()) is None
+    assert (await control.on.keyrings.read_fresh("acme")).desired.generation == 2
+    await control.serve(rotation())
+    found = await control.find(rotation())
+    assert found is not None
+    assert isinstance(found.event, RotationAccepted)
+
+
+# Sweeps.
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"repair": True}, {"dry_run": True, "master_key": "m2"}, {"encrypt_plaintext": True}],
+    ids=repr,
+)
+async def test_a_sweep_is_started_with_its_options_and_nothing_is_published_yet(
+    options: dict[str, Any],
+) -> None:
+    control = Control()
+    handled = await control.serve(sweep(**options))
+    assert (handled.event, handled.more) == (None, ())
+    ask = (await control.on.plan()).ask
+    assert (ask.kind, ask.sweep_id, ask.requested_at) == ("sweep", SWEEP_ID, AT)
+    defaults = {"repair": False, "dry_run": False, "encrypt_plaintext": False, "master_key": None}
+    assert {name: getattr(ask, name) for name in defaults} == {**defaults, **options}
+
+
+async def test_a_repeated_sweep_gets_the_end_that_was_published_before() -> None:
+    control = Control()
+    await control.serve(sweep())
+    await control.on.finish()
+    handled = await control.serve(sweep())
+    assert [event.type for event in handled.more] == ["sweep.completed"]
+
+
+async def test_an_expired_sweep_is_continued_only_if_it_exists() -> None:
+    control = Control()
+    assert await control.find(sweep()) is None
+    assert control.on.messages.waiting == []
+    await control.serve(sweep())
+    control.on.messages.waiting.clear()
+    assert await control.find(sweep()) is not None
+    assert control.on.messages.steps() == [0]
+    assert await control.find(sweep(repair=True)) is None  # another sweep's id
+
+
+# Deletes.
+
+
+async def test_a_delete_is_published_once_its_tombstone_stays() -> None:
+    control = Control()
+    for _ in range(2):
+        with pytest.raises(DeferError):
+            await control.serve(delete())
+    control.on.storage.advance(2 * LEASE_S + 2)
+    handled = await control.serve(delete())
+    assert isinstance(handled.event, ObjectDeleted)
+    assert (handled.event.key, handled.event.request_id) == ("a", SWEEP_ID)
+
+
+async def test_an_expired_delete_is_completed_only_if_its_tombstone_is_there() -> None:
+    control = Control()
+    assert await control.find(delete()) is None
+    assert "enc-algo" in (await control.on.storage.head("acme/a")).metadata
+    with pytest.raises(DeferError):
+        await control.serve(delete())
+    with pytest.raises(DeferError):
+        await control.find(delete())
+    control.on.storage.advance(2 * LEASE_S + 2)
+    found = await control.find(delete(request_id=OTHER_ID))
+    assert found is not None
+    assert isinstance(found.event, ObjectDeleted)
+
+
+# Anything.
+
+
+@pytest.mark.parametrize(
+    "request_", [enroll(), rotation(), sweep(), delete()], ids=lambda r: r.type
+)
+async def test_a_failure_that_may_pass_says_nothing_about_an_expired_request(
+    request_: Request,
+) -> None:
+    control = Control()
+    for name in ("read", "read_start"):
+        control.on.storage.fail_next(name, StorageUnavailableError("down"), times=3)
+    with pytest.raises(StorageUnavailableError):
+        await control.find(request_)
+
+
+async def test_a_refused_request_leaves_nothing_behind() -> None:
+    control = Control()
+    before = control.on.storage.calls.copy()
+    await control.handler.after_refusal(delete(), ORIGIN, MalformedRequestError("x"))
+    assert control.on.storage.calls == before

@@ -1,0 +1,185 @@
+"""Each role has its queues and its background work; all share what a process has once."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+from faststream.rabbit import RabbitBroker
+
+from keyturn.errors import StorageUnavailableError
+from keyturn.topology import (
+    CONTROL_QUEUE,
+    DEAD_QUEUES,
+    PLAN_QUEUE,
+    SWEEP_QUEUE,
+    UNSIGNED_DEAD_QUEUE,
+    UPLOAD_QUEUE,
+)
+from keyturn_workers.amqp.dead_letters import Bounds
+from keyturn_workers.settings import WorkerSettings
+from keyturn_workers.sweep.hint_consumer import HintConsumer
+from keyturn_workers.testing.memory_storage import MemoryStorage
+from keyturn_workers.worker import wiring as wiring_module
+from keyturn_workers.worker.metrics import WorkerMetrics
+from keyturn_workers.worker.wiring import ALL_ROLES, CONTROL, SWEEP, UPLOAD, Wiring
+from tools.harness.deployment import Deployment
+from tools.servers import S3Server
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    _Wired = Callable[..., Wiring]
+
+_S3: Final = S3Server("http://127.0.0.1:1", "access", "secret", "us-east-1", "given")
+_DEPLOYMENT: Final = Deployment("amqp://127.0.0.1:1/", _S3, "bucket")
+
+
+@pytest.fixture
+def wired(monkeypatch: pytest.MonkeyPatch) -> _Wired:
+    """Make the wiring of a process with these settings."""
+
+    def make(storage: MemoryStorage | None = None, **more: str) -> Wiring:
+        for name, value in _DEPLOYMENT.worker_env(**more).items():
+            monkeypatch.setenv(name, value)
+        broker = RabbitBroker("amqp://127.0.0.1:1/")  # never connected
+        return Wiring(WorkerSettings.read(), storage or MemoryStorage(), broker, WorkerMetrics())
+
+    return make
+
+
+def _name(work: Coroutine[Any, Any, None]) -> str:
+    name: str = work.cr_code.co_name  # type: ignore[attr-defined]  # of every `async def`
+    return name
+
+
+def _background(wiring: Wiring, *roles: str) -> list[str]:
+    names = []
+    for work in wiring.background(frozenset(roles)):
+        names.append(_name(work))
+        work.close()
+    return names
+
+
+@pytest.mark.parametrize(
+    ("roles", "queues"),
+    [
+        ({UPLOAD}, {UPLOAD_QUEUE: 5}),
+        ({CONTROL}, {CONTROL_QUEUE: 7}),
+        ({SWEEP}, {PLAN_QUEUE: 16, SWEEP_QUEUE: 4}),
+        (ALL_ROLES, {UPLOAD_QUEUE: 5, CONTROL_QUEUE: 7, PLAN_QUEUE: 16, SWEEP_QUEUE: 4}),
+    ],
+    ids=["upload", "control", "sweep", "all"],
+)
+def test_each_role_consumes_its_queues_with_its_prefetch(
+    wired: _Wired, roles: set[str], queues: dict[str, int]
+) -> None:
+    wiring = wired(UPLOAD_CONCURRENCY="5", CONTROL_CONCURRENCY="7")
+    consumers = wiring.consumers(frozenset(roles))
+    assert {queue: prefetch for queue, prefetch, _ in consumers} == queues
+
+
+def test_steps_and_pages_share_one_handler(wired: _Wired) -> None:
+    """So the pages of a process share its `SWEEP_CONCURRENCY`."""
+    consumers = [handle for _, _, handle in wired().consumers(frozenset({SWEEP}))]
+    steps, pages = consumers
+    assert isinstance(steps, HintConsumer)
+    assert isinstance(pages, HintConsumer)
+    assert steps._handler is pages._handler
+
+
+def test_every_role_learns_the_time_and_bounds_dead_letters(wired: _Wired) -> None:
+    always = ["_bound_dead_letters", "keep_clock_known"]
+    wiring = wired()
+    assert _background(wiring, CONTROL) == always
+    assert _background(wiring, UPLOAD) == [*always, "_clean_up_staging"]
+    assert _background(wiring, SWEEP) == [*always, "_recover_sweeps"]
+    assert _background(wiring, *ALL_ROLES) == [*always, "_clean_up_staging", "_recover_sweeps"]
+
+
+async def test_the_time_is_the_storages(wired: _Wired) -> None:
+    storage = MemoryStorage()
+    storage.advance(3600)
+    wiring = wired(storage)
+    await wiring.learn_time()
+    assert abs(wiring._now() - storage.now) < timedelta(seconds=5)
+    storage.fail_next("list_page", StorageUnavailableError("down"))
+    with pytest.raises(StorageUnavailableError):
+        await wiring.learn_time()
+
+
+def test_the_key_of_the_earlier_system_is_one_of_the_operators(wired: _Wired) -> None:
+    assert wired()._keys.v0_admin_kek is None
+    assert wired(V0_MASTER_KEY="the earlier system's")._keys.v0_admin_kek is not None
+
+
+async def _run(wiring: Wiring, name: str) -> None:
+    for work in wiring.background(ALL_ROLES):
+        if _name(work) == name:
+            await work
+        else:
+            work.close()
+
+
+async def test_no_request_may_name_what_is_removed_from_staging(
+    wired: _Wired, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {}
+
+    async def clean(storage: object, **more: Any) -> None:
+        seen.update(more, storage=storage)
+
+    monkeypatch.setattr(wiring_module, "clean_staging_periodically", clean)
+    storage = MemoryStorage()
+    more = {"REQUEST_MAX_AGE_S": "1000", "STAGING_GRACE_S": "60", "STAGING_SWEEP_INTERVAL_S": "9"}
+    await _run(wired(storage, **more), "_clean_up_staging")
+    assert seen == {
+        "storage": storage,
+        "older_than": timedelta(seconds=1060),
+        "interval_s": 9,
+    }
+
+
+async def test_records_are_kept_as_long_as_a_request_may_be_repeated(
+    wired: _Wired, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {}
+
+    async def recover(*_: object, **more: Any) -> None:
+        seen.update(more)
+
+    monkeypatch.setattr(wiring_module, "recover_periodically", recover)
+    more = {"REQUEST_MAX_AGE_S": "1000", "STAGING_GRACE_S": "60", "SWEEP_RESCUE_INTERVAL_S": "9"}
+    await _run(wired(**more), "_recover_sweeps")
+    assert seen == {"keep_for": timedelta(seconds=1060), "interval_s": 9}
+
+
+async def test_unsigned_dead_letters_have_bounds_of_their_own(
+    wired: _Wired, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A flood that nobody signed pushes out nothing that was signed."""
+    seen: dict[str, Any] = {}
+
+    class Keeper:
+        def __init__(self, _: str, bounds: dict[str, Any], *__: object, **___: object) -> None:
+            seen.update(bounds)
+
+        async def run(self) -> None:
+            pass
+
+    monkeypatch.setattr(wiring_module, "DeadLetterKeeper", Keeper)
+    more = {
+        "DEAD_MAX_AGE_S": "5000",
+        "DEAD_MAX_BYTES": "2000000",
+        "UNSIGNED_DEAD_MAX_AGE_S": "600",
+        "UNSIGNED_DEAD_MAX_BYTES": "1000000",
+    }
+    await _run(wired(**more), "_bound_dead_letters")
+    assert set(seen) == set(DEAD_QUEUES)
+    unsigned = seen.pop(UNSIGNED_DEAD_QUEUE)
+    (signed,) = set(seen.values())
+    assert (signed, unsigned) == (
+        Bounds(timedelta(seconds=5000), 2_000_000),
+        Bounds(timedelta(seconds=600), 1_000_000),
+    )
