@@ -3,8 +3,9 @@
 Persistent, confirmed and mandatory: when a method returns, the broker has the message on disk.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -68,6 +69,7 @@ class WorkerPublisher:
         self._notes = RetryNotes(deployment, event_keys)
         self._now = now
         self._events = ConfirmedPublisher(broker, EXCHANGE, timeout_s=_TIMEOUT_S)
+        self._in_flight: dict[str, asyncio.Event] = {}
 
     async def publish_event(self, event: Event) -> None:
         """Publish a signed event.
@@ -168,7 +170,29 @@ class WorkerPublisher:
 
     async def _to_queue(self, message: Message, queue: str) -> None:
         with _confirmed():
-            await self._broker.publish(message, queue, timeout=_TIMEOUT_S)
+            async with self._one_at_a_time(message.message_id):
+                await self._broker.publish(message, queue, timeout=_TIMEOUT_S)
+
+    @asynccontextmanager
+    async def _one_at_a_time(self, message_id: str | None) -> AsyncIterator[None]:
+        """Let copies of one message wait for each other, and no other message.
+
+        The client library matches a returned message by its id: of two copies with one id in
+        flight, each could get the other's outcome. A copy that is on no queue would count as
+        confirmed, and its delivery be acknowledged. Without an id, the library makes one.
+        """
+        if not message_id:
+            yield
+            return
+        async with asyncio.timeout(_TIMEOUT_S):
+            while (previous := self._in_flight.get(message_id)) is not None:
+                await previous.wait()
+        done = self._in_flight[message_id] = asyncio.Event()
+        try:
+            yield
+        finally:
+            del self._in_flight[message_id]
+            done.set()
 
 
 @contextmanager

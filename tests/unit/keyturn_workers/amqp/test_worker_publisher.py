@@ -6,6 +6,7 @@ import asyncio
 from typing import Any, cast
 
 import pytest
+from aio_pika import Message
 from aio_pika.exceptions import AMQPConnectionError, ChannelInvalidStateError
 from faststream.exceptions import IncorrectState
 
@@ -65,3 +66,55 @@ async def test_a_cancellation_stays_one() -> None:
     sending.cancel()
     with pytest.raises(asyncio.CancelledError):
         await sending
+
+
+class _Copies:
+    """A broker that notes the queue of each publish, and responds to it when it is asked to."""
+
+    def __init__(self) -> None:
+        self.queues: list[str] = []
+        self.responses: list[asyncio.Future[None]] = []
+
+    async def publish(self, _: object, queue: str, **__: object) -> None:
+        self.queues.append(queue.partition(".")[0])
+        self.responses.append(asyncio.get_running_loop().create_future())
+        await self.responses[-1]
+
+
+async def _turns() -> None:
+    """Let every task run as far as it can."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("end", ["confirmed", "lost", "cancelled"])
+async def test_copies_of_one_message_are_published_one_after_the_other(end: str) -> None:
+    """A returned message is known by its id only: each copy could get the other's outcome."""
+    broker = _Copies()
+    publisher = WorkerPublisher(cast("Any", broker), "test", [KEY])
+    ids = {"a": "1", "b": "1", "c": "2", "d": "1", "e": None, "f": None}
+    copies = [
+        asyncio.create_task(
+            publisher.defer(cast("Any", Message(b"{}", message_id=message_id)), queue, 5)
+        )
+        for queue, message_id in ids.items()
+    ]
+    await _turns()
+    assert broker.queues == ["a", "c", "e", "f"]
+    match end:
+        case "confirmed":
+            broker.responses[0].set_result(None)
+        case "lost":
+            broker.responses[0].set_exception(ChannelInvalidStateError())
+        case _:
+            copies[0].cancel()
+    await _turns()
+    assert broker.queues == ["a", "c", "e", "f", "b"]
+    broker.responses[4].set_result(None)
+    await _turns()
+    assert broker.queues == ["a", "c", "e", "f", "b", "d"]
+    for number in (1, 2, 3, 5):
+        broker.responses[number].set_result(None)
+    outcomes = await asyncio.gather(*copies, return_exceptions=True)
+    assert outcomes[1:] == [None] * 5
+    assert publisher._in_flight == {}
