@@ -58,11 +58,6 @@ PENDING: Final = frozenset(
         "keyturn_workers/cli/settings.py",
         "keyturn_workers/cli/upload.py",
         "keyturn_workers/cli/worker.py",
-        "keyturn_workers/storage/multipart.py",
-        "keyturn_workers/storage/probe/race_checks.py",
-        "keyturn_workers/storage/probe/request_checks.py",
-        "keyturn_workers/storage/s3_admin.py",
-        "keyturn_workers/storage/streaming_body.py",
         # The rest of the workers
     }
 )

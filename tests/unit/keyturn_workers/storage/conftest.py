@@ -9,8 +9,14 @@ from typing import TYPE_CHECKING
 import pytest
 import uvloop
 
+from keyturn_workers.storage.s3 import S3Storage, open_storage
+from tests.unit.keyturn_workers.storage.scripted_server import scripted_server
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping
+
+    from tests.unit.keyturn_workers.storage.scripted_server import ScriptedServer
+
 
 # How a transport is closed or aborted is the event loop's own code: workers run on uvloop.
 _ON_BOTH_LOOPS = ("test_s3_http", "test_s3_session")
@@ -31,3 +37,15 @@ def pytest_asyncio_loop_factories(
     if item.path.stem in _ON_BOTH_LOOPS:
         return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
     return {"asyncio": asyncio.new_event_loop}
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[ScriptedServer]:
+    async with scripted_server() as server:
+        yield server
+
+
+@pytest.fixture
+async def storage(server: ScriptedServer) -> AsyncIterator[S3Storage]:
+    async with open_storage(server.settings(), max_connections=4) as storage:
+        yield storage

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from typing import TYPE_CHECKING
+from urllib.parse import parse_qs, urlsplit
 
 from keyturn.settings import S3Settings
 from tools.servers.process import free_port
@@ -19,6 +20,8 @@ from tools.servers.process import free_port
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+
+PROXY_PAGE = b"<html><body>404 Not Found</body></html>"
 ETAG = "0123456789abcdef0123456789abcdef"
 SECRET = "s3cr3t/do+not+show" + "x" * 20
 
@@ -128,3 +131,27 @@ async def scripted_server() -> AsyncIterator[ScriptedServer]:
         yield script
     finally:
         server.close()
+
+
+TIME = "2026-11-24T10:00:00.000Z"
+ENCODED = "<EncodingType>url</EncodingType>"
+
+
+def listed(*keys: str, more: str = "", encoded: str = ENCODED) -> Reply:
+    rows = "".join(
+        f"<Contents><Key>{key}</Key><LastModified>{TIME}</LastModified>"
+        f"<ETag>&quot;e&quot;</ETag><Size>1</Size></Contents>"
+        for key in keys
+    )
+    truncated = "true" if more else "false"
+    token = f"<NextContinuationToken>{more}</NextContinuationToken>" if more else ""
+    body = (
+        f"<ListBucketResult>{encoded}<IsTruncated>{truncated}</IsTruncated>{token}{rows}"
+        "</ListBucketResult>"
+    )
+    return Reply(200, body.encode(), {"Content-Type": "application/xml"})
+
+
+def query_values(server: ScriptedServer, name: str) -> list[str | None]:
+    queries = [parse_qs(urlsplit(request.target).query) for request in server.requests]
+    return [query.get(name, [None])[0] for query in queries]

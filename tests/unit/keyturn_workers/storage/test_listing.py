@@ -4,56 +4,17 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
 from keyturn.errors import StorageUnavailableError
-from keyturn_workers.errors import RefusedError
 from keyturn_workers.storage import s3_admin
 from keyturn_workers.storage.listing import page_query, parse_page
 from keyturn_workers.storage.s3 import S3Storage, open_storage
-from tests.unit.keyturn_workers.storage.scripted_server import Reply, scripted_server
+from tests.unit.keyturn_workers.storage.scripted_server import listed, query_values
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from tests.unit.keyturn_workers.storage.scripted_server import ScriptedServer
-
-TIME = "2026-11-24T10:00:00.000Z"
-ENCODED = "<EncodingType>url</EncodingType>"
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[ScriptedServer]:
-    async with scripted_server() as server:
-        yield server
-
-
-@pytest.fixture
-async def storage(server: ScriptedServer) -> AsyncIterator[S3Storage]:
-    async with open_storage(server.settings(), max_connections=4) as storage:
-        yield storage
-
-
-def listed(*keys: str, more: str = "", encoded: str = ENCODED) -> Reply:
-    rows = "".join(
-        f"<Contents><Key>{key}</Key><LastModified>{TIME}</LastModified>"
-        f"<ETag>&quot;e&quot;</ETag><Size>1</Size></Contents>"
-        for key in keys
-    )
-    truncated = "true" if more else "false"
-    token = f"<NextContinuationToken>{more}</NextContinuationToken>" if more else ""
-    body = (
-        f"<ListBucketResult>{encoded}<IsTruncated>{truncated}</IsTruncated>{token}{rows}"
-        "</ListBucketResult>"
-    )
-    return Reply(200, body.encode(), {"Content-Type": "application/xml"})
-
-
-def query_values(server: ScriptedServer, name: str) -> list[str | None]:
-    queries = [parse_qs(urlsplit(request.target).query) for request in server.requests]
-    return [query.get(name, [None])[0] for query in queries]
 
 
 @pytest.mark.parametrize(
@@ -81,15 +42,6 @@ async def test_without_the_guard_a_listing_would_break(
     assert storage.capabilities is not None
 
 
-async def test_after_an_empty_page_the_token_is_used(
-    server: ScriptedServer, storage: S3Storage
-) -> None:
-    """There is no row to continue from."""
-    server.script = [listed(more="token"), listed("p/z")]
-    assert [row.key async for row in storage.list("p/", after="p/a")] == ["p/z"]
-    assert query_values(server, "continuation-token") == [None, "token"]
-
-
 async def test_unencoded_keys_are_not_sanitized(server: ScriptedServer, storage: S3Storage) -> None:
     """A wrong key would hide an object from a sweep: the listing fails instead."""
     server.script = [listed("p/\x01", encoded="")] * 9
@@ -102,34 +54,6 @@ async def test_rows_up_to_the_start_are_skipped(server: ScriptedServer, storage:
     server.script = [listed("p/a", "p/b", "p/c", "p/d", more="more")]
     assert [row.key async for row in storage.list("p/", after="p/b", limit=2)] == ["p/c", "p/d"]
     assert len(server.requests) == 1
-
-
-async def test_a_listing_of_uploads_that_repeats_its_marker_ends(
-    server: ScriptedServer, storage: S3Storage
-) -> None:
-    """A sanitized marker could request the same page forever."""
-    page = (
-        "<ListMultipartUploadsResult><IsTruncated>true</IsTruncated>"
-        "<NextKeyMarker>p/\x1f</NextKeyMarker><NextUploadIdMarker>u</NextUploadIdMarker>"
-        f"<Upload><Key>p/\x1f</Key><UploadId>u</UploadId><Initiated>{TIME}</Initiated></Upload>"
-        "</ListMultipartUploadsResult>"
-    )
-    server.script = [Reply(200, page.encode(), {"Content-Type": "application/xml"})] * 5
-    assert len([row async for row in storage.list_multipart_uploads("p/")]) == 2
-    assert len(server.requests) == 2
-
-
-async def test_a_refused_delete_is_an_error_and_a_missing_version_is_not(
-    server: ScriptedServer, storage: S3Storage
-) -> None:
-    """Neither is resent."""
-    server.script = [Reply(403, b"<Error><Code>AccessDenied</Code></Error>")]
-    with pytest.raises(RefusedError):
-        await storage.delete_version("p/k", "v")
-    server.script = [Reply(404, b"<Error><Code>NoSuchVersion</Code></Error>")]
-    await storage.delete_version("p/k", "v")
-    assert [request.method for request in server.requests] == ["DELETE", "DELETE"]
-    assert query_values(server, "versionId") == ["v", "v"]
 
 
 # One page, parsed without botocore.

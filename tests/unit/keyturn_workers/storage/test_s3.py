@@ -21,10 +21,10 @@ from keyturn_workers.storage.s3 import S3Storage, open_storage
 from tests.unit.keyturn_workers.storage.scripted_server import (
     DROP,
     ETAG,
+    PROXY_PAGE,
     SECRET,
     SILENCE,
     Reply,
-    scripted_server,
 )
 
 if TYPE_CHECKING:
@@ -39,18 +39,6 @@ COPIED = b"<CopyObjectResult><ETag>&quot;x&quot;</ETag></CopyObjectResult>"
 
 def error(code: str) -> bytes:
     return f"<?xml version='1.0'?><Error><Code>{code}</Code><Message/></Error>".encode()
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[ScriptedServer]:
-    async with scripted_server() as server:
-        yield server
-
-
-@pytest.fixture
-async def storage(server: ScriptedServer) -> AsyncIterator[S3Storage]:
-    async with open_storage(server.settings(), max_connections=4) as storage:
-        yield storage
 
 
 def lease(expires_s: int = 15) -> Lease:
@@ -178,9 +166,6 @@ async def test_reads_give_up_and_a_missing_object_is_not_retried(
     assert len(server.requests) == 1 + len(bodiless)
 
 
-PROXY_PAGE = b"<html><body>404 Not Found</body></html>"
-
-
 @pytest.mark.parametrize("name", READS)
 @pytest.mark.parametrize(
     "page", [PROXY_PAGE, b"", error("NoSuchBucket")], ids=["html", "empty", "bucket"]
@@ -192,19 +177,6 @@ async def test_a_404_without_the_storages_code_is_no_missing_object(
     server.script = [Reply(404, b"" if name == "head" else page), *[Reply(404, page)] * 9]
     with pytest.raises(StorageUnavailableError):
         await READS[name](storage)
-
-
-async def test_a_404_of_a_proxy_to_an_administrative_request_is_no_missing_object(
-    server: ScriptedServer, storage: S3Storage
-) -> None:
-    """The generated client parses responses itself: the result must be the same."""
-    server.script = [Reply(404, PROXY_PAGE)] * 20
-    with pytest.raises(StorageUnavailableError):
-        _ = [row async for row in storage.list("a/")]
-    with pytest.raises(StorageUnavailableError):
-        await storage.read_tags("a/k")
-    with pytest.raises(StorageUnavailableError):
-        await storage.delete("a/k")
 
 
 async def test_a_404_to_a_head_is_checked_by_a_ranged_read(

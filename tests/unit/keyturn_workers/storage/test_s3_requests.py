@@ -8,14 +8,13 @@ import pytest
 
 from keyturn_workers.errors import ArchivedError, MissingError
 from keyturn_workers.storage import Headers, Lease
-from keyturn_workers.storage.s3 import S3Storage, open_storage
 from keyturn_workers.storage.s3_responses import RESTATED
-from tests.unit.keyturn_workers.storage.scripted_server import ETAG, Reply, scripted_server
+from tests.unit.keyturn_workers.storage.scripted_server import ETAG, Reply
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from datetime import datetime
 
+    from keyturn_workers.storage.s3 import S3Storage
     from tests.unit.keyturn_workers.storage.scripted_server import ScriptedServer
 
 COPIED = b"<CopyObjectResult><ETag>&quot;x&quot;</ETag></CopyObjectResult>"
@@ -50,18 +49,6 @@ OBJECT_HEADERS = {
         "x-amz-website-redirect-location": "/other",
     },
 }
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[ScriptedServer]:
-    async with scripted_server() as server:
-        yield server
-
-
-@pytest.fixture
-async def storage(server: ScriptedServer) -> AsyncIterator[S3Storage]:
-    async with open_storage(server.settings(), max_connections=4) as storage:
-        yield storage
 
 
 def test_everything_is_everything() -> None:

@@ -2,192 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
-from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from keyturn.errors import SettingsError, StorageUnavailableError
 from keyturn_workers.errors import MissingError, RefusedError, UnsafeStorageError
-from keyturn_workers.storage import Capabilities, Headers, IfAbsent, IfMatch
-from keyturn_workers.storage.port import RECORD_MAX_BYTES
+from keyturn_workers.storage import Capabilities, Headers
 from keyturn_workers.storage.probe.runner import PREFIX, as_json, probe
 from keyturn_workers.testing.memory_storage import MemoryStorage
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
-
-    from keyturn_workers.storage import (
-        Condition,
-        Lease,
-        ListingPage,
-        ObjectHead,
-        ObjectSummary,
-        Part,
-        WriteResult,
-    )
-
-EVERYTHING = Capabilities(
-    conditional_completion=True,
-    conditional_copy_destination=True,
-    copy_keeps_tags=True,
-    listings_show_overwrites=True,
-    late_writes_refused=True,
+from tests.unit.keyturn_workers.storage.probe.broken_storages import (
+    ALWAYS,
+    EVERYTHING,
+    ChecksThenStores,
+    IgnoresIfAbsent,
+    IgnoresIfMatch,
+    KeepsMetadata,
+    ListsLate,
+    LosesParts,
+    OverwritesOnFailure,
+    ReadsStale,
+    ShowsDeleted,
+    TakesLateWrites,
 )
-# What a bucket in memory does whatever it was told.
-ALWAYS = Capabilities(listings_show_overwrites=True, late_writes_refused=True)
-
-
-class ListsLate(MemoryStorage):
-    """Its listings show a body by the ETag of the one before."""
-
-    async def list_page(self, prefix: str, *, after: str = "") -> ListingPage:
-        page = await super().list_page(prefix, after=after)
-        shown = {key: self._seen.get(key, etag) for key, etag in page.etags.items()}
-        self._seen = dict(page.etags)
-        return replace(page, etags=shown)
-
-    _seen: dict[str, str] = {}  # noqa: RUF012  # replaced, never changed
-
-
-class IgnoresIfAbsent(MemoryStorage):
-    """Creates over whatever stands."""
-
-    async def put(
-        self,
-        key: str,
-        body: bytes,
-        headers: Headers,
-        *,
-        condition: Condition | None = None,
-        lease: Lease | None = None,
-    ) -> WriteResult:
-        kept = None if isinstance(condition, IfAbsent) else condition
-        return await super().put(key, body, headers, condition=kept, lease=lease)
-
-
-class IgnoresIfMatch(MemoryStorage):
-    """Replaces whatever stands."""
-
-    async def put(
-        self,
-        key: str,
-        body: bytes,
-        headers: Headers,
-        *,
-        condition: Condition | None = None,
-        lease: Lease | None = None,
-    ) -> WriteResult:
-        kept = None if isinstance(condition, IfMatch) else condition
-        return await super().put(key, body, headers, condition=kept, lease=lease)
-
-
-class ChecksThenStores(MemoryStorage):
-    """Honors conditions one request at a time, and lets two at once through."""
-
-    async def put(
-        self,
-        key: str,
-        body: bytes,
-        headers: Headers,
-        *,
-        condition: Condition | None = None,
-        lease: Lease | None = None,
-    ) -> WriteResult:
-        self._check(key, condition)
-        await asyncio.sleep(0)
-        return await super().put(key, body, headers, lease=lease)
-
-
-class OverwritesOnFailure(MemoryStorage):
-    """Tells the losers of a race an error, and stores their bodies all the same."""
-
-    async def put(
-        self,
-        key: str,
-        body: bytes,
-        headers: Headers,
-        *,
-        condition: Condition | None = None,
-        lease: Lease | None = None,
-    ) -> WriteResult:
-        try:
-            return await super().put(key, body, headers, condition=condition, lease=lease)
-        except Exception as exc:
-            if len(body) > 1000:  # a body of the races
-                await super().put(key, body, headers)
-            raise StorageUnavailableError("put: InternalError") from exc
-
-
-class ShowsDeleted(MemoryStorage):
-    """Lists what was deleted."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._deleted: list[ObjectSummary] = []
-
-    async def delete(self, key: str) -> None:
-        self._deleted = [row async for row in super().list(key)]
-        await super().delete(key)
-
-    async def list(
-        self, prefix: str, *, after: str = "", limit: int | None = None
-    ) -> AsyncIterator[ObjectSummary]:
-        async for row in super().list(prefix, after=after, limit=limit):
-            yield row
-        for row in self._deleted:
-            yield row
-
-
-class ReadsStale(MemoryStorage):
-    """Answers each read with the first body that it saw."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._seen: dict[str, tuple[ObjectHead, bytes]] = {}
-
-    async def read(
-        self, key: str, *, max_bytes: int = RECORD_MAX_BYTES
-    ) -> tuple[ObjectHead, bytes]:
-        return self._seen.setdefault(key, await super().read(key, max_bytes=max_bytes))
-
-
-class KeepsMetadata(MemoryStorage):
-    """Copies without replacing anything."""
-
-    async def copy_conditionally(
-        self,
-        key: str,
-        headers: Headers,
-        *,
-        source_etag: str | None,
-        destination: Condition | None,
-        lease: Lease,
-    ) -> None:
-        old = (await super().head(key)).headers
-        await super().copy_conditionally(
-            key, old, source_etag=source_etag, destination=destination, lease=lease
-        )
-        assert headers is not None
-
-
-class LosesParts(MemoryStorage):
-    """Completes with the first part alone."""
-
-    async def complete_multipart(
-        self,
-        key: str,
-        upload_id: str,
-        parts: Sequence[Part],
-        *,
-        condition: Condition | None = None,
-        lease: Lease | None = None,
-    ) -> WriteResult:
-        return await super().complete_multipart(
-            key, upload_id, parts[:1], condition=condition, lease=lease
-        )
 
 
 @pytest.mark.parametrize(
@@ -244,20 +82,6 @@ async def test_differences_are_measured(capabilities: Capabilities) -> None:
         report = await probe(MemoryStorage(capabilities=capabilities), quick=quick)
         assert report.capabilities == capabilities
         report.check()
-
-
-class TakesLateWrites(MemoryStorage):
-    """Looks at no signature's time, in one of the three kinds of write or in all."""
-
-    def __init__(self, *operations: str) -> None:
-        super().__init__()
-        self.operations = operations
-
-    @asynccontextmanager
-    async def _acting(self, operation: str, lease: Lease | None = None) -> AsyncIterator[None]:
-        kept = None if operation in self.operations else lease
-        async with super()._acting(operation, kept):
-            yield
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,101 @@
+"""Of concurrent writers exactly one may succeed, and its body must be the one stored (SPEC 10)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from keyturn.errors import StorageUnavailableError
+from keyturn_workers.storage import Capabilities
+from keyturn_workers.storage.probe.race_checks import (
+    ROUNDS,
+    WRITERS,
+    concurrent_completions,
+    concurrent_creates,
+    concurrent_replaces,
+)
+from keyturn_workers.testing.memory_storage import MemoryStorage
+from tests.unit.keyturn_workers.storage.probe.broken_storages import (
+    EVERYTHING,
+    ChecksThenStores,
+    IgnoresIfAbsent,
+    IgnoresIfMatch,
+    OverwritesOnFailure,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from keyturn_workers.storage import Condition, Headers, Lease, WriteResult
+    from keyturn_workers.storage.probe.protocol import Outcome
+
+    Check = Callable[[Any, str], Awaitable[Outcome]]
+
+
+@pytest.mark.parametrize(
+    ("check", "writers"),
+    [
+        (concurrent_creates, WRITERS),
+        (concurrent_replaces, WRITERS),
+        (concurrent_completions, 2),
+    ],
+)
+async def test_one_writer_in_each_round_is_what_a_storage_promises(
+    check: Check, writers: int
+) -> None:
+    outcome = await check(MemoryStorage(capabilities=EVERYTHING), "probe")
+    assert outcome.ok
+    assert outcome.detail == f"one of {writers} stored, {ROUNDS} rounds"
+
+
+@pytest.mark.parametrize(
+    ("check", "storage", "detail"),
+    [
+        (concurrent_creates, IgnoresIfAbsent, f"{WRITERS} of {WRITERS} writers succeeded"),
+        (concurrent_creates, ChecksThenStores, f"{WRITERS} of {WRITERS} writers succeeded"),
+        (concurrent_creates, OverwritesOnFailure, "the stored body is not the winner's"),
+        (concurrent_replaces, IgnoresIfMatch, f"{WRITERS} of {WRITERS} writers succeeded"),
+        (concurrent_replaces, ChecksThenStores, f"{WRITERS} of {WRITERS} writers succeeded"),
+        (concurrent_replaces, OverwritesOnFailure, "the stored body is not the winner's"),
+        (
+            concurrent_completions,
+            lambda: MemoryStorage(capabilities=Capabilities()),
+            "2 of 2 writers succeeded",
+        ),
+    ],
+)
+async def test_a_race_that_two_win_or_a_loser_overwrites_is_found(
+    check: Check, storage: Callable[[], MemoryStorage], detail: str
+) -> None:
+    outcome = await check(storage(), "probe")
+    assert (outcome.ok, outcome.detail) == (False, detail)
+
+
+class Refusing(MemoryStorage):
+    """Fails the first `failures` creates."""
+
+    def __init__(self, failures: int) -> None:
+        super().__init__(capabilities=EVERYTHING)
+        self.failures = failures
+
+    async def put(
+        self,
+        key: str,
+        body: bytes,
+        headers: Headers,
+        *,
+        condition: Condition | None = None,
+        lease: Lease | None = None,
+    ) -> WriteResult:
+        if self.failures:
+            self.failures -= 1
+            raise StorageUnavailableError("put: InternalError")
+        return await super().put(key, body, headers, condition=condition, lease=lease)
+
+
+async def test_a_round_in_which_every_writer_failed_decides_nothing() -> None:
+    """It is repeated; a storage that hardly ever decides fails the check."""
+    assert (await concurrent_creates(Refusing(3 * WRITERS), "probe")).ok
+    outcome = await concurrent_creates(Refusing(9 * WRITERS), "probe")
+    assert (outcome.ok, outcome.detail) == (False, "hardly any writer succeeded")
