@@ -5,12 +5,13 @@ Progress goes to standard error: a bar on a terminal, otherwise a line every few
 nothing with JSON output. The caller prints the end.
 """
 
+import math
 import sys
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from contextlib import aclosing, contextmanager
 from datetime import UTC, datetime
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
@@ -31,12 +32,8 @@ _ALWAYS_SHOWN: Final = ("objects", "rewrapped", "failed")
 ObjectCounter = Callable[[], Coroutine[Any, Any, int]]
 
 
-class Display(Protocol):
-    """Shows progress."""
-
-    def show(self, progress: SweepProgress, state: str) -> None:
-        """Show the progress and the current state."""
-        ...
+Display = Callable[[SweepProgress, str], None]
+"""Shows the progress and the current state."""
 
 
 async def watch(
@@ -59,12 +56,12 @@ async def watch(
 
     counting = optional_task(None if count is None or as_json else count_expected)
     last: Event | None = None
-    with open_display(as_json=as_json) as display:
-        display.show(progress, "waiting for a worker")
+    with open_display(as_json=as_json) as show:
+        show(progress, "waiting for a worker")
         async with counting, aclosing(events):
             async for event in events:
                 progress.add_event(event)
-                display.show(progress, _state(event))
+                show(progress, _state(event))
                 last = event
     if last is None:
         raise PublisherError("the event stream ended")  # it never does
@@ -99,62 +96,31 @@ def object_counter(project: str) -> ObjectCounter | None:
 def open_display(*, as_json: bool) -> Iterator[Display]:
     """The display for this process's standard error."""
     if as_json:
-        yield NullDisplay()
+        yield lambda _progress, _state: None
     elif sys.stderr.isatty():
-        with bar_display(Console(file=sys.stderr)) as display:
-            yield display
+        with bar_display(Console(file=sys.stderr)) as show:
+            yield show
     else:
-        yield LineDisplay()
+        yield line_display()
 
 
-class NullDisplay:
-    """Shows nothing."""
+def line_display(clock: Callable[[], float] = time.monotonic) -> Display:
+    """Prints a plain line at first and then every few seconds, by this clock."""
+    next_s = -math.inf
 
-    def show(self, progress: SweepProgress, state: str) -> None:
-        """Nothing."""
+    def show(progress: SweepProgress, state: str) -> None:
+        nonlocal next_s
+        now_s = clock()
+        if now_s >= next_s:
+            next_s = now_s + LINE_INTERVAL_S
+            note(f"{state}: {', '.join(progress.parts(datetime.now(UTC)))}")
 
-
-class LineDisplay:
-    """Prints a plain line at first and then every few seconds.
-
-    Args:
-        clock: A monotonic clock, in seconds.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._next_s: float | None = None
-
-    def show(self, progress: SweepProgress, state: str) -> None:
-        """Print a line, unless the last one is recent."""
-        now_s = self._clock()
-        if self._next_s is not None and now_s < self._next_s:
-            return
-        self._next_s = now_s + LINE_INTERVAL_S
-        note(f"{state}: {', '.join(progress.parts(datetime.now(UTC)))}")
-
-
-class BarDisplay:
-    """A progress bar with the counts, the rate and the time left."""
-
-    def __init__(self, bar: Progress) -> None:
-        self._bar = bar
-        self._task_id = bar.add_task("", total=None, state="", parts="")
-
-    def show(self, progress: SweepProgress, state: str) -> None:
-        """Update the bar."""
-        self._bar.update(
-            self._task_id,
-            completed=progress.done,
-            total=progress.total,
-            state=printable(state),
-            parts=", ".join(progress.parts(datetime.now(UTC))),
-        )
+    return show
 
 
 @contextmanager
-def bar_display(console: Console) -> Iterator[BarDisplay]:
-    """A progress bar; it disappears at the end."""
+def bar_display(console: Console) -> Iterator[Display]:
+    """A progress bar with the counts, the rate and the time left; it disappears at the end."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.fields[state]}", markup=False),
@@ -163,7 +129,18 @@ def bar_display(console: Console) -> Iterator[BarDisplay]:
         TextColumn("{task.fields[parts]}", markup=False),
     )
     with Progress(*columns, console=console, transient=True) as bar:
-        yield BarDisplay(bar)
+        task_id = bar.add_task("", total=None, state="", parts="")
+
+        def show(progress: SweepProgress, state: str) -> None:
+            bar.update(
+                task_id,
+                completed=progress.done,
+                total=progress.total,
+                state=printable(state),
+                parts=", ".join(progress.parts(datetime.now(UTC))),
+            )
+
+        yield show
 
 
 def print_end(event: Event, **more: object) -> None:

@@ -39,12 +39,12 @@ def _after(*events: Event, expected: int | None = None) -> SweepProgress:
 
 def test_lines_are_printed_at_intervals(capsys: pytest.CaptureFixture[str]) -> None:
     now_s = 100.0
-    lines = watch.LineDisplay(clock=lambda: now_s)
+    lines = watch.line_display(clock=lambda: now_s)
     progress = _after(_progressed(0, objects=5, rewrapped=4, failed=1))
-    lines.show(progress, "acme")
-    lines.show(progress, "acme")
+    lines(progress, "acme")
+    lines(progress, "acme")
     now_s += watch.LINE_INTERVAL_S
-    lines.show(progress, "a\x1b[2J")
+    lines(progress, "a\x1b[2J")
     first, second = capsys.readouterr().err.splitlines()
     assert first.startswith("keyturn: acme: 5 objects, 4 rewrapped, 1 failed")
     assert second.startswith("keyturn: a\\x1b[2J: 5 objects")
@@ -57,9 +57,8 @@ def test_a_terminal_shows_a_bar_with_rate_and_time_left() -> None:
         _progressed(0, objects=100, current=100), _progressed(10, objects=600, current=600),
         expected=1200,
     )  # fmt: skip
-    with watch.bar_display(console) as display:
-        display.show(progress, "acme")
-        display._bar.refresh()
+    with watch.bar_display(console) as show:
+        show(progress, "acme")
     for part in ("acme", "50%", "600 objects", "50 objects/s", "0:00:12 left"):
         assert part in shown.getvalue()
 
@@ -70,7 +69,7 @@ class _RecordingDisplay:
     def __init__(self) -> None:
         self.states: list[tuple[str, int, int | None]] = []
 
-    def show(self, progress: SweepProgress, state: str) -> None:
+    def __call__(self, progress: SweepProgress, state: str) -> None:
         self.states.append((state, progress.counts.objects, progress.total))
 
 
