@@ -15,7 +15,7 @@ from keyturn.crypto import Secret, VerifyKey, kek_id, user_kek
 from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.amqp.declarations import declare
 from keyturn_workers.amqp.retry import identity_body
-from keyturn_workers.cli.dead_letters import DeadLetterReader, connect
+from keyturn_workers.cli.dead_letters import DeadLetterReader
 from keyturn_workers.keyring.model import Generation, Keyring, build_keyring
 from tests.integration.cli.conftest import document
 from tools.harness import requests
@@ -128,7 +128,7 @@ async def test_the_next_reader_finds_every_letter(cli: Cli) -> None:
         for _ in range(50):
             await _bury(channel, b"{}", {}, message_id=None)
         for _ in range(20):
-            async with connect(cli.deployment.amqp_url) as connection:
+            async with await aio_pika.connect(cli.deployment.amqp_url) as connection:
                 reader = DeadLetterReader(await connection.channel())
                 assert len([_ async for _ in reader.read(_DEAD, 1000)]) == 50
                 await reader.requeue_all()

@@ -5,10 +5,12 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
+from aio_pika import connect
 from aio_pika.abc import AbstractIncomingMessage
 from aio_pika.exceptions import DeliveryError
 
@@ -20,12 +22,10 @@ from keyturn_workers.cli.dead_letters import (
     DeadLetter,
     DeadLetterReader,
     check_body_kept,
-    connect,
     dead_queue,
     describe,
     exclusive,
     json_headers,
-    now,
     redacted_body,
     work_queue,
 )
@@ -57,10 +57,7 @@ def list_letters(
     settings = DeploymentSettings.read()
     letters, more = asyncio.run(_list(settings, _queues(queue), limit))
     rows = [_row(letter, letters) for letter in letters]
-    if as_json:
-        print_json(rows)
-    else:
-        print_rows(_COLUMNS, rows)
+    print_rows(_COLUMNS, rows, as_json=as_json)
     for name in more:
         note(f"{name} holds more than {limit} letters; raise --limit to see them")
 
@@ -73,14 +70,14 @@ def _row(letter: DeadLetter, letters: list[DeadLetter]) -> dict[str, Any]:
     duplicates = sum(1 for other in letters if other.id == letter.id)
     # Any publisher can reuse the id of another message; the digest is still unique.
     unique_id = letter.digest if duplicates > 1 else letter.id
-    return {"id": unique_id, "age": letter.age(now()), **asdict(letter)}
+    return {"id": unique_id, "age": letter.age(datetime.now(UTC)), **asdict(letter)}
 
 
 @asynccontextmanager
 async def _open_reader(settings: DeploymentSettings) -> AsyncIterator[DeadLetterReader]:
     """A reader that returns the letters at the end; the broker does if the connection is lost."""
     async with (
-        connect(settings.amqp_url.get_secret_value()) as connection,
+        await connect(settings.amqp_url.get_secret_value()) as connection,
         exclusive(connection),
     ):
         channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
@@ -245,10 +242,7 @@ async def _apply(action: Action, match: _Match, status: str) -> dict[str, Any]:
 
 
 def _print_results(rows: list[dict[str, Any]], *, as_json: bool) -> None:
-    if as_json:
-        print_json(rows)
-    else:
-        print_rows(("queue", "id", "status", "code", "detail"), rows)
+    print_rows(("queue", "id", "status", "code", "detail"), rows, as_json=as_json)
     kept = [row for row in rows if row["status"] == "kept"]
     if kept:
         reason = ": ".join(str(part) for part in (kept[0]["code"], kept[0]["detail"]) if part)

@@ -12,11 +12,10 @@ import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final
 
-import aio_pika
-from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
 from aio_pika.exceptions import ChannelNotFoundEntity
 
 from keyturn.errors import MalformedRequestError
@@ -217,21 +216,8 @@ def json_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
     return converted
 
 
-def now() -> datetime:
-    """The current time."""
-    return datetime.now(UTC)
-
-
 @asynccontextmanager
-async def connect(amqp_url: str) -> AsyncIterator[aio_pika.abc.AbstractConnection]:
-    """A connection while the command runs."""
-    connection = await aio_pika.connect(amqp_url)
-    async with connection:
-        yield connection
-
-
-@asynccontextmanager
-async def exclusive(connection: aio_pika.abc.AbstractConnection) -> AsyncIterator[None]:
+async def exclusive(connection: AbstractConnection) -> AsyncIterator[None]:
     """Lock the dead letters against workers and other commands.
 
     While one reads the letters, the queues look empty to the others.

@@ -18,7 +18,7 @@ from keyturn.topology import EXCHANGE, queues
 from keyturn_workers.cli.arguments import AsJson
 from keyturn_workers.cli.bucket import open_bucket
 from keyturn_workers.cli.errors import CommandError, note
-from keyturn_workers.cli.output import print_json, print_rows
+from keyturn_workers.cli.output import print_rows
 from keyturn_workers.cli.settings import BrokerSettings
 from keyturn_workers.storage.probe.runner import probe
 
@@ -56,10 +56,8 @@ def doctor(as_json: AsJson = False, verbose: Verbose = False) -> None:
     """
     storage, broker = S3Settings.read(), BrokerSettings.read()
     checks = asyncio.run(_run_checks(storage, broker))
-    if as_json:
-        print_json([_row(check, names=True) for check in checks])
-    else:
-        print_rows(_COLUMNS, (_row(check, names=verbose) for check in checks))
+    rows = [_row(check, names=verbose or as_json) for check in checks]
+    print_rows(_COLUMNS, rows, as_json=as_json)
     if broken := [check.check for check in checks if check.broken]:
         raise CommandError(f"missing: {', '.join(broken)}")
 

@@ -48,10 +48,7 @@ def ls(
 ) -> None:
     """List a project's objects."""
     rows, more = asyncio.run(_ls(S3Settings.read(), project, prefix, limit, long=long))
-    if as_json:
-        print_json(rows)
-    else:
-        print_rows(_LONG_COLUMNS if long else _SHORT_COLUMNS, rows)
+    print_rows(_LONG_COLUMNS if long else _SHORT_COLUMNS, rows, as_json=as_json)
     if not long and any(row["stored_bytes"] == 0 for row in rows):
         note("objects with 0 bytes are deleted or empty plaintext; --long shows which")
     if more:

@@ -45,10 +45,21 @@ def print_line(text: str) -> None:
 
 
 def print_rows(
-    columns: Sequence[str], rows: Iterable[Mapping[str, object]], *, unfolded: Collection[str] = ()
+    columns: Sequence[str],
+    rows: Sequence[Mapping[str, object]],
+    *,
+    unfolded: Collection[str] = (),
+    as_json: bool = False,
 ) -> None:
-    """Print a table with these columns of each row; a missing value prints as `-`."""
-    print_table(columns, ([row.get(name) for name in columns] for row in rows), unfolded=unfolded)
+    """Print a table with these columns of each row, or all of each row as JSON.
+
+    In a table a missing value prints as `-`.
+    """
+    if as_json:
+        print_json(rows)
+    else:
+        cells = ([row.get(name) for name in columns] for row in rows)
+        print_table(columns, cells, unfolded=unfolded)
 
 
 def print_table(

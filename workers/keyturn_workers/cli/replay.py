@@ -10,7 +10,7 @@ operator's signature.
 
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Final, Self
 
 from aio_pika import Message
@@ -37,7 +37,6 @@ from keyturn.settings import S3Settings
 from keyturn.topology import CODE_HEADER, PUBLISHER_HEADER, REQUESTS, SIGNATURE_HEADER
 from keyturn_workers.amqp.retry import copy_of
 from keyturn_workers.cli.bucket import open_bucket
-from keyturn_workers.cli.dead_letters import now
 from keyturn_workers.cli.settings import ResignSettings
 from keyturn_workers.errors import MissingError
 from keyturn_workers.keyring import KeyringReader
@@ -106,14 +105,14 @@ class Resigner:
         # The code is not signed: an attacker with access to the broker can put it on a letter
         # rejected for another reason, or on a copy of a recent request.
         max_age = timedelta(seconds=self._settings.request_max_age_s)
-        if now() - old.request.requested_at_instant <= max_age:
+        if datetime.now(UTC) - old.request.requested_at_instant <= max_age:
             raise NotPermittedError("it has not expired; replay it without --resign")
         if isinstance(old.request, RotationRequested | EnrollRequested) and not named:
             raise NotPermittedError(
                 "a rotation or an enrollment is signed again only if it is named by its id"
             )
         await self._move_staged(old)
-        changes: dict[str, object] = {"requested_at": format_time(now())}
+        changes: dict[str, object] = {"requested_at": format_time(datetime.now(UTC))}
         if isinstance(old.request, RotationRequested):
             changes["expected_generation"] = await self._expected_generation(old.request)
         request = old.request.model_copy(update=changes)
