@@ -9,11 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from keyturn.errors import CodedError
 from keyturn.identifiers import ALL_PROJECTS
 from keyturn.messages import Event, Failed, Rejected, RotationAccepted
-from keyturn.publisher import OutcomeUnknownError, WaitTimeoutError
+from keyturn.publisher import OutcomeUnknownError, PublisherError, WaitTimeoutError
 from keyturn.publisher.requests import new_id
 from keyturn_workers.cli.errors import CommandError, note
+from keyturn_workers.cli.output import print_rows
 
 PUBLISH_ATTEMPTS: Final = 2
 
@@ -93,16 +95,61 @@ def event_error(event: Rejected | Failed) -> CommandError:
     return CommandError(f"{event.code}: {event.detail}" if event.detail else event.code)
 
 
-def rows_error(failed: Sequence[dict[str, Any]], count: int, label: str) -> CommandError:
-    """The error if some of many rows failed.
+# Commands with many requests: a row each.
 
-    Args:
-        failed: The failed rows, each with `code` and `detail`.
-        count: The number of all rows.
-        label: The column that identifies a row.
+
+def request_row(**ids: str) -> dict[str, Any]:
+    """The row of a request that is not sent yet."""
+    return {**ids, "status": "failed", "code": None, "detail": None, "event": None}
+
+
+async def publish_row(
+    row: dict[str, Any],
+    publish: Callable[[], Awaitable[str]],
+    *,
+    attempts: int = PUBLISH_ATTEMPTS,
+) -> bool:
+    """Publish the request of a row, as `publish_with_retry`; its error, if any, is in the row."""
+    try:
+        await publish_with_retry(publish, attempts=attempts)
+    except CodedError as exc:
+        row.update(code=exc.code, detail=exc.detail)
+        return False
+    except PublisherError as exc:
+        unknown = isinstance(exc, OutcomeUnknownError)
+        row.update(status="unknown" if unknown else "failed", detail=str(exc))
+        return False
+    row["status"] = "queued"
+    return True
+
+
+async def wait_for_row(row: dict[str, Any], event: Awaitable[Event], done: str) -> None:
+    """Wait for the event of a row that was sent; `done` is its status unless it is rejected."""
+    try:
+        outcome = await event
+    except PublisherError as exc:
+        row.update(status="untold", detail=str(exc))
+        return
+    row.update(status=done, event=outcome.model_dump(mode="json"))
+    if isinstance(outcome, Rejected):
+        row.update(status="rejected", code=outcome.code, detail=outcome.detail)
+
+
+def print_request_rows(
+    columns: Sequence[str], rows: Sequence[dict[str, Any]], label: str, done: str, *, as_json: bool
+) -> None:
+    """Print the columns that have a value, and fail if any request did.
+
+    `label` is the column that identifies a row, `done` the status of a request that succeeded.
+
+    Raises:
+        CommandError: the first failure, and how many there are.
     """
-    first = failed[0]
-    reason = ": ".join(part for part in (first["code"], first["detail"]) if part)
-    if count == 1:
-        return CommandError(reason)
-    return CommandError(f"{len(failed)} of {count} failed; the first was {first[label]}: {reason}")
+    used = [name for name in columns if any(row.get(name) is not None for row in rows)]
+    print_rows(used, rows, as_json=as_json)
+    if failed := [row for row in rows if row["status"] not in ("queued", done)]:
+        first = failed[0]
+        reason = ": ".join(part for part in (first["code"], first["detail"]) if part)
+        if len(rows) > 1:
+            reason = f"{len(failed)} of {len(rows)} failed; the first was {first[label]}: {reason}"
+        raise CommandError(reason)

@@ -8,23 +8,29 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 
-from keyturn.errors import CodedError, MalformedRequestError, SettingsError
-from keyturn.messages import Event, Rejected
+from keyturn.errors import MalformedRequestError, SettingsError
 from keyturn.metadata import check_content_type, encode_caller_metadata
-from keyturn.publisher import OutcomeUnknownError, Publisher, PublisherError
+from keyturn.publisher import Publisher
 from keyturn.publisher.body_source import blocks
 from keyturn.publisher.requests import new_id
 from keyturn.settings import PublisherSettings, S3Settings
 from keyturn_workers.cli.arguments import AsJson, Project, TimeoutS, validate_object_key
 from keyturn_workers.cli.errors import note
 from keyturn_workers.cli.file_selection import SelectedFile, guess_content_type, select_files
-from keyturn_workers.cli.output import ByteProgress, byte_progress, print_json, print_rows
-from keyturn_workers.cli.publishing import PUBLISH_ATTEMPTS, publish_with_retry, rows_error
+from keyturn_workers.cli.output import ByteProgress, byte_progress
+from keyturn_workers.cli.publishing import (
+    PUBLISH_ATTEMPTS,
+    print_request_rows,
+    publish_row,
+    request_row,
+    wait_for_row,
+)
 
 _STDIN: Final = "-"
 _COLUMNS: Final = ("path", "key", "status", "size", "generation", "upload_id", "code", "detail")
@@ -66,13 +72,7 @@ def upload(
     settings = PublisherSettings.read()
     files = _select(paths, key, key_prefix, content_type)
     rows = asyncio.run(_upload_all(settings, _staging_settings(), files, options))
-    if as_json:
-        print_json(rows)
-    else:
-        used = [name for name in _COLUMNS if any(row.get(name) is not None for row in rows)]
-        print_rows(used, rows)
-    if failed := [row for row in rows if row["status"] not in ("queued", "stored")]:
-        raise rows_error(failed, len(rows), "path")
+    print_request_rows(_COLUMNS, rows, "path", "stored", as_json=as_json)
 
 
 def _metadata(pairs: list[str]) -> dict[str, str]:
@@ -145,15 +145,7 @@ async def _upload_all(
         async with Publisher.open(settings, s3=staging) as publisher:
 
             async def upload_one(file: SelectedFile) -> dict[str, Any]:
-                row: dict[str, Any] = {
-                    "path": file.display_name,
-                    "key": file.object_key,
-                    "upload_id": new_id(),
-                    "status": "failed",
-                    "code": None,
-                    "detail": None,
-                    "event": None,
-                }
+                row = request_row(path=file.display_name, key=file.object_key, upload_id=new_id())
                 async with slots:
                     sent = await _send(publisher, file, options, row, progress)
                 # The next ones are sent while this one waits for its event.
@@ -178,32 +170,21 @@ async def _send(
         row.update(code=MalformedRequestError.code, detail=file.problem)
         return False
     progress.label(file.display_name)
+    upload = partial(
+        publisher.upload,
+        options.project,
+        file.object_key,
+        content_type=file.content_type,
+        metadata=options.metadata,
+        upload_id=row["upload_id"],
+    )
     # A pipe cannot be read twice.
     attempts = 1 if file.path is None else PUBLISH_ATTEMPTS
     try:
-        await publish_with_retry(
-            lambda: publisher.upload(
-                options.project,
-                file.object_key,
-                _read(file, progress),
-                content_type=file.content_type,
-                metadata=options.metadata,
-                upload_id=row["upload_id"],
-            ),
-            attempts=attempts,
-        )
-    except CodedError as exc:
-        row.update(code=exc.code, detail=exc.detail)
-        return False
-    except PublisherError as exc:
-        unknown = isinstance(exc, OutcomeUnknownError)
-        row.update(status="unknown" if unknown else "failed", detail=str(exc))
-        return False
+        return await publish_row(row, lambda: upload(_read(file, progress)), attempts=attempts)
     except OSError as exc:
         row.update(detail=exc.strerror or type(exc).__name__)
         return False
-    row["status"] = "queued"
-    return True
 
 
 async def _read(file: SelectedFile, progress: ByteProgress) -> AsyncIterator[bytes]:
@@ -216,22 +197,9 @@ async def _read(file: SelectedFile, progress: ByteProgress) -> AsyncIterator[byt
 async def _await_event(
     publisher: Publisher, project: str, row: dict[str, Any], timeout_s: float
 ) -> None:
-    try:
-        event: Event = await publisher.wait(
-            row["upload_id"],
-            timeout_s=timeout_s,
-            project=project,
-            request_type="upload.requested",
-        )
-    except PublisherError as exc:
-        row.update(status="untold", detail=str(exc))
-        return
-    row["event"] = event.model_dump(mode="json")
-    if isinstance(event, Rejected):
-        row.update(status="rejected", code=event.code, detail=event.detail)
-        return
-    row.update(
-        status="stored",
-        size=getattr(event, "size", None),
-        generation=getattr(event, "generation", None),
+    event = publisher.wait(
+        row["upload_id"], timeout_s=timeout_s, project=project, request_type="upload.requested"
     )
+    await wait_for_row(row, event, "stored")
+    if row["status"] == "stored":
+        row.update(size=row["event"].get("size"), generation=row["event"].get("generation"))
