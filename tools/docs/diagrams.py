@@ -44,8 +44,13 @@ class Diagram:
 
     @property
     def name(self) -> str:
-        """The title as a file name and an XML id, such as `one-upload`."""
+        """The title as a file name, such as `one-upload`."""
         return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
+
+    @property
+    def xml_id(self) -> str:
+        """The id of its SVG on a page, which no heading has: the SVG's style is bound to it."""
+        return f"diagram-{self.name}"
 
     def path(self, docs: Path = DOCS) -> Path:
         """Where its SVG is."""

@@ -110,7 +110,7 @@ def _page(diagrams: Sequence[Diagram], mermaid: str) -> str:
         "flowchart": {"htmlLabels": False, "nodeSpacing": 40, "rankSpacing": 60},
         "sequence": {"actorMargin": 70, "width": 120, "wrap": True, "mirrorActors": False},
     }
-    texts = [[diagram.name, diagram.text] for diagram in diagrams]
+    texts = [[diagram.xml_id, diagram.text] for diagram in diagrams]
     return _PAGE % {
         "mermaid": mermaid.replace("</script", "<\\/script"),
         "settings": json.dumps(settings),

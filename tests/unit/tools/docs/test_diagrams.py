@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
@@ -36,9 +37,20 @@ def test_a_committed_picture_was_rendered_from_the_text_of_its_page(diagram: Dia
     svg = read_svg(diagram)
     root = ET.fromstring(svg)  # noqa: S314 - our own file
     assert root.tag.endswith("svg")
-    assert root.get("id") == diagram.name
+    assert root.get("id") == diagram.xml_id
     assert "\n" not in svg
     assert not external_in_html(svg)
+
+
+@pytest.mark.parametrize("diagram", DIAGRAMS, ids=lambda diagram: diagram.name)
+def test_the_style_of_a_picture_applies_to_it_alone(diagram: Diagram) -> None:
+    (style,) = re.findall(r"<style>(.*?)</style>", read_svg(diagram), re.DOTALL)
+    rules = re.sub(r"@keyframes [\w-]+ ?\{(?:[^{}]*\{[^{}]*\})*\s*\}", "", style)
+    selectors = [
+        one.strip() for many in re.findall(r"([^{}]+)\{", rules) for one in many.split(",")
+    ]
+    assert selectors
+    assert [one for one in selectors if not one.startswith(f"#{diagram.xml_id}")] == []
 
 
 def test_every_picture_is_shown_on_a_page() -> None:
