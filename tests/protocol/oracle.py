@@ -131,6 +131,13 @@ class Oracle:
                 self._streamed.pop(s3_key, None)
             self._object(s3_key, stored, call)
 
+    def parts_lost(self, s3_key: str) -> None:
+        """Parts were aborted that another delivery had uploaded, and their object does not exist.
+
+        Deliveries that do that to each other may never store it (SPEC 7.2).
+        """
+        self.violated(f"parts of {s3_key} were aborted by another delivery before it was stored")
+
     def _record(self, s3_key: str, body: bytes) -> tuple[str, str, dict[str, Any]]:
         outer = json.loads(body)
         kek = record_kek(self._master_keys[outer["master_key"]].reveal(), outer["project"])

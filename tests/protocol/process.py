@@ -157,11 +157,11 @@ class Process:
             handler,
             rules,
             self._context,
-            time=TimeSource(self._learn_time, lambda: clock.is_known),
+            time=TimeSource(self.learn_time, lambda: clock.is_known),
         )
 
-    async def _learn_time(self) -> None:
-        """As `keyturn_workers.worker.wiring` does."""
+    async def learn_time(self) -> None:
+        """As `keyturn_workers.worker.wiring` does: the first request of a process that starts."""
         clock = self.keyrings.clock
         sent_s = clock.local_s()
         page = await self._storage.list_page(KEYRINGS_PREFIX, after=f"{KEYRINGS_PREFIX}~")

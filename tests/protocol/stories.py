@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.protocol.broker import QueuedMessage
-    from tests.protocol.process import Options, Parts
+    from tests.protocol.process import Options, Parts, Process
     from tests.protocol.wire import Call
 
 
@@ -69,6 +69,30 @@ def stop_at(world: World, op: str, key: str = "", *, state: str = SENT, **more: 
 def stop_within(world: World, op: str, key: str = "") -> Call:
     """The same, at the server in the midst of its effect."""
     return stop_at(world, op, key, state=MID)
+
+
+def copy_by(world: World, process: Process) -> Call:
+    """A rotation's copy of `acme/a` that this process is about to make; it wrote no keyring before.
+
+    So no keyring names its lease, until it names it itself.
+    """
+    process.stalled = True
+    begin(world, "a")
+    rotation = world.rotate("acme")
+    world.run(until=lambda: world.oracle.plan(rotation, "acme"), keep=hint)
+    process.stalled = False
+
+    def copies(call: Call) -> bool:
+        return call.sender is process and call.op == "copy_onto_itself"
+
+    def page() -> QueuedMessage | None:
+        return next((each for each in world.ready() if is_page(each)), None)
+
+    while not any(map(copies, world.calls)):
+        if (queued := page()) is not None:
+            world.deliver(queued, process)
+        world.run(until=lambda: any(map(copies, world.calls)) or page(), keep=is_page, hold=copies)
+    return next(filter(copies, world.calls))
 
 
 def without(world: World, *held: Call, **more: Any) -> bool:

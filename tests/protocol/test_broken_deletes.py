@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
@@ -14,7 +14,15 @@ from keyturn_workers.keyring.model import build_keyring, parse_keyring
 from keyturn_workers.storage import Headers
 from keyturn_workers.testing.memory_bucket import etag_of
 from tests.protocol.process import LEASE_S, MASTER_KEYS, Options, Parts
-from tests.protocol.stories import begin, hint, stop_at, stop_within, violations, without
+from tests.protocol.stories import (
+    begin,
+    copy_by,
+    hint,
+    stop_at,
+    stop_within,
+    violations,
+    without,
+)
 from tests.protocol.wire import MID, SENT, Wire
 
 if TYPE_CHECKING:
@@ -22,6 +30,8 @@ if TYPE_CHECKING:
 
     from tests.protocol.wire import Call
     from tests.protocol.world import World
+
+LONGER_LEASE: Final = Options(leases={0: 10 * LEASE_S})
 
 
 def a_delete_while_a_copy_is_under_way(world: World) -> None:
@@ -43,6 +53,36 @@ class _PublishesAtOnce(Deleter):
 def test_a_delete_is_published_after_two_leases() -> None:
     assert violations(a_delete_while_a_copy_is_under_way) == []
     found = violations(a_delete_while_a_copy_is_under_way, Parts(deleter=_PublishesAtOnce))
+    assert "acme/a came back after its delete was published" in found
+
+
+def a_delete_while_a_worker_with_a_longer_lease_copies(world: World) -> None:
+    """The copy ends within its own lease, when two of the deleting worker's are long over."""
+    slow = world.processes[0]
+    copy = copy_by(world, slow)
+    world.step(copy)
+    assert copy.state == MID
+    slow.stalled = True
+    delete = world.delete("acme", "a")
+    without(world, copy, seconds=slow.lease_s - 1)
+    slow.stalled = False
+    world.step(copy)
+    world.run()
+    assert world.ended(delete)
+
+
+class _WaitsByItsOwnLease(Deleter):
+    """Disregards the lease that the keyring names."""
+
+    def _check_age(self, head: Any, snapshot: Any) -> None:
+        unnamed = replace(snapshot.keyring, lease_s=None)
+        super()._check_age(head, replace(snapshot, keyring=unnamed))
+
+
+def test_a_delete_waits_for_the_longest_lease_that_the_keyring_names() -> None:
+    story, options = a_delete_while_a_worker_with_a_longer_lease_copies, LONGER_LEASE
+    assert violations(story, options=options) == []
+    found = violations(story, Parts(deleter=_WaitsByItsOwnLease), options)
     assert "acme/a came back after its delete was published" in found
 
 

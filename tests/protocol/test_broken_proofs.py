@@ -14,14 +14,13 @@ from keyturn_workers.storage.clock import DateTrust
 from keyturn_workers.sweep import all_projects_sweep, page_worker
 from keyturn_workers.sweep.page_context import PageContext
 from tests.protocol.process import LEASE_S, Options
-from tests.protocol.stories import begin, hint, is_page, stop_at, violations
+from tests.protocol.stories import begin, copy_by, hint, is_page, stop_at, violations
 from tests.protocol.world import World
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from keyturn_workers.sweep.plan import Result
-    from tests.protocol.broker import QueuedMessage
     from tests.protocol.faults import Missing
     from tests.protocol.wire import Call
 
@@ -264,23 +263,7 @@ TWO_LEASES = Options(leases={0: 10 * LEASE_S})
 def a_copy_by_a_worker_with_a_longer_lease(world: World) -> None:
     """It stalls, and lands when the others' two leases are long over, within its own."""
     slow = world.processes[0]
-    slow.stalled = True  # it writes no keyring, which would name its lease
-    begin(world, "a")
-    second = world.rotate("acme")
-    world.run(until=lambda: world.oracle.plan(second, "acme"), keep=hint)
-    slow.stalled = False
-
-    def copies(call: Call) -> bool:
-        return call.sender is slow and call.op == "copy_onto_itself"
-
-    def page() -> QueuedMessage | None:
-        return next((each for each in world.ready() if is_page(each)), None)
-
-    while not any(map(copies, world.calls)):
-        if (queued := page()) is not None:
-            world.deliver(queued, slow)
-        world.run(until=lambda: any(map(copies, world.calls)) or page(), keep=is_page, hold=copies)
-    (copy,) = filter(copies, world.calls)
+    copy = copy_by(world, slow)
     slow.stalled = True
     third = world.rotate("acme")
     world.run(seconds=5 * LEASE_S)

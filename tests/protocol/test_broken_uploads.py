@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from keyturn.topology import ATTEMPT_HEADER
 from keyturn_workers.amqp import RequestConsumer
+from keyturn_workers.storage import Capabilities
 from keyturn_workers.sweep.hint_consumer import HintConsumer
 from keyturn_workers.upload import Uploader, UploadResult
+from keyturn_workers.upload.context import Upload
 from keyturn_workers.upload.existing_upload import ExistingUpload
 from keyturn_workers.upload.request_body import open_transport_key
-from tests.protocol.process import Parts
+from tests.protocol.process import Options, Parts
 from tests.protocol.stories import begin, hint, stop_at, stop_within, violations, without
 
 if TYPE_CHECKING:
+    from tests.protocol.broker import Delivery, QueuedMessage
+    from tests.protocol.wire import Call
     from tests.protocol.world import World
+
+IN_PARTS: Final = Options(capabilities=Capabilities(conditional_completion=True))
 
 
 def a_put_that_outlasts_a_rotation(world: World) -> None:
@@ -170,3 +177,63 @@ def test_the_keyring_remembers_its_last_rotation(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("keyturn_workers.control.rotation.find_generation", lambda *_: None)
     found = violations(a_rotation_whose_worker_dies_after_it_rotated_the_keyring)
     assert any("rotation.rejected believed" in what and "had its effect" in what for what in found)
+
+
+def copies_of_a_retry(world: World) -> None:
+    """A retry of a large upload is there twice, and each copy is slow whenever the other begins.
+
+    The copy that began first then sends the rest of its parts. If it fails, it comes back as a
+    retry of its own, and the other one is the first.
+    """
+    begin(world)
+    upload = world.upload("acme", "a", b"x" * 300, staged=True)
+    world.network.lose(stop_at(world, "upload_part", "acme/a"))
+    assert world.run(until=lambda: _retries(world))
+    world.duplicate(_retries(world)[0])
+    for _ in range(8):
+        world.run(until=lambda: len(_uploading(world)) > 1 or world.ended(upload), hold=_is_part)
+        _finish_one(world, _uploading(world)[0])
+        if world.ended(upload):
+            world.run()
+            if world.server.open_uploads():
+                world.oracle.violated("parts are left at a key whose upload was published")
+            return
+    world.oracle.violated("the copies of a retry keep each other from being stored")
+
+
+def _retries(world: World) -> list[QueuedMessage]:
+    return [each for each in world.queue if ATTEMPT_HEADER in each.headers]
+
+
+def _finish_one(world: World, delivery: Delivery) -> None:
+    """Let one delivery send its parts; the others' parts are held."""
+    world.run(
+        until=lambda: delivery not in delivery.process.deliveries,
+        hold=lambda call: _is_part(call) and call.delivery is not delivery,
+    )
+
+
+def _is_part(call: Call) -> bool:
+    return call.op == "upload_part"
+
+
+def _uploading(world: World) -> list[Delivery]:
+    """The deliveries that are sending parts, in the order in which they began to."""
+    senders = [call.delivery for call in world.calls if _is_part(call) and not call.is_ghost]
+    return [each for each in dict.fromkeys(senders) if each is not None]
+
+
+class _AbortsFirst(Uploader):
+    """Aborts what earlier deliveries may have left before it makes an attempt of its own."""
+
+    async def serve(self, request: Any, publisher: str, *, seen_before: bool) -> UploadResult:
+        if seen_before:
+            await self._abort_leftovers(Upload(request, publisher))
+        return await super().serve(request, publisher, seen_before=seen_before)
+
+
+def test_a_copy_of_a_retry_aborts_no_parts_of_another() -> None:
+    assert violations(copies_of_a_retry, options=IN_PARTS) == []
+    found = violations(copies_of_a_retry, Parts(uploader=_AbortsFirst), IN_PARTS)
+    assert "the copies of a retry keep each other from being stored" in found
+    assert "parts of acme/a were aborted by another delivery before it was stored" in found

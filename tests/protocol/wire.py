@@ -200,11 +200,15 @@ class Server(MemoryStorage):
         network: Network,
         watch: Callable[[str, Stored, Call | None], None],
         *,
+        parts_lost: Callable[[str], None],
         capabilities: Capabilities,
         versioned: bool,
     ) -> None:
         super().__init__(capabilities=capabilities, versioned=versioned, atomic_copies=False)
         self._network = network
+        self._parts_lost = parts_lost
+        # The delivery that began each multipart upload.
+        self._began: dict[str, Delivery | None] = {}
         self._bucket = _Watched(versioned=versioned, watch=watch)
 
     @property
@@ -271,6 +275,26 @@ class Server(MemoryStorage):
             self._network.check_sender()
             await self._network.midst()
             return self._store(key, body, headers, etag_of(body), condition)
+
+    async def create_multipart(self, key: str, headers: Headers) -> str:
+        """As on any server; it is noted which delivery began the upload."""
+        upload_id = await super().create_multipart(key, headers)
+        call = _SERVING.get()
+        self._began[upload_id] = None if call is None else call.delivery
+        return upload_id
+
+    async def abort_multipart(self, key: str, upload_id: str) -> None:
+        """As on any server; the oracle learns of parts that another delivery still needs."""
+        call = _SERVING.get()
+        is_open = upload_id in self._uploads and self._uploads[upload_id].key == key
+        others = call is None or self._began.get(upload_id) is not call.delivery
+        if is_open and others and key not in self.stored_keys():
+            self._parts_lost(key)
+        await super().abort_multipart(key, upload_id)
+
+    def open_uploads(self) -> list[str]:
+        """The keys of all open multipart uploads."""
+        return [upload.key for upload in self._uploads.values()]
 
     def current_objects(self) -> dict[str, Stored]:
         """All objects in the bucket."""

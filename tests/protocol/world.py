@@ -28,7 +28,6 @@ from tests.protocol.hostile import BrokerWriter, BucketWriter
 from tests.protocol.oracle import Oracle
 from tests.protocol.process import (
     GRANTS,
-    LEASE_S,
     MASTER_KEYS,
     PUBLISHERS,
     Options,
@@ -70,6 +69,7 @@ class World:
         self.server = Server(
             self.network,
             self.oracle.wrote,
+            parts_lost=self.oracle.parts_lost,
             capabilities=self.options.capabilities,
             versioned=self.options.versioned,
         )
@@ -339,7 +339,7 @@ class World:
         self.loop.run_until_idle()
 
     def advance(self, seconds: float) -> None:
-        """Let time pass. A copy that the server began ends within a lease's time (SPEC 8.4)."""
+        """Let time pass. A copy that the server began ends within its sender's lease (SPEC 8.4)."""
         until = self.clock.seconds + seconds
         self._end_copies(until)
         while (at := self._timed_at + INTERVAL_S) <= until:
@@ -359,9 +359,10 @@ class World:
 
     def _end_copies(self, until: float) -> None:
         due = [call for call in self.calls if call.state == MID and call.op != "put_stream"]
-        for call in sorted(due, key=lambda call: call.began):
-            if call.began + LEASE_S <= until:
-                self.clock.seconds = max(self.clock.seconds, call.began + LEASE_S)
+        for call in sorted(due, key=lambda call: call.began + call.sender.lease_s):
+            end = call.began + call.sender.lease_s
+            if end <= until:
+                self.clock.seconds = max(self.clock.seconds, end)
                 self.network.step(call)
 
     def crash(self, process: Process, *, arriving: Callable[[Call], bool] = lambda _: True) -> None:
@@ -377,6 +378,32 @@ class World:
             call.client.cancel()
         self.processes[process.number] = Process(self, process.number)
         self.loop.run_until_idle()
+
+    def restart(
+        self,
+        process: Process,
+        *,
+        clock_s: float = 0.0,
+        times: int | None = None,
+        arriving: Callable[[Call], bool] = lambda _: True,
+    ) -> Process:
+        """Kill a process; a fresh one takes its place, and asks the storage for its time.
+
+        Args:
+            process: The one to kill.
+            clock_s: By how much the front end is off that serves the fresh process.
+            times: How many requests that front end serves; None for all, until it is mended.
+            arriving: As for `crash`.
+        """
+        self.crash(process, arriving=arriving)
+        fresh = self.processes[process.number]
+        if clock_s:
+            self.server.front_end(clock_s, lambda call: call.sender is fresh, times=times)
+        task = self.loop.create_task(fresh.learn_time())
+        # If that fails, the process asks again later: every read of a keyring is an answer too.
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self.loop.run_until_idle()
+        return fresh
 
     def disconnect(self, process: Process, *, noticed: bool = True) -> None:
         """The broker considers a process lost; if that is unnoticed, its work continues."""

@@ -1,0 +1,157 @@
+"""A fresh process behind a wrong front end: its first `Date` dates and proves nothing (SPEC 8.4).
+
+The first `Date` that a process sees becomes its reference at once, and may be wrong. The broken
+variant trusts it at once as if it had been known for two leases.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final
+
+from keyturn_workers.storage.clock import DateTrust, StorageClock
+from tests.protocol.process import LEASE_S
+from tests.protocol.stories import begin, hint, is_page, stop_at, violations
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    import pytest
+
+    from tests.protocol.broker import QueuedMessage
+    from tests.protocol.process import Process
+    from tests.protocol.wire import Call
+    from tests.protocol.world import World
+
+# Further off than a proof waits.
+_OFF_S: Final = 2 * LEASE_S + 4
+_EVALUATE: Final = StorageClock._evaluate
+
+
+def _proves_at_once(
+    self: StorageClock, date: datetime | None, sent_s: float, received_s: float
+) -> DateTrust:
+    """`StorageClock._evaluate` of a process that trusts the first `Date` that it sees."""
+    trust = _EVALUATE(self, date, sent_s, received_s)
+    return DateTrust(agrees=trust.agrees, proves=trust.agrees)
+
+
+def _copy_under_way(world: World) -> tuple[Process, Call]:
+    """A copy under way that wraps `acme/a` for generation 2, and its sender."""
+    begin(world, "a")
+    world.rotate("acme")
+    copy = stop_at(world, "copy_onto_itself")
+    return copy.sender, copy
+
+
+def _land(world: World, copy: Call) -> None:
+    """The copy arrives; its sender is gone, else it would see at once what it set back."""
+    world.crash(copy.sender)
+    while copy in world.calls:
+        world.step(copy)
+
+
+def _only(world: World, process: Process) -> None:
+    """All other processes stall."""
+    for each in world.processes:
+        each.stalled = each is not process
+
+
+def a_rotation_dated_by_a_slow_first_date(world: World) -> None:
+    """A fresh process rotates the keyring and begins its sweep; others inspect and prove."""
+    sender, copy = _copy_under_way(world)
+    slow, known = (each for each in world.processes if each is not sender)
+    slow = world.restart(slow, clock_s=-_OFF_S)
+    _only(world, slow)
+    rotation = world.rotate("acme")
+
+    first_step = {"type": "sweep.step", "sweep_id": rotation, "project": "acme", "step": 0}
+    world.run(keep=lambda each: hint(each) not in ({}, first_step), seconds=0.5)
+    plan = world.oracle.plan(rotation, "acme")
+    assert plan is not None
+    assert plan["step"] == 1
+    _only(world, known)
+    world.run(until=lambda: world.ended(rotation), seconds=LEASE_S)
+    _land(world, copy)
+    for each in world.processes:
+        each.stalled = False
+    world.run(until=lambda: world.ended(rotation))
+
+
+def a_page_seen_at_a_fast_first_date(world: World) -> None:
+    """A fresh process inspects a page right after a rotation; others date it and judge."""
+    sender, copy = _copy_under_way(world)
+    rotation = world.rotate("acme")
+    assert world.run(
+        until=lambda: _generation(world, "acme/a") == "3", hold=lambda call: call is copy
+    )
+    fast = next(each for each in world.processes if each is not sender)
+    fast = world.restart(fast, clock_s=_OFF_S)
+    sweep = world.sweep("acme")
+
+    def page() -> QueuedMessage | None:
+        return next((each for each in world.ready() if _is_page_of(each, sweep)), None)
+
+    def seen() -> bool:
+        return any(f"{sweep}/acme/results/" in key for key in world.server.current_objects())
+
+    _only(world, next(each for each in world.processes if each not in (sender, fast)))
+    assert world.run(until=page, keep=lambda each: _is_page_of(each, sweep), seconds=2)
+    queued = page()
+    assert queued is not None
+    _only(world, fast)
+    world.deliver(queued, fast)
+    assert world.run(until=seen, keep=lambda _: True, seconds=2)
+    _land(world, copy)
+    for each in world.processes:
+        each.stalled = False
+    world.server.mend()
+    world.advance(_OFF_S)
+    # The end of either rotation changes the keyring, so that the sweep would start a new round.
+    others = lambda each: hint(each).get("sweep_id", sweep) != sweep  # noqa: E731
+    assert world.run(until=lambda: world.ended(sweep), keep=others)
+    assert world.run(until=lambda: world.ended(rotation))
+
+
+def _is_page_of(queued: QueuedMessage, sweep: str) -> bool:
+    return is_page(queued) and hint(queued)["sweep_id"] == sweep
+
+
+def _generation(world: World, s3_key: str) -> str:
+    labels: str = world.server.current_objects()[s3_key].headers.metadata["enc-kek-user"]
+    return labels.partition(":")[0]
+
+
+def test_a_first_date_dates_no_rotation(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert violations(a_rotation_dated_by_a_slow_first_date) == []
+    monkeypatch.setattr(StorageClock, "_evaluate", _proves_at_once)
+    found = violations(a_rotation_dated_by_a_slow_first_date)
+    assert any("acme/a is wrapped under (2," in what and "by a write" in what for what in found)
+
+
+def test_a_first_date_proves_no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert violations(a_page_seen_at_a_fast_first_date) == []
+    monkeypatch.setattr(StorageClock, "_evaluate", _proves_at_once)
+    found = violations(a_page_seen_at_a_fast_first_date)
+    assert any("acme/a is wrapped under (2," in what and "at the end of" in what for what in found)
+
+
+def a_request_served_at_a_first_date_of_next_week(world: World) -> None:
+    """A fresh process takes the request for older than any may be."""
+    begin(world)
+    ahead = world.restart(world.processes[0], clock_s=timedelta(days=8).total_seconds())
+    _only(world, ahead)
+    upload = world.upload("acme", "a", b"x")
+    world.run(seconds=1)
+    world.server.mend()
+    world.processes[1].stalled = world.processes[2].stalled = False
+    assert world.run(until=lambda: world.ended(upload))
+    if world.events_of_type("upload.rejected"):
+        world.oracle.violated("a request of this minute was refused as expired")
+
+
+def test_a_first_date_refuses_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert violations(a_request_served_at_a_first_date_of_next_week) == []
+    monkeypatch.setattr(StorageClock, "_evaluate", _proves_at_once)
+    found = violations(a_request_served_at_a_first_date_of_next_week)
+    assert found == ["a request of this minute was refused as expired"]
