@@ -47,12 +47,12 @@ def main() -> None:
     parser.add_argument("role", choices=[*ALL_ROLES, "all"])
     parser.add_argument("--point", choices=POINTS, required=True)
     parser.add_argument("--conditional-completion", action="store_true")
-    said = parser.parse_args()
+    arguments = parser.parse_args()
     settings = WorkerSettings.read()
     configure(settings.log_format, settings.log_level)
-    _skip_probe(conditional_completion=said.conditional_completion)
-    POINTS[said.point].install(_die)
-    roles = ALL_ROLES if said.role == "all" else frozenset({said.role})
+    _skip_probe(conditional_completion=arguments.conditional_completion)
+    POINTS[arguments.point].install(_die)
+    roles = ALL_ROLES if arguments.role == "all" else frozenset({arguments.role})
     uvloop.run(process.run_worker(settings, roles))
 
 

@@ -32,10 +32,10 @@ _UPLOADS = 150
 _CUTS = 4
 
 
-async def _read_stream(deployment: Deployment, wanted: set[str], timeout_s: float) -> None:
+async def _read_stream(deployment: Deployment, expected: set[str], timeout_s: float) -> None:
     """Read the event stream from its beginning until it has reported all of these uploads."""
     verify = VerifyKey.from_bytes(deployment.event_key.public_bytes)
-    missing = set(wanted)
+    missing = set(expected)
     over = asyncio.Event()
 
     async def take(message: AbstractIncomingMessage) -> None:

@@ -36,11 +36,11 @@ def test_every_message_has_a_model_and_every_model_a_schema() -> None:
 
 def test_asyncapi_names_the_topology() -> None:
     document = json.loads((generate.ROOT / "asyncapi.json").read_text(encoding="utf-8"))
-    told = {queue["name"]: queue for queue in document["x-queues"]}
-    assert list(told) == [queue.name for queue in queues()]
+    declared = {queue["name"]: queue for queue in document["x-queues"]}
+    assert list(declared) == [queue.name for queue in queues()]
     for queue in queues():
-        assert told[queue.name]["arguments"] == dict(queue.arguments)
-        assert told[queue.name]["bindings"] == list(queue.bindings)
+        assert declared[queue.name]["arguments"] == dict(queue.arguments)
+        assert declared[queue.name]["bindings"] == list(queue.bindings)
     actions = {name: o["action"] for name, o in document["operations"].items()}
     assert {n for n, action in actions.items() if action == "receive"} == set(REQUEST_MODELS)
     assert {n for n, action in actions.items() if action == "send"} == set(EVENT_MODELS)

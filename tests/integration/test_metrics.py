@@ -111,10 +111,10 @@ async def test_a_sweep(served: WorkerUnderTest) -> None:
     await served.publish_and_wait(
         requests.upload(served.deployment, "acme", "swept", b"x").document
     )
-    asked = requests.sweep("acme")
+    document = requests.sweep("acme")
     known = len(served.process.lines)
-    await served.publish(served.sign(asked))
-    sweep_id = asked["sweep_id"]
+    await served.publish(served.sign(document))
+    sweep_id = document["sweep_id"]
     await served.wire.event(
         lambda event: event["type"] == "sweep.completed" and sweep_id in event.values(),
         timeout_s=120,

@@ -137,9 +137,9 @@ def test_a_listing_counts_from_its_sending(monkeypatch: pytest.MonkeyPatch) -> N
 def an_object_relabeled_to_a_pending_upload(world: World) -> None:
     begin(world, "a")
     pending = world.upload("acme", "a", b"mine" * 25, staged=True)
-    stood = world.server.current_objects()["acme/a"]
-    metadata = {**stood.headers.metadata, "enc-upload": pending}
-    world.server.plant("acme/a", stood.body, replace(stood.headers, metadata=metadata))
+    before = world.server.current_objects()["acme/a"]
+    metadata = {**before.headers.metadata, "enc-upload": pending}
+    world.server.plant("acme/a", before.body, replace(before.headers, metadata=metadata))
     world.run()
     if f".keyturn/staging/api/{pending}" not in world.server.current_objects():
         world.oracle.violated("the staged body of a refused upload is gone")

@@ -159,9 +159,9 @@ def test_an_enrollment_id_counts_only_with_its_publisher_and_its_key() -> None:
         world.replay(enrollment)
         world.run()
         ends: list[Any] = world.ended(enrollment)
-        told = [(e.type, getattr(e, "code", "")) for e in ends]
+        outcomes = [(e.type, getattr(e, "code", "")) for e in ends]
         rejected = ("enroll.rejected", "already_enrolled")
-        assert sorted(told) == [rejected] * 2 + [("project.enrolled", "")] * 2
+        assert sorted(outcomes) == [rejected] * 2 + [("project.enrolled", "")] * 2
         assert {e.publisher for e in ends if e.type == "project.enrolled"} == {"api"}
 
     assert violations(story) == []
@@ -178,10 +178,10 @@ def test_after_a_later_rotation_the_key_alone_identifies_the_owner_of_an_id() ->
         HostilePublisher(world, "second").reuse(first, "rotate", "acme", kek=OWN_KEK)
         world.run()
         answers: list[Any] = [e for e in world.events if getattr(e, "rotation_id", "") == first]
-        told = [(e.publisher, e.type, getattr(e, "code", "")) for e in answers]
-        assert ("rotation.rejected", "generation_mismatch") in [each[1:] for each in told]
-        assert not [each for each in told if each[0] == "second" and "accepted" in each[1]]
-        assert told.count(("api", "rotation.accepted", "")) == 2
+        outcomes = [(e.publisher, e.type, getattr(e, "code", "")) for e in answers]
+        assert ("rotation.rejected", "generation_mismatch") in [each[1:] for each in outcomes]
+        assert not [each for each in outcomes if each[0] == "second" and "accepted" in each[1]]
+        assert outcomes.count(("api", "rotation.accepted", "")) == 2
 
     assert violations(story) == []
 
@@ -382,8 +382,8 @@ def test_the_failure_of_the_later_sweep_is_that_of_the_earlier_one_too() -> None
         world.bucket_writer.remove(".keyturn/keyrings/acme.json")
         world.run()
         failed: list[Any] = world.events_of_type("rotation.failed")
-        told = {(event.rotation_id, event.publisher, event.code) for event in failed}
-        assert told == {
+        outcomes = {(event.rotation_id, event.publisher, event.code) for event in failed}
+        assert outcomes == {
             (first, "api", "unknown_project"),
             (second, "second", "unknown_project"),
         }

@@ -84,8 +84,8 @@ def labels_that_are_ahead_of_their_wraps(world: World) -> None:
 
 def _labels_say_so(wraps: Any, admin: Any, user: Any, desired: Any) -> bool:
     del admin, user
-    wanted = (desired.generation, desired.kek_id, desired.master_key)
-    return bool((wraps.generation, wraps.kek_id, wraps.master_key) == wanted)
+    expected = (desired.generation, desired.kek_id, desired.master_key)
+    return bool((wraps.generation, wraps.kek_id, wraps.master_key) == expected)
 
 
 def test_wraps_are_opened_whatever_their_labels_are(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -270,10 +270,10 @@ class Protocol(RuleBasedStateMachine):
         taken = sent[pick % len(sent)]
         HostilePublisher(self.on, hostile).malformed(taken.id, taken.kind, project)
 
-    @rule(pick=PICKS, whole=st.booleans())
-    def a_sweeps_records_are_removed(self, pick: int, *, whole: bool) -> None:
-        """By a bucket writer: all of them, or the markers alone."""
-        prefix = SWEEPS_PREFIX if whole else RUNNING_PREFIX
+    @rule(pick=PICKS, with_plan=st.booleans())
+    def a_sweeps_records_are_removed(self, pick: int, *, with_plan: bool) -> None:
+        """By a bucket writer: all of them, or only the markers."""
+        prefix = SWEEPS_PREFIX if with_plan else RUNNING_PREFIX
         keys = [key for key in self.on.server.current_objects() if key.startswith(prefix)]
         if keys:
             self.on.bucket_writer.remove(keys[pick % len(keys)])

@@ -53,8 +53,8 @@ def test_a_planted_end_of_a_part_does_not_hide_its_project(world: World, body: b
     sweep = world.sweep("*", master_key="m2")
     for project in ("acme", "beta"):
         plant(world, f"{sweep_prefix(sweep, '*')}done/{project}.json", body)
-    told = end(world, sweep)
-    assert (told.clean, told.objects, told.rewrapped) == (True, 2, 2)
+    event = end(world, sweep)
+    assert (event.clean, event.objects, event.rewrapped) == (True, 2, 2)
     world.settle()
     assert world.oracle.violations == []
 
@@ -69,8 +69,8 @@ def test_planted_records_keep_no_master_key_from_being_rotated(world: World, bod
 
 def test_a_forged_keyring_is_a_failure_of_the_whole(world: World) -> None:
     plant(world, keyring_s3_key("beta"), JUNK)
-    told = end(world, world.sweep("*"))
-    assert (told.clean, told.failed, told.objects) == (False, 1, 1)
+    event = end(world, world.sweep("*"))
+    assert (event.clean, event.failed, event.objects) == (False, 1, 1)
 
 
 def test_another_sweep_with_the_same_id_cannot_stop_a_sweep_of_all(world: World) -> None:
@@ -79,10 +79,10 @@ def test_another_sweep_with_the_same_id_cannot_stop_a_sweep_of_all(world: World)
     world._publish({"type": "sweep.requested", "sweep_id": sweep, "project": "beta"})
     world.run()
     ends: list[Any] = [e for e in world.events if isinstance(e, SweepCompleted)]
-    (whole,) = [e for e in ends if e.project == "*"]
+    (of_all,) = [e for e in ends if e.project == "*"]
     # Either way round the one that came second is refused or unclean, and the rest is done.
-    assert whole.objects in {1, 2}
-    assert whole.clean is (whole.objects == 2)
+    assert of_all.objects in {1, 2}
+    assert of_all.clean is (of_all.objects == 2)
 
 
 @pytest.mark.parametrize("body", [b"", JUNK], ids=["empty", "odd"])
@@ -96,8 +96,8 @@ def test_planted_results_and_notes_delay_nothing(world: World, folder: str, body
     }
     plant(world, f"{sweep_prefix(rotation, 'acme')}{folder}/{names[folder]}", body)
     world.run()
-    told: Any = world.ended(rotation)[-1]
-    assert (told.type, told.clean, told.rewrapped) == ("rotation.completed", True, 1)
+    event: Any = world.ended(rotation)[-1]
+    assert (event.type, event.clean, event.rewrapped) == ("rotation.completed", True, 1)
     assert world.clock.seconds < 600
     assert world.dead == []
 
@@ -120,8 +120,8 @@ def test_parts_that_end_while_the_whole_waits_are_summed_up(world: World) -> Non
         return False
 
     world.run(hold=held)
-    told = end(world, sweep)
-    assert (told.clean, told.objects) == (True, 2)
+    event = end(world, sweep)
+    assert (event.clean, event.objects) == (True, 2)
 
 
 def test_a_project_enrolled_meanwhile_is_swept_whichever_sweep_resealed_it(world: World) -> None:
@@ -137,5 +137,5 @@ def test_a_project_enrolled_meanwhile_is_swept_whichever_sweep_resealed_it(world
     ring = parse_keyring(world.server._bucket.get(key).readable_body(), "gamma", MASTER_KEYS)
     assert (ring.master_key, ring.history) == ("m1", ())
     plant(world, key, build_keyring(with_master_key(ring, "m2"), MASTER_KEYS))
-    told = end(world, sweep)
-    assert (told.clean, told.objects, told.rewrapped) == (True, 3, 3)
+    event = end(world, sweep)
+    assert (event.clean, event.objects, event.rewrapped) == (True, 3, 3)

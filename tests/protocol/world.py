@@ -197,8 +197,8 @@ class World:
         kek = kek or hashlib.sha256(request_id.encode()).digest()
         sealed = self._kek("enroll", request_id, project, kek)
         document = {"type": "enroll.requested", "request_id": request_id, "project": project}
-        whole = {**document, "sealed_kek": sealed, **more}
-        return self._publish(whole, publisher, honest=honest, secret=kek)
+        request = {**document, "sealed_kek": sealed, **more}
+        return self._publish(request, publisher, honest=honest, secret=kek)
 
     def rotate(
         self,
@@ -215,8 +215,8 @@ class World:
         kek = kek or hashlib.sha256(rotation_id.encode()).digest()
         sealed = self._kek("rotation", rotation_id, project, kek)
         document = {"type": "rotation.requested", "rotation_id": rotation_id, "project": project}
-        whole = {**document, "sealed_kek": sealed, **more}
-        return self._publish(whole, publisher, honest=honest, secret=kek)
+        request = {**document, "sealed_kek": sealed, **more}
+        return self._publish(request, publisher, honest=honest, secret=kek)
 
     def sweep(
         self,

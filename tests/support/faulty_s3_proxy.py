@@ -25,7 +25,7 @@ _COPIED = b"<CopyObjectResult><ETag>&quot;%s&quot;</ETag></CopyObjectResult>"
 
 
 @dataclass
-class Asked:
+class ProxiedRequest:
     """One request on its way; a promise is broken by changing it."""
 
     method: str
@@ -44,15 +44,15 @@ class Answer:
     body: bytes
 
 
-Send = Callable[[Asked], Awaitable[Answer]]
+Send = Callable[[ProxiedRequest], Awaitable[Answer]]
 
 
 class Honest:
     """Passes on what it gets; the others break one promise each."""
 
-    async def serve(self, asked: Asked, send: Send) -> Answer:
+    async def serve(self, request: ProxiedRequest, send: Send) -> Answer:
         """Answer a request, by sending it on or otherwise."""
-        return await send(asked)
+        return await send(request)
 
 
 @dataclass
@@ -61,10 +61,10 @@ class Ignores(Honest):
 
     header: str
 
-    async def serve(self, asked: Asked, send: Send) -> Answer:
-        if asked.method == "PUT":
-            asked.headers.pop(self.header, None)
-        return await send(asked)
+    async def serve(self, request: ProxiedRequest, send: Send) -> Answer:
+        if request.method == "PUT":
+            request.headers.pop(self.header, None)
+        return await send(request)
 
 
 @dataclass
@@ -74,16 +74,16 @@ class ChecksThenStores(Honest):
     header: str
     _under_way: Counter[str] = field(default_factory=Counter)
 
-    async def serve(self, asked: Asked, send: Send) -> Answer:
-        if asked.method != "PUT" or self.header not in asked.headers:
-            return await send(asked)
-        if self._under_way[asked.key]:
-            del asked.headers[self.header]
-        self._under_way[asked.key] += 1
+    async def serve(self, request: ProxiedRequest, send: Send) -> Answer:
+        if request.method != "PUT" or self.header not in request.headers:
+            return await send(request)
+        if self._under_way[request.key]:
+            del request.headers[self.header]
+        self._under_way[request.key] += 1
         try:
-            return await send(asked)
+            return await send(request)
         finally:
-            self._under_way[asked.key] -= 1
+            self._under_way[request.key] -= 1
 
 
 @dataclass
@@ -92,11 +92,11 @@ class ReadsStale(Honest):
 
     _first: dict[tuple[str, str], Answer] = field(default_factory=dict)
 
-    async def serve(self, asked: Asked, send: Send) -> Answer:
-        answer = await send(asked)
-        object_read = asked.method == "GET" and asked.key and "tagging" not in asked.query
+    async def serve(self, request: ProxiedRequest, send: Send) -> Answer:
+        answer = await send(request)
+        object_read = request.method == "GET" and request.key and "tagging" not in request.query
         if object_read and answer.status < web.HTTPMultipleChoices.status_code:
-            part = asked.key, asked.headers.get("range", "")
+            part = request.key, request.headers.get("range", "")
             return self._first.setdefault(part, answer)
         return answer
 
@@ -107,33 +107,33 @@ class ListsStale(Honest):
 
     _first: dict[str, Answer] = field(default_factory=dict)
 
-    async def serve(self, asked: Asked, send: Send) -> Answer:
-        answer = await send(asked)
-        if asked.method == "GET" and asked.query.get("list-type"):
-            return self._first.setdefault(asked.query.get("prefix", ""), answer)
+    async def serve(self, request: ProxiedRequest, send: Send) -> Answer:
+        answer = await send(request)
+        if request.method == "GET" and request.query.get("list-type"):
+            return self._first.setdefault(request.query.get("prefix", ""), answer)
         return answer
 
 
 class LosesParts(Honest):
     """Completes a multipart upload with its first part alone."""
 
-    async def serve(self, asked: Asked, send: Send) -> Answer:
-        if asked.method == "POST" and "uploadId" in asked.query:
-            first, *more = re.findall(rb"<Part>.*?</Part>", asked.body, re.DOTALL)
+    async def serve(self, request: ProxiedRequest, send: Send) -> Answer:
+        if request.method == "POST" and "uploadId" in request.query:
+            first, *more = re.findall(rb"<Part>.*?</Part>", request.body, re.DOTALL)
             for part in more:
-                asked.body = asked.body.replace(part, b"")
-            assert first in asked.body
-        return await send(asked)
+                request.body = request.body.replace(part, b"")
+            assert first in request.body
+        return await send(request)
 
 
 class CopiesNothing(Honest):
     """Says that it copied, and leaves the object as it was."""
 
-    async def serve(self, asked: Asked, send: Send) -> Answer:
-        if "x-amz-copy-source" not in asked.headers or "uploadId" in asked.query:
-            return await send(asked)
-        asked.method, asked.headers = "HEAD", {}
-        found = await send(asked)
+    async def serve(self, request: ProxiedRequest, send: Send) -> Answer:
+        if "x-amz-copy-source" not in request.headers or "uploadId" in request.query:
+            return await send(request)
+        request.method, request.headers = "HEAD", {}
+        found = await send(request)
         etag = found.headers["ETag"].strip('"').encode()
         return Answer(200, {"Date": found.headers["Date"]}, _COPIED % etag)
 
@@ -141,10 +141,10 @@ class CopiesNothing(Honest):
 class RefusesLeases(Honest):
     """Takes no request that is signed in its query."""
 
-    async def serve(self, asked: Asked, send: Send) -> Answer:
-        if "X-Amz-Expires" in asked.query:
+    async def serve(self, request: ProxiedRequest, send: Send) -> Answer:
+        if "X-Amz-Expires" in request.query:
             return Answer(403, {}, b"<Error><Code>AccessDenied</Code></Error>")
-        return await send(asked)
+        return await send(request)
 
 
 @asynccontextmanager
@@ -157,13 +157,13 @@ async def broken(url: str, promise: Honest) -> AsyncIterator[str]:
     failures: list[Exception] = []
 
     async def handle(request: web.Request) -> web.Response:
-        async def send(asked: Asked) -> Answer:
+        async def send(forwardedved: ProxiedRequest) -> Answer:
             target = server.join(URL(request.raw_path, encoded=True))
             async with session.request(
-                asked.method,
+                forwardedved.method,
                 target,
-                headers=asked.headers,
-                data=BytesIO(asked.body),
+                headers=forwardedved.headers,
+                data=BytesIO(forwardedved.body),
                 allow_redirects=False,
             ) as answer:
                 # As they came: servers spell the names of headers as they like.
@@ -175,9 +175,9 @@ async def broken(url: str, promise: Honest) -> AsyncIterator[str]:
             for name, value in request.headers.items()
             if name.lower() not in _HOP_BY_HOP
         }
-        asked = Asked(request.method, key, request.query, headers, await request.read())
+        received = ProxiedRequest(request.method, key, request.query, headers, await request.read())
         try:
-            return _response(await promise.serve(asked, send))
+            return _response(await promise.serve(received, send))
         except Exception as exc:
             failures.append(exc)
             raise

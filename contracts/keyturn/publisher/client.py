@@ -219,8 +219,8 @@ class Publisher:
             await self._publish_staged(signed_now(earlier), fresh=False)
             return upload_id
         async with aclosing(blocks(body)) as source:
-            first, whole = await head(source, INLINE_MAX_BYTES)
-            if whole:
+            first, is_complete = await head(source, INLINE_MAX_BYTES)
+            if is_complete:
                 sealed = seal(draft.transport_key.reveal(), draft.context, first)
                 await self._publish(draft.with_body(InlineBody(inline=to_base64(sealed))))
                 return upload_id

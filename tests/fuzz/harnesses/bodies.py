@@ -45,13 +45,15 @@ def run_sealed(data: bytes) -> str:
     if len(data) < 3:
         return "too short"
     sealed = data[3:] if data[0] % 2 == 0 else _programmed(data[3:])
-    whole = _whole(sealed)
-    check(_streamed(sealed, data[1], data[2]) == whole, "a stream opens otherwise than the whole")
-    check(_by_chunk(sealed) == whole, "chunks open otherwise than the whole")
-    if whole is None:
+    plaintext = _whole(sealed)
+    check(
+        _streamed(sealed, data[1], data[2]) == plaintext, "a stream opens otherwise than the whole"
+    )
+    check(_by_chunk(sealed) == plaintext, "chunks open otherwise than the whole")
+    if plaintext is None:
         return "refused"
-    check(sealed == _MESSAGES.get(len(whole)), "bytes that were never sealed were opened")
-    check(whole == _PLAIN[: len(whole)], "another plaintext")
+    check(sealed == _MESSAGES.get(len(plaintext)), "bytes that were never sealed were opened")
+    check(plaintext == _PLAIN[: len(plaintext)], "another plaintext")
     return "opened"
 
 
@@ -162,19 +164,19 @@ def run_v0(data: bytes) -> str:
         return "too short"
     step, sealed = 1 + data[0] * 7, data[1:]
     try:
-        whole = v0_open(_KEY, sealed)
+        plaintext = v0_open(_KEY, sealed)
     except SealError:
-        whole = None
+        plaintext = None
     opener = V0Opener(_KEY)
     try:
         for at in range(0, len(sealed), step):
             opener.feed(sealed[at : at + step])
         opener.finish()
     except SealError:
-        check(whole is None, "a stream is refused that opens as a whole")
+        check(plaintext is None, "a stream is refused that opens as a whole")
         return "refused"
-    check(whole is not None, "a stream passes that does not open as a whole")
-    check((sealed, whole) == (_V0, _PLAIN[:5000]), "bytes that were never sealed were opened")
+    check(plaintext is not None, "a stream passes that does not open as a whole")
+    check((sealed, plaintext) == (_V0, _PLAIN[:5000]), "bytes that were never sealed were opened")
     return "opened"
 
 

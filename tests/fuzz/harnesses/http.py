@@ -55,14 +55,14 @@ def _path(raw_path: bytes) -> str:
 def _ranges(headers: Headers) -> list[str]:
     found = []
     for value in headers.getlist("range"):
-        asked = parse_range(value)
-        if asked is None:
+        requested = parse_range(value)
+        if requested is None:
             continue
         for size in _SIZES:
-            span = asked.span(size)
+            span = requested.span(size)
             if span is not None:
                 check(0 <= span.first < span.end <= size, "a span outside the object")
-            asked.is_suffix_of_empty(size)
+            requested.is_suffix_of_empty(size)
         found.append("range")
     return found[:1]
 

@@ -20,8 +20,8 @@ def run(data: bytes) -> str:
     """Read it as each kind of message."""
     claimed = identity(data)
     if claimed is not None:
-        told = rejection(*claimed, _ERROR, AT)
-        check(parse_event(encode(told)) == told, "a refusal that no reader can read")
+        refusal = rejection(*claimed, _ERROR, AT)
+        check(parse_event(encode(refusal)) == refusal, "a refusal that no reader can read")
     _check_names(data)
     read = [*_read(data, parse_request), *_read(data, parse_event), *_read(data, hints.parse)]
     return "+".join(read) or "malformed_request"

@@ -39,8 +39,8 @@ def written_at(bucket: Bucket, key: str) -> Any:
 
 def is_deleted(served: WorkerUnderTest, bucket: Bucket, key: str) -> None:
     """A tombstone has the time of the delete alone: no body, wrap or caller's metadata."""
-    told = bucket.deleted_at(f"acme/{key}", served.deployment.master_key)
-    assert abs(parse_time(told) - written_at(bucket, key)) < timedelta(seconds=30)
+    deleted_at = bucket.deleted_at(f"acme/{key}", served.deployment.master_key)
+    assert abs(parse_time(deleted_at) - written_at(bucket, key)) < timedelta(seconds=30)
 
 
 async def deleted(served: WorkerUnderTest, key: str) -> dict[str, Any]:
@@ -127,8 +127,8 @@ async def test_a_deleted_key_takes_no_upload(served: WorkerUnderTest, bucket: Bu
     assert (await served.publish_and_wait(document))["type"] == "upload.stored"
     assert (await deleted(served, "gone"))["type"] == "object.deleted"
     for late in (document, requests.upload(served.deployment, "acme", "gone", b"x").document):
-        told = await served.publish_and_wait(late)
-        assert (told["type"], told["code"]) == ("upload.rejected", "deleted_key")
+        event = await served.publish_and_wait(late)
+        assert (event["type"], event["code"]) == ("upload.rejected", "deleted_key")
         dead = await served.wire.take("keyturn.upload.dead")
         digest = hashlib.sha256(requests.encode(late)).hexdigest()
         assert dead.headers[BODY_DROPPED_HEADER] == digest

@@ -136,8 +136,8 @@ async def test_an_adopting_enrollment_takes_over_objects(served: WorkerUnderTest
     event = await served.publish_and_wait(document)
     assert (event["type"], event["generation"]) == ("project.enrolled", 6)
     swept = await served.wire.event(
-        lambda told: (
-            told["type"] == "sweep.completed" and told["sweep_id"] == document["request_id"]
+        lambda event: (
+            event["type"] == "sweep.completed" and event["sweep_id"] == document["request_id"]
         )
     )
     # The object with the lying label opens at no generation that can be known.
@@ -226,10 +226,10 @@ CHANGES: dict[str, tuple[Document, str]] = {
 
 @pytest.mark.parametrize("name", CHANGES)
 async def test_a_malformed_field_is_refused(served: WorkerUnderTest, name: str) -> None:
-    change, said = CHANGES[name]
+    change, detail = CHANGES[name]
     document = requests.enroll(served.deployment, new_project()) | change
     code = "request_expired" if name == "of last month" else MALFORMED
-    await refused(served, document, code, said)
+    await refused(served, document, code, detail)
 
 
 async def test_an_unreadable_id_is_refused_without_an_event(served: WorkerUnderTest) -> None:

@@ -143,8 +143,8 @@ async def test_a_rotation_that_is_not_granted_is_refused(
     headers = requests.headers(signed.body, served.deployment.narrow_key, publisher="narrow")
     assert signed.rejection is not None
     # In no project that is not the publisher's own (SPEC 6.3).
-    told = signed.rejection | {"project": None}
-    sent = OutgoingRequest(signed.routing_key, signed.body, dict(headers), told)
+    rejection = signed.rejection | {"project": None}
+    sent = OutgoingRequest(signed.routing_key, signed.body, dict(headers), rejection)
     await served.assert_rejected(sent, "not_permitted")
     assert keyring(served) == before
     assert not served.object_exists("acme/k")
@@ -181,8 +181,8 @@ async def test_outdated_rotations_are_refused(served: WorkerUnderTest) -> None:
     await refused(served, late, "generation_mismatch", "generation 2")
     await refused(served, too_early, "generation_mismatch", "later")
     sweep = requests.sweep("turned") | {"sweep_id": first["rotation_id"]}
-    told = await served.publish_and_wait(sweep)
-    assert (told["type"], told["code"]) == ("sweep.rejected", "malformed_request")
+    refusal = await served.publish_and_wait(sweep)
+    assert (refusal["type"], refusal["code"]) == ("sweep.rejected", "malformed_request")
     dead = await served.wire.take("keyturn.control.dead")
     assert dead.body == served.sign(sweep).body
 
@@ -198,10 +198,10 @@ async def test_an_unknown_project_is_final_after_three_retries(served: WorkerUnd
     for document in documents:
         sent = served.sign(document)
         await served.publish(sent, message_id=sent.request_id)
-    told = await asyncio.gather(
+    events = await asyncio.gather(
         *(served.wire.outcome(served.sign(document).request_id) for document in documents)
     )
-    assert [event["code"] for event in told] == ["unknown_project"] * 3
+    assert [event["code"] for event in events] == ["unknown_project"] * 3
     assert len(served.wire.events) == known + 3
     for _ in documents:
         dead = await served.wire.take("keyturn.control.dead")

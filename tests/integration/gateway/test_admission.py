@@ -186,12 +186,12 @@ async def test_invalid_object_keys_are_not_found(scene: Scene, what: str) -> Non
     target = f"/v1/projects/acme/objects/{_KEYS[what]}"
     methods = ("GET", "HEAD", "PUT")
     known = _bearer(scene.deployment.api_key)
-    told = await asyncio.gather(
+    responses = await asyncio.gather(
         *(_raw(scene, method, target, known) for method in methods),
         *(_raw(scene, method, target, _bearer(_STRANGER)) for method in methods),
     )
-    assert [answer.status for answer in told] == [404] * 3 + [401] * 3
-    assert told[0].code == told[2].code == "not_found"
+    assert [answer.status for answer in responses] == [404] * 3 + [401] * 3
+    assert responses[0].code == responses[2].code == "not_found"
 
 
 _NOT_THERE = {
@@ -316,10 +316,10 @@ async def test_an_unauthorized_request_reads_no_object(scene: Scene) -> None:
     made = scene.bucket.made("acme", "broken", plain(10))
     scene.replace(made, body=b"x" * 10)
     scene.bucket.put("acme/gone", b"", {"enc-algo": "deleted", "enc-dek-admin": "eA=="})
-    told = [
+    responses = [
         await scene.client.ask("acme", key, token=_STRANGER)
         for key in ("broken", "gone", "absent", _KEY)
     ]
-    assert {answer.body for answer in told} == {told[0].body}
+    assert {answer.body for answer in responses} == {responses[0].body}
     by_holder = [await scene.client.ask("acme", key) for key in ("broken", "gone", "absent")]
     assert [answer.status for answer in by_holder] == [502, 404, 404]

@@ -101,12 +101,12 @@ async def test_a_harmed_body(scene: Scene, harm: str, size_bytes: int) -> None:
     harmed = _HARMS[harm](made.body)
     scene.replace(made, body=harmed)
 
-    whole = await scene.client.ask("acme", "harmed")
-    _never_wrong(whole, plaintext)
+    full = await scene.client.ask("acme", "harmed")
+    _never_wrong(full, plaintext)
     wrong = _first_wrong(harmed, made.body)
     if wrong <= 15:
         # The first piece is authenticated before the answer begins (SPEC 9.2).
-        assert (whole.status, whole.code) == (502, "corrupt_object")
+        assert (full.status, full.code) == (502, "corrupt_object")
 
     lengthened_or_last = len(harmed) != len(made.body) or wrong in (-1, _last(made.body))
     head = await scene.client.ask("acme", "harmed", method="HEAD")

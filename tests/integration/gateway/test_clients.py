@@ -103,8 +103,8 @@ async def test_curl_is_refused_before_it_sends_a_body(scene: Scene, tmp_path: Pa
     body = tmp_path / "body"
     body.write_bytes(_FILM)
     arguments = ("--upload-file", str(body), "--header", "Authorization: Bearer wrong")
-    status, told = await _curl(scene, *arguments, "--write-out", "%{http_code}")
-    assert (status, told[-3:]) == (0, b"401")
+    status, output = await _curl(scene, *arguments, "--write-out", "%{http_code}")
+    assert (status, output[-3:]) == (0, b"401")
 
 
 async def test_aiohttp_on_one_connection(scene: Scene) -> None:
@@ -163,10 +163,10 @@ class _Site:
 
     async def media(self, request: web.Request) -> web.StreamResponse:
         passed = ("Range", "If-Range", "If-None-Match", "If-Modified-Since")
-        said = {name: request.headers[name] for name in passed if name in request.headers}
-        said["Authorization"] = f"Bearer {self._scene.deployment.api_key}"
+        forwarded = {name: request.headers[name] for name in passed if name in request.headers}
+        forwarded["Authorization"] = f"Bearer {self._scene.deployment.api_key}"
         url = self._scene.process.url + object_target("acme", "sound.wav")
-        async with self._session.get(url, headers=said) as behind:
+        async with self._session.get(url, headers=forwarded) as behind:
             self.ranges.append((request.headers.get("Range"), behind.status))
             answer = web.StreamResponse(status=behind.status)
             for name in (
@@ -226,12 +226,12 @@ async def test_a_browser_plays_and_seeks(scene: Scene, tmp_path: Path) -> None:
             stderr=asyncio.subprocess.DEVNULL,
         )
         try:
-            told = await asyncio.wait_for(site.told, 60)
+            report = await asyncio.wait_for(site.told, 60)
         finally:
             browser.terminate()
             await browser.wait()
-    assert (told["duration"], told["played"]) == (_SECONDS, True)
-    assert told["at"] == pytest.approx(110, abs=0.1)
+    assert (report["duration"], report["played"]) == (_SECONDS, True)
+    assert report["at"] == pytest.approx(110, abs=0.1)
     sought = [spec for spec, status in site.ranges if status == 206 and spec is not None]
     begins = [int(spec.removeprefix("bytes=").split("-")[0]) for spec in sought]
     assert begins[0] == 0

@@ -242,11 +242,11 @@ async def test_disconnects_leave_no_files_open(scene: Scene) -> None:
     gone = 'keyturn_gateway_aborted_total{reason="client_gone"}'
     known = await _metric(scene, gone)
     authorization = ("Authorization", f"Bearer {scene.deployment.api_key}")
-    asked = request("GET", object_target("acme", "large"), [authorization])
+    get = request("GET", object_target("acme", "large"), [authorization])
 
     async def goes() -> None:
         async with _opened(scene) as (reader, writer):
-            writer.write(asked)
+            writer.write(get)
             assert (await reader.readexactly(1024)).startswith(b"HTTP/1.1 200")
 
     for _ in range(25):
@@ -262,10 +262,10 @@ async def test_a_disconnect_ends_all_pipelined_requests(scene: Scene) -> None:
     """Nothing is logged, so that a client cannot fill the log."""
     known = len(scene.process.lines)
     authorization = [("Authorization", f"Bearer {scene.deployment.api_key}")]
-    asked = request("GET", object_target("acme", "large"), authorization)
+    get = request("GET", object_target("acme", "large"), authorization)
     for number in range(60):
         async with _opened(scene) as (reader, writer):
-            writer.write((_OPENAPI if number % 2 else asked) * MAX_PIPELINED)
+            writer.write((_OPENAPI if number % 2 else get) * MAX_PIPELINED)
             assert (await reader.readexactly(1024)).startswith(b"HTTP/1.1 ")
     await _served(scene)
 

@@ -57,8 +57,8 @@ async def deployment(vhost_url: str, moto: S3Server, moto_bucket: str) -> Deploy
 
 
 async def _tell(side: WorkerSide, made: Deployment, event: Event, origin: RequestOrigin) -> None:
-    told: Any = with_origin(event, origin)
-    await side.tell(told, key=made.event_key, deployment=made.name)
+    published: Any = with_origin(event, origin)
+    await side.tell(published, key=made.event_key, deployment=made.name)
 
 
 async def test_who_waits_is_answered_by_the_requests_own_outcome(deployment: Deployment) -> None:

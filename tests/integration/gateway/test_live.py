@@ -53,14 +53,14 @@ async def _post(
     )
 
 
-async def _state(live: Live, location: str, token: str, wanted: str) -> dict[str, Any]:
+async def _state(live: Live, location: str, token: str, expected: str) -> dict[str, Any]:
     """The rotation's state, once it is the one that is wanted."""
     async with asyncio.timeout(60):
         while True:
             answer = await live.scene.client.send("GET", location, token=token)
             if answer.status == 200:
                 found: dict[str, Any] = json.loads(answer.body)
-                if found["state"] == wanted:
+                if found["state"] == expected:
                     return found
                 assert found["state"] in ("requested", "accepted", "running"), found
             else:
@@ -222,11 +222,11 @@ async def test_a_client_that_goes_in_mid_body(live: Live, sent_bytes: int) -> No
     process = live.scene.process
     known = len(live.served.wire.events)
     _, writer = await asyncio.open_connection(process.host, process.port)
-    said = [
+    headers = [
         ("Authorization", f"Bearer {live.scene.deployment.api_key}"),
         ("Content-Length", str(20 * _MIB)),
     ]
-    writer.write(request("PUT", object_target("acme", f"gone/{sent_bytes}"), said))
+    writer.write(request("PUT", object_target("acme", f"gone/{sent_bytes}"), headers))
     writer.write(plain(sent_bytes))
     await writer.drain()
     if sent_bytes > 8 * _MIB:
@@ -245,12 +245,12 @@ async def test_expect_continue(live: Live) -> None:
     process = live.scene.process
     for token, first in (("x" * 40, b"401"), (live.scene.deployment.api_key, b"100")):
         got, writer = await asyncio.open_connection(process.host, process.port)
-        said = [
+        headers = [
             ("Authorization", f"Bearer {token}"),
             ("Content-Length", "10"),
             ("Expect", "100-continue"),
         ]
-        writer.write(request("PUT", object_target("acme", "expected"), said))
+        writer.write(request("PUT", object_target("acme", "expected"), headers))
         line = await asyncio.wait_for(got.readline(), 10)
         assert line.split()[1] == first
         writer.transport.abort()
@@ -377,8 +377,8 @@ async def test_a_rotation_is_told_to_its_project_alone(live: Live) -> None:
     other = await client.send("GET", f"{_rotations('acme')}/{rotation_id}")
     assert (other.status, other.code) == (404, "not_found")
     for odd in ("x", rotation_id.upper(), f"{rotation_id}%0a", "..%2f..", "%00"):
-        told = await client.send("GET", f"{_rotations('acme')}/{odd}")
-        assert (told.status, told.code) == (404, "not_found")
+        response = await client.send("GET", f"{_rotations('acme')}/{odd}")
+        assert (response.status, response.code) == (404, "not_found")
     await _state(live, answer.headers["location"], new, "completed")
 
 

@@ -106,8 +106,8 @@ async def test_v0(scene: Scene, size_bytes: int, user: bool, admin: bool) -> Non
     for harmed in (body[:-1], body[:-1] + bytes([body[-1] ^ 1]), body + b"\0", body[:20], b""):
         scene.bucket.put(object_s3_key("mixed", "v0"), harmed, answer["Metadata"])
         for headers in ({}, {"Range": "bytes=0-0"}):
-            told = await scene.client.ask("mixed", "v0", headers)
-            assert (told.status, told.code) == (502, "corrupt_object")
+            response = await scene.client.ask("mixed", "v0", headers)
+            assert (response.status, response.code) == (502, "corrupt_object")
 
 
 async def test_v0_above_the_limit(scene: Scene) -> None:

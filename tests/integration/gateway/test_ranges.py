@@ -58,32 +58,32 @@ def _near(size_bytes: int) -> st.SearchStrategy[int]:
 
 
 @st.composite
-def _asked(draw: st.DrawFn) -> tuple[int, int | None, int | None]:
+def _cases(draw: st.DrawFn) -> tuple[int, int | None, int | None]:
     size_bytes = draw(st.sampled_from(_SIZES))
     first = draw(st.none() | _near(size_bytes))
     last = draw(_near(size_bytes)) if first is None else draw(st.none() | _near(size_bytes))
     return size_bytes, first, last
 
 
-@given(asked=_asked())
-@example(asked=(0, None, 1))
-@example(asked=(0, 0, None))
-@example(asked=(CHUNK, CHUNK - 1, CHUNK - 1))
-@example(asked=(33 * CHUNK, 0, 33 * CHUNK - 1))
-@example(asked=(33 * CHUNK, None, 33 * CHUNK))
+@given(case=_cases())
+@example(case=(0, None, 1))
+@example(case=(0, 0, None))
+@example(case=(CHUNK, CHUNK - 1, CHUNK - 1))
+@example(case=(33 * CHUNK, 0, 33 * CHUNK - 1))
+@example(case=(33 * CHUNK, None, 33 * CHUNK))
 @settings(
     max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 async def test_any_range_is_a_slice(
     scene: Scene,
     connection: http.client.HTTPConnection,
-    asked: tuple[int, int | None, int | None],
+    case: tuple[int, int | None, int | None],
 ) -> None:
     """Against the slice that Python makes of the plaintext."""
-    size_bytes, first, last = asked
+    size_bytes, first, last = case
     spec = f"bytes={'' if first is None else first}-{'' if last is None else last}"
-    said = {"Authorization": f"Bearer {scene.deployment.api_key}", "Range": spec}
-    connection.request("GET", object_target("acme", f"size/{size_bytes}"), headers=said)
+    headers = {"Authorization": f"Bearer {scene.deployment.api_key}", "Range": spec}
+    connection.request("GET", object_target("acme", f"size/{size_bytes}"), headers=headers)
     answer = connection.getresponse()
     body, plaintext = answer.read(), plain(size_bytes)
 
@@ -142,14 +142,14 @@ _RANGES: dict[str, slice | None] = {
 @pytest.mark.parametrize("spec", _RANGES)
 async def test_a_range_header(scene: Scene, spec: str) -> None:
     answer = await scene.client.ask("acme", "x", {"Range": spec})
-    wanted = _RANGES[spec]
-    if wanted is None:
+    expected = _RANGES[spec]
+    if expected is None:
         assert (answer.status, answer.code) == (416, "range_not_satisfiable")
         assert answer.headers["content-range"] == f"bytes */{_SIZE}"
     else:
-        whole = wanted == slice(0, _SIZE) and spec != f"bytes=-{10 * _SIZE}"
-        assert answer.status == (200 if whole else 206)
-        assert answer.body == plain(_SIZE)[wanted]
+        is_full = expected == slice(0, _SIZE) and spec != f"bytes=-{10 * _SIZE}"
+        assert answer.status == (200 if is_full else 206)
+        assert answer.body == plain(_SIZE)[expected]
 
 
 async def test_a_range_of_a_head_is_the_whole_head(scene: Scene) -> None:
@@ -160,19 +160,21 @@ async def test_a_range_of_a_head_is_the_whole_head(scene: Scene) -> None:
 
 async def test_what_is_told_of_an_object(scene: Scene) -> None:
     """The same by GET and HEAD, whole and in part."""
-    whole = await scene.client.ask("acme", "x")
+    full = await scene.client.ask("acme", "x")
     head = await scene.client.ask("acme", "x", method="HEAD")
     part = await scene.client.ask("acme", "x", {"Range": "bytes=1-2"})
     made_of = ("content-length", "date", "content-range")
-    told = [{n: v for n, v in a.headers.items() if n not in made_of} for a in (whole, head, part)]
-    assert told[0] == told[1] == told[2]
-    assert whole.headers["content-length"] == head.headers["content-length"] == str(_SIZE)
-    assert re.fullmatch(r'"[0-9a-f]{64}"', whole.headers["etag"])
-    assert whole.headers["content-type"] == "text/plain"
-    assert whole.headers["x-keyturn-meta-author"] == "kim"
-    assert whole.headers["x-content-type-options"] == "nosniff"
-    assert whole.headers["accept-ranges"] == "bytes"
-    assert not [name for name in whole.headers if "enc-" in name]
+    described = [
+        {n: v for n, v in a.headers.items() if n not in made_of} for a in (full, head, part)
+    ]
+    assert described[0] == described[1] == described[2]
+    assert full.headers["content-length"] == head.headers["content-length"] == str(_SIZE)
+    assert re.fullmatch(r'"[0-9a-f]{64}"', full.headers["etag"])
+    assert full.headers["content-type"] == "text/plain"
+    assert full.headers["x-keyturn-meta-author"] == "kim"
+    assert full.headers["x-content-type-options"] == "nosniff"
+    assert full.headers["accept-ranges"] == "bytes"
+    assert not [name for name in full.headers if "enc-" in name]
 
 
 async def _etag(scene: Scene) -> tuple[str, str]:
@@ -230,7 +232,7 @@ _CONDITIONS: list[tuple[dict[str, str], int]] = [
 @pytest.mark.parametrize("number", range(len(_CONDITIONS)), ids=lambda n: str(_CONDITIONS[n][0]))
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 async def test_a_condition(scene: Scene, number: int, method: str) -> None:
-    asked, status = _CONDITIONS[number]
+    conditions, status = _CONDITIONS[number]
     etag, date = await _etag(scene)
     words = {
         "E": etag,
@@ -240,10 +242,12 @@ async def test_a_condition(scene: Scene, number: int, method: str) -> None:
         "AFTER": _shifted(date, 1),
         "BEFORE": _shifted(date, -1),
     }
-    said = {name: words.get(value, re.sub(r"\bE\b", etag, value)) for name, value in asked.items()}
-    if "D" in asked.values() and "If-Range" in asked:
+    headers = {
+        name: words.get(value, re.sub(r"\bE\b", etag, value)) for name, value in conditions.items()
+    }
+    if "D" in conditions.values() and "If-Range" in conditions:
         await _strong(scene)
-    answer = await scene.client.ask("acme", "x", said, method=method)
+    answer = await scene.client.ask("acme", "x", headers, method=method)
     if method == "HEAD" and status == 206:
         status = 200
     assert answer.status == status
@@ -261,8 +265,10 @@ async def _strong(scene: Scene) -> None:
     """A date names one form of an object only once it is older than a second."""
     async with asyncio.timeout(10):
         while True:
-            told = (await scene.client.ask("acme", "x", method="HEAD")).headers
-            age = parsedate_to_datetime(told["date"]) - parsedate_to_datetime(told["last-modified"])
+            headers = (await scene.client.ask("acme", "x", method="HEAD")).headers
+            age = parsedate_to_datetime(headers["date"]) - parsedate_to_datetime(
+                headers["last-modified"]
+            )
             if age > timedelta(seconds=2):
                 return
             await asyncio.sleep(0.2)
@@ -281,7 +287,7 @@ async def test_a_byte_of_a_large_object_costs_two_chunks(ceph: S3Server) -> None
         reading(deployment, S3_ENDPOINT_URL=counted.url) as scene,
     ):
         await scene.client.ask("acme", "nothing")  # the keyring, and what a start costs
-        for spec, wanted, chunks in (
+        for spec, expected, chunks in (
             (f"bytes={size_bytes // 2}-{size_bytes // 2}", b"\0", 2),
             ("bytes=0-0", b"\0", 2),
             ("bytes=-1", b"e", 1),
@@ -289,7 +295,7 @@ async def test_a_byte_of_a_large_object_costs_two_chunks(ceph: S3Server) -> None
         ):
             before = counted.received_bytes
             answer = await scene.client.ask("acme", "large", {"Range": spec})
-            assert (answer.status, answer.body) == (206, wanted)
+            assert (answer.status, answer.body) == (206, expected)
             heads = 4 * 2048  # of the storage's answers, and a keyring
             assert counted.received_bytes - before <= HEADER + chunks * SEALED_CHUNK + heads
         before = counted.received_bytes

@@ -70,8 +70,8 @@ async def _begun(
     """A download of which the head came, and nothing more is taken for now."""
     got, writer = await asyncio.open_connection(process.host, process.port, limit=4096)
     try:
-        said = [("Authorization", f"Bearer {api_key}")]
-        writer.write(request("GET", object_target("acme", "film"), said))
+        headers = [("Authorization", f"Bearer {api_key}")]
+        writer.write(request("GET", object_target("acme", "film"), headers))
         await asyncio.wait_for(got.readuntil(b"\r\n\r\n"), 10)
         writer.transport.pause_reading()  # type: ignore[attr-defined]
         yield got, writer

@@ -51,17 +51,17 @@ async def behind(ceph: S3Server) -> AsyncIterator[Behind]:
 
 
 @pytest.mark.parametrize("cuts", [1, 6])
-@pytest.mark.parametrize("asked", [{}, {"Range": f"bytes=100-{_SIZE - 2}"}])
+@pytest.mark.parametrize("headers", [{}, {"Range": f"bytes=100-{_SIZE - 2}"}])
 async def test_a_connection_that_breaks_in_mid_body(
-    behind: Behind, cuts: int, asked: dict[str, str]
+    behind: Behind, cuts: int, headers: dict[str, str]
 ) -> None:
     """The read goes on where it was, however often, as long as it gets on."""
     scene, proxy = behind
     proxy.cut_after, proxy.cuts, proxy.was_cut = 3 * _MIB, cuts, 0
-    answer = await scene.client.ask("acme", "film", asked)
-    assert (answer.status, answer.end) == (206 if asked else 200, "clean")
+    answer = await scene.client.ask("acme", "film", headers)
+    assert (answer.status, answer.end) == (206 if headers else 200, "clean")
     assert proxy.was_cut == cuts
-    assert answer.body == (_PLAINTEXT[100:-1] if asked else _PLAINTEXT)
+    assert answer.body == (_PLAINTEXT[100:-1] if headers else _PLAINTEXT)
 
 
 def _turn_both_keys(scene: Scene, made: HandmadeObject, new: str) -> None:
@@ -174,7 +174,7 @@ def _authorized(scene: Scene) -> list[tuple[str, str]]:
 
 
 async def _resident_bytes(scene: Scene) -> float:
-    told = (await scene.client.send("GET", "/metrics")).body.decode()
-    found = re.search(r"^process_resident_memory_bytes (\S+)$", told, re.MULTILINE)
+    metrics = (await scene.client.send("GET", "/metrics")).body.decode()
+    found = re.search(r"^process_resident_memory_bytes (\S+)$", metrics, re.MULTILINE)
     assert found is not None
     return float(found[1])

@@ -79,6 +79,6 @@ async def test_object(scene: Scene, vector: dict[str, Any]) -> None:
     assert head.headers["content-length"] == str(vector["size"])
     size = vector["size"]
     if size:
-        asked = {"Range": f"bytes={size // 2}-"}
-        part = await scene.client.ask(project, key, asked, token=api_key)
+        headers = {"Range": f"bytes={size // 2}-"}
+        part = await scene.client.ask(project, key, headers, token=api_key)
         assert (part.status, part.body) == (206, got.body[size // 2 :])

@@ -25,23 +25,23 @@ async def test_an_event_told_while_a_quiet_stream_is_attached_to_is_found(
             await worker.declare()
             upload_id = new_id()
             since = datetime.now(UTC)
-            told = answer_elsewhere(stored(upload_id))
+            event_sent = answer_elsewhere(stored(upload_id))
             events = publisher.progress(
                 upload_id, since=since, project="acme", request_type="upload.requested"
             )
             async with asyncio.timeout(20), aclosing(events):
-                _, event = await asyncio.gather(worker.tell(told), anext(events))
-            assert event == told
+                _, event = await asyncio.gather(worker.tell(event_sent), anext(events))
+            assert event == event_sent
 
 
 async def test_a_clock_ahead_of_the_brokers_loses_no_later_event(
     settings: PublisherSettings, worker: WorkerSide
 ) -> None:
     ahead = datetime.now(UTC) + timedelta(hours=1)
-    told = stored(new_id())
+    event = stored(new_id())
     async with Publisher.open(settings) as publisher, aclosing(publisher.events(ahead)) as events:
         reading = asyncio.create_task(anext(events))
         async with asyncio.timeout(60):
             while not reading.done():  # until the reader has attached
-                await worker.tell(told)
-        assert await reading == told
+                await worker.tell(event)
+        assert await reading == event

@@ -50,10 +50,10 @@ async def test_example_in_the_documentation_runs(
     )
     message = await worker.next(topology.CONTROL_QUEUE)
     enroll = verified(message)
-    told = ProjectEnrolled(
+    enrolled = ProjectEnrolled(
         request_id=enroll.request_id, project="acme", generation=1, at=enroll.requested_at
     )
-    await worker.tell(answer_message(message, told))
+    await worker.tell(answer_message(message, enrolled))
     message = await worker.next(topology.UPLOAD_QUEUE)
     upload = verified(message)
     assert isinstance(upload.body, StagedBody)

@@ -64,8 +64,8 @@ async def test_event_told_while_many_wait_reaches_its_own(
         ids = [await publisher.upload("acme", f"k{n}", b"x") for n in range(300)]
         waits = [asyncio.create_task(publisher.wait(i, timeout_s=30)) for i in ids]
         for n, upload_id in reversed(list(enumerate(ids))):
-            told = stored(upload_id, key=f"k{n}") if n % 3 else _rejected(upload_id)
-            await worker.tell(answer(publisher, told))
+            published = stored(upload_id, key=f"k{n}") if n % 3 else _rejected(upload_id)
+            await worker.tell(answer(publisher, published))
         events = await asyncio.gather(*waits)
     for n, (upload_id, event) in enumerate(zip(ids, events, strict=True)):
         assert event.upload_id == upload_id  # type: ignore[union-attr]
@@ -78,9 +78,9 @@ async def test_enrollment_is_waited_for_too(
     async with Publisher.open(settings) as publisher:
         request_id = await publisher.enroll("acme", api_key="k" * 32)
         enrolled = ProjectEnrolled(request_id=request_id, project="acme", generation=1, at=AT)
-        told = answer(publisher, enrolled)
-        await worker.tell(told)
-        assert await publisher.wait(request_id, timeout_s=20) == told
+        published = answer(publisher, enrolled)
+        await worker.tell(published)
+        assert await publisher.wait(request_id, timeout_s=20) == published
 
 
 async def test_forged_events_are_never_believed(
@@ -139,11 +139,11 @@ async def test_another_process_waits_from_a_moment_on(
     since = datetime.now(UTC)
     async with Publisher.open(settings) as publisher:
         upload_id = await publisher.upload("acme", "a", b"x")
-    told = answer(publisher, stored(upload_id))
+    published = answer(publisher, stored(upload_id))
     await worker.tell(answer_elsewhere(_rejected(upload_id), publisher="mallory"))
-    await worker.tell(told)
+    await worker.tell(published)
     async with Publisher.open(settings) as other:
-        assert await other.wait(upload_id, since=since, timeout_s=20, **_UPLOAD) == told
+        assert await other.wait(upload_id, since=since, timeout_s=20, **_UPLOAD) == published
         with pytest.raises(NotSentHereError, match="name its project and request_type"):
             await other.wait(upload_id, since=since, timeout_s=20)
 
@@ -210,19 +210,19 @@ async def test_waits_end_with_the_publisher(
 async def test_events_gives_all_that_is_signed_in_order(
     settings: PublisherSettings, worker: WorkerSide
 ) -> None:
-    told: list[Event] = [stored(str(uuid.uuid4()), key=f"k{n}") for n in range(700)]
+    published: list[Event] = [stored(str(uuid.uuid4()), key=f"k{n}") for n in range(700)]
     async with Publisher.open(settings) as publisher:
-        for event in told[:350]:
+        for event in published[:350]:
             await worker.tell(event)
-        await worker.tell(told[0], key=SigningKey.from_seed(b"f" * 32))
+        await worker.tell(published[0], key=SigningKey.from_seed(b"f" * 32))
         unknown = b'{"type": "sweep.progressed"}'
         await worker.tell_raw("sweep.progressed", unknown, EVENTS.sign_event("test", unknown))
         reading = asyncio.create_task(_read(publisher, 700))
-        for event in told[350:]:
+        for event in published[350:]:
             await worker.tell(event)
-        assert await reading == told
+        assert await reading == published
         since = datetime.now(UTC) - timedelta(minutes=1)
-        assert (await _read(publisher, 700, since))[-1] == told[-1]
+        assert (await _read(publisher, 700, since))[-1] == published[-1]
         assert publisher.unverified_events == 2
 
 
@@ -240,21 +240,21 @@ async def test_events_come_once_each_across_a_lost_connection(
     network: tuple[Network, PublisherSettings], worker: WorkerSide
 ) -> None:
     relay, settings = network
-    told: list[Event] = [stored(str(uuid.uuid4()), key=f"k{n}") for n in range(300)]
+    published: list[Event] = [stored(str(uuid.uuid4()), key=f"k{n}") for n in range(300)]
     seen: list[Event] = []
     async with Publisher.open(settings) as publisher, aclosing(publisher.events()) as stream:
-        for event in told[:200]:
+        for event in published[:200]:
             await worker.tell(event)
         async for event in stream:
             seen.append(event)
             if len(seen) in (100, 200):
                 relay.cut()
             if len(seen) == 200:
-                for later in told[200:]:
+                for later in published[200:]:
                     await worker.tell(later)
             if len(seen) == 300:
                 break
-    assert seen == told
+    assert seen == published
 
 
 async def test_deleted_stream_comes_back_when_a_worker_declares_it(

@@ -67,8 +67,8 @@ async def _all(
     publisher: Publisher, request_id: str, since: datetime | None = None, **of: Any
 ) -> list[Event]:
     events = publisher.progress(request_id, since=since, **of)
-    async with asyncio.timeout(20), aclosing(events) as told:
-        return [event async for event in told]
+    async with asyncio.timeout(20), aclosing(events) as received:
+        return [event async for event in received]
 
 
 async def test_a_rotation_reaches_the_control_queue_sealed(
@@ -148,8 +148,8 @@ async def test_a_sweep_and_a_delete_are_answered_by_their_end(
         end = asyncio.create_task(publisher.wait(sweep_id, timeout_s=20))
         await worker.tell(answer(publisher, _progressed(sweep_id, 5)))
         request_id = await publisher.delete("acme", "a")
-        told = ObjectDeleted(request_id=request_id, project="acme", key="a", at=AT)
-        deleted = answer(publisher, told)
+        event = ObjectDeleted(request_id=request_id, project="acme", key="a", at=AT)
+        deleted = answer(publisher, event)
         await worker.tell(deleted)
         # One reader, in order: the progress has been read by now.
         assert await publisher.wait(request_id, timeout_s=20) == deleted
@@ -171,18 +171,18 @@ async def test_progress_gives_every_event_of_one_request_and_ends(
             *(_progressed(rotation_id, n) for n in range(300)),
             _completed(rotation_id),
         ]
-        told = [answer(publisher, event) for event in events]
+        published = [answer(publisher, event) for event in events]
         reading = asyncio.create_task(_all(publisher, rotation_id))
-        for event in told:
+        for event in published:
             await worker.tell(event)
             await worker.tell(answer(publisher, _progressed(other_id, 7, "other")))
         forged = SigningKey.from_seed(b"f" * 32)
         failed = answer(publisher, _failed(other_id, "other"))
         await worker.tell(failed, key=forged)
         await worker.tell(failed)
-        assert await reading == told
+        assert await reading == published
         # Nobody looked while it ran: the stream still tells all of it.
-        assert await _all(publisher, rotation_id) == told
+        assert await _all(publisher, rotation_id) == published
         *progress, last = await _all(publisher, other_id)
         assert (len(progress), last) == (302, failed)
 
@@ -196,8 +196,8 @@ async def test_progress_of_anothers_rotation_is_picked_up_again(
         accepted = answer(publisher, _accepted(rotation_id))
         await worker.tell(accepted)
         await worker.tell(answer(publisher, _progressed(rotation_id, 1)))
-        async with aclosing(publisher.progress(rotation_id)) as told:
-            assert await anext(told) == accepted
+        async with aclosing(publisher.progress(rotation_id)) as progress:
+            assert await anext(progress) == accepted
     completed = answer(publisher, _completed(rotation_id))
     # Another publisher's, of the same project even: its own rotation, refused or not, and over.
     for foreign in (_refused(rotation_id), _accepted(rotation_id), _completed(rotation_id)):

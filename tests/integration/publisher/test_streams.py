@@ -39,11 +39,11 @@ async def test_a_publisher_reads_its_own_stream_alone(
     await worker.delete(topology.EVENTS_STREAM)
     async with Publisher.open(settings) as publisher:
         upload_id = await publisher.upload("acme", "a", b"x")
-        told = answer(publisher, stored(upload_id))
-        await worker.tell(told)
-        assert await publisher.wait(upload_id, timeout_s=20) == told
+        published = answer(publisher, stored(upload_id))
+        await worker.tell(published)
+        assert await publisher.wait(upload_id, timeout_s=20) == published
         async with aclosing(publisher.progress(upload_id)) as events:
-            assert await anext(events) == told
+            assert await anext(events) == published
 
 
 async def test_where_no_own_stream_exists_the_stream_of_all_serves(
@@ -54,9 +54,9 @@ async def test_where_no_own_stream_exists_the_stream_of_all_serves(
     caplog.set_level("INFO", "keyturn.publisher.event_stream")
     async with Publisher.open(settings) as publisher:
         upload_id = await publisher.upload("acme", "a", b"x")
-        told = answer(publisher, stored(upload_id))
-        await worker.tell(told)
-        assert await publisher.wait(upload_id, timeout_s=20) == told
+        published = answer(publisher, stored(upload_id))
+        await worker.tell(published)
+        assert await publisher.wait(upload_id, timeout_s=20) == published
     line = "no worker has declared keyturn.events.billing; reading keyturn.events instead"
     assert line in caplog.messages
 
@@ -93,9 +93,9 @@ async def test_a_user_that_may_read_its_own_stream_alone_needs_no_more(
     since, rotation_id = datetime.now(UTC), new_id()
     async with Publisher.open(restricted) as publisher:
         upload_id = await publisher.upload("acme", "a", b"x")
-        told = answer(publisher, stored(upload_id))
-        await worker.tell(told)
-        assert await publisher.wait(upload_id, timeout_s=20) == told
+        published = answer(publisher, stored(upload_id))
+        await worker.tell(published)
+        assert await publisher.wait(upload_id, timeout_s=20) == published
         named: dict[str, Any] = {"publisher": "billing", "request": "0" * 64}
         end = RotationCompleted(rotation_id=rotation_id, project="acme", at=_AT, **_COUNTS, **named)
         await worker.tell(end)
@@ -117,9 +117,9 @@ async def test_a_user_with_the_permissions_of_0_4_reads_the_stream_of_all(
     old = settings_for(_user(broker, vhost_url, r"^keyturn\.events$"))
     async with Publisher.open(old) as publisher:
         upload_id = await publisher.upload("acme", "a", b"x")
-        told = answer(publisher, stored(upload_id))
-        await worker.tell(told)
-        assert await publisher.wait(upload_id, timeout_s=20) == told
+        published = answer(publisher, stored(upload_id))
+        await worker.tell(published)
+        assert await publisher.wait(upload_id, timeout_s=20) == published
     assert "it needs read permission ^keyturn\\.events\\.billing$" in caplog.text
 
 

@@ -114,8 +114,8 @@ async def test_open_uploads_of_foreign_keys(storage: AnyStorage, kind: str) -> N
     """One that no XML can name does not hide the others."""
     for key in every_key(kind):
         await storage.create_multipart(key, PLAIN)
-    told = {row.key async for row in storage.list_multipart_uploads("acme/")}
-    assert set(NAMED) <= told
+    listed = {row.key async for row in storage.list_multipart_uploads("acme/")}
+    assert set(NAMED) <= listed
     async for row in storage.list_multipart_uploads("acme/"):
         if kind == "moto" and "\n" in row.key:
             # XML makes a line break of `\r`, which moto's routing answers with a 404 of its

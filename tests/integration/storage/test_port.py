@@ -60,9 +60,9 @@ def lease_of(date: datetime, expires_s: int = 15) -> Lease:
 
 async def test_put_and_read(storage: AnyStorage) -> None:
     """What was put comes back: bytes, metadata in lower case, content type, times, ETag."""
-    said = Headers({"author": "kim", "enc-algo": "X"}, "application/pdf")
+    headers = Headers({"author": "kim", "enc-algo": "X"}, "application/pdf")
     before = datetime.now(UTC) - timedelta(seconds=2)
-    written = await storage.put("acme/q3.pdf", b"abc", said)
+    written = await storage.put("acme/q3.pdf", b"abc", headers)
     head, body = await storage.read("acme/q3.pdf")
     assert body == b"abc"
     assert head.metadata == {"author": "kim", "enc-algo": "X"}
@@ -121,8 +121,8 @@ async def test_odd_metadata(storage: AnyStorage, value: str) -> None:
 
 async def test_empty_metadata_value_is_kept_or_dropped(storage: AnyStorage) -> None:
     """An empty value never breaks a signature; Ceph may leave it out, and nothing else."""
-    said = Headers({"empty": "", "full": "1"})
-    await storage.put("acme/k", b"1", said, lease=lease_of(datetime.now(UTC)))
+    headers = Headers({"empty": "", "full": "1"})
+    await storage.put("acme/k", b"1", headers, lease=lease_of(datetime.now(UTC)))
     metadata = dict((await storage.head("acme/k")).metadata)
     assert metadata.pop("empty", "") == ""
     assert metadata == {"full": "1"}
@@ -395,11 +395,13 @@ async def test_a_source_that_fails_stores_nothing(storage: AnyStorage, given: in
         await storage.head("acme/k")
 
 
-@pytest.mark.parametrize("told", [MIB - 1, MIB + 1])
-async def test_a_source_of_another_length_stores_nothing(storage: AnyStorage, told: int) -> None:
+@pytest.mark.parametrize("announced", [MIB - 1, MIB + 1])
+async def test_a_source_of_another_length_stores_nothing(
+    storage: AnyStorage, announced: int
+) -> None:
     """Shorter or longer than said: refused here, before the last byte is sent."""
     with pytest.raises(ValueError, match="than announced"):
-        await storage.put_stream("acme/k", pieces(b"x" * MIB), told, PLAIN)
+        await storage.put_stream("acme/k", pieces(b"x" * MIB), announced, PLAIN)
     with pytest.raises(MissingError):
         await storage.head("acme/k")
 
@@ -442,8 +444,8 @@ async def test_copy_source_condition(storage: AnyStorage, kind: str) -> None:
 
 async def test_multipart(storage: AnyStorage, kind: str) -> None:
     """Parts in any order become one object with the headers told at the beginning."""
-    said = Headers({"author": "kim"}, "video/mp4", {"cache-control": "no-store"})
-    upload_id = await storage.create_multipart("acme/k", said)
+    headers = Headers({"author": "kim"}, "video/mp4", {"cache-control": "no-store"})
+    upload_id = await storage.create_multipart("acme/k", headers)
     second = await storage.upload_part("acme/k", upload_id, 2, b"tail")
     first = await storage.upload_part("acme/k", upload_id, 1, b"f" * (5 * MIB))
     opened = [row async for row in storage.list_multipart_uploads("acme/")]

@@ -89,10 +89,10 @@ async def test_quick_agrees_and_is_quick(on_ceph: S3Storage) -> None:
     started = time.monotonic()
     report = await probe(on_ceph, quick=True)
     assert time.monotonic() - started < 10  # about 0.7 s on an idle machine
-    whole = await probe(on_ceph)
-    assert report.capabilities == whole.capabilities
-    assert {row.name for row in report.rows} < {row.name for row in whole.rows}
-    assert [r.name for r in whole.rows if r.needed == "required"] == [
+    full = await probe(on_ceph)
+    assert report.capabilities == full.capabilities
+    assert {row.name for row in report.rows} < {row.name for row in full.rows}
+    assert [r.name for r in full.rows if r.needed == "required"] == [
         r.name for r in report.rows if r.needed == "required"
     ]
 
@@ -114,8 +114,8 @@ async def test_versioned_bucket_on_moto(
     async with opened(moto, bucket) as storage:
         report = await probe(storage)
         assert {r.name for r in report.rows if not r.ok} == {*MISSING_ON_MOTO, VERSIONS}
-        told = next(row for row in report.rows if row.name == VERSIONS)
-        assert told.detail == "versioned, and conditions are honored"
+        versions_row = next(row for row in report.rows if row.name == VERSIONS)
+        assert versions_row.detail == "versioned, and conditions are honored"
         report.check()
         assert [row async for row in storage.list_versions("")] == []
 
@@ -132,8 +132,8 @@ async def test_versioned_bucket_on_ceph(
             report = await probe(storage)
             assert await storage.versioning() == "Enabled"
         assert "put If-None-Match: *" in {row.name for row in report.unsafe}
-        told = next(row for row in report.rows if row.name == VERSIONS)
-        assert told.detail == "versioned, and the server ignores If-None-Match: * there"
+        versions_row = next(row for row in report.rows if row.name == VERSIONS)
+        assert versions_row.detail == "versioned, and the server ignores If-None-Match: * there"
         with pytest.raises(UnsafeStorageError, match="put If-None-Match"):
             report.check()
         versions = client.list_object_versions(Bucket=bucket, Prefix=PREFIX)

@@ -134,12 +134,12 @@ async def on(server: S3Server, *, locks: bool = False) -> AsyncIterator[Opened]:
             yield Opened(storage, client, bucket)
 
 
-async def written(storage: S3Storage, said: Headers, *, multipart: bool) -> bytes:
+async def written(storage: S3Storage, headers: Headers, *, multipart: bool) -> bytes:
     if not multipart:
-        await storage.put(KEY, b"body", said)
+        await storage.put(KEY, b"body", headers)
         return b"body"
     bodies = [b"1" * PART_BYTES, b"2"]
-    upload_id = await storage.create_multipart(KEY, said)
+    upload_id = await storage.create_multipart(KEY, headers)
     parts = [await storage.upload_part(KEY, upload_id, n, b) for n, b in enumerate(bodies, 1)]
     await storage.complete_multipart(KEY, upload_id, parts)
     return b"".join(bodies)
@@ -188,9 +188,9 @@ async def test_a_self_copy(server: S3Server, name: str, *, multipart: bool) -> N
     if server.kind == "ceph" and case.not_on_ceph:
         pytest.skip(case.not_on_ceph)
     old = {**case.metadata, "enc-algo": "AES-256-GCM", "enc-dek-user": "old", "enc-old": "1"}
-    said = Headers(old, case.content_type, case.restated)
+    headers = Headers(old, case.content_type, case.restated)
     async with on(server) as bucket:
-        body = await written(bucket.storage, said, multipart=multipart)
+        body = await written(bucket.storage, headers, multipart=multipart)
         before = bucket.seen()
         head = await self_copy(bucket.storage)
         assert {n: head.headers.restated.get(n) for n in case.restated} == case.restated
@@ -200,10 +200,10 @@ async def test_a_self_copy(server: S3Server, name: str, *, multipart: bool) -> N
             before, after = without_etag(before), without_etag(after)
         assert after == before
         assert bucket.body() == body
-        told = await bucket.storage.head(KEY)
+        copied = await bucket.storage.head(KEY)
         new = {"enc-algo": "Cobblestone-256", "enc-dek-user": "new"}
-        assert told.metadata == {**case.metadata, **new}
-        assert (told.headers.content_type, told.headers.restated) == (
+        assert copied.metadata == {**case.metadata, **new}
+        assert (copied.headers.content_type, copied.headers.restated) == (
             head.headers.content_type,
             head.headers.restated,
         )
@@ -215,9 +215,9 @@ async def test_a_multipart_copy(server: S3Server, name: str) -> None:
     case = CASES[name]
     if server.kind == "ceph" and case.not_on_ceph:
         pytest.skip(case.not_on_ceph)
-    said = Headers({**case.metadata, "enc-old": "1"}, case.content_type, case.restated)
+    headers = Headers({**case.metadata, "enc-old": "1"}, case.content_type, case.restated)
     async with on(server) as bucket:
-        body = await written(bucket.storage, said, multipart=True)
+        body = await written(bucket.storage, headers, multipart=True)
         before = bucket.seen()
         await multipart_copy(bucket.storage)
         assert without_etag(bucket.seen()) == without_etag(before)
@@ -240,8 +240,8 @@ async def test_tags(server: S3Server, way: str) -> None:
         assert await bucket.storage.read_tags(KEY) == (tags if kept else {})
         await bucket.storage.write_tags(KEY, tags)
         assert await bucket.storage.read_tags(KEY) == tags
-        told = (await bucket.storage.head(KEY)).metadata
-        assert told == {"enc-algo": "Cobblestone-256", "enc-dek-user": "new"}
+        metadata = (await bucket.storage.head(KEY)).metadata
+        assert metadata == {"enc-algo": "Cobblestone-256", "enc-dek-user": "new"}
 
 
 LOCKS = {
@@ -267,9 +267,9 @@ async def test_a_locked_object(server: S3Server, name: str) -> None:
         assert LOCKS[name].keys() <= before.keys()
         head = await self_copy(bucket.storage)
         assert head.locked
-        told = await bucket.storage.head(KEY)
-        assert told.locked
-        assert told.version_id != head.version_id
+        copied = await bucket.storage.head(KEY)
+        assert copied.locked
+        assert copied.version_id != head.version_id
         assert bucket.seen() == before
 
 

@@ -52,7 +52,7 @@ async def test_history(versioned: AnyStorage, kind: str) -> None:
         assert sorted(sizes, key=str) == sorted(expected, key=str)
     else:
         assert sizes == expected
-    told = {}
+    starts = {}
     for row in of_k:
         if row.is_delete_marker:
             with pytest.raises(MissingError):
@@ -61,8 +61,8 @@ async def test_history(versioned: AnyStorage, kind: str) -> None:
         head, start = await versioned.read_start("acme/k", 56, version_id=row.version_id)
         assert (head.version_id, head.etag) == (row.version_id, row.etag)
         assert (len(start), head.size_bytes) == (row.size_bytes, row.size_bytes)
-        told[head.metadata["n"]] = start
-    assert told == {"1": b"", "2": b"22", "3": b"22", "4": b"4444"}
+        starts[head.metadata["n"]] = start
+    assert starts == {"1": b"", "2": b"22", "3": b"22", "4": b"4444"}
     with pytest.raises(MissingError):
         await versioned.read_start("acme/k", 56)
     with pytest.raises(MissingError):
@@ -75,12 +75,12 @@ async def test_pages(
 ) -> None:
     """One key's versions over several pages: none twice, none missed."""
     await history(versioned)
-    whole = {row.version_id for row in await all_versions(versioned)}
-    assert len(whole) == 7
+    all_ids = {row.version_id for row in await all_versions(versioned)}
+    assert len(all_ids) == 7
     monkeypatch.setattr("keyturn_workers.storage.s3_admin._PAGE_KEYS", page_keys)
     rows = await all_versions(versioned)
     assert len(rows) == 7
-    assert {row.version_id for row in rows} == whole
+    assert {row.version_id for row in rows} == all_ids
     assert [row.key for row in rows] == ["acme/k"] * 6 + ["acme/z"]
     assert [row.is_latest for row in rows] == [True, *[False] * 5, True]
 

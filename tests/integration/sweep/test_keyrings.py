@@ -77,13 +77,13 @@ async def refused_by(scene: Scene, project: Project, record: bytes) -> None:
     project.fill(8)
     project.put_keyring(record)
     before = project.bucket.heads(f"{project.name}/")
-    asked: list[Document] = [
+    documents: list[Document] = [
         project.rotation(),
         requests.sweep(project.name),
         requests.delete(project.name, "k/001"),
         requests.upload(scene.deployment, project.name, "new", b"x").document,
     ]
-    events = await asyncio.gather(*(scene.first_event(document) for document in asked))
+    events = await asyncio.gather(*(scene.first_event(document) for document in documents))
     assert [event["type"] for event in events] == [
         "rotation.rejected",
         "sweep.rejected",
@@ -91,7 +91,7 @@ async def refused_by(scene: Scene, project: Project, record: bytes) -> None:
         "upload.rejected",
     ]
     assert {event["code"] for event in events} == {"corrupt_object"}
-    for document, queue in zip(asked, ["control", "control", "control", "upload"], strict=True):
+    for document, queue in zip(documents, ["control", "control", "control", "upload"], strict=True):
         name = next(
             n for n in ("rotation_id", "sweep_id", "request_id", "upload_id") if n in document
         )

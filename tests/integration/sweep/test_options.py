@@ -218,8 +218,8 @@ async def plaintext_encrypted(scene: Scene) -> None:
         head = project.bucket.head(f"plain/{key}")
         kept = {name: v for name, v in head["Metadata"].items() if not name.startswith("enc-")}
         assert kept == {"author": "kim"}
-        said = (head["ContentType"], head["CacheControl"], head["ContentDisposition"])
-        assert said == ("text/csv", "no-store", "inline")
+        headers = (head["ContentType"], head["CacheControl"], head["ContentDisposition"])
+        assert headers == ("text/csv", "no-store", "inline")
         tags = project.bucket.client.get_object_tagging(
             Bucket=scene.deployment.bucket, Key=f"plain/{key}"
         )["TagSet"]

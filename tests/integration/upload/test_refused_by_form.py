@@ -92,8 +92,8 @@ CHANGES: dict[str, tuple[Document, str]] = {
 @pytest.mark.parametrize("name", CHANGES)
 async def test_a_malformed_field_is_refused(served: WorkerUnderTest, name: str) -> None:
     """Refused under the request's id; the event names the field."""
-    change, said = CHANGES[name]
-    await served.assert_rejected(served.sign(good(served) | change), MALFORMED, said)
+    change, detail = CHANGES[name]
+    await served.assert_rejected(served.sign(good(served) | change), MALFORMED, detail)
 
 
 @pytest.mark.parametrize("missing", ["key", "requested_at", "sealed_key", "body"])
@@ -105,7 +105,7 @@ async def test_a_missing_field_is_refused(served: WorkerUnderTest, missing: str)
 
 
 @pytest.mark.parametrize(
-    ("project", "told"),
+    ("project", "reported"),
     [
         ("ACME", "ACME"),
         ("-acme", "-acme"),
@@ -121,13 +121,13 @@ async def test_a_missing_field_is_refused(served: WorkerUnderTest, missing: str)
     ],
 )
 async def test_a_malformed_project_is_refused(
-    served: WorkerUnderTest, project: object, told: str | None
+    served: WorkerUnderTest, project: object, reported: str | None
 ) -> None:
     """The event has the project as it was sent, or null."""
     sent = served.sign(good(served) | {"project": project})
     assert sent.rejection is not None
     await served.assert_rejected(
-        replace(sent, rejection=sent.rejection | {"project": told}), MALFORMED, "project: "
+        replace(sent, rejection=sent.rejection | {"project": reported}), MALFORMED, "project: "
     )
 
 
@@ -138,9 +138,9 @@ async def test_a_missing_project_is_refused(served: WorkerUnderTest) -> None:
     del document["project"]
     body = requests.encode(document)
     headers = requests.headers(body, served.deployment.publisher_key)
-    told = sent.rejection | {"project": None}
+    rejection = sent.rejection | {"project": None}
     await served.assert_rejected(
-        OutgoingRequest("upload.requested", body, dict(headers), told), MALFORMED
+        OutgoingRequest("upload.requested", body, dict(headers), rejection), MALFORMED
     )
 
 
@@ -184,12 +184,12 @@ async def test_bytes_that_are_no_json_object_are_refused(
     served: WorkerUnderTest, name: str
 ) -> None:
     """Signed, but no unambiguous JSON object."""
-    change, told = BYTES[name]
+    change, reported = BYTES[name]
     sent = served.sign(good(served))
     assert sent.rejection is not None
     body = change(sent.body)
     headers = requests.headers(body, served.deployment.publisher_key)
-    expected = None if told is None else sent.rejection | told
+    expected = None if reported is None else sent.rejection | reported
     await served.assert_rejected(
         OutgoingRequest(sent.routing_key, body, dict(headers), expected), MALFORMED
     )
@@ -313,9 +313,9 @@ EXPIRED: dict[str, tuple[dict[str, float], str]] = {
 
 @pytest.mark.parametrize("name", EXPIRED)
 async def test_an_expired_request_is_refused(served: WorkerUnderTest, name: str) -> None:
-    age, said = EXPIRED[name]
+    age, detail = EXPIRED[name]
     sent = served.sign(good(served) | {"requested_at": ago(**age)})
-    await served.assert_rejected(sent, "request_expired", said)
+    await served.assert_rejected(sent, "request_expired", detail)
 
 
 @pytest.mark.parametrize("age", [{"days": 6.9}, {"minutes": -4}])
