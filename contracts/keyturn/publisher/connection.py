@@ -10,7 +10,7 @@ changes nothing outside itself: no patch, no filter or level on another library'
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Iterator, Mapping
+from collections.abc import Awaitable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Final, Self, TypeGuard
 from weakref import WeakSet
@@ -81,15 +81,10 @@ class BrokerConnection:
     async def close(self) -> None:
         """Abandon publishes that are under way, and close the connection."""
         self._closed = True
-        tasks = [*self._in_flight.values(), *self._closing]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await _cancel(self._in_flight.values())
         if self._connection is not None:
             await close_quietly(self._connection.close())
-        for task in self._sending:
-            task.cancel()
-        await asyncio.gather(*self._sending, return_exceptions=True)
+        await _cancel((*self._closing, *self._sending))
 
     async def publish(self, request_id: str, routing_key: str, message: Message) -> None:
         """Publish to the exchange and wait for the broker's confirmation.
@@ -153,7 +148,7 @@ class BrokerConnection:
         sending.add_done_callback(self._sent)
         done, _ = await asyncio.wait({sending}, timeout=max(0.0, deadline - loop.time()))
         if not done:
-            self._retire(channel, sending)
+            self._retire(channel)
             raise _publish_error(TimeoutError(), routing_key, self._timeout_s)
         try:
             sending.result()
@@ -173,12 +168,12 @@ class BrokerConnection:
         if not sending.cancelled():
             sending.exception()  # marks it as retrieved: the publish may have timed out
 
-    def _retire(self, channel: AbstractChannel, sending: asyncio.Task[None]) -> None:
+    def _retire(self, channel: AbstractChannel) -> None:
         # An overdue confirmation may still arrive: later publishes get a new channel, so that
         # it is never mistaken for another message's.
         if self._channel is channel:
             self._channel = None
-        task = asyncio.create_task(_close_then_cancel(channel, sending))
+        task = asyncio.create_task(_close_whenever(channel))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
@@ -235,9 +230,21 @@ async def _send(channel: AbstractChannel, routing_key: str, message: Message) ->
         await exchange.publish(message, routing_key, mandatory=True)
 
 
-async def _close_then_cancel(channel: AbstractChannel, sending: asyncio.Task[None]) -> None:
-    await close_quietly(channel.close())  # ends `sending`, unless the broker is silent
-    sending.cancel()
+async def _close_whenever(channel: AbstractChannel) -> None:
+    """Close it as soon as the broker responds, or the connection is lost; ends its publishes.
+
+    Neither this nor they are cancelled earlier: of a message that the broker returns then, the
+    client library would no longer know the id, and would log it with its body.
+    """
+    with suppress(TimeoutError, *CONNECTION_EXCEPTIONS), normalize_connection_errors():
+        await channel.close()
+
+
+async def _cancel(tasks: Iterable[asyncio.Task[None]]) -> None:
+    tasks = [*tasks]
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @contextmanager

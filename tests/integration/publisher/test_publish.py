@@ -287,15 +287,19 @@ async def test_unreachable_broker_is_told_at_the_door_without_its_password() -> 
         error = error.__cause__ or error.__context__
 
 
+@pytest.mark.parametrize("silent_s", [0, 2], ids=["for a moment", "longer than a close may take"])
 async def test_late_return_is_not_logged_with_its_body(
     network: tuple[Network, PublisherSettings],
     worker: WorkerSide,
     caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    silent_s: float,
 ) -> None:
     """The client library logs a returned message whole if it no longer knows its publish.
 
     So a publish that times out is not cancelled; no filter on another library's logger.
     """
+    monkeypatch.setattr("keyturn.publisher.connection._CLOSE_TIMEOUT_S", 0.5)
     relay, settings = network
     await worker.delete(topology.UPLOAD_QUEUE)
     async with Publisher.open(settings, publish_timeout_s=1) as publisher:
@@ -303,6 +307,8 @@ async def test_late_return_is_not_logged_with_its_body(
         relay.silence()
         with pytest.raises(OutcomeUnknownError):
             await publisher.upload("acme", "a", b"x")
+        await relay.waiting.wait()
+        await asyncio.wait(publisher._connection._closing, timeout=silent_s)
         relay.restore()
         await publisher.enroll("acme", api_key=API_KEY)
     assert "Unhandled message" not in caplog.text

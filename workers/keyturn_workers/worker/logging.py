@@ -13,6 +13,7 @@ import structlog
 from keyturn_workers.settings import LogFormat
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+_PRINTABLE = (str, int, float, OSError, type(None))
 # These log every message or request, some with complete headers and URLs.
 _QUIET = ("aio_pika", "aiormq", "aiobotocore", "botocore", "aiohttp", "asyncio", "faststream")
 
@@ -55,9 +56,23 @@ def _configure_libraries(
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
         )
     )
+    handler.addFilter(_without_messages)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _without_messages(record: logging.LogRecord) -> bool:
+    """Replace what aiormq logs by its type, except for text, numbers and network errors.
+
+    It logs a message that the broker returns late as a whole, and frames that it did not expect.
+    """
+    if record.name.partition(".")[0] == "aiormq" and record.args:
+        args = record.args if isinstance(record.args, tuple) else (record.args,)
+        record.args = tuple(
+            arg if isinstance(arg, _PRINTABLE) else type(arg).__name__ for arg in args
+        )
+    return True
 
 
 def _dumps(event: object, **_: object) -> str:

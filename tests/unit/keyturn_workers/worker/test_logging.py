@@ -23,11 +23,27 @@ except ValueError:
     log.exception("failed")
 """
 
+_LATE_RETURN = """
+import logging, sys
+from aiormq.abc import DeliveredMessage
+from pamqp import body, commands, header
+from keyturn_workers.worker.logging import configure
+configure(sys.argv[1], "debug")
+sealed = b"body-canary"
+message = DeliveredMessage(commands.Basic.Return(), header.ContentHeader(), sealed, None)
+log = logging.getLogger("aiormq.channel")
+log.error("Unhandled message %r returning", message)
+log.error("Unhandled message %r returning", {"body": sealed})
+log.error("Got frame for closed channel %d: %r", 7, body.ContentBody(sealed))
+log.error("error when creating transport: %r", ConnectionRefusedError(111, "refused"))
+log.error("nothing to format")
+"""
+
 
 @cache
-def _lines(log_format: str) -> list[str]:
+def _lines(log_format: str, script: str = _SCRIPT) -> list[str]:
     done = subprocess.run(
-        [sys.executable, "-c", _SCRIPT, log_format], capture_output=True, text=True, check=True
+        [sys.executable, "-c", script, log_format], capture_output=True, text=True, check=True
     )
     assert done.stdout == ""
     return done.stderr.splitlines()
@@ -44,3 +60,16 @@ def test_json_lines_are_json_and_nothing_else() -> None:
 def test_tracebacks_hold_no_local_variables() -> None:
     assert "local-canary" not in "".join(_lines("json"))
     assert "local-canary" not in "".join(_lines("console"))
+
+
+def test_no_message_of_the_broker_is_logged() -> None:
+    """The client library logs one as a whole that the broker returns after its publish ended."""
+    lines = _lines("json", _LATE_RETURN)
+    assert [json.loads(line)["event"] for line in lines] == [
+        "Unhandled message 'DeliveredMessage' returning",
+        "Unhandled message 'dict' returning",
+        "Got frame for closed channel 7: 'ContentBody'",
+        "error when creating transport: ConnectionRefusedError(111, 'refused')",
+        "nothing to format",
+    ]
+    assert "canary" not in "".join([*lines, *_lines("console", _LATE_RETURN)])
