@@ -6,7 +6,7 @@ sealed to the workers.
 
 import asyncio
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from pydantic import SecretStr
@@ -64,18 +64,9 @@ def enroll(
         project, api_key_file, save_to, generate=generate, as_json=as_json
     )
     request_id = new_id()
+    options = {"plaintext": plaintext, "v0": v0, "v0_api_key": v0_api_key, "adopt": adopt}
     event = asyncio.run(
-        _enroll(
-            settings,
-            project,
-            api_key,
-            request_id,
-            plaintext=plaintext,
-            v0=v0,
-            v0_api_key=v0_api_key,
-            adopt=adopt,
-            timeout_s=timeout_s if wait else None,
-        )
+        _enroll(settings, project, api_key, request_id, options, timeout_s if wait else None)
     )
     _print_result(project, request_id, event, as_json=as_json)
 
@@ -85,24 +76,12 @@ async def _enroll(
     project: str,
     api_key: SecretStr,
     request_id: str,
-    *,
-    plaintext: bool,
-    v0: bool,
-    v0_api_key: SecretStr | None,
-    adopt: bool,
+    options: dict[str, Any],
     timeout_s: float | None,
 ) -> Event | None:
     async with Publisher.open(settings) as publisher:
         await publish_with_retry(
-            lambda: publisher.enroll(
-                project,
-                api_key=api_key,
-                plaintext=plaintext,
-                v0=v0,
-                v0_api_key=v0_api_key,
-                adopt=adopt,
-                request_id=request_id,
-            )
+            lambda: publisher.enroll(project, api_key=api_key, request_id=request_id, **options)
         )
         if timeout_s is None:
             return None
