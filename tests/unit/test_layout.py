@@ -43,21 +43,13 @@ ACROSS_MODULES: Final[dict[str, str]] = {
 # Not in place yet.
 PENDING: Final = frozenset(
     {
-        "keyturn_workers/cli/arguments.py",
-        "keyturn_workers/cli/bucket.py",
-        "keyturn_workers/cli/census.py",
         "keyturn_workers/cli/dead.py",
         "keyturn_workers/cli/doctor.py",
         "keyturn_workers/cli/enroll.py",
         "keyturn_workers/cli/gateway.py",
         "keyturn_workers/cli/objects.py",
-        "keyturn_workers/cli/publishing.py",
-        "keyturn_workers/cli/record_index.py",
         "keyturn_workers/cli/replay.py",
-        "keyturn_workers/cli/secret_files.py",
-        "keyturn_workers/cli/settings.py",
         "keyturn_workers/cli/upload.py",
-        "keyturn_workers/cli/worker.py",
         # The rest of the workers
     }
 )

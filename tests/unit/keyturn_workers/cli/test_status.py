@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
-from collections import Counter
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from keyturn.crypto import new_dek, to_base64
 from keyturn.errors import StorageUnavailableError
-from keyturn_workers.cli.census import CONCURRENCY, take_census
 from keyturn_workers.keyring import replace_keyring
-from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.cli.status_bucket import (
     Bench,
@@ -33,9 +29,6 @@ from tests.unit.keyturn_workers.factories import (
     sealed_object,
     v0_metadata,
 )
-
-if TYPE_CHECKING:
-    from keyturn_workers.storage import ObjectHead
 
 _FIRST = keyring()
 _SECOND = rotated(_FIRST)
@@ -335,57 +328,3 @@ def test_a_storage_outage_fails_the_census(bucket: Bench) -> None:
     result = bucket.run()
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr == "keyturn: storage_unavailable: no answer\n"
-
-
-class _Concurrent(MemoryStorage):
-    """Records how many heads are read at once."""
-
-    active = 0
-    highest = 0
-
-    async def head(self, key: str) -> ObjectHead:
-        self.active += 1
-        self.highest = max(self.highest, self.active)
-        await asyncio.sleep(0)
-        try:
-            return await super().head(key)
-        finally:
-            self.active -= 1
-
-
-async def test_the_census_reads_no_more_objects_at_once_than_allowed() -> None:
-    storage = _Concurrent()
-    Bench(storage).put(_FIRST, *(f"k{n}" for n in range(3 * CONCURRENCY + 1)))
-    census = await take_census(storage, OperatorKeys(MASTER_KEYS), {})
-    assert sum(census.values()) == 3 * CONCURRENCY + 1
-    assert storage.highest == CONCURRENCY
-
-
-async def test_an_object_deleted_after_the_listing_is_not_counted() -> None:
-    storage = MemoryStorage()
-    Bench(storage).put(_FIRST, "a", "b")
-
-    async def remove() -> None:
-        await storage.delete("acme/a")
-
-    storage.before_next("head", remove)
-    census = await take_census(storage, OperatorKeys(MASTER_KEYS), {})
-    assert sum(census.values()) == 1
-
-
-class _Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-async def test_the_census_shows_a_progress_bar_on_a_terminal(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    storage = MemoryStorage()
-    Bench(storage).put(_FIRST, *(f"k{n}" for n in range(CONCURRENCY + 2)))
-    terminal = _Terminal()
-    monkeypatch.setattr("sys.stderr", terminal)
-    census = await take_census(storage, OperatorKeys(MASTER_KEYS), {})
-    assert census == Counter({next(iter(census)): CONCURRENCY + 2})
-    assert "census: acme" in terminal.getvalue()
-    assert "66/66" in terminal.getvalue()

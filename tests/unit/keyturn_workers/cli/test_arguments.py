@@ -1,0 +1,34 @@
+"""Names are checked before a command does anything (SPEC 1, 14)."""
+
+from __future__ import annotations
+
+import pytest
+import typer
+
+from keyturn_workers.cli.arguments import validate_object_key, validate_project
+
+
+@pytest.mark.parametrize("project", ["acme", "0-a", "a" * 63])
+def test_a_project_id_of_the_specification_is_taken(project: str) -> None:
+    assert validate_project(project) == project
+
+
+def test_an_optional_project_may_be_left_out() -> None:
+    assert validate_project(None) is None
+
+
+@pytest.mark.parametrize("project", ["", "Acme", "a/b", "*", "-a", "a" * 64, "acme\n"])
+def test_any_other_project_id_is_wrong_usage(project: str) -> None:
+    with pytest.raises(typer.BadParameter, match="malformed_request: a project id has 1 to 63"):
+        validate_project(project)
+
+
+def test_an_object_key_of_the_specification_is_taken() -> None:
+    assert validate_object_key("2026/ü k.txt") == "2026/ü k.txt"
+
+
+@pytest.mark.parametrize("key", ["", "/a", "a/", "a//b", "a/../b", "a\nb", "k" * 901])
+def test_any_other_object_key_is_wrong_usage(key: str) -> None:
+    with pytest.raises(typer.BadParameter, match="malformed_request: a key ") as refused:
+        validate_object_key(key)
+    assert not key.strip() or key not in str(refused.value)

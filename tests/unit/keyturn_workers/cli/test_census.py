@@ -1,0 +1,162 @@
+"""The census opens every wrap, and counts by what opened it (SPEC 8.1, 8.7)."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import pytest
+
+from keyturn.errors import StorageUnavailableError
+from keyturn_workers.cli.census import CONCURRENCY, ObjectGroup, object_rows, take_census
+from keyturn_workers.objects.operator_keys import OperatorKeys
+from keyturn_workers.testing.memory_storage import MemoryStorage
+from tests.unit.keyturn_workers.cli.status_bucket import (
+    Bench,
+)
+from tests.unit.keyturn_workers.factories import (
+    MASTER_KEYS,
+    keyring,
+)
+
+if TYPE_CHECKING:
+    from keyturn_workers.storage import ObjectHead
+
+
+_FIRST = keyring()
+_OTHER = keyring("other", master_key="m2")
+
+
+class _Concurrent(MemoryStorage):
+    """Records how many heads are read at once."""
+
+    active = 0
+    highest = 0
+
+    async def head(self, key: str) -> ObjectHead:
+        self.active += 1
+        self.highest = max(self.highest, self.active)
+        await asyncio.sleep(0)
+        try:
+            return await super().head(key)
+        finally:
+            self.active -= 1
+
+
+async def test_the_census_reads_no_more_objects_at_once_than_allowed() -> None:
+    storage = _Concurrent()
+    Bench(storage).put(_FIRST, *(f"k{n}" for n in range(3 * CONCURRENCY + 1)))
+    census = await take_census(storage, OperatorKeys(MASTER_KEYS), {})
+    assert sum(census.values()) == 3 * CONCURRENCY + 1
+    assert storage.highest == CONCURRENCY
+
+
+async def test_an_object_deleted_after_the_listing_is_not_counted() -> None:
+    storage = MemoryStorage()
+    Bench(storage).put(_FIRST, "a", "b")
+
+    async def remove() -> None:
+        await storage.delete("acme/a")
+
+    storage.before_next("head", remove)
+    census = await take_census(storage, OperatorKeys(MASTER_KEYS), {})
+    assert sum(census.values()) == 1
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+async def test_the_census_shows_a_progress_bar_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    storage = MemoryStorage()
+    Bench(storage).put(_FIRST, *(f"k{n}" for n in range(CONCURRENCY + 2)))
+    terminal = _Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    census = await take_census(storage, OperatorKeys(MASTER_KEYS), {})
+    assert census == Counter({next(iter(census)): CONCURRENCY + 2})
+    assert "census: acme" in terminal.getvalue()
+    assert "66/66" in terminal.getvalue()
+
+
+async def test_objects_are_grouped_by_what_opens_them_and_not_by_their_labels() -> None:
+    storage = MemoryStorage()
+    held = Bench(storage)
+    held.put(_FIRST, "a", "b")
+    held.put(_FIRST, "c", generation=7, master_key="m2")
+    held.put(_OTHER, "a")
+    held.delete(_OTHER, "gone")
+    held.plant("acme/plain", {})
+    held.plant("acme/broken", {"enc-algo": "ROT13"})
+    held.plant("acme//odd", {})
+    held.plant("No Project/a", {})
+    held.plant(".keyturn/keyrings/acme.json", {})
+    census = await take_census(storage, OperatorKeys(MASTER_KEYS), {"acme": (1,), "other": (1,)})
+    assert census == {
+        ObjectGroup("acme", "encrypted", 1, "m1"): 3,
+        ObjectGroup("other", "encrypted", 1, "m2"): 1,
+        ObjectGroup("other", "tombstone", None, "m2"): 1,
+        ObjectGroup("acme", "plaintext"): 1,
+        ObjectGroup("acme", "unreadable", code="unknown_algorithm"): 1,
+        ObjectGroup("acme", "foreign"): 1,
+        ObjectGroup("", "foreign"): 1,
+    }
+
+
+async def test_one_project_is_counted_alone() -> None:
+    storage = MemoryStorage()
+    Bench(storage).put(_FIRST, "a")
+    Bench(storage).put(_OTHER, "a")
+    census = await take_census(storage, OperatorKeys(MASTER_KEYS), {}, project="other")
+    assert {group.project for group in census} == {"other"}
+
+
+async def test_older_versions_are_counted_apart_and_delete_markers_are_not() -> None:
+    storage = MemoryStorage(versioned=True)
+    held = Bench(storage)
+    held.put(_FIRST, "a")
+    held.put(_FIRST, "a")
+    held.put(_FIRST, "b")
+    await storage.delete("acme/b")
+    census = await take_census(storage, OperatorKeys(MASTER_KEYS), {"acme": (1,)})
+    assert census == {
+        ObjectGroup("acme", "encrypted", 1, "m1"): 1,
+        ObjectGroup("acme", "noncurrent", 1, "m1"): 2,
+    }
+
+
+async def test_an_incomplete_census_is_none() -> None:
+    storage = MemoryStorage()
+    Bench(storage).put(_FIRST, "a", "b")
+    storage.fail_next("head", StorageUnavailableError("no answer"))
+    with pytest.raises(StorageUnavailableError):
+        await take_census(storage, OperatorKeys(MASTER_KEYS), {})
+
+
+def test_rows_are_sorted_by_project_and_kind_the_newest_generation_first() -> None:
+    census = Counter(
+        {
+            ObjectGroup("b", "encrypted", 1, "m1"): 1,
+            ObjectGroup("a", "plaintext"): 2,
+            ObjectGroup("a", "encrypted", 1, "m1"): 3,
+            ObjectGroup("a", "encrypted", 12, "m1"): 4,
+            ObjectGroup("a", "encrypted", 2, "m2"): 5,
+            ObjectGroup("", "foreign"): 6,
+        }
+    )
+    rows = [
+        (row["project"], row["kind"], row["generation"], row["objects"])
+        for row in object_rows(census)
+    ]
+    assert rows == [
+        (None, "foreign", None, 6),
+        ("a", "encrypted", 12, 4),
+        ("a", "encrypted", 2, 5),
+        ("a", "encrypted", 1, 3),
+        ("a", "plaintext", None, 2),
+        ("b", "encrypted", 1, 1),
+    ]

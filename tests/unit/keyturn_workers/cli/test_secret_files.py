@@ -1,0 +1,66 @@
+"""A secret is in a file whole and for its owner alone, or not at all."""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING
+
+import pytest
+
+from keyturn_workers.cli.errors import CommandError
+from keyturn_workers.cli.secret_files import write_secret
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.mark.parametrize("content", ["kt_secret é\n", b"\x00\xff"])
+def test_a_secret_is_written_for_its_owner_alone(tmp_path: Path, content: str | bytes) -> None:
+    file = tmp_path / "key"
+    before = os.umask(0)
+    try:
+        write_secret(file, content)
+    finally:
+        os.umask(before)
+    assert file.read_bytes() == (content.encode() if isinstance(content, str) else content)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_an_existing_file_is_replaced_by_force_alone(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text("precious")
+    file.chmod(0o644)
+    with pytest.raises(CommandError, match="key already exists"):
+        write_secret(file, "new")
+    assert file.read_text() == "precious"
+    write_secret(file, "new", force=True)
+    assert file.read_text() == "new"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_link_is_not_followed(tmp_path: Path) -> None:
+    """Into a folder that others may write, it could lead anywhere."""
+    target = tmp_path / "target"
+    target.write_text("precious")
+    link = tmp_path / "key"
+    link.symlink_to(target)
+    with pytest.raises(CommandError):
+        write_secret(link, "new")
+    write_secret(link, "new", force=True)
+    assert target.read_text() == "precious"
+    assert not link.is_symlink()
+
+
+def test_a_failure_leaves_neither_half_a_file_nor_a_temporary_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space left"):
+        write_secret(tmp_path / "key", "secret")
+    assert list(tmp_path.iterdir()) == []
