@@ -79,7 +79,7 @@ class _Record:
 
     listed: ObjectSummary
     project: str
-    sweep_path: RecordPath | None = None  # of a keyring
+    sweep_path: RecordPath | None = None  # None for a keyring
 
 
 async def read_records(

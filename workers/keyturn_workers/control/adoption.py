@@ -8,12 +8,10 @@ import asyncio
 from collections.abc import Iterable
 from typing import Final
 
-from keyturn import metadata as object_metadata
-from keyturn.errors import CodedError, StorageUnavailableError
-from keyturn.metadata import Wraps
+from keyturn.errors import PermanentError, StorageUnavailableError
 from keyturn_workers.errors import MissingError, RefusedError
+from keyturn_workers.objects.key_usage import find_key_usage
 from keyturn_workers.objects.operator_keys import OperatorKeys
-from keyturn_workers.objects.unwrap import admin_generation
 from keyturn_workers.storage import Storage
 
 _BATCH_SIZE: Final = 64
@@ -58,9 +56,8 @@ async def _generation(
         # It could be the one at the highest generation: do not skip it.
         raise StorageUnavailableError("an object to adopt cannot be read") from exc
     try:
-        envelope = object_metadata.parse(head.metadata)
-    except CodedError:
+        # Without a keyring, only the label says which generation to try.
+        usage = find_key_usage(head.metadata, project, object_key, operator_keys, ())
+    except PermanentError:
         return 0
-    if not isinstance(envelope, Wraps):
-        return 0
-    return admin_generation(envelope, project, object_key, operator_keys)
+    return usage.generation or 0

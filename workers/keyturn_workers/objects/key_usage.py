@@ -1,8 +1,8 @@
 """Which master key and generation an object depends on (SPEC 8.1, 8.7). Pure.
 
-For the report that an operator needs before dropping a master key. It never believes a label:
-one that names a new master key over a wrap under the old one would otherwise have the old key
-dropped, and the object lost with it.
+For the report that an operator needs before dropping a master key, and for the adoption of
+objects (SPEC 5.4). It never believes a label: one that names a new master key over a wrap under
+the old one would otherwise have the old key dropped, and the object lost with it.
 """
 
 from collections.abc import Mapping, Sequence

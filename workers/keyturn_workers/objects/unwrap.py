@@ -169,17 +169,3 @@ def is_current(
         desired.kek_id,
         desired.master_key,
     )
-
-
-def admin_generation(
-    wraps: Wraps, project: str, object_key: str, operator_keys: OperatorKeys
-) -> int:
-    """The generation at which the admin wrap opens under any available master key; 0 for none.
-
-    For objects whose keyring is gone: only the label says which generation to try.
-    """
-    generations = (wraps.generation,)
-    for _, kek in operator_keys.admin_keks(project):
-        if try_wrap(wraps, "admin", object_key, project, kek, generations):
-            return wraps.generation
-    return 0

@@ -15,6 +15,7 @@ from keyturn_workers.storage import Headers
 from keyturn_workers.testing.memory_storage import MemoryStorage
 from tests.unit.keyturn_workers.factories import (
     MASTER_KEYS,
+    deleted,
     enc,
     generation,
     keyring,
@@ -45,3 +46,19 @@ async def test_an_object_that_is_listed_but_not_found_is_not_skipped() -> None:
     with pytest.raises(StorageUnavailableError):
         await find_highest_generation(storage, "acme", KEYS)
     assert await find_highest_generation(storage, "acme", KEYS) == 3
+
+
+async def test_an_object_without_a_wrap_that_opens_counts_as_generation_0() -> None:
+    storage = MemoryStorage()
+    assert await find_highest_generation(storage, "acme", KEYS) is None
+    _plant(storage, "a", 3)
+    only_m2 = OperatorKeys({"m2": MASTER_KEYS["m2"]})
+    assert await find_highest_generation(storage, "acme", only_m2) == 0
+    for key, metadata in {
+        "plain": {},
+        "deleted": deleted(keyring().desired(MASTER_KEYS), "deleted"),
+        "unknown": {"enc-algo": "ROT13"},
+    }.items():
+        storage = MemoryStorage()
+        storage.plant(object_s3_key("acme", key), b"", Headers(metadata))
+        assert await find_highest_generation(storage, "acme", KEYS) == 0

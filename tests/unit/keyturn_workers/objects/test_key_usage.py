@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from keyturn.crypto import new_dek
+from keyturn.crypto import Secret, new_dek
 from keyturn.errors import CorruptObjectError, NoUsableWrapError, UnknownAlgorithmError
 from keyturn_workers.objects.key_usage import KeyUsage, find_key_usage
 from keyturn_workers.objects.operator_keys import OperatorKeys
@@ -59,10 +59,19 @@ def test_false_labels_change_nothing() -> None:
     assert _stands(enc(replace(_wraps(), master_key="gone"))) == KeyUsage("encrypted", 1, "m1")
 
 
-def test_without_a_keyring_the_label_says_which_generation_to_try() -> None:
-    assert find_key_usage(enc(_wraps(second=True)), "acme", _KEY, _KEYS, ()).generation == 2
+@pytest.mark.parametrize(
+    ("wraps", "generation"),
+    [(_wraps(), 1), (_wraps(second=True), 2), (_wraps(master_key="m2"), 1)],
+)
+def test_without_a_keyring_the_label_says_which_generation_to_try(
+    wraps: Wraps, generation: int
+) -> None:
+    assert find_key_usage(enc(wraps), "acme", _KEY, _KEYS, ()).generation == generation
     with pytest.raises(NoUsableWrapError):
-        find_key_usage(enc(replace(_wraps(), generation=7)), "acme", _KEY, _KEYS, ())
+        find_key_usage(enc(replace(wraps, generation=7)), "acme", _KEY, _KEYS, ())
+    other_keys = OperatorKeys({"m9": Secret(bytes(32))})
+    with pytest.raises(NoUsableWrapError):
+        find_key_usage(enc(wraps), "acme", _KEY, other_keys, ())
 
 
 def test_an_object_that_no_available_key_opens_is_refused() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import pytest
 
@@ -12,7 +12,6 @@ from keyturn.errors import CorruptObjectError, KeyringRolledBackError, NoUsableW
 from keyturn_workers.objects.operator_keys import OperatorKeys
 from keyturn_workers.objects.unwrap import (
     OpenedWrap,
-    admin_generation,
     is_current,
     open_admin_wrap,
     open_user_wrap,
@@ -25,9 +24,6 @@ from keyturn_workers.objects.unwrap import (
 )
 from keyturn_workers.objects.wrap import wrap
 from tests.unit.keyturn_workers.factories import AT, MASTER_KEYS, V0_USER_KEK, keyring, rotated
-
-if TYPE_CHECKING:
-    from keyturn.metadata import Wraps
 
 KEY: Final = "reports/q3.pdf"
 KEYS: Final = OperatorKeys(MASTER_KEYS)
@@ -88,13 +84,6 @@ def test_without_its_label_only_the_keyrings_generations_are_tried() -> None:
     """A wrap above the keyring whose label hides it does not open."""
     hidden = replace(WRAPS_2, generation=1)
     assert open_admin_wrap(hidden, KEY, DESIRED, KEYS, ()) is None
-
-
-@pytest.mark.parametrize(("wraps", "generation"), [(WRAPS, 1), (WRAPS_2, 2), (UNDER_M2, 1)])
-def test_without_a_keyring_the_label_gives_the_generation(wraps: Wraps, generation: int) -> None:
-    assert admin_generation(wraps, "acme", KEY, KEYS) == generation
-    assert admin_generation(replace(wraps, generation=7), "acme", KEY, KEYS) == 0
-    assert admin_generation(wraps, "acme", KEY, OperatorKeys({"m9": Secret(bytes(32))})) == 0
 
 
 # The user wrap.
