@@ -59,7 +59,7 @@ def list_letters(
     rows = [_row(letter, letters) for letter in letters]
     print_rows(_COLUMNS, rows, as_json=as_json)
     for name in more:
-        note(f"{name} holds more than {limit} letters; raise --limit to see them")
+        note(f"{name} holds more letters; raise --limit (now {limit}) to see them")
 
 
 def _queues(name: str | None) -> list[str]:

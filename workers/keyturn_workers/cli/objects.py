@@ -52,7 +52,7 @@ def ls(
     if not long and any(row["stored_bytes"] == 0 for row in rows):
         note("objects with 0 bytes are deleted or empty plaintext; --long shows which")
     if more:
-        note(f"there are more than {limit} objects; raise --limit to see them")
+        note(f"there are more objects; raise --limit (now {limit}) to see them")
 
 
 async def _ls(
